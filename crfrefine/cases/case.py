@@ -58,7 +58,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Case:
-    """A case in memory, or as far as it is read. Arrays are views with x fastest in memory, as in the files."""
+    """A case in memory, or the parts of it that are read. Arrays are views with x fastest in memory, as in the files."""
 
     case_id: str  # its name
     # (M, *grid) float32, scaled; beside a label map or streamed channels, in the type of the files if they have no scaling.
@@ -129,9 +129,9 @@ def read_case(
     threads: int | None = None,
     with_labels: bool = False,
 ) -> Case:
-    """Read what a case keeps in memory; raises like `load_case`.
+    """Read the parts of a case that stay in memory; raises like `load_case`.
 
-    `kept` is None if even a label map is to become logits.
+    `kept` is only given if a label map stays one.
     """
     as_logits, kept = kept is None, kept or Kept.LOGITS
     images, network = headers.images, headers.logits
@@ -252,7 +252,7 @@ def nonzero_mask(image: NDArray[Any], path: Path | None) -> NDArray[np.bool_]:
 
 
 def _read_reference(headers: CaseHeaders, notes: list[str]) -> NDArray[np.unsignedinteger[Any]] | None:
-    """Return the reference of a case, (*grid), on the image's grid; None: it has none."""
+    """Return the reference of a case, (*grid), on the image's grid; None without one."""
     if headers.labels is None:
         return None
     values = io.read_labels(headers.labels.path, grid=headers.images[0]).data
@@ -262,7 +262,7 @@ def _read_reference(headers: CaseHeaders, notes: list[str]) -> NDArray[np.unsign
     return StorageOrder.of_files(stored.ndim).to_user(stored)
 
 
-# What a network left behind for a case, on the image's grid: as logits, as a label map, or in its files.
+# The network's output for a case, on the image's grid: as logits, as a label map, or in its files.
 
 ChannelSource: TypeAlias = "NDArray[np.float32] | LabelMap | LogitsHeader"
 """The channels of a case: an array, a label map, or files from which they are streamed."""
@@ -270,7 +270,7 @@ ChannelSource: TypeAlias = "NDArray[np.float32] | LabelMap | LogitsHeader"
 
 @dataclass(frozen=True)
 class NetworkChannels:
-    """The network's output of a case, and what it is; the attributes are those of `Case`."""
+    """The network's output of a case, and its kind; the attributes are those of `Case`."""
 
     network: ChannelSource
     kind: str

@@ -1,4 +1,4 @@
-"""The files of a case, a list of cases with what was noticed on the way, and cases that lack files."""
+"""The files of a case, a list of cases with notes, and cases that lack files."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class CaseFiles:
     logits: tuple[Path, ...] = ()  # one with all labels, or one per label in order; empty if no logits were requested
     mask: Path | None = None  # where the model applies, if given
     labels: Path | None = None  # the reference, if given
-    problem: str | None = None  # the error of the case as far as names tell; reading the case raises it
+    problem: str | None = None  # the error of the case that its names show; reading the case raises it
     missing: tuple[str, ...] = ()  # the missing files of the case, such as "no logits in study/logits"
     are_structures: bool = False  # whether the logits are binary masks, one file per structure, which has the name of its file
     output: Path | None = None  # where the label map goes, in the output folder or absolute; None: by the name of the case
-    spacing: tuple[float, ...] | None = None  # mm, one per grid axis, in place of the image's; None: the image's
+    spacing: tuple[float, ...] | None = None  # mm, one per grid axis, if given; None means the image's
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -40,7 +40,7 @@ class CaseList(list[CaseFiles]):
         self.notes = list(notes)
 
 
-# Incomplete cases: which ones, what they lack, and the messages about them. Such a case is left out and is not a failure: half-finished
+# Incomplete cases: which ones, what they lack, and the messages about them. Such cases are left out and is not a failure: half-finished
 # cross-validations are common.
 
 _MAX_NAMED = 3
@@ -51,7 +51,7 @@ class IncompleteCase:
     """A case that lacks at least one file."""
 
     case_id: str
-    reasons: tuple[str, ...]  # what it lacks, such as "no logits in study/logits"
+    reasons: tuple[str, ...]  # missing files, such as "no logits in study/logits"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the entry of a summary."""

@@ -34,7 +34,7 @@ class CaseHeaders:
 
     @property
     def spacing(self) -> tuple[float, ...]:
-        """The spacing to compute with, mm, one per grid axis: the one that was given for the case, or the image's.
+        """The spacing to compute with, mm, one per grid axis: given for the case, or the image's.
 
         Raises:
             InputError: the image has no geometry, or another number of axes than the given one.
@@ -132,9 +132,9 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
 
 
 def _read_network_header(files: CaseFiles, options: ReadingOptions) -> io.LogitsHeader:
-    """Read the headers of what the network left behind for a case; raises like `read_case_headers`."""
+    """Read the headers of the network's output for a case; raises like `read_case_headers`."""
     fewest = options.regions.fewest_channels
-    # The one channel of a single region is no label map, unless the user says so.
+    # The one channel of a single region is no label map, unless the user declares it.
     may_be_labels = fewest > 1 or options.input_type == KIND
     found = read_label_header(files.logits, files.are_structures, options) if may_be_labels else None
     if found is not None and options.regions.is_given:
@@ -150,7 +150,7 @@ def _mm(spacing: Sequence[float] | None) -> str:
 
 
 def _require_grid(files: CaseFiles, what: str, image: VolumeHeader, other: VolumeHeader, options: ReadingOptions) -> None:
-    """Raise GridMismatchError unless a file is on the image's grid, or on one that it may be interpolated from."""
+    """Raise GridMismatchError unless a file is on the image's grid, or on a grid that it may be interpolated from."""
     if image.on_same_grid(other):
         return
     if options.resample:

@@ -1,4 +1,4 @@
-"""What is kept in memory of a case, and whether it fits, as the headers of its files tell."""
+"""The parts of a case that stay in memory, and whether they fit, judged by the headers of its files."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _MIN_CHANNELS = 2
 
 
 class Kept(Enum):
-    """What is kept of a network's output: float32 channels, a label map of a byte or two per voxel, or nothing but the files."""
+    """Storage of a network's output: float32 channels, a label map of a byte or two per voxel, or nothing but the files."""
 
     LOGITS = "logits"
     LABELS = "labels"
@@ -81,7 +81,7 @@ def case_bytes(headers: CaseHeaders, kept: Kept) -> int:
 def require_case_fits(headers: CaseHeaders, kept: Kept, max_memory: int | None, *, with_labels: bool) -> None:
     """Raise CapacityError if the program and the arrays of a case take more memory than allowed.
 
-    What is computed from them is not counted: this refuses only what certainly does not fit. Streamed channels add what is kept of each
+    Results are not counted: this refuses only what certainly does not fit. Streamed channels add the part that is kept of each
     voxel meanwhile; tiles come on top, and `crfrefine.refinement.tiles.solving` sees to those.
     """
     case_id, limit = shorten(headers.files.case_id), memory_limit(max_memory)

@@ -36,7 +36,7 @@ class DatasetDescription:
 
     @property
     def label_names(self) -> dict[int, str]:
-        """Names to show for the labels that have one of their own, by number."""
+        """Names to show for the labels that have one, by number."""
         numbers = {name: value if isinstance(value, tuple) else (value,) for name, value in self.labels.items()}
         return {found[0]: shorten(" ".join(name.split())) for name, found in numbers.items() if len(found) == 1}
 
@@ -53,7 +53,7 @@ class DatasetDescription:
 
 
 def read_dataset_description(folder: Path) -> DatasetDescription | None:
-    """Read `dataset.json` of a folder or of its parent; None if there is none.
+    """Read `dataset.json` of a folder or of its parent; None without one.
 
     Raises:
         InputError: the file is not what nnU-Net writes; the message names the key.
@@ -177,7 +177,7 @@ def read_names(places: Sequence[Path]) -> Names:
     """Read the first `dataset.json` in these folders, or in their parent folders.
 
     Returns:
-        The names; none if there is no such file. A file that cannot be used is named in `notes`: names change no result.
+        The names; empty without the file. A file that cannot be used is named in `notes`: names change no result.
     """
     notes: list[str] = []
     for path in dict.fromkeys(places):

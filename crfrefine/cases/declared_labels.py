@@ -22,8 +22,8 @@ class DeclaredLabels:
     """The labels that label maps may hold."""
 
     numbers: tuple[int, ...]  # ascending, background first
-    source: str  # who says so, for messages: "study/dataset.json"
-    structures: Mapping[str, int] = field(default_factory=dict)  # number of each by its name, if each has a file of its own
+    source: str  # the source, for messages: "study/dataset.json"
+    structures: Mapping[str, int] = field(default_factory=dict)  # number of each by its name, if each has its own file
 
     @property
     def num_labels(self) -> int:

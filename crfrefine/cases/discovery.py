@@ -288,7 +288,7 @@ def labels_of(cases: CaseList, labels: Path) -> dict[str, Path]:
 
 
 def segmentations_first(paths: Sequence[Path]) -> Sequence[Path]:
-    """Return the files in a format of segmentations, which beside an image of the same name are its label map; all if there are none."""
+    """Return the files in a format of segmentations, which beside an image of the same name are its label map; all files without one."""
     return [path for path in paths if suffix_of(path) in LABELS_SUFFIXES] or paths
 
 

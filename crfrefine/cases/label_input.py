@@ -1,4 +1,4 @@
-"""Read a label map, or one binary file per structure, in place of a network's logits."""
+"""Read a label map, or one binary file per structure, instead of a network's logits."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ class LabelMap:
     labels: NDArray[np.unsignedinteger[Any]]  # ([z,] y, x) as it is read, (*grid) in a `Case`; uint8 or uint16
     channel_labels: tuple[int, ...]  # the labels that occur, background, and at least two; ascending
     num_labels: int  # L, background included
-    notes: tuple[str, ...]  # what the user should know, one sentence each
+    notes: tuple[str, ...]  # notes for the user, one sentence each
     # Voxels of each label that the files have and this label map lacks: other structures have them, or the grid is coarser.
     lost: Mapping[int, int] = field(default_factory=dict)
-    segments: tuple[Segment, ...] = ()  # what its file, or those of structures, say of the labels
+    segments: tuple[Segment, ...] = ()  # names and colors of the labels in its file, or in those of structures
     # mm between voxels of a file on a coarser grid along each axis of the image; None means the image's grid, or a finer one.
     file_spacing: tuple[float, ...] | None = None
 
@@ -101,7 +101,7 @@ def read_label_map(header: LogitsHeader, like: VolumeHeader, options: ReadingOpt
 
 
 def read_one_hot(header: LogitsHeader, values: NDArray[np.float32] | None, like: VolumeHeader, options: ReadingOptions) -> LabelMap | None:
-    """Return the label map of one-hot channels; None if they are anything else, or are told to be.
+    """Return the label map of one-hot channels; None if they are something else, or declared as such.
 
     `values` are the channels, (L, [z,] y, x); None if they are to be read piece by piece.
     """
@@ -132,7 +132,7 @@ def _on_grid(
     lost: dict[int, int],
     segments: tuple[Segment, ...],
 ) -> LabelMap:
-    """Return a label map on the image's grid; `num_labels` is None if it is not declared."""
+    """Return a label map on the image's grid; `num_labels` is the declared number, if any."""
     placed = WorkGrid(like).nearest(first, labels, "label map", notes, outside="become background")
     file_spacing = None
     if not np.may_share_memory(placed, labels):
@@ -158,7 +158,7 @@ def _coarser_spacing(file: VolumeHeader, like: VolumeHeader) -> tuple[float, ...
 
 
 def _structure_segments(files: Sequence[VolumeHeader], structures: Mapping[str, int]) -> tuple[Segment, ...]:
-    """Return the segment of each structure of a run: what the file of a single segment says of it, else the structure's name."""
+    """Return the segment of each structure of a run: that of its file, if the file has a single segment, else the structure's name."""
     found = {number: Segment(number, name) for name, number in structures.items()}
     for file in files:
         if len(file.segments) == 1:
@@ -199,7 +199,7 @@ def _read_one(file: VolumeHeader, options: ReadingOptions) -> tuple[NDArray[np.u
 
 @dataclass
 class Overlap:
-    """What became of structures that share voxels."""
+    """The overlaps of structures that share voxels."""
 
     num_structures: int = 0  # that are not empty
     num_voxels: int = 0  # of several structures
@@ -219,7 +219,7 @@ class Overlap:
 
     @property
     def lost(self) -> str:
-        """The structures that keep less than half of their voxels, in words; empty if there are none."""
+        """The structures that keep less than half of their voxels, in words; empty without any."""
         losers = [f"{shorten(name)} keeps {left} of {size} voxels" for name, (left, size) in self.losers.items()]
         return f"{LOST} to smaller ones: {listed(losers, MAX_SHOWN)}" if losers else ""
 

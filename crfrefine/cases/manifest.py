@@ -60,7 +60,7 @@ def read_manifest(path: Path, output: Path, *, input_type: str = "auto") -> Case
 
 
 def _cell_problems(row: Row) -> list[str]:
-    """Return what is wrong with the texts of a row."""
+    """Return the fault in the texts of a row."""
     problems = [f"no {name}" for name in ("case", "images", "logits") if name not in row.cells]
     problems += [f"{name}: an empty name beside {SEPARATOR!r}" for name, parts in row.cells.items() if "" in parts]
     problems += [
@@ -105,7 +105,7 @@ def _spacing_problems(parts: Sequence[str]) -> list[str]:
 
 
 def _files_of(row: Row, folder: Path, input_type: str) -> tuple[CaseFiles | None, list[str]]:
-    """Return the files of a case, or what is wrong with them."""
+    """Return the files of a case, or their fault."""
     images, logits, masks = ([folder / part for part in row.cells.get(name, ())] for name in ("images", "logits", "mask"))
     problems = []
     for name, paths in (("images", images), ("logits", logits), ("mask", masks)):

@@ -1,6 +1,6 @@
-"""Recognizes files that were given in the wrong place and folders that lack what a run needs, and says so once.
+"""Recognizes files that were given in the wrong place and folders that lack files for a run, and reports it once.
 
-What a single case lacks is in `discovery` and `label_files`.
+Missing files of a single case are in `discovery` and `label_files`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Files on another grid of the same world: take their values at the voxels of the grid of work, and say so."""
+"""Files on another grid of the same world: take their values at the voxels of the grid of work, with a note."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class WorkGrid:
     """The grid that a case is worked on."""
 
     header: VolumeHeader  # of the file that defines it
-    name: str = "image"  # what the file is to the user: "image" or "reference"
+    name: str = "image"  # the user's word for the file: "image" or "reference"
 
     def linear(
         self, other: VolumeHeader, values: NDArray[np.float32], what: str, notes: list[str], *, outside: str, threads: int = 1
@@ -39,7 +39,7 @@ class WorkGrid:
 
         Nothing but the result is allocated; the result does not depend on the number of threads.
         Values (channels, [z,] y, x) of a file on this grid are returned as they are. `what` is their content, such as "image"; `outside`
-        says what becomes of voxels outside, such as "become background"; `notes` gets sentences about both.
+        names the fate of voxels outside, such as "become background"; `notes` gets sentences about both.
         """
         shape = (len(values), *self.header.grid_shape[::-1])
         if self.header.on_same_grid(other):
@@ -146,7 +146,7 @@ class WorkGrid:
         return GridMismatchError("\n".join([first, *lines, f"  {_suspicion(*shown)}"]))
 
     def _describe(self, grid_map: GridMap, other: VolumeHeader, what: str, how: str, outside: str) -> list[str]:
-        """Return what the user should know about a file on another grid."""
+        """Return the note for the user about a file on another grid."""
         notes = [f"{what} {how} from {describe_grid(other.grid_shape, other.affine)} onto the grid of the {self.name}"]
         share, num_outside = grid_map.num_inside / grid_map.num_voxels, grid_map.num_voxels - grid_map.num_inside
         if num_outside:

@@ -20,7 +20,7 @@ class ReadingOptions:
     regions: RegionReading = NO_REGIONS  # which channels are regions, and not labels
     declared: DeclaredLabels | None = None  # the labels that label maps may hold; None: any
     all_labels: bool = False  # whether label maps get a channel for each declared label, not only for those that occur
-    max_memory: int | None = None  # bytes that the arrays of a case may take; None, or more than the system allows: what the system allows
+    max_memory: int | None = None  # bytes that the arrays of a case may take; at most, and by default, the system's limit
 
 
 DEFAULT_READING = ReadingOptions()

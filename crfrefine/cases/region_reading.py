@@ -45,7 +45,7 @@ class RegionReading:
         return 1 if self.scheme is not None and self.scheme.num_regions == 1 else 2
 
     def declares(self, num_channels: int) -> bool:
-        """Return whether so many channels are regions, as far as their number tells."""
+        """Return whether so many channels are regions, judged by their number."""
         return self.scheme is not None and num_channels == self.scheme.num_regions
 
     def is_channel(self, header: VolumeHeader) -> bool:
@@ -112,7 +112,7 @@ def find_regions(given: RegionScheme | None, folders: Sequence[Path], notes: lis
     Args:
         given: by the user, as `--regions`.
         folders: where to look for a `dataset.json`; each folder's parent is searched too.
-        notes: gets a sentence about each description that cannot be read, and the next one counts; None: it is an error.
+        notes: gets a sentence about each description that cannot be read, and the next one counts; None means that this is an error.
 
     Raises:
         InputError: a description cannot be read.
@@ -135,7 +135,7 @@ def find_regions(given: RegionScheme | None, folders: Sequence[Path], notes: lis
 
 
 def scheme_of(description: DatasetDescription) -> RegionScheme | None:
-    """Return the regions of a `dataset.json`, in the order of the network's channels; None: it has no region of several labels."""
+    """Return the regions of a `dataset.json`, in the order of the network's channels; None if no region has several labels."""
     order = description.regions_class_order
     if not description.has_regions:
         if order is None:

@@ -17,7 +17,7 @@ from typer.core import TyperCommand
 
 
 class NotPlainError(Exception):
-    """Typer must convert the value, or say what is wrong with it."""
+    """Typer must convert the value, or report its fault."""
 
 
 class Command(TyperCommand):
@@ -56,7 +56,7 @@ def _converted(value: Any, parameter: Any) -> Any:
 
 
 def _plain(value: Any, annotation: Any, option: Any) -> Any:
-    """Return a value of a common type; raise an exception if it is none, or may be wrong."""
+    """Return a value of a common type; raise an exception for another value, or a doubtful one."""
     if option.parser is not None:
         return option.parser(value)
     if get_origin(annotation) is not None:
@@ -126,7 +126,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
 }
 """Settings of each command, in the order of the help. The function `train_crf` of `crfrefine.cli.train_crf` is the command `train-crf`."""
 
-# Typer's look is ours: plain help text, because Rich alone would double the time that --help takes.
+# Typer's look is ours: plain help text, because Rich would double the time that --help takes.
 LOOK: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
 
 

@@ -25,7 +25,7 @@ _NARROW = {"difference": ("", "change"), "p (Holm)": ("p", "(Holm)"), "better/eq
 
 
 class EvaluationReporter(RunReporter, EvaluationObserver):
-    """Shows a run: a live bar on a terminal, else one plain line per case; VERBOSE: also what was assumed about each case."""
+    """Shows a run: a live bar on a terminal, else one plain line per case; VERBOSE adds the assumptions about each case."""
 
     _kept = _num_cases = 0
 
@@ -68,7 +68,7 @@ class EvaluationReporter(RunReporter, EvaluationObserver):
 
 
 def print_evaluation(evaluation: Evaluation, verbosity: int = NORMAL) -> None:
-    """Print the comparison, the separate counts, what became of the probabilities, what got worse, and the verdict as the last line."""
+    """Print the comparison, the separate counts, the judgment of probabilities, the declines, and the verdict as the last line."""
     from crfrefine.evaluate.options import SUMMARY_NAME
     from crfrefine.statistics.comparison import describe_disagreement, describe_families
 

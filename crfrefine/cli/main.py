@@ -210,7 +210,7 @@ _OPTIONAL = "pydicom"
 
 
 class _Hiding(MetaPathFinder):
-    """Says once that there is no pydicom: to the module of nibabel that has just been looked for, in the same thread."""
+    """Reports once that pydicom is missing: to the module of nibabel that has just been looked for, in the same thread."""
 
     _thread: int | None = None
 

@@ -1,4 +1,4 @@
-"""The options that several commands share, each described once, and what is checked of them together."""
+"""The options that several commands share, each described once, and their common checks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MAX_THREADS = 1024  # More than the cores of any machine; a typing error beyond 
 NNUNET_HAS_PROBABILITIES = "--nnunet reads probabilities; for label maps, leave it out and name their folder with --logits"
 
 
-# What a value is. Each raises BadParameter for anything else.
+# Parsers of values. Each raises BadParameter for anything else.
 
 
 def path_text(text: str | Path, most: int = MAX_OF_A_PATH) -> str:
@@ -299,7 +299,7 @@ def parse_scheme(regions: Sequence[str], class_order: str | None) -> RegionSchem
 
 
 def parse_class_order(text: str) -> tuple[int, ...]:
-    """Return the labels of a text such as "1,2,3"; raise ConfigError if it is none."""
+    """Return the labels of a text such as "1,2,3"; raise ConfigError for another text."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isascii() and part.isdigit() and len(part) <= 9 for part in parts):
         raise ConfigError(f"--regions-class-order {shorten_value(text)}: expected one label per region, separated by commas, such as 1,2,3")

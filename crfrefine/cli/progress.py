@@ -34,7 +34,7 @@ def _indented(text: str) -> str:
 
 
 class RunReporter:
-    """Display of the three commands that run cases: on a terminal a line that is redrawn, with messages above it, else the messages alone.
+    """Display of the three commands that run cases: on a terminal a line that is redrawn, with messages above it, else only the messages.
 
     Args:
         verbosity: QUIET: no line, and only errors; NORMAL; VERBOSE: further details of the command.
@@ -42,10 +42,10 @@ class RunReporter:
 
     def __init__(self, verbosity: int = NORMAL) -> None:
         self._verbosity = verbosity
-        self._bar: Progress | None = None  # What it shows need not be printed.
+        self._bar: Progress | None = None  # Its content need not be printed.
         self._task: TaskID | None = None
         self._ended = 0
-        self._known: set[str] = set()  # What was said about one case, and probably applies to all.
+        self._known: set[str] = set()  # Messages about one case that probably apply to all.
         self._causes = Causes()
 
     def __enter__(self) -> Self:
@@ -57,7 +57,7 @@ class RunReporter:
             error.add_note(left)
 
     def note(self, text: str, *, case_id: str = "") -> None:
-        """Print an assumption, or what was ignored."""
+        """Print an assumption, or a note on ignored files."""
         self._say(f"note: {text}")
 
     def _describe_rest(self) -> str:

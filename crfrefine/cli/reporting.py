@@ -64,12 +64,12 @@ class Reporter(RunReporter, InferenceObserver):
             self._update(completed=self._ended + 0.9 * step / num_steps)
 
     def note(self, text: str, *, case_id: str = "") -> None:
-        """Print an assumption; one that applies to many cases is printed for the first one, or for each if verbose."""
+        """Print an assumption; an assumption about many cases is printed for the first one, or for each if verbose."""
         # A note begins with the name of a file, and the text after a colon may have the case's numbers.
         gist = text.partition(" ")[2].partition(":")[0] if case_id else text
         if self._verbosity >= VERBOSE or gist not in self._known:
             self._say(f"{case_id}: {text}" if case_id else text)
-        elif text.startswith((VANISHED, REMOVED)):  # Every case names what it lost.
+        elif text.startswith((VANISHED, REMOVED)):  # Every case names its losses.
             self._say(f"{case_id}: {text.partition(';')[0]}")
         self._known.add(gist)
 
@@ -123,7 +123,7 @@ def describe_part(summary: RunSummary) -> str:
 
 
 def span(first: int, last: int) -> str:
-    """Return numbers from `first` to `last` as text, such as "2–4"; "" if there are none."""
+    """Return numbers from `first` to `last` as text, such as "2–4"; "" without any."""
     if last <= first:
         return str(first) if first == last else ""
     return f"{first}–{last}"

@@ -1,4 +1,4 @@
-"""`crfrefine status`: what is done, failed and missing of folder runs."""
+"""`crfrefine status`: the done, failed and missing cases of folder runs."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class TrainingReporter(RunReporter, TrainingObserver):
             self._shown = time.monotonic()
 
     def progressed(self, fraction: float, seconds_left: float | None, done: str = "") -> None:
-        """Move the bar; without one, print what is done occasionally."""
+        """Move the bar; without one, print the progress occasionally."""
         self._left = seconds_left
         self._update(completed=fraction)
         if done and self._bar is None and self._is_due:
@@ -101,7 +101,7 @@ def print_training(result: TrainingResult, verbosity: int = NORMAL) -> None:
 
 
 def _print_written(options: CommonOptions) -> None:
-    """Name the files that there are: without matplotlib, a choice has no picture."""
+    """Name the existing files: without matplotlib, a choice has no picture."""
     for path in (options.output, options.report, options.curves):
         if path.exists():
             print(for_terminal(f"written: {path}"), file=sys.stderr)

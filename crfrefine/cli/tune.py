@@ -49,7 +49,7 @@ def tune(
 ) -> None:
     """Choose parameters by eye, on a page with sliders.
 
-    The page is served on this machine alone, and ends with its own button or with Ctrl-C.
+    The page is served on this machine only, and ends with its own button or with Ctrl-C.
     """
     shared.check_sources(images, logits, nnunet, manifest, masks, input_type)
     from crfrefine.apps.tune.server import check_libraries, serve
@@ -61,7 +61,7 @@ def tune(
 
     check_libraries()
     parameters = shared.parameters_of(config, overrides)
-    if masks == "nonzero":  # The saved file says so, too.
+    if masks == "nonzero":  # The saved file has it, too.
         parameters = parameters.replace(**{"intensity.mask": "nonzero"})
     if output is not None:
         check_small_output(output)
@@ -105,7 +105,7 @@ def tune(
 
 
 def _open_browser(address: str) -> None:
-    """Open a browser that has a window; a server without a screen has none, and one in the terminal would be in the way."""
+    """Open a browser that has a window; a server without a screen has no window, and a browser in the terminal would be in the way."""
     import os
     import threading
     import webbrowser

@@ -56,7 +56,7 @@ __all__ = [
     "write_pieces",
 ]
 
-_CHECKED_BYTES = 1 << 22  # Decoded at once where nobody needs the values.
+_CHECKED_BYTES = 1 << 22  # Decoded at once for a check only.
 
 
 def read_volume(path: str | Path) -> Volume:
@@ -69,7 +69,7 @@ def read_volume(path: str | Path) -> Volume:
 
     Raises:
         UnsupportedFormatError: the file is of unknown type, damaged or cut off, or its layout is ambiguous.
-        InputError: no such file, or values that are NaN or infinite.
+        InputError: the file is missing, or values are NaN or infinite.
     """
     header = read_header(path, VOLUME_SUFFIXES)
     values = allocate(header)
@@ -120,7 +120,7 @@ def write_label_map(
         labels: (*grid), from 0 to 65535.
         like: a volume on the same grid; its geometry is kept, bit for bit if the file has the same format.
         threads: for compression; the bytes written do not depend on it.
-        segments: names and colors of labels, of which NIfTI gets a table.
+        segments: names and colors of labels; NIfTI gets a table of them.
 
     Raises:
         CrfRefineError: the file cannot be written (InputError, GridMismatchError, UnsupportedFormatError or CapacityError).
@@ -139,7 +139,7 @@ def write_label_map(
 
 
 def write_image(path: str | Path, values: NDArray[Any], like: Volume) -> None:
-    """Write an image, (*grid), atomically in its own type; only NIfTI holds every type."""
+    """Write an image, (*grid), atomically in its type; only NIfTI holds every type."""
     path = Path(path)
     _require_grid(path, values.shape, like)
     if suffix_of(path) not in (".nii.gz", ".nii"):

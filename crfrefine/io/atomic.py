@@ -75,7 +75,7 @@ def atomic_files(*paths: Path) -> Iterator[tuple[BinaryIO, ...]]:
 
 
 def write_bytes(path: Path, parts: Iterable[bytes | memoryview], threads: int) -> None:
-    """Write a file atomically, compressed with gzip if its name says so."""
+    """Write a file atomically, compressed with gzip if it is named so."""
     with atomic_files(path) as (file,):
         if is_named_gzip(path):
             write_gzip(file, parts, threads)
@@ -122,7 +122,7 @@ def cannot_write(path: Path, error: OSError) -> CrfRefineError:
 
 
 def check_replaceable(*paths: Path) -> list[Path]:
-    """Return the regular files that paths stand for, existing or not.
+    """Return the regular files behind paths, existing or not.
 
     Raises:
         CrfRefineError: `atomic_files` cannot write one of them; so a run finds out before it computes.
@@ -137,7 +137,7 @@ def check_replaceable(*paths: Path) -> list[Path]:
             raise CrfRefineError(f"{path}: cannot be written: it is {kind}, which is not replaced by a file; choose another name")
     targets = [real_path(path) for path in paths]
     for path, target in zip(paths[:-1], targets[:-1], strict=True):
-        # A header finds its voxels by their name in its own folder, even if it is reached through a link.
+        # A header finds its voxels by their name in its folder, even if it is reached through a link.
         if os.path.realpath(targets[-1].with_name(path.name)) != os.path.realpath(target):
             raise CrfRefineError(
                 f"{paths[-1]}: cannot be written: it is a link to {targets[-1]}, where its voxels would not be found\n"
@@ -170,7 +170,7 @@ def check_small_output(path: Path) -> None:
 
 @cache
 def remove_leftovers(folder: Path) -> None:
-    """Remove hidden files of this user in a folder that nobody has written to for a day; look into a folder once."""
+    """Remove hidden files of this user in a folder not written to for a day; look into a folder once."""
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if _TEMPORARY_NAME.fullmatch(entry.name):
@@ -187,7 +187,7 @@ def _temporary_name(path: Path) -> Path:
 
 
 def _special_kind(path: Path) -> str | None:
-    """Return what a path is, links followed, that is not a regular file; None for a regular file or a free name."""
+    """Return the kind of anything but a regular file at a path, links followed; None for a regular file or a free name."""
     link = path
     for _ in range(_MAX_LINKS):
         link = Path(os.path.realpath(link.parent)) / link.name

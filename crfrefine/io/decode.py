@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _BLOCK_VALUES = BLOCK_BYTES // 4
-_MIN_RUN = 1024  # Values of one channel that are worth a read of their own.
+_MIN_RUN = 1024  # Values of one channel that are worth a separate read.
 _HALF_MAGNITUDE, _HALF_INFINITY = 0x7FFF, 0x7C00  # All bits of a float16 but the sign; those of infinity, below those of NaN.
 _FLOAT32 = np.dtype(np.float32)
 _KEPT = frozenset(map(np.dtype, ("float16", "float32", "int8", "uint8", "int16", "uint16")))
@@ -33,7 +33,7 @@ _KEPT = frozenset(map(np.dtype, ("float16", "float32", "int8", "uint8", "int16",
 class VoxelStream:
     """The voxels of an open file."""
 
-    reader: ByteReader  # stands at the first value
+    reader: ByteReader  # begins at the first value
     dtype: np.dtype[Any]  # of the values in the stream, with its byte order
     path: Path  # for errors
     finish: Callable[[], None]  # reads the rest of the file and compares its checksum, if it has one

@@ -1,4 +1,4 @@
-"""DICOM for `crfrefine convert`: highdicom reads and writes it in a process of its own.
+"""DICOM for `crfrefine convert`: highdicom reads and writes it in a separate process.
 
 Decoders never return from some damaged files, and take gigabytes for others. The process therefore
 has limits of processor time and of memory. Its request is a line of JSON, followed by the voxels of
@@ -100,7 +100,7 @@ def write(target: Path, labels: NDArray[np.unsignedinteger[Any]], named: Sequenc
         labels: (x, y, z) on the grid of the series.
         named: names of labels.
         like: the series.
-        segments: a segmentation; what it says of a label is kept.
+        segments: a segmentation; its description of each label is kept.
 
     Raises:
         CrfRefineError: as for `read`; or highdicom refuses the series.
@@ -147,7 +147,7 @@ def _run(path: Path, request: Mapping[str, Any], voxels: memoryview | bytes = b"
     return answer, content
 
 
-# What the process does.
+# The work of the process.
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def serve() -> None:
     warnings.simplefilter("ignore")
     content: Any = b""
     try:
-        import highdicom.seg  # noqa: F401 - what it takes is no part of the limit
+        import highdicom.seg  # noqa: F401 - its memory is not part of the limit
         import pydicom
 
         pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE

@@ -1,6 +1,6 @@
 """The supported file formats: one entry each, in one table.
 
-An entry says what is known without opening a file. The code of each format is a separate module, imported when a file needs it.
+An entry has the facts that are known without opening a file. The code of each format is a separate module, imported when a file needs it.
 """
 
 from __future__ import annotations

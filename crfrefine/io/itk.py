@@ -1,6 +1,6 @@
-"""GIPL, VTK and MRC, through SimpleITK in a process of its own.
+"""GIPL, VTK and MRC, through SimpleITK in a separate process.
 
-ITK's readers crash on some damaged files and never return from others. In a process of its own, with a limit of
+ITK's readers crash on some damaged files and never return from others. In a separate process, with a limit of
 memory and of time, that is an error of the one file. Both processes share two open files: this one opens them, that
 one converts the first into the second. A temporary file has no name, and that process ends with this one: nothing
 is left of either, whatever ends this one. A file is converted to NRRD for its header, and once more for its voxels.
@@ -41,7 +41,7 @@ MAX_SECONDS = 600.0
 _MIN_MEMORY = 4 << 30  # Of addresses, which SimpleITK takes many of before it reads anything.
 _GIPL_MAGIC = ((0xEFFFE9B0).to_bytes(4, "big"), (0x2AE389B8).to_bytes(4, "big"))
 _VTK_HEADER = re.compile(rb"\n(?:SCALARS[^\n]*\nLOOKUP_TABLE|VECTORS|COLOR_SCALARS|TENSORS)[^\n]*\n", re.IGNORECASE)
-# The other process compares what the header promises with what the file holds, in numbers or bytes,
+# The other process compares the promise of the header with the content of the file, in numbers or bytes,
 # before it asks for memory. In prctl, 1 is PR_SET_PDEATHSIG, and 9 SIGKILL.
 _CONVERT = """
 import os, sys
@@ -95,7 +95,7 @@ def _name(start: bytes) -> str | None:
 
 
 def read_header(path: Path) -> VolumeHeader:
-    """Read the header of a file, all of which is converted for it.
+    """Read the header of a file, which is converted as a whole.
 
     Raises:
         UnsupportedFormatError: damaged, or what ITK does not read.
@@ -228,7 +228,7 @@ def _run(
     max_numbers: int = _UNLIMITED,
     max_bytes: int = _UNLIMITED,
 ) -> None:
-    """Convert a file in a process of its own; errors are those of the file `path`.
+    """Convert a file in a separate process; errors are those of the file `path`.
 
     Args:
         source: the open file to read, and the name of ITK's reader for it.

@@ -1,4 +1,4 @@
-"""JSON: strict reading of files written by others, with errors that say what is wrong and where; values for our own files.
+"""JSON: strict reading of files written by others, with errors that name fault and place; values for our own files.
 
 Python's parser accepts NaN, infinity, numbers of any size and duplicate keys. Files may hold those in entries that are not used:
 the result has `Unusable` in their place, and `require_usable` names the first one below an entry that is used.
@@ -26,9 +26,9 @@ _MAX_OF_A_KEY = 400
 
 @dataclass(frozen=True)
 class Unusable:
-    """Stands for a value that JSON does not allow or that has no meaning."""
+    """A value that JSON does not allow or that has no meaning."""
 
-    reason: str  # what is wrong with it
+    reason: str  # its fault
 
 
 def read_json(path: Path, most_bytes: int = MAX_BYTES) -> Any:

@@ -37,7 +37,7 @@ def append_lines(descriptor: int, lines: bytes, *, sync: bool = False) -> None:
         sync: whether to wait until the disk has them.
 
     Raises:
-        OSError: such as of a full disk; the file has none of the lines then.
+        OSError: such as of a full disk; then no line was written.
     """
     with locked(descriptor):
         size = os.fstat(descriptor).st_size
@@ -59,7 +59,7 @@ def append_lines(descriptor: int, lines: bytes, *, sync: bool = False) -> None:
 
 
 def unfinished_line(content: bytes) -> int:
-    """Return the number of bytes of an unfinished line at the end of JSON lines; 0 if there is none."""
+    """Return the number of bytes of an unfinished line at the end of JSON lines; 0 without one."""
     tail = content[content.rfind(b"\n") + 1 :]
     return 0 if not tail or isinstance(parse_line(tail), dict) else len(tail)
 
@@ -73,7 +73,7 @@ def parse_line(line: bytes) -> Any:
 
 
 def _last_line(descriptor: int, size: int) -> bytes:
-    """Return what follows the last line break of a file; nothing if it ends with one."""
+    """Return the part after the last line break of a file."""
     start, tail = size, b""
     while start > 0 and b"\n" not in tail:
         begin = max(0, start - max(_BLOCK_BYTES, len(tail)))

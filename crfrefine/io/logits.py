@@ -34,7 +34,7 @@ class LogitsHeader:
     num_labels: int  # L, background included
     grid_shape: tuple[int, ...]  # voxels along x, y(, z)
     affine: NDArray[np.float64] | None  # voxel to world RAS+ mm; None for .npz
-    # "logits" or "probabilities" if the file says so, "labels" for a label map (by `crfrefine.cases.label_input`), else None.
+    # "logits" or "probabilities" if the file declares it, "labels" for a label map (by `crfrefine.cases.label_input`), else None.
     kind: str | None
 
     @property
@@ -76,7 +76,7 @@ class LogitsFile:
 
     values: NDArray[np.float32]  # (L, *grid) float32, logits or probabilities as they are in the file
     affine: NDArray[np.float64] | None  # voxel to world RAS+ mm; None for .npz
-    kind: str | None  # "logits" or "probabilities" if the file says so, else None
+    kind: str | None  # "logits" or "probabilities" if the file declares it, else None
     header: LogitsHeader  # the headers of the files
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["open_voxels", "read_header", "recognizes", "write"]
 
 _DATA_OFFSET = 284
-_USED_BYTES = 90  # of them; nibabel's block goes on with what stands behind the voxels.
+_USED_BYTES = 90  # of them; nibabel's block goes on with the part behind the voxels.
 _TYPES = {0: ">u1", 1: ">i4", 3: ">f4", 4: ">i2", 10: ">u2"}
 # Type 10 is younger than most programs: labels above 255 are written with 32 bits.
 _WRITTEN_TYPES = {"uint8": 0, "uint16": 1, "float32": 3}

@@ -34,7 +34,7 @@ def parse(block: bytes, path: Path, *, is_pair: bool = False) -> Any:
     """Return nibabel's header of the first LONGEST bytes of a file; the header of a pair may be Analyze's.
 
     Raises:
-        UnsupportedFormatError: not such a header, damaged, or cut off.
+        UnsupportedFormatError: another header, damaged, or cut off.
     """
     import nibabel
 
@@ -68,7 +68,7 @@ def parse(block: bytes, path: Path, *, is_pair: bool = False) -> Any:
 
 
 def interpret(header: Any, path: Path, voxels: Path, encoding: str) -> VolumeHeader:
-    """Return what a parsed header says, after a check that the file with the voxels, "raw" or "gzip", is long enough.
+    """Return the content of a parsed header, after a check that the file with the voxels, "raw" or "gzip", is long enough.
 
     Raises:
         UnsupportedFormatError: an unsupported kind of voxel or layout, or the file is cut off.
@@ -148,7 +148,7 @@ def _require_numbers(dtype: np.dtype[Any], path: Path) -> None:
 
 
 def _notes_on_transforms(header: Any) -> tuple[str, ...]:
-    """Return what the user should know about sform and qform."""
+    """Return the note for the user about sform and qform."""
     qform, sform = header.get_qform(coded=True)[0], header.get_sform(coded=True)[0]
     if qform is None and sform is None:
         return ("no orientation in the header (sform and qform codes are 0)",)

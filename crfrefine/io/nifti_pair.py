@@ -1,4 +1,4 @@
-"""Pairs of a header and its voxels, `.hdr` and `.img`: NIfTI, and Analyze 7.5, which is read alone."""
+"""Pairs of a header and its voxels, `.hdr` and `.img`: NIfTI, and Analyze 7.5, which is only read."""
 
 from __future__ import annotations
 

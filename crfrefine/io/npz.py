@@ -48,7 +48,7 @@ def read_header(path: Path) -> VolumeHeader:
     """Read the header of the array named probabilities or logits.
 
     Raises:
-        UnsupportedFormatError: not an .npz, no such array, an array of objects (a pickle), or nnU-Net version 1.
+        UnsupportedFormatError: not an .npz, the array is missing, an array of objects (a pickle), or nnU-Net version 1.
     """
     with _open(path) as archive:
         key = _choose(path, archive.namelist())

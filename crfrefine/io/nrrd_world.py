@@ -58,7 +58,7 @@ def placement(
         vectors = np.array(_directions(fields, num_dims, axes, space_dims), np.float64).T
     elif signs != LPS:
         signs_of_vectors = np.array([*signs, 1.0])[:space_dims] * np.array([*LPS, 1.0])[:space_dims]
-        vectors = vectors * signs_of_vectors[:, np.newaxis]  # As ITK, which uses its own axes if there are none.
+        vectors = vectors * signs_of_vectors[:, np.newaxis]  # As ITK, which uses its own axes without these.
     origin_text = fields.text("space origin", "")
     origin = (0.0,) * space_dims
     if origin_text and not re.fullmatch(r"\(?\s*(nan[\s,]*)+\)?", origin_text.lower()):
@@ -71,7 +71,7 @@ def placement(
 
 
 def _space(fields: Fields) -> tuple[int, tuple[float, ...]]:
-    """Return the dimensions of the space, 0 if there is none, and the signs that lead to RAS+."""
+    """Return the dimensions of the space, 0 without one, and the signs that lead to RAS+."""
     if "space" in fields and "space dimension" in fields:
         raise fields.damaged("space dimension", "no such line beside `space`")
     if "space" in fields:
@@ -104,7 +104,7 @@ def _directions(fields: Fields, num_dims: int, axes: Sequence[int], space_dims: 
 
 
 def _vectors(text: str) -> list[tuple[float, ...] | None]:
-    """Return the vectors in a text, None for what is `none` or not a number each; an empty list for other text."""
+    """Return the vectors in a text, None for `none` or anything but numbers; an empty list for other text."""
     if not re.fullmatch(r"(?:\s*(?:none|\([^()]*\)))*\s*", text, re.IGNORECASE):
         return []
     vectors: list[tuple[float, ...] | None] = []
@@ -116,7 +116,7 @@ def _vectors(text: str) -> list[tuple[float, ...] | None]:
 
 
 def _spacings(fields: Fields, num_dims: int, axes: Sequence[int]) -> list[float]:
-    """Return the voxel sizes along the axes, 1 if the header has none; negative ones flip an axis, as in ITK."""
+    """Return the voxel sizes along the axes, 1 if the header lacks them; negative ones flip an axis, as in ITK."""
     if "spacings" not in fields:
         return [1.0] * len(axes)
     words = fields.text("spacings").split()

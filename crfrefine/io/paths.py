@@ -54,7 +54,7 @@ def require_suffix(path: Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -> F
 
 
 def is_there(path: Path) -> bool:
-    """Return whether a path exists; a name from a file may be one that no system takes, and then it does not."""
+    """Return whether a path exists; no path exists under a name that the system does not accept."""
     try:
         return path.exists()
     except (OSError, ValueError):

@@ -37,7 +37,7 @@ def read_pieces(header: VolumeHeader, *, planes: slice = ALL_PLANES, most_bytes:
 
     Every voxel of the planes is in one piece. Where one channel follows the other in the file (NIfTI, .npz, an NRRD with its channels
     last), a piece is a whole channel or planes of it; where the channels of a voxel or of a plane are together (MetaImage and NRRD
-    vectors), it is all channels of some planes. Two pieces are in memory at a time, with the one that the caller holds; a third one for
+    vectors), it is all channels of some planes. Two pieces are in memory at a time, with the piece that the caller holds; a third one for
     the moment in which the caller gets it. The exception is an .npz in Fortran order, which has to be read as a whole: its last voxels
     may be those of the first plane of the first channel.
 

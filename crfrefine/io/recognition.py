@@ -142,7 +142,7 @@ def is_allowed(known: Format, suffixes: tuple[str, ...]) -> bool:
 
 
 def way_out(found: Format | ForeignKind | None, who: str = "It") -> str:
-    """Say what an unreadable file is and what to do about it; "" if unknown."""
+    """Describe an unreadable file and the remedy; "" if unknown."""
     if found is None:
         return ""
     if not isinstance(found, Format):
@@ -160,7 +160,7 @@ def named_header(path: Path) -> Path:
 
 
 def suffix_to_write(path: Path) -> str:
-    """Return the suffix for files written in the format of an image: the image's own, or its format's first if it has none."""
+    """Return the suffix for files written in the format of an image: the image's own, or else its format's first."""
     suffix = suffix_of(path)
     if suffix in VOLUME_SUFFIXES:
         return suffix
@@ -169,7 +169,7 @@ def suffix_to_write(path: Path) -> str:
 
 
 def describe_others(folder: Path) -> str:
-    """Say, on a separate line, what the files of a folder are if none has a known suffix; "" if unknown."""
+    """Describe, on a separate line, the files of a folder if none has a known suffix; "" if unknown."""
     others = (path for path in folder.iterdir() if suffix_of(path) not in VOLUME_SUFFIXES and not path.name.startswith("."))
     paths = sorted(path for path in others if path.is_file())[:_MAX_LOOKED_AT]
     kinds = {path: found for path in paths if (found := recognize(path) or _foreign_by_name(path)) is not None}
@@ -196,7 +196,7 @@ def is_series(path: Path) -> bool:
 
 
 def is_dicom(path: Path) -> bool:
-    """Return whether a path is a DICOM file, or a folder of them, by content, or by its name if there is no such file."""
+    """Return whether a path is a DICOM file, or a folder of them, by content, or by its name if it does not exist."""
     if not is_there(path):
         return path.name.lower().endswith(FOREIGN_KINDS[0].suffixes)
     return is_series(path) if path.is_dir() else not suffix_of(path) and recognize(path) is FOREIGN_KINDS[0]

@@ -49,7 +49,7 @@ class BlockReader:
         return b"".join(parts)
 
     def close(self) -> None:
-        """End the generator of the blocks, and close what it has open."""
+        """End the generator of the blocks, and close its open files."""
         self._blocks.close()
 
 
@@ -134,7 +134,7 @@ def open_bytes(path: Path, container: str, offset: int = 0) -> Iterator[ByteRead
 
 
 def cut_off(path: Path, promised: str, found: str) -> UnsupportedFormatError:
-    """Return the error of a file that ends before what its header promises, such as "12 bytes", of which "it holds 9"."""
+    """Return the error of a file that is shorter than its header promises, such as "12 bytes" where "it holds 9"."""
     return UnsupportedFormatError(f"{path}: the file is cut off: its header promises {promised}, {found}; copy or export it again")
 
 
@@ -144,7 +144,7 @@ def is_named_gzip(path: Path) -> bool:
 
 
 def misnamed(*, compressed: bool, named_so: bool) -> str | None:
-    """Return what to say of a file whose name tells wrongly whether it is compressed; None if it tells rightly."""
+    """Return the note on a file whose name is wrong about compression; None if it is right."""
     if compressed == named_so:
         return None
     return "the file is " + ("compressed, although its name does not say so" if compressed else "not compressed, although its name says so")

@@ -63,7 +63,7 @@ def checked(header: VolumeHeader) -> VolumeHeader:
 
 
 def detached_voxels(parse: Callable[[Path], VolumeHeader], path: Path) -> tuple[Path, ...]:
-    """Return the separate files with the voxels of a header; none if there are none, or the header cannot be read."""
+    """Return the separate files with the voxels of a header; empty without any, or if the header cannot be read."""
     try:
         with np.errstate(all="ignore"):
             source = parse(path).source
@@ -93,7 +93,7 @@ def affine_of(vectors: NDArray[np.float64], origin: NDArray[np.float64], signs: 
 
 
 def lines_to_write(path: Path, like: Volume, format_name: str, geometry_lines: GeometryLines) -> tuple[str, ...]:
-    """Return the lines that place a grid: those of its own header if it has the same format, else new ones, if it can hold the grid."""
+    """Return the lines that place a grid: those of its header if it has the same format, else new ones, if it can hold the grid."""
     num_axes = len(like.spacing)
     if num_axes not in (2, 3):
         raise UnsupportedFormatError(f"{path}: {num_axes}-D grids can only be written to NIfTI")

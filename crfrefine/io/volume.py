@@ -36,10 +36,10 @@ class VolumeHeader:
     dtype: str  # the type as stored, such as "int16"
     spacing: tuple[float, ...] | None  # mm, one per grid axis; None if the file has no geometry
     affine: NDArray[np.float64] | None  # (4, 4) voxel to world RAS+ mm; None if the file has no geometry
-    template: Any = field(default=None, repr=False)  # format-specific; lets the writer restore what an affine cannot express
+    template: Any = field(default=None, repr=False)  # format-specific; lets the writer restore properties that an affine cannot express
     notes: tuple[str, ...] = ()  # facts that users should know, such as two geometries that disagree
     family: str = ""  # name of the format in the table of `crfrefine.io.formats`
-    kind: str | None = None  # "logits" or "probabilities" if the file says so
+    kind: str | None = None  # "logits" or "probabilities" if the file declares it
     details: tuple[tuple[str, str], ...] = ()  # further facts to show, as pairs of name and value
     misnamed: str | None = None  # the format it was read as, if its name says something else
     segments: tuple[Segment, ...] = ()  # names and colors of the labels, if the file has them
@@ -68,7 +68,7 @@ class VolumeHeader:
         return None if self.affine is None else orientation_codes(self.affine, len(self.grid_shape))
 
     def geometry(self) -> tuple[NDArray[np.float64], tuple[float, ...]]:
-        """Return affine and spacing; raise InputError if the file has none."""
+        """Return affine and spacing; raise InputError for a file without them."""
         if self.affine is None or self.spacing is None:
             raise InputError(f"{self.path}: {self.format} has no geometry; expected a volume with an affine")
         return self.affine, self.spacing

@@ -120,7 +120,7 @@ def _read_as(path: Path, known: Format) -> VolumeHeader:
 
 
 def _states(paths: Sequence[Path]) -> tuple[FileState, ...]:
-    """Return the states of files; those that are not there have none, and reading reports them."""
+    """Return the states of files; missing files are left out, and reading reports them."""
     found = []
     for path in paths:
         try:

@@ -18,12 +18,12 @@ _PATTERN = re.compile(r"([^%]*)%(0?)(\d{0,2})d([^%\s]*)((?:\s+\S+){0,4})", re.AS
 
 
 def is_pattern(name: str) -> bool:
-    """Return whether a name stands for several files, or would in other programs."""
+    """Return whether a name means several files, here or in other programs."""
     return "%" in name
 
 
 def pattern_names(fields: Fields, key: str, sizes: tuple[int, ...], *, with_dims: bool) -> list[str]:
-    """Return the names that a pattern such as `slice%03d.raw 1 40 1` stands for; a fourth number is how many dimensions each has, in NRRD.
+    """Return the names of a pattern such as `slice%03d.raw 1 40 1`; a fourth number is how many dimensions each has, in NRRD.
 
     Raises:
         UnsupportedFormatError: anything but one `%d` or `%0Nd`, or a wrong number of files.
@@ -47,7 +47,7 @@ def pattern_names(fields: Fields, key: str, sizes: tuple[int, ...], *, with_dims
 
 
 def number_of_files(fields: Fields, key: str, sizes: tuple[int, ...], dims: int) -> int:
-    """Return how many files of `dims` dimensions make up the volume; raise if that is none, or absurdly many."""
+    """Return how many files of `dims` dimensions make up the volume; raise for no file, or absurdly many."""
     if not 1 <= dims <= len(sizes):
         raise fields.damaged(key, f"files of 1 to {len(sizes)} dimensions")
     num_files = math.prod(sizes[dims:])
@@ -57,7 +57,7 @@ def number_of_files(fields: Fields, key: str, sizes: tuple[int, ...], dims: int)
 
 
 def voxel_path(header_path: Path, name: str) -> Path:
-    """Return the file that a header names, relative to its folder; InputError if CRFREFINE_OUTSIDE_FILES forbids one that is outside."""
+    """Return the file that a header names, relative to its folder; InputError if CRFREFINE_OUTSIDE_FILES forbids a file outside."""
     path = header_path.parent / name
     rule = os.environ.get(OUTSIDE_FILES, "allow")
     if rule not in ("allow", "refuse"):

@@ -115,7 +115,7 @@ def _cases(group: Sequence[RecordedRun], status: RunStatus) -> list[CaseStatus]:
     records: dict[str, RecordedCase] = {}
     for run in group:
         own = list(run.head["all_cases"])[run.part_id :: run.num_parts]
-        if not run.head.get("resumed"):  # Such a run refines all of its cases again.
+        if not run.head.get("resumed"):  # This run refines all of its cases again.
             for case_id in own:
                 records.pop(case_id, None)
         records.update({case.case_id: case for case in run.all_cases()})

@@ -39,7 +39,7 @@ def convert_file(
     `to` is "logits", "probabilities" (softmax), "labels" (argmax) or the kind of the source; sigmoid channels whose regions a
     `dataset.json` beside the source declares become log-odds, probabilities, or the label map that nnU-Net makes of them. `like` is an
     image with the same voxels, whose geometry the target gets, the order of its axes included; it is
-    needed if the source has none (.npz). A DICOM series becomes an image, a segmentation a label map. A label map becomes a DICOM
+    needed for a source without geometry (.npz). A DICOM series becomes an image, a segmentation a label map. A label map becomes a DICOM
     segmentation of the series `like`; `segments` is a segmentation that describes its labels.
 
     Raises:

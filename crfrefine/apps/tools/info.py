@@ -37,10 +37,10 @@ class FolderReport:
 
     path: Path  # The folder.
     cases: dict[str, str] = field(default_factory=dict)  # Case name and a line about it: modalities, grid, labels, other files.
-    notes: list[str] = field(default_factory=list)  # What was ignored and why.
+    notes: list[str] = field(default_factory=list)  # Notes on ignored files.
     problems: list[str] = field(default_factory=list)  # One message per problem.
     tracebacks: list[str] = field(default_factory=list)  # Tracebacks of unexpected errors.
-    causes: Causes = field(default_factory=Causes, repr=False, compare=False)  # Of the problems; only the first one of each is told whole.
+    causes: Causes = field(default_factory=Causes, repr=False, compare=False)  # Of the problems; only the first of each is printed in full.
 
     def fail(self, failure: Failure) -> None:
         """Record the problem of a case."""
@@ -72,7 +72,7 @@ def describe_header(header: VolumeHeader, *, values: bool = False) -> list[tuple
 
 
 def inspect_folder(folder: str | Path, *, resample: bool = False) -> FolderReport:
-    """Describe the cases of a folder: one with images in nnU-Net's naming, with logits or labels, or one that contains `images` and more.
+    """Describe the cases of a folder: images in nnU-Net's naming, with logits or labels, or a folder with `images` and more.
 
     Beside `images` (or `imagesTr`, `imagesTs`), `logits`, `masks` and `labels` (or `labelsTr`,
     `labelsTs`) in it are read too. A folder of nnU-Net's predictions, or of a trained network, has the

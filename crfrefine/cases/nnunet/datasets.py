@@ -104,7 +104,7 @@ def training_cases(images: Path, masks: Path | None, labels: Path | None) -> Cas
 
 
 def splits_of(network: TrainedNetwork) -> list[Split]:
-    """Return the cases of each fold by `splits_final.json`, in order; none if there is no such file."""
+    """Return the cases of each fold by `splits_final.json`, in order; empty without the file."""
     for place in _places("nnUNet_preprocessed", network):
         path = place / "splits_final.json"
         if path.is_file():

@@ -1,4 +1,4 @@
-"""The folds of a trained network: the cases that each has validated, and what is missing, with the command that makes it.
+"""The folds of a trained network: the cases that each has validated, and the missing files, with the command that makes them.
 
 A case's probabilities count only from the fold that held the case out: its network has not seen the case.
 """
@@ -45,17 +45,17 @@ class Folds:
     network: TrainedNetwork
     folds: dict[str, Fold]
     expected: tuple[str, ...]  # names of those that there should be
-    fold_of: dict[str, str]  # the fold that held each case out, as far as it is known
-    twice: dict[str, str]  # cases that several folds have validated, with the one that is taken
+    fold_of: dict[str, str]  # the fold that held each case out, where it is known
+    twice: dict[str, str]  # cases that several folds have validated, with the fold that is used
     seen: frozenset[str]  # cases whose only probabilities are of networks that were trained on them
 
     def archive(self, case_id: str) -> Path | None:
-        """Return the probabilities of a case by the network that has not seen it; None if there are none."""
+        """Return the probabilities of a case by the network that has not seen it; None without any."""
         fold = self.folds.get(self.fold_of.get(case_id, ""))
         return None if fold is None else fold.archives.get(case_id)
 
     def reason(self, case_id: str) -> str:
-        """Return why a case has no probabilities, for a list of what is missing."""
+        """Return why a case has no probabilities, for a list of missing files."""
         name = self.fold_of.get(case_id)
         if case_id in self.seen:
             return "validated by a fold that was trained on it, by splits_final.json"

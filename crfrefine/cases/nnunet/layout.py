@@ -78,7 +78,7 @@ class PredictionFolder:
 
 
 def recognize_folder(path: Path) -> TrainedNetwork | PredictionFolder:
-    """Return what a folder of nnU-Net holds; the InputError for another one names the folders nearby that are of nnU-Net."""
+    """Return the content of a folder of nnU-Net; the InputError for another one names the folders nearby that are of nnU-Net."""
     folder = Path(os.path.abspath(path))  # noqa: PTH100 - the names as the user wrote them: links are not followed
     if not folder.is_dir():
         results = folder_of_environment(_RESULTS)

@@ -70,7 +70,7 @@ def find_cases_to_refine(folder: Path, images: Sequence[Path], masks: Path | Non
     """Return the predicted cases, or the validated cases of a trained network.
 
     A case that was not predicted is a failure of the run, as with any folder of logits. A case that no fold has validated is left out, with
-    a note: networks are often trained on a few folds alone.
+    a note: networks are often trained on a few folds only.
     """
     if len(images) > 1:
         raise InputError(f"{images[1]}: with --nnunet, give one folder of images")

@@ -1,6 +1,6 @@
 """Draw on pixels with Pillow: text, and the voxels and outlines of a plane enlarged to a panel.
 
-A picture has one byte per pixel: a gray level, or the color of a label. Such a picture is written five times as fast as one in RGB. Pillow
+A picture has one byte per pixel: a gray level, or the color of a label. This is written five times as fast as one in RGB. Pillow
 is imported only when a picture is drawn.
 """
 
@@ -33,7 +33,7 @@ LINE_WIDTH = 2
 _DASHES = ((1, 1), (9, 13), (3, 6))
 
 _SPELLED = {"→": "to", "\u2212": "-"}
-"""Signs of our own texts, for a font that lacks them."""
+"""Signs in our texts, for a font that lacks them."""
 
 
 WHITE = 255 - len(LABEL_COLORS) - 1

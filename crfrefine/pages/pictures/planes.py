@@ -1,6 +1,6 @@
 """Where to cut a case for display: planes through the structure, and the place of the largest change. Preview and report share the rule.
 
-Planes through the largest change alone can miss the structure: a small island that the CRF removes far away from a tumor is often the
+Planes through only the largest change can miss the structure: a small island that the CRF removes far away from a tumor is often the
 densest change.
 """
 
@@ -25,7 +25,7 @@ PLANES = (("axial", 0, 1), ("coronal", 0, 2), ("sagittal", 1, 2))
 
 
 def planes_of(grid: Sequence[int]) -> list[int]:
-    """Return the numbers of the planes that are more than a line, as with a single slice; of a 2-D grid, or if there is none, the first."""
+    """Return the numbers of the planes that are more than a line, as with a single slice; of a 2-D grid, or without one, the first."""
     return [number for number, (_, *axes) in enumerate(PLANES) if len(grid) == 3 and not any(grid[axis] == 1 for axis in axes)] or [0]
 
 
@@ -33,7 +33,7 @@ CHANGE_WINDOW_MM = 12.0
 """Edge of the box in which changed voxels are counted."""
 
 _LARGE_SECTION = 0.8
-"""Planes with this share of the largest cross-section show the structure equally well; of these, the one that changed most is shown."""
+"""Planes with this share of the largest cross-section show the structure equally well; the plane that changed most among them is shown."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def choose_places(maps: Sequence[Array], changed: Bool, steps: Sequence[float]) 
 
 
 def find_structure(maps: Sequence[Array]) -> Bool | None:
-    """Return the largest connected part of what the most maps have as foreground, (*grid); None without any foreground."""
+    """Return the largest connected part of the foreground of most maps, (*grid); None without any foreground."""
     from scipy.ndimage import label
 
     votes = np.zeros(maps[0].shape, np.uint8)
@@ -75,7 +75,7 @@ def find_structure(maps: Sequence[Array]) -> Bool | None:
     box = bounding_box(votes > 0)
     if box is None:
         return None
-    parts, _ = label(votes[box] == votes.max())  # connected over faces: fewer bridges to what lies beside it
+    parts, _ = label(votes[box] == votes.max())  # connected over faces: fewer bridges to its surroundings
     sizes = np.bincount(parts.ravel(order="K"))
     sizes[0] = 0
     structure = np.zeros(votes.shape, bool)

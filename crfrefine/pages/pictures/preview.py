@@ -81,9 +81,9 @@ def draw_preview(
         subtitle: second line, such as its numbers.
         label_names: names for the legend; labels without one are numbered.
         modality_names: names of the modalities, in order; without them they are numbered.
-        before_name: what the labels before refinement come from.
-        after_name: what the labels after refinement come from.
-        reference: (*grid) integer labels that have a panel of their own.
+        before_name: source of the labels before refinement.
+        after_name: source of the labels after refinement.
+        reference: (*grid) integer labels with their own panel.
         shows_errors: `before` is the reference, so that the voxels in the last panel are errors.
     """
     cuts = cut_planes(image, before, after, spacing, affine, modality_names, reference)
@@ -235,7 +235,7 @@ def _draw_panel(canvas: drawing.Canvas, plane: Plane, panel: str, corner: tuple[
 
 
 def _legend_entries(planes: Sequence[Plane], names: Mapping[int, str], lost: str, room: float) -> list[tuple[int | None, str]]:
-    """Return label and text of each entry; the label is 0 for changes to background, and None for text alone."""
+    """Return label and text of each entry; the label is 0 for changes to background, and None for a text without a label."""
     shown = [labels for plane in planes for labels in (plane.before, plane.after, plane.reference) if labels is not None]
     seen = sorted({label for labels in shown for label in foreground_labels(labels)})
     entries: list[tuple[int | None, str]] = [(label, names.get(label, f"label {label}")) for label in seen[:_MAX_LEGEND_ENTRIES]]

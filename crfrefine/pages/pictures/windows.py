@@ -53,7 +53,7 @@ def choose_window(image: Float32, structure: Bool) -> Window:
 
     For CT it is the usual one of the structure: lung if the median of the structure is below -400 HU, bone (or contrast medium) if it is
     above 200 HU, else soft tissue. Other images run from their 0.5th to their 99.5th percentile, wider if the structure's 2nd and 98th lie
-    outside; what is probably no tissue does not count: exact zeros, and the smallest value if a tenth of the voxels have it.
+    outside; voxels that are probably no tissue do not count: exact zeros, and the smallest value if a tenth of the voxels have it.
     """
     inside = image[structure]
     inside = inside[np.isfinite(inside)]
@@ -127,7 +127,7 @@ def _border(structure: Bool, steps: Sequence[float]) -> tuple[Bool, Bool, tuple[
 
 
 def _contrast(image: Float32, window: Window, inside: Bool, outside: Bool) -> float:
-    """Return the distance of the means on both sides of the border in standard deviations; what is no tissue is left out."""
+    """Return the distance of the means on both sides of the border in standard deviations; voxels without tissue are left out."""
     counted = _is_tissue(image)
     sides = [np.clip(image[side & counted], window.low, window.high).astype(np.float64) for side in (inside, outside)]
     if min(side.size for side in sides) < 2:

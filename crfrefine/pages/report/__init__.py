@@ -42,7 +42,7 @@ def write_report(path: Path, report: ReportInput, *, num_shown: int = 3, progres
 
 
 def _preview(report: ReportInput, shown: ShownCase, images: CaseImages) -> bytes:
-    """Draw a case; without a baseline, what the method has wrong."""
+    """Draw a case; without a baseline, its errors."""
     text = " to ".join(map(DICE.value_text, shown.values.tolist()))
     if images.before is not None:
         text += f" ({DICE.difference_text(shown.values[1] - shown.values[0])} {DICE.difference_unit})"

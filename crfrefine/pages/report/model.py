@@ -1,4 +1,4 @@
-"""The contents of a report: numbers computed elsewhere, the volumes of the few cases that it shows, and what it selects of both."""
+"""The contents of a report: numbers computed elsewhere, the volumes of the few cases that it shows, and the selection from both."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class ReportInput:
     failures: Sequence[tuple[str, str]]  # Cases that could not be evaluated, with the reason.
     settings: Mapping[str, str]  # Shown at the end, such as folders, tolerance, version, date and command line.
     load_case: Callable[[str], CaseImages]  # Reads the volumes of one case; called only for the cases that are shown.
-    left_out: str = ""  # One line about the incomplete cases that are left out; empty if there are none.
+    left_out: str = ""  # One line about the incomplete cases that are left out; empty without any.
     # The regions that the mean over regions covers; default: those of the verdict, else all whose labels are known.
     mean_regions: Sequence[str] | None = None
 

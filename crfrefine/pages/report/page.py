@@ -14,12 +14,12 @@ from crfrefine.pages.report.model import ReportInput, ShownCase
 from crfrefine.statistics.comparison import SummaryRow, describe_disagreement, describe_families, format_p
 from crfrefine.statistics.verdict import ENDPOINT
 
-# They reverse what follows them in a line: "gpj.exe" looks like "exe.jpg".
+# They reverse the following text of a line: "gpj.exe" looks like "exe.jpg".
 _DIRECTIONS = {letter: f"\\u{letter:04x}" for letter in (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 
 
 def render(report: ReportInput, charts: Sequence[tuple[str, bytes]], problem: str, pictures: Sequence[tuple[ShownCase, bytes, str]]) -> str:
-    """Return the page. `problem` is why it has no charts; of each case there is a PNG, or the reason why there is none."""
+    """Return the page. `problem` is why it has no charts; each case has a PNG, or the reason for its absence."""
     import jinja2
 
     environment = jinja2.Environment(

@@ -29,7 +29,7 @@ RETRIES = 1
 
 
 def map_on_cluster(address: str, function: Callable[[Item], Result], items: Sequence[Item]) -> Generator[tuple[Item, Result | Exception]]:
-    """Yield each item with its result or error, as they complete. Closing the generator cancels what has not begun.
+    """Yield each item with its result or error, as they complete. Closing the generator cancels the items that have not begun.
 
     Args:
         address: the address of the scheduler, `tcp://…` or `tls://…`, or its scheduler file.
@@ -38,7 +38,7 @@ def map_on_cluster(address: str, function: Callable[[Item], Result], items: Sequ
 
     Raises:
         BackendUnavailableError: the package `distributed` is missing.
-        InputError: nobody answers at the address, or the scheduler is lost.
+        InputError: no scheduler answers at the address, or the scheduler is lost.
     """
     try:
         from distributed import as_completed

@@ -11,7 +11,7 @@ FAILED = "failed"
 
 
 def ignore(*arguments: object) -> None:
-    """Nobody is told."""
+    """Do nothing."""
 
 
 @dataclass

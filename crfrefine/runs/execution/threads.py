@@ -22,7 +22,7 @@ class Workers:
     Args:
         threads: number of threads.
         one_by_one: whether device computations run one at a time.
-        check: called before each item, perhaps in another thread; what it raises ends the work.
+        check: called before each item, perhaps in another thread; its exception ends the work.
     """
 
     def __init__(self, threads: int, *, one_by_one: bool = False, check: Callable[[], None] = ignore) -> None:
@@ -48,7 +48,7 @@ class Workers:
     def run(self, function: Callable[[Item, int], Result], items: Sequence[Item]) -> list[Result]:
         """Return `function(item, threads)` of each item, in order; the second argument is the number of threads that the call may use.
 
-        Of several errors, that of the first item is raised, and what has not begun is dropped.
+        If several items fail, the error of the first item is raised; items that have not begun are dropped.
         """
         if len(items) < self.threads or self.threads == 1:
             return self.run_one_by_one(function, items)

@@ -1,4 +1,4 @@
-"""The work on one case of `infer`: read, refine, write, and what its record says of them.
+"""The work on one case of `infer`: read, refine, write, and their entries in the record.
 
 `run.py` runs these stages, and sends whole cases to the workers of a Dask cluster.
 """
@@ -39,7 +39,7 @@ class Task:
     number: int  # from 1
     files: CaseFiles
     outputs: OutputFiles
-    recorded: CaseRecord | None = None  # what an earlier summary says of its outputs
+    recorded: CaseRecord | None = None  # its entry in an earlier summary
 
     @property
     def paths(self) -> tuple[Path | None, ...]:
@@ -58,7 +58,7 @@ class Task:
 
 @dataclass(frozen=True)
 class CaseSettings:
-    """What the work on each case depends on; it can be sent to other machines."""
+    """The settings of the work on each case; they can be sent to other machines."""
 
     options: InferenceOptions
     reading: ReadingOptions
@@ -89,7 +89,7 @@ def process_case(settings: CaseSettings, task: Task) -> CaseRecord:
 
 
 def read_case(settings: CaseSettings, work: CaseInWork) -> None:
-    """Read a case, unless the record of an earlier run is to be kept, and record what its files are."""
+    """Read a case, unless the record of an earlier run is to be kept, and record its files."""
     from crfrefine.cases import case as cases
     from crfrefine.cases.case_memory import what_to_keep
     from crfrefine.runs.infer.outputs import check_case_outputs
@@ -115,7 +115,7 @@ def read_case(settings: CaseSettings, work: CaseInWork) -> None:
 
 
 def refine_case(settings: CaseSettings, work: CaseInWork, *, progress: Progress = ignore, note: Callable[[str], object] = ignore) -> None:
-    """Run the CRF on a case that was read, and record what it did; its input is free afterwards, but for what a preview shows."""
+    """Run the CRF on a case that was read, and record the outcome; its input is free afterwards, except for a preview."""
     import numpy as np
 
     from crfrefine.arrays.label_maps import vanished_labels
@@ -219,7 +219,7 @@ def _result(settings: CaseSettings, case: Case, names: Mapping[int, str], progre
 
 
 def _may_stream(settings: CaseSettings) -> bool:
-    """Return whether large network outputs are streamed: on the CPU, if labels may be left out and voxels decide alone."""
+    """Return whether large network outputs are streamed: on the CPU, if labels may be left out and only voxels decide."""
     from crfrefine.engines import get_backend
 
     parameters = settings.options.parameters

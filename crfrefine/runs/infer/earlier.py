@@ -1,4 +1,4 @@
-"""What the records of earlier runs say of the cases of this one, for `infer --continue`.
+"""Records of earlier runs for the cases of this run, for `infer --continue`.
 
 `summary_reading.py` reads them.
 """
@@ -94,7 +94,7 @@ def read_earlier(
 
 
 def _notes_on_missing(place: Path, without: Mapping[str, bool]) -> list[str]:
-    """Return what to say of label maps that no record describes; by case, whether one is of an earlier state of the label map."""
+    """Return the note on label maps without a record; by case, whether its record is of an earlier state of the label map."""
     notes = []
     if changed := [case_id for case_id, was_recorded in without.items() if was_recorded]:
         notes.append(f"{place}: {_count(changed, 'label map')} changed since it was written: {listed(changed)}; their records are left out")
@@ -127,7 +127,7 @@ def _read_summary(path: Path, label_maps: Mapping[str, Path], part: tuple[int, i
 
 
 def note_on_other_part(path: Path, output: Path, part: tuple[int, int]) -> str | None:
-    """Return what the user should know if a new run of a part replaces the summary of another part, as where all parts name one file."""
+    """Return a note for the user if a new run of a part replaces the summary of another part, as where all parts name one file."""
     if part[0] == 1 or not path.exists():
         return None
     try:
@@ -154,7 +154,7 @@ def _count(items: Sequence[str], noun: str) -> str:
 
 
 def _read(path: Path) -> list[RecordedCase]:
-    """Return the records of all runs of a summary, the last one of each case last; raise NotASummaryError if it is none."""
+    """Return the records of all runs of a summary, the last one of each case last; raise NotASummaryError for another file."""
     found = [one for run in read_summary(path) for one in run.all_cases()]
     try:
         for one in found:
@@ -165,9 +165,9 @@ def _read(path: Path) -> list[RecordedCase]:
 
 
 def _record(values: Mapping[str, Any]) -> CaseRecord:
-    """Return a record from its JSON; raise ValueError, TypeError, KeyError or AttributeError if it is none.
+    """Return a record from its JSON; raise ValueError, TypeError, KeyError or AttributeError if it is not one.
 
-    The run only shows a few of its fields: the others are kept as they are, also those of which this version knows nothing.
+    The run only shows a few of its fields: the others are kept as they are, also those unknown to this version.
     """
     report = changes = None
     if values["num_iterations"] is not None:

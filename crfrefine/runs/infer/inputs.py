@@ -1,4 +1,4 @@
-"""What a run reads: its cases, how their files are read, and the names of labels and modalities. No voxels are read here."""
+"""The inputs of a run: its cases, how their files are read, and the names of labels and modalities. No voxels are read here."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from crfrefine.runs.infer.options import InferenceOptions
 
 @dataclass(frozen=True)
 class RunInputs:
-    """What a run reads."""
+    """The inputs of a run."""
 
     cases: tuple[CaseFiles, ...]  # all, those of other parts too
     reading: ReadingOptions
-    structures: Mapping[str, int]  # number of each by its name, if each has a file of its own
+    structures: Mapping[str, int]  # number of each by its name, if each has its own file
     names: Names  # of labels whose input does not name them
-    notes: tuple[str, ...]  # what was ignored, and why
+    notes: tuple[str, ...]  # notes on ignored files
 
 
 def find_inputs(options: InferenceOptions) -> RunInputs:

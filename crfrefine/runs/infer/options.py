@@ -30,7 +30,7 @@ class InferenceOptions:
     resample: bool = False  # whether logits and masks on another grid are interpolated onto the image's
     device: str = "auto"  # "auto", "cpu", "cuda" or "cuda:N"
     threads: int | None = None  # CPU threads; None: the cores this process may use
-    max_memory: int | None = None  # bytes that the run may take; None, or more than the system allows: what the system allows
+    max_memory: int | None = None  # bytes that the run may take; at most, and by default, the system's limit
     save_probabilities: bool = False  # also write the marginals
     save_logits: bool = False  # also write the refined logits
     save_structures: bool = False  # also write one binary file per structure, where the input was such files
@@ -42,7 +42,7 @@ class InferenceOptions:
     summary: Path | None = None  # JSON file to write; JSON lines if its name ends in `.jsonl`
     choice: Mapping[str, Any] | None = None  # how `parameters` were chosen for these cases, for the record; None: they were given
     nnunet: Path | None = None  # folder of nnU-Net's predictions, or of a trained network, in which images and probabilities are found
-    manifest: Path | None = None  # a table that names the files of each case, in place of `images`, `logits` and files of masks
+    manifest: Path | None = None  # a table that names the files of each case, instead of `images`, `logits` and files of masks
     command: tuple[str, ...] = ()  # the arguments of the command line, for the summary
     dask: str | None = None  # address of a Dask scheduler, or its scheduler file; None means that cases are computed here
     allow_vanishing: bool = False  # whether rules of [postprocess] may empty a structure, or remove more than a tenth of it

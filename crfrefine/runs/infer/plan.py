@@ -1,4 +1,4 @@
-"""What a run of `crfrefine infer` will do, found out before any case is read: its device, cases, outputs, and summary."""
+"""The plan of a run of `crfrefine infer`, made before any case is read: its device, cases, outputs, and summary."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class RunPlan:
     summary: RunSummary  # without its cases
     notes: tuple[str, ...]
     names_file: Path | None  # where the names of structures are written; None: nowhere
-    record: Path | None  # in the output folder; None: there is none
+    record: Path | None  # in the output folder; None without one
     has_record: bool  # whether that of earlier runs is there and is kept
 
 
@@ -47,7 +47,7 @@ def select_part(cases: Sequence[CaseFiles], num_parts: int, part_id: int) -> lis
 
 
 def plan_run(options: InferenceOptions) -> RunPlan:
-    """Return what a run will do, after all checks that can be made in advance."""
+    """Return the plan of a run, after all checks that can be made in advance."""
     device, device_name = _choose_device(options)
     inputs = find_inputs(options)
     cases = select_part(inputs.cases, options.num_parts, options.part_id)
@@ -117,7 +117,7 @@ def _choose_device(options: InferenceOptions) -> tuple[str, str]:
 def _read_earlier(
     options: InferenceOptions, cases: Sequence[CaseFiles], outputs: Sequence[OutputFiles], inputs: Sequence[str], record: Path | None
 ) -> EarlierRecords:
-    """Return what earlier runs say of the cases; without --continue only a note, if the summary is of another part of the folder."""
+    """Return records of the cases by earlier runs; without --continue only a note, if the summary is of another part of the folder."""
     if options.summary is not None:
         check_summary_path(options.summary, outputs)
     part = (options.num_parts, options.part_id)

@@ -61,7 +61,7 @@ class CaseRecord(Record):
     changes: LabelChanges | None = None  # voxels of each label before and after
     vanished_labels: tuple[int, ...] = ()  # in the network's result, its own files too, and not in the refined label map
     other_parameters: dict[str, Any] | None = None  # tables that a skipped case was refined with, where they are not as in this run
-    kept: dict[str, Any] | None = None  # the record of an earlier run; its fields stand in the file, but for those of this run
+    kept: dict[str, Any] | None = None  # the record of an earlier run; its fields are in the file, except those of this run
 
     def fail(self, failure: Failure) -> None:
         """Mark the case as failed."""
@@ -69,7 +69,7 @@ class CaseRecord(Record):
         self.output = self.written = self.probabilities = self.logits = self.preview = self.structures = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as they stand in a JSON file, those of the mean field and of the labels beside the others."""
+        """Return the fields as they are in a JSON file, those of the mean field and of the labels beside the others."""
         fields = dataclasses.asdict(self)
         kept, times, notes, _ = (fields.pop(name) for name in ("kept", "times", "notes", "failures"))
         values: dict[str, Any] = {}
@@ -101,7 +101,7 @@ class RunSummary:
     max_memory_source: str = ""  # what sets this limit, a phrase
     num_parts: int = 1
     part_id: int = 0  # from 0
-    label_names: dict[int, str] = field(default_factory=dict)  # by number, where each structure has a file of its own
+    label_names: dict[int, str] = field(default_factory=dict)  # by number, where each structure has its own file
     num_cases: int = 0  # of this part
     all_cases: dict[str, str] = field(default_factory=dict)  # the label map of each case, those of other parts too, in their order
     output_folder: str = ""  # or for one case a file
@@ -120,7 +120,7 @@ class RunSummary:
         return sum(record.status == status for record in self.cases)
 
     def head(self) -> dict[str, Any]:
-        """Return plain values for a file, those of the run alone; None for numbers that JSON does not have."""
+        """Return plain values for a file, those of the run only; None for numbers that JSON does not have."""
         import crfrefine
 
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in ("cases", "earlier")}
@@ -152,7 +152,7 @@ def record_file(output: Path, inputs: Sequence[str], part_id: int, num_parts: in
 
 
 def records_in(folder: Path) -> list[Path]:
-    """Return the records in an output folder; none if there are none."""
+    """Return the records in an output folder; empty without any."""
     return sorted((folder / RECORD_FOLDER).glob(f"run-*{LINES_SUFFIX}"))
 
 

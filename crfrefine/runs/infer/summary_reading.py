@@ -52,12 +52,12 @@ class RecordedRun:
 
     @property
     def started(self) -> str:
-        """When it began, UTC; empty if it does not say so."""
+        """When it began, UTC; empty if unknown."""
         return str(self.head.get("started", ""))
 
     @cached_property
     def parameters(self) -> dict[str, Any]:
-        """What it refines with, to be compared."""
+        """Its parameters, to be compared."""
         return as_read(self.head["parameters"])
 
     def all_cases(self) -> list[RecordedCase]:
@@ -69,7 +69,7 @@ class RecordedRun:
 class RecordedCase:
     """A record of a case, and the run that has it: whether the case is done, `infer --continue` and `status` ask here."""
 
-    values: Mapping[str, Any]  # the fields as they stand in the file
+    values: Mapping[str, Any]  # the fields as they are in the file
     run: RecordedRun
 
     @property
@@ -88,7 +88,7 @@ class RecordedCase:
 
     @cached_property
     def parameters(self) -> dict[str, Any]:
-        """What the case was refined with, to be compared."""
+        """The parameters of the case, to be compared."""
         other = self.values.get("other_parameters")
         return as_read({**self.run.head["parameters"], **other}) if other else self.run.parameters
 
@@ -114,7 +114,7 @@ def read_summary(path: Path) -> list[RecordedRun]:
 
 
 def as_read(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Return parameters as they stand in a summary: lists for tuples, and keys that an older version did not have at their defaults."""
+    """Return parameters as they are in a summary: lists for tuples, and keys that an older version did not have at their defaults."""
     with suppress(ConfigError):  # A newer version may have more keys.
         parameters = CrfParameters.from_dict(parameters).to_dict()
     table: dict[str, Any] = json.loads(json.dumps(without_nonfinite(dict(parameters))))
@@ -122,14 +122,14 @@ def as_read(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def whole(value: Any) -> int:
-    """Return a whole number; raise TypeError if it is none."""
+    """Return a whole number; raise TypeError for another value."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"expected a whole number, got {shorten_value(value)}")
     return value
 
 
 def text(value: Any) -> str:
-    """Return a text; raise TypeError if it is none."""
+    """Return a text; raise TypeError for another value."""
     if not isinstance(value, str):
         raise TypeError(f"expected text, got {shorten_value(value)}")
     return value

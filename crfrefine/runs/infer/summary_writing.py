@@ -24,7 +24,7 @@ SAVE_SECONDS = 1.0
 _SHARE_OF_TIME = 0.05
 """Part of the time that saving, or waiting for the disk, may take; with many thousand cases, saves are rarer.
 
-A kill loses nothing that was written; a power cut loses what the disk has not written yet.
+A kill loses nothing that was written; a power cut loses the part that the disk has not written yet.
 """
 
 
@@ -43,7 +43,7 @@ class SummaryLines:
         self._summary = summary
         self._append = append
         self._file: int | None = None
-        self._waiting = b""  # What the disk has not taken.
+        self._waiting = b""  # Bytes that the disk has not taken.
         self._synced, self._sync_seconds = -float("inf"), 0.0
         self._lock = threading.Lock()
 
@@ -111,7 +111,7 @@ class SummaryFile:
         self._writing = threading.Lock()
 
     def save_first(self) -> None:
-        """Save the run without cases, so that a run that is killed in its first case leaves what it was about to do."""
+        """Save the run without cases, so that a run that is killed in its first case leaves its plan."""
         self._save()
 
     def case_ended(self, record: CaseRecord) -> None:

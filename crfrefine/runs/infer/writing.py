@@ -48,7 +48,7 @@ class RefinedArrays:
     before: NDArray[Any] | None  # (*grid) the labels before refinement, for the preview
     before_name: str  # what these come from
     subtitle: str  # of the preview
-    segments: tuple[Segment, ...]  # what the label map or the structures that were refined say of the labels
+    segments: tuple[Segment, ...]  # names and colors of the labels in the refined input
     names: Names  # of the labels, in the segments or elsewhere
 
 
