@@ -20,7 +20,7 @@ def info(
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Also read the voxels: ranges, or counts of labels.")] = False,
     resample: ResampleOption = False,
 ) -> None:
-    """Show the content of a file or folder; without one, the installation."""
+    """Show what a file or folder holds; without one, the setup."""
     paths = [parse_path(text) for text in ctx.args]
     if not paths:
         _show_installation(as_json)
