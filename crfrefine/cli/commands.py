@@ -120,7 +120,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
     "evaluate": _PANELS,
     "convert": {},
     "info": {"options_metavar": "[OPTIONS] [FILE]...", **_FILES},
-    "status": {"options_metavar": "[OPTIONS] PATH...", **_FILES},
+    "status": {"options_metavar": "[OPTIONS] FOLDER...", **_FILES},
     "tune": _PANELS,
     "demo": {},
 }

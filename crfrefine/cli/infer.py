@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from crfrefine.cli import options as shared
+from crfrefine.cli.gone import GONE
 from crfrefine.errors import CrfRefineError
 
 
@@ -88,8 +89,8 @@ def infer(
         Path | None,
         shared.path_option(
             "--summary",
-            metavar="FILE.json|.jsonl",
-            help="Write a copy of the record of each case, which the output folder has; .jsonl: a line as each ends.",
+            metavar="FILE.json",
+            help="Write the record of each case as JSON when the run ends.",
         ),
     ] = None,
     verbose: shared.VerboseOption = False,
@@ -100,6 +101,8 @@ def infer(
         raise typer.BadParameter("--num-parts needs --part-id: the part for this process", param_hint="--part-id")
     if part_id is not None and part_id >= num_parts:
         raise typer.BadParameter(f"{part_id} is not below --num-parts {num_parts}: parts are numbered from 0", param_hint="--part-id")
+    if summary is not None and summary.name.lower().endswith(".jsonl"):
+        raise typer.BadParameter(GONE["--summary FILE.jsonl"], param_hint="--summary")
     verbosity = shared.verbosity_of(verbose, quiet)
     shared.check_sources(images, logits, nnunet, manifest, masks, input_type)
     is_auto, is_sharp = config == shared.AUTO, False

@@ -86,7 +86,7 @@ class Reporter(RunReporter, InferenceObserver):
             numbers = f"{describe_steps(record)}, {voxels_changed(record)}, {record.seconds:.2f} s"
             self._say(f"{head}: {numbers} -> {record.output}")
         if self._verbosity >= VERBOSE and record.status == "done":
-            for line in record.report.filters if record.report else ():
+            for line in record.filters:
                 self._say(f"    {line}")
             self._say("    " + ", ".join(f"{stage} {seconds:.3f} s" for stage, seconds in record.times.items()))
         self._update(completed=self._ended)
@@ -136,8 +136,8 @@ def print_results(summary: RunSummary) -> None:
         (
             record.case_id,
             record.status,
-            "" if record.report is None else str(record.report.num_iterations),
-            "" if record.changes is None else str(record.changes.voxels_changed),
+            "" if record.num_iterations is None else str(record.num_iterations),
+            "" if record.voxels_changed is None else str(record.voxels_changed),
             f"{record.seconds:.2f}" if record.times else "",
             "" if record.output is None else str(record.output),
         )
@@ -172,13 +172,12 @@ def print_table(names: tuple[str, ...], rows: Sequence[tuple[str, ...]], numbers
 
 def describe_steps(record: CaseRecord) -> str:
     """Return how many steps were taken, and whether that was enough."""
-    count = record.report.num_iterations if record.report else 0
-    return counted(count, "step") + (" (converged)" if record.report and record.report.converged else "")
+    return counted(record.num_iterations or 0, "step") + (" (converged)" if record.converged else "")
 
 
 def voxels_changed(record: CaseRecord) -> str:
     """Return how many voxels changed their label, as text."""
-    count = record.changes.voxels_changed if record.changes else 0
+    count = record.voxels_changed or 0
     return f"{count:,} {'voxel' if count == 1 else 'voxels'} changed"
 
 

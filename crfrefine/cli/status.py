@@ -1,7 +1,8 @@
-"""`crfrefine status`: the done, failed and missing cases of folder runs."""
+"""`crfrefine status`: which cases of folder runs are done, failed and missing."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,10 +11,10 @@ from crfrefine.base.text import counted, for_terminal, listed, printable, shorte
 from crfrefine.cli.options import parse_path
 
 if TYPE_CHECKING:
-    from crfrefine.runs.status import RunStatus
+    from crfrefine.runs.infer.store import CaseState
 
 _MAX_LISTED = 20
-_MAX_OF_A_REASON = 300
+_MAX_REASON = 300
 
 
 def status(
@@ -21,45 +22,58 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Name all cases, not the first 20 of each kind.")] = False,
 ) -> None:
-    """Show what is left of folder runs."""
-    paths = [parse_path(text) for text in ctx.args]
-    if not paths:
-        raise typer.BadParameter("name output folders of runs, or files that --summary wrote", param_hint="PATH...")
-    from crfrefine.runs.status import DONE, find_status
+    """Show which cases of folder runs are done, failed or missing."""
+    folders = [parse_path(text) for text in ctx.args]
+    if not folders:
+        raise typer.BadParameter("name output folders of runs", param_hint="FOLDER...")
+    from crfrefine.errors import InputError
+    from crfrefine.runs.infer.records import note_on_num_labels
+    from crfrefine.runs.infer.store import case_states, read_records
 
-    runs, notes = find_status(paths)
-    is_complete = not notes and all(case.state == DONE for run in runs for case in run.cases)
+    reports, is_complete = [], True
+    for folder in folders:
+        recorded = read_records(folder)
+        if not recorded.runs:
+            raise InputError("\n  ".join([f"{folder}: holds no record of `infer`; name the output folder of a run", *recorded.notes]))
+        cases = case_states(folder, recorded)
+        done = [recorded.latest[case.case_id].record for case in cases if case.state == "done" and case.case_id in recorded.latest]
+        is_complete = is_complete and not recorded.notes and all(case.state == "done" for case in cases)
+        notes = [*recorded.notes, *filter(None, [note_on_num_labels(done)])]
+        if vanished := [record.case_id for record in done if record.vanished_labels]:
+            notes.append(f"labels vanished in {counted(len(vanished), 'case')}: {listed(vanished)}")
+        reports.append((folder, cases, notes))
     if as_json:
         import json
 
-        print(json.dumps({"schema": 2, "is_complete": is_complete, "runs": [run.to_dict() for run in runs], "notes": notes}, indent=2))
+        content = []
+        for folder, cases, notes in reports:
+            values = [{**case._asdict(), "label_map": str(case.label_map)} for case in cases]
+            content.append({"output_folder": str(folder.resolve()), "cases": values, "notes": notes})
+        print(json.dumps({"schema": 2, "is_complete": is_complete, "folders": content}, indent=2))
     else:
-        for run in runs:
-            _show(run, len(run.cases) if verbose else _MAX_LISTED, names_done=verbose)
-        for note in notes:
-            print(for_terminal(f"note: {note}"))
+        for folder, cases, notes in reports:
+            _show(folder, cases, notes, len(cases) if verbose else _MAX_LISTED)
     if not is_complete:
         raise typer.Exit(1)
 
 
-def _show(run: RunStatus, most: int, *, names_done: bool) -> None:
-    """Print the state of a run, with the names of at most so many cases of each kind."""
-    from crfrefine.runs.status import DONE, FAILED, MISSING, STATES
-
-    counts = ", ".join(f"{len(run.of_state(state))} {state}" for state in STATES)
-    print(f"{printable(run.output_folder)}: {counted(len(run.cases), 'case')}: {counts}")
-    failed, missing = run.of_state(FAILED), run.of_state(MISSING)
-    with_reason = [*failed, *(case for case in missing if case.reason != "not reached")]
-    for case in with_reason[:most]:
-        reason = (case.reason or "").partition("\n")[0]
-        print(f"  {case.state}: {shorten(case.case_id)}: {shorten(reason, _MAX_OF_A_REASON)}")
-    if len(with_reason) > most:
-        print(f"  {len(with_reason) - most} more, which -v names")
-    if names := [case.case_id for case in missing if case.reason == "not reached"]:
-        print(f"  missing: {listed(names, most=most)}")
-    if failed or missing:
-        parts = sorted({case.part_id for case in (*failed, *missing)})
-        of_parts = f", part {', '.join(map(str, parts))} of {run.num_parts}," if run.num_parts > 1 else ""
-        print(f"  run the same command{of_parts} with --continue")
-    if names_done and run.of_state(DONE):
-        print(f"  done: {listed([case.case_id for case in run.of_state(DONE)], most=most)}")
+def _show(folder: Path, cases: list[CaseState], notes: list[str], max_listed: int) -> None:
+    """Print the counts, and the reason of each case that is not done; at most so many cases of a kind and reason."""
+    by_state = {state: [case for case in cases if case.state == state] for state in ("done", "failed", "missing")}
+    counts = ", ".join(f"{len(of_state)} {state}" for state, of_state in by_state.items())
+    print(f"{printable(str(folder))}: {counted(len(cases), 'case')}: {counts}")
+    for case in by_state["failed"][:max_listed]:
+        print(f"  failed: {shorten(case.case_id)}: {shorten(case.reason.partition(chr(10))[0], _MAX_REASON)}")
+    if (more := len(by_state["failed"]) - max_listed) > 0:
+        print(f"  failed: {more} more, which -v names")
+    for state in ("missing", "done"):
+        by_reason: dict[str, list[str]] = {}
+        for case in by_state[state]:
+            by_reason.setdefault(case.reason, []).append(case.case_id)
+        for reason, names in by_reason.items():
+            if reason:
+                print(f"  {state}: {listed(names, most=max_listed)}: {shorten(reason, _MAX_REASON)}")
+    for note in notes:
+        print(for_terminal(f"  note: {note}"))
+    if by_state["failed"] or by_state["missing"]:
+        print("  run the same command with --continue for the rest")

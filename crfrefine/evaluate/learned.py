@@ -9,8 +9,7 @@ from crfrefine.base.text import printable
 from crfrefine.evaluate.pairing import CasePair
 from crfrefine.io.paths import stem_of
 from crfrefine.parameters.model import TRAINED_ON
-from crfrefine.runs.infer.records import records_in
-from crfrefine.runs.infer.summary_reading import NotASummaryError, RecordedCase, read_summary
+from crfrefine.runs.infer.store import Entry, read_records
 
 
 def cases_learned_on(pairs: Sequence[CasePair], notes: list[str]) -> dict[str, tuple[str, ...]]:
@@ -18,7 +17,7 @@ def cases_learned_on(pairs: Sequence[CasePair], notes: list[str]) -> dict[str, t
 
     A method without a record, or without cases of this kind, is left out. A record that cannot be read is noted.
     """
-    records: dict[Path, dict[str, RecordedCase]] = {}
+    records: dict[Path, dict[str, Entry]] = {}
     learned: dict[str, list[str]] = {}
     for pair in pairs:
         for method, files in pair.methods.items():
@@ -27,19 +26,14 @@ def cases_learned_on(pairs: Sequence[CasePair], notes: list[str]) -> dict[str, t
             path = files.label_map.resolve()
             if path.parent not in records:
                 records[path.parent] = _read_records(path.parent, notes)
-            record = records[path.parent].get(path.name if path.is_dir() else stem_of(path))
-            if record is not None and printable(record.case_id) in (record.parameters.get(TRAINED_ON) or ()):
+            entry = records[path.parent].get(path.name if path.is_dir() else stem_of(path))
+            if entry is not None and printable(entry.record.case_id) in (entry.run.settings.get(TRAINED_ON) or ()):
                 learned.setdefault(method, []).append(pair.case_id)
     return {method: tuple(cases) for method, cases in learned.items()}
 
 
-def _read_records(folder: Path, notes: list[str]) -> dict[str, RecordedCase]:
+def _read_records(folder: Path, notes: list[str]) -> dict[str, Entry]:
     """Return the newest record of each label map in a folder, by the name of the file without its suffix."""
-    runs = []
-    for path in records_in(folder):
-        try:
-            runs += read_summary(path)
-        except NotASummaryError as error:
-            notes.append(f"{error}; which cases its parameters were learned on is not known")
-    cases = [case for run in sorted(runs, key=lambda run: run.started) for case in run.all_cases()]
-    return {stem_of(Path(case.values["output"])): case for case in cases if isinstance(case.values.get("output"), str)}
+    recorded = read_records(folder)
+    notes += [f"{note}; its parameters may have been learned on more cases than are known" for note in recorded.notes]
+    return {stem_of(entry.record.output): entry for entry in recorded.entries if entry.record.output is not None}

@@ -26,8 +26,7 @@ from crfrefine.runs.execution.threads import Workers
 from crfrefine.runs.infer.inputs import find_inputs
 from crfrefine.runs.infer.options import InferenceOptions
 from crfrefine.runs.infer.plan import plan_run
-from crfrefine.runs.infer.records import records_in
-from crfrefine.runs.infer.summary_reading import NotASummaryError, read_summary
+from crfrefine.runs.infer.store import read_records
 from crfrefine.train.budget import Budget, TimeIsUpError
 from crfrefine.train.observer import TrainingObserver
 from crfrefine.train.options import UnlabeledOptions, check_outputs
@@ -110,14 +109,9 @@ def choose_for(options: InferenceOptions, overrides: Mapping[str, Any], observer
 
 def _recorded(options: InferenceOptions, inputs: Sequence[str]) -> Mapping[str, Any] | None:
     """Return the record of the newest run on the same inputs into the same folder that had chosen its parameters."""
-    runs = []
-    for path in () if options.writes_file else records_in(options.output):
-        try:
-            runs += read_summary(path)
-        except NotASummaryError:  # The run says so itself.
-            continue
-    chosen = [run for run in runs if isinstance(run.head.get("choice"), dict) and list(run.head.get("inputs", ())) == list(inputs)]
-    return max(chosen, key=lambda run: run.started).head if chosen else None
+    runs = [] if options.writes_file else read_records(options.output).runs
+    chosen = [run.head for run in runs if isinstance(run.head.get("choice"), dict) and run.inputs == list(inputs)]
+    return chosen[-1] if chosen else None
 
 
 def causes_of(left_out: Mapping[str, str]) -> list[str]:

@@ -93,7 +93,18 @@ def test_summary_has_a_record_of_each_case(folders):
     summary = json.loads(path.read_text())
     assert set(summary) == {
         *("schema", "version", "device", "requested_device", "threads", "parameters", "choice", "num_parts", "part_id"),
-        *("num_cases", "started", "seconds", "interrupted", "num_done", "num_skipped", "num_failed", "label_names", "cases", "not_reached"),
+        *(
+            "num_cases",
+            "started",
+            "seconds",
+            "interrupted",
+            "num_done",
+            "num_skipped",
+            "num_failed",
+            "label_names",
+            "cases",
+            "network_spacing",
+        ),
         *("max_memory", "max_memory_source", "all_cases", "output_folder", "inputs", "working_folder", "command", "resumed"),
     }
     assert (summary["num_cases"], summary["num_done"], summary["num_skipped"], summary["num_failed"]) == (3, 2, 0, 1)

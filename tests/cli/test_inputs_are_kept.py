@@ -65,7 +65,6 @@ def test_infer(folders, tmp_path, how):
         ("a_preview.png", described, ("--preview",)),
         ("a/x.nii.gz", logits, ("--save-structures",)),
         ("summary.json", described, ("--summary", folders.output / "summary.json")),
-        ("lines.jsonl", image, ("--summary", folders.output / "lines.jsonl")),
     ):
         refused(tmp_path, partial(infer, folders, *options), folders.output / name, target, how)
     recorded = infer(folders, status=0) and next((folders.output / ".crfrefine").iterdir())

@@ -46,13 +46,13 @@ def test_parts_continue_and_status_work_with_it(manifest, tmp_path, monkeypatch)
     monkeypatch.chdir(manifest.parent)
     arguments = ("infer", "--manifest", "cases.csv", "-o", "../out", *FAST)
     for part_id in range(2):
-        assert run_here(*arguments, "--num-parts", 2, "--part-id", part_id, "--summary", f"../out/{part_id}.jsonl").status == 0
+        assert run_here(*arguments, "--num-parts", 2, "--part-id", part_id).status == 0
     assert run_here("status", "../out").status == 0
     (tmp_path / "out" / "sub" / "second.nii.gz").unlink()
     result = run_here("status", "../out", "--json", status=1)
-    (run,) = json.loads(result.stdout)["runs"]
-    assert [(case["part_id"], case["state"]) for case in run["cases"]] == [(0, "done"), (1, "missing"), (0, "done")]
-    result = run_here(*arguments, "--continue", "--num-parts", 2, "--part-id", 1, "--summary", "../out/1.jsonl")
+    (folder,) = json.loads(result.stdout)["folders"]
+    assert [case["state"] for case in folder["cases"]] == ["done", "missing", "done"]
+    result = run_here(*arguments, "--continue", "--num-parts", 2, "--part-id", 1)
     assert [line.split("\t")[1] for line in result.stdout.splitlines()[1:]] == ["done"]
     assert run_here("status", "../out").status == 0
 
@@ -99,13 +99,13 @@ def test_a_bad_table_ends_the_run_before_anything_is_written(manifest, tmp_path)
     result = run_here("infer", "--manifest", manifest, "-o", tmp_path / "out", "--summary", manifest, status=1)
     assert "would replace an input" in result.stderr
     (manifest.parent / "net" / "2" / "output.nii.gz").unlink()
-    result = run_here("infer", "--manifest", manifest, "-o", tmp_path / "out", "--summary", tmp_path / "s.jsonl", status=1)
+    result = run_here("infer", "--manifest", manifest, "-o", tmp_path / "out", "--summary", tmp_path / "s.json", status=1)
     assert result.stderr == (
         f"crfrefine: error: {manifest}: 1 problem; no case is refined\n"
         f"  line 4: logits: {manifest.parent}/net/2/output.nii.gz: no such file\n"
     )
     assert not (tmp_path / "out").exists()
-    assert not (tmp_path / "s.jsonl").exists()
+    assert not (tmp_path / "s.json").exists()
 
 
 def test_other_inputs_beside_it_are_wrong_usage(manifest, tmp_path):

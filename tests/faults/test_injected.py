@@ -14,20 +14,20 @@ import crfrefine.runs.infer.run as infer_run
 
 
 def before(step, monkeypatch, case_id, fault):
-    """Let something happen when a case is about to be read (`_read`), or has been read and is about to be refined (`_refine`)."""
-    original = getattr(infer_run._Run, step)
+    """Let something happen when a case is about to be read (`read_case`), or refined (`finish_case`)."""
+    original = getattr(infer_run, step)
 
-    def faulty(run, task, *rest):
+    def faulty(settings, task, *rest):
         if (getattr(task, "record", None) or task.files).case_id == case_id:
             fault()
-        return original(run, task, *rest)
+        return original(settings, task, *rest)
 
-    monkeypatch.setattr(infer_run._Run, step, faulty)
+    monkeypatch.setattr(infer_run, step, faulty)
 
 
 def test_the_output_folder_is_moved_away_while_running(folders, tmp_path, monkeypatch):
     summary = tmp_path / "summary.json"
-    before("_refine", monkeypatch, "c", lambda: folders.output.rename(tmp_path / "elsewhere"))
+    before("finish_case", monkeypatch, "c", lambda: folders.output.rename(tmp_path / "elsewhere"))
     result = run_here("infer", *folders.arguments, "--threads", 1, "--summary", summary, status=1)
     assert f"cannot be written: there is no folder {folders.output}" in result.stderr
     assert "Traceback" not in result.stderr
@@ -41,7 +41,7 @@ def test_the_output_folder_is_moved_away_while_running(folders, tmp_path, monkey
 
 def test_inputs_that_vanish_after_they_were_found(folders, monkeypatch):
     for folder, name in ((folders.images, "a_0001.nii.gz"), (folders.logits, "b.nii.gz")):
-        before("_read", monkeypatch, name[0], (folder / name).unlink)
+        before("read_case", monkeypatch, name[0], (folder / name).unlink)
     result = run_here("infer", *folders.arguments, "--threads", 1, status=1)
     assert f"{folders.images / 'a_0001.nii.gz'}: " in result.stderr
     assert f"{folders.logits / 'b.nii.gz'}: " in result.stderr

@@ -34,27 +34,6 @@ def check_summary(path):
     assert [case["status"] in ("done", "skipped") for case in summary["cases"]] == [True] * 3
 
 
-def test_infer_with_lines_of_a_summary(tmp_path):
-    """The file is not replaced but grows: what a kill cut off is gone at the next run, and each run has a first and a last line."""
-    folders = write_folders(tmp_path, "a", "b")
-    summary = tmp_path / "summary.jsonl"
-    work = Work(
-        ("infer", *folders.arguments, "--threads", 1, "--preview", "--summary", summary),
-        outputs=[folders.output],
-        resume=["--continue"],
-        before=lambda: summary.unlink(missing_ok=True),
-        after=lambda: check_lines(summary),
-    )
-    check_kills(work, tmp_path, seed=2)
-
-
-def check_lines(path):
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert lines[-1]["run"] == "ended"
-    assert lines[-1]["num_done"] + lines[-1]["num_skipped"] == 2
-    assert lines[0]["run"] == "started"
-
-
 def test_infer_that_replaces_older_results(tmp_path):
     """Every file is the old one or the new one; there is no --continue that would take the old ones for done."""
     folders = write_folders(tmp_path, "a", "b")

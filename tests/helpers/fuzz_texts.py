@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import shutil
 from functools import cache
 from pathlib import Path
 
@@ -23,8 +24,8 @@ from crfrefine.evaluate.records import from_json
 from crfrefine.metrics.regions import parse_region, read_regions
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.toml import parse_override
-from crfrefine.runs.infer.earlier import read_earlier
-from crfrefine.runs.status import find_status
+from crfrefine.runs.infer.records import SCHEMA
+from crfrefine.runs.infer.store import case_states, read_records, record_path
 
 _BRATS = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}
 _DESCRIPTION = {"channel_names": {"0": "T1", "1": "FLAIR"}, "labels": {**_BRATS, "ignore": 4}, "file_ending": ".nii.gz"}
@@ -36,18 +37,17 @@ _MEASURED = {
 }
 _RECORD = {
     **{"case_id": "a", "status": "done", "output": "out/a.nii.gz", "times": {"compute": 0.5}, "written": "2026-01-01T00:00:00"},
-    **{"other_parameters": None, "num_iterations": 5, "converged": True, "energy": [1.0, None], "filters": ["grid"]},
+    **{"run": "0", "num_iterations": 5, "converged": True, "energy": [1.0, None], "filters": ["grid"]},
     **{"voxels_changed": 3, "voxels_before": [1, 2], "voxels_after": [2, 1]},
 }
 _RUN = {
-    **{"schema": 1, "parameters": CrfParameters().to_dict(), "num_parts": 2, "part_id": 0, "resumed": False},
+    **{"run": "0", "schema": SCHEMA, "parameters": CrfParameters().to_dict(), "num_parts": 2, "part_id": 0, "resumed": False},
     **{"all_cases": {"a": "out/a.nii.gz", "b": "out/b.nii.gz", "c": "/elsewhere/c.mha"}, "output_folder": "/data/out"},
     **{"command": ["infer", "-i", "images", "-o", "out", "--summary", "s_0.json"], "working_folder": "/data"},
     **{"inputs": ["/data/images", "/data/logits"], "started": "2026-01-01T00:00:00+00:00"},
 }
 _FAILED = {**_RECORD, "case_id": "c", "status": "failed", "output": None, "written": None, "error": "logits/c.nii.gz: no such file"}
-_SUMMARY = {**_RUN, "interrupted": True, "cases": [_RECORD, _FAILED], "not_reached": []}
-_LINES = ({"run": "started", **_RUN}, _RECORD, _FAILED, {"run": "ended", "seconds": 3.5, "interrupted": False, "num_done": 1})
+_LINES = (_RUN, _RECORD, _FAILED)
 
 # The contents of each kind of file.
 _CONTENTS = {
@@ -170,27 +170,28 @@ def _read_option(path, rng):
     CrfParameters().replace(**{key: value})
 
 
-def _summary(rng):
-    """A summary, or lines of one of which one is damaged; now and then the end is missing, as after a kill."""
-    if rng.random() < 0.5:
-        return {"summary.json": wrong_somewhere(_SUMMARY, rng)}
+def _record(rng):
+    """The record of a run, of which a line is damaged; now and then the end is missing, as after a kill."""
     lines = [json.dumps(line).encode() for line in _LINES]
     place = rng.randrange(len(lines))
     lines[place] = wrong_somewhere(_LINES[place], rng).replace(b"\n", b"")
     content = b"\n".join(lines) + b"\n"
-    return {"summary.jsonl": content[: rng.randrange(len(content))] if rng.random() < 0.3 else content}
+    return {record_path(Path()).name: content[: rng.randrange(len(content))] if rng.random() < 0.3 else content}
 
 
-def _read_summary(path, rng):
-    """As `status` does, or the next run that continues it."""
-    if path.suffix == ".jsonl" or rng.random() < 0.5:
-        ((run,), _) = find_status([path])
-        assert json.dumps(run.to_dict())
-    else:
-        label_maps = {name: path.with_name(f"{name}.nii.gz") for name in "abc"}
-        found = read_earlier(path, label_maps, CrfParameters().to_dict(), (2, 0))
-        assert all(isinstance(record.case_id, str) for record in found.all)
-        _require_lines(found.notes)
+def _read_record(path, rng):
+    """As `status` and the next run do."""
+    folder = path.parent
+    record_path(folder).parent.mkdir()
+    try:
+        record_path(folder).write_bytes(path.read_bytes())
+        recorded = read_records(folder)
+    finally:
+        shutil.rmtree(record_path(folder).parent)
+    _require_lines(recorded.notes)
+    assert all(json.dumps(state.case_id) for state in case_states(folder, recorded))
+    if recorded.notes:
+        raise InputError(recorded.notes[0])
 
 
 _HEAD = ("case", "images", "logits", "mask", "output", "spacing")
@@ -228,5 +229,5 @@ def text_targets():
     yield Target("checkpoint.json", lambda rng: {"c.json": wrong_somewhere(_trained(), rng)}, _read_checkpoint)
     yield Target("parameters.toml", lambda rng: {"p.toml": _damaged_text(CrfParameters().to_toml().encode(), rng)}, _read_parameters)
     yield Target("options", lambda rng: {"text": _damaged_text(rng.choice(_OPTIONS), rng)}, _read_option, names_file=False)
-    yield Target("summary", _summary, _read_summary)
+    yield Target("record", _record, _read_record, names_file=False)
     yield Target("manifest", _manifest, _read_manifest)

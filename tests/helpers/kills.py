@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from crfrefine.runs.infer.records import RECORD_FOLDER
+from crfrefine.runs.infer.store import RECORD_FOLDER
 
 NUM_KILLS = int(os.environ.get("CRFREFINE_TEST_KILLS", "4"))
 """Of each command; `make test-faults` sets more."""
@@ -89,7 +89,7 @@ def _without_run(value):
 
 def is_record(path):
     """Whether a file is a record of a run, which says how it went."""
-    return path.parent.name == RECORD_FOLDER and path.name.startswith("run-")
+    return path.parent.name == RECORD_FOLDER and path.name.startswith("record")
 
 
 def is_hidden(path):

@@ -12,7 +12,6 @@ from cli_helpers import Folders, write_folders
 import crfrefine.cases.case
 from crfrefine.base.failures import Failure
 from crfrefine.cases.case_files import CaseFiles
-from crfrefine.engines.base import MeanFieldReport
 from crfrefine.errors import InputError
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.execution.records import Observer
@@ -122,7 +121,7 @@ def test_parts_are_numbered_from_0():
 
 
 def test_a_summary_has_null_for_what_json_has_no_number_for():
-    record = CaseRecord("a", status="done", report=MeanFieldReport(3, False, (1.5, float("nan"), float("-inf"))))
+    record = CaseRecord("a", status="done", energy=(1.5, float("nan"), float("-inf")))
     summary = RunSummary("cpu", 1, {"bilateral": [{"weight": [float("inf"), 2.0]}]}, cases=[record])
     content = json.loads(summary.to_json(), parse_constant=pytest.fail)
     assert content["cases"][0]["energy"] == [1.5, None, None]

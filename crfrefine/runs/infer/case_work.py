@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crfrefine.base.failures import failing_alone
 from crfrefine.base.text import counted, listed
 from crfrefine.base.threads import available_threads
-from crfrefine.runs.execution.records import ignore
+from crfrefine.runs.execution.records import Observer
 from crfrefine.runs.infer.options import InferenceOptions
-from crfrefine.runs.infer.records import VANISHED, CaseRecord, time_of_change
+from crfrefine.runs.infer.records import VANISHED, CaseRecord, RunSummary
+from crfrefine.runs.infer.store import time_of_change
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from crfrefine.cases.case import Case, CaseFiles
     from crfrefine.cases.dataset_description import Names
@@ -39,21 +41,13 @@ class Task:
     number: int  # from 1
     files: CaseFiles
     outputs: OutputFiles
-    recorded: CaseRecord | None = None  # its entry in an earlier summary
+    # With --continue, what is known of the outputs that are there; None means that the case is refined.
+    earlier: CaseRecord | None = None
 
     @property
     def paths(self) -> tuple[Path | None, ...]:
         """Its inputs, for errors that do not name theirs."""
         return (*self.files.images, *self.files.logits, self.files.mask)
-
-    def earlier(self) -> CaseRecord | None:
-        """Return the record of a case whose outputs exist, are complete, are on its grid, and have not come from other parameters."""
-        from crfrefine.runs.infer.outputs import is_complete
-
-        record = self.recorded or CaseRecord(self.files.case_id)
-        if record.other_parameters is not None:
-            return None
-        return replace(record, status="skipped", output=self.outputs.label_map) if is_complete(self.outputs, self.files) else None
 
 
 @dataclass(frozen=True)
@@ -69,35 +63,51 @@ class CaseSettings:
 
 @dataclass
 class CaseInWork:
-    """A case on its way."""
+    """A case that was read."""
 
     task: Task
-    record: CaseRecord  # of an earlier run, if that is to be kept
-    case: Case | None = None  # from reading to refining; None: nothing is left to do, or it failed
-    refined: RefinedArrays | None = None  # from refining to writing
+    record: CaseRecord
+    case: Case | None = None  # None means that nothing is left to do, or that it failed
 
 
 def process_case(settings: CaseSettings, task: Task) -> CaseRecord:
-    """Return the record of a case after all its work, or of the earlier run that did it; errors are in the record."""
+    """Read, refine and write a case; return its record."""
+    return finish_case(settings, read_case(settings, task), Observer())
+
+
+def read_case(settings: CaseSettings, task: Task) -> CaseInWork:
+    """Read a case, unless its outputs are complete; errors are in its record."""
     work = CaseInWork(task, CaseRecord(task.files.case_id))
     with failing_alone(work.record.fail, *task.paths):
-        read_case(settings, work)
-        if work.case is not None:
-            refine_case(settings, work)
-            write_case(settings, work)
-    return work.record
+        _read(settings, work)
+    return work
 
 
-def read_case(settings: CaseSettings, work: CaseInWork) -> None:
-    """Read a case, unless the record of an earlier run is to be kept, and record its files."""
+def finish_case(settings: CaseSettings, work: CaseInWork, observer: Observer[RunSummary, CaseRecord]) -> CaseRecord:
+    """Refine and write a case that was read; return its record, which has its errors."""
+    task, record, refined = work.task, work.record, None
+    if work.case is None:
+        return record
+    observer.case_started(record.case_id, task.number)
+    for note in record.notes:
+        observer.note(note, case_id=record.case_id)
+    with failing_alone(record.fail, *task.paths):
+        refined = _refine(settings, work, observer)
+    if refined is not None:
+        with failing_alone(record.fail):
+            _write(settings, task.outputs, record, refined)
+    return record
+
+
+def _read(settings: CaseSettings, work: CaseInWork) -> None:
+    """Read a case, and record its files."""
     from crfrefine.cases import case as cases
     from crfrefine.cases.case_memory import what_to_keep
-    from crfrefine.runs.infer.outputs import check_case_outputs
+    from crfrefine.runs.infer.outputs import check_case_outputs, is_complete
 
     task, record = work.task, work.record
-    earlier = task.earlier() if settings.options.resume else None
-    if earlier is not None:
-        work.record = earlier
+    if task.earlier is not None and is_complete(task.outputs, task.files):
+        work.record = replace(task.earlier, status="skipped", output=task.outputs.label_map)
         return
     check_case_outputs(task.outputs)
     started = time.perf_counter()
@@ -109,13 +119,16 @@ def read_case(settings: CaseSettings, work: CaseInWork) -> None:
     record.grid_shape = tuple(case.image.shape[1:])
     record.spacing = tuple(float(step) for step in case.spacing)
     record.num_modalities, record.num_labels = len(case.image), case.num_labels
-    record.regions = case.regions
+    record.regions = None if case.regions is None else case.regions.to_dict()
     record.input_type = case.input_kind
     record.notes = list(case.notes)
 
 
-def refine_case(settings: CaseSettings, work: CaseInWork, *, progress: Progress = ignore, note: Callable[[str], object] = ignore) -> None:
-    """Run the CRF on a case that was read, and record the outcome; its input is free afterwards, except for a preview."""
+def _refine(settings: CaseSettings, work: CaseInWork, observer: Observer[RunSummary, CaseRecord]) -> RefinedArrays:
+    """Run the CRF on a case that was read, and record the outcome.
+
+    The input is free afterwards, except for what a preview shows.
+    """
     import numpy as np
 
     from crfrefine.arrays.label_maps import vanished_labels
@@ -128,12 +141,16 @@ def refine_case(settings: CaseSettings, work: CaseInWork, *, progress: Progress 
     started = time.perf_counter()
     lost, segments = (case.network.lost, case.network.segments) if isinstance(case.network, LabelMap) else ({}, ())
     names = settings.names.of_case(segments)
-    result = _result(settings, case, names.labels, progress)
+    result = _result(settings, case, names.labels, partial(observer.stage_changed, record.case_id))
     record.times["refine"] = time.perf_counter() - started
     record.times.update({f"refine.{stage}": seconds for stage, seconds in result.timings.items()})
-    record.report, record.changes, record.device = result.report, result.changes, result.device
+    record.device, report, changes = result.device, result.report, result.changes
+    record.num_iterations, record.converged = report.num_iterations, report.converged
+    record.energy, record.filters = report.energy, report.filters
+    record.voxels_changed = changes.voxels_changed
+    record.voxels_before, record.voxels_after = changes.voxels_before, changes.voxels_after
     notes = list(result.notes)
-    outvoted = vanished_labels(result.changes)
+    outvoted = vanished_labels(changes)
     vanished = dict(sorted({**lost, **outvoted}.items()))
     record.vanished_labels = tuple(vanished)
     if vanished:
@@ -141,18 +158,18 @@ def refine_case(settings: CaseSettings, work: CaseInWork, *, progress: Progress 
         by_crf = outvoted.keys() - result.lost_to_rules.keys()
         advice = "; a lower bilateral.weight or mean_field.temperature changes less" if by_crf else ""
         notes.append(f"{VANISHED}: {listed(gone, MAX_VANISHED)}{advice}")
-    if not result.changes.voxels_changed and any(result.changes.voxels_before[1:]) and settings.options.parameters.has_weight:
+    if not changes.voxels_changed and any(changes.voxels_before[1:]) and settings.options.parameters.has_weight:
         is_narrow = any(text.startswith(NARROW) for text in notes)
         advice = "" if is_narrow else "; a larger bilateral.weight, bilateral.theta_alpha or mean_field.temperature changes more"
         notes.append(f"no voxel changed its label{advice}")
     for text in notes:
-        note(text)
+        observer.note(text, case_id=record.case_id)
     record.notes += notes
     record.num_padding_voxels = result.num_padding_voxels
     record.voxels_removed, record.voxels_filled = result.voxels_removed, result.voxels_filled
     record.num_voxels_in_mask = result.label_map.size if case.mask is None else int(np.count_nonzero(case.mask))
     work.case = None
-    work.refined = RefinedArrays(
+    return RefinedArrays(
         like=replace(case.like, data=result.label_map),  # so that the image can be freed
         label_map=result.label_map,
         probabilities=probability_channels(result) if options.save_probabilities else None,
@@ -166,16 +183,13 @@ def refine_case(settings: CaseSettings, work: CaseInWork, *, progress: Progress 
     )
 
 
-def write_case(settings: CaseSettings, work: CaseInWork) -> None:
+def _write(settings: CaseSettings, outputs: OutputFiles, record: CaseRecord, refined: RefinedArrays) -> None:
     """Write a case that was refined, and close its record."""
     from crfrefine.runs.infer.writing import write_outcome
 
-    outputs, record, refined = work.task.outputs, work.record, work.refined
-    assert refined is not None
     started = time.perf_counter()
     threads = settings.options.threads or available_threads()
     write_outcome(record.case_id, refined, outputs, settings.structures, threads)
-    work.refined = None
     record.times["write"] = time.perf_counter() - started
     record.output, record.probabilities = outputs.label_map, outputs.probabilities
     record.logits, record.preview = outputs.logits, outputs.preview

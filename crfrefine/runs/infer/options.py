@@ -39,7 +39,7 @@ class InferenceOptions:
     num_parts: int = 1  # number of processes that share the cases
     part_id: int = 0  # number of this process, from 0
     fail_fast: bool = False  # stop at the first bad case
-    summary: Path | None = None  # JSON file to write; JSON lines if its name ends in `.jsonl`
+    summary: Path | None = None  # JSON file to write when the run ends
     choice: Mapping[str, Any] | None = None  # how `parameters` were chosen for these cases, for the record; None: they were given
     nnunet: Path | None = None  # folder of nnU-Net's predictions, or of a trained network, in which images and probabilities are found
     manifest: Path | None = None  # a table that names the files of each case, instead of `images`, `logits` and files of masks

@@ -12,7 +12,7 @@ from crfrefine.errors import InputError
 from crfrefine.io.atomic import check_replaceable
 from crfrefine.io.paths import VOLUME_SUFFIXES, stem_of, suffix_of
 from crfrefine.io.recognition import files_read, files_written, suffix_to_write
-from crfrefine.runs.infer.records import RECORD_FOLDER
+from crfrefine.runs.infer.store import RECORD_FOLDER
 from crfrefine.runs.infer.structure_names import LabelFiles
 
 if TYPE_CHECKING:

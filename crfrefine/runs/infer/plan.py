@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from crfrefine.base.memory import memory_limit
-from crfrefine.base.text import counted, printable
+from crfrefine.base.text import counted, listed, printable
 from crfrefine.base.threads import available_threads
 from crfrefine.cases.case import CaseFiles
 from crfrefine.engines import get_backend
@@ -17,11 +17,11 @@ from crfrefine.io.atomic import check_small_output, check_writable
 from crfrefine.io.paths import working_folder
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.infer.case_work import CaseSettings, Task
-from crfrefine.runs.infer.earlier import EarlierRecords, note_on_other_part, read_earlier
 from crfrefine.runs.infer.inputs import RunInputs, find_inputs
 from crfrefine.runs.infer.options import InferenceOptions
 from crfrefine.runs.infer.outputs import OutputFiles, check_summary_path, label_maps_of, plan_outputs
-from crfrefine.runs.infer.records import RunSummary, record_file
+from crfrefine.runs.infer.records import CaseRecord, RunSummary
+from crfrefine.runs.infer.store import CHANGED, NO_RECORD, RECORD_FOLDER, RecordedRuns, read_records, record_path, settings_of
 from crfrefine.runs.infer.structure_names import check_names_file
 
 
@@ -35,8 +35,7 @@ class RunPlan:
     summary: RunSummary  # without its cases
     notes: tuple[str, ...]
     names_file: Path | None  # where the names of structures are written; None: nowhere
-    record: Path | None  # in the output folder; None without one
-    has_record: bool  # whether that of earlier runs is there and is kept
+    record: Path | None  # in the output folder; None means that there is none
 
 
 def select_part(cases: Sequence[CaseFiles], num_parts: int, part_id: int) -> list[CaseFiles]:
@@ -52,12 +51,14 @@ def plan_run(options: InferenceOptions) -> RunPlan:
     inputs = find_inputs(options)
     cases = select_part(inputs.cases, options.num_parts, options.part_id)
     outputs = plan_outputs(cases, options, inputs.names.labels)
+    if options.summary is not None:
+        check_summary_path(options.summary, outputs)
     named = tuple(map(os.path.realpath, options.inputs))
     can_record = not options.writes_file and any(not files.problem for files in cases)
-    record = record_file(options.output, named, options.part_id, options.num_parts) if can_record else None
-    earlier = _read_earlier(options, cases, outputs, named, record)
+    record = record_path(options.output, options.num_parts, options.part_id) if can_record else None
+    earlier, earlier_notes = _take_up(options, cases, outputs, named) if options.resume else ({}, [])
     tasks = [
-        Task(number, files, plan, earlier.of_outputs.get(files.case_id))
+        Task(number, files, plan, earlier.get(files.case_id))
         for number, (files, plan) in enumerate(zip(cases, outputs, strict=True), start=1)
     ]
     # If no case can be read, no folder is needed.
@@ -77,23 +78,23 @@ def plan_run(options: InferenceOptions) -> RunPlan:
         max_memory=limit.bytes if limit.is_known else None,
         max_memory_source=limit.source,
         parameters=options.parameters.to_dict(),
+        network_spacing=options.network_spacing,
         choice=options.choice,
         requested_device=options.device,
         num_parts=options.num_parts,
         part_id=options.part_id,
         label_names={number: name for name, number in inputs.structures.items()},
         num_cases=len(cases),
-        all_cases={case_id: str(path) for case_id, path in planned.items()},
+        all_cases={case_id: _in_folder(path, options.output) for case_id, path in planned.items()},
         output_folder=os.path.realpath(options.output),
         inputs=named,
         working_folder=working_folder(),
         command=options.command,
         resumed=options.resume,
-        earlier=list(earlier.all),
     )
     settings = CaseSettings(options, inputs.reading, inputs.structures, inputs.names, device)
-    notes = (*inputs.notes, *earlier.notes, *_note_on_training(cases, options.parameters))
-    return RunPlan(inputs, settings, tasks, summary, notes, names_file, record, options.resume and record not in earlier.damaged)
+    notes = (*inputs.notes, *earlier_notes, *_note_on_training(cases, options.parameters))
+    return RunPlan(inputs, settings, tasks, summary, notes, names_file, record)
 
 
 def _note_on_training(cases: Sequence[CaseFiles], parameters: CrfParameters) -> tuple[str, ...]:
@@ -114,16 +115,60 @@ def _choose_device(options: InferenceOptions) -> tuple[str, str]:
     return name, name
 
 
-def _read_earlier(
-    options: InferenceOptions, cases: Sequence[CaseFiles], outputs: Sequence[OutputFiles], inputs: Sequence[str], record: Path | None
-) -> EarlierRecords:
-    """Return records of the cases by earlier runs; without --continue only a note, if the summary is of another part of the folder."""
-    if options.summary is not None:
-        check_summary_path(options.summary, outputs)
-    part = (options.num_parts, options.part_id)
-    if options.resume:
-        label_maps = {files.case_id: plan.label_map for files, plan in zip(cases, outputs, strict=True)}
-        folder = None if record is None else options.output
-        return read_earlier(options.summary, label_maps, options.parameters.to_dict(), part, folder=folder, inputs=inputs)
-    note = None if options.summary is None else note_on_other_part(options.summary, options.output, part)
-    return EarlierRecords(notes=() if note is None else (note,))
+def _in_folder(path: Path, folder: Path) -> str:
+    """Return the name of an output in its folder, which may be moved; an output elsewhere as it is."""
+    return str(path.relative_to(folder) if path != folder and path.is_relative_to(folder) else path)
+
+
+def _take_up(
+    options: InferenceOptions, cases: Sequence[CaseFiles], outputs: Sequence[OutputFiles], inputs: Sequence[str]
+) -> tuple[dict[str, CaseRecord], list[str]]:
+    """Return the records of the cases that earlier runs have done, and notes on them, for --continue."""
+    recorded = RecordedRuns() if options.writes_file else read_records(options.output)
+    settings = settings_of(options.parameters.to_dict(), options.network_spacing)
+    done: dict[str, CaseRecord] = {}
+    doubts: dict[str, list[str]] = {NO_RECORD: [], CHANGED: []}
+    others: list[str] = []
+    again: dict[str, Sequence[str]] = {}
+    for files, plan in zip(cases, outputs, strict=True):
+        entry = recorded.latest.get(files.case_id)
+        state = recorded.is_done(files.case_id, plan.label_map, plan.all(), settings)
+        if state.keys:
+            again[files.case_id] = state.keys
+        elif state.is_done and state.reason:
+            done[files.case_id] = CaseRecord(files.case_id)
+            doubts[state.reason].append(files.case_id)
+        elif state.is_done and entry is not None:
+            done[files.case_id] = entry.record
+            if entry.run.inputs != list(inputs):
+                others.append(files.case_id)
+    return done, [*recorded.notes, *_notes_on_earlier(options, doubts, others, again)]
+
+
+def _notes_on_earlier(
+    options: InferenceOptions, doubts: Mapping[str, Sequence[str]], others: Sequence[str], again: Mapping[str, Sequence[str]]
+) -> list[str]:
+    place, notes = options.output / RECORD_FOLDER, []
+    if (names := doubts[CHANGED]) and not options.writes_file:
+        notes.append(f"{place}: {_were(names, 'label map')} changed since it was recorded: {listed(names)}; the records are left out")
+    if (names := doubts[NO_RECORD]) and not options.writes_file:
+        notes.append(
+            f"{place}: {counted(len(names), 'label map')} without a record, as after a kill: {listed(names)}; "
+            "these cases are skipped, and may have been refined with other parameters"
+        )
+    if others:
+        notes.append(
+            f"{_were(others, 'case')} refined from inputs other than those given now: {listed(others)}; "
+            "--continue keeps these results; omit it to refine all cases again"
+        )
+    if again:
+        keys = dict.fromkeys(key for keys in again.values() for key in keys)
+        notes.append(
+            f"{_were([*again], 'case')} refined with other parameters: {listed([*again])} (other values of {listed(keys)}); "
+            f"--continue refines {'it' if len(again) == 1 else 'them'} again"
+        )
+    return notes
+
+
+def _were(items: Sequence[str], noun: str) -> str:
+    return f"{counted(len(items), noun)} {'was' if len(items) == 1 else 'were'}"

@@ -1,0 +1,282 @@
+"""The record of runs in their output folder: `OUTPUT/.crfrefine/record.jsonl`, a line per run and per case.
+
+A part of a job array has a file of its own, so that no storage mixes the lines of two machines.
+Lines are only ever added; the last line of a case counts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from crfrefine.base.text import MAX_OF_A_REASON, counted, listed, shorten, shorten_value
+from crfrefine.errors import ConfigError, CrfRefineError, InputError
+from crfrefine.io.atomic import cannot_write
+from crfrefine.io.json import require_usable, without_nonfinite
+from crfrefine.io.lines import append_lines, open_lines, parse_line
+from crfrefine.io.paths import is_there, require_file
+from crfrefine.parameters.model import CrfParameters
+from crfrefine.runs.execution.records import FAILED
+from crfrefine.runs.infer.records import SCHEMA, CaseRecord, RunSummary, to_json
+
+RECORD_FOLDER = ".crfrefine"
+
+NOT_REACHED = "not reached"
+NO_RECORD = "its label map has no record"
+CHANGED = "its label map was changed since it was recorded"
+
+
+class RecordFile:
+    """Adds the lines of a run to the record of its part."""
+
+    def __init__(self, path: Path, summary: RunSummary) -> None:
+        self._path = path
+        self._run = uuid.uuid4().hex[:12]
+        self._file = open_lines(path)
+        self._waiting = to_json({"run": self._run, **summary.head()}).encode()  # what the disk has not taken
+        try:
+            self._write()
+        except BaseException:
+            os.close(self._file)
+            raise
+
+    def append(self, record: CaseRecord) -> None:
+        """Add the line of a case; if the disk does not take it, it is written with the next one."""
+        self._waiting += to_json({"run": self._run, **record.to_dict()}).encode()
+        with suppress(CrfRefineError):  # `close` reports it.
+            self._write()
+
+    def close(self) -> None:
+        """Write what is left, and close the file."""
+        try:
+            self._write()
+        finally:
+            os.close(self._file)
+
+    def _write(self) -> None:
+        try:
+            append_lines(self._file, self._waiting, sync=True)
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
+        self._waiting = b""
+
+
+def record_path(output: Path, num_parts: int = 1, part_id: int = 0) -> Path:
+    """Return the record of a part in its output folder."""
+    return output / RECORD_FOLDER / (f"record-{part_id}-of-{num_parts}.jsonl" if num_parts > 1 else "record.jsonl")
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """The line of a run."""
+
+    head: Mapping[str, Any]
+
+    @property
+    def started(self) -> datetime:
+        """When it began."""
+        return datetime.fromisoformat(self.head["started"])
+
+    @property
+    def inputs(self) -> list[str]:
+        """The folders and files in which it found its cases."""
+        return list(self.head["inputs"])
+
+    @property
+    def own_cases(self) -> list[str]:
+        """The cases of its part."""
+        return list(self.head["all_cases"])[self.head["part_id"] :: self.head["num_parts"]]
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The settings that the results of its cases depend on."""
+        return settings_of(self.head["parameters"], self.head.get("network_spacing"))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The line of a case."""
+
+    record: CaseRecord
+    run: RecordedRun
+
+
+class State(NamedTuple):
+    """Whether a case is done, and the reason if it is not; a reason of a case that is done is a doubt."""
+
+    is_done: bool
+    reason: str = ""
+    keys: Sequence[str] = ()  # settings with other values
+
+
+@dataclass
+class RecordedRuns:
+    """All runs into a folder."""
+
+    runs: list[RecordedRun] = field(default_factory=list)  # in the order in which they began
+    entries: list[Entry] = field(default_factory=list)  # in the order of their runs
+    notes: list[str] = field(default_factory=list)  # lines that cannot be used
+
+    @cached_property
+    def latest(self) -> dict[str, Entry]:
+        """The last line of each case that no later run has begun anew."""
+        begun = self._begun
+        return {
+            entry.record.case_id: entry for entry in self.entries if entry.run.started >= begun.get(entry.record.case_id, entry.run.started)
+        }
+
+    @cached_property
+    def _begun(self) -> dict[str, datetime]:
+        """When the last run without --continue began, by case."""
+        return {case_id: run.started for run in self.runs if not run.head["resumed"] for case_id in run.own_cases}
+
+    def is_done(self, case_id: str, label_map: Path, others: Sequence[Path], settings: Mapping[str, Any]) -> State:
+        """Return whether a case is done, for `--continue` and for `status`. Files are not opened.
+
+        Args:
+            case_id: its name.
+            label_map: its output.
+            others: its other outputs.
+            settings: the settings that its result depends on, as `settings_of` returns them.
+        """
+        entry, written = self.latest.get(case_id), time_of_change(label_map)
+        if entry is not None and entry.record.output is not None and entry.record.output.name != label_map.name:
+            entry = None  # It describes a label map in another format.
+        if entry is not None and entry.record.status == FAILED:
+            failures = entry.record.failures
+            return State(False, failures[0].message if failures else "no reason is recorded")
+        if written is None:
+            return State(False, NOT_REACHED if entry is None else f"{label_map} is gone")
+        for path in others:
+            if not is_there(path):
+                return State(False, f"{path} is gone")
+        if entry is None:
+            begun = self._begun.get(case_id)
+            # Files of an earlier run are not results of the run that is continued.
+            return State(False, NOT_REACHED) if begun and datetime.fromisoformat(written) < begun else State(True, NO_RECORD)
+        if entry.record.written != written:
+            return State(True, CHANGED)
+        if keys := _differing(entry.run.settings, settings):
+            return State(False, f"refined with other values of {listed(keys)}", keys)
+        return State(True)
+
+
+def read_records(folder: Path) -> RecordedRuns:
+    """Read the records of all runs into a folder; a line that cannot be used is left out, with a note."""
+    result = RecordedRuns()
+    runs: dict[str, RecordedRun] = {}
+    for path in sorted((folder / RECORD_FOLDER).glob("record*.jsonl")):
+        bad: list[str] = []
+        try:
+            require_file(path)
+            with path.open("rb") as file:
+                for number, line in enumerate(file, start=1):
+                    try:
+                        _read_line(parse_line(line), runs, result.entries)
+                    except (ValueError, TypeError, KeyError) as error:
+                        # A kill leaves a line without its end, which the next run removes.
+                        if line.endswith(b"\n"):
+                            bad.append(f"line {number}: {shorten(error, MAX_OF_A_REASON)}")
+        except OSError as error:
+            bad.append(error.strerror or str(error))
+        except InputError as error:
+            result.notes.append(str(error))
+        if bad:
+            result.notes.append(f"{path}: {counted(len(bad), 'line')} of the record cannot be used: {bad[0]}")
+    result.runs = sorted(runs.values(), key=lambda run: run.started)
+    result.entries.sort(key=lambda entry: entry.run.started)
+    return result
+
+
+_HEAD = {
+    **dict.fromkeys(("run", "started"), str),
+    **dict.fromkeys(("num_parts", "part_id"), int),
+    **dict.fromkeys(("parameters", "all_cases"), dict),
+    "resumed": bool,
+    "inputs": list,
+}
+"""Fields of the line of a run that are read again."""
+
+
+def _read_line(values: Any, runs: dict[str, RecordedRun], entries: list[Entry]) -> None:
+    """Add a line to the runs or to the entries; raise ValueError, TypeError or KeyError if it is neither."""
+    if not isinstance(values, dict):
+        raise ValueError("expected a JSON table")
+    require_usable(values, "")
+    if "case_id" in values:
+        if values["run"] not in runs:
+            raise ValueError("its run has no line")
+        entries.append(Entry(CaseRecord.from_dict(values), runs[values["run"]]))
+        return
+    if values["schema"] != SCHEMA:
+        raise ValueError(f"its schema is not {SCHEMA}, which this version of crfrefine writes")
+    for name, kind in _HEAD.items():
+        if type(values[name]) is not kind:
+            raise TypeError(f"{name}: expected {kind.__name__}, got {shorten_value(values[name])}")
+    if not all(isinstance(text, str) for text in (*values["inputs"], *values["all_cases"].values())):
+        raise TypeError("inputs and all_cases: expected texts")
+    if not 0 <= values["part_id"] < values["num_parts"]:
+        raise ValueError(f"part {values['part_id']} of {values['num_parts']}: parts are numbered from 0")
+    run = RecordedRun(values)
+    if run.started.tzinfo is None:
+        raise ValueError("started: expected a time zone")
+    runs[values["run"]] = run
+
+
+def settings_of(parameters: Mapping[str, Any], network_spacing: object) -> dict[str, Any]:
+    """Return the settings that results depend on, as JSON has them; keys that an older version lacked have their defaults."""
+    with suppress(ConfigError):  # A newer version may have more keys.
+        parameters = CrfParameters.from_dict(parameters).to_dict()
+    settings: dict[str, Any] = json.loads(json.dumps(without_nonfinite({**parameters, "network_spacing": network_spacing})))
+    return settings
+
+
+def time_of_change(path: Path) -> str | None:
+    """Return the time of a file's last change, UTC; None if it does not exist."""
+    try:
+        changed = path.stat().st_mtime_ns
+    except (OSError, ValueError):  # A name in a record may be one that no system takes.
+        return None
+    return datetime.fromtimestamp(changed / 1e9, UTC).isoformat(timespec="microseconds")
+
+
+def _differing(one: Any, other: Any, key: str = "") -> list[str]:
+    """Return the dotted keys whose values differ."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        names = dict.fromkeys((*one, *other))
+        return [name for inner in names for name in _differing(one.get(inner), other.get(inner), f"{key}.{inner}" if key else inner)]
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other) == 1:
+        return _differing(one[0], other[0], key)
+    return [] if one == other else [key]
+
+
+class CaseState(NamedTuple):
+    """The state of a case, for `status`."""
+
+    case_id: str
+    state: str  # "done", "failed" or "missing"
+    label_map: Path
+    reason: str
+
+
+def case_states(folder: Path, recorded: RecordedRuns) -> list[CaseState]:
+    """Return the state of each case of the runs into a folder; of runs on the same inputs, the last one counts."""
+    last = {tuple(run.inputs): run for run in recorded.runs}
+    states: dict[str, CaseState] = {}
+    for run in sorted(last.values(), key=lambda run: run.started):
+        for case_id, name in run.head["all_cases"].items():
+            entry, label_map = recorded.latest.get(case_id), folder / name
+            others = [] if entry is None else [label_map.parent / path.name for path in entry.record.files]
+            found = recorded.is_done(case_id, label_map, others, run.settings)
+            has_failed = entry is not None and entry.record.status == FAILED
+            state = "done" if found.is_done else "failed" if has_failed else "missing"
+            states[case_id] = CaseState(case_id, state, label_map, found.reason)
+    return list(states.values())

@@ -1,0 +1,243 @@
+"""The record of runs in their output folder: `--continue` and `--summary` read it, also after a kill or with damaged lines."""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from cli_helpers import command, infer, load_nifti, refined, run_here, save_nifti, write_folders
+from fuzz_mutations import tampered
+
+from crfrefine.errors import CrfRefineError
+from crfrefine.runs.infer.records import CaseRecord, RunSummary
+from crfrefine.runs.infer.store import RECORD_FOLDER, RecordFile, case_states, read_records, record_path
+
+
+@pytest.fixture
+def summary(tmp_path):
+    return tmp_path / "summary.json"
+
+
+def run(folders, *options, status=0):
+    """Return standard error."""
+    result = infer(folders, *options)
+    assert result.status == status, result.stderr
+    return result.stderr
+
+
+def lines_of(folders):
+    return record_path(folders.output).read_bytes().splitlines(keepends=True)
+
+
+def cases_of(summary):
+    return json.loads(summary.read_text())["cases"]
+
+
+def with_values(summary):
+    """The state of each case, and whether the way it was refined is known."""
+    return [(case["status"], case["voxels_changed"] is not None) for case in cases_of(summary)]
+
+
+def test_a_summary_has_the_lines_of_the_record_and_skipped_cases_keep_their_values(folders, summary):
+    run(folders, "--summary", summary, "--save-probabilities", "--save-logits", "--preview")
+    first = cases_of(summary)
+    assert [{**json.loads(line), "run": 0} for line in lines_of(folders)[1:]] == [{"run": 0, **case} for case in first]
+    (folders.output / "b.nii.gz").unlink()
+    for expected in (["skipped", "done", "skipped"], ["skipped"] * 3):
+        result = infer(folders, "--summary", summary, "--continue", "--save-probabilities", status=0)
+        assert "note" not in result.stderr
+        again = json.loads(summary.read_text())
+        assert [case["status"] for case in again["cases"]] == expected
+        assert (again["num_done"], again["num_skipped"]) == (expected.count("done"), expected.count("skipped"))
+        for number in (0, 2):
+            assert again["cases"][number] == first[number] | {"status": "skipped"}
+    _, a, *_ = (line.split("\t") for line in result.stdout.splitlines())
+    assert a[:4] == ["a", "skipped", str(first[0]["num_iterations"]), str(first[0]["voxels_changed"])]
+
+
+def test_a_label_map_without_a_record_is_named_and_kept(folders, summary):
+    """As a kill leaves it between a label map and its line. A record of another format is of another file."""
+    run(folders)
+    record_path(folders.output).write_bytes(b"".join(line for line in lines_of(folders) if b'"case_id": "b"' not in line))
+    said = run(folders, "--summary", summary, "--continue")
+    assert "1 label map without a record, as after a kill: b; " in said
+    assert with_values(summary) == [("skipped", True), ("skipped", False), ("skipped", True)]
+    save_nifti(folders.output / "c.nii", load_nifti(folders.output / "c.nii.gz"))
+    said = run(folders, "--continue", "--output-format", ".nii")
+    assert "1 label map without a record, as after a kill: c" in said
+    shutil.rmtree(folders.output / RECORD_FOLDER)
+    assert "3 label maps without a record, as after a kill: a, b, c; " in run(folders, "--continue")
+
+
+def test_a_label_map_that_was_changed_is_not_described_by_the_record(folders, summary):
+    run(folders)
+    time.sleep(0.02)  # Clocks of files may tick slowly.
+    os.utime(folders.output / "a.nii.gz")
+    said = run(folders, "--summary", summary, "--continue")
+    assert "1 label map was changed since it was recorded: a; the records are left out" in said
+    assert with_values(summary) == [("skipped", False), ("skipped", True), ("skipped", True)]
+
+
+def test_cases_of_other_parameters_are_named_and_refined_again(folders):
+    """So that the folder holds what an undisturbed run gives."""
+    before = ("--set", "bilateral.weight=2", "--set", "intensity.normalization=zscore")
+    run(folders, *before)
+    (folders.output / "a.nii.gz").unlink()
+    assert "other parameters" not in run(folders, "--continue", *before)
+    (folders.output / "a.nii.gz").unlink()
+    said = run(folders, "--continue")
+    names = "b, c (other values of intensity.normalization, bilateral.weight)"
+    assert f"2 cases were refined with other parameters: {names}; --continue refines them again\n" in said
+    assert "3 done in" in said
+    assert "3 skipped in" in run(folders, "--continue")
+    for case_id in "abc":
+        np.testing.assert_array_equal(load_nifti(folders.output / f"{case_id}.nii.gz"), refined(folders, case_id))
+
+
+def test_another_network_spacing_is_another_setting(tmp_path):
+    folders = write_folders(tmp_path, "a")
+    maps = tmp_path / "maps"
+    maps.mkdir()
+    logits = load_nifti(folders.logits / "a.nii.gz")
+    save_nifti(maps / "a.nii.gz", logits.argmax(axis=-1).astype(np.uint8))
+    arguments = ("infer", "-i", folders.images, "-p", maps, "--input-type", "labels", "-o", folders.output)
+    run_here(*arguments, "--network-spacing", "2,2.5,5", status=0)
+    assert "1 skipped" in run_here(*arguments, "--network-spacing", "2,2.5,5", "--continue", status=0).stderr
+    said = run_here(*arguments, "--network-spacing", "3,3.75,7.5", "--continue", status=0).stderr
+    assert "(other values of network_spacing)" in said
+    assert "1 done" in said
+
+
+def test_cases_of_other_inputs_are_named(folders, tmp_path):
+    """The same names in another folder may be the output of another network."""
+    run(folders)
+    shutil.copytree(folders.logits, tmp_path / "other")
+    for _ in range(2):
+        said = run(replace(folders, logits=tmp_path / "other"), "--continue")
+        assert "3 cases were refined from inputs other than those given now: a, b, c; " in said
+        assert "3 skipped in" in said
+    assert "inputs" not in run(folders, "--continue")
+
+
+def test_a_parameter_that_an_older_version_did_not_have_is_at_its_default(folders):
+    run(folders)
+    head, *rest = lines_of(folders)
+    older = json.loads(head)
+    del older["parameters"]["mean_field"]["output_temperature"], older["parameters"]["postprocess"]
+    record_path(folders.output).write_bytes(b"".join([json.dumps(older).encode() + b"\n", *rest]))
+    assert "other parameters" not in run(folders, "--continue")
+    said = run(folders, "--continue", "--set", "mean_field.output_temperature=0.5")
+    assert "(other values of mean_field.output_temperature)" in said
+
+
+@pytest.mark.parametrize("torn", [b'{"run": "0", "case_id": "c", "sta', b"\0\0\0\0", b"\xc3"])
+def test_a_torn_last_line_is_left_out_and_removed(folders, torn):
+    run(folders)
+    whole = b"".join(lines_of(folders)[:3])
+    record_path(folders.output).write_bytes(whole + torn)
+    assert read_records(folders.output).notes == []
+    assert "1 label map without a record, as after a kill: c; " in run(folders, "--continue")
+    assert record_path(folders.output).read_bytes().startswith(whole + b'{"run": "')
+
+
+def test_lines_that_cannot_be_used_are_named_and_left_out(folders):
+    run(folders)
+    whole = record_path(folders.output).read_bytes()
+    head = json.loads(whole.splitlines()[0])
+    for bad, problem in (
+        ("notes of mine", "line 5: expected a JSON table"),
+        ("[1]", "line 5: expected a JSON table"),
+        ('{"run": "0", "case_id": "a", "status": "done"}', "line 5: its run has no line"),
+        (json.dumps({**head, "schema": 9}), "line 5: its schema is not 2"),
+        (json.dumps({**head, "inputs": 5}), "line 5: inputs: expected list, got 5"),
+        (json.dumps({**head, "num_parts": 0}), "line 5: part 0 of 0"),
+        (json.dumps({**head, "started": "now"}), "line 5: "),
+    ):
+        record_path(folders.output).write_bytes(whole + bad.encode() + b"\n")
+        expected = f"{record_path(folders.output)}: 1 line of the record cannot be used: {problem}"
+        said = run(folders, "--continue")
+        assert expected in said
+        assert "3 skipped" in said
+        assert expected in run_here("status", folders.output, status=1).stdout
+
+
+@pytest.mark.long
+def test_a_record_may_hold_anything(folders):
+    run(folders, "--save-probabilities")
+    path, lines = record_path(folders.output), lines_of(folders)
+    for number, line in enumerate(lines):
+        for changed in tampered(json.loads(line), depth=2):
+            path.write_bytes(b"".join([*lines[:number], json.dumps(changed).encode() + b"\n", *lines[number + 1 :]]))
+            recorded = read_records(folders.output)
+            case_states(folders.output, recorded)
+            [entry.record.to_dict() for entry in recorded.entries]
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "\ud800", "a\0b"])
+def test_a_label_map_whose_name_no_system_takes_is_missing(folders, name):
+    run(folders)
+    head, *rest = lines_of(folders)
+    changed = json.loads(head)
+    changed["all_cases"]["b"] = name
+    record_path(folders.output).write_bytes(b"".join([json.dumps(changed).encode() + b"\n", *rest]))
+    content = json.loads(run_here("status", folders.output, "--json", status=1).stdout)
+    assert [case["state"] for case in content["folders"][0]["cases"]] == ["done", "missing", "done"]
+
+
+def test_lines_that_the_disk_does_not_take_are_written_later(tmp_path, monkeypatch):
+    """Half a line, then nothing for a while: no byte is lost, none is written twice."""
+    path = record_path(tmp_path)
+    path.parent.mkdir()
+    file = RecordFile(path, RunSummary("cpu", 1, {}, all_cases=dict.fromkeys("abc", "x")))
+    real = os.write
+    left = [20]
+
+    def write(descriptor, content):
+        if not left[0]:
+            raise OSError(28, "No space left on device")
+        taken = real(descriptor, content[: left[0]])
+        left[0] -= taken
+        return taken
+
+    monkeypatch.setattr("crfrefine.io.lines.os.write", write)
+    for name in ("a", "b"):
+        file.append(CaseRecord(name, "done"))
+    left[0] = 10**6
+    file.append(CaseRecord("c", "done"))
+    assert [entry.record.case_id for entry in read_records(tmp_path).entries] == ["a", "b", "c"]
+    left[0] = 0
+    file.append(CaseRecord("d", "done"))
+    with pytest.raises(CrfRefineError, match="the disk is full"):
+        file.close()
+
+
+def test_the_summary_is_never_an_input_or_a_device(folders, summary):
+    summary.symlink_to("/dev/zero")  # Reading it would take for ever.
+    assert "it is a device, pipe or socket, which is not replaced by a file" in run(folders, "--summary", summary, status=1)
+
+
+@pytest.mark.long
+def test_a_killed_run_leaves_the_records_of_its_cases(tmp_path, summary):
+    names = [f"case{number:02}" for number in range(60)]
+    folders = write_folders(tmp_path, *names)
+    path = record_path(folders.output)
+    with subprocess.Popen(
+        command("infer", *folders.arguments, "--threads", 1), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        deadline = time.monotonic() + 100
+        while not (path.is_file() and path.read_bytes().count(b"\n") > 2):
+            assert process.poll() is None, "the run ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        process.kill()
+    recorded = [entry.record.case_id for entry in read_records(folders.output).entries]
+    there = sorted(path.name.partition(".")[0] for path in folders.output.glob("case*"))
+    assert recorded == there[: len(recorded)] == names[: len(recorded)]
+    assert len(there) <= len(recorded) + 1  # The kill may fall between a label map and its line.
+    run(folders, "--summary", summary, "--continue", "--set", "mean_field.filter=auto")
+    last = json.loads(summary.read_text())
+    assert (last["interrupted"], last["num_skipped"] + last["num_done"]) == (False, len(names))
