@@ -7,8 +7,7 @@ import pytest
 from cli_helpers import load_nifti, run_here, save_nifti
 from tune_helpers import options_for, write_labeled, write_large
 
-from crfrefine.apps.tune.case import open_case
-from crfrefine.apps.tune.computing import MAX_VALUES, CaseRefiner, box_around
+from crfrefine.apps.tune.case import MAX_VALUES, CaseRefiner, box_around, open_case
 from crfrefine.apps.tune.session import find_case
 from crfrefine.io import read_volume
 from crfrefine.parameters.model import CrfParameters

@@ -10,8 +10,8 @@ from cli_helpers import load_nifti, save_nifti
 from nnunet_helpers import write_predictions, write_tree
 from tune_helpers import open_session, options_for, whole_result, write_labeled
 
+from crfrefine.apps.tune.scores import score_labels
 from crfrefine.apps.tune.session import Session, TuneOptions
-from crfrefine.apps.tune.work import score_labels
 from crfrefine.errors import ConfigError
 from crfrefine.metrics.regions import parse_region
 from crfrefine.runs.infer.options import InferenceOptions
@@ -65,7 +65,7 @@ def test_labels_count_together_in_regions(opened, tmp_path):
     session = opened(dataclasses.replace(options_for(folders, labels), regions=both))
     rows = whole_result(session)["labels"]
     assert [row.get("label", row.get("region")) for row in rows] == [1, 2, 3, "whole", "core"]
-    truth, refined = load_nifti(labels / "a.nii.gz"), session._news.shown.labels
+    truth, refined = load_nifti(labels / "a.nii.gz"), session.shown[0]
     assert rows == score_labels(session.case.network_labels, refined, truth, 4, both)[0]
     assert session.case.regions is None
     with pytest.raises(ConfigError, match="sigmoid channels"):

@@ -43,7 +43,13 @@ def number(driver):
 
 
 def picture(driver):
-    return driver.execute_script("return document.querySelector('.plane canvas').toDataURL()")
+    """The pixels of the first plane, once it is drawn."""
+    wait(driver, "!document.querySelector('img[aria-busy=true]')")
+    return driver.execute_script(
+        "const image = document.querySelector('.plane img'), canvas = document.createElement('canvas');"
+        "Object.assign(canvas, { width: image.naturalWidth, height: image.naturalHeight });"
+        "canvas.getContext('2d').drawImage(image, 0, 0); return canvas.toDataURL()"
+    )
 
 
 def dice(driver):
@@ -93,7 +99,7 @@ def test_sliders_change_what_is_shown_and_saved(page, running, saved):
     slide(page, "mean_field.num_iterations", 0.5)
     wait(page, "document.querySelector('#toml').textContent.includes('num_iterations = 10 ')")
     wait_until_done(page, before[2])
-    wait(page, f"document.querySelector('.plane canvas').toDataURL() !== {before[0]!r}")
+    assert picture(page) != before[0]
     assert dice(page) != before[1]
     shown = page.execute_script("return document.querySelector('#toml').textContent")
     assert not saved.exists()
@@ -106,13 +112,15 @@ def test_sliders_change_what_is_shown_and_saved(page, running, saved):
         page.find_element("css selector", selector).click()
         seen.append(picture(page))
     assert len(set(seen)) == len(seen)
-    canvas = page.find_element("css selector", ".plane canvas")
+    canvas = page.find_element("css selector", ".plane img")
     position = "return [...document.querySelectorAll('.plane output')].at(arguments[0]).textContent"
     for key, plane in ((Keys.PAGE_UP, 0), (Keys.ARROW_LEFT, -1)):
         first = page.execute_script(position, plane)
         canvas.send_keys(key)
         assert page.execute_script(position, plane) != first
-    proportions = page.execute_script("return [...document.querySelectorAll('canvas')].map((node) => node.clientWidth / node.clientHeight)")
+    proportions = page.execute_script(
+        "return [...document.querySelectorAll('.plane img')].map((node) => node.clientWidth / node.clientHeight)"
+    )
     columns, rows, planes = 15 * 1.25, 18 * 1.0, 11 * 2.5  # mm; the phantom's axes are turned
     np.testing.assert_allclose(proportions, [columns / rows, columns / planes, rows / planes], rtol=0.02)
 
@@ -133,17 +141,15 @@ def test_sliders_change_what_is_shown_and_saved(page, running, saved):
     (complaint,) = page.get_log("browser")
     assert "400" in complaint["message"], "browsers log every refused request"
 
-    assert {url.split("?")[0].rpartition("/")[0] + "/" for url in requested(page) if not url.startswith("data:")} == {running.address}
+    assert all(url.startswith((running.address, "data:")) for url in requested(page))
 
 
 @pytest.mark.long
-def test_sliders_go_back_to_where_they_began_and_the_network_s_contour_is_seen_over_the_refined_one(page):
+def test_a_preset_can_be_chosen_again_and_the_network_s_contour_is_seen_over_the_refined_one(page):
     """With a weight of 0 both contours are the same."""
     shown, preset = "document.querySelector('#toml').textContent", "return document.querySelector('#preset').value"
     slide(page, "mean_field.num_iterations", 0.35)
     wait(page, f"{shown}.includes('num_iterations = 7 ')")
-    page.refresh()
-    wait_until_done(page)
     assert page.execute_script(preset) == "changed"
     before = number(page)
     choose(page, "#preset", "")
@@ -159,35 +165,22 @@ def test_sliders_go_back_to_where_they_began_and_the_network_s_contour_is_seen_o
 
 
 @pytest.mark.long
-def test_a_tab_shows_the_changes_of_another_and_saves_the_newest(page, running, saved):
-    running.json("change", {"changes": {"bilateral.weight": 7.5}})
-    wait(page, "document.querySelector('#toml').textContent.includes('weight = 7.5')")
-    wait(page, "document.querySelector(\"[name='bilateral.weight']\").parentElement.querySelector('[type=number]').value === '7.5'")
-    slide(page, "mean_field.num_iterations", 0.35)
-    wait(page, "document.querySelector('#toml').textContent.includes('num_iterations = 7 ')")
-    page.find_element("id", "save").click()
-    wait(page, "document.querySelector('#saved').textContent.startsWith('saved')")
-    assert saved.read_text() == page.execute_script("return document.querySelector('#toml').textContent")
-    assert "weight = 7.5" in saved.read_text()
-
-
-@pytest.mark.long
 def test_a_phone_shows_all_of_it_in_the_dark(page):
     prefer(page, "dark")
     resize(page, 360)
-    wait(page, "document.querySelector('canvas').clientWidth < 360")
+    wait(page, "document.querySelector('.plane img').clientWidth < 360")
     tops = "return [...document.querySelectorAll('#sliders input[type=range]')].map((node) => node.getBoundingClientRect().top)"
     assert page.execute_script(tops)[2] < 844, "the first sliders are in sight"
     page.execute_script("window.scrollBy(0, arguments[0])", page.execute_script(tops)[-1] - 700)
-    wait(page, "document.querySelector('canvas').getBoundingClientRect().top >= 0")
+    wait(page, "document.querySelector('.plane img').getBoundingClientRect().top >= 0")
     assert max(page.execute_script("return [...document.querySelectorAll('td label')].map((node) => node.clientHeight)")) < 30, "one line"
     page.execute_script("document.querySelectorAll('details').forEach((node) => { node.open = true; })")
     assert page.execute_script("return document.documentElement.scrollWidth") <= 360
     levels = page.execute_script("return getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
     assert sum(levels) < 200
     unnamed = page.execute_script(
-        "return [...document.querySelectorAll('input, select, button, canvas')].filter((node) => !node.textContent.trim()"
-        " && !node.labels?.length && !node.ariaLabel).map((node) => node.outerHTML)"
+        "return [...document.querySelectorAll('input, select, button, img')].filter((node) => !node.textContent.trim()"
+        " && !node.labels?.length && !node.ariaLabel && !node.alt).map((node) => node.outerHTML)"
     )
     assert unnamed == []
 
@@ -201,5 +194,5 @@ def test_the_end_button_ends_the_program(browser, running):
     assert running.process.wait(30) == 0
     wait(browser, "document.body.dataset.state === 'ended'")
     alive = "return [...document.querySelectorAll('button, input, select')].filter((node) => getComputedStyle(node).opacity > 0.6)"
-    assert [node.get_attribute("id") for node in browser.execute_script(alive)] == ["copy"], "the text can still be copied"
+    assert [node.get_attribute("id") for node in browser.execute_script(alive)] == []
     assert browser.get_log("browser") == []

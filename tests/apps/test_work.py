@@ -1,12 +1,15 @@
-"""What is shown when: the box, then all of the case."""
+"""What is computed when: the box, then all of the case, and only for the newest state."""
+
+import threading
 
 import numpy as np
 import pytest
 from tune_helpers import open_session, options_for, whole_result, write_large
 
-from crfrefine.apps.tune import work
+from crfrefine.apps.tune.case import CaseRefiner
 from crfrefine.engines.cpu import CpuBackend
 
+PLACE = [20, 20, 20]
 STEPS = {"mean_field.tolerance": 1e-9, "mean_field.num_iterations": 4, "mean_field.label_threshold": 0.0}
 
 
@@ -15,28 +18,39 @@ def folders(tmp_path_factory):
     return write_large(tmp_path_factory.mktemp("large"))
 
 
-@pytest.fixture
-def shown(monkeypatch):
-    published = []
-    publish = work.News.publish
-
-    def record(news, result, working):
-        published.append((result, working))
-        publish(news, result, working)
-
-    monkeypatch.setattr(work.News, "publish", record)
-    return published
-
-
-def test_the_box_is_shown_first_and_then_the_whole_case(folders, shown):
+def test_a_box_is_refined_on_request_and_the_whole_case_replaces_it(folders):
     with open_session(options_for(*folders, **STEPS)) as session:
-        result, case = whole_result(session), session.case
-    assert [found.facts["is_whole"] for found, _ in shown] == [False, True]
-    assert [working for _, working in shown] == ["whole", ""]
-    (first, _), (last, _) = shown
-    assert first.labels.shape == tuple(axis.stop - axis.start for axis in first.box)
-    assert last.facts["voxels_changed"] == np.count_nonzero(last.labels != case.network_labels)
-    assert (result["num_iterations"], result["box"]) == (4, None)
+        first = session.refine(1, "", {}, PLACE, is_whole=False)["result"]
+        labels, box = session.shown
+        assert (first["is_whole"], labels.shape) == (False, tuple(axis.stop - axis.start for axis in box))
+        last, case = session.refine(1, "", {}, PLACE, is_whole=True)["result"], session.case
+        assert (last["is_whole"], last["num_iterations"], session.shown[1]) == (True, 4, None)
+        assert last["voxels_changed"] == np.count_nonzero(session.shown[0] != case.network_labels)
+
+
+def test_a_newer_state_stops_an_older_one_and_the_older_answer_has_no_result(folders, monkeypatch):
+    begun, may_go, answers = threading.Event(), threading.Event(), []
+    refine_whole = CaseRefiner.refine_whole
+
+    def slow(refiner, parameters, progress):
+        begun.set()
+        assert may_go.wait(60)
+        return refine_whole(refiner, parameters, progress)
+
+    monkeypatch.setattr(CaseRefiner, "refine_whole", slow)
+    with open_session(options_for(*folders, **STEPS)) as session:
+        older = threading.Thread(target=lambda: answers.append(session.refine(5, "", {}, PLACE, is_whole=True)))
+        older.start()
+        assert begun.wait(60)
+        newer = session.refine(6, "", {"bilateral.weight": 3.0}, PLACE, is_whole=False)
+        assert newer["result"] is not None, "a box does not wait for the whole case"
+        shown = session.shown
+        may_go.set()
+        older.join(60)
+        assert answers == [{"is_stale": True}]
+        assert session.refine(4, "", {}, PLACE, is_whole=True) == {"is_stale": True}
+        assert session.shown is shown
+    assert session.refine(7, "", {}, PLACE, is_whole=True) == {"is_stale": True}, "the page has ended"
 
 
 def test_only_bandwidths_build_kernels(folders, monkeypatch):
@@ -49,7 +63,7 @@ def test_only_bandwidths_build_kernels(folders, monkeypatch):
 
     monkeypatch.setattr(CpuBackend, "kernels", count)
     with open_session(options_for(*folders, **STEPS)) as session:
-        whole = tuple(reversed(session.case.grid))
+        whole, changes = tuple(reversed(session.case.grid)), {}
         for change, builds in (
             ({}, 1),
             ({"bilateral.weight": 3.0, "mean_field.temperature": 1.5, "mean_field.num_iterations": 3}, 1),
@@ -57,6 +71,6 @@ def test_only_bandwidths_build_kernels(folders, monkeypatch):
             ({"bilateral.theta_alpha": 2.5}, 2),
             ({"postprocess.keep_largest": "foreground"}, 2),
         ):
-            session.change(change)
-            whole_result(session)
+            changes |= change
+            whole_result(session, changes)
             assert built.count(whole) == builds, change

@@ -2,6 +2,7 @@
 
 import http.client
 import importlib.util
+import itertools
 import json
 import subprocess
 from contextlib import contextmanager
@@ -100,12 +101,10 @@ def open_session(options):
         session.end()
 
 
-def whole_result(session):
-    """Wait for the whole case with the present parameters."""
-    version = 0
-    while True:
-        news = session.news(version, 60.0)
-        version = news["version"]
-        assert news["error"] is None, news["error"]
-        if news["working"] == "" and news["result"] is not None and news["result"]["number"] == news["number"]:
-            return news["result"]
+_COUNTER = itertools.count(1)
+
+
+def whole_result(session, changes=(), preset=""):
+    """Refine the whole case with these parameters, as the newest state."""
+    place = session.case.first_place()
+    return session.refine(next(_COUNTER), preset, dict(changes), place, is_whole=True)["result"]

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from crfrefine.pages.pictures import drawing
-from crfrefine.pages.pictures.display import LABEL_COLORS
+from crfrefine.pages.pictures.drawing import LABEL_COLORS
 
 
 def test_a_pixel_has_the_value_of_the_voxel_that_its_middle_is_in_and_smaller_gray_values_are_means():

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from crfrefine.pages.pictures.display import LABEL_COLORS
+from crfrefine.pages.pictures.drawing import LABEL_COLORS
 from crfrefine.pages.pictures.preview import cut_planes, draw_preview
 
 GRID_SHAPE = (40, 30, 12)

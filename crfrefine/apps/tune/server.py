@@ -10,10 +10,12 @@ import importlib.util
 import json
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
+from crfrefine.apps.tune.planes import View
 from crfrefine.errors import BackendUnavailableError, CrfRefineError, InputError
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
     from starlette.responses import Response
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+    from starlette.types import ASGIApp
 
     from crfrefine.apps.tune.session import Session
 
@@ -30,10 +32,10 @@ _HOSTS = [HOST, "localhost"]
 _LIBRARIES = ("starlette", "uvicorn")
 _ASSETS = files("crfrefine.apps.tune") / "assets"
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
-_MAX_WAIT = 20.0  # s; then the page asks again.
-_MAX_BYTES = 1 << 20  # of what the page sends
+_PARAMETERS: dict[str, type] = {"preset": str, "changes": dict}
+_VIEW: dict[str, type] = {"plane": int, "place": list, "modality": int, "size": list, "shown": list, "hidden": list}
 _HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Cache-Control": "no-store",
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -64,7 +66,7 @@ def serve(session: Session, port: int, tell: Callable[[str], None]) -> None:
 
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-            session.wake()  # A page that still waits for news would be cut off, and its traceback printed.
+            session.end()  # A page that still waits for a result would be cut off, and its traceback printed.
             super().handle_exit(sig, frame)
 
     token = secrets.token_urlsafe(24)
@@ -95,6 +97,7 @@ def make_app(session: Session, token: str, end: Callable[[], None]) -> ASGIApp:
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
     from starlette.middleware import Middleware
+    from starlette.middleware.base import BaseHTTPMiddleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
     from starlette.responses import PlainTextResponse, Response
     from starlette.routing import Mount, Route
@@ -110,111 +113,55 @@ def make_app(session: Session, token: str, end: Callable[[], None]) -> ASGIApp:
             return PlainTextResponse("not found", 404)
         return Response(found.read_bytes(), media_type=_TYPES[f".{name.rpartition('.')[2]}"])
 
-    def describe(request: Request) -> Response:
-        return as_json(session.describe())
-
-    def news(request: Request) -> Response:
-        return as_json(session.news(_number(request, "after"), _MAX_WAIT))
-
     def plane(request: Request) -> Response:
-        content = session.plane(*(_number(request, name) for name in ("number", "index", "modality")))
-        return Response(content, media_type="application/octet-stream")
+        return Response(session.plane(View(**_checked(unquote(request.url.query), _VIEW))), media_type="image/png")
 
-    def post(action: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[Request], Any]:
+    def post(name: str, action: Callable[..., dict[str, Any]], kinds: dict[str, type]) -> Route:
         async def answer(request: Request) -> Response:
-            sent = await _sent(request)
-            return as_json(await run_in_threadpool(action, sent))
+            return as_json(await run_in_threadpool(action, **_checked(await request.body(), kinds)))
 
-        return answer
+        return Route(f"/{name}", answer, methods=["POST"])
 
-    def close(sent: dict[str, Any]) -> dict[str, Any]:
+    def close() -> dict[str, Any]:
+        session.end()
         end()
-        session.wake()
         return {}
 
-    async def refuse(request: Request, error: Exception) -> Response:
+    def refuse(request: Request, error: Exception) -> Response:
         return as_json({"error": str(error)}, 400)
 
-    actions: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-        "change": lambda sent: session.change(_table(sent, "changes"), _place(sent)),
-        "preset": lambda sent: session.take_preset(str(sent.get("name", "")), _place(sent)),
-        "save": lambda sent: session.save(),
-        "end": close,
-    }
+    async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        """Refuse addresses without the token, and add the headers that every answer has."""
+        if secrets.compare_digest(request.url.path.split("/")[1].encode(), token.encode()):
+            response = await call_next(request)
+        else:
+            response = PlainTextResponse("wrong address: take the one that crfrefine tune printed", 403)
+        response.headers.update(_HEADERS)
+        return response
+
     routes = [
         Route("/", asset),
-        Route("/describe", describe),
-        Route("/news", news),
-        Route("/plane", plane),
-        *(Route(f"/{name}", post(action), methods=["POST"]) for name, action in actions.items()),
+        Route("/describe", lambda request: as_json(session.describe())),
+        Route("/plane/{version}", plane),
+        post("refine", session.refine, {"counter": int, **_PARAMETERS, "place": list, "is_whole": bool}),
+        post("save", session.save, _PARAMETERS),
+        post("end", close, {}),
         Route("/{name}", asset),
     ]
-    guards = [Middleware(_Guard, token=token), Middleware(TrustedHostMiddleware, allowed_hosts=_HOSTS, www_redirect=False)]
+    guards = [Middleware(BaseHTTPMiddleware, dispatch=guard), Middleware(TrustedHostMiddleware, allowed_hosts=_HOSTS, www_redirect=False)]
     return Starlette(routes=[Mount(f"/{token}", routes=routes)], middleware=guards, exception_handlers={CrfRefineError: refuse})
 
 
-class _Guard:
-    """Refuses addresses without the token, and adds the headers that every answer has."""
-
-    def __init__(self, app: ASGIApp, token: str) -> None:
-        self._app, self._token = app, token.encode()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_guarded(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                added = [(name.lower().encode(), value.encode()) for name, value in _HEADERS.items()]
-                message = {**message, "headers": [*message["headers"], *added]}
-            await send(message)
-
-        first = str(scope.get("path", "")).split("/")[1:2]
-        if scope["type"] != "http" or not first or not secrets.compare_digest(first[0].encode(), self._token):
-            from starlette.responses import PlainTextResponse
-
-            await PlainTextResponse("wrong address: take the one that crfrefine tune printed", 403)(scope, receive, send_guarded)
-            return
-        await self._app(scope, receive, send_guarded)
-
-
-async def _sent(request: Request) -> dict[str, Any]:
-    """Return what the page sent."""
-    content = b""
-    async for part in request.stream():
-        content += part
-        if len(content) > _MAX_BYTES:
-            raise InputError(f"expected at most {_MAX_BYTES} bytes")
+def _checked(content: str | bytes, kinds: dict[str, type]) -> dict[str, Any]:
+    """Return the values that the page sent as JSON, each of its kind; lists have whole numbers, or words."""
     try:
         sent = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise InputError("expected JSON") from error
-    if not isinstance(sent, dict):
-        raise InputError("expected a table")
+    if not isinstance(sent, dict) or sent.keys() != kinds.keys():
+        raise InputError(f"expected {', '.join(kinds) or 'an empty table'}")
+    for name, kind in kinds.items():
+        parts = sent[name] if isinstance(sent[name], list) else ()
+        if type(sent[name]) is not kind or any(type(part) is not (str if name == "shown" else int) for part in parts):
+            raise InputError(f"{name}: expected another kind of value")
     return sent
-
-
-def _number(request: Request, name: str) -> int:
-    text = request.query_params.get(name, "")
-    if not (text.isascii() and text.isdigit() and len(text) <= 9):
-        raise InputError(f"{name}: expected a whole number")
-    return int(text)
-
-
-def _whole(value: object) -> int:
-    if not isinstance(value, int):
-        raise InputError("expected a whole number")
-    return value
-
-
-def _table(sent: dict[str, Any], name: str) -> dict[str, Any]:
-    found = sent.get(name)
-    if not isinstance(found, dict):
-        raise InputError(f"{name}: expected a table")
-    return found
-
-
-def _place(sent: dict[str, Any]) -> list[int] | None:
-    found = sent.get("place")
-    if found is None:
-        return None
-    if not isinstance(found, list):
-        raise InputError("place: expected whole numbers")
-    return [_whole(at) for at in found]

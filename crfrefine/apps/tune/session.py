@@ -1,20 +1,20 @@
-"""What the page shows: the parameters, the newest results, and the case; nothing here knows of HTTP.
+"""The case of the page, and its newest result; nothing here knows of HTTP.
 
-The page may be open in several tabs: the newest change wins, and all tabs show it.
+The page sends its state with a counter. Only the state with the highest counter is computed.
 """
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from crfrefine.apps.tune.case import open_case
-from crfrefine.apps.tune.computing import CaseRefiner
-from crfrefine.apps.tune.news import News
-from crfrefine.apps.tune.planes import plane_bytes, shown_planes, stored_place
+from crfrefine.apps.tune.case import CaseRefiner, box_around, open_case
+from crfrefine.apps.tune.planes import View, describe_planes, draw_plane
+from crfrefine.apps.tune.scores import score_labels
 from crfrefine.apps.tune.sliders import describe_controls
-from crfrefine.apps.tune.work import Work
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.base.text import counted, listed, printable, shorten
 from crfrefine.cases.case import read_case_headers
@@ -26,16 +26,18 @@ from crfrefine.errors import ConfigError, InputError
 from crfrefine.io.atomic import check_replaceable, write_small_file
 from crfrefine.io.recognition import add_volumes
 from crfrefine.metrics.regions import Region
-from crfrefine.pages.pictures.display import label_color
+from crfrefine.pages.pictures.drawing import label_color
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.presets import list_presets
 from crfrefine.runs.infer.inputs import RunInputs, find_inputs
 from crfrefine.runs.infer.options import InferenceOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from crfrefine.arrays.label_maps import Box
+    from crfrefine.base.array_types import Array
     from crfrefine.cases.case_files import CaseFiles
 
 
@@ -56,13 +58,8 @@ AS_GIVEN = ""
 """Stands among the presets for the parameters that the page was opened with."""
 
 
-@dataclass(frozen=True, eq=False)
-class _State:
-    """What every tab shows."""
-
-    number: int  # Of the request that this state is refined by; larger than that of earlier states.
-    parameters: CrfParameters  # The model.
-    place: tuple[int, ...]  # A voxel of the upright grid.
+class _StaleError(Exception):
+    """The page has sent a newer state, or ends."""
 
 
 class Session:
@@ -74,84 +71,115 @@ class Session:
         add_volumes(options.labels, *files.paths)
         if options.output is not None:
             check_replaceable(options.output)
-        self._lock = threading.Lock()
         threads = options.inputs.threads
         self.case = open_case(files, self._inputs.reading, threads)
+        self.shown: tuple[Array, Box | None] | None = None  # The newest labels, and the box that they cover.
         self._refiner = CaseRefiner(self.case, threads, options.inputs.device)
-        self._news = News()
-        self._work = Work(self._news)
-        with self._lock:
-            self._state = self._begin(options.inputs.parameters, self.case.first_place())
-
-    def wake(self) -> None:
-        """Answer all that wait: the page is about to end."""
-        self._news.end()
+        self._newest: float = 0  # The highest counter.
+        self._counting = threading.Lock()
+        # A box must not wait until a whole case has stopped.
+        self._box_lock, self._whole_lock = threading.Lock(), threading.Lock()
 
     def end(self) -> None:
-        """Stop computing; returns when nothing runs any more."""
-        self.wake()
-        self._work.end()
-
-    # ---- What the page asks for
+        """Stop computing at the next step."""
+        self._newest = math.inf
 
     def describe(self) -> dict[str, Any]:
-        """Return what stays the same while the page is open, and the present parameters."""
-        state, names, case = self._state, self._inputs.names, self.case
-        modalities = [name for _, name in zip(case.image, names.modalities, strict=False)]
+        """Return what stays the same while the page is open, and the parameters to start from."""
+        names, case = self._inputs.names.modalities, self.case
         labels = [{"label": label, "name": self._label_name(label), "color": label_color(label)} for label in range(1, case.num_labels)]
         return {
             "case": case.case_id,
             "grid": list(case.upright_grid),
             "spacing": list(case.upright_spacing),
-            "place": list(state.place),
-            "planes": shown_planes(case),
-            "modalities": [modalities[number] if number < len(modalities) else f"image {number + 1}" for number in range(len(case.image))],
+            "place": list(case.first_place()),
+            "planes": describe_planes(case),
+            "modalities": [names[number] if number < len(names) else f"image {number + 1}" for number in range(len(case.image))],
             "labels": labels,
             "has_reference": case.labels is not None,
             "notes": [*self._inputs.notes, *case.notes],
             "presets": [AS_GIVEN, *list_presets()],
-            "is_as_opened": state.parameters == self._options.inputs.parameters,
             "output": None if self._options.output is None else str(self._options.output),
-            **self._described_parameters(state),
+            **self._describe_parameters(self._options.inputs.parameters),
         }
 
-    def change(self, changes: Mapping[str, Any], place: Sequence[int] | None = None) -> dict[str, Any]:
-        """Take changed entries, as `CrfParameters.replace` does, and refine; return number of the state, controls, text of the file.
+    def refine(self, counter: int, preset: str, changes: Mapping[str, Any], place: Sequence[int], *, is_whole: bool) -> dict[str, Any]:
+        """Refine the whole case, or a box around a voxel of the upright grid; return result, controls and text of the file.
 
-        The box that is refined first lies around a voxel of the upright grid; None means that of the state.
+        The parameters are those of a preset with changed entries, as `CrfParameters.replace` takes them. A state that is not
+        the newest is not computed: the answer is `{"is_stale": True}`.
         """
-        return self._refine(lambda present: present.replace(**changes), place)
+        parameters = self._parameters(preset, changes)
+        grid = self.case.upright_grid
+        if len(place) != len(grid) or not all(0 <= at < size for at, size in zip(place, grid, strict=True)):
+            raise InputError("the place lies outside of the grid")
+        with self._counting:
+            self._newest = max(self._newest, counter)
+        box = None if is_whole else box_around(self.case, self.case.stored_place(place))
+        try:
+            with self._whole_lock if box is None else self._box_lock:
+                result = self._result(counter, parameters, box)
+        except _StaleError:
+            return {"is_stale": True}
+        return {**self._describe_parameters(parameters), "result": result}
 
-    def take_preset(self, name: str, place: Sequence[int] | None = None) -> dict[str, Any]:
-        """Take the parameters of a preset, or those that the page was opened with, and refine; return them as `change` does."""
-        if name != AS_GIVEN and name not in list_presets():
-            raise ConfigError(f"{name}: no such preset")
-        parameters = self._options.inputs.parameters if name == AS_GIVEN else CrfParameters.load(name)
-        return self._refine(lambda present: parameters, place)
-
-    def save(self) -> dict[str, Any]:
-        """Write the present parameters to the output; return its path, and the parameters as `change` does."""
+    def save(self, preset: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Write parameters to the output; return its path."""
         if self._options.output is None:
             raise ConfigError("no file to save to: start with -o FILE.toml, or copy the text")
-        with self._lock:  # Of two that save, the file has the later state.
-            described = self._described_parameters(self._state)
-            write_small_file(self._options.output, described["toml"].encode())
+        described = self._describe_parameters(self._parameters(preset, changes))
+        write_small_file(self._options.output, described["toml"].encode())
         return {"saved": str(self._options.output), **described}
 
-    def news(self, after: int, seconds: float) -> dict[str, Any]:
-        """Return the state of the computation as soon as it is newer than a version, or after some seconds."""
-        return self._news.wait(after, seconds)
+    def plane(self, view: View) -> bytes:
+        """Return a picture with the newest labels as PNG."""
+        labels, box = self.shown or (None, None)
+        return draw_plane(self.case, labels, box, view)
 
-    def plane(self, number: int, index: int, modality: int) -> bytes:
-        """Return the bytes of a plane (`planes.plane_bytes`) with the newest labels."""
-        case, shown = self.case, self._news.shown
-        found = next((plane for plane in shown_planes(case) if plane["number"] == number), None)
-        is_there = found is not None and (found["through"] is None or 0 <= index < case.upright_grid[found["through"]])
-        if not is_there or not 0 <= modality < len(case.image):
-            raise InputError("no such plane")
-        return plane_bytes(case, None if shown is None else shown.labels, None if shown is None else shown.box, number, index, modality)
+    def _result(self, counter: int, parameters: CrfParameters, box: Box | None) -> dict[str, Any] | None:
+        """Return the facts of a result, and keep its labels to show; None if nothing in the box can be refined."""
 
-    # ---- Work
+        def check(*progress: object) -> None:
+            if counter < self._newest:
+                raise _StaleError
+
+        check()
+        started = time.perf_counter()
+        if box is None:
+            result = self._refiner.refine_whole(parameters, check)
+        else:
+            try:
+                boxed = self._refiner.refine_box(parameters, box)
+            except ConfigError:
+                raise
+            except Exception:
+                boxed = None  # A box may lack what the whole case has, which tells of its own errors.
+            if boxed is None:
+                return None
+            result = boxed
+        case, part, labels = self.case, box or (), result.label_map
+        reference = None if case.labels is None else case.labels[part]
+        rows, num_changed = score_labels(case.network_labels[part], labels, reference, case.num_labels, self._counted_together())
+        with self._counting:
+            check()
+            self.shown = labels, box
+        return {
+            "is_whole": box is None,
+            "voxels_changed": num_changed,
+            "labels": rows,
+            "seconds": time.perf_counter() - started,
+            "num_iterations": result.num_iterations,
+            "converged": result.converged,
+            "filters": list(result.filters),
+            "notes": list(result.notes),
+            "device": result.device,
+        }
+
+    def _parameters(self, preset: str, changes: Mapping[str, Any]) -> CrfParameters:
+        if preset != AS_GIVEN and preset not in list_presets():
+            raise ConfigError(f"{preset}: no such preset")
+        parameters = self._options.inputs.parameters if preset == AS_GIVEN else CrfParameters.load(preset)
+        return parameters.replace(**changes)
 
     def _counted_together(self) -> tuple[Region, ...]:
         """Return the regions that the table has rows for: those of the options, or those of the network's channels."""
@@ -163,25 +191,11 @@ class Session:
     def _label_name(self, label: int) -> str:
         return "background" if label == 0 else self._inputs.names.titles.get(label, f"label {label}")
 
-    def _described_parameters(self, state: _State) -> dict[str, Any]:
+    def _describe_parameters(self, parameters: CrfParameters) -> dict[str, Any]:
         labels = [self._label_name(label) for label in range(self.case.num_labels)]
-        controls = describe_controls(state.parameters, list(self._inputs.names.modalities), labels)
-        text = state.parameters.to_toml(f"Chosen by eye with crfrefine tune on case {printable(self.case.case_id)}; not validated.")
-        return {"number": state.number, "controls": controls, "toml": text}
-
-    def _refine(self, changed: Callable[[CrfParameters], CrfParameters], place: Sequence[int] | None) -> dict[str, Any]:
-        grid = self.case.upright_grid
-        if place is not None and (len(place) != len(grid) or not all(0 <= at < size for at, size in zip(place, grid, strict=True))):
-            raise InputError("the place lies outside of the grid")
-        with self._lock:
-            self._state = self._begin(changed(self._state.parameters), tuple(place or self._state.place))
-            return self._described_parameters(self._state)
-
-    def _begin(self, parameters: CrfParameters, place: tuple[int, ...]) -> _State:
-        """Ask for the result of a new state, and return it. The caller holds the lock."""
-        number = self._news.begin()
-        self._work.request(number, self._refiner, parameters, self._counted_together(), stored_place(self.case, place))
-        return _State(number, parameters, place)
+        controls = describe_controls(parameters, self._inputs.names.modalities, labels)
+        text = parameters.to_toml(f"Chosen by eye with crfrefine tune on case {printable(self.case.case_id)}; not validated.")
+        return {"controls": controls, "toml": text}
 
 
 # The case, its reference, and what the regions of the options mean for it.

@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from crfrefine.pages.pictures.display import LABEL_COLORS
-
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
     from PIL import Image, ImageFont
 
     from crfrefine.base.array_types import Array, Bool
 
 Anchor = Literal["la", "ma", "ra", "lm", "mm", "rm", "md"]
+
+# Okabe & Ito 2008: distinguishable with every common color vision deficiency, and on gray.
+LABEL_COLORS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2")
+"""Colors of the labels 1 to 7; the next seven reuse them."""
 
 LINE_WIDTH = 2
 """Pixels of an outline, inside of its label, so that the outlines of neighbors lie side by side."""
@@ -38,6 +38,11 @@ _SPELLED = {"→": "to", "\u2212": "-"}
 
 WHITE = 255 - len(LABEL_COLORS) - 1
 """Brightest gray level; the levels above it are the colors of labels."""
+
+
+def label_color(label: int) -> str:
+    """Return the color of a label above 0."""
+    return LABEL_COLORS[(label - 1) % len(LABEL_COLORS)]
 
 
 def gray_level(share: float) -> int:
@@ -100,6 +105,7 @@ class Canvas:
     def __init__(self, size: tuple[int, int], background: int) -> None:
         from PIL import Image, ImageDraw
 
+        self._background = background
         self._picture: Image.Image = Image.new("L", size, background)
         self._draw = ImageDraw.Draw(self._picture)
 
@@ -124,16 +130,28 @@ class Canvas:
         options: dict[str, Any] = {} if edge is None else {"stroke_width": 1, "stroke_fill": edge}
         self._draw.text(place, drawable(text), fill=level, font=_font(size, is_bold), anchor=anchor, **options)
 
-    def upward_text(self, middle: tuple[float, float], text: str, size: int, level: int, background: int) -> None:
+    def upward_text(self, middle: tuple[float, float], text: str, size: int, level: int) -> None:
         """Write a line from bottom to top around a middle."""
         from PIL import Image, ImageDraw
 
         font = _font(size, False)
         length = round(font.getlength(drawable(text))) + 2
-        line = Image.new("L", (length, size + 8), background)
+        line = Image.new("L", (length, size + 8), self._background)
         ImageDraw.Draw(line).text((length / 2, size / 2 + 4), drawable(text), fill=level, font=font, anchor="mm")
         turned = line.transpose(Image.Transpose.ROTATE_90)
         self._picture.paste(turned, (round(middle[0] - turned.width / 2), round(middle[1] - turned.height / 2)))
+
+    def sides(self, letters: str, corner: tuple[int, int], extent: tuple[int, int], size: int, level: int, edge: int) -> None:
+        """Write the letters of the sides at the left, right, bottom and top of a panel."""
+        (left, top), (across, down) = corner, extent
+        places: tuple[tuple[float, float, Anchor], ...] = (
+            (left + 5, top + down / 2, "lm"),
+            (left + across - 5, top + down / 2, "rm"),
+            (left + across / 2, top + down - 4, "md"),
+            (left + across / 2, top + 4, "ma"),
+        )
+        for letter, (x, y, anchor) in zip(letters, places, strict=True):
+            self.text((x, y), letter, size, level, anchor=anchor, edge=edge)
 
     def frame(self, box: tuple[int, int, int, int], level: int) -> None:
         """Draw a rectangle of one pixel: left, top, right, bottom."""
@@ -207,8 +225,3 @@ def _font(size: int, is_bold: bool) -> ImageFont.FreeTypeFont | ImageFont.ImageF
         if path.is_file():
             return ImageFont.truetype(path, size)
     return ImageFont.load_default(size)
-
-
-def panel_sizes(sizes_mm: Sequence[tuple[float, float]], width: int) -> list[tuple[int, int]]:
-    """Return the pixels across and down of each panel; very flat and very tall planes get panels of bounded height."""
-    return [(width, round(float(np.clip(width * down / across, 0.5 * width, 1.6 * width)))) for across, down in sizes_mm]

@@ -1,4 +1,4 @@
-"""Where to cut a case for display: planes through the structure, and the place of the largest change. Preview and report share the rule.
+"""Where to cut a case for display, upright: planes through the structure, and the place of the largest change.
 
 Planes through only the largest change can miss the structure: a small island that the CRF removes far away from a tumor is often the
 densest change.
@@ -12,13 +12,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from crfrefine.arrays.label_maps import bounding_box
+from crfrefine.base.geometry import orientation_codes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from crfrefine.base.array_types import Array, Bool
+    from crfrefine.base.array_types import Array, Bool, Float64
+
+SIDES = ("RL", "PA", "IS")
+"""Letters at the low and the high end of each axis of an upright volume."""
+
 
 PLANES = (("axial", 0, 1), ("coronal", 0, 2), ("sagittal", 1, 2))
 """Name, axis across the picture and axis up the picture, of an upright volume."""
@@ -27,6 +32,33 @@ PLANES = (("axial", 0, 1), ("coronal", 0, 2), ("sagittal", 1, 2))
 def planes_of(grid: Sequence[int]) -> list[int]:
     """Return the numbers of the planes that are more than a line, as with a single slice; of a 2-D grid, or without one, the first."""
     return [number for number, (_, *axes) in enumerate(PLANES) if len(grid) == 3 and not any(grid[axis] == 1 for axis in axes)] or [0]
+
+
+@dataclass(frozen=True)
+class Upright:
+    """How to turn an array to (right to left, posterior to anterior, inferior to superior), as nearly as its axes allow.
+
+    The patient's right is shown at the left, as in radiology.
+    """
+
+    axis_order: tuple[int, ...]  # The axis of the array that becomes each axis of the upright one.
+    flips: tuple[bool, ...]  # Whether each of these axes is reversed.
+    sides: tuple[str, ...]  # The letters of both ends of each upright axis, such as "RL"; empty if the orientation is unknown.
+
+    @classmethod
+    def of(cls, affine: Float64 | None, num_dims: int) -> Upright:
+        """Return how to turn an array on a grid; grids without an affine and grids that are not 3-D are not turned."""
+        if affine is None or num_dims != 3:
+            return cls(tuple(range(num_dims)), (False,) * num_dims, ())
+        codes = orientation_codes(affine)
+        axis_order = tuple(next(axis for axis in range(3) if codes[axis] in pair) for pair in ("LR", "PA", "IS"))
+        flips = (codes[axis_order[0]] == "R", codes[axis_order[1]] == "P", codes[axis_order[2]] == "I")
+        return cls(axis_order, flips, SIDES)
+
+    def turn(self, array: Array) -> Array:
+        """Return the array upright, a view; further axes stay in place."""
+        array = array.transpose(*self.axis_order, *range(len(self.axis_order), array.ndim))
+        return array[tuple(slice(None, None, -1) if flip else slice(None) for flip in self.flips)]
 
 
 CHANGE_WINDOW_MM = 12.0
@@ -123,3 +155,16 @@ def _plane_of_change(changed: Bool, peak: tuple[int, ...], steps: Sequence[float
         return int(np.count_nonzero(changed[cut]))
 
     return max((plane for plane, (_, across, up) in enumerate(PLANES) if 3 - across - up in axes), key=count)
+
+
+def crop_around(foreground: Bool, steps: Sequence[float]) -> list[slice]:
+    """Return slices around the foreground, (*grid), with a margin: small structures become visible. Without foreground: the whole grid."""
+    box = bounding_box(foreground)
+    if box is None:
+        return [slice(0, size) for size in foreground.shape]
+    extent = max(n * step for n, step in zip(foreground.shape, steps, strict=True))
+    slices = []
+    for occupied, size, step in zip(box, foreground.shape, steps, strict=True):
+        margin = int(np.ceil(0.12 * extent / step))
+        slices.append(slice(max(0, occupied.start - margin), min(size, occupied.stop + margin)))
+    return slices

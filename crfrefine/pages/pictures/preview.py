@@ -9,8 +9,7 @@ import numpy as np
 
 from crfrefine.arrays.label_maps import foreground_labels
 from crfrefine.pages.pictures import drawing
-from crfrefine.pages.pictures.display import Upright, crop_around
-from crfrefine.pages.pictures.planes import CHANGE_WINDOW_MM, PLANES, Places, choose_places, planes_of
+from crfrefine.pages.pictures.planes import CHANGE_WINDOW_MM, PLANES, Places, Upright, choose_places, crop_around, planes_of
 from crfrefine.pages.pictures.windows import choose_modality, choose_window
 
 if TYPE_CHECKING:
@@ -93,7 +92,10 @@ def draw_preview(
     if shows_errors:
         headings["changes"] = "errors"
     widest = max(max(plane.image.shape) for plane in cuts.planes)
-    panels = drawing.panel_sizes([plane.size_mm for plane in cuts.planes], int(np.clip(widest, _PANEL_WIDTH, _MAX_PANEL)))
+    across = int(np.clip(widest, _PANEL_WIDTH, _MAX_PANEL))
+    heights = [across * plane.size_mm[1] / plane.size_mm[0] for plane in cuts.planes]
+    # Very flat and very tall planes get panels of bounded height.
+    panels = [(across, round(float(np.clip(height, 0.5 * across, 1.6 * across)))) for height in heights]
     width = _CORNER + len(headings) * (panels[0][0] + _GAP) - _GAP + _MARGIN
     room = width - _CORNER - _MARGIN
     lines = [*drawing.wrap(subtitle, _TEXT, room), *drawing.wrap(cuts.shown, _TEXT, room)]
@@ -113,7 +115,7 @@ def draw_preview(
                 heading = drawing.cut_off(heading, _TEXT, size[0])
                 canvas.text((left + size[0] / 2, top - 9), heading, _TEXT, _INK, anchor="md")
             _draw_panel(canvas, plane, panel, (left, top), size)
-        canvas.upward_text((_CORNER / 2, top + size[1] / 2), plane.name, _SMALL, _FAINT_INK, _PAPER)
+        canvas.upward_text((_CORNER / 2, top + size[1] / 2), plane.name, _SMALL, _FAINT_INK)
         top += size[1] + _GAP
     for entries in legend:
         _draw_legend_line(canvas, entries, width, top + _LEGEND_LINE / 2)
@@ -223,15 +225,7 @@ def _draw_panel(canvas: drawing.Canvas, plane: Plane, panel: str, corner: tuple[
             _FRAME,
         )
     if panel == "image" and plane.edges:
-        middle, center = left + inner[0] / 2, top + inner[1] / 2
-        places = (
-            (left + 5, center, "lm"),
-            (left + inner[0] - 5, center, "rm"),
-            (middle, top + inner[1] - 4, "md"),
-            (middle, top + 4, "ma"),
-        )
-        for letter, (x, y, anchor) in zip(plane.edges, places, strict=True):
-            canvas.text((x, y), letter, _SMALL, _INK, anchor=anchor, edge=_PAPER)  # type: ignore[arg-type]
+        canvas.sides(plane.edges, (left, top), inner, _SMALL, _INK, _PAPER)
 
 
 def _legend_entries(planes: Sequence[Plane], names: Mapping[int, str], lost: str, room: float) -> list[tuple[int | None, str]]:
