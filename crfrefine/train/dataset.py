@@ -29,8 +29,7 @@ from crfrefine.cases.case_files import IncompleteCase, describe_left_out, requir
 from crfrefine.cases.declared_labels import DeclaredLabels, declared_labels
 from crfrefine.cases.label_files import discover_network_cases
 from crfrefine.cases.label_input import KIND
-from crfrefine.cases.nnunet.layout import require_trained
-from crfrefine.cases.nnunet.trained import find_trained_cases
+from crfrefine.cases.nnunet import find_trained_cases, require_trained
 from crfrefine.cases.region_reading import NO_REGIONS, RegionReading, find_regions
 from crfrefine.errors import CrfRefineError, InputError, UnexpectedError
 from crfrefine.io.recognition import add_volumes

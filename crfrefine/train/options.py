@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crfrefine.base.text import listed
-from crfrefine.cases.nnunet.datasets import locate_images, locate_labels
-from crfrefine.cases.nnunet.layout import require_trained
+from crfrefine.cases.nnunet import locate_images, locate_labels, require_trained
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.parameters.model import CrfParameters
 

@@ -89,7 +89,7 @@ def trained(root, network):
     run_here("train-crf", "--nnunet", network, "--strict", status=1)
     left_out = run_here("train-crf", "--nnunet", network, "-o", root / "early.toml", "--folds", 2, "--num-iterations", 4, status=0)
     assert "3 of 6 cases are left out: no probabilities in fold_1/validation (3): case1, case3, case5" in left_out.stderr
-    (command,) = (line.partition(": ")[2] for line in left_out.stderr.splitlines() if "without --npz: " in line)
+    (command,) = (line.partition(": ")[2] for line in left_out.stderr.splitlines() if "not validated with --npz: " in line)
     command = command[command.index("nnUNetv2_train") :]
     assert command == f"nnUNetv2_train {DATASET} 3d_fullres 1 --val --npz {' '.join(NAMES)}"
     nnunet(root, *shlex.split(command), "-device", "cpu")

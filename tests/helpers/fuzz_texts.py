@@ -4,9 +4,11 @@ import csv
 import io
 import json
 import math
+import os
 import shutil
 from functools import cache
 from pathlib import Path
+from unittest.mock import patch
 
 from fuzz_mutations import mutated, mutated_text, wrong_somewhere
 from fuzz_worker import MAX_OF_A_MESSAGE, Target
@@ -14,10 +16,10 @@ from fuzz_worker import MAX_OF_A_MESSAGE, Target
 from crfrefine.base import memory
 from crfrefine.base.plain import to_plain
 from crfrefine.base.text import for_terminal
+from crfrefine.cases import nnunet
 from crfrefine.cases.dataset_description import read_dataset_description
 from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.manifest import read_manifest
-from crfrefine.cases.nnunet import datasets, layout, predictions
 from crfrefine.cases.region_reading import find_regions
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.evaluate.records import from_json
@@ -56,10 +58,6 @@ _CONTENTS = {
         _DECATHLON,
         {"labels": _BRATS, "regions_class_order": [1, 2, 3]},
         {"labels": {"background": 0, "a": 1}, "regions": {"all": [1]}, "channel_names": ["CT"]},
-        {
-            **_DESCRIPTION,
-            "dataset": {"a": {"images": ["a_0000.nii"], "label": "a.nii"}, "b": {"images": ["/x/b.nii"], "label": "$X/b.nii"}},
-        },
     ),
     "regions.json": ({"whole": [1, 2, 3, 4], "core": "1+3+4", "enhancing": 4}, {"labels": {"a": 1, "b": [1, 2]}, "regions": {"c": [2]}}),
     "case.json": (_MEASURED,),
@@ -109,14 +107,19 @@ def _read_measured(path, rng):
 def _read_nnunet(path, rng):
     match path.name:
         case "plans.json":
-            layout.recognize_folder(path.parent)
+            (path.parent / "fold_0").mkdir()
+            try:
+                nnunet.require_trained(path.parent)
+            finally:
+                (path.parent / "fold_0").rmdir()
         case "predict_from_raw_data_args.json":
-            _require_cases(predictions.find_predicted_cases(layout.PredictionFolder(path.parent, None)))
+            _require_cases(nnunet.find_cases_to_refine(path.parent, (), None))
         case "splits_final.json":
-            datasets._splits_in(path)
+            network = nnunet.TrainedNetwork(path.parent, ".", "t", "p", "c", None)
+            with patch.dict(os.environ, nnUNet_preprocessed=str(path.parent)):
+                nnunet._splits(network)
         case _:
-            datasets.describe_dataset(path.parent)
-            _require_cases(datasets.training_cases(path.parent, None, path.parent))
+            nnunet._describe(path.parent)
 
 
 def _require_cases(cases):

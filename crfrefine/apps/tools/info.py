@@ -14,8 +14,7 @@ from crfrefine.base.geometry import describe_grid
 from crfrefine.base.text import TIMES, counted, listed
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.discovery import discover_cases, list_files
-from crfrefine.cases.nnunet.layout import PLANS, PREDICTION_ARGUMENTS
-from crfrefine.cases.nnunet.trained import find_cases_to_refine
+from crfrefine.cases.nnunet import find_cases_to_refine, is_of_nnunet
 from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.cases.region_reading import RegionReading, find_regions
 from crfrefine.cases.structure_folders import case_folders, structures_folder
@@ -83,11 +82,11 @@ def inspect_folder(folder: str | Path, *, resample: bool = False) -> FolderRepor
     folder = Path(folder)
     try:
         archives = list_files(folder, SCORES_SUFFIXES)
-        is_of_nnunet = _is_of_nnunet(folder, archives)
-        structures = {} if is_of_nnunet else _structures(folder)
+        of_nnunet = is_of_nnunet(folder)
+        structures = {} if of_nnunet else _structures(folder)
         if structures:
             return _inspect_structures(folder, structures)
-        if is_of_nnunet:
+        if of_nnunet:
             cases = _of_nnunet(folder, archives)
             archives = [] if cases else archives
         else:
@@ -97,7 +96,7 @@ def inspect_folder(folder: str | Path, *, resample: bool = False) -> FolderRepor
     except CrfRefineError as error:
         return FolderReport(folder, problems=[str(error)])
     notes = list(cases.notes)
-    places = [folder] if is_of_nnunet else [path.parent for files in cases[:1] for path in (*files.logits[:1], *files.images[:1])]
+    places = [folder] if of_nnunet else [path.parent for files in cases[:1] for path in (*files.logits[:1], *files.images[:1])]
     regions = find_regions(None, places or [folder], notes)
     report = FolderReport(folder, notes=notes, problems=[regions.problem] if regions.problem else [])
     num_labels: dict[int, list[str]] = {}
@@ -143,12 +142,6 @@ def inspect_folder(folder: str | Path, *, resample: bool = False) -> FolderRepor
 def _channels(number: int, regions: RegionReading) -> str:
     is_regions = regions.declares(number) and number != regions.num_labels
     return counted(number, "region" if is_regions else "label")
-
-
-def _is_of_nnunet(folder: Path, archives: Sequence[Path]) -> bool:
-    """Return whether nnU-Net made a folder: its volumes are label maps then, and not images."""
-    has_summary = bool(archives) and (folder / "summary.json").is_file()  # as a validation has
-    return has_summary or any((folder / name).is_file() for name in (PLANS, PREDICTION_ARGUMENTS))
 
 
 def _of_nnunet(folder: Path, archives: Sequence[Path]) -> CaseList:

@@ -225,14 +225,11 @@ def _references(options: TuneOptions, inputs: RunInputs) -> Mapping[str, Path]:
         return labels_of(CaseList(inputs.cases), options.labels)
     if options.inputs.nnunet is None:
         return {}
-    from crfrefine.cases.nnunet.datasets import locate_images, locate_labels
-    from crfrefine.cases.nnunet.layout import TrainedNetwork, recognize_folder
+    from crfrefine.cases.nnunet import locate_images, locate_labels, require_trained
 
-    network = recognize_folder(options.inputs.nnunet)
-    if not isinstance(network, TrainedNetwork):
-        return {}
     given = options.inputs.images[0] if options.inputs.images else None
     try:
+        network = require_trained(options.inputs.nnunet)
         folder = locate_labels(network, locate_images(network, given), None)
     except InputError:  # The page is of use without them, too.
         return {}

@@ -76,7 +76,7 @@ def _find_cases(options: InferenceOptions) -> CaseList:
                 raise InputError(f"{error}\n  {EXCHANGED}") from None
             raise
         return cases
-    from crfrefine.cases.nnunet.trained import find_cases_to_refine
+    from crfrefine.cases.nnunet import find_cases_to_refine
 
     return find_cases_to_refine(options.nnunet, options.images, masks)
 

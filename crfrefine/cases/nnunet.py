@@ -1,0 +1,332 @@
+"""Folders of nnU-Net version 2: the cases of a trained network, and those of its predictions.
+
+A trained network is in `nnUNet_results/DatasetXXX_NAME/TRAINER__PLANS__CONFIGURATION`. Each of its
+cases gets the probabilities of the fold that held it out, since that network has not seen the case.
+Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from crfrefine.base.inputs import add_inputs
+from crfrefine.base.text import MAX_OF_A_PATH, shorten
+from crfrefine.cases.case_files import CaseFiles, CaseList, IncompleteCase, describe_left_out, too_few_complete
+from crfrefine.cases.dataset_description import DatasetDescription, read_dataset_description
+from crfrefine.cases.discovery import discover_cases, list_files
+from crfrefine.errors import CrfRefineError, InputError
+from crfrefine.io import read_header
+from crfrefine.io.json import read_json
+from crfrefine.io.paths import SCORES_SUFFIXES, VOLUME_SUFFIXES, is_there, stem_of
+
+PLANS = "plans.json"
+PREDICTION_ARGUMENTS = "predict_from_raw_data_args.json"
+"""Written by `nnUNetv2_predict` beside its results."""
+
+ALL = "all"
+"""The fold whose network is trained on all cases."""
+
+_EXPECTED = f"expected a folder DatasetXXX_NAME/TRAINER__PLANS__CONFIGURATION with {PLANS} and fold_0, fold_1, ..."
+_REORIENTING = "NibabelIOWithReorient"
+"""The one reader of nnU-Net whose probabilities are not on the image's voxel axes."""
+
+
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """The folder of a trained configuration."""
+
+    folder: Path  # absolute
+    dataset: str  # such as "Dataset004_Hippocampus"
+    trainer: str  # name of its class
+    plans: str
+    configuration: str  # such as "3d_fullres"
+    reader: str | None  # the class with which nnU-Net reads and writes images
+
+    @property
+    def folds(self) -> dict[str, Path]:
+        """The folder of each fold by its name: "0", "1", ..., "all"."""
+        return {path.name.removeprefix("fold_"): path for path in sorted(self.folder.glob("fold_*")) if path.is_dir()}
+
+    def places(self, variable: str) -> list[Path]:
+        """Return where a folder of nnU-Net has the dataset: by the environment variable, then beside the results."""
+        roots = (os.environ.get(variable), self.folder.parents[2] / variable)
+        return list(dict.fromkeys(Path(root) / self.dataset for root in roots if root))
+
+    def training_command(self, fold: str, *flags: str) -> str:
+        """Return the command that trains or validates a fold, to be pasted into a shell."""
+        return shlex.join(["nnUNetv2_train", self.dataset, self.configuration, fold, *flags, "-tr", self.trainer, "-p", self.plans])
+
+
+@dataclass(frozen=True)
+class TrainedCases:
+    """The cases of a trained network."""
+
+    cases: CaseList  # all; those without probabilities have them in `missing`
+    description: DatasetDescription | None
+    advice: tuple[str, ...]  # one sentence per fold that lacks something, with the command that makes it
+
+
+def require_trained(path: Path) -> TrainedNetwork:
+    """Return the trained network of a folder; raise InputError for another folder."""
+    folder = Path(os.path.abspath(path))  # noqa: PTH100 - the names as the user wrote them: links are not followed
+    if not folder.is_dir():
+        raise InputError(f"{path}: no such folder; {_EXPECTED}")
+    if not _is_trained(folder):
+        raise InputError(f"{path}: is not a trained network of nnU-Net version 2; {_EXPECTED}")
+    plans = _read_table(folder / PLANS)
+    names = folder.name.split("__")
+    # In a renamed folder, the plans still have most names.
+    trainer, plans_name, configuration = names if len(names) == 3 else ("TRAINER", str(plans.get("plans_name", "PLANS")), "CONFIGURATION")
+    dataset = str(plans.get("dataset_name", folder.parent.name))
+    return TrainedNetwork(folder, dataset, trainer, plans_name, configuration, _reader_of(plans))
+
+
+def find_cases_to_refine(folder: Path, images: Sequence[Path], masks: Path | None) -> CaseList:
+    """Return the predicted cases of a folder, or the validated cases of a trained network.
+
+    A case that was not predicted is a failure of the run, as with any folder of logits. A case that
+    no fold has validated is left out, with a note: networks are often trained on a few folds only.
+    """
+    if len(images) > 1:
+        raise InputError(f"{images[1]}: with --nnunet, give one folder of images")
+    given = images[0] if images else None
+    if not _is_trained(folder):
+        return _predicted_cases(folder, given, masks)
+    found = find_trained_cases(require_trained(folder), images=given, masks=masks, with_labels=False)
+    left_out = [IncompleteCase(case.case_id, case.missing) for case in found.cases if not case.logits]
+    cases = [case for case in found.cases if case.logits]
+    if not cases:
+        what_to_do = "\n  ".join(found.advice) or "Name the folder of the images of this network with --images."
+        raise too_few_complete(left_out, len(found.cases), "cases with probabilities", what_to_do)
+    notes = [describe_left_out(left_out, len(found.cases))] if left_out else []
+    return CaseList(cases, [*notes, *found.advice, *found.cases.notes])
+
+
+def find_trained_cases(
+    network: TrainedNetwork,
+    *,
+    images: Path | None = None,
+    labels: Path | None = None,
+    masks: Path | None = None,
+    with_labels: bool = True,
+) -> TrainedCases:
+    """Find the cases that a network was trained and validated on.
+
+    Args:
+        network: result of `require_trained`.
+        images: folder of the images; None means where nnU-Net has them.
+        labels: folder of the labels, likewise.
+        masks: folder of masks, or None.
+        with_labels: whether labels are needed.
+
+    Raises:
+        InputError: images or labels are not found, or the only fold was trained on all cases.
+    """
+    folds = network.folds
+    if list(folds) == [ALL]:
+        raise InputError(
+            f"{folds[ALL]}: this network was trained on all cases, also on those of its validation: it is far too sure of them\n"
+            f"  Train folds that hold cases out, for all of the folds 0 to 4: {network.training_command('0', '--npz')}"
+        )
+    description = _describe(network.folder)
+    image_folder = locate_images(network, images)
+    label_folder = locate_labels(network, image_folder, labels) if with_labels else None
+    found = discover_cases(image_folder, None, masks, label_folder, include_imageless=label_folder is not None)
+    splits = _splits(network)
+    held_out = {name: fold for fold, (_, validated) in splits.items() for name in validated}
+    archives = {
+        fold: {stem_of(path): path for path in list_files(folder / "validation", SCORES_SUFFIXES)}
+        for fold, folder in folds.items()
+        if fold != ALL and (folder / "validation").is_dir()
+    }
+    label_maps = {
+        stem_of(path): fold for fold in archives if fold not in splits for path in list_files(folds[fold] / "validation", VOLUME_SUFFIXES)
+    }
+    cases, lacking = [], set[str]()
+    for case in found:
+        seen_by = {fold for fold, (trained_on, _) in splits.items() if case.case_id in trained_on}
+        by_fold = [held_out[case.case_id]] if case.case_id in held_out else [fold for fold in archives if fold not in seen_by]
+        path = next((archives[fold][case.case_id] for fold in by_fold if case.case_id in archives.get(fold, ())), None)
+        if path is not None:
+            cases.append(_checked_orientation(replace(case, logits=(path,)), network.reader))
+            continue
+        fold = held_out.get(case.case_id, label_maps.get(case.case_id))
+        if fold is None:
+            reason = "no fold that held it out has validated it"
+        else:
+            lacking.add(fold)
+            reason = f"no probabilities in fold_{fold}/validation" if fold in folds else f"fold {fold} is not trained"
+        problem = case.problem or f"case {case.case_id!r}: no probabilities in {network.folder}: {reason}"
+        cases.append(replace(case, problem=problem, missing=(*case.missing, reason)))
+    advice = [
+        f"fold {fold} was not validated with --npz: {network.training_command(fold, '--val', '--npz')}"
+        if fold in folds
+        else f"fold {fold} is not trained: {network.training_command(fold, '--npz')}"
+        for fold in sorted(lacking)
+    ]
+    notes = list(found.notes)
+    if ALL in folds:
+        notes.append(f"{network.folder}: fold_all was trained on all cases and is not used")
+    stray = sorted({name for names in archives.values() for name in names} - {case.case_id for case in found})
+    if stray:
+        notes.append(f"{network.folder}: validated cases without an image in {image_folder} are ignored ({len(stray)}), such as {stray[0]}")
+    return TrainedCases(CaseList(cases, notes), description, tuple(advice))
+
+
+def locate_images(network: TrainedNetwork, given: Path | None) -> Path:
+    """Return the folder of the images that a network was trained on; the error names the places that were searched."""
+    if given is not None:
+        return _existing(given / "imagesTr" if (given / "imagesTr").is_dir() else given, "images")
+    return _first_of([place / "imagesTr" for place in network.places("nnUNet_raw")], network, "images")
+
+
+def locate_labels(network: TrainedNetwork, images: Path, given: Path | None) -> Path:
+    """Return the folder of the labels; `images` is the folder of the images."""
+    if given is not None:
+        return _existing(given, "labels")
+    raw = [*([images.parent] if images.name == "imagesTr" else []), *network.places("nnUNet_raw")]
+    # nnU-Net copies the labels to its preprocessed data.
+    copies = [place / "gt_segmentations" for place in network.places("nnUNet_preprocessed")]
+    return _first_of([*(place / "labelsTr" for place in raw), *copies], network, "labels")
+
+
+def is_of_nnunet(folder: Path) -> bool:
+    """Return whether nnU-Net made a folder: its volumes are label maps then, and not images."""
+    has_summary = (folder / "summary.json").is_file() and bool(list_files(folder, SCORES_SUFFIXES))  # as a validation has
+    return has_summary or any((folder / name).is_file() for name in (PLANS, PREDICTION_ARGUMENTS))
+
+
+def _is_trained(folder: Path) -> bool:
+    return (folder / PLANS).is_file() and any(path.is_dir() for path in folder.glob("fold_*"))
+
+
+def _existing(folder: Path, what: str) -> Path:
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; --{what} names the folder of the {what}")
+    return folder
+
+
+def _first_of(places: Sequence[Path], network: TrainedNetwork, what: str) -> Path:
+    places = list(dict.fromkeys(places))
+    found = next((place for place in places if place.is_dir()), None)
+    if found is None:
+        looked_for = "".join(f"    {place}\n" for place in places)
+        raise InputError(
+            f"{network.folder}: the {what} of {network.dataset} are not found; looked for\n{looked_for}"
+            f"  Set the environment variable nnUNet_raw, or name the folder with --{what}."
+        )
+    return found
+
+
+def _splits(network: TrainedNetwork) -> dict[str, tuple[frozenset[str], frozenset[str]]]:
+    """Return the cases that each fold was trained on and has held out, by `splits_final.json`; empty without the file."""
+    path = next(
+        (place / "splits_final.json" for place in network.places("nnUNet_preprocessed") if (place / "splits_final.json").is_file()), None
+    )
+    if path is None:
+        return {}
+    add_inputs(path)
+    content = read_json(path)
+    if not isinstance(content, list) or not all(
+        isinstance(fold, Mapping) and _are_names(fold.get("train")) and _are_names(fold.get("val")) for fold in content
+    ):
+        raise InputError(f'{path}: expected a list with {{"train": [...], "val": [...]}} for each fold, as nnU-Net writes it')
+    return {str(k): (frozenset(fold["train"]), frozenset(fold["val"]) - frozenset(fold["train"])) for k, fold in enumerate(content)}
+
+
+def _predicted_cases(folder: Path, images: Path | None, masks: Path | None) -> CaseList:
+    """Return the cases of a folder of predictions; without `images`, from where `nnUNetv2_predict` read them."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; expected predictions of nnU-Net, or a trained network")
+    _describe(folder)
+    archives = {stem_of(path): path for path in list_files(folder, SCORES_SUFFIXES)}
+    if not archives:
+        raise InputError(
+            f"{folder}: no CASE.npz; predict with nnUNetv2_predict ... --save_probabilities, or {_EXPECTED}\n"
+            f"  For label maps: crfrefine infer -i IMAGES -p {shlex.quote(str(folder))} --input-type labels -o OUTPUT"
+        )
+    reader = _reader_of(_read_table(folder / PLANS)) if (folder / PLANS).is_file() else None
+    found = discover_cases(images or _images_of_prediction(folder), None, masks)
+    cases = []
+    for case in found:
+        if case.case_id in archives:
+            cases.append(_checked_orientation(replace(case, logits=(archives[case.case_id],)), reader))
+            continue
+        lacking = f"no {case.case_id}.npz in {folder}"
+        problem = case.problem or f"case {case.case_id!r}: {lacking}\n  Predict again with nnUNetv2_predict ... --save_probabilities."
+        cases.append(replace(case, problem=problem, missing=(*case.missing, lacking)))
+    stray = sorted(archives.keys() - {case.case_id for case in found})
+    notes = [f"{folder}: predictions without images are ignored ({len(stray)}), such as {archives[stray[0]].name}"] if stray else []
+    return CaseList(cases, [*found.notes, *notes])
+
+
+def _images_of_prediction(folder: Path) -> Path:
+    path = folder / PREDICTION_ARGUMENTS
+    source = _read_table(path).get("list_of_lists_or_source_folder") if path.is_file() else None
+    if not isinstance(source, str) or not is_there(Path(source)) or not Path(source).is_dir():
+        were = (
+            f"the images were in {shorten(source, MAX_OF_A_PATH)}, which is no folder here"
+            if isinstance(source, str)
+            else "names no folder of images"
+        )
+        raise InputError(f"{path}: {were}\n  Name the folder of the images with -i.")
+    return Path(source)
+
+
+def _describe(folder: Path) -> DatasetDescription | None:
+    """Read the `dataset.json` that nnU-Net copies to its results; raise InputError for a format that is not read here."""
+    description = read_dataset_description(folder) if (folder / "dataset.json").is_file() else None
+    ending = None if description is None else description.file_ending
+    if description is not None and ending is not None and ending.lower() not in VOLUME_SUFFIXES:
+        raise InputError(
+            f"{description.path}: the images are {shorten(ending)} files, which are not read here; "
+            f"expected one of {', '.join(VOLUME_SUFFIXES)}\n"
+            "  Convert the images, give them in a folder with -i, and change file_ending in this file."
+        )
+    return description
+
+
+def _read_table(path: Path) -> Mapping[str, Any]:
+    """Return the content of a JSON file of nnU-Net, a table."""
+    add_inputs(path)
+    content = read_json(path)
+    if not isinstance(content, Mapping):
+        raise InputError(f"{path}: expected a table in {{}}, as nnU-Net writes it")
+    return content
+
+
+def _reader_of(plans: Mapping[str, Any]) -> str | None:
+    reader = plans.get("image_reader_writer")
+    return reader if isinstance(reader, str) else None
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(name, str) for name in value)
+
+
+def _checked_orientation(case: CaseFiles, reader: str | None) -> CaseFiles:
+    """Return the case, with a `problem` if its probabilities have other voxel axes than its image.
+
+    The reader turns images to RAS+; nnU-Net turns label maps back, but not probabilities.
+    """
+    if reader != _REORIENTING or case.problem or not case.images:
+        return case
+    try:
+        orientation = read_header(case.images[0]).orientation
+    except CrfRefineError:
+        return case  # Reading the case reports it.
+    if orientation == "RAS":
+        return case
+    return replace(
+        case,
+        problem=(
+            f"case {case.case_id!r}: {case.logits[0]} has voxel axes toward RAS, but {case.images[0]} toward {orientation}: the plans use "
+            f"{_REORIENTING}, which turns images and does not turn probabilities back\n"
+            "  Give images turned to RAS with -i, such as those of nibabel.as_closest_canonical."
+        ),
+    )
