@@ -78,7 +78,7 @@ PANELS = {
     "Input": "--images --logits --labels --baseline --masks --nnunet --manifest --input-type --network-spacing "
     "--regions --probabilities --resample --case",
     "Output": "--output --continue --resume --preview --save-probabilities --save-logits --save-structures --output-format --summary "
-    "--name --no-report",
+    "--name --report",
     "Model": "--config --set --allow-vanishing --unlabeled --learn --folds --loss",
     "Resources": "--device --threads --processes --max-memory --max-minutes",
     "Cluster": "--dask",

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from crfrefine.cli import options as shared
+from crfrefine.cli.adapter import with_options
+from crfrefine.runs.infer.options import InferenceOptions
 
 
+@with_options(InferenceOptions, "threads")
 def demo(
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", parser=shared.parse_path, help="Folder to write to.")] = Path(
+    options: dict[str, Any],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", parser=shared.usage_path, help="Folder to write to.")] = Path(
         "demo"
     ),
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Another seed makes another phantom.")] = 0,
-    threads: shared.ThreadsOption = None,
     verbose: shared.VerboseOption = False,
 ) -> None:
     """Refine a phantom and draw a picture of it; needs no data."""
@@ -27,10 +30,10 @@ def demo(
     from crfrefine.metrics.registry import DICE
     from crfrefine.runs.infer.run import run_inference
 
-    files, options = prepare_demo(output, seed, threads)
+    files, run_options = prepare_demo(output, seed, options["threads"])
     print(f"a phantom with {NUM_LABELS - 1} labels, and logits with typical mistakes, are in {output}", file=sys.stderr)
     with Reporter(verbosity=1 + verbose) as reporter:
-        record = run_inference(options, reporter).cases[0]
+        record = run_inference(run_options, reporter).cases[0]
     if record.output is None or record.preview is None:
         raise CrfRefineError(f"the demo's case could not be refined: {record.failures[0].message}")
     rows = [

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from crfrefine.base.text import for_terminal, listed, printable
 from crfrefine.cli.progress import NORMAL, QUIET, VERBOSE, RunReporter
 from crfrefine.cli.reporting import print_table
-from crfrefine.evaluate import EvaluationObserver
+from crfrefine.evaluate.results import EvaluationObserver
 
 if TYPE_CHECKING:
-    from crfrefine.evaluate import Evaluation
     from crfrefine.evaluate.records import CaseResult
+    from crfrefine.evaluate.results import Evaluation
     from crfrefine.statistics.comparison import SummaryRow
 
 _MAX_LISTED = 20

@@ -7,21 +7,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from crfrefine.base.text import counted, for_terminal, printable
-from crfrefine.cli.options import ResampleOption, parse_path
+from crfrefine.cli.adapter import with_options
+from crfrefine.cli.options import usage_path
 from crfrefine.cli.progress import print_failure, print_traceback
+from crfrefine.runs.infer.options import InferenceOptions
 
 if TYPE_CHECKING:
     from crfrefine.apps.tools.info import FolderReport
 
 
+@with_options(InferenceOptions, "resample")
 def info(
     ctx: typer.Context,
+    options: dict[str, Any],
     as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Also read the voxels: ranges, or counts of labels.")] = False,
-    resample: ResampleOption = False,
 ) -> None:
     """Show what a file or folder holds; without one, the setup."""
-    paths = [parse_path(text) for text in ctx.args]
+    paths = [usage_path(text) for text in ctx.args]
     if not paths:
         _show_installation(as_json)
         return
@@ -39,7 +42,7 @@ def info(
         if number and not as_json:
             print()
         if path.is_dir():
-            report = inspect_folder(path, resample=resample)
+            report = inspect_folder(path, **options)
             found.append({"path": str(path), "cases": report.cases, "notes": report.notes, "problems": report.problems})
             if not as_json:
                 _show_folder(report, verbose)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from enum import StrEnum
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from crfrefine.base.text import shorten, shorten_value
-from crfrefine.cli.gone import GONE
+from crfrefine.base.option import parse_path, path_text
+from crfrefine.base.text import shorten_value
 from crfrefine.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -22,48 +20,22 @@ if TYPE_CHECKING:
 AUTO = "auto"
 """The name after `infer -c` that means: choose the parameters for these cases."""
 
-MAX_OF_A_PATH = 4096  # Characters; the limit of Linux.
-MAX_PARTS = 1_000_000
-MAX_THREADS = 1024  # More than the cores of any machine; a typing error beyond it would exhaust the system's threads.
-
 NNUNET_HAS_PROBABILITIES = "--nnunet reads probabilities; for label maps, leave it out and name their folder with --logits"
 
 
-# Parsers of values. Each raises BadParameter for anything else.
+def usage_checked(parse: Callable[[str], Any]) -> Callable[[Any], Any]:
+    """Return a parser of texts whose InputError is an error of usage; a default is a value already."""
+
+    def parsed(text: Any) -> Any:
+        try:
+            return parse(text) if isinstance(text, str) else text
+        except InputError as error:
+            raise typer.BadParameter(str(error)) from None
+
+    return parsed
 
 
-def path_text(text: str | Path, most: int = MAX_OF_A_PATH) -> str:
-    """Return the text of a path, or of what may be one; Python would take an empty one for the current folder."""
-    text = str(text)
-    if not text:
-        raise typer.BadParameter("the value is empty; an unset variable?")
-    if "\0" in text:
-        raise typer.BadParameter(f"{shorten(text)}: a path cannot hold the character NUL")
-    if len(text) > most:
-        raise typer.BadParameter(f"{shorten(text)}: {len(text)} characters are more than a path can have")
-    return text
-
-
-def parse_path(text: str | Path) -> Path:
-    """Return the path of a text."""
-    return Path(path_text(text))
-
-
-def parse_memory(text: str) -> int:
-    """Return the bytes of a size such as "8GiB"."""
-    from crfrefine.base.memory import parse_size
-
-    try:
-        return parse_size(text)
-    except InputError as error:
-        raise typer.BadParameter(str(error)) from None
-
-
-def parse_device(text: str) -> str:
-    """Return the name of a device; raise BadParameter for several."""
-    if text == "cuda:all" or (text.startswith("cuda:") and "," in text):
-        raise typer.BadParameter(GONE["cuda:all"])
-    return text
+usage_path = usage_checked(parse_path)
 
 
 def complete_config(incomplete: str) -> list[tuple[str, str]]:
@@ -98,97 +70,22 @@ def _answer(ctx: typer.Context, parameter: typer.CallbackParam, wanted: bool) ->
         raise typer.Exit
 
 
-def parse_network_spacing(text: str) -> float | tuple[float, ...] | str:
-    """Return "auto", or one distance in mm or one per axis; raise BadParameter."""
-    if text == AUTO:
-        return text
-    try:
-        steps = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        steps = ()
-    if not 1 <= len(steps) <= 3 or not all(math.isfinite(step) and step > 0 for step in steps):
-        raise typer.BadParameter(f"expected mm, such as 3 or 1.5,1.5,3 (x, y, z), or auto; got {text!r}")
-    return steps[0] if len(steps) == 1 else steps
-
-
-class InputType(StrEnum):
-    """How to interpret the network's output."""
-
-    AUTO = "auto"
-    LOGITS = "logits"
-    PROBABILITIES = "probabilities"
-    LABELS = "labels"
-
-
 # Makers of options: without a default, of a path, of a number of threads or processes, of parameters.
 
 option: Any = partial(typer.Option, show_default=False)
-path_argument: Any = partial(typer.Argument, parser=parse_path, show_default=False)
-path_option: Any = partial(option, parser=parse_path)
-threads_option: Any = partial(option, metavar="N", min=1, max=MAX_THREADS)
+path_argument: Any = partial(typer.Argument, parser=usage_path, show_default=False)
+path_option: Any = partial(option, parser=usage_path)
 answering_option: Any = partial(typer.Option, callback=_answer, is_eager=True)
-config_option: Any = partial(typer.Option, "-c", "--config", metavar="NAME|FILE", parser=path_text, autocompletion=complete_config)
+config_option: Any = partial(
+    typer.Option, "-c", "--config", metavar="NAME|FILE", parser=usage_checked(path_text), autocompletion=complete_config
+)
 
 VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="More: filters, times of each stage.")]
 
-ImagesOption = Annotated[
-    list[Path] | None,
-    path_option("-i", "--images", metavar="PATH", help="Folder or file; repeat the option for the modalities of one case."),
-]
-LogitsOption = Annotated[
-    list[Path] | None,
-    path_option(
-        *("-p", "--logits"),
-        metavar="PATH",
-        help="Folder or file: 4-D volume, 5-D ITK vector volume, .npz; repeat for one file per label, in label order. Or label maps.",
-    ),
-]
-NnunetOption = Annotated[
-    Path | None,
-    path_option(
-        "--nnunet",
-        metavar="FOLDER",
-        help="Folder of nnU-Net v2: a trained network, or for infer also predictions. The other files are found from there.",
-    ),
-]
-ManifestOption = Annotated[
-    Path | None,
-    path_option(
-        "--manifest",
-        metavar="FILE.csv",
-        help="Table that names the files of each case, instead of -i and -p: case,images,logits[,mask][,output][,spacing].",
-    ),
-]
-MasksOption = Annotated[
-    str | None,
-    option(
-        *("-m", "--masks"),
-        metavar="PATH|nonzero",
-        parser=path_text,
-        help="Folder or file; 'nonzero': where any modality is not 0. Default: as in the config. Outside the mask: the plain argmax.",
-    ),
-]
 ConfigOption = Annotated[str, config_option(help="A preset's name, or a TOML file.")]
 OverridesOption = Annotated[
     list[str] | None,
     option("--set", metavar="KEY=VALUE", help="Override one entry: --set bilateral.theta_alpha=6; repeatable."),
-]
-AllowVanishingOption = Annotated[
-    bool,
-    typer.Option(
-        "--allow-vanishing",
-        help="Let rules of [postprocess] remove more than a tenth of a structure: an error unless they are set on the command line.",
-    ),
-]
-InputTypeOption = Annotated[InputType, typer.Option("--input-type", help="The network's output; labels: label maps.")]
-NetworkSpacingOption = Annotated[
-    str | None,
-    option(
-        "--network-spacing",
-        metavar="MM|X,Y,Z|auto",
-        parser=parse_network_spacing,
-        help="Voxels of the network that made the label maps, where they are larger than the image's; auto: blocks in the map show it.",
-    ),
 ]
 RegionsOption = Annotated[
     list[str] | None,
@@ -206,29 +103,7 @@ ClassOrderOption = Annotated[
         help="The label that each of --regions writes; later ones overwrite earlier ones. Default: the one that no later region has.",
     ),
 ]
-ResampleOption = Annotated[
-    bool,
-    typer.Option(
-        "--resample",
-        help="Interpolate logits, masks and label maps that are on another grid of the same world; otherwise they are an error.",
-    ),
-]
 StrictOption = Annotated[bool, typer.Option("--strict", help="Refuse incomplete cases; otherwise leave them out, and say which and why.")]
-FailFastOption = Annotated[
-    bool, typer.Option("--fail-fast", help="Stop at the first bad case; otherwise continue, and list the failures at the end.")
-]
-DeviceOption = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|cuda:N", parser=parse_device, help="Where to compute.")]
-ThreadsOption = Annotated[int | None, threads_option("--threads", help="CPU threads. Default: the cores this process may use.")]
-MaxMemoryOption = Annotated[
-    int | None,
-    option(
-        "--max-memory",
-        metavar="SIZE",
-        parser=parse_memory,
-        help="Most memory to take, such as 8GiB or 512M; a case whose files take more fails before it is read. "
-        "Default, and at most: what the system allows.",
-    ),
-]
 
 # What several options say together. Contradictions raise BadParameter or ConfigError.
 
@@ -240,18 +115,12 @@ def verbosity_of(verbose: bool, quiet: bool) -> int:
     return 1 + verbose - quiet
 
 
-def check_sources(
-    images: list[Path] | None,
-    logits: list[Path] | None,
-    nnunet: Path | None,
-    manifest: Path | None,
-    masks: str | None,
-    input_type: InputType,
-) -> None:
+def check_sources(options: Mapping[str, Any]) -> None:
     """Raise BadParameter unless exactly one way of naming the cases to refine was taken: files, a folder of nnU-Net, or a manifest."""
+    images, logits, nnunet, manifest, masks = (options[name] for name in ("images", "logits", "nnunet", "manifest", "masks"))
     if nnunet is not None and logits:
         raise typer.BadParameter("--nnunet finds the probabilities; leave --logits out", param_hint="--logits")
-    if nnunet is not None and input_type is InputType.LABELS:
+    if nnunet is not None and options["input_type"] == "labels":
         raise typer.BadParameter(NNUNET_HAS_PROBABILITIES, param_hint="--input-type")
     if manifest is not None:
         others = {"--images": images, "--logits": logits, "--nnunet": nnunet, "--masks": masks != "nonzero" and masks}
@@ -304,6 +173,3 @@ def parse_class_order(text: str) -> tuple[int, ...]:
     if not all(part.isascii() and part.isdigit() and len(part) <= 9 for part in parts):
         raise ConfigError(f"--regions-class-order {shorten_value(text)}: expected one label per region, separated by commas, such as 1,2,3")
     return tuple(map(int, parts))
-
-
-# The help of commands with many options, in panels: input first, then output, and options that hardly anybody needs last.

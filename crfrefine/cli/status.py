@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from crfrefine.base.text import counted, for_terminal, listed, printable, shorten
-from crfrefine.cli.options import parse_path
+from crfrefine.cli.options import usage_path
 
 if TYPE_CHECKING:
     from crfrefine.runs.infer.store import CaseState
@@ -23,7 +23,7 @@ def status(
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Name all cases, not the first 20 of each kind.")] = False,
 ) -> None:
     """Show which cases of folder runs are done, failed or missing."""
-    folders = [parse_path(text) for text in ctx.args]
+    folders = [usage_path(text) for text in ctx.args]
     if not folders:
         raise typer.BadParameter("name output folders of runs", param_hint="FOLDER...")
     from crfrefine.errors import InputError

@@ -9,7 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
+from crfrefine.base.option import MAX_PARTS
 from crfrefine.cli import options as shared
+from crfrefine.cli.adapter import with_options
+from crfrefine.runs.infer.options import InferenceOptions
 
 MAX_SEED = 2**63 - 1  # Accepted by all random number generators.
 
@@ -29,8 +32,10 @@ class LossName(StrEnum):
     DICE = "dice"
 
 
+@with_options(InferenceOptions, "nnunet input_type resample device threads")
 def train_crf(
     ctx: typer.Context,
+    options: dict[str, Any],
     folder: Annotated[Path | None, shared.path_argument(metavar="DATA_DIR", help="Folder with images/ labels/ logits/ [masks/].")] = None,
     output: Annotated[
         Path | None,
@@ -40,7 +45,6 @@ def train_crf(
             help="Parameters to write, for infer -c. Needed unless --nnunet is given, whose folder then gets crfrefine.toml.",
         ),
     ] = None,
-    nnunet: shared.NnunetOption = None,
     unlabeled: Annotated[
         bool,
         typer.Option("--unlabeled", help="Choose among built-in parameters without labels, on synthetic cases made from the given ones."),
@@ -72,24 +76,20 @@ def train_crf(
             "--folds",
             metavar="K",
             min=2,
-            max=shared.MAX_PARTS,
+            max=MAX_PARTS,
             help="Parts of the cross-validation by case. Default: 5, or the number of cases.",
         ),
     ] = None,
     loss: Annotated[LossName, typer.Option("--loss", help="Cross-entropy, soft Dice, or both.")] = LossName.CE_DICE,
     num_iterations: Annotated[
         int | None,
-        shared.option("--num-iterations", metavar="N", min=1, max=shared.MAX_PARTS, help="Most optimizer steps. Default: built-in."),
+        shared.option("--num-iterations", metavar="N", min=1, max=MAX_PARTS, help="Most optimizer steps. Default: built-in."),
     ] = None,
     regions: Annotated[
         list[str] | None,
         shared.option("--regions", metavar="NAME=1+3+4", help="Labels that count together; repeatable. Default: each foreground label."),
     ] = None,
-    input_type: shared.InputTypeOption = shared.InputType.AUTO,
-    resample: shared.ResampleOption = False,
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, max=MAX_SEED, help="The same seed gives the same result.")] = 0,
-    device: shared.DeviceOption = "auto",
-    threads: shared.ThreadsOption = None,
     max_minutes: Annotated[
         float | None, shared.option("--max-minutes", metavar="M", help="End within this time, with the result so far.")
     ] = None,
@@ -100,6 +100,7 @@ def train_crf(
 ) -> None:
     """Fit the CRF to labeled cases, and say whether it helps."""
     verbosity = shared.verbosity_of(verbose, quiet)
+    nnunet, device = options.pop("nnunet"), options.pop("device")
     if unlabeled:
         _refuse_with_unlabeled(ctx)
     if nnunet is None and folder is None and images is None and labels is None and logits is None:
@@ -107,13 +108,13 @@ def train_crf(
     if nnunet is not None and (folder is not None or logits is not None):
         surplus = "DATA_DIR" if folder is not None else "--logits"
         raise typer.BadParameter(f"--nnunet finds the cases and their probabilities; leave {surplus} out", param_hint=surplus)
-    if nnunet is not None and input_type is shared.InputType.LABELS:
+    if nnunet is not None and options["input_type"] == "labels":
         raise typer.BadParameter(shared.NNUNET_HAS_PROBABILITIES, param_hint="--input-type")
     if nnunet is None and output is None:
         raise typer.BadParameter("name the file to write, such as -o params.toml", param_hint="--output")
     common: dict[str, Any] = {
-        **{"input_type": input_type.value, "resample": resample, "strict": strict},
-        **{"seed": seed, "threads": threads, "max_minutes": max_minutes},
+        **options,
+        **{"strict": strict, "seed": seed, "max_minutes": max_minutes},
     }
     if unlabeled and output is not None:
         from crfrefine.cli.training_reporting import TrainingReporter, print_choice
@@ -151,7 +152,7 @@ def train_crf(
         data = locate_folders(folder, images=images, labels=labels, logits=logits, masks=masks)
     else:
         data = locate_nnunet(nnunet, images=images, labels=labels, masks=masks)
-    options = TrainingOptions(
+    training_options = TrainingOptions(
         data=data,
         output=default_output(data.logits) if output is None else output,
         parameters=shared.parameters_of(config or "default", overrides) if config is not None or overrides else None,
@@ -166,7 +167,7 @@ def train_crf(
         **common,
     )
     with TrainingReporter(verbosity) as reporter:
-        result = run_training(options, reporter, started=started)
+        result = run_training(training_options, reporter, started=started)
     print_training(result, verbosity)
 
 

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from crfrefine.cli import options as shared
+from crfrefine.cli.adapter import with_options
+from crfrefine.runs.infer.options import InferenceOptions
 
 
+@with_options(InferenceOptions, "images logits nnunet manifest masks input_type resample device max_memory threads")
 def tune(
-    images: shared.ImagesOption = None,
-    logits: shared.LogitsOption = None,
-    nnunet: shared.NnunetOption = None,
-    manifest: shared.ManifestOption = None,
+    options: dict[str, Any],
     labels: Annotated[
         Path | None, shared.path_option("-l", "--labels", metavar="PATH", help="References: folder or file; for Dice.")
     ] = None,
-    masks: shared.MasksOption = None,
     output: Annotated[
         Path | None, shared.path_option("-o", "--output", metavar="FILE.toml", help="Where the page's button saves the parameters.")
     ] = None,
     config: shared.ConfigOption = "default",
     overrides: shared.OverridesOption = None,
-    input_type: shared.InputTypeOption = shared.InputType.AUTO,
     regions: Annotated[
         list[str] | None,
         shared.option(
@@ -36,51 +34,32 @@ def tune(
         ),
     ] = None,
     regions_class_order: shared.ClassOrderOption = None,
-    resample: shared.ResampleOption = False,
-    device: shared.DeviceOption = "auto",
-    max_memory: shared.MaxMemoryOption = None,
     case: Annotated[
         str | None,
         shared.option("--case", metavar="NAME", help="The case of a folder to show. Default: the first one."),
     ] = None,
     port: Annotated[int, typer.Option("--port", metavar="N", min=0, max=65535, help="Port on 127.0.0.1; 0: any free one.")] = 0,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Whether to open the page in a browser.")] = True,
-    threads: shared.ThreadsOption = None,
 ) -> None:
     """Choose parameters by eye, on a page with sliders.
 
     The page is served on this machine only, and ends with its own button or with Ctrl-C.
     """
-    shared.check_sources(images, logits, nnunet, manifest, masks, input_type)
+    shared.check_sources(options)
     from crfrefine.apps.tune.server import check_libraries, serve
     from crfrefine.apps.tune.session import Session, TuneOptions
     from crfrefine.engines import get_backend
     from crfrefine.io.atomic import check_small_output
     from crfrefine.metrics.regions import parse_region
-    from crfrefine.runs.infer.options import InferenceOptions
 
     check_libraries()
     parameters = shared.parameters_of(config, overrides)
-    if masks == "nonzero":  # The saved file has it, too.
+    if options["masks"] == "nonzero":  # The saved file has it, too.
         parameters = parameters.replace(**{"intensity.mask": "nonzero"})
     if output is not None:
         check_small_output(output)
-    inputs = InferenceOptions(
-        images=tuple(images or ()),
-        logits=tuple(logits or ()),
-        output=Path(),
-        masks=masks if masks in (None, "nonzero") else Path(masks),
-        parameters=parameters,
-        input_type=input_type.value,
-        resample=resample,
-        device=device,
-        threads=threads,
-        max_memory=max_memory,
-        preview=True,
-        nnunet=nnunet,
-        manifest=manifest,
-    )
-    options = TuneOptions(
+    inputs = InferenceOptions(**options, output=Path(), parameters=parameters, preview=True)
+    tune_options = TuneOptions(
         inputs,
         labels,
         output,
@@ -88,9 +67,9 @@ def tune(
         regions=tuple(parse_region(text) for text in regions or ()),
         class_order=None if regions_class_order is None else shared.parse_class_order(regions_class_order),
     )
-    get_backend(device)  # A device that is not there is an error before anything is read.
+    get_backend(inputs.device)  # A device that is not there is an error before anything is read.
     print("crfrefine: reading the case", file=sys.stderr)
-    session = Session(options)
+    session = Session(tune_options)
 
     def tell(address: str) -> None:
         print("crfrefine: open this address in a browser of this machine; the page's button or Ctrl-C ends it", file=sys.stderr)

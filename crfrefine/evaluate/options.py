@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from crfrefine.base.labels import MAX_LABEL
+from crfrefine.base.option import MAX_THREADS, Option, parse_path
 from crfrefine.base.text import listed, shorten, shorten_value
 from crfrefine.errors import ConfigError, InputError
 
@@ -18,29 +19,101 @@ METRICS_NAME, SUMMARY_NAME, REPORT_NAME, CASES_NAME = "metrics.csv", "summary.js
 DEFAULT_NAME = "prediction"
 
 
+MAX_OF_A_NAME = 200  # Most characters of a method's name, which appears in tables.
+
+
+def parse_method(text: str) -> tuple[str, Path]:
+    """Return name and path of "NAME=FOLDER"; raise InputError for another text."""
+    name, equals, path = text.partition("=")
+    if not equals or not name.strip() or not path:
+        raise InputError(f"{shorten_value(text)}: expected NAME=FOLDER, such as network=predictions")
+    return parse_name(name), parse_path(path)
+
+
+def parse_name(text: str) -> str:
+    """Return the name of a method, without tabs and line breaks; raise InputError if it is too long for a table."""
+    if len(text) > MAX_OF_A_NAME:
+        raise InputError(f"{shorten(text)}: a name of {len(text)} characters; at most {MAX_OF_A_NAME}")
+    return " ".join(text.split())
+
+
 @dataclass(frozen=True)
 class EvaluationOptions:
     """Options of an evaluation: what to measure, against what, and where to write the results."""
 
-    predictions: Path  # a folder or a file: label maps, or logits or probabilities of all labels. This is the judged method.
-    labels: Path  # a folder or a file: the reference
-    output: Path  # folder for the results
-    name: str = DEFAULT_NAME  # name of the judged method
-    # Name and folder of other methods; the judged method is compared with the first one, the others are its rivals.
-    baselines: tuple[tuple[str, Path], ...] = ()
-    # Name of a method and the folder of its logits or probabilities, if they are not beside its label maps.
-    probabilities: tuple[tuple[str, Path], ...] = ()
-    images: Path | None = None  # a folder or a file; shown in the report
-    regions: tuple[str, ...] = ()  # each "NAME=1+3+4", or the name of a JSON file
-    tolerance_mm: float = 1.0  # tolerance of the surface Dice
-    ignore_label: int | None = None  # voxels where the reference has this value are ignored; None: as in `dataset.json`
-    processes: int | None = None  # number of cases measured at a time; None: the cores this process may use
-    structures: bool | None = None  # whether folders hold one binary file per structure of a case; None: where it is clear
-    resample: bool = False  # whether predictions and images on another grid are interpolated onto that of the reference
-    resume: bool = False  # reuse earlier results if files and options are the same
-    report: bool = True  # also write `report.html`
-    fail_fast: bool = False  # stop at the first bad case
-    strict: bool = False  # refuse incomplete cases instead of leaving them out
+    predictions: Annotated[
+        Path,
+        Option(
+            "",
+            "Folder or file: label maps, or logits or probabilities of all labels. This is the judged method.",
+            "PREDICTIONS",
+        ),
+    ]
+    labels: Annotated[Path, Option("", "Folder or file: the reference.", "LABELS")]
+    output: Annotated[Path, Option("-o --output", "Folder for metrics.csv, summary.json and report.html.", "FOLDER")]
+    name: Annotated[str, Option("--name", "Name of PREDICTIONS in results.", "NAME", parse_name, show_default=True)] = DEFAULT_NAME
+    baselines: Annotated[
+        tuple[tuple[str, Path], ...],
+        Option(
+            "-b --baseline",
+            "Method to compare PREDICTIONS with; repeatable: the verdict says whether they beat the others too.",
+            "NAME=FOLDER",
+            parse_method,
+        ),
+    ] = ()
+    probabilities: Annotated[
+        tuple[tuple[str, Path], ...],
+        Option(
+            "--probabilities",
+            "Logits or probabilities of a method, for its calibration, if they are not beside its label maps; repeatable.",
+            "NAME=FOLDER",
+            parse_method,
+        ),
+    ] = ()
+    images: Annotated[Path | None, Option("-i --images", "Folder or file, shown in the report.", "PATH")] = None
+    regions: Annotated[
+        tuple[str, ...],
+        Option(
+            "-r --regions",
+            "Labels that count together, such as core=1+3+4, or a JSON file; repeatable. The verdict is then about these.",
+            "FILE|NAME=1+3+4",
+        ),
+    ] = ()
+    tolerance_mm: Annotated[float, Option("--tolerance", "Tolerance of the surface Dice.", "MM", show_default=True)] = 1.0
+    ignore_label: Annotated[
+        int | None,
+        Option("--ignore-label", "Voxels where the reference has this label are ignored. Default: as in dataset.json.", "N"),
+    ] = None
+    processes: Annotated[
+        int | None,
+        Option(
+            "--processes --threads",
+            "Number of cases at a time. Default: the cores this process may use.",
+            "N",
+            limits=(1, MAX_THREADS),
+        ),
+    ] = None
+    structures: Annotated[
+        bool | None,
+        Option(
+            "--structures/--no-structures",
+            "Folders hold one binary file per structure of a case, or a folder per case of such files. Default: where it is clear.",
+        ),
+    ] = None
+    resample: Annotated[
+        bool,
+        Option(
+            "--resample",
+            "Interpolate predictions and images that are on another grid of the same world; otherwise they are an error.",
+        ),
+    ] = False
+    resume: Annotated[bool, Option("--continue --resume", "Reuse cases with the files and options of an earlier run.")] = False
+    report: Annotated[bool, Option("--report/--no-report", "Whether to write report.html.", show_default=True)] = True
+    fail_fast: Annotated[
+        bool,
+        Option("--fail-fast", "Stop at the first bad case; otherwise continue, and list the failures at the end."),
+    ] = False
+    strict: Annotated[bool, Option("--strict", "Refuse incomplete cases; otherwise leave them out, and say which and why.")] = False
     command_line: str = ""  # as typed, for the report
 
     @property
@@ -62,6 +135,8 @@ class EvaluationOptions:
 
 def check_options(options: EvaluationOptions) -> None:
     """Raise ConfigError or InputError for invalid options, before anything is read."""
+    from crfrefine.base.labels import MAX_LABEL  # It imports numpy, which `--help` does without.
+
     names = [options.name, *(name for name, _ in options.baselines)]
     if not all(names):
         raise ConfigError("a method has an empty name; expected NAME=FOLDER")

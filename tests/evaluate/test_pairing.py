@@ -3,7 +3,7 @@
 import pytest
 
 from crfrefine.errors import InputError
-from crfrefine.evaluate import EvaluationOptions
+from crfrefine.evaluate.options import EvaluationOptions
 from crfrefine.evaluate.pairing import pair_cases
 
 

@@ -2,51 +2,199 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from crfrefine.arrays.region_scheme import RegionScheme
-from crfrefine.io.paths import suffix_of
-from crfrefine.parameters.model import CrfParameters
+from crfrefine.base.memory import parse_size
+from crfrefine.base.option import MAX_PARTS, MAX_THREADS, Option, parse_path, path_text
+from crfrefine.errors import InputError
+
+if TYPE_CHECKING:
+    from crfrefine.arrays.region_scheme import RegionScheme
+    from crfrefine.parameters.model import CrfParameters
+
+INPUT_TYPES = ("auto", "logits", "probabilities", "labels")
+
+
+def parse_network_spacing(text: str) -> float | tuple[float, ...] | str:
+    """Return "auto", or one distance in mm or one per axis."""
+    if text == "auto":
+        return text
+    try:
+        sizes = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        sizes = ()
+    if not 1 <= len(sizes) <= 3 or not all(math.isfinite(size) and size > 0 for size in sizes):
+        raise InputError(f"expected mm, such as 3 or 1.5,1.5,3 (x, y, z), or auto; got {text!r}")
+    return sizes[0] if len(sizes) == 1 else sizes
+
+
+def parse_device(text: str) -> str:
+    """Return the name of a device; raise InputError for several."""
+    if text == "cuda:all" or (text.startswith("cuda:") and "," in text):
+        raise InputError("several GPUs are gone: run one `infer --device cuda:N` per GPU with --num-parts and --part-id")
+    return text
+
+
+def parse_masks(text: str) -> Path | str:
+    """Return "nonzero", or the path."""
+    return text if text == "nonzero" else parse_path(text)
+
+
+def _default_parameters() -> CrfParameters:
+    from crfrefine.parameters.model import CrfParameters
+
+    return CrfParameters()
 
 
 @dataclass(frozen=True)
 class InferenceOptions:
     """Options of `crfrefine infer`: what to refine, how, and where to write."""
 
-    images: tuple[Path, ...]  # a folder, or the files of one case's modalities; with `nnunet`, a folder or nothing
-    logits: tuple[Path, ...]  # a folder, or the file(s) of one case; label maps or structures too; nothing with `nnunet`
-    output: Path  # a folder, or for one case a file
-    masks: Path | str | None = None  # a folder or file; "nonzero": where any modality is not 0; None: as `parameters.intensity.mask` says
-    parameters: CrfParameters = field(default_factory=CrfParameters)  # the CRF
-    input_type: str = "auto"  # "auto", "logits", "probabilities" or "labels"
-    # mm between voxels of the network that made the label maps, one number or one per axis; "auto" means that blocks in
-    # the map show it. None means that each voxel's label is taken as it is.
-    network_spacing: float | tuple[float, ...] | str | None = None
-    # The regions of the network's sigmoid channels; None: as a `dataset.json` beside logits or images says, if there is one.
+    images: Annotated[
+        tuple[Path, ...],
+        Option("-i --images", "Folder or file; repeat the option for the modalities of one case.", "PATH"),
+    ]
+    logits: Annotated[
+        tuple[Path, ...],
+        Option(
+            "-p --logits",
+            "Folder or file: 4-D volume, 5-D ITK vector volume, .npz; repeat for one file per label, in label order. Or label maps.",
+            "PATH",
+        ),
+    ]
+    output: Annotated[
+        Path,
+        Option("-o --output", "Folder, or for one case a file. Written in the image's format, grid and orientation.", "PATH"),
+    ]
+    masks: Annotated[
+        Path | str | None,
+        Option(
+            "-m --masks",
+            "Folder or file; 'nonzero': where any modality is not 0. Default: as in the config. Outside the mask: the plain argmax.",
+            "PATH|nonzero",
+            parse_masks,
+        ),
+    ] = None
+    parameters: CrfParameters = field(default_factory=_default_parameters)
+    input_type: Annotated[
+        str,
+        Option("--input-type", "The network's output; labels: label maps.", choices=INPUT_TYPES, show_default=True),
+    ] = "auto"
+    network_spacing: Annotated[
+        float | tuple[float, ...] | str | None,
+        Option(
+            "--network-spacing",
+            "Voxels of the network that made the label maps, where they are larger than the image's; auto: blocks in the map show it.",
+            "MM|X,Y,Z|auto",
+            parse_network_spacing,
+        ),
+    ] = None
+    # The regions of the network's sigmoid channels; None means those of a `dataset.json` beside logits or images.
     regions: RegionScheme | None = None
-    resample: bool = False  # whether logits and masks on another grid are interpolated onto the image's
-    device: str = "auto"  # "auto", "cpu", "cuda" or "cuda:N"
-    threads: int | None = None  # CPU threads; None: the cores this process may use
-    max_memory: int | None = None  # bytes that the run may take; at most, and by default, the system's limit
-    save_probabilities: bool = False  # also write the marginals
-    save_logits: bool = False  # also write the refined logits
-    save_structures: bool = False  # also write one binary file per structure, where the input was such files
-    preview: bool = False  # also write a picture
-    resume: bool = False  # skip cases whose output exists and is complete
-    num_parts: int = 1  # number of processes that share the cases
-    part_id: int = 0  # number of this process, from 0
-    fail_fast: bool = False  # stop at the first bad case
-    summary: Path | None = None  # JSON file to write when the run ends
-    choice: Mapping[str, Any] | None = None  # how `parameters` were chosen for these cases, for the record; None: they were given
-    nnunet: Path | None = None  # folder of nnU-Net's predictions, or of a trained network, in which images and probabilities are found
-    manifest: Path | None = None  # a table that names the files of each case, instead of `images`, `logits` and files of masks
-    command: tuple[str, ...] = ()  # the arguments of the command line, for the summary
-    dask: str | None = None  # address of a Dask scheduler, or its scheduler file; None means that cases are computed here
-    allow_vanishing: bool = False  # whether rules of [postprocess] may empty a structure, or remove more than a tenth of it
-    output_format: str | None = None  # suffix of the label maps in a folder; None: each as its image
+    resample: Annotated[
+        bool,
+        Option(
+            "--resample",
+            "Interpolate logits, masks and label maps that are on another grid of the same world; otherwise they are an error.",
+        ),
+    ] = False
+    device: Annotated[str, Option("--device", "Where to compute.", "auto|cpu|cuda|cuda:N", parse_device, show_default=True)] = "auto"
+    threads: Annotated[
+        int | None,
+        Option("--threads", "CPU threads. Default: the cores this process may use.", "N", limits=(1, MAX_THREADS)),
+    ] = None
+    max_memory: Annotated[
+        int | None,
+        Option(
+            "--max-memory",
+            "Most memory to take, such as 8GiB or 512M; a case whose files take more fails before it is read. "
+            "Default, and at most: what the system allows.",
+            "SIZE",
+            parse_size,
+        ),
+    ] = None  # bytes
+    save_probabilities: Annotated[
+        bool,
+        Option("--save-probabilities", "Also write the marginals: CASE_probabilities.nii.gz."),
+    ] = False
+    save_logits: Annotated[bool, Option("--save-logits", "Also write the refined logits: CASE_logits.nii.gz.")] = False
+    save_structures: Annotated[
+        bool,
+        Option("--save-structures", "Also write one binary file per structure or label, CASE/NAME.nii.gz."),
+    ] = False
+    preview: Annotated[bool, Option("--preview", "Also write a picture of what changed: CASE_preview.png.")] = False
+    resume: Annotated[
+        bool,
+        Option("--continue --resume", "Skip cases whose output exists and is complete; refine those of other parameters again."),
+    ] = False
+    num_parts: Annotated[
+        int,
+        Option("--num-parts", "Number of processes that share the cases.", "N", limits=(1, MAX_PARTS), show_default=True),
+    ] = 1
+    part_id: Annotated[
+        int | None,
+        Option(
+            "--part-id",
+            "Number of this process, from 0: it takes every N-th case from this one.",
+            "K",
+            limits=(0, MAX_PARTS),
+        ),
+    ] = None  # None means 0
+    fail_fast: Annotated[
+        bool,
+        Option("--fail-fast", "Stop at the first bad case; otherwise continue, and list the failures at the end."),
+    ] = False
+    summary: Annotated[
+        Path | None,
+        Option("--summary", "Write the record of each case as JSON when the run ends.", "FILE.json"),
+    ] = None
+    choice: Mapping[str, Any] | None = None  # how `-c auto` chose the parameters, for the record; None means that they were given
+    nnunet: Annotated[
+        Path | None,
+        Option(
+            "--nnunet",
+            "Folder of nnU-Net v2: a trained network, or for infer also predictions. The other files are found from there.",
+            "FOLDER",
+        ),
+    ] = None
+    manifest: Annotated[
+        Path | None,
+        Option(
+            "--manifest",
+            "Table that names the files of each case, instead of -i and -p: case,images,logits[,mask][,output][,spacing].",
+            "FILE.csv",
+        ),
+    ] = None
+    command: tuple[str, ...] = ()  # the arguments of the command line, for the record
+    dask: Annotated[
+        str | None,
+        Option(
+            "--dask",
+            "Compute on a running Dask cluster: tcp://HOST:PORT, tls://HOST:PORT, or its scheduler file.",
+            "ADDRESS|FILE",
+            path_text,
+        ),
+    ] = None
+    allow_vanishing: Annotated[
+        bool,
+        Option(
+            "--allow-vanishing",
+            "Let rules of [postprocess] remove more than a tenth of a structure: an error unless they are set on the command line.",
+        ),
+    ] = False
+    output_format: Annotated[
+        str | None,
+        Option(
+            "--output-format",
+            "Format of the label maps in a folder, such as .nii.gz or .seg.nrrd. Default: the image's.",
+            "SUFFIX",
+            str.lower,
+        ),
+    ] = None
 
     def with_absolute_paths(self) -> InferenceOptions:
         """Return these options for workers, which run in other folders."""
@@ -68,6 +216,8 @@ class InferenceOptions:
     @property
     def writes_file(self) -> bool:
         """Whether the output is a file, by its suffix, and not a folder."""
+        from crfrefine.io.paths import suffix_of  # It imports numpy, which `--help` does without.
+
         return bool(suffix_of(self.output)) and not self.output.is_dir()
 
     @property

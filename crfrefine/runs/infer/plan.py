@@ -48,14 +48,14 @@ def select_part(cases: Sequence[CaseFiles], num_parts: int, part_id: int) -> lis
 def plan_run(options: InferenceOptions) -> RunPlan:
     """Return the plan of a run, after all checks that can be made in advance."""
     device, device_name = _choose_device(options)
-    inputs = find_inputs(options)
-    cases = select_part(inputs.cases, options.num_parts, options.part_id)
+    inputs, part_id = find_inputs(options), options.part_id or 0
+    cases = select_part(inputs.cases, options.num_parts, part_id)
     outputs = plan_outputs(cases, options, inputs.names.labels)
     if options.summary is not None:
         check_summary_path(options.summary, outputs)
     named = tuple(map(os.path.realpath, options.inputs))
     can_record = not options.writes_file and any(not files.problem for files in cases)
-    record = record_path(options.output, options.num_parts, options.part_id) if can_record else None
+    record = record_path(options.output, options.num_parts, part_id) if can_record else None
     earlier, earlier_notes = _take_up(options, cases, outputs, named) if options.resume else ({}, [])
     tasks = [
         Task(number, files, plan, earlier.get(files.case_id))
@@ -82,7 +82,7 @@ def plan_run(options: InferenceOptions) -> RunPlan:
         choice=options.choice,
         requested_device=options.device,
         num_parts=options.num_parts,
-        part_id=options.part_id,
+        part_id=part_id,
         label_names={number: name for name, number in inputs.structures.items()},
         num_cases=len(cases),
         all_cases={case_id: _in_folder(path, options.output) for case_id, path in planned.items()},

@@ -1,0 +1,45 @@
+"""The description of a command-line option, beside the field of the dataclass that holds its value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crfrefine.base.text import shorten
+from crfrefine.errors import InputError
+
+MAX_OF_A_PATH = 4096  # Characters; the limit of Linux.
+MAX_PARTS = 1_000_000
+MAX_THREADS = 1024  # More than the cores of any machine; a typing error beyond it would exhaust the system's threads.
+
+
+@dataclass(frozen=True)
+class Option:
+    """A command-line option, or without names an argument; `crfrefine.cli.adapter` makes it Typer's."""
+
+    names: str  # such as "-i --images"
+    help: str
+    metavar: str | None = None  # placeholder of the value
+    parse: Callable[[str], Any] | None = None  # makes the value from text; raises InputError for a wrong text
+    choices: tuple[str, ...] = ()  # the values that it may have, if they are few
+    limits: tuple[int | None, int | None] = (None, None)  # smallest and largest whole number
+    show_default: bool = False
+
+
+def parse_path(text: str | Path) -> Path:
+    """Return the path of a text; raise InputError for a text that is none, such as that of an unset variable."""
+    return Path(path_text(text))
+
+
+def path_text(text: str | Path) -> str:
+    """Return the text of a path, or of what may be one; Python would take an empty one for the current folder."""
+    text = str(text)
+    if not text:
+        raise InputError("the value is empty; an unset variable?")
+    if "\0" in text:
+        raise InputError(f"{shorten(text)}: a path cannot hold the character NUL")
+    if len(text) > MAX_OF_A_PATH:
+        raise InputError(f"{shorten(text)}: {len(text)} characters are more than a path can have")
+    return text

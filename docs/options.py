@@ -1,0 +1,33 @@
+"""Write the tables of options in docs/reference/cli.md from the help of the commands."""
+
+import re
+from pathlib import Path
+
+import typer
+
+from crfrefine.cli.commands import Commands
+
+PAGE = Path(__file__).parent / "reference" / "cli.md"
+
+
+def table(command: str) -> str:
+    """Return the table of a command's options, in the order of its help."""
+    built = Commands()[command]
+    context = typer.Context(built, info_name=command)
+    rows = []
+    for parameter in sorted(built.get_params(context), key=lambda parameter: parameter.param_type_name != "argument"):
+        record = parameter.get_help_record(context)
+        if record is not None and parameter.name not in ("help", "wants_help"):
+            names, text = (" ".join(part.split()).replace("|", r"\|") for part in record)
+            rows.append(f"| `{names}` | {text} |")
+    return "\n".join(["| option | meaning |", "| --- | --- |", *rows])
+
+
+def with_tables(page: str) -> str:
+    """Return the page with its tables written again."""
+    marks = re.compile(r"(<!-- options of ([a-z-]+) -->\n\n).*?(\n\n<!-- end of options -->)", re.DOTALL)
+    return marks.sub(lambda found: found[1] + table(found[2]) + found[3], page)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
