@@ -19,13 +19,12 @@ from crfrefine.arrays.intensity import window_notes
 from crfrefine.arrays.label_maps import count_labels
 from crfrefine.arrays.one_hot import channel_numbers, renumber
 from crfrefine.arrays.probabilities import take_logarithms
-from crfrefine.base.array_types import Array, Float32
+from crfrefine.base.array_types import Array
 from crfrefine.base.memory import RUN_BYTES, SMALL, format_size
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import NO_CONTEXT, MeanFieldResult
 from crfrefine.engines.grid_image import GridImage
 from crfrefine.engines.regions import region_mean_field
-from crfrefine.engines.slabs import run_in_slabs
 from crfrefine.errors import CapacityError, ConfigError, InputError
 from crfrefine.parameters.region_model import resolve_regions
 from crfrefine.refinement.coarse import find_network_spacing
@@ -68,7 +67,7 @@ def refine_network(
     """Refine a network's output; arguments, results and errors as of `crfrefine.refine`. `names` are those of labels, for messages.
 
     It is done on tiles, each with the labels that are present near it, where that is less work or the channels are not in memory; else with
-    all labels everywhere, at once, or in slabs where a device has too little memory for that.
+    all labels everywhere. A case that does not fit into the memory of a GPU is computed on the CPU.
     """
     given, num_dims, threads = network, len(network.shape) - 1, context.threads
     image = image[None] if image.ndim == num_dims else image
@@ -101,7 +100,18 @@ def refine_network(
     decode = partial(backend.label_map, threads=threads) if regions is None else regions.decode
     if again is not None and prepared.plan is None:
         again.watch(decode, prepared.logits, prepared.box, order)
-    refined, notes = _run(prepared, models, backend, context)
+    try:
+        refined, lacking = _run(prepared, models, backend, context), ""
+    except CapacityError as error:
+        if backend.name == "cpu" or error.shortage <= 0.0:
+            raise
+        lacking = str(error)  # The error itself would keep the memory of the stopped run.
+    notes: tuple[str, ...] = ()
+    if lacking:
+        notes = (f"computed on the CPU, since the case does not fit into the memory of {backend.name}: {lacking}",)
+        backend = get_backend("cpu")
+        decode = partial(backend.label_map, threads=threads) if regions is None else regions.decode
+        refined = _run(prepared, models, backend, context)
     notes += window_notes(case.values, parameters.intensity, case.mask)
     check_outcome(backend, refined, threads)
 
@@ -212,15 +222,15 @@ def _notes_on_widths(parameters: CrfParameters, kernels: KernelSetSpec, case: Gr
     )
 
 
-def _run(prepared: Prepared, models: Sequence[ModelSpec], backend: Backend, context: RunContext) -> tuple[RefinedChannels, tuple[str, ...]]:
-    """Run the mean field: on tiles if that is planned, else everywhere; return the notes for the user, too."""
+def _run(prepared: Prepared, models: Sequence[ModelSpec], backend: Backend, context: RunContext) -> RefinedChannels:
+    """Run the mean field: on tiles if that is planned, else everywhere."""
     plan, spec = prepared.plan, models[0].mean_field
     if plan is None:
         _require_room(prepared, backend, context)
-        found, notes = run_everywhere(prepared, models, backend, context)
+        found = run_everywhere(prepared, models, backend, context)
         box = prepared.box
         network = None if box is None else NetworkLogits(prepared.logits, prepared.is_probability, replace(spec, bias=None), box, None)
-        return RefinedChannels(found, prepared.logits.shape[1:], len(prepared.logits), network=network), notes
+        return RefinedChannels(found, prepared.logits.shape[1:], len(prepared.logits), network=network)
     if prepared.labels is None:
         # Logits in memory were checked to fit before they were read; tiles take little beside them, and slabs would change the result.
         context = replace(context, num_bytes=None)
@@ -228,9 +238,9 @@ def _run(prepared: Prepared, models: Sequence[ModelSpec], backend: Backend, cont
     settled = -float(plan.best[~tiles.sets.active].sum())
     if prepared.labels is not None:
         shape, outside = prepared.labels.shape, plan.outside
-        return RefinedChannels(tiles, shape, spec.num_labels, settled_energy=settled, labels=prepared.labels, outside=outside), ()
+        return RefinedChannels(tiles, shape, spec.num_labels, settled_energy=settled, labels=prepared.labels, outside=outside)
     network = NetworkLogits(prepared.logits, prepared.is_probability, spec, plan.box, plan.problem.image.mask)
-    return RefinedChannels(tiles, prepared.logits.shape[1:], spec.num_labels, settled_energy=settled, network=network), ()
+    return RefinedChannels(tiles, prepared.logits.shape[1:], spec.num_labels, settled_energy=settled, network=network)
 
 
 def _require_room(prepared: Prepared, backend: Backend, context: RunContext) -> None:
@@ -244,29 +254,15 @@ def _require_room(prepared: Prepared, backend: Backend, context: RunContext) -> 
         )
 
 
-def run_everywhere(
-    prepared: Prepared, models: Sequence[ModelSpec], backend: Backend, context: RunContext
-) -> tuple[MeanFieldResult, tuple[str, ...]]:
-    """Run the mean field of all labels, or regions, in the mask's box: at once, or in slabs where a device has too little memory."""
+def run_everywhere(prepared: Prepared, models: Sequence[ModelSpec], backend: Backend, context: RunContext) -> MeanFieldResult:
+    """Run the mean field of all labels, or regions, in the mask's box."""
     values = prepared.logits[(slice(None), *(prepared.box or ()))]
     if prepared.is_probability:
         values = np.array(values, order="C")
         take_logarithms(values)
-
-    def run(values: Float32, image: GridImage, models: Sequence[ModelSpec]) -> MeanFieldResult:
-        if prepared.are_regions:
-            return region_mean_field(backend, values, image, models, context)
-        return backend.mean_field(values, image, models[0], context)
-
-    try:
-        return run(values, prepared.image, models), ()
-    except CapacityError as error:
-        if error.shortage <= 0.0:
-            raise
-        # The error itself would keep the memory of the stopped run.
-        met = str(error), error.shortage
-    found, note = run_in_slabs(run, values, prepared.image, models, met, context.progress)
-    return found, (note,)
+    if prepared.are_regions:
+        return region_mean_field(backend, values, prepared.image, models, context)
+    return backend.mean_field(values, prepared.image, models[0], context)
 
 
 def check_outcome(backend: Backend, outcome: RefinedChannels, threads: int | None) -> None:

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from crfrefine.arrays.intensity import IntensityMap
     from crfrefine.base.array_types import Bool, Float32
     from crfrefine.engines.grid_image import GridImage
-    from crfrefine.engines.slabs import Slab
     from crfrefine.parameters.specs import ModelSpec
     from crfrefine.refinement.tiles.grid import Extents
+    from crfrefine.refinement.tiles.slabs import Slab
     from crfrefine.refinement.tiles.sources import ChannelSource
 
 
