@@ -1,13 +1,10 @@
-"""The mean field and PyTorch's graphs: which functions `torch.compile` calls between its graphs, and exporters that are refused.
-
-`crfrefine.layer.operators` has the parts that a graph may contain.
-"""
+"""The layer and PyTorch's graphs: `torch.compile` calls it between its graphs, and exporters are refused."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import torch
 
@@ -16,17 +13,8 @@ from crfrefine.errors import ExportError
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
-# PyTorch's own CUDA graphs must not record the work of an engine.
-OPTIONS: dict[str, Any] = {"tags": [torch.Tag.cudagraph_unsafe]} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
-"""Of every operator."""
-
 # PyTorch has this since 2.7; older exporters raise their errors.
 _is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", bool)
-
-
-def is_compiling() -> bool:
-    """Whether `torch.compile` is reading the code, which then becomes a graph; not so for exporters."""
-    return torch.compiler.is_compiling() and not _is_exporting()
 
 
 def not_exported(function: Callable[_P, _R]) -> Callable[_P, _R]:

@@ -5,7 +5,6 @@ Needs PyTorch.
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Any, Literal
 
 from crfrefine.errors import BackendUnavailableError, ConfigError, InputError
@@ -41,7 +40,7 @@ _TOLD: set[str] = set()
 """Warnings that this process has issued."""
 
 
-@graphs.not_exported
+@graphs.outside_graphs
 def crf_loss(
     logits: Tensor,
     image: Tensor,
@@ -104,60 +103,9 @@ def crf_loss(
     for name, value in (("image", image), ("theta_alpha", theta_alpha), ("theta_beta", theta_beta)):
         if isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
             raise InputError(f"{name} requires a gradient, which crf_loss does not have; pass {name}.detach()")
-    if isinstance(intensity, str) and graphs.is_compiling():
-        steps, alpha, beta = (torch.as_tensor(value, dtype=torch.float64) for value in (spacing, theta_alpha, theta_beta))
-        wanted = logits.requires_grad and torch.is_grad_enabled()
-        where = None if mask is None else torch.as_tensor(mask)
-        loss: Tensor = _operator(logits, image, steps, alpha, beta, where, wanted, intensity, filter, threads or 0)[0]
-        return loss
-    return _loss(logits, image, spacing, (theta_alpha, theta_beta), mask, intensity, filter, threads)
-
-
-@graphs.outside_graphs
-def _loss(logits: Tensor, *others: Any) -> Tensor:
-    """Return the loss as a node of autograd's graph; arguments as `_prepared`."""
-    log_q, kernels = _prepared(logits, *others)
+    log_q, kernels = _prepared(logits, image, spacing, (theta_alpha, theta_beta), mask, intensity, filter, threads)
     loss: Tensor = _Energy.apply(logits, log_q, kernels)  # type: ignore[no-untyped-call]
     return loss
-
-
-@torch.library.custom_op("crfrefine::crf_loss", mutates_args=(), **graphs.OPTIONS)
-def _operator(
-    logits: Tensor,
-    image: Tensor,
-    spacing: Tensor,
-    alpha: Tensor,
-    beta: Tensor,
-    mask: Tensor | None,
-    wants_gradient: bool,
-    intensity: str,
-    filter: str,  # noqa: A002 - the parameter's name in the configuration
-    threads: int,
-) -> tuple[Tensor, Tensor]:
-    """Return the loss and its gradient with respect to the logits, empty unless wanted: the form of `_loss` for `torch.compile`."""
-    log_q, kernels = _prepared(logits, image, spacing, (alpha, beta), mask, intensity, filter, threads or None)
-    loss, gradient = _energy(log_q, kernels, wants_gradient=wants_gradient)
-    return loss, log_q.new_empty(0) if gradient is None else gradient
-
-
-@_operator.register_fake
-def _(logits: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-    wants_gradient = others[5]
-    made = functools.partial(logits.new_empty, dtype=inputs.compute_dtype(logits))
-    return made(()), made(logits.shape if wants_gradient else 0)
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(output[1])
-    ctx.dtype, ctx.num_inputs = inputs[0].dtype, len(inputs)
-
-
-def _pass_back(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-    (gradient,) = ctx.saved_tensors
-    return (grad * gradient).to(ctx.dtype), *[None] * (ctx.num_inputs - 1)
-
-
-_operator.register_autograd(_pass_back, setup_context=_save)
 
 
 def _prepared(

@@ -18,7 +18,7 @@ except ImportError as error:
     raise BackendUnavailableError(f"crfrefine.CrfRnn needs PyTorch ({error}): pip install 'crfrefine[train]'") from error
 
 from crfrefine.base.threads import check_threads
-from crfrefine.layer import functional, graphs, inputs, operators, raw
+from crfrefine.layer import functional, graphs, inputs, raw
 from crfrefine.layer.intensity import normalize_batch
 from crfrefine.layer.values import CrfValues
 
@@ -64,7 +64,7 @@ class CrfRnn(CrfValues):
     Source: Zheng et al. 2015; Monteiro et al. 2018; docs/guide/layer.md, docs/reference/math.md.
     """
 
-    @graphs.not_exported
+    @graphs.outside_graphs
     def forward(
         self,
         logits: Tensor,
@@ -103,22 +103,6 @@ class CrfRnn(CrfValues):
         self._check_image(image)
         if logits.shape[1] != self.num_labels:
             raise InputError(f"logits {tuple(logits.shape)} have {logits.shape[1]} labels; the layer was made for {self.num_labels}")
-        if kernels is None and graphs.is_compiling():
-            return self._in_a_graph(logits, image, spacing, mask)
-        return self._computed(logits, image, spacing, mask, kernels)
-
-    if TYPE_CHECKING:
-        __call__ = forward  # The method of `nn.Module` takes and returns Any.
-
-    @graphs.outside_graphs
-    def _computed(
-        self,
-        logits: Tensor,
-        image: Tensor,
-        spacing: inputs.Spacing | None,
-        mask: inputs.Mask | None,
-        kernels: Sequence[RecordingKernels] | None,
-    ) -> Tensor:
         inputs.engine_for(logits.device)
         inputs.warn_of_probabilities(logits, self._told_so_far(), notices.warn)
 
@@ -127,23 +111,8 @@ class CrfRnn(CrfValues):
 
         return raw.refine(logits, image, known_spacing, mask, self.terms(), self._run(), notices.warn, kernels=kernels)
 
-    def _in_a_graph(self, logits: Tensor, image: Tensor, spacing: inputs.Spacing | None, mask: inputs.Mask | None) -> Tensor:
-        """Do as `forward` for `torch.compile`, which reads this; what depends on the numbers in tensors is inside the operator."""
-        dtype = inputs.compute_dtype(logits)
-        out_dtype = dtype if torch.is_autocast_enabled(logits.device.type) else logits.dtype
-        tensors = [logits.to(dtype), image, *self.terms().tensors()]
-        wants = [tensor is not None and tensor.requires_grad and torch.is_grad_enabled() for tensor in tensors]
-        refined: Tensor = operators.refine(
-            *tensors,
-            None if spacing is None else torch.as_tensor(spacing, dtype=torch.float64),
-            None if mask is None else torch.as_tensor(mask),
-            wants,
-            self._settings,
-            self.num_iterations,
-            self.threads or 0,
-            self.label_threshold,
-        )[0]
-        return refined.to(out_dtype)
+    if TYPE_CHECKING:
+        __call__ = forward  # The method of `nn.Module` takes and returns Any.
 
     def __prepare_scriptable__(self) -> Self:
         """Refuse `torch.jit.script`, which calls this for every module that it meets."""

@@ -1,6 +1,6 @@
 """The layer's computation from raw intensities on, as a function of tensors: the image is normalized, padding of the logits is left out.
 
-`crfrefine.layer.functional` takes over from there. The module and the operators for `torch.compile` both stand on this.
+`crfrefine.layer.functional` takes over from there.
 """
 
 from __future__ import annotations

@@ -83,7 +83,6 @@ class CrfValues(nn.Module):
         """
         super().__init__()
         self._start = parameters = as_parameters(parameters)
-        self._settings = parameters.to_toml()  # for `torch.compile`, whose operators do not take the object
         for name, value, least in (("num_labels", num_labels, 2), ("num_modalities", num_modalities, 1), ("spatial_dims", spatial_dims, 1)):
             if value < least:
                 raise ConfigError(f"{name}: expected at least {least}, got {value}")
