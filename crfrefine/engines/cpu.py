@@ -143,7 +143,7 @@ class CpuKernels:
             out[...] = logits  # Voxels outside the mask are written at the end, and would show the old content of this memory.
             progress = _looking(progress, look, out)
         with _engine_errors(self._engine, logits.shape):
-            model = _model_argument(self._checked(spec).as_plain(), self._volume_part(logits, spec))
+            model = _model_argument(self._checked(spec), self._volume_part(logits, spec))
             outcome = self._built.run(logits, model, spec.num_iterations, spec.tolerance, is_last and not self.is_kept, progress, out)
         report = MeanFieldReport(outcome["num_iterations"], outcome["converged"], tuple(outcome["energy"]), self.filters)
         timings = {"build": self._build_seconds, "steps": time.perf_counter() - started}
@@ -152,7 +152,7 @@ class CpuKernels:
     def forward(self, logits: Array, spec: MeanFieldSpec) -> Tape:
         """Run the mean field and save the data of the backward pass; see `Kernels.forward`."""
         logits = self._array(logits)
-        plain = self._checked(spec).as_plain()
+        plain = self._checked(spec)
         part = self._volume_part(logits, plain)
         out = np.empty_like(logits)
         try:
@@ -195,8 +195,7 @@ class CpuKernels:
         )
 
     def _checked(self, spec: MeanFieldSpec) -> MeanFieldSpec:
-        """Return the run with weights in the image's precision; raise InputError if its labels do not fit the channels or the grid."""
-        spec.check_channels(self._num_labels, self.image_shape[1:])
+        """Return the run with weights in the image's precision; raise InputError if its labels do not fit the channels."""
         return spec.rounded(np.dtype(self.dtype))
 
     def _volume_part(self, logits: Array, spec: MeanFieldSpec) -> Bool | None:
@@ -223,11 +222,9 @@ def _kernel_arguments(spec: KernelSetSpec, spacing: Sequence[float]) -> tuple[An
 
 def _model_argument(spec: MeanFieldSpec, part: Bool | None) -> tuple[Any, ...]:
     """Return the settings of a run that the C++ engine takes, forward and backward."""
-    shared = spec.channel_labels
-    labels = None if shared is None else np.ascontiguousarray(shared.labels, dtype=np.int32)
     model = (spec.weights.tolist(), [] if spec.is_potts else _floats(spec.compatibility), spec.is_potts, spec.temperature)
     volume = (spec.volume_slack, spec.keeps_counts, part)
-    return *model, [] if spec.bias is None else _floats(spec.bias), volume, labels, [] if shared is None else list(shared.tile)
+    return *model, [] if spec.bias is None else _floats(spec.bias), volume
 
 
 def _looking(progress: Progress | None, look: Look, out: Array) -> Progress:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,11 +26,12 @@ except ImportError as error:
 from crfrefine.base.threads import check_threads
 from crfrefine.engines.base import RunContext
 from crfrefine.engines.grid_image import GridImage
-from crfrefine.layer import inputs, label_sets
+from crfrefine.layer import inputs
 from crfrefine.layer.autograd import MeanField, to_array
 from crfrefine.layer.graphs import outside_graphs
 from crfrefine.parameters.sections import MeanFieldParameters, VolumeParameters
 from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, ModelSpec
+from crfrefine.refinement.tiles.survey import find_thresholds
 
 if TYPE_CHECKING:
     from crfrefine.engines.base import RecordingKernels
@@ -44,9 +45,6 @@ Values = Tensor | Sequence[float] | float | np.number[Any] | NDArray[Any]
 
 MIN_LEARNED = 1e-6
 """Weight of the volume term instead of 0 where it is learned: it changes marginals by rounding, and its slope is that at 0."""
-
-KernelMaker = Callable[[int, Any, Any, Sequence[float]], "RecordingKernels | None"]
-"""Called with the number of a batch item, its image (M, *grid), mask (*grid) or None, and spacing."""
 
 
 @outside_graphs
@@ -154,25 +152,83 @@ def mean_field(
         volume_weight=0.0 if kept is None else max(float(kept.detach()), least),
         volume_keep=keep,
     )
+    masks = inputs.masks_by_item(mask, len(logits), logits.shape[2:])
+    labels: list[Tensor | None] = [None] * len(logits)
     if kernels is None:
         wanted = thetas.resolve(settings, num_labels)
-        make: KernelMaker | None = None
-        if label_threshold > 0.0 and run.volume_weight == 0.0 and label_sets.are_possible(logits):
-            tells_labels = matrix.requires_grad or any(
-                label_sets.differs(weight) for weight, *_ in [*bilateral, *([spatial] if spatial else [])]
-            )
-            packing = label_sets.PackSettings(label_threshold, tells_labels, threads or torch.get_num_threads())
-            make = functools.partial(label_sets.pack_item, logits, ModelSpec(wanted, run), packing)
-        kernels = _build(image, wanted, _known_spacing(spacing, wanted), mask, threads, copy=False, make=make)
+        if label_threshold > 0.0 and run.volume_weight == 0.0:
+            thresholds = find_thresholds(label_threshold, ModelSpec(wanted, run))
+            if thresholds is not None:
+                labels = [_present(item, inside, run, thresholds.present) for item, inside in zip(logits, masks, strict=True)]
+        counts = [num_labels if of_item is None else len(of_item) for of_item in labels]
+        kernels = _build(image, wanted, _known_spacing(spacing, wanted), mask, threads, copy=False, num_labels=counts)
     _check_kernels(kernels, len(logits), len(weights), image_shape, str(dtype).removeprefix("torch."))
     if mask is not None or all(item.num_voxels == logits[0, 0].numel() for item in kernels):  # else only the kernels know their mask
         inputs.check_logits(logits, mask)
     items = [
-        MeanField.apply(item, run, item_logits.to(dtype), item_image, *parameters)  # type: ignore[no-untyped-call]
-        for item, item_logits, item_image in zip(kernels, logits, image, strict=True)
+        _refine_item(item, run, item_logits.to(dtype), item_image, parameters, of_item, inside)
+        for item, item_logits, item_image, of_item, inside in zip(kernels, logits, image, labels, masks, strict=True)
     ]
     refined = items[0].unsqueeze(0) if len(items) == 1 else torch.stack(items)  # A stack of one would be a copy.
     return refined.to(out_dtype)
+
+
+def _present(logits: Tensor, inside: Tensor | None, run: MeanFieldSpec, thresholds: NDArray[np.float64]) -> Tensor | None:
+    """Return the labels whose probability exceeds their threshold somewhere inside the mask; None means all labels take part.
+
+    Args:
+        logits: (L, *grid).
+        inside: (*grid), True where the model applies; None means everywhere.
+        run: with temperature and bias.
+        thresholds: (L,) logarithms of probabilities.
+    """
+    values = logits.detach().float()
+    if run.bias is not None:
+        values = values + torch.as_tensor(run.bias, dtype=values.dtype, device=values.device).reshape(-1, *[1] * (values.ndim - 1))
+    values = values / run.temperature
+    log_sums = values.logsumexp(0)
+    # One label at a time, to avoid another array of all labels.
+    largest = torch.stack([(channel - log_sums if inside is None else (channel - log_sums)[inside]).amax() for channel in values])
+    is_there = ~(largest.cpu() <= torch.as_tensor(thresholds))  # True for NaN
+    if int(is_there.sum()) < 2:
+        is_there[largest.topk(2).indices.cpu()] = True
+    return None if is_there.all() else is_there.nonzero().squeeze(1)
+
+
+def _refine_item(
+    kernels: RecordingKernels,
+    run: MeanFieldSpec,
+    logits: Tensor,
+    image: Tensor,
+    parameters: Sequence[Tensor | None],
+    labels: Tensor | None,
+    inside: Tensor | None,
+) -> Tensor:
+    """Return the refined logits (L, *grid) of a batch item in which only some labels take part, or with None all.
+
+    The other labels get the largest penalty of those that take part, since theirs cannot be smaller.
+    """
+    if labels is None:
+        refined: Tensor = MeanField.apply(kernels, run, logits, image, *parameters)  # type: ignore[no-untyped-call]
+        return refined
+    weight, position, intensity, spatial, matrix, temperature, bias, volume = parameters
+    assert weight is not None
+    assert matrix is not None
+    assert temperature is not None
+    assert bias is not None
+    numbers, own = labels.numpy(), labels.to(logits.device)
+    spec = replace(
+        run,
+        weights=run.weights[:, numbers],
+        compatibility=run.compatibility[np.ix_(numbers, numbers)],
+        bias=None if run.bias is None else run.bias[numbers],
+    )
+    changed = weight[:, labels], position, intensity, spatial, matrix[labels][:, labels], temperature, bias[labels], volume
+    refined = MeanField.apply(kernels, spec, logits[own], image, *changed)  # type: ignore[no-untyped-call]
+    shift = bias.to(logits).reshape(-1, *[1] * (logits.ndim - 1))
+    alone = (logits + (shift if inside is None else shift * inside)) / temperature.to(logits)
+    penalty = (refined - alone[own]).detach().amin(0)
+    return (alone + penalty).index_copy(0, own, refined)
 
 
 def build_kernels(
@@ -255,20 +311,20 @@ def _build(
     threads: int | None,
     *,
     copy: bool,
-    make: KernelMaker | None = None,
+    num_labels: Sequence[int] | None = None,
 ) -> list[RecordingKernels]:
-    """Return the kernels of each batch item: those that `make` returns, or the engine's for all labels where it returns None."""
+    """Return the kernels of each batch item; `num_labels` are the labels that take part in each, None means all."""
     engine = inputs.engine_for(image.device)
     steps = inputs.spacing_by_item(spacing, len(image), image.ndim - 2)
     masks = inputs.masks_by_item(mask, len(image), image.shape[2:])
     context = RunContext(threads or torch.get_num_threads())
-    result = []
+    result: list[RecordingKernels] = []
     for index, item in enumerate(image.detach()):
         inputs.check_finite(item, index)
         values, inside = to_array(item.to(inputs.compute_dtype(item), copy=copy)), masks[index]
         where = None if inside is None else inside.cpu().numpy()
-        made = None if make is None else make(index, values, where, steps[index])
-        result.append(made or engine.kernels(GridImage(values, where, steps[index]), wanted, context))
+        own = wanted if num_labels is None else replace(wanted, num_labels=num_labels[index])
+        result.append(engine.kernels(GridImage(values, where, steps[index]), own, context))
     return result
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from crfrefine.errors import ConfigError, InputError
+from crfrefine.errors import ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,7 +52,7 @@ class KernelSetSpec:
     # How messages of appearance kernels are computed: "auto", "exact", "truncated", "lattice" or "grid" (one or two modalities; on the CPU
     # float32 only).
     filter: str
-    num_labels: int  # L, channels of the logits; fewer where labels share channels (`ChannelLabels`)
+    num_labels: int  # L, channels of the logits
     num_iterations: int  # number of steps that "auto" chooses a filter for
     # Unit of the bandwidths: "mm", "voxels" of the grid, or "network": voxels of the network.
     positions: str = "mm"
@@ -106,34 +106,6 @@ class KernelSetSpec:
 
 
 @dataclass(frozen=True, eq=False)
-class ChannelLabels:
-    """The label of each channel from place to place, where labels that never meet share a channel.
-
-    Wherever a label's marginals or its messages are not negligible, its channel must hold this label, and no other channel may.
-    """
-
-    # Voxels of a tile along each grid axis, in the grid's order of the arrays that an engine is given; tiles begin at index 0.
-    tile: tuple[int, ...]
-    # (C, *tile grid) int32, the label that channel c holds in a tile. -1: none, so the channel's logits are -1e4 in the whole tile; it
-    # counts as label 0.
-    labels: NDArray[np.int32]
-
-    @property
-    def num_channels(self) -> int:
-        """C."""
-        return len(self.labels)
-
-    def of_voxels(self, grid_shape: Sequence[int]) -> NDArray[np.int32]:
-        """Return the label of each channel at each voxel, (C, *grid); 0 where a channel holds none."""
-        import numpy as np
-
-        labels = np.maximum(self.labels, 0)
-        for axis, (extent, tile) in enumerate(zip(grid_shape, self.tile, strict=True), start=1):
-            labels = np.take(labels, np.arange(extent) // tile, axis=axis)
-        return labels
-
-
-@dataclass(frozen=True, eq=False)
 class MeanFieldSpec:
     """A run of the mean field on built kernels."""
 
@@ -142,7 +114,6 @@ class MeanFieldSpec:
     num_iterations: int  # maximum number of steps
     temperature: float = 1.0  # divides the logits
     tolerance: float = 0.0  # mean KL in nats per voxel below which the run has converged; 0: all steps are taken
-    channel_labels: ChannelLabels | None = None  # which labels the C channels of the logits hold; None: channel l holds label l everywhere
     # (L,), added to the logits inside the mask before the temperature divides them; None: nothing.
     bias: NDArray[np.floating[Any]] | None = None
     volume_weight: float = 0.0  # from 0, no volume term, to 1, every step keeps the mass of each label
@@ -189,30 +160,7 @@ class MeanFieldSpec:
 
         With one weight for all labels, the message of the last channel follows from the others, since marginals sum to 1.
         """
-        num_rows = self.num_labels if self.channel_labels is None else self.channel_labels.num_channels
-        return num_rows - 1 if self.has_one_weight else num_rows
-
-    def check_channels(self, num_channels: int, grid_shape: Sequence[int]) -> None:
-        """Raise InputError unless `channel_labels`, if there are any, are labels of the model for channels on this grid.
-
-        ConfigError: there are, and volumes are to be kept.
-        """
-        shared = self.channel_labels
-        if shared is None:
-            return
-        self.check_tiles()
-        if len(shared.tile) != len(grid_shape) or min(shared.tile) < 1:
-            raise InputError(f"channel_labels.tile must be {len(grid_shape)} numbers above 0, one per axis of the grid; got {shared.tile}")
-        expected = (num_channels, *(-(-extent // tile) for extent, tile in zip(grid_shape, shared.tile, strict=True)))
-        if shared.labels.shape != expected:
-            raise InputError(
-                f"channel_labels.labels has shape {shared.labels.shape}; these channels in tiles of {shared.tile} need {expected}"
-            )
-        lowest, highest = int(shared.labels.min()), int(shared.labels.max())
-        if lowest < -1 or highest >= self.num_labels:
-            raise InputError(
-                f"channel_labels.labels must be from -1 to {self.num_labels - 1}, the labels of the model; got {lowest} to {highest}"
-            )
+        return self.num_labels - 1 if self.has_one_weight else self.num_labels
 
     def check_tiles(self) -> None:
         """Raise ConfigError if a run on tiles has a volume term: volumes are sums over all voxels, also where a label would be left out."""
@@ -220,16 +168,6 @@ class MeanFieldSpec:
             raise ConfigError(
                 "volume.weight: volumes are not kept where labels are left out; set it to 0, or mean_field.label_threshold to 0"
             )
-
-    def as_plain(self) -> MeanFieldSpec:
-        """Return the same run without `channel_labels`, if it need not know labels: Potts with one weight for all, no bias."""
-        if self.channel_labels is None or self.bias is not None or not (self.is_potts and self.has_one_weight):
-            return self
-        import numpy as np
-
-        num_channels = self.channel_labels.num_channels
-        weights = np.repeat(self.weights[:, :1], num_channels, axis=1)
-        return dataclasses.replace(self, weights=weights, compatibility=1.0 - np.eye(num_channels), channel_labels=None)
 
     def rounded(self, dtype: Any) -> MeanFieldSpec:
         """Return the spec with weights in the precision of a run, which determine `num_channels`."""

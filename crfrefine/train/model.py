@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crfrefine.layer import functional, label_sets
+from crfrefine.layer import functional
 from crfrefine.layer.module import CrfRnn
 from crfrefine.metrics.counts import OverlapCounts, dice
 from crfrefine.parameters.model import CrfParameters
@@ -128,30 +128,13 @@ class Model:
         values = self._device.crop(crop)
         image, mask = values.image[None], values.mask
         kernels = None
-        if self._has_fixed_kernels and not self._labels_share_channels(crop, values, threads):
+        if self._has_fixed_kernels:
             kernels = self._fixed_kernels(crop, image, mask, threads)
         logits = values.logits.float()
         if crop.regions is not None:
             kernels = kernels or self.layer.build_normalized(image, crop.spacing, mask, num_labels=2, threads=threads)
             return refine_regions(self.layer, self._base.mean_field, logits, image, threads, kernels)
         return self.layer.refine_normalized(logits[None], image, crop.spacing, mask, threads=threads, kernels=kernels)[0]
-
-    def _labels_share_channels(self, crop: Crop, values: CropTensors, threads: int) -> bool:
-        """Return whether labels that are present in parts of a crop save more than kernels that are built once.
-
-        It is decided when the crop is first used: the layer packs the labels anew each time, since they depend on weights and temperature.
-        """
-        keeps_volumes = self.layer.volume is not None  # sums over all voxels, also where a label would take no part
-        if crop.regions is not None or keeps_volumes or self._device.is_gpu or not label_sets.are_possible(values.logits[None]):
-            return False
-        key = identity(crop)
-        if key not in self._shared:
-            tells_labels = any(p.numel() > 1 for name in ("weights", "compatibility") for p in self.groups.get(name, ()))
-            settings = label_sets.PackSettings(self.layer.label_threshold, tells_labels, threads)
-            spec = self.layer.to_parameters().resolve(*self._sizes)
-            logits = values.logits.float().numpy()
-            self._shared[key] = label_sets.saves_work(logits, crop.mask, crop.spacing, spec, settings)
-        return self._shared[key]
 
     def _fixed_kernels(self, crop: Crop, image: Tensor, mask: Tensor, threads: int) -> list[RecordingKernels] | None:
         """Return the kernels of a crop, cached if memory allows: unless theta is learned, they stay the same."""

@@ -71,7 +71,7 @@ class MeanField {
         if (keep_ || options_.num_iterations == 0) write_start(out_);
         for (int t = 0; t < options_.num_iterations; ++t) {
             if (callback) callback(t, options_.num_iterations);
-            messages_.send(old_marginals_, scratch_);
+            messages_.send(old_marginals_);
             const bool is_last = t + 1 == options_.num_iterations;
             if (is_last && options_.is_last_run) {
                 messages_.finish();
@@ -119,11 +119,11 @@ class MeanField {
         const T scale = T{1} / options_.temperature;
         if (options_.bias.empty()) return load_from_grid(voxels_, logits_, scale, block, num_labels_, rows);
         load_from_grid(voxels_, logits_, T{1}, block, num_labels_, rows);
-        for (int c = 0; c < num_labels_; ++c)
-            options_.for_labels_of(c, block, num_voxels_, [&](int64_t begin, int64_t end, int label) {
-                T* const row = rows + c * kBlockRow;
-                for (int64_t i = begin; i < end; ++i) row[i] = (row[i] + options_.bias[label]) * scale;
-            });
+        const int64_t count = block_end(block, num_voxels_) - block * kVoxelBlock;
+        for (int l = 0; l < num_labels_; ++l) {
+            T* const row = rows + l * kBlockRow;
+            for (int64_t i = 0; i < count; ++i) row[i] = (row[i] + options_.bias[l]) * scale;
+        }
     }
 
     void store_marginals(int64_t block, const T* rows) { store_rows(rows, num_voxels_, block, num_stored_, new_marginals_); }
@@ -188,13 +188,11 @@ class MeanField {
         T* x = scratch;                               // logits, then the new logits
         T* q = scratch + num_labels * kBlockRow;      // old marginals of all labels
         T* s = scratch + 2 * num_labels * kBlockRow;  // weighted messages of all labels
-        T* p = scratch + 3 * num_labels * kBlockRow;  // pairwise terms, if they are looked up; only with a matrix
         T* const relative = relative_logits(scratch, num_labels);
         const T* marginals = old_marginals_ + begin;
         T* messages = messages_.received() + begin;
-        const bool looks_up_penalties = messages_.looks_up_penalties(), clears = is_final && !messages_.overwrites();
+        const bool clears = is_final && !messages_.overwrites();
         load_logits(block, x);
-        if (looks_up_penalties) messages_.look_up_penalties(block, s, p);
 
         const Lanes lowest = splat_lanes(std::numeric_limits<T>::lowest());
         Lanes quadratic{};
@@ -222,8 +220,6 @@ class MeanField {
                 Lanes pairwise{};
                 if (options_.is_potts) {
                     pairwise = all - load(s + l * kBlockRow + i);
-                } else if (looks_up_penalties) {
-                    pairwise = load(p + l * kBlockRow + i);
                 } else {
                     for (int k = 0; k < num_labels; ++k)
                         pairwise += load(s + k * kBlockRow + i) * options_.compatibility[k * num_labels + l];
@@ -239,12 +235,9 @@ class MeanField {
         return quadratic;
     }
 
-    // Rows for the logits relative to the largest of their voxel, which the energy of the new marginals needs: those of the messages, or
-    // of looked-up pairwise terms where a matrix needs all messages for each label.
-    T* relative_logits(T* scratch, int num_labels) const {
-        const bool needs_messages = !options_.is_potts && !messages_.looks_up_penalties();
-        return scratch + (needs_messages ? 3 : 2) * num_labels * kBlockRow;
-    }
+    // Rows for the logits relative to the largest of their voxel, which the energy of the new marginals needs: those of the messages,
+    // unless a matrix needs all messages for each label.
+    T* relative_logits(T* scratch, int num_labels) const { return scratch + (options_.is_potts ? 2 : 3) * num_labels * kBlockRow; }
 
     // The marginals that a block would have with the present biases of the volume term, as the first rows of `scratch`.
     template <int L>
@@ -350,7 +343,7 @@ bool MeanFieldOptions<T>::last_is_implied() const {
 
 template <class T>
 bool MeanFieldOptions<T>::has_symmetric_penalties() const {
-    const int size = num_all_labels();
+    const int size = num_labels;
     for (int k = 0; k < size && !is_potts; ++k)
         for (int l = 0; l < k; ++l)
             if (compatibility[k * size + l] != compatibility[l * size + k]) return false;

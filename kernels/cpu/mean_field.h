@@ -7,7 +7,6 @@
 #include <utility>
 #include <vector>
 
-#include "cpu/channel_labels.h"
 #include "cpu/grid_view.h"
 #include "cpu/kernel.h"
 #include "cpu/volume.h"
@@ -16,16 +15,15 @@ namespace crf {
 
 template <class T>
 struct MeanFieldOptions {
-    int num_labels = 0;                                   // of the arrays: channels, where labels share them
-    std::shared_ptr<const ChannelLabels> channel_labels;  // nullptr: channel l holds label l
-    std::vector<std::vector<T>> weight;                   // (kernel, label), of all labels
+    int num_labels = 0;                  // L
+    std::vector<std::vector<T>> weight;  // (kernel, label)
     std::vector<T>
         compatibility;  // (label, label), penalty, zero diagonal; row: the neighbor's label, column: the voxel's own; Potts: empty
     bool is_potts = true;
     int num_iterations = 5;
     double tolerance = 0;
     T temperature = 1;
-    std::vector<T> bias;  // (label), of all labels, added to the logits inside the mask; empty: none
+    std::vector<T> bias;                                            // (label), added to the logits inside the mask; empty: none
     double volume_slack = std::numeric_limits<double>::infinity();  // inverse strength of the volume term; infinity: there is none
     bool keeps_counts = false;                                      // the volume term keeps numbers of voxels, not sums of marginals
     std::vector<T> volume_part;       // (voxel), 1 where the volume term applies and 0 elsewhere; empty: everywhere
@@ -40,16 +38,6 @@ struct MeanFieldOptions {
     bool has_symmetric_penalties() const;
     bool keeps_volumes() const { return volume_slack < std::numeric_limits<double>::infinity(); }
     int num_channels() const { return last_is_implied() ? num_labels - 1 : num_labels; }
-
-    // Of the weights, the compatibility and the bias.
-    int num_all_labels() const { return channel_labels ? channel_labels->num_labels() : num_labels; }
-
-    // Calls body(begin, end, label) for each stretch of a block's voxels, numbered from the block's first, where a channel holds a label.
-    template <class Body>
-    void for_labels_of(int channel, int64_t block, int64_t num_voxels, Body&& body) const {
-        if (!channel_labels) return body(int64_t{0}, block_end(block, num_voxels) - block * kVoxelBlock, channel);
-        channel_labels->for_stretches(block, [&](int64_t begin, int64_t end, const int32_t* label) { body(begin, end, label[channel]); });
-    }
 };
 
 struct MeanFieldOutcome {

@@ -68,10 +68,9 @@ class Backward {
 
     MeanFieldGradients empty_gradients() const {
         MeanFieldGradients gradients;
-        const int num_all = options_.num_all_labels();
-        gradients.weight.assign(kernels_.size(), std::vector<double>(num_all));
-        gradients.compatibility.assign(num_all * num_all, 0);
-        gradients.bias.assign(num_all, 0);
+        gradients.weight.assign(kernels_.size(), std::vector<double>(num_labels_));
+        gradients.compatibility.assign(num_labels_ * num_labels_, 0);
+        gradients.bias.assign(num_labels_, 0);
         for (const FeatureColumns<T>& f : features_) gradients.theta.emplace_back(f.size());
         return gradients;
     }
@@ -82,15 +81,13 @@ class Backward {
     void load_marginals(const T* record, int64_t block, T* rows) const {
         load_rows(record, num_voxels_, block, num_channels_, rows);
         if (num_channels_ == num_labels_) return;
-        const T least = options_.channel_labels ? rounding_of_implied<T>(num_labels_) : T{0};
         T* last = rows + num_sent_ * kBlockRow;
         const int64_t count = block_end(block, num_voxels_) - block * kVoxelBlock;
         std::fill(last + count, last + kBlockRow, T{0});
         for (int64_t i = 0; i < count; ++i) {
             T rest = 1;
             for (int l = 0; l < num_sent_; ++l) rest -= rows[l * kBlockRow + i];
-            // Where the last channel holds no label, a rounding error would reach the gradient of a logit of -1e4.
-            last[i] = rest > least ? rest : T{0};
+            last[i] = rest > T{0} ? rest : T{0};
         }
     }
 
@@ -155,7 +152,7 @@ class Backward {
         for_blocks([&](int64_t block, int thread) {
             T *y = scratch_[thread].get(), *z = y + num_labels_ * kBlockRow;
             load_rows(grad_x_.get(), num_voxels_, block, num_labels_, y);
-            compatibility_times(block, y, z);
+            compatibility_times(y, z);
             store_rows(z, num_voxels_, block, num_labels_, z_.get());
         });
         clear_rows(grad_marginals_.get(), num_voxels_, num_sent_, pool_);
@@ -165,9 +162,7 @@ class Backward {
     }
 
     // z_k = sum_l compatibility[k][l] y_l
-    void compatibility_times(int64_t block, const T* y, T* z) const {
-        if (options_.channel_labels && !options_.is_potts)
-            return options_.channel_labels->penalties(options_.compatibility.data(), true, block, y, z);
+    void compatibility_times(const T* y, T* z) const {
         for (int64_t i = 0; i < kVoxelBlock; i += kLanes) {
             if (options_.is_potts) {
                 Lanes all{};
@@ -241,18 +236,11 @@ class Backward {
     }
 
     void add_bias(T inverse) {
-        const size_t num_all = gradients_.bias.size();
-        std::vector<double> sums(num_labels_ * num_all);  // (channel, label)
-        pool_.run(num_labels_, [&](int64_t channel, int) {
-            const T *start = grad_start_.get() + channel * num_voxels_, *x = grad_x_.get() + channel * num_voxels_;
-            for (int64_t block = 0; block < num_blocks_; ++block)
-                options_.for_labels_of(static_cast<int>(channel), block, num_voxels_, [&](int64_t begin, int64_t end, int label) {
-                    double& sum = sums[channel * num_all + label];
-                    for (int64_t i = block * kVoxelBlock + begin; i < block * kVoxelBlock + end; ++i)
-                        sum += static_cast<double>((start[i] + x[i]) * inverse);
-                });
+        pool_.run(num_labels_, [&](int64_t label, int) {
+            const T *start = grad_start_.get() + label * num_voxels_, *x = grad_x_.get() + label * num_voxels_;
+            double& sum = gradients_.bias[label];
+            for (int64_t i = 0; i < num_voxels_; ++i) sum += static_cast<double>((start[i] + x[i]) * inverse);
         });
-        for (size_t i = 0; i < sums.size(); ++i) gradients_.bias[i % num_all] += sums[i];
         for (size_t l = 0; l < options_.bias.size(); ++l)
             gradients_.temperature -=
                 gradients_.bias[l] * static_cast<double>(options_.bias[l]) / static_cast<double>(options_.temperature);

@@ -36,9 +36,6 @@ class Messages {
     // Whether the first kernel's messages overwrite those of the previous step; else the caller resets them to zero.
     bool overwrites() const { return overwrites_; }
 
-    // Whether labels share channels and there is a matrix: then `look_up_penalties` has the pairwise terms.
-    bool looks_up_penalties() const { return looks_up_penalties_; }
-
     // Of the last step, (channel, voxel); and, only if the last channel is not filtered, the message of all ones, (voxel).
     T* received() const { return received_; }
     const T* ones() const { return weighted_ones_.get(); }
@@ -48,50 +45,29 @@ class Messages {
         if (!memory) own_ = Buffer<T>((num_channels_ + joins_ones_) * num_voxels_);
         received_ = memory ? memory : own_.get();
         if (options_.is_last_run) free_scales();
-        if (options_.channel_labels) plan_weights();
     }
 
-    // marginals: (channel, voxel). scratch: of each thread, as many rows of kBlockRow as there are channels.
-    void send(T* marginals, const std::vector<Buffer<T>>& scratch) {
+    // marginals: (channel, voxel).
+    void send(T* marginals) {
         for (size_t k = 0; k < kernels_.size(); ++k) {
             const T* scale = kernels_[k].scale.get();
-            const bool looks_up = options_.channel_labels && !options_.has_one_weight(k);
-            const T* weight = options_.channel_labels ? channel_weight_[k].data() : options_.weight[k].data();
-            // The first kernel's messages need no memory of their own.
-            T* const received = looks_up && k > 0 ? unweighted_.get() : received_;
+            const T* weight = options_.weight[k].data();
             const T* const pre = kernels_[k].scales_sent ? scale : nullptr;
             if (joins_ones_ && can_join_ones(kernels_[k])) {
                 send_ones_too(kernels_[k], marginals, weight);
             } else if (k == 0 && overwrites_) {
-                kernels_[k].filter->overwrite(marginals, num_channels_, pre, scale, weight, received, workspace_);
+                kernels_[k].filter->overwrite(marginals, num_channels_, pre, scale, weight, received_, workspace_);
             } else {
-                kernels_[k].filter->accumulate(marginals, num_channels_, pre, scale, weight, received, workspace_);
+                kernels_[k].filter->accumulate(marginals, num_channels_, pre, scale, weight, received_, workspace_);
             }
-            if (!looks_up) continue;
-            for_blocks([&](int64_t block, int thread) {
-                options_.channel_labels->add_weighted(options_.weight[k].data(), block, received, received_, scratch[thread].get());
-            });
         }
         if (joins_ones_) sum_ones();
-    }
-
-    // The pairwise terms of a block under a penalty for each pair of labels. messages: overwritten.
-    void look_up_penalties(int64_t block, T* messages, T* pairwise) const {
-        load_rows(received_, num_voxels_, block, num_channels_, messages);
-        if (implied_) {
-            T* const last = messages + num_channels_ * kBlockRow;
-            load_rows(weighted_ones_.get(), num_voxels_, block, 1, last);
-            for (int c = 0; c < num_channels_; ++c)
-                for (int64_t i = 0; i < kVoxelBlock; ++i) last[i] -= messages[c * kBlockRow + i];
-        }
-        options_.channel_labels->penalties(options_.compatibility.data(), false, block, messages, pairwise);
     }
 
     // Frees what only further steps would need.
     void finish() {
         kernels_.clear();
         workspace_ = Workspace();
-        unweighted_ = Buffer<T>();
     }
 
    private:
@@ -135,20 +111,6 @@ class Messages {
             if (k.scale && k.filter->apply_normalization(k.scales_sent)) k.scale = Buffer<T>();
     }
 
-    // Where labels share channels and a kernel has a weight for each, the receiver's channel says which: within the kernel's reach it holds
-    // the sender's label.
-    void plan_weights() {
-        looks_up_penalties_ = !options_.is_potts;
-        for (size_t k = 0; k < kernels_.size(); ++k) {
-            const T weight = options_.has_one_weight(k) ? options_.weight[k].front() : T{1};
-            channel_weight_.emplace_back(options_.num_labels, weight);
-            if (k > 0 && !options_.has_one_weight(k) && !unweighted_) {
-                unweighted_ = Buffer<T>(num_channels_ * num_voxels_);
-                clear_rows(unweighted_.get(), num_voxels_, num_channels_, pool_);
-            }
-        }
-    }
-
     // A kernel's messages and, in the place of the last label's channel, its message of all ones.
     void send_ones_too(Kernel<T>& k, T* marginals, const T* weight) {
         T *const ones = marginals + num_channels_ * num_voxels_, *const received = received_ + num_channels_ * num_voxels_;
@@ -171,12 +133,9 @@ class Messages {
     const int64_t num_voxels_;
     const bool implied_, is_recorded_, overwrites_;
     bool joins_ones_ = false;  // the first messages come with that of all ones of at least one kernel
-    bool looks_up_penalties_ = false;
     Buffer<T> own_;
     T* received_ = nullptr;
-    std::vector<std::vector<T>> channel_weight_;  // (kernel, channel), if labels share channels: ones where weights are looked up
-    Buffer<T> unweighted_;                        // (channel, voxel) messages of one kernel, if weights are looked up
-    Buffer<T> weighted_ones_;                     // (voxel), only when implied
+    Buffer<T> weighted_ones_;  // (voxel), only when implied
 };
 
 }  // namespace crf

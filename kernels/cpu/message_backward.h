@@ -9,10 +9,6 @@
 
 namespace crf {
 
-// Sums over voxels are formed in so many parts at most where labels share channels: one part per block would take more memory than the
-// image if there are a hundred labels, and a number that depends on the threads would change the result.
-constexpr int64_t kMostParts = 128;
-
 template <class T>
 double dot(const T* a, const T* b, int64_t count) {
     typename LanesOf<T>::type total{};
@@ -51,9 +47,7 @@ class MessageBackward {
           num_sent_(options.num_labels - 1),
           num_voxels_(voxels.num_voxels),
           num_blocks_(num_voxel_blocks(voxels.num_voxels)),
-          num_all_labels_(options.num_all_labels()),
-          num_sums_(num_all_labels_ + num_all_labels_ * num_all_labels_),
-          num_parts_(options.channel_labels ? std::min(num_blocks_, kMostParts) : num_blocks_),
+          num_sums_(num_labels_ + num_labels_ * num_labels_),
           moments_(num_voxels_, pool, workspace) {
         for (const FeatureColumns<T>& f : features) num_modalities_ = std::max(num_modalities_, f.num_modalities());
         const int64_t size = num_sent_ * num_voxels_;
@@ -80,7 +74,7 @@ class MessageBackward {
             clear_rows(image_.get(), num_voxels_, num_modalities_, pool_);
         }
         unit_.assign(2 * num_labels_, T{1});
-        part_sums_.resize(num_parts_ * num_sums_);
+        part_sums_.resize(num_blocks_ * num_sums_);
         scratch_.resize(pool.num_threads());
         for (auto& s : scratch_) s = Buffer<T>(kScratchRows * num_labels_ * kBlockRow);
     }
@@ -105,11 +99,10 @@ class MessageBackward {
                                       workspace_);
             kernel.filter->accumulate_transposed(grad_message_, num_sent_, scale, nullptr, unit_.data(), filtered_back_, workspace_);
         }
-        pool_.run(num_parts_, [&](int64_t part, int thread) {
-            double* const sums = part_sums_.data() + part * num_sums_;
+        for_blocks([&](int64_t block, int thread) {
+            double* const sums = part_sums_.data() + block * num_sums_;
             std::fill(sums, sums + num_sums_, 0.0);
-            for (int64_t block = part * num_blocks_ / num_parts_; block < (part + 1) * num_blocks_ / num_parts_; ++block)
-                take_messages(m, step, block, scratch_[thread].get(), sums);
+            take_messages(m, step, block, scratch_[thread].get(), sums);
         });
         add_part_sums(m);
         if (moments_wanted_) add_moments_of(m, {grad_message_, sent_, filtered_, filtered_back_, num_sent_});
@@ -182,19 +175,13 @@ class MessageBackward {
     void differentiate_messages(size_t m, const StepGradients<T>& step, int64_t block, T* scratch) {
         const std::vector<T>& weight = options_.weight[m];
         const int rows = num_labels_ * kBlockRow;
-        T *z = scratch, *g = scratch + rows, *w = scratch + 2 * rows;
+        T *z = scratch, *g = scratch + rows;
         load_rows(step.z, num_voxels_, block, num_labels_, z);
-        T last_weight = weight[num_sent_];
-        if (options_.channel_labels) {
-            options_.channel_labels->expand(weight.data(), block, w);
-            for (int i = 0; i < rows; i += kLanes) store(z + i, load(z + i) * load(w + i));
-            last_weight = 1;
-        }
+        const T last_weight = weight[num_sent_];
         const T* const last = z + num_sent_ * kBlockRow;
         for (int l = 0; l < num_sent_; ++l) {
-            const T own_weight = options_.channel_labels ? T{1} : weight[l];
             for (int64_t i = 0; i < kVoxelBlock; i += kLanes)
-                store(g + l * kBlockRow + i, load(last + i) * last_weight - load(z + l * kBlockRow + i) * own_weight);
+                store(g + l * kBlockRow + i, load(last + i) * last_weight - load(z + l * kBlockRow + i) * weight[l]);
         }
         store_rows(g, num_voxels_, block, num_sent_, grad_message_);
         if (!moments_wanted_) return;
@@ -255,7 +242,7 @@ class MessageBackward {
         }
         for (int l = 0; l < num_sent_; ++l)
             for (int64_t i = 0; i < kVoxelBlock; i += kLanes) store(last + i, load(last + i) - load(message + l * kBlockRow + i));
-        sum_over_block(m, block, message, y, z, sums);
+        sum_over_block(m, message, y, z, sums);
         for (int l = 0; l < num_sent_; ++l) {
             T* const to = step.grad_marginals + l * num_voxels_ + begin;
             for (int64_t i = 0; i < count; ++i) to[i] += back[l * kBlockRow + i];
@@ -263,31 +250,22 @@ class MessageBackward {
     }
 
     // sums: (label), then (label, label).
-    void sum_over_block(size_t m, int64_t block, const T* message, const T* y, const T* z, double* sums) const {
-        const auto add = [&](int64_t begin, int64_t end, const int32_t* label) {
-            for (int k = 0; k < num_labels_; ++k) {
-                const int own = label ? label[k] : k;
-                const T* const of_k = message + k * kBlockRow + begin;
-                sums[own] -= dot(of_k, z + k * kBlockRow + begin, end - begin);
-                const double factor = -static_cast<double>(options_.weight[m][own]);
-                double* const row = sums + num_all_labels_ + own * num_all_labels_;
-                for (int l = 0; l < num_labels_; ++l)
-                    row[label ? label[l] : l] += factor * dot(of_k, y + l * kBlockRow + begin, end - begin);
-            }
-        };
-        if (options_.channel_labels) {
-            options_.channel_labels->for_stretches(block, add);
-        } else {
-            add(0, kVoxelBlock, nullptr);
+    void sum_over_block(size_t m, const T* message, const T* y, const T* z, double* sums) const {
+        for (int k = 0; k < num_labels_; ++k) {
+            const T* const of_k = message + k * kBlockRow;
+            sums[k] -= dot(of_k, z + k * kBlockRow, kVoxelBlock);
+            const double factor = -static_cast<double>(options_.weight[m][k]);
+            double* const row = sums + num_labels_ + k * num_labels_;
+            for (int l = 0; l < num_labels_; ++l) row[l] += factor * dot(of_k, y + l * kBlockRow, kVoxelBlock);
         }
     }
 
     void add_part_sums(size_t m) {
         std::vector<double> total(num_sums_, 0.0);
-        for (int64_t part = 0; part < num_parts_; ++part)
+        for (int64_t part = 0; part < num_blocks_; ++part)
             for (int i = 0; i < num_sums_; ++i) total[i] += part_sums_[part * num_sums_ + i];
-        for (int l = 0; l < num_all_labels_; ++l) gradients_.weight[m][l] += total[l];
-        for (int i = 0; i < num_all_labels_ * num_all_labels_; ++i) gradients_.compatibility[i] += total[num_all_labels_ + i];
+        for (int l = 0; l < num_labels_; ++l) gradients_.weight[m][l] += total[l];
+        for (int i = 0; i < num_labels_ * num_labels_; ++i) gradients_.compatibility[i] += total[num_labels_ + i];
     }
 
     // The channels wait if the filter takes more of them together.
@@ -323,8 +301,7 @@ class MessageBackward {
     const bool wants_theta_, moments_wanted_;
     const int num_labels_, num_sent_;  // num_sent_: labels whose gradient is filtered: all except the last
     const int64_t num_voxels_, num_blocks_;
-    const int num_all_labels_, num_sums_;
-    const int64_t num_parts_;
+    const int num_sums_;
     int num_modalities_ = 0;
     Buffer<T> given_, returned_;          // what is filtered, and filtered: next to each other, so that a filter can take both together
     T *grad_message_, *sent_;             // (sent, voxel): u, and v if moments are wanted

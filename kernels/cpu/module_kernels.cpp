@@ -31,11 +31,8 @@ class Kernels {
     using Out = nb::ndarray<T, nb::c_contig, nb::device::cpu>;
     // The slack, infinity without a volume term; whether numbers of voxels are kept; (voxel) where the term applies, None: everywhere.
     using Volume = std::tuple<double, bool, std::optional<MaskArray>>;
-    using LabelArray = nb::ndarray<const int32_t, nb::c_contig, nb::device::cpu>;
-    // (kernel, label) weights, compatibility, is_potts, temperature, bias, volume; the labels of channels that are shared, and
-    // the tile that they hold for.
-    using Model = std::tuple<std::vector<std::vector<T>>, std::vector<T>, bool, double, std::vector<T>, Volume, std::optional<LabelArray>,
-                             std::vector<int64_t>>;
+    // (kernel, label) weights, compatibility, is_potts, temperature, bias, volume.
+    using Model = std::tuple<std::vector<std::vector<T>>, std::vector<T>, bool, double, std::vector<T>, Volume>;
 
     Kernels(const Array& image, const std::optional<MaskArray>& mask, const std::vector<double>& spacing,
             const BilateralArgument& bilateral, const std::vector<double>& theta_gamma, const std::string& normalization,
@@ -219,14 +216,14 @@ class Kernels {
     }
 
     MeanFieldOptions<T> make_options(const Model& model, int num_iterations, double tolerance) const {
-        const auto& [weights, compatibility, is_potts, temperature, bias, volume, labels, tile] = model;
+        const auto& [weights, compatibility, is_potts, temperature, bias, volume] = model;
         const auto& [slack, keeps_counts, part] = volume;
         require(!is_spent_, "these kernels have had their last run; build them anew");
-        const int num_all = labels && !weights.empty() ? static_cast<int>(weights.front().size()) : num_labels_;
-        require(fits_labels(compatibility, is_potts, num_all), "expected one penalty per pair of labels, for Potts none");
-        require(weights.size() == set_->kernels.size() &&
-                    std::all_of(weights.begin(), weights.end(), [&](const auto& own) { return static_cast<int>(own.size()) == num_all; }),
-                "expected one list of weights per kernel, with one weight per label");
+        require(fits_labels(compatibility, is_potts, num_labels_), "expected one penalty per pair of labels, for Potts none");
+        require(
+            weights.size() == set_->kernels.size() &&
+                std::all_of(weights.begin(), weights.end(), [&](const auto& own) { return static_cast<int>(own.size()) == num_labels_; }),
+            "expected one list of weights per kernel, with one weight per label");
         require(slack >= 0, "expected a slack of 0 or more");
         MeanFieldOptions<T> options =
             checked_options<T>(num_labels_, weights, compatibility, is_potts, temperature, num_iterations, tolerance);
@@ -238,24 +235,8 @@ class Kernels {
                     "expected one value per voxel of the mask for the part of the volumes");
             options.volume_part.assign(part->data(), part->data() + part->size());
         }
-        require(!labels || !options.keeps_volumes(), "labels that share channels have no volumes");
-        require(bias.empty() || static_cast<int>(bias.size()) == num_all, "expected one bias per label");
-        if (labels) {
-            require_table(*labels, tile, num_all);
-            options.channel_labels = std::make_shared<ChannelLabels>(*voxels_, grid_shape_, tile, labels->data(), num_labels_, num_all);
-        }
+        require(bias.empty() || static_cast<int>(bias.size()) == num_labels_, "expected one bias per label");
         return options;
-    }
-
-    // The label of each channel in each tile.
-    void require_table(const LabelArray& labels, const std::vector<int64_t>& tile, int num_all) const {
-        std::vector<int64_t> shape{num_labels_};
-        require(tile.size() == grid_shape_.size() && std::all_of(tile.begin(), tile.end(), [](int64_t extent) { return extent > 0; }),
-                "expected one extent of a tile per axis of the grid, above 0");
-        for (size_t a = 0; a < tile.size(); ++a) shape.push_back((grid_shape_[a] - 1) / tile[a] + 1);
-        require(shape_of(labels) == shape, "expected a table (channel, *tiles) of labels");
-        require(std::all_of(labels.data(), labels.data() + labels.size(), [&](int32_t label) { return label < num_all; }),
-                "expected labels that have weights and penalties");
     }
 
     // Intensities first, then all axes of the grid; the bandwidths of axes with one voxel have no effect.

@@ -22,8 +22,7 @@ class TwoLabelSteps {
         : voxels_(voxels),
           options_(options),
           logits_(logits),
-          can_start_(options.num_labels == 2 && options.last_is_implied() && (options.bias.empty() || !options.channel_labels) &&
-                     !options.keeps_volumes()) {}
+          can_start_(options.num_labels == 2 && options.last_is_implied() && !options.keeps_volumes()) {}
 
     // Whether it is such a model: two labels, the same everywhere, without masses to sum.
     bool can_start() const { return can_start_; }

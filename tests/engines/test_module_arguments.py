@@ -49,7 +49,7 @@ def built(engine, num_labels=2, **changes):
 def run(engine, **changes):
     model = {
         **{"weights": [[1.0, 1.0]], "compatibility": PENALTIES, "is_potts": False, "temperature": 1.0, "bias": []},
-        **{"volume": (math.inf, False, None), "labels": None, "tile": []},
+        **{"volume": (math.inf, False, None)},
     }
     settings = {
         **{"logits": values(2, *SHAPE), "num_iterations": 2, "tolerance": 0.0, "is_last_run": True, "progress": None},

@@ -6,7 +6,6 @@ from oracles import Case, softmax
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import RunContext
 from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, ModelSpec
-from crfrefine.refinement.tiles.packed_kernels import PackSettings, pack_kernels
 
 SPACING = (1.3, 0.9, 1.1)
 
@@ -27,10 +26,6 @@ class Blobs(Case):
             penalties *= generator.uniform(0.7, 1.3, penalties.shape)
         kernel_set = KernelSetSpec(tuple(kernels), normalization, filter_name, num_labels, 4)
         return ModelSpec(kernel_set, MeanFieldSpec(weights, penalties, 4, temperature=1.2, bias=bias))
-
-    def packed(self, spec, threshold):
-        """Kernels on shared channels."""
-        return pack_kernels(get_backend("cpu"), self.logits, self.grid, spec, PackSettings(threshold, True, 1))
 
     def dense(self, spec):
         """Kernels for all labels everywhere."""

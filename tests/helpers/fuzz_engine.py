@@ -74,7 +74,6 @@ def _usual_calls():
     with (
         mock.patch.object(compiled, "_import_level", lambda level: _Recorder(load(level), noted, [])),
         mock.patch("crfrefine.refinement.networks.take_part_nearby", return_value=True),  # small cases do not save work
-        mock.patch("crfrefine.refinement.tiles.packed_kernels.WORTH_IT", math.inf),
     ):
         default = crfrefine.CrfParameters().replace(**{"mean_field.num_iterations": 2, "bilateral.theta_alpha": 1.5})
         for number, (shape, changes) in enumerate(_MODELS):
@@ -87,8 +86,7 @@ def _usual_calls():
         for dtype in (np.float32, np.float64):
             blobs = make_blobs((9, 18, 35), 4, 1, masked=dtype == np.float64)
             model = blobs.model("matrix", spatial=True)
-            for kernels in (replace(blobs, image=blobs.image.astype(dtype)).dense(model), blobs.packed(model, 1e-3)):
-                blobs.gradients(kernels, model.mean_field)
+            blobs.gradients(replace(blobs, image=blobs.image.astype(dtype)).dense(model), model.mean_field)
             engine.message(blobs.logits, GridImage(blobs.image, blobs.mask, blobs.spacing), model.kernels, threads=1)
         engine.plan_filters(GridImage(blobs.image, blobs.mask, blobs.spacing), model.kernels, 2)
         engine.softmax(blobs.logits, threads=2)

@@ -22,7 +22,7 @@ from crfrefine.engines.cuda.volume_backward import VolumeBackward
 from crfrefine.engines.cuda.voxels import Voxels
 from crfrefine.engines.grid_image import checked_origin
 from crfrefine.engines.volume_part import volume_part
-from crfrefine.errors import BackendUnavailableError, InputError
+from crfrefine.errors import InputError
 
 if TYPE_CHECKING:
     from crfrefine.engines.grid_image import GridImage
@@ -70,7 +70,7 @@ class CudaKernels:
 
     def run(self, logits: Any, spec: MeanFieldSpec, *, progress: Progress | None = None, is_last: bool = False) -> MeanFieldResult:
         """Run the mean field until its stopping rule is met; see `Kernels.run`. The kernels can always be used again."""
-        spec = self._plain(spec.rounded(self._image.dtype))
+        spec = spec.rounded(self._image.dtype)
         with self._lock, active_for(self._device, logits), capacity(self._shape()):
             started = time.perf_counter()
             needed = run_bytes(self._shape(), self.num_voxels, spec, self.dtype)
@@ -95,7 +95,7 @@ class CudaKernels:
 
     def forward(self, logits: Any, spec: MeanFieldSpec) -> Tape:
         """Run the mean field and save the data of the backward pass; see `Kernels.forward`."""
-        plain = self._plain(replace(spec, tolerance=0.0).rounded(self._image.dtype))
+        plain = replace(spec, tolerance=0.0).rounded(self._image.dtype)
         with self._lock, active_for(self._device, logits), capacity(self._shape()):
             needed = run_bytes(self._shape(), self.num_voxels, plain, self.dtype, records=True)
             self._check(needed + self._copied_bytes(logits), "a run")
@@ -109,8 +109,6 @@ class CudaKernels:
         self, tape: Tape, logits: Any, gradient: Any, *, wants_theta: bool = True, wants_image: bool = False
     ) -> MeanFieldGradients:
         """Return the gradients of a loss; see `Kernels.backward`."""
-        if tape.spec.channel_labels is not None:
-            raise BackendUnavailableError("the GPU engine has no gradients where labels share channels; use --device cpu")
         spec = tape.spec.rounded(self._image.dtype)
         wants_moments = wants_theta or wants_image
         with self._lock, active_for(self._device, logits), capacity(self._shape()):
@@ -163,17 +161,6 @@ class CudaKernels:
         on_host = logits.astype(given.dtype, copy=False) if isinstance(logits, np.ndarray) else self._device.download(given)
         inside = np.ones(self._grid_shape, dtype=np.bool_) if self._mask is None else np.asarray(self._mask, dtype=np.bool_)
         return volume_part(on_host, inside, spec)
-
-    def _plain(self, spec: MeanFieldSpec) -> MeanFieldSpec:
-        """Return the run without labels that share channels, which this engine cannot tell apart."""
-        spec.check_channels(self._num_labels, self._grid_shape)
-        plain = spec.as_plain()
-        if plain.channel_labels is not None:
-            raise BackendUnavailableError(
-                "the GPU engine takes labels that share channels only with the Potts model and one weight for all labels of a kernel; "
-                "this model has a weight or bias per label or a matrix: use --device cpu"
-            )
-        return plain
 
     def _shape(self) -> tuple[int, ...]:
         """Of the logits."""

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from crfrefine.base.array_types import Float64
 from crfrefine.engines.reference.mean_field import (
@@ -20,7 +19,6 @@ from crfrefine.engines.reference.mean_field import (
     NormalizedKernel,
     softmax_gradient,
     volume_term,
-    weights_of,
     with_bias,
     with_penalties,
 )
@@ -51,7 +49,6 @@ def mean_field_backward(
     spec: MeanFieldSpec,
     *,
     normalization: str,
-    labels: NDArray[np.int32] | None = None,
 ) -> Gradients:
     """Return the gradients of a loss with respect to all inputs of `mean_field`.
 
@@ -63,10 +60,9 @@ def mean_field_backward(
         features: (N, D) of each kernel.
         spec: weights, compatibility, temperature and bias of the run, in float64.
         normalization: "symmetric", "after" or "none".
-        labels: (N, channels), as in `mean_field`.
     """
     num_points, num_channels = logits.shape
-    held = np.broadcast_to(np.arange(num_channels), logits.shape) if labels is None else labels
+    held = np.broadcast_to(np.arange(num_channels), logits.shape)
     plain = [kernel.filter(np.eye(num_points)) for kernel in kernels]
     normalized = [NormalizedKernel(kernel, num_points, normalization).message(np.eye(num_points)) for kernel in kernels]
     by_normalized = [np.zeros((num_points, num_points)) for _ in kernels]
@@ -89,8 +85,8 @@ def mean_field_backward(
         by_marginals = np.zeros_like(marginals)
         for kernel, matrix in enumerate(normalized):
             message = matrix @ marginals
-            weight = weights_of(spec.weights[kernel], labels)
-            by_sent = -with_penalties(by_x, spec, labels, transpose=True)
+            weight = spec.weights[kernel]
+            by_sent = -with_penalties(by_x, spec, transpose=True)
             pairs = (message * weight)[:, :, None] * by_x[:, None, :]
             np.subtract.at(by_compatibility, (held[:, :, None], held[:, None, :]), pairs)
             np.add.at(by_weights[kernel], held, message * by_sent)
@@ -110,7 +106,7 @@ def mean_field_backward(
         logits=by_scores / spec.temperature,
         weights=by_weights,
         compatibility=by_compatibility,
-        temperature=float(-(by_scores * with_bias(logits, spec.bias, labels)).sum() / spec.temperature**2),
+        temperature=float(-(by_scores * with_bias(logits, spec.bias)).sum() / spec.temperature**2),
         bias=by_bias,
         volume_slack=by_slack,
         features=tuple(by_features),

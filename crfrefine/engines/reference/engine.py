@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from crfrefine.arrays.intensity import kernel_features
 from crfrefine.base.array_types import Array, Bool, Float32, Float64, Labels
@@ -146,7 +145,6 @@ class ReferenceKernels:
             self._features,
             replace(spec.rounded(np.float64), compatibility=np.asarray(spec.compatibility, dtype=np.float64)),
             normalization=self._spec.normalization,
-            labels=self._labels(spec),
         )
         by_logits = np.asarray(gradient, dtype=np.float64) / temperature
         outside = ~self._inside
@@ -180,17 +178,9 @@ class ReferenceKernels:
             self._compact(logits),
             self._normalized,
             spec,
-            labels=self._labels(spec),
             volume_part=volume_part(logits, self._inside, spec),
             progress=progress,
         )
-
-    def _labels(self, spec: MeanFieldSpec) -> NDArray[np.int32] | None:
-        """(N, channels), the label of each channel inside the mask; None where channel l holds label l."""
-        if spec.channel_labels is None:
-            return None
-        spec.check_channels(self._spec.num_labels, self._inside.shape)
-        return spec.channel_labels.of_voxels(self._inside.shape)[:, self._inside].T
 
     def _on_grid(self, trace: MeanFieldTrace, logits: Array, spec: MeanFieldSpec) -> Array:
         """(L, *grid) logits of the last step; outside the mask the input divided by the temperature."""

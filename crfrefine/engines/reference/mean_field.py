@@ -77,26 +77,14 @@ def softmax_gradient(marginals: Float64, by_marginals: Float64) -> Float64:
     return np.asarray(marginals * (by_marginals - (marginals * by_marginals).sum(axis=1, keepdims=True)))
 
 
-def weights_of(weight: Float64, labels: NDArray[np.int32] | None) -> Float64:
-    """Weights (L,) as factors of a message: per label, or per voxel and channel where labels share channels."""
-    return weight if labels is None else np.asarray(weight[labels])
+def with_bias(logits: Float64, bias: NDArray[np.floating[Any]] | None) -> Float64:
+    """Add the bias (L,) of the labels to (N, L) logits."""
+    return logits if bias is None else np.asarray(logits + bias, dtype=np.float64)
 
 
-def with_bias(logits: Float64, bias: NDArray[np.floating[Any]] | None, labels: NDArray[np.int32] | None) -> Float64:
-    """Add the bias (L,) of the labels to (N, L) logits, or to (N, channels) where labels share channels."""
-    if bias is None:
-        return logits
-    return np.asarray(logits + (bias if labels is None else bias[labels]), dtype=np.float64)
-
-
-def with_penalties(messages: Float64, spec: MeanFieldSpec, labels: NDArray[np.int32] | None, *, transpose: bool = False) -> Float64:
-    """Multiply (N, L) weighted messages by the compatibility of the labels that the channels hold, or by its transpose."""
-    if labels is None:
-        return np.asarray(messages @ (spec.compatibility.T if transpose else spec.compatibility), dtype=np.float64)
-    penalty = spec.compatibility[labels[:, :, None], labels[:, None, :]]
-    if spec.is_potts:  # two channels are two labels, even where one of them holds none and counts as label 0
-        penalty = np.broadcast_to(1.0 - np.eye(labels.shape[1]), penalty.shape)
-    return np.asarray(np.einsum("nlk,nk->nl" if transpose else "nkl,nk->nl", penalty, messages))
+def with_penalties(messages: Float64, spec: MeanFieldSpec, *, transpose: bool = False) -> Float64:
+    """Multiply (N, L) weighted messages by the compatibility, or by its transpose."""
+    return np.asarray(messages @ (spec.compatibility.T if transpose else spec.compatibility), dtype=np.float64)
 
 
 def volume_term(marginals: Float64, spec: MeanFieldSpec) -> VolumeTerm | None:
@@ -109,7 +97,6 @@ def mean_field(
     kernels: Sequence[NormalizedKernel],
     spec: MeanFieldSpec,
     *,
-    labels: NDArray[np.int32] | None = None,
     volume_part: Bool | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> MeanFieldTrace:
@@ -122,11 +109,10 @@ def mean_field(
         logits: a, (N, L), higher is better.
         kernels: of the pairwise terms.
         spec: weights, compatibility, number of steps and all other settings.
-        labels: (N, channels), the label of each channel at each voxel where labels share channels; None: channel l holds label l.
         volume_part: (N,), where the volume term applies; None: everywhere.
         progress: called with the number of steps done.
     """
-    scores = with_bias(logits, spec.bias, labels) / spec.temperature
+    scores = with_bias(logits, spec.bias) / spec.temperature
     x = scores
     log_marginals = log_softmax(x)
     energies: list[float] = []
@@ -139,7 +125,7 @@ def mean_field(
         marginals = np.exp(log_marginals)
         pairwise = np.zeros_like(x)
         for kernel, weight in zip(kernels, spec.weights, strict=True):
-            pairwise += with_penalties(kernel.message(marginals) * weights_of(weight, labels), spec, labels)
+            pairwise += with_penalties(kernel.message(marginals) * weight, spec)
         energy = float((marginals * (log_marginals - scores + 0.5 * pairwise)).sum())
         x = scores - pairwise
         if volume is not None:
