@@ -62,7 +62,6 @@ SETS = [
     "intensity.mask=nonzero",
     "postprocess.keep_largest=each postprocess.fill_holes=each",
     "postprocess.keep_largest=foreground postprocess.min_component_ml=0.05 postprocess.fill_holes=foreground",
-    "postprocess.decision=dice",
 ]
 PRESETS = ["default", "hippocampus", "brats", "crfrnn", "keep-volumes", "krahenbuhl", "body-ct", "monai", "body-mr"]
 OPTIONS = ["", "--preview", "--save-structures", "--threads 1", "-v", "-m nonzero", "--part-id 0 --num-parts 2"]

@@ -18,12 +18,11 @@ from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.io import write_label_map
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import PostprocessParameters
-from crfrefine.train.baselines import VectorScaling, smoothed
-from crfrefine.train.dice_rival import decided_labels
+from crfrefine.train.baselines import VectorScaling
 from crfrefine.train.guided_filter import Guidance, guided_labels
-from crfrefine.train.methods import DEFAULT, DICE, GUIDED, LARGEST, SCALING, SMOOTHING, with_largest
+from crfrefine.train.methods import DEFAULT, GUIDED, LARGEST, SCALING, with_largest
 
-_FOLDERS = {SCALING: "scaling", SMOOTHING: "smoothing", GUIDED: "guided", DICE: "dice"}
+_FOLDERS = {SCALING: "scaling", GUIDED: "guided"}
 RIVAL_FOLDERS = _FOLDERS | {with_largest(name): f"{folder}_largest" for name, folder in _FOLDERS.items()}
 """Where the label maps of each are."""
 
@@ -61,16 +60,12 @@ def _rival_maps(case: Case, fold: dict[str, Any]) -> Iterator[tuple[str, np.ndar
         logits = np.where(padding, np.float32(0), logits)
     changed = {
         SCALING: argmax_labels(_scaling(fold["vector_scaling"]).apply(logits)),
-        SMOOTHING: argmax_labels(smoothed(logits, fold["smoothing_sigma_mm"], case.spacing)),
         GUIDED: network,
-        DICE: network,
     }
     guidance = Guidance(**fold["guided_filter"])
     if guidance.radius_mm > 0:
         image = normalize_intensity(case.image, CrfParameters.from_dict(fold["fit"]["parameters"]).intensity, case.mask)
         changed[GUIDED] = guided_labels(logits, image, guidance, case.spacing, None)
-    if fold["dice_decision"] is not None:
-        changed[DICE] = decided_labels(logits, _scaling(fold["dice_decision"]), None, inside)
     for method, found in changed.items():
         labels = found if inside is None else np.where(inside, found, network)
         yield method, labels

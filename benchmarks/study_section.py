@@ -10,14 +10,12 @@ from report import markdown_table, provenance
 from study_findings import Findings, compare_means, points
 
 from crfrefine.statistics.comparison import MEAN, format_p
-from crfrefine.train.methods import DEFAULT, DICE, GUIDED, METHODS, NETWORK, SCALING, SMOOTHING, TRAINED, TRAINED_LARGEST
+from crfrefine.train.methods import DEFAULT, GUIDED, METHODS, NETWORK, SCALING, TRAINED, TRAINED_LARGEST
 
 TITLES = {
     NETWORK: "the network's argmax, Dice",
     SCALING: "vector scaling (temperature, a bias per label)",
-    SMOOTHING: "Gaussian smoothing of the logits",
     GUIDED: "guided filter of the probabilities",
-    DICE: "best expected Dice (RankSEG) after recalibration",
     DEFAULT: "`default`, untrained",
     TRAINED: "**trained CRF**",
     TRAINED_LARGEST: "trained CRF, then largest component",

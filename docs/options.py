@@ -19,6 +19,7 @@ def table(command: str) -> str:
         record = parameter.get_help_record(context)
         if record is not None and parameter.name not in ("help", "wants_help"):
             names, text = (" ".join(part.split()).replace("|", r"\|") for part in record)
+            text = text.replace("[", r"\[")
             rows.append(f"| `{names}` | {text} |")
     return "\n".join(["| option | meaning |", "| --- | --- |", *rows])
 

@@ -41,11 +41,11 @@ def postprocess(label_map: NDArray[Label], parameters: PostprocessParameters, vo
 def clean(label_map: NDArray[Label], parameters: PostprocessParameters, voxel_volume_ml: float) -> Cleaned[Label]:
     """Apply the small-object rules, in this order.
 
-    1. Of the components of all foreground labels together, those that are too small or not among the largest become background (0).
+    1. Of the components of all foreground labels together, those that are too small or not the largest become background (0).
     2. Then the same for the components of each label separately.
     3. Then holes are filled, also those that a removed component has left (`fill_holes`).
 
-    The largest components have the most voxels; among equal ones, those whose first voxel comes first in C order are kept.
+    The largest component has the most voxels; of equal ones, that whose first voxel comes first in C order is kept.
 
     Args:
         label_map: (*grid) integers, 0 is background; any number of dimensions.
@@ -152,21 +152,17 @@ def boxes_of_labels(label_map: NDArray[np.integer[Any]]) -> list[tuple[slice, ..
     return boxes
 
 
-def kept_components(components: NDArray[np.int32], sizes: NDArray[np.integer[Any]], rule: ObjectRule, voxel_ml: float) -> Bool:
+def _kept_components(sizes: NDArray[np.integer[Any]], rule: ObjectRule, voxel_ml: float) -> Bool:
     """Return whether a rule keeps each component; number 0 is not a component and is kept.
 
-    (*box) components are the number of each voxel's, and (components + 1,) sizes the voxels of each number.
+    `sizes`, (components + 1,), are the voxels of each number.
     """
     # A component of exactly the smallest size stays, whatever the rounding of the division by the voxel's volume.
     keep: Bool = sizes >= rule.min_ml / voxel_ml * (1.0 - 1e-9)
-    if rule.num_kept is not None and rule.num_kept < len(sizes) - 1:
-        smallest = np.sort(sizes[1:])[-rule.num_kept]
-        is_largest, is_tied = sizes > smallest, sizes == smallest
-        is_largest[0] = is_tied[0] = False
-        tied = components.ravel()[is_tied[components.ravel()]]
-        numbers, first = np.unique(tied, return_index=True)
-        is_largest[numbers[np.argsort(first)][: rule.num_kept - np.count_nonzero(is_largest)]] = True
-        keep &= is_largest
+    if rule.keeps_largest and len(sizes) > 1:
+        # Components are numbered by their first voxel in C order, so the first of equally large ones is taken.
+        largest = 1 + int(sizes[1:].argmax())
+        keep &= np.arange(len(sizes)) == largest
     keep[0] = True
     return keep
 
@@ -175,7 +171,7 @@ def _remove(part: Array, group: Bool, rule: ObjectRule, voxel_ml: float) -> int:
     """Set the unwanted components of `group` to 0 in `part`, in place; return the number of their voxels."""
     components, count = label_components(group)
     sizes = np.bincount(components.ravel(), minlength=count + 1)
-    keep = kept_components(components, sizes, rule, voxel_ml)
+    keep = _kept_components(sizes, rule, voxel_ml)
     if not keep.all():
         part[~keep[components]] = 0
     return int(sizes[~keep].sum())

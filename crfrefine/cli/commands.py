@@ -80,7 +80,7 @@ PANELS = {
     "Output": "--output --continue --resume --preview --save-probabilities --save-logits --save-structures --output-format --summary "
     "--name --report",
     "Model": "--config --set --allow-vanishing --unlabeled --learn --folds --loss",
-    "Resources": "--device --threads --processes --max-memory --max-minutes",
+    "Resources": "--device --threads --processes --max-memory",
     "Cluster": "--dask",
     "Rarely needed": "--regions-class-order --tolerance --ignore-label --structures --num-parts --part-id --fail-fast "
     "--strict --num-iterations --seed --port --browser",

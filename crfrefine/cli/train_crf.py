@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -67,7 +66,7 @@ def train_crf(
         typer.Option(
             "--learn",
             metavar="GROUP,...",
-            help="What to learn, the rest keeps its initial values; postprocess: also choose the small-object rules.",
+            help="What to learn; the rest keeps its initial values.",
         ),
     ] = "weights,compatibility,theta,temperature,bias,volume",
     folds: Annotated[
@@ -83,18 +82,15 @@ def train_crf(
     loss: Annotated[LossName, typer.Option("--loss", help="Cross-entropy, soft Dice, or both.")] = LossName.CE_DICE,
     num_iterations: Annotated[
         int | None,
-        shared.option("--num-iterations", metavar="N", min=1, max=MAX_PARTS, help="Most optimizer steps. Default: built-in."),
+        shared.option("--num-iterations", metavar="N", min=1, max=MAX_PARTS, help="Most optimizer steps of a start. Default: built-in."),
     ] = None,
     regions: Annotated[
         list[str] | None,
         shared.option("--regions", metavar="NAME=1+3+4", help="Labels that count together; repeatable. Default: each foreground label."),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, max=MAX_SEED, help="The same seed gives the same result.")] = 0,
-    max_minutes: Annotated[
-        float | None, shared.option("--max-minutes", metavar="M", help="End within this time, with the result so far.")
-    ] = None,
     strict: shared.StrictOption = False,
-    resume: Annotated[bool, typer.Option("--continue", "--resume", help="Continue a stopped run with the same options.")] = False,
+    resume: Annotated[bool, typer.Option("--continue", "--resume", help="Take the finished folds of a stopped run.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="More: every step of the optimizer.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Less: only errors and the verdict.")] = False,
 ) -> None:
@@ -114,7 +110,7 @@ def train_crf(
         raise typer.BadParameter("name the file to write, such as -o params.toml", param_hint="--output")
     common: dict[str, Any] = {
         **options,
-        **{"strict": strict, "seed": seed, "max_minutes": max_minutes},
+        **{"strict": strict, "seed": seed},
     }
     if unlabeled and output is not None:
         from crfrefine.cli.training_reporting import TrainingReporter, print_choice
@@ -134,7 +130,6 @@ def train_crf(
             choice = run_unlabeled(to_choose, choosing)
         print_choice(choice, to_choose, verbosity)
         return
-    started = time.monotonic()  # PyTorch takes seconds to load, and --max-minutes counts them
     from crfrefine.cli.training_reporting import TrainingReporter, print_training
     from crfrefine.errors import BackendUnavailableError
     from crfrefine.parameters.presets import find_config
@@ -167,7 +162,7 @@ def train_crf(
         **common,
     )
     with TrainingReporter(verbosity) as reporter:
-        result = run_training(training_options, reporter, started=started)
+        result = run_training(training_options, reporter)
     print_training(result, verbosity)
 
 

@@ -128,14 +128,14 @@ def describe_duration(seconds: float) -> str:
 def _rows(result: TrainingResult) -> list[tuple[str, ...]]:
     """Return one row per region and method, the mean over regions last."""
     from crfrefine.statistics.comparison import comparison_texts
-    from crfrefine.train.methods import shown_methods
+    from crfrefine.train.methods import METHODS
 
     first, *others = _metrics()
     found = {(row.metric, row.region, row.method): row for row in result.comparison.summary}
     regions = list(dict.fromkeys(row.region for row in result.comparison.summary))
     rows: list[tuple[str, ...]] = []
     for region in regions:
-        for method in shown_methods(result.comparison.table.methods):
+        for method in METHODS:
             row = found[first.name, region, method]
             means = (metric.value_text(found[metric.name, region, method].mean) for metric in others)
             rows.append((region, method, first.value_text(row.mean), *comparison_texts(row), *means))

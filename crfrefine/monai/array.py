@@ -37,7 +37,7 @@ class CrfRefine(Transform):
         parameters: the model, the name of a preset, the path of a TOML file, or nested dictionaries with its keys. None means the
             preset `default`, with `network_spacing` the preset `sharp`.
         output: "logits"; "probabilities", the marginals; or "labels", (1, *grid), uint8 up to 256 labels, else int32: only these have
-            `postprocess`, its components and its decision, applied. None: "labels" for label maps, else "logits".
+            `postprocess`, its components, applied. None: "labels" for label maps, else "logits".
         input_type: "auto": logits, and what looks like probabilities is refused; "logits"; "probabilities"; "labels": label maps.
         network_spacing: of label maps, as in `crfrefine.refine`.
         regions: of the channels of a network with sigmoids, in their order: pairs of a name and its labels, a dictionary of these, or a

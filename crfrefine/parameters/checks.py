@@ -48,6 +48,9 @@ def check_length(value: Sequence[object], key: str, what: str, size: int) -> Non
 
 
 GONE_KEYS = {
+    "postprocess.decision": "this key is gone: each voxel gets its likeliest label; leave it out",
+    "postprocess.num_components": "this key is gone: keep_largest keeps one component; leave it out",
+    "mean_field.precision": "this key is gone: everything is computed in single precision; leave it out",
     "mean_field.damping": "this key is gone: each step is the plain parallel update; leave it out",
 }
 """Dotted keys of earlier versions, and their successors."""

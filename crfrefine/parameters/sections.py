@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
-from crfrefine.base import notices
 from crfrefine.errors import ConfigError
 from crfrefine.parameters import checks
 
@@ -194,17 +193,11 @@ class MeanFieldParameters(Section):
     positions: str = _key(
         "mm", checks.Choice(("mm", "voxels", "network")), "mm | voxels | network (its voxels): unit of theta_alpha and theta_gamma"
     )
-    precision: str = _key("single", checks.Choice(("single", "half")), "single; half is accepted for older files, and has no effect")
     label_threshold: float = _key(
         1e-4,
         checks.Range(0.0, 0.01),
         "a label whose marginals all stay below this around a tile takes no part there; 0 = all labels everywhere",
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.precision == "half":
-            notices.warn('mean_field.precision = "half" has no effect: no device computes in it')
 
 
 @dataclass(frozen=True)
@@ -220,25 +213,9 @@ class PostprocessParameters(Section):
         checks.OneOrMany(checks.Range(0.0)),
         "ml; smaller components (found as for keep_largest) become background; or one per label",
     )
-    num_components: int | tuple[int, ...] = _key(
-        1, checks.OneOrMany(checks.Whole(1)), "how many of the largest components keep_largest keeps; or one per label"
-    )
     fill_holes: str | tuple[str, ...] = _key(
         "none", _together_or_each, "none | foreground (any hole) | each (holes inside a single label); or one per label"
     )
-    decision: str = _key(
-        "argmax",
-        checks.Choice(("argmax", "dice")),
-        "argmax (the likeliest label) | dice (best expected Dice, for calibrated marginals); before the rules above",
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.keep_largest == "none" and self.num_components != 1:
-            raise ConfigError(
-                "postprocess.num_components: only used with postprocess.keep_largest, which is 'none'; "
-                "set that to 'foreground' or 'each' too"
-            )
 
     @property
     def removing(self) -> dict[str, str | float | tuple[str, ...] | tuple[float, ...]]:

@@ -125,12 +125,6 @@ def prepare(
         network = _in_memory(network, case, models[0], parameters, backend) or network
     if isinstance(network, ArrayNetwork):
         return _prepare_array(network, case, models, parameters, backend, context)
-    if parameters.postprocess.decision != "argmax":
-        raise ConfigError(
-            f"postprocess.decision: '{parameters.postprocess.decision}' needs the marginals of all labels at every voxel, but this case of "
-            f"{network.shape[0]} labels is worked on part by part; set it to 'argmax', or mean_field.label_threshold = 0 if the memory "
-            "allows"
-        )
     if isinstance(network, StreamedNetwork):
         plan = plan_stream(network, case, models[0], parameters, context)
     else:

@@ -14,7 +14,6 @@ from numpy.typing import ArrayLike
 
 from crfrefine.arrays.arguments import given_array, given_spacing
 from crfrefine.arrays.components import Cleaned, clean
-from crfrefine.arrays.dice_decision import dice_labels, dice_region_labels
 from crfrefine.arrays.intensity import window_notes
 from crfrefine.arrays.label_maps import count_labels
 from crfrefine.arrays.one_hot import channel_numbers, renumber
@@ -30,7 +29,7 @@ from crfrefine.parameters.region_model import resolve_regions
 from crfrefine.refinement.coarse import find_network_spacing
 from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network, Prepared, prepare
 from crfrefine.refinement.refined import NetworkLogits, RefinedChannels
-from crfrefine.refinement.result import RefinementResult, probabilities_of
+from crfrefine.refinement.result import RefinementResult
 from crfrefine.refinement.tiles.solving import solve
 from crfrefine.refinement.vanishing import describe_losses
 
@@ -126,16 +125,9 @@ def refine_network(
         inside = prepared.mask
         counts = count_labels(labels_of_network if inside is None else labels_of_network[inside], network.shape[0])
         refined.match_volumes(counts, labels_of_network, inside)
-    if parameters.postprocess.decision == "dice":
-        probabilities = probabilities_of(refined.dense(), parameters.mean_field.output_temperature, backend, regions, threads=threads)
-        inside = prepared.mask
-        labels = dice_labels(probabilities, inside) if regions is None else dice_region_labels(probabilities, regions, inside)
-        if inside is not None:  # Voxels outside the mask keep the network's label.
-            labels = np.where(inside, labels, labels_of_network)
-    else:
-        labels = refined.label_map(labels_of_network, decode, threads=threads)
-        if network_spacing is not None and prepared.mask is not None:  # The largest share may be that of another label.
-            labels = np.where(prepared.mask, labels, labels_of_network)
+    labels = refined.label_map(labels_of_network, decode, threads=threads)
+    if network_spacing is not None and prepared.mask is not None:  # The largest share may be that of another label.
+        labels = np.where(prepared.mask, labels, labels_of_network)
     cleaned = clean(order.to_user(labels), parameters.postprocess, voxel_ml)
     channel_labels = given.channels if isinstance(given, LabelMapNetwork) else None
     removed = _added(of_map.lost, cleaned.lost)
@@ -178,8 +170,6 @@ def _check_matching(parameters: CrfParameters, *, is_label_map: bool, is_repeate
     if not is_label_map or is_repeated:
         where = "the page with sliders does not have it" if is_repeated else "logits are not one"
         raise ConfigError(f"volume.match_input: keeps the volumes of a label map, and {where}; set it to false")
-    if parameters.postprocess.decision != "argmax":
-        raise ConfigError(f"postprocess.decision: '{parameters.postprocess.decision}' chooses volumes; set volume.match_input to false")
 
 
 def _added(first: Mapping[int, tuple[int, int]], then: Mapping[int, tuple[int, int]]) -> dict[int, tuple[int, int]]:

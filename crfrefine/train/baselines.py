@@ -1,4 +1,4 @@
-"""The baselines that a trained CRF must beat, tuned on the same cases: vector scaling, smoothing, the largest component."""
+"""The baselines that a trained CRF must beat, tuned on the same cases: vector scaling and the largest component."""
 
 from __future__ import annotations
 
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Choice = TypeVar("Choice")
-
-SIGMAS_VOXELS = (0.0, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
-"""Widths of the Gaussian that are tried, in typical voxels; 0 is the network itself."""
 
 MAX_KINDS = ("foreground", "each")
 """Which largest component is kept: that of all labels together, or that of each label."""
@@ -94,17 +91,6 @@ def fit_scaling(
     return VectorScaling(temperature, tuple((bias - shared).detach().tolist()))
 
 
-def smoothed(logits: NDArray[np.floating[Any]], sigma_mm: float, spacing: Sequence[float]) -> NDArray[np.floating[Any]]:
-    """Return (L, *grid) logits after a Gaussian filter."""
-    from scipy.ndimage import gaussian_filter
-
-    if sigma_mm == 0:
-        return logits
-    # Wider filters see nothing but the edges anyway; their weights would fill the memory.
-    widths = [min(sigma_mm / distance, 4.0 * extent) for distance, extent in zip(spacing, logits.shape[1:], strict=True)]
-    return np.stack([gaussian_filter(label, widths, mode="nearest") for label in logits])
-
-
 @dataclass(frozen=True)
 class Scores(Generic[Choice]):
     """How good a rival that needs no training is: every choice on every case.
@@ -134,11 +120,6 @@ def score_choices(
     return Scores(choices, np.array(workers.run(scores, material.crops)))
 
 
-def smoothing_scores(material: Material, sigmas_mm: Sequence[float], workers: Workers) -> Scores[float]:
-    """Return how good each width of the smoothing Gaussian is."""
-    return score_choices(sigmas_mm, material, workers, lambda crop: (_smoothed_labels(crop, sigma) for sigma in sigmas_mm))
-
-
 def largest_scores(material: Material, workers: Workers) -> Scores[str]:
     """Return how good it is to keep the largest component of each kind."""
 
@@ -162,14 +143,3 @@ def label_confusion(crop: Crop, found: NDArray[Any]) -> NDArray[np.int64]:
 def network_dice(crops: Sequence[Crop], regions: Sequence[tuple[int, ...]]) -> NDArray[np.float64]:
     """Return the Dice (cases, regions) of the network's labels."""
     return np.array([dice_of(label_confusion(crop, crop.decode(crop.logits)), regions) for crop in crops])
-
-
-def _smoothed_labels(crop: Crop, sigma_mm: float) -> NDArray[np.unsignedinteger[Any]]:
-    logits = crop.logits.astype(np.float32)
-    if crop.regions is None and sigma_mm > 0.0:
-        # Smoothing is linear, so up to rounding the labels are those of the differences from background: one channel fewer to smooth.
-        channels = np.zeros_like(logits)
-        channels[1:] = smoothed(logits[1:] - logits[0], sigma_mm, crop.spacing)
-    else:
-        channels = smoothed(logits, sigma_mm, crop.spacing)
-    return crop.decode(channels)

@@ -16,11 +16,10 @@ from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import MAX_BIAS, MeanFieldParameters
 from crfrefine.runs.execution.threads import Workers
 from crfrefine.train.baselines import VectorScaling, fit_scaling
-from crfrefine.train.between import rounded
 from crfrefine.train.candidates import FitResult
 from crfrefine.train.material import Material
 from crfrefine.train.model import Model, calibrated_score
-from crfrefine.train.starts import Start, without_crf
+from crfrefine.train.starts import Start, rounded, without_crf
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -54,13 +53,11 @@ def calibrate(material: Material, cases: Sequence[int], base: CrfParameters, wor
     return rounded(_with(without_crf(base), fit_scaling(material, cases, workers, learned=learned, fixed=fixed)))
 
 
-def with_calibrated(starts: Sequence[Start], calibrated: CrfParameters | None) -> list[Start]:
-    """Return the starts, and the first of them once more on the recalibrated network."""
-    if calibrated is None:
-        return list(starts)
+def with_calibrated(starts: Sequence[Start], calibrated: CrfParameters) -> list[Start]:
+    """Return the first of the starts, as it is and on the recalibrated network."""
     first, settings = starts[0], calibrated.mean_field
     mean_field = replace(first.parameters.mean_field, temperature=settings.temperature, bias=settings.bias)
-    return [*starts, Start(f"{first.name}, recalibrated", replace(first.parameters, mean_field=mean_field))]
+    return [first, Start(f"{first.name}, recalibrated", replace(first.parameters, mean_field=mean_field))]
 
 
 def _with(parameters: CrfParameters, scaling: VectorScaling) -> CrfParameters:

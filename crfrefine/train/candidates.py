@@ -14,8 +14,7 @@ import numpy as np
 
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import VolumeParameters
-from crfrefine.train.between import part_way, rounded
-from crfrefine.train.starts import without_crf
+from crfrefine.train.starts import rounded, without_crf
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,9 +27,6 @@ UNTRAINED = "preset default, untrained"
 
 CRF = "CRF"
 """Kind of the best trained model, with the volume term of its start."""
-
-SHARES = (0.5, 0.75)
-"""How far from the untrained preset to the best trained model the candidates between them are."""
 
 ONE_WEIGHT = f"{CRF} with one weight"
 """Beginning of kinds with one weight for all labels, no biases, and a volume term: it does in each case what weights and biases per label
@@ -89,13 +85,10 @@ def variants(trained: CrfParameters, rivals: Rivals) -> list[tuple[str, CrfParam
         found = [(f"{CRF}{_named(volume)}", trained.replace(volume=volume)) for volume in volumes]
         return [*found[: first is not None], (CRF, trained), *found[first is not None :]]
     if first is None:
-        between = [(f"{CRF}, {share:g} of the way", part_way(untrained, trained, share)) for share in SHARES]
-        return [(UNTRAINED, untrained), *between, (CRF, trained)]
+        return [(UNTRAINED, untrained), (CRF, trained)]
     last = with_one_weight(trained)
-    between = [(f"{ONE_WEIGHT}, {share:g} of the way", part_way(untrained, last, share)) for share in SHARES]
-    gentle = [(f"{kind}{_named(first)}", model.replace(volume=first)) for kind, model in (*between, (ONE_WEIGHT, last))]
-    others = [(f"{ONE_WEIGHT}{_named(volume)}", last.replace(volume=volume)) for volume in volumes[1:]]
-    return [(UNTRAINED, untrained), *gentle, (CRF, trained), *others]
+    gentle, *others = [(f"{ONE_WEIGHT}{_named(volume)}", last.replace(volume=volume)) for volume in volumes]
+    return [(UNTRAINED, untrained), gentle, (CRF, trained), *others]
 
 
 def with_one_weight(trained: CrfParameters) -> CrfParameters:
@@ -107,11 +100,6 @@ def with_one_weight(trained: CrfParameters) -> CrfParameters:
 
 def _named(volume: VolumeParameters) -> str:
     return f", volume {volume.weight:g} {volume.keep}" if volume.weight > 0.0 else ", no volume term"
-
-
-def is_part_way(kind: str) -> bool:
-    """Return whether a kind is between the untrained and the trained model."""
-    return "of the way" in kind
 
 
 def pooled(trainings: Sequence[Sequence[Candidate]]) -> list[Candidate]:
@@ -190,7 +178,6 @@ class FitResult:
         gains: Dice with what won, or else with the best CRF, minus the network's, per deciding case; empty if nothing could be measured.
         best_optimizer_step: best step of the start that won.
         histories: loss, Dice and bandwidths of each start over its optimizer steps.
-        stopped_by_time: whether the time ran out before the training was finished.
         kind: of the candidate that was chosen; NO_CRF if none was.
         trained: the best trained model, whether it was chosen or not; None: nothing was trained.
         candidates: what there was to choose from, simpler models first.
@@ -203,7 +190,6 @@ class FitResult:
     gains: tuple[float, ...]
     best_optimizer_step: int = field(metadata={"key": "best_iteration"})
     histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    stopped_by_time: bool = False
     kind: str = NO_CRF
     trained: CrfParameters | None = None
     candidates: tuple[Candidate, ...] = ()

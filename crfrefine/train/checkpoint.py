@@ -1,11 +1,10 @@
-"""What a run has done, and the checkpoint from which `--resume` continues exactly: plain JSON, in which numbers keep all their digits."""
+"""The finished folds of a run, and the file from which `--resume` takes them: plain JSON, in which numbers keep all their digits."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,40 +16,29 @@ from crfrefine.io.atomic import atomic_files, remove_file
 from crfrefine.io.recognition import files_read
 from crfrefine.train.baselines import VectorScaling
 from crfrefine.train.candidates import FitResult
-from crfrefine.train.dice_rival import DiceDecision
 from crfrefine.train.methods import MethodValues
-from crfrefine.train.small_objects import ChosenRules
 
-SCHEMA = 3
-SAVE_SECONDS = 10.0
+SCHEMA = 4
 
 
 @dataclass(frozen=True)
 class Part:
-    """Finished work of one part of the run: a fold, or the training on all cases.
+    """Finished work of one part of the run: a fold, or the training on all cases; `measured` is of the cases held out."""
 
-    `halves` are the finished trainings in which half of the cases decides about the other half; `measured` is of the cases held out.
-    """
-
-    halves: tuple[FitResult, ...] = ()
     fit: FitResult | None = None
     scaling: VectorScaling | None = None
     measured: dict[str, MethodValues] | None = None
-    rules: ChosenRules | None = None
-    decision: DiceDecision | None = None
 
 
 @dataclass(frozen=True)
 class Done:
     """Finished work of a run: of the folds in their order, and of the training on all cases.
 
-    `screening` is the mean Dice of each screened case (row) with each start (column), perhaps of the first starts only; `training` is
-    `Fit.state` of the training in progress.
+    `screening` is the mean Dice of each screened case (row) with each start (column).
     """
 
     parts: tuple[Part, ...]
     screening: list[list[float]] | None = None
-    training: dict[str, Any] | None = field(default=None, metadata={"key": "current"})
     seconds: float = 0.0
 
 
@@ -72,7 +60,6 @@ class Checkpoint:
     def __init__(self, path: Path, digest: str) -> None:
         self._path = path
         self._digest = digest
-        self._saved = time.monotonic()
 
     def load(self) -> Done | None:
         """Return the state of the stopped run; None if the file does not exist.
@@ -96,15 +83,10 @@ class Checkpoint:
             "or leave --resume out to start anew"
         )
 
-    def is_due(self) -> bool:
-        """Return whether it is time to save again."""
-        return time.monotonic() - self._saved >= SAVE_SECONDS
-
     def save(self, done: Done) -> None:
         """Write the file, whole or not at all."""
         with atomic_files(self._path) as (file,):
             file.write(checkpoint_text(self._digest, to_plain(done)).encode())
-        self._saved = time.monotonic()
 
     def remove(self) -> None:
         """Remove the file: the run has ended."""

@@ -10,24 +10,21 @@ from crfrefine.metrics.regions import ALL_LABELS
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.statistics.comparison import Measurement, ResultTable, SummaryRow, measurements_of, summarize
 from crfrefine.statistics.probabilities import judge_probabilities
-from crfrefine.statistics.verdict import Outcome, Verdict, not_tested, verdict
-from crfrefine.train.between import rounded
+from crfrefine.statistics.verdict import Outcome, Verdict, verdict
 from crfrefine.train.folds import Split
 from crfrefine.train.methods import (
-    ALL_MEASURED,
     LARGEST,
+    MEASURED,
     NETWORK,
     PROBABILITIES,
     RIVALS,
-    RULES,
     TRAINED,
     TRAINED_LARGEST,
-    TRAINED_RULES,
     MethodValues,
     with_largest,
-    with_rules,
 )
 from crfrefine.train.plan import Plan
+from crfrefine.train.starts import rounded
 from crfrefine.train.tuned import Tuned
 
 
@@ -49,7 +46,6 @@ class Comparison:
         table: every method on every case, each measured in the fold that held it out.
         summary: each method against the network alone.
         summary_of_largest: the trained CRF with the largest component kept, against the largest component alone.
-        summary_of_rules: the trained CRF with small-object rules against the rules alone; empty if no rules were chosen.
         summary_of_probabilities: those of the trained CRF against the network's, over all labels or as a mean over regions.
         verdict: the one to read.
         verdict_alone: the one on the CRF without postprocessing.
@@ -58,7 +54,6 @@ class Comparison:
     table: ResultTable
     summary: list[SummaryRow]
     summary_of_largest: list[SummaryRow]
-    summary_of_rules: list[SummaryRow]
     summary_of_probabilities: list[SummaryRow]
     verdict: Verdict
     verdict_alone: Verdict
@@ -68,7 +63,7 @@ class Comparison:
 class TrainingResult:
     """All that a run found.
 
-    `folds` are those that were measured, fewer than planned if the time ran out; `final` is tuned on all cases, or the best so far.
+    `final` is tuned on all cases.
     """
 
     plan: Plan
@@ -91,61 +86,36 @@ class TrainingResult:
         """
         cases = dict.fromkeys([*self.plan.base.trained_on, *map(printable, self.plan.cases.case_ids)])
         parameters = replace(rounded(self.final.fit.parameters), trained_on=tuple(cases))
-        if self.final.rules is not None:
-            return parameters.replace(postprocess=self.final.rules.trained)
         return parameters.replace(**{"postprocess.keep_largest": self.final.keep_largest}) if self.keeps_largest else parameters
 
 
-def num_cut_short(folds: tuple[FoldResult, ...]) -> int:
-    """Return the number of folds whose training the time limit ended."""
-    return sum(fold.tuned.fit.stopped_by_time for fold in folds)
-
-
 def compare(folds: tuple[FoldResult, ...], plan: Plan) -> Comparison:
-    """Return the comparison of the methods on the cases that the folds held out; if the time ran out, nothing is tested."""
+    """Return the comparison of the methods on the cases that the folds held out."""
     measured = {case_id: values for fold in folds for case_id, values in fold.measured.items()}
     table = make_table({case_id: measured[case_id] for case_id in sorted(measured)})
-    if len(measured) < plan.num_cases:
-        reason = f"the time ran out before all cases were measured ({len(measured)} of {plan.num_cases})"
-        untested = not_tested(TRAINED, NETWORK, [region.name for region in plan.regions], reason)
-        return Comparison(table, [], [], [], [], untested, untested)
     seed = plan.options.seed
-    pair, pair_of_rules = (
-        ResultTable(line for line in table if line.method in methods) for methods in ((LARGEST, TRAINED_LARGEST), (RULES, TRAINED_RULES))
-    )
+    pair = ResultTable(line for line in table if line.method in (LARGEST, TRAINED_LARGEST))
     summary, summary_of_largest = summarize(table, NETWORK, seed=seed), summarize(pair, LARGEST, seed=seed)
     read, alone = judge(table, summary, summary_of_largest)
     calibration = _summarize_probabilities(measured, seed)
     titles = {} if plan.cases.regions is None else {ALL_LABELS: "the regions, on average,"}
     change = judge_probabilities(calibration, TRAINED, titles=titles)
-    read, alone = (_of_cut_short(replace(one, probabilities=change), folds) for one in (read, alone))
+    read, alone = (replace(judged, probabilities=change) for judged in (read, alone))
     return Comparison(
         table=table,
         summary=summary,
         summary_of_largest=summary_of_largest,
-        summary_of_rules=summarize(pair_of_rules, RULES, seed=seed) if TRAINED_RULES in table.methods else [],
         summary_of_probabilities=calibration,
         verdict=read,
         verdict_alone=alone,
     )
 
 
-def _of_cut_short(judged: Verdict, folds: tuple[FoldResult, ...]) -> Verdict:
-    """Return the verdict, or `not tested` if trainings were cut short and found no gain."""
-    number = num_cut_short(folds)
-    if not number:
-        return judged
-    reason = f"the time ran out before the training was finished in {number} of {len(folds)} folds"
-    if judged.outcome in (Outcome.HELPS, Outcome.NOT_BETTER_THAN_SIMPLE):
-        return replace(judged, sentence=f"{judged.sentence} Not all was tried: {reason}.")
-    return replace(judged, outcome=Outcome.NOT_TESTED, sentence=f"Not tested: {reason}.")
-
-
 def make_table(measured: Mapping[str, MethodValues]) -> ResultTable:
     """Return the measurements of all cases, by the case's name, as a table."""
     lines: list[Measurement] = []
     for case_id, values in measured.items():
-        for method in ALL_MEASURED:
+        for method in MEASURED:
             lines += measurements_of(case_id, method, values[method]) if method in values else []
     return ResultTable(lines)
 
@@ -167,15 +137,10 @@ def judge(
     They are the same unless the largest component alone is the only rival that the CRF does not beat. The two can be combined: the verdict
     is then on what the CRF adds to the largest component, and the rivals keep the largest component too.
 
-    If small-object rules were chosen, the main verdict is on the CRF together with them, and the rivals have rules too. What got worse is
-    looked up in the summaries.
+    Harm is looked up in the summaries.
     """
     rivals: tuple[str, ...] = (*RIVALS, LARGEST)
     alone = verdict(table, TRAINED, NETWORK, rivals=rivals, subject="the trained CRF", summary=summary)
-    if TRAINED_RULES in table.methods:
-        subject = "the trained CRF with small-object rules"
-        rivals = (*map(with_rules, RIVALS), LARGEST, RULES)
-        return verdict(table, TRAINED_RULES, NETWORK, rivals=rivals, subject=subject, summary=summary), alone
     unbeaten = [rival.name for rival in alone.rivals if not rival.is_beaten]
     helps = alone.outcome in (Outcome.HELPS, Outcome.NOT_BETTER_THAN_SIMPLE)
     if helps and unbeaten == [LARGEST]:

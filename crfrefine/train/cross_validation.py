@@ -2,126 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-import numpy as np
 import torch
 
-from crfrefine.parameters.model import CrfParameters
-from crfrefine.train.between import mean_of
 from crfrefine.train.calibration import calibrate, calibrate_output, starts_calibrated, with_calibrated
-from crfrefine.train.candidates import (
-    CALIBRATION,
-    CRF,
-    MIN_CASES,
-    NO_RIVALS,
-    UNTRAINED,
-    Candidate,
-    FitResult,
-    choose,
-    no_crf,
-    pooled,
-    taken,
-)
+from crfrefine.train.candidates import MIN_CASES, NO_RIVALS, FitResult
 from crfrefine.train.comparison import FoldResult
 from crfrefine.train.fitting import Task, train
 from crfrefine.train.folds import Split
 from crfrefine.train.measuring import measure_methods
 from crfrefine.train.methods import MethodValues
-from crfrefine.train.model import mean_defined
 from crfrefine.train.preparation import Prepared
 from crfrefine.train.screening import starts_for
 from crfrefine.train.session import Session
-from crfrefine.train.starts import Schedule
 from crfrefine.train.tuned import Tuned, tune_rivals
 
 
 def cross_validate(prepared: Prepared, session: Session) -> tuple[FoldResult, ...]:
-    """Return the result of every fold; what the session has is not repeated."""
+    """Return the result of every fold; finished folds of the session are not repeated."""
     return tuple(run_fold(number, prepared, session) for number in range(len(session.plan.folds)))
 
 
 def run_fold(number: int, prepared: Prepared, session: Session) -> FoldResult:
-    """Return the result of a fold; what the session has is not repeated."""
+    """Return the result of a fold."""
     plan, part = session.plan, session.part(number)
-    split, name, fit, measured = plan.folds[number], plan.part_names[number], part.fit, part.measured
-    if measured is None:
-        session.observer.stage_started(name)
-    if fit is None:
-        fit = calibrate_output(_fit(number, prepared, session), split.seen, prepared.material, session.workers)
-        session.note_part(number, fit=fit)
-    else:
-        session.training_finished(plan.num_planned(split, len(prepared.starts)))
-    tuned = tune_rivals(number, fit, split, prepared, session)
-    if measured is None:
-        session.observer.stage_started(f"{name}: measuring the cases held out")
-        measured = _measure(split, prepared, tuned, session)
-        session.note_part(number, measured=measured)
-        session.save()
-        session.observer.stage_ended(f"{name}: {fit.describe()}")
+    split, name = plan.folds[number], plan.part_names[number]
+    session.part_begun(number)
+    if part.fit is not None and part.scaling is not None and part.measured is not None:
+        return FoldResult(name, split, tune_rivals(part.fit, part.scaling, split.seen, prepared, session.workers), part.measured)
+    session.observer.stage_started(name)
+    fit = calibrate_output(_fit(number, prepared, session), split.seen, prepared.material, session.workers)
+    tuned = tune_rivals(fit, None, split.seen, prepared, session.workers)
+    session.observer.stage_started(f"{name}: measuring the cases held out")
+    measured = _measure(split, prepared, tuned, session)
+    session.note_part(number, fit=fit, scaling=tuned.scaling, measured=measured)
+    session.observer.stage_ended(f"{name}: {fit.describe()}")
     return FoldResult(name, split, tuned, measured)
 
 
 def _fit(number: int, prepared: Prepared, session: Session) -> FitResult:
-    """Train on the cases of a fold; with few cases, each half decides about the training on the other half, and their mean is taken."""
+    """Train on the cases of a fold that supply gradients; its deciding cases choose the candidate."""
     plan, material = session.plan, prepared.material
     split = plan.folds[number]
     starts = starts_for(split, prepared, session)
-
-    def train_on(cases: Split, schedule: Schedule, chosen: Candidate | None = None) -> FitResult:
-        """Train from all starts, or only what is chosen."""
-        calibrated = calibrate(material, cases.training, starts[0].parameters, session.workers)
-        every = with_calibrated(starts, calibrated if starts_calibrated(plan.learn, len(cases.training)) else None)
-        own = [start for start in every if chosen is None or start.name == chosen.start]
-        num_left = plan.num_trainings_left(number, len(session.part(number).halves))
-        kind = None if chosen is None else chosen.kind
-        rivals = plan.rivals if len(split.seen) >= MIN_CASES else NO_RIVALS
-        task = Task(plan.part_names[number], cases, own, schedule, num_left, calibrated, rivals, kind)
-        return train(task, material, session)
-
-    if not split.decides_in_turns:
-        fit = train_on(split, plan.schedule)
-        # Once it is chosen, nothing is left to be decided: it is fitted to all cases, as the rival is.
-        calibrated = calibrate(material, split.seen, starts[0].parameters, session.workers) if fit.is_calibration else None
-        return fit if calibrated is None else replace(fit, parameters=calibrated)
-    halves = session.part(number).halves
-    session.training_finished(sum(plan.num_planned_once(half, len(starts)) for half in split.halves()[: len(halves)]))
-    for half in split.halves()[len(halves) :]:
-        halves = (*halves, train_on(half, plan.schedule))
-        session.note_part(number, halves=halves)
-    network_mean = mean_defined([half.network_score for half in halves])
-    found = pooled([half.candidates for half in halves])
-    chosen = choose(found)
-    is_stopped = any(half.stopped_by_time for half in halves)
-    trained = max(halves, key=lambda half: half.score - half.network_score).trained
-    more = {"stopped_by_time": is_stopped, "candidates": tuple(found), "trained": trained}
-    if chosen is None:
-        gains = next((one.gains for one in found if one.kind == CRF), ())
-        return no_crf(starts[0].parameters, network_mean, gains, **more)
-    if chosen.kind == UNTRAINED:
-        return taken(chosen, network_mean, **more)
-    if chosen.kind == CALIBRATION:
-        calibrated = calibrate(material, split.training, starts[0].parameters, session.workers)
-        assert calibrated is not None
-        return taken(replace(chosen, parameters=calibrated), network_mean, **more)
-    mean, of_trained = _mean_model(halves, chosen.kind), _mean_model(halves, CRF)
-    if mean is not None:
-        histories = {f"half {place}: {name}": history for place, half in enumerate(halves, 1) for name, history in half.histories.items()}
-        session.training_finished(plan.schedule.num_optimizer_steps)
-        more["trained"] = of_trained or mean
-        return taken(replace(chosen, parameters=mean), network_mean, histories=histories, **more)
-    steps = [one.optimizer_step for half in halves for one in half.candidates if one.kind == chosen.kind]
-    fit = train_on(split, Schedule(max(1, round(float(np.mean(steps)))), rungs=()), chosen)
-    histories = {**{f"half: {name}": history for half in halves for name, history in half.histories.items()}, **fit.histories}
-    return replace(fit, histories=histories, stopped_by_time=fit.stopped_by_time or is_stopped, candidates=tuple(found))
-
-
-def _mean_model(halves: Sequence[FitResult], kind: str) -> CrfParameters | None:
-    """Return the mean of the models of a kind that were trained on two halves; None if they have none."""
-    models = [one.parameters for half in halves for one in half.candidates if one.kind == kind]
-    return mean_of(*models) if len(models) == len(halves) == 2 else None
+    calibrated = calibrate(material, split.training, starts[0].parameters, session.workers)
+    if calibrated is not None and starts_calibrated(plan.learn, len(split.training)):
+        starts = with_calibrated(starts, calibrated)
+    rivals = plan.rivals if len(split.seen) >= MIN_CASES else NO_RIVALS
+    task = Task(plan.part_names[number], split, starts, plan.num_optimizer_steps, calibrated=calibrated, rivals=rivals)
+    fit = train(task, material, session)
+    # Once it is chosen, nothing is left to be decided: it is fitted to all cases, as the rival is.
+    calibrated = calibrate(material, split.seen, starts[0].parameters, session.workers) if fit.is_calibration else None
+    return fit if calibrated is None else replace(fit, parameters=calibrated)
 
 
 def _measure(split: Split, prepared: Prepared, tuned: Tuned, session: Session) -> dict[str, MethodValues]:

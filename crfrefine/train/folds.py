@@ -12,15 +12,12 @@ from crfrefine.errors import ConfigError
 DEFAULT_NUM_FOLDS = 5
 DECIDING_SHARE = 0.2
 MIN_DECIDING = 12
-"""With fewer cases, the halves take turns: training uses one half and the other half decides, then they swap."""
+"""Number of deciding cases, if a fifth of the cases is less; of few cases, half of them decide."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """The cases of one training, by their numbers: those that supply gradients, those that decide, and those for measuring.
-
-    The first two are equal if there are too few cases to set some aside: then `halves` decide.
-    """
+    """The cases of one training, by their numbers: those that supply gradients, those that decide, and those for measuring."""
 
     training: tuple[int, ...]
     deciding: tuple[int, ...]
@@ -30,16 +27,6 @@ class Split:
     def seen(self) -> list[int]:
         """All cases that may be used for fitting: those not held out."""
         return sorted({*self.training, *self.deciding})
-
-    @property
-    def decides_in_turns(self) -> bool:
-        """Whether there are too few cases to set some aside."""
-        return self.training == self.deciding and len(self.training) > 1
-
-    def halves(self) -> list[Split]:
-        """Return two splits in which one half of the cases is trained on and the other half decides."""
-        first, second = self.training[::2], self.training[1::2]
-        return [Split(first, second, ()), Split(second, first, ())]
 
 
 def choose_num_folds(asked: int | None, num_cases: int) -> int:
@@ -74,9 +61,9 @@ def all_cases(num_cases: int) -> Split:
 
 def split_training(cases: Sequence[int], seed: int, held_out: Sequence[int] = ()) -> Split:
     """Set aside the deciding cases among those that may be trained on."""
-    num_deciding = round(DECIDING_SHARE * len(cases))
-    if num_deciding < MIN_DECIDING:
-        return Split(tuple(sorted(cases)), tuple(sorted(cases)), tuple(held_out))
+    num_deciding = max(round(DECIDING_SHARE * len(cases)), min(MIN_DECIDING, len(cases) // 2))
+    if num_deciding == 0:
+        return Split(tuple(cases), tuple(cases), tuple(held_out))
     chosen = np.random.default_rng([seed, len(cases), 1]).permutation(np.asarray(sorted(cases)))
     deciding = sorted(int(case) for case in chosen[:num_deciding])
     return Split(tuple(case for case in sorted(cases) if case not in deciding), tuple(deciding), tuple(held_out))

@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 CROSS_ENTROPY_SHARE = 0.1
 """Of cross-entropy in "ce+dice": more of it buys likelihood with Dice."""
 
-CLASS_BALANCE = 0.0
-"""Cross-entropy weighs a label by its frequency to the power of minus this: 0 counts voxels alike, 1 labels."""
-
 DICE_SMOOTHING = 1.0
 """Voxels added to numerator and denominator of soft Dice, so that an absent region has a gradient."""
 
@@ -26,17 +23,12 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 """Takes refined logits (L, N) and reference labels (N,), returns a number."""
 
 
-def make_loss(name: str, regions: Sequence[Sequence[int]], frequencies: Sequence[float]) -> Loss:
-    """Return the loss of a case: one of LOSSES, by the regions whose Dice counts and the share of each label in the voxels trained on."""
-    shares = torch.tensor(frequencies, dtype=torch.float32).clamp_min(1e-6)
-    weights = shares**-CLASS_BALANCE
-    weights = weights / (weights * shares).sum()
+def make_loss(name: str, regions: Sequence[Sequence[int]]) -> Loss:
+    """Return the loss of a case: one of LOSSES, by the regions whose Dice counts."""
 
     def cross_entropy(log_marginals: Tensor, labels: Tensor) -> Tensor:
         # As an image whose second axis are the labels: PyTorch would transpose (N, L) first, which takes several times as long.
-        summed = functional.nll_loss(log_marginals[None], labels[None], weight=weights.to(log_marginals), reduction="sum")
-        # Divided by the number of voxels, not by the sum of their weights: a case without foreground is then no worse than its mistakes.
-        return summed / labels.numel()
+        return functional.nll_loss(log_marginals[None], labels[None])
 
     def soft_dice(log_marginals: Tensor, labels: Tensor) -> Tensor:
         marginals = log_marginals.exp()
@@ -58,19 +50,18 @@ def make_loss(name: str, regions: Sequence[Sequence[int]], frequencies: Sequence
     return lambda logits, labels: of_log_marginals(logits.log_softmax(0), labels)
 
 
-def make_region_loss(name: str, scheme: RegionScheme, frequencies: Sequence[float]) -> Loss:
+def make_region_loss(name: str, scheme: RegionScheme) -> Loss:
     """Return the loss of a case with overlapping regions: the mean over regions of the loss of each one's problem of two labels.
 
     It takes refined log-odds (R, N) and reference labels (N,).
     """
-    shares = [sum(frequencies[label] for label in labels) for labels in scheme.labels]
-    losses = [make_loss(name, [(1,)], (1.0 - share, share)) for share in shares]
+    own = make_loss(name, [(1,)])
 
     def loss(log_odds: Tensor, labels: Tensor) -> Tensor:
         inside = partial(torch.isin, labels)
         values = [
             own(torch.stack([torch.zeros_like(channel), channel]), inside(torch.tensor(members, device=labels.device)).long())
-            for own, channel, members in zip(losses, log_odds, scheme.labels, strict=True)
+            for channel, members in zip(log_odds, scheme.labels, strict=True)
         ]
         return torch.stack(values).mean()
 

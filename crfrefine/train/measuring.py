@@ -18,27 +18,20 @@ from crfrefine.metrics.registry import CALIBRATION_METRICS, RegionValues
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import PostprocessParameters
 from crfrefine.refinement.case import refine
-from crfrefine.train.baselines import smoothed
 from crfrefine.train.crops import probabilities_of
-from crfrefine.train.dice_rival import decided_labels
 from crfrefine.train.guided_filter import guided_labels
 from crfrefine.train.methods import (
     DEFAULT,
-    DICE,
     GUIDED,
     LARGEST,
     METRICS,
     NETWORK,
     PROBABILITIES,
-    RULES,
     SCALING,
-    SMOOTHING,
     TRAINED,
     TRAINED_LARGEST,
-    TRAINED_RULES,
     MethodValues,
     with_largest,
-    with_rules,
 )
 from crfrefine.train.tuned import Tuned
 
@@ -68,7 +61,7 @@ def measure_methods(
     if case.labels is None:
         raise ValueError("the case was read without labels")
 
-    keep, rules = PostprocessParameters(keep_largest=tuned.keep_largest), tuned.rules
+    keep = PostprocessParameters(keep_largest=tuned.keep_largest)
 
     def crf(parameters: CrfParameters) -> RefinementResult:
         return refine(
@@ -102,14 +95,11 @@ def measure_methods(
     of_trained = of_network if tuned.fit.is_network else measure_probabilities(case, refined.marginals)
     del refined
     scaled = within_mask(case.decode(tuned.scaling.apply(logits)))
-    smooth = within_mask(case.decode(smoothed(logits, tuned.sigma_mm, case.spacing)))
-    guided = decided = network
+    guided = network
     if tuned.guidance.radius_mm > 0:
         image = normalize_intensity(case.image, tuned.fit.parameters.intensity, case.mask, threads=threads)
         guided = within_mask(guided_labels(logits, image, tuned.guidance, case.spacing, case.regions))
-    if tuned.decision.scaling is not None:
-        decided = within_mask(decided_labels(logits, tuned.decision.scaling, case.regions, inside))
-    rivals = {SCALING: scaled, SMOOTHING: smooth, GUIDED: guided, DICE: decided, DEFAULT: crf(CrfParameters()).label_map}
+    rivals = {SCALING: scaled, GUIDED: guided, DEFAULT: crf(CrfParameters()).label_map}
     maps = {
         NETWORK: network,
         LARGEST: cleaned(network),
@@ -118,9 +108,6 @@ def measure_methods(
         **rivals,
         **{with_largest(name): cleaned(labels) for name, labels in rivals.items()},
     }
-    if rules is not None:
-        maps |= {RULES: cleaned(network, rules.network), TRAINED_RULES: cleaned(trained, rules.trained)}
-        maps |= {with_rules(name): cleaned(labels, rules.network) for name, labels in rivals.items()}
     known: dict[bytes, RegionValues] = {}
     values: MethodValues = {PROBABILITIES[NETWORK]: of_network, PROBABILITIES[TRAINED]: of_trained}
     for name, labels in maps.items():

@@ -19,9 +19,6 @@ VOLUME_GROUP = "volume"
 
 DEFAULT_LEARN = (*LEARNABLE, VOLUME_GROUP)
 
-RULES_GROUP = "postprocess"
-"""The small-object rules: chosen only if asked for, by a search that needs no gradient."""
-
 LOSSES = ("ce+dice", "ce", "dice")
 
 
@@ -55,7 +52,6 @@ class CommonOptions:
         strict: refuse cases that lack a file, which are left out otherwise.
         seed: of all that is drawn; the same seed gives the same result.
         threads: CPU threads; None: the cores this process may use. The result does not depend on it.
-        max_minutes: the run ends within this time, with its result so far; None: no limit.
     """
 
     output: Path
@@ -64,7 +60,6 @@ class CommonOptions:
     strict: bool = False
     seed: int = 0
     threads: int | None = None
-    max_minutes: float | None = None
 
     def beside(self, ending: str) -> Path:
         """Return a file beside the parameter file, of its name with another ending."""
@@ -94,14 +89,13 @@ class TrainingOptions(CommonOptions):
         data: the labeled cases.
         parameters: the model to start from; None: the built-in starts.
         config: the file that the parameters came from.
-        learn: which of LEARNABLE and VOLUME_GROUP are learned, the others stay as they start; RULES_GROUP: the small-object rules are
-            chosen too.
+        learn: which of LEARNABLE and VOLUME_GROUP are learned; the others stay as they start.
         num_folds: parts of the cross-validation; None: 5, or the number of cases where that is smaller.
         loss: one of LOSSES.
-        num_optimizer_steps: for the start that is trained to its end; None: the built-in number.
+        num_optimizer_steps: of each start; None means the built-in number.
         regions: `NAME=1+3+4`, what the comparison reports and the Dice loss weighs; empty: each foreground label.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        resume: go on from the checkpoint of a run that was stopped.
+        resume: take the finished folds of a run that was stopped.
     """
 
     data: DataFolders
@@ -222,32 +216,23 @@ def check_options(options: TrainingOptions) -> None:
     """Raise ConfigError or InputError for invalid options, before anything is read."""
     from crfrefine.io.atomic import check_replaceable
 
-    known = (*LEARNABLE, VOLUME_GROUP, RULES_GROUP)
+    known = (*LEARNABLE, VOLUME_GROUP)
     unknown = [name for name in options.learn if name not in known]
     if unknown or not options.learn:
         given = listed(options.learn) or "nothing"
         raise ConfigError(f"--learn: expected some of {', '.join(known)}, separated by commas; got {given}")
-    if not any(name in (*LEARNABLE, VOLUME_GROUP) for name in options.learn):
-        raise ConfigError(f"--learn: {RULES_GROUP} goes with a CRF that is learned; add some of {', '.join(LEARNABLE)}")
     if options.loss not in LOSSES:
         raise ConfigError(f"--loss: expected one of {', '.join(LOSSES)}; got {options.loss}")
     if options.num_optimizer_steps is not None and options.num_optimizer_steps < 1:
         raise ConfigError(f"--num-iterations: expected at least 1, got {options.num_optimizer_steps}")
-    if options.parameters is not None and options.parameters.postprocess.decision != "argmax":
-        raise ConfigError(
-            f"--config: postprocess.decision = '{options.parameters.postprocess.decision}' cannot be trained with: training and verdict "
-            "are on the argmax of the CRF's marginals; set it to 'argmax', and to another value in the file that train-crf writes"
-        )
     check_outputs(options)
     check_replaceable(options.checkpoint)
 
 
 def check_outputs(options: CommonOptions) -> None:
-    """Raise ConfigError or InputError for a time limit that is none, or files that cannot be written."""
+    """Raise InputError for files that cannot be written."""
     from crfrefine.io.atomic import check_small_output, check_writable
 
-    if options.max_minutes is not None and not options.max_minutes > 0:
-        raise ConfigError(f"--max-minutes: expected a positive number, got {options.max_minutes:g}")
     if options.output.suffix != ".toml" or options.output.is_dir():
         raise InputError(f"{options.output}: name a file for the parameters, ending in .toml")
     check_writable(options.output.parent)

@@ -18,21 +18,16 @@ from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.region_model import resolve_regions
 from crfrefine.parameters.sections import VolumeParameters
 from crfrefine.train import starts as setup
-from crfrefine.train.calibration import starts_calibrated
 from crfrefine.train.candidates import VOLUMES, Rivals
 from crfrefine.train.dataset import LabeledCases, find_cases, read_labeled
 from crfrefine.train.device import TrainingDevice
 from crfrefine.train.folds import Split, choose_num_folds, make_folds
-from crfrefine.train.options import LEARNABLE, RULES_GROUP, VOLUME_GROUP, TrainingOptions
-from crfrefine.train.starts import Schedule
-
-NUM_TRAININGS_IN_TURNS = 3
-"""Of a fold with few cases: one on each half, and one on both where their models have no mean."""
+from crfrefine.train.options import LEARNABLE, VOLUME_GROUP, TrainingOptions
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The plan of a run: its cases, regions and folds, the model that is started from, and the schedule of a training in a fold."""
+    """The plan of a run: its cases, regions and folds, and the model that is started from."""
 
     options: TrainingOptions
     device: TrainingDevice
@@ -40,7 +35,6 @@ class Plan:
     regions: tuple[Region, ...]
     folds: tuple[Split, ...]
     base: CrfParameters
-    schedule: Schedule
 
     @property
     def part_names(self) -> tuple[str, ...]:
@@ -87,11 +81,6 @@ class Plan:
         return tuple(volume for volume in VOLUMES if self.cases.declared is None or volume.keep != "expected")
 
     @property
-    def learns_rules(self) -> bool:
-        """Whether small-object rules are chosen."""
-        return RULES_GROUP in self.options.learn
-
-    @property
     def reading(self) -> ReadingOptions:
         """How the cases are read."""
         mask_mode = self.base.intensity.mask if self.options.data.masks is None else "none"
@@ -113,24 +102,15 @@ class Plan:
         """Return the names of some cases."""
         return tuple(self.cases.case_ids[case] for case in cases)
 
-    def num_trainings_left(self, number: int, num_halves: int = 0) -> int:
-        """Return the trainings that are still to be done from a fold on; `num_halves` of its own are over."""
-        return sum(NUM_TRAININGS_IN_TURNS if split.decides_in_turns else 1 for split in self.folds[number:]) - num_halves + 1
+    @property
+    def num_optimizer_steps(self) -> int:
+        """Optimizer steps of a start in a fold, if it is not stopped early."""
+        return self.options.num_optimizer_steps or setup.NUM_OPTIMIZER_STEPS
 
-    def num_planned(self, split: Split, num_starts: int) -> int:
-        """Return the optimizer steps of a fold from so many starts, if no training is stopped early."""
-        if not split.decides_in_turns:
-            return self.num_planned_once(split, num_starts)
-        return sum(self.num_planned_once(half, num_starts) for half in split.halves()) + self.schedule.num_optimizer_steps
-
-    def num_planned_once(self, split: Split, num_starts: int) -> int:
-        """Return the optimizer steps of a single training from so many starts, if it is not stopped early."""
-        trained = min(num_starts, setup.NUM_TRAINED) + starts_calibrated(self.learn, len(split.training))
-        return self.schedule.num_planned(trained)
-
-    def num_planned_of_all(self, num_starts: int) -> int:
-        """Return the optimizer steps of the whole run, if no training is stopped early."""
-        return sum(self.num_planned(split, num_starts) for split in self.folds) + self.schedule.num_optimizer_steps // 2
+    @property
+    def num_planned(self) -> int:
+        """Optimizer steps of a fold, if no start is stopped early."""
+        return setup.NUM_TRAINED * self.num_optimizer_steps
 
     def describe(self, threads: int) -> str:
         """Return the first line that a run reports."""
@@ -191,8 +171,7 @@ def make_plan(options: TrainingOptions, device: TrainingDevice) -> Plan:
     resolve(cases.num_channels, cases.num_modalities, cases.num_dims)  # lengths fit, or it says which do not
     if cases.regions is not None and options.learn == ("compatibility",):
         raise ConfigError("--learn compatibility: overlapping regions, each a problem of two labels, have no compatibility to learn")
-    schedule = Schedule(options.num_optimizer_steps or setup.NUM_OPTIMIZER_STEPS)
-    plan = Plan(options, device, cases, regions, tuple(folds), base, schedule)
+    plan = Plan(options, device, cases, regions, tuple(folds), base)
     if cases.declared is not None:
         base.volume.check_label_map(is_learned=VOLUME_GROUP in plan.learn)
     return plan

@@ -10,19 +10,18 @@ import numpy as np
 
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.runs.execution.threads import Workers
-from crfrefine.train.baselines import SIGMAS_VOXELS, Scores, largest_scores, network_dice, smoothing_scores
+from crfrefine.train.baselines import Scores, largest_scores, network_dice
 from crfrefine.train.crops import Crop, CropStore, make_crop
 from crfrefine.train.dataset import attempt, raise_all
-from crfrefine.train.dice_rival import score_decisions
 from crfrefine.train.guided_filter import Guidance, score_guided
 from crfrefine.train.losses import make_loss, make_region_loss
 from crfrefine.train.material import Material
 from crfrefine.train.plan import Plan
 from crfrefine.train.session import Session
-from crfrefine.train.starts import Start, make_starts, voxel_length
+from crfrefine.train.starts import Start, make_starts
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    pass
 
 LARGE_CASE_VOXELS = 4_000_000
 """Cases of more voxels are read and measured one at a time: several whole ones in memory would be too much."""
@@ -32,15 +31,13 @@ LARGE_CASE_VOXELS = 4_000_000
 class Prepared:
     """What all parts of a run share: the material, the models that training may start from, and how good the simple rivals are.
 
-    The first width of `smoothing` is 0. `decided` is that of `score_decisions`. With large cases, whole ones are in memory one at a time.
+    With large cases, whole ones are in memory one at a time.
     """
 
     material: Material
     starts: tuple[Start, ...]
-    smoothing: Scores[float]
     largest: Scores[str]
     guided: Scores[Guidance]
-    decided: NDArray[np.float64]
     has_large_cases: bool
 
 
@@ -55,26 +52,19 @@ def prepare(session: Session) -> Prepared:
     cases, options, groups = plan.cases, plan.options, plan.groups
     crops, has_large_cases = _read_crops(plan, workers)
     spacing = tuple(float(distance) for distance in np.median(np.array([crop.spacing for crop in crops]), axis=0))
-    frequencies = _frequencies(crops, cases.num_labels)
-    if sum(frequencies[1:]) == 0:
+    if not any((crop.labels[crop.mask] % cases.num_labels).any() for crop in crops):  # The label L has no reference.
         raise InputError(f"{options.data.labels}: no case has a foreground label; there is nothing to learn from")
-    if cases.regions is None:
-        loss = make_loss(options.loss, groups, frequencies)
-    else:
-        loss = make_region_loss(options.loss, cases.regions, frequencies)
+    loss = make_loss(options.loss, groups) if cases.regions is None else make_region_loss(options.loss, cases.regions)
     sizes = cases.num_channels, cases.num_modalities, cases.num_dims
     for note in oddities(crops, groups):
         session.observer.note(note)
     starts = make_starts(options.parameters, plan.learn, cases.num_channels, cases.num_modalities, spacing)
-    session.num_planned = plan.num_planned_of_all(len(starts))
     material = Material(crops, loss, groups, plan.learn, sizes, options.seed, plan.device)
     return Prepared(
         material,
         tuple(starts),
-        smoothing=smoothing_scores(material, [sigma * voxel_length(spacing) for sigma in SIGMAS_VOXELS], workers),
         largest=largest_scores(material, workers),
         guided=score_guided(material, spacing, workers),
-        decided=score_decisions(material, workers),
         has_large_cases=has_large_cases,
     )
 
@@ -104,15 +94,6 @@ def _read_crops(plan: Plan, workers: Workers) -> tuple[list[Crop], bool]:
             crops.append(store.keep(crop))
     raise_all(failed, plan.num_cases, plan.options.data.images)
     return crops, has_large_cases
-
-
-def _frequencies(crops: Sequence[Crop], num_labels: int) -> tuple[float, ...]:
-    """Return the share of each label among the voxels that are trained on."""
-    counts: NDArray[np.int64] = np.zeros(num_labels + 1, dtype=np.int64)
-    for crop in crops:
-        counts += np.bincount(crop.labels[crop.mask], minlength=num_labels + 1)
-    total = max(1, int(counts[:num_labels].sum()))
-    return tuple(float(count) / total for count in counts[:num_labels])
 
 
 # Notes on data that look wrong, although training is possible.

@@ -20,10 +20,9 @@ from crfrefine.errors import InputError
 from crfrefine.io.atomic import write_small_file
 from crfrefine.io.json import without_nonfinite
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.parameters.sections import PostprocessParameters
 from crfrefine.statistics.comparison import summary_dicts
-from crfrefine.train.candidates import UNTRAINED, FitResult, is_part_way
-from crfrefine.train.comparison import TrainingResult, num_cut_short
+from crfrefine.train.candidates import UNTRAINED, FitResult
+from crfrefine.train.comparison import TrainingResult
 from crfrefine.train.curves import draw_curves
 from crfrefine.train.tuned import Tuned
 
@@ -54,7 +53,6 @@ def make_report(result: TrainingResult) -> dict[str, Any]:
                 "num_folds": len(result.plan.folds),
                 "num_iterations": options.num_optimizer_steps,
                 "seed": options.seed,
-                "max_minutes": options.max_minutes,
                 "resample": options.resample,
                 "config": None if options.config is None else str(options.config),
             },
@@ -79,7 +77,6 @@ def make_report(result: TrainingResult) -> dict[str, Any]:
             ],
             "comparison": summary_dicts(comparison.summary),
             "comparison_with_largest_component": summary_dicts(comparison.summary_of_largest),
-            **({"comparison_with_small_object_rules": summary_dicts(comparison.summary_of_rules)} if result.final.rules else {}),
             "comparison_of_probabilities": summary_dicts(comparison.summary_of_probabilities),
             "measurements": [asdict(line) for line in comparison.table],
         }
@@ -88,14 +85,11 @@ def make_report(result: TrainingResult) -> dict[str, Any]:
 
 
 def _rival_dict(tuned: Tuned) -> dict[str, Any]:
-    values = {
+    return {
         "vector_scaling": to_plain(tuned.scaling),
-        "smoothing_sigma_mm": tuned.sigma_mm,
         "guided_filter": to_plain(tuned.guidance),
-        "dice_decision": to_plain(tuned.decision.scaling),
         "keep_largest": tuned.keep_largest,
     }
-    return values if tuned.rules is None else {**values, "small_object_rules": to_plain(tuned.rules)}
 
 
 def _fit_dict(fit: FitResult) -> dict[str, Any]:
@@ -156,11 +150,8 @@ def describe_origin(result: TrainingResult) -> str:
         lines.append(
             f"{len(result.plan.cases.left_out)} further cases were left out because a file was missing (see left_out in the report)."
         )
-    if number := num_cut_short(result.folds):
-        lines.append(f"The time (--max-minutes) ran out in {number} of {len(result.folds)} folds before their training was finished.")
     if final.is_network:
-        when = " in the time that there was" if final.stopped_by_time else ""
-        lines.append(f"No CRF was better than the network alone{when}: all weights are 0, and `infer` returns the network's labels.")
+        lines.append("No CRF was better than the network alone: all weights are 0, and `infer` returns the network's labels.")
         return _wrapped([*lines, *_rules_lines(result)])
     if final.is_calibration:
         lines.append("No CRF was better than the network recalibrated: all weights are 0; what is learned is temperature and bias.")
@@ -173,7 +164,7 @@ def describe_origin(result: TrainingResult) -> str:
             f'postprocess.keep_largest: "{result.final.keep_largest}", best on all cases; the verdict is on the CRF together with it.'
         )
     lines += _rules_lines(result)
-    if final.kind == UNTRAINED or (final.trained is None and not final.is_calibration):  # the latter: a start, when the time ran out
+    if final.kind == UNTRAINED:
         return _wrapped(lines)
     started = "the file or preset of --config" if options.parameters is not None else "the built-in start"
     lines.append("Where the values come from (value in this file; lowest and highest of the folds):")
@@ -192,30 +183,16 @@ def describe_origin(result: TrainingResult) -> str:
 def _training_lines(result: TrainingResult) -> list[str]:
     """Say how the training on all cases went."""
     final = result.final.fit
-    told = ["The time (--max-minutes) ran out before the training on all cases was finished."] if final.stopped_by_time else []
-    if is_part_way(final.kind):
-        return [*told, "Part of the way from the preset default to what was trained on all cases, which is not better by more than chance."]
     if final.best_optimizer_step == 0:
-        more = "" if final.stopped_by_time else "; training on all cases brought nothing better"
-        return [*told, f"The values are those of {final.start}{more}."]
-    return [*told, f"Trained on all cases, beginning with {final.start}."]
+        return [f"The values are those of {final.start}; training on all cases brought nothing better."]
+    return [f"Trained on all cases, beginning with {final.start}."]
 
 
 def _rules_lines(result: TrainingResult) -> list[str]:
-    """Say where the small-object rules come from, if they were asked for, and what `infer` needs with rules that remove components."""
+    """Say what `infer` needs with rules that remove components."""
     needed = ["A case that loses more than a tenth of a structure to the rules of [postprocess] needs `infer --allow-vanishing`."]
     needed = needed if result.parameters.postprocess.removing else []
-    if result.final.rules is None:
-        return needed
-    chosen = result.final.rules.trained
-    if chosen == PostprocessParameters():
-        return ["postprocess: no small-object rule was worth it on all cases. The verdict is on those of the folds, if any."]
-    same = sum(fold.tuned.rules is not None and fold.tuned.rules.trained == chosen for fold in result.folds)
-    return [
-        f"postprocess: the small-object rules that are best on all cases; {same} of {len(result.folds)} folds chose the same. "
-        "The verdict is on the CRF together with the rules of the folds.",
-        *needed,
-    ]
+    return needed
 
 
 def _entries(parameters: CrfParameters) -> Iterable[tuple[str, float]]:

@@ -1,4 +1,4 @@
-"""The models that training starts from, the step length of each of their parameters, and the schedule: the only place to change them.
+"""The models that training starts from, and the lengths and number of its steps: the only place to change them.
 
 The best bandwidths differ by a factor of ten between data sets and theta is not convex, so several scales are tried, and the best are
 trained. Lengths are in units of the data's voxels, intensities in those that the normalization gives.
@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import BilateralParameters, CompatibilityParameters, PostprocessParameters
@@ -31,10 +32,7 @@ PRIOR = 0.15
 bias, its squared difference. With a hundred cases it is nothing; with three it keeps bandwidths from where a single case wants them."""
 
 NUM_TRAINED = 2
-"""Number of starts that are trained; the others are only tried."""
-
-RUNGS = ((8, 1),)
-"""Pairs: after so many optimizer steps, so many starts continue."""
+"""Number of starts that are trained to their ends; the others are only tried."""
 
 NUM_OPTIMIZER_STEPS = 40
 BATCH_SIZE = 8
@@ -132,24 +130,21 @@ def without_crf(parameters: CrfParameters) -> CrfParameters:
     )
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """How many optimizer steps the last start makes, how many starts are left after how many (`rungs`), and a factor on their lengths."""
+DIGITS = 6
+"""Digits of a trained number; the folds differ in the second or third."""
 
-    num_optimizer_steps: int
-    rungs: tuple[tuple[int, int], ...] = RUNGS
-    step_length: float = 1.0
+_SECTIONS = ("bilateral", "spatial", "compatibility", "mean_field")
 
-    @property
-    def targets(self) -> list[tuple[int, int]]:
-        """The optimizer steps that a start has made at the end of each rung, and the number of starts that are kept then."""
-        last = self.num_optimizer_steps
-        return [*((min(steps, last), keep) for steps, keep in self.rungs), (last, 1)]
 
-    def num_planned(self, num_starts: int) -> int:
-        """Return the optimizer steps of all starts together, if none is stopped early."""
-        total, before, active = 0, 0, num_starts
-        for steps, keep in self.targets:
-            total += active * (steps - before)
-            before, active = steps, min(active, keep)
-        return total
+def rounded(parameters: CrfParameters) -> CrfParameters:
+    """Return the parameters with numbers of a few digits."""
+
+    def short(value: Any) -> Any:
+        if isinstance(value, float):
+            return float(f"{value:.{DIGITS}g}")
+        if isinstance(value, Mapping):
+            return {key: short(entry) for key, entry in value.items()}
+        return [short(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+    table = parameters.to_dict()
+    return CrfParameters.from_dict({name: short(value) if name in _SECTIONS else value for name, value in table.items()})

@@ -1,4 +1,4 @@
-"""The training of one start: the model, Adam, the history, and the best values so far; a checkpoint holds all of it."""
+"""The training of one start: the model, Adam, the history, and the best values so far."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from torch import Tensor
 
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import BANDWIDTHS
-from crfrefine.train.between import rounded
 from crfrefine.train.device import CPU, TrainingDevice
 from crfrefine.train.model import Model
-from crfrefine.train.starts import STEP_LENGTHS, Schedule, Start
+from crfrefine.train.starts import STEP_LENGTHS, Start, rounded
 
 LAST_STEP_LENGTH = 0.05
 """Length of the last optimizer steps, as a share of that of the first ones; between them half a cosine."""
@@ -31,14 +30,15 @@ class Trajectory:
         start: Start,
         learn: Sequence[str],
         sizes: tuple[int, int, int],
-        schedule: Schedule,
+        num_optimizer_steps: int,
         *,
+        step_length: float = 1.0,
         prior: float = 0.0,
         device: TrainingDevice = CPU,
     ) -> None:
         self.start = start
         self._prior = prior
-        self.num_optimizer_steps = schedule.num_optimizer_steps
+        self.num_optimizer_steps = num_optimizer_steps
         self.optimizer_step = 0
         self.history: list[dict[str, Any]] = []
         self.best_score = -math.inf
@@ -47,7 +47,7 @@ class Trajectory:
         self._best = self._values()
         self._origin = self.model.positions()
         groups = self.model.groups
-        self._step_lengths = [schedule.step_length * STEP_LENGTHS[group] for group in groups]
+        self._step_lengths = [step_length * STEP_LENGTHS[group] for group in groups]
         self._optimizer = torch.optim.Adam([{"params": parameters} for parameters in groups.values()], betas=(0.8, 0.95))
 
     @property
@@ -106,35 +106,6 @@ class Trajectory:
         self._restore(present)
         return result
 
-    def state(self) -> dict[str, Any]:
-        """Return everything needed to continue, as JSON values."""
-        moments = self._optimizer.state_dict()["state"]
-        return {
-            "iteration": self.optimizer_step,
-            "history": list(self.history),
-            "best_score": self.best_score if math.isfinite(self.best_score) else None,
-            "best_iteration": self.best_optimizer_step,
-            "best": self._best,
-            "values": self._values(),
-            "moments": {str(key): {name: _plain(value) for name, value in entry.items()} for key, entry in moments.items()},
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go back to where `state` was taken."""
-        self.optimizer_step = state["iteration"]
-        self.history = list(state["history"])
-        self.best_score = -math.inf if state["best_score"] is None else state["best_score"]
-        self.best_optimizer_step = state["best_iteration"]
-        self._best = state["best"]
-        self._restore(state["values"])
-        whole = self._optimizer.state_dict()
-        # In float64, which the optimizer turns into each parameter's own precision.
-        moments = {
-            int(key): {name: torch.tensor(value, dtype=torch.float32 if name == "step" else torch.float64) for name, value in entry.items()}
-            for key, entry in state["moments"].items()
-        }
-        self._optimizer.load_state_dict({**whole, "state": moments})
-
     def _values(self) -> dict[str, Any]:
         return {name: parameter.detach().tolist() for name, parameter in self.model.learned}
 
@@ -147,7 +118,3 @@ class Trajectory:
 def _listed(value: Any) -> Any:
     """Return a value as JSON gives it back."""
     return list(value) if isinstance(value, tuple) else value
-
-
-def _plain(value: Any) -> Any:
-    return value.tolist() if isinstance(value, Tensor) else value

@@ -255,19 +255,17 @@ class Choice:
     """What was chosen, and why: `default` whenever anything else is not sure to be better on the synthetic cases."""
 
     candidates: tuple[Candidate, ...]  # `default` first
-    table: NDArray[np.float64]  # (cases, seeds, kinds, 1 + candidates) Dice, of the network first; NaN where the time ran out
+    table: NDArray[np.float64]  # (cases, seeds, kinds, 1 + candidates) Dice, of the network first
     case_ids: tuple[str, ...]
     expected: tuple[float, ...]  # Dice that the network expects of itself, of each case
     agreements: tuple[float, ...]  # Dice of the network's own labels to those refined with `default`, of each case
     left_out: Mapping[str, str] = field(default_factory=dict)  # cases that could not be used, and why
-    out_of_time: bool = False
     seconds: float = 0.0
 
-    @cached_property
+    @property
     def measured(self) -> dict[str, NDArray[np.float64]]:
-        """(seeds, kinds, 1 + candidates) of each case, as far as the time sufficed; without the cases of which nothing was measured."""
-        found = {case_id: _tried(own) for case_id, own in zip(self.case_ids, self.table, strict=True)}
-        return {case_id: own for case_id, own in found.items() if len(own)}
+        """(seeds, kinds, 1 + candidates) of each case."""
+        return dict(zip(self.case_ids, self.table, strict=True))
 
     @property
     def _units_are_cases(self) -> bool:
@@ -302,14 +300,13 @@ class Choice:
     @property
     def seeds(self) -> list[float]:
         """What the best candidate gains with each seed of the noise."""
-        by_seed = map(_tried, np.moveaxis(self.table, 1, 0))
-        return [float((own[:, :, 1 + self.best] - own[:, :, 1]).mean()) for own in by_seed if len(own)]
+        return [float((own[:, :, 1 + self.best] - own[:, :, 1]).mean()) for own in np.moveaxis(self.table, 1, 0)]
 
     @property
     def doubt(self) -> str:
         """Why it stays with `default`; empty if it does not."""
         if len(self.units) < MIN_UNITS:
-            return "the time ran out before enough was tried" if self.out_of_time else "no case could be used"
+            return "no case could be used"
         if float(np.median(self.agreements)) < MIN_AGREEMENT:
             return "`default` changes so many of the network's labels that synthetic cases would not be like the real ones"
         if self.best == 0:
@@ -328,16 +325,15 @@ class Choice:
         if len(self.units) < MIN_UNITS:
             return f"it stays with `{DEFAULT}`: {self.doubt}"
         on = f"on synthetic cases made from {counted(len(self.measured), 'case')}"
-        early = "the time ran out before all was tried; " if self.out_of_time else ""
         if self.doubt:
-            return f"{early}it stays with `{DEFAULT}`: {self.doubt}, {on}"
+            return f"it stays with `{DEFAULT}`: {self.doubt}, {on}"
         halves = sum(score > 0.0 for _, score in self.halves)
         sure = (
             f"better with {sum(gain > 0.0 for gain in self.seeds)} of {counted(len(self.seeds), 'seed')} of the noise"
             f"; what one half of the {'cases' if self._units_are_cases else 'draws'} would choose helps the other in {halves} of 2 halves"
         )
         gain = f"{100 * self.gains[self.best]:+.2f} points of Dice against `{DEFAULT}`"
-        return f"{early}chosen: {self.chosen.name}: {gain} {on} ({sure}). That is no proof: look at the results, or measure with labels"
+        return f"chosen: {self.chosen.name}: {gain} {on} ({sure}). That is no proof: look at the results, or measure with labels"
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a record of a run keeps of the choice."""
@@ -350,8 +346,3 @@ class Choice:
             "left_out": dict(self.left_out),
             "seconds": self.seconds,
         }
-
-
-def _tried(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the rows of (rows, kinds, 1 + candidates) that were measured whole."""
-    return rows[~np.isnan(rows).any(axis=(1, 2))]

@@ -55,7 +55,6 @@ def make_report(choice: Choice, options: UnlabeledOptions) -> dict[str, Any]:
             "input_type": options.input_type,
             "resample": options.resample,
             "seed": options.seed,
-            "max_minutes": options.max_minutes,
         },
         "rule": {
             "noise_sigmas_voxels": synthetic.NOISE_SIGMAS,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -27,7 +28,6 @@ from crfrefine.runs.infer.inputs import find_inputs
 from crfrefine.runs.infer.options import InferenceOptions
 from crfrefine.runs.infer.plan import plan_run
 from crfrefine.runs.infer.store import read_records
-from crfrefine.train.budget import Budget, TimeIsUpError
 from crfrefine.train.observer import TrainingObserver
 from crfrefine.train.options import UnlabeledOptions, check_outputs
 from crfrefine.train.starts import voxel_length
@@ -57,7 +57,6 @@ def run_unlabeled(options: UnlabeledOptions, observer: TrainingObserver) -> Choi
     Raises:
         CrfRefineError: no case can be used, or a file cannot be written.
     """
-    budget = Budget(options.max_minutes)
     check_outputs(options)
     reading = {name: getattr(options, name) for name in ("masks", "input_type", "resample")}
     inputs = find_inputs(InferenceOptions((options.images,), (options.logits,), options.output.parent, **reading))
@@ -71,8 +70,8 @@ def run_unlabeled(options: UnlabeledOptions, observer: TrainingObserver) -> Choi
     problems = [files.problem for files in inputs.cases if files.problem]
     if problems and options.strict:
         raise InputError("\n  ".join(["--strict: cases that cannot be used:", *problems]))
-    choice = Search(inputs.cases, inputs.reading, observer, budget, seed=options.seed, threads=options.threads).run()
-    if not choice.case_ids and not choice.out_of_time:
+    choice = Search(inputs.cases, inputs.reading, observer, seed=options.seed, threads=options.threads).run()
+    if not choice.case_ids:
         raise InputError("\n  ".join([f"{options.logits}: no case can be used to choose parameters", *causes_of(choice.left_out)]))
     for note in write_choice(choice, options):
         observer.note(note)
@@ -99,7 +98,7 @@ def choose_for(options: InferenceOptions, overrides: Mapping[str, Any], observer
         return replace(options, parameters=chosen, choice=earlier["choice"])
     inputs = plan.inputs
     choice = Search(
-        inputs.cases, inputs.reading, observer, Budget(None), most_cases=MAX_CASES_OF_A_RUN, overrides=overrides, threads=options.threads
+        inputs.cases, inputs.reading, observer, most_cases=MAX_CASES_OF_A_RUN, overrides=overrides, threads=options.threads
     ).run()
     if not choice.case_ids:
         observer.note("\n  ".join(causes_of(choice.left_out)))
@@ -131,6 +130,10 @@ def _coarseness(headers: CaseHeaders) -> float:
     return 1.0 if of_network is None else max(1.0, voxel_length(of_network) / voxel_length(headers.spacing))
 
 
+class _StoppedError(Exception):
+    """Ends the threads of a run that was interrupted."""
+
+
 class Search:
     """The choice for some cases, of which a part of those with all files is looked at; one that cannot be used is left out.
 
@@ -138,7 +141,6 @@ class Search:
         files: the cases.
         reading: how they are read.
         observer: receives the progress.
-        budget: the time; when it is over, what was measured until then decides.
         most_cases: how many are looked at.
         overrides: entries that all candidates have, by their dotted keys.
         seed: of the noise.
@@ -150,7 +152,6 @@ class Search:
         files: Sequence[CaseFiles],
         reading: ReadingOptions,
         observer: TrainingObserver,
-        budget: Budget,
         *,
         most_cases: int = MAX_CASES,
         overrides: Mapping[str, Any] | None = None,
@@ -160,7 +161,8 @@ class Search:
         complete = [each for each in files if not each.problem]
         self._files = [complete[number] for number in spread(len(complete), most_cases)]
         self._left_out = {each.case_id: each.problem for each in files if each.problem}
-        self._reading, self._observer, self._budget, self._seed = reading, observer, budget, seed
+        self._reading, self._observer, self._seed = reading, observer, seed
+        self._started = time.monotonic()
         self._overrides = overrides or {}
         self._threads = threads or available_threads()
         self._sources: list[Source] = []
@@ -173,11 +175,7 @@ class Search:
         self._observer.run_started(f"choosing parameters without labels: {counted(len(self._files), 'case')}")
         self._observer.stage_started("reading cases")
         with Workers(self._threads, check=self._check) as workers:
-            out_of_time = False
-            try:
-                workers.run_one_by_one(self._add_source, self._files)
-            except TimeIsUpError:
-                out_of_time = True
+            workers.run_one_by_one(self._add_source, self._files)
             sources = self._sources
             if sources and self._left_out:
                 self._observer.note("\n  ".join([f"{counted(len(self._left_out), 'case')} not used:", *causes_of(self._left_out)]))
@@ -187,11 +185,9 @@ class Search:
             table = np.full((len(sources), num_seeds, 2 * len(NOISE_LEVELS), 1 + len(candidates)), np.nan)
             cells = [(case, seed) for seed in range(num_seeds) for case in range(len(sources))]
             try:
-                if cells and not out_of_time:
+                if cells:
                     self._observer.stage_started(f"trying {counted(len(candidates), 'set')} of parameters")
-                    workers.run(partial(self._score, candidates, table, self._budget.spent_seconds), cells)
-            except TimeIsUpError:
-                out_of_time = True
+                    workers.run(partial(self._score, candidates, table, self._seconds), cells)
             finally:
                 self._is_over = True
         return Choice(
@@ -201,8 +197,7 @@ class Search:
             tuple(source.dice for source in sources),
             tuple(source.agreement for source in sources),
             self._left_out,
-            out_of_time,
-            self._budget.spent_seconds,
+            self._seconds,
         )
 
     def _add_source(self, files: CaseFiles, threads: int) -> None:
@@ -225,14 +220,17 @@ class Search:
             self._check()
             with self._lock:
                 share = self._num_tried / num_trials
-                left = (self._budget.spent_seconds - started) * (1.0 - share) / share if share else None
+                left = (self._seconds - started) * (1.0 - share) / share if share else None
                 self._observer.progressed(share, left, f"{self._num_tried} of {num_trials} trials")
                 self._num_tried += 1
 
         table[case, seed] = score_candidates(self._sources[case], candidates, (self._seed, seed, case), threads, begin_trial)
 
+    @property
+    def _seconds(self) -> float:
+        return time.monotonic() - self._started
+
     def _check(self) -> None:
-        """Raise TimeIsUpError if the time is up, or the run has ended."""
-        self._budget.check()
+        """Raise _StoppedError if the run has ended, as after Ctrl-C."""
         if self._is_over:
-            raise TimeIsUpError
+            raise _StoppedError

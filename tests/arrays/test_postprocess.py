@@ -8,7 +8,7 @@ from crfrefine.errors import ConfigError
 from crfrefine.parameters.sections import PostprocessParameters
 
 ISLANDS = ("11..2...", "12.....3", ".2...2..", "....1...")
-NESTED = ("1122..2.", "1122.222", ".....2..", "2.......")
+NESTED = ("2112..2.", "2111.222", ".....2..", "2.......")
 HOLES = ("111111", "1.1..2", "111222")
 
 CASES = {
@@ -22,19 +22,11 @@ CASES = {
     "small ones of each": (ISLANDS, {"keep_largest": "each", "min_component_ml": 0.004}, ("11......", "12......", ".2......", "........")),
     "a size for label 1": (ISLANDS, {"min_component_ml": (0.0, 0.004, 0.0, 0.0)}, ("11..2...", "12.....3", ".2...2..", "........")),
     "for all and for label 2": (ISLANDS, {"min_component_ml": (0.004, 0.0, 0.006, 0.0)}, ("11......", "1.......", "........", "....1...")),
-    # Label 2 has components of 2, 1 and 1 voxels: of the equal ones, the first in C order stays.
-    "two of each": (ISLANDS, {"keep_largest": "each", "num_components": 2}, ("11..2...", "12.....3", ".2......", "....1...")),
-    "two of label 2": (
-        ISLANDS,
-        {"keep_largest": ("none", "none", "each", "none"), "num_components": (9, 9, 2, 9)},
-        ("11..2...", "12.....3", ".2......", "....1..."),
-    ),
-    "more than there are": (ISLANDS, {"keep_largest": "foreground", "num_components": 5}, ISLANDS),
-    # As nnU-Net's postprocessing does it: the two largest islands of all labels, and then the largest component of label 2 in them.
+    # As nnU-Net's postprocessing does it: the largest island of all labels, and then the largest component of label 2 in it.
     "all labels before each": (
         NESTED,
-        {"keep_largest": ("foreground", "none", "each"), "num_components": (2, 1, 1)},
-        ("11....2.", "11...222", ".....2..", "........"),
+        {"keep_largest": ("foreground", "none", "each")},
+        ("211.....", "2111....", "........", "........"),
     ),
     # One hole touches label 1 alone, the other 1 and 2.
     "holes of each": (HOLES, {"fill_holes": "each"}, ("111111", "111..2", "111222")),

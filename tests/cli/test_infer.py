@@ -272,8 +272,8 @@ def test_logits_in_memory_are_refined_alike_however_little_memory_is_left(tmp_pa
 def test_small_object_rules_are_applied_and_counted(one):
     (plain,) = summary_of(one)["cases"]
     assert (plain["voxels_removed"], plain["voxels_filled"]) == (0, 0)
-    rules = ('keep_largest=["none", "each", "none", "none"]', "num_components=2", "min_component_ml=[0, 0, 0.05, 0]")
-    parameters = PostprocessParameters(("none", "each", "none", "none"), (0.0, 0.0, 0.05, 0.0), 2)
+    rules = ('keep_largest=["none", "each", "none", "none"]', "min_component_ml=[0, 0, 0.05, 0]")
+    parameters = PostprocessParameters(("none", "each", "none", "none"), (0.0, 0.0, 0.05, 0.0))
     expected = clean(load_nifti(one.output / "a.nii.gz"), parameters, float(np.prod(SPACING)) / 1000)
     (ruled,) = summary_of(one, *(item for rule in rules for item in ("--set", f"postprocess.{rule}")))["cases"]
     np.testing.assert_array_equal(load_nifti(one.output / "a.nii.gz"), expected.label_map)

@@ -3,25 +3,22 @@
 import json
 import re
 import stat
-import time
 from dataclasses import replace
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pytest
 from cli_helpers import errors, files_in, load_nifti, run_here, run_process
 from special_file_helpers import kind_of, make_pipe
-from training_helpers import FINER, phantom, shorten, write_cases
+from training_helpers import phantom, shorten, write_cases
 
 import crfrefine.cli.main
 from crfrefine.apps.demo.phantom import write_phantom
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.parameters.sections import PostprocessParameters
 from crfrefine.statistics.verdict import Outcome
 from crfrefine.train import fitting
 from crfrefine.train.device import choose_device
-from crfrefine.train.methods import ALL_MEASURED, MEASURED, METHODS, RULES, TRAINED, TRAINED_RULES, shown_methods
+from crfrefine.train.methods import MEASURED, METHODS
 
 SHORT = ("--folds", 2, "--num-iterations", 4)
 # For tests that do not look at the learned values: thetas that are learned have many starts, which take ten times as long.
@@ -114,7 +111,6 @@ def test_the_report_holds_what_was_found(trained, data):
     assert CrfParameters.from_dict(report["parameters"]) == CrfParameters.load(output)
     measured = {(line["case"], line["method"], line["region"], line["metric"]): line["value"] for line in report["measurements"]}
     assert len(measured) == 4 * len(MEASURED) * 2 * 6
-    assert not any(part["stopped_by_time"] for part in (report["final"], *(fold["fit"] for fold in report["folds"])))
     truth, network = load_nifti(data / "labels" / "case2.nii.gz") == 3, load_nifti(data / "logits" / "case2.nii.gz").argmax(-1) == 3
     by_hand = 2 * (truth & network).sum() / (truth.sum() + network.sum())
     assert measured["case2", "network", "cyst", "dice"] == pytest.approx(by_hand)
@@ -128,11 +124,11 @@ def test_the_same_seed_gives_the_same_file_at_any_number_of_threads_interrupted_
     arguments = ("train-crf", *named, "-o", tmp_path / "p.toml", *SHORT, *REGIONS, "-q", "--threads", 2)
     fit, calls = fitting.Fit.run, []
 
-    def interrupted(self, hooks):
+    def interrupted(self, stepped):
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return fit(self, hooks)
+        return fit(self, stepped)
 
     monkeypatch.setattr(fitting.Fit, "run", interrupted)
     with pytest.raises(crfrefine.cli.main._Stopped, match="--resume"):
@@ -149,53 +145,18 @@ def test_the_same_seed_gives_the_same_file_at_any_number_of_threads_interrupted_
 @pytest.mark.long
 @pytest.mark.usefixtures("short_trainings")
 @pytest.mark.parametrize("kind", ["right", "noise"])
-def test_where_no_crf_can_help_cases_held_out_are_no_worse_and_the_verdict_says_so(tmp_path, kind):
+def test_where_the_image_cannot_help_cases_held_out_are_no_worse_and_the_verdict_says_so(tmp_path, kind):
+    """Where the image is noise, a CRF still removes islands; where the logits are right already, nothing is left to it."""
     folder = write_cases(tmp_path / "data", 4, kind)
     result = run_here("train-crf", folder, "-o", tmp_path / "p.toml", *SHORT, status=0)
     rows = rows_of(result)
     # A third of a point, where the same training gains more than ten on images that help; 0 if no CRF is chosen, as is usual.
     assert float(rows["mean", "trained CRF"][2]) >= float(rows["mean", "network"][2]) - 0.003
     assert re.search("do not use it|Too few cases", result.stdout.splitlines()[-1])
-    assert "No CRF was better than the network alone" in head_of(tmp_path / "p.toml")
-    found = CrfParameters.load(tmp_path / "p.toml")
-    assert (found.bilateral[0].weight, found.mean_field.output_temperature) == (0.0, 1.0)
-
-
-def test_a_run_ends_regularly_when_its_time_is_up(data, tmp_path):
-    """Without the limit this run would take minutes."""
-    started = time.monotonic()
-    result = run_here("train-crf", data, "-o", tmp_path / "p.toml", "--folds", 2, "--num-iterations", 3000, "--max-minutes", 0.03, status=0)
-    assert time.monotonic() - started < 60
-    assert result.stdout.splitlines()[-1].startswith("verdict: Not tested: the time ran out before ")
-    assert "Not tested: the time ran out before " in head_of(tmp_path / "p.toml")
-    assert all(fold["fit"]["stopped_by_time"] for fold in json.loads((tmp_path / "p.report.json").read_text())["folds"])
-
-
-@pytest.mark.long
-@pytest.mark.usefixtures("short_trainings")
-def test_small_object_rules_are_chosen_if_asked_for(tmp_path):
-    """The networks see a false island of 3.5 ml in each case; `infer` does to it what the verdict is on."""
-    data = write_cases(tmp_path / "data", 4, **FINER)
-    for path in (data / "logits").iterdir():
-        volume = nib.load(path)
-        logits = np.asarray(volume.dataobj).copy()
-        logits[1:3, 1:4, 1:5, 1] = logits.max() + 5
-        nib.save(nib.Nifti1Image(logits, volume.affine), path)
-    groups, output = "weights,temperature,postprocess", tmp_path / "p.toml"
-    result = run_here("train-crf", data, "-o", output, *SHORT, "--set", "bilateral.theta_beta=0.1", "--learn", groups, status=0)
-    report = json.loads((tmp_path / "p.report.json").read_text())
-    assert report["options"]["learn"] == groups.split(",")
-    assert [method for region, method in rows_of(result) if region == "mean"] == list(shown_methods(ALL_MEASURED))
-    assert {line["method"] for line in report["measurements"]} == set(ALL_MEASURED)
-    assert (report["verdict"]["method"], report["verdict_without_postprocessing"]["method"]) == (TRAINED_RULES, TRAINED)
-    assert {row["method"] for row in report["comparison_with_small_object_rules"]} == {RULES, TRAINED_RULES}
-    rules = [PostprocessParameters(**report["small_object_rules"][name]) for name in ("trained", "network")]
-    assert CrfParameters.load(output).postprocess == rules[0]
-    assert PostprocessParameters() not in rules
-    assert all("small_object_rules" in fold for fold in report["folds"])
-    assert "postprocess: the small-object rules that are best on all cases" in head_of(output)
-    run_here("infer", "-i", data / "images", "-p", data / "logits", "-o", tmp_path / "out", "-c", output, "--allow-vanishing", status=0)
-    assert not load_nifti(tmp_path / "out" / "case1.nii.gz")[1:3, 1:4, 1:5].any()
+    if kind == "right":
+        assert "No CRF was better than the network alone" in head_of(tmp_path / "p.toml")
+        found = CrfParameters.load(tmp_path / "p.toml")
+        assert (found.bilateral[0].weight, found.mean_field.output_temperature) == (0.0, 1.0)
 
 
 @pytest.mark.usefixtures("short_trainings")
@@ -215,12 +176,10 @@ def test_what_is_not_learned_stays_as_given(data, tmp_path):
 REFUSED = {
     "--learn weights,thetas": "--learn: expected some of weights, compatibility, theta, temperature",
     "--learn ,": "got nothing",
-    "--set postprocess.decision=dice": "postprocess.decision = 'dice' cannot be trained with",
-    "--learn postprocess": "--learn: postprocess goes with a CRF that is learned; add some of weights, compatibility",
+    "--set postprocess.decision=dice": "postprocess.decision: this key is gone",
     "--regions core=1+9": "--regions core: label 9 is not among the logits' 0 to 3",
     "--regions core": "expected NAME=LABEL",
     "--device cuda:99": "NVIDIA GPU",
-    "--max-minutes 0": "--max-minutes: expected a positive number",
     "-c nowhere.toml": "no such file or preset",
     "-c {root}/start.toml -o {root}/start.toml": "would replace an input",
     "-o {root}": "ending in .toml",

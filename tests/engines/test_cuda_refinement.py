@@ -1,7 +1,5 @@
 """Cases refined on the GPU: the CPU's label maps, whatever is prepared before and asked afterwards; what is copied there and back."""
 
-from dataclasses import replace
-
 import cuda_shim
 import numpy as np
 import pytest
@@ -81,7 +79,6 @@ def test_a_case_of_any_kind_is_refined_as_on_the_cpu(gpu_engine, kind, monkeypat
 @pytest.mark.parametrize(
     "changes",
     [
-        {"postprocess.decision": "dice", "mean_field.output_temperature": 0.7},
         {"postprocess.keep_largest": "each", "bilateral.weight": 0.1, "spatial.weight": 0.0},
         {"volume.weight": 0.5, "volume.keep": "largest"},
     ],
@@ -89,10 +86,7 @@ def test_a_case_of_any_kind_is_refined_as_on_the_cpu(gpu_engine, kind, monkeypat
 def test_what_is_done_with_the_marginals_is_done(gpu_engine, changes, monkeypatch):
     use(gpu_engine, monkeypatch)
     case = case_of("box")
-    given = "logits"
-    if "postprocess.decision" in changes:
-        given, case = "probabilities", replace(case, logits=np.exp(case.logits) / np.exp(case.logits).sum(0))
-    found, expected = (refined(case, device, changes=changes, input_type=given) for device in ("cuda", "cpu"))
+    found, expected = (refined(case, device, changes=changes) for device in ("cuda", "cpu"))
     check_as_on_the_cpu(found, expected)
     assert (found.voxels_removed > 0) == ("postprocess.keep_largest" in changes)
 

@@ -59,9 +59,8 @@ def test_evaluate(tmp_path):
 
 SMALL_TRAINING = """
 from crfrefine.statistics import paired
-from crfrefine.train import baselines, checkpoint, report, starts
+from crfrefine.train import baselines, report, starts
 baselines.SCALING_STEPS = 3
-checkpoint.SAVE_SECONDS = 0.0
 starts.THETA_ALPHA_VOXELS, starts.THETA_BETAS, starts.WEIGHTS = (2.0,), (0.15,), (8.0,)
 report.draw_curves = lambda result: b"curves"
 paired.bootstrap_interval = lambda *_, **__: (0.0, 0.0)
@@ -69,7 +68,7 @@ paired.bootstrap_interval = lambda *_, **__: (0.0, 0.0)
 
 
 def test_train_crf(tmp_path):
-    """With a checkpoint as often as there can be one, so that runs go on from every place."""
+    """Runs go on from the last fold that was finished."""
     data = write_cases(tmp_path / "data", 2)
     output = tmp_path / "out"
     work = Work(

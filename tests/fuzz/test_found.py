@@ -28,12 +28,12 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
     checkpoint = module.Checkpoint(path, "d")
 
     def text(**changes):
-        state = {"parts": [], "screening": None, "current": None, "seconds": 1.0, **changes}
+        state = {"parts": [], "screening": None, "seconds": 1.0, **changes}
         return module.checkpoint_text("d", state)
 
     path.write_text(text())
     assert checkpoint.load() is not None
-    for damaged in (text(seconds=10**400), text(seconds="x" * 5000), text(parts=[{"halves": []}]), "[" * 100_000):
+    for damaged in (text(seconds=10**400), text(seconds="x" * 5000), text(parts=[{"fit": []}]), "[" * 100_000):
         path.write_text(damaged)
         with pytest.raises(InputError, match=r"c\.json: not a checkpoint of train-crf") as caught:
             checkpoint.load()

@@ -6,21 +6,19 @@ from crfrefine.apps.demo.phantom import NUM_LABELS, Phantom, make_phantom, write
 from crfrefine.cases.case import Case
 from crfrefine.io.volume import Volume
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.parameters.sections import IntensityParameters, PostprocessParameters
+from crfrefine.parameters.sections import IntensityParameters
 from crfrefine.runs.execution.threads import Workers
 from crfrefine.statistics.comparison import Measurement, ResultTable
 from crfrefine.train.baselines import VectorScaling
 from crfrefine.train.candidates import no_crf
 from crfrefine.train.checkpoint import Done, Part
 from crfrefine.train.crops import make_crop
-from crfrefine.train.dice_rival import DiceDecision
-from crfrefine.train.fitting import Fit, Hooks, Task
+from crfrefine.train.fitting import Fit, Task
 from crfrefine.train.folds import split_training
 from crfrefine.train.losses import make_loss
 from crfrefine.train.material import Material
 from crfrefine.train.options import LEARNABLE
-from crfrefine.train.small_objects import ChosenRules
-from crfrefine.train.starts import Schedule, Start, prepare
+from crfrefine.train.starts import Start, prepare
 
 GRID_SHAPE = (12, 11, 8)  # no two axes alike
 SPACING = (5.4, 5.5, 7.6)  # mm, nor two spacings
@@ -28,7 +26,6 @@ FINER = {"shape": (14, 13, 9), "spacing": (4.6, 4.7, 6.7)}  # the same anatomy, 
 LARGER = {"shape": (18, 15, 11), "spacing": (3.6, 4.1, 5.5)}  # or many more: a training takes twice as long with each
 SIZES = (NUM_LABELS, 2, 3)
 REGIONS = tuple((label,) for label in range(1, NUM_LABELS))
-SILENT = Hooks(lambda trajectory, loss, score: None, lambda state: None, lambda: False)
 
 
 def phantom(seed, kind="useful", *, shape=GRID_SHAPE, spacing=SPACING):
@@ -83,7 +80,7 @@ def crops(count, kind="useful", **grid):
 
 
 def material(cases, learn=LEARNABLE):
-    return Material(cases, make_loss("ce+dice", REGIONS, (0.7, 0.1, 0.1, 0.1)), REGIONS, learn, SIZES, seed=3)
+    return Material(cases, make_loss("ce+dice", REGIONS), REGIONS, learn, SIZES, seed=3)
 
 
 def start(theta_alpha, weight=4.0):
@@ -93,17 +90,18 @@ def start(theta_alpha, weight=4.0):
     return Start(f"theta_alpha {theta_alpha:g}", prepare(given, LEARNABLE, NUM_LABELS, 2))
 
 
-def fit(cases, *, num_optimizer_steps=6, hooks=SILENT):
-    split, schedule = split_training(range(len(cases)), seed=1), Schedule(num_optimizer_steps, rungs=((3, 1),))
-    with Workers(2) as workers:
-        return Fit(material(cases), Task("", split, [start(4.0), start(8.0)], schedule), workers).run(hooks)
+def silent(trajectory, loss, score):
+    """Show no step."""
+
+
+def fit(cases, *, num_optimizer_steps=6, threads=2):
+    task = Task("", split_training(range(len(cases)), seed=1), [start(4.0), start(8.0)], num_optimizer_steps)
+    with Workers(threads) as workers:
+        return Fit(material(cases), task, workers).run(silent)
 
 
 def half_done():
-    """What a run in the middle of its third part has kept."""
-    fit = no_crf(CrfParameters(), 0.7, (0.25, -0.5), histories={"a": [{"iteration": 0, "score": 0.1}]}, stopped_by_time=True)
-    rules = ChosenRules(PostprocessParameters(), PostprocessParameters(("none", "each"), (0.0, 0.3), fill_holes="foreground"))
-    found = {"measured": {"case1": {"network": {"core": {"dice": 0.1 + 0.2, "hd95_mm": 3.0}}}}, "rules": rules}
-    found |= {"scaling": VectorScaling(0.9, (0.1, -0.1)), "decision": DiceDecision(VectorScaling(1.4, (0.2, -0.2)))}
-    parts = (Part(halves=(fit, fit)), Part(fit=fit, **found), Part())
-    return Done(parts, screening=[[0.5, 0.25]], training={"rung": 1}, seconds=12.5)
+    """The finished work of a run in its third part."""
+    fit = no_crf(CrfParameters(), 0.7, (0.25, -0.5), histories={"a": [{"iteration": 0, "score": 0.1}]})
+    found = {"measured": {"case1": {"network": {"core": {"dice": 0.1 + 0.2, "hd95_mm": 3.0}}}}, "scaling": VectorScaling(0.9, (0.1, -0.1))}
+    return Done((Part(fit=fit), Part(fit=fit, **found), Part()), screening=[[0.5, 0.25]], seconds=12.5)

@@ -74,7 +74,7 @@ def test_what_is_written_reads_back_equal(numbers, positive):
         bilateral=BilateralParameters(first, positive, positive),
         spatial=SpatialParameters(first, positive),
         mean_field=MeanFieldParameters(7, positive / 2e6, positive, pair[0]),
-        postprocess=PostprocessParameters("each", positive, 3, "foreground"),
+        postprocess=PostprocessParameters("each", positive, "foreground"),
     )
     lists = CrfParameters(
         intensity=IntensityParameters(["none", "window", "percentile"], [pair, (1.0, 99.0)], [pair, (-3.5, 7.0)]),
@@ -82,7 +82,7 @@ def test_what_is_written_reads_back_equal(numbers, positive):
         spatial=SpatialParameters(numbers, [positive, 2.0]),
         compatibility=CompatibilityParameters("matrix", matrix),
         mean_field=MeanFieldParameters(bias=pair),
-        postprocess=PostprocessParameters(["foreground", "none", "each"], [positive, 0.0], [1, 99], ["none", "each"]),
+        postprocess=PostprocessParameters(["foreground", "none", "each"], [positive, 0.0], ["none", "each"]),
     )
     for parameters in (plain, lists):
         assert CrfParameters.from_toml(parameters.to_toml("a comment\nof two lines")) == parameters
@@ -173,8 +173,9 @@ def test_a_file_that_cannot_be_read_or_written_is_named(tmp_path):
         ("[postprocess]\nkeep_largest = ['each', 'none']", r"postprocess\.keep_largest\[0\]: expected one of none, foreground; got 'each'"),
         ("[postprocess]\nkeep_largest = ['none', 'foreground']", r"postprocess\.keep_largest\[1\]: expected one of none, each; got"),
         ("[postprocess]\nkeep_largest = []", r"postprocess\.keep_largest: the list is empty"),
-        ("[postprocess]\nnum_components = 2", r"postprocess\.num_components: only used with postprocess\.keep_largest, which is 'none'"),
-        ("[postprocess]\nkeep_largest = 'each'\nnum_components = 0", r"postprocess\.num_components: must be at least 1, got 0"),
+        ("[postprocess]\nnum_components = 1", r"postprocess\.num_components: this key is gone: keep_largest keeps one component"),
+        ("[postprocess]\ndecision = 'argmax'", r"postprocess\.decision: this key is gone: each voxel gets its likeliest label"),
+        ("[mean_field]\nprecision = 'half'", r"mean_field\.precision: this key is gone: everything is computed in single precision"),
         ("[postprocess]\nfill_holes = true", r"postprocess\.fill_holes: expected one of none, foreground, each; got True"),
         ("[postprocess]\nmin_component_ml = [0.0, -1]", r"postprocess\.min_component_ml\[1\]: must be at least 0, got -1"),
     ],
@@ -194,15 +195,6 @@ def test_values_are_checked_from_python_too():
     assert CrfParameters(bilateral=BilateralParameters(weight=2.0)).bilateral == (BilateralParameters(weight=2.0),)
     matrix = CompatibilityParameters("matrix", ((0.0, -1.0), (2.0, 0.0))).matrix
     assert matrix == ((0.0, -1.0), (2.0, 0.0)), "training may find asymmetric and negative ones"
-
-
-def test_half_precision_is_read_from_older_files_and_has_no_effect():
-    with pytest.warns(UserWarning, match=r'^mean_field\.precision = "half" has no effect: '):
-        found = CrfParameters.from_toml('[mean_field]\nprecision = "half"\nfilter = "grid"\n')
-    plain = CrfParameters().replace(**{"mean_field.filter": "grid"})
-    assert found != plain
-    assert found.resolve(3, 1, 3).kernels == plain.resolve(3, 1, 3).kernels
-    assert 'precision = "half"' in found.to_toml()
 
 
 def test_numpy_values_are_plain_numbers_afterwards():
@@ -329,13 +321,12 @@ def test_resolve_keeps_lists_in_their_order_and_drops_terms_without_weight():
         ("mean_field.bias", [0.5], "it has 1 value, but the case has 3 labels"),
         ("postprocess.min_component_ml", [0.0, 0.1], "it has 2 values, but the case has 3 labels"),
         ("postprocess.keep_largest", ["none", "each"], "it has 2 values, but the case has 3 labels; give one word for all"),
-        ("postprocess.num_components", [1] * 4, "it has 4 values, but the case has 3 labels"),
         ("postprocess.fill_holes", ["none"], "it has 1 value, but the case has 3 labels"),
         ("compatibility.matrix", [[0.0, 1.0], [1.0, 0.0]], "it is 2 x 2, but the case has 3 labels"),
     ],
 )
 def test_resolve_refuses_lists_of_the_wrong_length(key, value, message):
-    needed = {"compatibility.matrix": {"compatibility.kind": "matrix"}, "postprocess.num_components": {"postprocess.keep_largest": "each"}}
+    needed = {"compatibility.matrix": {"compatibility.kind": "matrix"}}
     with pytest.raises(ConfigError, match=f"^{re.escape(key)}: {message}"):
         CrfParameters().replace(**needed.get(key, {}), **{key: value}).resolve(num_labels=3, num_modalities=2, num_dims=3)
 

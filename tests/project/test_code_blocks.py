@@ -41,7 +41,7 @@ ELSEWHERE = {
 }
 """The beginning of a statement of a shell, and why it does not run here."""
 
-SHORT = {"train-crf": ("--num-iterations", "1", "--folds", "2", "--max-minutes", "0.02")}
+SHORT = {"train-crf": ("--num-iterations", "1", "--folds", "2")}
 """What is added to a command so that it takes no time."""
 
 

@@ -210,8 +210,6 @@ def test_wrong_arguments():
         refined(truth, image, mask=np.zeros(SHAPE))
     with pytest.raises(ConfigError, match=r"volume.match_input: keeps the volumes of a label map, and logits are not one"):
         crfrefine.refine(logits, image, spacing=SPACING, parameters=SHARP)
-    with pytest.raises(ConfigError, match=r"postprocess.decision: 'dice' chooses volumes"):
-        refined(truth, image, SHARP.replace(**{"postprocess.decision": "dice"}))
     with pytest.raises(ConfigError, match=r"volume.match_input: expected true or false, got 1"):
         SHARP.replace(**{"volume.match_input": 1})
 

@@ -69,9 +69,8 @@ def test_what_is_not_learned_of_the_calibration_stays(shifted):
 def test_the_best_start_is_tried_on_the_recalibrated_network_too():
     starts, base = [start(4.0), start(8.0)], start(6.0).parameters
     calibrated = replace(base, mean_field=replace(base.mean_field, temperature=1.5, bias=(1.0, 0.0, 0.0, -1.0)))
-    assert with_calibrated(starts, None) == starts
-    *same, added = with_calibrated(starts, calibrated)
-    assert same == starts
+    plain, added = with_calibrated(starts, calibrated)
+    assert plain == starts[0]
     assert added.name == "theta_alpha 4, recalibrated"
     assert added.parameters.bilateral == starts[0].parameters.bilateral
     assert added.parameters.mean_field == replace(starts[0].parameters.mean_field, temperature=1.5, bias=(1.0, 0.0, 0.0, -1.0))

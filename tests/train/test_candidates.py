@@ -9,10 +9,8 @@ from training_helpers import shorten, start, write_cases
 
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import VolumeParameters
-from crfrefine.train.between import mean_of, part_way
 from crfrefine.train.candidates import CALIBRATION, CRF, ONE_WEIGHT, UNTRAINED, VOLUMES, Candidate, Rivals, choose, pooled, variants
 from crfrefine.train.device import TrainingDevice
-from crfrefine.train.fitting import train
 from crfrefine.train.options import TrainingOptions, locate_folders
 from crfrefine.train.plan import make_plan
 from crfrefine.train.run import run_training
@@ -77,31 +75,16 @@ def test_trainings_on_other_cases_add_their_cases():
     assert pooled([]) == []
 
 
-def test_models_between_the_preset_and_the_trained_one_come_before_it():
-    """By the logarithms of bandwidths and temperature, by weights and biases themselves."""
-    untrained = CrfParameters().replace(**{"bilateral.theta_alpha": 2.0, "bilateral.weight": 4.0, "mean_field.temperature": 1.0})
-    trained = start(8.0).parameters.replace(
-        **{"bilateral.weight": [6.0, 2.0, 4.0, 8.0], "mean_field.temperature": 0.25, "mean_field.bias": [1.0, -1.0, 0.0, 0.5]}
-    )
-    found = variants(trained, Rivals(untrained=untrained))
-    assert [kind for kind, _ in found] == [UNTRAINED, "CRF, 0.5 of the way", "CRF, 0.75 of the way", CRF]
-    assert (found[0][1], found[-1][1]) == (untrained, trained)
+def test_gentler_models_come_before_the_trained_one():
+    untrained = CrfParameters().replace(**{"bilateral.theta_alpha": 2.0})
+    trained = start(8.0).parameters.replace(**{"bilateral.weight": [6.0, 2.0, 4.0, 8.0], "mean_field.bias": [1.0, -1.0, 0.0, 0.5]})
+    assert variants(trained, Rivals(untrained=untrained)) == [(UNTRAINED, untrained), (CRF, trained)]
     protected = variants(trained, Rivals(VOLUMES, untrained, prefers_first_volume=True))
-    names = [UNTRAINED, *(f"{ONE_WEIGHT}{way}, volume 0.5 largest" for way in (", 0.5 of the way", ", 0.75 of the way", "")), CRF]
-    assert [kind for kind, _ in protected] == [*names, f"{ONE_WEIGHT}, volume 0.75 largest"]
-    steady = protected[3][1]
-    assert (steady.bilateral[0].weight, steady.mean_field.bias) == (5.0, 0.0)
-    assert steady.volume == VOLUMES[0]
-    assert protected[1][1].bilateral[0].weight == pytest.approx(4.5)
-    assert protected[4] == (CRF, trained)
-    gentle = found[1][1]
-    assert gentle == part_way(untrained, trained, 0.5) == CrfParameters.from_toml(gentle.to_toml())
-    assert gentle.bilateral[0].weight == (5.0, 3.0, 4.0, 6.0)
-    assert gentle.bilateral[0].theta_alpha == pytest.approx(4.0)
-    assert gentle.bilateral[0].theta_beta == pytest.approx((0.005**0.5,) * 2, rel=1e-5)  # six digits, as a file has
-    assert gentle.mean_field.temperature == pytest.approx(0.5)
-    assert gentle.mean_field.bias == (0.5, -0.5, 0.0, 0.25)
-    assert part_way(untrained, trained, 0.75).mean_field.temperature == pytest.approx(0.25**0.75, rel=1e-5)
+    names = [UNTRAINED, f"{ONE_WEIGHT}, volume 0.5 largest", CRF, f"{ONE_WEIGHT}, volume 0.75 largest"]
+    assert [kind for kind, _ in protected] == names
+    gentle = protected[1][1]
+    assert (gentle.bilateral[0].weight, gentle.mean_field.bias, gentle.volume) == (5.0, 0.0, VOLUMES[0])
+    assert protected[2] == (CRF, trained)
 
 
 def options(root, **changes):
@@ -122,42 +105,19 @@ def test_volume_terms_are_tried_on_every_device(tmp_path):
     assert "volume" in own.learn
 
 
-def test_the_mean_of_two_models():
-    """Is half of the way between them; models that differ in anything else than what is learned have none."""
-    changes = {"bilateral.weight": (2.0, 4.0), "bilateral.theta_alpha": 3.0, "mean_field.bias": (0.25, -0.25)}
-    first = start(4.0).parameters.replace(**changes)
-    last = first.replace(**{"bilateral.weight": (4.0, 5.0), "bilateral.theta_alpha": 12.0, "mean_field.temperature": 2.0})
-    assert mean_of(first, last) == part_way(first, last, 0.5)
-    assert mean_of(first, last).bilateral[0].theta_alpha == pytest.approx(6.0)
-    for change in ({"spatial.weight": 2.0}, {"volume.weight": 0.5}, {"mean_field.num_iterations": 3}):
-        assert mean_of(first, last.replace(**change)) is None
-    assert mean_of(first, last.replace(bilateral=last.bilateral * 2)) is None
-
-
-def test_a_run_takes_the_mean_of_two_halves_of_the_kind_that_all_cases_choose(tmp_path, monkeypatch):
-    """Each was measured on cases that it had not seen; a training on both would be measured on none.
-
-    A volume term that is chosen is in the folds' parameters, in the file, and in the labels that were measured.
-    """
+def test_the_kind_that_is_chosen_is_written(tmp_path, monkeypatch):
+    """A volume term that is chosen is in the folds' parameters, in the file, and in the labels that were measured."""
     shorten(monkeypatch)
     write_cases(tmp_path / "data", 6)
-    halves = []
     kind = f"{ONE_WEIGHT}, volume 0.75 largest"
-    for module in ("fitting", "cross_validation", "run"):
+    for module in ("fitting", "run"):
         monkeypatch.setattr(f"crfrefine.train.{module}.choose", lambda found: next(one for one in found if one.kind == kind))
-    monkeypatch.setattr("crfrefine.train.cross_validation.train", lambda *given: halves.append(train(*given)) or halves[-1])
     result = run_training(options(tmp_path, num_optimizer_steps=2))
-    assert len(halves) == 2 * len(result.folds)
-    for number, fold in enumerate(result.folds):
-        fit = fold.tuned.fit
-        assert fit.kind == kind
-        first, last = (next(one for one in half.candidates if one.kind == kind) for half in halves[2 * number : 2 * number + 2])
-        assert first.parameters != last.parameters
-        assert fit.parameters.replace(**{"mean_field.output_temperature": 1.0}) == mean_of(first.parameters, last.parameters)
-        assert fit.gains == (*first.gains, *last.gains)
-        assert {name.split(":")[0] for name in fit.histories} == {"half 1", "half 2"}
-        assert fit.parameters.volume == VolumeParameters(0.75, "largest")
+    for fold in result.folds:
+        assert not set(fold.split.training) & set(fold.split.deciding)
+        assert fold.tuned.fit.kind == kind
+        assert fold.tuned.fit.parameters.volume == VolumeParameters(0.75, "largest")
     assert CrfParameters.load(tmp_path / "params.toml").volume == VolumeParameters(0.75, "largest")
     assert "volume.weight: trained, 0.75; folds 0.75 to 0.75" in (tmp_path / "params.toml").read_text()
     report = json.loads((tmp_path / "params.report.json").read_text())
-    assert kind in [one["kind"] for one in report["final"]["candidates"]]
+    assert kind in [candidate["kind"] for candidate in report["final"]["candidates"]]

@@ -16,7 +16,6 @@ from crfrefine.train.measuring import measure_methods
 from crfrefine.train.tuned import Tuned
 
 WITH_LARGEST = {methods.with_largest(name) for name in methods.RIVALS}
-WITH_RULES = {methods.with_rules(name) for name in methods.RIVALS}
 
 
 def check(measured, gains, method, baseline, rivals, unbeaten):
@@ -54,20 +53,10 @@ def test_the_preset_is_measured_as_infer_runs_it():
     regions = {str(label): (label,) for label in range(1, len(case.logits))}
     parameters = CrfParameters().replace(**{"intensity.normalization": "zscore", "bilateral.theta_beta": 0.5})
     fitted = FitResult("start", parameters, 0.0, 0.0, (), 0)
-    found = measure_methods(case, regions, Tuned(fitted, VectorScaling(1.0, (0.0,) * len(case.logits)), 0.0, "each"), "cpu", 1)
+    found = measure_methods(case, regions, Tuned(fitted, VectorScaling(1.0, (0.0,) * len(case.logits)), "each"), "cpu", 1)
     options = {"spacing": case.spacing, "input_type": "logits"}
     for name, keep in ((methods.DEFAULT, "none"), (methods.with_largest(methods.DEFAULT), "each")):
         preset = CrfParameters().replace(**{"postprocess.keep_largest": keep})
         labels = refine(case.logits, case.image, parameters=preset, allow_vanishing=True, **options).label_map
         assert found[name] == measure_case(labels, case.labels, regions, case.spacing, metrics=methods.METRICS)
         assert found[name] not in (found[methods.NETWORK], found[methods.TRAINED])
-
-
-def test_rivals_of_a_crf_with_rules_have_rules_too():
-    """Here the recalibration with rules is as good as the CRF with them."""
-    gains = {methods.TRAINED: 0.02, methods.LARGEST: 0.02, methods.TRAINED_LARGEST: 0.05}
-    gains |= {methods.RULES: 0.01, methods.TRAINED_RULES: 0.06, methods.with_rules(methods.SCALING): 0.06}
-    measured = methods.ALL_MEASURED
-    rivals = {*WITH_RULES, methods.LARGEST, methods.RULES}
-    told = check(measured, gains, methods.TRAINED_RULES, methods.NETWORK, rivals, {methods.with_rules(methods.SCALING)})
-    assert told.startswith("The trained CRF with small-object rules helps.")

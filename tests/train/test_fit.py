@@ -6,20 +6,19 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from training_helpers import LARGER, REGIONS, SILENT, SIZES, SPACING, crops, fit, material, start
+from training_helpers import LARGER, REGIONS, SIZES, SPACING, crops, fit, material, silent, start
 
 from crfrefine.base.plain import from_plain, to_plain
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.execution.threads import Workers
-from crfrefine.train.baselines import Scores, smoothed, smoothing_scores
-from crfrefine.train.between import rounded
+from crfrefine.train.baselines import Scores
 from crfrefine.train.candidates import FitResult
-from crfrefine.train.fitting import Fit, Hooks, Task
+from crfrefine.train.fitting import Fit, Task
 from crfrefine.train.folds import split_training
 from crfrefine.train.model import Model, mean_dice, network_score
 from crfrefine.train.options import LEARNABLE
 from crfrefine.train.screening import choose_starts, screen
-from crfrefine.train.starts import Schedule, Start, make_starts, without_crf
+from crfrefine.train.starts import Start, make_starts, rounded, without_crf
 from crfrefine.train.trajectory import Trajectory
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
@@ -32,9 +31,7 @@ def useful():
 
 @pytest.fixture(scope="module")
 def whole(useful):
-    """A training that nothing stops: its result, and its state after each part."""
-    states = []
-    return fit(useful[:3], hooks=Hooks(lambda *_: None, lambda state: states.append(json.dumps(state)), lambda: False)), states
+    return fit(useful[:3])
 
 
 def mean_gain(parameters, cases):
@@ -47,15 +44,15 @@ def mean_gain(parameters, cases):
 
 def test_training_improves_cases_that_it_has_not_seen(useful, whole):
     """What decides is the gain of the parameters as a file holds them: `infer` reproduces what was measured."""
-    result, _ = whole
+    result = whole
     assert not result.is_network
     # The phantom's labels differ in intensity, so that a CRF gains many points; a tenth of that would be a doubtful success.
     assert mean_gain(result.parameters, useful[3:]) > max(0.05, mean_gain(start(8.0).parameters, useful[3:]))
     read = CrfParameters.from_toml(result.parameters.to_toml())
     assert rounded(read) == read == result.parameters
-    assert mean_gain(read, useful[:3]) == pytest.approx(result.score - result.network_score, abs=1e-12)
+    deciding = [useful[case] for case in split_training(range(3), seed=1).deciding]
+    assert mean_gain(read, deciding) == pytest.approx(result.score - result.network_score, abs=1e-12)
     assert from_plain(FitResult, json.loads(json.dumps(to_plain(result)))) == result
-    assert not result.stopped_by_time
 
 
 def test_no_crf_is_the_outcome_where_logits_are_right():
@@ -71,20 +68,22 @@ def test_a_weight_near_zero_can_be_reached_and_left(kind, weight, grid):
     """From 0 the CRF grows where it helps; where labels are single voxels, those of the labels shrink to a fraction."""
     (crop,) = crops(1, kind, **grid)
     loss = material([crop]).loss
-    trajectory = Trajectory(start(6.0, weight=weight), ("weights",), SIZES, Schedule(100))
+    trajectory = Trajectory(start(6.0, weight=weight), ("weights",), SIZES, 100)
     for _ in range(7):
         trajectory.step(trajectory.model.gradient(crop, loss, 1).gradients, 0.0)
     weights = trajectory.model.to_parameters().bilateral[0].weight
     assert min(weights) > 0.3 if kind == "useful" else max(weights[1:]) < 0.1
 
 
-def test_a_restored_training_ends_with_the_same_bits(useful, whole):
-    """Stopped in the second start of the first rung; on another number of threads."""
-    expected, states = whole
-    split, schedule = split_training(range(3), seed=1), Schedule(6, rungs=((3, 1),))
-    with Workers(1) as workers:
-        again = Fit(material(useful[:3]), Task("", split, [start(4.0), start(8.0)], schedule), workers, json.loads(states[5]))
-        assert again.run(SILENT) == expected
+def test_a_training_has_the_same_bits_on_another_number_of_threads(useful, whole):
+    assert fit(useful[:3], threads=1) == whole
+
+
+def test_of_starts_that_are_only_tried_the_best_is_trained(useful):
+    task = Task("", split_training(range(3), seed=1), [start(40.0), start(8.0)], 2, trains_best=True)
+    with Workers(2) as workers:
+        found = Fit(material(useful[:3]), task, workers).run(silent)
+    assert {name: len(history) for name, history in found.histories.items()} == {"theta_alpha 40": 1, "theta_alpha 8": 3}
 
 
 def test_cases_without_foreground_decide_for_no_crf_without_a_warning():
@@ -132,18 +131,6 @@ def test_starts_are_chosen_on_the_cases_of_the_fold_alone(useful):
     assert choose_starts(starts, table, [0, 1, 2], (2,), 1)[0].name == "theta_alpha 40"
 
 
-def test_smoothing_is_chosen_where_it_helps():
-    rough, right = crops(2), crops(2, "right")
-    sigmas = (0.0, 2.0, 4.0)
-    with Workers(2) as workers:
-        assert smoothing_scores(material(rough), sigmas, workers).best([0]) == 2.0
-        assert smoothing_scores(material(right), sigmas, workers).best([0, 1]) == 0.0
-    crop = rough[0]
-    assert smoothed(crop.logits, 0.0, crop.spacing) is crop.logits
-    along_x = smoothed(crop.logits.astype(np.float32), 1.0, (1e9, 1e9, 1e-12))
-    assert np.ptp(along_x, axis=3).max() < 0.1 * np.ptp(crop.logits), "far wider than the grid"
-
-
 def test_the_prior_pulls_values_back_to_where_they_began(useful):
     """Its gradient is that of squared logarithms: zero at the start, and along a value's logarithm twice the distance."""
     model = Model(start(8.0).parameters, LEARNABLE, SIZES)
@@ -158,7 +145,7 @@ def test_the_prior_pulls_values_back_to_where_they_began(useful):
     assert all(not gradient.any() for gradient in gradients.values())
     shared, moved = material(useful), []
     for prior in (0.0, 10.0):
-        trajectory = Trajectory(start(8.0), LEARNABLE, SIZES, Schedule(4), prior=prior)
+        trajectory = Trajectory(start(8.0), LEARNABLE, SIZES, 4, prior=prior)
         for _ in range(4):
             trajectory.step(trajectory.model.gradient(useful[0], shared.loss, 1).gradients, 0.0)
         moved.append(sum(float(((now - then) ** 2).sum().detach()) for now, then in zip(trajectory.model.positions(), origin, strict=True)))
@@ -172,8 +159,8 @@ def test_the_volume_term_is_learned_where_asked():
     cases = crops(3)
     shared = material(cases, ("volume",))
     with Workers(2) as workers:
-        fit = Fit(shared, Task("", split_training(range(3), seed=1), [begin], Schedule(1, rungs=())), workers)
-        assert 0.0 < abs(fit.run(SILENT).parameters.volume.weight - 0.5) < 0.2
+        fit = Fit(shared, Task("", split_training(range(3), seed=1), [begin], 1), workers)
+        assert 0.0 < abs(fit.run(silent).trained.volume.weight - 0.5) < 0.2
     others = {"mean_field.bias": [1.0, -9.0, 0.0, 3.0], "postprocess.keep_largest": "each", "postprocess.min_component_ml": 2.0}
     nothing = without_crf(begin.parameters.replace(**others))
     assert nothing.volume.weight == 0.0

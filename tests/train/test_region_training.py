@@ -60,8 +60,8 @@ def test_the_loss_is_the_mean_of_the_binary_losses():
         expected = []
         for channel, members in zip(log_odds, SCHEME.labels, strict=True):
             inside = torch.tensor([int(int(label) in members) for label in labels])
-            expected.append(float(make_loss(name, [(1,)], (0.5, 0.5))(torch.stack([torch.zeros_like(channel), channel]), inside)))
-        assert float(make_region_loss(name, SCHEME, FREQUENCIES)(log_odds, labels)) == pytest.approx(np.mean(expected), rel=1e-12)
+            expected.append(float(make_loss(name, [(1,)])(torch.stack([torch.zeros_like(channel), channel]), inside)))
+        assert float(make_region_loss(name, SCHEME)(log_odds, labels)) == pytest.approx(np.mean(expected), rel=1e-12)
 
 
 def test_a_crop_holds_what_may_be_in_a_region(monkeypatch):
@@ -82,7 +82,7 @@ def test_the_model_labels_as_refine_does(weight, learn):
     assert crop.mask.all()
     refined = crfrefine.refine(case.logits, case.image, spacing=case.spacing, parameters=parameters, regions=SCHEME)
     counts = np.bincount(refined.label_map.ravel(), minlength=4)
-    score = Model(parameters, learn, (3, *SIZES[1:])).score(crop, make_region_loss("ce+dice", SCHEME, FREQUENCIES), threads=2)
+    score = Model(parameters, learn, (3, *SIZES[1:])).score(crop, make_region_loss("ce+dice", SCHEME), threads=2)
     np.testing.assert_allclose(score.confusion.sum(0), counts, atol=2)
     assert np.abs(np.bincount(refined.network_label_map.ravel(), minlength=4) - counts).max() > 4, "the CRF changes more than that"
 
@@ -91,7 +91,7 @@ def test_gradients_are_those_of_differences():
     """With a weight per region and shared bandwidths; the sums are exact, since a truncated kernel's reach jumps with its bandwidth."""
     case = as_case(phantom(0, shape=(9, 8, 10), spacing=(7.2, 7.6, 6.1)))
     crop = make_crop(dataclasses.replace(case, network=log_odds_of(case.logits), regions=SCHEME), IntensityParameters())
-    loss = make_region_loss("ce+dice", SCHEME, FREQUENCIES)
+    loss = make_region_loss("ce+dice", SCHEME)
     exact = PARAMETERS.replace(**{"mean_field.filter": "exact", "mean_field.bias": [0.3, -0.2, 0.4], "bilateral.theta_alpha": 12.0})
     model = Model(exact, ("weights", "theta", "temperature", "bias"), (3, *SIZES[1:]))
     found = dict(zip([name for name, _ in model.learned], model.gradient(crop, loss, 2).gradients, strict=True))
@@ -112,7 +112,7 @@ def test_gradients_are_those_of_differences():
 def test_the_biases_of_regions_are_not_centered():
     """A constant in all biases of a softmax changes nothing; in those of regions it moves every border."""
     shifted = [dataclasses.replace(crop_of(seed), logits=crop_of(seed).logits - np.float16(2.0)) for seed in range(2)]
-    shared = Material(shifted, make_region_loss("ce+dice", SCHEME, FREQUENCIES), SCHEME.labels, ("bias",), (3, *SIZES[1:]), seed=1)
+    shared = Material(shifted, make_region_loss("ce+dice", SCHEME), SCHEME.labels, ("bias",), (3, *SIZES[1:]), seed=1)
     with Workers(2) as workers:
         scaling = fit_scaling(shared, split_training(range(2), seed=1).seen, workers)
         found = calibrate(shared, (0,), PARAMETERS.replace(**{"mean_field.temperature": 0.9}), workers)

@@ -172,8 +172,7 @@ class CaseRefiner:
             return None
         # Statistics of intensities are those of the whole case.
         image = self._normalized_image(parameters, mask)[(slice(None), *box)]
-        postprocess = PostprocessParameters(decision=parameters.postprocess.decision)
-        plain = replace(parameters, intensity=NORMALIZED, postprocess=postprocess)
+        plain = replace(parameters, intensity=NORMALIZED, postprocess=PostprocessParameters())
         network: Network
         if isinstance(case.network, LabelMap):
             labels = case.network.labels[box]

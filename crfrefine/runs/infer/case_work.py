@@ -238,4 +238,4 @@ def _may_stream(settings: CaseSettings) -> bool:
 
     parameters = settings.options.parameters
     leaves_out = parameters.mean_field.label_threshold > 0 and parameters.volume.weight == 0
-    return get_backend(settings.device).name == "cpu" and leaves_out and parameters.postprocess.decision == "argmax"
+    return get_backend(settings.device).name == "cpu" and leaves_out
