@@ -179,5 +179,5 @@ def _evaluate(study: Study, home: Path, method: str, baselines: Sequence[str], o
 
     compared = [word for name in baselines for word in ("--baseline", f"{name}={maps(name)}")]
     words = [maps(method), study.data / "labels", "--name", method, *compared, "-i", study.data / "images"]
-    words += [*study.region_options, *study.grid_options, *options, "--processes", study.threads, "--strict", "--continue", "-o", folder]
+    words += [*study.region_options, *study.grid_options, *options, "--processes", study.threads, "--strict", "-o", folder]
     crfrefine("evaluate", *words, log=folder / "standard_output.txt")

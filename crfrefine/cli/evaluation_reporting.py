@@ -27,31 +27,26 @@ _NARROW = {"difference": ("", "change"), "p (Holm)": ("p", "(Holm)"), "better/eq
 class EvaluationReporter(RunReporter, EvaluationObserver):
     """Shows a run: a live bar on a terminal, else one plain line per case; VERBOSE adds the assumptions about each case."""
 
-    _kept = _num_cases = 0
+    _num_cases = 0
 
     def _describe_rest(self) -> str:
-        done = f"{self._kept} of {self._num_cases} cases are measured; run again with --continue for the rest"
-        return done if self._num_cases else ""
+        return "nothing is written" if self._num_cases else ""
 
     def run_started(self, evaluation: Evaluation) -> None:
         """Print the amount of work."""
         self._num_cases = num_cases = len(evaluation.pairs)
         num_processes = evaluation.num_processes
-        reused = f", {len(evaluation.results)} measured before" if evaluation.results else ""
-        self._say(f"{num_cases} case{'s' * (num_cases != 1)}{reused}; {num_processes} process{'es' * (num_processes != 1)}")
+        self._say(f"{num_cases} case{'s' * (num_cases != 1)}; {num_processes} process{'es' * (num_processes != 1)}")
         self._start(num_cases, counts=True)
 
     def case_ended(self, result: CaseResult) -> None:
         """Print the outcome of a case."""
         self._ended += 1
-        self._kept += not result.failures
-        is_reused = result.status == "reused"
         for failure in result.failures:
             who = "" if failure.part is None else f"{failure.part}: "
             self._say_failure(result.case_id, f"case {result.case_id!r}: {who}{failure.message}", failure.traceback)
-        if self._bar is None and not result.failures and not (is_reused and self._verbosity < VERBOSE):
-            how = "measured before" if is_reused else f"{result.seconds:.2f} s"
-            self._say(f"[{self._ended}/{self._num_cases}] {result.case_id}: {how}")
+        if self._bar is None and not result.failures:
+            self._say(f"[{self._ended}/{self._num_cases}] {result.case_id}: {result.seconds:.2f} s")
         for warning in result.warnings:
             method = warning.partition(":")[0]
             if self._verbosity >= VERBOSE or method not in self._known:

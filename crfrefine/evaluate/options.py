@@ -13,7 +13,7 @@ from crfrefine.base.option import MAX_THREADS, Option, parse_path
 from crfrefine.base.text import listed, shorten, shorten_value
 from crfrefine.errors import ConfigError, InputError
 
-METRICS_NAME, SUMMARY_NAME, REPORT_NAME, CASES_NAME = "metrics.csv", "summary.json", "report.html", "cases"
+METRICS_NAME, SUMMARY_NAME, REPORT_NAME = "metrics.csv", "summary.json", "report.html"
 """Names in the output folder."""
 
 DEFAULT_NAME = "prediction"
@@ -107,7 +107,6 @@ class EvaluationOptions:
             "Interpolate predictions and images that are on another grid of the same world; otherwise they are an error.",
         ),
     ] = False
-    resume: Annotated[bool, Option("--continue --resume", "Reuse cases with the files and options of an earlier run.")] = False
     report: Annotated[bool, Option("--report/--no-report", "Whether to write report.html.", show_default=True)] = True
     fail_fast: Annotated[
         bool,

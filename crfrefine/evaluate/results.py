@@ -266,7 +266,6 @@ def _subject(method: str) -> str:
 
 
 EvaluationObserver = Observer[Evaluation, CaseResult]
-"""At the start of the run, the evaluation has the reused results of an earlier run."""
 
 _NOTHING = np.zeros((1, 1, 1), bool)
 _EMPTY = measure_masks(_NOTHING, _NOTHING, (1.0, 1.0, 1.0))

@@ -1,4 +1,4 @@
-"""The run of `crfrefine evaluate`: pair the cases, reuse earlier results, measure the rest in processes, write the results."""
+"""The run of `crfrefine evaluate`: pair the cases, measure them in processes, write the results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from crfrefine.cases.region_reading import RegionReading, find_regions
 from crfrefine.errors import CrfRefineError
 from crfrefine.evaluate.learned import cases_learned_on
 from crfrefine.evaluate.measuring import measure_pair
-from crfrefine.evaluate.options import CASES_NAME, METRICS_NAME, REPORT_NAME, SUMMARY_NAME, EvaluationOptions, check_options
+from crfrefine.evaluate.options import METRICS_NAME, REPORT_NAME, SUMMARY_NAME, EvaluationOptions, check_options
 from crfrefine.evaluate.outputs import write_html, write_tables
 from crfrefine.evaluate.pairing import pair_cases
 from crfrefine.evaluate.records import CaseResult, Job, Settings
@@ -34,7 +34,7 @@ def run_evaluation(options: EvaluationOptions, observer: EvaluationObserver | No
 
     Raises:
         CrfRefineError: the run is impossible (no case, contradictory options, no place to write), or a case failed with `fail_fast`.
-        KeyboardInterrupt: passed on; the results so far are kept for `resume`.
+        KeyboardInterrupt: passed on; nothing is written.
     """
     started = time.perf_counter()
     observer = observer or EvaluationObserver()
@@ -81,29 +81,20 @@ def _channels(options: EvaluationOptions, notes: list[str]) -> dict[str, RegionR
 
 
 def _measure(evaluation: Evaluation, observer: EvaluationObserver) -> None:
-    """Fill in the results of the evaluation, in the order of the cases; each is saved in its own file as soon as it is measured."""
-    options = evaluation.options
-    folder = options.output / CASES_NAME
-    check_writable(folder)
-    jobs = [Job(pair, evaluation.settings, folder / f"{pair.case_id}.json") for pair in evaluation.pairs]
-    for job in jobs:
-        check_replaceable(job.file)
-    found = {job.case_id: earlier for job in jobs if options.resume and (earlier := job.earlier()) is not None}
-    evaluation.results = list(found.values())
+    """Fill in the results of the evaluation, in the order of the cases."""
+    check_writable(evaluation.options.output)
+    jobs = [Job(pair, evaluation.settings) for pair in evaluation.pairs]
     observer.run_started(evaluation)
     for note in (*([evaluation.left_out_text] if evaluation.left_out else []), *evaluation.notes):
         observer.note(note)
-    for result in evaluation.results:
-        observer.case_ended(result)
-    to_measure = [job for job in jobs if job.case_id not in found]
-    with closing(map_in_processes(measure_pair, to_measure, evaluation.num_processes)) as outcomes:
+    found = {}
+    with closing(map_in_processes(measure_pair, jobs, evaluation.num_processes)) as outcomes:
         for job, outcome in outcomes:
             result = outcome if isinstance(outcome, CaseResult) else CaseResult(job.case_id)
             if isinstance(outcome, Exception):
                 result.fail(describe_failure(outcome))
-            job.keep(result)
             found[job.case_id] = result
             observer.case_ended(result)
-            if result.failures and options.fail_fast:
+            if result.failures and evaluation.options.fail_fast:
                 raise StoppedError(f"stopped at case {result.case_id!r} (--fail-fast): {result.failures[0].message}")
     evaluation.results = [found[job.case_id] for job in jobs]

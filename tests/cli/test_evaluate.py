@@ -350,7 +350,7 @@ def test_the_report_shows_cases_with_and_without_an_image(tmp_path, monkeypatch)
     assert "case 'case1': shown without case1_0000.nii.gz: " in result.stderr
     assert result.stderr.count("shown without") == 1, "the other modalities are on the grid"
     assert "no image of 1 of 3 cases, such as case2" in result.stderr
-    assert files_in(study.output) == ["cases", "metrics.csv", "report.html", "summary.json"]
+    assert files_in(study.output) == ["metrics.csv", "report.html", "summary.json"]
     page = (study.output / "report.html").read_text(encoding="utf-8")
     assert all(text in page for text in ("Too few cases. n = 3", "whole", str(images)))
     assert page.count('class="picture"') == 3

@@ -59,7 +59,7 @@ def test_channels_become_a_label_map_and_are_calibrated(tmp_path):
         assert np.isnan([found[case, name, "brier", "prediction"] for name in ("1", "all")]).all(), "no channel is label 1 alone"
     assert result.stdout.count("whole") > 0
     (study.after / "dataset.json").write_text(json.dumps({**DESCRIPTION, "regions_class_order": [2, 2]}))
-    assert run_here(*study.arguments, "--continue").status == 0
+    assert run_here(*study.arguments).status == 0
     assert found["case0", "1", "dice", "prediction"] > 0 == read_metrics(study.output)["case0", "1", "dice", "prediction"]
 
 

@@ -1,7 +1,7 @@
 """kill -9 at random moments of every command that writes, several times on one output: the rest makes it what an undisturbed run makes.
 
 `tests/cli/test_interrupt.py` has the polite signals and the kill while a file is written, `tests/io/test_leftovers.py` whose temporary
-files are removed, `tests/cli/test_evaluate_resume.py` killed worker processes.
+files are removed, `tests/cli/test_evaluate_stopped.py` killed worker processes.
 """
 
 import json
@@ -53,7 +53,7 @@ def write_old(folder, *names):
 
 def test_evaluate(tmp_path):
     study = write_study(tmp_path)
-    work = Work([option for option in study.arguments if option != "--no-report"], outputs=[study.output], resume=["--continue"])
+    work = Work([option for option in study.arguments if option != "--no-report"], outputs=[study.output])
     check_kills(work, tmp_path, seed=4)
 
 

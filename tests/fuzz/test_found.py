@@ -6,20 +6,6 @@ import pytest
 
 from crfrefine.cases.nnunet import PREDICTION_ARGUMENTS, find_cases_to_refine
 from crfrefine.errors import InputError
-from crfrefine.evaluate.records import from_json
-
-
-def test_values_of_an_earlier_evaluation_that_cannot_be_are_measured_again(tmp_path):
-    measured = {"case": "a", "fingerprint": {}, "seconds": 1.0, "warnings": [], "notes": [], "values": {"prediction": {"1": {"dice": 0.5}}}}
-    path = tmp_path / "case.json"
-    path.write_text(json.dumps(measured))
-    assert from_json(path, {}) is not None
-    for change in (
-        *({"seconds": 10**400}, {"seconds": float("inf")}, {"values": {"prediction": {"1": {"dice": 10**400}}}}),
-        *({"notes": [None]}, {"warnings": [1]}, {"case": ["a"]}),
-    ):
-        path.write_text(json.dumps({**measured, **change}))
-        assert from_json(path, {}) is None, change
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):

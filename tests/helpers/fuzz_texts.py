@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import math
 import os
 import shutil
 from functools import cache
@@ -22,7 +21,6 @@ from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.manifest import read_manifest
 from crfrefine.cases.region_reading import find_regions
 from crfrefine.errors import CrfRefineError, InputError
-from crfrefine.evaluate.records import from_json
 from crfrefine.metrics.regions import parse_region, read_regions
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.toml import parse_override
@@ -33,10 +31,6 @@ _BRATS = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}
 _DESCRIPTION = {"channel_names": {"0": "T1", "1": "FLAIR"}, "labels": {**_BRATS, "ignore": 4}, "file_ending": ".nii.gz"}
 _DECATHLON = {"modality": {"0": "MRI"}, "labels": {"0": "background", "1": "Anterior"}, "training": [{"image": "a", "label": "b"}]}
 _ARGUMENTS = {"list_of_lists_or_source_folder": "images", "output_folder_or_list_of_truncated_output_files": "out"}
-_MEASURED = {
-    **{"case": "a", "fingerprint": {"version": "1", "files": [["a", 1, 2]]}, "seconds": 0.5, "warnings": [], "notes": ["a note"]},
-    "values": {"prediction": {"1": {"dice": 0.5, "hd95_mm": None}}},
-}
 _RECORD = {
     **{"case_id": "a", "status": "done", "output": "out/a.nii.gz", "times": {"compute": 0.5}, "written": "2026-01-01T00:00:00"},
     **{"run": "0", "num_iterations": 5, "converged": True, "energy": [1.0, None], "filters": ["grid"]},
@@ -60,7 +54,6 @@ _CONTENTS = {
         {"labels": {"background": 0, "a": 1}, "regions": {"all": [1]}, "channel_names": ["CT"]},
     ),
     "regions.json": ({"whole": [1, 2, 3, 4], "core": "1+3+4", "enhancing": 4}, {"labels": {"a": 1, "b": [1, 2]}, "regions": {"c": [2]}}),
-    "case.json": (_MEASURED,),
     "plans.json": ({"dataset_name": "Dataset004_Hippocampus", "plans_name": "nnUNetPlans", "image_reader_writer": "SimpleITKIO"},),
     "splits_final.json": ([{"train": ["a", "b"], "val": ["c"]}, {"train": ["c"], "val": ["a", "b"]}],),
     "predict_from_raw_data_args.json": (
@@ -93,15 +86,6 @@ def _read_description(path, rng):
 
 def _read_regions(path, rng):
     assert all(region.name and all(0 < label <= 65535 for label in region.labels) for region in read_regions(path))
-
-
-def _read_measured(path, rng):
-    found = from_json(path, _MEASURED["fingerprint"])
-    if found is None:
-        raise CrfRefineError("measured again")
-    assert all(isinstance(value, float) for rows in found.values.values() for row in rows.values() for value in row.values())
-    assert all(isinstance(text, str) for text in (found.case_id, *found.notes, *found.warnings))
-    assert math.isfinite(found.times["measure"])
 
 
 def _read_nnunet(path, rng):
@@ -226,7 +210,6 @@ def text_targets():
     """The readers of texts and tables."""
     yield Target("dataset.json", _make("dataset.json"), _read_description, names_file=False)
     yield Target("regions.json", _make("regions.json"), _read_regions)
-    yield Target("case.json", _make("case.json"), _read_measured, names_file=False)
     nnunet = ("plans.json", "predict_from_raw_data_args.json", "splits_final.json", "dataset.json")
     yield Target("nnunet", _make(*nnunet), _read_nnunet, names_file=False)
     yield Target("checkpoint.json", lambda rng: {"c.json": wrong_somewhere(_trained(), rng)}, _read_checkpoint)
