@@ -49,7 +49,7 @@ chosen="threads or zeros or streamed"
 sanitizer=libtsan.so
 # ThreadSanitizer looks at the files that have such tests alone: what others import takes longer under it than the tests.
 words=$(echo "$chosen" | sed 's/ or /|/g')
-files=$(cd "$root" && grep -lE "^def test_\w*($words)" tests/engines/test_[!c]*.py tests/engines/test_channel*.py tests/refinement/*.py)
+files=$(cd "$root" && grep -lE "^def test_\w*($words)" tests/engines/test_[!c]*.py tests/refinement/*.py)
 if [ "$name" = address ]; then
   sanitizer=libasan.so
   files="tests/engines tests/refinement"
