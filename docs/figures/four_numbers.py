@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from scene import INK, PICTURES, gray, new_figure, phantom_slice, save, show
+from drawing import INK, gray, new_figure, save, show
+from scene import PICTURES, phantom_slice
 
 ROWS = (
     ("bilateral.weight", "bilateral__weight", (0.5, 5.0, 300.0)),

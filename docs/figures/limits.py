@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+from drawing import gray, new_figure, save, show
 from numpy.typing import NDArray
-from scene import PICTURES, Scene, gray, new_figure, save, show
+from scene import PICTURES, Scene
 from scipy.ndimage import gaussian_filter
 
 SHAPE, SPACING = (56, 64), (1.0, 1.0)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from scene import COLORS, PICTURES, Scene, gray, new_figure, phantom_slice, save, show, style
+from drawing import COLORS, gray, new_figure, save, show, style
+from scene import PICTURES, Scene, phantom_slice
 from scipy.special import softmax
 
 STEPS = (1, 2, 5)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +14,6 @@ from crfrefine.metrics.counts import OverlapCounts, dice
 
 ROOT = Path(__file__).resolve().parents[2]
 PICTURES = ROOT / "docs" / "pictures"
-# How the examples draw. Figures take it from here, since the path must be there first.
-sys.path.insert(0, str(ROOT / "examples"))
-figures = importlib.import_module("figures")
-COLORS, FAINT, INK, PAPER = figures.COLORS, figures.FAINT, figures.INK, figures.PAPER
-gray, new_figure, save, show, style = figures.gray, figures.new_figure, figures.save, figures.show, figures.style
 
 PARAMETERS = crfrefine.CrfParameters().replace(
     **{"bilateral.weight": 5.0, "bilateral.theta_alpha": 2.5, "bilateral.theta_beta": 0.1, "mean_field.tolerance": 0.0}

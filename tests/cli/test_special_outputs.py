@@ -51,17 +51,6 @@ def test_tables_and_report_do_not_take_the_place_of_a_pipe(tmp_path):
         pipe.unlink()
 
 
-def test_the_values_of_a_case_are_not_kept_in_a_pipe(tmp_path):
-    """Reading them back would wait for ever."""
-    study = write_study(tmp_path, 2)
-    (study.output / "cases").mkdir(parents=True)
-    pipe = make_pipe(study.output / "cases" / "case1.json")
-    for options in ((), ("--continue",)):
-        result = run_here(*study.arguments, *options, status=1)
-        assert f"{pipe}: cannot be written: it is a device, pipe or socket" in result.stderr
-        assert kind_of(pipe) == stat.S_IFIFO
-
-
 def test_a_full_disk_keeps_the_old_summary(folders, small_disk):
     summary, converted = small_disk / "summary.json", small_disk / "logits.mhd"
     olds = (summary, converted, converted.with_suffix(".zraw"))
