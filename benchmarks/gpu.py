@@ -105,7 +105,13 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
-    what = {"step": options.step, "workload": options.workload, "way": options.way, "mode": os.environ.get("CRFREFINE_CUDA", "all")}
+    what = {
+        "step": options.step,
+        "workload": options.workload,
+        "way": options.way,
+        "device": options.device,
+        "mode": os.environ.get("CRFREFINE_CUDA", "all"),
+    }
 
     def keep(found: dict[str, Any]) -> None:
         append(options.output, {**what, **found})

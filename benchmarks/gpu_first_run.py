@@ -100,6 +100,7 @@ def calls(lines: Path, record: Path, wheels: Sequence[Path], unpacked: Path) -> 
             gpu(50, "time", "Lm-fine"),
             gpu(40, "time", "Lm-1.5mm", "truncated"),
             gpu(40, "refine", "Lm-1.5mm"),
+            gpu(60, "refine", "Lm-1.5mm", "--device", "torch:cuda"),
             [_ncu([sys.executable, "-u", HERE / "gpu.py", "time", "Lm", "--once"])],
         ],
     }

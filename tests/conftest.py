@@ -4,6 +4,7 @@ import subprocess
 
 import pytest
 from cuda_shim import shim_backend
+from oracles import torch64
 
 import crfrefine.engines
 from crfrefine.engines import get_backend
@@ -13,7 +14,7 @@ ON_GPU = pytest.param("cuda", marks=pytest.mark.gpu)
 
 
 def _load(name, monkeypatch):
-    table = (*crfrefine.engines._TABLE, ("cuda-shim", lambda _: shim_backend()))
+    table = (("cuda-shim", lambda _: shim_backend()), ("torch", lambda _: torch64()), *crfrefine.engines._TABLE)
     monkeypatch.setattr(crfrefine.engines, "_TABLE", table)
     try:
         return get_backend(name)
@@ -21,18 +22,18 @@ def _load(name, monkeypatch):
         pytest.skip(str(error))
 
 
-@pytest.fixture(params=["reference", "cpu", "cuda-shim", ON_GPU])
+@pytest.fixture(params=["torch", "cpu", "cuda-shim", ON_GPU])
 def backend(request, monkeypatch):
     """Every backend in turn: a test that takes this fixture is written once and must hold for all of them.
 
-    `cuda-shim` is the GPU engine with its kernels compiled as C++; `cuda` needs a GPU.
+    `cuda-shim` is the GPU engine with its kernels compiled as C++; `cuda` needs a GPU; `torch` computes in float64.
     """
     return _load(request.param, monkeypatch)
 
 
 @pytest.fixture(params=["cpu", "cuda-shim", ON_GPU])
 def compiled_backend(request, monkeypatch):
-    """Those to be compared with the reference."""
+    """Those to be compared with plain tensor operations."""
     return _load(request.param, monkeypatch)
 
 

@@ -15,7 +15,7 @@ from crfrefine.errors import BackendUnavailableError, ConfigError
 if TYPE_CHECKING:
     from crfrefine.engines.base import Backend
 
-DEVICES = ("auto", "cpu", "cuda", "cuda:N", "reference")
+DEVICES = ("auto", "cpu", "cuda", "cuda:N", "torch", "torch:cuda", "torch:cuda:N")
 
 
 def get_backend(device: str) -> Backend:
@@ -23,7 +23,8 @@ def get_backend(device: str) -> Backend:
 
     Args:
         device: "auto" (the GPU if there is one and CuPy is installed, else the CPU; warns if both are there but do not work),
-            "cpu", "cuda" (the first GPU, the same backend as "cuda:0"), "cuda:N", or "reference" for the slow float64 model.
+            "cpu", "cuda" (the first GPU, the same backend as "cuda:0"), "cuda:N", or "torch", "torch:cuda" and "torch:cuda:N" for plain
+            tensor operations of PyTorch, which are slower.
 
     Raises:
         BackendUnavailableError: the device has no engine in this build.
@@ -70,15 +71,17 @@ def _cuda_backend(number: int) -> Backend:
 os.register_at_fork(after_in_child=_cuda_backend.cache_clear)
 
 
-def _reference(_: str) -> Backend:
-    from crfrefine.engines.reference.engine import ReferenceBackend
-
-    return ReferenceBackend()
+def _torch(device: str) -> Backend:
+    try:
+        from crfrefine.engines.torch.engine import TorchBackend
+    except ImportError as error:
+        raise BackendUnavailableError(f"--device torch needs PyTorch ({error}): pip install 'crfrefine[train]'") from error
+    return TorchBackend(device.partition(":")[2] or "cpu")
 
 
 _TABLE: tuple[tuple[str, Callable[[str], Backend]], ...] = (
     (r"auto", _auto),
     (r"cpu", _cpu),
     (r"cuda(:[0-9]{1,9})?", _cuda),
-    (r"reference", _reference),
+    (r"torch(:cuda(:[0-9]{1,9})?)?", _torch),
 )

@@ -71,7 +71,7 @@ def refine(
         regions: overlapping regions, one sigmoid channel each, as of nnU-Net's region-based training: each is refined as a problem of two
             labels on the same kernels, and together they become the label map. A dictionary of names and their labels, pairs of these, or a
             RegionScheme. None: the channels are labels, together one softmax.
-        device: "auto", "cpu", "cuda", "cuda:N" or "reference"; "auto" is the CPU, with a note, if volumes are to be kept.
+        device: "auto", "cpu", "cuda", "cuda:N", "torch" or "torch:cuda"; "auto" is the CPU, with a note, if volumes are to be kept.
         threads: CPU threads; None: the cores this process may use.
         progress: called as progress(stage, step, num_steps) between stages; may raise to stop.
         again: for programs that refine one case with ever new parameters (`crfrefine.refinement.refining_again`); None: nothing is kept.

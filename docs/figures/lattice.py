@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
+from drawing import COLORS, FAINT, INK, PAPER, new_figure, save, style
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from numpy.typing import NDArray
-from scene import COLORS, FAINT, INK, PAPER, PICTURES, new_figure, save, style
+from scene import PICTURES
 
-from crfrefine.engines.reference.lattice import Lattice, elevate, enclosing_simplex, simplex_keys
+from crfrefine.engines.torch.filters import Lattice, elevate, enclosing_simplex
 
 POSITION, INTENSITY = 5.0, 0.22
 """Bandwidths."""
@@ -21,17 +23,24 @@ def signal() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return positions, np.where(positions < 19.5, 0.25, 0.75) + rng.normal(0, 0.07, 40)
 
 
+def corners_of(features: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Coordinates of the three corners around each of N points, (N, 3, 3)."""
+    remainder0, rank = (found.numpy() for found in enclosing_simplex(elevate(torch.as_tensor(features))))
+    remainder = np.arange(3)
+    step = np.where(rank[:, None, :] < 3 - remainder[:, None], remainder[:, None], remainder[:, None] - 3)
+    return np.asarray(remainder0[:, None, :] + step)
+
+
 def plane(keys: NDArray[np.int64]) -> NDArray[np.float64]:
     """Where vertices (K, 3) of the lattice lie in the plane of the features, (K, 2)."""
-    embedding = elevate(np.eye(2))
+    embedding = elevate(torch.eye(2, dtype=torch.float64)).numpy()
     return np.asarray(keys @ np.linalg.pinv(embedding))
 
 
 def triangles(axes: Axes) -> None:
     """The lattice around the points."""
     grid = np.stack(np.meshgrid(np.linspace(-2, 10, 160), np.linspace(-2, 7, 160)), -1).reshape(-1, 2)
-    remainder0, rank = enclosing_simplex(elevate(grid))
-    corners = np.unique(simplex_keys(remainder0, rank).reshape(len(grid), -1), axis=0).reshape(-1, 3, 3)
+    corners = np.unique(corners_of(grid).reshape(len(grid), -1), axis=0).reshape(-1, 3, 3)
     sides = [plane(corner)[[0, 1, 2, 0]] * (POSITION, INTENSITY) for corner in corners]
     axes.add_collection(LineCollection(sides, colors=FAINT, linewidths=0.5, alpha=0.5))
     axes.set(xlim=(-3, 42), ylim=(-0.05, 1.08))
@@ -51,12 +60,13 @@ def draw() -> None:
     rng = np.random.default_rng(5)
     values = np.clip(np.where(positions < 19.5, 0.15, 0.85) + rng.normal(0, 0.22, 40), 0, 1)
     features = np.stack([positions / POSITION, intensities / INTENSITY], axis=1)
-    lattice = Lattice(features)
-    carried = np.stack([values, np.ones_like(values)], axis=1)
-    splatted = lattice.splat(carried)
-    blurred = lattice.blur(splatted)
-    sliced = lattice.slice_(blurred)
-    vertices = plane(np.array([(*key, -sum(key)) for key in lattice.keys]))
+    lattice = Lattice(torch.as_tensor(features))
+    at_vertices = lattice.splat(torch.as_tensor(np.stack([values, np.ones_like(values)], axis=1)))
+    splatted, at_corners = at_vertices.numpy(), lattice.blur(at_vertices)
+    blurred, sliced = at_corners.numpy(), lattice.slice_(at_corners).numpy()
+    keys = np.zeros((lattice.num_vertices, 3), np.int64)
+    keys[lattice.vertices.numpy()] = corners_of(features)
+    vertices = plane(keys)
     figure = new_figure(10.4, 7.4, "A permutohedral lattice of two dimensions: position and intensity")
     panels = figure.subplots(2, 2)
     titles = (

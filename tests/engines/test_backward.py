@@ -4,7 +4,7 @@ import cuda_shim
 import numpy as np
 import pytest
 from cuda_shim import shim_backend, watched_backend
-from oracles import GRADIENTS, kernel_set
+from oracles import GRADIENTS, kernel_set, torch64
 from strict_device import StrictDevice
 
 from crfrefine.engines import get_backend
@@ -119,7 +119,7 @@ def test_float64_gradients_agree_with_dense_matrices(compiled_backend, num_dims,
     """Sums over pairs agree to rounding; the lattice keeps its weights in 16 bits, half a 65535th off each."""
     problem = Problem(num_dims, normalization=normalization, filter_name=filter_name, masked=masked, per_label=per_label)
     tolerance = 5e-4 if filter_name == "lattice" else 1e-10
-    assert_close(problem.gradients(compiled_backend), problem.gradients(get_backend("reference")), tolerance)
+    assert_close(problem.gradients(compiled_backend), problem.gradients(torch64()), tolerance)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_any_number_of_labels_has_its_gradients_on_a_gpu(num_labels, dtype, per_
     given = {"num_labels": num_labels, "per_label": per_label, "masked": masked, "is_potts": is_potts}
     is_single = dtype == np.float32
     found = Problem(3, dtype=dtype, **given).gradients(watched_backend() if is_single else shim_backend())
-    expected = Problem(3, **given).gradients(get_backend("reference"))
+    expected = Problem(3, **given).gradients(torch64())
     tolerance = 1e-4 if is_single else 1e-11
     assert_close(found, expected, tolerance, of_theta=20 * tolerance)
 
@@ -237,7 +237,7 @@ def test_any_number_of_labels_has_its_gradients_on_a_gpu(num_labels, dtype, per_
 def test_strong_weights_have_their_gradients(compiled_backend):
     """Six steps, in some of which the energy rises: rounding grows from step to step."""
     problem = Problem(3)
-    runs = [problem.forward(one, 6, weights=8.0 * problem.values["weights"]) for one in (compiled_backend, get_backend("reference"))]
+    runs = [problem.forward(one, 6, weights=8.0 * problem.values["weights"]) for one in (compiled_backend, torch64())]
     found, expected = (problem.backward(*run) for run in runs)
     assert_close(found, expected, 1e-9, of_theta=2e-8)
 

@@ -13,7 +13,7 @@ import time
 
 import numpy as np
 import pytest
-from oracles import grid_kernel, one_kernel, random_case
+from oracles import grid_kernel, one_kernel, random_case, torch64
 
 import crfrefine
 from crfrefine.engines import get_backend
@@ -51,7 +51,7 @@ def test_the_lattice_is_the_transcribed_one(compiled_backend, num_dims, num_moda
     case = random_case(num_dims, num_modalities, masked=masked, grid_shape=shape)
     spec = one_kernel((theta_alpha,) * num_dims, (0.19,) * num_modalities, filter="lattice")
     arguments = (_values(case), GridImage(case.image, case.mask, case.spacing), spec)
-    result, expected = (engine.message(*arguments) for engine in (compiled_backend, get_backend("reference")))
+    result, expected = (engine.message(*arguments) for engine in (compiled_backend, torch64()))
     assert np.abs(result - expected).max() < 6e-5 * np.abs(expected).max()
 
 
@@ -126,7 +126,7 @@ def test_an_interrupt_is_noticed_while_the_engine_works(tmp_path):
     assert "KeyboardInterrupt" in errors
 
 
-@pytest.mark.parametrize("device", ["cpu", "reference"])
+@pytest.mark.parametrize("device", ["cpu", "torch"])
 def test_the_order_of_axes_in_memory_does_not_move_the_lattice(device):
     """A file's arrays have x fastest, a tensor's z: cells that depended on it would change labels from one to the other.
 

@@ -8,10 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from oracles import GRIDS, SPACINGS, Case, brute_force_kernel, normalize_kernel, one_kernel, random_case, rms
+from oracles import GRIDS, SPACINGS, Case, brute_force_kernel, normalize_kernel, one_kernel, random_case, rms, torch64
 from scipy.ndimage import gaussian_filter
 
-from crfrefine.engines import get_backend
 from crfrefine.engines.grid_image import GridImage
 from crfrefine.errors import ConfigError
 
@@ -192,4 +191,4 @@ def test_the_automatic_choice_is_accurate_at_any_bandwidth(compiled_backend):
 def test_the_reference_has_no_grid_filter():
     case = Case(np.zeros((3, *GRIDS[3])), np.zeros((2, *GRIDS[3]), np.float32), None, SPACINGS[3])
     with pytest.raises(ConfigError, match=r"mean_field\.filter.*grid.*--device cpu"):
-        _message(get_backend("reference"), case, _values(case), 1.0, 0.1, filter="grid")
+        _message(torch64(), case, _values(case), 1.0, 0.1, filter="grid")

@@ -88,7 +88,7 @@ def test_a_label_map_in_place_of_logits_names_the_input_type(labels, image):
         refined(labels.astype(np.float64), image, input_type="auto")
 
 
-@pytest.mark.parametrize(("device", "changes"), [("cpu", {}), ("cpu", {"mean_field.label_threshold": 0.0}), ("reference", {})])
+@pytest.mark.parametrize(("device", "changes"), [("cpu", {}), ("cpu", {"mean_field.label_threshold": 0.0}), ("torch", {})])
 def test_a_kernel_may_be_far_wider_than_the_grid(changes, device):
     """From a thousand times the grid on all its weights are 1 to single precision: nothing depends on its width, nor does the memory."""
     rng = np.random.default_rng(0)

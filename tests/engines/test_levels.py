@@ -13,7 +13,7 @@ pytestmark = pytest.mark.long
 ROOT = Path(__file__).resolve().parents[2]
 
 # Short tests of each filter, forward and backward, of tiles and of shared channels.
-CHOSEN = "(brute_force or threads or documented or transcribed or zeros) and not cuda and not reference"
+CHOSEN = "(brute_force or threads or documented or transcribed or zeros) and not cuda and not torch"
 
 
 @pytest.mark.parametrize("level", LEVELS[:-1])

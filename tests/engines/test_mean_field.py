@@ -63,7 +63,7 @@ def test_a_bias_is_that_of_the_logits(backend, filter_name, masked):
     """To the bit inside the mask, energy and all."""
     case = random_case(3, masked=masked)
     changes = {"mean_field__temperature": 1.7, "mean_field__filter": filter_name, "mean_field__tolerance": 1e-4}
-    dtype = np.float64 if backend.name == "reference" else np.float32  # in which the logits are shifted
+    dtype = np.float64 if backend.name == "torch" else np.float32  # in which the logits are shifted
     bias = [0.375, -1.25, 0.75]
     shifted = case.logits.astype(dtype) + np.array(bias, dtype)[:, None, None, None]
     found = _run(backend, case, resolve(case, mean_field__bias=bias, **changes))

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from oracles import kernels_of, main_bodies, random_case, resolve, scores_of, softmax
+from oracles import kernels_of, main_bodies, random_case, resolve, scores_of, softmax, torch64
 from scipy.optimize import root
 
 from crfrefine import CrfParameters, refine
@@ -145,7 +145,7 @@ def test_float64_agrees_with_the_reference(compiled_backend, num_labels, keep):
     settings = {"mean_field__temperature": 0.9, "bilateral__weight": list(rng.uniform(0.5, 3.0, num_labels))}
     model = resolve(case, volume__weight=0.8, volume__keep=keep, **settings)
     logits, by_out, found = case.logits.astype(np.float64), rng.normal(size=case.logits.shape), []
-    for backend in (get_backend("reference"), compiled_backend):
+    for backend in (torch64(), compiled_backend):
         kernels = backend.kernels(GridImage(case.image.astype(np.float64), case.mask, case.spacing), model.kernels)
         tape = kernels.forward(logits, model.mean_field)
         found.append((tape, kernels.backward(tape, logits, by_out, wants_image=True)))
@@ -164,7 +164,7 @@ def test_the_rule_for_stopping_counts_the_biases(compiled_backend, keep, num_lab
     weights = list(np.random.default_rng(5).uniform(1.0, 10.0, num_labels))
     settings = {"bilateral__weight": weights, "mean_field__tolerance": 1e-3, "mean_field__num_iterations": 30}
     model = resolve(case, volume__weight=0.9 if keep == "expected" else 1.0, volume__keep=keep, **settings)
-    expected, found = (backend.mean_field(case.logits, case.grid, model) for backend in (get_backend("reference"), compiled_backend))
+    expected, found = (backend.mean_field(case.logits, case.grid, model) for backend in (torch64(), compiled_backend))
     assert expected.converged
     assert 5 < expected.num_iterations < 30
     assert (found.num_iterations, found.converged) == (expected.num_iterations, True)

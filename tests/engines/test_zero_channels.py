@@ -83,7 +83,5 @@ def test_the_end_of_a_run_receives():
         mask, values = np.zeros(shape, bool), np.zeros((2, *shape), np.float32)
         mask[..., 0] = mask[..., begin : begin + 16] = mask[..., begin + 19] = True
         values[..., begin + 19] = 1.0
-        found, expected = (
-            get_backend(name).message(values, GridImage(image, mask, (1.0, 1.4, 0.3)), spec) for name in ("cpu", "reference")
-        )
+        found, expected = (get_backend(name).message(values, GridImage(image, mask, (1.0, 1.4, 0.3)), spec) for name in ("cpu", "torch"))
         np.testing.assert_allclose(found, expected, atol=1e-5)

@@ -10,6 +10,7 @@ import os
 
 import numpy as np
 import pytest
+import torch
 from fuzz_engine import engine_targets
 from fuzz_worker import fuzz
 from hypothesis import HealthCheck, given, settings
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from crfrefine.arrays.intensity import kernel_features
 from crfrefine.engines.compiled import load_engine
-from crfrefine.engines.reference import lattice as reference
+from crfrefine.engines.torch.filters import elevate
 from crfrefine.errors import BackendUnavailableError
 
 NUM_EXAMPLES = int(os.environ.get("CRFREFINE_TEST_EXAMPLES", "0"))
@@ -82,7 +83,7 @@ def check_tiles(passes, features):
     assert (vertices % size == np.arange(size)[None, :, None]).all()
     assert (vertices.max(axis=1) - vertices.min(axis=1) == size - 1).all()
     reproduced = np.einsum("nk,nki->ni", weight / weight.sum(axis=1, keepdims=True), vertices)
-    elevated = reference.elevate(np.pad(features, ((0, 0), (size - 1 - features.shape[1], 0))))[voxel]
+    elevated = elevate(torch.as_tensor(np.pad(features, ((0, 0), (size - 1 - features.shape[1], 0))))).numpy()[voxel]
     # Weights have 16 bits, and the engine's points single precision.
     np.testing.assert_allclose(reproduced, elevated, atol=size**2 / WEIGHT_UNIT + 1e-6 * np.abs(elevated).max())
 

@@ -172,3 +172,10 @@ def kernel_set(bilateral, theta_gamma, *, num_labels=2, num_iterations=1, **sett
 def rms(difference):
     """Root mean square."""
     return float(np.sqrt(np.mean(np.square(difference, dtype=np.float64))))
+
+
+def torch64():
+    """The model in plain tensor operations, in float64 whatever the image has."""
+    from crfrefine.engines.torch.engine import TorchBackend
+
+    return TorchBackend("cpu", "float64")

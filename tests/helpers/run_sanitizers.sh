@@ -68,4 +68,4 @@ exec $fixed env "LD_PRELOAD=$(library $sanitizer) $(library libstdc++.so)" \
   "TSAN_OPTIONS=halt_on_error=1:exitcode=66:suppressions=$helpers/tsan_suppressions.txt" \
   "PYTHONPATH=$site" PYTHONSAFEPATH=1 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 CRFREFINE_CPU_LEVEL=baseline \
   "$bin/python" -m pytest -v --no-header --capture=sys -p no:cacheprovider -p no:xdist \
-  -m "not long" -k "($chosen) and not cuda and not reference" $files
+  -m "not long" -k "($chosen) and not cuda and not torch" $files

@@ -47,7 +47,7 @@ HOMES = {
     "starlette": {"apps.tune.server"},
     "uvicorn": {"apps.tune.server"},
     # engines.cuda.torch_memory: only for tensors, whose stream and memory it takes; they bring PyTorch with them.
-    "torch": {"engines.cuda.torch_memory", "layer", "monai", "train"},
+    "torch": {"engines.cuda.torch_memory", "engines.torch", "layer", "monai", "train"},
 }
 
 

@@ -102,7 +102,7 @@ def test_tiles_agree_with_the_reference(shape, with_matrix):
     case = make_case(3, shape, 5, with_mask=True)
     model = {"bilateral.weight": 0.0, "spatial.weight": 3.0, "spatial.theta_gamma": 1.1, "mean_field.tolerance": 0.0}
     parameters = CrfParameters().replace(**model, **(matrix(3, 5) if with_matrix else {}))
-    tiles, reference = refine(case, parameters, 1e-4), refine(case, parameters, 0.0, device="reference")
+    tiles, reference = refine(case, parameters, 1e-4), refine(case, parameters, 0.0, device="torch")
     np.testing.assert_allclose(tiles.marginals, reference.marginals, atol=3 * 5 * 1e-4)
     np.testing.assert_allclose(tiles.energy, reference.energy, rtol=1e-3)
 

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 import threading
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from crfrefine.base.array_types import Float32
-from crfrefine.engines.base import NO_CONTEXT, Backend, MeanFieldResult, RunContext
+from crfrefine.engines import host
+from crfrefine.engines.base import NO_CONTEXT, MeanFieldResult, RunContext
 from crfrefine.engines.cpu import CpuBackend
 from crfrefine.engines.cuda.device import Device, active_for, capacity, check_memory, grouped, num_row_groups, padded_channels, row_width
 from crfrefine.engines.cuda.kernel_set import build_filter, normalized
 from crfrefine.engines.cuda.kernels import CudaKernels
 from crfrefine.engines.cuda.memory import build_bytes, run_bytes
 from crfrefine.engines.cuda.voxels import Voxels
-from crfrefine.engines.reference.engine import ReferenceBackend
 from crfrefine.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
@@ -33,12 +34,11 @@ class CudaBackend:
         self.device = device
         self.name = device.name
         self._lock = threading.Lock()  # one case at a time: each may need all of the memory
-        try:
-            host: Backend = CpuBackend()
-        except BackendUnavailableError:  # a checkout without the compiled engine: numpy gives the same answers, more slowly
-            host = ReferenceBackend()
-        # Computed on the host, like the rest.
+        # Computed on the host.
         self.label_map, self.softmax, self.channel_ranges = host.label_map, host.softmax, host.channel_ranges
+        with suppress(BackendUnavailableError):  # without the compiled engine numpy gives the same answers, more slowly
+            cpu = CpuBackend()
+            self.label_map, self.softmax, self.channel_ranges = cpu.label_map, cpu.softmax, cpu.channel_ranges
 
     def kernels(self, image: GridImage, spec: KernelSetSpec, context: RunContext = NO_CONTEXT) -> CudaKernels:
         """Build the kernels of a model on one image; see `Backend.kernels`. The number of threads has no effect here.

@@ -11,7 +11,7 @@ from crfrefine.base.array_types import Float64
 from crfrefine.engines.cuda.device import precision
 from crfrefine.engines.cuda.sums import Products, Sums
 from crfrefine.engines.cuda.voxels import Voxels
-from crfrefine.engines.reference.volume import LAST_CHANGE, VolumeTerm
+from crfrefine.engines.volume_term import LAST_CHANGE, VolumeTerm
 
 if TYPE_CHECKING:
     from crfrefine.parameters.specs import MeanFieldSpec

@@ -10,7 +10,7 @@ from crfrefine.base.array_types import Bool, Float64
 from crfrefine.engines.cuda.device import precision
 from crfrefine.engines.cuda.volume import MassSums
 from crfrefine.engines.cuda.voxels import Voxels
-from crfrefine.engines.reference.volume import VolumeTerm
+from crfrefine.engines.volume_term import VolumeTerm
 
 if TYPE_CHECKING:
     from crfrefine.parameters.specs import MeanFieldSpec

@@ -102,7 +102,9 @@ class InferenceOptions:
             "Interpolate logits, masks and label maps that are on another grid of the same world; otherwise they are an error.",
         ),
     ] = False
-    device: Annotated[str, Option("--device", "Where to compute.", "auto|cpu|cuda|cuda:N", parse_device, show_default=True)] = "auto"
+    device: Annotated[str, Option("--device", "Where to compute.", "auto|cpu|cuda|torch|torch:cuda", parse_device, show_default=True)] = (
+        "auto"
+    )
     threads: Annotated[
         int | None,
         Option("--threads", "CPU threads. Default: the cores this process may use.", "N", limits=(1, MAX_THREADS)),

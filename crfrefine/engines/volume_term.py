@@ -32,19 +32,6 @@ class VolumeTerm:
     target: Float64  # (L,), V, sums to the number of voxels
     slack: float  # inverse of the term's strength; 0: masses are kept exactly
 
-    @classmethod
-    def of_network(cls, marginals: Float64, slack: float, *, counts: bool) -> VolumeTerm:
-        """Create the term that keeps the masses of the network's output.
-
-        Args:
-            marginals: (N, L), softmax of the logits over the temperature, where the term applies.
-            slack: inverse of the term's strength.
-            counts: whether numbers of voxels are kept, not sums of marginals.
-        """
-        if counts:
-            return cls(np.bincount(marginals.argmax(axis=1), minlength=marginals.shape[1]).astype(np.float64), slack)
-        return cls(marginals.sum(axis=0), slack)
-
     def energy(self, masses: Float64) -> float:
         """Return the term's energy, the divergence of the masses (L,) from those to keep; 0 if they are kept exactly."""
         if self.slack == 0.0:
@@ -52,25 +39,11 @@ class VolumeTerm:
         masses, target = masses + PSEUDO_VOXELS, self.target + PSEUDO_VOXELS
         return float((masses * np.log(masses / target)).sum()) / self.slack
 
-    def balance(self, x: Float64, start: Float64) -> Float64:
-        """Return the bias per label that balances the masses, (L,), with mean 0.
-
-        Args:
-            x: (N, L), log-marginals without the bias.
-            start: (L,), where the search starts.
-        """
-
-        def masses_of(bias: Float64) -> tuple[Float64, Float64]:
-            scores = np.exp(x + bias - (x + bias).max(axis=1, keepdims=True))
-            return sums_of(scores / scores.sum(axis=1, keepdims=True))
-
-        return self.search(masses_of, start, LAST_CHANGE)
-
     def search(self, masses_of: Callable[[Float64], tuple[Float64, Float64]], start: Float64, last_change: float) -> Float64:
         """Return the bias per label that balances the masses, (L,), with mean 0, for marginals that are elsewhere.
 
         Args:
-            masses_of: masses (L,) and their covariance (L, L), for a bias, as from `sums_of`; called once per Newton step.
+            masses_of: masses (L,) and their covariance (L, L), for a bias; called once per Newton step.
             start: (L,), where the search starts.
             last_change: size in nats of a Newton step that is the last one.
         """
@@ -78,7 +51,7 @@ class VolumeTerm:
         for _ in range(MAX_PASSES):
             masses, covariance = masses_of(bias)
             balanced = self._balanced(bias)
-            change = -np.linalg.solve(self._curvature(covariance, balanced), masses + PSEUDO_VOXELS - balanced)
+            change = -np.linalg.solve(self.curvature(covariance, balanced), masses + PSEUDO_VOXELS - balanced)
             # Sun and Tran-Dinh 2019: with this length a Newton step never overshoots, from wherever it starts.
             size = max(1.0, self.slack) * float(np.ptp(change))
             bias = bias + change * (np.log1p(size) / size if size > 0.0 else 1.0)
@@ -87,29 +60,17 @@ class VolumeTerm:
                 break
         return bias
 
-    def backward(self, gradient: Float64, marginals: Float64, bias: Float64) -> tuple[Float64, Float64, float]:
-        """Return the gradients of a loss with respect to log-marginals without the bias (N, L), the target (L,) and the slack.
-
-        Args:
-            gradient: (N, L), with respect to the log-marginals, as if the bias were constant.
-            marginals: (N, L), with the bias.
-            bias: (L,), returned by `balance`.
-        """
-        pull, by_target, by_slack = self.pull(gradient.sum(axis=0), *sums_of(marginals), bias)
-        by_x = gradient - marginals * (pull - (marginals @ pull)[:, None])
-        return by_x, by_target, by_slack
-
     def pull(self, gradient: Float64, masses: Float64, covariance: Float64, bias: Float64) -> tuple[Float64, Float64, float]:
         """Return v of docs/reference/math.md, section 11.5, (L,), and the gradients with respect to the target (L,) and the slack.
 
         Args:
             gradient: (L,), sum over the voxels of that with respect to the log-marginals.
             masses: (L,), of the marginals with the bias.
-            covariance: (L, L), as from `sums_of`.
-            bias: (L,), returned by `balance`.
+            covariance: (L, L), of the masses.
+            bias: (L,), returned by `search`.
         """
         masses = masses + PSEUDO_VOXELS
-        pull = np.linalg.solve(self._curvature(covariance, masses), gradient - gradient.mean())
+        pull = np.linalg.solve(self.curvature(covariance, masses), gradient - gradient.mean())
         return pull, pull * masses / (self.target + PSEUDO_VOXELS), -float((pull * masses * bias).sum())
 
     def _balanced(self, bias: Float64) -> Float64:
@@ -118,13 +79,7 @@ class VolumeTerm:
         scaled = target * np.exp(-self.slack * bias)
         return np.asarray(scaled * (target.sum() / scaled.sum()))
 
-    def _curvature(self, covariance: Float64, balanced: Float64) -> Float64:
+    def curvature(self, covariance: Float64, balanced: Float64) -> Float64:
         """(L, L) second derivative of the dual problem with respect to the bias, made regular for a number that is added to all of it."""
         total = np.outer(balanced, balanced) / balanced.sum()
         return np.asarray(covariance + self.slack * (np.diag(balanced) - total) + total + RIDGE * np.diag(balanced))
-
-
-def sums_of(marginals: Float64) -> tuple[Float64, Float64]:
-    """Masses (L,) of marginals (N, L), and the sum of their covariances (L, L), H in docs/reference/math.md, section 11.2."""
-    masses = marginals.sum(axis=0)
-    return masses, np.asarray(np.diag(masses) - marginals.T @ marginals)
