@@ -75,7 +75,7 @@ def test_overrides_and_parameter_files(folders, tmp_path):
 @pytest.mark.parametrize(
     ("options", "status", "words"),
     [
-        (("--device", f"cuda:{DIGITS}"), 1, "expected one of auto, cpu, cuda, cuda:N, reference; got 'cuda:999"),
+        (("--device", f"cuda:{DIGITS}"), 1, "expected one of auto, cpu, cuda, cuda:N, torch, torch:cuda, torch:cuda:N; got 'cuda:999"),
         (("--device", "cuda:\u0661"), 1, "device: expected one of"),
         (("--threads", DIGITS), 2, "--threads"),
         (("--num-parts", DIGITS, "--part-id", DIGITS), 2, "--num-parts"),
