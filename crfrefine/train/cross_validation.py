@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 
 from crfrefine.train.calibration import calibrate, calibrate_output, starts_calibrated, with_calibrated
-from crfrefine.train.candidates import MIN_CASES, NO_RIVALS, FitResult
+from crfrefine.train.candidates import MIN_CASES, NO_CRF, NO_RIVALS, UNTRAINED, FitResult
 from crfrefine.train.comparison import FoldResult
 from crfrefine.train.fitting import Task, train
 from crfrefine.train.folds import Split
@@ -54,9 +54,20 @@ def _fit(number: int, prepared: Prepared, session: Session) -> FitResult:
     rivals = plan.rivals if len(split.seen) >= MIN_CASES else NO_RIVALS
     task = Task(plan.part_names[number], split, starts, plan.num_optimizer_steps, calibrated=calibrated, rivals=rivals)
     fit = train(task, material, session)
-    # Once it is chosen, nothing is left to be decided: it is fitted to all cases, as the rival is.
-    calibrated = calibrate(material, split.seen, starts[0].parameters, session.workers) if fit.is_calibration else None
-    return fit if calibrated is None else replace(fit, parameters=calibrated)
+    return fit if fit.kind in (NO_CRF, UNTRAINED) else _fit_to_all(fit, task, prepared, session)
+
+
+def _fit_to_all(fit: FitResult, task: Task, prepared: Prepared, session: Session) -> FitResult:
+    """Fit what was chosen to all cases of the fold, those that decided too, as the rivals are: nothing is left to be decided."""
+    material, seen = prepared.material, tuple(task.split.seen)
+    calibrated = calibrate(material, seen, task.starts[0].parameters, session.workers)
+    if fit.is_calibration:
+        return fit if calibrated is None else replace(fit, parameters=calibrated)
+    starts = [*task.starts, *([] if calibrated is None else with_calibrated(task.starts, calibrated))]
+    start = next(start for start in reversed(starts) if start.name == fit.start)
+    steps = fit.best_optimizer_step
+    fitted = train(replace(task, split=Split(seen, seen, ()), starts=[start], num_optimizer_steps=steps, kind=fit.kind), material, session)
+    return fit if fitted.is_network else replace(fit, parameters=fitted.parameters, trained=fitted.trained)
 
 
 def _measure(split: Split, prepared: Prepared, tuned: Tuned, session: Session) -> dict[str, MethodValues]:

@@ -11,7 +11,7 @@ from crfrefine.errors import ConfigError
 
 DEFAULT_NUM_FOLDS = 5
 DECIDING_SHARE = 0.2
-MIN_DECIDING = 12
+MIN_DECIDING = 16
 """Number of deciding cases, if a fifth of the cases is less; of few cases, half of them decide."""
 
 

