@@ -16,7 +16,7 @@ from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.label_files import discover_network_cases
 from crfrefine.cases.manifest_table import SEPARATOR, Row, read_rows
 from crfrefine.errors import CrfRefineError, InputError
-from crfrefine.io.paths import VOLUME_SUFFIXES, is_there, require_file, stem_of, suffix_of
+from crfrefine.io.paths import WRITTEN_SUFFIXES, is_there, require_file, stem_of, suffix_of
 from crfrefine.io.recognition import suffix_to_write
 from crfrefine.io.system import ignores_case
 
@@ -85,8 +85,8 @@ def _cell_problems(row: Row) -> list[str]:
         )
     problems += _spacing_problems(row.cells.get("spacing", ()))
     for text in row.cells.get("output", ()):
-        if suffix_of(Path(text)) not in VOLUME_SUFFIXES:
-            problems.append(f"output: {shorten(text)} does not end in one of {', '.join(VOLUME_SUFFIXES)}")
+        if suffix_of(Path(text)) not in WRITTEN_SUFFIXES:
+            problems.append(f"output: {shorten(text)} does not end in one of {', '.join(WRITTEN_SUFFIXES)}")
         elif Path(text).name.startswith("."):
             problems.append(f"output: {shorten(text)} has a dot in front: it would be hidden")
         if not Path(text).is_absolute() and Path(os.path.normpath(text)).parts[:1] == (os.pardir,):

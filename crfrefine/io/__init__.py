@@ -18,7 +18,7 @@ from crfrefine.errors import CrfRefineError, GridMismatchError, InputError, Unsu
 from crfrefine.io.content import MAX_BYTES, Content
 from crfrefine.io.labels import MAX_OFF, read_whole_numbers
 from crfrefine.io.logits import LogitsFile, LogitsHeader, read_logits, read_logits_header
-from crfrefine.io.paths import LOGITS_SUFFIXES, VOLUME_SUFFIXES, require_suffix, stem_of, suffix_of
+from crfrefine.io.paths import LABELS_SUFFIXES, LOGITS_SUFFIXES, VOLUME_SUFFIXES, WRITTEN_SUFFIXES, require_suffix, stem_of, suffix_of
 from crfrefine.io.pieces import Piece, decoded_pieces, read_pieces
 from crfrefine.io.recognition import files_written
 from crfrefine.io.segments import Segment
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LOGITS_SUFFIXES",
     "VOLUME_SUFFIXES",
+    "WRITTEN_SUFFIXES",
     "LogitsFile",
     "LogitsHeader",
     "Piece",
@@ -218,7 +219,7 @@ def _require_grid(path: Path, shape: tuple[int, ...], like: Volume) -> None:
 
 def _write(content: Content, like: Volume, threads: int) -> None:
     path, kind = content.path, content.kind
-    known = require_suffix(path, VOLUME_SUFFIXES if kind == "labels" else LOGITS_SUFFIXES)
-    if known.holds_labels_alone and kind != "labels":
-        raise UnsupportedFormatError(f"{path}: a {known.name} holds a label map alone, no {kind}; write NIfTI (.nii.gz) instead")
+    known = require_suffix(path, WRITTEN_SUFFIXES) if kind == "labels" else require_suffix(path)
+    if kind != "labels" and suffix_of(path) in LABELS_SUFFIXES:
+        raise UnsupportedFormatError(f"{path}: a segmentation holds a label map alone, no {kind}; write NIfTI (.nii.gz) instead")
     known.load().write(replace(content, voxel_files=files_written(path)[1:]), like, threads)

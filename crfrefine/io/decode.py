@@ -37,7 +37,6 @@ class VoxelStream:
     dtype: np.dtype[Any]  # of the values in the stream, with its byte order
     path: Path  # for errors
     finish: Callable[[], None]  # reads the rest of the file and compares its checksum, if it has one
-    declared: np.dtype[Any] | None = None  # type of the voxels, if the stream has another one; by default `dtype`
     slope: float = 1.0  # value = stored * slope + intercept
     intercept: float = 0.0  # see `slope`
     # Number of values of one channel that lie side by side in the stream before the next channel begins: 1 if the channels of a voxel are
@@ -53,7 +52,7 @@ class VoxelStream:
     @property
     def kept_type(self) -> np.dtype[Any]:
         """The stored type in the machine's byte order, if it has at most 16 bits or is float32, and no scaling; else float32."""
-        plain = (self.declared or self.dtype).newbyteorder("=")
+        plain = self.dtype.newbyteorder("=")
         return plain if plain in _KEPT and not self.is_scaled else np.dtype(np.float32)
 
 

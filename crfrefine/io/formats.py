@@ -53,13 +53,12 @@ class Format:
     """A file format."""
 
     name: str  # for people, and in `VolumeHeader.family`
-    suffixes: tuple[str, ...]  # the default for writing first; longer ones before those that they end in
+    suffixes: tuple[str, ...]  # the default for writing first
     module: str  # its name in this package
     # For each suffix of a header, the ending of the file with voxels that is written beside it.
     voxel_endings: Mapping[str, str] = field(default_factory=dict, hash=False)
+    is_read_only: bool = False  # it is read through SimpleITK, and not written
     holds_scores_alone: bool = False  # the format has no geometry: it holds logits and probabilities, but no images, masks or label maps
-    # The format is one of segmentations, with names for labels: it holds label maps and masks, and nothing else.
-    holds_labels_alone: bool = False
 
     def load(self) -> FormatCode:
         """Return the module."""
@@ -76,9 +75,8 @@ FORMATS = (
     Format("NIfTI", (".nii.gz", ".nii"), "nifti"),
     Format("NIfTI pair", (".hdr",), "nifti_pair", {".hdr": ".img"}),
     Format("MetaImage", (".mhd", ".mha"), "metaimage", {".mhd": ".zraw"}),
-    Format("3D Slicer segmentation", (".seg.nrrd",), "slicer", holds_labels_alone=True),  # Before the suffix that it ends in.
-    Format("NRRD", (".nrrd", ".nhdr"), "nrrd", {".nhdr": ".raw.gz"}),
+    Format("NRRD", (".nrrd", ".nhdr", ".seg.nrrd"), "nrrd", {".nhdr": ".raw.gz"}),
     Format("FreeSurfer MGH", (".mgz", ".mgh.gz", ".mgh"), "mgh"),
-    Format("ITK", (".gipl.gz", ".gipl", ".vtk", ".mrc"), "itk"),
+    Format("ITK", (".gipl.gz", ".gipl", ".vtk", ".mrc"), "itk", is_read_only=True),
     Format("nnU-Net npz", (".npz",), "npz", holds_scores_alone=True),
 )

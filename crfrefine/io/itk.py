@@ -1,9 +1,8 @@
-"""GIPL, VTK and MRC, through SimpleITK in a separate process.
+"""GIPL, VTK and MRC, and rare headers of MetaImage and NRRD, read through SimpleITK in a separate process.
 
-ITK's readers crash on some damaged files and never return from others. In a separate process, with a limit of
-memory and of time, that is an error of the one file. Both processes share two open files: this one opens them, that
-one converts the first into the second. A temporary file has no name, and that process ends with this one: nothing
-is left of either, whatever ends this one. A file is converted to NRRD for its header, and once more for its voxels.
+ITK's readers crash on some damaged files and never return from others. In a separate process, with a limit of memory
+and of time, that is an error of the one file. The process converts the file to NRRD in a temporary file without a name,
+and ends with this one: nothing is left of either. A file is converted for its header, and once more for its voxels.
 """
 
 from __future__ import annotations
@@ -19,15 +18,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, NoReturn, cast
 
-from crfrefine.base.geometry import same_grid
 from crfrefine.base.memory import memory_left, memory_limit
 from crfrefine.base.text import shorten
 from crfrefine.errors import CapacityError, CrfRefineError, InputError, UnsupportedFormatError
 from crfrefine.io import nrrd
-from crfrefine.io.atomic import write_bytes
-from crfrefine.io.streams import BLOCK_BYTES, cut_off, inflated, open_bytes, read_start, write_gzip
+from crfrefine.io.streams import BLOCK_BYTES, cut_off, inflated, open_bytes, read_start
 from crfrefine.io.volume import VolumeHeader
 
 if TYPE_CHECKING:
@@ -35,17 +32,20 @@ if TYPE_CHECKING:
     from crfrefine.io.decode import VoxelStream
     from crfrefine.io.volume import Volume
 
+FAMILY = "ITK"
+"""Name of these formats in the table of `crfrefine.io.formats`."""
+
 MAX_SECONDS = 600.0
-"""What takes longer is given up."""
+"""The conversion is given up after this time."""
 
 _MIN_MEMORY = 4 << 30  # Of addresses, which SimpleITK takes many of before it reads anything.
 _GIPL_MAGIC = ((0xEFFFE9B0).to_bytes(4, "big"), (0x2AE389B8).to_bytes(4, "big"))
 _VTK_HEADER = re.compile(rb"\n(?:SCALARS[^\n]*\nLOOKUP_TABLE|VECTORS|COLOR_SCALARS|TENSORS)[^\n]*\n", re.IGNORECASE)
-# The other process compares the promise of the header with the content of the file, in numbers or bytes,
-# before it asks for memory. In prctl, 1 is PR_SET_PDEATHSIG, and 9 SIGKILL.
+# The other process compares the promise of the header with the content of the file before it asks for memory.
+# In prctl, 1 is PR_SET_PDEATHSIG, and 9 SIGKILL.
 _CONVERT = """
 import os, sys
-parent, memory, source, source_io, target, target_io, max_numbers, max_bytes = sys.argv[1:]
+parent, memory, source, source_io, target, max_numbers, max_bytes = sys.argv[1:]
 import ctypes
 ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)
 if os.getppid() != int(parent):
@@ -60,7 +60,7 @@ import SimpleITK
 try:
     reader, writer = SimpleITK.ImageFileReader(), SimpleITK.ImageFileWriter()
     reader.SetImageIO(source_io)
-    reader.SetFileName("/dev/fd/" + source)
+    reader.SetFileName(source)
     reader.ReadImageInformation()
     kind = SimpleITK.GetPixelIDValueAsString(reader.GetPixelID())  # Such as "vector of 32-bit float".
     numbers = math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * (2 if "complex" in kind else 1)
@@ -70,19 +70,20 @@ try:
     if num_bytes > int(max_bytes):
         sys.exit(f"cut off: {num_bytes} bytes of voxels")
     image = reader.Execute()
-    writer.SetImageIO(target_io)
+    for key in image.GetMetaDataKeys():
+        image.EraseMetaData(key)  # Such as the name of a space, which the writer would repeat.
+    writer.SetImageIO("NrrdImageIO")
     writer.SetFileName("/dev/fd/" + target)
     writer.Execute(image)
 except RuntimeError as error:
     sys.exit(str(error).strip().splitlines()[-1])
 """
-_IMAGE_IO = {"GIPL": "GiplImageIO", "MRC": "MRCImageIO", "VTK": "VTKImageIO"}  # ITK's readers and writers.
-_EXCHANGED = "NrrdImageIO"
+_READERS = {"GIPL": "GiplImageIO", "MRC": "MRCImageIO", "VTK": "VTKImageIO", "MetaImage": "MetaImageIO", "NRRD": "NrrdImageIO"}
 _UNLIMITED = 1 << 62
 
 
 def recognizes(start: bytes) -> bool:
-    """Return whether a file with this beginning, compressed or not, is of one of these formats."""
+    """Return whether a file with this beginning, compressed or not, is GIPL, MRC or VTK."""
     return _name(inflated(start) or start) is not None
 
 
@@ -94,64 +95,53 @@ def _name(start: bytes) -> str | None:
     return "VTK" if start.startswith(b"# vtk DataFile") else None
 
 
-def read_header(path: Path) -> VolumeHeader:
+def read_header(path: Path, name: str | None = None) -> VolumeHeader:
     """Read the header of a file, which is converted as a whole.
 
+    Args:
+        path: the file.
+        name: "MetaImage" or "NRRD"; None means GIPL, MRC or VTK, whichever it is by its content.
+
     Raises:
-        UnsupportedFormatError: damaged, or what ITK does not read.
+        UnsupportedFormatError: damaged, or not readable by ITK.
         InputError: SimpleITK is not installed, or the geometry is not usable.
         CapacityError: it takes more memory than there is.
     """
-    with _as_nrrd(path) as (name, header):
-        return replace(header, path=path, format=f"{name}, through ITK", template=None, source=None)
+    with _as_nrrd(path, name) as (found, header):
+        shown = found if found == name else f"{found}, through ITK"
+        return replace(header, path=path, format=shown, template=() if found == name else None, source=None)
 
 
 @contextmanager
 def open_voxels(header: VolumeHeader) -> Iterator[VoxelStream]:
     """Convert the file, and open it at its first voxel."""
-    with _as_nrrd(header.path) as (_, converted), nrrd.open_voxels(converted) as stream:
+    name = header.format if header.format in _READERS else None
+    with _as_nrrd(header.path, name) as (_, converted), nrrd.open_voxels(converted) as stream:
         yield stream
 
 
-def write(content: Content, like: Volume, threads: int) -> None:
-    """Write a file through an NRRD, and read it again: some of these formats cannot hold where the axes point to."""
-    path = content.path
-    image_io = _IMAGE_IO[next(suffix for suffix in path.suffixes[::-1] if suffix.lower() != ".gz")[1:].upper()]
-    with _scratch(path) as ours, _scratch(path) as theirs, _scratch(path) as again:
-        ours.write(nrrd.header_to_write(content, like))
-        write_gzip(ours, content.together(), threads)
-        ours.flush()
-        _run((ours, _EXCHANGED), (theirs, image_io), path)
-        _run((theirs, image_io), (again, _EXCHANGED), path)
-        with _converted(again, path) as found:
-            _require_same(found, content, like)
-        theirs.seek(0)
-        write_bytes(path, iter(lambda: theirs.read(BLOCK_BYTES), b""), threads)
-
-
-def _require_same(found: VolumeHeader, content: Content, like: Volume) -> None:
-    """Raise UnsupportedFormatError if a file that was read again has lost anything."""
-    num_channels = content.num_channels or 1
-    lost = None
-    if (found.num_channels, found.dtype) != (num_channels, content.dtype.name):
-        lost = f"{num_channels} channels of {content.dtype.name}"
-    elif found.affine is None or not same_grid(found.grid_shape, found.affine, like.grid_shape, like.affine):
-        lost = f"the axes or the origin of {like.path or 'the volume'}"
-    if lost is not None:
-        raise UnsupportedFormatError(f"{content.path}: this format cannot hold {lost}; write NIfTI (.nii.gz) instead")
+def write(content: Content, like: Volume, threads: int) -> NoReturn:
+    """Raise UnsupportedFormatError: these formats are only read."""
+    raise UnsupportedFormatError(f"{content.path}: this format is only read; write NIfTI (.nii.gz) instead")
 
 
 @contextmanager
-def _as_nrrd(path: Path) -> Iterator[tuple[str, VolumeHeader]]:
+def _as_nrrd(path: Path, name: str | None) -> Iterator[tuple[str, VolumeHeader]]:
     """Convert a file for the time of the block: the name of its format, and the header of the NRRD."""
+    if name is not None:
+        with _scratch(path) as target:
+            _run(str(path), _READERS[name], target, path)
+            with _converted(target, path) as header:
+                yield name, header
+        return
     start = read_start(path)
     unpacked = inflated(start)
     name = _name(unpacked or start)
     if name is None:
-        raise UnsupportedFormatError(f"{path}: not a file of {', '.join(_IMAGE_IO)}, although its name says so, or damaged")
+        raise UnsupportedFormatError(f"{path}: not a file of GIPL, MRC or VTK, although its name says so, or damaged")
     with _uncompressed(path, is_gzip=bool(unpacked)) as source, _scratch(path) as target:
         limits = _content_size(source, path, name, unpacked or start)
-        _run((source, _IMAGE_IO[name]), (target, _EXCHANGED), path, *limits)
+        _run(source, _READERS[name], target, path, *limits)
         with _converted(target, path) as header:
             yield name, header
 
@@ -206,24 +196,16 @@ def _content_size(file: BinaryIO, path: Path, name: str, start: bytes) -> tuple[
         offset = end.end()
         if b"\nASCII" in start[:offset]:
             file.seek(offset)
-            return _count_words(file), _UNLIMITED
+            return sum(len(line.split()) for line in file), _UNLIMITED
     if size < offset:
         raise cut_off(path, f"a header of {offset} bytes", f"it holds {size}")
     return _UNLIMITED, size - offset
 
 
-def _count_words(file: BinaryIO) -> int:
-    """Count the words of a text from a file's position on."""
-    count, last = 0, b" "
-    while block := file.read(BLOCK_BYTES):
-        count += len(block.split()) - (not last.isspace() and not block[:1].isspace())
-        last = block[-1:]
-    return count
-
-
 def _run(
-    source: tuple[BinaryIO, str],
-    target: tuple[BinaryIO, str],
+    source: BinaryIO | str,
+    reader: str,
+    target: BinaryIO,
     path: Path,
     max_numbers: int = _UNLIMITED,
     max_bytes: int = _UNLIMITED,
@@ -231,8 +213,9 @@ def _run(
     """Convert a file in a separate process; errors are those of the file `path`.
 
     Args:
-        source: the open file to read, and the name of ITK's reader for it.
-        target: the open file to write, and the name of ITK's writer for it.
+        source: the open file to read, or its path, where its header may name other files.
+        reader: the name of ITK's reader for it.
+        target: the open file to write.
         path: the file that errors name.
         max_numbers: that the source can hold.
         max_bytes: of voxels that the source can hold.
@@ -244,8 +227,9 @@ def _run(
     """
     left = memory_left(memory_limit())
     memory = 0 if left is None else max(left, _MIN_MEMORY)
-    files = [file.fileno() for file, _ in (source, target)]
-    arguments = (os.getpid(), memory, files[0], source[1], files[1], target[1], max_numbers, max_bytes)
+    files = [file.fileno() for file in (source, target) if not isinstance(file, str)]
+    place = source if isinstance(source, str) else f"/dev/fd/{files[0]}"
+    arguments = (os.getpid(), memory, place, reader, files[-1], max_numbers, max_bytes)
     command = [sys.executable, "-P", "-c", _CONVERT, *map(str, arguments)]
     try:
         done = subprocess.run(
@@ -267,13 +251,12 @@ def _run(
         held = f"{max_numbers}" if said.endswith("numbers") else f"{max_bytes}"
         raise cut_off(path, said.removeprefix("cut off: "), f"it holds {held}")
     if said == "ModuleNotFoundError: No module named 'SimpleITK'":
-        raise InputError(f"{path}: files of this format need SimpleITK, which is not installed: pip install 'crfrefine[itk]'")
+        raise InputError(f"{path}: such files need SimpleITK, which is not installed: pip install 'crfrefine[itk]'")
     if "MemoryError" in said or "bad_alloc" in said or "Failed to allocate memory" in said:
         raise CapacityError(f"{path}: ITK needs more memory for this file than there is: {shorten(said)}")
     if done.returncode < 0:
         raise UnsupportedFormatError(
             f"{path}: ITK crashed on this file (signal {-done.returncode}): it is damaged; copy or export it again"
         )
-    for file in files:
-        said = said.replace(f"/dev/fd/{file}", path.name)
+    said = re.sub(r"/dev/fd/\d+", path.name, said)
     raise UnsupportedFormatError(f"{path}: ITK cannot convert this file: {shorten(said)}")

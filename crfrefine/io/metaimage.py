@@ -14,12 +14,20 @@ import numpy as np
 
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io.atomic import atomic_files, real_path
-from crfrefine.io.source import FROM_THE_END, VoxelSource
+from crfrefine.io.source import VoxelSource
 from crfrefine.io.streams import BLOCK_BYTES, write_zlib
-from crfrefine.io.text_formats import LPS, affine_of, checked, detached_voxels, grid_and_channels, lines_to_write, volume_header
+from crfrefine.io.text_formats import (
+    LPS,
+    affine_of,
+    checked,
+    detached_voxels,
+    grid_and_channels,
+    lines_to_write,
+    volume_header,
+    voxel_path,
+)
 from crfrefine.io.text_header import Fields, HeaderLines, finite_number, open_header, shown
-from crfrefine.io.volume import open_voxels
-from crfrefine.io.voxel_files import is_pattern, number_of_files, pattern_names, require_listed, voxel_path
+from crfrefine.io.volume import RareHeaderError, open_voxels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -74,8 +82,8 @@ def _parse(path: Path) -> VolumeHeader:
     with open_header(path) as lines:
         fields = _fields(path, lines)
         sizes = _sizes(fields)
-        names = _names(fields, lines, sizes)
         end = lines.offset
+        _require_planes(fields, lines, sizes[-1])
     channels = fields.whole("ElementNumberOfChannels", "1")
     if channels < 1:
         raise fields.damaged("ElementNumberOfChannels", "a number of at least 1")
@@ -86,7 +94,7 @@ def _parse(path: Path) -> VolumeHeader:
         grid,
         _affine(fields, len(sizes), num_axes),
         _geometry(fields, len(sizes)) if len(sizes) == num_axes else (),
-        _source(fields, names, end, (channels, *sizes), inner=1 if channels > 1 else math.prod(grid[0])),
+        _source(fields, end, (channels, *sizes), inner=1 if channels > 1 else math.prod(grid[0])),
     )
 
 
@@ -118,52 +126,46 @@ def _sizes(fields: Fields) -> tuple[int, ...]:
     return fields.sizes("DimSize", num_dims)
 
 
-def _names(fields: Fields, lines: HeaderLines, sizes: tuple[int, ...]) -> list[str]:
-    """Return the names of the files with voxels; none if the voxels follow the header."""
+def _require_planes(fields: Fields, lines: HeaderLines, num_planes: int) -> None:
+    """Raise UnsupportedFormatError if a list or a pattern of files does not name one for each plane: ITK would invent the others."""
+    name = fields.text("ElementDataFile")
+    if re.fullmatch("LIST( 2D?)?", name, re.IGNORECASE):
+        listed = sum(bool(line.strip()) for line in lines)
+        if listed != num_planes:
+            raise UnsupportedFormatError(f"{fields.path}: its header promises {num_planes} files of voxels, it lists {listed}")
+    elif "%" in name or name.upper().startswith("LIST "):
+        pattern = re.fullmatch(r"[^%\s]*%0?\d{0,2}d[^%\s]* (\d{1,9}) (\d{1,9}) ([1-9]\d{0,3})", name)
+        first, last, step = map(int, pattern.groups()) if pattern else (0, -1, 1)
+        if (last - first) // step + 1 != num_planes:
+            expected = f"a name with a running number such as %03d, its first value, last value and step, of {num_planes} files"
+            raise fields.damaged("ElementDataFile", expected)
+
+
+def _source(fields: Fields, end: int, sizes: tuple[int, ...], *, inner: int) -> VoxelSource:
     name = fields.text("ElementDataFile")
     if not name:
         raise fields.damaged("ElementDataFile", "the name of a file, or LOCAL")
-    if name.upper() == "LOCAL":
-        return []
-    words = name.split()
-    if words[0].upper() == "LIST" and len(words) <= 2:
-        dims = len(sizes) - 1
-        if len(words) > 1:
-            number = finite_number(words[1].rstrip("Dd"))
-            if number is None or not number.is_integer():
-                raise fields.damaged("ElementDataFile", "LIST, or LIST and the number of dimensions of each file")
-            dims = int(number)
-        expected = number_of_files(fields, "ElementDataFile", sizes, dims)
-        names = [line.strip().decode("utf-8", "surrogateescape") for line in lines if line.strip()]
-        require_listed(fields.path, expected, len(names))
-        return names
-    if is_pattern(name):
-        return pattern_names(fields, "ElementDataFile", sizes, with_dims=False)
-    return [name]
-
-
-def _source(fields: Fields, names: list[str], end: int, sizes: tuple[int, ...], *, inner: int) -> VoxelSource:
-    is_binary = fields.flag("BinaryData", "True")
-    is_compressed = fields.flag("CompressedData")
+    is_compressed, is_binary = fields.flag("CompressedData"), fields.flag("BinaryData", "True")
+    path = fields.path if name.upper() == "LOCAL" else voxel_path(fields.path, name, is_compressed=is_compressed)
     skipped = fields.whole("HeaderSize", "0")
-    if skipped < FROM_THE_END or (skipped == FROM_THE_END and (is_compressed or not is_binary)):
-        raise fields.damaged("HeaderSize", "bytes to skip, or -1 where voxels that are not compressed end the file")
-    # The size is only checked this far: some files promise too few bytes.
-    stored = fields.whole("CompressedDataSize", "0") if is_compressed and len(names) <= 1 else 0
+    if skipped < -1 or (skipped and (is_compressed or not is_binary)):
+        raise fields.damaged("HeaderSize", "bytes to skip, or -1 where voxels end the file; of voxels that are not compressed")
+    if skipped or not is_binary:
+        raise RareHeaderError("voxels as text, or a HeaderSize")
     byte_order: Literal[">", "<"] = ">" if _agreed(fields, _BYTE_ORDER, fields.flag, default=False) else "<"
     kind = _TYPES.get(fields.text("ElementType").upper().removesuffix("_ARRAY"))
     if kind is None:
         raise fields.damaged("ElementType", f"one of {', '.join(_TYPES)}")
     return VoxelSource(
         header_path=fields.path,
-        files=tuple(voxel_path(fields.path, name) for name in names) or (fields.path,),
-        encoding="zlib" if is_compressed else "raw" if is_binary else "text",
+        path=path,
+        encoding="zlib" if is_compressed else "raw",
         dtype=np.dtype(kind).newbyteorder(byte_order),
         sizes=sizes,
         inner=inner,
-        # Bytes to skip count from the beginning of the file, even if the header is in it.
-        offset=skipped or (0 if names else end),
-        stored_bytes=stored if stored > 0 else None,
+        start=end if path == fields.path else 0,
+        # The size is only checked this far: some files promise too few bytes.
+        stored_bytes=max(fields.whole("CompressedDataSize", "0"), 0) if is_compressed else 0,
     )
 
 

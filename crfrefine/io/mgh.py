@@ -52,13 +52,12 @@ def read_header(path: Path) -> VolumeHeader:
     require_usable(affine, 3, path)
     source = VoxelSource(
         header_path=path,
-        files=(path,),
+        path=path,
         encoding=encoding,
         dtype=dtype,
         sizes=(*grid_shape, num_frames),
         inner=math.prod(grid_shape),
-        offset=0,
-        num_bytes_after=_DATA_OFFSET,
+        offset=_DATA_OFFSET,
     )
     source.check()
     has_place = int.from_bytes(block[28:30], "big") > 0  # Else nibabel has filled it in.

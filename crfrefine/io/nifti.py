@@ -45,7 +45,7 @@ def read_header(path: Path) -> VolumeHeader:
         notes = header.notes
         if header.num_channels == 1:
             assert header.source is not None
-            size, end = int(template["sizeof_hdr"]), header.source.num_bytes_after
+            size, end = int(template["sizeof_hdr"]), header.source.offset
             block += reader.read(max(0, min(end, size + MAX_EXTENSION_BYTES) - len(block)))
             try:
                 segments = labels_in(block[size:end], template.endianness)

@@ -93,13 +93,12 @@ def interpret(header: Any, path: Path, voxels: Path, encoding: str) -> VolumeHea
     slope, intercept = header.get_slope_inter()
     source = VoxelSource(
         header_path=path,
-        files=(voxels,),
+        path=voxels,
         encoding=encoding,
         dtype=dtype,
         sizes=(*grid_shape, num_channels),
         inner=math.prod(grid_shape),
-        offset=0,
-        num_bytes_after=int(header["vox_offset"]) or (int(header.single_vox_offset) if is_single else 0),
+        offset=int(header["vox_offset"]) or (int(header.single_vox_offset) if is_single else 0),
         slope=1.0 if slope is None else float(slope),
         intercept=float(intercept or 0.0),
     )

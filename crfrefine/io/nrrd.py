@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,12 +12,18 @@ import numpy as np
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io.atomic import atomic_files
 from crfrefine.io.nrrd_world import placement
-from crfrefine.io.source import FROM_THE_END, VoxelSource
+from crfrefine.io.source import VoxelSource
 from crfrefine.io.streams import write_gzip
-from crfrefine.io.text_formats import checked, detached_voxels, grid_and_channels, lines_to_write, volume_header
-from crfrefine.io.text_header import Fields, HeaderLines, open_header, shown, whole_number
-from crfrefine.io.volume import open_voxels
-from crfrefine.io.voxel_files import is_pattern, number_of_files, pattern_names, require_listed, voxel_path
+from crfrefine.io.text_formats import (
+    checked,
+    detached_voxels,
+    grid_and_channels,
+    lines_to_write,
+    volume_header,
+    voxel_path,
+)
+from crfrefine.io.text_header import Fields, HeaderLines, open_header, shown
+from crfrefine.io.volume import RareHeaderError, open_voxels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -49,11 +54,10 @@ _TYPES = {
     **dict.fromkeys(("ulonglong", "unsigned long long", "unsigned long long int", "uint64", "uint64_t"), "u8"),
     **{"float": "f4", "double": "f8"},
 }
-_ENCODINGS = {
-    **{"raw": "raw", "gzip": "gzip", "gz": "gzip", "bzip2": "bzip2", "bz2": "bzip2", "hex": "hex"},
-    **dict.fromkeys(("ascii", "text", "txt"), "text"),
-}
+_ENCODINGS = {"raw": "raw", "gzip": "gzip", "gz": "gzip"}
+_RARE_ENCODINGS = ("hex", "ascii", "text", "txt")
 _MAX_DIMS = 16
+_MAX_SKIP = 1 << 31  # ITK takes the lowest 32 bits of a larger number.
 _DOMAIN_KINDS = ("domain", "space", "time")
 _NO_KIND = ("none", "???")
 _CHANNEL_KINDS = (
@@ -66,18 +70,23 @@ _WRITTEN_TYPES = {"uint8": "uint8", "uint16": "uint16", "float32": "float"}
 
 
 def recognizes(start: bytes) -> bool:
-    """Return whether it begins with the format's magic, whatever the version, and is no segmentation of 3D Slicer."""
-    return start.startswith(b"NRRD000") and not has_segments(start)
-
-
-def has_segments(start: bytes) -> bool:
-    """Return whether the beginning of a header has lines about segments."""
-    return b"\nSegment0_" in start or b"\nSegmentation_" in start
+    """Return whether it begins with the format's magic, whatever the version."""
+    return start.startswith(b"NRRD000")
 
 
 def read_header(path: Path) -> VolumeHeader:
-    """Read only the header."""
-    return checked(_parse(path))
+    """Read only the header; of a segmentation of 3D Slicer, the lines about segments are not read.
+
+    Raises:
+        UnsupportedFormatError: the segments are in several layers.
+    """
+    header = checked(_parse(path))
+    if header.num_channels > 1 and path.name.lower().endswith(".seg.nrrd"):
+        raise UnsupportedFormatError(
+            f"{path}: the segments are in {header.num_channels} layers, as where they overlap; expected one layer\n"
+            "  In 3D Slicer's module Segmentations, collapse the labelmap layers, or export the segments to a labelmap."
+        )
+    return header
 
 
 def voxel_files(path: Path) -> tuple[Path, ...]:
@@ -88,7 +97,7 @@ def voxel_files(path: Path) -> tuple[Path, ...]:
 def _parse(path: Path) -> VolumeHeader:
     """Read a header to its end and check every field that is used."""
     with open_header(path) as lines:
-        fields, names, has_end = _fields(path, lines)
+        fields, has_end = _fields(path, lines)
         end = lines.offset
     if not has_end and "data file" not in fields:
         raise UnsupportedFormatError(f"{path}: the file is cut off: no empty line ends its header; copy or export it again")
@@ -100,13 +109,14 @@ def _parse(path: Path) -> VolumeHeader:
     axes = [axis for axis in range(num_dims) if axis != channel_axis]
     channels = 1 if channel_axis is None else sizes[channel_axis]
     grid = grid_and_channels(path, tuple(sizes[axis] for axis in axes), channels)
-    affine, place = placement(fields, num_dims, axes, sizes, len(grid[0]))
-    source = _source(fields, names, end, sizes, inner=math.prod(sizes[:channel_axis] if channels > 1 else grid[0]))
+    source = _source(fields, end, sizes, inner=math.prod(sizes[:channel_axis] if channels > 1 else grid[0]))
+    source.check()  # ITK, which reads rare headers, would not always notice.
+    affine, place = placement(fields, num_dims, axes, len(grid[0]))
     return volume_header(NAME, grid, affine, place, source)
 
 
-def _fields(path: Path, lines: HeaderLines) -> tuple[Fields, list[str], bool]:
-    """Return the fields, the files listed after `data file: LIST`, and whether an empty line ended the header."""
+def _fields(path: Path, lines: HeaderLines) -> tuple[Fields, bool]:
+    """Return the fields, and whether an empty line, or the list of files with voxels, ended the header."""
     fields = Fields(path, "NRRD", ": ")
     for line in lines:
         if lines.number == 1:
@@ -114,7 +124,7 @@ def _fields(path: Path, lines: HeaderLines) -> tuple[Fields, list[str], bool]:
                 raise UnsupportedFormatError(f"{path}: not an NRRD file, although its name says so: it begins with {line[:12]!r}")
             continue
         if not line.strip():
-            return fields, [], True
+            return fields, True
         if line.startswith(b"#"):
             continue
         name, _, value = line.partition(b":")
@@ -124,23 +134,14 @@ def _fields(path: Path, lines: HeaderLines) -> tuple[Fields, list[str], bool]:
                 raise UnsupportedFormatError(f"{path}: damaged NRRD header: line {lines.number} is a second line `{field}: ...`")
             fields.set(field, value)
             if field == "data file" and fields.text(field).upper().split()[:1] == ["LIST"]:
-                return fields, _until_empty(lines), True
+                return fields, True
         elif b":=" not in line:
             if lines.is_last:
                 break  # Reported as cut off.
             raise UnsupportedFormatError(
                 f"{path}: damaged NRRD header: line {lines.number} is not a `field: value` of the format: {shown(line)!r}"
             )
-    return fields, [], False
-
-
-def _until_empty(lines: HeaderLines) -> list[str]:
-    names = []
-    for line in lines:
-        if not line.strip():
-            break
-        names.append(line.strip().decode("utf-8", "surrogateescape"))
-    return names
+    return fields, False
 
 
 def _channel_axis(fields: Fields, num_dims: int) -> int | None:
@@ -161,53 +162,38 @@ def _channel_axis(fields: Fields, num_dims: int) -> int | None:
     return found[0] if found else None
 
 
-def _source(fields: Fields, names: list[str], end: int, sizes: tuple[int, ...], *, inner: int) -> VoxelSource:
+def _source(fields: Fields, end: int, sizes: tuple[int, ...], *, inner: int) -> VoxelSource:
     kind = _TYPES.get(" ".join(fields.text("type").lower().split()))
     if kind is None:
         raise fields.damaged("type", "the name of an integer or floating-point type such as uint8, short or float")
-    encoding = _ENCODINGS.get(fields.text("encoding").lower())
-    if encoding is None:
-        raise fields.damaged("encoding", "raw, gzip, bzip2, ascii or hex")
-    endian = fields.text("endian", "little" if kind[1] == "1" or encoding == "text" else None).lower()
+    name = fields.text("data file", "")
+    if "data file" in fields and not name:
+        raise fields.damaged("data file", "the name of a file")
+    word = fields.text("encoding").lower()
+    path = voxel_path(fields.path, name, is_compressed=_ENCODINGS.get(word) == "gzip") if name else fields.path
+    if word in _RARE_ENCODINGS:
+        raise RareHeaderError("voxels as text")
+    if word not in _ENCODINGS:
+        raise fields.damaged("encoding", "raw, gzip, ascii or hex")
+    num_lines, num_bytes = fields.whole("line skip", "0"), fields.whole("byte skip", "0")
+    if not 0 <= num_lines < _MAX_SKIP:
+        raise fields.damaged("line skip", f"0 to {_MAX_SKIP}")
+    if not -1 <= num_bytes < _MAX_SKIP or (num_bytes == -1 and word != "raw"):
+        raise fields.damaged("byte skip", "bytes to skip, or -1 where raw voxels end the file")
+    if num_lines or num_bytes:
+        raise RareHeaderError("lines or bytes to skip")
+    endian = fields.text("endian", "little" if kind[1] == "1" else None).lower()
     if endian not in ("little", "big"):
         raise fields.damaged("endian", "little or big")
-    num_lines, num_bytes = fields.whole("line skip", "0"), fields.whole("byte skip", "0")
-    if num_lines < 0:
-        raise fields.damaged("line skip", "0 or more")
-    if num_bytes < FROM_THE_END or (num_bytes == FROM_THE_END and encoding != "raw"):
-        raise fields.damaged("byte skip", "bytes to skip, or -1 where raw voxels end the file")
-    files = tuple(voxel_path(fields.path, name) for name in _data_files(fields, names, sizes))
     return VoxelSource(
         header_path=fields.path,
-        files=files or (fields.path,),
-        encoding=encoding,
+        path=path,
+        encoding=_ENCODINGS[word],
         dtype=np.dtype(kind).newbyteorder(">" if endian == "big" else "<"),
         sizes=sizes,
         inner=inner,
-        offset=FROM_THE_END if num_bytes == FROM_THE_END else 0 if files else end,
-        num_lines=0 if num_bytes == FROM_THE_END else num_lines,
-        num_bytes_after=max(num_bytes, 0),
+        start=0 if name else end,
     )
-
-
-def _data_files(fields: Fields, names: list[str], sizes: tuple[int, ...]) -> Iterable[str]:
-    """Return the names of the files with voxels; none if the voxels follow the header."""
-    if "data file" not in fields:
-        return []
-    name = fields.text("data file")
-    if not name:
-        raise fields.damaged("data file", "the name of a file")
-    words = name.split()
-    if words[0].upper() == "LIST":
-        dims = len(sizes) - 1 if len(words) == 1 else whole_number(words[1])
-        if dims is None or len(words) > 2:
-            raise fields.damaged("data file", "LIST, or LIST and the number of dimensions of each file")
-        expected = number_of_files(fields, "data file", sizes, dims)
-        if dims == len(sizes) and names and sizes[-1] % len(names) == 0:
-            expected = len(names)  # Slabs of equal thickness.
-        require_listed(fields.path, expected, len(names))
-        return names
-    return pattern_names(fields, "data file", sizes, with_dims=True) if is_pattern(name) else [name]
 
 
 def write(content: Content, like: Volume, threads: int) -> None:

@@ -1,4 +1,4 @@
-"""The place of an NRRD grid in the world: a named space with a vector per axis, or only spacings."""
+"""The place of an NRRD grid in the world: a space with a vector per axis."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy as np
 
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io.text_formats import LPS, affine_of
-from crfrefine.io.text_header import Fields, finite_number
+from crfrefine.io.text_header import Fields, finite_number, shown
+from crfrefine.io.volume import RareHeaderError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,46 +20,30 @@ if TYPE_CHECKING:
 
 _RAS = (1.0, 1.0, 1.0)
 _LAS = (-1.0, 1.0, 1.0)
-# Name without hyphens and spaces -> dimensions and the signs that lead to RAS+. As in ITK, a non-anatomical space counts as LPS.
+# Name without hyphens and spaces -> the signs that lead to RAS+.
 _SPACES = {
-    **dict.fromkeys(("rightanteriorsuperior", "ras"), (3, _RAS)),
-    **dict.fromkeys(("leftanteriorsuperior", "las"), (3, _LAS)),
-    **dict.fromkeys(("leftposteriorsuperior", "lps"), (3, LPS)),
-    **dict.fromkeys(("rightanteriorsuperiortime", "rast"), (4, _RAS)),
-    **dict.fromkeys(("leftanteriorsuperiortime", "last"), (4, _LAS)),
-    **dict.fromkeys(("leftposteriorsuperiortime", "lpst"), (4, LPS)),
-    **dict.fromkeys(("scannerxyz", "3drighthanded", "3dlefthanded"), (3, LPS)),
-    **dict.fromkeys(("scannerxyztime", "3drighthandedtime", "3dlefthandedtime"), (4, LPS)),
+    **dict.fromkeys(("rightanteriorsuperior", "ras"), _RAS),
+    **dict.fromkeys(("leftanteriorsuperior", "las"), _LAS),
+    **dict.fromkeys(("leftposteriorsuperior", "lps"), LPS),
 }
+_IN_SPACE = {"space", "space dimension", "space directions", "space origin", "axis mins"}
 
 
-def placement(
-    fields: Fields, num_dims: int, axes: Sequence[int], sizes: Sequence[int], num_axes: int
-) -> tuple[NDArray[np.float64], tuple[str, ...]]:
+def placement(fields: Fields, num_dims: int, axes: Sequence[int], num_axes: int) -> tuple[NDArray[np.float64], tuple[str, ...]]:
     """Return the affine of the grid to RAS+ mm, and the header's lines that place it, without the entries of a channel axis.
 
     There are no lines if another file could not use them. The grid has the first `num_axes` of the axes that are not channels.
+
+    Raises:
+        RareHeaderError: no vectors, or a space without a direction in the patient.
     """
+    if not _IN_SPACE & set(fields):
+        return affine_of(np.diag(_spacings(fields, num_dims, axes)[:num_axes]), np.zeros(num_axes), LPS), ()
     space_dims, signs = _space(fields)
-    if space_dims == 0:
-        for name in ("space directions", "space origin"):
-            if name in fields:
-                raise fields.damaged(name, "a line `space: ...` or `space dimension: ...`, too")
-        spacing = _spacings(fields, num_dims, axes)
-        origin = _origin_by_mins(fields, num_dims, axes, sizes, spacing)
-        return affine_of(np.diag(spacing[:num_axes]), np.array(origin[:num_axes]), LPS), ()
-    if "spacings" in fields:
-        raise fields.damaged("spacings", "no such line beside `space`, but `space directions`")
     if space_dims != len(axes):
         raise UnsupportedFormatError(
             f"{fields.path}: a grid of {len(axes)} axes in a space of {space_dims} dimensions; expected as many axes as dimensions"
         )
-    vectors = np.eye(space_dims)
-    if "space directions" in fields:
-        vectors = np.array(_directions(fields, num_dims, axes, space_dims), np.float64).T
-    elif signs != LPS:
-        signs_of_vectors = np.array([*signs, 1.0])[:space_dims] * np.array([*LPS, 1.0])[:space_dims]
-        vectors = vectors * signs_of_vectors[:, np.newaxis]  # As ITK, which uses its own axes without these.
     origin_text = fields.text("space origin", "")
     origin = (0.0,) * space_dims
     if origin_text and not re.fullmatch(r"\(?\s*(nan[\s,]*)+\)?", origin_text.lower()):
@@ -66,25 +51,35 @@ def placement(
         if len(found) != 1 or found[0] is None or len(found[0]) != space_dims:
             raise fields.damaged("space origin", f"one vector of {space_dims} finite numbers such as (0,0,0)")
         origin = found[0]
+    if "space directions" not in fields or "spacings" in fields:
+        raise RareHeaderError("no space directions, or spacings beside them")
+    vectors = np.array(_directions(fields, num_dims, axes, space_dims), np.float64).T
     affine = affine_of(vectors[:num_axes, :num_axes], np.array(origin[:num_axes]), signs)
     return affine, _lines(fields) if len(axes) == num_axes == 3 else ()
 
 
 def _space(fields: Fields) -> tuple[int, tuple[float, ...]]:
-    """Return the dimensions of the space, 0 without one, and the signs that lead to RAS+."""
-    if "space" in fields and "space dimension" in fields:
-        raise fields.damaged("space dimension", "no such line beside `space`")
+    """Return the dimensions of the space and the signs that lead to RAS+; a space without a name counts as LPS, as in ITK."""
     if "space" in fields:
-        known = _SPACES.get(re.sub(r"[- ]", "", fields.text("space").lower()))
-        if known is None:
-            raise fields.damaged("space", "a world such as left-posterior-superior or RAS")
-        return known
+        signs = _SPACES.get(re.sub(r"[- ]", "", fields.text("space").lower()))
+        if signs is None or "space dimension" in fields:
+            raise RareHeaderError(f"the space {shown(fields.text('space'))!r}")
+        return 3, signs
     if "space dimension" not in fields:
-        return 0, LPS
-    space_dims = fields.whole("space dimension")
-    if not 1 <= space_dims <= 8:
-        raise fields.damaged("space dimension", "1 to 8 dimensions")
-    return space_dims, LPS
+        raise RareHeaderError("a place without a space")
+    return fields.whole("space dimension"), LPS
+
+
+def _spacings(fields: Fields, num_dims: int, axes: Sequence[int]) -> list[float]:
+    """Return the voxel sizes along the axes, 1 if the header lacks them; negative ones flip an axis, as in ITK."""
+    if "spacings" not in fields:
+        return [1.0] * len(axes)
+    words = fields.text("spacings").split()
+    numbers = [finite_number(words[axis]) for axis in axes] if len(words) == num_dims else []
+    spacings = [number for number in numbers if number is not None and number != 0]
+    if len(spacings) != len(axes):
+        raise fields.damaged("spacings", f"{num_dims} numbers that are finite and not 0")
+    return spacings
 
 
 def _directions(fields: Fields, num_dims: int, axes: Sequence[int], space_dims: int) -> list[tuple[float, ...]]:
@@ -115,54 +110,8 @@ def _vectors(text: str) -> list[tuple[float, ...] | None]:
     return vectors
 
 
-def _spacings(fields: Fields, num_dims: int, axes: Sequence[int]) -> list[float]:
-    """Return the voxel sizes along the axes, 1 if the header lacks them; negative ones flip an axis, as in ITK."""
-    if "spacings" not in fields:
-        return [1.0] * len(axes)
-    words = fields.text("spacings").split()
-    numbers = [finite_number(words[axis]) for axis in axes] if len(words) == num_dims else []
-    spacings = [number for number in numbers if number is not None and number != 0]
-    if len(spacings) != len(axes):
-        raise fields.damaged("spacings", f"{num_dims} numbers that are finite and not 0")
-    return spacings
-
-
-def _origin_by_mins(
-    fields: Fields, num_dims: int, axes: Sequence[int], sizes: Sequence[int], spacing: Sequence[float]
-) -> tuple[float, ...]:
-    """Return the center of the first voxel if a header gives the extent of the axes; else 0."""
-    mins = _bounds(fields, "axis mins", num_dims, axes)
-    maxs = _bounds(fields, "axis maxs", num_dims, axes)
-    if mins is None or (maxs is None and "spacings" not in fields):
-        return (0.0,) * len(axes)
-    centers = fields.text("centers", "").lower().split() or ["none"] * num_dims
-    if len(centers) != num_dims:
-        raise fields.damaged("centers", f"{num_dims} words, node or cell")
-    origin = []
-    for number, axis in enumerate(axes):
-        step = spacing[number]
-        if "spacings" not in fields and maxs is not None:
-            step = (maxs[number] - mins[number]) / sizes[axis]
-        origin.append(mins[number] + (0.0 if centers[axis] == "node" else step / 2))
-    return tuple(origin)
-
-
-def _bounds(fields: Fields, name: str, num_dims: int, axes: Sequence[int]) -> list[float] | None:
-    if name not in fields:
-        return None
-    words = fields.text(name).lower().split()
-    if len(words) != num_dims:
-        raise fields.damaged(name, f"{num_dims} numbers")
-    if any(words[axis] == "nan" for axis in axes):
-        return None
-    numbers = [number for axis in axes if (number := finite_number(words[axis])) is not None]
-    if len(numbers) != len(axes):
-        raise fields.damaged(name, f"{num_dims} finite numbers")
-    return numbers
-
-
 def _lines(fields: Fields) -> tuple[str, ...]:
-    if "space" not in fields or "space directions" not in fields:
+    if "space" not in fields:
         return ()
     directions = [entry for entry in re.findall(r"none|\([^)]*\)", fields.text("space directions"), re.IGNORECASE) if entry[0] == "("]
     lines = [f"space: {fields.text('space')}", "space directions: " + " ".join(directions)]

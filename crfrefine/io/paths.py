@@ -11,13 +11,16 @@ from crfrefine.io.streams import cannot_read
 VOLUME_SUFFIXES = tuple(suffix for known in FORMATS if not known.holds_scores_alone for suffix in known.suffixes)
 SCORES_SUFFIXES = tuple(suffix for known in FORMATS if known.holds_scores_alone for suffix in known.suffixes)
 LOGITS_SUFFIXES = VOLUME_SUFFIXES + SCORES_SUFFIXES
-LABELS_SUFFIXES = tuple(suffix for known in FORMATS if known.holds_labels_alone for suffix in known.suffixes)
+WRITTEN_SUFFIXES = tuple(suffix for known in FORMATS if not (known.holds_scores_alone or known.is_read_only) for suffix in known.suffixes)
+"""Suffixes of volumes that are written."""
+LABELS_SUFFIXES = (".seg.nrrd",)
+"""Suffixes of label maps that stand beside an image of the same name, as 3D Slicer saves them."""
 
 
 def suffix_of(path: Path) -> str:
     """Return the suffix that names the format, such as ".nii.gz", or "" for a name without a known suffix."""
     name = path.name.lower()
-    return next((suffix for suffix in LOGITS_SUFFIXES if name.endswith(suffix)), "")
+    return max((suffix for suffix in LOGITS_SUFFIXES if name.endswith(suffix)), key=len, default="")
 
 
 def stem_of(path: Path) -> str:
@@ -45,7 +48,7 @@ def header_beside(path: Path) -> Path | None:
     return None
 
 
-def require_suffix(path: Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -> Format:
+def require_suffix(path: Path, suffixes: tuple[str, ...] = WRITTEN_SUFFIXES + SCORES_SUFFIXES) -> Format:
     """Return the format of a file to write, or raise UnsupportedFormatError if its suffix is not one of `suffixes`."""
     known = format_of(path)
     if known is None or suffix_of(path) not in suffixes:

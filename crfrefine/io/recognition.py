@@ -17,6 +17,7 @@ from crfrefine.errors import UnexpectedError, UnsupportedFormatError
 from crfrefine.io.formats import FORMATS, Format
 from crfrefine.io.paths import (
     VOLUME_SUFFIXES,
+    WRITTEN_SUFFIXES,
     format_of,
     header_beside,
     is_there,
@@ -160,12 +161,15 @@ def named_header(path: Path) -> Path:
 
 
 def suffix_to_write(path: Path) -> str:
-    """Return the suffix for files written in the format of an image: the image's own, or else its format's first."""
+    """Return the suffix for files written in the format of an image: the image's own, or else its format's first.
+
+    NIfTI stands in for formats that are only read.
+    """
     suffix = suffix_of(path)
-    if suffix in VOLUME_SUFFIXES:
+    if suffix in WRITTEN_SUFFIXES:
         return suffix
-    found = recognize(path) or format_of(header_beside(path) or path)
-    return found.suffixes[0] if isinstance(found, Format) else suffix
+    found = format_of(path) or recognize(path) or format_of(header_beside(path) or path)
+    return suffix if not isinstance(found, Format) else FORMATS[0].suffixes[0] if found.is_read_only else found.suffixes[0]
 
 
 def describe_others(folder: Path) -> str:

@@ -5,6 +5,7 @@ ITK's libraries crash on damaged headers, and return damaged voxels without an e
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,14 +13,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from crfrefine.base.geometry import is_sheared, require_usable, spacing_of
-from crfrefine.errors import CrfRefineError, UnsupportedFormatError
-from crfrefine.io.volume import VolumeHeader
+from crfrefine.errors import CrfRefineError, InputError, UnsupportedFormatError
+from crfrefine.io.text_header import shown
+from crfrefine.io.volume import RareHeaderError, VolumeHeader
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from crfrefine.io.source import VoxelSource
     from crfrefine.io.volume import Volume
+
+OUTSIDE_FILES = "CRFREFINE_OUTSIDE_FILES"
 
 LPS = (-1.0, -1.0, 1.0)
 """Signs that turn left, posterior, superior into RAS+, the convention of all affines here."""
@@ -31,7 +35,7 @@ GeometryLines = Callable[["NDArray[np.float64]", "NDArray[np.float64]", tuple[fl
 def volume_header(
     format_name: str, grid: tuple[tuple[int, ...], int], affine: NDArray[np.float64], lines: tuple[str, ...], source: VoxelSource
 ) -> VolumeHeader:
-    """Return the contents of a text header, not yet `checked`, of a grid (shape, channels).
+    """Return the contents of a text header, not yet checked, of a grid (shape, channels).
 
     The lines place it in the world, as in the file; they become the template, and are empty if another file could not use them.
     """
@@ -50,10 +54,10 @@ def volume_header(
 
 
 def checked(header: VolumeHeader) -> VolumeHeader:
-    """Return a header after a check of its geometry and of the files with voxels.
+    """Return a header after a check of its geometry and of the file with voxels.
 
     Raises:
-        UnsupportedFormatError: a file is cut off.
+        UnsupportedFormatError: damaged, or the file is cut off.
         InputError: the file with the voxels is missing, or the geometry is not usable.
     """
     assert header.source is not None
@@ -63,13 +67,38 @@ def checked(header: VolumeHeader) -> VolumeHeader:
 
 
 def detached_voxels(parse: Callable[[Path], VolumeHeader], path: Path) -> tuple[Path, ...]:
-    """Return the separate files with the voxels of a header; empty without any, or if the header cannot be read."""
+    """Return the separate file with the voxels of a header; empty without one, or if the header cannot be read."""
     try:
         with np.errstate(all="ignore"):
             source = parse(path).source
-    except CrfRefineError:
+    except (CrfRefineError, RareHeaderError):
         return ()  # Reading the file reports the error.
-    return () if source is None else tuple(found for found in source.files if found != source.header_path)
+    return () if source is None or source.path == source.header_path else (source.path,)
+
+
+def voxel_path(header_path: Path, name: str, *, is_compressed: bool) -> Path:
+    """Return the file that a header names, relative to its folder.
+
+    Raises:
+        RareHeaderError: the name means several files: a list, or a pattern with a running number.
+        InputError: the file is outside the folder, and CRFREFINE_OUTSIDE_FILES forbids that; so it does for several files.
+        UnsupportedFormatError: several files that are compressed, whose checksums SimpleITK would not compare.
+    """
+    several = "%" in name or name.upper().split()[:1] == ["LIST"]
+    rule = os.environ.get(OUTSIDE_FILES, "allow")
+    if rule not in ("allow", "refuse"):
+        raise InputError(f"environment variable {OUTSIDE_FILES}: expected allow or refuse, found {shown(rule)!r}")
+    path = header_path.parent / name
+    if rule == "refuse":
+        folders = {header_path.parent.resolve(), header_path.resolve().parent}
+        if several or not any(folder in path.resolve().parents for folder in folders):
+            where = "several files" if several else f"{shown(str(path), 200)}, outside its folder"
+            raise InputError(f"{header_path}: its voxels are in {where}, and {OUTSIDE_FILES} is set to refuse")
+    if several and is_compressed:
+        raise UnsupportedFormatError(f"{header_path}: compressed voxels in several files; expected raw ones, or one file")
+    if several:
+        raise RareHeaderError("voxels in several files")
+    return path
 
 
 def grid_and_channels(path: Path, sizes: tuple[int, ...], num_channels: int) -> tuple[tuple[int, ...], int]:

@@ -91,6 +91,9 @@ class Fields:
     def __contains__(self, name: object) -> bool:
         return name in self._texts
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._texts)
+
     def set(self, name: str, value: bytes) -> None:
         """Store the header's value of a field."""
         # File names may be in any encoding: surrogates restore the bytes when a file is opened.

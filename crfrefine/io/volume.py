@@ -25,6 +25,10 @@ FileState: TypeAlias = tuple[Path, int, int, int]
 """A file, and what changes with its content: the number of its inode, its bytes, the nanosecond of its last change."""
 
 
+class RareHeaderError(Exception):
+    """A header with something that few files have: SimpleITK reads the file."""
+
+
 @dataclass(frozen=True)
 class VolumeHeader:
     """The header of a volume: everything but the voxels."""

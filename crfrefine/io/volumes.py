@@ -18,17 +18,17 @@ from crfrefine.io.formats import FORMATS, Format
 from crfrefine.io.paths import LOGITS_SUFFIXES, format_of, require_file
 from crfrefine.io.recognition import format_to_read, is_allowed, named_header, recognize, way_out
 from crfrefine.io.streams import BlockReader
-from crfrefine.io.volume import VolumeHeader
+from crfrefine.io.volume import RareHeaderError, VolumeHeader
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from crfrefine.io import itk, metaimage, mgh, nifti, nifti_pair, npz, nrrd, slicer
+    from crfrefine.io import itk, metaimage, mgh, nifti, nifti_pair, npz, nrrd
     from crfrefine.io.formats import FormatCode
     from crfrefine.io.volume import FileState
 
     # So mypy checks that each has the functions.
-    _CODE: tuple[FormatCode, ...] = (itk, metaimage, mgh, nifti, nifti_pair, npz, nrrd, slicer)
+    _CODE: tuple[FormatCode, ...] = (itk, metaimage, mgh, nifti, nifti_pair, npz, nrrd)
 
 
 def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -> VolumeHeader:
@@ -112,8 +112,14 @@ def _read_as(path: Path, known: Format) -> VolumeHeader:
     # The checks find numbers of a damaged header that are out of range; warnings about them are not needed.
     before = _states([path])
     with np.errstate(all="ignore"):
-        header = known.load().read_header(path)
-        header = replace(header, family=known.name, states=(*before, *_states(known.voxel_files(path))))
+        try:
+            header = replace(known.load().read_header(path), family=known.name)
+        except RareHeaderError as rare:
+            from crfrefine.io import itk
+
+            note = f"read through SimpleITK: its header has {rare}"
+            header = replace(itk.read_header(path, known.name), family=itk.FAMILY, notes=(note,))
+        header = replace(header, states=(*before, *_states(known.voxel_files(path))))
     if format_of(path) is known:
         return header
     return replace(header, misnamed=f"the file is {known.name}, although its name does not say so; it is read as such")

@@ -59,7 +59,7 @@ def test_several_layers_are_an_error(tmp_path):
 
 
 def test_it_holds_no_logits(tmp_path):
-    with pytest.raises(UnsupportedFormatError, match=r"a\.seg\.nrrd: a 3D Slicer segmentation holds a label map alone, no logits"):
+    with pytest.raises(UnsupportedFormatError, match=r"a\.seg\.nrrd: a segmentation holds a label map alone, no logits"):
         io.write_channels(
             tmp_path / "a.seg.nrrd", numbers((2, *SHAPE)), io.read_volume(save_nifti(tmp_path / "like.nii", numbers(SHAPE), AFFINE))
         )

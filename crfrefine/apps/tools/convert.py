@@ -54,7 +54,7 @@ def convert_file(
         raise InputError(f"{target}: --segments describes the labels of a DICOM segmentation; name a file such as NAME.dcm")
     require_suffix(target)
     if to == "labels":
-        require_suffix(target, io.VOLUME_SUFFIXES)
+        require_suffix(target, io.WRITTEN_SUFFIXES)
     add_volumes(source, None if like is None else Path(like))
     check_replaceable(*reversed(files_written(target)))
     header = io.read_header(source)
@@ -74,7 +74,7 @@ def _convert_labels(header: VolumeHeader, target: Path, to: str | None, like: Vo
         raise InputError(
             f"{header.path}: holds one value per voxel; a label map cannot become {to}, export the network's output before the argmax"
         )
-    require_suffix(target, io.VOLUME_SUFFIXES)
+    require_suffix(target, io.WRITTEN_SUFFIXES)
     labels = io.read_labels(header.path, grid=like.header)
     segments = header.segments or named_segments(read_names([header.path]).labels)
     io.write_label_map(target, labels.data.reshape(like.grid_shape), like, segments=segments)
@@ -94,7 +94,7 @@ def _convert_dicom(source: Path, target: Path, to: str | None, like: Path | None
     add_inputs(*(file for path in (source, like, segments) if path for file in (path.iterdir() if path.is_dir() else [path])))
     check_replaceable(*reversed(files_written(target)))
     if is_read:
-        require_suffix(target, io.VOLUME_SUFFIXES)
+        require_suffix(target, io.WRITTEN_SUFFIXES)
         volume = dicom.read(source, like)
         assert volume.header is not None
         is_label_map = volume.header.format == dicom.SEGMENTATION

@@ -10,7 +10,7 @@ from crfrefine.base.inputs import check_no_input, identities
 from crfrefine.base.text import shorten
 from crfrefine.errors import InputError
 from crfrefine.io.atomic import check_replaceable
-from crfrefine.io.paths import VOLUME_SUFFIXES, stem_of, suffix_of
+from crfrefine.io.paths import WRITTEN_SUFFIXES, stem_of, suffix_of
 from crfrefine.io.recognition import files_read, files_written, suffix_to_write
 from crfrefine.runs.infer.store import RECORD_FOLDER
 from crfrefine.runs.infer.structure_names import LabelFiles
@@ -65,14 +65,16 @@ def plan_outputs(cases: Sequence[CaseFiles], options: InferenceOptions, label_na
     """
     output, output_format = options.output, options.output_format
     suffix = suffix_of(output)
-    if output_format is not None and output_format not in VOLUME_SUFFIXES:
-        raise InputError(f"--output-format {shorten(output_format)}: expected one of {', '.join(VOLUME_SUFFIXES)}")
+    if output_format is not None and output_format not in WRITTEN_SUFFIXES:
+        raise InputError(f"--output-format {shorten(output_format)}: expected one of {', '.join(WRITTEN_SUFFIXES)}")
     if output_format is not None and options.writes_file:
         raise InputError(f"{output}: names a file, whose suffix is its format; leave --output-format out, or give a folder")
     if options.writes_file and options.is_folder_run:
         raise InputError(f"{output}: the images are a folder, so the output must be a folder too, not a file name")
     if not suffix and output.suffix and not output.is_dir() and not options.is_folder_run:
-        raise InputError(f"{output}: unknown suffix; end the output file's name with one of {', '.join(VOLUME_SUFFIXES)}, or give a folder")
+        raise InputError(
+            f"{output}: unknown suffix; end the output file's name with one of {', '.join(WRITTEN_SUFFIXES)}, or give a folder"
+        )
     plans = []
     for files, label_map in zip(cases, label_maps_of(cases, options).values(), strict=True):
         stem = stem_of(label_map)
@@ -89,8 +91,8 @@ def plan_outputs(cases: Sequence[CaseFiles], options: InferenceOptions, label_na
             labels=LabelFiles(own, suffix_of(label_map), label_names) if written and not files.are_structures else None,
         )
         plans.append(plan)
-    if options.writes_file and suffix not in VOLUME_SUFFIXES:
-        raise InputError(f"{output}: a label map cannot be written as {suffix}; expected one of {', '.join(VOLUME_SUFFIXES)}")
+    if options.writes_file and suffix not in WRITTEN_SUFFIXES:
+        raise InputError(f"{output}: a label map cannot be written as {suffix}; expected one of {', '.join(WRITTEN_SUFFIXES)}")
     _check_no_input_is_replaced(cases, plans, options)
     return plans
 
