@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,12 +42,11 @@ class CpuBackend:
         """Build the kernels of a model on one image; see `Backend.kernels`."""
         if spec.num_labels < 2:
             raise InputError(f"the model needs two labels or more, background among them; got {spec.num_labels}")
-        values = np.ascontiguousarray(image.values, dtype=np.float64 if image.values.dtype == np.float64 else np.float32)
-        build = self._engine.Kernels64 if values.dtype == np.float64 else self._engine.Kernels32
+        values = np.ascontiguousarray(image.values, dtype=np.float32)
         started = time.perf_counter()
         origin = checked_origin(image)
         with _engine_errors(self._engine, values.shape):
-            built = build(
+            built = self._engine.Kernels(
                 values,
                 _mask(image.mask),
                 *_kernel_arguments(spec, image.spacing),
@@ -73,8 +71,6 @@ class CpuBackend:
 
     def mean_field(self, logits: Float32, image: GridImage, spec: ModelSpec, context: RunContext = NO_CONTEXT) -> MeanFieldResult:
         """Run the mean field on one case; see `Backend.mean_field`."""
-        if image.values.dtype != np.float32:
-            image = replace(image, values=image.values.astype(np.float32))
         kernels = self.kernels(image, spec.kernels, context)
         del image
         return kernels.run(logits, spec.mean_field, progress=context.progress, is_last=True)
@@ -199,7 +195,7 @@ class CpuKernels:
         return spec.rounded(np.dtype(self.dtype))
 
     def _volume_part(self, logits: Array, spec: MeanFieldSpec) -> Bool | None:
-        """Return the masked voxels on which the volume term acts; None means all of them, or no term."""
+        """Return the masked voxels on which the volume term acts; None without the term."""
         inside = np.ones(self.image_shape[1:], dtype=np.bool_) if self._mask is None else self._mask
         return volume_part(logits, inside, spec)
 
@@ -223,8 +219,7 @@ def _kernel_arguments(spec: KernelSetSpec, spacing: Sequence[float]) -> tuple[An
 def _model_argument(spec: MeanFieldSpec, part: Bool | None) -> tuple[Any, ...]:
     """Return the settings of a run that the C++ engine takes, forward and backward."""
     model = (spec.weights.tolist(), [] if spec.is_potts else _floats(spec.compatibility), spec.is_potts, spec.temperature)
-    volume = (spec.volume_slack, spec.keeps_counts, part)
-    return *model, [] if spec.bias is None else _floats(spec.bias), volume
+    return *model, [] if spec.bias is None else _floats(spec.bias), (spec.volume_slack, part)
 
 
 def _looking(progress: Progress | None, look: Look, out: Array) -> Progress:

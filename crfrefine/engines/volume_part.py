@@ -1,4 +1,4 @@
-"""Where the volume term applies: everywhere, or in the main bodies of the labels (docs/reference/math.md, section 11.4)."""
+"""Where the volume term applies: in the main bodies of the labels (docs/reference/math.md, section 11.4)."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ below that doubtful voxels connect it with islands."""
 
 
 def volume_part(logits: Array, inside: Bool, spec: MeanFieldSpec) -> Bool | None:
-    """Return the voxels inside the mask on which the volume term of a run acts, (N,) in C order; None means all of them, or no term.
+    """Return the voxels inside the mask on which the volume term of a run acts, (N,) in C order; None without the term.
 
-    With "largest" these are the largest component of each foreground label, of the voxels with a probability above `BODY_PROBABILITY`.
+    These are the largest component of each foreground label, of the voxels with a probability above `BODY_PROBABILITY`.
     Components are connected over faces, edges and corners; of equally large ones the first in C order counts.
     """
-    if spec.volume_weight == 0.0 or spec.volume_keep != "largest":
+    if spec.volume_weight == 0.0:
         return None
 
     voxels, logits = _may_be_body(logits, inside, spec)

@@ -60,8 +60,8 @@ class VolumeTerm:
                 break
         return bias
 
-    def pull(self, gradient: Float64, masses: Float64, covariance: Float64, bias: Float64) -> tuple[Float64, Float64, float]:
-        """Return v of docs/reference/math.md, section 11.5, (L,), and the gradients with respect to the target (L,) and the slack.
+    def pull(self, gradient: Float64, masses: Float64, covariance: Float64, bias: Float64) -> tuple[Float64, float]:
+        """Return v of docs/reference/math.md, section 11.5, (L,), and the gradient with respect to the slack.
 
         Args:
             gradient: (L,), sum over the voxels of that with respect to the log-marginals.
@@ -71,7 +71,7 @@ class VolumeTerm:
         """
         masses = masses + PSEUDO_VOXELS
         pull = np.linalg.solve(self.curvature(covariance, masses), gradient - gradient.mean())
-        return pull, pull * masses / (self.target + PSEUDO_VOXELS), -float((pull * masses * bias).sum())
+        return pull, -float((pull * masses * bias).sum())
 
     def _balanced(self, bias: Float64) -> Float64:
         """Masses, with pseudo-voxels, for which the bias would be right: proportional to (V + 1) e^(-slack bias)."""

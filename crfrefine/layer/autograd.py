@@ -56,7 +56,7 @@ class MeanField(torch.autograd.Function):
         # detected. This includes the image, whose memory the kernels read again, and the parameters, whose values the spec holds.
         ctx.save_for_backward(logits, to_tensor(tape.record), weights, compatibility, temperature, bias, image)
         ctx.tape = dataclasses.replace(tape, logits=_NOTHING, record=_NOTHING)
-        refined: Tensor = _own(to_tensor(tape.logits))
+        refined: Tensor = _own(to_tensor(tape.logits)).to(logits.device)
         return refined
 
     @staticmethod

@@ -57,7 +57,7 @@ def mean_field(
     compatibility: Tensor | None = None,
     temperature: Tensor | float = 1.0,
     bias: Values = 0.0,
-    volume: tuple[Tensor | float, str] | None = None,
+    volume: Tensor | float | None = None,
     spacing: inputs.Spacing | None = None,
     mask: inputs.Mask | None = None,
     num_iterations: int = 5,
@@ -71,18 +71,19 @@ def mean_field(
     """Refine logits with the dense CRF, differentiable in logits, image and every parameter that is a tensor.
 
     Args:
-        logits: (B, L, *grid), higher is better. float64 is computed in float64, every other type in float32.
+        logits: (B, L, *grid), higher is better. float64 is computed in float64, by plain tensor
+            operations; every other type in float32.
         image: (B, M, *grid), intensities on the scale of theta_beta, finite.
         bilateral: weight (one, or L), theta_alpha (one, or one per axis; mm) and theta_beta (one, or M) of each appearance kernel.
         spatial: weight and theta_gamma (one, or one per axis; mm) of the smoothness kernel; None means no smoothness kernel.
         compatibility: (L, L) penalty; row: label of the neighbor, column: own label; zero diagonal. None: Potts.
         temperature: divides the logits, positive.
         bias: added to the logits inside the mask before the temperature divides them; one, or L.
-        volume: weight (0 to 1) of the volume term, and the volumes to keep, "expected", "argmax" or "largest"; None means no volume term.
+        volume: weight (0 to 1) of the volume term; None means no volume term.
         spacing: mm; one number, one per axis, or (B, axes). None: 1 mm, with a warning if it matters.
         mask: nonzero where the model applies; (*grid), (B, *grid) or (B, 1, *grid). None: everywhere.
         num_iterations: number of steps; all are taken.
-        normalization: "symmetric", "after" or "none".
+        normalization: "symmetric" or "after".
         filter: "auto", "exact", "truncated", "lattice" or "grid" (one or two modalities; on the CPU float32).
         positions: "mm", or "voxels": bandwidths count voxels, the spacing is not used.
         threads: None: as many as `torch.get_num_threads()`.
@@ -104,7 +105,7 @@ def mean_field(
     Source: Krähenbühl & Koltun 2011; Zheng et al. 2015; docs/reference/math.md.
     """
     inputs.check_pair(logits, image)
-    inputs.engine_for(logits.device)
+    inputs.engine_for(logits.device, logits.dtype)
     check_threads(threads)
     settings = MeanFieldParameters(
         num_iterations=num_iterations,
@@ -128,7 +129,7 @@ def mean_field(
     _positive(divisor, "temperature")
     matrix = _matrix(compatibility, num_labels, dtype)
     shift = spread(bias, num_labels, "bias")
-    kept, keep, least = _volume(volume)
+    kept, least = _volume(volume)
     for name, values in (("weight", torch.cat(weights) if weights else divisor), ("compatibility", matrix), ("bias", shift)):
         if not torch.isfinite(values.detach()).all():
             raise InputError(f"{name} holds values that are not finite (NaN or infinity)")
@@ -150,7 +151,6 @@ def mean_field(
         temperature=float(divisor[0].detach()),
         bias=_double(shift) if shift.detach().any() else None,
         volume_weight=0.0 if kept is None else max(float(kept.detach()), least),
-        volume_keep=keep,
     )
     masks = inputs.masks_by_item(mask, len(logits), logits.shape[2:])
     labels: list[Tensor | None] = [None] * len(logits)
@@ -314,14 +314,15 @@ def _build(
     num_labels: Sequence[int] | None = None,
 ) -> list[RecordingKernels]:
     """Return the kernels of each batch item; `num_labels` are the labels that take part in each, None means all."""
-    engine = inputs.engine_for(image.device)
+    engine = inputs.engine_for(image.device, inputs.compute_dtype(image))
     steps = inputs.spacing_by_item(spacing, len(image), image.ndim - 2)
     masks = inputs.masks_by_item(mask, len(image), image.shape[2:])
     context = RunContext(threads or torch.get_num_threads())
     result: list[RecordingKernels] = []
     for index, item in enumerate(image.detach()):
         inputs.check_finite(item, index)
-        values, inside = to_array(item.to(inputs.compute_dtype(item), copy=copy)), masks[index]
+        where_to = "cpu" if engine.name.startswith("torch") else item.device
+        values, inside = to_array(item.to(where_to, inputs.compute_dtype(item), copy=copy)), masks[index]
         where = None if inside is None else inside.cpu().numpy()
         own = wanted if num_labels is None else replace(wanted, num_labels=num_labels[index])
         result.append(engine.kernels(GridImage(values, where, steps[index]), own, context))
@@ -350,13 +351,13 @@ def _positive(tensor: Tensor, name: str) -> tuple[float, ...]:
     return tuple(values)
 
 
-def _volume(volume: tuple[Tensor | float, str] | None) -> tuple[Tensor | None, str, float]:
-    """Return the weight of the volume term, the volumes to keep, and the least weight of the run."""
+def _volume(volume: Tensor | float | None) -> tuple[Tensor | None, float]:
+    """Return the weight of the volume term, and the least weight of the run."""
     if volume is None:
-        return None, "expected", 0.0
-    weight = torch.as_tensor(volume[0], dtype=torch.float64, device=_HOST).reshape(())
-    VolumeParameters(weight=float(weight.detach()), keep=volume[1])  # checks
-    return weight, volume[1], MIN_LEARNED if weight.requires_grad else 0.0
+        return None, 0.0
+    weight = torch.as_tensor(volume, dtype=torch.float64, device=_HOST).reshape(())
+    VolumeParameters(weight=float(weight.detach()))  # checks
+    return weight, MIN_LEARNED if weight.requires_grad else 0.0
 
 
 def _double(tensor: Tensor) -> NDArray[np.float64]:

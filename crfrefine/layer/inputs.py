@@ -102,12 +102,16 @@ def look_like_probabilities(logits: Tensor) -> bool:
     return bool((fits | is_padding).all() & ~is_padding.all())
 
 
-def engine_for(device: torch.device) -> Backend:
-    """Return the engine that computes on a tensor's device; raise BackendUnavailableError without one."""
+def engine_for(device: torch.device, dtype: torch.dtype = torch.float32) -> Backend:
+    """Return the engine that computes on a tensor's device: for float64 that of plain tensor operations.
+
+    Raises:
+        BackendUnavailableError: there is no engine for the device.
+    """
     if device.type not in ("cpu", "cuda"):
         raise BackendUnavailableError(f"there is no engine for tensors on {device}; move the layer and its inputs to the CPU")
     try:
-        return get_backend(str(device))
+        return get_backend(str(device) if dtype != torch.float64 else "torch" if device.type == "cpu" else f"torch:{device}")
     except BackendUnavailableError as error:
         raise BackendUnavailableError(f"no engine for tensors on {device} ({error}); move the layer and its inputs to the CPU") from error
 

@@ -81,7 +81,8 @@ class CrfRnn(CrfValues):
         probabilities.
 
         Args:
-            logits: (B, L, *grid), higher is better. float64 is computed in float64, every other type in float32.
+            logits: (B, L, *grid), higher is better. float64 is computed in float64, by plain tensor
+                operations; every other type in float32.
             image: (B, M, *grid), raw intensities, finite; they are normalized as `parameters.intensity` specifies, inside the mask.
             spacing: distance between neighboring voxels in mm; one number, one per axis, or (B, axes). None: 1 mm, with a warning the first
                 time; it does not matter with `kernels`, or if `mean_field.positions` is "voxels".
@@ -103,7 +104,7 @@ class CrfRnn(CrfValues):
         self._check_image(image)
         if logits.shape[1] != self.num_labels:
             raise InputError(f"logits {tuple(logits.shape)} have {logits.shape[1]} labels; the layer was made for {self.num_labels}")
-        inputs.engine_for(logits.device)
+        inputs.engine_for(logits.device, logits.dtype)
         inputs.warn_of_probabilities(logits, self._told_so_far(), notices.warn)
 
         def known_spacing() -> inputs.Spacing:

@@ -99,7 +99,7 @@ def refine_normalized(
     kernels: Sequence[RecordingKernels] | None = None,
 ) -> Tensor:
     """Return refined logits as `refine` does, from an image on the scale of theta_beta and logits without padding."""
-    settings, volume = run.parameters.mean_field, run.parameters.volume
+    settings = run.parameters.mean_field
     has_spatial = terms.spatial_weight is not None and terms.theta_gamma is not None
     return functional.mean_field(
         logits,
@@ -109,7 +109,7 @@ def refine_normalized(
         compatibility=terms.compatibility,
         temperature=terms.temperature,
         bias=terms.bias,
-        volume=None if terms.volume_weight is None else (terms.volume_weight, volume.keep),
+        volume=terms.volume_weight,
         spacing=spacing,
         mask=mask,
         num_iterations=run.num_iterations,

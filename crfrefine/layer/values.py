@@ -222,12 +222,6 @@ class CrfValues(nn.Module):
             self.volume_weight,
         )
 
-    @property
-    def volume(self) -> tuple[Tensor, str] | None:
-        """Weight of the volume term and the volumes to keep; None without this term."""
-        weight = self.volume_weight
-        return None if weight is None else (weight, self._start.volume.keep)
-
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
         """Load a checkpoint; those of layers that had no bias yet are those of layers whose bias is 0."""
         state_dict.setdefault(f"{prefix}raw_bias", torch.zeros_like(self.raw_bias))
@@ -330,7 +324,7 @@ class CrfValues(nn.Module):
         return (
             f"num_labels={self.num_labels}, num_modalities={self.num_modalities}, spatial_dims={self.spatial_dims}, "
             f"kernels={len(self.raw_bilateral_weight)} bilateral{' + spatial' if self._has_spatial else ''}, "
-            f"{f'volume={self._start.volume.keep}, ' if self._has_volume else ''}"
+            f"{'volume, ' if self._has_volume else ''}"
             f"per_label_weights={self.per_label_weights}, anisotropic={self.anisotropic}, compatibility={kind}, "
             f"num_iterations={self.num_iterations}, normalization={settings.normalization}, filter={settings.filter}, "
             f"learn={'+'.join(learned) or 'nothing'}"

@@ -51,6 +51,7 @@ GONE_KEYS = {
     "postprocess.decision": "this key is gone: each voxel gets its likeliest label; leave it out",
     "postprocess.num_components": "this key is gone: keep_largest keeps one component; leave it out",
     "mean_field.precision": "this key is gone: everything is computed in single precision; leave it out",
+    "volume.keep": "this key is gone: the volume term keeps the voxels of each label's largest component; leave it out",
     "mean_field.damping": "this key is gone: each step is the plain parallel update; leave it out",
 }
 """Dotted keys of earlier versions, and their successors."""

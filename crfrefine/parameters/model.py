@@ -354,7 +354,6 @@ class CrfParameters:
                 tolerance=settings.tolerance,
                 bias=bias if bias.any() else None,
                 volume_weight=self.volume.weight,
-                volume_keep=self.volume.keep,
             ),
         )
 

@@ -140,30 +140,13 @@ class CompatibilityParameters(Section):
 
 @dataclass(frozen=True)
 class VolumeParameters(Section):
-    """What keeps each label's volume, which the other terms tend to shrink."""
+    """The term that keeps the number of voxels of each label's main body, which the other terms tend to shrink."""
 
     section: ClassVar[str] = "volume"
     weight: float = _key(0.0, checks.Range(0.0, 1.0), "0 = no such term; 1 = each step keeps the volumes exactly")
-    keep: str = _key(
-        "expected",
-        checks.Choice(("expected", "argmax", "largest")),
-        "expected (sum of probabilities) | argmax (number of voxels) | largest (those of the largest component): what a label keeps",
-    )
     match_input: bool = _key(
         False, checks.boolean, "whether each label of a label map ends with as many voxels as it has there, by a bias after the iterations"
     )
-
-    def check_label_map(self, *, is_learned: bool = False) -> None:
-        """Raise ConfigError if the probabilities of a label map would be summed: their doubt is a convention, of every voxel alike.
-
-        Args:
-            is_learned: whether the weight may become larger than 0.
-        """
-        if self.keep == "expected" and (self.weight > 0.0 or is_learned):
-            raise ConfigError(
-                "volume.keep: 'expected' sums a network's probabilities, which a label map does not have: each of its voxels has the same "
-                "doubt, and together they are a volume that no label has; set it to 'argmax' or 'largest', or use logits"
-            )
 
 
 @dataclass(frozen=True)
@@ -184,7 +167,7 @@ class MeanFieldParameters(Section):
     output_temperature: float = _key(
         1.0, checks.Range(*OUTPUT_TEMPERATURE_RANGE), "divides the refined logits where they become probabilities"
     )
-    normalization: str = _key("symmetric", checks.Choice(("symmetric", "after", "none")), "symmetric | after | none")
+    normalization: str = _key("symmetric", checks.Choice(("symmetric", "after")), "symmetric | after")
     filter: str = _key(
         "auto",
         checks.Choice(("auto", "exact", "truncated", "lattice", "grid")),

@@ -48,7 +48,7 @@ class KernelSetSpec:
     """The kernels of a model, to be built and normalized for one image."""
 
     kernels: tuple[KernelSpec, ...]  # the appearance kernels, then the spatial one if there is one
-    normalization: str  # "symmetric", "after" or "none"
+    normalization: str  # "symmetric" or "after"; "none" for messages
     # How messages of appearance kernels are computed: "auto", "exact", "truncated", "lattice" or "grid" (one or two modalities; on the CPU
     # float32 only).
     filter: str
@@ -117,19 +117,11 @@ class MeanFieldSpec:
     # (L,), added to the logits inside the mask before the temperature divides them; None: nothing.
     bias: NDArray[np.floating[Any]] | None = None
     volume_weight: float = 0.0  # from 0, no volume term, to 1, every step keeps the mass of each label
-    # The masses that the volume term keeps: "expected", sums of softmax((logits + bias) / temperature); "argmax", numbers of voxels where a
-    # label is the most probable; or "largest", "argmax" in the main bodies of the labels, and there only.
-    volume_keep: str = "expected"
 
     @property
     def num_labels(self) -> int:
         """L."""
         return len(self.compatibility)
-
-    @property
-    def keeps_counts(self) -> bool:
-        """Whether the volume term keeps numbers of voxels, which have no gradient."""
-        return self.volume_keep != "expected"
 
     @property
     def volume_slack(self) -> float:

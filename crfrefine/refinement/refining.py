@@ -76,7 +76,6 @@ def refine_network(
     voxel_ml = math.prod(steps) / 1000.0
     network_spacing, note, numbers, of_map = None, None, None, Cleaned(np.zeros(0, np.uint8))
     if isinstance(given, LabelMapNetwork):
-        parameters.volume.check_label_map()
         parameters = parameters.select_labels(given.channels, given.num_labels)
         again = None if again is None else again.renumbered(given.channels)
         network_spacing, note = find_network_spacing(given.network_spacing, given.labels, steps)

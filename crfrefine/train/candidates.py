@@ -32,7 +32,7 @@ ONE_WEIGHT = f"{CRF} with one weight"
 """Beginning of kinds with one weight for all labels, no biases, and a volume term: it does in each case what weights and biases per label
 do on average."""
 
-VOLUMES = (VolumeParameters(0.5, "largest"), VolumeParameters(0.75, "largest"))
+VOLUMES = (VolumeParameters(0.5), VolumeParameters(0.75))
 """What is tried of the volume term, once the rest is trained. The first protects at little cost: with it, a model is the gentler one."""
 
 HARM = 2.0
@@ -99,7 +99,7 @@ def with_one_weight(trained: CrfParameters) -> CrfParameters:
 
 
 def _named(volume: VolumeParameters) -> str:
-    return f", volume {volume.weight:g} {volume.keep}" if volume.weight > 0.0 else ", no volume term"
+    return f", volume {volume.weight:g}" if volume.weight > 0.0 else ", no volume term"
 
 
 def pooled(trainings: Sequence[Sequence[Candidate]]) -> list[Candidate]:
@@ -214,7 +214,7 @@ class FitResult:
         if self.is_calibration:
             return f"no CRF is better than the network recalibrated: {gain} on the cases that decide"
         volume = self.parameters.volume
-        kept = f", volume.weight {volume.weight:g} ({volume.keep})" if volume.weight > 0.0 else ""
+        kept = f", volume.weight {volume.weight:g}" if volume.weight > 0.0 else ""
         return f"{self.start}{kept}: {gain} on the cases that decide, at iteration {self.best_optimizer_step}"
 
 

@@ -225,7 +225,7 @@ def refine_regions(
             spatial=None if spatial_weight is None or gamma is None else (own(spatial_weight), gamma),
             temperature=terms.temperature,
             bias=torch.stack([torch.zeros_like(biases[region]), biases[region]]),
-            volume=layer.volume,
+            volume=layer.volume_weight,
             num_iterations=layer.num_iterations,
             threads=threads,
             kernels=kernels,

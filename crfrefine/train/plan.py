@@ -73,12 +73,12 @@ class Plan:
 
     @property
     def _volumes(self) -> tuple[VolumeParameters, ...]:
-        """The volume terms that are tried with a trained model; the probabilities of a label map are a convention that has no volume."""
+        """The volume terms that are tried with a trained model."""
         if VOLUME_GROUP not in self.options.learn:
             return ()
         if self.base.volume.weight > 0.0:
             return (replace(self.base.volume, weight=0.0),)
-        return tuple(volume for volume in VOLUMES if self.cases.declared is None or volume.keep != "expected")
+        return VOLUMES
 
     @property
     def reading(self) -> ReadingOptions:
@@ -171,10 +171,7 @@ def make_plan(options: TrainingOptions, device: TrainingDevice) -> Plan:
     resolve(cases.num_channels, cases.num_modalities, cases.num_dims)  # lengths fit, or it says which do not
     if cases.regions is not None and options.learn == ("compatibility",):
         raise ConfigError("--learn compatibility: overlapping regions, each a problem of two labels, have no compatibility to learn")
-    plan = Plan(options, device, cases, regions, tuple(folds), base)
-    if cases.declared is not None:
-        base.volume.check_label_map(is_learned=VOLUME_GROUP in plan.learn)
-    return plan
+    return Plan(options, device, cases, regions, tuple(folds), base)
 
 
 def choose_regions(texts: Sequence[str], cases: LabeledCases) -> tuple[Region, ...]:

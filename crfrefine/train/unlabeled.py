@@ -97,7 +97,6 @@ def make_candidates(voxel: float, overrides: Mapping[str, Any]) -> list[Candidat
             "mean_field.num_iterations": NUM_ITERATIONS,
             "mean_field.tolerance": 0.0,
             "volume.weight": volume,
-            "volume.keep": "largest" if volume else default.volume.keep,
         }
         parameters = default.replace(**{**changes, **overrides})
         if parameters not in [each.parameters for each in found]:  # Overrides may make some equal.

@@ -19,11 +19,9 @@ constexpr int kChannelGroup = 4;
 // With so few voxels, a backward pass hands its filters more channels at a time; with more, the memory for them would show.
 constexpr int64_t kFewVoxels = int64_t{1} << 18;
 
-// T: float, or double for gradient checks and layers in float64.
-template <class T>
-class BasicFilter {
+class Filter {
    public:
-    virtual ~BasicFilter() = default;
+    virtual ~Filter() = default;
 
     // The voxels whose sums matter: (voxel) 1, others 0; nullptr: all. At others, `accumulate` may leave out what it adds.
     const uint8_t* receivers = nullptr;
@@ -34,17 +32,17 @@ class BasicFilter {
     // sum[c][n] += channel_weight[c] * post[n] * sum_m K(n, m) * pre[m] * values[c][m]
     //
     // values, sum: num_channels arrays of num_voxels numbers. pre, post: num_voxels numbers, or nullptr for all ones.
-    virtual void accumulate(const T* values, int num_channels, const T* pre, const T* post, const T* channel_weight, T* sum,
-                            Workspace& workspace) = 0;
+    virtual void accumulate(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight,
+                            float* sum, Workspace& workspace) = 0;
 
     // The same, except that what is in `sum` is overwritten: that saves clearing it. Only if the filter can.
     virtual bool can_overwrite() const { return false; }
-    virtual void overwrite(const T* /*values*/, int /*num_channels*/, const T* /*pre*/, const T* /*post*/, const T* /*channel_weight*/,
-                           T* /*sum*/, Workspace&) {}
+    virtual void overwrite(const float* /*values*/, int /*num_channels*/, const float* /*pre*/, const float* /*post*/,
+                           const float* /*channel_weight*/, float* /*sum*/, Workspace&) {}
 
     // `accumulate` with K transposed: a different operator only where the kernel is not exactly symmetric, as the lattice's.
-    virtual void accumulate_transposed(const T* values, int num_channels, const T* pre, const T* post, const T* channel_weight, T* sum,
-                                       Workspace& workspace) {
+    virtual void accumulate_transposed(const float* values, int num_channels, const float* pre, const float* post,
+                                       const float* channel_weight, float* sum, Workspace& workspace) {
         accumulate(values, num_channels, pre, post, channel_weight, sum, workspace);
     }
 
@@ -52,7 +50,7 @@ class BasicFilter {
 
     // Computes the normalization without filtering, if the filter can: scale[n] = (K 1)^-1/2 and ones[n] = the message of all ones if
     // `symmetric`, else scale[n] = (K 1)^-1 (and `ones` is nullptr). False: it cannot.
-    virtual bool normalize(bool /*symmetric*/, T* /*scale*/, T* /*ones*/) { return false; }
+    virtual bool normalize(bool /*symmetric*/, float* /*scale*/, float* /*ones*/) { return false; }
 
     // From now on applies the normalization that `normalize` computed by itself, to what is received and if `to_sent` to what is sent, so
     // that its array can be freed: `pre` and `post` are nullptr then. False: it cannot.
@@ -63,7 +61,8 @@ class BasicFilter {
     // sum_c sum_nm u[c][n] K(n, m) v[c][m] (x_f(n) - x_f(m))^2, intensities first, box axes last, and if `pull` is given,
     // pull[f][n] += sum_c sum_m K(n, m) (u[c][n] v[c][m] + v[c][n] u[c][m]) (x_f(n) - x_f(m)) for the intensities. False: it has no such
     // way.
-    virtual bool second_moments(const T* /*u*/, const T* /*v*/, int /*num_channels*/, double* /*squared*/, T* /*pull*/, Workspace&) {
+    virtual bool second_moments(const float* /*u*/, const float* /*v*/, int /*num_channels*/, double* /*squared*/, float* /*pull*/,
+                                Workspace&) {
         return false;
     }
 
@@ -74,8 +73,8 @@ class BasicFilter {
     // cross[f] += sum_c <x_f u_c, K (x_f v_c)> for up to kMostColumns columns x_f.
     static constexpr int kMostColumns = 4;
     virtual bool has_cross_moments() const { return false; }
-    virtual void cross_moments(const T* const* /*columns*/, int /*num_columns*/, const T* /*u*/, const T* /*v*/, int /*num_channels*/,
-                               double* /*cross*/, Workspace&) {}
+    virtual void cross_moments(const float* const* /*columns*/, int /*num_columns*/, const float* /*u*/, const float* /*v*/,
+                               int /*num_channels*/, double* /*cross*/, Workspace&) {}
 
     // Whether filtering reads the image that the filter was built on.
     virtual bool keeps_image() const { return false; }
@@ -86,8 +85,6 @@ class BasicFilter {
     // One line for display: the algorithm and its size.
     virtual std::string description() const = 0;
 };
-
-using Filter = BasicFilter<float>;
 
 // The point that features count from. Kernels depend only on differences of features, but the points of a lattice and the cells of a grid
 // do not: parts of a volume that share an origin share those.

@@ -39,43 +39,40 @@ GridView<T> dense_view(T* data, const std::vector<int64_t>& shape, bool is_box =
 }
 
 // One row per label, times `scale`.
-template <class T>
-void load_from_grid(const Voxels& voxels, const GridView<const T>& view, T scale, int64_t block, int num_rows, T* rows) {
+inline void load_from_grid(const Voxels& voxels, const GridView<const float>& view, float scale, int64_t block, int num_rows, float* rows) {
     const int64_t begin = block * kVoxelBlock, end = block_end(block, voxels.num_voxels);
     voxels.for_pieces(begin, end, [&](int64_t voxel, int64_t grid, int64_t box, int64_t length) {
-        const T* from = view.data + view.place(view.is_box ? box : grid);
+        const float* from = view.data + view.place(view.is_box ? box : grid);
         for (int l = 0; l < num_rows; ++l, from += view.label_stride) {
-            T* to = rows + l * kBlockRow + (voxel - begin);
+            float* to = rows + l * kBlockRow + (voxel - begin);
             for (int64_t i = 0; i < length; ++i) to[i] = from[i] * scale;
         }
     });
-    for (int l = 0; l < num_rows; ++l) std::fill(rows + l * kBlockRow + (end - begin), rows + (l + 1) * kBlockRow, T{0});
+    for (int l = 0; l < num_rows; ++l) std::fill(rows + l * kBlockRow + (end - begin), rows + (l + 1) * kBlockRow, 0.0f);
 }
 
-template <class T>
-void store_to_grid(const Voxels& voxels, const T* rows, int64_t block, int num_rows, const GridView<T>& view) {
+inline void store_to_grid(const Voxels& voxels, const float* rows, int64_t block, int num_rows, const GridView<float>& view) {
     const int64_t begin = block * kVoxelBlock, end = block_end(block, voxels.num_voxels);
     voxels.for_pieces(begin, end, [&](int64_t voxel, int64_t grid, int64_t box, int64_t length) {
-        T* to = view.data + view.place(view.is_box ? box : grid);
+        float* to = view.data + view.place(view.is_box ? box : grid);
         for (int l = 0; l < num_rows; ++l, to += view.label_stride) {
-            const T* from = rows + l * kBlockRow + (voxel - begin);
+            const float* from = rows + l * kBlockRow + (voxel - begin);
             std::copy(from, from + length, to);
         }
     });
 }
 
 // Copies a label to another view, times `scale`, at the places outside the mask; from the box only to the box.
-template <class T>
-void copy_outside(const Voxels& voxels, const GridView<const T>& from, const GridView<T>& to, int64_t label, T scale) {
+inline void copy_outside(const Voxels& voxels, const GridView<const float>& from, const GridView<float>& to, int64_t label, float scale) {
     const int64_t size = to.is_box ? voxels.box_size : voxels.grid_size, row_length = to.shape.back();
-    const T* const source = from.data + label * from.label_stride;
-    T* const target = to.data + label * to.label_stride;
+    const float* const source = from.data + label * from.label_stride;
+    float* const target = to.data + label * to.label_stride;
     int64_t done = 0;
     const auto copy_up_to = [&](int64_t end) {
         while (done < end) {
             const int64_t length = std::min(end, (done / row_length + 1) * row_length) - done;
-            const T* values = source + from.place(from.is_box == to.is_box ? done : voxels.grid_index(done));
-            T* out = target + to.place(done);
+            const float* values = source + from.place(from.is_box == to.is_box ? done : voxels.grid_index(done));
+            float* out = target + to.place(done);
             for (int64_t i = 0; i < length; ++i) out[i] = values[i] * scale;
             done += length;
         }

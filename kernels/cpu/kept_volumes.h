@@ -11,16 +11,15 @@
 
 namespace crf {
 
-template <class T>
 class KeptVolumes {
-    using Lanes = typename LanesOf<T>::type;
+    using Lanes = vfloat;
 
    public:
-    KeptVolumes(const MeanFieldOptions<T>& options, int64_t num_voxels, ThreadPool& pool)
+    KeptVolumes(const MeanFieldOptions& options, int64_t num_voxels, ThreadPool& pool)
         : options_(options), num_labels_(options.num_labels), num_voxels_(num_voxels), num_blocks_(num_voxel_blocks(num_voxels)) {
         if (!options.keeps_volumes()) return;
         block_masses_.resize(num_blocks_ * num_labels_);
-        if (options.keeps_counts) block_counts_.resize(num_blocks_ * num_labels_);
+        block_counts_.resize(num_blocks_ * num_labels_);
         if (!options.volume_part.empty()) find_blocks(pool);
     }
 
@@ -35,25 +34,25 @@ class KeptVolumes {
     }
 
     // Of marginals, one row of kBlockRow per label; outside the part of the volume term they become 0.
-    void store_masses(int64_t block, T* rows) {
+    void store_masses(int64_t block, float* rows) {
         if (block_masses_.empty() || !applies(block)) return;  // They stay 0.
         multiply_rows(options_.volume_part, block, num_labels_, rows);
         const int64_t count = block_end(block, num_voxels_) - block * kVoxelBlock;
         for (int l = 0; l < num_labels_; ++l) {
-            const T* row = rows + l * kBlockRow;
+            const float* row = rows + l * kBlockRow;
             double total = 0;
             for (int64_t i = 0; i < count; i += kLanes) {
-                const auto valid = first_lanes_of<T>(static_cast<int>(std::min<int64_t>(count - i, kLanes)));
+                const auto valid = first_lanes(static_cast<int>(std::min<int64_t>(count - i, kLanes)));
                 total += sum_lanes(select(valid, load(row + i), Lanes{}));
             }
             block_masses_[block * num_labels_ + l] = total;
         }
     }
 
-    // Once the masses, or numbers of voxels, of all blocks are known.
+    // Once the masses and the numbers of voxels of all blocks are known.
     void start() {
         if (!options_.keeps_volumes()) return;
-        term_ = std::make_unique<VolumeTerm>(total_by_label(options_.keeps_counts ? block_counts_ : block_masses_), options_.volume_slack);
+        term_ = std::make_unique<VolumeTerm>(total_by_label(block_counts_), options_.volume_slack);
         bias_.assign(num_labels_, 0);
     }
 
@@ -66,23 +65,23 @@ class KeptVolumes {
         for (int pass = 0; pass < kMostVolumePasses; ++pass) {
             const MassSums sums = sum_masses(pool, num_blocks_, num_labels_, [&](int64_t block, int thread, MassSums& of_group) {
                 if (!applies(block)) return;
-                T* const rows = preview(block, thread);
+                float* const rows = preview(block, thread);
                 multiply_rows(options_.volume_part, block, num_labels_, rows);
                 of_group.add(rows, block_end(block, num_voxels_) - block * kVoxelBlock);
             });
-            if (term_->improve(sums, bias_) < kLastVolumeChange<T>) break;
+            if (term_->improve(sums, bias_) < kLastVolumeChange) break;
         }
         return bias_;
     }
 
     // To the new logits of a block, one row of kBlockRow per label.
-    void add_bias(int64_t block, T* rows) const {
+    void add_bias(int64_t block, float* rows) const {
         if (!applies(block)) return;
-        const std::vector<T>& part = options_.volume_part;
+        const std::vector<float>& part = options_.volume_part;
         const int64_t begin = block * kVoxelBlock, count = block_end(block, num_voxels_) - begin;
         for (int l = 0; l < num_labels_; ++l) {
-            const T bias = static_cast<T>(bias_[l]);
-            T* const row = rows + l * kBlockRow;
+            const float bias = static_cast<float>(bias_[l]);
+            float* const row = rows + l * kBlockRow;
             for (int64_t i = 0; part.empty() && i < count; i += kLanes) store(row + i, load(row + i) + bias);
             for (int64_t i = 0; !part.empty() && i < count; ++i) row[i] += bias * part[begin + i];
         }
@@ -92,10 +91,10 @@ class KeptVolumes {
     // The main bodies of the labels are in few blocks, and the term has nothing to do in the others.
     void find_blocks(ThreadPool& pool) {
         applies_.resize(num_blocks_);
-        const T* const part = options_.volume_part.data();
+        const float* const part = options_.volume_part.data();
         pool.run(num_blocks_, [&](int64_t block, int) {
             applies_[block] =
-                std::any_of(part + block * kVoxelBlock, part + block_end(block, num_voxels_), [](T factor) { return factor != 0; });
+                std::any_of(part + block * kVoxelBlock, part + block_end(block, num_voxels_), [](float factor) { return factor != 0; });
         });
     }
     bool applies(int64_t block) const { return applies_.empty() || applies_[block]; }
@@ -107,7 +106,7 @@ class KeptVolumes {
         return totals;
     }
 
-    const MeanFieldOptions<T>& options_;
+    const MeanFieldOptions& options_;
     const int num_labels_;
     const int64_t num_voxels_, num_blocks_;
     std::unique_ptr<const VolumeTerm> term_;

@@ -5,23 +5,20 @@
 
 namespace crf {
 
-enum class Normalization { kSymmetric, kAfter, kNone };
+enum class Normalization { kSymmetric, kAfter, kNone };  // kNone: of messages alone, not of a mean field
 
-// A filter with its normalization. T: float or double.
-template <class T>
+// A filter with its normalization.
 struct Kernel {
-    std::unique_ptr<BasicFilter<T>> filter;
-    Buffer<T> scale;           // (voxel) factor of the normalization, empty = ones
+    std::unique_ptr<Filter> filter;
+    Buffer<float> scale;       // (voxel) factor of the normalization, empty = ones
     bool scales_sent = false;  // whether it scales the sent values too, not only the received ones
-    Buffer<T> ones;            // (voxel) the normalized message of all ones, empty = ones once `find_ones` has been called
+    Buffer<float> ones;        // (voxel) the normalized message of all ones, empty = ones once `find_ones` has been called
 };
 
 // Computes the `scale` of a kernel that has its filter, and `ones` if that takes no other filtering.
-template <class T>
-void normalize_kernel(Kernel<T>& kernel, const Voxels& voxels, Normalization normalization, ThreadPool& pool, Workspace& workspace);
+void normalize_kernel(Kernel& kernel, const Voxels& voxels, Normalization normalization, ThreadPool& pool, Workspace& workspace);
 
 // Computes `ones` of a normalized kernel unless it is known. Not all users of a kernel need it.
-template <class T>
-void find_ones(Kernel<T>& kernel, int64_t num_voxels, ThreadPool& pool, Workspace& workspace);
+void find_ones(Kernel& kernel, int64_t num_voxels, ThreadPool& pool, Workspace& workspace);
 
 }  // namespace crf

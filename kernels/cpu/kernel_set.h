@@ -33,26 +33,24 @@ struct KernelSpecs {
 // Called before each kernel is built with its number and that of all kernels; may throw to stop.
 using BuildCallback = FunctionRef<int, int>;
 
-// T: float, or double for layers in float64. image: one array of the whole grid per modality; must outlive the set.
-template <class T>
 struct KernelSet {
     const Voxels& voxels;
-    std::vector<Kernel<T>> kernels;           // the bilateral ones first
-    std::vector<FeatureColumns<T>> features;  // one per kernel
+    std::vector<Kernel> kernels;           // the bilateral ones first
+    std::vector<FeatureColumns> features;  // one per kernel
     std::vector<std::string> descriptions;
 
     // Whether a filter reads the image when it filters.
     bool keeps_image() const {
-        return std::any_of(kernels.begin(), kernels.end(), [](const Kernel<T>& kernel) { return kernel.filter->keeps_image(); });
+        return std::any_of(kernels.begin(), kernels.end(), [](const Kernel& kernel) { return kernel.filter->keeps_image(); });
     }
 
     // For the backward pass; the mean field finds what it needs by itself.
     void find_ones(ThreadPool& pool, Workspace& workspace) {
-        for (Kernel<T>& kernel : kernels) crf::find_ones(kernel, voxels.num_voxels, pool, workspace);
+        for (Kernel& kernel : kernels) crf::find_ones(kernel, voxels.num_voxels, pool, workspace);
     }
 
-    KernelSet(const Voxels& voxels, const std::vector<const T*>& image, const KernelSpecs& specs, ThreadPool& pool, Workspace& workspace,
-              const BuildCallback& callback);
+    KernelSet(const Voxels& voxels, const std::vector<const float*>& image, const KernelSpecs& specs, ThreadPool& pool,
+              Workspace& workspace, const BuildCallback& callback);
 };
 
 }  // namespace crf

@@ -16,17 +16,16 @@ namespace crf {
 
 namespace {
 
-template <class T>
 class MeanField {
-    using Lanes = typename LanesOf<T>::type;
-    using Integers = typename LanesOf<T>::integer;
+    using Lanes = vfloat;
+    using Integers = vint;
 
     // Double precision is for checks, where speed is no concern: it has only the code for any number of labels.
-    static constexpr bool kIsFast = std::is_same_v<T, float>;
+    static constexpr bool kIsFast = std::is_same_v<float, float>;
 
    public:
-    MeanField(const Voxels& voxels, std::vector<Kernel<T>>& kernels, const MeanFieldOptions<T>& options, const GridView<const T>& logits,
-              const GridView<T>& out, T* record, ThreadPool& pool, Workspace& workspace)
+    MeanField(const Voxels& voxels, std::vector<Kernel>& kernels, const MeanFieldOptions& options, const GridView<const float>& logits,
+              const GridView<float>& out, float* record, ThreadPool& pool, Workspace& workspace)
         : voxels_(voxels),
           options_(options),
           logits_(logits),
@@ -43,13 +42,14 @@ class MeanField {
           volumes_(options, voxels.num_voxels, pool),
           two_labels_(voxels, options, logits) {
         keep_ = options_.tolerance > 0;  // a step that may be the last one stores its logits
-        if (!record_) own_marginals_ = Buffer<T>((gives_marginals() || messages_.joins_ones() ? num_labels_ : num_channels_) * num_voxels_);
+        if (!record_)
+            own_marginals_ = Buffer<float>((gives_marginals() || messages_.joins_ones() ? num_labels_ : num_channels_) * num_voxels_);
         old_marginals_ = new_marginals_ = record_ ? record_ : own_marginals_.get();
         // The result's memory serves the messages until the last step puts logits in their place.
         messages_.prepare(keep_ || !is_whole(out) ? nullptr : out.data);
         block_sums_.resize(num_blocks_);
         scratch_.resize(pool.num_threads());
-        for (auto& s : scratch_) s = Buffer<T>((options_.is_potts ? 3 : 4) * num_labels_ * kBlockRow);
+        for (auto& s : scratch_) s = Buffer<float>((options_.is_potts ? 3 : 4) * num_labels_ * kBlockRow);
         // In memory that has just been freed. In a box of a mask the spatial filter needs more.
         if (num_voxels_ == voxels.box_size) workspace.floats(num_voxels_);
         release_idle();
@@ -64,7 +64,7 @@ class MeanField {
         double unary = start.unary;
         const bool may_stop = options_.tolerance > 0;
         const auto preview = [&](int64_t block, int thread) {
-            T* const rows = scratch_[thread].get();
+            float* const rows = scratch_[thread].get();
             for_label_count([&](auto known) { preview_labels<known.value>(block, rows); });
             return rows;
         };
@@ -77,7 +77,7 @@ class MeanField {
                 messages_.finish();
                 release_idle();
             }
-            const GridView<T>* const target = keep_ || is_last ? &out_ : nullptr;
+            const GridView<float>* const target = keep_ || is_last ? &out_ : nullptr;
             const bool is_recorded = record_ && (!is_last || volumes_);
             if (is_recorded) new_marginals_ = old_marginals_ + num_channels_ * num_voxels_;
             // No step reads the last marginals, and the record has no room for them.
@@ -99,36 +99,36 @@ class MeanField {
     }
 
     // (label, voxel), after the last step; empty where it was not the last possible one, or if they are not asked for.
-    Buffer<T> marginals() { return num_stored_ == num_labels_ && gives_marginals() ? std::move(own_marginals_) : Buffer<T>(); }
+    Buffer<float> marginals() { return num_stored_ == num_labels_ && gives_marginals() ? std::move(own_marginals_) : Buffer<float>(); }
 
    private:
     bool gives_marginals() const { return options_.gives_marginals && !record_; }
 
     // Whether an array has the voxels and no others, in their order.
-    bool is_whole(const GridView<T>& array) const {
+    bool is_whole(const GridView<float>& array) const {
         return num_voxels_ == (array.is_box ? voxels_.box_size : voxels_.grid_size) && array.label_stride == num_voxels_;
     }
 
     void for_blocks(FunctionRef<int64_t, int> body) { pool_.run(num_blocks_, body); }
 
     // Before an array of all labels is touched for the first time.
-    void release_idle() const { BlockCache::release_idle(num_labels_ * num_voxels_ * static_cast<int64_t>(sizeof(T))); }
+    void release_idle() const { BlockCache::release_idle(num_labels_ * num_voxels_ * static_cast<int64_t>(sizeof(float))); }
 
     // Logits with their bias over temperature of a block, one row of kBlockRow per label; rows are padded with zeros to whole vectors.
-    void load_logits(int64_t block, T* rows) const {
-        const T scale = T{1} / options_.temperature;
+    void load_logits(int64_t block, float* rows) const {
+        const float scale = 1.0f / options_.temperature;
         if (options_.bias.empty()) return load_from_grid(voxels_, logits_, scale, block, num_labels_, rows);
-        load_from_grid(voxels_, logits_, T{1}, block, num_labels_, rows);
+        load_from_grid(voxels_, logits_, 1.0f, block, num_labels_, rows);
         const int64_t count = block_end(block, num_voxels_) - block * kVoxelBlock;
         for (int l = 0; l < num_labels_; ++l) {
-            T* const row = rows + l * kBlockRow;
+            float* const row = rows + l * kBlockRow;
             for (int64_t i = 0; i < count; ++i) row[i] = (row[i] + options_.bias[l]) * scale;
         }
     }
 
-    void store_marginals(int64_t block, const T* rows) { store_rows(rows, num_voxels_, block, num_stored_, new_marginals_); }
+    void store_marginals(int64_t block, const float* rows) { store_rows(rows, num_voxels_, block, num_stored_, new_marginals_); }
 
-    void initialize(int64_t block, T* x) {
+    void initialize(int64_t block, float* x) {
         if constexpr (kIsFast)
             if (two_labels_.can_start()) {
                 block_sums_[block] = two_labels_.start(block, new_marginals_, messages_.overwrites() ? nullptr : messages_.received());
@@ -142,23 +142,23 @@ class MeanField {
             const int lanes = static_cast<int>(std::min<int64_t>(count - i, kLanes));
             const Lanes largest = largest_row<0>(x + i, num_labels_);
             for (int lane = 0; lane < lanes; ++lane) sums.largest += static_cast<double>(largest[lane]);
-            const SoftmaxLanes<T> start = softmax_rows<0>(x + i, num_labels_);
-            sums.unary -= sum_lanes(select(first_lanes_of<T>(lanes), start.log_sum, Lanes{}));
+            const SoftmaxLanes start = softmax_rows<0>(x + i, num_labels_);
+            sums.unary -= sum_lanes(select(first_lanes(lanes), start.log_sum, Lanes{}));
             for (int lane = 0; counts_labels && lane < lanes; ++lane)
                 volumes_.count(block * kVoxelBlock + i + lane, static_cast<int>(start.label[lane]));
         }
         store_marginals(block, x);
         volumes_.store_masses(block, x);
         for (int c = 0; !messages_.overwrites() && c < num_channels_; ++c) {
-            T* row = messages_.received() + c * num_voxels_ + block * kVoxelBlock;
-            std::fill(row, row + count, T{0});
+            float* row = messages_.received() + c * num_voxels_ + block * kVoxelBlock;
+            std::fill(row, row + count, 0.0f);
         }
         block_sums_[block] = sums;
     }
 
     // One step for a block: from the messages and old marginals to the new marginals (and logits, if `out` is given). Resets the
     // messages to zero for the next step.
-    void update(int64_t block, T* scratch, const GridView<T>* out) {
+    void update(int64_t block, float* scratch, const GridView<float>* out) {
         if constexpr (kIsFast)
             if (two_labels_.can_update()) {
                 block_sums_[block] = two_labels_.update(block, old_marginals_, messages_, new_marginals_, num_stored_, out);
@@ -180,27 +180,27 @@ class MeanField {
     // The new logits of a block as the first rows of `scratch`, the old marginals as the next; returns <Q, pairwise> of these. The messages
     // are reset to zero for the next step, unless that overwrites them, if this is the final computation of the step.
     template <int L>
-    Lanes new_logits(int64_t block, T* scratch, bool is_final) {
+    Lanes new_logits(int64_t block, float* scratch, bool is_final) {
         const int num_labels = L > 0 ? L : num_labels_;
         const int64_t begin = block * kVoxelBlock;
         const int64_t count = std::min(kVoxelBlock, num_voxels_ - begin);
         const int last = num_labels - 1;
-        T* x = scratch;                               // logits, then the new logits
-        T* q = scratch + num_labels * kBlockRow;      // old marginals of all labels
-        T* s = scratch + 2 * num_labels * kBlockRow;  // weighted messages of all labels
-        T* const relative = relative_logits(scratch, num_labels);
-        const T* marginals = old_marginals_ + begin;
-        T* messages = messages_.received() + begin;
+        float* x = scratch;                               // logits, then the new logits
+        float* q = scratch + num_labels * kBlockRow;      // old marginals of all labels
+        float* s = scratch + 2 * num_labels * kBlockRow;  // weighted messages of all labels
+        float* const relative = relative_logits(scratch, num_labels);
+        const float* marginals = old_marginals_ + begin;
+        float* messages = messages_.received() + begin;
         const bool clears = is_final && !messages_.overwrites();
         load_logits(block, x);
 
-        const Lanes lowest = splat_lanes(std::numeric_limits<T>::lowest());
+        const Lanes lowest = splat_lanes(std::numeric_limits<float>::lowest());
         Lanes quadratic{};
         for (int64_t i = 0; i < count; i += kLanes) {
             const Lanes largest = largest_row<L>(x + i, num_labels_);
             const int64_t left = count - i;
-            const Integers valid = first_lanes_of<T>(static_cast<int>(std::min<int64_t>(left, kLanes)));
-            Lanes rest = splat_lanes(T{1}), all{};
+            const Integers valid = first_lanes(static_cast<int>(std::min<int64_t>(left, kLanes)));
+            Lanes rest = splat_lanes(1.0f), all{};
             for (int c = 0; c < num_channels_; ++c) {
                 const Lanes marginal = load_some(marginals + c * num_voxels_ + i, left);
                 const Lanes message = load_some(messages + c * num_voxels_ + i, left);
@@ -237,11 +237,11 @@ class MeanField {
 
     // Rows for the logits relative to the largest of their voxel, which the energy of the new marginals needs: those of the messages,
     // unless a matrix needs all messages for each label.
-    T* relative_logits(T* scratch, int num_labels) const { return scratch + (options_.is_potts ? 2 : 3) * num_labels * kBlockRow; }
+    float* relative_logits(float* scratch, int num_labels) const { return scratch + (options_.is_potts ? 2 : 3) * num_labels * kBlockRow; }
 
     // The marginals that a block would have with the present biases of the volume term, as the first rows of `scratch`.
     template <int L>
-    void preview_labels(int64_t block, T* scratch) {
+    void preview_labels(int64_t block, float* scratch) {
         new_logits<L>(block, scratch, false);
         const int64_t count = block_end(block, num_voxels_) - block * kVoxelBlock;
         for (int64_t i = 0; i < count; i += kLanes) softmax_rows<L>(scratch + i, num_labels_);
@@ -249,19 +249,19 @@ class MeanField {
 
     // L: number of labels, 0 = any.
     template <int L>
-    void update_labels(int64_t block, T* scratch, const GridView<T>* out) {
+    void update_labels(int64_t block, float* scratch, const GridView<float>* out) {
         const int num_labels = L > 0 ? L : num_labels_;
         const int64_t count = block_end(block, num_voxels_) - block * kVoxelBlock;
         const Lanes quadratic = new_logits<L>(block, scratch, true);
-        const T* const relative = relative_logits(scratch, num_labels);
-        T* const x = scratch;  // the new logits, then the new marginals
-        const T* const q = scratch + num_labels * kBlockRow;
+        const float* const relative = relative_logits(scratch, num_labels);
+        float* const x = scratch;  // the new logits, then the new marginals
+        const float* const q = scratch + num_labels * kBlockRow;
         if (out) store_to_grid(voxels_, x, block, num_labels_, *out);
         StepSums sums;
         Lanes linear{}, divergence{};
         Integers flips{};
         for (int64_t i = 0; i < count; i += kLanes) {
-            const Integers valid = first_lanes_of<T>(static_cast<int>(std::min<int64_t>(count - i, kLanes)));
+            const Integers valid = first_lanes(static_cast<int>(std::min<int64_t>(count - i, kLanes)));
             Integers old_label{};
             Lanes largest = load(q + i);
             for (int l = 1; l < num_labels; ++l) {
@@ -270,7 +270,7 @@ class MeanField {
                 largest = select(more, v, largest);
                 old_label = select(more, Integers{} + l, old_label);
             }
-            const SoftmaxLanes<T> now = softmax_rows<L>(x + i, num_labels_);
+            const SoftmaxLanes now = softmax_rows<L>(x + i, num_labels_);
             sums.unary += sum_lanes(select(valid, now.negative_entropy, Lanes{}));
             for (int l = 0; l < num_labels; ++l)
                 linear += select(valid, load(relative + l * kBlockRow + i) * load(x + l * kBlockRow + i), Lanes{});
@@ -289,60 +289,56 @@ class MeanField {
         block_sums_[block] = sums;
     }
 
-    void write_start(const GridView<T>& out) {
+    void write_start(const GridView<float>& out) {
         for_blocks([&](int64_t block, int thread) {
-            T* x = scratch_[thread].get();
+            float* x = scratch_[thread].get();
             load_logits(block, x);
             store_to_grid(voxels_, x, block, num_labels_, out);
         });
     }
 
     const Voxels& voxels_;
-    const MeanFieldOptions<T>& options_;
-    const GridView<const T>& logits_;
-    const GridView<T>& out_;
-    T* record_;
+    const MeanFieldOptions& options_;
+    const GridView<const float>& logits_;
+    const GridView<float>& out_;
+    float* record_;
     ThreadPool& pool_;
     const int num_labels_, num_channels_;
     const int64_t num_voxels_, num_blocks_;
     const bool implied_;  // the last label's channel is not filtered
     int num_stored_;      // new marginals that are stored: channels, in the last step all labels or none
-    Messages<T> messages_;
-    KeptVolumes<T> volumes_;
-    const TwoLabelSteps<T> two_labels_;
-    bool keep_ = false;        // logits are stored in each step
-    Buffer<T> own_marginals_;  // (channel, voxel), with room for all labels if they are given to the caller
-    T *old_marginals_ = nullptr, *new_marginals_ = nullptr;
+    Messages messages_;
+    KeptVolumes volumes_;
+    const TwoLabelSteps two_labels_;
+    bool keep_ = false;            // logits are stored in each step
+    Buffer<float> own_marginals_;  // (channel, voxel), with room for all labels if they are given to the caller
+    float *old_marginals_ = nullptr, *new_marginals_ = nullptr;
     std::vector<StepSums> block_sums_;
-    std::vector<Buffer<T>> scratch_;
+    std::vector<Buffer<float>> scratch_;
 };
 
 // Outside the mask the result is the logits over the temperature. Written last, so that its memory is not used while the lattice exists.
-template <class T>
-void write_outside(const Voxels& voxels, const MeanFieldOptions<T>& options, const GridView<const T>& logits, const GridView<T>& out,
+void write_outside(const Voxels& voxels, const MeanFieldOptions& options, const GridView<const float>& logits, const GridView<float>& out,
                    ThreadPool& pool) {
     if (voxels.num_voxels == (out.is_box ? voxels.box_size : voxels.grid_size)) return;
-    const T scale = 1 / options.temperature;
+    const float scale = 1 / options.temperature;
     pool.run(options.num_labels, [&](int64_t label, int) { copy_outside(voxels, logits, out, label, scale); });
 }
 
 }  // namespace
 
-template <class T>
-bool MeanFieldOptions<T>::has_one_weight(size_t kernel) const {
-    const std::vector<T>& of_kernel = weight[kernel];
-    return std::all_of(of_kernel.begin(), of_kernel.end(), [&](T w) { return w == of_kernel.front(); });
+bool MeanFieldOptions::has_one_weight(size_t kernel) const {
+    const std::vector<float>& of_kernel = weight[kernel];
+    return std::all_of(of_kernel.begin(), of_kernel.end(), [&](float w) { return w == of_kernel.front(); });
 }
 
-template <class T>
-bool MeanFieldOptions<T>::last_is_implied() const {
+bool MeanFieldOptions::last_is_implied() const {
     for (size_t k = 0; k < weight.size(); ++k)
         if (!has_one_weight(k)) return false;
     return true;
 }
 
-template <class T>
-bool MeanFieldOptions<T>::has_symmetric_penalties() const {
+bool MeanFieldOptions::has_symmetric_penalties() const {
     const int size = num_labels;
     for (int k = 0; k < size && !is_potts; ++k)
         for (int l = 0; l < k; ++l)
@@ -350,24 +346,14 @@ bool MeanFieldOptions<T>::has_symmetric_penalties() const {
     return true;
 }
 
-template <class T>
-MeanFieldOutcome run_mean_field(const Voxels& voxels, std::vector<Kernel<T>>& kernels, const MeanFieldOptions<T>& options,
-                                const GridView<const T>& logits, const GridView<T>& out, T* record, Buffer<T>* marginals, ThreadPool& pool,
-                                Workspace& workspace, const StepCallback& callback) {
-    MeanField<T> mean_field(voxels, kernels, options, logits, out, record, pool, workspace);
+MeanFieldOutcome run_mean_field(const Voxels& voxels, std::vector<Kernel>& kernels, const MeanFieldOptions& options,
+                                const GridView<const float>& logits, const GridView<float>& out, float* record, Buffer<float>* marginals,
+                                ThreadPool& pool, Workspace& workspace, const StepCallback& callback) {
+    MeanField mean_field(voxels, kernels, options, logits, out, record, pool, workspace);
     const MeanFieldOutcome outcome = mean_field.run(callback);
     if (marginals) *marginals = mean_field.marginals();
     write_outside(voxels, options, logits, out, pool);
     return outcome;
 }
-
-template struct MeanFieldOptions<float>;
-template struct MeanFieldOptions<double>;
-template MeanFieldOutcome run_mean_field(const Voxels&, std::vector<Kernel<float>>&, const MeanFieldOptions<float>&,
-                                         const GridView<const float>&, const GridView<float>&, float*, Buffer<float>*, ThreadPool&,
-                                         Workspace&, const StepCallback&);
-template MeanFieldOutcome run_mean_field(const Voxels&, std::vector<Kernel<double>>&, const MeanFieldOptions<double>&,
-                                         const GridView<const double>&, const GridView<double>&, double*, Buffer<double>*, ThreadPool&,
-                                         Workspace&, const StepCallback&);
 
 }  // namespace crf

@@ -13,20 +13,18 @@
 
 namespace crf {
 
-template <class T>
 struct MeanFieldOptions {
-    int num_labels = 0;                  // L
-    std::vector<std::vector<T>> weight;  // (kernel, label)
-    std::vector<T>
+    int num_labels = 0;                      // L
+    std::vector<std::vector<float>> weight;  // (kernel, label)
+    std::vector<float>
         compatibility;  // (label, label), penalty, zero diagonal; row: the neighbor's label, column: the voxel's own; Potts: empty
     bool is_potts = true;
     int num_iterations = 5;
     double tolerance = 0;
-    T temperature = 1;
-    std::vector<T> bias;                                            // (label), added to the logits inside the mask; empty: none
+    float temperature = 1;
+    std::vector<float> bias;                                        // (label), added to the logits inside the mask; empty: none
     double volume_slack = std::numeric_limits<double>::infinity();  // inverse strength of the volume term; infinity: there is none
-    bool keeps_counts = false;                                      // the volume term keeps numbers of voxels, not sums of marginals
-    std::vector<T> volume_part;       // (voxel), 1 where the volume term applies and 0 elsewhere; empty: everywhere
+    std::vector<float> volume_part;   // (voxel), 1 where the volume term applies and 0 elsewhere; empty: everywhere
     bool is_last_run = false;         // free kernels and workspace before the last step's logits are written: they need not fit together
     bool gives_marginals = false;     // keep those after the last step for the caller
     bool has_symmetric_pairs = true;  // on tiles: a pair of voxels costs the same in both directions
@@ -57,9 +55,8 @@ using StepCallback = FunctionRef<int, int>;
 // volume term (steps + 1, channel, voxel), also for those after the last one.
 //
 // marginals: nullptr, or what becomes (label, voxel) after the last step if the options ask for it, unless the iteration has stopped early.
-template <class T>
-MeanFieldOutcome run_mean_field(const Voxels& voxels, std::vector<Kernel<T>>& kernels, const MeanFieldOptions<T>& options,
-                                const GridView<const T>& logits, const GridView<T>& out, T* record, Buffer<T>* marginals, ThreadPool& pool,
-                                Workspace& workspace, const StepCallback& callback);
+MeanFieldOutcome run_mean_field(const Voxels& voxels, std::vector<Kernel>& kernels, const MeanFieldOptions& options,
+                                const GridView<const float>& logits, const GridView<float>& out, float* record, Buffer<float>* marginals,
+                                ThreadPool& pool, Workspace& workspace, const StepCallback& callback);
 
 }  // namespace crf

@@ -14,13 +14,12 @@ namespace {
 
 // Names follow docs/reference/math.md: with x_t the logits after step t and Q = softmax(x), `y` is the gradient with respect to x_t,
 // z_k = sum_l compatibility[k][l] y_l, and -weight z that with respect to a kernel's message.
-template <class T>
 class Backward {
-    using Lanes = typename LanesOf<T>::type;
+    using Lanes = vfloat;
 
    public:
-    Backward(const Voxels& voxels, const std::vector<Kernel<T>>& kernels, const std::vector<FeatureColumns<T>>& features,
-             const MeanFieldOptions<T>& options, const BackwardInput<T>& input, bool wants_image, ThreadPool& pool, Workspace& workspace)
+    Backward(const Voxels& voxels, const std::vector<Kernel>& kernels, const std::vector<FeatureColumns>& features,
+             const MeanFieldOptions& options, const BackwardInput& input, bool wants_image, ThreadPool& pool, Workspace& workspace)
         : voxels_(voxels),
           kernels_(kernels),
           features_(features),
@@ -34,26 +33,26 @@ class Backward {
           num_blocks_(num_voxel_blocks(voxels.num_voxels)),
           gradients_(empty_gradients()),
           messages_(voxels, kernels, features, options, input.wants_theta, wants_image, gradients_, pool, workspace) {
-        grad_x_ = Buffer<T>(num_labels_ * num_voxels_);
-        grad_start_ = Buffer<T>(num_labels_ * num_voxels_);
-        z_ = Buffer<T>(num_labels_ * num_voxels_);
-        grad_marginals_ = Buffer<T>(num_sent_ * num_voxels_);
+        grad_x_ = Buffer<float>(num_labels_ * num_voxels_);
+        grad_start_ = Buffer<float>(num_labels_ * num_voxels_);
+        z_ = Buffer<float>(num_labels_ * num_voxels_);
+        grad_marginals_ = Buffer<float>(num_sent_ * num_voxels_);
         scratch_.resize(pool.num_threads());
-        for (auto& s : scratch_) s = Buffer<T>(kScratchRows * num_labels_ * kBlockRow);
+        for (auto& s : scratch_) s = Buffer<float>(kScratchRows * num_labels_ * kBlockRow);
     }
 
-    MeanFieldGradients run(T* grad_logits, T* grad_image) {
+    MeanFieldGradients run(float* grad_logits, float* grad_image) {
         for_blocks([&](int64_t block, int thread) {
-            load_from_grid(voxels_, input_.gradient, T{1}, block, num_labels_, scratch_[thread].get());
+            load_from_grid(voxels_, input_.gradient, 1.0f, block, num_labels_, scratch_[thread].get());
             store_rows(scratch_[thread].get(), num_voxels_, block, num_labels_, grad_x_.get());
         });
         clear_rows(grad_start_.get(), num_voxels_, num_labels_, pool_);
-        if (options_.keeps_volumes()) start_volumes();
+        // No gradient depends on the numbers of voxels to keep.
+        if (options_.keeps_volumes()) volume_ = std::make_unique<VolumeTerm>(std::vector<double>(num_labels_), options_.volume_slack);
         for (int t = options_.num_iterations - 1; t >= 0; --t) {
             if (volume_) volume_back(recorded(t + 1), input_.volume_bias[t]);
             step_back(recorded(t));
         }
-        if (volume_ && !options_.keeps_counts) pull_masses(recorded(0), grad_target_, grad_start_.get());
         if (input_.wants_theta || grad_image)
             for (size_t m = 0; m < kernels_.size(); ++m) messages_.pass_normalization(m);
         finish(grad_logits);
@@ -71,48 +70,33 @@ class Backward {
         gradients.weight.assign(kernels_.size(), std::vector<double>(num_labels_));
         gradients.compatibility.assign(num_labels_ * num_labels_, 0);
         gradients.bias.assign(num_labels_, 0);
-        for (const FeatureColumns<T>& f : features_) gradients.theta.emplace_back(f.size());
+        for (const FeatureColumns& f : features_) gradients.theta.emplace_back(f.size());
         return gradients;
     }
 
     void for_blocks(FunctionRef<int64_t, int> body) { pool_.run(num_blocks_, body); }
 
     // The marginals of all labels; the last one follows from the others if it is not recorded.
-    void load_marginals(const T* record, int64_t block, T* rows) const {
+    void load_marginals(const float* record, int64_t block, float* rows) const {
         load_rows(record, num_voxels_, block, num_channels_, rows);
         if (num_channels_ == num_labels_) return;
-        T* last = rows + num_sent_ * kBlockRow;
+        float* last = rows + num_sent_ * kBlockRow;
         const int64_t count = block_end(block, num_voxels_) - block * kVoxelBlock;
-        std::fill(last + count, last + kBlockRow, T{0});
+        std::fill(last + count, last + kBlockRow, 0.0f);
         for (int64_t i = 0; i < count; ++i) {
-            T rest = 1;
+            float rest = 1;
             for (int l = 0; l < num_sent_; ++l) rest -= rows[l * kBlockRow + i];
-            last[i] = rest > T{0} ? rest : T{0};
+            last[i] = rest > 0.0f ? rest : 0.0f;
         }
     }
 
-    const T* recorded(int step) const { return input_.record + static_cast<int64_t>(step) * num_channels_ * num_voxels_; }
-
-    // The masses to keep are those of the first marginals. No gradient depends on numbers of voxels.
-    void start_volumes() {
-        std::vector<double> target(num_labels_);
-        if (!options_.keeps_counts) {
-            target = sum_masses(pool_, num_blocks_, num_labels_, [&](int64_t block, int thread, MassSums& sums) {
-                         T* const q = scratch_[thread].get();
-                         load_marginals(recorded(0), block, q);
-                         multiply_rows(options_.volume_part, block, num_labels_, q);
-                         sums.add(q, block_end(block, num_voxels_) - block * kVoxelBlock);
-                     }).mass;
-        }
-        volume_ = std::make_unique<VolumeTerm>(std::move(target), options_.volume_slack);
-        grad_target_.assign(num_labels_, 0);
-    }
+    const float* recorded(int step) const { return input_.record + static_cast<int64_t>(step) * num_channels_ * num_voxels_; }
 
     // What the biases of a step pass on to its logits: they depend on them through the masses of the new marginals.
-    void volume_back(const T* record, const std::vector<double>& bias) {
+    void volume_back(const float* record, const std::vector<double>& bias) {
         std::vector<double> grad_sums(num_blocks_ * num_labels_), grad_bias(num_labels_);
         const MassSums sums = sum_masses(pool_, num_blocks_, num_labels_, [&](int64_t block, int thread, MassSums& of_group) {
-            T* const rows = scratch_[thread].get();
+            float* const rows = scratch_[thread].get();
             const int64_t count = block_end(block, num_voxels_) - block * kVoxelBlock;
             load_rows(grad_x_.get(), num_voxels_, block, num_labels_, rows);
             multiply_rows(options_.volume_part, block, num_labels_, rows);
@@ -126,43 +110,43 @@ class Backward {
             of_group.add(rows, count);
         });
         for (size_t i = 0; i < grad_sums.size(); ++i) grad_bias[i % num_labels_] += grad_sums[i];
-        pull_masses(record, volume_->backward(sums, bias, grad_bias, grad_target_, gradients_.volume_slack), grad_x_.get());
+        pull_masses(record, volume_->backward(sums, bias, grad_bias, gradients_.volume_slack), grad_x_.get());
     }
 
     // Adds to the gradient with respect to logits what the gradient with respect to the masses (label) of their softmax passes on.
-    void pull_masses(const T* record, const std::vector<double>& grad_mass, T* grad) {
+    void pull_masses(const float* record, const std::vector<double>& grad_mass, float* grad) {
         for_blocks([&](int64_t block, int thread) {
-            T *q = scratch_[thread].get(), *x = q + num_labels_ * kBlockRow;
+            float *q = scratch_[thread].get(), *x = q + num_labels_ * kBlockRow;
             load_marginals(record, block, q);
             multiply_rows(options_.volume_part, block, num_labels_, q);
             load_rows(grad, num_voxels_, block, num_labels_, x);
             for (int64_t i = 0; i < kVoxelBlock; i += kLanes) {
                 Lanes mean{};
-                for (int l = 0; l < num_labels_; ++l) mean += load(q + l * kBlockRow + i) * static_cast<T>(grad_mass[l]);
+                for (int l = 0; l < num_labels_; ++l) mean += load(q + l * kBlockRow + i) * static_cast<float>(grad_mass[l]);
                 for (int l = 0; l < num_labels_; ++l) {
                     const int64_t at = l * kBlockRow + i;
-                    store(x + at, load(x + at) + load(q + at) * (static_cast<T>(grad_mass[l]) - mean));
+                    store(x + at, load(x + at) + load(q + at) * (static_cast<float>(grad_mass[l]) - mean));
                 }
             }
             store_rows(x, num_voxels_, block, num_labels_, grad);
         });
     }
 
-    void step_back(const T* record) {
+    void step_back(const float* record) {
         for_blocks([&](int64_t block, int thread) {
-            T *y = scratch_[thread].get(), *z = y + num_labels_ * kBlockRow;
+            float *y = scratch_[thread].get(), *z = y + num_labels_ * kBlockRow;
             load_rows(grad_x_.get(), num_voxels_, block, num_labels_, y);
             compatibility_times(y, z);
             store_rows(z, num_voxels_, block, num_labels_, z_.get());
         });
         clear_rows(grad_marginals_.get(), num_voxels_, num_sent_, pool_);
-        const StepGradients<T> gradients{record, grad_x_.get(), z_.get(), grad_marginals_.get()};
+        const StepGradients gradients{record, grad_x_.get(), z_.get(), grad_marginals_.get()};
         for (size_t m = 0; m < kernels_.size(); ++m) messages_.pass_step(m, gradients);
         for_blocks([&](int64_t block, int thread) { softmax_back(record, block, scratch_[thread].get()); });
     }
 
     // z_k = sum_l compatibility[k][l] y_l
-    void compatibility_times(const T* y, T* z) const {
+    void compatibility_times(const float* y, float* z) const {
         for (int64_t i = 0; i < kVoxelBlock; i += kLanes) {
             if (options_.is_potts) {
                 Lanes all{};
@@ -180,9 +164,9 @@ class Backward {
     }
 
     // From the gradient with respect to the marginals to that with respect to the logits that they are the softmax of.
-    void softmax_back(const T* record, int64_t block, T* scratch) {
+    void softmax_back(const float* record, int64_t block, float* scratch) {
         const int rows = num_labels_ * kBlockRow;
-        T *grad = scratch, *start = scratch + rows, *q = scratch + 2 * rows, *back = scratch + 3 * rows;
+        float *grad = scratch, *start = scratch + rows, *q = scratch + 2 * rows, *back = scratch + 3 * rows;
         load_rows(grad_x_.get(), num_voxels_, block, num_labels_, grad);
         load_rows(grad_start_.get(), num_voxels_, block, num_labels_, start);
         load_marginals(record, block, q);
@@ -202,11 +186,11 @@ class Backward {
     }
 
     // The sum of all gradients that reached x_0 = (logits + bias) / temperature, as the start or as the update of a step.
-    void finish(T* grad_logits) {
-        const T inverse = 1 / options_.temperature;
+    void finish(float* grad_logits) {
+        const float inverse = 1 / options_.temperature;
         pool_.run(num_labels_, [&](int64_t label, int) {
-            const T* from = input_.gradient.data + label * voxels_.grid_size;
-            T* to = grad_logits + label * voxels_.grid_size;
+            const float* from = input_.gradient.data + label * voxels_.grid_size;
+            float* to = grad_logits + label * voxels_.grid_size;
             for (int64_t i = 0; i < voxels_.grid_size; ++i) to[i] = from[i] * inverse;
         });
         for_blocks([&](int64_t block, int) {
@@ -214,7 +198,7 @@ class Backward {
             voxels_.for_pieces(begin, block_end(block, num_voxels_), [&](int64_t voxel, int64_t grid, int64_t, int64_t length) {
                 for (int l = 0; l < num_labels_; ++l) {
                     const int64_t at = l * num_voxels_ + voxel;
-                    T* to = grad_logits + l * voxels_.grid_size + grid;
+                    float* to = grad_logits + l * voxels_.grid_size + grid;
                     for (int64_t i = 0; i < length; ++i) to[i] = (grad_start_[at + i] + grad_x_[at + i]) * inverse;
                 }
             });
@@ -223,8 +207,8 @@ class Backward {
         pool_.run(static_cast<int64_t>(sums.size()), [&](int64_t block, int) {
             double total = 0;
             for (int l = 0; l < num_labels_; ++l) {
-                const T* gradient = grad_logits + l * voxels_.grid_size;
-                const T* logits = input_.logits + l * voxels_.grid_size;
+                const float* gradient = grad_logits + l * voxels_.grid_size;
+                const float* logits = input_.logits + l * voxels_.grid_size;
                 // A logit of minus infinity has no gradient except rounding errors, and is excluded from the sum.
                 for (int64_t i = block * kVoxelBlock; i < std::min((block + 1) * kVoxelBlock, voxels_.grid_size); ++i)
                     if (std::isfinite(logits[i])) total += static_cast<double>(gradient[i]) * static_cast<double>(logits[i]);
@@ -235,9 +219,9 @@ class Backward {
         add_bias(inverse);
     }
 
-    void add_bias(T inverse) {
+    void add_bias(float inverse) {
         pool_.run(num_labels_, [&](int64_t label, int) {
-            const T *start = grad_start_.get() + label * num_voxels_, *x = grad_x_.get() + label * num_voxels_;
+            const float *start = grad_start_.get() + label * num_voxels_, *x = grad_x_.get() + label * num_voxels_;
             double& sum = gradients_.bias[label];
             for (int64_t i = 0; i < num_voxels_; ++i) sum += static_cast<double>((start[i] + x[i]) * inverse);
         });
@@ -247,39 +231,30 @@ class Backward {
     }
 
     const Voxels& voxels_;
-    const std::vector<Kernel<T>>& kernels_;
-    const std::vector<FeatureColumns<T>>& features_;
-    const MeanFieldOptions<T>& options_;
-    const BackwardInput<T>& input_;
+    const std::vector<Kernel>& kernels_;
+    const std::vector<FeatureColumns>& features_;
+    const MeanFieldOptions& options_;
+    const BackwardInput& input_;
     ThreadPool& pool_;
     const int num_labels_, num_sent_, num_channels_;  // num_sent_: labels whose gradient is filtered: all except the last
     const int64_t num_voxels_, num_blocks_;
     MeanFieldGradients gradients_;
-    MessageBackward<T> messages_;
+    MessageBackward messages_;
     std::unique_ptr<const VolumeTerm> volume_;
-    std::vector<double> grad_target_;  // (label), with respect to the masses to keep
-    Buffer<T> grad_x_, grad_start_;    // (label, voxel): with respect to x_t; with respect to logits / temperature in the updates
-    Buffer<T> z_;                      // (label, voxel)
-    Buffer<T> grad_marginals_;         // (sent, voxel)
-    std::vector<Buffer<T>> scratch_;
+    Buffer<float> grad_x_, grad_start_;  // (label, voxel): with respect to x_t; with respect to logits / temperature in the updates
+    Buffer<float> z_;                    // (label, voxel)
+    Buffer<float> grad_marginals_;       // (sent, voxel)
+    std::vector<Buffer<float>> scratch_;
 };
 
 }  // namespace
 
-template <class T>
-MeanFieldGradients run_mean_field_backward(const Voxels& voxels, const std::vector<Kernel<T>>& kernels,
-                                           const std::vector<FeatureColumns<T>>& features, const MeanFieldOptions<T>& options,
-                                           const BackwardInput<T>& input, T* grad_logits, T* grad_image, ThreadPool& pool,
+MeanFieldGradients run_mean_field_backward(const Voxels& voxels, const std::vector<Kernel>& kernels,
+                                           const std::vector<FeatureColumns>& features, const MeanFieldOptions& options,
+                                           const BackwardInput& input, float* grad_logits, float* grad_image, ThreadPool& pool,
                                            Workspace& workspace) {
-    Backward<T> backward(voxels, kernels, features, options, input, grad_image != nullptr, pool, workspace);
+    Backward backward(voxels, kernels, features, options, input, grad_image != nullptr, pool, workspace);
     return backward.run(grad_logits, grad_image);
 }
-
-template MeanFieldGradients run_mean_field_backward(const Voxels&, const std::vector<Kernel<float>>&,
-                                                    const std::vector<FeatureColumns<float>>&, const MeanFieldOptions<float>&,
-                                                    const BackwardInput<float>&, float*, float*, ThreadPool&, Workspace&);
-template MeanFieldGradients run_mean_field_backward(const Voxels&, const std::vector<Kernel<double>>&,
-                                                    const std::vector<FeatureColumns<double>>&, const MeanFieldOptions<double>&,
-                                                    const BackwardInput<double>&, double*, double*, ThreadPool&, Workspace&);
 
 }  // namespace crf

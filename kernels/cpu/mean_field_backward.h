@@ -18,21 +18,19 @@ struct MeanFieldGradients {
     std::vector<std::vector<double>> theta;  // (kernel, feature): intensities first, box axes last; zeros unless wanted
 };
 
-template <class T>
 struct BackwardInput {
-    const T* logits;  // (label, *grid)
-    const T* record;  // (step, channel, voxel) from run_mean_field; with a volume term (steps + 1, channel, voxel)
+    const float* logits;  // (label, *grid)
+    const float* record;  // (step, channel, voxel) from run_mean_field; with a volume term (steps + 1, channel, voxel)
     std::vector<std::vector<double>> volume_bias;  // (step, label) from run_mean_field, if there is a volume term
-    GridView<const T> gradient;                    // (label, *grid), with respect to the result of run_mean_field
+    GridView<const float> gradient;                // (label, *grid), with respect to the result of run_mean_field
     bool wants_theta = false;
 };
 
 // grad_logits: (label, *grid), written everywhere. grad_image: (modality, *grid), zeros on entry, written inside the mask, or
 // nullptr. features: one per kernel.
-template <class T>
-MeanFieldGradients run_mean_field_backward(const Voxels& voxels, const std::vector<Kernel<T>>& kernels,
-                                           const std::vector<FeatureColumns<T>>& features, const MeanFieldOptions<T>& options,
-                                           const BackwardInput<T>& input, T* grad_logits, T* grad_image, ThreadPool& pool,
+MeanFieldGradients run_mean_field_backward(const Voxels& voxels, const std::vector<Kernel>& kernels,
+                                           const std::vector<FeatureColumns>& features, const MeanFieldOptions& options,
+                                           const BackwardInput& input, float* grad_logits, float* grad_image, ThreadPool& pool,
                                            Workspace& workspace);
 
 }  // namespace crf

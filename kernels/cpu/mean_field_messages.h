@@ -11,11 +11,10 @@
 
 namespace crf {
 
-template <class T>
 class Messages {
    public:
     // Computes the messages of all ones, except where they come with the first step's: before it, when little memory is in use.
-    Messages(std::vector<Kernel<T>>& kernels, const MeanFieldOptions<T>& options, int64_t num_voxels, bool is_recorded, ThreadPool& pool,
+    Messages(std::vector<Kernel>& kernels, const MeanFieldOptions& options, int64_t num_voxels, bool is_recorded, ThreadPool& pool,
              Workspace& workspace)
         : kernels_(kernels),
           options_(options),
@@ -37,22 +36,22 @@ class Messages {
     bool overwrites() const { return overwrites_; }
 
     // Of the last step, (channel, voxel); and, only if the last channel is not filtered, the message of all ones, (voxel).
-    T* received() const { return received_; }
-    const T* ones() const { return weighted_ones_.get(); }
+    float* received() const { return received_; }
+    const float* ones() const { return weighted_ones_.get(); }
 
     // Allocates what the steps need. memory: for the messages; nullptr: of their own.
-    void prepare(T* memory) {
-        if (!memory) own_ = Buffer<T>((num_channels_ + joins_ones_) * num_voxels_);
+    void prepare(float* memory) {
+        if (!memory) own_ = Buffer<float>((num_channels_ + joins_ones_) * num_voxels_);
         received_ = memory ? memory : own_.get();
         if (options_.is_last_run) free_scales();
     }
 
     // marginals: (channel, voxel).
-    void send(T* marginals) {
+    void send(float* marginals) {
         for (size_t k = 0; k < kernels_.size(); ++k) {
-            const T* scale = kernels_[k].scale.get();
-            const T* weight = options_.weight[k].data();
-            const T* const pre = kernels_[k].scales_sent ? scale : nullptr;
+            const float* scale = kernels_[k].scale.get();
+            const float* weight = options_.weight[k].data();
+            const float* const pre = kernels_[k].scales_sent ? scale : nullptr;
             if (joins_ones_ && can_join_ones(kernels_[k])) {
                 send_ones_too(kernels_[k], marginals, weight);
             } else if (k == 0 && overwrites_) {
@@ -74,12 +73,12 @@ class Messages {
     void for_blocks(FunctionRef<int64_t, int> body) { pool_.run(num_voxel_blocks(num_voxels_), body); }
 
     // Whether a kernel's message of all ones can come with the first step's messages, for little more time.
-    bool can_join_ones(const Kernel<T>& k) const {
+    bool can_join_ones(const Kernel& k) const {
         return k.scales_sent && !k.ones && k.filter->shares_weights() && !is_recorded_ && num_channels_ % kChannelGroup > 0;
     }
 
     void find_other_ones() {
-        for (Kernel<T>& k : kernels_) {
+        for (Kernel& k : kernels_) {
             if (can_join_ones(k)) {
                 joins_ones_ = true;
             } else {
@@ -90,52 +89,52 @@ class Messages {
 
     void sum_ones() {
         joins_ones_ = false;
-        std::vector<const T*> ones;
-        for (const Kernel<T>& k : kernels_) ones.push_back(k.ones.get());
+        std::vector<const float*> ones;
+        for (const Kernel& k : kernels_) ones.push_back(k.ones.get());
         const bool in_place = options_.is_last_run && !kernels_.empty() && kernels_.front().ones;
-        weighted_ones_ = in_place ? std::move(kernels_.front().ones) : Buffer<T>(num_voxels_);
+        weighted_ones_ = in_place ? std::move(kernels_.front().ones) : Buffer<float>(num_voxels_);
         for_blocks([&](int64_t block, int) {
             for (int64_t n = block * kVoxelBlock; n < std::min((block + 1) * kVoxelBlock, num_voxels_); ++n) {
-                T total = 0;
-                for (size_t k = 0; k < kernels_.size(); ++k) total += options_.weight[k].front() * (ones[k] ? ones[k][n] : T{1});
+                float total = 0;
+                for (size_t k = 0; k < kernels_.size(); ++k) total += options_.weight[k].front() * (ones[k] ? ones[k][n] : 1.0f);
                 weighted_ones_[n] = total;
             }
         });
         if (!options_.is_last_run) return;
-        for (Kernel<T>& k : kernels_) k.ones = Buffer<T>();
+        for (Kernel& k : kernels_) k.ones = Buffer<float>();
     }
 
     // In the last run: what a filter knows by itself need not be kept.
     void free_scales() {
-        for (Kernel<T>& k : kernels_)
-            if (k.scale && k.filter->apply_normalization(k.scales_sent)) k.scale = Buffer<T>();
+        for (Kernel& k : kernels_)
+            if (k.scale && k.filter->apply_normalization(k.scales_sent)) k.scale = Buffer<float>();
     }
 
     // A kernel's messages and, in the place of the last label's channel, its message of all ones.
-    void send_ones_too(Kernel<T>& k, T* marginals, const T* weight) {
-        T *const ones = marginals + num_channels_ * num_voxels_, *const received = received_ + num_channels_ * num_voxels_;
-        std::vector<T> weights(weight, weight + num_channels_);
+    void send_ones_too(Kernel& k, float* marginals, const float* weight) {
+        float *const ones = marginals + num_channels_ * num_voxels_, *const received = received_ + num_channels_ * num_voxels_;
+        std::vector<float> weights(weight, weight + num_channels_);
         weights.push_back(1);
         clear_rows(received, num_voxels_, 1, pool_);
-        for_blocks([&](int64_t block, int) { std::fill(ones + block * kVoxelBlock, ones + block_end(block, num_voxels_), T{1}); });
+        for_blocks([&](int64_t block, int) { std::fill(ones + block * kVoxelBlock, ones + block_end(block, num_voxels_), 1.0f); });
         k.filter->accumulate(marginals, num_channels_ + 1, k.scale.get(), k.scale.get(), weights.data(), received_, workspace_);
-        k.ones = Buffer<T>(num_voxels_);
+        k.ones = Buffer<float>(num_voxels_);
         for_blocks([&](int64_t block, int) {
             std::copy(received + block * kVoxelBlock, received + block_end(block, num_voxels_), k.ones.get() + block * kVoxelBlock);
         });
     }
 
-    std::vector<Kernel<T>>& kernels_;
-    const MeanFieldOptions<T>& options_;
+    std::vector<Kernel>& kernels_;
+    const MeanFieldOptions& options_;
     ThreadPool& pool_;
     Workspace& workspace_;
     const int num_channels_;
     const int64_t num_voxels_;
     const bool implied_, is_recorded_, overwrites_;
     bool joins_ones_ = false;  // the first messages come with that of all ones of at least one kernel
-    Buffer<T> own_;
-    T* received_ = nullptr;
-    Buffer<T> weighted_ones_;  // (voxel), only when implied
+    Buffer<float> own_;
+    float* received_ = nullptr;
+    Buffer<float> weighted_ones_;  // (voxel), only when implied
 };
 
 }  // namespace crf

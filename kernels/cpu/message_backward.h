@@ -9,30 +9,27 @@
 
 namespace crf {
 
-template <class T>
-double dot(const T* a, const T* b, int64_t count) {
-    typename LanesOf<T>::type total{};
+inline double dot(const float* a, const float* b, int64_t count) {
+    vfloat total{};
     for (int64_t i = 0; i < count; i += kLanes) total += load_some(a + i, count - i) * load_some(b + i, count - i);
     return static_cast<double>(sum_lanes(total));
 }
 
 // One step of the mean field in the backward pass. x: the logits after it.
-template <class T>
 struct StepGradients {
-    const T* marginals;  // (channel, voxel), from the record
-    const T* grad_x;     // (label, voxel)
-    const T* z;          // (label, voxel): z_k = sum_l compatibility[k][l] grad_x_l; -weight z is the messages' gradient
-    T* grad_marginals;   // (sent, voxel), added to
+    const float* marginals;  // (channel, voxel), from the record
+    const float* grad_x;     // (label, voxel)
+    const float* z;          // (label, voxel): z_k = sum_l compatibility[k][l] grad_x_l; -weight z is the messages' gradient
+    float* grad_marginals;   // (sent, voxel), added to
 };
 
-template <class T>
 class MessageBackward {
-    using Lanes = typename LanesOf<T>::type;
+    using Lanes = vfloat;
 
    public:
     // gradients: added to; its theta is left multiplied by the bandwidths.
-    MessageBackward(const Voxels& voxels, const std::vector<Kernel<T>>& kernels, const std::vector<FeatureColumns<T>>& features,
-                    const MeanFieldOptions<T>& options, bool wants_theta, bool wants_image, MeanFieldGradients& gradients, ThreadPool& pool,
+    MessageBackward(const Voxels& voxels, const std::vector<Kernel>& kernels, const std::vector<FeatureColumns>& features,
+                    const MeanFieldOptions& options, bool wants_theta, bool wants_image, MeanFieldGradients& gradients, ThreadPool& pool,
                     Workspace& workspace)
         : voxels_(voxels),
           kernels_(kernels),
@@ -49,10 +46,10 @@ class MessageBackward {
           num_blocks_(num_voxel_blocks(voxels.num_voxels)),
           num_sums_(num_labels_ + num_labels_ * num_labels_),
           moments_(num_voxels_, pool, workspace) {
-        for (const FeatureColumns<T>& f : features) num_modalities_ = std::max(num_modalities_, f.num_modalities());
+        for (const FeatureColumns& f : features) num_modalities_ = std::max(num_modalities_, f.num_modalities());
         const int64_t size = num_sent_ * num_voxels_;
-        given_ = Buffer<T>((moments_wanted_ ? 2 : 1) * size);
-        returned_ = Buffer<T>(2 * size);
+        given_ = Buffer<float>((moments_wanted_ ? 2 : 1) * size);
+        returned_ = Buffer<float>(2 * size);
         grad_message_ = given_.get();
         sent_ = moments_wanted_ ? given_.get() + size : nullptr;
         filtered_back_ = returned_.get();
@@ -65,24 +62,24 @@ class MessageBackward {
                 clear_rows(grad_ones_.back().get(), num_voxels_, 1, pool_);
                 const int room = kernels[m].filter->num_moment_channels();
                 waiting_.push_back({room > num_sent_ ? room : 0, 0, {}, {}});
-                waiting_.back().u = Buffer<T>(waiting_.back().room * num_voxels_);
-                waiting_.back().v = Buffer<T>(waiting_.back().room * num_voxels_);
+                waiting_.back().u = Buffer<float>(waiting_.back().room * num_voxels_);
+                waiting_.back().v = Buffer<float>(waiting_.back().room * num_voxels_);
             }
         }
         if (wants_image) {
-            image_ = Buffer<T>(num_modalities_ * num_voxels_);
+            image_ = Buffer<float>(num_modalities_ * num_voxels_);
             clear_rows(image_.get(), num_voxels_, num_modalities_, pool_);
         }
-        unit_.assign(2 * num_labels_, T{1});
+        unit_.assign(2 * num_labels_, 1.0f);
         part_sums_.resize(num_blocks_ * num_sums_);
         scratch_.resize(pool.num_threads());
-        for (auto& s : scratch_) s = Buffer<T>(kScratchRows * num_labels_ * kBlockRow);
+        for (auto& s : scratch_) s = Buffer<float>(kScratchRows * num_labels_ * kBlockRow);
     }
 
     // One kernel's part of a step: gradients with respect to its weights, its input marginals and, if wanted, its
     // bandwidths and image.
-    void pass_step(size_t m, const StepGradients<T>& step) {
-        const Kernel<T>& kernel = kernels_[m];
+    void pass_step(size_t m, const StepGradients& step) {
+        const Kernel& kernel = kernels_[m];
         for_blocks([&](int64_t block, int thread) { differentiate_messages(m, step, block, scratch_[thread].get()); });
         clear_rows(returned_.get(), num_voxels_, 2 * num_sent_, pool_);
         if (moments_wanted_) {
@@ -94,7 +91,7 @@ class MessageBackward {
                 kernel.filter->accumulate_transposed(grad_message_, num_sent_, nullptr, nullptr, unit_.data(), filtered_back_, workspace_);
             }
         } else {
-            const T* const scale = kernel.scale.get();
+            const float* const scale = kernel.scale.get();
             kernel.filter->accumulate(step.marginals, num_sent_, kernel.scales_sent ? scale : nullptr, nullptr, unit_.data(), filtered_,
                                       workspace_);
             kernel.filter->accumulate_transposed(grad_message_, num_sent_, scale, nullptr, unit_.data(), filtered_back_, workspace_);
@@ -111,15 +108,15 @@ class MessageBackward {
     // After all steps. The kernel's row sums D normalize its messages, and depend on bandwidths and image as well: with the gradients with
     // respect to the message of all ones and to D, both collected over the steps, two more sums of the kind <u, K v>.
     void pass_normalization(size_t m) {
-        const Kernel<T>& kernel = kernels_[m];
-        const T* const scale = kernel.scale.get();
-        T *const u = grad_message_, *const v = sent_, *const kv = filtered_, *const ktu = filtered_back_;
+        const Kernel& kernel = kernels_[m];
+        const float* const scale = kernel.scale.get();
+        float *const u = grad_message_, *const v = sent_, *const kv = filtered_, *const ktu = filtered_back_;
         // u: gradient with respect to the message of all ones, scaled; v: its sent values; kv = K v.
         for_blocks([&](int64_t block, int) {
             for (int64_t n = block * kVoxelBlock; n < block_end(block, num_voxels_); ++n) {
-                const T one = kernel.ones ? kernel.ones[n] : T{1};
-                u[n] = grad_ones_[m][n] * (scale ? scale[n] : T{1});
-                v[n] = kernel.scales_sent ? scale[n] : T{1};
+                const float one = kernel.ones ? kernel.ones[n] : 1.0f;
+                u[n] = grad_ones_[m][n] * (scale ? scale[n] : 1.0f);
+                v[n] = kernel.scales_sent ? scale[n] : 1.0f;
                 kv[n] = scale ? one / scale[n] : one;
             }
         });
@@ -130,9 +127,9 @@ class MessageBackward {
     }
 
     // (modality, *grid), inside the mask.
-    void store_image(T* grad_image) const {
+    void store_image(float* grad_image) const {
         for (int m = 0; m < num_modalities_; ++m) {
-            T* to = grad_image + m * voxels_.grid_size;
+            float* to = grad_image + m * voxels_.grid_size;
             for (const Run& run : voxels_.runs)
                 std::copy(image_.get() + m * num_voxels_ + run.voxel, image_.get() + m * num_voxels_ + run.voxel + run.length,
                           to + run.grid);
@@ -144,16 +141,16 @@ class MessageBackward {
 
     // Of the normalization, what depends on D itself; kv and ktu are those of the message of all ones.
     void pass_degree(size_t m) {
-        const Kernel<T>& kernel = kernels_[m];
-        const T* const scale = kernel.scale.get();
-        T *const u = grad_message_, *const v = sent_, *const kv = filtered_, *const ktu = filtered_back_;
+        const Kernel& kernel = kernels_[m];
+        const float* const scale = kernel.scale.get();
+        float *const u = grad_message_, *const v = sent_, *const kv = filtered_, *const ktu = filtered_back_;
         // With respect to D itself. Symmetric: the scale is D^-1/2, on both sides; after: D^-1, only on the receiver's side.
         for_blocks([&](int64_t block, int) {
             for (int64_t n = block * kVoxelBlock; n < block_end(block, num_voxels_); ++n) {
-                const T s = scale[n];
-                T total = grad_degree_[m][n] / s + grad_ones_[m][n] * kv[n];
+                const float s = scale[n];
+                float total = grad_degree_[m][n] / s + grad_ones_[m][n] * kv[n];
                 if (kernel.scales_sent) total += ktu[n];
-                u[n] = kernel.scales_sent ? static_cast<T>(-0.5) * s * s * s * total : -s * s * total;
+                u[n] = kernel.scales_sent ? static_cast<float>(-0.5) * s * s * s * total : -s * s * total;
                 v[n] = 1;
                 kv[n] = kernel.scales_sent ? 1 / (s * s) : 1 / s;
             }
@@ -162,7 +159,7 @@ class MessageBackward {
         add_moments_of(m, {u, v, kv, ktu, 1});
     }
 
-    // K^T u of one channel.
+    // K^float u of one channel.
     void filter_back(size_t m) {
         clear_rows(filtered_back_, num_voxels_, 1, pool_);
         kernels_[m].filter->accumulate_transposed(grad_message_, 1, nullptr, nullptr, unit_.data(), filtered_back_, workspace_);
@@ -172,54 +169,54 @@ class MessageBackward {
     // Before filtering: gradients with respect to the messages. Marginals sum to 1, so a gradient with respect to them is known up to one
     // number per voxel: the last label's is subtracted, and its channel need not be filtered. The remainder for the normalization is kept
     // in grad_ones_.
-    void differentiate_messages(size_t m, const StepGradients<T>& step, int64_t block, T* scratch) {
-        const std::vector<T>& weight = options_.weight[m];
+    void differentiate_messages(size_t m, const StepGradients& step, int64_t block, float* scratch) {
+        const std::vector<float>& weight = options_.weight[m];
         const int rows = num_labels_ * kBlockRow;
-        T *z = scratch, *g = scratch + rows;
+        float *z = scratch, *g = scratch + rows;
         load_rows(step.z, num_voxels_, block, num_labels_, z);
-        const T last_weight = weight[num_sent_];
-        const T* const last = z + num_sent_ * kBlockRow;
+        const float last_weight = weight[num_sent_];
+        const float* const last = z + num_sent_ * kBlockRow;
         for (int l = 0; l < num_sent_; ++l) {
             for (int64_t i = 0; i < kVoxelBlock; i += kLanes)
                 store(g + l * kBlockRow + i, load(last + i) * last_weight - load(z + l * kBlockRow + i) * weight[l]);
         }
         store_rows(g, num_voxels_, block, num_sent_, grad_message_);
         if (!moments_wanted_) return;
-        T* const ones = grad_ones_[m].get() + block * kVoxelBlock;
+        float* const ones = grad_ones_[m].get() + block * kVoxelBlock;
         for (int64_t i = 0; i < block_end(block, num_voxels_) - block * kVoxelBlock; ++i) ones[i] -= last_weight * last[i];
     }
 
     // To u, the gradients with respect to the messages times the scale of the receiver, and v, what is sent.
-    void scale_both(const Kernel<T>& kernel, const T* marginals, int64_t block) {
-        const T* const scale = kernel.scale.get();
+    void scale_both(const Kernel& kernel, const float* marginals, int64_t block) {
+        const float* const scale = kernel.scale.get();
         const int64_t begin = block * kVoxelBlock, count = block_end(block, num_voxels_) - begin;
         for (int l = 0; l < num_sent_; ++l) {
-            T *u = grad_message_ + l * num_voxels_ + begin, *v = sent_ + l * num_voxels_ + begin;
-            const T* q = marginals + l * num_voxels_ + begin;
+            float *u = grad_message_ + l * num_voxels_ + begin, *v = sent_ + l * num_voxels_ + begin;
+            const float* q = marginals + l * num_voxels_ + begin;
             if (scale)
                 for (int64_t i = 0; i < count; ++i) u[i] *= scale[begin + i];
-            for (int64_t i = 0; i < count; ++i) v[i] = q[i] * (kernel.scales_sent ? scale[begin + i] : T{1});
+            for (int64_t i = 0; i < count; ++i) v[i] = q[i] * (kernel.scales_sent ? scale[begin + i] : 1.0f);
         }
     }
 
     // After filtering: sums for the weights and the compatibility, which are added to, and gradients with respect to the marginals and the
     // normalization.
-    void take_messages(size_t m, const StepGradients<T>& step, int64_t block, T* scratch, double* sums) {
-        const Kernel<T>& kernel = kernels_[m];
+    void take_messages(size_t m, const StepGradients& step, int64_t block, float* scratch, double* sums) {
+        const Kernel& kernel = kernels_[m];
         const int64_t begin = block * kVoxelBlock, count = block_end(block, num_voxels_) - begin;
         const int rows = num_labels_ * kBlockRow;
-        T *message = scratch, *back = scratch + rows, *y = scratch + 2 * rows, *z = scratch + 3 * rows, *u = scratch + 4 * rows,
-          *v = scratch + 5 * rows, *scale = scratch + 6 * rows;
+        float *message = scratch, *back = scratch + rows, *y = scratch + 2 * rows, *z = scratch + 3 * rows, *u = scratch + 4 * rows,
+              *v = scratch + 5 * rows, *scale = scratch + 6 * rows;
         load_rows(filtered_, num_voxels_, block, num_sent_, message);
         load_rows(filtered_back_, num_voxels_, block, num_sent_, back);
         load_rows(step.z, num_voxels_, block, num_labels_, z);
         load_rows(step.grad_x, num_voxels_, block, num_labels_, y);
         if (kernel.scale) load_rows(kernel.scale.get(), num_voxels_, block, 1, scale);
         if (moments_wanted_ && kernel.scale) {
-            // K v and K^T u, before the scale of the receiver is applied; u and v have the scale, which `pass_degree` takes out.
+            // K v and K^float u, before the scale of the receiver is applied; u and v have the scale, which `pass_degree` takes out.
             load_rows(grad_message_, num_voxels_, block, num_sent_, u);
             load_rows(sent_, num_voxels_, block, num_sent_, v);
-            T* const degree = grad_degree_[m].get() + begin;
+            float* const degree = grad_degree_[m].get() + begin;
             for (int l = 0; l < num_sent_; ++l) {
                 const int64_t row = l * kBlockRow;
                 for (int64_t i = 0; i < count; ++i) degree[i] += u[row + i] * message[row + i];
@@ -233,26 +230,26 @@ class MessageBackward {
                 if (kernel.scale) store(message + at, load(message + at) * load(scale + i));
                 if (kernel.scales_sent) store(back + at, load(back + at) * load(scale + i));
             }
-        T* const last = message + num_sent_ * kBlockRow;
+        float* const last = message + num_sent_ * kBlockRow;
         if (kernel.ones) {
             load_rows(kernel.ones.get(), num_voxels_, block, 1, last);
         } else {
-            std::fill(last, last + count, T{1});
-            std::fill(last + count, last + kBlockRow, T{0});
+            std::fill(last, last + count, 1.0f);
+            std::fill(last + count, last + kBlockRow, 0.0f);
         }
         for (int l = 0; l < num_sent_; ++l)
             for (int64_t i = 0; i < kVoxelBlock; i += kLanes) store(last + i, load(last + i) - load(message + l * kBlockRow + i));
         sum_over_block(m, message, y, z, sums);
         for (int l = 0; l < num_sent_; ++l) {
-            T* const to = step.grad_marginals + l * num_voxels_ + begin;
+            float* const to = step.grad_marginals + l * num_voxels_ + begin;
             for (int64_t i = 0; i < count; ++i) to[i] += back[l * kBlockRow + i];
         }
     }
 
     // sums: (label), then (label, label).
-    void sum_over_block(size_t m, const T* message, const T* y, const T* z, double* sums) const {
+    void sum_over_block(size_t m, const float* message, const float* y, const float* z, double* sums) const {
         for (int k = 0; k < num_labels_; ++k) {
-            const T* const of_k = message + k * kBlockRow;
+            const float* const of_k = message + k * kBlockRow;
             sums[k] -= dot(of_k, z + k * kBlockRow, kVoxelBlock);
             const double factor = -static_cast<double>(options_.weight[m][k]);
             double* const row = sums + num_labels_ + k * num_labels_;
@@ -269,7 +266,7 @@ class MessageBackward {
     }
 
     // The channels wait if the filter takes more of them together.
-    void add_moments_of(size_t m, const FilteredPair<T>& pair) {
+    void add_moments_of(size_t m, const FilteredPair& pair) {
         if (!wants_theta_ && features_[m].num_modalities() == 0) return;
         WaitingMoments& waiting = waiting_[m];
         if (waiting.room == 0) return add_moments(m, pair);
@@ -286,15 +283,15 @@ class MessageBackward {
         waiting.num_channels = 0;
     }
 
-    void add_moments(size_t m, const FilteredPair<T>& pair) {
-        T* const image = features_[m].num_modalities() > 0 ? image_.get() : nullptr;
+    void add_moments(size_t m, const FilteredPair& pair) {
+        float* const image = features_[m].num_modalities() > 0 ? image_.get() : nullptr;
         moments_.add(*kernels_[m].filter, features_[m], pair, gradients_.theta[m].data(), image);
     }
 
     const Voxels& voxels_;
-    const std::vector<Kernel<T>>& kernels_;
-    const std::vector<FeatureColumns<T>>& features_;
-    const MeanFieldOptions<T>& options_;
+    const std::vector<Kernel>& kernels_;
+    const std::vector<FeatureColumns>& features_;
+    const MeanFieldOptions& options_;
     MeanFieldGradients& gradients_;
     ThreadPool& pool_;
     Workspace& workspace_;
@@ -303,22 +300,23 @@ class MessageBackward {
     const int64_t num_voxels_, num_blocks_;
     const int num_sums_;
     int num_modalities_ = 0;
-    Buffer<T> given_, returned_;          // what is filtered, and filtered: next to each other, so that a filter can take both together
-    T *grad_message_, *sent_;             // (sent, voxel): u, and v if moments are wanted
-    T *filtered_back_, *filtered_;        // (sent, voxel): K^T u, K v
-    std::vector<Buffer<T>> grad_degree_;  // (kernel, voxel): with respect to the scale, times the scale, before it is turned into one for D
-    std::vector<Buffer<T>> grad_ones_;    // (kernel, voxel): with respect to the message of all ones
+    Buffer<float> given_, returned_;    // what is filtered, and filtered: next to each other, so that a filter can take both together
+    float *grad_message_, *sent_;       // (sent, voxel): u, and v if moments are wanted
+    float *filtered_back_, *filtered_;  // (sent, voxel): K^float u, K v
+    std::vector<Buffer<float>>
+        grad_degree_;  // (kernel, voxel): with respect to the scale, times the scale, before it is turned into one for D
+    std::vector<Buffer<float>> grad_ones_;  // (kernel, voxel): with respect to the message of all ones
     struct WaitingMoments {
         int room = 0;  // 0: none waits
         int num_channels = 0;
-        Buffer<T> u, v;  // (channel, voxel)
+        Buffer<float> u, v;  // (channel, voxel)
     };
     std::vector<WaitingMoments> waiting_;  // (kernel)
-    Buffer<T> image_;                      // (modality, voxel)
-    Moments<T> moments_;
-    std::vector<T> unit_;
+    Buffer<float> image_;                  // (modality, voxel)
+    Moments moments_;
+    std::vector<float> unit_;
     std::vector<double> part_sums_;  // (part of the blocks, weights and compatibility)
-    std::vector<Buffer<T>> scratch_;
+    std::vector<Buffer<float>> scratch_;
 };
 
 }  // namespace crf

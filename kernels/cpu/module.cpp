@@ -40,9 +40,8 @@ std::string message(const FloatArray& values, const FloatArray& image, const std
     pool.poll = check_signals;
     const Voxels voxels(grid, spacing, mask_data(mask));
     Workspace workspace;
-    const KernelSet<float> set(voxels, channel_pointers(image.data(), image.shape(0), voxels.grid_size), specs, pool, workspace,
-                               BuildCallback());
-    const Kernel<float>& kernel = set.kernels.front();
+    const KernelSet set(voxels, channel_pointers(image.data(), image.shape(0), voxels.grid_size), specs, pool, workspace, BuildCallback());
+    const Kernel& kernel = set.kernels.front();
     Buffer<float> sent(num_channels * voxels.num_voxels), received(num_channels * voxels.num_voxels);
     std::fill(received.get(), received.get() + received.size, 0.0f);
     for (const Run& run : voxels.runs)

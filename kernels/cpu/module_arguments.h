@@ -60,9 +60,8 @@ inline const uint8_t* mask_data(const std::optional<MaskArray>& mask) {
 }
 
 // The start of each channel.
-template <class T>
-std::vector<const T*> channel_pointers(const T* data, size_t num_channels, int64_t grid_size) {
-    std::vector<const T*> pointers;
+inline std::vector<const float*> channel_pointers(const float* data, size_t num_channels, int64_t grid_size) {
+    std::vector<const float*> pointers;
     for (size_t m = 0; m < num_channels; ++m) pointers.push_back(data + static_cast<int64_t>(m) * grid_size);
     return pointers;
 }
@@ -90,25 +89,24 @@ KernelSpecs make_specs(const ImageSize& image, const BilateralArgument& bilatera
                        const std::optional<OriginArgument>& origin = std::nullopt);
 
 // Whether there is a penalty per pair of labels; Potts needs none.
-template <class T>
-bool fits_labels(const std::vector<T>& compatibility, bool is_potts, size_t num_labels) {
+inline bool fits_labels(const std::vector<float>& compatibility, bool is_potts, size_t num_labels) {
     return is_potts ? compatibility.empty() : compatibility.size() == num_labels * num_labels;
 }
 
 // The settings of a mean field that runs of whole grids and of tiles share.
-template <class T>
-MeanFieldOptions<T> checked_options(int num_labels, const std::vector<std::vector<T>>& weights, const std::vector<T>& compatibility,
-                                    bool is_potts, double temperature, int num_iterations, double tolerance) {
-    require(std::isfinite(temperature) && static_cast<T>(temperature) > 0, "expected a temperature that is finite and above 0");
+inline MeanFieldOptions checked_options(int num_labels, const std::vector<std::vector<float>>& weights,
+                                        const std::vector<float>& compatibility, bool is_potts, double temperature, int num_iterations,
+                                        double tolerance) {
+    require(std::isfinite(temperature) && static_cast<float>(temperature) > 0, "expected a temperature that is finite and above 0");
     require(num_iterations >= 0 && tolerance >= 0, "expected 0 iterations or more, and a tolerance of 0 or more");
-    MeanFieldOptions<T> options;
+    MeanFieldOptions options;
     options.num_labels = num_labels;
     options.weight = weights;
     options.compatibility = compatibility;
     options.is_potts = is_potts;
     options.num_iterations = num_iterations;
     options.tolerance = tolerance;
-    options.temperature = static_cast<T>(temperature);
+    options.temperature = static_cast<float>(temperature);
     return options;
 }
 

@@ -22,17 +22,16 @@ namespace crf {
 
 namespace {
 
-// The kernels of one model on one image, kept between calls; one call at a time. T: float or double.
-template <class T>
+// The kernels of one model on one image, kept between calls; one call at a time.
 class Kernels {
    public:
-    using Array = nb::ndarray<const T, nb::c_contig, nb::device::cpu>;
-    using PartOfArray = nb::ndarray<const T, nb::device::cpu>;  // its rows need not follow one another, but the voxels of a row do
-    using Out = nb::ndarray<T, nb::c_contig, nb::device::cpu>;
-    // The slack, infinity without a volume term; whether numbers of voxels are kept; (voxel) where the term applies, None: everywhere.
-    using Volume = std::tuple<double, bool, std::optional<MaskArray>>;
+    using Array = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
+    using PartOfArray = nb::ndarray<const float, nb::device::cpu>;  // its rows need not follow one another, but the voxels of a row do
+    using Out = nb::ndarray<float, nb::c_contig, nb::device::cpu>;
+    // The slack, infinity without a volume term; (voxel) where the term applies, None: everywhere.
+    using Volume = std::tuple<double, std::optional<MaskArray>>;
     // (kernel, label) weights, compatibility, is_potts, temperature, bias, volume.
-    using Model = std::tuple<std::vector<std::vector<T>>, std::vector<T>, bool, double, std::vector<T>, Volume>;
+    using Model = std::tuple<std::vector<std::vector<float>>, std::vector<float>, bool, double, std::vector<float>, Volume>;
 
     Kernels(const Array& image, const std::optional<MaskArray>& mask, const std::vector<double>& spacing,
             const BilateralArgument& bilateral, const std::vector<double>& theta_gamma, const std::string& normalization,
@@ -55,14 +54,14 @@ class Kernels {
         const Rest rest{*pool_};
         voxels_ = std::make_unique<Voxels>(grid_shape_, spacing, mask_data(mask), user_axis);
         Workspace workspace;
-        set_ = std::make_unique<KernelSet<T>>(*voxels_, channel_pointers(image.data(), image.shape(0), voxels_->grid_size), specs_, *pool_,
-                                              workspace, Reporter{progress, "build"});
+        set_ = std::make_unique<KernelSet>(*voxels_, channel_pointers(image.data(), image.shape(0), voxels_->grid_size), specs_, *pool_,
+                                           workspace, Reporter{progress, "build"});
         descriptions_ = set_->descriptions;
     }
 
     int64_t num_voxels() const { return voxels_->num_voxels; }
     const std::vector<int64_t>& grid() const { return grid_shape_; }
-    KernelSet<T>& set() const { return *set_; }
+    KernelSet& set() const { return *set_; }
     std::vector<std::string> descriptions() const { return descriptions_; }
 
     // Runs until the stopping rule is met. The last run gives the image up before the first step, and the kernels before the last step's
@@ -70,18 +69,18 @@ class Kernels {
     // out: (label, *grid) or (label, *box of the mask).
     nb::dict run(const PartOfArray& logits, const Model& model, int num_iterations, double tolerance, bool is_last_run,
                  const nb::object& progress, const Out& out) {
-        MeanFieldOptions<T> options = make_options(model, num_iterations, tolerance);
+        MeanFieldOptions options = make_options(model, num_iterations, tolerance);
         options.is_last_run = is_last_run;
         const bool reads_box = is_on_box(logits), writes_box = is_on_box(out);
         require(writes_box || !reads_box, "expected room for the whole grid only where there are logits on it");
-        const GridView<const T> from = view_of(logits, reads_box);
-        const GridView<T> to = dense_view(out.data(), grid_shape(out), writes_box);
+        const GridView<const float> from = view_of(logits, reads_box);
+        const GridView<float> to = dense_view(out.data(), grid_shape(out), writes_box);
         options.gives_marginals = is_last_run && !to.is_box && num_voxels() == voxels_->grid_size;
         MeanFieldOutcome outcome;
-        auto marginals = std::make_unique<Buffer<T>>();
+        auto marginals = std::make_unique<Buffer<float>>();
         {
             Call call(*this);
-            T* const no_record = nullptr;
+            float* const no_record = nullptr;
             is_spent_ = is_last_run && !descriptions_.empty();
             if (is_spent_ && !set_->keeps_image()) release_image();
             outcome = run_mean_field(*voxels_, set_->kernels, options, from, to, no_record, marginals.get(), *pool_, call.workspace,
@@ -96,9 +95,9 @@ class Kernels {
         if (*marginals) {
             std::vector<size_t> shape{static_cast<size_t>(num_labels_)};
             shape.insert(shape.end(), grid_shape_.begin(), grid_shape_.end());
-            Buffer<T>* const kept = marginals.release();
-            const nb::capsule owner(kept, [](void* array) noexcept { delete static_cast<Buffer<T>*>(array); });
-            result["marginals"] = nb::ndarray<nb::numpy, T>(kept->get(), shape.size(), shape.data(), owner);
+            Buffer<float>* const kept = marginals.release();
+            const nb::capsule owner(kept, [](void* array) noexcept { delete static_cast<Buffer<float>*>(array); });
+            result["marginals"] = nb::ndarray<nb::numpy, float>(kept->get(), shape.size(), shape.data(), owner);
         }
         return result;
     }
@@ -106,22 +105,22 @@ class Kernels {
     // record: (step, channel, voxel), filled in; one channel fewer than labels where each kernel has one weight for all labels, one entry
     // more than steps with a volume term. Returns the biases of each step with a volume term.
     std::vector<std::vector<double>> forward(const Array& logits, const Model& model, const Out& out, const Out& record) {
-        const MeanFieldOptions<T> options = make_options(model, num_steps(record, model), 0);
+        const MeanFieldOptions options = make_options(model, num_steps(record, model), 0);
         require_whole(logits);
         require_whole(out);
         require(static_cast<int64_t>(record.shape(1)) == options.num_channels() && static_cast<int64_t>(record.shape(2)) == num_voxels(),
                 "the record has another shape than (steps, channels, voxels)");
         Call call(*this);
-        const GridView<const T> from = dense_view(logits.data(), grid_shape_);
-        const GridView<T> to = dense_view(out.data(), grid_shape_);
+        const GridView<const float> from = dense_view(logits.data(), grid_shape_);
+        const GridView<float> to = dense_view(out.data(), grid_shape_);
         const MeanFieldOutcome outcome =
-            run_mean_field<T>(*voxels_, set_->kernels, options, from, to, record.data(), nullptr, *pool_, call.workspace, StepCallback());
+            run_mean_field(*voxels_, set_->kernels, options, from, to, record.data(), nullptr, *pool_, call.workspace, StepCallback());
         return outcome.volume_bias;
     }
 
     nb::dict backward(const Array& logits, const Array& record, const std::vector<std::vector<double>>& volume_bias, const Array& gradient,
                       const Model& model, bool wants_theta, const Out& grad_logits, const std::optional<Out>& grad_image) {
-        const MeanFieldOptions<T> options = make_options(model, num_steps(record, model), 0);
+        const MeanFieldOptions options = make_options(model, num_steps(record, model), 0);
         require(
             options.num_iterations >= 0 &&
                 (!options.keeps_volumes() || (static_cast<int>(volume_bias.size()) == options.num_iterations &&
@@ -137,7 +136,7 @@ class Kernels {
         MeanFieldGradients gradients;
         {
             Call call(*this);
-            const BackwardInput<T> input{logits.data(), record.data(), volume_bias, dense_view(gradient.data(), grid_shape_), wants_theta};
+            const BackwardInput input{logits.data(), record.data(), volume_bias, dense_view(gradient.data(), grid_shape_), wants_theta};
             set_->find_ones(*pool_, call.workspace);
             gradients = run_mean_field_backward(*voxels_, set_->kernels, set_->features, options, input, grad_logits.data(),
                                                 grad_image ? grad_image->data() : nullptr, *pool_, call.workspace);
@@ -195,11 +194,11 @@ class Kernels {
         require(!is_on_box(channels), "expected logits on the grid of the image");
     }
 
-    GridView<const T> view_of(const PartOfArray& channels, bool is_box) const {
+    GridView<const float> view_of(const PartOfArray& channels, bool is_box) const {
         const std::vector<int64_t> shape = grid_shape(channels);
         require(channels.stride(channels.ndim() - 1) == 1 || shape.back() == 1,
                 "the voxels of a row of the logits do not follow one another");
-        GridView<const T> view{channels.data(), is_box, channels.stride(0), shape, {}};
+        GridView<const float> view{channels.data(), is_box, channels.stride(0), shape, {}};
         for (size_t a = 1; a < channels.ndim(); ++a) view.stride.push_back(channels.stride(a));
         return view;
     }
@@ -215,9 +214,9 @@ class Kernels {
         return static_cast<int>(record.shape(0)) - (std::get<0>(std::get<Volume>(model)) < std::numeric_limits<double>::infinity());
     }
 
-    MeanFieldOptions<T> make_options(const Model& model, int num_iterations, double tolerance) const {
+    MeanFieldOptions make_options(const Model& model, int num_iterations, double tolerance) const {
         const auto& [weights, compatibility, is_potts, temperature, bias, volume] = model;
-        const auto& [slack, keeps_counts, part] = volume;
+        const auto& [slack, part] = volume;
         require(!is_spent_, "these kernels have had their last run; build them anew");
         require(fits_labels(compatibility, is_potts, num_labels_), "expected one penalty per pair of labels, for Potts none");
         require(
@@ -225,11 +224,9 @@ class Kernels {
                 std::all_of(weights.begin(), weights.end(), [&](const auto& own) { return static_cast<int>(own.size()) == num_labels_; }),
             "expected one list of weights per kernel, with one weight per label");
         require(slack >= 0, "expected a slack of 0 or more");
-        MeanFieldOptions<T> options =
-            checked_options<T>(num_labels_, weights, compatibility, is_potts, temperature, num_iterations, tolerance);
+        MeanFieldOptions options = checked_options(num_labels_, weights, compatibility, is_potts, temperature, num_iterations, tolerance);
         options.bias = bias;
         options.volume_slack = slack;
-        options.keeps_counts = keeps_counts;
         if (part) {
             require(static_cast<int64_t>(part->size()) == num_voxels(),
                     "expected one value per voxel of the mask for the part of the volumes");
@@ -256,16 +253,26 @@ class Kernels {
     const KernelSpecs specs_;
     std::unique_ptr<ThreadPool> pool_;
     std::unique_ptr<Voxels> voxels_;
-    std::unique_ptr<KernelSet<T>> set_;
+    std::unique_ptr<KernelSet> set_;
     std::vector<std::string> descriptions_;
     std::mutex mutex_;
 };
 
-template <class T>
-void define_class(nb::module_& m, const char* name) {
-    using K = Kernels<T>;
-    nb::class_<K>(m, name)
-        .def(nb::init<const typename K::Array&, const std::optional<MaskArray>&, const std::vector<double>&, const BilateralArgument&,
+const Kernels& single_kernels(const nb::handle& kernels) {
+    require(nb::isinstance<Kernels>(kernels), "expected an object of Kernels");
+    return nb::cast<const Kernels&>(kernels);
+}
+
+}  // namespace
+
+KernelSet& kernel_set_of(const nb::handle& kernels) { return single_kernels(kernels).set(); }
+
+std::vector<int64_t> grid_of(const nb::handle& kernels) { return single_kernels(kernels).grid(); }
+
+void define_kernels(nb::module_& m) {
+    using K = Kernels;
+    nb::class_<K>(m, "Kernels")
+        .def(nb::init<const K::Array&, const std::optional<MaskArray>&, const std::vector<double>&, const BilateralArgument&,
                       const std::vector<double>&, const std::string&, const std::string&, int, int, const std::vector<int>&,
                       const std::optional<OriginArgument>&, int, const nb::object&>(),
              "image"_a, "mask"_a.none(), "spacing"_a, "bilateral"_a, "theta_gamma"_a, "normalization"_a, "filter"_a, "num_labels"_a,
@@ -277,22 +284,6 @@ void define_class(nb::module_& m, const char* name) {
         .def("forward", &K::forward, "logits"_a, "model"_a, "out"_a.noconvert(), "record"_a.noconvert())
         .def("backward", &K::backward, "logits"_a, "record"_a, "volume_bias"_a, "gradient"_a, "model"_a, "wants_theta"_a,
              "grad_logits"_a.noconvert(), "grad_image"_a.noconvert().none());
-}
-
-const Kernels<float>& single_kernels(const nb::handle& kernels) {
-    require(nb::isinstance<Kernels<float>>(kernels), "expected an object of Kernels32");
-    return nb::cast<const Kernels<float>&>(kernels);
-}
-
-}  // namespace
-
-KernelSet<float>& kernel_set_of(const nb::handle& kernels) { return single_kernels(kernels).set(); }
-
-std::vector<int64_t> grid_of(const nb::handle& kernels) { return single_kernels(kernels).grid(); }
-
-void define_kernels(nb::module_& m) {
-    define_class<float>(m, "Kernels32");
-    define_class<double>(m, "Kernels64");
 }
 
 }  // namespace crf

@@ -11,7 +11,7 @@
 namespace crf {
 
 // The kernels that an object of the class Kernels32 has built.
-KernelSet<float>& kernel_set_of(const nanobind::handle& kernels);
+KernelSet& kernel_set_of(const nanobind::handle& kernels);
 
 // The grid that it has built them for.
 std::vector<int64_t> grid_of(const nanobind::handle& kernels);

@@ -221,7 +221,7 @@ class LabelSets {
                  int64_t num_voxels, const nb::object& progress, const FloatArray& logits, const FloatOut& out,
                  const std::optional<MaskArray>& may_matter, const std::array<int64_t, 3>& reach, double threshold,
                  const Out<uint8_t>& exceeds, double unsent, bool has_room) const {
-        KernelSet<float>* const built = kernels32.is_none() ? nullptr : &kernel_set_of(kernels32);
+        KernelSet* const built = kernels32.is_none() ? nullptr : &kernel_set_of(kernels32);
         require_model(built ? built->kernels.size() : bilateral.size() + (spatial.empty() ? 0 : 1), weights, compatibility, is_potts);
         require_images(image, bilateral, spatial);
         if (built) require_channels(grid_of(kernels32), num_channels, of_entry, of_settled);
@@ -231,8 +231,8 @@ class LabelSets {
         require_values(out);
         require_reach(reach);
         if (may_matter) require_borders(*may_matter, exceeds);
-        MeanFieldOptions<float> options = checked_options(static_cast<int>(weights.front().size()), weights, compatibility, is_potts,
-                                                          temperature, num_iterations, tolerance);
+        MeanFieldOptions options = checked_options(static_cast<int>(weights.front().size()), weights, compatibility, is_potts, temperature,
+                                                   num_iterations, tolerance);
         const Normalization kind = parse_normalization(normalization);
         options.has_symmetric_pairs = kind != Normalization::kAfter && options.last_is_implied() && options.has_symmetric_penalties();
         MeanFieldOutcome outcome;
@@ -246,7 +246,7 @@ class LabelSets {
             if (!spatial.empty()) kernels.push_back({spatial, {}, {}});
             std::vector<std::unique_ptr<TileFilter>> filters;
             if (built) {
-                for (Kernel<float>& kernel : built->kernels)
+                for (Kernel& kernel : built->kernels)
                     filters.push_back(make_channel_tile_filter(set_, channels, built->voxels, open.data(), kernel, pool));
                 kernels.clear();
             }

@@ -15,13 +15,12 @@
 
 namespace crf {
 
-// The features of one kernel, a column of all voxels at a time, centered: intensities first, box axes last. T: float or double.
-template <class T>
+// The features of one kernel, a column of all voxels at a time, centered: intensities first, box axes last.
 class FeatureColumns {
    public:
     // theta_beta, intensity: empty for a spatial kernel; intensity: whole grid, one array per modality.
     FeatureColumns(const Voxels& voxels, std::vector<double> theta_position, std::vector<double> theta_beta,
-                   std::vector<const T*> intensity)
+                   std::vector<const float*> intensity)
         : voxels_(voxels),
           theta_position_(std::move(theta_position)),
           theta_beta_(std::move(theta_beta)),
@@ -32,15 +31,15 @@ class FeatureColumns {
     double theta(int feature) const {
         return feature < num_modalities() ? theta_beta_[feature] : theta_position_[feature - num_modalities()];
     }
-    void fill(int feature, T* column, ThreadPool& pool) const {
+    void fill(int feature, float* column, ThreadPool& pool) const {
         const double center = this->center(feature), scale = 1 / theta(feature);
         pool.run(num_voxel_blocks(voxels_.num_voxels), [&](int64_t block, int) {
             const int64_t begin = block * kVoxelBlock, end = std::min(begin + kVoxelBlock, voxels_.num_voxels);
             voxels_.for_pieces(begin, end, [&](int64_t voxel, int64_t grid, int64_t box, int64_t length) {
                 if (feature < num_modalities()) {
-                    const T* values = intensity_[feature] + grid;
+                    const float* values = intensity_[feature] + grid;
                     for (int64_t i = 0; i < length; ++i)
-                        column[voxel + i] = static_cast<T>((static_cast<double>(values[i]) - center) * scale);
+                        column[voxel + i] = static_cast<float>((static_cast<double>(values[i]) - center) * scale);
                     return;
                 }
                 const int axis = feature - num_modalities();
@@ -49,7 +48,7 @@ class FeatureColumns {
                 voxels_.coordinates(box, place);
                 const int64_t stride = axis == voxels_.num_axes - 1 ? 1 : 0;
                 for (int64_t i = 0; i < length; ++i)
-                    column[voxel + i] = static_cast<T>((static_cast<double>(place[axis] + i * stride) * step - center) * scale);
+                    column[voxel + i] = static_cast<float>((static_cast<double>(place[axis] + i * stride) * step - center) * scale);
             });
         });
     }
@@ -71,29 +70,27 @@ class FeatureColumns {
 
     const Voxels& voxels_;
     std::vector<double> theta_position_, theta_beta_;
-    std::vector<const T*> intensity_;
+    std::vector<const float*> intensity_;
     mutable std::vector<double> mean_;  // (modality), computed when first needed: most kernels have no backward pass
 };
 
 // Sums S of u and v, (channel, voxel), differentiated; kv = K v and ktu = transpose(K) u, which are already available and need not be
 // filtered again.
-template <class T>
 struct FilteredPair {
-    const T *u, *v, *kv, *ktu;
+    const float *u, *v, *kv, *ktu;
     int num_channels;
 };
 
 // Adds up moments; keeps its memory from one sum to the next.
-template <class T>
 class Moments {
-    using Lanes = typename LanesOf<T>::type;
+    using Lanes = vfloat;
 
    public:
     Moments(int64_t num_voxels, ThreadPool& pool, Workspace& workspace) : num_voxels_(num_voxels), pool_(pool), workspace_(workspace) {}
 
     // Adds theta_f dS/dtheta_f to squared[f]; and dS/dimage to image, (modality, voxel), unless that is nullptr.
-    void add(BasicFilter<T>& filter, const FeatureColumns<T>& features, const FilteredPair<T>& pair, double* squared, T* image) {
-        T* const pull = image ? cleared_pull(features.num_modalities()) : nullptr;
+    void add(Filter& filter, const FeatureColumns& features, const FilteredPair& pair, double* squared, float* image) {
+        float* const pull = image ? cleared_pull(features.num_modalities()) : nullptr;
         if (filter.second_moments(pair.u, pair.v, pair.num_channels, squared, pull, workspace_)) {
             if (image) add_pull(features, image);
         } else if (!image && filter.has_cross_moments()) {
@@ -104,22 +101,22 @@ class Moments {
     }
 
    private:
-    static void resize(Buffer<T>& buffer, int64_t size) {
+    static void resize(Buffer<float>& buffer, int64_t size) {
         if (buffer.size >= size) return;
-        buffer = Buffer<T>();  // freed before more is allocated
-        buffer = Buffer<T>(size);
+        buffer = Buffer<float>();  // freed before more is allocated
+        buffer = Buffer<float>(size);
     }
 
-    T* cleared_pull(int num_modalities) {
+    float* cleared_pull(int num_modalities) {
         resize(pull_, num_modalities * num_voxels_);
         clear_rows(pull_.get(), num_voxels_, num_modalities, pool_);
         return pull_.get();
     }
 
-    void add_pull(const FeatureColumns<T>& features, T* image) {
+    void add_pull(const FeatureColumns& features, float* image) {
         pool_.run(num_voxel_blocks(num_voxels_), [&](int64_t block, int) {
             for (int f = 0; f < features.num_modalities(); ++f) {
-                const T inverse = static_cast<T>(1 / features.theta(f));
+                const float inverse = static_cast<float>(1 / features.theta(f));
                 for (int64_t n = block * kVoxelBlock; n < block_end(block, num_voxels_); ++n)
                     image[f * num_voxels_ + n] -= pull_[f * num_voxels_ + n] * inverse;
             }
@@ -127,10 +124,10 @@ class Moments {
     }
 
     // Several features at a time: squared[f] += <x_f^2, sum_c (v ktu + u kv)> - 2 cross_f.
-    void add_together(BasicFilter<T>& filter, const FeatureColumns<T>& features, const FilteredPair<T>& pair, double* squared) {
-        constexpr int kColumns = BasicFilter<T>::kMostColumns;
+    void add_together(Filter& filter, const FeatureColumns& features, const FilteredPair& pair, double* squared) {
+        constexpr int kColumns = Filter::kMostColumns;
         resize(columns_, kColumns * num_voxels_);
-        const T* columns[kColumns];
+        const float* columns[kColumns];
         for (int i = 0; i < kColumns; ++i) columns[i] = columns_.get() + i * num_voxels_;
         std::vector<double> block_sums(num_voxel_blocks(num_voxels_) * kColumns);
         for (int first = 0; first < features.size(); first += kColumns) {
@@ -167,16 +164,16 @@ class Moments {
     }
 
     // One feature after the other, and the gradient with respect to the image if requested.
-    void add_singly(BasicFilter<T>& filter, const FeatureColumns<T>& features, const FilteredPair<T>& pair, double* squared, T* image) {
+    void add_singly(Filter& filter, const FeatureColumns& features, const FilteredPair& pair, double* squared, float* image) {
         resize(columns_, num_voxels_);
         filled_ = nullptr;
         resize(filtered_, pair.num_channels * num_voxels_);
         if (image) resize(filtered_back_, pair.num_channels * num_voxels_);
-        const std::vector<T> unit(pair.num_channels, T{1});
+        const std::vector<float> unit(pair.num_channels, 1.0f);
         std::vector<double> block_sums(num_voxel_blocks(num_voxels_));
-        T *const column = columns_.get(), *const filtered = filtered_.get(), *const back = filtered_back_.get();
+        float *const column = columns_.get(), *const filtered = filtered_.get(), *const back = filtered_back_.get();
         for (int f = 0; f < features.size(); ++f) {
-            T* const gradient = image && f < features.num_modalities() ? image + f * num_voxels_ : nullptr;
+            float* const gradient = image && f < features.num_modalities() ? image + f * num_voxels_ : nullptr;
             features.fill(f, column, pool_);
             clear_rows(filtered, num_voxels_, pair.num_channels, pool_);
             filter.accumulate(pair.v, pair.num_channels, column, nullptr, unit.data(), filtered, workspace_);
@@ -184,7 +181,7 @@ class Moments {
                 clear_rows(back, num_voxels_, pair.num_channels, pool_);
                 filter.accumulate_transposed(pair.u, pair.num_channels, column, nullptr, unit.data(), back, workspace_);
             }
-            const T inverse = static_cast<T>(1 / features.theta(f));
+            const float inverse = static_cast<float>(1 / features.theta(f));
             pool_.run(num_voxel_blocks(num_voxels_), [&](int64_t block, int) {
                 const int64_t begin = block * kVoxelBlock, end = std::min(begin + kVoxelBlock, num_voxels_);
                 double total = 0;
@@ -197,7 +194,7 @@ class Moments {
                         const Lanes own_u = load_some(pair.u + at, left), own_v = load_some(pair.v + at, left);
                         const Lanes sent = load_some(pair.kv + at, left), sent_back = load_some(pair.ktu + at, left);
                         const Lanes moment = load_some(filtered + at, left);
-                        sum += x * (x * (own_v * sent_back + own_u * sent) - own_u * moment * T{2});
+                        sum += x * (x * (own_v * sent_back + own_u * sent) - own_u * moment * 2.0f);
                         if (gradient) change += own_u * (x * sent - moment) + own_v * (x * sent_back - load_some(back + at, left));
                     }
                     total += static_cast<double>(sum_lanes(sum));
@@ -212,9 +209,9 @@ class Moments {
     const int64_t num_voxels_;
     ThreadPool& pool_;
     Workspace& workspace_;
-    Buffer<T> columns_, filtered_, filtered_back_;  // columns of features; channels that result from filtering one of them
-    const FeatureColumns<T>* filled_ = nullptr;     // of which all columns are in `columns_`; each step needs the same
-    Buffer<T> pull_;                                // (modality, voxel)
+    Buffer<float> columns_, filtered_, filtered_back_;  // columns of features; channels that result from filtering one of them
+    const FeatureColumns* filled_ = nullptr;            // of which all columns are in `columns_`; each step needs the same
+    Buffer<float> pull_;                                // (modality, voxel)
 };
 
 }  // namespace crf

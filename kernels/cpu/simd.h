@@ -1,6 +1,5 @@
 // Sixteen lanes of float or int32 in the compiler's vector extension (lane_types.h), so that one source serves SSE, AVX2, AVX-512 and NEON.
-// Intrinsics are used only for operations that the extension cannot express well. Lanes of double serve the few routines in both
-// precisions; there clarity matters more than speed.
+// Intrinsics are used only for operations that the extension cannot express well. Lanes of double hold sums.
 #pragma once
 
 #include <cmath>
@@ -25,27 +24,10 @@ typedef LanesOfSize<float, 4 * kLanes> vfloat;
 typedef LanesOfSize<float, kProcessorBytes> vregister;  // the lanes that one register holds, for loops that need many
 typedef LanesOfSize<int32_t, 4 * kLanes> vint;
 typedef LanesOfSize<double, 8 * kLanes> vdouble;
-typedef LanesOfSize<int64_t, 8 * kLanes> vlong;
 typedef float vfloat4 __attribute__((vector_size(16)));
-
-// The lanes of a scalar type, and the integers that result from comparing them.
-template <class T>
-struct LanesOf;
-template <>
-struct LanesOf<float> {
-    typedef vfloat type;
-    typedef vint integer;
-};
-template <>
-struct LanesOf<double> {
-    typedef vdouble type;
-    typedef vlong integer;
-};
 
 inline vfloat load(const float* p) { return load_lanes<vfloat>(p); }
 inline void store(float* p, vfloat v) { store_lanes(p, v); }
-inline vdouble load(const double* p) { return load_lanes<vdouble>(p); }
-inline void store(double* p, vdouble v) { store_lanes(p, v); }
 inline vfloat4 load4(const float* p) {
     vfloat4 v;
     std::memcpy(&v, p, sizeof v);
@@ -55,8 +37,6 @@ inline void store4(float* p, vfloat4 v) { std::memcpy(p, &v, sizeof v); }
 
 inline vfloat splat_lanes(float x) { return splat<vfloat>(x); }
 inline vint splat_lanes(int32_t x) { return splat<vint>(x); }
-inline vdouble splat_lanes(double x) { return splat<vdouble>(x); }
-inline vlong splat_lanes(int64_t x) { return splat<vlong>(x); }
 
 // One instruction, which gcc does not find behind `select`, and of floats not beside a constant.
 template <class V>
@@ -122,9 +102,8 @@ inline vdouble to_double(vfloat v) {
     double to[kLanes];
     store(from, v);
     for (int i = 0; i < kLanes; ++i) to[i] = static_cast<double>(from[i]);
-    return load(to);
+    return load_lanes<vdouble>(to);
 }
-inline vdouble to_double(vdouble v) { return v; }
 
 template <class V>
 inline bool has_no_bits(V v) {
@@ -151,11 +130,6 @@ inline bool is_zero_vector(vfloat v) {
 inline vint first_lanes(int count) {
     const vint index = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     return is_greater(splat_lanes(static_cast<int32_t>(count)), index);
-}
-template <class T>
-inline typename LanesOf<T>::integer first_lanes_of(int count) {
-    const typename LanesOf<T>::integer index = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    return index < count;
 }
 
 // 2^f for f on [-1/2, 1/2]: least maximum relative error of its degree.
@@ -207,19 +181,6 @@ inline vfloat log_positive(vfloat x) {
     return to_float(exponent) * 0.693147181f + s * (2.0f + tail);
 }
 
-inline vdouble exp_nonpositive(vdouble t) {
-    double e[kLanes];
-    store(e, t);
-    for (double& x : e) x = std::exp(x);
-    return load(e);
-}
-inline vdouble log_positive(vdouble x) {
-    double l[kLanes];
-    store(l, x);
-    for (double& y : l) y = std::log(y);
-    return load(l);
-}
-
 #if defined(__AVX2__) && !defined(__AVX512F__)
 // The first `count` of eight lanes are ones. gcc makes `rep movs`, which is slow for a few bytes, of loops over them.
 inline __m256i first_eight(int64_t count) {
@@ -264,18 +225,6 @@ inline void store_some(float* to, vfloat v, int64_t count) {
     store(some, v);
     for (int64_t i = 0; i < count; ++i) to[i] = some[i];
 #endif
-}
-
-inline vdouble load_some(const double* from, int64_t count) {
-    if (count >= kLanes) return load(from);
-    double some[kLanes]{};
-    for (int64_t i = 0; i < count; ++i) some[i] = from[i];
-    return load(some);
-}
-inline void store_some(double* to, vdouble v, int64_t count) {
-    double some[kLanes];
-    store(some, v);
-    for (int64_t i = 0; i < (count < kLanes ? count : kLanes); ++i) to[i] = some[i];
 }
 
 // Sixteen of the lanes of two vectors one after the other: lane i of the result is lane Pick{}(i).

@@ -12,24 +12,19 @@
 namespace crf {
 
 // Smallest normal number: keeps logarithms of vanished marginals finite.
-template <class T>
-inline constexpr T kTiny = std::numeric_limits<T>::min();
+inline constexpr float kTiny = std::numeric_limits<float>::min();
 
 // Largest rounding error of a marginal that is implied as 1 minus the others.
-template <class T>
-constexpr T rounding_of_implied(int num_labels) {
-    return static_cast<T>(num_labels) * std::numeric_limits<T>::epsilon();
-}
+constexpr float rounding_of_implied(int num_labels) { return static_cast<float>(num_labels) * std::numeric_limits<float>::epsilon(); }
 
-template <class T>
 struct SoftmaxLanes {
-    typename LanesOf<T>::type negative_entropy;  // sum Q log Q
-    typename LanesOf<T>::type log_sum;           // logarithm of the sum of exponentials, relative to the largest row
-    typename LanesOf<T>::integer label;          // the first of the largest rows
+    vfloat negative_entropy;  // sum Q log Q
+    vfloat log_sum;           // logarithm of the sum of exponentials, relative to the largest row
+    vint label;               // the first of the largest rows
 };
 
-template <int L, class T>
-typename LanesOf<T>::type largest_row(const T* x, int any_labels) {
+template <int L>
+vfloat largest_row(const float* x, int any_labels) {
     const int num_labels = L > 0 ? L : any_labels;
     auto largest = load(x);
     for (int l = 1; l < num_labels; ++l) largest = vmax(load(x + l * kBlockRow), largest);
@@ -37,10 +32,10 @@ typename LanesOf<T>::type largest_row(const T* x, int any_labels) {
 }
 
 // x, in place, becomes its softmax over rows.
-template <int L, class T>
-SoftmaxLanes<T> softmax_rows(T* x, int any_labels) {
-    using Lanes = typename LanesOf<T>::type;
-    using Integers = typename LanesOf<T>::integer;
+template <int L>
+SoftmaxLanes softmax_rows(float* x, int any_labels) {
+    using Lanes = vfloat;
+    using Integers = vint;
     const int num_labels = L > 0 ? L : any_labels;
     Lanes largest = load(x);
     Integers label{};
@@ -50,7 +45,7 @@ SoftmaxLanes<T> softmax_rows(T* x, int any_labels) {
         largest = select(more, v, largest);
         label = select(more, Integers{} + l, label);
     }
-    const Lanes lowest = splat_lanes(std::numeric_limits<T>::lowest());
+    const Lanes lowest = splat_lanes(std::numeric_limits<float>::lowest());
     Lanes total{}, weighted{};
     for (int l = 0; l < num_labels; ++l) {
         const Lanes shifted = load(x + l * kBlockRow) - largest;
@@ -59,7 +54,7 @@ SoftmaxLanes<T> softmax_rows(T* x, int any_labels) {
         weighted += select(shifted >= lowest, e * shifted, Lanes{});  // 0 times minus infinity counts as 0
         store(x + l * kBlockRow, e);
     }
-    const Lanes inverse = T{1} / total;
+    const Lanes inverse = 1.0f / total;
     for (int l = 0; l < num_labels; ++l) store(x + l * kBlockRow, load(x + l * kBlockRow) * inverse);
     const Lanes log_sum = log_positive(total);
     return {weighted * inverse - log_sum, log_sum, label};
@@ -69,17 +64,16 @@ SoftmaxLanes<T> softmax_rows(T* x, int any_labels) {
 // `least` count as that.
 template <class Lanes>
 Lanes divergence_of_label(Lanes now, Lanes old, Lanes least) {
-    using T = std::remove_cvref_t<decltype(now[0])>;
     const Lanes p = vmax(now, least), ratio = vmax(old, least) / p;
-    return vmax(p * (ratio - T{1} - log_positive(vmax(ratio, splat_lanes(kTiny<T>)))), Lanes{});
+    return vmax(p * (ratio - 1.0f - log_positive(vmax(ratio, splat_lanes(kTiny)))), Lanes{});
 }
 
 // KL(new || old). If the last marginal is implied, as 1 minus the others, differences below the rounding of the others count as zero.
-template <int L, class T>
-typename LanesOf<T>::type kl_divergence(const T* now, const T* old, int any_labels, bool last_is_implied) {
-    using Lanes = typename LanesOf<T>::type;
+template <int L>
+vfloat kl_divergence(const float* now, const float* old, int any_labels, bool last_is_implied) {
+    using Lanes = vfloat;
     const int num_labels = L > 0 ? L : any_labels;
-    const Lanes tiny = splat_lanes(kTiny<T>), rounding = splat_lanes(rounding_of_implied<T>(any_labels));
+    const Lanes tiny = splat_lanes(kTiny), rounding = splat_lanes(rounding_of_implied(any_labels));
     Lanes total{};
     for (int l = 0; l < num_labels; ++l) {
         const Lanes least = last_is_implied && l == num_labels - 1 ? rounding : tiny;

@@ -18,7 +18,7 @@ class SpatialFilter final : public Filter {
    public:
     SpatialFilter(const Voxels& voxels, const std::vector<double>& theta_gamma, bool exact, const FeatureOrigin* origin, ThreadPool& pool)
         : voxels_(voxels), pool_(pool) {
-        for (const SpatialTaps& taps : spatial_taps(voxels, theta_gamma, kSpatialRadius<float>)) {
+        for (const SpatialTaps& taps : spatial_taps(voxels, theta_gamma, kSpatialRadius)) {
             taps_.emplace_back(taps.weight.begin(), taps.weight.end());
             slopes_.emplace_back(taps.slope.begin(), taps.slope.end());
         }

@@ -7,12 +7,8 @@
 
 namespace crf {
 
-// Radius, in standard deviations, within which a tap has its full weight. A Gaussian is 3e-4 at 4 of them, with 6e-5 of its mass beyond,
-// and 1e-14 at 8.
-template <class T>
+// Radius, in standard deviations, within which a tap has its full weight. A Gaussian is 3e-4 there, with 6e-5 of its mass beyond.
 inline constexpr double kSpatialRadius = 4.0;
-template <>
-inline constexpr double kSpatialRadius<double> = 8.0;
 
 // Along one box axis, at distance 0, 1, ... voxels.
 struct SpatialTaps {

@@ -11,7 +11,7 @@ namespace {
 
 class ChannelTileFilter final : public TileFilter {
    public:
-    ChannelTileFilter(const TileSet& set, const TileChannels& channels, const Voxels& voxels, const LaneMask* open, Kernel<float>& kernel,
+    ChannelTileFilter(const TileSet& set, const TileChannels& channels, const Voxels& voxels, const LaneMask* open, Kernel& kernel,
                       ThreadPool& pool)
         : set_(set),
           channels_(channels),
@@ -189,7 +189,7 @@ class ChannelTileFilter final : public TileFilter {
     const TileSet& set_;
     const TileChannels& channels_;
     const Voxels& voxels_;
-    Kernel<float>& kernel_;
+    Kernel& kernel_;
     ThreadPool& pool_;
     const int group_;                                   // channels that are filtered together
     std::vector<int64_t> first_run_;                    // (row of the grid + 1) the first run of the row, or of a later one
@@ -206,7 +206,7 @@ class ChannelTileFilter final : public TileFilter {
 }  // namespace
 
 std::unique_ptr<TileFilter> make_channel_tile_filter(const TileSet& set, const TileChannels& channels, const Voxels& voxels,
-                                                     const LaneMask* open, Kernel<float>& kernel, ThreadPool& pool) {
+                                                     const LaneMask* open, Kernel& kernel, ThreadPool& pool) {
     return std::make_unique<ChannelTileFilter>(set, channels, voxels, open, kernel, pool);
 }
 

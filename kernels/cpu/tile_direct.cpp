@@ -27,7 +27,7 @@ class DirectTileFilter final : public TileFilter {
           normalization_(normalization),
           at_once_(at_once),
           scratch_(pool.num_threads()) {
-        if (normalization_ != Normalization::kNone) normalize(open);
+        normalize(open);
         // With many labels, most of them are in few tiles.
         const int32_t num_labels = 1 + std::max(*std::max_element(set.label, set.label + set.num_entries()),
                                                 *std::max_element(set.settled, set.settled + set.tiling.num_tiles()));
@@ -48,14 +48,13 @@ class DirectTileFilter final : public TileFilter {
             kernel_->enter(set_.active[item], scratch);
             scratch.received.resize(num_labels * voxels);
             kernel_->sum(static_cast<int>(num_labels), own, scratch);
-            const float* post = normalization_ == Normalization::kNone ? nullptr : scale_.get() + near_[set_.active[item]] * voxels;
+            const float* post = scale_.get() + near_[set_.active[item]] * voxels;
             for (int64_t l = 0; l < num_labels; ++l) {
                 const float weight = label_weight[set_.label[first + l]];
                 const float* from = scratch.received.data() + l * voxels;
                 float* to = message + (first + l) * voxels;
                 for (int64_t row = 0; row < num_rows; ++row)
-                    for (int64_t i = own[row] ? row * width : voxels; i < (row + 1) * width; ++i)
-                        to[i] += weight * (post ? post[i] : 1.0f) * from[i];
+                    for (int64_t i = own[row] ? row * width : voxels; i < (row + 1) * width; ++i) to[i] += weight * post[i] * from[i];
             }
         });
         if (volume_) put(sent, true);

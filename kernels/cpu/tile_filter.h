@@ -53,6 +53,6 @@ struct TileChannels {
 // Any filter of a volume, with its normalization. voxels: those inside the mask of the filter, which may leave out settled tiles that are
 // far from all open voxels. The kernel then serves those alone. All arguments must outlive the filter.
 std::unique_ptr<TileFilter> make_channel_tile_filter(const TileSet& set, const TileChannels& channels, const Voxels& voxels,
-                                                     const LaneMask* open, Kernel<float>& kernel, ThreadPool& pool);
+                                                     const LaneMask* open, Kernel& kernel, ThreadPool& pool);
 
 }  // namespace crf

@@ -348,7 +348,7 @@ std::unique_ptr<TileKernel> make_bilateral_tile_kernel(const Tiling& tiling, con
 
 std::unique_ptr<TileKernel> make_spatial_tile_kernel(const Tiling& tiling, const DirectKernel& kernel) {
     int64_t reach[3];
-    std::vector<SpatialTaps> taps = spatial_taps(kernel.sigma, {tiling.shape[0], tiling.shape[1], tiling.shape[2]}, kSpatialRadius<float>);
+    std::vector<SpatialTaps> taps = spatial_taps(kernel.sigma, {tiling.shape[0], tiling.shape[1], tiling.shape[2]}, kSpatialRadius);
     for (int a = 0; a < 3; ++a) reach[a] = static_cast<int64_t>(taps[a].weight.size()) - 1;
     return std::make_unique<SpatialTileKernel>(tiling, std::move(taps), reach);
 }

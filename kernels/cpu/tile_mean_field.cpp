@@ -12,7 +12,7 @@ namespace {
 
 class TileMeanField {
    public:
-    TileMeanField(const TileSet& set, const std::vector<std::unique_ptr<TileFilter>>& kernels, const MeanFieldOptions<float>& options,
+    TileMeanField(const TileSet& set, const std::vector<std::unique_ptr<TileFilter>>& kernels, const MeanFieldOptions& options,
                   const LaneMask* open, int64_t num_voxels, float unsent, const float* logits, float* out, const BorderCheck* check,
                   ThreadPool& pool)
         : set_(set),
@@ -278,14 +278,14 @@ class TileMeanField {
         vfloat sum{};
         for (int l = 0; l < labels; ++l) {
             const vfloat marginal = load(q + l * voxels_), relative = (load(logits + l * voxels_) - largest) * scale;
-            sum += marginal * (log_positive(vmax(marginal, splat_lanes(kTiny<float>))) - relative);
+            sum += marginal * (log_positive(vmax(marginal, splat_lanes(kTiny))) - relative);
         }
         return sum_lanes(select(lanes_of(inside_[tile * num_rows_ + row]), sum, vfloat{}));
     }
 
     // The divergence of a row's new marginals from the old ones.
     vfloat divergence(int labels, const float* now, const float* old) const {
-        const vfloat tiny = splat_lanes(kTiny<float>);
+        const vfloat tiny = splat_lanes(kTiny);
         vfloat change{};
         for (int l = 0; l < labels; ++l) change += divergence_of_label(load(now + l * kLanes), load(old + l * voxels_), tiny);
         return change;
@@ -320,7 +320,7 @@ class TileMeanField {
 
     const TileSet& set_;
     const std::vector<std::unique_ptr<TileFilter>>& kernels_;
-    const MeanFieldOptions<float>& options_;
+    const MeanFieldOptions& options_;
     const LaneMask* const open_;
     const int64_t num_voxels_;
     const float unsent_;  // a voxel whose marginals have changed by no more since it sent them does not send
@@ -342,7 +342,7 @@ class TileMeanField {
 }  // namespace
 
 MeanFieldOutcome run_tile_mean_field(const TileSet& set, const std::vector<std::unique_ptr<TileFilter>>& kernels,
-                                     const MeanFieldOptions<float>& options, const LaneMask* open, int64_t num_voxels, float unsent,
+                                     const MeanFieldOptions& options, const LaneMask* open, int64_t num_voxels, float unsent,
                                      const float* logits, float* out, const BorderCheck* check, ThreadPool& pool,
                                      const StepCallback& callback) {
     return TileMeanField(set, kernels, options, open, num_voxels, unsent, logits, out, check, pool).run(callback);

@@ -20,7 +20,7 @@ struct BorderCheck {
 // those of the network. The energy is that of the active tiles. unsent: the largest change of a voxel's marginals since it sent them last
 // that it does not send. check: nullptr: none.
 MeanFieldOutcome run_tile_mean_field(const TileSet& set, const std::vector<std::unique_ptr<TileFilter>>& kernels,
-                                     const MeanFieldOptions<float>& options, const LaneMask* open, int64_t num_voxels, float unsent,
+                                     const MeanFieldOptions& options, const LaneMask* open, int64_t num_voxels, float unsent,
                                      const float* logits, float* out, const BorderCheck* check, ThreadPool& pool,
                                      const StepCallback& callback);
 

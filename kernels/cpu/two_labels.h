@@ -7,29 +7,26 @@
 
 namespace crf {
 
-template <class T>
 struct TwoLabelSoftmax {
-    typename LanesOf<T>::type first, second;  // marginals
-    typename LanesOf<T>::type weighted;       // sum of Q times its logarithm, the logarithm of `total` not subtracted
-    typename LanesOf<T>::type total;          // sum of the exponentials relative to the larger logit, between 1 and 2
+    vfloat first, second;  // marginals
+    vfloat weighted;       // sum of Q times its logarithm, the logarithm of `total` not subtracted
+    vfloat total;          // sum of the exponentials relative to the larger logit, between 1 and 2
 };
 
 // x, y: the logits.
-template <class T>
-inline TwoLabelSoftmax<T> softmax_of_two(typename LanesOf<T>::type x, typename LanesOf<T>::type y) {
-    using Lanes = typename LanesOf<T>::type;
+inline TwoLabelSoftmax softmax_of_two(vfloat x, vfloat y) {
+    using Lanes = vfloat;
     const auto more = y > x;
     const Lanes gap = select(more, x - y, y - x);
-    const Lanes e = exp_nonpositive(gap), total = T{1} + e, larger = T{1} / total, smaller = e * larger;
+    const Lanes e = exp_nonpositive(gap), total = 1.0f + e, larger = 1.0f / total, smaller = e * larger;
     // 0 times minus infinity counts as 0.
-    const Lanes weighted = select(gap >= splat_lanes(std::numeric_limits<T>::lowest()), smaller * gap, Lanes{});
+    const Lanes weighted = select(gap >= splat_lanes(std::numeric_limits<float>::lowest()), smaller * gap, Lanes{});
     return {select(more, smaller, larger), select(more, larger, smaller), weighted, total};
 }
 
 // The sum of logarithms of numbers between 1 and 2, taken of products that cannot overflow.
-template <class T>
 class SumOfLogarithms {
-    using Lanes = typename LanesOf<T>::type;
+    using Lanes = vfloat;
 
    public:
     void add(Lanes value) {
@@ -47,11 +44,11 @@ class SumOfLogarithms {
 
     void flush() {
         sum_ += log_positive(product_);
-        product_ = splat_lanes(T{1});
+        product_ = splat_lanes(1.0f);
         num_factors_ = 0;
     }
 
-    Lanes sum_{}, product_ = splat_lanes(T{1});
+    Lanes sum_{}, product_ = splat_lanes(1.0f);
     int num_factors_ = 0;
 };
 

@@ -89,16 +89,13 @@ double VolumeTerm::improve(const MassSums& sums, std::vector<double>& bias) cons
 }
 
 std::vector<double> VolumeTerm::backward(const MassSums& sums, const std::vector<double>& bias, const std::vector<double>& grad_bias,
-                                         std::vector<double>& grad_target, double& grad_slack) const {
+                                         double& grad_slack) const {
     const size_t num_labels = bias.size();
     std::vector<double> mass = sums.mass, pull = grad_bias;
     for (double& value : mass) value += kPseudoVoxels;
     subtract_mean(pull);
     pull = solve(sums, mass, std::move(pull));
-    for (size_t l = 0; l < num_labels; ++l) {
-        grad_target[l] += pull[l] * mass[l] / target_[l];
-        grad_slack -= pull[l] * mass[l] * bias[l];
-    }
+    for (size_t l = 0; l < num_labels; ++l) grad_slack -= pull[l] * mass[l] * bias[l];
     for (double& value : pull) value = -value;
     return pull;
 }

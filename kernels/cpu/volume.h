@@ -15,8 +15,7 @@ namespace crf {
 constexpr int kMostVolumePasses = 100;  // more than any problem needs whose labels do not have to vanish
 
 // A Newton step of this size, in nats, is the last one: what follows is its square.
-template <class T>
-inline constexpr double kLastVolumeChange = sizeof(T) == 4 ? 1e-3 : 1e-7;
+inline constexpr double kLastVolumeChange = 1e-3;
 
 // Sums over voxels of the marginals, and of the products of any two labels' marginals.
 struct MassSums {
@@ -28,8 +27,7 @@ struct MassSums {
     void add(const MassSums& other);
 
     // Adds `count` voxels of a block. rows: (label) rows of kBlockRow; the last vector is padded with zeros.
-    template <class T>
-    void add(T* rows, int64_t count);
+    void add(float* rows, int64_t count);
 
    private:
     std::vector<int> present_;  // labels with a marginal that counts in the block
@@ -51,10 +49,10 @@ class VolumeTerm {
     // of the step in nats.
     double improve(const MassSums& sums, std::vector<double>& bias) const;
 
-    // From the gradient with respect to the bias to that with respect to the masses, the negative of v in math.md; adds to the gradients
-    // with respect to the target and the slack.
+    // From the gradient with respect to the bias to that with respect to the masses, the negative of v in math.md; adds to the gradient
+    // with respect to the slack.
     std::vector<double> backward(const MassSums& sums, const std::vector<double>& bias, const std::vector<double>& grad_bias,
-                                 std::vector<double>& grad_target, double& grad_slack) const;
+                                 double& grad_slack) const;
 
    private:
     std::vector<double> solve(const MassSums& sums, const std::vector<double>& balanced, std::vector<double> right) const;
@@ -63,17 +61,16 @@ class VolumeTerm {
     double slack_, total_;
 };
 
-template <class T>
-void MassSums::add(T* rows, int64_t count) {
-    using Lanes = typename LanesOf<T>::type;
+inline void MassSums::add(float* rows, int64_t count) {
+    using Lanes = vfloat;
     // What is left out of a product, in any volume, is far below the pseudo-voxel that it is compared with.
-    constexpr T least = std::numeric_limits<T>::epsilon() / 100;
+    constexpr float least = std::numeric_limits<float>::epsilon() / 100;
     const int num_labels = static_cast<int>(mass.size());
     const int64_t padded = (count + kLanes - 1) / kLanes * kLanes;
     present_.clear();
     for (int l = 0; l < num_labels; ++l) {
-        T* row = rows + l * kBlockRow;
-        std::fill(row + count, row + padded, T{0});
+        float* row = rows + l * kBlockRow;
+        std::fill(row + count, row + padded, 0.0f);
         Lanes total{}, largest{};
         for (int64_t i = 0; i < padded; i += kLanes) {
             const Lanes marginal = load(row + i);
@@ -81,13 +78,13 @@ void MassSums::add(T* rows, int64_t count) {
             largest = vmax(largest, marginal);
         }
         mass[l] += sum_lanes(total);
-        T most[kLanes];
+        float most[kLanes];
         store(most, largest);
         if (*std::max_element(most, most + kLanes) > least) present_.push_back(l);
     }
     for (size_t a = 0; a < present_.size(); ++a)
         for (size_t b = a + 1; b < present_.size(); ++b) {
-            const T *first = rows + present_[a] * kBlockRow, *second = rows + present_[b] * kBlockRow;
+            const float *first = rows + present_[a] * kBlockRow, *second = rows + present_[b] * kBlockRow;
             Lanes total{};
             for (int64_t i = 0; i < padded; i += kLanes) total += load(first + i) * load(second + i);
             product[present_[a] * num_labels + present_[b]] += sum_lanes(total);

@@ -12,25 +12,22 @@ namespace crf {
 inline int64_t block_end(int64_t block, int64_t num_voxels) { return std::min((block + 1) * kVoxelBlock, num_voxels); }
 
 // From (row, voxel).
-template <class T>
-void load_rows(const T* values, int64_t num_voxels, int64_t block, int num_rows, T* rows) {
+inline void load_rows(const float* values, int64_t num_voxels, int64_t block, int num_rows, float* rows) {
     const int64_t begin = block * kVoxelBlock, count = block_end(block, num_voxels) - begin;
     for (int c = 0; c < num_rows; ++c) {
         std::copy(values + c * num_voxels + begin, values + c * num_voxels + begin + count, rows + c * kBlockRow);
-        std::fill(rows + c * kBlockRow + count, rows + (c + 1) * kBlockRow, T{0});
+        std::fill(rows + c * kBlockRow + count, rows + (c + 1) * kBlockRow, 0.0f);
     }
 }
 
 // To (row, voxel).
-template <class T>
-void store_rows(const T* rows, int64_t num_voxels, int64_t block, int num_rows, T* values) {
+inline void store_rows(const float* rows, int64_t num_voxels, int64_t block, int num_rows, float* values) {
     const int64_t begin = block * kVoxelBlock, count = block_end(block, num_voxels) - begin;
     for (int c = 0; c < num_rows; ++c) std::copy(rows + c * kBlockRow, rows + c * kBlockRow + count, values + c * num_voxels + begin);
 }
 
 // Multiplies each row by factors (voxel); empty: by 1.
-template <class T>
-void multiply_rows(const std::vector<T>& factors, int64_t block, int num_rows, T* rows) {
+inline void multiply_rows(const std::vector<float>& factors, int64_t block, int num_rows, float* rows) {
     if (factors.empty()) return;
     const int64_t begin = block * kVoxelBlock, count = block_end(block, static_cast<int64_t>(factors.size())) - begin;
     for (int c = 0; c < num_rows; ++c)
@@ -38,11 +35,10 @@ void multiply_rows(const std::vector<T>& factors, int64_t block, int num_rows, T
 }
 
 // Sets (row, voxel) to zero.
-template <class T>
-void clear_rows(T* values, int64_t num_voxels, int num_rows, ThreadPool& pool) {
+inline void clear_rows(float* values, int64_t num_voxels, int num_rows, ThreadPool& pool) {
     pool.run(num_voxel_blocks(num_voxels), [&](int64_t block, int) {
         const int64_t begin = block * kVoxelBlock, end = block_end(block, num_voxels);
-        for (int c = 0; c < num_rows; ++c) std::fill(values + c * num_voxels + begin, values + c * num_voxels + end, T{0});
+        for (int c = 0; c < num_rows; ++c) std::fill(values + c * num_voxels + begin, values + c * num_voxels + end, 0.0f);
     });
 }
 

@@ -67,7 +67,7 @@ def test_only_bandwidths_build_kernels(folders, monkeypatch):
         for change, builds in (
             ({}, 1),
             ({"bilateral.weight": 3.0, "mean_field.temperature": 1.5, "mean_field.num_iterations": 3}, 1),
-            ({"volume.weight": 0.5, "volume.keep": "largest"}, 1),
+            ({"volume.weight": 0.5}, 1),
             ({"bilateral.theta_alpha": 2.5}, 2),
             ({"postprocess.keep_largest": "foreground"}, 2),
         ):

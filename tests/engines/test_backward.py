@@ -3,7 +3,7 @@
 import cuda_shim
 import numpy as np
 import pytest
-from cuda_shim import shim_backend, watched_backend
+from cuda_shim import watched_backend
 from oracles import GRADIENTS, kernel_set, torch64
 from strict_device import StrictDevice
 
@@ -12,7 +12,6 @@ from crfrefine.engines.base import RunContext
 from crfrefine.engines.cuda import moments, sums
 from crfrefine.engines.cuda.backend import CudaBackend
 from crfrefine.engines.grid_image import GridImage
-from crfrefine.errors import InputError
 from crfrefine.parameters.specs import MeanFieldSpec
 
 SPACING = {1: (1.3,), 2: (1.0, 0.7), 3: (1.0, 1.5, 2.0), 4: (1.0, 2.0, 1.5, 1.0)}
@@ -84,14 +83,15 @@ def assert_close(found, expected, tolerance, names=GRADIENTS, *, of_theta=None):
         np.testing.assert_allclose(getattr(found, name), value, atol=own * np.abs(value).max(), rtol=0, err_msg=name)
 
 
-@pytest.mark.parametrize("normalization", ["symmetric", "after", "none"])
-def test_gradients_are_the_slopes_of_the_loss(backend, normalization):
+@pytest.mark.parametrize("normalization", ["symmetric", "after"])
+def test_gradients_are_the_slopes_of_the_loss(normalization):
     """Along a random direction, the derivative is the central difference of the loss.
 
     In float64 a difference over 1e-5 has a truncation error of about 1e-10 of the third derivative and a rounding error of 1e-11 of the
     loss (below 100): 1e-6 leaves room for both.
     """
     problem = Problem(2, normalization=normalization)
+    backend = torch64()
     gradients = problem.gradients(backend)
     for name in GRADIENTS:
         direction = np.random.default_rng(1).normal(size=problem.values[name].shape)
@@ -103,51 +103,45 @@ def test_gradients_are_the_slopes_of_the_loss(backend, normalization):
 
 
 @pytest.mark.parametrize(
-    ("num_dims", "normalization", "filter_name", "masked", "per_label"),
+    ("num_dims", "normalization", "filter_name", "masked", "per_label", "with_image"),
     [
-        (1, "symmetric", "lattice", True, False),
-        (2, "after", "exact", True, True),
-        (2, "symmetric", "truncated", True, False),
-        (3, "after", "lattice", False, True),
-        (3, "symmetric", "exact", False, False),
-        (3, "none", "truncated", True, True),
-        (4, "none", "lattice", True, True),
-        (4, "symmetric", "truncated", False, True),
+        (1, "symmetric", "lattice", True, False, False),
+        (2, "after", "exact", True, True, False),
+        (2, "symmetric", "truncated", False, False, False),
+        (3, "after", "lattice", False, True, True),
+        (3, "symmetric", "exact", True, False, True),
+        (4, "symmetric", "truncated", True, True, True),
     ],
 )
-def test_float64_gradients_agree_with_dense_matrices(compiled_backend, num_dims, normalization, filter_name, masked, per_label):
-    """Sums over pairs agree to rounding; the lattice keeps its weights in 16 bits, half a 65535th off each."""
-    problem = Problem(num_dims, normalization=normalization, filter_name=filter_name, masked=masked, per_label=per_label)
-    tolerance = 5e-4 if filter_name == "lattice" else 1e-10
-    assert_close(problem.gradients(compiled_backend), problem.gradients(torch64()), tolerance)
+def test_gradients_agree_with_plain_tensor_operations(
+    compiled_backend, num_dims, normalization, filter_name, masked, per_label, with_image
+):
+    """Bandwidths lose digits to squares of features that all but cancel: some thousand roundings of 6e-8.
 
-
-@pytest.mark.parametrize(
-    ("num_dims", "filter_name", "with_image"),
-    [(1, "lattice", False), (2, "truncated", False), (3, "exact", True), (3, "lattice", True), (4, "truncated", True)],
-)
-def test_float32_gradients_agree_with_float64(compiled_backend, num_dims, filter_name, with_image):
-    """Bandwidths lose digits to the squares of features, up to 30 here, that all but cancel: some thousand roundings of 6e-8."""
-    single = Problem(num_dims, filter_name=filter_name, dtype=np.float32).gradients(compiled_backend, wants_image=with_image)
-    double = Problem(num_dims, filter_name=filter_name).gradients(compiled_backend)
-    assert_close(single, double, 1e-4, GRADIENTS if with_image else GRADIENTS[:-1], of_theta=2e-3)
+    The lattice keeps its weights in 16 bits, half a 65535th off each.
+    """
+    given = {"normalization": normalization, "filter_name": filter_name, "masked": masked, "per_label": per_label}
+    single = Problem(num_dims, **given, dtype=np.float32).gradients(compiled_backend, wants_image=with_image)
+    double = Problem(num_dims, **given).gradients(torch64())
+    tolerance = 5e-4 if filter_name == "lattice" else 1e-4
+    assert_close(single, double, tolerance, GRADIENTS if with_image else GRADIENTS[:-1], of_theta=2e-3)
 
 
 @pytest.mark.parametrize(("num_modalities", "scale", "density"), [(4, 8.0, 0.7), (2, 5.0, 0.35)])
-def test_float32_gradients_of_lattices_with_few_vertices_agree_with_float64(num_modalities, scale, density):
-    """With fewer vertices than voxels, and no gradient of the image, columns of features are filtered together: in float32 with four
-    modalities along chains of lists, else, as in float64, along chains of vertices.
+def test_gradients_of_lattices_with_few_vertices(num_modalities, scale, density):
+    """With fewer vertices than voxels, and no gradient of the image, columns of features are filtered together: with four modalities along
+    chains of lists, else along chains of vertices.
     """
     found = []
-    for dtype in (np.float32, np.float64):
+    for backend, dtype in ((get_backend("cpu"), np.float32), (torch64(), np.float64)):
         problem = Problem(3, num_modalities=num_modalities, filter_name="lattice", dtype=dtype)
         problem.values["theta_position"] *= scale
         problem.values["theta_intensity"] *= scale
-        run = problem.forward(get_backend("cpu"))
+        run = problem.forward(backend)
         num_vertices = int(run[0].filters[0].split("(")[1].split()[0])
         assert num_vertices / np.count_nonzero(problem.mask) == pytest.approx(density, rel=0.15)
         found.append(problem.backward(*run, wants_image=False))
-    assert_close(*found, 1e-4, GRADIENTS[:-1], of_theta=2e-3)
+    assert_close(*found, 5e-4, GRADIENTS[:-1], of_theta=4e-3)
 
 
 def test_the_grid_filter_has_gradients_close_to_the_exact_ones():
@@ -164,16 +158,11 @@ def test_gradients_are_the_same_bits_on_any_number_of_threads(filter_name):
 
 
 def test_logits_outside_the_mask_pass_their_gradient_on(backend):
-    problem = Problem(3)
+    problem = Problem(3, dtype=np.float32)
     gradients = problem.gradients(backend)
     outside = ~problem.mask
-    np.testing.assert_allclose(gradients.logits[:, outside], problem.loss_by_logits[:, outside] / 1.3, rtol=1e-12)
+    np.testing.assert_allclose(gradients.logits[:, outside], problem.loss_by_logits[:, outside] / 1.3, rtol=1e-6)
     assert not gradients.image[:, outside].any()
-
-
-def test_the_grid_filter_refuses_float64():
-    with pytest.raises(InputError, match="single precision"):
-        Problem(2, filter_name="grid").gradients(get_backend("cpu"))
 
 
 def test_a_volume_of_many_voxels_has_the_gradients_of_its_parts():
@@ -216,30 +205,30 @@ def test_every_filter_of_the_gpu_has_the_gradients_of_the_cpu(filter_name):
 
 @needs_compiler
 @pytest.mark.parametrize(
-    ("num_labels", "dtype", "per_label", "masked", "is_potts"),
+    ("num_labels", "per_label", "masked", "is_potts"),
     [
-        (4, np.float32, False, False, True),
-        (2, np.float64, False, True, False),
-        # More pairs of labels than threads in a block, and tiles of half as many voxels.
-        pytest.param(33, np.float64, True, True, False, marks=pytest.mark.long),
+        (4, False, False, True),
+        (2, False, True, False),
+        # More pairs of labels than threads in a block.
+        pytest.param(33, True, True, False, marks=pytest.mark.long),
     ],
 )
-def test_any_number_of_labels_has_its_gradients_on_a_gpu(num_labels, dtype, per_label, masked, is_potts):
+def test_any_number_of_labels_has_its_gradients_on_a_gpu(num_labels, per_label, masked, is_potts):
     """One row of channels, several, and rows that are filled in part; sums over all pairs of voxels agree to rounding."""
     given = {"num_labels": num_labels, "per_label": per_label, "masked": masked, "is_potts": is_potts}
-    is_single = dtype == np.float32
-    found = Problem(3, dtype=dtype, **given).gradients(watched_backend() if is_single else shim_backend())
-    expected = Problem(3, **given).gradients(torch64())
-    tolerance = 1e-4 if is_single else 1e-11
-    assert_close(found, expected, tolerance, of_theta=20 * tolerance)
+    found = Problem(3, dtype=np.float32, **given).gradients(watched_backend())
+    assert_close(found, Problem(3, **given).gradients(torch64()), 1e-4, of_theta=2e-3)
 
 
 def test_strong_weights_have_their_gradients(compiled_backend):
     """Six steps, in some of which the energy rises: rounding grows from step to step."""
-    problem = Problem(3)
-    runs = [problem.forward(one, 6, weights=8.0 * problem.values["weights"]) for one in (compiled_backend, torch64())]
-    found, expected = (problem.backward(*run) for run in runs)
-    assert_close(found, expected, 1e-9, of_theta=2e-8)
+    problems = [Problem(3, dtype=np.float32), Problem(3)]
+    runs = [
+        problem.forward(one, 6, weights=8.0 * problem.values["weights"])
+        for problem, one in zip(problems, (compiled_backend, torch64()), strict=True)
+    ]
+    found, expected = (problem.backward(*run) for problem, run in zip(problems, runs, strict=True))
+    assert_close(found, expected, 5e-4, of_theta=5e-3)
 
 
 @needs_compiler

@@ -80,7 +80,7 @@ def test_a_case_of_any_kind_is_refined_as_on_the_cpu(gpu_engine, kind, monkeypat
     "changes",
     [
         {"postprocess.keep_largest": "each", "bilateral.weight": 0.1, "spatial.weight": 0.0},
-        {"volume.weight": 0.5, "volume.keep": "largest"},
+        {"volume.weight": 0.5},
     ],
 )
 def test_what_is_done_with_the_marginals_is_done(gpu_engine, changes, monkeypatch):

@@ -54,7 +54,7 @@ def test_a_single_voxel_keeps_to_the_rules():
     [
         (_refine, "lattice", 4, (11, 17, 13), True, {}),
         (_refine, "truncated", 4, (11, 17, 13), False, {}),
-        (_train, "truncated", 4, (7, 11, 9), True, {"volume__weight": 0.9, "volume__keep": "largest", "spatial__weight": 0.0}),
+        (_train, "truncated", 4, (7, 11, 9), True, {"volume__weight": 0.9, "spatial__weight": 0.0}),
         pytest.param(_train, "grid", 4, (5, 9, 7), True, {}, marks=pytest.mark.long),
         pytest.param(_refine, "lattice", 9, (9, 8, 7, 31), True, {"bilateral__theta_alpha": 8.0}, marks=pytest.mark.long),  # few vertices
     ],

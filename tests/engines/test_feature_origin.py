@@ -25,12 +25,12 @@ def _case(grid_shape, num_modalities):
 
 
 def _spec(case, filter_name):
-    """One step with plain kernels: what it changes are the messages, times a weight."""
+    """One step: what it changes are the messages, times a weight."""
     fixed = {
         "bilateral__theta_alpha": ALPHA[: len(case.spacing)],
         "bilateral__theta_beta": BETA[: len(case.image)],
         "bilateral__weight": 0.5,
-        "mean_field__normalization": "none",
+        "mean_field__normalization": "after",
         "mean_field__num_iterations": 1,
         "mean_field__filter": filter_name,
     }

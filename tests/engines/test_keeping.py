@@ -47,7 +47,7 @@ def test_results_have_the_same_bits_and_only_bandwidths_build_anew(mask, filter_
         ({}, 1),
         ({"bilateral.weight": 3.0}, 0),
         ({"mean_field.temperature": 0.5, "mean_field.num_iterations": 8}, 0),
-        ({"volume.weight": 0.75, "volume.keep": "largest"}, 0),
+        ({"volume.weight": 0.75}, 0),
         ({"bilateral.theta_beta": 0.2}, 1),
         ({"spatial.weight": 1.0}, 1),
         ({"postprocess.keep_largest": "foreground"}, 0),

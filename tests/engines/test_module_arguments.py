@@ -43,13 +43,13 @@ def built(engine, num_labels=2, **changes):
         **{"normalization": "symmetric", "filter": "auto", "num_iterations": 2, "user_axis": [], "origin": None, "threads": 1},
         **{"progress": None, **changes},
     }
-    return engine.Kernels32(num_labels=num_labels, **settings)
+    return engine.Kernels(num_labels=num_labels, **settings)
 
 
 def run(engine, **changes):
     model = {
         **{"weights": [[1.0, 1.0]], "compatibility": PENALTIES, "is_potts": False, "temperature": 1.0, "bias": []},
-        **{"volume": (math.inf, False, None)},
+        **{"volume": (math.inf, None)},
     }
     settings = {
         **{"logits": values(2, *SHAPE), "num_iterations": 2, "tolerance": 0.0, "is_last_run": True, "progress": None},

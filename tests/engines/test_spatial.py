@@ -42,27 +42,26 @@ def test_weights_fade_within_a_voxel_beyond_four_sigmas(compiled_backend, sigma,
     np.testing.assert_array_equal(found != 0.0, expected > 1e-45)
 
 
-@pytest.mark.parametrize(("dtype", "radius", "bound"), [(np.float32, 4.0, 1e-4), (np.float64, 8.0, 1e-8)])
-def test_the_derivative_is_that_of_what_is_computed(compiled_backend, dtype, radius, bound):
+def test_the_derivative_is_that_of_what_is_computed(compiled_backend):
     """While voxels fade in: against differences of the formula, of a linear loss of the messages of one step."""
-    rng, theta = np.random.default_rng(8), 1.03 * np.array([2.0 * 1.3, 3.0, 2.5 * 0.7]) * 4.0 / radius
-    logits, direction = rng.normal(size=(2, 2, *GRID)).astype(dtype)
+    rng, theta = np.random.default_rng(8), 1.03 * np.array([2.0 * 1.3, 3.0, 2.5 * 0.7])
+    logits, direction = rng.normal(size=(2, 2, *GRID)).astype(np.float32)
     spec = kernel_set([], theta.tolist(), normalization="symmetric", filter="exact")
     run = MeanFieldSpec(np.ones((1, 2)), np.array([[0.0, 1.0], [1.0, 0.0]]), num_iterations=1)
-    kernels = compiled_backend.kernels(GridImage(np.zeros((1, *GRID), dtype), None, SPACING), spec)
+    kernels = compiled_backend.kernels(GridImage(np.zeros((1, *GRID), np.float32), None, SPACING), spec)
     found = kernels.backward(kernels.forward(logits, run), logits, direction).theta_gamma
 
     def loss(theta):
         matrices = []
         for n, step, own in zip(GRID, SPACING, theta, strict=True):
-            matrices.append(_faded_gaussian(np.subtract.outer(np.arange(n), np.arange(n)), own / step, radius))
+            matrices.append(_faded_gaussian(np.subtract.outer(np.arange(n), np.arange(n)), own / step))
         scale = np.einsum("i,j,k->ijk", *(matrix.sum(axis=1) for matrix in matrices)) ** -0.5
         messages = scale * np.einsum("lijk,ai,bj,ck->labc", scale * softmax(logits), *matrices, optimize=True)
         return -float((messages * direction[::-1]).sum())
 
     steps = 1e-5 * np.diag(theta)
     expected = np.array([(loss(theta + step) - loss(theta - step)) / (2.0 * step.sum()) for step in steps])
-    np.testing.assert_allclose(found, expected, rtol=0, atol=bound * np.abs(expected).max())
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
 def _matrix_message(values, mask, sigma):
@@ -120,7 +119,7 @@ def test_a_part_of_a_volume_halves_the_rows_of_the_whole(begin):
     """Of a part that shares the feature origin, far enough from the cut, messages are those of the whole, to rounding."""
     grid, spacing, reach = (51, 58, 19), (1.0, 0.9, 1.7), (24, 24, 7)
     logits = np.random.default_rng(5).normal(size=(2, *grid)).astype(np.float32)
-    kernels = kernel_set([], (3.0, 2.8, 2.0), normalization="none", filter="auto")
+    kernels = kernel_set([], (3.0, 2.8, 2.0), normalization="after", filter="auto")
     step = MeanFieldSpec(np.ones((1, 2)), np.array([[0.0, 1.0], [1.0, 0.0]]), num_iterations=1)
 
     def pairwise(cut, origin):

@@ -68,7 +68,7 @@ def test_large_dense_kernels_are_computed_in_blocks(monkeypatch):
 
 
 @pytest.mark.parametrize("filter_name", ["exact", "truncated", "lattice", "auto"])
-@pytest.mark.parametrize("changes", [{}, {"volume__weight": 0.7, "volume__keep": "largest"}])
+@pytest.mark.parametrize("changes", [{}, {"volume__weight": 0.7}])
 def test_single_precision_agrees_with_the_compiled_engine(filter_name, changes):
     """Marginals to 1e-5 where all pairs are summed; the lattice of the compiled engine keeps its weights in 16 bits."""
     case = random_case(grid_shape=SHAPE, masked=True)

@@ -11,16 +11,13 @@ from crfrefine import CrfParameters, refine
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import RunContext
 from crfrefine.engines.grid_image import GridImage
-from crfrefine.errors import ConfigError
 
 STRENGTH = 10.0
 BIAS = (0.3, -0.25, 0.75)
 
 
-def volumes_of(scores, keep):
-    """What is to be kept, of the voxels where the term applies."""
-    if keep == "expected":
-        return softmax(scores).sum(axis=1)
+def volumes_of(scores):
+    """The numbers of voxels that are kept, of the voxels where the term applies."""
     return np.bincount(scores.argmax(axis=0), minlength=len(scores)).astype(np.float64)
 
 
@@ -35,9 +32,9 @@ def mean_field_by_multipliers(case, model):
     """Marginals (L, N) and energies, with a general root finder for the biases of each step."""
     run = model.mean_field
     scores, terms, penalty = scores_of(case, run), kernels_of(case, model), run.compatibility.astype(np.float64)
-    part = np.ones(scores.shape[1], bool) if run.volume_keep != "largest" else main_bodies(case, run)[case.inside]
-    assert (0 < part.sum() < part.size) == (run.volume_keep == "largest")
-    volumes = volumes_of(scores[:, part], run.volume_keep)
+    part = main_bodies(case, run)[case.inside]
+    assert 0 < part.sum() < part.size
+    volumes = volumes_of(scores[:, part])
     x, energies = scores, []
     for _ in range(run.num_iterations):
         marginals = softmax(x)
@@ -59,24 +56,13 @@ def mean_field_by_multipliers(case, model):
     return softmax(x), energies
 
 
-@pytest.mark.parametrize(
-    ("keep", "weight", "masked", "normalization"),
-    [
-        ("expected", 0.3, True, "symmetric"),
-        ("expected", 1.0, False, "after"),
-        ("argmax", 0.9, False, "symmetric"),
-        ("argmax", 1.0, True, "after"),
-        ("largest", 0.3, False, "after"),
-        ("largest", 1.0, True, "symmetric"),
-    ],
-)
-def test_marginals_and_energy_match_a_solver_of_the_multipliers(backend, keep, weight, masked, normalization):
+@pytest.mark.parametrize(("weight", "masked", "normalization"), [(0.3, False, "after"), (0.9, True, "symmetric"), (1.0, True, "symmetric")])
+def test_marginals_and_energy_match_a_solver_of_the_multipliers(backend, weight, masked, normalization):
     """Float32 logits of size 5; the energy is a sum over 300 voxels."""
     case = random_case(3, masked=masked)
     model = resolve(
         case,
         volume__weight=weight,
-        volume__keep=keep,
         bilateral__weight=[1.0, 1.5, 1.2],
         mean_field__bias=BIAS,
         mean_field__temperature=1.2,
@@ -89,11 +75,11 @@ def test_marginals_and_energy_match_a_solver_of_the_multipliers(backend, keep, w
     np.testing.assert_allclose(found.logits[:, ~case.inside], case.logits[:, ~case.inside] / 1.2, rtol=1e-6)
 
 
-def test_the_gradient_of_the_weight_goes_on_to_one(backend):
+def test_the_gradient_of_the_weight_goes_on_to_one():
     """A difference to one side, over 1e-4, has an error of some 1e-4 of the slope."""
     case, by_out = random_case(2), np.random.default_rng(1).normal(size=random_case(2).logits.shape)
-    model = resolve(case, volume__weight=1.0, volume__keep="argmax")
-    kernels = backend.kernels(GridImage(case.image.astype(np.float64), None, case.spacing), model.kernels)
+    model = resolve(case, volume__weight=1.0)
+    kernels = torch64().kernels(GridImage(case.image.astype(np.float64), None, case.spacing), model.kernels)
     logits = case.logits.astype(np.float64)
     specs = [dataclasses.replace(model.mean_field, volume_weight=weight) for weight in (1.0 - 1e-4, 1.0)]
     tapes = [kernels.forward(logits, spec) for spec in specs]
@@ -107,13 +93,14 @@ def test_labels_that_occur_nowhere_stay_away(backend, weight):
     case = random_case(2, num_labels=5)
     case.logits[2:4] = -1e4
     case.logits[4] = case.logits[:2].min(axis=0) - 3.0
-    model = resolve(case, volume__weight=weight, volume__keep="argmax")
+    model = resolve(case, volume__weight=weight)
     found = backend.mean_field(case.logits, case.grid, model)
-    masses = softmax(found.logits).reshape(5, -1).sum(axis=1)
+    bodies = main_bodies(case, model.mean_field)
+    masses = softmax(found.logits)[:, bodies].sum(axis=1)
     assert np.isfinite(found.logits).all()
     assert not masses[2:4].any()
     if weight == 1.0:
-        np.testing.assert_allclose(masses, volumes_of(case.logits.reshape(5, -1), "argmax"), rtol=1e-5, atol=1e-3)
+        np.testing.assert_allclose(masses, volumes_of(case.logits[:, bodies]), rtol=1e-5, atol=1e-3)
 
 
 def _parameters(weight):
@@ -124,46 +111,39 @@ def test_label_maps_with_many_labels_keep_volumes():
     """Where logits of all labels would not be stored without the term."""
     labels = np.repeat(np.arange(17, dtype=np.uint8), 8).reshape(17, 4, 2)
     image = np.random.default_rng(0).normal(size=labels.shape)
-    parameters = _parameters(1.0).replace(**{"volume.keep": "argmax", "mean_field.temperature": 0.5})
+    parameters = _parameters(1.0).replace(**{"mean_field.temperature": 0.5})
     found = refine(labels, image, spacing=1.0, parameters=parameters, input_type="labels")
-    np.testing.assert_allclose(found.marginals.reshape(17, -1).sum(axis=1), 8.0, rtol=1e-4)
+    # Beyond the bodies, two labels exchange a little mass.
+    np.testing.assert_allclose(found.marginals.reshape(17, -1).sum(axis=1)[1:], 8.0, rtol=6e-3)
 
 
-def test_label_maps_have_no_expected_volumes():
-    """Their doubt is a convention, of every voxel alike: in a large background it would make a small label several times as large."""
-    labels = np.zeros((9, 11, 13), np.uint8)
-    labels[4, 5:7, 6:9] = 1
-    with pytest.raises(ConfigError, match=r"volume\.keep: 'expected' sums .*set it to 'argmax'"):
-        refine(labels, labels * 10.0, spacing=1.0, parameters=_parameters(0.5), input_type="labels")
-    refine(labels, labels * 10.0, spacing=1.0, parameters=_parameters(0.0), input_type="labels")
-
-
-@pytest.mark.parametrize(("num_labels", "keep"), [(2, "largest"), (5, "expected"), (19, "argmax")])
-def test_float64_agrees_with_the_reference(compiled_backend, num_labels, keep):
-    """Also for numbers of labels with loops of their own; both solve for the biases to 1e-13."""
+@pytest.mark.parametrize("num_labels", [2, 5, 19])
+def test_gradients_agree_with_plain_tensor_operations(compiled_backend, num_labels):
+    """Also for numbers of labels with loops of their own; the biases are solved for to 1e-6, the square of the last step."""
     case, rng = random_case(2, num_labels=num_labels, masked=True), np.random.default_rng(num_labels)
     settings = {"mean_field__temperature": 0.9, "bilateral__weight": list(rng.uniform(0.5, 3.0, num_labels))}
-    model = resolve(case, volume__weight=0.8, volume__keep=keep, **settings)
-    logits, by_out, found = case.logits.astype(np.float64), rng.normal(size=case.logits.shape), []
+    model = resolve(case, volume__weight=0.8, **settings)
+    logits, by_out, found = case.logits, rng.normal(size=case.logits.shape).astype(np.float32), []
     for backend in (torch64(), compiled_backend):
-        kernels = backend.kernels(GridImage(case.image.astype(np.float64), case.mask, case.spacing), model.kernels)
+        kernels = backend.kernels(case.grid, model.kernels)
         tape = kernels.forward(logits, model.mean_field)
         found.append((tape, kernels.backward(tape, logits, by_out, wants_image=True)))
     (expected, expected_grads), (tape, grads) = found
-    np.testing.assert_allclose(tape.logits, expected.logits, atol=1e-10)
-    np.testing.assert_allclose(tape.volume_biases, expected.volume_biases, atol=1e-10)
+    np.testing.assert_allclose(tape.logits, expected.logits, atol=1e-4)
+    np.testing.assert_allclose(tape.volume_biases, expected.volume_biases, atol=1e-5)
     for name in ("logits", "weights", "temperature", "bias", "theta_position", "image", "volume_weight"):
         value = np.asarray(getattr(expected_grads, name))
-        np.testing.assert_allclose(getattr(grads, name), value, atol=1e-9 * np.abs(value).max(), rtol=0, err_msg=name)
+        tolerance = (2e-3 if "theta" in name else 2e-4) * np.abs(value).max()
+        np.testing.assert_allclose(getattr(grads, name), value, atol=tolerance, rtol=0, err_msg=name)
 
 
-@pytest.mark.parametrize(("keep", "num_labels"), [("expected", 3), ("argmax", 11)])
-def test_the_rule_for_stopping_counts_the_biases(compiled_backend, keep, num_labels):
+@pytest.mark.parametrize(("weight", "num_labels"), [(0.9, 3), (1.0, 11)])
+def test_the_rule_for_stopping_counts_the_biases(compiled_backend, weight, num_labels):
     """Strong weights per label, with which the energy of some steps rises, until the tolerance is met."""
     case = random_case(3, num_labels=num_labels, masked=True)
     weights = list(np.random.default_rng(5).uniform(1.0, 10.0, num_labels))
     settings = {"bilateral__weight": weights, "mean_field__tolerance": 1e-3, "mean_field__num_iterations": 30}
-    model = resolve(case, volume__weight=0.9 if keep == "expected" else 1.0, volume__keep=keep, **settings)
+    model = resolve(case, volume__weight=weight, **settings)
     expected, found = (backend.mean_field(case.logits, case.grid, model) for backend in (torch64(), compiled_backend))
     assert expected.converged
     assert 5 < expected.num_iterations < 30
@@ -174,7 +154,7 @@ def test_the_rule_for_stopping_counts_the_biases(compiled_backend, keep, num_lab
 def test_the_same_bits_on_any_number_of_threads():
     """On a grid of several blocks, forward and backward."""
     case = random_case(3, grid_shape=(17, 19, 31))
-    model = resolve(case, volume__weight=0.9, volume__keep="largest", mean_field__filter="lattice")
+    model = resolve(case, volume__weight=0.9, mean_field__filter="lattice")
     found = []
     for threads in (1, 3):
         kernels = get_backend("cpu").kernels(case.grid, model.kernels, RunContext(threads=threads))

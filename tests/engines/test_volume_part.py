@@ -1,4 +1,4 @@
-"""The volume of main bodies: `volume.keep = "largest"`."""
+"""The main bodies of labels, whose volume the volume term keeps."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from crfrefine.engines.grid_image import GridImage
 from crfrefine.engines.volume_part import volume_part
 
 SPACING = (0.9, 0.7, 1.8)
-KEEPING = CrfParameters().replace(**{"volume.weight": 1.0, "volume.keep": "largest"})
+KEEPING = CrfParameters().replace(**{"volume.weight": 1.0})
 
 
 @pytest.mark.parametrize(("num_dims", "masked"), [(1, False), (3, True), (4, True)])
@@ -18,9 +18,7 @@ def test_bodies_are_those_of_a_plain_search(num_dims, masked):
     """Touching corners connect, the mask cuts, bias and temperature count."""
     case = random_case(num_dims, masked=masked)
     case.logits[1:] -= 1.0
-    run = resolve(
-        case, volume__weight=0.5, volume__keep="largest", mean_field__temperature=0.4, mean_field__bias=[0.2, 0.0, -0.3]
-    ).mean_field
+    run = resolve(case, volume__weight=0.5, mean_field__temperature=0.4, mean_field__bias=[0.2, 0.0, -0.3]).mean_field
     expected = main_bodies(case, run)
     found = volume_part(case.logits, case.inside, run)
     assert found is not None
@@ -39,21 +37,19 @@ def scene():
 
 
 def test_islands_go_and_the_body_stays():
-    """The body keeps its voxels, which it does not with those of all components together; without the term, it shrinks."""
+    """The body keeps its voxels; without the term, it shrinks."""
     logits, image = scene()
     flat = np.zeros_like(image)  # nothing but neighbors: the model that shrinks
     bodies = main_bodies(Case(logits, flat.astype(np.float32), None, SPACING), KEEPING.resolve(2, 1, 3).mean_field)
     size = int((logits[1] > 0.0)[bodies].sum())
     weak = {"bilateral.weight": 6.0, "bilateral.theta_alpha": 2.0}
     found = {}
-    for keep, weight in (("none", 0.0), ("argmax", 1.0), ("largest", 1.0)):
-        chosen = {"volume.weight": weight, "volume.keep": "argmax" if keep == "none" else keep}
-        result = refine(logits, flat, spacing=SPACING, parameters=KEEPING.replace(**weak, **chosen))
+    for weight in (0.0, 1.0):
+        result = refine(logits, flat, spacing=SPACING, parameters=KEEPING.replace(**weak, **{"volume.weight": weight}))
         assert not result.label_map[2, 14, 2]
-        found[keep] = result.marginals[1][bodies].sum()
-    assert found["none"] < size - 5.0
-    assert abs(found["argmax"] - size) > 1.0
-    assert found["largest"] == pytest.approx(size, abs=0.05)
+        found[weight] = result.marginals[1][bodies].sum()
+    assert found[0.0] < size - 5.0
+    assert found[1.0] == pytest.approx(size, abs=0.05)
 
 
 def test_refine_finds_bodies_in_the_box_of_the_mask():
@@ -81,7 +77,7 @@ def test_a_body_in_a_corner_keeps_its_volume():
     image = (rng.normal(scale=0.1, size=(2, *shape)) + (logits.argmax(axis=0) > 0)).astype(np.float32)
     mask = rng.random(shape) < 0.9
     case = Case(logits.astype(np.float32), image, mask, SPACING)
-    run = resolve(case, volume__weight=1.0, volume__keep="largest", mean_field__temperature=0.8)
+    run = resolve(case, volume__weight=1.0, mean_field__temperature=0.8)
     bodies = main_bodies(case, run.mean_field)
     of_blocks = np.add.reduceat(bodies[case.inside], np.arange(0, case.inside.sum(), 1024))
     assert of_blocks[0]

@@ -100,7 +100,7 @@ _MODELS = (
     ((9, 17, 20), {"mean_field.filter": "truncated"}),
     ((4, 5, 17), {"mean_field.filter": "lattice", "volume.weight": 0.5}),
     ((9, 8, 21), {"mean_field.filter": "grid", "mean_field.normalization": "after"}),
-    ((37,), {"mean_field.filter": "exact", "mean_field.normalization": "none"}),
+    ((37,), {"mean_field.filter": "exact", "mean_field.normalization": "after"}),
 )
 
 
@@ -203,7 +203,7 @@ def _make_model(rng):
         parameters |= {"spatial.weight": 1.0, "spatial.theta_gamma": odd(1, 2)}
     parameters["mean_field.filter"] = rng.choice(("auto", "auto", "truncated", "lattice", "grid"))
     if rng.random() < 0.3:
-        parameters |= {"mean_field.positions": "voxels", "mean_field.normalization": rng.choice(("after", "none", "symmetric"))}
+        parameters |= {"mean_field.positions": "voxels", "mean_field.normalization": rng.choice(("after", "symmetric"))}
     model = {
         "shape": shape,
         "spacing": [10 ** rng.uniform(-4, 3) for _ in shape],

@@ -33,16 +33,11 @@ def _gradients(layer, device, parameters_on=""):
     return {name: tensor.detach().cpu().numpy() for name, tensor in found.items()}
 
 
-def _volume(keep):
-    return {"volume.weight": 0.7, "volume.keep": keep}
-
-
 @pytest.mark.parametrize(
     ("filter_name", "parameters_on", "changes"),
     [
         ("lattice", "cpu", {}),
-        ("truncated", "", _volume("largest")),
-        pytest.param("truncated", "", _volume("expected"), marks=pytest.mark.long),
+        ("truncated", "", {"volume.weight": 0.7}),
         *(pytest.param(name, "", {}, marks=pytest.mark.long) for name in ("exact", "truncated", "grid", "lattice")),
     ],
 )

@@ -13,15 +13,15 @@ CASE = random_case(3, grid_shape=(5, 6, 9))
 LOGITS, IMAGE = torch.tensor(CASE.logits)[None], torch.tensor(CASE.image)[None]
 
 
-def make_layer(weight, keep="expected", **options):
-    parameters = crfrefine.CrfParameters().replace(**{"volume.weight": weight, "volume.keep": keep, "bilateral.theta_beta": 0.2})
+def make_layer(weight, **options):
+    parameters = crfrefine.CrfParameters().replace(**{"volume.weight": weight, "bilateral.theta_beta": 0.2})
     return crfrefine.CrfRnn(3, 2, 3, parameters, compatibility="potts", **options)
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
 def test_the_weight_has_a_slope_from_end_to_end(weight):
     """A difference over 1e-5 within the range, in float64: its error is some thousandth of the slope at the ends."""
-    layer = make_layer(weight, "argmax", volume=True, learn=["volume"]).double()
+    layer = make_layer(weight, volume=True, learn=["volume"]).double()
     probe = torch.tensor(np.random.default_rng(0).normal(size=LOGITS.shape))
 
     def loss(value):
@@ -47,4 +47,4 @@ def test_without_the_term_there_is_nothing_to_learn():
     assert not any("volume" in name for name in layer.state_dict())
     assert layer.to_parameters().volume.weight == 0.0
     with pytest.raises(ConfigError, match=r"volume\.weight"):
-        crfrefine.layer.functional.mean_field(LOGITS, IMAGE, bilateral=[(1.0, 1.0, 1.0)], volume=(1.5, "expected"))
+        crfrefine.layer.functional.mean_field(LOGITS, IMAGE, bilateral=[(1.0, 1.0, 1.0)], volume=1.5)

@@ -97,11 +97,11 @@ def test_volume_terms_are_tried_on_every_device(tmp_path):
     write_cases(tmp_path / "data", 2)
     for device in (CPU_DEVICE, TrainingDevice("cuda:0")):
         plan = make_plan(options(tmp_path), device)
-        assert {volume.keep for volume in plan.rivals.volumes} == {"largest"}
+        assert [volume.weight for volume in plan.rivals.volumes] == [0.5, 0.75]
         assert "volume" not in plan.learn
     assert make_plan(options(tmp_path, learn=("weights", "theta")), CPU_DEVICE).rivals.volumes == ()
     own = make_plan(options(tmp_path, parameters=CrfParameters().replace(**{"volume.weight": 0.5})), CPU_DEVICE)
-    assert own.rivals.volumes == (VolumeParameters(0.0, "expected"),)
+    assert own.rivals.volumes == (VolumeParameters(0.0),)
     assert "volume" in own.learn
 
 

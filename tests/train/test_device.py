@@ -53,7 +53,7 @@ def test_a_gpu_computes_what_the_cpu_computes(device):
         ours = [model.gradient(crop, shared.loss, 1) for _ in range(1 + (learn != LEARNABLE))]
         found_score, found_network = model.score(crop, shared.loss, 1), network_score(crop, shared.loss, device)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(inputs, "engine_for", lambda _: crfrefine.engines.get_backend("cpu"))
+            patch.setattr(inputs, "engine_for", lambda *_: crfrefine.engines.get_backend("cpu"))
             theirs, score = expected.gradient(crop, shared.loss, 1), expected.score(crop, shared.loss, 1)
         for one in ours:
             assert one.loss == pytest.approx(theirs.loss, rel=1e-5)

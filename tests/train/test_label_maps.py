@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from cli_helpers import run_here, save_nifti
+from cli_helpers import save_nifti
 from training_helpers import phantom, write_cases
 
 from crfrefine.apps.demo.phantom import write_phantom
@@ -14,9 +14,7 @@ from crfrefine.errors import InputError
 from crfrefine.parameters.sections import IntensityParameters
 from crfrefine.train.crops import make_crop
 from crfrefine.train.dataset import find_cases, read_labeled
-from crfrefine.train.device import TrainingDevice
-from crfrefine.train.options import TrainingOptions, locate_folders
-from crfrefine.train.plan import make_plan
+from crfrefine.train.options import locate_folders
 
 
 def write_label_maps(root, count):
@@ -85,14 +83,3 @@ def test_only_what_is_near_foreground_is_cropped(tmp_path):
             save_nifti(tmp_path / what / f"c{number}.nii.gz", labels, affine)
     crop = make_crop(read_case(find_cases(locate_folders(tmp_path), input_type="labels"), 0), IntensityParameters())
     assert crop.mask.shape[0] == 5 + 4, "up to 10 mm from the label"
-
-
-def test_volumes_are_those_of_the_labels(tmp_path):
-    """The sum of the probabilities would be a share of every voxel: it is refused where it would be learned, and no candidate elsewhere."""
-    write_label_maps(tmp_path / "data", 2)
-    shared = TrainingOptions(locate_folders(tmp_path / "data"), output=tmp_path / "own.toml", input_type="labels")
-    assert {volume.keep for volume in make_plan(shared, TrainingDevice()).rivals.volumes} == {"largest"}
-    options = ("--input-type", "labels", "--learn", "weights,volume", "--set", "volume.weight=0.5", "-o", tmp_path / "own.toml", "-q")
-    result = run_here("train-crf", tmp_path / "data", *options)
-    assert result.status == 1
-    assert "volume.keep: 'expected' sums a network's probabilities, which a label map does not have" in result.stderr

@@ -104,8 +104,6 @@ class Backward:
         if any(self._is_differentiated):
             self._normalizations_back()
         del self._moments, self._filtered
-        if volume is not None:
-            volume.finish(self._by_x)
         self._image_back()
         by_logits = self._logits_back(by_out, logits)
         return self._gradients(by_logits, self._sums.totals())

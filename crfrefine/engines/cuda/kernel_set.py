@@ -46,13 +46,13 @@ class Kernel:
 
 def normalized(plain: Filter, voxels: Voxels, normalization: str, dtype: Any = np.float32) -> Kernel:
     """Compute the normalization of a kernel, "symmetric", "after" or "none", for values of a type."""
+    if normalization == "none":
+        return Kernel(plain, None, False, None)
     xp = voxels.device.xp
     unit = xp.ones((1, 1), dtype=dtype)
     ones = xp.ones((1, voxels.num_voxels, 1), dtype=dtype)
     row_sum = xp.zeros_like(ones)
     plain.accumulate(ones, None, None, unit, row_sum)
-    if normalization == "none":
-        return Kernel(plain, None, False, row_sum.reshape(-1))
     is_symmetric = normalization == "symmetric"
     sums = xp.maximum(row_sum.reshape(-1), np.finfo(dtype).tiny)
     scale = 1.0 / (xp.sqrt(sums) if is_symmetric else sums)

@@ -156,7 +156,7 @@ class CudaKernels:
 
         `given` are the logits on the device, which are downloaded only where components have to be found, `logits` as they were passed.
         """
-        if spec.volume_weight == 0.0 or spec.volume_keep != "largest":
+        if spec.volume_weight == 0.0:
             return None
         on_host = logits.astype(given.dtype, copy=False) if isinstance(logits, np.ndarray) else self._device.download(given)
         inside = np.ones(self._grid_shape, dtype=np.bool_) if self._mask is None else np.asarray(self._mask, dtype=np.bool_)

@@ -88,7 +88,7 @@ class VolumeSteps:
         self._part = None if part is None else voxels.device.upload(np.asarray(part, dtype=np.uint8))
         self._sums = MassSums(voxels, spec.num_labels, self._part, out.dtype)
         self._masses = self._sums.masses(out)
-        self._term = VolumeTerm(self._sums.counts(out) if spec.keeps_counts else self._masses, spec.volume_slack)
+        self._term = VolumeTerm(self._sums.counts(out), spec.volume_slack)
         self._last_change = LAST_CHANGE if out.dtype == np.float64 else LAST_SINGLE_CHANGE
         self.biases: list[Float64] = []
 

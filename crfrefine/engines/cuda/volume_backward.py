@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class VolumeBackward:
-    """The gradients of the logits and of the kept masses through the biases of the steps.
+    """The gradients of the logits through the biases of the steps.
 
     Attributes:
         by_slack: gradient with respect to the slack, of the steps so far.
@@ -30,24 +30,16 @@ class VolumeBackward:
         self._part = None if part is None else self._device.upload(np.asarray(part, dtype=np.uint8))
         self._sums = MassSums(voxels, spec.num_labels, self._part, record.dtype)
         # No gradient depends on numbers of voxels.
-        target = np.zeros(spec.num_labels) if spec.keeps_counts else self._sums.of_marginals(self._marginals(0))[0]
-        self._term = VolumeTerm(target, spec.volume_slack)
-        self._by_target = np.zeros(spec.num_labels)
+        self._term = VolumeTerm(np.zeros(spec.num_labels), spec.volume_slack)
         self.by_slack = 0.0
 
     def step_back(self, t: int, by_x: Any) -> None:
         """Turn the gradient (label, voxel) for the logits after step t, as if its biases were constant, into the whole one, in place."""
         marginals = self._marginals(t + 1)
         masses, covariance = self._sums.of_marginals(marginals)
-        pull, by_target, by_slack = self._term.pull(self._sums.total(by_x), masses, covariance, self._biases[t])
-        self._by_target += by_target
+        pull, by_slack = self._term.pull(self._sums.total(by_x), masses, covariance, self._biases[t])
         self.by_slack += by_slack
         self._pull(marginals, -pull, by_x)
-
-    def finish(self, by_start: Any) -> None:
-        """Add to the gradient (label, voxel) for the first logits the part through the kept masses, if they depend on these."""
-        if not self._spec.keeps_counts:
-            self._pull(self._marginals(0), self._by_target, by_start)
 
     def _pull(self, marginals: Any, by_mass: Float64, gradient: Any) -> None:
         given = self._device.upload(np.asarray(by_mass, dtype=gradient.dtype))

@@ -114,7 +114,7 @@ class TorchKernels:
 
     def forward(self, logits: Array, spec: MeanFieldSpec) -> Tape:
         """Run the mean field for a later `backward`, which takes the same steps again; see `Kernels.forward`."""
-        steps = replace(spec, tolerance=0.0)
+        steps, logits = replace(spec, tolerance=0.0), _on_host(logits)
         with _limits(self._context.threads), torch.no_grad():
             trace = mean_field(Inputs.of(self._compact(logits), steps), self._built, steps, self._part(logits, steps))
         biases = np.stack(trace.biases) if trace.biases else None
@@ -125,7 +125,7 @@ class TorchKernels:
         self, tape: Tape, logits: Array, gradient: Array, *, wants_theta: bool = True, wants_image: bool = False
     ) -> MeanFieldGradients:
         """Return the gradients of a loss; see `Kernels.backward`."""
-        spec = tape.spec
+        spec, logits, gradient = tape.spec, _on_host(logits), _on_host(gradient)
         with _limits(self._context.threads), torch.enable_grad():
             inputs = Inputs.of(self._compact(logits), spec)
             thetas, intensities = self._thetas(), self._intensities()
@@ -219,6 +219,10 @@ class TorchKernels:
         refined = np.asarray(logits, dtype=np.float64) / spec.temperature
         refined[:, self._mask] = trace.logits.detach().T.double().cpu().numpy()
         return np.ascontiguousarray(refined, dtype=self.dtype)
+
+
+def _on_host(values: Any) -> Array:
+    return values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
 
 
 @contextmanager

@@ -94,7 +94,7 @@ def mean_field(
     """
     x = scores = (inputs.logits + inputs.bias) / inputs.temperature
     log_marginals = torch.log_softmax(x, dim=1)
-    volume = None if spec.volume_weight == 0.0 else _Volume(log_marginals.exp(), inputs.slack, part, counts=spec.keeps_counts)
+    volume = None if spec.volume_weight == 0.0 else _Volume(log_marginals.exp(), inputs.slack, part)
     energies: list[float] = []
     biases: list[Float64] = []
     converged = False
@@ -124,11 +124,11 @@ def mean_field(
 class _Volume:
     """The volume term of a run: the masses to keep, and the bias per label of the last step."""
 
-    def __init__(self, marginals: Tensor, slack: Tensor, part: Tensor | None, *, counts: bool) -> None:
+    def __init__(self, marginals: Tensor, slack: Tensor, part: Tensor | None) -> None:
         self._part, self._slack = part, slack.double()
         marginals = self._inside(marginals)
         num_labels = marginals.shape[1]
-        self._target = torch.bincount(marginals.argmax(1), minlength=num_labels).double() if counts else marginals.double().sum(0)
+        self._target = torch.bincount(marginals.argmax(1), minlength=num_labels).double()
         self._term = VolumeTerm(self._target.detach().cpu().numpy(), slack.item())
         self.bias: Float64 = np.zeros(num_labels)
 
