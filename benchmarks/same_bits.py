@@ -42,7 +42,6 @@ SETS = [
     "spatial.weight=3 spatial.theta_gamma=2.5",
     "bilateral.weight=0 spatial.weight=2 spatial.theta_gamma=[1,2,0.7]",
     "compatibility.kind=matrix compatibility.matrix=[[0,1,2],[1,0,0.5],[2,0.5,0]]",
-    "mean_field.normalization=none bilateral.weight=0.01",
     "mean_field.num_iterations=1",
     "mean_field.num_iterations=12 mean_field.tolerance=0",
     "mean_field.tolerance=0.01",
