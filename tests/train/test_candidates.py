@@ -32,7 +32,7 @@ def chosen_kind(*found):
 
 GAINS = np.array([0.010, 0.014, 0.012, 0.016, 0.013, 0.011, 0.015, 0.012])
 ROUGH = GAINS + np.array([0.030, -0.010, 0.012, 0.002, -0.012, 0.002, -0.012, 0.006])  # better on average, not beyond chance
-EVEN, ONE = GAINS[:5], f"{ONE_WEIGHT}, volume 0.5 largest"
+EVEN, ONE = GAINS[:5], f"{ONE_WEIGHT}, volume 0.5"
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_gentler_models_come_before_the_trained_one():
     trained = start(8.0).parameters.replace(**{"bilateral.weight": [6.0, 2.0, 4.0, 8.0], "mean_field.bias": [1.0, -1.0, 0.0, 0.5]})
     assert variants(trained, Rivals(untrained=untrained)) == [(UNTRAINED, untrained), (CRF, trained)]
     protected = variants(trained, Rivals(VOLUMES, untrained, prefers_first_volume=True))
-    names = [UNTRAINED, f"{ONE_WEIGHT}, volume 0.5 largest", CRF, f"{ONE_WEIGHT}, volume 0.75 largest"]
+    names = [UNTRAINED, f"{ONE_WEIGHT}, volume 0.5", CRF, f"{ONE_WEIGHT}, volume 0.75"]
     assert [kind for kind, _ in protected] == names
     gentle = protected[1][1]
     assert (gentle.bilateral[0].weight, gentle.mean_field.bias, gentle.volume) == (5.0, 0.0, VOLUMES[0])
@@ -109,15 +109,15 @@ def test_the_kind_that_is_chosen_is_written(tmp_path, monkeypatch):
     """A volume term that is chosen is in the folds' parameters, in the file, and in the labels that were measured."""
     shorten(monkeypatch)
     write_cases(tmp_path / "data", 6)
-    kind = f"{ONE_WEIGHT}, volume 0.75 largest"
+    kind = f"{ONE_WEIGHT}, volume 0.75"
     for module in ("fitting", "run"):
         monkeypatch.setattr(f"crfrefine.train.{module}.choose", lambda found: next(one for one in found if one.kind == kind))
     result = run_training(options(tmp_path, num_optimizer_steps=2))
     for fold in result.folds:
         assert not set(fold.split.training) & set(fold.split.deciding)
         assert fold.tuned.fit.kind == kind
-        assert fold.tuned.fit.parameters.volume == VolumeParameters(0.75, "largest")
-    assert CrfParameters.load(tmp_path / "params.toml").volume == VolumeParameters(0.75, "largest")
+        assert fold.tuned.fit.parameters.volume == VolumeParameters(0.75)
+    assert CrfParameters.load(tmp_path / "params.toml").volume == VolumeParameters(0.75)
     assert "volume.weight: trained, 0.75; folds 0.75 to 0.75" in (tmp_path / "params.toml").read_text()
     report = json.loads((tmp_path / "params.report.json").read_text())
     assert kind in [candidate["kind"] for candidate in report["final"]["candidates"]]

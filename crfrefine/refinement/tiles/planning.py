@@ -270,5 +270,5 @@ def settled_probability(spec: ModelSpec) -> float:
     if run.bias is not None:
         strength += float(run.bias.max() - run.bias.min()) / run.temperature
     half = 0.5 * ABSENT_LOGIT / run.temperature
-    is_plain = run.is_potts and run.has_one_weight and spec.kernels.normalization != "none"
+    is_plain = run.is_potts and run.has_one_weight
     return half if is_plain and strength + math.log(run.num_labels) + CONFIDENCE / run.temperature < -0.5 * half else -math.inf

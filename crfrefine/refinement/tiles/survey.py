@@ -172,15 +172,12 @@ def find_thresholds(threshold: float, spec: ModelSpec) -> Thresholds | None:
     if threshold <= 0.0 or (run.weights < 0).any() or (run.compatibility < 0).any():
         return None
     lowest = np.full(run.num_labels, np.log(min(threshold, SHARE_OF_UNIFORM / run.num_labels)))
-    is_bounded = spec.kernels.normalization != "none"
     weight = float(np.asarray(run.weights, np.float64).max(axis=1).sum())
     most = weight * float(run.compatibility.max())
     if not run.is_potts:
-        if not is_bounded:
-            return None
         penalties = np.asarray(run.compatibility, np.float64)
         others = np.where(np.eye(run.num_labels, dtype=bool), np.inf, penalties)
         lowest = lowest - weight * np.maximum(0.0, penalties.max() - others.min(axis=0))
         # Its neighbors of that label penalize the labels of a voxel differently, also where it does not matter itself.
-        is_bounded = False
-    return Thresholds(lowest, lowest - most if is_bounded else np.full_like(lowest, -np.inf))
+        return Thresholds(lowest, np.full_like(lowest, -np.inf))
+    return Thresholds(lowest, lowest - most)
