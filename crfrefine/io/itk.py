@@ -50,11 +50,10 @@ import ctypes
 ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)
 if os.getppid() != int(parent):
     sys.exit("the process that started this one has ended")
-if memory != "0":
-    import resource
-    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-    most = int(memory) if hard == resource.RLIM_INFINITY else min(int(memory), hard)
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+import resource
+hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+most = int(memory) if hard == resource.RLIM_INFINITY else min(int(memory), hard)
+resource.setrlimit(resource.RLIMIT_AS, (most, most))
 import math
 import SimpleITK
 try:
@@ -225,8 +224,7 @@ def _run(
         InputError: SimpleITK is not installed.
         CapacityError: it takes more memory than there is.
     """
-    left = memory_left(memory_limit())
-    memory = 0 if left is None else max(left, _MIN_MEMORY)
+    memory = max(memory_left(memory_limit()), _MIN_MEMORY)
     files = [file.fileno() for file in (source, target) if not isinstance(file, str)]
     place = source if isinstance(source, str) else f"/dev/fd/{files[0]}"
     arguments = (os.getpid(), memory, place, reader, files[-1], max_numbers, max_bytes)

@@ -75,7 +75,7 @@ def plan_run(options: InferenceOptions) -> RunPlan:
     summary = RunSummary(
         device=device_name,
         threads=options.threads or available_threads(),
-        max_memory=limit.bytes if limit.is_known else None,
+        max_memory=limit.bytes,
         max_memory_source=limit.source,
         parameters=options.parameters.to_dict(),
         network_spacing=options.network_spacing,
