@@ -5,10 +5,8 @@ Components are connected over faces, edges and corners (26 neighbors in 3-D). Th
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from itertools import product
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -96,52 +94,14 @@ def label_components(mask: Bool) -> tuple[NDArray[np.int32], int]:
     return components, int(count)
 
 
-def in_largest_component(voxels: NDArray[np.intp], grid_shape: Sequence[int]) -> Bool:
-    """Return which of the voxels of a mask are in its largest component; of equally large ones the first in C order counts.
-
-    Runs of voxels along the last axis are connected, not voxels: the bodies that a network finds have few, and this takes half of scipy's
-    time. A case that needs scipy for nothing else is also spared the import, which takes longer than all of this.
-
-    Args:
-        voxels: (N,) places of the mask's voxels in C order of the grid, ascending.
-        grid_shape: of the mask.
-    """
-    # A gap after each line, plane, ...: the voxels on its two sides are not connected.
-    wide = [grid_shape[0], *(extent + 1 for extent in grid_shape[1:])]
-    places = np.ravel_multi_index(np.unravel_index(voxels, grid_shape), wide)
-    is_start = np.diff(places, prepend=-2) > 1
-    starts, stops = places[is_start], places[np.diff(places, append=np.iinfo(np.intp).max) > 1] + 1
-    one, other = _touching_runs(starts, stops, wide)
-    # Each run's component is the first run that is known to be in it.
-    component = np.arange(len(starts))
-    while len(one):
-        low, high = np.minimum(component[one], component[other]), np.maximum(component[one], component[other])
-        np.minimum.at(component, high, low)
-        while not np.array_equal(component, component[component]):
-            component = component[component]
-        is_apart = component[one] != component[other]
-        one, other = one[is_apart], other[is_apart]
-    sizes = np.bincount(component, stops - starts, minlength=1)
-    in_largest: Bool = (component == sizes.argmax())[np.cumsum(is_start) - 1]
-    return in_largest
-
-
-def _touching_runs(
-    starts: NDArray[np.intp], stops: NDArray[np.intp], grid_shape: Sequence[int]
-) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return the pairs of runs of voxels that touch, in two arrays of their numbers; a run's line comes before that of the other one."""
-    lines = np.array([math.prod(grid_shape[axis + 1 :]) for axis in range(len(grid_shape) - 1)], np.intp)
-    numbers = np.arange(len(starts))
-    one, other = [numbers[:0]], [numbers[:0]]
-    for step in product((-1, 0, 1), repeat=len(lines)):
-        offset = int(lines @ np.array(step, np.intp))
-        if offset <= 0:
-            continue
-        first = np.searchsorted(stops, starts + offset)
-        count = np.searchsorted(starts, stops + offset, side="right") - first
-        one.append(np.repeat(numbers, count))
-        other.append(np.arange(count.sum()) + np.repeat(first - (np.cumsum(count) - count), count))
-    return np.concatenate(one), np.concatenate(other)
+def largest_component(mask: Bool) -> Bool:
+    """Return the largest component of a mask; of equally large ones the first in C order."""
+    found = np.zeros(mask.shape, dtype=bool)
+    box = bounding_box(mask)
+    if box is not None:
+        components, _ = label_components(mask[box])
+        found[box] = components == 1 + np.bincount(components.ravel())[1:].argmax()
+    return found
 
 
 def boxes_of_labels(label_map: NDArray[np.integer[Any]]) -> list[tuple[slice, ...] | None]:

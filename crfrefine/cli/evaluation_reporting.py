@@ -65,10 +65,10 @@ class EvaluationReporter(RunReporter, EvaluationObserver):
 def print_evaluation(evaluation: Evaluation, verbosity: int = NORMAL) -> None:
     """Print the comparison, the separate counts, the judgment of probabilities, the declines, and the verdict as the last line."""
     from crfrefine.evaluate.options import SUMMARY_NAME
-    from crfrefine.statistics.comparison import describe_disagreement, describe_families
+    from crfrefine.statistics.comparison import describe_families
 
     if verbosity > QUIET:
-        rows = _print_means(evaluation, verbosity)
+        _print_means(evaluation, verbosity)
         lines = _empty_lines(evaluation)
         shown = lines if verbosity >= VERBOSE else lines[:_MAX_REGIONS]
         for line in shown:
@@ -84,9 +84,6 @@ def print_evaluation(evaluation: Evaluation, verbosity: int = NORMAL) -> None:
         families = describe_families(evaluation.summary)
         if families:
             print(f"p (Holm): {families}")
-        disagreement = describe_disagreement(rows)
-        if disagreement:
-            print(f"95 % CI: {disagreement}")
         _print_files(evaluation)
         if judged is not None and judged.probabilities is not None:
             print(for_terminal(judged.probabilities.sentence))

@@ -76,7 +76,7 @@ class TrainingReporter(RunReporter, TrainingObserver):
 
 def print_training(result: TrainingResult, verbosity: int = NORMAL) -> None:
     """Print the comparison of the methods, the written files, the probabilities, what got worse, and the verdict as the last line."""
-    from crfrefine.statistics.comparison import describe_disagreement, describe_families
+    from crfrefine.statistics.comparison import describe_families
 
     judged = result.comparison.verdict
     if verbosity > QUIET:
@@ -87,9 +87,6 @@ def print_training(result: TrainingResult, verbosity: int = NORMAL) -> None:
         if rows:
             print_table(names, rows, numbers=(first, change, *others))
             print(f"p (Holm): {describe_families(result.comparison.summary)}")
-            disagreement = describe_disagreement(row for row in result.comparison.summary if row.metric == _metrics()[0].name)
-            if disagreement:
-                print(f"95 % CI: {disagreement}")
         _print_written(result.plan.options)
         for note in judged.notes:
             print(for_terminal(f"note: {note}"), file=sys.stderr)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.arrays.components import in_largest_component
+from crfrefine.arrays.components import largest_component
 from crfrefine.base.array_types import Array, Bool, Float64
 
 if TYPE_CHECKING:
@@ -31,11 +31,12 @@ def volume_part(logits: Array, inside: Bool, spec: MeanFieldSpec) -> Bool | None
     scores = _scores(logits, spec)
     largest = scores.max(axis=0)
     least = largest + np.log(np.exp(scores - largest).sum(axis=0)) + np.log(BODY_PROBABILITY)
-    bodies = np.zeros(inside.size, dtype=np.bool_)
+    bodies = np.zeros(inside.shape, dtype=np.bool_)
     for of_label in scores[1:]:
-        candidates = voxels[of_label > least]
-        bodies[candidates[in_largest_component(candidates, inside.shape)]] = True
-    return bodies[inside.ravel()]
+        candidates = np.zeros(inside.shape, dtype=np.bool_)
+        candidates.flat[voxels[of_label > least]] = True
+        bodies |= largest_component(candidates)
+    return bodies[inside]
 
 
 def _scores(logits: Array, spec: MeanFieldSpec) -> Float64:

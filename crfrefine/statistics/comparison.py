@@ -295,38 +295,9 @@ def describe_families(rows: Iterable[SummaryRow]) -> str:
     return f"Wilcoxon's signed-rank test; {'; '.join(parts)}"
 
 
-def describe_disagreement(rows: Iterable[SummaryRow], *, alpha: float = 0.05) -> str:
-    """Say in how many rows the interval of the mean and the corrected test of the ranks disagree; empty if in none."""
-
-    def disagree(row: SummaryRow) -> bool:
-        if row.family is None or row.comparison is None or math.isnan(row.comparison.interval[0]):
-            return False
-        low, high = row.comparison.interval
-        return (low > 0 or high < 0) != (row.p_adjusted < alpha)
-
-    number = sum(map(disagree, rows))
-    if not number:
-        return ""
-    return (
-        f"in {counted(number, 'row')} the interval excludes 0 and p is not below {alpha:g}, or the reverse: the interval is of "
-        "the mean and has no correction, p is of the ranks and has it"
-    )
-
-
 def summary_dicts(rows: Sequence[SummaryRow]) -> list[dict[str, Any]]:
-    """Return the summary for a JSON file: plain types, None for an undefined or infinite number.
-
-    `p_holm` is for scripts that read it before families had names: corrected over the regions of one method in one metric.
-    """
-    of_metric: dict[tuple[str, str], list[int]] = {}
-    former = [math.nan if row.comparison is None else row.comparison.p_value for row in rows]
-    for number, row in enumerate(rows):
-        if row.region not in (MEAN, ALL_LABELS):
-            of_metric.setdefault((row.method, row.metric), []).append(number)
-    for numbers in of_metric.values():
-        for number, p_holm in zip(numbers, holm([former[number] for number in numbers]), strict=True):
-            former[number] = p_holm
-    return [without_nonfinite({**asdict(row), "p_holm": p_holm}) for row, p_holm in zip(rows, former, strict=True)]
+    """Return the summary for a JSON file: plain types, None for an undefined or infinite number."""
+    return [without_nonfinite(asdict(row)) for row in rows]
 
 
 def summary_text(rows: Iterable[SummaryRow]) -> list[list[str]]:

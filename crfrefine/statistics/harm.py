@@ -22,7 +22,7 @@ class Decline:
     name: str  # Both in words, such as "sensitivity" for the mean over regions or "Dice of 2 posterior".
     is_overall: bool  # Whether it is the mean over the judged regions, or the only judged region.
     comparison: PairedComparison  # Method minus baseline; `losses` cases are worse, `wins` better.
-    p_holm: float  # Its p value in the summary, after Holm's correction over its family.
+    p_adjusted: float  # Its p value in the summary, after Holm's correction over its family.
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def _figures(decline: Decline, unit: str) -> str:
     change = f"{metric.difference_text(comparison.mean_difference)} {metric.difference_unit}".rstrip()
     # Many small losses and a few large gains.
     odd = ", which is better" if _sign(decline.metric) * comparison.mean_difference > 0 else ""
-    p_value = "" if math.isnan(decline.p_holm) else f", p {format_p(decline.p_holm)}"
+    p_value = "" if math.isnan(decline.p_adjusted) else f", p {format_p(decline.p_adjusted)}"
     return f"{decline.name} in {comparison.losses} of {comparison.num_pairs}{unit} ({change} on average{odd}{p_value})"
 
 

@@ -95,15 +95,8 @@ class Verdict:
         return sum(rival.comparison.num_pairs > 0 for rival in self.rivals)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it for a JSON file: plain types, None for an undefined or infinite number.
-
-        `p_holm` is for scripts that read it before families had names: corrected over the baseline and all rivals together.
-        """
-        content: dict[str, Any] = asdict(self)
-        former = holm([self.comparison.p_value, *(rival.comparison.p_value for rival in self.rivals)])
-        rivals = [{**rival, "p_holm": p_holm} for rival, p_holm in zip(content["rivals"], former[1:], strict=True)]
-        shown = {"outcome": self.outcome.value, "p_adjusted": self.comparison.p_value, "p_holm": former[0], "rivals": rivals}
-        plain: dict[str, Any] = without_nonfinite(content | shown)
+        """Return it for a JSON file: plain types, None for an undefined or infinite number."""
+        plain: dict[str, Any] = without_nonfinite(asdict(self) | {"outcome": self.outcome.value, "p_adjusted": self.comparison.p_value})
         return plain
 
 
@@ -183,12 +176,12 @@ def power_text(difference: str) -> str:
     return f"a true difference of {difference} would be found with probability 80 %, a smaller one less often"
 
 
-def _direction(comparison: PairedComparison, p_holm: float, alpha: float) -> int | None:
+def _direction(comparison: PairedComparison, p_adjusted: float, alpha: float) -> int | None:
     """Return 1 for better, -1 for worse, 0 for no significant difference, None if test and mean disagree.
 
     The test uses ranks: with many small gains and a few large losses it can be significant although the mean is not.
     """
-    if not p_holm < alpha:
+    if not p_adjusted < alpha:
         return 0
     low, high = comparison.interval
     if comparison.effect_size > 0 and low > 0:

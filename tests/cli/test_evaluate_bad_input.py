@@ -195,7 +195,7 @@ def test_a_rival_that_cannot_be_measured_is_in_the_verdict(tmp_path):
     assert any(line.startswith("power: with 6 cases") and line.endswith("level 0.05)") for line in lines)
     judged = study.summary()["verdict"]
     assert judged["outcome"] == "not better than simple"
-    assert judged["rivals"][0]["p_holm"] is None
+    assert judged["rivals"][0]["p_adjusted"] is None
 
 
 def test_a_region_that_cannot_be_called_so_does_not_bring_back_the_ignored_label(tmp_path):

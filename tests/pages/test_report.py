@@ -144,7 +144,7 @@ def test_what_got_worse_stands_beside_the_verdict_and_takes_away_its_color(tmp_p
     for decline, name in ((mean, "mean over regions"), (front, "1 front <part>")):
         change = f"{decline.comparison.mean_difference:+.2f} ml"
         assert f"Volume difference {name} 0 / 0 / 12 {change} " in found.text
-    assert f" {format_p(mean.p_holm)} Volume difference 1 front" in found.text
+    assert f" {format_p(mean.p_adjusted)} Volume difference 1 front" in found.text
 
 
 def test_metrics_that_only_describe_have_their_mean_over_regions_and_their_change(tmp_path):

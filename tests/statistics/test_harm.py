@@ -44,16 +44,16 @@ def test_worse_in_more_than_half_of_the_cases_is_named_apart_from_what_is_signif
     p_values = [
         table.compare("crf", "network", "1", metric, num_resamples=50).p_value for metric in ("sensitivity", "precision", "hd95_mm")
     ]
-    assert harm.significant[0].p_holm == holm(p_values)[0] < 0.001
-    assert harm.in_most_cases[0].p_holm == holm(p_values)[2] > 0.05
+    assert harm.significant[0].p_adjusted == holm(p_values)[0] < 0.001
+    assert harm.in_most_cases[0].p_adjusted == holm(p_values)[2] > 0.05
     assert harm.num_comparisons == 3
     change = 100 * falls.mean()
     assert harm.sentence == (
-        f"What got worse: sensitivity in 24 of 30 cases ({change:.2f} points on average, p {harm.significant[0].p_holm:.0e}). ".replace(
+        f"What got worse: sensitivity in 24 of 30 cases ({change:.2f} points on average, p {harm.significant[0].p_adjusted:.0e}). ".replace(
             "e-0", "e-"
         )
         + "Worse in most cases, but not significantly: HD95 in 19 of 30 cases "
-        f"({distances.mean():.2f} mm on average, which is better, p {harm.in_most_cases[0].p_holm:.2g})."
+        f"({distances.mean():.2f} mm on average, which is better, p {harm.in_most_cases[0].p_adjusted:.2g})."
     )
 
 
@@ -76,7 +76,7 @@ def test_a_label_whose_dice_falls_while_the_mean_rises_is_named():
     assert judged.sentence.endswith("20 of 20 cases better). But significantly worse than with network: Dice of 2 back.")
     (decline,) = judged.harm.significant
     assert (decline.region, decline.name, decline.is_overall) == ("2", "Dice of 2 back", False)
-    assert decline.p_holm == 2 * decline.comparison.p_value == 2 * 2 / 2**20
+    assert decline.p_adjusted == 2 * decline.comparison.p_value == 2 * 2 / 2**20
     change = 100 * changes["dice", "2"].mean()
     figures = f"{change:.2f} points on average, p 4e-6"
     assert judged.harm.sentence == f"What got worse: Dice of 2 back in 20 of 20 cases ({figures})."
@@ -114,7 +114,7 @@ def test_many_labels_do_not_hide_what_is_worse_in_the_mean_and_long_lists_are_cu
     regions = [str(number) for number in range(1, 31)]
     changes = {(metric, region): step[:8] for (metric, _), step in changes.items() for region in regions}
     harm = _harm(_table(changes), regions)
-    assert [(decline.name, decline.p_holm) for decline in harm.significant] == [("sensitivity", 2 / 2**8)]
+    assert [(decline.name, decline.p_adjusted) for decline in harm.significant] == [("sensitivity", 2 / 2**8)]
     assert harm.num_comparisons == 1 + 2 * 30
     changes = {("dice", region): spread(20, -0.05, 0.01) if int(region) < 10 else spread(20, 0.5, 0.01) for region in regions[:12]}
     harm = _harm(_table(changes), regions[:12])

@@ -11,7 +11,7 @@ import numpy as np
 
 from crfrefine.metrics.registry import DICE, Metric, metric_named
 from crfrefine.pages.report.model import ReportInput, ShownCase
-from crfrefine.statistics.comparison import SummaryRow, describe_disagreement, describe_families, format_p
+from crfrefine.statistics.comparison import SummaryRow, describe_families, format_p
 from crfrefine.statistics.verdict import ENDPOINT
 
 # They reverse the following text of a line: "gpj.exe" looks like "exe.jpg".
@@ -35,7 +35,6 @@ def render(report: ReportInput, charts: Sequence[tuple[str, bytes]], problem: st
     return environment.get_template("page.html").render(
         report=report,
         families=describe_families(report.summary),
-        disagreement=describe_disagreement(row for row in report.summary if row.method == report.method),
         unsigned=[metric_named(metric).title for metric in report.table.metrics if report.is_unsigned(metric)],
         lines={method: list(_summary_lines(report, method)) for method in methods},
         charts=charts,
