@@ -9,7 +9,6 @@ import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +22,6 @@ from crfrefine.parameters.sections import IntensityParameters
 
 # Elements processed at a time, so that later passes over a block find it in the second-level cache.
 _BLOCK = 1 << 16
-_SAMPLE = 1 << 13
-# Integers of up to this many bytes are counted, not sorted.
-_COUNTED_BYTES = 2
 MAX_CLIPPED = 0.95
 """Share of voxels outside of a window from which on the window does not fit the image."""
 
@@ -173,13 +169,12 @@ def _fit_modality(
     values = source.reshape(-1)
     if mask is not None:
         values = values[mask.reshape(-1)]
-    if kind == "percentile" and values.dtype.kind in "iu" and values.dtype.itemsize <= _COUNTED_BYTES:
-        shift, width = _counted_percentile_range(values, percentiles)
+    if offset is not None:
+        values = (values.astype(np.float64) - offset).astype(np.float32)
+    if kind == "zscore":
+        shift, width = _mean_and_deviation(values.astype(np.float32, copy=False))
     else:
-        if offset is not None:
-            values = values.astype(np.float64) - offset
-        values = values.astype(np.float32, copy=False)
-        shift, width = _mean_and_deviation(values) if kind == "zscore" else _percentile_range(values, percentiles)
+        shift, width = _percentile_range(values, percentiles)
     return IntensityMap(shift, 1.0 / width if width > _CONSTANT else 0.0, offset=offset)  # A constant modality becomes 0.
 
 
@@ -229,72 +224,16 @@ def _mean_and_deviation(values: Float32) -> tuple[float, float]:
     return float(pivot) + mean, math.sqrt(max(0.0, squares / values.size - mean * mean))
 
 
-def _percentile_range(values: Float32, percentiles: tuple[float, float]) -> tuple[float, float]:
-    """The lower percentile, and its distance to the upper one."""
-    sample = np.sort(values[:: max(1, values.size // _SAMPLE)])
-    low, high = (_percentile(values, percent / 100.0, sample) for percent in percentiles)
+def _percentile_range(values: Array, percentiles: tuple[float, float]) -> tuple[float, float]:
+    """The lower percentile, interpolated between order statistics as numpy does by default, and its distance to the upper one."""
+    places = [(values.size - 1) * (percent / 100.0) for percent in percentiles]
+    firsts = [math.floor(place) for place in places]
+    lasts = [min(first + 1, values.size - 1) for first in firsts]
+    ordered = np.sort(values)  # Faster than partitions, with the vector instructions of numpy 2.
+    low, high = (
+        (start := float(ordered[first])) + (float(ordered[last]) - start) * (place - first)
+        for place, first, last in zip(places, firsts, lasts, strict=True)
+    )
     if high <= low:
         low, high = float(values.min()), float(values.max())
-    return low, high - low
-
-
-def _percentile(values: Float32, fraction: float, sample: Float32) -> float:
-    """The exact percentile, interpolated between order statistics as numpy does by default.
-
-    A sample, which is sorted, brackets it; one pass counts the values below the bracket and collects those inside; only the latter are
-    sorted. A bracket of one value, such as that of the air around a head, is only counted.
-    """
-    first, last, share = _percentile_places(values.size, fraction)
-    # Four standard deviations of the rank in a random sample; regular sampling is not random, so the count below still decides.
-    margin = 16 + int(4.0 * math.sqrt(sample.size * fraction * (1.0 - fraction)))
-    center = int((sample.size - 1) * fraction)
-    low, high = sample[max(0, center - margin)], sample[min(sample.size - 1, center + margin + 1)]
-    if center < margin:
-        low = np.float32(-np.inf)
-    if center + margin + 1 >= sample.size:
-        high = np.float32(np.inf)
-    parts = [values[block] for block in _blocks(values.size, 4 * _BLOCK)]
-    if low == high:
-        below = sum(int(np.count_nonzero(part < low)) for part in parts)
-        up_to = sum(int(np.count_nonzero(part <= low)) for part in parts)
-        if below <= first <= last < up_to:
-            return float(low)
-    below = 0
-    inside = []
-    for part in parts:
-        less = part < low
-        below += int(np.count_nonzero(less))
-        inside.append(part[(part <= high) ^ less])
-    bracket = np.concatenate(inside)
-    if not below <= first <= last < below + bracket.size:
-        bracket, below = values, 0
-    ordered = np.partition(bracket, (first - below, last - below))
-    start, end = float(ordered[first - below]), float(ordered[last - below])
-    return start + (end - start) * share
-
-
-def _percentile_places(size: int, fraction: float) -> tuple[int, int, float]:
-    """Return the two places in an ordered list that a percentile lies between, and its share of the way from one to the other."""
-    position = (size - 1) * fraction
-    first = math.floor(position)
-    return first, min(first + 1, size - 1), position - first
-
-
-def _counted_percentile_range(values: NDArray[np.integer[Any]], percentiles: tuple[float, float]) -> tuple[float, float]:
-    """The lower percentile and its distance to the upper one, of integers of few bits: from the number of voxels of each value."""
-    least = int(values.min())
-    counts = np.zeros(int(values.max()) - least + 1, np.int64)
-    for block in _blocks(values.size, 16 * _BLOCK):  # Counting widens each voxel to 64 bits.
-        counts += np.bincount(values[block].astype(np.int64) - least, minlength=counts.size)
-    up_to = np.cumsum(counts)
-
-    def percentile(percent: float) -> float:
-        first, last, share = _percentile_places(values.size, percent / 100.0)
-        ends = np.searchsorted(up_to, (first, last), side="right")
-        start, end = (float(np.float32(least + int(index))) for index in ends)
-        return start + (end - start) * share
-
-    low, high = (percentile(percent) for percent in percentiles)
-    if high <= low:
-        low, high = float(least), float(least + counts.size - 1)
     return low, high - low
