@@ -98,8 +98,8 @@ def print_training(result: TrainingResult, verbosity: int = NORMAL) -> None:
 
 
 def _print_written(options: CommonOptions) -> None:
-    """Name the existing files: without matplotlib, a choice has no picture."""
-    for path in (options.output, options.report, options.curves):
+    """Name the existing files: without matplotlib, a training has no picture."""
+    for path in options.files[::-1]:
         if path.exists():
             print(for_terminal(f"written: {path}"), file=sys.stderr)
 

@@ -72,7 +72,7 @@ class CommonOptions:
 
     @property
     def curves(self) -> Path:
-        """The picture of the training curves, or of the scores."""
+        """The picture of the training curves."""
         return self.beside(".curves.png")
 
     @property
@@ -135,6 +135,11 @@ class UnlabeledOptions(CommonOptions):
     logits: Path
     masks: Path | None = None
     unread: Path | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The report and the parameters."""
+        return self.report, self.output
 
 
 _NAMES = {

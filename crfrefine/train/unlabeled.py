@@ -37,7 +37,7 @@ real ones: it is not chosen."""
 WEIGHTS = (2.5, 8.0)
 """As in `starts.py`: little is gained in between."""
 VOLUME_WEIGHTS = (0.0, 0.75)
-"""Without the volume term, and with one that keeps much of each label's main body (`volume.keep` `largest`)."""
+"""Without the volume term, and with one that keeps much of each label's main body."""
 
 MAX_CASES = 20
 """Cases that are looked at, evenly spread: the parameters are a handful of numbers, which more cases hardly change."""
@@ -220,7 +220,7 @@ def score_candidates(
     return np.array(columns).T
 
 
-def scores_of(table: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def gains_of(table: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return what candidates gain over `default`.
 
     Args:
@@ -230,8 +230,7 @@ def scores_of(table: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[
         Dice, (units, kinds, candidates); and in units of what the best candidate gains over the network in each kind, the mean over kinds,
         (units, candidates): in an easy kind, small gains count.
     """
-    over_network = table[:, :, 1:] - table[:, :, :1]
-    best = np.maximum(over_network.mean(axis=0).max(axis=-1), MIN_UNIT)
+    best = np.maximum((table[:, :, 1:] - table[:, :, :1]).mean(axis=0).max(axis=-1), MIN_UNIT)
     gains = table[:, :, 1:] - table[:, :, 1:2]
     return gains, (gains / best[:, None]).mean(axis=1)
 
@@ -241,9 +240,8 @@ def pick(table: NDArray[np.float64]) -> int:
 
     Candidates that gain less than MIN_GAIN over `default` in a kind of synthetic case are out.
     """
-    gains, scores = scores_of(table)
-    root = np.sqrt(len(table))
-    lower = scores.mean(axis=0) - scores.std(axis=0, ddof=1) / root
+    gains, scores = gains_of(table)
+    lower = scores.mean(axis=0) - scores.std(axis=0, ddof=1) / np.sqrt(len(table))
     lower[(gains.mean(axis=0) < MIN_GAIN).any(axis=0)] = -np.inf
     lower[0] = 0.0
     return int(lower.argmax())
@@ -256,92 +254,58 @@ class Choice:
     candidates: tuple[Candidate, ...]  # `default` first
     table: NDArray[np.float64]  # (cases, seeds, kinds, 1 + candidates) Dice, of the network first
     case_ids: tuple[str, ...]
-    expected: tuple[float, ...]  # Dice that the network expects of itself, of each case
     agreements: tuple[float, ...]  # Dice of the network's own labels to those refined with `default`, of each case
     left_out: Mapping[str, str] = field(default_factory=dict)  # cases that could not be used, and why
-    seconds: float = 0.0
-
-    @property
-    def measured(self) -> dict[str, NDArray[np.float64]]:
-        """(seeds, kinds, 1 + candidates) of each case."""
-        return dict(zip(self.case_ids, self.table, strict=True))
-
-    @property
-    def _units_are_cases(self) -> bool:
-        return len(self.measured) >= FEW_CASES
 
     @cached_property
-    def units(self) -> NDArray[np.float64]:
-        """(units, kinds, 1 + candidates) of what was measured: the mean over the seeds of each case, or each draw of few cases."""
-        if self._units_are_cases:
-            return np.stack([own.mean(axis=0) for own in self.measured.values()])
-        return np.concatenate([np.zeros((0, *self.table.shape[2:])), *self.measured.values()])
+    def _units(self) -> NDArray[np.float64]:
+        """(units, kinds, 1 + candidates) Dice: the mean over the seeds of each case, or each draw of few cases."""
+        return self.table.mean(axis=1) if len(self.table) >= FEW_CASES else self.table.reshape(-1, *self.table.shape[2:])
 
     @cached_property
     def gains(self) -> list[float]:
         """Mean Dice of each candidate above `default`; empty if nothing was measured."""
-        return [float(gain) for gain in scores_of(self.units)[0].mean(axis=1).mean(axis=0)] if len(self.units) else []
+        return [float(gain) for gain in gains_of(self._units)[0].mean(axis=(0, 1))] if len(self._units) else []
 
     @cached_property
-    def best(self) -> int:
-        """The number of the candidate that is taken unless there is a doubt; 0 is `default`."""
-        return pick(self.units) if len(self.units) > 1 else 0
+    def _best(self) -> int:
+        return pick(self._units) if len(self._units) > 1 else 0
 
     @cached_property
-    def halves(self) -> list[tuple[int, float]]:
-        """What each half of the units would choose, and what this scores on the other half; empty with fewer than MIN_UNITS."""
-        if len(self.units) < MIN_UNITS:
-            return []
-        scores = scores_of(self.units)[1]
-        chosen = [pick(self.units[start::2]) for start in (0, 1)]
-        return [(number, float(scores[1 - start :: 2, number].mean())) for start, number in enumerate(chosen)]
-
-    @property
-    def seeds(self) -> list[float]:
-        """What the best candidate gains with each seed of the noise."""
-        return [float((own[:, :, 1 + self.best] - own[:, :, 1]).mean()) for own in np.moveaxis(self.table, 1, 0)]
-
-    @property
     def doubt(self) -> str:
         """Why it stays with `default`; empty if it does not."""
-        if len(self.units) < MIN_UNITS:
+        units = self._units
+        if len(units) < MIN_UNITS:
             return "no case could be used"
         if float(np.median(self.agreements)) < MIN_AGREEMENT:
             return "`default` changes so many of the network's labels that synthetic cases would not be like the real ones"
-        if self.best == 0:
+        if self._best == 0:
             return f"no other set gains {100 * MIN_GAIN:g} point of Dice over `{DEFAULT}` in all four kinds of synthetic case"
-        if sum(score for _, score in self.halves) <= 0.0:
+        scores = gains_of(units)[1]
+        if sum(scores[1 - start :: 2, pick(units[start::2])].mean() for start in (0, 1)) <= 0.0:
             return "what one half of the synthetic cases would choose does not help the other half"
         return ""
 
     @property
     def chosen(self) -> Candidate:
         """What is taken."""
-        return self.candidates[0 if self.doubt else self.best]
+        return self.candidates[0 if self.doubt else self._best]
 
     def describe(self) -> str:
         """Return the verdict in plain English."""
-        if len(self.units) < MIN_UNITS:
-            return f"it stays with `{DEFAULT}`: {self.doubt}"
-        on = f"on synthetic cases made from {counted(len(self.measured), 'case')}"
+        on = f"on synthetic cases made from {counted(len(self.case_ids), 'case')}"
         if self.doubt:
-            return f"it stays with `{DEFAULT}`: {self.doubt}, {on}"
-        halves = sum(score > 0.0 for _, score in self.halves)
-        sure = (
-            f"better with {sum(gain > 0.0 for gain in self.seeds)} of {counted(len(self.seeds), 'seed')} of the noise"
-            f"; what one half of the {'cases' if self._units_are_cases else 'draws'} would choose helps the other in {halves} of 2 halves"
-        )
-        gain = f"{100 * self.gains[self.best]:+.2f} points of Dice against `{DEFAULT}`"
-        return f"chosen: {self.chosen.name}: {gain} {on} ({sure}). That is no proof: look at the results, or measure with labels"
+            return f"it stays with `{DEFAULT}`: {self.doubt}" + (f", {on}" if self.case_ids else "")
+        gain = f"{100 * self.gains[self._best]:+.2f} points of Dice against `{DEFAULT}`"
+        return f"chosen: {self.chosen.name}: {gain} {on}. That is no proof: look at the results, or measure with labels"
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a record of a run keeps of the choice."""
         return {
             "chosen": self.chosen.name,
-            "gain": 0.0 if self.doubt else self.gains[self.best],
+            "gain": 0.0 if self.doubt else self.gains[self._best],
             "doubt": self.doubt,
             "sentence": self.describe(),
-            "cases": list(self.measured),
+            "cases": list(self.case_ids),
             "left_out": dict(self.left_out),
-            "seconds": self.seconds,
         }

@@ -5,22 +5,28 @@ No part of it needs PyTorch.
 
 from __future__ import annotations
 
+import json
 import math
+import textwrap
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+import crfrefine
 from crfrefine.base.failures import Causes, expected_error
 from crfrefine.base.inputs import check_no_input, keeping_inputs
 from crfrefine.base.text import counted
 from crfrefine.base.threads import available_threads
 from crfrefine.cases.case import CaseFiles, CaseHeaders, ReadingOptions, read_case, read_case_headers
 from crfrefine.errors import ConfigError, InputError
+from crfrefine.io.atomic import write_small_file
+from crfrefine.io.json import without_nonfinite
 from crfrefine.io.recognition import add_volumes
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.execution.threads import Workers
@@ -44,7 +50,6 @@ from crfrefine.train.unlabeled import (
     make_source,
     score_candidates,
 )
-from crfrefine.train.unlabeled_report import write_choice
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -73,8 +78,7 @@ def run_unlabeled(options: UnlabeledOptions, observer: TrainingObserver) -> Choi
     choice = Search(inputs.cases, inputs.reading, observer, seed=options.seed, threads=options.threads).run()
     if not choice.case_ids:
         raise InputError("\n  ".join([f"{options.logits}: no case can be used to choose parameters", *causes_of(choice.left_out)]))
-    for note in write_choice(choice, options):
-        observer.note(note)
+    write_choice(choice, options)
     return choice
 
 
@@ -162,7 +166,6 @@ class Search:
         self._files = [complete[number] for number in spread(len(complete), most_cases)]
         self._left_out = {each.case_id: each.problem for each in files if each.problem}
         self._reading, self._observer, self._seed = reading, observer, seed
-        self._started = time.monotonic()
         self._overrides = overrides or {}
         self._threads = threads or available_threads()
         self._sources: list[Source] = []
@@ -187,18 +190,11 @@ class Search:
             try:
                 if cells:
                     self._observer.stage_started(f"trying {counted(len(candidates), 'set')} of parameters")
-                    workers.run(partial(self._score, candidates, table, self._seconds), cells)
+                    workers.run(partial(self._score, candidates, table, time.monotonic()), cells)
             finally:
                 self._is_over = True
-        return Choice(
-            tuple(candidates),
-            table,
-            tuple(source.case_id for source in sources),
-            tuple(source.dice for source in sources),
-            tuple(source.agreement for source in sources),
-            self._left_out,
-            self._seconds,
-        )
+        case_ids, agreements = (tuple(getattr(source, name) for source in sources) for name in ("case_id", "agreement"))
+        return Choice(tuple(candidates), table, case_ids, agreements, self._left_out)
 
     def _add_source(self, files: CaseFiles, threads: int) -> None:
         try:
@@ -220,17 +216,37 @@ class Search:
             self._check()
             with self._lock:
                 share = self._num_tried / num_trials
-                left = (self._seconds - started) * (1.0 - share) / share if share else None
+                left = (time.monotonic() - started) * (1.0 - share) / share if share else None
                 self._observer.progressed(share, left, f"{self._num_tried} of {num_trials} trials")
                 self._num_tried += 1
 
         table[case, seed] = score_candidates(self._sources[case], candidates, (self._seed, seed, case), threads, begin_trial)
 
-    @property
-    def _seconds(self) -> float:
-        return time.monotonic() - self._started
-
     def _check(self) -> None:
         """Raise _StoppedError if the run has ended, as after Ctrl-C."""
         if self._is_over:
             raise _StoppedError
+
+
+def write_choice(choice: Choice, options: UnlabeledOptions) -> None:
+    """Write the report and, last, the parameters, each whole or not at all."""
+    report = {
+        "schema": 2,
+        "version": crfrefine.__version__,
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        "options": {name: str(getattr(options, name)) for name in ("images", "logits", "masks", "input_type", "resample", "seed")},
+        "choice": choice.to_dict(),
+        "parameters": choice.chosen.parameters.to_dict(),
+        "candidates": [{"name": each.name, "parameters": each.parameters.to_dict()} for each in choice.candidates],
+        "gains": choice.gains,
+        # Cases, seeds, kinds (truth and level of noise), the network and the candidates.
+        "dice": choice.table.tolist(),
+    }
+    write_small_file(options.report, (json.dumps(without_nonfinite(report), indent=2, allow_nan=False) + "\n").encode())
+    head = [
+        f"Written by crfrefine {crfrefine.__version__}: chosen without labels, by synthetic cases made from the given ones.",
+        choice.describe(),
+        f"Cases: {', '.join(choice.case_ids)}.",
+    ]
+    comment = "\n".join(line for text in head for line in textwrap.wrap(text, 118))
+    write_small_file(options.output, choice.chosen.parameters.to_toml(comment).encode())

@@ -145,7 +145,7 @@ def test_a_noisy_network_gets_a_stronger_model_and_a_clean_one_stays_with_defaul
     noisy = choose(write_data(tmp_path / "noisy", "noisy")).stdout.splitlines()
     clean = choose(write_data(tmp_path / "clean", "clean")).stdout.splitlines()
     assert noisy[-1].startswith("verdict: chosen: theta_alpha 4.39 mm, ")
-    assert "made from 2 cases (better with 2 of 2 seeds of the noise; what one half of the draws would choose helps" in noisy[-1]
+    assert "made from 2 cases. That is no proof" in noisy[-1]
     assert clean[-1].startswith("verdict: it stays with `default`: ")
     wreck = choose(write_data(tmp_path / "wreck", "wreck")).stdout.splitlines()
     assert "`default` changes so many of the network's labels that synthetic cases would not be like the real ones" in wreck[-1]
@@ -164,7 +164,7 @@ def test_a_noisy_network_gets_a_stronger_model_and_a_clean_one_stays_with_defaul
     assert report["choice"]["chosen"] == report["candidates"][best]["name"]
     assert np.shape(report["dice"]) == (2, 2, 4, 10)
     assert CrfParameters.from_dict(report["parameters"]) == found
-    assert files_in(tmp_path / "noisy" / "out") == ["params.curves.png", "params.report.json", "params.toml"]
+    assert files_in(tmp_path / "noisy" / "out") == ["params.report.json", "params.toml"]
 
 
 @pytest.mark.usefixtures("few")
@@ -184,7 +184,7 @@ def test_one_case_and_what_cannot_be_used(tmp_path):
     write_data(tmp_path, "noisy", 3)
     files = ("-i", tmp_path / "images" / "case0_0000.nii.gz", "-p", tmp_path / "logits" / "case0.nii.gz")
     one = run_here("train-crf", "--unlabeled", *files, "-o", tmp_path / "one.toml", status=0)
-    assert "made from 1 case (better with 4 of 4 seeds" in one.stdout
+    assert "made from 1 case. " in one.stdout
     empty = np.full((*GRID_SHAPE, 3), -1.0, np.float32)
     empty[..., 0] = 5.0
     save_nifti(tmp_path / "logits" / "case1.nii.gz", empty, AFFINE)
@@ -239,7 +239,7 @@ def table_of(gains, spread=0.002, num_cases=6):
 def test_the_rule_takes_what_surely_gains_a_point_in_every_kind_of_case():
     def choice(table, agreements=(0.9,) * 6):
         candidates = [replace(each, name=str(number)) for number, each in enumerate(unlabeled.make_candidates(1.0, {}))]
-        return unlabeled.Choice(tuple(candidates[: table.shape[3] - 1]), table, tuple("abcdef"), (0.7,) * 6, agreements)
+        return unlabeled.Choice(tuple(candidates[: table.shape[3] - 1]), table, tuple("abcdef"), agreements)
 
     assert choice(table_of([0.02, 0.04, 0.03])).chosen.name == "2"
     assert choice(table_of([0.02, 0.04]), (0.9, 0.8, 0.9, 0.8, 0.8, 0.8)).doubt.startswith("`default` changes so many of the network's")
@@ -332,16 +332,11 @@ def test_what_makes_no_sense_without_labels_is_refused_at_once(tmp_path):
 
 
 @pytest.mark.usefixtures("few")
-def test_neither_pytorch_nor_matplotlib_is_needed(tmp_path, monkeypatch):
-    for name in [name for name in sys.modules if name.split(".")[0] in ("torch", "matplotlib")]:
+def test_pytorch_is_not_needed(tmp_path, monkeypatch):
+    for name in [name for name in sys.modules if name.split(".")[0] == "torch"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    write_data(tmp_path, "noisy", 1)
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "params.curves.png").write_bytes(b"of an earlier run")
-    result = choose(tmp_path)
-    assert "note: no picture of the scores: it needs matplotlib" in result.stderr
+    choose(write_data(tmp_path, "noisy", 1))
     assert files_in(tmp_path / "out") == ["params.report.json", "params.toml"]
 
 
