@@ -6,7 +6,7 @@ Each source has a process of its own, which compiles and launches its kernels on
 crashes or has an error of CUDA is ended with its whole group, and a new one goes on behind the launch that it was at. LINES gets a line of
 JSON per launch, as soon as it is known.
 
-Integers must be equal. Numbers may differ by `TOLERANCES` times the largest that the launch writes into the same array: a GPU fuses
+Integers must be equal. Numbers may differ by `TOLERANCE` times the largest that the launch writes into the same array: a GPU fuses
 multiplications and additions, and its powers of two are good to two units in the last place; neither is so where the record was made. What
 depends on the order of threads there is compared as a set, or not at all (`orders` in the line). Outside of its arrays a kernel must
 write nothing.
@@ -36,7 +36,7 @@ import numpy as np
 Line = dict[str, Any]
 
 # Of a sum of hundreds of numbers in float32, 1e-6 is usual.
-TOLERANCES = {"float32": 2e-5, "float64": 1e-11}
+TOLERANCE = 2e-5
 REPEATS = 10
 START_SECONDS, LAUNCH_SECONDS = 60.0, 30.0  # compilation takes a second
 MAX_HANGS = 2
@@ -150,7 +150,7 @@ def compare(launch: dict[str, Any], pieces: Sequence[tuple[Any, Any]], found: Se
             continue
         if argument["order"] == "set":
             got, expected = np.sort(got, axis=None), np.sort(expected, axis=None)
-        share, num_wrong = _differences(before, expected, got, is_double=bool(launch["constants"].get("CRF_DOUBLE")))
+        share, num_wrong = _differences(before, expected, got)
         line["difference"] = max(line["difference"], share)
         if num_wrong:
             where = f"{num_wrong} of {got.size} numbers of argument {number} ({launch['names'][number]}, {argument['dtype']})"
@@ -158,13 +158,12 @@ def compare(launch: dict[str, Any], pieces: Sequence[tuple[Any, Any]], found: Se
     return line
 
 
-def _differences(before: Any, expected: Any, got: Any, *, is_double: bool) -> tuple[float, int]:
+def _differences(before: Any, expected: Any, got: Any) -> tuple[float, int]:
     """The largest difference as a share of the largest number that is written, and how many numbers differ by too much."""
     if expected.dtype.kind != "f":
         wrong = got != expected
         largest = np.abs(got[wrong].astype(np.float64) - expected[wrong].astype(np.float64)).max(initial=0.0)
         return float(largest / max(np.abs(expected.astype(np.float64)).max(), 1.0)), int(wrong.sum())
-    dtype = "float32" if expected.dtype == np.float64 and not is_double else str(expected.dtype)  # sums of float32
     before, expected, got = (array.astype(np.float64) for array in (before, expected, got))
     with np.errstate(invalid="ignore"):
         written = np.isfinite(expected) & (before != expected)
@@ -172,7 +171,7 @@ def _differences(before: Any, expected: Any, got: Any, *, is_double: bool) -> tu
         same = (got == expected) | (np.isnan(got) & np.isnan(expected))
         share = np.where(same, 0.0, np.abs(got - expected) / scale)
     share = np.nan_to_num(share, nan=np.inf)
-    return float(share.max()), int((share > TOLERANCES[dtype]).sum())
+    return float(share.max()), int((share > TOLERANCE).sum())
 
 
 def _child(path: Path) -> None:

@@ -27,18 +27,11 @@ using uint32 = unsigned int;
 using uint16 = unsigned short;
 using uint8 = unsigned char;
 
-// Type of all values. Double for layers in float64; the lattice is built from single precision either way.
-#if CRF_DOUBLE
-using Real = double;
-constexpr Real kTiny = 2.2250738585072014e-308;    // smallest normal number: keeps divisors and arguments of logarithms above zero
-constexpr Real kLowest = -1.7976931348623157e308;  // least finite number
-constexpr Real kEpsilon = 2.220446049250313e-16;   // spacing of numbers at 1
-#else
+// Type of all values.
 using Real = float;
-constexpr Real kTiny = 1.17549435e-38f;
-constexpr Real kLowest = -3.40282347e38f;
-constexpr Real kEpsilon = 1.1920929e-7f;
-#endif
+constexpr Real kTiny = 1.17549435e-38f;    // smallest normal number: keeps divisors and arguments of logarithms above zero
+constexpr Real kLowest = -3.40282347e38f;  // least finite number
+constexpr Real kEpsilon = 1.1920929e-7f;   // spacing of numbers at 1
 
 #if defined(__CUDACC__)
 
@@ -63,15 +56,10 @@ CRF_D float power_of_two(float x) {
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
-CRF_D double power_of_two(double x) { return exp2(x); }
 
-// The number of resident threads per multiprocessor leaves 128 registers for each, 255 in double precision; without this bound, the
-// compiler spills registers to have more threads.
-#if CRF_DOUBLE
-#define CRF_RESIDENT 256
-#else
+// The number of resident threads per multiprocessor leaves 128 registers for each; without this bound, the compiler spills registers to
+// have more threads.
 #define CRF_RESIDENT 512
-#endif
 #define CRF_BLOCK_KERNEL(name, ...) extern "C" __global__ void __launch_bounds__(CRF_THREADS, CRF_RESIDENT / CRF_THREADS) name(__VA_ARGS__)
 #define CRF_SHARED(type, name, count) __shared__ type name[count]
 #define CRF_PER_THREAD(type, name) crf::PerThread<type> name

@@ -102,8 +102,8 @@ def test_instructions_are_those_that_were_meant():
     ("name", "constants"),
     [
         ("lattice_build", {"CRF_FEATURES": 28, "CRF_WIDE_KEYS": 1}),
-        ("direct", {"CRF_FEATURES": 28, "CRF_WIDTH": 8, "CRF_DOUBLE": 1}),
-        ("mean_field", {"CRF_LABELS": 1000, "CRF_CHANNELS": 1000, "CRF_WIDTH": 8, "CRF_DOUBLE": 1}),
+        ("direct", {"CRF_FEATURES": 28, "CRF_WIDTH": 8}),
+        ("mean_field", {"CRF_LABELS": 1000, "CRF_CHANNELS": 1000, "CRF_WIDTH": 8}),
     ],
 )
 def test_large_problems_compile(name, constants):

@@ -40,11 +40,9 @@ def _options():
     """Source, kernel, constant and value: what the engine can ask for, whatever the number of labels and features."""
     found = set()
     for source in source_names():
-        single, double = (kernel_source(source, constants).kernels for constants in ({}, {"CRF_DOUBLE": 1}))
-        for kernel, parameters in single.items():
+        for kernel, parameters in kernel_source(source, {}).kernels.items():
             values = {
                 "CRF_WIDTH": sorted({row_width(number) for number in range(1, 20)}) if any(one.is_rows for one in parameters) else [],
-                "CRF_DOUBLE": [1] if parameters != double[kernel] else [],
                 "CRF_MODALITIES": [1, 2] if source.startswith("grid") else [],
                 "CRF_WIDE_KEYS": [0, 1] if source == "lattice_build" else [],
             }
@@ -54,15 +52,15 @@ def _options():
 
 @pytest.mark.skipif(not cuda_shim.all_are_watched(), reason="compiles each kernel several times: make test-gpu-emulated")
 def test_every_option_of_a_kernel_keeps_to_the_rules(runs):
-    """Forward and backward with rows of each width, both precisions, one modality and two, keys of more than 64 bits, and volumes."""
+    """Forward and backward with rows of each width, one modality and two, keys of more than 64 bits, and volumes."""
     watched, rng, shape = runs.Watched(ShimDevice(is_watched=True)), np.random.default_rng(5), (3, 4, 9)
     engine, mask = CudaBackend(watched), rng.random(shape) < 0.6
-    for number, (num_labels, dtype) in enumerate(((2, "f4"), (3, "f4"), (4, "f4"), (9, "f4"))):
-        logits = rng.random((num_labels, *shape)).astype(dtype)
+    for number, num_labels in enumerate((2, 3, 4, 9)):
+        logits = rng.random((num_labels, *shape)).astype(np.float32)
         # Many voxels on a few vertices, whose lists are cut; once many vertices of many features, whose keys are long.
         few = [("exact", 2, 1.0), ("truncated", 2, 1.0), ("lattice", 2, 300.0), ("grid", 1 + number % 2, 4.0)]
         for filter_name, num_modalities, scale in few if number else [*few, ("lattice", 4, 0.01)]:
-            image = rng.random((num_modalities, *shape)).astype(dtype)
+            image = rng.random((num_modalities, *shape)).astype(np.float32)
             theta = [((1.2 * scale, 1.7 * scale, 1.4 * scale), (0.4 * scale,) * len(image))]
             spec = kernel_set(theta, (1.1, 1.2, 1.3), filter=filter_name, normalization="symmetric", num_labels=num_labels)
             kernels = engine.kernels(GridImage(image, mask, (1.0, 0.8, 1.5)), spec)

@@ -85,7 +85,7 @@ def test_the_backward_pass_takes_what_is_estimated():
     kernels = CudaBackend(device).kernels(case.grid, model)
     tape = kernels.forward(case.logits, run)
     num_given = 2 * case.logits.nbytes + tape.record.nbytes
-    expected = backward_bytes(case.logits.shape, 7 * 11 * 9, "float32", [5], num_theta=1, num_image=2, num_given=num_given)
+    expected = backward_bytes(case.logits.shape, 7 * 11 * 9, [5], num_theta=1, num_image=2, num_given=num_given)
     device.reset()
     before = device.used
     kernels.backward(tape, case.logits, case.logits, wants_image=True)

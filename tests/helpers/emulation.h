@@ -14,10 +14,6 @@
 #include <tuple>
 #include <utility>
 
-#if !defined(CRF_DOUBLE)
-#define CRF_DOUBLE 0
-#endif
-
 #if CRF_WATCHED
 #define CRF_UNWATCHED __attribute__((no_sanitize("thread")))
 extern "C" void watch_thread(int phase, int thread);
@@ -55,7 +51,7 @@ const char* run_each(void (*kernel)(Parameters...), [[maybe_unused]] bool is_blo
 #if CRF_WATCHED
     const auto call = [](void* context, long long number) { (*static_cast<decltype(run_item)*>(context))(number); };
     return watch_run(call, const_cast<void*>(static_cast<const void*>(&run_item)), num_items, is_block, static_cast<unsigned>(order),
-                     !CRF_DOUBLE);
+                     true);
 #else
     current_order = order;
     for (long long i = 0; i < num_items; ++i) run_item(order == 0 ? num_items - 1 - i : i);

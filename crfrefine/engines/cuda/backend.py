@@ -61,8 +61,8 @@ class CudaBackend:
         """
         num_labels, inside = len(logits), image.num_voxels
         with self._lock, self.device.active(), capacity(logits.shape):
-            needed = build_bytes(image.values.shape, inside, spec.kernels, "float32") + 4.0 * math.prod(logits.shape)
-            needed += run_bytes(logits.shape, inside, spec.mean_field, "float32")
+            needed = build_bytes(image.values.shape, inside, spec.kernels) + 4.0 * math.prod(logits.shape)
+            needed += run_bytes(logits.shape, inside, spec.mean_field)
             check_memory(self.device, needed, f"a case of {inside} voxels and {num_labels} labels")
             guide = replace(image, values=np.asarray(image.values, dtype=np.float32))
             kernels = CudaKernels(self.device, guide, spec.kernels, context.progress)
@@ -74,7 +74,7 @@ class CudaBackend:
         inside = image.num_voxels
         with self._lock, self.device.active(), capacity(values.shape):
             image_shape = (0 if wanted.is_spatial else len(image.values), *values.shape[1:])
-            needed = build_bytes(image_shape, inside, spec, "float32")
+            needed = build_bytes(image_shape, inside, spec)
             needed += 8.0 * (math.prod(values.shape) + padded_channels(num_channels) * inside)
             check_memory(device, needed, f"a message of {inside} voxels and {num_channels} channels")
             voxels = Voxels(device, values.shape[1:], spec.distances(image.spacing), image.mask)

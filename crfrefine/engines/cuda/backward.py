@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.base.array_types import Float64
-from crfrefine.engines.cuda.device import num_row_groups, precision, row_width
+from crfrefine.engines.cuda.device import num_row_groups, row_width
 from crfrefine.engines.cuda.feature_columns import FeatureColumns
 from crfrefine.engines.cuda.kernel_set import Kernel
 from crfrefine.engines.cuda.moments import Moments
@@ -59,11 +59,11 @@ class Backward:
         xp, num_voxels, num_labels = voxels.device.xp, voxels.num_voxels, spec.num_labels
         num_sent = num_labels - 1
         width, num_groups = row_width(num_sent), num_row_groups(num_sent)
-        self._constants = {"CRF_WIDTH": width, **precision(dtype)}
+        self._constants = {"CRF_WIDTH": width}
         self._weights = self._device.upload(np.asarray(spec.weights, dtype=dtype))
         self._compatibility = self._device.upload(np.asarray(spec.compatibility, dtype=dtype))
         self._sums = Sums(voxels.device)
-        self._products = [Products(self._sums, num_labels, num_labels, num_voxels, dtype) for _ in kernels]
+        self._products = [Products(self._sums, num_labels, num_labels, num_voxels) for _ in kernels]
         self._by_image = by_image
         self._by_voxels = None if by_image is None else xp.zeros((len(by_image), num_voxels), dtype=dtype)
         self._is_differentiated = [wants_theta or (by_image is not None and of_kernel.num_modalities > 0) for of_kernel in features]
@@ -146,13 +146,13 @@ class Backward:
         inverse = self._dtype.type(1.0) / self._dtype.type(self._spec.temperature)
         self._by_start += self._by_x
         self._by_start *= inverse
-        Products(self._sums, num_labels, 1, self._voxels.num_voxels, self._dtype).add(self._by_start, None)
+        Products(self._sums, num_labels, 1, self._voxels.num_voxels).add(self._by_start, None)
         by_logits = by_out * inverse
         for of_grid, of_voxels in zip(by_logits.reshape(num_labels, -1), self._by_start, strict=True):
             of_grid[self._voxels.grid_index] = of_voxels
         # A logit of minus infinity has no gradient except for rounding, and is left out.
         finite = xp.where(xp.isfinite(logits), logits, self._dtype.type(0.0))
-        Products(self._sums, 1, 1, by_out.size, self._dtype).add(by_logits.reshape(1, -1), finite.reshape(1, -1))
+        Products(self._sums, 1, 1, by_out.size).add(by_logits.reshape(1, -1), finite.reshape(1, -1))
         return by_logits
 
     def _image_back(self) -> None:

@@ -145,14 +145,9 @@ def padded_channels(num_channels: int) -> int:
     return num_row_groups(num_channels) * row_width(num_channels)
 
 
-def precision(dtype: Any) -> dict[str, int]:
-    """The constants of kernels for values of that type, float32 or float64."""
-    return {"CRF_DOUBLE": 1} if dtype == np.float64 else {}
-
-
 def row_constants(rows: Any) -> dict[str, int]:
     """The constants of kernels for (group, voxel, width) values."""
-    return {"CRF_WIDTH": rows.shape[-1], **precision(rows.dtype)}
+    return {"CRF_WIDTH": rows.shape[-1]}
 
 
 def grouped(per_channel: NDArray[np.floating[Any]], width: int) -> NDArray[np.floating[Any]]:

@@ -35,7 +35,7 @@ class Filter(ABC):
         """Total += channel_weight * received * K (sent * values).
 
         Args:
-            values: (group, voxel, width), on the device, like all arrays, which have one type: float32 or float64.
+            values: (group, voxel, width), float32, on the device, like all arrays.
             sent: (voxel) factors, or None for ones.
             received: likewise.
             channel_weight: (group, width).
@@ -127,8 +127,8 @@ class TruncatedFilter(Filter):
         self._device.launch("direct", "filter_window", constants, num_voxels, *window, group, sent, *to)
 
 
-SPATIAL_RADIUS = {np.dtype(np.float32): 4.0, np.dtype(np.float64): 8.0}
-"""Standard deviations up to which a tap of the spatial kernel counts in full, by the precision of the values."""
+SPATIAL_RADIUS = 4.0
+"""Standard deviations up to which a tap of the spatial kernel counts in full."""
 
 
 def spatial_taps(sigma: float, extent: int, radius: float) -> tuple[Float64, Float64]:
@@ -158,7 +158,7 @@ class SpatialFilter(Filter):
         self._theta_gamma, self._dtype = theta_gamma, np.dtype(dtype)
         self._axes: list[tuple[int, int, Any, int]] = []
         for a, (theta, step, extent) in enumerate(zip(theta_gamma, voxels.spacing, voxels.box_shape, strict=True)):
-            weights, slopes = spatial_taps(theta / step, extent, SPATIAL_RADIUS[self._dtype])
+            weights, slopes = spatial_taps(theta / step, extent, SPATIAL_RADIUS)
             taps = (slopes if a == differentiated else weights).astype(dtype)
             self._axes.append((math.prod(voxels.box_shape[a + 1 :]), extent, self._device.upload(taps), len(taps) - 1))
         self._boxes = Room(self._device, "the mask's bounding box of a spatial kernel")

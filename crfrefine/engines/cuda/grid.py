@@ -171,7 +171,7 @@ class GridFilter(Filter):
         levels = [math.prod(outer[:a]) * math.prod(size.cells[a : len(outer)]) * self._plane_cells for a in range(len(outer) + 1)]
         self._counts = [*levels, levels[0]]
         width = row_width(num_channels)
-        needed = grid_bytes(sum(self._counts), width, self._dtype, num_places=sum(voxels.box_shape), num_voxels=voxels.num_voxels)
+        needed = grid_bytes(sum(self._counts), width, num_places=sum(voxels.box_shape), num_voxels=voxels.num_voxels)
         check_memory(self._device, needed, "a bilateral grid")
         self._outer = [_Axis(bilateral, a) for a in range(len(outer))]
         self._rows = _Axis(bilateral, num_axes - 2 if num_axes > 1 else None)

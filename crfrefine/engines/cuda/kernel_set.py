@@ -66,7 +66,7 @@ def normalized(plain: Filter, voxels: Voxels, normalization: str, dtype: Any = n
 def choose_filter(bilateral: BilateralInput, num_channels: int, num_filterings: int) -> tuple[str, float | None]:
     """Return the filter that `auto` chooses, the direct sum or grid that is less work, or the lattice if it clearly is; and its vertices.
 
-    Operations are weighed against bytes moved. As on the CPU, the grid is no choice in double precision. The number of the lattice's
+    Operations are weighed against bytes moved. The number of the lattice's
     vertices is estimated from a sample of the voxels; None if the choice does not depend on it.
     """
     voxels = bilateral.voxels

@@ -44,12 +44,12 @@ class CudaKernels:
         self._mask = mask
         origin = checked_origin(given)
         inside = given.num_voxels
-        needed = build_bytes(image.shape, inside, spec, image.dtype)
+        needed = build_bytes(image.shape, inside, spec)
         check_memory(device, needed, f"building the kernels of {inside} voxels")
         uploaded = device.upload(image)
         device.synchronize()
         self._upload_seconds = time.perf_counter() - started
-        self._image = uploaded.astype(np.float64 if uploaded.dtype == np.float64 else np.float32, copy=False)
+        self._image = uploaded.astype(np.float32, copy=False)
         self.image_shape = tuple(self._image.shape)
         self.dtype = str(self._image.dtype)
         self._grid_shape = self.image_shape[1:]
@@ -73,7 +73,7 @@ class CudaKernels:
         spec = spec.rounded(self._image.dtype)
         with self._lock, active_for(self._device, logits), capacity(self._shape()):
             started = time.perf_counter()
-            needed = run_bytes(self._shape(), self.num_voxels, spec, self.dtype)
+            needed = run_bytes(self._shape(), self.num_voxels, spec)
             self._check(needed + self._copied_bytes(logits), "a run")
             given = self._array(logits)
             self._device.synchronize()
@@ -97,7 +97,7 @@ class CudaKernels:
         """Run the mean field and save the data of the backward pass; see `Kernels.forward`."""
         plain = replace(spec, tolerance=0.0).rounded(self._image.dtype)
         with self._lock, active_for(self._device, logits), capacity(self._shape()):
-            needed = run_bytes(self._shape(), self.num_voxels, plain, self.dtype, records=True)
+            needed = run_bytes(self._shape(), self.num_voxels, plain, records=True)
             self._check(needed + self._copied_bytes(logits), "a run")
             given = self._array(logits)
             part = self._volume_part(given, logits, plain)
@@ -115,13 +115,12 @@ class CudaKernels:
             needed = backward_bytes(
                 self._shape(),
                 self.num_voxels,
-                self.dtype,
                 [len(features) for features in self._features],
                 num_theta=self.num_kernels * wants_moments,
                 num_image=len(self._image) * wants_image,
                 num_given=sum(self._copied_bytes(array) for array in (logits, gradient, tape.record)),
             )
-            self._check(needed + volume_bytes(self.num_voxels, spec, self.dtype), "the backward pass")
+            self._check(needed + volume_bytes(self.num_voxels, spec), "the backward pass")
             by_image = self._device.xp.zeros_like(self._image) if wants_image else None
             model = (self._voxels, self._kernels, self._features, spec, self._image.dtype)
             backward = Backward(*model, wants_theta=wants_theta, by_image=by_image)

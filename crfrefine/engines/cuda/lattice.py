@@ -47,7 +47,7 @@ class Lattice:
         num_corners = num_voxels * (dimension + 1)
         if num_corners >= 2**32:
             raise CapacityError(f"{num_voxels} voxels with {dimension + 1} vertices each are more than 2^32; use a mask")
-        check_memory(self.device, lattice_bytes(num_voxels, dimension, np.float32, is_wide=self._is_wide), "the lattice")
+        check_memory(self.device, lattice_bytes(num_voxels, dimension, is_wide=self._is_wide), "the lattice")
         xp = self.device.xp
         bits = table_bits_for(estimated_vertices(bilateral, simplices)) if first_table_bits is None else first_table_bits
         key_low, key_high, self.corner_weight = simplices.find(bilateral.features)

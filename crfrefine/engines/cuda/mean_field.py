@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.base.array_types import Bool, Float64
-from crfrefine.engines.cuda.device import grouped, num_row_groups, precision, row_width
+from crfrefine.engines.cuda.device import grouped, num_row_groups, row_width
 from crfrefine.engines.cuda.kernel_set import Kernel
 from crfrefine.engines.cuda.memory import MAX_THREADS
 from crfrefine.engines.cuda.sums import add_up
@@ -40,7 +40,7 @@ class MeanFieldOutcome:
 
 
 class MeanFieldRun:
-    """The iteration on (label, *grid) float32 or float64 logits on the device, in whose precision the weights of the run are."""
+    """The iteration on (label, *grid) float32 logits on the device."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class MeanFieldRun:
         num_labels, num_channels, num_voxels = len(logits), spec.num_channels, voxels.num_voxels
         width = row_width(num_channels)
         num_groups = num_row_groups(num_channels)
-        self._constants = {"CRF_LABELS": num_labels, "CRF_CHANNELS": num_channels, "CRF_WIDTH": width, **precision(dtype)}
+        self._constants = {"CRF_LABELS": num_labels, "CRF_CHANNELS": num_channels, "CRF_WIDTH": width}
         weights = [self._device.upload(grouped(weight[:num_channels].astype(dtype), width)) for weight in spec.weights]
         self._kernels = list(zip(kernels, weights, strict=True))
         self._weighted_ones = None

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from crfrefine.engines.cuda.device import padded_channels, precision, row_constants
+from crfrefine.engines.cuda.device import padded_channels, row_constants
 from crfrefine.engines.cuda.feature_columns import FeatureColumns
 from crfrefine.engines.cuda.filters import Filter, SpatialFilter
 from crfrefine.engines.cuda.kernel_set import Kernel
@@ -126,4 +126,4 @@ class Moments:
         self._device.launch("moments", "add_moments", row_constants(rows), num_threads, *arguments)
 
     def _launch(self, kernel: str, num_threads: int, *arguments: Any) -> None:
-        self._device.launch("moments", kernel, {"CRF_WIDTH": 1, **precision(self._dtype)}, num_threads, *arguments)
+        self._device.launch("moments", kernel, {"CRF_WIDTH": 1}, num_threads, *arguments)

@@ -105,13 +105,12 @@ def kernel_source(name: str, constants: Mapping[str, int]) -> KernelSource:
 def _with_constants(name: str, fixed: tuple[tuple[str, int], ...]) -> KernelSource:
     constants = dict(fixed)
     defines = "".join(f"#define {key} {value}\n" for key, value in fixed)
-    real = np.float64 if constants.get("CRF_DOUBLE") else np.float32
     options = [
         "-std=c++17",
         *(["--fmad=false"] if name in UNCONTRACTED else []),
         *(["--device-int128"] if constants.get("CRF_WIDE_KEYS") else []),
     ]
-    return KernelSource(name, defines + _inlined(name), _signatures(name, real), tuple(options))
+    return KernelSource(name, defines + _inlined(name), _signatures(name, np.float32), tuple(options))
 
 
 def pack_arguments(source: KernelSource, kernel: str, constants: Mapping[str, int], arguments: Sequence[Any]) -> list[Any]:

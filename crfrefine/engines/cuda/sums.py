@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from crfrefine.base.array_types import Float64
-from crfrefine.engines.cuda.device import Device, precision
+from crfrefine.engines.cuda.device import Device
 from crfrefine.engines.cuda.memory import PAIR_THREADS, pair_blocks, pair_tile
 
 _THREADS = 512
@@ -42,13 +42,13 @@ class Products:
         parts: (pair, part) the terms of the last sum.
     """
 
-    def __init__(self, sums: Sums, num_rows: int, num_others: int, num_voxels: int, dtype: Any) -> None:
+    def __init__(self, sums: Sums, num_rows: int, num_others: int, num_voxels: int) -> None:
         """Reserve the sums."""
         self._device, self._num_voxels = sums.device, num_voxels
-        tile, num_slices = pair_tile(num_rows, num_others, dtype)
-        self._num_blocks = pair_blocks(num_rows, num_others, num_voxels, dtype)
+        tile, num_slices = pair_tile(num_rows, num_others)
+        self._num_blocks = pair_blocks(num_rows, num_others, num_voxels)
         rows = {"CRF_ROWS": num_rows, "CRF_OTHERS": num_others}
-        self._constants = {**rows, "CRF_THREADS": PAIR_THREADS, "CRF_TILE": tile, **precision(dtype)}
+        self._constants = {**rows, "CRF_THREADS": PAIR_THREADS, "CRF_TILE": tile}
         self.parts = sums.reserve(num_rows * num_others, self._num_blocks * num_slices)
 
     def add(self, rows: Any, others: Any, part: Any = None) -> None:

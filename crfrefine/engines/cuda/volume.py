@@ -8,17 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.base.array_types import Float64
-from crfrefine.engines.cuda.device import precision
 from crfrefine.engines.cuda.sums import Products, Sums
 from crfrefine.engines.cuda.voxels import Voxels
-from crfrefine.engines.volume_term import LAST_CHANGE, VolumeTerm
+from crfrefine.engines.volume_term import VolumeTerm
 
 if TYPE_CHECKING:
     from crfrefine.parameters.specs import MeanFieldSpec
 
 
 LAST_SINGLE_CHANGE = 1e-3
-"""`LAST_CHANGE` for marginals in single precision."""
+"""Nats; a Newton step of this size is the last one."""
 
 
 class MassSums:
@@ -28,8 +27,8 @@ class MassSums:
         """Allocate the sums; `part`, (voxel) uint8 on the device, is 1 where the term applies; None: everywhere."""
         self._voxels, self._num_labels, self._part, self._dtype = voxels, num_labels, part, dtype
         self._of_pairs, self._of_labels = Sums(voxels.device), Sums(voxels.device)
-        self._pairs = Products(self._of_pairs, num_labels, num_labels, voxels.num_voxels, dtype)
-        self._labels = Products(self._of_labels, num_labels, 1, voxels.num_voxels, dtype)
+        self._pairs = Products(self._of_pairs, num_labels, num_labels, voxels.num_voxels)
+        self._labels = Products(self._of_labels, num_labels, 1, voxels.num_voxels)
         self._marginals = voxels.device.xp.empty((num_labels, voxels.num_voxels), dtype=dtype)
 
     def of_logits(self, logits: Any, bias: Float64) -> tuple[Float64, Float64]:
@@ -72,7 +71,7 @@ class MassSums:
         voxels = self._voxels
         given = (logits, voxels.grid_size, voxels.grid_index, voxels.num_voxels, self._num_labels)
         added = voxels.device.upload(np.asarray(bias, dtype=self._dtype))
-        voxels.device.launch("volume", "find_marginals", precision(self._dtype), voxels.num_voxels, *given, added, self._marginals)
+        voxels.device.launch("volume", "find_marginals", {}, voxels.num_voxels, *given, added, self._marginals)
         return self._marginals
 
 
@@ -89,7 +88,7 @@ class VolumeSteps:
         self._sums = MassSums(voxels, spec.num_labels, self._part, out.dtype)
         self._masses = self._sums.masses(out)
         self._term = VolumeTerm(self._sums.counts(out), spec.volume_slack)
-        self._last_change = LAST_CHANGE if out.dtype == np.float64 else LAST_SINGLE_CHANGE
+        self._last_change = LAST_SINGLE_CHANGE
         self.biases: list[Float64] = []
 
     def end_step(self) -> float:
@@ -100,7 +99,7 @@ class VolumeSteps:
         voxels, num_labels = self._voxels, self._spec.num_labels
         bias = voxels.device.upload(np.asarray(self.biases[-1], dtype=self._out.dtype))
         arguments = (self._out, voxels.grid_size, voxels.grid_index, voxels.num_voxels, num_labels, self._part, bias)
-        voxels.device.launch("volume", "add_biases", precision(self._out.dtype), voxels.num_voxels, *arguments)
+        voxels.device.launch("volume", "add_biases", {}, voxels.num_voxels, *arguments)
         if self._spec.volume_slack > 0.0:  # the energy of masses that are kept exactly is 0
             self._masses = self._sums.masses(self._out)
         return energy

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.base.array_types import Bool, Float64
-from crfrefine.engines.cuda.device import precision
 from crfrefine.engines.cuda.volume import MassSums
 from crfrefine.engines.cuda.voxels import Voxels
 from crfrefine.engines.volume_term import VolumeTerm
@@ -45,7 +44,7 @@ class VolumeBackward:
         given = self._device.upload(np.asarray(by_mass, dtype=gradient.dtype))
         num_voxels = self._voxels.num_voxels
         arguments = (marginals, num_voxels, self._spec.num_labels, self._part, given, gradient)
-        self._device.launch("volume", "pull_masses", precision(gradient.dtype), num_voxels, *arguments)
+        self._device.launch("volume", "pull_masses", {}, num_voxels, *arguments)
 
     def _marginals(self, t: int) -> Any:
         return _all_marginals(self._device.xp, self._record[t], self._spec.num_labels)
