@@ -74,7 +74,7 @@ def memory_limit(given: int | None = None) -> MemoryLimit:
     """
     import psutil
 
-    own, machine = _own_use(), psutil.virtual_memory()
+    (_, own), machine = _own_use(), psutil.virtual_memory()
     reserve = min(machine.total // RESERVED_SHARE, MAX_RESERVED)
     limits = [(max(machine.available - reserve, 0) + own, "the memory available on this machine")]
     group = [size for name in ("memory.max", "memory.high") for size, *_ in control_groups.numbers(name)]
@@ -87,14 +87,15 @@ def memory_limit(given: int | None = None) -> MemoryLimit:
 
 def memory_left(limit: MemoryLimit) -> int:
     """Return the bytes that this process may still take."""
-    return max(0, limit.bytes - _own_use())
+    return max(0, limit.bytes - _own_use()[0])
 
 
-def _own_use() -> int:
+def _own_use() -> tuple[int, int]:
+    """Return the bytes of this process in physical memory, and those of them that are not pages of files, which can be given back."""
     import psutil
 
     use = psutil.Process().memory_info()
-    return int(use.rss - use.shared)  # Pages of shared libraries and mapped files can be given back.
+    return int(use.rss), int(use.rss - use.shared)
 
 
 def require_memory(needed: int, message: str, limit: MemoryLimit) -> None:

@@ -9,7 +9,6 @@
 #include "cpu/mean_field_messages.h"
 #include "cpu/mean_field_rules.h"
 #include "cpu/softmax_lanes.h"
-#include "cpu/two_label_steps.h"
 #include "cpu/with_constant.h"
 
 namespace crf {
@@ -19,9 +18,6 @@ namespace {
 class MeanField {
     using Lanes = vfloat;
     using Integers = vint;
-
-    // Double precision is for checks, where speed is no concern: it has only the code for any number of labels.
-    static constexpr bool kIsFast = std::is_same_v<float, float>;
 
    public:
     MeanField(const Voxels& voxels, std::vector<Kernel>& kernels, const MeanFieldOptions& options, const GridView<const float>& logits,
@@ -39,8 +35,7 @@ class MeanField {
           implied_(options.last_is_implied()),
           num_stored_(num_channels_),
           messages_(kernels, options, voxels.num_voxels, record != nullptr, pool, workspace),
-          volumes_(options, voxels.num_voxels, pool),
-          two_labels_(voxels, options, logits) {
+          volumes_(options, voxels.num_voxels, pool) {
         keep_ = options_.tolerance > 0;  // a step that may be the last one stores its logits
         if (!record_)
             own_marginals_ = Buffer<float>((gives_marginals() || messages_.joins_ones() ? num_labels_ : num_channels_) * num_voxels_);
@@ -65,7 +60,7 @@ class MeanField {
         const bool may_stop = options_.tolerance > 0;
         const auto preview = [&](int64_t block, int thread) {
             float* const rows = scratch_[thread].get();
-            for_label_count([&](auto known) { preview_labels<known.value>(block, rows); });
+            with_constant<2, 3, 4, 5, 0>(num_labels_, [&](auto known) { preview_labels<known.value>(block, rows); });
             return rows;
         };
         if (keep_ || options_.num_iterations == 0) write_start(out_);
@@ -129,11 +124,6 @@ class MeanField {
     void store_marginals(int64_t block, const float* rows) { store_rows(rows, num_voxels_, block, num_stored_, new_marginals_); }
 
     void initialize(int64_t block, float* x) {
-        if constexpr (kIsFast)
-            if (two_labels_.can_start()) {
-                block_sums_[block] = two_labels_.start(block, new_marginals_, messages_.overwrites() ? nullptr : messages_.received());
-                return;
-            }
         load_logits(block, x);
         const int64_t count = std::min(kVoxelBlock, num_voxels_ - block * kVoxelBlock);
         const bool counts_labels = volumes_.counts_labels(block);
@@ -159,22 +149,7 @@ class MeanField {
     // One step for a block: from the messages and old marginals to the new marginals (and logits, if `out` is given). Resets the
     // messages to zero for the next step.
     void update(int64_t block, float* scratch, const GridView<float>* out) {
-        if constexpr (kIsFast)
-            if (two_labels_.can_update()) {
-                block_sums_[block] = two_labels_.update(block, old_marginals_, messages_, new_marginals_, num_stored_, out);
-                return;
-            }
-        for_label_count([&](auto known) { update_labels<known.value>(block, scratch, out); });
-    }
-
-    // Calls `body` with the number of labels as a constant, 0 = any.
-    template <class Body>
-    void for_label_count(const Body& body) {
-        if constexpr (kIsFast) {
-            with_constant<2, 3, 4, 5, 0>(num_labels_, body);
-        } else {
-            with_constant<0>(num_labels_, body);
-        }
+        with_constant<2, 3, 4, 5, 0>(num_labels_, [&](auto known) { update_labels<known.value>(block, scratch, out); });
     }
 
     // The new logits of a block as the first rows of `scratch`, the old marginals as the next; returns <Q, pairwise> of these. The messages
@@ -309,7 +284,6 @@ class MeanField {
     int num_stored_;      // new marginals that are stored: channels, in the last step all labels or none
     Messages messages_;
     KeptVolumes volumes_;
-    const TwoLabelSteps two_labels_;
     bool keep_ = false;            // logits are stored in each step
     Buffer<float> own_marginals_;  // (channel, voxel), with room for all labels if they are given to the caller
     float *old_marginals_ = nullptr, *new_marginals_ = nullptr;

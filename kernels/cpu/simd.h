@@ -1,5 +1,5 @@
 // Sixteen lanes of float or int32 in the compiler's vector extension (lane_types.h), so that one source serves SSE, AVX2, AVX-512 and NEON.
-// Intrinsics are used only for operations that the extension cannot express well. Lanes of double hold sums.
+// Intrinsics are used only for operations that the extension cannot express well.
 #pragma once
 
 #include <cmath>
@@ -23,7 +23,6 @@ constexpr int kLanes = 16;
 typedef LanesOfSize<float, 4 * kLanes> vfloat;
 typedef LanesOfSize<float, kProcessorBytes> vregister;  // the lanes that one register holds, for loops that need many
 typedef LanesOfSize<int32_t, 4 * kLanes> vint;
-typedef LanesOfSize<double, 8 * kLanes> vdouble;
 typedef float vfloat4 __attribute__((vector_size(16)));
 
 inline vfloat load(const float* p) { return load_lanes<vfloat>(p); }
@@ -94,16 +93,6 @@ inline T sum_of_lanes(V v) {
     }
 }
 inline float sum_lanes(vfloat v) { return sum_of_lanes<float>(v); }
-inline double sum_lanes(vdouble v) { return sum_of_lanes<double>(v); }
-
-// The sixteen numbers in double precision.
-inline vdouble to_double(vfloat v) {
-    float from[kLanes];
-    double to[kLanes];
-    store(from, v);
-    for (int i = 0; i < kLanes; ++i) to[i] = static_cast<double>(from[i]);
-    return load_lanes<vdouble>(to);
-}
 
 template <class V>
 inline bool has_no_bits(V v) {

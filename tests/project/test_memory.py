@@ -51,7 +51,7 @@ def groups(tmp_path, monkeypatch):
     monkeypatch.setattr(control_groups, "ROOT", tmp_path / "sys")
     monkeypatch.setattr(control_groups, "OWN_GROUP", tmp_path / "cgroup")
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=16 * GIB, available=12 * GIB))
-    monkeypatch.setattr(memory, "_own_use", lambda: GIB)
+    monkeypatch.setattr(memory, "_own_use", lambda: (GIB, GIB))
     return job
 
 
