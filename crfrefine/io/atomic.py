@@ -10,7 +10,7 @@ import errno
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -24,7 +24,6 @@ from crfrefine.io.streams import is_named_gzip, write_gzip
 
 _TEMPORARY_NAME = re.compile(r"\..*\.tmp-[0-9a-f]{16}", re.DOTALL)
 _MAX_NAME_BYTES = 100  # Bytes of the target's name in the hidden name, which must not be too long for the disk.
-_MAX_LINKS = 40  # Linux follows as many.
 _LEFTOVER_SECONDS = 86_400
 
 
@@ -58,10 +57,11 @@ def atomic_files(*paths: Path) -> Iterator[tuple[BinaryIO, ...]]:
             file.flush()
             os.fsync(file.fileno())
             file.close()
-        if len(targets) == 1:
-            temporary[0].replace(targets[0])
-        else:
-            _replace_together(temporary, targets)
+        if len(targets) > 1:
+            # An old header must not exist beside new voxels, not even for an instant.
+            targets[-1].unlink(missing_ok=True)
+        for name, target in zip(temporary, targets, strict=True):
+            name.replace(target)
     except BaseException as error:
         for file in files:
             with suppress(OSError):  # On a full disk, closing fails again.
@@ -188,42 +188,11 @@ def _temporary_name(path: Path) -> Path:
 
 def _special_kind(path: Path) -> str | None:
     """Return the kind of anything but a regular file at a path, links followed; None for a regular file or a free name."""
-    link = path
-    for _ in range(_MAX_LINKS):
-        link = Path(os.path.realpath(link.parent)) / link.name
-        if link.is_relative_to("/proc"):  # Standard output may be a regular file, which other programs write to.
-            return "a stream of a process"
-        if not link.is_symlink():
-            break
-        link = link.parent / link.readlink()
+    # Standard output may be a regular file, which other programs write to.
+    if os.path.abspath(path).startswith(("/dev/std", "/dev/fd/", "/proc/")):  # noqa: PTH100 - links are not followed
+        return "a stream of a process"
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
         return None
     return None if S_ISREG(mode) else "a folder" if S_ISDIR(mode) else "a device, pipe or socket"
-
-
-def _replace_together(temporary: Sequence[Path], targets: Sequence[Path]) -> None:
-    """Rename the files, the last one at the end; restore the old ones if that fails."""
-    aside: list[tuple[Path, Path]] = []
-    placed: list[Path] = []
-    try:
-        # An old header must not exist beside new voxels, not even for an instant: it is removed first.
-        for target in reversed(targets):
-            aside.append((_temporary_name(target), target))
-            with suppress(FileNotFoundError):
-                target.replace(aside[-1][0])
-        for name, target in zip(temporary, targets, strict=True):
-            placed.append(target)
-            name.replace(target)
-    except BaseException:
-        for target in reversed(placed):
-            with suppress(OSError):
-                target.unlink(missing_ok=True)
-        for old, target in reversed(aside):
-            with suppress(OSError):
-                old.replace(target)
-        raise
-    for old, _ in aside:
-        with suppress(OSError):
-            old.unlink(missing_ok=True)
