@@ -1,4 +1,4 @@
-"""Files that name the package's version, parts or dependencies agree with it: citation, dependencies, workflows, container."""
+"""Files that name the package's version, parts or dependencies agree with it: citation and dependencies."""
 
 import re
 import tomllib
@@ -10,10 +10,8 @@ import yaml
 import crfrefine
 
 ROOT = Path(__file__).resolve().parents[2]
-WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
-PACKAGING = ROOT / "packaging"
 
-if not (ROOT / ".github").is_dir() or not PACKAGING.is_dir():
+if not (ROOT / ".github").is_dir():
     pytest.skip("not a checkout: a source distribution need not have these files", allow_module_level=True)
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -34,18 +32,3 @@ def test_every_dependency_and_every_extra_has_a_row():
     found = [set(re.findall("`([^`]+)`", cell)) for cell in cells]
     wanted = {re.split(r"[<>=\[]", line)[0] for line in PROJECT["project"]["dependencies"]}
     assert found == [wanted, PROJECT["project"]["optional-dependencies"].keys() - {"all"}]
-
-
-def test_the_container_copies_what_the_wheel_is_built_of():
-    docker = (PACKAGING / "docker" / "Dockerfile").read_text(encoding="utf-8")
-    copied = {name for line in re.findall(r"^COPY (?!--from)(.*) \S+$", docker, re.MULTILINE) for name in line.split()}
-    assert all((ROOT / name).exists() for name in copied)
-    let_in = (PACKAGING / "docker" / "Dockerfile.dockerignore").read_text(encoding="utf-8")
-    assert copied | {"constraints.txt"} == set(re.findall(r"^!(\S+)$", let_in, re.MULTILINE))
-
-
-def test_an_image_does_not_run_as_root():
-    docker = (PACKAGING / "docker" / "Dockerfile").read_text(encoding="utf-8")
-    last_of_stage = [re.findall(r"^USER (\d+)", stage, re.MULTILINE)[-1:] for stage in docker.split("\nFROM ")[2:]]
-    assert last_of_stage == [["1000"], ["1000"], []]  # The last stage is the one before it under another name.
-    assert re.search(r"^FROM runtime AS cpu\s*\Z", docker, re.MULTILINE)

@@ -53,13 +53,6 @@ def test_the_wheel_carries_its_data_and_the_pages_assets_and_nothing_else():
     assert suffixes <= SOURCE_SUFFIXES | {".py", ".pyi", ".typed", ".so", ".toml", ".md", ".html", ".css", ".js", ".txt"}
 
 
-def test_no_script_of_others_is_committed():
-    """The report has no script; those of the page with sliders are short."""
-    scripts = [path for path in repository_texts() if path.suffix == ".js"]
-    assert {path.name for path in scripts} == {"planes.js", "sliders.js", "tune.js"}
-    assert all(len(line) < 200 for path in scripts for line in path.read_text(encoding="utf-8").splitlines()), "nothing minified"
-
-
 @installed_only
 @pytest.mark.long
 def test_the_engine_is_compiled_for_every_level_of_the_tests():
