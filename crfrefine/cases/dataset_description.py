@@ -12,7 +12,7 @@ from crfrefine.base.inputs import add_inputs
 from crfrefine.base.labels import MAX_LABEL
 from crfrefine.base.text import shorten, shorten_value
 from crfrefine.errors import InputError
-from crfrefine.io.json import read_json, require_usable
+from crfrefine.io.json import read_json
 
 if TYPE_CHECKING:
     from crfrefine.io.segments import Segment
@@ -86,9 +86,6 @@ def _description_of(content: Any, path: Path) -> DatasetDescription:
     """Return the contents of the entries used here; raise a ValueError that names the key of an unusable one."""
     if not isinstance(content, Mapping):
         raise ValueError(f'expected a mapping with "labels", such as {_EXAMPLE}')
-    for key in ("labels", "channel_names", "modality", "file_ending", "regions_class_order"):
-        if key in content:
-            require_usable(content[key], key)
     labels = content.get("labels", {})
     if not isinstance(labels, Mapping):
         raise ValueError(f"labels: expected a mapping with names and numbers, such as {_EXAMPLE}; got {shorten_value(labels)}")

@@ -12,7 +12,7 @@ from crfrefine.base.inputs import add_inputs
 from crfrefine.base.labels import MAX_LABEL
 from crfrefine.base.text import shorten, shorten_value
 from crfrefine.errors import ConfigError, InputError
-from crfrefine.io.json import read_json, require_usable
+from crfrefine.io.json import read_json
 
 RESERVED = "mean"
 """Reserved name: reports use it for the mean over regions."""
@@ -64,8 +64,6 @@ def read_regions(path: Path) -> tuple[Region, ...]:
     try:
         if not isinstance(content, Mapping):
             raise ValueError('expected a mapping of names to labels, such as {"core": [1, 3, 4]}')
-        for key in content if not isinstance(content.get("labels"), Mapping) else ("labels", "regions"):
-            require_usable(content.get(key), shorten(key))
         if not isinstance(content.get("labels"), Mapping):
             return _regions(content.items())
         regions = _regions_of_labels(content["labels"])

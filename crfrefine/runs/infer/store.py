@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from crfrefine.base.text import MAX_OF_A_REASON, counted, listed, shorten, shorten_value
 from crfrefine.errors import ConfigError, CrfRefineError, InputError
 from crfrefine.io.atomic import cannot_write
-from crfrefine.io.json import require_usable, without_nonfinite
+from crfrefine.io.json import without_nonfinite
 from crfrefine.io.lines import append_lines, open_lines, parse_line
 from crfrefine.io.paths import is_there, require_file
 from crfrefine.parameters.model import CrfParameters
@@ -210,7 +210,6 @@ def _read_line(values: Any, runs: dict[str, RecordedRun], entries: list[Entry]) 
     """Add a line to the runs or to the entries; raise ValueError, TypeError or KeyError if it is neither."""
     if not isinstance(values, dict):
         raise ValueError("expected a JSON table")
-    require_usable(values, "")
     if "case_id" in values:
         if values["run"] not in runs:
             raise ValueError("its run has no line")
