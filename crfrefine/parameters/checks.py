@@ -64,6 +64,15 @@ def check_known(table: Mapping[str, object], known: Collection[str], prefix: str
             refuse_key(f"{prefix}{name}", suggestion(str(name), known))
 
 
+def refuse_gone(table: Mapping[str, object]) -> None:
+    """Refuse a file of an earlier version that has several keys that are gone: all of them are named at once."""
+    names = [key.split(".") for key in GONE_KEYS]
+    found = [f"{section}.{key}" for section, key in names if isinstance(own := table.get(section), Mapping) and key in own]
+    if len(found) > 1:
+        lines = (f"\n  {key}: {GONE_KEYS[key]}" for key in found)
+        raise ConfigError(f"from an earlier version of crfrefine: leave out these keys{''.join(lines)}")
+
+
 def refuse_key(key: str, hint: str) -> NoReturn:
     """Raise ConfigError for a dotted key that does not exist; the hint is for a key that never did."""
     raise ConfigError(f"{shorten(key)}: {GONE_KEYS.get(key) or f'unknown key; {hint}'}")

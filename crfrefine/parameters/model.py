@@ -130,6 +130,7 @@ class CrfParameters:
     @classmethod
     def from_dict(cls, table: Mapping[str, Any]) -> CrfParameters:
         """Parameters from nested mappings, as `to_dict` returns and TOML gives; raises ConfigError like `load`."""
+        checks.refuse_gone(table)
         checks.check_known(table, ("schema", TRAINED_ON, *SECTIONS), "")
         schema = table.get("schema", SCHEMA)
         if isinstance(schema, bool) or not isinstance(schema, int):

@@ -24,7 +24,10 @@ BAD = {
     "more": (b'{"labels": {}} x', "line 1, column 16: Extra data"),
     "line break": (b'{"labels": {"a\nb": 1}}', "line 1, column 15: Invalid control character at"),
     "brackets": (b"[" * 100_000, "nested too deeply"),
-    "NaN in a list": (b'{"labels": {"a": 1, "b": [0, {"c": NaN}]}}', "labels.b[1]: expected a whole number from 0 to 65535, got {'c': nan}"),
+    "NaN in a list": (
+        b'{"labels": {"a": 1, "b": [0, {"c": NaN}]}}',
+        "labels.b[1]: expected a whole number from 0 to 65535, got {'c': nan}",
+    ),
     "a half": (b'{"labels": {"tumor": 1.5}}', "labels.tumor: expected a whole number from 0 to 65535, got 1.5"),
     "not UTF-8": (b'{"labels":\n {"a\xff": 1}}', "line 2: this is not UTF-8 text"),
     "a list": (b"[1]", 'expected a mapping with "labels"'),
@@ -87,7 +90,11 @@ def test_what_is_no_file_is_not_passed_over(tmp_path, make, words):
 
 def test_a_file_of_regions(tmp_path):
     path = tmp_path / "regions.json"
-    for content, words in ((b'{"core": 1e999}', "region 'core': inf is not the number of a label"), (b'{"core": 70000}', "label 70000"), (b"[" * 100_000, "nested too deeply")):
+    for content, words in (
+        (b'{"core": 1e999}', "region 'core': inf is not the number of a label"),
+        (b'{"core": 70000}', "label 70000"),
+        (b"[" * 100_000, "nested too deeply"),
+    ):
         path.write_bytes(content)
         with pytest.raises(InputError, match=words):
             read_regions(path)

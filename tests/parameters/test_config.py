@@ -175,6 +175,10 @@ def test_a_file_that_cannot_be_read_or_written_is_named(tmp_path):
         ("[postprocess]\nkeep_largest = []", r"postprocess\.keep_largest: the list is empty"),
         ("[postprocess]\nnum_components = 1", r"postprocess\.num_components: this key is gone: keep_largest keeps one component"),
         ("[postprocess]\ndecision = 'argmax'", r"postprocess\.decision: this key is gone: each voxel gets its likeliest label"),
+        (
+            "[mean_field]\ndamping = 0.0\n[volume]\nkeep = 'largest'",
+            r"from an earlier version of crfrefine: leave out these keys\n  volume\.keep: this key is gone: .*\n  mean_field\.damping: ",
+        ),
         ("[mean_field]\nprecision = 'half'", r"mean_field\.precision: this key is gone: everything is computed in single precision"),
         ("[postprocess]\nfill_holes = true", r"postprocess\.fill_holes: expected one of none, foreground, each; got True"),
         ("[postprocess]\nmin_component_ml = [0.0, -1]", r"postprocess\.min_component_ml\[1\]: must be at least 0, got -1"),
