@@ -134,7 +134,7 @@ def test_values_are_converted_as_typer_converts_them(name):
     [
         ("--help", "numpy rich nibabel SimpleITK scipy matplotlib pydantic torch cupy"),
         (
-            "infer {case} -c brats --set mean_field.filter=lattice",
+            "infer {case} --set mean_field.filter=lattice",  # Presets with a volume term need scipy.ndimage.
             "torch cupy SimpleITK matplotlib pydicom scipy.ndimage numpy.ma pydantic",
         ),
         pytest.param(
