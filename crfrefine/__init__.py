@@ -1,6 +1,7 @@
 """Refine 3-D medical segmentations with a dense CRF run as a recurrent network.
 
     refine              refine one case, given as arrays: a network's logits, the image, the spacing
+    Plan                the CRF on one image, to refine it again with other logits or parameters
     RefinementResult    what `refine` returns: label map, marginals, logits, what changed, energy
     RegionScheme        overlapping regions, one sigmoid channel each, and the labels they become
     CrfParameters       the parameters of the CRF: presets, TOML files, dotted keys
@@ -13,7 +14,6 @@ Modules, imported when they are first used:
     metrics             overlap, distances, calibration of label maps: overlap.measure_case
     monai               transforms of MONAI: CrfRefine, CrfRefined (needs MONAI)
     parameters          the sections of CrfParameters: sections.SpatialParameters
-    refining_again      RefiningAgain, for programs that refine one case with ever new parameters
     statistics          whether a difference is real: comparison.summarize, verdict.verdict
 
 `help(crfrefine.refine)` and so on have arguments, results and examples. The command `crfrefine --help` works on files and folders.
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from crfrefine import metrics as metrics
     from crfrefine import monai as monai
     from crfrefine import parameters as parameters
-    from crfrefine import refining_again as refining_again
     from crfrefine import statistics as statistics
     from crfrefine.arrays.region_scheme import RegionScheme as RegionScheme
     from crfrefine.errors import BackendUnavailableError as BackendUnavailableError
@@ -52,6 +51,7 @@ if TYPE_CHECKING:
     from crfrefine.layer.loss import crf_loss as crf_loss
     from crfrefine.layer.module import CrfRnn as CrfRnn
     from crfrefine.parameters.model import CrfParameters as CrfParameters
+    from crfrefine.refinement.case import Plan as Plan
     from crfrefine.refinement.case import refine as refine
     from crfrefine.refinement.result import RefinementResult as RefinementResult
 
@@ -67,11 +67,12 @@ _ERRORS = (
     "InputError",
     "UnsupportedFormatError",
 )
-_MODULES = ("errors", "layer", "metrics", "monai", "parameters", "refining_again", "statistics")
+_MODULES = ("errors", "layer", "metrics", "monai", "parameters", "statistics")
 _NEED_TORCH = ("CrfRnn", "crf_loss", "layer")
 _MODULE_OF = {
     "CrfParameters": "crfrefine.parameters.model",
     "CrfRnn": "crfrefine.layer.module",
+    "Plan": "crfrefine.refinement.case",
     "RefinementResult": "crfrefine.refinement.result",
     "RegionScheme": "crfrefine.arrays.region_scheme",
     "crf_loss": "crfrefine.layer.loss",
@@ -82,7 +83,7 @@ _MODULE_OF = {
 # What `import *` binds, and `help(crfrefine)` prints in full. The names that need PyTorch are not among them: importing it takes
 # seconds, and the page of CrfRnn has a thousand lines on the methods of every PyTorch module. Nor are the errors, whose pages have a
 # hundred lines each on the methods of every exception.
-__all__ = ["CrfParameters", "RefinementResult", "RegionScheme", "refine"]
+__all__ = ["CrfParameters", "Plan", "RefinementResult", "RegionScheme", "refine"]
 
 
 def __getattr__(name: str) -> Any:

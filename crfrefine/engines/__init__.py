@@ -36,6 +36,16 @@ def get_backend(device: str) -> Backend:
     raise ConfigError(f"device: expected one of {', '.join(DEVICES)}; got {shorten_value(device)}")
 
 
+def keeping_backend(device: str) -> Backend:
+    """Return the engine for a device that keeps the newest kernels for the next run; on the CPU alone, others keep nothing."""
+    backend = get_backend(device)
+    if backend.name != "cpu":
+        return backend
+    from crfrefine.engines.cpu import CpuBackend
+
+    return CpuBackend(keeps_kernels=True)
+
+
 def _auto(_: str) -> Backend:
     from crfrefine.engines.cuda.cupy_device import is_available
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -21,17 +22,23 @@ if TYPE_CHECKING:
     from crfrefine.engines.grid_image import GridImage
     from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec, ModelSpec
 
-Look = Callable[[int, int, Array], None]
-"""Called as look(step, num_steps, logits) after a step that is not the last: x so far, in an array that the next step overwrites."""
-
 
 class CpuBackend:
     """The C++ engine: permutohedral lattice, bilateral grid, truncated and exact sums, separable spatial filter."""
 
     name = "cpu"
 
-    def __init__(self) -> None:
+    def __init__(self, *, keeps_kernels: bool = False) -> None:
+        """Load the engine.
+
+        Args:
+            keeps_kernels: whether the kernels of the newest whole volume stay in memory for the next run, which takes them if image,
+                mask, spacing and bandwidths are equal. Runs then come one at a time; results have the same bits.
+        """
         self._engine = load_engine()
+        self._keeps_kernels = keeps_kernels
+        self._kept: CpuKernels | None = None
+        self._built_for: tuple[GridImage, KernelSetSpec, int | None] | None = None
 
     @property
     def level(self) -> str:
@@ -39,7 +46,12 @@ class CpuBackend:
         return str(self._engine.__name__).rpartition("_")[2]
 
     def kernels(self, image: GridImage, spec: KernelSetSpec, context: RunContext = NO_CONTEXT) -> CpuKernels:
-        """Build the kernels of a model on one image; see `Backend.kernels`."""
+        """Build the kernels of a model on one image; see `Backend.kernels`. Kernels of parts of a volume are never kept."""
+        if self._keeps_kernels and image.origin is None:
+            return self._kept_kernels(image, spec, context)
+        return self._build(image, spec, context)
+
+    def _build(self, image: GridImage, spec: KernelSetSpec, context: RunContext) -> CpuKernels:
         if spec.num_labels < 2:
             raise InputError(f"the model needs two labels or more, background among them; got {spec.num_labels}")
         values = np.ascontiguousarray(image.values, dtype=np.float32)
@@ -71,9 +83,38 @@ class CpuBackend:
 
     def mean_field(self, logits: Float32, image: GridImage, spec: ModelSpec, context: RunContext = NO_CONTEXT) -> MeanFieldResult:
         """Run the mean field on one case; see `Backend.mean_field`."""
-        kernels = self.kernels(image, spec.kernels, context)
+        if self._keeps_kernels and image.origin is None:
+            try:
+                return self._kept_kernels(image, spec.kernels, context).run(logits, spec.mean_field, progress=context.progress)
+            except CapacityError:  # Kept kernels and a run may not fit into memory together.
+                self._kept = self._built_for = None
+        kernels = self._build(image, spec.kernels, context)
         del image
         return kernels.run(logits, spec.mean_field, progress=context.progress, is_last=True)
+
+    def _kept_kernels(self, image: GridImage, spec: KernelSetSpec, context: RunContext) -> CpuKernels:
+        """Return the kept kernels if they fit, or build them and keep them."""
+        if self._kept is None or not self._fits(image, spec, context.threads):
+            self._kept = self._built_for = None  # Memory need not hold two of them.
+            self._kept = self._build(image, spec, context)
+            self._kept.is_kept = True
+            self._built_for = image, spec, context.threads
+        return self._kept
+
+    def _fits(self, image: GridImage, spec: KernelSetSpec, threads: int | None) -> bool:
+        assert self._built_for is not None
+        built, built_spec, built_threads = self._built_for
+        if not equal_or_none(image.values, built.values) or not equal_or_none(image.mask, built.mask) or threads != built_threads:
+            return False
+        if tuple(image.spacing) != tuple(built.spacing) or tuple(image.axes or ()) != tuple(built.axes or ()):
+            return False
+        if dataclasses.replace(built_spec, num_iterations=spec.num_iterations) != spec:
+            return False
+        if spec.num_iterations == built_spec.num_iterations or spec.filter != "auto":
+            return True
+        # For more steps, another filter may be the fastest one.
+        before, after = (self.plan_filters(image, each, threads) for each in (built_spec, spec))
+        return before == after
 
     def message(self, values: Float32, image: GridImage, spec: KernelSetSpec, *, threads: int | None = None) -> Float32:
         """Filter values once; see `Backend.message`."""
@@ -126,18 +167,13 @@ class CpuKernels:
         """The engine's own object, for runs on tiles."""
         return self._built
 
-    def run(
-        self, logits: Array, spec: MeanFieldSpec, *, progress: Progress | None = None, is_last: bool = False, look: Look | None = None
-    ) -> MeanFieldResult:
-        """Run the mean field until its stopping rule is met; see `Kernels.run`. With a tolerance above 0, `look` is shown each step."""
+    def run(self, logits: Array, spec: MeanFieldSpec, *, progress: Progress | None = None, is_last: bool = False) -> MeanFieldResult:
+        """Run the mean field until its stopping rule is met; see `Kernels.run`."""
         self._check_shape(logits)
         if logits.dtype != self.dtype or logits.strides[-1] != logits.itemsize:
             logits = np.ascontiguousarray(logits, dtype=self.dtype)
         started = time.perf_counter()
         out = np.empty(logits.shape, self.dtype)
-        if look is not None and spec.tolerance > 0.0:  # With 0 the engine writes only the logits of the last step.
-            out[...] = logits  # Voxels outside the mask are written at the end, and would show the old content of this memory.
-            progress = _looking(progress, look, out)
         with _engine_errors(self._engine, logits.shape):
             model = _model_argument(self._checked(spec), self._volume_part(logits, spec))
             outcome = self._built.run(logits, model, spec.num_iterations, spec.tolerance, is_last and not self.is_kept, progress, out)
@@ -222,16 +258,11 @@ def _model_argument(spec: MeanFieldSpec, part: Bool | None) -> tuple[Any, ...]:
     return *model, [] if spec.bias is None else _floats(spec.bias), (spec.volume_slack, part)
 
 
-def _looking(progress: Progress | None, look: Look, out: Array) -> Progress:
-    """Return a callback before each step that also shows the result of the previous step."""
-
-    def tell(stage: str, step: int, num_steps: int) -> None:
-        if progress is not None:
-            progress(stage, step, num_steps)
-        if step > 0:
-            look(step, num_steps, out)
-
-    return tell
+def equal_or_none(first: Array | None, second: Array | None) -> bool:
+    """Return whether two arrays are equal in type and values, or both are None."""
+    if first is None or second is None:
+        return first is second
+    return first.dtype == second.dtype and np.array_equal(first, second)
 
 
 def _floats(values: Any) -> list[float]:

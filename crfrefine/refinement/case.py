@@ -15,6 +15,7 @@ from crfrefine.arrays.region_scheme import GivenRegions, given_regions
 from crfrefine.base.axes import StorageOrder
 from crfrefine.base.notices import known_spacing
 from crfrefine.base.threads import check_threads
+from crfrefine.engines import get_backend, keeping_backend
 from crfrefine.engines.base import RunContext
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.parameters.model import CrfParameters, as_parameters
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
     from crfrefine.arrays.probabilities import InputType
     from crfrefine.engines.base import Progress
-    from crfrefine.refinement.refining_again import RefiningAgain
     from crfrefine.refinement.result import RefinementResult
 
 
@@ -43,7 +43,6 @@ def refine(
     device: str = "cpu",
     threads: int | None = None,
     progress: Progress | None = None,
-    again: RefiningAgain | None = None,
     allow_vanishing: bool = False,
 ) -> RefinementResult:
     """Refine a network's logits, or a label map, with the dense CRF.
@@ -74,7 +73,6 @@ def refine(
         device: "auto", "cpu", "cuda", "cuda:N", "torch" or "torch:cuda"; "auto" is the CPU, with a note, if volumes are to be kept.
         threads: CPU threads; None: the cores this process may use.
         progress: called as progress(stage, step, num_steps) between stages; may raise to stop.
-        again: for programs that refine one case with ever new parameters (`crfrefine.refinement.refining_again`); None: nothing is kept.
         allow_vanishing: whether the rules of `postprocess` may empty a label, or remove more than a tenth of its voxels.
 
     Returns:
@@ -108,43 +106,109 @@ def refine(
         >>> result.changes.voxels_changed
         1
     """
-    check_threads(threads)
-    if network_spacing is not None and input_type != "labels":
-        raise ConfigError(
-            f"network_spacing: it is that of a label map, and input_type is '{input_type}'; logits on a coarser grid are interpolated "
-            "onto the image's before. For a label map, input_type='labels'"
-        )
-    parameters = as_parameters("sharp" if parameters is None and network_spacing is not None else parameters)
-    arrays, spacing = open_images({"logits": logits, "image": image, "mask": mask}, spacing)
-    mask = arrays["mask"]
-    given, intensities = given_array(arrays["logits"], "logits"), given_array(arrays["image"], "image")
-    in_mm = parameters.mean_field.positions != "voxels" or network_spacing is not None or parameters.postprocess.min_component_ml != 0.0
-    steps: Any = known_spacing(spacing, matters=in_mm)
-    network: Network
-    if input_type == "labels":
-        if regions is not None:
-            raise ConfigError("regions: they are those of the channels of logits, and a label map has none; leave regions out")
-        labels = given_label_map(given, intensities)
-        channels = channels_of(present_labels(StorageOrder.of_memory(labels).to_storage(labels)))
-        num_labels = parameters.num_labels or channels[-1] + 1
-        if channels[-1] >= num_labels:
-            raise InputError(
-                f"the label map holds labels up to {channels[-1]}, but the parameters have values for {num_labels} labels; give "
-                "parameters for all labels, or merge labels"
-            )
-        network = LabelMapNetwork(labels, channels, num_labels, network_spacing)
-    else:
-        check_no_label_map(given, intensities, input_type)
-        network = ArrayNetwork(given, input_type, given_regions(regions))
-    context = RunContext(threads, progress)
-    return refine_network(
-        network,
-        intensities,
-        spacing=steps,
-        parameters=parameters,
-        mask=mask,
-        device=device,
-        context=context,
-        again=again,
+    plan = Plan(image, spacing=spacing, mask=mask, device=device, threads=threads, keeps_kernels=False)
+    return plan.run(
+        logits,
+        parameters,
+        input_type=input_type,
+        network_spacing=network_spacing,
+        regions=regions,
+        progress=progress,
         allow_vanishing=allow_vanishing,
     )
+
+
+class Plan:
+    """The CRF on one image, for programs that refine a case again and again, with other logits or parameters.
+
+    On the CPU the kernels of the newest run stay in memory (20 to 100 bytes per voxel), and the next run builds new ones only if its
+    bandwidths differ. Results have the bits of `refine`. A plan serves one run at a time.
+
+    Examples:
+        >>> import numpy as np
+        >>> from crfrefine import CrfParameters, Plan
+        >>> image = np.random.default_rng(0).normal(100.0, 20.0, (6, 8, 7))
+        >>> logits = np.stack([np.zeros(image.shape), (image - 100.0) / 20.0])
+        >>> plan = Plan(image, spacing=(1.0, 1.0, 2.5))
+        >>> for weight in (1.0, 3.0):
+        ...     result = plan.run(logits, CrfParameters().replace(**{"bilateral.weight": weight}))
+    """
+
+    def __init__(
+        self,
+        image: ArrayOrImage,
+        *,
+        spacing: ArrayLike | None = None,
+        mask: ArrayOrImage | None = None,
+        device: str = "cpu",
+        threads: int | None = None,
+        keeps_kernels: bool = True,
+    ) -> None:
+        """Take the image; nothing is computed.
+
+        Args:
+            image: (M, *grid) or (*grid), as `refine` takes it.
+            spacing: mm, as `refine` takes it.
+            mask: (*grid), as `refine` takes it.
+            device: as `refine` takes it; GPUs keep no kernels.
+            threads: CPU threads; None means the cores this process may use.
+            keeps_kernels: False gives their memory back after each run.
+
+        Raises:
+            ConfigError: a number of threads below 1, or an unknown device.
+            BackendUnavailableError: the device is not available.
+        """
+        check_threads(threads)
+        self._image, self._spacing, self._mask, self._threads = image, spacing, mask, threads
+        self._backend = (keeping_backend if keeps_kernels else get_backend)(device)
+
+    def run(
+        self,
+        logits: ArrayOrImage,
+        parameters: CrfParameters | str | Path | None = None,
+        *,
+        input_type: InputType = "auto",
+        network_spacing: ArrayLike | str | None = None,
+        regions: GivenRegions | None = None,
+        progress: Progress | None = None,
+        allow_vanishing: bool = False,
+    ) -> RefinementResult:
+        """Refine a network's logits, or a label map; arguments, result and errors as of `refine`."""
+        if network_spacing is not None and input_type != "labels":
+            raise ConfigError(
+                f"network_spacing: it is that of a label map, and input_type is '{input_type}'; logits on a coarser grid are interpolated "
+                "onto the image's before. For a label map, input_type='labels'"
+            )
+        parameters = as_parameters("sharp" if parameters is None and network_spacing is not None else parameters)
+        arrays, spacing = open_images({"logits": logits, "image": self._image, "mask": self._mask}, self._spacing)
+        mask = arrays["mask"]
+        given, intensities = given_array(arrays["logits"], "logits"), given_array(arrays["image"], "image")
+        in_mm = parameters.mean_field.positions != "voxels" or network_spacing is not None or parameters.postprocess.min_component_ml != 0.0
+        steps: Any = known_spacing(spacing, matters=in_mm)
+        network: Network
+        if input_type == "labels":
+            if regions is not None:
+                raise ConfigError("regions: they are those of the channels of logits, and a label map has none; leave regions out")
+            labels = given_label_map(given, intensities)
+            channels = channels_of(present_labels(StorageOrder.of_memory(labels).to_storage(labels)))
+            num_labels = parameters.num_labels or channels[-1] + 1
+            if channels[-1] >= num_labels:
+                raise InputError(
+                    f"the label map holds labels up to {channels[-1]}, but the parameters have values for {num_labels} labels; give "
+                    "parameters for all labels, or merge labels"
+                )
+            network = LabelMapNetwork(labels, channels, num_labels, network_spacing)
+        else:
+            check_no_label_map(given, intensities, input_type)
+            network = ArrayNetwork(given, input_type, given_regions(regions))
+        context = RunContext(self._threads, progress)
+        return refine_network(
+            network,
+            intensities,
+            spacing=steps,
+            parameters=parameters,
+            mask=mask,
+            backend=self._backend,
+            context=context,
+            allow_vanishing=allow_vanishing,
+        )

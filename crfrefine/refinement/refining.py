@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     from crfrefine.engines.base import Backend, RunContext
     from crfrefine.parameters.model import CrfParameters
     from crfrefine.parameters.specs import KernelSetSpec, ModelSpec
-    from crfrefine.refinement.refining_again import RefiningAgain
 
 
 def refine_network(
@@ -57,9 +56,8 @@ def refine_network(
     spacing: ArrayLike,
     parameters: CrfParameters,
     mask: ArrayLike | None = None,
-    device: str = "cpu",
+    backend: Backend,
     context: RunContext = NO_CONTEXT,
-    again: RefiningAgain | None = None,
     allow_vanishing: bool = False,
     names: Mapping[int, str] | None = None,
 ) -> RefinementResult:
@@ -77,27 +75,24 @@ def refine_network(
     network_spacing, note, numbers, of_map = None, None, None, Cleaned(np.zeros(0, np.uint8))
     if isinstance(given, LabelMapNetwork):
         parameters = parameters.select_labels(given.channels, given.num_labels)
-        again = None if again is None else again.renumbered(given.channels)
         network_spacing, note = find_network_spacing(given.network_spacing, given.labels, steps)
         channels = channel_numbers(given.labels, given.channels)
         # Islands that rules remove belong to no label's volume.
         of_map = clean(channels, parameters.postprocess, voxel_ml) if parameters.volume.match_input else Cleaned(channels)
         numbers = None if of_map.label_map is channels else channels
         network = LabelMapNetwork(of_map.label_map, range(len(given.channels)), given.num_labels)
-    _check_matching(parameters, is_label_map=isinstance(given, LabelMapNetwork), is_repeated=again is not None)
+    elif parameters.volume.match_input:
+        raise ConfigError("volume.match_input: keeps the volumes of a label map, and logits are not one; set it to false")
     regions = network.regions if isinstance(network, ArrayNetwork) else None
     models = [
         replace(one, kernels=replace(one.kernels, network_spacing=network_spacing).in_storage(order))
         for one in _resolve(parameters, network.shape, len(image), regions)
     ]
-    backend = get_backend(device) if again is None else again.replaces(get_backend(device))
     # The model does not depend on the order of axes, so the engine gets them in storage order: a volume read from a file is not copied.
     stored_mask = None if mask is None else order.to_storage(mask.astype(np.bool_, copy=False))
     case = GridImage(order.to_storage(image), stored_mask, order.axes_to_storage(steps), order.axes)
     prepared = prepare(network, case, models, parameters, backend, context)
     decode = partial(backend.label_map, threads=threads) if regions is None else regions.decode
-    if again is not None and prepared.plan is None:
-        again.watch(decode, prepared.logits, prepared.box, order)
     try:
         refined, lacking = _run(prepared, models, backend, context), ""
     except CapacityError as error:
@@ -160,15 +155,6 @@ def refine_network(
         channel_labels=tuple(given.channels),
         num_labels=given.num_labels,
     )
-
-
-def _check_matching(parameters: CrfParameters, *, is_label_map: bool, is_repeated: bool) -> None:
-    """Raise ConfigError if volumes are to be those of a label map where that cannot be done."""
-    if not parameters.volume.match_input:
-        return
-    if not is_label_map or is_repeated:
-        where = "the page with sliders does not have it" if is_repeated else "logits are not one"
-        raise ConfigError(f"volume.match_input: keeps the volumes of a label map, and {where}; set it to false")
 
 
 def _added(first: Mapping[int, tuple[int, int]], then: Mapping[int, tuple[int, int]]) -> dict[int, tuple[int, int]]:

@@ -19,8 +19,7 @@ from crfrefine.base.text import counted
 from crfrefine.errors import InputError
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import NORMALIZED
-from crfrefine.refinement.case import refine
-from crfrefine.refinement.refining_again import RefiningAgain
+from crfrefine.refinement.case import Plan, refine
 from crfrefine.train.starts import NUM_ITERATIONS, TEMPERATURE, voxel_length
 from crfrefine.train.synthetic import MIN_VOXELS, Channels, block_means, dice_of, expected_dice, halving, make_noise, noise_scale
 
@@ -201,20 +200,15 @@ def score_candidates(
     def dice(truth: NDArray[Any], labels: NDArray[Any]) -> float:
         return dice_of(np.where(source.mask, labels, 0), truth, channels.groups)
 
-    again = RefiningAgain()
+    plan = Plan(source.image, spacing=source.spacing, mask=source.mask, threads=threads)
     columns = [[dice(truth, channels.decode(noisy)) for truth, noisy in draws]]
     for candidate in candidates:  # Those with the same kernels follow each other, so that these are built once.
         check()
         refined = partial(
-            refine,
-            image=source.image,
-            spacing=source.spacing,
+            plan.run,
             parameters=replace(candidate.parameters, intensity=NORMALIZED),
-            mask=source.mask,
             input_type="logits",
             regions=channels.regions,
-            threads=threads,
-            again=again,
         )
         columns.append([dice(truth, refined(noisy).label_map) for truth, noisy in draws])
     return np.array(columns).T

@@ -55,13 +55,13 @@ def test_a_newer_state_stops_an_older_one_and_the_older_answer_has_no_result(fol
 
 def test_only_bandwidths_build_kernels(folders, monkeypatch):
     """Of the whole case: each change of another slider takes those that are there."""
-    built, build = [], CpuBackend.kernels
+    built, build = [], CpuBackend._build
 
     def count(self, image, *arguments, **more):
         built.append(image.values.shape[1:])
         return build(self, image, *arguments, **more)
 
-    monkeypatch.setattr(CpuBackend, "kernels", count)
+    monkeypatch.setattr(CpuBackend, "_build", count)
     with open_session(options_for(*folders, **STEPS)) as session:
         whole, changes = tuple(reversed(session.case.grid)), {}
         for change, builds in (

@@ -21,7 +21,7 @@ LAYERS = (
     ("arrays",),
     ("cases", "engines", "metrics"),
     ("refinement", "statistics"),
-    ("layer", "monai", "pages", "refining_again"),
+    ("layer", "monai", "pages"),
     ("runs",),
     ("evaluate", "train"),
     ("apps",),
@@ -171,10 +171,10 @@ def test_modules_are_attributes_and_cost_nothing_until_they_are_used():
     code = (
         "import sys, crfrefine\n"
         "named = dir(crfrefine)\n"
-        "modules = ('errors', 'layer', 'metrics', 'parameters', 'refining_again', 'statistics')\n"
+        "modules = ('errors', 'layer', 'metrics', 'parameters', 'statistics')\n"
         "print({*modules} <= {*named}, [name for name in sys.modules if name.startswith('crfrefine.') or name == 'numpy'])\n"
         "print(crfrefine.metrics.overlap.measure_case.__name__, crfrefine.statistics.verdict.verdict.__name__)\n"
-        "print(crfrefine.parameters.sections.SpatialParameters.__name__, crfrefine.refining_again.RefiningAgain.__name__)\n"
+        "print(crfrefine.parameters.sections.SpatialParameters.__name__)\n"
         "print('overlap' in dir(crfrefine.metrics), hasattr(crfrefine.metrics, 'nothing'), hasattr(crfrefine, 'nothing'))\n"
     )
-    assert run_python(code).splitlines() == ["True []", "measure_case verdict", "SpatialParameters RefiningAgain", "True False False"]
+    assert run_python(code).splitlines() == ["True []", "measure_case verdict", "SpatialParameters", "True False False"]

@@ -7,6 +7,7 @@ import crfrefine
 from crfrefine.arrays import one_hot
 from crfrefine.arrays.one_hot import MANY_LABELS
 from crfrefine.base.memory import MemoryLimit
+from crfrefine.engines import get_backend
 from crfrefine.engines.base import RunContext
 from crfrefine.errors import CapacityError
 from crfrefine.refinement import networks
@@ -101,7 +102,7 @@ def test_slabs_give_the_same_as_the_volume_at_once():
     limit = int(whole.channels.computed().size * 17 * 1.1)
     options = {"spacing": SPACING, "parameters": PARAMETERS.replace(**changes)}
     context = RunContext(None, lambda *of: told.append(of), lambda: limit)
-    cut = refine_network(networks.LabelMapNetwork(labels, channels, 30), image, **options, context=context)
+    cut = refine_network(networks.LabelMapNetwork(labels, channels, 30), image, **options, context=context, backend=get_backend("cpu"))
     assert "slabs" in cut.filters[0]
     steps = [(stage, step / num_steps) for stage, step, num_steps in told if stage.startswith("mean field, slab")]
     assert {stage for stage, _ in steps} == {f"mean field, slab {number} of 9" for number in range(1, 10)}, "steps inside slabs are told"

@@ -7,6 +7,7 @@ from scipy.ndimage import gaussian_filter
 import crfrefine
 from crfrefine.arrays import one_hot
 from crfrefine.arrays.shares import MIN_SHARE
+from crfrefine.engines import get_backend
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.parameters.specs import KernelSetSpec, KernelSpec
 from crfrefine.refinement.networks import ArrayNetwork
@@ -148,7 +149,10 @@ def test_one_label_and_equal_shares():
     equal = np.zeros((2, 8, 7), np.float32)
     equal[1, 4:] = 1.0
     found = [
-        refine_network(ArrayNetwork(equal, may_be_padded=may), image[:8, :7, 0], spacing=1.0, parameters=PLAIN_MM) for may in (False, True)
+        refine_network(
+            ArrayNetwork(equal, may_be_padded=may), image[:8, :7, 0], spacing=1.0, parameters=PLAIN_MM, backend=get_backend("cpu")
+        )
+        for may in (False, True)
     ]
     assert [result.num_padding_voxels for result in found] == [0, 28]
 

@@ -12,6 +12,7 @@ from cli_helpers import GRID_SHAPE, Folders, files_in, load_nifti, run_here, sav
 from oracles import softmax
 from tile_cases import TileCase, make_case, refine
 
+from crfrefine.engines import get_backend
 from crfrefine.engines.base import RunContext
 from crfrefine.errors import CapacityError
 from crfrefine.io.pieces import Piece
@@ -236,7 +237,9 @@ class Pieces:
         network = StreamedNetwork(self, shape[0], shape[1:], "logits", None, Path("a.npz"))
         mask, image = None if case.mask is None else case.mask.T, case.image.reshape(shape[1:]).T
         context = RunContext(threads=1, num_bytes=num_bytes)
-        return refine_network(network, image, spacing=case.spacing[::-1], parameters=parameters, mask=mask, context=context)
+        return refine_network(
+            network, image, spacing=case.spacing[::-1], parameters=parameters, mask=mask, context=context, backend=get_backend("cpu")
+        )
 
 
 @pytest.mark.parametrize("num_planes", [3, 50])

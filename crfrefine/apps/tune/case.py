@@ -16,6 +16,7 @@ from crfrefine.cases.case import Case, nonzero_mask, read_case, read_case_header
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.case_memory import what_to_keep
 from crfrefine.cases.label_input import LabelMap
+from crfrefine.engines import get_backend, keeping_backend
 from crfrefine.engines.base import RunContext
 from crfrefine.errors import InputError
 from crfrefine.pages.pictures.planes import Upright, choose_places
@@ -23,7 +24,6 @@ from crfrefine.pages.pictures.windows import Window, choose_window
 from crfrefine.parameters.sections import NORMALIZED, PostprocessParameters
 from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
 from crfrefine.refinement.refining import refine_network
-from crfrefine.refinement.refining_again import RefiningAgain
 
 if TYPE_CHECKING:
     from crfrefine.arrays.label_maps import Box
@@ -138,8 +138,9 @@ class CaseRefiner:
 
     def __init__(self, case: TuneCase, threads: int | None, device: str = "cpu") -> None:
         self.case = case
-        self._threads, self._device = threads, device
-        self._again = RefiningAgain()
+        self._threads = threads
+        # Boxes keep no kernels: they run beside the whole case.
+        self._backend, self._keeping_backend = get_backend(device), keeping_backend(device)
         self._lock = threading.Lock()
         self._normalized: tuple[object, Float32] | None = None
 
@@ -157,7 +158,7 @@ class CaseRefiner:
             network = ArrayNetwork(case.logits, "logits", case.regions)
         shared: dict[str, Any] = {"spacing": case.spacing, "parameters": replace(parameters, intensity=NORMALIZED), "mask": mask}
         context = RunContext(self._threads, progress)
-        return refine_network(network, image, device=self._device, context=context, again=self._again, allow_vanishing=True, **shared)
+        return refine_network(network, image, backend=self._keeping_backend, context=context, allow_vanishing=True, **shared)
 
     def refine_box(self, parameters: CrfParameters, box: Box) -> RefinementResult | None:
         """Return a box of the case, refined by itself; None if nothing in it can be refined.
@@ -184,7 +185,7 @@ class CaseRefiner:
                 return None
             network = ArrayNetwork(logits, "logits", case.regions)
         context = RunContext(self._threads)
-        return refine_network(network, image, spacing=case.spacing, parameters=plain, mask=inside, device=self._device, context=context)
+        return refine_network(network, image, spacing=case.spacing, parameters=plain, mask=inside, backend=self._backend, context=context)
 
     def _normalized_image(self, parameters: CrfParameters, mask: Bool | None) -> Float32:
         """Return the normalized image of the whole case, (M, *grid); it is kept until other parameters need another one."""

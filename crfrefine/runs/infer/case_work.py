@@ -202,6 +202,7 @@ def _result(settings: CaseSettings, case: Case, names: Mapping[int, str], progre
     """Return the refined case."""
     from crfrefine.base.memory import memory_left, memory_limit
     from crfrefine.cases.label_input import LabelMap
+    from crfrefine.engines import get_backend
     from crfrefine.engines.base import RunContext
     from crfrefine.io.logits import LogitsHeader
     from crfrefine.refinement.coarse import AUTO
@@ -225,7 +226,7 @@ def _result(settings: CaseSettings, case: Case, names: Mapping[int, str], progre
         spacing=case.spacing,
         parameters=options.parameters,
         mask=case.mask,
-        device=settings.device,
+        backend=get_backend(settings.device),
         context=RunContext(options.threads, progress, lambda: memory_left(memory_limit(options.max_memory))),
         allow_vanishing=options.allow_vanishing,
         names=names,
