@@ -33,26 +33,23 @@ class Command(TyperCommand):
 
 
 def _process_value(parameter: Any, process: Any, context: Any, value: Any) -> Any:
-    """Return what `process`, the parameter's own `process_value`, returns."""
-    try:
-        converted = _converted(value, parameter)
-    except Exception:  # Whatever it is, Typer meets it again and has the words for it.
-        return process(context, value)
-    return converted if parameter.callback is None else parameter.callback(context, parameter, converted)
-
-
-def _converted(value: Any, parameter: Any) -> Any:
-    """Return the value of a parameter that may be given several times, or once; raise an exception if it is not plain."""
-    if parameter.required and not value:
-        raise NotPlainError
+    """Return the value of a parameter; `process` is Typer's own way, which has the words for errors."""
     descriptor = parameter.type_descriptor
     is_list = parameter.multiple or parameter.nargs == -1
-    if value is None:
-        return () if is_list else None
-    if not is_list:
-        return _plain(value, descriptor.annotation, descriptor.parameter_info)
-    (annotation,) = get_args(descriptor.annotation)
-    return [_plain(item, annotation, descriptor.parameter_info) for item in value]
+    annotation, option = descriptor.annotation, descriptor.parameter_info
+    try:
+        if parameter.required and not value:
+            raise NotPlainError
+        if value is None:
+            converted: Any = () if is_list else None
+        elif is_list:
+            (annotation,) = get_args(annotation)
+            converted = [_plain(item, annotation, option) for item in value]
+        else:
+            converted = _plain(value, annotation, option)
+    except Exception:  # Typer meets every error again, and reports it.
+        return process(context, value)
+    return converted if parameter.callback is None else parameter.callback(context, parameter, converted)
 
 
 def _plain(value: Any, annotation: Any, option: Any) -> Any:

@@ -9,11 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from crfrefine.cli import options as shared
-from crfrefine.cli.adapter import with_options
 from crfrefine.runs.infer.options import InferenceOptions
 
 
-@with_options(InferenceOptions, "threads")
+@shared.with_options(InferenceOptions, "threads")
 def demo(
     options: dict[str, Any],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", parser=shared.usage_path, help="Folder to write to.")] = Path(

@@ -8,11 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from crfrefine.cli import options as shared
-from crfrefine.cli.adapter import with_options
 from crfrefine.evaluate.options import EvaluationOptions
 
 
-@with_options(EvaluationOptions)
+@shared.with_options(EvaluationOptions)
 def evaluate(
     ctx: typer.Context,
     options: dict[str, Any],

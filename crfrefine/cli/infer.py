@@ -7,13 +7,12 @@ from typing import Annotated, Any
 import typer
 
 from crfrefine.cli import options as shared
-from crfrefine.cli.adapter import with_options
-from crfrefine.cli.gone import GONE
+from crfrefine.cli.refusals import GONE
 from crfrefine.errors import CrfRefineError
 from crfrefine.runs.infer.options import InferenceOptions
 
 
-@with_options(InferenceOptions)
+@shared.with_options(InferenceOptions)
 def infer(
     ctx: typer.Context,
     options: dict[str, Any],

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from crfrefine.base.text import counted, for_terminal, printable
-from crfrefine.cli.adapter import with_options
-from crfrefine.cli.options import usage_path
+from crfrefine.cli import options as shared
 from crfrefine.cli.progress import print_failure, print_traceback
 from crfrefine.runs.infer.options import InferenceOptions
 
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from crfrefine.apps.tools.info import FolderReport
 
 
-@with_options(InferenceOptions, "resample")
+@shared.with_options(InferenceOptions, "resample")
 def info(
     ctx: typer.Context,
     options: dict[str, Any],
@@ -24,7 +23,7 @@ def info(
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Also read the voxels: ranges, or counts of labels.")] = False,
 ) -> None:
     """Show what a file or folder holds; without one, the setup."""
-    paths = [usage_path(text) for text in ctx.args]
+    paths = [shared.usage_path(text) for text in ctx.args]
     if not paths:
         _show_installation(as_json)
         return

@@ -13,12 +13,10 @@ import os
 import re
 import signal
 import sys
-import threading
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from functools import partial
-from importlib.abc import MetaPathFinder
-from types import FrameType, ModuleType
+from types import FrameType
 from typing import Annotated, Any, TextIO
 
 import typer
@@ -28,10 +26,9 @@ from crfrefine.base.failures import describe_failure
 from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.text import for_terminal, shorten
 from crfrefine.cli.commands import LOOK, Commands
-from crfrefine.cli.dicom_refusal import refuse_dicom
-from crfrefine.cli.gone import GONE
 from crfrefine.cli.options import SHELL, answering_option
 from crfrefine.cli.progress import print_failure
+from crfrefine.cli.refusals import GONE, refuse_dicom
 from crfrefine.errors import CrfRefineError
 
 EXIT_FAILURE = 1
@@ -165,7 +162,9 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=_HANDLER)  # Neither a file name nor a sign may cause a traceback.
     warnings.showwarning = _show_warning
-    sys.meta_path.insert(0, _Hiding())
+    if sys.argv[1:2] != ["convert"]:
+        # nibabel would import it for an extension of NIfTI headers that no command reads, and take 0.2 s.
+        sys.modules["pydicom"] = None  # type: ignore[assignment]
     from crfrefine.engines.cuda.current_gpu import own_process
 
     own_process()
@@ -199,28 +198,6 @@ def _leave(stopped: _Stopped) -> None:
         sys.stdout.flush()
         print(f"crfrefine: {stopped}", file=sys.stderr, flush=True)
     os._exit(stopped.status)
-
-
-# Keep nibabel from importing pydicom, which takes 0.2 s of every command where it is installed.
-# nibabel needs it for a kind of extension of NIfTI headers that no command looks at. Only the commands do this: in a user's own program,
-# nibabel is as it always is.
-
-_ASKS = "nibabel.nifti1"
-_OPTIONAL = "pydicom"
-
-
-class _Hiding(MetaPathFinder):
-    """Reports once that pydicom is missing: to the module of nibabel that has just been looked for, in the same thread."""
-
-    _thread: int | None = None
-
-    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> None:
-        """Find nothing, so that the next finder is asked; raise ModuleNotFoundError if nibabel asks for pydicom."""
-        if fullname == _ASKS:
-            self._thread = threading.get_ident()
-        elif fullname == _OPTIONAL and self._thread == threading.get_ident():
-            self._thread = None
-            raise ModuleNotFoundError(f"{_OPTIONAL} is left out at the start of a command", name=_OPTIONAL)
 
 
 # Letters that a terminal or a file behind `>` cannot hold: our own signs are spelled, others are escaped.

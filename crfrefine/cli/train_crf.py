@@ -10,7 +10,6 @@ import typer
 
 from crfrefine.base.option import MAX_PARTS
 from crfrefine.cli import options as shared
-from crfrefine.cli.adapter import with_options
 from crfrefine.runs.infer.options import InferenceOptions
 
 MAX_SEED = 2**63 - 1  # Accepted by all random number generators.
@@ -31,7 +30,7 @@ class LossName(StrEnum):
     DICE = "dice"
 
 
-@with_options(InferenceOptions, "nnunet input_type resample device threads")
+@shared.with_options(InferenceOptions, "nnunet input_type resample device threads")
 def train_crf(
     ctx: typer.Context,
     options: dict[str, Any],

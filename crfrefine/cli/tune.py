@@ -9,11 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from crfrefine.cli import options as shared
-from crfrefine.cli.adapter import with_options
 from crfrefine.runs.infer.options import InferenceOptions
 
 
-@with_options(InferenceOptions, "images logits nnunet manifest masks input_type resample device max_memory threads")
+@shared.with_options(InferenceOptions, "images logits nnunet manifest masks input_type resample device max_memory threads")
 def tune(
     options: dict[str, Any],
     labels: Annotated[
