@@ -67,7 +67,7 @@ def info(
 
 
 def _show_installation(as_json: bool) -> None:
-    from crfrefine.apps.tools.installation import installation
+    from crfrefine.apps.tools.info import installation
 
     found = installation()
     if as_json:

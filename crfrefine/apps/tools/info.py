@@ -1,17 +1,24 @@
-"""Describe files and folders, with or without reading voxels, and list the problems of a folder's cases."""
+"""Describe files, folders with the problems of their cases, and the installation."""
 
 from __future__ import annotations
 
+import platform
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import crfrefine
 from crfrefine import io
 from crfrefine.arrays.probabilities import TOLD_SUM_TOLERANCE, sum_of_scaled
 from crfrefine.base.failures import Causes, Failure, failing_alone
 from crfrefine.base.geometry import describe_grid
+from crfrefine.base.memory import format_size
 from crfrefine.base.text import TIMES, counted, listed
+from crfrefine.base.threads import thread_limit
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.discovery import discover_cases, list_files
 from crfrefine.cases.nnunet import find_cases_to_refine, is_of_nnunet
@@ -223,3 +230,43 @@ def _count_whole_values(values: Float32, names: Mapping[int, str]) -> list[tuple
     if (len(found) > _MAX_LISTED_VALUES and not names) or (found != np.rint(found)).any():
         return []
     return [("voxels", ", ".join(f"{names.get(int(value), int(value))}: {count}" for value, count in zip(found, counts, strict=True)))]
+
+
+def installation() -> dict[str, str]:
+    """Return names and texts, in the order of display. Nothing is raised: an engine that does not run says why."""
+    from crfrefine.engines import get_backend
+    from crfrefine.engines.compiled import built_levels, processor_level
+
+    threads = thread_limit()
+    found = {"version": f"crfrefine {crfrefine.__version__}, Python {platform.python_version()}, {platform.platform()}"}
+    try:
+        cpu: Any = get_backend("cpu")
+        found["engine"] = f"{cpu.level}; compiled for {', '.join(built_levels())}; this processor runs {processor_level()}"
+    except CrfRefineError as error:
+        found["engine"] = str(error)
+    try:
+        gpu: Any = get_backend("cuda")
+        properties = gpu.device.properties()
+        found["GPU"] = f"{properties['name']}, {format_size(properties['memory'])}"
+    except CrfRefineError as error:
+        found["GPU"] = str(error)
+    return {**found, "threads": f"{threads.number}: {threads.source}", **dict(_extras())}
+
+
+def _extras() -> Iterator[tuple[str, str]]:
+    """Yield each extra with the versions of its packages, or with the command that installs them."""
+    try:
+        lines = metadata.requires("crfrefine") or []
+    except metadata.PackageNotFoundError:
+        yield "extras", "not known, as crfrefine is not installed: pip install it"
+        return
+    names: dict[str, list[str]] = {}
+    for line in lines:
+        match = re.match(r"([\w.-]+).*\bextra == ['\"]([\w-]+)['\"]", line)
+        if match and match[1] != "crfrefine":
+            names.setdefault(match[2], []).append(match[1])
+    for extra, packages in names.items():
+        try:
+            yield extra, ", ".join(f"{name} {metadata.version(name)}" for name in packages)
+        except metadata.PackageNotFoundError as error:
+            yield extra, f"{error.name} is not installed: pip install 'crfrefine[{extra}]'"

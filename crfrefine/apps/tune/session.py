@@ -11,11 +11,12 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from crfrefine.apps.tune.case import CaseRefiner, box_around, open_case
 from crfrefine.apps.tune.planes import View, describe_planes, draw_plane
-from crfrefine.apps.tune.scores import score_labels
-from crfrefine.apps.tune.sliders import describe_controls
 from crfrefine.arrays.region_scheme import RegionScheme
+from crfrefine.base.axes import StorageOrder
 from crfrefine.base.text import counted, listed, printable, shorten
 from crfrefine.cases.case import read_case_headers
 from crfrefine.cases.case_files import CaseList
@@ -25,6 +26,7 @@ from crfrefine.cases.region_reading import RegionReading
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.io.atomic import check_replaceable, write_small_file
 from crfrefine.io.recognition import add_volumes
+from crfrefine.metrics.counts import OverlapCounts, dice
 from crfrefine.metrics.regions import Region
 from crfrefine.pages.pictures.drawing import label_color
 from crfrefine.parameters.model import CrfParameters
@@ -249,3 +251,100 @@ def _are_channels(options: TuneOptions, inputs: RunInputs, case: CaseFiles) -> b
 def _scheme_of(options: TuneOptions) -> RegionScheme:
     names, labels = tuple(region.name for region in options.regions), tuple(region.labels for region in options.regions)
     return RegionScheme.named(names, labels, options.class_order)
+
+
+# The table: voxels and Dice before and after.
+
+Row = dict[str, int | float | str | None]
+
+
+def score_labels(
+    network: Array, refined: Array, reference: Array | None, num_labels: int, regions: Sequence[Region] = ()
+) -> tuple[list[Row], int]:
+    """Return a row of each label from 1 to `num_labels` - 1 that occurs, then of each region; and the number of changed voxels.
+
+    A row has the label or the region, its voxels before and after, and dice_before and dice_after; None means undefined, or no reference.
+    """
+    order = StorageOrder.of_memory(network)
+    maps = [order.to_storage(labels) for labels in (network, refined, reference) if labels is not None]
+    somewhere = np.logical_or.reduce([labels != 0 for labels in maps])  # Nearly all voxels are background in each map.
+    maps = [labels[somewhere] for labels in maps]
+    occurs = np.zeros(1 + max(int(labels.max(initial=0)) for labels in maps), bool)
+    occurs[0] = True
+    for labels in maps:
+        occurs[labels] = True
+    present, places = np.flatnonzero(occurs), np.cumsum(occurs) - 1
+    before, after, truth = (places[maps[number]] for number in (0, 1, -1))
+    tables = [
+        np.bincount(truth * len(present) + labels, minlength=len(present) ** 2).reshape(2 * [len(present)]) for labels in (before, after)
+    ]
+
+    def row(members: list[int], **name: Any) -> Row:
+        counts = [OverlapCounts.of_confusion(table, members) for table in tables]
+        dices = [None if reference is None or math.isnan(dice(each)) else dice(each) for each in counts]
+        return {
+            **name,
+            "before": counts[0].num_predicted,
+            "after": counts[1].num_predicted,
+            "dice_before": dices[0],
+            "dice_after": dices[1],
+        }
+
+    rows = [row([place], label=int(label)) for place, label in enumerate(present) if 0 < label < num_labels]
+    rows += [
+        row([int(places[label]) for label in region.labels if label < len(occurs) and occurs[label]], region=region.name)
+        for region in regions
+    ]
+    return rows, int(np.count_nonzero(before != after))
+
+
+# The sliders: which parameters have one, and their ranges.
+
+MAX_ENTRIES = 8
+"""Longest list that gets a slider for each of its values; longer ones are only in the text."""
+
+# Title, lowest value, highest value, whether the slider is finer at its low end, and unit.
+_KERNEL = {
+    "weight": ("appearance weight", 0.0, 20.0, True, ""),
+    "theta_alpha": ("neighborhood", 0.3, 30.0, True, "mm"),
+    "theta_beta": ("intensity difference", 0.005, 1.0, True, "normalized"),
+}
+_OTHERS = {
+    "spatial.weight": ("smoothness weight", 0.0, 20.0, True, ""),
+    "spatial.theta_gamma": ("smoothness neighborhood", 0.3, 15.0, True, "mm"),
+    "volume.weight": ("volume weight", 0.0, 1.0, False, ""),
+    "mean_field.num_iterations": ("steps", 1, 20, False, ""),
+    "mean_field.temperature": ("temperature of the network", 0.1, 10.0, True, ""),
+}
+
+
+def describe_controls(parameters: CrfParameters, modalities: Sequence[str], labels: Sequence[str]) -> list[dict[str, Any]]:
+    """Return a control for each number: key, place in a list or None, value, title, low, high, is_fine and unit."""
+    names = {"weight": labels, "theta_beta": modalities, "theta_alpha": "xyz", "theta_gamma": "xyz"}
+    controls = []
+    sections: dict[str, Any] = {"spatial": parameters.spatial, "volume": parameters.volume, "mean_field": parameters.mean_field}
+    shown = dict(_OTHERS)
+    for index, kernel in reversed(list(enumerate(parameters.bilateral))):
+        prefix, number = (f"bilateral.{index}", f" {index + 1}") if len(parameters.bilateral) > 1 else ("bilateral", "")
+        sections[prefix] = kernel
+        shown = {f"{prefix}.{entry}": (slider[0] + number, *slider[1:]) for entry, slider in _KERNEL.items()} | shown
+    for key, (title, low, high, is_fine, unit) in shown.items():
+        section, _, entry = key.rpartition(".")
+        value = getattr(sections[section], entry)
+        values = value if isinstance(value, tuple) else (value,)
+        for place, number in enumerate(values if len(values) <= MAX_ENTRIES else ()):
+            of_list = dict(enumerate(names.get(entry, ()))).get(place, place)
+            controls.append(
+                {
+                    "key": key,
+                    "place": place if isinstance(value, tuple) else None,
+                    "value": value,
+                    "title": f"{title} ({of_list})" if isinstance(value, tuple) else title,
+                    "low": min(low, number),
+                    "high": max(high, 4 * number if is_fine else number),
+                    "is_fine": is_fine,
+                    "is_whole": isinstance(low, int),
+                    "unit": "voxels" if unit == "mm" and parameters.mean_field.positions == "voxels" else unit,
+                }
+            )
+    return controls
