@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from enum import Enum
-from functools import cache, partial
+from functools import partial
 from importlib import import_module
 from typing import Any, get_args, get_origin
 
@@ -127,22 +127,22 @@ COMMANDS: dict[str, dict[str, Any]] = {
 LOOK: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
 
 
+_BUILT: dict[str, Any] = {}
+
+
 class Commands(Mapping[str, Any]):
     """The commands of a group, each built when it is asked for."""
 
     def __getitem__(self, name: str) -> Any:
-        return _build(name)
+        if name not in _BUILT:
+            app = typer.Typer(**LOOK)
+            function = name.replace("-", "_")
+            app.command(name, **{"cls": Command, **COMMANDS[name]})(getattr(import_module(f"crfrefine.cli.{function}"), function))
+            _BUILT[name] = typer.main.get_command(app)
+        return _BUILT[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(COMMANDS)
 
     def __len__(self) -> int:
         return len(COMMANDS)
-
-
-@cache
-def _build(name: str) -> Any:
-    app = typer.Typer(**LOOK)
-    function = name.replace("-", "_")
-    app.command(name, **{"cls": Command, **COMMANDS[name]})(getattr(import_module(f"crfrefine.cli.{function}"), function))
-    return typer.main.get_command(app)

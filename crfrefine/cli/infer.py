@@ -49,16 +49,18 @@ def infer(
     from crfrefine.cli.reporting import Reporter, print_results
     from crfrefine.runs.infer.run import run_inference
 
-    parameters = shared.parameters_of("sharp" if is_sharp else "default" if is_auto else config, overrides)
-    options["allow_vanishing"] = shared.may_vanish(options["allow_vanishing"], parameters, overrides)
-    scheme = shared.parse_scheme(regions or (), regions_class_order)
+    parameters, entries = shared.parameters_of("sharp" if is_sharp else "default" if is_auto else config, overrides)
+    # Whoever sets all rules that remove components by hand wants them.
+    are_set = "postprocess" in entries or parameters.postprocess.removing.keys() <= entries.keys()
+    options["allow_vanishing"] = options["allow_vanishing"] or are_set
+    scheme = shared.parse_scheme(regions, regions_class_order) if regions or regions_class_order else None
     run_options = InferenceOptions(**options, parameters=parameters, regions=scheme, command=tuple(ctx.obj or ()))
     if is_auto:
         from crfrefine.cli.training_reporting import TrainingReporter
         from crfrefine.train.unlabeled_run import choose_for
 
         with TrainingReporter(verbosity) as choosing:
-            run_options = choose_for(run_options, shared.parse_overrides(overrides), choosing)
+            run_options = choose_for(run_options, entries, choosing)
     reporter = Reporter(verbosity)
     try:
         with reporter:

@@ -209,32 +209,19 @@ def check_sources(options: Mapping[str, Any]) -> None:
         raise typer.BadParameter(text, param_hint=missing[0])
 
 
-def parameters_of(config: str, overrides: Sequence[str] | None) -> CrfParameters:
-    """Return the parameters of a preset or file, with the entries of `--set`."""
+def parameters_of(config: str, overrides: Sequence[str] | None) -> tuple[CrfParameters, dict[str, Any]]:
+    """Return the parameters of a preset or file with the entries of `--set`, and these entries by their dotted keys."""
     from crfrefine.parameters.model import CrfParameters
-
-    return CrfParameters.load(config).replace(**parse_overrides(overrides))
-
-
-def parse_overrides(texts: Sequence[str] | None) -> dict[str, Any]:
-    """Return the entries of `--set` by their dotted keys."""
     from crfrefine.parameters.toml import parse_override
 
-    return dict(parse_override(text) for text in texts or ())
+    entries = dict(parse_override(text) for text in overrides or ())
+    return CrfParameters.load(config).replace(**entries), entries
 
 
-def may_vanish(allow_vanishing: bool, parameters: CrfParameters, overrides: Sequence[str] | None) -> bool:
-    """Return whether rules may remove structures: by the option, or since `--set` has all rules that remove components."""
-    keys = parse_overrides(overrides).keys()
-    return allow_vanishing or "postprocess" in keys or parameters.postprocess.removing.keys() <= keys
-
-
-def parse_scheme(regions: Sequence[str], class_order: str | None) -> RegionScheme | None:
-    """Return the regions that the options name, in the order of the network's channels; None: none are named."""
+def parse_scheme(regions: Sequence[str] | None, class_order: str | None) -> RegionScheme:
+    """Return the regions that the options name, in the order of the network's channels."""
     if not regions:
-        if class_order is not None:
-            raise ConfigError("--regions-class-order: it belongs to the regions of --regions, which are not given")
-        return None
+        raise ConfigError("--regions-class-order: it belongs to the regions of --regions, which are not given")
     from crfrefine.arrays.region_scheme import RegionScheme
     from crfrefine.metrics.regions import parse_region
 

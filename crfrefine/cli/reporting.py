@@ -83,8 +83,7 @@ class Reporter(RunReporter, InferenceObserver):
         elif record.status == "skipped":
             self._say(f"{head}: exists, skipped")
         elif self._bar is None or self._verbosity >= VERBOSE:
-            numbers = f"{describe_steps(record)}, {voxels_changed(record)}, {record.seconds:.2f} s"
-            self._say(f"{head}: {numbers} -> {record.output}")
+            self._say(f"{head}: {describe_change(record)}, {record.seconds:.2f} s -> {record.output}")
         if self._verbosity >= VERBOSE and record.status == "done":
             for line in record.filters:
                 self._say(f"    {line}")
@@ -170,15 +169,11 @@ def print_table(names: tuple[str, ...], rows: Sequence[tuple[str, ...]], numbers
     Console(highlight=False).print(table)
 
 
-def describe_steps(record: CaseRecord) -> str:
-    """Return how many steps were taken, and whether that was enough."""
-    return counted(record.num_iterations or 0, "step") + (" (converged)" if record.converged else "")
-
-
-def voxels_changed(record: CaseRecord) -> str:
-    """Return how many voxels changed their label, as text."""
+def describe_change(record: CaseRecord) -> str:
+    """Return how many steps were taken, whether that was enough, and how many voxels changed their label."""
     count = record.voxels_changed or 0
-    return f"{count:,} {'voxel' if count == 1 else 'voxels'} changed"
+    steps = counted(record.num_iterations or 0, "step") + (" (converged)" if record.converged else "")
+    return f"{steps}, {count:,} {'voxel' if count == 1 else 'voxels'} changed"
 
 
 def _with_case(record: CaseRecord) -> str:

@@ -149,7 +149,7 @@ def train_crf(
     training_options = TrainingOptions(
         data=data,
         output=default_output(data.logits) if output is None else output,
-        parameters=shared.parameters_of(config or "default", overrides) if config is not None or overrides else None,
+        parameters=shared.parameters_of(config or "default", overrides)[0] if config is not None or overrides else None,
         config=None if config is None else find_config(config),
         learn=tuple(name.strip() for name in learn.split(",") if name.strip()),
         num_folds=folds,

@@ -52,7 +52,7 @@ def tune(
     from crfrefine.metrics.regions import parse_region
 
     check_libraries()
-    parameters = shared.parameters_of(config, overrides)
+    parameters, _ = shared.parameters_of(config, overrides)
     if options["masks"] == "nonzero":  # The saved file has it, too.
         parameters = parameters.replace(**{"intensity.mask": "nonzero"})
     if output is not None:
