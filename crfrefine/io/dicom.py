@@ -29,9 +29,8 @@ from crfrefine.base.text import counted, listed, printable, shorten
 from crfrefine.errors import CapacityError, CrfRefineError, GridMismatchError, InputError, UnsupportedFormatError
 from crfrefine.io.atomic import atomic_files
 from crfrefine.io.decode import as_bytes
-from crfrefine.io.segments import MAX_OF_A_NAME, Segment, segments_of
 from crfrefine.io.streams import MAX_RATIO, cut_off
-from crfrefine.io.volume import Volume, VolumeHeader
+from crfrefine.io.volume import MAX_OF_A_NAME, Segment, Volume, VolumeHeader, segments_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

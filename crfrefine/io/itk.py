@@ -28,12 +28,12 @@ from crfrefine.io.streams import BLOCK_BYTES, cut_off, inflated, open_bytes, rea
 from crfrefine.io.volume import VolumeHeader
 
 if TYPE_CHECKING:
-    from crfrefine.io.content import Content
     from crfrefine.io.decode import VoxelStream
+    from crfrefine.io.pieces import VoxelsToWrite
     from crfrefine.io.volume import Volume
 
 FAMILY = "ITK"
-"""Name of these formats in the table of `crfrefine.io.formats`."""
+"""Name of these formats in the table of `crfrefine.io.paths`."""
 
 MAX_SECONDS = 600.0
 """The conversion is given up after this time."""
@@ -99,7 +99,7 @@ def read_header(path: Path, name: str | None = None) -> VolumeHeader:
 
     Args:
         path: the file.
-        name: "MetaImage" or "NRRD"; None means GIPL, MRC or VTK, whichever it is by its content.
+        name: "MetaImage" or "NRRD"; None means GIPL, MRC or VTK, whichever it is by its voxels.
 
     Raises:
         UnsupportedFormatError: damaged, or not readable by ITK.
@@ -119,9 +119,9 @@ def open_voxels(header: VolumeHeader) -> Iterator[VoxelStream]:
         yield stream
 
 
-def write(content: Content, like: Volume, threads: int) -> NoReturn:
+def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> NoReturn:
     """Raise UnsupportedFormatError: these formats are only read."""
-    raise UnsupportedFormatError(f"{content.path}: this format is only read; write NIfTI (.nii.gz) instead")
+    raise UnsupportedFormatError(f"{voxels.path}: this format is only read; write NIfTI (.nii.gz) instead")
 
 
 @contextmanager
@@ -147,7 +147,7 @@ def _as_nrrd(path: Path, name: str | None) -> Iterator[tuple[str, VolumeHeader]]
 
 @contextmanager
 def _uncompressed(path: Path, *, is_gzip: bool) -> Iterator[BinaryIO]:
-    """Open a file; of a compressed one, a temporary file with its content."""
+    """Open a file; of a compressed one, a temporary file with its voxels."""
     with open_bytes(path, "gzip" if is_gzip else "raw") as reader:
         stored = cast("BinaryIO", reader)
         if not is_gzip:

@@ -12,30 +12,31 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 
+from crfrefine.base.text import shorten
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io.atomic import atomic_files, real_path
-from crfrefine.io.source import VoxelSource
 from crfrefine.io.streams import BLOCK_BYTES, write_zlib
-from crfrefine.io.text_formats import (
+from crfrefine.io.text_header import (
     LPS,
+    Fields,
+    HeaderLines,
     affine_of,
-    checked,
-    detached_voxels,
+    finite_number,
     grid_and_channels,
     lines_to_write,
+    open_header,
     volume_header,
     voxel_path,
 )
-from crfrefine.io.text_header import Fields, HeaderLines, finite_number, open_header, shown
-from crfrefine.io.volume import RareHeaderError, open_voxels
+from crfrefine.io.volume import RareHeaderError, VoxelSource, open_voxels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from crfrefine.io.content import Content
+    from crfrefine.io.pieces import VoxelsToWrite
     from crfrefine.io.volume import Volume, VolumeHeader
 
-__all__ = ["open_voxels", "read_header", "recognizes", "voxel_files", "write"]
+__all__ = ["open_voxels", "read_header", "recognizes", "write"]
 
 NAME = "MetaImage"
 
@@ -68,16 +69,6 @@ def recognizes(start: bytes) -> bool:
 
 
 def read_header(path: Path) -> VolumeHeader:
-    """Read only the header."""
-    return checked(_parse(path))
-
-
-def voxel_files(path: Path) -> tuple[Path, ...]:
-    """Return the separate files with the voxels of a header."""
-    return detached_voxels(_parse, path)
-
-
-def _parse(path: Path) -> VolumeHeader:
     """Read a header to its end and check every field that is used."""
     with open_header(path) as lines:
         fields = _fields(path, lines)
@@ -107,7 +98,8 @@ def _fields(path: Path, lines: HeaderLines) -> Fields:
         name, *values = re.split(rb"[=:]", line, maxsplit=1)
         if not values:
             raise UnsupportedFormatError(
-                f"{path}: not a MetaImage file, although its name says so: line {lines.number} is not `Key = Value`: {shown(line)!r}"
+                f"{path}: not a MetaImage file, although its name says so: line {lines.number} is not `Key = Value`: "
+                f"{shorten(line.decode(errors='backslashreplace'), 60)!r}"
             )
         key = _KNOWN.get(name.strip().lower().decode("latin-1")) if len(name) < 100 else None
         if key is not None:
@@ -208,41 +200,41 @@ def _geometry(fields: Fields, num_dims: int) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def write(content: Content, like: Volume, threads: int) -> None:
+def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
     """Write voxels as zlib data, which takes one thread: .mha in one file, .mhd with a .zraw beside it; a voxel's channels are together.
 
     Of a MetaImage, the lines that place the grid are kept as they are.
     """
-    path = content.path
+    path = voxels.path
     lines = lines_to_write(path, like, NAME, _geometry_lines)
-    if content.voxel_files:
-        with atomic_files(*content.voxel_files, path) as (data_file, header_file):
-            num_bytes = write_zlib(data_file, content.together())
-            header_file.write(_header(content, lines, num_bytes, content.voxel_files[0].name))
+    if voxels.voxel_files:
+        with atomic_files(*voxels.voxel_files, path) as (data_file, header_file):
+            num_bytes = write_zlib(data_file, voxels.together())
+            header_file.write(_header(voxels, lines, num_bytes, voxels.voxel_files[0].name))
         return
     # The header comes first and has the size of the voxels: they wait in a file without a name, on the disk that has room for them.
     with atomic_files(path) as (file,), TemporaryFile(dir=real_path(path).parent) as compressed:
-        num_bytes = write_zlib(compressed, content.together())
-        file.write(_header(content, lines, num_bytes, "LOCAL"))
+        num_bytes = write_zlib(compressed, voxels.together())
+        file.write(_header(voxels, lines, num_bytes, "LOCAL"))
         compressed.seek(0)
         shutil.copyfileobj(compressed, file, BLOCK_BYTES)
 
 
-def _header(content: Content, lines: Sequence[str], num_bytes: int, voxels: str) -> bytes:
+def _header(voxels: VoxelsToWrite, lines: Sequence[str], num_bytes: int, place: str) -> bytes:
     """Return the header of voxels that take so many bytes compressed."""
     return "\n".join(
         [
             "ObjectType = Image",
-            f"NDims = {len(content.grid_shape)}",
+            f"NDims = {len(voxels.grid_shape)}",
             "BinaryData = True",
             "BinaryDataByteOrderMSB = False",
             "CompressedData = True",
             f"CompressedDataSize = {num_bytes}",
             *lines,
-            "DimSize = " + " ".join(str(size) for size in content.grid_shape[::-1]),
-            *([] if content.num_channels is None else [f"ElementNumberOfChannels = {content.num_channels}"]),
-            f"ElementType = {_WRITTEN_TYPES[content.dtype.name]}",
-            f"ElementDataFile = {voxels}",
+            "DimSize = " + " ".join(str(size) for size in voxels.grid_shape[::-1]),
+            *([] if voxels.num_channels is None else [f"ElementNumberOfChannels = {voxels.num_channels}"]),
+            f"ElementType = {_WRITTEN_TYPES[voxels.dtype.name]}",
+            f"ElementDataFile = {place}",
             "",
         ]
     ).encode()

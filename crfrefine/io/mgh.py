@@ -12,12 +12,11 @@ import numpy as np
 from crfrefine.base.geometry import require_usable, spacing_of
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io.atomic import write_bytes
-from crfrefine.io.source import VoxelSource
 from crfrefine.io.streams import GZIP_MAGIC, inflated, is_named_gzip, misnamed, open_bytes, read_start
-from crfrefine.io.volume import VolumeHeader, open_voxels
+from crfrefine.io.volume import VolumeHeader, VoxelSource, open_voxels
 
 if TYPE_CHECKING:
-    from crfrefine.io.content import Content
+    from crfrefine.io.pieces import VoxelsToWrite
     from crfrefine.io.volume import Volume
 
 __all__ = ["open_voxels", "read_header", "recognizes", "write"]
@@ -76,23 +75,23 @@ def read_header(path: Path) -> VolumeHeader:
     )
 
 
-def write(content: Content, like: Volume, threads: int) -> None:
+def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
     """Write voxels with the geometry of another volume, that of an MGH file bit for bit; labels above 255 take 32 bits."""
     from nibabel.freesurfer.mghformat import MGHHeader
 
     template = like.header.template if like.header is not None else None
     header: Any = template.copy() if isinstance(template, MGHHeader) else _header_of(like, MGHHeader())
-    shape = content.grid_shape[::-1]
-    header["dims"] = (*shape, *(1,) * (3 - len(shape)), content.num_channels or 1)
-    header["type"] = _WRITTEN_TYPES[content.dtype.name]
+    shape = voxels.grid_shape[::-1]
+    header["dims"] = (*shape, *(1,) * (3 - len(shape)), voxels.num_channels or 1)
+    header["type"] = _WRITTEN_TYPES[voxels.dtype.name]
     stored = np.dtype(_TYPES[int(header["type"])])
 
     def parts() -> Iterator[bytes]:
         yield header.binaryblock[:_USED_BYTES].ljust(_DATA_OFFSET, b"\0")
-        for block in content.one_after_the_other():
-            yield np.frombuffer(block, content.dtype.newbyteorder("<")).astype(stored).tobytes()
+        for block in voxels.one_after_the_other():
+            yield np.frombuffer(block, voxels.dtype.newbyteorder("<")).astype(stored).tobytes()
 
-    write_bytes(content.path, parts(), threads)
+    write_bytes(voxels.path, parts(), threads)
 
 
 def _header_of(like: Volume, header: Any) -> Any:

@@ -21,7 +21,7 @@ from crfrefine.io.streams import MAX_RATIO, ByteReader, cannot_read, finish, ope
 from crfrefine.io.volume import VolumeHeader
 
 if TYPE_CHECKING:
-    from crfrefine.io.content import Content
+    from crfrefine.io.pieces import VoxelsToWrite
     from crfrefine.io.volume import Volume
 
 MAX_ARRAY_HEADER = 1 << 16
@@ -85,17 +85,17 @@ def open_voxels(header: VolumeHeader) -> Iterator[VoxelStream]:
         yield VoxelStream(member, template.dtype, header.path, member.check, is_reversed=template.fortran_order)
 
 
-def write(content: Content, like: Volume, threads: int) -> None:
+def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
     """Write an array of (channels, [z,] y, x) under the name "probabilities" or "logits"; it has no geometry, and takes one thread."""
-    header = {"descr": np.lib.format.dtype_to_descr(content.dtype), "fortran_order": False, "shape": content.shape}
+    header = {"descr": np.lib.format.dtype_to_descr(voxels.dtype), "fortran_order": False, "shape": voxels.shape}
     with (
-        atomic_files(content.path) as (file,),
+        atomic_files(voxels.path) as (file,),
         zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
         # An explicit ZipInfo has a fixed time: the same data give the same bytes.
-        archive.open(_entry(f"{content.kind}.npy"), "w", force_zip64=content.num_bytes > 1 << 30) as member,
+        archive.open(_entry(f"{voxels.kind}.npy"), "w", force_zip64=voxels.num_bytes > 1 << 30) as member,
     ):
         np.lib.format.write_array_header_1_0(member, header)
-        for block in content.one_after_the_other():
+        for block in voxels.one_after_the_other():
             member.write(block)
 
 

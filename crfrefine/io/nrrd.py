@@ -9,29 +9,34 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from crfrefine.base.text import shorten
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io.atomic import atomic_files
-from crfrefine.io.nrrd_world import placement
-from crfrefine.io.source import VoxelSource
 from crfrefine.io.streams import write_gzip
-from crfrefine.io.text_formats import (
-    checked,
-    detached_voxels,
+from crfrefine.io.text_header import (
+    LPS,
+    Fields,
+    HeaderLines,
+    affine_of,
+    finite_number,
     grid_and_channels,
     lines_to_write,
+    open_header,
     volume_header,
     voxel_path,
 )
-from crfrefine.io.text_header import Fields, HeaderLines, open_header, shown
-from crfrefine.io.volume import RareHeaderError, open_voxels
+from crfrefine.io.volume import RareHeaderError, VoxelSource, open_voxels
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
-    from crfrefine.io.content import Content
+    from crfrefine.io.pieces import VoxelsToWrite
     from crfrefine.io.volume import Volume, VolumeHeader
 
-__all__ = ["open_voxels", "read_header", "recognizes", "voxel_files", "write"]
+__all__ = ["open_voxels", "read_header", "recognizes", "write"]
+
 
 NAME = "NRRD"
 
@@ -75,27 +80,11 @@ def recognizes(start: bytes) -> bool:
 
 
 def read_header(path: Path) -> VolumeHeader:
-    """Read only the header; of a segmentation of 3D Slicer, the lines about segments are not read.
+    """Read a header to its end and check every field that is used; segments of 3D Slicer are not read.
 
     Raises:
         UnsupportedFormatError: the segments are in several layers.
     """
-    header = checked(_parse(path))
-    if header.num_channels > 1 and path.name.lower().endswith(".seg.nrrd"):
-        raise UnsupportedFormatError(
-            f"{path}: the segments are in {header.num_channels} layers, as where they overlap; expected one layer\n"
-            "  In 3D Slicer's module Segmentations, collapse the labelmap layers, or export the segments to a labelmap."
-        )
-    return header
-
-
-def voxel_files(path: Path) -> tuple[Path, ...]:
-    """Return the separate files with the voxels of a header."""
-    return detached_voxels(_parse, path)
-
-
-def _parse(path: Path) -> VolumeHeader:
-    """Read a header to its end and check every field that is used."""
     with open_header(path) as lines:
         fields, has_end = _fields(path, lines)
         end = lines.offset
@@ -108,6 +97,11 @@ def _parse(path: Path) -> VolumeHeader:
     channel_axis = _channel_axis(fields, num_dims)
     axes = [axis for axis in range(num_dims) if axis != channel_axis]
     channels = 1 if channel_axis is None else sizes[channel_axis]
+    if channels > 1 and path.name.lower().endswith(".seg.nrrd"):
+        raise UnsupportedFormatError(
+            f"{path}: the segments are in {channels} layers, as where they overlap; expected one layer\n"
+            "  In 3D Slicer's module Segmentations, collapse the labelmap layers, or export the segments to a labelmap."
+        )
     grid = grid_and_channels(path, tuple(sizes[axis] for axis in axes), channels)
     source = _source(fields, end, sizes, inner=math.prod(sizes[:channel_axis] if channels > 1 else grid[0]))
     source.check()  # ITK, which reads rare headers, would not always notice.
@@ -139,7 +133,8 @@ def _fields(path: Path, lines: HeaderLines) -> tuple[Fields, bool]:
             if lines.is_last:
                 break  # Reported as cut off.
             raise UnsupportedFormatError(
-                f"{path}: damaged NRRD header: line {lines.number} is not a `field: value` of the format: {shown(line)!r}"
+                f"{path}: damaged NRRD header: line {lines.number} is not a `field: value` of the format: "
+                f"{shorten(line.decode(errors='backslashreplace'), 60)!r}"
             )
     return fields, False
 
@@ -196,42 +191,42 @@ def _source(fields: Fields, end: int, sizes: tuple[int, ...], *, inner: int) -> 
     )
 
 
-def write(content: Content, like: Volume, threads: int) -> None:
+def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
     """Write compressed voxels: .nrrd in one file, .nhdr with a .raw.gz beside it; the channels of a voxel are put together.
 
     The lines of an NRRD file that place the grid are kept as they are.
     """
-    header = header_to_write(content, like)
-    with atomic_files(*content.voxel_files, content.path) as files:
+    header = header_to_write(voxels, like)
+    with atomic_files(*voxels.voxel_files, voxels.path) as files:
         if len(files) == 1:
             files[0].write(header)
-        write_gzip(files[0], content.together(), threads)
+        write_gzip(files[0], voxels.together(), threads)
         if len(files) > 1:
             files[1].write(header)
 
 
-def header_to_write(content: Content, like: Volume) -> bytes:
+def header_to_write(voxels: VoxelsToWrite, like: Volume) -> bytes:
     """Return the header of voxels that are compressed with gzip, the channels of a voxel together, up to the first voxel."""
     num_axes = len(like.spacing)
-    lines = lines_to_write(content.path, like, NAME, _geometry_lines)
-    sizes = content.grid_shape[::-1]
-    has_channels = content.num_channels is not None
-    if content.num_channels is not None:
-        sizes = (content.num_channels, *sizes)
+    lines = lines_to_write(voxels.path, like, NAME, _geometry_lines)
+    sizes = voxels.grid_shape[::-1]
+    has_channels = voxels.num_channels is not None
+    if voxels.num_channels is not None:
+        sizes = (voxels.num_channels, *sizes)
         lines = tuple(re.sub(r"^space directions:", "space directions: none", line) for line in lines)
     return "\n".join(
         [
             "NRRD0004",
-            f"type: {_WRITTEN_TYPES[content.dtype.name]}",
+            f"type: {_WRITTEN_TYPES[voxels.dtype.name]}",
             f"dimension: {len(sizes)}",
             *lines[:1],
             "sizes: " + " ".join(str(size) for size in sizes),
             *lines[1:],
             "kinds: " + " ".join(["vector"] * has_channels + ["domain"] * num_axes),
-            *(["endian: little"] if content.dtype.itemsize > 1 else []),
+            *(["endian: little"] if voxels.dtype.itemsize > 1 else []),
             "encoding: gzip",
-            *(f"data file: {voxels.name}" for voxels in content.voxel_files),
-            "" if content.voxel_files else "\n",
+            *(f"data file: {voxels.name}" for voxels in voxels.voxel_files),
+            "" if voxels.voxel_files else "\n",
         ]
     ).encode()
 
@@ -246,3 +241,111 @@ def _geometry_lines(direction: NDArray[np.float64], origin: NDArray[np.float64],
 
 def _vector(values: NDArray[np.float64]) -> str:
     return "(" + ",".join(repr(float(value)) for value in values) + ")"
+
+
+# The place of the grid in the world: a space with a vector per axis.
+
+
+_RAS = (1.0, 1.0, 1.0)
+_LAS = (-1.0, 1.0, 1.0)
+# Name without hyphens and spaces -> the signs that lead to RAS+.
+_SPACES = {
+    **dict.fromkeys(("rightanteriorsuperior", "ras"), _RAS),
+    **dict.fromkeys(("leftanteriorsuperior", "las"), _LAS),
+    **dict.fromkeys(("leftposteriorsuperior", "lps"), LPS),
+}
+_IN_SPACE = {"space", "space dimension", "space directions", "space origin", "axis mins"}
+
+
+def placement(fields: Fields, num_dims: int, axes: Sequence[int], num_axes: int) -> tuple[NDArray[np.float64], tuple[str, ...]]:
+    """Return the affine of the grid to RAS+ mm, and the header's lines that place it, without the entries of a channel axis.
+
+    There are no lines if another file could not use them. The grid has the first `num_axes` of the axes that are not channels.
+
+    Raises:
+        RareHeaderError: no vectors, or a space without a direction in the patient.
+    """
+    if not _IN_SPACE & set(fields):
+        return affine_of(np.diag(_spacings(fields, num_dims, axes)[:num_axes]), np.zeros(num_axes), LPS), ()
+    space_dims, signs = _space(fields)
+    if space_dims != len(axes):
+        raise UnsupportedFormatError(
+            f"{fields.path}: a grid of {len(axes)} axes in a space of {space_dims} dimensions; expected as many axes as dimensions"
+        )
+    origin_text = fields.text("space origin", "")
+    origin = (0.0,) * space_dims
+    if origin_text and not re.fullmatch(r"\(?\s*(nan[\s,]*)+\)?", origin_text.lower()):
+        found = _vectors(origin_text)
+        if len(found) != 1 or found[0] is None or len(found[0]) != space_dims:
+            raise fields.damaged("space origin", f"one vector of {space_dims} finite numbers such as (0,0,0)")
+        origin = found[0]
+    if "space directions" not in fields or "spacings" in fields:
+        raise RareHeaderError("no space directions, or spacings beside them")
+    vectors = np.array(_directions(fields, num_dims, axes, space_dims), np.float64).T
+    affine = affine_of(vectors[:num_axes, :num_axes], np.array(origin[:num_axes]), signs)
+    return affine, _lines(fields) if len(axes) == num_axes == 3 else ()
+
+
+def _space(fields: Fields) -> tuple[int, tuple[float, ...]]:
+    """Return the dimensions of the space and the signs that lead to RAS+; a space without a name counts as LPS, as in ITK."""
+    if "space" in fields:
+        signs = _SPACES.get(re.sub(r"[- ]", "", fields.text("space").lower()))
+        if signs is None or "space dimension" in fields:
+            raise RareHeaderError(f"the space {shorten(fields.text('space'), 60)!r}")
+        return 3, signs
+    if "space dimension" not in fields:
+        raise RareHeaderError("a place without a space")
+    return fields.whole("space dimension"), LPS
+
+
+def _spacings(fields: Fields, num_dims: int, axes: Sequence[int]) -> list[float]:
+    """Return the voxel sizes along the axes, 1 if the header lacks them; negative ones flip an axis, as in ITK."""
+    if "spacings" not in fields:
+        return [1.0] * len(axes)
+    words = fields.text("spacings").split()
+    numbers = [finite_number(words[axis]) for axis in axes] if len(words) == num_dims else []
+    spacings = [number for number in numbers if number is not None and number != 0]
+    if len(spacings) != len(axes):
+        raise fields.damaged("spacings", f"{num_dims} numbers that are finite and not 0")
+    return spacings
+
+
+def _directions(fields: Fields, num_dims: int, axes: Sequence[int], space_dims: int) -> list[tuple[float, ...]]:
+    """Return the vectors of the axes, rounded as ITK rounds them: length and direction are computed, and multiplied again."""
+    entries = _vectors(fields.text("space directions"))
+    vectors = [entries[axis] for axis in axes if axis < len(entries)]
+    good = [vector for vector in vectors if vector is not None and len(vector) == space_dims]
+    if len(entries) != num_dims or len(good) != len(axes):
+        raise fields.damaged("space directions", f"{num_dims} vectors of {space_dims} finite numbers, none for channels")
+    rounded = []
+    for vector in good:
+        length = math.sqrt(sum(value * value for value in vector))
+        if not 0 < length < math.inf or not math.isfinite(1 / length):
+            raise fields.damaged("space directions", "vectors that are as long as a voxel")
+        rounded.append(tuple(value * (1 / length) * length for value in vector))
+    return rounded
+
+
+def _vectors(text: str) -> list[tuple[float, ...] | None]:
+    """Return the vectors in a text, None for `none` or anything but numbers; an empty list for other text."""
+    if not re.fullmatch(r"(?:\s*(?:none|\([^()]*\)))*\s*", text, re.IGNORECASE):
+        return []
+    vectors: list[tuple[float, ...] | None] = []
+    for entry in re.findall(r"none|\([^()]*\)", text, re.IGNORECASE):
+        numbers = [finite_number(word.strip()) for word in entry[1:-1].split(",")] if entry.startswith("(") else [None]
+        good = tuple(number for number in numbers if number is not None)
+        vectors.append(good if len(good) == len(numbers) else None)
+    return vectors
+
+
+def _lines(fields: Fields) -> tuple[str, ...]:
+    if "space" not in fields:
+        return ()
+    directions = [entry for entry in re.findall(r"none|\([^)]*\)", fields.text("space directions"), re.IGNORECASE) if entry[0] == "("]
+    lines = [f"space: {fields.text('space')}", "space directions: " + " ".join(directions)]
+    if re.match(r"\(\s*[^n]", fields.text("space origin", "").lower()):
+        lines.append(f"space origin: {fields.text('space origin')}")
+    units = fields.text("space units", "")
+    if len(units) <= 100 and re.fullmatch(r'\s*"[\w ]*"(?:\s+"[\w ]*"){2}\s*', units, re.ASCII):
+        lines.append(f"space units: {units}")
+    return tuple(lines)

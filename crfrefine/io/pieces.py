@@ -1,21 +1,116 @@
-"""Read the voxels of a file piece by piece, in their stored type and in the order of the file, so that the whole is never in memory."""
+"""The pieces of a volume, consecutive planes of one channel or of all: read from a file, or asked for to be written.
+
+The whole volume is never in memory. Label maps and masks are read so too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import math
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from crfrefine.base.failures import reading
+from crfrefine.base.labels import MAX_LABEL
 from crfrefine.base.parallel import run_ahead
-from crfrefine.io.content import MAX_BYTES, cuts
-from crfrefine.io.decode import Decoder, allocate_array, read_whole
+from crfrefine.errors import GridMismatchError, InputError
+from crfrefine.io.decode import Decoder, allocate_array, as_bytes, read_whole
+from crfrefine.io.streams import BLOCK_BYTES
 from crfrefine.io.volumes import open_voxels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from crfrefine.io.volume import VolumeHeader
+    from crfrefine.io.volume import Segment, VolumeHeader
+
+
+MAX_BYTES = 16 << 20
+"""Bytes of a piece, if a plane of it is not larger."""
+
+ChannelPiece = Callable[[int, slice], "NDArray[Any]"]
+"""From the number of a channel and planes of the grid to their values, (planes, [y,] x)."""
+
+
+@dataclass(frozen=True)
+class VoxelsToWrite:
+    """Voxels to write."""
+
+    path: Path  # the file
+    kind: str  # "labels", "logits" or "probabilities"
+    num_channels: int | None  # of a label map: None
+    grid_shape: tuple[int, ...]  # ([z,] y, x)
+    dtype: np.dtype[Any]  # of the voxels in the file: uint8, uint16, float32, or those of a converted image
+    piece: ChannelPiece  # called for every channel (0 of a label map) and all planes, in the order of the file; converted to `dtype`
+    most_bytes: int = MAX_BYTES  # asked for at once, unless a plane has more
+    voxel_files: tuple[Path, ...] = ()  # the file beside the header that gets the voxels; none if they are in the same file
+    segments: tuple[Segment, ...] = ()  # of a label map; formats without names ignore them
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """([z,] y, x), or (channels, [z,] y, x)."""
+        return self.grid_shape if self.num_channels is None else (self.num_channels, *self.grid_shape)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all voxels, not compressed."""
+        return int(np.prod(np.array(self.shape, object))) * self.dtype.itemsize
+
+    def one_after_the_other(self) -> Iterator[memoryview]:
+        """Yield the bytes of one channel after the other, in blocks of BLOCK_BYTES; only the last one may be shorter."""
+        pieces = iter_pieces((self.num_channels or 1, *self.grid_shape), self.dtype.itemsize, self.most_bytes, by_channel=True)
+        return _in_blocks(as_bytes(np.ascontiguousarray(self._take(channels.start, planes))) for channels, planes in pieces)
+
+    def together(self) -> Iterator[memoryview]:
+        """Yield the bytes with the channels of a voxel together, in blocks as `one_after_the_other`."""
+        return self.one_after_the_other() if self.num_channels is None else _in_blocks(map(as_bytes, self._interleaved(self.num_channels)))
+
+    def _interleaved(self, num_channels: int) -> Iterator[NDArray[Any]]:
+        for _, planes in iter_pieces((num_channels, *self.grid_shape), self.dtype.itemsize, self.most_bytes, by_channel=False):
+            values = np.empty((planes.stop - planes.start, *self.grid_shape[1:], num_channels), self.dtype)
+            for channel in range(num_channels):
+                values[..., channel] = self._take(channel, planes)
+            yield values
+
+    def _take(self, channel: int, planes: slice) -> NDArray[Any]:
+        values = np.asarray(self.piece(channel, planes))
+        expected = (planes.stop - planes.start, *self.grid_shape[1:])
+        if values.shape != expected:
+            raise GridMismatchError(
+                f"{self.path}: cannot write planes {planes.start} to {planes.stop - 1} of channel {channel}: expected an array of shape "
+                f"{expected}, found {values.shape}"
+            )
+        return values.astype(self.dtype, copy=False)
+
+
+def _in_blocks(parts: Iterable[memoryview]) -> Iterator[memoryview]:
+    """Yield bytes in blocks of one size, which decide about the compressed bytes: these must not depend on the pieces."""
+    rest = bytearray()
+    for part in parts:
+        start = min(BLOCK_BYTES - len(rest), len(part)) if rest else 0
+        rest += part[:start]
+        if len(rest) == BLOCK_BYTES:
+            yield memoryview(rest)
+            rest = bytearray()
+        stop = start + (len(part) - start) // BLOCK_BYTES * BLOCK_BYTES
+        for block in range(start, stop, BLOCK_BYTES):
+            yield part[block : block + BLOCK_BYTES]
+        rest += part[stop:]
+    if rest:
+        yield memoryview(rest)
+
+
+def iter_pieces(shape: tuple[int, ...], itemsize: int, most_bytes: int, *, by_channel: bool) -> Iterator[tuple[slice, slice]]:
+    """Yield channels and planes of pieces of a (channels, [z,] y, x) array: of one channel each, or of all; at least one plane."""
+    num_channels, num_planes = shape[:2]
+    most_planes = max(most_bytes // (math.prod(shape[2:]) * itemsize * (1 if by_channel else num_channels)), 1)
+    num_pieces = -(-num_planes // most_planes)
+    edges = [num_planes * piece // num_pieces for piece in range(num_pieces + 1)]
+    for channels in [slice(i, i + 1) for i in range(num_channels)] if by_channel else [slice(0, num_channels)]:
+        yield from ((channels, slice(start, stop)) for start, stop in pairwise(edges))
 
 
 ALL_PLANES = slice(None)
@@ -68,7 +163,7 @@ def decoded_pieces(header: VolumeHeader, planes: slice = ALL_PLANES, most_bytes:
         decoder, dtype = Decoder(stream, shape), stream.kept_type
         whole = read_whole(stream, shape, header.path) if stream.is_reversed else None
         by_channel = decoder.one_channel_after_the_other or stream.is_reversed
-        for channels, inside in cuts((shape[0], last - first, *shape[2:]), dtype.itemsize, most_bytes, by_channel=by_channel):
+        for channels, inside in iter_pieces((shape[0], last - first, *shape[2:]), dtype.itemsize, most_bytes, by_channel=by_channel):
             here = slice(first + inside.start, first + inside.stop)
             if whole is not None:
                 yield Piece(channels, here, whole[channels, here].copy(order="C"))
@@ -83,3 +178,78 @@ def decoded_pieces(header: VolumeHeader, planes: slice = ALL_PLANES, most_bytes:
                 decoder.skip(shape[1] - last)
         if whole is None:
             decoder.finish()
+
+
+# Label maps and masks: a byte or two per voxel, whatever the type in the file.
+
+
+LABEL_TOLERANCE = 0.1
+"""Largest distance of a label from a whole number: some tools write a scaling that turns 1 into 0.988."""
+
+_PIECE_BYTES = 1 << 20  # In the processor's cache, so that looking at a value twice costs little.
+
+
+@dataclass(frozen=True)
+class WholeNumbers:
+    """The values of a file, rounded, and whether they can be labels."""
+
+    # ([z,] y, x), the smallest of uint8 and uint16; without meaning if `low` or `high` is out of range.
+    labels: NDArray[np.unsignedinteger[Any]]
+    off: float  # largest distance of a value from a whole number
+    low: float  # smallest value, rounded
+    high: float  # largest value, rounded
+
+    def require_range(self, path: Path) -> None:
+        """Raise InputError if a value cannot be a label."""
+        if self.low < 0 or self.high > MAX_LABEL:
+            raise InputError(f"{path}: not a label map: expected labels from 0 to {MAX_LABEL}, found {self.low:.0f} to {self.high:.0f}")
+
+
+def read_whole_numbers(header: VolumeHeader) -> WholeNumbers:
+    """Read a file with one value per voxel as whole numbers; beyond the result it takes a few megabytes.
+
+    Args:
+        header: of the file; the type in it may be any, with a scaling.
+
+    Raises:
+        InputError: several values per voxel; values that are NaN or infinite.
+        UnsupportedFormatError: damaged or cut off.
+        CapacityError: the labels do not fit into memory.
+    """
+    require_scalar(header, "a label map")
+    labels: NDArray[np.unsignedinteger[Any]] = allocate_array(header.grid_shape[::-1], header.path, np.dtype(np.uint8))
+    off, low, high = 0.0, np.inf, -np.inf
+    for piece in decoded_pieces(header, most_bytes=_PIECE_BYTES):
+        values = piece.values[0]
+        if values.dtype.kind == "f":
+            rounded = np.rint(values)
+            off = max(off, float(np.abs(values - rounded).max()))
+            values = rounded
+        low, high = min(low, float(values.min())), max(high, float(values.max()))
+        if low < 0 or high > MAX_LABEL:
+            continue  # The rest tells how far they are out of range.
+        if high > np.iinfo(labels.dtype).max:
+            labels = labels.astype(np.uint16)
+        labels[piece.planes] = values
+    return WholeNumbers(labels, off, low, high)
+
+
+def read_mask(header: VolumeHeader, condition: Callable[[NDArray[Any]], NDArray[np.bool_]]) -> NDArray[np.bool_]:
+    """Return where the values of a file with one value per voxel fulfill a condition, ([z,] y, x); it takes a few megabytes besides."""
+    require_scalar(header, "a mask")
+    found: NDArray[np.bool_] = allocate_array(header.grid_shape[::-1], header.path, np.dtype(np.bool_))
+    for piece in decoded_pieces(header, most_bytes=_PIECE_BYTES):
+        found[piece.planes] = condition(piece.values[0])
+    return found
+
+
+def is_nonzero(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return where values are not zero."""
+    found: NDArray[np.bool_] = values != 0
+    return found
+
+
+def require_scalar(header: VolumeHeader, what: str) -> None:
+    """Raise InputError if a file has several values per voxel."""
+    if header.num_channels > 1:
+        raise InputError(f"{header.path}: expected {what} with one value per voxel, this file has {header.num_channels}")

@@ -10,14 +10,16 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from crfrefine.base.failures import reading
+import numpy as np
+
 from crfrefine.base.inputs import add_inputs
 from crfrefine.base.text import shorten
-from crfrefine.errors import UnexpectedError, UnsupportedFormatError
-from crfrefine.io.formats import FORMATS, Format
+from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io.paths import (
+    FORMATS,
     VOLUME_SUFFIXES,
     WRITTEN_SUFFIXES,
+    Format,
     format_of,
     header_beside,
     is_there,
@@ -37,7 +39,7 @@ class ForeignKind:
     """A kind of file that is not supported."""
 
     name: str  # with its article, as in "it is a DICOM file"
-    way_out: str  # how to convert it
+    conversion_hint: str  # how to convert it
     suffixes: tuple[str, ...]  # suffixes of such files
     recognizes: Callable[[bytes], bool]  # returns whether a file with this beginning is of this kind
 
@@ -133,7 +135,7 @@ def format_to_read(path: Path, suffixes: tuple[str, ...]) -> Format:
     if header is not None:
         return format_to_read(header, suffixes)
     message = f"{path}: unknown file type; expected one of {', '.join(suffixes)}"
-    hint = way_out(found) or way_out(named or _foreign_by_name(path), "By its name, it")
+    hint = conversion_hint(found) or conversion_hint(named or _foreign_by_name(path), "By its name, it")
     raise UnsupportedFormatError(f"{message}\n  {hint}" if hint else message)
 
 
@@ -142,12 +144,12 @@ def is_allowed(known: Format, suffixes: tuple[str, ...]) -> bool:
     return set(known.suffixes) <= set(suffixes)
 
 
-def way_out(found: Format | ForeignKind | None, who: str = "It") -> str:
+def conversion_hint(found: Format | ForeignKind | None, who: str = "It") -> str:
     """Describe an unreadable file and the remedy; "" if unknown."""
     if found is None:
         return ""
     if not isinstance(found, Format):
-        return f"{who} is {found.name}: {found.way_out}."
+        return f"{who} is {found.name}: {found.conversion_hint}."
     if found.holds_scores_alone:
         return f"{who} is a file of logits or probabilities ({found.name}), which has no geometry: no image, mask or label map."
     return f"{who} is {found.name} by its content: name it {' or '.join(found.suffixes)}."
@@ -182,7 +184,7 @@ def describe_others(folder: Path) -> str:
         return "" if inner is None else f"\n  {shorten(inner.name)} holds DICOM files: crfrefine convert {inner} {inner}.nii.gz"
     usual = Counter(kinds.values()).most_common(1)[0][0]
     example = next(path for path, kind in kinds.items() if kind == usual)
-    return f"\n  {way_out(usual, f'There is {shorten(example.name)}, which')}"
+    return f"\n  {conversion_hint(usual, f'There is {shorten(example.name)}, which')}"
 
 
 def _foreign_by_name(path: Path) -> ForeignKind | None:
@@ -212,8 +214,9 @@ def files_read(path: Path) -> tuple[Path, ...]:
     known = format_of(path) or recognize(path)
     if isinstance(known, Format) and known.voxel_endings:
         # Reading the file later reports the error with its case; this function also looks at other cases.
-        with suppress(UnexpectedError), reading(path):
-            return (path, *known.voxel_files(path))
+        with suppress(Exception), np.errstate(all="ignore"):
+            source = known.load().read_header(path).source
+            return (path, source.path) if source is not None and source.path != path else (path,)
     return (path,)
 
 

@@ -1,15 +1,26 @@
-"""Volumes and their headers; the geometry of their grids is in `crfrefine.base.geometry`, reading and writing files in `crfrefine.io`."""
+"""Volumes, their headers, their segments, and the place of their voxels in a file.
+
+The geometry of grids is in `crfrefine.base.geometry`.
+"""
 
 from __future__ import annotations
 
+import math
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from crfrefine.base.geometry import describe_difference, orientation_codes, same_grid, same_shape
+from crfrefine.base.text import shorten
 from crfrefine.errors import InputError
+from crfrefine.io.decode import VoxelStream
+from crfrefine.io.streams import MAX_RATIO, cut_off, finish, open_bytes, skip
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -17,9 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from crfrefine.base.axes import Reorientation
-    from crfrefine.io.decode import VoxelStream
-    from crfrefine.io.segments import Segment
-    from crfrefine.io.source import VoxelSource
+
 
 FileState: TypeAlias = tuple[Path, int, int, int]
 """A file, and what changes with its content: the number of its inode, its bytes, the nanosecond of its last change."""
@@ -42,7 +51,7 @@ class VolumeHeader:
     affine: NDArray[np.float64] | None  # (4, 4) voxel to world RAS+ mm; None if the file has no geometry
     template: Any = field(default=None, repr=False)  # format-specific; lets the writer restore properties that an affine cannot express
     notes: tuple[str, ...] = ()  # facts that users should know, such as two geometries that disagree
-    family: str = ""  # name of the format in the table of `crfrefine.io.formats`
+    family: str = ""  # name of the format in the table of `crfrefine.io.paths`
     kind: str | None = None  # "logits" or "probabilities" if the file declares it
     details: tuple[tuple[str, str], ...] = ()  # further facts to show, as pairs of name and value
     misnamed: str | None = None  # the format it was read as, if its name says something else
@@ -113,3 +122,98 @@ def open_voxels(header: VolumeHeader) -> AbstractContextManager[VoxelStream]:
     """Open the file with the voxels at the first one: of formats that store them as they are, perhaps compressed."""
     assert header.source is not None
     return header.source.stream()
+
+
+@dataclass(frozen=True)
+class VoxelSource:
+    """Voxels in one file."""
+
+    header_path: Path  # the file with the header, which may hold the voxels, too
+    path: Path  # the file with the voxels
+    encoding: str  # "raw", "zlib" or "gzip"
+    dtype: np.dtype[Any]  # as stored, with its byte order
+    sizes: tuple[int, ...]  # of all axes, the fastest first, channels included
+    inner: int  # values that lie side by side in one channel before the next channel begins; 1 if channels are the fastest axis
+    start: int = 0  # bytes before the stored data in the file
+    offset: int = 0  # bytes before the first voxel after decompression
+    stored_bytes: int = 0  # size of the compressed voxels; 0 if the header does not give it
+    slope: float = 1.0  # value = stored * slope + intercept
+    intercept: float = 0.0  # see `slope`
+
+    def check(self) -> None:
+        """Raise InputError or UnsupportedFormatError if the file is missing, or shorter than the header promises."""
+        promised = math.prod(self.sizes) * self.dtype.itemsize + self.offset
+        found = max(self._size() - self.start, 0)
+        if self.stored_bytes > found:
+            raise cut_off(self.path, f"{self.stored_bytes} bytes of voxels", f"it holds {found}")
+        if self.encoding == "raw" and promised > found:
+            raise cut_off(self.path, f"{promised} bytes of voxels", f"it holds {found}")
+        if promised > found * MAX_RATIO:
+            raise cut_off(self.path, f"{promised} bytes of voxels", f"more than the {found} compressed bytes in it can hold")
+
+    @contextmanager
+    def stream(self) -> Iterator[VoxelStream]:
+        """Open the voxels at the first one; the end of compressed data, where the checksum is, is read by the stream's `finish`."""
+        is_raw = self.encoding == "raw"
+        with open_bytes(self.path, self.encoding, self.start + (self.offset if is_raw else 0)) as reader:
+            skip(reader, 0 if is_raw else self.offset)
+            finish_reading = (lambda: None) if is_raw else partial(finish, reader)
+            yield VoxelStream(reader, self.dtype, self.path, finish_reading, self.slope, self.intercept, inner=self.inner)
+
+    def _size(self) -> int:
+        try:
+            status = self.path.stat()
+        except (OSError, ValueError):
+            raise InputError(
+                f"{self.header_path}: its voxels are missing; expected them in {shorten(self.path, 400)}, put both files into one folder"
+            ) from None
+        if not stat.S_ISREG(status.st_mode):
+            # Reading a pipe could block forever; a device may have no end.
+            raise InputError(f"{self.header_path}: expected its voxels in {shorten(self.path, 400)}, which is not a regular file")
+        return status.st_size
+
+
+MAX_OF_A_NAME = 64
+"""Characters of a segment's name: DICOM holds no more."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A label of a label map."""
+
+    label: int  # its number in the label map, from 1
+    name: str  # for people
+    color: tuple[float, float, float] | None = None  # (red, green, blue) from 0 to 1; None: one of a palette
+
+    @property
+    def shown_color(self) -> tuple[float, float, float]:
+        """The color, or the palette's."""
+        return _PALETTE[(self.label - 1) % len(_PALETTE)] if self.color is None else self.color
+
+
+# Colors that differ in hue and lightness, in the order of labels.
+_PALETTE = (
+    (0.50, 0.68, 0.50),
+    (0.95, 0.84, 0.57),
+    (0.69, 0.48, 0.40),
+    (0.44, 0.72, 0.82),
+    (0.85, 0.40, 0.31),
+    (0.87, 0.51, 0.40),
+    (0.56, 0.93, 0.56),
+    (0.75, 0.40, 0.34),
+    (0.86, 0.96, 0.08),
+    (0.31, 0.25, 0.75),
+)
+
+
+def named_segments(names: Mapping[int, str]) -> tuple[Segment, ...]:
+    """Return segments of labels with names, without the background."""
+    return tuple(Segment(label, name) for label, name in sorted(names.items()) if label > 0)
+
+
+def segments_of(labels: NDArray[np.integer[Any]], known: Sequence[Segment]) -> tuple[Segment, ...]:
+    """Return the known segments, and one for each further label that occurs, sorted by label."""
+    occurring = {label for plane in labels for label in np.unique(plane).tolist() if label > 0}
+    by_label = {label: Segment(label, f"Label {label}") for label in occurring}
+    by_label.update({segment.label: segment for segment in known if segment.label > 0})
+    return tuple(by_label[label] for label in sorted(by_label))

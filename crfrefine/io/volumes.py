@@ -14,9 +14,8 @@ from crfrefine.base.failures import reading
 from crfrefine.base.geometry import reorientation
 from crfrefine.errors import CrfRefineError, InputError, UnsupportedFormatError
 from crfrefine.io.decode import Decoder, VoxelStream, allocate_array, as_bytes, read_whole
-from crfrefine.io.formats import FORMATS, Format
-from crfrefine.io.paths import LOGITS_SUFFIXES, format_of, require_file
-from crfrefine.io.recognition import format_to_read, is_allowed, named_header, recognize, way_out
+from crfrefine.io.paths import FORMATS, LOGITS_SUFFIXES, Format, format_of, require_file
+from crfrefine.io.recognition import conversion_hint, format_to_read, is_allowed, named_header, recognize
 from crfrefine.io.streams import BlockReader
 from crfrefine.io.volume import RareHeaderError, VolumeHeader
 
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from crfrefine.io import itk, metaimage, mgh, nifti, nifti_pair, npz, nrrd
-    from crfrefine.io.formats import FormatCode
+    from crfrefine.io.paths import FormatCode
     from crfrefine.io.volume import FileState
 
     # So mypy checks that each has the functions.
@@ -54,10 +53,12 @@ def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -
             found = recognize(path)
             if found is None or found is known:
                 raise
-            # The name of the header decides which other files hold voxels, and which files must not be replaced.
-            if isinstance(found, Format) and is_allowed(found, suffixes) and not found.voxel_files(path):
-                return _read_as(path, found)
-            raise UnsupportedFormatError(f"{error}\n  {way_out(found)}") from None
+            if isinstance(found, Format) and is_allowed(found, suffixes):
+                header = _read_as(path, found)
+                # The name of the header decides which other files hold voxels, and which files must not be replaced.
+                if header.source is None or header.source.path == path:
+                    return header
+            raise UnsupportedFormatError(f"{error}\n  {conversion_hint(found)}") from None
 
 
 def allocate(header: VolumeHeader) -> NDArray[np.float32]:
@@ -119,7 +120,8 @@ def _read_as(path: Path, known: Format) -> VolumeHeader:
 
             note = f"read through SimpleITK: its header has {rare}"
             header = replace(itk.read_header(path, known.name), family=itk.FAMILY, notes=(note,))
-        header = replace(header, states=(*before, *_states(known.voxel_files(path))))
+        source = header.source
+        header = replace(header, states=(*before, *_states([] if source is None or source.path == path else [source.path])))
     if format_of(path) is known:
         return header
     return replace(header, misnamed=f"the file is {known.name}, although its name does not say so; it is read as such")

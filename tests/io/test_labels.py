@@ -6,7 +6,7 @@ from io_helpers import affine_of, peak_memory, save_itk, save_nifti
 
 from crfrefine import io
 from crfrefine.errors import InputError
-from crfrefine.io.labels import is_nonzero, read_where, read_whole_numbers
+from crfrefine.io.pieces import is_nonzero, read_mask, read_whole_numbers
 
 SHAPE = (70, 190, 180)  # Several pieces, whatever the type.
 
@@ -45,7 +45,7 @@ def test_how_far_from_whole_numbers_is_told(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "read"), [("uint8", read_whole_numbers), ("float32", lambda header: read_where(header, np.isfinite))], ids=["labels", "mask"]
+    ("dtype", "read"), [("uint8", read_whole_numbers), ("float32", lambda header: read_mask(header, np.isfinite))], ids=["labels", "mask"]
 )
 def test_a_byte_per_voxel_and_a_few_megabytes(dtype, read, tmp_path):
     """Neither a float32 array nor a second one of the stored type."""
@@ -59,4 +59,4 @@ def test_a_byte_per_voxel_and_a_few_megabytes(dtype, read, tmp_path):
 def test_several_values_per_voxel_are_no_mask(tmp_path):
     path = save_nifti(tmp_path / "a.nii", np.zeros((4, 5, 6, 2), np.uint8))
     with pytest.raises(InputError, match="expected a mask with one value per voxel, this file has 2"):
-        read_where(io.read_header(path), is_nonzero)
+        read_mask(io.read_header(path), is_nonzero)

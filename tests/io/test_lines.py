@@ -11,12 +11,12 @@ import pytest
 
 from crfrefine.base.inputs import add_inputs, keeping_inputs
 from crfrefine.errors import InputError
-from crfrefine.io.lines import append_lines, open_lines
+from crfrefine.io.json import append_lines, open_lines
 
 # As runs with --continue do: each opens the file, adds its lines, and closes it; lines are longer than a buffer.
 WRITER = """
 import json, os, pathlib, sys
-from crfrefine.io.lines import append_lines, open_lines
+from crfrefine.io.json import append_lines, open_lines
 path, name, runs, lines = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 for run in range(runs):
     file = open_lines(path)
