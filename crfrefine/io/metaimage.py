@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -21,14 +21,12 @@ from crfrefine.io.text_header import (
     Fields,
     HeaderLines,
     affine_of,
-    finite_number,
     grid_and_channels,
     lines_to_write,
     open_header,
-    volume_header,
     voxel_path,
 )
-from crfrefine.io.volume import RareHeaderError, VoxelSource, open_voxels
+from crfrefine.io.volume import RareHeaderError, VoxelSource, volume_header
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,24 +34,15 @@ if TYPE_CHECKING:
     from crfrefine.io.pieces import VoxelsToWrite
     from crfrefine.io.volume import Volume, VolumeHeader
 
-__all__ = ["open_voxels", "read_header", "recognizes", "write"]
-
 NAME = "MetaImage"
 
-T = TypeVar("T")
-
-# Older and newer names of the same key.
-_MATRIX = ("TransformMatrix", "Rotation", "Orientation")
-_ORIGIN = ("Offset", "Origin", "Position", "ImagePosition")
-_BYTE_ORDER = ("BinaryDataByteOrderMSB", "ElementByteOrderMSB")
-_SPACING = ("ElementSpacing", "ElementSize")
-_REMARKS = ("CenterOfRotation", "AnatomicalOrientation", "DistanceUnits")
-GEOMETRY_KEYS = (*_MATRIX, *_ORIGIN, *_REMARKS, *_SPACING)
+_GEOMETRY_KEYS = ("TransformMatrix", "Offset", "ElementSpacing", "ElementSize")
+_RARE_KEYS = ("Rotation", "Orientation", "Origin", "Position", "ImagePosition")  # Older and newer names of the matrix and the offset.
 _KEYS = (
     *("ObjectType", "NDims", "DimSize", "ElementType", "ElementNumberOfChannels", "HeaderSize", "ElementDataFile"),
-    *("BinaryData", "CompressedData", "CompressedDataSize"),
-    *_BYTE_ORDER,
-    *GEOMETRY_KEYS,
+    *("BinaryData", "CompressedData", "CompressedDataSize", "BinaryDataByteOrderMSB", "ElementByteOrderMSB"),
+    *_GEOMETRY_KEYS,
+    *_RARE_KEYS,
 )
 _KNOWN = {key.lower(): key for key in _KEYS}
 _TYPES = {
@@ -80,13 +69,17 @@ def read_header(path: Path) -> VolumeHeader:
         raise fields.damaged("ElementNumberOfChannels", "a number of at least 1")
     grid = grid_and_channels(path, sizes, channels)
     num_axes = len(grid[0])
-    return volume_header(
-        NAME,
-        grid,
-        _affine(fields, len(sizes), num_axes),
-        _geometry(fields, len(sizes)) if len(sizes) == num_axes else (),
-        _source(fields, end, (channels, *sizes), inner=1 if channels > 1 else math.prod(grid[0])),
-    )
+    source = _source(fields, end, (channels, *sizes), inner=1 if channels > 1 else math.prod(grid[0]))
+    rare = next((key for key in _RARE_KEYS if key in fields), None)
+    if rare is not None:
+        source.check()  # ITK, which reads rare headers, would not always notice.
+        raise RareHeaderError(f"the key {rare}")
+    # Anything may follow the numbers that are used.
+    used = {
+        key: fields.text(key).split()[: len(sizes) ** (2 if key == "TransformMatrix" else 1)] for key in _GEOMETRY_KEYS if key in fields
+    }
+    lines_of_grid = tuple(f"{key} = {' '.join(words)}" for key, words in used.items()) if len(sizes) == num_axes else ()
+    return volume_header(source, NAME, *grid, _affine(fields, len(sizes), num_axes), template=lines_of_grid)
 
 
 def _fields(path: Path, lines: HeaderLines) -> Fields:
@@ -144,7 +137,7 @@ def _source(fields: Fields, end: int, sizes: tuple[int, ...], *, inner: int) -> 
         raise fields.damaged("HeaderSize", "bytes to skip, or -1 where voxels end the file; of voxels that are not compressed")
     if skipped or not is_binary:
         raise RareHeaderError("voxels as text, or a HeaderSize")
-    byte_order: Literal[">", "<"] = ">" if _agreed(fields, _BYTE_ORDER, fields.flag, default=False) else "<"
+    byte_order: Literal[">", "<"] = ">" if any(map(fields.flag, ("BinaryDataByteOrderMSB", "ElementByteOrderMSB"))) else "<"
     kind = _TYPES.get(fields.text("ElementType").upper().removesuffix("_ARRAY"))
     if kind is None:
         raise fields.damaged("ElementType", f"one of {', '.join(_TYPES)}")
@@ -162,42 +155,15 @@ def _source(fields: Fields, end: int, sizes: tuple[int, ...], *, inner: int) -> 
 
 
 def _affine(fields: Fields, num_dims: int, num_axes: int) -> NDArray[np.float64]:
-    # The matrix lists one axis after the other.
-    matrix = _agreed(fields, _MATRIX, lambda key: fields.numbers(key, num_dims**2), default=tuple(np.eye(num_dims).reshape(-1).tolist()))
-    direction = np.array(matrix, np.float64).reshape(num_dims, num_dims).T
-    origin = _agreed(fields, _ORIGIN, lambda key: fields.numbers(key, num_dims, exact=False), default=(0.0,) * num_dims)
-    key = next((key for key in _SPACING if key in fields), None)
+    identity = tuple(np.eye(num_dims).reshape(-1).tolist())
+    matrix = fields.numbers("TransformMatrix", num_dims**2) if "TransformMatrix" in fields else identity
+    direction = np.array(matrix).reshape(num_dims, num_dims).T  # The matrix lists one axis after the other.
+    origin = fields.numbers("Offset", num_dims, exact=False) if "Offset" in fields else (0.0,) * num_dims
+    key = next((key for key in ("ElementSpacing", "ElementSize") if key in fields), None)
     spacing = (1.0,) * num_dims if key is None else fields.numbers(key, num_dims, exact=False)
     if 0.0 in spacing and key is not None:
         raise fields.damaged(key, "voxels that are larger than 0")
     return affine_of(direction[:num_axes, :num_axes] * np.array(spacing[:num_axes]), np.array(origin[:num_axes]), LPS)
-
-
-def _agreed(fields: Fields, keys: tuple[str, ...], parse: Callable[[str], T], *, default: T) -> T:
-    """Return the value under any of a key's names; raise if two names have different values."""
-    found = {key: parse(key) for key in keys if key in fields}
-    first = next(iter(found.values()), default)
-    for key, value in found.items():
-        if value != first:
-            raise fields.damaged(key, f"the same as {next(iter(found))} says")
-    return first
-
-
-def _geometry(fields: Fields, num_dims: int) -> tuple[str, ...]:
-    """Return the lines that place the grid, without anything that a writer would not have put there."""
-    lines = []
-    for key in GEOMETRY_KEYS:
-        if key not in fields:
-            continue
-        text = fields.text(key)
-        if key == "CenterOfRotation" and [finite_number(word) is None for word in text.split()] != [False] * num_dims:
-            continue
-        if key in _REMARKS and not (len(text) <= 100 and text.isascii() and text.isprintable() and text):
-            continue
-        # Anything may follow the numbers that are used.
-        used = text if key in _REMARKS else " ".join(text.split()[: num_dims**2 if key in _MATRIX else num_dims])
-        lines.append(f"{key} = {used}")
-    return tuple(lines)
 
 
 def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:

@@ -9,17 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.base.geometry import require_usable, spacing_of
+from crfrefine.base.geometry import spacing_of
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io.atomic import write_bytes
 from crfrefine.io.streams import GZIP_MAGIC, inflated, is_named_gzip, misnamed, open_bytes, read_start
-from crfrefine.io.volume import VolumeHeader, VoxelSource, open_voxels
+from crfrefine.io.volume import VolumeHeader, VoxelSource, volume_header
 
 if TYPE_CHECKING:
     from crfrefine.io.pieces import VoxelsToWrite
     from crfrefine.io.volume import Volume
-
-__all__ = ["open_voxels", "read_header", "recognizes", "write"]
 
 _DATA_OFFSET = 284
 _USED_BYTES = 90  # of them; nibabel's block goes on with the part behind the voxels.
@@ -46,33 +44,21 @@ def read_header(path: Path) -> VolumeHeader:
 
     template: Any = MGHHeader(block[:_USED_BYTES])
     *grid_shape, num_frames = (int(size) for size in template["dims"])
-    dtype = np.dtype(_TYPES[int(template["type"])])
     affine = np.asarray(template.get_affine(), np.float64) + 0.0
-    require_usable(affine, 3, path)
     source = VoxelSource(
         header_path=path,
         path=path,
         encoding=encoding,
-        dtype=dtype,
+        dtype=np.dtype(_TYPES[int(template["type"])]),
         sizes=(*grid_shape, num_frames),
         inner=math.prod(grid_shape),
         offset=_DATA_OFFSET,
     )
-    source.check()
     has_place = int.from_bytes(block[28:30], "big") > 0  # Else nibabel has filled it in.
-    return VolumeHeader(
-        path=path,
-        format="MGH" + (", gzip" if encoding == "gzip" else ""),
-        grid_shape=tuple(grid_shape),
-        num_channels=num_frames,
-        dtype=dtype.newbyteorder("=").name,
-        spacing=spacing_of(affine),
-        affine=affine,
-        template=template,
-        notes=() if has_place else ("no orientation in the header; coronal slices of 1 mm are assumed, as in nibabel",),
-        misnamed=misnamed(compressed=encoding == "gzip", named_so=is_named_gzip(path)),
-        source=source,
-    )
+    notes = () if has_place else ("no orientation in the header; coronal slices of 1 mm are assumed, as in nibabel",)
+    wrong_name = misnamed(compressed=encoding == "gzip", named_so=is_named_gzip(path))
+    file_format = "MGH" + (", gzip" if encoding == "gzip" else "")
+    return volume_header(source, file_format, tuple(grid_shape), num_frames, affine, template=template, notes=notes, misnamed=wrong_name)
 
 
 def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:

@@ -17,21 +17,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.base.geometry import is_sheared, require_usable, spacing_of
+from crfrefine.base.geometry import is_sheared, spacing_of
 from crfrefine.base.labels import MAX_LABEL
 from crfrefine.base.text import shorten
 from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io.atomic import write_bytes
 from crfrefine.io.streams import GZIP_MAGIC, inflated, is_named_gzip, misnamed, open_bytes, read_start
-from crfrefine.io.volume import MAX_OF_A_NAME, Segment, VolumeHeader, VoxelSource, open_voxels
+from crfrefine.io.volume import MAX_OF_A_NAME, Segment, VolumeHeader, VoxelSource, volume_header
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from crfrefine.io.pieces import VoxelsToWrite
     from crfrefine.io.volume import Volume
-
-__all__ = ["open_voxels", "read_header", "recognizes", "write"]
 
 
 LONGEST = 540
@@ -54,8 +52,6 @@ def parse(block: bytes, path: Path, *, is_pair: bool = False) -> Any:
     """
     import nibabel
 
-    if not block:
-        raise UnsupportedFormatError(f"{path}: the file is empty")
     size = {int.from_bytes(block[:4], "little"), int.from_bytes(block[:4], "big")}
     kind: Any = nibabel.Nifti1Header if 348 in size else nibabel.Nifti2Header if 540 in size else None
     if kind is None:
@@ -105,7 +101,6 @@ def interpret(header: Any, path: Path, voxels: Path, encoding: str) -> VolumeHea
         affine[:3] *= mm_per_unit(header)
     else:
         affine += 0.0  # Adding zero turns -0 into 0.
-    require_usable(affine, len(grid_shape), path)
     slope, intercept = header.get_slope_inter()
     source = VoxelSource(
         header_path=path,
@@ -118,21 +113,9 @@ def interpret(header: Any, path: Path, voxels: Path, encoding: str) -> VolumeHea
         slope=1.0 if slope is None else float(slope),
         intercept=float(intercept or 0.0),
     )
-    source.check()
     version = "Analyze 7.5" if not is_nifti else "NIfTI-2" if header["sizeof_hdr"] == 540 else "NIfTI-1"
-    is_pair = is_nifti and not is_single
-    return VolumeHeader(
-        path=path,
-        format=version + (" pair" if is_pair else "") + (", gzip" if encoding == "gzip" else ""),
-        grid_shape=grid_shape,
-        num_channels=num_channels,
-        dtype=dtype.name,
-        spacing=spacing_of(affine, len(grid_shape)),
-        affine=affine,
-        template=header,
-        notes=notes,
-        source=source,
-    )
+    file_format = version + (" pair" if is_nifti and not is_single else "") + (", gzip" if encoding == "gzip" else "")
+    return volume_header(source, file_format, grid_shape, num_channels, affine, template=header, notes=notes)
 
 
 def _layout(shape: tuple[int, ...], path: Path) -> tuple[tuple[int, ...], int]:
@@ -180,41 +163,34 @@ def mm_per_unit(header: Any) -> float:
 def header_to_write(voxels: VoxelsToWrite, like: Volume, *, is_pair: bool, extension: bytes = b"") -> bytes:
     """Return the header of voxels with the geometry of another volume.
 
-    The geometry of a NIfTI file is kept bit for bit. The extension, with its size and code, follows
+    The geometry of a NIfTI file is kept bit for bit; the header is little-endian. The extension, with its size and code, follows
     the header; extensions of the other file are not copied.
     """
+    import nibabel
+
     shape = voxels.shape[::-1]
     if voxels.num_channels is not None:
         shape = shape[:-1] + (1,) * (3 - len(like.spacing)) + shape[-1:]
-    header = _geometry_header(like)
+    template: Any = like.header.template if like.header is not None else None
+    nifti1: Any = nibabel.Nifti1Header
+    if isinstance(template, nifti1):
+        header = template.as_byteswapped("<")
+    else:
+        header = nifti1()
+        if not is_sheared(like.affine):  # The quaternion of a qform cannot hold a shear; nibabel would drop it silently.
+            header.set_qform(like.affine, code=1)
+        header.set_sform(like.affine, code=1)
+        header.set_xyzt_units("mm")
     header.set_data_shape(shape)
     header.set_data_dtype(voxels.dtype)
-    header["scl_slope"], header["scl_inter"] = 1.0, 0.0
-    header["cal_min"], header["cal_max"] = 0.0, 0.0
-    header["intent_code"], header["intent_name"] = 0, b""
-    header["intent_p1"], header["intent_p2"], header["intent_p3"] = 0.0, 0.0, 0.0
+    header["scl_slope"], header["intent_name"] = 1.0, b""
+    for name in ("scl_inter", "cal_min", "cal_max", "intent_code", "intent_p1", "intent_p2", "intent_p3"):
+        header[name] = 0
     header["descrip"], header["aux_file"] = b"crfrefine", b""
     header["magic"] = header.pair_magic if is_pair else header.single_magic
     header["vox_offset"] = 0 if is_pair else header.single_vox_offset + len(extension)
     block: bytes = header.binaryblock
     return block + bytes((bool(extension), 0, 0, 0)) + extension
-
-
-def _geometry_header(like: Volume) -> Any:
-    """Return a little-endian copy of the volume's own NIfTI header, or a new NIfTI-1 header with its geometry."""
-    import nibabel
-
-    template: Any = like.header.template if like.header is not None else None
-    nifti1: Any = nibabel.Nifti1Header
-    if isinstance(template, nifti1):
-        return template.as_byteswapped("<")
-    header = nifti1()
-    # The quaternion of a qform cannot hold a shear; nibabel would drop it silently.
-    if not is_sheared(like.affine):
-        header.set_qform(like.affine, code=1)
-    header.set_sform(like.affine, code=1)
-    header.set_xyzt_units("mm")
-    return header
 
 
 def recognizes(start: bytes) -> bool:
@@ -266,9 +242,6 @@ MAX_EXTENSION_BYTES = 1 << 22
 """Bytes of a file's extensions that are looked at."""
 
 _MAX_TABLE_BYTES = 1 << 20  # A label takes about 100.
-_MAX_DEPTH = 16  # Levels of elements in a table, which has five.
-_MAX_TEXT = 1024  # Characters of a label's text that are kept.
-
 # Code of the extension, as TotalSegmentator writes it; nibabel's `get_content` refuses Caret's, 30.
 _ANY_CODE = 0
 _TABLE_HEAD = '<?xml version="1.0" encoding="UTF-8"?> <CaretExtension><VolumeInformation Index="0"><LabelTable>'
@@ -295,52 +268,26 @@ def labels_in(extensions: bytes, byte_order: str) -> tuple[Segment, ...]:
 
 
 def _table(content: bytes) -> tuple[Segment, ...]:
-    """Parse a table without building a tree. Document types and entities are refused: old versions of expat crash on some."""
-    from xml.parsers import expat
+    """Parse a table. Document types and entities are refused: old versions of expat crash on some."""
+    from xml.etree import ElementTree
 
     if len(content) > _MAX_TABLE_BYTES:
         raise ValueError(f"it is longer than {_MAX_TABLE_BYTES} bytes")
-    try:
-        table = content.decode()
-    except UnicodeDecodeError:
-        raise ValueError("it is not UTF-8") from None
+    table = content.decode()
     # A zero among the letters would let expat read the same bytes as UTF-16.
     if "\0" in table or re.search(r"<!(?!\[CDATA\[|--)", table):
         raise ValueError("it is not plain XML in UTF-8, or has a document type")
-    segments: dict[int, Segment] = {}
-    open_elements: list[tuple[str, dict[str, str]]] = []
-    text = ""
-
-    def start(name: str, attributes: dict[str, str]) -> None:
-        nonlocal text
-        if len(open_elements) == _MAX_DEPTH:
-            raise ValueError(f"more than {_MAX_DEPTH} elements are nested")
-        open_elements.append((name, attributes))
-        text = ""
-
-    def add_text(part: str) -> None:
-        nonlocal text
-        text += part[: _MAX_TEXT - len(text)]
-
-    def end(name: str) -> None:
-        _, attributes = open_elements.pop()
-        if name != "Label":
-            return
-        key = attributes.get("Key", "").strip()
-        if not key.isdecimal():  # Names change no result: the others are used.
-            return
-        label, shown = int(key[:9]), shorten(text.strip(), MAX_OF_A_NAME)
-        if 1 <= label <= MAX_LABEL and shown:
-            color = _color([attributes.get(part) for part in ("Red", "Green", "Blue")])
-            segments.setdefault(label, Segment(label, shown, color))
-
-    # For text, expat uses this encoding, whatever the table declares.
-    parser = expat.ParserCreate("utf-8")
-    parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = start, end, add_text
     try:
-        parser.Parse(table, True)
-    except expat.ExpatError as error:
+        root = ElementTree.fromstring(table)
+    except ElementTree.ParseError as error:
         raise ValueError(f"damaged XML: {error}") from None
+    segments: dict[int, Segment] = {}
+    for element in root.iter("Label"):
+        key, name = element.get("Key", "").strip(), shorten((element.text or "").strip(), MAX_OF_A_NAME)
+        if key.isdecimal() and 1 <= int(key[:9]) <= MAX_LABEL and name:  # Names change no result: the others are used.
+            red, green, blue = (float(element.get(part, -1)) for part in ("Red", "Green", "Blue"))
+            color = (red, green, blue) if all(0 <= part <= 1 for part in (red, green, blue)) else None
+            segments.setdefault(int(key[:9]), Segment(int(key[:9]), name, color))
     return tuple(segments[label] for label in sorted(segments))
 
 
@@ -357,8 +304,3 @@ def _extension_of(segments: Sequence[Segment]) -> bytes:
     text = "\n".join(lines).encode()
     size = -(-(8 + len(text)) // 16) * 16
     return struct.pack("<ii", size, _ANY_CODE) + text.ljust(size - 8)
-
-
-def _color(parts: list[str | None]) -> tuple[float, float, float] | None:
-    red, green, blue = (float(part) if part is not None else -1.0 for part in parts)
-    return (red, green, blue) if all(0 <= part <= 1 for part in (red, green, blue)) else None

@@ -9,13 +9,10 @@ from crfrefine.errors import InputError
 from crfrefine.io.atomic import atomic_files
 from crfrefine.io.nifti import LONGEST, header_to_write, interpret, parse
 from crfrefine.io.streams import inflated, open_bytes
-from crfrefine.io.volume import open_voxels
 
 if TYPE_CHECKING:
     from crfrefine.io.pieces import VoxelsToWrite
     from crfrefine.io.volume import Volume, VolumeHeader
-
-__all__ = ["open_voxels", "read_header", "recognizes", "write"]
 
 _BYTE_ORDERS: tuple[Literal["little", "big"], ...] = ("little", "big")
 _ENDINGS = (".img", ".img.gz")

@@ -22,10 +22,9 @@ from crfrefine.io.text_header import (
     grid_and_channels,
     lines_to_write,
     open_header,
-    volume_header,
     voxel_path,
 )
-from crfrefine.io.volume import RareHeaderError, VoxelSource, open_voxels
+from crfrefine.io.volume import RareHeaderError, VoxelSource, volume_header
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,8 +33,6 @@ if TYPE_CHECKING:
 
     from crfrefine.io.pieces import VoxelsToWrite
     from crfrefine.io.volume import Volume, VolumeHeader
-
-__all__ = ["open_voxels", "read_header", "recognizes", "write"]
 
 
 NAME = "NRRD"
@@ -106,7 +103,7 @@ def read_header(path: Path) -> VolumeHeader:
     source = _source(fields, end, sizes, inner=math.prod(sizes[:channel_axis] if channels > 1 else grid[0]))
     source.check()  # ITK, which reads rare headers, would not always notice.
     affine, place = placement(fields, num_dims, axes, len(grid[0]))
-    return volume_header(NAME, grid, affine, place, source)
+    return volume_header(source, NAME, *grid, affine, template=place)
 
 
 def _fields(path: Path, lines: HeaderLines) -> tuple[Fields, bool]:
@@ -254,7 +251,7 @@ _SPACES = {
     **dict.fromkeys(("leftanteriorsuperior", "las"), _LAS),
     **dict.fromkeys(("leftposteriorsuperior", "lps"), LPS),
 }
-_IN_SPACE = {"space", "space dimension", "space directions", "space origin", "axis mins"}
+_IN_SPACE = {"space", "space dimension", "space directions", "space origin", "axis mins", "spacings"}
 
 
 def placement(fields: Fields, num_dims: int, axes: Sequence[int], num_axes: int) -> tuple[NDArray[np.float64], tuple[str, ...]]:
@@ -266,7 +263,9 @@ def placement(fields: Fields, num_dims: int, axes: Sequence[int], num_axes: int)
         RareHeaderError: no vectors, or a space without a direction in the patient.
     """
     if not _IN_SPACE & set(fields):
-        return affine_of(np.diag(_spacings(fields, num_dims, axes)[:num_axes]), np.zeros(num_axes), LPS), ()
+        return affine_of(np.eye(num_axes), np.zeros(num_axes), LPS), ()
+    if "space directions" not in fields or {"spacings", "axis mins"} & set(fields):
+        raise RareHeaderError("no space directions, or spacings beside them")
     space_dims, signs = _space(fields)
     if space_dims != len(axes):
         raise UnsupportedFormatError(
@@ -279,8 +278,6 @@ def placement(fields: Fields, num_dims: int, axes: Sequence[int], num_axes: int)
         if len(found) != 1 or found[0] is None or len(found[0]) != space_dims:
             raise fields.damaged("space origin", f"one vector of {space_dims} finite numbers such as (0,0,0)")
         origin = found[0]
-    if "space directions" not in fields or "spacings" in fields:
-        raise RareHeaderError("no space directions, or spacings beside them")
     vectors = np.array(_directions(fields, num_dims, axes, space_dims), np.float64).T
     affine = affine_of(vectors[:num_axes, :num_axes], np.array(origin[:num_axes]), signs)
     return affine, _lines(fields) if len(axes) == num_axes == 3 else ()
@@ -296,18 +293,6 @@ def _space(fields: Fields) -> tuple[int, tuple[float, ...]]:
     if "space dimension" not in fields:
         raise RareHeaderError("a place without a space")
     return fields.whole("space dimension"), LPS
-
-
-def _spacings(fields: Fields, num_dims: int, axes: Sequence[int]) -> list[float]:
-    """Return the voxel sizes along the axes, 1 if the header lacks them; negative ones flip an axis, as in ITK."""
-    if "spacings" not in fields:
-        return [1.0] * len(axes)
-    words = fields.text("spacings").split()
-    numbers = [finite_number(words[axis]) for axis in axes] if len(words) == num_dims else []
-    spacings = [number for number in numbers if number is not None and number != 0]
-    if len(spacings) != len(axes):
-        raise fields.damaged("spacings", f"{num_dims} numbers that are finite and not 0")
-    return spacings
 
 
 def _directions(fields: Fields, num_dims: int, axes: Sequence[int], space_dims: int) -> list[tuple[float, ...]]:

@@ -15,9 +15,6 @@ from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io.streams import cannot_read
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
-    from crfrefine.io.decode import VoxelStream
     from crfrefine.io.pieces import VoxelsToWrite
     from crfrefine.io.volume import Volume, VolumeHeader
 
@@ -31,10 +28,6 @@ class FormatCode(Protocol):
 
     def read_header(self, path: Path) -> VolumeHeader:
         """Read the header of a file, and check that the file can hold its voxels."""
-        ...
-
-    def open_voxels(self, header: VolumeHeader) -> AbstractContextManager[VoxelStream]:
-        """Open the file at its first voxel."""
         ...
 
     def write(self, voxels: VoxelsToWrite, like: Volume, threads: int) -> None:

@@ -18,7 +18,7 @@ from crfrefine.base.failures import reading
 from crfrefine.base.labels import MAX_LABEL
 from crfrefine.base.parallel import run_ahead
 from crfrefine.errors import GridMismatchError, InputError
-from crfrefine.io.decode import Decoder, allocate_array, as_bytes, read_whole
+from crfrefine.io.decode import Decoder, allocate_array, as_bytes
 from crfrefine.io.streams import BLOCK_BYTES
 from crfrefine.io.volumes import open_voxels
 
@@ -161,13 +161,9 @@ def decoded_pieces(header: VolumeHeader, planes: slice = ALL_PLANES, most_bytes:
         raise ValueError(f"expected consecutive planes of the {shape[1]} of {header.path}, got {planes}")
     with reading(header.path), open_voxels(header) as stream:
         decoder, dtype = Decoder(stream, shape), stream.kept_type
-        whole = read_whole(stream, shape, header.path) if stream.is_reversed else None
-        by_channel = decoder.one_channel_after_the_other or stream.is_reversed
+        by_channel = decoder.one_channel_after_the_other
         for channels, inside in iter_pieces((shape[0], last - first, *shape[2:]), dtype.itemsize, most_bytes, by_channel=by_channel):
             here = slice(first + inside.start, first + inside.stop)
-            if whole is not None:
-                yield Piece(channels, here, whole[channels, here].copy(order="C"))
-                continue
             if here.start == first:
                 decoder.skip(first)
             values = allocate_array((channels.stop - channels.start, here.stop - here.start, *shape[2:]), header.path, dtype)
@@ -176,8 +172,7 @@ def decoded_pieces(header: VolumeHeader, planes: slice = ALL_PLANES, most_bytes:
                 yield Piece(channels, here, values)
             if here.stop == last:
                 decoder.skip(shape[1] - last)
-        if whole is None:
-            decoder.finish()
+        decoder.finish()
 
 
 # Label maps and masks: a byte or two per voxel, whatever the type in the file.

@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from crfrefine.base.geometry import is_sheared, require_usable, spacing_of
+from crfrefine.base.geometry import is_sheared, spacing_of
 from crfrefine.base.text import shorten
 from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io.streams import cannot_read
-from crfrefine.io.volume import RareHeaderError, VolumeHeader
+from crfrefine.io.volume import RareHeaderError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from crfrefine.io.volume import Volume, VoxelSource
+    from crfrefine.io.volume import Volume
 
 
 MAX_HEADER = 1 << 24  # bytes; segment tables of 3D Slicer take a hundredth of it
@@ -80,14 +80,9 @@ class HeaderLines:
 
 @contextmanager
 def open_header(path: Path) -> Iterator[HeaderLines]:
-    """Open a file to read its header; raise InputError if that is not possible, UnsupportedFormatError for an empty file."""
-    if not path.is_file():
-        # Reading a pipe could block forever.
-        raise InputError(f"{path}: expected a regular file")
+    """Open a file to read its header; raise InputError if that is not possible."""
     try:
         with path.open("rb") as file:
-            if not file.peek(1):
-                raise UnsupportedFormatError(f"{path}: the file is empty")
             yield HeaderLines(file, path)
     except OSError as error:
         raise cannot_read(path, error) from error
@@ -182,33 +177,6 @@ LPS = (-1.0, -1.0, 1.0)
 
 GeometryLines = Callable[["NDArray[np.float64]", "NDArray[np.float64]", tuple[float, ...]], tuple[str, ...]]
 """From direction, origin and spacing in LPS to the lines that place a grid."""
-
-
-def volume_header(
-    format_name: str, grid: tuple[tuple[int, ...], int], affine: NDArray[np.float64], lines: tuple[str, ...], source: VoxelSource
-) -> VolumeHeader:
-    """Return the contents of a text header of a grid (shape, channels), after a check of its geometry and of the file with voxels.
-
-    The lines place it in the world, as in the file; they become the template, and are empty if another file could not use them.
-
-    Raises:
-        UnsupportedFormatError: the file is cut off.
-        InputError: the file with the voxels is missing, or the geometry is not usable.
-    """
-    source.check()
-    grid_shape, num_channels = grid
-    require_usable(affine, len(grid_shape), source.header_path)
-    return VolumeHeader(
-        path=source.header_path,
-        format=format_name,
-        grid_shape=grid_shape,
-        num_channels=num_channels,
-        dtype=source.dtype.name,
-        spacing=spacing_of(affine, len(grid_shape)),
-        affine=affine,
-        template=lines,
-        source=source,
-    )
 
 
 def voxel_path(header_path: Path, name: str, *, is_compressed: bool) -> Path:

@@ -16,15 +16,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from crfrefine.base.geometry import describe_difference, orientation_codes, same_grid, same_shape
+from crfrefine.base.geometry import describe_difference, orientation_codes, require_usable, same_grid, same_shape, spacing_of
 from crfrefine.base.text import shorten
 from crfrefine.errors import InputError
 from crfrefine.io.decode import VoxelStream
 from crfrefine.io.streams import MAX_RATIO, cut_off, finish, open_bytes, skip
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from numpy.typing import NDArray
 
     from crfrefine.base.axes import Reorientation
@@ -118,12 +116,6 @@ class Volume:
         return self.data if self.data.ndim > len(self.spacing) else self.data[np.newaxis]
 
 
-def open_voxels(header: VolumeHeader) -> AbstractContextManager[VoxelStream]:
-    """Open the file with the voxels at the first one: of formats that store them as they are, perhaps compressed."""
-    assert header.source is not None
-    return header.source.stream()
-
-
 @dataclass(frozen=True)
 class VoxelSource:
     """Voxels in one file."""
@@ -171,6 +163,29 @@ class VoxelSource:
             # Reading a pipe could block forever; a device may have no end.
             raise InputError(f"{self.header_path}: expected its voxels in {shorten(self.path, 400)}, which is not a regular file")
         return status.st_size
+
+
+def volume_header(
+    source: VoxelSource, file_format: str, grid_shape: tuple[int, ...], num_channels: int, affine: NDArray[np.float64], **others: Any
+) -> VolumeHeader:
+    """Return the header of a file with one source of voxels, after a check of its geometry and of the file with voxels.
+
+    Args:
+        source: the place of the voxels.
+        file_format: for people.
+        grid_shape: voxels along x, y(, z).
+        num_channels: 1 for a scalar volume.
+        affine: (4, 4) voxel to world RAS+ mm.
+        others: further fields of `VolumeHeader`.
+
+    Raises:
+        UnsupportedFormatError: the file is cut off.
+        InputError: the file with the voxels is missing, or the geometry is not usable.
+    """
+    require_usable(affine, len(grid_shape), source.header_path)
+    source.check()
+    spacing, dtype = spacing_of(affine, len(grid_shape)), source.dtype.name
+    return VolumeHeader(source.header_path, file_format, grid_shape, num_channels, dtype, spacing, affine, source=source, **others)
 
 
 MAX_OF_A_NAME = 64
