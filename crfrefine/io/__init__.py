@@ -17,9 +17,9 @@ from crfrefine.base.labels import smallest_label_type
 from crfrefine.errors import CrfRefineError, GridMismatchError, InputError, UnsupportedFormatError
 from crfrefine.io.logits import LogitsFile, LogitsHeader, read_logits, read_logits_header
 from crfrefine.io.paths import LABELS_SUFFIXES, LOGITS_SUFFIXES, VOLUME_SUFFIXES, WRITTEN_SUFFIXES, require_suffix, stem_of, suffix_of
-from crfrefine.io.pieces import LABEL_TOLERANCE, MAX_BYTES, Piece, VoxelsToWrite, decoded_pieces, read_pieces, read_whole_numbers
+from crfrefine.io.pieces import LABEL_TOLERANCE, Piece, decoded_pieces, read_pieces, read_whole_numbers
 from crfrefine.io.recognition import files_written
-from crfrefine.io.volume import Segment, Volume, VolumeHeader
+from crfrefine.io.volume import MAX_BYTES, Segment, Volume, VolumeHeader, VoxelsToWrite
 from crfrefine.io.volumes import allocate, placed_on, read_header, read_into
 
 if TYPE_CHECKING:

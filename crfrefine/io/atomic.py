@@ -46,11 +46,7 @@ def atomic_files(*paths: Path) -> Iterator[tuple[BinaryIO, ...]]:
             # The file has its place in the list before it exists, so that an interrupt at any moment finds it.
             name = os.fsencode(target.name)[:_MAX_NAME_BYTES].decode(errors="ignore")
             temporary.append(target.with_name(f".{name}.tmp-{os.urandom(8).hex()}"))
-            try:
-                files.append(temporary[-1].open("xb"))
-            except FileExistsError:
-                temporary.pop()  # The file belongs to another process.
-                raise
+            files.append(temporary[-1].open("xb"))
         yield tuple(files)
         for file in files:
             file.flush()
@@ -86,15 +82,6 @@ def write_small_file(path: Path, content: bytes) -> None:
     """Write a file atomically."""
     with atomic_files(path) as (file,):
         file.write(content)
-
-
-def remove_file(path: Path) -> None:
-    """Remove a regular file, if there is one; raise CrfRefineError if that is not possible."""
-    (target,) = check_replaceable(path)
-    try:
-        target.unlink(missing_ok=True)
-    except OSError as error:
-        raise CrfRefineError(f"{path}: cannot be removed: {error.strerror or error}") from error
 
 
 def real_path(path: Path) -> Path:

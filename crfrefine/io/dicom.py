@@ -278,8 +278,26 @@ def _planes(file: Path, dataset: Any) -> list[_Plane]:
     return planes
 
 
-def _affine(path: Path, planes: Sequence[_Plane], notes: list[str]) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """Return the order of slices along their normal, and the affine to RAS; raise InputError if they are not one volume."""
+@dataclass(frozen=True)
+class _Series:
+    """The files of a series, and its grid."""
+
+    datasets: dict[Path, Any]  # by file, without pixels
+    order: NDArray[np.intp]  # numbers of the slices along their normal
+    shape: tuple[int, int, int]  # (slices, rows, columns)
+    affine: NDArray[np.float64]  # (4, 4) voxel (column, row, slice) to RAS, mm
+    thickness: float  # mm; 0 if unknown
+
+    @property
+    def first(self) -> Any:
+        """The header of a file."""
+        return next(iter(self.datasets.values()))
+
+
+def _series(path: Path, request: Mapping[str, Any], notes: list[str]) -> _Series:
+    """Read the headers of a series; raise InputError if its slices are not one volume."""
+    datasets = _datasets(path, request, notes)
+    planes = [plane for file, dataset in datasets.items() for plane in _planes(file, dataset)]
     by_series = {plane.series: plane for plane in planes}
     if len(by_series) > 1:
         examples = listed([plane.name for plane in by_series.values()])
@@ -329,30 +347,8 @@ def _affine(path: Path, planes: Sequence[_Plane], notes: list[str]) -> tuple[NDA
     affine = np.eye(4)
     affine[:3, 0], affine[:3, 1] = axes[0] * first.spacing[1], axes[1] * first.spacing[0]
     affine[:3, 2], affine[:3, 3] = step, positions[0]
-    return order, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine + 0.0
-
-
-@dataclass(frozen=True)
-class _Series:
-    """The files of a series, and its grid."""
-
-    datasets: dict[Path, Any]  # by file, without pixels
-    order: NDArray[np.intp]  # numbers of the slices along their normal
-    shape: tuple[int, int, int]  # (slices, rows, columns)
-    affine: NDArray[np.float64]  # (4, 4) voxel (column, row, slice) to RAS, mm
-    thickness: float  # mm; 0 if unknown
-
-    @property
-    def first(self) -> Any:
-        """The header of a file."""
-        return next(iter(self.datasets.values()))
-
-
-def _series(path: Path, request: Mapping[str, Any], notes: list[str]) -> _Series:
-    datasets = _datasets(path, request, notes)
-    planes = [plane for file, dataset in datasets.items() for plane in _planes(file, dataset)]
-    order, affine = _affine(path, planes, notes)
-    return _Series(datasets, order, (len(planes), *planes[0].shape), affine, planes[0].thickness)
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine + 0.0
+    return _Series(datasets, order, (len(planes), *first.shape), affine, first.thickness)
 
 
 def _read(path: Path, request: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:

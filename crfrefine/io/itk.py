@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, BinaryIO, NoReturn, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from crfrefine.base.memory import memory_left, memory_limit
 from crfrefine.base.text import shorten
@@ -29,8 +29,6 @@ from crfrefine.io.volume import VolumeHeader
 
 if TYPE_CHECKING:
     from crfrefine.io.decode import VoxelStream
-    from crfrefine.io.pieces import VoxelsToWrite
-    from crfrefine.io.volume import Volume
 
 FAMILY = "ITK"
 """Name of these formats in the table of `crfrefine.io.paths`."""
@@ -99,7 +97,7 @@ def read_header(path: Path, name: str | None = None) -> VolumeHeader:
 
     Args:
         path: the file.
-        name: "MetaImage" or "NRRD"; None means GIPL, MRC or VTK, whichever it is by its voxels.
+        name: "MetaImage" or "NRRD"; None means GIPL, MRC or VTK, whichever it is by its content.
 
     Raises:
         UnsupportedFormatError: damaged, or not readable by ITK.
@@ -121,11 +119,6 @@ def open_voxels(header: VolumeHeader) -> Iterator[VoxelStream]:
             yield stream
 
 
-def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> NoReturn:
-    """Raise UnsupportedFormatError: these formats are only read."""
-    raise UnsupportedFormatError(f"{voxels.path}: this format is only read; write NIfTI (.nii.gz) instead")
-
-
 @contextmanager
 def _as_nrrd(path: Path, name: str | None) -> Iterator[tuple[str, VolumeHeader]]:
     """Convert a file for the time of the block: the name of its format, and the header of the NRRD, which has no name."""
@@ -138,7 +131,12 @@ def _as_nrrd(path: Path, name: str | None) -> Iterator[tuple[str, VolumeHeader]]
             name = _name(unpacked or start)
             if name is None:
                 raise UnsupportedFormatError(f"{path}: not a file of GIPL, MRC or VTK, although its name says so, or damaged")
-            source = files.enter_context(_uncompressed(path, is_gzip=bool(unpacked)))
+            source = files.enter_context(path.open("rb"))
+            if unpacked:
+                source = files.enter_context(_scratch(path))
+                with open_bytes(path, "gzip") as reader:
+                    shutil.copyfileobj(cast("BinaryIO", reader), source, BLOCK_BYTES)
+                source.flush()
             limits = _content_size(source, path, name, unpacked or start)
         target = files.enter_context(_scratch(path))
         _run(source, _READERS[name], target, path, *limits)
@@ -149,20 +147,6 @@ def _as_nrrd(path: Path, name: str | None) -> Iterator[tuple[str, VolumeHeader]]
             if place not in str(error):
                 raise
             raise type(error)(str(error).replace(place, str(path))) from error
-
-
-@contextmanager
-def _uncompressed(path: Path, *, is_gzip: bool) -> Iterator[BinaryIO]:
-    """Open a file; of a compressed one, a temporary file with its voxels."""
-    with open_bytes(path, "gzip" if is_gzip else "raw") as reader:
-        stored = cast("BinaryIO", reader)
-        if not is_gzip:
-            yield stored
-            return
-        with _scratch(path) as content:
-            shutil.copyfileobj(stored, content, BLOCK_BYTES)
-            content.flush()
-            yield content
 
 
 @contextmanager

@@ -11,11 +11,12 @@ import json
 import math
 import os
 from pathlib import Path
-from stat import S_ISDIR, S_ISREG
 from typing import Any
 
 from crfrefine.errors import InputError
 from crfrefine.io.atomic import cannot_write, check_replaceable
+from crfrefine.io.paths import require_file
+from crfrefine.io.streams import cannot_read
 
 MAX_BYTES = 1 << 26
 """Largest size of a file; a `dataset.json` with a hundred thousand cases has a few megabytes."""
@@ -27,17 +28,13 @@ def read_json(path: Path, most_bytes: int = MAX_BYTES) -> Any:
     Raises:
         InputError: the file is not a regular file, cannot be read, or is not JSON; with line and column.
     """
+    require_file(path)
     try:
-        status = path.stat()
-        if not S_ISREG(status.st_mode):
-            raise InputError(f"{path}: expected a JSON file, this is {'a folder' if S_ISDIR(status.st_mode) else 'not a regular file'}")
-        if status.st_size > most_bytes:
-            raise InputError(
-                f"{path}: {status.st_size / 1e6:.0f} MB are too much for a JSON file; at most {most_bytes / 1e6:.0f} MB are read"
-            )
-        content = path.read_bytes()
+        content = path.read_bytes() if path.stat().st_size <= most_bytes else None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise cannot_read(path, error) from error
+    if content is None:
+        raise InputError(f"{path}: too much for a JSON file; at most {most_bytes / 1e6:.0f} MB are read")
     try:
         return parse_json(content.decode("utf-8-sig"))  # Some editors begin a file with a byte order mark.
     except UnicodeDecodeError as error:

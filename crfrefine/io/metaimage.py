@@ -31,18 +31,24 @@ from crfrefine.io.volume import RareHeaderError, VoxelSource, volume_header
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from crfrefine.io.pieces import VoxelsToWrite
-    from crfrefine.io.volume import Volume, VolumeHeader
+    from crfrefine.io.volume import Volume, VolumeHeader, VoxelsToWrite
 
 NAME = "MetaImage"
 
 _GEOMETRY_KEYS = ("TransformMatrix", "Offset", "ElementSpacing", "ElementSize")
+# The usual name of a key, and others, which are rare but for that of the byte order.
+_NAMES = (
+    ("TransformMatrix", "Rotation", "Orientation"),
+    ("Offset", "Origin", "Position", "ImagePosition"),
+    ("BinaryDataByteOrderMSB", "ElementByteOrderMSB"),
+)
+_KEYS = ("TransformMatrix", "Offset", "ElementSpacing", "ElementSize")
 _RARE_KEYS = ("Rotation", "Orientation", "Origin", "Position", "ImagePosition")  # Older and newer names of the matrix and the offset.
 _KEYS = (
     *("ObjectType", "NDims", "DimSize", "ElementType", "ElementNumberOfChannels", "HeaderSize", "ElementDataFile"),
-    *("BinaryData", "CompressedData", "CompressedDataSize", "BinaryDataByteOrderMSB", "ElementByteOrderMSB"),
+    *("BinaryData", "CompressedData", "CompressedDataSize"),
     *_GEOMETRY_KEYS,
-    *_RARE_KEYS,
+    *(name for names in _NAMES for name in names),
 )
 _KNOWN = {key.lower(): key for key in _KEYS}
 _TYPES = {
@@ -70,10 +76,13 @@ def read_header(path: Path) -> VolumeHeader:
     grid = grid_and_channels(path, sizes, channels)
     num_axes = len(grid[0])
     source = _source(fields, end, (channels, *sizes), inner=1 if channels > 1 else math.prod(grid[0]))
-    rare = next((key for key in _RARE_KEYS if key in fields), None)
-    if rare is not None:
-        source.check()  # ITK, which reads rare headers, would not always notice.
-        raise RareHeaderError(f"the key {rare}")
+    for names in _NAMES:
+        present = [name for name in names if name in fields]
+        if len({fields.text(name).lower() for name in present}) > 1:
+            raise fields.damaged(present[1], f"the same as {present[0]} says")
+        if present and present[0] != names[0] and names is not _NAMES[-1]:
+            source.check()  # ITK, which reads rare headers, would not always notice.
+            raise RareHeaderError(f"the key {present[0]}")
     # Anything may follow the numbers that are used.
     used = {
         key: fields.text(key).split()[: len(sizes) ** (2 if key == "TransformMatrix" else 1)] for key in _GEOMETRY_KEYS if key in fields
@@ -137,7 +146,7 @@ def _source(fields: Fields, end: int, sizes: tuple[int, ...], *, inner: int) -> 
         raise fields.damaged("HeaderSize", "bytes to skip, or -1 where voxels end the file; of voxels that are not compressed")
     if skipped or not is_binary:
         raise RareHeaderError("voxels as text, or a HeaderSize")
-    byte_order: Literal[">", "<"] = ">" if any(map(fields.flag, ("BinaryDataByteOrderMSB", "ElementByteOrderMSB"))) else "<"
+    byte_order: Literal[">", "<"] = ">" if any(map(fields.flag, _NAMES[-1])) else "<"
     kind = _TYPES.get(fields.text("ElementType").upper().removesuffix("_ARRAY"))
     if kind is None:
         raise fields.damaged("ElementType", f"one of {', '.join(_TYPES)}")

@@ -16,8 +16,7 @@ from crfrefine.io.streams import GZIP_MAGIC, inflated, is_named_gzip, misnamed, 
 from crfrefine.io.volume import VolumeHeader, VoxelSource, volume_header
 
 if TYPE_CHECKING:
-    from crfrefine.io.pieces import VoxelsToWrite
-    from crfrefine.io.volume import Volume
+    from crfrefine.io.volume import Volume, VoxelsToWrite
 
 _DATA_OFFSET = 284
 _USED_BYTES = 90  # of them; nibabel's block goes on with the part behind the voxels.

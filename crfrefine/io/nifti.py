@@ -28,8 +28,7 @@ from crfrefine.io.volume import MAX_OF_A_NAME, Segment, VolumeHeader, VoxelSourc
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from crfrefine.io.pieces import VoxelsToWrite
-    from crfrefine.io.volume import Volume
+    from crfrefine.io.volume import Volume, VoxelsToWrite
 
 
 LONGEST = 540

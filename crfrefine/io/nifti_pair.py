@@ -11,8 +11,7 @@ from crfrefine.io.nifti import LONGEST, header_to_write, interpret, parse
 from crfrefine.io.streams import inflated, open_bytes
 
 if TYPE_CHECKING:
-    from crfrefine.io.pieces import VoxelsToWrite
-    from crfrefine.io.volume import Volume, VolumeHeader
+    from crfrefine.io.volume import Volume, VolumeHeader, VoxelsToWrite
 
 _BYTE_ORDERS: tuple[Literal["little", "big"], ...] = ("little", "big")
 _ENDINGS = (".img", ".img.gz")

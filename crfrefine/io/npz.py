@@ -19,8 +19,7 @@ from crfrefine.io.streams import BLOCK_BYTES, MAX_RATIO, BlockReader, ByteReader
 from crfrefine.io.volume import VolumeHeader
 
 if TYPE_CHECKING:
-    from crfrefine.io.pieces import VoxelsToWrite
-    from crfrefine.io.volume import Volume
+    from crfrefine.io.volume import Volume, VoxelsToWrite
 
 MAX_ARRAY_HEADER = 1 << 16
 

@@ -31,8 +31,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from crfrefine.io.pieces import VoxelsToWrite
-    from crfrefine.io.volume import Volume, VolumeHeader
+    from crfrefine.io.volume import Volume, VolumeHeader, VoxelsToWrite
 
 
 NAME = "NRRD"
@@ -59,15 +58,8 @@ _TYPES = {
 _ENCODINGS = {"raw": "raw", "gzip": "gzip", "gz": "gzip"}
 _RARE_ENCODINGS = ("hex", "ascii", "text", "txt")
 _MAX_DIMS = 16
-_MAX_SKIP = 1 << 31  # ITK takes the lowest 32 bits of a larger number.
-_DOMAIN_KINDS = ("domain", "space", "time")
-_NO_KIND = ("none", "???")
-_CHANNEL_KINDS = (
-    *("list", "point", "vector", "covariant-vector", "contravariant-vector", "normal", "stub", "scalar"),
-    *("2-vector", "3-vector", "4-vector", "3-gradient", "3-normal", "3-color", "4-color", "quaternion"),
-    *("rgb-color", "hsv-color", "xyz-color", "rgba-color"),
-    *("2d-symmetric-matrix", "2d-matrix", "3d-symmetric-matrix", "3d-matrix"),
-)
+_GRID_KINDS = ("domain", "space", "time", "none", "???")
+_CHANNEL_KINDS = ("list", "point", "vector", "covariant-vector", "normal", "scalar", "rgb-color", "rgba-color")
 _WRITTEN_TYPES = {"uint8": "uint8", "uint16": "uint16", "float32": "float"}
 
 
@@ -143,12 +135,13 @@ def _channel_axis(fields: Fields, num_dims: int) -> int | None:
         raise fields.damaged("kinds", f"{num_dims} kinds, as many as there are dimensions")
     if "complex" in kinds:
         raise UnsupportedFormatError(f"{fields.path}: complex voxels; expected real ones, export the magnitude")
-    if not set(kinds) <= {*_DOMAIN_KINDS, *_NO_KIND, *_CHANNEL_KINDS}:
-        raise fields.damaged("kinds", "domain for axes of the grid, vector or list for channels")
+    unusual = set(kinds).difference(_GRID_KINDS, _CHANNEL_KINDS)
+    if unusual:
+        raise RareHeaderError(f"the kind {shorten(min(unusual), 60)!r}")
     without = [word == "none" for word in re.findall(r"none|\([^()]*\)", fields.text("space directions", "").lower())]
     if len(without) != num_dims or all(without):
         without = [False] * num_dims
-    found = [axis for axis, kind in enumerate(kinds) if kind in _CHANNEL_KINDS or (kind in (*_NO_KIND, "time") and without[axis])]
+    found = [axis for axis, kind in enumerate(kinds) if kind in _CHANNEL_KINDS or (kind in _GRID_KINDS[2:] and without[axis])]
     if len(found) > 1:
         raise UnsupportedFormatError(f"{fields.path}: {len(found)} axes of values cannot be split into grid and channels")
     return found[0] if found else None
@@ -167,12 +160,11 @@ def _source(fields: Fields, end: int, sizes: tuple[int, ...], *, inner: int) -> 
         raise RareHeaderError("voxels as text")
     if word not in _ENCODINGS:
         raise fields.damaged("encoding", "raw, gzip, ascii or hex")
-    num_lines, num_bytes = fields.whole("line skip", "0"), fields.whole("byte skip", "0")
-    if not 0 <= num_lines < _MAX_SKIP:
-        raise fields.damaged("line skip", f"0 to {_MAX_SKIP}")
-    if not -1 <= num_bytes < _MAX_SKIP or (num_bytes == -1 and word != "raw"):
-        raise fields.damaged("byte skip", "bytes to skip, or -1 where raw voxels end the file")
-    if num_lines or num_bytes:
+    skipped = {name: fields.text(name, "0") for name in ("line skip", "byte skip")}
+    if set(skipped.values()) != {"0"}:
+        for field, text in skipped.items():  # ITK takes the lowest 32 bits of a larger number.
+            if not re.fullmatch("-1|[0-9]{1,9}", text):
+                raise fields.damaged(field, "lines or bytes to skip, or -1 where raw voxels end the file")
         raise RareHeaderError("lines or bytes to skip")
     endian = fields.text("endian", "little" if kind[1] == "1" else None).lower()
     if endian not in ("little", "big"):
@@ -222,7 +214,7 @@ def header_to_write(voxels: VoxelsToWrite, like: Volume) -> bytes:
             "kinds: " + " ".join(["vector"] * has_channels + ["domain"] * num_axes),
             *(["endian: little"] if voxels.dtype.itemsize > 1 else []),
             "encoding: gzip",
-            *(f"data file: {voxels.name}" for voxels in voxels.voxel_files),
+            *(f"data file: {file.name}" for file in voxels.voxel_files),
             "" if voxels.voxel_files else "\n",
         ]
     ).encode()
@@ -251,7 +243,7 @@ _SPACES = {
     **dict.fromkeys(("leftanteriorsuperior", "las"), _LAS),
     **dict.fromkeys(("leftposteriorsuperior", "lps"), LPS),
 }
-_IN_SPACE = {"space", "space dimension", "space directions", "space origin", "axis mins", "spacings"}
+_IN_SPACE = {"space", "space dimension", "space directions", "space origin", "axis mins"}
 
 
 def placement(fields: Fields, num_dims: int, axes: Sequence[int], num_axes: int) -> tuple[NDArray[np.float64], tuple[str, ...]]:
@@ -262,22 +254,22 @@ def placement(fields: Fields, num_dims: int, axes: Sequence[int], num_axes: int)
     Raises:
         RareHeaderError: no vectors, or a space without a direction in the patient.
     """
+    if "spacings" in fields:
+        raise RareHeaderError("spacings")
     if not _IN_SPACE & set(fields):
         return affine_of(np.eye(num_axes), np.zeros(num_axes), LPS), ()
-    if "space directions" not in fields or {"spacings", "axis mins"} & set(fields):
-        raise RareHeaderError("no space directions, or spacings beside them")
     space_dims, signs = _space(fields)
     if space_dims != len(axes):
         raise UnsupportedFormatError(
             f"{fields.path}: a grid of {len(axes)} axes in a space of {space_dims} dimensions; expected as many axes as dimensions"
         )
-    origin_text = fields.text("space origin", "")
-    origin = (0.0,) * space_dims
-    if origin_text and not re.fullmatch(r"\(?\s*(nan[\s,]*)+\)?", origin_text.lower()):
-        found = _vectors(origin_text)
-        if len(found) != 1 or found[0] is None or len(found[0]) != space_dims:
-            raise fields.damaged("space origin", f"one vector of {space_dims} finite numbers such as (0,0,0)")
-        origin = found[0]
+    if "nan" in fields.text("space origin", "").lower():
+        raise RareHeaderError("a space origin that is no place")
+    origin, *others = _vectors(fields.text("space origin", "")) or [(0.0,) * space_dims]
+    if origin is None or others or len(origin) != space_dims:
+        raise fields.damaged("space origin", f"one vector of {space_dims} finite numbers such as (0,0,0)")
+    if "space directions" not in fields:
+        raise RareHeaderError("no space directions")
     vectors = np.array(_directions(fields, num_dims, axes, space_dims), np.float64).T
     affine = affine_of(vectors[:num_axes, :num_axes], np.array(origin[:num_axes]), signs)
     return affine, _lines(fields) if len(axes) == num_axes == 3 else ()
@@ -328,7 +320,7 @@ def _lines(fields: Fields) -> tuple[str, ...]:
         return ()
     directions = [entry for entry in re.findall(r"none|\([^)]*\)", fields.text("space directions"), re.IGNORECASE) if entry[0] == "("]
     lines = [f"space: {fields.text('space')}", "space directions: " + " ".join(directions)]
-    if re.match(r"\(\s*[^n]", fields.text("space origin", "").lower()):
+    if fields.text("space origin", ""):
         lines.append(f"space origin: {fields.text('space origin')}")
     units = fields.text("space units", "")
     if len(units) <= 100 and re.fullmatch(r'\s*"[\w ]*"(?:\s+"[\w ]*"){2}\s*', units, re.ASCII):

@@ -15,8 +15,7 @@ from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io.streams import cannot_read
 
 if TYPE_CHECKING:
-    from crfrefine.io.pieces import VoxelsToWrite
-    from crfrefine.io.volume import Volume, VolumeHeader
+    from crfrefine.io.volume import Volume, VolumeHeader, VoxelsToWrite
 
 
 class FormatCode(Protocol):

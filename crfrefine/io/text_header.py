@@ -54,28 +54,24 @@ class HeaderLines:
 
     def __iter__(self) -> Iterator[bytes]:
         """Yield the lines without their line breaks, to the end of the file."""
-        while (line := self._read()) is not None:
-            yield line
+        while line := self._file.readline(MAX_HEADER - self.offset + 1):
+            self.offset += len(line)
+            self.number += 1
+            self._check(line)
+            self.is_last = not line.endswith(b"\n")
+            yield line.rstrip(b"\r\n")
 
-    def _read(self) -> bytes | None:
-        line = self._file.readline(MAX_HEADER - self.offset + 1)
-        self.offset += len(line)
-        self.number += 1
+    def _check(self, line: bytes) -> None:
         if self.offset > MAX_HEADER or self.number > MAX_LINES:
             raise UnsupportedFormatError(
                 f"{self._path}: its header does not end within {MAX_HEADER >> 20} MiB and {MAX_LINES} lines; "
                 "damaged, or not a file of this format"
             )
-        if not line:
-            return None
         if b"\0" in line:
             raise UnsupportedFormatError(f"{self._path}: damaged header: line {self.number} holds a zero byte; expected text")
-        self.is_last = not line.endswith(b"\n")
-        line = line.rstrip(b"\r\n")
-        if b"\r" in line:
+        if b"\r" in line.rstrip(b"\r\n"):
             # Some readers treat it as a line break, others as white space.
             raise UnsupportedFormatError(f"{self._path}: damaged header: line {self.number} holds a carriage return before its end")
-        return line
 
 
 @contextmanager
@@ -226,9 +222,6 @@ def affine_of(vectors: NDArray[np.float64], origin: NDArray[np.float64], signs: 
 
 def lines_to_write(path: Path, like: Volume, format_name: str, geometry_lines: GeometryLines) -> tuple[str, ...]:
     """Return the lines that place a grid: those of its header if it has the same format, else new ones, if it can hold the grid."""
-    num_axes = len(like.spacing)
-    if num_axes not in (2, 3):
-        raise UnsupportedFormatError(f"{path}: {num_axes}-D grids can only be written to NIfTI")
     own: tuple[str, ...] = like.header.template if like.header is not None and like.header.format == format_name else ()
     if own:
         return own
@@ -236,6 +229,7 @@ def lines_to_write(path: Path, like: Volume, format_name: str, geometry_lines: G
         raise UnsupportedFormatError(
             f"{path}: this format cannot hold the sheared axes of {like.path or 'the volume'}; write NIfTI (.nii.gz) instead"
         )
+    num_axes = len(like.spacing)
     lps = np.diag([*LPS, 1.0]) @ like.affine + 0.0  # Adding zero turns -0 into 0.
     spacing = spacing_of(like.affine, num_axes)
     return geometry_lines(lps[:num_axes, :num_axes] / np.array(spacing), lps[:num_axes, 3], spacing)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,12 +22,12 @@ from crfrefine.io.volume import RareHeaderError, VolumeHeader
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from crfrefine.io import itk, metaimage, mgh, nifti, nifti_pair, npz, nrrd
+    from crfrefine.io import metaimage, mgh, nifti, nifti_pair, npz, nrrd
     from crfrefine.io.paths import FormatCode
     from crfrefine.io.volume import FileState
 
     # So mypy checks that each has the functions.
-    _CODE: tuple[FormatCode, ...] = (itk, metaimage, mgh, nifti, nifti_pair, npz, nrrd)
+    _CODE: tuple[FormatCode, ...] = (metaimage, mgh, nifti, nifti_pair, npz, nrrd)
 
 
 def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -> VolumeHeader:
@@ -133,11 +133,9 @@ def _states(paths: Sequence[Path]) -> tuple[FileState, ...]:
     """Return the states of files; missing files are left out, and reading reports them."""
     found = []
     for path in paths:
-        try:
+        with suppress(OSError, ValueError):
             status = path.stat()
-        except (OSError, ValueError):
-            continue
-        found.append((path, status.st_ino, status.st_size, status.st_mtime_ns))
+            found.append((path, status.st_ino, status.st_size, status.st_mtime_ns))
     return tuple(found)
 
 

@@ -164,18 +164,3 @@ def test_a_folder_with_nothing_else_tells_what_there_is(tmp_path):
         discover_cases(images, None)
     save_nifti(images / "b.nii.gz", numbers(SHAPE))
     assert [case.case_id for case in discover_cases(images, None)] == ["b"], "beside known files, others are passed over"
-
-
-def test_evaluate_and_convert_say_so_too(tmp_path):
-    labels = np.random.default_rng(0).integers(0, 3, SHAPE).astype(np.uint8)
-    reference = save_nifti(tmp_path / "ref.nii.gz", labels, AFFINE).rename(tmp_path / "ref.img")
-    prediction = save_nifti(tmp_path / "pred.nii.gz", labels, AFFINE).rename(tmp_path / "pred.nii")
-    result = run_here("evaluate", prediction, reference, "-o", tmp_path / "report", status=0)
-    summary = (tmp_path / "report/summary.json").read_text()
-    assert "reference: the file is NIfTI, although its name does not say so" in summary
-    assert "pred.nii: the file is compressed, although its name does not say so" in summary
-    result = run_here("convert", reference, tmp_path / "b.nrrd", status=0)
-    assert "although its name does not say so" in result.stdout + result.stderr
-    assert "although its name" in run_here("info", reference).stdout
-    assert "although its name" not in run_here("info", tmp_path / "b.nrrd").stdout
-    np.testing.assert_array_equal(io.read_labels(tmp_path / "b.nrrd").data, labels)
