@@ -37,7 +37,7 @@ NAME = "MetaImage"
 
 _GEOMETRY_KEYS = ("TransformMatrix", "Offset", "ElementSpacing", "ElementSize")
 # The usual name of a key, and others, which are rare but for that of the byte order.
-_NAMES = (
+_NAMES: tuple[tuple[str, ...], ...] = (
     ("TransformMatrix", "Rotation", "Orientation"),
     ("Offset", "Origin", "Position", "ImagePosition"),
     ("BinaryDataByteOrderMSB", "ElementByteOrderMSB"),
