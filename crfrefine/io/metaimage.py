@@ -42,8 +42,6 @@ _NAMES: tuple[tuple[str, ...], ...] = (
     ("Offset", "Origin", "Position", "ImagePosition"),
     ("BinaryDataByteOrderMSB", "ElementByteOrderMSB"),
 )
-_KEYS = ("TransformMatrix", "Offset", "ElementSpacing", "ElementSize")
-_RARE_KEYS = ("Rotation", "Orientation", "Origin", "Position", "ImagePosition")  # Older and newer names of the matrix and the offset.
 _KEYS = (
     *("ObjectType", "NDims", "DimSize", "ElementType", "ElementNumberOfChannels", "HeaderSize", "ElementDataFile"),
     *("BinaryData", "CompressedData", "CompressedDataSize"),

@@ -200,8 +200,8 @@ def recognizes(start: bytes) -> bool:
 
 def read_header(path: Path) -> VolumeHeader:
     """Read only the header; only the beginning of a compressed file is inflated."""
-    start, named_so = read_start(path), is_named_gzip(path)
-    is_gzip = start.startswith(GZIP_MAGIC) or (named_so and not recognizes(start))
+    start = read_start(path)
+    is_gzip = start.startswith(GZIP_MAGIC) or (is_named_gzip(path) and not recognizes(start))
     with open_bytes(path, "gzip" if is_gzip else "raw") as reader:
         block = reader.read(LONGEST)
         template = parse(block, path)
@@ -221,7 +221,7 @@ def read_header(path: Path) -> VolumeHeader:
         segments=segments,
         notes=notes,
         details=(("sform, qform", f"codes {int(template['sform_code'])}, {int(template['qform_code'])}"),),
-        misnamed=misnamed(compressed=is_gzip, named_so=named_so),
+        misnamed=misnamed(path, compressed=is_gzip),
     )
 
 

@@ -142,9 +142,9 @@ def is_named_gzip(path: Path) -> bool:
     return path.name.lower().endswith((".gz", ".mgz"))
 
 
-def misnamed(*, compressed: bool, named_so: bool) -> str | None:
+def misnamed(path: Path, *, compressed: bool) -> str | None:
     """Return the note on a file whose name is wrong about compression; None if it is right."""
-    if compressed == named_so:
+    if compressed == is_named_gzip(path):
         return None
     return "the file is " + ("compressed, although its name does not say so" if compressed else "not compressed, although its name says so")
 

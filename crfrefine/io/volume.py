@@ -135,8 +135,16 @@ class VoxelSource:
 
     def check(self) -> None:
         """Raise InputError or UnsupportedFormatError if the file is missing, or shorter than the header promises."""
+        name = shorten(self.path, 400)
+        try:
+            status = self.path.stat()
+        except (OSError, ValueError):
+            message = f"its voxels are missing; expected them in {name}, put both files into one folder"
+            raise InputError(f"{self.header_path}: {message}") from None
+        if not stat.S_ISREG(status.st_mode):  # Reading a pipe could block forever; a device may have no end.
+            raise InputError(f"{self.header_path}: expected its voxels in {name}, which is not a regular file")
         promised = math.prod(self.sizes) * self.dtype.itemsize + self.offset
-        found = max(self._size() - self.start, 0)
+        found = max(status.st_size - self.start, 0)
         if self.stored_bytes > found:
             raise cut_off(self.path, f"{self.stored_bytes} bytes of voxels", f"it holds {found}")
         if self.encoding == "raw" and promised > found:
@@ -152,18 +160,6 @@ class VoxelSource:
             skip(reader, 0 if is_raw else self.offset)
             finish_reading = (lambda: None) if is_raw else partial(finish, reader)
             yield VoxelStream(reader, self.dtype, self.path, finish_reading, self.slope, self.intercept, inner=self.inner)
-
-    def _size(self) -> int:
-        try:
-            status = self.path.stat()
-        except (OSError, ValueError):
-            raise InputError(
-                f"{self.header_path}: its voxels are missing; expected them in {shorten(self.path, 400)}, put both files into one folder"
-            ) from None
-        if not stat.S_ISREG(status.st_mode):
-            # Reading a pipe could block forever; a device may have no end.
-            raise InputError(f"{self.header_path}: expected its voxels in {shorten(self.path, 400)}, which is not a regular file")
-        return status.st_size
 
 
 def volume_header(
