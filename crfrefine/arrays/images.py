@@ -87,7 +87,7 @@ def _of_nibabel(image: Any, name: str) -> _Opened:
         )
     affine = np.array(image.affine, np.float64)
     if hasattr(image.header, "get_xyzt_units"):
-        from crfrefine.io.nifti_header import mm_per_unit
+        from crfrefine.io.nifti import mm_per_unit
 
         affine[:3] *= mm_per_unit(image.header)
     spacing = spacing_of(affine, num_axes)  # As the commands do: pixdim may say something else.

@@ -11,8 +11,7 @@ import numpy as np
 from crfrefine.base.memory import PROCESS, RUN_BYTES, format_size, memory_limit, require_memory
 from crfrefine.base.text import TIMES, shorten
 from crfrefine.cases.label_input import KIND
-from crfrefine.io.content import MAX_BYTES
-from crfrefine.io.volume import VolumeHeader
+from crfrefine.io.volume import MAX_BYTES, VolumeHeader
 
 if TYPE_CHECKING:
     from crfrefine.cases.case_headers import CaseHeaders

@@ -15,7 +15,7 @@ from crfrefine.errors import InputError
 from crfrefine.io.json import read_json
 
 if TYPE_CHECKING:
-    from crfrefine.io.segments import Segment
+    from crfrefine.io.volume import Segment
 
 _MAX_CHANNELS = 10_000
 _MAX_DIGITS = 9  # Most digits of a channel or label number.

@@ -16,10 +16,10 @@ from crfrefine.arrays.padding import plane_blocks
 from crfrefine.base.text import counted, listed, shorten
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.errors import GridMismatchError, InputError
-from crfrefine.io.labels import MAX_OFF, read_where, read_whole_numbers
 from crfrefine.io.logits import LogitsHeader
 from crfrefine.io.paths import stem_of
-from crfrefine.io.segments import Segment
+from crfrefine.io.pieces import LABEL_TOLERANCE, read_mask, read_whole_numbers
+from crfrefine.io.volume import Segment
 
 if TYPE_CHECKING:
     from typing import Any
@@ -171,7 +171,7 @@ def _read_one(file: VolumeHeader, options: ReadingOptions) -> tuple[NDArray[np.u
     """Return the labels of a label map as in its file, and those that occur."""
     is_certain = options.input_type == KIND
     found = read_whole_numbers(file)
-    if found.off > (MAX_OFF if is_certain else 0.0):  # in doubt, only whole numbers are labels
+    if found.off > (LABEL_TOLERANCE if is_certain else 0.0):  # in doubt, only whole numbers are labels
         raise InputError(
             f"{file.path}: one label only: one value per voxel, and not a whole number (up to {found.off:.2g} away from one) as in a "
             "label map\n"
@@ -297,7 +297,7 @@ def _inside(file: VolumeHeader) -> NDArray[np.bool_]:
             odd.append(values[(values != 0) & ~inside])
         return inside
 
-    inside = read_where(file, is_one)
+    inside = read_mask(file, is_one)
     if odd:
         raise InputError(
             f"{file.path}: expected 0 and 1, as in a binary file of one structure; found {odd[0][0]:.6g} at {sum(map(len, odd))} voxels\n"

@@ -18,7 +18,6 @@ from crfrefine.cases.manifest_table import SEPARATOR, Row, read_rows
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.paths import WRITTEN_SUFFIXES, is_there, require_file, stem_of, suffix_of
 from crfrefine.io.recognition import suffix_to_write
-from crfrefine.io.system import ignores_case
 
 _MAX_NAMED = 20
 _MAX_OF_A_PATH = 4096  # Characters; the limit of Linux.
@@ -139,12 +138,8 @@ def _clashes(cases: Sequence[tuple[Row, CaseFiles]], output: Path) -> list[str]:
     names: dict[str, Row] = {}
     stems: dict[str, Row] = {}
     structures: dict[str, Row] = {}  # by the folder that `--save-structures` writes them to
-    written = str.casefold if ignores_case(output) else str
     inputs = {
-        written(os.path.realpath(path)): row
-        for row, files in cases
-        for path in (*files.images, *files.logits, files.mask)
-        if path is not None
+        os.path.realpath(path): row for row, files in cases for path in (*files.images, *files.logits, files.mask) if path is not None
     }
     for row, files in cases:
         if files.case_id in names:
@@ -153,14 +148,14 @@ def _clashes(cases: Sequence[tuple[Row, CaseFiles]], output: Path) -> list[str]:
         names[files.case_id] = row
         label_map = output / (files.output or f"{files.case_id}{suffix_to_write(files.images[0])}")
         folder = os.path.realpath(label_map.parent)
-        stem = written(os.path.join(folder, stem_of(label_map) if files.output else files.case_id))  # noqa: PTH118
+        stem = os.path.join(folder, stem_of(label_map) if files.output else files.case_id)  # noqa: PTH118
         # Files beside the label map have its name without the suffix, so two label maps that differ only there would share them.
         if stem in stems:
             problems.append(f"{row.place}: the output {label_map} has the name of the output of {stems[stem].place}")
         stems.setdefault(stem, row)
         if files.are_structures:
             structures[stem] = row
-        target = written(os.path.realpath(label_map))
+        target = os.path.realpath(label_map)
         if target in inputs:
             problems.append(f"{row.place}: the output {label_map} would replace an input of {inputs[target].place}")
     for stem, row in stems.items():

@@ -19,7 +19,7 @@ from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.region_reading import NO_REGIONS, RegionReading
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.evaluate.structures import read_structures
-from crfrefine.io.labels import require_scalar
+from crfrefine.io.pieces import require_scalar
 from crfrefine.io.volume import Volume, VolumeHeader
 
 if TYPE_CHECKING:

@@ -15,14 +15,11 @@ from crfrefine.base.axes import StorageOrder, file_order
 from crfrefine.base.geometry import same_shape
 from crfrefine.base.labels import smallest_label_type
 from crfrefine.errors import CrfRefineError, GridMismatchError, InputError, UnsupportedFormatError
-from crfrefine.io.content import MAX_BYTES, Content
-from crfrefine.io.labels import MAX_OFF, read_whole_numbers
 from crfrefine.io.logits import LogitsFile, LogitsHeader, read_logits, read_logits_header
 from crfrefine.io.paths import LABELS_SUFFIXES, LOGITS_SUFFIXES, VOLUME_SUFFIXES, WRITTEN_SUFFIXES, require_suffix, stem_of, suffix_of
-from crfrefine.io.pieces import Piece, decoded_pieces, read_pieces
+from crfrefine.io.pieces import LABEL_TOLERANCE, Piece, decoded_pieces, read_pieces, read_whole_numbers
 from crfrefine.io.recognition import files_written
-from crfrefine.io.segments import Segment
-from crfrefine.io.volume import Volume, VolumeHeader
+from crfrefine.io.volume import MAX_BYTES, Segment, Volume, VolumeHeader, VoxelsToWrite
 from crfrefine.io.volumes import allocate, placed_on, read_header, read_into
 
 if TYPE_CHECKING:
@@ -97,7 +94,7 @@ def read_labels(path: str | Path, *, grid: VolumeHeader | None = None) -> Volume
         header = placed_on(header, grid)
     header.geometry()
     found = read_whole_numbers(header)
-    if found.off > MAX_OFF:
+    if found.off > LABEL_TOLERANCE:
         raise InputError(
             f"{path}: not a label map: expected whole numbers, found values up to {found.off:.2g} away from one; "
             "it may be a probability map or an image"
@@ -135,8 +132,8 @@ def write_label_map(
         raise InputError(f"{path}: a label map holds no negative labels, this one has {labels.min()}")
     dtype = smallest_label_type(int(labels.max(initial=0)))
     stored = StorageOrder.of_files(labels.ndim).to_storage(labels).reshape(like.grid_shape[::-1])
-    content = Content(path, "labels", None, stored.shape, np.dtype(dtype), lambda _, planes: stored[planes], segments=tuple(segments))
-    _write(content, like, threads)
+    voxels = VoxelsToWrite(path, "labels", None, stored.shape, np.dtype(dtype), lambda _, planes: stored[planes], segments=tuple(segments))
+    _write(voxels, like, threads)
 
 
 def write_image(path: str | Path, values: NDArray[Any], like: Volume) -> None:
@@ -146,7 +143,7 @@ def write_image(path: str | Path, values: NDArray[Any], like: Volume) -> None:
     if suffix_of(path) not in (".nii.gz", ".nii"):
         raise UnsupportedFormatError(f"{path}: an image is written as NIfTI; expected .nii.gz or .nii")
     stored = StorageOrder.of_files(values.ndim).to_storage(values)
-    _write(Content(path, "labels", None, stored.shape, values.dtype, lambda _, planes: stored[planes]), like, 1)
+    _write(VoxelsToWrite(path, "labels", None, stored.shape, values.dtype, lambda _, planes: stored[planes]), like, 1)
 
 
 def write_channels(path: str | Path, channels: NDArray[np.floating[Any]], like: Volume, *, kind: str = "logits", threads: int = 1) -> None:
@@ -196,7 +193,7 @@ def write_pieces(
             `piece` raises does the same.
     """
     path = Path(path)
-    _write(Content(path, kind, num_channels, like.grid_shape[::-1], np.dtype(np.float32), piece, most_bytes), like, threads)
+    _write(VoxelsToWrite(path, kind, num_channels, like.grid_shape[::-1], np.dtype(np.float32), piece, most_bytes), like, threads)
 
 
 def is_whole(path: str | Path) -> bool:
@@ -217,9 +214,9 @@ def _require_grid(path: Path, shape: tuple[int, ...], like: Volume) -> None:
         )
 
 
-def _write(content: Content, like: Volume, threads: int) -> None:
-    path, kind = content.path, content.kind
+def _write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
+    path, kind = voxels.path, voxels.kind
     known = require_suffix(path, WRITTEN_SUFFIXES) if kind == "labels" else require_suffix(path)
     if kind != "labels" and suffix_of(path) in LABELS_SUFFIXES:
         raise UnsupportedFormatError(f"{path}: a segmentation holds a label map alone, no {kind}; write NIfTI (.nii.gz) instead")
-    known.load().write(replace(content, voxel_files=files_written(path)[1:]), like, threads)
+    known.load().write(replace(voxels, voxel_files=files_written(path)[1:]), like, threads)

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from stat import S_ISDIR, S_ISREG
+from stat import S_IFREG, S_ISDIR, S_ISREG
 from tempfile import TemporaryFile
 from typing import BinaryIO
 
@@ -22,7 +21,6 @@ from crfrefine.base.inputs import check_no_input
 from crfrefine.errors import CrfRefineError, InputError, StorageError
 from crfrefine.io.streams import is_named_gzip, write_gzip
 
-_TEMPORARY_NAME = re.compile(r"\..*\.tmp-[0-9a-f]{16}", re.DOTALL)
 _MAX_NAME_BYTES = 100  # Bytes of the target's name in the hidden name, which must not be too long for the disk.
 _LEFTOVER_SECONDS = 86_400
 
@@ -46,12 +44,9 @@ def atomic_files(*paths: Path) -> Iterator[tuple[BinaryIO, ...]]:
         for target in targets:
             remove_leftovers(target.parent)
             # The file has its place in the list before it exists, so that an interrupt at any moment finds it.
-            temporary.append(_temporary_name(target))
-            try:
-                files.append(temporary[-1].open("xb"))
-            except FileExistsError:
-                temporary.pop()  # The file belongs to another process.
-                raise
+            name = os.fsencode(target.name)[:_MAX_NAME_BYTES].decode(errors="ignore")
+            temporary.append(target.with_name(f".{name}.tmp-{os.urandom(8).hex()}"))
+            files.append(temporary[-1].open("xb"))
         yield tuple(files)
         for file in files:
             file.flush()
@@ -60,15 +55,15 @@ def atomic_files(*paths: Path) -> Iterator[tuple[BinaryIO, ...]]:
         if len(targets) > 1:
             # An old header must not exist beside new voxels, not even for an instant.
             targets[-1].unlink(missing_ok=True)
-        for name, target in zip(temporary, targets, strict=True):
-            name.replace(target)
+        for hidden, target in zip(temporary, targets, strict=True):
+            hidden.replace(target)
     except BaseException as error:
         for file in files:
             with suppress(OSError):  # On a full disk, closing fails again.
                 file.close()
-        for name in temporary:
+        for hidden in temporary:
             with suppress(OSError):
-                name.unlink(missing_ok=True)
+                hidden.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise cannot_write(paths[-1], error) from error
         raise
@@ -87,15 +82,6 @@ def write_small_file(path: Path, content: bytes) -> None:
     """Write a file atomically."""
     with atomic_files(path) as (file,):
         file.write(content)
-
-
-def remove_file(path: Path) -> None:
-    """Remove a regular file, if there is one; raise CrfRefineError if that is not possible."""
-    (target,) = check_replaceable(path)
-    try:
-        target.unlink(missing_ok=True)
-    except OSError as error:
-        raise CrfRefineError(f"{path}: cannot be removed: {error.strerror or error}") from error
 
 
 def real_path(path: Path) -> Path:
@@ -129,11 +115,16 @@ def check_replaceable(*paths: Path) -> list[Path]:
     """
     for path in paths:
         check_no_input(path)
+        # Standard output may be a regular file, which other programs write to.
+        is_stream = os.path.abspath(path).startswith(("/dev/std", "/dev/fd/", "/proc/"))  # noqa: PTH100 - links are not followed
         try:
-            kind = _special_kind(path)
+            mode = path.stat().st_mode
+        except FileNotFoundError:
+            mode = S_IFREG
         except OSError as error:
             raise cannot_write(path, error) from error
-        if kind is not None:
+        if is_stream or not S_ISREG(mode):
+            kind = "a stream of a process" if is_stream else "a folder" if S_ISDIR(mode) else "a device, pipe or socket"
             raise CrfRefineError(f"{path}: cannot be written: it is {kind}, which is not replaced by a file; choose another name")
     targets = [real_path(path) for path in paths]
     for path, target in zip(paths[:-1], targets[:-1], strict=True):
@@ -171,28 +162,9 @@ def check_small_output(path: Path) -> None:
 @cache
 def remove_leftovers(folder: Path) -> None:
     """Remove hidden files of this user in a folder not written to for a day; look into a folder once."""
-    with suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            if _TEMPORARY_NAME.fullmatch(entry.name):
-                with suppress(OSError):
-                    status = entry.stat(follow_symlinks=False)
-                    is_own = S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
-                    if is_own and status.st_mtime < time.time() - _LEFTOVER_SECONDS:
-                        Path(entry.path).unlink()
-
-
-def _temporary_name(path: Path) -> Path:
-    name = os.fsencode(path.name)[:_MAX_NAME_BYTES].decode(errors="ignore")
-    return path.with_name(f".{name}.tmp-{os.urandom(8).hex()}")
-
-
-def _special_kind(path: Path) -> str | None:
-    """Return the kind of anything but a regular file at a path, links followed; None for a regular file or a free name."""
-    # Standard output may be a regular file, which other programs write to.
-    if os.path.abspath(path).startswith(("/dev/std", "/dev/fd/", "/proc/")):  # noqa: PTH100 - links are not followed
-        return "a stream of a process"
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        return None
-    return None if S_ISREG(mode) else "a folder" if S_ISDIR(mode) else "a device, pipe or socket"
+    for path in folder.glob(".*.tmp-" + "[0-9a-f]" * 16):
+        with suppress(OSError):
+            status = path.lstat()
+            is_own = S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
+            if is_own and status.st_mtime < time.time() - _LEFTOVER_SECONDS:
+                path.unlink()

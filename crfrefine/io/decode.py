@@ -42,7 +42,6 @@ class VoxelStream:
     # Number of values of one channel that lie side by side in the stream before the next channel begins: 1 if the channels of a voxel are
     # together; None if one channel follows the other.
     inner: int | None = None
-    is_reversed: bool = False  # the order of all axes is reversed: channels are the fastest axis, x is the slowest
 
     @property
     def is_scaled(self) -> bool:
@@ -78,7 +77,7 @@ class Decoder:
     @property
     def one_channel_after_the_other(self) -> bool:
         """Whether all voxels of a channel come before those of the next one; else, planes of all channels come together."""
-        return self._inner is None and not self._stream.is_reversed
+        return self._inner is None
 
     @property
     def found_bad(self) -> bool:
@@ -90,7 +89,7 @@ class Decoder:
 
         Args:
             values: (channels, planes, [y,] x) C-contiguous: the whole volume, planes of one channel or planes of all channels, whichever
-                come next; of a reversed stream the whole volume, Fortran-contiguous. Float32, or the stream's `kept_type`.
+                come next. Float32, or the stream's `kept_type`.
             first_channel: number of the first channel of the array.
             first_plane: number of its first plane.
         """
@@ -145,8 +144,8 @@ class Decoder:
 
     def _targets(self, values: NDArray[Any]) -> Iterator[NDArray[Any]]:
         """Yield views of an array in the order of the stream, of about a block each."""
-        if self._inner is None or self._stream.is_reversed:
-            yield from _runs((values.T if self._stream.is_reversed else values).reshape(-1))
+        if self._inner is None:
+            yield from _runs(values.reshape(-1))
             return
         num_channels, inner = values.shape[0], self._inner
         # The repeating unit of the stream: single values, or `inner` of each channel.
@@ -183,22 +182,13 @@ class Decoder:
         return cut_off(self._stream.path, f"{math.prod(self.shape) * itemsize} bytes of voxels", f"it holds {self._num_bytes}{where}")
 
 
-def read_whole(stream: VoxelStream, shape: tuple[int, ...], path: Path) -> NDArray[Any]:
-    """Return all values of a stream, (channels, [z,] y, x), in its `kept_type`, after a check of the rest of the file."""
-    values = allocate_array(shape, path, stream.kept_type, is_reversed=stream.is_reversed)
-    decoder = Decoder(stream, shape)
-    decoder.fill(values)
-    decoder.finish()
-    return values
-
-
-def allocate_array(shape: tuple[int, ...], path: Path, dtype: np.dtype[Any] = _FLOAT32, *, is_reversed: bool = False) -> NDArray[Any]:
-    """Return an uninitialized array for the values of a file, in Fortran order if reversed; raise CapacityError if it does not fit."""
+def allocate_array(shape: tuple[int, ...], path: Path, dtype: np.dtype[Any] = _FLOAT32) -> NDArray[Any]:
+    """Return an uninitialized array for the values of a file; raise CapacityError if it does not fit."""
     size = dtype.itemsize * math.prod(shape)
     if size > SMALL:
         require_memory(size, f"{path}: its voxels, read as {dtype.name}, take", memory_limit())
     try:
-        return np.empty(shape, dtype, order="F" if is_reversed else "C")
+        return np.empty(shape, dtype)
     except (MemoryError, ValueError):
         raise CapacityError(f"{path}: its voxels take {format_size(size)} as {dtype.name}, more than the available memory") from None
 

@@ -15,7 +15,7 @@ import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -25,13 +25,12 @@ import numpy as np
 
 from crfrefine import errors
 from crfrefine.base.geometry import describe_difference, require_usable, same_grid, spacing_of
-from crfrefine.base.text import counted, listed, printable, shorten
-from crfrefine.errors import CapacityError, CrfRefineError, GridMismatchError, InputError, UnsupportedFormatError
+from crfrefine.base.text import counted, listed, shorten
+from crfrefine.errors import CrfRefineError, GridMismatchError, InputError, UnsupportedFormatError
 from crfrefine.io.atomic import atomic_files
 from crfrefine.io.decode import as_bytes
-from crfrefine.io.segments import MAX_OF_A_NAME, Segment, segments_of
 from crfrefine.io.streams import MAX_RATIO, cut_off
-from crfrefine.io.volume import Volume, VolumeHeader
+from crfrefine.io.volume import MAX_OF_A_NAME, Segment, Volume, VolumeHeader, segments_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -156,7 +155,6 @@ class _Plane:
 
     name: str  # for people
     series: str  # UID
-    title: str  # description of the series
     shape: tuple[int, int]  # (rows, columns)
     position: NDArray[np.float64]  # (3,) center of the first voxel in LPS, mm
     axes: NDArray[np.float64]  # (2, 3) directions along a row and along a column in LPS
@@ -182,41 +180,35 @@ def serve() -> None:
     except CrfRefineError as error:
         answer = {"error": type(error).__name__, "message": str(error)}
     except ImportError as error:
-        message = f"{path}: DICOM needs a package that is not installed ({error}); {INSTALL}"
-        answer = {"error": "InputError", "message": message}
+        message = f"DICOM needs a package that is not installed ({error}); {INSTALL}"
+        answer = {"error": "InputError", "message": f"{path}: {message}"}
     except MemoryError:
-        message = f"{path}: its decoding takes more memory than that of files of its size should; damaged?"
-        answer = {"error": CapacityError.__name__, "message": message}
+        message = "its decoding takes more memory than that of files of its size should; damaged?"
+        answer = {"error": "CapacityError", "message": f"{path}: {message}"}
     except Exception as error:  # Damage shows as an exception of any kind.
-        reason = shorten(f"{type(error).__name__}: {error}", 300)
-        message = f"{path}: damaged DICOM, or a value that is needed is missing ({reason})"
-        answer = {"error": UnsupportedFormatError.__name__, "message": message}
+        message = f"damaged DICOM, or a value that is needed is missing ({shorten(f'{type(error).__name__}: {error}', 300)})"
+        answer = {"error": "UnsupportedFormatError", "message": f"{path}: {message}"}
     answers.write(json.dumps(answer).encode() + b"\n")
     answers.write(content)
     answers.flush()
     os._exit(0)
 
 
-def _limit(request: Mapping[str, Any], num_bytes: int, num_voxels: int) -> None:
-    """Limit memory and processor time from now on."""
+def _limit(path: Path, request: Mapping[str, Any], files: Iterable[Path], num_voxels: int = 0, bits: int = 0) -> None:
+    """Limit memory and processor time from now on; raise an error if the files are too small for so many voxels."""
     import resource
 
+    num_bytes, promised = sum(file.stat().st_size for file in files), num_voxels * bits // 8
+    if promised > max(num_bytes * MAX_RATIO, _SMALL):
+        raise cut_off(path, f"{promised} bytes of voxels", f"it holds {num_bytes}")
     seconds, memory = request["limits"]
     limits = {
         resource.RLIMIT_CPU: seconds + num_bytes // 1_000_000,
         resource.RLIMIT_AS: request["addresses"] + memory + 32 * num_voxels + 4 * num_bytes,
     }
     for kind, most in limits.items():
-        hard = resource.getrlimit(kind)[1]
-        resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
-
-
-def _allow(path: Path, request: Mapping[str, Any], files: Sequence[Path], num_voxels: int, bits: int) -> None:
-    """Set the limits for the voxels of files; raise an error if the files are too small for them."""
-    num_bytes, size = num_voxels * bits // 8, sum(file.stat().st_size for file in files)
-    if num_bytes > max(size * MAX_RATIO, _SMALL):
-        raise cut_off(path, f"{num_bytes} bytes of voxels", f"it holds {size}")
-    _limit(request, size, num_voxels)
+        hard = resource.getrlimit(kind)[1]  # RLIM_INFINITY is -1.
+        resource.setrlimit(kind, (most if hard < 0 else min(most, hard), hard))
 
 
 def _datasets(path: Path, request: Mapping[str, Any], notes: list[str]) -> dict[Path, Any]:
@@ -226,7 +218,7 @@ def _datasets(path: Path, request: Mapping[str, Any], notes: list[str]) -> dict[
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith(".")) if path.is_dir() else [path]
-    _limit(request, sum(file.stat().st_size for file in files), 0)
+    _limit(path, request, files)
     found, others = {}, []
     for file in files:
         try:
@@ -273,7 +265,6 @@ def _planes(file: Path, dataset: Any) -> list[_Plane]:
         plane = _Plane(
             name=name,
             series=str(dataset.get("SeriesInstanceUID") or ""),
-            title=printable(str(dataset.get("SeriesDescription") or "")),
             shape=(int(dataset.Rows), int(dataset.Columns)),
             position=np.array(position, float),
             axes=np.array(axes, float).reshape(2, 3),
@@ -285,59 +276,6 @@ def _planes(file: Path, dataset: Any) -> list[_Plane]:
             raise UnsupportedFormatError(f"{file}: damaged DICOM: orientation, position or spacing of {name} is no geometry")
         planes.append(plane)
     return planes
-
-
-def _affine(path: Path, planes: Sequence[_Plane], notes: list[str]) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """Return the order of slices along their normal, and the affine to RAS; raise InputError if they are not one volume."""
-    by_series = {plane.series: plane for plane in planes}
-    if len(by_series) > 1:
-        examples = [f"{plane.name} ({plane.title})" for plane in by_series.values()]
-        raise InputError(f"{path}: expected one series, found {len(by_series)}: {listed(examples, 5)}; give each a folder of its own")
-    first = planes[0]
-    for plane in planes[1:]:
-        pair = f"{first.name} and {plane.name}"
-        if plane.shape != first.shape:
-            raise InputError(f"{path}: slices of different sizes: {pair} have {first.shape[::-1]} and {plane.shape[::-1]} voxels")
-        if np.abs(plane.axes - first.axes).max() > 1e-3:
-            raise InputError(f"{path}: {pair} are not parallel; give each orientation a folder of its own (a localizer?)")
-        if np.abs(np.subtract(plane.spacing, first.spacing)).max() > 1e-3 * min(first.spacing):
-            raise InputError(f"{path}: slices of different voxel sizes: {pair} have {first.spacing} and {plane.spacing} mm")
-    axes = first.axes / np.linalg.norm(first.axes, axis=1, keepdims=True)
-    normal = np.cross(*axes)
-    places = np.array([plane.position @ normal for plane in planes])
-    order = np.argsort(places, kind="stable")
-    steps = np.diff(places[order])
-    if not len(steps):
-        notes += [] if first.thickness else ["a single slice without thickness; 1 mm is assumed"]
-        step = normal * (first.thickness or 1.0)
-    else:
-        usual = float(np.median(steps))
-        near, far = (f"{planes[order[i]].name} and {planes[order[i + 1]].name}" for i in (int(steps.argmin()), int(steps.argmax())))
-        if steps.min() <= max(_SAME_PLACE * usual, 1e-6):
-            raise InputError(
-                f"{path}: two slices at one place: {near}; a second echo, time or reconstruction? Give each volume a folder of its own"
-            )
-        if steps.max() > 1.5 * usual:
-            raise InputError(
-                f"{path}: a gap in the series: expected slices {usual:.4g} mm apart, {far} are {steps.max():.4g} mm apart; "
-                "copy or export the series again"
-            )
-        positions = np.array([planes[i].position for i in order])
-        step = (positions[-1] - positions[0]) / len(steps)
-        off = np.linalg.norm(positions - positions[0] - np.arange(len(order))[:, np.newaxis] * step, axis=1)
-        if off.max() > _UNEVEN * usual:
-            name = planes[order[off.argmax()]].name
-            raise InputError(f"{path}: expected evenly spaced slices, {name} is {off.max():.3g} mm off; resample the series with dcm2niix")
-        tilt = np.degrees(np.arccos(min(step @ normal / np.linalg.norm(step), 1.0)))
-        if tilt > 2.0:
-            raise InputError(
-                f"{path}: expected slices above each other, found them shifted by a gantry tilt of {tilt:.1f} degrees; "
-                "dcm2niix straightens such a series"
-            )
-    affine = np.eye(4)
-    affine[:3, 0], affine[:3, 1] = axes[0] * first.spacing[1], axes[1] * first.spacing[0]
-    affine[:3, 2], affine[:3, 3] = step, planes[order[0]].position
-    return order, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine + 0.0
 
 
 @dataclass(frozen=True)
@@ -357,10 +295,60 @@ class _Series:
 
 
 def _series(path: Path, request: Mapping[str, Any], notes: list[str]) -> _Series:
+    """Read the headers of a series; raise InputError if its slices are not one volume."""
     datasets = _datasets(path, request, notes)
     planes = [plane for file, dataset in datasets.items() for plane in _planes(file, dataset)]
-    order, affine = _affine(path, planes, notes)
-    return _Series(datasets, order, (len(planes), *planes[0].shape), affine, planes[0].thickness)
+    by_series = {plane.series: plane for plane in planes}
+    if len(by_series) > 1:
+        examples = listed([plane.name for plane in by_series.values()])
+        raise InputError(f"{path}: expected one series, found {len(by_series)}: {examples}; give each a folder of its own")
+    first = planes[0]
+    for plane in planes[1:]:
+        for what, own, expected, tolerance in (
+            ("sizes", plane.shape[::-1], first.shape[::-1], 0.0),
+            ("orientations", plane.axes, first.axes, 1e-3),
+            ("voxel sizes", plane.spacing, first.spacing, 1e-3 * min(first.spacing)),
+        ):
+            if np.abs(np.subtract(own, expected)).max() > tolerance:
+                values = "" if what == "orientations" else f" have {expected} and {own}"
+                raise InputError(
+                    f"{path}: slices of different {what}: {first.name} and {plane.name}{values}; "
+                    "a localizer? Give each volume a folder of its own"
+                )
+    axes = first.axes / np.linalg.norm(first.axes, axis=1, keepdims=True)
+    normal = np.cross(*axes)
+    places = np.array([plane.position @ normal for plane in planes])
+    order = np.argsort(places, kind="stable")
+    positions = np.array([planes[i].position for i in order])
+    steps = np.diff(places[order])
+    step = normal * (first.thickness or 1.0)
+    if not len(steps):
+        notes += [] if first.thickness else ["a single slice without thickness; 1 mm is assumed"]
+    else:
+        usual = float(np.median(steps))
+        near, far = (f"{planes[order[i]].name} and {planes[order[i + 1]].name}" for i in (int(steps.argmin()), int(steps.argmax())))
+        if steps.min() <= max(_SAME_PLACE * usual, 1e-6):
+            raise InputError(
+                f"{path}: two slices at one place: {near}; a second echo, time or reconstruction? Give each volume a folder of its own"
+            )
+        step = (positions[-1] - positions[0]) / len(steps)
+        off = np.linalg.norm(positions - positions[0] - np.arange(len(order))[:, np.newaxis] * step, axis=1)
+        if off.max() > _UNEVEN * usual:
+            raise InputError(
+                f"{path}: expected evenly spaced slices, {usual:.4g} mm apart, {far} are {steps.max():.4g} mm apart; "
+                "is there a gap in the series? Copy or export it again, or resample it with dcm2niix"
+            )
+        tilt = np.degrees(np.arccos(min(step @ normal / np.linalg.norm(step), 1.0)))
+        if tilt > 2.0:
+            raise InputError(
+                f"{path}: expected slices above each other, found them shifted by a gantry tilt of {tilt:.1f} degrees; "
+                "dcm2niix straightens such a series"
+            )
+    affine = np.eye(4)
+    affine[:3, 0], affine[:3, 1] = axes[0] * first.spacing[1], axes[1] * first.spacing[0]
+    affine[:3, 2], affine[:3, 3] = step, positions[0]
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine + 0.0
+    return _Series(datasets, order, (len(planes), *first.shape), affine, first.thickness)
 
 
 def _read(path: Path, request: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
@@ -383,17 +371,11 @@ def _voxels(path: Path, series: _Series, request: Mapping[str, Any]) -> NDArray[
     import pydicom
 
     first, num_voxels, datasets = series.first, math.prod(series.shape), series.datasets
-    _allow(path, request, list(datasets), num_voxels, int(first.BitsAllocated))
+    _limit(path, request, datasets, num_voxels, int(first.BitsAllocated))
     # Series with 32 bits need float64 before they are written.
-    options: dict[str, Any] = {
-        **{"dtype": np.float32 if int(first.BitsStored) <= 16 else np.float64, "rtol": 0.25},
-        **{
-            "apply_real_world_transform": False,
-            "apply_presentation_lut": False,
-            "apply_palette_color_lut": False,
-            "apply_icc_profile": False,
-        },
-    }
+    transforms = ("real_world_transform", "presentation_lut", "palette_color_lut", "icc_profile")
+    options: dict[str, Any] = {f"apply_{name}": False for name in transforms}
+    options |= {"dtype": np.float32 if int(first.BitsStored) <= 16 else np.float64, "rtol": 0.25}
     if "NumberOfFrames" in first:
         if len(datasets) > 1:
             raise InputError(f"{path}: expected one file of several frames, found {len(datasets)}; convert each by itself")
@@ -456,18 +438,16 @@ def _read_segmentation(
         raise UnsupportedFormatError(f"{path}: expected whole segments, found fractions, which are no probabilities of labels")
     described = _labels_of(path, dataset)
     num_voxels = int(dataset.get("NumberOfFrames") or 1) * int(dataset.Rows) * int(dataset.Columns)
-    _allow(path, request, [path], num_voxels, int(dataset.BitsAllocated))
+    _limit(path, request, [path], num_voxels, int(dataset.BitsAllocated))
     try:
-        volume = highdicom.seg.segread(path).get_volume(combine_segments=True, rtol=0.05)
+        volume = highdicom.seg.segread(path).get_volume(combine_segments=True, rtol=0.05).flip_spatial(0)
     except RuntimeError as error:
         raise InputError(f"{path}: its segments cannot become one label map: {shorten(error, 200)}; do they overlap?") from None
     labels = [label for label, _ in described.values()]
     table = np.zeros(max(described) + 1, np.uint8 if max(labels) < 256 else np.uint16)
     table[list(described)] = labels
-    stored = table[volume.array[::-1].astype(np.intp)]
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ volume.affine[:, [2, 1, 0, 3]] + 0.0  # Its axes are slice, row, column in LPS.
-    affine[:3, 3] += (len(stored) - 1) * affine[:3, 2]
-    affine[:3, 2] *= -1
+    stored = table[volume.array.astype(np.intp)]
+    affine = volume.get_affine("RAS")[:, [2, 1, 0, 3]] + 0.0  # Its axes are slice, row, column.
     if request["like"] is None:
         notes.append("it holds only the slices that its segments reach; --like SERIES gives it the grid of its series")
     else:
@@ -503,7 +483,7 @@ def _write(path: Path, request: Mapping[str, Any]) -> tuple[dict[str, Any], byte
     series = _series(path, request, [])
     sources = list(series.datasets.values())
     labels = np.frombuffer(sys.stdin.buffer.read(), request["dtype"]).reshape(request["shape"])
-    _limit(request, sum(file.stat().st_size for file in series.datasets), labels.size)
+    _limit(path, request, series.datasets, labels.size)
     items: dict[int, Any] = {}
     if request["segments"] is not None:
         file = Path(request["segments"])

@@ -14,11 +14,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, BinaryIO, NoReturn, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from crfrefine.base.memory import memory_left, memory_limit
 from crfrefine.base.text import shorten
@@ -28,12 +28,10 @@ from crfrefine.io.streams import BLOCK_BYTES, cut_off, inflated, open_bytes, rea
 from crfrefine.io.volume import VolumeHeader
 
 if TYPE_CHECKING:
-    from crfrefine.io.content import Content
     from crfrefine.io.decode import VoxelStream
-    from crfrefine.io.volume import Volume
 
 FAMILY = "ITK"
-"""Name of these formats in the table of `crfrefine.io.formats`."""
+"""Name of these formats in the table of `crfrefine.io.paths`."""
 
 MAX_SECONDS = 600.0
 """The conversion is given up after this time."""
@@ -115,48 +113,40 @@ def read_header(path: Path, name: str | None = None) -> VolumeHeader:
 def open_voxels(header: VolumeHeader) -> Iterator[VoxelStream]:
     """Convert the file, and open it at its first voxel."""
     name = header.format if header.format in _READERS else None
-    with _as_nrrd(header.path, name) as (_, converted), nrrd.open_voxels(converted) as stream:
-        yield stream
-
-
-def write(content: Content, like: Volume, threads: int) -> NoReturn:
-    """Raise UnsupportedFormatError: these formats are only read."""
-    raise UnsupportedFormatError(f"{content.path}: this format is only read; write NIfTI (.nii.gz) instead")
+    with _as_nrrd(header.path, name) as (_, converted):
+        assert converted.source is not None
+        with converted.source.stream() as stream:
+            yield stream
 
 
 @contextmanager
 def _as_nrrd(path: Path, name: str | None) -> Iterator[tuple[str, VolumeHeader]]:
-    """Convert a file for the time of the block: the name of its format, and the header of the NRRD."""
-    if name is not None:
-        with _scratch(path) as target:
-            _run(str(path), _READERS[name], target, path)
-            with _converted(target, path) as header:
-                yield name, header
-        return
-    start = read_start(path)
-    unpacked = inflated(start)
-    name = _name(unpacked or start)
-    if name is None:
-        raise UnsupportedFormatError(f"{path}: not a file of GIPL, MRC or VTK, although its name says so, or damaged")
-    with _uncompressed(path, is_gzip=bool(unpacked)) as source, _scratch(path) as target:
-        limits = _content_size(source, path, name, unpacked or start)
+    """Convert a file for the time of the block: the name of its format, and the header of the NRRD, which has no name."""
+    with ExitStack() as files:
+        source: BinaryIO | str = str(path)
+        limits = (_UNLIMITED, _UNLIMITED)
+        if name is None:
+            start = read_start(path)
+            unpacked = inflated(start)
+            name = _name(unpacked or start)
+            if name is None:
+                raise UnsupportedFormatError(f"{path}: not a file of GIPL, MRC or VTK, although its name says so, or damaged")
+            source = files.enter_context(path.open("rb"))
+            if unpacked:
+                source = files.enter_context(_scratch(path))
+                with open_bytes(path, "gzip") as reader:
+                    shutil.copyfileobj(cast("BinaryIO", reader), source, BLOCK_BYTES)
+                source.flush()
+            limits = _content_size(source, path, name, unpacked or start)
+        target = files.enter_context(_scratch(path))
         _run(source, _READERS[name], target, path, *limits)
-        with _converted(target, path) as header:
-            yield name, header
-
-
-@contextmanager
-def _uncompressed(path: Path, *, is_gzip: bool) -> Iterator[BinaryIO]:
-    """Open a file; of a compressed one, a temporary file with its content."""
-    with open_bytes(path, "gzip" if is_gzip else "raw") as reader:
-        stored = cast("BinaryIO", reader)
-        if not is_gzip:
-            yield stored
-            return
-        with _scratch(path) as content:
-            shutil.copyfileobj(stored, content, BLOCK_BYTES)
-            content.flush()
-            yield content
+        place = f"/dev/fd/{target.fileno()}"
+        try:
+            yield name, nrrd.read_header(Path(place))
+        except CrfRefineError as error:  # It is an error of the file.
+            if place not in str(error):
+                raise
+            raise type(error)(str(error).replace(place, str(path))) from error
 
 
 @contextmanager
@@ -168,18 +158,6 @@ def _scratch(path: Path) -> Iterator[BinaryIO]:
             yield file
     except OSError as error:
         raise CapacityError(f"{path}: cannot be converted in {folder}: {error.strerror or error}; set TMPDIR to another folder") from error
-
-
-@contextmanager
-def _converted(file: BinaryIO, path: Path) -> Iterator[VolumeHeader]:
-    """Read the header of an NRRD without a name; errors of the block are those of the file `path`."""
-    place = f"/dev/fd/{file.fileno()}"
-    try:
-        yield nrrd.read_header(Path(place))
-    except CrfRefineError as error:
-        if place not in str(error):
-            raise
-        raise type(error)(str(error).replace(place, str(path))) from error
 
 
 def _content_size(file: BinaryIO, path: Path, name: str, start: bytes) -> tuple[int, int]:
@@ -201,14 +179,7 @@ def _content_size(file: BinaryIO, path: Path, name: str, start: bytes) -> tuple[
     return _UNLIMITED, size - offset
 
 
-def _run(
-    source: BinaryIO | str,
-    reader: str,
-    target: BinaryIO,
-    path: Path,
-    max_numbers: int = _UNLIMITED,
-    max_bytes: int = _UNLIMITED,
-) -> None:
+def _run(source: BinaryIO | str, reader: str, target: BinaryIO, path: Path, max_numbers: int, max_bytes: int) -> None:
     """Convert a file in a separate process; errors are those of the file `path`.
 
     Args:
@@ -230,16 +201,8 @@ def _run(
     arguments = (os.getpid(), memory, place, reader, files[-1], max_numbers, max_bytes)
     command = [sys.executable, "-P", "-c", _CONVERT, *map(str, arguments)]
     try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=MAX_SECONDS,
-            check=False,
-            pass_fds=files,
-        )
+        # `errors` makes the output text.
+        done = subprocess.run(command, capture_output=True, errors="replace", timeout=MAX_SECONDS, check=False, pass_fds=files)
     except subprocess.TimeoutExpired:
         raise UnsupportedFormatError(f"{path}: ITK did not end within {MAX_SECONDS:g} s: the file is damaged, or too large") from None
     if done.returncode == 0:
@@ -253,8 +216,6 @@ def _run(
     if "MemoryError" in said or "bad_alloc" in said or "Failed to allocate memory" in said:
         raise CapacityError(f"{path}: ITK needs more memory for this file than there is: {shorten(said)}")
     if done.returncode < 0:
-        raise UnsupportedFormatError(
-            f"{path}: ITK crashed on this file (signal {-done.returncode}): it is damaged; copy or export it again"
-        )
+        raise UnsupportedFormatError(f"{path}: ITK crashed on this file (signal {-done.returncode}): it is damaged; export it again")
     said = re.sub(r"/dev/fd/\d+", path.name, said)
     raise UnsupportedFormatError(f"{path}: ITK cannot convert this file: {shorten(said)}")

@@ -1,14 +1,22 @@
-"""JSON: reading of files written by others, with errors that name fault and place; values for our own files."""
+"""JSON: files written by others, with errors that name fault and place; values and lines for our own files.
+
+Several processes may add lines to a file at a time: each line is there whole or not at all.
+"""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import math
+import os
 from pathlib import Path
-from stat import S_ISDIR, S_ISREG
 from typing import Any
 
 from crfrefine.errors import InputError
+from crfrefine.io.atomic import cannot_write, check_replaceable
+from crfrefine.io.paths import require_file
+from crfrefine.io.streams import cannot_read
 
 MAX_BYTES = 1 << 26
 """Largest size of a file; a `dataset.json` with a hundred thousand cases has a few megabytes."""
@@ -20,17 +28,13 @@ def read_json(path: Path, most_bytes: int = MAX_BYTES) -> Any:
     Raises:
         InputError: the file is not a regular file, cannot be read, or is not JSON; with line and column.
     """
+    require_file(path)
     try:
-        status = path.stat()
-        if not S_ISREG(status.st_mode):
-            raise InputError(f"{path}: expected a JSON file, this is {'a folder' if S_ISDIR(status.st_mode) else 'not a regular file'}")
-        if status.st_size > most_bytes:
-            raise InputError(
-                f"{path}: {status.st_size / 1e6:.0f} MB are too much for a JSON file; at most {most_bytes / 1e6:.0f} MB are read"
-            )
-        content = path.read_bytes()
+        content = path.read_bytes() if path.stat().st_size <= most_bytes else None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise cannot_read(path, error) from error
+    if content is None:
+        raise InputError(f"{path}: too much for a JSON file; at most {most_bytes / 1e6:.0f} MB are read")
     try:
         return parse_json(content.decode("utf-8-sig"))  # Some editors begin a file with a byte order mark.
     except UnicodeDecodeError as error:
@@ -73,3 +77,78 @@ def without_nonfinite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(without_nonfinite(entry) for entry in value)
     return value
+
+
+def open_lines(path: Path) -> int:
+    """Return the descriptor of a file to add lines to; the file is created if it does not exist.
+
+    Raises:
+        CrfRefineError: the file is an input or not a regular file, or the system refuses to open it.
+    """
+    (target,) = check_replaceable(path)
+    try:
+        return os.open(target, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def append_lines(descriptor: int, lines: bytes, *, sync: bool = False) -> None:
+    """Add whole lines to the end of a file. Processes that do so at the same time wait for each other.
+
+    A last line that a killed process left unfinished is removed. Storage without locks lets no process wait: lines may be lost there.
+
+    Args:
+        descriptor: of `open_lines`; one thread uses it at a time.
+        lines: each ends with a line break.
+        sync: whether to wait until the disk has them.
+
+    Raises:
+        OSError: such as of a full disk; then no line was written.
+    """
+    _lock(descriptor, fcntl.LOCK_EX)
+    size = os.fstat(descriptor).st_size
+    try:
+        tail = _last_line(descriptor, size)
+        if tail and not isinstance(parse_line(tail), dict):
+            size -= len(tail)
+            os.ftruncate(descriptor, size)
+        elif tail:  # An editor may leave out the last line break.
+            lines = b"\n" + lines
+        rest = memoryview(lines)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+        if sync:
+            os.fsync(descriptor)
+    except BaseException:
+        os.ftruncate(descriptor, size)
+        raise
+    finally:
+        _lock(descriptor, fcntl.LOCK_UN)
+
+
+def parse_line(line: bytes) -> Any:
+    """Return the value of a line; None if it is not JSON."""
+    try:
+        return parse_json(line.decode())
+    except ValueError:  # UnicodeDecodeError is one, too.
+        return None
+
+
+def _last_line(descriptor: int, size: int) -> bytes:
+    """Return the part after the last line break of a file."""
+    start, tail = size, b""
+    while start > 0 and b"\n" not in tail:
+        begin = max(0, start - max(1 << 16, len(tail)))
+        os.lseek(descriptor, begin, os.SEEK_SET)  # Lines go to the end of the file wherever it was read.
+        tail = os.read(descriptor, start - begin) + tail
+        start = begin
+    return tail.rpartition(b"\n")[2]
+
+
+def _lock(descriptor: int, operation: int) -> None:
+    """Take or return the lock of a file; storage without locks is used without one."""
+    try:
+        fcntl.flock(descriptor, operation)
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise

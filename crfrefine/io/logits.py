@@ -14,10 +14,9 @@ from crfrefine.base.axes import file_order
 from crfrefine.base.labels import require_few_labels
 from crfrefine.base.parallel import run_ahead, run_all
 from crfrefine.errors import GridMismatchError, InputError
-from crfrefine.io.content import MAX_BYTES
 from crfrefine.io.decode import allocate_array
 from crfrefine.io.pieces import ALL_PLANES, Piece, decoded_pieces
-from crfrefine.io.volume import VolumeHeader
+from crfrefine.io.volume import MAX_BYTES, VolumeHeader
 from crfrefine.io.volumes import placed_on, read_header, read_into
 
 if TYPE_CHECKING:

@@ -5,54 +5,48 @@ from __future__ import annotations
 import math
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from crfrefine.base.text import shorten
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io.atomic import atomic_files, real_path
-from crfrefine.io.source import VoxelSource
 from crfrefine.io.streams import BLOCK_BYTES, write_zlib
-from crfrefine.io.text_formats import (
+from crfrefine.io.text_header import (
     LPS,
+    Fields,
+    HeaderLines,
     affine_of,
-    checked,
-    detached_voxels,
     grid_and_channels,
     lines_to_write,
-    volume_header,
+    open_header,
     voxel_path,
 )
-from crfrefine.io.text_header import Fields, HeaderLines, finite_number, open_header, shown
-from crfrefine.io.volume import RareHeaderError, open_voxels
+from crfrefine.io.volume import RareHeaderError, VoxelSource, volume_header
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from crfrefine.io.content import Content
-    from crfrefine.io.volume import Volume, VolumeHeader
-
-__all__ = ["open_voxels", "read_header", "recognizes", "voxel_files", "write"]
+    from crfrefine.io.volume import Volume, VolumeHeader, VoxelsToWrite
 
 NAME = "MetaImage"
 
-T = TypeVar("T")
-
-# Older and newer names of the same key.
-_MATRIX = ("TransformMatrix", "Rotation", "Orientation")
-_ORIGIN = ("Offset", "Origin", "Position", "ImagePosition")
-_BYTE_ORDER = ("BinaryDataByteOrderMSB", "ElementByteOrderMSB")
-_SPACING = ("ElementSpacing", "ElementSize")
-_REMARKS = ("CenterOfRotation", "AnatomicalOrientation", "DistanceUnits")
-GEOMETRY_KEYS = (*_MATRIX, *_ORIGIN, *_REMARKS, *_SPACING)
+_GEOMETRY_KEYS = ("TransformMatrix", "Offset", "ElementSpacing", "ElementSize")
+# The usual name of a key, and others, which are rare but for that of the byte order.
+_NAMES: tuple[tuple[str, ...], ...] = (
+    ("TransformMatrix", "Rotation", "Orientation"),
+    ("Offset", "Origin", "Position", "ImagePosition"),
+    ("BinaryDataByteOrderMSB", "ElementByteOrderMSB"),
+)
 _KEYS = (
     *("ObjectType", "NDims", "DimSize", "ElementType", "ElementNumberOfChannels", "HeaderSize", "ElementDataFile"),
     *("BinaryData", "CompressedData", "CompressedDataSize"),
-    *_BYTE_ORDER,
-    *GEOMETRY_KEYS,
+    *_GEOMETRY_KEYS,
+    *(name for names in _NAMES for name in names),
 )
 _KNOWN = {key.lower(): key for key in _KEYS}
 _TYPES = {
@@ -68,16 +62,6 @@ def recognizes(start: bytes) -> bool:
 
 
 def read_header(path: Path) -> VolumeHeader:
-    """Read only the header."""
-    return checked(_parse(path))
-
-
-def voxel_files(path: Path) -> tuple[Path, ...]:
-    """Return the separate files with the voxels of a header."""
-    return detached_voxels(_parse, path)
-
-
-def _parse(path: Path) -> VolumeHeader:
     """Read a header to its end and check every field that is used."""
     with open_header(path) as lines:
         fields = _fields(path, lines)
@@ -89,13 +73,20 @@ def _parse(path: Path) -> VolumeHeader:
         raise fields.damaged("ElementNumberOfChannels", "a number of at least 1")
     grid = grid_and_channels(path, sizes, channels)
     num_axes = len(grid[0])
-    return volume_header(
-        NAME,
-        grid,
-        _affine(fields, len(sizes), num_axes),
-        _geometry(fields, len(sizes)) if len(sizes) == num_axes else (),
-        _source(fields, end, (channels, *sizes), inner=1 if channels > 1 else math.prod(grid[0])),
-    )
+    source = _source(fields, end, (channels, *sizes), inner=1 if channels > 1 else math.prod(grid[0]))
+    for names in _NAMES:
+        present = [name for name in names if name in fields]
+        if len({fields.text(name).lower() for name in present}) > 1:
+            raise fields.damaged(present[1], f"the same as {present[0]} says")
+        if present and present[0] != names[0] and names is not _NAMES[-1]:
+            source.check()  # ITK, which reads rare headers, would not always notice.
+            raise RareHeaderError(f"the key {present[0]}")
+    # Anything may follow the numbers that are used.
+    used = {
+        key: fields.text(key).split()[: len(sizes) ** (2 if key == "TransformMatrix" else 1)] for key in _GEOMETRY_KEYS if key in fields
+    }
+    lines_of_grid = tuple(f"{key} = {' '.join(words)}" for key, words in used.items()) if len(sizes) == num_axes else ()
+    return volume_header(source, NAME, *grid, _affine(fields, len(sizes), num_axes), template=lines_of_grid)
 
 
 def _fields(path: Path, lines: HeaderLines) -> Fields:
@@ -107,7 +98,8 @@ def _fields(path: Path, lines: HeaderLines) -> Fields:
         name, *values = re.split(rb"[=:]", line, maxsplit=1)
         if not values:
             raise UnsupportedFormatError(
-                f"{path}: not a MetaImage file, although its name says so: line {lines.number} is not `Key = Value`: {shown(line)!r}"
+                f"{path}: not a MetaImage file, although its name says so: line {lines.number} is not `Key = Value`: "
+                f"{shorten(line.decode(errors='backslashreplace'), 60)!r}"
             )
         key = _KNOWN.get(name.strip().lower().decode("latin-1")) if len(name) < 100 else None
         if key is not None:
@@ -152,7 +144,7 @@ def _source(fields: Fields, end: int, sizes: tuple[int, ...], *, inner: int) -> 
         raise fields.damaged("HeaderSize", "bytes to skip, or -1 where voxels end the file; of voxels that are not compressed")
     if skipped or not is_binary:
         raise RareHeaderError("voxels as text, or a HeaderSize")
-    byte_order: Literal[">", "<"] = ">" if _agreed(fields, _BYTE_ORDER, fields.flag, default=False) else "<"
+    byte_order: Literal[">", "<"] = ">" if any(map(fields.flag, _NAMES[-1])) else "<"
     kind = _TYPES.get(fields.text("ElementType").upper().removesuffix("_ARRAY"))
     if kind is None:
         raise fields.damaged("ElementType", f"one of {', '.join(_TYPES)}")
@@ -170,79 +162,52 @@ def _source(fields: Fields, end: int, sizes: tuple[int, ...], *, inner: int) -> 
 
 
 def _affine(fields: Fields, num_dims: int, num_axes: int) -> NDArray[np.float64]:
-    # The matrix lists one axis after the other.
-    matrix = _agreed(fields, _MATRIX, lambda key: fields.numbers(key, num_dims**2), default=tuple(np.eye(num_dims).reshape(-1).tolist()))
-    direction = np.array(matrix, np.float64).reshape(num_dims, num_dims).T
-    origin = _agreed(fields, _ORIGIN, lambda key: fields.numbers(key, num_dims, exact=False), default=(0.0,) * num_dims)
-    key = next((key for key in _SPACING if key in fields), None)
+    identity = tuple(np.eye(num_dims).reshape(-1).tolist())
+    matrix = fields.numbers("TransformMatrix", num_dims**2) if "TransformMatrix" in fields else identity
+    direction = np.array(matrix).reshape(num_dims, num_dims).T  # The matrix lists one axis after the other.
+    origin = fields.numbers("Offset", num_dims, exact=False) if "Offset" in fields else (0.0,) * num_dims
+    key = next((key for key in ("ElementSpacing", "ElementSize") if key in fields), None)
     spacing = (1.0,) * num_dims if key is None else fields.numbers(key, num_dims, exact=False)
     if 0.0 in spacing and key is not None:
         raise fields.damaged(key, "voxels that are larger than 0")
     return affine_of(direction[:num_axes, :num_axes] * np.array(spacing[:num_axes]), np.array(origin[:num_axes]), LPS)
 
 
-def _agreed(fields: Fields, keys: tuple[str, ...], parse: Callable[[str], T], *, default: T) -> T:
-    """Return the value under any of a key's names; raise if two names have different values."""
-    found = {key: parse(key) for key in keys if key in fields}
-    first = next(iter(found.values()), default)
-    for key, value in found.items():
-        if value != first:
-            raise fields.damaged(key, f"the same as {next(iter(found))} says")
-    return first
-
-
-def _geometry(fields: Fields, num_dims: int) -> tuple[str, ...]:
-    """Return the lines that place the grid, without anything that a writer would not have put there."""
-    lines = []
-    for key in GEOMETRY_KEYS:
-        if key not in fields:
-            continue
-        text = fields.text(key)
-        if key == "CenterOfRotation" and [finite_number(word) is None for word in text.split()] != [False] * num_dims:
-            continue
-        if key in _REMARKS and not (len(text) <= 100 and text.isascii() and text.isprintable() and text):
-            continue
-        # Anything may follow the numbers that are used.
-        used = text if key in _REMARKS else " ".join(text.split()[: num_dims**2 if key in _MATRIX else num_dims])
-        lines.append(f"{key} = {used}")
-    return tuple(lines)
-
-
-def write(content: Content, like: Volume, threads: int) -> None:
+def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
     """Write voxels as zlib data, which takes one thread: .mha in one file, .mhd with a .zraw beside it; a voxel's channels are together.
 
     Of a MetaImage, the lines that place the grid are kept as they are.
     """
-    path = content.path
+    path = voxels.path
     lines = lines_to_write(path, like, NAME, _geometry_lines)
-    if content.voxel_files:
-        with atomic_files(*content.voxel_files, path) as (data_file, header_file):
-            num_bytes = write_zlib(data_file, content.together())
-            header_file.write(_header(content, lines, num_bytes, content.voxel_files[0].name))
+    if voxels.voxel_files:
+        with atomic_files(*voxels.voxel_files, path) as (data_file, header_file):
+            num_bytes = write_zlib(data_file, voxels.together())
+            header_file.write(_header(voxels, lines, num_bytes, voxels.voxel_files[0].name))
         return
     # The header comes first and has the size of the voxels: they wait in a file without a name, on the disk that has room for them.
     with atomic_files(path) as (file,), TemporaryFile(dir=real_path(path).parent) as compressed:
-        num_bytes = write_zlib(compressed, content.together())
-        file.write(_header(content, lines, num_bytes, "LOCAL"))
+        num_bytes = write_zlib(compressed, voxels.together())
+        file.write(_header(voxels, lines, num_bytes, "LOCAL"))
         compressed.seek(0)
         shutil.copyfileobj(compressed, file, BLOCK_BYTES)
 
 
-def _header(content: Content, lines: Sequence[str], num_bytes: int, voxels: str) -> bytes:
+def _header(voxels: VoxelsToWrite, lines: Sequence[str], num_bytes: int, place: str) -> bytes:
     """Return the header of voxels that take so many bytes compressed."""
     return "\n".join(
         [
             "ObjectType = Image",
-            f"NDims = {len(content.grid_shape)}",
+            f"NDims = {len(voxels.grid_shape)}",
             "BinaryData = True",
             "BinaryDataByteOrderMSB = False",
             "CompressedData = True",
             f"CompressedDataSize = {num_bytes}",
             *lines,
-            "DimSize = " + " ".join(str(size) for size in content.grid_shape[::-1]),
-            *([] if content.num_channels is None else [f"ElementNumberOfChannels = {content.num_channels}"]),
-            f"ElementType = {_WRITTEN_TYPES[content.dtype.name]}",
-            f"ElementDataFile = {voxels}",
+            "DimSize = " + " ".join(str(size) for size in voxels.grid_shape[::-1]),
+            *([] if voxels.num_channels is None else [f"ElementNumberOfChannels = {voxels.num_channels}"]),
+            f"ElementType = {_WRITTEN_TYPES[voxels.dtype.name]}",
+            f"ElementDataFile = {place}",
             "",
         ]
     ).encode()

@@ -9,18 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.base.geometry import require_usable, spacing_of
+from crfrefine.base.geometry import spacing_of
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io.atomic import write_bytes
-from crfrefine.io.source import VoxelSource
-from crfrefine.io.streams import GZIP_MAGIC, inflated, is_named_gzip, misnamed, open_bytes, read_start
-from crfrefine.io.volume import VolumeHeader, open_voxels
+from crfrefine.io.streams import GZIP_MAGIC, inflated, misnamed, open_bytes, read_start
+from crfrefine.io.volume import VolumeHeader, VoxelSource, volume_header
 
 if TYPE_CHECKING:
-    from crfrefine.io.content import Content
-    from crfrefine.io.volume import Volume
-
-__all__ = ["open_voxels", "read_header", "recognizes", "write"]
+    from crfrefine.io.volume import Volume, VoxelsToWrite
 
 _DATA_OFFSET = 284
 _USED_BYTES = 90  # of them; nibabel's block goes on with the part behind the voxels.
@@ -47,52 +43,40 @@ def read_header(path: Path) -> VolumeHeader:
 
     template: Any = MGHHeader(block[:_USED_BYTES])
     *grid_shape, num_frames = (int(size) for size in template["dims"])
-    dtype = np.dtype(_TYPES[int(template["type"])])
     affine = np.asarray(template.get_affine(), np.float64) + 0.0
-    require_usable(affine, 3, path)
     source = VoxelSource(
         header_path=path,
         path=path,
         encoding=encoding,
-        dtype=dtype,
+        dtype=np.dtype(_TYPES[int(template["type"])]),
         sizes=(*grid_shape, num_frames),
         inner=math.prod(grid_shape),
         offset=_DATA_OFFSET,
     )
-    source.check()
     has_place = int.from_bytes(block[28:30], "big") > 0  # Else nibabel has filled it in.
-    return VolumeHeader(
-        path=path,
-        format="MGH" + (", gzip" if encoding == "gzip" else ""),
-        grid_shape=tuple(grid_shape),
-        num_channels=num_frames,
-        dtype=dtype.newbyteorder("=").name,
-        spacing=spacing_of(affine),
-        affine=affine,
-        template=template,
-        notes=() if has_place else ("no orientation in the header; coronal slices of 1 mm are assumed, as in nibabel",),
-        misnamed=misnamed(compressed=encoding == "gzip", named_so=is_named_gzip(path)),
-        source=source,
-    )
+    notes = () if has_place else ("no orientation in the header; coronal slices of 1 mm are assumed, as in nibabel",)
+    wrong_name = misnamed(path, compressed=encoding == "gzip")
+    file_format = "MGH" + (", gzip" if encoding == "gzip" else "")
+    return volume_header(source, file_format, tuple(grid_shape), num_frames, affine, template=template, notes=notes, misnamed=wrong_name)
 
 
-def write(content: Content, like: Volume, threads: int) -> None:
+def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
     """Write voxels with the geometry of another volume, that of an MGH file bit for bit; labels above 255 take 32 bits."""
     from nibabel.freesurfer.mghformat import MGHHeader
 
     template = like.header.template if like.header is not None else None
     header: Any = template.copy() if isinstance(template, MGHHeader) else _header_of(like, MGHHeader())
-    shape = content.grid_shape[::-1]
-    header["dims"] = (*shape, *(1,) * (3 - len(shape)), content.num_channels or 1)
-    header["type"] = _WRITTEN_TYPES[content.dtype.name]
+    shape = voxels.grid_shape[::-1]
+    header["dims"] = (*shape, *(1,) * (3 - len(shape)), voxels.num_channels or 1)
+    header["type"] = _WRITTEN_TYPES[voxels.dtype.name]
     stored = np.dtype(_TYPES[int(header["type"])])
 
     def parts() -> Iterator[bytes]:
         yield header.binaryblock[:_USED_BYTES].ljust(_DATA_OFFSET, b"\0")
-        for block in content.one_after_the_other():
-            yield np.frombuffer(block, content.dtype.newbyteorder("<")).astype(stored).tobytes()
+        for block in voxels.one_after_the_other():
+            yield np.frombuffer(block, voxels.dtype.newbyteorder("<")).astype(stored).tobytes()
 
-    write_bytes(content.path, parts(), threads)
+    write_bytes(voxels.path, parts(), threads)
 
 
 def _header_of(like: Volume, header: Any) -> Any:

@@ -1,30 +1,195 @@
-"""NIfTI-1 and NIfTI-2, `.nii` and `.nii.gz`: voxels decoded here (nibabel would go through float64)."""
+"""NIfTI-1 and NIfTI-2, `.nii` and `.nii.gz`: nibabel reads and writes the header, voxels are decoded here.
+
+The headers of pairs and of Analyze are read here too.
+"""
 
 from __future__ import annotations
 
 import html
+import logging
+import math
 import re
 import struct
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from crfrefine.base.geometry import is_sheared, spacing_of
 from crfrefine.base.labels import MAX_LABEL
 from crfrefine.base.text import shorten
+from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io.atomic import write_bytes
-from crfrefine.io.nifti_header import LONGEST, header_to_write, interpret, parse
-from crfrefine.io.segments import MAX_OF_A_NAME, Segment
 from crfrefine.io.streams import GZIP_MAGIC, inflated, is_named_gzip, misnamed, open_bytes, read_start
-from crfrefine.io.volume import open_voxels
+from crfrefine.io.volume import MAX_OF_A_NAME, Segment, VolumeHeader, VoxelSource, volume_header
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from crfrefine.io.content import Content
-    from crfrefine.io.volume import Volume, VolumeHeader
+    from crfrefine.io.volume import Volume, VoxelsToWrite
 
-__all__ = ["open_voxels", "read_header", "recognizes", "write"]
+
+LONGEST = 540
+"""Bytes of the longer header, that of NIfTI-2."""
+
+# Codes of the header's xyzt_units: meters, millimeters, micrometers; unknown ones are millimeters in practice.
+_MM_PER_UNIT = {1: 1000.0, 2: 1.0, 3: 0.001}
+_ANALYZE_NOTE = "Analyze 7.5 does not say which side is left: its axes are taken as nibabel does"
+
+_quiet = logging.getLogger("crfrefine.io.nifti")
+_quiet.addHandler(logging.NullHandler())
+_quiet.propagate = False
+
+
+def parse(block: bytes, path: Path, *, is_pair: bool = False) -> Any:
+    """Return nibabel's header of the first LONGEST bytes of a file; the header of a pair may be Analyze's.
+
+    Raises:
+        UnsupportedFormatError: another header, damaged, or cut off.
+    """
+    import nibabel
+
+    size = {int.from_bytes(block[:4], "little"), int.from_bytes(block[:4], "big")}
+    kind: Any = nibabel.Nifti1Header if 348 in size else nibabel.Nifti2Header if 540 in size else None
+    if kind is None:
+        raise UnsupportedFormatError(f"{path}: not a NIfTI file, although its name says so: it begins with {block[:12]!r}")
+    if is_pair:
+        kind = nibabel.Nifti1Pair.header_class if 348 in size else nibabel.Nifti2Pair.header_class
+    length = 348 if 348 in size else 540
+    if len(block) < length:
+        raise UnsupportedFormatError(f"{path}: the file is cut off within its header ({len(block)} of {length} bytes)")
+    try:
+        if is_pair and 348 in size and block[344:347] != kind.pair_magic:
+            kind = nibabel.Spm2AnalyzeImage.header_class
+        header = kind(block[:length], check=False)
+        if not is_pair and header["magic"].item() != kind.single_magic:
+            raise UnsupportedFormatError(f"{path}: not a single-file NIfTI (Analyze or a .hdr/.img pair?); convert it to .nii.gz first")
+        header.check_fix(logger=_quiet, error_level=40)
+        header.get_data_dtype()
+        header.get_slope_inter()
+        if np.isinf(header["scl_slope"]):  # nibabel would leave the voxels unscaled, as it rightly does for 0 and NaN.
+            raise UnsupportedFormatError(f"{path}: damaged NIfTI header: its scl_slope is infinite; expected a number, or 0 for no scaling")
+        if not np.isfinite(header["vox_offset"]) or header["vox_offset"] < 0:
+            raise UnsupportedFormatError(f"{path}: damaged NIfTI header: the voxels begin at byte {header['vox_offset']}")
+    except (nibabel.spatialimages.HeaderDataError, OverflowError) as error:
+        raise UnsupportedFormatError(f"{path}: damaged NIfTI header: {error}") from None
+    return header
+
+
+def interpret(header: Any, path: Path, voxels: Path, encoding: str) -> VolumeHeader:
+    """Return the content of a parsed header, after a check that the file with the voxels, "raw" or "gzip", is long enough.
+
+    Raises:
+        UnsupportedFormatError: an unsupported kind of voxel or layout, or the file is cut off.
+        InputError: the geometry is not usable.
+    """
+    is_nifti = "magic" in header
+    is_single = bool(getattr(header, "is_single", False))
+    shape = tuple(int(size) for size in header.get_data_shape())
+    grid_shape, num_channels = _layout(shape, path)
+    dtype = header.get_data_dtype()
+    _require_numbers(dtype, path)
+    try:
+        affine = np.array(header.get_best_affine(), np.float64)
+        notes = _notes_on_transforms(header) if is_nifti else (_ANALYZE_NOTE,)
+    except ValueError as error:
+        raise InputError(f"{path}: the geometry in the header is not usable: {error}; repair the header") from None
+    if is_nifti:
+        affine[:3] *= mm_per_unit(header)
+    else:
+        affine += 0.0  # Adding zero turns -0 into 0.
+    slope, intercept = header.get_slope_inter()
+    source = VoxelSource(
+        header_path=path,
+        path=voxels,
+        encoding=encoding,
+        dtype=dtype,
+        sizes=(*grid_shape, num_channels),
+        inner=math.prod(grid_shape),
+        offset=int(header["vox_offset"]) or (int(header.single_vox_offset) if is_single else 0),
+        slope=1.0 if slope is None else float(slope),
+        intercept=float(intercept or 0.0),
+    )
+    version = "Analyze 7.5" if not is_nifti else "NIfTI-2" if header["sizeof_hdr"] == 540 else "NIfTI-1"
+    file_format = version + (" pair" if is_nifti and not is_single else "") + (", gzip" if encoding == "gzip" else "")
+    return volume_header(source, file_format, grid_shape, num_channels, affine, template=header, notes=notes)
+
+
+def _layout(shape: tuple[int, ...], path: Path) -> tuple[tuple[int, ...], int]:
+    """Return grid shape and number of channels of (x, y), (x, y, z), (x, y, z, channel) and ITK's (x, y, z, 1, channel)."""
+    if not shape or min(shape) < 1:
+        raise UnsupportedFormatError(f"{path}: the header has an impossible shape, {shape}")
+    if len(shape) == 1:
+        shape = (*shape, 1)
+    if len(shape) <= 3:
+        return shape, 1
+    time_steps, channels = shape[3], (*shape[4:], 1)[0]
+    if (time_steps > 1 and channels > 1) or max(shape[5:], default=1) > 1:
+        raise UnsupportedFormatError(
+            f"{path}: its shape {shape} cannot be split into grid and channels\n"
+            "  Expected (x, y, z), (x, y, z, channel) or (x, y, z, 1, channel)."
+        )
+    return shape[:3], time_steps * channels
+
+
+def _require_numbers(dtype: np.dtype[Any], path: Path) -> None:
+    """Raise UnsupportedFormatError for voxels that are not one real number each."""
+    if dtype.fields is not None:
+        raise UnsupportedFormatError(f"{path}: a color (RGB) image; expected one number per voxel, split it into channels first")
+    if dtype.kind == "c":
+        raise UnsupportedFormatError(f"{path}: complex voxels; expected real ones, export the magnitude")
+    if dtype.kind not in "iuf" or dtype.itemsize > 8:
+        raise UnsupportedFormatError(f"{path}: voxels of type {dtype.name} are not supported; convert them to float32 or integers")
+
+
+def _notes_on_transforms(header: Any) -> tuple[str, ...]:
+    """Return the note for the user about sform and qform."""
+    qform, sform = header.get_qform(coded=True)[0], header.get_sform(coded=True)[0]
+    if qform is None and sform is None:
+        return ("no orientation in the header (sform and qform codes are 0)",)
+    if qform is None or sform is None or np.allclose(qform, sform, atol=1e-3 * min(spacing_of(sform))):
+        return ()
+    return ("sform and qform differ; the sform is used, and both are kept in output files",)
+
+
+def mm_per_unit(header: Any) -> float:
+    """Return the unit of lengths of a NIfTI header in mm."""
+    return _MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
+
+
+def header_to_write(voxels: VoxelsToWrite, like: Volume, *, is_pair: bool, extension: bytes = b"") -> bytes:
+    """Return the header of voxels with the geometry of another volume.
+
+    The geometry of a NIfTI file is kept bit for bit; the header is little-endian. The extension, with its size and code, follows
+    the header; extensions of the other file are not copied.
+    """
+    import nibabel
+
+    shape = voxels.shape[::-1]
+    if voxels.num_channels is not None:
+        shape = shape[:-1] + (1,) * (3 - len(like.spacing)) + shape[-1:]
+    template: Any = like.header.template if like.header is not None else None
+    nifti1: Any = nibabel.Nifti1Header
+    if isinstance(template, nifti1):
+        header = template.as_byteswapped("<")
+    else:
+        header = nifti1()
+        if not is_sheared(like.affine):  # The quaternion of a qform cannot hold a shear; nibabel would drop it silently.
+            header.set_qform(like.affine, code=1)
+        header.set_sform(like.affine, code=1)
+        header.set_xyzt_units("mm")
+    header.set_data_shape(shape)
+    header.set_data_dtype(voxels.dtype)
+    header["scl_slope"], header["intent_name"] = 1.0, b""
+    for name in ("scl_inter", "cal_min", "cal_max", "intent_code", "intent_p1", "intent_p2", "intent_p3"):
+        header[name] = 0
+    header["descrip"], header["aux_file"] = b"crfrefine", b""
+    header["magic"] = header.pair_magic if is_pair else header.single_magic
+    header["vox_offset"] = 0 if is_pair else header.single_vox_offset + len(extension)
+    block: bytes = header.binaryblock
+    return block + bytes((bool(extension), 0, 0, 0)) + extension
 
 
 def recognizes(start: bytes) -> bool:
@@ -35,8 +200,8 @@ def recognizes(start: bytes) -> bool:
 
 def read_header(path: Path) -> VolumeHeader:
     """Read only the header; only the beginning of a compressed file is inflated."""
-    start, named_so = read_start(path), is_named_gzip(path)
-    is_gzip = start.startswith(GZIP_MAGIC) or (named_so and not recognizes(start))
+    start = read_start(path)
+    is_gzip = start.startswith(GZIP_MAGIC) or (is_named_gzip(path) and not recognizes(start))
     with open_bytes(path, "gzip" if is_gzip else "raw") as reader:
         block = reader.read(LONGEST)
         template = parse(block, path)
@@ -56,18 +221,18 @@ def read_header(path: Path) -> VolumeHeader:
         segments=segments,
         notes=notes,
         details=(("sform, qform", f"codes {int(template['sform_code'])}, {int(template['qform_code'])}"),),
-        misnamed=misnamed(compressed=is_gzip, named_so=named_so),
+        misnamed=misnamed(path, compressed=is_gzip),
     )
 
 
-def write(content: Content, like: Volume, threads: int) -> None:
+def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
     """Write voxels with the geometry of another volume; channels get the fourth dimension of the file.
 
     Both transforms of a NIfTI file with their codes and the units are kept bit for bit. A label map
     gets the table of its segments.
     """
-    header = header_to_write(content, like, is_pair=False, extension=_extension_of(content.segments))
-    write_bytes(content.path, chain([header], content.one_after_the_other()), threads)
+    header = header_to_write(voxels, like, is_pair=False, extension=_extension_of(voxels.segments))
+    write_bytes(voxels.path, chain([header], voxels.one_after_the_other()), threads)
 
 
 # Names and colors of labels in the extension of a NIfTI header: the XML table of Caret, which TotalSegmentator writes, too.
@@ -76,9 +241,6 @@ MAX_EXTENSION_BYTES = 1 << 22
 """Bytes of a file's extensions that are looked at."""
 
 _MAX_TABLE_BYTES = 1 << 20  # A label takes about 100.
-_MAX_DEPTH = 16  # Levels of elements in a table, which has five.
-_MAX_TEXT = 1024  # Characters of a label's text that are kept.
-
 # Code of the extension, as TotalSegmentator writes it; nibabel's `get_content` refuses Caret's, 30.
 _ANY_CODE = 0
 _TABLE_HEAD = '<?xml version="1.0" encoding="UTF-8"?> <CaretExtension><VolumeInformation Index="0"><LabelTable>'
@@ -105,52 +267,26 @@ def labels_in(extensions: bytes, byte_order: str) -> tuple[Segment, ...]:
 
 
 def _table(content: bytes) -> tuple[Segment, ...]:
-    """Parse a table without building a tree. Document types and entities are refused: old versions of expat crash on some."""
-    from xml.parsers import expat
+    """Parse a table. Document types and entities are refused: old versions of expat crash on some."""
+    from xml.etree import ElementTree
 
     if len(content) > _MAX_TABLE_BYTES:
         raise ValueError(f"it is longer than {_MAX_TABLE_BYTES} bytes")
-    try:
-        table = content.decode()
-    except UnicodeDecodeError:
-        raise ValueError("it is not UTF-8") from None
+    table = content.decode()
     # A zero among the letters would let expat read the same bytes as UTF-16.
     if "\0" in table or re.search(r"<!(?!\[CDATA\[|--)", table):
         raise ValueError("it is not plain XML in UTF-8, or has a document type")
-    segments: dict[int, Segment] = {}
-    open_elements: list[tuple[str, dict[str, str]]] = []
-    text = ""
-
-    def start(name: str, attributes: dict[str, str]) -> None:
-        nonlocal text
-        if len(open_elements) == _MAX_DEPTH:
-            raise ValueError(f"more than {_MAX_DEPTH} elements are nested")
-        open_elements.append((name, attributes))
-        text = ""
-
-    def add_text(part: str) -> None:
-        nonlocal text
-        text += part[: _MAX_TEXT - len(text)]
-
-    def end(name: str) -> None:
-        _, attributes = open_elements.pop()
-        if name != "Label":
-            return
-        key = attributes.get("Key", "").strip()
-        if not key.isdecimal():  # Names change no result: the others are used.
-            return
-        label, shown = int(key[:9]), shorten(text.strip(), MAX_OF_A_NAME)
-        if 1 <= label <= MAX_LABEL and shown:
-            color = _color([attributes.get(part) for part in ("Red", "Green", "Blue")])
-            segments.setdefault(label, Segment(label, shown, color))
-
-    # For text, expat uses this encoding, whatever the table declares.
-    parser = expat.ParserCreate("utf-8")
-    parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = start, end, add_text
     try:
-        parser.Parse(table, True)
-    except expat.ExpatError as error:
+        root = ElementTree.fromstring(table)
+    except ElementTree.ParseError as error:
         raise ValueError(f"damaged XML: {error}") from None
+    segments: dict[int, Segment] = {}
+    for element in root.iter("Label"):
+        key, name = element.get("Key", "").strip(), shorten((element.text or "").strip(), MAX_OF_A_NAME)
+        if key.isdecimal() and 1 <= int(key[:9]) <= MAX_LABEL and name:  # Names change no result: the others are used.
+            red, green, blue = (float(element.get(part, -1)) for part in ("Red", "Green", "Blue"))
+            color = (red, green, blue) if all(0 <= part <= 1 for part in (red, green, blue)) else None
+            segments.setdefault(int(key[:9]), Segment(int(key[:9]), name, color))
     return tuple(segments[label] for label in sorted(segments))
 
 
@@ -167,8 +303,3 @@ def _extension_of(segments: Sequence[Segment]) -> bytes:
     text = "\n".join(lines).encode()
     size = -(-(8 + len(text)) // 16) * 16
     return struct.pack("<ii", size, _ANY_CODE) + text.ljust(size - 8)
-
-
-def _color(parts: list[str | None]) -> tuple[float, float, float] | None:
-    red, green, blue = (float(part) if part is not None else -1.0 for part in parts)
-    return (red, green, blue) if all(0 <= part <= 1 for part in (red, green, blue)) else None

@@ -7,15 +7,11 @@ from typing import TYPE_CHECKING, Literal
 
 from crfrefine.errors import InputError
 from crfrefine.io.atomic import atomic_files
-from crfrefine.io.nifti_header import LONGEST, header_to_write, interpret, parse
+from crfrefine.io.nifti import LONGEST, header_to_write, interpret, parse
 from crfrefine.io.streams import inflated, open_bytes
-from crfrefine.io.volume import open_voxels
 
 if TYPE_CHECKING:
-    from crfrefine.io.content import Content
-    from crfrefine.io.volume import Volume, VolumeHeader
-
-__all__ = ["open_voxels", "read_header", "recognizes", "voxel_files", "write"]
+    from crfrefine.io.volume import Volume, VolumeHeader, VoxelsToWrite
 
 _BYTE_ORDERS: tuple[Literal["little", "big"], ...] = ("little", "big")
 _ENDINGS = (".img", ".img.gz")
@@ -39,19 +35,11 @@ def read_header(path: Path) -> VolumeHeader:
     return interpret(header, path, voxels, "gzip" if voxels.name.lower().endswith(".gz") else "raw")
 
 
-def voxel_files(path: Path) -> tuple[Path, ...]:
-    """Return the file with the voxels."""
-    try:
-        return (_voxels_of(path),)
-    except InputError:
-        return ()
-
-
-def write(content: Content, like: Volume, threads: int) -> None:
+def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
     """Write a NIfTI pair with the geometry of another volume; channels get the fourth dimension of the file; not compressed."""
-    header = header_to_write(content, like, is_pair=True)
-    with atomic_files(*content.voxel_files, content.path) as (voxel_file, header_file):
-        voxel_file.writelines(content.one_after_the_other())
+    header = header_to_write(voxels, like, is_pair=True)
+    with atomic_files(*voxels.voxel_files, voxels.path) as (voxel_file, header_file):
+        voxel_file.writelines(voxels.one_after_the_other())
         header_file.write(header)
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import struct
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,26 +14,16 @@ import numpy as np
 from crfrefine.base.text import listed, see, shorten, shorten_value
 from crfrefine.errors import CrfRefineError, UnsupportedFormatError
 from crfrefine.io.atomic import atomic_files
-from crfrefine.io.decode import VoxelStream
-from crfrefine.io.streams import MAX_RATIO, ByteReader, cannot_read, finish, open_bytes
+from crfrefine.io.decode import VoxelStream, allocate_array, as_bytes
+from crfrefine.io.streams import BLOCK_BYTES, MAX_RATIO, BlockReader, ByteReader, cannot_read, cut_off, finish, open_bytes
 from crfrefine.io.volume import VolumeHeader
 
 if TYPE_CHECKING:
-    from crfrefine.io.content import Content
-    from crfrefine.io.volume import Volume
+    from crfrefine.io.volume import Volume, VoxelsToWrite
 
 MAX_ARRAY_HEADER = 1 << 16
 
 KINDS = ("probabilities", "logits")
-
-
-@dataclass(frozen=True)
-class NpzTemplate:
-    """The array in the file, and how it is stored."""
-
-    key: str
-    dtype: np.dtype[Any]
-    fortran_order: bool
 
 
 def recognizes(start: bytes) -> bool:
@@ -53,7 +41,7 @@ def read_header(path: Path) -> VolumeHeader:
     with _open(path) as archive:
         key = _choose(path, archive.namelist())
         with _member(archive, key, path) as member:
-            shape, fortran_order, dtype = _array_header(member, path, key)
+            shape, _, dtype = _array_header(member, path, key)
     if len(shape) not in (3, 4) or min(shape) < 1:
         raise UnsupportedFormatError(
             f"{path}: the array {key!r} has shape {shorten_value(shape)}; expected (channel, z, y, x) or (channel, y, x)"
@@ -71,7 +59,6 @@ def read_header(path: Path) -> VolumeHeader:
         dtype=dtype.name,
         spacing=None,
         affine=None,
-        template=NpzTemplate(key, dtype, fortran_order),
         kind=key,
     )
 
@@ -79,23 +66,36 @@ def read_header(path: Path) -> VolumeHeader:
 @contextmanager
 def open_voxels(header: VolumeHeader) -> Iterator[VoxelStream]:
     """Open the file at its first voxel; one channel follows the other, except in an array in Fortran order."""
-    template: NpzTemplate = header.template
-    with _open(header.path) as archive, _member(archive, template.key, header.path) as member:
-        _array_header(member, header.path, template.key)
-        yield VoxelStream(member, template.dtype, header.path, member.check, is_reversed=template.fortran_order)
+    key = str(header.kind)
+    with _open(header.path) as archive, _member(archive, key, header.path) as member:
+        shape, fortran_order, dtype = _array_header(member, header.path, key)
+        if not fortran_order:
+            yield VoxelStream(member, dtype, header.path, member.check)
+            return
+        # The last value in the file may be one of the first plane of the first channel.
+        flat = allocate_array((math.prod(shape),), header.path, dtype)
+        target = flat.view(np.uint8)
+        for start in range(0, target.size, BLOCK_BYTES):
+            part = target[start : start + BLOCK_BYTES]
+            block = member.read(part.size)
+            if len(block) < part.size:
+                raise cut_off(header.path, f"{target.size} bytes of voxels", f"it holds {start + len(block)}")
+            part[:] = np.frombuffer(block, np.uint8)
+        blocks = (as_bytes(np.ascontiguousarray(channel)) for channel in flat.reshape(shape[::-1]).T)
+        yield VoxelStream(BlockReader(blocks), dtype.newbyteorder("<"), header.path, member.check)
 
 
-def write(content: Content, like: Volume, threads: int) -> None:
+def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
     """Write an array of (channels, [z,] y, x) under the name "probabilities" or "logits"; it has no geometry, and takes one thread."""
-    header = {"descr": np.lib.format.dtype_to_descr(content.dtype), "fortran_order": False, "shape": content.shape}
+    header = {"descr": np.lib.format.dtype_to_descr(voxels.dtype), "fortran_order": False, "shape": voxels.shape}
     with (
-        atomic_files(content.path) as (file,),
+        atomic_files(voxels.path) as (file,),
         zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
         # An explicit ZipInfo has a fixed time: the same data give the same bytes.
-        archive.open(_entry(f"{content.kind}.npy"), "w", force_zip64=content.num_bytes > 1 << 30) as member,
+        archive.open(_entry(f"{voxels.kind}.npy"), "w", force_zip64=voxels.num_bytes > 1 << 30) as member,
     ):
         np.lib.format.write_array_header_1_0(member, header)
-        for block in content.one_after_the_other():
+        for block in voxels.one_after_the_other():
             member.write(block)
 
 
@@ -132,8 +132,6 @@ class _MemberReader:
 @contextmanager
 def _open(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
-        if path.stat().st_size == 0:
-            raise UnsupportedFormatError(f"{path}: the file is empty")
         archive = zipfile.ZipFile(path)
     except OSError as error:
         raise cannot_read(path, error) from error
@@ -146,34 +144,23 @@ def _open(path: Path) -> Iterator[zipfile.ZipFile]:
 @contextmanager
 def _member(archive: zipfile.ZipFile, key: str, path: Path) -> Iterator[_MemberReader]:
     info = archive.getinfo(f"{key}.npy")
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.flag_bits & 1:
+    container = {zipfile.ZIP_STORED: "raw", zipfile.ZIP_DEFLATED: "deflate"}.get(info.compress_type)
+    if container is None or info.flag_bits & 1:
         raise UnsupportedFormatError(f"{path}: compressed or encrypted in a way that numpy does not write")
-    if not 0 <= info.header_offset <= path.stat().st_size:
-        raise UnsupportedFormatError(f"{path}: damaged zip directory; copy or export it again")
-    with open_bytes(path, "raw", info.header_offset) as reader:
-        local = reader.read(30)
-    # The lengths of name and extra field here may differ from those in the directory at the end.
-    offset = info.header_offset + 30 + sum(struct.unpack("<HH", local[26:30].ljust(4, b"\0")))
-    container = "deflate" if info.compress_type == zipfile.ZIP_DEFLATED else "raw"
-    with open_bytes(path, container, offset) as reader:
+    try:
+        archive.open(info).close()  # Goes to the first byte of the member.
+    except (zipfile.BadZipFile, ValueError, OverflowError, NotImplementedError) as error:
+        raise UnsupportedFormatError(f"{path}: damaged zip directory ({error}); copy or export it again") from None
+    assert archive.fp is not None
+    with open_bytes(path, container, archive.fp.tell()) as reader:
         yield _MemberReader(reader, info, path)
 
 
 def _choose(path: Path, members: list[str]) -> str:
     """Return the name of the array with the scores."""
-    keys = [name.removesuffix(".npy") for name in members]
+    keys = [name.removesuffix(".npy") for name in members if name.endswith(".npy")]
     found = [kind for kind in KINDS if kind in keys]
     if len(found) == 1:
-        if keys.count(found[0]) > 1:
-            twice = listed([name for name in members if name.removesuffix(".npy") == found[0]])
-            raise UnsupportedFormatError(
-                f"{path}: expected one array {found[0]!r}, found {twice}: programs differ in which of them they take; write the file again"
-            )
-        if f"{found[0]}.npy" not in members:
-            raise UnsupportedFormatError(
-                f"{path}: expected the array {found[0]!r} as {found[0]}.npy in the archive, found a member {found[0]!r} without .npy; "
-                "write the file with numpy.savez_compressed"
-            )
         return found[0]
     if "softmax" in keys:
         raise UnsupportedFormatError(

@@ -9,29 +9,30 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from crfrefine.base.text import shorten
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io.atomic import atomic_files
-from crfrefine.io.nrrd_world import placement
-from crfrefine.io.source import VoxelSource
 from crfrefine.io.streams import write_gzip
-from crfrefine.io.text_formats import (
-    checked,
-    detached_voxels,
+from crfrefine.io.text_header import (
+    LPS,
+    Fields,
+    HeaderLines,
+    affine_of,
+    finite_number,
     grid_and_channels,
     lines_to_write,
-    volume_header,
+    open_header,
     voxel_path,
 )
-from crfrefine.io.text_header import Fields, HeaderLines, open_header, shown
-from crfrefine.io.volume import RareHeaderError, open_voxels
+from crfrefine.io.volume import RareHeaderError, VoxelSource, volume_header
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
-    from crfrefine.io.content import Content
-    from crfrefine.io.volume import Volume, VolumeHeader
+    from crfrefine.io.volume import Volume, VolumeHeader, VoxelsToWrite
 
-__all__ = ["open_voxels", "read_header", "recognizes", "voxel_files", "write"]
 
 NAME = "NRRD"
 
@@ -57,15 +58,8 @@ _TYPES = {
 _ENCODINGS = {"raw": "raw", "gzip": "gzip", "gz": "gzip"}
 _RARE_ENCODINGS = ("hex", "ascii", "text", "txt")
 _MAX_DIMS = 16
-_MAX_SKIP = 1 << 31  # ITK takes the lowest 32 bits of a larger number.
-_DOMAIN_KINDS = ("domain", "space", "time")
-_NO_KIND = ("none", "???")
-_CHANNEL_KINDS = (
-    *("list", "point", "vector", "covariant-vector", "contravariant-vector", "normal", "stub", "scalar"),
-    *("2-vector", "3-vector", "4-vector", "3-gradient", "3-normal", "3-color", "4-color", "quaternion"),
-    *("rgb-color", "hsv-color", "xyz-color", "rgba-color"),
-    *("2d-symmetric-matrix", "2d-matrix", "3d-symmetric-matrix", "3d-matrix"),
-)
+_GRID_KINDS = ("domain", "space", "time", "none", "???")
+_CHANNEL_KINDS = ("list", "point", "vector", "covariant-vector", "normal", "scalar", "rgb-color", "rgba-color")
 _WRITTEN_TYPES = {"uint8": "uint8", "uint16": "uint16", "float32": "float"}
 
 
@@ -75,27 +69,11 @@ def recognizes(start: bytes) -> bool:
 
 
 def read_header(path: Path) -> VolumeHeader:
-    """Read only the header; of a segmentation of 3D Slicer, the lines about segments are not read.
+    """Read a header to its end and check every field that is used; segments of 3D Slicer are not read.
 
     Raises:
         UnsupportedFormatError: the segments are in several layers.
     """
-    header = checked(_parse(path))
-    if header.num_channels > 1 and path.name.lower().endswith(".seg.nrrd"):
-        raise UnsupportedFormatError(
-            f"{path}: the segments are in {header.num_channels} layers, as where they overlap; expected one layer\n"
-            "  In 3D Slicer's module Segmentations, collapse the labelmap layers, or export the segments to a labelmap."
-        )
-    return header
-
-
-def voxel_files(path: Path) -> tuple[Path, ...]:
-    """Return the separate files with the voxels of a header."""
-    return detached_voxels(_parse, path)
-
-
-def _parse(path: Path) -> VolumeHeader:
-    """Read a header to its end and check every field that is used."""
     with open_header(path) as lines:
         fields, has_end = _fields(path, lines)
         end = lines.offset
@@ -108,11 +86,16 @@ def _parse(path: Path) -> VolumeHeader:
     channel_axis = _channel_axis(fields, num_dims)
     axes = [axis for axis in range(num_dims) if axis != channel_axis]
     channels = 1 if channel_axis is None else sizes[channel_axis]
+    if channels > 1 and path.name.lower().endswith(".seg.nrrd"):
+        raise UnsupportedFormatError(
+            f"{path}: the segments are in {channels} layers, as where they overlap; expected one layer\n"
+            "  In 3D Slicer's module Segmentations, collapse the labelmap layers, or export the segments to a labelmap."
+        )
     grid = grid_and_channels(path, tuple(sizes[axis] for axis in axes), channels)
     source = _source(fields, end, sizes, inner=math.prod(sizes[:channel_axis] if channels > 1 else grid[0]))
     source.check()  # ITK, which reads rare headers, would not always notice.
     affine, place = placement(fields, num_dims, axes, len(grid[0]))
-    return volume_header(NAME, grid, affine, place, source)
+    return volume_header(source, NAME, *grid, affine, template=place)
 
 
 def _fields(path: Path, lines: HeaderLines) -> tuple[Fields, bool]:
@@ -139,7 +122,8 @@ def _fields(path: Path, lines: HeaderLines) -> tuple[Fields, bool]:
             if lines.is_last:
                 break  # Reported as cut off.
             raise UnsupportedFormatError(
-                f"{path}: damaged NRRD header: line {lines.number} is not a `field: value` of the format: {shown(line)!r}"
+                f"{path}: damaged NRRD header: line {lines.number} is not a `field: value` of the format: "
+                f"{shorten(line.decode(errors='backslashreplace'), 60)!r}"
             )
     return fields, False
 
@@ -151,12 +135,13 @@ def _channel_axis(fields: Fields, num_dims: int) -> int | None:
         raise fields.damaged("kinds", f"{num_dims} kinds, as many as there are dimensions")
     if "complex" in kinds:
         raise UnsupportedFormatError(f"{fields.path}: complex voxels; expected real ones, export the magnitude")
-    if not set(kinds) <= {*_DOMAIN_KINDS, *_NO_KIND, *_CHANNEL_KINDS}:
-        raise fields.damaged("kinds", "domain for axes of the grid, vector or list for channels")
+    unusual = set(kinds).difference(_GRID_KINDS, _CHANNEL_KINDS)
+    if unusual:
+        raise RareHeaderError(f"the kind {shorten(min(unusual), 60)!r}")
     without = [word == "none" for word in re.findall(r"none|\([^()]*\)", fields.text("space directions", "").lower())]
     if len(without) != num_dims or all(without):
         without = [False] * num_dims
-    found = [axis for axis, kind in enumerate(kinds) if kind in _CHANNEL_KINDS or (kind in (*_NO_KIND, "time") and without[axis])]
+    found = [axis for axis, kind in enumerate(kinds) if kind in _CHANNEL_KINDS or (kind in _GRID_KINDS[2:] and without[axis])]
     if len(found) > 1:
         raise UnsupportedFormatError(f"{fields.path}: {len(found)} axes of values cannot be split into grid and channels")
     return found[0] if found else None
@@ -175,12 +160,11 @@ def _source(fields: Fields, end: int, sizes: tuple[int, ...], *, inner: int) -> 
         raise RareHeaderError("voxels as text")
     if word not in _ENCODINGS:
         raise fields.damaged("encoding", "raw, gzip, ascii or hex")
-    num_lines, num_bytes = fields.whole("line skip", "0"), fields.whole("byte skip", "0")
-    if not 0 <= num_lines < _MAX_SKIP:
-        raise fields.damaged("line skip", f"0 to {_MAX_SKIP}")
-    if not -1 <= num_bytes < _MAX_SKIP or (num_bytes == -1 and word != "raw"):
-        raise fields.damaged("byte skip", "bytes to skip, or -1 where raw voxels end the file")
-    if num_lines or num_bytes:
+    skipped = {name: fields.text(name, "0") for name in ("line skip", "byte skip")}
+    if set(skipped.values()) != {"0"}:
+        for field, text in skipped.items():  # ITK takes the lowest 32 bits of a larger number.
+            if not re.fullmatch("-1|[0-9]{1,9}", text):
+                raise fields.damaged(field, "lines or bytes to skip, or -1 where raw voxels end the file")
         raise RareHeaderError("lines or bytes to skip")
     endian = fields.text("endian", "little" if kind[1] == "1" else None).lower()
     if endian not in ("little", "big"):
@@ -196,42 +180,42 @@ def _source(fields: Fields, end: int, sizes: tuple[int, ...], *, inner: int) -> 
     )
 
 
-def write(content: Content, like: Volume, threads: int) -> None:
+def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
     """Write compressed voxels: .nrrd in one file, .nhdr with a .raw.gz beside it; the channels of a voxel are put together.
 
     The lines of an NRRD file that place the grid are kept as they are.
     """
-    header = header_to_write(content, like)
-    with atomic_files(*content.voxel_files, content.path) as files:
+    header = header_to_write(voxels, like)
+    with atomic_files(*voxels.voxel_files, voxels.path) as files:
         if len(files) == 1:
             files[0].write(header)
-        write_gzip(files[0], content.together(), threads)
+        write_gzip(files[0], voxels.together(), threads)
         if len(files) > 1:
             files[1].write(header)
 
 
-def header_to_write(content: Content, like: Volume) -> bytes:
+def header_to_write(voxels: VoxelsToWrite, like: Volume) -> bytes:
     """Return the header of voxels that are compressed with gzip, the channels of a voxel together, up to the first voxel."""
     num_axes = len(like.spacing)
-    lines = lines_to_write(content.path, like, NAME, _geometry_lines)
-    sizes = content.grid_shape[::-1]
-    has_channels = content.num_channels is not None
-    if content.num_channels is not None:
-        sizes = (content.num_channels, *sizes)
+    lines = lines_to_write(voxels.path, like, NAME, _geometry_lines)
+    sizes = voxels.grid_shape[::-1]
+    has_channels = voxels.num_channels is not None
+    if voxels.num_channels is not None:
+        sizes = (voxels.num_channels, *sizes)
         lines = tuple(re.sub(r"^space directions:", "space directions: none", line) for line in lines)
     return "\n".join(
         [
             "NRRD0004",
-            f"type: {_WRITTEN_TYPES[content.dtype.name]}",
+            f"type: {_WRITTEN_TYPES[voxels.dtype.name]}",
             f"dimension: {len(sizes)}",
             *lines[:1],
             "sizes: " + " ".join(str(size) for size in sizes),
             *lines[1:],
             "kinds: " + " ".join(["vector"] * has_channels + ["domain"] * num_axes),
-            *(["endian: little"] if content.dtype.itemsize > 1 else []),
+            *(["endian: little"] if voxels.dtype.itemsize > 1 else []),
             "encoding: gzip",
-            *(f"data file: {voxels.name}" for voxels in content.voxel_files),
-            "" if content.voxel_files else "\n",
+            *(f"data file: {file.name}" for file in voxels.voxel_files),
+            "" if voxels.voxel_files else "\n",
         ]
     ).encode()
 
@@ -246,3 +230,99 @@ def _geometry_lines(direction: NDArray[np.float64], origin: NDArray[np.float64],
 
 def _vector(values: NDArray[np.float64]) -> str:
     return "(" + ",".join(repr(float(value)) for value in values) + ")"
+
+
+# The place of the grid in the world: a space with a vector per axis.
+
+
+_RAS = (1.0, 1.0, 1.0)
+_LAS = (-1.0, 1.0, 1.0)
+# Name without hyphens and spaces -> the signs that lead to RAS+.
+_SPACES = {
+    **dict.fromkeys(("rightanteriorsuperior", "ras"), _RAS),
+    **dict.fromkeys(("leftanteriorsuperior", "las"), _LAS),
+    **dict.fromkeys(("leftposteriorsuperior", "lps"), LPS),
+}
+_IN_SPACE = {"space", "space dimension", "space directions", "space origin", "axis mins"}
+
+
+def placement(fields: Fields, num_dims: int, axes: Sequence[int], num_axes: int) -> tuple[NDArray[np.float64], tuple[str, ...]]:
+    """Return the affine of the grid to RAS+ mm, and the header's lines that place it, without the entries of a channel axis.
+
+    There are no lines if another file could not use them. The grid has the first `num_axes` of the axes that are not channels.
+
+    Raises:
+        RareHeaderError: no vectors, or a space without a direction in the patient.
+    """
+    if "spacings" in fields:
+        raise RareHeaderError("spacings")
+    if not _IN_SPACE & set(fields):
+        return affine_of(np.eye(num_axes), np.zeros(num_axes), LPS), ()
+    space_dims, signs = _space(fields)
+    if space_dims != len(axes):
+        raise UnsupportedFormatError(
+            f"{fields.path}: a grid of {len(axes)} axes in a space of {space_dims} dimensions; expected as many axes as dimensions"
+        )
+    if "nan" in fields.text("space origin", "").lower():
+        raise RareHeaderError("a space origin that is no place")
+    origin, *others = _vectors(fields.text("space origin", "")) or [(0.0,) * space_dims]
+    if origin is None or others or len(origin) != space_dims:
+        raise fields.damaged("space origin", f"one vector of {space_dims} finite numbers such as (0,0,0)")
+    if "space directions" not in fields:
+        raise RareHeaderError("no space directions")
+    vectors = np.array(_directions(fields, num_dims, axes, space_dims), np.float64).T
+    affine = affine_of(vectors[:num_axes, :num_axes], np.array(origin[:num_axes]), signs)
+    return affine, _lines(fields) if len(axes) == num_axes == 3 else ()
+
+
+def _space(fields: Fields) -> tuple[int, tuple[float, ...]]:
+    """Return the dimensions of the space and the signs that lead to RAS+; a space without a name counts as LPS, as in ITK."""
+    if "space" in fields:
+        signs = _SPACES.get(re.sub(r"[- ]", "", fields.text("space").lower()))
+        if signs is None or "space dimension" in fields:
+            raise RareHeaderError(f"the space {shorten(fields.text('space'), 60)!r}")
+        return 3, signs
+    if "space dimension" not in fields:
+        raise RareHeaderError("a place without a space")
+    return fields.whole("space dimension"), LPS
+
+
+def _directions(fields: Fields, num_dims: int, axes: Sequence[int], space_dims: int) -> list[tuple[float, ...]]:
+    """Return the vectors of the axes, rounded as ITK rounds them: length and direction are computed, and multiplied again."""
+    entries = _vectors(fields.text("space directions"))
+    vectors = [entries[axis] for axis in axes if axis < len(entries)]
+    good = [vector for vector in vectors if vector is not None and len(vector) == space_dims]
+    if len(entries) != num_dims or len(good) != len(axes):
+        raise fields.damaged("space directions", f"{num_dims} vectors of {space_dims} finite numbers, none for channels")
+    rounded = []
+    for vector in good:
+        length = math.sqrt(sum(value * value for value in vector))
+        if not 0 < length < math.inf or not math.isfinite(1 / length):
+            raise fields.damaged("space directions", "vectors that are as long as a voxel")
+        rounded.append(tuple(value * (1 / length) * length for value in vector))
+    return rounded
+
+
+def _vectors(text: str) -> list[tuple[float, ...] | None]:
+    """Return the vectors in a text, None for `none` or anything but numbers; an empty list for other text."""
+    if not re.fullmatch(r"(?:\s*(?:none|\([^()]*\)))*\s*", text, re.IGNORECASE):
+        return []
+    vectors: list[tuple[float, ...] | None] = []
+    for entry in re.findall(r"none|\([^()]*\)", text, re.IGNORECASE):
+        numbers = [finite_number(word.strip()) for word in entry[1:-1].split(",")] if entry.startswith("(") else [None]
+        good = tuple(number for number in numbers if number is not None)
+        vectors.append(good if len(good) == len(numbers) else None)
+    return vectors
+
+
+def _lines(fields: Fields) -> tuple[str, ...]:
+    if "space" not in fields:
+        return ()
+    directions = [entry for entry in re.findall(r"none|\([^)]*\)", fields.text("space directions"), re.IGNORECASE) if entry[0] == "("]
+    lines = [f"space: {fields.text('space')}", "space directions: " + " ".join(directions)]
+    if fields.text("space origin", ""):
+        lines.append(f"space origin: {fields.text('space origin')}")
+    units = fields.text("space units", "")
+    if len(units) <= 100 and re.fullmatch(r'\s*"[\w ]*"(?:\s+"[\w ]*"){2}\s*', units, re.ASCII):
+        lines.append(f"space units: {units}")
+    return tuple(lines)

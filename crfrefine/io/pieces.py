@@ -1,15 +1,20 @@
-"""Read the voxels of a file piece by piece, in their stored type and in the order of the file, so that the whole is never in memory."""
+"""Read a volume in pieces, consecutive planes of one channel or of all, and label maps and masks so: it is never in memory as a whole."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from crfrefine.base.failures import reading
+from crfrefine.base.labels import MAX_LABEL
 from crfrefine.base.parallel import run_ahead
-from crfrefine.io.content import MAX_BYTES, cuts
-from crfrefine.io.decode import Decoder, allocate_array, read_whole
+from crfrefine.errors import InputError
+from crfrefine.io.decode import Decoder, allocate_array
+from crfrefine.io.volume import MAX_BYTES, iter_pieces
 from crfrefine.io.volumes import open_voxels
 
 if TYPE_CHECKING:
@@ -66,13 +71,9 @@ def decoded_pieces(header: VolumeHeader, planes: slice = ALL_PLANES, most_bytes:
         raise ValueError(f"expected consecutive planes of the {shape[1]} of {header.path}, got {planes}")
     with reading(header.path), open_voxels(header) as stream:
         decoder, dtype = Decoder(stream, shape), stream.kept_type
-        whole = read_whole(stream, shape, header.path) if stream.is_reversed else None
-        by_channel = decoder.one_channel_after_the_other or stream.is_reversed
-        for channels, inside in cuts((shape[0], last - first, *shape[2:]), dtype.itemsize, most_bytes, by_channel=by_channel):
+        by_channel = decoder.one_channel_after_the_other
+        for channels, inside in iter_pieces((shape[0], last - first, *shape[2:]), dtype.itemsize, most_bytes, by_channel=by_channel):
             here = slice(first + inside.start, first + inside.stop)
-            if whole is not None:
-                yield Piece(channels, here, whole[channels, here].copy(order="C"))
-                continue
             if here.start == first:
                 decoder.skip(first)
             values = allocate_array((channels.stop - channels.start, here.stop - here.start, *shape[2:]), header.path, dtype)
@@ -81,5 +82,79 @@ def decoded_pieces(header: VolumeHeader, planes: slice = ALL_PLANES, most_bytes:
                 yield Piece(channels, here, values)
             if here.stop == last:
                 decoder.skip(shape[1] - last)
-        if whole is None:
-            decoder.finish()
+        decoder.finish()
+
+
+# Label maps and masks: a byte or two per voxel, whatever the type in the file.
+
+
+LABEL_TOLERANCE = 0.1
+"""Largest distance of a label from a whole number: some tools write a scaling that turns 1 into 0.988."""
+
+_PIECE_BYTES = 1 << 20  # In the processor's cache, so that looking at a value twice costs little.
+
+
+@dataclass(frozen=True)
+class WholeNumbers:
+    """The values of a file, rounded, and whether they can be labels."""
+
+    # ([z,] y, x), the smallest of uint8 and uint16; without meaning if `low` or `high` is out of range.
+    labels: NDArray[np.unsignedinteger[Any]]
+    off: float  # largest distance of a value from a whole number
+    low: float  # smallest value, rounded
+    high: float  # largest value, rounded
+
+    def require_range(self, path: Path) -> None:
+        """Raise InputError if a value cannot be a label."""
+        if self.low < 0 or self.high > MAX_LABEL:
+            raise InputError(f"{path}: not a label map: expected labels from 0 to {MAX_LABEL}, found {self.low:.0f} to {self.high:.0f}")
+
+
+def read_whole_numbers(header: VolumeHeader) -> WholeNumbers:
+    """Read a file with one value per voxel as whole numbers; beyond the result it takes a few megabytes.
+
+    Args:
+        header: of the file; the type in it may be any, with a scaling.
+
+    Raises:
+        InputError: several values per voxel; values that are NaN or infinite.
+        UnsupportedFormatError: damaged or cut off.
+        CapacityError: the labels do not fit into memory.
+    """
+    require_scalar(header, "a label map")
+    labels: NDArray[np.unsignedinteger[Any]] = allocate_array(header.grid_shape[::-1], header.path, np.dtype(np.uint8))
+    off, low, high = 0.0, np.inf, -np.inf
+    for piece in decoded_pieces(header, most_bytes=_PIECE_BYTES):
+        values = piece.values[0]
+        if values.dtype.kind == "f":
+            rounded = np.rint(values)
+            off = max(off, float(np.abs(values - rounded).max()))
+            values = rounded
+        low, high = min(low, float(values.min())), max(high, float(values.max()))
+        if low < 0 or high > MAX_LABEL:
+            continue  # The rest tells how far they are out of range.
+        if high > np.iinfo(labels.dtype).max:
+            labels = labels.astype(np.uint16)
+        labels[piece.planes] = values
+    return WholeNumbers(labels, off, low, high)
+
+
+def read_mask(header: VolumeHeader, condition: Callable[[NDArray[Any]], NDArray[np.bool_]]) -> NDArray[np.bool_]:
+    """Return where the values of a file with one value per voxel fulfill a condition, ([z,] y, x); it takes a few megabytes besides."""
+    require_scalar(header, "a mask")
+    found: NDArray[np.bool_] = allocate_array(header.grid_shape[::-1], header.path, np.dtype(np.bool_))
+    for piece in decoded_pieces(header, most_bytes=_PIECE_BYTES):
+        found[piece.planes] = condition(piece.values[0])
+    return found
+
+
+def is_nonzero(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return where values are not zero."""
+    found: NDArray[np.bool_] = values != 0
+    return found
+
+
+def require_scalar(header: VolumeHeader, what: str) -> None:
+    """Raise InputError if a file has several values per voxel."""
+    if header.num_channels > 1:
+        raise InputError(f"{header.path}: expected {what} with one value per voxel, this file has {header.num_channels}")

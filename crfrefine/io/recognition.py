@@ -10,14 +10,16 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from crfrefine.base.failures import reading
+import numpy as np
+
 from crfrefine.base.inputs import add_inputs
 from crfrefine.base.text import shorten
-from crfrefine.errors import UnexpectedError, UnsupportedFormatError
-from crfrefine.io.formats import FORMATS, Format
+from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io.paths import (
+    FORMATS,
     VOLUME_SUFFIXES,
     WRITTEN_SUFFIXES,
+    Format,
     format_of,
     header_beside,
     is_there,
@@ -26,10 +28,9 @@ from crfrefine.io.paths import (
 )
 from crfrefine.io.streams import read_start
 
-# Unsupported kinds of files: how to recognize them by content or name, and which program converts them.
-
+_ARRAY = "save its array with numpy.savez_compressed('CASE.npz', logits=array), (label, z, y, x), or its image as NIfTI"
 _PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"GIF8")
-_COMPRESSED = (b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf\x27\x1c")
+_ARCHIVES = (b"PK\3\4", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf\x27\x1c")
 
 
 @dataclass(frozen=True)
@@ -37,65 +38,30 @@ class ForeignKind:
     """A kind of file that is not supported."""
 
     name: str  # with its article, as in "it is a DICOM file"
-    way_out: str  # how to convert it
+    conversion_hint: str  # how to convert it
     suffixes: tuple[str, ...]  # suffixes of such files
     recognizes: Callable[[bytes], bool]  # returns whether a file with this beginning is of this kind
 
 
+_DICOM = ForeignKind(
+    "a DICOM file",
+    "`crfrefine convert` makes NIfTI of a segmentation, or of the folder of a series",
+    (".dcm", ".dicom", ".ima"),
+    lambda start: start[128:132] == b"DICM",
+)
+_PAIR = "put the header, NAME.hdr, beside the voxels, NAME.img; a compressed header has to be unpacked"
+_PICTURE = "it has no voxel size and no place in the world; export the volume as NIfTI"
 # The first kind that recognizes a file wins.
 FOREIGN_KINDS = (
-    ForeignKind(
-        "a DICOM file",
-        "`crfrefine convert` makes NIfTI of a segmentation, or of the folder of a series",
-        (".dcm", ".dicom", ".ima"),
-        lambda start: start[128:132] == b"DICM",
-    ),
-    ForeignKind(
-        "half of an Analyze or NIfTI pair",
-        "put the header, NAME.hdr, beside the voxels, NAME.img; a compressed header has to be unpacked",
-        (".img", ".hdr.gz", ".img.gz"),
-        lambda start: False,
-    ),
-    ForeignKind(
-        "a MINC volume",
-        "convert it with mnc2nii IN.mnc OUT.nii",
-        (".mnc",),
-        lambda start: start.startswith(b"CDF\1") or (start.startswith(b"\x89HDF") and b"minc-2.0" in start),
-    ),
-    ForeignKind(
-        "an HDF5 file",
-        "save its array with numpy.savez_compressed('CASE.npz', logits=array), (label, z, y, x), or its image as NIfTI",
-        (".h5", ".hdf5"),
-        lambda start: start.startswith(b"\x89HDF\r\n\x1a\n"),
-    ),
-    ForeignKind(
-        "a NumPy array (.npy)",
-        "save it with its name, numpy.savez_compressed('CASE.npz', logits=array), (label, z, y, x)",
-        (".npy",),
-        lambda start: start.startswith(b"\x93NUMPY"),
-    ),
-    ForeignKind(
-        "a file of PyTorch or a pickle",
-        "load it where it comes from and save its array with numpy.savez_compressed('CASE.npz', logits=array), (label, z, y, x)",
-        (".pt", ".pth", ".pkl", ".pickle"),
-        lambda start: start.startswith(b"PK\3\4") and b"/data.pkl" in start[:256],
-    ),
-    ForeignKind(
-        "a picture",
-        "it has no voxel size and no place in the world; export the volume as NIfTI",
-        (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif", ".bmp"),
-        lambda start: start.startswith(_PICTURES),
-    ),
-    ForeignKind("an archive (zip)", "unpack it", (".zip",), lambda start: start.startswith(b"PK\3\4")),
-    ForeignKind(
-        "compressed in another way than with gzip",
-        "decompress it",
-        (".bz2", ".xz", ".zst", ".7z"),
-        lambda start: start.startswith(_COMPRESSED),
-    ),
+    _DICOM,
+    ForeignKind("half of an Analyze or NIfTI pair", _PAIR, (".img", ".hdr.gz", ".img.gz"), lambda start: False),
+    ForeignKind("a MINC volume", "convert it with mnc2nii IN.mnc OUT.nii", (".mnc",), lambda start: start[:4] == b"CDF\1"),
+    ForeignKind("an HDF5 file (MINC?)", _ARRAY, (".h5", ".hdf5"), lambda start: start.startswith(b"\x89HDF\r\n\x1a\n")),
+    ForeignKind("a NumPy array (.npy)", _ARRAY, (".npy",), lambda start: start.startswith(b"\x93NUMPY")),
+    ForeignKind("a file of PyTorch or a pickle", _ARRAY, (".pt", ".pth", ".pkl", ".pickle"), lambda start: b"/data.pkl" in start[:256]),
+    ForeignKind("a picture", _PICTURE, (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif"), lambda start: start.startswith(_PICTURES)),
+    ForeignKind("an archive", "unpack it", (".zip", ".bz2", ".xz", ".zst", ".7z"), lambda start: start.startswith(_ARCHIVES)),
 )
-
-
 _MAX_LOOKED_AT = 32
 
 
@@ -105,7 +71,7 @@ def recognize(path: Path) -> Format | ForeignKind | None:
     Only regular files are opened: a pipe would lose these bytes. A folder of DICOM slices counts as DICOM.
     """
     if path.is_dir():
-        return FOREIGN_KINDS[0] if is_series(path) else None
+        return _DICOM if is_series(path) else None
     start = read_start(path)
     if not start:
         return None
@@ -127,27 +93,22 @@ def format_to_read(path: Path, suffixes: tuple[str, ...]) -> Format:
     if named is not None and suffix_of(path) in suffixes:
         return named
     found = recognize(path)
-    if isinstance(found, Format) and is_allowed(found, suffixes):
+    if isinstance(found, Format) and set(found.suffixes) <= set(suffixes):
         return found
     header = header_beside(path) if found is None else None
     if header is not None:
         return format_to_read(header, suffixes)
     message = f"{path}: unknown file type; expected one of {', '.join(suffixes)}"
-    hint = way_out(found) or way_out(named or _foreign_by_name(path), "By its name, it")
+    hint = conversion_hint(found) or conversion_hint(named or _foreign_by_name(path), "By its name, it")
     raise UnsupportedFormatError(f"{message}\n  {hint}" if hint else message)
 
 
-def is_allowed(known: Format, suffixes: tuple[str, ...]) -> bool:
-    """Return whether a format has one of these suffixes."""
-    return set(known.suffixes) <= set(suffixes)
-
-
-def way_out(found: Format | ForeignKind | None, who: str = "It") -> str:
+def conversion_hint(found: Format | ForeignKind | None, who: str = "It") -> str:
     """Describe an unreadable file and the remedy; "" if unknown."""
     if found is None:
         return ""
     if not isinstance(found, Format):
-        return f"{who} is {found.name}: {found.way_out}."
+        return f"{who} is {found.name}: {found.conversion_hint}."
     if found.holds_scores_alone:
         return f"{who} is a file of logits or probabilities ({found.name}), which has no geometry: no image, mask or label map."
     return f"{who} is {found.name} by its content: name it {' or '.join(found.suffixes)}."
@@ -182,7 +143,7 @@ def describe_others(folder: Path) -> str:
         return "" if inner is None else f"\n  {shorten(inner.name)} holds DICOM files: crfrefine convert {inner} {inner}.nii.gz"
     usual = Counter(kinds.values()).most_common(1)[0][0]
     example = next(path for path, kind in kinds.items() if kind == usual)
-    return f"\n  {way_out(usual, f'There is {shorten(example.name)}, which')}"
+    return f"\n  {conversion_hint(usual, f'There is {shorten(example.name)}, which')}"
 
 
 def _foreign_by_name(path: Path) -> ForeignKind | None:
@@ -196,24 +157,25 @@ def is_series(path: Path) -> bool:
             files = [path / entry.name for entry in islice(entries, _MAX_LOOKED_AT) if entry.is_file()]
     except (OSError, ValueError):
         return False
-    return any(FOREIGN_KINDS[0].recognizes(read_start(file)) for file in files if not suffix_of(file))
+    return any(_DICOM.recognizes(read_start(file)) for file in files if not suffix_of(file))
 
 
 def is_dicom(path: Path) -> bool:
     """Return whether a path is a DICOM file, or a folder of them, by content, or by its name if it does not exist."""
     if not is_there(path):
-        return path.name.lower().endswith(FOREIGN_KINDS[0].suffixes)
-    return is_series(path) if path.is_dir() else not suffix_of(path) and recognize(path) is FOREIGN_KINDS[0]
+        return path.name.lower().endswith(_DICOM.suffixes)
+    return is_series(path) if path.is_dir() else not suffix_of(path) and recognize(path) is _DICOM
 
 
 def files_read(path: Path) -> tuple[Path, ...]:
     """Return the file, and the files with its voxels if its header names any."""
     path = named_header(path)
     known = format_of(path) or recognize(path)
-    if isinstance(known, Format) and known.voxel_endings:
+    if isinstance(known, Format) and known.voxel_endings and path.is_file():
         # Reading the file later reports the error with its case; this function also looks at other cases.
-        with suppress(UnexpectedError), reading(path):
-            return (path, *known.voxel_files(path))
+        with suppress(Exception), np.errstate(all="ignore"):
+            source = known.load().read_header(path).source
+            return (path, source.path) if source is not None and source.path != path else (path,)
     return (path,)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import zlib
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
@@ -71,13 +72,12 @@ class Inflater:
     def read(self, size: int) -> bytes:
         """Return the next `size` bytes, fewer only at the end; raise UnsupportedFormatError if the data are damaged or cut off."""
         parts = []
-        while size > 0 and not self._ended:
-            try:
-                part = self._inflate(size)
-            except self._library.IsalError as error:
-                raise UnsupportedFormatError(f"{self._path}: damaged compressed data ({error}); copy or export the file again") from None
-            parts.append(part)
-            size -= len(part)
+        try:
+            while size > 0 and not self._ended:
+                parts.append(self._inflate(size))
+                size -= len(parts[-1])
+        except self._library.IsalError as error:
+            raise UnsupportedFormatError(f"{self._path}: damaged compressed data ({error}); copy or export the file again") from None
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _inflate(self, size: int) -> bytes:
@@ -112,7 +112,7 @@ def open_bytes(path: Path, container: str, offset: int = 0) -> Iterator[ByteRead
         offset: bytes to skip in the file, before the container begins.
 
     Raises:
-        UnsupportedFormatError: empty, or not compressed although it should be.
+        UnsupportedFormatError: not compressed although it should be.
         InputError: the file cannot be opened or read.
     """
     try:
@@ -125,8 +125,7 @@ def open_bytes(path: Path, container: str, offset: int = 0) -> Iterator[ByteRead
             if container == "zlib" and magic == GZIP_MAGIC:
                 container = "gzip"
             elif container == "gzip" and magic != GZIP_MAGIC:
-                what = "is empty" if not magic else "is not compressed with gzip, although its name or header says so"
-                raise UnsupportedFormatError(f"{path}: the file {what}")
+                raise UnsupportedFormatError(f"{path}: the file is not compressed with gzip, although its name or header says so")
             file.seek(offset)
             yield Inflater(file, path, container)
     except OSError as error:
@@ -143,9 +142,9 @@ def is_named_gzip(path: Path) -> bool:
     return path.name.lower().endswith((".gz", ".mgz"))
 
 
-def misnamed(*, compressed: bool, named_so: bool) -> str | None:
+def misnamed(path: Path, *, compressed: bool) -> str | None:
     """Return the note on a file whose name is wrong about compression; None if it is right."""
-    if compressed == named_so:
+    if compressed == is_named_gzip(path):
         return None
     return "the file is " + ("compressed, although its name does not say so" if compressed else "not compressed, although its name says so")
 
@@ -174,16 +173,15 @@ def cannot_read(path: Path, error: OSError) -> InputError:
     return InputError(f"{path}: cannot be read: {error.strerror or error}")
 
 
-def finish(reader: ByteReader) -> None:
-    """Read the rest, up to the end, where the checksum of compressed data is."""
-    while reader.read(BLOCK_BYTES):
-        pass
-
-
 def skip(reader: ByteReader, num_bytes: int) -> None:
     """Read on by this many bytes, or to the end; headers may ask for billions."""
     while num_bytes > 0 and (block := reader.read(min(num_bytes, BLOCK_BYTES))):
         num_bytes -= len(block)
+
+
+def finish(reader: ByteReader) -> None:
+    """Read the rest, up to the end, where the checksum of compressed data is."""
+    skip(reader, sys.maxsize)
 
 
 def write_gzip(file: BinaryIO, parts: Iterable[bytes | memoryview], threads: int) -> None:

@@ -1,19 +1,32 @@
-"""Parse text headers of MetaImage and NRRD, line by line and number by number.
+"""The common part of MetaImage and NRRD: a text header, read line by line and number by number, and its contents.
 
 The input may be damaged or hostile: time and memory are bounded, and every error is an UnsupportedFormatError that names the file.
+ITK's libraries crash on damaged headers, and return damaged voxels without an error.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
+import numpy as np
+
+from crfrefine.base.geometry import is_sheared, spacing_of
+from crfrefine.base.text import shorten
 from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io.streams import cannot_read
+from crfrefine.io.volume import RareHeaderError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from crfrefine.io.volume import Volume
+
 
 MAX_HEADER = 1 << 24  # bytes; segment tables of 3D Slicer take a hundredth of it
 MAX_LINES = 1 << 18
@@ -41,40 +54,31 @@ class HeaderLines:
 
     def __iter__(self) -> Iterator[bytes]:
         """Yield the lines without their line breaks, to the end of the file."""
-        while (line := self._read()) is not None:
-            yield line
+        while line := self._file.readline(MAX_HEADER - self.offset + 1):
+            self.offset += len(line)
+            self.number += 1
+            self._check(line)
+            self.is_last = not line.endswith(b"\n")
+            yield line.rstrip(b"\r\n")
 
-    def _read(self) -> bytes | None:
-        line = self._file.readline(MAX_HEADER - self.offset + 1)
-        self.offset += len(line)
-        self.number += 1
+    def _check(self, line: bytes) -> None:
         if self.offset > MAX_HEADER or self.number > MAX_LINES:
             raise UnsupportedFormatError(
                 f"{self._path}: its header does not end within {MAX_HEADER >> 20} MiB and {MAX_LINES} lines; "
                 "damaged, or not a file of this format"
             )
-        if not line:
-            return None
         if b"\0" in line:
             raise UnsupportedFormatError(f"{self._path}: damaged header: line {self.number} holds a zero byte; expected text")
-        self.is_last = not line.endswith(b"\n")
-        line = line.rstrip(b"\r\n")
-        if b"\r" in line:
+        if b"\r" in line.rstrip(b"\r\n"):
             # Some readers treat it as a line break, others as white space.
             raise UnsupportedFormatError(f"{self._path}: damaged header: line {self.number} holds a carriage return before its end")
-        return line
 
 
 @contextmanager
 def open_header(path: Path) -> Iterator[HeaderLines]:
-    """Open a file to read its header; raise InputError if that is not possible, UnsupportedFormatError for an empty file."""
-    if not path.is_file():
-        # Reading a pipe could block forever.
-        raise InputError(f"{path}: expected a regular file")
+    """Open a file to read its header; raise InputError if that is not possible."""
     try:
         with path.open("rb") as file:
-            if not file.peek(1):
-                raise UnsupportedFormatError(f"{path}: the file is empty")
             yield HeaderLines(file, path)
     except OSError as error:
         raise cannot_read(path, error) from error
@@ -142,7 +146,7 @@ class Fields:
 
     def damaged(self, name: str, expected: str) -> UnsupportedFormatError:
         """Return the error for a field that cannot be used."""
-        line = f"{name}{self._separator}{shown(self._texts.get(name, ''))}"
+        line = f"{name}{self._separator}{shorten(self._texts.get(name, ''), 60)}"
         return UnsupportedFormatError(f"{self.path}: damaged {self._format} header: {line}; expected {expected}")
 
 
@@ -162,9 +166,70 @@ def whole_number(word: str) -> int | None:
     return int(word) if word.lstrip("+-").isdigit() else int(value)
 
 
-def shown(text: str | bytes, most: int = 60) -> str:
-    """Return text of a file for a message: of bounded length, without terminal control characters."""
-    if isinstance(text, bytes):
-        text = text[: 4 * most + 4].decode("utf-8", "backslashreplace")
-    cut = text if len(text) <= most else text[: most - 3] + "..."
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in cut)
+OUTSIDE_FILES = "CRFREFINE_OUTSIDE_FILES"
+
+LPS = (-1.0, -1.0, 1.0)
+"""Signs that turn left, posterior, superior into RAS+, the convention of all affines here."""
+
+GeometryLines = Callable[["NDArray[np.float64]", "NDArray[np.float64]", tuple[float, ...]], tuple[str, ...]]
+"""From direction, origin and spacing in LPS to the lines that place a grid."""
+
+
+def voxel_path(header_path: Path, name: str, *, is_compressed: bool) -> Path:
+    """Return the file that a header names, relative to its folder.
+
+    Raises:
+        RareHeaderError: the name means several files: a list, or a pattern with a running number.
+        InputError: the file is outside the folder, and CRFREFINE_OUTSIDE_FILES forbids that; so it does for several files.
+        UnsupportedFormatError: several files that are compressed, whose checksums SimpleITK would not compare.
+    """
+    several = "%" in name or name.upper().split()[:1] == ["LIST"]
+    rule = os.environ.get(OUTSIDE_FILES, "allow")
+    if rule not in ("allow", "refuse"):
+        raise InputError(f"environment variable {OUTSIDE_FILES}: expected allow or refuse, found {shorten(rule)!r}")
+    path = header_path.parent / name
+    if rule == "refuse":
+        folders = {header_path.parent.resolve(), header_path.resolve().parent}
+        if several or not any(folder in path.resolve().parents for folder in folders):
+            where = "several files" if several else f"{shorten(path, 200)}, outside its folder"
+            raise InputError(f"{header_path}: its voxels are in {where}, and {OUTSIDE_FILES} is set to refuse")
+    if several and is_compressed:
+        raise UnsupportedFormatError(f"{header_path}: compressed voxels in several files; expected raw ones, or one file")
+    if several:
+        raise RareHeaderError("voxels in several files")
+    return path
+
+
+def grid_and_channels(path: Path, sizes: tuple[int, ...], num_channels: int) -> tuple[tuple[int, ...], int]:
+    """Split dimensions into grid and channels: a fourth dimension means channels if a voxel has one value; raise if ambiguous."""
+    if 2 <= len(sizes) <= 3:
+        return sizes, num_channels
+    if len(sizes) != 4 or num_channels > 1:
+        raise UnsupportedFormatError(
+            f"{path}: {len(sizes)} dimensions with {num_channels} values per voxel cannot be split into grid and channels"
+        )
+    return sizes[:3], sizes[3]
+
+
+def affine_of(vectors: NDArray[np.float64], origin: NDArray[np.float64], signs: tuple[float, ...]) -> NDArray[np.float64]:
+    """Return the affine to RAS+ of 2 or 3 axes, whose vectors are the columns; `signs` turns their space into RAS+."""
+    num_axes = len(origin)
+    affine = np.eye(4)
+    affine[:num_axes, :num_axes] = vectors
+    affine[:num_axes, 3] = origin
+    return np.diag([*signs, 1.0]) @ affine + 0.0  # Adding zero turns -0 into 0.
+
+
+def lines_to_write(path: Path, like: Volume, format_name: str, geometry_lines: GeometryLines) -> tuple[str, ...]:
+    """Return the lines that place a grid: those of its header if it has the same format, else new ones, if it can hold the grid."""
+    own: tuple[str, ...] = like.header.template if like.header is not None and like.header.format == format_name else ()
+    if own:
+        return own
+    if is_sheared(like.affine):
+        raise UnsupportedFormatError(
+            f"{path}: this format cannot hold the sheared axes of {like.path or 'the volume'}; write NIfTI (.nii.gz) instead"
+        )
+    num_axes = len(like.spacing)
+    lps = np.diag([*LPS, 1.0]) @ like.affine + 0.0  # Adding zero turns -0 into 0.
+    spacing = spacing_of(like.affine, num_axes)
+    return geometry_lines(lps[:num_axes, :num_axes] / np.array(spacing), lps[:num_axes, 3], spacing)

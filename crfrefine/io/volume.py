@@ -1,25 +1,33 @@
-"""Volumes and their headers; the geometry of their grids is in `crfrefine.base.geometry`, reading and writing files in `crfrefine.io`."""
+"""Volumes, their headers, their segments, the place of their voxels in a file, and voxels to be written.
+
+The geometry of grids is in `crfrefine.base.geometry`.
+"""
 
 from __future__ import annotations
 
+import math
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from crfrefine.base.geometry import describe_difference, orientation_codes, same_grid, same_shape
-from crfrefine.errors import InputError
+from crfrefine.base.geometry import describe_difference, orientation_codes, require_usable, same_grid, same_shape, spacing_of
+from crfrefine.base.text import shorten
+from crfrefine.errors import GridMismatchError, InputError
+from crfrefine.io.decode import VoxelStream, as_bytes
+from crfrefine.io.streams import BLOCK_BYTES, MAX_RATIO, cut_off, finish, open_bytes, skip
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from numpy.typing import NDArray
 
     from crfrefine.base.axes import Reorientation
-    from crfrefine.io.decode import VoxelStream
-    from crfrefine.io.segments import Segment
-    from crfrefine.io.source import VoxelSource
+
 
 FileState: TypeAlias = tuple[Path, int, int, int]
 """A file, and what changes with its content: the number of its inode, its bytes, the nanosecond of its last change."""
@@ -42,7 +50,7 @@ class VolumeHeader:
     affine: NDArray[np.float64] | None  # (4, 4) voxel to world RAS+ mm; None if the file has no geometry
     template: Any = field(default=None, repr=False)  # format-specific; lets the writer restore properties that an affine cannot express
     notes: tuple[str, ...] = ()  # facts that users should know, such as two geometries that disagree
-    family: str = ""  # name of the format in the table of `crfrefine.io.formats`
+    family: str = ""  # name of the format in the table of `crfrefine.io.paths`
     kind: str | None = None  # "logits" or "probabilities" if the file declares it
     details: tuple[tuple[str, str], ...] = ()  # further facts to show, as pairs of name and value
     misnamed: str | None = None  # the format it was read as, if its name says something else
@@ -109,7 +117,200 @@ class Volume:
         return self.data if self.data.ndim > len(self.spacing) else self.data[np.newaxis]
 
 
-def open_voxels(header: VolumeHeader) -> AbstractContextManager[VoxelStream]:
-    """Open the file with the voxels at the first one: of formats that store them as they are, perhaps compressed."""
-    assert header.source is not None
-    return header.source.stream()
+@dataclass(frozen=True)
+class VoxelSource:
+    """Voxels in one file."""
+
+    header_path: Path  # the file with the header, which may hold the voxels, too
+    path: Path  # the file with the voxels
+    encoding: str  # "raw", "zlib" or "gzip"
+    dtype: np.dtype[Any]  # as stored, with its byte order
+    sizes: tuple[int, ...]  # of all axes, the fastest first, channels included
+    inner: int  # values that lie side by side in one channel before the next channel begins; 1 if channels are the fastest axis
+    start: int = 0  # bytes before the stored data in the file
+    offset: int = 0  # bytes before the first voxel after decompression
+    stored_bytes: int = 0  # size of the compressed voxels; 0 if the header does not give it
+    slope: float = 1.0  # value = stored * slope + intercept
+    intercept: float = 0.0  # see `slope`
+
+    def check(self) -> None:
+        """Raise InputError or UnsupportedFormatError if the file is missing, or shorter than the header promises."""
+        name = shorten(self.path, 400)
+        try:
+            status = self.path.stat()
+        except (OSError, ValueError):
+            message = f"its voxels are missing; expected them in {name}, put both files into one folder"
+            raise InputError(f"{self.header_path}: {message}") from None
+        if not stat.S_ISREG(status.st_mode):  # Reading a pipe could block forever; a device may have no end.
+            raise InputError(f"{self.header_path}: expected its voxels in {name}, which is not a regular file")
+        promised = math.prod(self.sizes) * self.dtype.itemsize + self.offset
+        found = max(status.st_size - self.start, 0)
+        if self.stored_bytes > found:
+            raise cut_off(self.path, f"{self.stored_bytes} bytes of voxels", f"it holds {found}")
+        if self.encoding == "raw" and promised > found:
+            raise cut_off(self.path, f"{promised} bytes of voxels", f"it holds {found}")
+        if promised > found * MAX_RATIO:
+            raise cut_off(self.path, f"{promised} bytes of voxels", f"more than the {found} compressed bytes in it can hold")
+
+    @contextmanager
+    def stream(self) -> Iterator[VoxelStream]:
+        """Open the voxels at the first one; the end of compressed data, where the checksum is, is read by the stream's `finish`."""
+        is_raw = self.encoding == "raw"
+        with open_bytes(self.path, self.encoding, self.start + (self.offset if is_raw else 0)) as reader:
+            skip(reader, 0 if is_raw else self.offset)
+            finish_reading = (lambda: None) if is_raw else partial(finish, reader)
+            yield VoxelStream(reader, self.dtype, self.path, finish_reading, self.slope, self.intercept, inner=self.inner)
+
+
+def volume_header(
+    source: VoxelSource, file_format: str, grid_shape: tuple[int, ...], num_channels: int, affine: NDArray[np.float64], **others: Any
+) -> VolumeHeader:
+    """Return the header of a file with one source of voxels, after a check of its geometry and of the file with voxels.
+
+    Args:
+        source: the place of the voxels.
+        file_format: for people.
+        grid_shape: voxels along x, y(, z).
+        num_channels: 1 for a scalar volume.
+        affine: (4, 4) voxel to world RAS+ mm.
+        others: further fields of `VolumeHeader`.
+
+    Raises:
+        UnsupportedFormatError: the file is cut off.
+        InputError: the file with the voxels is missing, or the geometry is not usable.
+    """
+    require_usable(affine, len(grid_shape), source.header_path)
+    source.check()
+    spacing, dtype = spacing_of(affine, len(grid_shape)), source.dtype.name
+    return VolumeHeader(source.header_path, file_format, grid_shape, num_channels, dtype, spacing, affine, source=source, **others)
+
+
+MAX_OF_A_NAME = 64
+"""Characters of a segment's name: DICOM holds no more."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A label of a label map."""
+
+    label: int  # its number in the label map, from 1
+    name: str  # for people
+    color: tuple[float, float, float] | None = None  # (red, green, blue) from 0 to 1; None: one of a palette
+
+    @property
+    def shown_color(self) -> tuple[float, float, float]:
+        """The color, or the palette's."""
+        return _PALETTE[(self.label - 1) % len(_PALETTE)] if self.color is None else self.color
+
+
+# Colors that differ in hue and lightness, in the order of labels.
+_PALETTE = (
+    (0.50, 0.68, 0.50),
+    (0.95, 0.84, 0.57),
+    (0.69, 0.48, 0.40),
+    (0.44, 0.72, 0.82),
+    (0.85, 0.40, 0.31),
+    (0.87, 0.51, 0.40),
+    (0.56, 0.93, 0.56),
+    (0.75, 0.40, 0.34),
+    (0.86, 0.96, 0.08),
+    (0.31, 0.25, 0.75),
+)
+
+
+def named_segments(names: Mapping[int, str]) -> tuple[Segment, ...]:
+    """Return segments of labels with names, without the background."""
+    return tuple(Segment(label, name) for label, name in sorted(names.items()) if label > 0)
+
+
+def segments_of(labels: NDArray[np.integer[Any]], known: Sequence[Segment]) -> tuple[Segment, ...]:
+    """Return the known segments, and one for each further label that occurs, sorted by label."""
+    occurring = {label for plane in labels for label in np.unique(plane).tolist() if label > 0}
+    by_label = {label: Segment(label, f"Label {label}") for label in occurring}
+    by_label.update({segment.label: segment for segment in known if segment.label > 0})
+    return tuple(by_label[label] for label in sorted(by_label))
+
+
+MAX_BYTES = 16 << 20
+"""Bytes of a piece, if a plane of it is not larger."""
+
+ChannelPiece = Callable[[int, slice], "NDArray[Any]"]
+"""From the number of a channel and planes of the grid to their values, (planes, [y,] x)."""
+
+
+@dataclass(frozen=True)
+class VoxelsToWrite:
+    """Voxels to write."""
+
+    path: Path  # the file
+    kind: str  # "labels", "logits" or "probabilities"
+    num_channels: int | None  # of a label map: None
+    grid_shape: tuple[int, ...]  # ([z,] y, x)
+    dtype: np.dtype[Any]  # of the voxels in the file: uint8, uint16, float32, or those of a converted image
+    piece: ChannelPiece  # called for every channel (0 of a label map) and all planes, in the order of the file; converted to `dtype`
+    most_bytes: int = MAX_BYTES  # asked for at once, unless a plane has more
+    voxel_files: tuple[Path, ...] = ()  # the file beside the header that gets the voxels; none if they are in the same file
+    segments: tuple[Segment, ...] = ()  # of a label map; formats without names ignore them
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """([z,] y, x), or (channels, [z,] y, x)."""
+        return self.grid_shape if self.num_channels is None else (self.num_channels, *self.grid_shape)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all voxels, not compressed."""
+        return int(np.prod(np.array(self.shape, object))) * self.dtype.itemsize
+
+    def one_after_the_other(self) -> Iterator[memoryview]:
+        """Yield the bytes of one channel after the other, in blocks of BLOCK_BYTES; only the last one may be shorter."""
+        pieces = iter_pieces((self.num_channels or 1, *self.grid_shape), self.dtype.itemsize, self.most_bytes, by_channel=True)
+        return _in_blocks(as_bytes(np.ascontiguousarray(self._take(channels.start, planes))) for channels, planes in pieces)
+
+    def together(self) -> Iterator[memoryview]:
+        """Yield the bytes with the channels of a voxel together, in blocks as `one_after_the_other`."""
+        return self.one_after_the_other() if self.num_channels is None else _in_blocks(map(as_bytes, self._interleaved(self.num_channels)))
+
+    def _interleaved(self, num_channels: int) -> Iterator[NDArray[Any]]:
+        for _, planes in iter_pieces((num_channels, *self.grid_shape), self.dtype.itemsize, self.most_bytes, by_channel=False):
+            values = np.empty((planes.stop - planes.start, *self.grid_shape[1:], num_channels), self.dtype)
+            for channel in range(num_channels):
+                values[..., channel] = self._take(channel, planes)
+            yield values
+
+    def _take(self, channel: int, planes: slice) -> NDArray[Any]:
+        values = np.asarray(self.piece(channel, planes))
+        expected = (planes.stop - planes.start, *self.grid_shape[1:])
+        if values.shape != expected:
+            raise GridMismatchError(
+                f"{self.path}: cannot write planes {planes.start} to {planes.stop - 1} of channel {channel}: expected an array of shape "
+                f"{expected}, found {values.shape}"
+            )
+        return values.astype(self.dtype, copy=False)
+
+
+def _in_blocks(parts: Iterable[memoryview]) -> Iterator[memoryview]:
+    """Yield bytes in blocks of one size, which decide about the compressed bytes: these must not depend on the pieces."""
+    rest = bytearray()
+    for part in parts:
+        start = min(BLOCK_BYTES - len(rest), len(part)) if rest else 0
+        rest += part[:start]
+        if len(rest) == BLOCK_BYTES:
+            yield memoryview(rest)
+            rest = bytearray()
+        stop = start + (len(part) - start) // BLOCK_BYTES * BLOCK_BYTES
+        for block in range(start, stop, BLOCK_BYTES):
+            yield part[block : block + BLOCK_BYTES]
+        rest += part[stop:]
+    if rest:
+        yield memoryview(rest)
+
+
+def iter_pieces(shape: tuple[int, ...], itemsize: int, most_bytes: int, *, by_channel: bool) -> Iterator[tuple[slice, slice]]:
+    """Yield channels and planes of pieces of a (channels, [z,] y, x) array: of one channel each, or of all; at least one plane."""
+    num_channels, num_planes = shape[:2]
+    most_planes = max(most_bytes // (math.prod(shape[2:]) * itemsize * (1 if by_channel else num_channels)), 1)
+    num_pieces = -(-num_planes // most_planes)
+    edges = [num_planes * piece // num_pieces for piece in range(num_pieces + 1)]
+    for channels in [slice(i, i + 1) for i in range(num_channels)] if by_channel else [slice(0, num_channels)]:
+        yield from ((channels, slice(start, stop)) for start, stop in pairwise(edges))

@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from crfrefine.base.failures import reading
 from crfrefine.base.geometry import reorientation
 from crfrefine.errors import CrfRefineError, InputError, UnsupportedFormatError
-from crfrefine.io.decode import Decoder, VoxelStream, allocate_array, as_bytes, read_whole
-from crfrefine.io.formats import FORMATS, Format
-from crfrefine.io.paths import LOGITS_SUFFIXES, format_of, require_file
-from crfrefine.io.recognition import format_to_read, is_allowed, named_header, recognize, way_out
+from crfrefine.io.decode import Decoder, VoxelStream, allocate_array, as_bytes
+from crfrefine.io.paths import FORMATS, LOGITS_SUFFIXES, Format, format_of, require_file
+from crfrefine.io.recognition import conversion_hint, format_to_read, named_header, recognize
 from crfrefine.io.streams import BlockReader
 from crfrefine.io.volume import RareHeaderError, VolumeHeader
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from crfrefine.io import itk, metaimage, mgh, nifti, nifti_pair, npz, nrrd
-    from crfrefine.io.formats import FormatCode
+    from crfrefine.io import metaimage, mgh, nifti, nifti_pair, npz, nrrd
+    from crfrefine.io.paths import FormatCode
     from crfrefine.io.volume import FileState
 
     # So mypy checks that each has the functions.
-    _CODE: tuple[FormatCode, ...] = (itk, metaimage, mgh, nifti, nifti_pair, npz, nrrd)
+    _CODE: tuple[FormatCode, ...] = (metaimage, mgh, nifti, nifti_pair, npz, nrrd)
 
 
 def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -> VolumeHeader:
@@ -48,16 +47,20 @@ def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -
     known = format_to_read(path, suffixes)
     require_file(path)
     with reading(path):
+        if not path.stat().st_size:
+            raise UnsupportedFormatError(f"{path}: the file is empty")
         try:
             return _read_as(path, known)
         except UnsupportedFormatError as error:
             found = recognize(path)
             if found is None or found is known:
                 raise
-            # The name of the header decides which other files hold voxels, and which files must not be replaced.
-            if isinstance(found, Format) and is_allowed(found, suffixes) and not found.voxel_files(path):
-                return _read_as(path, found)
-            raise UnsupportedFormatError(f"{error}\n  {way_out(found)}") from None
+            if isinstance(found, Format) and set(found.suffixes) <= set(suffixes):
+                header = _read_as(path, found)
+                # The name of the header decides which other files hold voxels, and which files must not be replaced.
+                if header.source is None or header.source.path == path:
+                    return header
+            raise UnsupportedFormatError(f"{error}\n  {conversion_hint(found)}") from None
 
 
 def allocate(header: VolumeHeader) -> NDArray[np.float32]:
@@ -82,12 +85,9 @@ def read_into(header: VolumeHeader, values: NDArray[np.float32]) -> None:
         UnexpectedError: the reader raised an unexpected exception.
     """
     with reading(header.path), open_voxels(header) as stream:
-        if stream.is_reversed:
-            values[...] = read_whole(stream, values.shape, header.path)
-        else:
-            decoder = Decoder(stream, values.shape)
-            decoder.fill(values)
-            decoder.finish()
+        decoder = Decoder(stream, values.shape)
+        decoder.fill(values)
+        decoder.finish()
 
 
 @contextmanager
@@ -98,8 +98,11 @@ def open_voxels(header: VolumeHeader) -> Iterator[VoxelStream]:
         opened: AbstractContextManager[VoxelStream]
         if header.turned is not None:
             opened = _open_turned(header, open_voxels(header.turned[0]))
+        elif header.source is not None:
+            opened = header.source.stream()
         else:
-            opened = next(known for known in FORMATS if known.name == header.family).load().open_voxels(header)
+            code: Any = next(known for known in FORMATS if known.name == header.family).load()
+            opened = code.open_voxels(header)
         with opened as stream:
             yield stream
     except CrfRefineError:
@@ -119,7 +122,8 @@ def _read_as(path: Path, known: Format) -> VolumeHeader:
 
             note = f"read through SimpleITK: its header has {rare}"
             header = replace(itk.read_header(path, known.name), family=itk.FAMILY, notes=(note,))
-        header = replace(header, states=(*before, *_states(known.voxel_files(path))))
+        source = header.source
+        header = replace(header, states=(*before, *_states([] if source is None or source.path == path else [source.path])))
     if format_of(path) is known:
         return header
     return replace(header, misnamed=f"the file is {known.name}, although its name does not say so; it is read as such")
@@ -129,11 +133,9 @@ def _states(paths: Sequence[Path]) -> tuple[FileState, ...]:
     """Return the states of files; missing files are left out, and reading reports them."""
     found = []
     for path in paths:
-        try:
+        with suppress(OSError, ValueError):
             status = path.stat()
-        except (OSError, ValueError):
-            continue
-        found.append((path, status.st_ino, status.st_size, status.st_mtime_ns))
+            found.append((path, status.st_ino, status.st_size, status.st_mtime_ns))
     return tuple(found)
 
 
@@ -177,7 +179,7 @@ def _open_turned(header: VolumeHeader, stored: AbstractContextManager[VoxelStrea
         def blocks() -> Generator[bytes | memoryview, None, None]:
             at_once = 1 if decoder.one_channel_after_the_other else own.num_channels
             for first in range(0, own.num_channels, at_once):
-                values = allocate_array((at_once, *shape[1:]), own.path, stream.kept_type, is_reversed=stream.is_reversed)
+                values = allocate_array((at_once, *shape[1:]), own.path, stream.kept_type)
                 decoder.fill(values, first)
                 for channel in values:
                     yield as_bytes(np.ascontiguousarray(turn.apply(channel)))

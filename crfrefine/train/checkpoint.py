@@ -12,7 +12,7 @@ from crfrefine.base.plain import from_plain, to_plain
 from crfrefine.base.text import MAX_OF_A_REASON, shorten
 from crfrefine.cases.case import CaseFiles
 from crfrefine.errors import CrfRefineError, InputError
-from crfrefine.io.atomic import atomic_files, remove_file
+from crfrefine.io.atomic import atomic_files, real_path
 from crfrefine.io.recognition import files_read
 from crfrefine.train.baselines import VectorScaling
 from crfrefine.train.candidates import FitResult
@@ -90,7 +90,7 @@ class Checkpoint:
 
     def remove(self) -> None:
         """Remove the file: the run has ended."""
-        remove_file(self._path)
+        real_path(self._path).unlink(missing_ok=True)
 
 
 def checkpoint_text(digest: str, state: Any) -> str:

@@ -142,19 +142,6 @@ def test_cases_must_not_share_names_or_outputs(archive, tmp_path):
     assert f"line 7: the output {archive}/p1/net.nii.gz would replace an input of line 8" in text
 
 
-def test_names_that_differ_in_case_alone_are_one_where_the_disk_ignores_it(archive, tmp_path):
-    """As on some network drives: a link stands for the folder's name in the other case."""
-    (tmp_path / "Disk").mkdir()
-    path = write(archive / "cases.csv", TWO, ["Two", *TWO[1:3]], ["other", *ONE[1:3], "", str(archive / "P2" / "X.nii.gz")])
-    assert len(read_manifest(path, tmp_path / "Disk" / "out")) == 3
-    (tmp_path / "dISK").symlink_to("Disk")
-    with pytest.raises(InputError) as raised:
-        read_manifest(path, tmp_path / "Disk" / "out")
-    assert "cases.csv: 2 problems" in str(raised.value)
-    assert f"line 3: the output {tmp_path}/Disk/out/Two.nii.gz has the name of the output of line 2" in str(raised.value)
-    assert f"line 4: the output {archive}/P2/X.nii.gz would replace an input of line 3" in str(raised.value)
-
-
 def test_all_missing_files_are_named_up_to_a_limit(archive, tmp_path):
     rows = [[f"case{number}", f"gone/{number}.nii.gz", "p1/net.nii.gz"] for number in range(50)]
     with pytest.raises(InputError) as raised:

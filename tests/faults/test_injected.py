@@ -1,7 +1,7 @@
 """Places and inputs that change under a run: a message, status 1, and the same command does the rest afterwards.
 
 Full and read-only disks are in `tests/cli/test_bad_input.py` and `tests/cli/test_special_outputs.py`, limits of file sizes and links in
-`tests/io/test_atomic.py`, devices that are always full in `tests/io/test_special_files.py`.
+`tests/io/test_atomic.py`, devices that are always full in `tests/io/test_atomic.py`.
 """
 
 import json

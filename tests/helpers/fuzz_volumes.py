@@ -13,7 +13,7 @@ from fuzz_worker import Target
 from io_helpers import meta_text, nrrd_text
 
 from crfrefine import io
-from crfrefine.io.labels import is_nonzero, read_where
+from crfrefine.io.pieces import is_nonzero, read_mask
 
 Sample = Mapping[str, bytes]
 SHAPE = (2, 3, 4)
@@ -27,7 +27,7 @@ def _read_volume(path, rng):
         case 0:
             assert io.read_labels(path).data.dtype in (np.uint8, np.uint16)
         case 1:
-            assert read_where(io.read_header(path), is_nonzero).dtype == np.bool_
+            assert read_mask(io.read_header(path), is_nonzero).dtype == np.bool_
         case 2:
             io.is_whole(path)
             io.suffix_of(path)

@@ -1,6 +1,5 @@
-"""A file is there whole or not at all, whatever happens while it is written."""
+"""A file is there whole or not at all, whatever happens while it is written; only regular files are replaced."""
 
-import errno
 import os
 import signal
 import subprocess
@@ -10,12 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cli_helpers import files_in
 from io_helpers import affine_of, numbers
+from special_file_helpers import kind_of, make_pipe
 
 from crfrefine import io
 from crfrefine.errors import CrfRefineError
-from crfrefine.io.atomic import atomic_files, cannot_write, write_small_file
+from crfrefine.io.atomic import atomic_files, check_writable, remove_leftovers, write_small_file
 from crfrefine.io.volume import Volume
+from crfrefine.parameters.model import CrfParameters
 
 
 def names(folder):
@@ -79,19 +81,6 @@ def test_a_header_comes_after_its_voxels(tmp_path, monkeypatch):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a.zraw": b"new", "a.mhd": b"new"}
 
 
-def test_not_even_a_link_under_the_very_name_is_followed_or_removed(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "urandom", lambda count: bytes(count))
-    victim, path = tmp_path / "victim", tmp_path / "a.nii.gz"
-    victim.write_bytes(b"precious")
-    link = tmp_path / f".a.nii.gz.tmp-{'0' * 16}"
-    link.symlink_to(victim)
-    with pytest.raises(CrfRefineError, match=r"a\.nii\.gz: cannot be written: File exists"):
-        write_small_file(path, b"new")
-    assert victim.read_bytes() == b"precious"
-    assert link.is_symlink()
-    assert not path.exists()
-
-
 # 255 bytes are the most that a name may have. The voxels of .mhd and .nhdr have a longer ending than their header.
 LONG_STEMS = ["n" * 251, "\u00e9" * 123 + "n", "\u6f22" * 82 + "n"]
 
@@ -108,12 +97,6 @@ def test_the_longest_names_can_be_written(suffix, voxels, tmp_path):
         io.write_channels(path, values, Volume(values[0], affine_of((1.0, 1.5, 2.25)), (1.0, 1.5, 2.25)))
         assert names(folder) == {stem + suffix, stem + voxels}
         np.testing.assert_array_equal(io.read_logits([path]).values, values)
-
-
-def test_a_name_that_is_too_long_is_found_out_at_once(tmp_path):
-    with pytest.raises(CrfRefineError, match="cannot be written: File name too long"), atomic_files(tmp_path / ("n" * 256)):
-        pytest.fail("the block was begun")
-    assert names(tmp_path) == set()
 
 
 @pytest.fixture
@@ -152,21 +135,6 @@ def test_links_that_lead_nowhere_are_named_and_stay(linked):
     assert (here / "b").is_symlink()
 
 
-def test_voxels_alone_or_both_files_of_a_pair_may_be_links(linked):
-    here, scratch = linked
-    (here / "a.zraw").symlink_to(scratch / "other.zraw")
-    write_pair(here)
-    assert (scratch / "other.zraw").read_bytes() == (here / "a.mhd").read_bytes() == b"new"
-    assert names(scratch) == {"other.zraw"}
-    (here / "a.mhd").unlink()
-    (here / "a.mhd").symlink_to(scratch / "a.mhd")
-    (here / "a.zraw").unlink()
-    (here / "a.zraw").symlink_to(scratch / "a.zraw")
-    write_pair(here)
-    assert (scratch / "a.zraw").read_bytes() == (scratch / "a.mhd").read_bytes() == b"new"
-    assert all(path.is_symlink() for path in here.iterdir())
-
-
 def test_a_header_is_not_separated_from_its_voxels_by_a_link(linked):
     """Whoever reads the header where it really is would look for the voxels there."""
     here, scratch = linked
@@ -175,24 +143,6 @@ def test_a_header_is_not_separated_from_its_voxels_by_a_link(linked):
         write_pair(here)
     assert names(here) == {"a.mhd"}
     assert names(scratch) == set()
-
-
-@pytest.mark.parametrize(
-    ("number", "message"),
-    [
-        (errno.ENOSPC, r"out/a\.nii\.gz: cannot be written: the disk is full; free some space"),
-        (errno.EDQUOT, "the disk is full"),
-        (errno.EACCES, "the folder out cannot be written to"),
-        (errno.EROFS, "the folder out cannot be written to"),
-        (errno.ENOENT, "there is no folder out"),
-        (errno.EIO, "Input/output error"),
-    ],
-)
-def test_what_the_system_says_becomes_a_line(number, message):
-    error = cannot_write(Path("out/a.nii.gz"), OSError(number, os.strerror(number)))
-    with pytest.raises(CrfRefineError, match=message):
-        raise error
-    assert "\n" not in str(error)
 
 
 @pytest.mark.parametrize(("mask", "mode"), [(0o077, 0o600), (0o002, 0o664)])
@@ -259,3 +209,124 @@ def test_a_killed_process_leaves_whole_files_or_hidden_ones(suffix, delay, tmp_p
         assert path.name.startswith(".case.") or path.suffix == ".zraw" or io.is_whole(path), path.name
     if (tmp_path / "case.mhd").exists():
         assert (tmp_path / "case.zraw").exists()
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from crfrefine.io.atomic import atomic_files
+
+with atomic_files(*map(Path, sys.argv[1:])) as files:
+    print("writing", flush=True)
+    sys.stdin.read()
+"""
+NAME = ".a.tmp-0123456789abcdef"
+
+
+@pytest.fixture(autouse=True)
+def _new_process():
+    """Each test is the first of this process to write into its folder."""
+    remove_leftovers.cache_clear()
+
+
+def make_old(path, hours=25):
+    changed = time.time() - hours * 3600
+    os.utime(path, (changed, changed), follow_symlinks=False)
+
+
+@pytest.mark.parametrize("writes", [lambda folder: check_writable(folder), lambda folder: write_small_file(folder / "b", b"{}")])
+def test_what_a_killed_process_left_is_removed_after_a_day(writes, tmp_path):
+    arguments = [sys.executable, "-c", WRITER, tmp_path / "a.zraw", tmp_path / "a.mhd"]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "writing\n"
+        process.kill()
+    left = sorted(tmp_path.glob(".*"))
+    assert [path.name.partition(".tmp-")[0] for path in left] == [".a.mhd", ".a.zraw"]
+    make_old(left[0], hours=23)
+    make_old(left[1])
+    writes(tmp_path)
+    assert sorted(tmp_path.glob(".*")) == left[:1]
+
+
+def test_own_files_stay_while_they_are_written(tmp_path):
+    with atomic_files(tmp_path / "a", tmp_path / "b"):
+        remove_leftovers.cache_clear()
+        remove_leftovers(tmp_path)
+        assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_is_not_ours_stays(tmp_path):
+    for name in ("a.tmp-0123456789abcdef", ".a.tmp-17", NAME + ".nii", "precious"):
+        (tmp_path / name).touch()
+    (tmp_path / ".link.tmp-0123456789abcdef").symlink_to("precious")
+    (tmp_path / ".folder.tmp-0123456789abcdef").mkdir()
+    os.mkfifo(tmp_path / ".pipe.tmp-0123456789abcdef")
+    before = sorted(tmp_path.iterdir())
+    for path in before:
+        make_old(path)
+    remove_leftovers(tmp_path)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only the superuser may give files away")
+def test_files_of_another_user_stay(tmp_path):
+    left = tmp_path / NAME
+    left.touch()
+    os.chown(left, 65534, 65534)
+    make_old(left)
+    remove_leftovers(tmp_path)
+    assert left.exists()
+
+
+@pytest.mark.parametrize("make", [make_pipe, lambda path: path.symlink_to("/dev/null")], ids=["pipe", "device"])
+def test_no_small_file_takes_the_place_of_a_pipe_or_a_device(make, tmp_path):
+    path = tmp_path / "summary.json"
+    make(path)
+    before = kind_of(path)
+    for write in (lambda: write_small_file(path, b"new"), lambda: CrfParameters().save(path)):
+        with pytest.raises(CrfRefineError, match=r"summary\.json: cannot be written: it is a device, pipe"):
+            write()
+    assert kind_of(path) == before
+    assert files_in(tmp_path) == ["summary.json"]
+
+
+@pytest.mark.parametrize(
+    ("name", "special", "make"),
+    [
+        ("case.nii.gz", "case.nii.gz", make_pipe),
+        ("case.mhd", "case.mhd", lambda path: path.symlink_to("/dev/null")),
+        ("case.mhd", "case.zraw", make_pipe),
+        ("case.npz", "case.npz", make_pipe),
+    ],
+    ids=["pipe", "device", "voxels of a header", "archive"],
+)
+def test_a_volume_goes_to_regular_files_alone(name, special, make, tmp_path):
+    make(tmp_path / special)
+    before = kind_of(tmp_path / special)
+    values = numbers((3, 4, 5, 6)).astype(np.float32)
+    with pytest.raises(CrfRefineError, match=rf"{special}: cannot be written: it is a device, pipe or socket, which is not"):
+        io.write_channels(tmp_path / name, values, Volume(values[0], affine_of(), (1.0, 1.0, 1.0)))
+    assert kind_of(tmp_path / special) == before
+    assert files_in(tmp_path) == [special]
+
+
+STREAM = """
+import sys
+from pathlib import Path
+from crfrefine.errors import CrfRefineError
+from crfrefine.io.atomic import write_small_file
+
+for name in sys.argv[1:]:
+    try:
+        write_small_file(Path(name), b"new")
+    except CrfRefineError as error:
+        print(error)
+"""
+
+
+def test_standard_output_is_not_replaced_although_it_goes_to_a_regular_file(tmp_path):
+    names = ("/dev/stdout", "/proc/self/fd/1", "/dev/fd/1")
+    with (tmp_path / "log").open("wb") as file:
+        subprocess.run([sys.executable, "-c", STREAM, *names], stdout=file, timeout=60, check=True)
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert [line.partition(", which")[0] for line in lines] == [f"{name}: cannot be written: it is a stream of a process" for name in names]

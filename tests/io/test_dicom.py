@@ -103,9 +103,12 @@ def tilted():
 
 
 WRONG = {
-    "gap": (lambda: [one for number, one in enumerate(changed()) if number != 3], r"a gap .*expected slices 2\.5 mm .* are 5 mm apart"),
-    "series": (lambda: changed(SeriesInstanceUID="1.9"), r"expected one series, found 2: .*\.dcm .* a folder of its own"),
-    "localizer": (lambda: changed(ImageOrientationPatient=[1, 0, 0, 0, 0, -1]), r"are not parallel; .* \(a localizer\?\)"),
+    "gap": (
+        lambda: [one for number, one in enumerate(changed()) if number != 3],
+        r"expected evenly spaced slices, 2\.5 mm .* are 5 mm apart; is there a gap",
+    ),
+    "series": (lambda: changed(SeriesInstanceUID="1.9"), r"expected one series, found 2: .*\.dcm.* a folder of its own"),
+    "localizer": (lambda: changed(ImageOrientationPatient=[1, 0, 0, 0, 0, -1]), "slices of different orientations: .* a localizer"),
     "size": (lambda: changed(Rows=20), r"slices of different sizes: .* \(23, 19\) and \(23, 20\)|\(23, 20\) and \(23, 19\)"),
     "spacing": (lambda: changed(PixelSpacing=[1, 1]), "slices of different voxel sizes"),
     "echo": (lambda: [*changed(), *changed()[2:3]], "two slices at one place"),

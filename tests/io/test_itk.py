@@ -81,28 +81,6 @@ def test_a_file_that_is_cut_off_is_refused_although_itk_reads_it(suffix, tmp_pat
         io.read_header(path)
 
 
-def test_numbers_as_text_are_counted(tmp_path):
-    path = tmp_path / "case.vtk"
-    header = "# vtk DataFile Version 3.0\nnumbers\nASCII\nDATASET STRUCTURED_POINTS\nDIMENSIONS 2 3 2\nSPACING 1 1.5 2\nORIGIN 0 0 0\n"
-    header += "POINT_DATA 12\nSCALARS scalars float 1\nLOOKUP_TABLE default\n"
-    path.write_text(header + " ".join(str(value / 2) for value in range(12)), encoding="ascii")
-    np.testing.assert_array_equal(io.read_volume(path).data, np.arange(12).reshape(2, 3, 2).T / 2)
-    path.write_text(header + " ".join(str(value / 2) for value in range(11)), encoding="ascii")
-    with pytest.raises(UnsupportedFormatError, match="promises 12 numbers, it holds 11"):
-        io.read_header(path)
-
-
-def test_names_do_not_matter_and_errors_name_the_file(tmp_path):
-    """ITK goes by suffixes, and what is converted has a temporary name."""
-    path = write(tmp_path / "case.gipl").rename(tmp_path / "scan of memory.img")
-    np.testing.assert_array_equal(io.read_volume(path).data, numbers(SHAPE))
-    values = numbers(SHAPE)
-    values[3, 1, 2] = np.nan
-    with pytest.raises(InputError, match=r"a\.mrc: 1 of 210 values are NaN") as caught:
-        io.read_volume(write(tmp_path / "a.mrc", values))
-    assert "crfrefine-" not in str(caught.value)
-
-
 def gipl_header(*sizes):
     """The header of a GIPL file of 16-bit voxels, 1, 1.5 and 2 mm large."""
     header = bytearray(256)

@@ -90,9 +90,3 @@ def test_pairs_are_cases_and_outputs(tmp_path):
     for given in ("a.hdr", "a.img"):
         run_here("infer", "-i", tmp_path / "images" / given, "-p", tmp_path / "a.npz", "-o", tmp_path / given[2:], status=0)
         assert files_in(tmp_path / given[2:]) == ["a.hdr", "a.img"]
-
-
-def test_a_header_under_the_name_of_its_voxels_is_still_that_of_a_pair(tmp_path):
-    nib.save(nib.Nifti1Pair(np.zeros((4, 3, 2), np.uint8), np.eye(4)), tmp_path / "a.hdr")
-    (tmp_path / "a.hdr").rename(tmp_path / "b.img")
-    assert io.read_header(tmp_path / "b.img").format == "NIfTI-1 pair"

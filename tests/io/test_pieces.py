@@ -129,14 +129,6 @@ def test_a_slab_is_read_alone(writer, tmp_path):
         np.testing.assert_array_equal(whole, values * inside[:, None, None])
 
 
-@pytest.mark.parametrize("writer", ["npz, Fortran order", "mha of vectors", "nrrd, channels between", "nii.gz"])
-def test_planes_of_2d_grids_are_rows(writer, tmp_path):
-    values = values_of("uint8", (3, 6, 5))
-    stored = values if writer != "nii.gz" else values[:, None]
-    header = io.read_header(WRITERS[writer](tmp_path, stored))
-    np.testing.assert_array_equal(put_together(header, most_bytes=20).reshape(values.shape), values)
-
-
 def test_scaled_values_are_float32(tmp_path):
     stored = values_of("int16")
     header = io.read_header(save_nifti(tmp_path / "a.nii.gz", stored.T, slope=0.5, inter=10.0))

@@ -13,6 +13,7 @@ import crfrefine.io.nifti
 import crfrefine.refinement.refining
 from crfrefine.base.failures import Failure, describe_failure, failing_alone, reading
 from crfrefine.errors import CrfRefineError, UnexpectedError
+from crfrefine.io.volume import VoxelSource
 
 BUG = KeyError("There is no item named 'logits.npy'")
 
@@ -20,9 +21,10 @@ CASES = ("bad", "good")
 QUICK = ("--set", "mean_field.num_iterations=1", "--set", "mean_field.filter=truncated", "--threads", 1)
 
 
-def break_reader(monkeypatch, error, name="bad", function="open_voxels"):
+def break_reader(monkeypatch, error, name="bad", function="stream"):
     """Let the NIfTI reader raise on files whose name begins so: no file is known that makes it raise anything but our errors."""
-    whole = getattr(crfrefine.io.nifti, function)
+    owner = VoxelSource if function == "stream" else crfrefine.io.nifti
+    whole = getattr(owner, function)
 
     def broken(first, *others):
         path = getattr(first, "path", first)
@@ -30,7 +32,7 @@ def break_reader(monkeypatch, error, name="bad", function="open_voxels"):
             raise error
         return whole(first, *others)
 
-    monkeypatch.setattr(crfrefine.io.nifti, function, broken)
+    monkeypatch.setattr(owner, function, broken)
 
 
 @pytest.mark.parametrize("error", [BUG, UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), AssertionError()], ids=repr)
@@ -98,7 +100,7 @@ def test_evaluate_goes_on_after_whatever_a_reader_raises(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("command", ["info", "convert"])
 def test_info_and_convert_say_it_in_a_line(folders, monkeypatch, command):
-    break_reader(monkeypatch, BUG, function="read_header" if command == "info" else "open_voxels")
+    break_reader(monkeypatch, BUG, function="read_header" if command == "info" else "stream")
     arguments = ("info", folders.images) if command == "info" else ("convert", folders.logits / "bad.nii.gz", folders.output / "a.nrrd")
     result = run_here(*arguments, status=1)
     if command == "info":

@@ -203,7 +203,7 @@ def test_lines_that_the_disk_does_not_take_are_written_later(tmp_path, monkeypat
         left[0] -= taken
         return taken
 
-    monkeypatch.setattr("crfrefine.io.lines.os.write", write)
+    monkeypatch.setattr("crfrefine.io.json.os.write", write)
     for name in ("a", "b"):
         file.append(CaseRecord(name, "done"))
     left[0] = 10**6

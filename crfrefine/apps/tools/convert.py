@@ -20,8 +20,7 @@ from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.atomic import check_replaceable
 from crfrefine.io.paths import require_suffix
 from crfrefine.io.recognition import add_volumes, files_written, is_dicom
-from crfrefine.io.segments import named_segments
-from crfrefine.io.volume import Volume, VolumeHeader
+from crfrefine.io.volume import Volume, VolumeHeader, named_segments
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -20,8 +20,7 @@ from typing import Any, NamedTuple
 from crfrefine.base.text import MAX_OF_A_REASON, counted, listed, shorten, shorten_value
 from crfrefine.errors import ConfigError, CrfRefineError, InputError
 from crfrefine.io.atomic import cannot_write
-from crfrefine.io.json import without_nonfinite
-from crfrefine.io.lines import append_lines, open_lines, parse_line
+from crfrefine.io.json import append_lines, open_lines, parse_line, without_nonfinite
 from crfrefine.io.paths import is_there, require_file
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.execution.records import FAILED

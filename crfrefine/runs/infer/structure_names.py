@@ -14,7 +14,7 @@ from crfrefine.cases.dataset_description import read_dataset_description
 from crfrefine.cases.declared_labels import RESERVED_NAMES
 from crfrefine.errors import InputError
 from crfrefine.io.atomic import check_replaceable, write_small_file
-from crfrefine.io.segments import Segment, named_segments, segments_of
+from crfrefine.io.volume import Segment, named_segments, segments_of
 
 if TYPE_CHECKING:
     import numpy as np

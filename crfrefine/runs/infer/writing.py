@@ -12,7 +12,7 @@ from crfrefine.base.parallel import run_all
 from crfrefine.base.text import printable
 from crfrefine.io.atomic import write_small_file
 from crfrefine.io.paths import stem_of
-from crfrefine.io.segments import Segment, named_segments
+from crfrefine.io.volume import Segment, named_segments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

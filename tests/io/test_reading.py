@@ -1,0 +1,146 @@
+"""Files that promise more than memory holds, files that change while they are read, and label maps and masks."""
+
+import gzip
+import os
+import struct
+
+import numpy as np
+import pytest
+from io_helpers import affine_of, numbers, peak_memory, save_itk, save_nifti
+
+from crfrefine import io
+from crfrefine.base.memory import SMALL, MemoryLimit
+from crfrefine.errors import CapacityError, InputError
+from crfrefine.io import decode
+from crfrefine.io.pieces import is_nonzero, read_mask, read_pieces, read_whole_numbers
+from crfrefine.io.volume import Volume
+from crfrefine.io.volumes import allocate, read_into
+
+SHAPE = (4, 5, 6)
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_skipping_to_far_voxels_takes_no_memory(suffix, tmp_path):
+    """32 MiB before the voxels; blocks of 1 MiB are read. Ten of them allow for copies, and a third of what is skipped."""
+    path = save_nifti(tmp_path / "near.nii", numbers(SHAPE), affine_of((1, 2, 3)))
+    data = bytearray(path.read_bytes())
+    data[108:112] = struct.pack("<f", 32 * MIB)
+    data[352:352] = bytes(32 * MIB - 352)
+    far = tmp_path / f"far{suffix}"
+    far.write_bytes(gzip.compress(data, 1) if suffix == ".nii.gz" else data)
+    del data
+    read = []
+    assert peak_memory(lambda: read.append(io.read_volume(far).data)) < 10 * MIB
+    np.testing.assert_array_equal(read[0], numbers(SHAPE))
+
+
+def test_an_npz_of_zeros_is_read(tmp_path):
+    """The best that deflate can do, more than 1010 bytes in one, is not taken for damage."""
+    path, zeros = tmp_path / "zeros.npz", np.zeros((3, 200, 210, 220), np.uint8)
+    np.savez_compressed(path, logits=zeros)
+    assert zeros.size > 1010 * path.stat().st_size
+    assert io.read_header(path).num_channels == 3
+
+
+def test_an_array_that_cannot_fit_is_refused_by_name_and_size(monkeypatch, tmp_path):
+    monkeypatch.setattr(decode, "memory_limit", lambda: MemoryLimit(SMALL, "the batch system (X)"))
+    decode.allocate_array((SMALL // 4,), tmp_path / "fits.nii.gz")
+    with pytest.raises(CapacityError) as caught:
+        decode.allocate_array((SMALL // 4 + 256,), tmp_path / "large.nii.gz")
+    expected = (
+        f"{tmp_path}/large.nii.gz: its voxels, read as float32, take 16.0 MiB of memory, more than the 16.0 MiB of the batch system (X)"
+    )
+    assert str(caught.value).splitlines()[0] == expected
+
+
+CHANNELS = (4, 7, 6, 5)
+
+
+def write(path, factor=1.0):
+    values = (numbers(CHANNELS) * factor).astype(np.float32)
+    io.write_channels(path, values, Volume(values[0], affine_of((1.0, 1.5, 2.25)), (1.0, 1.5, 2.25)))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".mha", ".nhdr", ".npz"])
+def test_a_file_replaced_after_its_header_was_read(suffix, tmp_path):
+    """By one of the same size and shape, as a further run of a network would."""
+    path = write(tmp_path / f"a{suffix}")
+    header = io.read_header(path)
+    read_into(header, allocate(header))
+    write(path, factor=2.0)
+    with pytest.raises(InputError, match="was changed while it was read; run again"):
+        read_into(header, allocate(header))
+
+
+def test_voxels_beside_a_header_count(tmp_path):
+    path = write(tmp_path / "a.mhd")
+    header = io.read_header(path)
+    voxels = path.with_suffix(".zraw")
+    os.utime(voxels, ns=(0, voxels.stat().st_mtime_ns + 1))
+    with pytest.raises(InputError, match=r"a\.zraw: was changed"):
+        read_into(header, allocate(header))
+
+
+def test_a_file_cut_while_it_is_read_is_not_called_damaged(tmp_path):
+    path = write(tmp_path / "a.nii")
+    pieces = read_pieces(io.read_header(path), most_bytes=100)
+    next(pieces)
+    os.truncate(path, 400)
+    with pytest.raises(InputError, match=r"a\.nii: was changed"):
+        list(pieces)
+
+
+LARGE = (70, 190, 180)  # Several pieces, whatever the type.
+
+
+def saved(path, data):
+    if ".nii" in path.name:
+        return save_nifti(path, data.astype("int32") if data.dtype == "int64" else data, affine_of((1, 2, 3)))
+    return save_itk(path, data, compress=False)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name", "largest", "expected"),
+    [
+        ("uint8", "a.mha", 255, np.uint8),
+        ("int16", "a.nii", 255, np.uint8),
+        ("uint16", "a.mha", 256, np.uint16),
+        ("int64", "a.nrrd", 65535, np.uint16),
+        ("float64", "a.nii.gz", 256, np.uint16),
+    ],
+)
+def test_the_smallest_type_whatever_is_stored(dtype, name, largest, expected, tmp_path):
+    """The largest label is in the last plane, where most pieces are in place already."""
+    labels = (np.arange(np.prod(LARGE)) % 101).reshape(LARGE).astype(dtype)
+    labels[-3, -2, -1] = largest
+    read = io.read_labels(saved(tmp_path / name, labels))
+    assert read.data.dtype == expected
+    np.testing.assert_array_equal(read.data, labels)
+
+
+def test_how_far_from_whole_numbers_is_told(tmp_path):
+    values = np.ones(LARGE, np.float32)
+    values[0, 0, 0], values[-1, -1, -1] = 1.375, 0.75
+    path = saved(tmp_path / "a.nii", values)
+    with pytest.raises(InputError, match=r"a\.nii: not a label map: expected whole numbers, found values up to 0\.38 away from one"):
+        io.read_labels(path)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "read"), [("uint8", read_whole_numbers), ("float32", lambda header: read_mask(header, np.isfinite))], ids=["labels", "mask"]
+)
+def test_a_byte_per_voxel_and_a_few_megabytes(dtype, read, tmp_path):
+    """Neither a float32 array nor a second one of the stored type."""
+    shape = (160, 150, 400)
+    values = np.zeros(shape, dtype, order="F")
+    values[..., 9] = 3
+    header = io.read_header(save_nifti(tmp_path / "a.nii", values))
+    assert peak_memory(lambda: read(header)) < np.prod(shape) + (8 << 20)
+
+
+def test_several_values_per_voxel_are_no_mask(tmp_path):
+    path = save_nifti(tmp_path / "a.nii", np.zeros((4, 5, 6, 2), np.uint8))
+    with pytest.raises(InputError, match="expected a mask with one value per voxel, this file has 2"):
+        read_mask(io.read_header(path), is_nonzero)
