@@ -77,7 +77,7 @@ def test_the_verdict_is_on_the_named_regions_and_asks_about_the_rivals(judged):
     assert told["comparison"]["p_value"] == pytest.approx(2 / 2**9)  # all nine signs agree
     assert told["p_adjusted"] == told["comparison"]["p_value"]  # the question is tested alone
     assert told["outcome"] == "not better than simple"
-    assert lines[-1].startswith("verdict: The refinement helps. ")
+    assert ": the refinement helps." in lines[-1]
     assert " But not shown to gain more than twin: the refinement +" in lines[-1]
     assert "simple" not in lines[-1]  # nobody said that the twin is
     seen = 100 * detectable_difference((after - before).std(ddof=1), NUM_CASES)
@@ -220,7 +220,7 @@ def test_empty_masks_are_counted_apart_and_never_dropped(tmp_path):
     assert "empty masks: 7: prediction of 3 cases: 2 without it in both maps, 1 missed, 0 false alarms" in result.stdout
     assert "empty masks: 1:" not in result.stdout
     assert "power: with 3 cases no difference, however large, could have been significant" in result.stdout
-    assert "verdict: Too few cases. n = 3" in result.stdout.splitlines()[-1]
+    assert ": too few cases, at least 6 are needed" in result.stdout.splitlines()[-1]
     quiet = run_here(*study.arguments, "-q")
     assert (quiet.stderr, quiet.stdout) == ("", result.stdout.splitlines(keepends=True)[-1])
 
@@ -350,7 +350,7 @@ def test_the_report_shows_cases_with_and_without_an_image(tmp_path, monkeypatch)
     assert "no image of 1 of 3 cases, such as case2" in result.stderr
     assert files_in(study.output) == ["metrics.csv", "report.html", "summary.json"]
     page = (study.output / "report.html").read_text(encoding="utf-8")
-    assert all(text in page for text in ("Too few cases. n = 3", "whole", str(images)))
+    assert all(text in page for text in ("too few cases, at least 6", "whole", str(images)))
     assert page.count('class="picture"') == 3
     shown = {call["title"]: (None if image is None else len(image), call["modality_names"]) for image, call in drawn}
     assert shown == {"case0": (3, ("T1", "<FLAIR>", "T2")), "case1": (2, ("<FLAIR>", "T2")), "case2": (None, ())}

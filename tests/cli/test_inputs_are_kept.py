@@ -130,7 +130,7 @@ def test_train_crf(tmp_path, how):
         for name, target in (
             ("params.toml", label),
             ("params.report.json", tmp_path / "dataset.json"),
-            *([("params.curves.png", logits), ("params.checkpoint.json", label)] if not options else []),
+            *([("params.fold2.json", logits)] if not options else []),
         ):
             refused(
                 tmp_path,

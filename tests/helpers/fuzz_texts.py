@@ -13,7 +13,6 @@ from fuzz_mutations import mutated, mutated_text, wrong_somewhere
 from fuzz_worker import MAX_OF_A_MESSAGE, Target
 
 from crfrefine.base import memory
-from crfrefine.base.plain import to_plain
 from crfrefine.base.text import for_terminal
 from crfrefine.cases import nnunet
 from crfrefine.cases.dataset_description import read_dataset_description
@@ -118,19 +117,19 @@ def _require_lines(notes):
 
 
 @cache
-def _trained():
-    """The state of a training in the middle; what trains imports torch, which the other targets do without."""
-    from training_helpers import half_done
+def _fold():
+    """A finished fold of a training; what trains imports torch, which the other targets do without."""
+    from training_helpers import finished_fold
 
-    from crfrefine.train.checkpoint import checkpoint_text
+    from crfrefine.train.cross_validation import fold_text
 
-    return json.loads(checkpoint_text("digest", to_plain(half_done())))
+    return json.loads(fold_text(finished_fold(), "digest"))
 
 
-def _read_checkpoint(path, rng):
-    from crfrefine.train.checkpoint import Checkpoint
+def _read_fold(path, rng):
+    from crfrefine.train.cross_validation import read_folds
 
-    assert Checkpoint(path, "digest").load() is not None
+    assert list(read_folds([path], "digest")) == [0]
 
 
 def _damaged_text(content, rng):
@@ -212,7 +211,7 @@ def text_targets():
     yield Target("regions.json", _make("regions.json"), _read_regions)
     nnunet = ("plans.json", "predict_from_raw_data_args.json", "splits_final.json", "dataset.json")
     yield Target("nnunet", _make(*nnunet), _read_nnunet, names_file=False)
-    yield Target("checkpoint.json", lambda rng: {"c.json": wrong_somewhere(_trained(), rng)}, _read_checkpoint)
+    yield Target("fold.json", lambda rng: {"c.json": wrong_somewhere(_fold(), rng)}, _read_fold)
     yield Target("parameters.toml", lambda rng: {"p.toml": _damaged_text(CrfParameters().to_toml().encode(), rng)}, _read_parameters)
     yield Target("options", lambda rng: {"text": _damaged_text(rng.choice(_OPTIONS), rng)}, _read_option, names_file=False)
     yield Target("record", _record, _read_record, names_file=False)
