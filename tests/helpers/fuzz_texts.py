@@ -20,7 +20,7 @@ from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.manifest import read_manifest
 from crfrefine.cases.region_reading import find_regions
 from crfrefine.errors import CrfRefineError, InputError
-from crfrefine.metrics.regions import parse_region, read_regions
+from crfrefine.metrics.regions import parse_region
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.toml import parse_override
 from crfrefine.runs.infer.records import SCHEMA
@@ -50,9 +50,8 @@ _CONTENTS = {
         _DESCRIPTION,
         _DECATHLON,
         {"labels": _BRATS, "regions_class_order": [1, 2, 3]},
-        {"labels": {"background": 0, "a": 1}, "regions": {"all": [1]}, "channel_names": ["CT"]},
+        {"labels": {"background": 0, "a": 1}, "channel_names": ["CT"]},
     ),
-    "regions.json": ({"whole": [1, 2, 3, 4], "core": "1+3+4", "enhancing": 4}, {"labels": {"a": 1, "b": [1, 2]}, "regions": {"c": [2]}}),
     "plans.json": ({"dataset_name": "Dataset004_Hippocampus", "plans_name": "nnUNetPlans", "image_reader_writer": "SimpleITKIO"},),
     "splits_final.json": ([{"train": ["a", "b"], "val": ["c"]}, {"train": ["c"], "val": ["a", "b"]}],),
     "predict_from_raw_data_args.json": (
@@ -80,11 +79,6 @@ def _read_description(path, rng):
     assert all(isinstance(name, str) for name in (*found.labels, *found.channel_names))
     assert found.num_labels is None or found.num_labels >= 1
     find_regions(None, [path.parent])
-    read_regions(path)
-
-
-def _read_regions(path, rng):
-    assert all(region.name and all(0 < label <= 65535 for label in region.labels) for region in read_regions(path))
 
 
 def _read_nnunet(path, rng):
@@ -208,7 +202,6 @@ def _read_manifest(path, rng):
 def text_targets():
     """The readers of texts and tables."""
     yield Target("dataset.json", _make("dataset.json"), _read_description, names_file=False)
-    yield Target("regions.json", _make("regions.json"), _read_regions)
     nnunet = ("plans.json", "predict_from_raw_data_args.json", "splits_final.json", "dataset.json")
     yield Target("nnunet", _make(*nnunet), _read_nnunet, names_file=False)
     yield Target("fold.json", lambda rng: {"c.json": wrong_somewhere(_fold(), rng)}, _read_fold)

@@ -9,7 +9,6 @@ import pytest
 from crfrefine.cases.dataset_description import read_dataset_description
 from crfrefine.errors import InputError
 from crfrefine.io.json import read_json
-from crfrefine.metrics.regions import read_regions
 
 DIGITS = "9" * 5000
 
@@ -86,20 +85,6 @@ def test_what_is_no_file_is_not_passed_over(tmp_path, make, words):
     make(tmp_path / "dataset.json")
     with pytest.raises(InputError, match=rf"dataset\.json: .*{words}"):
         read_dataset_description(tmp_path)
-
-
-def test_a_file_of_regions(tmp_path):
-    path = tmp_path / "regions.json"
-    for content, words in (
-        (b'{"core": 1e999}', "region 'core': inf is not the number of a label"),
-        (b'{"core": 70000}', "label 70000"),
-        (b"[" * 100_000, "nested too deeply"),
-    ):
-        path.write_bytes(content)
-        with pytest.raises(InputError, match=words):
-            read_regions(path)
-    with pytest.raises(InputError, match="this is a folder"):
-        read_regions(tmp_path)
 
 
 def test_a_file_of_any_size_is_not_read(tmp_path):
