@@ -26,8 +26,7 @@ from sharp_cases import CRF, METHODS, Coarse, Labels, make_coarse, read_case, to
 
 from crfrefine.metrics.overlap import measure_case
 from crfrefine.statistics.comparison import format_p
-from crfrefine.statistics.paired import holm
-from crfrefine.statistics.wilcoxon import signed_rank
+from crfrefine.statistics.paired import holm, signed_rank
 
 ORGANS = {"acdc": "hearts", "atrium": "atria", "hippocampus": "hippocampi"}
 IN_PLANE = "acdc"  # becomes coarse along the first two axes only
@@ -91,7 +90,7 @@ def test_table(found: dict[Row, list[Scores]], methods: Sequence[str], metric: s
     for (folder, how, factor), cases in found.items():
         own = _values(cases, CRF, metric)
         gains = [100 * (own - _values(cases, other, metric)) for other in others]
-        tests = holm([signed_rank(gain).p_value for gain in gains])
+        tests = holm([signed_rank(gain)[0] for gain in gains])
         pairs = zip(gains, tests, strict=True)
         cells = [f"{gain.mean():+.2f} ({format_p(p)})" for gain, p in pairs]
         rows.append([ORGANS[folder], how, f"{factor}×", *cells])

@@ -107,16 +107,13 @@ def train_crf(
         raise typer.BadParameter(shared.NNUNET_HAS_PROBABILITIES, param_hint="--input-type")
     if nnunet is None and output is None:
         raise typer.BadParameter("name the file to write, such as -o params.toml", param_hint="--output")
-    common: dict[str, Any] = {
-        **options,
-        **{"strict": strict, "seed": seed},
-    }
+    common: dict[str, Any] = {**options, "strict": strict, "seed": seed}
     if unlabeled and output is not None:
         from crfrefine.cli.training_reporting import TrainingReporter, print_choice
-        from crfrefine.train.options import UnlabeledOptions, locate_unlabeled
+        from crfrefine.train.options import UnlabeledOptions, locate
         from crfrefine.train.unlabeled_run import run_unlabeled
 
-        found = locate_unlabeled(folder, images=images, logits=logits, masks=masks)
+        found = locate(folder, ("images", "logits"), {"images": images, "logits": logits, "masks": masks}, takes_files=True)
         to_choose = UnlabeledOptions(
             images=found["images"],
             logits=found["logits"],

@@ -13,9 +13,9 @@ from crfrefine.arrays.label_maps import foreground_labels
 from crfrefine.base.failures import Failure, failing_alone
 from crfrefine.cases.region_reading import NO_REGIONS
 from crfrefine.errors import InputError
-from crfrefine.evaluate.pairing import MethodFiles
+from crfrefine.evaluate.pairing import CasePair, MethodFiles
 from crfrefine.evaluate.reading import Reference, SoftLabels, read_masks, read_probabilities, read_reference, remarks_on_name
-from crfrefine.evaluate.records import CaseResult, Job
+from crfrefine.evaluate.records import CaseResult, Settings
 from crfrefine.metrics.calibration import measure_calibration, measure_channel_calibration
 from crfrefine.metrics.overlap import measure_case
 
@@ -28,18 +28,18 @@ MAX_MEASURED = 2000
 """The finest atlases have half as many; a gray image taken for a label map has thousands, and would be measured for hours."""
 
 
-def measure_pair(job: Job) -> CaseResult:
+def measure_pair(settings: Settings, pair: CasePair) -> CaseResult:
     """Measure every method in a case; a method that cannot be measured is recorded, and the others continue."""
     started = time.perf_counter()
-    result = CaseResult(job.case_id)
-    with failing_alone(result.fail, job.pair.reference):
-        if job.pair.problem:
-            raise InputError(job.pair.problem)
+    result = CaseResult(pair.case_id)
+    with failing_alone(result.fail, pair.reference):
+        if pair.problem:
+            raise InputError(pair.problem)
         told: list[str] = []
-        reference = read_reference(job.pair, job.settings, told)
+        reference = read_reference(pair, settings, told)
         result.warnings += [f"reference: {text}" for text in told]
         result.notes += [f"reference: {note}" for note in reference.header.remarks]
-        for name, files in job.pair.methods.items():
+        for name, files in pair.methods.items():
             with failing_alone(partial(_fail_method, result, name), *files.paths):
                 _measure_method(name, files, replace(reference, notes=[]), result)
     result.times["measure"] = time.perf_counter() - started

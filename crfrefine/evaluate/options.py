@@ -75,8 +75,8 @@ class EvaluationOptions:
         tuple[str, ...],
         Option(
             "-r --regions",
-            "Labels that count together, such as core=1+3+4, or a JSON file; repeatable. The verdict is then about these.",
-            "FILE|NAME=1+3+4",
+            "Labels that count together, such as core=1+3+4; repeatable. The verdict is then about these.",
+            "NAME=1+3+4",
         ),
     ] = ()
     tolerance_mm: Annotated[float, Option("--tolerance", "Tolerance of the surface Dice.", "MM", show_default=True)] = 1.0

@@ -7,14 +7,13 @@ import io
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import crfrefine
+from crfrefine.base.plain import to_plain
 from crfrefine.base.text import printable
 from crfrefine.cases.dataset_description import Names, read_names
 from crfrefine.errors import CrfRefineError
@@ -37,27 +36,22 @@ COLUMNS = ("case", "label", "metric", "value", "method")
 _FORMULA_STARTS = ("=", "+", "-", "@")
 
 
-def write_tables(evaluation: Evaluation) -> tuple[Path, ...]:
+def write_tables(evaluation: Evaluation) -> None:
     """Write the measurements and the summary."""
     folder = evaluation.options.output
     write_small_file(folder / METRICS_NAME, metrics_csv(evaluation.full_table).encode())
     content = json.dumps(make_summary(evaluation), indent=2, allow_nan=False) + "\n"
     write_small_file(folder / SUMMARY_NAME, content.encode())
-    return folder / METRICS_NAME, folder / SUMMARY_NAME
 
 
 def metrics_csv(table: ResultTable) -> str:
     """Return the tidy table: one line per value, in full precision, with an empty field for undefined ones."""
-    lines = [_csv_line(COLUMNS)]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
     for line in table:
         value = "" if math.isnan(line.value) else repr(float(line.value))
-        lines.append(_csv_line((_plain(line.case), _plain(line.region), line.metric, value, _plain(line.method))))
-    return "".join(lines)
-
-
-def _csv_line(fields: Sequence[str]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(fields)
+        writer.writerow((_plain(line.case), _plain(line.region), line.metric, value, _plain(line.method)))
     return text.getvalue()
 
 
@@ -96,10 +90,7 @@ def make_summary(evaluation: Evaluation) -> dict[str, Any]:
             "judged_regions": list(evaluation.judged_regions),
             "verdict": None if evaluation.verdict is None else evaluation.verdict.to_dict(),
             "power_note": evaluation.power_note,
-            "empty_masks": {
-                region: {method: asdict(counts) for method, counts in of_region.items()}
-                for region, of_region in evaluation.empty_masks.items()
-            },
+            "empty_masks": to_plain(evaluation.empty_masks),
             "empty_predictions": {method: list(cases) for method, cases in evaluation.empty_predictions.items()},
             "cases_learned_on": {method: list(cases) for method, cases in evaluation.learned.items()},
             "num_cases": len(evaluation.pairs),
@@ -128,15 +119,13 @@ def make_summary(evaluation: Evaluation) -> dict[str, Any]:
     return summary
 
 
-def write_html(evaluation: Evaluation, progress: Callable[[str, int, int], None], note: Callable[[str], None]) -> Path:
+def write_html(evaluation: Evaluation, progress: Callable[[str, int, int], None], note: Callable[[str], None]) -> None:
     """Write the report; `progress` as in `write_report`, and `note` is called with what cannot be shown."""
     from crfrefine.pages.report import write_report
 
-    path = evaluation.options.output / REPORT_NAME
-    problem = write_report(path, make_report_input(evaluation, note), progress=progress)
+    problem = write_report(evaluation.options.output / REPORT_NAME, make_report_input(evaluation, note), progress=progress)
     if problem:
         note(problem)
-    return path
 
 
 # The contents of the report: the results of the run, and the volumes of the cases that it shows, read when they are asked for.

@@ -1,4 +1,4 @@
-"""A case to measure, the settings of the run, and the result of a case."""
+"""The settings of a run, and the result of a case."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from crfrefine.cases.region_reading import RegionReading
-from crfrefine.evaluate.pairing import CasePair
 from crfrefine.evaluate.regions import RegionPlan
 from crfrefine.metrics.registry import RegionValues
 from crfrefine.runs.execution.records import Record
@@ -30,16 +29,3 @@ class CaseResult(Record):
     values: dict[str, RegionValues] = field(default_factory=dict)  # By method; methods that could not be measured are missing.
     # Optional results that are missing and structures that others cover, each after the name of the method, or "reference".
     warnings: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Job:
-    """A case to measure."""
-
-    pair: CasePair  # Its files.
-    settings: Settings  # Settings of the run.
-
-    @property
-    def case_id(self) -> str:
-        """Its name."""
-        return self.pair.case_id

@@ -1,16 +1,15 @@
-"""The regions of a run: each label, those named on the command line or in `dataset.json`, and those that the verdict is about."""
+"""The regions of a run: each label, those of the command line or of nnU-Net's `dataset.json`, and those that the verdict is about."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from crfrefine.base.text import shorten
-from crfrefine.cases.dataset_description import DatasetDescription, description_or_note, read_dataset_description
-from crfrefine.errors import ConfigError, InputError
-from crfrefine.metrics.regions import ALL_LABELS, Region, parse_region, read_regions
+from crfrefine.cases.dataset_description import DatasetDescription, description_or_note
+from crfrefine.errors import ConfigError
+from crfrefine.metrics.regions import ALL_LABELS, Region, make_region, parse_region
 
 
 @dataclass(frozen=True)
@@ -41,26 +40,30 @@ class RegionPlan:
 def plan_regions(texts: Sequence[str], labels: Path, ignore_label: int | None) -> RegionPlan:
     """Determine the regions of a run.
 
-    The texts are each "NAME=1+3+4", or the name of a JSON file; a `dataset.json` is searched beside the reference and in the folder above.
+    The texts are each "NAME=1+3+4"; a `dataset.json` is searched beside the reference and in the folder above.
 
     Raises:
         ConfigError: a region has wrong syntax, or a name that is taken.
-        InputError: a file of regions cannot be read.
     """
     notes: list[str] = []
-    description, described = _describe(labels if labels.is_dir() else labels.parent, notes)
+    description = description_or_note(labels if labels.is_dir() else labels.parent, notes)
     ignored = ignore_label if ignore_label is not None or description is None else description.ignore_label
-    titles = _titles(description)
-    asked = [_as_label(region, titles) for text in texts for region in _parse(text, titles)]
+    titles = {str(label): f"{label} {name}" for label, name in description.label_names.items()} if description else {}
+    # A label has its own row, whose title has its name: as a region of that name it would appear twice.
+    asked = [_as_label(parse_region(text), titles) for text in texts]
+    described = [_as_label(region, titles) for region in _described_regions(description, notes)]
     named: dict[str, tuple[int, ...]] = {}
     for region in asked:
         if named.setdefault(region.name, region.labels) != region.labels:
             raise ConfigError(f"--regions {region.name}: appears twice, with different labels")
-    names = tuple(named)
+    names = tuple(named) or tuple(dict.fromkeys(region.name for region in described))
     for region in described:
         named.setdefault(region.name, region.labels)
     for name, members in named.items():
-        _check_name(name, members)
+        if name == ALL_LABELS:
+            raise ConfigError(f"region {name!r}: is the name of the calibration of all labels together; choose another one")
+        if name.isdigit() and name != "+".join(map(str, members)):
+            raise ConfigError(f"region {name!r}: is the name of label {name}; choose another one")
         if ignored in members:
             raise ConfigError(f"region {name!r}: label {ignored} marks voxels that are ignored, it cannot belong to a region")
     # A region that equals a label, such as "2=2", would appear twice.
@@ -68,77 +71,23 @@ def plan_regions(texts: Sequence[str], labels: Path, ignore_label: int | None) -
     named = {name: members for name, members in named.items() if name != str(members[0])}
     entries = (entry if isinstance(entry, tuple) else (entry,) for entry in (description.labels.values() if description else ()))
     numbers = {value for entry in entries for value in entry} - {0, ignored}
-    return RegionPlan(
-        labels=tuple(sorted(numbers | plain)),
-        named=named,
-        judged=names or tuple(region.name for region in described),
-        titles=titles,
-        ignore_label=ignored,
-        notes=tuple(notes),
-    )
+    return RegionPlan(tuple(sorted(numbers | plain)), named, names, titles, ignored, tuple(notes))
 
 
-def _describe(folder: Path, notes: list[str]) -> tuple[DatasetDescription | None, tuple[Region, ...]]:
-    """Return the contents of `dataset.json` and its regions: all of its labels if some of them are sets, and its entry "regions"."""
-    description = description_or_note(folder, notes)
-    if description is None:
-        return None, ()
+def _described_regions(description: DatasetDescription | None, notes: list[str]) -> tuple[Region, ...]:
+    """Return the labels of a `dataset.json`, if some of them are sets; names that cannot be used are noted."""
+    if description is None or not description.has_regions:
+        return ()
+    entries = {name: value if isinstance(value, tuple) else (value,) for name, value in description.labels.items() if name != "ignore"}
     try:
-        found = read_regions(description.path) if description.labels else ()
-    except InputError as error:  # Its labels, and the one to ignore, are still valid.
-        notes.append(f"{error}; continuing without its regions")
-        found = ()
-    labels = {" ".join(name.split()) for name in description.labels}
-    if not description.has_regions:
-        return description, tuple(region for region in found if region.name not in labels)
-    titles = _titles(description)
-    return description, tuple(dict.fromkeys(_as_label(region, titles) for region in found))
+        return tuple(make_region(name, members) for name, members in entries.items() if 0 not in members)
+    except ValueError as error:  # Its labels, and the one to ignore, are still valid.
+        notes.append(f"{description.path}: {error}; continuing without its regions")
+        return ()
 
 
 def _as_label(region: Region, titles: Mapping[str, str]) -> Region:
-    """Return a label that has the name of the region; else the region.
-
-    A label has its own row, whose title has its name: as a region of that name it would appear twice.
-    """
+    """Return the label that has the name of the region; else the region."""
     number = str(region.labels[0])
-    if len(region.labels) == 1 and titles.get(number) == _title(number, region.name):
-        return Region(number, region.labels)
-    return region
-
-
-def _parse(text: str, titles: dict[str, str]) -> tuple[Region, ...]:
-    """Return the regions that a text or the file of that name has; names of labels in a `dataset.json` are added to the titles."""
-    path = Path(text)
-    try:
-        is_file = path.is_file()
-    except (OSError, ValueError):  # Too long for a file name (a hundred labels), or with the character NUL.
-        is_file = False
-    if is_file:
-        found = read_regions(path)
-        if not found:
-            raise InputError(f'{path}: holds no region; expected names and labels, such as {{"core": [1, 3, 4]}}')
-        if path.name == "dataset.json":
-            with suppress(InputError):  # Then its labels stay regions under their names.
-                titles.update(
-                    {number: title for number, title in _titles(read_dataset_description(path.parent)).items() if number not in titles}
-                )
-        return found
-    if "=" not in text:
-        raise ConfigError(f'--regions {shorten(text)}: no such file, and not a region such as "core=1+3+4"')
-    return (parse_region(text),)
-
-
-def _check_name(name: str, members: Sequence[int]) -> None:
-    if name == ALL_LABELS:
-        raise ConfigError(f"region {name!r}: is the name of the calibration of all labels together; choose another one")
-    if name.isdigit() and name != "+".join(map(str, members)):
-        raise ConfigError(f"region {name!r}: is the name of label {name}; choose another one")
-
-
-def _titles(description: DatasetDescription | None) -> dict[str, str]:
-    """Return "1 anterior" for label 1."""
-    return {str(label): f"{label} {name}" for label, name in description.label_names.items()} if description else {}
-
-
-def _title(number: str, name: str) -> str:
-    return f"{number} {shorten(' '.join(name.split()))}"
+    is_label = len(region.labels) == 1 and titles.get(number) == f"{number} {shorten(region.name)}"
+    return Region(number, region.labels) if is_label else region

@@ -19,8 +19,8 @@ from crfrefine.metrics.regions import ALL_LABELS
 from crfrefine.metrics.registry import CALIBRATION_METRICS, DICE, MASK_METRICS, RegionValues
 from crfrefine.runs.execution.records import Observer
 from crfrefine.statistics.comparison import Measurement, ResultTable, SummaryRow, correct, summarize
+from crfrefine.statistics.paired import ALPHA, smallest_p_value
 from crfrefine.statistics.verdict import Verdict, not_tested, power_text, verdict
-from crfrefine.statistics.wilcoxon import smallest_p_value
 
 if TYPE_CHECKING:
     from crfrefine.cases.case_files import IncompleteCase
@@ -182,7 +182,7 @@ class Evaluation:
             return None
         comparison, count = judged.comparison, judged.comparison.num_pairs
         cases = counted(count, "case")
-        if smallest_p_value(count) > judged.alpha:
+        if smallest_p_value(count) > ALPHA:
             return f"with {cases} no difference, however large, could have been significant"
         seen = comparison.detectable_difference
         if not seen > 0:
@@ -190,7 +190,7 @@ class Evaluation:
         unit = DICE.difference_unit
         scatter = f"{DICE.difference_text(comparison.standard_deviation, '')} {unit}"
         found = power_text(f"{DICE.difference_text(seen, '')} {unit} of {DICE.title}")
-        return f"with {cases} and differences that scatter by {scatter}, {found} (level {judged.alpha:g})"
+        return f"with {cases} and differences that scatter by {scatter}, {found} (level {ALPHA:g})"
 
     @cached_property
     def empty_masks(self) -> dict[str, dict[str, EmptyMasks]]:

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import closing
+from functools import partial
+from pathlib import Path
 
 from crfrefine.base.failures import describe_failure
 from crfrefine.base.inputs import keeping_inputs
+from crfrefine.base.text import printable
 from crfrefine.base.threads import available_threads
 from crfrefine.cases.region_reading import RegionReading, find_regions
 from crfrefine.errors import CrfRefineError
-from crfrefine.evaluate.learned import cases_learned_on
 from crfrefine.evaluate.measuring import measure_pair
 from crfrefine.evaluate.options import METRICS_NAME, REPORT_NAME, SUMMARY_NAME, EvaluationOptions, check_options
 from crfrefine.evaluate.outputs import write_html, write_tables
-from crfrefine.evaluate.pairing import pair_cases
-from crfrefine.evaluate.records import CaseResult, Job, Settings
+from crfrefine.evaluate.pairing import CasePair, pair_cases
+from crfrefine.evaluate.records import CaseResult, Settings
 from crfrefine.evaluate.regions import plan_regions
 from crfrefine.evaluate.results import Evaluation, EvaluationObserver
 from crfrefine.evaluate.structures import has_structures, pair_structures
 from crfrefine.io.atomic import check_replaceable, check_writable
+from crfrefine.io.paths import stem_of
 from crfrefine.io.recognition import add_volumes
+from crfrefine.parameters.model import TRAINED_ON
 from crfrefine.runs.execution.processes import map_in_processes
+from crfrefine.runs.infer.store import Entry, read_records
 
 
 class StoppedError(CrfRefineError):
@@ -83,18 +89,48 @@ def _channels(options: EvaluationOptions, notes: list[str]) -> dict[str, RegionR
 def _measure(evaluation: Evaluation, observer: EvaluationObserver) -> None:
     """Fill in the results of the evaluation, in the order of the cases."""
     check_writable(evaluation.options.output)
-    jobs = [Job(pair, evaluation.settings) for pair in evaluation.pairs]
     observer.run_started(evaluation)
     for note in (*([evaluation.left_out_text] if evaluation.left_out else []), *evaluation.notes):
         observer.note(note)
     found = {}
-    with closing(map_in_processes(measure_pair, jobs, evaluation.num_processes)) as outcomes:
-        for job, outcome in outcomes:
-            result = outcome if isinstance(outcome, CaseResult) else CaseResult(job.case_id)
+    measure = partial(measure_pair, evaluation.settings)
+    with closing(map_in_processes(measure, evaluation.pairs, evaluation.num_processes)) as outcomes:
+        for pair, outcome in outcomes:
+            result = outcome if isinstance(outcome, CaseResult) else CaseResult(pair.case_id)
             if isinstance(outcome, Exception):
                 result.fail(describe_failure(outcome))
-            found[job.case_id] = result
+            found[pair.case_id] = result
             observer.case_ended(result)
             if result.failures and evaluation.options.fail_fast:
                 raise StoppedError(f"stopped at case {result.case_id!r} (--fail-fast): {result.failures[0].message}")
-    evaluation.results = [found[job.case_id] for job in jobs]
+    evaluation.results = [found[pair.case_id] for pair in evaluation.pairs]
+
+
+# The cases that the parameters of a method were learned on, by the record that `infer` leaves beside its label maps.
+
+
+def cases_learned_on(pairs: Sequence[CasePair], notes: list[str]) -> dict[str, tuple[str, ...]]:
+    """Return the cases of each method that its parameters were learned on, by their names.
+
+    A method without a record, or without cases of this kind, is left out. A record that cannot be read is noted.
+    """
+    records: dict[Path, dict[str, Entry]] = {}
+    learned: dict[str, list[str]] = {}
+    for pair in pairs:
+        for method, files in pair.methods.items():
+            if files.label_map is None:
+                continue
+            path = files.label_map.resolve()
+            if path.parent not in records:
+                records[path.parent] = _read_records(path.parent, notes)
+            entry = records[path.parent].get(path.name if path.is_dir() else stem_of(path))
+            if entry is not None and printable(entry.record.case_id) in (entry.run.settings.get(TRAINED_ON) or ()):
+                learned.setdefault(method, []).append(pair.case_id)
+    return {method: tuple(cases) for method, cases in learned.items()}
+
+
+def _read_records(folder: Path, notes: list[str]) -> dict[str, Entry]:
+    """Return the newest record of each label map in a folder, by the name of the file without its suffix."""
+    recorded = read_records(folder)
+    notes += [f"{note}; its parameters may have been learned on more cases than are known" for note in recorded.notes]
+    return {stem_of(entry.record.output): entry for entry in recorded.entries if entry.record.output is not None}

@@ -17,7 +17,7 @@ from crfrefine.metrics.reliability import ReliabilitySums
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from crfrefine.base.array_types import Array, Bool, Float64
+    from crfrefine.base.array_types import Array, Float64
 
 _BLOCK_VOXELS = 1 << 15  # A few arrays of a block fit into a processor's cache.
 
@@ -81,7 +81,7 @@ def _measure(
     for block, truth in _blocks(probabilities, reference, ignore_label):
         for name, own in channels.items():
             probability = block[own[0]] if len(own) == 1 else np.minimum(block[own].sum(axis=0), 1.0)
-            sums[name].add_binary(probability, _is_any(truth, members[name]))
+            sums[name].add_binary(probability, np.isin(truth, members[name]))
         if together:
             sums[ALL_LABELS].add_labels(block, truth)
     metrics = CALIBRATION_METRICS.items()
@@ -104,10 +104,3 @@ def _blocks(probabilities: NDArray[np.floating[Any]], reference: Array, ignore_l
             block, truth = block[:, kept], truth[kept]
         if truth.size:
             yield np.clip(block, 0.0, 1.0, dtype=np.float64, casting="unsafe"), truth
-
-
-def _is_any(truth: Array, members: Array) -> Bool:
-    found: Bool = truth == members[0]
-    for member in members[1:]:
-        found |= truth == member
-    return found

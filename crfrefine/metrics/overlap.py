@@ -64,7 +64,7 @@ def measure_case(
     sides, voxel_volume = tuple(float(spacing[axis]) for axis in kept) or (1.0,), math.prod(map(float, spacing))
     for name, region in regions.items():
         labels_of_region = tuple(region)
-        one, other = _select(found, labels_of_region), _select(wanted, labels_of_region)
+        one, other = np.isin(found, labels_of_region), np.isin(wanted, labels_of_region)
         if ignored is not None:
             one, other = one & ~ignored, other & ~ignored
         around = bounding_box(one | other) or _ONE_VOXEL
@@ -87,14 +87,6 @@ def measure_masks(
             raise InputError(f"the {name} has values of type {mask.dtype}; expected a mask of booleans")
     regions = {"mask": (1,)}
     return measure_case(prediction, reference, regions, spacing, tolerance_mm=tolerance_mm, metrics=metrics)["mask"]
-
-
-def _select(labels: NDArray[Any], wanted: Sequence[int]) -> NDArray[np.bool_]:
-    """Return where a label map has one of the wanted labels."""
-    mask = np.zeros_like(labels, dtype=bool)
-    for label in wanted:
-        mask |= labels == label
-    return mask
 
 
 def _without_flat_axes(labels: NDArray[Any], kept: Sequence[int]) -> NDArray[Any]:

@@ -15,7 +15,7 @@ from crfrefine.errors import InputError
 from crfrefine.io.json import without_nonfinite
 from crfrefine.metrics.regions import ALL_LABELS, RESERVED
 from crfrefine.metrics.registry import DICE, NLL, metric_named
-from crfrefine.statistics.paired import NUM_RESAMPLES, PairedComparison, compare_pairs, holm
+from crfrefine.statistics.paired import PairedComparison, compare_pairs, holm
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -142,7 +142,6 @@ class ResultTable:
         *,
         regions: Sequence[str] | None = None,
         seed: int = 0,
-        num_resamples: int = NUM_RESAMPLES,
     ) -> PairedComparison:
         """Compare two methods in a metric that has better values; for the region MEAN, in the mean over `regions`, default all."""
         better = metric_named(metric).better
@@ -152,7 +151,7 @@ class ResultTable:
             method_values, baseline_values = self._magnitudes(metric).means(metric, [method, baseline], regions)
         else:
             method_values, baseline_values = self.values(method, region, metric), self.values(baseline, region, metric)
-        return compare_pairs(method_values, baseline_values, cases=self.cases, better=better, seed=seed, num_resamples=num_resamples)
+        return compare_pairs(method_values, baseline_values, cases=self.cases, better=better, seed=seed)
 
     def missing_cases(self, method: str) -> tuple[str, ...]:
         """Return the cases without any measurement of a method, such as failed ones."""
@@ -213,7 +212,6 @@ def summarize(
     regions: Sequence[str] | None = None,
     mean_regions: Sequence[str] | None = None,
     seed: int = 0,
-    num_resamples: int = NUM_RESAMPLES,
 ) -> list[SummaryRow]:
     """Summarize each method and compare it with a baseline.
 
@@ -224,7 +222,6 @@ def summarize(
         regions: default: all.
         mean_regions: the regions of a row MEAN; default: `regions`. The row exists if there are several.
         seed: of the bootstrap.
-        num_resamples: of the bootstrap.
 
     Returns:
         Rows by metric, then method, then region.
@@ -241,10 +238,11 @@ def summarize(
             is_tested = metric_named(metric).better is not None and method != baseline
             for name in names:
                 values = table.means(metric, [method], averaged)[0] if name == MEAN else table.values(method, name, metric)
-                comparison = None
-                if is_tested:
-                    comparison = table.compare(method, baseline, name, metric, regions=averaged, seed=seed, num_resamples=num_resamples)
-                rows.append(_summary_row(method, name, metric, values, comparison))
+                comparison = table.compare(method, baseline, name, metric, regions=averaged, seed=seed) if is_tested else None
+                defined = values[~np.isnan(values)]
+                mean, median = (float(defined.mean()), float(np.median(defined))) if defined.size else (math.nan, math.nan)
+                row = SummaryRow(method, name, metric, defined.size, values.size - defined.size, mean, median, comparison)
+                rows.append(row)
     return correct(rows, averaged)
 
 
@@ -300,13 +298,6 @@ def summary_dicts(rows: Sequence[SummaryRow]) -> list[dict[str, Any]]:
     return [without_nonfinite(asdict(row)) for row in rows]
 
 
-def summary_text(rows: Iterable[SummaryRow]) -> list[list[str]]:
-    """Return the summary as cells of a table, the head first; differences of ratios are in points (hundredths)."""
-    head = ["metric", "region", "method", "n", "undefined", "mean", "median"]
-    head += ["difference", "95 % CI", "p", "p (Holm)", "effect", "better/equal/worse", "worst case"]
-    return [head, *(_cells(row) for row in rows)]
-
-
 def comparison_texts(row: SummaryRow) -> tuple[str, str, str, str]:
     """Return the difference, its interval, p after Holm and better/equal/worse as displayed; empty without a comparison."""
     comparison, metric = row.comparison, metric_named(row.metric)
@@ -325,22 +316,3 @@ def format_p(p_value: float) -> str:
         return f"{p_value:.2g}"
     mantissa, exponent = f"{p_value:.0e}".split("e")
     return f"{mantissa}e{int(exponent)}"
-
-
-def _summary_row(method: str, region: str, metric: str, values: NDArray[np.float64], comparison: PairedComparison | None) -> SummaryRow:
-    defined = values[~np.isnan(values)]
-    mean, median = (float(defined.mean()), float(np.median(defined))) if defined.size else (math.nan, math.nan)
-    return SummaryRow(method, region, metric, defined.size, values.size - defined.size, mean, median, comparison)
-
-
-def _cells(row: SummaryRow) -> list[str]:
-    metric = metric_named(row.metric)
-    means = metric.value_text(row.mean), metric.value_text(row.median)
-    cells = [row.metric, row.region, row.method, str(row.num_values), str(row.num_undefined), *means]
-    if row.comparison is None:
-        return cells + [""] * 7
-    comparison = row.comparison
-    difference, interval, p_adjusted, counts = comparison_texts(row)
-    effect = "" if math.isnan(comparison.effect_size) else f"{comparison.effect_size:+.2f}"
-    worst = f"{comparison.worst[0][0]} {metric.difference_text(comparison.worst[0][1])}" if comparison.worst else ""
-    return [*cells, difference, interval, format_p(comparison.p_value), p_adjusted, effect, counts, worst]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from crfrefine.metrics.registry import CALIBRATION_METRICS, DICE, metric_named
 from crfrefine.statistics.comparison import CORRECTED, MEAN, Family, SummaryRow, format_p
-from crfrefine.statistics.paired import PairedComparison
+from crfrefine.statistics.paired import ALPHA, PairedComparison
 
 _MAX_NAMED = 6
 
@@ -49,9 +49,8 @@ def find_harm(
     method: str,
     *,
     titles: Mapping[str, str] | None = None,
-    alpha: float = 0.05,
 ) -> Harm:
-    """Find the metrics in which a method is worse than its baseline, in the rows of `summarize`; tests are two-sided, of level `alpha`.
+    """Find the metrics in which a method is worse than its baseline, in the rows of `summarize`; tests are two-sided, of level ALPHA.
 
     The p values are those of the summary: a comparison is shown by one number. A metric that is a function of another one is not
     repeated, and neither is the metric of `judge_probabilities`.
@@ -59,19 +58,16 @@ def find_harm(
     significant: list[Decline] = []
     in_most_cases: list[Decline] = []
     sizes = dict.fromkeys(CORRECTED, 0)
-    tested = [
-        (row, row.comparison, row.family)
-        for family in CORRECTED
-        for row in summary
-        if row.method == method and row.family == family and row.family is not None and row.comparison is not None
-    ]
-    for row, comparison, family in tested:
-        sizes[family] += 1
-        is_overall = family == Family.OTHER_METRICS
+    tested = [row for family in CORRECTED for row in summary if row.method == method and row.family == family]
+    for row in tested:
+        comparison, is_overall = row.comparison, row.family == Family.OTHER_METRICS
+        assert comparison is not None
+        assert row.family is not None
+        sizes[row.family] += 1
         name = _name(row, is_overall=is_overall, titles=titles or {})
         decline = Decline(row.metric, row.region, name, is_overall, comparison, row.p_adjusted)
         # As a test of ranks is significant, so its direction is that of the ranks.
-        if row.p_adjusted < alpha and _sign(row.metric) * comparison.effect_size < 0:
+        if row.p_adjusted < ALPHA and _sign(row.metric) * comparison.effect_size < 0:
             significant.append(decline)
         elif comparison.losses > comparison.num_pairs / 2 and (is_overall or row.metric == DICE.name):
             in_most_cases.append(decline)

@@ -9,8 +9,7 @@ from enum import StrEnum
 from crfrefine.metrics.regions import ALL_LABELS
 from crfrefine.metrics.registry import CALIBRATION_METRICS, NLL, metric_named
 from crfrefine.statistics.comparison import MEAN, Family, SummaryRow, format_p
-from crfrefine.statistics.paired import PairedComparison
-from crfrefine.statistics.wilcoxon import smallest_p_value
+from crfrefine.statistics.paired import ALPHA, PairedComparison, smallest_p_value
 
 ENDPOINT = NLL.name
 """The deciding metric."""
@@ -43,9 +42,7 @@ class ProbabilityChange:
     comparison: PairedComparison  # Method minus baseline, negative log likelihood.
 
 
-def judge_probabilities(
-    summary: Iterable[SummaryRow], method: str, *, titles: Mapping[str, str] | None = None, alpha: float = 0.05
-) -> ProbabilityChange | None:
+def judge_probabilities(summary: Iterable[SummaryRow], method: str, *, titles: Mapping[str, str] | None = None) -> ProbabilityChange | None:
     """Judge whether the probabilities of a method are better than those of its baseline; None if no case has both.
 
     The test is on the negative log likelihood over all labels; of overlapping regions, on its mean over the regions: the row of the summary
@@ -61,7 +58,7 @@ def judge_probabilities(
         if row.region == region and row.metric in CALIBRATION_METRICS and row.comparison is not None
     }
     deciding = compared[ENDPOINT]
-    change = _change(deciding, alpha)
+    change = _change(deciding)
     title = {ALL_LABELS: "all labels", MEAN: "the regions, on average,", **(titles or {})}.get(region, region)
     if _is_same(deciding):
         same = f"{metric_named(ENDPOINT).noun} {metric_named(ENDPOINT).value_text(deciding.mean)} with both"
@@ -71,12 +68,12 @@ def judge_probabilities(
     return ProbabilityChange(change, f"{_WORDS[change].format(title)}: {', '.join(figures)}.", region, deciding)
 
 
-def _change(comparison: PairedComparison, alpha: float) -> Change:
+def _change(comparison: PairedComparison) -> Change:
     if _is_same(comparison):
         return Change.NO_DIFFERENCE
-    if smallest_p_value(comparison.num_pairs) > alpha:
+    if smallest_p_value(comparison.num_pairs) > ALPHA:
         return Change.TOO_FEW
-    if not comparison.p_value < alpha:
+    if not comparison.p_value < ALPHA:
         return Change.NO_DIFFERENCE
     return Change.BETTER if comparison.effect_size < 0 else Change.WORSE
 

@@ -1,4 +1,4 @@
-"""The verdict whether a method helps: one plain sentence and its numbers. `docs/reference/metrics.md` has the rules."""
+"""The verdict whether a method helps: numbers, and plain sentences about them. `docs/reference/metrics.md` has the rules."""
 
 from __future__ import annotations
 
@@ -10,22 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from crfrefine.base.text import counted
+from crfrefine.base.text import counted, listed
 from crfrefine.errors import InputError
 from crfrefine.io.json import without_nonfinite
 from crfrefine.metrics.registry import DICE
 from crfrefine.statistics.comparison import MEAN, ResultTable, SummaryRow, format_p
 from crfrefine.statistics.harm import Harm, find_harm
-from crfrefine.statistics.paired import NUM_RESAMPLES, PairedComparison, compare_pairs, holm
+from crfrefine.statistics.paired import ALPHA, PairedComparison, compare_pairs, holm, smallest_p_value
 from crfrefine.statistics.probabilities import Change, ProbabilityChange, judge_probabilities
-from crfrefine.statistics.wilcoxon import smallest_p_value
 
 _METRIC = DICE
 ENDPOINT = _METRIC.name
 """The deciding metric: its mean over the regions of each case."""
-
-_MAX_NAMED = 10
-_DO_NOT_USE = "Advice: do not use it."
 
 
 class Outcome(StrEnum):
@@ -65,12 +61,11 @@ class Verdict:
 
     Attributes:
         outcome: for programs.
-        sentence: for users.
+        sentence: for users, the numbers first.
         method: the judged method.
         baseline: the method that it should improve.
         regions: the regions over which Dice was averaged.
         comparison: method minus baseline, mean Dice. This one question is tested by itself, so its p value is also that of the summary.
-        alpha: the level that p values were compared with.
         rivals: the methods that it should beat as well.
         notes: further facts that the reader must know, one sentence each, such as cases left out.
         harm: what got worse besides; None if no other metric was looked at.
@@ -83,16 +78,10 @@ class Verdict:
     baseline: str
     regions: tuple[str, ...]
     comparison: PairedComparison
-    alpha: float
     rivals: tuple[Rival, ...]
     notes: tuple[str, ...]
     harm: Harm | None = None
     probabilities: ProbabilityChange | None = None
-
-    @property
-    def num_rivals(self) -> int:
-        """Size of the family of Holm's correction over the rivals: those that have a case in common with the method."""
-        return sum(rival.comparison.num_pairs > 0 for rival in self.rivals)
 
     def to_dict(self) -> dict[str, Any]:
         """Return it for a JSON file: plain types, None for an undefined or infinite number."""
@@ -112,9 +101,6 @@ def verdict(
     subject: str | None = None,
     summary: Sequence[SummaryRow] | None = None,
     titles: Mapping[str, str] | None = None,
-    alpha: float = 0.05,
-    seed: int = 0,
-    num_resamples: int = NUM_RESAMPLES,
 ) -> Verdict:
     """Judge whether a method improves on a baseline, and on simple rivals.
 
@@ -133,42 +119,40 @@ def verdict(
         summary: rows of `summarize` with the same baseline and the mean over the same regions: what got worse, and whether the
             probabilities got better, is looked up there. Default: no other metric is looked at.
         titles: displayed name of each region; default: its name.
-        alpha: level of the two-sided tests.
-        seed: of the bootstrap.
-        num_resamples: of the bootstrap.
 
     Raises:
         InputError: a name that is not in the table, or a rival that is the method itself or the baseline.
     """
     if method == baseline or {method, baseline} & set(rivals) or len(set(rivals)) < len(rivals):
         raise InputError(f"the method {method!r}, the baseline {baseline!r} and the rivals {', '.join(map(repr, rivals))} must differ")
-    options: dict[str, Any] = {"regions": regions, "seed": seed, "num_resamples": num_resamples}
-    primary = table.compare(method, baseline, MEAN, ENDPOINT, **options)
+    primary = table.compare(method, baseline, MEAN, ENDPOINT, regions=regions)
     nothing = [math.nan] * len(table.cases)
-    found = [table.compare(method, rival, MEAN, ENDPOINT, **options) for rival in rivals]
-    found += [compare_pairs(nothing, nothing, cases=table.cases) for _ in unmeasured]
+    compared = [table.compare(method, rival, MEAN, ENDPOINT, regions=regions) for rival in rivals]
+    compared += [compare_pairs(nothing, nothing, cases=table.cases) for _ in unmeasured]
+    p_values = holm([comparison.p_value for comparison in compared])
     judged = tuple(
-        Rival(name, comparison, _gain(table, name, baseline, regions), p_adjusted, _direction(comparison, p_adjusted, alpha) == 1)
-        for name, comparison, p_adjusted in zip(
-            (*rivals, *unmeasured), found, holm([comparison.p_value for comparison in found]), strict=True
-        )
+        Rival(name, comparison, _gain(table, name, baseline, regions), p_adjusted, _direction(comparison, p_adjusted) == 1)
+        for name, comparison, p_adjusted in zip((*rivals, *unmeasured), compared, p_values, strict=True)
     )
     chosen = table.regions if regions is None else tuple(regions)
     notes = _notes(table, method, baseline, chosen, primary, judged)
-    harm = None if summary is None else find_harm(summary, method, titles=titles, alpha=alpha)
-    probabilities = None if summary is None else judge_probabilities(summary, method, titles=titles, alpha=alpha)
-    outcome, sentence = _decide(subject or method, baseline, primary, alpha)
+    harm = None if summary is None else find_harm(summary, method, titles=titles)
+    probabilities = None if summary is None else judge_probabilities(summary, method, titles=titles)
+    outcome = _outcome(primary)
+    sentence = _sentence(outcome, subject or method, baseline, primary)
     if outcome == Outcome.HELPS:
         if not all(rival.is_beaten for rival in judged):
             outcome = Outcome.NOT_BETTER_THAN_SIMPLE
-        sentence += _against_rivals(subject or method, primary, judged, alpha, are_simple=rivals_are_simple)
-        sentence += _but(harm, probabilities, baseline)
-    return Verdict(outcome, sentence, method, baseline, chosen, primary, alpha, judged, notes, harm, probabilities)
+        sentence += _against_rivals(subject or method, primary, judged, are_simple=rivals_are_simple)
+        worse = [harm.headline] if harm is not None and harm.headline else []
+        worse += ["the probabilities"] if probabilities is not None and probabilities.change == Change.WORSE else []
+        sentence += f" But significantly worse than with {baseline}: {', '.join(worse)}." if worse else ""
+    return Verdict(outcome, sentence, method, baseline, chosen, primary, judged, notes, harm, probabilities)
 
 
-def not_tested(method: str, baseline: str, regions: Sequence[str], reason: str, *, alpha: float = 0.05) -> Verdict:
+def not_tested(method: str, baseline: str, regions: Sequence[str], reason: str) -> Verdict:
     """Return the verdict on a method that was not measured in every case; `reason` is the rest of a sentence."""
-    return Verdict(Outcome.NOT_TESTED, f"Not tested: {reason}.", method, baseline, tuple(regions), compare_pairs([], []), alpha, (), ())
+    return Verdict(Outcome.NOT_TESTED, f"Not tested: {reason}.", method, baseline, tuple(regions), compare_pairs([], []), (), ())
 
 
 def power_text(difference: str) -> str:
@@ -176,12 +160,12 @@ def power_text(difference: str) -> str:
     return f"a true difference of {difference} would be found with probability 80 %, a smaller one less often"
 
 
-def _direction(comparison: PairedComparison, p_adjusted: float, alpha: float) -> int | None:
+def _direction(comparison: PairedComparison, p_adjusted: float) -> int | None:
     """Return 1 for better, -1 for worse, 0 for no significant difference, None if test and mean disagree.
 
     The test uses ranks: with many small gains and a few large losses it can be significant although the mean is not.
     """
-    if not p_adjusted < alpha:
+    if not p_adjusted < ALPHA:
         return 0
     low, high = comparison.interval
     if comparison.effect_size > 0 and low > 0:
@@ -200,96 +184,57 @@ def _gain(table: ResultTable, rival: str, baseline: str, regions: Sequence[str] 
     return float(gains.mean()) if gains.size else math.nan
 
 
-def _decide(subject: str, baseline: str, primary: PairedComparison, alpha: float) -> tuple[Outcome, str]:
-    """Return the answer, and sentences; the first is the answer in words."""
-    count = primary.num_pairs
-    if count and primary.ties == count:
-        everywhere = "the only case" if count == 1 else f"all {count} cases"
-        return Outcome.NO_DIFFERENCE, f"No difference. The mean {_METRIC.title} is the same in {everywhere}. {_DO_NOT_USE}"
-    if smallest_p_value(count) > alpha:
-        return Outcome.TOO_FEW, _too_few(primary, alpha)
-    direction = _direction(primary, primary.p_value, alpha)
-    change = f"Mean {_METRIC.title} {_quantity(primary.mean_difference)} against {baseline} ({_figures(primary)})"
-    if direction is None:
-        return Outcome.MIXED, _mixed(primary, change)
-    named = subject[0].upper() + subject[1:] if subject.startswith("the ") else subject
-    if direction == 0:
+def _outcome(primary: PairedComparison) -> Outcome:
+    """Return the outcome against the baseline alone."""
+    if primary.num_pairs and primary.ties == primary.num_pairs:
+        return Outcome.NO_DIFFERENCE
+    if smallest_p_value(primary.num_pairs) > ALPHA:
+        return Outcome.TOO_FEW
+    outcomes = {1: Outcome.HELPS, 0: Outcome.NO_DIFFERENCE, -1: Outcome.HURTS, None: Outcome.MIXED}
+    return outcomes[_direction(primary, primary.p_value)]
+
+
+def _sentence(outcome: Outcome, subject: str, baseline: str, primary: PairedComparison) -> str:
+    """Return the numbers, and what follows from them."""
+    needed = next(number for number in range(1, 64) if smallest_p_value(number) <= ALPHA)
+    worst = ", ".join(f"{case} {_METRIC.difference_text(difference)}" for case, difference in primary.worst)
+    follows = {
+        Outcome.HELPS: f"{subject} helps.",
+        Outcome.HURTS: f"{subject} hurts. Advice: do not use it.",
+        Outcome.NO_DIFFERENCE: f"{subject} is not shown to help. Advice: do not use it.",
+        Outcome.MIXED: f"no clear benefit, as ranks and mean disagree. Advice: look at the worst cases before using it ({worst}).",
+        Outcome.TOO_FEW: f"too few cases, at least {needed} are needed for p < {ALPHA:g}.",
+    }
+    if not primary.num_pairs:
+        return f"No case allows a comparison with {baseline}: {follows[outcome]}"
+    # Intervals of few cases are too narrow.
+    interval = "" if outcome == Outcome.TOO_FEW else _METRIC.interval_text(*primary.interval, sign="")
+    figures = [*([f"95 % CI {interval}"] if interval else []), f"p {format_p(primary.p_value)}", _better_cases(primary)]
+    sentence = f"Mean {_METRIC.title} {_quantity(primary.mean_difference)} against {baseline} ({', '.join(figures)}): {follows[outcome]}"
+    if outcome == Outcome.NO_DIFFERENCE and 0.0 < primary.detectable_difference < math.inf:
         power = power_text(_quantity(primary.detectable_difference, ""))
-        parts = [f"{named} is not shown to help. {change}, no significant difference."]
-        if primary.interval[0] > 0 or primary.interval[1] < 0:
-            parts.append("The interval of the mean excludes 0, but the test of ranks decides.")
-        return Outcome.NO_DIFFERENCE, " ".join([*parts, f"{power[0].upper()}{power[1:]}.", _DO_NOT_USE])
-    if direction < 0:
-        return Outcome.HURTS, f"{named} hurts. {change}. {_DO_NOT_USE}"
-    return Outcome.HELPS, f"{named} helps. {change}."
+        sentence += f" {power[0].upper()}{power[1:]}."
+    return sentence
 
 
-def _against_rivals(subject: str, primary: PairedComparison, rivals: Sequence[Rival], alpha: float, *, are_simple: bool) -> str:
+def _against_rivals(subject: str, primary: PairedComparison, rivals: Sequence[Rival], *, are_simple: bool) -> str:
     """Return how a method that helps compares with its rivals, as further sentences."""
     compared = [rival for rival in rivals if rival.comparison.num_pairs]
     missing = [rival.name for rival in rivals if not rival.comparison.num_pairs]
-    kind = ("simple method" if are_simple else "other method") + (" that could be compared" if missing else "")
-    # Of those that are not beaten, if there are any, the strongest.
-    strongest = min(compared, key=lambda rival: (rival.is_beaten, rival.comparison.mean_difference), default=None)
-    parts = []
-    if strongest is not None:
-        direction = _direction(strongest.comparison, strongest.p_adjusted, alpha)
+    sentences = ""
+    if compared:
+        # The strongest of those that are not beaten, if there are any.
+        strongest = min(compared, key=lambda rival: (rival.is_beaten, rival.comparison.mean_difference))
         corrected = f" after Holm over {len(compared)} rivals" if len(compared) > 1 else ""
         gains = f"{subject} {_METRIC.difference_text(primary.mean_difference)}, {strongest.name} {_quantity(strongest.gain)}"
-        p_text = f"(p {format_p(strongest.p_adjusted)}{corrected}, {_better_cases(strongest.comparison)})"
-        advice = f" Advice: prefer {strongest.name}, it is simpler." if are_simple else ""
-        if direction == 1:
-            parts.append(f"It gains more than every {kind}, the best of which is {strongest.name}: {gains} {p_text}.")
-        elif direction == -1:
-            parts.append(f"But {strongest.name} gains more: {gains} {p_text}.{advice}")
-        elif len(compared) * smallest_p_value(strongest.comparison.num_pairs) > alpha:
-            needed = _fewest_cases(alpha / len(compared))
-            parts.append(f"Too few cases to tell whether it gains more than {strongest.name}: {gains} {p_text}; {needed} are needed.")
+        figures = f"{gains} (p {format_p(strongest.p_adjusted)}{corrected}, {_better_cases(strongest.comparison)})"
+        if strongest.is_beaten:
+            kind = ("simple method" if are_simple else "other method") + (" that could be compared" if missing else "")
+            sentences += f" It gains more than every {kind}, the best of which is {strongest.name}: {figures}."
         else:
-            what = "the difference is not significant" if direction == 0 else "the mean and the ranks of the difference disagree"
-            parts.append(f"But not shown to gain more than {strongest.name}: {gains}; {what} {p_text}.{advice}")
-    if missing:
-        parts.append(f"No case allows a comparison with {' or '.join(missing)}.")
-    return "".join(f" {part}" for part in parts)
-
-
-def _but(harm: Harm | None, probabilities: ProbabilityChange | None, baseline: str) -> str:
-    """Return the end of praise if something got significantly worse; else nothing."""
-    worse = [harm.headline] if harm is not None and harm.headline else []
-    worse += ["the probabilities"] if probabilities is not None and probabilities.change == Change.WORSE else []
-    return f" But significantly worse than with {baseline}: {', '.join(worse)}." if worse else ""
-
-
-def _mixed(primary: PairedComparison, change: str) -> str:
-    start = "No clear benefit. The test of ranks and the interval of the mean disagree:"
-    if primary.effect_size < 0:
-        return f"{start} more cases lose than gain, though their mean may be zero or better. {change}. {_DO_NOT_USE}"
-    worst = ", ".join(f"{case} {_METRIC.difference_text(difference)}" for case, difference in primary.worst)
-    advice = f"look at the worst cases before using it ({worst})" if worst else "do not rely on it"
-    return f"{start} more cases gain than lose, but their mean may be zero or worse. {change}. Advice: {advice}."
-
-
-def _too_few(primary: PairedComparison, alpha: float) -> str:
-    count = primary.num_pairs
-    seen = ""
-    if count:
-        best = format_p(smallest_p_value(count))
-        seen = (
-            f" (mean {_METRIC.title} {_quantity(primary.mean_difference)}, {_better_cases(primary)}; "
-            f"even if all cases agreed p would be {best})"
-        )
-    return f"Too few cases. n = {count}{seen}, and at least {_fewest_cases(alpha)} are needed for p < {alpha:g}."
-
-
-def _fewest_cases(level: float) -> int:
-    """Return the number of cases from which a test can reach a level."""
-    return next(number for number in range(1, 64) if smallest_p_value(number) <= level)
-
-
-def _figures(comparison: PairedComparison) -> str:
-    interval = _METRIC.interval_text(*comparison.interval, sign="")
-    parts = [f"95 % CI {interval}"] if interval else []
-    return ", ".join([*parts, f"p {format_p(comparison.p_value)}", _better_cases(comparison)])
+            sentences += f" But not shown to gain more than {strongest.name}: {figures}."
+            sentences += f" Advice: prefer {strongest.name}, it is simpler." if are_simple else ""
+    return sentences + (f" No case allows a comparison with {' or '.join(missing)}." if missing else "")
 
 
 def _better_cases(comparison: PairedComparison) -> str:
@@ -313,7 +258,7 @@ def _notes(
     for name in (method, baseline):
         missing = table.missing_cases(name)
         if missing:
-            notes.append(f"{name} has no measurements of {_some(missing)}.")
+            notes.append(f"{name} has no measurements of {listed(missing)}.")
     alarms = {name: _false_alarms(table, name, other, regions) for name, other in ((method, baseline), (baseline, method))}
     if any(alarms.values()):
         notes.append(
@@ -326,12 +271,6 @@ def _notes(
         elif (count := rival.comparison.num_pairs) != primary.num_pairs:
             notes.append(f"The comparison with {rival.name} is over {counted(count, 'case')}, not {primary.num_pairs}.")
     return tuple(notes)
-
-
-def _some(names: Sequence[str]) -> str:
-    """Join names; of a long list, only the first ones."""
-    more = len(names) - _MAX_NAMED
-    return ", ".join(names[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _false_alarms(table: ResultTable, method: str, other: str, regions: Sequence[str]) -> int:

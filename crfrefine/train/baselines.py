@@ -16,7 +16,7 @@ from crfrefine.runs.execution.threads import Workers
 from crfrefine.train.crops import Crop
 from crfrefine.train.losses import Loss
 from crfrefine.train.material import Material, Voxels
-from crfrefine.train.model import dice_of, mean_defined, mean_dice
+from crfrefine.train.model import mean_defined, mean_dice
 from crfrefine.train.starts import BATCH_SIZE
 
 if TYPE_CHECKING:
@@ -138,8 +138,3 @@ def network_labels(crop: Crop) -> NDArray[np.unsignedinteger[Any]]:
 def label_confusion(crop: Crop, found: NDArray[Any]) -> NDArray[np.int64]:
     """Return (L, L) counts of the voxels of the whole case, by reference and found label (*box); outside the mask, the network's count."""
     return crop.count(found) + crop.outside
-
-
-def network_dice(crops: Sequence[Crop], regions: Sequence[tuple[int, ...]]) -> NDArray[np.float64]:
-    """Return the Dice (cases, regions) of the network's labels."""
-    return np.array([dice_of(label_confusion(crop, crop.decode(crop.logits)), regions) for crop in crops])

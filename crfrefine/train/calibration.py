@@ -34,11 +34,6 @@ MIN_CALIBRATED = 8
 """Cases that a training must have to start on the recalibrated network, too: on fewer, temperature and biases follow single cases."""
 
 
-def starts_calibrated(learn: Sequence[str], num_cases: int) -> bool:
-    """Return whether a training on so many cases starts on the recalibrated network, too."""
-    return num_cases >= MIN_CALIBRATED and any(group in learn for group in CALIBRATION_GROUPS)
-
-
 def calibrate(material: Material, cases: Sequence[int], base: CrfParameters, workers: Workers) -> CrfParameters | None:
     """Return the network recalibrated as a CRF without weights, fitted with the loss of the training; None if that is not learned.
 

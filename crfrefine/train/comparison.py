@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from crfrefine.base.text import printable
 from crfrefine.metrics.regions import ALL_LABELS
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.statistics.comparison import Measurement, ResultTable, SummaryRow, measurements_of, summarize
+from crfrefine.statistics.comparison import ResultTable, SummaryRow, measurements_of, summarize
 from crfrefine.statistics.probabilities import judge_probabilities
 from crfrefine.statistics.verdict import Outcome, Verdict, verdict
+from crfrefine.train.baselines import VectorScaling
+from crfrefine.train.candidates import FitResult
 from crfrefine.train.folds import Split
+from crfrefine.train.guided_filter import UNGUIDED, Guidance
 from crfrefine.train.methods import (
     LARGEST,
     MEASURED,
@@ -25,7 +28,16 @@ from crfrefine.train.methods import (
 )
 from crfrefine.train.plan import Plan
 from crfrefine.train.starts import rounded
-from crfrefine.train.tuned import Tuned
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The trained CRF, and the rivals that it must beat, tuned on the same cases."""
+
+    fit: FitResult
+    scaling: VectorScaling
+    keep_largest: str  # "foreground" or "each"
+    guidance: Guidance = UNGUIDED  # UNGUIDED means the network itself
 
 
 @dataclass(frozen=True)
@@ -91,42 +103,29 @@ class TrainingResult:
 
 def compare(folds: tuple[FoldResult, ...], plan: Plan) -> Comparison:
     """Return the comparison of the methods on the cases that the folds held out."""
-    measured = {case_id: values for fold in folds for case_id, values in fold.measured.items()}
-    table = make_table({case_id: measured[case_id] for case_id in sorted(measured)})
+    measured = [(case_id, values) for fold in folds for case_id, values in fold.measured.items()]
+    measured.sort(key=lambda pair: pair[0])
     seed = plan.options.seed
+    table = make_table(measured, {method: method for method in MEASURED})
     pair = ResultTable(line for line in table if line.method in (LARGEST, TRAINED_LARGEST))
     summary, summary_of_largest = summarize(table, NETWORK, seed=seed), summarize(pair, LARGEST, seed=seed)
-    read, alone = judge(table, summary, summary_of_largest)
-    calibration = _summarize_probabilities(measured, seed)
+    probabilities = make_table(measured, PROBABILITIES)
+    calibration = summarize(probabilities, NETWORK, seed=seed) if probabilities.cases else []
     titles = {} if plan.cases.regions is None else {ALL_LABELS: "the regions, on average,"}
     change = judge_probabilities(calibration, TRAINED, titles=titles)
-    read, alone = (replace(judged, probabilities=change) for judged in (read, alone))
-    return Comparison(
-        table=table,
-        summary=summary,
-        summary_of_largest=summary_of_largest,
-        summary_of_probabilities=calibration,
-        verdict=read,
-        verdict_alone=alone,
+    read, alone = (replace(judged, probabilities=change) for judged in judge(table, summary, summary_of_largest))
+    return Comparison(table, summary, summary_of_largest, calibration, read, alone)
+
+
+def make_table(measured: Iterable[tuple[str, MethodValues]], names: Mapping[str, str]) -> ResultTable:
+    """Return the measurements of cases as a table of some methods, each with the name that it has among the values of a case."""
+    return ResultTable(
+        line
+        for case_id, values in measured
+        for method, name in names.items()
+        if name in values
+        for line in measurements_of(case_id, method, values[name])
     )
-
-
-def make_table(measured: Mapping[str, MethodValues]) -> ResultTable:
-    """Return the measurements of all cases, by the case's name, as a table."""
-    lines: list[Measurement] = []
-    for case_id, values in measured.items():
-        for method in MEASURED:
-            lines += measurements_of(case_id, method, values[method]) if method in values else []
-    return ResultTable(lines)
-
-
-def _summarize_probabilities(measured: Mapping[str, MethodValues], seed: int) -> list[SummaryRow]:
-    """Return how good the probabilities of the trained CRF are, against the network's; empty without measurements."""
-    lines: list[Measurement] = []
-    for case_id in sorted(measured):
-        for method, name in PROBABILITIES.items():
-            lines += measurements_of(case_id, method, measured[case_id][name]) if name in measured[case_id] else []
-    return summarize(ResultTable(lines), NETWORK, seed=seed) if lines else []
 
 
 def judge(

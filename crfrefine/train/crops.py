@@ -9,7 +9,6 @@ import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -69,11 +68,6 @@ class Crop:
     tile_weights: tuple[float, ...]
     num_padding_voxels: int = 0
     regions: RegionScheme | None = None
-
-    @property
-    def num_voxels(self) -> int:
-        """Number of voxels in the mask."""
-        return int(np.count_nonzero(self.mask))
 
     @property
     def num_case_voxels(self) -> int:
@@ -220,24 +214,22 @@ class CropStore:
 
     def __init__(self, memory_bytes: int = MEMORY_BYTES) -> None:
         self._left = memory_bytes
-        self._folder: Path | None = None
 
     def keep(self, crop: Crop) -> Crop:
         """Return an equal crop that respects the limit on memory."""
-        size = sum(array.nbytes for array in (crop.image, crop.logits, crop.labels, crop.mask))
+        arrays: dict[str, NDArray[Any]] = {name: getattr(crop, name) for name in ("image", "logits", "labels", "mask")}
+        size = sum(array.nbytes for array in arrays.values())
         if size <= self._left:
             self._left -= size
             return crop
-        mapped: dict[str, Any] = {name: self._on_disk(getattr(crop, name)) for name in ("image", "logits", "labels", "mask")}
-        return replace(crop, **mapped)
+        return replace(crop, **{name: _on_disk(array) for name, array in arrays.items()})  # type: ignore[arg-type]
 
-    def _on_disk(self, array: NDArray[Any]) -> NDArray[Any]:
-        if self._folder is None:
-            self._folder = Path(tempfile.gettempdir())
-        with tempfile.TemporaryFile(dir=self._folder) as file:
-            np.ascontiguousarray(array).tofile(file)
-            file.flush()
-            return np.memmap(file, array.dtype, "r", shape=array.shape)
+
+def _on_disk(array: NDArray[Any]) -> NDArray[Any]:
+    with tempfile.TemporaryFile() as file:
+        np.ascontiguousarray(array).tofile(file)
+        file.flush()
+        return np.memmap(file, array.dtype, "r", shape=array.shape)
 
 
 def probabilities_of(logits: NDArray[np.float32], regions: RegionScheme | None) -> NDArray[np.float32]:

@@ -1,94 +1,194 @@
-"""The cross-validation stage: in each fold, a CRF is trained on some cases and measured on those held out."""
+"""The cross-validation: in each fold, a CRF is trained on some cases and measured on those held out.
+
+The starts are tried first without training, once for all folds: a forward pass costs a fraction of a gradient, and at a bandwidth ten
+times too large there is nothing to learn from the gradient. A finished fold goes into a file of its own, from which `--resume` takes it:
+plain JSON, in which numbers keep all their digits.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 
-from crfrefine.train.calibration import calibrate, calibrate_output, starts_calibrated, with_calibrated
+import crfrefine
+from crfrefine.base.plain import from_plain, to_plain
+from crfrefine.base.text import MAX_OF_A_REASON, shorten
+from crfrefine.errors import CrfRefineError, InputError
+from crfrefine.io.atomic import write_small_file
+from crfrefine.io.recognition import files_read
+from crfrefine.runs.execution.records import ignore
+from crfrefine.runs.execution.threads import Workers
+from crfrefine.train.calibration import MIN_CALIBRATED, calibrate, calibrate_output, with_calibrated
 from crfrefine.train.candidates import MIN_CASES, NO_CRF, NO_RIVALS, UNTRAINED, FitResult
-from crfrefine.train.comparison import FoldResult
-from crfrefine.train.fitting import Task, train
+from crfrefine.train.comparison import FoldResult, Tuned
+from crfrefine.train.fitting import Fit, Task
 from crfrefine.train.folds import Split
+from crfrefine.train.material import Material
 from crfrefine.train.measuring import measure_methods
 from crfrefine.train.methods import MethodValues
+from crfrefine.train.model import Model, mean_defined, mean_dice
+from crfrefine.train.plan import Plan
 from crfrefine.train.preparation import Prepared
-from crfrefine.train.screening import starts_for
-from crfrefine.train.session import Session
-from crfrefine.train.tuned import Tuned, tune_rivals
+from crfrefine.train.starts import NUM_TRAINED, Start
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+MAX_SCREENED = 40
+"""Cases that the starts are tried on, at most."""
 
 
-def cross_validate(prepared: Prepared, session: Session) -> tuple[FoldResult, ...]:
-    """Return the result of every fold; finished folds of the session are not repeated."""
-    return tuple(run_fold(number, prepared, session) for number in range(len(session.plan.folds)))
+def cross_validate(prepared: Prepared, finished: Mapping[int, FoldResult]) -> tuple[FoldResult, ...]:
+    """Return the result of every fold; those that are finished already are not repeated."""
+    folds, results = prepared.plan.folds, dict(finished)
+    missing = [number for number in range(len(folds)) if number not in finished]
+    if missing:
+        starts_for = _screen(prepared)
+        results |= {number: _run_fold(number, starts_for(folds[number]), prepared) for number in missing}
+    return tuple(results[number] for number in range(len(folds)))
 
 
-def run_fold(number: int, prepared: Prepared, session: Session) -> FoldResult:
-    """Return the result of a fold."""
-    plan, part = session.plan, session.part(number)
+def _screen(prepared: Prepared) -> Callable[[Split], list[Start]]:
+    """Try all starts on some cases; return a function that chooses those for a split, all if they are few."""
+    starts, plan = prepared.starts, prepared.plan
+    if len(starts) <= NUM_TRAINED:
+        return lambda _: list(starts)
+    prepared.observer.stage_started(f"trying {len(starts)} starts")
+    cases = sorted({int(number) for number in np.linspace(0, plan.num_cases - 1, min(plan.num_cases, MAX_SCREENED)).round()})
+    table = screen(prepared.material, starts, cases, prepared.workers, prepared.progress.tried)
+    return lambda split: choose_starts(starts, table, cases, split.seen, NUM_TRAINED)
+
+
+def screen(
+    material: Material, starts: Sequence[Start], cases: Sequence[int], workers: Workers, tried: Callable[[float], object] = ignore
+) -> NDArray[np.float64]:
+    """Return the (cases, starts) mean Dice of some cases with each start, without any training; `tried` gets the share of the starts."""
+    columns = []
+    samples = [material.samples[case] for case in cases]
+    for start in starts:
+        model = Model(start.parameters, (), material.sizes, material.device)
+        scores = workers.run_on_device(lambda sample, threads, model=model: model.score(sample, material.loss, threads), samples)  # type: ignore[misc]
+        columns.append([mean_dice(score.confusion, material.regions) for score in scores])
+        tried(len(columns) / len(starts))
+    return np.array(columns).T
+
+
+def choose_starts(
+    starts: Sequence[Start], table: NDArray[np.float64], cases: Sequence[int], allowed: Sequence[int], count: int
+) -> list[Start]:
+    """Return the best starts for a training on the allowed cases, of different bandwidths; `table` of `screen` has the rows `cases`."""
+    rows = [row for row, case in enumerate(cases) if case in set(allowed)]
+    means = np.nan_to_num([mean_defined(column) for column in table[rows].T], nan=0.0) if rows else np.zeros(len(starts))
+    chosen: list[Start] = []
+    for number in sorted(range(len(starts)), key=lambda number: -means[number]):
+        if len(chosen) < count and all(_thetas(starts[number]) != _thetas(other) for other in chosen):
+            chosen.append(starts[number])
+    return chosen
+
+
+def _thetas(start: Start) -> list[Any]:
+    return [replace(kernel, weight=0.0) for kernel in start.parameters.bilateral]
+
+
+def _run_fold(number: int, starts: Sequence[Start], prepared: Prepared) -> FoldResult:
+    """Return the result of a fold, and write it into its file."""
+    plan, observer = prepared.plan, prepared.observer
     split, name = plan.folds[number], plan.part_names[number]
-    session.part_begun(number)
-    if part.fit is not None and part.scaling is not None and part.measured is not None:
-        return FoldResult(name, split, tune_rivals(part.fit, part.scaling, split.seen, prepared, session.workers), part.measured)
-    session.observer.stage_started(name)
-    fit = calibrate_output(_fit(number, prepared, session), split.seen, prepared.material, session.workers)
-    tuned = tune_rivals(fit, None, split.seen, prepared, session.workers)
-    session.observer.stage_started(f"{name}: measuring the cases held out")
-    measured = _measure(split, prepared, tuned, session)
-    session.note_part(number, fit=fit, scaling=tuned.scaling, measured=measured)
-    session.observer.stage_ended(f"{name}: {fit.describe()}")
-    return FoldResult(name, split, tuned, measured)
+    observer.stage_started(name)
+    fit = calibrate_output(_fit(name, split, starts, prepared), split.seen, prepared.material, prepared.workers)
+    tuned = prepared.tune_rivals(fit, split.seen)
+    observer.stage_started(f"{name}: measuring the cases held out")
+    result = FoldResult(name, split, tuned, _measure(split, prepared, tuned))
+    write_small_file(plan.fold_files[number], fold_text(result, fingerprint(plan)).encode())
+    prepared.progress.part_ended()
+    observer.stage_ended(f"{name}: {fit.describe()}")
+    return result
 
 
-def _fit(number: int, prepared: Prepared, session: Session) -> FitResult:
+def _fit(name: str, split: Split, starts: Sequence[Start], prepared: Prepared) -> FitResult:
     """Train on the cases of a fold that supply gradients; its deciding cases choose the candidate."""
-    plan, material = session.plan, prepared.material
-    split = plan.folds[number]
-    starts = starts_for(split, prepared, session)
-    calibrated = calibrate(material, split.training, starts[0].parameters, session.workers)
-    if calibrated is not None and starts_calibrated(plan.learn, len(split.training)):
+    plan, material, workers = prepared.plan, prepared.material, prepared.workers
+    calibrated = calibrate(material, split.training, starts[0].parameters, workers)
+    if calibrated is not None and len(split.training) >= MIN_CALIBRATED:
         starts = with_calibrated(starts, calibrated)
     rivals = plan.rivals if len(split.seen) >= MIN_CASES else NO_RIVALS
-    task = Task(plan.part_names[number], split, starts, plan.num_optimizer_steps, calibrated=calibrated, rivals=rivals)
-    fit = train(task, material, session)
-    return fit if fit.kind in (NO_CRF, UNTRAINED) else _fit_to_all(fit, task, prepared, session)
-
-
-def _fit_to_all(fit: FitResult, task: Task, prepared: Prepared, session: Session) -> FitResult:
-    """Fit what was chosen to all cases of the fold, those that decided too, as the rivals are: nothing is left to be decided."""
-    material, seen = prepared.material, tuple(task.split.seen)
-    calibrated = calibrate(material, seen, task.starts[0].parameters, session.workers)
+    task = Task(name, split, starts, plan.num_optimizer_steps, calibrated=calibrated, rivals=rivals)
+    fit = Fit(material, task, workers, prepared.progress.stepped).run()
+    if fit.kind in (NO_CRF, UNTRAINED):
+        return fit
+    # What was chosen is fitted to all cases of the fold, those that decided too, as the rivals are: nothing is left to be decided.
+    seen = tuple(split.seen)
+    calibrated = calibrate(material, seen, starts[0].parameters, workers)
     if fit.is_calibration:
         return fit if calibrated is None else replace(fit, parameters=calibrated)
-    starts = [*task.starts, *([] if calibrated is None else with_calibrated(task.starts, calibrated))]
+    starts = [*starts, *([] if calibrated is None else with_calibrated(starts, calibrated))]
     start = next(start for start in reversed(starts) if start.name == fit.start)
-    steps = fit.best_optimizer_step
-    fitted = train(replace(task, split=Split(seen, seen, ()), starts=[start], num_optimizer_steps=steps, kind=fit.kind), material, session)
+    task = replace(task, split=Split(seen, seen, ()), starts=[start], num_optimizer_steps=fit.best_optimizer_step, kind=fit.kind)
+    fitted = Fit(material, task, workers, prepared.progress.stepped).run()
     return fit if fitted.is_network else replace(fit, parameters=fitted.parameters, trained=fitted.trained)
 
 
-def _measure(split: Split, prepared: Prepared, tuned: Tuned, session: Session) -> dict[str, MethodValues]:
+def _measure(split: Split, prepared: Prepared, tuned: Tuned) -> dict[str, MethodValues]:
     """Return the values of all methods on the cases held out, by the names of the cases."""
-    plan = session.plan
+    plan = prepared.plan
     plan.device.release()
     regions = {region.name: region.labels for region in plan.regions}
 
     def measure(number: int, threads: int) -> MethodValues:
         return measure_methods(plan.read(number, threads), regions, tuned, plan.device.name, threads)
 
-    run = session.workers.run_one_by_one if prepared.has_large_cases else session.workers.run
+    run = prepared.workers.run_one_by_one if prepared.has_large_cases else prepared.workers.run
     return dict(zip(plan.names(split.held_out), run(measure, split.held_out), strict=True))
 
 
-@contextmanager
-def torch_in_one_thread() -> Iterator[None]:
-    """Sums of several threads depend on how many there are; the time is spent in the engine anyway."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+# The files of finished folds.
+
+
+def fingerprint(plan: Plan) -> str:
+    """Return a digest of everything that the result depends on: settings, and names, sizes and dates of the files."""
+    cases, options = plan.cases, replace(plan.options, output=Path(), threads=None, resume=False)
+    entries = [crfrefine.__version__, options, plan.device.kind, plan.folds, plan.regions, cases.label_names, cases.regions]
+    for case in cases.files:
+        for path in filter(None, (*case.images, *case.logits, case.mask, case.labels)):
+            for file in files_read(path):
+                # If a separate file of voxels is missing, reading reports it.
+                status = file.stat() if file == path or file.exists() else None
+                entries.append((case.case_id, file.name, status and (status.st_size, status.st_mtime_ns)))
+    return hashlib.sha256(repr(entries).encode()).hexdigest()
+
+
+def fold_text(fold: FoldResult, digest: str) -> str:
+    """Return the content of the file of a finished fold."""
+    return json.dumps({"fingerprint": digest, "fold": to_plain(fold)})
+
+
+def read_folds(paths: Sequence[Path], digest: str) -> dict[int, FoldResult]:
+    """Return the folds that a stopped run has finished, by their numbers.
+
+    Raises:
+        InputError: a file belongs to other data or options, or is not that of a fold.
+    """
+    finished = {}
+    for number, path in enumerate(paths):
+        if not path.exists():
+            continue
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            is_same = content["fingerprint"] == digest
+            if is_same:
+                finished[number] = from_plain(FoldResult, content["fold"])
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, CrfRefineError) as error:
+            reason = shorten(error, MAX_OF_A_REASON)
+            raise InputError(f"{path}: not a fold of train-crf ({reason}); remove it to train the fold again") from None
+        if not is_same:
+            raise InputError(
+                f"{path}: is of a run with other data, options or another version; repeat its options exactly, "
+                "or leave --resume out to start anew"
+            )
+    return finished

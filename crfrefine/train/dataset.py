@@ -55,32 +55,22 @@ def raise_all(failed: Sequence[CrfRefineError], num_cases: int, folder: Path) ->
     """Raise if any case failed: a training without it would have to be repeated once it is fixed.
 
     Raises:
-        InputError: several failed; the first few are named.
-        CrfRefineError: the error of the one that failed.
-        UnexpectedError: the error of one of them was not foreseen.
+        CrfRefineError: the error of the one that failed; of several, one that names the first few, with the first ones of a cause.
     """
-    if len(failed) == 1:
-        raise failed[0]
-    if not failed:
+    if len(failed) < 2:
+        for error in failed:
+            raise error
         return
-    message = describe_bad([str(error) for error in failed], num_cases, folder)
-    unexpected = next((error for error in failed if isinstance(error, UnexpectedError)), None)
-    if unexpected is not None:
-        raise UnexpectedError(message) from unexpected
-    raise InputError(message)
-
-
-def describe_bad(problems: Sequence[str], num_cases: int, folder: Path) -> str:
-    """Return the message about several cases: the first ones of the first few causes, and the others with one of these causes."""
     causes = Causes()
-    first = [problem for problem in problems if causes.is_new(_case_of(problem), problem)]
-    shown = "\n  ".join([*first[:_MAX_NAMED], *causes.others()])
-    more = f"\n  and {len(first) - _MAX_NAMED} more" if len(first) > _MAX_NAMED else ""
-    return f"{folder}: {len(problems)} of {num_cases} cases cannot be trained on:\n  {shown}{more}"
+    first = [str(error) for error in failed if causes.is_new(_case_of(str(error)), str(error))]
+    more = [f"and {len(first) - _MAX_NAMED} more"] if len(first) > _MAX_NAMED else []
+    lines = [f"{folder}: {len(failed)} of {num_cases} cases cannot be trained on:", *first[:_MAX_NAMED], *causes.others(), *more]
+    unexpected = next((error for error in failed if isinstance(error, UnexpectedError)), None)
+    raise type(unexpected or InputError())("\n  ".join(lines)) from unexpected
 
 
 def _case_of(problem: str) -> str:
-    """Return the name of the case that a message begins with; otherwise what it begins with, such as the name of a file."""
+    """Return the name of the case that a message begins with; otherwise its beginning, such as the name of a file."""
     found = re.match(r"case '([^']*)': ", problem)
     return problem.partition(":")[0] if found is None else found[1]
 
@@ -154,9 +144,7 @@ def find_cases(
     if strict:
         require_all_complete(left_out, len(found), advice)
     files = [case for case in found if not case.missing]
-    problems = [case.problem for case in files if case.problem]
-    if problems:
-        raise InputError(describe_bad(problems, len(files), data.images))
+    raise_all([InputError(case.problem) for case in files if case.problem], len(files), data.images)
     if len(files) < 2 and left_out:
         raise too_few_complete(
             left_out,
@@ -188,9 +176,12 @@ def find_cases(
             if size != expected:
                 raise InputError(f"case {case.case_id!r}: {size} {what}, but case {files[0].case_id!r} has {expected}; all must be alike")
     raise_all(failed, len(files), data.images)
-    if first is None:
-        raise InputError(f"{data.images}: no case found")
-    regions = _regions_of(files[0], reading, first[0])
+    assert first is not None
+    regions = None
+    if first[0] and reading.regions.declares(first[0]):
+        # Where the number of channels does not tell whether they are regions, the values of a case do.
+        is_sure = first[0] != reading.regions.num_labels
+        regions = reading.regions.scheme if is_sure else load_case(files[0], reading).regions
     count = first[0] if regions is None else regions.num_labels
     notes = [*([describe_left_out(left_out, len(found))] if left_out else []), *advice, *found.notes]
     if regions is not None:
@@ -214,13 +205,6 @@ def find_cases(
         regions=regions,
         declared=declared,
     )
-
-
-def _regions_of(case: CaseFiles, reading: ReadingOptions, num_channels: int) -> RegionScheme | None:
-    """Return the regions of the channels; where their number does not tell, the values of a case do."""
-    if not num_channels or not reading.regions.declares(num_channels):
-        return None
-    return reading.regions.scheme if num_channels != reading.regions.num_labels else load_case(case, reading).regions
 
 
 def _discover(data: DataFolders, input_type: str) -> tuple[CaseList, DatasetDescription | None, tuple[str, ...]]:
@@ -256,18 +240,14 @@ def _labels_found(files: Sequence[CaseFiles], data: DataFolders) -> DeclaredLabe
     failed: list[CrfRefineError] = []
     largest = 1
     for case in files:
-        found = attempt(partial(_largest_label, case), case)
+        paths = [path for path in (*case.logits, case.labels) if path is not None]
+        found = attempt(lambda paths=paths: max(int(io.read_labels(path).data.max(initial=0)) for path in paths), case)  # type: ignore[misc]
         if isinstance(found, CrfRefineError):
             failed.append(found)
         else:
             largest = max(largest, found)
     raise_all(failed, len(files), data.images)
     return DeclaredLabels(tuple(range(largest + 1)), "the label maps and references")
-
-
-def _largest_label(case: CaseFiles) -> int:
-    paths = [path for path in (*case.logits, case.labels) if path is not None]
-    return max(int(io.read_labels(path).data.max(initial=0)) for path in paths)
 
 
 def _label_names(description: DatasetDescription | None, num_labels: int) -> tuple[str, ...]:
@@ -298,22 +278,12 @@ def read_labeled(files: CaseFiles, cases: LabeledCases, reading: ReadingOptions,
     labels = case.labels
     ignored = None if cases.ignore_label is None else labels == cases.ignore_label
     largest = int(labels.max(initial=0) if ignored is None else labels.max(initial=0, where=~ignored))
-    if largest >= case.num_labels and case.regions is not None:
-        raise InputError(
-            f"case {files.case_id!r}: labels and regions do not fit: the reference has a label {largest}, which belongs to no region\n"
-            f"  {files.labels}\n  {case.regions.describe()}"
-        )
-    if largest >= case.num_labels and cases.declared is not None:
+    if largest >= case.num_labels:
+        source = "the channels of the logits" if cases.declared is None else cases.declared.source
         raise InputError(
             f"case {files.case_id!r}: the reference has a label {largest}, but there are {case.num_labels} labels (0 to "
-            f"{case.num_labels - 1}) according to {cases.declared.source}\n  {files.labels}\n"
-            "  Add it there, or merge the labels of the reference."
-        )
-    if largest >= case.num_labels:
-        raise InputError(
-            f"case {files.case_id!r}: labels and logits do not fit: the reference has a label {largest}, but the logits have "
-            f"{case.num_labels} channels (labels 0 to {case.num_labels - 1})\n  {files.labels}\n  {files.logits[0]}\n"
-            "  Give logits with one channel per label, background first; or merge the labels of the reference."
+            f"{case.num_labels - 1}) according to {source if case.regions is None else case.regions.describe()}\n  {files.labels}\n"
+            f"  {files.logits[0]}\n  Give logits with one channel per label, background first; or merge the labels of the reference."
         )
     if ignored is not None and ignored.any():
         if ignored.all():

@@ -1,13 +1,12 @@
-"""The device for training: the engine's device in PyTorch's terms, and the crops on it.
+"""The device for training: the engine's device in PyTorch's terms, and crops on it.
 
-On a GPU a crop is moved once and stays; logits, marginals, losses and gradients are computed there, and only numbers come back. Parameters
-and the optimizer are a few numbers and stay on the CPU.
+Logits, marginals, losses and gradients are computed there, and only numbers come back. Parameters and the optimizer are a few numbers and
+stay on the CPU.
 """
 
 from __future__ import annotations
 
 import re
-import threading
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +21,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from crfrefine.train.crops import Crop
-
-CACHED_SHARE = 0.25
-"""Share of the initially free GPU memory for crops; other crops are moved each time."""
 
 
 class CropTensors:
@@ -59,11 +55,6 @@ class CropTensors:
         """(N,) their reference."""
         return self._moved(self._crop.labels[self._counted].astype(np.int64))
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes on the device once all tensors are there."""
-        return 2 * self._crop.logits.size + 4 * self._crop.image.size + 16 * int(np.count_nonzero(self._counted))
-
     @cached_property
     def _counted(self) -> NDArray[np.bool_]:
         counted: NDArray[np.bool_] = self._crop.mask & (self._crop.labels < self._crop.num_labels)
@@ -74,22 +65,10 @@ class CropTensors:
 
 
 class TrainingDevice:
-    """A device for training: the engine's name of it, and PyTorch's (`tensors`).
+    """A device for training: the engine's name of it, and PyTorch's (`tensors`); `note` is a remark on the choice."""
 
-    Args:
-        note: remark on the choice.
-        cached_bytes: memory for crops that stay; None: CACHED_SHARE of the free memory of a GPU, nothing on the CPU.
-    """
-
-    def __init__(self, name: str = "cpu", tensors: str = "cpu", note: str = "", cached_bytes: float | None = None) -> None:
-        """Open a device."""
-        self.name, self.note = name, note
-        self.tensors = torch.device(tensors)
-        self._cached: dict[tuple[Any, ...], CropTensors] = {}  # each holds its crop, so that no other crop gets the same address
-        self._lock = threading.Lock()
-        if cached_bytes is None:
-            cached_bytes = CACHED_SHARE * torch.cuda.mem_get_info(self.tensors)[0] if self.is_gpu else 0.0
-        self._left = cached_bytes
+    def __init__(self, name: str = "cpu", tensors: str = "cpu", note: str = "") -> None:
+        self.name, self.note, self.tensors = name, note, torch.device(tensors)
 
     @property
     def is_gpu(self) -> bool:
@@ -103,19 +82,7 @@ class TrainingDevice:
 
     def crop(self, crop: Crop) -> CropTensors:
         """Return a crop on the device; the backward pass reads it, so it must not be overwritten."""
-        key = identity(crop)
-        found = self._cached.get(key)
-        if found is not None:
-            return found
-        tensors = CropTensors(crop, self.tensors)
-        if self._left <= 0.0:
-            return tensors
-        needed = tensors.num_bytes
-        with self._lock:
-            if needed <= self._left and key not in self._cached:
-                self._left -= needed
-                self._cached[key] = tensors
-        return tensors
+        return CropTensors(crop, self.tensors)
 
     def release(self) -> None:
         """Release PyTorch's unused memory: the next stage allocates without PyTorch."""

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from crfrefine.parameters.model import CrfParameters
+from crfrefine.runs.execution.records import ignore
 from crfrefine.runs.execution.threads import Workers
 from crfrefine.train import starts as setup
 from crfrefine.train.candidates import CALIBRATION, CRF, NO_RIVALS, UNTRAINED, Candidate, FitResult, Rivals, choose, no_crf, taken, variants
@@ -18,7 +19,6 @@ from crfrefine.train.folds import Split
 from crfrefine.train.material import Material
 from crfrefine.train.model import CaseScore, Model, calibrated_score, mean_defined, mean_dice, network_score
 from crfrefine.train.observer import Step
-from crfrefine.train.session import Session
 from crfrefine.train.starts import Start
 from crfrefine.train.trajectory import Trajectory
 
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 
 MAX_DECIDING = 48
 """More deciding cases take longer without improving the decision."""
-
-Stepped = Callable[[Trajectory, float, float | None], None]
-"""Called after each optimizer step with its trajectory, the loss, and the Dice if it was just measured."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +60,10 @@ class Task:
 
 
 class Fit:
-    """A training on some cases."""
+    """A training on some cases; `stepped` is called after each step of the optimizer."""
 
-    def __init__(self, material: Material, task: Task, workers: Workers) -> None:
-        self._material, self._task, self._workers = material, task, workers
+    def __init__(self, material: Material, task: Task, workers: Workers, stepped: Callable[[Step], object] = ignore) -> None:
+        self._material, self._task, self._workers, self._stepped = material, task, workers, stepped
         prior = setup.PRIOR / len(task.split.training)
         self._trajectories = [
             Trajectory(
@@ -83,7 +80,7 @@ class Fit:
         deciding = task.split.deciding
         self._deciding = deciding[:: max(1, math.ceil(len(deciding) / MAX_DECIDING))]
 
-    def run(self, stepped: Stepped) -> FitResult:
+    def run(self) -> FitResult:
         """Train, and return the result."""
         crops, loss, device = self._material.crops, self._material.loss, self._material.device
         network = self._workers.run_on_device(lambda case, threads: network_score(crops[case], loss, device), self._deciding)
@@ -93,10 +90,10 @@ class Fit:
                 trajectory.scored(*self._evaluate(trajectory))
             trained = [max(trained, key=lambda trajectory: trajectory.best_score)]
         for trajectory in trained:
-            self._train(trajectory, stepped)
+            self._train(trajectory)
         return self._result(network)
 
-    def _train(self, trajectory: Trajectory, stepped: Stepped) -> None:
+    def _train(self, trajectory: Trajectory) -> None:
         """Train a start to its end, or until it stops improving."""
         last = self._task.num_optimizer_steps
         while trajectory.optimizer_step < last and trajectory.evaluations_since_best() < setup.PATIENCE:
@@ -104,7 +101,8 @@ class Fit:
             if trajectory.optimizer_step % setup.EVALUATE_EVERY == 0 or trajectory.optimizer_step == last:
                 trajectory.scored(*self._evaluate(trajectory))
                 score = None if math.isnan(trajectory.last_score) else trajectory.last_score
-            stepped(trajectory, loss, score)
+            thetas = ", ".join(f"{name} {_numbers(value)}" for name, value in trajectory.thetas().items())
+            self._stepped(Step(self._task.name, trajectory.name, trajectory.optimizer_step, last, loss, score, thetas))
 
     def _step(self, trajectory: Trajectory) -> float:
         material = self._material
@@ -164,18 +162,6 @@ class Fit:
 
 def _defined(values: NDArray[np.float64]) -> tuple[float, ...]:
     return tuple(values[~np.isnan(values)].tolist())
-
-
-def train(task: Task, material: Material, session: Session) -> FitResult:
-    """Do a training as part of a run, and return its result; the caller notes it in the session."""
-
-    def stepped(trajectory: Trajectory, loss: float, score: float | None) -> None:
-        text = ", ".join(f"{name} {_numbers(value)}" for name, value in trajectory.thetas().items())
-        steps = trajectory.optimizer_step, trajectory.num_optimizer_steps
-        session.observer.stepped(Step(task.name, trajectory.name, *steps, loss, score, text))
-        session.stepped()
-
-    return Fit(material, task, session.workers).run(stepped)
 
 
 def _numbers(value: float | list[float]) -> str:

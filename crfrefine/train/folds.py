@@ -53,12 +53,6 @@ def make_folds(num_cases: int, num_folds: int, seed: int) -> list[Split]:
     return splits
 
 
-def all_cases(num_cases: int) -> Split:
-    """Return the split of the training on all cases: each is trained on and decides."""
-    everything = tuple(range(num_cases))
-    return Split(everything, everything, ())
-
-
 def split_training(cases: Sequence[int], seed: int, held_out: Sequence[int] = ()) -> Split:
     """Set aside the deciding cases among those that may be trained on."""
     num_deciding = max(round(DECIDING_SHARE * len(cases)), min(MIN_DECIDING, len(cases) // 2))

@@ -18,6 +18,7 @@ from crfrefine.metrics.registry import CALIBRATION_METRICS, RegionValues
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import PostprocessParameters
 from crfrefine.refinement.case import refine
+from crfrefine.train.comparison import Tuned
 from crfrefine.train.crops import probabilities_of
 from crfrefine.train.guided_filter import guided_labels
 from crfrefine.train.methods import (
@@ -33,7 +34,6 @@ from crfrefine.train.methods import (
     MethodValues,
     with_largest,
 )
-from crfrefine.train.tuned import Tuned
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -21,9 +21,7 @@ from crfrefine.train.material import Sample
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from crfrefine.arrays.region_scheme import RegionScheme
     from crfrefine.engines.base import RecordingKernels
-    from crfrefine.parameters.sections import MeanFieldParameters
     from crfrefine.train.losses import Loss
 
 MAX_CACHED_VOXELS = 2_000_000
@@ -70,7 +68,6 @@ class Model:
         # Without anything to learn, no crop is refined twice.
         self._has_fixed_kernels = bool(self.groups) and "theta" not in self.groups
         self._sizes = sizes
-        self._shared: dict[tuple[Any, ...], bool] = {}
         self._kernels: dict[tuple[Any, ...], list[RecordingKernels]] = {}
         self._cached_voxels = 0
 
@@ -112,40 +109,24 @@ class Model:
         """Return the loss of a crop or of its sample, and how the voxels of the case are labeled, without a gradient."""
         return _score(crop, loss, lambda part: self._refine(part, threads))
 
-    def label_map(self, crop: Crop, threads: int) -> NDArray[np.unsignedinteger[Any]]:
-        """Return the refined labels (*box) of a crop, background outside its mask."""
-        with torch.no_grad():
-            found = _decode(self._refine_box(crop, threads), crop).cpu().numpy()
-        return np.where(crop.mask, found, 0).astype(np.min_scalar_type(crop.num_labels - 1))
-
     def _refine(self, crop: Crop, threads: int) -> tuple[Tensor, Tensor]:
-        """Return refined logits (L, N) and labels (N,) of the voxels in the mask that have a reference."""
+        """Return refined logits (L, N), of regions log-odds (R, N), and labels (N,) of the voxels in the mask that have a reference."""
         values = self._device.crop(crop)
-        return _counted(self._refine_box(crop, threads), values), values.labels
-
-    def _refine_box(self, crop: Crop, threads: int) -> Tensor:
-        """Return refined logits (L, *box) of a crop; of regions: log-odds (R, *box)."""
-        values = self._device.crop(crop)
-        image, mask = values.image[None], values.mask
-        kernels = None
-        if self._has_fixed_kernels:
-            kernels = self._fixed_kernels(crop, image, mask, threads)
-        logits = values.logits.float()
-        if crop.regions is not None:
-            kernels = kernels or self.layer.build_normalized(image, crop.spacing, mask, num_labels=2, threads=threads)
-            return refine_regions(self.layer, self._base.mean_field, logits, image, threads, kernels)
-        return self.layer.refine_normalized(logits[None], image, crop.spacing, mask, threads=threads, kernels=kernels)[0]
-
-    def _fixed_kernels(self, crop: Crop, image: Tensor, mask: Tensor, threads: int) -> list[RecordingKernels] | None:
-        """Return the kernels of a crop, cached if memory allows: unless theta is learned, they stay the same."""
+        image, mask, logits, are_regions = values.image[None], values.mask, values.logits.float(), crop.regions is not None
         key = identity(crop)
-        if key not in self._kernels:
-            if self._cached_voxels > MAX_CACHED_VOXELS:
-                return None
-            num_labels = None if crop.regions is None else 2
-            self._kernels[key] = self.layer.build_normalized(image, crop.spacing, mask, num_labels=num_labels, threads=threads)
+        kernels = self._kernels.get(key)
+        # Unless theta is learned, kernels stay the same, and are cached if memory allows.
+        is_cached = kernels is None and self._has_fixed_kernels and self._cached_voxels <= MAX_CACHED_VOXELS
+        if is_cached or (are_regions and kernels is None):
+            kernels = self.layer.build_normalized(image, crop.spacing, mask, num_labels=2 if are_regions else None, threads=threads)
+        if is_cached and kernels is not None:
+            self._kernels[key] = kernels
             self._cached_voxels += int(mask.sum()) * (len(self._base.bilateral) + 1)
-        return self._kernels[key]
+        if are_regions and kernels is not None:
+            refined = refine_regions(self.layer, logits, image, threads, kernels)
+        else:
+            refined = self.layer.refine_normalized(logits[None], image, crop.spacing, mask, threads=threads, kernels=kernels)[0]
+        return _counted(refined, values), values.labels
 
 
 def network_score(crop: Crop | Sample, loss: Loss, device: TrainingDevice = CPU) -> CaseScore:
@@ -192,7 +173,10 @@ def _score(crop: Crop | Sample, loss: Loss, refine: Callable[[Crop], tuple[Tenso
 def _decode(refined: Tensor, crop: Crop) -> Tensor:
     """Return the labels of refined channels; of equal channels the lowest, as `infer` does."""
     if crop.regions is not None:
-        return decode_regions(refined, crop.regions)
+        decoded = torch.zeros(refined.shape[1:], dtype=torch.int64, device=refined.device)
+        for channel, label in zip(refined, crop.regions.class_order, strict=True):
+            decoded[channel > 0] = label
+        return decoded
     # One pass per label: several times faster than PyTorch's argmax over the first axis.
     best, labels = refined[0], torch.zeros(refined.shape[1:], dtype=torch.int64, device=refined.device)
     for label, channel in enumerate(refined[1:], start=1):
@@ -201,9 +185,7 @@ def _decode(refined: Tensor, crop: Crop) -> Tensor:
     return labels
 
 
-def refine_regions(
-    layer: CrfRnn, settings: MeanFieldParameters, log_odds: Tensor, image: Tensor, threads: int, kernels: Sequence[RecordingKernels]
-) -> Tensor:
+def refine_regions(layer: CrfRnn, log_odds: Tensor, image: Tensor, threads: int, kernels: Sequence[RecordingKernels]) -> Tensor:
     """Return refined log-odds (R, *grid): each region is a problem of two labels, differentiable in the layer's parameters.
 
     The image is (1, M, *grid), and the kernels are built for two labels.
@@ -232,14 +214,6 @@ def refine_regions(
         )[0]
         refined.append(found[1] - found[0])
     return torch.stack(refined)
-
-
-def decode_regions(log_odds: Tensor, scheme: RegionScheme) -> Tensor:
-    """Return the labels (*grid) of log-odds (R, *grid), as `RegionScheme.decode`."""
-    labels = torch.zeros(log_odds.shape[1:], dtype=torch.int64, device=log_odds.device)
-    for channel, label in zip(log_odds, scheme.class_order, strict=True):
-        labels[channel > 0] = label
-    return labels
 
 
 def dice_of(confusion: NDArray[np.int64], regions: Sequence[Sequence[int]]) -> NDArray[np.float64]:

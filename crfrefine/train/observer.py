@@ -1,10 +1,14 @@
-"""The interface to which a training run reports its progress."""
+"""The interface to which a training run reports its progress, and how much of the run is done."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 from crfrefine.runs.execution.records import Observer, Record
+
+SCREENING_SHARE = 0.1
+"""Share of the shown progress for reading and for trying the starts; the trainings share the rest equally."""
 
 
 @dataclass(frozen=True)
@@ -44,3 +48,29 @@ class TrainingObserver(Observer[str, Record]):
 
     def stage_ended(self, text: str) -> None:
         """A part of the run is over; `text` is its outcome in a line."""
+
+
+class Progress:
+    """Tells an observer how much of a run is done, which has `num_parts` trainings of at most `num_steps` optimizer steps."""
+
+    def __init__(self, observer: TrainingObserver, num_parts: int, num_steps: int) -> None:
+        self.observer = observer
+        self._num_parts, self._num_steps = num_parts, num_steps
+        self._parts, self._steps = 0, 0  # finished trainings, and optimizer steps of the present one
+        self._started = time.monotonic()
+
+    def tried(self, share: float) -> None:
+        """Show which share of the starts was tried."""
+        self.observer.progressed(SCREENING_SHARE * share, None)
+
+    def stepped(self, step: Step) -> None:
+        """Show one more optimizer step."""
+        self._steps += 1
+        self.observer.stepped(step)
+        share = (self._parts + min(1.0, self._steps / self._num_steps)) / self._num_parts
+        fraction = SCREENING_SHARE + (1.0 - SCREENING_SHARE) * share
+        self.observer.progressed(fraction, (time.monotonic() - self._started) * (1.0 - fraction) / fraction)
+
+    def part_ended(self) -> None:
+        """A training of the run is over."""
+        self._parts, self._steps = self._parts + 1, 0

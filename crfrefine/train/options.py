@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +46,7 @@ class CommonOptions:
     """What parameters are found with, whether they are trained or chosen.
 
     Attributes:
-        output: the parameter file to write; the report, the picture and the checkpoint go beside it.
+        output: the parameter file to write; the report goes beside it, and so do finished folds until the run has ended.
         input_type: "auto", "logits", "probabilities" or "labels".
         resample: whether logits, labels and masks on another grid are interpolated onto the image's.
         strict: refuse cases that lack a file, which are left out otherwise.
@@ -71,14 +71,9 @@ class CommonOptions:
         return self.beside(".report.json")
 
     @property
-    def curves(self) -> Path:
-        """The picture of the training curves."""
-        return self.beside(".curves.png")
-
-    @property
     def files(self) -> tuple[Path, ...]:
         """All files to write, the parameters last."""
-        return self.curves, self.report, self.output
+        return self.report, self.output
 
 
 @dataclass(frozen=True)
@@ -109,16 +104,6 @@ class TrainingOptions(CommonOptions):
     device: str = "auto"
     resume: bool = False
 
-    @property
-    def checkpoint(self) -> Path:
-        """The file in which a stopped run saves its state; it is removed when the run has ended."""
-        return self.beside(".checkpoint.json")
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """All files to write, the parameters last."""
-        return self.checkpoint, *super().files
-
 
 @dataclass(frozen=True)
 class UnlabeledOptions(CommonOptions):
@@ -136,11 +121,6 @@ class UnlabeledOptions(CommonOptions):
     masks: Path | None = None
     unread: Path | None = None
 
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """The report and the parameters."""
-        return self.report, self.output
-
 
 _NAMES = {
     "images": ("images", "imagesTr"),
@@ -150,38 +130,28 @@ _NAMES = {
 }
 
 
-def locate_folders(
-    folder: Path | None,
-    *,
-    images: Path | None = None,
-    labels: Path | None = None,
-    logits: Path | None = None,
-    masks: Path | None = None,
-) -> DataFolders:
+def locate_folders(folder: Path | None, **named: Path | None) -> DataFolders:
     """Return the folders of images, labels, logits and masks: those in `folder`, unless they are named.
 
     Raises:
         InputError: one of them does not exist.
     """
-    given = {"images": images, "labels": labels, "logits": logits, "masks": masks}
-    found = _located(folder, given, ("images", "labels", "logits"))
-    return DataFolders(found["images"], found["labels"], found["logits"], found.get("masks"))
+    return DataFolders(**locate(folder, ("images", "labels", "logits"), named))
 
 
-def locate_unlabeled(
-    folder: Path | None, *, images: Path | None = None, logits: Path | None = None, masks: Path | None = None
-) -> dict[str, Path]:
-    """Return where images, logits and perhaps masks and labels are by these names: folders, or for one case files; see `locate_folders`."""
-    given = {"images": images, "labels": None, "logits": logits, "masks": masks}
-    return _located(folder, given, ("images", "logits"), takes_files=True)
+def locate(folder: Path | None, needed: Sequence[str], named: Mapping[str, Path | None], *, takes_files: bool = False) -> dict[str, Path]:
+    """Return where images, labels, logits and masks are, by these names: in `folder`, unless they are named.
 
+    With `takes_files`, names may be those of the files of one case.
 
-def _located(folder: Path | None, given: Mapping[str, Path | None], needed: Sequence[str], *, takes_files: bool = False) -> dict[str, Path]:
+    Raises:
+        InputError: a path does not exist, or one of those that are needed is not found.
+    """
     found: dict[str, Path] = {}
     if folder is not None and not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; expected one that holds {_and(f'{what}/' for what in needed)}")
+        raise InputError(f"{folder}: no such folder; expected one that holds {', '.join(f'{what}/' for what in needed)}")
     for what, names in _NAMES.items():
-        path = given[what]
+        path = named.get(what)
         if path is None and folder is not None:
             path = next((folder / name for name in names if (folder / name).is_dir()), None)
         elif path is not None and not (path.is_dir() or (takes_files and path.exists())):
@@ -189,11 +159,11 @@ def _located(folder: Path | None, given: Mapping[str, Path | None], needed: Sequ
         if path is not None:
             found[what] = path
     if missing := [what for what in needed if what not in found]:
-        named = _and(f"--{what}" for what in missing)
-        advice = f"name {named} too, or the folder that holds all"
+        options = " and ".join(f"--{what}" for what in missing)
+        advice = f"name {options} too, or the folder that holds all"
         if folder is not None:
-            advice = f"expected {_and(f'{folder / what}/' for what in missing)}; or name them with {named}"
-        raise InputError(f"{folder or 'the data'}: no folder of {_and(missing)}: {advice}")
+            advice = f"expected {' and '.join(f'{folder / what}/' for what in missing)}; or name them with {options}"
+        raise InputError(f"{folder or 'the data'}: no folder of {' and '.join(missing)}: {advice}")
     return found
 
 
@@ -212,34 +182,21 @@ def locate_nnunet(folder: Path, *, images: Path | None = None, labels: Path | No
     return DataFolders(found_images, locate_labels(network, found_images, labels), network.folder, masks, network.folder)
 
 
-def _and(parts: Iterable[str]) -> str:
-    listed = list(parts)
-    return listed[0] if len(listed) == 1 else ", ".join(listed[:-1]) + " and " + listed[-1]
-
-
 def check_options(options: TrainingOptions) -> None:
     """Raise ConfigError or InputError for invalid options, before anything is read."""
-    from crfrefine.io.atomic import check_replaceable
-
     known = (*LEARNABLE, VOLUME_GROUP)
     unknown = [name for name in options.learn if name not in known]
     if unknown or not options.learn:
         given = listed(options.learn) or "nothing"
         raise ConfigError(f"--learn: expected some of {', '.join(known)}, separated by commas; got {given}")
-    if options.loss not in LOSSES:
-        raise ConfigError(f"--loss: expected one of {', '.join(LOSSES)}; got {options.loss}")
-    if options.num_optimizer_steps is not None and options.num_optimizer_steps < 1:
-        raise ConfigError(f"--num-iterations: expected at least 1, got {options.num_optimizer_steps}")
     check_outputs(options)
-    check_replaceable(options.checkpoint)
 
 
 def check_outputs(options: CommonOptions) -> None:
     """Raise InputError for files that cannot be written."""
-    from crfrefine.io.atomic import check_small_output, check_writable
+    from crfrefine.io.atomic import check_small_output
 
     if options.output.suffix != ".toml" or options.output.is_dir():
         raise InputError(f"{options.output}: name a file for the parameters, ending in .toml")
-    check_writable(options.output.parent)
     for path in options.files:
         check_small_output(path)

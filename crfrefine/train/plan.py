@@ -6,9 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from pathlib import Path
 
-import crfrefine
 from crfrefine.base.text import shorten
 from crfrefine.cases.case import Case
 from crfrefine.cases.reading_options import ReadingOptions
@@ -41,6 +40,11 @@ class Plan:
         """Of the folds and of the training on all cases, which comes last."""
         num_folds = len(self.folds)
         return (*(f"cross-validation fold {fold + 1} of {num_folds}" for fold in range(num_folds)), "all cases")
+
+    @property
+    def fold_files(self) -> tuple[Path, ...]:
+        """The file of each finished fold, from which a stopped run goes on; they are removed when the run has ended."""
+        return tuple(self.options.beside(f".fold{fold + 1}.json") for fold in range(len(self.folds)))
 
     @property
     def num_cases(self) -> int:
@@ -83,16 +87,9 @@ class Plan:
     @property
     def reading(self) -> ReadingOptions:
         """How the cases are read."""
-        mask_mode = self.base.intensity.mask if self.options.data.masks is None else "none"
-        cases = self.cases
-        return ReadingOptions(
-            self.options.input_type,
-            mask_mode,
-            self.options.resample,
-            cases.reading,
-            cases.declared,
-            all_labels=True,
-        )
+        mask_mode, options, cases = self.base.intensity.mask, self.options, self.cases
+        mask_mode = mask_mode if options.data.masks is None else "none"
+        return ReadingOptions(options.input_type, mask_mode, options.resample, cases.reading, cases.declared, all_labels=True)
 
     def read(self, number: int, threads: int) -> Case:
         """Read one case with its reference."""
@@ -107,11 +104,6 @@ class Plan:
         """Optimizer steps of a start in a fold, if it is not stopped early."""
         return self.options.num_optimizer_steps or setup.NUM_OPTIMIZER_STEPS
 
-    @property
-    def num_planned(self) -> int:
-        """Optimizer steps of a fold, if no start is stopped early."""
-        return setup.NUM_TRAINED * self.num_optimizer_steps
-
     def describe(self, threads: int) -> str:
         """Return the first line that a run reports."""
         cases, num_folds = self.cases, len(self.folds)
@@ -123,26 +115,6 @@ class Plan:
             + (", one case each" if num_folds == self.num_cases else "")
             + f"; {self.device.name}, {threads} thread{'' if threads == 1 else 's'}"
         )
-
-    def settings(self) -> dict[str, Any]:
-        """Return everything that the result depends on, except the data."""
-        options = self.options
-        return {
-            "version": crfrefine.__version__,
-            "parameters": None if options.parameters is None else options.parameters.to_dict(),
-            "learn": sorted(options.learn),
-            "folds": len(self.folds),
-            "loss": options.loss,
-            "num_iterations": options.num_optimizer_steps,
-            "regions": [[region.name, list(region.labels)] for region in self.regions],
-            "label_names": list(self.cases.label_names),
-            "channels": None if self.cases.regions is None else self.cases.regions.to_dict(),
-            "ignore_label": self.cases.ignore_label,
-            "seed": options.seed,
-            "device": self.device.kind,
-            "input_type": options.input_type,
-            "resample": options.resample,
-        }
 
 
 def make_plan(options: TrainingOptions, device: TrainingDevice) -> Plan:
@@ -180,8 +152,17 @@ def choose_regions(texts: Sequence[str], cases: LabeledCases) -> tuple[Region, .
     Raises:
         ConfigError: a region is malformed, is given twice, or has labels that the logits do not have.
     """
+    if not texts and cases.regions is not None:
+        names = [f"region {name}" if name == RESERVED else name for name in cases.regions.names]
+        return tuple(Region(name, labels) for name, labels in zip(names, cases.regions.labels, strict=True))
     if not texts:
-        return _default_regions(cases)
+        # Each foreground label by its name if that is usable, except the one without a reference.
+        counts = Counter(cases.label_names[1:])
+        usable = {name for name, count in counts.items() if count == 1 and name != RESERVED}
+        labels = [label for label in range(1, cases.num_labels) if label != cases.ignore_label]
+        return tuple(
+            Region(cases.label_names[label] if cases.label_names[label] in usable else f"label {label}", (label,)) for label in labels
+        )
     regions = tuple(parse_region(text) for text in texts)
     for region in regions:
         if max(region.labels) >= cases.num_labels:
@@ -192,17 +173,3 @@ def choose_regions(texts: Sequence[str], cases: LabeledCases) -> tuple[Region, .
     if twice:
         raise ConfigError(f"--regions: {twice[0]} is there twice")
     return regions
-
-
-def _default_regions(cases: LabeledCases) -> tuple[Region, ...]:
-    """Return the regions of the channels, or each foreground label by its name if usable, except the one without a reference."""
-    if cases.regions is not None:
-        names = [f"region {name}" if name == RESERVED else name for name in cases.regions.names]
-        return tuple(Region(name, labels) for name, labels in zip(names, cases.regions.labels, strict=True))
-    labels = [label for label in range(1, cases.num_labels) if label != cases.ignore_label]
-    counts = Counter(cases.label_names[label] for label in labels)
-    names = [cases.label_names[label] for label in labels]
-    names = [f"label {label}" if name == RESERVED or counts[name] > 1 else name for label, name in zip(labels, names, strict=True)]
-    if len(set(names)) < len(names):
-        names = [f"label {label}" for label in labels]
-    return tuple(Region(name, (label,)) for label, name in zip(labels, names, strict=True))

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.runs.execution.threads import Workers
-from crfrefine.train.baselines import Scores, largest_scores, network_dice
+from crfrefine.train.baselines import Scores, fit_scaling, label_confusion, largest_scores
+from crfrefine.train.candidates import FitResult
+from crfrefine.train.comparison import Tuned
 from crfrefine.train.crops import Crop, CropStore, make_crop
 from crfrefine.train.dataset import attempt, raise_all
 from crfrefine.train.guided_filter import Guidance, score_guided
 from crfrefine.train.losses import make_loss, make_region_loss
 from crfrefine.train.material import Material
+from crfrefine.train.model import dice_of, mean_defined
+from crfrefine.train.observer import Progress, TrainingObserver
 from crfrefine.train.plan import Plan
-from crfrefine.train.session import Session
 from crfrefine.train.starts import Start, make_starts
-
-if TYPE_CHECKING:
-    pass
 
 LARGE_CASE_VOXELS = 4_000_000
 """Cases of more voxels are read and measured one at a time: several whole ones in memory would be too much."""
@@ -34,21 +33,32 @@ class Prepared:
     With large cases, whole ones are in memory one at a time.
     """
 
+    plan: Plan
+    workers: Workers
+    progress: Progress
     material: Material
     starts: tuple[Start, ...]
     largest: Scores[str]
     guided: Scores[Guidance]
     has_large_cases: bool
 
+    @property
+    def observer(self) -> TrainingObserver:
+        """Who receives the events of the run."""
+        return self.progress.observer
 
-def prepare(session: Session) -> Prepared:
+    def tune_rivals(self, fit: FitResult, cases: Sequence[int]) -> Tuned:
+        """Tune the rivals of a trained CRF on the cases that it may have seen."""
+        return Tuned(fit, fit_scaling(self.material, cases, self.workers), self.largest.best(cases), self.guided.best(cases))
+
+
+def prepare(plan: Plan, workers: Workers, progress: Progress) -> Prepared:
     """Read the cases and set up what all parts share.
 
     Raises:
         CrfRefineError: cases cannot be trained on, or none has any foreground.
     """
-    plan, workers = session.plan, session.workers
-    session.observer.stage_started("reading")
+    progress.observer.stage_started("reading")
     cases, options, groups = plan.cases, plan.options, plan.groups
     crops, has_large_cases = _read_crops(plan, workers)
     spacing = tuple(float(distance) for distance in np.median(np.array([crop.spacing for crop in crops]), axis=0))
@@ -57,10 +67,13 @@ def prepare(session: Session) -> Prepared:
     loss = make_loss(options.loss, groups) if cases.regions is None else make_region_loss(options.loss, cases.regions)
     sizes = cases.num_channels, cases.num_modalities, cases.num_dims
     for note in oddities(crops, groups):
-        session.observer.note(note)
+        progress.observer.note(note)
     starts = make_starts(options.parameters, plan.learn, cases.num_channels, cases.num_modalities, spacing)
     material = Material(crops, loss, groups, plan.learn, sizes, options.seed, plan.device)
     return Prepared(
+        plan,
+        workers,
+        progress,
         material,
         tuple(starts),
         largest=largest_scores(material, workers),
@@ -104,27 +117,22 @@ LOW_DICE = 0.05
 
 def oddities(crops: Sequence[Crop], regions: Sequence[tuple[int, ...]]) -> list[str]:
     """Return one sentence per suspicious finding: almost no agreement, padded logits, cases without foreground."""
-    dice = network_dice(crops, regions)
+    dice = np.array([dice_of(label_confusion(crop, crop.decode(crop.logits)), regions) for crop in crops])
     notes = []
-    defined = dice[~np.isnan(dice).all(axis=1)]
-    if defined.size and float(np.nanmean(defined)) < LOW_DICE:
+
+    def add(crops: Sequence[Crop], what: str) -> None:
+        names = ", ".join(crop.case_id for crop in crops[:3]) + (" ..." if len(crops) > 3 else "")
+        notes.extend([f"{len(crops)} of {len(dice)} cases have {what}: {names}"] if crops else [])
+
+    if (mean := mean_defined(dice.ravel())) < LOW_DICE:
         channels = "labels" if crops[0].regions is None else "regions"
         notes.append(
-            f"the network agrees with the reference to a mean Dice of {np.nanmean(defined):.3f}: "
+            f"the network agrees with the reference to a mean Dice of {mean:.3f}: "
             f"are the logits' channels in the order of the {channels}, and do logits and labels belong together?"
         )
-    padded = [crop.case_id for crop in crops if crop.num_padding_voxels]
-    if padded:
-        share = sum(crop.num_padding_voxels for crop in crops) / max(1, sum(crop.num_case_voxels for crop in crops))
-        notes.append(
-            f"{len(padded)} of {len(crops)} cases have voxels whose logits are equal for all labels, as where a cropped output was "
-            f"padded ({share:.1%} of all voxels); they take no part and count as background: {_first_names(padded)}"
-        )
-    empty = [crop.case_id for crop, row in zip(crops, dice, strict=True) if np.isnan(row).all()]
-    if empty:
-        notes.append(f"{len(empty)} of {len(crops)} cases have no foreground in reference and network: {_first_names(empty)}")
+    share = sum(crop.num_padding_voxels for crop in crops) / max(1, sum(crop.num_case_voxels for crop in crops))
+    equal = f"voxels whose logits are equal for all labels, as where a cropped output was padded ({share:.1%} of all voxels)"
+    add([crop for crop in crops if crop.num_padding_voxels], f"{equal}; they take no part and count as background")
+    empty = [crop for crop, row in zip(crops, dice, strict=True) if np.isnan(row).all()]
+    add(empty, "no foreground in reference and network")
     return notes
-
-
-def _first_names(case_ids: Sequence[str]) -> str:
-    return ", ".join(case_ids[:3]) + (" ..." if len(case_ids) > 3 else "")

@@ -1,39 +1,38 @@
-"""The whole of `crfrefine train-crf`, stage after stage: prepare, screen, cross-validate, train on all cases, compare, write.
+"""The whole of `crfrefine train-crf`, stage after stage: prepare, cross-validate, train on all cases, compare, write.
 
-Each stage is a function of the results of the stages before it. Finished folds go into the checkpoint.
+Each stage is a function of the results of the stages before it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
+import torch
 
 from crfrefine.base.inputs import add_inputs, check_no_input, keeping_inputs
 from crfrefine.base.threads import available_threads
+from crfrefine.io.atomic import check_replaceable, remove_file
 from crfrefine.runs.execution.threads import Workers
 from crfrefine.train import starts as setup
 from crfrefine.train.calibration import calibrate, calibrate_output
 from crfrefine.train.candidates import CALIBRATION, UNTRAINED, Candidate, FitResult, choose, is_gain, no_crf, pooled, taken
-from crfrefine.train.checkpoint import Checkpoint, Done, Part, fingerprint
 from crfrefine.train.comparison import FoldResult, TrainingResult, compare
-from crfrefine.train.cross_validation import cross_validate, torch_in_one_thread
-from crfrefine.train.curves import require_matplotlib
+from crfrefine.train.cross_validation import cross_validate, fingerprint, read_folds
 from crfrefine.train.device import TrainingDevice, choose_device
-from crfrefine.train.fitting import Task, train
-from crfrefine.train.folds import all_cases
+from crfrefine.train.fitting import Fit, Task
+from crfrefine.train.folds import Split
 from crfrefine.train.methods import NETWORK, TRAINED
 from crfrefine.train.model import mean_defined
-from crfrefine.train.observer import TrainingObserver
+from crfrefine.train.observer import Progress, TrainingObserver
 from crfrefine.train.options import TrainingOptions, check_options
 from crfrefine.train.plan import make_plan
 from crfrefine.train.preparation import Prepared, prepare
 from crfrefine.train.report import write_results
-from crfrefine.train.screening import screen_starts
-from crfrefine.train.session import Session
 from crfrefine.train.starts import Start
-from crfrefine.train.tuned import Tuned, tune_rivals
 
 
 @keeping_inputs()
@@ -45,11 +44,9 @@ def run_training(options: TrainingOptions, observer: TrainingObserver | None = N
         observer: told of the progress.
 
     Raises:
-        CrfRefineError: nothing can be done: no matplotlib, cases that do not fit, a device that is not there, a place that cannot be
-            written to.
-        KeyboardInterrupt: passed on; finished folds are in the checkpoint.
+        CrfRefineError: nothing can be done: cases that do not fit, a device that is not there, a place that cannot be written to.
+        KeyboardInterrupt: passed on; finished folds are in their files.
     """
-    require_matplotlib()
     add_inputs(*filter(None, [options.config]))
     check_options(options)
     device = choose_device(options.device)
@@ -57,28 +54,40 @@ def run_training(options: TrainingOptions, observer: TrainingObserver | None = N
         return _run_stages(options, device, observer or TrainingObserver(), workers)
 
 
+@contextmanager
+def torch_in_one_thread() -> Iterator[None]:
+    """Sums of several threads depend on how many there are; the time is spent in the engine anyway."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _run_stages(options: TrainingOptions, device: TrainingDevice, observer: TrainingObserver, workers: Workers) -> TrainingResult:
+    started = time.monotonic()
     plan = make_plan(options, device)
+    check_replaceable(*plan.fold_files)
     for path in options.files:
         check_no_input(path)
-    checkpoint = Checkpoint(options.checkpoint, fingerprint(plan.settings(), plan.cases.files))
-    done = (checkpoint.load() if options.resume else None) or Done((Part(),) * len(plan.part_names))
-    session = Session(plan, done, checkpoint, workers, observer)
+    finished = read_folds(plan.fold_files, fingerprint(plan)) if options.resume else {}
     observer.run_started(plan.describe(workers.threads))
     for note in (*([device.note] if device.note else []), *plan.cases.notes):
         observer.note(note)
     try:
-        prepared = prepare(session)
-        screen_starts(prepared, session)
-        folds = cross_validate(prepared, session)
-        final = train_on_all_cases(prepared, folds, session)
+        progress = Progress(observer, 1 + len(plan.folds) - len(finished), setup.NUM_TRAINED * plan.num_optimizer_steps)
+        prepared = prepare(plan, workers, progress)
+        folds = cross_validate(prepared, finished)
+        final = prepared.tune_rivals(train_on_all_cases(prepared, folds), range(plan.num_cases))
     except KeyboardInterrupt as interrupt:
-        if any(part != Part() for part in session.done.parts):
-            interrupt.add_note(f"finished folds are in {options.checkpoint}, run again with --resume for the rest")
+        if any(path.exists() for path in plan.fold_files):
+            interrupt.add_note(f"finished folds are beside {options.output}, run again with --resume for the rest")
         raise
-    result = TrainingResult(plan, folds, final, compare(folds, plan), session.seconds, workers.threads)
+    result = TrainingResult(plan, folds, final, compare(folds, plan), time.monotonic() - started, workers.threads)
     write_results(result)
-    checkpoint.remove()
+    for path in plan.fold_files:
+        remove_file(path)
     return result
 
 
@@ -88,53 +97,44 @@ STEP_LENGTH = 0.3
 """Step length in the training on all cases, which starts where the folds ended, relative to that in the folds."""
 
 
-def train_on_all_cases(prepared: Prepared, folds: Sequence[FoldResult], session: Session) -> Tuned:
-    """Return the methods tuned on all cases; no CRF if no fold found one that helps the cases held out."""
-    number, everything = len(folds), all_cases(session.plan.num_cases)
-    session.part_begun(number)
-    part = session.part(number)
-    fit = part.fit or calibrate_output(_fit(prepared, folds, session), everything.seen, prepared.material, session.workers)
-    if part.fit is None:
-        session.note_part(number, fit=fit)
-    return tune_rivals(fit, None, everything.seen, prepared, session.workers)
+def train_on_all_cases(prepared: Prepared, folds: Sequence[FoldResult]) -> FitResult:
+    """Return what was fitted to all cases; no CRF if no fold found one that helps the cases held out."""
+    everything = tuple(range(prepared.plan.num_cases))
+    return calibrate_output(_fit(prepared, folds, everything), everything, prepared.material, prepared.workers)
 
 
-def _fit(prepared: Prepared, folds: Sequence[FoldResult], session: Session) -> FitResult:
-    plan = session.plan
+def _fit(prepared: Prepared, folds: Sequence[FoldResult], everything: tuple[int, ...]) -> FitResult:
+    plan = prepared.plan
     gains = gains_held_out(folds)
-    found = [fold for fold in folds if not fold.tuned.fit.is_network]
-    if not found or not is_gain(gains):
-        network_mean = mean_defined([fold.tuned.fit.network_score for fold in folds])
+    helping = [fold for fold in folds if not fold.tuned.fit.is_network]
+    network_mean = mean_defined([fold.tuned.fit.network_score for fold in folds])
+    if not helping or not is_gain(gains):
         return no_crf(folds[0].tuned.fit.parameters, network_mean, gains)
     name = plan.part_names[-1]
-    session.observer.stage_started(name)
-    everything = all_cases(plan.num_cases)
-    calibrated = calibrate(prepared.material, everything.training, prepared.starts[0].parameters, session.workers)
+    prepared.observer.stage_started(name)
+    calibrated = calibrate(prepared.material, everything, prepared.starts[0].parameters, prepared.workers)
     # What was measured on the cases held out is mostly the kind that the folds' cases choose together, and so should be what is written.
     chosen = choose(pooled([fold.tuned.fit.candidates for fold in folds]))
-    kind = found[0].tuned.fit.kind if chosen is None else chosen.kind
+    kind = helping[0].tuned.fit.kind if chosen is None else chosen.kind
     unmoved = {CALIBRATION: calibrated, UNTRAINED: plan.rivals.untrained}.get(kind)
     if unmoved is not None:
-        network_mean = mean_defined([fold.tuned.fit.network_score for fold in folds])
         fit = taken(Candidate(kind, kind, unmoved, 0, gains), network_mean)
-        session.observer.stage_ended(f"{name}: {fit.describe()}")
-        return fit
-    fits = {fold.name: fold.tuned.fit for fold in found}
-    starts = [Start(f"{name}: {fit.start}", fit.trained) for name, fit in fits.items() if fit.trained is not None]
-    half = int(np.median([fit.best_optimizer_step for fit in fits.values() if fit.trained is not None])) // 2
-    task = Task(
-        name,
-        everything,
-        starts,
-        min(max(setup.EVALUATE_EVERY, half), plan.num_optimizer_steps),
-        step_length=STEP_LENGTH,
-        trains_best=True,
-        calibrated=calibrated,
-        rivals=plan.rivals,
-        kind=kind,
-    )
-    fit = train(task, prepared.material, session)
-    session.observer.stage_ended(f"{name}: {fit.describe()}")
+    else:
+        fits = {fold.name: fold.tuned.fit for fold in helping if fold.tuned.fit.trained is not None}
+        half = int(np.median([fit.best_optimizer_step for fit in fits.values()])) // 2
+        task = Task(
+            name,
+            Split(everything, everything, ()),
+            [Start(f"{name}: {fit.start}", fit.trained) for name, fit in fits.items() if fit.trained is not None],
+            min(max(setup.EVALUATE_EVERY, half), plan.num_optimizer_steps),
+            step_length=STEP_LENGTH,
+            trains_best=True,
+            calibrated=calibrated,
+            rivals=plan.rivals,
+            kind=kind,
+        )
+        fit = Fit(prepared.material, task, prepared.workers, prepared.progress.stepped).run()
+    prepared.observer.stage_ended(f"{name}: {fit.describe()}")
     return fit
 
 

@@ -56,7 +56,8 @@ def make_starts(
 
     Without theta to learn, a given model leaves nothing to choose from. The spacing is that of a typical case.
     """
-    base = prepare(built_in() if given is None else given, learn, num_labels, num_modalities)
+    built_in = CrfParameters().replace(**{"mean_field.temperature": TEMPERATURE})
+    base = prepare(built_in if given is None else given, learn, num_labels, num_modalities)
     voxel = 1.0 if base.mean_field.positions == "voxels" else voxel_length(spacing)
     unit = length_unit(base)
     starts = [Start("given", base)] if given is not None else []
@@ -89,11 +90,6 @@ def length_unit(parameters: CrfParameters) -> str:
 def _like(value: float | tuple[float, ...], number: float) -> float | tuple[float, ...]:
     """Return the number, as often as there are values."""
     return (number,) * len(value) if isinstance(value, tuple) else number
-
-
-def built_in() -> CrfParameters:
-    """Return the model without anything that depends on the data."""
-    return CrfParameters().replace(**{"mean_field.temperature": TEMPERATURE})
 
 
 def prepare(parameters: CrfParameters, learn: Sequence[str], num_labels: int, num_modalities: int) -> CrfParameters:

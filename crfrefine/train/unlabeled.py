@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -87,9 +87,8 @@ def make_candidates(voxel: float, overrides: Mapping[str, Any]) -> list[Candidat
     default = CrfParameters()
     found = [Candidate(DEFAULT, default.replace(**overrides))]
     for alpha, weight, volume in itertools.product(THETA_ALPHA_VOXELS, WEIGHTS, VOLUME_WEIGHTS):
-        length = float(f"{alpha * voxel:.3g}")
         changes = {
-            "bilateral.theta_alpha": length,
+            "bilateral.theta_alpha": float(f"{alpha * voxel:.3g}"),
             "bilateral.theta_beta": THETA_BETA,
             "bilateral.weight": weight,
             "mean_field.temperature": TEMPERATURE,
@@ -99,20 +98,15 @@ def make_candidates(voxel: float, overrides: Mapping[str, Any]) -> list[Candidat
         }
         parameters = default.replace(**{**changes, **overrides})
         if parameters not in [each.parameters for each in found]:  # Overrides may make some equal.
-            found.append(Candidate(_name_of(parameters), parameters))
+            kernel, own_volume = parameters.bilateral[0], parameters.volume.weight
+            length, strength = (" ".join(f"{number:g}" for number in np.atleast_1d(own)) for own in (kernel.theta_alpha, kernel.weight))
+            found.append(Candidate(f"theta_alpha {length} mm, weight {strength}, volume.weight {own_volume:g}", parameters))
     return found
-
-
-def _name_of(parameters: CrfParameters) -> str:
-    """Return what tells a built-in set from the others."""
-    kernel = parameters.bilateral[0]
-    entries = ("theta_alpha", kernel.theta_alpha, " mm"), ("weight", kernel.weight, ""), ("volume.weight", parameters.volume.weight, "")
-    return ", ".join(f"{name} {' '.join(f'{number:g}' for number in np.atleast_1d(values))}{unit}" for name, values, unit in entries)
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """What the synthetic cases of one case are made from: the part around its foreground, coarsened to MAX_VOXELS."""
+    """The part of a case around its foreground, coarsened to MAX_VOXELS, that its synthetic cases are made from."""
 
     case_id: str
     voxel: float  # side in mm of a voxel of the case
@@ -127,7 +121,7 @@ class Source:
 
 
 def make_source(case: Case, default: CrfParameters, threads: int, noise_voxels: float = 1.0) -> Source:
-    """Return what a case's synthetic ones are made from: truths are the case refined with `default`, and the network's own labels.
+    """Return the source of a case's synthetic ones: truths are the case refined with `default`, and the network's own labels.
 
     Raises:
         InputError: a label map, which does not say how sure the network is; the case has no label of MIN_VOXELS.
@@ -169,18 +163,8 @@ def make_source(case: Case, default: CrfParameters, threads: int, noise_voxels: 
         raise InputError(f"case {case.case_id!r}: no label has {MIN_VOXELS} voxels, which a comparison needs")
     agreement = dice_of(truths[1], truths[0], channels.groups)
     agreeing = tuple((truth, channels.agreeing(logits, truth)) for truth in truths)
-    return Source(
-        case.case_id,
-        voxel_length(case.spacing),
-        channels,
-        np.ascontiguousarray(image),
-        mask,
-        tuple(spacing.tolist()),
-        agreeing,
-        expected,
-        agreement,
-        noise_voxels,
-    )
+    image, sides = np.ascontiguousarray(image), tuple(spacing.tolist())
+    return Source(case.case_id, voxel_length(case.spacing), channels, image, mask, sides, agreeing, expected, agreement, noise_voxels)
 
 
 def score_candidates(
@@ -204,25 +188,18 @@ def score_candidates(
     columns = [[dice(truth, channels.decode(noisy)) for truth, noisy in draws]]
     for candidate in candidates:  # Those with the same kernels follow each other, so that these are built once.
         check()
-        refined = partial(
-            plan.run,
-            parameters=replace(candidate.parameters, intensity=NORMALIZED),
-            input_type="logits",
-            regions=channels.regions,
-        )
-        columns.append([dice(truth, refined(noisy).label_map) for truth, noisy in draws])
+        parameters = replace(candidate.parameters, intensity=NORMALIZED)
+        refined = (plan.run(noisy, parameters, input_type="logits", regions=channels.regions).label_map for _, noisy in draws)
+        columns.append([dice(truth, labels) for (truth, _), labels in zip(draws, refined, strict=True)])
     return np.array(columns).T
 
 
 def gains_of(table: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return what candidates gain over `default`.
+    """Return what candidates gain over `default`, (units, kinds, candidates), and their scores, (units, candidates).
 
-    Args:
-        table: (units, kinds, 1 + candidates) Dice, of the network first and of `default` next; units are cases, or draws of few cases.
-
-    Returns:
-        Dice, (units, kinds, candidates); and in units of what the best candidate gains over the network in each kind, the mean over kinds,
-        (units, candidates): in an easy kind, small gains count.
+    `table` has the (units, kinds, 1 + candidates) Dice, of the network first and of `default` next; units are cases, or draws of few
+    cases. A score is the mean over kinds of the gain in units of what the best candidate gains over the network: in an easy kind, small
+    gains count.
     """
     best = np.maximum((table[:, :, 1:] - table[:, :, :1]).mean(axis=0).max(axis=-1), MIN_UNIT)
     gains = table[:, :, 1:] - table[:, :, 1:2]
@@ -243,7 +220,7 @@ def pick(table: NDArray[np.float64]) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """What was chosen, and why: `default` whenever anything else is not sure to be better on the synthetic cases."""
+    """The chosen parameters, and why: `default` whenever nothing else is sure to be better on the synthetic cases."""
 
     candidates: tuple[Candidate, ...]  # `default` first
     table: NDArray[np.float64]  # (cases, seeds, kinds, 1 + candidates) Dice, of the network first
@@ -282,7 +259,7 @@ class Choice:
 
     @property
     def chosen(self) -> Candidate:
-        """What is taken."""
+        """The set that is taken."""
         return self.candidates[0 if self.doubt else self._best]
 
     def describe(self) -> str:

@@ -10,10 +10,9 @@ import math
 import textwrap
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,14 +22,14 @@ from crfrefine.base.failures import Causes, expected_error
 from crfrefine.base.inputs import check_no_input, keeping_inputs
 from crfrefine.base.text import counted
 from crfrefine.base.threads import available_threads
-from crfrefine.cases.case import CaseFiles, CaseHeaders, ReadingOptions, read_case, read_case_headers
+from crfrefine.cases.case import CaseFiles, read_case, read_case_headers
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.io.atomic import write_small_file
 from crfrefine.io.json import without_nonfinite
 from crfrefine.io.recognition import add_volumes
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.execution.threads import Workers
-from crfrefine.runs.infer.inputs import find_inputs
+from crfrefine.runs.infer.inputs import RunInputs, find_inputs
 from crfrefine.runs.infer.options import InferenceOptions
 from crfrefine.runs.infer.plan import plan_run
 from crfrefine.runs.infer.store import read_records
@@ -43,7 +42,6 @@ from crfrefine.train.unlabeled import (
     MIN_DRAWS,
     NOISE_LEVELS,
     NUM_SEEDS,
-    Candidate,
     Choice,
     Source,
     make_candidates,
@@ -75,7 +73,7 @@ def run_unlabeled(options: UnlabeledOptions, observer: TrainingObserver) -> Choi
     problems = [files.problem for files in inputs.cases if files.problem]
     if problems and options.strict:
         raise InputError("\n  ".join(["--strict: cases that cannot be used:", *problems]))
-    choice = Search(inputs.cases, inputs.reading, observer, seed=options.seed, threads=options.threads).run()
+    choice = choose(inputs, observer, seed=options.seed, threads=options.threads)
     if not choice.case_ids:
         raise InputError("\n  ".join([f"{options.logits}: no case can be used to choose parameters", *causes_of(choice.left_out)]))
     write_choice(choice, options)
@@ -96,136 +94,108 @@ def choose_for(options: InferenceOptions, overrides: Mapping[str, Any], observer
     plan = plan_run(options)
     if options.parameters.mean_field.positions != "mm":
         raise ConfigError("mean_field.positions: built-in parameters to choose from are in mm; leave it out, or name parameters")
-    earlier = _recorded(options, plan.summary.inputs) if options.resume else None
-    if earlier is not None and (chosen := CrfParameters.from_dict(earlier["parameters"])) == chosen.replace(**overrides):
-        observer.note(f"parameters as an earlier run into this folder has chosen them: {earlier['choice'].get('chosen')}")
-        return replace(options, parameters=chosen, choice=earlier["choice"])
-    inputs = plan.inputs
-    choice = Search(
-        inputs.cases, inputs.reading, observer, most_cases=MAX_CASES_OF_A_RUN, overrides=overrides, threads=options.threads
-    ).run()
+    runs = read_records(options.output).runs if options.resume and not options.writes_file else []
+    heads = [run.head for run in runs if isinstance(run.head.get("choice"), dict) and run.inputs == list(plan.summary.inputs)]
+    if heads and (chosen := CrfParameters.from_dict(heads[-1]["parameters"])) == chosen.replace(**overrides):
+        observer.note(f"parameters as an earlier run into this folder has chosen them: {heads[-1]['choice'].get('chosen')}")
+        return replace(options, parameters=chosen, choice=heads[-1]["choice"])
+    choice = choose(plan.inputs, observer, max_cases=MAX_CASES_OF_A_RUN, overrides=overrides, threads=options.threads)
     if not choice.case_ids:
         observer.note("\n  ".join(causes_of(choice.left_out)))
     observer.stage_ended(choice.describe())
     return replace(options, parameters=choice.chosen.parameters, choice=choice.to_dict())
 
 
-def _recorded(options: InferenceOptions, inputs: Sequence[str]) -> Mapping[str, Any] | None:
-    """Return the record of the newest run on the same inputs into the same folder that had chosen its parameters."""
-    runs = [] if options.writes_file else read_records(options.output).runs
-    chosen = [run.head for run in runs if isinstance(run.head.get("choice"), dict) and run.inputs == list(inputs)]
-    return chosen[-1] if chosen else None
-
-
 def causes_of(left_out: Mapping[str, str]) -> list[str]:
-    """Return why cases are left out: of several with one cause, the first one whole and the others in a line."""
+    """Return why cases are left out; of several with one cause, the first is told in full and the others in a line."""
     causes = Causes()
     return [*(reason for case_id, reason in left_out.items() if causes.is_new(case_id, reason)), *causes.others()]
-
-
-def spread(count: int, most: int) -> list[int]:
-    """Return at most `most` numbers below `count`, evenly spread, the first and the last one among them."""
-    return sorted({round(place) for place in np.linspace(0, count - 1, min(count, most))})
-
-
-def _coarseness(headers: CaseHeaders) -> float:
-    """Return how many of the image's voxels a voxel of the network is long; at least 1."""
-    of_network = headers.logits.files[0].spacing if headers.logits is not None else None
-    return 1.0 if of_network is None else max(1.0, voxel_length(of_network) / voxel_length(headers.spacing))
 
 
 class _StoppedError(Exception):
     """Ends the threads of a run that was interrupted."""
 
 
-class Search:
-    """The choice for some cases, of which a part of those with all files is looked at; one that cannot be used is left out.
+def choose(
+    inputs: RunInputs,
+    observer: TrainingObserver,
+    *,
+    max_cases: int = MAX_CASES,
+    overrides: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+) -> Choice:
+    """Read some of the cases with all files, evenly spread, try all candidates on synthetic ones, and return the choice.
+
+    A case that cannot be used is left out. The choice does not depend on the number of threads.
 
     Args:
-        files: the cases.
-        reading: how they are read.
+        inputs: the cases, and how they are read.
         observer: receives the progress.
-        most_cases: how many are looked at.
+        max_cases: most cases that are looked at.
         overrides: entries that all candidates have, by their dotted keys.
         seed: of the noise.
-        threads: None: the cores this process may use. The choice does not depend on it.
+        threads: None means the cores that this process may use.
     """
+    overrides, default = overrides or {}, CrfParameters().replace(**(overrides or {}))
+    complete = [case for case in inputs.cases if not case.problem]
+    places = np.linspace(0, len(complete) - 1, min(len(complete), max_cases))
+    files = [complete[number] for number in sorted({round(place) for place in places})]
+    left_out = {case.case_id: case.problem for case in inputs.cases if case.problem}
+    sources: list[Source] = []
 
-    def __init__(
-        self,
-        files: Sequence[CaseFiles],
-        reading: ReadingOptions,
-        observer: TrainingObserver,
-        *,
-        most_cases: int = MAX_CASES,
-        overrides: Mapping[str, Any] | None = None,
-        seed: int = 0,
-        threads: int | None = None,
-    ) -> None:
-        complete = [each for each in files if not each.problem]
-        self._files = [complete[number] for number in spread(len(complete), most_cases)]
-        self._left_out = {each.case_id: each.problem for each in files if each.problem}
-        self._reading, self._observer, self._seed = reading, observer, seed
-        self._overrides = overrides or {}
-        self._threads = threads or available_threads()
-        self._sources: list[Source] = []
-        self._lock = threading.Lock()  # of what follows, and of the observer
-        self._num_tried = 0
-        self._is_over = False  # Threads end before their next set of parameters.
-
-    def run(self) -> Choice:
-        """Read the cases, try all candidates on synthetic ones, and return what was found."""
-        self._observer.run_started(f"choosing parameters without labels: {counted(len(self._files), 'case')}")
-        self._observer.stage_started("reading cases")
-        with Workers(self._threads, check=self._check) as workers:
-            workers.run_one_by_one(self._add_source, self._files)
-            sources = self._sources
-            if sources and self._left_out:
-                self._observer.note("\n  ".join([f"{counted(len(self._left_out), 'case')} not used:", *causes_of(self._left_out)]))
-            voxel = float(np.median([source.voxel for source in sources])) if sources else 1.0
-            candidates = make_candidates(voxel, self._overrides)
-            num_seeds = max(NUM_SEEDS, math.ceil(MIN_DRAWS / max(1, len(sources))))
-            table = np.full((len(sources), num_seeds, 2 * len(NOISE_LEVELS), 1 + len(candidates)), np.nan)
-            cells = [(case, seed) for seed in range(num_seeds) for case in range(len(sources))]
-            try:
-                if cells:
-                    self._observer.stage_started(f"trying {counted(len(candidates), 'set')} of parameters")
-                    workers.run(partial(self._score, candidates, table, time.monotonic()), cells)
-            finally:
-                self._is_over = True
-        case_ids, agreements = (tuple(getattr(source, name) for source in sources) for name in ("case_id", "agreement"))
-        return Choice(tuple(candidates), table, case_ids, agreements, self._left_out)
-
-    def _add_source(self, files: CaseFiles, threads: int) -> None:
+    def add_source(case: CaseFiles, threads: int) -> None:
         try:
-            headers = read_case_headers(files, self._reading)
-            case = read_case(headers, self._reading, threads=threads)
-            self._sources.append(make_source(case, CrfParameters().replace(**self._overrides), threads, _coarseness(headers)))
+            headers = read_case_headers(case, inputs.reading)
+            of_network = headers.logits.files[0].spacing if headers.logits is not None else None
+            # How many of the image's voxels a voxel of the network is long.
+            coarseness = 1.0 if of_network is None else max(1.0, voxel_length(of_network) / voxel_length(headers.spacing))
+            sources.append(make_source(read_case(headers, inputs.reading, threads=threads), default, threads, coarseness))
         except Exception as error:
-            self._left_out[files.case_id] = str(expected_error(error, *files.images, *files.logits, files.mask))
-        self._observer.progressed(0.0, None, f"{len(self._sources)} of {counted(len(self._files), 'case')} read")
+            left_out[case.case_id] = str(expected_error(error, *case.images, *case.logits, case.mask))
+        observer.progressed(0.0, None, f"{len(sources)} of {counted(len(files), 'case')} read")
 
-    def _score(
-        self, candidates: Sequence[Candidate], table: NDArray[np.float64], started: float, cell: tuple[int, int], threads: int
-    ) -> None:
-        """Try all candidates on a case and a seed, and fill them in; `started` is when the first of them began."""
-        case, seed = cell
-        num_trials = table.shape[0] * table.shape[1] * len(candidates)
+    lock = threading.Lock()  # of the observer and of the number of trials
+    num_begun, num_trials, started, is_over = 0, 0, 0.0, False
 
-        def begin_trial() -> None:
-            self._check()
-            with self._lock:
-                share = self._num_tried / num_trials
-                left = (time.monotonic() - started) * (1.0 - share) / share if share else None
-                self._observer.progressed(share, left, f"{self._num_tried} of {num_trials} trials")
-                self._num_tried += 1
-
-        table[case, seed] = score_candidates(self._sources[case], candidates, (self._seed, seed, case), threads, begin_trial)
-
-    def _check(self) -> None:
-        """Raise _StoppedError if the run has ended, as after Ctrl-C."""
-        if self._is_over:
+    def check() -> None:
+        """Raise _StoppedError if the run has ended, as after Ctrl-C: threads end before their next set of parameters."""
+        if is_over:
             raise _StoppedError
+
+    def begin_trial() -> None:
+        nonlocal num_begun
+        check()
+        with lock:
+            share = num_begun / num_trials
+            left = (time.monotonic() - started) * (1.0 - share) / share if share else None
+            observer.progressed(share, left, f"{num_begun} of {num_trials} trials")
+            num_begun += 1
+
+    def score(cell: tuple[int, int], threads: int) -> NDArray[np.float64]:
+        case, own_seed = cell
+        return score_candidates(sources[case], candidates, (seed, own_seed, case), threads, begin_trial)
+
+    observer.run_started(f"choosing parameters without labels: {counted(len(files), 'case')}")
+    observer.stage_started("reading cases")
+    with Workers(threads or available_threads(), check=check) as workers:
+        workers.run_one_by_one(add_source, files)
+        if sources and left_out:
+            observer.note("\n  ".join([f"{counted(len(left_out), 'case')} not used:", *causes_of(left_out)]))
+        candidates = make_candidates(float(np.median([source.voxel for source in sources])) if sources else 1.0, overrides)
+        num_seeds = max(NUM_SEEDS, math.ceil(MIN_DRAWS / max(1, len(sources))))
+        table = np.full((len(sources), num_seeds, 2 * len(NOISE_LEVELS), 1 + len(candidates)), np.nan)
+        cells = [(case, own_seed) for own_seed in range(num_seeds) for case in range(len(sources))]
+        num_trials, started = len(cells) * len(candidates), time.monotonic()
+        try:
+            if cells:
+                observer.stage_started(f"trying {counted(len(candidates), 'set')} of parameters")
+                for cell, dice in zip(cells, workers.run(score, cells), strict=True):
+                    table[cell] = dice
+        finally:
+            is_over = True
+    case_ids, agreements = (tuple(getattr(source, name) for source in sources) for name in ("case_id", "agreement"))
+    return Choice(tuple(candidates), table, case_ids, agreements, left_out)
 
 
 def write_choice(choice: Choice, options: UnlabeledOptions) -> None:
@@ -243,10 +213,8 @@ def write_choice(choice: Choice, options: UnlabeledOptions) -> None:
         "dice": choice.table.tolist(),
     }
     write_small_file(options.report, (json.dumps(without_nonfinite(report), indent=2, allow_nan=False) + "\n").encode())
-    head = [
-        f"Written by crfrefine {crfrefine.__version__}: chosen without labels, by synthetic cases made from the given ones.",
-        choice.describe(),
-        f"Cases: {', '.join(choice.case_ids)}.",
-    ]
-    comment = "\n".join(line for text in head for line in textwrap.wrap(text, 118))
-    write_small_file(options.output, choice.chosen.parameters.to_toml(comment).encode())
+    head = (
+        f"Written by crfrefine {crfrefine.__version__}: chosen without labels on synthetic cases made from "
+        f"{counted(len(choice.case_ids), 'case')}; {options.report.name} has the reasons."
+    )
+    write_small_file(options.output, choice.chosen.parameters.to_toml(textwrap.fill(head, 98)).encode())

@@ -77,7 +77,7 @@ def test_the_verdict_is_on_the_named_regions_and_asks_about_the_rivals(judged):
     assert told["comparison"]["p_value"] == pytest.approx(2 / 2**9)  # all nine signs agree
     assert told["p_adjusted"] == told["comparison"]["p_value"]  # the question is tested alone
     assert told["outcome"] == "not better than simple"
-    assert lines[-1].startswith("verdict: The refinement helps. ")
+    assert ": the refinement helps." in lines[-1]
     assert " But not shown to gain more than twin: the refinement +" in lines[-1]
     assert "simple" not in lines[-1]  # nobody said that the twin is
     seen = 100 * detectable_difference((after - before).std(ddof=1), NUM_CASES)
@@ -220,7 +220,7 @@ def test_empty_masks_are_counted_apart_and_never_dropped(tmp_path):
     assert "empty masks: 7: prediction of 3 cases: 2 without it in both maps, 1 missed, 0 false alarms" in result.stdout
     assert "empty masks: 1:" not in result.stdout
     assert "power: with 3 cases no difference, however large, could have been significant" in result.stdout
-    assert "verdict: Too few cases. n = 3" in result.stdout.splitlines()[-1]
+    assert ": too few cases, at least 6 are needed" in result.stdout.splitlines()[-1]
     quiet = run_here(*study.arguments, "-q")
     assert (quiet.stderr, quiet.stdout) == ("", result.stdout.splitlines(keepends=True)[-1])
 
@@ -245,14 +245,14 @@ def test_predictions_without_foreground_are_named(tmp_path, has_baseline):
 def test_dataset_json_names_labels_regions_and_what_to_ignore(tmp_path):
     """The prediction has a label under the ignored voxels that occurs nowhere else: no region of its own."""
     study = write_study(tmp_path, 1)
-    describe(study, {"background": 0, "core": 1, "rim": 2, "rare": 3, "ignore": 4}, regions={"whole": [1, 2]})
+    describe(study, {"background": 0, "core": 1, "rim": 2, "rare": 3, "ignore": 4})
     marked, found = study.maps["labels"]["case0"], study.maps["after"]["case0"]
     logits = logits_of(marked, 8, 4)
     marked[3:9, 2:6, 1:4], found[3:9, 2:6, 1:4] = 4, 5
     save_map(study.labels / "case0.nii.gz", marked)
     save_map(study.after / "case0.nii.gz", found)
     save_npz(study.after / "case0.npz", logits)
-    measured, counts = evaluated(study), marked != 4
+    measured, counts = evaluated(study, "-r", "whole=1+2"), marked != 4
     assert {label for _, label, *_ in measured} == {"1", "2", "3", "whole", "all"}
     for label, members in (("2", (2,)), ("3", (3,)), ("whole", (1, 2))):
         masks = (np.isin(study.maps[name]["case0"], members) & counts for name in ("after", "labels"))
@@ -269,18 +269,18 @@ def test_dataset_json_names_labels_regions_and_what_to_ignore(tmp_path):
 
 
 def test_a_label_among_the_regions_of_dataset_json_is_there_once(tmp_path):
-    """Of region-based training, or asked for with `--regions dataset.json`: one row `2 rim`, and none `rim`."""
+    """Of region-based training, or asked for by its name: one row `2 rim`, and none `rim`."""
     study = write_study(tmp_path, 2)
-    path = describe(study, {"background": 0, "whole": [1, 2], "rim": 2}, regions_class_order=[1, 2])
+    describe(study, {"background": 0, "whole": [1, 2], "rim": 2}, regions_class_order=[1, 2])
     evaluated(study)
     summary = study.summary()
     assert summary["regions"] == {"1": [1], "2": [2], "whole": [1, 2]}
     assert (summary["titles"]["2"], summary["judged_regions"]) == ("2 rim", ["whole", "2"])
-    describe(study, {"background": 0, "core": 1, "rim": 2}, regions={"whole": [1, 2]})
-    result = run_here(*study.arguments, "-r", path, "-r", "back=2")
+    describe(study, {"background": 0, "core": 1, "rim": 2})
+    result = run_here(*study.arguments, "-r", "rim=2", "-r", "whole=1+2", "-r", "back=2")
     summary = study.summary()
     assert summary["regions"] == {"1": [1], "2": [2], "whole": [1, 2], "back": [2]}
-    assert summary["judged_regions"] == ["1", "2", "whole", "back"]
+    assert summary["judged_regions"] == ["2", "whole", "back"]
     shown = [line.split("\t")[1] for line in result.stdout.splitlines() if line.startswith("dice\t")]
     assert shown == ["1 core", "2 rim", "whole", "back", "mean"]
 
@@ -350,7 +350,7 @@ def test_the_report_shows_cases_with_and_without_an_image(tmp_path, monkeypatch)
     assert "no image of 1 of 3 cases, such as case2" in result.stderr
     assert files_in(study.output) == ["metrics.csv", "report.html", "summary.json"]
     page = (study.output / "report.html").read_text(encoding="utf-8")
-    assert all(text in page for text in ("Too few cases. n = 3", "whole", str(images)))
+    assert all(text in page for text in ("too few cases, at least 6", "whole", str(images)))
     assert page.count('class="picture"') == 3
     shown = {call["title"]: (None if image is None else len(image), call["modality_names"]) for image, call in drawn}
     assert shown == {"case0": (3, ("T1", "<FLAIR>", "T2")), "case1": (2, ("<FLAIR>", "T2")), "case2": (None, ())}

@@ -32,7 +32,7 @@ def trained(tmp_path_factory):
 def test_training_writes_its_files_beside_the_folds(trained):
     tree, result = trained
     written = [name for name in files_in(tree.network) if name.startswith("crfrefine")]
-    assert written == ["crfrefine.curves.png", "crfrefine.report.json", "crfrefine.toml"]
+    assert written == ["crfrefine.report.json", "crfrefine.toml"]
     assert result.stdout.splitlines()[-1].startswith("verdict: ")
     report = json.loads((tree.network / "crfrefine.report.json").read_text())
     assert report["options"]["nnunet"] == str(tree.network)

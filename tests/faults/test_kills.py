@@ -59,10 +59,9 @@ def test_evaluate(tmp_path):
 
 SMALL_TRAINING = """
 from crfrefine.statistics import paired
-from crfrefine.train import baselines, report, starts
+from crfrefine.train import baselines, starts
 baselines.SCALING_STEPS = 3
 starts.THETA_ALPHA_VOXELS, starts.THETA_BETAS, starts.WEIGHTS = (2.0,), (0.15,), (8.0,)
-report.draw_curves = lambda result: b"curves"
 paired.bootstrap_interval = lambda *_, **__: (0.0, 0.0)
 """
 
@@ -75,7 +74,7 @@ def test_train_crf(tmp_path):
         ("train-crf", data, "-o", output / "p.toml", "--folds", 2, "--num-iterations", 1, "--learn", "weights", "--threads", 1),
         outputs=[output],
         resume=["--resume"],
-        early=["p.checkpoint.json"],
+        early=["p.fold1.json"],
     )
     check_kills(work, tmp_path, seed=5, setup=SMALL_TRAINING, num_kills=-(-NUM_KILLS // 4), most_in_a_row=3)  # a run takes seconds
 

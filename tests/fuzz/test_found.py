@@ -8,22 +8,17 @@ from crfrefine.cases.nnunet import PREDICTION_ARGUMENTS, find_cases_to_refine
 from crfrefine.errors import InputError
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path):
+def test_a_damaged_fold_is_named(tmp_path):
     path = tmp_path / "c.json"
-    module = pytest.importorskip("crfrefine.train.checkpoint", exc_type=ImportError)
-    checkpoint = module.Checkpoint(path, "d")
-
-    def text(**changes):
-        state = {"parts": [], "screening": None, "seconds": 1.0, **changes}
-        return module.checkpoint_text("d", state)
-
-    path.write_text(text())
-    assert checkpoint.load() is not None
-    for damaged in (text(seconds=10**400), text(seconds="x" * 5000), text(parts=[{"fit": []}]), "[" * 100_000):
-        path.write_text(damaged)
-        with pytest.raises(InputError, match=r"c\.json: not a checkpoint of train-crf") as caught:
-            checkpoint.load()
+    module = pytest.importorskip("crfrefine.train.cross_validation", exc_type=ImportError)
+    for damaged in ({"name": "x" * 5000, "split": 10**400}, [], {"split": [{"fit": []}]}):
+        path.write_text(json.dumps({"fingerprint": "d", "fold": damaged}))
+        with pytest.raises(InputError, match=r"c\.json: not a fold of train-crf") as caught:
+            module.read_folds([path], "d")
         assert len(str(caught.value)) < 600
+    path.write_text("[" * 100_000)
+    with pytest.raises(InputError, match=r"c\.json: not a fold of train-crf"):
+        module.read_folds([path], "d")
 
 
 def predictions_of(folder, source, outputs="out"):

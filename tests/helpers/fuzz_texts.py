@@ -13,7 +13,6 @@ from fuzz_mutations import mutated, mutated_text, wrong_somewhere
 from fuzz_worker import MAX_OF_A_MESSAGE, Target
 
 from crfrefine.base import memory
-from crfrefine.base.plain import to_plain
 from crfrefine.base.text import for_terminal
 from crfrefine.cases import nnunet
 from crfrefine.cases.dataset_description import read_dataset_description
@@ -21,7 +20,7 @@ from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.manifest import read_manifest
 from crfrefine.cases.region_reading import find_regions
 from crfrefine.errors import CrfRefineError, InputError
-from crfrefine.metrics.regions import parse_region, read_regions
+from crfrefine.metrics.regions import parse_region
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.toml import parse_override
 from crfrefine.runs.infer.records import SCHEMA
@@ -51,9 +50,8 @@ _CONTENTS = {
         _DESCRIPTION,
         _DECATHLON,
         {"labels": _BRATS, "regions_class_order": [1, 2, 3]},
-        {"labels": {"background": 0, "a": 1}, "regions": {"all": [1]}, "channel_names": ["CT"]},
+        {"labels": {"background": 0, "a": 1}, "channel_names": ["CT"]},
     ),
-    "regions.json": ({"whole": [1, 2, 3, 4], "core": "1+3+4", "enhancing": 4}, {"labels": {"a": 1, "b": [1, 2]}, "regions": {"c": [2]}}),
     "plans.json": ({"dataset_name": "Dataset004_Hippocampus", "plans_name": "nnUNetPlans", "image_reader_writer": "SimpleITKIO"},),
     "splits_final.json": ([{"train": ["a", "b"], "val": ["c"]}, {"train": ["c"], "val": ["a", "b"]}],),
     "predict_from_raw_data_args.json": (
@@ -81,11 +79,6 @@ def _read_description(path, rng):
     assert all(isinstance(name, str) for name in (*found.labels, *found.channel_names))
     assert found.num_labels is None or found.num_labels >= 1
     find_regions(None, [path.parent])
-    read_regions(path)
-
-
-def _read_regions(path, rng):
-    assert all(region.name and all(0 < label <= 65535 for label in region.labels) for region in read_regions(path))
 
 
 def _read_nnunet(path, rng):
@@ -118,19 +111,19 @@ def _require_lines(notes):
 
 
 @cache
-def _trained():
-    """The state of a training in the middle; what trains imports torch, which the other targets do without."""
-    from training_helpers import half_done
+def _fold():
+    """A finished fold of a training; what trains imports torch, which the other targets do without."""
+    from training_helpers import finished_fold
 
-    from crfrefine.train.checkpoint import checkpoint_text
+    from crfrefine.train.cross_validation import fold_text
 
-    return json.loads(checkpoint_text("digest", to_plain(half_done())))
+    return json.loads(fold_text(finished_fold(), "digest"))
 
 
-def _read_checkpoint(path, rng):
-    from crfrefine.train.checkpoint import Checkpoint
+def _read_fold(path, rng):
+    from crfrefine.train.cross_validation import read_folds
 
-    assert Checkpoint(path, "digest").load() is not None
+    assert list(read_folds([path], "digest")) == [0]
 
 
 def _damaged_text(content, rng):
@@ -209,10 +202,9 @@ def _read_manifest(path, rng):
 def text_targets():
     """The readers of texts and tables."""
     yield Target("dataset.json", _make("dataset.json"), _read_description, names_file=False)
-    yield Target("regions.json", _make("regions.json"), _read_regions)
     nnunet = ("plans.json", "predict_from_raw_data_args.json", "splits_final.json", "dataset.json")
     yield Target("nnunet", _make(*nnunet), _read_nnunet, names_file=False)
-    yield Target("checkpoint.json", lambda rng: {"c.json": wrong_somewhere(_trained(), rng)}, _read_checkpoint)
+    yield Target("fold.json", lambda rng: {"c.json": wrong_somewhere(_fold(), rng)}, _read_fold)
     yield Target("parameters.toml", lambda rng: {"p.toml": _damaged_text(CrfParameters().to_toml().encode(), rng)}, _read_parameters)
     yield Target("options", lambda rng: {"text": _damaged_text(rng.choice(_OPTIONS), rng)}, _read_option, names_file=False)
     yield Target("record", _record, _read_record, names_file=False)

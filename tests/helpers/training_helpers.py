@@ -11,10 +11,10 @@ from crfrefine.runs.execution.threads import Workers
 from crfrefine.statistics.comparison import Measurement, ResultTable
 from crfrefine.train.baselines import VectorScaling
 from crfrefine.train.candidates import no_crf
-from crfrefine.train.checkpoint import Done, Part
+from crfrefine.train.comparison import FoldResult, Tuned
 from crfrefine.train.crops import make_crop
 from crfrefine.train.fitting import Fit, Task
-from crfrefine.train.folds import split_training
+from crfrefine.train.folds import Split, split_training
 from crfrefine.train.losses import make_loss
 from crfrefine.train.material import Material
 from crfrefine.train.options import LEARNABLE
@@ -90,18 +90,14 @@ def start(theta_alpha, weight=4.0):
     return Start(f"theta_alpha {theta_alpha:g}", prepare(given, LEARNABLE, NUM_LABELS, 2))
 
 
-def silent(trajectory, loss, score):
-    """Show no step."""
-
-
 def fit(cases, *, num_optimizer_steps=6, threads=2):
     task = Task("", split_training(range(len(cases)), seed=1), [start(4.0), start(8.0)], num_optimizer_steps)
     with Workers(threads) as workers:
-        return Fit(material(cases), task, workers).run(silent)
+        return Fit(material(cases), task, workers).run()
 
 
-def half_done():
-    """The finished work of a run in its third part."""
+def finished_fold():
+    """A fold that is finished."""
     fit = no_crf(CrfParameters(), 0.7, (0.25, -0.5), histories={"a": [{"iteration": 0, "score": 0.1}]})
-    found = {"measured": {"case1": {"network": {"core": {"dice": 0.1 + 0.2, "hd95_mm": 3.0}}}}, "scaling": VectorScaling(0.9, (0.1, -0.1))}
-    return Done((Part(fit=fit), Part(fit=fit, **found), Part()), screening=[[0.5, 0.25]], seconds=12.5)
+    measured = {"case1": {"network": {"core": {"dice": 0.1 + 0.2, "hd95_mm": 3.0}}}}
+    return FoldResult("fold 1", Split((0, 2), (3,), (1,)), Tuned(fit, VectorScaling(0.9, (0.1, -0.1)), "each"), measured)

@@ -14,7 +14,6 @@ from crfrefine.base.inputs import add_inputs, keeping_inputs
 from crfrefine.cases.dataset_description import read_dataset_description
 from crfrefine.errors import InputError
 from crfrefine.io.json import append_lines, open_lines, read_json
-from crfrefine.metrics.regions import read_regions
 
 DIGITS = "9" * 5000
 
@@ -91,20 +90,6 @@ def test_what_is_no_file_is_not_passed_over(tmp_path, make, words):
     make(tmp_path / "dataset.json")
     with pytest.raises(InputError, match=rf"dataset\.json: .*{words}"):
         read_dataset_description(tmp_path)
-
-
-def test_a_file_of_regions(tmp_path):
-    path = tmp_path / "regions.json"
-    for content, words in (
-        (b'{"core": 1e999}', "region 'core': inf is not the number of a label"),
-        (b'{"core": 70000}', "label 70000"),
-        (b"[" * 100_000, "nested too deeply"),
-    ):
-        path.write_bytes(content)
-        with pytest.raises(InputError, match=words):
-            read_regions(path)
-    with pytest.raises(InputError, match="this is a folder"):
-        read_regions(tmp_path)
 
 
 def test_a_file_of_any_size_is_not_read(tmp_path):

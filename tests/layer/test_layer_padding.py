@@ -14,10 +14,10 @@ from crfrefine import CrfParameters, CrfRnn, InputError
 from crfrefine.parameters.sections import IntensityParameters
 from crfrefine.train.baselines import VectorScaling
 from crfrefine.train.candidates import FitResult
+from crfrefine.train.comparison import Tuned
 from crfrefine.train.crops import make_crop
 from crfrefine.train.measuring import measure_methods
 from crfrefine.train.methods import NETWORK, SCALING
-from crfrefine.train.tuned import Tuned
 
 GRID = (11, 9, 7)
 SPACING = (1.0, 0.6, 1.7)

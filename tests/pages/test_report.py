@@ -117,8 +117,8 @@ def test_the_verdict_comes_first_and_nothing_is_dropped_unsaid(text):
 def test_the_verdicts_mark_says_what_its_sentence_says(tmp_path):
     for method, baseline, tone in (("crf", "network", "good"), ("network", "crf", "bad"), ("smoothing", "network", "open")):
         table = make_table(30)
-        judged = verdict(table, method, baseline, num_resamples=100)
-        rows = summarize(table, baseline, num_resamples=20)
+        judged = verdict(table, method, baseline)
+        rows = summarize(table, baseline)
         report = make_report(table=table, method=method, baseline=baseline, summary=rows, verdict=judged)
         found = Page(written(tmp_path, report, num_shown=1))
         assert any(attributes.get("class") == f"verdict {tone}" for _, attributes in found.elements), judged.sentence
@@ -133,8 +133,8 @@ def test_what_got_worse_stands_beside_the_verdict_and_takes_away_its_color(tmp_p
         for region in ("1", "2")
         for method in ("network", "crf")
     )
-    rows = summarize(table, "network", num_resamples=200)
-    judged = verdict(table, "crf", "network", summary=rows, titles={"1": "1 front <part>"}, num_resamples=200)
+    rows = summarize(table, "network")
+    judged = verdict(table, "crf", "network", summary=rows, titles={"1": "1 front <part>"})
     found = Page(written(tmp_path, make_report(table=table, summary=rows, verdict=judged), num_shown=1))
     assert judged.outcome == Outcome.HELPS
     assert f"Verdict {judged.sentence} {judged.harm.sentence} " in found.text
@@ -156,7 +156,7 @@ def test_metrics_that_only_describe_have_their_mean_over_regions_and_their_chang
         for method, metric in (*itertools.product(("network", "crf"), ("volume_ml", "dice")), ("crf", "ece"))
         if (number, method) != (4, "crf")
     )
-    rows = summarize(table, "network", num_resamples=200)
+    rows = summarize(table, "network")
     found = Page(written(tmp_path, make_report(table=table, summary=rows, verdict=None), num_shown=1))
     # (2 + 3 + 4 + 5) / 4 is 3.5 in region 1, three times that in region 2, and twice that in their mean.
     for region, before in (("mean over regions", 7.0), ("1 front <part>", 3.5), ("2", 10.5)):
@@ -205,7 +205,7 @@ def test_marks_of_the_charts_lie_at_the_values_of_their_cases(monkeypatch):
     values = {"network": (0.3, 0.3, 0.5), "$x_$": (0.1 + 0.2, 0.4, 0.1)}
     lines = [Measurement(f"c{place}", "1", "dice", row[place], method) for method, row in values.items() for place in range(3)]
     table = ResultTable(lines)
-    summary = summarize(table, "network", num_resamples=100)
+    summary = summarize(table, "network")
     report = make_report(table=table, summary=summary, verdict=None, method="$x_$", region_titles={"1": "$\\alpha"})
     assert [title for title, _ in charts.draw_charts(report)] == ["Before and after", "Agreement (Bland-Altman)", "Each region"]
     marks = {}
@@ -238,8 +238,8 @@ def test_lowest_median_and_highest_are_those_by_the_difference_in_mean_dice():
 
 def test_where_a_single_region_is_judged_it_leads_everything(tmp_path):
     report = make_report()
-    judged = verdict(report.table, "crf", "network", regions=["2"], num_resamples=100)
-    report = make_report(summary=summarize(report.table, "network", mean_regions=["2"], num_resamples=100), verdict=judged)
+    judged = verdict(report.table, "crf", "network", regions=["2"])
+    report = make_report(summary=summarize(report.table, "network", mean_regions=["2"]), verdict=judged)
     assert report.regions_of("dice") == ("2", "1")
     differences = report.table.values("crf", "2", "dice") - report.table.values("network", "2", "dice")
     assert report.shown_cases(1)[0].case == report.table.cases[int(np.nanargmin(differences))]

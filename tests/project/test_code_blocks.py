@@ -337,7 +337,6 @@ NAMES = {
 def quick(monkeypatch):
     """Leave out what takes much of the time and is no part of any page: intervals, drawing, and processes for cases."""
     monkeypatch.setattr("crfrefine.statistics.paired.bootstrap_interval", lambda *_, **__: (0.0, 0.0))
-    monkeypatch.setattr("crfrefine.train.report.draw_curves", lambda result: b"")
     monkeypatch.setattr("crfrefine.evaluate.run.available_threads", lambda: 1)
 
 

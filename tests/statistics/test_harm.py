@@ -27,7 +27,7 @@ def _table(changes, *, base=0.5, methods=("network", "crf")):
 
 
 def _harm(table, regions=("1", "2"), **options):
-    summary = summarize(table, "network", mean_regions=regions, num_resamples=50)
+    summary = summarize(table, "network", mean_regions=regions)
     return find_harm(summary, "crf", **options)
 
 
@@ -41,9 +41,7 @@ def test_worse_in_more_than_half_of_the_cases_is_named_apart_from_what_is_signif
     harm = _harm(table, ["1"])
     assert [(decline.metric, decline.comparison.losses) for decline in harm.significant] == [("sensitivity", 24)]
     assert [(decline.metric, decline.comparison.losses) for decline in harm.in_most_cases] == [("hd95_mm", 19)]
-    p_values = [
-        table.compare("crf", "network", "1", metric, num_resamples=50).p_value for metric in ("sensitivity", "precision", "hd95_mm")
-    ]
+    p_values = [table.compare("crf", "network", "1", metric).p_value for metric in ("sensitivity", "precision", "hd95_mm")]
     assert harm.significant[0].p_adjusted == holm(p_values)[0] < 0.001
     assert harm.in_most_cases[0].p_adjusted == holm(p_values)[2] > 0.05
     assert harm.num_comparisons == 3
@@ -71,9 +69,9 @@ def test_every_metric_knows_its_direction():
 def test_a_label_whose_dice_falls_while_the_mean_rises_is_named():
     changes = {("dice", "1"): spread(20, 0.06, 0.01), ("dice", "2"): spread(20, -0.02, 0.01)}
     table = _table(changes)
-    judged = verdict(table, "crf", "network", summary=summarize(table, "network", num_resamples=200), titles=TITLES, num_resamples=200)
+    judged = verdict(table, "crf", "network", summary=summarize(table, "network"), titles=TITLES)
     assert judged.outcome == Outcome.HELPS
-    assert judged.sentence.endswith("20 of 20 cases better). But significantly worse than with network: Dice of 2 back.")
+    assert judged.sentence.endswith("20 of 20 cases better): crf helps. But significantly worse than with network: Dice of 2 back.")
     (decline,) = judged.harm.significant
     assert (decline.region, decline.name, decline.is_overall) == ("2", "Dice of 2 back", False)
     assert decline.p_adjusted == 2 * decline.comparison.p_value == 2 * 2 / 2**20
@@ -142,7 +140,7 @@ def test_where_nothing_is_worse_the_sentence_says_what_was_compared():
 
 def test_with_few_cases_everything_is_named_as_not_significant():
     table = _table({("dice", "1"): [0.1, 0.2], ("precision", "1"): [-0.1, -0.2], ("hd95_mm", "1"): [math.nan, math.nan]})
-    judged = verdict(table, "crf", "network", summary=summarize(table, "network", mean_regions=["1"], num_resamples=50))
+    judged = verdict(table, "crf", "network", summary=summarize(table, "network", mean_regions=["1"]))
     assert judged.harm.sentence.endswith("precision in 2 of 2 cases (-15.00 points on average, p 0.5).")
     assert judged.harm.num_comparisons == 1, "a metric without a value is not compared"
     content = json.loads(json.dumps(judged.to_dict(), allow_nan=False))["harm"]
@@ -154,11 +152,11 @@ def test_praise_ends_with_what_is_worse_than_with_the_baseline_and_other_sentenc
     table = _table({("dice", "1"): spread(20, 0.1, 0.01), ("precision", "1"): spread(20, -0.1, 0.01)})
     rival = [Measurement(line.case, line.region, line.metric, 0.5, "rival") for line in table if line.method == "network"]
     table = ResultTable([*table, *rival])
-    judged = verdict(table, "crf", "network", rivals=["rival"], summary=summarize(table, "network", num_resamples=50), num_resamples=50)
+    judged = verdict(table, "crf", "network", rivals=["rival"], summary=summarize(table, "network"))
     assert " It gains more than every simple method, the best of which is rival: crf +10.01, rival +0.00 points (p " in judged.sentence
     assert judged.sentence.endswith(" But significantly worse than with network: precision.")
     table = _table({("dice", "1"): spread(20, -0.1, 0.01), ("precision", "1"): spread(20, -0.1, 0.01)})
-    judged = verdict(table, "crf", "network", summary=summarize(table, "network", num_resamples=50), num_resamples=50)
+    judged = verdict(table, "crf", "network", summary=summarize(table, "network"))
     assert judged.outcome == Outcome.HURTS
-    assert judged.sentence == verdict(table, "crf", "network", num_resamples=50).sentence
+    assert judged.sentence == verdict(table, "crf", "network").sentence
     assert judged.harm.headline == "precision"

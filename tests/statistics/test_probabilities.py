@@ -23,7 +23,7 @@ def table(steps, region=ALL_LABELS, base=0.05):
 
 
 def judged(steps, **options):
-    return judge_probabilities(summarize(table(steps, **options), "network", num_resamples=50), "crf")
+    return judge_probabilities(summarize(table(steps, **options), "network"), "crf")
 
 
 FALLS = -0.01 * (1.0 + np.linspace(-1.4, 1.0, 24))  # in 20 of 24 cases
@@ -32,7 +32,7 @@ FALLS = -0.01 * (1.0 + np.linspace(-1.4, 1.0, 24))  # in 20 of 24 cases
 def test_better_and_worse():
     for sign, change, word in ((1, Change.BETTER, "better"), (-1, Change.WORSE, "worse")):
         found = judged({"nll": sign * FALLS, "ece": -0.001 + 0 * FALLS, "brier": 0.002 + 0 * FALLS})
-        p_value = compare_pairs(0.05 + sign * FALLS, 0.05 + 0 * FALLS, num_resamples=50).p_value
+        p_value = compare_pairs(0.05 + sign * FALLS, 0.05 + 0 * FALLS).p_value
         wins = int((sign * FALLS < 0).sum())
         assert found.change == change
         assert found.sentence == (
@@ -54,13 +54,13 @@ def test_no_difference_and_too_few():
 def test_regions_without_a_distribution_over_labels():
     """Sigmoid channels: the mean over regions, or the only one; all labels together are undefined."""
     lines = list(table({"nll": FALLS}, "1")) + list(table({"nll": FALLS - 0.001}, "2")) + list(table({"nll": math.nan * FALLS}))
-    summary = summarize(ResultTable(lines), "network", regions=("1", "2"), num_resamples=50)
+    summary = summarize(ResultTable(lines), "network", regions=("1", "2"))
     found = judge_probabilities(summary, "crf")
     assert found.region == MEAN
     assert found.sentence.startswith("The probabilities of the regions, on average, got better: ")
-    named = judge_probabilities(summarize(table({"nll": FALLS}, "1"), "network", num_resamples=50), "crf", titles={"1": "1 rim"})
+    named = judge_probabilities(summarize(table({"nll": FALLS}, "1"), "network"), "crf", titles={"1": "1 rim"})
     assert named.sentence.startswith("The probabilities of 1 rim got better: ")
-    only = summarize(ResultTable(lines), "network", mean_regions=("2",), num_resamples=50)
+    only = summarize(ResultTable(lines), "network", mean_regions=("2",))
     assert {row.region for row in only if row.family == Family.PROBABILITIES} == {"2"}, "the only judged one, though not the first"
     assert judged({"nll": FALLS}, region="1").region == "1"
     assert judged({"nll": math.nan * FALLS}) is None
@@ -72,9 +72,9 @@ def test_the_verdict_has_it_and_its_praise_ends_with_it():
         whole = ResultTable([*table({"dice": 0.01 + 0.001 * np.arange(24)}, "1", 0.8), *table({"nll": steps})])
         rows = summarize(whole, "network", metrics=("dice",), regions=("1",))
         rows += summarize(whole, "network", metrics=("nll",), regions=("all",))
-        found = verdict(whole, "crf", "network", regions=("1",), summary=rows, num_resamples=50)
+        found = verdict(whole, "crf", "network", regions=("1",), summary=rows)
         assert found.probabilities.change == change
         assert json.loads(json.dumps(found.to_dict()))["probabilities"]["sentence"] == found.probabilities.sentence
         said = " But significantly worse than with network: the probabilities."
         assert found.sentence.endswith(said) == (change == Change.WORSE)
-    assert verdict(whole, "crf", "network", regions=("1",), num_resamples=50).probabilities is None
+    assert verdict(whole, "crf", "network", regions=("1",)).probabilities is None

@@ -98,8 +98,5 @@ def test_a_run_does_not_lose_to_vector_scaling(tmp_path, monkeypatch):
     assert final.describe().startswith("no CRF is better than the network recalibrated: Dice 0.")
     assert final.parameters.bilateral[0].weight == 0.0
     assert from_plain(FitResult, json.loads(json.dumps(to_plain(final)))) == final
-    text = (tmp_path / "params.toml").read_text()
-    assert "No CRF was better than the network recalibrated" in " ".join(text.replace("#", " ").split())
-    assert "mean_field.bias[2]: trained" in text
     assert json.loads((tmp_path / "params.report.json").read_text())["final"]["is_calibration"]
     assert CrfParameters.load(tmp_path / "params.toml").mean_field.bias[2] > 0.5

@@ -6,18 +6,18 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from training_helpers import LARGER, REGIONS, SIZES, SPACING, crops, fit, material, silent, start
+from training_helpers import LARGER, REGIONS, SIZES, SPACING, crops, fit, material, start
 
 from crfrefine.base.plain import from_plain, to_plain
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.execution.threads import Workers
 from crfrefine.train.baselines import Scores
 from crfrefine.train.candidates import FitResult
+from crfrefine.train.cross_validation import choose_starts, screen
 from crfrefine.train.fitting import Fit, Task
 from crfrefine.train.folds import split_training
 from crfrefine.train.model import Model, mean_dice, network_score
 from crfrefine.train.options import LEARNABLE
-from crfrefine.train.screening import choose_starts, screen
 from crfrefine.train.starts import Start, make_starts, rounded, without_crf
 from crfrefine.train.trajectory import Trajectory
 
@@ -82,7 +82,7 @@ def test_a_training_has_the_same_bits_on_another_number_of_threads(useful, whole
 def test_of_starts_that_are_only_tried_the_best_is_trained(useful):
     task = Task("", split_training(range(3), seed=1), [start(40.0), start(8.0)], 2, trains_best=True)
     with Workers(2) as workers:
-        found = Fit(material(useful[:3]), task, workers).run(silent)
+        found = Fit(material(useful[:3]), task, workers).run()
     assert {name: len(history) for name, history in found.histories.items()} == {"theta_alpha 40": 1, "theta_alpha 8": 3}
 
 
@@ -120,14 +120,10 @@ def test_starts_span_the_scales_of_the_data_and_keep_the_structure_of_a_given_mo
 def test_starts_are_chosen_on_the_cases_of_the_fold_alone(useful):
     starts = [start(4.0), start(8.0), start(40.0)]
     with Workers(2) as workers:
-        rows = screen(material(useful), starts, [0, 1, 2], workers, lambda table: None)
-        told = []
-        assert screen(material(useful), starts, [0, 1, 2], workers, told.append, [row[:2] for row in rows]) == rows
-    assert told == [rows], "those that were tried before are not tried again"
-    table = np.array(rows)
+        table = screen(material(useful), starts, [0, 1, 2], workers)
     assert table.shape == (3, 3)
     table[2] = [0.0, 0.0, 9.0]
-    assert [one.name for one in choose_starts(starts, table, [0, 1, 2], (0, 1), 2)] != ["theta_alpha 40"]
+    assert [chosen.name for chosen in choose_starts(starts, table, [0, 1, 2], (0, 1), 2)] != ["theta_alpha 40"]
     assert choose_starts(starts, table, [0, 1, 2], (2,), 1)[0].name == "theta_alpha 40"
 
 
@@ -160,7 +156,7 @@ def test_the_volume_term_is_learned_where_asked():
     shared = material(cases, ("volume",))
     with Workers(2) as workers:
         fit = Fit(shared, Task("", split_training(range(3), seed=1), [begin], 1), workers)
-        assert 0.0 < abs(fit.run(silent).trained.volume.weight - 0.5) < 0.2
+        assert 0.0 < abs(fit.run().trained.volume.weight - 0.5) < 0.2
     others = {"mean_field.bias": [1.0, -9.0, 0.0, 3.0], "postprocess.keep_largest": "each", "postprocess.min_component_ml": 2.0}
     nothing = without_crf(begin.parameters.replace(**others))
     assert nothing.volume.weight == 0.0

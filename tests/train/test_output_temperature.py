@@ -99,7 +99,6 @@ def test_a_run_measures_probabilities_and_says_what_became_of_them(tmp_path):
     steps = {"num_folds": 2, "num_optimizer_steps": 1, "threads": 2}
     result = run_training(TrainingOptions(data, start(8.0).parameters, output=tmp_path / "params.toml", learn=("weights",), **steps))
     assert not result.final.fit.is_network
-    assert "mean_field.output_temperature: trained, " in (tmp_path / "params.toml").read_text()
     written = CrfParameters.load(tmp_path / "params.toml")
     assert written == result.parameters
     assert written.mean_field.output_temperature != 1.0

@@ -69,7 +69,7 @@ def test_a_crop_holds_what_may_be_in_a_region(monkeypatch):
     monkeypatch.setattr(crops, "MARGIN_MM", 0.0)
     case, crop = region_case(), crop_of()
     likely = (case.logits.max(0) > math.log(FOREGROUND_RATIO)) | (case.labels > 0)
-    assert 0 < crop.num_voxels == likely.sum() < likely.size
+    assert 0 < crop.mask.sum() == likely.sum() < likely.size
     pairs = count_confusion(case.labels, SCHEME.decode(case.logits), 4)
     np.testing.assert_array_equal(crop.outside + crop.count(crop.decode(crop.logits)), pairs)
 
@@ -157,7 +157,6 @@ def test_the_command_compares_regions_and_infer_runs_what_was_trained(trained, t
     assert report["regions"] == {"whole": [1, 2], "core": [2], "cyst": [3]}
     assert report["channels"] == {"labels": report["regions"], "regions_class_order": [1, 2, 3]}
     assert len(report["vector_scaling"]["bias"]) == 3
-    assert "one sigmoid channel per region" in " ".join(output.read_text().replace("#", "").split())
     parameters = CrfParameters.load(output)
     assert (len(parameters.bilateral[0].weight), parameters.compatibility.kind) == (3, "potts")
     result = run_here("infer", "-i", data / "images", "-p", data / "logits", "-o", tmp_path, "-c", output)
@@ -174,7 +173,7 @@ def test_options_and_references_that_do_not_fit_regions(trained, tmp_path):
         (trained[0], ("--learn", "compatibility"), "overlapping regions, each a problem of two labels, have no compatibility to learn"),
         (trained[0], ("--set", "bilateral.weight=[1.0,2.0,3.0,4.0]"), "bilateral.weight: it has 4 values, but the case has 3 regions"),
         (trained[0], ("--regions", "none=9"), "label 9 is not among the logits' 0 to 3"),
-        (of_no_region, ("--folds", 2), "labels and regions do not fit: the reference has a label 3, which belongs to no region"),
+        (of_no_region, ("--folds", 2), "the reference has a label 3, but there are 3 labels (0 to 2) according to "),
     ):
         result = run_here("train-crf", data, "-o", tmp_path / "params.toml", *options)
         assert result.status == 1
