@@ -21,11 +21,10 @@ from crfrefine.base.parallel import run_all
 from crfrefine.base.threads import available_threads
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.case_headers import CaseHeaders, read_case_headers
-from crfrefine.cases.case_memory import Kept, require_case_fits
+from crfrefine.cases.case_memory import must_stream, require_case_fits
 from crfrefine.cases.dataset_description import DatasetDescription, read_dataset_description
 from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.label_input import KIND, LabelMap, read_label_map, read_one_hot, refuse_structures
-from crfrefine.cases.mistakes import naming_exchanged_files
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import DEFAULT_READING, ReadingOptions
 from crfrefine.errors import InputError
@@ -51,6 +50,7 @@ __all__ = [
     "ReadingOptions",
     "discover_cases",
     "load_case",
+    "read_case",
     "read_case_headers",
     "read_dataset_description",
 ]
@@ -125,36 +125,42 @@ def read_case(
     headers: CaseHeaders,
     options: ReadingOptions,
     *,
-    kept: Kept | None = None,
+    as_logits: bool = True,
+    may_stream: bool = False,
     threads: int | None = None,
     with_labels: bool = False,
 ) -> Case:
-    """Read the parts of a case that stay in memory; raises like `load_case`.
+    """Read a case; raises like `load_case`.
 
-    `kept` is only given if a label map stays one.
+    Args:
+        headers: result of `read_case_headers`.
+        options: how to read.
+        as_logits: whether a label map becomes logits.
+        may_stream: whether logits stay in their files if they are large.
+        threads: None means the cores this process may use.
+        with_labels: whether to read the reference too.
     """
-    as_logits, kept = kept is None, kept or Kept.LOGITS
     images, network = headers.images, headers.logits
     if network is None:
         raise InputError(f"case {headers.files.case_id!r}: no logits")
-    require_case_fits(headers, kept, options.max_memory, with_labels=with_labels)
+    is_streamed = may_stream and must_stream(headers, options)
+    keeps_logits = not is_streamed and (as_logits or network.kind != KIND)
+    require_case_fits(headers, options.max_memory, is_streamed=is_streamed, keeps_logits=keeps_logits, with_labels=with_labels)
     threads = threads or available_threads()
     first = images[0]
-    affine, spacing = first.geometry()
     times: dict[str, float] = {}
     read: list[NDArray[Any]] = []  # the image as stored
     masks: list[NDArray[np.bool_]] = []
     label_maps: list[LabelMap] = []
 
     def read_labels() -> None:
-        with naming_exchanged_files(images, network.files[0]):
-            label_maps.append(read_label_map(network, first, options, are_structures=headers.files.are_structures))
+        label_maps.append(read_label_map(network, images, options, are_structures=headers.files.are_structures))
 
     # The longest job first: the network's output; each file inflates on one thread.
-    scores, jobs = network.reading() if kept is Kept.LOGITS and network.kind != KIND else (None, [])
+    scores, jobs = network.reading() if keeps_logits and network.kind != KIND else (None, [])
     if network.kind == KIND:
         jobs.append(partial(_timed, times, "labels", read_labels))
-    if kept is Kept.LOGITS:
+    if keeps_logits:
         read.append(allocate_array((headers.num_modalities, *first.grid_shape[::-1]), first.path))
         for i, header in enumerate(images):  # Several files have a channel each.
             jobs.append(partial(io.read_into, header, read[0][i : i + header.num_channels].reshape(-1, *header.grid_shape[::-1])))
@@ -167,35 +173,28 @@ def read_case(
 
     if network.kind == KIND:
         found = channels_of_labels(label_maps[0], options, as_logits=as_logits)
-    elif scores is None:
-        one_hot = read_one_hot(network, None, first, options)
-        # Of unknown type they are logits until they are streamed.
-        said = network.kind if options.input_type == "auto" else options.input_type
-        found = NetworkChannels(network, said or "logits", network.num_labels)
-        if one_hot is not None:
-            found = channels_of_labels(one_hot, options, as_logits=as_logits)
-    else:
-        with naming_exchanged_files(images, network.files[0]):
-            found = channels_of_scores(network, scores, first, options, threads, times, as_logits=as_logits)
+    elif scores is not None:
+        found = channels_of_scores(network, scores, first, options, threads, times, as_logits=as_logits)
+    elif (one_hot := read_one_hot(network, None, first, options)) is not None:
+        found = channels_of_labels(one_hot, options, as_logits=as_logits)
+    else:  # Channels of unknown type are logits until they are streamed.
+        declared = network.kind if options.input_type == "auto" else options.input_type
+        found = NetworkChannels(network, declared or "logits", network.num_labels)
     (values,) = read
     notes = [*found.notes]
-    mask = _mask(headers, masks, values, options.mask_mode, notes)
+    mask = None
+    if headers.mask is not None or options.mask_mode == "nonzero":
+        mask = _mask(headers, masks, values, notes)
     labels = _read_reference(headers, notes) if with_labels else None
     image = file_order(values).to_user(values)
     return Case(
+        **vars(found) | {"notes": [*notes, *headers.notes]},
         case_id=headers.files.case_id,
         image=image,
-        network=found.network,
         mask=mask,
-        like=Volume(image[0], affine, spacing, first.path, first),
+        like=Volume(image[0], *first.geometry(), first.path, first),
         spacing=headers.spacing,
-        num_labels=found.num_labels,
-        input_kind=found.kind,
-        notes=[*notes, *headers.notes],
         labels=labels,
-        regions=found.regions,
-        channel_labels=found.channel_labels,
-        absent_labels=found.absent_labels,
         times=times,
     )
 
@@ -223,10 +222,8 @@ def _read_as_stored(images: Sequence[VolumeHeader]) -> NDArray[Any]:
     return np.stack(modalities).astype(types.pop() if len(types) == 1 else np.float32, copy=False)
 
 
-def _mask(
-    headers: CaseHeaders, masks: Sequence[NDArray[np.bool_]], image: NDArray[Any], mask_mode: str, notes: list[str]
-) -> NDArray[np.bool_] | None:
-    """Return where the model applies, (*grid): in the mask file that was read, or by `mask_mode` in the image as stored."""
+def _mask(headers: CaseHeaders, masks: Sequence[NDArray[np.bool_]], image: NDArray[Any], notes: list[str]) -> NDArray[np.bool_]:
+    """Return where the model applies, (*grid): in the mask file that was read, else where the image as stored is not 0."""
     if headers.mask is not None:
         (found,) = masks
         if not found.any():
@@ -234,10 +231,8 @@ def _mask(
         mask = WorkGrid(headers.images[0]).nearest(headers.mask, found, "mask", notes, outside="are outside the mask")
         if not mask.any():
             raise InputError(f"{headers.mask.path}: the mask is empty on the image's grid: no voxel of the image lies in it")
-    elif mask_mode == "nonzero":
-        mask = nonzero_mask(image, headers.images[0].path)
     else:
-        return None
+        mask = nonzero_mask(image, headers.images[0].path)
     return StorageOrder.of_files(mask.ndim).to_user(mask)
 
 
@@ -273,7 +268,7 @@ class NetworkChannels:
     """The network's output of a case, and its kind; the attributes are those of `Case`."""
 
     network: ChannelSource
-    kind: str
+    input_kind: str
     num_labels: int
     notes: tuple[str, ...] = ()
     regions: RegionScheme | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,10 @@ class CaseFiles:
     def paths(self) -> tuple[Path, ...]:
         """All files of the case."""
         return tuple(path for path in (*self.images, *self.logits, self.mask, self.labels) if path is not None)
+
+    def lacking(self, problem: str, *missing: str) -> CaseFiles:
+        """Return the case with a problem, unless it has one already, and with more missing files."""
+        return replace(self, problem=self.problem or f"case {self.case_id!r}: {problem}", missing=self.missing + missing)
 
 
 class CaseList(list[CaseFiles]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,40 +46,47 @@ class DatasetDescription:
         return any(isinstance(value, tuple) and len(value) > 1 for value in self.labels.values())
 
     @property
+    def all_numbers(self) -> frozenset[int]:
+        """The numbers of all labels, "ignore" aside."""
+        values = [value if isinstance(value, tuple) else (value,) for name, value in self.labels.items() if name != "ignore"]
+        return frozenset(number for numbers in values for number in numbers)
+
+    @property
     def num_labels(self) -> int | None:
         """Channels of a softmax: one more than the largest label, "ignore" aside; None without labels."""
-        values = [value if isinstance(value, tuple) else (value,) for name, value in self.labels.items() if name != "ignore"]
-        return max((number + 1 for numbers in values for number in numbers), default=None)
+        return max((number + 1 for number in self.all_numbers), default=None)
 
 
 def read_dataset_description(folder: Path) -> DatasetDescription | None:
-    """Read `dataset.json` of a folder or of its parent; None without one.
+    """Read `dataset.json` of a folder or of its parent; None without one. Raises like `read_descriptions`."""
+    return next(read_descriptions([folder]), None)
+
+
+def read_descriptions(folders: Iterable[Path], notes: list[str] | None = None) -> Iterator[DatasetDescription]:
+    """Yield the `dataset.json` of each folder or of its parent, each file once.
+
+    A file that cannot be used becomes a sentence in `notes`, and the next one counts.
 
     Raises:
-        InputError: the file is not what nnU-Net writes; the message names the key.
+        InputError: a file is not what nnU-Net writes, and `notes` is None; the message names the key.
     """
-    candidates = (folder / "dataset.json", folder.parent / "dataset.json")
-    path = next((candidate for candidate in candidates if os.path.lexists(candidate)), None)
-    if path is None:
-        return None
-    try:
-        add_inputs(path)
-        content = read_json(path)
-    except InputError as error:
-        raise InputError(f"{path}: not a dataset.json as nnU-Net writes it: {str(error).removeprefix(f'{path}: ')}") from None
-    try:
-        return _description_of(content, path)
-    except ValueError as error:
-        raise InputError(f"{path}: not a dataset.json as nnU-Net writes it: {error}") from None
-
-
-def description_or_note(folder: Path, notes: list[str]) -> DatasetDescription | None:
-    """Return what `read_dataset_description` does; a file that cannot be used becomes a note, and counts as none."""
-    try:
-        return read_dataset_description(folder)
-    except InputError as error:
-        notes.append(f"{error}; continuing without it")
-        return None
+    known: set[Path] = set()
+    for folder in folders:
+        candidates = (folder / "dataset.json", folder.parent / "dataset.json")
+        path = next((candidate for candidate in candidates if os.path.lexists(candidate)), None)
+        if path is None or path in known:
+            continue
+        known.add(path)
+        try:
+            add_inputs(path)
+            description = _description_of(read_json(path), path)
+        except (InputError, ValueError) as error:
+            text = f"{path}: not a dataset.json as nnU-Net writes it: {str(error).removeprefix(f'{path}: ')}"
+            if notes is None:
+                raise InputError(text) from None
+            notes.append(f"{text}; continuing without it")
+        else:
+            yield description
 
 
 def _description_of(content: Any, path: Path) -> DatasetDescription:
@@ -177,8 +184,5 @@ def read_names(places: Sequence[Path]) -> Names:
         The names; empty without the file. A file that cannot be used is named in `notes`: names change no result.
     """
     notes: list[str] = []
-    for path in dict.fromkeys(places):
-        found = description_or_note(path if path.is_dir() else path.parent, notes)
-        if found is not None:
-            return Names(found.label_names, found.channel_names, tuple(dict.fromkeys(notes)))
-    return Names(notes=tuple(dict.fromkeys(notes)))
+    description = next(read_descriptions([path if path.is_dir() else path.parent for path in places], notes), None)
+    return Names(notes=tuple(notes)) if description is None else Names(description.label_names, description.channel_names, tuple(notes))

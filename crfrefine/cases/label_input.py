@@ -35,6 +35,9 @@ KIND = "labels"
 LOST = "structures that lose most of their voxels"
 """The note on structures that others cover begins with it."""
 
+EXCHANGED = "-i and -p seem to be exchanged: -i takes the images, -p the network's output."
+"""Advice added to an error where that is so."""
+
 _MAX_GRAY_VALUES = 256
 """Under "auto", a file with more different values is rather an image."""
 
@@ -75,8 +78,8 @@ def read_label_header(paths: Sequence[Path], are_structures: bool, options: Read
     return LogitsHeader(files, num_labels, files[0].grid_shape, files[0].affine, KIND)
 
 
-def read_label_map(header: LogitsHeader, like: VolumeHeader, options: ReadingOptions, *, are_structures: bool) -> LabelMap:
-    """Read a label map, or one binary file per structure into one, onto the image's grid.
+def read_label_map(header: LogitsHeader, images: Sequence[VolumeHeader], options: ReadingOptions, *, are_structures: bool) -> LabelMap:
+    """Read a label map, or one binary file per structure into one, onto the grid of the images.
 
     Structures are read one after the other, so that only one of them is in memory.
     """
@@ -92,12 +95,17 @@ def read_label_map(header: LogitsHeader, like: VolumeHeader, options: ReadingOpt
         present = present_labels(labels)
         segments = _structure_segments(header.files, numbers)
     else:
-        labels, present = _read_one(first, options)
+        try:
+            labels, present = _read_one(first, options)
+        except InputError as error:
+            if len(images) == 1 and images[0].num_channels > 1:
+                raise InputError(f"{error}\n  {EXCHANGED}") from error
+            raise
         reason = "requested" if options.input_type == KIND else "it has one value per voxel, whole numbers from 0 up"
         notes = [f"{first.path.name} is taken as a label map: {reason}"]
         segments = first.segments
     num_labels = None if options.declared is None else options.declared.num_labels
-    return _on_grid(first, labels, present, like, num_labels, notes, lost, segments)
+    return _on_grid(first, labels, present, images[0], num_labels, notes, lost, segments)
 
 
 def read_one_hot(header: LogitsHeader, values: NDArray[np.float32] | None, like: VolumeHeader, options: ReadingOptions) -> LabelMap | None:

@@ -10,7 +10,7 @@ import typer
 
 from crfrefine.cli import options as shared
 from crfrefine.cli.adapter import with_options
-from crfrefine.runs.infer.options import InferenceOptions
+from crfrefine.runs.options import InferenceOptions
 
 
 @with_options(InferenceOptions, "threads")
@@ -28,7 +28,7 @@ def demo(
     from crfrefine.cli.reporting import Reporter, describe_steps, print_table, voxels_changed
     from crfrefine.errors import CrfRefineError
     from crfrefine.metrics.registry import DICE
-    from crfrefine.runs.infer.run import run_inference
+    from crfrefine.runs.run import run_inference
 
     files, run_options = prepare_demo(output, seed, options["threads"])
     print(f"a phantom with {NUM_LABELS - 1} labels, and logits with typical mistakes, are in {output}", file=sys.stderr)

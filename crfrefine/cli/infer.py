@@ -10,7 +10,7 @@ from crfrefine.cli import options as shared
 from crfrefine.cli.adapter import with_options
 from crfrefine.cli.gone import GONE
 from crfrefine.errors import CrfRefineError
-from crfrefine.runs.infer.options import InferenceOptions
+from crfrefine.runs.options import InferenceOptions
 
 
 @with_options(InferenceOptions)
@@ -48,7 +48,7 @@ def infer(
         source = ctx.get_parameter_source("config")
         is_sharp = source is not None and source.name == "DEFAULT"
     from crfrefine.cli.reporting import Reporter, print_results
-    from crfrefine.runs.infer.run import run_inference
+    from crfrefine.runs.run import run_inference
 
     parameters = shared.parameters_of("sharp" if is_sharp else "default" if is_auto else config, overrides)
     options["allow_vanishing"] = shared.may_vanish(options["allow_vanishing"], parameters, overrides)

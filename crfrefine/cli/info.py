@@ -10,7 +10,7 @@ from crfrefine.base.text import counted, for_terminal, printable
 from crfrefine.cli.adapter import with_options
 from crfrefine.cli.options import usage_path
 from crfrefine.cli.progress import print_failure, print_traceback
-from crfrefine.runs.infer.options import InferenceOptions
+from crfrefine.runs.options import InferenceOptions
 
 if TYPE_CHECKING:
     from crfrefine.apps.tools.info import FolderReport

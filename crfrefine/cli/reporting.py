@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 from crfrefine.base.text import counted, listed, printable
 from crfrefine.cli.progress import VERBOSE, RunReporter
 from crfrefine.refinement.vanishing import REMOVED
-from crfrefine.runs.infer.records import VANISHED
-from crfrefine.runs.infer.run import InferenceObserver
+from crfrefine.runs.records import VANISHED
+from crfrefine.runs.run import InferenceObserver
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from crfrefine.runs.infer.records import CaseRecord, RunSummary
+    from crfrefine.runs.records import CaseRecord, RunSummary
 
 _MAX_LISTED = 20
 

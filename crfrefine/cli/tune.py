@@ -10,7 +10,7 @@ import typer
 
 from crfrefine.cli import options as shared
 from crfrefine.cli.adapter import with_options
-from crfrefine.runs.infer.options import InferenceOptions
+from crfrefine.runs.options import InferenceOptions
 
 
 @with_options(InferenceOptions, "images logits nnunet manifest masks input_type resample device max_memory threads")

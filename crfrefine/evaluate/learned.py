@@ -9,7 +9,7 @@ from crfrefine.base.text import printable
 from crfrefine.evaluate.pairing import CasePair
 from crfrefine.io.paths import stem_of
 from crfrefine.parameters.model import TRAINED_ON
-from crfrefine.runs.infer.store import Entry, read_records
+from crfrefine.runs.store import Entry, read_records
 
 
 def cases_learned_on(pairs: Sequence[CasePair], notes: list[str]) -> dict[str, tuple[str, ...]]:

@@ -24,7 +24,7 @@ from crfrefine.evaluate.results import Evaluation
 from crfrefine.io.atomic import write_small_file
 from crfrefine.io.json import without_nonfinite
 from crfrefine.io.paths import working_folder
-from crfrefine.runs.execution.records import error_fields
+from crfrefine.runs.records import error_fields
 from crfrefine.statistics.comparison import ResultTable, summary_dicts
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from crfrefine.arrays.region_channels import sigmoid, take_log_odds
 from crfrefine.base.axes import StorageOrder, file_order
 from crfrefine.base.text import see
 from crfrefine.cases.other_grid import WorkGrid
-from crfrefine.cases.region_reading import NO_REGIONS, RegionReading
+from crfrefine.cases.reading_options import NO_REGIONS, RegionReading
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.evaluate.structures import read_structures
 from crfrefine.io.labels import require_scalar

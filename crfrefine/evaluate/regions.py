@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from crfrefine.base.text import shorten
-from crfrefine.cases.dataset_description import DatasetDescription, description_or_note, read_dataset_description
+from crfrefine.cases.dataset_description import DatasetDescription, read_dataset_description, read_descriptions
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.metrics.regions import ALL_LABELS, Region, parse_region, read_regions
 
@@ -80,7 +80,7 @@ def plan_regions(texts: Sequence[str], labels: Path, ignore_label: int | None) -
 
 def _describe(folder: Path, notes: list[str]) -> tuple[DatasetDescription | None, tuple[Region, ...]]:
     """Return the contents of `dataset.json` and its regions: all of its labels if some of them are sets, and its entry "regions"."""
-    description = description_or_note(folder, notes)
+    description = next(read_descriptions([folder], notes), None)
     if description is None:
         return None, ()
     try:

@@ -8,7 +8,8 @@ from contextlib import closing
 from crfrefine.base.failures import describe_failure
 from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.threads import available_threads
-from crfrefine.cases.region_reading import RegionReading, find_regions
+from crfrefine.cases.dataset_description import read_descriptions
+from crfrefine.cases.reading_options import RegionReading, find_regions
 from crfrefine.errors import CrfRefineError
 from crfrefine.evaluate.learned import cases_learned_on
 from crfrefine.evaluate.measuring import measure_pair
@@ -21,7 +22,7 @@ from crfrefine.evaluate.results import Evaluation, EvaluationObserver
 from crfrefine.evaluate.structures import has_structures, pair_structures
 from crfrefine.io.atomic import check_replaceable, check_writable
 from crfrefine.io.recognition import add_volumes
-from crfrefine.runs.execution.processes import map_in_processes
+from crfrefine.runs.processes import map_in_processes
 
 
 class StoppedError(CrfRefineError):
@@ -77,7 +78,12 @@ def _channels(options: EvaluationOptions, notes: list[str]) -> dict[str, RegionR
     """
     named = dict(options.probabilities)
     places = {name: (named.get(name, folder), folder, options.labels) for name, folder in options.methods.items()}
-    return {name: find_regions(None, [path if path.is_dir() else path.parent for path in paths], notes) for name, paths in places.items()}
+    found = {}
+    for name, paths in places.items():
+        own: list[str] = []
+        found[name] = find_regions(None, read_descriptions([path if path.is_dir() else path.parent for path in paths], own))
+        notes += [note for note in own if note not in notes]
+    return found
 
 
 def _measure(evaluation: Evaluation, observer: EvaluationObserver) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.runs.execution.threads import Workers
+from crfrefine.runs.threads import Workers
 from crfrefine.train import starts as setup
 from crfrefine.train.candidates import CALIBRATION, CRF, NO_RIVALS, UNTRAINED, Candidate, FitResult, Rivals, choose, no_crf, taken, variants
 from crfrefine.train.folds import Split

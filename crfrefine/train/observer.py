@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from crfrefine.runs.execution.records import Observer, Record
+from crfrefine.runs.records import Observer, Record
 
 
 @dataclass(frozen=True)

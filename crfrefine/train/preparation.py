@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from crfrefine.errors import CrfRefineError, InputError
-from crfrefine.runs.execution.threads import Workers
+from crfrefine.runs.threads import Workers
 from crfrefine.train.baselines import Scores, largest_scores, network_dice
 from crfrefine.train.crops import Crop, CropStore, make_crop
 from crfrefine.train.dataset import attempt, raise_all

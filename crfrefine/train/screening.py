@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.runs.execution.threads import Workers
+from crfrefine.runs.threads import Workers
 from crfrefine.train.folds import Split
 from crfrefine.train.material import Material
 from crfrefine.train.model import Model, mean_defined, mean_dice

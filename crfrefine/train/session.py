@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from crfrefine.runs.execution.threads import Workers
+from crfrefine.runs.threads import Workers
 from crfrefine.train.checkpoint import Checkpoint, Done, Part
 from crfrefine.train.observer import TrainingObserver
 from crfrefine.train.plan import Plan

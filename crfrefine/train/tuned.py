@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from crfrefine.runs.execution.threads import Workers
+from crfrefine.runs.threads import Workers
 from crfrefine.train.baselines import VectorScaling, fit_scaling
 from crfrefine.train.candidates import FitResult
 from crfrefine.train.guided_filter import UNGUIDED, Guidance

@@ -29,11 +29,10 @@ from crfrefine.io.atomic import write_small_file
 from crfrefine.io.json import without_nonfinite
 from crfrefine.io.recognition import add_volumes
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.runs.execution.threads import Workers
-from crfrefine.runs.infer.inputs import find_inputs
-from crfrefine.runs.infer.options import InferenceOptions
-from crfrefine.runs.infer.plan import plan_run
-from crfrefine.runs.infer.store import read_records
+from crfrefine.runs.options import InferenceOptions
+from crfrefine.runs.plan import find_inputs, plan_run
+from crfrefine.runs.store import read_records
+from crfrefine.runs.threads import Workers
 from crfrefine.train.observer import TrainingObserver
 from crfrefine.train.options import UnlabeledOptions, check_outputs
 from crfrefine.train.starts import voxel_length

@@ -14,7 +14,7 @@ from crfrefine.apps.tune.scores import score_labels
 from crfrefine.apps.tune.session import Session, TuneOptions
 from crfrefine.errors import ConfigError
 from crfrefine.metrics.regions import parse_region
-from crfrefine.runs.infer.options import InferenceOptions
+from crfrefine.runs.options import InferenceOptions
 
 
 @pytest.fixture

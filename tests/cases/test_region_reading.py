@@ -8,7 +8,8 @@ from io_helpers import OBLIQUE, affine_of, numbers, save_nifti
 
 from crfrefine import ConfigError, InputError, RegionScheme
 from crfrefine.cases.case import CaseFiles, ReadingOptions, load_case
-from crfrefine.cases.region_reading import find_regions
+from crfrefine.cases.dataset_description import read_descriptions
+from crfrefine.cases.reading_options import find_regions
 from crfrefine.cli.options import parse_scheme
 
 SHAPE = (5, 6, 7)
@@ -30,7 +31,7 @@ def write_case(folder, channels, description=None, name="a_logits.nii.gz"):
 
 def load(folder, channels, description=None, *, given=None, input_type="auto"):
     files = write_case(folder, channels, description)
-    return load_case(files, ReadingOptions(input_type, regions=find_regions(given, [folder / "images"])))
+    return load_case(files, ReadingOptions(input_type, regions=find_regions(given, read_descriptions([folder / "images"]))))
 
 
 def sigmoids(num_channels=3, seed=0):
@@ -135,10 +136,10 @@ def test_the_description_beside_the_logits_comes_first(tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "predictions" / "dataset.json").write_text(json.dumps(BRATS))
     (tmp_path / "dataset.json").write_text(json.dumps(TWO_LABELS))
-    found = find_regions(None, [tmp_path / "predictions", tmp_path / "images"])
+    found = find_regions(None, read_descriptions([tmp_path / "predictions", tmp_path / "images"]))
     assert found.scheme == SCHEME
     assert found.num_labels == 4
-    assert find_regions(None, [tmp_path / "images"]).scheme != SCHEME
+    assert find_regions(None, read_descriptions([tmp_path / "images"])).scheme != SCHEME
 
 
 def test_regions_of_the_command_line():

@@ -13,7 +13,6 @@ from resampling_helpers import world_of
 from crfrefine import io
 from crfrefine.base.geometry import reorientation
 from crfrefine.cases.case import CaseFiles, ReadingOptions, load_case, read_case, read_case_headers
-from crfrefine.cases.case_memory import Kept
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.pieces import read_pieces
 from crfrefine.train.dataset import find_cases
@@ -167,12 +166,13 @@ def test_references_and_methods_on_turned_axes_are_measured_as_on_one_grid(tmp_p
             assert cell == other_cell or float(cell) == pytest.approx(float(other_cell), rel=1e-5)
 
 
-def test_streamed_channels_are_turned(tmp_path):
+def test_streamed_channels_are_turned(tmp_path, monkeypatch):
     grid = save_nifti(tmp_path / "a_0000.nii.gz", numbers(SHAPE), AFFINE)
     nib.save(turned(nib.Nifti1Image(scores(), AFFINE)), tmp_path / "a.nii.gz")
     files = CaseFiles("a", (grid,), (tmp_path / "a.nii.gz",))
-    headers = read_case_headers(files)
-    streamed = read_case(headers, ReadingOptions(), kept=Kept.FILES).network
+    monkeypatch.setattr("crfrefine.cases.case_memory.MAX_IN_MEMORY", 0)
+    monkeypatch.setattr("crfrefine.cases.case_memory.MIN_STREAMED", 0)
+    streamed = read_case(read_case_headers(files), ReadingOptions(), as_logits=False, may_stream=True).network
     found = np.concatenate([piece.values for piece in streamed.pieces()])
     np.testing.assert_array_equal(found.transpose(0, 3, 2, 1), load_case(files).logits)
     np.testing.assert_array_equal(load_case(files).logits, np.moveaxis(scores(), -1, 0))

@@ -14,7 +14,7 @@ from distributed import LocalCluster
 
 import crfrefine
 from crfrefine.errors import InputError
-from crfrefine.runs.execution.cluster import map_on_cluster, run_on_worker
+from crfrefine.runs.run import map_on_cluster, run_on_worker
 
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore::ResourceWarning")]
 SAME = ("case_id", "status", "output", "grid_shape", "energy", "voxels_changed", "notes", "error", "filters")

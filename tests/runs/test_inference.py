@@ -4,22 +4,18 @@ import json
 import threading
 import time
 import weakref
-from pathlib import Path
 
 import pytest
 from cli_helpers import Folders, write_folders
 
 import crfrefine.cases.case
 from crfrefine.base.failures import Failure
-from crfrefine.cases.case_files import CaseFiles
 from crfrefine.errors import InputError
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.runs.execution.records import Observer
-from crfrefine.runs.infer.inputs import find_inputs
-from crfrefine.runs.infer.options import InferenceOptions
-from crfrefine.runs.infer.plan import select_part
-from crfrefine.runs.infer.records import CaseRecord, RunSummary
-from crfrefine.runs.infer.run import run_inference
+from crfrefine.runs.options import InferenceOptions
+from crfrefine.runs.plan import find_inputs, plan_run
+from crfrefine.runs.records import CaseRecord, Observer, RunSummary
+from crfrefine.runs.run import run_inference
 
 
 def options_for(folders, **changes):
@@ -114,10 +110,11 @@ def test_one_case_is_read_ahead_while_one_is_computed_and_one_is_written(tmp_pat
     assert headers == list("abcdef")
 
 
-def test_parts_are_numbered_from_0():
+def test_parts_are_numbered_from_0(tmp_path):
+    folders = write_folders(tmp_path, "a")
     for num_parts, part_id in ((2, 2), (2, -1), (0, 0)):
         with pytest.raises(InputError, match="numbered from 0"):
-            select_part([CaseFiles("a", (Path("a.nii"),))], num_parts, part_id)
+            plan_run(options_for(folders, num_parts=num_parts, part_id=part_id))
 
 
 def test_a_summary_has_null_for_what_json_has_no_number_for():

@@ -11,8 +11,8 @@ from evaluation_helpers import children
 
 from crfrefine.base.failures import describe_failure
 from crfrefine.errors import InputError
-from crfrefine.runs.execution.processes import map_in_processes
-from crfrefine.runs.execution.threads import Workers
+from crfrefine.runs.processes import map_in_processes
+from crfrefine.runs.threads import Workers
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
@@ -87,7 +87,7 @@ def test_a_script_is_not_run_again_in_each_process(tmp_path):
     """Python's own pools import the main script in each process, which then starts processes of its own."""
     script = tmp_path / "script.py"
     script.write_text(
-        "import math\nfrom crfrefine.runs.execution.processes import map_in_processes\n"
+        "import math\nfrom crfrefine.runs.processes import map_in_processes\n"
         "print(sorted(result for _, result in map_in_processes(math.sqrt, [1.0, 4.0], 2)))\n"
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, check=False)

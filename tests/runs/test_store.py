@@ -13,8 +13,8 @@ from cli_helpers import command, infer, load_nifti, refined, run_here, save_nift
 from fuzz_mutations import tampered
 
 from crfrefine.errors import CrfRefineError
-from crfrefine.runs.infer.records import CaseRecord, RunSummary
-from crfrefine.runs.infer.store import RECORD_FOLDER, RecordFile, case_states, read_records, record_path
+from crfrefine.runs.records import CaseRecord, RunSummary
+from crfrefine.runs.store import RECORD_FOLDER, RecordFile, case_states, read_records, record_path
 
 
 @pytest.fixture
@@ -205,12 +205,14 @@ def test_lines_that_the_disk_does_not_take_are_written_later(tmp_path, monkeypat
 
     monkeypatch.setattr("crfrefine.io.lines.os.write", write)
     for name in ("a", "b"):
-        file.append(CaseRecord(name, "done"))
+        with pytest.raises(CrfRefineError, match="the disk is full"):
+            file.append(CaseRecord(name, "done").to_dict())
     left[0] = 10**6
-    file.append(CaseRecord("c", "done"))
+    file.append(CaseRecord("c", "done").to_dict())
     assert [entry.record.case_id for entry in read_records(tmp_path).entries] == ["a", "b", "c"]
     left[0] = 0
-    file.append(CaseRecord("d", "done"))
+    with pytest.raises(CrfRefineError, match="the disk is full"):
+        file.append(CaseRecord("d", "done").to_dict())
     with pytest.raises(CrfRefineError, match="the disk is full"):
         file.close()
 

@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from crfrefine.base.text import MAX_OF_A_REASON, counted, listed, shorten, shorten_value
-from crfrefine.errors import ConfigError, CrfRefineError, InputError
+from crfrefine.errors import ConfigError, InputError
 from crfrefine.io.atomic import cannot_write
 from crfrefine.io.json import without_nonfinite
 from crfrefine.io.lines import append_lines, open_lines, parse_line
 from crfrefine.io.paths import is_there, require_file
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.runs.execution.records import FAILED
-from crfrefine.runs.infer.records import SCHEMA, CaseRecord, RunSummary, to_json
+from crfrefine.runs.records import FAILED, SCHEMA, CaseRecord, RunSummary, to_json
 
 RECORD_FOLDER = ".crfrefine"
 
@@ -41,32 +40,29 @@ class RecordFile:
         self._path = path
         self._run = uuid.uuid4().hex[:12]
         self._file = open_lines(path)
-        self._waiting = to_json({"run": self._run, **summary.head()}).encode()  # what the disk has not taken
+        self._waiting = b""  # what the disk has not taken
         try:
-            self._write()
+            self.append(summary.head())
         except BaseException:
             os.close(self._file)
             raise
 
-    def append(self, record: CaseRecord) -> None:
-        """Add the line of a case; if the disk does not take it, it is written with the next one."""
-        self._waiting += to_json({"run": self._run, **record.to_dict()}).encode()
-        with suppress(CrfRefineError):  # `close` reports it.
-            self._write()
-
-    def close(self) -> None:
-        """Write what is left, and close the file."""
-        try:
-            self._write()
-        finally:
-            os.close(self._file)
-
-    def _write(self) -> None:
+    def append(self, *lines: Mapping[str, Any]) -> None:
+        """Add lines, after those that the disk did not take before; raise CrfRefineError if it does not take them now."""
+        self._waiting += b"".join(to_json({"run": self._run, **line}).encode() for line in lines)
         try:
             append_lines(self._file, self._waiting, sync=True)
         except OSError as error:
             raise cannot_write(self._path, error) from error
         self._waiting = b""
+
+    def close(self) -> None:
+        """Write what is left, and close the file."""
+        try:
+            if self._waiting:
+                self.append()
+        finally:
+            os.close(self._file)
 
 
 def record_path(output: Path, num_parts: int = 1, part_id: int = 0) -> Path:
