@@ -56,6 +56,10 @@ __all__ = [
 ]
 
 
+ChannelSource: TypeAlias = "NDArray[np.float32] | LabelMap | LogitsHeader"
+"""The channels of a case: an array, a label map, or files from which they are streamed."""
+
+
 @dataclass(frozen=True)
 class Case:
     """A case in memory, or the parts of it that are read. Arrays are views with x fastest in memory, as in the files."""
@@ -179,16 +183,21 @@ def read_case(
         found = channels_of_labels(one_hot, options, as_logits=as_logits)
     else:  # Channels of unknown type are logits until they are streamed.
         declared = network.kind if options.input_type == "auto" else options.input_type
-        found = NetworkChannels(network, declared or "logits", network.num_labels)
+        found = {"network": network, "input_kind": declared or "logits", "num_labels": network.num_labels, "notes": []}
     (values,) = read
-    notes = [*found.notes]
+    notes = found.pop("notes")
     mask = None
-    if headers.mask is not None or options.mask_mode == "nonzero":
-        mask = _mask(headers, masks, values, notes)
+    if headers.mask is not None:
+        mask = _mask_on_grid(headers.images[0], headers.mask, masks[0], notes)
+    elif options.mask_mode == "nonzero":
+        mask = nonzero_mask(values, first.path)
+    if mask is not None:
+        mask = StorageOrder.of_files(mask.ndim).to_user(mask)
     labels = _read_reference(headers, notes) if with_labels else None
     image = file_order(values).to_user(values)
     return Case(
-        **vars(found) | {"notes": [*notes, *headers.notes]},
+        **found,
+        notes=[*notes, *headers.notes],
         case_id=headers.files.case_id,
         image=image,
         mask=mask,
@@ -222,18 +231,14 @@ def _read_as_stored(images: Sequence[VolumeHeader]) -> NDArray[Any]:
     return np.stack(modalities).astype(types.pop() if len(types) == 1 else np.float32, copy=False)
 
 
-def _mask(headers: CaseHeaders, masks: Sequence[NDArray[np.bool_]], image: NDArray[Any], notes: list[str]) -> NDArray[np.bool_]:
-    """Return where the model applies, (*grid): in the mask file that was read, else where the image as stored is not 0."""
-    if headers.mask is not None:
-        (found,) = masks
-        if not found.any():
-            raise InputError(f"{headers.mask.path}: the mask is empty: it has no voxel that is not zero")
-        mask = WorkGrid(headers.images[0]).nearest(headers.mask, found, "mask", notes, outside="are outside the mask")
-        if not mask.any():
-            raise InputError(f"{headers.mask.path}: the mask is empty on the image's grid: no voxel of the image lies in it")
-    else:
-        mask = nonzero_mask(image, headers.images[0].path)
-    return StorageOrder.of_files(mask.ndim).to_user(mask)
+def _mask_on_grid(image: VolumeHeader, header: VolumeHeader, mask: NDArray[np.bool_], notes: list[str]) -> NDArray[np.bool_]:
+    """Return a mask as read, ([z,] y, x), on the image's grid; raise InputError if it is empty."""
+    if not mask.any():
+        raise InputError(f"{header.path}: the mask is empty: it has no voxel that is not zero")
+    mask = WorkGrid(image).nearest(header, mask, "mask", notes, outside="are outside the mask")
+    if not mask.any():
+        raise InputError(f"{header.path}: the mask is empty on the image's grid: no voxel of the image lies in it")
+    return mask
 
 
 def nonzero_mask(image: NDArray[Any], path: Path | None) -> NDArray[np.bool_]:
@@ -257,25 +262,6 @@ def _read_reference(headers: CaseHeaders, notes: list[str]) -> NDArray[np.unsign
     return StorageOrder.of_files(stored.ndim).to_user(stored)
 
 
-# The network's output for a case, on the image's grid: as logits, as a label map, or in its files.
-
-ChannelSource: TypeAlias = "NDArray[np.float32] | LabelMap | LogitsHeader"
-"""The channels of a case: an array, a label map, or files from which they are streamed."""
-
-
-@dataclass(frozen=True)
-class NetworkChannels:
-    """The network's output of a case, and its kind; the attributes are those of `Case`."""
-
-    network: ChannelSource
-    input_kind: str
-    num_labels: int
-    notes: tuple[str, ...] = ()
-    regions: RegionScheme | None = None
-    channel_labels: tuple[int, ...] = ()
-    absent_labels: tuple[int, ...] = ()
-
-
 def channels_of_scores(
     header: LogitsHeader,
     values: NDArray[np.float32],
@@ -285,8 +271,8 @@ def channels_of_scores(
     times: dict[str, float],
     *,
     as_logits: bool,
-) -> NetworkChannels:
-    """Return logits, log-odds of regions, or a label map, on the grid of the image `like`.
+) -> dict[str, Any]:
+    """Return fields of `Case`: logits, log-odds of regions, or a label map, on the grid of the image `like`.
 
     `values` are (channels, [z,] y, x) as in the files, and are changed; `times` gets the seconds of interpolation.
     """
@@ -313,17 +299,18 @@ def channels_of_scores(
         times["resample"] = time.perf_counter() - started
     values = values.reshape(len(values), *like.grid_shape[::-1])
     num_labels = len(values) if scheme is None else scheme.num_labels
-    return NetworkChannels(file_order(values).to_user(values), kind, num_labels, tuple(notes), scheme)
+    logits = file_order(values).to_user(values)
+    return {"network": logits, "input_kind": kind, "num_labels": num_labels, "regions": scheme, "notes": notes}
 
 
-def channels_of_labels(found: LabelMap, options: ReadingOptions, *, as_logits: bool) -> NetworkChannels:
-    """Return a label map, or the logits of its labels; with `options.all_labels`, of all that are declared."""
-    order = StorageOrder.of_files(found.labels.ndim)
+def channels_of_labels(found: LabelMap, options: ReadingOptions, *, as_logits: bool) -> dict[str, Any]:
+    """Return fields of `Case`: a label map, or the logits of its labels; with `options.all_labels`, of all that are declared."""
+    fields = {"input_kind": KIND, "num_labels": found.num_labels, "notes": [*found.notes]}
     present = found.channel_labels
     if not as_logits:
-        kept = replace(found, labels=order.to_user(found.labels))
-        return NetworkChannels(kept, KIND, found.num_labels, found.notes, channel_labels=present)
+        order = StorageOrder.of_files(found.labels.ndim)
+        return fields | {"network": replace(found, labels=order.to_user(found.labels)), "channel_labels": present}
     channels = tuple(range(found.num_labels)) if options.all_labels else present
     values = one_hot_logits(found.labels, channels, present)
     absent = tuple(label for label in channels if label not in present)
-    return NetworkChannels(file_order(values).to_user(values), KIND, found.num_labels, found.notes, None, channels, absent)
+    return fields | {"network": file_order(values).to_user(values), "channel_labels": channels, "absent_labels": absent}

@@ -28,8 +28,6 @@ MAX_BYTES = 1 << 28
 """Largest manifest that is read: a million cases with long paths."""
 
 _MAX_NAMED = 20
-_MAX_OF_A_PATH = 4096  # Characters; the limit of Linux.
-_MAX_NAME = 255  # Bytes; the limit of usual file systems.
 _MAX_OF_A_NAME = 200
 _MAX_OF_A_PROBLEM = 1000
 _MAX_AXES = 3
@@ -109,10 +107,6 @@ def _cell_problems(cells: Mapping[str, Sequence[str]]) -> list[str]:
             problems.append(f"{name}: expected one, found {len(parts)} separated by {SEPARATOR!r}")
         if "\0" in "".join(parts):
             problems.append(f"{name}: a path cannot hold the character NUL")
-        for text in parts if name not in ("case", "spacing") else ():
-            if len(text) > _MAX_OF_A_PATH or any(len(part.encode(errors="replace")) > _MAX_NAME for part in Path(text).parts):
-                limits = f"a path has at most {_MAX_OF_A_PATH} characters, and each of its names {_MAX_NAME} bytes"
-                problems.append(f"{name}: {shorten(text)} is too long: {limits}")
     if problems:
         return problems
     (name,) = cells["case"]

@@ -47,7 +47,7 @@ def status(
 
         content = []
         for folder, cases, notes in reports:
-            values = [{**case._asdict(), "label_map": str(case.label_map)} for case in cases]
+            values = [dict(zip(("case_id", "state", "label_map", "reason"), map(str, case), strict=False)) for case in cases]
             content.append({"output_folder": str(folder.resolve()), "cases": values, "notes": notes})
         print(json.dumps({"schema": 2, "is_complete": is_complete, "folders": content}, indent=2))
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import closing
 
-from crfrefine.base.failures import describe_failure
+from crfrefine.base.failures import Failure
 from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.threads import available_threads
 from crfrefine.cases.dataset_description import read_descriptions
@@ -97,8 +97,8 @@ def _measure(evaluation: Evaluation, observer: EvaluationObserver) -> None:
     with closing(map_in_processes(measure_pair, jobs, evaluation.num_processes)) as outcomes:
         for job, outcome in outcomes:
             result = outcome if isinstance(outcome, CaseResult) else CaseResult(job.case_id)
-            if isinstance(outcome, Exception):
-                result.fail(describe_failure(outcome))
+            if isinstance(outcome, Failure):
+                result.fail(outcome)
             found[job.case_id] = result
             observer.case_ended(result)
             if result.failures and evaluation.options.fail_fast:

@@ -202,15 +202,15 @@ def _take_up(
     again: dict[str, Sequence[str]] = {}
     for files, plan in zip(cases, outputs, strict=True):
         entry = recorded.latest.get(files.case_id)
-        state = recorded.is_done(files.case_id, plan.label_map, plan.all(), settings)
+        state = recorded.state_of(files.case_id, plan.label_map, plan.all(), settings)
         if state.keys:
             again[files.case_id] = state.keys
-        elif state.is_done and state.reason:
+        elif state.state == "done" and state.reason:
             done[files.case_id] = CaseRecord(files.case_id)
             doubts[state.reason].append(files.case_id)
-        elif state.is_done and entry is not None:
+        elif state.state == "done" and entry is not None:
             done[files.case_id] = entry.record
-            if entry.run.inputs != list(inputs):
+            if entry.run.head["inputs"] != list(inputs):
                 others.append(files.case_id)
     place, notes = options.output / RECORD_FOLDER, list(recorded.notes)
     if (names := doubts[CHANGED]) and not options.writes_file:

@@ -112,7 +112,7 @@ def choose_for(options: InferenceOptions, overrides: Mapping[str, Any], observer
 def _recorded(options: InferenceOptions, inputs: Sequence[str]) -> Mapping[str, Any] | None:
     """Return the record of the newest run on the same inputs into the same folder that had chosen its parameters."""
     runs = [] if options.writes_file else read_records(options.output).runs
-    chosen = [run.head for run in runs if isinstance(run.head.get("choice"), dict) and run.inputs == list(inputs)]
+    chosen = [run.head for run in runs if isinstance(run.head.get("choice"), dict) and run.head["inputs"] == list(inputs)]
     return chosen[-1] if chosen else None
 
 
