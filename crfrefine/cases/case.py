@@ -291,11 +291,9 @@ def channels_of_scores(
     if not like.on_same_grid(header.files[0]):
         # The logarithms, not the probabilities, so that it does not matter which of the two a network left behind.
         started = time.perf_counter()
-        grid, outside = WorkGrid(like), "become background"
-        if scheme is None:
-            values = grid.logits(header.files[0], values, notes, outside=outside, threads=threads)
-        else:  # Outside their grid, regions are undecided: log-odds of 0.
-            values = grid.linear(header.files[0], values, "logits", notes, outside=outside, threads=threads)
+        # Outside their grid, regions are undecided: log-odds of 0.
+        how: dict[str, Any] = {"outside": "become background", "are_of_labels": scheme is None, "threads": threads}
+        values = WorkGrid(like).linear(header.files[0], values, "logits", notes, **how)
         times["resample"] = time.perf_counter() - started
     values = values.reshape(len(values), *like.grid_shape[::-1])
     num_labels = len(values) if scheme is None else scheme.num_labels

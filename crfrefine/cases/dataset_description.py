@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from crfrefine.base.inputs import add_inputs
 from crfrefine.base.labels import MAX_LABEL
 from crfrefine.base.text import shorten, shorten_value
 from crfrefine.errors import InputError
 from crfrefine.io.json import read_json
-
-if TYPE_CHECKING:
-    from crfrefine.io.segments import Segment
 
 _MAX_CHANNELS = 10_000
 _MAX_DIGITS = 9  # Most digits of a channel or label number.
@@ -102,16 +99,19 @@ def _description_of(content: Any, path: Path) -> DatasetDescription:
     key = "channel_names" if "channel_names" in content else "modality"
     if labels and all(_is_number(number) and isinstance(name, str) for number, name in labels.items()):
         labels = {name: number for number, name in labels.items()}  # As in older files.
-    numbers = {name: _label_value(value, f"labels.{shorten(name)}") for name, value in labels.items()}
+    numbers: dict[str, int | tuple[int, ...]] = {}
+    for name, value in labels.items():  # the number of a label, or those of a region
+        place = f"labels.{shorten(name)}"
+        several = [_label_number(each, f"{place}[{index}]") for index, each in enumerate(value)] if isinstance(value, list) else None
+        numbers[name] = _label_number(value, place) if several is None else tuple(several)
     ignore = numbers.get("ignore")
-    channel_names = _channel_names(content.get(key, {}), key)
     order = content.get("regions_class_order")
     if not isinstance(order, list | None):
         raise ValueError(f"regions_class_order: expected a list of labels, one per region, such as [1, 2, 3]; got {shorten_value(order)}")
     written = [_label_number(number, f"regions_class_order[{index}]") for index, number in enumerate(order or ())]
     return DatasetDescription(
         path=path,
-        channel_names=channel_names,
+        channel_names=_channel_names(content.get(key, {}), key),
         labels=numbers,
         file_ending=file_ending,
         ignore_label=ignore if isinstance(ignore, int) else None,
@@ -135,13 +135,6 @@ def _channel_names(channels: Any, key: str) -> tuple[str, ...]:
         if not isinstance(name, str):
             raise ValueError(f"{expected}; channel {number} is {shorten_value(name)}")
     return tuple(channels)
-
-
-def _label_value(value: Any, key: str) -> int | tuple[int, ...]:
-    """Return the number of a label, or the numbers of a region."""
-    if isinstance(value, list):
-        return tuple(_label_number(number, f"{key}[{index}]") for index, number in enumerate(value))
-    return _label_number(value, key)
 
 
 def _label_number(value: Any, key: str) -> int:
@@ -171,10 +164,6 @@ class Names:
     def titles(self) -> dict[int, str]:
         """Names of the labels with their numbers, as pictures show them: "1 anterior" for label 1."""
         return {label: f"{label} {name}" for label, name in self.labels.items()}
-
-    def of_case(self, segments: Sequence[Segment]) -> Names:
-        """Return the names that the input of a case has itself, such as in a NIfTI table; else these."""
-        return replace(self, labels={segment.label: segment.name for segment in segments}) if segments else self
 
 
 def read_names(places: Sequence[Path]) -> Names:

@@ -144,9 +144,6 @@ def find_trained_cases(
         for fold, folder in folds.items()
         if fold != ALL and (folder / "validation").is_dir()
     }
-    label_maps = {
-        stem_of(path): fold for fold in archives if fold not in splits for path in list_files(folds[fold] / "validation", VOLUME_SUFFIXES)
-    }
     cases, lacking = [], set[str]()
     for case in found:
         seen_by = {fold for fold, (trained_on, _) in splits.items() if case.case_id in trained_on}
@@ -155,7 +152,7 @@ def find_trained_cases(
         if path is not None:
             cases.append(_with_archive(case, path, reorients=network.reorients))
             continue
-        fold = held_out.get(case.case_id, label_maps.get(case.case_id))
+        fold = held_out.get(case.case_id)
         if fold is None:
             reason = "no fold that held it out has validated it"
         else:

@@ -139,10 +139,8 @@ def read_probabilities(paths: tuple[Path, ...], grid: Reference, regions: Region
             convert(stored)
             kind = "logits"
         del read
-        if scheme is None:
-            stored = grid.work.logits(header.files[0], stored, grid.notes, outside="are background")
-        else:
-            stored = grid.work.linear(header.files[0], stored, "logits", grid.notes, outside="are background")
+        of_labels = scheme is None
+        stored = grid.work.linear(header.files[0], stored, "logits", grid.notes, outside="are background", are_of_labels=of_labels)
     if scheme is not None:
         return _soft_regions(stored, scheme, kind, note, grid)
     labels = argmax_labels(stored)

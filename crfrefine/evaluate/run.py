@@ -16,13 +16,13 @@ from crfrefine.evaluate.measuring import measure_pair
 from crfrefine.evaluate.options import METRICS_NAME, REPORT_NAME, SUMMARY_NAME, EvaluationOptions, check_options
 from crfrefine.evaluate.outputs import write_html, write_tables
 from crfrefine.evaluate.pairing import pair_cases
+from crfrefine.evaluate.processes import map_in_processes
 from crfrefine.evaluate.records import CaseResult, Job, Settings
 from crfrefine.evaluate.regions import plan_regions
 from crfrefine.evaluate.results import Evaluation, EvaluationObserver
 from crfrefine.evaluate.structures import has_structures, pair_structures
 from crfrefine.io.atomic import check_replaceable, check_writable
 from crfrefine.io.recognition import add_volumes
-from crfrefine.runs.processes import map_in_processes
 
 
 class StoppedError(CrfRefineError):

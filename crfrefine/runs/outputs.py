@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -195,25 +196,17 @@ def is_complete(outputs: OutputFiles, files: CaseFiles) -> bool:
     return all(image.on_same_grid(header) and header.turned is None for header in headers)
 
 
-def names_file_content(structures: Mapping[str, int]) -> bytes:
-    """Return the numbers of structures by their names, as nnU-Net writes them into `dataset.json`."""
-    return (json.dumps({"labels": {"background": 0, **structures}}, indent=1) + "\n").encode()
-
-
-def check_names_file(structures: Mapping[str, int], output: Path) -> Path | None:
-    """Return the file for the names of structures in the output folder; None if the same names are there."""
-    path = output / NAMES_FILE
+def plan_names_file(structures: Mapping[str, int], output: Path) -> tuple[Path, bytes] | None:
+    """Return the file for the names of structures in the output folder, and its content; None if the same names are there."""
+    path, labels = output / NAMES_FILE, {"background": 0, **structures}
     if not os.path.lexists(path):
         check_replaceable(path)
-        return path
-    try:
+        return path, (json.dumps({"labels": labels}, indent=1) + "\n").encode()
+    with suppress(InputError):
         description = read_dataset_description(output)
-        same = description is not None and dict(description.labels) == {"background": 0, **structures}
-    except InputError:
-        same = False
-    if not same:
-        raise InputError(
-            f"{path}: has other labels than the {len(structures)} structures of this run, whose names belong into it; choose another "
-            "output folder, or remove the file"
-        )
-    return None
+        if description is not None and dict(description.labels) == labels:
+            return None
+    raise InputError(
+        f"{path}: has other labels than the {len(structures)} structures of this run, whose names belong into it; choose another "
+        "output folder, or remove the file"
+    )

@@ -23,7 +23,7 @@ from crfrefine.io.paths import LOGITS_SUFFIXES, SCORES_SUFFIXES, stem_of, suffix
 from crfrefine.io.recognition import add_volumes, describe_others
 from crfrefine.runs.case_work import CaseSettings, Task
 from crfrefine.runs.options import InferenceOptions
-from crfrefine.runs.outputs import OutputFiles, check_names_file, check_summary_path, plan_outputs
+from crfrefine.runs.outputs import OutputFiles, check_summary_path, plan_names_file, plan_outputs
 from crfrefine.runs.records import CaseRecord, RunSummary
 from crfrefine.runs.store import CHANGED, NO_RECORD, RECORD_FOLDER, RecordedRuns, read_records, record_path, settings_of
 
@@ -48,7 +48,7 @@ class RunPlan:
     tasks: list[Task]
     summary: RunSummary  # without its cases
     notes: tuple[str, ...]
-    names_file: Path | None  # where the names of structures are written; None means nowhere
+    names_file: tuple[Path, bytes] | None  # where the names of structures are written, and its content; None means nowhere
     record: Path | None  # in the output folder; None means that there is none
 
 
@@ -65,8 +65,7 @@ def find_inputs(options: InferenceOptions) -> RunInputs:
     else:
         try:
             cases = discover_cases(options.images, options.logits, masks, input_type=options.input_type)
-            if all(case.missing for case in cases):
-                _require_any_output(cases, options.logits[0])
+            _require_any_output(cases, options.logits[0])
         except CrfRefineError as error:
             if _seem_exchanged(options.images, options.logits):
                 raise InputError(f"{error}\n  {EXCHANGED}") from None
@@ -152,7 +151,7 @@ def plan_run(options: InferenceOptions) -> RunPlan:
     folders |= {task.outputs.labels.folder for task in tasks if not task.files.problem and task.outputs.labels is not None}
     for folder in folders:
         check_writable(folder)
-    names_file = check_names_file(inputs.structures, options.output) if inputs.structures and can_record else None
+    names_file = plan_names_file(inputs.structures, options.output) if inputs.structures and can_record else None
     for path in (options.summary, record):
         if path is not None:
             check_small_output(path)

@@ -52,7 +52,6 @@ def run_inference(options: InferenceOptions, observer: InferenceObserver | None 
         CrfRefineError: the run is impossible: no case, no device, no place to write.
         KeyboardInterrupt: passed on; a file that was being written is removed.
     """
-    from crfrefine.runs.outputs import names_file_content
     from crfrefine.runs.plan import plan_run
     from crfrefine.runs.store import RecordFile
 
@@ -64,7 +63,7 @@ def run_inference(options: InferenceOptions, observer: InferenceObserver | None 
     for note in plan.notes:
         observer.note(note)
     if plan.names_file is not None:
-        write_small_file(plan.names_file, names_file_content(plan.settings.structures))
+        write_small_file(*plan.names_file)
     file = None if plan.record is None else RecordFile(plan.record, summary)
     try:
         with closing(_refine_here(plan, observer) if options.dask is None else _refine_on_cluster(plan, options.dask, observer)) as records:

@@ -10,7 +10,7 @@ import pool_functions
 import pytest
 from evaluation_helpers import children
 
-from crfrefine.runs.processes import map_in_processes
+from crfrefine.evaluate.processes import map_in_processes
 from crfrefine.runs.threads import Workers
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
@@ -78,7 +78,7 @@ def test_a_script_is_not_run_again_in_each_process(tmp_path):
     """Python's own pools import the main script in each process, which then starts processes of its own."""
     script = tmp_path / "script.py"
     script.write_text(
-        "import math\nfrom crfrefine.runs.processes import map_in_processes\n"
+        "import math\nfrom crfrefine.evaluate.processes import map_in_processes\n"
         "print(sorted(result for _, result in map_in_processes(math.sqrt, [1.0, 4.0], 2)))\n"
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, check=False)

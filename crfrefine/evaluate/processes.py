@@ -24,7 +24,7 @@ from crfrefine.base.failures import Failure, describe_failure
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_START = "import sys; sys.path[:] = sys.argv[2:]; from crfrefine.runs.processes import serve; serve(int(sys.argv[1]))"
+_START = "import sys; sys.path[:] = sys.argv[2:]; from crfrefine.evaluate.processes import serve; serve(int(sys.argv[1]))"
 
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
