@@ -21,7 +21,7 @@ from crfrefine.base.parallel import run_all
 from crfrefine.base.threads import available_threads
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.case_headers import CaseHeaders, read_case_headers
-from crfrefine.cases.case_memory import must_stream, require_case_fits
+from crfrefine.cases.case_memory import plan_memory
 from crfrefine.cases.dataset_description import DatasetDescription, read_dataset_description
 from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.label_input import KIND, LabelMap, read_label_map, read_one_hot, refuse_structures
@@ -147,9 +147,8 @@ def read_case(
     images, network = headers.images, headers.logits
     if network is None:
         raise InputError(f"case {headers.files.case_id!r}: no logits")
-    is_streamed = may_stream and must_stream(headers, options)
+    is_streamed = plan_memory(headers, options, as_logits=as_logits, may_stream=may_stream, with_labels=with_labels)
     keeps_logits = not is_streamed and (as_logits or network.kind != KIND)
-    require_case_fits(headers, options.max_memory, is_streamed=is_streamed, keeps_logits=keeps_logits, with_labels=with_labels)
     threads = threads or available_threads()
     first = images[0]
     times: dict[str, float] = {}

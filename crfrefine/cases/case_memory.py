@@ -16,6 +16,7 @@ from crfrefine.io.volume import VolumeHeader
 if TYPE_CHECKING:
     from crfrefine.cases.case_headers import CaseHeaders
     from crfrefine.cases.reading_options import ReadingOptions
+    from crfrefine.io.logits import LogitsHeader
 
 MAX_IN_MEMORY = 1 << 29
 """Bytes of logits in float32 from which on they are streamed."""
@@ -44,53 +45,55 @@ _MIN_CHANNELS = 2
 """A label map becomes one channel for each label that occurs, and for background; only its voxels tell how many."""
 
 
-def must_stream(headers: CaseHeaders, options: ReadingOptions) -> bool:
-    """Return whether logits that may be streamed are: they take more than their share, or a run on all of them would not fit."""
-    network = headers.logits
-    if network is None or network.kind == KIND or options.input_type == KIND or options.regions.scheme is not None:
-        return False
-    # Only the number of channels decides about regions; a softmax of as many channels is rare, and read as a whole.
-    if len(network.grid_shape) > MAX_DIMS or options.regions.problem or not headers.images[0].on_same_grid(network.files[0]):
-        return False
-    limit, voxels = memory_limit(options.max_memory).bytes, math.prod(network.grid_shape)
-    largest = max(min(MAX_IN_MEMORY, limit // SHARE_IN_MEMORY), MIN_STREAMED)
-    read = sum(size for _, size in _sizes(headers, keeps_logits=True))
-    run = PROCESS + read + voxels * (RUN_BYTES * network.num_labels + _FILTER_BYTES * headers.num_modalities)
-    return _FLOAT * network.num_labels * voxels >= largest or run > limit
+def plan_memory(headers: CaseHeaders, options: ReadingOptions, *, as_logits: bool, may_stream: bool, with_labels: bool) -> bool:
+    """Return whether the logits of a case stay in their files, from which they are streamed.
 
-
-def require_case_fits(headers: CaseHeaders, max_memory: int | None, *, is_streamed: bool, keeps_logits: bool, with_labels: bool) -> None:
-    """Raise CapacityError if the program and the arrays of a case take more memory than allowed.
-
-    Results are not counted: this refuses only what certainly does not fit. Streamed channels add the part that is kept of each
-    voxel meanwhile; tiles come on top, and `crfrefine.refinement.tiles.solving` sees to those.
+    They are streamed if they may be, and take more than their share, or if a run on all of them would not fit.
 
     Args:
         headers: of the case.
-        max_memory: bytes that the arrays may take; at most, and for None, the system's limit.
-        is_streamed: whether the channels stay in their files.
-        keeps_logits: whether the channels are in memory as float32, and not as a label map.
+        options: how it is read.
+        as_logits: whether a label map becomes logits.
+        may_stream: whether logits may stay in their files.
         with_labels: whether the reference is read, too.
+
+    Raises:
+        CapacityError: the program and the arrays of the case take more memory than allowed. Results
+            are not counted: this refuses only what certainly does not fit. Streamed channels add the
+            part that is kept of each voxel meanwhile; tiles come on top, and
+            `crfrefine.refinement.tiles.solving` sees to those.
     """
-    limit, first, mask = memory_limit(max_memory), headers.images[0], headers.mask
-    if is_streamed:
+    limit, first, mask, network = memory_limit(options.max_memory), headers.images[0], headers.mask, headers.logits
+    assert network is not None
+    is_map = network.kind == KIND
+    sizes = _sizes(headers, network, keeps_logits=as_logits or not is_map)
+    # Only the number of channels decides about regions; a softmax of as many channels is rare, and read as a whole.
+    has_regions = options.regions.scheme is not None or bool(options.regions.problem)
+    if may_stream and (is_map or has_regions or len(network.grid_shape) > MAX_DIMS or not first.on_same_grid(network.files[0])):
+        may_stream = False
+    if may_stream:
+        voxels = math.prod(network.grid_shape)
+        largest = max(min(MAX_IN_MEMORY, limit.bytes // SHARE_IN_MEMORY), MIN_STREAMED)
+        run = voxels * (RUN_BYTES * network.num_labels + _FILTER_BYTES * headers.num_modalities)
+        is_large = _FLOAT * network.num_labels * voxels >= largest
+        may_stream = is_large or PROCESS + sum(size for _, size in sizes) + run > limit.bytes
+    if may_stream:
         voxels = math.prod(first.grid_shape)
         image = sum(np.dtype(header.dtype).itemsize * header.num_channels * voxels for header in headers.images)
         # A channel whose axes are turned is in memory twice.
-        turned = 2 * _FLOAT * voxels if headers.logits is not None and headers.logits.files[0].turned is not None else 0
+        turned = 2 * _FLOAT * voxels if network.files[0].turned is not None else 0
         require_memory(
             voxels * _SURVEY_BYTES + image + (voxels if mask is not None else 0) + turned + _STREAM_BYTES,
             f"case {shorten(headers.files.case_id)!r}: {headers.num_modalities} modalities on a grid of "
             f"{TIMES.join(map(str, first.grid_shape))} voxels take, without the logits, which are streamed,",
             limit,
         )
-        return
-    sizes = _sizes(headers, keeps_logits=keeps_logits)
+        return True
     if with_labels and headers.labels is not None:
         sizes.append((headers.labels, _FLOAT * math.prod(headers.labels.grid_shape)))
     needed = PROCESS + sum(size for _, size in sizes)
     if needed <= limit.bytes:
-        return
+        return False
     lines = [f"case {shorten(headers.files.case_id)!r}: the program and its files, read as float32, take"]
     for header, size in sorted(sizes, key=lambda size: -size[1])[:_MAX_NAMED]:
         channels = f", {header.num_channels} channels" if header.num_channels > 1 else ""
@@ -98,26 +101,24 @@ def require_case_fits(headers: CaseHeaders, max_memory: int | None, *, is_stream
     if len(sizes) > _MAX_NAMED:
         lines.append(f"  and {len(sizes) - _MAX_NAMED} more")
     require_memory(needed, "\n".join(lines), limit)
+    return False
 
 
-def _sizes(headers: CaseHeaders, *, keeps_logits: bool) -> list[tuple[VolumeHeader, int]]:
+def _sizes(headers: CaseHeaders, network: LogitsHeader, *, keeps_logits: bool) -> list[tuple[VolumeHeader, int]]:
     """Return the bytes of what each file is read into; those of an interpolated copy with the first file of the network's output."""
-    network, mask = headers.logits, headers.mask
-    grid = math.prod(headers.images[0].grid_shape)
+    first, *others = network.files
+    grid, of_file = math.prod(headers.images[0].grid_shape), math.prod(first.grid_shape)
     # Beside logits, images are read as float32, and normalized into a copy.
     of_image = 2 * _FLOAT if keeps_logits else _FLOAT
     sizes = [(header, of_image * header.num_channels * math.prod(header.grid_shape)) for header in headers.images]
-    if network is not None:
-        first, *others = network.files
-        of_file = math.prod(first.grid_shape)
-        if not keeps_logits:
-            sizes.append((first, of_file))
-        elif network.kind == KIND:  # Structures are read one after the other into one array.
-            sizes.append((first, _FLOAT * (of_file + _MIN_CHANNELS * grid)))
-        else:
-            copied = 0 if headers.images[0].on_same_grid(first) else network.num_labels * grid
-            sizes.append((first, _FLOAT * (of_file * first.num_channels + copied)))
-            sizes += [(file, _FLOAT * of_file) for file in others]
-    if mask is not None:
-        sizes.append((mask, _FLOAT * math.prod(mask.grid_shape) + grid))
+    if not keeps_logits:
+        sizes.append((first, of_file))
+    elif network.kind == KIND:  # Structures are read one after the other into one array.
+        sizes.append((first, _FLOAT * (of_file + _MIN_CHANNELS * grid)))
+    else:
+        copied = 0 if headers.images[0].on_same_grid(first) else network.num_labels * grid
+        sizes.append((first, _FLOAT * (of_file * first.num_channels + copied)))
+        sizes += [(file, _FLOAT * of_file) for file in others]
+    if headers.mask is not None:
+        sizes.append((headers.mask, _FLOAT * math.prod(headers.mask.grid_shape) + grid))
     return sizes

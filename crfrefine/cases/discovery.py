@@ -60,10 +60,13 @@ def discover_cases(
         InputError: a path that does not exist, no case at all, or several cases where one is expected.
         UnsupportedFormatError: a single file of an unknown type.
     """
-    image_paths, logits_paths = _as_paths(images), () if logits is None else _as_paths(logits)
-    for what, paths in (("images", image_paths), ("logits", logits_paths)):
-        if not paths and (what == "images" or logits is not None):
-            raise InputError(f"no {what} given")
+    image_paths, logits_paths = (
+        tuple(map(Path, (several,) if isinstance(several, str | Path) else several or ())) for several in (images, logits)
+    )
+    if not image_paths or (logits is not None and not logits_paths):
+        raise InputError(f"no {'logits' if image_paths else 'images'} given")
+    if (absent := next((path for path in (*image_paths, *logits_paths) if not path.exists()), None)) is not None:
+        raise InputError(f"{absent}: no such file or folder")
     folder = next((path for path in image_paths if path.is_dir()), None)
     if folder is None:
         cases = _case_of_files(image_paths)
@@ -366,14 +369,6 @@ def probabilities_beside(paths: Iterable[Path], names: Collection[str]) -> list[
     """Return the files of probabilities, such as `CASE_probabilities`, of cases with one of the names: they are not separate cases."""
     of_probabilities = {name + ending for name in names for ending in LOGITS_NAMES}
     return [path for path in paths if stem_of(path) in of_probabilities]
-
-
-def _as_paths(paths: Path | str | Sequence[Path | str]) -> tuple[Path, ...]:
-    several = (paths,) if isinstance(paths, (str, Path)) else paths
-    for path in map(Path, several):
-        if not path.exists():
-            raise InputError(f"{path}: no such file or folder")
-    return tuple(map(Path, several))
 
 
 def file_names(paths: Sequence[Path]) -> str:

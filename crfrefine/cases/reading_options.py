@@ -49,7 +49,7 @@ class RegionReading:
     @property
     def fewest_channels(self) -> int:
         """Fewest channels of a file: a single region needs one, labels need two."""
-        return 1 if self.declares(1) else 2
+        return 1 if self.scheme is not None and self.scheme.num_regions == 1 else 2
 
     def declares(self, num_channels: int) -> bool:
         """Return whether so many channels are regions, judged by their number."""

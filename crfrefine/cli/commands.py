@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from enum import Enum
-from functools import cache, partial
+from functools import partial
 from importlib import import_module
-from typing import Any, get_args, get_origin
+from typing import Any, ClassVar, get_args, get_origin
 
 import typer
 from typer.core import TyperCommand
@@ -34,25 +34,19 @@ class Command(TyperCommand):
 
 def _process_value(parameter: Any, process: Any, context: Any, value: Any) -> Any:
     """Return what `process`, the parameter's own `process_value`, returns."""
+    descriptor, is_list = parameter.type_descriptor, parameter.multiple or parameter.nargs == -1
+    converted: Any = () if is_list else None
     try:
-        converted = _converted(value, parameter)
+        if parameter.required and not value:
+            raise NotPlainError
+        if value is not None and is_list:
+            (annotation,) = get_args(descriptor.annotation)
+            converted = [_plain(item, annotation, descriptor.parameter_info) for item in value]
+        elif value is not None:
+            converted = _plain(value, descriptor.annotation, descriptor.parameter_info)
     except Exception:  # Whatever it is, Typer meets it again and has the words for it.
         return process(context, value)
     return converted if parameter.callback is None else parameter.callback(context, parameter, converted)
-
-
-def _converted(value: Any, parameter: Any) -> Any:
-    """Return the value of a parameter that may be given several times, or once; raise an exception if it is not plain."""
-    if parameter.required and not value:
-        raise NotPlainError
-    descriptor = parameter.type_descriptor
-    is_list = parameter.multiple or parameter.nargs == -1
-    if value is None:
-        return () if is_list else None
-    if not is_list:
-        return _plain(value, descriptor.annotation, descriptor.parameter_info)
-    (annotation,) = get_args(descriptor.annotation)
-    return [_plain(item, annotation, descriptor.parameter_info) for item in value]
 
 
 def _plain(value: Any, annotation: Any, option: Any) -> Any:
@@ -133,19 +127,18 @@ LOOK: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": Fal
 class Commands(Mapping[str, Any]):
     """The commands of a group, each built when it is asked for."""
 
+    _built: ClassVar[dict[str, Any]] = {}
+
     def __getitem__(self, name: str) -> Any:
-        return _build(name)
+        if name not in self._built:
+            app = typer.Typer(**LOOK)
+            settings, function = COMMANDS[name], name.replace("-", "_")
+            app.command(name, **{"cls": Command, **settings})(getattr(import_module(f"crfrefine.cli.{function}"), function))
+            self._built[name] = typer.main.get_command(app)
+        return self._built[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(COMMANDS)
 
     def __len__(self) -> int:
         return len(COMMANDS)
-
-
-@cache
-def _build(name: str) -> Any:
-    app = typer.Typer(**LOOK)
-    function = name.replace("-", "_")
-    app.command(name, **{"cls": Command, **COMMANDS[name]})(getattr(import_module(f"crfrefine.cli.{function}"), function))
-    return typer.main.get_command(app)

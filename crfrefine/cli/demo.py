@@ -25,7 +25,7 @@ def demo(
     """Refine a phantom and draw a picture of it; needs no data."""
     from crfrefine.apps.demo.demonstration import compare_with_truth, prepare_demo
     from crfrefine.apps.demo.phantom import NUM_LABELS
-    from crfrefine.cli.reporting import Reporter, describe_steps, print_table, voxels_changed
+    from crfrefine.cli.reporting import Reporter, describe_change, print_table
     from crfrefine.errors import CrfRefineError
     from crfrefine.metrics.registry import DICE
     from crfrefine.runs.run import run_inference
@@ -42,7 +42,7 @@ def demo(
     ]
     names = ("label", "Dice before", "Dice after", "components in truth", "components before", "components after")
     print_table(names, rows, numbers=names)
-    print(f"{voxels_changed(record)} in {describe_steps(record)} and {record.times['refine']:.2f} s")
+    print(f"{describe_change(record)}, {record.times['refine']:.2f} s")
     print(f"mask:    {record.output}")
     print(f"picture: {record.preview}")
     print("This is a synthetic phantom: it shows what the tool does, and is not evidence about your data.")

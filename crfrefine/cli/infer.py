@@ -48,18 +48,22 @@ def infer(
         source = ctx.get_parameter_source("config")
         is_sharp = source is not None and source.name == "DEFAULT"
     from crfrefine.cli.reporting import Reporter, print_results
+    from crfrefine.parameters.model import CrfParameters
     from crfrefine.runs.run import run_inference
 
-    parameters = shared.parameters_of("sharp" if is_sharp else "default" if is_auto else config, overrides)
-    options["allow_vanishing"] = shared.may_vanish(options["allow_vanishing"], parameters, overrides)
-    scheme = shared.parse_scheme(regions or (), regions_class_order)
+    entries = shared.parse_overrides(overrides)
+    parameters = CrfParameters.load("sharp" if is_sharp else "default" if is_auto else config).replace(**entries)
+    # Rules that `--set` names, all that remove components, may remove structures.
+    if "postprocess" in entries or parameters.postprocess.removing.keys() <= entries.keys():
+        options["allow_vanishing"] = True
+    scheme = shared.parse_scheme(regions or (), regions_class_order) if regions or regions_class_order is not None else None
     run_options = InferenceOptions(**options, parameters=parameters, regions=scheme, command=tuple(ctx.obj or ()))
     if is_auto:
         from crfrefine.cli.training_reporting import TrainingReporter
         from crfrefine.train.unlabeled_run import choose_for
 
         with TrainingReporter(verbosity) as choosing:
-            run_options = choose_for(run_options, shared.parse_overrides(overrides), choosing)
+            run_options = choose_for(run_options, entries, choosing)
     reporter = Reporter(verbosity)
     try:
         with reporter:

@@ -15,7 +15,6 @@ from crfrefine.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from crfrefine.arrays.region_scheme import RegionScheme
-    from crfrefine.parameters.model import CrfParameters
 
 AUTO = "auto"
 """The name after `infer -c` that means: choose the parameters for these cases."""
@@ -133,24 +132,11 @@ def check_sources(options: Mapping[str, Any]) -> None:
         raise typer.BadParameter(text, param_hint=missing[0])
 
 
-def parameters_of(config: str, overrides: Sequence[str] | None) -> CrfParameters:
-    """Return the parameters of a preset or file, with the entries of `--set`."""
-    from crfrefine.parameters.model import CrfParameters
-
-    return CrfParameters.load(config).replace(**parse_overrides(overrides))
-
-
 def parse_overrides(texts: Sequence[str] | None) -> dict[str, Any]:
     """Return the entries of `--set` by their dotted keys."""
     from crfrefine.parameters.toml import parse_override
 
     return dict(parse_override(text) for text in texts or ())
-
-
-def may_vanish(allow_vanishing: bool, parameters: CrfParameters, overrides: Sequence[str] | None) -> bool:
-    """Return whether rules may remove structures: by the option, or since `--set` has all rules that remove components."""
-    keys = parse_overrides(overrides).keys()
-    return allow_vanishing or "postprocess" in keys or parameters.postprocess.removing.keys() <= keys
 
 
 def parse_scheme(regions: Sequence[str], class_order: str | None) -> RegionScheme | None:

@@ -40,7 +40,8 @@ class Reporter(RunReporter, InferenceObserver):
         self.summary = summary
         self._case_started = self._told = time.monotonic()
         device = summary.device + (" (auto)" if summary.requested_device == "auto" else "")
-        self._say(f"{describe_part(summary)}; device {device}, {counted(summary.threads, 'thread')}")
+        cases = counted(summary.num_cases, "case") if summary.num_parts == 1 else _describe_part(summary)
+        self._say(f"{cases}; device {device}, {counted(summary.threads, 'thread')}")
         if summary.num_cases:
             self._start(summary.num_cases, counts=True, detail="reading")
 
@@ -83,8 +84,7 @@ class Reporter(RunReporter, InferenceObserver):
         elif record.status == "skipped":
             self._say(f"{head}: exists, skipped")
         elif self._bar is None or self._verbosity >= VERBOSE:
-            numbers = f"{describe_steps(record)}, {voxels_changed(record)}, {record.seconds:.2f} s"
-            self._say(f"{head}: {numbers} -> {record.output}")
+            self._say(f"{head}: {describe_change(record)}, {record.seconds:.2f} s -> {record.output}")
         if self._verbosity >= VERBOSE and record.status == "done":
             for line in record.filters:
                 self._say(f"    {line}")
@@ -108,10 +108,8 @@ class Reporter(RunReporter, InferenceObserver):
             self._say(f"failed: {listed(failed, most=_MAX_LISTED)}")
 
 
-def describe_part(summary: RunSummary) -> str:
-    """Return how many cases a run has; of a part, also how many others there are, and which parts have them."""
-    if summary.num_parts == 1:
-        return counted(summary.num_cases, "case")
+def _describe_part(summary: RunSummary) -> str:
+    """Return how many cases a part of a run has, how many others there are, and which parts have them."""
     total, last = len(summary.all_cases), summary.num_parts - 1
     others = [part for part in (span(0, summary.part_id - 1), span(summary.part_id + 1, last)) if part]
     noun = "part" if last == 1 else "parts"
@@ -170,15 +168,11 @@ def print_table(names: tuple[str, ...], rows: Sequence[tuple[str, ...]], numbers
     Console(highlight=False).print(table)
 
 
-def describe_steps(record: CaseRecord) -> str:
-    """Return how many steps were taken, and whether that was enough."""
-    return counted(record.num_iterations or 0, "step") + (" (converged)" if record.converged else "")
-
-
-def voxels_changed(record: CaseRecord) -> str:
-    """Return how many voxels changed their label, as text."""
+def describe_change(record: CaseRecord) -> str:
+    """Return how many steps were taken, whether that was enough, and how many voxels changed their label."""
     count = record.voxels_changed or 0
-    return f"{count:,} {'voxel' if count == 1 else 'voxels'} changed"
+    steps = counted(record.num_iterations or 0, "step") + (" (converged)" if record.converged else "")
+    return f"{steps}, {count:,} {'voxel' if count == 1 else 'voxels'} changed"
 
 
 def _with_case(record: CaseRecord) -> str:

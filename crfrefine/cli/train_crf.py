@@ -132,6 +132,7 @@ def train_crf(
         return
     from crfrefine.cli.training_reporting import TrainingReporter, print_training
     from crfrefine.errors import BackendUnavailableError
+    from crfrefine.parameters.model import CrfParameters
     from crfrefine.parameters.presets import find_config
 
     try:
@@ -147,10 +148,13 @@ def train_crf(
         data = locate_folders(folder, images=images, labels=labels, logits=logits, masks=masks)
     else:
         data = locate_nnunet(nnunet, images=images, labels=labels, masks=masks)
+    parameters = None
+    if config is not None or overrides:
+        parameters = CrfParameters.load(config or "default").replace(**shared.parse_overrides(overrides))
     training_options = TrainingOptions(
         data=data,
         output=default_output(data.logits) if output is None else output,
-        parameters=shared.parameters_of(config or "default", overrides) if config is not None or overrides else None,
+        parameters=parameters,
         config=None if config is None else find_config(config),
         learn=tuple(name.strip() for name in learn.split(",") if name.strip()),
         num_folds=folds,

@@ -51,9 +51,10 @@ def tune(
     from crfrefine.engines import get_backend
     from crfrefine.io.atomic import check_small_output
     from crfrefine.metrics.regions import parse_region
+    from crfrefine.parameters.model import CrfParameters
 
     check_libraries()
-    parameters = shared.parameters_of(config, overrides)
+    parameters = CrfParameters.load(config).replace(**shared.parse_overrides(overrides))
     if options["masks"] == "nonzero":  # The saved file has it, too.
         parameters = parameters.replace(**{"intensity.mask": "nonzero"})
     if output is not None:

@@ -53,11 +53,6 @@ class Task:
     # With --continue, what is known of the outputs that are there; None means that the case is refined.
     earlier: CaseRecord | None = None
 
-    @property
-    def paths(self) -> tuple[Path | None, ...]:
-        """Its inputs, for errors that do not name theirs."""
-        return (*self.files.images, *self.files.logits, self.files.mask)
-
 
 @dataclass(frozen=True)
 class CaseSettings:
@@ -109,7 +104,7 @@ def read_case(settings: CaseSettings, task: Task) -> CaseInWork:
 
     record, parameters = CaseRecord(task.files.case_id), settings.options.parameters
     work = CaseInWork(task, record)
-    with failing_alone(record.fail, *task.paths):
+    with failing_alone(record.fail, *task.files.paths):
         if task.earlier is not None and is_complete(task.outputs, task.files):
             work.record = replace(task.earlier, status="skipped", output=task.outputs.label_map)
             return work
@@ -146,7 +141,7 @@ def finish_case(settings: CaseSettings, work: CaseInWork, observer: Observer[Run
     observer.case_started(record.case_id, task.number)
     for note in record.notes:
         observer.note(note, case_id=record.case_id)
-    with failing_alone(record.fail, *task.paths):
+    with failing_alone(record.fail, *task.files.paths):
         refined = _refine(settings, work, observer)
     if refined is not None:
         with failing_alone(record.fail):

@@ -74,13 +74,6 @@ class Record:
         self.failures.append(failure)
 
 
-def error_fields(failure: Failure | None) -> dict[str, str | None]:
-    """Return a failure for a JSON file."""
-    if failure is None:
-        return dict.fromkeys(("error", "error_kind", "error_traceback"))
-    return {"error": failure.message, "error_kind": failure.kind, "error_traceback": failure.traceback}
-
-
 @dataclass
 class CaseRecord(Record):
     """The outcome of a case: `status` is "done", "skipped" (its output existed) or "failed".
@@ -129,7 +122,9 @@ class CaseRecord(Record):
         """Return the fields as they stand in a JSON file."""
         fields = {**vars(self)}
         times, notes, failures = (fields.pop(name) for name in ("times", "notes", "failures"))
-        return {**fields, "times": times, "notes": notes, **error_fields(failures[0] if failures else None)}
+        names = {"error": "message", "error_kind": "kind", "error_traceback": "traceback"}
+        error = {name: getattr(failures[0], own) if failures else None for name, own in names.items()}
+        return {**fields, "times": times, "notes": notes, **error}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

@@ -151,14 +151,14 @@ def _refine_on_cluster(plan: RunPlan, address: str, observer: InferenceObserver)
                     record = future.result()
                 except KilledWorker as error:
                     lost = InputError(f"its worker was lost each time: {shorten(error, MAX_OF_A_REASON)}")
-                    record.fail(describe_failure(lost, *task.paths))
+                    record.fail(describe_failure(lost, *task.files.paths))
                 except CancelledError as error:
                     raise InputError(
                         f"the scheduler {address} is gone, or was restarted\n"
                         "  What is finished is kept; run again with --continue for the rest."
                     ) from error
                 except Exception as error:
-                    record.fail(describe_failure(error, *task.paths))
+                    record.fail(describe_failure(error, *task.files.paths))
                 observer.case_started(record.case_id, task.number)
                 for note in record.notes if record.status != "skipped" else ():
                     observer.note(note, case_id=record.case_id)

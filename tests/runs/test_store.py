@@ -10,11 +10,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from cli_helpers import command, infer, load_nifti, refined, run_here, save_nifti, write_folders
-from fuzz_mutations import tampered
 
 from crfrefine.errors import CrfRefineError
 from crfrefine.runs.records import CaseRecord, RunSummary
-from crfrefine.runs.store import RECORD_FOLDER, RecordFile, case_states, read_records, record_path
+from crfrefine.runs.store import RECORD_FOLDER, RecordFile, read_records, record_path
 
 
 @pytest.fixture
@@ -163,18 +162,6 @@ def test_lines_that_cannot_be_used_are_named_and_left_out(folders):
         assert expected in said
         assert "3 skipped" in said
         assert expected in run_here("status", folders.output, status=1).stdout
-
-
-@pytest.mark.long
-def test_a_record_may_hold_anything(folders):
-    run(folders, "--save-probabilities")
-    path, lines = record_path(folders.output), lines_of(folders)
-    for number, line in enumerate(lines):
-        for changed in tampered(json.loads(line), depth=2):
-            path.write_bytes(b"".join([*lines[:number], json.dumps(changed).encode() + b"\n", *lines[number + 1 :]]))
-            recorded = read_records(folders.output)
-            case_states(folders.output, recorded)
-            [entry.record.to_dict() for entry in recorded.entries]
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "\ud800", "a\0b"])
