@@ -17,7 +17,7 @@ MAX_THREADS = 1024  # More than the cores of any machine; a typing error beyond 
 
 @dataclass(frozen=True)
 class Option:
-    """A command-line option, or without names an argument; `crfrefine.cli.adapter` makes it Typer's."""
+    """A command-line option, or without names an argument; `crfrefine.cli.options` makes it Typer's."""
 
     names: str  # such as "-i --images"
     help: str

@@ -21,11 +21,10 @@ from crfrefine.base.parallel import run_all
 from crfrefine.base.threads import available_threads
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.case_headers import CaseHeaders, read_case_headers
-from crfrefine.cases.case_memory import Kept, require_case_fits
+from crfrefine.cases.case_memory import plan_memory
 from crfrefine.cases.dataset_description import DatasetDescription, read_dataset_description
 from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.label_input import KIND, LabelMap, read_label_map, read_one_hot, refuse_structures
-from crfrefine.cases.mistakes import naming_exchanged_files
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import DEFAULT_READING, ReadingOptions
 from crfrefine.errors import InputError
@@ -50,9 +49,14 @@ __all__ = [
     "ReadingOptions",
     "discover_cases",
     "load_case",
+    "read_case",
     "read_case_headers",
     "read_dataset_description",
 ]
+
+
+ChannelSource: TypeAlias = "NDArray[np.float32] | LabelMap | LogitsHeader"
+"""The channels of a case: an array, a label map, or files from which they are streamed."""
 
 
 @dataclass(frozen=True)
@@ -124,36 +128,41 @@ def read_case(
     headers: CaseHeaders,
     options: ReadingOptions,
     *,
-    kept: Kept | None = None,
+    as_logits: bool = True,
+    may_stream: bool = False,
     threads: int | None = None,
     with_labels: bool = False,
 ) -> Case:
-    """Read the parts of a case that stay in memory; raises like `load_case`.
+    """Read a case; raises like `load_case`.
 
-    `kept` is only given if a label map stays one.
+    Args:
+        headers: result of `read_case_headers`.
+        options: how to read.
+        as_logits: whether a label map becomes logits.
+        may_stream: whether logits stay in their files if they are large.
+        threads: None means the cores this process may use.
+        with_labels: whether to read the reference too.
     """
-    as_logits, kept = kept is None, kept or Kept.LOGITS
     images, network = headers.images, headers.logits
     if network is None:
         raise InputError(f"case {headers.files.case_id!r}: no logits")
-    require_case_fits(headers, kept, options.max_memory, with_labels=with_labels)
+    is_streamed = plan_memory(headers, options, as_logits=as_logits, may_stream=may_stream, with_labels=with_labels)
+    keeps_logits = not is_streamed and (as_logits or network.kind != KIND)
     threads = threads or available_threads()
     first = images[0]
-    affine, spacing = first.geometry()
     times: dict[str, float] = {}
     read: list[NDArray[Any]] = []  # the image as stored
     masks: list[NDArray[np.bool_]] = []
     label_maps: list[LabelMap] = []
 
     def read_labels() -> None:
-        with naming_exchanged_files(images, network.files[0]):
-            label_maps.append(read_label_map(network, first, options, are_structures=headers.files.are_structures))
+        label_maps.append(read_label_map(network, images, options, are_structures=headers.files.are_structures))
 
     # The longest job first: the network's output; each file inflates on one thread.
-    scores, jobs = network.reading() if kept is Kept.LOGITS and network.kind != KIND else (None, [])
+    scores, jobs = network.reading() if keeps_logits and network.kind != KIND else (None, [])
     if network.kind == KIND:
         jobs.append(partial(_timed, times, "labels", read_labels))
-    if kept is Kept.LOGITS:
+    if keeps_logits:
         read.append(allocate_array((headers.num_modalities, *first.grid_shape[::-1]), first.path))
         for i, header in enumerate(images):  # Several files have a channel each.
             jobs.append(partial(io.read_into, header, read[0][i : i + header.num_channels].reshape(-1, *header.grid_shape[::-1])))
@@ -166,35 +175,33 @@ def read_case(
 
     if network.kind == KIND:
         found = channels_of_labels(label_maps[0], options, as_logits=as_logits)
-    elif scores is None:
-        one_hot = read_one_hot(network, None, first, options)
-        # Of unknown type they are logits until they are streamed.
-        said = network.kind if options.input_type == "auto" else options.input_type
-        found = NetworkChannels(network, said or "logits", network.num_labels)
-        if one_hot is not None:
-            found = channels_of_labels(one_hot, options, as_logits=as_logits)
-    else:
-        with naming_exchanged_files(images, network.files[0]):
-            found = channels_of_scores(network, scores, first, options, threads, times, as_logits=as_logits)
+    elif scores is not None:
+        found = channels_of_scores(network, scores, first, options, threads, times, as_logits=as_logits)
+    elif (one_hot := read_one_hot(network, None, first, options)) is not None:
+        found = channels_of_labels(one_hot, options, as_logits=as_logits)
+    else:  # Channels of unknown type are logits until they are streamed.
+        declared = network.kind if options.input_type == "auto" else options.input_type
+        found = {"network": network, "input_kind": declared or "logits", "num_labels": network.num_labels, "notes": []}
     (values,) = read
-    notes = [*found.notes]
-    mask = _mask(headers, masks, values, options.mask_mode, notes)
+    notes = found.pop("notes")
+    mask = None
+    if headers.mask is not None:
+        mask = _mask_on_grid(headers.images[0], headers.mask, masks[0], notes)
+    elif options.mask_mode == "nonzero":
+        mask = nonzero_mask(values, first.path)
+    if mask is not None:
+        mask = StorageOrder.of_files(mask.ndim).to_user(mask)
     labels = _read_reference(headers, notes) if with_labels else None
     image = file_order(values).to_user(values)
     return Case(
+        **found,
+        notes=[*notes, *headers.notes],
         case_id=headers.files.case_id,
         image=image,
-        network=found.network,
         mask=mask,
-        like=Volume(image[0], affine, spacing, first.path, first),
+        like=Volume(image[0], *first.geometry(), first.path, first),
         spacing=headers.spacing,
-        num_labels=found.num_labels,
-        input_kind=found.kind,
-        notes=[*notes, *headers.notes],
         labels=labels,
-        regions=found.regions,
-        channel_labels=found.channel_labels,
-        absent_labels=found.absent_labels,
         times=times,
     )
 
@@ -222,22 +229,14 @@ def _read_as_stored(images: Sequence[VolumeHeader]) -> NDArray[Any]:
     return np.stack(modalities).astype(types.pop() if len(types) == 1 else np.float32, copy=False)
 
 
-def _mask(
-    headers: CaseHeaders, masks: Sequence[NDArray[np.bool_]], image: NDArray[Any], mask_mode: str, notes: list[str]
-) -> NDArray[np.bool_] | None:
-    """Return where the model applies, (*grid): in the mask file that was read, or by `mask_mode` in the image as stored."""
-    if headers.mask is not None:
-        (found,) = masks
-        if not found.any():
-            raise InputError(f"{headers.mask.path}: the mask is empty: it has no voxel that is not zero")
-        mask = WorkGrid(headers.images[0]).nearest(headers.mask, found, "mask", notes, outside="are outside the mask")
-        if not mask.any():
-            raise InputError(f"{headers.mask.path}: the mask is empty on the image's grid: no voxel of the image lies in it")
-    elif mask_mode == "nonzero":
-        mask = nonzero_mask(image, headers.images[0].path)
-    else:
-        return None
-    return StorageOrder.of_files(mask.ndim).to_user(mask)
+def _mask_on_grid(image: VolumeHeader, header: VolumeHeader, mask: NDArray[np.bool_], notes: list[str]) -> NDArray[np.bool_]:
+    """Return a mask as read, ([z,] y, x), on the image's grid; raise InputError if it is empty."""
+    if not mask.any():
+        raise InputError(f"{header.path}: the mask is empty: it has no voxel that is not zero")
+    mask = WorkGrid(image).nearest(header, mask, "mask", notes, outside="are outside the mask")
+    if not mask.any():
+        raise InputError(f"{header.path}: the mask is empty on the image's grid: no voxel of the image lies in it")
+    return mask
 
 
 def nonzero_mask(image: NDArray[Any], path: Path | None) -> NDArray[np.bool_]:
@@ -261,25 +260,6 @@ def _read_reference(headers: CaseHeaders, notes: list[str]) -> NDArray[np.unsign
     return StorageOrder.of_files(stored.ndim).to_user(stored)
 
 
-# The network's output for a case, on the image's grid: as logits, as a label map, or in its files.
-
-ChannelSource: TypeAlias = "NDArray[np.float32] | LabelMap | LogitsHeader"
-"""The channels of a case: an array, a label map, or files from which they are streamed."""
-
-
-@dataclass(frozen=True)
-class NetworkChannels:
-    """The network's output of a case, and its kind; the attributes are those of `Case`."""
-
-    network: ChannelSource
-    kind: str
-    num_labels: int
-    notes: tuple[str, ...] = ()
-    regions: RegionScheme | None = None
-    channel_labels: tuple[int, ...] = ()
-    absent_labels: tuple[int, ...] = ()
-
-
 def channels_of_scores(
     header: LogitsHeader,
     values: NDArray[np.float32],
@@ -289,8 +269,8 @@ def channels_of_scores(
     times: dict[str, float],
     *,
     as_logits: bool,
-) -> NetworkChannels:
-    """Return logits, log-odds of regions, or a label map, on the grid of the image `like`.
+) -> dict[str, Any]:
+    """Return fields of `Case`: logits, log-odds of regions, or a label map, on the grid of the image `like`.
 
     `values` are (channels, [z,] y, x) as in the files, and are changed; `times` gets the seconds of interpolation.
     """
@@ -309,25 +289,24 @@ def channels_of_scores(
     if not like.on_same_grid(header.files[0]):
         # The logarithms, not the probabilities, so that it does not matter which of the two a network left behind.
         started = time.perf_counter()
-        grid, outside = WorkGrid(like), "become background"
-        if scheme is None:
-            values = grid.logits(header.files[0], values, notes, outside=outside, threads=threads)
-        else:  # Outside their grid, regions are undecided: log-odds of 0.
-            values = grid.linear(header.files[0], values, "logits", notes, outside=outside, threads=threads)
+        # Outside their grid, regions are undecided: log-odds of 0.
+        how: dict[str, Any] = {"outside": "become background", "are_of_labels": scheme is None, "threads": threads}
+        values = WorkGrid(like).linear(header.files[0], values, "logits", notes, **how)
         times["resample"] = time.perf_counter() - started
     values = values.reshape(len(values), *like.grid_shape[::-1])
     num_labels = len(values) if scheme is None else scheme.num_labels
-    return NetworkChannels(file_order(values).to_user(values), kind, num_labels, tuple(notes), scheme)
+    logits = file_order(values).to_user(values)
+    return {"network": logits, "input_kind": kind, "num_labels": num_labels, "regions": scheme, "notes": notes}
 
 
-def channels_of_labels(found: LabelMap, options: ReadingOptions, *, as_logits: bool) -> NetworkChannels:
-    """Return a label map, or the logits of its labels; with `options.all_labels`, of all that are declared."""
-    order = StorageOrder.of_files(found.labels.ndim)
+def channels_of_labels(found: LabelMap, options: ReadingOptions, *, as_logits: bool) -> dict[str, Any]:
+    """Return fields of `Case`: a label map, or the logits of its labels; with `options.all_labels`, of all that are declared."""
+    fields = {"input_kind": KIND, "num_labels": found.num_labels, "notes": [*found.notes]}
     present = found.channel_labels
     if not as_logits:
-        kept = replace(found, labels=order.to_user(found.labels))
-        return NetworkChannels(kept, KIND, found.num_labels, found.notes, channel_labels=present)
+        order = StorageOrder.of_files(found.labels.ndim)
+        return fields | {"network": replace(found, labels=order.to_user(found.labels)), "channel_labels": present}
     channels = tuple(range(found.num_labels)) if options.all_labels else present
     values = one_hot_logits(found.labels, channels, present)
     absent = tuple(label for label in channels if label not in present)
-    return NetworkChannels(file_order(values).to_user(values), KIND, found.num_labels, found.notes, None, channels, absent)
+    return fields | {"network": file_order(values).to_user(values), "channel_labels": channels, "absent_labels": absent}

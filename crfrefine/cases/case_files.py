@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from crfrefine.base.text import counted
+from crfrefine.base.text import counted, listed
 from crfrefine.errors import InputError
 
 
@@ -30,6 +30,10 @@ class CaseFiles:
     def paths(self) -> tuple[Path, ...]:
         """All files of the case."""
         return tuple(path for path in (*self.images, *self.logits, self.mask, self.labels) if path is not None)
+
+    def lacking(self, problem: str, *missing: str) -> CaseFiles:
+        """Return the case with a problem, unless it has one already, and with more missing files."""
+        return replace(self, problem=self.problem or f"case {self.case_id!r}: {problem}", missing=self.missing + missing)
 
 
 class CaseList(list[CaseFiles]):
@@ -60,42 +64,30 @@ class IncompleteCase:
 
 def describe_left_out(incomplete: Sequence[IncompleteCase], num_found: int) -> str:
     """Return one line: the number of cases left out, and for each reason the number and the first few names."""
-    count = len(incomplete)
-    verb = "is" if count == 1 else "are"
-    groups = [f"{reason} ({len(names)}): {_shortened(names)}" for reason, names in _by_reason(incomplete).items()]
-    return f"{count} of {counted(num_found, 'case')} {verb} left out: {'; '.join(groups)}"
+    verb = "is" if len(incomplete) == 1 else "are"
+    return f"{len(incomplete)} of {counted(num_found, 'case')} {verb} left out: {'; '.join(_by_reason(incomplete, _MAX_NAMED))}"
 
 
 def require_all_complete(incomplete: Sequence[IncompleteCase], num_found: int, advice: Sequence[str] = ()) -> None:
     """Raise InputError with the name of every incomplete case, if there is one, as `--strict` requires."""
-    if not incomplete:
-        return
-    verb = "is" if len(incomplete) == 1 else "are"
-    groups = [f"  {reason} ({len(names)}): {', '.join(names)}" for reason, names in _by_reason(incomplete).items()]
-    raise InputError(
-        f"{len(incomplete)} of {counted(num_found, 'case')} {verb} incomplete, which --strict refuses:\n"
-        + "\n".join(groups)
-        + "".join(f"\n  {sentence}" for sentence in advice)
-        + "\n  Add the missing files, or run without --strict to continue with the other cases."
-    )
+    if incomplete:
+        verb = "is" if len(incomplete) == 1 else "are"
+        first = f"{len(incomplete)} of {counted(num_found, 'case')} {verb} incomplete, which --strict refuses:"
+        last = "Add the missing files, or run without --strict to continue with the other cases."
+        raise InputError("\n  ".join([first, *_by_reason(incomplete, len(incomplete)), *advice, last]))
 
 
 def too_few_complete(incomplete: Sequence[IncompleteCase], num_found: int, expected: str, what_to_do: str) -> InputError:
     """Return the error for a run with too few complete cases; `expected` is a clause, `what_to_do` a sentence."""
     num_complete = num_found - len(incomplete)
-    found = "no case is complete" if num_complete == 0 else f"only {num_complete} of {counted(num_found, 'case')} is complete"
-    groups = [f"  {reason} ({len(names)}): {_shortened(names)}" for reason, names in _by_reason(incomplete).items()]
-    return InputError("\n".join([f"{found}; expected {expected}", *groups, f"  {what_to_do}"]))
+    there = "no case is complete" if num_complete == 0 else f"only {num_complete} of {counted(num_found, 'case')} is complete"
+    return InputError("\n  ".join([f"{there}; expected {expected}", *_by_reason(incomplete, _MAX_NAMED), what_to_do]))
 
 
-def _by_reason(incomplete: Sequence[IncompleteCase]) -> dict[str, list[str]]:
+def _by_reason(incomplete: Sequence[IncompleteCase], max_named: int) -> list[str]:
+    """Return the number of cases for each reason, and the first names."""
     groups: dict[str, list[str]] = {}
     for case in incomplete:
         for reason in case.reasons:
             groups.setdefault(reason, []).append(case.case_id)
-    return groups
-
-
-def _shortened(names: Sequence[str]) -> str:
-    more = len(names) - _MAX_NAMED
-    return ", ".join(names[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
+    return [f"{reason} ({len(names)}): {listed(names, max_named)}" for reason, names in groups.items()]

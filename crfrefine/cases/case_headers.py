@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from crfrefine import io
@@ -27,25 +26,8 @@ class CaseHeaders:
     mask: VolumeHeader | None  # the mask's header, if there is one
     labels: VolumeHeader | None  # the reference's header, if there is one
 
-    @property
-    def num_modalities(self) -> int:
-        """M."""
-        return sum(image.num_channels for image in self.images)
-
-    @property
-    def spacing(self) -> tuple[float, ...]:
-        """The spacing to compute with, mm, one per grid axis: given for the case, or the image's.
-
-        Raises:
-            InputError: the image has no geometry, or another number of axes than the given one.
-        """
-        _, of_image = self.images[0].geometry()
-        given = self.files.spacing
-        if given is not None and len(given) != len(of_image):
-            raise InputError(
-                f"{self.images[0].path}: has {len(of_image)} axes; the spacing given for case {self.files.case_id!r} has {len(given)}"
-            )
-        return of_image if given is None else given
+    num_modalities: int  # M
+    spacing: tuple[float, ...]  # mm to compute with, one per grid axis: given for the case, or the image's
 
     @property
     def turnings(self) -> list[str]:
@@ -65,26 +47,18 @@ class CaseHeaders:
     @property
     def notes(self) -> list[str]:
         """Facts that the user should know: about geometry, label names that cannot be read, and files whose names are misleading."""
-        others = (*(self.logits.files if self.logits is not None else ()), self.mask, self.labels)
-        first = self.images[0]
-        given = self.files.spacing
-        replaced = given is not None and first.spacing is not None and given != first.spacing
-        return [
-            *([f"{first.path.name}: spacing {_mm(given)} as given, in place of {_mm(first.spacing)}"] if replaced else []),
-            *(f"{self._named(header)}{text}" for header in self.images for text in header.remarks),
-            *(
-                f"{self._named(header)}{text}"
-                for header in others
-                if header is not None
-                for text in header.remarks
-                if text not in first.notes
-            ),
-            *self.turnings,
-        ]
-
-    def _named(self, header: VolumeHeader) -> str:
-        """Return the beginning of a note on a file; empty if the case, named before it, is called so."""
-        return "" if header.path.name == self.files.case_id else f"{header.path.name}: "
+        first, others = self.images[0], (*(self.logits.files if self.logits is not None else ()), self.mask, self.labels)
+        found = []
+        if first.spacing not in (None, self.spacing):
+            given, own = (TIMES.join(f"{size:g}" for size in spacing or ()) for spacing in (self.spacing, first.spacing))
+            found.append(f"{first.path.name}: spacing {given} mm as given, in place of {own} mm")
+        for header in (*self.images, *others):
+            if header is None:
+                continue
+            # The case, named before a note, may be called as its file.
+            name = "" if header.path.name == self.files.case_id else f"{header.path.name}: "
+            found += [f"{name}{text}" for text in header.remarks if header in self.images or text not in first.notes]
+        return found + self.turnings
 
 
 def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READING) -> CaseHeaders:
@@ -102,58 +76,53 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
     """
     if files.problem:
         raise InputError(files.problem)
+    regions, resample = options.regions, options.resample
     images = tuple(io.read_header(path, io.VOLUME_SUFFIXES) for path in files.images)
-    images = (images[0], *(io.placed_on(image, images[0]) for image in images[1:]))
-    for image in images[1:]:
-        if not images[0].on_same_grid(image):
-            raise _mismatch(files, "two modalities", images[0], image, "Resample the modalities to one grid.")
-    for image in images if len(images) > 1 else ():
-        if image.num_channels > 1:
+    image = images[0]
+    images = (image, *(io.placed_on(other, image) for other in images[1:]))
+    spacing = image.geometry()[1]
+    if files.spacing is not None and len(files.spacing) != len(spacing):
+        raise InputError(f"{image.path}: has {len(spacing)} axes; the spacing given for case {files.case_id!r} has {len(files.spacing)}")
+    for other in images[1:]:
+        if not image.on_same_grid(other):
+            raise _mismatch(files, "two modalities", image, other, "Resample the modalities to one grid.")
+    for other in images if len(images) > 1 else ():
+        if other.num_channels > 1:
             raise InputError(
-                f"{image.path}: expected one modality per file, as there are {len(images)} files; this one has {image.num_channels}"
+                f"{other.path}: expected one modality per file, as there are {len(images)} files; this one has {other.num_channels}"
             )
-    logits = _read_network_header(files, options) if files.logits else None
-    if logits is not None:
-        logits = logits.placed_on(images[0])
+    logits = None
+    if files.logits:
+        fewest = regions.fewest_channels
+        # The one channel of a single region is no label map, unless the user declares it.
+        if fewest > 1 or options.input_type == KIND:
+            logits = read_label_header(files.logits, files.are_structures, options)
+        if logits is not None and regions.is_given:
+            raise InputError(
+                f"{files.logits[0]}: expected channels of the regions of {regions.source}, found one value per voxel; a label map is "
+                f"refined as it is: leave {regions.source} out"
+            )
+        logits = (logits or io.read_logits_header(files.logits, fewest=fewest)).placed_on(image)
         what = "structure" if files.are_structures else "label map" if logits.kind == KIND else "logits"
         for file in logits.files if files.are_structures else logits.files[:1]:
-            _require_grid(files, what, images[0], file, options)
+            if not image.on_same_grid(file):
+                _require_overlap(files, what, image, file, resample=resample)
         # After the grids: a file with its channels first has a wrong number of channels.
         if logits.kind != KIND:
-            options.regions.require_number(logits.num_labels, logits.path)
-    mask, labels = (
-        io.placed_on(io.read_header(path, io.VOLUME_SUFFIXES), images[0]) if path else None for path in (files.mask, files.labels)
-    )
+            regions.require_number(logits.num_labels, logits.path)
+    mask, labels = (io.placed_on(io.read_header(path, io.VOLUME_SUFFIXES), image) if path else None for path in (files.mask, files.labels))
     for what, header in (("mask", mask), ("labels", labels)):
         if header is not None:
             require_scalar(header, what)
-            _require_grid(files, what, images[0], header, options)
-    return CaseHeaders(files, images, logits, mask, labels)
+            if not image.on_same_grid(header):
+                _require_overlap(files, what, image, header, resample=resample)
+    num_modalities = sum(header.num_channels for header in images)
+    return CaseHeaders(files, images, logits, mask, labels, num_modalities, files.spacing or spacing)
 
 
-def _read_network_header(files: CaseFiles, options: ReadingOptions) -> io.LogitsHeader:
-    """Read the headers of the network's output for a case; raises like `read_case_headers`."""
-    fewest = options.regions.fewest_channels
-    # The one channel of a single region is no label map, unless the user declares it.
-    may_be_labels = fewest > 1 or options.input_type == KIND
-    found = read_label_header(files.logits, files.are_structures, options) if may_be_labels else None
-    if found is not None and options.regions.is_given:
-        raise InputError(
-            f"{files.logits[0]}: expected channels of the regions of {options.regions.source}, found one value per voxel; a label map is "
-            f"refined as it is: leave {options.regions.source} out"
-        )
-    return found or io.read_logits_header(files.logits, fewest=fewest)
-
-
-def _mm(spacing: Sequence[float] | None) -> str:
-    return TIMES.join(f"{size:g}" for size in spacing or ()) + " mm"
-
-
-def _require_grid(files: CaseFiles, what: str, image: VolumeHeader, other: VolumeHeader, options: ReadingOptions) -> None:
-    """Raise GridMismatchError unless a file is on the image's grid, or on a grid that it may be interpolated from."""
-    if image.on_same_grid(other):
-        return
-    if options.resample:
+def _require_overlap(files: CaseFiles, what: str, image: VolumeHeader, other: VolumeHeader, *, resample: bool) -> None:
+    """Raise GridMismatchError unless a file on another grid may be interpolated, and covers the image."""
+    if resample:
         try:
             WorkGrid(image).require_overlap(other, what)
         except GridMismatchError as error:

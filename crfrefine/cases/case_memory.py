@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from enum import Enum
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +15,7 @@ from crfrefine.io.volume import MAX_BYTES, VolumeHeader
 if TYPE_CHECKING:
     from crfrefine.cases.case_headers import CaseHeaders
     from crfrefine.cases.reading_options import ReadingOptions
+    from crfrefine.io.logits import LogitsHeader
 
 MAX_IN_MEMORY = 1 << 29
 """Bytes of logits in float32 from which on they are streamed."""
@@ -44,95 +44,80 @@ _MIN_CHANNELS = 2
 """A label map becomes one channel for each label that occurs, and for background; only its voxels tell how many."""
 
 
-class Kept(Enum):
-    """Storage of a network's output: float32 channels, a label map of a byte or two per voxel, or nothing but the files."""
+def plan_memory(headers: CaseHeaders, options: ReadingOptions, *, as_logits: bool, may_stream: bool, with_labels: bool) -> bool:
+    """Return whether the logits of a case stay in their files, from which they are streamed.
 
-    LOGITS = "logits"
-    LABELS = "labels"
-    FILES = "files"
+    They are streamed if they may be, and take more than their share, or if a run on all of them would not fit.
 
+    Args:
+        headers: of the case.
+        options: how it is read.
+        as_logits: whether a label map becomes logits.
+        may_stream: whether logits may stay in their files.
+        with_labels: whether the reference is read, too.
 
-def what_to_keep(headers: CaseHeaders, options: ReadingOptions, *, may_stream: bool) -> Kept:
-    """Return what `infer` keeps: files if these are large scores of labels that may be streamed.
-
-    Scores are large if they take more than their share, or if a run on all of them would not fit.
+    Raises:
+        CapacityError: the program and the arrays of the case take more memory than allowed. Results
+            are not counted: this refuses only what certainly does not fit. Streamed channels add the
+            part that is kept of each voxel meanwhile; tiles come on top, and
+            `crfrefine.refinement.tiles.solving` sees to those.
     """
-    network = headers.logits
-    if network is not None and network.kind == KIND:
-        return Kept.LABELS
-    if network is None or not may_stream or options.input_type == KIND or headers.files.are_structures:
-        return Kept.LOGITS
-    if len(network.grid_shape) > MAX_DIMS or not headers.images[0].on_same_grid(network.files[0]):
-        return Kept.LOGITS
-    limit, voxels = memory_limit(options.max_memory).bytes, math.prod(network.grid_shape)
-    largest = max(min(MAX_IN_MEMORY, limit // SHARE_IN_MEMORY), MIN_STREAMED)
-    run = PROCESS + case_bytes(headers, Kept.LOGITS) + voxels * (RUN_BYTES * network.num_labels + _FILTER_BYTES * headers.num_modalities)
-    is_large = _FLOAT * network.num_labels * voxels >= largest or run > limit
-    # Only the number of channels decides here; a softmax of as many channels as there are regions is rare, and read as a whole.
-    return Kept.FILES if is_large and options.regions.scheme is None and not options.regions.problem else Kept.LOGITS
-
-
-def case_bytes(headers: CaseHeaders, kept: Kept) -> int:
-    """Return the bytes of the arrays that a case is read into, its reference aside."""
-    return sum(size for _, size in _sizes(headers, kept))
-
-
-def require_case_fits(headers: CaseHeaders, kept: Kept, max_memory: int | None, *, with_labels: bool) -> None:
-    """Raise CapacityError if the program and the arrays of a case take more memory than allowed.
-
-    Results are not counted: this refuses only what certainly does not fit. Streamed channels add the part that is kept of each
-    voxel meanwhile; tiles come on top, and `crfrefine.refinement.tiles.solving` sees to those.
-    """
-    case_id, limit = shorten(headers.files.case_id), memory_limit(max_memory)
-    first = headers.images[0]
-    if kept is Kept.FILES:
+    limit, first, mask, network = memory_limit(options.max_memory), headers.images[0], headers.mask, headers.logits
+    assert network is not None
+    is_map = network.kind == KIND
+    sizes = _sizes(headers, network, keeps_logits=as_logits or not is_map)
+    # Only the number of channels decides about regions; a softmax of as many channels is rare, and read as a whole.
+    has_regions = options.regions.scheme is not None or bool(options.regions.problem)
+    if may_stream and (is_map or has_regions or len(network.grid_shape) > MAX_DIMS or not first.on_same_grid(network.files[0])):
+        may_stream = False
+    if may_stream:
+        voxels = math.prod(network.grid_shape)
+        largest = max(min(MAX_IN_MEMORY, limit.bytes // SHARE_IN_MEMORY), MIN_STREAMED)
+        run = voxels * (RUN_BYTES * network.num_labels + _FILTER_BYTES * headers.num_modalities)
+        is_large = _FLOAT * network.num_labels * voxels >= largest
+        may_stream = is_large or PROCESS + sum(size for _, size in sizes) + run > limit.bytes
+    if may_stream:
         voxels = math.prod(first.grid_shape)
         image = sum(np.dtype(header.dtype).itemsize * header.num_channels * voxels for header in headers.images)
-        masks = voxels if headers.mask is not None else 0
         # A channel whose axes are turned is in memory twice.
-        turned = 2 * _FLOAT * voxels if headers.logits is not None and headers.logits.files[0].turned is not None else 0
+        turned = 2 * _FLOAT * voxels if network.files[0].turned is not None else 0
         require_memory(
-            voxels * _SURVEY_BYTES + image + masks + turned + _STREAM_BYTES,
-            f"case {case_id!r}: {headers.num_modalities} modalities on a grid of "
+            voxels * _SURVEY_BYTES + image + (voxels if mask is not None else 0) + turned + _STREAM_BYTES,
+            f"case {shorten(headers.files.case_id)!r}: {headers.num_modalities} modalities on a grid of "
             f"{TIMES.join(map(str, first.grid_shape))} voxels take, without the logits, which are streamed,",
             limit,
         )
-        return
-    sizes = _sizes(headers, kept)
+        return True
     if with_labels and headers.labels is not None:
         sizes.append((headers.labels, _FLOAT * math.prod(headers.labels.grid_shape)))
     needed = PROCESS + sum(size for _, size in sizes)
     if needed <= limit.bytes:
-        return
-    largest = sorted(sizes, key=lambda size: -size[1])[:_MAX_NAMED]
-    named = [f"  {shorten(header.path, 200)}  {_shape(header)}, {format_size(size)}" for header, size in largest]
-    more = [f"  and {len(sizes) - _MAX_NAMED} more"] if len(sizes) > _MAX_NAMED else []
-    require_memory(needed, "\n".join([f"case {case_id!r}: the program and its files, read as float32, take", *named, *more]), limit)
+        return False
+    lines = [f"case {shorten(headers.files.case_id)!r}: the program and its files, read as float32, take"]
+    for header, size in sorted(sizes, key=lambda size: -size[1])[:_MAX_NAMED]:
+        channels = f", {header.num_channels} channels" if header.num_channels > 1 else ""
+        lines.append(f"  {shorten(header.path, 200)}  {TIMES.join(map(str, header.grid_shape))}{channels}, {format_size(size)}")
+    if len(sizes) > _MAX_NAMED:
+        lines.append(f"  and {len(sizes) - _MAX_NAMED} more")
+    require_memory(needed, "\n".join(lines), limit)
+    return False
 
 
-def _sizes(headers: CaseHeaders, kept: Kept) -> list[tuple[VolumeHeader, int]]:
+def _sizes(headers: CaseHeaders, network: LogitsHeader, *, keeps_logits: bool) -> list[tuple[VolumeHeader, int]]:
     """Return the bytes of what each file is read into; those of an interpolated copy with the first file of the network's output."""
-    network, mask = headers.logits, headers.mask
-    grid = math.prod(headers.images[0].grid_shape)
+    first, *others = network.files
+    grid, of_file = math.prod(headers.images[0].grid_shape), math.prod(first.grid_shape)
     # Beside logits, images are read as float32, and normalized into a copy.
-    of_image = 2 * _FLOAT if kept is Kept.LOGITS else _FLOAT
+    of_image = 2 * _FLOAT if keeps_logits else _FLOAT
     sizes = [(header, of_image * header.num_channels * math.prod(header.grid_shape)) for header in headers.images]
-    if network is not None and kept is not Kept.FILES:
-        first, *others = network.files
-        of_file = math.prod(first.grid_shape)
-        if kept is Kept.LABELS:
-            sizes.append((first, of_file))
-        elif network.kind == KIND:  # Structures are read one after the other into one array.
-            sizes.append((first, _FLOAT * (of_file + _MIN_CHANNELS * grid)))
-        else:
-            copied = 0 if headers.images[0].on_same_grid(first) else network.num_labels * grid
-            sizes.append((first, _FLOAT * (of_file * first.num_channels + copied)))
-            sizes += [(file, _FLOAT * of_file) for file in others]
-    if mask is not None:
-        sizes.append((mask, _FLOAT * math.prod(mask.grid_shape) + grid))
+    if not keeps_logits:
+        sizes.append((first, of_file))
+    elif network.kind == KIND:  # Structures are read one after the other into one array.
+        sizes.append((first, _FLOAT * (of_file + _MIN_CHANNELS * grid)))
+    else:
+        copied = 0 if headers.images[0].on_same_grid(first) else network.num_labels * grid
+        sizes.append((first, _FLOAT * (of_file * first.num_channels + copied)))
+        sizes += [(file, _FLOAT * of_file) for file in others]
+    if headers.mask is not None:
+        sizes.append((headers.mask, _FLOAT * math.prod(headers.mask.grid_shape) + grid))
     return sizes
-
-
-def _shape(header: VolumeHeader) -> str:
-    channels = f", {header.num_channels} channels" if header.num_channels > 1 else ""
-    return TIMES.join(map(str, header.grid_shape)) + channels

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from crfrefine.base.inputs import add_inputs
 from crfrefine.base.labels import MAX_LABEL
 from crfrefine.base.text import shorten, shorten_value
 from crfrefine.errors import InputError
 from crfrefine.io.json import read_json
-
-if TYPE_CHECKING:
-    from crfrefine.io.volume import Segment
 
 _MAX_CHANNELS = 10_000
 _MAX_DIGITS = 9  # Most digits of a channel or label number.
@@ -46,40 +43,47 @@ class DatasetDescription:
         return any(isinstance(value, tuple) and len(value) > 1 for value in self.labels.values())
 
     @property
+    def all_numbers(self) -> frozenset[int]:
+        """The numbers of all labels, "ignore" aside."""
+        values = [value if isinstance(value, tuple) else (value,) for name, value in self.labels.items() if name != "ignore"]
+        return frozenset(number for numbers in values for number in numbers)
+
+    @property
     def num_labels(self) -> int | None:
         """Channels of a softmax: one more than the largest label, "ignore" aside; None without labels."""
-        values = [value if isinstance(value, tuple) else (value,) for name, value in self.labels.items() if name != "ignore"]
-        return max((number + 1 for numbers in values for number in numbers), default=None)
+        return max((number + 1 for number in self.all_numbers), default=None)
 
 
 def read_dataset_description(folder: Path) -> DatasetDescription | None:
-    """Read `dataset.json` of a folder or of its parent; None without one.
+    """Read `dataset.json` of a folder or of its parent; None without one. Raises like `read_descriptions`."""
+    return next(read_descriptions([folder]), None)
+
+
+def read_descriptions(folders: Iterable[Path], notes: list[str] | None = None) -> Iterator[DatasetDescription]:
+    """Yield the `dataset.json` of each folder or of its parent, each file once.
+
+    A file that cannot be used becomes a sentence in `notes`, and the next one counts.
 
     Raises:
-        InputError: the file is not what nnU-Net writes; the message names the key.
+        InputError: a file is not what nnU-Net writes, and `notes` is None; the message names the key.
     """
-    candidates = (folder / "dataset.json", folder.parent / "dataset.json")
-    path = next((candidate for candidate in candidates if os.path.lexists(candidate)), None)
-    if path is None:
-        return None
-    try:
-        add_inputs(path)
-        content = read_json(path)
-    except InputError as error:
-        raise InputError(f"{path}: not a dataset.json as nnU-Net writes it: {str(error).removeprefix(f'{path}: ')}") from None
-    try:
-        return _description_of(content, path)
-    except ValueError as error:
-        raise InputError(f"{path}: not a dataset.json as nnU-Net writes it: {error}") from None
-
-
-def description_or_note(folder: Path, notes: list[str]) -> DatasetDescription | None:
-    """Return what `read_dataset_description` does; a file that cannot be used becomes a note, and counts as none."""
-    try:
-        return read_dataset_description(folder)
-    except InputError as error:
-        notes.append(f"{error}; continuing without it")
-        return None
+    known: set[Path] = set()
+    for folder in folders:
+        candidates = (folder / "dataset.json", folder.parent / "dataset.json")
+        path = next((candidate for candidate in candidates if os.path.lexists(candidate)), None)
+        if path is None or path in known:
+            continue
+        known.add(path)
+        try:
+            add_inputs(path)
+            description = _description_of(read_json(path), path)
+        except (InputError, ValueError) as error:
+            text = f"{path}: not a dataset.json as nnU-Net writes it: {str(error).removeprefix(f'{path}: ')}"
+            if notes is None:
+                raise InputError(text) from None
+            notes.append(f"{text}; continuing without it")
+        else:
+            yield description
 
 
 def _description_of(content: Any, path: Path) -> DatasetDescription:
@@ -95,16 +99,19 @@ def _description_of(content: Any, path: Path) -> DatasetDescription:
     key = "channel_names" if "channel_names" in content else "modality"
     if labels and all(_is_number(number) and isinstance(name, str) for number, name in labels.items()):
         labels = {name: number for number, name in labels.items()}  # As in older files.
-    numbers = {name: _label_value(value, f"labels.{shorten(name)}") for name, value in labels.items()}
+    numbers: dict[str, int | tuple[int, ...]] = {}
+    for name, value in labels.items():  # the number of a label, or those of a region
+        place = f"labels.{shorten(name)}"
+        several = [_label_number(each, f"{place}[{index}]") for index, each in enumerate(value)] if isinstance(value, list) else None
+        numbers[name] = _label_number(value, place) if several is None else tuple(several)
     ignore = numbers.get("ignore")
-    channel_names = _channel_names(content.get(key, {}), key)
     order = content.get("regions_class_order")
     if not isinstance(order, list | None):
         raise ValueError(f"regions_class_order: expected a list of labels, one per region, such as [1, 2, 3]; got {shorten_value(order)}")
     written = [_label_number(number, f"regions_class_order[{index}]") for index, number in enumerate(order or ())]
     return DatasetDescription(
         path=path,
-        channel_names=channel_names,
+        channel_names=_channel_names(content.get(key, {}), key),
         labels=numbers,
         file_ending=file_ending,
         ignore_label=ignore if isinstance(ignore, int) else None,
@@ -128,13 +135,6 @@ def _channel_names(channels: Any, key: str) -> tuple[str, ...]:
         if not isinstance(name, str):
             raise ValueError(f"{expected}; channel {number} is {shorten_value(name)}")
     return tuple(channels)
-
-
-def _label_value(value: Any, key: str) -> int | tuple[int, ...]:
-    """Return the number of a label, or the numbers of a region."""
-    if isinstance(value, list):
-        return tuple(_label_number(number, f"{key}[{index}]") for index, number in enumerate(value))
-    return _label_number(value, key)
 
 
 def _label_number(value: Any, key: str) -> int:
@@ -165,10 +165,6 @@ class Names:
         """Names of the labels with their numbers, as pictures show them: "1 anterior" for label 1."""
         return {label: f"{label} {name}" for label, name in self.labels.items()}
 
-    def of_case(self, segments: Sequence[Segment]) -> Names:
-        """Return the names that the input of a case has itself, such as in a NIfTI table; else these."""
-        return replace(self, labels={segment.label: segment.name for segment in segments}) if segments else self
-
 
 def read_names(places: Sequence[Path]) -> Names:
     """Read the first `dataset.json` in these folders, or in their parent folders.
@@ -177,8 +173,5 @@ def read_names(places: Sequence[Path]) -> Names:
         The names; empty without the file. A file that cannot be used is named in `notes`: names change no result.
     """
     notes: list[str] = []
-    for path in dict.fromkeys(places):
-        found = description_or_note(path if path.is_dir() else path.parent, notes)
-        if found is not None:
-            return Names(found.label_names, found.channel_names, tuple(dict.fromkeys(notes)))
-    return Names(notes=tuple(dict.fromkeys(notes)))
+    description = next(read_descriptions([path if path.is_dir() else path.parent for path in places], notes), None)
+    return Names(notes=tuple(notes)) if description is None else Names(description.label_names, description.channel_names, tuple(notes))

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from crfrefine.base.text import counted, listed
 from crfrefine.cases.case_files import CaseFiles, CaseList
-from crfrefine.cases.dataset_description import DatasetDescription, description_or_note
+from crfrefine.cases.dataset_description import read_descriptions
 from crfrefine.errors import InputError
 from crfrefine.io.paths import LABELS_SUFFIXES, LOGITS_SUFFIXES, SCORES_SUFFIXES, VOLUME_SUFFIXES, require_file, stem_of, suffix_of
 from crfrefine.io.recognition import describe_others, format_to_read
@@ -37,18 +38,20 @@ def discover_cases(
     masks: Path | None = None,
     labels: Path | None = None,
     *,
+    input_type: str = "auto",
     include_imageless: bool = False,
-    choose_logits: bool = True,
 ) -> CaseList:
     """Find the cases in folders, or the one case of single files.
 
     Args:
         images: a folder; or the file or files of one case, one per modality.
-        logits: a folder; or one file with all labels, or one file per label in order; None if none are needed.
+        logits: a folder; or one file with all labels, or one file per label in order; None if none
+            are needed. With the input type "labels": a folder of label maps, or of a folder per case
+            with one file per structure; a label map; or the folder or files of one case's structures.
         masks: a folder, or a file for one case.
-        labels: a folder, or a file for one case.
+        labels: the reference: a folder, or a file for one case.
+        input_type: with "labels", label maps win over logits of the same case.
         include_imageless: for folders: labels or logits without an image count as incomplete cases instead of being ignored.
-        choose_logits: whether cases get their logits; otherwise, they serve only to tell case names from numbers of modalities.
 
     Returns:
         The cases, sorted by name; incomplete ones have a `problem`.
@@ -57,19 +60,29 @@ def discover_cases(
         InputError: a path that does not exist, no case at all, or several cases where one is expected.
         UnsupportedFormatError: a single file of an unknown type.
     """
-    image_paths = _as_paths(images)
-    logits_paths = _as_paths(logits) if logits is not None else ()
-    if not image_paths:
-        raise InputError("no images given")
-    folders = [path for path in image_paths if path.is_dir()]
-    if len(folders) > 1 or (folders and len(image_paths) > 1):
-        raise InputError(f"{folders[0]}: give one folder of images, or the files of one case")
-    cases = _cases_of_folder(folders[0], logits_paths) if folders else _case_of_files(image_paths)
-    if folders and include_imageless:
-        cases = _with_imageless(cases, folders[0], labels, logits_paths)
-    cases = with_logits(cases, logits_paths) if logits is not None and choose_logits else cases
-    cases = _with_companions(cases, masks, "mask", MASK_SUFFIXES, lambda case, path: replace(case, mask=path))
-    return _with_companions(cases, labels, "labels", LABEL_SUFFIXES, lambda case, path: replace(case, labels=path))
+    image_paths, logits_paths = (
+        tuple(map(Path, (several,) if isinstance(several, str | Path) else several or ())) for several in (images, logits)
+    )
+    if not image_paths or (logits is not None and not logits_paths):
+        raise InputError(f"no {'logits' if image_paths else 'images'} given")
+    if (absent := next((path for path in (*image_paths, *logits_paths) if not path.exists()), None)) is not None:
+        raise InputError(f"{absent}: no such file or folder")
+    folder = next((path for path in image_paths if path.is_dir()), None)
+    if folder is None:
+        cases = _case_of_files(image_paths)
+    elif len(image_paths) > 1:
+        raise InputError(f"{folder}: give one folder of images, or the files of one case")
+    else:
+        cases = _cases_of_folder(folder, logits_paths)
+        if include_imageless:
+            cases = _with_imageless(cases, folder, labels, logits_paths)
+    if input_type == "labels" and logits_paths:
+        cases = _with_label_maps(cases, logits_paths, is_single=folder is None)
+    elif logits_paths:
+        cases = with_logits(cases, logits_paths)
+    if masks is not None:
+        cases = _with_companions(cases, masks, "mask", MASK_SUFFIXES)
+    return cases if labels is None else _with_companions(cases, labels, "labels", LABEL_SUFFIXES)
 
 
 def _cases_of_folder(folder: Path, logits: Sequence[Path]) -> CaseList:
@@ -111,15 +124,19 @@ def _cases_of_folder(folder: Path, logits: Sequence[Path]) -> CaseList:
             groups.setdefault(match["case"], {}).setdefault(int(match["number"]), []).append(path)
         else:
             lone.setdefault(stem, []).append(path)
-    description = description_or_note(folder, notes)
-    expected = _expected_modalities(groups, description)
+    description = next(read_descriptions([folder], notes), None) if groups else None
+    if description is not None and description.channel_names:
+        expected = len(description.channel_names), f"as {description.path.name} names"
+    else:  # The most frequent number; of two equally frequent ones the larger, so that missing files are found.
+        counts = Counter(max(numbers) + 1 for numbers in groups.values())
+        expected = max(counts, key=lambda number: (counts[number], number), default=0), "as in the other cases"
     cases = [_numbered_case(case_id, groups[case_id], *expected) for case_id in groups if case_id not in lone]
     for case_id, candidates in lone.items():
         together = candidates + [path for same in groups.get(case_id, {}).values() for path in same]
-        problem = None
+        case = CaseFiles(case_id, tuple(candidates[:1]))
         if len(together) > 1:
-            problem = f"case {case_id!r}: expected one image or numbered modalities, found {file_names(together)} in {folder}"
-        cases.append(CaseFiles(case_id, tuple(candidates[:1]), problem=problem))
+            case = case.lacking(f"expected one image or numbered modalities, found {file_names(together)} in {folder}")
+        cases.append(case)
     if not cases:
         reason = "it is empty" if not any(folder.iterdir()) else "it has no file with one of these suffixes"
         raise InputError(f"{folder}: no case found: {reason} ({', '.join(VOLUME_SUFFIXES)}){describe_others(folder)}")
@@ -136,29 +153,17 @@ def _images_of_case_folders(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _expected_modalities(groups: Mapping[str, Mapping[int, list[Path]]], description: DatasetDescription | None) -> tuple[int, str]:
-    """Return the expected number of modalities of a case, and the source of that number."""
-    if description is not None and description.channel_names:
-        return len(description.channel_names), f"as {description.path.name} names"
-    # The most frequent number; of two equally frequent ones the larger, so that missing files are found.
-    counts = Counter(max(numbers) + 1 for numbers in groups.values())
-    return max(counts, key=lambda number: (counts[number], number), default=0), "as in the other cases"
-
-
 def _numbered_case(case_id: str, numbers: Mapping[int, list[Path]], num_expected: int, who_says_so: str) -> CaseFiles:
     images = tuple(numbers[number][0] for number in sorted(numbers))
-    problem = None
-    missing: tuple[str, ...] = ()
+    case, folder = CaseFiles(case_id, images), images[0].parent
     twice = next((paths for paths in numbers.values() if len(paths) > 1), None)
     if twice:
-        problem = f"case {case_id!r}: one modality in two files, {file_names(twice)} in {twice[0].parent}"
-    elif sorted(numbers) != list(range(num_expected)):
-        there, wanted = (
-            listed([f"{number:04d}" for number in several], _MAX_MODALITIES) for several in (sorted(numbers), range(num_expected))
-        )
-        problem = f"case {case_id!r}: expected the modalities {wanted}, {who_says_so}; found {there} in {images[0].parent}"
-        missing = tuple(f"no modality {number:04d} in {images[0].parent}" for number in range(num_expected) if number not in numbers)
-    return CaseFiles(case_id, images, problem=problem, missing=missing)
+        return case.lacking(f"one modality in two files, {file_names(twice)} in {folder}")
+    if sorted(numbers) == list(range(num_expected)):
+        return case
+    there, wanted = (listed([f"{each:04d}" for each in several], _MAX_MODALITIES) for several in (sorted(numbers), range(num_expected)))
+    missing = [f"no modality {number:04d} in {folder}" for number in range(num_expected) if number not in numbers]
+    return case.lacking(f"expected the modalities {wanted}, {who_says_so}; found {there} in {folder}", *missing)
 
 
 def _with_imageless(cases: CaseList, images: Path, labels: Path | None, logits: Sequence[Path]) -> CaseList:
@@ -180,7 +185,7 @@ def _with_imageless(cases: CaseList, images: Path, labels: Path | None, logits: 
                 names.add(name)
     lacking = f"no image in {images}"
     problem = f"{lacking}; expected CASE or CASE_0000 with one of {', '.join(VOLUME_SUFFIXES)}"
-    added = [CaseFiles(name, (), problem=f"case {name!r}: {problem}", missing=(lacking,)) for name in names if name]
+    added = [CaseFiles(name, ()).lacking(problem, lacking) for name in names if name]
     return CaseList(sorted([*cases, *added], key=lambda case: case.case_id), cases.notes)
 
 
@@ -201,12 +206,9 @@ def _case_of_files(paths: Sequence[Path]) -> CaseList:
 
 def with_logits(cases: CaseList, logits: Sequence[Path]) -> CaseList:
     """Add the logits of each case, or its `problem`; given are a folder, or the files of one case."""
-    if not logits:
-        raise InputError("no logits given")
-    if not logits[0].is_dir() or len(logits) > 1:
-        require_of_one_case(cases, logits, LOGITS_SUFFIXES, "logits", "give a folder of logits, or the images of one case")
-        return CaseList([replace(cases[0], logits=tuple(logits))], cases.notes)
     folder = logits[0]
+    if not folder.is_dir() or len(logits) > 1:
+        return CaseList([replace(_only_case(cases, logits, LOGITS_SUFFIXES, "logits"), logits=tuple(logits))], cases.notes)
     by_stem = files_by_stem(folder, LOGITS_SUFFIXES)
     by_label: dict[str, dict[int, list[Path]]] = {}
     for stem, paths in by_stem.items():
@@ -215,40 +217,86 @@ def with_logits(cases: CaseList, logits: Sequence[Path]) -> CaseList:
     found = []
     taken: set[Path] = set()
     for case in cases:
-        candidates = [path for name in ("", *LOGITS_NAMES) for path in by_stem.get(case.case_id + name, [])]
-        one_a_label = by_label.get(case.case_id, {})
-        taken |= {*candidates, *(path for paths in one_a_label.values() for path in paths)}
-        hint = ""
-        if label_map := next((path for ending in LABEL_SUFFIXES for path in by_stem.get(case.case_id + ending, [])), None):
-            hint = f"; for the label map {label_map.name}, give --input-type labels"
-        elif (folder / case.case_id).is_dir() or (len(cases) == 1 and len(by_stem) > 1):
-            hint = "; for one binary file per structure, give --input-type labels"
-        chosen, problem = _choose_logits(case.case_id, candidates, one_a_label, folder, hint)
-        missing = () if candidates or one_a_label else (f"no logits in {folder}",)
-        found.append(replace(case, logits=chosen, problem=case.problem or problem, missing=case.missing + missing))
+        name = case.case_id
+        candidates = [path for ending in ("", *LOGITS_NAMES) for path in by_stem.get(name + ending, [])]
+        per_label = by_label.get(name, {})
+        of_labels = [path for paths in per_label.values() for path in paths]
+        taken.update(candidates, of_labels)
+        # nnU-Net puts its label map CASE.nii.gz beside CASE.npz, and so does this tool beside CASE_logits: explicit names win.
+        telling = [path for path in candidates if suffix_of(path) in SCORES_SUFFIXES or stem_of(path) != name] or candidates
+        if len(telling) == 1:
+            found.append(replace(case, logits=(telling[0],)))
+        elif telling:
+            found.append(case.lacking(f"expected one file of logits, found {file_names(telling)} in {folder}"))
+        elif of_labels and sorted(per_label) == list(range(len(of_labels))):
+            found.append(replace(case, logits=tuple(per_label[label][0] for label in sorted(per_label))))
+        elif of_labels:
+            found.append(case.lacking(f"expected one file for each label from 0, found {file_names(of_labels)} in {folder}"))
+        else:
+            hint = ""
+            if label_map := next((path for ending in LABEL_SUFFIXES for path in by_stem.get(name + ending, [])), None):
+                hint = f"; for the label map {label_map.name}, give --input-type labels"
+            elif (folder / name).is_dir() or (len(cases) == 1 and len(by_stem) > 1):
+                hint = "; for one binary file per structure, give --input-type labels"
+            found.append(case.lacking(f"no logits in {folder}; expected {logits_named(name)}{hint}", f"no logits in {folder}"))
     stray = sorted(path.name for paths in by_stem.values() for path in paths if path not in taken)
-    notes = list(cases.notes)
-    if stray:
-        notes.append(f"{folder}: ignored {counted(len(stray), 'file')} of logits without images, such as {stray[0]}")
-    return CaseList(found, notes)
+    notes = [f"{folder}: ignored {counted(len(stray), 'file')} of logits without images, such as {stray[0]}"] if stray else []
+    return CaseList(found, [*cases.notes, *notes])
 
 
-def _choose_logits(
-    case_id: str, candidates: Sequence[Path], one_a_label: Mapping[int, list[Path]], folder: Path, hint: str
-) -> tuple[tuple[Path, ...], str | None]:
-    """Return the files to read, or none and the error, with a hint at what else the folder has."""
-    # nnU-Net puts its label map CASE.nii.gz beside CASE.npz, and so does this tool beside CASE_logits: explicit names win.
-    telling = [path for path in candidates if suffix_of(path) in SCORES_SUFFIXES or stem_of(path) != case_id] or candidates
-    if len(telling) == 1:
-        return (telling[0],), None
-    if telling:
-        return (), f"case {case_id!r}: expected one file of logits, found {file_names(telling)} in {folder}"
-    if not one_a_label:
-        return (), f"case {case_id!r}: no logits in {folder}; expected {logits_named(case_id)}{hint}"
-    if sorted(one_a_label) != list(range(len(one_a_label))) or any(len(paths) > 1 for paths in one_a_label.values()):
-        there = file_names([path for paths in one_a_label.values() for path in paths])
-        return (), f"case {case_id!r}: expected one file for each label from 0, found {there} in {folder}"
-    return tuple(one_a_label[label][0] for label in sorted(one_a_label)), None
+def _with_label_maps(cases: CaseList, paths: Sequence[Path], *, is_single: bool) -> CaseList:
+    """Add the label map or the structures of each case, or its `problem`; `is_single`: the images are files of one case."""
+    folder = paths[0]
+    if not folder.is_dir() or len(paths) > 1:
+        case = _only_case(cases, paths, VOLUME_SUFFIXES, "labels")
+        return CaseList([_with_structures(case, paths) if len(paths) > 1 else replace(case, logits=tuple(paths))], cases.notes)
+    by_stem = files_by_stem(folder, VOLUME_SUFFIXES)
+    found = []
+    for case in cases:
+        name = case.case_id
+        telling = [path for ending in LABEL_SUFFIXES for path in by_stem.get(name + ending, [])]
+        candidates = telling or segmentations_first([path for path in by_stem.get(name, []) if path not in case.images])
+        own = structures_folder(folder / name)
+        structures = list_files(own, VOLUME_SUFFIXES) if own.is_dir() else []
+        if not structures and is_single:
+            structures = [path for paths in by_stem.values() for path in paths if path not in case.images]
+        if len(candidates) == 1:
+            found.append(replace(case, logits=(candidates[0],)))
+        elif candidates:
+            found.append(case.lacking(f"expected one label map, found {file_names(candidates)} in {folder}"))
+        elif structures:
+            found.append(_with_structures(case, structures))
+        else:
+            expected = f"expected {name}.nii.gz or the like, or a folder {name} with one file per structure"
+            found.append(case.lacking(f"no label map in {folder}; {expected}", f"no label map in {folder}"))
+    # This tool's outputs, and other names for a case that is there, are not stray.
+    known = {case.case_id + ending for case in cases for ending in ("", *LOGITS_NAMES, *LABEL_SUFFIXES)}
+    taken = {path for case in found for path in case.logits}
+    stray = sorted(path.name for stem, paths in by_stem.items() for path in paths if path not in taken and stem not in known)
+    notes = [f"{folder}: ignored {counted(len(stray), 'label map')} without images, such as {stray[0]}"] if stray and not is_single else []
+    return CaseList(found, [*cases.notes, *notes])
+
+
+def _with_structures(case: CaseFiles, paths: Sequence[Path]) -> CaseFiles:
+    """Return the case with its structures, sorted by name."""
+    ordered = tuple(sorted(paths, key=lambda path: (stem_of(path), path)))
+    case = replace(case, logits=ordered, are_structures=True)
+    counts = Counter(map(stem_of, ordered))
+    twice = [str(path) for path in ordered if counts[stem_of(path)] > 1]
+    return case.lacking(f"expected one file per structure, found {listed(twice)}") if twice else case
+
+
+def case_folders(folder: Path) -> dict[str, Path]:
+    """Return the folders of volumes in a folder, such as those of structures, by the name of the case."""
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    folders = {name: structures_folder(folder / name) for name in names}
+    return {name: path for name, path in folders.items() if list_files(path, VOLUME_SUFFIXES)}
+
+
+def structures_folder(own: Path) -> Path:
+    """Return where the structures of a case are: its folder, or `segmentations` in it, as in TotalSegmentator's data sets."""
+    inner = own / "segmentations"
+    return inner if inner.is_dir() else own
 
 
 def logits_named(case_id: str) -> str:
@@ -256,35 +304,30 @@ def logits_named(case_id: str) -> str:
     return f"{case_id}.nii.gz, {case_id}.npz or the like"
 
 
-def _with_companions(
-    cases: CaseList, source: Path | None, what: str, suffixes: Sequence[str], attach: Callable[[CaseFiles, Path], CaseFiles]
-) -> CaseList:
-    """Add the mask or the labels of each case."""
-    if source is None:
-        return cases
+def _with_companions(cases: CaseList, source: Path, what: str, endings: Sequence[str]) -> CaseList:
+    """Add the mask or the labels of each case; `what` is "mask" or "labels"."""
+    chosen: dict[str, Any] = {what: source}
     if not source.is_dir():
-        require_of_one_case(cases, [source], VOLUME_SUFFIXES, what, "give a folder")
-        return CaseList([attach(cases[0], source)], cases.notes)
+        return CaseList([replace(_only_case(cases, [source], VOLUME_SUFFIXES, what), **chosen)], cases.notes)
     by_stem = files_by_stem(source, VOLUME_SUFFIXES)
     found = []
     for case in cases:
-        telling = [path for suffix in suffixes for path in by_stem.get(case.case_id + suffix, [])]
+        telling = [path for ending in endings for path in by_stem.get(case.case_id + ending, [])]
         candidates = telling or segmentations_first(by_stem.get(case.case_id, []))
         if len(candidates) == 1:
-            found.append(attach(case, candidates[0]))
+            chosen = {what: candidates[0]}
+            found.append(replace(case, **chosen))
         else:
             there = f"found {file_names(candidates)}" if candidates else "found none"
-            problem = f"case {case.case_id!r}: expected one file of {what} in {source}, {there}"
             missing = () if candidates else (f"no {what} in {source}",)
-            found.append(replace(case, problem=case.problem or problem, missing=case.missing + missing))
+            found.append(case.lacking(f"expected one file of {what} in {source}, {there}", *missing))
     return CaseList(found, cases.notes)
 
 
-def labels_of(cases: CaseList, labels: Path) -> dict[str, Path]:
+def labels_of(cases: Sequence[CaseFiles], labels: Path) -> dict[str, Path]:
     """Return the label map of each case that has one."""
-    plain = CaseList([replace(case, labels=None, problem=None) for case in cases], cases.notes)
-    found = _with_companions(plain, labels, "labels", LABEL_SUFFIXES, lambda case, path: replace(case, labels=path))
-    return {case.case_id: case.labels for case in found if case.labels is not None}
+    plain = CaseList(replace(case, labels=None, problem=None) for case in cases)
+    return {case.case_id: case.labels for case in _with_companions(plain, labels, "labels", LABEL_SUFFIXES) if case.labels is not None}
 
 
 def segmentations_first(paths: Sequence[Path]) -> Sequence[Path]:
@@ -304,13 +347,14 @@ def list_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
         raise InputError(f"{folder}: cannot be listed: {error.strerror or error}") from error
 
 
-def require_of_one_case(cases: CaseList, paths: Sequence[Path], suffixes: tuple[str, ...], what: str, advice: str) -> None:
-    """Raise InputError unless files that were named themselves are there, can be read by their names, and are of the only case."""
+def _only_case(cases: CaseList, paths: Sequence[Path], suffixes: tuple[str, ...], what: str) -> CaseFiles:
+    """Return the only case; raise InputError for several, or unless its files are there and can be read by their names."""
     for path in paths:
         require_file(path)
         format_to_read(path, suffixes)
     if len(cases) != 1:
-        raise InputError(f"{paths[0]}: a file of {what} for {len(cases)} cases; {advice}")
+        raise InputError(f"{paths[0]}: a file of {what} for {len(cases)} cases; give a folder, or the images of one case")
+    return cases[0]
 
 
 def files_by_stem(folder: Path, suffixes: Sequence[str]) -> dict[str, list[Path]]:
@@ -325,14 +369,6 @@ def probabilities_beside(paths: Iterable[Path], names: Collection[str]) -> list[
     """Return the files of probabilities, such as `CASE_probabilities`, of cases with one of the names: they are not separate cases."""
     of_probabilities = {name + ending for name in names for ending in LOGITS_NAMES}
     return [path for path in paths if stem_of(path) in of_probabilities]
-
-
-def _as_paths(paths: Path | str | Sequence[Path | str]) -> tuple[Path, ...]:
-    several = (paths,) if isinstance(paths, (str, Path)) else paths
-    for path in map(Path, several):
-        if not path.exists():
-            raise InputError(f"{path}: no such file or folder")
-    return tuple(map(Path, several))
 
 
 def file_names(paths: Sequence[Path]) -> str:

@@ -35,6 +35,9 @@ KIND = "labels"
 LOST = "structures that lose most of their voxels"
 """The note on structures that others cover begins with it."""
 
+EXCHANGED = "-i and -p seem to be exchanged: -i takes the images, -p the network's output."
+"""Advice added to an error where that is so."""
+
 _MAX_GRAY_VALUES = 256
 """Under "auto", a file with more different values is rather an image."""
 
@@ -64,19 +67,17 @@ def read_label_header(paths: Sequence[Path], are_structures: bool, options: Read
             continue
         if options.input_type == "auto":
             return None
-        what = "no geometry" if file.affine is None else f"{file.num_channels}"
+        what = "no geometry" if file.affine is None else str(file.num_channels)
         raise InputError(
             f"{file.path}: expected a label map with one value per voxel, this file has {what}; for logits or probabilities, leave "
             "--input-type labels out"
         )
-    declared = options.declared
-    # Without a declaration, only the voxels tell.
-    num_labels = 0 if declared is None else declared.num_labels
+    num_labels = 0 if options.declared is None else options.declared.num_labels  # Without a declaration, only the voxels tell.
     return LogitsHeader(files, num_labels, files[0].grid_shape, files[0].affine, KIND)
 
 
-def read_label_map(header: LogitsHeader, like: VolumeHeader, options: ReadingOptions, *, are_structures: bool) -> LabelMap:
-    """Read a label map, or one binary file per structure into one, onto the image's grid.
+def read_label_map(header: LogitsHeader, images: Sequence[VolumeHeader], options: ReadingOptions, *, are_structures: bool) -> LabelMap:
+    """Read a label map, or one binary file per structure into one, onto the grid of the images.
 
     Structures are read one after the other, so that only one of them is in memory.
     """
@@ -90,14 +91,24 @@ def read_label_map(header: LogitsHeader, like: VolumeHeader, options: ReadingOpt
         notes = [f"{taken}: {counted(len(header.files), 'file')}, {overlap.num_structures} not empty", *overlap.notes]
         lost = {numbers[name]: size for name, (left, size) in overlap.losers.items() if not left}
         present = present_labels(labels)
-        segments = _structure_segments(header.files, numbers)
+        # The segment of a structure is that of its file, if the file has a single one.
+        by_number = {number: Segment(number, name) for name, number in numbers.items()}
+        for file in header.files:
+            if len(file.segments) == 1:
+                by_number[numbers[stem_of(file.path)]] = replace(file.segments[0], label=numbers[stem_of(file.path)])
+        segments = tuple(by_number[number] for number in sorted(by_number))
     else:
-        labels, present = _read_one(first, options)
+        try:
+            labels, present = _read_one(first, options)
+        except InputError as error:
+            if len(images) == 1 and images[0].num_channels > 1:
+                raise InputError(f"{error}\n  {EXCHANGED}") from error
+            raise
         reason = "requested" if options.input_type == KIND else "it has one value per voxel, whole numbers from 0 up"
         notes = [f"{first.path.name} is taken as a label map: {reason}"]
         segments = first.segments
     num_labels = None if options.declared is None else options.declared.num_labels
-    return _on_grid(first, labels, present, like, num_labels, notes, lost, segments)
+    return _on_grid(first, labels, present, images[0], num_labels, notes, lost, segments)
 
 
 def read_one_hot(header: LogitsHeader, values: NDArray[np.float32] | None, like: VolumeHeader, options: ReadingOptions) -> LabelMap | None:
@@ -157,16 +168,6 @@ def _coarser_spacing(file: VolumeHeader, like: VolumeHeader) -> tuple[float, ...
     return found if (lengths[:num_axes] < 1.0 - 1e-6).any() else None
 
 
-def _structure_segments(files: Sequence[VolumeHeader], structures: Mapping[str, int]) -> tuple[Segment, ...]:
-    """Return the segment of each structure of a run: that of its file, if the file has a single segment, else the structure's name."""
-    found = {number: Segment(number, name) for name, number in structures.items()}
-    for file in files:
-        if len(file.segments) == 1:
-            number = structures[stem_of(file.path)]
-            found[number] = replace(file.segments[0], label=number)
-    return tuple(found[number] for number in sorted(found))
-
-
 def _read_one(file: VolumeHeader, options: ReadingOptions) -> tuple[NDArray[np.unsignedinteger[Any]], tuple[int, ...]]:
     """Return the labels of a label map as in its file, and those that occur."""
     is_certain = options.input_type == KIND
@@ -187,8 +188,7 @@ def _read_one(file: VolumeHeader, options: ReadingOptions) -> tuple[NDArray[np.u
             "background included. For a label map, give --input-type labels"
         )
     declared = options.declared
-    unknown = sorted(set(present) - set(declared.numbers)) if declared is not None else []
-    if declared is not None and unknown:
+    if declared is not None and (unknown := sorted(set(present) - set(declared.numbers))):
         raise InputError(
             f"{file.path}: has labels that are not declared: {describe_labels(unknown)}; it holds {describe_labels(present)}\n"
             f"  Expected labels among {describe_labels(declared.numbers)} of {declared.source}.\n"
@@ -209,13 +209,10 @@ class Overlap:
     @property
     def notes(self) -> tuple[str, ...]:
         """One sentence each; none without an overlap."""
-        if not self.num_voxels:
-            return ()
-        one, other = map(shorten, self.example)
-        note = f"structures overlap, and the smaller one keeps the voxel: {self.num_voxels} voxels, such as of {one} and {other}"
-        if not self.losers:
-            return (note,)
-        return note, f"{self.lost}; if it is a union of others, leave its file out and unite its refined parts"
+        first, second = map(shorten, self.example)
+        note = f"structures overlap, and the smaller one keeps the voxel: {self.num_voxels} voxels, such as of {first} and {second}"
+        lost = f"{self.lost}; if it is a union of others, leave its file out and unite its refined parts"
+        return () if not self.num_voxels else (note, lost) if self.losers else (note,)
 
     @property
     def lost(self) -> str:

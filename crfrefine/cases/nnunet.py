@@ -32,7 +32,7 @@ ALL = "all"
 """The fold whose network is trained on all cases."""
 
 _EXPECTED = f"expected a folder DatasetXXX_NAME/TRAINER__PLANS__CONFIGURATION with {PLANS} and fold_0, fold_1, ..."
-_REORIENTING = "NibabelIOWithReorient"
+_READER, _REORIENTING = "image_reader_writer", "NibabelIOWithReorient"
 """The one reader of nnU-Net whose probabilities are not on the image's voxel axes."""
 
 
@@ -45,7 +45,7 @@ class TrainedNetwork:
     trainer: str  # name of its class
     plans: str
     configuration: str  # such as "3d_fullres"
-    reader: str | None  # the class with which nnU-Net reads and writes images
+    reorients: bool  # whether nnU-Net turns the axes of images to RAS+
 
     @property
     def folds(self) -> dict[str, Path]:
@@ -83,7 +83,7 @@ def require_trained(path: Path) -> TrainedNetwork:
     # In a renamed folder, the plans still have most names.
     trainer, plans_name, configuration = names if len(names) == 3 else ("TRAINER", str(plans.get("plans_name", "PLANS")), "CONFIGURATION")
     dataset = str(plans.get("dataset_name", folder.parent.name))
-    return TrainedNetwork(folder, dataset, trainer, plans_name, configuration, _reader_of(plans))
+    return TrainedNetwork(folder, dataset, trainer, plans_name, configuration, plans.get(_READER) == _REORIENTING)
 
 
 def find_cases_to_refine(folder: Path, images: Sequence[Path], masks: Path | None) -> CaseList:
@@ -144,25 +144,21 @@ def find_trained_cases(
         for fold, folder in folds.items()
         if fold != ALL and (folder / "validation").is_dir()
     }
-    label_maps = {
-        stem_of(path): fold for fold in archives if fold not in splits for path in list_files(folds[fold] / "validation", VOLUME_SUFFIXES)
-    }
     cases, lacking = [], set[str]()
     for case in found:
         seen_by = {fold for fold, (trained_on, _) in splits.items() if case.case_id in trained_on}
         by_fold = [held_out[case.case_id]] if case.case_id in held_out else [fold for fold in archives if fold not in seen_by]
         path = next((archives[fold][case.case_id] for fold in by_fold if case.case_id in archives.get(fold, ())), None)
         if path is not None:
-            cases.append(_checked_orientation(replace(case, logits=(path,)), network.reader))
+            cases.append(_with_archive(case, path, reorients=network.reorients))
             continue
-        fold = held_out.get(case.case_id, label_maps.get(case.case_id))
+        fold = held_out.get(case.case_id)
         if fold is None:
             reason = "no fold that held it out has validated it"
         else:
             lacking.add(fold)
             reason = f"no probabilities in fold_{fold}/validation" if fold in folds else f"fold {fold} is not trained"
-        problem = case.problem or f"case {case.case_id!r}: no probabilities in {network.folder}: {reason}"
-        cases.append(replace(case, problem=problem, missing=(*case.missing, reason)))
+        cases.append(case.lacking(f"no probabilities in {network.folder}: {reason}", reason))
     advice = [
         f"fold {fold} was not validated with --npz: {network.training_command(fold, '--val', '--npz')}"
         if fold in folds
@@ -180,19 +176,17 @@ def find_trained_cases(
 
 def locate_images(network: TrainedNetwork, given: Path | None) -> Path:
     """Return the folder of the images that a network was trained on; the error names the places that were searched."""
-    if given is not None:
-        return _existing(given / "imagesTr" if (given / "imagesTr").is_dir() else given, "images")
-    return _first_of([place / "imagesTr" for place in network.places("nnUNet_raw")], network, "images")
+    if given is not None and (given / "imagesTr").is_dir():
+        return given / "imagesTr"
+    return _locate(network, "images", given, [place / "imagesTr" for place in network.places("nnUNet_raw")])
 
 
 def locate_labels(network: TrainedNetwork, images: Path, given: Path | None) -> Path:
     """Return the folder of the labels; `images` is the folder of the images."""
-    if given is not None:
-        return _existing(given, "labels")
     raw = [*([images.parent] if images.name == "imagesTr" else []), *network.places("nnUNet_raw")]
     # nnU-Net copies the labels to its preprocessed data.
     copies = [place / "gt_segmentations" for place in network.places("nnUNet_preprocessed")]
-    return _first_of([*(place / "labelsTr" for place in raw), *copies], network, "labels")
+    return _locate(network, "labels", given, [*(place / "labelsTr" for place in raw), *copies])
 
 
 def is_of_nnunet(folder: Path) -> bool:
@@ -205,13 +199,12 @@ def _is_trained(folder: Path) -> bool:
     return (folder / PLANS).is_file() and any(path.is_dir() for path in folder.glob("fold_*"))
 
 
-def _existing(folder: Path, what: str) -> Path:
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; --{what} names the folder of the {what}")
-    return folder
-
-
-def _first_of(places: Sequence[Path], network: TrainedNetwork, what: str) -> Path:
+def _locate(network: TrainedNetwork, what: str, given: Path | None, places: Sequence[Path]) -> Path:
+    """Return the given folder, or the first that exists."""
+    if given is not None:
+        if not given.is_dir():
+            raise InputError(f"{given}: no such folder; --{what} names the folder of the {what}")
+        return given
     places = list(dict.fromkeys(places))
     found = next((place for place in places if place.is_dir()), None)
     if found is None:
@@ -225,16 +218,18 @@ def _first_of(places: Sequence[Path], network: TrainedNetwork, what: str) -> Pat
 
 def _splits(network: TrainedNetwork) -> dict[str, tuple[frozenset[str], frozenset[str]]]:
     """Return the cases that each fold was trained on and has held out, by `splits_final.json`; empty without the file."""
-    path = next(
-        (place / "splits_final.json" for place in network.places("nnUNet_preprocessed") if (place / "splits_final.json").is_file()), None
-    )
+    paths = [place / "splits_final.json" for place in network.places("nnUNet_preprocessed")]
+    path = next((path for path in paths if path.is_file()), None)
     if path is None:
         return {}
     add_inputs(path)
     content = read_json(path)
-    if not isinstance(content, list) or not all(
-        isinstance(fold, Mapping) and _are_names(fold.get("train")) and _are_names(fold.get("val")) for fold in content
-    ):
+    try:
+        names = [fold[key] for fold in content for key in ("train", "val")]
+        usable = all(isinstance(each, list) and each and all(isinstance(name, str) for name in each) for each in names)
+    except (TypeError, KeyError, IndexError):
+        usable = False
+    if not usable or not isinstance(content, list):
         raise InputError(f'{path}: expected a list with {{"train": [...], "val": [...]}} for each fold, as nnU-Net writes it')
     return {str(k): (frozenset(fold["train"]), frozenset(fold["val"]) - frozenset(fold["train"])) for k, fold in enumerate(content)}
 
@@ -250,16 +245,15 @@ def _predicted_cases(folder: Path, images: Path | None, masks: Path | None) -> C
             f"{folder}: no CASE.npz; predict with nnUNetv2_predict ... --save_probabilities, or {_EXPECTED}\n"
             f"  For label maps: crfrefine infer -i IMAGES -p {shlex.quote(str(folder))} --input-type labels -o OUTPUT"
         )
-    reader = _reader_of(_read_table(folder / PLANS)) if (folder / PLANS).is_file() else None
+    reorients = (folder / PLANS).is_file() and _read_table(folder / PLANS).get(_READER) == _REORIENTING
     found = discover_cases(images or _images_of_prediction(folder), None, masks)
     cases = []
     for case in found:
         if case.case_id in archives:
-            cases.append(_checked_orientation(replace(case, logits=(archives[case.case_id],)), reader))
-            continue
-        lacking = f"no {case.case_id}.npz in {folder}"
-        problem = case.problem or f"case {case.case_id!r}: {lacking}\n  Predict again with nnUNetv2_predict ... --save_probabilities."
-        cases.append(replace(case, problem=problem, missing=(*case.missing, lacking)))
+            cases.append(_with_archive(case, archives[case.case_id], reorients=reorients))
+        else:
+            lacking = f"no {case.case_id}.npz in {folder}"
+            cases.append(case.lacking(f"{lacking}\n  Predict again with nnUNetv2_predict ... --save_probabilities.", lacking))
     stray = sorted(archives.keys() - {case.case_id for case in found})
     notes = [f"{folder}: predictions without images are ignored ({len(stray)}), such as {archives[stray[0]].name}"] if stray else []
     return CaseList(cases, [*found.notes, *notes])
@@ -300,21 +294,13 @@ def _read_table(path: Path) -> Mapping[str, Any]:
     return content
 
 
-def _reader_of(plans: Mapping[str, Any]) -> str | None:
-    reader = plans.get("image_reader_writer")
-    return reader if isinstance(reader, str) else None
+def _with_archive(case: CaseFiles, path: Path, *, reorients: bool) -> CaseFiles:
+    """Return the case with its probabilities, or with a `problem` if they have other voxel axes than its image.
 
-
-def _are_names(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(name, str) for name in value)
-
-
-def _checked_orientation(case: CaseFiles, reader: str | None) -> CaseFiles:
-    """Return the case, with a `problem` if its probabilities have other voxel axes than its image.
-
-    The reader turns images to RAS+; nnU-Net turns label maps back, but not probabilities.
+    A reader that turns images to RAS+ turns label maps back, but not probabilities.
     """
-    if reader != _REORIENTING or case.problem or not case.images:
+    case = replace(case, logits=(path,))
+    if not reorients or case.problem or not case.images:
         return case
     try:
         orientation = read_header(case.images[0]).orientation
@@ -322,11 +308,8 @@ def _checked_orientation(case: CaseFiles, reader: str | None) -> CaseFiles:
         return case  # Reading the case reports it.
     if orientation == "RAS":
         return case
-    return replace(
-        case,
-        problem=(
-            f"case {case.case_id!r}: {case.logits[0]} has voxel axes toward RAS, but {case.images[0]} toward {orientation}: the plans use "
-            f"{_REORIENTING}, which turns images and does not turn probabilities back\n"
-            "  Give images turned to RAS with -i, such as those of nibabel.as_closest_canonical."
-        ),
+    return case.lacking(
+        f"{path} has voxel axes toward RAS, but {case.images[0]} toward {orientation}: the plans use "
+        f"{_REORIENTING}, which turns images and does not turn probabilities back\n"
+        "  Give images turned to RAS with -i, such as those of nibabel.as_closest_canonical."
     )

@@ -33,29 +33,40 @@ class WorkGrid:
     name: str = "image"  # the user's word for the file: "image" or "reference"
 
     def linear(
-        self, other: VolumeHeader, values: NDArray[np.float32], what: str, notes: list[str], *, outside: str, threads: int = 1
+        self,
+        other: VolumeHeader,
+        values: NDArray[np.float32],
+        what: str,
+        notes: list[str],
+        *,
+        outside: str,
+        are_of_labels: bool = False,
+        threads: int = 1,
     ) -> NDArray[np.float32]:
         """Return channels, interpolated linearly: (channels, [z,] y, x) on this grid; 0 outside their own.
 
         Nothing but the result is allocated; the result does not depend on the number of threads.
-        Values (channels, [z,] y, x) of a file on this grid are returned as they are. `what` is their content, such as "image"; `outside`
-        names the fate of voxels outside, such as "become background"; `notes` gets sentences about both.
+
+        Args:
+            other: header of the file; values of a file on this grid are returned as they are.
+            values: (channels, [z,] y, x).
+            what: their content, such as "image".
+            notes: gets sentences about the interpolation and the voxels outside.
+            outside: the fate of voxels outside, such as "become background".
+            are_of_labels: whether these are logits of labels, which are all equal only outside
+                their grid and in padding.
+            threads: number of threads.
         """
         shape = (len(values), *self.header.grid_shape[::-1])
         if self.header.on_same_grid(other):
             return values.reshape(shape)
-        result, grid_map = self._allocate(other, len(values), what)
-        run_all(linear_jobs(grid_map, values, result), threads)
+        grid_map = self.require_overlap(other, what)
+        result = allocate_array(shape, other.path)
+        if are_of_labels:
+            resample_logits(grid_map, values, result, threads=threads)
+        else:
+            run_all(linear_jobs(grid_map, values, result), threads)
         notes += self._describe(grid_map, other, what, "interpolated linearly", outside)
-        return result
-
-    def logits(
-        self, other: VolumeHeader, values: NDArray[np.float32], notes: list[str], *, outside: str, threads: int = 1
-    ) -> NDArray[np.float32]:
-        """Return logits on another grid like `linear`; all labels are equal only outside their grid, and in padding, which becomes 0."""
-        result, grid_map = self._allocate(other, len(values), "logits")
-        resample_logits(grid_map, values, result, threads=threads)
-        notes += self._describe(grid_map, other, "logits", "interpolated linearly", outside)
         return result
 
     def nearest(self, other: VolumeHeader, values: NDArray[Number], what: str, notes: list[str], *, outside: str) -> NDArray[Number]:
@@ -133,17 +144,14 @@ class WorkGrid:
             return f"{hint}\n  The two do not overlap in the world. {_suspicion(self.header, other)}"
         return f"{hint}\n  Or give --resample, which interpolates onto the {self.name}'s grid."
 
-    def _allocate(self, other: VolumeHeader, num_channels: int, what: str) -> tuple[NDArray[np.float32], GridMap]:
-        """Return an uninitialized array for channels on this grid, and the map that fills it."""
-        grid_map = self.require_overlap(other, what)
-        return allocate_array((num_channels, *self.header.grid_shape[::-1]), other.path), grid_map
-
     def _no_overlap(self, other: VolumeHeader, what: str) -> GridMismatchError:
-        shown = (self.header, other)
-        width = max(len(str(header.path)) for header in shown)
-        lines = [f"  {header.path!s:<{width}}  {describe_grid(header.grid_shape, header.affine)}, {_extent(header)}" for header in shown]
-        first = f"{other.path}: the {what} and the {self.name} do not overlap in the world"
-        return GridMismatchError("\n".join([first, *lines, f"  {_suspicion(*shown)}"]))
+        lines = [f"{other.path}: the {what} and the {self.name} do not overlap in the world"]
+        width = max(len(str(header.path)) for header in (self.header, other))
+        for header in (self.header, other):
+            extents = zip("xyz", *world_box(header.grid_shape, header.geometry()[0]), strict=True)
+            extent = ", ".join(f"{axis} {start:.1f} to {stop:.1f}" for axis, start, stop in extents)
+            lines.append(f"  {header.path!s:<{width}}  {describe_grid(header.grid_shape, header.affine)}, {extent} mm")
+        return GridMismatchError("\n".join([*lines, f"  {_suspicion(self.header, other)}"]))
 
     def _describe(self, grid_map: GridMap, other: VolumeHeader, what: str, how: str, outside: str) -> list[str]:
         """Return the note for the user about a file on another grid."""
@@ -167,8 +175,3 @@ def _suspicion(like: VolumeHeader, other: VolumeHeader) -> str:
     if boxes_overlap(world_box(like.grid_shape, like.geometry()[0]), world_box(other.grid_shape, turned)):
         return "With the signs of world x and y exchanged they would: one file was probably written in LPS as if that were RAS."
     return "Is the transform missing in one of the headers, or is it of another scan? Compare them with `crfrefine info`."
-
-
-def _extent(header: VolumeHeader) -> str:
-    low, high = world_box(header.grid_shape, header.geometry()[0])
-    return ", ".join(f"{axis} {start:.1f} to {stop:.1f}" for axis, start, stop in zip("xyz", low, high, strict=True)) + " mm"

@@ -1,11 +1,205 @@
-"""How the files of a case are read: one object from the command to every reader."""
+"""How the files of a case are read: the options, and the labels or regions that are declared.
+
+The user, `dataset.json`, the names of structures or the parameters declare them; each file is
+checked against them. How regions become a label map is in `arrays/region_scheme.py`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from crfrefine.cases.declared_labels import DeclaredLabels
-from crfrefine.cases.region_reading import NO_REGIONS, RegionReading
+import numpy as np
+
+from crfrefine import io
+from crfrefine.arrays.probabilities import SUM_TOLERANCE, is_distribution
+from crfrefine.arrays.region_channels import identify_regions
+from crfrefine.arrays.region_scheme import RegionScheme
+from crfrefine.base.labels import MAX_LABEL
+from crfrefine.base.text import counted, listed, shorten
+from crfrefine.cases.case_files import CaseFiles
+from crfrefine.cases.dataset_description import DatasetDescription
+from crfrefine.errors import ConfigError, InputError
+from crfrefine.io.paths import stem_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from crfrefine.io.volume import VolumeHeader
+
+RESERVED_NAMES = ("background", "ignore")
+"""Names with a meaning in `dataset.json`: no structure may have them."""
+
+_WRITTEN_BY_NNUNET = '{"labels": {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}, "regions_class_order": [1, 2, 3]}'
+
+
+@dataclass(frozen=True)
+class RegionReading:
+    """Which channels of a network's output are overlapping regions, and not labels."""
+
+    scheme: RegionScheme | None = None  # None means that channels are labels
+    source: str = ""  # the option or file that declares them
+    # Channels of a softmax over all labels, which is refined as such all the same; None if unknown.
+    num_labels: int | None = None
+    problem: str = ""  # why the declaration cannot be used: files that need it fail with this message
+    is_given: bool = False  # whether the user named the regions of these very files
+
+    @property
+    def fewest_channels(self) -> int:
+        """Fewest channels of a file: a single region needs one, labels need two."""
+        return 1 if self.scheme is not None and self.scheme.num_regions == 1 else 2
+
+    def declares(self, num_channels: int) -> bool:
+        """Return whether so many channels are regions, judged by their number."""
+        return self.scheme is not None and num_channels == self.scheme.num_regions
+
+    def is_channel(self, header: VolumeHeader) -> bool:
+        """Return whether a file with one value per voxel is the channel of a single region, and not a label map: the voxels tell."""
+        if header.num_channels != 1 or not self.declares(1):
+            return False
+        return bool(np.mod(io.read_volume(header.path).data, 1).any())
+
+    def scheme_of(self, values: NDArray[np.float32], path: Path) -> RegionScheme | None:
+        """Return the regions of a file's channels, (channels, [z,] y, x); None means that the channels are labels."""
+        self.require_number(len(values), path)
+        if self.scheme is None or len(values) != self.num_labels:
+            return self.scheme
+        # Zeros everywhere are no softmax, but regions that are nowhere.
+        is_softmax = is_distribution(values, SUM_TOLERANCE) and values.any()
+        return None if is_softmax or len(values) != self.scheme.num_regions else self.scheme
+
+    def require_number(self, num_channels: int, path: Path) -> None:
+        """Raise InputError unless a file has a channel for each declared label or region, if any are."""
+        if num_channels == self.num_labels or (self.scheme is not None and num_channels == self.scheme.num_regions):
+            return
+        problem = f"{path}: the network's output has {counted(num_channels, 'channel')}"
+        if self.problem:
+            raise InputError(f"{problem}, and whether these are regions is not clear\n  {self.problem}")
+        if self.scheme is not None:
+            labels = "" if self.num_labels is None else f", or {self.num_labels}, one per label"
+            raise InputError(
+                f"{problem}, expected {self.scheme.num_regions}, one per region of {self.source}{labels}\n  {self.scheme.describe()}"
+            )
+        if self.num_labels is not None:
+            raise InputError(
+                f"{problem}, expected {self.num_labels}, one for each label from 0 to {self.num_labels - 1} of {self.source}\n"
+                "  Export all labels of the network, background included. If that file describes another network, put the\n"
+                "  dataset.json of this one beside its output, or correct its labels."
+            )
+
+    def identify(self, values: NDArray[np.float32], input_type: str, kind: str | None, path: Path) -> tuple[str, str]:
+        """Decide whether a file's channels of regions are log-odds or sigmoid probabilities.
+
+        Returns:
+            ("logits" or "probabilities", a sentence that says how the channels are taken and why).
+        """
+        assert self.scheme is not None
+        found, reason = identify_regions(values, input_type, kind=kind, name=str(path))
+        what = "sigmoid probabilities" if found == "probabilities" else "log-odds"
+        names = listed(self.scheme.names)
+        return found, f"{path.name} is taken as {what} of {counted(self.scheme.num_regions, 'region')} ({names}; {self.source}): {reason}"
+
+
+NO_REGIONS = RegionReading()
+
+
+def find_regions(given: RegionScheme | None, descriptions: Iterable[DatasetDescription]) -> RegionReading:
+    """Return which channels are regions: as given by the user, or as the first `dataset.json` says.
+
+    A description that contradicts itself is a problem only of files that are no softmax over labels.
+    """
+    if given is not None:
+        return RegionReading(given, "--regions", is_given=True)
+    for description in descriptions:
+        scheme, problem = None, ""
+        try:
+            scheme = _scheme_of(description)
+        except InputError as error:
+            problem = str(error)
+        return RegionReading(scheme, str(description.path), description.num_labels, problem)
+    return NO_REGIONS
+
+
+def _scheme_of(description: DatasetDescription) -> RegionScheme | None:
+    """Return the regions in the order of the network's channels; None if no region has several labels."""
+    order = description.regions_class_order
+    if order is None and not description.has_regions:
+        return None
+    if not description.has_regions:
+        what = "it has regions_class_order, but no label of it is a list of several labels"
+    elif order is None:
+        what = "it has regions of several labels, but no regions_class_order: the label that each region writes"
+    else:
+        regions = {
+            " ".join(name.split()): value
+            for name, value in description.labels.items()
+            if name != "ignore" and value not in (0, (0,))  # nnU-Net leaves these out too.
+        }
+        try:
+            return RegionScheme.of(regions, order)
+        except ConfigError as error:
+            what = str(error)
+    raise InputError(f"{description.path}: {what}\n  Region-based training of nnU-Net is described like this: {_WRITTEN_BY_NNUNET}")
+
+
+@dataclass(frozen=True)
+class DeclaredLabels:
+    """The labels that the label maps of a run may hold."""
+
+    numbers: tuple[int, ...]  # ascending, background first
+    source: str  # the source, for messages: "study/dataset.json"
+    structures: Mapping[str, int] = field(default_factory=dict)  # number of each by its name, if each has its own file
+
+    @property
+    def num_labels(self) -> int:
+        """L: one more than the largest label, and at least two."""
+        return max(2, self.numbers[-1] + 1)
+
+
+def declared_labels(
+    cases: Sequence[CaseFiles], descriptions: Sequence[DatasetDescription], num_labels: int | None
+) -> DeclaredLabels | None:
+    """Return the labels that the label maps of a run may hold; None if nothing says.
+
+    Structures with a file each are numbered from 1 in the order of their names, over all cases of
+    the run. Otherwise the first `dataset.json` with labels decides, then the parameters.
+    """
+    if any(case.are_structures for case in cases):
+        return number_structures(cases)
+    for description in descriptions:
+        if description.labels:
+            return DeclaredLabels(tuple(sorted({0, *description.all_numbers})), str(description.path))
+    if num_labels is not None:
+        return DeclaredLabels(tuple(range(num_labels)), "the parameters, which have values per label")
+    return None
+
+
+def number_structures(cases: Sequence[CaseFiles]) -> DeclaredLabels:
+    """Return the numbers of the structures of all cases: from 1, in the order of their names.
+
+    Raise InputError if one has a reserved name, or if only some cases have a file per structure.
+    """
+    other = next((case for case in cases if case.logits and not case.are_structures), None)
+    if other is not None:
+        raise InputError(
+            f"{other.logits[0]}: a label map, but other cases have one file per structure, whose numbers follow from their names; "
+            "refine the two kinds in separate runs"
+        )
+    by_name = {stem_of(path): path for case in cases if case.are_structures for path in case.logits}
+    if len(by_name) > MAX_LABEL:
+        raise InputError(f"{next(iter(by_name.values())).parent}: {len(by_name)} structures; label maps hold at most {MAX_LABEL}")
+    for name, path in by_name.items():
+        if name in RESERVED_NAMES:
+            raise InputError(
+                f"{path}: a structure cannot have the name {name!r}, which has a meaning in dataset.json; "
+                "background is where no structure is. Rename the file or leave it out"
+            )
+        if shorten(name, 200) != name:
+            raise InputError(f"{shorten(path, 300)}: the name of a structure must be printable and have at most 200 characters")
+    numbers = {name: number for number, name in enumerate(sorted(by_name), start=1)}
+    return DeclaredLabels(tuple(range(len(numbers) + 1)), "the names of the structures", numbers)
 
 
 @dataclass(frozen=True)
@@ -18,7 +212,7 @@ class ReadingOptions:
     # Whether logits, masks and labels on another grid are interpolated onto the image's; otherwise they are an error.
     resample: bool = False
     regions: RegionReading = NO_REGIONS  # which channels are regions, and not labels
-    declared: DeclaredLabels | None = None  # the labels that label maps may hold; None: any
+    declared: DeclaredLabels | None = None  # the labels that label maps may hold; None means any
     all_labels: bool = False  # whether label maps get a channel for each declared label, not only for those that occur
     max_memory: int | None = None  # bytes that the arrays of a case may take; at most, and by default, the system's limit
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from enum import Enum
 from functools import partial
 from importlib import import_module
-from typing import Any, get_args, get_origin
+from typing import Any, ClassVar, get_args, get_origin
 
 import typer
 from typer.core import TyperCommand
@@ -127,19 +127,18 @@ COMMANDS: dict[str, dict[str, Any]] = {
 LOOK: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
 
 
-_BUILT: dict[str, Any] = {}
-
-
 class Commands(Mapping[str, Any]):
     """The commands of a group, each built when it is asked for."""
 
+    _built: ClassVar[dict[str, Any]] = {}
+
     def __getitem__(self, name: str) -> Any:
-        if name not in _BUILT:
+        if name not in self._built:
             app = typer.Typer(**LOOK)
-            function = name.replace("-", "_")
-            app.command(name, **{"cls": Command, **COMMANDS[name]})(getattr(import_module(f"crfrefine.cli.{function}"), function))
-            _BUILT[name] = typer.main.get_command(app)
-        return _BUILT[name]
+            settings, function = COMMANDS[name], name.replace("-", "_")
+            app.command(name, **{"cls": Command, **settings})(getattr(import_module(f"crfrefine.cli.{function}"), function))
+            self._built[name] = typer.main.get_command(app)
+        return self._built[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(COMMANDS)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from crfrefine.cli import options as shared
-from crfrefine.runs.infer.options import InferenceOptions
+from crfrefine.runs.options import InferenceOptions
 
 
 @shared.with_options(InferenceOptions, "threads")
@@ -27,7 +27,7 @@ def demo(
     from crfrefine.cli.reporting import Reporter, describe_change, print_table
     from crfrefine.errors import CrfRefineError
     from crfrefine.metrics.registry import DICE
-    from crfrefine.runs.infer.run import run_inference
+    from crfrefine.runs.run import run_inference
 
     files, run_options = prepare_demo(output, seed, options["threads"])
     print(f"a phantom with {NUM_LABELS - 1} labels, and logits with typical mistakes, are in {output}", file=sys.stderr)

@@ -9,7 +9,7 @@ import typer
 from crfrefine.cli import options as shared
 from crfrefine.cli.refusals import GONE
 from crfrefine.errors import CrfRefineError
-from crfrefine.runs.infer.options import InferenceOptions
+from crfrefine.runs.options import InferenceOptions
 
 
 @shared.with_options(InferenceOptions)
@@ -47,7 +47,7 @@ def infer(
         source = ctx.get_parameter_source("config")
         is_sharp = source is not None and source.name == "DEFAULT"
     from crfrefine.cli.reporting import Reporter, print_results
-    from crfrefine.runs.infer.run import run_inference
+    from crfrefine.runs.run import run_inference
 
     parameters, entries = shared.parameters_of("sharp" if is_sharp else "default" if is_auto else config, overrides)
     # Whoever sets all rules that remove components by hand wants them.

@@ -9,7 +9,7 @@ import typer
 from crfrefine.base.text import counted, for_terminal, printable
 from crfrefine.cli import options as shared
 from crfrefine.cli.progress import print_failure, print_traceback
-from crfrefine.runs.infer.options import InferenceOptions
+from crfrefine.runs.options import InferenceOptions
 
 if TYPE_CHECKING:
     from crfrefine.apps.tools.info import FolderReport

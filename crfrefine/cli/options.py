@@ -48,37 +48,30 @@ Command = Callable[..., None]
 
 def with_options(kind: type, names: str = "") -> Callable[[Command], Command]:
     """Give a command the options of a dataclass, those of `names` or all, in its parameter `options`: a dict by field."""
-
-    def decorate(command: Command) -> Command:
-        own = inspect.signature(command, eval_str=True).parameters
-        options = {name: option for name, option in options_of(kind).items() if name in (names.split() or (name,)) and name not in own}
-
-        def run(**values: Any) -> None:
-            given = {name: values.pop(name) for name in options}
-            # Typer gives a list, or None without a value.
-            given |= {name: tuple(given[name] or ()) for name, (value_type, _, _) in options.items() if value_type.startswith("tuple[")}
-            command(options=given, **values)
-
-        parameters = [_parameter(name, *option) for name, option in options.items()]
-        parameters += [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for name, parameter in own.items() if name != "options"]
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        run.__doc__, run.__name__ = command.__doc__, command.__name__
-        return run
-
-    return decorate
+    return partial(_with_options, kind, names.split())
 
 
-def options_of(kind: type) -> dict[str, tuple[str, Option, Any]]:
-    """Return type, option and default of each field of a dataclass that has an `Option`, by its name."""
-    found = {}
+def _with_options(kind: type, names: list[str], command: Command) -> Command:
+    own = inspect.signature(command, eval_str=True).parameters
+    options: dict[str, tuple[str, Option, Any]] = {}  # type, option and default of each field that has an `Option`
     for field in dataclasses.fields(kind):
         text = str(field.type)  # Annotations are texts; types of other fields may not be imported.
-        if text.startswith("Annotated["):
+        if text.startswith("Annotated[") and field.name in (names or (field.name,)) and field.name not in own:
             (option,) = get_args(eval(text, {**vars(sys.modules[kind.__module__]), "Annotated": Annotated}))[1:]
-            value_type = text.removeprefix("Annotated[").partition(", Option(")[0]
-            found[field.name] = (value_type, option, field.default)
-    return found
+            options[field.name] = (text.removeprefix("Annotated[").partition(", Option(")[0], option, field.default)
+
+    def run(**values: Any) -> None:
+        given = {name: values.pop(name) for name in options}
+        # Typer gives a list, or None without a value.
+        given |= {name: tuple(given[name] or ()) for name, (value_type, _, _) in options.items() if value_type.startswith("tuple[")}
+        command(options=given, **values)
+
+    parameters = [_parameter(name, *option) for name, option in options.items()]
+    parameters += [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for name, parameter in own.items() if name != "options"]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    run.__doc__, run.__name__ = command.__doc__, command.__name__
+    return run
 
 
 def _parameter(name: str, value_type: str, option: Option, default: Any) -> inspect.Parameter:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 from crfrefine.base.text import counted, listed, printable
 from crfrefine.cli.progress import VERBOSE, RunReporter
 from crfrefine.refinement.vanishing import REMOVED
-from crfrefine.runs.infer.records import VANISHED
-from crfrefine.runs.infer.run import InferenceObserver
+from crfrefine.runs.records import VANISHED
+from crfrefine.runs.run import InferenceObserver
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from crfrefine.runs.infer.records import CaseRecord, RunSummary
+    from crfrefine.runs.records import CaseRecord, RunSummary
 
 _MAX_LISTED = 20
 
@@ -40,7 +40,8 @@ class Reporter(RunReporter, InferenceObserver):
         self.summary = summary
         self._case_started = self._told = time.monotonic()
         device = summary.device + (" (auto)" if summary.requested_device == "auto" else "")
-        self._say(f"{describe_part(summary)}; device {device}, {counted(summary.threads, 'thread')}")
+        cases = counted(summary.num_cases, "case") if summary.num_parts == 1 else _describe_part(summary)
+        self._say(f"{cases}; device {device}, {counted(summary.threads, 'thread')}")
         if summary.num_cases:
             self._start(summary.num_cases, counts=True, detail="reading")
 
@@ -107,10 +108,8 @@ class Reporter(RunReporter, InferenceObserver):
             self._say(f"failed: {listed(failed, most=_MAX_LISTED)}")
 
 
-def describe_part(summary: RunSummary) -> str:
-    """Return how many cases a run has; of a part, also how many others there are, and which parts have them."""
-    if summary.num_parts == 1:
-        return counted(summary.num_cases, "case")
+def _describe_part(summary: RunSummary) -> str:
+    """Return how many cases a part of a run has, how many others there are, and which parts have them."""
     total, last = len(summary.all_cases), summary.num_parts - 1
     others = [part for part in (span(0, summary.part_id - 1), span(summary.part_id + 1, last)) if part]
     noun = "part" if last == 1 else "parts"

@@ -11,7 +11,7 @@ from crfrefine.base.text import counted, for_terminal, listed, printable, shorte
 from crfrefine.cli.options import usage_path
 
 if TYPE_CHECKING:
-    from crfrefine.runs.infer.store import CaseState
+    from crfrefine.runs.store import CaseState
 
 _MAX_LISTED = 20
 _MAX_REASON = 300
@@ -27,8 +27,8 @@ def status(
     if not folders:
         raise typer.BadParameter("name output folders of runs", param_hint="FOLDER...")
     from crfrefine.errors import InputError
-    from crfrefine.runs.infer.records import note_on_num_labels
-    from crfrefine.runs.infer.store import case_states, read_records
+    from crfrefine.runs.records import note_on_num_labels
+    from crfrefine.runs.store import case_states, read_records
 
     reports, is_complete = [], True
     for folder in folders:
@@ -47,7 +47,7 @@ def status(
 
         content = []
         for folder, cases, notes in reports:
-            values = [{**case._asdict(), "label_map": str(case.label_map)} for case in cases]
+            values = [dict(zip(("case_id", "state", "label_map", "reason"), map(str, case), strict=False)) for case in cases]
             content.append({"output_folder": str(folder.resolve()), "cases": values, "notes": notes})
         print(json.dumps({"schema": 2, "is_complete": is_complete, "folders": content}, indent=2))
     else:

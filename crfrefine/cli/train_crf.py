@@ -10,7 +10,7 @@ import typer
 
 from crfrefine.base.option import MAX_PARTS
 from crfrefine.cli import options as shared
-from crfrefine.runs.infer.options import InferenceOptions
+from crfrefine.runs.options import InferenceOptions
 
 MAX_SEED = 2**63 - 1  # Accepted by all random number generators.
 

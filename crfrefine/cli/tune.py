@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from crfrefine.cli import options as shared
-from crfrefine.runs.infer.options import InferenceOptions
+from crfrefine.runs.options import InferenceOptions
 
 
 @shared.with_options(InferenceOptions, "images logits nnunet manifest masks input_type resample device max_memory threads")

@@ -11,7 +11,7 @@ import numpy as np
 
 from crfrefine.arrays.label_maps import foreground_labels
 from crfrefine.base.failures import Failure, failing_alone
-from crfrefine.cases.region_reading import NO_REGIONS
+from crfrefine.cases.reading_options import NO_REGIONS
 from crfrefine.errors import InputError
 from crfrefine.evaluate.pairing import CasePair, MethodFiles
 from crfrefine.evaluate.reading import Reference, SoftLabels, read_masks, read_probabilities, read_reference, remarks_on_name

@@ -23,7 +23,6 @@ from crfrefine.evaluate.results import Evaluation
 from crfrefine.io.atomic import write_small_file
 from crfrefine.io.json import without_nonfinite
 from crfrefine.io.paths import working_folder
-from crfrefine.runs.execution.records import error_fields
 from crfrefine.statistics.comparison import ResultTable, summary_dicts
 
 if TYPE_CHECKING:
@@ -108,7 +107,13 @@ def make_summary(evaluation: Evaluation) -> dict[str, Any]:
                 for result in evaluation.results
             ],
             "failures": [
-                {"case": result.case_id, "method": failure.part, **error_fields(failure)}
+                {
+                    "case": result.case_id,
+                    "method": failure.part,
+                    "error": failure.message,
+                    "error_kind": failure.kind,
+                    "error_traceback": failure.traceback,
+                }
                 for result in evaluation.results
                 for failure in result.failures
             ],

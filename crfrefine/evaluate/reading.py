@@ -16,7 +16,7 @@ from crfrefine.arrays.region_channels import sigmoid, take_log_odds
 from crfrefine.base.axes import StorageOrder, file_order
 from crfrefine.base.text import see
 from crfrefine.cases.other_grid import WorkGrid
-from crfrefine.cases.region_reading import NO_REGIONS, RegionReading
+from crfrefine.cases.reading_options import NO_REGIONS, RegionReading
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.evaluate.structures import read_structures
 from crfrefine.io.pieces import require_scalar
@@ -139,10 +139,8 @@ def read_probabilities(paths: tuple[Path, ...], grid: Reference, regions: Region
             convert(stored)
             kind = "logits"
         del read
-        if scheme is None:
-            stored = grid.work.logits(header.files[0], stored, grid.notes, outside="are background")
-        else:
-            stored = grid.work.linear(header.files[0], stored, "logits", grid.notes, outside="are background")
+        of_labels = scheme is None
+        stored = grid.work.linear(header.files[0], stored, "logits", grid.notes, outside="are background", are_of_labels=of_labels)
     if scheme is not None:
         return _soft_regions(stored, scheme, kind, note, grid)
     labels = argmax_labels(stored)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from crfrefine.cases.region_reading import RegionReading
+from crfrefine.cases.reading_options import RegionReading
 from crfrefine.evaluate.regions import RegionPlan
 from crfrefine.metrics.registry import RegionValues
-from crfrefine.runs.execution.records import Record
+from crfrefine.runs.records import Record
 
 
 @dataclass(frozen=True)

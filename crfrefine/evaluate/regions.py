@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from crfrefine.base.text import shorten
-from crfrefine.cases.dataset_description import DatasetDescription, description_or_note
+from crfrefine.cases.dataset_description import DatasetDescription, read_descriptions
 from crfrefine.errors import ConfigError
 from crfrefine.metrics.regions import ALL_LABELS, Region, make_region, parse_region
 
@@ -46,7 +46,7 @@ def plan_regions(texts: Sequence[str], labels: Path, ignore_label: int | None) -
         ConfigError: a region has wrong syntax, or a name that is taken.
     """
     notes: list[str] = []
-    description = description_or_note(labels if labels.is_dir() else labels.parent, notes)
+    description = next(read_descriptions([labels if labels.is_dir() else labels.parent], notes), None)
     ignored = ignore_label if ignore_label is not None or description is None else description.ignore_label
     titles = {str(label): f"{label} {name}" for label, name in description.label_names.items()} if description else {}
     # A label has its own row, whose title has its name: as a region of that name it would appear twice.

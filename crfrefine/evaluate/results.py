@@ -17,7 +17,7 @@ from crfrefine.evaluate.records import CaseResult, Settings
 from crfrefine.metrics.overlap import measure_masks
 from crfrefine.metrics.regions import ALL_LABELS
 from crfrefine.metrics.registry import CALIBRATION_METRICS, DICE, MASK_METRICS, RegionValues
-from crfrefine.runs.execution.records import Observer
+from crfrefine.runs.records import Observer
 from crfrefine.statistics.comparison import Measurement, ResultTable, SummaryRow, correct, summarize
 from crfrefine.statistics.paired import ALPHA, smallest_p_value
 from crfrefine.statistics.verdict import Verdict, not_tested, power_text, verdict

@@ -8,16 +8,18 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 
-from crfrefine.base.failures import describe_failure
+from crfrefine.base.failures import Failure
 from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.text import printable
 from crfrefine.base.threads import available_threads
-from crfrefine.cases.region_reading import RegionReading, find_regions
+from crfrefine.cases.dataset_description import read_descriptions
+from crfrefine.cases.reading_options import RegionReading, find_regions
 from crfrefine.errors import CrfRefineError
 from crfrefine.evaluate.measuring import measure_pair
 from crfrefine.evaluate.options import METRICS_NAME, REPORT_NAME, SUMMARY_NAME, EvaluationOptions, check_options
 from crfrefine.evaluate.outputs import write_html, write_tables
 from crfrefine.evaluate.pairing import CasePair, pair_cases
+from crfrefine.evaluate.processes import map_in_processes
 from crfrefine.evaluate.records import CaseResult, Settings
 from crfrefine.evaluate.regions import plan_regions
 from crfrefine.evaluate.results import Evaluation, EvaluationObserver
@@ -26,8 +28,7 @@ from crfrefine.io.atomic import check_replaceable, check_writable
 from crfrefine.io.paths import stem_of
 from crfrefine.io.recognition import add_volumes
 from crfrefine.parameters.model import TRAINED_ON
-from crfrefine.runs.execution.processes import map_in_processes
-from crfrefine.runs.infer.store import Entry, read_records
+from crfrefine.runs.store import Entry, read_records
 
 
 class StoppedError(CrfRefineError):
@@ -83,7 +84,12 @@ def _channels(options: EvaluationOptions, notes: list[str]) -> dict[str, RegionR
     """
     named = dict(options.probabilities)
     places = {name: (named.get(name, folder), folder, options.labels) for name, folder in options.methods.items()}
-    return {name: find_regions(None, [path if path.is_dir() else path.parent for path in paths], notes) for name, paths in places.items()}
+    found = {}
+    for name, paths in places.items():
+        own: list[str] = []
+        found[name] = find_regions(None, read_descriptions([path if path.is_dir() else path.parent for path in paths], own))
+        notes += [note for note in own if note not in notes]
+    return found
 
 
 def _measure(evaluation: Evaluation, observer: EvaluationObserver) -> None:
@@ -97,8 +103,8 @@ def _measure(evaluation: Evaluation, observer: EvaluationObserver) -> None:
     with closing(map_in_processes(measure, evaluation.pairs, evaluation.num_processes)) as outcomes:
         for pair, outcome in outcomes:
             result = outcome if isinstance(outcome, CaseResult) else CaseResult(pair.case_id)
-            if isinstance(outcome, Exception):
-                result.fail(describe_failure(outcome))
+            if isinstance(outcome, Failure):
+                result.fail(outcome)
             found[pair.case_id] = result
             observer.case_ended(result)
             if result.failures and evaluation.options.fail_fast:

@@ -13,10 +13,9 @@ from crfrefine.base.axes import StorageOrder
 from crfrefine.base.text import counted
 from crfrefine.cases.case_files import CaseFiles, require_all_complete, too_few_complete
 from crfrefine.cases.dataset_description import read_dataset_description
-from crfrefine.cases.declared_labels import number_structures
-from crfrefine.cases.discovery import list_files, probabilities_beside
+from crfrefine.cases.discovery import case_folders, list_files, probabilities_beside
 from crfrefine.cases.label_input import merge_structures
-from crfrefine.cases.structure_folders import case_folders, is_nested
+from crfrefine.cases.reading_options import number_structures
 from crfrefine.errors import InputError
 from crfrefine.evaluate.options import EvaluationOptions
 from crfrefine.evaluate.pairing import CasePair, MethodFiles, Pairing, find_images, incomplete_cases
@@ -43,7 +42,7 @@ def has_structures(options: EvaluationOptions) -> bool:
         return options.structures
     places = [options.labels, *options.methods.values()]
     folders = [place for place in places if place.is_dir()]
-    if any(is_nested(folder) for folder in folders):
+    if any(not list_files(folder, VOLUME_SUFFIXES) and case_folders(folder) for folder in folders):
         return True
     if not options.labels.is_dir() or len(folders) < len(places):
         return False

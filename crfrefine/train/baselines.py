@@ -12,7 +12,7 @@ import torch
 
 from crfrefine.arrays.components import postprocess
 from crfrefine.parameters.sections import PostprocessParameters
-from crfrefine.runs.execution.threads import Workers
+from crfrefine.runs.threads import Workers
 from crfrefine.train.crops import Crop
 from crfrefine.train.losses import Loss
 from crfrefine.train.material import Material, Voxels

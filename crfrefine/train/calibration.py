@@ -14,7 +14,7 @@ from torch import Tensor
 from crfrefine.layer.forms import TEMPERATURE_RANGE
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import MAX_BIAS, MeanFieldParameters
-from crfrefine.runs.execution.threads import Workers
+from crfrefine.runs.threads import Workers
 from crfrefine.train.baselines import VectorScaling, fit_scaling
 from crfrefine.train.candidates import FitResult
 from crfrefine.train.material import Material

@@ -22,8 +22,7 @@ from crfrefine.base.text import MAX_OF_A_REASON, shorten
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.atomic import write_small_file
 from crfrefine.io.recognition import files_read
-from crfrefine.runs.execution.records import ignore
-from crfrefine.runs.execution.threads import Workers
+from crfrefine.runs.threads import Workers
 from crfrefine.train.calibration import MIN_CALIBRATED, calibrate, calibrate_output, with_calibrated
 from crfrefine.train.candidates import MIN_CASES, NO_CRF, NO_RIVALS, UNTRAINED, FitResult
 from crfrefine.train.comparison import FoldResult, Tuned
@@ -66,7 +65,7 @@ def _screen(prepared: Prepared) -> Callable[[Split], list[Start]]:
 
 
 def screen(
-    material: Material, starts: Sequence[Start], cases: Sequence[int], workers: Workers, tried: Callable[[float], object] = ignore
+    material: Material, starts: Sequence[Start], cases: Sequence[int], workers: Workers, tried: Callable[[float], object] = lambda _: None
 ) -> NDArray[np.float64]:
     """Return the (cases, starts) mean Dice of some cases with each start, without any training; `tried` gets the share of the starts."""
     columns = []

@@ -26,11 +26,11 @@ from crfrefine.cases.case import (
     read_dataset_description,
 )
 from crfrefine.cases.case_files import IncompleteCase, describe_left_out, require_all_complete, too_few_complete
-from crfrefine.cases.declared_labels import DeclaredLabels, declared_labels
-from crfrefine.cases.label_files import discover_network_cases
+from crfrefine.cases.dataset_description import read_descriptions
+from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.label_input import KIND
 from crfrefine.cases.nnunet import find_trained_cases, require_trained
-from crfrefine.cases.region_reading import NO_REGIONS, RegionReading, find_regions
+from crfrefine.cases.reading_options import NO_REGIONS, DeclaredLabels, RegionReading, declared_labels, find_regions
 from crfrefine.errors import CrfRefineError, InputError, UnexpectedError
 from crfrefine.io.recognition import add_volumes
 from crfrefine.train.options import DataFolders
@@ -157,8 +157,8 @@ def find_cases(
         )
     if len(files) < 2:
         raise InputError(f"{data.images}: found one case; training holds cases out to measure on, so at least two are needed")
-    regions_found = find_regions(None, [data.logits, data.images])
-    reading = ReadingOptions(input_type, resample=resample, regions=regions_found)
+    descriptions = list(read_descriptions([data.logits, data.images]))
+    reading = ReadingOptions(input_type, resample=resample, regions=find_regions(None, descriptions))
     first: tuple[int, int, int] | None = None
     failed: list[CrfRefineError] = []
     elsewhere: dict[str, list[str]] = {}
@@ -189,9 +189,7 @@ def find_cases(
     notes += [f"files of {len(names)} of {len(files)} cases {what}: {listed(names)}" for what, names in elsewhere.items()]
     declared = None
     if count == 0:
-        declared, ignored = declared_labels(files, (data.logits, data.images), num_labels)
-        notes += [note for note in ignored if note not in notes]
-        declared = declared or _labels_found(files, data)
+        declared = declared_labels(files, descriptions, num_labels) or _labels_found(files, data)
         count = declared.num_labels
     return LabeledCases(
         tuple(files),
@@ -210,7 +208,7 @@ def find_cases(
 def _discover(data: DataFolders, input_type: str) -> tuple[CaseList, DatasetDescription | None, tuple[str, ...]]:
     """Return all cases, the description of their labels, and how to complete the incomplete ones."""
     if data.nnunet is None:
-        found = discover_network_cases(data.images, data.logits, data.masks, data.labels, input_type=input_type, include_imageless=True)
+        found = discover_cases(data.images, data.logits, data.masks, data.labels, input_type=input_type, include_imageless=True)
         return found, read_dataset_description(data.images), ()
     trained = find_trained_cases(require_trained(data.nnunet), images=data.images, labels=data.labels, masks=data.masks)
     return trained.cases, trained.description or read_dataset_description(data.images), trained.advice

@@ -11,8 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.runs.execution.records import ignore
-from crfrefine.runs.execution.threads import Workers
+from crfrefine.runs.threads import Workers
 from crfrefine.train import starts as setup
 from crfrefine.train.candidates import CALIBRATION, CRF, NO_RIVALS, UNTRAINED, Candidate, FitResult, Rivals, choose, no_crf, taken, variants
 from crfrefine.train.folds import Split
@@ -62,7 +61,7 @@ class Task:
 class Fit:
     """A training on some cases; `stepped` is called after each step of the optimizer."""
 
-    def __init__(self, material: Material, task: Task, workers: Workers, stepped: Callable[[Step], object] = ignore) -> None:
+    def __init__(self, material: Material, task: Task, workers: Workers, stepped: Callable[[Step], object] = lambda _: None) -> None:
         self._material, self._task, self._workers, self._stepped = material, task, workers, stepped
         prior = setup.PRIOR / len(task.split.training)
         self._trajectories = [

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.arrays.label_maps import argmax_labels
-from crfrefine.runs.execution.threads import Workers
+from crfrefine.runs.threads import Workers
 from crfrefine.train.baselines import Scores, network_labels, score_choices
 from crfrefine.train.crops import Crop, probabilities_of
 from crfrefine.train.material import Material

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from crfrefine.errors import CrfRefineError, InputError
-from crfrefine.runs.execution.threads import Workers
+from crfrefine.runs.threads import Workers
 from crfrefine.train.baselines import Scores, fit_scaling, label_confusion, largest_scores
 from crfrefine.train.candidates import FitResult
 from crfrefine.train.comparison import Tuned

@@ -15,8 +15,8 @@ import torch
 
 from crfrefine.base.inputs import add_inputs, check_no_input, keeping_inputs
 from crfrefine.base.threads import available_threads
-from crfrefine.io.atomic import check_replaceable, remove_file
-from crfrefine.runs.execution.threads import Workers
+from crfrefine.io.atomic import check_replaceable
+from crfrefine.runs.threads import Workers
 from crfrefine.train import starts as setup
 from crfrefine.train.calibration import calibrate, calibrate_output
 from crfrefine.train.candidates import CALIBRATION, UNTRAINED, Candidate, FitResult, choose, is_gain, no_crf, pooled, taken
@@ -87,7 +87,7 @@ def _run_stages(options: TrainingOptions, device: TrainingDevice, observer: Trai
     result = TrainingResult(plan, folds, final, compare(folds, plan), time.monotonic() - started, workers.threads)
     write_results(result)
     for path in plan.fold_files:
-        remove_file(path)
+        path.unlink(missing_ok=True)
     return result
 
 

@@ -28,11 +28,10 @@ from crfrefine.io.atomic import write_small_file
 from crfrefine.io.json import without_nonfinite
 from crfrefine.io.recognition import add_volumes
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.runs.execution.threads import Workers
-from crfrefine.runs.infer.inputs import RunInputs, find_inputs
-from crfrefine.runs.infer.options import InferenceOptions
-from crfrefine.runs.infer.plan import plan_run
-from crfrefine.runs.infer.store import read_records
+from crfrefine.runs.options import InferenceOptions
+from crfrefine.runs.plan import RunInputs, find_inputs, plan_run
+from crfrefine.runs.store import read_records
+from crfrefine.runs.threads import Workers
 from crfrefine.train.observer import TrainingObserver
 from crfrefine.train.options import UnlabeledOptions, check_outputs
 from crfrefine.train.starts import voxel_length
@@ -95,7 +94,7 @@ def choose_for(options: InferenceOptions, overrides: Mapping[str, Any], observer
     if options.parameters.mean_field.positions != "mm":
         raise ConfigError("mean_field.positions: built-in parameters to choose from are in mm; leave it out, or name parameters")
     runs = read_records(options.output).runs if options.resume and not options.writes_file else []
-    heads = [run.head for run in runs if isinstance(run.head.get("choice"), dict) and run.inputs == list(plan.summary.inputs)]
+    heads = [run.head for run in runs if isinstance(run.head.get("choice"), dict) and run.head["inputs"] == list(plan.summary.inputs)]
     if heads and (chosen := CrfParameters.from_dict(heads[-1]["parameters"])) == chosen.replace(**overrides):
         observer.note(f"parameters as an earlier run into this folder has chosen them: {heads[-1]['choice'].get('chosen')}")
         return replace(options, parameters=chosen, choice=heads[-1]["choice"])

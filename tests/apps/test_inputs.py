@@ -13,7 +13,7 @@ from tune_helpers import open_session, options_for, whole_result, write_labeled
 from crfrefine.apps.tune.session import Session, TuneOptions, score_labels
 from crfrefine.errors import ConfigError
 from crfrefine.metrics.regions import parse_region
-from crfrefine.runs.infer.options import InferenceOptions
+from crfrefine.runs.options import InferenceOptions
 
 
 @pytest.fixture

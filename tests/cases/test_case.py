@@ -27,21 +27,18 @@ def test_a_case_of_two_modalities(tmp_path):
     labels = numbers(SHAPE, dtype=np.int16) % 3
     files = replace(make_case(tmp_path), labels=save_nifti(tmp_path / "labels.nii.gz", labels.astype(np.float32), AFFINE))
     case = load_case(files, with_labels=True, threads=2)
-    assert case.labels is not None
     assert case.labels.dtype == np.uint8
     np.testing.assert_array_equal(case.labels, labels)
     case = load_case(files)
-    for array in (case.image, case.logits):
-        assert array.strides == (4 * 5 * 6 * 7, 4, 20, 120), "x fastest, channels slowest: no copy is made"
+    assert case.image.strides == case.logits.strides == (4 * 5 * 6 * 7, 4, 20, 120), "x fastest, channels slowest: no copy is made"
     np.testing.assert_array_equal(case.image, np.stack([numbers(SHAPE, seed=m) for m in range(2)]))
     np.testing.assert_array_equal(case.logits, logits_values())
     assert (case.case_id, case.num_labels, case.input_kind, case.mask, case.labels) == ("a", 3, "logits", None, None)
     assert case.image.dtype == case.logits.dtype == np.float32
     assert case.spacing == pytest.approx((1.0, 1.5, 2.25), rel=1e-6)
-    assert case.like.path == tmp_path / "a_0000.nii.gz"
-    assert case.like.grid_shape == SHAPE
-    assert len(case.notes) == 1
-    assert case.notes[0].startswith("a_logits.nii.gz is taken as logits: it has values outside [0, 1], such as ")
+    assert (case.like.path, case.like.grid_shape) == (tmp_path / "a_0000.nii.gz", SHAPE)
+    (note,) = case.notes
+    assert note.startswith("a_logits.nii.gz is taken as logits: it has values outside [0, 1], such as ")
 
 
 def test_a_lone_file_of_all_modalities(tmp_path):
@@ -88,16 +85,13 @@ def test_a_plane(tmp_path):
     case = load_case(CaseFiles("a", (image,), (logits,)), ReadingOptions(mask_mode="nonzero"))
     assert (case.image.shape, case.logits.shape, len(case.spacing)) == ((1, 5, 6), (3, 5, 6), 2)
     np.testing.assert_array_equal(case.logits, logits_values(shape=(5, 6)))
-    assert case.mask is not None
     assert case.mask.shape == (5, 6)
 
 
 def test_a_mask_file(tmp_path):
     mask = numbers(SHAPE, dtype=np.int16) % 3 - 1
     files = replace(make_case(tmp_path), mask=save_nifti(tmp_path / "mask.nii.gz", mask, AFFINE))
-    case = load_case(files, ReadingOptions(mask_mode="nonzero"))
-    assert case.mask is not None
-    np.testing.assert_array_equal(case.mask, mask != 0)
+    np.testing.assert_array_equal(load_case(files, ReadingOptions(mask_mode="nonzero")).mask, mask != 0)
     save_nifti(tmp_path / "mask.nii.gz", mask * 0, AFFINE)
     with pytest.raises(InputError, match=r"mask\.nii\.gz: the mask is empty"):
         load_case(files)
@@ -111,7 +105,6 @@ def test_the_mask_of_what_is_not_zero_in_any_modality(tmp_path):
     for m, path in enumerate(files.images):
         save_nifti(path, images[m], AFFINE)
     mask = load_case(files, ReadingOptions(mask_mode="nonzero")).mask
-    assert mask is not None
     np.testing.assert_array_equal(np.argwhere(mask), [[1, 2, 3], [4, 5, 6]])
     assert load_case(files, ReadingOptions(mask_mode="none")).mask is None
     for path in files.images:
@@ -166,6 +159,5 @@ def test_headers_alone_and_cases_that_lack_something(tmp_path):
         load_case(replace(make_case(tmp_path), logits=()))
     headers = read_case_headers(make_case(tmp_path))
     assert (headers.num_modalities, headers.images[0].grid_shape, headers.mask, headers.labels) == (2, SHAPE, None, None)
-    assert headers.logits is not None
     assert headers.logits.num_labels == 3
     assert read_case_headers(replace(make_case(tmp_path), logits=())).logits is None

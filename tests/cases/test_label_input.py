@@ -9,8 +9,9 @@ from io_helpers import OBLIQUE, affine_of, numbers
 
 from crfrefine.arrays.one_hot import ABSENT_LOGIT, CONFIDENCE
 from crfrefine.cases.case import ReadingOptions, load_case, read_case_headers
-from crfrefine.cases.declared_labels import DeclaredLabels, declared_labels
-from crfrefine.cases.label_files import discover_network_cases
+from crfrefine.cases.dataset_description import read_descriptions
+from crfrefine.cases.discovery import discover_cases
+from crfrefine.cases.reading_options import DeclaredLabels, declared_labels
 from crfrefine.errors import GridMismatchError, InputError, UnsupportedFormatError
 
 SHAPE = (6, 5, 4)
@@ -34,7 +35,7 @@ def folder(tmp_path):
 
 def read(folder, logits, images="images", **options):
     reading = ReadingOptions(**{"input_type": "labels", **options})
-    cases = discover_network_cases(folder / images, folder / logits, input_type=reading.input_type)
+    cases = discover_cases(folder / images, folder / logits, input_type=reading.input_type)
     return load_case(cases[0], reading)
 
 
@@ -75,36 +76,30 @@ def test_labels_that_are_not_declared_are_named_with_the_way_out(folder):
     ],
 )
 def test_who_declares_labels(folder, content, num_labels, numbers_, source):
-    assert declared_labels([], (folder / "maps",), None) == (None, ())
+    assert declared_labels([], (), None) is None
     if content is not None:
         (folder / "dataset.json").write_text(json.dumps(content))
-    declared, notes = declared_labels([], (folder / "maps", folder / "images"), num_labels)
+    declared = declared_labels([], list(read_descriptions([folder / "maps", folder / "images"])), num_labels)
     assert declared.numbers == numbers_
     assert source in declared.source
-    assert notes == ()
 
 
 def test_beside_logits_the_input_type_decides(folder):
-    """nnU-Net's CASE.nii.gz beside CASE.npz: logits win unless label maps are asked for."""
+    """nnU-Net's CASE.nii.gz beside CASE.npz: logits win unless label maps are asked for, among which names that tell win."""
     np.savez(folder / "maps" / "a.npz", logits=np.stack([LABELS, LABELS + 0.5]).transpose(0, 3, 2, 1).astype(np.float32))
     assert read(folder, "maps", input_type="auto").input_kind == "logits"
     assert read(folder, "maps").input_kind == "labels"
-
-
-def test_names_that_tell_win_and_archives_have_no_label_map(folder):
-    np.savez(folder / "a.npz", logits=LABELS[None].astype(np.float32))
     with pytest.raises(UnsupportedFormatError, match="npz"):
-        discover_network_cases(folder / "images" / "a_0000.nii.gz", folder / "a.npz", input_type="labels")
+        discover_cases(folder / "images" / "a_0000.nii.gz", folder / "maps" / "a.npz", input_type="labels")
     save_nifti(folder / "maps" / "a_seg.nii.gz", (LABELS > 0).astype(np.uint8), AFFINE)
-    cases = discover_network_cases(folder / "images", folder / "maps", input_type="labels")
-    assert [case.logits[0].name for case in cases] == ["a_seg.nii.gz", "b.nii.gz"]
-    assert cases.notes == []
+    cases = discover_cases(folder / "images", folder / "maps", input_type="labels")
+    assert ([case.logits[0].name for case in cases], cases.notes) == (["a_seg.nii.gz", "b.nii.gz"], [])
 
 
 def test_label_maps_without_images_are_told(folder):
     save_nifti(folder / "maps" / "c.nii.gz", LABELS.astype(np.uint8), AFFINE)
     (folder / "maps" / "b.nii.gz").unlink()
-    cases = discover_network_cases(folder / "images", folder / "maps", input_type="labels")
+    cases = discover_cases(folder / "images", folder / "maps", input_type="labels")
     assert cases.notes == [f"{folder / 'maps'}: ignored 1 label map without images, such as c.nii.gz"]
     assert cases[1].missing == (f"no label map in {folder / 'maps'}",)
     assert "expected b.nii.gz or the like, or a folder b with" in cases[1].problem
@@ -145,8 +140,8 @@ def test_an_image_is_not_silently_taken_as_a_label_map(folder):
 
 
 def structures(folder, **options):
-    cases = discover_network_cases(folder / "images", folder / "structures", input_type="labels")
-    declared, _ = declared_labels(cases, (), None)
+    cases = discover_cases(folder / "images", folder / "structures", input_type="labels")
+    declared = declared_labels(cases, (), None)
     return load_case(cases[0], ReadingOptions("labels", declared=declared, **options))
 
 
@@ -155,10 +150,10 @@ def merged(case):
 
 
 def test_structures_are_numbered_in_the_order_of_their_names_over_all_cases(folder):
-    cases = discover_network_cases(folder / "images", folder / "structures", input_type="labels")
+    cases = discover_cases(folder / "images", folder / "structures", input_type="labels")
     assert [case.are_structures for case in cases] == [True, True]
     assert [path.name for path in cases[0].logits] == ["empty.nii.gz", "liver.nii.gz", "tumor.nii.gz"]
-    declared, _ = declared_labels(cases, (), None)
+    declared = declared_labels(cases, (), None)
     assert declared.structures == {"empty": 1, "liver": 2, "spleen": 3, "tumor": 4}
     assert declared.num_labels == 5
 
@@ -175,13 +170,12 @@ def test_where_structures_overlap_the_smallest_one_keeps_the_voxel(folder):
     assert case.notes[1].startswith(f"structures overlap, and the smaller one keeps the voxel: {num_shared} voxels, such as of ")
 
 
-@pytest.mark.parametrize("as_files", [False, True])
-def test_the_structures_of_one_case(folder, as_files):
+def test_the_structures_of_one_case(folder):
     own = folder / "structures" / "a"
-    logits = sorted(own.iterdir(), reverse=True) if as_files else own
-    (case,) = discover_network_cases(folder / "images" / "a_0000.nii.gz", logits, input_type="labels")
-    assert case.are_structures
-    assert [path.name for path in case.logits] == ["empty.nii.gz", "liver.nii.gz", "tumor.nii.gz"]
+    for logits in (own, sorted(own.iterdir(), reverse=True)):
+        (case,) = discover_cases(folder / "images" / "a_0000.nii.gz", logits, input_type="labels")
+        assert case.are_structures
+        assert [path.name for path in case.logits] == ["empty.nii.gz", "liver.nii.gz", "tumor.nii.gz"]
 
 
 @pytest.mark.parametrize(
@@ -206,21 +200,21 @@ def test_what_is_no_structure_is_refused(folder, name, values, message):
 
 
 def test_without_the_input_type_the_error_says_how_to_read_structures(folder):
-    cases = discover_network_cases(folder / "images", folder / "structures")
+    cases = discover_cases(folder / "images", folder / "structures")
     assert cases[0].problem.endswith("for one binary file per structure, give --input-type labels")
     with pytest.raises(InputError, match="--input-type labels"):
         read_case_headers(cases[0])
-    (case,) = discover_network_cases(folder / "images" / "a_0000.nii.gz", folder / "structures" / "a")
+    (case,) = discover_cases(folder / "images" / "a_0000.nii.gz", folder / "structures" / "a")
     assert case.problem.endswith("for one binary file per structure, give --input-type labels")
 
 
 def test_structures_are_not_taken_for_labels_in_order(folder):
     """The first one would become the background, and the background padding."""
     paths = [folder / "structures" / "a" / f"{name}.nii.gz" for name in ("liver", "empty")]
-    (case,) = discover_network_cases(folder / "images" / "a_0000.nii.gz", paths)
+    (case,) = discover_cases(folder / "images" / "a_0000.nii.gz", paths)
     num_nowhere = int((MASKS["liver"] == 0).sum())
     with pytest.raises(InputError, match=rf"2 files of 0 and 1, none of them 1 at {num_nowhere} voxels(?s:.*)give --input-type labels"):
         load_case(case)
     background = save_nifti(folder / "background.nii.gz", 1 - MASKS["liver"], AFFINE)
-    (case,) = discover_network_cases(folder / "images" / "a_0000.nii.gz", [background, paths[0]])
+    (case,) = discover_cases(folder / "images" / "a_0000.nii.gz", [background, paths[0]])
     assert load_case(case).input_kind == "labels", "one-hot channels have a label everywhere"

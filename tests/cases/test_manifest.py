@@ -20,7 +20,6 @@ def archive(tmp_path):
         save_nifti(tmp_path / "archive" / name, np.ones((6, 5, 4), np.int16))
     for name in ("p1/net.nii.gz", "net_of_p2.nii.gz"):
         save_nifti(tmp_path / "archive" / name, np.zeros((6, 5, 4, 3), np.float32))
-    (tmp_path / "link").symlink_to("archive")
     return tmp_path / "archive"
 
 
@@ -34,9 +33,9 @@ ONE = ["one", "p1/scan.nii.gz;p1/other scan.nii.gz", "p1/net.nii.gz", "masks/1.n
 TWO = ["two", "p2/x.nii.gz", "net_of_p2.nii.gz"]
 
 
-def test_paths_begin_in_the_folder_of_the_manifest(archive, tmp_path):
+def test_paths_begin_in_the_folder_of_the_manifest(archive):
     path = write(archive / "cases.csv", TWO, ONE)
-    one, two = read_manifest(path, tmp_path / "out")
+    one, two = read_manifest(path)
     assert (one.case_id, two.case_id) == ("one", "two")
     assert one.images == (archive / "p1/scan.nii.gz", archive / "p1/other scan.nii.gz")
     assert one.logits == (archive / "p1/net.nii.gz",)
@@ -44,13 +43,13 @@ def test_paths_begin_in_the_folder_of_the_manifest(archive, tmp_path):
     assert (two.mask, two.output, two.spacing) == (None, None, None)
 
 
-def test_what_spreadsheets_write_is_read(archive, tmp_path):
+def test_what_spreadsheets_write_is_read(archive):
     """A byte order mark, other line ends, blanks, empty lines, columns in another order and some left out."""
     (archive / "cases.csv").write_bytes(
         b"\xef\xbb\xbflogits , case,images\r\n\r\np1/net.nii.gz,one, p1/scan.nii.gz ; p1/other scan.nii.gz\r\n,,\r\n"
         b'"net_of_p2.nii.gz",two,p2/x.nii.gz'
     )
-    assert [len(files.images) for files in read_manifest(archive / "cases.csv", tmp_path / "out")] == [2, 1]
+    assert [len(files.images) for files in read_manifest(archive / "cases.csv")] == [2, 1]
 
 
 @pytest.mark.parametrize(
@@ -69,10 +68,10 @@ def test_what_spreadsheets_write_is_read(archive, tmp_path):
         ("case,images,logits\n\xff,b,c\n", "is not UTF-8 text"),
     ],
 )
-def test_the_table_is_checked(archive, tmp_path, content, problem):
+def test_the_table_is_checked(archive, content, problem):
     (archive / "cases.csv").write_text(content, encoding="latin-1")
     with pytest.raises(InputError) as raised:
-        read_manifest(archive / "cases.csv", tmp_path / "out")
+        read_manifest(archive / "cases.csv")
     assert problem in str(raised.value)
     assert str(raised.value).startswith(f"{archive}/cases.csv: ")
 
@@ -96,69 +95,42 @@ WRONG = [
     (changed(output="../x.nii.gz"), "output: ../x.nii.gz leaves the output folder; give a file outside of it as an absolute path"),
     (changed(output="x"), "output: x does not end in one of .nii.gz,"),
     (changed(output=".nii.gz"), "output: .nii.gz has a dot in front: it would be hidden"),
-    *((changed(**{name: "x" * 5000 + ".nii.gz"}), f"line 2: {name}: {'x' * 79}… is too long: ") for name in HEAD[1:5]),
+    *((changed(**{name: "x" * 300 + ".nii.gz"}), "File name too long") for name in HEAD[1:4]),
     (changed(spacing="1;1;-2"), "spacing: expected mm along each axis, such as 1;1;2.5; got '1;1;-2'"),
     (changed(spacing="1;nan;2"), "spacing: expected mm along each axis"),
     (changed(spacing="1;3e-9;2"), "spacing: expected mm along each axis"),
     (changed(spacing="2.5"), "spacing: expected mm along each axis"),
-    (changed(output="{archive}/p1/scan.nii.gz"), "would replace an input of line 2"),
-    (changed(output="{archive}/../link/p1/scan.nii.gz"), "would replace an input of line 2"),
+    (changed(case="two"), "line 3: case 'two' is also on line 2"),
 ]
 
 
-def test_every_cell_is_checked(archive, tmp_path):
+def test_every_cell_is_checked(archive):
     for row, problem in WRONG:
         path = write(archive / "cases.csv", [cell.format(archive=archive) for cell in row], TWO)
         for input_type in ("logits", "labels")[: 1 if row[2] == "masks" else 2]:  # With label maps, a folder of structures may be meant.
             with pytest.raises(InputError) as raised:
-                read_manifest(path, tmp_path / "out", input_type=input_type)
+                read_manifest(path, input_type=input_type)
             assert problem.format(archive=archive) in str(raised.value)
             assert len(str(raised.value)) < 1500
-    with pytest.raises(InputError, match="with a manifest, the output must be a folder"):
-        read_manifest(write(archive / "cases.csv", TWO), tmp_path / "out.nii.gz")
-    (found,) = read_manifest(write(archive / "cases.csv", [*TWO, "", "", "1;2"]), tmp_path / "out")
+    (found,) = read_manifest(write(archive / "cases.csv", [*TWO, "", "", "1;2"]))
     with pytest.raises(InputError, match="has 3 axes; the spacing given for case 'two' has 2"):
-        _ = read_case_headers(found).spacing
+        read_case_headers(found)
 
 
-def test_cases_must_not_share_names_or_outputs(archive, tmp_path):
-    rows = [
-        TWO,
-        [*TWO[:3]],
-        ["three", *TWO[1:3], "", "two.mha"],
-        ["four", *TWO[1:3], "", str(tmp_path / "out" / "sub" / ".." / "two.nii.gz")],
-        ["two_logits", *TWO[1:3]],
-        ["five", *TWO[1:3], "", str(archive / "p1" / "net.nii.gz")],
-        ONE,
-    ]
-    with pytest.raises(InputError) as raised:
-        read_manifest(write(archive / "cases.csv", *rows), tmp_path / "out")
-    text = str(raised.value)
-    assert "cases.csv: 5 problems; no case is refined\n" in text
-    assert "line 3: case 'two' is also on line 2" in text
-    assert f"line 4: the output {tmp_path}/out/two.mha has the name of the output of line 2" in text
-    assert f"line 5: the output {tmp_path}/out/two.nii.gz has the name of the output of line 2" in text
-    assert f"line 6: the output {tmp_path}/out/two_logits has the name of a file beside the output of line 2" in text
-    assert f"line 7: the output {archive}/p1/net.nii.gz would replace an input of line 8" in text
-
-
-def test_all_missing_files_are_named_up_to_a_limit(archive, tmp_path):
+def test_all_missing_files_are_named_up_to_a_limit(archive):
     rows = [[f"case{number}", f"gone/{number}.nii.gz", "p1/net.nii.gz"] for number in range(50)]
     with pytest.raises(InputError) as raised:
-        read_manifest(write(archive / "cases.csv", *rows), tmp_path / "out")
+        read_manifest(write(archive / "cases.csv", *rows))
     lines = str(raised.value).splitlines()
     assert lines[0].endswith("cases.csv: 50 problems; no case is refined")
     assert lines[20] == f"  line 21: images: {archive}/gone/19.nii.gz: no such file"
     assert lines[21:] == ["  and 30 more"]
 
 
-def test_structures_are_files_or_a_folder(archive, tmp_path):
+def test_structures_are_files_or_a_folder(archive):
     for name in ("liver", "spleen"):
         save_nifti(archive / "s" / f"{name}.nii.gz", np.zeros((6, 5, 4), np.uint8))
     for logits in ("s", "s/spleen.nii.gz;s/liver.nii.gz"):
-        rows = [["one", "p2/x.nii.gz", logits], ["two", "p2/x.nii.gz", logits, "", "one/liver.nii.gz"]]
-        with pytest.raises(InputError, match=r"line 3: the output .*/out/one/liver is in the folder of the structures of line 2"):
-            read_manifest(write(archive / "cases.csv", *rows), tmp_path / "out", input_type="labels")
-        (found,) = read_manifest(write(archive / "cases.csv", ["one", "p2/x.nii.gz", logits]), tmp_path / "out", input_type="labels")
+        (found,) = read_manifest(write(archive / "cases.csv", ["one", "p2/x.nii.gz", logits]), input_type="labels")
         assert found.are_structures
         assert [path.name for path in found.logits] == ["liver.nii.gz", "spleen.nii.gz"]

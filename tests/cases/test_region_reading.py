@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from io_helpers import OBLIQUE, affine_of, numbers, save_nifti
 
-from crfrefine import ConfigError, InputError, RegionScheme
+from crfrefine import InputError, RegionScheme
 from crfrefine.cases.case import CaseFiles, ReadingOptions, load_case
-from crfrefine.cases.region_reading import find_regions
-from crfrefine.cli.options import parse_scheme
+from crfrefine.cases.dataset_description import read_descriptions
+from crfrefine.cases.reading_options import find_regions
 
 SHAPE = (5, 6, 7)
 AFFINE = affine_of((1.0, 1.5, 2.25), (3.0, -4.0, 5.0), OBLIQUE)
@@ -30,7 +30,7 @@ def write_case(folder, channels, description=None, name="a_logits.nii.gz"):
 
 def load(folder, channels, description=None, *, given=None, input_type="auto"):
     files = write_case(folder, channels, description)
-    return load_case(files, ReadingOptions(input_type, regions=find_regions(given, [folder / "images"])))
+    return load_case(files, ReadingOptions(input_type, regions=find_regions(given, read_descriptions([folder / "images"]))))
 
 
 def sigmoids(num_channels=3, seed=0):
@@ -135,25 +135,10 @@ def test_the_description_beside_the_logits_comes_first(tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "predictions" / "dataset.json").write_text(json.dumps(BRATS))
     (tmp_path / "dataset.json").write_text(json.dumps(TWO_LABELS))
-    found = find_regions(None, [tmp_path / "predictions", tmp_path / "images"])
+    found = find_regions(None, read_descriptions([tmp_path / "predictions", tmp_path / "images"]))
     assert found.scheme == SCHEME
     assert found.num_labels == 4
-    assert find_regions(None, [tmp_path / "images"]).scheme != SCHEME
-
-
-def test_regions_of_the_command_line():
-    assert parse_scheme(["whole=1+2+3", "core=2+3", "enhancing=3"], None) == SCHEME
-    order = parse_scheme(["whole=1+2+3+4", "core=1+3+4", "enhancing=4"], "2, 1,4")
-    assert order is not None
-    assert order.class_order == (2, 1, 4)
-    assert parse_scheme([], None) is None
-    for regions, class_order, told in (
-        ([], "1,2", "it belongs to the regions of --regions"),
-        (["a=1"], "1;2", "expected one label per region, separated by commas"),
-        (["a=1", "a=2"], "1,2", "region 'a' appears twice"),
-    ):
-        with pytest.raises(ConfigError, match=".*" + told):
-            parse_scheme(regions, class_order)
+    assert find_regions(None, read_descriptions([tmp_path / "images"])).scheme != SCHEME
 
 
 @pytest.mark.parametrize(
@@ -166,14 +151,13 @@ def test_regions_of_the_command_line():
         ({}, None),
     ],
 )
-@pytest.mark.parametrize("input_type", ["auto", "logits"])
-def test_a_wrong_number_of_labels_is_an_error(tmp_path, labels, num_channels, input_type):
-    for found in (2, 3, 4, 5):
-        channels = np.random.default_rng(1).normal(0, 3, (found, *SHAPE))
-        if num_channels in (None, found):
-            assert load(tmp_path, channels, {"labels": labels}, input_type=input_type).num_labels == found
+def test_a_wrong_number_of_labels_is_an_error(tmp_path, labels, num_channels):
+    for number, input_type in ((2, "auto"), (3, "auto"), (3, "logits"), (4, "logits"), (5, "auto")):
+        channels = np.random.default_rng(1).normal(0, 3, (number, *SHAPE))
+        if num_channels in (None, number):
+            assert load(tmp_path, channels, {"labels": labels}, input_type=input_type).num_labels == number
             continue
         message = refusal(tmp_path, channels, {"labels": labels}, input_type=input_type)
-        first = f"a_logits.nii.gz: the network's output has {found} channels, expected {num_channels}, one for each label from 0 to "
+        first = f"a_logits.nii.gz: the network's output has {number} channels, expected {num_channels}, one for each label from 0 to "
         assert f"{first}{num_channels - 1} of {tmp_path / 'dataset.json'}\n" in message
         assert "put the\n  dataset.json of this one beside its output" in message

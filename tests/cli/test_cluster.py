@@ -12,9 +12,8 @@ from cli_helpers import FAST, command, files_in, run_here, write_folders
 from cluster_helpers import daemons, wait_until
 from distributed import LocalCluster
 
-import crfrefine
 from crfrefine.errors import InputError
-from crfrefine.runs.execution.cluster import map_on_cluster, run_on_worker
+from crfrefine.runs import run as infer_run
 
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore::ResourceWarning")]
 SAME = ("case_id", "status", "output", "grid_shape", "energy", "voxels_changed", "notes", "error", "filters")
@@ -83,11 +82,12 @@ def test_the_cases_of_a_killed_worker_are_done_by_the_other_one(tmp_path):
     assert contents(plain) == contents(there)
 
 
-def test_a_case_that_kills_its_workers_is_given_up(local):
+def test_a_case_that_kills_its_workers_is_given_up(local, tmp_path, monkeypatch):
     """Dask itself counts how often: `distributed.scheduler.allowed-failures`."""
-    (failed,) = (outcome for _, outcome in map_on_cluster(local.scheduler_address, os._exit, [7]))
-    assert isinstance(failed, InputError)
-    assert "its worker was lost each time" in str(failed)
+    folders = write_folders(tmp_path, "a")
+    monkeypatch.setattr(infer_run, "refine_on_worker", lambda *_: os._exit(7))
+    result = run_here("infer", *folders.arguments, *FAST, "--dask", local.scheduler_address, status=1)
+    assert "its worker was lost each time" in result.stderr
 
 
 def test_a_scheduler_that_is_gone_ends_the_run(tmp_path, monkeypatch):
@@ -112,6 +112,5 @@ def test_an_address_that_nobody_answers_is_one_line_of_error(tmp_path):
 
 
 def test_a_worker_with_another_version_does_no_case():
-    assert run_on_worker(crfrefine.__version__, abs, -1) == 1
     with pytest.raises(InputError, match=r"a worker has crfrefine .*, this command is crfrefine 9\.8\.7; install the same version"):
-        run_on_worker("9.8.7", abs, -1)
+        infer_run.refine_on_worker("9.8.7", None, None)

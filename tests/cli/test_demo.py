@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from cli_helpers import files_in, load_nifti, run_here, run_process
 
-from crfrefine.runs.infer.store import RECORD_FOLDER
+from crfrefine.runs.store import RECORD_FOLDER
 
 
 @pytest.fixture(scope="module")

@@ -65,12 +65,12 @@ def assert_continue_does_the_rest(folders):
 SIGNALED = """
 import os, signal, sys
 import crfrefine.cli.main
-import crfrefine.runs.infer.run
+import crfrefine.runs.run
 
 number = int(sys.argv.pop())
 if signal.getsignal(number) is signal.SIG_IGN:
     signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-crfrefine.runs.infer.run.run_inference = lambda *_: os.kill(os.getpid(), number)
+crfrefine.runs.run.run_inference = lambda *_: os.kill(os.getpid(), number)
 crfrefine.cli.main.main()
 """
 

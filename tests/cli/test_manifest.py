@@ -108,6 +108,26 @@ def test_a_bad_table_ends_the_run_before_anything_is_written(manifest, tmp_path)
     assert not (tmp_path / "s.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("output", "options", "message"),
+    [
+        ("sub/../a.nii.gz", (), "out/a.nii.gz: an output of the case 'a' and of 'b'; choose another output for one of them"),
+        ("a.mha", ("--preview",), "out/a_preview.png: an output of the case 'a' and of 'b'"),
+        ("a.mha", ("--save-structures",), "out/a: an output of the case 'a' and of 'b'"),
+        ("a_logits.nii.gz", ("--save-logits",), "out/a_logits.nii.gz: an output of the case 'a' and of 'b'"),
+        ("{archive}/t1 of 0.nii.gz", (), "t1 of 0.nii.gz: would replace an input"),
+        ("{archive}/../link/t1 of 0.nii.gz", (), "would replace an input"),
+    ],
+)
+def test_cases_share_no_output_and_replace_no_input(manifest, tmp_path, output, options, message):
+    """Those of other parts of a job array, too."""
+    (tmp_path / "link").symlink_to("archive")
+    manifest.write_text(manifest.read_text().replace("sub/second.nii.gz", output.format(archive=manifest.parent)))
+    arguments = ("infer", "--manifest", manifest, "-o", tmp_path / "out", *options, "--num-parts", 2, "--part-id", 0)
+    assert message in run_here(*arguments, status=1).stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_other_inputs_beside_it_are_wrong_usage(manifest, tmp_path):
     for option in ("-i", "-p", "--nnunet", "-m"):
         result = run_here("infer", "--manifest", manifest, "-o", tmp_path / "out", option, "x", status=2)

@@ -65,6 +65,12 @@ def test_regions_of_the_command_line(tmp_path):
     np.testing.assert_array_equal(load_nifti(folders.output / "a.nii.gz"), load_nifti(described.output / "a.nii.gz"))
     infer(folders, *ON_THE_LINE, "--regions-class-order", "2,3,3", status=0)
     assert set(np.unique(load_nifti(folders.output / "a.nii.gz"))) == {0, 2, 3}
+    for options, told in (
+        (("--regions-class-order", "1,2"), "it belongs to the regions of --regions"),
+        ((*ON_THE_LINE, "--regions-class-order", "1;2;3"), "expected one label per region, separated by commas"),
+        (("--regions", "a=1", "--regions", "a=2"), "region 'a' appears twice"),
+    ):
+        assert told in infer(folders, *options, status=1).stderr
 
 
 def test_one_region_in_one_channel(tmp_path):

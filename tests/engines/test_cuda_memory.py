@@ -11,8 +11,8 @@ from strict_device import StrictDevice, use
 
 from crfrefine import CrfParameters, RegionScheme, refine
 from crfrefine.engines.cuda.backend import CudaBackend
-from crfrefine.runs.infer.options import InferenceOptions
-from crfrefine.runs.infer.run import run_inference
+from crfrefine.runs.options import InferenceOptions
+from crfrefine.runs.run import run_inference
 
 pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
 

@@ -10,7 +10,7 @@ import subprocess
 import pytest
 from cli_helpers import Folders, command, files_in, load_nifti, run_here
 
-import crfrefine.runs.infer.run as infer_run
+import crfrefine.runs.run as infer_run
 
 
 def before(step, monkeypatch, case_id, fault):

@@ -15,16 +15,16 @@ from fuzz_worker import MAX_OF_A_MESSAGE, Target
 from crfrefine.base import memory
 from crfrefine.base.text import for_terminal
 from crfrefine.cases import nnunet
-from crfrefine.cases.dataset_description import read_dataset_description
+from crfrefine.cases.dataset_description import read_dataset_description, read_descriptions
 from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.manifest import read_manifest
-from crfrefine.cases.region_reading import find_regions
+from crfrefine.cases.reading_options import find_regions
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.metrics.regions import parse_region
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.toml import parse_override
-from crfrefine.runs.infer.records import SCHEMA
-from crfrefine.runs.infer.store import case_states, read_records, record_path
+from crfrefine.runs.records import SCHEMA
+from crfrefine.runs.store import case_states, read_records, record_path
 
 _BRATS = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}
 _DESCRIPTION = {"channel_names": {"0": "T1", "1": "FLAIR"}, "labels": {**_BRATS, "ignore": 4}, "file_ending": ".nii.gz"}
@@ -78,7 +78,7 @@ def _read_description(path, rng):
     assert found is not None
     assert all(isinstance(name, str) for name in (*found.labels, *found.channel_names))
     assert found.num_labels is None or found.num_labels >= 1
-    find_regions(None, [path.parent])
+    find_regions(None, read_descriptions([path.parent]))
 
 
 def _read_nnunet(path, rng):
@@ -191,7 +191,7 @@ def _manifest(rng):
 
 def _read_manifest(path, rng):
     try:
-        found = read_manifest(path, path.parent / "out", input_type=rng.choice(("auto", "labels")))
+        found = read_manifest(path, input_type=rng.choice(("auto", "labels")))
     except InputError as error:  # It may list 20 problems: each of them is to be short.
         _require_lines([str(error)])
         raise InputError("\n".join(str(error).splitlines()[:2])) from error

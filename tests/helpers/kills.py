@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from crfrefine.runs.infer.store import RECORD_FOLDER
+from crfrefine.runs.store import RECORD_FOLDER
 
 NUM_KILLS = int(os.environ.get("CRFREFINE_TEST_KILLS", "4"))
 """Of each command; `make test-faults` sets more."""

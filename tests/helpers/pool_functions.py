@@ -37,17 +37,7 @@ def fail_from_the_end(number):
     raise ValueError(f"no {number}")
 
 
-class TwoArgumentsError(Exception):
-    """Cannot be made again from its text alone, as unpickling tries."""
-
-    def __init__(self, first, second):
-        super().__init__(f"{first} and {second}")
-
-
-def fail_oddly_at_one(number):
-    """The error, and a result, that cannot be sent."""
-    if number == 1:
-        raise TwoArgumentsError("salt", "pepper")
+def return_a_lambda_at_two(number):
     return (lambda: number) if number == 2 else number
 
 

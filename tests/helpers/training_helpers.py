@@ -7,7 +7,7 @@ from crfrefine.cases.case import Case
 from crfrefine.io.volume import Volume
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import IntensityParameters
-from crfrefine.runs.execution.threads import Workers
+from crfrefine.runs.threads import Workers
 from crfrefine.statistics.comparison import Measurement, ResultTable
 from crfrefine.train.baselines import VectorScaling
 from crfrefine.train.candidates import no_crf

@@ -16,7 +16,7 @@ from cli_helpers import AFFINE, GRID_SHAPE, SPACING, Folders, command, save_nift
 from crfrefine.apps.demo.phantom import make_phantom
 from crfrefine.apps.tune.session import Session, TuneOptions
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.runs.infer.options import InferenceOptions
+from crfrefine.runs.options import InferenceOptions
 
 
 def missing_server():

@@ -42,7 +42,7 @@ HOMES = {
     "cupy": {"engines.cuda"},
     "jinja2": {"pages.report"},
     "matplotlib": {"pages.report.charts"},
-    "distributed": {"runs.execution.cluster"},
+    "distributed": {"runs.run"},
     "PIL": {"pages"},
     "monai": {"monai"},
     "starlette": {"apps.tune.server"},

@@ -4,22 +4,18 @@ import json
 import threading
 import time
 import weakref
-from pathlib import Path
 
 import pytest
 from cli_helpers import Folders, write_folders
 
 import crfrefine.cases.case
 from crfrefine.base.failures import Failure
-from crfrefine.cases.case_files import CaseFiles
 from crfrefine.errors import InputError
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.runs.execution.records import Observer
-from crfrefine.runs.infer.inputs import find_inputs
-from crfrefine.runs.infer.options import InferenceOptions
-from crfrefine.runs.infer.plan import select_part
-from crfrefine.runs.infer.records import CaseRecord, RunSummary
-from crfrefine.runs.infer.run import run_inference
+from crfrefine.runs.options import InferenceOptions
+from crfrefine.runs.plan import find_inputs, plan_run
+from crfrefine.runs.records import CaseRecord, Observer, RunSummary
+from crfrefine.runs.run import run_inference
 
 
 def options_for(folders, **changes):
@@ -34,29 +30,18 @@ class Recorder(Observer):
         self.events = []
         self._busy = threading.Lock()
 
-    def _add(self, *event):
-        assert self._busy.acquire(blocking=False), "two calls at the same time"
-        time.sleep(0.005)  # long enough for another thread to come in, if it may
-        self.events.append(event)
-        self._busy.release()
+    def __getattribute__(self, name):
+        if name not in vars(Observer) or name.startswith("_"):
+            return super().__getattribute__(name)
 
-    def run_started(self, summary):
-        self._add("run_started", summary.num_cases)
+        def add(first, *others, case_id=""):
+            assert self._busy.acquire(blocking=False), "two calls at the same time"
+            time.sleep(0.005)  # long enough for another thread to come in, if it may
+            what = case_id if name == "note" else getattr(first, "case_id", first)
+            self.events.append((name, what, *others))
+            self._busy.release()
 
-    def case_started(self, case_id, number):
-        self._add("case_started", case_id, number)
-
-    def stage_changed(self, case_id, *_):
-        self._add("stage_changed", case_id)
-
-    def note(self, text, *, case_id=""):
-        self._add("note", case_id)
-
-    def case_ended(self, record):
-        self._add("case_ended", record.case_id, record.status)
-
-    def run_ended(self, summary):
-        self._add("run_ended", summary.count("done"))
+        return add
 
 
 def test_observer_is_told_everything_in_order(tmp_path):
@@ -64,12 +49,12 @@ def test_observer_is_told_everything_in_order(tmp_path):
     (folders.logits / "b.nii.gz").write_bytes(b"")
     recorder = Recorder()
     summary = run_inference(options_for(folders), recorder)
-    assert (recorder.events[0], recorder.events[-1]) == (("run_started", 3), ("run_ended", 2))
-    assert [event for event in recorder.events if event[0] == "case_started"] == [("case_started", "a", 1), ("case_started", "c", 3)]
-    ended = sorted(event[1:] for event in recorder.events if event[0] == "case_ended")
-    assert ended == [("a", "done"), ("b", "failed"), ("c", "done")]
-    assert {("note", "a"), ("stage_changed", "a")} <= {event[:2] for event in recorder.events}
-    assert [record.case_id for record in summary.cases] == ["a", "b", "c"]
+    events = recorder.events
+    assert (events[0], events[-1], summary.count("done")) == (("run_started", summary), ("run_ended", summary), 2)
+    assert [event for event in events if event[0] == "case_started"] == [("case_started", "a", 1), ("case_started", "c", 3)]
+    assert [event[1] for event in events if event[0] == "case_ended"] == ["a", "b", "c"]
+    assert {("note", "a"), ("stage_changed", "a")} <= {event[:2] for event in events}
+    assert [(record.case_id, record.status) for record in summary.cases] == [("a", "done"), ("b", "failed"), ("c", "done")]
 
 
 def test_parameters_without_any_weight_are_told_of_once(tmp_path):
@@ -114,10 +99,11 @@ def test_one_case_is_read_ahead_while_one_is_computed_and_one_is_written(tmp_pat
     assert headers == list("abcdef")
 
 
-def test_parts_are_numbered_from_0():
+def test_parts_are_numbered_from_0(tmp_path):
+    folders = write_folders(tmp_path, "a")
     for num_parts, part_id in ((2, 2), (2, -1), (0, 0)):
         with pytest.raises(InputError, match="numbered from 0"):
-            select_part([CaseFiles("a", (Path("a.nii"),))], num_parts, part_id)
+            plan_run(options_for(folders, num_parts=num_parts, part_id=part_id))
 
 
 def test_a_summary_has_null_for_what_json_has_no_number_for():

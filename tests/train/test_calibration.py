@@ -10,7 +10,7 @@ from training_helpers import SIZES, crops, material, phantom, start, write_cases
 from crfrefine.apps.demo.phantom import write_phantom
 from crfrefine.base.plain import from_plain, to_plain
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.runs.execution.threads import Workers
+from crfrefine.runs.threads import Workers
 from crfrefine.train.baselines import fit_scaling
 from crfrefine.train.calibration import calibrate, with_calibrated
 from crfrefine.train.candidates import CALIBRATION as CALIBRATED

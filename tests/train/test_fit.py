@@ -10,7 +10,7 @@ from training_helpers import LARGER, REGIONS, SIZES, SPACING, crops, fit, materi
 
 from crfrefine.base.plain import from_plain, to_plain
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.runs.execution.threads import Workers
+from crfrefine.runs.threads import Workers
 from crfrefine.train.baselines import Scores
 from crfrefine.train.candidates import FitResult
 from crfrefine.train.cross_validation import choose_starts, screen

@@ -4,7 +4,7 @@ import numpy as np
 from training_helpers import LARGER, REGIONS, crops, material
 
 from crfrefine.arrays.region_scheme import RegionScheme
-from crfrefine.runs.execution.threads import Workers
+from crfrefine.runs.threads import Workers
 from crfrefine.train.baselines import label_confusion
 from crfrefine.train.crops import probabilities_of
 from crfrefine.train.guided_filter import EPSILONS, RADII_VOXELS, UNGUIDED, Guidance, Guide, guided_labels, score_guided

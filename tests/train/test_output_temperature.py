@@ -12,7 +12,7 @@ from training_helpers import SIZES, SPACING, as_case, crops, fit, material, phan
 import crfrefine
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.runs.execution.threads import Workers
+from crfrefine.runs.threads import Workers
 from crfrefine.train.calibration import RANGE, RefinedVoxels, calibrate_output, fit_output_temperature
 from crfrefine.train.measuring import measure_probabilities
 from crfrefine.train.model import Model

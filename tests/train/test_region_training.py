@@ -14,7 +14,7 @@ import crfrefine
 from crfrefine import CrfParameters, RegionScheme
 from crfrefine.apps.demo.phantom import write_phantom
 from crfrefine.parameters.sections import IntensityParameters
-from crfrefine.runs.execution.threads import Workers
+from crfrefine.runs.threads import Workers
 from crfrefine.train import crops
 from crfrefine.train.baselines import fit_scaling
 from crfrefine.train.calibration import calibrate

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.runs.infer.options import InferenceOptions
+from crfrefine.runs.options import InferenceOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,8 +14,8 @@ from crfrefine.arrays.region_channels import identify_regions, sigmoid, take_log
 from crfrefine.base.axes import file_order
 from crfrefine.base.inputs import add_inputs, keeping_inputs
 from crfrefine.base.text import TIMES, counted
-from crfrefine.cases.dataset_description import read_names
-from crfrefine.cases.region_reading import RegionReading, find_regions
+from crfrefine.cases.dataset_description import read_descriptions, read_names
+from crfrefine.cases.reading_options import RegionReading, find_regions
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.atomic import check_replaceable
 from crfrefine.io.paths import require_suffix
@@ -62,7 +62,7 @@ def convert_file(
     turned = [f"{header.path.name}: {placed.turning}"] if placed.turned is not None else []
     geometry = _geometry(placed, like_header, target)
     notes = list(turned)
-    regions = find_regions(None, [source.parent], notes)
+    regions = find_regions(None, read_descriptions([source.parent], notes))
     if header.num_channels == 1 and not regions.is_channel(header):
         return "\n".join([*turned, _convert_labels(header, target, to, geometry)])
     return "\n".join([*notes, _convert_channels(header, target, to, geometry, regions)])

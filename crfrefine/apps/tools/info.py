@@ -20,11 +20,10 @@ from crfrefine.base.memory import format_size
 from crfrefine.base.text import TIMES, counted, listed
 from crfrefine.base.threads import thread_limit
 from crfrefine.cases.case_files import CaseFiles, CaseList
-from crfrefine.cases.discovery import discover_cases, list_files
+from crfrefine.cases.dataset_description import read_descriptions
+from crfrefine.cases.discovery import case_folders, discover_cases, list_files, structures_folder
 from crfrefine.cases.nnunet import find_cases_to_refine, is_of_nnunet
-from crfrefine.cases.reading_options import ReadingOptions
-from crfrefine.cases.region_reading import RegionReading, find_regions
-from crfrefine.cases.structure_folders import case_folders, structures_folder
+from crfrefine.cases.reading_options import ReadingOptions, RegionReading, find_regions
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.paths import SCORES_SUFFIXES
 from crfrefine.io.volume import VolumeHeader
@@ -104,7 +103,7 @@ def inspect_folder(folder: str | Path, *, resample: bool = False) -> FolderRepor
         return FolderReport(folder, problems=[str(error)])
     notes = list(cases.notes)
     places = [folder] if of_nnunet else [path.parent for files in cases[:1] for path in (*files.logits[:1], *files.images[:1])]
-    regions = find_regions(None, places or [folder], notes)
+    regions = find_regions(None, read_descriptions(places or [folder], notes))
     report = FolderReport(folder, notes=notes, problems=[regions.problem] if regions.problem else [])
     num_labels: dict[int, list[str]] = {}
     told: dict[str, list[str]] = {}

@@ -14,7 +14,6 @@ from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.base.axes import StorageOrder
 from crfrefine.cases.case import Case, nonzero_mask, read_case, read_case_headers
 from crfrefine.cases.case_files import CaseFiles
-from crfrefine.cases.case_memory import what_to_keep
 from crfrefine.cases.label_input import LabelMap
 from crfrefine.engines import get_backend, keeping_backend
 from crfrefine.engines.base import RunContext
@@ -111,8 +110,7 @@ def open_case(files: CaseFiles, reading: ReadingOptions, threads: int | None) ->
     num_axes = len(headers.images[0].grid_shape)
     if num_axes not in (2, 3):
         raise InputError(f"{headers.images[0].path}: has {num_axes} axes; the page shows grids of two or three")
-    kept = what_to_keep(headers, reading, may_stream=False)
-    return TuneCase(**vars(read_case(headers, reading, kept=kept, threads=threads, with_labels=True)))
+    return TuneCase(**vars(read_case(headers, reading, as_logits=False, threads=threads, with_labels=True)))
 
 
 def box_around(case: TuneCase, place: Sequence[int]) -> Box | None:

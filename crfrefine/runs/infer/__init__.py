@@ -1,1 +1,0 @@
-"""`crfrefine infer`: the folder run, its outputs, its records."""

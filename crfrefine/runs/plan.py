@@ -1,0 +1,238 @@
+"""The plan of a run of `crfrefine infer`, made before any case is read: its device, cases, outputs and summary."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from crfrefine.base.memory import memory_limit
+from crfrefine.base.text import counted, listed, printable
+from crfrefine.base.threads import available_threads
+from crfrefine.cases.case_files import CaseFiles, CaseList
+from crfrefine.cases.dataset_description import Names, read_descriptions
+from crfrefine.cases.discovery import discover_cases, list_files, logits_named
+from crfrefine.cases.label_input import EXCHANGED
+from crfrefine.cases.manifest import read_manifest
+from crfrefine.cases.reading_options import ReadingOptions, declared_labels, find_regions
+from crfrefine.engines import get_backend
+from crfrefine.errors import CrfRefineError, InputError
+from crfrefine.io.atomic import check_small_output, check_writable
+from crfrefine.io.paths import LOGITS_SUFFIXES, SCORES_SUFFIXES, stem_of, suffix_of, working_folder
+from crfrefine.io.recognition import add_volumes, describe_others
+from crfrefine.runs.case_work import CaseSettings, Task
+from crfrefine.runs.options import InferenceOptions
+from crfrefine.runs.outputs import OutputFiles, check_summary_path, plan_names_file, plan_outputs
+from crfrefine.runs.records import CaseRecord, RunSummary
+from crfrefine.runs.store import CHANGED, NO_RECORD, RECORD_FOLDER, RecordedRuns, read_records, record_path, settings_of
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """The inputs of a run."""
+
+    cases: tuple[CaseFiles, ...]  # all, those of other parts too, in the order of their names
+    reading: ReadingOptions
+    structures: Mapping[str, int]  # number of each by its name, if each has its own file
+    names: Names  # of labels whose input does not name them
+    notes: tuple[str, ...]  # notes on ignored files
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A run before it begins."""
+
+    inputs: RunInputs
+    settings: CaseSettings
+    tasks: list[Task]
+    summary: RunSummary  # without its cases
+    notes: tuple[str, ...]
+    names_file: tuple[Path, bytes] | None  # where the names of structures are written, and its content; None means nowhere
+    record: Path | None  # in the output folder; None means that there is none
+
+
+def find_inputs(options: InferenceOptions) -> RunInputs:
+    """Find the cases of a run and what describes them. No voxels are read."""
+    masks = options.masks if isinstance(options.masks, Path) else None
+    add_volumes(*options.inputs, masks)
+    if options.manifest is not None:
+        cases = read_manifest(options.manifest, input_type=options.input_type)
+    elif options.nnunet is not None:
+        from crfrefine.cases.nnunet import find_cases_to_refine
+
+        cases = find_cases_to_refine(options.nnunet, options.images, masks)
+    else:
+        try:
+            cases = discover_cases(options.images, options.logits, masks, input_type=options.input_type)
+            if all(case.missing for case in cases):
+                _require_any_output(cases, options.logits[0])
+        except CrfRefineError as error:
+            if _seem_exchanged(options.images, options.logits):
+                raise InputError(f"{error}\n  {EXCHANGED}") from None
+            raise
+    add_volumes(*(path for files in cases for path in files.paths))
+    notes = list(cases.notes)
+    if not options.parameters.has_weight:  # As after a training that found no CRF better than the network.
+        notes.insert(0, "all weights of the parameters are 0, so there is no CRF: only mean_field.bias and [postprocess] can change labels")
+    # A `dataset.json` describes the labels beside the network's output, beside the images, or beside the manifest.
+    places = [options.manifest] if options.manifest is not None else [options.nnunet] if options.nnunet is not None else options.logits[:1]
+    if options.manifest is None:
+        places = [*places, *(options.images or next((files.images for files in cases if files.images), ()))[:1]]
+    problems: list[str] = []
+    descriptions = list(read_descriptions([place if place.is_dir() else place.parent for place in places], problems))
+    notes += [note for note in problems if note not in notes]
+    # Label maps are compared with the declared labels; channels of logits, with the regions.
+    may_be_labels = options.input_type in ("auto", "labels")
+    declared = declared_labels(cases, descriptions if may_be_labels else (), options.parameters.num_labels)
+    structures = {} if declared is None else dict(declared.structures)
+    # Images and their names are rather of one data set than a network's output and its.
+    names = Names(descriptions[-1].label_names, descriptions[-1].channel_names) if descriptions else Names()
+    if structures:
+        names = replace(names, labels={number: name for name, number in structures.items()})
+    if options.save_structures and options.writes_file:
+        notes.append(f"--save-structures: one file per label goes into the folder {options.output.with_name(stem_of(options.output))}")
+    mask_mode = options.parameters.intensity.mask if options.masks is None else "nonzero" if masks is None else "none"
+    regions = find_regions(options.regions, descriptions)
+    reading = ReadingOptions(options.input_type, mask_mode, options.resample, regions, declared, max_memory=options.max_memory)
+    return RunInputs(tuple(sorted(cases, key=lambda files: files.case_id)), reading, structures, names, tuple(notes))
+
+
+def _require_any_output(cases: CaseList, folder: Path) -> None:
+    """Raise InputError if no case has a network's output, because the folder holds none."""
+    lacking = [reason for case in cases for reason in case.missing if reason.startswith(("no logits", "no label map"))]
+    if not cases or len(lacking) < len(cases):
+        return
+    names = [case.case_id for case in cases]
+    message = f"{cases[0].problem}"
+    if len(cases) > 1:
+        what = lacking[0].partition(" in ")[0]
+        message = f"{folder}: {what} of any of the {len(cases)} cases, {listed(names)}; expected names such as {logits_named(names[0])}"
+        message += f"{cases[0].problem}".partition("or the like")[2]
+    there = [path.name for path in list_files(folder, LOGITS_SUFFIXES)]
+    others = f"\n  There are {listed(there)}." if there else describe_others(folder)
+    raise InputError(message + (others if any(folder.iterdir()) else "\n  The folder is empty."))
+
+
+def _seem_exchanged(images: Sequence[Path], logits: Sequence[Path]) -> bool:
+    """Return whether the cases of the two options are complete the other way round."""
+    if not images or not logits:
+        return False
+    if not (images[0].is_dir() and logits[0].is_dir()):
+        return suffix_of(images[0]) in SCORES_SUFFIXES and suffix_of(logits[0]) not in SCORES_SUFFIXES
+    try:
+        return any(case.logits for case in discover_cases(logits, images))
+    except CrfRefineError:
+        return False
+
+
+def plan_run(options: InferenceOptions) -> RunPlan:
+    """Return the plan of a run, after all checks that can be made in advance."""
+    # The machine that gives cases to a cluster needs no GPU itself; "auto" is the same device on all workers.
+    device = options.device if options.dask and options.device.startswith("cuda") else get_backend(options.device).name
+    inputs, num_parts, part_id = find_inputs(options), options.num_parts, options.part_id or 0
+    if num_parts < 1 or not 0 <= part_id < num_parts:
+        raise InputError(f"part {part_id} of {num_parts}: parts are numbered from 0 to the number of parts minus 1")
+    # The parts are disjoint and cover all cases.
+    cases, part = inputs.cases[part_id::num_parts], slice(part_id, None, num_parts)
+    all_outputs = plan_outputs(inputs.cases, options, inputs.names.labels)
+    outputs = all_outputs[part]
+    if options.summary is not None:
+        check_summary_path(options.summary, all_outputs)
+    named = tuple(map(os.path.realpath, options.inputs))
+    can_record = not options.writes_file and any(not files.problem for files in cases)
+    record = record_path(options.output, num_parts, part_id) if can_record else None
+    earlier, earlier_notes = _take_up(options, cases, outputs, named) if options.resume else ({}, [])
+    tasks = [
+        Task(number, files, plan, earlier.get(files.case_id))
+        for number, (files, plan) in enumerate(zip(cases, outputs, strict=True), start=1)
+    ]
+    # If no case can be read, no folder is needed.
+    folders = {path.parent for task in tasks if not task.files.problem for path in task.outputs.all()}
+    folders |= {task.outputs.labels.folder for task in tasks if not task.files.problem and task.outputs.labels is not None}
+    for folder in folders:
+        check_writable(folder)
+    names_file = plan_names_file(inputs.structures, options.output) if inputs.structures and can_record else None
+    for path in (options.summary, record):
+        if path is not None:
+            check_small_output(path)
+    limit = memory_limit(options.max_memory)
+    # The output folder may be moved: outputs in it have relative names.
+    all_cases = {
+        files.case_id: str(path.relative_to(options.output) if not options.writes_file and path.is_relative_to(options.output) else path)
+        for files, path in zip(inputs.cases, (plan.label_map for plan in all_outputs), strict=True)
+    }
+    summary = RunSummary(
+        device=device,
+        threads=options.threads or available_threads(),
+        max_memory=limit.bytes,
+        max_memory_source=limit.source,
+        parameters=options.parameters.to_dict(),
+        network_spacing=options.network_spacing,
+        choice=options.choice,
+        requested_device=options.device,
+        num_parts=num_parts,
+        part_id=part_id,
+        label_names={number: name for name, number in inputs.structures.items()},
+        num_cases=len(cases),
+        all_cases=all_cases,
+        output_folder=os.path.realpath(options.output),
+        inputs=named,
+        working_folder=working_folder(),
+        command=options.command,
+        resumed=options.resume,
+    )
+    settings = CaseSettings(options, inputs.reading, inputs.structures, inputs.names, device if options.dask else options.device)
+    notes = [*inputs.notes, *earlier_notes]
+    if number := len({printable(files.case_id) for files in cases} & set(options.parameters.trained_on)):
+        learned = "among those that the parameters were learned on, and so no evidence for new cases"
+        notes.append(f"{number} of {counted(len(cases), 'case')} {'is' if number == 1 else 'are'} {learned}")
+    return RunPlan(inputs, settings, tasks, summary, tuple(notes), names_file, record)
+
+
+def _take_up(
+    options: InferenceOptions, cases: Sequence[CaseFiles], outputs: Sequence[OutputFiles], inputs: Sequence[str]
+) -> tuple[dict[str, CaseRecord], list[str]]:
+    """Return the records of the cases that earlier runs have done, and notes on them, for --continue."""
+    recorded = RecordedRuns() if options.writes_file else read_records(options.output)
+    settings = settings_of(options.parameters.to_dict(), options.network_spacing)
+    done: dict[str, CaseRecord] = {}
+    doubts: dict[str, list[str]] = {NO_RECORD: [], CHANGED: []}
+    others: list[str] = []
+    again: dict[str, Sequence[str]] = {}
+    for files, plan in zip(cases, outputs, strict=True):
+        entry = recorded.latest.get(files.case_id)
+        state = recorded.state_of(files.case_id, plan.label_map, plan.all(), settings)
+        if state.keys:
+            again[files.case_id] = state.keys
+        elif state.state == "done" and state.reason:
+            done[files.case_id] = CaseRecord(files.case_id)
+            doubts[state.reason].append(files.case_id)
+        elif state.state == "done" and entry is not None:
+            done[files.case_id] = entry.record
+            if entry.run.head["inputs"] != list(inputs):
+                others.append(files.case_id)
+    place, notes = options.output / RECORD_FOLDER, list(recorded.notes)
+    if (names := doubts[CHANGED]) and not options.writes_file:
+        notes.append(f"{place}: {_were(names, 'label map')} changed since it was recorded: {listed(names)}; the records are left out")
+    if (names := doubts[NO_RECORD]) and not options.writes_file:
+        notes.append(
+            f"{place}: {counted(len(names), 'label map')} without a record, as after a kill: {listed(names)}; "
+            "these cases are skipped, and may have been refined with other parameters"
+        )
+    if others:
+        notes.append(
+            f"{_were(others, 'case')} refined from inputs other than those given now: {listed(others)}; "
+            "--continue keeps these results; omit it to refine all cases again"
+        )
+    if again:
+        keys = dict.fromkeys(key for keys in again.values() for key in keys)
+        notes.append(
+            f"{_were([*again], 'case')} refined with other parameters: {listed([*again])} (other values of {listed(keys)}); "
+            f"--continue refines {'it' if len(again) == 1 else 'them'} again"
+        )
+    return done, notes
+
+
+def _were(items: Sequence[str], noun: str) -> str:
+    return f"{counted(len(items), noun)} {'was' if len(items) == 1 else 'were'}"
