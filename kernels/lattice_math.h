@@ -1,17 +1,13 @@
 // The geometry of the permutohedral lattice (Adams, Baek & Davis 2010; docs/reference/math.md), implemented only here.
-//
 // Pure functions of one point, templated on the number type: float and int on a GPU, sixteen lanes of them on a CPU. Every operation is
 // exact or rounds in one fixed way, and none may be contracted into a fused multiply-add (-ffp-contract=off, -fmad=false): all backends
 // find the same vertices, bit for bit.
-//
 // A vertex has D + 1 integer coordinates that sum to 0 and share one remainder r modulo D + 1: coordinate i is (D + 1) q_i + r.
 #pragma once
 
 #include "portable.h"
 
 namespace crf {
-
-// ---- Sizes ---------------------------------------------------------------------------------------------------------------------
 
 CRF_HD constexpr int bits_for(int count) { return count <= 1 ? 0 : 1 + bits_for((count + 1) / 2); }  // to number 0 .. count - 1
 
@@ -24,8 +20,6 @@ struct Residual {
     static constexpr int kFractionBits = 31 - kIndexBits - bits_for(2 * (D + 1));
     static constexpr int kOne = 1 << kFractionBits;
 };
-
-// ---- Sorting network -----------------------------------------------------------------------------------------------------------
 
 // Batcher's odd-even merge sort of N numbers: the pairs to compare, in order.
 template <int N>
@@ -67,8 +61,6 @@ CRF_HD void rotate_right(Int (&values)[N], const Int& shift) {
     }
 }
 
-// ---- The enclosing simplex -------------------------------------------------------------------------------------------------------
-
 // Factor of feature i before elevation: (D + 1) sqrt(2 / 3) spreads the features so that splatting, the [1 2 1] / 4 blur and slicing
 // together have the variance of exp(-d^2 / 2); 1 / sqrt((i + 1)(i + 2)) makes the columns of the elevation unit vectors.
 CRF_HD double feature_scale(int num_features, int i, double (*square_root)(double)) {
@@ -87,11 +79,9 @@ CRF_HD void elevate(const Real (&scaled)[D], Real (&elevated)[D + 1]) {
 }
 
 // Finds the simplex around a point.
-//
 // quotient: q of the remainder-0 vertex, before the correction below.
 // sorted: residuals in descending order (position = rank, ties by index), as Residual<D> integers.
-// wrapped: number of coordinates that the correction wraps. If the rounded quotients sum to h > 0, the h smallest residuals' coordinates
-// are
+// wrapped: number of coordinates that wrap. If the rounded quotients sum to h > 0, the h smallest residuals' coordinates are
 //   rounded down instead and become the largest; if h < 0, the |h| largest are rounded up and become the smallest. Forgetting this is
 //   the classic bug of points on the face of a simplex. The caller lowers q of positions 0 .. h - 1 by one, or raises q of the last
 //   |h| positions: `sorted` is already in the final order.
@@ -131,8 +121,6 @@ CRF_HD void barycentric_weights(const Int (&sorted)[D + 1], Real (&weight)[D + 1
     for (int k = 1; k <= D; ++k) weight[k] = to_float((sorted[D - k] >> R::kIndexBits) - (sorted[D - k + 1] >> R::kIndexBits)) * scale;
     weight[0] = 1.0f + to_float((sorted[D] >> R::kIndexBits) - (sorted[0] >> R::kIndexBits)) * scale;
 }
-
-// ---- Vertices as numbers ---------------------------------------------------------------------------------------------------------
 
 // A vertex packed into one integer: fields for q_D (highest) .. q_1 and r (lowest). q_0 follows from the sum. A step on the lattice is
 // one addition, and cannot carry from field to field because each is as wide as its range, with room for a step either way.

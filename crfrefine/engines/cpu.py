@@ -175,7 +175,7 @@ class CpuKernels:
         started = time.perf_counter()
         out = np.empty(logits.shape, self.dtype)
         with _engine_errors(self._engine, logits.shape):
-            model = _model_argument(self._checked(spec), self._volume_part(logits, spec))
+            model = model_argument(self._checked(spec), self._volume_part(logits, spec))
             outcome = self._built.run(logits, model, spec.num_iterations, spec.tolerance, is_last and not self.is_kept, progress, out)
         report = MeanFieldReport(outcome["num_iterations"], outcome["converged"], tuple(outcome["energy"]), self.filters)
         timings = {"build": self._build_seconds, "steps": time.perf_counter() - started}
@@ -193,7 +193,7 @@ class CpuKernels:
         except MemoryError as error:
             raise _out_of_memory(logits.shape) from error
         with _engine_errors(self._engine, logits.shape):
-            biases = self._built.forward(logits, _model_argument(plain, part), out, record)
+            biases = self._built.forward(logits, model_argument(plain, part), out, record)
         return Tape(out, record, spec, volume_biases=np.array(biases) if biases else None, volume_part=part)
 
     def backward(
@@ -204,7 +204,7 @@ class CpuKernels:
         by_logits = np.empty_like(logits)
         by_image = np.zeros(self.image_shape, self.dtype) if wants_image else None
         spec = self._checked(tape.spec)
-        model = _model_argument(spec, tape.volume_part)
+        model = model_argument(spec, tape.volume_part)
         biases = [] if tape.volume_biases is None else tape.volume_biases.tolist()
         with _engine_errors(self._engine, logits.shape):
             sums = self._built.backward(logits, tape.record, biases, gradient, model, wants_theta, by_logits, by_image)
@@ -252,7 +252,7 @@ def _kernel_arguments(spec: KernelSetSpec, spacing: Sequence[float]) -> tuple[An
     return list(spec.distances(spacing)), bilateral, gamma, spec.normalization, spec.filter
 
 
-def _model_argument(spec: MeanFieldSpec, part: Bool | None) -> tuple[Any, ...]:
+def model_argument(spec: MeanFieldSpec, part: Bool | None = None) -> tuple[Any, ...]:
     """Return the settings of a run that the C++ engine takes, forward and backward."""
     model = (spec.weights.tolist(), [] if spec.is_potts else _floats(spec.compatibility), spec.is_potts, spec.temperature)
     return *model, [] if spec.bias is None else _floats(spec.bias), (spec.volume_slack, part)

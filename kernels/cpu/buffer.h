@@ -2,41 +2,21 @@
 // small pages, page faults and TLB misses dominate the time of first touches and gathers.
 #pragma once
 
-#include <cstddef>
-#include <cstdint>
-#include <cstdlib>
-#include <memory>
-#include <new>
-#include <type_traits>
-#include <vector>
+#include "cpu/common.h"
 
 #if defined(__linux__)
 #include <malloc.h>
 #include <sys/mman.h>
-#elif defined(_WIN32)
-#include <malloc.h>
 #endif
 
 namespace crf {
 
 inline constexpr size_t kHugePage = size_t{1} << 21;
 
-// Windows has no std::aligned_alloc, and what its own function gives is freed by another.
 inline void* allocate_aligned(size_t alignment, size_t bytes) {
-#if defined(_WIN32)
-    void* memory = _aligned_malloc(bytes, alignment);
-#else
     void* memory = std::aligned_alloc(alignment, bytes);
-#endif
     if (!memory) throw std::bad_alloc();
     return memory;
-}
-inline void free_aligned(void* memory) {
-#if defined(_WIN32)
-    _aligned_free(memory);
-#else
-    std::free(memory);
-#endif
 }
 
 // A block that starts at a huge page, of a whole number of them; the first `in_huge_pages` bytes are asked for in huge pages. On Linux it
@@ -60,7 +40,7 @@ inline void free_large(void* block, [[maybe_unused]] size_t bytes) {
 #if defined(__linux__)
     munmap(block, bytes);
 #else
-    free_aligned(block);
+    std::free(block);
 #endif
 }
 
@@ -79,8 +59,7 @@ class BlockCache {
     BlockCache(const BlockCache&) = delete;
     BlockCache& operator=(const BlockCache&) = delete;
 
-    // `bytes`: the requested size; becomes the size of the block. A last huge page that would be used in part is left in small pages, of
-    // which only those that are touched take memory.
+    // `bytes`: the requested size; becomes the size of the block. A last huge page that would be used in part is left in small pages.
     static void* take(size_t& bytes) {
         constexpr size_t kLine = 64;
         bytes = (bytes + kLine) / kLine * kLine;
@@ -96,7 +75,7 @@ class BlockCache {
 
     static void give(void* block, size_t bytes) {
         if (bytes < kSmallest) {
-            free_aligned(block);
+            std::free(block);
         } else if (current()) {
             current()->idle_.push_back({block, bytes});
         } else {
@@ -172,20 +151,16 @@ struct Buffer {
 // Memory that filters use in turn: the next one overwrites the contents.
 class Workspace {
    public:
-    float* floats(int64_t count) { return values<float>(count); }
-
-    template <class T>
-    T* values(int64_t count) {
-        const int64_t bytes = count * static_cast<int64_t>(sizeof(T));
-        if (memory_.size < bytes) {
-            memory_ = Buffer<std::byte>();  // freed before more is allocated
-            memory_ = Buffer<std::byte>(bytes);
+    float* floats(int64_t count) {
+        if (memory_.size < count) {
+            memory_ = Buffer<float>();  // freed before more is allocated
+            memory_ = Buffer<float>(count);
         }
-        return reinterpret_cast<T*>(memory_.get());
+        return memory_.get();
     }
 
    private:
-    Buffer<std::byte> memory_;
+    Buffer<float> memory_;
 };
 
 }  // namespace crf

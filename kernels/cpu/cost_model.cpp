@@ -1,10 +1,6 @@
-#include "cpu/cost_model.h"
 
-#include <algorithm>
-#include <cmath>
-#include <limits>
 
-#include "cpu/features.h"
+#include "cpu/filter.h"
 #include "cpu/grid.h"
 #include "cpu/lattice_build.h"
 #include "cpu/window.h"
@@ -13,9 +9,8 @@ namespace crf {
 
 namespace {
 
-// Nanoseconds on one core of an AMD EPYC 9005 (Zen 5, AVX-512), from the profiles of the workloads in docs/reference/benchmarks.md. Only
-// their ratios matter, and those differ little between processors. The exact sum is the exception: a pair takes 0.2 with AVX-512
-// and over 3 without, so its price lies in between.
+// Nanoseconds on one core of an AMD EPYC 9005 (AVX-512). Only their ratios matter, which differ little between processors; but a pair of
+// the exact sum takes 0.2 with AVX-512 and over 3 without, so its price lies in between.
 constexpr double kExactPair = 0.35, kExactPairFeature = 0.07;
 constexpr double kTruncatedPair = 0.04, kTruncatedPairModality = 0.035, kTruncatedPairChannel = 0.03;
 constexpr double kGridVoxel[] = {6.0, 14.0}, kGridCell = 4.0;
@@ -65,14 +60,14 @@ double lattice_cost(const Work& work, double vertices) {
     });
 }
 
-std::string cheapest(const BilateralInput& input, int num_channels, int num_filterings, bool may_be_grid) {
+std::string cheapest(const BilateralInput& input, int num_channels, int num_filterings) {
     const Work work{static_cast<double>(input.voxels->num_voxels), num_features(input), static_cast<int>(input.intensity.size()),
                     num_channels, num_filterings};
     const auto noticed = [](double cost) { return std::max(cost, kUnnoticed); };
     const double exact = noticed(exact_cost(work));
     const double truncated = noticed(truncated_cost(work, num_window_pairs(input)));
     const GridSize size = grid_size(input);
-    const double grid = may_be_grid && fits_grid(input, size) ? noticed(grid_cost(work, size)) : std::numeric_limits<double>::infinity();
+    const double grid = fits_grid(input, size) ? noticed(grid_cost(work, size)) : std::numeric_limits<double>::infinity();
     const double direct = std::min({exact, truncated, grid});
     // Estimating the number of a lattice's vertices takes time, so it is done only if it can change the choice, between almost no
     // vertices and separate ones for every simplex.
@@ -88,14 +83,13 @@ std::string cheapest(const BilateralInput& input, int num_channels, int num_filt
 
 }  // namespace
 
-std::string choose_filter(const std::string& requested, const BilateralInput& input, int num_channels, int num_filterings,
-                          bool may_be_grid) {
-    return requested == "auto" ? cheapest(input, num_channels, num_filterings, may_be_grid) : requested;
+std::string choose_filter(const std::string& requested, const BilateralInput& input, int num_channels, int num_filterings) {
+    return requested == "auto" ? cheapest(input, num_channels, num_filterings) : requested;
 }
 
 std::unique_ptr<Filter> make_bilateral_filter(const std::string& requested, const BilateralInput& input, int num_channels,
                                               int num_filterings, ThreadPool& pool) {
-    const std::string chosen = choose_filter(requested, input, num_channels, num_filterings, true);
+    const std::string chosen = choose_filter(requested, input, num_channels, num_filterings);
     if (chosen == "exact") return make_exact_filter(input, pool);
     if (chosen == "truncated") return make_truncated_filter(input, pool);
     if (chosen == "grid") return make_grid_filter(input, grid_size(input), pool);

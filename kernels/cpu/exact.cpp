@@ -1,7 +1,6 @@
 // The bilateral kernel summed over all pairs of voxels: O(N^2), exact to single precision.
-#include <algorithm>
 
-#include "cpu/features.h"
+#include "cpu/filter.h"
 #include "cpu/simd.h"
 
 namespace crf {

@@ -1,20 +1,13 @@
-#include "cpu/features.h"
+#include "cpu/filter.h"
 
-#include <algorithm>
-#include <cmath>
-#include <cstdlib>
-#include <limits>
-#include <utility>
-
-#include "cpu/printed.h"
 #include "cpu/simd.h"
 
 namespace crf {
 
-BilateralInput::BilateralInput(const Voxels& voxels_in, std::vector<double> alpha, std::vector<double> beta,
+BilateralInput::BilateralInput(const Voxels& voxels_in, std::vector<double> theta, std::vector<double> beta,
                                std::vector<const float*> intensity_in, ThreadPool& pool, const FeatureOrigin* origin)
     : voxels(&voxels_in),
-      theta_alpha(std::move(alpha)),
+      theta_position(std::move(theta)),
       theta_beta(std::move(beta)),
       intensity(std::move(intensity_in)),
       lowest(intensity.size()),
@@ -24,25 +17,9 @@ BilateralInput::BilateralInput(const Voxels& voxels_in, std::vector<double> alph
     for (size_t m = 0; m < intensity.size(); ++m) {
         pool.run(num_blocks, [&](int64_t block, int) {
             const int64_t begin = block * kVoxelBlock, end = std::min(begin + kVoxelBlock, voxels->num_voxels);
-            vfloat least = splat_lanes(std::numeric_limits<float>::infinity()), most = -least, poison{};
-            voxels->for_pieces(begin, end, [&](int64_t, int64_t grid, int64_t, int64_t length) {
-                const float* values = intensity[m] + grid;
-                for (int64_t i = 0; i < length; i += kLanes) {
-                    const int64_t count = std::min<int64_t>(kLanes, length - i);
-                    const vint valid = first_lanes(static_cast<int>(count));
-                    const vfloat v = load_some(values + i, count);
-                    poison += v * 0.0f;  // NaN from now on once a value is NaN or infinite
-                    least = select(valid & (v < least), v, least);
-                    most = select(valid & (v > most), v, most);
-                }
-            });
-            low[block] = least[0];
-            high[block] = most[0];
-            for (int lane = 1; lane < kLanes; ++lane) {
-                low[block] = std::min(low[block], least[lane]);
-                high[block] = std::max(high[block], most[lane]);
-            }
-            if (!(sum_lanes(poison) == 0.0f)) low[block] = std::numeric_limits<float>::quiet_NaN();
+            LaneRange range;
+            voxels->for_pieces(begin, end, [&](int64_t, int64_t grid, int64_t, int64_t length) { range.add(intensity[m] + grid, length); });
+            std::tie(low[block], high[block]) = range.ends();
         });
         lowest[m] = *std::min_element(low.begin(), low.end());
         highest[m] = *std::max_element(high.begin(), high.end());
@@ -61,8 +38,8 @@ BilateralInput::BilateralInput(const Voxels& voxels_in, std::vector<double> alph
 void BilateralInput::check_span() const {
     for (int a = 0; a < voxels->num_axes; ++a) {
         const int64_t farthest = std::max(std::abs(first[a]), std::abs(first[a] + voxels->box_shape[a]));
-        if (static_cast<double>(farthest) * voxels->spacing[a] / theta_alpha[a] > kLargestFeature)
-            throw CapacityError("theta_alpha " + printed(theta_alpha[a]) + " is less than a millionth of the volume's extent, " +
+        if (in_bandwidths(a, farthest) > kLargestFeature)
+            throw CapacityError("theta_alpha " + printed(theta_position[a]) + " is less than a millionth of the volume's extent, " +
                                 std::to_string(voxels->box_shape[a]) + " voxels " + printed(voxels->spacing[a]) +
                                 " apart; use a larger bandwidth, and check the spacing");
     }
@@ -86,7 +63,7 @@ void piece_features(const BilateralInput& input, int64_t grid, const int32_t* co
         for (int64_t i = 0; i < length; ++i) features[m * stride + i] = (intensity[grid + i] - zero) * scale;
     }
     for (int a = 0; a < num_axes; ++a) {
-        const double scale = voxels.spacing[a] / input.theta_alpha[a];
+        const double scale = voxels.spacing[a] / input.theta_position[a];
         float* row = features + (num_modalities + voxels.feature[a]) * stride;
         if (a < num_axes - 1) {
             std::fill(row, row + length, static_cast<float>((input.first[a] + coordinate[a]) * scale));

@@ -1,13 +1,7 @@
 // The interface of all filters: a symmetric kernel applied to values at the compact voxels.
 #pragma once
 
-#include <cstdint>
-#include <memory>
-#include <string>
-#include <vector>
-
 #include "cpu/buffer.h"
-#include "cpu/errors.h"
 #include "cpu/thread_pool.h"
 #include "cpu/voxels.h"
 
@@ -30,15 +24,9 @@ class Filter {
     const uint8_t* senders = nullptr;
 
     // sum[c][n] += channel_weight[c] * post[n] * sum_m K(n, m) * pre[m] * values[c][m]
-    //
     // values, sum: num_channels arrays of num_voxels numbers. pre, post: num_voxels numbers, or nullptr for all ones.
     virtual void accumulate(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight,
                             float* sum, Workspace& workspace) = 0;
-
-    // The same, except that what is in `sum` is overwritten: that saves clearing it. Only if the filter can.
-    virtual bool can_overwrite() const { return false; }
-    virtual void overwrite(const float* /*values*/, int /*num_channels*/, const float* /*pre*/, const float* /*post*/,
-                           const float* /*channel_weight*/, float* /*sum*/, Workspace&) {}
 
     // `accumulate` with K transposed: a different operator only where the kernel is not exactly symmetric, as the lattice's.
     virtual void accumulate_transposed(const float* values, int num_channels, const float* pre, const float* post,
@@ -52,15 +40,9 @@ class Filter {
     // `symmetric`, else scale[n] = (K 1)^-1 (and `ones` is nullptr). False: it cannot.
     virtual bool normalize(bool /*symmetric*/, float* /*scale*/, float* /*ones*/) { return false; }
 
-    // From now on applies the normalization that `normalize` computed by itself, to what is received and if `to_sent` to what is sent, so
-    // that its array can be freed: `pre` and `post` are nullptr then. False: it cannot.
-    virtual bool apply_normalization(bool /*to_sent*/) { return false; }
-
-    // Moments of the kernel between u and v, if a filter has a faster or more accurate way than filtering products with the features x
-    // (moments.h): squared[f] += theta_f times the derivative of sum_c <u_c, K v_c> with respect to theta_f, which for a Gaussian is
-    // sum_c sum_nm u[c][n] K(n, m) v[c][m] (x_f(n) - x_f(m))^2, intensities first, box axes last, and if `pull` is given,
-    // pull[f][n] += sum_c sum_m K(n, m) (u[c][n] v[c][m] + v[c][n] u[c][m]) (x_f(n) - x_f(m)) for the intensities. False: it has no such
-    // way.
+    // Moments of the kernel (moments.h), if a filter has a better way than filtering products with the features x; false: it has none.
+    // squared[f] += theta_f d/dtheta_f sum_c <u_c, K v_c>, intensities first, box axes last; and for the intensities, unless `pull` is
+    // nullptr, pull[f][n] += sum_c sum_m K(n, m) (u[c][n] v[c][m] + v[c][n] u[c][m]) (x_f(n) - x_f(m)).
     virtual bool second_moments(const float* /*u*/, const float* /*v*/, int /*num_channels*/, double* /*squared*/, float* /*pull*/,
                                 Workspace&) {
         return false;
@@ -86,8 +68,7 @@ class Filter {
     virtual std::string description() const = 0;
 };
 
-// The point that features count from. Kernels depend only on differences of features, but the points of a lattice and the cells of a grid
-// do not: parts of a volume that share an origin share those.
+// The point that features count from: parts of a volume that share an origin share the points of a lattice and the cells of a grid.
 struct FeatureOrigin {
     std::vector<int64_t> position;  // a voxel, one index per grid axis; may lie outside the grid
     std::vector<double> intensity;  // one per modality
@@ -96,7 +77,7 @@ struct FeatureOrigin {
 // The bilateral kernel's inputs, not divided by bandwidths.
 struct BilateralInput {
     const Voxels* voxels = nullptr;
-    std::vector<double> theta_alpha;      // mm, one per box axis
+    std::vector<double> theta_position;   // mm, one per box axis
     std::vector<double> theta_beta;       // one per modality
     std::vector<const float*> intensity;  // whole grid, one array per modality
     std::vector<float> lowest, highest;   // of each modality, inside the mask
@@ -108,12 +89,26 @@ struct BilateralInput {
 
     // Computes the ranges of the intensities. Throws InputError if one is not finite, CapacityError if one
     // spans too many bandwidths. origin: nullptr for the box's first voxel and the lowest intensities.
-    BilateralInput(const Voxels& voxels, std::vector<double> theta_alpha, std::vector<double> theta_beta,
+    BilateralInput(const Voxels& voxels, std::vector<double> theta_position, std::vector<double> theta_beta,
                    std::vector<const float*> intensity, ThreadPool& pool, const FeatureOrigin* origin = nullptr);
+
+    // So many voxels along an axis, in bandwidths.
+    double in_bandwidths(int axis, int64_t num_voxels) const { return num_voxels * voxels->spacing[axis] / theta_position[axis]; }
+    // The standard deviation along an axis, in voxels.
+    double sigma(int axis) const { return theta_position[axis] / voxels->spacing[axis]; }
 
    private:
     void check_span() const;
 };
+
+// Features of `count` compact voxels from `first` on, as num_modalities + num_axes arrays of `stride` floats, from the feature origin on:
+// by default the box's corner and the lowest intensities, so that large offsets cost no precision.
+void gather_features(const BilateralInput& input, int64_t first, int64_t count, float* features, int64_t stride);
+
+// The same for `length` voxels that follow one another in a row, from a place in the whole grid and coordinates in the box.
+void piece_features(const BilateralInput& input, int64_t grid, const int32_t* coordinate, int64_t length, float* features, int64_t stride);
+
+inline int num_features(const BilateralInput& input) { return static_cast<int>(input.intensity.size()) + input.voxels->num_axes; }
 
 std::unique_ptr<Filter> make_exact_filter(const BilateralInput& input, ThreadPool& pool);
 std::unique_ptr<Filter> make_truncated_filter(const BilateralInput& input, ThreadPool& pool);
@@ -121,5 +116,29 @@ std::unique_ptr<Filter> make_lattice_filter(const BilateralInput& input, ThreadP
 // exact: on all rows, even where the kernel is wide (spatial_halved.h). origin: nullptr for the box's first voxel.
 std::unique_ptr<Filter> make_spatial_filter(const Voxels& voxels, const std::vector<double>& theta_gamma, bool exact,
                                             const FeatureOrigin* origin, ThreadPool& pool);
+
+// Resolves "auto": the filter with the smallest estimated time, or a more accurate one that is hardly slower. Any other name is returned
+// unchanged. num_filterings: number of filterings of `num_channels` channels, besides the normalization's two of one channel.
+std::string choose_filter(const std::string& requested, const BilateralInput& input, int num_channels, int num_filterings);
+
+// requested: "auto", "exact", "truncated", "grid" or "lattice".
+std::unique_ptr<Filter> make_bilateral_filter(const std::string& requested, const BilateralInput& input, int num_channels,
+                                              int num_filterings, ThreadPool& pool);
+
+enum class Normalization { kSymmetric, kAfter, kNone };  // kNone: of messages alone, not of a mean field
+
+// A filter with its normalization.
+struct Kernel {
+    std::unique_ptr<Filter> filter;
+    Buffer<float> scale;       // (voxel) factor of the normalization, empty = ones
+    bool scales_sent = false;  // whether it scales the sent values too, not only the received ones
+    Buffer<float> ones;        // (voxel) the normalized message of all ones, empty = ones once `find_ones` has been called
+};
+
+// Computes the `scale` of a kernel that has its filter, and `ones` if that takes no other filtering.
+void normalize_kernel(Kernel& kernel, const Voxels& voxels, Normalization normalization, ThreadPool& pool, Workspace& workspace);
+
+// Computes `ones` of a normalized kernel unless it is known. Not all users of a kernel need it.
+void find_ones(Kernel& kernel, int64_t num_voxels, ThreadPool& pool, Workspace& workspace);
 
 }  // namespace crf

@@ -1,12 +1,7 @@
 // The bilateral kernel on a dense grid over position and intensity, for one or two modalities (Paris & Durand 2006's bilateral grid, with
 // cubic B-splines in place of box cells; docs/reference/math.md).
-//
-// Voxels lie on a regular grid, so the spatial part of splatting and slicing is separable: a row of voxels is splatted into cells along
-// x and intensity only, rows are then added into planes, planes into the grid. A voxel costs 4 (or 16) short vectors whatever the
-// number of axes, and the spline makes the kernel several times more accurate than a lattice with linear cells.
-#include <algorithm>
-#include <array>
-#include <cmath>
+// Splatting and slicing are separable in space: a row of voxels is splatted into cells along x and intensity only, rows are then added
+// into planes, planes into the grid. A voxel costs 4 (or 16) short vectors whatever the number of axes.
 
 #include "cpu/grid.h"
 #include "cpu/grid_bands.h"
@@ -87,7 +82,7 @@ class GridFilter final : public Filter {
         std::array<std::vector<Place>, kMaxAxes> axis;
         for (int a = 0; a < voxels.num_axes; ++a) {
             for (int64_t i = 0; i < voxels.box_shape[a]; ++i) {
-                const double u = (input.first[a] + i) * voxels.spacing[a] / input.theta_alpha[a], cell = std::floor(u);
+                const double u = input.in_bandwidths(a, input.first[a] + i), cell = std::floor(u);
                 axis[a].push_back({static_cast<int64_t>(cell) - size.first_cell[a], spline_weights(static_cast<float>(u - cell))});
             }
         }
@@ -287,8 +282,7 @@ class GridFilter final : public Filter {
     // What is held of a band if so much is held of its rows: all, unless the band is one row.
     Stretch of_band(const Stretch& row) const { return level_[last()] == band_size_ ? row : Stretch{0, band_size_}; }
 
-    // The three-tap filter along every axis of the grid, in place: first all inner axes of each plane, while it is in the cache. What stays
-    // zero is left out.
+    // The three-tap filter along every axis of the grid, in place: first the inner axes of each plane. What stays zero is left out.
     void blur() {
         if (voxels_.num_axes == 1) return blur_inside(grid_, level_[0], {0, level_[0]}, scratch_[0].get());
         std::vector<Stretch> wider(occupied_.size());  // within planes
@@ -369,6 +363,42 @@ class GridFilter final : public Filter {
 };
 
 }  // namespace
+
+namespace {
+
+// A grid with far more cells than voxels is a mistake: at most this many cells, or this many per voxel, and 8 GB.
+constexpr double kGenerousGrid = 1e7, kGenerousGridAVoxel = 200, kLargestGrid = 2e9;
+
+}  // namespace
+
+GridSize grid_size(const BilateralInput& input) {
+    const Voxels& voxels = *input.voxels;
+    GridSize size;
+    double cells = 1;
+    for (int a = 0; a < voxels.num_axes; ++a) {
+        const double begin = std::floor(input.in_bandwidths(a, input.first[a]));
+        const double extent = input.in_bandwidths(a, input.first[a] + voxels.box_shape[a] - 1) - begin;
+        size.first_cell[a] = static_cast<int64_t>(begin);
+        size.cells[a] = static_cast<int64_t>(extent) + kSpan;
+        cells *= extent + kSpan;
+    }
+    for (size_t m = 0; m < input.intensity.size() && m < 2; ++m) {
+        // In single precision, like the voxels' own cells: none of them is before the first.
+        const float begin = std::floor((input.lowest[m] - input.zero[m]) * static_cast<float>(1.0 / input.theta_beta[m]));
+        const double extent = (static_cast<double>(input.highest[m]) - input.zero[m]) / input.theta_beta[m] - static_cast<double>(begin);
+        size.first_bin[m] = static_cast<int32_t>(begin);
+        // One more than the span: rounding in single precision may put the highest intensity into the next cell.
+        size.bins[m] = static_cast<int64_t>(extent) + kSpan + 1;
+        cells *= extent + kSpan + 1;
+    }
+    size.num_cells = cells;
+    return size;
+}
+
+bool fits_grid(const BilateralInput& input, const GridSize& size) {
+    const double most = std::max(kGenerousGrid, kGenerousGridAVoxel * static_cast<double>(input.voxels->num_voxels));
+    return !input.intensity.empty() && input.intensity.size() <= 2 && size.num_cells <= std::min(kLargestGrid, most);
+}
 
 std::unique_ptr<Filter> make_grid_filter(const BilateralInput& input, const GridSize& size, ThreadPool& pool) {
     if (input.intensity.empty() || input.intensity.size() > 2)

@@ -1,19 +1,48 @@
 // Rows of cells of the bilateral grid, of which only stretches hold numbers: added up, blended and filtered across each other.
 #pragma once
 
-#include <algorithm>
-
-#include "cpu/grid_blur.h"
 #include "cpu/simd.h"
-#include "cpu/stretch.h"
-#include "cpu/with_constant.h"
+#include "cpu/voxels.h"
+#include "grid_math.h"
 
 namespace crf {
 
+// The three-tap filter of the bilateral grid, along one axis at a time and in place.
+
+constexpr float kCenter = static_cast<float>(kCenterTap), kSide = static_cast<float>(kSideTap);
+
+// Along consecutive rows of `length` floats, `width` of which lie side by side in a cell. The scratch holds a row and two cells more.
+inline void blur_contiguous(float* rows, int64_t num_rows, int64_t length, int64_t width, float* scratch) {
+    std::fill(scratch, scratch + width, 0.0f);
+    std::fill(scratch + width + length, scratch + length + 2 * width, 0.0f);
+    for (float* row = rows; row < rows + num_rows * length; row += length) {
+        std::copy(row, row + length, scratch + width);
+        for (int64_t i = 0; i < length; ++i) row[i] = kCenter * scratch[i + width] + kSide * (scratch[i] + scratch[i + 2 * width]);
+    }
+}
+
+// One row of `width` floats, with the previous row, unfiltered, in the scratch, which then holds this one; next: nullptr after the last.
+inline void blur_row(float* row, const float* next, int64_t width, float* scratch) {
+    if (next) {
+        for (int64_t i = 0; i < width; ++i) {
+            const float own = row[i];
+            row[i] = kCenter * own + kSide * (scratch[i] + next[i]);
+            scratch[i] = own;
+        }
+    } else {
+        for (int64_t i = 0; i < width; ++i) row[i] = kCenter * row[i] + kSide * scratch[i];
+    }
+}
+
+// Across `count` consecutive rows of `length` floats.
+inline void blur_strided(float* rows, int64_t count, int64_t length, float* scratch) {
+    std::fill(scratch, scratch + length, 0.0f);
+    for (int64_t r = 0; r < count; ++r, rows += length) blur_row(rows, r + 1 < count ? rows + length : nullptr, length, scratch);
+}
+
 inline int64_t whole_vectors(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
 
-// Writes zeros such that the array holds numbers in `wanted`, too. Stretches here are of floats, in whole vectors: those that hold numbers;
-// the others are zeros that are not written.
+// Writes zeros such that the array holds numbers in `wanted`, too. Stretches hold numbers; other places are zeros that are not written.
 inline void cover(float* array, Stretch& held, const Stretch& wanted) {
     if (held.is_empty()) held = {wanted.begin, wanted.begin};
     for (const Stretch& missing : {Stretch{wanted.begin, held.begin}, Stretch{held.end, wanted.end}})
@@ -59,8 +88,7 @@ void add_rows(const RowGroup& group, float* to, int64_t stride) {
     }
 }
 
-// Adds the rows, times their weights, to the four rows that are `stride` apart, and empties the group. The four rows hold numbers wherever
-// one of the group does.
+// Adds the rows, times their weights, to four rows that are `stride` apart and hold numbers wherever one of the group does; empties it.
 inline void add_group(RowGroup& group, float* to, int64_t stride) {
     for (int n = 0; n < group.count; ++n) cover(group.row[n], group.held[n], group.all);
     if (group.count > 0) with_constant<1, 2, 3, RowGroup::kGroup>(group.count, [&](auto count) { add_rows<count()>(group, to, stride); });

@@ -1,20 +1,13 @@
-// The voxels of a row and the cells of the bilateral grid that they touch along the last axis and in intensity: splatted into a row of
-// cells, and sliced from one.
+// The voxels of a row and the cells of the bilateral grid that they touch: splatted into a row of cells, and sliced from one.
 #pragma once
-
-#include <cmath>
-#include <cstring>
-#include <vector>
 
 #include "cpu/grid.h"
 #include "cpu/grid_bands.h"
-#include "cpu/grid_quads.h"
 #include "cpu/grid_rows.h"
 
 namespace crf {
 
-// The voxels of a row are splatted in so many stretches, one voxel of each in turn: neighboring voxels touch overlapping cells, and a load
-// that partly overlaps a recent store would wait for it.
+// Stretches of a row, of which one voxel each is splatted in turn: a load that partly overlaps a recent store would wait for it.
 constexpr int64_t kStretches = 8;
 
 // What voxels send, over `pre` if that is given; or the products with up to GridVoxels::kColumns columns, side by side in every cell.

@@ -2,11 +2,6 @@
 // pass.
 #pragma once
 
-#include <algorithm>
-#include <optional>
-#include <string>
-#include <vector>
-
 #include "cpu/mean_field_backward.h"
 
 namespace crf {
@@ -16,13 +11,13 @@ Normalization parse_normalization(const std::string& name);
 // Selects the box's axes from one value per grid axis.
 std::vector<double> on_box_axes(const Voxels& voxels, const std::vector<double>& per_grid_axis);
 
-// The model of a case, without weights and compatibility. Bandwidths and spacing have one value per grid axis.
+// Bandwidths of position, in mm along each axis of the grid, and of each modality's intensity: of each bilateral kernel.
+using Bandwidths = std::vector<std::pair<std::vector<double>, std::vector<double>>>;
+
+// The model of a case, without weights and compatibility.
 struct KernelSpecs {
-    struct Bilateral {
-        std::vector<double> theta_alpha, theta_beta;
-    };
-    std::vector<Bilateral> bilateral;
-    std::vector<double> theta_gamma;  // empty: no spatial kernel
+    Bandwidths bilateral;
+    std::vector<double> theta_gamma;  // one per grid axis; empty: no spatial kernel
     Normalization normalization = Normalization::kSymmetric;
     std::optional<FeatureOrigin> origin;  // none: the mask's own
     std::string filter;                   // of the bilateral kernels
@@ -42,11 +37,6 @@ struct KernelSet {
     // Whether a filter reads the image when it filters.
     bool keeps_image() const {
         return std::any_of(kernels.begin(), kernels.end(), [](const Kernel& kernel) { return kernel.filter->keeps_image(); });
-    }
-
-    // For the backward pass; the mean field finds what it needs by itself.
-    void find_ones(ThreadPool& pool, Workspace& workspace) {
-        for (Kernel& kernel : kernels) crf::find_ones(kernel, voxels.num_voxels, pool, workspace);
     }
 
     KernelSet(const Voxels& voxels, const std::vector<const float*>& image, const KernelSpecs& specs, ThreadPool& pool,

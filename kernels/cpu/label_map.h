@@ -1,9 +1,6 @@
 // Per-voxel functions of a whole grid: the largest label, the softmax, and the range of an array.
 #pragma once
 
-#include <cstdint>
-#include <vector>
-
 #include "cpu/thread_pool.h"
 
 namespace crf {

@@ -1,14 +1,9 @@
 // Vectors of many lanes that the compiler keeps in registers.
-//
-// clang splits vectors wider than the registers well. gcc 12 keeps them in memory, and computes comparisons, choices, shuffles and numbers
-// for all lanes lane by lane; it is given structures of registers, with the same operations. They are halves of halves, because gcc keeps
-// the members of a structure in registers, and the elements of an array often not.
+// gcc 12 keeps vectors wider than the registers in memory, and computes them lane by lane; it is given structures of registers, halves of
+// halves, because it keeps the members of a structure in registers, and the elements of an array often not.
 #pragma once
 
-#include <cstddef>
-#include <cstring>
-#include <type_traits>
-#include <utility>
+#include "cpu/common.h"
 
 namespace crf {
 
@@ -174,9 +169,8 @@ inline Register shuffle_registers(Register low, Register high, Place, std::integ
 #endif
 }
 
-// One register of a shuffle of all lanes of a and b, from lane `First` of the result on: what lies in the registers from `Source` on is put
-// between what is there. The lanes of the first register are not in their places until a second one comes, because one instruction
-// takes the lanes of two.
+// One register of a shuffle of all lanes of a and b, from lane `First` of the result on, from the registers from `Source` on. The lanes of
+// the first register are not in their places until a second one comes, because one instruction takes the lanes of two.
 template <class Pick, int First, int Source, bool kInPlace, class Register, class V>
 inline Register pick_register(Register found, V a, V b) {
     constexpr int kCount = sizeof(Register) / sizeof(found[0]), kSources = 2 * sizeof(V) / sizeof(Register);

@@ -1,17 +1,85 @@
 // Filtering on the permutohedral lattice: splat into tiles, sum the tiles' shares, blur along every direction, slice.
-#include <algorithm>
-#include <cmath>
-#include <cstring>
 
-#include "cpu/lattice_lists.h"
-#include "cpu/lattice_rows.h"
-#include "cpu/printed.h"
+#include "cpu/lattice_build.h"
 #include "cpu/simd.h"
-#include "cpu/with_constant.h"
 
 namespace crf {
 
 namespace {
+
+// Blurring rows along one direction: of two successive lists, the vertices that have the other as neighbor correspond in their order
+// (Lattice::Chains), so that memory is read from list to list, without an index per vertex.
+
+// Rows of scratch for blur_lists; vertices are listed by eight.
+constexpr int64_t kListPadding = kLanes;
+inline int64_t blur_scratch(const Lattice& lattice) { return 4 * (lattice.longest_list + kListPadding); }
+
+// Up to 25 bits from a vertex's on, the lowest first.
+inline uint32_t bits_from(const uint8_t* bits, int64_t vertex) {
+    uint32_t word;
+    std::memcpy(&word, bits + (vertex >> 3), sizeof word);
+    return word >> (vertex & 7);
+}
+
+// For each set of eight, a bit each: which are in it, one after another.
+struct SetsOfEight {
+    alignas(32) int32_t members[256][8]{};
+
+    constexpr SetsOfEight() {
+        for (int set = 0; set < 256; ++set)
+            for (int i = 0, count = 0; i < 8; ++i)
+                if (set >> i & 1) members[set][count++] = i;
+    }
+};
+inline constexpr SetsOfEight kSetsOfEight{};
+
+// The vertices of [first, end) whose bits are set, as numbers from `first` on; returns how many. Up to eight more are written.
+inline int64_t list_marked(const uint8_t* bits, int64_t first, int64_t end, uint32_t* marked) {
+    typedef LanesOfSize<int32_t, 32> Eight;
+    uint32_t* to = marked;
+    for (int64_t v = first; v < end; v += 8) {
+        const uint32_t present = (1u << std::min<int64_t>(8, end - v)) - 1, set = bits_from(bits, v) & present;
+        store_lanes(to, load_lanes<Eight>(kSetsOfEight.members[set]) + splat<Eight>(static_cast<int32_t>(v - first)));
+        to += std::popcount(set);
+    }
+    return to - marked;
+}
+
+// Blurs the chains of lists of one piece of a direction in place.
+template <class Row>
+void blur_lists(const Lattice& lattice, const Lattice::Chains& chains, int64_t piece, Row* scratch, Row* rows) {
+    const int64_t longest = lattice.longest_list + kListPadding;
+    // What the vertices of a list receive, and those of the next one; which of them are neighbors.
+    Row *received = scratch, *next_received = scratch + longest;
+    auto* const own = reinterpret_cast<uint32_t*>(scratch + 2 * longest);
+    auto* const next = reinterpret_cast<uint32_t*>(scratch + 3 * longest);
+    const auto first_of = [&](uint32_t entry) { return &lattice.first_of_list[entry >> 1]; };
+    bool is_first = true;
+    for (int64_t i = chains.pieces[piece]; i < chains.pieces[piece + 1]; ++i) {
+        const uint32_t entry = chains.entries[i];
+        const int64_t begin = first_of(entry)[0], count = first_of(entry)[1] - begin;
+        Row* const at = rows + begin;
+        if (is_first) std::fill_n(received, count, Row{});
+        is_first = entry & 1;
+        if (!is_first) {
+            const int64_t next_begin = first_of(chains.entries[i + 1])[0], next_end = first_of(chains.entries[i + 1])[1];
+            const Row* const after = rows + next_begin;
+            const int64_t num_pairs = list_marked(chains.after.get(), begin, begin + count, own);
+            list_marked(chains.before.get(), next_begin, next_end, next);
+            std::fill_n(next_received, next_end - next_begin, Row{});
+            for (int64_t k = 0; k < num_pairs; ++k) {
+                received[own[k]] += after[next[k]];
+                next_received[next[k]] = at[own[k]];
+            }
+        }
+        // As floats, which are more at a time than those of a row.
+        constexpr int64_t kFloats = sizeof(Row) / sizeof(float);
+        float* const to = reinterpret_cast<float*>(at);
+        const float* const from = reinterpret_cast<const float*>(received);
+        for (int64_t f = 0; f < count * kFloats; ++f) to[f] += from[f] * 0.5f;
+        std::swap(received, next_received);
+    }
+}
 
 // One row of channels at a vertex or voxel.
 template <int C>
@@ -28,33 +96,28 @@ class LatticeFilter final : public Filter {
     LatticeFilter(const BilateralInput& input, ThreadPool& pool)
         : num_voxels_(input.voxels->num_voxels),
           pool_(pool),
-          lattice_(build_lattice(input, pool, true)),
+          lattice_(build_lattice(input, pool)),
           sent_rows_(Lattice::tile_voxels(lattice_.num_features) + kLanes) {
         scratch_.resize(pool.num_threads());
-        // With far more vertices than voxels, their rows use most of the memory, so fewer channels are filtered at a time; later if chains
-        // take less memory.
-        widest_ = lattice_.num_vertices > (lattice_.has_lists() ? 4 : 2) * num_voxels_ ? 2 : 4;
-        amplitude_ = static_cast<float>(lattice_.amplitude());
+        // With far more vertices than voxels, their rows use most of the memory, so fewer channels are filtered at a time.
+        widest_ = lattice_.num_vertices > 4 * num_voxels_ ? 2 : 4;
+        // With [1 2 1] / 4 along each direction the lattice conserves mass; this gives its kernel the mass of exp(-d^2 / 2), for one vertex
+        // in a volume of (D + 1)^(D - 1/2), if the blur is [1 2 1] / 2 and the weights of splatting and slicing are in 1 / 65535.
+        constexpr double pi = 3.14159265358979323846;
+        const int d = lattice_.num_features;
+        amplitude_ = static_cast<float>(std::sqrt(d + 1.0) * std::pow(4 * pi / 3, d / 2.0) * std::pow(0.5, d + 1) / (65535.0 * 65535.0));
     }
 
     void accumulate(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight, float* sum,
                     Workspace& workspace) override {
-        filter_groups(values, num_channels, pre, post, channel_weight, sum, workspace, {});
+        filter_groups(values, num_channels, pre, post, channel_weight, sum, workspace, false);
     }
 
-    bool can_overwrite() const override { return true; }
-
-    void overwrite(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight, float* sum,
-                   Workspace& workspace) override {
-        filter_groups(values, num_channels, pre, post, channel_weight, sum, workspace, {.overwrites = true});
-    }
-
-    // Splatting and slicing are each other's transpose; the blurs of two directions do not commute where vertices are missing, so their
-    // order is reversed.
+    // Splatting and slicing are each other's transpose; the blurs of two directions do not commute where vertices are missing.
     bool is_symmetric() const override { return false; }
     void accumulate_transposed(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight,
                                float* sum, Workspace& workspace) override {
-        filter_groups(values, num_channels, pre, post, channel_weight, sum, workspace, {.transposed = true});
+        filter_groups(values, num_channels, pre, post, channel_weight, sum, workspace, true);
     }
 
     // Rows of sixteen, four columns times four channels, are a cache line: they cost little more than rows of four. With more vertices than
@@ -63,15 +126,14 @@ class LatticeFilter final : public Filter {
 
     void cross_moments(const float* const* columns, int num_columns, const float* u, const float* v, int num_channels, double* cross,
                        Workspace& workspace) override {
-        using Wide = vfloat;
         const int64_t num_tiles = static_cast<int64_t>(lattice_.tiles.size());
-        auto* const rows = reinterpret_cast<Wide*>(workspace.floats(lattice_.num_slots * kLanes));
+        auto* const rows = reinterpret_cast<vfloat*>(workspace.floats(lattice_.num_slots * kLanes));
         std::vector<vfloat> of_tile(num_tiles);
         grow_scratch(kLanes);
         for (int c = 0; c < num_channels; c += 4) {
             const int group = std::min(4, num_channels - c);
             pool_.run(num_tiles, [&](int64_t t, int thread) {
-                Wide* const sent = reinterpret_cast<Wide*>(scratch_[thread].get());
+                vfloat* const sent = reinterpret_cast<vfloat*>(scratch_[thread].get());
                 load_products(lattice_.tiles[t], columns, num_columns, v + c * num_voxels_, group, sent);
                 splat_rows(lattice_.tiles[t], sent, sent + sent_rows_, rows);
             });
@@ -79,8 +141,8 @@ class LatticeFilter final : public Filter {
             blur(rows, false);
             return_shares(rows);
             pool_.run(num_tiles, [&](int64_t t, int thread) {
-                Wide* const received = reinterpret_cast<Wide*>(scratch_[thread].get());
-                Wide* const buffer = received + sent_rows_;
+                vfloat* const received = reinterpret_cast<vfloat*>(scratch_[thread].get());
+                vfloat* const buffer = received + sent_rows_;
                 load_vertices(lattice_.tiles[t], rows, buffer);
                 slice_rows(lattice_.tiles[t], buffer, received, [](int64_t, int64_t) { return true; });
                 // The tile's vertices are no longer needed: their memory serves the products with u.
@@ -95,29 +157,29 @@ class LatticeFilter final : public Filter {
         }
     }
 
-    std::string description() const override { return describe(lattice_, num_voxels_); }
+    std::string description() const override {
+        const double per_voxel = static_cast<double>(lattice_.num_vertices) / static_cast<double>(num_voxels_);
+        return "lattice (" + std::to_string(lattice_.num_vertices) + " vertices, " + printed(per_voxel, 2) + " per voxel)";
+    }
 
    private:
     static constexpr int64_t kSharedBlock = 4096;
     static constexpr int64_t kBatch = 16;  // voxels whose weights are converted at once
 
-    struct Mode {
-        bool transposed = false, overwrites = false;
-    };
-
     void filter_groups(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight, float* sum,
-                       Workspace& workspace, const Mode& mode) {
+                       Workspace& workspace, bool transposed) {
         for (int c = 0; c < num_channels; c += widest_) {
             const int group = std::min(num_channels - c, widest_);
             with_constant<1, 2, 4>(group, [&](auto width) {
-                filter<width()>(values + c * num_voxels_, group, pre, post, channel_weight + c, sum + c * num_voxels_, workspace, mode);
+                filter<width()>(values + c * num_voxels_, group, pre, post, channel_weight + c, sum + c * num_voxels_, workspace,
+                                transposed);
             });
         }
     }
 
     template <int C>
     void filter(const float* values, int group, const float* pre, const float* post, const float* channel_weight, float* sum,
-                Workspace& workspace, const Mode& mode) {
+                Workspace& workspace, bool transposed) {
         using Row = typename RowOf<C>::type;
         auto* const rows = reinterpret_cast<Row*>(workspace.floats(lattice_.num_slots * C));
         grow_scratch(C);
@@ -125,19 +187,18 @@ class LatticeFilter final : public Filter {
             splat<C>(lattice_.tiles[t], values, group, pre, reinterpret_cast<Row*>(scratch_[thread].get()), rows);
         });
         sum_shares(rows);
-        blur(rows, mode.transposed);
+        blur(rows, transposed);
         return_shares(rows);
         pool_.run(static_cast<int64_t>(lattice_.tiles.size()), [&](int64_t t, int thread) {
             auto* const scratch = reinterpret_cast<Row*>(scratch_[thread].get());
-            slice_<C>(lattice_.tiles[t], rows, group, post, channel_weight, scratch, sum, mode.overwrites);
+            slice_<C>(lattice_.tiles[t], rows, group, post, channel_weight, scratch, sum);
         });
     }
 
-    // Buffers for a tile's voxels and for its vertices, in rows of `width`; cross_moments reuses the latter for a tile's voxels. Blurring
-    // lists uses the same memory.
+    // Buffers for a tile's voxels and for its vertices, in rows of `width`, or for blurring; cross_moments needs two for voxels.
     void grow_scratch(int64_t width) {
         const int64_t of_tile = std::max(lattice_.largest_tile, sent_rows_) + sent_rows_;
-        const int64_t size = std::max(of_tile, lattice_.has_lists() ? blur_scratch(lattice_) : 0) * width;
+        const int64_t size = std::max(of_tile, blur_scratch(lattice_)) * width;
         for (auto& s : scratch_)
             if (s.size < size) s = Buffer<float>(size);
     }
@@ -167,29 +228,16 @@ class LatticeFilter final : public Filter {
         });
     }
 
-    // Direction by direction, the last one first if `transposed`; pieces of the local ones, which come first, stay in the cache for all of
-    // them.
+    // Direction by direction, the last one first if `transposed`.
     template <class Row>
     void blur(Row* rows, bool transposed) {
-        const int local = lattice_.num_local, all = static_cast<int>(lattice_.directions.size());
-        const auto blur_piece = [&](int direction, int64_t piece, int thread) {
-            const Lattice::Chains& chains = lattice_.directions[direction];
-            if (!lattice_.has_lists()) return blur_chains(chains, piece, rows);
-            blur_lists(lattice_, chains, piece, reinterpret_cast<Row*>(scratch_[thread].get()), rows);
-        };
-        const auto blur_local = [&] {
-            if (local == 0) return;
-            pool_.run(static_cast<int64_t>(lattice_.directions[0].pieces.size()) - 1, [&](int64_t piece, int thread) {
-                for (int i = 0; i < local; ++i) blur_piece(transposed ? local - 1 - i : i, piece, thread);
+        const int all = static_cast<int>(lattice_.directions.size());
+        for (int i = 0; i < all; ++i) {
+            const Lattice::Chains& chains = lattice_.directions[transposed ? all - 1 - i : i];
+            pool_.run(static_cast<int64_t>(chains.pieces.size()) - 1, [&](int64_t piece, int thread) {
+                blur_lists(lattice_, chains, piece, reinterpret_cast<Row*>(scratch_[thread].get()), rows);
             });
-        };
-        if (!transposed) blur_local();
-        for (int i = local; i < all; ++i) {
-            const int direction = transposed ? all - 1 - (i - local) : i;
-            pool_.run(static_cast<int64_t>(lattice_.directions[direction].pieces.size()) - 1,
-                      [&](int64_t piece, int thread) { blur_piece(direction, piece, thread); });
         }
-        if (transposed) blur_local();
     }
 
     // For the voxels of a tile, rows of all products of up to four columns and up to four channels: column after column.
@@ -198,7 +246,6 @@ class LatticeFilter final : public Filter {
         float* to = reinterpret_cast<float*>(rows);
         for (int64_t p = tile.first_piece; p < tile.first_piece + tile.num_pieces; ++p) {
             const Lattice::Piece& piece = lattice_.pieces[p];
-            fetch_ahead(p, values, group, columns[0]);
             for (int64_t n = piece.voxel, end = piece.voxel + piece.length; n < end; n += kLanes) {
                 const int64_t count = std::min<int64_t>(kLanes, end - n);
                 vfloat channel[4]{}, column[4]{};
@@ -215,19 +262,7 @@ class LatticeFilter final : public Filter {
         }
     }
 
-    // Prefetches the memory of a later piece: pieces are short and far apart, so the hardware cannot predict them.
-    void fetch_ahead(int64_t p, const float* channels, int num_channels, const float* scale) const {
-        constexpr int64_t kAhead = 12;
-        if (p + kAhead >= static_cast<int64_t>(lattice_.pieces.size())) return;
-        const Lattice::Piece& piece = lattice_.pieces[p + kAhead];
-        for (const int64_t voxel : {piece.voxel, piece.voxel + piece.length - 1}) {  // seldom on the same line
-            for (int c = 0; c < num_channels; ++c) __builtin_prefetch(channels + c * num_voxels_ + voxel);
-            if (scale) __builtin_prefetch(scale + voxel);
-        }
-    }
-
-    // Calls body(voxel of the tile, number of corners, their numbers within the tile, their weights) for each voxel of the batches that are
-    // needed: needed(first, count) tells.
+    // Calls body(voxel of the tile, number of corners, their numbers within the tile, their weights) where needed(first, count).
     template <class Needed, class Body>
     void for_corners(const Lattice::Tile& tile, Needed&& needed, Body&& body) const {
         with_constant<4, 5, 6, 7, 8, 9, 0>(lattice_.num_features + 1, [&](auto corners) { for_corners<corners()>(tile, needed, body); });
@@ -260,7 +295,6 @@ class LatticeFilter final : public Filter {
         for (int64_t p = tile.first_piece; p < tile.first_piece + tile.num_pieces; ++p) {
             const Lattice::Piece& piece = lattice_.pieces[p];
             const bool sends = has_any(piece, senders);
-            if (sends) fetch_ahead(p, values, group, pre);
             for (int64_t n = piece.voxel, end = piece.voxel + piece.length; n < end; n += kLanes) {
                 const int64_t count = std::min<int64_t>(kLanes, end - n);
                 vfloat channel[C];
@@ -328,11 +362,11 @@ class LatticeFilter final : public Filter {
 
     template <int C, class Row>
     void slice_(const Lattice::Tile& tile, const Row* rows, int group, const float* post, const float* channel_weight, Row* scratch,
-                float* sum, bool overwrites) const {
+                float* sum) const {
         Row *received = scratch, *buffer = scratch + sent_rows_;
         if (!has_any(tile, receivers)) return;
         load_vertices(tile, rows, buffer);
-        if (!overwrites && is_zero(reinterpret_cast<const float*>(buffer), tile.num_vertices * C)) return;
+        if (is_zero(reinterpret_cast<const float*>(buffer), tile.num_vertices * C)) return;
         bool needed[Lattice::tile_voxels(0) / kBatch]{};  // (batch) whether a voxel of it receives
         for (int64_t p = tile.first_piece, voxel = 0; p < tile.first_piece + tile.num_pieces; ++p) {
             const Lattice::Piece& piece = lattice_.pieces[p];
@@ -347,7 +381,6 @@ class LatticeFilter final : public Filter {
                 from += piece.length * C;
                 continue;
             }
-            fetch_ahead(p, sum, group, post);
             for (int64_t n = piece.voxel, end = piece.voxel + piece.length; n < end; n += kLanes) {
                 const int64_t count = std::min<int64_t>(kLanes, end - n);
                 const vfloat scale = (post ? load_some(post + n, count) : splat_lanes(1.0f)) * amplitude_;
@@ -355,8 +388,7 @@ class LatticeFilter final : public Filter {
                 deinterleave<C>(from, channel);
                 for (int c = 0; c < group; ++c) {
                     float* to = sum + c * num_voxels_ + n;
-                    const vfloat before = overwrites ? vfloat{} : load_some(to, count);
-                    store_some(to, before + channel[c] * (scale * channel_weight[c]), count);
+                    store_some(to, load_some(to, count) + channel[c] * (scale * channel_weight[c]), count);
                 }
                 from += count * C;
             }
@@ -373,17 +405,6 @@ class LatticeFilter final : public Filter {
 };
 
 }  // namespace
-
-double Lattice::amplitude() const {
-    constexpr double pi = 3.14159265358979323846;
-    const int d = num_features;
-    return std::sqrt(d + 1.0) * std::pow(4 * pi / 3, d / 2.0) * std::pow(0.5, d + 1) / (65535.0 * 65535.0);
-}
-
-std::string describe(const Lattice& lattice, int64_t num_voxels) {
-    const double per_voxel = static_cast<double>(lattice.num_vertices) / static_cast<double>(num_voxels);
-    return "lattice (" + std::to_string(lattice.num_vertices) + " vertices, " + printed(per_voxel, 2) + " per voxel)";
-}
 
 std::unique_ptr<Filter> make_lattice_filter(const BilateralInput& input, ThreadPool& pool) {
     return std::make_unique<LatticeFilter>(input, pool);

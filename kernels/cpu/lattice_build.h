@@ -1,17 +1,12 @@
 // The permutohedral lattice of one image: its vertices, the voxels' links to them, and the neighbors of each vertex.
-//
-// It is built in five passes, functions from struct to struct, each in parallel and each with the same result for any number of threads:
-//   1. lattice_tiles: the simplex of every voxel, and each tile's own list of vertices;
-//   2. lattice_blocks: the tiles' vertices sorted into blocks of space;
-//   3. lattice_vertices: duplicates merged and vertices numbered, block by block;
-//   4. lattice_neighbors: the neighbors along each direction, as chains;
-//   5. lattice_slots: the place of each tile's share of a vertex.
+// Five passes build it, each in parallel and with the same result for any number of threads: the simplex of every voxel, and each tile's
+// own list of vertices (lattice_tiles.h); the tiles' vertices sorted into blocks of space; duplicates merged and
+// vertices numbered, block by block (lattice_vertices.h); the neighbors along each direction (lattice_neighbors.h); the place of each
+// tile's share.
 #pragma once
 
-#include <utility>
-
 #include "cpu/filter.h"
-#include "cpu/lattice_geometry.h"
+#include "cpu/lattice_keys.h"
 
 namespace crf {
 
@@ -48,48 +43,22 @@ struct Lattice {
         uint32_t vertex, first_slot, num_slots;
     };
     std::vector<Shared> shared;
-    // Along one direction the vertices form chains of neighbors, and so do lists of vertices, by which these are numbered (vertex_order.h):
-    // a step takes a list's vertices to those of one other list and keeps their order. Chains are either of vertices or of lists. The
-    // latter take less memory: two bits per vertex tell which ones have neighbors, and the i-th vertex of a list that has one after it
-    // is followed by the i-th vertex of the next list that has one before it.
+    // Along one direction the lists of vertices, by which these are numbered (VertexOrder), form chains: a step takes a list's vertices to
+    // those of one other list and keeps their order. Two bits per vertex tell which ones have neighbors: the i-th vertex of a list that has
+    // one after it is followed by the i-th vertex of the next list that has one before it.
     struct Chains {
-        // Chain after chain, each entry a number times two, plus one at the end of its chain; what has no neighbor on either side is left
-        // out.
+        // Chain after chain, each entry a list's number times two, plus one at the end of its chain; a list without neighbors is left out.
         Buffer<uint32_t> entries;
-        std::vector<int64_t> pieces;  // possible cuts for parallel work: beginnings of chains, and the end
-        // Of chains of lists: a bit per vertex, whether it has a neighbor on that side; padded for reading whole words.
-        Buffer<uint8_t> after, before;
+        std::vector<int64_t> pieces;    // possible cuts for parallel work: beginnings of chains, and the end
+        Buffer<uint8_t> after, before;  // a bit per vertex: whether it has a neighbor on that side; padded for reading whole words
     };
     std::vector<Chains> directions;  // D + 1 of them
-    // Of chains of lists; otherwise empty: the first vertex of each list, and the end; and the most vertices of one.
-    Buffer<uint32_t> first_of_list;
-    int64_t longest_list = 0;
-    bool has_lists() const { return first_of_list.size > 0; }
-    // The first directions whose pieces are independent of one another: a piece of one has the vertices of the same piece of another, so
-    // that a piece can be blurred along all of them while it is in the cache.
-    int num_local = 0;
-
-    // With [1 2 1] / 4 along each direction the lattice conserves mass; this gives its kernel the mass of exp(-d^2 / 2), for one vertex in
-    // a volume of (D + 1)^(D - 1/2), if the blur is [1 2 1] / 2 and the weights of splatting and slicing are in 1 / 65535.
-    double amplitude() const;
+    Buffer<uint32_t> first_of_list;  // the first vertex of each list, and the end
+    int64_t longest_list = 0;        // vertices of the longest list
 };
 
 // Throws CapacityError if the features span more cells than a 128-bit key can number.
-// lists_if_fine: whether chains are to be of lists where there are many vertices.
-Lattice build_lattice(const BilateralInput& input, ThreadPool& pool, bool lists_if_fine);
-
-// What the passes found, for tests: a tile's voxels and vertices, and of its voxels' corners the vertices' numbers and the weights; then
-// all vertices, and for each direction the pairs of a vertex and the one after it. Vertices are coordinates.
-struct LatticePasses {
-    using Coordinates = std::vector<int64_t>;
-    int num_features = 0;
-    std::vector<std::vector<int64_t>> tile_voxels;
-    std::vector<std::vector<Coordinates>> tile_vertices;
-    std::vector<uint16_t> local, weight;
-    std::vector<Coordinates> vertices;
-    std::vector<std::vector<std::pair<int64_t, int64_t>>> links;
-};
-LatticePasses lattice_passes(const BilateralInput& input, ThreadPool& pool);
+Lattice build_lattice(const BilateralInput& input, ThreadPool& pool);
 
 // Whether the features fit into the keys of a lattice.
 bool fits_lattice(const BilateralInput& input);

@@ -1,15 +1,37 @@
 // The lattice's vertices as numbers (KeyLayout in lattice_math.h): the width of each field for an image, and steps between vertices.
 #pragma once
 
-#include <cstdint>
-#include <string>
-
-#include "cpu/errors.h"
-#include "cpu/features.h"
-#include "cpu/lattice_geometry.h"
+#include "cpu/filter.h"
+#include "cpu/simd.h"
 #include "lattice_math.h"
 
 namespace crf {
+
+constexpr int kMaxLatticeFeatures = 28;
+
+// Barycentric weights are kept in 16 bits, in units of 1 / kWeightUnit.
+constexpr int32_t kWeightUnit = 65535;
+
+// The results of lattice_math.h for sixteen voxels, lane by lane.
+struct SimplexBatch {
+    int32_t quotient[kMaxLatticeFeatures + 1][kLanes];  // q of the remainder-0 vertex, before the coordinates that wrap
+    int32_t order[kMaxLatticeFeatures + 1][kLanes];     // index of the coordinate at each rank
+    int32_t weight[kMaxLatticeFeatures + 1][kLanes];    // of the vertex of each remainder; they sum to kWeightUnit, or to D / 2 more
+    int32_t wrapped[kLanes];                            // number of coordinates that wrap, with the direction as sign
+};
+
+// features: one row of `stride` floats per feature. scale: per feature.
+using SimplexFunction = void (*)(const float* features, int64_t stride, const float* scale, SimplexBatch& batch);
+
+struct LatticeGeometry {
+    int num_features;          // of the lattice; the first num_features - (those of the image) are zero for every voxel
+    std::vector<float> scale;  // of each feature, before elevation
+    SimplexFunction find;
+};
+
+// The smallest compiled lattice for this many features; features that are zero everywhere do not change the kernel. Throws
+// CapacityError for more than kMaxLatticeFeatures.
+LatticeGeometry choose_geometry(int num_features);
 
 using WideKey = unsigned __int128;
 
@@ -51,8 +73,8 @@ class KeySpace {
             for (int lane = 0; lane < kLanes; ++lane)
                 key[lane] += static_cast<Key>(static_cast<int64_t>(batch.quotient[i][lane])) << layout_.shift[i];
         for (int p = 0; p <= d; ++p) {
-            units_of(batch.order[p], unit[p]);
             for (int lane = 0; lane < kLanes; ++lane) {
+                unit[p][lane] = unit_[batch.order[p][lane]];
                 const int wrapped = batch.wrapped[lane];
                 key[lane] -= p < wrapped ? unit[p][lane] : Key(0);
                 key[lane] += p > d + wrapped ? unit[p][lane] : Key(0);
@@ -73,40 +95,7 @@ class KeySpace {
         return key + ((key & remainder_mask_) < d ? Key(1) - unit_[direction] : all_units_ - d - unit_[direction]);
     }
 
-    // What is added to a key if all quotients grow by one.
-    Key after_all() const { return all_units_; }
-
-    // The D + 1 coordinates of a vertex, which sum to 0.
-    void decode(Key key, int64_t* coordinate) const {
-        const int64_t size = num_features_ + 1, remainder = static_cast<int64_t>(key & remainder_mask_);
-        coordinate[0] = 0;
-        for (int i = 1; i <= num_features_; ++i) {
-            const int64_t field =
-                static_cast<int64_t>(static_cast<uint64_t>(key >> layout_.shift[i])) & ((int64_t{1} << layout_.width[i]) - 1);
-            coordinate[i] = size * (field + layout_.lowest[i]) + remainder;
-            coordinate[0] -= coordinate[i];
-        }
-    }
-
    private:
-    // The units of sixteen coordinates.
-    void units_of(const int32_t* coordinate, Key* unit) const {
-#if defined(__AVX512F__)
-        if constexpr (sizeof(Key) == 8) {
-            if (num_features_ < 16) {
-                const __m512i low = _mm512_loadu_si512(unit_), high = _mm512_loadu_si512(unit_ + 8);
-                for (int lane = 0; lane < kLanes; lane += 8) {
-                    const __m512i index =
-                        _mm512_maskz_cvtepi32_epi64(0xff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(coordinate + lane)));
-                    _mm512_storeu_si512(unit + lane, _mm512_maskz_permutex2var_epi64(0xff, low, index, high));
-                }
-                return;
-            }
-        }
-#endif
-        for (int lane = 0; lane < kLanes; ++lane) unit[lane] = unit_[coordinate[lane]];
-    }
-
     KeyLayout layout_;
     int num_features_;
     Key unit_[kMaxLatticeFeatures + 1]{};

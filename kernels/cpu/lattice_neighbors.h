@@ -1,21 +1,132 @@
-// Pass 4 of building a lattice: the next vertex along each direction, as chains of vertices or of lists.
+// Pass 4 of building a lattice: the next vertex along each direction, as chains of lists of vertices.
 #pragma once
 
-#include <algorithm>
-#include <cstring>
-#include <vector>
-
 #include "cpu/lattice_vertices.h"
-#include "cpu/vertex_lists.h"
 
 namespace crf {
 
-// The members of a Lattice with these names.
-struct LatticeNeighbors {
-    Buffer<uint32_t> first_of_list;
-    int64_t longest_list = 0;
-    std::vector<Lattice::Chains> directions;
-    int num_local = 0;
+// The columns and lists of all blocks' vertices (VertexOrder), and the steps from list to list.
+
+template <class Key>
+class VertexLists {
+   public:
+    static constexpr uint32_t kNone = 0xffffffff;
+
+    VertexLists(const LatticeVertices<Key>& vertices, const VertexOrder<Key>& order, const BlockLayout& layout, ThreadPool& pool)
+        : keys_(vertices.keys), order_(order), layout_(layout), first_column_(vertices.blocks.size() + 1, 0) {
+        const int64_t num_blocks = static_cast<int64_t>(vertices.blocks.size());
+        // Calls begins(vertex, whether a column begins with it too) for the first vertex of every list of a block.
+        const auto for_lists = [&](int64_t b, auto&& begins) {
+            const uint32_t first = vertices.blocks[b].first_vertex, end = first + vertices.blocks[b].num_vertices;
+            for (uint32_t v = first; v < end; ++v) {
+                if (v != first && order.list_of(keys_[v]) == order.list_of(keys_[v - 1])) continue;
+                begins(v, v == first || order.column_of(keys_[v]) != order.column_of(keys_[v - 1]));
+            }
+        };
+        // First the numbers of lists and columns, then their places.
+        std::vector<uint32_t> first_list(num_blocks + 1, 0);
+        for_blocks(num_blocks, pool, [&](int64_t b, int) {
+            for_lists(b, [&](uint32_t, bool of_column) {
+                ++first_list[b + 1];
+                first_column_[b + 1] += of_column;
+            });
+        });
+        for (int64_t b = 0; b < num_blocks; ++b) {
+            first_list[b + 1] += first_list[b];
+            first_column_[b + 1] += first_column_[b];
+        }
+        begin_ = Buffer<uint32_t>(first_list.back() + 1);
+        begin_[first_list.back()] = static_cast<uint32_t>(vertices.num_vertices);
+        first_list_ = Buffer<uint32_t>(first_column_.back() + 1);
+        first_list_[first_column_.back()] = first_list.back();
+        for_blocks(num_blocks, pool, [&](int64_t b, int) {
+            uint32_t list = first_list[b], column = first_column_[b];
+            for_lists(b, [&](uint32_t v, bool of_column) {
+                if (of_column) first_list_[column++] = list;
+                begin_[list++] = v;
+            });
+        });
+    }
+
+    int64_t num_columns() const { return first_list_.size - 1; }
+    int64_t num_lists() const { return begin_.size - 1; }
+    // The first vertex of each list, and the end.
+    const Buffer<uint32_t>& begins() const { return begin_; }
+    Buffer<uint32_t> take_begins() { return std::move(begin_); }
+    // A column's vertices, from the first to before the one of the next column.
+    uint32_t first_vertex(int64_t column) const { return begin_[first_list_[column]]; }
+
+    // The links of one direction, as they are found.
+    struct Links {
+        Buffer<uint32_t> after;                       // the number of the list after each, or kNone
+        Buffer<uint8_t> has_before;                   // (list) zero at first
+        Buffer<uint8_t> marked_after, marked_before;  // (vertex) whether it has one after it or before it; the latter is zero at first
+    };
+    // Fills these in for the vertices and lists of a column.
+    void link_column(int64_t column, int direction, const KeySpace<Key>& space, const Links& links) const {
+        for (uint32_t list = first_list_[column]; list < first_list_[column + 1]; ++list) {
+            const uint32_t begin = begin_[list], end = begin_[list + 1];
+            const Key first = space.after(keys_[begin], direction);
+            const uint32_t target = find_list(order_.list_of(first), list, column);
+            const bool exists = target != kNone;
+            const bool any = link(begin, end, exists ? begin_[target] : 0, exists ? begin_[target + 1] : 0, first - keys_[begin], links);
+            links.after[list] = any ? target : kNone;
+            if (any) links.has_before[target] = 1;
+        }
+    }
+
+   private:
+    uint32_t find_column(Key coordinates) const {
+        const int64_t block = layout_.block_of(coordinates);
+        uint32_t low = first_column_[block], high = first_column_[block + 1];
+        while (low < high) {
+            const uint32_t middle = low + (high - low) / 2;
+            const Key present = order_.column_of(keys_[first_vertex(middle)]);
+            if (present == coordinates) return middle;
+            if (present < coordinates) {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        return kNone;
+    }
+
+    // The list with these fields, or kNone. It is most often the one after `list`, which is in this column.
+    uint32_t find_list(Key fields, uint32_t list, int64_t column) const {
+        const auto fields_of = [&](uint32_t l) { return order_.list_of(keys_[begin_[l]]); };
+        if (list + 1 < first_list_[column + 1] && fields_of(list + 1) == fields) return list + 1;
+        const uint32_t target = find_column(order_.column_of(fields));
+        if (target == kNone) return kNone;
+        for (uint32_t l = first_list_[target]; l < first_list_[target + 1]; ++l)
+            if (fields_of(l) == fields) return l;
+        return kNone;
+    }
+
+    // From the vertices [u, u_end) to those of [v, v_end) whose keys are larger by `step`. Without branches, which would be mispredicted:
+    // what is written for the vertex that is not passed is written again. Returns whether there are any.
+    bool link(uint32_t u, uint32_t u_end, uint32_t v, uint32_t v_end, Key step, const Links& links) const {
+        const Key* const keys = keys_.get();
+        uint8_t *const after = links.marked_after.get(), *const before = links.marked_before.get();
+        uint8_t any = 0;
+        while (u < u_end && v < v_end) {
+            const Key wanted = keys[u] + step, present = keys[v];
+            const uint8_t is_neighbor = wanted == present;
+            before[v] = after[u] = is_neighbor;
+            any |= is_neighbor;
+            u += wanted <= present;
+            v += wanted >= present;
+        }
+        std::fill(after + u, after + u_end, uint8_t{0});
+        return any;
+    }
+
+    const Buffer<Key>& keys_;
+    const VertexOrder<Key>& order_;
+    const BlockLayout& layout_;
+    std::vector<uint32_t> first_column_;  // of each block, and the end
+    Buffer<uint32_t> first_list_;         // of each column, and the end
+    Buffer<uint32_t> begin_;              // the first vertex of each list, and the end
 };
 
 constexpr uint32_t kNoNeighbor = VertexLists<uint64_t>::kNone;
@@ -26,88 +137,16 @@ constexpr int64_t kChainBlock = 4096;
 // Bytes after the last bit, so that any vertex's bits can be read together with the following ones.
 constexpr int64_t kBitPadding = 8;
 
-// Most vertices of a piece of local directions, or this part of all vertices: blurring it stays in the L2 cache, and there are enough
-// pieces for many threads.
-constexpr int64_t kLargePiece = 65536, kFewPieces = 64;
-
-// Lists chains, of vertices or of lists; each thread reuses its memory.
-template <class Key>
-class ChainLister {
-   public:
-    using Links = typename VertexLists<Key>::Links;
-
-    // Chains that begin among these vertices or lists are to be listed.
-    void add(const Links& links, uint32_t begin, uint32_t end) {
-        first_.resize(num_chains_ + (end - begin) + 1);
-        for (uint32_t v = begin; v < end; ++v) {
-            first_[num_chains_] = v;
-            const int is_first = !links.has_before[v], goes_on = links.after[v] != kNoNeighbor;
-            num_chains_ += is_first & goes_on;
-        }
+// The entries of the chains that begin among some lists.
+template <class Links>
+std::vector<uint32_t> list_chains(const Links& links, int64_t begin, int64_t end) {
+    std::vector<uint32_t> entries;
+    for (int64_t first = begin; first < end; ++first) {
+        if (links.has_before[first] || links.after[first] == kNoNeighbor) continue;
+        for (uint32_t list = static_cast<uint32_t>(first); list != kNoNeighbor; list = links.after[list])
+            entries.push_back(2 * list + (links.after[list] == kNoNeighbor));
     }
-
-    // Their entries. Chains' lengths cannot be predicted: one loop goes through the entries of all, without a branch at their ends.
-    std::vector<uint32_t> list(const Links& links) {
-        first_.resize(num_chains_ + 1);
-        first_[num_chains_] = 0;
-        uint32_t u = first_[0];
-        size_t count = 0;
-        for (size_t chain = 0; chain < num_chains_;) {
-            const size_t room = count + kChainBlock;
-            if (entries_.size() < room) entries_.resize(2 * room);
-            while (count < room && chain < num_chains_) {
-                const uint32_t next = links.after[u];
-                const bool is_end = next == kNoNeighbor;
-                entries_[count++] = 2 * u + is_end;
-                chain += is_end;
-                u = is_end ? first_[chain] : next;
-            }
-        }
-        num_chains_ = 0;
-        return {entries_.begin(), entries_.begin() + static_cast<std::ptrdiff_t>(count)};
-    }
-
-   private:
-    std::vector<uint32_t> first_, entries_;
-    size_t num_chains_ = 0;
-};
-
-// Columns on a line along the diagonal of all axes. A step along a direction that is not an axis's stays in the column or goes to the next
-// one of its line; so do chains.
-struct ColumnLines {
-    std::vector<uint32_t> columns;   // line after line
-    std::vector<int64_t> pieces{0};  // cuts between lines, so that each piece but the last has kChainBlock vertices or more
-    int64_t largest = 0;             // vertices of the largest piece
-};
-
-template <class Key>
-ColumnLines follow_lines(const VertexLists<Key>& lists, Key diagonal, ThreadPool& pool) {
-    const int64_t num_columns = lists.num_columns();
-    Buffer<uint32_t> next(num_columns);
-    Buffer<uint8_t> has_before(num_columns);
-    std::fill(has_before.get(), has_before.get() + num_columns, uint8_t{0});
-    for_blocks(num_columns, pool, [&](int64_t c, int) {
-        next[c] = lists.column_after(c, diagonal);
-        if (next[c] != kNoNeighbor) has_before[next[c]] = 1;
-    });
-    ColumnLines lines;
-    lines.columns.reserve(num_columns);
-    int64_t size = 0;
-    const auto cut = [&] {
-        lines.pieces.push_back(static_cast<int64_t>(lines.columns.size()));
-        lines.largest = std::max(lines.largest, size);
-        size = 0;
-    };
-    for (int64_t c = 0; c < num_columns; ++c) {
-        if (has_before[c]) continue;
-        for (uint32_t column = static_cast<uint32_t>(c); column != kNoNeighbor; column = next[column]) {
-            lines.columns.push_back(column);
-            size += lists.first_vertex(column + 1) - lists.first_vertex(column);
-        }
-        if (size >= kChainBlock) cut();
-    }
-    if (size > 0) cut();
-    return lines;
+    return entries;
 }
 
 // One bit for each of the bytes, which are 0 or 1.
@@ -143,55 +182,29 @@ inline std::vector<int64_t> cut_lists(const Buffer<uint32_t>& begins) {
     return pieces;
 }
 
-// of_lists: whether chains are to be of lists.
+// Fills in the lattice's chains and lists.
 template <class Key>
-LatticeNeighbors find_neighbors(const LatticeVertices<Key>& vertices, const VertexOrder<Key>& order, const BlockLayout& layout,
-                                const KeySpace<Key>& space, bool of_lists, ThreadPool& pool) {
+void find_neighbors(const LatticeVertices<Key>& vertices, const VertexOrder<Key>& order, const BlockLayout& layout,
+                    const KeySpace<Key>& space, ThreadPool& pool, Lattice& lattice) {
     VertexLists<Key> lists(vertices, order, layout, pool);
     const int64_t num_vertices = vertices.num_vertices, num_lists = lists.num_lists();
-    const ColumnLines lines = follow_lines(lists, order.column_of(space.after_all()), pool);
-    LatticeNeighbors result;
-    if (lines.largest <= std::max(kLargePiece, num_vertices / kFewPieces)) result.num_local = space.num_features() + 1 - layout.num_axes;
     const std::vector<int64_t> cuts = cut_lists(lists.begins());
-    const int64_t num_linked = of_lists ? num_lists : num_vertices, num_marked = of_lists ? num_vertices : 0;
-    const typename VertexLists<Key>::Links links{Buffer<uint32_t>(num_linked), Buffer<uint8_t>(num_linked), Buffer<uint8_t>(num_marked),
-                                                 Buffer<uint8_t>(num_marked)};
-    std::vector<ChainLister<Key>> listers(pool.num_threads());
-    std::vector<std::vector<uint32_t>> found;
-    // Chains that begin among these lists or their vertices.
-    const auto add = [&](ChainLister<Key>& lister, uint32_t begin, uint32_t end) {
-        lister.add(links, of_lists ? begin : lists.begins()[begin], of_lists ? end : lists.begins()[end]);
-    };
+    const typename VertexLists<Key>::Links links{Buffer<uint32_t>(num_lists), Buffer<uint8_t>(num_lists), Buffer<uint8_t>(num_vertices),
+                                                 Buffer<uint8_t>(num_vertices)};
+    std::vector<std::vector<uint32_t>> found(cuts.size() - 1);
     for (int j = 0; j <= space.num_features(); ++j) {
-        std::fill(links.has_before.get(), links.has_before.get() + num_linked, uint8_t{0});
-        std::fill(links.marked_before.get(), links.marked_before.get() + num_marked, uint8_t{0});
-        if (j < result.num_local) {
-            found.resize(lines.pieces.size() - 1);
-            pool.run(static_cast<int64_t>(found.size()), [&](int64_t piece, int thread) {
-                const auto begin = lines.columns.begin() + lines.pieces[piece], end = lines.columns.begin() + lines.pieces[piece + 1];
-                for (auto column = begin; column != end; ++column) lists.link_column(*column, j, space, links);
-                for (auto column = begin; column != end; ++column)
-                    add(listers[thread], lists.first_list(*column), lists.first_list(*column + 1));
-                found[piece] = listers[thread].list(links);
-            });
-        } else {
-            for_blocks(lists.num_columns(), pool, [&](int64_t column, int) { lists.link_column(column, j, space, links); });
-            found.resize(cuts.size() - 1);
-            pool.run(static_cast<int64_t>(found.size()), [&](int64_t piece, int thread) {
-                add(listers[thread], static_cast<uint32_t>(cuts[piece]), static_cast<uint32_t>(cuts[piece + 1]));
-                found[piece] = listers[thread].list(links);
-            });
-        }
-        result.directions.push_back(join_chains(found, pool));
-        if (!of_lists) continue;
-        result.directions.back().after = pack_bits(links.marked_after, pool);
-        result.directions.back().before = pack_bits(links.marked_before, pool);
+        std::fill(links.has_before.get(), links.has_before.get() + num_lists, uint8_t{0});
+        std::fill(links.marked_before.get(), links.marked_before.get() + num_vertices, uint8_t{0});
+        for_blocks(lists.num_columns(), pool, [&](int64_t column, int) { lists.link_column(column, j, space, links); });
+        pool.run(static_cast<int64_t>(found.size()),
+                 [&](int64_t piece, int) { found[piece] = list_chains(links, cuts[piece], cuts[piece + 1]); });
+        lattice.directions.push_back(join_chains(found, pool));
+        lattice.directions.back().after = pack_bits(links.marked_after, pool);
+        lattice.directions.back().before = pack_bits(links.marked_before, pool);
     }
-    if (!of_lists) return result;
     for (int64_t list = 0; list < num_lists; ++list)
-        result.longest_list = std::max<int64_t>(result.longest_list, lists.begins()[list + 1] - lists.begins()[list]);
-    result.first_of_list = lists.take_begins();
-    return result;
+        lattice.longest_list = std::max<int64_t>(lattice.longest_list, lists.begins()[list + 1] - lists.begins()[list]);
+    lattice.first_of_list = lists.take_begins();
 }
 
 }  // namespace crf

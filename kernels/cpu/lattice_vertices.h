@@ -1,14 +1,159 @@
 // Pass 3 of building a lattice: in each block the records of one key become one vertex.
 #pragma once
 
-#include <algorithm>
-#include <vector>
-
-#include "cpu/errors.h"
-#include "cpu/lattice_blocks.h"
-#include "cpu/vertex_order.h"
+#include "cpu/lattice_keys.h"
+#include "cpu/lattice_tiles.h"
 
 namespace crf {
+
+// Pass 2 of building a lattice: records (vertices as the tiles number them) are sorted into blocks.
+// Boxes of a vertex's last coordinates, one per axis, which depend only on position, divide space into blocks. All records of a vertex are
+// in one block: blocks are independent, and nearby vertices get nearby numbers, which determines the speed of blurring.
+
+// The block of a key: some bits of the coordinates that depend on position, and what each of their values adds to the block's number.
+struct BlockLayout {
+    int num_axes = 0;
+    int shift[kMaxAxes]{};
+    uint64_t mask[kMaxAxes]{};
+    std::vector<uint32_t> place[kMaxAxes];
+    int64_t num_blocks = 0;
+
+    template <class Key>
+    int64_t block_of(Key key) const {
+        int64_t block = 0;
+        for (int a = 0; a < num_axes; ++a) block += place[a][static_cast<uint64_t>(key >> shift[a]) & mask[a]];
+        return block;
+    }
+};
+
+// Records by block, and in the order of the tiles within each block.
+template <class Key>
+struct BlockRecords {
+    std::vector<uint32_t> block_begin;  // first of each block, and the end
+    Buffer<Key> keys;
+    Buffer<uint32_t> record;  // its number among the tiles' records
+};
+
+// Calls body(block, thread) for every block. Most blocks are small: a thread takes several at a time.
+template <class Body>
+void for_blocks(int64_t num_blocks, ThreadPool& pool, Body&& body) {
+    constexpr int64_t kGroup = 16;
+    pool.run((num_blocks + kGroup - 1) / kGroup, [&](int64_t group, int thread) {
+        for (int64_t b = group * kGroup; b < std::min((group + 1) * kGroup, num_blocks); ++b) body(b, thread);
+    });
+}
+
+// Most blocks, and fewest voxels per block: most of a block's cost is its list, even if it is empty.
+constexpr double kFewBlocks = 4096, kVoxelsPerBlock = 32;
+
+// Tiles are divided into this many groups that count and write independently. Each needs a counter per block.
+constexpr int64_t kTileGroups = 16;
+
+inline BlockLayout lay_out_blocks(const KeyLayout& keys, const Voxels& voxels) {
+    BlockLayout layout;
+    layout.num_axes = voxels.num_axes;
+    const int d = keys.num_features;
+    const double most = std::max(kFewBlocks, static_cast<double>(voxels.num_voxels) / kVoxelsPerBlock);
+    // The lowest bits of each coordinate are dropped until there are few enough blocks.
+    int coarser = 0;
+    double blocks = 0;
+    do {
+        blocks = 1;
+        for (int a = 0; a < layout.num_axes; ++a) blocks *= std::ldexp(1.0, std::max(0, keys.width[d - a] - coarser));
+        if (blocks > most) ++coarser;
+    } while (blocks > most);
+    layout.num_blocks = static_cast<int64_t>(blocks);
+    int bits[kMaxAxes], most_bits = 0;
+    for (int a = 0; a < layout.num_axes; ++a) {
+        const int i = d - a;
+        bits[a] = std::max(0, keys.width[i] - coarser);
+        most_bits = std::max(most_bits, bits[a]);
+        layout.shift[a] = keys.shift[i] + std::min(coarser, keys.width[i]);
+        layout.mask[a] = (uint64_t{1} << bits[a]) - 1;
+        layout.place[a].assign(layout.mask[a] + 1, 0);
+    }
+    // Blocks are numbered along a Morton curve: blocks that are near in space, with their vertices, are near in memory.
+    int target = 0;
+    for (int bit = 0; bit < most_bits; ++bit)
+        for (int a = 0; a < layout.num_axes; ++a) {
+            if (bit >= bits[a]) continue;
+            for (uint64_t value = 0; value <= layout.mask[a]; ++value)
+                layout.place[a][value] |= static_cast<uint32_t>(value >> bit & 1) << target;
+            ++target;
+        }
+    return layout;
+}
+
+// Frees the tiles' keys.
+template <class Key>
+BlockRecords<Key> sort_by_block(LatticeTiles<Key>& tiles, const BlockLayout& layout, ThreadPool& pool) {
+    const int64_t num_tiles = static_cast<int64_t>(tiles.tiles.size());
+    const int64_t num_groups = std::min(num_tiles, kTileGroups);
+    auto group_begin = [&](int64_t g) { return num_tiles * g / num_groups; };
+    std::vector<std::vector<uint32_t>> next(num_groups);  // per group and block: a count, then the place of the next record
+    Buffer<uint32_t> block_of_record(tiles.num_records);
+    pool.run(num_groups, [&](int64_t g, int) {
+        next[g].assign(layout.num_blocks, 0);
+        for (int64_t t = group_begin(g); t < group_begin(g + 1); ++t) {
+            uint32_t* block = block_of_record.get() + tiles.tiles[t].first_vertex;
+            for (Key key : tiles.keys[t]) ++next[g][*block++ = static_cast<uint32_t>(layout.block_of(key))];
+        }
+    });
+    BlockRecords<Key> sorted;
+    sorted.block_begin.resize(layout.num_blocks + 1);
+    uint32_t total = 0;
+    for (int64_t b = 0; b < layout.num_blocks; ++b) {
+        sorted.block_begin[b] = total;
+        for (auto& group : next) {
+            const uint32_t count = group[b];
+            group[b] = total;
+            total += count;
+        }
+    }
+    sorted.block_begin[layout.num_blocks] = total;
+    sorted.keys = Buffer<Key>(tiles.num_records);
+    sorted.record = Buffer<uint32_t>(tiles.num_records);
+    pool.run(num_groups, [&](int64_t g, int) {
+        for (int64_t t = group_begin(g); t < group_begin(g + 1); ++t) {
+            uint32_t record = static_cast<uint32_t>(tiles.tiles[t].first_vertex);
+            for (Key key : tiles.keys[t]) {
+                const uint32_t place = next[g][block_of_record[record]]++;
+                sorted.keys[place] = key;
+                sorted.record[place] = record++;
+            }
+            tiles.keys[t] = {};
+        }
+    });
+    tiles.keys.clear();
+    return sorted;
+}
+
+// The order of a block's vertices: by column (the coordinates that depend on position), then by remainder, and within such a *list* by the
+// rest of the key. A step along a direction takes a list to one other list and adds the same number to each key: two lists are matched by
+// walking along both.
+
+template <class Key>
+class VertexOrder {
+   public:
+    VertexOrder(const KeyLayout& layout, int num_axes)
+        : remainder_bits_(layout.width[0]), rest_end_(layout.shift[layout.num_features - num_axes + 1]) {
+        remainder_ = (Key(1) << remainder_bits_) - 1;
+        rest_ = ((Key(1) << rest_end_) - 1) & ~remainder_;
+    }
+
+    // The fields that name a key's column, or its list; columns and lists are in the order of these numbers.
+    Key column_of(Key key) const { return key & ~(rest_ | remainder_); }
+    Key list_of(Key key) const { return key & ~rest_; }
+
+    // Keys in the order of these numbers are in the order of vertices: the remainder moves above the rest of the fields.
+    Key rank_of(Key key) const {
+        return (key & ~(rest_ | remainder_)) | (key & remainder_) << (rest_end_ - remainder_bits_) | (key & rest_) >> remainder_bits_;
+    }
+
+   private:
+    int remainder_bits_, rest_end_;  // the rest's first bit, and the one after its last
+    Key remainder_ = 0, rest_ = 0;   // their bits
+};
 
 template <class Key>
 struct LatticeVertices {
@@ -16,7 +161,7 @@ struct LatticeVertices {
         uint32_t first_vertex = 0, num_vertices = 0;
     };
     std::vector<Block> blocks;
-    Buffer<Key> keys;         // of each vertex, block after block and in their order (vertex_order.h) within a block
+    Buffer<Key> keys;         // of each vertex, block after block and in their order (VertexOrder) within a block
     Buffer<uint32_t> number;  // of each sorted record's vertex within its block
     int64_t num_vertices = 0;
 };
@@ -29,7 +174,7 @@ LatticeVertices<Key> number_vertices(BlockRecords<Key>& records, const VertexOrd
     result.blocks.resize(num_blocks);
     result.number = Buffer<uint32_t>(records.keys.size);
     struct Scratch {
-        KeySorter<Key> sorter;
+        std::vector<std::pair<Key, uint32_t>> ranks;  // and records
         std::vector<Key> unique;
     };
     std::vector<Scratch> scratch(pool.num_threads());
@@ -37,14 +182,14 @@ LatticeVertices<Key> number_vertices(BlockRecords<Key>& records, const VertexOrd
     for_blocks(num_blocks, pool, [&](int64_t b, int thread) {
         const uint32_t begin = records.block_begin[b], end = records.block_begin[b + 1];
         if (begin == end) return;
-        auto& [sorter, unique] = scratch[thread];
-        sorter.items.resize(end - begin);
-        for (uint32_t i = begin; i < end; ++i) sorter.items[i - begin] = {order.rank_of(records.keys[i]), i};
-        sorter.sort();
+        auto& [ranks, unique] = scratch[thread];
+        ranks.resize(end - begin);
+        for (uint32_t i = begin; i < end; ++i) ranks[i - begin] = {order.rank_of(records.keys[i]), i};
+        std::sort(ranks.begin(), ranks.end());
         unique.resize(end - begin);
         uint32_t number = 0;
-        Key last = sorter.items.front().rank;
-        for (const auto& [rank, record] : sorter.items) {
+        Key last = ranks.front().first;
+        for (const auto& [rank, record] : ranks) {
             number += rank != last;
             last = rank;
             unique[number] = records.keys[record];
@@ -64,6 +209,62 @@ LatticeVertices<Key> number_vertices(BlockRecords<Key>& records, const VertexOrd
                     result.keys.get() + result.blocks[b].first_vertex);
     records.keys = Buffer<Key>();
     return result;
+}
+
+// Pass 5 of building a lattice: the place of each tile's share of a vertex.
+// Within a block the records are in tile order, so the order in which shares are summed is fixed. Throws CapacityError if 32 bits cannot
+// number the slots.
+template <class Key>
+void assign_slots(const BlockRecords<Key>& records, const LatticeVertices<Key>& vertices, ThreadPool& pool, Lattice& lattice) {
+    const int64_t num_blocks = static_cast<int64_t>(vertices.blocks.size());
+    const auto& begin = records.block_begin;
+    std::vector<std::vector<uint32_t>> shares(pool.num_threads()), further(pool.num_threads());  // of each vertex of a block
+    auto count_shares = [&](int64_t b, std::vector<uint32_t>& count) {
+        count.assign(vertices.blocks[b].num_vertices, 0);
+        for (uint32_t i = begin[b]; i < begin[b + 1]; ++i) ++count[vertices.number[i]];
+    };
+    // First the sizes of all blocks, then the resulting places.
+    std::vector<uint32_t> first_slot(num_blocks), first_shared(num_blocks);
+    for_blocks(num_blocks, pool, [&](int64_t b, int thread) {
+        count_shares(b, shares[thread]);
+        for (uint32_t n : shares[thread]) {
+            first_slot[b] += n - 1;
+            first_shared[b] += n > 1;
+        }
+    });
+    int64_t slots = vertices.num_vertices;
+    uint32_t shared = 0;
+    for (int64_t b = 0; b < num_blocks; ++b) {
+        const uint32_t in_block = first_slot[b], shared_in_block = first_shared[b];
+        first_slot[b] = static_cast<uint32_t>(slots);
+        first_shared[b] = shared;
+        slots += in_block;
+        shared += shared_in_block;
+    }
+    if (slots > int64_t{0xfffffff0}) throw CapacityError("the lattice would need more than 2^32 slots");
+    lattice.slot = Buffer<uint32_t>(records.record.size);
+    lattice.num_slots = slots;
+    lattice.shared.resize(shared);
+    for_blocks(num_blocks, pool, [&](int64_t b, int thread) {
+        const uint32_t first_vertex = vertices.blocks[b].first_vertex;
+        std::vector<uint32_t>& next = shares[thread];
+        count_shares(b, next);
+        std::vector<uint32_t>& after_first = further[thread];
+        after_first.resize(next.size());
+        uint32_t slot = first_slot[b], s = first_shared[b];
+        for (uint32_t n = 0; n < next.size(); ++n) {
+            const uint32_t vertex = first_vertex + n, others = next[n] - 1;
+            next[n] = vertex;
+            after_first[n] = slot;
+            if (others > 0) lattice.shared[s++] = {vertex, slot, others};
+            slot += others;
+        }
+        for (uint32_t i = begin[b]; i < begin[b + 1]; ++i) {
+            const uint32_t n = vertices.number[i], own = next[n];
+            lattice.slot[records.record[i]] = own;
+            next[n] = own < vertices.num_vertices ? after_first[n] : own + 1;
+        }
+    });
 }
 
 }  // namespace crf

@@ -1,24 +1,15 @@
 #include "cpu/mean_field.h"
 
-#include <algorithm>
-#include <cmath>
-#include <limits>
-#include <type_traits>
-
-#include "cpu/kept_volumes.h"
 #include "cpu/mean_field_messages.h"
-#include "cpu/mean_field_rules.h"
+#include "cpu/simd.h"
 #include "cpu/softmax_lanes.h"
-#include "cpu/with_constant.h"
+#include "cpu/volume.h"
 
 namespace crf {
 
 namespace {
 
 class MeanField {
-    using Lanes = vfloat;
-    using Integers = vint;
-
    public:
     MeanField(const Voxels& voxels, std::vector<Kernel>& kernels, const MeanFieldOptions& options, const GridView<const float>& logits,
               const GridView<float>& out, float* record, ThreadPool& pool, Workspace& workspace)
@@ -130,16 +121,16 @@ class MeanField {
         StepSums sums;
         for (int64_t i = 0; i < count; i += kLanes) {
             const int lanes = static_cast<int>(std::min<int64_t>(count - i, kLanes));
-            const Lanes largest = largest_row<0>(x + i, num_labels_);
+            const vfloat largest = largest_row<0>(x + i, num_labels_);
             for (int lane = 0; lane < lanes; ++lane) sums.largest += static_cast<double>(largest[lane]);
             const SoftmaxLanes start = softmax_rows<0>(x + i, num_labels_);
-            sums.unary -= sum_lanes(select(first_lanes(lanes), start.log_sum, Lanes{}));
+            sums.unary -= sum_lanes(select(first_lanes(lanes), start.log_sum, vfloat{}));
             for (int lane = 0; counts_labels && lane < lanes; ++lane)
                 volumes_.count(block * kVoxelBlock + i + lane, static_cast<int>(start.label[lane]));
         }
         store_marginals(block, x);
         volumes_.store_masses(block, x);
-        for (int c = 0; !messages_.overwrites() && c < num_channels_; ++c) {
+        for (int c = 0; c < num_channels_; ++c) {
             float* row = messages_.received() + c * num_voxels_ + block * kVoxelBlock;
             std::fill(row, row + count, 0.0f);
         }
@@ -153,9 +144,9 @@ class MeanField {
     }
 
     // The new logits of a block as the first rows of `scratch`, the old marginals as the next; returns <Q, pairwise> of these. The messages
-    // are reset to zero for the next step, unless that overwrites them, if this is the final computation of the step.
+    // are reset to zero for the next step if this is the final computation of the step.
     template <int L>
-    Lanes new_logits(int64_t block, float* scratch, bool is_final) {
+    vfloat new_logits(int64_t block, float* scratch, bool is_final) {
         const int num_labels = L > 0 ? L : num_labels_;
         const int64_t begin = block * kVoxelBlock;
         const int64_t count = std::min(kVoxelBlock, num_voxels_ - begin);
@@ -166,43 +157,42 @@ class MeanField {
         float* const relative = relative_logits(scratch, num_labels);
         const float* marginals = old_marginals_ + begin;
         float* messages = messages_.received() + begin;
-        const bool clears = is_final && !messages_.overwrites();
         load_logits(block, x);
 
-        const Lanes lowest = splat_lanes(std::numeric_limits<float>::lowest());
-        Lanes quadratic{};
+        const vfloat lowest = splat_lanes(std::numeric_limits<float>::lowest());
+        vfloat quadratic{};
         for (int64_t i = 0; i < count; i += kLanes) {
-            const Lanes largest = largest_row<L>(x + i, num_labels_);
+            const vfloat largest = largest_row<L>(x + i, num_labels_);
             const int64_t left = count - i;
-            const Integers valid = first_lanes(static_cast<int>(std::min<int64_t>(left, kLanes)));
-            Lanes rest = splat_lanes(1.0f), all{};
+            const vint valid = first_lanes(static_cast<int>(std::min<int64_t>(left, kLanes)));
+            vfloat rest = splat_lanes(1.0f), all{};
             for (int c = 0; c < num_channels_; ++c) {
-                const Lanes marginal = load_some(marginals + c * num_voxels_ + i, left);
-                const Lanes message = load_some(messages + c * num_voxels_ + i, left);
-                if (clears) store_some(messages + c * num_voxels_ + i, Lanes{}, left);
+                const vfloat marginal = load_some(marginals + c * num_voxels_ + i, left);
+                const vfloat message = load_some(messages + c * num_voxels_ + i, left);
+                if (is_final) store_some(messages + c * num_voxels_ + i, vfloat{}, left);
                 store(q + c * kBlockRow + i, marginal);
                 store(s + c * kBlockRow + i, message);
                 rest -= marginal;
                 all += message;
             }
             if (implied_) {
-                const Lanes ones = load_some(messages_.ones() + begin + i, left);
-                store(q + last * kBlockRow + i, vmax(rest, Lanes{}));
+                const vfloat ones = load_some(messages_.ones() + begin + i, left);
+                store(q + last * kBlockRow + i, vmax(rest, vfloat{}));
                 store(s + last * kBlockRow + i, ones - all);
                 all = ones;
             }
             for (int l = 0; l < num_labels; ++l) {
-                Lanes pairwise{};
+                vfloat pairwise{};
                 if (options_.is_potts) {
                     pairwise = all - load(s + l * kBlockRow + i);
                 } else {
                     for (int k = 0; k < num_labels; ++k)
                         pairwise += load(s + k * kBlockRow + i) * options_.compatibility[k * num_labels + l];
                 }
-                const Lanes a = load(x + l * kBlockRow + i);
-                quadratic += select(valid, pairwise * load(q + l * kBlockRow + i), Lanes{});
+                const vfloat a = load(x + l * kBlockRow + i);
+                quadratic += select(valid, pairwise * load(q + l * kBlockRow + i), vfloat{});
                 // A label with a logit of minus infinity is excluded from the energy.
-                store(relative + l * kBlockRow + i, select(a >= lowest, a - largest, Lanes{}));
+                store(relative + l * kBlockRow + i, select(a >= lowest, a - largest, vfloat{}));
                 store(x + l * kBlockRow + i, a - pairwise);
             }
         }
@@ -227,32 +217,32 @@ class MeanField {
     void update_labels(int64_t block, float* scratch, const GridView<float>* out) {
         const int num_labels = L > 0 ? L : num_labels_;
         const int64_t count = block_end(block, num_voxels_) - block * kVoxelBlock;
-        const Lanes quadratic = new_logits<L>(block, scratch, true);
+        const vfloat quadratic = new_logits<L>(block, scratch, true);
         const float* const relative = relative_logits(scratch, num_labels);
         float* const x = scratch;  // the new logits, then the new marginals
         const float* const q = scratch + num_labels * kBlockRow;
         if (out) store_to_grid(voxels_, x, block, num_labels_, *out);
         StepSums sums;
-        Lanes linear{}, divergence{};
-        Integers flips{};
+        vfloat linear{}, divergence{};
+        vint flips{};
         for (int64_t i = 0; i < count; i += kLanes) {
-            const Integers valid = first_lanes(static_cast<int>(std::min<int64_t>(count - i, kLanes)));
-            Integers old_label{};
-            Lanes largest = load(q + i);
+            const vint valid = first_lanes(static_cast<int>(std::min<int64_t>(count - i, kLanes)));
+            vint old_label{};
+            vfloat largest = load(q + i);
             for (int l = 1; l < num_labels; ++l) {
-                const Lanes v = load(q + l * kBlockRow + i);
-                const Integers more = v > largest;
+                const vfloat v = load(q + l * kBlockRow + i);
+                const vint more = v > largest;
                 largest = select(more, v, largest);
-                old_label = select(more, Integers{} + l, old_label);
+                old_label = select(more, vint{} + l, old_label);
             }
             const SoftmaxLanes now = softmax_rows<L>(x + i, num_labels_);
-            sums.unary += sum_lanes(select(valid, now.negative_entropy, Lanes{}));
+            sums.unary += sum_lanes(select(valid, now.negative_entropy, vfloat{}));
             for (int l = 0; l < num_labels; ++l)
-                linear += select(valid, load(relative + l * kBlockRow + i) * load(x + l * kBlockRow + i), Lanes{});
+                linear += select(valid, load(relative + l * kBlockRow + i) * load(x + l * kBlockRow + i), vfloat{});
             if (options_.tolerance > 0) {
-                divergence += select(valid, kl_divergence<L>(x + i, q + i, num_labels_, implied_), Lanes{});
-                const Integers differs = now.label != old_label;  // -1 where true
-                flips += select(valid, differs, Integers{});
+                divergence += select(valid, kl_divergence<L>(x + i, q + i, num_labels_, implied_), vfloat{});
+                const vint differs = now.label != old_label;  // -1 where true
+                flips += select(valid, differs, vint{});
             }
         }
         store_marginals(block, x);

@@ -1,15 +1,8 @@
 // The mean-field loop (docs/reference/math.md): messages of every kernel, compatibility, softmax, energy, and the stopping rule.
 #pragma once
 
-#include <limits>
-#include <memory>
-#include <string>
-#include <utility>
-#include <vector>
-
-#include "cpu/grid_view.h"
-#include "cpu/kernel.h"
-#include "cpu/volume.h"
+#include "cpu/filter.h"
+#include "cpu/voxel_rows.h"
 
 namespace crf {
 
@@ -29,8 +22,7 @@ struct MeanFieldOptions {
     bool gives_marginals = false;     // keep those after the last step for the caller
     bool has_symmetric_pairs = true;  // on tiles: a pair of voxels costs the same in both directions
 
-    // Whether filtering can skip the last label's channel: with one weight for all labels its message follows from the others', because
-    // marginals sum to 1.
+    // Whether filtering can skip the last label's channel: with one weight for all labels its message follows from the others'.
     bool last_is_implied() const;
     bool has_one_weight(size_t kernel) const;
     bool has_symmetric_penalties() const;
@@ -50,13 +42,38 @@ using StepCallback = FunctionRef<int, int>;
 
 // logits: (label, *grid), without the bias. out: the same, or (label, *box of the mask), as the logits may be then; outside the mask it is
 // the logits over the temperature.
-//
 // record: nullptr, or (step, channel, voxel) with room for the marginals at the start of each step, which the backward pass needs; with a
 // volume term (steps + 1, channel, voxel), also for those after the last one.
-//
 // marginals: nullptr, or what becomes (label, voxel) after the last step if the options ask for it, unless the iteration has stopped early.
 MeanFieldOutcome run_mean_field(const Voxels& voxels, std::vector<Kernel>& kernels, const MeanFieldOptions& options,
                                 const GridView<const float>& logits, const GridView<float>& out, float* record, Buffer<float>* marginals,
                                 ThreadPool& pool, Workspace& workspace, const StepCallback& callback);
+
+inline constexpr double kFlipsAtConvergence = 1e-4;  // of the voxels, in the last step
+
+// Sums of a step over a block of voxels, or a tile.
+struct StepSums {
+    double unary = 0;       // sum Q log Q - <a / T, Q> of the new marginals, a relative to the largest of its voxel
+    double largest = 0;     // sum of the largest a / T of each voxel
+    double quadratic = 0;   // <Q, pairwise> of the old marginals
+    double divergence = 0;  // sum of KL(new || old)
+    int64_t flips = 0;
+
+    StepSums& operator+=(const StepSums& other) {
+        unary += other.unary;
+        largest += other.largest;
+        quadratic += other.quadratic;
+        divergence += other.divergence;
+        flips += other.flips;
+        return *this;
+    }
+};
+
+// The sums of all blocks, added in their order: the same bits at any number of threads.
+inline StepSums total(const std::vector<StepSums>& of_blocks) {
+    StepSums sums;
+    for (const StepSums& block : of_blocks) sums += block;
+    return sums;
+}
 
 }  // namespace crf

@@ -1,11 +1,8 @@
 #include "cpu/mean_field_backward.h"
 
-#include <algorithm>
-#include <cmath>
-#include <memory>
-
 #include "cpu/message_backward.h"
 #include "cpu/softmax_lanes.h"
+#include "cpu/volume.h"
 #include "cpu/voxel_rows.h"
 
 namespace crf {
@@ -15,8 +12,6 @@ namespace {
 // Names follow docs/reference/math.md: with x_t the logits after step t and Q = softmax(x), `y` is the gradient with respect to x_t,
 // z_k = sum_l compatibility[k][l] y_l, and -weight z that with respect to a kernel's message.
 class Backward {
-    using Lanes = vfloat;
-
    public:
     Backward(const Voxels& voxels, const std::vector<Kernel>& kernels, const std::vector<FeatureColumns>& features,
              const MeanFieldOptions& options, const BackwardInput& input, bool wants_image, ThreadPool& pool, Workspace& workspace)
@@ -121,7 +116,7 @@ class Backward {
             multiply_rows(options_.volume_part, block, num_labels_, q);
             load_rows(grad, num_voxels_, block, num_labels_, x);
             for (int64_t i = 0; i < kVoxelBlock; i += kLanes) {
-                Lanes mean{};
+                vfloat mean{};
                 for (int l = 0; l < num_labels_; ++l) mean += load(q + l * kBlockRow + i) * static_cast<float>(grad_mass[l]);
                 for (int l = 0; l < num_labels_; ++l) {
                     const int64_t at = l * kBlockRow + i;
@@ -149,12 +144,12 @@ class Backward {
     void compatibility_times(const float* y, float* z) const {
         for (int64_t i = 0; i < kVoxelBlock; i += kLanes) {
             if (options_.is_potts) {
-                Lanes all{};
+                vfloat all{};
                 for (int l = 0; l < num_labels_; ++l) all += load(y + l * kBlockRow + i);
                 for (int k = 0; k < num_labels_; ++k) store(z + k * kBlockRow + i, all - load(y + k * kBlockRow + i));
             } else {
                 for (int k = 0; k < num_labels_; ++k) {
-                    Lanes total{};
+                    vfloat total{};
                     for (int l = 0; l < num_labels_; ++l)
                         total += load(y + l * kBlockRow + i) * options_.compatibility[k * num_labels_ + l];
                     store(z + k * kBlockRow + i, total);
@@ -172,11 +167,11 @@ class Backward {
         load_marginals(record, block, q);
         load_rows(grad_marginals_.get(), num_voxels_, block, num_sent_, back);
         for (int64_t i = 0; i < kVoxelBlock; i += kLanes) {
-            Lanes mean{};
+            vfloat mean{};
             for (int l = 0; l < num_sent_; ++l) mean += load(q + l * kBlockRow + i) * load(back + l * kBlockRow + i);
             for (int l = 0; l < num_labels_; ++l) {
                 const int64_t at = l * kBlockRow + i;
-                const Lanes own = l < num_sent_ ? load(back + at) : Lanes{};
+                const vfloat own = l < num_sent_ ? load(back + at) : vfloat{};
                 store(start + at, load(start + at) + load(grad + at));
                 store(grad + at, load(q + at) * (own - mean));
             }

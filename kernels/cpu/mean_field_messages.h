@@ -2,10 +2,6 @@
 // weight for all labels the last label's channel is not filtered: its message is the message of all ones without the others'.
 #pragma once
 
-#include <algorithm>
-#include <utility>
-#include <vector>
-
 #include "cpu/mean_field.h"
 #include "cpu/simd.h"
 
@@ -23,17 +19,13 @@ class Messages {
           num_channels_(options.num_channels()),
           num_voxels_(num_voxels),
           implied_(options.last_is_implied()),
-          is_recorded_(is_recorded),
-          overwrites_(!kernels.empty() && kernels.front().filter->can_overwrite()) {
+          is_recorded_(is_recorded) {
         if (implied_) find_other_ones();
         if (implied_ && !joins_ones_) sum_ones();
     }
 
     // Whether the first step sends another channel, behind those of the marginals.
     bool joins_ones() const { return joins_ones_; }
-
-    // Whether the first kernel's messages overwrite those of the previous step; else the caller resets them to zero.
-    bool overwrites() const { return overwrites_; }
 
     // Of the last step, (channel, voxel); and, only if the last channel is not filtered, the message of all ones, (voxel).
     float* received() const { return received_; }
@@ -43,7 +35,6 @@ class Messages {
     void prepare(float* memory) {
         if (!memory) own_ = Buffer<float>((num_channels_ + joins_ones_) * num_voxels_);
         received_ = memory ? memory : own_.get();
-        if (options_.is_last_run) free_scales();
     }
 
     // marginals: (channel, voxel).
@@ -54,8 +45,6 @@ class Messages {
             const float* const pre = kernels_[k].scales_sent ? scale : nullptr;
             if (joins_ones_ && can_join_ones(kernels_[k])) {
                 send_ones_too(kernels_[k], marginals, weight);
-            } else if (k == 0 && overwrites_) {
-                kernels_[k].filter->overwrite(marginals, num_channels_, pre, scale, weight, received_, workspace_);
             } else {
                 kernels_[k].filter->accumulate(marginals, num_channels_, pre, scale, weight, received_, workspace_);
             }
@@ -104,12 +93,6 @@ class Messages {
         for (Kernel& k : kernels_) k.ones = Buffer<float>();
     }
 
-    // In the last run: what a filter knows by itself need not be kept.
-    void free_scales() {
-        for (Kernel& k : kernels_)
-            if (k.scale && k.filter->apply_normalization(k.scales_sent)) k.scale = Buffer<float>();
-    }
-
     // A kernel's messages and, in the place of the last label's channel, its message of all ones.
     void send_ones_too(Kernel& k, float* marginals, const float* weight) {
         float *const ones = marginals + num_channels_ * num_voxels_, *const received = received_ + num_channels_ * num_voxels_;
@@ -130,7 +113,7 @@ class Messages {
     Workspace& workspace_;
     const int num_channels_;
     const int64_t num_voxels_;
-    const bool implied_, is_recorded_, overwrites_;
+    const bool implied_, is_recorded_;
     bool joins_ones_ = false;  // the first messages come with that of all ones of at least one kernel
     Buffer<float> own_;
     float* received_ = nullptr;

@@ -1,8 +1,6 @@
 // The backward pass through the messages of the kernels (docs/reference/math.md, section 9).
 #pragma once
 
-#include <algorithm>
-
 #include "cpu/mean_field_backward.h"
 #include "cpu/simd.h"
 #include "cpu/voxel_rows.h"
@@ -24,8 +22,6 @@ struct StepGradients {
 };
 
 class MessageBackward {
-    using Lanes = vfloat;
-
    public:
     // gradients: added to; its theta is left multiplied by the bandwidths.
     MessageBackward(const Voxels& voxels, const std::vector<Kernel>& kernels, const std::vector<FeatureColumns>& features,
@@ -166,9 +162,8 @@ class MessageBackward {
     }
 
     void for_blocks(FunctionRef<int64_t, int> body) { pool_.run(num_blocks_, body); }
-    // Before filtering: gradients with respect to the messages. Marginals sum to 1, so a gradient with respect to them is known up to one
-    // number per voxel: the last label's is subtracted, and its channel need not be filtered. The remainder for the normalization is kept
-    // in grad_ones_.
+    // Before filtering: gradients with respect to the messages. Marginals sum to 1, so the last label's gradient is subtracted, and its
+    // channel need not be filtered. The remainder for the normalization is kept in grad_ones_.
     void differentiate_messages(size_t m, const StepGradients& step, int64_t block, float* scratch) {
         const std::vector<float>& weight = options_.weight[m];
         const int rows = num_labels_ * kBlockRow;

@@ -1,138 +1,81 @@
 // What the Python module holds: arrays in, arrays out, no rules of the model.
-#include <nanobind/nanobind.h>
-#include <nanobind/stl/optional.h>
-#include <nanobind/stl/pair.h>
-#include <nanobind/stl/string.h>
-#include <nanobind/stl/vector.h>
+#include "cpu/module.h"
 
-#include <new>
-#include <stdexcept>
-
-#include "cpu/cost_model.h"
 #include "cpu/cpu_level.h"
-#include "cpu/grid.h"
-#include "cpu/kernel_set.h"
 #include "cpu/label_map.h"
-#include "cpu/lattice_build.h"
-#include "cpu/module_arguments.h"
-#include "cpu/module_kernels.h"
-#include "cpu/module_tiles.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace crf {
+
 namespace {
 
-// Of the first kernel. `out` comes in as zeros.
+void require_positive(const std::vector<double>& values, size_t count, const char* otherwise) {
+    require(values.size() == count && std::all_of(values.begin(), values.end(), [](double v) { return std::isfinite(v) && v > 0; }),
+            otherwise);
+}
+
+// With the first kernel. `out` comes in as zeros.
 std::string message(const FloatArray& values, const FloatArray& image, const std::optional<MaskArray>& mask,
-                    const std::vector<double>& spacing, const BilateralArgument& bilateral, const std::vector<double>& theta_gamma,
+                    const std::vector<double>& spacing, const Bandwidths& bilateral, const std::vector<double>& theta_gamma,
                     const std::string& normalization, const std::string& filter, int threads, const FloatOut& out) {
-    const std::vector<int64_t> grid = checked_grid(values, mask, spacing);
-    require(image.ndim() > 0 && grid_shape(image) == grid, "expected an image (modality, *grid) on the grid of the values");
+    const std::vector<int64_t> grid = grid_shape(values);
+    require(grid_shape(image) == grid, "expected an image (modality, *grid) on the grid of the values");
     require(shape_of(out) == shape_of(values), "expected room for the messages in the shape of the values");
     require(!bilateral.empty() || !theta_gamma.empty(), "expected a kernel");
-    require(values.shape(0) <= kMostLabels, "expected at most 65536 channels");
-    const int num_channels = static_cast<int>(values.shape(0));
-    const KernelSpecs specs = make_specs(size_of(image), bilateral, theta_gamma, normalization, filter, num_channels, 1);
-    nb::gil_scoped_release release;
-    ThreadPool pool(threads);
-    pool.poll = check_signals;
-    const Voxels voxels(grid, spacing, mask_data(mask));
-    Workspace workspace;
-    const KernelSet set(voxels, channel_pointers(image.data(), image.shape(0), voxels.grid_size), specs, pool, workspace, BuildCallback());
-    const Kernel& kernel = set.kernels.front();
-    Buffer<float> sent(num_channels * voxels.num_voxels), received(num_channels * voxels.num_voxels);
-    std::fill(received.get(), received.get() + received.size, 0.0f);
-    for (const Run& run : voxels.runs)
-        for (int c = 0; c < num_channels; ++c) {
-            const float* from = values.data() + c * voxels.grid_size + run.grid;
-            std::copy(from, from + run.length, sent.get() + c * voxels.num_voxels + run.voxel);
-        }
-    const std::vector<float> weight(num_channels, 1.0f);
-    kernel.filter->accumulate(sent.get(), num_channels, kernel.scales_sent ? kernel.scale.get() : nullptr, kernel.scale.get(),
-                              weight.data(), received.get(), workspace);
-    for (const Run& run : voxels.runs)
-        for (int c = 0; c < num_channels; ++c) {
-            const float* from = received.get() + c * voxels.num_voxels + run.voxel;
-            std::copy(from, from + run.length, out.data() + c * voxels.grid_size + run.grid);
-        }
-    return kernel.filter->description();
-}
-
-BilateralInput bilateral_input(const Voxels& voxels, const FloatArray& image, const std::vector<double>& theta_alpha,
-                               const std::vector<double>& theta_beta, ThreadPool& pool) {
-    return {voxels, on_box_axes(voxels, theta_alpha), theta_beta, channel_pointers(image.data(), image.shape(0), voxels.grid_size), pool};
-}
-
-// For tests: what "auto" reckons with.
-double vertices_per_voxel_of(const FloatArray& image, const std::optional<MaskArray>& mask, const std::vector<double>& spacing,
-                             const std::vector<double>& theta_alpha, const std::vector<double>& theta_beta) {
-    const std::vector<int64_t> grid = checked_grid(image, mask, spacing);
-    require_bandwidths({{theta_alpha, theta_beta}}, {}, size_of(image));
-    ThreadPool pool(1);
-    const Voxels voxels(grid, spacing, mask_data(mask));
-    return estimate_vertices_per_voxel(bilateral_input(voxels, image, theta_alpha, theta_beta, pool));
-}
-
-// For tests.
-nb::dict lattice_passes_of(const FloatArray& image, const std::optional<MaskArray>& mask, const std::vector<double>& spacing,
-                           const std::vector<double>& theta_alpha, const std::vector<double>& theta_beta, int threads) {
-    const std::vector<int64_t> grid = checked_grid(image, mask, spacing);
-    require_bandwidths({{theta_alpha, theta_beta}}, {}, size_of(image));
-    ThreadPool pool(threads);
-    const Voxels voxels(grid, spacing, mask_data(mask));
-    const LatticePasses found = lattice_passes(bilateral_input(voxels, image, theta_alpha, theta_beta, pool), pool);
-    nb::dict result;
-    result["num_features"] = found.num_features;
-    result["tile_voxels"] = found.tile_voxels;
-    result["tile_vertices"] = found.tile_vertices;
-    result["local"] = found.local;
-    result["weight"] = found.weight;
-    result["vertices"] = found.vertices;
-    result["links"] = found.links;
-    return result;
+    const int num_channels = static_cast<int>(std::min<int64_t>(values.shape(0), kMaxLabels + 1));
+    const KernelSpecs specs = make_specs(image, mask, spacing, bilateral, theta_gamma, normalization, filter, num_channels, 1);
+    return run_pool(threads, [&](ThreadPool& pool) {
+        const Voxels voxels(grid, spacing, mask_data(mask));
+        Workspace workspace;
+        const KernelSet set(voxels, channel_pointers(image, voxels.grid_size), specs, pool, workspace, BuildCallback());
+        const Kernel& kernel = set.kernels.front();
+        Buffer<float> sent(num_channels * voxels.num_voxels), received(num_channels * voxels.num_voxels);
+        std::fill(received.get(), received.get() + received.size, 0.0f);
+        const auto for_runs = [&](auto&& copy) {
+            for (const Run& run : voxels.runs)
+                for (int c = 0; c < num_channels; ++c) copy(c * voxels.grid_size + run.grid, c * voxels.num_voxels + run.voxel, run.length);
+        };
+        for_runs([&](int64_t grid, int64_t voxel, int32_t count) { std::copy_n(values.data() + grid, count, sent.get() + voxel); });
+        const std::vector<float> weight(num_channels, 1.0f);
+        kernel.filter->accumulate(sent.get(), num_channels, kernel.scales_sent ? kernel.scale.get() : nullptr, kernel.scale.get(),
+                                  weight.data(), received.get(), workspace);
+        for_runs([&](int64_t grid, int64_t voxel, int32_t count) { std::copy_n(received.get() + voxel, count, out.data() + grid); });
+        return kernel.filter->description();
+    });
 }
 
 // The filter that each appearance kernel would get.
 std::vector<std::string> plan_filters(const FloatArray& image, const std::optional<MaskArray>& mask, const std::vector<double>& spacing,
-                                      const BilateralArgument& bilateral, const std::string& filter, int num_labels, int num_iterations,
+                                      const Bandwidths& bilateral, const std::string& filter, int num_labels, int num_iterations,
                                       int threads) {
-    const std::vector<int64_t> grid = checked_grid(image, mask, spacing);
-    require(num_labels >= 2, "expected from 2 to 65536 labels");
-    const KernelSpecs specs = make_specs(size_of(image), bilateral, {}, "none", filter, num_labels - 1, num_iterations);
+    const KernelSpecs specs = make_specs(image, mask, spacing, bilateral, {}, "none", filter, num_labels - 1, num_iterations);
     ThreadPool pool(threads);
     pool.poll = check_signals;
-    const Voxels voxels(grid, spacing, mask_data(mask));
+    const Voxels voxels(grid_shape(image), spacing, mask_data(mask));
     std::vector<std::string> planned;
-    for (const KernelSpecs::Bilateral& kernel : specs.bilateral) {
-        const BilateralInput input = bilateral_input(voxels, image, kernel.theta_alpha, kernel.theta_beta, pool);
-        planned.push_back(choose_filter(specs.filter, input, specs.num_channels, specs.num_filterings, true));
+    for (const auto& [theta_position, theta_beta] : bilateral) {
+        const BilateralInput input(voxels, on_box_axes(voxels, theta_position), theta_beta, channel_pointers(image, voxels.grid_size),
+                                   pool);
+        planned.push_back(choose_filter(specs.filter, input, specs.num_channels, specs.num_filterings));
     }
     return planned;
 }
 
 // Label maps, softmax and ranges of whole grids, of channels (channel, *grid).
-void label_map_of(const FloatArray& logits, int threads, const nb::ndarray<nb::c_contig, nb::device::cpu>& out) {
-    require(logits.ndim() > 0 && logits.shape(0) > 0, "expected logits (label, *grid), one label or more");
+template <class Label>
+void label_map_of(const FloatArray& logits, int threads, const Contiguous<Label>& out) {
     require(shape_of(out) == grid_shape(logits), "expected a label map on the grid of the logits");
-    require(logits.shape(0) <= (out.dtype() == nb::dtype<uint8_t>() ? 256 : kMostLabels), "expected a type that holds all labels");
-    const int num_labels = static_cast<int>(logits.shape(0));
-    const int64_t grid_size = static_cast<int64_t>(logits.size()) / num_labels;
-    const bool is_byte = out.dtype() == nb::dtype<uint8_t>();
-    if (!is_byte && out.dtype() != nb::dtype<uint16_t>()) throw InputError("label maps are uint8 or uint16");
+    require(logits.shape(0) - 1 <= std::numeric_limits<Label>::max(), "expected a type that holds all labels");
     run_pool(threads, [&](ThreadPool& pool) {
-        if (is_byte) {
-            label_map(logits.data(), num_labels, grid_size, pool, static_cast<uint8_t*>(out.data()));
-        } else {
-            label_map(logits.data(), num_labels, grid_size, pool, static_cast<uint16_t*>(out.data()));
-        }
+        label_map(logits.data(), static_cast<int>(logits.shape(0)), static_cast<int64_t>(out.size()), pool, out.data());
     });
 }
 
 void softmax_of(const FloatArray& logits, int threads, const FloatOut& out) {
-    require(logits.ndim() > 0 && logits.shape(0) > 0 && logits.shape(0) <= kMostLabels,
-            "expected logits (label, *grid), one label or more");
+    require(logits.ndim() > 0 && logits.shape(0) > 0, "expected logits (label, *grid), one label or more");
+    require_labels(static_cast<int64_t>(logits.shape(0)));
     require(shape_of(out) == shape_of(logits), "expected room for the marginals in the shape of the logits");
     const int num_labels = static_cast<int>(logits.shape(0));
     run_pool(threads, [&](ThreadPool& pool) {
@@ -165,6 +108,76 @@ void define_errors(nb::module_& m) {
 
 }  // namespace
 
+void require_bandwidths(const Bandwidths& bilateral, const std::vector<double>& theta_gamma, size_t num_axes, size_t num_modalities) {
+    for (const auto& [theta_position, theta_beta] : bilateral) {
+        require_positive(theta_position, num_axes, "expected one bandwidth per axis of the grid, finite and above 0");
+        require_positive(theta_beta, num_modalities, "expected one theta_beta per modality, finite and above 0");
+    }
+    if (!theta_gamma.empty())
+        require_positive(theta_gamma, num_axes, "expected one theta_gamma per axis of the grid, finite and above 0, or none");
+}
+
+KernelSpecs make_specs(const FloatArray& image, const std::optional<MaskArray>& mask, const std::vector<double>& spacing,
+                       const Bandwidths& bilateral, const std::vector<double>& theta_gamma, const std::string& normalization,
+                       const std::string& filter, int num_channels, int num_iterations, const std::optional<Origin>& origin) {
+    constexpr int64_t kFarthest = int64_t{1} << 40;  // far beyond any volume, and far from the end of 64 bits
+    const std::vector<int64_t> grid = grid_shape(image);
+    for (int64_t extent : grid) require(extent <= std::numeric_limits<int32_t>::max(), "expected at most 2^31 - 1 voxels along an axis");
+    require(!mask || shape_of(*mask) == grid, "expected a mask on the grid of the channels");
+    require_positive(spacing, grid.size(), "expected one spacing per axis of the grid, finite and above 0");
+    require_bandwidths(bilateral, theta_gamma, grid.size(), image.shape(0));
+    require_labels(num_channels);
+    require(num_iterations >= 0, "expected 0 iterations or more");
+    KernelSpecs specs{bilateral, theta_gamma, parse_normalization(normalization), std::nullopt, filter, num_channels, num_iterations};
+    if (!origin) return specs;
+    const auto& [position, intensity] = *origin;
+    require(position.size() == grid.size() && intensity.size() == image.shape(0) &&
+                std::all_of(position.begin(), position.end(), [](int64_t p) { return p >= -kFarthest && p <= kFarthest; }) &&
+                std::all_of(intensity.begin(), intensity.end(), [](double v) { return std::isfinite(v); }),
+            "expected an origin with one position per axis of the grid and one intensity per modality, finite");
+    specs.origin = FeatureOrigin{position, intensity};
+    return specs;
+}
+
+MeanFieldOptions make_options(const Model& model, size_t num_kernels, size_t num_labels, int num_iterations, double tolerance) {
+    const auto& [weights, compatibility, is_potts, temperature, bias, volume] = model;
+    require(
+        weights.size() == num_kernels && std::all_of(weights.begin(), weights.end(), [&](const auto& w) { return w.size() == num_labels; }),
+        "expected one list of weights per kernel, with one weight per label");
+    require(compatibility.size() == (is_potts ? 0 : num_labels * num_labels), "expected one penalty per pair of labels, for Potts none");
+    require(bias.empty() || bias.size() == num_labels, "expected one bias per label");
+    require(num_iterations >= 0, "expected 0 iterations or more");
+    MeanFieldOptions options;
+    options.num_labels = static_cast<int>(num_labels);
+    options.weight = weights;
+    options.compatibility = compatibility;
+    options.is_potts = is_potts;
+    options.num_iterations = num_iterations;
+    options.tolerance = tolerance;
+    options.temperature = static_cast<float>(temperature);
+    options.bias = bias;
+    return options;
+}
+
+nb::dict as_dict(const MeanFieldOutcome& outcome) {
+    nb::dict result;
+    result["num_iterations"] = outcome.num_iterations;
+    result["converged"] = outcome.converged;
+    result["energy"] = outcome.energy;
+    return result;
+}
+
+void check_signals() {
+    const nb::gil_scoped_acquire gil;
+    if (PyErr_CheckSignals() != 0) throw nb::python_error();
+}
+
+void Reporter::operator()(int step, int num_steps) const {
+    check_signals();
+    const nb::gil_scoped_acquire gil;
+    if (!progress.is_none()) progress(stage, step, num_steps);
+}
+
 void define_module(nb::module_& m) {
     // Objects may outlive the interpreter, for example if a script ends with a graph in a global variable; no warning is needed.
     nb::set_leak_warnings(false);
@@ -172,13 +185,12 @@ void define_module(nb::module_& m) {
     define_errors(m);
     m.def("message", &message, "values"_a, "image"_a, "mask"_a.none(), "spacing"_a, "bilateral"_a, "theta_gamma"_a, "normalization"_a,
           "filter"_a, "threads"_a, "out"_a.noconvert());
-    m.def("_vertices_per_voxel", &vertices_per_voxel_of, "image"_a, "mask"_a.none(), "spacing"_a, "theta_alpha"_a, "theta_beta"_a);
     m.def("plan_filters", &plan_filters, "image"_a, "mask"_a.none(), "spacing"_a, "bilateral"_a, "filter"_a, "num_labels"_a,
           "num_iterations"_a, "threads"_a);
-    m.def("_lattice_passes", &lattice_passes_of, "image"_a, "mask"_a.none(), "spacing"_a, "theta_alpha"_a, "theta_beta"_a, "threads"_a);
     define_kernels(m);
     define_tiles(m);
-    m.def("label_map", &label_map_of, "logits"_a, "threads"_a, "out"_a.noconvert());
+    m.def("label_map", &label_map_of<uint8_t>, "logits"_a, "threads"_a, "out"_a.noconvert());
+    m.def("label_map", &label_map_of<uint16_t>, "logits"_a, "threads"_a, "out"_a.noconvert());
     m.def("softmax", &softmax_of, "logits"_a, "threads"_a, "out"_a.noconvert());
     m.def("channel_ranges", &channel_ranges_of, "channels"_a, "threads"_a);
     m.def("cpu_level", &cpu_level);

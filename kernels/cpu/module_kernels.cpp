@@ -1,19 +1,7 @@
-#include "cpu/module_kernels.h"
-
-#include <nanobind/stl/optional.h>
-#include <nanobind/stl/pair.h>
-#include <nanobind/stl/string.h>
-#include <nanobind/stl/tuple.h>
-#include <nanobind/stl/vector.h>
-
-#include <algorithm>
-#include <cmath>
-#include <limits>
-#include <memory>
+// The Python class of kernels that are kept between calls.
 #include <mutex>
-#include <tuple>
 
-#include "cpu/module_arguments.h"
+#include "cpu/module.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -25,23 +13,15 @@ namespace {
 // The kernels of one model on one image, kept between calls; one call at a time.
 class Kernels {
    public:
-    using Array = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
     using PartOfArray = nb::ndarray<const float, nb::device::cpu>;  // its rows need not follow one another, but the voxels of a row do
-    using Out = nb::ndarray<float, nb::c_contig, nb::device::cpu>;
-    // The slack, infinity without a volume term; (voxel) where the term applies, None: everywhere.
-    using Volume = std::tuple<double, std::optional<MaskArray>>;
-    // (kernel, label) weights, compatibility, is_potts, temperature, bias, volume.
-    using Model = std::tuple<std::vector<std::vector<float>>, std::vector<float>, bool, double, std::vector<float>, Volume>;
 
-    Kernels(const Array& image, const std::optional<MaskArray>& mask, const std::vector<double>& spacing,
-            const BilateralArgument& bilateral, const std::vector<double>& theta_gamma, const std::string& normalization,
-            const std::string& filter, int num_labels, int num_iterations, const std::vector<int>& user_axis,
-            const std::optional<OriginArgument>& origin, int threads, const nb::object& progress)
-        : image_(image),
-          grid_shape_(checked_grid(image, mask, spacing)),
-          num_modalities_(static_cast<int64_t>(image.shape(0))),
-          num_labels_(checked_count(num_labels)),
-          specs_(make_specs(size_of(image), bilateral, theta_gamma, normalization, filter, num_labels - 1, num_iterations, origin)) {
+    Kernels(const FloatArray& image, const std::optional<MaskArray>& mask, const std::vector<double>& spacing, const Bandwidths& bilateral,
+            const std::vector<double>& theta_gamma, const std::string& normalization, const std::string& filter, int num_labels,
+            int num_iterations, const std::vector<int>& user_axis, const std::optional<Origin>& origin, int threads,
+            const nb::object& progress)
+        : image_(image), grid_shape_(grid_shape(image)), num_modalities_(static_cast<int64_t>(image.shape(0))), num_labels_(num_labels) {
+        const KernelSpecs specs =
+            make_specs(image, mask, spacing, bilateral, theta_gamma, normalization, filter, num_labels - 1, num_iterations, origin);
         std::vector<int> sorted = user_axis;
         std::sort(sorted.begin(), sorted.end());
         for (size_t a = 0; a < sorted.size(); ++a) require(sorted[a] == static_cast<int>(a), "expected each axis of the user once");
@@ -54,22 +34,21 @@ class Kernels {
         const Rest rest{*pool_};
         voxels_ = std::make_unique<Voxels>(grid_shape_, spacing, mask_data(mask), user_axis);
         Workspace workspace;
-        set_ = std::make_unique<KernelSet>(*voxels_, channel_pointers(image.data(), image.shape(0), voxels_->grid_size), specs_, *pool_,
-                                           workspace, Reporter{progress, "build"});
-        descriptions_ = set_->descriptions;
+        set_ = std::make_unique<KernelSet>(*voxels_, channel_pointers(image, voxels_->grid_size), specs, *pool_, workspace,
+                                           Reporter{progress, "build"});
     }
 
     int64_t num_voxels() const { return voxels_->num_voxels; }
     const std::vector<int64_t>& grid() const { return grid_shape_; }
     KernelSet& set() const { return *set_; }
-    std::vector<std::string> descriptions() const { return descriptions_; }
+    std::vector<std::string> descriptions() const { return set_->descriptions; }
 
     // Runs until the stopping rule is met. The last run gives the image up before the first step, and the kernels before the last step's
     // logits are written. Without a mask it also returns the marginals after the last possible step, (label, *grid): they are there anyway.
     // out: (label, *grid) or (label, *box of the mask).
     nb::dict run(const PartOfArray& logits, const Model& model, int num_iterations, double tolerance, bool is_last_run,
-                 const nb::object& progress, const Out& out) {
-        MeanFieldOptions options = make_options(model, num_iterations, tolerance);
+                 const nb::object& progress, const FloatOut& out) {
+        MeanFieldOptions options = options_of(model, num_iterations, tolerance);
         options.is_last_run = is_last_run;
         const bool reads_box = is_on_box(logits), writes_box = is_on_box(out);
         require(writes_box || !reads_box, "expected room for the whole grid only where there are logits on it");
@@ -80,17 +59,16 @@ class Kernels {
         auto marginals = std::make_unique<Buffer<float>>();
         {
             Call call(*this);
-            float* const no_record = nullptr;
-            is_spent_ = is_last_run && !descriptions_.empty();
-            if (is_spent_ && !set_->keeps_image()) release_image();
-            outcome = run_mean_field(*voxels_, set_->kernels, options, from, to, no_record, marginals.get(), *pool_, call.workspace,
+            is_spent_ = is_last_run && !set_->kernels.empty();
+            if (is_spent_ && !set_->keeps_image()) {
+                const nb::gil_scoped_acquire gil;
+                image_ = FloatArray();
+            }
+            outcome = run_mean_field(*voxels_, set_->kernels, options, from, to, nullptr, marginals.get(), *pool_, call.workspace,
                                      Reporter{progress, "mean field"});
             if (is_last_run) set_->kernels.clear();
         }
-        nb::dict result;
-        result["num_iterations"] = outcome.num_iterations;
-        result["converged"] = outcome.converged;
-        result["energy"] = outcome.energy;
+        nb::dict result = as_dict(outcome);
         result["marginals"] = nb::none();
         if (*marginals) {
             std::vector<size_t> shape{static_cast<size_t>(num_labels_)};
@@ -104,40 +82,31 @@ class Kernels {
 
     // record: (step, channel, voxel), filled in; one channel fewer than labels where each kernel has one weight for all labels, one entry
     // more than steps with a volume term. Returns the biases of each step with a volume term.
-    std::vector<std::vector<double>> forward(const Array& logits, const Model& model, const Out& out, const Out& record) {
-        const MeanFieldOptions options = make_options(model, num_steps(record, model), 0);
-        require_whole(logits);
-        require_whole(out);
-        require(static_cast<int64_t>(record.shape(1)) == options.num_channels() && static_cast<int64_t>(record.shape(2)) == num_voxels(),
-                "the record has another shape than (steps, channels, voxels)");
+    std::vector<std::vector<double>> forward(const FloatArray& logits, const Model& model, const FloatOut& out, const FloatOut& record) {
+        const MeanFieldOptions options = options_of_record(model, record);
+        for (const auto& shape : {shape_of(logits), shape_of(out)}) require_whole(shape, num_labels_);
         Call call(*this);
         const GridView<const float> from = dense_view(logits.data(), grid_shape_);
         const GridView<float> to = dense_view(out.data(), grid_shape_);
-        const MeanFieldOutcome outcome =
-            run_mean_field(*voxels_, set_->kernels, options, from, to, record.data(), nullptr, *pool_, call.workspace, StepCallback());
-        return outcome.volume_bias;
+        return run_mean_field(*voxels_, set_->kernels, options, from, to, record.data(), nullptr, *pool_, call.workspace, StepCallback())
+            .volume_bias;
     }
 
-    nb::dict backward(const Array& logits, const Array& record, const std::vector<std::vector<double>>& volume_bias, const Array& gradient,
-                      const Model& model, bool wants_theta, const Out& grad_logits, const std::optional<Out>& grad_image) {
-        const MeanFieldOptions options = make_options(model, num_steps(record, model), 0);
-        require(
-            options.num_iterations >= 0 &&
-                (!options.keeps_volumes() || (static_cast<int>(volume_bias.size()) == options.num_iterations &&
-                                              std::all_of(volume_bias.begin(), volume_bias.end(),
-                                                          [&](const auto& of_step) { return of_step.size() == size_t(num_labels_); }))) &&
-                static_cast<int64_t>(record.shape(1)) == options.num_channels() && static_cast<int64_t>(record.shape(2)) == num_voxels(),
-            "the record was not produced by forward() with these weights");
-        require_whole(logits);
-        require_whole(gradient);
-        require_whole(grad_logits);
-        require(!grad_image || (grid_shape(*grad_image) == grid_shape_ && static_cast<int64_t>(grad_image->shape(0)) == num_modalities_),
-                "expected room for the gradient in the shape of the image");
+    nb::dict backward(const FloatArray& logits, const FloatArray& record, const std::vector<std::vector<double>>& volume_bias,
+                      const FloatArray& gradient, const Model& model, bool wants_theta, const FloatOut& grad_logits,
+                      const std::optional<FloatOut>& grad_image) {
+        const MeanFieldOptions options = options_of_record(model, record);
+        require(!options.keeps_volumes() ||
+                    (static_cast<int>(volume_bias.size()) == options.num_iterations &&
+                     std::all_of(volume_bias.begin(), volume_bias.end(), [&](const auto& b) { return b.size() == size_t(num_labels_); })),
+                "expected one volume bias per step and label");
+        for (const auto& shape : {shape_of(logits), shape_of(gradient), shape_of(grad_logits)}) require_whole(shape, num_labels_);
+        if (grad_image) require_whole(shape_of(*grad_image), num_modalities_);
         MeanFieldGradients gradients;
         {
             Call call(*this);
             const BackwardInput input{logits.data(), record.data(), volume_bias, dense_view(gradient.data(), grid_shape_), wants_theta};
-            set_->find_ones(*pool_, call.workspace);
+            for (Kernel& kernel : set_->kernels) find_ones(kernel, num_voxels(), *pool_, call.workspace);
             gradients = run_mean_field_backward(*voxels_, set_->kernels, set_->features, options, input, grad_logits.data(),
                                                 grad_image ? grad_image->data() : nullptr, *pool_, call.workspace);
         }
@@ -171,17 +140,11 @@ class Kernels {
         Workspace workspace;
     };
 
-    static int checked_count(int num_labels) {
-        require(num_labels >= 2 && num_labels <= kMostLabels, "expected from 2 to 65536 labels");
-        return num_labels;
-    }
-
     // Channels of all labels on the box of the mask; else they are on the whole grid.
     template <class Channels>
     bool is_on_box(const Channels& channels) const {
-        require(channels.ndim() == grid_shape_.size() + 1 && static_cast<int64_t>(channels.shape(0)) == num_labels_,
-                "expected an array (label, *grid) of the labels that the kernels were built for");
         const std::vector<int64_t> shape = grid_shape(channels);
+        require(static_cast<int64_t>(channels.shape(0)) == num_labels_, "expected the labels that the kernels were built for");
         if (shape == grid_shape_) return false;
         std::vector<int64_t> box(grid_shape_.size(), 1);
         for (int a = 0; a < voxels_->num_axes; ++a) box[voxels_->source_axis[a]] = voxels_->box_shape[a];
@@ -189,9 +152,10 @@ class Kernels {
         return true;
     }
 
-    template <class Channels>
-    void require_whole(const Channels& channels) const {
-        require(!is_on_box(channels), "expected logits on the grid of the image");
+    void require_whole(std::vector<int64_t> shape, int64_t num_channels) const {
+        require(!shape.empty() && shape.front() == num_channels &&
+                    std::equal(shape.begin() + 1, shape.end(), grid_shape_.begin(), grid_shape_.end()),
+                "expected channels on the grid of the image");
     }
 
     GridView<const float> view_of(const PartOfArray& channels, bool is_box) const {
@@ -203,36 +167,27 @@ class Kernels {
         return view;
     }
 
-    void release_image() {
-        const nb::gil_scoped_acquire gil;
-        image_ = Array();
+    MeanFieldOptions options_of(const Model& model, int num_iterations, double tolerance) const {
+        require(!is_spent_, "these kernels have had their last run; build them anew");
+        MeanFieldOptions options = make_options(model, set_->kernels.size(), num_labels_, num_iterations, tolerance);
+        const auto& [slack, part] = std::get<Volume>(model);
+        require(slack >= 0, "expected a slack of 0 or more");
+        options.volume_slack = slack;
+        if (part) {
+            require_size(*part, num_voxels(), "expected one value per voxel of the mask for the part of the volumes");
+            options.volume_part.assign(part->data(), part->data() + part->size());
+        }
+        return options;
     }
 
     // With a volume term, the marginals after the last step are recorded, too.
-    static int num_steps(const auto& record, const Model& model) {
+    template <class Record>
+    MeanFieldOptions options_of_record(const Model& model, const Record& record) const {
         require(record.ndim() == 3, "expected a record (steps, channels, voxels)");
-        return static_cast<int>(record.shape(0)) - (std::get<0>(std::get<Volume>(model)) < std::numeric_limits<double>::infinity());
-    }
-
-    MeanFieldOptions make_options(const Model& model, int num_iterations, double tolerance) const {
-        const auto& [weights, compatibility, is_potts, temperature, bias, volume] = model;
-        const auto& [slack, part] = volume;
-        require(!is_spent_, "these kernels have had their last run; build them anew");
-        require(fits_labels(compatibility, is_potts, num_labels_), "expected one penalty per pair of labels, for Potts none");
-        require(
-            weights.size() == set_->kernels.size() &&
-                std::all_of(weights.begin(), weights.end(), [&](const auto& own) { return static_cast<int>(own.size()) == num_labels_; }),
-            "expected one list of weights per kernel, with one weight per label");
-        require(slack >= 0, "expected a slack of 0 or more");
-        MeanFieldOptions options = checked_options(num_labels_, weights, compatibility, is_potts, temperature, num_iterations, tolerance);
-        options.bias = bias;
-        options.volume_slack = slack;
-        if (part) {
-            require(static_cast<int64_t>(part->size()) == num_voxels(),
-                    "expected one value per voxel of the mask for the part of the volumes");
-            options.volume_part.assign(part->data(), part->data() + part->size());
-        }
-        require(bias.empty() || static_cast<int>(bias.size()) == num_labels_, "expected one bias per label");
+        const bool has_volumes = std::get<0>(std::get<Volume>(model)) < std::numeric_limits<double>::infinity();
+        const MeanFieldOptions options = options_of(model, static_cast<int>(record.shape(0)) - has_volumes, 0);
+        require(static_cast<int64_t>(record.shape(1)) == options.num_channels() && static_cast<int64_t>(record.shape(2)) == num_voxels(),
+                "expected a record (steps, channels, voxels) of forward() with these weights");
         return options;
     }
 
@@ -245,36 +200,31 @@ class Kernels {
         return values;
     }
 
-    Array image_;  // the source of the features; given up before the last run
+    FloatArray image_;  // the source of the features; given up before the last run
     const std::vector<int64_t> grid_shape_;
     const int64_t num_modalities_;
     bool is_spent_ = false;
     const int num_labels_;
-    const KernelSpecs specs_;
     std::unique_ptr<ThreadPool> pool_;
     std::unique_ptr<Voxels> voxels_;
     std::unique_ptr<KernelSet> set_;
-    std::vector<std::string> descriptions_;
     std::mutex mutex_;
 };
 
-const Kernels& single_kernels(const nb::handle& kernels) {
-    require(nb::isinstance<Kernels>(kernels), "expected an object of Kernels");
-    return nb::cast<const Kernels&>(kernels);
-}
-
 }  // namespace
 
-KernelSet& kernel_set_of(const nb::handle& kernels) { return single_kernels(kernels).set(); }
-
-std::vector<int64_t> grid_of(const nb::handle& kernels) { return single_kernels(kernels).grid(); }
+std::pair<KernelSet*, std::vector<int64_t>> kernels_in(const nb::handle& kernels) {
+    require(nb::isinstance<Kernels>(kernels), "expected an object of Kernels");
+    const Kernels& own = nb::cast<const Kernels&>(kernels);
+    return {&own.set(), own.grid()};
+}
 
 void define_kernels(nb::module_& m) {
     using K = Kernels;
     nb::class_<K>(m, "Kernels")
-        .def(nb::init<const K::Array&, const std::optional<MaskArray>&, const std::vector<double>&, const BilateralArgument&,
+        .def(nb::init<const FloatArray&, const std::optional<MaskArray>&, const std::vector<double>&, const Bandwidths&,
                       const std::vector<double>&, const std::string&, const std::string&, int, int, const std::vector<int>&,
-                      const std::optional<OriginArgument>&, int, const nb::object&>(),
+                      const std::optional<Origin>&, int, const nb::object&>(),
              "image"_a, "mask"_a.none(), "spacing"_a, "bilateral"_a, "theta_gamma"_a, "normalization"_a, "filter"_a, "num_labels"_a,
              "num_iterations"_a, "user_axis"_a, "origin"_a.none(), "threads"_a, "progress"_a.none())
         .def("num_voxels", &K::num_voxels)

@@ -1,13 +1,8 @@
 // Gradients of a filter's sums with respect to its kernel's bandwidths and the image, in moment form (docs/reference/math.md): for
 // S = sum_c <u_c, K v_c> and K(n, m) = exp(-1/2 sum_f (x_f(n) - x_f(m))^2),
 //   theta_f dS/dtheta_f = sum_c sum_nm u_c(n) K(n, m) v_c(m) (x_f(n) - x_f(m))^2,
-// which needs one more filtering, of x_f v, for each feature f. Exact for a sum over pairs; for a lattice it is the derivative of the
-// Gaussian under the lattice's weights, because the derivative of its own interpolation would be noise from voxel to voxel.
+// which needs one more filtering, of x_f v, for each feature f. For a lattice it is the derivative of the Gaussian under its weights.
 #pragma once
-
-#include <algorithm>
-#include <utility>
-#include <vector>
 
 #include "cpu/filter.h"
 #include "cpu/simd.h"
@@ -83,8 +78,6 @@ struct FilteredPair {
 
 // Adds up moments; keeps its memory from one sum to the next.
 class Moments {
-    using Lanes = vfloat;
-
    public:
     Moments(int64_t num_voxels, ThreadPool& pool, Workspace& workspace) : num_voxels_(num_voxels), pool_(pool), workspace_(workspace) {}
 
@@ -139,17 +132,17 @@ class Moments {
             filter.cross_moments(columns, count, pair.u, pair.v, pair.num_channels, cross.data(), workspace_);
             pool_.run(num_voxel_blocks(num_voxels_), [&](int64_t block, int) {
                 const int64_t begin = block * kVoxelBlock, end = std::min(begin + kVoxelBlock, num_voxels_);
-                Lanes sums[kColumns]{};
+                vfloat sums[kColumns]{};
                 for (int64_t n = begin; n < end; n += kLanes) {
                     const int64_t left = end - n;
-                    Lanes both{};
+                    vfloat both{};
                     for (int c = 0; c < pair.num_channels; ++c) {
                         const int64_t at = c * num_voxels_ + n;
                         both += load_some(pair.v + at, left) * load_some(pair.ktu + at, left) +
                                 load_some(pair.u + at, left) * load_some(pair.kv + at, left);
                     }
                     for (int i = 0; i < count; ++i) {
-                        const Lanes x = load_some(columns[i] + n, left);
+                        const vfloat x = load_some(columns[i] + n, left);
                         sums[i] += x * x * both;
                     }
                 }
@@ -187,13 +180,13 @@ class Moments {
                 double total = 0;
                 for (int64_t n = begin; n < end; n += kLanes) {
                     const int64_t left = end - n;
-                    const Lanes x = load_some(column + n, left);
-                    Lanes sum{}, change{};
+                    const vfloat x = load_some(column + n, left);
+                    vfloat sum{}, change{};
                     for (int c = 0; c < pair.num_channels; ++c) {
                         const int64_t at = c * num_voxels_ + n;
-                        const Lanes own_u = load_some(pair.u + at, left), own_v = load_some(pair.v + at, left);
-                        const Lanes sent = load_some(pair.kv + at, left), sent_back = load_some(pair.ktu + at, left);
-                        const Lanes moment = load_some(filtered + at, left);
+                        const vfloat own_u = load_some(pair.u + at, left), own_v = load_some(pair.v + at, left);
+                        const vfloat sent = load_some(pair.kv + at, left), sent_back = load_some(pair.ktu + at, left);
+                        const vfloat moment = load_some(filtered + at, left);
                         sum += x * (x * (own_v * sent_back + own_u * sent) - own_u * moment * 2.0f);
                         if (gradient) change += own_u * (x * sent - moment) + own_v * (x * sent_back - load_some(back + at, left));
                     }

@@ -2,12 +2,6 @@
 // Intrinsics are used only for operations that the extension cannot express well.
 #pragma once
 
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <type_traits>
-#include <utility>
-
 #include "cpu/lane_types.h"
 
 #if defined(__AVX2__)
@@ -193,6 +187,27 @@ inline vfloat load_some(const float* from, int64_t count) {
 #endif
 }
 
+// The range of numbers, sixteen at a time; NaN if one is not finite.
+struct LaneRange {
+    vfloat least = splat_lanes(std::numeric_limits<float>::infinity()), most = -least, poison{};
+
+    void add(const float* values, int64_t count) {
+        for (int64_t i = 0; i < count; i += kLanes) {
+            const vint valid = first_lanes(static_cast<int>(std::min<int64_t>(kLanes, count - i)));
+            const vfloat v = load_some(values + i, count - i);
+            poison += v * 0.0f;  // NaN from now on once a value is NaN or infinite
+            least = select(valid & (v < least), v, least);
+            most = select(valid & (v > most), v, most);
+        }
+    }
+    std::pair<float, float> ends() const {
+        if (!(sum_lanes(poison) == 0.0f)) return {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::quiet_NaN()};
+        std::pair<float, float> found{least[0], most[0]};
+        for (int lane = 1; lane < kLanes; ++lane) found = {std::min(found.first, least[lane]), std::max(found.second, most[lane])};
+        return found;
+    }
+};
+
 // Whether `count` floats are all +0; stops at the first vector that is not.
 inline bool is_zero(const float* values, int64_t count) {
     for (int64_t i = 0; i < count; i += kLanes)
@@ -274,6 +289,15 @@ inline void deinterleave(const float* rows, vfloat (&channel)[C]) {
         channel[2] = collect(std::integral_constant<int, 2>{});
         channel[3] = collect(std::integral_constant<int, 3>{});
     }
+}
+
+// Calls body with the constant that equals `value`, as a std::integral_constant; the last one stands for all other values.
+template <int First, int... Others, class Body>
+void with_constant(int value, Body&& body) {
+    if constexpr (sizeof...(Others) > 0) {
+        if (value != First) return with_constant<Others...>(value, body);
+    }
+    body(std::integral_constant<int, First>());
 }
 
 }  // namespace crf

@@ -1,10 +1,6 @@
 // Softmax and its divergence for a vector of voxels at a time, over rows of kBlockRow numbers, one per label (voxel_rows.h).
-//
 // L: number of labels, 0 = any; loops of known length stay in registers.
 #pragma once
-
-#include <limits>
-#include <type_traits>
 
 #include "cpu/simd.h"
 #include "cpu/voxels.h"
@@ -34,29 +30,27 @@ vfloat largest_row(const float* x, int any_labels) {
 // x, in place, becomes its softmax over rows.
 template <int L>
 SoftmaxLanes softmax_rows(float* x, int any_labels) {
-    using Lanes = vfloat;
-    using Integers = vint;
     const int num_labels = L > 0 ? L : any_labels;
-    Lanes largest = load(x);
-    Integers label{};
+    vfloat largest = load(x);
+    vint label{};
     for (int l = 1; l < num_labels; ++l) {
-        const Lanes v = load(x + l * kBlockRow);
-        const Integers more = v > largest;
+        const vfloat v = load(x + l * kBlockRow);
+        const vint more = v > largest;
         largest = select(more, v, largest);
-        label = select(more, Integers{} + l, label);
+        label = select(more, vint{} + l, label);
     }
-    const Lanes lowest = splat_lanes(std::numeric_limits<float>::lowest());
-    Lanes total{}, weighted{};
+    const vfloat lowest = splat_lanes(std::numeric_limits<float>::lowest());
+    vfloat total{}, weighted{};
     for (int l = 0; l < num_labels; ++l) {
-        const Lanes shifted = load(x + l * kBlockRow) - largest;
-        const Lanes e = exp_nonpositive(shifted);
+        const vfloat shifted = load(x + l * kBlockRow) - largest;
+        const vfloat e = exp_nonpositive(shifted);
         total += e;
-        weighted += select(shifted >= lowest, e * shifted, Lanes{});  // 0 times minus infinity counts as 0
+        weighted += select(shifted >= lowest, e * shifted, vfloat{});  // 0 times minus infinity counts as 0
         store(x + l * kBlockRow, e);
     }
-    const Lanes inverse = 1.0f / total;
+    const vfloat inverse = 1.0f / total;
     for (int l = 0; l < num_labels; ++l) store(x + l * kBlockRow, load(x + l * kBlockRow) * inverse);
-    const Lanes log_sum = log_positive(total);
+    const vfloat log_sum = log_positive(total);
     return {weighted * inverse - log_sum, log_sum, label};
 }
 
@@ -71,12 +65,11 @@ Lanes divergence_of_label(Lanes now, Lanes old, Lanes least) {
 // KL(new || old). If the last marginal is implied, as 1 minus the others, differences below the rounding of the others count as zero.
 template <int L>
 vfloat kl_divergence(const float* now, const float* old, int any_labels, bool last_is_implied) {
-    using Lanes = vfloat;
     const int num_labels = L > 0 ? L : any_labels;
-    const Lanes tiny = splat_lanes(kTiny), rounding = splat_lanes(rounding_of_implied(any_labels));
-    Lanes total{};
+    const vfloat tiny = splat_lanes(kTiny), rounding = splat_lanes(rounding_of_implied(any_labels));
+    vfloat total{};
     for (int l = 0; l < num_labels; ++l) {
-        const Lanes least = last_is_implied && l == num_labels - 1 ? rounding : tiny;
+        const vfloat least = last_is_implied && l == num_labels - 1 ? rounding : tiny;
         total += divergence_of_label(load(now + l * kBlockRow), load(old + l * kBlockRow), least);
     }
     return total;

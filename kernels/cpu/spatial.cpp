@@ -1,14 +1,9 @@
-// The spatial kernel exp(-|p_i - p_j|^2 / 2 theta_gamma^2): a product of one-dimensional Gaussians, so it is applied axis by axis on
-// the mask's bounding box, exact except for its tails (spatial_taps.h), or where it is wide, on half as many rows (spatial_halved.h). Where
-// labels share channels, most of a channel is zero: what follows from zeros alone is not computed.
-#include <algorithm>
-#include <cmath>
-#include <numeric>
+// The spatial kernel exp(-|p_i - p_j|^2 / 2 theta_gamma^2), axis by axis on the mask's bounding box: exact except for its tails
+// (spatial_rows.h), or where it is wide, on half as many rows (spatial_halved.h). What follows from zeros alone is not computed.
 
 #include "cpu/filter.h"
 #include "cpu/spatial_halved.h"
 #include "cpu/spatial_rows.h"
-#include "cpu/spatial_taps.h"
 
 namespace crf {
 
@@ -18,7 +13,9 @@ class SpatialFilter final : public Filter {
    public:
     SpatialFilter(const Voxels& voxels, const std::vector<double>& theta_gamma, bool exact, const FeatureOrigin* origin, ThreadPool& pool)
         : voxels_(voxels), pool_(pool) {
-        for (const SpatialTaps& taps : spatial_taps(voxels, theta_gamma, kSpatialRadius)) {
+        std::vector<double> sigma;
+        for (int a = 0; a < voxels.num_axes; ++a) sigma.push_back(theta_gamma[a] / voxels.spacing[a]);
+        for (const SpatialTaps& taps : spatial_taps(sigma, {voxels.box_shape, voxels.box_shape + voxels.num_axes})) {
             taps_.emplace_back(taps.weight.begin(), taps.weight.end());
             slopes_.emplace_back(taps.slope.begin(), taps.slope.end());
         }
@@ -29,7 +26,11 @@ class SpatialFilter final : public Filter {
         for (const Run& run : voxels.runs) ++first_run_[run.box / slab_size_ + 1];
         for (size_t slab = 1; slab < first_run_.size(); ++slab) first_run_[slab] += first_run_[slab - 1];
         for (int a = 0; a < voxels.num_axes - 1; ++a) needed_.push_back(find_needed(a));
-        if (!exact) halve(theta_gamma, origin);
+        if (exact || !HalvedBox::is_wide(voxels, sigma)) return;
+        // Parts of a volume that share a feature origin halve the same rows.
+        std::vector<int64_t> first;
+        for (int a = 0; a < voxels.num_axes; ++a) first.push_back(origin ? voxels.first[a] - origin->position[voxels.source_axis[a]] : 0);
+        halved_ = std::make_unique<HalvedBox>(voxels, sigma, first, taps_, pool.num_threads());
     }
 
     void accumulate(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight, float* sum,
@@ -52,15 +53,6 @@ class SpatialFilter final : public Filter {
         }
         fill_product(scales, scale);
         if (ones) fill_product(messages, ones);
-        scales_ = std::move(scales);
-        return true;
-    }
-
-    bool apply_normalization(bool to_sent) override {
-        if (scales_.empty()) return false;
-        scales_sent_ = to_sent;
-        scales_received_ = true;
-        own_rows_.assign(pool_.num_threads(), std::vector<float>(voxels_.box_shape[voxels_.num_axes - 1]));
         return true;
     }
 
@@ -84,69 +76,18 @@ class SpatialFilter final : public Filter {
    private:
     static constexpr int64_t kRunBlock = 256;
 
-    // The filtered rows of a panel, normalized and weighted, go onto the sum. Factors of the filter's own normalization are multiplied in
-    // the order of fill_row.
-    struct OntoSum {
-        float* sum;         // where the panel begins
-        const float* post;  // there, too; nullptr: ones, or the filter's own
-        int64_t stride;
-        float weight;
-        const float* of_row;                           // the filter's own normalization: (row), and of the columns along the axes between,
-        float of_column[kColumns], of_last[kColumns];  // and along the last axis; nullptr: there is none
-
-        void set_scales(const std::vector<std::vector<float>>& scales, int64_t column, int64_t width, const Voxels& voxels) {
-            of_row = scales[0].data();
-            const int last = voxels.num_axes - 1;
-            for (int64_t c = 0; c < width; ++c) {
-                const int64_t length = voxels.box_shape[last];
-                of_column[c] = 1.0f;
-                for (int64_t a = last - 1, rest = (column + c) / length; a > 0; rest /= voxels.box_shape[a], --a)
-                    of_column[c] *= scales[a][rest % voxels.box_shape[a]];
-                of_last[c] = scales[last][(column + c) % length];
-            }
-        }
-
-        void fetch(int64_t row, int64_t column) const {
-            __builtin_prefetch(sum + row * stride + column, 1);
-            if (post) __builtin_prefetch(post + row * stride + column);
-        }
-
-        void put(int64_t row, int64_t column, vfloat total, int64_t left) const {
-            float* const to = sum + row * stride + column;
-            vfloat scale = splat_lanes(weight);
-            if (post) scale *= load_some(post + row * stride + column, left);
-            if (of_row) scale *= load(of_column + column) * of_row[row] * load(of_last + column);
-            store_some(to, load_some(to, left) + scale * total, left);
-        }
-    };
-
-    // Where the kernel is wide. Parts of a volume that share a feature origin halve the same rows.
-    void halve(const std::vector<double>& theta_gamma, const FeatureOrigin* origin) {
-        std::vector<double> sigma;
-        std::vector<int64_t> first;
-        for (int a = 0; a < voxels_.num_axes; ++a) {
-            sigma.push_back(theta_gamma[a] / voxels_.spacing[a]);
-            first.push_back(origin ? voxels_.first[a] - origin->position[voxels_.source_axis[a]] : 0);
-        }
-        if (HalvedBox::is_wide(voxels_, sigma)) halved_ = std::make_unique<HalvedBox>(voxels_, sigma, first, taps_, pool_.num_threads());
-    }
-
     void accumulate_channel(const float* values, const float* pre, const float* post, float weight, float* sum, Workspace& workspace) {
         if (halved_) {
             halved_->filter(
-                first_run_, pool_, workspace, [&](int64_t slab, float* to, int thread) { scatter(slab, values, pre, to, thread); },
-                [&](const Run& run, const float* row, int thread) { add_run(run, row, post, weight, sum, thread); });
+                first_run_, pool_, workspace, [&](int64_t slab, float* to, int) { scatter(slab, values, pre, to); },
+                [&](const Run& run, const float* row, int) { add_run(run, row, post, weight, sum); });
             return;
         }
         box_ = workspace.floats(voxels_.box_size);
         const auto taps = [&](int axis) -> const std::vector<float>& { return taps_[axis]; };
         filter_slabs(values, pre, taps);
-        if (voxels_.num_axes > 1 && voxels_.num_voxels == voxels_.box_size) {
-            add_first_axis(post, weight, sum);
-        } else {
-            filter_first_axis(taps);
-            gather(post, weight, sum);
-        }
+        filter_first_axis(taps);
+        gather(post, weight, sum);
     }
 
     // Voxels of the box between neighbors along an axis.
@@ -208,12 +149,6 @@ class SpatialFilter final : public Filter {
         for (int64_t i = 0; i < voxels_.box_shape[last]; ++i) out[i] = factor * profiles[last][i];
     }
 
-    // The normalization of a run's voxels, if it is the filter's own: such runs are whole rows.
-    const float* own_scale(const Run& run, int thread) {
-        fill_row(scales_, run.box / run.length, own_rows_[thread].data());
-        return own_rows_[thread].data();
-    }
-
     // The box of one channel, filtered along all axes but the first; taps(axis): of each axis. A slab, the voxels of one place along the
     // first axis, is filled and filtered while it is in the cache.
     template <class Taps>
@@ -221,7 +156,7 @@ class SpatialFilter final : public Filter {
         const int num_axes = voxels_.num_axes;
         pool_.run(static_cast<int64_t>(first_run_.size()) - 1, [&](int64_t slab, int thread) {
             float* const box = box_ + slab * slab_size_;
-            scatter(slab, values, pre, box, thread);
+            scatter(slab, values, pre, box);
             if (first_run_[slab] == first_run_[slab + 1]) return;
             const int64_t length = voxels_.box_shape[num_axes - 1];
             filter_rows_of(box, slab_size_ / length, length, taps(num_axes - 1), scratch_[thread]);
@@ -236,30 +171,21 @@ class SpatialFilter final : public Filter {
     void filter_first_axis(const Taps& taps) {
         if (voxels_.num_axes == 1) return;
         pool_.run(num_panels(slab_size_), [&](int64_t panel, int thread) {
-            filter_first_axis_of(panel, taps(0), scratch_[thread], InPlace{box_ + panel * kColumns, slab_size_});
+            float* const from = box_ + panel * kColumns;
+            filter_panel(from, voxels_.box_shape[0], slab_size_, std::min(kColumns, slab_size_ - panel * kColumns), needed_[0][panel],
+                         taps(0), scratch_[thread]);
         });
     }
 
-    // Filters along the first axis and adds what results, normalized and weighted, to `sum`, where the box has all voxels in their order.
-    void add_first_axis(const float* post, float weight, float* sum) {
-        pool_.run(num_panels(slab_size_), [&](int64_t panel, int thread) {
-            const int64_t column = panel * kColumns;
-            OntoSum onto{sum + column, post ? post + column : nullptr, slab_size_, weight, nullptr, {}, {}};
-            if (scales_received_) onto.set_scales(scales_, column, std::min(kColumns, slab_size_ - column), voxels_);
-            filter_first_axis_of(panel, taps_[0], scratch_[thread], onto);
-        });
-    }
-
-    void scatter(int64_t slab, const float* values, const float* pre, float* slab_to, int thread) {
+    void scatter(int64_t slab, const float* values, const float* pre, float* slab_to) const {
         float *cleared = slab_to, *const end = cleared + slab_size_;
         for (int64_t r = first_run_[slab]; r < first_run_[slab + 1]; ++r) {
             const Run& run = voxels_.runs[r];
             float* const to = slab_to + (run.box - slab * slab_size_);
             const float* const from = values + run.voxel;
             std::fill(cleared, to, 0.0f);
-            if (pre || scales_sent_) {
-                const float* scale = scales_sent_ ? own_scale(run, thread) : pre + run.voxel;
-                for (int32_t i = 0; i < run.length; ++i) to[i] = from[i] * scale[i];
+            if (pre) {
+                for (int32_t i = 0; i < run.length; ++i) to[i] = from[i] * pre[run.voxel + i];
             } else {
                 std::copy(from, from + run.length, to);
             }
@@ -271,20 +197,19 @@ class SpatialFilter final : public Filter {
     void gather(const float* post, float weight, float* sum) {
         const auto& runs = voxels_.runs;
         const int64_t num_runs = static_cast<int64_t>(runs.size());
-        pool_.run(num_run_blocks(), [&](int64_t block, int thread) {
+        pool_.run(num_run_blocks(), [&](int64_t block, int) {
             for (int64_t r = block * kRunBlock; r < std::min((block + 1) * kRunBlock, num_runs); ++r) {
                 const Run& run = runs[r];
-                add_run(run, box_ + run.box, post, weight, sum, thread);
+                add_run(run, box_ + run.box, post, weight, sum);
             }
         });
     }
 
-    void add_run(const Run& run, const float* from, const float* post, float weight, float* sum, int thread) {
+    static void add_run(const Run& run, const float* from, const float* post, float weight, float* sum) {
         if (is_zero(from, run.length)) return;
         float* const to = sum + run.voxel;
-        if (post || scales_received_) {
-            const float* scale = scales_received_ ? own_scale(run, thread) : post + run.voxel;
-            for (int32_t i = 0; i < run.length; ++i) to[i] += weight * scale[i] * from[i];
+        if (post) {
+            for (int32_t i = 0; i < run.length; ++i) to[i] += weight * post[run.voxel + i] * from[i];
         } else {
             for (int32_t i = 0; i < run.length; ++i) to[i] += weight * from[i];
         }
@@ -305,26 +230,15 @@ class SpatialFilter final : public Filter {
         return std::accumulate(sums.begin(), sums.end(), 0.0);
     }
 
-    // One panel of the first axis.
-    template <class Target>
-    void filter_first_axis_of(int64_t panel, const std::vector<float>& taps, Buffer<float>& scratch, const Target& target) const {
-        const int64_t column = panel * kColumns;
-        filter_panel(box_ + column, voxels_.box_shape[0], slab_size_, std::min(kColumns, slab_size_ - column), needed_[0][panel], taps,
-                     scratch, target);
-    }
-
     const Voxels& voxels_;
     ThreadPool& pool_;
-    std::vector<std::vector<float>> taps_, slopes_;       // per axis: SpatialTaps
-    std::vector<std::vector<float>> scales_;              // per axis: the normalization is their product; empty: it is not one
-    bool scales_sent_ = false, scales_received_ = false;  // whether the filter applies it
-    int64_t slab_size_ = 0;                               // voxels of the box at one place along the first axis
-    std::vector<int64_t> first_run_;                      // of each slab, and the end
-    std::vector<std::vector<Stretch>> needed_;            // per axis but the last: rows of each panel
-    std::unique_ptr<HalvedBox> halved_;                   // or nullptr
-    float* box_ = nullptr;                                // in the workspace
-    std::vector<Buffer<float>> scratch_;                  // per thread: rows begin at cache lines
-    std::vector<std::vector<float>> own_rows_;            // per thread
+    std::vector<std::vector<float>> taps_, slopes_;  // per axis: SpatialTaps
+    int64_t slab_size_ = 0;                          // voxels of the box at one place along the first axis
+    std::vector<int64_t> first_run_;                 // of each slab, and the end
+    std::vector<std::vector<Stretch>> needed_;       // per axis but the last: rows of each panel
+    std::unique_ptr<HalvedBox> halved_;              // or nullptr
+    float* box_ = nullptr;                           // in the workspace
+    std::vector<Buffer<float>> scratch_;             // per thread: rows begin at cache lines
 };
 
 }  // namespace

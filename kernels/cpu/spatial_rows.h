@@ -1,15 +1,41 @@
 // Rows filtered with the taps of one axis: along themselves, or across, in panels of neighboring columns.
 #pragma once
 
-#include <algorithm>
-#include <cstdint>
-#include <vector>
-
 #include "cpu/buffer.h"
 #include "cpu/simd.h"
-#include "cpu/stretch.h"
+#include "cpu/voxels.h"
 
 namespace crf {
+
+// Radius, in standard deviations, within which a tap has its full weight. A Gaussian is 3e-4 there, with 6e-5 of its mass beyond.
+inline constexpr double kSpatialRadius = 4.0;
+
+// Along one box axis, at distance 0, 1, ... voxels.
+struct SpatialTaps {
+    std::vector<double> weight;
+    std::vector<double> slope;  // theta_gamma times the derivative of the weight with respect to theta_gamma
+};
+
+// The taps of each axis; sigma: standard deviations in voxels. Within one voxel beyond the radius the Gaussian fades to zero, with a
+// continuous slope, so that no weight jumps when theta_gamma changes and another voxel comes within reach (docs/reference/math.md).
+inline std::vector<SpatialTaps> spatial_taps(const std::vector<double>& sigma, const std::vector<int64_t>& shape) {
+    std::vector<SpatialTaps> taps(sigma.size());
+    for (size_t a = 0; a < sigma.size(); ++a) {
+        const double reach = kSpatialRadius * sigma[a];
+        // Compared as floating point, because a huge bandwidth overflows any integer.
+        const int64_t last = static_cast<int64_t>(std::min(std::ceil(reach), static_cast<double>(shape[a] - 1)));
+        for (int64_t k = 0; k <= last; ++k) {
+            const double u = static_cast<double>(k) / sigma[a], gaussian = std::exp(-0.5 * u * u);
+            const double x =
+                std::clamp(reach + 1 - static_cast<double>(k), 0.0, 1.0);  // 0 at the end of the kernel, 1 where it has its full weight
+            const double fade = x * x * (3 - 2 * x), fade_slope = 6 * x * (1 - x) * reach;
+            taps[a].weight.push_back(gaussian * fade);
+            // A tap with full weight has only the Gaussian's slope; and reach may be infinite.
+            taps[a].slope.push_back(x < 1 ? gaussian * (u * u * fade + fade_slope) : gaussian * u * u);
+        }
+    }
+    return taps;
+}
 
 constexpr int64_t kColumns = 4 * kLanes;  // columns of a panel: four vectors, so that a panel of some hundred rows stays in L1 and L2
 
@@ -79,8 +105,8 @@ inline void filter_rows_of(float* rows, int64_t num_rows, int64_t length, const 
 }
 
 // One row, or two, from row number `place` of the panel on.
-template <int kRows, class Target>
-void filter_some_rows(const float* copy, int64_t place, const std::vector<float>& taps, int64_t width, const Target& target) {
+template <int kRows>
+void filter_some_rows(const float* copy, const std::vector<float>& taps, float* to, int64_t stride, int64_t width) {
     const int64_t radius = static_cast<int64_t>(taps.size()) - 1;
     for (int64_t first = 0; first < width; first += kVectorsTogether * kLanes) {
         const float* const row = copy + first;
@@ -109,31 +135,27 @@ void filter_some_rows(const float* copy, int64_t place, const std::vector<float>
         for (int r = 0; r < kRows; ++r)
             for (int v = 0; v < kVectorsTogether; ++v) {
                 const int64_t left = width - first - v * kLanes;
-                if (left > 0) target.put(place + r, first + v * kLanes, total[r][v], left);
+                if (left > 0) store_some(to + r * stride + first + v * kLanes, total[r][v], left);
             }
     }
 }
 
 // Rows `begin` to `end` of the panel, from its copy: two at a time, which have most of the rows that they read in common.
-template <class Target>
-void filter_rows(const float* copy, int64_t begin, int64_t end, const std::vector<float>& taps, const float* panel, int64_t stride,
-                 int64_t width, const Target& target) {
+inline void filter_rows(const float* copy, int64_t begin, int64_t end, const std::vector<float>& taps, float* panel, int64_t stride,
+                        int64_t width) {
     int64_t i = begin;
     for (; i + 2 <= end; i += 2) {
         // The next panel's rows are far apart: the hardware cannot predict them.
-        for (int64_t c = 0; c < 2 * kColumns; c += kLanes) {
+        for (int64_t c = 0; c < 2 * kColumns; c += kLanes)
             __builtin_prefetch(panel + (i + c / kColumns) * stride + kColumns + c % kColumns, 1);
-            target.fetch(i + c / kColumns, kColumns + c % kColumns);
-        }
-        filter_some_rows<2>(copy + i * kColumns, i, taps, width, target);
+        filter_some_rows<2>(copy + i * kColumns, taps, panel + i * stride, stride, width);
     }
-    if (i < end) filter_some_rows<1>(copy + i * kColumns, i, taps, width, target);
+    if (i < end) filter_some_rows<1>(copy + i * kColumns, taps, panel + i * stride, stride, width);
 }
 
-// One panel: `width` columns of rows that are `stride` apart. Rows that are not `needed` are left as they are.
-template <class Target>
-void filter_panel(const float* panel, int64_t length, int64_t stride, int64_t width, const Stretch& needed, const std::vector<float>& taps,
-                  Buffer<float>& scratch, const Target& target) {
+// One panel, in place: `width` columns of rows that are `stride` apart. Rows that are not `needed` are left as they are.
+inline void filter_panel(float* panel, int64_t length, int64_t stride, int64_t width, const Stretch& needed, const std::vector<float>& taps,
+                         Buffer<float>& scratch) {
     if (needed.is_empty()) return;
     const int64_t radius = static_cast<int64_t>(taps.size()) - 1;
     const int64_t first = std::max<int64_t>(0, needed.begin - radius), last = std::min(length, needed.end + radius);
@@ -152,18 +174,9 @@ void filter_panel(const float* panel, int64_t length, int64_t stride, int64_t wi
         const int64_t begin = std::max(end, i - radius);
         for (end = i + radius + 1; i < std::min(last, end + radius); ++i)
             if (has_values(i)) end = i + radius + 1;
-        filter_rows(center, begin, std::min(end, needed.end), taps, panel, stride, width, target);
+        filter_rows(center, begin, std::min(end, needed.end), taps, panel, stride, width);
     }
 }
-
-// The filtered rows of a panel go back to where they were.
-struct InPlace {
-    float* panel;
-    int64_t stride;
-
-    void fetch(int64_t, int64_t) const {}
-    void put(int64_t row, int64_t column, vfloat total, int64_t left) const { store_some(panel + row * stride + column, total, left); }
-};
 
 // All panels of a slab of `size` values across one axis, in place. needed: rows of each panel; nullptr: all.
 inline void filter_across(float* slab, int64_t size, int64_t length, int64_t stride, const std::vector<float>& taps, const Stretch* needed,
@@ -171,8 +184,8 @@ inline void filter_across(float* slab, int64_t size, int64_t length, int64_t str
     for (int64_t outer = 0; outer < size; outer += length * stride)
         for (int64_t column = 0; column < stride; column += kColumns) {
             float* const panel = slab + outer + column;
-            filter_panel(panel, length, stride, std::min(kColumns, stride - column), needed ? *needed++ : Stretch{0, length}, taps, scratch,
-                         InPlace{panel, stride});
+            filter_panel(panel, length, stride, std::min(kColumns, stride - column), needed ? *needed++ : Stretch{0, length}, taps,
+                         scratch);
         }
 }
 

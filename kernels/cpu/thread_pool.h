@@ -2,8 +2,7 @@
 // are the same for any number of threads.
 #pragma once
 
-#include <cstdint>
-#include <memory>
+#include "cpu/common.h"
 
 namespace crf {
 
@@ -39,14 +38,13 @@ class ThreadPool {
     // Stops the workers until the next run: an idle pool must not hold threads, because a fork would lose them.
     void rest();
 
-    // Calls body(item, thread) for every item in 0 .. num_items - 1; the caller's thread works too (as thread 0).
-    // The first exception of a body is rethrown here once all threads are done.
-    // The caller's thread also calls `poll` from time to time, if set; an exception from it ends the run.
+    // Calls body(item, thread) for every item in 0 .. num_items - 1; the caller's thread works too (as thread 0), and calls `poll` from
+    // time to time, if set. The first exception of a body or of `poll` is rethrown once all threads are done.
     void run(int64_t num_items, FunctionRef<int64_t, int> body);
 
     void (*poll)() = nullptr;
 
-    // Whether bodies compute with subnormal numbers as zeros (subnormals.h): in every thread, so that results do not depend on it.
+    // Whether bodies compute with subnormal numbers as zeros: in every thread, so that results do not depend on it.
     bool subnormals_are_zeros = false;
 
    private:

@@ -1,7 +1,5 @@
-// Messages between tiles by the filters of the whole volume: labels whose tiles do not overlap share a channel, and a few channels at a
-// time are spread over all voxels. For kernels that are too wide for direct sums. Most labels are in few tiles: a group of channels is sent
-// from the tiles of its labels, and received there.
-#include <algorithm>
+// Messages between tiles by the filters of the whole volume, for kernels that are too wide for direct sums: labels whose tiles do not
+// overlap share a channel. A group of channels is sent from the tiles of its labels, and received there.
 
 #include "cpu/tile_filter.h"
 
@@ -50,7 +48,6 @@ class ChannelTileFilter final : public TileFilter {
         if (!sent.from_settled && !any_marked(sent.voxels, set_.num_active * (set_.tiling.tile_voxels() / kLanes))) return;
         const std::vector<float> ones(kChannelGroup, 1.0f);
         const float* scale = kernel_.scale.get();
-        const auto sum = kernel_.filter->can_overwrite() ? &Filter::overwrite : &Filter::accumulate;
         // For the last channel, the message of changes that sum to zero over the labels follows from the others.
         const int num_filtered = channels_.num_channels - (sent.sums_to_zero ? 1 : 0);
         if (sent.sums_to_zero && !rest_) {
@@ -62,8 +59,8 @@ class ChannelTileFilter final : public TileFilter {
             put(sent, first, filtered, false);
             expect(first, count, true);
             if (filtered > 0)
-                (kernel_.filter.get()->*sum)(sent_.get(), filtered, kernel_.scales_sent ? scale : nullptr, scale, ones.data(),
-                                             received_.get(), workspace_);
+                kernel_.filter->accumulate(sent_.get(), filtered, kernel_.scales_sent ? scale : nullptr, scale, ones.data(),
+                                           received_.get(), workspace_);
             put(sent, first, filtered, true);
             take(first, count, filtered, sent.sums_to_zero, label_weight, message);
             expect(first, count, false);
@@ -138,7 +135,7 @@ class ChannelTileFilter final : public TileFilter {
             for (const Piece& piece : pieces_[item]) {
                 if (!piece.is_open) continue;
                 std::fill_n(receivers_.get() + piece.voxel, piece.length, uint8_t{mark});
-                for (int c = 0; mark && !kernel_.filter->can_overwrite() && c < count; ++c)
+                for (int c = 0; mark && c < count; ++c)
                     std::fill_n(received_.get() + c * voxels_.num_voxels + piece.voxel, piece.length, 0.0f);
             }
         });

@@ -1,20 +1,14 @@
 // Direct sums tile by tile: what a tile and its surroundings send is read for each label that takes part in the tile, and each pair's
 // weight is computed once for all of them. Work and memory follow the labels that are present, and the rows that send and receive.
-#include <algorithm>
-#include <cmath>
 
 #include "cpu/filter.h"
-#include "cpu/row_map.h"
-#include "cpu/sent_volume.h"
 #include "cpu/simd.h"
 #include "cpu/tile_kernels.h"
+#include "cpu/tile_set.h"
 
 namespace crf {
 
 namespace {
-
-// Labels that send through volumes of their own; more take copies of a tile's surroundings.
-constexpr int kMostVolumes = 8;
 
 class DirectTileFilter final : public TileFilter {
    public:
@@ -28,23 +22,17 @@ class DirectTileFilter final : public TileFilter {
           at_once_(at_once),
           scratch_(pool.num_threads()) {
         normalize(open);
-        // With many labels, most of them are in few tiles.
-        const int32_t num_labels = 1 + std::max(*std::max_element(set.label, set.label + set.num_entries()),
-                                                *std::max_element(set.settled, set.settled + set.tiling.num_tiles()));
-        if (at_once && num_labels <= kMostVolumes && kernel_->around.halo[2] <= set.tiling.tile[2])
-            volume_ = std::make_unique<SentVolume>(set.tiling, kernel_->around, num_labels);
     }
 
     void accumulate(const SentVoxels& sent, const LaneMask* open, const float* label_weight, float* message) override {
         const int64_t voxels = set_.tiling.tile_voxels(), width = set_.tiling.tile[2], num_rows = voxels / width;
-        if (volume_) put(sent, false);
         pool_.run(set_.num_active, [&](int64_t item, int thread) {
             TileScratch& scratch = scratch_[thread];
             const LaneMask* const own = open + item * num_rows;
             if (!any_marked(own, num_rows)) return;
             const int64_t first = set_.first_entry[item], num_labels = set_.first_entry[item + 1] - first;
             kernel_->find_needed(own, scratch);
-            if (!(volume_ ? find_sent(item, scratch) : send(item, sent, scratch))) return;
+            if (!send(item, sent, scratch)) return;
             kernel_->enter(set_.active[item], scratch);
             scratch.received.resize(num_labels * voxels);
             kernel_->sum(static_cast<int>(num_labels), own, scratch);
@@ -57,70 +45,9 @@ class DirectTileFilter final : public TileFilter {
                     for (int64_t i = own[row] ? row * width : voxels; i < (row + 1) * width; ++i) to[i] += weight * post[i] * from[i];
             }
         });
-        if (volume_) put(sent, true);
     }
 
    private:
-    // Writes what is sent to the volume, or zeros to the same places.
-    void put(const SentVoxels& sent, bool clear) {
-        const Tiling& tiling = set_.tiling;
-        const int64_t voxels = tiling.tile_voxels(), width = tiling.tile[2], num_rows = voxels / width;
-        pool_.run(tiling.num_tiles(), [&](int64_t tile, int) {
-            const int64_t active = set_.index[tile];
-            if (active < 0 && (!sent.from_settled || set_.settled[tile] < 0)) return;
-            if (normalization_ == Normalization::kSymmetric && near_[tile] < 0) return;
-            const float* const scale = normalization_ == Normalization::kSymmetric ? scale_.get() + near_[tile] * voxels : nullptr;
-            int64_t at[3];
-            tiling.place(tile, at);
-            const int64_t x = tiling.begin(2, at[2]), length = tiling.end(2, at[2]) - x;
-            for (int64_t z = tiling.begin(0, at[0]); z < tiling.end(0, at[0]); ++z)
-                for (int64_t y = tiling.begin(1, at[1]); y < tiling.end(1, at[1]); ++y) {
-                    const int64_t row = (z - tiling.begin(0, at[0])) * tiling.tile[1] + y - tiling.begin(1, at[1]);
-                    const LaneMask lanes = active >= 0 ? sent.voxels[active * num_rows + row] : first_lanes_mask(length);
-                    if (!is_heard(lanes, tile, row)) continue;
-                    volume_->sends[(z * tiling.shape[1] + y) * tiling.count[2] + at[2]] = clear ? LaneMask{0} : lanes;
-                    if (active < 0) {
-                        float* const to = volume_->at(set_.settled[tile], z, y, x);
-                        const int64_t grid = (z * tiling.shape[1] + y) * tiling.shape[2] + x;
-                        for (int64_t i = 0; i < length; ++i)
-                            to[i] = clear || !set_.is_inside(grid + i) ? 0.0f : scale ? scale[row * width + i] : 1.0f;
-                        continue;
-                    }
-                    for (int64_t e = set_.first_entry[active]; e < set_.first_entry[active + 1]; ++e) {
-                        float* const to = volume_->at(set_.label[e], z, y, x);
-                        const float* const from = sent.values + e * voxels + row * width;
-                        for (int64_t i = 0; i < length; ++i) to[i] = clear ? 0.0f : scale ? from[i] * scale[row * width + i] : from[i];
-                    }
-                }
-        });
-    }
-
-    // Where the volume has what is sent around an active tile; false: nothing is.
-    bool find_sent(int64_t item, TileScratch& scratch) const {
-        const Tiling& tiling = set_.tiling;
-        const Neighborhood& around = kernel_->around;
-        int64_t at[3];
-        tiling.place(set_.active[item], at);
-        scratch.sends.assign(kernel_->num_rows_around(), 0);
-        bool any = false;
-        for (int64_t row = 0; row < kernel_->num_rows_around(); ++row) {
-            const int64_t z = tiling.begin(0, at[0]) + row / around.shape[1] - around.halo[0];
-            const int64_t y = tiling.begin(1, at[1]) + row % around.shape[1] - around.halo[1];
-            if (!scratch.needed[row] || z < 0 || z >= tiling.shape[0] || y < 0 || y >= tiling.shape[1]) continue;
-            const LaneMask* const sends = volume_->sends.data() + (z * tiling.shape[1] + y) * tiling.count[2] + at[2];
-            scratch.sends[row] = kernel_->lanes_around(sends[0], 0);
-            if (at[2] > 0) scratch.sends[row] |= kernel_->lanes_around(sends[-1], -1);
-            if (at[2] + 1 < tiling.count[2]) scratch.sends[row] |= kernel_->lanes_around(sends[1], 1);
-            any |= scratch.sends[row] != 0;
-        }
-        scratch.sent_row = volume_->row;
-        scratch.sent_plane = volume_->plane;
-        scratch.sent_of.clear();
-        for (int64_t e = set_.first_entry[item]; e < set_.first_entry[item + 1]; ++e)
-            scratch.sent_of.push_back(volume_->at(set_.label[e], tiling.begin(0, at[0]), tiling.begin(1, at[1]), tiling.begin(2, at[2])));
-        return any;
-    }
-
     // What the labels of an active tile send in its neighborhood; false: nothing.
     bool send(int64_t item, const SentVoxels& sent, TileScratch& scratch) const {
         const Neighborhood& around = kernel_->around;
@@ -278,7 +205,6 @@ class DirectTileFilter final : public TileFilter {
     ThreadPool& pool_;
     const Normalization normalization_;
     const DirectKernel* const at_once_;
-    std::unique_ptr<SentVolume> volume_;  // nullptr: what a tile's surroundings send is copied
     std::vector<TileScratch> scratch_;
     std::vector<int64_t> near_;         // (tile) where its voxels are in `scale_`, or -1
     std::vector<LaneMask> near_lanes_;  // (tile near, row of the tile) the voxels whose factor is known

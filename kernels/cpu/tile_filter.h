@@ -1,10 +1,8 @@
 // Messages between the voxels of tiles with label sets.
 #pragma once
 
-#include <memory>
-#include <vector>
-
-#include "cpu/kernel.h"
+#include "cpu/filter.h"
+#include "cpu/mean_field.h"
 #include "cpu/tile_set.h"
 
 namespace crf {
@@ -23,7 +21,6 @@ class TileFilter {
     virtual ~TileFilter() = default;
 
     // message[e][n] += label_weight[label of e] * (the normalized kernel applied to what is sent for that label)[n] at open voxels.
-    //
     // open: (active tile, row of the tile) the voxels that need a message; the others of their rows may get anything finite. message:
     // (entry, voxel of a tile).
     virtual void accumulate(const SentVoxels& sent, const LaneMask* open, const float* label_weight, float* message) = 0;
@@ -37,8 +34,7 @@ struct DirectKernel {
 };
 
 // The sum over a window of three standard deviations, as the truncated filter computes it (window.h), or, without intensities, the
-// separable sum of the spatial filter (spatial_taps.h). Nothing is stored per voxel but the normalization near active tiles.
-//
+// separable sum of the spatial filter (spatial_rows.h). Nothing is stored per voxel but the normalization near active tiles.
 // open: (active tile, row of the tile), as for `accumulate`. has_room: whether copies of the whole volume may be made for a while.
 std::unique_ptr<TileFilter> make_direct_tile_filter(const TileSet& set, const LaneMask* open, const DirectKernel& kernel,
                                                     Normalization normalization, bool has_room, ThreadPool& pool);
@@ -54,5 +50,24 @@ struct TileChannels {
 // far from all open voxels. The kernel then serves those alone. All arguments must outlive the filter.
 std::unique_ptr<TileFilter> make_channel_tile_filter(const TileSet& set, const TileChannels& channels, const Voxels& voxels,
                                                      const LaneMask* open, Kernel& kernel, ThreadPool& pool);
+
+// The mean-field loop on label sets per tile: like mean_field.h, for the labels that take part in each tile.
+
+// Marginals at the borders of labels' domains, which must stay negligible in every step.
+struct BorderCheck {
+    const Borders* borders;
+    float threshold;
+    uint8_t* exceeds;  // (entry) set to 1 where a marginal was above the threshold after any step
+};
+
+// logits: (entry, voxel of a tile), not divided by the temperature. out: the same shape, the refined logits. options: `num_labels` counts
+// all labels; the voxels of settled tiles do not change, and count for convergence: `num_voxels` are all those inside the mask.
+// open: (active tile, row of the tile) the voxels that receive (`find_open_voxels`); the others are settled, too: their marginals stay
+// those of the network. The energy is that of the active tiles. unsent: the largest change of a voxel's marginals since it sent them last
+// that it does not send. check: nullptr: none.
+MeanFieldOutcome run_tile_mean_field(const TileSet& set, const std::vector<std::unique_ptr<TileFilter>>& kernels,
+                                     const MeanFieldOptions& options, const LaneMask* open, int64_t num_voxels, float unsent,
+                                     const float* logits, float* out, const BorderCheck* check, ThreadPool& pool,
+                                     const StepCallback& callback);
 
 }  // namespace crf

@@ -1,12 +1,8 @@
 #include "cpu/tile_kernels.h"
 
-#include <bit>
-#include <cmath>
-
 #include "cpu/simd.h"
-#include "cpu/spatial_taps.h"
+#include "cpu/spatial_rows.h"
 #include "cpu/window.h"
-#include "cpu/with_constant.h"
 
 namespace crf {
 
@@ -25,8 +21,7 @@ constexpr int64_t kTable = 4 * kLanes, kCenter = 2 * kLanes - 1;
 typedef LanesOfSize<float, 2 * kLanes> vhalf;
 constexpr int64_t kHalfLanes = kLanes / 2;
 
-// What a row takes, for each voxel that sends, if its open voxels receive together, in all lanes or in half of them; and what each of them
-// takes by itself, per vector of half of the lanes, and per label.
+// Costs of a row per voxel that sends, if its open voxels receive together, in all lanes or half; and of each voxel by itself.
 constexpr int64_t kTogether = 8, kHalfTogether = 5, kAloneVector = 5, kAloneLabel = 8;
 
 struct Offset {
@@ -78,8 +73,7 @@ class BilateralTileKernel final : public TileKernel {
         return rows;
     }
 
-    // Intensities around the tile. Beyond the grid they may be any: nothing is sent from there. They are read from the image, and copied at
-    // its ends, where this would lead out of the image.
+    // Intensities around the tile, read from the image, and copied where this would lead out of it: beyond the grid they may be any.
     void enter(int64_t tile, TileScratch& scratch) const override {
         const int64_t row = tiling_.shape[2], plane = tiling_.shape[1] * row;
         int64_t at[3];
@@ -348,7 +342,7 @@ std::unique_ptr<TileKernel> make_bilateral_tile_kernel(const Tiling& tiling, con
 
 std::unique_ptr<TileKernel> make_spatial_tile_kernel(const Tiling& tiling, const DirectKernel& kernel) {
     int64_t reach[3];
-    std::vector<SpatialTaps> taps = spatial_taps(kernel.sigma, {tiling.shape[0], tiling.shape[1], tiling.shape[2]}, kSpatialRadius);
+    std::vector<SpatialTaps> taps = spatial_taps(kernel.sigma, {tiling.shape[0], tiling.shape[1], tiling.shape[2]});
     for (int a = 0; a < 3; ++a) reach[a] = static_cast<int64_t>(taps[a].weight.size()) - 1;
     return std::make_unique<SpatialTileKernel>(tiling, std::move(taps), reach);
 }

@@ -1,12 +1,8 @@
 // Kernels without their normalization on a tile and its surroundings, for direct sums.
 #pragma once
 
-#include <algorithm>
-#include <memory>
-#include <vector>
-
-#include "cpu/row_map.h"
 #include "cpu/tile_filter.h"
+#include "cpu/tile_set.h"
 
 namespace crf {
 
@@ -91,7 +87,7 @@ class TileKernel {
     const Tiling& tiling_;
 };
 
-// The window of three standard deviations of window.h, and the taps of spatial_taps.h.
+// The window of three standard deviations of window.h, and the taps of spatial_rows.h.
 std::unique_ptr<TileKernel> make_bilateral_tile_kernel(const Tiling& tiling, const DirectKernel& kernel);
 std::unique_ptr<TileKernel> make_spatial_tile_kernel(const Tiling& tiling, const DirectKernel& kernel);
 

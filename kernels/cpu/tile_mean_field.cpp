@@ -1,9 +1,6 @@
-#include "cpu/tile_mean_field.h"
+#include "cpu/tile_filter.h"
 
-#include <algorithm>
-#include <cmath>
-
-#include "cpu/mean_field_rules.h"
+#include "cpu/mean_field.h"
 #include "cpu/softmax_lanes.h"
 
 namespace crf {

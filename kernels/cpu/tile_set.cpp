@@ -1,9 +1,5 @@
 #include "cpu/tile_set.h"
 
-#include <algorithm>
-#include <cmath>
-#include <limits>
-
 namespace crf {
 
 int64_t TileSet::find_entry(int64_t active_tile, int32_t wanted) const {
@@ -131,31 +127,7 @@ Borders::Borders(const TileSet& set, const bool* may_matter, const int64_t (&rea
     }
 }
 
-void check_entries(const TileSet& set, const float* values, const bool* may_matter, const int64_t (&reach)[3], double threshold,
-                   uint8_t* flags, ThreadPool& pool) {
-    const Borders borders(set, may_matter, reach, pool);
-    const int64_t voxels = set.tiling.tile_voxels();
-    const float lowest = static_cast<float>(std::log(threshold));
-    pool.run(set.num_active, [&](int64_t item, int) {
-        const int64_t first = set.first_entry[item], end = set.first_entry[item + 1];
-        for (int64_t e = first; e < end; ++e)
-            flags[e] = borders.any(e, [&](int64_t place) {
-                float largest = values[first * voxels + place];
-                for (int64_t k = first + 1; k < end; ++k) largest = std::max(largest, values[k * voxels + place]);
-                return values[e * voxels + place] - largest > lowest;
-            });
-    });
-}
-
 template void decode_entries(const TileSet&, const float*, uint8_t*, ThreadPool&);
 template void decode_entries(const TileSet&, const float*, uint16_t*, ThreadPool&);
-
-Neighborhood::Neighborhood(const Tiling& tiling, const int64_t (&reach)[3]) : size(1) {
-    for (int a = 0; a < 3; ++a) {
-        halo[a] = reach[a];
-        shape[a] = tiling.tile[a] + 2 * reach[a];
-        size *= shape[a];
-    }
-}
 
 }  // namespace crf

@@ -1,15 +1,9 @@
-// The bilateral kernel as a direct sum over a window: pairs farther apart than kTruncationRadius standard deviations in space are left out,
-// everything else is exact. No lattice, no build; the fastest filter if its width is a few voxels.
-//
-// Each unordered pair is visited once (half of the window) and its weight used in both directions; two rows of voxels share
-// their loaded neighbors (window_plan.h).
-#include <algorithm>
-#include <cmath>
+// The bilateral kernel as a direct sum over a window: pairs farther apart than kTruncationRadius standard deviations in space are left out.
+// Each unordered pair is visited once and its weight used in both directions; two rows of voxels share their loaded neighbors.
 
 #include "cpu/simd.h"
 #include "cpu/window_moments.h"
-#include "cpu/window_occupancy.h"
-#include "cpu/with_constant.h"
+#include "cpu/window_plan.h"
 
 namespace crf {
 

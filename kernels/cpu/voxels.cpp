@@ -1,10 +1,5 @@
 #include "cpu/voxels.h"
 
-#include <algorithm>
-#include <string>
-
-#include "cpu/errors.h"
-
 namespace crf {
 
 namespace {

@@ -1,9 +1,6 @@
 // The voxels of the model: those inside the mask, numbered in raster order ("compact" index n), inside the mask's bounding box.
 #pragma once
 
-#include <cstdint>
-#include <vector>
-
 #include "cpu/thread_pool.h"
 
 namespace crf {
@@ -46,8 +43,7 @@ struct Voxels {
     // Linear index in the grid of a linear box index.
     int64_t grid_index(int64_t box_index) const;
 
-    // Calls body(voxel, grid, box, length) for each part of a run within compact voxels [begin, end). Inlined, so that sums of `body`
-    // can stay in registers.
+    // Calls body(voxel, grid, box, length) for each part of a run within compact voxels [begin, end).
     template <class Body>
     [[gnu::always_inline]] void for_pieces(int64_t begin, int64_t end, Body&& body) const {
         for (int64_t r = find_run(begin); begin < end; ++r) {
@@ -65,5 +61,19 @@ constexpr int64_t kVoxelBlock = 1024;
 // From one row of a block to the next. Rows a power of two apart would share a set of the first cache, which holds few of them.
 constexpr int64_t kBlockRow = kVoxelBlock + 16;
 inline int64_t num_voxel_blocks(int64_t num_voxels) { return (num_voxels + kVoxelBlock - 1) / kVoxelBlock; }
+
+// A stretch of consecutive things, such as the floats of a row that hold numbers: from the first to before the last.
+struct Stretch {
+    int64_t begin = 0, end = 0;
+
+    bool is_empty() const { return begin >= end; }
+    // The smallest stretch around both.
+    Stretch with(const Stretch& other) const {
+        if (is_empty()) return other;
+        if (other.is_empty()) return *this;
+        return {std::min(begin, other.begin), std::max(end, other.end)};
+    }
+    Stretch within(const Stretch& other) const { return {std::max(begin, other.begin), std::min(end, other.end)}; }
+};
 
 }  // namespace crf

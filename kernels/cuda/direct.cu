@@ -1,6 +1,5 @@
 // The bilateral kernel summed directly: over all pairs of voxels (`exact`) or over those of a window (`truncated`). Weights are computed
 // where they are used; every voxel gathers its own sum, in a fixed order.
-//
 // CRF_WIDTH: channels that are filtered together. CRF_FEATURES: features of all pairs, or modalities inside a window.
 #include "cuda/launch.h"
 
@@ -10,7 +9,6 @@ using Channels = Row<CRF_WIDTH>;
 constexpr int kPartial = 512;  // senders that are summed separately before the total: limits rounding
 
 // A voxel that gathers its sum.
-//
 // features: (feature, voxel), scaled so that the exponent's base is 2. sent_scale, received_scale: (voxel) or nullptr for ones.
 struct Receiver {
     Real own[CRF_FEATURES];
@@ -51,7 +49,6 @@ CRF_KERNEL(filter_all_pairs, const Real* features, int64 num_voxels, const Chann
 }
 
 // The same over the voxels at the given linear distances in a padded box.
-//
 // number: (place of the box) number of the voxel, -1: none. index: (voxel) its place. offset, distance: (offset) in the box; minus log2 of
 // the spatial part of the weight.
 CRF_KERNEL(filter_window, const Real* features, int64 num_voxels, const int* number, const int64* index, const int64* offset,

@@ -1,9 +1,6 @@
 // The bilateral grid between its planes of cells (grid_voxels.cu): they are added up along the axes before the last two of the box,
 // filtered, and blended again. Arrays are (before, along the axis, after); sums are gathered in a fixed order.
-//
-// The three taps of an axis before the last are in the weights of the cells that are added up, or blended in slice_tiles: those of a place
-// then reach one cell further at either end. blur_cells does the others.
-//
+// The three taps of an axis before the last are in the weights, which reach one cell further at either end. blur_cells does the others.
 // CRF_WIDTH: channels that are filtered together. CRF_MODALITIES: 1 or 2.
 #include "cuda/launch.h"
 #include "grid_math.h"
@@ -13,7 +10,6 @@ namespace crf {
 using Channels = Row<CRF_WIDTH>;
 
 // One thread per cell of `to`, (before, cell, after): the sum of the places that reach it.
-//
 // first_cell: (place) the first cell under its spline. begin: (cell + 1) the first place whose spline begins at this cell or a later one.
 // reach: (place, kSpan + 2) weights from the cell before the first one on. from: (before, place, after).
 CRF_KERNEL(splat_axis, const Channels* from, int64 num_threads, int64 num_places, int64 num_cells, int64 after, const int* first_cell,
@@ -43,9 +39,7 @@ CRF_KERNEL(slice_axis, const Channels* from, int64 num_threads, int64 num_places
 
 CRF_D Real tap(int distance) { return static_cast<Real>(distance == 0 ? kCenterTap : kSideTap); }
 
-// One thread per cell of the grid, (before, cell along the last axis, intensity cells): the three taps along the last axis and each
-// modality.
-//
+// One thread per cell, (before, cell along the last axis, intensity cells): the three taps along the last axis and each modality.
 // bins, inner_bins: intensity cells, and those of the second modality among them.
 CRF_KERNEL(blur_cells, const Channels* from, int64 num_threads, int64 num_cells, int64 bins, int64 inner_bins, Channels* to) {
     const int64 i = thread_number();

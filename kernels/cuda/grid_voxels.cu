@@ -1,8 +1,6 @@
 // Between the voxels and the cells of the bilateral grid, one plane of the box's last two axes at a time, in blocks (from planes on:
 // grid.cu). Every cell and every voxel gathers its own sum in a fixed order: the same bits on every run.
-//
 // A plane has (row cell, cell, intensity cell) cells; `rows` are along the last axis but one, `cells` along the last.
-//
 // CRF_WIDTH: channels that are filtered together. CRF_MODALITIES: 1 or 2. CRF_THREADS: per block, four warps. CRF_CELLS: cells of a
 // block of slice_tiles in shared memory at a time, at least those of one intensity cell under kRows times kLanes voxels.
 #include "cuda/launch.h"
@@ -29,9 +27,7 @@ struct Window {
 };
 
 // One block per plane, part of the channels, and group of cells along the last axis times intensity cells. A thread adds up the voxels
-// between two points of the grid along the last axis, for one intensity cell, row after row. What four neighbors have found for a cell
-// meets in shared memory.
-//
+// between two points of the grid, for one intensity cell, row after row. The parts of four neighbors meet in shared memory.
 // values: (voxel). scale: (voxel) or nullptr for ones. intensity: (modality, voxel) in cells. lowest: (modality) whole number at or
 // below all of them. number: (place of the box) number of the voxel, -1: none; nullptr: all places are voxels, in order.
 // row_begin, begin: (cell + 1) first row, or place along the last axis, whose splines begin at this cell or a later one.
@@ -126,7 +122,6 @@ CRF_BLOCK_KERNEL(splat_planes, const Channels* values, const Real* scale, const 
 
 // One block per tile of kRows x kLanes places, one thread per place: sum += channel_weight * scale * (cells under the voxel, blended); see
 // put_weighted. The cells are blended across rows first, in shared memory, where the voxels of a row share them.
-//
 // tiles: (block) numbers of the tiles, along the last axis first. row_cell, cell: (row or place) the first cell under its spline.
 // row_reach: (row, kSpan + 2) weights from the cell before that on, with the three taps across rows. Others as in splat_planes.
 CRF_BLOCK_KERNEL(slice_tiles, const Channels* planes, const int64* tiles, const Real* intensity, const Real* lowest, const int* number,

@@ -1,6 +1,4 @@
-// Filtering on the permutohedral lattice: splat, blur and slice. Sums are gathered in a fixed order, never scattered: the same bits on
-// every run.
-//
+// Filtering on the permutohedral lattice: splat, blur and slice. Sums are gathered in a fixed order: the same bits on every run.
 // CRF_WIDTH: channels that are filtered together.
 #include "cuda/launch.h"
 
@@ -9,7 +7,6 @@ namespace crf {
 using Channels = Row<CRF_WIDTH>;
 
 // One thread per piece of the vertices' lists: the weighted sum of its voxels' values, in units of the 16-bit weights.
-//
 // scale: (voxel) factors of the values, or nullptr for ones. entry_*: (entry). piece_begin: (piece + 1) places in the entries. piece_row:
 // (piece) the row of the sum.
 CRF_KERNEL(splat, const Channels* values, const Real* scale, const uint32* entry_voxel, const uint16* entry_weight,
@@ -50,7 +47,6 @@ CRF_KERNEL(blur, const Channels* from, const int* before, const int* after, int6
 }
 
 // One thread per voxel: sum += channel_weight * amplitude * scale * (values of its vertices, interpolated); see put_weighted.
-//
 // corner_vertex, corner_weight: (corner, voxel), weights in 1 / 65535. scale: (voxel) or nullptr. channel_weight: (CRF_WIDTH).
 CRF_KERNEL(slice_values, const Channels* rows, const uint32* corner_vertex, const uint16* corner_weight, int num_corners, int64 num_voxels,
            Real amplitude, const Real* scale, const Real* channel_weight, Channels* sum, int adds) {

@@ -1,6 +1,5 @@
 // Builds the permutohedral lattice: the simplex of every voxel, a hash table of vertices, their numbers, their neighbors, and the lists
 // that splatting reads. Compiled without fused multiply-adds: keys and weights are those of cpu/lattice_build.cpp, bit for bit.
-//
 // CRF_FEATURES: dimensions D of the lattice. CRF_WIDE_KEYS: 1 if a vertex needs up to 128 bits instead of 64.
 #include "cuda/launch.h"
 #include "lattice_math.h"
@@ -9,8 +8,7 @@ namespace crf {
 
 constexpr int kFeatures = CRF_FEATURES;
 constexpr uint64 kEmpty = ~0ull;
-constexpr int kMostProbes = 512;  // a table that is at most half full has chains of a few dozen; longer chains mean that it is full
-
+constexpr int kMostProbes = 512;    // a table that is at most half full has chains of a few dozen; longer chains mean that it is full
 constexpr int kProbesBetween = 32;  // between two looks at whether another chain was too long
 
 // Keys are stored as low words and, if they are wide, high ones. A slot of the table holds the key itself, or with wide keys the number of
@@ -42,7 +40,6 @@ CRF_D Key key_in(uint64 owner, const uint64*, const uint64*) { return owner; }
 CRF_D Key unit_of(const int* shift, int i) { return i == 0 ? Key(0) : Key(1) << shift[i]; }
 
 // One thread per voxel: the packed keys of its D + 1 vertices, that of remainder 0 first, and its weights there in 1 / 65535.
-//
 // features: (feature, voxel); the lattice's first `num_padding` features are zero and not stored. scale: (D). shift: (D + 1) of the key's
 // fields. bias_*: offsets that shift the fields' smallest values to zero.
 CRF_KERNEL(find_simplices, const float* features, int64 num_voxels, int num_padding, const float* scale, const int* shift, uint64 bias_low,
@@ -139,7 +136,6 @@ CRF_KERNEL(list_entries, const int64* order, const uint32* corner_vertex, int64 
 }
 
 // One thread per vertex: its neighbor one step up along every direction, and that neighbor's one step down; -1 = absent.
-//
 // vertex_*: (vertex) sorted keys. after, before: (direction, vertex), `before` filled with -1. remainder_bits: width of the lowest field.
 CRF_KERNEL(find_neighbors, const uint64* vertex_low, const uint64* vertex_high, int64 num_vertices, const uint64* key_low,
            const uint64* key_high, const uint64* table, int table_bits, const uint32* slot_vertex, const int* shift, int remainder_bits,

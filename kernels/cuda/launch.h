@@ -9,8 +9,8 @@
 //     CRF_PHASE(thread) { tile[thread] = from[thread]; }   // all threads; a barrier follows
 //     CRF_PHASE(thread) { total[thread] = tile[255 - thread]; }
 //
-// Inside a phase `continue` ends it for the thread, and nothing may `return`. Code outside phases (loops around them, variables)
-// must be the same for all threads of the block. Compiled as C++, a phase is a loop over the block's threads (tests/helpers/emulation.h).
+// Inside a phase `continue` ends it for the thread, and nothing may `return`. Code outside phases must be the same for all threads of the
+// block. Compiled as C++, a phase is a loop over the block's threads (tests/helpers/emulation.h).
 #pragma once
 
 #include "portable.h"
@@ -107,8 +107,6 @@ CRF_D Real power_of_two(Real x) { return exp2(x); }
 CRF_D int64 block_number() { return emulation::item(); }
 
 #endif
-
-// ---- Rows ------------------------------------------------------------------------------------------------------------------------
 
 // The channels of a voxel or vertex that are filtered together, side by side: one or two wide loads.
 template <int Width>

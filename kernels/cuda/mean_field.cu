@@ -1,6 +1,5 @@
 // The mean-field iteration, except its filters (docs/reference/math.md, section 3): compatibility, softmax, energy and divergence.
 // The sums of a step stay on the device: each thread sums its own voxels, and these sums are added up in a fixed order.
-//
 // CRF_LABELS. CRF_CHANNELS: of the labels that are filtered, all of them or all but the last, whose marginals follow from the others'.
 // CRF_WIDTH: channels side by side; label l is in group l / CRF_WIDTH. Up to 32 labels are kept in a thread's registers.
 #include "cuda/launch.h"
@@ -98,12 +97,10 @@ CRF_D Real softmax(Real (&x)[kLabels]) {
 }
 
 // Each thread takes every num_threads-th voxel: from its logits, messages and old marginals to the new marginals.
-//
 // logits: (label, *grid). bias: (label) or nullptr. grid_index: (voxel). old, marginals: (group, voxel), may be the same; old: nullptr if
 // there are none. messages: (group, voxel), or nullptr: the marginals of the logits are wanted. weighted_ones: (voxel) the weighted message
 // of all ones, only if the last label is implied. compatibility: (label, label), row: the neighbor's. refined: (label, *grid) the logits
-// whose marginals are wanted, or nullptr: those of the network. out: (label, *grid) or nullptr. partial: (sum, thread). What is
-// `__restrict__` is written by nobody meanwhile: it is loaded by way of the cache for such data, once per voxel and before the stores.
+// whose marginals are wanted, or nullptr: those of the network. out: (label, *grid) or nullptr. partial: (sum, thread).
 CRF_KERNEL(update, const Real* __restrict__ logits, const Real* __restrict__ bias, int64 grid_size, const int64* __restrict__ grid_index,
            int64 num_voxels, Real inverse_temperature, const Channels* old_marginals, Channels* marginals,
            const Channels* __restrict__ messages, const Real* __restrict__ weighted_ones, const Real* __restrict__ compatibility,
@@ -190,7 +187,6 @@ CRF_KERNEL(begin_run, const double* totals, double* state) {
 }
 
 // A single thread: the energy at the start of the step, and whether the run has converged.
-//
 // of_volumes: energy of the volume term, 0 without it. tolerance: mean divergence per voxel that counts as converged; 0: never.
 CRF_KERNEL(end_step, const double* totals, int64 num_voxels, double of_volumes, double tolerance, double* state) {
     if (thread_number() != 0) return;

@@ -1,8 +1,6 @@
 // A step of the mean field backward (docs/reference/math.md, section 9): x are the logits after a step, y is the gradient with respect to
 // them, z = compatibility y, and -weight z the gradient with respect to a kernel's message.
-//
-// Arrays of rows have the channels of all labels but the last, which is never filtered here. CRF_WIDTH: channels that are filtered
-// together.
+// Rows have the channels of all labels but the last, which is never filtered here. CRF_WIDTH: channels that are filtered together.
 #include "cuda/launch.h"
 
 namespace crf {
@@ -33,9 +31,7 @@ struct Penalty {
     }
 };
 
-// One thread per voxel: the gradient with respect to a kernel's messages, which it filters backward. Marginals sum to 1: the gradient of
-// the last label is subtracted, so its channel need not be filtered.
-//
+// One thread per voxel: the gradient with respect to a kernel's messages, less that of the last label, whose channel need not be filtered.
 // by_x: gradient with respect to the logits after the step. by_message: (group, voxel).
 CRF_KERNEL(send_back, const Real* weights, const Real* compatibility, int is_potts, int num_labels, const Real* by_x, int64 num_voxels,
            Channels* by_message) {
@@ -53,7 +49,6 @@ CRF_KERNEL(send_back, const Real* weights, const Real* compatibility, int is_pot
 }
 
 // One thread per voxel, after both filterings of a kernel: its messages, and gradients with respect to normalization and marginals.
-//
 // marginals: as they are sent; by_message: as from send_back. filtered: the kernel's sums of the marginals; filtered_back: the transpose's
 // of by_message. scale, back_scale: (voxel) factors of both, or nullptr. ones: (voxel) message of all ones.
 // by_received, by_sent: (voxel) added to: gradients with respect to the factors of the receiver and of the sender; nullptr: not asked for,
@@ -93,7 +88,6 @@ CRF_KERNEL(take_messages, int num_labels, int64 num_voxels, const Channels* marg
 }
 
 // One thread per voxel, after all kernels: from the logits after a step to those before it.
-//
 // record: (channel, voxel) marginals at the start of the step, of all labels but perhaps the last. by_marginals: as from take_messages.
 // by_x: (label, voxel), becomes the gradient with respect to the logits before. by_start: (label, voxel), added to: the gradient with
 // respect to the calibrated logits.

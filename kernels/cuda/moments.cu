@@ -1,6 +1,5 @@
 // Gradients of a filter's sums with respect to its bandwidths and the image, in moment form (docs/reference/math.md, section 9), for a pair
 // u = factor * g and v = sent_factor * q of (channel, voxel) values that the filter has summed already.
-//
 // CRF_WIDTH: channels side by side.
 #include "cuda/launch.h"
 
@@ -9,7 +8,6 @@ namespace crf {
 using Channels = Row<CRF_WIDTH>;
 
 // Each thread takes every num_threads-th voxel: products of what was filtered and the other value of the pair, summed over the channels.
-//
 // filtered: (group, voxel) the filter's sums of the values times a feature (or of the values, for a kernel whose taps are differentiated).
 // other, factor: the other value of the pair. column: (voxel) the feature, or nullptr for ones. coefficient: of the sums. partial:
 // (thread), added to; nullptr: no sums. inverse_theta: of the feature. by_image: (voxel), added to; nullptr: not asked for.
@@ -33,9 +31,7 @@ CRF_KERNEL(add_moments, const Channels* filtered, const Channels* other, int num
 }
 
 // One thread per voxel, after the steps and the filtering of by_ones: the gradient with respect to a kernel's row sums D.
-//
 // Symmetric: the scale is D^-1/2, on both sides; after: D^-1, on the receiving side.
-//
 // scale: (voxel), or nullptr: no normalization. ones, by_ones: (voxel) message of all ones and its gradient; filtered_back: the transpose's
 // sums of by_ones times the scale. by_received, by_sent: (voxel) sums over the steps, as from take_messages. by_degree: (voxel); nullptr
 // without a scale. squares: (voxel) what the square of a feature is multiplied with; nullptr: not asked for. by_degree may be by_ones, and
@@ -57,7 +53,6 @@ CRF_KERNEL(differentiate_scale, const Real* scale, int scales_sent, const Real* 
 }
 
 // One thread per feature and remainder modulo num_threads: the part of the moments with the squares of the features.
-//
 // squares: (voxel), as from differentiate_scale; also_squares: (voxel), added to it, or nullptr. columns: (feature, voxel). partial:
 // (feature, thread), added to. by_image: (modality, voxel), added to; nullptr: not asked for.
 CRF_KERNEL(add_squares, const Real* squares, const Real* also_squares, const Real* columns, int64 num_voxels, int num_features,

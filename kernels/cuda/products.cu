@@ -1,5 +1,4 @@
 // Sums over the voxels of products of two arrays: in the backward pass of messages and gradients, in the volume term of marginals.
-//
 // CRF_ROWS, CRF_OTHERS: rows of either array. CRF_THREADS: per block. CRF_TILE: voxels that a block handles at a time, at most CRF_THREADS.
 #include "cuda/launch.h"
 
@@ -18,7 +17,6 @@ struct PairSums {
 };
 
 // Blocks take every num_blocks-th tile.
-//
 // rows, others: (row, voxel); others: nullptr for ones. part: (voxel), 1 where a voxel counts; nullptr: everywhere. sums: (pair, block,
 // slice), to which the products are added.
 CRF_BLOCK_KERNEL(add_products, const Real* rows, const Real* others, const uint8* part, int64 num_voxels, int64 num_blocks, double* sums) {

@@ -1,5 +1,4 @@
 // The spatial kernel, axis by axis on the mask's bounding box: a product of one-dimensional Gaussians.
-//
 // CRF_WIDTH: channels that are filtered together.
 #include "cuda/launch.h"
 
@@ -9,7 +8,6 @@ using Channels = Row<CRF_WIDTH>;
 
 // One thread per place of the box: the Gaussian along one axis. The first axis is filtered from the voxels' values, the last one to their
 // sums: sum += channel_weight * received * the Gaussian; see put_weighted.
-//
 // number: (place) number of the voxel, -1: none; nullptr: all places are voxels, in order. values: (voxel), with the factors `sent`, or
 // nullptr: `from` is filtered, (place). stride, extent: of the axis in the box. taps: (radius + 1) weights at distance 0, 1, ...
 // sum: (voxel), or nullptr: the result goes to `to`, (place). sent, received: (voxel) or nullptr for ones.

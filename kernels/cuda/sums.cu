@@ -1,5 +1,4 @@
 // The last part of sums over the voxels: threads have left numbers that are added up in a fixed order.
-//
 // CRF_THREADS: per block, a power of two.
 #include "cuda/launch.h"
 

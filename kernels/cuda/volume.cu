@@ -6,7 +6,6 @@ namespace crf {
 constexpr Real kVanished = Real(-1e4);  // its exponential is 0
 
 // One thread per voxel: the softmax of its logits with biases.
-//
 // logits: (label, *grid). grid_index: (voxel). bias: (label). marginals: (label, voxel).
 CRF_KERNEL(find_marginals, const Real* logits, int64 grid_size, const int64* grid_index, int64 num_voxels, int num_labels, const Real* bias,
            Real* marginals) {
@@ -24,7 +23,6 @@ CRF_KERNEL(find_marginals, const Real* logits, int64 grid_size, const int64* gri
 }
 
 // One thread per voxel: adds the biases to its logits where the term applies.
-//
 // part: (voxel), 1 where it does; nullptr: everywhere.
 CRF_KERNEL(add_biases, Real* logits, int64 grid_size, const int64* grid_index, int64 num_voxels, int num_labels, const uint8* part,
            const Real* bias) {
@@ -34,7 +32,6 @@ CRF_KERNEL(add_biases, Real* logits, int64 grid_size, const int64* grid_index, i
 }
 
 // One thread per voxel: adds to the gradient with respect to logits what that with respect to the masses of their softmax passes on.
-//
 // marginals, gradient: (label, voxel). by_mass: (label).
 CRF_KERNEL(pull_masses, const Real* marginals, int64 num_voxels, int num_labels, const uint8* part, const Real* by_mass, Real* gradient) {
     const int64 n = thread_number();

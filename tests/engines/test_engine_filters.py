@@ -55,15 +55,6 @@ def test_the_lattice_is_the_transcribed_one(compiled_backend, num_dims, num_moda
     assert np.abs(result - expected).max() < 6e-5 * np.abs(expected).max()
 
 
-def test_a_tile_of_the_lattice_lists_each_of_its_vertices_once():
-    """Messages would be the same with two records of one, and cost more; some 4,500 make the table of keys grow three times."""
-    image = np.random.default_rng(4).random((1, 19, 15, 37), np.float32)
-    tiles = get_backend("cpu")._engine._lattice_passes(image, None, (1.0, 0.6, 1.7), [2.1, 1.4, 3.0], [0.16], 2)["tile_vertices"]
-    assert max(map(len, tiles)) > 4000
-    for vertices in tiles:
-        assert len(set(map(tuple, vertices))) == len(vertices)
-
-
 @pytest.mark.parametrize(
     ("kind", "match", "changes"),
     [

@@ -80,7 +80,6 @@ WRONG = {
     "logits, another grid": ("or on the box of its mask", lambda e: run(e, logits=values(2, 8, 9, 9))),
     "weights, too few": ("one weight per label", lambda e: run(e, weights=[[1.0]])),
     "compatibility, too few": ("one penalty per pair", lambda e: run(e, compatibility=[0.0])),
-    "temperature, 0": ("expected a temperature", lambda e: run(e, temperature=0.0)),
     "Tiles, more than can be counted": ("a grid with voxels", lambda e: e.Tiles((2**40, 2**40, 2**40), TILE, 1)),
     "sets, a tile of no grid": ("tiles of the grid", lambda e: label_sets(e, active=np.array([2]))),
     "sets, mask of 8 voxels": ("one value per voxel of the grid", lambda e: label_sets(e, mask=np.ones((2, 2, 2), np.bool_))),

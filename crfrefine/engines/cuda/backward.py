@@ -13,11 +13,10 @@ import numpy as np
 
 from crfrefine.base.array_types import Float64
 from crfrefine.engines.cuda.device import num_row_groups, row_width
-from crfrefine.engines.cuda.feature_columns import FeatureColumns
 from crfrefine.engines.cuda.kernel_set import Kernel
-from crfrefine.engines.cuda.moments import Moments
+from crfrefine.engines.cuda.moments import FeatureColumns, Moments
 from crfrefine.engines.cuda.sums import Products, Sums
-from crfrefine.engines.cuda.volume_backward import VolumeBackward
+from crfrefine.engines.cuda.volume import VolumeBackward
 from crfrefine.engines.cuda.voxels import Voxels
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from crfrefine.base.text import MAX_OF_A_REASON, shorten, shorten_value
 from crfrefine.engines.cuda import torch_memory
 from crfrefine.engines.cuda.current_gpu import on_gpu
 from crfrefine.engines.cuda.loss import GpuError, LossWatch
-from crfrefine.engines.cuda.mode import is_plain
 from crfrefine.engines.cuda.sources import kernel_source, pack_arguments
+from crfrefine.engines.cuda.torch_memory import is_plain
 from crfrefine.errors import BackendUnavailableError
 
 BLOCK = 256

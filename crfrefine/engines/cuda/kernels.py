@@ -14,11 +14,11 @@ from crfrefine.base.array_types import Bool, Float64
 from crfrefine.engines.base import MeanFieldGradients, MeanFieldReport, MeanFieldResult, Progress, Tape
 from crfrefine.engines.cuda.backward import Backward
 from crfrefine.engines.cuda.device import Device, active_for, capacity, check_memory, staged
-from crfrefine.engines.cuda.feature_columns import FeatureColumns
 from crfrefine.engines.cuda.kernel_set import build_kernels
 from crfrefine.engines.cuda.mean_field import MeanFieldRun
 from crfrefine.engines.cuda.memory import backward_bytes, build_bytes, run_bytes, volume_bytes
-from crfrefine.engines.cuda.volume_backward import VolumeBackward
+from crfrefine.engines.cuda.moments import FeatureColumns
+from crfrefine.engines.cuda.volume import VolumeBackward
 from crfrefine.engines.cuda.voxels import Voxels
 from crfrefine.engines.grid_image import checked_origin
 from crfrefine.engines.volume_part import volume_part

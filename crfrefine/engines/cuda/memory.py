@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from crfrefine.engines.cuda.device import padded_channels
-from crfrefine.engines.cuda.lists import MAX_TOGETHER
 
 if TYPE_CHECKING:
     from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec
@@ -21,6 +20,9 @@ MAX_THREADS = 1 << 16
 
 PAIR_THREADS = 128
 """Threads of a block that sums products over pairs of rows."""
+
+MAX_TOGETHER = 32
+"""Entries of a list, or sums of such, that one thread adds up: several levels of sums are a tree."""
 
 _VALUE = 4.0  # of a float32
 _SHARED = 48 * 1024.0  # bytes of shared memory per block

@@ -5,6 +5,7 @@ PyTorch is imported only if a tensor shows that it has been imported before: ref
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -12,8 +13,23 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+from crfrefine.base.text import shorten_value
 from crfrefine.engines.cuda.loss import GpuError
-from crfrefine.engines.cuda.mode import is_plain
+from crfrefine.errors import ConfigError
+
+VARIABLE = "CRFREFINE_CUDA"
+"""Variable of the environment that asks for plain mode."""
+
+
+def is_plain() -> bool:
+    """Whether the environment asks for plain mode, to find what breaks on a GPU; raises ConfigError if it asks for something else.
+
+    CuPy's own memory is then used for all work, and each launch is waited for, so that errors name a kernel.
+    """
+    asked = os.environ.get(VARIABLE, "").strip()
+    if asked not in ("", "plain"):
+        raise ConfigError(f"{VARIABLE} is {shorten_value(asked)}; expected plain, or nothing")
+    return asked == "plain"
 
 
 @dataclass(frozen=True)

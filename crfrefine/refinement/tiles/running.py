@@ -12,7 +12,7 @@ import numpy as np
 
 from crfrefine.arrays.label_maps import widen
 from crfrefine.engines.base import MeanFieldReport
-from crfrefine.engines.cpu import CpuKernels
+from crfrefine.engines.cpu import CpuKernels, model_argument
 from crfrefine.engines.grid_image import default_origin
 from crfrefine.refinement.tiles.choosing import GROUP
 from crfrefine.refinement.tiles.grid import TILE, TileGrid
@@ -152,10 +152,7 @@ def run_tiles(problem: TileProblem, sets: LabelSets, backend: Backend, context: 
         [(_sigma(kernel, steps), list(kernel.theta_intensity or ())) for kernel in spec.bilateral],
         [] if spec.spatial is None else _sigma(spec.spatial, steps),
         spec.normalization,
-        run.weights.astype(np.float32).tolist(),
-        [] if run.is_potts else np.asarray(run.compatibility, np.float64).ravel().tolist(),
-        run.is_potts,
-        run.temperature,
+        model_argument(run),
         run.num_iterations,
         run.tolerance,
         is_open,

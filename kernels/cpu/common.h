@@ -1,0 +1,47 @@
+// What most files use: headers of the standard library, errors, and numbers in messages.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <new>
+#include <numeric>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+namespace crf {
+
+// The Python module maps each error that a caller can handle to its own class, so that other exceptions, such as those of a progress
+// callback, are not mistaken for them.
+
+// The problem is larger than an algorithm can hold; the message gives the sizes.
+struct CapacityError : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+// An argument cannot be used: not finite, empty, of the wrong shape or kind.
+struct InputError : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+// Digits count from the first that is not 0: a tiny number is not 0.
+inline std::string printed(double value, int digits = 6) {
+    char text[32];
+    std::snprintf(text, sizeof text, "%.*g", digits, value);
+    return text;
+}
+
+}  // namespace crf

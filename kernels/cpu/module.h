@@ -1,0 +1,111 @@
+// The Python module's arguments and their checks. They guard memory: sizes, strides, and numbers that become sizes or places. The rest is
+// checked in Python.
+#pragma once
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/array.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include "cpu/kernel_set.h"
+#include "cpu/tiles.h"
+
+namespace crf {
+
+template <class T, class... Options>
+using Contiguous = nanobind::ndarray<T, nanobind::c_contig, nanobind::device::cpu, Options...>;
+using FloatArray = Contiguous<const float>;
+using FloatOut = Contiguous<float>;
+using MaskArray = Contiguous<const bool>;
+
+// The slack, infinity without a volume term; (voxel) where the term applies, None: everywhere.
+using Volume = std::tuple<double, std::optional<MaskArray>>;
+// (kernel, label) weights, compatibility, is_potts, temperature, bias, volume.
+using Model = std::tuple<std::vector<std::vector<float>>, std::vector<float>, bool, double, std::vector<float>, Volume>;
+// Position and intensity of a feature origin.
+using Origin = std::pair<std::vector<int64_t>, std::vector<double>>;
+
+// Labels are kept in 16 bits where there is one per voxel.
+constexpr int64_t kMaxLabels = 1 << 16;
+
+inline void require(bool condition, const char* otherwise) {
+    if (!condition) throw InputError(otherwise);
+}
+
+template <class Array>
+void require_size(const Array& array, int64_t size, const char* otherwise) {
+    require(static_cast<int64_t>(array.size()) == size, otherwise);
+}
+
+inline void require_labels(int64_t count) { require(count >= 1 && count <= kMaxLabels, "expected from 2 to 65536 labels"); }
+
+template <class Array>
+std::vector<int64_t> shape_of(const Array& array) {
+    std::vector<int64_t> shape;
+    for (size_t a = 0; a < array.ndim(); ++a) shape.push_back(static_cast<int64_t>(array.shape(a)));
+    return shape;
+}
+
+// The grid shape of (channel, *grid).
+template <class Array>
+std::vector<int64_t> grid_shape(const Array& channels) {
+    require(channels.ndim() >= 2 && channels.shape(0) > 0, "expected channels on a grid, (channel, *grid), one channel or more");
+    std::vector<int64_t> shape = shape_of(channels);
+    shape.erase(shape.begin());
+    return shape;
+}
+
+inline const uint8_t* mask_data(const std::optional<MaskArray>& mask) {
+    return mask ? reinterpret_cast<const uint8_t*>(mask->data()) : nullptr;
+}
+
+// The start of each channel.
+inline std::vector<const float*> channel_pointers(const FloatArray& channels, int64_t grid_size) {
+    std::vector<const float*> pointers;
+    for (size_t m = 0; m < channels.shape(0); ++m) pointers.push_back(channels.data() + static_cast<int64_t>(m) * grid_size);
+    return pointers;
+}
+
+void require_bandwidths(const Bandwidths& bilateral, const std::vector<double>& theta_gamma, size_t num_axes, size_t num_modalities);
+
+// The kernels' settings, once the mask, the spacing and the bandwidths fit the image.
+KernelSpecs make_specs(const FloatArray& image, const std::optional<MaskArray>& mask, const std::vector<double>& spacing,
+                       const Bandwidths& bilateral, const std::vector<double>& theta_gamma, const std::string& normalization,
+                       const std::string& filter, int num_channels, int num_iterations, const std::optional<Origin>& origin = std::nullopt);
+
+// Without the volume term.
+MeanFieldOptions make_options(const Model& model, size_t num_kernels, size_t num_labels, int num_iterations, double tolerance);
+
+nanobind::dict as_dict(const MeanFieldOutcome& outcome);
+
+// For ThreadPool::poll: Ctrl-C takes effect while the engine works, not only when it returns.
+void check_signals();
+
+// Tells Python of each step as progress(stage, step, num_steps), and notices Ctrl-C; what the callback raises comes out of the engine.
+struct Reporter {
+    const nanobind::object& progress;
+    const char* stage;
+
+    void operator()(int step, int num_steps) const;
+};
+
+// Calls body(pool), without Python's lock.
+template <class Body>
+auto run_pool(int threads, Body&& body) {
+    nanobind::gil_scoped_release release;
+    ThreadPool pool(threads);
+    pool.poll = check_signals;
+    return body(pool);
+}
+
+// The kernels that an object of the class Kernels has built, and their grid.
+std::pair<KernelSet*, std::vector<int64_t>> kernels_in(const nanobind::handle& kernels);
+
+void define_kernels(nanobind::module_& m);
+void define_tiles(nanobind::module_& m);
+
+}  // namespace crf
