@@ -59,7 +59,7 @@ help:
 	@echo 'make bench     time against other libraries, rewrite docs/reference/benchmarks.md (BENCH_ARGS="--quick" for a taste)'
 	@echo 'make accuracy  measure the filters against exact sums, rewrite docs/reference/accuracy.md'
 	@echo 'make study     train, infer and evaluate on the four data sets of CRFREFINE_DATA (for the one without logits, train a network first), rewrite the tables'
-	@echo '               of docs/reference/results.md (STUDY_ARGS="--quick" for a taste, or another folder)'
+	@echo '               of docs/reference/results.md (STUDY_ARGS="--quick" for a taste)'
 	@echo 'make wheel-for PYTHON=python3.12  a wheel for that Python in build/wheels, to be installed elsewhere'
 	@echo 'make wheels    manylinux wheels for x86-64 and aarch64, Python 3.11 and later, in build/manylinux/dist (WHEEL_ARGS="--arch x86_64")'
 	@echo 'make clean     remove everything that the other targets made'

@@ -8,6 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from workers.measure import Workload
 
+from crfrefine.engines import get_backend
+from crfrefine.engines.grid_image import GridImage
+from crfrefine.parameters.specs import KernelSetSpec, KernelSpec
+
 NUM_ROWS = 100
 # A lattice errs by 1.5 % of a message at D = 4 and 3 % at D = 7 (docs/reference/accuracy.md). Twice that is a defect, not an approximation.
 MAX_ROW_ERROR = 0.06
@@ -26,14 +30,11 @@ def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
     return exponentials / exponentials.sum(axis=0)
 
 
-def sample_voxels(workload: Workload, count: int) -> NDArray[np.int64]:
-    """Flat indices of voxels to check, the same each time."""
+def exact_rows(workload: Workload, count: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Flat indices of sampled voxels, the same each time, and the message (K values) / (K 1) of the bilateral kernel there, (L, count)."""
+    values = softmax(workload.logits).astype(np.float32)
     inside = np.flatnonzero(workload.mask) if workload.mask is not None else np.arange(workload.image[0].size)
-    return np.random.default_rng(20240229).choice(inside, size=min(count, inside.size), replace=False)
-
-
-def bilateral_rows(workload: Workload, values: NDArray[np.float32], voxels: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(V, len(voxels)): (K values) / (K 1) of the bilateral kernel at single voxels."""
+    voxels = np.random.default_rng(20240229).choice(inside, size=min(count, inside.size), replace=False)
     meta = workload.meta
     reach = [int(np.ceil(ROW_REACH * meta["theta_alpha"] / step)) for step in meta["spacing"]]
     result = np.empty((values.shape[0], voxels.size))
@@ -51,7 +52,17 @@ def bilateral_rows(workload: Workload, values: NDArray[np.float32], voxels: NDAr
         if workload.mask is not None:
             kernel *= workload.mask[box]
         result[:, column] = values[(slice(None), *box)].reshape(len(values), -1) @ kernel.ravel() / kernel.sum()
-    return result
+    return voxels, result
+
+
+def message_at(workload: Workload, voxels: NDArray[np.int64], filter_name: str = "auto") -> NDArray[np.float32]:
+    """One bilateral message of the engine at some voxels, (L, len(voxels))."""
+    meta = workload.meta
+    values = softmax(workload.logits).astype(np.float32)
+    kernel = KernelSpec((meta["theta_alpha"],) * len(workload.grid_shape), (meta["theta_beta"],) * len(workload.image))
+    image = GridImage(workload.image.astype(np.float32) / np.float32(255.0), workload.mask, meta["spacing"])
+    spec = KernelSetSpec((kernel,), "after", filter_name, num_labels=len(values), num_iterations=1)
+    return get_backend("cpu").message(values, image, spec).reshape(len(values), -1)[:, voxels]
 
 
 def _require(passed: bool, message: str) -> None:
@@ -80,24 +91,9 @@ def check_labels(ours: NDArray[np.float32], labels: NDArray[Any]) -> dict[str, f
     return {"simplecrf_label_agreement": agreement}
 
 
-def check_against_exact_rows(workload: Workload, *, filter_name: str = "auto") -> dict[str, float]:
+def check_against_exact_rows(workload: Workload) -> dict[str, float]:
     """Compare one bilateral message of the engine with rows of the exact one, at sampled voxels."""
-    from crfrefine.engines import get_backend
-    from crfrefine.engines.grid_image import GridImage
-    from crfrefine.parameters.specs import KernelSetSpec, KernelSpec
-
-    meta = workload.meta
-    values = softmax(workload.logits).astype(np.float32)
-    kernel = KernelSpec((meta["theta_alpha"],) * len(workload.grid_shape), (meta["theta_beta"],) * workload.image.shape[0])
-    message = get_backend("cpu").message(
-        values,
-        GridImage(workload.image.astype(np.float32) / np.float32(255.0), workload.mask, meta["spacing"]),
-        KernelSetSpec((kernel,), "after", filter_name, num_labels=len(values), num_iterations=1),
-        threads=1,
-    )
-    voxels = sample_voxels(workload, NUM_ROWS)
-    exact = bilateral_rows(workload, values, voxels)
-    got = message.reshape(message.shape[0], -1)[:, voxels]
-    error = float(np.sqrt(np.mean((got - exact) ** 2) / np.mean(exact**2)))
+    voxels, exact = exact_rows(workload, NUM_ROWS)
+    error = float(np.sqrt(np.mean((message_at(workload, voxels) - exact) ** 2) / np.mean(exact**2)))
     _require(error <= MAX_ROW_ERROR, f"a bilateral message is off by {error:.1%} RMS of the exact one")
     return {"message_relative_rms": error}

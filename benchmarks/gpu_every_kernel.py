@@ -33,15 +33,13 @@ class Watched:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._device, name)
 
-    def launch(self, source: str, kernel: str, constants: Mapping[str, int], num_threads: int, *arguments: Any) -> None:
-        if num_threads:
+    def launch(self, source: str, kernel: str, constants: Mapping[str, int], num_items: int, *arguments: Any, how: str = "launch") -> None:
+        if num_items:
             self.launched.add((source, kernel, tuple(sorted(constants.items()))))
-        self._device.launch(source, kernel, constants, num_threads, *arguments)
+        getattr(self._device, how)(source, kernel, constants, num_items, *arguments)
 
-    def launch_blocks(self, source: str, kernel: str, constants: Mapping[str, int], num_blocks: int, *arguments: Any) -> None:
-        if num_blocks:
-            self.launched.add((source, kernel, tuple(sorted(constants.items()))))
-        self._device.launch_blocks(source, kernel, constants, num_blocks, *arguments)
+    def launch_blocks(self, *arguments: Any) -> None:
+        self.launch(*arguments, how="launch_blocks")
 
 
 def not_run(launched: set[Launched]) -> list[str]:
@@ -87,9 +85,8 @@ def run_all(device: Device) -> set[Launched]:
             parameters = CrfParameters().replace(**{**common, **bandwidths, **others}).resolve(5, 4, 3)
             engine.mean_field(logits, GridImage(image, inside, SPACING), parameters)
         kernel = KernelSpec((theta_alpha,) * 3, (theta_beta,) * 4)
-        engine.message(
-            logits, GridImage(image, mask, SPACING), KernelSetSpec((kernel,), "none", filter_name, num_labels=5, num_iterations=1)
-        )
+        single = KernelSetSpec((kernel,), "none", filter_name, num_labels=5, num_iterations=1)
+        engine.message(logits, GridImage(image, mask, SPACING), single)
     _run_grids(engine, logits, image)
     _run_short_axes(engine)
     _run_many_labels(engine, image, mask)
@@ -102,6 +99,11 @@ def run_all(device: Device) -> set[Launched]:
     return watched.launched
 
 
+def _kernels(engine: Any, image: Any, mask: Any, terms: tuple[KernelSpec, ...], filter_name: str, num_labels: int) -> Any:
+    spec = KernelSetSpec(terms, "symmetric", filter_name, num_labels=num_labels, num_iterations=2)
+    return engine.kernels(GridImage(image, mask, SPACING), spec)
+
+
 def _run_label_counts(engine: Any, image: Any, mask: Any) -> None:
     """Rows of one, two and eight channels, forward and backward."""
     rng = np.random.default_rng(11)
@@ -111,9 +113,7 @@ def _run_label_counts(engine: Any, image: Any, mask: Any) -> None:
             _run_backward(engine, logits, modalities, mask, filter_name)
     # One channel: of two labels with one weight, the last one is implied.
     terms = (KernelSpec((1.2,) * 3, (0.4,)),)
-    kernels = engine.kernels(
-        GridImage(image[:1], mask, SPACING), KernelSetSpec(terms, "symmetric", "lattice", num_labels=2, num_iterations=1)
-    )
+    kernels = _kernels(engine, image[:1], mask, terms, "lattice", 2)
     kernels.run(rng.normal(size=(2, *SHAPE)).astype(np.float32), MeanFieldSpec(np.full((1, 2), 0.5), 1.0 - np.eye(2), 1))
 
 
@@ -139,11 +139,9 @@ def _run_grids(engine: Any, logits: Any, image: Any) -> None:
             own = image[:num_modalities] if shape == SHAPE else rng.random((num_modalities, *shape), dtype=np.float32)
             values = logits if shape == SHAPE else rng.random((5, *shape), dtype=np.float32)
             kernel = KernelSpec((1.7,) * len(shape), (theta_beta,) * num_modalities)
+            spec = KernelSetSpec((kernel,), "symmetric", "grid", num_labels=5, num_iterations=1)
             for mask in (None, inside):
-                spacing = (*SPACING, 0.8)[: len(shape)]
-                engine.message(
-                    values, GridImage(own, mask, spacing), KernelSetSpec((kernel,), "symmetric", "grid", num_labels=5, num_iterations=1)
-                )
+                engine.message(values, GridImage(own, mask, (*SPACING, 0.8)[: len(shape)]), spec)
 
 
 def _run_short_axes(engine: Any) -> None:
@@ -161,7 +159,7 @@ def _run_many_labels(engine: Any, image: Any, mask: Any) -> None:
     rng = np.random.default_rng(8)
     logits = rng.normal(size=(35, *SHAPE)).astype(np.float32)
     terms = (KernelSpec((1.2,) * 3, (0.4,) * len(image)), KernelSpec((1.1,) * 3))
-    kernels = engine.kernels(GridImage(image, mask, SPACING), KernelSetSpec(terms, "symmetric", "lattice", num_labels=35, num_iterations=2))
+    kernels = _kernels(engine, image, mask, terms, "lattice", 35)
     for weights in (np.full((2, 35), 0.5), rng.random((2, 35))):
         for penalty in (np.ones((35, 35)), rng.random((35, 35))):
             kernels.run(logits, MeanFieldSpec(weights, penalty * (1.0 - np.eye(35)), 2, tolerance=1e-6))
@@ -178,9 +176,7 @@ def _run_volumes(engine: Any, image: Any, mask: Any, runs: Iterable[int]) -> Non
     terms = (KernelSpec((1.2,) * 3, (0.4,) * len(image)),)
     for num_labels in runs:
         logits = rng.normal(size=(num_labels, *SHAPE)).astype(np.float32)
-        kernels = engine.kernels(
-            GridImage(image, mask, SPACING), KernelSetSpec(terms, "symmetric", "exact", num_labels=num_labels, num_iterations=2)
-        )
+        kernels = _kernels(engine, image, mask, terms, "exact", num_labels)
         model = MeanFieldSpec(_weights(num_labels), 1.0 - np.eye(num_labels), 2, tolerance=1e-6, volume_weight=0.8)
         kernels.run(logits, model)
         kernels.backward(kernels.forward(logits, model), logits, np.ones_like(logits))
@@ -190,8 +186,7 @@ def _run_backward(engine: Any, logits: Any, image: Any, mask: Any, filter_name: 
     num_labels = len(logits)
     wide = 3.0 if filter_name == "grid" else 1.0  # a narrow kernel has a grid of many cells
     terms = (KernelSpec((1.2 * wide, 1.7 * wide, 1.4 * wide), (0.4 * wide,) * len(image)), KernelSpec((1.1, 1.2, 1.3)))
-    spec = KernelSetSpec(terms, "symmetric", filter_name, num_labels=num_labels, num_iterations=2)
-    kernels = engine.kernels(GridImage(image, mask, SPACING), spec)
+    kernels = _kernels(engine, image, mask, terms, filter_name, num_labels)
     weights = np.full((2, num_labels), 0.5)
     weights[0, 1] = 0.8
     model = MeanFieldSpec(weights, 1.0 - np.eye(num_labels), 2)

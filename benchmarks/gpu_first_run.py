@@ -8,6 +8,7 @@ they print goes to OUT/callN.log. docs/guide/gpu.md says what the machine needs.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -16,10 +17,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gpu_replay import append, process_group, read_lines
 
@@ -29,8 +29,6 @@ import gpu_tests
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-MAX_SECONDS = 555
-"""Of a call, all steps at their limits."""
 CASES = ("Lm", "L", "CT")
 WAYS = ("exact", "truncated", "grid", "lattice", "refine", "layer")
 TOO_LARGE = {("Lm", "grid"), ("L", "grid")}
@@ -39,21 +37,13 @@ MODES = {"plain": {"CRFREFINE_CUDA": "plain"}, "all": {}}
 """What fails in plain mode (docs/guide/gpu.md) fails for no reason of the rest."""
 
 
-@dataclass(frozen=True)
-class Step:
-    """A process.
+class Step(NamedTuple):
+    """A process."""
 
-    Attributes:
-        name: unique in its call.
-        seconds: its limit.
-        command: program and arguments; without a program, it is noted as skipped.
-        environment: variables that are set for it.
-    """
-
-    name: str
-    seconds: int
-    command: Sequence[object]
-    environment: Mapping[str, str] = field(default_factory=dict)
+    name: str  # unique in its call
+    seconds: int  # its limit
+    command: Sequence[object]  # program and arguments; empty if the program is missing, and the step is noted as skipped
+    environment: Mapping[str, str] = {}  # variables that are set for it
 
 
 Call = list[list[Step]]
@@ -101,7 +91,6 @@ def calls(lines: Path, record: Path, wheels: Sequence[Path], unpacked: Path) -> 
             gpu(40, "time", "Lm-1.5mm", "truncated"),
             gpu(40, "refine", "Lm-1.5mm"),
             gpu(60, "refine", "Lm-1.5mm", "--device", "torch:cuda"),
-            [_ncu([sys.executable, "-u", HERE / "gpu.py", "time", "Lm", "--once"])],
         ],
     }
 
@@ -117,21 +106,10 @@ def _test(path: Path) -> Step:
 
 def _sanitizer(tool: str, command: Sequence[object]) -> Step:
     options = ["--tool", tool, "--error-exitcode", "9", "--print-limit", "20"]
-    program = _program("compute-sanitizer")
-    return Step(tool, 230, [program, *options, *command] if program else [])
-
-
-def _ncu(command: Sequence[object]) -> Step:
-    metrics = "gpu__time_duration.sum,dram__bytes.sum,lts__t_bytes.sum,sm__warps_active.avg.pct_of_peak_sustained_active"
-    program = _program("ncu")  # which otherwise sets the GPU's clocks, and they may be somebody else's, too
-    options = ["--csv", "--clock-control", "none", "--metrics", metrics, "--launch-count", "150"]
-    return Step("ncu", 70, [program, *options, *command] if program else [])
-
-
-def _program(name: str) -> str | None:
-    """One of NVIDIA's tools, on the path or in a toolkit."""
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
-    return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), *(f"{home}/bin" for home in homes if home)]))
+    places = [os.environ.get("PATH", ""), *(f"{home}/bin" for home in homes if home)]
+    program = shutil.which("compute-sanitizer", path=os.pathsep.join(places))
+    return Step(tool, 230, [program, *options, *command] if program else [])
 
 
 def run_call(call: Call, lines: Path) -> None:
@@ -161,25 +139,16 @@ def run_step(step: Step) -> tuple[str, int | None, str]:
     """Run a step in a process group; outcome, exit status, and what it said."""
     with tempfile.TemporaryFile() as said:
         options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": said, "stderr": subprocess.STDOUT, "cwd": ROOT}
-        status, outcome = None, "ended at its limit"
+        status, outcome, command = None, "ended at its limit", [*map(str, step.command)]
         try:
-            with process_group([*map(str, step.command)], env={**os.environ, **step.environment}, **options) as process:
-                try:
-                    status = process.wait(timeout=step.seconds)
-                    outcome = "failed" if status else "done"
-                except subprocess.TimeoutExpired:
-                    pass
+            environment = {**os.environ, **step.environment}
+            with process_group(command, env=environment, **options) as process, contextlib.suppress(subprocess.TimeoutExpired):
+                status = process.wait(timeout=step.seconds)
+                outcome = "failed" if status else "done"
         except OSError as error:
             return "failed", None, str(error)
         said.seek(0)
         return outcome, status, said.read().decode(errors="replace").strip()
-
-
-def failed_runs(found: Iterable[Mapping[str, Any]]) -> list[str]:
-    """What lines say of steps that failed."""
-    return [
-        f"{line['name']}: {line['outcome']}" for line in found if line.get("step") == "run" and line["outcome"] not in ("done", "skipped")
-    ]
 
 
 def main() -> None:
@@ -201,7 +170,8 @@ def main() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join([*map(str, paths), *filter(None, [os.environ.get("PYTHONPATH")])])
     os.environ.setdefault("CUPY_CACHE_DIR", str(ROOT / "build" / "cupy-cache"))
     run_call(calls(lines, options.record.resolve(), wheels, unpacked)[options.call], lines)
-    wrong = failed_runs(read_lines([lines]))
+    ended = [line for line in read_lines([lines]) if line.get("step") == "run"]
+    wrong = [f"{line['name']}: {line['outcome']}" for line in ended if line["outcome"] not in ("done", "skipped")]
     print(f"{len(wrong)} steps failed, {time.monotonic() - started:.0f} s\n  " + "\n  ".join(wrong))
     sys.exit(int(bool(wrong)))
 

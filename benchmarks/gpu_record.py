@@ -14,7 +14,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,6 @@ from cuda_shim import FilledXp, ShimDevice, run_kernel
 from crfrefine.engines.cuda.cupy_device import BLOCK
 from crfrefine.engines.cuda.sources import KernelSource, kernel_source, pack_arguments
 
-MAX_BYTES = 48 << 20
 _ENOUGH = 1 << 19
 """Bytes of a launch: the first one below is kept, or else the smallest."""
 _UNWRITTEN = 0x55555555
@@ -120,12 +119,8 @@ def _order(one: NDArray[Any], other: NDArray[Any]) -> str:
     return "set" if np.array_equal(np.sort(one, axis=None), np.sort(other, axis=None)) else "any"
 
 
-def write(path: Path, launches: Sequence[dict[str, Any]]) -> int:
-    """Write a record; its size. What occurs twice is stored once.
-
-    Raises:
-        SystemExit: it would be too large to carry.
-    """
+def write(path: Path, launches: Sequence[dict[str, Any]]) -> None:
+    """Write a record; what occurs twice is stored once."""
     arrays: dict[str, NDArray[np.uint8]] = {}
     bodies: list[str] = []
     texts: dict[str, int] = {}
@@ -149,22 +144,7 @@ def write(path: Path, launches: Sequence[dict[str, Any]]) -> int:
         names = [(store(before), None if np.array_equal(before, after) else store(after)) for before, after in launch["memory"]]
         entries.append({**launch, "source": source.name, "text": texts[source.text], "memory": names})
     index = json.dumps({"bodies": bodies, "texts": descriptions, "launches": entries}).encode()
-    partial = path.with_name(path.name + ".partial.npz")
-    np.savez_compressed(partial, index=np.frombuffer(index, dtype=np.uint8), **arrays)
-    size = partial.stat().st_size
-    if size >= MAX_BYTES:
-        partial.unlink()
-        raise SystemExit(f"gpu_record: expected a record below {MAX_BYTES >> 20} MiB, found {size / 2**20:.0f} MiB: record smaller cases")
-    partial.replace(path)
-    return size
-
-
-def record(path: Path, cases: Callable[[Any], object] = run_all) -> int:
-    """Run the cases, and write what was launched; how many launches are in the record."""
-    device = RecordingDevice()
-    cases(device)
-    write(path, list(device.found.values()))
-    return len(device.found)
+    np.savez_compressed(path, index=np.frombuffer(index, dtype=np.uint8), **arrays)
 
 
 def main() -> None:
@@ -173,9 +153,11 @@ def main() -> None:
     parser.add_argument("record", type=Path)
     options = parser.parse_args()
     started = time.perf_counter()
-    number = record(options.record)
+    device = RecordingDevice()
+    run_all(device)
+    write(options.record, list(device.found.values()))
     size = options.record.stat().st_size / 2**20
-    print(f"{options.record}: {number} kernels with their constants, {size:.1f} MiB, {time.perf_counter() - started:.0f} s")
+    print(f"{options.record}: {len(device.found)} kernels with their constants, {size:.1f} MiB, {time.perf_counter() - started:.0f} s")
 
 
 if __name__ == "__main__":

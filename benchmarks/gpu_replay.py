@@ -2,9 +2,9 @@
 
     python benchmarks/gpu_replay.py RECORD.npz -o LINES.jsonl     # CuPy and numpy, nothing else
 
-Each source has a process of its own, which compiles and launches its kernels one by one and waits after each. A process that hangs,
-crashes or has an error of CUDA is ended with its whole group, and a new one goes on behind the launch that it was at. LINES gets a line of
-JSON per launch, as soon as it is known.
+Each source has a process of its own, which compiles and launches its kernels one by one and waits after each. When a process has hung,
+crashed or had an error of CUDA, a new one goes on behind the launch that it was at, without the other launches of a kernel that hung.
+LINES gets a line of JSON per launch.
 
 Integers must be equal. Numbers may differ by `TOLERANCE` times the largest that the launch writes into the same array: a GPU fuses
 multiplications and additions, and its powers of two are good to two units in the last place; neither is so where the record was made. What
@@ -19,17 +19,15 @@ import contextlib
 import ctypes
 import json
 import os
-import queue
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -38,9 +36,7 @@ Line = dict[str, Any]
 # Of a sum of hundreds of numbers in float32, 1e-6 is usual.
 TOLERANCE = 2e-5
 REPEATS = 10
-START_SECONDS, LAUNCH_SECONDS = 60.0, 30.0  # compilation takes a second
-MAX_HANGS = 2
-"""Of a kernel: more of its launches would take the time of others."""
+START_SECONDS, LAUNCH_SECONDS = 60, 30  # compilation takes a second
 _KILL_SECONDS = 5.0
 _ENDS_WITH_PARENT = 1
 """`PR_SET_PDEATHSIG`."""
@@ -73,19 +69,13 @@ class Record:
 
 def arguments_of(launch: dict[str, Any], memory: Sequence[Any]) -> list[Any]:
     """The arguments of a launch, arrays as views of the pieces of memory."""
-    found: list[Any] = []
-    for argument in launch["arguments"]:
-        if argument is None:
-            found.append(np.uint64(0))
-        elif "value" in argument:
-            found.append(np.dtype(argument["dtype"]).type(argument["value"]))
-        else:
-            found.append(view(argument, memory))
-    return found
+    return [np.uint64(0) if argument is None else view(argument, memory) for argument in launch["arguments"]]
 
 
 def view(argument: dict[str, Any], memory: Sequence[Any]) -> Any:
-    """An argument's array."""
+    """An argument's array, or its number."""
+    if "value" in argument:
+        return np.dtype(argument["dtype"]).type(argument["value"])
     dtype = np.dtype(argument["dtype"])
     begin = argument["offset"]
     piece = memory[argument["piece"]][begin : begin + dtype.itemsize * int(np.prod(argument["shape"]))]
@@ -174,24 +164,20 @@ def _differences(before: Any, expected: Any, got: Any) -> tuple[float, int]:
     return float(share.max()), int((share > TOLERANCE).sum())
 
 
-def _child(path: Path) -> None:
-    """Launch what the standard input names, a number a line; answer in lines of JSON."""
+def _child(path: Path, numbers: Sequence[int]) -> None:
+    """Launch these numbers; print a line of JSON when CuPy works, and another for each launch. An alarm ends what hangs."""
     ctypes.CDLL(None).prctl(_ENDS_WITH_PARENT, signal.SIGKILL)  # it is in a group of its own
+    signal.alarm(START_SECONDS)
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # others may print
-    numbers = [int(word) for word in sys.stdin.read().split()]
     record = Record(path)
     import cupy
 
     cupy.cuda.runtime.deviceSynchronize()  # without a driver or a GPU nothing begins
+    answers.write("{}\n")
     for number in numbers:
-        answers.write(json.dumps({"begin": number}) + "\n")
-        try:
-            line = launch_one(cupy, record, number)
-        except Exception as error:  # after an error of CUDA nothing works in this process any more
-            answers.write(json.dumps({"outcome": "crash", "error": _short(f"{type(error).__name__}: {error}")}) + "\n")
-            os._exit(1)
-        answers.write(json.dumps(line) + "\n")
+        signal.alarm(LAUNCH_SECONDS)
+        answers.write(json.dumps(launch_one(cupy, record, number)) + "\n")
 
 
 def _short(text: str) -> str:
@@ -201,75 +187,47 @@ def _short(text: str) -> str:
 # ---- The parent, which never touches the GPU ---------------------------------------------------------------------------------------
 
 
-class Player:
-    """Starts processes and writes lines."""
+def play(path: Path, lines: Path | None, *, seconds: float) -> Counter[str]:
+    """Launch everything, and append a line for each launch; return how many launches had which outcome."""
+    record, end, outcomes = Record(path), time.monotonic() + seconds, Counter[str]()
 
-    def __init__(self, path: Path, lines: Path | None, *, seconds: float) -> None:
-        self.record = Record(path)
-        self._path, self._lines = path, lines
-        self._end = time.monotonic() + seconds
-        self._hangs: Counter[str] = Counter()
-        self._outcomes: Counter[str] = Counter()
-
-    def play(self) -> Counter[str]:
-        """Launch everything; how many launches had which outcome."""
-        by_source: dict[str, list[int]] = {}
-        for number, launch in enumerate(self.record.launches):
-            by_source.setdefault(launch["source"], []).append(number)
-        for numbers in by_source.values():
-            self._launch(numbers)
-        return self._outcomes
-
-    def _keep(self, number: int, line: Line) -> None:
-        launch = self.record.launches[number]
+    def keep(number: int, line: Line) -> None:
+        launch = record.launches[number]
         null = [name for name, argument in zip(launch["names"], launch["arguments"], strict=True) if argument is None]
-        what = {**{key: launch[key] for key in ("source", "kernel", "constants")}, "null": null}
-        append(self._lines, {"step": "kernel", **what, "threads": launch["grid"] * launch["block"], **line})
-        self._outcomes[line["outcome"]] += 1
+        about = {**{key: launch[key] for key in ("source", "kernel", "constants")}, "null": null}
+        append(lines, {"step": "kernel", **about, "threads": launch["grid"] * launch["block"], **line})
+        outcomes[line["outcome"]] += 1
 
-    def _launch(self, numbers: list[int]) -> None:
-        """Give numbers to processes, one after the other; a new one goes on behind the number that ended the last."""
-        left = numbers
-        while left := self._due(left):
-            with _answering([sys.executable, __file__, str(self._path), "--child"], left) as (answers, said):
-                begun, outcome, error = False, "crash", ""
-                while left:
-                    seconds = LAUNCH_SECONDS if begun else START_SECONDS
-                    try:
-                        answer = answers.get(timeout=max(min(seconds, self._end - time.monotonic()), 0.0))
-                    except queue.Empty:
-                        outcome, error = "hang", f"no answer in {seconds:g} s, or the time for everything was up"
-                        break
-                    if answer is None:
-                        error = _short(f"the process ended: {said()}")
-                        break
-                    begun = True
-                    if "begin" not in answer:
-                        self._keep(left.pop(0), answer)
-                        if answer["outcome"] == "crash":
-                            outcome = "said"
-                            break
-            if not left or outcome == "said":
-                continue
-            if not begun:  # another one will not begin either
-                for number in left:
-                    self._keep(number, {"outcome": "not run", "error": f"no process began: {error}"})
-                return
-            number = left.pop(0)
-            if outcome == "hang":
-                self._hangs[self.record.launches[number]["kernel"]] += 1
-            self._keep(number, {"outcome": outcome, "error": error})
+    by_source: dict[str, list[int]] = {}
+    for number, launch in enumerate(record.launches):
+        by_source.setdefault(launch["source"], []).append(number)
+    for left in by_source.values():
+        while left:
+            begun, answers, status, said = _run_child(path, left, end - time.monotonic())
+            for answer in answers:
+                keep(left.pop(0), answer)
+            if left:  # The launch after the last answer ended the process. If it hung, so may the others of its kernel.
+                outcome = "not run" if not begun else "hang" if status in (None, -signal.SIGALRM) else "crash"
+                keep(left[0], {"outcome": outcome, "error": _short(f"status {status}: {said}")})
+                kernel, others = record.launches[left[0]]["kernel"], left[1:]
+                left = [number for number in others if outcome == "crash" or (begun and record.launches[number]["kernel"] != kernel)]
+                for number in others:
+                    if number not in left:
+                        keep(number, {"outcome": "not run", "error": "no process began" if not begun else "its kernel has hung"})
+    return outcomes
 
-    def _due(self, numbers: list[int]) -> list[int]:
-        """What may still run; all else is told why not."""
-        late, due = time.monotonic() >= self._end, []
-        for number in numbers:
-            if late or self._hangs[self.record.launches[number]["kernel"]] >= MAX_HANGS:
-                error = "the time was up" if late else f"this kernel has hung {MAX_HANGS} times"
-                self._keep(number, {"outcome": "not run", "error": error})
-            else:
-                due.append(number)
-        return due
+
+def _run_child(path: Path, numbers: Sequence[int], seconds: float) -> tuple[bool, list[Line], int | None, str]:
+    """Run launches in a process: whether it began, its answers, its exit status (None if the time was up), and what it printed."""
+    with tempfile.NamedTemporaryFile("w+") as answers, tempfile.TemporaryFile("w+", errors="replace") as said:
+        command = [sys.executable, __file__, str(path), "--child", *map(str, numbers)]
+        status = None
+        streams: Line = {"stdin": subprocess.DEVNULL, "stdout": answers, "stderr": said}
+        with process_group(command, **streams) as process, contextlib.suppress(subprocess.TimeoutExpired):
+            status = process.wait(timeout=max(seconds, 0.0))
+        said.seek(0)
+        found = read_lines([Path(answers.name)])
+        return bool(found), found[1:], status, said.read().strip()
 
 
 @contextlib.contextmanager
@@ -283,35 +241,6 @@ def process_group(command: Sequence[str], **options: Any) -> Iterator[subprocess
             os.killpg(process.pid, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):  # in the kernel, as processes of a GPU that hangs may be
             process.wait(timeout=_KILL_SECONDS)
-
-
-@contextlib.contextmanager
-def _answering(command: list[str], numbers: list[int]) -> Iterator[tuple[queue.Queue[Line | None], Callable[[], str]]]:
-    """A process that is given numbers: its answers (None: it has ended), and what it said besides."""
-    with tempfile.TemporaryFile("w+", errors="replace") as errors:
-        options: Line = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors, "text": True, "errors": "replace"}
-        answers: queue.Queue[Line | None] = queue.Queue()
-        with process_group(command, **options) as process:
-
-            def read() -> None:
-                with cast("Any", process.stdout) as texts:
-                    for text in texts:
-                        with contextlib.suppress(ValueError):  # half a line of a process that was killed
-                            answers.put(json.loads(text))
-                answers.put(None)
-
-            def said() -> str:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(timeout=1.0)
-                errors.seek(0)
-                return f"status {process.returncode}: {errors.read().strip()}"
-
-            reader = threading.Thread(target=read, daemon=True)
-            reader.start()
-            with contextlib.suppress(BrokenPipeError), cast("Any", process.stdin) as stdin:
-                stdin.write(" ".join(map(str, numbers)))
-            yield answers, said
-        reader.join(_KILL_SECONDS)
 
 
 def read_lines(paths: Sequence[Path]) -> list[Line]:
@@ -339,12 +268,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("record", type=Path, help="what gpu_record.py has written")
     parser.add_argument("-o", "--output", type=Path, help="file to which lines are appended")
     parser.add_argument("--seconds", type=float, default=500.0, help="for everything; what has not run then gets lines that say so")
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--child", type=int, nargs="+", metavar="N", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.child:
-        _child(options.record)
+        _child(options.record, options.child)
         return 0
-    outcomes = Player(options.record, options.output, seconds=options.seconds).play()
+    outcomes = play(options.record, options.output, seconds=options.seconds)
     sys.stderr.write(", ".join(f"{number} {outcome}" for outcome, number in sorted(outcomes.items())) + "\n")
     return int(bool(outcomes.keys() - {"right"}))
 

@@ -1,124 +1,286 @@
-"""The whole chain on labeled cases, by the project's own commands: train-crf with folds, infer, evaluate; for `docs/reference/results.md`.
+"""The chain on labeled cases, by the project's own commands: train-crf with folds, infer, evaluate; for `docs/reference/results.md`.
 
-Usage: study.py [FOLDER ...] [--logits NAME ...] [--regions NAME=1+3+4 ...] [--resample] [--label-maps] [--train-network] [--quick]
-                [-o OUTPUT]
+Usage: study.py [--quick] [--threads N] [-o OUTPUT]
 
-FOLDER holds images/ labels/ logits/ and may hold logits_*/ masks/ dataset.json. Default: the data sets of $CRFREFINE_DATA, whose tables go
-into docs/reference/results.md. Stopped at any point, the same command goes on.
+$CRFREFINE_DATA holds the folders of DATA_SETS, each with images/ labels/, logits/ unless a network is trained for them, and maybe logits_*/
+masks/ dataset.json. Stopped at any point, the same command goes on.
+
+No case is refined with parameters, or recalibrated with values, that were fitted on it: the folds of the training's report say which
+cases each fold has not seen. The parameters of all cases are written too and used for nothing here.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import time
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from environment import describe, source_hash
 from peers import BENCH, ROOT
 from report import write_between_markers
-from study_chain import LABEL_MAPS, Study, make_label_maps, run_study
-from study_data import DataSet, find_logits, first_cases, known_data_sets
-from study_findings import Findings, read_findings
-from study_stages import say
-from study_tables import make_document
+from study_stages import Stages, crfrefine, link_files, listing, say
+from study_tables import ENVIRONMENT, EVALUATION, EVALUATION_LARGEST, LABEL_MAPS, REPORT, RIVALS, make_document, read_findings
+
+from crfrefine.arrays.components import postprocess
+from crfrefine.arrays.intensity import normalize_intensity
+from crfrefine.arrays.label_maps import argmax_labels
+from crfrefine.arrays.padding import leave_out
+from crfrefine.cases.case import Case, CaseFiles, load_case
+from crfrefine.cases.declared_labels import DeclaredLabels
+from crfrefine.cases.discovery import discover_cases
+from crfrefine.cases.reading_options import ReadingOptions
+from crfrefine.io import write_label_map
+from crfrefine.parameters.model import CrfParameters
+from crfrefine.parameters.sections import PostprocessParameters
+from crfrefine.train.baselines import VectorScaling
+from crfrefine.train.guided_filter import Guidance, guided_labels
+from crfrefine.train.methods import DEFAULT, GUIDED, LARGEST, NETWORK, SCALING, TRAINED, TRAINED_LARGEST, with_largest
 
 QUICK_CASES = 6
 QUICK_TRAINING = ("--folds", "2", "--num-iterations", "6")
 DOCUMENT = ROOT / "docs" / "reference" / "results.md"
 
+FOLDERS = {
+    DEFAULT: "refined/default",
+    LARGEST: "refined/largest",
+    TRAINED: "refined/trained",
+    TRAINED_LARGEST: "refined/trained_largest",
+    SCALING: "rivals/scaling",
+    GUIDED: "rivals/guided",
+    with_largest(SCALING): "rivals/scaling_largest",
+    with_largest(GUIDED): "rivals/guided_largest",
+}
+"""Where the label maps of the methods are, the first four by `infer`; the network's are the argmax of its logits."""
 
-def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="train-crf with folds, infer on what was held out, evaluate against simple rivals.")
-    parser.add_argument(
-        "folders", nargs="*", type=Path, metavar="FOLDER", help="default: hippocampus, brats2015, atrium and acdc of $CRFREFINE_DATA"
-    )
-    parser.add_argument("--logits", nargs="+", metavar="NAME", help="folders of logits in FOLDER; default: logits and all logits_*")
-    parser.add_argument("--regions", nargs="+", default=[], metavar="NAME=1+3+4", help="labels that count together; default: each label")
-    parser.add_argument("--resample", action="store_true", help="the logits may be on another grid than the image")
-    parser.add_argument(
-        "--label-maps",
-        action=argparse.BooleanOptionalAction,
-        help="study the networks' label maps too, in place of the logits; default: of hippocampus and acdc in the full study",
-    )
-    parser.add_argument("--train-network", action="store_true", help="FOLDER has no logits: train a small network with folds for them")
-    parser.add_argument("--folds", metavar="K", help="as for train-crf")
-    parser.add_argument("--num-iterations", metavar="N", help="as for train-crf")
-    parser.add_argument("--max-cases", type=int, metavar="N", help="the first N of each folder alone")
-    parser.add_argument("--quick", action="store_true", help="a taste: few cases, two folds, few iterations; proves nothing")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), metavar="N")
-    parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="default: .bench/study, or .bench/study_quick")
-    parser.add_argument(
-        "--document",
-        type=Path,
-        metavar="FILE",
-        help="gets the tables between its markers; default, of the full study: docs/reference/results.md",
-    )
-    return parser.parse_args()
+NO_CRF = CrfParameters().replace(**{"bilateral.weight": 0.0, "spatial.weight": 0.0})
+"""`infer` then returns the network's labels."""
 
 
-def choose_data_sets(options: argparse.Namespace) -> list[DataSet]:
-    """Return the data sets; of the known ones, label maps are no part of a quick study."""
-    if options.folders:
-        names = [folder.resolve().name for folder in options.folders]
-        if len(set(names)) < len(names):
-            raise SystemExit(f"study: two folders have the same name, which is that of their results: {', '.join(names)}")
-        settings = tuple(options.regions), options.resample, bool(options.label_maps), options.train_network
-        return [DataSet(folder.resolve(), *settings) for folder in options.folders]
-    root = os.environ.get("CRFREFINE_DATA")
-    if not root:
-        raise SystemExit(
-            "study: name a folder that holds images/ labels/ logits/, or set CRFREFINE_DATA to the one above "
-            "hippocampus/, brats2015/, atrium/ and acdc/"
-        )
-    known = known_data_sets(Path(root).resolve())
-    wanted = not options.quick if options.label_maps is None else options.label_maps
-    return [replace(data, label_maps=data.label_maps and wanted) for data in known]
+@dataclass(frozen=True)
+class DataSet:
+    """A folder of $CRFREFINE_DATA and how it is studied.
+
+    Attributes:
+        name: of the folder.
+        regions: each as for `--regions`; empty: each label.
+        resample: whether the logits may be on another grid than the image.
+        label_maps: whether the full study has the network's label maps too, in place of its logits.
+        has_logits: whether the folder has logits; else a network is trained for them.
+    """
+
+    name: str
+    regions: tuple[str, ...] = ()
+    resample: bool = False
+    label_maps: bool = False
+    has_logits: bool = True
 
 
-def make_studies(data: DataSet, names: list[str], options: argparse.Namespace, training: tuple[str, ...], output: Path) -> list[Study]:
+DATA_SETS = (
+    DataSet("hippocampus", label_maps=True),
+    DataSet("brats2015", ("whole=1+2+3+4", "core=1+3+4", "enhancing=4")),
+    DataSet("atrium", resample=True),
+    DataSet("acdc", label_maps=True, has_logits=False),
+)
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is studied.
+
+    Attributes:
+        data: folder with images/ labels/ and maybe masks/ and dataset.json.
+        network: folder with the network's output.
+        name: of that output.
+        regions: options of all commands.
+        grid: options of all commands.
+        training: further options of train-crf.
+        threads: for training and inference; processes of the evaluation.
+    """
+
+    data: Path
+    network: Path
+    name: str
+    regions: tuple[str, ...]
+    grid: tuple[str, ...]
+    training: tuple[str, ...]
+    threads: int
+
+    @property
+    def title(self) -> str:
+        return f"{self.data.name}/{self.name}"
+
+
+def labeled_cases(data: Path, network: Path | None) -> list[CaseFiles]:
+    """Return the cases of a folder that have labels."""
+    masks = data / "masks" if (data / "masks").is_dir() else None
+    return [case for case in discover_cases(data / "images", network, masks, data / "labels") if case.labels is not None]
+
+
+def link_cases(cases: Sequence[CaseFiles], data: Path, folder: Path, network: str) -> None:
+    """Make a folder of data that holds some of the cases, as links."""
+    for case in cases:
+        parts = {"images": case.images, "labels": [case.labels], "masks": [case.mask] if case.mask else [], network: case.logits}
+        for name, files in parts.items():
+            link_files(files, folder / name)
+    link_files([file for file in (data / "dataset.json",) if file.is_file()], folder)
+
+
+def make_studies(data: DataSet, options: argparse.Namespace, output: Path) -> list[Study]:
     """Return a study for each output of a network, after training the network if the data set has none."""
-    max_cases = options.max_cases or (QUICK_CASES if options.quick else None)
-    folder = data.folder if max_cases is None else first_cases(data, names, max_cases, output / "cases" / data.name)
+    folder = Path(os.environ["CRFREFINE_DATA"]).resolve() / data.name
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name.startswith("logits"))
+    if options.quick:
+        few = output / "cases" / data.name
+        for name in names or [None]:
+            link_cases(labeled_cases(folder, None if name is None else folder / name)[:QUICK_CASES], folder, few, name or "logits")
+        folder = few
     networks = {name: folder / name for name in names}
-    if data.without_logits:
+    if not data.has_logits:
         from study_network import FULL, TASTE, add_logits
 
-        networks = {names[0]: add_logits(folder, output / data.name / "network", TASTE if options.quick else FULL)}
-    studies = [Study(folder, network, name, data.regions, training, options.threads, data.resample) for name, network in networks.items()]
-    if data.label_maps:
+        networks = {"logits": add_logits(folder, output / data.name / "network", TASTE if options.quick else FULL)}
+    regions = tuple(word for region in data.regions for word in ("--regions", region))
+    grid = ("--resample",) if data.resample else ()
+    training = QUICK_TRAINING if options.quick else ()
+    studies = [Study(folder, network, name, regions, grid, training, options.threads) for name, network in networks.items()]
+    if data.label_maps and not options.quick:
         studies += [make_label_maps(study, output / data.name / (LABEL_MAPS + study.name)) for study in studies]
     return studies
 
 
+def make_label_maps(study: Study, folder: Path) -> Study:
+    """Write the network's label maps on the grid of the images; return the study that has them in place of its logits."""
+
+    def work(own: Path) -> None:
+        NO_CRF.save(own / "network.toml", "no CRF: the network's labels")
+        _infer(study, study.data, study.network, own / "network.toml", own / "maps")
+
+    inputs = [*listing(study.data / "images"), *listing(study.network)]
+    maps = Stages(folder, f"{study.title}, label maps").run("label_maps", inputs, work) / "maps"
+    links = folder / "network"  # `infer` leaves a summary beside the label maps.
+    link_files(sorted(maps.glob("*.nii.gz")), links)
+    return replace(study, network=links, name=LABEL_MAPS + study.name, grid=())
+
+
+def run_study(study: Study, folder: Path) -> Path:
+    """Run what is not there yet; return the folder with the results."""
+    stages = Stages(folder, study.title)
+    parts = [line for part in ("images", "labels", "masks") for line in listing(study.data / part)] + listing(study.network)
+    stages.run("training", [study.data.resolve(), study.regions, study.training, study.grid, *parts], partial(_train, study))
+    report = json.loads((folder / REPORT).read_text())
+    trained_on = json.loads((folder / ENVIRONMENT).read_text())["source"]
+    if trained_on != source_hash():
+        say(f"{study.title}: trained by sources {trained_on}, these are {source_hash()}; to train again, remove {folder}")
+    stages.run("refined", [report["written"], source_hash()], partial(_refine, study, report))
+    stages.run("rivals", [], partial(_write_rivals, study, report))
+    stages.run(EVALUATION, [], partial(_evaluate, study, TRAINED, (NETWORK, *RIVALS), ()))
+    largest = LARGEST, with_largest(SCALING), with_largest(GUIDED)
+    stages.run(EVALUATION_LARGEST, [], partial(_evaluate, study, TRAINED_LARGEST, largest, ("--no-report",)))
+    return folder
+
+
+def _train(study: Study, folder: Path) -> None:
+    options = ["-p", study.network, *study.regions, *study.grid, *study.training, "--threads", study.threads, "--resume"]
+    options.append("--strict")  # Published figures are over all cases or there are none.
+    peak_mib = crfrefine("train-crf", study.data, "-o", folder / "params.toml", *options, log=folder / "standard_output.txt")
+    (folder / ENVIRONMENT.name).write_text(json.dumps({**describe("torch"), "peak_mib": round(peak_mib)}, indent=1) + "\n")
+
+
+def _refine(study: Study, report: dict[str, Any], folder: Path) -> None:
+    """Write the label maps of the methods that `infer` can run: each case by the parameters of the fold that held it out."""
+    for number, fold in enumerate(report["folds"]):
+        home = folder / f"fold_{number + 1}"
+        held_out = [case for case in labeled_cases(study.data, study.network) if case.case_id in fold["held_out"]]
+        link_cases(held_out, study.data, home, "network")
+        trained = CrfParameters.from_dict(fold["fit"]["parameters"])
+        keep = {"postprocess.keep_largest": fold["keep_largest"]}
+        methods = {TRAINED: trained, TRAINED_LARGEST: trained.replace(**keep), LARGEST: NO_CRF.replace(**keep)}
+        for method, parameters in methods.items():
+            output = folder.parent / FOLDERS[method]
+            file = home / f"{output.name}.toml"
+            parameters.save(file, f"{method}; {fold['name']}, held out: {' '.join(fold['held_out'])}")
+            _infer(study, home, home / "network", file, output, *(("--save-probabilities",) if method == TRAINED else ()))
+    _infer(study, study.data, study.network, "default", folder.parent / FOLDERS[DEFAULT])
+
+
+def _infer(study: Study, data: Path, network: Path, parameters: Path | str, output: Path, *options: str) -> None:
+    masks = data / "masks"
+    mask_options = ("-m", masks) if masks.is_dir() else ()
+    words = ["-i", data / "images", "-p", network, "-o", output, "-c", parameters, *mask_options, *study.grid]
+    log = parameters.with_suffix(".txt") if isinstance(parameters, Path) else output.parent / f"{parameters}.txt"
+    crfrefine("infer", *words, *options, "--threads", study.threads, "--allow-vanishing", "--continue", "--quiet", log=log)
+
+
+def _write_rivals(study: Study, report: dict[str, Any], folder: Path) -> None:
+    """Write the label maps that no command writes, each as the fold that held a case out has tuned it."""
+    tuned = {case: fold for fold in report["folds"] for case in fold["held_out"]}
+    declared = DeclaredLabels(tuple(range(len(report["label_names"]))), "the report of the training")
+    reading = ReadingOptions(resample=bool(study.grid), declared=declared, all_labels=True)
+    for files in labeled_cases(study.data, study.network):
+        case = load_case(files, reading, threads=study.threads)
+        for method, labels in _rival_maps(case, tuned[files.case_id]):
+            home = folder.parent / FOLDERS[method]
+            home.mkdir(parents=True, exist_ok=True)
+            write_label_map(home / f"{files.case_id}.nii.gz", labels, case.like, threads=study.threads)
+
+
+def _rival_maps(case: Case, fold: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
+    keep, voxel_ml = PostprocessParameters(keep_largest=fold["keep_largest"]), float(np.prod(case.spacing)) / 1000
+    network, logits, inside = argmax_labels(case.logits), case.logits, case.mask
+    padding = case.find_padding()
+    if padding is not None:
+        inside, _ = leave_out(padding, inside, f"the logits of case {case.case_id!r}")
+        logits = np.where(padding, np.float32(0), logits)
+    scaling = fold["vector_scaling"]
+    scaled = VectorScaling(scaling["temperature"], tuple(scaling["bias"])).apply(logits)
+    changed = {SCALING: argmax_labels(scaled), GUIDED: network}
+    guidance = Guidance(**fold["guided_filter"])
+    if guidance.radius_mm > 0:
+        image = normalize_intensity(case.image, CrfParameters.from_dict(fold["fit"]["parameters"]).intensity, case.mask)
+        changed[GUIDED] = guided_labels(logits, image, guidance, case.spacing, None)
+    for method, found in changed.items():
+        labels = found if inside is None else np.where(inside, found, network)
+        yield method, labels
+        yield with_largest(method), postprocess(labels, keep, voxel_ml)
+
+
+def _evaluate(study: Study, method: str, baselines: Sequence[str], options: Sequence[str], folder: Path) -> None:
+    maps = {NETWORK: study.network} | {name: folder.parent / path for name, path in FOLDERS.items()}
+    compared = [word for name in baselines for word in ("--baseline", f"{name}={maps[name]}")]
+    words = [maps[method], study.data / "labels", "--name", method, *compared, "-i", study.data / "images"]
+    words += [*study.regions, *study.grid, *options, "--processes", study.threads, "--strict", "-o", folder]
+    crfrefine("evaluate", *words, log=folder / "standard_output.txt")
+
+
 def main() -> None:
-    options = parse_options()
-    data_sets = choose_data_sets(options)
-    logits = {data.name: find_logits(data, options.logits) for data in data_sets}
+    parser = argparse.ArgumentParser(description="train-crf with folds, infer on what was held out, evaluate against simple rivals.")
+    parser.add_argument("--quick", action="store_true", help="a taste: few cases, two folds, few iterations; proves nothing")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), metavar="N")
+    parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="default: .bench/study, or .bench/study_quick")
+    options = parser.parse_args()
+    if "CRFREFINE_DATA" not in os.environ:
+        raise SystemExit("study: set CRFREFINE_DATA to the folder above " + ", ".join(f"{data.name}/" for data in DATA_SETS))
     output = (options.output or BENCH / ("study_quick" if options.quick else "study")).resolve()
-    training = list(QUICK_TRAINING) if options.quick else []
-    for option in ("folds", "num_iterations"):
-        value = getattr(options, option)
-        if value:
-            training += [f"--{option.replace('_', '-')}", value]
-    is_full = not (options.folders or options.logits or training or options.max_cases)
-    started, findings = time.monotonic(), list[Findings]()
-    total = sum(len(logits[data.name]) * (1 + data.label_maps) for data in data_sets)
-    for data in data_sets:
-        for study in make_studies(data, logits[data.name], options, tuple(training), output):
-            number, minutes = len(findings) + 1, (time.monotonic() - started) / 60
-            say(f"{number} of {total}: {study.title}, {minutes:.0f} minutes so far")
-            home = run_study(study, output / data.name / study.name)
-            findings.append(read_findings(data.name, study.name, home))
+    started, findings = time.monotonic(), []
+    for number, data in enumerate(DATA_SETS, start=1):
+        for study in make_studies(data, options, output):
+            minutes = (time.monotonic() - started) / 60
+            say(f"data set {number} of {len(DATA_SETS)}: {study.title}, {minutes:.0f} minutes so far")
+            findings.append(read_findings(data.name, study.name, run_study(study, output / data.name / study.name)))
     text = make_document(findings)
     together = "\n".join(f"## {marker.replace('-', ' ')}\n\n{part}" for marker, part in text.items())
     (output / "results.md").write_text(together)
-    document = options.document or (DOCUMENT if is_full else None)
-    if document is not None:
-        for marker, part in text.items():
-            write_between_markers(document, marker, part)
-    say(f"tables in {output / 'results.md'}" + (f" and {document}" if document else "") + f"; a report.html of each in {output}")
+    for marker, part in text.items() if not options.quick else ():
+        write_between_markers(DOCUMENT, marker, part)
+    say(f"tables in {output / 'results.md'}" + ("" if options.quick else f" and {DOCUMENT}") + f"; a report.html of each in {output}")
     sys.stdout.write(together)
 
 

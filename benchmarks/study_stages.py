@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +21,10 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
-def digest_of(parts: Iterable[object]) -> str:
-    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:16]
-
-
 def listing(folder: Path) -> list[str]:
     """Names and checksums of the files of a folder: a copy of the data is the same data, whatever its times."""
     files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
-    return [f"{path.name} {_checksum(path)}" for path in files]
-
-
-@cache
-def _checksum(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return [f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files]
 
 
 class Stages:
@@ -59,7 +48,8 @@ class Stages:
 
         What an earlier run left of it is kept if its inputs are the same (the work must then go on with it), and removed otherwise.
         """
-        self._before = digest_of([self._before, stage, *inputs])
+        parts = "\0".join(map(str, [self._before, stage, *inputs]))
+        self._before = hashlib.sha256(parts.encode()).hexdigest()[:16]
         folder, known = self.folder / stage, self._known.get(stage, {})
         if known.get("digest") == self._before and known.get("complete"):
             say(f"{self._name}: {stage} is there already")
@@ -94,8 +84,8 @@ def crfrefine(*arguments: object, log: Path) -> float:
 
 def link_files(files: Sequence[Path], folder: Path) -> None:
     """Link files into a folder, with those that belong to them, such as the voxels of a MetaImage."""
-    folder.mkdir(parents=True, exist_ok=True)
     for file in files:
+        folder.mkdir(parents=True, exist_ok=True)
         belonging = f"{stem_of(file)}."
         for path in {file, *(other for other in file.parent.iterdir() if other.name.startswith(belonging))}:
             link = folder / path.name

@@ -2,16 +2,114 @@
 
 from __future__ import annotations
 
+import csv
+import json
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
-from report import markdown_table
-from study_findings import Findings, compare_means, points
-from study_rivals import RIVALS
-from study_section import study_section
+import numpy as np
+from report import markdown_table, provenance
 
-from crfrefine.statistics.comparison import format_p
-from crfrefine.statistics.paired import PairedComparison
-from crfrefine.train.methods import DEFAULT, TRAINED
+from crfrefine.statistics.comparison import MEAN, Measurement, ResultTable, format_p
+from crfrefine.statistics.paired import PairedComparison, holm
+from crfrefine.train.methods import DEFAULT, GUIDED, LARGEST, METHODS, NETWORK, SCALING, TRAINED, TRAINED_LARGEST
+
+EVALUATION, EVALUATION_LARGEST = "evaluation", "evaluation_largest"
+REPORT = Path("training") / "params.report.json"
+ENVIRONMENT = Path("training") / "environment.json"
+"""What the training ran on, and its memory."""
+LABEL_MAPS = "label_maps_of_"
+"""Name of the study of the label maps of logits: this and the name of the logits."""
+
+RIVALS = (SCALING, GUIDED, LARGEST, DEFAULT)
+TITLES = {
+    NETWORK: "the network's argmax, Dice",
+    SCALING: "vector scaling (temperature, a bias per label)",
+    GUIDED: "guided filter of the probabilities",
+    DEFAULT: "`default`, untrained",
+    TRAINED: "**trained CRF**",
+    TRAINED_LARGEST: "trained CRF, then largest component",
+}
+SURFACES = (("surface_dice", "surface Dice", 4), ("hd95_mm", "HD95, mm", 2), ("assd_mm", "ASSD, mm", 3))
+TESTS = ["p (Holm)", "better / equal / worse"]
+CHANGES = ["cases", "network's Dice", "`default`, untrained", "**trained CRF**, points (95 % interval)", *TESTS]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a study found.
+
+    Attributes:
+        data: name of the folder.
+        logits: name of the folder of logits in it.
+        training: the report of train-crf.
+        summary: of the evaluation of the trained CRF.
+        summary_largest: of the evaluation with the largest component kept.
+        table: all methods of both evaluations.
+        environment: what the training ran on.
+    """
+
+    data: str
+    logits: str
+    training: dict[str, Any]
+    summary: dict[str, Any]
+    summary_largest: dict[str, Any]
+    table: ResultTable
+    environment: dict[str, Any]
+
+    @property
+    def regions(self) -> tuple[str, ...]:
+        return tuple(self.summary["judged_regions"])
+
+    @property
+    def is_of_label_maps(self) -> bool:
+        return self.logits.startswith(LABEL_MAPS)
+
+    @property
+    def name(self) -> str:
+        """As rows of tables begin."""
+        return f"{self.data}, `{self.logits.removeprefix(LABEL_MAPS)}`"
+
+    @cached_property
+    def comparisons(self) -> dict[str, tuple[PairedComparison, float]]:
+        """Each method's mean Dice against the network's, and its p after Holm's correction over the methods."""
+        methods = [method for method in METHODS if method != NETWORK]
+        compared = [self.table.compare(method, NETWORK, MEAN, "dice", regions=self.regions) for method in methods]
+        adjusted = holm([comparison.p_value for comparison in compared])
+        return dict(zip(methods, zip(compared, adjusted, strict=True), strict=True))
+
+    @property
+    def columns(self) -> list[str]:
+        """Name, and the cells of CHANGES: what `default` and the trained CRF changed."""
+        (default, _), (trained, p_value) = self.comparisons[DEFAULT], self.comparisons[TRAINED]
+        low, high = trained.interval
+        change = f"{points(trained.mean_difference)} ({points(low)} to {points(high)})"
+        cells = [self.name, str(len(self.table.cases)), f"{trained.mean_baseline:.4f}", points(default.mean_difference), change]
+        return [*cells, format_p(p_value), f"{trained.wins} / {trained.ties} / {trained.losses}"]
+
+
+def read_findings(data: str, logits: str, folder: Path) -> Findings:
+    """Read what the chain wrote."""
+    evaluations = folder / EVALUATION, folder / EVALUATION_LARGEST
+    files = folder / REPORT, *(evaluation / "summary.json" for evaluation in evaluations), folder / ENVIRONMENT
+    training, summary, summary_largest, environment = (json.loads(file.read_text()) for file in files)
+    measurements = {}
+    for evaluation in evaluations:
+        with (evaluation / "metrics.csv").open(newline="") as stream:
+            for row in csv.DictReader(stream):
+                value = float(row["value"]) if row["value"] else math.nan
+                measurements[row["case"], row["label"], row["metric"], row["method"]] = value
+    table = ResultTable(Measurement(case, region, metric, value, method) for (case, region, metric, method), value in measurements.items())
+    return Findings(data, logits, training, summary, summary_largest, table, environment)
+
+
+def points(difference: float) -> str:
+    """Of a ratio, in hundredths, with a real minus sign."""
+    return "–" if math.isnan(difference) else f"{100 * difference:+.2f}".replace("-", "−")
 
 
 def make_document(studies: Sequence[Findings]) -> dict[str, str]:
@@ -28,52 +126,78 @@ def summary_table(studies: Sequence[Findings]) -> str:
     """Return a row for each data set and its logits: what the trained CRF changed, the best of the simple rivals, and the verdict."""
     rows = []
     for findings in studies:
-        comparisons, adjusted = compare_means(findings)
-        best = max(RIVALS, key=lambda rival: comparisons[rival].mean_difference)
-        rows.append(
-            [
-                *_columns(findings, comparisons, adjusted),
-                f"{best}, {points(comparisons[best].mean_difference)}",
-                findings.summary["verdict"]["outcome"],
-            ]
-        )
-    header = ["", "cases", "network's Dice", "`default`, untrained", "**trained CRF**, points (95 % interval)", "p (Holm)"]
-    return markdown_table([*header, "better / equal / worse", "best rival", "verdict"], rows)
-
-
-def _columns(findings: Findings, comparisons: dict[str, PairedComparison], adjusted: dict[str, float]) -> list[str]:
-    """Return name, cases, the network's Dice, and what `default` and the trained CRF changed."""
-    trained = comparisons[TRAINED]
-    return [
-        findings.name,
-        str(findings.num_cases),
-        f"{trained.mean_baseline:.4f}",
-        points(comparisons[DEFAULT].mean_difference),
-        _change(trained),
-        format_p(adjusted[TRAINED]),
-        f"{trained.wins} / {trained.ties} / {trained.losses}",
-    ]
+        gains = {rival: findings.comparisons[rival][0].mean_difference for rival in RIVALS}
+        best = max(gains, key=gains.__getitem__)
+        rows.append([*findings.columns, f"{best}, {points(gains[best])}", findings.summary["verdict"]["outcome"]])
+    return markdown_table(["", *CHANGES, "best rival", "verdict"], rows)
 
 
 def label_maps_table(studies: Sequence[Findings]) -> str:
     """Return a row for each study of label maps: what the CRF changed with them and, beside it, with the logits."""
-    of_logits = {findings.name: findings for findings in studies if not findings.is_of_label_maps}
+    with_logits = {findings.name: findings.comparisons[TRAINED][0] for findings in studies if not findings.is_of_label_maps}
+    rows = [
+        [*findings.columns, findings.summary["verdict"]["outcome"], points(with_logits[findings.name].mean_difference)]
+        for findings in studies
+        if findings.is_of_label_maps
+    ]
+    return markdown_table(["label maps of", *CHANGES, "verdict", "trained on the logits"], rows) if rows else "None was studied.\n"
+
+
+def study_section(findings: Findings) -> str:
+    """Return the section of a data set and its logits: every method, the verdict, what was learned."""
+    folds = len(findings.training["folds"])
+    largest = findings.training["verdict"]["method"] == TRAINED_LARGEST
+    verdicts = [findings.summary["verdict"], *([findings.summary_largest["verdict"]] if largest else [])]
+    sentences = [text for verdict in verdicts for text in (verdict["sentence"], verdict["harm"]["sentence"], *verdict["notes"])]
+    parts = [
+        f"### {findings.name}, {len(findings.table.cases)} cases, {folds} folds\n",
+        _methods_table(findings),
+        "\n>\n".join(f"> {text}" for text in sentences) + "\n",
+        "\n".join(f"- {text}" for text in _notes(findings)) + "\n",
+        provenance({"environment": findings.environment}),
+    ]
+    return "\n".join(parts)
+
+
+def _methods_table(findings: Findings) -> str:
+    table, regions, comparisons = findings.table, findings.regions, findings.comparisons
+    places = (*regions, MEAN) if len(regions) > 1 else regions
     rows = []
-    for findings in studies:
-        if not findings.is_of_label_maps:
-            continue
-        comparisons, adjusted = compare_means(findings)
-        other = of_logits.get(findings.name)
-        rows.append(
-            [
-                *_columns(findings, comparisons, adjusted),
-                findings.summary["verdict"]["outcome"],
-                "–" if other is None else points(compare_means(other)[0][TRAINED].mean_difference),
-            ]
-        )
-    header = ["label maps of", "cases", "network's Dice", "`default`, untrained", "**trained CRF**, points (95 % interval)", "p (Holm)"]
-    return markdown_table([*header, "better / equal / worse", "verdict", "trained on the logits"], rows) if rows else "None was studied.\n"
+    for method in METHODS:
+        cells = [TITLES.get(method, method)]
+        for place in places:
+            compared = table.compare(method, NETWORK, place, "dice", regions=regions)
+            cells.append(f"{compared.mean_baseline:.4f}" if method == NETWORK else points(compared.mean_difference))
+        if method == NETWORK:
+            cells += [""] * 3
+        else:
+            comparison, p_value = comparisons[method]
+            low, high = comparison.interval
+            cells += [f"{points(low)} to {points(high)}", format_p(p_value)]
+            cells += [f"{comparison.wins} / {comparison.ties} / {comparison.losses}"]
+        for metric, _, digits in SURFACES:
+            # Over cases and regions for which both the method and the network have a value: both means are of the same cases.
+            values, _ = table.means(metric, [method, NETWORK], regions)
+            cells.append(f"{np.nanmean(values):.{digits}f}" if not np.isnan(values).all() else "")
+        rows.append(cells)
+    # What people call a region: "anterior" for "1 anterior".
+    names = [str(findings.summary["titles"][region]).removeprefix(f"{region} ") for region in regions]
+    header = ["", *names, *(["mean"] if len(regions) > 1 else []), "95 % interval", *TESTS]
+    return markdown_table([*header, *(title for _, title, _ in SURFACES)], rows)
 
 
-def _change(trained: PairedComparison) -> str:
-    return f"{points(trained.mean_difference)} ({points(trained.interval[0])} to {points(trained.interval[1])})"
+def _notes(findings: Findings) -> list[str]:
+    folds = [fold["fit"] for fold in findings.training["folds"]]
+    kernels = [fit["parameters"]["bilateral"][0] for fit in folds if not fit["is_network"]]
+    notes = []
+    if kernels:
+        alpha, beta, weight = (_span(kernels, key) for key in ("theta_alpha", "theta_beta", "weight"))
+        notes.append(f"Values of the folds: `theta_alpha` {alpha} mm, `theta_beta` {beta}, `weight` {weight}.")
+    if len(kernels) < len(folds):
+        notes.append(f"{len(folds) - len(kernels)} of {len(folds)} folds chose no CRF at all.")
+    return notes
+
+
+def _span(kernels: Sequence[dict[str, Any]], key: str) -> str:
+    values = np.concatenate([np.ravel(kernel[key]) for kernel in kernels])
+    return f"{values.min():.2g} to {values.max():.2g}"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -145,7 +144,7 @@ def make(spec: WorkloadSpec) -> WorkloadArrays:
     return WorkloadArrays(image, logits, mask if spec.brain == "mask" else None, labels)
 
 
-def store(spec: WorkloadSpec, root: Path, *, make: Callable[[WorkloadSpec], WorkloadArrays] = make) -> Path:
+def store(spec: WorkloadSpec, root: Path) -> Path:
     """The folder of a workload's arrays, made when it is not there."""
     folder = root / spec.name
     description: dict[str, Any] = json.loads(json.dumps(asdict(spec)))

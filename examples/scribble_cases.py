@@ -12,8 +12,7 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
-from study_network import read_stack
-from study_unet import Stack
+from study_network import Stack, read_stack
 
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.discovery import discover_cases

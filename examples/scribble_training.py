@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from study_unet import Schedule, SliceUNet, Stack, Training, cut_patches, supervised_loss
+from study_network import Schedule, SliceUNet, Stack, Training, cut_patches, supervised_loss
 from torch import Tensor
 
 from crfrefine import crf_loss

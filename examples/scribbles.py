@@ -25,11 +25,11 @@ from typing import Any
 import numpy as np
 import torch
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))  # study_unet.py: the network of the study, and its patches
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))  # study_network.py: the network of the study, and its patches
 
 from scribble_cases import ScribbleData, generate, read_data
 from scribble_training import LABELS, SCRIBBLES, WITH_CRF, Recipe, train
-from study_unet import Schedule, SliceUNet, predict
+from study_network import Schedule, SliceUNet, predict
 
 from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.errors import ConfigError, CrfRefineError, InputError

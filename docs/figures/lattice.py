@@ -25,7 +25,7 @@ def signal() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 def corners_of(features: NDArray[np.float64]) -> NDArray[np.int64]:
     """Coordinates of the three corners around each of N points, (N, 3, 3)."""
-    remainder0, rank = (found.numpy() for found in enclosing_simplex(elevate(torch.as_tensor(features))))
+    remainder0, rank, _ = (found.numpy() for found in enclosing_simplex(elevate(torch.as_tensor(features))))
     remainder = np.arange(3)
     step = np.where(rank[:, None, :] < 3 - remainder[:, None], remainder[:, None], remainder[:, None] - 3)
     return np.asarray(remainder0[:, None, :] + step)

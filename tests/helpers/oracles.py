@@ -3,7 +3,7 @@
 Grids are never cubic and spacings never equal, so that an exchanged axis shows.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -178,4 +178,8 @@ def torch64():
     """The model in plain tensor operations, in float64 whatever the image has."""
     from crfrefine.engines.torch.engine import TorchBackend
 
-    return TorchBackend("cpu", "float64")
+    class Torch64(TorchBackend):
+        def kernels(self, image, spec, *context):
+            return super().kernels(replace(image, values=np.asarray(image.values, np.float64)), spec, *context)
+
+    return Torch64()
