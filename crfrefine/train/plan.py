@@ -95,10 +95,6 @@ class Plan:
         """Read one case with its reference."""
         return read_labeled(self.cases.files[number], self.cases, self.reading, threads=threads)
 
-    def names(self, cases: Sequence[int]) -> tuple[str, ...]:
-        """Return the names of some cases."""
-        return tuple(self.cases.case_ids[case] for case in cases)
-
     @property
     def num_optimizer_steps(self) -> int:
         """Optimizer steps of a start in a fold, if it is not stopped early."""
