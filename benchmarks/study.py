@@ -34,9 +34,8 @@ from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.arrays.padding import leave_out
 from crfrefine.cases.case import Case, CaseFiles, load_case
-from crfrefine.cases.declared_labels import DeclaredLabels
 from crfrefine.cases.discovery import discover_cases
-from crfrefine.cases.reading_options import ReadingOptions
+from crfrefine.cases.reading_options import DeclaredLabels, ReadingOptions
 from crfrefine.io import write_label_map
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import PostprocessParameters

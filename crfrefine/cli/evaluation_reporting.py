@@ -11,7 +11,7 @@ from crfrefine.cli.reporting import print_table
 from crfrefine.evaluate.results import EvaluationObserver
 
 if TYPE_CHECKING:
-    from crfrefine.evaluate.records import CaseResult
+    from crfrefine.evaluate.measuring import CaseResult
     from crfrefine.evaluate.results import Evaluation
     from crfrefine.statistics.comparison import SummaryRow
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -14,14 +14,24 @@ from crfrefine.base.failures import Failure, failing_alone
 from crfrefine.cases.reading_options import NO_REGIONS
 from crfrefine.errors import InputError
 from crfrefine.evaluate.pairing import CasePair, MethodFiles
-from crfrefine.evaluate.reading import Reference, SoftLabels, read_masks, read_probabilities, read_reference, remarks_on_name
-from crfrefine.evaluate.records import CaseResult, Settings
+from crfrefine.evaluate.reading import Reference, Settings, SoftLabels, read_masks, read_probabilities, read_reference, remarks_on_name
 from crfrefine.metrics.calibration import measure_calibration, measure_channel_calibration
 from crfrefine.metrics.overlap import measure_case
+from crfrefine.metrics.registry import RegionValues
+from crfrefine.runs.records import Record
 
 if TYPE_CHECKING:
     from crfrefine.base.array_types import Array
-    from crfrefine.metrics.registry import RegionValues
+
+
+@dataclass
+class CaseResult(Record):
+    """The measurements of a case: `status` is "measured" or "failed"."""
+
+    status: str = "measured"
+    values: dict[str, RegionValues] = field(default_factory=dict)  # By method; methods that could not be measured are missing.
+    # Optional results that are missing and structures that others cover, each after the name of the method, or "reference".
+    warnings: list[str] = field(default_factory=list)
 
 
 MAX_MEASURED = 2000

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -139,8 +138,9 @@ def check_options(options: EvaluationOptions) -> None:
     names = [options.name, *(name for name, _ in options.baselines)]
     if not all(names):
         raise ConfigError("a method has an empty name; expected NAME=FOLDER")
-    _require_different("--baseline", names)
-    _require_different("--probabilities", [name for name, _ in options.probabilities])
+    for option, named in (("--baseline", names), ("--probabilities", [name for name, _ in options.probabilities])):
+        if twice := [name for name, count in Counter(named).items() if count > 1]:
+            raise ConfigError(f"{option} {shorten(twice[0])}: two methods have this name; give each a different one")
     for name, _ in options.probabilities:
         if name not in names:
             raise ConfigError(f"--probabilities {shorten(name)}: no such method; there are {listed(names)}")
@@ -157,9 +157,3 @@ def check_options(options: EvaluationOptions) -> None:
             )
     if options.output.exists() and not options.output.is_dir():
         raise InputError(f"{options.output}: is a file; name a folder for the results")
-
-
-def _require_different(option: str, names: Iterable[str]) -> None:
-    for name, count in Counter(names).items():
-        if count > 1:
-            raise ConfigError(f"{option} {shorten(name)}: two methods have this name; give each a different one")

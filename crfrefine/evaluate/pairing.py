@@ -91,7 +91,7 @@ def pair_cases(options: EvaluationOptions) -> Pairing:
         InputError: no reference at all, files where folders are needed, or no complete case; with `strict`, any incomplete case.
         UnsupportedFormatError: a single file of an unknown type.
     """
-    notes = _same_files(options)
+    notes: list[str] = []
     references = _references(options.labels, notes)
     lacking: dict[str, list[str]] = {}
     by_method = {name: _of_method(path, list(references), options.labels, lacking, notes) for name, path in options.methods.items()}
@@ -131,18 +131,6 @@ def incomplete_cases(*reasons: Mapping[str, Sequence[str]]) -> tuple[IncompleteC
         for case_id, own in by_case.items():
             together.setdefault(case_id, []).extend(own)
     return tuple(IncompleteCase(case_id, tuple(together[case_id])) for case_id in sorted(together))
-
-
-def _same_files(options: EvaluationOptions) -> list[str]:
-    """Note if a folder is given twice, which is probably a mistake."""
-    places = {"the reference": options.labels, **options.methods}
-    names = list(places)
-    return [
-        f"{other} and {name} are the same files, {places[name]}"
-        for number, name in enumerate(names)
-        for other in names[:number]
-        if places[name].samefile(places[other])
-    ]
 
 
 def _references(source: Path, notes: list[str]) -> dict[str, list[Path]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,17 +19,25 @@ from crfrefine.base.text import see
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import NO_REGIONS, RegionReading
 from crfrefine.errors import GridMismatchError, InputError
+from crfrefine.evaluate.regions import RegionPlan
 from crfrefine.evaluate.structures import read_structures
 from crfrefine.io.pieces import require_scalar
 from crfrefine.io.volume import Volume, VolumeHeader
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from crfrefine.arrays.region_scheme import RegionScheme
     from crfrefine.base.array_types import Array, Bool, Float32, Labels
     from crfrefine.evaluate.pairing import CasePair, MethodFiles
-    from crfrefine.evaluate.records import Settings
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings that the values of a case depend on, besides its files."""
+
+    plan: RegionPlan  # Regions, and the label to ignore.
+    tolerance_mm: float  # Tolerance of the surface Dice.
+    resample: bool = False  # Whether predictions on another grid are interpolated onto that of the reference.
+    channels: Mapping[str, RegionReading] = field(default_factory=dict)  # By method, which channels of its files are regions.
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ import numpy as np
 
 from crfrefine.base.text import counted, listed
 from crfrefine.cases.case_files import describe_left_out
+from crfrefine.evaluate.measuring import CaseResult
 from crfrefine.evaluate.options import DEFAULT_NAME, EvaluationOptions
-from crfrefine.evaluate.records import CaseResult, Settings
+from crfrefine.evaluate.reading import Settings
 from crfrefine.metrics.overlap import measure_masks
 from crfrefine.metrics.regions import ALL_LABELS
 from crfrefine.metrics.registry import CALIBRATION_METRICS, DICE, MASK_METRICS, RegionValues

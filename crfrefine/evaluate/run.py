@@ -15,12 +15,12 @@ from crfrefine.base.threads import available_threads
 from crfrefine.cases.dataset_description import read_descriptions
 from crfrefine.cases.reading_options import RegionReading, find_regions
 from crfrefine.errors import CrfRefineError
-from crfrefine.evaluate.measuring import measure_pair
+from crfrefine.evaluate.measuring import CaseResult, measure_pair
 from crfrefine.evaluate.options import METRICS_NAME, REPORT_NAME, SUMMARY_NAME, EvaluationOptions, check_options
 from crfrefine.evaluate.outputs import write_html, write_tables
 from crfrefine.evaluate.pairing import CasePair, pair_cases
 from crfrefine.evaluate.processes import map_in_processes
-from crfrefine.evaluate.records import CaseResult, Settings
+from crfrefine.evaluate.reading import Settings
 from crfrefine.evaluate.regions import plan_regions
 from crfrefine.evaluate.results import Evaluation, EvaluationObserver
 from crfrefine.evaluate.structures import has_structures, pair_structures

@@ -27,13 +27,6 @@ POINTS = 100.0
 """Differences of ratios are shown in points (hundredths); the ratios themselves from 0 to 1."""
 
 _ADVICE = {"higher": "higher is better", "lower": "lower is better", "nearer_zero": "nearer to zero is better", None: "only describes"}
-_UNDEFINED: dict[frozenset[Empty], str] = {
-    frozenset(): "",
-    frozenset({"both"}): "where both masks are empty",
-    frozenset({"both", "reference"}): "where the reference is empty",
-    frozenset({"both", "prediction"}): "where the prediction is empty",
-    frozenset({"both", "prediction", "reference"}): "where a mask is empty",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +40,6 @@ class Metric:
         unit: unit of its values; empty without a unit.
         digits: decimals of a value.
         is_ratio: whether its values are from 0 to 1, and their differences shown in points.
-        source: where `docs/` defines it.
         in_overview: whether the terminal shows it after `evaluate`; files and report show all metrics.
         in_training: whether `train-crf` measures it too; it shows those that are in the overview.
         noun: name inside of a sentence on what got worse, if the title would not do; else empty.
@@ -60,7 +52,6 @@ class Metric:
     unit: str = ""
     digits: int = 2
     is_ratio: bool = False
-    source: str = ""
     in_overview: bool = False
     in_training: bool = False
     noun: str = ""
@@ -72,11 +63,6 @@ class Metric:
         return _ADVICE[self.better]
 
     @property
-    def undefined(self) -> str:
-        """Where it has no value, in words; empty if it always has one."""
-        return ""
-
-    @property
     def difference_unit(self) -> str:
         """Displayed unit of differences."""
         return "points" if self.is_ratio else self.unit
@@ -86,18 +72,13 @@ class Metric:
         """Factor from differences of values to the displayed numbers."""
         return POINTS if self.is_ratio else 1.0
 
-    @property
-    def difference_digits(self) -> int:
-        """Decimals of a difference."""
-        return 2 if self.is_ratio else self.digits
-
     def value_text(self, value: float) -> str:
         """Return a value as displayed, without its unit; empty if undefined."""
         return _number(value, self.digits)
 
     def difference_text(self, difference: float, sign: str = "+") -> str:
         """Return a difference of two values as displayed, without its unit; empty if undefined. The sign is that of positive numbers."""
-        return _number(self.difference_factor * difference, self.difference_digits, sign)
+        return _number(self.difference_factor * difference, 2 if self.is_ratio else self.digits, sign)
 
     def interval_text(self, low: float, high: float, sign: str = "+") -> str:
         """Return an interval of differences as displayed; empty if undefined."""
@@ -115,12 +96,6 @@ class MaskMetric(Metric):
 
     measure: Callable[[MaskPair], float]
     undefined_if_empty: frozenset[Empty] = frozenset()
-    source: str = "docs/reference/metrics.md#2-metrics-of-a-case"
-
-    @property
-    def undefined(self) -> str:
-        """Where it has no value, in words; empty if it always has one."""
-        return _UNDEFINED[self.undefined_if_empty]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,12 +124,6 @@ class CalibrationMetric(Metric):
     measure: Callable[[ReliabilitySums], float]  # The function that computes it from sums over at least one voxel.
     better: Better | None = "lower"
     digits: int = 5
-    source: str = "docs/reference/metrics.md#calibration"
-
-    @property
-    def undefined(self) -> str:
-        """Where it has no value, in words."""
-        return "without probabilities, or where no voxel counts"
 
 
 def _of_counts(function: Callable[[OverlapCounts], float]) -> Callable[[MaskPair], float]:

@@ -91,9 +91,6 @@ class ResultTable:
         self.methods, self.regions, self.metrics, self.cases = (
             tuple(dict.fromkeys(key[part] for key in self._values)) for part in range(4)
         )
-        self._cases_of: dict[str, set[str]] = {method: set() for method in self.methods}
-        for method, _, _, case in self._values:
-            self._cases_of[method].add(case)
         if MEAN in self.regions:
             raise InputError(f'a region is called "{MEAN}", which is reserved for the mean over regions; choose another name')
 
@@ -155,8 +152,8 @@ class ResultTable:
 
     def missing_cases(self, method: str) -> tuple[str, ...]:
         """Return the cases without any measurement of a method, such as failed ones."""
-        there = self._cases_of.get(method, set())
-        return tuple(case for case in self.cases if case not in there)
+        measured = {key[3] for key in self._values if key[0] == method}
+        return tuple(case for case in self.cases if case not in measured)
 
     def _magnitudes(self, metric: str) -> ResultTable:
         """A volume too large in one region must not compensate one too small in another."""

@@ -1,14 +1,16 @@
-"""Metrics that got worse, beside a verdict that only looks at Dice. `docs/reference/metrics.md` has the rule."""
+"""Metrics that got worse, and what became of the probabilities, beside a verdict on Dice (rules: `docs/reference/metrics.md`)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
-from crfrefine.metrics.registry import CALIBRATION_METRICS, DICE, metric_named
+from crfrefine.metrics.regions import ALL_LABELS
+from crfrefine.metrics.registry import CALIBRATION_METRICS, DICE, NLL, metric_named
 from crfrefine.statistics.comparison import CORRECTED, MEAN, Family, SummaryRow, format_p
-from crfrefine.statistics.paired import ALPHA, PairedComparison
+from crfrefine.statistics.paired import ALPHA, PairedComparison, smallest_p_value
 
 _MAX_NAMED = 6
 
@@ -40,8 +42,7 @@ class Harm:
     @property
     def headline(self) -> str:
         """The names of what got significantly worse, for a sentence; empty if nothing did."""
-        names = [decline.name for decline in _told(self.significant)]
-        return _joined(names, last=" and ")
+        return _joined([decline.name for decline in _told(self.significant)])
 
 
 def find_harm(
@@ -112,7 +113,7 @@ def _sentence(significant: Sequence[Decline], in_most_cases: Sequence[Decline], 
 
 def _listed(declines: Sequence[Decline]) -> str:
     told = _told(declines)
-    return _joined([_figures(decline, " cases" if decline is told[0] else "") for decline in told], last=", ")
+    return _joined([_figures(decline, " cases" if decline is told[0] else "") for decline in told])
 
 
 def _figures(decline: Decline, unit: str) -> str:
@@ -124,8 +125,87 @@ def _figures(decline: Decline, unit: str) -> str:
     return f"{decline.name} in {comparison.losses} of {comparison.num_pairs}{unit} ({change} on average{odd}{p_value})"
 
 
-def _joined(names: Sequence[str], *, last: str) -> str:
+def _joined(names: Sequence[str]) -> str:
     """Join names; of many, only the first ones."""
-    if len(names) > _MAX_NAMED:
-        return ", ".join(names[:_MAX_NAMED]) + f" and {len(names) - _MAX_NAMED} more"
-    return ", ".join(names) if last == ", " or len(names) < 2 else ", ".join(names[:-1]) + last + names[-1]
+    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+    return ", ".join(names[:_MAX_NAMED]) + more
+
+
+# The probabilities: whether they got better or worse.
+
+
+class Change(StrEnum):
+    """What happened to the probabilities, for programs."""
+
+    BETTER = "better"
+    WORSE = "worse"
+    NO_DIFFERENCE = "no difference"
+    TOO_FEW = "too few cases"
+
+
+_WORDS = {
+    Change.BETTER: "The probabilities of {} got better",
+    Change.WORSE: "The probabilities of {} got worse",
+    Change.NO_DIFFERENCE: "The probabilities of {} got neither significantly better nor worse",
+    Change.TOO_FEW: "Too few cases to tell whether the probabilities of {} got better",
+}
+
+
+@dataclass(frozen=True)
+class ProbabilityChange:
+    """The probabilities of a method, compared with those of its baseline."""
+
+    change: Change  # For programs.
+    sentence: str  # For users, with the numbers.
+    region: str  # Whose probabilities they are: ALL_LABELS, MEAN or the only region.
+    comparison: PairedComparison  # Method minus baseline, negative log likelihood.
+
+
+def judge_probabilities(summary: Iterable[SummaryRow], method: str, *, titles: Mapping[str, str] | None = None) -> ProbabilityChange | None:
+    """Judge whether the probabilities of a method are better than those of its baseline; None if no case has both.
+
+    The test is on the negative log likelihood over all labels; of overlapping regions, on its mean over the regions: the row of the summary
+    that is tested by itself. `titles` are names of regions for people.
+    """
+    rows = [row for row in summary if row.method == method]
+    region = next((row.region for row in rows if row.family == Family.PROBABILITIES), None)
+    if region is None:
+        return None
+    compared = {
+        row.metric: row.comparison
+        for row in rows
+        if row.region == region and row.metric in CALIBRATION_METRICS and row.comparison is not None
+    }
+    deciding = compared[NLL.name]
+    change = _change(deciding)
+    title = {ALL_LABELS: "all labels", MEAN: "the regions, on average,", **(titles or {})}.get(region, region)
+    if _is_same(deciding):
+        sentence = f"The probabilities of {title} are as good as before: {NLL.noun} {NLL.value_text(deciding.mean)} with both."
+        return ProbabilityChange(change, sentence, region, deciding)
+    names = sorted((name for name in CALIBRATION_METRICS if name in compared), key=lambda name: name != NLL.name)
+    figures = ", ".join(_means(name, compared[name]) for name in names)
+    return ProbabilityChange(change, f"{_WORDS[change].format(title)}: {figures}.", region, deciding)
+
+
+def _change(comparison: PairedComparison) -> Change:
+    if _is_same(comparison):
+        return Change.NO_DIFFERENCE
+    if smallest_p_value(comparison.num_pairs) > ALPHA:
+        return Change.TOO_FEW
+    if not comparison.p_value < ALPHA:
+        return Change.NO_DIFFERENCE
+    return Change.BETTER if comparison.effect_size < 0 else Change.WORSE
+
+
+def _is_same(comparison: PairedComparison) -> bool:
+    """Return whether the means agree as displayed: two programs round a softmax differently, and ranks do not know how little that is."""
+    return NLL.value_text(comparison.mean) == NLL.value_text(comparison.mean_baseline)
+
+
+def _means(name: str, comparison: PairedComparison) -> str:
+    """Return the means of baseline and method; of the deciding metric with the cases and the p value."""
+    metric = metric_named(name)
+    means = f"{metric.noun or metric.title} {metric.value_text(comparison.mean_baseline)} → {metric.value_text(comparison.mean)}"
+    if name != NLL.name:
+        return means
+    return f"{means} (better in {comparison.wins} of {comparison.num_pairs} cases, p {format_p(comparison.p_value)})"

@@ -15,9 +15,8 @@ from crfrefine.errors import InputError
 from crfrefine.io.json import without_nonfinite
 from crfrefine.metrics.registry import DICE
 from crfrefine.statistics.comparison import MEAN, ResultTable, SummaryRow, format_p
-from crfrefine.statistics.harm import Harm, find_harm
+from crfrefine.statistics.harm import Change, Harm, ProbabilityChange, find_harm, judge_probabilities
 from crfrefine.statistics.paired import ALPHA, PairedComparison, compare_pairs, holm, smallest_p_value
-from crfrefine.statistics.probabilities import Change, ProbabilityChange, judge_probabilities
 
 _METRIC = DICE
 ENDPOINT = _METRIC.name

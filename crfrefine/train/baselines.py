@@ -77,7 +77,7 @@ def fit_scaling(
         return torch.autograd.grad(value, values)
 
     for optimizer_step in range(SCALING_STEPS):
-        batch = [material.voxels[case] for case in material.batch_cases(optimizer_step, cases, BATCH_SIZE)]
+        batch = [material.voxels[case] for case in material.draw(optimizer_step, cases, BATCH_SIZE)[0]]
         parts = workers.run_on_device(gradient, batch)
         for parameter, own in zip(values, zip(*parts, strict=True), strict=True):
             parameter.grad = sum(own[1:], own[0]) / len(batch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from crfrefine.layer.forms import TEMPERATURE_RANGE
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.parameters.sections import MAX_BIAS, MeanFieldParameters
+from crfrefine.parameters.sections import MAX_BIAS
 from crfrefine.runs.threads import Workers
 from crfrefine.train.baselines import VectorScaling, fit_scaling
 from crfrefine.train.candidates import FitResult
@@ -45,7 +46,13 @@ def calibrate(material: Material, cases: Sequence[int], base: CrfParameters, wor
     settings = base.mean_field
     biases = settings.bias if isinstance(settings.bias, tuple) else (settings.bias,) * material.sizes[0]
     fixed = VectorScaling(settings.temperature, tuple(bias / settings.temperature for bias in biases))
-    return rounded(_with(without_crf(base), fit_scaling(material, cases, workers, learned=learned, fixed=fixed)))
+    scaling = fit_scaling(material, cases, workers, learned=learned, fixed=fixed)
+    # logits / temperature + bias is (logits + bias) / temperature, in the ranges that these may have.
+    low, high = TEMPERATURE_RANGE
+    temperature = min(max(scaling.temperature, low), high)
+    bias = tuple(min(max(value * temperature, -MAX_BIAS), MAX_BIAS) for value in scaling.bias)
+    parameters = without_crf(base)
+    return rounded(replace(parameters, mean_field=replace(parameters.mean_field, temperature=temperature, bias=bias)))
 
 
 def with_calibrated(starts: Sequence[Start], calibrated: CrfParameters) -> list[Start]:
@@ -53,15 +60,6 @@ def with_calibrated(starts: Sequence[Start], calibrated: CrfParameters) -> list[
     first, settings = starts[0], calibrated.mean_field
     mean_field = replace(first.parameters.mean_field, temperature=settings.temperature, bias=settings.bias)
     return [first, Start(f"{first.name}, recalibrated", replace(first.parameters, mean_field=mean_field))]
-
-
-def _with(parameters: CrfParameters, scaling: VectorScaling) -> CrfParameters:
-    """Return the parameters with logits / temperature + bias as (logits + bias) / temperature, in the ranges that these may have."""
-    low, high = TEMPERATURE_RANGE
-    temperature = min(max(scaling.temperature, low), high)
-    bias = tuple(min(max(value * temperature, -MAX_BIAS), MAX_BIAS) for value in scaling.bias)
-    settings: MeanFieldParameters = replace(parameters.mean_field, temperature=temperature, bias=bias)
-    return replace(parameters, mean_field=settings)
 
 
 RANGE = (0.25, 20.0)
@@ -112,10 +110,7 @@ def calibrate_output(fit: FitResult, cases: Sequence[int], material: Material, w
         model = None if fit.is_calibration else Model(fit.parameters, (), material.sizes, material.device)
         stride = max(1, math.ceil(len(cases) / MAX_CASES))
 
-        def refined(case: int, threads: int) -> RefinedVoxels | None:
-            return _refined_voxels(fit, model, case, material, threads)
-
-        found = workers.run_on_device(refined, list(cases)[::stride])
+        found = workers.run_on_device(partial(_refined_voxels, fit, model, material), list(cases)[::stride])
         temperature = fit_output_temperature([voxels for voxels in found if voxels is not None])
     return replace(fit, parameters=rounded(fit.parameters.replace(**{"mean_field.output_temperature": temperature})))
 
@@ -137,7 +132,7 @@ def fit_output_temperature(cases: Sequence[RefinedVoxels]) -> float:
     return math.exp(found.x) if found.fun < loss(0.0) else 1.0
 
 
-def _refined_voxels(fit: FitResult, model: Model | None, case: int, material: Material, threads: int) -> RefinedVoxels | None:
+def _refined_voxels(fit: FitResult, model: Model | None, material: Material, case: int, threads: int) -> RefinedVoxels | None:
     """Return refined voxels of a crop that have a reference, at most MAX_VALUES logits; None if it has no such voxel."""
     crop: Crop = material.crops[case]
     kept: list[tuple[Tensor, Tensor]] = []

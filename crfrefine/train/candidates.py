@@ -86,16 +86,11 @@ def variants(trained: CrfParameters, rivals: Rivals) -> list[tuple[str, CrfParam
         return [*found[: first is not None], (CRF, trained), *found[first is not None :]]
     if first is None:
         return [(UNTRAINED, untrained), (CRF, trained)]
-    last = with_one_weight(trained)
+    # One appearance kernel with the mean of its weights for all labels, and without biases.
+    kernel = replace(trained.bilateral[0], weight=float(np.mean(trained.bilateral[0].weight)))
+    last = rounded(replace(trained, bilateral=(kernel,), mean_field=replace(trained.mean_field, bias=0.0)))
     gentle, *others = [(f"{ONE_WEIGHT}{_named(volume)}", last.replace(volume=volume)) for volume in volumes]
     return [(UNTRAINED, untrained), gentle, (CRF, trained), *others]
-
-
-def with_one_weight(trained: CrfParameters) -> CrfParameters:
-    """Return a model of one appearance kernel with the mean of its weights for all labels, and without biases."""
-    kernel = trained.bilateral[0]
-    mean = float(np.mean(kernel.weight))
-    return rounded(replace(trained, bilateral=(replace(kernel, weight=mean),), mean_field=replace(trained.mean_field, bias=0.0)))
 
 
 def _named(volume: VolumeParameters) -> str:

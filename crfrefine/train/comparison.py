@@ -9,7 +9,7 @@ from crfrefine.base.text import printable
 from crfrefine.metrics.regions import ALL_LABELS
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.statistics.comparison import ResultTable, SummaryRow, measurements_of, summarize
-from crfrefine.statistics.probabilities import judge_probabilities
+from crfrefine.statistics.harm import judge_probabilities
 from crfrefine.statistics.verdict import Outcome, Verdict, verdict
 from crfrefine.train.baselines import VectorScaling
 from crfrefine.train.candidates import FitResult

@@ -143,7 +143,8 @@ def _measure(split: Split, prepared: Prepared, tuned: Tuned) -> dict[str, Method
         return measure_methods(plan.read(number, threads), regions, tuned, plan.device.name, threads)
 
     run = prepared.workers.run_one_by_one if prepared.has_large_cases else prepared.workers.run
-    return dict(zip(plan.names(split.held_out), run(measure, split.held_out), strict=True))
+    names = (plan.cases.case_ids[case] for case in split.held_out)
+    return dict(zip(names, run(measure, split.held_out), strict=True))
 
 
 # The files of finished folds.

@@ -7,7 +7,7 @@ stay on the CPU.
 from __future__ import annotations
 
 import re
-from functools import cached_property
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,50 +18,18 @@ from crfrefine.engines import get_backend
 from crfrefine.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from crfrefine.train.crops import Crop
 
 
+@dataclass(frozen=True)
 class CropTensors:
-    """A crop, or a tile of one, as tensors; each is created when first used."""
+    """A crop, or a tile of one, as tensors on a device."""
 
-    def __init__(self, crop: Crop, device: torch.device) -> None:
-        """Take a crop; nothing is moved yet."""
-        self._crop, self._device = crop, device
-
-    @cached_property
-    def logits(self) -> Tensor:
-        """(L, *box) float16."""
-        return self._moved(np.array(self._crop.logits, order="C"))
-
-    @cached_property
-    def image(self) -> Tensor:
-        """(M, *box) float32."""
-        return self._moved(np.array(self._crop.image, dtype=np.float32, order="C"))
-
-    @cached_property
-    def mask(self) -> Tensor:
-        """(*box), on the CPU, where the engine counts its voxels."""
-        return torch.from_numpy(np.array(self._crop.mask))
-
-    @cached_property
-    def index(self) -> Tensor:
-        """(N,) places of the voxels in the mask that have a reference."""
-        return self._moved(np.flatnonzero(self._counted))
-
-    @cached_property
-    def labels(self) -> Tensor:
-        """(N,) their reference."""
-        return self._moved(self._crop.labels[self._counted].astype(np.int64))
-
-    @cached_property
-    def _counted(self) -> NDArray[np.bool_]:
-        counted: NDArray[np.bool_] = self._crop.mask & (self._crop.labels < self._crop.num_labels)
-        return counted
-
-    def _moved(self, array: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(array).to(self._device)
+    logits: Tensor  # (L, *box) float16
+    image: Tensor  # (M, *box) float32
+    mask: Tensor  # (*box), on the CPU, where the engine counts its voxels
+    index: Tensor  # (N,) places of the voxels in the mask that have a reference
+    labels: Tensor  # (N,) their reference
 
 
 class TrainingDevice:
@@ -82,7 +50,11 @@ class TrainingDevice:
 
     def crop(self, crop: Crop) -> CropTensors:
         """Return a crop on the device; the backward pass reads it, so it must not be overwritten."""
-        return CropTensors(crop, self.tensors)
+        counted = crop.mask & (crop.labels < crop.num_labels)
+        logits, image = np.array(crop.logits, order="C"), np.array(crop.image, dtype=np.float32, order="C")
+        arrays = logits, image, np.flatnonzero(counted), crop.labels[counted].astype(np.int64)
+        logits_there, image_there, index, labels = (torch.from_numpy(array).to(self.tensors) for array in arrays)
+        return CropTensors(logits_there, image_there, torch.from_numpy(np.array(crop.mask)), index, labels)
 
     def release(self) -> None:
         """Release PyTorch's unused memory: the next stage allocates without PyTorch."""

@@ -82,7 +82,7 @@ class Fit:
     def run(self) -> FitResult:
         """Train, and return the result."""
         crops, loss, device = self._material.crops, self._material.loss, self._material.device
-        network = self._workers.run_on_device(lambda case, threads: network_score(crops[case], loss, device), self._deciding)
+        network = self._workers.run_on_device(lambda case, _: network_score(crops[case], loss, device), self._deciding)
         trained = self._trajectories
         if self._task.trains_best:
             for trajectory in trained:

@@ -138,19 +138,16 @@ class Material:
         """What is recalibrated: of each case, all voxels of its crop if it is small, or else some."""
         return tuple(draw_voxels(crop, self.device) for crop in self.crops)
 
-    def batch_cases(self, optimizer_step: int, cases: Sequence[int], count: int) -> list[int]:
-        """Return some cases, drawn at random without repetition, in order: at the same step the same for all starts."""
-        return self._draw(optimizer_step, cases, count)[0]
-
     def batch(self, optimizer_step: int, cases: Sequence[int], count: int) -> list[Crop]:
         """Return one tile each of some cases, drawn at random without repetition.
 
         All starts get the same tiles at the same optimizer step, so that chance does not decide between them.
         """
-        chosen, random = self._draw(optimizer_step, cases, count)
+        chosen, random = self.draw(optimizer_step, cases, count)
         crops = [self.crops[case] for case in chosen]
         return [crop.tile(int(random.choice(len(crop.tiles), p=crop.tile_weights))) for crop in crops]
 
-    def _draw(self, optimizer_step: int, cases: Sequence[int], count: int) -> tuple[list[int], np.random.Generator]:
+    def draw(self, optimizer_step: int, cases: Sequence[int], count: int) -> tuple[list[int], np.random.Generator]:
+        """Return some cases in order, drawn without repetition, and the generator: at the same step the same for all starts."""
         random = np.random.default_rng([self.seed, optimizer_step])
         return sorted(int(number) for number in random.permutation(np.asarray(cases))[:count]), random

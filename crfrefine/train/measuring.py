@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,16 +40,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from crfrefine.cases.case import Case
-    from crfrefine.refinement.result import RefinementResult
 
 
-def measure_methods(
-    case: Case,
-    regions: Mapping[str, Sequence[int]],
-    tuned: Tuned,
-    device: str,
-    threads: int,
-) -> MethodValues:
+def measure_methods(case: Case, regions: Mapping[str, Sequence[int]], tuned: Tuned, device: str, threads: int) -> MethodValues:
     """Return METRICS of every method on one case, and CALIBRATION_METRICS of PROBABILITIES.
 
     Args:
@@ -63,18 +57,8 @@ def measure_methods(
 
     keep = PostprocessParameters(keep_largest=tuned.keep_largest)
 
-    def crf(parameters: CrfParameters) -> RefinementResult:
-        return refine(
-            case.logits,
-            case.image,
-            spacing=case.spacing,
-            parameters=parameters,
-            mask=case.mask,
-            input_type="logits",
-            regions=case.regions,
-            device=device,
-            threads=threads,
-        )
+    options: dict[str, Any] = {"spacing": case.spacing, "mask": case.mask, "regions": case.regions, "device": device, "threads": threads}
+    crf = partial(refine, case.logits, case.image, input_type="logits", **options)
 
     def cleaned(labels: NDArray[Any], parameters: PostprocessParameters = keep) -> NDArray[Any]:
         return postprocess(labels, parameters, float(np.prod(case.spacing)) / 1000.0)
@@ -90,7 +74,7 @@ def measure_methods(
         """As for the CRF, the network's labels stay outside the mask and in padding."""
         return found if inside is None else np.where(inside, found, network)
 
-    refined = crf(replace(tuned.fit.parameters, postprocess=PostprocessParameters()))
+    refined = crf(parameters=replace(tuned.fit.parameters, postprocess=PostprocessParameters()))
     trained, of_network = refined.label_map, measure_probabilities(case, probabilities_of(case.logits, case.regions))
     of_trained = of_network if tuned.fit.is_network else measure_probabilities(case, refined.marginals)
     del refined
@@ -99,7 +83,7 @@ def measure_methods(
     if tuned.guidance.radius_mm > 0:
         image = normalize_intensity(case.image, tuned.fit.parameters.intensity, case.mask, threads=threads)
         guided = within_mask(guided_labels(logits, image, tuned.guidance, case.spacing, case.regions))
-    rivals = {SCALING: scaled, GUIDED: guided, DEFAULT: crf(CrfParameters()).label_map}
+    rivals = {SCALING: scaled, GUIDED: guided, DEFAULT: crf(parameters=CrfParameters()).label_map}
     maps = {
         NETWORK: network,
         LARGEST: cleaned(network),

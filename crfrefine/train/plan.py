@@ -73,16 +73,10 @@ class Plan:
         is_free = self.options.parameters is None and set(LEARNABLE) <= set(self.options.learn) and self.cases.declared is None
         sizes = self.cases.num_channels, self.cases.num_modalities
         untrained = setup.prepare(CrfParameters(), (), *sizes) if is_free else None
-        return Rivals(self._volumes, untrained, prefers_first_volume=self.base.volume.weight == 0.0)
-
-    @property
-    def _volumes(self) -> tuple[VolumeParameters, ...]:
-        """The volume terms that are tried with a trained model."""
-        if VOLUME_GROUP not in self.options.learn:
-            return ()
-        if self.base.volume.weight > 0.0:
-            return (replace(self.base.volume, weight=0.0),)
-        return VOLUMES
+        volumes: tuple[VolumeParameters, ...] = VOLUMES if VOLUME_GROUP in self.options.learn else ()
+        if volumes and self.base.volume.weight > 0.0:
+            volumes = (replace(self.base.volume, weight=0.0),)
+        return Rivals(volumes, untrained, prefers_first_volume=self.base.volume.weight == 0.0)
 
     @property
     def reading(self) -> ReadingOptions:
@@ -94,10 +88,6 @@ class Plan:
     def read(self, number: int, threads: int) -> Case:
         """Read one case with its reference."""
         return read_labeled(self.cases.files[number], self.cases, self.reading, threads=threads)
-
-    def names(self, cases: Sequence[int]) -> tuple[str, ...]:
-        """Return the names of some cases."""
-        return tuple(self.cases.case_ids[case] for case in cases)
 
     @property
     def num_optimizer_steps(self) -> int:

@@ -79,7 +79,9 @@ def _run_stages(options: TrainingOptions, device: TrainingDevice, observer: Trai
         progress = Progress(observer, 1 + len(plan.folds) - len(finished), setup.NUM_TRAINED * plan.num_optimizer_steps)
         prepared = prepare(plan, workers, progress)
         folds = cross_validate(prepared, finished)
-        final = prepared.tune_rivals(train_on_all_cases(prepared, folds), range(plan.num_cases))
+        everything = range(plan.num_cases)
+        fit = calibrate_output(train_on_all_cases(prepared, folds), everything, prepared.material, workers)
+        final = prepared.tune_rivals(fit, everything)
     except KeyboardInterrupt as interrupt:
         if any(path.exists() for path in plan.fold_files):
             interrupt.add_note(f"finished folds are beside {options.output}, run again with --resume for the rest")
@@ -99,12 +101,7 @@ STEP_LENGTH = 0.3
 
 def train_on_all_cases(prepared: Prepared, folds: Sequence[FoldResult]) -> FitResult:
     """Return what was fitted to all cases; no CRF if no fold found one that helps the cases held out."""
-    everything = tuple(range(prepared.plan.num_cases))
-    return calibrate_output(_fit(prepared, folds, everything), everything, prepared.material, prepared.workers)
-
-
-def _fit(prepared: Prepared, folds: Sequence[FoldResult], everything: tuple[int, ...]) -> FitResult:
-    plan = prepared.plan
+    plan, everything = prepared.plan, tuple(range(prepared.plan.num_cases))
     gains = gains_held_out(folds)
     helping = [fold for fold in folds if not fold.tuned.fit.is_network]
     network_mean = mean_defined([fold.tuned.fit.network_score for fold in folds])

@@ -58,8 +58,7 @@ def make_starts(
     """
     built_in = CrfParameters().replace(**{"mean_field.temperature": TEMPERATURE})
     base = prepare(built_in if given is None else given, learn, num_labels, num_modalities)
-    voxel = 1.0 if base.mean_field.positions == "voxels" else voxel_length(spacing)
-    unit = length_unit(base)
+    voxel, unit = (1.0, "voxels") if base.mean_field.positions == "voxels" else (voxel_length(spacing), "mm")
     starts = [Start("given", base)] if given is not None else []
     if given is not None and "theta" not in learn:
         return starts
@@ -80,11 +79,6 @@ def make_starts(
 def voxel_length(spacing: Sequence[float]) -> float:
     """Return the side in mm of a cube as large as a voxel."""
     return math.prod(spacing) ** (1.0 / len(spacing))
-
-
-def length_unit(parameters: CrfParameters) -> str:
-    """Return the unit of bandwidths along the axes."""
-    return "voxels" if parameters.mean_field.positions == "voxels" else "mm"
 
 
 def _like(value: float | tuple[float, ...], number: float) -> float | tuple[float, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crfrefine.base.plain import to_plain
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import BANDWIDTHS
 from crfrefine.train.device import CPU, TrainingDevice
@@ -93,9 +94,9 @@ class Trajectory:
         values: dict[str, Any] = {}
         for number, kernel in enumerate(parameters.bilateral):
             prefix = f"bilateral.{number}." if len(parameters.bilateral) > 1 else "bilateral."
-            values |= {prefix + name: _listed(getattr(kernel, name)) for name in BANDWIDTHS}
+            values |= {prefix + name: to_plain(getattr(kernel, name)) for name in BANDWIDTHS}
         if parameters.spatial.weight:
-            values["spatial.theta_gamma"] = _listed(parameters.spatial.theta_gamma)
+            values["spatial.theta_gamma"] = to_plain(parameters.spatial.theta_gamma)
         return values
 
     def best_parameters(self) -> CrfParameters:
@@ -113,8 +114,3 @@ class Trajectory:
         with torch.no_grad():
             for name, parameter in self.model.learned:
                 parameter.copy_(torch.tensor(values[name], dtype=parameter.dtype))
-
-
-def _listed(value: Any) -> Any:
-    """Return a value as JSON gives it back."""
-    return list(value) if isinstance(value, tuple) else value

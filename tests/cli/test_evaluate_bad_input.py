@@ -202,5 +202,5 @@ def test_a_region_that_cannot_be_called_so_does_not_bring_back_the_ignored_label
     result = run_here(*study.arguments, status=0)
     assert 'dataset.json: the name "mean" is reserved for the mean over regions' in result.stderr
     assert result.stderr.count("continuing without its regions") == 1
-    assert {label for _, label, _, _ in read_metrics(study.output)} == {"1"}
+    assert {label for _, label, _, _ in read_metrics(study.output)} == {"1", "3"}
     assert study.summary()["settings"]["ignore_label"] == 2

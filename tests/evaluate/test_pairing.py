@@ -51,11 +51,10 @@ def test_names_that_belong_together(tmp_path, labels, predictions, expected):
     assert not any("without a reference" in note for note in pairing.notes)
 
 
-def test_images_beside_label_maps_and_a_folder_that_is_given_twice_are_noted(tmp_path):
-    pairing = pair(tmp_path, "a.mhd a_segmentation.mhd b_0000.nii b.nii", "a.mhd b.nii", baselines=(("base", tmp_path / "labels"),))
+def test_images_beside_label_maps_are_noted(tmp_path):
+    pairing = pair(tmp_path, "a.mhd a_segmentation.mhd b_0000.nii b.nii", "a.mhd b.nii")
     assert [case.reference.name for case in pairing.cases] == ["a_segmentation.mhd", "b.nii"]
-    assert pairing.notes[0] == f"the reference and base are the same files, {tmp_path / 'labels'}"
-    assert ": 2 files beside label maps" in pairing.notes[1]
+    assert ": 2 files beside label maps" in pairing.notes[0]
 
 
 def left_out(pairing):

@@ -7,8 +7,8 @@ import numpy as np
 
 from crfrefine.metrics.regions import ALL_LABELS
 from crfrefine.statistics.comparison import MEAN, Family, Measurement, ResultTable, summarize
+from crfrefine.statistics.harm import Change, judge_probabilities
 from crfrefine.statistics.paired import compare_pairs
-from crfrefine.statistics.probabilities import Change, judge_probabilities
 from crfrefine.statistics.verdict import verdict
 
 

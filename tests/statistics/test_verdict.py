@@ -193,9 +193,3 @@ def test_a_rival_without_a_case_in_common_is_not_beaten():
     assert "It gains more than every other method that could be compared, the best of which is rival: crf +1.00," in judged.sentence
     assert judged.sentence.endswith("17 of 19 cases better). No case allows a comparison with other.")
     assert judged.notes[0] == "The comparison with rival is over 19 cases, not 20."
-
-
-def test_a_long_list_of_missing_cases_is_cut():
-    items = [Measurement(f"c{number:02d}", "x", "dice", 0.5, "network") for number in range(13)]
-    table = ResultTable([*items, Measurement("c00", "x", "dice", 0.6, "crf")])
-    assert verdict(table, "crf", "network").notes[1] == ("crf has no measurements of c01, c02, c03, c04, c05 and 7 more.")
