@@ -65,13 +65,16 @@ def enlarge(plane: Array, size: tuple[int, int]) -> Array:
     return enlarged
 
 
-def resize_gray(plane: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Return gray values at another size: voxels stay visible where they are enlarged, and are averaged where they are made smaller."""
-    if size[0] >= plane.shape[1] and size[1] >= plane.shape[0]:
-        return enlarge(plane, size)
+def resize_gray(plane: NDArray[np.uint8], size: tuple[int, int], share: float = 1.0) -> NDArray[np.uint8]:
+    """Return the levels of a share of gray values from 0 to 255, at another size.
+
+    Voxels stay visible where they are enlarged, and are averaged where they are made smaller.
+    """
     from PIL import Image
 
-    return np.asarray(Image.fromarray(np.ascontiguousarray(plane)).resize(size, Image.Resampling.BOX))
+    gray = np.asarray(Image.fromarray(np.ascontiguousarray(plane)).resize(size, Image.Resampling.BOX))
+    levels: NDArray[np.uint8] = (gray * (share * WHITE / 255)).astype(np.uint8)
+    return levels
 
 
 def outline(labels: Array) -> Bool:
@@ -142,7 +145,7 @@ class Canvas:
         self._picture.paste(turned, (round(middle[0] - turned.width / 2), round(middle[1] - turned.height / 2)))
 
     def sides(self, letters: str, corner: tuple[int, int], extent: tuple[int, int], size: int, level: int, edge: int) -> None:
-        """Write the letters of the sides at the left, right, bottom and top of a panel."""
+        """Write letters at the left, right, bottom and top of a panel; an empty text writes none."""
         (left, top), (across, down) = corner, extent
         places: tuple[tuple[float, float, Anchor], ...] = (
             (left + 5, top + down / 2, "lm"),
@@ -150,7 +153,7 @@ class Canvas:
             (left + across / 2, top + down - 4, "md"),
             (left + across / 2, top + 4, "ma"),
         )
-        for letter, (x, y, anchor) in zip(letters, places, strict=True):
+        for letter, (x, y, anchor) in zip(letters, places, strict=False):
             self.text((x, y), letter, size, level, anchor=anchor, edge=edge)
 
     def frame(self, box: tuple[int, int, int, int], level: int) -> None:

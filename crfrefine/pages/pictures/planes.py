@@ -55,6 +55,14 @@ class Upright:
         flips = (codes[axis_order[0]] == "R", codes[axis_order[1]] == "P", codes[axis_order[2]] == "I")
         return cls(axis_order, flips, SIDES)
 
+    def describe(self, plane: int) -> tuple[str, str]:
+        """Return the name of a plane of `PLANES`, and the letters at its left, right, bottom and top.
+
+        If the orientation is unknown, the name has the numbers of the axes, and there are no letters.
+        """
+        name, across, up = PLANES[plane]
+        return (name, self.sides[across] + self.sides[up]) if self.sides else (f"axes {across + 1}, {up + 1}", "")
+
     def turn(self, array: Array) -> Array:
         """Return the array upright, a view; further axes stay in place."""
         array = array.transpose(*self.axis_order, *range(len(self.axis_order), array.ndim))

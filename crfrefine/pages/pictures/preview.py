@@ -206,8 +206,7 @@ def _draw_panel(canvas: drawing.Canvas, plane: Plane, panel: str, corner: tuple[
     scale = min(pixels / mm for pixels, mm in zip(size, plane.size_mm, strict=True))
     inner = (max(1, round(plane.size_mm[0] * scale)), max(1, round(plane.size_mm[1] * scale)))
     left, top = (first + (outer - pixels) // 2 for first, outer, pixels in zip(corner, size, inner, strict=True))
-    dimmed = _DIMMED if panel == "changes" else 1.0
-    pixels = (drawing.resize_gray(plane.image, inner) * (dimmed * drawing.WHITE / 255)).astype(np.uint8)
+    pixels = drawing.resize_gray(plane.image, inner, _DIMMED if panel == "changes" else 1.0)
     outlined = {"reference": plane.reference, "before": plane.before, "refined": plane.after}.get(panel)
     if outlined is not None:
         labels = drawing.enlarge(outlined, inner)
