@@ -187,10 +187,10 @@ def test_there_are_three_charts_and_a_picture_of_each_shown_case(text, tmp_path)
     assert all(picture.width == 690 and picture.height >= 500 for picture in pictures(text, "charts").values())
     cases = pictures(text, "cases")
     assert len(cases) == 9
-    assert {picture.width for picture in cases.values()} == {32 + 5 * 320 + 4 * 8 + 14}
+    assert {picture.width for picture in cases.values()} == {5 * 320 + 4 * 8 + 2 * 14}
     alone = written(tmp_path, make_report(compared=False), num_shown=1)
     assert [alt.partition(":")[0] for alt in pictures(alone, "charts")] == ["Each region"]
-    assert {picture.width for picture in pictures(alone, "cases").values()} == {32 + 4 * 320 + 3 * 8 + 14}
+    assert {picture.width for picture in pictures(alone, "cases").values()} == {4 * 320 + 3 * 8 + 2 * 14}
 
 
 def test_marks_of_the_charts_lie_at_the_values_of_their_cases(monkeypatch):

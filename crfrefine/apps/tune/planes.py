@@ -46,11 +46,11 @@ def describe_planes(case: TuneCase) -> list[dict[str, Any]]:
             "name": case.pose.describe(number)[0],
             "across": across,
             "up": up,
-            "through": 3 - across - up if len(grid) == 3 else None,
+            "through": through if len(grid) == 3 else None,
             "mm": [grid[across] * steps[across], grid[up] * steps[up]],
         }
         for number in planes_of(grid)
-        for _, across, up in [PLANES[number]]
+        for _, across, up, through in [PLANES[number]]
     ]
 
 
@@ -60,7 +60,7 @@ def draw_plane(case: TuneCase, refined: Array | None, box: Box | None, view: Vie
     is_there = case.has_voxel(place) and view.plane in planes_of(grid) and 0 <= view.modality < len(case.image)
     if not is_there or not all(8 <= pixels <= _MAX_PIXELS for pixels in size):
         raise InputError("no such plane")
-    _, across, up = PLANES[view.plane]
+    _, across, up, _ = PLANES[view.plane]
     covered = box or tuple(slice(0, extent) for extent in grid)
 
     def cut(array: Array, corner: Sequence[int] = (0, 0, 0)) -> Array:
