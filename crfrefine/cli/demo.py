@@ -29,7 +29,7 @@ def demo(
     from crfrefine.metrics.registry import DICE
     from crfrefine.runs.run import run_inference
 
-    files, run_options = prepare_demo(output, seed, options["threads"])
+    run_options = prepare_demo(output, seed, options["threads"])
     print(f"a phantom with {NUM_LABELS - 1} labels, and logits with typical mistakes, are in {output}", file=sys.stderr)
     with Reporter(verbosity=1 + verbose) as reporter:
         record = run_inference(run_options, reporter).cases[0]
@@ -37,7 +37,7 @@ def demo(
         raise CrfRefineError(f"the demo's case could not be refined: {record.failures[0].message}")
     rows = [
         (str(label), *map(DICE.value_text, dices), *map(str, components))
-        for label, dices, components in compare_with_truth(files, record.output)
+        for label, dices, components in compare_with_truth(output, record.output)
     ]
     names = ("label", "Dice before", "Dice after", "components in truth", "components before", "components after")
     print_table(names, rows, numbers=names)

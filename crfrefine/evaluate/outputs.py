@@ -23,12 +23,12 @@ from crfrefine.evaluate.results import Evaluation
 from crfrefine.io.atomic import write_small_file
 from crfrefine.io.json import without_nonfinite
 from crfrefine.io.paths import working_folder
+from crfrefine.pages.report import CaseImages, ReportInput, write_report
 from crfrefine.statistics.comparison import ResultTable, summary_dicts
 
 if TYPE_CHECKING:
     from crfrefine.base.array_types import Array, Float32
     from crfrefine.evaluate.pairing import CasePair
-    from crfrefine.pages.report.model import CaseImages, ReportInput
 
 SCHEMA = 1
 COLUMNS = ("case", "label", "metric", "value", "method")
@@ -126,9 +126,8 @@ def make_summary(evaluation: Evaluation) -> dict[str, Any]:
 
 def write_html(evaluation: Evaluation, progress: Callable[[str, int, int], None], note: Callable[[str], None]) -> None:
     """Write the report; `progress` as in `write_report`, and `note` is called with what cannot be shown."""
-    from crfrefine.pages.report import write_report
-
-    problem = write_report(evaluation.options.output / REPORT_NAME, make_report_input(evaluation, note), progress=progress)
+    path = evaluation.options.output / REPORT_NAME
+    problem = write_report(path, make_report_input(evaluation, note), progress=progress)
     if problem:
         note(problem)
 
@@ -138,8 +137,6 @@ def write_html(evaluation: Evaluation, progress: Callable[[str, int, int], None]
 
 def make_report_input(evaluation: Evaluation, note: Callable[[str], None]) -> ReportInput:
     """Return the contents of the report; `note` is called with what cannot be shown."""
-    from crfrefine.pages.report.model import ReportInput
-
     options = evaluation.options
     pairs = {pair.case_id: pair for pair in evaluation.pairs}
     names = read_names([options.images, options.labels]) if options.images is not None else Names()
@@ -184,8 +181,6 @@ def _settings(evaluation: Evaluation) -> dict[str, str]:
 
 
 def _load(pair: CasePair, evaluation: Evaluation, baseline: str | None, names: Sequence[str], note: Callable[[str], None]) -> CaseImages:
-    from crfrefine.pages.report.model import CaseImages
-
     reference = read_reference(pair, evaluation.settings, [])
     method, regions = evaluation.options.name, evaluation.settings.channels
     channels: list[Float32] = []

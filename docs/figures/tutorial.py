@@ -19,16 +19,16 @@ def draw() -> None:
     """Refine the case and shrink its preview."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        files = write_phantom(make_phantom(0, grid_shape=(64, 56, 24), spacing=(1.35, 1.35, 3.3)), folder, case_id="case_0")
+        write_phantom(make_phantom(0, grid_shape=(64, 56, 24), spacing=(1.35, 1.35, 3.3)), folder, case_id="case_0")
         command = [
             sys.executable,
             "-m",
             "crfrefine",
             "infer",
             "-i",
-            files.images,
+            folder / "images",
             "-p",
-            files.logits,
+            folder / "logits",
             "-o",
             folder / "refined",
             "--preview",

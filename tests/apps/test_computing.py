@@ -7,8 +7,9 @@ import pytest
 from cli_helpers import load_nifti, run_here, save_nifti
 from tune_helpers import options_for, write_labeled, write_large
 
-from crfrefine.apps.tune.case import MAX_VALUES, CaseRefiner, box_around, open_case
+from crfrefine.apps.tune.case import MAX_VALUES, CaseRefiner, open_case
 from crfrefine.apps.tune.session import find_case
+from crfrefine.errors import InputError
 from crfrefine.io import read_volume
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.refinement.case import refine
@@ -26,14 +27,14 @@ def large(tmp_path_factory):
 
 
 def test_a_box_holds_the_place_and_is_a_cube_in_mm_as_far_as_the_grid_goes(large):
-    for place in ((0, 0, 0), (38, 26, 30), (75, 51, 59)):
-        box = box_around(large, place)
+    for place in ((0, 0, 0), (26, 38, 30), (51, 75, 59)):
+        box = large.box_around(place)
         extents = [axis.stop - axis.start for axis in box]
-        for axis, at, size in zip(box, place, large.grid, strict=True):
+        for axis, at, size in zip(box, place, large.upright_grid, strict=True):
             assert 0 <= axis.start <= at < axis.stop <= size
         assert 0.7 < np.prod(extents) * len(large.logits) / MAX_VALUES < 1.1
-        lengths = [extent * step for extent, step in zip(extents, large.spacing, strict=True)]
-        free = [length for length, extent, size in zip(lengths, extents, large.grid, strict=True) if extent < size]
+        lengths = [extent * step for extent, step in zip(extents, large.upright_spacing, strict=True)]
+        free = [length for length, extent, size in zip(lengths, extents, large.upright_grid, strict=True) if extent < size]
         assert max(free) - min(free) < 2.6, "one voxel of the longest spacing"
 
 
@@ -45,12 +46,12 @@ def test_a_box_agrees_with_the_whole_case_away_from_its_faces(large):
     """Messages come from 4 sigmas at most, 8 mm, in each of the steps; far fewer than 1 % of the voxels inside hear of the cut."""
     parameters = chosen()
     refiner = CaseRefiner(large, 1)
-    box = box_around(large, (38, 26, 30))
-    whole = refiner.refine_whole(parameters)
-    everything = refiner.refine_box(parameters, tuple(slice(0, size) for size in large.grid))
+    box = large.stored_box(large.box_around((26, 38, 30)))
+    whole = refiner.refine(parameters)
+    everything = refiner.refine(parameters, tuple(slice(0, size) for size in large.network_labels.shape))
     assert everything.num_iterations == whole.num_iterations
     np.testing.assert_array_equal(everything.label_map, whole.label_map)
-    found, wanted = refiner.refine_box(parameters, box).label_map, whole.label_map[box]
+    found, wanted = refiner.refine(parameters, box).label_map, whole.label_map[box]
     inner = tuple(slice(int(8 / step), -int(8 / step)) for step in large.spacing)
     assert found[inner].size > 10_000
     assert np.mean(found[inner] != wanted[inner]) < 0.005
@@ -61,14 +62,14 @@ def test_a_box_agrees_with_the_whole_case_away_from_its_faces(large):
 @pytest.mark.parametrize(("normalization", "mask"), [("percentile", "nonzero"), ("zscore", "none")])
 def test_intensities_of_a_box_are_on_the_scale_of_the_whole_case(large, mask, normalization):
     """Far from the box, the image is ten times as bright: the statistics of the box alone, or of the air too, give other labels."""
-    box = box_around(large, (20, 20, 20))
+    box = large.stored_box(large.box_around((20, 20, 20)))
     image = large.image.copy()
-    far = np.ones(large.grid, bool)
+    far = np.ones(large.network_labels.shape, bool)
     far[box] = False
     image[:, far] *= 10.0
     case = dataclasses.replace(large, image=image)
     parameters = chosen(**{"intensity.normalization": normalization, "intensity.mask": mask, "intensity.percentiles": [5.0, 95.0]})
-    found = CaseRefiner(case, 1).refine_box(parameters, box).label_map
+    found = CaseRefiner(case, 1).refine(parameters, box).label_map
 
     def scaled(statistics):
         low, high = np.percentile(statistics, [5.0, 95.0])
@@ -88,9 +89,11 @@ def test_a_box_outside_of_the_mask_or_without_logits_has_no_result(large):
     parameters = chosen(**{"intensity.mask": "nonzero"})
     box = (slice(0, 3), slice(0, 4), slice(0, 5))
     assert not large.nonzero[box].any()
-    assert CaseRefiner(large, 1).refine_box(parameters, box) is None
+    with pytest.raises(InputError, match="mask"):
+        CaseRefiner(large, 1).refine(parameters, box)
     flat = dataclasses.replace(large, network=np.zeros_like(large.logits))
-    assert CaseRefiner(flat, 1).refine_box(chosen(), box) is None
+    with pytest.raises(InputError, match="same value"):
+        CaseRefiner(flat, 1).refine(chosen(), box)
 
 
 def save_plane(path, values):
@@ -125,10 +128,10 @@ def test_the_whole_case_is_what_infer_writes(tmp_path, kind):
         inputs = dataclasses.replace(inputs, regions=parse_scheme(["a=1+2", "b=2", "c=3", "d=4"], None))
         more += ["--regions", "a=1+2", "--regions", "b=2", "--regions", "c=3", "--regions", "d=4"]
     case = opened(dataclasses.replace(options, inputs=inputs))
-    assert box_around(case, (0,) * len(case.grid)) is None, "a small case needs no box"
+    assert case.box_around((0,) * len(case.upright_grid)) is None, "a small case needs no box"
     parameters.save(tmp_path / "saved.toml")
     run_here("infer", *folders.arguments, "-c", tmp_path / "saved.toml", *more, status=0)
     written = read_volume(next(folders.output.glob("a.*"))).data
-    found = CaseRefiner(case, 1).refine_whole(parameters)
+    found = CaseRefiner(case, 1).refine(parameters)
     np.testing.assert_array_equal(found.label_map, written)
     assert found.changes.voxels_changed > 0

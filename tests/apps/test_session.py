@@ -100,12 +100,11 @@ def test_planes_are_upright_and_refined_labels_stay_in_their_box(tmp_path):
     with open_session(options_for(folders, labels)) as session:
         case = session.case
     assert case.pose.flips != (False, False, False)
-    box = (slice(10, 40), slice(5, 30), slice(20, 50))
-    refined = np.full([30, 25, 30], 2, np.uint8)
-    place = (25, 11, 33)  # Of the upright grid, so that each plane meets the box.
-    assert all(axis.start <= at < axis.stop for axis, at in zip(case.upright_box(box), place, strict=True))
+    box = (slice(5, 30), slice(10, 40), slice(20, 50))
+    place = (25, 11, 33)  # Each plane meets the box.
     whole = case.network_labels.copy()
-    whole[box] = refined
+    whole[case.stored_box(box)] = 2
+    refined = whole[case.stored_box(box)]
     for number, through in ((0, 2), (1, 1), (2, 0)):
         columns, rows = (size for axis, size in enumerate(case.upright_grid) if axis != through)
         view = View(number, place, 0, [5 * columns, 5 * rows], ["changes"], [])
@@ -120,6 +119,6 @@ def test_planes_are_upright_and_refined_labels_stay_in_their_box(tmp_path):
         np.testing.assert_array_equal(is_color[is_seen], ((before != after) & (after > 0))[is_seen])
     hidden = draw_plane(case, refined, box, replace(view, hidden=[0, 1, 2, 3]))
     assert hidden == draw_plane(case, refined, box, replace(view, shown=[]))
-    marked = np.zeros(case.grid, bool)
-    marked[case.stored_place(place)] = True
+    marked = np.zeros(case.network_labels.shape, bool)
+    marked[case.stored_box([slice(at, at + 1) for at in place])] = True
     assert np.argwhere(case.pose.turn(marked)).tolist() == [list(place)]

@@ -21,7 +21,7 @@ def folders(tmp_path_factory):
 def test_a_box_is_refined_on_request_and_the_whole_case_replaces_it(folders):
     with open_session(options_for(*folders, **STEPS)) as session:
         first = session.refine(1, "", {}, PLACE, is_whole=False)["result"]
-        labels, box = session.shown
+        labels, box = session.shown[0], session.case.stored_box(session.shown[1])
         assert (first["is_whole"], labels.shape) == (False, tuple(axis.stop - axis.start for axis in box))
         last, case = session.refine(1, "", {}, PLACE, is_whole=True)["result"], session.case
         assert (last["is_whole"], last["num_iterations"], session.shown[1]) == (True, 4, None)
@@ -30,14 +30,15 @@ def test_a_box_is_refined_on_request_and_the_whole_case_replaces_it(folders):
 
 def test_a_newer_state_stops_an_older_one_and_the_older_answer_has_no_result(folders, monkeypatch):
     begun, may_go, answers = threading.Event(), threading.Event(), []
-    refine_whole = CaseRefiner.refine_whole
+    refine = CaseRefiner.refine
 
-    def slow(refiner, parameters, progress):
-        begun.set()
-        assert may_go.wait(60)
-        return refine_whole(refiner, parameters, progress)
+    def slow(refiner, parameters, box, progress):
+        if box is None:
+            begun.set()
+            assert may_go.wait(60)
+        return refine(refiner, parameters, box, progress)
 
-    monkeypatch.setattr(CaseRefiner, "refine_whole", slow)
+    monkeypatch.setattr(CaseRefiner, "refine", slow)
     with open_session(options_for(*folders, **STEPS)) as session:
         older = threading.Thread(target=lambda: answers.append(session.refine(5, "", {}, PLACE, is_whole=True)))
         older.start()
@@ -63,7 +64,7 @@ def test_only_bandwidths_build_kernels(folders, monkeypatch):
 
     monkeypatch.setattr(CpuBackend, "_build", count)
     with open_session(options_for(*folders, **STEPS)) as session:
-        whole, changes = tuple(reversed(session.case.grid)), {}
+        whole, changes = tuple(reversed(session.case.network_labels.shape)), {}
         for change, builds in (
             ({}, 1),
             ({"bilateral.weight": 3.0, "mean_field.temperature": 1.5, "mean_field.num_iterations": 3}, 1),

@@ -77,6 +77,7 @@ def make_report(num_cases=13, *, compared=True, **changes):
         "summary": summary,
         "verdict": verdict(table, "crf", "network", rivals=["smoothing"], summary=summary) if compared else None,
         "region_labels": {"1": (1,), "2": (2,)},
+        "mean_regions": ("1", "2"),
         "region_titles": {"1": "1 front <part>"},
         "failures": [(f"broken {NASTY}", "labels/x.nii.gz: cut off </dl></script>")],
         "settings": {

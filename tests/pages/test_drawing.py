@@ -14,8 +14,8 @@ def test_a_pixel_has_the_value_of_the_voxel_that_its_middle_is_in_and_smaller_gr
     assert found[0].tolist() == [1, 1, 2, 2, 2, 3, 3]  # middles at 0.21, 0.64, 1.07 … of three columns
     assert found[:, 0].tolist() == [1, 1, 4, 4]
     plane = np.array([[0, 100, 10, 30], [100, 200, 30, 10]], np.uint8)
-    assert drawing.resize_gray(plane, (2, 1)).tolist() == [[100, 20]]
-    assert drawing.resize_gray(plane, (8, 2))[0].tolist() == [0, 0, 100, 100, 10, 10, 30, 30]
+    for size, grays in (((2, 1), [100, 20]), ((8, 2), [0, 0, 100, 100, 10, 10, 30, 30])):
+        assert drawing.resize_gray(plane, size)[0].tolist() == [gray * drawing.WHITE // 255 for gray in grays]
 
 
 def test_outlines_lie_inside_of_each_label_along_its_edge():

@@ -187,10 +187,10 @@ def test_there_are_three_charts_and_a_picture_of_each_shown_case(text, tmp_path)
     assert all(picture.width == 690 and picture.height >= 500 for picture in pictures(text, "charts").values())
     cases = pictures(text, "cases")
     assert len(cases) == 9
-    assert {picture.width for picture in cases.values()} == {32 + 5 * 320 + 4 * 8 + 14}
+    assert {picture.width for picture in cases.values()} == {5 * 320 + 4 * 8 + 2 * 14}
     alone = written(tmp_path, make_report(compared=False), num_shown=1)
     assert [alt.partition(":")[0] for alt in pictures(alone, "charts")] == ["Each region"]
-    assert {picture.width for picture in pictures(alone, "cases").values()} == {32 + 4 * 320 + 3 * 8 + 14}
+    assert {picture.width for picture in pictures(alone, "cases").values()} == {4 * 320 + 3 * 8 + 2 * 14}
 
 
 def test_marks_of_the_charts_lie_at_the_values_of_their_cases(monkeypatch):
@@ -206,7 +206,8 @@ def test_marks_of_the_charts_lie_at_the_values_of_their_cases(monkeypatch):
     lines = [Measurement(f"c{place}", "1", "dice", row[place], method) for method, row in values.items() for place in range(3)]
     table = ResultTable(lines)
     summary = summarize(table, "network")
-    report = make_report(table=table, summary=summary, verdict=None, method="$x_$", region_titles={"1": "$\\alpha"})
+    named = {"method": "$x_$", "region_titles": {"1": "$\\alpha"}, "mean_regions": ["1"]}
+    report = make_report(table=table, summary=summary, verdict=None, **named)
     assert [title for title, _ in charts.draw_charts(report)] == ["Before and after", "Agreement (Bland-Altman)", "Each region"]
     marks = {}
     for x, y, style in drawn:
@@ -239,7 +240,8 @@ def test_lowest_median_and_highest_are_those_by_the_difference_in_mean_dice():
 def test_where_a_single_region_is_judged_it_leads_everything(tmp_path):
     report = make_report()
     judged = verdict(report.table, "crf", "network", regions=["2"])
-    report = make_report(summary=summarize(report.table, "network", mean_regions=["2"]), verdict=judged)
+    rows = summarize(report.table, "network", mean_regions=["2"])
+    report = make_report(summary=rows, verdict=judged, mean_regions=["2"])
     assert report.regions_of("dice") == ("2", "1")
     differences = report.table.values("crf", "2", "dice") - report.table.values("network", "2", "dice")
     assert report.shown_cases(1)[0].case == report.table.cases[int(np.nanargmin(differences))]
@@ -284,7 +286,8 @@ def test_thousands_of_cases_and_regions_do_not_make_the_page_large(tmp_path):
         for region in range(1, 31)
         for method in ("network", "crf")
     ]
-    report = make_report(table=ResultTable(lines), summary=(), verdict=None, region_labels={f"{n}": (n,) for n in range(1, 31)})
+    labels = {f"{number}": (number,) for number in range(1, 31)}
+    report = make_report(table=ResultTable(lines), summary=(), verdict=None, region_labels=labels, mean_regions=tuple(labels))
     text = written(tmp_path, report, num_shown=1)
     assert "The first 20 of 31 regions" in text
     assert sum(len(picture) for picture in re.findall(r'src="data:image/png;base64,([^"]*)" alt="[^"]*of each case"', text)) < 1_500_000

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from crfrefine.apps.demo.phantom import PhantomFiles
-
 # Chosen on phantoms with other seeds than the demo's; they say nothing about real images.
 _PARAMETERS = {
     "bilateral.weight": 5.0,
@@ -21,26 +19,25 @@ _PARAMETERS = {
 }
 
 
-def prepare_demo(folder: Path, seed: int, threads: int | None) -> tuple[PhantomFiles, InferenceOptions]:
-    """Write a phantom below `folder` and return its place, and the options to refine it."""
+def prepare_demo(folder: Path, seed: int, threads: int | None) -> InferenceOptions:
+    """Write a phantom below `folder` and return the options to refine it."""
     from crfrefine.apps.demo.phantom import make_phantom, write_phantom
     from crfrefine.io.atomic import check_writable
 
     check_writable(folder)
-    files = write_phantom(make_phantom(seed), folder)
-    options = InferenceOptions(
-        images=(files.images,),
-        logits=(files.logits,),
+    write_phantom(make_phantom(seed), folder)
+    return InferenceOptions(
+        images=(folder / "images",),
+        logits=(folder / "logits",),
         output=folder / "refined",
         parameters=CrfParameters().replace(**_PARAMETERS),
         device="cpu",
         threads=threads,
         preview=True,
     )
-    return files, options
 
 
-def compare_with_truth(files: PhantomFiles, refined: Path) -> Iterator[tuple[int, list[float], list[int]]]:
+def compare_with_truth(folder: Path, refined: Path) -> Iterator[tuple[int, list[float], list[int]]]:
     """Yield each label with its Dice before and after, and its connected components in the truth, before and after."""
     from crfrefine.apps.demo.phantom import NUM_LABELS
     from crfrefine.arrays.components import count_components
@@ -48,7 +45,8 @@ def compare_with_truth(files: PhantomFiles, refined: Path) -> Iterator[tuple[int
     from crfrefine.io import read_logits, read_volume
     from crfrefine.metrics.counts import OverlapCounts, dice
 
-    maps = [read_volume(files.label_file).data, argmax_labels(read_logits([files.logits_file]).values), read_volume(refined).data]
+    network = argmax_labels(read_logits([folder / "logits" / refined.name]).values)
+    maps = [read_volume(folder / "labels" / refined.name).data, network, read_volume(refined).data]
     for label in range(1, NUM_LABELS):
         truth, *predictions = (labels == label for labels in maps)
         dices = [dice(OverlapCounts.of_masks(prediction, truth)) for prediction in predictions]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from crfrefine.base.array_types import Bool, Float32, Float64
+    from crfrefine.base.array_types import Float32, Float64
 
 NUM_LABELS = 4
 
@@ -47,31 +47,6 @@ class Phantom:
         return affine
 
 
-@dataclass(frozen=True)
-class PhantomFiles:
-    """The files that `write_phantom` wrote: one folder for each kind, named as in nnU-Net."""
-
-    case_id: str
-    images: Path
-    labels: Path
-    logits: Path
-
-    @property
-    def image_files(self) -> tuple[Path, ...]:
-        """One file per modality."""
-        return tuple(self.images / f"{self.case_id}_{modality:04d}.nii.gz" for modality in range(len(_INTENSITIES)))
-
-    @property
-    def label_file(self) -> Path:
-        """The truth."""
-        return self.labels / f"{self.case_id}.nii.gz"
-
-    @property
-    def logits_file(self) -> Path:
-        """The network's logits, one channel per label."""
-        return self.logits / f"{self.case_id}.nii.gz"
-
-
 def make_phantom(
     seed: int = 0, grid_shape: tuple[int, int, int] = (96, 84, 40), spacing: tuple[float, float, float] = (0.9, 0.9, 2.0)
 ) -> Phantom:
@@ -81,80 +56,64 @@ def make_phantom(
     """
     if min(grid_shape) < 8 or min(spacing) <= 0:
         raise ValueError(f"a phantom needs at least 8 voxels along each axis and positive spacing, not {grid_shape} at {spacing} mm")
+    from scipy.ndimage import gaussian_filter
+
     rng = np.random.default_rng(seed)
     scale = min(n * step for n, step in zip(grid_shape, spacing, strict=True)) / _HEAD_SCALE_MM
-    labels, tissue = _draw_anatomy(rng, grid_shape, spacing, scale)
-    image = _draw_image(rng, tissue, spacing, scale)
-    logits = _imitate_network(rng, labels, tissue > 0, spacing, scale)
-    return Phantom(image=image, labels=labels, logits=logits, spacing=spacing)
+
+    def noise(length: float) -> Float32:
+        """Return noise with unit variance and a correlation length in mm."""
+        values = gaussian_filter(rng.standard_normal(grid_shape, np.float32), [length * scale / step for step in spacing], mode="wrap")
+        return np.asarray(values / max(float(values.std()), 1e-12), np.float32)
+
+    labels, tissue = np.zeros(grid_shape, np.uint8), np.zeros(grid_shape, np.uint8)
+    wobble = 0.2 * noise(6)
+    head = _ellipsoid(grid_shape, *_HEAD) + 0.2 * wobble < 1
+    labels[(_ellipsoid(grid_shape, *_SHELL) + 2 * wobble < 1) & head] = 1
+    labels[(_ellipsoid(grid_shape, *_CORE) + 1.5 * wobble < 1) & (labels == 1)] = 2
+    labels[(_ellipsoid(grid_shape, *_CYST) + 2 * wobble < 1) & head & (labels == 0)] = 3
+    tissue[head] = 1
+    tissue[head & (noise(5) > 0.25)] = 2
+    tissue[labels > 0] = labels[labels > 0] + 2
+
+    # Partial volume, texture, a bias field and noise.
+    image = np.empty((len(_INTENSITIES), *grid_shape), np.float32)
+    for modality, means in enumerate(_INTENSITIES):
+        values = gaussian_filter(np.asarray(means, np.float32)[tissue], [0.5 / step for step in spacing])
+        values += 0.045 * noise(1.5)
+        values *= 1 + 0.06 * noise(25)
+        values += 0.05 * rng.standard_normal(grid_shape, np.float32)
+        image[modality] = np.where(tissue > 0, np.maximum(np.rint(1000 * values), 1), 0)
+
+    # Blurred scores with wandering borders, then islands of false labels and holes in true ones.
+    logits = np.empty((NUM_LABELS, *grid_shape), np.float32)
+    for label in range(NUM_LABELS):
+        blurred = gaussian_filter((labels == label).astype(np.float32), [2.2 * scale / step for step in spacing])
+        logits[label] = np.log(np.clip(blurred, 2e-3, 1))
+        logits[label] += 0.9 * noise(3) + 0.5 * rng.standard_normal(grid_shape, np.float32)
+    away, inside = np.argwhere((tissue > 0) & (labels == 0)), np.argwhere(labels > 0)
+    for _ in range(14):
+        blob = _ball(grid_shape, spacing, away[rng.integers(len(away))], rng.uniform(1.5, 4.5) * scale)
+        logits[rng.integers(1, NUM_LABELS)] += rng.uniform(6.0, 8.5) * blob
+    for _ in range(9):
+        blob = _ball(grid_shape, spacing, inside[rng.integers(len(inside))], rng.uniform(2.0, 5.0) * scale)
+        logits[0] += rng.uniform(5.5, 8.0) * blob
+    return Phantom(image, labels, logits, spacing)
 
 
-def write_phantom(phantom: Phantom, folder: str | Path, case_id: str = "phantom") -> PhantomFiles:
+def write_phantom(phantom: Phantom, folder: str | Path, case_id: str = "phantom") -> None:
     """Write a phantom as NIfTI files below `folder`: `images/CASE_0000.nii.gz` and `_0001`, `labels/CASE.nii.gz`, `logits/CASE.nii.gz`."""
     from crfrefine.io import write_channels, write_label_map
     from crfrefine.io.volume import Volume
 
     folder = Path(folder)
-    files = PhantomFiles(case_id, folder / "images", folder / "labels", folder / "logits")
-    for path in (files.images, files.labels, files.logits):
-        path.mkdir(parents=True, exist_ok=True)
+    for kind in ("images", "labels", "logits"):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
     like = Volume(data=phantom.labels, affine=phantom.affine, spacing=phantom.spacing)
-    for path, values in zip(files.image_files, phantom.image, strict=True):
-        write_label_map(path, values.astype(np.uint16), like)  # whole numbers, as from scanners
-    write_label_map(files.label_file, phantom.labels, like)
-    write_channels(files.logits_file, phantom.logits, like)
-    return files
-
-
-def _draw_anatomy(
-    rng: np.random.Generator, grid_shape: tuple[int, ...], spacing: Sequence[float], scale: float
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Return the labels and the tissue classes (an index into the intensities)."""
-    labels = np.zeros(grid_shape, np.uint8)
-    wobble = 0.2 * _smooth_noise(rng, grid_shape, spacing, 6 * scale)
-    head = _ellipsoid(grid_shape, *_HEAD) + 0.2 * wobble < 1
-    labels[(_ellipsoid(grid_shape, *_SHELL) + 2 * wobble < 1) & head] = 1
-    labels[(_ellipsoid(grid_shape, *_CORE) + 1.5 * wobble < 1) & (labels == 1)] = 2
-    labels[(_ellipsoid(grid_shape, *_CYST) + 2 * wobble < 1) & head & (labels == 0)] = 3
-    tissue = np.zeros(grid_shape, np.uint8)
-    tissue[head] = 1
-    tissue[head & (_smooth_noise(rng, grid_shape, spacing, 5 * scale) > 0.25)] = 2
-    tissue[labels > 0] = labels[labels > 0] + 2
-    return labels, tissue
-
-
-def _draw_image(rng: np.random.Generator, tissue: NDArray[np.uint8], spacing: Sequence[float], scale: float) -> Float32:
-    """Return two modalities with partial volume, texture, a bias field and noise."""
-    from scipy.ndimage import gaussian_filter
-
-    image = np.empty((len(_INTENSITIES), *tissue.shape), np.float32)
-    for modality, means in enumerate(_INTENSITIES):
-        values = gaussian_filter(np.asarray(means, np.float32)[tissue], sigma=[0.5 / step for step in spacing])
-        values += 0.045 * _smooth_noise(rng, tissue.shape, spacing, 1.5 * scale)
-        values *= 1 + 0.06 * _smooth_noise(rng, tissue.shape, spacing, 25 * scale)
-        values += 0.05 * rng.standard_normal(tissue.shape, np.float32)
-        image[modality] = np.where(tissue > 0, np.maximum(np.rint(1000 * values), 1), 0)
-    return image
-
-
-def _imitate_network(rng: np.random.Generator, labels: NDArray[np.uint8], head: Bool, spacing: Sequence[float], scale: float) -> Float32:
-    """Return logits: blurred scores with wandering borders, then islands of false labels and holes in true ones."""
-    from scipy.ndimage import gaussian_filter
-
-    logits = np.empty((NUM_LABELS, *labels.shape), np.float32)
-    for label in range(NUM_LABELS):
-        blurred = gaussian_filter((labels == label).astype(np.float32), sigma=[2.2 * scale / step for step in spacing])
-        logits[label] = np.log(np.clip(blurred, 2e-3, 1))
-        logits[label] += 0.9 * _smooth_noise(rng, labels.shape, spacing, 3 * scale) + 0.5 * rng.standard_normal(labels.shape, np.float32)
-    away = np.argwhere(head & (labels == 0))
-    for _ in range(14):
-        blob = _ball(labels.shape, spacing, away[rng.integers(len(away))], rng.uniform(1.5, 4.5) * scale)
-        logits[rng.integers(1, NUM_LABELS)] += rng.uniform(6.0, 8.5) * blob
-    inside = np.argwhere(labels > 0)
-    for _ in range(9):
-        blob = _ball(labels.shape, spacing, inside[rng.integers(len(inside))], rng.uniform(2.0, 5.0) * scale)
-        logits[0] += rng.uniform(5.5, 8.0) * blob
-    return logits
+    for modality, values in enumerate(phantom.image):  # Whole numbers, as from scanners.
+        write_label_map(folder / "images" / f"{case_id}_{modality:04d}.nii.gz", values.astype(np.uint16), like)
+    write_label_map(folder / "labels" / f"{case_id}.nii.gz", phantom.labels, like)
+    write_channels(folder / "logits" / f"{case_id}.nii.gz", phantom.logits, like)
 
 
 def _ellipsoid(grid_shape: tuple[int, ...], center: Sequence[float], radii: Sequence[float]) -> Float32:
@@ -172,11 +131,3 @@ def _ball(grid_shape: tuple[int, ...], spacing: Sequence[float], center: NDArray
     distance = np.sqrt(axes[0][:, None, None] ** 2 + axes[1][:, None] ** 2 + axes[2] ** 2)
     softness = 0.25 * radius
     return np.asarray(1 / (1 + np.exp(np.clip((distance - radius) / softness, -30, 30))), np.float32)
-
-
-def _smooth_noise(rng: np.random.Generator, grid_shape: tuple[int, ...], spacing: Sequence[float], length: float) -> Float32:
-    """Return noise with unit variance and a correlation length in mm."""
-    from scipy.ndimage import gaussian_filter
-
-    noise = gaussian_filter(rng.standard_normal(grid_shape, np.float32), sigma=[length / step for step in spacing], mode="wrap")
-    return np.asarray(noise / max(float(noise.std()), 1e-12), np.float32)

@@ -25,9 +25,6 @@ from crfrefine.io.volume import Volume, VolumeHeader, named_segments
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from crfrefine.arrays.region_scheme import RegionScheme
-    from crfrefine.base.array_types import Float32
-
 
 @keeping_inputs()
 def convert_file(
@@ -59,26 +56,22 @@ def convert_file(
     header = io.read_header(source)
     like_header = io.read_header(like, io.VOLUME_SUFFIXES) if like is not None else None
     placed = header if like_header is None else io.placed_on(header, like_header)
-    turned = [f"{header.path.name}: {placed.turning}"] if placed.turned is not None else []
+    notes = [f"{header.path.name}: {placed.turning}"] if placed.turned is not None else []
     geometry = _geometry(placed, like_header, target)
-    notes = list(turned)
-    regions = find_regions(None, read_descriptions([source.parent], notes))
-    if header.num_channels == 1 and not regions.is_channel(header):
-        return "\n".join([*turned, _convert_labels(header, target, to, geometry)])
-    return "\n".join([*notes, _convert_channels(header, target, to, geometry, regions)])
-
-
-def _convert_labels(header: VolumeHeader, target: Path, to: str | None, like: Volume) -> str:
+    told: list[str] = []
+    regions = find_regions(None, read_descriptions([source.parent], told))
+    if header.num_channels > 1 or regions.is_channel(header):
+        return "\n".join([*notes, *told, _convert_channels(header, target, to, geometry, regions)])
     if to not in (None, "labels"):
         raise InputError(
             f"{header.path}: holds one value per voxel; a label map cannot become {to}, export the network's output before the argmax"
         )
     require_suffix(target, io.WRITTEN_SUFFIXES)
-    labels = io.read_labels(header.path, grid=like.header)
-    segments = header.segments or named_segments(read_names([header.path]).labels)
-    io.write_label_map(target, labels.data.reshape(like.grid_shape), like, segments=segments)
+    labels = io.read_labels(header.path, grid=geometry.header)
+    named = header.segments or named_segments(read_names([header.path]).labels)
+    io.write_label_map(target, labels.data.reshape(geometry.grid_shape), geometry, segments=named)
     kind = "label map" if header.dtype in ("uint8", "uint16") else "volume"  # CT has signed integers.
-    return f"{_told(header, kind)} -> {target}: {kind}"
+    return "\n".join([*notes, f"{_describe(header, kind)} -> {target}: {kind}"])
 
 
 def _convert_dicom(source: Path, target: Path, to: str | None, like: Path | None, segments: Path | None) -> str:
@@ -102,7 +95,7 @@ def _convert_dicom(source: Path, target: Path, to: str | None, like: Path | None
         else:
             io.write_image(target, volume.data, volume)
         kind = "label map" if is_label_map else "image"
-        return "\n".join([f"{_told(volume.header, kind)} -> {target}: {kind}, {volume.data.dtype}", *volume.header.notes])
+        return "\n".join([f"{_describe(volume.header, kind)} -> {target}: {kind}, {volume.data.dtype}", *volume.header.notes])
     if like is None or not is_dicom(like):
         raise InputError(f"{target}: a DICOM segmentation refers to the series it was made on; name its folder with --like SERIES")
     header = io.read_header(source, io.VOLUME_SUFFIXES)
@@ -112,57 +105,37 @@ def _convert_dicom(source: Path, target: Path, to: str | None, like: Path | None
     labels = io.read_labels(source, grid=grid)
     named = header.segments or named_segments(read_names([source]).labels)
     dicom.write(target, labels.data, named, like, segments)
-    return f"{_told(header)} -> {target}: DICOM segmentation of {like}"
+    return f"{_describe(header, 'label map')} -> {target}: DICOM segmentation of {like}"
 
 
 def _convert_channels(header: VolumeHeader, target: Path, to: str | None, like: Volume, regions: RegionReading) -> str:
+    """Write channels as they are, as logits (log-odds of regions), as probabilities, or as the label map that they give."""
     read = io.read_logits([header.path], fewest=regions.fewest_channels, grid=like.header)
     values, kind = read.values, read.kind
     needs_kind = to is not None or (kind is None and require_suffix(target).holds_scores_alone)
     scheme = regions.scheme_of(values, header.path) if needs_kind else None
-    if scheme is not None:
-        return _convert_regions(header, target, to, like, values, kind, scheme)
-    if to == "labels":
+    source = _describe(header, counted(len(values), "label" if scheme is None else "region"))
+    if to == "labels" and scheme is None:
         segments = named_segments(read_names([header.path]).labels)
         io.write_label_map(target, argmax_labels(values).reshape(like.grid_shape), like, segments=segments)
-        return f"{_told(header)} -> {target}: label map"
-    if needs_kind:
-        values, kind = _as_kind(values, kind, to, header.path)
-    written = kind or "logits"
-    io.write_channels(target, values.reshape(len(values), *like.grid_shape), like, kind=written)
-    return f"{_told(header)} -> {target}: {kind or 'the same values'}"
-
-
-def _convert_regions(
-    header: VolumeHeader, target: Path, to: str | None, like: Volume, values: Float32, kind: str | None, scheme: RegionScheme
-) -> str:
-    """Write the channels of regions as log-odds, as probabilities, or as the label map that nnU-Net makes of them."""
-    order = file_order(values)
-    log_odds = order.to_storage(values).copy()
-    found, _ = identify_regions(log_odds, "auto", kind=kind, name=str(header.path))
-    if found == "probabilities":
-        take_log_odds(log_odds)
-    grid, source = like.grid_shape, _told(header, counted(scheme.num_regions, "region"))
-    if to == "labels":
-        io.write_label_map(target, scheme.decode(order.to_user(log_odds)).reshape(grid), like)
         return f"{source} -> {target}: label map"
-    written = to or found
-    if written != found:
-        values = order.to_user(log_odds if written == "logits" else sigmoid(log_odds))
-    io.write_channels(target, values.reshape(len(values), *grid), like, kind=written)
-    return f"{source} -> {target}: {written}"
-
-
-def _as_kind(values: Float32, kind: str | None, to: str | None, path: Path) -> tuple[Float32, str]:
-    """Return the values as logits or probabilities, whichever is asked for, and the name of what they are."""
-    order = file_order(values)
-    stored = order.to_storage(values)  # contiguous
-    logits = stored.copy()
-    found = to_logits(logits, "auto", kind, path)[0]
-    if to is None or to == found:
-        return values, found
-    converted = logits if to == "logits" else softmax(stored)
-    return order.to_user(converted), to
+    if needs_kind:
+        order = file_order(values)
+        logits = order.to_storage(values).copy()  # contiguous
+        if scheme is None:
+            kind = to_logits(logits, "auto", kind, header.path)[0]
+        else:
+            kind, _ = identify_regions(logits, "auto", kind=kind, name=str(header.path))
+            if kind == "probabilities":
+                take_log_odds(logits)
+        if scheme is not None and to == "labels":
+            io.write_label_map(target, scheme.decode(order.to_user(logits)).reshape(like.grid_shape), like)
+            return f"{source} -> {target}: label map"
+        if to not in (None, kind):
+            kind, to_probabilities = to, softmax if scheme is None else sigmoid
+            values = order.to_user(logits if kind == "logits" else to_probabilities(logits))
+    io.write_channels(target, values.reshape(len(values), *like.grid_shape), like, kind=kind or "logits")
+    return f"{source} -> {target}: {kind or 'the same values'}"
 
 
 def _geometry(header: VolumeHeader, like: VolumeHeader | None, target: Path) -> Volume:
@@ -174,20 +147,15 @@ def _geometry(header: VolumeHeader, like: VolumeHeader | None, target: Path) -> 
             "  interpolate it onto the grid of the image with --resample."
         )
     chosen = like or header
-    if chosen.affine is None or chosen.spacing is None:
-        if not require_suffix(target).holds_scores_alone:
-            raise InputError(f"{header.path}: has no geometry, and {target.name} needs one; name the image it belongs to with --like IMAGE")
-        num_axes = len(chosen.grid_shape)
-        return Volume(_empty(chosen.grid_shape), np.eye(4), (1.0,) * num_axes)
-    return Volume(_empty(chosen.grid_shape), chosen.affine, chosen.spacing, chosen.path, chosen)
+    empty: NDArray[np.uint8] = np.broadcast_to(np.uint8(0), chosen.grid_shape)
+    if chosen.affine is not None and chosen.spacing is not None:
+        return Volume(empty, chosen.affine, chosen.spacing, chosen.path, chosen)
+    if not require_suffix(target).holds_scores_alone:
+        raise InputError(f"{header.path}: has no geometry, and {target.name} needs one; name the image it belongs to with --like IMAGE")
+    return Volume(empty, np.eye(4), (1.0,) * empty.ndim)
 
 
-def _empty(grid_shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    return np.broadcast_to(np.uint8(0), grid_shape)
-
-
-def _told(header: VolumeHeader, kind: str = "") -> str:
-    """Return the first half of the sentence: the input; without a `kind`, a label map, or channels of labels."""
-    kind = kind or ("label map" if header.num_channels == 1 else f"{header.num_channels} labels")
+def _describe(header: VolumeHeader, kind: str) -> str:
+    """Return the first half of the sentence: the input."""
     remark = "" if header.misnamed is None else f" ({header.misnamed})"
     return f"{header.path}: {kind}, {TIMES.join(str(size) for size in header.grid_shape)}{remark}"

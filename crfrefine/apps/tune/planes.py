@@ -40,82 +40,69 @@ class View:
 def describe_planes(case: TuneCase) -> list[dict[str, Any]]:
     """Return number, name, axes and size of each plane of a case that is worth showing."""
     grid, steps = case.upright_grid, case.upright_spacing
-    planes = []
-    for number in planes_of(grid):
-        name, across, up = PLANES[number]
-        planes.append(
-            {
-                "number": number,
-                "name": name if case.pose.sides else "image" if len(grid) == 2 else f"axes {across + 1} and {up + 1}",
-                "across": across,
-                "up": up,
-                "through": 3 - across - up if len(grid) == 3 else None,
-                "mm": [grid[across] * steps[across], grid[up] * steps[up]],
-            }
-        )
-    return planes
+    return [
+        {
+            "number": number,
+            "name": case.pose.describe(number)[0],
+            "across": across,
+            "up": up,
+            "through": through if len(grid) == 3 else None,
+            "mm": [grid[across] * steps[across], grid[up] * steps[up]],
+        }
+        for number in planes_of(grid)
+        for _, across, up, through in [PLANES[number]]
+    ]
 
 
 def draw_plane(case: TuneCase, refined: Array | None, box: Box | None, view: View) -> bytes:
-    """Return a picture as PNG; the refined labels cover a box, or the whole grid (None)."""
+    """Return a picture as PNG; the refined labels cover a box of the upright grid, or all of it (None)."""
     grid, place, size = case.upright_grid, view.place, (view.size[0], view.size[1])
-    is_there = len(place) == len(grid) and all(0 <= at < extent for at, extent in zip(place, grid, strict=True))
-    is_there = is_there and view.plane in planes_of(grid) and 0 <= view.modality < len(case.image)
+    is_there = case.has_voxel(place) and view.plane in planes_of(grid) and 0 <= view.modality < len(case.image)
     if not is_there or not all(8 <= pixels <= _MAX_PIXELS for pixels in size):
         raise InputError("no such plane")
-    _, across, up = PLANES[view.plane]
-    where = tuple(slice(None) if axis in (across, up) else at for axis, at in enumerate(place))
+    _, across, up, _ = PLANES[view.plane]
+    covered = box or tuple(slice(0, extent) for extent in grid)
 
-    def cut(array: Array) -> Array:
+    def cut(array: Array, corner: Sequence[int] = (0, 0, 0)) -> Array:
+        """Return the plane of an array that begins at a voxel of the upright grid."""
+        where = tuple(slice(None) if axis in (across, up) else at - corner[axis] for axis, at in enumerate(place))
         plane: Array = case.pose.turn(array)[where].T[::-1]
         return plane
 
-    def enlarge(plane: Array) -> Array:
-        labels = drawing.enlarge(plane, size)
-        return np.where(np.isin(labels, view.hidden), 0, labels) if view.hidden else labels
+    def enlarge(labels: Array) -> Array:
+        return drawing.enlarge(np.where(np.isin(labels, view.hidden), 0, labels), size)
 
-    # Pixels per voxel; left, top, right and bottom of the box in pixels.
-    scale = size[0] / grid[across], size[1] / grid[up]
-    frame = (0, 0, *size)
-    before = cut(case.network_labels)
-    after = before if refined is None else cut(refined) if box is None else before.copy()
-    if refined is not None and box is not None:
-        part = case.upright_box(box)
-        inside = [at - axis.start for at, axis in zip(place, part, strict=True)]
-        if all(axis in (across, up) or 0 <= inside[axis] < part[axis].stop - part[axis].start for axis in range(len(grid))):
-            local = tuple(slice(None) if axis in (across, up) else at for axis, at in enumerate(inside))
-            top, bottom = grid[up] - part[up].stop, grid[up] - part[up].start
-            after[top:bottom, part[across]] = case.pose.turn(refined)[local].T[::-1]
-            left, right = part[across].start, part[across].stop
-            frame = (round(left * scale[0]), round(top * scale[1]), round(right * scale[0]), round(bottom * scale[1]))
-        else:
-            frame = (0, 0, 0, 0)
-    gray = case.windows[view.modality].gray(cut(case.image[view.modality]))
-    pixels = (drawing.resize_gray(gray, size) * (drawing.WHITE / 255)).astype(np.uint8)
+    before = after = cut(case.network_labels)
+    scale = size[0] / grid[across], size[1] / grid[up]  # Pixels per voxel.
+    frame: tuple[slice, ...] = (slice(0), slice(0))  # Rows and columns of the refined pixels.
+    crossed = (covered[axis].start <= at < covered[axis].stop for axis, at in enumerate(place) if axis not in (across, up))
+    if refined is not None and all(crossed):
+        rows, columns = slice(grid[up] - covered[up].stop, grid[up] - covered[up].start), covered[across]
+        after = before.copy()
+        after[rows, columns] = cut(refined, [part.start for part in covered])
+        frame = tuple(slice(round(part.start * step), round(part.stop * step)) for part, step in ((rows, scale[1]), (columns, scale[0])))
+    pixels = drawing.resize_gray(case.windows[view.modality].gray(cut(case.image[view.modality])), size)
     network, labels = enlarge(before), enlarge(after)
     if "changes" in view.shown:
         pixels = np.where(network != labels, drawing.label_levels(labels), pixels)
     if "reference" in view.shown and case.labels is not None:
         pixels[drawing.outline(enlarge(cut(case.labels)))] = drawing.WHITE
     is_refined = np.zeros(pixels.shape, bool)
-    if "refined" in view.shown and refined is not None:
-        window = (slice(frame[1], frame[3]), slice(frame[0], frame[2]))
-        is_refined[window] = drawing.outline(labels)[window]
+    if "refined" in view.shown:
+        is_refined[frame] = drawing.outline(labels)[frame]
         pixels[is_refined] = drawing.label_levels(labels[is_refined])
     if "network" in view.shown:
         is_network = drawing.outline(network)
-        rows, columns = np.nonzero(is_network)
-        is_dot = (rows // _DASH + columns // _DASH) % 2 == 0
         pixels[is_refined & is_network] = _EDGE  # Else dots would not be seen on the refined contour.
-        rows, columns = rows[is_dot], columns[is_dot]
-        pixels[rows, columns] = drawing.label_levels(network[rows, columns])
+        down, right = np.ogrid[: size[1], : size[0]]
+        is_network &= (down // _DASH + right // _DASH) % 2 == 0
+        pixels[is_network] = drawing.label_levels(network[is_network])
     x, y = int((place[across] + 0.5) * scale[0]), int((grid[up] - place[up] - 0.5) * scale[1])
-    for line in (pixels[y, : max(0, x - _GAP)], pixels[y, x + _GAP :], pixels[: max(0, y - _GAP), x], pixels[y + _GAP :, x]):
-        line[:] = _CROSSHAIR
+    pixels[y, abs(np.arange(size[0]) - x) >= _GAP] = _CROSSHAIR
+    pixels[abs(np.arange(size[1]) - y) >= _GAP, x] = _CROSSHAIR
     canvas = drawing.Canvas(size, _EDGE)
     canvas.paste(pixels, (0, 0))
-    if box is not None and frame[2]:
-        canvas.frame((frame[0], frame[1], frame[2] - 1, frame[3] - 1), _FRAME)
-    if case.pose.sides:
-        canvas.sides(case.pose.sides[across] + case.pose.sides[up], (0, 0), size, _LETTER, _FRAME, _EDGE)
+    if box is not None and frame[0].stop:
+        canvas.frame((frame[1].start, frame[0].start, frame[1].stop - 1, frame[0].stop - 1), _FRAME)
+    canvas.sides(case.pose.describe(view.plane)[1], (0, 0), size, _LETTER, _FRAME, _EDGE)
     return canvas.png()

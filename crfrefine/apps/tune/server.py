@@ -11,7 +11,6 @@ import json
 import secrets
 import socket
 from collections.abc import Awaitable, Callable
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"
 _HOSTS = [HOST, "localhost"]
 _LIBRARIES = ("starlette", "uvicorn")
-_ASSETS = files("crfrefine.apps.tune") / "assets"
-_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 _PARAMETERS: dict[str, type] = {"preset": str, "changes": dict}
 _VIEW: dict[str, type] = {"plane": int, "place": list, "modality": int, "size": list, "shown": list, "hidden": list}
 _HEADERS = {
@@ -70,24 +67,13 @@ def serve(session: Session, port: int, tell: Callable[[str], None]) -> None:
             super().handle_exit(sig, frame)
 
     token = secrets.token_urlsafe(24)
+    app = make_app(session, token, lambda: setattr(server, "should_exit", True))
+    server = Server(uvicorn.Config(app, log_config=None, server_header=False, timeout_graceful_shutdown=2))
     try:
         listener = socket.create_server((HOST, port))
     except OSError as error:
         raise InputError(f"--port {port}: {error.strerror or error}; leave it out, and any free port is taken") from error
     with listener:
-        config = uvicorn.Config(
-            make_app(session, token, lambda: setattr(server, "should_exit", True)),
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            ws="none",
-            loop="asyncio",
-            http="h11",
-            server_header=False,
-            proxy_headers=False,
-            timeout_graceful_shutdown=2,
-        )
-        server = Server(config)
         tell(f"http://{HOST}:{listener.getsockname()[1]}/{token}/")
         server.run(sockets=[listener])
 
@@ -101,17 +87,11 @@ def make_app(session: Session, token: str, end: Callable[[], None]) -> ASGIApp:
     from starlette.middleware.trustedhost import TrustedHostMiddleware
     from starlette.responses import PlainTextResponse, Response
     from starlette.routing import Mount, Route
+    from starlette.staticfiles import StaticFiles
 
     def as_json(content: dict[str, Any], status: int = 200) -> Response:
         # ASCII: names of cases need not be UTF-8, and their surrogates have no other encoding.
         return Response(json.dumps(content, allow_nan=False), status, media_type="application/json")
-
-    def asset(request: Request) -> Response:
-        name = request.path_params.get("name", "page.html")
-        found = {item.name: item for item in _ASSETS.iterdir()}.get(name)
-        if found is None:
-            return PlainTextResponse("not found", 404)
-        return Response(found.read_bytes(), media_type=_TYPES[f".{name.rpartition('.')[2]}"])
 
     def plane(request: Request) -> Response:
         return Response(session.plane(View(**_checked(unquote(request.url.query), _VIEW))), media_type="image/png")
@@ -127,9 +107,6 @@ def make_app(session: Session, token: str, end: Callable[[], None]) -> ASGIApp:
         end()
         return {}
 
-    def refuse(request: Request, error: Exception) -> Response:
-        return as_json({"error": str(error)}, 400)
-
     async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
         """Refuse addresses without the token, and add the headers that every answer has."""
         if secrets.compare_digest(request.url.path.split("/")[1].encode(), token.encode()):
@@ -140,16 +117,16 @@ def make_app(session: Session, token: str, end: Callable[[], None]) -> ASGIApp:
         return response
 
     routes = [
-        Route("/", asset),
         Route("/describe", lambda request: as_json(session.describe())),
         Route("/plane/{version}", plane),
         post("refine", session.refine, {"counter": int, **_PARAMETERS, "place": list, "is_whole": bool}),
         post("save", session.save, _PARAMETERS),
         post("end", close, {}),
-        Route("/{name}", asset),
+        Mount("/", StaticFiles(packages=[("crfrefine.apps.tune", "assets")], html=True)),
     ]
     guards = [Middleware(BaseHTTPMiddleware, dispatch=guard), Middleware(TrustedHostMiddleware, allowed_hosts=_HOSTS, www_redirect=False)]
-    return Starlette(routes=[Mount(f"/{token}", routes=routes)], middleware=guards, exception_handlers={CrfRefineError: refuse})
+    refusals = {CrfRefineError: lambda request, error: as_json({"error": str(error)}, 400)}
+    return Starlette(routes=[Mount(f"/{token}", routes=routes)], middleware=guards, exception_handlers=refusals)
 
 
 def _checked(content: str | bytes, kinds: dict[str, type]) -> dict[str, Any]:
@@ -158,10 +135,9 @@ def _checked(content: str | bytes, kinds: dict[str, type]) -> dict[str, Any]:
         sent = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise InputError("expected JSON") from error
-    if not isinstance(sent, dict) or sent.keys() != kinds.keys():
-        raise InputError(f"expected {', '.join(kinds) or 'an empty table'}")
-    for name, kind in kinds.items():
-        parts = sent[name] if isinstance(sent[name], list) else ()
-        if type(sent[name]) is not kind or any(type(part) is not (str if name == "shown" else int) for part in parts):
+    if not isinstance(sent, dict) or {name: type(value) for name, value in sent.items()} != kinds:
+        raise InputError(f"expected {', '.join(f'{name} ({kind.__name__})' for name, kind in kinds.items()) or 'an empty table'}")
+    for name, value in sent.items():
+        if isinstance(value, list) and any(type(part) is not (str if name == "shown" else int) for part in value):
             raise InputError(f"{name}: expected another kind of value")
     return sent

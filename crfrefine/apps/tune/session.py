@@ -8,15 +8,16 @@ from __future__ import annotations
 import math
 import threading
 import time
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.apps.tune.case import CaseRefiner, box_around, open_case
+from crfrefine.apps.tune.case import CaseRefiner, open_case
 from crfrefine.apps.tune.planes import View, describe_planes, draw_plane
+from crfrefine.arrays.label_maps import foreground_labels
 from crfrefine.arrays.region_scheme import RegionScheme
-from crfrefine.base.axes import StorageOrder
 from crfrefine.base.text import counted, listed, printable, shorten
 from crfrefine.cases.case import read_case_headers
 from crfrefine.cases.case_files import CaseList
@@ -35,7 +36,7 @@ from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.plan import RunInputs, find_inputs
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from crfrefine.arrays.label_maps import Box
@@ -75,12 +76,11 @@ class Session:
             check_replaceable(options.output)
         threads = options.inputs.threads
         self.case = open_case(files, self._inputs.reading, threads)
-        self.shown: tuple[Array, Box | None] | None = None  # The newest labels, and the box that they cover.
+        # The newest labels, and the box of the upright grid that they cover.
+        self.shown: tuple[Array | None, Box | None] = None, None
         self._refiner = CaseRefiner(self.case, threads, options.inputs.device)
         self._newest: float = 0  # The highest counter.
-        self._counting = threading.Lock()
-        # A box must not wait until a whole case has stopped.
-        self._box_lock, self._whole_lock = threading.Lock(), threading.Lock()
+        self._whole_lock = threading.Lock()  # A box does not wait until a whole case has stopped.
 
     def end(self) -> None:
         """Stop computing at the next step."""
@@ -108,19 +108,24 @@ class Session:
     def refine(self, counter: int, preset: str, changes: Mapping[str, Any], place: Sequence[int], *, is_whole: bool) -> dict[str, Any]:
         """Refine the whole case, or a box around a voxel of the upright grid; return result, controls and text of the file.
 
-        The parameters are those of a preset with changed entries, as `CrfParameters.replace` takes them. A state that is not
-        the newest is not computed: the answer is `{"is_stale": True}`.
+        The parameters are those of a preset with changed entries, as `CrfParameters.replace` takes them.
+        The result is None if nothing in the box can be refined. A state that is not the newest is not
+        computed: the answer is `{"is_stale": True}`.
         """
         parameters = self._parameters(preset, changes)
-        grid = self.case.upright_grid
-        if len(place) != len(grid) or not all(0 <= at < size for at, size in zip(place, grid, strict=True)):
+        if not self.case.has_voxel(place):
             raise InputError("the place lies outside of the grid")
-        with self._counting:
-            self._newest = max(self._newest, counter)
-        box = None if is_whole else box_around(self.case, self.case.stored_place(place))
+        self._newest = max(self._newest, counter)
+        box = None if is_whole else self.case.box_around(place)
+
+        def check(*progress: object) -> None:
+            if counter < self._newest:
+                raise _StaleError
+
         try:
-            with self._whole_lock if box is None else self._box_lock:
-                result = self._result(counter, parameters, box)
+            with nullcontext() if box else self._whole_lock:
+                check()
+                result = self._result(parameters, box, check)
         except _StaleError:
             return {"is_stale": True}
         return {**self._describe_parameters(parameters), "result": result}
@@ -135,36 +140,24 @@ class Session:
 
     def plane(self, view: View) -> bytes:
         """Return a picture with the newest labels as PNG."""
-        labels, box = self.shown or (None, None)
-        return draw_plane(self.case, labels, box, view)
+        return draw_plane(self.case, *self.shown, view)
 
-    def _result(self, counter: int, parameters: CrfParameters, box: Box | None) -> dict[str, Any] | None:
+    def _result(self, parameters: CrfParameters, box: Box | None, check: Callable[..., None]) -> dict[str, Any] | None:
         """Return the facts of a result, and keep its labels to show; None if nothing in the box can be refined."""
-
-        def check(*progress: object) -> None:
-            if counter < self._newest:
-                raise _StaleError
-
-        check()
         started = time.perf_counter()
-        if box is None:
-            result = self._refiner.refine_whole(parameters, check)
-        else:
-            try:
-                boxed = self._refiner.refine_box(parameters, box)
-            except ConfigError:
+        case, part = self.case, None if box is None else self.case.stored_box(box)
+        try:
+            result = self._refiner.refine(parameters, part, check)
+        except (ConfigError, _StaleError):
+            raise
+        except Exception:
+            if part is None:
                 raise
-            except Exception:
-                boxed = None  # A box may lack what the whole case has, which tells of its own errors.
-            if boxed is None:
-                return None
-            result = boxed
-        case, part, labels = self.case, box or (), result.label_map
-        reference = None if case.labels is None else case.labels[part]
-        rows, num_changed = score_labels(case.network_labels[part], labels, reference, case.num_labels, self._counted_together())
-        with self._counting:
-            check()
-            self.shown = labels, box
+            return None  # A box may lack what the whole case has, which tells of its own errors.
+        reference = None if case.labels is None else case.labels[part or ()]
+        rows, num_changed = score_labels(case.network_labels[part or ()], result.label_map, reference, case.num_labels, self._regions())
+        check()
+        self.shown = result.label_map, box
         return {
             "is_whole": box is None,
             "voxels_changed": num_changed,
@@ -183,18 +176,18 @@ class Session:
         parameters = self._options.inputs.parameters if preset == AS_GIVEN else CrfParameters.load(preset)
         return parameters.replace(**changes)
 
-    def _counted_together(self) -> tuple[Region, ...]:
+    def _regions(self) -> tuple[Region, ...]:
         """Return the regions that the table has rows for: those of the options, or those of the network's channels."""
-        case = self.case
-        if self._options.regions or case.regions is None:
+        scheme = self.case.regions
+        if self._options.regions or scheme is None:
             return self._options.regions
-        return tuple(Region(name, labels) for name, labels in zip(case.regions.names, case.regions.labels, strict=True))
+        return tuple(map(Region, scheme.names, scheme.labels))
 
     def _label_name(self, label: int) -> str:
-        return "background" if label == 0 else self._inputs.names.titles.get(label, f"label {label}")
+        return self._inputs.names.titles.get(label, f"label {label}")
 
     def _describe_parameters(self, parameters: CrfParameters) -> dict[str, Any]:
-        labels = [self._label_name(label) for label in range(self.case.num_labels)]
+        labels = ["background", *map(self._label_name, range(1, self.case.num_labels))]
         controls = describe_controls(parameters, self._inputs.names.modalities, labels)
         text = parameters.to_toml(f"Chosen by eye with crfrefine tune on case {printable(self.case.case_id)}; not validated.")
         return {"controls": controls, "toml": text}
@@ -209,15 +202,16 @@ def find_case(options: TuneOptions) -> tuple[RunInputs, CaseFiles]:
     names = [case.case_id for case in inputs.cases]
     if options.first is not None and options.first not in names:
         raise InputError(f"--case {shorten(options.first)}: no such case; there are {listed(names)}")
-    place = 0 if options.first is None else names.index(options.first)
-    if options.regions and _are_channels(options, inputs, inputs.cases[place]):
-        inputs = find_inputs(replace(options.inputs, regions=_scheme_of(options)))
+    case = inputs.cases[0 if options.first is None else names.index(options.first)]
+    if options.regions and _are_channels(options.regions, inputs, case):
+        members = tuple(region.labels for region in options.regions)
+        scheme = RegionScheme.named(tuple(region.name for region in options.regions), members, options.class_order)
+        inputs = find_inputs(replace(options.inputs, regions=scheme))
     elif options.class_order is not None:
         raise ConfigError("--regions-class-order: it belongs to --regions that name a network's sigmoid channels, and there are none")
     references = _references(options, inputs)
     if options.labels is not None and not references:
         raise InputError(f"{options.labels}: no labels of any of the {counted(len(inputs.cases), 'case')}")
-    case = inputs.cases[place]
     return inputs, replace(case, labels=references.get(case.case_id))
 
 
@@ -225,32 +219,24 @@ def _references(options: TuneOptions, inputs: RunInputs) -> Mapping[str, Path]:
     """Return the reference of each case that has one: a given label map, or one that a network of nnU-Net was trained on."""
     if options.labels is not None:
         return labels_of(CaseList(inputs.cases), options.labels)
-    if options.inputs.nnunet is None:
-        return {}
-    from crfrefine.cases.nnunet import locate_images, locate_labels, require_trained
+    if options.inputs.nnunet is not None:
+        from crfrefine.cases.nnunet import locate_images, locate_labels, require_trained
 
-    given = options.inputs.images[0] if options.inputs.images else None
-    try:
-        network = require_trained(options.inputs.nnunet)
-        folder = locate_labels(network, locate_images(network, given), None)
-    except InputError:  # The page is of use without them, too.
-        return {}
-    return labels_of(CaseList(inputs.cases), folder)
+        with suppress(InputError):  # The page is of use without them, too.
+            network = require_trained(options.inputs.nnunet)
+            folder = locate_labels(network, locate_images(network, next(iter(options.inputs.images), None)), None)
+            return labels_of(CaseList(inputs.cases), folder)
+    return {}
 
 
-def _are_channels(options: TuneOptions, inputs: RunInputs, case: CaseFiles) -> bool:
-    """Return whether the network's output has a sigmoid channel for each region of the options."""
+def _are_channels(regions: Sequence[Region], inputs: RunInputs, case: CaseFiles) -> bool:
+    """Return whether the network's output has a sigmoid channel for each region."""
     network = read_case_headers(case, replace(inputs.reading, mask_mode="none")).logits
     if network is None or network.kind != LABEL_MAP:
-        return network is not None and network.num_labels == len(options.regions)
+        return network is not None and network.num_labels == len(regions)
     # A file with one value per voxel; which label a single region writes does not matter here.
-    (name, labels), *others = ((region.name, region.labels) for region in options.regions)
-    return not others and RegionReading(RegionScheme((name,), (labels,), labels[:1])).is_channel(network.files[0])
-
-
-def _scheme_of(options: TuneOptions) -> RegionScheme:
-    names, labels = tuple(region.name for region in options.regions), tuple(region.labels for region in options.regions)
-    return RegionScheme.named(names, labels, options.class_order)
+    name, labels = regions[0].name, regions[0].labels
+    return len(regions) == 1 and RegionReading(RegionScheme((name,), (labels,), labels[:1])).is_channel(network.files[0])
 
 
 # The table: voxels and Dice before and after.
@@ -265,37 +251,20 @@ def score_labels(
 
     A row has the label or the region, its voxels before and after, and dice_before and dice_after; None means undefined, or no reference.
     """
-    order = StorageOrder.of_memory(network)
-    maps = [order.to_storage(labels) for labels in (network, refined, reference) if labels is not None]
+    # Transposed, arrays of files are read in the order of memory.
+    maps = [labels.T for labels in (network, refined, reference) if labels is not None]
+    present = sorted({label for labels in maps for label in foreground_labels(labels) if label < num_labels})
     somewhere = np.logical_or.reduce([labels != 0 for labels in maps])  # Nearly all voxels are background in each map.
     maps = [labels[somewhere] for labels in maps]
-    occurs = np.zeros(1 + max(int(labels.max(initial=0)) for labels in maps), bool)
-    occurs[0] = True
-    for labels in maps:
-        occurs[labels] = True
-    present, places = np.flatnonzero(occurs), np.cumsum(occurs) - 1
-    before, after, truth = (places[maps[number]] for number in (0, 1, -1))
-    tables = [
-        np.bincount(truth * len(present) + labels, minlength=len(present) ** 2).reshape(2 * [len(present)]) for labels in (before, after)
-    ]
-
-    def row(members: list[int], **name: Any) -> Row:
-        counts = [OverlapCounts.of_confusion(table, members) for table in tables]
-        dices = [None if reference is None or math.isnan(dice(each)) else dice(each) for each in counts]
-        return {
-            **name,
-            "before": counts[0].num_predicted,
-            "after": counts[1].num_predicted,
-            "dice_before": dices[0],
-            "dice_after": dices[1],
-        }
-
-    rows = [row([place], label=int(label)) for place, label in enumerate(present) if 0 < label < num_labels]
-    rows += [
-        row([int(places[label]) for label in region.labels if label < len(occurs) and occurs[label]], region=region.name)
-        for region in regions
-    ]
-    return rows, int(np.count_nonzero(before != after))
+    groups: list[tuple[Row, tuple[int, ...]]] = [({"label": label}, (label,)) for label in present]
+    groups += [({"region": region.name}, region.labels) for region in regions]
+    for row, members in groups:
+        masks = [np.logical_or.reduce([labels == label for label in members]) for labels in maps]
+        for when, mask in zip(("before", "after"), masks, strict=False):
+            counts = OverlapCounts.of_masks(mask, masks[-1])
+            row[when] = counts.num_predicted
+            row[f"dice_{when}"] = None if reference is None or math.isnan(dice(counts)) else dice(counts)
+    return [row for row, _ in groups], int(np.count_nonzero(maps[0] != maps[1]))
 
 
 # The sliders: which parameters have one, and their ranges.
@@ -321,16 +290,17 @@ _OTHERS = {
 def describe_controls(parameters: CrfParameters, modalities: Sequence[str], labels: Sequence[str]) -> list[dict[str, Any]]:
     """Return a control for each number: key, place in a list or None, value, title, low, high, is_fine and unit."""
     names = {"weight": labels, "theta_beta": modalities, "theta_alpha": "xyz", "theta_gamma": "xyz"}
+    are_many = len(parameters.bilateral) > 1
+    shown: list[tuple[Any, ...]] = [
+        (kernel, f"bilateral.{index}.{entry}" if are_many else f"bilateral.{entry}", f"{title} {index + 1}" if are_many else title, *scale)
+        for index, kernel in enumerate(parameters.bilateral)
+        for entry, (title, *scale) in _KERNEL.items()
+    ]
+    shown += [(getattr(parameters, key.partition(".")[0]), key, *slider) for key, slider in _OTHERS.items()]
     controls = []
-    sections: dict[str, Any] = {"spatial": parameters.spatial, "volume": parameters.volume, "mean_field": parameters.mean_field}
-    shown = dict(_OTHERS)
-    for index, kernel in reversed(list(enumerate(parameters.bilateral))):
-        prefix, number = (f"bilateral.{index}", f" {index + 1}") if len(parameters.bilateral) > 1 else ("bilateral", "")
-        sections[prefix] = kernel
-        shown = {f"{prefix}.{entry}": (slider[0] + number, *slider[1:]) for entry, slider in _KERNEL.items()} | shown
-    for key, (title, low, high, is_fine, unit) in shown.items():
-        section, _, entry = key.rpartition(".")
-        value = getattr(sections[section], entry)
+    for section, key, title, low, high, is_fine, unit in shown:
+        entry = key.rpartition(".")[2]
+        value = getattr(section, entry)
         values = value if isinstance(value, tuple) else (value,)
         for place, number in enumerate(values if len(values) <= MAX_ENTRIES else ()):
             of_list = dict(enumerate(names.get(entry, ()))).get(place, place)

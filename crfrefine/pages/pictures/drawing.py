@@ -10,7 +10,7 @@ import importlib.util
 import io
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,17 +20,12 @@ if TYPE_CHECKING:
 
     from crfrefine.base.array_types import Array, Bool
 
-Anchor = Literal["la", "ma", "ra", "lm", "mm", "rm", "md"]
-
 # Okabe & Ito 2008: distinguishable with every common color vision deficiency, and on gray.
 LABEL_COLORS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2")
 """Colors of the labels 1 to 7; the next seven reuse them."""
 
 LINE_WIDTH = 2
 """Pixels of an outline, inside of its label, so that the outlines of neighbors lie side by side."""
-
-# Of the labels 1 to 7, 8 to 14 and 15 to 21, which share their colors: drawn pixels of a period, and the period.
-_DASHES = ((1, 1), (9, 13), (3, 6))
 
 _SPELLED = {"→": "to", "\u2212": "-"}
 """Signs in our texts, for a font that lacks them."""
@@ -65,37 +60,36 @@ def enlarge(plane: Array, size: tuple[int, int]) -> Array:
     return enlarged
 
 
-def resize_gray(plane: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Return gray values at another size: voxels stay visible where they are enlarged, and are averaged where they are made smaller."""
-    if size[0] >= plane.shape[1] and size[1] >= plane.shape[0]:
-        return enlarge(plane, size)
+def resize_gray(plane: NDArray[np.uint8], size: tuple[int, int], share: float = 1.0) -> NDArray[np.uint8]:
+    """Return the levels of a share of gray values from 0 to 255, at another size.
+
+    Voxels stay visible where they are enlarged, and are averaged where they are made smaller.
+    """
     from PIL import Image
 
-    return np.asarray(Image.fromarray(np.ascontiguousarray(plane)).resize(size, Image.Resampling.BOX))
+    gray = np.asarray(Image.fromarray(np.ascontiguousarray(plane)).resize(size, Image.Resampling.BOX))
+    levels: NDArray[np.uint8] = (gray * (share * WHITE / 255)).astype(np.uint8)
+    return levels
 
 
 def outline(labels: Array) -> Bool:
     """Return the pixels of the outlines of labels above 0, along the edges of their voxels; (rows, columns) in and out."""
-    rows, columns = labels.shape
-    padded = np.pad(labels, LINE_WIDTH)
+    (rows, columns), padded = labels.shape, np.pad(labels, LINE_WIDTH)
     border = np.zeros(labels.shape, bool)
-    for down in range(-LINE_WIDTH, LINE_WIDTH + 1):
-        for right in range(-LINE_WIDTH, LINE_WIDTH + 1):
-            if down or right:
-                first, left = LINE_WIDTH + down, LINE_WIDTH + right
-                border |= padded[first : first + rows, left : left + columns] != labels
-    border &= labels > 0
-    return border & is_dashed_on(labels)
+    for down, right in np.ndindex(2 * LINE_WIDTH + 1, 2 * LINE_WIDTH + 1):
+        border |= padded[down : down + rows, right : right + columns] != labels
+    return border & (labels > 0) & is_dashed_on(labels)
 
 
 def is_dashed_on(labels: Array) -> Bool:
-    """Return whether the dashes of each pixel's label are drawn there: labels with the same color differ in their dashes."""
-    if not labels.size or labels.max() <= len(LABEL_COLORS):
-        return np.ones(labels.shape, bool)
-    styles = (np.maximum(labels.astype(np.int64), 1) - 1) // len(LABEL_COLORS) % len(_DASHES)
-    drawn, period = np.array(_DASHES)[styles].transpose(2, 0, 1)
-    rows, columns = np.indices(labels.shape)
-    result: Bool = (rows + columns) % period < drawn
+    """Return whether the dashes of each pixel's label are drawn there: labels with the same color differ in their dashes.
+
+    Lines of the labels 1 to 7 have no gaps, those of 8 to 14 are drawn to one half, and those of 15 to 21
+    to one third.
+    """
+    rows, columns = np.ogrid[: labels.shape[0], : labels.shape[1]]
+    period = 1 + np.maximum(labels.astype(np.int64) - 1, 0) // len(LABEL_COLORS) % 3
+    result: Bool = (rows + columns) // 4 % period == 0
     return result
 
 
@@ -105,7 +99,6 @@ class Canvas:
     def __init__(self, size: tuple[int, int], background: int) -> None:
         from PIL import Image, ImageDraw
 
-        self._background = background
         self._picture: Image.Image = Image.new("L", size, background)
         self._draw = ImageDraw.Draw(self._picture)
 
@@ -122,35 +115,24 @@ class Canvas:
         size: int,
         level: int,
         *,
-        anchor: Anchor = "la",
+        anchor: str = "la",
         is_bold: bool = False,
         edge: int | None = None,
     ) -> None:
         """Write a line; `anchor` is Pillow's, `edge` the level of a thin edge around the letters."""
-        options: dict[str, Any] = {} if edge is None else {"stroke_width": 1, "stroke_fill": edge}
-        self._draw.text(place, drawable(text), fill=level, font=_font(size, is_bold), anchor=anchor, **options)
-
-    def upward_text(self, middle: tuple[float, float], text: str, size: int, level: int) -> None:
-        """Write a line from bottom to top around a middle."""
-        from PIL import Image, ImageDraw
-
-        font = _font(size, False)
-        length = round(font.getlength(drawable(text))) + 2
-        line = Image.new("L", (length, size + 8), self._background)
-        ImageDraw.Draw(line).text((length / 2, size / 2 + 4), drawable(text), fill=level, font=font, anchor="mm")
-        turned = line.transpose(Image.Transpose.ROTATE_90)
-        self._picture.paste(turned, (round(middle[0] - turned.width / 2), round(middle[1] - turned.height / 2)))
+        font, width = _font(size, is_bold), 0 if edge is None else 1
+        self._draw.text(place, drawable(text), fill=level, font=font, anchor=anchor, stroke_width=width, stroke_fill=edge)
 
     def sides(self, letters: str, corner: tuple[int, int], extent: tuple[int, int], size: int, level: int, edge: int) -> None:
-        """Write the letters of the sides at the left, right, bottom and top of a panel."""
+        """Write letters at the left, right, bottom and top of a panel; an empty text writes none."""
         (left, top), (across, down) = corner, extent
-        places: tuple[tuple[float, float, Anchor], ...] = (
+        places: tuple[tuple[float, float, str], ...] = (
             (left + 5, top + down / 2, "lm"),
             (left + across - 5, top + down / 2, "rm"),
             (left + across / 2, top + down - 4, "md"),
             (left + across / 2, top + 4, "ma"),
         )
-        for letter, (x, y, anchor) in zip(letters, places, strict=True):
+        for letter, (x, y, anchor) in zip(letters, places, strict=False):
             self.text((x, y), letter, size, level, anchor=anchor, edge=edge)
 
     def frame(self, box: tuple[int, int, int, int], level: int) -> None:
@@ -159,14 +141,11 @@ class Canvas:
 
     def png(self) -> bytes:
         """Return the picture as PNG; the same picture gives the same bytes."""
-        grays = [round(level * 255 / WHITE) for level in range(WHITE + 1)]
-        palette = [part for gray in grays for part in (gray, gray, gray)]
-        for color in LABEL_COLORS:
-            palette += [int(color[start : start + 2], 16) for start in (1, 3, 5)]
-        picture = self._picture.copy()
-        picture.putpalette(palette)
+        palette = [round(level * 255 / WHITE) for level in range(WHITE + 1) for _ in "RGB"]
+        palette += bytes.fromhex("".join(LABEL_COLORS).replace("#", ""))
+        self._picture.putpalette(palette)
         buffer = io.BytesIO()
-        picture.save(buffer, format="PNG", compress_level=4)  # higher levels take twice the time for a tenth less
+        self._picture.save(buffer, format="PNG", compress_level=4)  # higher levels take twice the time for a tenth less
         return buffer.getvalue()
 
 
@@ -191,27 +170,20 @@ def cut_off(text: str, size: int, width: float, *, is_bold: bool = False) -> str
     """Return as much of a line as fits in a width in pixels, with an ellipsis for the rest."""
     if text_width(text, size, is_bold=is_bold) <= width:
         return text
-    low, high = 0, len(text)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if text_width(f"{text[:middle]}…", size, is_bold=is_bold) <= width else (low, middle - 1)
-    return f"{text[:low]}…"
+    while text and text_width(f"{text}…", size, is_bold=is_bold) > width:
+        text = text[:-1]
+    return f"{text}…"
 
 
 def drawable(text: str) -> str:
     """Replace characters that the font lacks with a word or a question mark; they would be drawn as boxes."""
-    text = text.replace("\u00a0", " ")
-    return (
-        text if text.isascii() and text.isprintable() else "".join(letter if _has(letter) else _SPELLED.get(letter, "?") for letter in text)
-    )
+    return "".join(letter if _has(letter) else _SPELLED.get(letter, "?") for letter in text.replace("\u00a0", " "))
 
 
 @lru_cache(maxsize=4096)
 def _has(letter: str) -> bool:
-    if not letter.isprintable():
-        return False
     font = _font(12, False)
-    return letter.isspace() or bytes(font.getmask(letter)) != bytes(font.getmask("\uffff"))
+    return letter.isprintable() and (letter == " " or bytes(font.getmask(letter)) != bytes(font.getmask("\uffff")))
 
 
 @lru_cache(maxsize=32)

@@ -17,21 +17,18 @@ from crfrefine.base.geometry import orientation_codes
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import NDArray
-
     from crfrefine.base.array_types import Array, Bool, Float64
 
 SIDES = ("RL", "PA", "IS")
 """Letters at the low and the high end of each axis of an upright volume."""
 
-
-PLANES = (("axial", 0, 1), ("coronal", 0, 2), ("sagittal", 1, 2))
-"""Name, axis across the picture and axis up the picture, of an upright volume."""
+PLANES = (("axial", 0, 1, 2), ("coronal", 0, 2, 1), ("sagittal", 1, 2, 0))
+"""Name and axes of each plane of an upright volume: across the picture, up the picture, and through it."""
 
 
 def planes_of(grid: Sequence[int]) -> list[int]:
     """Return the numbers of the planes that are more than a line, as with a single slice; of a 2-D grid, or without one, the first."""
-    return [number for number, (_, *axes) in enumerate(PLANES) if len(grid) == 3 and not any(grid[axis] == 1 for axis in axes)] or [0]
+    return [number for number, (_, across, up, _) in enumerate(PLANES) if len(grid) == 3 and grid[across] > 1 and grid[up] > 1] or [0]
 
 
 @dataclass(frozen=True)
@@ -54,6 +51,14 @@ class Upright:
         axis_order = tuple(next(axis for axis in range(3) if codes[axis] in pair) for pair in ("LR", "PA", "IS"))
         flips = (codes[axis_order[0]] == "R", codes[axis_order[1]] == "P", codes[axis_order[2]] == "I")
         return cls(axis_order, flips, SIDES)
+
+    def describe(self, plane: int) -> tuple[str, str]:
+        """Return the name of a plane of `PLANES`, and the letters at its left, right, bottom and top.
+
+        If the orientation is unknown, the name has the numbers of the axes, and there are no letters.
+        """
+        name, across, up, _ = PLANES[plane]
+        return (name, self.sides[across] + self.sides[up]) if self.sides else (f"axes {across + 1}, {up + 1}", "")
 
     def turn(self, array: Array) -> Array:
         """Return the array upright, a view; further axes stay in place."""
@@ -88,22 +93,27 @@ def choose_places(maps: Sequence[Array], changed: Bool, steps: Sequence[float]) 
     structure = find_structure(maps)
     if structure is None:
         return Places(peak or tuple(size // 2 for size in changed.shape))
-    point = tuple(_best_plane(_sums(structure, axis), _sums(changed, axis)) for axis in range(changed.ndim))
-    if peak is None or changed.ndim < 3:
+    point = tuple(_best_plane(structure, changed, axis) for axis in range(changed.ndim))
+    if peak is None or changed.ndim != 3:
         return Places(point)
-    shown = [axis for axis in range(3) if all(changed.shape[other] > 1 for other in range(3) if other != axis)] or [2]
-    if any(abs(peak[axis] - point[axis]) * steps[axis] <= CHANGE_WINDOW_MM / 2 for axis in shown):
+    shown = planes_of(changed.shape)
+    if any(abs(peak[axis] - point[axis]) * steps[axis] <= CHANGE_WINDOW_MM / 2 for *_, axis in map(PLANES.__getitem__, shown)):
         return Places(point)
-    return Places(point, peak, _plane_of_change(changed, peak, steps, shown))
+    reach = [round(CHANGE_WINDOW_MM / 2 / step) for step in steps]
+    around = [slice(max(0, place - most), place + most + 1) for place, most in zip(peak, reach, strict=True)]
+
+    def count_changes(plane: int) -> int:
+        cut = tuple(peak[axis] if axis == PLANES[plane][-1] else around[axis] for axis in range(3))
+        return int(np.count_nonzero(changed[cut]))
+
+    return Places(point, peak, max(shown, key=count_changes))
 
 
 def find_structure(maps: Sequence[Array]) -> Bool | None:
     """Return the largest connected part of the foreground of most maps, (*grid); None without any foreground."""
     from scipy.ndimage import label
 
-    votes = np.zeros(maps[0].shape, np.uint8)
-    for labels in maps:
-        votes += labels > 0
+    votes = np.add.reduce([labels > 0 for labels in maps], dtype=np.uint8)
     box = bounding_box(votes > 0)
     if box is None:
         return None
@@ -131,40 +141,22 @@ def find_largest_change(changed: Bool, steps: Sequence[float]) -> tuple[int, ...
     return tuple(int(index) + part.start for index, part in zip(found, box, strict=True))
 
 
-def _sums(values: Array, axis: int) -> NDArray[np.int64]:
-    sums: NDArray[np.int64] = values.sum(axis=tuple(other for other in range(values.ndim) if other != axis), dtype=np.int64)
-    return sums
-
-
-def _best_plane(sections: NDArray[np.int64], changes: NDArray[np.int64]) -> int:
+def _best_plane(structure: Bool, changed: Bool, axis: int) -> int:
     """Return the place along an axis: of those with a large cross-section the one with the most changes, of equal ones the middle one."""
+    others = tuple(other for other in range(structure.ndim) if other != axis)
+    sections, changes = structure.sum(axis=others), changed.sum(axis=others)
     changes = np.where(sections >= _LARGE_SECTION * sections.max(), changes, -1)
     candidates = np.flatnonzero(changes == changes.max())
     largest = candidates[sections[candidates] == sections[candidates].max()]
     return int(largest[len(largest) // 2])
 
 
-def _plane_of_change(changed: Bool, peak: tuple[int, ...], steps: Sequence[float], axes: Sequence[int]) -> int:
-    """Return the number of the plane that holds the most changed voxels around the largest change."""
-    reach = [round(CHANGE_WINDOW_MM / 2 / step) for step in steps]
-    around = [slice(max(0, place - most), place + most + 1) for place, most in zip(peak, reach, strict=True)]
-
-    def count(plane: int) -> int:
-        through = 3 - PLANES[plane][1] - PLANES[plane][2]
-        cut = tuple(peak[axis] if axis == through else around[axis] for axis in range(3))
-        return int(np.count_nonzero(changed[cut]))
-
-    return max((plane for plane, (_, across, up) in enumerate(PLANES) if 3 - across - up in axes), key=count)
-
-
 def crop_around(foreground: Bool, steps: Sequence[float]) -> list[slice]:
     """Return slices around the foreground, (*grid), with a margin: small structures become visible. Without foreground: the whole grid."""
-    box = bounding_box(foreground)
-    if box is None:
-        return [slice(0, size) for size in foreground.shape]
-    extent = max(n * step for n, step in zip(foreground.shape, steps, strict=True))
-    slices = []
-    for occupied, size, step in zip(box, foreground.shape, steps, strict=True):
-        margin = int(np.ceil(0.12 * extent / step))
-        slices.append(slice(max(0, occupied.start - margin), min(size, occupied.stop + margin)))
-    return slices
+    box = bounding_box(foreground) or tuple(slice(0, size) for size in foreground.shape)
+    margin_mm = 0.12 * max(size * step for size, step in zip(foreground.shape, steps, strict=True))
+    margins = [int(np.ceil(margin_mm / step)) for step in steps]
+    return [
+        slice(max(0, part.start - margin), min(size, part.stop + margin))
+        for part, margin, size in zip(box, margins, foreground.shape, strict=True)
+    ]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,12 +19,119 @@ from crfrefine.io.atomic import write_small_file
 from crfrefine.metrics.registry import DICE, Metric, metric_named
 from crfrefine.pages.pictures.preview import draw_preview
 from crfrefine.pages.report.charts import draw_charts
-from crfrefine.pages.report.model import CaseImages, ReportInput, ShownCase
-from crfrefine.statistics.comparison import SummaryRow, describe_families, format_p
-from crfrefine.statistics.verdict import ENDPOINT
+from crfrefine.statistics.comparison import MEAN, ResultTable, SummaryRow, describe_families, format_p
+from crfrefine.statistics.verdict import ENDPOINT, Verdict
 
-__all__ = ["CaseImages", "ReportInput", "write_report"]
+if TYPE_CHECKING:
+    from crfrefine.base.array_types import Array, Float32, Float64
+
 Progress = Callable[[str, int, int], None]
+
+
+# The contents: numbers computed elsewhere, the volumes of the few cases that are shown, and the selection from both.
+
+
+@dataclass(frozen=True)
+class CaseImages:
+    """The volumes of one case, all on one grid, as stored."""
+
+    image: Float32 | None  # (M, x, y, z) any intensity; None if there are no images.
+    reference: Array  # (x, y, z) labels of the reference, 0 is background.
+    before: Array | None  # (x, y, z) labels of the baseline; None without a baseline.
+    after: Array  # (x, y, z) labels of the judged method.
+    affine: Float64  # (4, 4) voxel to world RAS+ mm.
+    modality_names: tuple[str, ...] = ()  # One per modality; default: they are numbered.
+
+
+@dataclass(frozen=True)
+class ShownCase:
+    """A case with a picture on the page."""
+
+    case: str
+    place: str  # "lowest", "median" or "highest", by the difference in Dice, or by Dice without a baseline.
+    values: Float64  # Its Dice with the baseline, if there is one, and with the judged method.
+
+
+@dataclass(frozen=True)
+class ReportInput:
+    """The contents of a report."""
+
+    title: str  # Heading of the report.
+    table: ResultTable  # The measurements: cases, regions, metrics and methods.
+    method: str  # The judged method.
+    baseline: str | None  # The method it is compared with; None: the report shows only the judged method.
+    summary: Sequence[SummaryRow]  # One row per method, region and metric.
+    verdict: Verdict | None  # Shown first; None without a baseline.
+    region_labels: Mapping[str, tuple[int, ...]]  # The labels of each region.
+    region_titles: Mapping[str, str]  # Displayed name of each region; default: its name.
+    failures: Sequence[tuple[str, str]]  # Cases that could not be evaluated, with the reason.
+    settings: Mapping[str, str]  # Shown at the end, such as folders, tolerance, version, date and command line.
+    mean_regions: Sequence[str]  # The regions that the mean over regions covers.
+    load_case: Callable[[str], CaseImages]  # Reads the volumes of one case; called only for the cases that are shown.
+    left_out: str = ""  # One line about the incomplete cases that are left out; empty without any.
+
+    @property
+    def compared(self) -> list[str]:
+        """The baseline, if there is one, and the judged method."""
+        return [self.method] if self.baseline is None else [self.baseline, self.method]
+
+    def region_title(self, region: str) -> str:
+        """Return the displayed name of a region."""
+        return "mean over regions" if region == MEAN else self.region_titles.get(region, region)
+
+    def regions_of(self, metric: str) -> tuple[str, ...]:
+        """Return the regions with a value of a metric: first the mean over regions, or the only judged region."""
+        if metric not in self.table.metrics:
+            return ()
+        table, means = self.table, self.mean_regions
+        measured = [r for r in table.regions if any(not np.isnan(table.values(method, r, metric)).all() for method in self.compared)]
+        if len(means) == 1:
+            return tuple(sorted(measured, key=lambda region: region not in means))
+        return (*((MEAN,) if set(means) & set(measured) else ()), *measured)
+
+    def is_unsigned(self, metric: str) -> bool:
+        """Return whether values of a metric are compared without their sign."""
+        return self.baseline is not None and metric_named(metric).better == "nearer_zero"
+
+    def values(self, methods: Sequence[str], region: str, metric: str) -> Float64:
+        """Return (methods, cases) values as compared; means over regions are over those that all methods have."""
+        table = self.table
+        if self.is_unsigned(metric):
+            table = ResultTable(replace(line, value=abs(line.value)) for line in table if line.metric == metric)
+        if region == MEAN:
+            return table.means(metric, methods, [name for name in self.mean_regions if name in table.regions])
+        return np.array([table.values(method, region, metric) for method in methods])
+
+    def pairs(self, region: str) -> tuple[tuple[str, ...], Float64]:
+        """Return (n) cases and (methods, n) Dice of the baseline, if there is one, and the judged method: cases that all have."""
+        values = self.values(self.compared, region, ENDPOINT)
+        kept = np.flatnonzero(~np.isnan(values).any(axis=0))
+        return tuple(self.table.cases[index] for index in kept), values[:, kept]
+
+    def shown_cases(self, num_each: int) -> list[ShownCase]:
+        """Return the cases with the lowest, median and highest difference in Dice, or Dice without a baseline; each once."""
+        regions = self.regions_of(ENDPOINT)
+        if not regions:
+            return []
+        cases, values = self.pairs(regions[0])
+        order = np.argsort(values[-1] if self.baseline is None else values[-1] - values[0], kind="stable").tolist()
+        each = min(num_each, -(-len(order) // 3))
+        middle = order[each:-each]
+        first = max(0, (len(middle) - each) // 2)
+        groups = {"lowest": order[:each], "median": middle[first : first + each], "highest": order[each:][: -each - 1 : -1]}
+        return [ShownCase(cases[index], place, values[:, index]) for place, indices in groups.items() for index in indices]
+
+    def undefined_counts(self) -> Iterator[tuple[str, str, int, int]]:
+        """Yield region, method, its number of cases without a Dice (if any) and its number of cases."""
+        for region in self.regions_of(ENDPOINT):
+            for method in self.table.methods if region != MEAN else ():
+                there = ~np.isin(self.table.cases, self.table.missing_cases(method))
+                missing = int((np.isnan(self.table.values(method, region, ENDPOINT)) & there).sum())
+                if missing:
+                    yield self.region_title(region), method, missing, int(there.sum())
+
+
+# The page.
 
 
 def write_report(path: Path, report: ReportInput, *, num_shown: int = 3, progress: Progress = lambda *_: None) -> str:
@@ -40,17 +149,18 @@ def write_report(path: Path, report: ReportInput, *, num_shown: int = 3, progres
     for number, shown in enumerate(chosen):
         progress(shown.case, number, len(chosen))
         try:
-            pictures.append((shown, _preview(report, shown, report.load_case(shown.case)), ""))
+            pictures.append((shown, _preview(report, shown), ""))
         except CrfRefineError as error:
             pictures.append((shown, b"", str(error)))
     write_small_file(path, _render(report, charts, problem, pictures).encode("utf-8", "backslashreplace"))
     return problem
 
 
-def _preview(report: ReportInput, shown: ShownCase, images: CaseImages) -> bytes:
+def _preview(report: ReportInput, shown: ShownCase) -> bytes:
     """Draw a case; without a baseline, its errors."""
+    images = report.load_case(shown.case)
     text = " to ".join(map(DICE.value_text, shown.values.tolist()))
-    if images.before is not None:
+    if report.baseline is not None:
         text += f" ({DICE.difference_text(shown.values[1] - shown.values[0])} {DICE.difference_unit})"
     return draw_preview(
         images.image,
@@ -60,7 +170,7 @@ def _preview(report: ReportInput, shown: ShownCase, images: CaseImages) -> bytes
         affine=images.affine,
         title=printable(shown.case),
         subtitle=f"{DICE.title} {_typeset(text)}",
-        label_names=report.label_titles,
+        label_names={labels[0]: report.region_title(region) for region, labels in report.region_labels.items() if len(labels) == 1},
         modality_names=images.modality_names,
         before_name=report.baseline or "reference",
         after_name=report.method,

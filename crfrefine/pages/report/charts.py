@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from crfrefine.base.array_types import Float64
-    from crfrefine.pages.report.model import ReportInput
+    from crfrefine.pages.report import ReportInput
 
 MAX_REGIONS = 20  # In the chart of differences.
 # Color, mark and line of better, equal and worse cases.
@@ -41,15 +41,15 @@ def draw_charts(report: ReportInput) -> list[tuple[str, bytes]]:
     if not regions:
         return []
     values = report.pairs(regions[0])[1]
-    of_regions = "Each region" if len(regions) <= MAX_REGIONS else f"The first {MAX_REGIONS} of {len(regions)} regions"
-    plots = {of_regions: partial(_draw_regions, report=report, regions=regions[:MAX_REGIONS])}
+    last = "Each region" if len(regions) <= MAX_REGIONS else f"The first {MAX_REGIONS} of {len(regions)} regions"
+    plots = {last: partial(_draw_regions, report=report, regions=regions[:MAX_REGIONS])}
     if report.baseline is not None:
         paired = partial(_draw_pairs, values=values, methods=report.compared)
         plots = {"Before and after": paired, "Agreement (Bland-Altman)": partial(_draw_agreement, values=values)} | plots
     charts = []
     with mpl.rc_context({"text.parse_math": False, "font.size": 9}):
         for title, plot in plots.items():
-            height = 3.4 if title != of_regions else max(3.4, 0.8 + 0.4 * min(len(regions), MAX_REGIONS))
+            height = max(3.4, 0.8 + 0.4 * min(len(regions), MAX_REGIONS)) if title == last else 3.4
             figure = Figure(figsize=(4.6, height), dpi=150, layout="constrained")
             axes = figure.add_subplot()
             axes.spines[["top", "right"]].set_visible(False)
@@ -86,23 +86,22 @@ def _draw_agreement(axes: Axes, values: Float64) -> None:
 def _draw_regions(axes: Axes, report: ReportInput, regions: list[str]) -> None:
     """Draw a row of marks per region, with the mean and its interval as in the summary."""
     comparisons = {row.region: row.comparison for row in report.summary if (row.method, row.metric) == (report.method, ENDPOINT)}
-    factor = 1.0 if report.baseline is None else DICE.difference_factor
+    is_paired = report.baseline is not None
+    factor = DICE.difference_factor if is_paired else 1.0
     for row, region in enumerate(regions):
         values = report.pairs(region)[1]
-        shown, gains = values[0], np.zeros(values.shape[1])
-        if report.baseline is not None:
-            shown, gains = values[1] - values[0], _gains(values[1] - values[0])
+        shown = values[1] - values[0] if is_paired else values[0]
         spread = 0.55 * (np.arange(len(shown)) * 0.618 % 1 - 0.5)  # The golden section puts neighbors far apart.
-        _add_marks(axes, factor * shown, np.asarray(row + spread, np.float64), gains)
+        _add_marks(axes, factor * shown, np.asarray(row + spread, np.float64), _gains(shown) if is_paired else 0 * shown)
         comparison = comparisons.get(region)
         interval = bootstrap_interval(shown) if comparison is None else comparison.interval
-        axes.plot([factor * end for end in interval], [row, row], color="black", linewidth=2)
+        axes.plot(factor * np.array(interval), [row, row], color="black", linewidth=2)
         axes.plot([factor * shown.mean()], [row], color="black", marker="D", markersize=6)
-    if report.baseline is not None:
+    if is_paired:
         axes.axvline(0, **_ZERO)
     axes.set_yticks(range(len(regions)), [_short(report.region_title(region)) for region in regions])
     axes.set_ylim(len(regions) - 0.5, -0.5)
-    axes.set_xlabel(DICE.title if report.baseline is None else f"difference in {DICE.title} ({DICE.difference_unit})")
+    axes.set_xlabel(f"difference in {DICE.title} ({DICE.difference_unit})" if is_paired else DICE.title)
 
 
 def _add_marks(axes: Axes, x: Float64, y: Float64, gains: Float64) -> None:
