@@ -1,7 +1,6 @@
 """`crfrefine demo`: writes a phantom in nnU-Net's naming, refines it, and tells what that did."""
 
 import nibabel as nib
-import numpy as np
 import pytest
 from cli_helpers import files_in, load_nifti, run_here, run_process
 
@@ -39,9 +38,7 @@ def test_table_has_the_dice_of_what_was_written(made):
         assert float(rows[label][2]) > float(rows[label][1])
         assert int(rows[label][5]) < int(rows[label][4])
     assert str(folder / "refined" / "phantom.nii.gz") in result.stdout
-    assert str(folder / "refined" / "phantom_preview.png") in result.stdout
     assert "not evidence" in result.stdout
-    assert nib.load(folder / "refined" / "phantom.nii.gz").get_data_dtype() == np.uint8
 
 
 def test_the_seed_decides_the_bytes(made, tmp_path):
