@@ -24,20 +24,13 @@ def folders(tmp_path):
     return folders
 
 
-OPTIONS = ("--save-probabilities", "--save-logits", "--set", "mean_field.num_iterations=1", *FAST)
-
-
 def start(folders, *options):
-    """Start a run that ignores no signal, even if the tests do, as under `nohup` or in the background of a script."""
-    arguments = command("infer", *folders.arguments, *OPTIONS, *options)
-    ignored = [number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_IGN]
-    for number in ignored:
-        signal.signal(number, signal.SIG_DFL)
-    try:
-        return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    finally:
-        for number in ignored:
-            signal.signal(number, signal.SIG_IGN)
+    return subprocess.Popen(
+        command("infer", *folders.arguments, *OPTIONS, *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+OPTIONS = ("--save-probabilities", "--save-logits", "--set", "mean_field.num_iterations=1", *FAST)
 
 
 def is_writing(folders):
@@ -68,7 +61,7 @@ import crfrefine.cli.main
 import crfrefine.runs.infer.run
 
 number = int(sys.argv.pop())
-if signal.getsignal(number) is signal.SIG_IGN:
+if signal.getsignal(number) is signal.SIG_IGN:  # as under `nohup`
     signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 crfrefine.runs.infer.run.run_inference = lambda *_: os.kill(os.getpid(), number)
 crfrefine.cli.main.main()
@@ -103,18 +96,6 @@ def test_a_polite_signal_ends_the_run_in_one_line(folders):
     assert record["interrupted"]
     assert record["num_done"] == len(list(folders.output.glob("case?.nii.gz"))) < NUM_CASES
     assert_continue_does_the_rest(folders)
-
-
-@pytest.mark.long
-def test_a_closed_terminal_does_not_end_a_run_under_nohup(folders):
-    with subprocess.Popen(
-        ["nohup", *command("infer", *folders.arguments, *OPTIONS)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
-        wait_for(lambda: is_writing(folders), process)
-        process.send_signal(signal.SIGHUP)
-        process.communicate(timeout=120)
-    assert process.returncode == 0
-    assert_all_there_are_whole(folders)
 
 
 @pytest.mark.long

@@ -111,15 +111,6 @@ def test_a_case_with_other_channels_fails_and_the_others_go_on(tmp_path):
     assert files_in(folders.output) == ["a.nii.gz", "c.nii.gz"], "c has one channel per label: one softmax"
 
 
-def test_info_names_regions(tmp_path):
-    folders, _ = write_regions(tmp_path, "a")
-    (tmp_path / "dataset.json").write_text(json.dumps(BRATS))
-    assert ", 3 regions" in run_here("info", tmp_path).stdout
-    (folders.logits / "dataset.json").write_text(json.dumps({**BRATS, "regions_class_order": [1]}))
-    told = run_here("info", tmp_path)
-    assert "the class order has 1 labels for 3 regions" in told.stdout + told.stderr
-
-
 def test_convert_puts_the_label_map_together(tmp_path):
     folders, log_odds = write_regions(tmp_path, "a")
     channels = folders.logits / "a.nii.gz"
