@@ -11,7 +11,6 @@ from crfrefine import CrfParameters, refine
 
 torch = pytest.importorskip("torch", reason="the examples train with PyTorch")
 
-from crfrefine.errors import InputError  # noqa: E402
 
 pytestmark = pytest.mark.long
 
@@ -35,8 +34,7 @@ def test_the_quick_run_compares_three_trainings_and_goes_on_where_it_stopped(exa
     assert len(table.cases) == 6
     first = capsys.readouterr().out
     assert first.count("step 6 of 6") == 6
-    for text in ("mean Dice of 6 cases", "p (Holm)", "scribbles + crf_loss against scribbles, mean"):
-        assert text in first
+    assert "scribbles + crf_loss against scribbles, mean" in first
     file = tmp_path / "fold_2" / "scribbles_+_crf_loss.json"
     before = file.read_bytes()
     file.unlink()
@@ -46,8 +44,6 @@ def test_the_quick_run_compares_three_trainings_and_goes_on_where_it_stopped(exa
     assert second.count("step 6 of 6") == 1
     assert file.read_bytes() == before
     assert list(again) == list(table)
-    with pytest.raises(InputError, match="made with other settings or cases; remove it"):
-        module.main(["--quick", "--steps", "7", "--output", str(tmp_path)])
 
 
 @pytest.fixture
@@ -70,23 +66,6 @@ def values_of(module):
 
 class StopHereError(Exception):
     pass
-
-
-def test_each_phase_trains_what_it_says(recipe):
-    volumes = [recipe.make_volume(seed) for seed in range(2)]
-    model = make_model(recipe)
-    for phase in recipe.PHASES:
-        before = values_of(model.network), values_of(model.crf)
-        optimizer = recipe.prepare(model, phase)
-        recipe.train_epoch(model, volumes, SPACING, optimizer, recipe.make_scaler(model, None))
-        for values, module, rate in zip(before, (model.network, model.crf), (phase.network_rate, phase.crf_rate), strict=True):
-            moved = [name for name, value in module.state_dict().items() if not torch.equal(value, values[name])]
-            assert bool(moved) == (rate > 0), phase.name
-            # What is frozen costs no backward pass, and its dropout and batch statistics rest.
-            assert {parameter.requires_grad for parameter in module.parameters()} == {rate > 0}, phase.name
-        assert model.network.training == (phase.network_rate > 0)
-    # Bandwidths too, in the last phases.
-    assert model.crf.theta_alpha.item() != recipe.START.bilateral[0].theta_alpha
 
 
 class Shuffled:
