@@ -101,7 +101,7 @@ $(VENV)/train.stamp: $(PACKAGE) | $(VENV)/tools.stamp
 	@$(INSTALL) -c constraints.txt "$$(ls dist/*.whl)[train]"
 	@touch $@
 
-# A browser for the tests of pages: one that is there, else Debian's where this machine may install it, else those tests are skipped.
+# A browser for the test of the page of tune: one that is there, else Debian's where this machine may install it, else the test is skipped.
 browser:
 	@sh tests/helpers/find_browser.sh
 

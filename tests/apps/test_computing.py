@@ -84,25 +84,7 @@ def test_intensities_of_a_box_are_on_the_scale_of_the_whole_case(large, mask, no
     assert np.count_nonzero(found != scaled(cropped.astype(np.float64))) > 100
 
 
-def test_a_box_outside_of_the_mask_or_without_logits_has_no_result(large):
-    parameters = chosen(**{"intensity.mask": "nonzero"})
-    box = (slice(0, 3), slice(0, 4), slice(0, 5))
-    assert not large.nonzero[box].any()
-    assert CaseRefiner(large, 1).refine_box(parameters, box) is None
-    flat = dataclasses.replace(large, network=np.zeros_like(large.logits))
-    assert CaseRefiner(flat, 1).refine_box(chosen(), box) is None
-
-
-def save_plane(path, values):
-    """Write a 2-D image, (x, y) or (x, y, label), with unequal spacings."""
-    import SimpleITK
-
-    image = SimpleITK.GetImageFromArray(np.ascontiguousarray(np.swapaxes(values, 0, 1)), isVector=values.ndim == 3)
-    image.SetSpacing((1.0, 1.25))
-    SimpleITK.WriteImage(image, str(path))
-
-
-@pytest.mark.parametrize("kind", ["masks", "labels", "two-dimensional", "regions"])
+@pytest.mark.parametrize("kind", ["masks", "labels", "regions"])
 def test_the_whole_case_is_what_infer_writes(tmp_path, kind):
     folders, _ = write_labeled(tmp_path, "a")
     options = options_for(folders)
@@ -112,12 +94,6 @@ def test_the_whole_case_is_what_infer_writes(tmp_path, kind):
     if kind == "labels":
         save_nifti(folders.logits / "a.nii.gz", logits.argmax(axis=-1).astype(np.uint8))
         more += ["--input-type", "labels"]
-    elif kind == "two-dimensional":
-        for path in sorted(folders.images.iterdir()):
-            save_plane(path.with_name(path.name.replace(".nii.gz", ".mha")), load_nifti(path)[:, :, 5].astype(np.float32))
-            path.unlink()
-        save_plane(folders.logits / "a.mha", logits[:, :, 5])
-        (folders.logits / "a.nii.gz").unlink()
     inputs = dataclasses.replace(options.inputs, parameters=parameters, input_type="labels" if kind == "labels" else "auto")
     if kind == "regions":
         from crfrefine.cli.options import parse_scheme

@@ -41,21 +41,6 @@ def test_a_trained_network_of_nnunet_brings_its_references_and_predictions_have_
     predictions = write_predictions(tree)
     assert not opened(given(nnunet=predictions)).describe()["has_reference"]
     assert opened(dataclasses.replace(given(nnunet=predictions), labels=tree.raw / "labelsTr")).describe()["has_reference"]
-    as_folders = given(images=(tree.raw / "imagesTr",), logits=(predictions,))
-    session = opened(dataclasses.replace(as_folders, labels=tree.raw / "labelsTr", first="case1"))
-    assert session.describe()["case"] == "case1"
-    assert all(row["dice_after"] is not None for row in whole_result(session)["labels"])
-
-
-def test_a_manifest_names_cases(opened, tmp_path):
-    folders, labels = write_labeled(tmp_path, "a", "b")
-    lines = [
-        f"{name},{folders.images / name}_0000.nii.gz;{folders.images / name}_0001.nii.gz,{folders.logits / name}.nii.gz" for name in "ab"
-    ]
-    (tmp_path / "cases.csv").write_text("\n".join(["case,images,logits", *lines]) + "\n")
-    session = opened(dataclasses.replace(given(manifest=tmp_path / "cases.csv"), labels=labels, first="b"))
-    assert session.describe()["case"] == "b"
-    assert session.describe()["has_reference"]
 
 
 def test_labels_count_together_in_regions(opened, tmp_path):

@@ -57,14 +57,8 @@ def test_a_state_that_is_not_allowed_changes_nothing_and_the_next_one_goes_on(se
         with pytest.raises(InputError, match="no such plane"):
             session.plane(replace(VIEW, **changes))
     assert session.refine(1001, "", {}, PLACE, is_whole=True)["result"]["num_iterations"] > 0
-
-
-def test_a_preset_is_the_base_of_the_changes(session):
-    assert CrfParameters.from_toml(session.refine(2000, "default", {}, PLACE, is_whole=True)["toml"]) == CrfParameters.load("default")
-    changed = session.refine(2001, "default", {"bilateral.weight": 3.0, "mean_field.num_iterations": 7}, PLACE, is_whole=True)
-    assert CrfParameters.from_toml(changed["toml"]) == CrfParameters.load("default").replace(
-        **{"bilateral.weight": 3.0, "mean_field.num_iterations": 7}
-    )
+    changed = session.refine(2001, "default", {"bilateral.weight": 3.0}, PLACE, is_whole=True)
+    assert CrfParameters.from_toml(changed["toml"]) == CrfParameters.load("default").replace(**{"bilateral.weight": 3.0})
 
 
 def test_without_an_output_nothing_is_saved_and_references_of_some_cases_are_enough(folders, tmp_path):
@@ -79,20 +73,14 @@ def test_without_an_output_nothing_is_saved_and_references_of_some_cases_are_eno
         assert session.describe()["case"] == "second"
 
 
-def test_controls_have_plain_names_and_units_and_lists_one_per_entry(folders):
+def test_controls_have_units_and_lists_one_per_entry(folders):
     for changes, units in (({}, ["mm", "normalized", "mm"]), ({"mean_field.positions": "voxels"}, ["voxels", "normalized", "voxels"])):
         with open_session(options_for(folders[0], **changes, **{"bilateral.theta_beta": [0.1, 0.2]})) as session:
             described = session.describe()["controls"]
         controls = {control["key"]: control for control in described}
-        bandwidths = [controls[key] for key in ("bilateral.theta_alpha", "bilateral.theta_beta", "spatial.theta_gamma")]
-        titles = [control["title"].split(" (")[0] for control in bandwidths]
-        assert titles == ["neighborhood", "intensity difference", "smoothness neighborhood"]
-        assert [control["unit"] for control in bandwidths] == units
-        lists = [(one["place"], one["value"]) for one in described if one["key"] == "bilateral.theta_beta"]
+        assert [controls[key]["unit"] for key in ("bilateral.theta_alpha", "bilateral.theta_beta", "spatial.theta_gamma")] == units
+        lists = [(control["place"], control["value"]) for control in described if control["key"] == "bilateral.theta_beta"]
         assert lists == [(0, (0.1, 0.2)), (1, (0.1, 0.2))]
-        for control in described:
-            value = control["value"][control["place"]] if control["place"] is not None else control["value"]
-            assert control["low"] <= value <= control["high"]
 
 
 def test_planes_are_upright_and_refined_labels_stay_in_their_box(tmp_path):

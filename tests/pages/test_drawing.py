@@ -55,17 +55,3 @@ def test_text_is_broken_and_cut_off_where_it_does_not_fit():
     assert lines[-1].endswith("x…")
     assert drawing.wrap("", 14, 90) == []
     assert drawing.cut_off("short", 14, 90) == "short"
-
-
-def test_characters_without_a_picture_become_question_marks_and_without_matplotlibs_font_there_is_another(monkeypatch):
-    for text, drawn in (("Fuß → β, Ж", "Fuß → β, Ж"), ("코드 ☃", "?? ☃"), ("a\nb\x07", "a?b?"), ("1\u00a0ml", "1 ml")):
-        assert drawing.drawable(text) == drawn
-    monkeypatch.setattr(drawing.importlib.util, "find_spec", lambda name: None)
-    drawing._font.cache_clear()
-    drawing._has.cache_clear()
-    try:
-        assert drawing.text_width("image", 15) > 20
-        assert drawing.drawable("a → β, \u2212160") == "a to ?, -160"
-    finally:
-        drawing._font.cache_clear()
-        drawing._has.cache_clear()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from crfrefine.pages.pictures.planes import PLANES, choose_places, find_largest_change, find_structure
+from crfrefine.pages.pictures.planes import PLANES, choose_places, find_largest_change
 
 GRID_SHAPE = (60, 44, 18)
 STEPS = (1.0, 1.5, 4.0)
@@ -46,27 +46,6 @@ def test_many_false_islands_of_one_map_do_not_move_the_planes(pyramid):
     assert before[places.change] != pyramid[places.change]
     assert places.change[2] in (1, 2)
     assert PLANES[places.change_plane][0] == "axial", "where most of it lies"
-
-
-def test_structure_is_the_largest_part_that_most_maps_share():
-    one, two, three = (np.zeros(GRID_SHAPE, np.uint8) for _ in range(3))
-    one[3:20, 3:20, 3:8] = 1
-    one[40:44, 30:34, 10:12] = 1
-    two[40:45, 30:34, 10:12] = 2
-    three[41:50, 30:34, 10:12] = 1
-    three[41, 34, 12] = 1  # touches with an edge alone
-    expected = np.zeros(GRID_SHAPE, bool)
-    expected[41:44, 30:34, 10:12] = True
-    np.testing.assert_array_equal(find_structure([one, two, three]), expected)
-    assert find_structure([one * 0]) is None
-
-
-def test_without_labels_planes_go_through_the_change_or_the_middle():
-    nothing = np.zeros(GRID_SHAPE, np.uint8)
-    assert choose_places([nothing], nothing > 0, STEPS).structure == (30, 22, 9)
-    changed = nothing > 0
-    changed[7, 8, 9] = True
-    assert choose_places([nothing], changed, STEPS).structure == (7, 8, 9)
 
 
 def test_a_change_beside_a_plane_needs_no_other_one(pyramid):

@@ -93,17 +93,6 @@ def test_a_reference_has_a_panel_of_its_own_and_is_part_of_the_structure(case):
     assert draw_preview(None, before, after, SPACING, **names) != draw_preview(None, before, after, SPACING, shows_errors=True, **names)
 
 
-def test_long_names_fit_into_the_picture(case):
-    image, before, after = case
-    many = (np.indices(GRID_SHAPE)[0] // 3).astype(np.uint8)
-    names = {label: f"{label} " + 30 * "long name " for label in range(1, 40)}
-    few = pixels(draw_preview(image, before, after, SPACING, title=200 * "W", subtitle=60 * "word ", label_names=names))
-    long = pixels(draw_preview(image, before, many, SPACING, title=200 * "W", subtitle=60 * "word ", label_names=names))
-    assert few.shape[1] == long.shape[1] == pixels(draw_preview(image, before, after, SPACING)).shape[1]
-    for picture in (few, long):
-        assert np.ptp(picture[:, -10:], axis=(0, 1)).max() == 0, "nothing runs over the margin"
-
-
 def test_right_of_the_patient_is_shown_at_the_left_however_the_array_is_stored(case):
     """Flipped and permuted together with its affine, a volume is the same patient."""
     image, before, after = case
@@ -132,7 +121,7 @@ def test_right_of_the_patient_is_shown_at_the_left_however_the_array_is_stored(c
 
 def test_two_and_four_dimensions_and_cases_without_contrast_or_labels():
     rng = np.random.default_rng(1)
-    for shape in ((25, 18), (14, 9, 1), (12, 11, 10, 4)):
+    for shape in ((25, 18), (12, 11, 10, 4)):
         before, after = rng.integers(0, 3, (2, *shape)).astype(np.uint8)
         assert pixels(draw_preview(rng.random((2, *shape), dtype=np.float32), before, after, (1.0, 2.0, 1.5, 1.0)[: len(shape)])).std() > 0
     nothing = np.zeros(GRID_SHAPE, np.uint8)

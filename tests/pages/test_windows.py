@@ -64,23 +64,6 @@ def test_the_modality_with_the_highest_contrast_at_the_border_is_chosen(structur
     assert choose_modality([channel * np.nan for channel in modalities], windows, structure, STEPS) == 0
 
 
-def test_a_bright_and_a_dark_label_do_not_cancel_and_a_long_border_counts_for_more_than_a_short_one(structure):
-    """Each label stands out clearly, to opposite sides of the surroundings; where the larger one does, and where the smaller one does."""
-    labels = np.zeros(GRID_SHAPE, np.uint8)
-    labels[8:13, 9:17, 3:7], labels[16:21, 9:17, 3:7] = 1, 2
-    both, one = noise(100, 5, 6), noise(100, 5, 7)
-    both[labels == 1] += 60
-    both[labels == 2] -= 60
-    one[labels > 0] -= 20
-    unequal = structure.astype(np.uint8)
-    unequal[24:26, 3:5, 3:5] = 2
-    large, small = noise(100, 5, 8), noise(100, 5, 9)
-    large[unequal == 1] += 40
-    small[unequal == 2] += 80
-    for shown, modalities in ((labels, [one, both]), (unequal, [small, large])):
-        assert choose_modality(modalities, [choose_window(channel, shown > 0) for channel in modalities], shown, STEPS) == 1
-
-
 def test_what_is_no_tissue_gives_no_contrast(structure):
     """A structure at the edge of a skull-stripped brain: the zeros beside it stand out in every modality.
 
