@@ -28,9 +28,6 @@ from cli_helpers import (
     write_folders,
 )
 
-from crfrefine.arrays.components import clean
-from crfrefine.parameters.sections import PostprocessParameters
-
 
 @pytest.fixture
 def one(tmp_path):
@@ -163,14 +160,6 @@ def test_same_bytes_for_any_number_of_threads_and_in_each_run(folders):
     np.testing.assert_array_equal(logits.argmax(axis=-1), labels)
 
 
-def test_a_case_that_takes_long_says_how_far_it_is(one, monkeypatch):
-    assert "so far" not in infer(one).stderr
-    monkeypatch.setattr("crfrefine.cli.reporting.SILENT_SECONDS", 0.0)
-    for options, steps in (((), "01234"), (("-q",), "")):
-        said = re.findall(r"^a: mean field (.)/5, 0 s so far$", infer(one, *options).stderr, flags=re.MULTILINE)
-        assert said == list(steps)
-
-
 def test_continue_does_what_is_missing_or_broken(tmp_path):
     folders = write_folders(tmp_path, *"abcde")
     assert infer(folders).status == 0
@@ -204,36 +193,6 @@ def test_parts_share_no_case_and_the_first_line_says_what_the_others_have(tmp_pa
         result = infer(folders, "--continue", "--num-parts", num_parts, "--part-id", part_id, status=0)
         assert result.stderr.splitlines()[0].startswith(words)
         assert statuses(result) == [(case_id, status) for case_id in "abcdefg"[part_id::num_parts]]
-
-
-def test_logits_in_memory_are_refined_alike_however_little_memory_is_left(tmp_path):
-    """Tiles take little beside them: no slabs, even if the process of the tests fills the limit."""
-    shape = (56, 56, 56)
-    radius = np.sqrt(((np.indices(shape) - 28.0) ** 2).sum(axis=0))
-    intensities = (radius < 11) * 100.0 + np.random.default_rng(0).normal(0, 10, shape)
-    image = save_nifti(tmp_path / "image.nii.gz", intensities.astype(np.float32))
-    logits = save_nifti(tmp_path / "logits.nii.gz", (2 * np.stack([radius - 11, 11.3 - radius], axis=-1)).astype(np.float32))
-    arguments = ("infer", "-i", image, "-p", logits, "--save-logits", "-v")
-    plain = run_here(*arguments, "-o", tmp_path / "plain.nii.gz")
-    limited = run_here(*arguments, "-o", tmp_path / "limited.nii.gz", "--max-memory", "80M")
-    refused = run_here(*arguments, "-o", tmp_path / "refused.nii.gz", "--max-memory", "60M")
-    assert (plain.status, limited.status) == (0, 0), limited.stderr
-    assert (refused.status, " of --max-memory\n" in refused.stderr) == (1, True)
-    assert " tiles, " in plain.stderr
-    for name in ("", "_logits"):
-        np.testing.assert_array_equal(load_nifti(tmp_path / f"limited{name}.nii.gz"), load_nifti(tmp_path / f"plain{name}.nii.gz"))
-
-
-def test_small_object_rules_are_applied_and_counted(one):
-    (plain,) = summary_of(one)["cases"]
-    assert (plain["voxels_removed"], plain["voxels_filled"]) == (0, 0)
-    rules = ('keep_largest=["none", "each", "none", "none"]', "min_component_ml=[0, 0, 0.05, 0]")
-    parameters = PostprocessParameters(("none", "each", "none", "none"), (0.0, 0.0, 0.05, 0.0))
-    expected = clean(load_nifti(one.output / "a.nii.gz"), parameters, float(np.prod(SPACING)) / 1000)
-    (ruled,) = summary_of(one, *(item for rule in rules for item in ("--set", f"postprocess.{rule}")))["cases"]
-    np.testing.assert_array_equal(load_nifti(one.output / "a.nii.gz"), expected.label_map)
-    assert (ruled["voxels_removed"], ruled["voxels_filled"]) == (expected.voxels_removed, expected.voxels_filled)
-    assert ruled["voxels_removed"] > 0
 
 
 def test_on_a_terminal_progress_is_live_and_leaves_nothing_behind(folders):

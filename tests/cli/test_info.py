@@ -94,26 +94,6 @@ def test_what_is_wrong_with_cases(root):
     assert "'b': logits and image are on different grids" in wrong[1]
 
 
-def test_a_folder_of_archives(tmp_path):
-    for case_id in "ab":
-        np.savez(tmp_path / f"{case_id}.npz", probabilities=np.zeros((3, 4, 5, 6), np.float32))
-    result = run_here("info", tmp_path, status=0)
-    assert result.stdout.splitlines()[1] == "  a  3 labels, 6×5×4"
-    shown = fields(run_here("info", tmp_path / "a.npz").stdout)
-    assert (shown["shape"], shown["channels"], shown["spacing"]) == ("6×5×4", "3", "none in this format")
-    (tmp_path / "a.npz").write_bytes(b"no zip")
-    assert run_here("info", tmp_path).status == 1
-
-
-def test_logits_on_another_grid_are_no_problem_where_they_are_to_be_interpolated(root):
-    coarse = AFFINE @ np.diag([2.0, 1.0, 1.0, 1.0])
-    save_nifti(root / "logits" / "b.nii.gz", load_nifti(root / "logits" / "b.nii.gz")[::2], coarse)
-    assert "Or give --resample" in run_here("info", root).stdout
-    result = run_here("info", root, "--resample", status=0)
-    assert "3 cases in order, 0 problems" in result.stdout
-    assert result.stdout.count("b.nii.gz on another grid") == result.stdout.count("on another grid") == 1
-
-
 def test_dataset_json_decides_whose_number_of_labels_is_wrong(root):
     for case_id in "ab":
         path = root / "logits" / f"{case_id}.nii.gz"

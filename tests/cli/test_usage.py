@@ -3,16 +3,20 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 
 import pytest
 import typer.main
-from cli_helpers import command, files_in, run_here, run_process, write_folders
+from cli_helpers import files_in, run_here, run_process, write_folders
 
 from crfrefine.cli.commands import COMMANDS, PANELS
 from crfrefine.cli.gone import GONE
 from crfrefine.cli.main import app
+from crfrefine.cli.options import complete_config
+
+BASH = shutil.which("bash")
 
 
 def test_help_describes_each_command_to_the_end_of_the_sentence(monkeypatch):
@@ -127,23 +131,47 @@ def test_start_up_imports_no_more_than_it_needs(arguments, unwanted, tmp_path):
     assert not set(unwanted.split()) & set(done.stderr.splitlines()[-1].split())
 
 
-def test_a_closed_pipe_is_no_traceback(tmp_path):
-    """As in `crfrefine info FOLDER | head -1`."""
-    folders = write_folders(tmp_path, *(f"case_{number:03d}" for number in range(4)))
-    with subprocess.Popen(
-        command("info", *sorted(folders.images.iterdir()) * 400), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        process.stdout.readline()
-        process.stdout.close()
-        assert process.stderr.read() == ""
-        process.stderr.close()
-        process.wait(timeout=60)
-
-
 def test_signs_that_a_terminal_lacks_are_spelled(tmp_path):
     image = (write_folders(tmp_path, "a").images / "a_0000.nii.gz").rename(tmp_path / "σ.nii.gz")
     done = run_process("info", image, env={**os.environ, "PYTHONIOENCODING": "ascii"})
     assert re.search("[0-9]x[0-9]", done.stdout)
     assert "\\u03c3" in done.stdout
+
+
+# ---- Completion, by the script that `--show-completion` prints, in bash itself
+
+
+@pytest.mark.skipif(BASH is None, reason="needs bash")
+def test_bash_completes(tmp_path):
+    program = tmp_path / "crfrefine"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m crfrefine "$@"\n', encoding="utf-8")
+    program.chmod(0o755)
+    words = {"crfrefine infer --input-type l": ["labels", "logits"], "crfrefine info doc": []}
+    script = """
+        eval "$(crfrefine --show-completion bash)"
+        while read -r line; do
+          COMP_WORDS=($line); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _crfrefine_completion crfrefine; echo "${COMPREPLY[@]}"
+        done
+        complete -p crfrefine"""
+    environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    given = {"input": "\n".join([*words, ""]), "env": environment, "capture_output": True, "text": True, "timeout": 120}
+    run = subprocess.run([BASH, "--norc", "-c", script], check=False, **given)
+    assert run.returncode == 0, run.stderr
+    *offered, rule = run.stdout.splitlines()
+    assert [sorted(line.split()) for line in offered] == list(words.values())
+    assert "-o default" in rule
+
+
+def test_presets_and_files_of_parameters_are_completed(tmp_path, monkeypatch):
+    """A path is none of both, so that the shell completes it as a file."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lines.toml").touch()
+    offered = complete_config("body-c") + complete_config("li")
+    assert offered == [
+        ("body-ct", "Organs and bones in CT in Hounsfield units, as many labels as there are"),
+        ("lines.toml", "file of parameters"),
+    ]
+    assert complete_config("./li") == []
+    for name in ("infer", "train-crf", "tune"):
+        (option,) = (found for found in typer.main.get_command(app).commands[name].params if "--config" in found.opts)
+        assert [item.value for item in option.shell_complete(None, "bra")] == ["brats"]
