@@ -37,13 +37,3 @@ def test_network_is_mediocre_in_the_ways_it_should_be(phantom):
     assert sizes[is_island].max(initial=0) > 20, "no false island"
     deep = ndimage.binary_erosion(phantom.labels > 0, iterations=3)
     assert (found[deep] == 0).mean() > 0.02, "no missing part"
-
-
-def test_any_grid_of_at_least_8_voxels_along_each_axis():
-    phantom = make_phantom(2, (8, 9, 30), (3.0, 0.5, 1.0))
-    assert phantom.labels.shape == (8, 9, 30)
-    assert set(np.unique(phantom.labels)) == set(range(NUM_LABELS))
-    with pytest.raises(ValueError, match="at least 8 voxels"):
-        make_phantom(0, (7, 20, 20))
-    with pytest.raises(ValueError, match="positive spacing"):
-        make_phantom(0, (10, 20, 20), (1.0, 0.0, 1.0))

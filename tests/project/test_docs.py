@@ -112,6 +112,19 @@ def test_every_page_is_on_the_map_and_the_readme_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 1450
 
 
+def test_every_promise_has_tests_that_exist():
+    """Each row of the guarantees names them."""
+    text = (ROOT / "docs" / "reference" / "guarantees.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith(("| promise", "| ---"))]
+    assert len(rows) > 20
+    for row in rows:
+        named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", row)
+        assert named or "not tested: " in row, row
+        for file, name in named:
+            assert (ROOT / file).is_file(), file
+            assert f"\ndef {name}(" in (ROOT / file).read_text(encoding="utf-8"), f"{file}::{name}"
+
+
 # ---- Commands
 
 COMMANDS = typer.main.get_command(app).commands
