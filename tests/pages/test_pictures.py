@@ -214,7 +214,7 @@ def test_the_window_holds_nearly_all_numbers_that_are_no_background():
 
 @pytest.mark.parametrize(("tissue", "expected"), [(60, SOFT_TISSUE), (-700, LUNG), (450, BONE)])
 def test_ct_has_the_usual_window_of_the_structure(block, tissue, expected):
-    image = np.where(structure, tissue, -1000).astype(np.float32)
+    image = np.where(block, tissue, -1000).astype(np.float32)
     assert choose_window(image, block) == expected
     assert choose_window(image, NOTHING) == SOFT_TISSUE
     image = np.array([-200, -160, 40, 240, 3000, np.nan, np.inf, -np.inf], np.float32)
