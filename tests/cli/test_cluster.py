@@ -14,7 +14,7 @@ from distributed import Client, LocalCluster
 
 import crfrefine
 from crfrefine.errors import InputError
-from crfrefine.runs.execution.cluster import map_on_cluster, run_on_worker
+from crfrefine.runs.execution.cluster import run_on_worker
 
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore::ResourceWarning")]
 SAME = ("case_id", "status", "output", "grid_shape", "energy", "voxels_changed", "notes", "error", "filters")
@@ -78,13 +78,6 @@ def test_the_cases_of_a_killed_worker_are_done_by_another_one(local, tmp_path):
         _, messages = run.communicate(timeout=60)
     assert run.returncode == 0, messages
     assert contents(plain) == contents(there)
-
-
-def test_a_case_that_kills_its_workers_is_given_up(local):
-    """Dask itself counts how often: `distributed.scheduler.allowed-failures`."""
-    (failed,) = (outcome for _, outcome in map_on_cluster(local.scheduler_address, os._exit, [7]))
-    assert isinstance(failed, InputError)
-    assert "its worker was lost each time" in str(failed)
 
 
 def test_an_address_that_nobody_answers_is_one_line_of_error(tmp_path):

@@ -24,14 +24,6 @@ def convert(*arguments):
     run_here("convert", *arguments, status=0)
 
 
-def test_quiet_prints_errors_only(files, tmp_path):
-    told = run_here("convert", files["labels"], tmp_path / "a.nrrd", status=0)
-    quiet = run_here("convert", "-q", files["labels"], tmp_path / "a.nrrd", status=0)
-    assert told.stdout
-    assert told.stderr
-    assert (quiet.stdout, quiet.stderr) == ("", "")
-
-
 def test_npz_is_channel_z_y_x_and_needs_an_image_on_the_way_back(files, tmp_path):
     convert(files["logits"], tmp_path / "out.npz")
     with np.load(tmp_path / "out.npz") as archive:
@@ -88,11 +80,3 @@ def test_bad_input(files, tmp_path):
         assert result.stderr.startswith("crfrefine: error: ")
         assert words in result.stderr, arguments
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
-
-
-def test_signed_whole_numbers_are_not_called_a_label_map(files, tmp_path):
-    image = save_nifti(tmp_path / "scan.nii.gz", np.random.default_rng(0).integers(0, 900, GRID_SHAPE).astype(np.int16))
-    told = run_here("convert", image, tmp_path / "out.nrrd")
-    target = tmp_path / "out.nrrd"
-    assert (told.stdout, told.stderr) == (f"{target}\n", f"{image}: volume, 18×15×11 -> {target}: volume\n")
-    assert ": label map" in run_here("convert", files["labels"], tmp_path / "out.nrrd").stderr

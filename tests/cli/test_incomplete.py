@@ -45,19 +45,6 @@ def test_strict_training_refuses_and_names_every_case(half, tmp_path):
     assert files_in(tmp_path / "new") == []
 
 
-def test_info_names_each_incomplete_case_of_a_study(half):
-    (half / "labels" / "case5.nii.gz").unlink()
-    for path in (half / "images").glob("case1_*"):
-        path.unlink()
-    result = run_here("info", half, status=1)
-    assert result.stdout.splitlines()[0] == f"{half}: 1 case in order, 6 problems"
-    wrong = [line for line in result.stdout.splitlines() if line.startswith("  wrong: case ")]
-    assert sorted(line.split("'")[1] for line in wrong) == ["case1", *LACKING]
-    (both,) = (line for line in wrong if "'case5'" in line)
-    assert f"no logits in {half / 'logits'}; expected case5.nii.gz, " in both
-    assert both.endswith(f"; no labels in {half / 'labels'}")
-
-
 @pytest.fixture
 def study(tmp_path):
     """Six cases, of which case 1 lacks its prediction, case 2 its baseline, case 3 its reference."""

@@ -155,21 +155,6 @@ def test_labels_that_vanish_are_told(maps):
     assert set(np.unique(load_nifti(maps.output / "a.nii.gz"))) == {0}
 
 
-def test_a_union_of_structures_that_comes_back_empty_is_named(structures):
-    union = np.isin(network_labels(0), (1, 2)).astype(np.uint8)
-    save_nifti(structures.logits / "a" / "both.nii.gz", union)
-    summary = structures.output.with_name("summary.json")
-    result = infer(structures, *AS_LABELS, "--summary", summary, status=0)
-    assert not load_nifti(structures.output / "a" / "both.nii.gz").any()
-    assert "a: a is taken as one file per structure: 4 files, 4 not empty\n" in result.stderr
-    left_out = "if it is a union of others, leave its file out and unite its refined parts\n"
-    assert f"both keeps 0 of {union.sum()} voxels; {left_out}" in result.stderr
-    assert f"a: labels that vanished: both ({union.sum()} voxels)\n" in result.stderr
-    content = json.loads(summary.read_text())
-    assert [content["label_names"][str(label)] for label in content["cases"][0]["vanished_labels"]] == ["both"]
-    assert content["cases"][1]["vanished_labels"] == []
-
-
 # ---- Many labels
 
 SHAPE = (35, 26, 19)
@@ -216,9 +201,7 @@ def test_kernels_narrower_than_the_voxels_get_a_note(maps):
     for settings, advice in (
         (["bilateral.theta_alpha=0.55"], "0.55 voxels; --set bilateral.theta_alpha=1.5 (mm) makes it 1.5"),
         (["bilateral.theta_alpha=[0.5, 0.5, 1.55]"], None),  # wide enough along the third axis alone
-        (["mean_field.positions=voxels", "bilateral.theta_alpha=0.5"], "--set bilateral.theta_alpha=1.5 (voxels)"),
         (["bilateral.weight=0", "spatial.weight=0.2", "spatial.theta_gamma=0.4"], "--set spatial.theta_gamma=1.5 (mm)"),
-        (["bilateral.theta_alpha=0.4", "spatial.weight=0.2", "spatial.theta_gamma=2"], None),
     ):
         told = infer(maps, *(part for setting in settings for part in ("--set", setting)), status=0).stderr
         assert told.count("kernels are narrower than the voxels") == (advice is not None), "one for all cases"

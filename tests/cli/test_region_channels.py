@@ -67,15 +67,6 @@ def test_regions_of_the_command_line(tmp_path):
     assert set(np.unique(load_nifti(folders.output / "a.nii.gz"))) == {0, 2, 3}
 
 
-def test_one_region_in_one_channel(tmp_path):
-    folders, _ = write_regions(tmp_path, "a", description=None)
-    save_nifti(folders.logits / "a.nii.gz", load_nifti(folders.logits / "a.nii.gz")[..., 0])
-    infer(folders, "--regions", "tumor=2", "--save-probabilities", status=0)
-    assert set(np.unique(load_nifti(folders.output / "a.nii.gz"))) == {0, 2}
-    assert files_in(folders.output) == ["a.nii.gz", "a_probabilities.nii.gz"]
-    assert "--regions NAME=1" in run_here("infer", *folders.arguments).stderr
-
-
 def test_what_does_not_fit_is_refused(tmp_path):
     """Regions of a label map would be passed over; or, of a single region, the labels would be taken for log-odds."""
     folders, _ = write_regions(tmp_path, "a", description=None)

@@ -19,16 +19,6 @@ from crfrefine.cli.options import complete_config
 BASH = shutil.which("bash")
 
 
-def test_help_describes_each_command_to_the_end_of_the_sentence(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
-    alone = run_here(status=2)
-    assert "\\n" not in alone.stderr
-    lines = run_here("--help").stdout.partition("Commands:\n")[2].splitlines()
-    assert alone.stderr.partition("\nCommands:\n")[2].splitlines() == lines
-    assert lines
-    assert all(line.endswith(".") and not line.endswith("...") for line in lines), lines
-
-
 @pytest.mark.parametrize("name", ["infer", "train-crf", "evaluate", "tune"])
 def test_help_has_panels_and_every_option_in_one(name, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")

@@ -3,7 +3,6 @@
 import importlib.metadata
 import importlib.resources
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -13,7 +12,6 @@ import numpy as np
 import pytest
 
 import crfrefine
-from crfrefine.engines.compiled import LEVELS, built_levels
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = Path(crfrefine.__file__).parent
@@ -50,14 +48,6 @@ def test_the_wheel_carries_its_data_and_the_pages_assets_and_nothing_else():
     assert outside == set()
     suffixes = {f.suffix for f in files if f.parts[0] == "crfrefine" and "__pycache__" not in f.parts}
     assert suffixes <= SOURCE_SUFFIXES | {".py", ".pyi", ".typed", ".so", ".toml", ".md", ".html", ".css", ".js", ".txt"}
-
-
-@installed_only
-@pytest.mark.long
-def test_the_engine_is_compiled_for_every_level_of_the_tests():
-    """Those that the processor does not run are compiled, too: `make test-long` finds what a compiler refuses for them."""
-    levels = LEVELS if platform.machine() in ("x86_64", "AMD64") else LEVELS[:1]
-    assert built_levels() == levels
 
 
 def refine_in_a_clone(folder, installed):
