@@ -81,16 +81,6 @@ def test_without_an_output_nothing_is_saved_and_references_of_some_cases_are_eno
         assert session.describe()["case"] == "second"
 
 
-def test_controls_have_units_and_lists_one_per_entry(folders):
-    for changes, units in (({}, ["mm", "normalized", "mm"]), ({"mean_field.positions": "voxels"}, ["voxels", "normalized", "voxels"])):
-        with open_session(options_for(folders[0], **changes, **{"bilateral.theta_beta": [0.1, 0.2]})) as session:
-            described = session.describe()["controls"]
-        controls = {control["key"]: control for control in described}
-        assert [controls[key]["unit"] for key in ("bilateral.theta_alpha", "bilateral.theta_beta", "spatial.theta_gamma")] == units
-        lists = [(control["place"], control["value"]) for control in described if control["key"] == "bilateral.theta_beta"]
-        assert lists == [(0, (0.1, 0.2)), (1, (0.1, 0.2))]
-
-
 def test_planes_are_upright_and_refined_labels_stay_in_their_box(large):
     with open_session(options_for(*large)) as session:
         case = session.case
@@ -113,8 +103,6 @@ def test_planes_are_upright_and_refined_labels_stay_in_their_box(large):
         is_color = np.isin(middles @ [65536, 256, 1], [int(color[1:], 16) for color in LABEL_COLORS])
         assert (before != after).any()
         np.testing.assert_array_equal(is_color[is_seen], ((before != after) & (after > 0))[is_seen])
-    hidden = draw_plane(case, refined, box, replace(view, hidden=[0, 1, 2, 3]))
-    assert hidden == draw_plane(case, refined, box, replace(view, shown=[]))
     marked = np.zeros(case.grid, bool)
     marked[case.stored_place(place)] = True
     assert np.argwhere(case.pose.turn(marked)).tolist() == [list(place)]

@@ -290,14 +290,3 @@ def test_colors_are_those_of_the_labels():
     assert shown[0].max() == 0
     expected = ["#FFFFFF", *LABEL_COLORS, LABEL_COLORS[0]]
     assert ["#" + bytes(pixel).hex().upper() for pixel in shown[1]] == expected
-
-
-def test_text_is_broken_and_cut_off_where_it_does_not_fit():
-    text = "one two three four " + 40 * "x"
-    lines = drawing.wrap(text, 14, 90)
-    assert len(lines) > 2
-    assert all(drawing.text_width(line, 14) <= 90 for line in lines)
-    assert " ".join(lines[:-1]) == "one two three four"
-    assert lines[-1].endswith("x…")
-    assert drawing.wrap("", 14, 90) == []
-    assert drawing.cut_off("short", 14, 90) == "short"
