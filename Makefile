@@ -8,7 +8,7 @@ PYTEST_ARGS ?= -n 2 --dist worksteal
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 BENCH_ARGS ?=
 STUDY_ARGS ?=
-FUZZ_ARGS ?=
+FUZZ_ARGS ?= --inputs 10000
 EXAMPLES ?= 1000
 KILLS ?= 200
 SANITIZE ?= address thread
@@ -101,7 +101,7 @@ $(VENV)/train.stamp: $(PACKAGE) | $(VENV)/tools.stamp
 	@$(INSTALL) -c constraints.txt "$$(ls dist/*.whl)[train]"
 	@touch $@
 
-# A browser for the tests of pages: one that is there, else Debian's where this machine may install it, else those tests are skipped.
+# A browser for the test of the page of tune: one that is there, else Debian's where this machine may install it, else the test is skipped.
 browser:
 	@sh tests/helpers/find_browser.sh
 
@@ -186,9 +186,8 @@ test-faults: $(VENV)/train.stamp
 	CRFREFINE_TEST_KILLS=$(KILLS) $(RUN_TESTS) tests/faults
 
 # Damaged files for every reader of the installed package, and made-up grids and features for the engine.
-fuzz: setup
-	PYTHONSAFEPATH=1 CRFREFINE_TEST_EXAMPLES=$(EXAMPLES) $(BIN)/pytest -p no:xdist tests/fuzz/test_engine.py
-	PYTHONSAFEPATH=1 $(BIN)/python tests/fuzz/run.py $(FUZZ_ARGS)
+fuzz: $(VENV)/train.stamp
+	PYTHONSAFEPATH=1 CRFREFINE_TEST_EXAMPLES=$(EXAMPLES) $(BIN)/pytest -p no:xdist tests/fuzz $(FUZZ_ARGS)
 
 format: setup
 	$(BIN)/ruff check --fix-only .

@@ -45,15 +45,6 @@ def folders(tmp_path, request):
     return write_folders(tmp_path, *getattr(request.module, "CASES", "abc"))
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    """A real browser."""
-    from browser_helpers import open_browser
-
-    with open_browser(tmp_path_factory.mktemp("profile")) as driver:
-        yield driver
-
-
 @pytest.fixture(autouse=True)
 def _no_folders_of_nnunet(monkeypatch):
     for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):

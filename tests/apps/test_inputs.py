@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_helpers import load_nifti, save_nifti
+from cli_helpers import load_nifti
 from nnunet_helpers import write_predictions, write_tree
 from tune_helpers import open_session, options_for, whole_result, write_labeled
 
@@ -40,21 +40,6 @@ def test_a_trained_network_of_nnunet_brings_its_references_and_predictions_have_
     predictions = write_predictions(tree)
     assert not opened(given(nnunet=predictions)).describe()["has_reference"]
     assert opened(dataclasses.replace(given(nnunet=predictions), labels=tree.raw / "labelsTr")).describe()["has_reference"]
-    as_folders = given(images=(tree.raw / "imagesTr",), logits=(predictions,))
-    session = opened(dataclasses.replace(as_folders, labels=tree.raw / "labelsTr", first="case1"))
-    assert session.describe()["case"] == "case1"
-    assert all(row["dice_after"] is not None for row in whole_result(session)["labels"])
-
-
-def test_a_manifest_names_cases(opened, tmp_path):
-    folders, labels = write_labeled(tmp_path, "a", "b")
-    lines = [
-        f"{name},{folders.images / name}_0000.nii.gz;{folders.images / name}_0001.nii.gz,{folders.logits / name}.nii.gz" for name in "ab"
-    ]
-    (tmp_path / "cases.csv").write_text("\n".join(["case,images,logits", *lines]) + "\n")
-    session = opened(dataclasses.replace(given(manifest=tmp_path / "cases.csv"), labels=labels, first="b"))
-    assert session.describe()["case"] == "b"
-    assert session.describe()["has_reference"]
 
 
 def test_labels_count_together_in_regions(opened, tmp_path):
@@ -69,19 +54,6 @@ def test_labels_count_together_in_regions(opened, tmp_path):
     assert session.case.regions is None
     with pytest.raises(ConfigError, match="sigmoid channels"):
         Session(dataclasses.replace(options_for(folders), regions=regions("whole=1+2+3"), class_order=(1,)))
-
-
-def test_regions_are_the_channels_if_there_is_one_for_each(opened, tmp_path):
-    folders, labels = write_labeled(tmp_path, "a")
-    logits = load_nifti(folders.logits / "a.nii.gz")
-    odds = np.stack([logits[..., part].max(axis=-1) - logits[..., 0] for part in ([1, 2, 3], [2, 3], [3])], axis=-1)
-    save_nifti(folders.logits / "a.nii.gz", odds.astype(np.float32))
-    options = dataclasses.replace(options_for(folders, labels), regions=regions("whole=1+2+3", "core=2+3", "cyst=3"))
-    session = opened(options)
-    assert session.case.regions is not None
-    assert session.case.regions.class_order == (1, 2, 3)
-    assert [row["region"] for row in whole_result(session)["labels"] if "region" in row] == ["whole", "core", "cyst"]
-    assert set(np.unique(session.case.network_labels)) == {0, 1, 2, 3}
 
 
 def test_scores_are_those_of_plain_counts():

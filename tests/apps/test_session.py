@@ -1,6 +1,7 @@
 """The state of the page: parameters, newest results, planes, saving."""
 
 import io
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,9 @@ from cli_helpers import GRID_SHAPE, NUM_LABELS, run_here
 from PIL import Image
 from tune_helpers import open_session, options_for, whole_result, write_large
 
+from crfrefine.apps.tune.case import CaseRefiner
 from crfrefine.apps.tune.planes import View, draw_plane
+from crfrefine.engines.cpu import CpuBackend
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.io import read_volume
 from crfrefine.pages.pictures.drawing import LABEL_COLORS
@@ -17,6 +20,11 @@ from crfrefine.parameters.model import CrfParameters
 
 PLACE = [4, 5, 6]
 VIEW = View(0, PLACE, 0, [150, 180], [], [])
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    return write_large(tmp_path_factory.mktemp("large"))
 
 
 @pytest.fixture
@@ -57,14 +65,8 @@ def test_a_state_that_is_not_allowed_changes_nothing_and_the_next_one_goes_on(se
         with pytest.raises(InputError, match="no such plane"):
             session.plane(replace(VIEW, **changes))
     assert session.refine(1001, "", {}, PLACE, is_whole=True)["result"]["num_iterations"] > 0
-
-
-def test_a_preset_is_the_base_of_the_changes(session):
-    assert CrfParameters.from_toml(session.refine(2000, "default", {}, PLACE, is_whole=True)["toml"]) == CrfParameters.load("default")
-    changed = session.refine(2001, "default", {"bilateral.weight": 3.0, "mean_field.num_iterations": 7}, PLACE, is_whole=True)
-    assert CrfParameters.from_toml(changed["toml"]) == CrfParameters.load("default").replace(
-        **{"bilateral.weight": 3.0, "mean_field.num_iterations": 7}
-    )
+    changed = session.refine(2001, "default", {"bilateral.weight": 3.0}, PLACE, is_whole=True)
+    assert CrfParameters.from_toml(changed["toml"]) == CrfParameters.load("default").replace(**{"bilateral.weight": 3.0})
 
 
 def test_without_an_output_nothing_is_saved_and_references_of_some_cases_are_enough(folders, tmp_path):
@@ -79,25 +81,8 @@ def test_without_an_output_nothing_is_saved_and_references_of_some_cases_are_eno
         assert session.describe()["case"] == "second"
 
 
-def test_controls_have_plain_names_and_units_and_lists_one_per_entry(folders):
-    for changes, units in (({}, ["mm", "normalized", "mm"]), ({"mean_field.positions": "voxels"}, ["voxels", "normalized", "voxels"])):
-        with open_session(options_for(folders[0], **changes, **{"bilateral.theta_beta": [0.1, 0.2]})) as session:
-            described = session.describe()["controls"]
-        controls = {control["key"]: control for control in described}
-        bandwidths = [controls[key] for key in ("bilateral.theta_alpha", "bilateral.theta_beta", "spatial.theta_gamma")]
-        titles = [control["title"].split(" (")[0] for control in bandwidths]
-        assert titles == ["neighborhood", "intensity difference", "smoothness neighborhood"]
-        assert [control["unit"] for control in bandwidths] == units
-        lists = [(one["place"], one["value"]) for one in described if one["key"] == "bilateral.theta_beta"]
-        assert lists == [(0, (0.1, 0.2)), (1, (0.1, 0.2))]
-        for control in described:
-            value = control["value"][control["place"]] if control["place"] is not None else control["value"]
-            assert control["low"] <= value <= control["high"]
-
-
-def test_planes_are_upright_and_refined_labels_stay_in_their_box(tmp_path):
-    folders, labels = write_large(tmp_path)
-    with open_session(options_for(folders, labels)) as session:
+def test_planes_are_upright_and_refined_labels_stay_in_their_box(large):
+    with open_session(options_for(*large)) as session:
         case = session.case
     assert case.pose.flips != (False, False, False)
     box = (slice(5, 30), slice(10, 40), slice(20, 50))
@@ -117,8 +102,70 @@ def test_planes_are_upright_and_refined_labels_stay_in_their_box(tmp_path):
         is_color = np.isin(middles @ [65536, 256, 1], [int(color[1:], 16) for color in LABEL_COLORS])
         assert (before != after).any()
         np.testing.assert_array_equal(is_color[is_seen], ((before != after) & (after > 0))[is_seen])
-    hidden = draw_plane(case, refined, box, replace(view, hidden=[0, 1, 2, 3]))
-    assert hidden == draw_plane(case, refined, box, replace(view, shown=[]))
-    marked = np.zeros(case.network_labels.shape, bool)
-    marked[case.stored_box([slice(at, at + 1) for at in place])] = True
+    marked = np.zeros(case.grid, bool)
+    marked[case.stored_place(place)] = True
     assert np.argwhere(case.pose.turn(marked)).tolist() == [list(place)]
+
+
+# ---- What is computed when: the box, then all of the case, and only for the newest state
+
+CENTER = [20, 20, 20]
+STEPS = {"mean_field.tolerance": 1e-9, "mean_field.num_iterations": 4, "mean_field.label_threshold": 0.0}
+
+
+def test_a_box_is_refined_on_request_and_the_whole_case_replaces_it(large):
+    with open_session(options_for(*large, **STEPS)) as session:
+        first = session.refine(1, "", {}, CENTER, is_whole=False)["result"]
+        labels, box = session.shown
+        assert (first["is_whole"], labels.shape) == (False, tuple(axis.stop - axis.start for axis in box))
+        last, case = session.refine(1, "", {}, CENTER, is_whole=True)["result"], session.case
+        assert (last["is_whole"], last["num_iterations"], session.shown[1]) == (True, 4, None)
+        assert last["voxels_changed"] == np.count_nonzero(session.shown[0] != case.network_labels)
+
+
+def test_a_newer_state_stops_an_older_one_and_the_older_answer_has_no_result(large, monkeypatch):
+    begun, may_go, answers = threading.Event(), threading.Event(), []
+    refine_whole = CaseRefiner.refine_whole
+
+    def slow(refiner, parameters, progress):
+        begun.set()
+        assert may_go.wait(60)
+        return refine_whole(refiner, parameters, progress)
+
+    monkeypatch.setattr(CaseRefiner, "refine_whole", slow)
+    with open_session(options_for(*large, **STEPS)) as session:
+        older = threading.Thread(target=lambda: answers.append(session.refine(5, "", {}, CENTER, is_whole=True)))
+        older.start()
+        assert begun.wait(60)
+        newer = session.refine(6, "", {"bilateral.weight": 3.0}, CENTER, is_whole=False)
+        assert newer["result"] is not None, "a box does not wait for the whole case"
+        shown = session.shown
+        may_go.set()
+        older.join(60)
+        assert answers == [{"is_stale": True}]
+        assert session.refine(4, "", {}, CENTER, is_whole=True) == {"is_stale": True}
+        assert session.shown is shown
+    assert session.refine(7, "", {}, CENTER, is_whole=True) == {"is_stale": True}, "the page has ended"
+
+
+def test_only_bandwidths_build_kernels(large, monkeypatch):
+    """Of the whole case: each change of another slider takes those that are there."""
+    built, build = [], CpuBackend._build
+
+    def count(self, image, *arguments, **more):
+        built.append(image.values.shape[1:])
+        return build(self, image, *arguments, **more)
+
+    monkeypatch.setattr(CpuBackend, "_build", count)
+    with open_session(options_for(*large, **STEPS)) as session:
+        whole, changes = tuple(reversed(session.case.grid)), {}
+        for change, builds in (
+            ({}, 1),
+            ({"bilateral.weight": 3.0, "mean_field.temperature": 1.5, "mean_field.num_iterations": 3}, 1),
+            ({"volume.weight": 0.5}, 1),
+            ({"bilateral.theta_alpha": 2.5}, 2),
+            ({"postprocess.keep_largest": "foreground"}, 2),
+        ):
+            changes |= change
+            whole_result(session, changes)
+            assert built.count(whole) == builds, change

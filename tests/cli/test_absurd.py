@@ -4,9 +4,7 @@ import csv
 import io
 import json
 import os
-from pathlib import Path
 
-import numpy as np
 import pytest
 from cli_helpers import infer, run_here, statuses, write_folders
 from evaluation_helpers import label_map, read_metrics, save_map, write_study
@@ -36,22 +34,17 @@ def require_short(result, status):
 OVERRIDES = {
     "mean_field.num_iterations=2147483648": "mean_field.num_iterations: must be at most 1000000, got 2147483648",
     f"mean_field.num_iterations={DIGITS}": "a number with too many digits",
-    f"mean_field.num_iterations=0x{'f' * 9000}": "got a whole number of about 10838 digits",
     f"bilateral.weight=0x{'f' * 9000}": "bilateral.weight: expected a finite number, got a whole number",
     f"bilateral.weight={'[' * 9000}": "lists or tables are nested too deeply",
     f"bilateral.{DIGITS}.weight=1": "there is 1 kernel, counted from 0",
     f"{LONG}=1": "unknown key; known: intensity",
     f"bilateral.weight={LONG}": "bilateral.weight: expected a number, got 'xxx",
     f"{HOSTILE}=1": rf"{SHOWN}: unknown key",
-    "bilateral.weight=1e999": "expected a finite number, got inf",
 }
 FILES = {
     f"a = {'[' * 9000}": "not valid TOML: lists or tables are nested too deeply",
     f"schema = {DIGITS}": "not valid TOML: a number with too many digits",
-    f"schema = 0x{'f' * 9000}": "schema: this version reads schema 1, got a whole number",
-    f"{LONG} = 1": "xx…: unknown key",
     '"a\\tb\\u001b" = 1': r"a\tb\x1b: unknown key",
-    "[bilateral]\nweight = 1979-05-27T07:32:00Z": "bilateral.weight: expected a number",
     "": "too large for a parameter file",
 }
 
@@ -72,70 +65,35 @@ def test_overrides_and_parameter_files(folders, tmp_path):
         assert words in result.stderr
 
 
-@pytest.mark.parametrize(
-    ("options", "status", "words"),
-    [
+def test_options(folders):
+    for options, status, words in (
         (("--device", f"cuda:{DIGITS}"), 1, "expected one of auto, cpu, cuda, cuda:N, torch, torch:cuda, torch:cuda:N; got 'cuda:999"),
-        (("--device", "cuda:\u0661"), 1, "device: expected one of"),
         (("--threads", DIGITS), 2, "--threads"),
-        (("--num-parts", DIGITS, "--part-id", DIGITS), 2, "--num-parts"),
         (("--num-parts", "2", "--part-id", "2147483648"), 2, "--part-id"),
         (("-c", LONG), 2, "100000 characters are more than a path can have"),
         (("-c", "x" * 1000), 1, "cannot be read as a parameter file: File name too long"),
         (("-c", "/dev/zero"), 1, "/dev/zero: is not a regular file"),
-        (("-c", "a\0b"), 2, r"a\x00b: a path cannot hold the character NUL"),
         (("-i", "a\0b"), 2, r"a\x00b: a path cannot hold the character NUL"),
-        (("-o", LONG), 2, "more than a path can have"),
         (("--summary", LONG), 2, "more than a path can have"),
-    ],
-    ids=lambda value: "_".join(text[:20] for text in value) if isinstance(value, tuple) else "",
-)
-def test_options(folders, options, status, words):
-    result = run_here("infer", *folders.arguments, *options)
-    require_short(result, status)
-    assert words in result.stderr
-
-
-def test_wrong_usage_is_not_repeated_at_length():
-    for arguments in ((LONG,), (f"--{LONG}",), ("info", LONG), ("convert", "a\0b", "c.nii")):
+    ):
+        result = run_here("infer", *folders.arguments, *options)
+        require_short(result, status)
+        assert words in result.stderr
+    for arguments in ((LONG,), (f"--{LONG}",), ("info", LONG), ("convert", "a\0b", "c.nii"), ("evaluate", "a", "b", "-b", f"{LONG}=x")):
         require_short(run_here(*arguments), 2)
 
 
-def test_options_of_evaluate(tmp_path):
-    study = write_study(tmp_path, 1)
-    for options, status, words in (
-        (("-r", f"core={DIGITS}"), 1, "label 9999999999999999999…: label maps hold labels up to 65535"),
-        (("-r", "core=65536"), 1, "label 65536: label maps hold labels up to 65535"),
-        (("-r", f"{LONG}=1"), 1, "a name of 100000 characters; at most 200"),
-        (("-r", LONG), 1, "no such file, and not a region"),
-        (("--ignore-label", "9" * 30), 1, "--ignore-label: expected a label from 1 to 65535"),
-        (("--ignore-label", 0), 1, "--ignore-label: expected a label from 1 to 65535"),
-        (("--name", LONG), 2, "a name of 100000 characters"),
-        (("-b", f"{LONG}=x"), 2, "a name of 100000 characters"),
-        (("-b", f"x={LONG}"), 2, "more than a path can have"),
-        (("--probabilities", "y=" + "z" * 200), 1, "--probabilities y: no such method; there are prediction, before"),
-    ):
-        result = run_here(*study.arguments, *options)
-        require_short(result, status)
-        assert words in result.stderr
-
-
-def test_a_name_that_breaks_tables_is_escaped_in_every_output_of_infer(tmp_path):
+def test_a_name_that_breaks_tables_is_escaped_in_every_output(tmp_path):
     """A file may be called so; its output is written all the same, under its own name."""
     folders = write_folders(tmp_path, "good", HOSTILE, f"{HOSTILE}3")
-    (folders.logits / f"{HOSTILE}2.nii.gz").write_bytes(b"x")
     (folders.logits / f"{HOSTILE}3.nii.gz").write_bytes(b"no volume")
     result = infer(folders, "-v", "--preview", "--summary", tmp_path / "s.json", status=1)
     assert {line.count("\t") for line in result.stdout.splitlines()} == {5}
     assert statuses(result) == [(SHOWN, "done"), (SHOWN + "3", "failed"), ("good", "done")]
     assert all(line.isprintable() for line in result.stderr.split("\n"))
-    assert f"case {HOSTILE + '3'!r}: " in result.stderr
     assert (folders.output / f"{HOSTILE}.nii.gz").exists()
     assert json.loads((tmp_path / "s.json").read_text())["cases"][0]["case_id"] == HOSTILE
-
-
-def test_nor_does_it_break_what_evaluate_and_info_print(tmp_path):
-    study = write_study(tmp_path, 2)
+    study = write_study(tmp_path / "study", 1)
     for folder in (study.labels, study.after, study.before):
         save_map(folder / f"{HOSTILE}.nii.gz", label_map(7))
     result = run_here(*study.arguments, "-v", "--name", "\x1b[31mred", "-r", "\x1b[2J=1", status=0)
@@ -147,30 +105,15 @@ def test_nor_does_it_break_what_evaluate_and_info_print(tmp_path):
     assert f"  {SHOWN} " in result.stdout
 
 
-def test_thousands_of_names_are_cut(tmp_path):
-    folders = write_folders(tmp_path, "a")
-    (folders.images / "dataset.json").write_text(json.dumps({"channel_names": {str(number): "x" for number in range(9999)}}))
-    result = run_here("infer", *folders.arguments)
-    require_short(result, 1)
-    assert "expected the modalities 0000, 0001" in result.stderr
-    assert "0015 and 9983 more, as dataset.json names; found 0000, 0001" in result.stderr
-    np.savez(Path(tmp_path / "many.npz"), **{f"a{number}": np.zeros(1) for number in range(300)})
-    result = run_here("info", tmp_path / "many.npz")
-    require_short(result, 1)
-    assert "found a0, a1, a2, a3, a4 and 295 more" in result.stderr
-
-
 def test_no_name_is_a_formula_or_an_escape_sequence():
     """Names are those of files: whoever sends a file may choose one, and a spreadsheet computes what begins like this."""
     for name in ("=1+1", "+a", "-a", "@a", '=HYPERLINK("x")'):
-        table = ResultTable([Measurement(name, name, "dice", -0.5, name), Measurement("plain", name, "dice", 0.25, name)])
+        table = ResultTable([Measurement(name, name, "dice", -0.5, name), Measurement("a=b, 'c' -1", name, "dice", 0.25, name)])
         rows = list(csv.DictReader(io.StringIO(metrics_csv(table), newline="")))
-        assert [row["case"] for row in rows] == [f"'{name}", "plain"]
+        assert [row["case"] for row in rows] == [f"'{name}", "a=b, 'c' -1"]
         assert {row["label"] for row in rows} == {row["method"] for row in rows} == {f"'{name}"}
         assert [float(row["value"]) for row in rows] == [-0.5, 0.25]
     for name in ("\ta", "a\r\n=1", "\x1b[2J\x9b1m\u202e", "\udce9"):
         table = ResultTable([Measurement(name, name, "dice", 0.5, name)])
         shown = name.encode("unicode_escape").decode()
         assert metrics_csv(table).splitlines()[1:] == [f"{shown},{shown},dice,0.5,{shown}"]
-    table = ResultTable([Measurement("a=b, 'c' -1", "1", "dice", 0.5, "crf+x")])
-    assert metrics_csv(table).splitlines()[1] == "\"a=b, 'c' -1\",1,dice,0.5,crf+x"

@@ -1,19 +1,18 @@
-"""`infer --dask` on real clusters: one in this process, and a scheduler with workers that were started from the shell."""
+"""`infer --dask` on a real cluster: a scheduler and two workers, each a process of its own."""
 
 import json
 import logging
 import os
+import signal
 import subprocess
 from pathlib import Path
 
 import dask
 import pytest
-from cli_helpers import FAST, command, files_in, run_here, write_folders
-from cluster_helpers import daemons, wait_until
-from distributed import LocalCluster
+from cli_helpers import FAST, command, files_in, run_here, wait_for, write_folders
+from distributed import Client, LocalCluster
 
 from crfrefine.errors import InputError
-from crfrefine.runs import run as infer_run
 
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore::ResourceWarning")]
 SAME = ("case_id", "status", "output", "grid_shape", "energy", "voxels_changed", "notes", "error", "filters")
@@ -61,45 +60,22 @@ def test_fail_fast_begins_no_further_case(local, tmp_path):
     assert "7 not started" in result.stderr
 
 
-def started_there(folders, output, address):
-    """Start the command on a cluster, and return once it has the output of a first case."""
-    arguments = ("infer", "-i", folders.images, "-p", folders.logits, *SLOW, "--threads", 1, "-o", output)
-    run = subprocess.Popen(command(*arguments, "--dask", address), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    wait_until(lambda: list(output.glob("*.nii.gz")))
-    return run
-
-
-def test_the_cases_of_a_killed_worker_are_done_by_the_other_one(tmp_path):
-    """By its scheduler file. The outputs have the bytes of a run without Dask."""
+def test_the_cases_of_a_killed_worker_are_done_by_another_one(local, tmp_path):
+    """By the cluster's scheduler file. The outputs have the bytes of a run without Dask."""
     folders = write_folders(tmp_path, *"abcdefgh")
     plain, there = tmp_path / "plain", tmp_path / "there"
-    run_here("infer", "-i", folders.images, "-p", folders.logits, *SLOW, "--threads", 1, "-o", plain, status=0)
-    with daemons(tmp_path) as cluster:
-        run = started_there(folders, there, cluster.file)
-        cluster.workers[0].kill()
+    arguments = ("infer", "-i", folders.images, "-p", folders.logits, *SLOW, "--threads", 1, "-o")
+    run_here(*arguments, plain, status=0)
+    with Client(local.scheduler_address) as client:
+        client.write_scheduler_file(tmp_path / "scheduler.json")
+        worker = next(iter(client.run(os.getpid).values()))
+    words = command(*arguments, there, "--dask", tmp_path / "scheduler.json")
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as run:
+        wait_for(lambda: list(there.glob("*.nii.gz")), run)
+        os.kill(worker, signal.SIGKILL)
         _, messages = run.communicate(timeout=60)
     assert run.returncode == 0, messages
     assert contents(plain) == contents(there)
-
-
-def test_a_case_that_kills_its_workers_is_given_up(local, tmp_path, monkeypatch):
-    """Dask itself counts how often: `distributed.scheduler.allowed-failures`."""
-    folders = write_folders(tmp_path, "a")
-    monkeypatch.setattr(infer_run, "refine_on_worker", lambda *_: os._exit(7))
-    result = run_here("infer", *folders.arguments, *FAST, "--dask", local.scheduler_address, status=1)
-    assert "its worker was lost each time" in result.stderr
-
-
-def test_a_scheduler_that_is_gone_ends_the_run(tmp_path, monkeypatch):
-    monkeypatch.setenv("DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT", "3s")
-    folders = write_folders(tmp_path, *"abcdefgh")
-    with daemons(tmp_path) as cluster:
-        run = started_there(folders, folders.output, cluster.address)
-        cluster.scheduler.kill()
-        _, messages = run.communicate(timeout=60)
-    assert run.returncode == 1
-    assert f"the scheduler {cluster.address} is gone, or was restarted" in messages
-    assert "run again with --continue" in messages
 
 
 def test_an_address_that_nobody_answers_is_one_line_of_error(tmp_path):
@@ -113,4 +89,4 @@ def test_an_address_that_nobody_answers_is_one_line_of_error(tmp_path):
 
 def test_a_worker_with_another_version_does_no_case():
     with pytest.raises(InputError, match=r"a worker has crfrefine .*, this command is crfrefine 9\.8\.7; install the same version"):
-        infer_run.refine_on_worker("9.8.7", None, None)
+        refine_on_worker("9.8.7", None, None)

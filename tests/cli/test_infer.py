@@ -28,9 +28,6 @@ from cli_helpers import (
     write_folders,
 )
 
-from crfrefine.arrays.components import clean
-from crfrefine.parameters.sections import PostprocessParameters
-
 
 @pytest.fixture
 def one(tmp_path):
@@ -67,21 +64,15 @@ def test_single_files(folders, tmp_path):
     run_here("infer", *images, *per_label, "-o", target, "--save-probabilities", "--preview", *FAST, status=0)
     assert files_in(target.parent) == ["refined.nii", "refined_preview.png", "refined_probabilities.nii.gz"]
     np.testing.assert_array_equal(load_nifti(target), refined(folders, "a"))
-    run_here("infer", *images[:2], "-p", folders.logits / "a.nii.gz", "-o", tmp_path / "one", *FAST, status=0)
-    assert files_in(tmp_path / "one") == ["a.nii.gz"]
 
 
 def test_outputs_have_the_format_of_the_images(one, tmp_path):
-    images, logits = tmp_path / "mhd", tmp_path / "mha"
-    images.mkdir()
-    logits.mkdir()
-    sitk.WriteImage(sitk.ReadImage(str(one.images / "a_0000.nii.gz")), str(images / "Case01.mhd"))
-    vectors = sitk.GetImageFromArray(np.ascontiguousarray(load_nifti(one.logits / "a.nii.gz").transpose(2, 1, 0, 3)), isVector=True)
-    vectors.CopyInformation(sitk.ReadImage(str(images / "Case01.mhd")))
-    sitk.WriteImage(vectors, str(logits / "Case01.mha"))
-    run_here("infer", "-i", images, "-p", logits, "-o", tmp_path / "out", "--save-logits", *FAST, status=0)
-    assert files_in(tmp_path / "out") == ["Case01.mhd", "Case01.zraw", "Case01_logits.nii.gz"]
-    image, labels = sitk.ReadImage(str(images / "Case01.mhd")), sitk.ReadImage(str(tmp_path / "out" / "Case01.mhd"))
+    (tmp_path / "mhd").mkdir()
+    image = sitk.ReadImage(str(one.images / "a_0000.nii.gz"))
+    sitk.WriteImage(image, str(tmp_path / "mhd" / "a.mhd"))
+    run_here("infer", "-i", tmp_path / "mhd", "-p", one.logits, "-o", one.output, "--save-logits", *FAST, status=0)
+    assert files_in(one.output) == ["a.mhd", "a.zraw", "a_logits.nii.gz"]
+    labels = sitk.ReadImage(str(one.output / "a.mhd"))
     for get in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
         assert getattr(labels, get)() == getattr(image, get)()
 
@@ -91,22 +82,6 @@ def test_summary_has_a_record_of_each_case(folders):
     path = folders.output.with_name("summary.json")
     assert infer(folders, "--summary", path, "--save-probabilities", "--preview", "--max-memory", "256MiB").status == 1
     summary = json.loads(path.read_text())
-    assert set(summary) == {
-        *("schema", "version", "device", "requested_device", "threads", "parameters", "choice", "num_parts", "part_id"),
-        *(
-            "num_cases",
-            "started",
-            "seconds",
-            "interrupted",
-            "num_done",
-            "num_skipped",
-            "num_failed",
-            "label_names",
-            "cases",
-            "network_spacing",
-        ),
-        *("max_memory", "max_memory_source", "all_cases", "output_folder", "inputs", "working_folder", "command", "resumed"),
-    }
     assert (summary["num_cases"], summary["num_done"], summary["num_skipped"], summary["num_failed"]) == (3, 2, 0, 1)
     assert not summary["interrupted"]
     assert (summary["max_memory"], summary["max_memory_source"]) == (1 << 28, "--max-memory")
@@ -126,7 +101,6 @@ def test_summary_has_a_record_of_each_case(folders):
     assert {name: done[name] for name in expected} == expected
     assert len(done["energy"]) == done["num_iterations"]
     assert {"read", "refine", "write"} <= set(done["times"])
-    assert all(seconds >= 0 for seconds in done["times"].values())
     assert (failed["status"], failed["output"], failed["error_kind"]) == ("failed", None, "UnsupportedFormatError")
     assert "b.nii.gz" in failed["error"]
     values = load_nifti(done["probabilities"])
@@ -135,17 +109,6 @@ def test_summary_has_a_record_of_each_case(folders):
     # Four float32 numbers, each rounded once or twice at 2^-24.
     np.testing.assert_allclose(values.sum(axis=-1), 1, atol=1e-6)
     assert (folders.output / "a_preview.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_preview_has_the_names_of_dataset_json(one):
-    assert infer(one, "--preview").status == 0
-    plain = (one.output / "a_preview.png").read_bytes()
-    description = {"channel_names": {"0": "T1", "1": "FLAIR"}, "labels": {"background": 0, "edema": 1, "core": 3}}
-    for content, is_named in (("{", False), (json.dumps(description), True)):
-        (one.logits / "dataset.json").write_text(content, encoding="utf-8")
-        result = infer(one, "--preview", status=0)
-        assert result.stderr.count("not a dataset.json as nnU-Net writes it") == (not is_named)
-        assert ((one.output / "a_preview.png").read_bytes() != plain) == is_named
 
 
 def test_masks(one, tmp_path):
@@ -197,14 +160,6 @@ def test_same_bytes_for_any_number_of_threads_and_in_each_run(folders):
     np.testing.assert_array_equal(logits.argmax(axis=-1), labels)
 
 
-def test_a_case_that_takes_long_says_how_far_it_is(one, monkeypatch):
-    assert "so far" not in infer(one).stderr
-    monkeypatch.setattr("crfrefine.cli.reporting.SILENT_SECONDS", 0.0)
-    for options, steps in (((), "01234"), (("-q",), "")):
-        said = re.findall(r"^a: mean field (.)/5, 0 s so far$", infer(one, *options).stderr, flags=re.MULTILINE)
-        assert said == list(steps)
-
-
 def test_continue_does_what_is_missing_or_broken(tmp_path):
     folders = write_folders(tmp_path, *"abcde")
     assert infer(folders).status == 0
@@ -222,63 +177,22 @@ def test_continue_does_what_is_missing_or_broken(tmp_path):
     more = ("--continue", "--save-logits", "--preview")
     for status in ("done", "skipped"):
         assert statuses(infer(folders, *more)) == [(case_id, status) for case_id in "abcde"]
-    pictures = [folders.output / f"{case_id}_preview.png" for case_id in "abc"]
-    contents = [picture.read_bytes() for picture in pictures]
-    for picture, content, left in zip(pictures, contents, (0, 100, -1), strict=True):
-        picture.write_bytes(content[:left])
-    assert [status for _, status in statuses(infer(folders, *more))] == ["done"] * 3 + ["skipped"] * 2
-    assert [picture.read_bytes() for picture in pictures] == contents
+    picture = folders.output / "a_preview.png"
+    picture.write_bytes(picture.read_bytes()[:-1])
+    assert [status for _, status in statuses(infer(folders, *more))] == ["done"] + ["skipped"] * 4
 
 
 def test_parts_share_no_case_and_the_first_line_says_what_the_others_have(tmp_path):
     folders = write_folders(tmp_path, *"abcdefg")
-    path = tmp_path / "summary.json"
-    seen = []
-    for part_id, num_parts, words in (
-        (0, 2, "part 0 of parts 0–1: 4 of 7 cases; part 1 (3 cases) is not run here; device cpu"),
-        (1, 2, "part 1 of parts 0–1: 3 of 7 cases; part 0 (4 cases) is not run here; device cpu"),
-        (1, 4, "part 1 of parts 0–3: 2 of 7 cases; parts 0 and 2–3 (5 cases) are not run here; device cpu"),
-        (8, 9, "part 8 of parts 0–8: 0 of 7 cases; parts 0–7 (7 cases) are not run here; device cpu"),
+    for part_id, num_parts, status, words in (
+        (0, 2, "done", "part 0 of parts 0–1: 4 of 7 cases; part 1 (3 cases) is not run here; device cpu"),
+        (1, 2, "done", "part 1 of parts 0–1: 3 of 7 cases; part 0 (4 cases) is not run here; device cpu"),
+        (1, 4, "skipped", "part 1 of parts 0–3: 2 of 7 cases; parts 0 and 2–3 (5 cases) are not run here; device cpu"),
+        (8, 9, "", "part 8 of parts 0–8: 0 of 7 cases; parts 0–7 (7 cases) are not run here; device cpu"),
     ):
-        path.unlink(missing_ok=True)
-        result = infer(folders, "--continue", "--num-parts", num_parts, "--part-id", part_id, "--summary", path, status=0)
+        result = infer(folders, "--continue", "--num-parts", num_parts, "--part-id", part_id, status=0)
         assert result.stderr.splitlines()[0].startswith(words)
-        summary = json.loads(path.read_text())
-        assert [case["case_id"] for case in summary["cases"]] == list("abcdefg")[part_id::num_parts]
-        assert (summary["num_parts"], summary["part_id"]) == (num_parts, part_id)
-        assert list(summary["all_cases"]) == list("abcdefg")
-        seen.append({case["status"] for case in summary["cases"]})
-    assert seen == [{"done"}, {"done"}, {"skipped"}, set()]
-
-
-def test_logits_in_memory_are_refined_alike_however_little_memory_is_left(tmp_path):
-    """Tiles take little beside them: no slabs, even if the process of the tests fills the limit."""
-    shape = (56, 56, 56)
-    radius = np.sqrt(((np.indices(shape) - 28.0) ** 2).sum(axis=0))
-    intensities = (radius < 11) * 100.0 + np.random.default_rng(0).normal(0, 10, shape)
-    image = save_nifti(tmp_path / "image.nii.gz", intensities.astype(np.float32))
-    logits = save_nifti(tmp_path / "logits.nii.gz", (2 * np.stack([radius - 11, 11.3 - radius], axis=-1)).astype(np.float32))
-    arguments = ("infer", "-i", image, "-p", logits, "--save-logits", "-v")
-    plain = run_here(*arguments, "-o", tmp_path / "plain.nii.gz")
-    limited = run_here(*arguments, "-o", tmp_path / "limited.nii.gz", "--max-memory", "80M")
-    refused = run_here(*arguments, "-o", tmp_path / "refused.nii.gz", "--max-memory", "60M")
-    assert (plain.status, limited.status) == (0, 0), limited.stderr
-    assert (refused.status, " of --max-memory\n" in refused.stderr) == (1, True)
-    assert " tiles, " in plain.stderr
-    for name in ("", "_logits"):
-        np.testing.assert_array_equal(load_nifti(tmp_path / f"limited{name}.nii.gz"), load_nifti(tmp_path / f"plain{name}.nii.gz"))
-
-
-def test_small_object_rules_are_applied_and_counted(one):
-    (plain,) = summary_of(one)["cases"]
-    assert (plain["voxels_removed"], plain["voxels_filled"]) == (0, 0)
-    rules = ('keep_largest=["none", "each", "none", "none"]', "min_component_ml=[0, 0, 0.05, 0]")
-    parameters = PostprocessParameters(("none", "each", "none", "none"), (0.0, 0.0, 0.05, 0.0))
-    expected = clean(load_nifti(one.output / "a.nii.gz"), parameters, float(np.prod(SPACING)) / 1000)
-    (ruled,) = summary_of(one, *(item for rule in rules for item in ("--set", f"postprocess.{rule}")))["cases"]
-    np.testing.assert_array_equal(load_nifti(one.output / "a.nii.gz"), expected.label_map)
-    assert (ruled["voxels_removed"], ruled["voxels_filled"]) == (expected.voxels_removed, expected.voxels_filled)
-    assert ruled["voxels_removed"] > 0
+        assert statuses(result) == [(case_id, status) for case_id in "abcdefg"[part_id::num_parts]]
 
 
 def test_on_a_terminal_progress_is_live_and_leaves_nothing_behind(folders):
@@ -315,30 +229,3 @@ def test_verbose_tells_the_filter_and_the_times_and_quiet_nothing_but_errors(one
         assert words not in plain
     quiet = infer(one, "-q")
     assert (quiet.status, quiet.stdout, quiet.stderr) == (0, "", "")
-    (one.logits / "a.nii.gz").rename(one.logits / "b.nii.gz")
-    failing = infer(one, "-q")
-    assert (failing.status, failing.stdout) == (1, "")
-    assert failing.stderr.startswith("crfrefine: error: ")
-
-
-def test_no_result_replaces_an_input_or_goes_among_those_of_a_folder(one):
-    image, logits = one.images / "a_0000.nii.gz", one.logits / "a.nii.gz"
-    before = {path: path.read_bytes() for path in one.output.parent.rglob("*.nii.gz")}
-    for inputs, target, words in (
-        ((image, logits), image, "would replace an input"),
-        ((image, logits), logits, "would replace an input"),
-        ((one.images, one.logits), one.images, "choose another folder"),
-        ((one.images, one.logits), one.logits, "would replace an input"),
-    ):
-        result = run_here("infer", "-i", inputs[0], "-p", inputs[1], "-o", target, status=1)
-        assert words in result.stderr
-        assert {path: path.read_bytes() for path in one.output.parent.rglob("*.nii.gz")} == before
-
-
-def test_names_that_are_no_text_and_look_like_formulas(tmp_path):
-    case_id = os.fsdecode(b"caf\xe9 $x_$ \xe6\x97\xa5")  # not UTF-8, a formula, and a letter that few fonts have
-    folders = write_folders(tmp_path, case_id)
-    result = run_process("infer", *folders.arguments, *FAST, "--preview", "--summary", tmp_path / "s.json", status=0)
-    assert files_in(folders.output) == sorted([f"{case_id}.nii.gz", f"{case_id}_preview.png"])
-    assert json.loads((tmp_path / "s.json").read_text())["cases"][0]["case_id"] == case_id
-    assert "Warning" not in result.stderr

@@ -11,7 +11,6 @@ from cli_helpers import AFFINE, GRID_SHAPE, NUM_LABELS, load_nifti, run_here, ru
 import crfrefine
 from crfrefine.base.threads import available_threads
 from crfrefine.engines import get_backend
-from crfrefine.engines.cuda.cupy_device import is_available
 
 
 @pytest.fixture
@@ -71,8 +70,6 @@ def test_a_folder_of_images(root, tmp_path):
     lines = result.stdout.splitlines()
     assert lines[0] == f"{root / 'images'}: 3 cases in order, 0 problems"
     assert lines[1].split(maxsplit=1) == ["a", "2 modalities, 18×15×11, 1.00×1.25×2.50 mm"]
-    save_nifti(tmp_path / "fine" / "a_0000.nii.gz", np.zeros(GRID_SHAPE, np.int16), np.diag([0.625, 0.9765625, 2.5, 1.0]))
-    assert "0.625×0.976562×2.50 mm" in run_here("info", tmp_path / "fine").stdout
     (tmp_path / "empty").mkdir()
     empty = run_here("info", tmp_path / "empty", status=1)
     assert "no case found" in empty.stdout
@@ -97,39 +94,6 @@ def test_what_is_wrong_with_cases(root):
     assert "'b': logits and image are on different grids" in wrong[1]
 
 
-def test_a_folder_of_archives(tmp_path):
-    for case_id in "ab":
-        np.savez(tmp_path / f"{case_id}.npz", probabilities=np.zeros((3, 4, 5, 6), np.float32))
-    result = run_here("info", tmp_path, status=0)
-    assert result.stdout.splitlines()[1] == "  a  3 labels, 6×5×4"
-    shown = fields(run_here("info", tmp_path / "a.npz").stdout)
-    assert (shown["shape"], shown["channels"], shown["spacing"]) == ("6×5×4", "3", "none in this format")
-    (tmp_path / "a.npz").write_bytes(b"no zip")
-    assert run_here("info", tmp_path).status == 1
-
-
-def test_one_file_per_structure_is_described_as_such(tmp_path):
-    for case_id in ("s1", "s2"):
-        for number, name in enumerate(("aorta", "liver", "spleen")):
-            mask = np.zeros(GRID_SHAPE, np.uint8)
-            mask[3 * number : 3 * number + 2] = 1
-            save_nifti(tmp_path / case_id / f"{name}.nii.gz", mask)
-    result = run_here("info", tmp_path)
-    assert f"{tmp_path}: 2 cases in order, 0 problems" in result.stdout
-    assert "s2  3 structures" in result.stdout
-    assert "s1  3 structures, 18×15×11" in result.stdout
-    assert "--input-type labels" in result.stdout
-
-
-def test_logits_on_another_grid_are_no_problem_where_they_are_to_be_interpolated(root):
-    coarse = AFFINE @ np.diag([2.0, 1.0, 1.0, 1.0])
-    save_nifti(root / "logits" / "b.nii.gz", load_nifti(root / "logits" / "b.nii.gz")[::2], coarse)
-    assert "Or give --resample" in run_here("info", root).stdout
-    result = run_here("info", root, "--resample", status=0)
-    assert "3 cases in order, 0 problems" in result.stdout
-    assert result.stdout.count("b.nii.gz on another grid") == result.stdout.count("on another grid") == 1
-
-
 def test_dataset_json_decides_whose_number_of_labels_is_wrong(root):
     for case_id in "ab":
         path = root / "logits" / f"{case_id}.nii.gz"
@@ -140,12 +104,7 @@ def test_dataset_json_decides_whose_number_of_labels_is_wrong(root):
     wrong = [line for line in result.stdout.splitlines() if "wrong:" in line]
     expected = f"the network's output has 3 channels, expected 4, one for each label from 0 to 3 of {root / 'dataset.json'}"
     assert wrong == [f"  wrong: {root / 'logits' / case_id}.nii.gz: {expected}" for case_id in "ab"]
-
-
-def test_a_dataset_of_test_cases_is_a_folder_of_cases_and_another_says_where_it_looked(root):
-    (root / "images").rename(root / "imagesTs")
-    assert ": 3 cases in order, 0 problems" in run_here("info", root, status=0).stdout
-    (root / "imagesTs").rename(root / "pictures")
+    (root / "images").rename(root / "pictures")
     told = run_here("info", root, status=1).stdout
     assert "\n  Looked for images in it, and in images, imagesTr and imagesTs; name the folder of the images." in told
 
@@ -154,16 +113,9 @@ def test_without_a_file_it_shows_what_is_installed(tmp_path, monkeypatch):
     """The metadata are made, as crfrefine need not be installed."""
     folder = tmp_path / "crfrefine-0.0.9.dist-info"
     folder.mkdir()
-    lines = ["Metadata-Version: 2.1", "Name: crfrefine", "Version: 0.0.9", "Requires-Dist: nibabel>=5"]
-    for name, extra in (
-        ("numpy>=1.26", "here"),
-        ("scipy", "here"),
-        ("numpy", "absent"),
-        ("nowhere-at-all[x]>=2", "absent"),
-        ("crfrefine[here]", "all"),
-    ):
-        lines.append(f'Requires-Dist: {name}; extra == "{extra}"')
-    (folder / "METADATA").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    extras = (("numpy>=1.26", "here"), ("scipy", "here"), ("nowhere-at-all[x]>=2", "absent"), ("crfrefine[here]", "all"))
+    lines = [f'Requires-Dist: {name}; extra == "{extra}"\n' for name, extra in extras]
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: crfrefine\nVersion: 0.0.9\n" + "".join(lines), encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     shown = {line[:12].strip(): line[14:] for line in run_here("info", status=0).stdout.splitlines()}
     assert shown["version"].startswith(f"crfrefine {crfrefine.__version__}, Python 3.")
@@ -172,8 +124,6 @@ def test_without_a_file_it_shows_what_is_installed(tmp_path, monkeypatch):
     assert shown["here"] == f"numpy {np.__version__}, scipy {metadata.version('scipy')}"
     assert shown["absent"] == "nowhere-at-all is not installed: pip install 'crfrefine[absent]'"
     assert shown.keys() == {"version", "engine", "GPU", "threads", "here", "absent"}
-    if not is_available():
-        assert "no NVIDIA GPU was found" in shown["GPU"]
     assert json.loads(run_here("info", "--json", status=0).stdout) == {"schema": 1, **shown}
 
 

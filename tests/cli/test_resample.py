@@ -11,7 +11,6 @@ from evaluation_helpers import SHAPE, affine, expected_overlap, logits_of, read_
 from io_helpers import save_nifti as save_on
 from oracles import softmax
 from resampling_helpers import itk_resampled
-from training_helpers import shorten, write_cases
 
 COARSE = (11, 9, 8)
 
@@ -58,21 +57,6 @@ def test_infer_brings_logits_onto_the_grid_of_the_image(tmp_path):
     # Where two labels tie to a rounding, either may win.
     assert np.count_nonzero(np.asanyarray(refined.dataobj) != expected) <= 2
     assert np.unique(expected).tolist() == [0, 1, 3]
-
-
-@pytest.mark.long
-def test_train_crf_takes_logits_of_another_grid(tmp_path, monkeypatch):
-    shorten(monkeypatch)
-    data = write_cases(tmp_path / "data", 4)
-    for number in (1, 2):
-        to_coarse(data / "logits" / f"case{number}.nii.gz")
-    arguments = ("train-crf", data, "-o", tmp_path / "params.toml", "--folds", 2, "--num-iterations", 1, "--threads", 1)
-    result = run_here(*arguments, status=1)
-    assert "2 of 4 cases cannot be trained on" in result.stderr
-    assert "give --resample" in result.stderr
-    result = run_here(*arguments, "--resample", status=0)
-    assert "note: files of 2 of 4 cases are interpolated onto the grid of the image: case1, case2\n" in result.stderr
-    assert json.loads((tmp_path / "params.report.json").read_text())["options"]["resample"] is True
 
 
 def test_evaluate_brings_label_maps_onto_the_grid_of_the_reference(tmp_path):

@@ -11,19 +11,10 @@ CASES = ("one", "two")
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 
 
-def test_a_summary_and_a_preview_do_not_take_the_place_of_a_pipe(folders, tmp_path):
-    folders.output.mkdir()
-    pipes = [make_pipe(tmp_path / "summary"), make_pipe(folders.output / "one_preview.png")]
-    for pipe, option in zip(pipes, (("--summary", pipes[0]), ("--preview",)), strict=True):
-        result = infer(folders, *option, status=1)
-        assert f"{pipe}: cannot be written: it is a device, pipe or socket" in result.stderr
-    assert [kind_of(pipe) for pipe in pipes] == [stat.S_IFIFO] * 2
-
-
 def test_a_bad_place_is_one_case_s_failure_found_before_it_is_computed(folders):
     folders.output.mkdir()
-    pipes = [make_pipe(folders.output / name) for name in ("one_probabilities.nii.gz", "two_logits.nii.gz")]
-    result = infer(folders, "--save-probabilities", "--save-logits", "--continue", "-v", status=1)
+    pipes = [make_pipe(folders.output / name) for name in ("one_preview.png", "two_logits.nii.gz")]
+    result = infer(folders, "--preview", "--save-logits", "--continue", "-v", status=1)
     assert all(f"{pipe}: cannot be written: it is a device, pipe or socket" in result.stderr for pipe in pipes)
     assert [kind_of(pipe) for pipe in pipes] == [stat.S_IFIFO] * 2
     assert files_in(folders.output) == [pipe.name for pipe in pipes]

@@ -3,27 +3,20 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 
 import pytest
 import typer.main
-from cli_helpers import command, files_in, infer, run_here, run_process, statuses, write_folders
+from cli_helpers import files_in, run_here, run_process, write_folders
 
-import crfrefine
 from crfrefine.cli.commands import COMMANDS, PANELS
 from crfrefine.cli.main import app
+from crfrefine.cli.options import complete_config
 from crfrefine.cli.refusals import GONE
 
-
-def test_help_describes_each_command_to_the_end_of_the_sentence(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
-    alone = run_here(status=2)
-    assert "\\n" not in alone.stderr
-    lines = run_here("--help").stdout.partition("Commands:\n")[2].splitlines()
-    assert alone.stderr.partition("\nCommands:\n")[2].splitlines() == lines
-    assert lines
-    assert all(line.endswith(".") and not line.endswith("...") for line in lines), lines
+BASH = shutil.which("bash")
 
 
 @pytest.mark.parametrize("name", ["infer", "train-crf", "evaluate", "tune"])
@@ -31,21 +24,11 @@ def test_help_has_panels_and_every_option_in_one(name, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     text = run_here(name, "--help").stdout
     panels = re.findall(r"^(\w.*):$", text, re.MULTILINE)
-    order = ["Arguments", *PANELS]
-    assert panels == sorted(set(panels), key=order.index)
-    assert {"Input", "Output", "Model", "Resources", "Messages"} - ({"Model"} if name == "evaluate" else set()) <= set(panels)
+    assert panels == sorted(set(panels), key=["Arguments", *PANELS].index)
     assert "More options" not in panels, "name the new option in cli/options.py"
     shown = re.findall(r"^  .*?(--[a-z-]+)", text, re.MULTILINE)
     options = [parameter for parameter in typer.main.get_command(app).commands[name].params if parameter.param_type_name == "option"]
     assert {max(option.opts, key=len) for option in options} <= set(shown)
-    if name == "infer":
-        needed = ("-i, --images", "-p, --logits", "-o, --output", "-c, --config", "Rarely needed:", "--fail-fast")
-        places = [text.index(word) for word in needed]
-        assert places == sorted(places)
-
-
-def test_version():
-    assert run_here("--version").stdout == f"crfrefine {crfrefine.__version__}\n"
 
 
 WRONG = """\
@@ -53,14 +36,10 @@ refine
 infer
 infer --frobnicate
 infer {case} --input-type votes
-infer {case} --threads 0
 infer {case} --threads 1025
-demo --threads 1025
 infer {case} --threads many
-infer {case} --num-parts 0 --part-id 0
 infer {case} --num-parts 2
 infer {case} --num-parts 2 --part-id 2
-infer {case} --part-id -1
 infer {case} --max-memory 8X
 infer {case} -v -q
 convert only_one.nii.gz
@@ -73,39 +52,33 @@ infer {case} -m ''
 infer {case} -c ''
 infer {case} --summary ''
 info ''
-convert '' b.nii.gz
 convert a.nii.gz ''
-demo -o ''
-convert a.nii.gz b.nii.gz --like ''
 """
 
 
-@pytest.mark.parametrize("line", WRONG.splitlines())
-def test_wrong_usage_exits_with_2(line, tmp_path, monkeypatch):
+def test_wrong_usage_exits_with_2(tmp_path, monkeypatch):
     """An empty path is not the current folder."""
     folders = write_folders(tmp_path, "a")
     monkeypatch.chdir(tmp_path)
     before = files_in(tmp_path)
-    result = run_here(*shlex.split(line.format(case=shlex.join(map(str, folders.arguments)))))
-    assert (result.status, result.stdout) == (2, "")
-    assert result.stderr.startswith("Usage:")
-    assert result.stderr.splitlines()[-1].startswith("crfrefine: error: "), "as all other errors"
-    assert ("the value is empty" in result.stderr) == ("''" in line)
+    for line in WRONG.splitlines():
+        result = run_here(*shlex.split(line.format(case=shlex.join(map(str, folders.arguments)))))
+        assert (result.status, result.stdout) == (2, ""), line
+        assert result.stderr.startswith("Usage:")
+        assert result.stderr.splitlines()[-1].startswith("crfrefine: error: "), "as all other errors"
+        assert ("the value is empty" in result.stderr) == ("''" in line)
     assert files_in(tmp_path) == before
 
 
-@pytest.mark.parametrize("name", GONE)
-def test_a_command_or_option_that_is_gone_says_what_does_its_job(name):
-    command = "evaluate" if "evaluate" in GONE[name] else "infer"
-    result = run_here(*[command, name][not name.startswith("--") :], status=2)
-    assert GONE[name] in result.stderr.splitlines()[-1]
-    assert name not in COMMANDS
-
-
-def test_an_option_that_is_gone_says_so_with_a_value_too(monkeypatch):
-    monkeypatch.setitem(GONE, "--turbo", "`--turbo` is gone: every run is fast")
-    for words in (("--turbo", "3"), ("--turbo=3",)):
-        assert run_here("infer", *words, status=2).stderr.endswith("crfrefine: error: `--turbo` is gone: every run is fast\n")
+def test_a_command_or_option_that_is_gone_says_what_does_its_job():
+    for name, instead in GONE.items():
+        command = "evaluate" if "evaluate" in instead else "infer"
+        words = (command, name) if name.startswith("--") else (name,)
+        assert instead in run_here(*words, status=2).stderr.splitlines()[-1]
+    assert GONE["--workers"] in run_here("infer", "--workers=3", status=2).stderr
+    for device in ("cuda:all", "cuda:0,1"):
+        result = run_here("infer", "-i", "a", "-p", "b", "-o", "c", "--device", device, status=2)
+        assert "run one `infer --device cuda:N` per GPU" in " ".join(result.stderr.split())
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -133,13 +106,9 @@ def test_values_are_converted_as_typer_converts_them(name):
     ("arguments", "unwanted"),
     [
         ("--help", "numpy rich nibabel SimpleITK scipy matplotlib pydantic torch cupy"),
-        (
-            "infer {case} --set mean_field.filter=lattice",  # Presets with a volume term need scipy.ndimage.
-            "torch cupy SimpleITK matplotlib pydicom scipy.ndimage numpy.ma pydantic",
-        ),
-        pytest.param(
-            "info {image}", "rich SimpleITK scipy.ndimage matplotlib pydantic pydicom crfrefine.parameters.model", marks=pytest.mark.long
-        ),
+        # Presets with a volume term need scipy.ndimage.
+        ("infer {case} --set mean_field.filter=lattice", "torch cupy SimpleITK matplotlib pydicom scipy.ndimage numpy.ma pydantic"),
+        ("info {image}", "rich SimpleITK scipy.ndimage matplotlib pydantic pydicom crfrefine.parameters.model"),
     ],
 )
 def test_start_up_imports_no_more_than_it_needs(arguments, unwanted, tmp_path):
@@ -152,21 +121,6 @@ def test_start_up_imports_no_more_than_it_needs(arguments, unwanted, tmp_path):
     assert not set(unwanted.split()) & set(done.stderr.splitlines()[-1].split())
 
 
-def test_a_closed_pipe_is_no_traceback(tmp_path):
-    """As in `crfrefine info FOLDER | head -1`."""
-    folders = write_folders(tmp_path, *(f"case_{number:03d}" for number in range(4)))
-    with subprocess.Popen(
-        command("info", *sorted(folders.images.iterdir()) * 400), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        process.stdout.readline()
-        process.stdout.close()
-        assert process.stderr.read() == ""
-        process.stderr.close()
-        process.wait(timeout=60)
-
-
 def test_signs_that_a_terminal_lacks_are_spelled(tmp_path):
     image = (write_folders(tmp_path, "a").images / "a_0000.nii.gz").rename(tmp_path / "σ.nii.gz")
     done = run_process("info", image, env={**os.environ, "PYTHONIOENCODING": "ascii"})
@@ -174,30 +128,40 @@ def test_signs_that_a_terminal_lacks_are_spelled(tmp_path):
     assert "\\u03c3" in done.stdout
 
 
-def test_one_word_for_one_thing_in_all_commands(tmp_path):
-    folders = write_folders(tmp_path, "a")
-    for status in ("done", "skipped"):
-        assert statuses(infer(folders, "--resume")) == [("a", status)]
-    for options in (("--threads", "1"), ("--processes", "1")):
-        result = run_here("evaluate", folders.output, folders.output, "-o", tmp_path / "report", "--no-report", *options, status=0)
-    for name in ("--resume", "--continue"):
-        result = run_here("train-crf", name, "-o", tmp_path / "p.toml")
-        assert "name the folder of the data" in " ".join(result.stderr.split()), "the option itself is known"
+# ---- Completion, by the script that `--show-completion` prints, in bash itself
 
 
-def test_options_that_are_gone_name_what_does_their_job(tmp_path):
-    for name, inputs, option, reason in (
-        (
-            "infer",
-            ("-i", tmp_path, "-p", tmp_path),
-            ("--workers", "2"),
-            "start a Dask scheduler and workers and give its address with --dask",
-        ),
-        ("infer", ("-i", tmp_path, "-p", tmp_path), ("--case-timeout", "9"), "`--case-timeout` is gone"),
-        ("infer", ("-i", tmp_path, "-p", tmp_path), ("--device", "cuda:all"), "run one `infer --device cuda:N` per GPU"),
-        ("infer", ("-i", tmp_path, "-p", tmp_path), ("--device", "cuda:0,1"), "run one `infer --device cuda:N` per GPU"),
-        ("evaluate", (tmp_path, tmp_path), ("--dask", "tcp://a:1"), "only infer takes it"),
-        ("train-crf", (tmp_path,), ("--workers", "2"), "`--workers` is gone"),
-    ):
-        result = run_here(name, *inputs, "-o", tmp_path / "out", *option, status=2)
-        assert reason in " ".join(result.stderr.split())
+@pytest.mark.skipif(BASH is None, reason="needs bash")
+def test_bash_completes(tmp_path):
+    program = tmp_path / "crfrefine"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m crfrefine "$@"\n', encoding="utf-8")
+    program.chmod(0o755)
+    words = {"crfrefine infer --input-type l": ["labels", "logits"], "crfrefine info doc": []}
+    script = """
+        eval "$(crfrefine --show-completion bash)"
+        while read -r line; do
+          COMP_WORDS=($line); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _crfrefine_completion crfrefine; echo "${COMPREPLY[@]}"
+        done
+        complete -p crfrefine"""
+    environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    given = {"input": "\n".join([*words, ""]), "env": environment, "capture_output": True, "text": True, "timeout": 120}
+    run = subprocess.run([BASH, "--norc", "-c", script], check=False, **given)
+    assert run.returncode == 0, run.stderr
+    *offered, rule = run.stdout.splitlines()
+    assert [sorted(line.split()) for line in offered] == list(words.values())
+    assert "-o default" in rule
+
+
+def test_presets_and_files_of_parameters_are_completed(tmp_path, monkeypatch):
+    """A path is none of both, so that the shell completes it as a file."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lines.toml").touch()
+    offered = complete_config("body-c") + complete_config("li")
+    assert offered == [
+        ("body-ct", "Organs and bones in CT in Hounsfield units, as many labels as there are"),
+        ("lines.toml", "file of parameters"),
+    ]
+    assert complete_config("./li") == []
+    for name in ("infer", "train-crf", "tune"):
+        (option,) = (found for found in typer.main.get_command(app).commands[name].params if "--config" in found.opts)
+        assert [item.value for item in option.shell_complete(None, "bra")] == ["brats"]

@@ -15,12 +15,18 @@ from training_helpers import write_cases
 pytestmark = pytest.mark.long
 
 
+def check_summary(path):
+    summary = json.loads(path.read_text())
+    assert not summary["interrupted"]
+    assert [case["status"] in ("done", "skipped") for case in summary["cases"]] == [True] * 3
+
+
 def test_infer_on_a_folder(tmp_path):
     folders = write_folders(tmp_path, "a", "b", "c")
     summary = folders.output / "summary.json"
     work = Work(
         ("infer", *folders.arguments, "--threads", 1, "--save-probabilities", "--summary", summary),
-        outputs=[folders.output],
+        output=folders.output,
         resume=["--continue"],
         early=["summary.json"],
         after=lambda: check_summary(summary),
@@ -28,18 +34,12 @@ def test_infer_on_a_folder(tmp_path):
     check_kills(work, tmp_path, seed=1)
 
 
-def check_summary(path):
-    summary = json.loads(path.read_text())
-    assert not summary["interrupted"]
-    assert [case["status"] in ("done", "skipped") for case in summary["cases"]] == [True] * 3
-
-
 def test_infer_that_replaces_older_results(tmp_path):
     """Every file is the old one or the new one; there is no --continue that would take the old ones for done."""
     folders = write_folders(tmp_path, "a", "b")
     work = Work(
         ("infer", *folders.arguments, "--threads", 1),
-        outputs=[folders.output],
+        output=folders.output,
         before=lambda: write_old(folders.output, "a.nii.gz", "b.nii.gz"),
     )
     check_kills(work, tmp_path, seed=3)
@@ -53,7 +53,7 @@ def write_old(folder, *names):
 
 def test_evaluate(tmp_path):
     study = write_study(tmp_path)
-    work = Work([option for option in study.arguments if option != "--no-report"], outputs=[study.output])
+    work = Work([option for option in study.arguments if option != "--no-report"], output=study.output)
     check_kills(work, tmp_path, seed=4)
 
 
@@ -72,23 +72,11 @@ def test_train_crf(tmp_path):
     output = tmp_path / "out"
     work = Work(
         ("train-crf", data, "-o", output / "p.toml", "--folds", 2, "--num-iterations", 1, "--learn", "weights", "--threads", 1),
-        outputs=[output],
+        output=output,
         resume=["--resume"],
         early=["p.fold1.json"],
     )
     check_kills(work, tmp_path, seed=5, setup=SMALL_TRAINING, num_kills=-(-NUM_KILLS // 4), most_in_a_row=3)  # a run takes seconds
-
-
-SMALL_PHANTOM = """
-import functools
-from crfrefine.apps.demo import phantom
-phantom.make_phantom = functools.partial(phantom.make_phantom, grid_shape=(18, 15, 11), spacing=(3.6, 4.1, 5.5))
-"""
-
-
-def test_demo(tmp_path):
-    work = Work(("demo", "-o", tmp_path / "demo", "--threads", 1), outputs=[tmp_path / "demo"])
-    check_kills(work, tmp_path, seed=6, setup=SMALL_PHANTOM)
 
 
 def test_convert_that_replaces_a_pair(tmp_path):
@@ -97,7 +85,7 @@ def test_convert_that_replaces_a_pair(tmp_path):
     output = tmp_path / "out"
     work = Work(
         ("convert", folders.logits / "a.nii.gz", output / "a.mhd"),
-        outputs=[output],
+        output=output,
         before=lambda: write_old(output, "a.zraw", "a.mhd"),
     )
     check_kills(work, tmp_path, seed=7)

@@ -1,24 +1,32 @@
 """The C++ engine on made-up grids, features and masks, whose lattice is the plain one; and on wrong calls, which are errors of ours.
 
-`tests/engines/test_engine_filters.py` compares their messages; `tests/refinement/test_agreement.py` makes up cases for the sets of
-labels. The same examples in each run; `make fuzz` takes more, and others each time.
+`tests/engines/test_engine_filters.py` compares the engines' messages; `tests/refinement/test_agreement.py` makes up cases for the sets of
+labels. A wrong call is a file with what a run of the package has called, some of its arguments changed.
 """
 
 import contextlib
+import copy
+import math
 import os
+import pickle
+from dataclasses import replace
+from functools import cache
+from unittest import mock
 
 import numpy as np
 import pytest
-from fuzz_engine import engine_targets
-from fuzz_worker import fuzz
+from blobs import make_blobs
+from fuzzing import Target
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oracles import one_kernel, rms, torch64
+from tile_cases import make_case, refine
 
-from crfrefine.engines import get_backend
-from crfrefine.engines.compiled import load_engine
+import crfrefine
+from crfrefine.engines import compiled, get_backend
 from crfrefine.engines.grid_image import GridImage
-from crfrefine.errors import BackendUnavailableError, CapacityError
+from crfrefine.errors import CapacityError, InputError
+from crfrefine.refinement.tiles.grid import TILE, TileGrid
 
 NUM_EXAMPLES = int(os.environ.get("CRFREFINE_TEST_EXAMPLES", "0"))
 EXTENTS = {1: (2, 5000), 2: (2, 70), 3: (2, 17), 4: (2, 7)}  # the engine leaves axes of one voxel out of the features
@@ -69,19 +77,154 @@ def test_any_lattice_is_the_plain_one(case, threads):
         assert np.median(np.abs(result - expected)[:, inside]) < 1e-3 * rms(expected[:, inside])
 
 
-# ---- Wrong calls
+NUMBERS = (0, 1, 2, 3, -1, 7, 255, 2**31, -(2**63), 2**64, 0.0, 0.5, -2.5, 1e-300, 1e300, math.inf, -math.inf, math.nan)
+WORDS = ("auto", "lattice", "grid", "exact", "truncated", "symmetric", "none", "")
+OTHERS = (None, *WORDS, [], [[]], [[[1.0], []]], True, [1.0, -1.0, 2.0])
+TYPES = ("float32", "float64", "float16", "uint8", "uint16", "int32", "int64", "bool")
 
 
-@pytest.mark.parametrize(("name", "num_inputs"), [("module", 100), ("models", 10)])
-def test_some_inputs(name, num_inputs, tmp_path):
+class _Recorder:
+    """Stands for the compiled module, or an object of its classes, and notes calls: the first ones of each function."""
+
+    def __init__(self, of, noted, before):
+        self.of, self._noted, self.before = of, noted, before
+
+    def __getattr__(self, name):
+        member = getattr(self.of, name)
+        if not callable(member) or (isinstance(member, type) and issubclass(member, Exception)):
+            return member
+
+        def call(*arguments):
+            calls = [*self.before, (name, list(map(_plain, arguments)))]
+            known = self._noted.setdefault(" ".join(name for name, _ in calls), [])
+            if arguments and len(known) < 4:
+                known.append(calls)
+            found = member(*(value.of if isinstance(value, _Recorder) else value for value in arguments))
+            return _Recorder(found, self._noted, calls) if "_engine_" in type(found).__module__ else found
+
+        return call
+
+
+def _plain(value):
+    """Return a copy of an argument: of an object of the engine the calls that make it, of a function that is told of progress None."""
+    if isinstance(value, _Recorder):
+        return {"made": value.before}
+    if isinstance(value, list | tuple):
+        return list(map(_plain, value))
+    return None if callable(value) else copy.copy(value)
+
+
+@cache
+def _usual_calls():
+    """What small cases call: of one to three axes, with each filter and model, with label sets, from label maps, of a backward pass."""
+    noted = {}
+    load = compiled._import_level
+    with (
+        mock.patch.object(compiled, "_import_level", lambda level: _Recorder(load(level), noted, [])),
+        mock.patch("crfrefine.refinement.networks.take_part_nearby", return_value=True),  # small cases do not save work
+    ):
+        default = crfrefine.CrfParameters().replace(**{"mean_field.num_iterations": 2, "bilateral.theta_alpha": 1.5})
+        for number, (shape, changes) in enumerate(_MODELS):
+            case = make_case(number, shape, 3 + number % 2, num_modalities=1 + number % 2, with_mask=number % 2 > 0)
+            for threshold in (0.0, *([1e-3] if "volume.weight" not in changes and number < 3 else [])):  # above 0 labels are left out
+                refine(case, default.replace(**changes), threshold, threads=1 + number % 2)
+            labels = case.logits.argmax(axis=0).astype(np.uint8)
+            crfrefine.refine(labels, case.image, spacing=case.spacing, parameters=default, input_type="labels", threads=1)
+        engine = get_backend("cpu")
+        for dtype in (np.float32, np.float64):
+            blobs = make_blobs((9, 18, 35), 4, 1, masked=dtype == np.float64)
+            model = blobs.model("matrix", spatial=True)
+            blobs.gradients(replace(blobs, image=blobs.image.astype(dtype)).dense(model), model.mean_field)
+            engine.message(blobs.logits, GridImage(blobs.image, blobs.mask, blobs.spacing), model.kernels, threads=1)
+        engine.plan_filters(GridImage(blobs.image, blobs.mask, blobs.spacing), model.kernels, 2)
+        engine.softmax(blobs.logits, threads=2)
+        engine.channel_ranges(blobs.logits, threads=2)
+        TileGrid((9, 17, 20)).engine(1).gather(np.zeros((9, 17, 20), np.float32), np.arange(2), np.zeros((2, math.prod(TILE)), np.float32))
+    return tuple(calls for known in noted.values() for calls in known)
+
+
+_MODELS = (
+    ((17, 4), {"spatial.weight": 1.0, "mean_field.filter": "truncated"}),
+    ((9, 17, 20), {"mean_field.filter": "truncated"}),
+    ((4, 5, 17), {"mean_field.filter": "lattice", "volume.weight": 0.5}),
+    ((9, 8, 21), {"mean_field.filter": "grid", "mean_field.normalization": "after"}),
+    ((37,), {"mean_field.filter": "exact", "mean_field.normalization": "after"}),
+)
+
+
+def _damage(rng, arguments):
+    """Change one argument, or something in it."""
+    place = rng.randrange(len(arguments))
+    value = arguments[place]
+    if isinstance(value, list) and value and rng.random() < 0.8:
+        how = rng.random()
+        if how < 0.6:
+            _damage(rng, value)
+        elif how < 0.8:
+            del value[rng.randrange(len(value))]
+        else:
+            value.append(copy.deepcopy(value[-1]))
+    elif isinstance(value, dict) and rng.random() < 0.8:
+        _damage(rng, value["made"][-1][1])
+    elif isinstance(value, np.ndarray) and rng.random() < 0.9:
+        arguments[place] = _damaged_array(rng, value)
+    else:
+        arguments[place] = rng.choice(NUMBERS) if rng.random() < 0.8 else copy.deepcopy(rng.choice(OTHERS))
+
+
+def _damaged_array(rng, array):
+    how, shape = rng.random(), list(array.shape)
+    if how < 0.2:
+        with np.errstate(all="ignore"):
+            return array.astype(rng.choice(TYPES))
+    if how < 0.4:
+        return np.full_like(array, rng.choice((0, 1, math.nan, 3e38) if array.dtype.kind == "f" else (0, 1)))
+    if how < 0.6 and array.size and array.dtype.kind in "iu":
+        array = array.copy()
+        array.flat[rng.randrange(array.size)] = np.int64(rng.choice((-2, -1, 0, 1, 5, 100, 2**31 - 1))).astype(array.dtype)
+        return array
+    if how < 0.7 and shape:
+        del shape[rng.randrange(len(shape))]
+    elif how < 0.75:
+        shape.insert(rng.randrange(len(shape) + 1), rng.choice((0, 1, 2)))
+    elif shape:
+        axis = rng.randrange(len(shape))
+        shape[axis] = rng.choice((0, 1, 2, shape[axis] + 1, max(shape[axis] - 1, 0), 40))
+    return np.resize(array, shape)
+
+
+def _make_call(rng):
+    usual = _usual_calls()
+    last = rng.choice(sorted({calls[-1][0] for calls in usual}))
+    calls = copy.deepcopy(rng.choice([calls for calls in usual if calls[-1][0] == last]))
+    for _ in range(rng.choice((0, 1, 1, 1, 2, 3))):
+        if arguments := rng.choice(calls)[1]:
+            _damage(rng, arguments)
+    return {"calls.pickle": pickle.dumps(calls)}
+
+
+def _read_call(path, rng):
+    def called(calls):
+        found = engine
+        for name, arguments in calls:
+            found = getattr(found, name)(*map(given, arguments))
+        return found
+
+    def given(value):
+        if isinstance(value, dict):
+            return called(value["made"])
+        if isinstance(value, np.ndarray) and value.ndim and rng.random() < 0.05:
+            return rng.choice((np.asfortranarray(value), value[..., ::-1], np.repeat(value, 2, axis=-1)[..., ::2]))
+        return list(map(given, value)) if isinstance(value, list) else value
+
+    engine = compiled.load_engine()
     try:
-        load_engine()
-    except BackendUnavailableError as error:
-        pytest.skip(str(error))
-    (target,) = (target for target in engine_targets() if target.name == name)
-    (tmp_path / name).mkdir()
-    found = fuzz(target, tmp_path / name, inputs=num_inputs)
-    assert not found.findings, found.findings[0]
-    assert found.inputs == num_inputs
-    assert found.taken >= num_inputs // 5, "too few inputs come as far as the work itself"
-    assert found.refused >= num_inputs // 5, "too little is damaged"
+        called(pickle.loads(path.read_bytes()))
+    except (TypeError, engine.EngineInputError, engine.EngineCapacityError) as error:
+        raise InputError(f"{path}: {str(error).splitlines()[0]}") from error
+    except engine.EngineMemoryError as error:
+        raise CapacityError(f"{path}: {error}") from error
+
+
+def test_some_inputs(fuzzed):
+    fuzzed(Target("module", _make_call, _read_call), 100)

@@ -10,46 +10,41 @@ from operator import getitem
 import numpy as np
 
 _INTERESTING = (
-    *(b"\0", b"\xff", b"\n", b"\t", b"\r\n", b"\r", b"[" * 3000, b"{" * 50, b'{"a":' * 2000, b"9" * 5000, b"0x" + b"f" * 4000, b"\0" * 500),
-    *b"\xef\xbb\xbf \xed\xa0\x80 \xc3\xa9 \xe2\x80\xae \x1b[31m PK\1\2 PK\3\4 PK\5\6 \x1f\x8b\x08 BZh9 \x93NUMPY".split(),
-    *b'" "a":1, -1 1e999 NaN true null inf 2147483648 18446744073709551616 1979-05-27T07:32:00Z labels ../ /dev/zero'.split(),
+    *(b"\0", b"\xff", b"\n", b"\t", b"\r\n", b"[" * 3000, b'{"a":' * 2000, b"9" * 5000, b"0x" + b"f" * 4000, b"\0" * 500),
+    *b"\xef\xbb\xbf \xed\xa0\x80 \xe2\x80\xae \x1b[31m PK\1\2 PK\3\4 PK\5\6 \x1f\x8b\x08 BZh9 \x93NUMPY".split(),
+    *b'" "a":1, NaN true null inf 1979-05-27T07:32:00Z labels ../ /dev/zero'.split(),
 )
 _NUMBERS = (
-    *b"0 -0 1 -1 2 7 255 256 65535 65536 1000000 2147483647 -2147483649 4294967296 9223372036854775807 18446744073709551615".split(),
-    *b"99999999999999999999 0.5 1e-320 1e-400 1e9 1e18 1e38 3.5e38 1e300 1e999 nan inf -inf 0x10 1_0 \xd9\xa3 1. .5 +1 01".split(),
+    *b"0 -1 1 2 255 65536 1000000 2147483647 -2147483649 9223372036854775807 18446744073709551615 99999999999999999999".split(),
+    *b"0.5 1e-320 1e9 1e38 3.5e38 1e300 1e999 nan inf -inf 0x10 1_0 \xd9\xa3 1. .5 +1 01".split(),
     *(b"9" * 400, b"9" * 5000),
 )
 _WORDS = (
-    *b"none LIST LOCAL %s %n %01000d a%d%d /dev/zero ../a.raw . ( () (1,0,0) true False vector domain gzip ascii hex bz2".split(),
-    *b'raw big little int8 double MET_CHAR MET_FLOAT background ignore [] {} null "\\ud800" \xff\xfe \x1b]0;x\x07 \0 \xe2\x80\xae'.split(),
+    *b"none LIST LOCAL %s %n a%d%d /dev/zero ../a.raw . () (1,0,0) true False vector domain gzip ascii hex bz2 raw big int8 double".split(),
+    *b'MET_CHAR MET_FLOAT background ignore [] {} null "\\ud800" \xff\xfe \x1b]0;x\x07 \0 \xe2\x80\xae'.split(),
     *(b"", b"%d 1 4 1", b"x" * 2000),
 )
 _MAX_BYTES = 1 << 20
-_INTEGERS = (0, 7, 127, 255, 32767, 65535, *(sign * (1 << bits) for bits in (0, 1, 3, 7, 8, 15, 16, 31, 62) for sign in (1, -1)))
+_INTEGERS = (0, 7, 255, 32767, 65535, *(sign * (1 << bits) for bits in (0, 1, 3, 8, 15, 16, 31, 62) for sign in (1, -1)))
 _FLOATS = (0.0, -0.0, 1.0, -1.0, 1e-40, 1e-320, 3e38, 1e300, float("inf"), float("-inf"), float("nan"), 352.0, 1e9, 2.0**53)
 _ENCODINGS = ("utf-16", "utf-16-be", "utf-32", "utf-8-sig", "cp1252", "utf-7")
 
 
 def mutated(content, rng):
-    """The content with one to four changes: bits, bytes, pieces cut out, repeated, moved or put in."""
+    """The content with one to four changes: bits, bytes, pieces cut out, repeated or put in, or the end cut off."""
     data = bytearray(content)
     for _ in range(rng.choice((1, 1, 2, 4))):
         start = rng.randrange(len(data) + 1)
         end = min(len(data), start + rng.choice((1, 2, 4, 8, 40, 400)))
-        match rng.randrange(7):
+        match rng.randrange(6):
             case 0 if start < len(data):
                 data[start] ^= 1 << rng.randrange(8)
             case 1:
-                data[start:end] = rng.randbytes(end - start)
+                data[start:end] = rng.choice((b"", rng.randbytes(end - start)))
             case 2:
                 data[start:start] = data[start:end] * rng.choice((1, 3, 30))
             case 3 | 4:
                 data[start : rng.choice((start, end))] = rng.choice(_INTERESTING)
-            case 5:
-                piece = data[start:end]
-                del data[start:end]
-                place = rng.randrange(len(data) + 1)
-                data[place:place] = rng.choice((b"", piece))
             case _:
                 del data[start:]
     return bytes(data)
@@ -62,8 +57,8 @@ def mutated_text(content, rng):
             case 0:
                 lines = content.splitlines(keepends=True) or [b""]
                 number = rng.randrange(len(lines))
-                times = min(rng.choice((2, 2, 500)), 1 + _MAX_BYTES // max(1, len(lines[number])))
-                lines[number : number + 1] = rng.choice(([], [lines[number]] * times, lines[number:] + lines[:number]))
+                times = min(rng.choice((0, 2, 500)), 1 + _MAX_BYTES // max(1, len(lines[number])))
+                lines[number : number + 1] = [lines[number]] * times
                 content = b"".join(lines)
             case 1 | 2 | 3:
                 content = _replaced(content, rb"[-+0-9.eE]*[0-9][-+0-9.eE]*", rng.choice(_NUMBERS), rng)
@@ -88,10 +83,9 @@ def mutated_numbers(content, rng):
     for _ in range(rng.choice((1, 1, 2, 3))):
         dtype = np.dtype(rng.choice("<>") + rng.choice(("u1", "u2", "u2", "u4", "u8", "f4", "f4", "f8")))
         number = rng.choice(_FLOATS) if dtype.kind == "f" else rng.choice(_INTEGERS) & ((1 << 8 * dtype.itemsize) - 1)
+        place = rng.randrange(max(1, len(data) // dtype.itemsize)) * dtype.itemsize
         with np.errstate(all="ignore"):
-            written, size = np.array(number, np.float64 if dtype.kind == "f" else np.uint64).astype(dtype).tobytes(), dtype.itemsize
-        place = rng.randrange(max(1, (len(data) - size) // size + 1)) * size
-        data[place : place + size] = written
+            data[place : place + dtype.itemsize] = np.array(number, np.float64 if dtype.kind == "f" else np.uint64).astype(dtype).tobytes()
     return bytes(data)
 
 

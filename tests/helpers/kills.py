@@ -1,17 +1,24 @@
-"""Kills a command at random moments, again and again on the same output, and checks what it leaves and what the rest makes of it."""
+"""Kills a command at random moments, again and again on the same output, and checks what it leaves and what the rest makes of it.
 
+The commands run in copies of a process that has imported everything, which is this file as a program: the process that forks must have
+one thread. It reads requests from standard input and answers on standard output, one JSON value per line.
+"""
+
+import contextlib
+import importlib
 import json
 import os
 import random
 import re
+import select
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from crfrefine.runs.store import RECORD_FOLDER
 
 NUM_KILLS = int(os.environ.get("CRFREFINE_TEST_KILLS", "4"))
 """Of each command; `make test-faults` sets more."""
@@ -23,28 +30,49 @@ _OF_THE_RUN = frozenset(
 )
 
 
-class KillServer:
-    """Runs commands in copies of a process that has imported everything."""
+# ---- The process that runs commands
 
-    def __init__(self, folder, setup=""):
-        self._log, self._setup = folder / "log", setup
-        command = [sys.executable, str(Path(__file__).with_name("kill_server.py"))]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **_ONE_THREAD}
-        )
 
-    def run(self, arguments, seconds=None):
-        """Run a command to its end, or kill it after some seconds; return status, or minus the signal, and the seconds that it took."""
-        request = {"arguments": [str(argument) for argument in arguments], "seconds": seconds, "log": str(self._log), "setup": self._setup}
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        print(json.dumps(request), file=self.process.stdin, flush=True)
-        status, taken = json.loads(self.process.stdout.readline())
-        return status, taken
+def _be_command(request):
+    """Run the command. The names of the modules it has imported go to the end of the log."""
+    for stream, name, mode in ((0, os.devnull, "rb"), (1, request["log"], "wb"), (2, request["log"], "ab")):
+        with open(name, mode) as file:  # noqa: PTH123
+            os.dup2(file.fileno(), stream)
+    sys.argv[1:] = request["arguments"]
+    exec(request["setup"], {})  # of the tests themselves
+    from crfrefine.cli.main import main
 
-    def said(self):
-        """Return what the last command printed."""
-        return self._log.read_text(errors="replace").rpartition("\nmodules:")[0]
+    status = 1
+    try:
+        main()
+        status = 0
+    except SystemExit as leave:
+        status = leave.code
+    finally:
+        print("\nmodules:", *sys.modules, flush=True)
+        sys.stderr.flush()
+        os._exit(status if isinstance(status, int) else 0 if status is None else 1)
+
+
+def _serve():
+    for line in sys.stdin:
+        request, started = json.loads(line), time.perf_counter()
+        child = os.fork()
+        if not child:
+            _be_command(request)
+        end = os.pidfd_open(child)
+        if not select.select([end], [], [], request["seconds"])[0]:
+            os.kill(child, signal.SIGKILL)
+        os.close(end)
+        answer = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), time.perf_counter() - started
+        if request["seconds"] is None:  # Whatever a command has imported is there for the next ones.
+            for name in Path(request["log"]).read_text(errors="replace").rpartition("\nmodules:")[2].split():
+                with contextlib.suppress(Exception):
+                    importlib.import_module(name)
+        print(json.dumps(answer), flush=True)
+
+
+# ---- The tests
 
 
 @dataclass(frozen=True)
@@ -52,7 +80,7 @@ class Work:
     """A command and its output."""
 
     arguments: Sequence[object]
-    outputs: Sequence[Path]  # files, or folders with all that is in them
+    output: Path  # a folder
     resume: Sequence[object] = ()  # added to the arguments where there may be results of an earlier run
     early: Sequence[str] = ()  # names of files that say how the work went, such as a summary: only `after` looks into them
     before: Callable[[], object] = lambda: None  # makes the output as it is before the first run
@@ -60,40 +88,24 @@ class Work:
 
     def clear(self):
         """Make the output as it is before the first run."""
-        for path in self.outputs:
-            shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(self.output, ignore_errors=True)
         self.before()
 
     def files(self):
-        """Return the content of all files of the output, by name; of JSON and HTML, without what differs between any two runs."""
-        paths = [path for output in self.outputs for path in (sorted(output.rglob("*")) if output.is_dir() else [output])]
-        return {str(path): without_run(path) for path in paths if path.is_file() and not is_record(path)}
+        """Return the content of all files of the output but records of runs, without what differs between any two runs."""
+        paths = (path for path in sorted(self.output.rglob("*")) if path.is_file() and path.parent.name != ".crfrefine")
+        return {path: _without_run(path) for path in paths}
 
 
-def without_run(path):
+def _without_run(path):
     content = path.read_bytes()
-    if path.suffix == ".json" and not is_hidden(path):
-        return json.dumps(_without_run(json.loads(content))).encode()
+    if path.suffix == ".json" and not path.name.startswith("."):
+        return json.loads(content, object_hook=lambda fields: {name: fields[name] for name in fields if name not in _OF_THE_RUN})
     if path.suffix == ".toml":
         return b"\n".join(line for line in content.splitlines() if not line.startswith(b"#"))
     if path.suffix == ".html":
         return re.sub(rb"<dl class=.settings.*?</dl>|<dt>(written|command line)</dt>\s*<dd>.*?</dd>", b"", content, flags=re.DOTALL)
     return content
-
-
-def _without_run(value):
-    if isinstance(value, dict):
-        return {name: _without_run(inner) for name, inner in value.items() if name not in _OF_THE_RUN}
-    return [_without_run(inner) for inner in value] if isinstance(value, list) else value
-
-
-def is_record(path):
-    """Whether a file is a record of a run, which says how it went."""
-    return path.parent.name == RECORD_FOLDER and path.name.startswith("record")
-
-
-def is_hidden(path):
-    return path.name.startswith(".")
 
 
 def check_kills(work, folder, *, seed, setup="", num_kills=NUM_KILLS, most_in_a_row=10):
@@ -102,40 +114,50 @@ def check_kills(work, folder, *, seed, setup="", num_kills=NUM_KILLS, most_in_a_
     After each kill, every file that has its name is the one of the undisturbed run. At the end all of them
     are, and nothing else but hidden files is there.
     """
-    rng, kills, server = random.Random(seed), 0, KillServer(folder, setup)
-    with server.process:
+    rng, kills, log = random.Random(seed), 0, folder / "log"
+    server = subprocess.Popen(
+        [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **_ONE_THREAD}
+    )
+
+    def run(*options, seconds=None, expected=(0,)):
+        request = {"arguments": [*map(str, (*work.arguments, *options))], "seconds": seconds, "log": str(log), "setup": setup}
+        print(json.dumps(request), file=server.stdin, flush=True)
+        status, taken = json.loads(server.stdout.readline())
+        assert status in expected, log.read_text(errors="replace").rpartition("\nmodules:")[0]
+        return status, taken
+
+    with server:
         for _ in range(2):  # the second time, everything is imported
             work.clear()
-            status, seconds = server.run(work.arguments)
-            assert status == 0, server.said()
-        whole = work.files()
-        assert not any(is_hidden(Path(name)) for name in whole)
+            _, seconds = run()
+        undisturbed = work.files()
+        assert not any(path.name.startswith(".") for path in undisturbed)
         while kills < num_kills:
             work.clear()
             before = work.files()
-            for run in range(rng.randint(1, most_in_a_row)):
-                status, taken = server.run((*work.arguments, *work.resume), seconds=rng.uniform(0.0, seconds))
-                assert status in (0, -9), server.said()
-                if run == 0 and status == 0:
+            for number in range(rng.randint(1, most_in_a_row)):
+                status, taken = run(*work.resume, seconds=rng.uniform(0.0, seconds), expected=(0, -9))
+                if number == 0 and status == 0:
                     seconds = taken  # undisturbed, too: the machine is less busy than it was, and kills would come too late
                 kills += status == -9
-                _check_early(work.files(), whole, before, work)
-            status, _ = server.run((*work.arguments, *work.resume), seconds=120)
-            assert status == 0, server.said()
-            found = {name: content for name, content in work.files().items() if not is_hidden(Path(name))}
-            assert sorted(found) == sorted(whole)
-            assert [name for name in whole if found[name] != whole[name] and Path(name).name not in work.early] == []
+                _check_early(work.files(), undisturbed, before, work)
+            run(*work.resume, seconds=120)
+            found = {path: content for path, content in work.files().items() if not path.name.startswith(".")}
+            assert sorted(found) == sorted(undisturbed)
+            assert [path for path in undisturbed if found[path] != undisturbed[path] and path.name not in work.early] == []
             work.after()
 
 
-def _check_early(found, whole, before, work):
-    for name, content in found.items():
-        path = Path(name)
+def _check_early(found, undisturbed, before, work):
+    for path, content in found.items():
         if path.suffix == ".mhd":
             parts = (path, path.with_suffix(".zraw"))
-            generations = [[files.get(str(part)) == found[str(part)] for files in (before, whole)] for part in parts]
-            assert generations[0] == generations[1], f"{name}: a header beside the voxels of another file"
-        if is_hidden(path) or path.name in work.early:
-            continue
-        assert name in whole or name in before, f"{name}: does not belong here"
-        assert content in (whole.get(name), before.get(name)), f"{name}: neither the new nor the old content"
+            header, voxels = ([files.get(part) == found[part] for files in (before, undisturbed)] for part in parts)
+            assert header == voxels, f"{path}: a header beside the voxels of another file"
+        if not path.name.startswith(".") and path.name not in work.early:
+            assert path in undisturbed or path in before, f"{path}: does not belong here"
+            assert content in (undisturbed.get(path), before.get(path)), f"{path}: neither the new nor the old content"
+
+
+if __name__ == "__main__":
+    _serve()

@@ -3,25 +3,25 @@
 import base64
 import html.parser
 import io
-import itertools
+import math
 import re
 import sys
 
 import numpy as np
 import pytest
-from browser_helpers import missing_browser, requested, resize
 from PIL import Image
-from report_helpers import NASTY, make_images, make_report, make_table
 
-from crfrefine.errors import CrfRefineError, InputError
-from crfrefine.pages.report import charts, write_report
+from crfrefine.errors import InputError
+from crfrefine.pages.report import CaseImages, ReportInput, charts, write_report
 from crfrefine.statistics.comparison import MEAN, Measurement, ResultTable, format_p, summarize
 from crfrefine.statistics.verdict import Outcome, verdict
 
-VOID = {"meta", "input", "img", "br", "link", "hr"}
+NASTY = "</script><img src=x onerror=alert(1)>\"'&amp;"
 
 
 class Page(html.parser.HTMLParser):
+    """The elements of a page, and its text with single spaces; an element that is closed wrongly is an error."""
+
     def __init__(self, text):
         super().__init__(convert_charrefs=True)
         self.open, self.elements, self.texts = [], [], []
@@ -31,26 +31,67 @@ class Page(html.parser.HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append((tag, dict(attrs).get("id")))
-
-    def handle_startendtag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
+        if tag not in {"meta", "input", "img", "br", "link", "hr"}:
+            self.open.append(tag)
 
     def handle_endtag(self, tag):
-        assert self.open, f"</{tag}> closes nothing"
-        assert self.open[-1][0] == tag, f"</{tag}> closes {self.open[-1]}, line {self.getpos()[0]}"
-        self.open.pop()
-        if tag in {"td", "th"}:
-            self.texts.append(" ")
+        assert self.open.pop() == tag, f"</{tag}>, line {self.getpos()[0]}"
+        self.texts += [" "] if tag in {"td", "th"} else []
 
     def handle_data(self, data):
-        if self.open and self.open[-1][0] != "style":
+        if self.open and self.open[-1] != "style":
             self.texts.append(data)
 
     @property
     def text(self):
         return re.sub(r"\s+", " ", "".join(self.texts))
+
+
+def make_images(case, *, has_image=True, has_before=True):
+    """A block of a label, of which the judged method relabels a corner and loses a row; stored upside down."""
+    reference = np.zeros((10, 14, 12), np.uint8)
+    reference[3:7, 4:10, 3:9] = 1
+    after = reference.copy()
+    after[3, 4, 8] = 2
+    after[3:7, 9, 3:9] = 0
+    image = np.random.default_rng(5).normal(100, 8, (1, *after.shape)).astype(np.float32) + 60 * (reference > 0)
+    affine = np.array([[0, -1.0, 0, 40.0], [0, 0, 1.5, -7.0], [-3.0, 0, 0, 3.0], [0, 0, 0, 1.0]])
+    return CaseImages(image if has_image else None, reference, reference if has_before else None, after, affine)
+
+
+def make_table(num_cases=13, *, methods=("network", "crf", "smoothing")):
+    """Dice of two labels, HD95 and volume, with a case that both methods leave undefined and one that only one of them does."""
+    rng = np.random.default_rng(3)
+    names = ["case 0", NASTY, "Ünï—코드 ☃\u200e\u202egpj\u2066\u2069", *(f"case {number}" for number in range(3, num_cases))]
+    lines = []
+    for place, case in enumerate(names[:num_cases]):
+        for region in ("1", "2"):
+            base = rng.uniform(0.5, 0.9)
+            for method in methods:
+                gain = {"network": 0.0, "crf": rng.normal(0.02, 0.02), "smoothing": rng.normal(0, 0.03)}[method]
+                dice = base if place == 4 else base + gain
+                if region == "2" and (place == 5 or (place == 6 and method == "network")):
+                    dice = math.nan
+                values = {"dice": dice, "hd95_mm": 20 * (1 - dice), "volume_ml": 3 * base, "volume_difference_ml": 5 * gain - 0.05}
+                lines += [Measurement(case, region, metric, value, method) for metric, value in values.items()]
+    return ResultTable(lines)
+
+
+def make_report(num_cases=13, *, compared=True, **changes):
+    """A report with a rival and a failed case, or on one method alone; with names that look like markup."""
+    table = make_table(num_cases) if compared else make_table(num_cases, methods=("crf",))
+    baseline = "network" if compared else None
+    summary = summarize(table, baseline or "crf", num_resamples=500)
+    content = {
+        "title": "Report on <b>crf</b> & others",
+        **{"table": table, "method": "crf", "baseline": baseline, "summary": summary},
+        "verdict": verdict(table, "crf", "network", rivals=["smoothing"], summary=summary, num_resamples=500) if compared else None,
+        **{"region_labels": {"1": (1,), "2": (2,)}, "region_titles": {"1": "1 front <part>"}},
+        "failures": [(f"broken {NASTY}", "labels/x.nii.gz: cut off </dl></script>")],
+        "settings": {"direction": "☃\u200e\u202egpj\u2066\u2069", "command": f"crfrefine evaluate {NASTY}"},
+        "load_case": lambda case: make_images(case, has_before=compared),
+    }
+    return ReportInput(**(content | changes))
 
 
 def written(tmp_path, report, **options):
@@ -71,12 +112,7 @@ def test_the_page_is_well_formed_and_names_are_unique(text):
     for _, attributes in found.elements:
         for key in ("aria-labelledby", "aria-controls", "for"):
             assert set((attributes.get(key) or "").split()) <= set(names)
-        if (attributes.get("href") or "").startswith("#"):
-            assert attributes["href"][1:] in names
-    assert ("html", {"lang": "en"}) in found.elements
-    assert sum(tag == "h1" for tag, _ in found.elements) == 1
-    headings = [int(tag[1]) for tag, _ in found.elements if re.fullmatch(r"h[1-6]", tag)]
-    assert all(after <= before + 1 for before, after in itertools.pairwise(headings)), "no level is left out"
+        assert (attributes.get("href") or "#").removeprefix("#") in {"", *names}
     assert all("alt" in attributes for tag, attributes in found.elements if tag == "img")
 
 
@@ -105,23 +141,22 @@ def test_the_page_asks_for_nothing_outside_of_itself_and_runs_no_script(text):
     assert text.index("Content-Security-Policy") < text.index("<title>")
 
 
-def test_the_verdict_comes_first_and_nothing_is_dropped_unsaid(text):
+def test_the_verdict_comes_first_and_the_numbers_are_those_of_the_comparison(text):
     report, found = make_report(), Page(text)
     start = found.text.index("Verdict")
     assert found.text[start:].startswith(f"Verdict {report.verdict.sentence}")
-    assert start < found.text.index("Summary", start)
-    for said in ("1 case could not be evaluated", *(f"2: Dice is undefined for {one} of 13 cases" for one in ("network in 2", "crf in 1"))):
+    for said in (
+        "1 case could not be evaluated",
+        *(f"2: Dice is undefined for {method} of 13 cases" for method in ("network in 2", "crf in 1")),
+    ):
         assert said in found.text
-
-
-def test_the_verdicts_mark_says_what_its_sentence_says(tmp_path):
-    for method, baseline, tone in (("crf", "network", "good"), ("network", "crf", "bad"), ("smoothing", "network", "open")):
-        table = make_table(30)
-        judged = verdict(table, method, baseline)
-        rows = summarize(table, baseline)
-        report = make_report(table=table, method=method, baseline=baseline, summary=rows, verdict=judged)
-        found = Page(written(tmp_path, report, num_shown=1))
-        assert any(attributes.get("class") == f"verdict {tone}" for _, attributes in found.elements), judged.sentence
+    row = next(row for row in report.summary if (row.method, row.metric, row.region) == ("crf", "dice", "1"))
+    comparison = row.comparison
+    expected = f"1 front <part> {comparison.mean_baseline:.4f} {comparison.mean:.4f} {100 * comparison.mean_difference:+.2f} "
+    assert expected.replace("-", "\u2212") in found.text
+    low, high = (f"{100 * end:+.2f}".replace("-", "\u2212") for end in comparison.interval)
+    counts = f"{comparison.wins} / {comparison.ties} / {comparison.losses}"
+    assert f"{low} to {high} {format_p(row.p_adjusted)} {comparison.effect_size:+.2f} {counts} 13 0 " in found.text
 
 
 def test_what_got_worse_stands_beside_the_verdict_and_takes_away_its_color(tmp_path):
@@ -147,38 +182,11 @@ def test_what_got_worse_stands_beside_the_verdict_and_takes_away_its_color(tmp_p
     assert f" {format_p(mean.p_adjusted)} Volume difference 1 front" in found.text
 
 
-def test_metrics_that_only_describe_have_their_mean_over_regions_and_their_change(tmp_path):
-    """Cases that only one of the methods has are in neither mean; a metric that only one has gets its mean."""
-    table = ResultTable(
-        Measurement(f"case {number}", region, metric, (number + 2.0) * factor + (method == "crf") * 0.5, method)
-        for number in range(5)
-        for region, factor in (("1", 1.0), ("2", 3.0))
-        for method, metric in (*itertools.product(("network", "crf"), ("volume_ml", "dice")), ("crf", "ece"))
-        if (number, method) != (4, "crf")
-    )
-    rows = summarize(table, "network")
-    found = Page(written(tmp_path, make_report(table=table, summary=rows, verdict=None), num_shown=1))
-    # (2 + 3 + 4 + 5) / 4 is 3.5 in region 1, three times that in region 2, and twice that in their mean.
-    for region, before in (("mean over regions", 7.0), ("1 front <part>", 3.5), ("2", 10.5)):
-        assert f" {region} {before:.2f} {before + 0.5:.2f} +0.50 – – – – 4 1 " in found.text
-    assert " 1 front <part> – 4.00000 – – – – – 0 5 " in found.text
-
-
 def pictures(text, kind):
     """The pictures in the page by their alternative text: charts, or those of cases."""
     shown = [attributes for tag, attributes in Page(text).elements if tag == "img"]
     chosen = [attributes for attributes in shown if (attributes.get("class") == "picture") == (kind == "cases")]
     return {one["alt"]: Image.open(io.BytesIO(base64.b64decode(one["src"].partition(",")[2]))) for one in chosen}
-
-
-def test_the_summary_has_the_numbers_of_the_comparison(text):
-    row = next(row for row in make_report().summary if (row.method, row.metric, row.region) == ("crf", "dice", "1"))
-    comparison, found = row.comparison, Page(text)
-    expected = f"1 front <part> {comparison.mean_baseline:.4f} {comparison.mean:.4f} {100 * comparison.mean_difference:+.2f} "
-    assert expected.replace("-", "\u2212") in found.text
-    low, high = (f"{100 * end:+.2f}".replace("-", "\u2212") for end in comparison.interval)
-    counts = f"{comparison.wins} / {comparison.ties} / {comparison.losses}"
-    assert f"{low} to {high} {format_p(row.p_adjusted)} {comparison.effect_size:+.2f} {counts} 13 0 " in found.text
 
 
 def test_there_are_three_charts_and_a_picture_of_each_shown_case(text, tmp_path):
@@ -230,24 +238,11 @@ def test_lowest_median_and_highest_are_those_by_the_difference_in_mean_dice():
     assert [one.case for one in shown if one.place == "highest"] == order[-1:-3:-1]
     assert {one.case for one in shown if one.place == "median"} <= set(order[5:8])
     assert len({one.case for one in shown}) == 6
-    for count, expected in ((1, "lowest"), (2, "lowest highest"), (3, "lowest median highest"), (4, "lowest lowest highest highest")):
+    for count, expected in ((1, "lowest"), (2, "lowest highest"), (3, "lowest median highest")):
         kept = ResultTable(line for line in report.table if line.case in report.table.cases[:count])
         few = make_report(table=kept, summary=(), verdict=None).shown_cases(3)
         assert [one.place for one in few] == expected.split()
         assert len({one.case for one in few}) == count, "once each"
-
-
-def test_where_a_single_region_is_judged_it_leads_everything(tmp_path):
-    report = make_report()
-    judged = verdict(report.table, "crf", "network", regions=["2"])
-    rows = summarize(report.table, "network", mean_regions=["2"])
-    report = make_report(summary=rows, verdict=judged, mean_regions=["2"])
-    assert report.regions_of("dice") == ("2", "1")
-    differences = report.table.values("crf", "2", "dice") - report.table.values("network", "2", "dice")
-    assert report.shown_cases(1)[0].case == report.table.cases[int(np.nanargmin(differences))]
-    found = Page(written(tmp_path, report, num_shown=1))
-    assert "by the Dice of 2 in each case" in found.text
-    assert "highest difference in Dice (2)" in found.text
 
 
 def test_without_a_baseline_the_method_is_shown_alone(tmp_path):
@@ -278,27 +273,11 @@ def test_what_cannot_be_shown_is_named_on_the_page(tmp_path):
     assert r"case \udcfe" in found.text
 
 
-def test_thousands_of_cases_and_regions_do_not_make_the_page_large(tmp_path):
-    rng = np.random.default_rng(1)
-    lines = [
-        Measurement(f"case {case}", f"{region}", "dice", rng.uniform(0.5, 0.9), method)
-        for case in range(1000)
-        for region in range(1, 31)
-        for method in ("network", "crf")
-    ]
-    labels = {f"{number}": (number,) for number in range(1, 31)}
-    report = make_report(table=ResultTable(lines), summary=(), verdict=None, region_labels=labels, mean_regions=tuple(labels))
-    text = written(tmp_path, report, num_shown=1)
-    assert "The first 20 of 31 regions" in text
-    assert sum(len(picture) for picture in re.findall(r'src="data:image/png;base64,([^"]*)" alt="[^"]*of each case"', text)) < 1_500_000
-
-
 def test_a_page_is_written_whole_or_not_at_all_the_same_for_the_same_input_and_names_each_case_that_is_drawn(tmp_path):
     seen, paths = [], [tmp_path / "one.html", tmp_path / "other.html"]
     for path in paths:
         assert write_report(path, make_report(), num_shown=1, progress=lambda *step: seen.append(step)) == ""
     assert [step[1:] for step in seen] == [(0, 3), (1, 3), (2, 3)] * 2
-    assert seen[0][0] == make_report().shown_cases(1)[0].case
     before = paths[0].read_bytes()
     assert before == paths[1].read_bytes()
 
@@ -309,8 +288,6 @@ def test_a_page_is_written_whole_or_not_at_all_the_same_for_the_same_input_and_n
         write_report(paths[0], make_report(load_case=load))
     assert paths[0].read_bytes() == before
     assert sorted(tmp_path.iterdir()) == paths
-    with pytest.raises(CrfRefineError, match="cannot be written"):
-        write_report(tmp_path / "none" / "report.html", make_report())
 
 
 def test_without_matplotlib_the_page_has_all_but_the_charts_and_says_what_to_install(tmp_path, monkeypatch):
@@ -323,20 +300,3 @@ def test_without_matplotlib_the_page_has_all_but_the_charts_and_says_what_to_ins
     assert len(pictures(text, "cases")) == 3
     assert pictures(text, "charts") == {}
     assert make_report().verdict.sentence in Page(text).text
-
-
-@pytest.mark.long
-@pytest.mark.skipif(bool(missing_browser()), reason=missing_browser() or "there is a browser")
-def test_a_browser_shows_every_picture_asks_for_nothing_and_needs_no_more_width_than_there_is(browser, text, tmp_path):
-    """On a phone and at a desk; tables and pictures of cases scroll by themselves."""
-    path = tmp_path / "report.html"
-    path.write_text(text, encoding="utf-8")
-    browser.get_log("browser")
-    for width in (360, 390, 1280):
-        resize(browser, width)
-        requested(browser)
-        browser.get(path.as_uri())
-        assert [address for address in requested(browser) if not address.startswith("data:")] == [path.as_uri()]
-        assert browser.execute_script("return document.documentElement.scrollWidth") == width
-        assert browser.execute_script("return [...document.images].every((image) => image.complete && image.naturalWidth > 0)")
-    assert browser.get_log("browser") == []

@@ -1,6 +1,5 @@
 """The documentation agrees with the tree: links, anchors and paths lead somewhere, and options, keys and examples are those of the code."""
 
-import ast
 import dataclasses
 import doctest
 import importlib
@@ -13,10 +12,9 @@ from pathlib import Path
 
 import pytest
 import typer.main
-import yaml
 
 import crfrefine
-from crfrefine.base.text import PAGE_TITLES, see
+from crfrefine.base.text import PAGE_TITLES
 from crfrefine.cli.main import app
 from crfrefine.parameters.sections import SECTIONS
 
@@ -97,26 +95,13 @@ def test_every_link_and_path_leads_somewhere():
     assert of_each(others, lambda _, text: broken_documents(text)) == {}
 
 
-def paths_in_messages(source):
-    """Pages that strings of code name by a path: the user of an installed package has no folder `docs`."""
-    tree = ast.parse(source)
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "see"]
-    allowed = {part for call in calls for part in call.args} | {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-    texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in allowed]
-    return [path for text in texts for path, _ in _DOCUMENT.findall(text.value)]
-
-
 def test_messages_name_pages_by_the_titles_of_the_site():
-    """`source` of a metric and the table of titles are no messages."""
+    """The user of an installed package has no folder `docs`."""
     for path in (ROOT / "crfrefine").rglob("*.py"):
-        source = path.read_text(encoding="utf-8")
-        if "docs/" in source and path.name not in ("registry.py", "text.py"):
-            assert paths_in_messages(source) == [], path
-        assert set(re.findall(r"see\(.(docs/[\w/.-]+)", source)) <= PAGE_TITLES.keys(), path
+        assert set(re.findall(r"see\(.(docs/[\w/.-]+)", path.read_text(encoding="utf-8"))) <= PAGE_TITLES.keys(), path
     navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     for page, title in PAGE_TITLES.items():
         assert f"- {title}: {page.removeprefix('docs/')}\n" in navigation
-    assert see("docs/reference/formats.md#grids") == 'see "File formats", grids, in crfrefine\'s documentation'
 
 
 def test_every_page_is_on_the_map_and_the_readme_is_short():
@@ -125,6 +110,19 @@ def test_every_page_is_on_the_map_and_the_readme_is_short():
     reached = {(index.parent / target.partition("#")[0]).resolve() for target in _LINK.findall(index.read_text(encoding="utf-8"))}
     assert {named(page) for page in PAGES if named(page).startswith("docs/") and page != index} <= {named(path) for path in reached}
     assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 1450
+
+
+def test_every_promise_has_tests_that_exist():
+    """Each row of the guarantees names them."""
+    text = (ROOT / "docs" / "reference" / "guarantees.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith(("| promise", "| ---"))]
+    assert len(rows) > 20
+    for row in rows:
+        named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", row)
+        assert named or "not tested: " in row, row
+        for file, name in named:
+            assert (ROOT / file).is_file(), file
+            assert f"\ndef {name}(" in (ROOT / file).read_text(encoding="utf-8"), f"{file}::{name}"
 
 
 # ---- Commands
@@ -202,28 +200,18 @@ def test_every_public_name_that_does_something_has_an_example_that_runs(module, 
 
 # ---- The site
 
-DOCS = ROOT / "docs"
-CONFIG = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
-API = "\n".join(page.read_text(encoding="utf-8") for page in sorted((DOCS / "reference" / "api").glob("*.md")))
-SHOWN = re.findall(r"^::: ([\w.]+)$", API, re.MULTILINE)
-PROMISED = {f"crfrefine.{name}" for name in crfrefine._MODULE_OF} | {"crfrefine.monai.CrfRefine", "crfrefine.monai.CrfRefined"}
-
 
 def test_every_public_name_is_on_a_page_of_the_api_once():
-    assert sorted(set(SHOWN)) == sorted(SHOWN)
-    assert set(SHOWN) >= PROMISED
+    pages = [page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs" / "reference" / "api").glob("*.md"))]
+    shown = re.findall(r"^::: ([\w.]+)$", "\n".join(pages), re.MULTILINE)
+    assert len(set(shown)) == len(shown)
+    promised = {f"crfrefine.{name}" for name in crfrefine._MODULE_OF}
+    assert set(shown) >= promised | {"crfrefine.monai.CrfRefine", "crfrefine.monai.CrfRefined"}
 
 
-def test_the_site_loads_nothing_from_elsewhere_and_its_pictures_are_small():
-    """Readers sit inside hospitals: no fonts, scripts or styles of other hosts, and no counters of visits."""
-    assert CONFIG["theme"]["font"] is False
-    assert "extra_javascript" not in CONFIG
-    assert "analytics" not in CONFIG["extra"]
-    assert not any("://" in address for address in CONFIG["extra_css"])
-    assert "url(http" not in (DOCS / "theme" / "site.css").read_text(encoding="utf-8")
-    # Material loads the program for these diagrams from elsewhere.
-    assert not [page for page in DOCS.rglob("*.md") if "```mermaid" in page.read_text(encoding="utf-8")]
-    scripts = "".join(script.read_text(encoding="utf-8") for script in (DOCS / "figures").glob("*.py"))
-    names = re.findall(r'PICTURES / "(\w+\.png)"', scripts)
-    assert names
-    assert all((DOCS / "pictures" / name).stat().st_size <= 100_000 for name in names)
+def test_every_dependency_and_every_extra_has_a_row():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    page = (ROOT / "docs" / "reference" / "dependencies.md").read_text(encoding="utf-8")
+    cells = [" ".join(re.findall(r"^\| (`[^|]+)", part, re.MULTILINE)) for part in page.split("## Extras")]
+    wanted = {re.split(r"[<>=\[]", line)[0] for line in project["dependencies"]}
+    assert [set(re.findall("`([^`]+)`", cell)) for cell in cells] == [wanted, project["optional-dependencies"].keys() - {"all"}]

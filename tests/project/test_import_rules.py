@@ -2,11 +2,14 @@
 
 import ast
 import graphlib
+import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from oracles import random_case
 
 import crfrefine
 
@@ -74,46 +77,22 @@ def unit_of(module):
     return first if first and ((PACKAGE / first).is_dir() or (PACKAGE / f"{first}.py").is_file()) else None
 
 
-def upward_imports(source, module):
-    own = unit_of(f"crfrefine.{module}")
-    found = []
-    for line, imported in imported_modules(ast.parse(source)):
-        if imported.partition(".")[0] != "crfrefine":
-            continue
-        other = unit_of(imported)
-        if other is not None and other != own and LEVEL[other] >= LEVEL[own]:
-            found.append(f"line {line}: {own} imports {imported}")
-    return found
-
-
-def misplaced_imports(source, module):
-    found = []
+def broken_rules(path):
+    module, source = module_name(path), path.read_text(encoding="utf-8")
+    own, found = unit_of(f"crfrefine.{module}"), []
     for line, imported in imported_modules(ast.parse(source)):
         homes = HOMES.get(imported.partition(".")[0])
         if homes is not None and not any(module == home or module.startswith(home + ".") for home in homes):
             found.append(f"line {line}: {module} imports {imported}")
+        other = unit_of(imported) if imported.startswith("crfrefine") else None
+        if module and other not in (None, own) and LEVEL[other] >= LEVEL[own]:  # The package's __init__ gathers names from any layer.
+            found.append(f"line {line}: {own} imports {imported}")
+    if own != "cli" and re.search(r"^\s*print\(", source, re.MULTILINE):
+        found.append(f"{module} prints")
     return found
-
-
-def prints(source, module):
-    if module == "cli" or module.startswith("cli."):
-        return []
-    calls = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call))
-    return [f"line {call.lineno}: {module} prints" for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
 
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in path.parts)
-
-
-def broken_rules(path):
-    module = module_name(path)
-    source = path.read_text(encoding="utf-8")
-    found = misplaced_imports(source, module) + prints(source, module)
-    if module:  # the package's __init__ gathers public names from any layer
-        if unit_of(f"crfrefine.{module}") not in LEVEL:
-            return [*found, f"{module} has no line in LAYERS"]
-        found += upward_imports(source, module)
-    return found
 
 
 def test_imports_go_downward_and_libraries_stay_at_home():
@@ -132,49 +111,44 @@ def test_no_module_imports_itself_through_others():
     assert len(list(graphlib.TopologicalSorter(imports).static_order())) == len(modules) - 1
 
 
-def run_python(code, *arguments, path_first=None):
-    """Run code in a fresh interpreter, outside of the repository."""
-    lines = [f"import sys; sys.path.insert(0, {str(path_first)!r})"] if path_first else []
-    done = subprocess.run(
-        [sys.executable, "-c", "\n".join([*lines, code]), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        cwd=path_first,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@pytest.fixture
-def tripwires(tmp_path):
-    """A folder whose `torch`, `monai` and `cupy` raise what no import guard catches, so that even a tried import is seen."""
+def test_neither_importing_the_package_nor_a_whole_run_imports_torch_or_cupy(tmp_path):
+    """Those raise here what no import guard catches, so that even a tried import is seen. The demo refines as `infer` does."""
     for library in ("torch", "monai", "cupy"):
         (tmp_path / f"{library}.py").write_text(f"raise AssertionError('{library} was imported')\n", encoding="utf-8")
-    return tmp_path
-
-
-def test_neither_importing_the_package_nor_a_whole_run_imports_torch_or_cupy(tripwires):
-    """The demo refines through the same code as `infer`."""
     code = (
-        "import sys, crfrefine; [getattr(crfrefine, name) for name in {*dir(crfrefine)} - {*crfrefine._NEED_TORCH}]\n"
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "import crfrefine; [getattr(crfrefine, name) for name in {*dir(crfrefine)} - {*crfrefine._NEED_TORCH}]\n"
         "from crfrefine import *\n"
         "from crfrefine.cli.main import main; sys.argv = ['crfrefine', *sys.argv[1:]]; main()"
     )
-    run_python(code, "demo", "-o", str(tripwires / "out"), path_first=tripwires)
-    assert any((tripwires / "out").rglob("*.nii.gz"))
+    command = [sys.executable, "-c", code, "demo", "-o", tmp_path / "out"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    assert any((tmp_path / "out").rglob("*.nii.gz"))
 
 
-def test_modules_are_attributes_and_cost_nothing_until_they_are_used():
-    """Completion offers them, and so do the pages of the interface; none is imported, nor what stands behind it."""
-    code = (
-        "import sys, crfrefine\n"
-        "named = dir(crfrefine)\n"
-        "modules = ('errors', 'layer', 'metrics', 'parameters', 'statistics')\n"
-        "print({*modules} <= {*named}, [name for name in sys.modules if name.startswith('crfrefine.') or name == 'numpy'])\n"
-        "print(crfrefine.metrics.overlap.measure_case.__name__, crfrefine.statistics.verdict.verdict.__name__)\n"
-        "print(crfrefine.parameters.sections.SpatialParameters.__name__)\n"
-        "print('overlap' in dir(crfrefine.metrics), hasattr(crfrefine.metrics, 'nothing'), hasattr(crfrefine, 'nothing'))\n"
-    )
-    assert run_python(code).splitlines() == ["True []", "measure_case verdict", "SpatialParameters", "True False False"]
+# ---- Public names
+
+
+@pytest.mark.parametrize("kind", ["logits", "regions"])
+def test_a_result_is_equal_to_what_was_pickled_and_to_nothing_else(kind):
+    case = random_case(3, num_labels=3, grid_shape=(6, 5, 7))
+    options = {"regions": {"a": [1, 2, 3], "b": [2, 3], "c": 3}} if kind == "regions" else {}
+    result = crfrefine.refine(case.logits, case.image, spacing=case.spacing, **options)
+    again = pickle.loads(pickle.dumps(result))
+    assert result == again
+    assert result == crfrefine.refine(case.logits, case.image, spacing=case.spacing, threads=2, **options)
+    weak = crfrefine.CrfParameters().replace(**{"bilateral.weight": 0.25})
+    assert result != crfrefine.refine(case.logits, case.image, spacing=case.spacing, parameters=weak, **options)
+    assert result != "a result"
+
+
+def test_dir_shows_the_public_names_only():
+    errors = {"BackendUnavailableError", "CapacityError", "ConfigError", "CrfRefineError", "ExportError", "GridMismatchError"}
+    always = {"CrfParameters", "Plan", "RefinementResult", "RegionScheme", "refine"}
+    others = {"CrfRnn", "InputError", "UnsupportedFormatError", "__version__", "crf_loss"}
+    modules = {"errors", "layer", "metrics", "parameters", "statistics"}
+    assert dir(crfrefine) == sorted(errors | always | others | modules)
+    assert set(crfrefine.__all__) == always, "no errors, and nothing that needs PyTorch or MONAI"
+    assert all(hasattr(crfrefine, name) for name in dir(crfrefine))
+    assert crfrefine.layer.functional.mean_field.__name__ == "mean_field"

@@ -1,10 +1,8 @@
-"""The installed wheel has what it needs and nothing else; the repository's text is fit to publish."""
+"""The installed wheel has what it needs and nothing else; a source tree without an engine takes the installed one."""
 
 import importlib.metadata
 import importlib.resources
 import os
-import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +12,6 @@ import numpy as np
 import pytest
 
 import crfrefine
-from crfrefine.engines.compiled import LEVELS, built_levels
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = Path(crfrefine.__file__).parent
@@ -53,51 +50,6 @@ def test_the_wheel_carries_its_data_and_the_pages_assets_and_nothing_else():
     assert suffixes <= SOURCE_SUFFIXES | {".py", ".pyi", ".typed", ".so", ".toml", ".md", ".html", ".css", ".js", ".txt"}
 
 
-@installed_only
-@pytest.mark.long
-def test_the_engine_is_compiled_for_every_level_of_the_tests():
-    """Those that the processor does not run are compiled, too: `make test-long` finds what a compiler refuses for them."""
-    levels = LEVELS if platform.machine() in ("x86_64", "AMD64") else LEVELS[:1]
-    assert built_levels() == levels
-
-
-def repository_texts():
-    """Every text file that is, or would be, under version control."""
-    git = shutil.which("git")
-    if git is None or not (ROOT / ".git").exists():
-        pytest.skip("not a checkout: version control knows which files are the repository's")
-    listing = subprocess.run(
-        [git, "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    paths = [ROOT / name for name in listing.stdout.splitlines()]
-    binary = {".png", ".gz", ".npz", ".nii", ".mha", ".raw", ".zraw"}
-    return [path for path in paths if path.is_file() and path.suffix not in binary]
-
-
-def test_the_version_stands_in_one_place():
-    """Apart from the history of changes; a version that is edited in several places is wrong in one of them some day."""
-    literal = re.compile(rf"(?<![\d.=]){re.escape(crfrefine.__version__)}(?![\d.])")
-    naming = {
-        path.relative_to(ROOT).as_posix()
-        for path in repository_texts()
-        if path.suffix in {".py", ".toml", ".txt", ".cpp", ".h"} and literal.search(path.read_text(encoding="utf-8"))
-    }
-    assert naming == {"crfrefine/__init__.py"}
-
-
-# Put together here, or this file would match itself.
-UNFIT = {
-    "a path of somebody's machine": re.compile("|".join(["/wo" + "rk/", "/tmp/ba" + "sh_jobs", "/ho" + "me/", "/ro" + "ot/"])),
-    "unfinished work": re.compile(r"\b(TO" + "DO|FIX" + "ME|XX" + r"X)\b"),
-    "an unimplemented function": re.compile("NotImplemented" + "Error"),
-}
-
-
-def test_the_repositorys_text_is_clean():
-    texts = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in repository_texts()}
-    assert [(name, what) for name, text in texts.items() for what, pattern in UNFIT.items() if pattern.search(text)] == []
-
-
 def refine_in_a_clone(folder, installed):
     """Run Python in a source tree without a compiled engine, where the package is installed elsewhere."""
     shutil.copytree(PACKAGE, folder / "crfrefine", ignore=shutil.ignore_patterns("_engine_*", "__pycache__"))
@@ -133,6 +85,5 @@ def test_a_source_tree_takes_the_engine_of_the_same_package_installed(tmp_path):
     assert "PYTHONSAFEPATH=1" in done.stderr
 
 
-def test_a_source_tree_without_any_engine_says_so(tmp_path):
-    done = refine_in_a_clone(tmp_path / "clone", tmp_path / "nothing")
-    assert "the compiled CPU engine is missing" in done.stderr
+def test_the_citation_has_the_packages_version():
+    assert f"\nversion: {crfrefine.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")

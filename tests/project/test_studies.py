@@ -2,7 +2,6 @@
 
 import csv
 import json
-import shutil
 import sys
 from pathlib import Path
 
@@ -72,17 +71,3 @@ def test_each_case_is_refined_by_the_fold_that_has_not_seen_it(tmp_path, monkeyp
     assert f"> {verdict['sentence']}" in text
     rivals = ["vector scaling", "guided filter", "largest component", "default preset"]
     assert [rival["name"] for rival in verdict["rivals"]] == rivals
-
-
-def test_each_case_has_logits_of_a_network_that_has_not_seen_it(tmp_path):
-    data, network = write_cases(tmp_path / "hearts", 3), tmp_path / "network"
-    shutil.rmtree(data / "logits")
-    with importing_from(BENCHMARKS) as load:
-        load("study_network").add_logits(data, network, load("study_network").Schedule(num_steps=1, batch=2, patch=16, width=4))
-    held_out = {fold: list(json.loads((fold / "fold.json").read_text())["dice"]) for fold in network.glob("fold_*")}
-    assert sorted(case for cases in held_out.values() for case in cases) == ["case0", "case1", "case2"]
-    for fold, cases in held_out.items():
-        for case in cases:
-            link = network / "logits" / f"{case}.nii.gz"
-            assert link.resolve() == (fold / "logits" / link.name).resolve()
-            assert nibabel.load(link).shape[:3] == nibabel.load(data / "images" / f"{case}_0000.nii.gz").shape

@@ -1,7 +1,5 @@
-"""Inputs of the readers of JSON, TOML, tables and texts of the command line."""
+"""Readers of JSON, TOML, tables and texts of the command line, on damaged inputs."""
 
-import csv
-import io
 import json
 import os
 import shutil
@@ -9,8 +7,9 @@ from functools import cache
 from pathlib import Path
 from unittest.mock import patch
 
+import pytest
 from fuzz_mutations import mutated, mutated_text, wrong_somewhere
-from fuzz_worker import MAX_OF_A_MESSAGE, Target
+from fuzzing import MAX_CHARACTERS, Target
 
 from crfrefine.base import memory
 from crfrefine.base.text import for_terminal
@@ -26,20 +25,17 @@ from crfrefine.parameters.toml import parse_override
 from crfrefine.runs.records import SCHEMA
 from crfrefine.runs.store import case_states, read_records, record_path
 
-_BRATS = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}
-_DESCRIPTION = {"channel_names": {"0": "T1", "1": "FLAIR"}, "labels": {**_BRATS, "ignore": 4}, "file_ending": ".nii.gz"}
-_DECATHLON = {"modality": {"0": "MRI"}, "labels": {"0": "background", "1": "Anterior"}, "training": [{"image": "a", "label": "b"}]}
+_REGIONS = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}
+_DESCRIPTION = {"channel_names": {"0": "T1", "1": "FLAIR"}, "labels": {**_REGIONS, "ignore": 4}, "file_ending": ".nii.gz"}
 _ARGUMENTS = {"list_of_lists_or_source_folder": "images", "output_folder_or_list_of_truncated_output_files": "out"}
 _RECORD = {
     **{"case_id": "a", "status": "done", "output": "out/a.nii.gz", "times": {"compute": 0.5}, "written": "2026-01-01T00:00:00"},
-    **{"run": "0", "num_iterations": 5, "converged": True, "energy": [1.0, None], "filters": ["grid"]},
-    **{"voxels_changed": 3, "voxels_before": [1, 2], "voxels_after": [2, 1]},
+    **{"run": "0", "num_iterations": 5, "converged": True, "energy": [1.0, None], "voxels_changed": 3, "voxels_before": [1, 2]},
 }
 _RUN = {
     **{"run": "0", "schema": SCHEMA, "parameters": CrfParameters().to_dict(), "num_parts": 2, "part_id": 0, "resumed": False},
-    **{"all_cases": {"a": "out/a.nii.gz", "b": "out/b.nii.gz", "c": "/elsewhere/c.mha"}, "output_folder": "/data/out"},
-    **{"command": ["infer", "-i", "images", "-o", "out", "--summary", "s_0.json"], "working_folder": "/data"},
-    **{"inputs": ["/data/images", "/data/logits"], "started": "2026-01-01T00:00:00+00:00"},
+    **{"all_cases": {"a": "out/a.nii.gz", "c": "/elsewhere/c.mha"}, "output_folder": "/data/out", "working_folder": "/data"},
+    **{"command": ["infer", "-o", "out"], "inputs": ["/data/images"], "started": "2026-01-01T00:00:00+00:00"},
 }
 _FAILED = {**_RECORD, "case_id": "c", "status": "failed", "output": None, "written": None, "error": "logits/c.nii.gz: no such file"}
 _LINES = (_RUN, _RECORD, _FAILED)
@@ -47,17 +43,13 @@ _LINES = (_RUN, _RECORD, _FAILED)
 # The contents of each kind of file.
 _CONTENTS = {
     "dataset.json": (
-        _DESCRIPTION,
-        _DECATHLON,
-        {"labels": _BRATS, "regions_class_order": [1, 2, 3]},
+        *(_DESCRIPTION, {"labels": _REGIONS, "regions_class_order": [1, 2, 3]}),
+        {"modality": {"0": "MRI"}, "labels": {"0": "background", "1": "Anterior"}, "training": [{"image": "a", "label": "b"}]},
         {"labels": {"background": 0, "a": 1}, "channel_names": ["CT"]},
     ),
     "plans.json": ({"dataset_name": "Dataset004_Hippocampus", "plans_name": "nnUNetPlans", "image_reader_writer": "SimpleITKIO"},),
     "splits_final.json": ([{"train": ["a", "b"], "val": ["c"]}, {"train": ["c"], "val": ["a", "b"]}],),
-    "predict_from_raw_data_args.json": (
-        _ARGUMENTS,
-        {name: [value] for name, value in zip(_ARGUMENTS, (["a_0000.nii"], "out/a"), strict=True)},
-    ),
+    "predict_from_raw_data_args.json": (_ARGUMENTS, {name: [[f"{name}_0000.nii"]] for name in _ARGUMENTS}),
 }
 
 
@@ -101,13 +93,13 @@ def _read_nnunet(path, rng):
 
 def _require_cases(cases):
     _require_lines(cases.notes)
-    assert all(isinstance(case.case_id, str) and len(case.problem or "") < MAX_OF_A_MESSAGE for case in cases)
+    assert all(isinstance(case.case_id, str) and len(case.problem or "") < MAX_CHARACTERS for case in cases)
 
 
 def _require_lines(notes):
     for note in notes:
         assert for_terminal(note) == note
-        assert all(len(line) < MAX_OF_A_MESSAGE for line in note.splitlines()), note[:300]
+        assert all(len(line) < MAX_CHARACTERS for line in note.splitlines()), note[:300]
 
 
 @cache
@@ -174,19 +166,12 @@ def _read_record(path, rng):
         raise InputError(recorded.notes[0])
 
 
-_HEAD = ("case", "images", "logits", "mask", "output", "spacing")
-_ROWS = (
-    ("one", "a.nii;b.nii", "l.nii", "b.nii", "deep/er.nii.gz", "1;1.25;2.5"),
-    ("two", "b.nii", "l.nii", "", "", ""),
-    ("three", "b.nii", "l.nii", "", "/elsewhere/three.mha", "2;2;2"),
-)
+_ROWS = ("1,a.nii;b.nii,l.nii,b.nii,deep/er.nii.gz,1;1.25;2.5", "2,b.nii,l.nii,,,", "3,b.nii,l.nii,,/elsewhere/three.mha,2;2;2")
 
 
 def _manifest(rng):
-    files = {"a.nii": b"", "b.nii": b"", "l.nii": b""}
-    text = io.StringIO()
-    csv.writer(text).writerows((_HEAD, *rng.sample(_ROWS, rng.randint(1, 3))))
-    return {"cases.csv": _damaged_text(text.getvalue().encode(), rng), **files}
+    text = "\n".join(("case,images,logits,mask,output,spacing", *rng.sample(_ROWS, rng.randint(1, 3)), ""))
+    return {"cases.csv": _damaged_text(text.encode(), rng), "a.nii": b"", "b.nii": b"", "l.nii": b""}
 
 
 def _read_manifest(path, rng):
@@ -199,13 +184,18 @@ def _read_manifest(path, rng):
     assert all(case.case_id == Path(case.case_id).name and path.parent in case.logits[0].parents for case in found)
 
 
-def text_targets():
-    """The readers of texts and tables."""
-    yield Target("dataset.json", _make("dataset.json"), _read_description, names_file=False)
-    nnunet = ("plans.json", "predict_from_raw_data_args.json", "splits_final.json", "dataset.json")
-    yield Target("nnunet", _make(*nnunet), _read_nnunet, names_file=False)
-    yield Target("fold.json", lambda rng: {"c.json": wrong_somewhere(_fold(), rng)}, _read_fold)
-    yield Target("parameters.toml", lambda rng: {"p.toml": _damaged_text(CrfParameters().to_toml().encode(), rng)}, _read_parameters)
-    yield Target("options", lambda rng: {"text": _damaged_text(rng.choice(_OPTIONS), rng)}, _read_option, names_file=False)
-    yield Target("record", _record, _read_record, names_file=False)
-    yield Target("manifest", _manifest, _read_manifest)
+_NNUNET = ("plans.json", "predict_from_raw_data_args.json", "splits_final.json", "dataset.json")
+TARGETS = (
+    Target("dataset.json", _make("dataset.json"), _read_description, names_file=False),
+    Target("nnunet", _make(*_NNUNET), _read_nnunet, names_file=False),
+    Target("fold.json", lambda rng: {"c.json": wrong_somewhere(_fold(), rng)}, _read_fold),
+    Target("parameters.toml", lambda rng: {"p.toml": _damaged_text(CrfParameters().to_toml().encode(), rng)}, _read_parameters),
+    Target("options", lambda rng: {"text": _damaged_text(rng.choice(_OPTIONS), rng)}, _read_option, names_file=False),
+    Target("record", _record, _read_record, names_file=False),
+    Target("manifest", _manifest, _read_manifest),
+)
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+def test_many_inputs(target, fuzzed):
+    fuzzed(target, 200)

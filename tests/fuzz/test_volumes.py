@@ -1,21 +1,29 @@
-"""Inputs of the readers of volumes: small files of every kind, damaged before or after they are compressed or packed."""
+"""Readers of volumes on small files of every kind, damaged before or after they are compressed; and files of any name."""
 
+import contextlib
 import io as streams
+import os
+import tempfile
 import zipfile
 import zlib
-from collections.abc import Mapping
 from functools import cache, partial
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pytest
 from fuzz_mutations import damaged
-from fuzz_worker import Target
+from fuzzing import Target
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from io_helpers import meta_text, nrrd_text
 
 from crfrefine import io
+from crfrefine.cases.discovery import discover_cases
+from crfrefine.errors import CrfRefineError
 from crfrefine.io.pieces import is_nonzero, read_mask
+from crfrefine.io.recognition import recognize, suffix_to_write
 
-Sample = Mapping[str, bytes]
 SHAPE = (2, 3, 4)
 VOXELS = np.arange(24, dtype="<i2").tobytes()
 AFFINE = np.array([[-1.5, 0.1, 0, 3], [0.1, 2, 0, -4], [0, 0.2, 3, 5], [0, 0, 0, 1]])
@@ -121,22 +129,6 @@ _NRRD_DETACHED = (
     (nrrd_text(*_WORLD, "data file: a.raw")[:-1], {"a.raw": VOXELS}),
     (nrrd_text("datafile: a.raw.gz", encoding="gzip"), {"a.raw.gz": VOXELS}),
 )
-_TERMINOLOGY = "Terminology~Segmentation category and type - 3D Slicer General Anatomy list~SCT^85756007^Tissue|"
-_SEGMENTS = [
-    f"Segment{number}_{line}"
-    for number in range(3)
-    for line in (
-        *(f"ID:=Segment_{number}", f"Name:=name {number}", "Extent:=0 1 0 2 0 3", f"LabelValue:={number + 1}"),
-        *(f"Layer:={number // 2}", f"Tags:={_TERMINOLOGY}"),
-    )
-]
-_SEGMENTATIONS = (
-    (nrrd_text(*_WORLD, *_SEGMENTS, type="unsigned char", encoding="gzip"), zlib.compress(bytes(range(24)), wbits=31)),
-    (
-        nrrd_text(*_CHANNELS, *_SEGMENTS, dimension="4", sizes="2 2 3 4"),
-        b"".join(bytes((voxel % 3, 0, 3 * (voxel % 5 == 3), 0)) for voxel in range(24)),
-    ),
-)
 
 
 def _texts(name, contents):
@@ -153,18 +145,7 @@ def _arrays():
         yield {"a.npy": buffer.getvalue()}
 
 
-def _archive(members, compression=zipfile.ZIP_DEFLATED):
-    """A zip archive, the same whenever it is made."""
-    buffer = streams.BytesIO()
-    with zipfile.ZipFile(buffer, "w", compression) as packed:
-        for name, content in members.items():
-            entry = zipfile.ZipInfo(name)
-            entry.compress_type = compression
-            packed.writestr(entry, content)
-    return buffer.getvalue()
-
-
-_NAMES = ("logits", "logits.npy", "softmax.npy", "x/logits.npy", "probabilities", "l.npy", "\x1b[31m.npy", "x" * 5000, "arr_0.npy")
+_NAMES = ("logits", "softmax.npy", "x/logits.npy", "\x1b[31m.npy", "x" * 5000, "arr_0.npy")
 _COMPRESSIONS = (*[zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED] * 5, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 
 
@@ -173,8 +154,12 @@ def _npz(rng):
     sample, kind = rng.choice(_samples("npy")), rng.randrange(3)
     (array,) = (damaged(sample, rng) if kind == 0 else sample).values()
     name = rng.choice(_NAMES if kind == 1 else ("logits.npy", "probabilities.npy"))
-    packed = {"a.npz": _archive({name: array, **{f"{n}": b"" for n in range(rng.choice((0, 0, 1, 50)))}}, rng.choice(_COMPRESSIONS))}
-    return damaged(packed, rng) if kind == 2 else packed
+    buffer = streams.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as packed:
+        for member, content in ((name, array), *((f"{n}", b"") for n in range(rng.choice((0, 0, 1, 50))))):
+            packed.writestr(zipfile.ZipInfo(member), content, rng.choice(_COMPRESSIONS))  # no time of day in it
+    files = {"a.npz": buffer.getvalue()}
+    return damaged(files, rng) if kind == 2 else files
 
 
 def _misnamed(rng):
@@ -191,7 +176,6 @@ _SAMPLES = {
     "mhd": partial(_texts, "a.mhd", _META_DETACHED),
     "nrrd": partial(_texts, "a.nrrd", _NRRD),
     "nhdr": partial(_texts, "a.nhdr", _NRRD_DETACHED),
-    "seg.nrrd": partial(_texts, "a.seg.nrrd", _SEGMENTATIONS),
     "mgh": _mgh,
     "hdr": _pairs,
     "npy": _arrays,
@@ -203,8 +187,36 @@ def _samples(name):
     return tuple(_SAMPLES[name]())
 
 
-def volume_targets():
-    """The readers of volumes."""
-    makers = {"npz": _npz, "misnamed": _misnamed}
-    for name in (*_SAMPLES, *makers):
-        yield Target(name, makers.get(name, lambda rng, name=name: damaged(rng.choice(_samples(name)), rng)), _read_volume)
+_MAKERS = {"npz": _npz, "misnamed": _misnamed}
+
+
+@pytest.mark.parametrize("kind", [*_SAMPLES, *_MAKERS])
+def test_many_inputs(kind, fuzzed):
+    fuzzed(Target(kind, _MAKERS.get(kind, lambda rng: damaged(rng.choice(_samples(kind)), rng)), _read_volume), 200)
+
+
+ENDINGS = ("", ".nii.gz", ".nii", "_0000.nii.gz", "_0001.NII", ".mha", ".seg.nrrd", ".npz", "_seg.nii", "_label0.nii", ".json", ".")
+NAMES = st.builds(
+    lambda stem, ending: stem[:200] + os.fsencode(ending),
+    st.one_of(st.binary(max_size=40), st.text(max_size=60).map(lambda text: text.encode("utf-8", "surrogatepass"))),
+    st.sampled_from(ENDINGS),
+).filter(lambda name: name not in (b"", b".", b"..") and b"/" not in name and b"\0" not in name)
+STARTS = st.sampled_from([b"", b"NRRD0004\n", b"NDims = 3\n", b"\x5c\x01\0\0", b"PK\3\4", b"\x1f\x8b", b"\x93NUMPY"])
+
+
+@settings(max_examples=50)
+@given(st.lists(st.tuples(NAMES, STARTS), min_size=1, max_size=5))
+def test_any_name_of_a_file(files):
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        for name, start in files:
+            Path(folder, os.fsdecode(name)).write_bytes(start)
+        for path in folder.iterdir():
+            assert path.name in (io.stem_of(path) + io.suffix_of(path), path.name)
+            recognize(path)
+            suffix_to_write(path)
+            # Paths stand in errors as they are, and the commands make them printable.
+            with contextlib.suppress(CrfRefineError):
+                io.read_header(path)
+        with contextlib.suppress(CrfRefineError):
+            discover_cases(folder, folder, folder, folder)

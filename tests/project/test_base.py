@@ -1,39 +1,27 @@
-"""How much memory a run may take: sizes as text, and limits on made-up systems; and how many cores it may use."""
+"""Texts, sizes and limits: messages that steer no terminal, and how much memory and how many cores a run may take on made-up systems."""
 
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from crfrefine.base import control_groups, memory, threads
 from crfrefine.base.memory import MemoryLimit, format_size, memory_left, memory_limit, parse_size, require_memory
+from crfrefine.base.text import MAX_CHARACTERS, for_terminal, listed, printable, shorten, shorten_value
 from crfrefine.base.threads import available_threads, thread_limit
 from crfrefine.errors import CapacityError, InputError
 
 GIB = 1 << 30
 
 
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [
-        ("8 gib", 8 * GIB),
-        ("8G", 8 * GIB),
-        ("8GB", 8_000_000_000),
-        ("512MiB", 512 << 20),
-        (".5T", 1 << 39),
-        ("64K", 1 << 16),
-        ("17 bytes", 17),
-        (" 1.5M ", 3 << 19),
-        ("999999999999999999", 999_999_999_999_999_999),  # more digits than a float has
-    ],
-)
-def test_a_size_is_read(text, size):
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "G", "8GiBB", "8iB", "-1", "0", "0.0000001K", "1e9", "8,5G", "nan", "\uff19", "9" * 5000, "1048576T"])
-def test_what_is_no_size_is_refused_with_an_example(text):
-    with pytest.raises(InputError, match="expected one such as 8GiB"):
-        parse_size(text)
+def test_a_size_is_read():
+    sizes = {"8 gib": 8 * GIB, "8G": 8 * GIB, "8GB": 8_000_000_000, ".5T": 1 << 39, "17 bytes": 17, " 1.5M ": 3 << 19}
+    sizes |= {"999999999999999999": 999_999_999_999_999_999}  # more digits than a float has
+    assert {text: parse_size(text) for text in sizes} == sizes
+    for text in ("", "G", "8GiBB", "-1", "0", "0.0000001K", "1e9", "8,5G", "nan", "\uff19", "9" * 5000, "1048576T"):
+        with pytest.raises(InputError, match="expected one such as 8GiB"):
+            parse_size(text)
 
 
 def test_a_size_is_written():
@@ -66,20 +54,9 @@ def test_the_smallest_limit_counts(groups):
     assert memory_limit() == MemoryLimit(8 * GIB, "the control group (cgroup) of this process")
     (groups / "memory.stat").write_text(f"anon {4 * GIB}\nfile {GIB}\n", encoding="ascii")
     assert memory_limit().bytes == 5 * GIB
-    (groups / "memory.stat").write_text(f"anon {40 * GIB}\n", encoding="ascii")
-    assert memory_limit().bytes == 0
-
-
-@pytest.mark.parametrize("content", ["max\n", "", "0x10", "-\n"])
-def test_a_group_without_a_usable_limit_limits_nothing(groups, content):
-    (groups / "memory.max").write_text(content, encoding="ascii")
+    for path in (groups / "memory.max", groups.parent / "memory.high"):
+        path.write_text("max\n", encoding="ascii")
     assert memory_limit().source == "the memory available on this machine"
-
-
-def test_the_group_is_found_inside_of_what_is_mounted(groups):
-    for path, folders in (("/pod/job", 3), ("/elsewhere", 1), ("/../../outside", 1), ("", 1)):
-        control_groups.OWN_GROUP.write_text(f"12:cpuset:/x\n0::{path}\n", encoding="ascii")
-        assert len(control_groups._folders()) == folders
 
 
 def test_what_does_not_fit_is_refused_with_sizes_and_a_way_out():
@@ -92,14 +69,12 @@ def test_what_does_not_fit_is_refused_with_sizes_and_a_way_out():
     require_memory(GIB, "exactly as much: takes", MemoryLimit(GIB, "--max-memory"))
 
 
-@pytest.mark.parametrize(
-    ("contents", "quota"), [(("max 100000", "150000 100000"), 1.5), (("40000 10000", "max"), 4.0), (("0 100000", "1 2 3"), None)]
-)
-def test_the_smallest_quota_of_all_groups_above_counts(groups, contents, quota):
-    for folder, content in zip((groups, groups.parent), contents, strict=True):
-        (folder / "cpu.max").write_text(f"{content}\n", encoding="ascii")
-    threads._quota.cache_clear()
-    assert threads._quota() == quota
+def test_the_smallest_quota_of_all_groups_above_counts(groups):
+    for contents, quota in ((("max 100000", "150000 100000"), 1.5), (("40000 10000", "max"), 4.0), (("0 100000", "1 2 3"), None)):
+        for folder, content in zip((groups, groups.parent), contents, strict=True):
+            (folder / "cpu.max").write_text(f"{content}\n", encoding="ascii")
+        threads._quota.cache_clear()
+        assert threads._quota() == quota
     threads._quota.cache_clear()
 
 
@@ -112,10 +87,59 @@ def test_affinity_and_quota_limit_the_threads(monkeypatch):
         (12, 2.0, 2, "quota"),
         (12, 1.5, 2, "quota"),
         (12, 0.1, 1, "quota"),
-        (12, 11.2, 12, "affinity"),
         (12, 40.0, 12, "affinity"),
     ):
         monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)), raising=False)
         monkeypatch.setattr(threads, "_quota", lambda quota=quota: quota)
         assert thread_limit().number == available_threads() == number
         assert source in thread_limit().source
+
+
+# ---- Texts
+
+
+def test_what_does_not_print_is_written_as_in_python_and_long_texts_end_in_an_ellipsis():
+    for text, shown in (
+        ("a name with é, 漢字 and \\", "a name with é, 漢字 and \\"),
+        ("a\tb\nc\rd", r"a\tb\nc\rd"),
+        ("\x1b[31mred \u202eto left", r"\x1b[31mred \u202eto left"),
+        ("no text: \udcff \u2028\x85\x9b", r"no text: \udcff \u2028\x85\x9b"),
+    ):
+        assert printable(text) == shown
+    assert shorten("x" * 80) == "x" * 80
+    assert shorten("x" * 81) == "x" * 79 + "…"
+    assert len(shorten("\0" * 60)) == MAX_CHARACTERS  # Escaped, it is longer.
+
+
+def test_values():
+    for value, shown in (
+        (2.5, "2.5"),
+        ("a\n", r"'a\n'"),
+        ("x" * 100_000, "'" + "x" * 58 + "…"),
+        (1 << 40_000, "a whole number of about 12042 digits"),
+        ([1 << 40_000], "a list too large to show"),
+        (list(range(1000)), "[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, …"),
+    ):
+        assert shorten_value(value) == shown
+        assert len(shorten_value(value)) <= 60
+    assert listed(range(100_000)) == "0, 1, 2, 3, 4 and 99995 more"
+    assert listed(["x" * 100, "y"], most=1) == "x" * 79 + "… and 1 more"
+
+
+def test_the_lines_of_a_message_stay_and_those_of_names_do_not():
+    message = "case 'a': two grids\n  a.nii  3×4\n  b.nii  5×6"
+    assert for_terminal(message) == message
+    assert for_terminal("a\nb.nii: no such file") == r"a\nb.nii: no such file"
+    assert for_terminal("a\ncrfrefine: error: forged") == r"a\ncrfrefine: error: forged"
+    assert len(for_terminal("x" * 100_000)) == 5000
+
+
+@settings(max_examples=40)
+@given(st.text())
+def test_no_text_steers_a_terminal(text):
+    shown = for_terminal(text)
+    assert all(line.isprintable() for line in shown.split("\n"))
+    assert all(line.startswith("  ") for line in shown.split("\n")[1:])
+    assert printable(text).isprintable()
+    assert shorten(text).isprintable()
+    assert len(shorten(text)) <= MAX_CHARACTERS

@@ -1,0 +1,292 @@
+"""Pictures of a case: where it is cut, gray values, outlines and names, and the planes that `infer --preview` shows."""
+
+import io
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.image import imread
+from PIL import Image
+
+from crfrefine.pages.pictures import drawing
+from crfrefine.pages.pictures.drawing import LABEL_COLORS
+from crfrefine.pages.pictures.planes import PLANES, choose_places, find_largest_change
+from crfrefine.pages.pictures.preview import cut_planes, draw_preview
+from crfrefine.pages.pictures.windows import BONE, LUNG, SOFT_TISSUE, Window, choose_modality, choose_window
+
+GRID_SHAPE = (40, 30, 12)
+SPACING = (1.0, 1.5, 4.0)
+AFFINE = np.diag([*SPACING, 1.0])
+
+
+@pytest.fixture
+def case():
+    image = np.random.default_rng(0).normal(100, 5, (1, *GRID_SHAPE)).astype(np.float32)
+    image[0, 10:20, 8:20, 3:9] += 100
+    after = np.zeros(GRID_SHAPE, np.uint8)
+    after[10:20, 8:20, 3:9] = 1
+    before = after.copy()
+    before[16:20, 15:20, 6:9] = 0
+    before[32, 25, 2] = 2
+    return image, before, after
+
+
+def pixels(png):
+    return imread(io.BytesIO(png), format="png")[..., :3]
+
+
+def test_a_large_change_elsewhere_has_a_row_of_its_own_and_voxels_keep_their_proportions(case):
+    image, before, after = case
+    planes = cut_planes(image, before, after, SPACING, AFFINE).planes
+    for plane, (across, up) in zip(planes, ((0, 1), (0, 2), (1, 2)), strict=True):
+        rows, columns = plane.image.shape
+        assert plane.size_mm == pytest.approx((columns * SPACING[across], rows * SPACING[up]))
+    before[30:39, 24:29, :2] = 2
+    planes = cut_planes(image, before, after, SPACING, AFFINE).planes
+    assert [plane.name for plane in planes] == ["axial", "coronal", "sagittal", "largest change, axial"]
+    for plane in planes[:3]:
+        assert (plane.after == 1).sum() >= 0.8 * 6 * 10, "a large cross-section of the block"
+    left, top, right, bottom = planes[3].frame
+    changed = planes[3].before != planes[3].after
+    assert changed[top:bottom, left:right].sum() == changed.sum() == 45
+
+
+def test_the_modality_with_the_clearest_border_is_shown(case):
+    image, before, after = case
+    blurred = np.full_like(image, 3)
+    blurred[0, 10:20, 8:20, 3:9] += np.random.default_rng(2).normal(0, 1, (10, 12, 6))
+    cuts = cut_planes(np.concatenate([blurred, image]), before, after, SPACING, AFFINE, ("T1", "FLAIR"))
+    alone = cut_planes(image, before, after, SPACING, AFFINE)
+    np.testing.assert_array_equal(cuts.planes[0].image, alone.planes[0].image)
+    assert cuts.shown.startswith("modality 2 of 2: FLAIR, with the highest contrast at the borders of the labels; black to white: 8")
+    assert alone.shown.startswith("image; black to white: 8")
+    ct = cut_planes(np.where(image > 150, 60, -1000), before, after, SPACING, AFFINE)
+    assert ct.shown == "image; black to white: −160 to 240 HU (soft tissue)"
+
+
+def test_contours_have_the_colors_of_their_labels_and_names_change_the_legend_alone(case):
+    image, before, after = case
+    first = draw_preview(image, before, after, SPACING, affine=AFFINE)
+    assert first == draw_preview(image, before, after, SPACING, affine=AFFINE, label_names={1: "label 1"}), "the same bytes"
+    plain = pixels(first)
+    assert first != draw_preview(image, before, after, SPACING, affine=AFFINE, before_name="input")
+    empty = pixels(draw_preview(image, 0 * before, 0 * after, SPACING, affine=AFFINE))
+    orange = [int((np.abs(picture - to_rgb("#E69F00")) < 0.02).all(axis=-1).sum()) for picture in (empty, plain)]
+    assert orange[0] == 0
+    assert orange[1] > 500
+    named = pixels(draw_preview(image, before, after, SPACING, affine=AFFINE, label_names={1: "1 hippocampus", 9: "9 not here"}))
+    different = np.flatnonzero((plain != named).any(axis=(1, 2)))
+    assert len(different) > 5
+    assert different.min() > len(plain) - 40, "at the bottom"
+
+
+def test_a_reference_has_a_panel_of_its_own_and_is_part_of_the_structure(case):
+    """Without an image, panels are black; where the reference is drawn instead of a network, changes are errors."""
+    image, before, after = case
+    reference = np.zeros_like(after)
+    reference[4:24, 3:24, 1:11] = 3
+    cuts = cut_planes(None, before, after, SPACING, AFFINE, (), reference)
+    assert cuts.shown == "no image"
+    assert cuts.planes[0].reference.shape == cuts.planes[0].after.shape
+    assert [int((plane.reference == 3).sum()) for plane in cuts.planes] == [20 * 21, 20 * 10, 21 * 10]
+    wide = pixels(draw_preview(image, before, after, SPACING, affine=AFFINE, reference=reference))
+    plain = pixels(draw_preview(image, before, after, SPACING, affine=AFFINE))
+    assert wide.shape[1] == plain.shape[1] + 320 + 8
+    names = {"affine": AFFINE, "before_name": "reference", "after_name": "crf"}
+    assert draw_preview(None, before, after, SPACING, **names) != draw_preview(None, before, after, SPACING, shows_errors=True, **names)
+
+
+def test_two_dimensions_and_cases_without_contrast_or_labels():
+    nothing, many = np.zeros(GRID_SHAPE, np.uint8), (np.indices(GRID_SHAPE)[0] // 2).astype(np.uint8)
+    for before, after in ((nothing, nothing), (nothing, many), (many[..., 0], nothing[..., 0])):
+        shape = before.shape
+        assert draw_preview(np.ones((1, *shape), np.float32), before, after, SPACING[: len(shape)]).startswith(b"\x89PNG")
+
+
+def test_right_of_the_patient_is_shown_at_the_left_however_the_array_is_stored(case):
+    """Flipped and permuted together with its affine, a volume is the same patient."""
+    image, before, after = case
+    for labels in (before, after):
+        labels[...] = 0
+        labels[:34, :24, :9] = 1
+    after[33, 23, 8] = 2  # right, anterior, superior in RAS+
+    axial, coronal, sagittal = cut_planes(image, before, after, SPACING, AFFINE).planes[:3]
+    assert (axial.edges, coronal.edges, sagittal.edges) == ("RLPA", "RLIS", "PAIS")
+    for plane, is_left in ((axial, True), (coronal, True), (sagittal, False)):
+        (row,), (column,) = np.nonzero(plane.after == 2)
+        rows, columns = np.nonzero(plane.after == 1)
+        assert row == rows.min(), "the first row is at the top"
+        assert column == (columns.min() if is_left else columns.max())
+    order, flips = (2, 0, 1), (slice(None, None, -1), slice(None), slice(None, None, -1))
+    moved = np.zeros((4, 4))
+    moved[3, 3] = 1
+    for axis, (old, flip) in enumerate(zip(order, flips, strict=True)):
+        moved[:3, axis] = (flip.step or 1) * AFFINE[:3, old]
+        if flip.step:
+            moved[:3, 3] += (GRID_SHAPE[old] - 1) * AFFINE[:3, old]
+    stored = [array.transpose(order)[flips] for array in (image[0], before, after)]
+    found = draw_preview(stored[0][None], *stored[1:], tuple(SPACING[old] for old in order), affine=moved)
+    np.testing.assert_array_equal(pixels(found), pixels(draw_preview(image, before, after, SPACING, affine=AFFINE)))
+
+
+# ---- Places
+
+PYRAMID_SHAPE = (60, 44, 18)
+PYRAMID_STEPS = (1.0, 1.5, 4.0)
+
+
+@pytest.fixture
+def pyramid():
+    """Labels whose largest cross-sections are known: across x at 20, across y at 14, across z at 8."""
+    labels = np.zeros(PYRAMID_SHAPE, np.uint8)
+    labels[12:29, 8:21, 6:11] = 1
+    labels[20, 4:26, 4:13] = 1
+    labels[8:33, 14, 4:13] = 2
+    labels[8:33, 4:26, 8] = 1
+    return labels
+
+
+def test_planes_have_the_largest_cross_section_and_of_equal_ones_the_middle_or_the_one_that_changed_most(pyramid):
+    places = choose_places([pyramid, pyramid], np.zeros(PYRAMID_SHAPE, bool), PYRAMID_STEPS)
+    assert (places.structure, places.change) == ((20, 14, 8), None)
+    block = np.zeros(PYRAMID_SHAPE, np.uint8)
+    block[10:21, 20:29, 5:12] = 3
+    assert choose_places([block], block > 9, PYRAMID_STEPS).structure == (15, 24, 8)
+    after = block.copy()
+    after[12, 20:24, 6:10] = 2  # relabeled: part of the structure
+    places = choose_places([block, after], block != after, PYRAMID_STEPS)
+    assert places.structure[0] == 12
+    assert 20 <= places.structure[1] < 24
+    assert 6 <= places.structure[2] < 10
+    assert places.change is None, "the planes show it"
+
+
+def test_many_false_islands_of_one_map_do_not_move_the_planes(pyramid):
+    """As around a brain tumor: the network's islands, which the CRF removes, cover more of a plane than the tumor."""
+    before = pyramid.copy()
+    before[:, 30:, 1:3] = 1
+    before[50:, :, 1:3] = 1
+    assert before[..., 2].astype(bool).sum() > 2 * pyramid[..., 8].astype(bool).sum()
+    places = choose_places([before, pyramid], before != pyramid, PYRAMID_STEPS)
+    assert places.structure == (20, 14, 8)
+    assert before[places.change] != pyramid[places.change]
+    assert places.change[2] in (1, 2)
+    assert PLANES[places.change_plane][0] == "axial", "where most of it lies"
+
+
+def test_the_largest_change_is_where_most_voxels_changed():
+    """A window around it is no larger than what changed, however close the voxels are."""
+    changed = np.zeros(PYRAMID_SHAPE, bool)
+    changed[40:43, 30:32, 5] = True
+    changed[5, 5, 5] = changed[12, 5, 5] = True
+    for steps in (PYRAMID_STEPS, (1e-12, 1.5, 4.0)):
+        x, y, z = find_largest_change(changed, steps)
+        assert (40 <= x < 43, 30 <= y < 32, z) == (True, True, 5)
+    assert find_largest_change(changed & False, PYRAMID_STEPS) is None
+
+
+# ---- Gray values
+
+WINDOW_SHAPE = (30, 24, 10)
+STEPS = (1.0, 1.5, 4.0)
+NOTHING = np.zeros(WINDOW_SHAPE, bool)
+
+
+@pytest.fixture
+def block():
+    inside = np.zeros(WINDOW_SHAPE, bool)
+    inside[8:18, 9:17, 3:7] = True
+    return inside
+
+
+def noise(mean, spread, seed=0):
+    return np.random.default_rng(seed).normal(mean, spread, WINDOW_SHAPE).astype(np.float32)
+
+
+def test_the_window_holds_nearly_all_numbers_that_are_no_background():
+    for background in (0, -3.25):  # as of a normalized image
+        values = np.concatenate([np.full(5000, background), np.arange(1, 1001), [np.nan, np.inf, -np.inf]]).astype(np.float32)
+        window = choose_window(values, np.zeros(values.shape, bool))
+        assert (window.low, window.high) == pytest.approx((5.995, 995.005), abs=0.001)  # by hand: 0.5 % of 999 steps from either end
+    assert choose_window(np.full(9, np.nan, np.float32), np.ones(9, bool)) == Window(0.0, 1.0)
+    assert choose_window(np.full(9, 5, np.float32), np.ones(9, bool)) == Window(4.5, 5.5)
+
+
+@pytest.mark.parametrize(("tissue", "expected"), [(60, SOFT_TISSUE), (-700, LUNG), (450, BONE)])
+def test_ct_has_the_usual_window_of_the_structure(block, tissue, expected):
+    image = np.where(block, tissue, -1000).astype(np.float32)
+    assert choose_window(image, block) == expected
+    assert choose_window(image, NOTHING) == SOFT_TISSUE
+    image = np.array([-200, -160, 40, 240, 3000, np.nan, np.inf, -np.inf], np.float32)
+    assert SOFT_TISSUE.gray(image).tolist() == [0, 0, 128, 255, 255, 0, 255, 0]
+    assert str(SOFT_TISSUE) == "−160 to 240"
+
+
+def test_the_modality_with_the_highest_contrast_at_the_border_is_chosen(block):
+    """Neither brighter numbers nor contrast elsewhere count."""
+    faint, clear = noise(1000, 20, 1), noise(5, 0.1, 2)
+    faint[block] += 30
+    clear[block] += 0.4
+    elsewhere = noise(0.5, 0.01, 3)
+    elsewhere[25:] = 40
+    modalities = [faint, elsewhere, clear]
+    windows = [choose_window(channel, block) for channel in modalities]
+    assert choose_modality(modalities, windows, block, STEPS) == 2
+    assert choose_modality(modalities[:2], windows[:2], block, STEPS) == 0
+    assert choose_modality(modalities, windows, NOTHING, STEPS) == 0
+    assert choose_modality([channel * np.nan for channel in modalities], windows, block, STEPS) == 0
+
+
+def test_what_is_no_tissue_gives_no_contrast(block):
+    """A block at the edge of a skull-stripped brain: the zeros beside it stand out in every modality.
+
+    Voxels may lie so close to each other that the border's width would not fit into memory: it is no wider than the grid.
+    """
+    strong, weak = noise(100, 5, 4), noise(100, 5, 5)
+    strong[block] += 20
+    weak[block] += 400
+    windows = [choose_window(channel, block) for channel in (strong, weak)]
+    assert choose_modality([strong, weak], windows, block, (1e-12, 1e-12, 4.0)) == 1
+    weak[~block] = 0
+    windows = [choose_window(channel, block) for channel in (strong, weak)]
+    assert choose_modality([strong, weak], windows, block, STEPS) == 0
+
+
+# ---- Pixels
+
+
+def test_a_pixel_has_the_value_of_the_voxel_that_its_middle_is_in_and_smaller_gray_values_are_means():
+    found = drawing.enlarge(np.array([[1, 2, 3], [4, 5, 6]]), (7, 4))
+    assert found[0].tolist() == [1, 1, 2, 2, 2, 3, 3]  # middles at 0.21, 0.64, 1.07 … of three columns
+    assert found[:, 0].tolist() == [1, 1, 4, 4]
+    plane = np.array([[0, 100, 10, 30], [100, 200, 30, 10]], np.uint8)
+    assert drawing.resize_gray(plane, (2, 1)).tolist() == [[100, 20]]
+    assert drawing.resize_gray(plane, (8, 2))[0].tolist() == [0, 0, 100, 100, 10, 10, 30, 30]
+
+
+def test_outlines_lie_inside_of_each_label_along_its_edge():
+    voxels = np.zeros((5, 6), np.uint8)
+    voxels[1:4, 1:3] = 1
+    voxels[1:4, 3:5] = 9
+    labels = drawing.enlarge(voxels, (60, 50))
+    drawn = drawing.outline(labels)
+    assert not drawn[labels == 0].any()
+    rows, columns = np.indices(labels.shape)
+    for label, (left, right) in ((1, (10, 30)), (9, (30, 50))):
+        depth = np.minimum.reduce([columns - left, right - 1 - columns, rows - 10, 39 - rows])
+        expected = (labels == label) & (depth < drawing.LINE_WIDTH)
+        if label == 1:
+            np.testing.assert_array_equal(drawn & (labels == label), expected)
+        else:  # its color is that of a lower label: dashed
+            assert (drawn & (labels == label) <= expected).all()
+            assert 0.2 < drawn[expected].mean() < 0.9
+    assert drawing.outline(np.ones((9, 12), np.uint8)).sum() == 9 * 12 - 5 * 8, "closed at the edge of the plane"
+
+
+def test_colors_are_those_of_the_labels():
+    canvas = drawing.Canvas((9, 2), drawing.gray_level(0))
+    canvas.paste(drawing.label_levels(np.array([[0, 1, 2, 3, 4, 5, 6, 7, 8]])), (0, 1))
+    shown = np.asarray(Image.open(io.BytesIO(canvas.png())).convert("RGB"))
+    assert shown[0].max() == 0
+    expected = ["#FFFFFF", *LABEL_COLORS, LABEL_COLORS[0]]
+    assert ["#" + bytes(pixel).hex().upper() for pixel in shown[1]] == expected
