@@ -44,7 +44,7 @@ _NAMES: tuple[tuple[str, ...], ...] = (
 )
 _KEYS = (
     *("ObjectType", "NDims", "DimSize", "ElementType", "ElementNumberOfChannels", "HeaderSize", "ElementDataFile"),
-    *("BinaryData", "CompressedData", "CompressedDataSize"),
+    *("BinaryData", "CompressedData"),
     *_GEOMETRY_KEYS,
     *(name for names in _NAMES for name in names),
 )
@@ -156,8 +156,6 @@ def _source(fields: Fields, end: int, sizes: tuple[int, ...], *, inner: int) -> 
         sizes=sizes,
         inner=inner,
         start=end if path == fields.path else 0,
-        # The size is only checked this far: some files promise too few bytes.
-        stored_bytes=max(fields.whole("CompressedDataSize", "0"), 0) if is_compressed else 0,
     )
 
 

@@ -129,7 +129,6 @@ class VoxelSource:
     inner: int  # values that lie side by side in one channel before the next channel begins; 1 if channels are the fastest axis
     start: int = 0  # bytes before the stored data in the file
     offset: int = 0  # bytes before the first voxel after decompression
-    stored_bytes: int = 0  # size of the compressed voxels; 0 if the header does not give it
     slope: float = 1.0  # value = stored * slope + intercept
     intercept: float = 0.0  # see `slope`
 
@@ -145,8 +144,6 @@ class VoxelSource:
             raise InputError(f"{self.header_path}: expected its voxels in {name}, which is not a regular file")
         promised = math.prod(self.sizes) * self.dtype.itemsize + self.offset
         found = max(status.st_size - self.start, 0)
-        if self.stored_bytes > found:
-            raise cut_off(self.path, f"{self.stored_bytes} bytes of voxels", f"it holds {found}")
         if self.encoding == "raw" and promised > found:
             raise cut_off(self.path, f"{promised} bytes of voxels", f"it holds {found}")
         if promised > found * MAX_RATIO:

@@ -129,15 +129,6 @@ def test_a_slab_is_read_alone(writer, tmp_path):
         np.testing.assert_array_equal(whole, values * inside[:, None, None])
 
 
-def test_scaled_values_are_float32(tmp_path):
-    stored = values_of("int16")
-    header = io.read_header(save_nifti(tmp_path / "a.nii.gz", stored.T, slope=0.5, inter=10.0))
-    found = put_together(header, most_bytes=300)
-    assert found.dtype == np.float32
-    np.testing.assert_array_equal(found, stored * np.float32(0.5) + np.float32(10.0))
-    np.testing.assert_array_equal(found, dense(header))
-
-
 def test_pieces_come_in_the_order_of_the_file_and_are_as_large_as_asked(tmp_path):
     values = values_of("int16")  # A plane has 40 bytes, a channel 280.
     together = io.read_header(WRITERS["mha of vectors"](tmp_path, values))
