@@ -65,7 +65,12 @@ def read_header(path: Path) -> VolumeHeader:
     """Read a header to its end and check every field that is used."""
     with open_header(path) as lines:
         fields = _fields(path, lines)
-        sizes = _sizes(fields)
+        if not fields.text("ObjectType", "Image").lower().startswith("image"):
+            raise fields.damaged("ObjectType", "Image")
+        num_dims = fields.whole("NDims")
+        if not 2 <= num_dims <= 4:
+            raise fields.damaged("NDims", "2, 3 or 4 dimensions")
+        sizes = fields.sizes("DimSize", num_dims)
         end = lines.offset
         _require_planes(fields, lines, sizes[-1])
     channels = fields.whole("ElementNumberOfChannels", "1")
@@ -107,15 +112,6 @@ def _fields(path: Path, lines: HeaderLines) -> Fields:
         if key == "ElementDataFile":
             return fields
     raise UnsupportedFormatError(f"{path}: not a MetaImage file, although its name says so: no line `ElementDataFile = ...` in its header")
-
-
-def _sizes(fields: Fields) -> tuple[int, ...]:
-    if not fields.text("ObjectType", "Image").lower().startswith("image"):
-        raise fields.damaged("ObjectType", "Image")
-    num_dims = fields.whole("NDims")
-    if not 2 <= num_dims <= 4:
-        raise fields.damaged("NDims", "2, 3 or 4 dimensions")
-    return fields.sizes("DimSize", num_dims)
 
 
 def _require_planes(fields: Fields, lines: HeaderLines, num_planes: int) -> None:
