@@ -166,8 +166,8 @@ class Decoder:
             self.num_bad += num_bad
             plane, *rest = (int(i) for i in np.unravel_index(int(bad.argmax()), bad.shape))
             kind = "NaN" if np.isnan(channel[(plane, *rest)]) else "infinite"
-            found = (number, first_plane + plane, *rest), kind
-            self._first_bad = found if self._first_bad is None else min(self._first_bad, found)
+            bad_voxel = (number, first_plane + plane, *rest), kind
+            self._first_bad = bad_voxel if self._first_bad is None else min(self._first_bad, bad_voxel)
 
     def _cut_off(self) -> UnsupportedFormatError:
         itemsize = self._stream.dtype.itemsize

@@ -412,7 +412,7 @@ def _labels_of(path: Path, dataset: Any) -> dict[int, tuple[int, Any]]:
 def _require_same_identity(path: Path, dataset: Any, like: Path, other: Any) -> None:
     """Raise InputError if two files are of different patients or frames of reference; a missing value is no difference."""
     for keyword, name in _IDENTITY.items():
-        values = [str(one.get(keyword) or "").strip() for one in (dataset, other)]
+        values = [str(source.get(keyword) or "").strip() for source in (dataset, other)]
         if all(values) and values[0] != values[1]:
             expected, found = (shorten(value) for value in values[::-1])
             raise InputError(

@@ -154,9 +154,9 @@ def _member(archive: zipfile.ZipFile, key: str, path: Path) -> Iterator[_MemberR
 def _choose(path: Path, members: list[str]) -> str:
     """Return the name of the array with the scores."""
     keys = [name.removesuffix(".npy") for name in members if name.endswith(".npy")]
-    found = [kind for kind in KINDS if kind in keys]
-    if len(found) == 1:
-        return found[0]
+    present = [kind for kind in KINDS if kind in keys]
+    if len(present) == 1:
+        return present[0]
     if "softmax" in keys:
         raise UnsupportedFormatError(
             f"{path}: the array `softmax` is that of nnU-Net version 1, on the network's cropped grid without its place in the image\n"

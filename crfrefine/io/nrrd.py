@@ -141,10 +141,10 @@ def _channel_axis(fields: Fields, num_dims: int) -> int | None:
     without = [word == "none" for word in re.findall(r"none|\([^()]*\)", fields.text("space directions", "").lower())]
     if len(without) != num_dims or all(without):
         without = [False] * num_dims
-    found = [axis for axis, kind in enumerate(kinds) if kind in _CHANNEL_KINDS or (kind in _GRID_KINDS[2:] and without[axis])]
-    if len(found) > 1:
-        raise UnsupportedFormatError(f"{fields.path}: {len(found)} axes of values cannot be split into grid and channels")
-    return found[0] if found else None
+    channel_axes = [axis for axis, kind in enumerate(kinds) if kind in _CHANNEL_KINDS or (kind in _GRID_KINDS[2:] and without[axis])]
+    if len(channel_axes) > 1:
+        raise UnsupportedFormatError(f"{fields.path}: {len(channel_axes)} axes of values cannot be split into grid and channels")
+    return channel_axes[0] if channel_axes else None
 
 
 def _source(fields: Fields, end: int, sizes: tuple[int, ...], *, inner: int) -> VoxelSource:
