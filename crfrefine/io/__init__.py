@@ -93,14 +93,14 @@ def read_labels(path: str | Path, *, grid: VolumeHeader | None = None) -> Volume
     if grid is not None:
         header = placed_on(header, grid)
     header.geometry()
-    found = read_whole_numbers(header)
-    if found.off > LABEL_TOLERANCE:
+    numbers = read_whole_numbers(header)
+    if numbers.off > LABEL_TOLERANCE:
         raise InputError(
-            f"{path}: not a label map: expected whole numbers, found values up to {found.off:.2g} away from one; "
+            f"{path}: not a label map: expected whole numbers, found values up to {numbers.off:.2g} away from one; "
             "it may be a probability map or an image"
         )
-    found.require_range(header.path)
-    return Volume(StorageOrder.of_files(found.labels.ndim).to_user(found.labels), *header.geometry(), header.path, header)
+    numbers.require_range(header.path)
+    return Volume(StorageOrder.of_files(numbers.labels.ndim).to_user(numbers.labels), *header.geometry(), header.path, header)
 
 
 def write_label_map(

@@ -63,6 +63,7 @@ class Decoder:
 
     Attributes:
         shape: (channels, [z,] y, x) of the whole volume.
+        num_bad: values so far that are NaN or infinite.
     """
 
     def __init__(self, stream: VoxelStream, shape: tuple[int, ...]) -> None:
@@ -71,18 +72,13 @@ class Decoder:
         self._inner = None if inner is None or shape[0] == 1 or inner * shape[0] == math.prod(shape) else inner
         self._is_surely_finite = _is_surely_finite(stream)
         self._num_bytes = 0
-        self._num_bad = 0
+        self.num_bad = 0
         self._first_bad: tuple[tuple[int, ...], str] | None = None
 
     @property
     def one_channel_after_the_other(self) -> bool:
         """Whether all voxels of a channel come before those of the next one; else, planes of all channels come together."""
         return self._inner is None
-
-    @property
-    def found_bad(self) -> bool:
-        """Whether a value so far is NaN or infinite."""
-        return self._num_bad > 0
 
     def fill(self, values: NDArray[Any], first_channel: int = 0, first_plane: int = 0) -> None:
         """Fill an array with the next values of the stream, scaled; raise UnsupportedFormatError if it ends too early.
@@ -137,7 +133,7 @@ class Decoder:
         (channel, *place), kind = self._first_bad
         voxel = ", ".join(str(i) for i in reversed(place)) + ")" + (f" of channel {channel}" if self.shape[0] > 1 else "")
         raise InputError(
-            f"{self._stream.path}: {self._num_bad} of {math.prod(self.shape)} values are NaN or infinite; "
+            f"{self._stream.path}: {self.num_bad} of {math.prod(self.shape)} values are NaN or infinite; "
             f"the first one ({kind}) is at voxel ({voxel}\n"
             "  Export finite values, or replace them before refining."
         )
@@ -167,11 +163,11 @@ class Decoder:
             num_bad = int(np.count_nonzero(bad))
             if not num_bad:
                 continue
-            self._num_bad += num_bad
+            self.num_bad += num_bad
             plane, *rest = (int(i) for i in np.unravel_index(int(bad.argmax()), bad.shape))
             kind = "NaN" if np.isnan(channel[(plane, *rest)]) else "infinite"
-            found = (number, first_plane + plane, *rest), kind
-            self._first_bad = found if self._first_bad is None else min(self._first_bad, found)
+            bad_voxel = (number, first_plane + plane, *rest), kind
+            self._first_bad = bad_voxel if self._first_bad is None else min(self._first_bad, bad_voxel)
 
     def _cut_off(self) -> UnsupportedFormatError:
         itemsize = self._stream.dtype.itemsize

@@ -409,17 +409,10 @@ def _labels_of(path: Path, dataset: Any) -> dict[int, tuple[int, Any]]:
     return found
 
 
-def _color(item: Any) -> list[float] | None:
-    from highdicom.color import CIELabColor
-
-    values = item.get("RecommendedDisplayCIELabValue")
-    return [float(part) / 255 for part in CIELabColor.from_dicom_value(list(values)).to_rgb()] if values else None
-
-
 def _require_same_identity(path: Path, dataset: Any, like: Path, other: Any) -> None:
     """Raise InputError if two files are of different patients or frames of reference; a missing value is no difference."""
     for keyword, name in _IDENTITY.items():
-        values = [str(one.get(keyword) or "").strip() for one in (dataset, other)]
+        values = [str(source.get(keyword) or "").strip() for source in (dataset, other)]
         if all(values) and values[0] != values[1]:
             expected, found = (shorten(value) for value in values[::-1])
             raise InputError(
@@ -455,8 +448,12 @@ def _read_segmentation(
         series = _series(like, request, notes)
         _require_same_identity(path, dataset, like, series.first)
         stored, affine = _placed(path, stored, affine, like, series), series.affine
-    names = [shorten(str(item.get("SegmentLabel") or f"Label {label}"), MAX_OF_A_NAME) for label, item in described.values()]
-    return [[label, name, _color(item)] for name, (label, item) in zip(names, described.values(), strict=True)], stored, affine
+    segments = []
+    for label, item in described.values():
+        lab = item.get("RecommendedDisplayCIELabValue")
+        color = [float(part) / 255 for part in highdicom.color.CIELabColor.from_dicom_value(list(lab)).to_rgb()] if lab else None
+        segments.append([label, shorten(str(item.get("SegmentLabel") or f"Label {label}"), MAX_OF_A_NAME), color])
+    return segments, stored, affine
 
 
 def _placed(path: Path, stored: NDArray[Any], affine: NDArray[np.float64], like: Path, series: _Series) -> NDArray[Any]:

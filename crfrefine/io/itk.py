@@ -104,9 +104,9 @@ def read_header(path: Path, name: str | None = None) -> VolumeHeader:
         InputError: SimpleITK is not installed, or the geometry is not usable.
         CapacityError: it takes more memory than there is.
     """
-    with _as_nrrd(path, name) as (found, header):
-        shown = found if found == name else f"{found}, through ITK"
-        return replace(header, path=path, format=shown, template=() if found == name else None, source=None)
+    with _as_nrrd(path, name) as (file_format, header):
+        shown = file_format if file_format == name else f"{file_format}, through ITK"
+        return replace(header, path=path, format=shown, template=() if file_format == name else None, source=None)
 
 
 @contextmanager

@@ -22,19 +22,19 @@ MAX_BYTES = 1 << 26
 """Largest size of a file; a `dataset.json` with a hundred thousand cases has a few megabytes."""
 
 
-def read_json(path: Path, most_bytes: int = MAX_BYTES) -> Any:
-    """Read a JSON file of at most `most_bytes`.
+def read_json(path: Path) -> Any:
+    """Read a JSON file of at most MAX_BYTES.
 
     Raises:
         InputError: the file is not a regular file, cannot be read, or is not JSON; with line and column.
     """
     require_file(path)
     try:
-        content = path.read_bytes() if path.stat().st_size <= most_bytes else None
+        content = path.read_bytes() if path.stat().st_size <= MAX_BYTES else None
     except OSError as error:
         raise cannot_read(path, error) from error
     if content is None:
-        raise InputError(f"{path}: too much for a JSON file; at most {most_bytes / 1e6:.0f} MB are read")
+        raise InputError(f"{path}: too much for a JSON file; at most {MAX_BYTES / 1e6:.0f} MB are read")
     try:
         return parse_json(content.decode("utf-8-sig"))  # Some editors begin a file with a byte order mark.
     except UnicodeDecodeError as error:

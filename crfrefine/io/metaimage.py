@@ -44,7 +44,7 @@ _NAMES: tuple[tuple[str, ...], ...] = (
 )
 _KEYS = (
     *("ObjectType", "NDims", "DimSize", "ElementType", "ElementNumberOfChannels", "HeaderSize", "ElementDataFile"),
-    *("BinaryData", "CompressedData", "CompressedDataSize"),
+    *("BinaryData", "CompressedData"),
     *_GEOMETRY_KEYS,
     *(name for names in _NAMES for name in names),
 )
@@ -65,7 +65,12 @@ def read_header(path: Path) -> VolumeHeader:
     """Read a header to its end and check every field that is used."""
     with open_header(path) as lines:
         fields = _fields(path, lines)
-        sizes = _sizes(fields)
+        if not fields.text("ObjectType", "Image").lower().startswith("image"):
+            raise fields.damaged("ObjectType", "Image")
+        num_dims = fields.whole("NDims")
+        if not 2 <= num_dims <= 4:
+            raise fields.damaged("NDims", "2, 3 or 4 dimensions")
+        sizes = fields.sizes("DimSize", num_dims)
         end = lines.offset
         _require_planes(fields, lines, sizes[-1])
     channels = fields.whole("ElementNumberOfChannels", "1")
@@ -109,15 +114,6 @@ def _fields(path: Path, lines: HeaderLines) -> Fields:
     raise UnsupportedFormatError(f"{path}: not a MetaImage file, although its name says so: no line `ElementDataFile = ...` in its header")
 
 
-def _sizes(fields: Fields) -> tuple[int, ...]:
-    if not fields.text("ObjectType", "Image").lower().startswith("image"):
-        raise fields.damaged("ObjectType", "Image")
-    num_dims = fields.whole("NDims")
-    if not 2 <= num_dims <= 4:
-        raise fields.damaged("NDims", "2, 3 or 4 dimensions")
-    return fields.sizes("DimSize", num_dims)
-
-
 def _require_planes(fields: Fields, lines: HeaderLines, num_planes: int) -> None:
     """Raise UnsupportedFormatError if a list or a pattern of files does not name one for each plane: ITK would invent the others."""
     name = fields.text("ElementDataFile")
@@ -156,8 +152,6 @@ def _source(fields: Fields, end: int, sizes: tuple[int, ...], *, inner: int) -> 
         sizes=sizes,
         inner=inner,
         start=end if path == fields.path else 0,
-        # The size is only checked this far: some files promise too few bytes.
-        stored_bytes=max(fields.whole("CompressedDataSize", "0"), 0) if is_compressed else 0,
     )
 
 

@@ -65,9 +65,14 @@ def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
     from nibabel.freesurfer.mghformat import MGHHeader
 
     template = like.header.template if like.header is not None else None
-    header: Any = template.copy() if isinstance(template, MGHHeader) else _header_of(like, MGHHeader())
-    shape = voxels.grid_shape[::-1]
-    header["dims"] = (*shape, *(1,) * (3 - len(shape)), voxels.num_channels or 1)
+    header: Any = template.copy() if isinstance(template, MGHHeader) else MGHHeader()
+    shape = (*voxels.grid_shape[::-1], 1)[:3]
+    if not isinstance(template, MGHHeader):  # Directions, voxel sizes, and the world position of the grid's center.
+        spacing = np.array(spacing_of(like.affine))
+        header["goodRASFlag"], header["delta"] = 1, spacing
+        header["Mdc"] = (like.affine[:3, :3] / spacing).T
+        header["Pxyz_c"] = like.affine[:3, 3] + like.affine[:3, :3] @ np.array(shape) / 2
+    header["dims"] = (*shape, voxels.num_channels or 1)
     header["type"] = _WRITTEN_TYPES[voxels.dtype.name]
     stored = np.dtype(_TYPES[int(header["type"])])
 
@@ -77,14 +82,3 @@ def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
             yield np.frombuffer(block, voxels.dtype.newbyteorder("<")).astype(stored).tobytes()
 
     write_bytes(voxels.path, parts(), threads)
-
-
-def _header_of(like: Volume, header: Any) -> Any:
-    """Place the grid: directions, voxel sizes, and the world position of the grid's center."""
-    sizes = (*like.grid_shape, 1)[:3]
-    spacing = np.array(spacing_of(like.affine))
-    header["goodRASFlag"] = 1
-    header["delta"] = spacing
-    header["Mdc"] = (like.affine[:3, :3] / spacing).T
-    header["Pxyz_c"] = like.affine[:3, 3] + like.affine[:3, :3] @ np.array(sizes) / 2
-    return header

@@ -90,10 +90,25 @@ def interpret(header: Any, path: Path, voxels: Path, encoding: str) -> VolumeHea
     shape = tuple(int(size) for size in header.get_data_shape())
     grid_shape, num_channels = _layout(shape, path)
     dtype = header.get_data_dtype()
-    _require_numbers(dtype, path)
+    for is_refused, reason in (
+        (dtype.fields is not None, "a color (RGB) image; expected one number per voxel, split it into channels first"),
+        (dtype.kind == "c", "complex voxels; expected real ones, export the magnitude"),
+        (
+            dtype.kind not in "iuf" or dtype.itemsize > 8,
+            f"voxels of type {dtype.name} are not supported; convert them to float32 or integers",
+        ),
+    ):
+        if is_refused:
+            raise UnsupportedFormatError(f"{path}: {reason}")
+    notes: tuple[str, ...] = () if is_nifti else (_ANALYZE_NOTE,)
     try:
         affine = np.array(header.get_best_affine(), np.float64)
-        notes = _notes_on_transforms(header) if is_nifti else (_ANALYZE_NOTE,)
+        if is_nifti:
+            qform, sform = header.get_qform(coded=True)[0], header.get_sform(coded=True)[0]
+            if qform is None and sform is None:
+                notes = ("no orientation in the header (sform and qform codes are 0)",)
+            elif qform is not None and sform is not None and not np.allclose(qform, sform, atol=1e-3 * min(spacing_of(sform))):
+                notes = ("sform and qform differ; the sform is used, and both are kept in output files",)
     except ValueError as error:
         raise InputError(f"{path}: the geometry in the header is not usable: {error}; repair the header") from None
     if is_nifti:
@@ -132,26 +147,6 @@ def _layout(shape: tuple[int, ...], path: Path) -> tuple[tuple[int, ...], int]:
             "  Expected (x, y, z), (x, y, z, channel) or (x, y, z, 1, channel)."
         )
     return shape[:3], time_steps * channels
-
-
-def _require_numbers(dtype: np.dtype[Any], path: Path) -> None:
-    """Raise UnsupportedFormatError for voxels that are not one real number each."""
-    if dtype.fields is not None:
-        raise UnsupportedFormatError(f"{path}: a color (RGB) image; expected one number per voxel, split it into channels first")
-    if dtype.kind == "c":
-        raise UnsupportedFormatError(f"{path}: complex voxels; expected real ones, export the magnitude")
-    if dtype.kind not in "iuf" or dtype.itemsize > 8:
-        raise UnsupportedFormatError(f"{path}: voxels of type {dtype.name} are not supported; convert them to float32 or integers")
-
-
-def _notes_on_transforms(header: Any) -> tuple[str, ...]:
-    """Return the note for the user about sform and qform."""
-    qform, sform = header.get_qform(coded=True)[0], header.get_sform(coded=True)[0]
-    if qform is None and sform is None:
-        return ("no orientation in the header (sform and qform codes are 0)",)
-    if qform is None or sform is None or np.allclose(qform, sform, atol=1e-3 * min(spacing_of(sform))):
-        return ()
-    return ("sform and qform differ; the sform is used, and both are kept in output files",)
 
 
 def mm_per_unit(header: Any) -> float:

@@ -88,21 +88,16 @@ def open_voxels(header: VolumeHeader) -> Iterator[VoxelStream]:
 def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
     """Write an array of (channels, [z,] y, x) under the name "probabilities" or "logits"; it has no geometry, and takes one thread."""
     header = {"descr": np.lib.format.dtype_to_descr(voxels.dtype), "fortran_order": False, "shape": voxels.shape}
+    entry = zipfile.ZipInfo(f"{voxels.kind}.npy")  # It has a fixed time: the same data give the same bytes.
+    entry.compress_type = zipfile.ZIP_DEFLATED
     with (
         atomic_files(voxels.path) as (file,),
         zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
-        # An explicit ZipInfo has a fixed time: the same data give the same bytes.
-        archive.open(_entry(f"{voxels.kind}.npy"), "w", force_zip64=voxels.num_bytes > 1 << 30) as member,
+        archive.open(entry, "w", force_zip64=voxels.num_bytes > 1 << 30) as member,
     ):
         np.lib.format.write_array_header_1_0(member, header)
         for block in voxels.one_after_the_other():
             member.write(block)
-
-
-def _entry(name: str) -> zipfile.ZipInfo:
-    entry = zipfile.ZipInfo(name)
-    entry.compress_type = zipfile.ZIP_DEFLATED
-    return entry
 
 
 class _MemberReader:
@@ -159,9 +154,9 @@ def _member(archive: zipfile.ZipFile, key: str, path: Path) -> Iterator[_MemberR
 def _choose(path: Path, members: list[str]) -> str:
     """Return the name of the array with the scores."""
     keys = [name.removesuffix(".npy") for name in members if name.endswith(".npy")]
-    found = [kind for kind in KINDS if kind in keys]
-    if len(found) == 1:
-        return found[0]
+    present = [kind for kind in KINDS if kind in keys]
+    if len(present) == 1:
+        return present[0]
     if "softmax" in keys:
         raise UnsupportedFormatError(
             f"{path}: the array `softmax` is that of nnU-Net version 1, on the network's cropped grid without its place in the image\n"

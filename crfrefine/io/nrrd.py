@@ -141,10 +141,10 @@ def _channel_axis(fields: Fields, num_dims: int) -> int | None:
     without = [word == "none" for word in re.findall(r"none|\([^()]*\)", fields.text("space directions", "").lower())]
     if len(without) != num_dims or all(without):
         without = [False] * num_dims
-    found = [axis for axis, kind in enumerate(kinds) if kind in _CHANNEL_KINDS or (kind in _GRID_KINDS[2:] and without[axis])]
-    if len(found) > 1:
-        raise UnsupportedFormatError(f"{fields.path}: {len(found)} axes of values cannot be split into grid and channels")
-    return found[0] if found else None
+    channel_axes = [axis for axis, kind in enumerate(kinds) if kind in _CHANNEL_KINDS or (kind in _GRID_KINDS[2:] and without[axis])]
+    if len(channel_axes) > 1:
+        raise UnsupportedFormatError(f"{fields.path}: {len(channel_axes)} axes of values cannot be split into grid and channels")
+    return channel_axes[0] if channel_axes else None
 
 
 def _source(fields: Fields, end: int, sizes: tuple[int, ...], *, inner: int) -> VoxelSource:
@@ -185,17 +185,6 @@ def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
 
     The lines of an NRRD file that place the grid are kept as they are.
     """
-    header = header_to_write(voxels, like)
-    with atomic_files(*voxels.voxel_files, voxels.path) as files:
-        if len(files) == 1:
-            files[0].write(header)
-        write_gzip(files[0], voxels.together(), threads)
-        if len(files) > 1:
-            files[1].write(header)
-
-
-def header_to_write(voxels: VoxelsToWrite, like: Volume) -> bytes:
-    """Return the header of voxels that are compressed with gzip, the channels of a voxel together, up to the first voxel."""
     num_axes = len(like.spacing)
     lines = lines_to_write(voxels.path, like, NAME, _geometry_lines)
     sizes = voxels.grid_shape[::-1]
@@ -203,7 +192,7 @@ def header_to_write(voxels: VoxelsToWrite, like: Volume) -> bytes:
     if voxels.num_channels is not None:
         sizes = (voxels.num_channels, *sizes)
         lines = tuple(re.sub(r"^space directions:", "space directions: none", line) for line in lines)
-    return "\n".join(
+    header = "\n".join(
         [
             "NRRD0004",
             f"type: {_WRITTEN_TYPES[voxels.dtype.name]}",
@@ -218,6 +207,12 @@ def header_to_write(voxels: VoxelsToWrite, like: Volume) -> bytes:
             "" if voxels.voxel_files else "\n",
         ]
     ).encode()
+    with atomic_files(*voxels.voxel_files, voxels.path) as files:
+        if len(files) == 1:
+            files[0].write(header)
+        write_gzip(files[0], voxels.together(), threads)
+        if len(files) > 1:
+            files[1].write(header)
 
 
 def _geometry_lines(direction: NDArray[np.float64], origin: NDArray[np.float64], spacing: tuple[float, ...]) -> tuple[str, ...]:
@@ -258,7 +253,11 @@ def placement(fields: Fields, num_dims: int, axes: Sequence[int], num_axes: int)
         raise RareHeaderError("spacings")
     if not _IN_SPACE & set(fields):
         return affine_of(np.eye(num_axes), np.zeros(num_axes), LPS), ()
-    space_dims, signs = _space(fields)
+    # A space without a name counts as LPS, as in ITK.
+    signs = _SPACES.get(re.sub(r"[- ]", "", fields.text("space").lower())) if "space" in fields else LPS
+    if signs is None or ("space" in fields) == ("space dimension" in fields):
+        raise RareHeaderError(f"the space {shorten(fields.text('space', ''), 60)!r}")
+    space_dims = 3 if "space" in fields else fields.whole("space dimension")
     if space_dims != len(axes):
         raise UnsupportedFormatError(
             f"{fields.path}: a grid of {len(axes)} axes in a space of {space_dims} dimensions; expected as many axes as dimensions"
@@ -273,18 +272,6 @@ def placement(fields: Fields, num_dims: int, axes: Sequence[int], num_axes: int)
     vectors = np.array(_directions(fields, num_dims, axes, space_dims), np.float64).T
     affine = affine_of(vectors[:num_axes, :num_axes], np.array(origin[:num_axes]), signs)
     return affine, _lines(fields) if len(axes) == num_axes == 3 else ()
-
-
-def _space(fields: Fields) -> tuple[int, tuple[float, ...]]:
-    """Return the dimensions of the space and the signs that lead to RAS+; a space without a name counts as LPS, as in ITK."""
-    if "space" in fields:
-        signs = _SPACES.get(re.sub(r"[- ]", "", fields.text("space").lower()))
-        if signs is None or "space dimension" in fields:
-            raise RareHeaderError(f"the space {shorten(fields.text('space'), 60)!r}")
-        return 3, signs
-    if "space dimension" not in fields:
-        raise RareHeaderError("a place without a space")
-    return fields.whole("space dimension"), LPS
 
 
 def _directions(fields: Fields, num_dims: int, axes: Sequence[int], space_dims: int) -> list[tuple[float, ...]]:

@@ -57,8 +57,8 @@ class Format:
 
     def load(self) -> FormatCode:
         """Return the module."""
-        found: Any = import_module(f"crfrefine.io.{self.module}")
-        return cast("FormatCode", found)
+        code: Any = import_module(f"crfrefine.io.{self.module}")
+        return cast("FormatCode", code)
 
 
 FORMATS = (
@@ -106,9 +106,11 @@ def header_beside(path: Path) -> Path | None:
             for name in (ending, f"{ending}.gz"):
                 if path.name.lower().endswith(name) and not path.name.lower().endswith(LOGITS_SUFFIXES):
                     stem = path.name[: -len(name)]
-                    found = next((beside for one in (suffix, suffix.upper()) if (beside := path.with_name(stem + one)).is_file()), None)
-                    if found is not None:
-                        return found
+                    header = next(
+                        (beside for written in (suffix, suffix.upper()) if (beside := path.with_name(stem + written)).is_file()), None
+                    )
+                    if header is not None:
+                        return header
     return None
 
 

@@ -78,7 +78,7 @@ def decoded_pieces(header: VolumeHeader, planes: slice = ALL_PLANES, most_bytes:
                 decoder.skip(first)
             values = allocate_array((channels.stop - channels.start, here.stop - here.start, *shape[2:]), header.path, dtype)
             decoder.fill(values, channels.start, here.start)
-            if not decoder.found_bad:
+            if not decoder.num_bad:
                 yield Piece(channels, here, values)
             if here.stop == last:
                 decoder.skip(shape[1] - last)

@@ -92,26 +92,26 @@ def format_to_read(path: Path, suffixes: tuple[str, ...]) -> Format:
     named = format_of(path)
     if named is not None and suffix_of(path) in suffixes:
         return named
-    found = recognize(path)
-    if isinstance(found, Format) and set(found.suffixes) <= set(suffixes):
-        return found
-    header = header_beside(path) if found is None else None
+    kind = recognize(path)
+    if isinstance(kind, Format) and set(kind.suffixes) <= set(suffixes):
+        return kind
+    header = header_beside(path) if kind is None else None
     if header is not None:
         return format_to_read(header, suffixes)
     message = f"{path}: unknown file type; expected one of {', '.join(suffixes)}"
-    hint = conversion_hint(found) or conversion_hint(named or _foreign_by_name(path), "By its name, it")
+    hint = conversion_hint(kind) or conversion_hint(named or _foreign_by_name(path), "By its name, it")
     raise UnsupportedFormatError(f"{message}\n  {hint}" if hint else message)
 
 
-def conversion_hint(found: Format | ForeignKind | None, who: str = "It") -> str:
+def conversion_hint(kind: Format | ForeignKind | None, who: str = "It") -> str:
     """Describe an unreadable file and the remedy; "" if unknown."""
-    if found is None:
+    if kind is None:
         return ""
-    if not isinstance(found, Format):
-        return f"{who} is {found.name}: {found.conversion_hint}."
-    if found.holds_scores_alone:
-        return f"{who} is a file of logits or probabilities ({found.name}), which has no geometry: no image, mask or label map."
-    return f"{who} is {found.name} by its content: name it {' or '.join(found.suffixes)}."
+    if not isinstance(kind, Format):
+        return f"{who} is {kind.name}: {kind.conversion_hint}."
+    if kind.holds_scores_alone:
+        return f"{who} is a file of logits or probabilities ({kind.name}), which has no geometry: no image, mask or label map."
+    return f"{who} is {kind.name} by its content: name it {' or '.join(kind.suffixes)}."
 
 
 def named_header(path: Path) -> Path:
@@ -129,15 +129,15 @@ def suffix_to_write(path: Path) -> str:
     suffix = suffix_of(path)
     if suffix in WRITTEN_SUFFIXES:
         return suffix
-    found = format_of(path) or recognize(path) or format_of(header_beside(path) or path)
-    return suffix if not isinstance(found, Format) else FORMATS[0].suffixes[0] if found.is_read_only else found.suffixes[0]
+    kind = format_of(path) or recognize(path) or format_of(header_beside(path) or path)
+    return suffix if not isinstance(kind, Format) else FORMATS[0].suffixes[0] if kind.is_read_only else kind.suffixes[0]
 
 
 def describe_others(folder: Path) -> str:
     """Describe, on a separate line, the files of a folder if none has a known suffix; "" if unknown."""
     others = (path for path in folder.iterdir() if suffix_of(path) not in VOLUME_SUFFIXES and not path.name.startswith("."))
     paths = sorted(path for path in others if path.is_file())[:_MAX_LOOKED_AT]
-    kinds = {path: found for path in paths if (found := recognize(path) or _foreign_by_name(path)) is not None}
+    kinds = {path: kind for path in paths if (kind := recognize(path) or _foreign_by_name(path)) is not None}
     if not kinds:
         inner = next((path for path in sorted(folder.iterdir()) if path.is_dir() and is_series(path)), None)
         return "" if inner is None else f"\n  {shorten(inner.name)} holds DICOM files: crfrefine convert {inner} {inner}.nii.gz"

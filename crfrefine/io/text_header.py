@@ -31,10 +31,8 @@ if TYPE_CHECKING:
 MAX_HEADER = 1 << 24  # bytes; segment tables of 3D Slicer take a hundredth of it
 MAX_LINES = 1 << 18
 MAX_FIELD = 1 << 16  # characters of a field that is interpreted
-MAX_NUMBER = 400  # digits; a float64 printed in full has 309 before the point
 
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
-_MAX_WHOLE = 1 << 62
 
 
 class HeaderLines:
@@ -152,18 +150,13 @@ class Fields:
 
 def finite_number(word: str) -> float | None:
     """Return a word as a number; None if it is not a finite number."""
-    if len(word) > MAX_NUMBER or not _NUMBER.fullmatch(word):
-        return None
-    value = float(word)
+    value = float(word) if _NUMBER.fullmatch(word) else math.nan
     return value if math.isfinite(value) else None
 
 
 def whole_number(word: str) -> int | None:
-    """Return a word as a whole number, even if written as 4.0 or 1e2; None if it is not one, or larger than any file."""
-    value = finite_number(word)
-    if value is None or not value.is_integer() or abs(value) > _MAX_WHOLE:
-        return None
-    return int(word) if word.lstrip("+-").isdigit() else int(value)
+    """Return a word as a whole number; None if it is not one, or larger than any file."""
+    return int(word) if re.fullmatch("[+-]?[0-9]{1,18}", word) else None
 
 
 OUTSIDE_FILES = "CRFREFINE_OUTSIDE_FILES"

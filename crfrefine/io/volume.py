@@ -129,7 +129,6 @@ class VoxelSource:
     inner: int  # values that lie side by side in one channel before the next channel begins; 1 if channels are the fastest axis
     start: int = 0  # bytes before the stored data in the file
     offset: int = 0  # bytes before the first voxel after decompression
-    stored_bytes: int = 0  # size of the compressed voxels; 0 if the header does not give it
     slope: float = 1.0  # value = stored * slope + intercept
     intercept: float = 0.0  # see `slope`
 
@@ -144,13 +143,11 @@ class VoxelSource:
         if not stat.S_ISREG(status.st_mode):  # Reading a pipe could block forever; a device may have no end.
             raise InputError(f"{self.header_path}: expected its voxels in {name}, which is not a regular file")
         promised = math.prod(self.sizes) * self.dtype.itemsize + self.offset
-        found = max(status.st_size - self.start, 0)
-        if self.stored_bytes > found:
-            raise cut_off(self.path, f"{self.stored_bytes} bytes of voxels", f"it holds {found}")
-        if self.encoding == "raw" and promised > found:
-            raise cut_off(self.path, f"{promised} bytes of voxels", f"it holds {found}")
-        if promised > found * MAX_RATIO:
-            raise cut_off(self.path, f"{promised} bytes of voxels", f"more than the {found} compressed bytes in it can hold")
+        num_bytes = max(status.st_size - self.start, 0)
+        if self.encoding == "raw" and promised > num_bytes:
+            raise cut_off(self.path, f"{promised} bytes of voxels", f"it holds {num_bytes}")
+        if promised > num_bytes * MAX_RATIO:
+            raise cut_off(self.path, f"{promised} bytes of voxels", f"more than the {num_bytes} compressed bytes in it can hold")
 
     @contextmanager
     def stream(self) -> Iterator[VoxelStream]:
@@ -195,7 +192,7 @@ class Segment:
 
     label: int  # its number in the label map, from 1
     name: str  # for people
-    color: tuple[float, float, float] | None = None  # (red, green, blue) from 0 to 1; None: one of a palette
+    color: tuple[float, float, float] | None = None  # (red, green, blue) from 0 to 1; None means one of a palette
 
     @property
     def shown_color(self) -> tuple[float, float, float]:

@@ -52,15 +52,15 @@ def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -
         try:
             return _read_as(path, known)
         except UnsupportedFormatError as error:
-            found = recognize(path)
-            if found is None or found is known:
+            actual = recognize(path)
+            if actual is None or actual is known:
                 raise
-            if isinstance(found, Format) and set(found.suffixes) <= set(suffixes):
-                header = _read_as(path, found)
+            if isinstance(actual, Format) and set(actual.suffixes) <= set(suffixes):
+                header = _read_as(path, actual)
                 # The name of the header decides which other files hold voxels, and which files must not be replaced.
                 if header.source is None or header.source.path == path:
                     return header
-            raise UnsupportedFormatError(f"{error}\n  {conversion_hint(found)}") from None
+            raise UnsupportedFormatError(f"{error}\n  {conversion_hint(actual)}") from None
 
 
 def allocate(header: VolumeHeader) -> NDArray[np.float32]:
@@ -131,12 +131,12 @@ def _read_as(path: Path, known: Format) -> VolumeHeader:
 
 def _states(paths: Sequence[Path]) -> tuple[FileState, ...]:
     """Return the states of files; missing files are left out, and reading reports them."""
-    found = []
+    states = []
     for path in paths:
         with suppress(OSError, ValueError):
             status = path.stat()
-            found.append((path, status.st_ino, status.st_size, status.st_mtime_ns))
-    return tuple(found)
+            states.append((path, status.st_ino, status.st_size, status.st_mtime_ns))
+    return tuple(states)
 
 
 def _require_unchanged(states: Sequence[FileState]) -> None:

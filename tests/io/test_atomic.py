@@ -17,7 +17,6 @@ from crfrefine import io
 from crfrefine.errors import CrfRefineError
 from crfrefine.io.atomic import atomic_files, check_writable, remove_leftovers, write_small_file
 from crfrefine.io.volume import Volume
-from crfrefine.parameters.model import CrfParameters
 
 
 def names(folder):
@@ -276,18 +275,6 @@ def test_files_of_another_user_stay(tmp_path):
     make_old(left)
     remove_leftovers(tmp_path)
     assert left.exists()
-
-
-@pytest.mark.parametrize("make", [make_pipe, lambda path: path.symlink_to("/dev/null")], ids=["pipe", "device"])
-def test_no_small_file_takes_the_place_of_a_pipe_or_a_device(make, tmp_path):
-    path = tmp_path / "summary.json"
-    make(path)
-    before = kind_of(path)
-    for write in (lambda: write_small_file(path, b"new"), lambda: CrfParameters().save(path)):
-        with pytest.raises(CrfRefineError, match=r"summary\.json: cannot be written: it is a device, pipe"):
-            write()
-    assert kind_of(path) == before
-    assert files_in(tmp_path) == ["summary.json"]
 
 
 @pytest.mark.parametrize(
