@@ -53,7 +53,7 @@ std::vector<int64_t> shape_of(const Array& array) {
 // The grid shape of (channel, *grid).
 template <class Array>
 std::vector<int64_t> grid_shape(const Array& channels) {
-    require(channels.ndim() >= 2 && channels.shape(0) > 0, "expected channels on a grid, (channel, *grid), one channel or more");
+    require(channels.ndim() >= 2, "expected channels on a grid, (channel, *grid)");
     std::vector<int64_t> shape = shape_of(channels);
     shape.erase(shape.begin());
     return shape;

@@ -22,6 +22,7 @@ class Kernels {
         : image_(image), grid_shape_(grid_shape(image)), num_modalities_(static_cast<int64_t>(image.shape(0))), num_labels_(num_labels) {
         const KernelSpecs specs =
             make_specs(image, mask, spacing, bilateral, theta_gamma, normalization, filter, num_labels - 1, num_iterations, origin);
+        require(num_modalities_ > 0, "expected an image (modality, *grid), one modality or more");
         std::vector<int> sorted = user_axis;
         std::sort(sorted.begin(), sorted.end());
         for (size_t a = 0; a < sorted.size(); ++a) require(sorted[a] == static_cast<int>(a), "expected each axis of the user once");
