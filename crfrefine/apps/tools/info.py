@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 import crfrefine
 from crfrefine import io
@@ -20,6 +22,7 @@ from crfrefine.base.memory import format_size
 from crfrefine.base.text import TIMES, counted, listed
 from crfrefine.base.threads import thread_limit
 from crfrefine.cases.case_files import CaseFiles, CaseList
+from crfrefine.cases.case_headers import read_case_headers
 from crfrefine.cases.dataset_description import read_descriptions
 from crfrefine.cases.discovery import case_folders, discover_cases, list_files, structures_folder
 from crfrefine.cases.nnunet import find_cases_to_refine, is_of_nnunet
@@ -27,11 +30,6 @@ from crfrefine.cases.reading_options import ReadingOptions, RegionReading, find_
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.paths import SCORES_SUFFIXES
 from crfrefine.io.volume import VolumeHeader
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from crfrefine.base.array_types import Float32
 
 _MAX_LISTED_VALUES = 32
 
@@ -43,9 +41,8 @@ class FolderReport:
     path: Path  # The folder.
     cases: dict[str, str] = field(default_factory=dict)  # Case name and a line about it: modalities, grid, labels, other files.
     notes: list[str] = field(default_factory=list)  # Notes on ignored files.
-    problems: list[str] = field(default_factory=list)  # One message per problem.
+    problems: list[str] = field(default_factory=list)  # One message per problem; only the first of each cause is in full.
     tracebacks: list[str] = field(default_factory=list)  # Tracebacks of unexpected errors.
-    causes: Causes = field(default_factory=Causes, repr=False, compare=False)  # Of the problems; only the first of each is printed in full.
 
     def fail(self, failure: Failure) -> None:
         """Record the problem of a case."""
@@ -83,65 +80,67 @@ def inspect_folder(folder: str | Path, *, resample: bool = False) -> FolderRepor
     `labelsTs`) in it are read too. A folder of nnU-Net's predictions, or of a trained network, has the
     cases that `infer --nnunet` would refine.
     """
-    from crfrefine.cases.case import read_case_headers
-
     folder = Path(folder)
     try:
+        of_nnunet, cases = is_of_nnunet(folder), CaseList()
         archives = list_files(folder, SCORES_SUFFIXES)
-        of_nnunet = is_of_nnunet(folder)
-        structures = {} if of_nnunet else _structures(folder)
-        if structures:
-            return _inspect_structures(folder, structures)
         if of_nnunet:
-            cases = _of_nnunet(folder, archives)
-            archives = [] if cases else archives
-        else:
-            # Logits without geometry (.npz), if the folder has no other files.
-            archives = [] if list_files(folder, io.VOLUME_SUFFIXES) else archives
-            cases = _discover(folder) if not archives else CaseList()
+            try:
+                cases, archives = find_cases_to_refine(folder, (), None), []
+            except InputError as error:  # There is no image for its archives.
+                if not archives:
+                    raise
+                cases = CaseList(notes=[str(error).partition("\n")[0]])
+        elif list_files(folder, io.VOLUME_SUFFIXES):
+            cases, archives = _discover(folder), []
+        elif structures := _structures(folder):
+            return _inspect_structures(folder, structures)
+        elif not archives:  # Logits without geometry (.npz), if the folder has no other files.
+            cases = _discover(folder)
     except CrfRefineError as error:
         return FolderReport(folder, problems=[str(error)])
     notes = list(cases.notes)
     places = [folder] if of_nnunet else [path.parent for files in cases[:1] for path in (*files.logits[:1], *files.images[:1])]
     regions = find_regions(None, read_descriptions(places or [folder], notes))
-    report = FolderReport(folder, notes=notes, problems=[regions.problem] if regions.problem else [])
-    num_labels: dict[int, list[str]] = {}
-    told: dict[str, list[str]] = {}
+    report, causes = FolderReport(folder, notes=notes, problems=[regions.problem] if regions.problem else []), Causes()
+    num_labels: dict[str, int] = {}
+    remarks: dict[str, list[str]] = {}
+
+    def fail(files: CaseFiles, failure: Failure) -> None:
+        message = f"case {files.case_id!r}: {failure.message}" if failure.traceback else "; ".join([failure.message, *files.missing[1:]])
+        is_new = causes.is_new(files.case_id, message)
+        report.fail(replace(failure, message=message if is_new else message.partition("\n")[0]))
+
     for path in archives:
         with failing_alone(report.fail, path):
             header = io.read_header(path)
             regions.require_number(header.num_channels, path)
             report.cases[io.stem_of(path)] = f"{_channels(header.num_channels, regions)}, {describe_grid(header.grid_shape, header.affine)}"
-            num_labels.setdefault(header.num_channels, []).append(io.stem_of(path))
+            num_labels[io.stem_of(path)] = header.num_channels
     for files in cases:
-        with failing_alone(partial(_fail_case, report, files), *files.images, *files.logits):
-            reading = ReadingOptions(regions=regions, resample=resample)
-            headers = read_case_headers(files, reading)
+        with failing_alone(partial(fail, files), *files.images, *files.logits):
+            headers = read_case_headers(files, ReadingOptions(regions=regions, resample=resample))
             image = headers.images[0]
             parts = [f"{headers.num_modalities} modalit{'y' if headers.num_modalities == 1 else 'ies'}"]
             parts.append(describe_grid(image.grid_shape, image.affine))
             if headers.logits is not None:
-                count = headers.logits.num_labels
+                count = num_labels[files.case_id] = headers.logits.num_labels
                 parts.append(_channels(count, regions) if count else "label map for logits")
-                num_labels.setdefault(count, []).append(files.case_id)
             parts += [what for what, header in (("mask", headers.mask), ("reference", headers.labels)) if header is not None]
             parts += [f"{header.path.name} on another grid" for header in headers.on_other_grids]
-            parts += headers.turnings
-            report.cases[files.case_id] = ", ".join(parts)
-            for one in headers.images:
-                for remark in one.remarks:
-                    told.setdefault(remark, []).append(one.path.name)
-    report.notes.extend(f"{listed(names, 3)}: {remark}" for remark, names in told.items())
-    if len(num_labels) > 1:
-        usual = max(num_labels, key=lambda number: len(num_labels[number]))
-        report.problems.extend(
-            f"case {case_id!r}: logits have {number} labels, those of most cases have {usual}"
-            if number and usual
-            else f"case {case_id!r}: has {'logits' if number else 'a label map'}, most cases have {'logits' if usual else 'label maps'}"
-            for number, case_ids in num_labels.items()
-            for case_id in case_ids
-            if number != usual
-        )
+            report.cases[files.case_id] = ", ".join([*parts, *headers.turnings])
+            for modality in headers.images:
+                for remark in modality.remarks:
+                    remarks.setdefault(remark, []).append(modality.path.name)
+    report.notes.extend(f"{listed(names, 3)}: {remark}" for remark, names in remarks.items())
+    usual = max(num_labels.values(), key=list(num_labels.values()).count, default=0)
+    report.problems.extend(
+        f"case {case_id!r}: logits have {number} labels, those of most cases have {usual}"
+        if number and usual
+        else f"case {case_id!r}: has {'logits' if number else 'a label map'}, most cases have {'logits' if usual else 'label maps'}"
+        for case_id, number in num_labels.items()
+        if number != usual
+    )
     return report
 
 
@@ -150,21 +149,10 @@ def _channels(number: int, regions: RegionReading) -> str:
     return counted(number, "region" if is_regions else "label")
 
 
-def _of_nnunet(folder: Path, archives: Sequence[Path]) -> CaseList:
-    """Return the cases of a folder of nnU-Net; none, with a note, if there is no image for its archives."""
-    try:
-        return find_cases_to_refine(folder, (), None)
-    except InputError as error:
-        if not archives:
-            raise
-        return CaseList(notes=[str(error).partition("\n")[0]])
-
-
 def _structures(folder: Path) -> dict[str, Path]:
     """Return the folders of structures by case, if the folder holds nothing but such folders."""
-    known = {"images", "imagesTr", "imagesTs", "labels", "labelsTr", "logits", "masks"}
-    found = {} if list_files(folder, io.VOLUME_SUFFIXES) else case_folders(folder)
-    return {} if known & set(found) else found
+    folders = case_folders(folder)
+    return {} if {"images", "imagesTr", "imagesTs", "labels", "labelsTr", "logits", "masks"} & set(folders) else folders
 
 
 def _inspect_structures(folder: Path, structures: dict[str, Path]) -> FolderReport:
@@ -179,18 +167,11 @@ def _inspect_structures(folder: Path, structures: dict[str, Path]) -> FolderRepo
     return report
 
 
-def _fail_case(report: FolderReport, files: CaseFiles, failure: Failure) -> None:
-    message = f"case {files.case_id!r}: {failure.message}" if failure.traceback else "; ".join([failure.message, *files.missing[1:]])
-    if not report.causes.is_new(files.case_id, message):
-        message = message.partition("\n")[0]
-    report.fail(replace(failure, message=message))
-
-
 def _discover(folder: Path) -> CaseList:
     def inside(*names: str) -> Path | None:
         return next((folder / name for name in names if (folder / name).is_dir()), None)
 
-    images = inside("images", "imagesTr", "imagesTs")
+    images, logits = inside("images", "imagesTr", "imagesTs"), inside("logits")
     if images is None:
         try:
             return discover_cases(folder, None)
@@ -198,7 +179,6 @@ def _discover(folder: Path) -> CaseList:
             raise InputError(
                 f"{error}\n  Looked for images in it, and in images, imagesTr and imagesTs; name the folder of the images."
             ) from None
-    logits = inside("logits")
     labels = inside("labels", "labelsTs" if images.name == "imagesTs" else "labelsTr")
     cases = discover_cases(images, logits, inside("masks"), labels, include_imageless=True)
     if logits is None:
@@ -207,28 +187,23 @@ def _discover(folder: Path) -> CaseList:
 
 
 def _describe_values(header: VolumeHeader, names: Mapping[int, str]) -> list[tuple[str, str]]:
+    """Return the ranges of channels, and how often each value occurs: of a few whole numbers, or of labels with names."""
     values = io.allocate(header)
     io.read_into(header, values)
     lines = []
     for number, channel in enumerate(values):
         name = "values" if len(values) == 1 else f"values, channel {number}"
         lines.append((name, f"{float(channel.min()):.6g} to {float(channel.max()):.6g}, mean {float(channel.mean(dtype='f8')):.6g}"))
-    total = sum_of_scaled(values) if len(values) > 1 else None
-    if total is not None and total > 1 + TOLD_SUM_TOLERANCE:
-        lines.append(("sum", f"{total:.4g} at each voxel, as of probabilities in percent or from 0 to 255: not taken for logits"))
-    if len(values) == 1:
-        lines += _count_whole_values(values[0], names)
+    if len(values) > 1:
+        total = sum_of_scaled(values)
+        if total is not None and total > 1 + TOLD_SUM_TOLERANCE:
+            lines.append(("sum", f"{total:.4g} at each voxel, as of probabilities in percent or from 0 to 255: not taken for logits"))
+        return lines
+    numbers, counts = np.unique(values, return_counts=True)
+    if (len(numbers) <= _MAX_LISTED_VALUES or names) and (numbers == np.rint(numbers)).all():
+        pairs = zip(numbers.tolist(), counts.tolist(), strict=True)
+        lines.append(("voxels", ", ".join(f"{names.get(int(number), int(number))}: {count}" for number, count in pairs)))
     return lines
-
-
-def _count_whole_values(values: Float32, names: Mapping[int, str]) -> list[tuple[str, str]]:
-    """Return how often each value occurs, of a few whole numbers or of labels with names."""
-    import numpy as np
-
-    found, counts = np.unique(values, return_counts=True)
-    if (len(found) > _MAX_LISTED_VALUES and not names) or (found != np.rint(found)).any():
-        return []
-    return [("voxels", ", ".join(f"{names.get(int(value), int(value))}: {count}" for value, count in zip(found, counts, strict=True)))]
 
 
 def installation() -> dict[str, str]:
@@ -237,19 +212,19 @@ def installation() -> dict[str, str]:
     from crfrefine.engines.compiled import built_levels, processor_level
 
     threads = thread_limit()
-    found = {"version": f"crfrefine {crfrefine.__version__}, Python {platform.python_version()}, {platform.platform()}"}
+    shown = {"version": f"crfrefine {crfrefine.__version__}, Python {platform.python_version()}, {platform.platform()}"}
     try:
         cpu: Any = get_backend("cpu")
-        found["engine"] = f"{cpu.level}; compiled for {', '.join(built_levels())}; this processor runs {processor_level()}"
+        shown["engine"] = f"{cpu.level}; compiled for {', '.join(built_levels())}; this processor runs {processor_level()}"
     except CrfRefineError as error:
-        found["engine"] = str(error)
+        shown["engine"] = str(error)
     try:
         gpu: Any = get_backend("cuda")
         properties = gpu.device.properties()
-        found["GPU"] = f"{properties['name']}, {format_size(properties['memory'])}"
+        shown["GPU"] = f"{properties['name']}, {format_size(properties['memory'])}"
     except CrfRefineError as error:
-        found["GPU"] = str(error)
-    return {**found, "threads": f"{threads.number}: {threads.source}", **dict(_extras())}
+        shown["GPU"] = str(error)
+    return {**shown, "threads": f"{threads.number}: {threads.source}", **dict(_extras())}
 
 
 def _extras() -> Iterator[tuple[str, str]]:
