@@ -27,8 +27,7 @@ from crfrefine.base.threads import check_threads
 from crfrefine.engines.base import RunContext
 from crfrefine.engines.grid_image import GridImage
 from crfrefine.layer import inputs
-from crfrefine.layer.autograd import MeanField, to_array
-from crfrefine.layer.graphs import outside_graphs
+from crfrefine.layer.autograd import MeanField, outside_graphs, to_array
 from crfrefine.parameters.sections import MeanFieldParameters, VolumeParameters
 from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, ModelSpec
 from crfrefine.refinement.tiles.survey import find_thresholds
