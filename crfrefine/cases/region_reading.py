@@ -14,8 +14,7 @@ import numpy as np
 
 from crfrefine import io
 from crfrefine.arrays.probabilities import SUM_TOLERANCE, is_distribution
-from crfrefine.arrays.region_channels import identify_regions
-from crfrefine.arrays.region_scheme import RegionScheme
+from crfrefine.arrays.region_scheme import RegionScheme, identify_regions
 from crfrefine.base.text import counted, listed
 from crfrefine.cases.dataset_description import DatasetDescription, description_or_note, read_dataset_description
 from crfrefine.errors import ConfigError, InputError

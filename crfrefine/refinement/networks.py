@@ -14,11 +14,18 @@ from numpy.typing import ArrayLike, NDArray
 from crfrefine.arrays.arguments import check_shapes
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import bounding_box
-from crfrefine.arrays.one_hot import ABSENT_LOGIT, channel_numbers, leave_far_out, one_hot_logits, take_part_nearby
+from crfrefine.arrays.one_hot import (
+    ABSENT_LOGIT,
+    channel_numbers,
+    leave_far_out,
+    one_hot_logits,
+    share_logits,
+    share_sigma,
+    take_part_nearby,
+)
 from crfrefine.arrays.padding import describe_padding, find_padding, leave_out
 from crfrefine.arrays.probabilities import MIN_PROBABILITY, identify_array
-from crfrefine.arrays.region_channels import MAX_LOG_ODDS, identify_regions, take_log_odds
-from crfrefine.arrays.shares import share_logits, share_sigma
+from crfrefine.arrays.region_scheme import MAX_LOG_ODDS, identify_regions, take_log_odds
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.base.axes import StorageOrder
 from crfrefine.base.memory import memory_limit, require_memory

@@ -13,11 +13,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from crfrefine.arrays.arguments import given_array, given_spacing
+from crfrefine.arrays.blocks import find_network_spacing
 from crfrefine.arrays.components import Cleaned, clean
 from crfrefine.arrays.intensity import window_notes
 from crfrefine.arrays.label_maps import count_labels
 from crfrefine.arrays.one_hot import channel_numbers, renumber
 from crfrefine.arrays.probabilities import take_logarithms
+from crfrefine.arrays.region_scheme import resolve_regions
 from crfrefine.base.array_types import Array
 from crfrefine.base.memory import RUN_BYTES, SMALL, format_size
 from crfrefine.engines import get_backend
@@ -25,8 +27,6 @@ from crfrefine.engines.base import NO_CONTEXT, MeanFieldResult
 from crfrefine.engines.grid_image import GridImage
 from crfrefine.engines.regions import region_mean_field
 from crfrefine.errors import CapacityError, ConfigError, InputError
-from crfrefine.parameters.region_model import resolve_regions
-from crfrefine.refinement.coarse import find_network_spacing
 from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network, Prepared, prepare
 from crfrefine.refinement.refined import NetworkLogits, RefinedChannels
 from crfrefine.refinement.result import RefinementResult

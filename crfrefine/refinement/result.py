@@ -13,8 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from crfrefine.arrays.arguments import given_voxels
 from crfrefine.arrays.label_maps import LabelChanges, count_labels
 from crfrefine.arrays.probabilities import over_output_temperature
-from crfrefine.arrays.region_channels import sigmoid
-from crfrefine.arrays.region_scheme import RegionScheme
+from crfrefine.arrays.region_scheme import RegionScheme, sigmoid
 from crfrefine.base.axes import StorageOrder
 from crfrefine.base.text import counted
 from crfrefine.engines import get_backend

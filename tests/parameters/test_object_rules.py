@@ -2,8 +2,8 @@
 
 import pytest
 
+from crfrefine.arrays.components import ObjectRule, object_rules
 from crfrefine.errors import ConfigError
-from crfrefine.parameters.object_rules import ObjectRule, object_rules
 from crfrefine.parameters.sections import PostprocessParameters
 
 NONE = ObjectRule()

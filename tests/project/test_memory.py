@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from crfrefine.base import control_groups, memory, threads
+from crfrefine.base import memory, threads
 from crfrefine.base.memory import MemoryLimit, format_size, memory_left, memory_limit, parse_size, require_memory
 from crfrefine.base.threads import available_threads, thread_limit
 from crfrefine.errors import CapacityError, InputError
@@ -48,8 +48,8 @@ def groups(tmp_path, monkeypatch):
     (tmp_path / "cgroup").write_text("0::/pod/job\n", encoding="ascii")
     job = tmp_path / "sys/pod/job"
     job.mkdir(parents=True)
-    monkeypatch.setattr(control_groups, "ROOT", tmp_path / "sys")
-    monkeypatch.setattr(control_groups, "OWN_GROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(threads, "ROOT", tmp_path / "sys")
+    monkeypatch.setattr(threads, "OWN_GROUP", tmp_path / "cgroup")
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=16 * GIB, available=12 * GIB))
     monkeypatch.setattr(memory, "_own_use", lambda: (GIB, GIB))
     return job
@@ -78,8 +78,8 @@ def test_a_group_without_a_usable_limit_limits_nothing(groups, content):
 
 def test_the_group_is_found_inside_of_what_is_mounted(groups):
     for path, folders in (("/pod/job", 3), ("/elsewhere", 1), ("/../../outside", 1), ("", 1)):
-        control_groups.OWN_GROUP.write_text(f"12:cpuset:/x\n0::{path}\n", encoding="ascii")
-        assert len(control_groups._folders()) == folders
+        threads.OWN_GROUP.write_text(f"12:cpuset:/x\n0::{path}\n", encoding="ascii")
+        assert len(threads.control_groups()) == folders
 
 
 def test_what_does_not_fit_is_refused_with_sizes_and_a_way_out():

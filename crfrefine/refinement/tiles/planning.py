@@ -10,15 +10,12 @@ import numpy as np
 
 from crfrefine.arrays.intensity import fit_intensity
 from crfrefine.arrays.label_maps import bounding_box
-from crfrefine.arrays.one_hot import ABSENT_LOGIT, CONFIDENCE
+from crfrefine.arrays.one_hot import ABSENT_LOGIT, CONFIDENCE, share_reach
 from crfrefine.arrays.padding import describe_padding, leave_out
-from crfrefine.arrays.shares import share_reach
 from crfrefine.refinement.tiles.choosing import MAX_DIRECT_REACH, choose_tiles, window_voxels
 from crfrefine.refinement.tiles.grid import MAX_DIMS, TILE, TileGrid, kernel_reach
-from crfrefine.refinement.tiles.label_source import LabelMapChannels, OutsideLogits, find_tiles_near_labels
 from crfrefine.refinement.tiles.problem import TileProblem
-from crfrefine.refinement.tiles.share_source import ShareChannels
-from crfrefine.refinement.tiles.sources import DenseChannels
+from crfrefine.refinement.tiles.sources import DenseChannels, LabelMapChannels, OutsideLogits, ShareChannels, find_tiles_near_labels
 from crfrefine.refinement.tiles.stored import FIRST_LOOK
 from crfrefine.refinement.tiles.streaming import survey_stream
 from crfrefine.refinement.tiles.survey import Thresholds, find_present, find_thresholds, survey_channels
@@ -195,14 +192,14 @@ def plan_label_map(
 ) -> TilePlan:
     """Return where the labels of a label map take part: within the kernels' reach of where they occur, with the logit 0.
 
-    With the `sigma` of a coarser network (`crfrefine.arrays.shares`), labels take part where they have a share.
+    With the `sigma` of a coarser network (`crfrefine.arrays.one_hot`), labels take part where they have a share.
     The numbers, (*grid) of at most three axes in storage order, are the channel of each voxel's label.
     """
     grid, run = TileGrid.of(numbers.shape), spec.mean_field
     labels = np.ascontiguousarray(numbers).reshape(grid.shape)
     inside = None if image.mask is None else np.ascontiguousarray(image.mask).reshape(grid.shape)
     reach = kernel_reach(spec.kernels, image.spacing, grid)
-    source: LabelMapChannels | ShareChannels
+    source: LabelMapChannels
     if sigma is None:
         source, settled, confidence = LabelMapChannels(labels, reach), settled_probability(spec), CONFIDENCE
         extents = reach_of_messages(spec, reach)
@@ -239,7 +236,7 @@ def plan_label_map(
         sets = replace(sets, domains=np.zeros_like(sets.domains))
     is_fine = spec.kernels.filter == "auto" and max(reach) <= MAX_DIRECT_REACH and window_voxels(problem) <= MAX_PAIRS
     outside = None
-    if inside is not None and isinstance(source, LabelMapChannels):
+    if inside is not None and sigma is None:
         outside = OutsideLogits(source, inside, run.num_labels, run.temperature, threads)
     is_direct = True if is_fine else None
     if sigma is not None and not is_fine and spec.kernels.filter == "auto":

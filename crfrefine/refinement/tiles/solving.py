@@ -15,9 +15,8 @@ from crfrefine.errors import CapacityError
 from crfrefine.refinement.tiles.choosing import sums_are_direct
 from crfrefine.refinement.tiles.grid import TILE
 from crfrefine.refinement.tiles.label_sets import LabelSets
-from crfrefine.refinement.tiles.problem import rows_of
+from crfrefine.refinement.tiles.problem import Slab, cuts, halo_planes, rows_of
 from crfrefine.refinement.tiles.running import RefinedTiles, nothing_refined, run_tiles
-from crfrefine.refinement.tiles.slabs import Slab, cuts, halo_planes
 
 if TYPE_CHECKING:
     from crfrefine.engines.base import Backend, RunContext

@@ -200,12 +200,12 @@ def _write(settings: CaseSettings, outputs: OutputFiles, record: CaseRecord, ref
 
 def _result(settings: CaseSettings, case: Case, names: Mapping[int, str], progress: Progress) -> RefinementResult:
     """Return the refined case."""
+    from crfrefine.arrays.blocks import AUTO
     from crfrefine.base.memory import memory_left, memory_limit
     from crfrefine.cases.label_input import LabelMap
     from crfrefine.engines import get_backend
     from crfrefine.engines.base import RunContext
     from crfrefine.io.logits import LogitsHeader
-    from crfrefine.refinement.coarse import AUTO
     from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
     from crfrefine.refinement.refining import refine_network
     from crfrefine.refinement.tiles.streaming import StreamedNetwork
