@@ -43,7 +43,7 @@ class TilePlan:
     best: Float64  # (*tiles), sum over the voxels inside the mask of the largest logit, bias included, over the temperature
     is_direct: bool | None  # whether sums are direct; None means whichever is less work
     box: Box | None = None  # the part of the grid that tiles cover; None means all of it
-    labels: Labels | None = None  # (*grid), the network's label map, if its logits are not in memory; else None
+    labels: Labels | None = None  # (*grid), the network's label map; None means that it is to be found
     outside: OutsideLogits | None = None  # the logits outside the mask, if they are neither in memory nor forgotten
     notes: tuple[str, ...] = ()  # notes for the user, one sentence each
     num_padding: int = 0  # voxels in the mask where all logits were equal
@@ -89,7 +89,12 @@ def plan_array(
     problem = TileProblem(grid, source, present, may_matter, image, spec, threshold, settled=settled, precision=threshold)
     sets = problem.label_sets()
     is_direct = choose_tiles(problem, sets, threads, survey.uncertain_share(settled)) if sets.active.any() else True
-    return None if is_direct is None else TilePlan(problem, sets, survey.best_by_tile(), is_direct, box=exact)
+    if is_direct is None:
+        return None
+    labels = None
+    if exact is None and not is_probability:  # The smallest probabilities have one logarithm.
+        labels = survey.labels.reshape(values.shape[1:]).astype(np.min_scalar_type(len(values) - 1), copy=False)
+    return TilePlan(problem, sets, survey.best_by_tile(), is_direct, box=exact, labels=labels)
 
 
 # Whether a few tiles already show that label sets would hold nearly all labels, so that the others need not be looked at.
