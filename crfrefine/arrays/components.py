@@ -60,6 +60,9 @@ def _by_label(words: str | tuple[str, ...], num_labels: int) -> tuple[bool, ...]
 
 Label = TypeVar("Label", bound=np.integer[Any])
 
+NO_RULES = PostprocessParameters()
+"""Label maps stay as they are."""
+
 
 @dataclass(frozen=True)
 class Cleaned(Generic[Label]):
@@ -97,6 +100,8 @@ def clean(label_map: NDArray[Label], parameters: PostprocessParameters, voxel_vo
     Raises:
         ConfigError: lists differ in length, or the map has a label beyond them.
     """
+    if parameters == NO_RULES:
+        return Cleaned(label_map)
     lengths = [len(value) for value in vars(parameters).values() if isinstance(value, tuple)]
     together, *by_label = object_rules(parameters, max([int(label_map.max(initial=0)) + 1, *lengths]))
     removed = filled = 0
@@ -106,20 +111,18 @@ def clean(label_map: NDArray[Label], parameters: PostprocessParameters, voxel_vo
     if together.removes and (box := bounding_box(result != 0)) is not None:
         removed += _remove(result[box], result[box] != 0, together, voxel_volume_ml)
     if any(rule.removes for rule in by_label):
-        for label, (rule, box) in enumerate(zip(by_label, boxes_of_labels(result), strict=False), start=1):
+        from scipy import ndimage
+
+        for label, (rule, box) in enumerate(zip(by_label, ndimage.find_objects(result), strict=False), start=1):
             if rule.removes and box is not None:
                 removed += _remove(result[box], result[box] == label, rule, voxel_volume_ml)
     to_fill = [label for label, rule in enumerate(by_label, start=1) if rule.fills_holes]
     if together.fills_holes or to_fill:
         filled = fill_holes(result, to_fill, any_hole=together.fills_holes)
-    return Cleaned(result, removed, filled, _lost_voxels(label_map, result) if removed else {})
-
-
-def _lost_voxels(before: Array, after: Array) -> dict[int, tuple[int, int]]:
-    """Return the voxels of each label that lost voxels: before, and how many of them still have the label."""
-    lost = np.bincount(before[before != after])
-    totals = {int(label): int(np.count_nonzero(before == label)) for label in np.flatnonzero(lost) if label}
-    return {label: (total, total - int(lost[label])) for label, total in totals.items()}
+    fewer = np.bincount(label_map[label_map != result]) if removed else np.zeros(0, np.int64)
+    totals = {int(label): int(np.count_nonzero(label_map == label)) for label in np.flatnonzero(fewer) if label}
+    lost = {label: (total, total - int(fewer[label])) for label, total in totals.items()}
+    return Cleaned(result, removed, filled, lost)
 
 
 def count_components(mask: Bool) -> int:
@@ -145,34 +148,16 @@ def largest_component(mask: Bool) -> Bool:
     return found
 
 
-def boxes_of_labels(label_map: NDArray[np.integer[Any]]) -> list[tuple[slice, ...] | None]:
-    """Return the bounding box of each label from 1 on, None for labels that do not occur."""
-    from scipy import ndimage
-
-    boxes: list[tuple[slice, ...] | None] = ndimage.find_objects(label_map)
-    return boxes
-
-
-def _kept_components(sizes: NDArray[np.integer[Any]], rule: ObjectRule, voxel_ml: float) -> Bool:
-    """Return whether a rule keeps each component; number 0 is not a component and is kept.
-
-    `sizes`, (components + 1,), are the voxels of each number.
-    """
-    # A component of exactly the smallest size stays, whatever the rounding of the division by the voxel's volume.
-    keep: Bool = sizes >= rule.min_ml / voxel_ml * (1.0 - 1e-9)
-    if rule.keeps_largest and len(sizes) > 1:
-        # Components are numbered by their first voxel in C order, so the first of equally large ones is taken.
-        largest = 1 + int(sizes[1:].argmax())
-        keep &= np.arange(len(sizes)) == largest
-    keep[0] = True
-    return keep
-
-
 def _remove(part: Array, group: Bool, rule: ObjectRule, voxel_ml: float) -> int:
     """Set the unwanted components of `group` to 0 in `part`, in place; return the number of their voxels."""
     components, count = label_components(group)
     sizes = np.bincount(components.ravel(), minlength=count + 1)
-    keep = _kept_components(sizes, rule, voxel_ml)
+    # A component of exactly the smallest size stays, whatever the rounding of the division by the voxel's volume.
+    keep = sizes >= rule.min_ml / voxel_ml * (1.0 - 1e-9)
+    if rule.keeps_largest and count:
+        # Components are numbered by their first voxel in C order, so the first of equally large ones is taken.
+        keep &= np.arange(len(sizes)) == 1 + int(sizes[1:].argmax())
+    keep[0] = True  # Number 0 is not a component.
     if not keep.all():
         part[~keep[components]] = 0
     return int(sizes[~keep].sum())

@@ -6,7 +6,7 @@ File formats and the origin of masks are not handled here: `crfrefine.cases` rea
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -103,8 +103,8 @@ class IntensityMap:
     def apply(self, source: NDArray[np.generic], target: Float32) -> None:
         """Write the mapped intensities of an array to another one of the same shape, in one pass over memory."""
         rows = max(1, _BLOCK * source.shape[0] // max(1, source.size)) if source.ndim else 1
-        for block in _blocks(source.shape[0], rows):
-            part, values = target[block], source[block]
+        for start in range(0, source.shape[0], rows):
+            part, values = target[start : start + rows], source[start : start + rows]
             if self.offset is not None:
                 values = (values.astype(np.float64) - self.offset).astype(np.float32)
             if self.shift == 0.0 and self.scale == 1.0:
@@ -207,17 +207,13 @@ def kernel_features(
     return np.stack(columns, axis=1)
 
 
-def _blocks(length: int, size: int) -> Iterator[slice]:
-    return (slice(start, start + size) for start in range(0, length, size))
-
-
 def _mean_and_deviation(values: Float32) -> tuple[float, float]:
     """Mean and (population) standard deviation, summed in blocks: float32 within one, float64 over all."""
     # Relative to the first value, so that a small spread on a large offset keeps its digits.
     pivot = values[0]
     total = squares = 0.0
-    for block in _blocks(values.size, _BLOCK):
-        part = values[block] - pivot
+    for start in range(0, values.size, _BLOCK):
+        part = values[start : start + _BLOCK] - pivot
         total += float(part.sum(dtype=np.float64))
         squares += float(np.dot(part, part))
     mean = total / values.size
