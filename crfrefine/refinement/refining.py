@@ -115,10 +115,10 @@ def refine_network(
 
     started = time.perf_counter()
     decode = partial(backend.label_map, threads=threads) if regions is None else regions.decode
-    if prepared.plan is not None and prepared.plan.labels is not None:
-        labels_of_network = prepared.plan.labels
-    elif isinstance(network, LabelMapNetwork):
+    if isinstance(network, LabelMapNetwork) and len(prepared.logits):  # The largest share may be that of another label.
         labels_of_network = np.ascontiguousarray(order.to_storage(network.labels))
+    elif prepared.plan is not None and prepared.plan.labels is not None:
+        labels_of_network = prepared.plan.labels
     else:
         labels_of_network = decode(prepared.logits)
     if of_map is not None:
@@ -126,7 +126,7 @@ def refine_network(
         counts = count_labels(labels_of_network if inside is None else labels_of_network[inside], network.shape[0])
         refined.match_volumes(counts, labels_of_network, inside)
     labels = refined.label_map(labels_of_network, decode, threads=threads)
-    if network_spacing is not None and prepared.mask is not None:  # The largest share may be that of another label.
+    if network_spacing is not None and prepared.mask is not None:
         labels = np.where(prepared.mask, labels, labels_of_network)
     cleaned = clean(order.to_user(labels), parameters.postprocess, voxel_ml)
     lost = dict(cleaned.lost)
@@ -140,7 +140,8 @@ def refine_network(
         label_map, network_labels = renumber(label_map, own), renumber(network_labels, own)
         lost = {own[label]: counts for label, counts in lost.items()}
     volume = voxel_ml if len(steps) == 3 else None
-    notes += describe_losses(lost, parameters.postprocess, names or {}, volume, allowed=allow_vanishing)
+    if lost:
+        notes += describe_losses(lost, parameters.postprocess, names or {}, volume, allowed=allow_vanishing)
     return RefinementResult(
         label_map=label_map,
         network_label_map=network_labels,

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from crfrefine.arrays.label_maps import widen
 from crfrefine.engines.grid_image import FeatureOrigin, first_inside
 from crfrefine.refinement.tiles.grid import TILE, TileGrid, kernel_reach
-from crfrefine.refinement.tiles.label_sets import LabelSets, find_domains, num_rings
+from crfrefine.refinement.tiles.label_sets import LabelSets, num_rings
 
 if TYPE_CHECKING:
     from crfrefine.arrays.intensity import IntensityMap
@@ -88,8 +89,14 @@ class TileProblem:
         return kernel_reach(self.spec.kernels, self.image.spacing, self.grid)
 
     def label_sets(self) -> LabelSets:
-        """Return the labels of each tile."""
-        return LabelSets(self.grid, find_domains(self.present, self.may_matter, num_rings(self.reach)))
+        """Return the labels of each tile: those that are present around it and may matter there.
+
+        Farther from where it is present a label cannot rise, as `check_entries` in the C++ engine confirms.
+        """
+        domains, rings = np.zeros_like(self.present), num_rings(self.reach)
+        for label in np.flatnonzero(self.present.any(axis=(1, 2, 3))):
+            domains[label] = widen(self.present[label], rings) & self.may_matter[label]
+        return LabelSets(self.grid, domains)
 
     def normalized(self, start: int = 0, stop: int | None = None) -> Float32:
         """Return normalized planes of the slowest of three axes, (M, planes, y, x) float32, C-contiguous."""

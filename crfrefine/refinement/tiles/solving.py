@@ -44,7 +44,8 @@ def solve(problem: TileProblem, sets: LabelSets, backend: Backend, context: RunC
             found = run_tiles(problem, sets, backend, context, is_direct=is_direct)
         else:
             found = run_slabs(problem, sets, slabs, backend, context, is_direct=is_direct)
-        exceeding = None if problem.threshold is None else found.exceeding()
+        # Where a label's marginal was not negligible near the border of its domain.
+        exceeding = None if problem.threshold is None else sets.flagged(found.exceeds)
         if exceeding is None:
             return found
         del found  # The next run needs its memory.
