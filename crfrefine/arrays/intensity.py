@@ -52,7 +52,7 @@ def normalize_intensity(
     Args:
         image: (M, *grid), finite.
         parameters: one normalization for all modalities, or one per modality.
-        mask: (*grid); statistics come from the voxels where it is True; the map is applied everywhere. None: everywhere.
+        mask: (*grid), not empty; statistics come from the voxels where it is True; the map is applied everywhere. None: everywhere.
         box: the part of the grid to map; None means the whole grid.
         threads: largest number of modalities at a time; None: the cores this process may use.
 
@@ -62,14 +62,9 @@ def normalize_intensity(
 
     Raises:
         ConfigError: a list in `parameters` does not have one entry per modality.
-        InputError: the mask's shape differs from the grid, or the mask is empty.
     """
     image = np.asarray(image)
     plans = parameters.by_modality(image.shape[0])
-    if mask is not None and mask.shape != image.shape[1:]:
-        raise InputError(f"the mask has shape {mask.shape}, the image's grid is {image.shape[1:]}")
-    if mask is not None and not mask.any():
-        raise InputError("the mask is empty: there is no voxel to take intensities from")
     part = image if box is None else image[(slice(None), *box)]
     if all(kind == "none" for kind, _, _ in plans):
         return part.astype(np.float32, order="K", copy=False)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from crfrefine import io
-from crfrefine.arrays.probabilities import SUM_TOLERANCE, is_distribution
+from crfrefine.arrays.probabilities import SUM_TOLERANCE, look_at
 from crfrefine.arrays.region_scheme import RegionScheme, identify_regions
 from crfrefine.base.text import counted, listed
 from crfrefine.cases.dataset_description import DatasetDescription, description_or_note, read_dataset_description
@@ -97,7 +97,8 @@ class RegionReading:
 
 def _is_softmax(values: NDArray[np.float32]) -> bool:
     """Return whether values are probabilities of labels; zeros everywhere are regions that are nowhere."""
-    return is_distribution(values, SUM_TOLERANCE) and bool(values.any())
+    look = look_at(values)
+    return len(values) > 1 and look.outside is None and not look.sums[SUM_TOLERANCE].num_bad and bool(values.any())
 
 
 NO_REGIONS = RegionReading()

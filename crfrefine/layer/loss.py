@@ -103,29 +103,24 @@ def crf_loss(
     for name, value in (("image", image), ("theta_alpha", theta_alpha), ("theta_beta", theta_beta)):
         if isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
             raise InputError(f"{name} requires a gradient, which crf_loss does not have; pass {name}.detach()")
-    log_q, kernels = _prepared(logits, image, spacing, (theta_alpha, theta_beta), mask, intensity, filter, threads)
-    loss: Tensor = _Energy.apply(logits, log_q, kernels)  # type: ignore[no-untyped-call]
-    return loss
-
-
-def _prepared(
-    logits: Tensor,
-    image: Tensor,
-    spacing: inputs.Spacing,
-    bandwidths: tuple[Values, Values],
-    mask: inputs.Mask | None,
-    intensity: IntensityParameters | str,
-    filter: str,  # noqa: A002 - the parameter's name in the configuration
-    threads: int | None,
-) -> tuple[Tensor, list[RecordingKernels]]:
-    """Return the logarithms of the probabilities, finite, and the kernels; arguments as `crf_loss`."""
+    if isinstance(intensity, str):
+        intensity = IntensityParameters(normalization=intensity)
+    if not isinstance(intensity, IntensityParameters):
+        raise ConfigError(
+            f"intensity: expected a word such as 'percentile', or the `intensity` of CrfParameters; got {type(intensity).__name__}"
+        )
     inputs.warn_of_probabilities(logits, _TOLD, notices.warn)
     dtype = inputs.compute_dtype(logits)
     log_q = logits.detach().to(dtype).log_softmax(1)
-    _check_logits(log_q)
+    for index, item in enumerate(log_q):
+        if count := int(torch.isnan(item).any(0).sum()):
+            raise InputError(
+                f"the logits of batch item {index} define no probabilities at {count} voxels (NaN, infinity, or -infinity for all "
+                "labels); has the training diverged?"
+            )
     kernels = build_kernels(
-        normalize_batch(image, _as_intensity(intensity), mask, dtype, threads=threads or torch.get_num_threads()),
-        bilateral=[bandwidths],
+        normalize_batch(image, intensity, mask, dtype, threads=threads or torch.get_num_threads()),
+        bilateral=[(theta_alpha, theta_beta)],
         spacing=spacing,
         mask=mask,
         filter=filter,
@@ -134,7 +129,8 @@ def _prepared(
         threads=threads,
         copy=False,
     )
-    return log_q.clamp(min=_LEAST), kernels
+    loss: Tensor = _Energy.apply(logits, log_q.clamp(min=_LEAST), kernels)  # type: ignore[no-untyped-call]
+    return loss
 
 
 class _Energy(torch.autograd.Function):
@@ -143,11 +139,23 @@ class _Energy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, log_q: Tensor, kernels: Sequence[RecordingKernels]) -> Tensor:
         """Return the loss of `log_q`, the finite logarithms of the probabilities; the logits are here for their gradient."""
-        loss, gradient = _energy(log_q, kernels, wants_gradient=ctx.needs_input_grad[0])
+        num_labels = log_q.shape[1]
+        spec = MeanFieldSpec(np.ones((1, num_labels)), 1.0 - np.eye(num_labels), num_iterations=1)
+        num_voxels = sum(item.num_voxels for item in kernels)
+        gradient = torch.empty_like(log_q) if ctx.needs_input_grad[0] else None
+        total = 0.0
+        for index, (item, item_log_q) in enumerate(zip(kernels, log_q, strict=True)):
+            tape = item.forward(autograd.to_array(item_log_q), spec)
+            # One step of the mean field subtracts K~ (1 - Q_l) from the logits inside the mask, and nothing outside.
+            others = item_log_q - autograd.to_tensor(tape.logits)
+            q = item_log_q.exp()
+            total += float((q * others).sum(dtype=torch.float64))
+            if gradient is not None:
+                gradient[index] = (2.0 / num_voxels) * q * (others - (q * others).sum(0, keepdim=True))
         if gradient is not None:
             ctx.save_for_backward(gradient)
         ctx.dtype = logits.dtype
-        return loss
+        return log_q.new_tensor(total / num_voxels)
 
     @staticmethod
     @once_differentiable
@@ -155,47 +163,6 @@ class _Energy(torch.autograd.Function):
         """Return the gradient with respect to the logits."""
         (gradient,) = ctx.saved_tensors
         return (grad * gradient).to(ctx.dtype), None, None
-
-
-def _energy(log_q: Tensor, kernels: Sequence[RecordingKernels], *, wants_gradient: bool) -> tuple[Tensor, Tensor | None]:
-    """Return the loss and, if it is wanted, its gradient with respect to the logits, (B, L, *grid)."""
-    num_labels = log_q.shape[1]
-    spec = MeanFieldSpec(np.ones((1, num_labels)), 1.0 - np.eye(num_labels), num_iterations=1)
-    num_voxels = sum(item.num_voxels for item in kernels)
-    gradient = torch.empty_like(log_q) if wants_gradient else None
-    total = 0.0
-    for index, (item, item_log_q) in enumerate(zip(kernels, log_q, strict=True)):
-        given = autograd.to_array(item_log_q)
-        tape = item.forward(given, spec)
-        # One step of the mean field subtracts K~ (1 - Q_l) from the logits inside the mask, and nothing outside.
-        others = item_log_q - autograd.to_tensor(tape.logits)
-        q = item_log_q.exp()
-        total += float((q * others).sum(dtype=torch.float64))
-        if gradient is not None:
-            mean = (q * others).sum(0, keepdim=True)
-            gradient[index] = (2.0 / num_voxels) * q * (others - mean)
-    return log_q.new_tensor(total / num_voxels), gradient
-
-
-def _as_intensity(given: Any) -> IntensityParameters:
-    """Return the section of a word; raise ConfigError for another type."""
-    if isinstance(given, str):
-        return IntensityParameters(normalization=given)
-    if isinstance(given, IntensityParameters):
-        return given
-    raise ConfigError(f"intensity: expected a word such as 'percentile', or the `intensity` of CrfParameters; got {type(given).__name__}")
-
-
-def _check_logits(log_q: Tensor) -> None:
-    """Raise InputError if the probabilities of a voxel are not defined."""
-    if not torch.isnan(log_q).any():
-        return
-    bad = [int(torch.isnan(item).any(0).sum()) for item in log_q]
-    index = next(number for number, count in enumerate(bad) if count)
-    raise InputError(
-        f"the logits of batch item {index} define no probabilities at {bad[index]} voxels (NaN, infinity, or -infinity for all labels); "
-        "has the training diverged?"
-    )
 
 
 def partial_cross_entropy(logits: Tensor, scribbles: Tensor, *, ignore_index: int) -> Tensor:

@@ -180,13 +180,7 @@ class CrfRefined(MapTransform):
         mask_key: of the mask; None: everywhere.
         device: as in `CrfRefine`.
         allow_missing_keys: whether keys of logits may be missing. An image or a mask may not be missing where there are logits.
-        output: as in `CrfRefine`.
-        input_type: as in `CrfRefine`.
-        network_spacing: as in `CrfRefine`.
-        regions: as in `CrfRefine`.
-        spacing: as in `CrfRefine`.
-        threads: as in `CrfRefine`.
-        allow_vanishing: as in `CrfRefine`.
+        settings: all other arguments of `CrfRefine`, by their names.
 
     Raises:
         ConfigError: an argument cannot be used.
@@ -205,29 +199,12 @@ class CrfRefined(MapTransform):
         mask_key: Hashable | Sequence[Hashable] | None = None,
         device: str | None = None,
         allow_missing_keys: bool = False,
-        *,
-        output: Output | None = None,
-        input_type: InputType = "auto",
-        network_spacing: ArrayLike | str | None = None,
-        regions: GivenRegions | None = None,
-        spacing: ArrayLike | None = None,
-        threads: int | None = None,
-        allow_vanishing: bool = False,
+        **settings: Any,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.image_keys = ensure_tuple_rep(image_key, len(self.keys))
         self.mask_keys = ensure_tuple_rep(mask_key, len(self.keys))
-        self.refine = CrfRefine(
-            parameters,
-            output=output,
-            input_type=input_type,
-            network_spacing=network_spacing,
-            regions=regions,
-            spacing=spacing,
-            device=device,
-            threads=threads,
-            allow_vanishing=allow_vanishing,
-        )
+        self.refine = CrfRefine(parameters, device=device, **settings)
 
     @property
     def parameters(self) -> CrfParameters:

@@ -39,14 +39,6 @@ class Slab:
         return self.last - self.first
 
 
-def halo_planes(num_iterations: int, reach: int) -> int:
-    """Return the number of planes on each side that the result of a plane can depend on, a multiple of TILE[0].
-
-    In each step messages come from within the reach, and their normalization from within the reach of those who send.
-    """
-    return math.ceil((num_iterations + 1) * reach / TILE[0]) * TILE[0]
-
-
 def cuts(num_planes: int, halo: int) -> Iterator[list[Slab]]:
     """Yield the ways to cut a volume into slabs of equal height, whose last one may be lower; the fewest slabs come first."""
     rows = math.ceil(num_planes / TILE[0])
