@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from crfrefine.arrays.label_maps import Box
 from crfrefine.base.array_types import Array, Bool, Float32, Float64
 from crfrefine.base.axes import StorageOrder
+from crfrefine.base.parallel import run_all
 from crfrefine.base.threads import available_threads
 from crfrefine.errors import InputError
 from crfrefine.parameters.sections import IntensityParameters
@@ -76,13 +77,7 @@ def normalize_intensity(
         fitted = _fit_modality(order.to_storage(image[modality]), *plans[modality], stored_mask)
         fitted.apply(order.to_storage(part[modality]), order.to_storage(result[modality]))
 
-    workers = min(image.shape[0], threads or available_threads())
-    if workers <= 1:
-        for modality in range(image.shape[0]):
-            run(modality)
-    else:
-        with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(run, range(image.shape[0])))
+    run_all([partial(run, modality) for modality in range(image.shape[0])], threads or available_threads())
     return result
 
 
