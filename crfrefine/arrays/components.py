@@ -14,10 +14,54 @@ from numpy.typing import NDArray
 
 from crfrefine.arrays.label_maps import bounding_box
 from crfrefine.base.array_types import Array, Bool
-from crfrefine.parameters.object_rules import ObjectRule, object_rules
 from crfrefine.parameters.sections import PostprocessParameters
 
+
+@dataclass(frozen=True)
+class ObjectRule:
+    """What happens to the components and holes of a label, or of all foreground labels together."""
+
+    keeps_largest: bool = False  # whether only the largest component stays
+    min_ml: float = 0.0  # milliliters; smaller components are removed
+    fills_holes: bool = False  # whether its holes are filled
+
+    @property
+    def removes(self) -> bool:
+        """Whether it can remove a component."""
+        return self.keeps_largest or self.min_ml > 0.0
+
+
+def object_rules(parameters: PostprocessParameters, num_labels: int) -> tuple[ObjectRule, ...]:
+    """Return the rule for all foreground labels together, then that of each label from 1 on.
+
+    A single `min_component_ml` is for the components that `keep_largest` looks at: those of each label if it is "each" for any label, those
+    of all labels together otherwise.
+
+    Raises:
+        ConfigError: a list does not have one value per label, background included; the message names the key.
+    """
+    parameters.check_lengths(num_labels)
+    keeps = _by_label(parameters.keep_largest, num_labels)
+    fills = _by_label(parameters.fill_holes, num_labels)
+    size = parameters.min_component_ml
+    if isinstance(size, tuple):
+        sizes = size
+    else:
+        sizes = (0.0, *(size,) * (num_labels - 1)) if any(keeps[1:]) else (size, *(0.0,) * (num_labels - 1))
+    return tuple(map(ObjectRule, keeps, sizes, fills))
+
+
+def _by_label(words: str | tuple[str, ...], num_labels: int) -> tuple[bool, ...]:
+    """Return whether the rule is on, for all foreground labels together and for each label from 1 on."""
+    if isinstance(words, str):
+        return (words == "foreground", *(words == "each",) * (num_labels - 1))
+    return tuple(word != "none" for word in words)
+
+
 Label = TypeVar("Label", bound=np.integer[Any])
+
+NO_RULES = PostprocessParameters()
+"""Label maps stay as they are."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +100,8 @@ def clean(label_map: NDArray[Label], parameters: PostprocessParameters, voxel_vo
     Raises:
         ConfigError: lists differ in length, or the map has a label beyond them.
     """
+    if parameters == NO_RULES:
+        return Cleaned(label_map)
     lengths = [len(value) for value in vars(parameters).values() if isinstance(value, tuple)]
     together, *by_label = object_rules(parameters, max([int(label_map.max(initial=0)) + 1, *lengths]))
     removed = filled = 0
@@ -65,20 +111,18 @@ def clean(label_map: NDArray[Label], parameters: PostprocessParameters, voxel_vo
     if together.removes and (box := bounding_box(result != 0)) is not None:
         removed += _remove(result[box], result[box] != 0, together, voxel_volume_ml)
     if any(rule.removes for rule in by_label):
-        for label, (rule, box) in enumerate(zip(by_label, boxes_of_labels(result), strict=False), start=1):
+        from scipy import ndimage
+
+        for label, (rule, box) in enumerate(zip(by_label, ndimage.find_objects(result), strict=False), start=1):
             if rule.removes and box is not None:
                 removed += _remove(result[box], result[box] == label, rule, voxel_volume_ml)
     to_fill = [label for label, rule in enumerate(by_label, start=1) if rule.fills_holes]
     if together.fills_holes or to_fill:
         filled = fill_holes(result, to_fill, any_hole=together.fills_holes)
-    return Cleaned(result, removed, filled, _lost_voxels(label_map, result) if removed else {})
-
-
-def _lost_voxels(before: Array, after: Array) -> dict[int, tuple[int, int]]:
-    """Return the voxels of each label that lost voxels: before, and how many of them still have the label."""
-    lost = np.bincount(before[before != after])
-    totals = {int(label): int(np.count_nonzero(before == label)) for label in np.flatnonzero(lost) if label}
-    return {label: (total, total - int(lost[label])) for label, total in totals.items()}
+    fewer = np.bincount(label_map[label_map != result]) if removed else np.zeros(0, np.int64)
+    totals = {int(label): int(np.count_nonzero(label_map == label)) for label in np.flatnonzero(fewer) if label}
+    lost = {label: (total, total - int(fewer[label])) for label, total in totals.items()}
+    return Cleaned(result, removed, filled, lost)
 
 
 def count_components(mask: Bool) -> int:
@@ -104,34 +148,16 @@ def largest_component(mask: Bool) -> Bool:
     return found
 
 
-def boxes_of_labels(label_map: NDArray[np.integer[Any]]) -> list[tuple[slice, ...] | None]:
-    """Return the bounding box of each label from 1 on, None for labels that do not occur."""
-    from scipy import ndimage
-
-    boxes: list[tuple[slice, ...] | None] = ndimage.find_objects(label_map)
-    return boxes
-
-
-def _kept_components(sizes: NDArray[np.integer[Any]], rule: ObjectRule, voxel_ml: float) -> Bool:
-    """Return whether a rule keeps each component; number 0 is not a component and is kept.
-
-    `sizes`, (components + 1,), are the voxels of each number.
-    """
-    # A component of exactly the smallest size stays, whatever the rounding of the division by the voxel's volume.
-    keep: Bool = sizes >= rule.min_ml / voxel_ml * (1.0 - 1e-9)
-    if rule.keeps_largest and len(sizes) > 1:
-        # Components are numbered by their first voxel in C order, so the first of equally large ones is taken.
-        largest = 1 + int(sizes[1:].argmax())
-        keep &= np.arange(len(sizes)) == largest
-    keep[0] = True
-    return keep
-
-
 def _remove(part: Array, group: Bool, rule: ObjectRule, voxel_ml: float) -> int:
     """Set the unwanted components of `group` to 0 in `part`, in place; return the number of their voxels."""
     components, count = label_components(group)
     sizes = np.bincount(components.ravel(), minlength=count + 1)
-    keep = _kept_components(sizes, rule, voxel_ml)
+    # A component of exactly the smallest size stays, whatever the rounding of the division by the voxel's volume.
+    keep = sizes >= rule.min_ml / voxel_ml * (1.0 - 1e-9)
+    if rule.keeps_largest and count:
+        # Components are numbered by their first voxel in C order, so the first of equally large ones is taken.
+        keep &= np.arange(len(sizes)) == 1 + int(sizes[1:].argmax())
+    keep[0] = True  # Number 0 is not a component.
     if not keep.all():
         part[~keep[components]] = 0
     return int(sizes[~keep].sum())

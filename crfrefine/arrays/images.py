@@ -43,7 +43,12 @@ def open_images(given: dict[str, Any], spacing: ArrayLike | None) -> tuple[dict[
         InputError: images of both libraries, whose arrays have opposite axes, or another spacing than the images have.
         GridMismatchError: images on different grids.
     """
-    opened = [found for name, value in given.items() if (found := _open(value, name)) is not None]
+    opened = []
+    for name, value in given.items():
+        if all(hasattr(value, attribute) for attribute in ("dataobj", "header", "affine")):
+            opened.append(_of_nibabel(value, name))
+        elif type(value).__module__.partition(".")[0] == "SimpleITK" and type(value).__name__ == "Image":
+            opened.append(_of_simple_itk(value, name))
     if not opened:
         return given, spacing
     first = opened[0]
@@ -65,15 +70,6 @@ def open_images(given: dict[str, Any], spacing: ArrayLike | None) -> tuple[dict[
             "in place of images"
         )
     return given | {found.name: found.values for found in opened}, first.spacing if spacing is None else spacing
-
-
-def _open(value: Any, name: str) -> _Opened | None:
-    library = type(value).__module__.partition(".")[0]
-    if all(hasattr(value, attribute) for attribute in ("dataobj", "header", "affine")):
-        return _of_nibabel(value, name)
-    if library == "SimpleITK" and type(value).__name__ == "Image":
-        return _of_simple_itk(value, name)
-    return None
 
 
 def _of_nibabel(image: Any, name: str) -> _Opened:

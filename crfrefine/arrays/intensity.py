@@ -6,9 +6,9 @@ File formats and the origin of masks are not handled here: `crfrefine.cases` rea
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from crfrefine.arrays.label_maps import Box
 from crfrefine.base.array_types import Array, Bool, Float32, Float64
 from crfrefine.base.axes import StorageOrder
+from crfrefine.base.parallel import run_all
 from crfrefine.base.threads import available_threads
 from crfrefine.errors import InputError
 from crfrefine.parameters.sections import IntensityParameters
@@ -52,7 +53,7 @@ def normalize_intensity(
     Args:
         image: (M, *grid), finite.
         parameters: one normalization for all modalities, or one per modality.
-        mask: (*grid); statistics come from the voxels where it is True; the map is applied everywhere. None: everywhere.
+        mask: (*grid), not empty; statistics come from the voxels where it is True; the map is applied everywhere. None: everywhere.
         box: the part of the grid to map; None means the whole grid.
         threads: largest number of modalities at a time; None: the cores this process may use.
 
@@ -62,14 +63,9 @@ def normalize_intensity(
 
     Raises:
         ConfigError: a list in `parameters` does not have one entry per modality.
-        InputError: the mask's shape differs from the grid, or the mask is empty.
     """
     image = np.asarray(image)
     plans = parameters.by_modality(image.shape[0])
-    if mask is not None and mask.shape != image.shape[1:]:
-        raise InputError(f"the mask has shape {mask.shape}, the image's grid is {image.shape[1:]}")
-    if mask is not None and not mask.any():
-        raise InputError("the mask is empty: there is no voxel to take intensities from")
     part = image if box is None else image[(slice(None), *box)]
     if all(kind == "none" for kind, _, _ in plans):
         return part.astype(np.float32, order="K", copy=False)
@@ -81,13 +77,7 @@ def normalize_intensity(
         fitted = _fit_modality(order.to_storage(image[modality]), *plans[modality], stored_mask)
         fitted.apply(order.to_storage(part[modality]), order.to_storage(result[modality]))
 
-    workers = min(image.shape[0], threads or available_threads())
-    if workers <= 1:
-        for modality in range(image.shape[0]):
-            run(modality)
-    else:
-        with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(run, range(image.shape[0])))
+    run_all([partial(run, modality) for modality in range(image.shape[0])], threads or available_threads())
     return result
 
 
@@ -103,8 +93,8 @@ class IntensityMap:
     def apply(self, source: NDArray[np.generic], target: Float32) -> None:
         """Write the mapped intensities of an array to another one of the same shape, in one pass over memory."""
         rows = max(1, _BLOCK * source.shape[0] // max(1, source.size)) if source.ndim else 1
-        for block in _blocks(source.shape[0], rows):
-            part, values = target[block], source[block]
+        for start in range(0, source.shape[0], rows):
+            part, values = target[start : start + rows], source[start : start + rows]
             if self.offset is not None:
                 values = (values.astype(np.float64) - self.offset).astype(np.float32)
             if self.shift == 0.0 and self.scale == 1.0:
@@ -207,17 +197,13 @@ def kernel_features(
     return np.stack(columns, axis=1)
 
 
-def _blocks(length: int, size: int) -> Iterator[slice]:
-    return (slice(start, start + size) for start in range(0, length, size))
-
-
 def _mean_and_deviation(values: Float32) -> tuple[float, float]:
     """Mean and (population) standard deviation, summed in blocks: float32 within one, float64 over all."""
     # Relative to the first value, so that a small spread on a large offset keeps its digits.
     pivot = values[0]
     total = squares = 0.0
-    for block in _blocks(values.size, _BLOCK):
-        part = values[block] - pivot
+    for start in range(0, values.size, _BLOCK):
+        part = values[start : start + _BLOCK] - pivot
         total += float(part.sum(dtype=np.float64))
         squares += float(np.dot(part, part))
     mean = total / values.size

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -60,19 +58,18 @@ def identify(values: Float32, input_type: str, kind: str | None, path: Path) -> 
         ConfigError: an unknown input type.
     """
     check_input_type(input_type)
-    outside = _first_outside(values)
-    if outside is not None and input_type != "logits":
-        refuse_scaled(sum_of_scaled(values), str(path))
+    look = look_at(values)
+    if look.outside is not None and input_type != "logits":
+        refuse_scaled(look.scaled_sum, str(path))
     if input_type == "logits" or (input_type == "auto" and kind == "logits"):
-        if outside is None:
-            _refuse_sigmoids(values, str(path))
+        if look.outside is None and look.sums[TOLD_SUM_TOLERANCE].num_bad:
+            raise InputError(look.describe_sigmoids(str(path)) + look.binary_hint)
         return "logits", describe_logits(path, input_type, None)
-    surely = input_type == "probabilities" or kind == "probabilities"
-    if outside is not None and not surely:
-        return "logits", describe_logits(path, input_type, outside)
-    if outside is not None:
-        raise no_probabilities(path, outside)
-    _require_sums(values, str(path), TOLD_SUM_TOLERANCE if input_type == "probabilities" else SUM_TOLERANCE)
+    if look.outside is not None:
+        if "probabilities" not in (input_type, kind):
+            return "logits", describe_logits(path, input_type, look.outside)
+        raise no_probabilities(path, look.outside)
+    look.require_distribution(str(path), TOLD_SUM_TOLERANCE if input_type == "probabilities" else SUM_TOLERANCE)
     return "probabilities", describe_probabilities(path, input_type)
 
 
@@ -112,53 +109,23 @@ def identify_array(values: NDArray[np.floating[Any]], input_type: str) -> str:
     check_input_type(input_type)
     if input_type == "logits":
         return "logits"
-    outside = _first_outside(values)
-    if outside is not None:
-        refuse_scaled(sum_of_scaled(values), input_type if input_type == "probabilities" else "logits")
+    look = look_at(values)
+    if look.outside is not None:
+        refuse_scaled(look.scaled_sum, input_type if input_type == "probabilities" else "logits")
     if input_type == "probabilities":
-        if outside is not None:
-            raise InputError(f"expected probabilities between 0 and 1, found {outside}; for logits, leave input_type out")
-        _require_sums(values, "probabilities", TOLD_SUM_TOLERANCE)
+        if look.outside is not None:
+            raise InputError(f"expected probabilities between 0 and 1, found {look.outside}; for logits, leave input_type out")
+        look.require_distribution("probabilities", TOLD_SUM_TOLERANCE)
         return "probabilities"
-    if outside is None:
-        found = _off_sums(values, TOLD_SUM_TOLERANCE)
-        if found.num_off or found.num_zero:
-            raise InputError(
-                _sigmoid_message(values.shape[1:], found, "logits") + '\n  If these are logits nevertheless, give input_type="logits".'
-            )
+    if look.outside is None:
+        if look.sums[TOLD_SUM_TOLERANCE].num_bad:
+            raise InputError(look.describe_sigmoids("logits") + '\n  If these are logits nevertheless, give input_type="logits".')
         raise InputError(
             "expected logits, found values that all lie in [0, 1] and sum to 1 over the labels at each voxel, as probabilities do\n"
             '  For probabilities, give input_type="probabilities"; if these are logits nevertheless, input_type="logits".'
-            + ('\n  For one-hot labels, give logits.argmax(axis=0) and input_type="labels".' if _is_binary(values) else "")
+            + ('\n  For one-hot labels, give logits.argmax(axis=0) and input_type="labels".' if look.is_binary else "")
         )
     return "logits"
-
-
-def is_distribution(values: Array, tolerance: float) -> bool:
-    """Return whether values are probabilities of labels: all are within [0, 1], and they sum to 1 at each voxel."""
-    if len(values) < 2 or _first_outside(values) is not None:
-        return False
-    found = _off_sums(values, tolerance)
-    return not found.num_off and not found.num_zero
-
-
-def sum_of_scaled(values: Array) -> float | None:
-    """Return the sum over labels of scaled probabilities, such as percent.
-
-    No value of (L, *grid) is negative, and all sums agree. Sums may differ by TOLD_SUM_TOLERANCE of
-    themselves, as those of rounded values do. None for other values, and if no voxel has a label
-    above another.
-    """
-    low, high = math.inf, -math.inf
-    for _, block in _blocks(values):
-        inside = block[:, ~all_equal(block)]
-        if not inside.size:
-            continue
-        sums = inside.sum(axis=0)
-        low, high = min(low, float(sums.min())), max(high, float(sums.max()))
-        if inside.min() < -SUM_TOLERANCE or not agree(low, high):
-            return None
-    return (low + high) / 2 if high > 0 else None
 
 
 def agree(low: float, high: float) -> bool:
@@ -216,125 +183,123 @@ def softmax(logits: Float32) -> Float32:
     return probabilities
 
 
-@dataclass(frozen=True)
-class _OffSums:
+@dataclass
+class OffSums:
     """Voxels whose sum over labels is not 1: their number, the first one (flat index) and its sum; zero sums are counted separately."""
 
-    num_off: int
-    first_off: int
-    first_sum: float
-    num_zero: int
-    first_zero: int
+    num_off: int = 0
+    first_off: int = -1
+    first_sum: float = 0.0
+    num_zero: int = 0
+    first_zero: int = -1
 
+    @property
+    def num_bad(self) -> int:
+        """All of these voxels."""
+        return self.num_off + self.num_zero
 
-def _blocks(values: Array) -> Iterator[tuple[int, Array]]:
-    """Yield (flat index of the first voxel, (L, n) values) for a few planes at a time."""
-    plane = math.prod(values.shape[2:])
-    for planes in plane_blocks(values):
-        yield planes.start * plane, values[:, planes].reshape(len(values), -1)
-
-
-def _first_outside(values: Array) -> str | None:
-    """Describe the first value outside [0, 1]; None if only padding has such values."""
-    for start, block in _blocks(values):
-        if block.min() >= -SUM_TOLERANCE and block.max() <= 1 + SUM_TOLERANCE:
-            continue
-        outside = (block < -SUM_TOLERANCE) | (block > 1 + SUM_TOLERANCE)
-        outside &= ~all_equal(block)
-        if outside.any():
-            label, voxel = np.unravel_index(int(outside.argmax()), block.shape)
-            return f"{block[label, voxel]:.4g} for label {label} at {_voxel(values.shape[1:], start + int(voxel))}"
-    return None
-
-
-def _off_sums(values: Array, tolerance: float) -> _OffSums:
-    """Count the voxels whose sum over labels is not 1, except padding."""
-    return _count(((start, block.sum(axis=0), partial(all_equal, block)) for start, block in _blocks(values)), tolerance)
-
-
-def _count(blocks: Iterable[tuple[int, Array, Callable[[], Bool]]], tolerance: float) -> _OffSums:
-    """Count the sums that are not 1, from the place of the first one of each block, its sums, and where they do not count."""
-    num_zero = num_off = 0
-    first_zero = first_off = -1
-    first_sum = 0.0
-    for start, sums, padding in blocks:
+    def add(self, start: int, sums: Array, equal: Bool, tolerance: float) -> None:
+        """Count the voxels of a block, the first of which has a flat index; those where all labels are equal do not count."""
         off = np.abs(sums - 1) > tolerance
         if not off.any():
-            continue
-        off &= ~padding()
+            return
+        off &= ~equal
         zero = off & (sums <= SUM_TOLERANCE)
         off &= ~zero
-        num_zero, num_off = num_zero + int(zero.sum()), num_off + int(off.sum())
-        if first_zero < 0 and zero.any():
-            first_zero = start + int(zero.argmax())
-        if first_off < 0 and off.any():
-            first_off = start + int(off.argmax())
-            first_sum = float(sums[off.argmax()])
-    return _OffSums(num_off, first_off, first_sum, num_zero, first_zero)
+        self.num_zero, self.num_off = self.num_zero + int(zero.sum()), self.num_off + int(off.sum())
+        if self.first_zero < 0 and zero.any():
+            self.first_zero = start + int(zero.argmax())
+        if self.first_off < 0 and off.any():
+            self.first_off, self.first_sum = start + int(off.argmax()), float(sums[off.argmax()])
 
 
-def require_distribution(sums: Float32, is_padding: Bool, name: str, tolerance: float) -> None:
-    """Raise InputError, as `identify` does, if (*grid) sums over labels, which are all within [0, 1], are not 1, except padding."""
-    blocks = [(0, sums.reshape(-1), lambda: is_padding.reshape(-1))]
-    _require(partial(_count, blocks), sums.shape, name, tolerance, lambda: "")
+@dataclass
+class Look:
+    """What tells logits from probabilities; voxels where all labels are equal, such as padding, do not count."""
 
+    grid: tuple[int, ...]
+    outside: str | None = None  # the first value outside [0, 1], in words
+    is_binary: bool = False  # whether all values are 0 or 1
+    low: float = math.inf  # smallest sum over labels
+    high: float = -math.inf  # largest sum
+    is_negative: bool = False  # whether a value is below 0
+    sums: dict[float, OffSums] = field(default_factory=lambda: {SUM_TOLERANCE: OffSums(), TOLD_SUM_TOLERANCE: OffSums()})
 
-def _require_sums(values: Array, name: str, tolerance: float) -> None:
-    _require(partial(_off_sums, values), values.shape[1:], name, tolerance, partial(_binary_hint, values))
+    @property
+    def scaled_sum(self) -> float | None:
+        """The sum over labels of scaled probabilities, such as percent.
 
+        No value is negative, and all sums agree: they differ by at most TOLD_SUM_TOLERANCE of themselves, as
+        those of rounded values do. None for other values, and if no voxel has a label above another.
+        """
+        is_scaled = not self.is_negative and self.high > 0 and agree(self.low, self.high)
+        return (self.low + self.high) / 2 if is_scaled else None
 
-def _require(count: Callable[[float], _OffSums], grid: tuple[int, ...], name: str, tolerance: float, hint: Callable[[], str]) -> None:
-    found = count(tolerance)
-    if found.num_off:
-        is_rounded = not found.num_zero and count(TOLD_SUM_TOLERANCE).num_off == 0
-        raise InputError((_rounded_message if is_rounded else _sigmoid_message)(grid, found, name) + hint())
-    if found.num_zero:
-        raise InputError(
-            f"{name}: the probabilities of all labels are almost zero at {found.num_zero} of {math.prod(grid)} voxels; "
-            f"the first one is {_voxel(grid, found.first_zero)}\n"
-            "  Outside the network's field of view, background should be 1, or all labels exactly equal." + hint()
+    @property
+    def binary_hint(self) -> str:
+        """A line of advice if all values are 0 or 1."""
+        return "\n  All values are 0 or 1: for one binary file per structure, give --input-type labels." if self.is_binary else ""
+
+    def require_distribution(self, name: str, tolerance: float) -> None:
+        """Raise InputError if values within [0, 1] do not sum to 1 over labels."""
+        found = self.sums[tolerance]
+        if found.num_off:
+            is_rounded = not found.num_zero and self.sums[TOLD_SUM_TOLERANCE].num_off == 0
+            if not is_rounded:
+                raise InputError(self.describe_sigmoids(name, tolerance) + self.binary_hint)
+            raise InputError(
+                f"{name}: all values lie in [0, 1] and sum to about 1, but not to 1 at {found.num_off} of {math.prod(self.grid)} voxels; "
+                f"the first one is {self.voxel(found.first_off)} with a sum of {found.first_sum:.3f}\n"
+                "  Probabilities that were rounded, as to 8 bits, are like that: give --input-type probabilities if these are some."
+                + self.binary_hint
+            )
+        if found.num_zero:
+            raise InputError(
+                f"{name}: the probabilities of all labels are almost zero at {found.num_zero} of {math.prod(self.grid)} voxels; "
+                f"the first one is {self.voxel(found.first_zero)}\n"
+                "  Outside the network's field of view, background should be 1, or all labels exactly equal." + self.binary_hint
+            )
+
+    def describe_sigmoids(self, name: str, tolerance: float = TOLD_SUM_TOLERANCE) -> str:
+        """Return what to do about values within [0, 1] that do not sum to 1."""
+        found = self.sums[tolerance]
+        # If no sum is too large or small, every channel is almost zero at all these voxels.
+        index, total = (found.first_off, found.first_sum) if found.num_off else (found.first_zero, 0.0)
+        return (
+            f"{name}: all values lie in [0, 1] but do not sum to 1 at {found.num_bad} of {math.prod(self.grid)} voxels; the first one is "
+            f"{self.voxel(index)} with a sum of {total:.3f}\n"
+            "  These look like sigmoid channels, as of region-based training: each is a separate probability, and together they are\n"
+            "  neither logits nor a distribution over labels. Name the regions: in dataset.json as nnU-Net does (labels,\n"
+            "  regions_class_order), or with infer --regions whole=1+2 --regions core=2; in Python regions=RegionScheme.of({...}) "
+            f"({see('docs/reference/formats.md#regions')})."
         )
 
-
-def _refuse_sigmoids(values: Array, name: str) -> None:
-    """Refuse to take values as logits if all are within [0, 1] without being a distribution over labels."""
-    found = _off_sums(values, TOLD_SUM_TOLERANCE)
-    if found.num_off or found.num_zero:
-        raise InputError(_sigmoid_message(values.shape[1:], found, name) + _binary_hint(values))
+    def voxel(self, flat_index: int) -> str:
+        """Return a voxel in words, (x, y, z)."""
+        index = np.unravel_index(flat_index, self.grid)
+        return f"voxel ({', '.join(str(int(i)) for i in index[::-1])})"
 
 
-def _binary_hint(values: Array) -> str:
-    """Return a line of advice if all values are 0 or 1."""
-    return "\n  All values are 0 or 1: for one binary file per structure, give --input-type labels." if _is_binary(values) else ""
-
-
-def _is_binary(values: Array) -> bool:
-    return all(((block == 0) | (block == 1)).all() for _, block in _blocks(values))
-
-
-def _rounded_message(grid: tuple[int, ...], found: _OffSums, name: str) -> str:
-    """Return what to do about sums that are near 1 everywhere, but not as near as those of exact probabilities."""
-    return (
-        f"{name}: all values lie in [0, 1] and sum to about 1, but not to 1 at {found.num_off} of {math.prod(grid)} voxels; "
-        f"the first one is {_voxel(grid, found.first_off)} with a sum of {found.first_sum:.3f}\n"
-        "  Probabilities that were rounded, as to 8 bits, are like that: give --input-type probabilities if these are some."
-    )
-
-
-def _sigmoid_message(grid: tuple[int, ...], found: _OffSums, name: str) -> str:
-    # If no sum is too large or small, every channel is almost zero at all these voxels.
-    index, total = (found.first_off, found.first_sum) if found.num_off else (found.first_zero, 0.0)
-    num_bad = found.num_off + found.num_zero
-    return (
-        f"{name}: all values lie in [0, 1] but do not sum to 1 at {num_bad} of {math.prod(grid)} voxels; the first one is "
-        f"{_voxel(grid, index)} with a sum of {total:.3f}\n"
-        "  These look like sigmoid channels, as of region-based training: each is a separate probability, and together they are neither\n"
-        "  logits nor a distribution over labels. Name the regions: in dataset.json as nnU-Net does (labels, regions_class_order), or\n"
-        "  with infer --regions whole=1+2 --regions core=2; in Python regions=RegionScheme.of({...}) "
-        f"({see('docs/reference/formats.md#regions')})."
-    )
-
-
-def _voxel(grid: tuple[int, ...], flat_index: int) -> str:
-    index = np.unravel_index(flat_index, grid)
-    return f"voxel ({', '.join(str(int(i)) for i in index[::-1])})"
+def look_at(values: Array) -> Look:
+    """Return what one pass over scores (L, *grid) shows; it ends where they can be nothing but logits."""
+    look, per_plane = Look(values.shape[1:], is_binary=True), math.prod(values.shape[2:])
+    for planes in plane_blocks(values):
+        start, block = planes.start * per_plane, values[:, planes].reshape(len(values), -1)
+        equal, sums = all_equal(block), block.sum(axis=0)
+        inside = sums[~equal]
+        if inside.size:
+            look.low, look.high = min(look.low, float(inside.min())), max(look.high, float(inside.max()))
+        if block.min() < -SUM_TOLERANCE or block.max() > 1 + SUM_TOLERANCE:
+            outside = ((block < -SUM_TOLERANCE) | (block > 1 + SUM_TOLERANCE)) & ~equal
+            if look.outside is None and outside.any():
+                label, voxel = np.unravel_index(int(outside.argmax()), block.shape)
+                look.outside = f"{block[label, voxel]:.4g} for label {label} at {look.voxel(start + int(voxel))}"
+            look.is_negative |= bool((block[outside] < 0).any())
+        if look.outside is not None:
+            if look.is_negative or not agree(look.low, look.high):
+                break
+            continue
+        look.is_binary = look.is_binary and bool(((block == 0) | (block == 1)).all())
+        for tolerance, found in look.sums.items():
+            found.add(start, sums, equal, tolerance)
+    return look

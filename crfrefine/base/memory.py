@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from crfrefine.base import control_groups
 from crfrefine.base.text import counted, shorten_value
+from crfrefine.base.threads import control_groups, group_numbers
 from crfrefine.errors import CapacityError, InputError
 
 OPTION = "--max-memory"
@@ -77,9 +77,9 @@ def memory_limit(given: int | None = None) -> MemoryLimit:
     (_, own), machine = _own_use(), psutil.virtual_memory()
     reserve = min(machine.total // RESERVED_SHARE, MAX_RESERVED)
     limits = [(max(machine.available - reserve, 0) + own, "the memory available on this machine")]
-    group = [size for name in ("memory.max", "memory.high") for size, *_ in control_groups.numbers(name)]
+    group = [size for name in ("memory.max", "memory.high") for size, *_ in group_numbers(name)]
     if group:
-        limits.append((max(min(group) - control_groups.memory_in_use(own), 0), "the control group (cgroup) of this process"))
+        limits.append((max(min(group) - _others_in_group(own), 0), "the control group (cgroup) of this process"))
     if given is not None:
         limits.insert(0, (given, OPTION))
     return MemoryLimit(*min(limits, key=lambda limit: limit[0]))
@@ -88,6 +88,15 @@ def memory_limit(given: int | None = None) -> MemoryLimit:
 def memory_left(limit: MemoryLimit) -> int:
     """Return the bytes that this process may still take."""
     return max(0, limit.bytes - _own_use()[0])
+
+
+def _others_in_group(rss: int) -> int:
+    """Return the bytes that other processes of this one's control group use; cached files count as free."""
+    try:
+        stat = dict(line.split() for line in (control_groups()[0] / "memory.stat").read_text(encoding="ascii").splitlines())
+        return max(0, int(stat["anon"]) - rss)
+    except (OSError, ValueError, KeyError, IndexError):
+        return 0
 
 
 def _own_use() -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""The default number of threads: the cores that this process may use, and where the number comes from."""
+"""The default number of threads: the cores that this process may use; and what its control groups (cgroups, version 2) allow."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import math
 import os
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
-from crfrefine.base.control_groups import numbers
 from crfrefine.errors import ConfigError
+
+ROOT = Path("/sys/fs/cgroup")
+OWN_GROUP = Path("/proc/self/cgroup")
 
 
 @dataclass(frozen=True)
@@ -50,4 +53,30 @@ def available_threads() -> int:
 @cache
 def _quota() -> float | None:
     """Return how many cores' time the control groups allow, such as 1.5, at the first call; None without a quota."""
-    return min((own[0] / own[1] for own in numbers("cpu.max") if len(own) == 2 and min(own) > 0), default=None)
+    return min((own[0] / own[1] for own in group_numbers("cpu.max") if len(own) == 2 and min(own) > 0), default=None)
+
+
+def group_numbers(name: str) -> list[list[int]]:
+    """Return the numbers in a file of this process's control group and of those above it, a list per group; "max" ends a list.
+
+    In a container only the mounted folder is known. Files that cannot be read or understood say nothing.
+    """
+    found = []
+    for folder in control_groups():
+        try:
+            words = (folder / name).read_text(encoding="ascii").split()
+            found.append([int(word) for word in words[: words.index("max") if "max" in words else None]])
+        except (OSError, ValueError):
+            continue
+    return [own for own in found if own]
+
+
+def control_groups() -> list[Path]:
+    """Return the folders of this process's control group and of those above it."""
+    try:
+        lines = OWN_GROUP.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    path = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
+    group = ROOT / path if ".." not in Path(path).parts and (ROOT / path).is_dir() else ROOT
+    return [folder for folder in (group, *group.parents) if folder.is_relative_to(ROOT)]

@@ -15,7 +15,7 @@ from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.arrays.one_hot import one_hot_logits
 from crfrefine.arrays.padding import find_padding
 from crfrefine.arrays.probabilities import identify, take_logarithms
-from crfrefine.arrays.region_channels import take_log_odds
+from crfrefine.arrays.region_scheme import take_log_odds
 from crfrefine.base.axes import StorageOrder, file_order
 from crfrefine.base.parallel import run_all
 from crfrefine.base.threads import available_threads

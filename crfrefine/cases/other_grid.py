@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from crfrefine.arrays.grid_map import GridMap, boxes_overlap, map_grid, world_box
-from crfrefine.arrays.resampling import linear_jobs, nearest, resample_logits
+from crfrefine.arrays.resampling import GridMap, boxes_overlap, linear_jobs, map_grid, nearest, resample_logits, world_box
 from crfrefine.base.geometry import describe_grid
 from crfrefine.base.parallel import run_all
 from crfrefine.errors import GridMismatchError

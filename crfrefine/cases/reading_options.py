@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from crfrefine import io
-from crfrefine.arrays.probabilities import SUM_TOLERANCE, is_distribution
-from crfrefine.arrays.region_channels import identify_regions
-from crfrefine.arrays.region_scheme import RegionScheme
+from crfrefine.arrays.probabilities import SUM_TOLERANCE, look_at
+from crfrefine.arrays.region_scheme import RegionScheme, identify_regions
 from crfrefine.base.labels import MAX_LABEL
 from crfrefine.base.text import counted, listed, shorten
 from crfrefine.cases.case_files import CaseFiles
@@ -67,7 +66,8 @@ class RegionReading:
         if self.scheme is None or len(values) != self.num_labels:
             return self.scheme
         # Zeros everywhere are no softmax, but regions that are nowhere.
-        is_softmax = is_distribution(values, SUM_TOLERANCE) and values.any()
+        look = look_at(values)
+        is_softmax = len(values) > 1 and look.outside is None and not look.sums[SUM_TOLERANCE].num_bad and values.any()
         return None if is_softmax or len(values) != self.scheme.num_regions else self.scheme
 
     def require_number(self, num_channels: int, path: Path) -> None:

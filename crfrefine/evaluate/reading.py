@@ -13,7 +13,7 @@ from crfrefine import io
 from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.arrays.padding import BLOCK_VOXELS, check_share, find_padding
 from crfrefine.arrays.probabilities import SUM_TOLERANCE, identify, softmax, take_logarithms
-from crfrefine.arrays.region_channels import sigmoid, take_log_odds
+from crfrefine.arrays.region_scheme import sigmoid, take_log_odds
 from crfrefine.base.axes import StorageOrder, file_order
 from crfrefine.base.text import see
 from crfrefine.cases.other_grid import WorkGrid

@@ -1,9 +1,11 @@
-"""The mean field of one batch item as a node of the autograd graph: the bridge between tensors and the engine's arrays."""
+"""The mean field of one batch item as a node of the autograd graph, and its place beside the graphs of `torch.compile` and exporters."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -11,10 +13,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from crfrefine.base.array_types import Array
+from crfrefine.errors import ExportError
 
 if TYPE_CHECKING:
     from crfrefine.engines.base import RecordingKernels
     from crfrefine.parameters.specs import MeanFieldSpec
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 _NOTHING: Array = np.empty(0)
 
@@ -95,3 +101,38 @@ def to_tensor(array: Any) -> Any:
 def _own(value: Any) -> Any:
     """Return a copy in PyTorch's own memory of a shared GPU array: only there PyTorch tracks the other streams that still read it."""
     return value.clone() if isinstance(value, Tensor) and value.device.type != "cpu" else value
+
+
+# PyTorch has this since 2.7; older exporters raise their errors.
+_is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", bool)
+
+
+def outside_graphs(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Make `torch.compile` call a function unchanged, between the graphs before and after it; refuse exporters."""
+
+    @functools.wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        if _is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+            exporter = "torch.export.export" if _is_exporting() else "torch.jit.trace"
+            raise cannot_export("torch.onnx.export" if torch.onnx.is_in_onnx_export() else exporter, function.__name__)
+        if torch.compiler.is_compiling():
+            # Not a decorator: that would import the compiler, which takes longer than importing PyTorch itself.
+            result: _R = torch.compiler.disable(function)(*args, **kwargs)
+            return result
+        return function(*args, **kwargs)
+
+    return call
+
+
+def cannot_export(exporter: str, function: str = "forward") -> ExportError:
+    """Return the error for an exporter such as "torch.export.export", which needs the whole computation of a function as one graph."""
+    if function.endswith("loss"):
+        return ExportError(
+            f"{exporter} cannot take crfrefine.crf_loss: it is computed outside of PyTorch, so no graph can contain it, and is needed in "
+            "training only; export the network without the loss"
+        )
+    return ExportError(
+        f"{exporter} cannot take crfrefine.CrfRnn: the CRF is computed outside of PyTorch, so no graph can contain it; export the network "
+        "without this layer and refine its logits afterwards, with the layer or with crfrefine.refine (to keep what the layer learned: "
+        "state_dict() or to_parameters().save(path))"
+    )

@@ -16,72 +16,85 @@ from torch.nn import functional
 from crfrefine.errors import ConfigError
 from crfrefine.parameters.sections import MAX_BIAS
 
-WEIGHT_RANGE = (0.0, 1e3)
-"""Weights of kernels; 0 is included."""
-
-POSITION_RANGE = (0.1, 1e3)
-"""Bandwidths along the axes, in mm, or in voxels if `positions` is "voxels"."""
-
-INTENSITY_RANGE = (1e-3, 1e5)
-"""theta_beta, normalized intensity."""
-
 TEMPERATURE_RANGE = (0.05, 20.0)
 
-BIAS_RANGE = (-MAX_BIAS, MAX_BIAS)
-"""Of a label, in the unit of the logits."""
-
-VOLUME_RANGE = (0.0, 1.0)
-"""Weight of the volume term; both ends are included."""
-
-# Weights are softplus(raw + _BEND) - softplus(_BEND) with raw >= 0: nearly linear above 1, gentle near 0, and exactly 0 at raw = 0, where
-# the slope is still 0.12. A plain softplus approaches 0 only where its slope vanishes too, and would get stuck there.
+# Weights are softplus(raw + _BEND) - softplus(_BEND) with raw >= 0: nearly linear above 1, gentle near 0,
+# and exactly 0 at raw = 0, where the slope is still 0.12. A plain softplus approaches 0 only where its
+# slope vanishes too, and would get stuck there.
 _BEND = -2.0
 WEIGHT_FLOOR = math.log1p(math.exp(_BEND))
 """Weights are differences from this, which limits the digits of small weights."""
 
 
-def weight_from_raw(raw: Tensor) -> Tensor:
-    """Return weights from their raw values."""
-    inside = clamped(raw, (0.0, _raw_of_weight(WEIGHT_RANGE[1])))
-    return functional.softplus(inside + _BEND) - functional.softplus(torch.full_like(inside, _BEND))
+class Form:
+    """Values within a range, which a tensor holds as they are."""
+
+    def __init__(self, low: float, high: float) -> None:
+        """Take the smallest and the largest value; both are included."""
+        self.low, self.high = low, high
+
+    def to_raw(self, value: float) -> float:
+        """Return the number that is held for a value."""
+        return value
+
+    def from_raw(self, raw: Tensor) -> Tensor:
+        """Return the values of held numbers within the range; gradients that lead outside stop there."""
+        inside: Tensor = _ClampInward.apply(raw, self.to_raw(self.low), self.to_raw(self.high))  # type: ignore[no-untyped-call]
+        return inside
+
+    def hold(self, value: float | Sequence[float], size: int, key: str) -> list[float]:
+        """Return the held numbers of values, or of one value for all; raise ConfigError, naming the key, if one is out of range."""
+        values = value if isinstance(value, Sequence) else (value,) * size
+        for each in values:
+            if not self.low <= each <= self.high:
+                raise ConfigError(f"{key}: {each:g} is outside the range of the trainable layer, {self.low:g} to {self.high:g}")
+        return [self.to_raw(each) for each in values]
 
 
-def raw_from_weight(values: Sequence[float], key: str) -> list[float]:
-    """Return the raw values of weights; raise ConfigError, naming the key, if one is out of range."""
-    _check_range(values, WEIGHT_RANGE, key)
-    return [_raw_of_weight(value) for value in values]
+class _Weight(Form):
+    def to_raw(self, value: float) -> float:
+        shifted = value + WEIGHT_FLOOR
+        return 0.0 if value == 0.0 else shifted + math.log(-math.expm1(-shifted)) - _BEND
+
+    def from_raw(self, raw: Tensor) -> Tensor:
+        inside = super().from_raw(raw)
+        return functional.softplus(inside + _BEND) - functional.softplus(torch.full_like(inside, _BEND))
 
 
-def _raw_of_weight(value: float) -> float:
-    shifted = value + WEIGHT_FLOOR
-    return 0.0 if value == 0.0 else shifted + math.log(-math.expm1(-shifted)) - _BEND
+class _Logarithm(Form):
+    def to_raw(self, value: float) -> float:
+        return math.log(value)
+
+    def from_raw(self, raw: Tensor) -> Tensor:
+        return torch.exp(super().from_raw(raw))
 
 
-def value_from_log(raw: Tensor, limits: tuple[float, float]) -> Tensor:
-    """Return positive values within limits, from their logarithms."""
-    return torch.exp(clamped(raw, (math.log(limits[0]), math.log(limits[1]))))
+WEIGHT = _Weight(0.0, 1e3)
+"""Weights of kernels."""
 
+POSITION = _Logarithm(0.1, 1e3)
+"""Bandwidths along the axes, in mm, or in voxels if `positions` is "voxels"."""
 
-def log_from_value(values: Sequence[float], limits: tuple[float, float], key: str) -> list[float]:
-    """Return the logarithms of values; raise ConfigError, naming the key, if one is out of range."""
-    _check_range(values, limits, key)
-    return [math.log(value) for value in values]
+INTENSITY = _Logarithm(1e-3, 1e5)
+"""theta_beta, normalized intensity."""
+
+TEMPERATURE = _Logarithm(*TEMPERATURE_RANGE)
+BIAS = Form(-MAX_BIAS, MAX_BIAS)
+"""Bias of a label, in the unit of the logits."""
+
+VOLUME = Form(0.0, 1.0)
+"""Weight of the volume term."""
 
 
 def penalty_matrix(entries: Tensor, num_labels: int, *, symmetric: bool) -> Tensor:
     """Return the (L, L) matrix with zero diagonal from its other entries, row by row; only the upper triangle if it is symmetric."""
-    rows, cols = _entry_indices(num_labels, symmetric=symmetric, device=entries.device)
-    matrix = entries.new_zeros(num_labels, num_labels).index_put((rows, cols), entries)
+    places = entry_indices(num_labels, symmetric=symmetric, device=entries.device)
+    matrix = entries.new_zeros(num_labels, num_labels).index_put(places, entries)
     return matrix + matrix.T if symmetric else matrix
 
 
-def penalty_entries(matrix: Tensor, *, symmetric: bool) -> Tensor:
-    """Return the entries from which `penalty_matrix` builds the (L, L) matrix."""
-    rows, cols = _entry_indices(len(matrix), symmetric=symmetric, device=matrix.device)
-    return matrix[rows, cols]
-
-
-def _entry_indices(num_labels: int, *, symmetric: bool, device: torch.device) -> tuple[Tensor, Tensor]:
+def entry_indices(num_labels: int, *, symmetric: bool, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    """Return rows and columns of the entries from which `penalty_matrix` builds the (L, L) matrix."""
     # Without `nonzero`, whose number of results `torch.compile` could not know.
     if symmetric:
         rows, cols = torch.triu_indices(num_labels, num_labels, offset=1, device=device)
@@ -91,18 +104,18 @@ def _entry_indices(num_labels: int, *, symmetric: bool, device: torch.device) ->
     return rows, cols + (cols >= rows)
 
 
-def plain_numbers(tensor: Tensor, *, floor: float = 0.0, precision: torch.dtype = torch.float32) -> list[float]:
-    """Return the numbers of a 1-D tensor as a person would write them: the shortest decimals that are equal in a given precision.
-
-    A weight of 4 then does not come back as 4.000000476837158. Numbers below `floor` get its absolute precision. Engines use values in
-    float32; bandwidths have the tensor's own precision.
-    """
-    rounding = _ROUNDINGS * torch.finfo(precision).eps
-    return [_shortest(value, rounding * max(abs(value), floor)) for value in tensor.detach().double().tolist()]
-
-
 # Half a unit in the last place of the largest stored logarithm (11.5), plus a few more roundings.
 _ROUNDINGS = 8.0
+
+
+def plain_numbers(tensor: Tensor, *, floor: float = 0.0, precision: torch.dtype = torch.float32) -> tuple[float, ...]:
+    """Return the numbers of a 1-D tensor as a person would write them: the shortest decimals that are equal in a given precision.
+
+    A weight of 4 then does not come back as 4.000000476837158. Numbers below `floor` get its absolute
+    precision. Engines use values in float32; bandwidths have the tensor's own precision.
+    """
+    rounding = _ROUNDINGS * torch.finfo(precision).eps
+    return tuple(_shortest(value, rounding * max(abs(value), floor)) for value in tensor.detach().double().tolist())
 
 
 def _shortest(value: float, tolerance: float) -> float:
@@ -110,33 +123,16 @@ def _shortest(value: float, tolerance: float) -> float:
     return next((rounded for rounded in candidates if abs(rounded - value) <= tolerance), value)
 
 
-def _check_range(values: Sequence[float], limits: tuple[float, float], key: str) -> None:
-    for value in values:
-        if not limits[0] <= value <= limits[1]:
-            raise ConfigError(f"{key}: {value:g} is outside the range of the trainable layer, {limits[0]:g} to {limits[1]:g}")
-
-
-def is_nonzero(weight: float | Sequence[float]) -> bool:
-    """Whether a weight, or any of a list, is not 0."""
-    return any(weight) if isinstance(weight, Sequence) else weight != 0.0
-
-
 def decide(asked: bool | None, values: Sequence[float | tuple[float, ...]], argument: str, key: str) -> bool:
-    """Whether to hold values as lists: as requested, else as they are; raise ConfigError if a list would have to become one number."""
+    """Return whether to hold values as lists: as requested, else as they are.
+
+    Raises:
+        ConfigError: a list would have to become one number.
+    """
     lists = any(isinstance(value, tuple) for value in values)
     if asked is False and lists:
         raise ConfigError(f"{argument} is False, but the parameters have a list as {key}; give one number")
     return lists if asked is None else asked
-
-
-def listed(value: float | tuple[float, ...], size: int) -> list[float]:
-    """Return the list for a value that may be one number for all."""
-    return list(value) if isinstance(value, tuple) else [value] * size
-
-
-def number_or_list(values: Sequence[float], *, is_list: bool) -> float | tuple[float, ...]:
-    """The inverse of `listed`."""
-    return tuple(values) if is_list else values[0]
 
 
 class _ClampInward(torch.autograd.Function):
@@ -156,9 +152,3 @@ class _ClampInward(torch.autograd.Function):
         low, high = ctx.limits
         outward = ((raw <= low) & (grad > 0)) | ((raw >= high) & (grad < 0))
         return grad.masked_fill(outward, 0.0), None, None
-
-
-def clamped(raw: Tensor, limits: tuple[float, float]) -> Tensor:
-    """Return values that are held as they are, within limits; gradients that lead outside stop there."""
-    inside: Tensor = _ClampInward.apply(raw, *limits)  # type: ignore[no-untyped-call]
-    return inside

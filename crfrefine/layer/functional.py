@@ -27,8 +27,7 @@ from crfrefine.base.threads import check_threads
 from crfrefine.engines.base import RunContext
 from crfrefine.engines.grid_image import GridImage
 from crfrefine.layer import inputs
-from crfrefine.layer.autograd import MeanField, to_array
-from crfrefine.layer.graphs import outside_graphs
+from crfrefine.layer.autograd import MeanField, outside_graphs, to_array
 from crfrefine.parameters.sections import MeanFieldParameters, VolumeParameters
 from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, ModelSpec
 from crfrefine.refinement.tiles.survey import find_thresholds
@@ -88,7 +87,7 @@ def mean_field(
         positions: "mm", or "voxels": bandwidths count voxels, the spacing is not used.
         threads: None: as many as `torch.get_num_threads()`.
         label_threshold: on the CPU in float32, on grids of up to three axes: labels whose marginals all stay below it around a tile take no
-            part there, if this saves work (`crfrefine.layer.label_sets`). 0: all labels everywhere.
+            part there. 0: all labels everywhere.
         kernels: one for each batch item, from `build_kernels`; image, bandwidths, spacing and mask are then ignored.
 
     Returns:

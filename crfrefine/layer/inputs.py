@@ -14,18 +14,22 @@ import torch
 from torch import Tensor
 
 from crfrefine.arrays.arguments import BOUNDS, given_array
-from crfrefine.arrays.padding import check_share
+from crfrefine.arrays.padding import check_share, describe_padding
 from crfrefine.arrays.probabilities import SUM_TOLERANCE
+from crfrefine.base import notices
 from crfrefine.base.array_types import Array
 from crfrefine.base.geometry import is_plausible
 from crfrefine.engines import get_backend
 from crfrefine.errors import BackendUnavailableError, InputError
 
 if TYPE_CHECKING:
-    from crfrefine.engines.base import Backend
+    from crfrefine.engines.base import Backend, RecordingKernels
 
 MAX_PADDING = 1e4
 """Well above any logit of a network."""
+
+_WORTH_A_WARNING = 0.01
+"""Share of voxels without a preference; a few occur by chance in half precision."""
 
 _LOOKED_AT = 8
 """Most voxels along an axis that are looked at to tell probabilities from logits."""
@@ -173,51 +177,40 @@ def _tensor_of(array: Array) -> Tensor:
     return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))
 
 
-def masks_without_padding(padding: Tensor, masks: Sequence[Tensor | None]) -> tuple[list[Tensor | None], list[int]]:
-    """Return the items' masks without padding (B, *grid), which carries no information on labels, and the number of voxels removed.
+def without_padding(logits: Tensor, mask: Mask | None, kernels: Sequence[RecordingKernels] | None) -> tuple[Tensor, Mask | None]:
+    """Return logits (B, L, *grid), and a mask without the voxels where all labels have the same logit, which say nothing on labels.
+
+    Padding with a huge constant, such as the lowest number of the type, becomes 0: the gradient with
+    respect to the temperature sums such values times gradients that cancel up to rounding.
 
     Raises:
-        InputError: almost nothing would be left of an item.
+        InputError: almost nothing would be left of an item, or its kernels were built with these voxels.
     """
-    result: list[Tensor | None] = []
-    counts = []
-    for index, (padded, mask) in enumerate(zip(padding, masks, strict=True)):
-        inside = torch.ones_like(padded) if mask is None else mask.to(padded.device)
-        num_padded, num_voxels = int((inside & padded).sum()), int(inside.sum())
-        check_share(num_padded, num_voxels, f"the logits of batch item {index}")
-        result.append(inside & ~padded if num_padded else mask)
-        counts.append(num_padded)
-    return result, counts
-
-
-def without_huge_padding(logits: Tensor, padding: Tensor) -> Tensor:
-    """Return the logits with 0 where the constant of the padding (B, *grid) is huge, such as the lowest number of the type.
-
-    The gradient with respect to the temperature sums such values times gradients that cancel up to rounding: with huge values, only the
-    rounding would be left.
-    """
-    huge = padding & (logits.detach()[:, 0].abs() > MAX_PADDING)
-    return logits.masked_fill(huge.unsqueeze(1), 0.0) if huge.any() else logits
-
-
-def find_padding(logits: Tensor) -> Tensor | None:
-    """Return (B, *grid), True where all labels of (B, L, *grid) logits are equal; None if nowhere.
-
-    It compares one channel at a time, to avoid (B, L, *grid) booleans.
-    """
-    values = logits.detach()
-    same = values[:, 1] == values[:, 0]
-    for label in range(2, values.shape[1]):
-        same &= values[:, label] == values[:, 0]
-    return same if same.any() else None
-
-
-def stack_masks(masks: Sequence[Tensor | None], grid_shape: Sequence[int], device: torch.device) -> Tensor | None:
-    """Return the items' masks as (B, *grid); None if no item has a mask."""
-    if all(mask is None for mask in masks):
-        return None
-    everywhere = torch.ones(tuple(grid_shape), dtype=torch.bool, device=device)
-    return torch.stack([everywhere if mask is None else mask.to(device) for mask in masks])
+    values, grid = logits.detach(), logits.shape[2:]
+    padding = values[:, 1] == values[:, 0]
+    for label in range(2, values.shape[1]):  # One channel at a time, to avoid (B, L, *grid) booleans.
+        padding &= values[:, label] == values[:, 0]
+    if not padding.any():
+        return logits, mask
+    masks = masks_by_item(mask, len(logits), grid)
+    inside = torch.stack([torch.ones_like(padding[0]) if own is None else own.to(padding.device) for own in masks])
+    counts = [int(item.sum()) for item in inside & padding]
+    if not any(counts):
+        return logits, mask
+    for index, count in enumerate(counts):
+        check_share(count, int(inside[index].sum()), f"the logits of batch item {index}")
+    inside &= ~padding
+    for index, item in enumerate(kernels or ()):
+        if item.num_voxels > int(inside[index].sum()):
+            raise InputError(
+                f"all labels have the same logit at {counts[index]} voxels of batch item {index}, but its kernels were built with "
+                "these voxels inside the mask; leave them out of the mask that `build_kernels` is given"
+            )
+    most = max(counts)
+    if most > _WORTH_A_WARNING * grid.numel():
+        notices.warn(f"batch item {counts.index(most)}: {describe_padding(most, grid.numel())}")
+    huge = padding & (values[:, 0].abs() > MAX_PADDING)
+    return logits.masked_fill(huge.unsqueeze(1), 0.0) if huge.any() else logits, inside
 
 
 def check_logits(logits: Tensor, mask: Mask | None) -> None:

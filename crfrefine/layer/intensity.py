@@ -1,4 +1,4 @@
-"""Intensity normalization of the layer's image: `features.normalize_intensity` for tensors, differentiable in the image.
+"""Intensity normalization of the layer's image: `arrays.intensity.normalize_intensity` for tensors, differentiable in the image.
 
 Percentiles, mean and deviation depend on the image too, and contribute to its gradient.
 """

@@ -1,4 +1,4 @@
-"""`crf_loss`: the dense CRF as a term of a training loss, for networks that learn from a few labeled voxels.
+"""Losses for networks that learn from a few labeled voxels: `crf_loss`, the dense CRF as a term, and `partial_cross_entropy`.
 
 Needs PyTorch.
 """
@@ -20,7 +20,7 @@ import numpy as np
 
 from crfrefine.base import notices
 from crfrefine.base.threads import check_threads
-from crfrefine.layer import autograd, graphs, inputs
+from crfrefine.layer import autograd, inputs
 from crfrefine.layer.functional import Values, build_kernels
 from crfrefine.layer.intensity import normalize_batch
 from crfrefine.parameters.sections import IntensityParameters
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from crfrefine.engines.base import RecordingKernels
 
-__all__ = ["crf_loss"]
+__all__ = ["crf_loss", "partial_cross_entropy"]
 
 _LEAST = -80.0
 """Smallest logarithm of a probability, 1e-35: the engine takes logits that are finite."""
@@ -40,7 +40,7 @@ _TOLD: set[str] = set()
 """Warnings that this process has issued."""
 
 
-@graphs.outside_graphs
+@autograd.outside_graphs
 def crf_loss(
     logits: Tensor,
     image: Tensor,
@@ -103,29 +103,24 @@ def crf_loss(
     for name, value in (("image", image), ("theta_alpha", theta_alpha), ("theta_beta", theta_beta)):
         if isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
             raise InputError(f"{name} requires a gradient, which crf_loss does not have; pass {name}.detach()")
-    log_q, kernels = _prepared(logits, image, spacing, (theta_alpha, theta_beta), mask, intensity, filter, threads)
-    loss: Tensor = _Energy.apply(logits, log_q, kernels)  # type: ignore[no-untyped-call]
-    return loss
-
-
-def _prepared(
-    logits: Tensor,
-    image: Tensor,
-    spacing: inputs.Spacing,
-    bandwidths: tuple[Values, Values],
-    mask: inputs.Mask | None,
-    intensity: IntensityParameters | str,
-    filter: str,  # noqa: A002 - the parameter's name in the configuration
-    threads: int | None,
-) -> tuple[Tensor, list[RecordingKernels]]:
-    """Return the logarithms of the probabilities, finite, and the kernels; arguments as `crf_loss`."""
+    if isinstance(intensity, str):
+        intensity = IntensityParameters(normalization=intensity)
+    if not isinstance(intensity, IntensityParameters):
+        raise ConfigError(
+            f"intensity: expected a word such as 'percentile', or the `intensity` of CrfParameters; got {type(intensity).__name__}"
+        )
     inputs.warn_of_probabilities(logits, _TOLD, notices.warn)
     dtype = inputs.compute_dtype(logits)
     log_q = logits.detach().to(dtype).log_softmax(1)
-    _check_logits(log_q)
+    for index, item in enumerate(log_q):
+        if count := int(torch.isnan(item).any(0).sum()):
+            raise InputError(
+                f"the logits of batch item {index} define no probabilities at {count} voxels (NaN, infinity, or -infinity for all "
+                "labels); has the training diverged?"
+            )
     kernels = build_kernels(
-        normalize_batch(image, _as_intensity(intensity), mask, dtype, threads=threads or torch.get_num_threads()),
-        bilateral=[bandwidths],
+        normalize_batch(image, intensity, mask, dtype, threads=threads or torch.get_num_threads()),
+        bilateral=[(theta_alpha, theta_beta)],
         spacing=spacing,
         mask=mask,
         filter=filter,
@@ -134,7 +129,8 @@ def _prepared(
         threads=threads,
         copy=False,
     )
-    return log_q.clamp(min=_LEAST), kernels
+    loss: Tensor = _Energy.apply(logits, log_q.clamp(min=_LEAST), kernels)  # type: ignore[no-untyped-call]
+    return loss
 
 
 class _Energy(torch.autograd.Function):
@@ -143,11 +139,23 @@ class _Energy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, log_q: Tensor, kernels: Sequence[RecordingKernels]) -> Tensor:
         """Return the loss of `log_q`, the finite logarithms of the probabilities; the logits are here for their gradient."""
-        loss, gradient = _energy(log_q, kernels, wants_gradient=ctx.needs_input_grad[0])
+        num_labels = log_q.shape[1]
+        spec = MeanFieldSpec(np.ones((1, num_labels)), 1.0 - np.eye(num_labels), num_iterations=1)
+        num_voxels = sum(item.num_voxels for item in kernels)
+        gradient = torch.empty_like(log_q) if ctx.needs_input_grad[0] else None
+        total = 0.0
+        for index, (item, item_log_q) in enumerate(zip(kernels, log_q, strict=True)):
+            tape = item.forward(autograd.to_array(item_log_q), spec)
+            # One step of the mean field subtracts K~ (1 - Q_l) from the logits inside the mask, and nothing outside.
+            others = item_log_q - autograd.to_tensor(tape.logits)
+            q = item_log_q.exp()
+            total += float((q * others).sum(dtype=torch.float64))
+            if gradient is not None:
+                gradient[index] = (2.0 / num_voxels) * q * (others - (q * others).sum(0, keepdim=True))
         if gradient is not None:
             ctx.save_for_backward(gradient)
         ctx.dtype = logits.dtype
-        return loss
+        return log_q.new_tensor(total / num_voxels)
 
     @staticmethod
     @once_differentiable
@@ -157,42 +165,48 @@ class _Energy(torch.autograd.Function):
         return (grad * gradient).to(ctx.dtype), None, None
 
 
-def _energy(log_q: Tensor, kernels: Sequence[RecordingKernels], *, wants_gradient: bool) -> tuple[Tensor, Tensor | None]:
-    """Return the loss and, if it is wanted, its gradient with respect to the logits, (B, L, *grid)."""
-    num_labels = log_q.shape[1]
-    spec = MeanFieldSpec(np.ones((1, num_labels)), 1.0 - np.eye(num_labels), num_iterations=1)
-    num_voxels = sum(item.num_voxels for item in kernels)
-    gradient = torch.empty_like(log_q) if wants_gradient else None
-    total = 0.0
-    for index, (item, item_log_q) in enumerate(zip(kernels, log_q, strict=True)):
-        given = autograd.to_array(item_log_q)
-        tape = item.forward(given, spec)
-        # One step of the mean field subtracts K~ (1 - Q_l) from the logits inside the mask, and nothing outside.
-        others = item_log_q - autograd.to_tensor(tape.logits)
-        q = item_log_q.exp()
-        total += float((q * others).sum(dtype=torch.float64))
-        if gradient is not None:
-            mean = (q * others).sum(0, keepdim=True)
-            gradient[index] = (2.0 / num_voxels) * q * (others - mean)
-    return log_q.new_tensor(total / num_voxels), gradient
+def partial_cross_entropy(logits: Tensor, scribbles: Tensor, *, ignore_index: int) -> Tensor:
+    """Return the mean cross-entropy over the labeled voxels of a batch; 0, with a gradient of 0, without labeled voxels.
+
+    `torch.nn.functional.cross_entropy(..., ignore_index=...)` is the same where there is a labeled voxel, and NaN without labeled voxels.
+
+    Args:
+        logits: (B, L, *grid), higher is better.
+        scribbles: (B, *grid) integers: 0 to L - 1 where someone labeled a voxel, `ignore_index` elsewhere.
+        ignore_index: the value of voxels without a label; not one of 0 to L - 1.
+
+    Returns:
+        () in the type of the logits; under `torch.autocast` at least float32, as PyTorch's.
+
+    Raises:
+        InputError: shapes do not fit, logits that are no floating-point numbers, scribbles that are no integers or hold another value.
+    """
+    inputs.check_tensor(logits, "logits")
+    inputs.check_tensor(scribbles, "scribbles")
+    labels = _checked_scribbles(logits, scribbles, ignore_index)
+    values = logits.to(torch.promote_types(logits.dtype, torch.float32))  # float16 cannot hold the sum of many voxels
+    total: Tensor = torch.nn.functional.cross_entropy(values, labels, ignore_index=ignore_index, reduction="sum")
+    mean = total / (labels != ignore_index).sum().clamp(min=1)
+    # A loss in float16 could not take the gradient that a GradScaler starts with, 65536.
+    return mean if torch.is_autocast_enabled(logits.device.type) else mean.to(logits.dtype)
 
 
-def _as_intensity(given: Any) -> IntensityParameters:
-    """Return the section of a word; raise ConfigError for another type."""
-    if isinstance(given, str):
-        return IntensityParameters(normalization=given)
-    if isinstance(given, IntensityParameters):
-        return given
-    raise ConfigError(f"intensity: expected a word such as 'percentile', or the `intensity` of CrfParameters; got {type(given).__name__}")
-
-
-def _check_logits(log_q: Tensor) -> None:
-    """Raise InputError if the probabilities of a voxel are not defined."""
-    if not torch.isnan(log_q).any():
-        return
-    bad = [int(torch.isnan(item).any(0).sum()) for item in log_q]
-    index = next(number for number, count in enumerate(bad) if count)
-    raise InputError(
-        f"the logits of batch item {index} define no probabilities at {bad[index]} voxels (NaN, infinity, or -infinity for all labels); "
-        "has the training diverged?"
-    )
+def _checked_scribbles(logits: Tensor, scribbles: Tensor, ignore_index: int) -> Tensor:
+    """Return the scribbles as int64: in a narrow type, the values that they are compared with would wrap around."""
+    if logits.ndim < 2 or not logits.is_floating_point():
+        raise InputError(f"logits have shape {tuple(logits.shape)} and type {logits.dtype}; expected floating-point (batch, labels, *grid)")
+    num_labels = logits.shape[1]
+    expected = (logits.shape[0], *logits.shape[2:])
+    if tuple(scribbles.shape) != expected:
+        raise InputError(f"scribbles have shape {tuple(scribbles.shape)}; the logits {tuple(logits.shape)} need {expected}: no label axis")
+    if scribbles.is_floating_point() or scribbles.is_complex():
+        raise InputError(f"scribbles have type {scribbles.dtype}; expected integers (scribbles.long())")
+    if 0 <= ignore_index < num_labels:
+        raise InputError(f"ignore_index is {ignore_index}, which is one of the {num_labels} labels; expected another number")
+    labels = scribbles.long()
+    other = (labels != ignore_index) & ((labels < 0) | (labels >= num_labels))
+    if other.any():
+        raise InputError(
+            f"scribbles hold the value {int(labels[other][0])}; expected 0 to {num_labels - 1}, or {ignore_index} without a label"
+        )
+    return labels

@@ -18,7 +18,7 @@ except ImportError as error:
     raise BackendUnavailableError(f"crfrefine.CrfRnn needs PyTorch ({error}): pip install 'crfrefine[train]'") from error
 
 from crfrefine.base.threads import check_threads
-from crfrefine.layer import functional, graphs, inputs, raw
+from crfrefine.layer import autograd, functional, inputs
 from crfrefine.layer.intensity import normalize_batch
 from crfrefine.layer.values import CrfValues
 
@@ -64,7 +64,7 @@ class CrfRnn(CrfValues):
     Source: Zheng et al. 2015; Monteiro et al. 2018; docs/guide/layer.md, docs/reference/math.md.
     """
 
-    @graphs.outside_graphs
+    @autograd.outside_graphs
     def forward(
         self,
         logits: Tensor,
@@ -106,18 +106,18 @@ class CrfRnn(CrfValues):
             raise InputError(f"logits {tuple(logits.shape)} have {logits.shape[1]} labels; the layer was made for {self.num_labels}")
         inputs.engine_for(logits.device, logits.dtype)
         inputs.warn_of_probabilities(logits, self._told_so_far(), notices.warn)
-
-        def known_spacing() -> inputs.Spacing:
-            return 1.0 if kernels is not None else self._known_spacing(spacing)
-
-        return raw.refine(logits, image, known_spacing, mask, self.terms(), self._run(), notices.warn, kernels=kernels)
+        # Given kernels were built from the image: it matters now only if its gradient is needed.
+        if kernels is None or (image.requires_grad and torch.is_grad_enabled()):
+            image = self._normalized(image, mask, inputs.compute_dtype(logits))
+        logits, mask = inputs.without_padding(logits, mask, kernels)
+        return self.refine_normalized(logits, image, spacing, mask, kernels=kernels)
 
     if TYPE_CHECKING:
         __call__ = forward  # The method of `nn.Module` takes and returns Any.
 
     def __prepare_scriptable__(self) -> Self:
         """Refuse `torch.jit.script`, which calls this for every module that it meets."""
-        raise graphs.cannot_export("torch.jit.script")
+        raise autograd.cannot_export("torch.jit.script")
 
     def refine_normalized(
         self,
@@ -133,12 +133,27 @@ class CrfRnn(CrfValues):
 
         Arguments, results and errors are those of `forward`, except that padding of the logits is not detected.
         """
-        spacing = 1.0 if kernels is not None else self._known_spacing(spacing)
-        return raw.refine_normalized(logits, image, spacing, mask, self.terms(), self._run(threads), kernels=kernels)
-
-    def _run(self, threads: int | None = None) -> raw.Run:
         check_threads(threads)
-        return raw.Run(self._start, self.num_iterations, threads or self.threads or torch.get_num_threads(), self.label_threshold)
+        settings, spatial_weight, gamma = self._start.mean_field, self.spatial_weight, self.theta_gamma
+        return functional.mean_field(
+            logits,
+            image,
+            bilateral=list(zip(self.bilateral_weight, self.theta_alpha, self.theta_beta, strict=True)),
+            spatial=None if spatial_weight is None or gamma is None else (spatial_weight, gamma),
+            compatibility=self.compatibility,
+            temperature=self.temperature,
+            bias=self.bias,
+            volume=self.volume_weight,
+            spacing=1.0 if kernels is not None else self._known_spacing(spacing),
+            mask=mask,
+            num_iterations=self.num_iterations,
+            normalization=settings.normalization,
+            filter=settings.filter,
+            positions=settings.positions,
+            threads=threads or self.threads,
+            label_threshold=self.label_threshold,
+            kernels=kernels,
+        )
 
     def build_kernels(
         self, image: Tensor, spacing: inputs.Spacing | None = None, mask: inputs.Mask | None = None, *, dtype: torch.dtype = torch.float32
@@ -178,11 +193,10 @@ class CrfRnn(CrfValues):
         """
         settings = self._start.mean_field
         with torch.no_grad():
-            terms = self.terms()
             return functional.build_kernels(
                 image,
-                bilateral=list(zip(terms.theta_position, terms.theta_intensity, strict=True)),
-                theta_gamma=terms.theta_gamma,
+                bilateral=list(zip(self.theta_alpha, self.theta_beta, strict=True)),
+                theta_gamma=self.theta_gamma,
                 spacing=self._known_spacing(spacing),
                 mask=mask,
                 normalization=settings.normalization,

@@ -1,6 +1,6 @@
 """The layer's parameters as a module without a computation: created from `CrfParameters`, learned or frozen in groups, and exported.
 
-`forms.py` keeps single numbers within their ranges.
+`forms.py` keeps numbers within their ranges.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from crfrefine.base.threads import check_threads
 from crfrefine.errors import ConfigError
-from crfrefine.layer import forms, raw
+from crfrefine.layer import forms
 from crfrefine.parameters.model import CrfParameters, as_parameters
 from crfrefine.parameters.sections import BilateralParameters, CompatibilityParameters, MeanFieldParameters
 
@@ -98,44 +99,36 @@ class CrfValues(nn.Module):
         self.label_threshold = parameters.mean_field.label_threshold if label_threshold is None else label_threshold
         MeanFieldParameters(label_threshold=self.label_threshold)  # for its check
         self._told: set[str] = set()  # warnings issued so far; the replicas of DataParallel share it
-        bilateral, smoothness = parameters.bilateral, parameters.spatial
-        self._has_spatial = forms.is_nonzero(smoothness.weight) if spatial is None else spatial
+        bilateral, smoothness, settings = parameters.bilateral, parameters.spatial, parameters.mean_field
+        self._has_spatial = bool(np.any(smoothness.weight)) if spatial is None else spatial
         weights, bandwidths = [kernel.weight for kernel in bilateral], [kernel.theta_alpha for kernel in bilateral]
         if self._has_spatial:  # Lists of a term that the layer does not have are ignored.
             weights.append(smoothness.weight)
             bandwidths.append(smoothness.theta_gamma)
         self.per_label_weights = forms.decide(per_label_weights, weights, "per_label_weights", "weight")
         self.anisotropic = forms.decide(anisotropic, bandwidths, "anisotropic", "theta_alpha or theta_gamma")
-        num_weights = num_labels if self.per_label_weights else 1
-        num_bandwidths = spatial_dims if self.anisotropic else 1
+        num_weights, num_bandwidths = num_labels if self.per_label_weights else 1, spatial_dims if self.anisotropic else 1
 
-        limits = forms.POSITION_RANGE
-        raw_weights, log_alphas, log_betas = [], [], []
-        for index, kernel in enumerate(bilateral):
-            name = "bilateral" if len(bilateral) == 1 else f"bilateral.{index}"
-            raw_weights.append(forms.raw_from_weight(forms.listed(kernel.weight, num_weights), f"{name}.weight"))
-            log_alphas.append(forms.log_from_value(forms.listed(kernel.theta_alpha, num_bandwidths), limits, f"{name}.theta_alpha"))
-            betas = forms.listed(kernel.theta_beta, num_modalities)
-            log_betas.append(forms.log_from_value(betas, forms.INTENSITY_RANGE, f"{name}.theta_beta"))
-        self.raw_bilateral_weight = _parameter(raw_weights)
-        self.log_theta_alpha = _parameter(log_alphas, torch.float64)
-        self.log_theta_beta = _parameter(log_betas, torch.float64)
+        keys = ["bilateral"] if len(bilateral) == 1 else [f"bilateral.{index}" for index in range(len(bilateral))]
+        named = list(zip(bilateral, keys, strict=True))
+        self.raw_bilateral_weight = _parameter([forms.WEIGHT.hold(one.weight, num_weights, f"{key}.weight") for one, key in named])
+        alphas = [forms.POSITION.hold(one.theta_alpha, num_bandwidths, f"{key}.theta_alpha") for one, key in named]
+        betas = [forms.INTENSITY.hold(one.theta_beta, num_modalities, f"{key}.theta_beta") for one, key in named]
+        self.log_theta_alpha, self.log_theta_beta = _parameter(alphas, torch.float64), _parameter(betas, torch.float64)
         raw_weight = log_gamma = None
         if self._has_spatial:
-            raw_weight = _parameter(forms.raw_from_weight(forms.listed(smoothness.weight, num_weights), "spatial.weight"))
-            gammas = forms.listed(smoothness.theta_gamma, num_bandwidths)
-            log_gamma = _parameter(forms.log_from_value(gammas, limits, "spatial.theta_gamma"), torch.float64)
+            raw_weight = _parameter(forms.WEIGHT.hold(smoothness.weight, num_weights, "spatial.weight"))
+            log_gamma = _parameter(forms.POSITION.hold(smoothness.theta_gamma, num_bandwidths, "spatial.theta_gamma"), torch.float64)
         self.register_parameter("raw_spatial_weight", raw_weight)
         self.register_parameter("log_theta_gamma", log_gamma)
-        temperature = [parameters.mean_field.temperature]
-        self.log_temperature = _parameter(forms.log_from_value(temperature, forms.TEMPERATURE_RANGE, "mean_field.temperature")[0])
+        self.log_temperature = _parameter(forms.TEMPERATURE.hold(settings.temperature, 1, "mean_field.temperature")[0])
         self._make_compatibility(parameters.compatibility, compatibility, symmetric_compatibility)
-        self.raw_bias = _parameter(forms.listed(parameters.mean_field.bias, num_labels))
-        self._has_volume = parameters.volume.weight > 0.0 if volume is None else volume
-        self.register_parameter("raw_volume_weight", _parameter(parameters.volume.weight) if self._has_volume else None)
+        self.raw_bias = _parameter(forms.BIAS.hold(settings.bias, num_labels, "mean_field.bias"))
+        has_volume = parameters.volume.weight > 0.0 if volume is None else volume
+        self.register_parameter("raw_volume_weight", _parameter(parameters.volume.weight) if has_volume else None)
         self.freeze()
-        for group in (learn,) if isinstance(learn, str) else learn:
-            self._set_learning([group], learns=True)
+        if tuple(learn):
+            self.unfreeze(*((learn,) if isinstance(learn, str) else learn))  # type: ignore[arg-type]
 
     def _make_compatibility(self, start: CompatibilityParameters, kind: str, symmetric: bool | None) -> None:
         matrix = 1.0 - torch.eye(self.num_labels, dtype=torch.float64)
@@ -149,33 +142,33 @@ class CrfValues(nn.Module):
         if kind == "potts" and start.matrix is not None:
             raise ConfigError("compatibility: 'potts' was asked for, but the parameters have a matrix; use 'full'")
         self._symmetric = is_symmetric if symmetric is None else symmetric
-        entries = forms.penalty_entries(matrix, symmetric=self._symmetric)
+        entries = matrix[forms.entry_indices(self.num_labels, symmetric=self._symmetric)]
         self.register_parameter("raw_compatibility", _parameter(entries.tolist()) if kind == "full" else None)
 
     @property
     def bilateral_weight(self) -> Tensor:
         """Weights of the appearance kernels, (num_bilateral, 1 or L), in [0, 1000]."""
-        return forms.weight_from_raw(self.raw_bilateral_weight)
+        return forms.WEIGHT.from_raw(self.raw_bilateral_weight)
 
     @property
     def theta_alpha(self) -> Tensor:
         """Bandwidths of position, mm (or voxels), (num_bilateral, 1 or axes), in [0.1, 1000]."""
-        return forms.value_from_log(self.log_theta_alpha, forms.POSITION_RANGE)
+        return forms.POSITION.from_raw(self.log_theta_alpha)
 
     @property
     def theta_beta(self) -> Tensor:
         """Bandwidths of normalized intensity, (num_bilateral, M), in [0.001, 100000]."""
-        return forms.value_from_log(self.log_theta_beta, forms.INTENSITY_RANGE)
+        return forms.INTENSITY.from_raw(self.log_theta_beta)
 
     @property
     def spatial_weight(self) -> Tensor | None:
         """Weight of the smoothness kernel, (1 or L,), in [0, 1000]; None without this kernel."""
-        return None if self.raw_spatial_weight is None else forms.weight_from_raw(self.raw_spatial_weight)
+        return None if self.raw_spatial_weight is None else forms.WEIGHT.from_raw(self.raw_spatial_weight)
 
     @property
     def theta_gamma(self) -> Tensor | None:
         """Bandwidth of the smoothness kernel, mm (or voxels), (1 or axes,), in [0.1, 1000]; None without this kernel."""
-        return None if self.log_theta_gamma is None else forms.value_from_log(self.log_theta_gamma, forms.POSITION_RANGE)
+        return None if self.log_theta_gamma is None else forms.POSITION.from_raw(self.log_theta_gamma)
 
     @property
     def compatibility(self) -> Tensor:
@@ -188,7 +181,7 @@ class CrfValues(nn.Module):
     @property
     def temperature(self) -> Tensor:
         """Divides the logits; a tensor without axes, in [0.05, 20]."""
-        return forms.value_from_log(self.log_temperature, forms.TEMPERATURE_RANGE)
+        return forms.TEMPERATURE.from_raw(self.log_temperature)
 
     @property
     def output_temperature(self) -> float:
@@ -198,29 +191,12 @@ class CrfValues(nn.Module):
     @property
     def bias(self) -> Tensor:
         """Added to the logits inside the mask before the temperature divides them; (L,), in [-1000, 1000]."""
-        return forms.clamped(self.raw_bias, forms.BIAS_RANGE)
+        return forms.BIAS.from_raw(self.raw_bias)
 
     @property
     def volume_weight(self) -> Tensor | None:
         """Weight of the volume term; a tensor without axes, in [0, 1]; None without this term."""
-        if not self._has_volume:
-            return None
-        assert self.raw_volume_weight is not None
-        return forms.clamped(self.raw_volume_weight, forms.VOLUME_RANGE)
-
-    def terms(self) -> raw.Terms:
-        """Return the learned values."""
-        return raw.Terms(
-            self.bilateral_weight,
-            self.theta_alpha,
-            self.theta_beta,
-            self.spatial_weight,
-            self.theta_gamma,
-            self.compatibility,
-            self.temperature,
-            self.bias,
-            self.volume_weight,
-        )
+        return None if self.raw_volume_weight is None else forms.VOLUME.from_raw(self.raw_volume_weight)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
         """Load a checkpoint; those of layers that had no bias yet are those of layers whose bias is 0."""
@@ -272,49 +248,40 @@ class CrfValues(nn.Module):
         The number of steps is the layer's, and the tolerance is 0 so that all are taken. Settings that the layer does not learn (intensity,
         filter, postprocess, …) are those of the parameters that it was created from.
         """
-        numbers = forms.plain_numbers
-        start = self._start
 
-        def digits(bandwidths: Tensor) -> list[float]:
-            return numbers(bandwidths, precision=bandwidths.dtype)
+        def weights(values: Tensor) -> float | tuple[float, ...]:
+            numbers = forms.plain_numbers(values, floor=forms.WEIGHT_FLOOR)
+            return numbers if self.per_label_weights else numbers[0]
 
-        biases = numbers(self.bias)
+        def bandwidths(values: Tensor) -> float | tuple[float, ...]:
+            numbers = forms.plain_numbers(values, precision=values.dtype)
+            return numbers if self.anisotropic else numbers[0]
+
+        def shared(numbers: tuple[float, ...]) -> float | tuple[float, ...]:
+            """Return one number if all agree: the file then fits any number of modalities or labels."""
+            return numbers if len(set(numbers)) > 1 else numbers[0]
+
         rows = zip(self.bilateral_weight, self.theta_alpha, self.theta_beta, strict=True)
-        bilateral = tuple(
-            BilateralParameters(
-                weight=forms.number_or_list(numbers(weight, floor=forms.WEIGHT_FLOOR), is_list=self.per_label_weights),
-                theta_alpha=forms.number_or_list(digits(alpha), is_list=self.anisotropic),
-                # One number if all agree: the file then fits any number of modalities.
-                theta_beta=forms.number_or_list(digits(beta), is_list=len(set(digits(beta))) > 1),
-            )
-            for weight, alpha, beta in rows
+        matrix = tuple(forms.plain_numbers(row) for row in self.compatibility)
+        is_potts = all(entry == (row != column) for row, entries in enumerate(matrix) for column, entry in enumerate(entries))
+        volume_weight, spatial_weight, gamma = self.volume_weight, self.spatial_weight, self.theta_gamma
+        return self._start.replace(
+            bilateral=tuple(
+                BilateralParameters(weights(weight), bandwidths(alpha), shared(forms.plain_numbers(beta, precision=beta.dtype)))
+                for weight, alpha, beta in rows
+            ),
+            compatibility=CompatibilityParameters() if is_potts else CompatibilityParameters("matrix", matrix),
+            **{
+                "mean_field.temperature": forms.plain_numbers(self.temperature.reshape(1))[0],
+                "mean_field.bias": shared(forms.plain_numbers(self.bias)),
+                "mean_field.num_iterations": self.num_iterations,
+                "mean_field.tolerance": 0.0,
+                "mean_field.label_threshold": self.label_threshold,
+                "volume.weight": 0.0 if volume_weight is None else forms.plain_numbers(volume_weight.reshape(1))[0],
+                "spatial.weight": 0.0 if spatial_weight is None else weights(spatial_weight),
+                **({} if gamma is None else {"spatial.theta_gamma": bandwidths(gamma)}),
+            },
         )
-        changes: dict[str, Any] = {
-            "bilateral": bilateral,
-            "compatibility": self._compatibility_parameters(),
-            "mean_field.temperature": numbers(self.temperature.reshape(1))[0],
-            "mean_field.bias": forms.number_or_list(biases, is_list=len(set(biases)) > 1),
-            "mean_field.num_iterations": self.num_iterations,
-            "mean_field.tolerance": 0.0,
-            "mean_field.label_threshold": self.label_threshold,
-        }
-        volume_weight = self.volume_weight
-        changes["volume.weight"] = 0.0 if volume_weight is None else forms.plain_numbers(volume_weight.reshape(1))[0]
-        spatial_weight, gamma = self.spatial_weight, self.theta_gamma
-        if spatial_weight is None or gamma is None:
-            changes["spatial.weight"] = 0.0
-        else:
-            changes["spatial.weight"] = forms.number_or_list(
-                numbers(spatial_weight, floor=forms.WEIGHT_FLOOR), is_list=self.per_label_weights
-            )
-            changes["spatial.theta_gamma"] = forms.number_or_list(digits(gamma), is_list=self.anisotropic)
-        return start.replace(**changes)
-
-    def _compatibility_parameters(self) -> CompatibilityParameters:
-        matrix = tuple(tuple(forms.plain_numbers(row)) for row in self.compatibility)
-        if all(entry == (row != column) for row, entries in enumerate(matrix) for column, entry in enumerate(entries)):
-            return CompatibilityParameters()
-        return CompatibilityParameters(kind="matrix", matrix=matrix)
 
     def extra_repr(self) -> str:
         """Return the settings, for `print(layer)`."""
@@ -324,7 +291,7 @@ class CrfValues(nn.Module):
         return (
             f"num_labels={self.num_labels}, num_modalities={self.num_modalities}, spatial_dims={self.spatial_dims}, "
             f"kernels={len(self.raw_bilateral_weight)} bilateral{' + spatial' if self._has_spatial else ''}, "
-            f"{'volume, ' if self._has_volume else ''}"
+            f"{'' if self.raw_volume_weight is None else 'volume, '}"
             f"per_label_weights={self.per_label_weights}, anisotropic={self.anisotropic}, compatibility={kind}, "
             f"num_iterations={self.num_iterations}, normalization={settings.normalization}, filter={settings.filter}, "
             f"learn={'+'.join(learned) or 'nothing'}"

@@ -14,6 +14,6 @@ except ImportError as error:
     raise BackendUnavailableError(f"crfrefine.monai needs MONAI ({error}): pip install 'crfrefine[monai]'") from error
 
 from crfrefine.monai.array import CrfRefine as CrfRefine
-from crfrefine.monai.dictionary import CrfRefined as CrfRefined
+from crfrefine.monai.array import CrfRefined as CrfRefined
 
 CrfRefineD = CrfRefineDict = CrfRefined

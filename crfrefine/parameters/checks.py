@@ -118,23 +118,14 @@ penalty = Range(-MAX_PENALTY, MAX_PENALTY)
 """A weight or an entry of the compatibility, in the unit of logits."""
 
 
-@dataclass(frozen=True)
-class Whole:
-    """A whole number between two bounds."""
-
-    low: int
-    high: int = MAX_COUNT
-
-    def __call__(self, value: Any, key: str) -> int:
-        """Return the number."""
-        value = plain(value)
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise ConfigError(f"{key}: expected a whole number, got {describe(value)}")
-        if value < self.low:
-            raise ConfigError(f"{key}: must be at least {self.low}, got {describe(value)}")
-        if value > self.high:
-            raise ConfigError(f"{key}: must be at most {self.high}, got {describe(value)}")
-        return value
+def count(value: Any, key: str) -> int:
+    """Return a whole number from 1 to MAX_COUNT."""
+    value = plain(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(f"{key}: expected a whole number, got {describe(value)}")
+    if not 1 <= value <= MAX_COUNT:
+        raise ConfigError(f"{key}: must be {'at least 1' if value < 1 else f'at most {MAX_COUNT}'}, got {describe(value)}")
+    return value
 
 
 @dataclass(frozen=True)

@@ -40,13 +40,10 @@ class Section:
 
     def __post_init__(self) -> None:
         for entry in dataclasses.fields(self):
-            # The dataclass is frozen for its users; this only converts values to their final type.
-            object.__setattr__(self, entry.name, checked(entry, getattr(self, entry.name), f"{self.section}.{entry.name}"))
-
-
-def checked(entry: dataclasses.Field[Any], value: Any, key: str) -> Any:
-    """Return the value of a field in its final type; None is allowed where it is the default."""
-    return None if value is None and entry.default is None else entry.metadata["check"](value, key)
+            value = getattr(self, entry.name)
+            if value is not None or entry.default is not None:
+                # The dataclass is frozen for its users; this only converts values to their final type.
+                object.__setattr__(self, entry.name, entry.metadata["check"](value, f"{self.section}.{entry.name}"))
 
 
 @dataclass(frozen=True)
@@ -154,7 +151,7 @@ class MeanFieldParameters(Section):
     """How the marginals are computed."""
 
     section: ClassVar[str] = "mean_field"
-    num_iterations: int = _key(5, checks.Whole(1), "largest number of iterations")
+    num_iterations: int = _key(5, checks.count, "largest number of iterations")
     tolerance: float = _key(
         1e-5, checks.Range(0.0), "nats per voxel: mean KL between two iterations that counts as converged; 0 = always all iterations"
     )
@@ -263,7 +260,8 @@ def sections_from(name: str, value: Any) -> Any:
 
 def edited(base: _SectionType | type[_SectionType], values: Mapping[str, Any], prefix: str) -> _SectionType:
     """The section `base` (for a class, its defaults) with some values changed; errors name keys by `prefix`."""
-    fields = {entry.name: entry for entry in dataclasses.fields(base)}
-    checks.check_known(values, fields, f"{prefix}.")
-    changes = {name: checked(fields[name], value, f"{prefix}.{name}") for name, value in values.items()}
-    return base(**changes) if isinstance(base, type) else dataclasses.replace(base, **changes)
+    checks.check_known(values, [entry.name for entry in dataclasses.fields(base)], f"{prefix}.")
+    try:
+        return base(**values) if isinstance(base, type) else dataclasses.replace(base, **values)
+    except ConfigError as error:  # With several appearance kernels, the prefix has the number of the kernel.
+        raise ConfigError(str(error).replace(f"{base.section}.", f"{prefix}.", 1)) from None

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from crfrefine.base.axes import StorageOrder
 
+
 REACH, SPATIAL_REACH = 3.0, 4.0
 """Bandwidths at which appearance and spatial kernels end: where the truncated sum and the spatial filter of the C++ engine are cut off."""
 

@@ -14,11 +14,18 @@ from numpy.typing import ArrayLike, NDArray
 from crfrefine.arrays.arguments import check_shapes
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import bounding_box
-from crfrefine.arrays.one_hot import ABSENT_LOGIT, channel_numbers, leave_far_out, one_hot_logits, take_part_nearby
+from crfrefine.arrays.one_hot import (
+    ABSENT_LOGIT,
+    channel_numbers,
+    leave_far_out,
+    one_hot_logits,
+    share_logits,
+    share_sigma,
+    take_part_nearby,
+)
 from crfrefine.arrays.padding import describe_padding, find_padding, leave_out
-from crfrefine.arrays.probabilities import MIN_PROBABILITY, identify_array
-from crfrefine.arrays.region_channels import MAX_LOG_ODDS, identify_regions, take_log_odds
-from crfrefine.arrays.shares import share_logits, share_sigma
+from crfrefine.arrays.probabilities import MIN_PROBABILITY, SUM_TOLERANCE, identify_array
+from crfrefine.arrays.region_scheme import MAX_LOG_ODDS, identify_regions, take_log_odds
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.base.axes import StorageOrder
 from crfrefine.base.memory import memory_limit, require_memory
@@ -104,9 +111,8 @@ class Prepared:
     logits: Float32  # (L, *grid), or probabilities, or (R, *grid) log-odds; no channel if they are not in memory
     mask: Bool | None  # (*grid), True inside the mask and outside the padding; None: everywhere
     box: Box | None  # the part of the grid that is refined without tiles; None means all of it
-    image: GridImage  # of the box, normalized; with `labels` that of the tiles counts
+    image: GridImage  # of the box, normalized; without logits in memory that of the tiles counts
     plan: TilePlan | None  # the labels of the tiles; None means all labels everywhere
-    labels: Labels | None = None  # (*grid) the network's label map, if its logits are not in memory
     num_padding: int = 0  # voxels in the mask that are padding
     notes: tuple[str, ...] = ()  # notes for the user, one sentence each
     is_probability: bool = False  # whether `logits` are probabilities of labels, whose logarithm is still to be taken
@@ -128,12 +134,12 @@ def prepare(
     if isinstance(network, StreamedNetwork):
         plan = plan_stream(network, case, models[0], parameters, context)
     else:
-        check_temperature(models[0].mean_field.temperature, largest_bias(models[0]) - ABSENT_LOGIT)
-        check_finite(backend, case.values, "image", context.threads)
+        _check_temperature(models, -ABSENT_LOGIT)
+        _check_finite(backend, case.values, "image", context.threads)
         numbers = channel_numbers(np.ascontiguousarray(network.order.to_storage(network.labels)), network.channels)
         plan = plan_label_map(numbers, case, models[0], parameters, context.threads, _sigma(case, models[0]))
     nothing = np.zeros((0, *network.shape[1:]), np.float32)
-    return Prepared(nothing, plan.problem.image.mask, None, case, plan, plan.labels, plan.num_padding, plan.notes)
+    return Prepared(nothing, plan.problem.image.mask, None, case, plan, plan.num_padding, plan.notes)
 
 
 def _in_memory(
@@ -178,8 +184,7 @@ def _prepare_array(
     threads, are_regions, mask = context.threads, network.regions is not None, case.mask
     with np.errstate(over="ignore"):
         channels = network.order.to_storage(network.values.astype(np.float32, copy=False))
-    largest = check_finite(backend, channels, "logits", threads)
-    temperature, bias = models[0].mean_field.temperature, max(largest_bias(model) for model in models)
+    lowest, largest = _check_finite(backend, channels, "logits", threads)
     if are_regions:
         channels, largest = _as_log_odds(channels, network.input_type, largest)
     num_padding, notes = 0, tuple[str, ...]()
@@ -187,17 +192,18 @@ def _prepare_array(
     if padding is not None:
         mask, num_padding = leave_out(padding, mask, "logits")
         notes = (describe_padding(num_padding, padding.size, are_regions=are_regions),) if num_padding else ()
-        if (largest + bias) / temperature > MAX_LOGIT:
+        if largest / models[0].mean_field.temperature > MAX_LOGIT:
             # The constant of the padding, such as the lowest float32, is not a real logit: any other constant means the same.
             channels = np.where(padding, np.float32(0.0), channels)
-            largest = check_finite(backend, channels, "logits", threads)
-    is_probability = not are_regions and identify_array(channels, network.input_type) == "probabilities"
-    if is_probability:
-        largest = -math.log(MIN_PROBABILITY)
-    check_temperature(temperature, largest + bias)
+            _, largest = _check_finite(backend, channels, "logits", threads)
+    is_probability = False
+    # A negative value that is no padding, of which there is none, belongs to logits.
+    if not are_regions and (network.input_type != "auto" or padding is not None or lowest >= -SUM_TOLERANCE):
+        is_probability = identify_array(channels, network.input_type) == "probabilities"
+    _check_temperature(models, -math.log(MIN_PROBABILITY) if is_probability else largest)
 
     started = time.perf_counter()
-    check_finite(backend, case.values, "image", threads)
+    _check_finite(backend, case.values, "image", threads)
     # Padding of the logits is not a property of the image: intensities are normalized as if there were no padding.
     box = box_of(mask)
     values = normalize_intensity(case.values, parameters.intensity, case.mask, box=box, threads=threads)
@@ -207,7 +213,7 @@ def _prepare_array(
     if not are_regions and backend.name == "cpu":
         threshold = parameters.mean_field.label_threshold
         plan = plan_array(channels, mask, box, image, models[0], threshold, threads, is_probability=is_probability)
-    return Prepared(channels, mask, box, image, plan, None, num_padding, notes, is_probability, are_regions, timings)
+    return Prepared(channels, mask, box, image, plan, num_padding, notes, is_probability, are_regions, timings)
 
 
 def box_of(mask: Bool | None) -> Box | None:
@@ -230,13 +236,10 @@ def _as_log_odds(channels: Float32, input_type: str, largest: float) -> tuple[Fl
     return channels, largest
 
 
-def largest_bias(model: ModelSpec) -> float:
-    """Return the largest magnitude of a label's bias."""
-    return 0.0 if model.mean_field.bias is None else float(np.abs(model.mean_field.bias).max())
-
-
-def check_temperature(temperature: float, largest: float) -> None:
+def _check_temperature(models: Sequence[ModelSpec], largest: float) -> None:
     """Raise ConfigError if energies and marginals, sums of a few logits over the temperature, would not fit into float32."""
+    temperature = models[0].mean_field.temperature
+    largest += max(0.0 if model.mean_field.bias is None else float(np.abs(model.mean_field.bias).max()) for model in models)
     if largest / temperature > MAX_LOGIT:
         raise ConfigError(
             f"mean_field.temperature: {temperature:g} turns logits up to {largest:g} into {largest / temperature:.1g}, "
@@ -244,11 +247,10 @@ def check_temperature(temperature: float, largest: float) -> None:
         )
 
 
-def check_finite(backend: Backend, channels: Array, name: str, threads: int | None) -> float:
-    """Raise InputError if a value is NaN or infinite; return the largest magnitude."""
+def _check_finite(backend: Backend, channels: Array, name: str, threads: int | None) -> tuple[float, float]:
+    """Raise InputError if a value is NaN or infinite; return the lowest value and the largest magnitude."""
     if channels.dtype.kind != "f":
-        return 0.0
-    largest = 0.0
+        return 0.0, 0.0
     with np.errstate(over="ignore"):
         ranges = backend.channel_ranges(channels, threads=threads)
     for number, (lowest, highest) in enumerate(ranges):
@@ -256,5 +258,5 @@ def check_finite(backend: Backend, channels: Array, name: str, threads: int | No
             with np.errstate(over="ignore"):
                 bad = np.count_nonzero(~np.isfinite(channels[number].astype(np.float32)))
             raise InputError(f"{name}: channel {number} has {bad} values that are not finite in float32 (NaN, infinity, or above 3e38)")
-        largest = max(largest, abs(lowest), abs(highest))
-    return largest
+    lowest, highest = min(low for low, _ in ranges), max(high for _, high in ranges)
+    return lowest, max(-lowest, highest, 0.0)

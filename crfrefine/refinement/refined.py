@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from crfrefine.base.array_types import Array, Bool, Float32, Labels
     from crfrefine.base.axes import StorageOrder
     from crfrefine.parameters.specs import MeanFieldSpec
-    from crfrefine.refinement.tiles.label_source import OutsideLogits
     from crfrefine.refinement.tiles.running import RefinedTiles
+    from crfrefine.refinement.tiles.sources import OutsideLogits
 
 
 @dataclass(frozen=True, eq=False)

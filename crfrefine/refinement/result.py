@@ -13,12 +13,11 @@ from numpy.typing import ArrayLike, NDArray
 from crfrefine.arrays.arguments import given_voxels
 from crfrefine.arrays.label_maps import LabelChanges, count_labels
 from crfrefine.arrays.probabilities import over_output_temperature
-from crfrefine.arrays.region_channels import sigmoid
-from crfrefine.arrays.region_scheme import RegionScheme
+from crfrefine.arrays.region_scheme import RegionScheme, sigmoid
 from crfrefine.base.axes import StorageOrder
 from crfrefine.base.text import counted
 from crfrefine.engines import get_backend
-from crfrefine.engines.base import Backend, MeanFieldReport, Reported
+from crfrefine.engines.base import MeanFieldReport, Reported
 from crfrefine.refinement.refined import RefinedChannels
 
 
@@ -131,9 +130,13 @@ class RefinementResult(Reported):
         return self._probabilities(self.logits_at(mask), in_place=True)
 
     def _probabilities(self, logits: NDArray[np.float32], *, in_place: bool) -> NDArray[np.float32]:
-        return probabilities_of(
-            logits, self.output_temperature, get_backend(self.device), self.regions, threads=self.threads, in_place=in_place
-        )
+        """Return the softmax over labels, or the sigmoid of the log-odds of regions, perhaps in the place of the logits."""
+        if self.regions is not None:
+            return sigmoid(over_output_temperature(logits, self.output_temperature))
+        out = logits if in_place else None
+        if self.output_temperature != 1.0:
+            logits = out = np.multiply(logits, np.float32(1.0 / self.output_temperature), out=out)
+        return get_backend(self.device).softmax(logits, threads=self.threads, out=out)
 
     @cached_property
     def changes(self) -> LabelChanges:
@@ -141,24 +144,3 @@ class RefinementResult(Reported):
         before, after = self.network_label_map, self.label_map
         changed = int(np.count_nonzero(before != after))
         return LabelChanges(changed, count_labels(before, self.num_labels), count_labels(after, self.num_labels))
-
-
-def probabilities_of(
-    logits: NDArray[np.float32],
-    output_temperature: float,
-    backend: Backend,
-    regions: RegionScheme | None,
-    *,
-    threads: int | None = None,
-    in_place: bool = False,
-) -> NDArray[np.float32]:
-    """Return the calibrated probabilities of refined logits: the softmax over labels, or the sigmoid of the log-odds of regions.
-
-    They may take the place of the logits, which are C-contiguous.
-    """
-    if regions is not None:
-        return sigmoid(over_output_temperature(logits, output_temperature))
-    out = logits if in_place else None
-    if output_temperature != 1.0:
-        logits = out = np.multiply(logits, np.float32(1.0 / output_temperature), out=out)
-    return backend.softmax(logits, threads=threads, out=out)

@@ -156,6 +156,7 @@ def _refine(settings: CaseSettings, work: CaseInWork, observer: Observer[RunSumm
     """
     import numpy as np
 
+    from crfrefine.arrays.blocks import AUTO
     from crfrefine.arrays.label_maps import vanished_labels
     from crfrefine.arrays.one_hot import ABSENT_LOGIT
     from crfrefine.base.memory import memory_left, memory_limit
@@ -163,7 +164,6 @@ def _refine(settings: CaseSettings, work: CaseInWork, observer: Observer[RunSumm
     from crfrefine.engines import get_backend
     from crfrefine.engines.base import RunContext
     from crfrefine.io.logits import LogitsHeader
-    from crfrefine.refinement.coarse import AUTO
     from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork
     from crfrefine.refinement.refining import NARROW, refine_network
     from crfrefine.refinement.tiles.streaming import StreamedNetwork

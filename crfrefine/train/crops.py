@@ -17,7 +17,7 @@ from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import argmax_labels, bounding_box
 from crfrefine.arrays.padding import leave_out
 from crfrefine.arrays.probabilities import softmax
-from crfrefine.arrays.region_channels import sigmoid
+from crfrefine.arrays.region_scheme import sigmoid
 from crfrefine.cases.label_input import KIND
 from crfrefine.parameters.sections import IntensityParameters
 

@@ -82,10 +82,10 @@ class Model:
 
     def positions(self) -> list[Tensor]:
         """Return where the learned values are: logarithms, but for penalties, biases and the volume's weight."""
-        terms = self.layer.terms()
+        terms = self.layer
         values: dict[str, list[Tensor | None]] = {
             "weights": [terms.bilateral_weight, terms.spatial_weight],
-            "theta": [terms.theta_position, terms.theta_intensity, terms.theta_gamma],
+            "theta": [terms.theta_alpha, terms.theta_beta, terms.theta_gamma],
             "temperature": [terms.temperature],
         }
         logs = [torch.log(value + _SMALLEST) for group in self.groups for value in values.get(group, []) if value is not None]
@@ -190,9 +190,8 @@ def refine_regions(layer: CrfRnn, log_odds: Tensor, image: Tensor, threads: int,
 
     The image is (1, M, *grid), and the kernels are built for two labels.
     """
-    terms = layer.terms()
-    spatial_weight, gamma, biases = terms.spatial_weight, terms.theta_gamma, terms.bias
-    kernels_of_layer = list(zip(terms.bilateral_weight, terms.theta_position, terms.theta_intensity, strict=True))
+    spatial_weight, gamma, biases = layer.spatial_weight, layer.theta_gamma, layer.bias
+    kernels_of_layer = list(zip(layer.bilateral_weight, layer.theta_alpha, layer.theta_beta, strict=True))
     refined = []
     for region, channel in enumerate(log_odds):
 
@@ -205,7 +204,7 @@ def refine_regions(layer: CrfRnn, log_odds: Tensor, image: Tensor, threads: int,
             image,
             bilateral=[(own(weight), alpha, beta) for weight, alpha, beta in kernels_of_layer],
             spatial=None if spatial_weight is None or gamma is None else (own(spatial_weight), gamma),
-            temperature=terms.temperature,
+            temperature=layer.temperature,
             bias=torch.stack([torch.zeros_like(biases[region]), biases[region]]),
             volume=layer.volume_weight,
             num_iterations=layer.num_iterations,

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from crfrefine.arrays.region_scheme import resolve_regions
 from crfrefine.base.text import shorten
 from crfrefine.cases.case import Case
 from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.metrics.regions import RESERVED, Region, parse_region
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.parameters.region_model import resolve_regions
 from crfrefine.parameters.sections import VolumeParameters
 from crfrefine.train import starts as setup
 from crfrefine.train.candidates import VOLUMES, Rivals

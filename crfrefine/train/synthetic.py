@@ -18,7 +18,7 @@ from scipy.ndimage import gaussian_filter
 
 from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.arrays.probabilities import softmax
-from crfrefine.arrays.region_channels import sigmoid
+from crfrefine.arrays.region_scheme import sigmoid
 from crfrefine.metrics import counts
 from crfrefine.train.crops import count_confusion
 

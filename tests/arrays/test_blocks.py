@@ -43,16 +43,6 @@ def test_the_pitch_of_every_axis_is_found(pitch, seed):
     assert_pitch(make_coarse((1.0, pitch, 1.0), seed), (1.0, pitch, 1.0))
 
 
-@pytest.mark.parametrize("grid_mode", [False, True], ids=["centers", "edges"])
-def test_nearest_neighbor_of_scipy(grid_mode):
-    """With `grid_mode` the edges of the grids agree, as in nnU-Net; else the outermost centers."""
-    coarse, shape = make_blobs((31, 40, 24), 3, sigma=2.0), (95, 62, 59)
-    factors = [fine / size for fine, size in zip(shape, coarse.shape, strict=True)]
-    fine = ndimage.zoom(coarse, factors, order=0, mode="nearest", grid_mode=grid_mode)
-    assert fine.shape == shape
-    assert_pitch(fine, factors)
-
-
 def test_nearest_neighbor_of_simpleitk():
     coarse = sitk.GetImageFromArray(make_blobs((26, 33, 40), 5, sigma=2.0))
     coarse.SetSpacing((3.0, 3.0, 3.0))

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from io_helpers import affine_of, numbers, rotation
 from resampling_helpers import itk_resampled, world_of
 
-from crfrefine.arrays.grid_map import boxes_overlap, map_grid, world_box
-from crfrefine.arrays.resampling import linear_jobs, nearest, resample_logits
+from crfrefine.arrays.resampling import boxes_overlap, linear_jobs, map_grid, nearest, resample_logits, world_box
 from crfrefine.base.parallel import run_all
 
 SHEARED = np.array([[1.0, 0.3, 0.0], [0.0, 1.0, -0.2], [0.0, 0.0, 1.0]])  # such as only NIfTI and NRRD can hold, and SimpleITK cannot

@@ -92,6 +92,6 @@ def test_the_three_largest_files_are_named_and_the_others_counted(tmp_path):
 
 def test_without_an_option_the_system_limits(tmp_path, monkeypatch):
     files, _, needed = make_case(tmp_path, "mask")
-    monkeypatch.setattr("crfrefine.base.control_groups.numbers", lambda name: [[needed - 1]])
+    monkeypatch.setattr("crfrefine.base.memory.group_numbers", lambda name: [[needed - 1]])
     with pytest.raises(CapacityError, match=r"of the control group \(cgroup\)"):
         load_case(files)

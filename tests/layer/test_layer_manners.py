@@ -78,8 +78,8 @@ def test_a_missing_spacing_is_said_once_by_each_layer_at_the_caller_s_line(given
     for _ in range(2):
         layer = crfrefine.CrfRnn(3, 2, spatial=True)
         replica = layer._replicate_for_data_parallel()
-        for name, parameter in layer.named_parameters():
-            setattr(replica, name, 1.0 * parameter)
+        for name, parameter in layer._parameters.items():  # as DataParallel does
+            setattr(replica, name, None if parameter is None else 1.0 * parameter)
         seen = [warning for one in (layer, replica, layer) for warning in shout_of(lambda one=one: one(logits, image))]
         assert [str(warning.message) for warning in seen] == [
             "no spacing was given, so the CRF takes neighboring voxels to be 1 mm apart; pass spacing=... in mm, one number per axis of "

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crfrefine.base import control_groups, memory, threads
+from crfrefine.base import memory, threads
 from crfrefine.base.memory import MemoryLimit, format_size, memory_left, memory_limit, parse_size, require_memory
 from crfrefine.base.text import MAX_CHARACTERS, for_terminal, listed, printable, shorten, shorten_value
 from crfrefine.base.threads import available_threads, thread_limit
@@ -36,8 +36,8 @@ def groups(tmp_path, monkeypatch):
     (tmp_path / "cgroup").write_text("0::/pod/job\n", encoding="ascii")
     job = tmp_path / "sys/pod/job"
     job.mkdir(parents=True)
-    monkeypatch.setattr(control_groups, "ROOT", tmp_path / "sys")
-    monkeypatch.setattr(control_groups, "OWN_GROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(threads, "ROOT", tmp_path / "sys")
+    monkeypatch.setattr(threads, "OWN_GROUP", tmp_path / "cgroup")
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=16 * GIB, available=12 * GIB))
     monkeypatch.setattr(memory, "_own_use", lambda: (GIB, GIB))
     return job
@@ -57,6 +57,12 @@ def test_the_smallest_limit_counts(groups):
     for path in (groups / "memory.max", groups.parent / "memory.high"):
         path.write_text("max\n", encoding="ascii")
     assert memory_limit().source == "the memory available on this machine"
+
+
+def test_the_group_is_found_inside_of_what_is_mounted(groups):
+    for path, folders in (("/pod/job", 3), ("/elsewhere", 1), ("/../../outside", 1), ("", 1)):
+        threads.OWN_GROUP.write_text(f"12:cpuset:/x\n0::{path}\n", encoding="ascii")
+        assert len(threads.control_groups()) == folders
 
 
 def test_what_does_not_fit_is_refused_with_sizes_and_a_way_out():

@@ -6,7 +6,7 @@ from scipy.ndimage import gaussian_filter
 
 import crfrefine
 from crfrefine.arrays import one_hot
-from crfrefine.arrays.shares import MIN_SHARE
+from crfrefine.arrays.one_hot import MIN_SHARE
 from crfrefine.engines import get_backend
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.parameters.specs import KernelSetSpec, KernelSpec

@@ -10,7 +10,7 @@ import numpy as np
 from crfrefine import io
 from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.arrays.probabilities import softmax, to_logits
-from crfrefine.arrays.region_channels import identify_regions, sigmoid, take_log_odds
+from crfrefine.arrays.region_scheme import identify_regions, sigmoid, take_log_odds
 from crfrefine.base.axes import file_order
 from crfrefine.base.inputs import add_inputs, keeping_inputs
 from crfrefine.base.text import TIMES, counted

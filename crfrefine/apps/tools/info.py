@@ -15,7 +15,7 @@ import numpy as np
 
 import crfrefine
 from crfrefine import io
-from crfrefine.arrays.probabilities import TOLD_SUM_TOLERANCE, sum_of_scaled
+from crfrefine.arrays.probabilities import TOLD_SUM_TOLERANCE, look_at
 from crfrefine.base.failures import Causes, Failure, failing_alone
 from crfrefine.base.geometry import describe_grid
 from crfrefine.base.memory import format_size
@@ -195,7 +195,7 @@ def _describe_values(header: VolumeHeader, names: Mapping[int, str]) -> list[tup
         name = "values" if len(values) == 1 else f"values, channel {number}"
         lines.append((name, f"{float(channel.min()):.6g} to {float(channel.max()):.6g}, mean {float(channel.mean(dtype='f8')):.6g}"))
     if len(values) > 1:
-        total = sum_of_scaled(values)
+        total = look_at(values).scaled_sum
         if total is not None and total > 1 + TOLD_SUM_TOLERANCE:
             lines.append(("sum", f"{total:.4g} at each voxel, as of probabilities in percent or from 0 to 255: not taken for logits"))
         return lines

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.arrays.label_maps import Box, bounding_box
+from crfrefine.arrays.label_maps import Box
 from crfrefine.base.threads import available_threads
 from crfrefine.engines.compiled import load_engine
 
@@ -91,11 +91,6 @@ class TileGrid:
                 of_tiles = ufunc.reduceat(of_tiles, range(0, of_tiles.shape[axis], TILE[axis + 1]), axis=axis)
             reduced[row] = of_tiles
         return reduced
-
-    def box(self, tiles: Bool) -> Box:
-        """Return the voxels of the smallest box of tiles that holds those that are True; at least one is."""
-        parts = zip(bounding_box(tiles) or (), TILE, self.shape, strict=True)
-        return tuple(slice(part.start * tile, min(part.stop * tile, extent)) for part, tile, extent in parts)
 
 
 def kernel_reach(spec: KernelSetSpec, spacing: Sequence[float], grid: TileGrid) -> Extents:

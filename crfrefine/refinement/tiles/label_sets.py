@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.arrays.label_maps import widen
 from crfrefine.base.threads import available_threads
 from crfrefine.engines.compiled import load_engine
 from crfrefine.refinement.tiles.grid import TILE, Extents, TileGrid
@@ -28,44 +26,32 @@ def num_rings(reach: Extents) -> Extents:
     return tuple(math.ceil(2 * extent / tile) for extent, tile in zip(reach, TILE, strict=True))
 
 
-def find_domains(present: Bool, may_matter: Bool, rings: Extents) -> Bool:
-    """Return where labels take part, (L, *tiles).
-
-    Args:
-        present: (L, *tiles), where a label's probability is above the threshold.
-        may_matter: (L, *tiles), where its marginal may rise above the threshold, whatever its neighbors are; a superset of `present`.
-        rings: result of `num_rings`: farther from where it is present a label cannot rise, as `check_entries` in the C++ engine confirms.
-    """
-    domains = np.zeros_like(present)
-    for label in np.flatnonzero(present.any(axis=(1, 2, 3))):
-        domains[label] = widen(present[label], rings) & may_matter[label]
-    return domains
-
-
-@dataclass(frozen=True, eq=False)
 class LabelSets:
     """The labels that take part in each tile.
 
     An *active* tile has two labels or more; each pair of an active tile and a label in it is an entry. A tile with one label is settled:
     that label's marginal is 1.
+
+    Attributes:
+        grid: the tiles.
+        domains: (L, *tiles), where labels take part.
+        num_labels_of: (*tiles), number of labels that take part.
+        active: (*tiles), True where two labels or more take part.
+        tiles: flat numbers of the active tiles, ascending.
+        first_entry: (active tiles + 1), the first entry of each active tile, and the number of entries.
+        num_entries: pairs of an active tile and a label that takes part in it.
     """
 
-    grid: TileGrid  # the tiles
-    domains: Bool  # (L, *tiles), result of `find_domains`
-
-    @cached_property
-    def num_labels_of(self) -> NDArray[np.int64]:
-        """(*tiles), number of labels that take part."""
-        counts: NDArray[np.int64] = np.zeros(self.grid.counts, np.int64)
-        for label in self.domains:
-            counts += label
-        return counts
-
-    @cached_property
-    def active(self) -> Bool:
-        """(*tiles), True where two labels or more take part."""
-        several: Bool = self.num_labels_of > 1
-        return several
+    def __init__(self, grid: TileGrid, domains: Bool) -> None:
+        """Take where labels take part, (L, *tiles)."""
+        self.grid, self.domains = grid, domains
+        self.num_labels_of: NDArray[np.int64] = np.zeros(grid.counts, np.int64)
+        for label in domains:
+            self.num_labels_of += label
+        self.active: Bool = self.num_labels_of > 1
+        self.tiles = np.flatnonzero(self.active)
+        self.first_entry = np.concatenate([[0], np.cumsum(self.num_labels_of.reshape(-1)[self.tiles])]).astype(np.int64)
+        self.num_entries = int(self.first_entry[-1])
 
     @cached_property
     def settled(self) -> NDArray[np.int32]:
@@ -75,21 +61,6 @@ class LabelSets:
         for label, tiles in enumerate(self.domains):
             labels[tiles & single] = label
         return labels
-
-    @cached_property
-    def tiles(self) -> NDArray[np.int64]:
-        """Flat numbers of the active tiles, ascending."""
-        return np.flatnonzero(self.active)
-
-    @cached_property
-    def first_entry(self) -> NDArray[np.int64]:
-        """(active tiles + 1), the first entry of each active tile, and the number of entries."""
-        return np.concatenate([[0], np.cumsum(self.num_labels_of.reshape(-1)[self.tiles])]).astype(np.int64)
-
-    @property
-    def num_entries(self) -> int:
-        """Pairs of an active tile and a label that takes part in it."""
-        return int(self.first_entry[-1])
 
     @cached_property
     def labels(self) -> NDArray[np.int32]:

@@ -10,18 +10,16 @@ import numpy as np
 
 from crfrefine.arrays.intensity import fit_intensity
 from crfrefine.arrays.label_maps import bounding_box
-from crfrefine.arrays.one_hot import ABSENT_LOGIT, CONFIDENCE
+from crfrefine.arrays.one_hot import ABSENT_LOGIT, CONFIDENCE, share_reach
 from crfrefine.arrays.padding import describe_padding, leave_out
-from crfrefine.arrays.shares import share_reach
 from crfrefine.refinement.tiles.choosing import MAX_DIRECT_REACH, choose_tiles, window_voxels
-from crfrefine.refinement.tiles.grid import MAX_DIMS, TILE, TileGrid, kernel_reach
-from crfrefine.refinement.tiles.label_source import LabelMapChannels, OutsideLogits, find_tiles_near_labels
+from crfrefine.refinement.tiles.grid import MAX_DIMS, TileGrid, kernel_reach
+from crfrefine.refinement.tiles.label_sets import LabelSets
 from crfrefine.refinement.tiles.problem import TileProblem
-from crfrefine.refinement.tiles.share_source import ShareChannels
-from crfrefine.refinement.tiles.sources import DenseChannels
+from crfrefine.refinement.tiles.sources import DenseChannels, LabelMapChannels, OutsideLogits, ShareChannels, find_tiles_near_labels
 from crfrefine.refinement.tiles.stored import FIRST_LOOK
 from crfrefine.refinement.tiles.streaming import survey_stream
-from crfrefine.refinement.tiles.survey import Thresholds, find_present, find_thresholds, survey_channels
+from crfrefine.refinement.tiles.survey import Thresholds, find_thresholds, survey_array
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,9 +29,8 @@ if TYPE_CHECKING:
     from crfrefine.engines.base import RunContext
     from crfrefine.engines.grid_image import GridImage
     from crfrefine.parameters.model import CrfParameters
-    from crfrefine.parameters.specs import MeanFieldSpec, ModelSpec
+    from crfrefine.parameters.specs import ModelSpec
     from crfrefine.refinement.tiles.grid import Extents
-    from crfrefine.refinement.tiles.label_sets import LabelSets
     from crfrefine.refinement.tiles.streaming import StreamedNetwork
 
 
@@ -46,7 +43,7 @@ class TilePlan:
     best: Float64  # (*tiles), sum over the voxels inside the mask of the largest logit, bias included, over the temperature
     is_direct: bool | None  # whether sums are direct; None means whichever is less work
     box: Box | None = None  # the part of the grid that tiles cover; None means all of it
-    labels: Labels | None = None  # (*grid), the network's label map, if its logits are not in memory; else None
+    labels: Labels | None = None  # (*grid), the network's label map; None means that it is to be found
     outside: OutsideLogits | None = None  # the logits outside the mask, if they are neither in memory nor forgotten
     notes: tuple[str, ...] = ()  # notes for the user, one sentence each
     num_padding: int = 0  # voxels in the mask where all logits were equal
@@ -84,49 +81,17 @@ def plan_array(
     source = DenseChannels(whole, (*(slice(0, 1),) * len(lead), *inner), is_probability=is_probability)
     grid = TileGrid(source.shape)
     inside = None if image.mask is None else image.mask.reshape(grid.shape)
-    if is_crowded(grid, source, spec.mean_field, inside, thresholds, threads):
-        return None
-    survey = survey_channels(grid, source, spec.mean_field, inside, threads)
-    present, may_matter = find_present(survey, source, thresholds)
+    survey, present, may_matter = survey_array(grid, source, spec.mean_field, inside, thresholds, threads)
     settled = float(thresholds.may_matter.min())
     problem = TileProblem(grid, source, present, may_matter, image, spec, threshold, settled=settled, precision=threshold)
     sets = problem.label_sets()
     is_direct = choose_tiles(problem, sets, threads, survey.uncertain_share(settled)) if sets.active.any() else True
-    return None if is_direct is None else TilePlan(problem, sets, survey.best_by_tile(), is_direct, box=exact)
-
-
-# Whether a few tiles already show that label sets would hold nearly all labels, so that the others need not be looked at.
-
-EVERY, MIN_LAYERS = 5, 13
-"""One of so many layers of tiles is looked at; grids with few layers are not sampled: one or two would say little about the others."""
-
-MAX_SAMPLED_LABELS = 8
-"""With more labels no tile has nearly all of them."""
-
-CROWDED = 1.1
-"""Share of the work with all labels everywhere from which on tiles are given up; without a sample they are at `choosing.WORTH_IT`."""
-
-
-def is_crowded(
-    grid: TileGrid, source: DenseChannels, run: MeanFieldSpec, mask: Bool | None, thresholds: Thresholds, threads: int | None
-) -> bool:
-    """Return whether so many labels are present in a sample of the tiles that tiles save nothing.
-
-    Only time depends on the answer: with all labels everywhere the result is right in any case.
-    """
-    if run.num_labels > MAX_SAMPLED_LABELS or grid.counts[0] < MIN_LAYERS:
-        return False
-    num_entries = num_voxels = 0
-    for layer in range(EVERY // 2, grid.counts[0], EVERY):
-        start, stop = layer * TILE[0], min((layer + 1) * TILE[0], grid.shape[0])
-        inside = None if mask is None else mask[start:stop]
-        channels = source.planes(start, stop)
-        survey = survey_channels(TileGrid(channels.shape), channels, run, inside, threads)
-        present, _ = find_present(survey, channels, thresholds)
-        num_labels_of = present.sum(axis=0)
-        num_entries += int(num_labels_of[num_labels_of > 1].sum())
-        num_voxels += math.prod(channels.shape) if inside is None else int(np.count_nonzero(inside))
-    return num_voxels > 0 and num_entries * math.prod(TILE) >= CROWDED * run.num_channels * num_voxels
+    if is_direct is None:
+        return None
+    labels = None
+    if exact is None and not is_probability:  # The smallest probabilities have one logarithm.
+        labels = survey.labels.reshape(values.shape[1:]).astype(np.min_scalar_type(len(values) - 1), copy=False)
+    return TilePlan(problem, sets, survey.best_by_tile(), is_direct, box=exact, labels=labels)
 
 
 def plan_stream(network: StreamedNetwork, image: GridImage, spec: ModelSpec, parameters: CrfParameters, context: RunContext) -> TilePlan:
@@ -195,14 +160,14 @@ def plan_label_map(
 ) -> TilePlan:
     """Return where the labels of a label map take part: within the kernels' reach of where they occur, with the logit 0.
 
-    With the `sigma` of a coarser network (`crfrefine.arrays.shares`), labels take part where they have a share.
+    With the `sigma` of a coarser network (`crfrefine.arrays.one_hot`), labels take part where they have a share.
     The numbers, (*grid) of at most three axes in storage order, are the channel of each voxel's label.
     """
     grid, run = TileGrid.of(numbers.shape), spec.mean_field
     labels = np.ascontiguousarray(numbers).reshape(grid.shape)
     inside = None if image.mask is None else np.ascontiguousarray(image.mask).reshape(grid.shape)
     reach = kernel_reach(spec.kernels, image.spacing, grid)
-    source: LabelMapChannels | ShareChannels
+    source: LabelMapChannels
     if sigma is None:
         source, settled, confidence = LabelMapChannels(labels, reach), settled_probability(spec), CONFIDENCE
         extents = reach_of_messages(spec, reach)
@@ -236,10 +201,10 @@ def plan_label_map(
     if run.bias is not None:
         own += np.where(sets.settled < 0, 0.0, np.asarray(run.bias, np.float64)[sets.settled]) / run.temperature
     if not spec.kernels.kernels:  # Each voxel has only its own label within reach.
-        sets = replace(sets, domains=np.zeros_like(sets.domains))
+        sets = LabelSets(grid, np.zeros_like(sets.domains))
     is_fine = spec.kernels.filter == "auto" and max(reach) <= MAX_DIRECT_REACH and window_voxels(problem) <= MAX_PAIRS
     outside = None
-    if inside is not None and isinstance(source, LabelMapChannels):
+    if inside is not None and sigma is None:
         outside = OutsideLogits(source, inside, run.num_labels, run.temperature, threads)
     is_direct = True if is_fine else None
     if sigma is not None and not is_fine and spec.kernels.filter == "auto":

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from crfrefine.arrays.label_maps import widen
 from crfrefine.engines.grid_image import FeatureOrigin, first_inside
 from crfrefine.refinement.tiles.grid import TILE, TileGrid, kernel_reach
-from crfrefine.refinement.tiles.label_sets import LabelSets, find_domains, num_rings
+from crfrefine.refinement.tiles.label_sets import LabelSets, num_rings
 
 if TYPE_CHECKING:
     from crfrefine.arrays.intensity import IntensityMap
@@ -20,8 +21,31 @@ if TYPE_CHECKING:
     from crfrefine.engines.grid_image import GridImage
     from crfrefine.parameters.specs import ModelSpec
     from crfrefine.refinement.tiles.grid import Extents
-    from crfrefine.refinement.tiles.slabs import Slab
     from crfrefine.refinement.tiles.sources import ChannelSource
+
+
+@dataclass(frozen=True)
+class Slab:
+    """Planes of a volume."""
+
+    start: int  # the first plane
+    stop: int  # the end of the planes
+    first: int  # the first plane that takes part in the computation
+    last: int  # the end of those
+
+    @property
+    def extent(self) -> int:
+        """Planes that take part."""
+        return self.last - self.first
+
+
+def cuts(num_planes: int, halo: int) -> Iterator[list[Slab]]:
+    """Yield the ways to cut a volume into slabs of equal height, whose last one may be lower; the fewest slabs come first."""
+    rows = math.ceil(num_planes / TILE[0])
+    for count in range(1, rows + 1):
+        height = math.ceil(rows / count) * TILE[0]
+        starts = range(0, num_planes, height)
+        yield [Slab(s, min(s + height, num_planes), max(0, s - halo), min(s + height + halo, num_planes)) for s in starts]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +81,14 @@ class TileProblem:
         return kernel_reach(self.spec.kernels, self.image.spacing, self.grid)
 
     def label_sets(self) -> LabelSets:
-        """Return the labels of each tile."""
-        return LabelSets(self.grid, find_domains(self.present, self.may_matter, num_rings(self.reach)))
+        """Return the labels of each tile: those that are present around it and may matter there.
+
+        Farther from where it is present a label cannot rise, as `check_entries` in the C++ engine confirms.
+        """
+        domains, rings = np.zeros_like(self.present), num_rings(self.reach)
+        for label in np.flatnonzero(self.present.any(axis=(1, 2, 3))):
+            domains[label] = widen(self.present[label], rings) & self.may_matter[label]
+        return LabelSets(self.grid, domains)
 
     def normalized(self, start: int = 0, stop: int | None = None) -> Float32:
         """Return normalized planes of the slowest of three axes, (M, planes, y, x) float32, C-contiguous."""

@@ -96,10 +96,6 @@ class RefinedTiles:
         inner = slice(planes.start - first, planes.stop - first)
         np.copyto(piece, spread[inner], where=active[inner])
 
-    def exceeding(self) -> Bool | None:
-        """Return (L, *tiles), where a label's marginal was not negligible near the border of its domain; None: nowhere."""
-        return self.sets.flagged(self.exceeds)
-
 
 def nothing_refined(problem: TileProblem, sets: LabelSets) -> RefinedTiles:
     """Result when every tile has a single label."""

@@ -15,9 +15,8 @@ from crfrefine.errors import CapacityError
 from crfrefine.refinement.tiles.choosing import sums_are_direct
 from crfrefine.refinement.tiles.grid import TILE
 from crfrefine.refinement.tiles.label_sets import LabelSets
-from crfrefine.refinement.tiles.problem import rows_of
+from crfrefine.refinement.tiles.problem import Slab, cuts, rows_of
 from crfrefine.refinement.tiles.running import RefinedTiles, nothing_refined, run_tiles
-from crfrefine.refinement.tiles.slabs import Slab, cuts, halo_planes
 
 if TYPE_CHECKING:
     from crfrefine.engines.base import Backend, RunContext
@@ -45,7 +44,8 @@ def solve(problem: TileProblem, sets: LabelSets, backend: Backend, context: RunC
             found = run_tiles(problem, sets, backend, context, is_direct=is_direct)
         else:
             found = run_slabs(problem, sets, slabs, backend, context, is_direct=is_direct)
-        exceeding = None if problem.threshold is None else found.exceeding()
+        # Where a label's marginal was not negligible near the border of its domain.
+        exceeding = None if problem.threshold is None else sets.flagged(found.exceeds)
         if exceeding is None:
             return found
         del found  # The next run needs its memory.
@@ -121,13 +121,6 @@ def slab_bytes(problem: TileProblem, sets: LabelSets, slab: Slab, *, is_direct: 
     return total + voxels * (BYTES_OF_FILTERS + BYTES_OF_MODALITY * (len(problem.image.values) - 1))
 
 
-def _are_small(slabs: Sequence[Slab], problem: TileProblem, halo: int) -> bool:
-    """Return whether slabs are as small as the problem asks for, or so low that the planes beside them take as long."""
-    if problem.largest_slab is None or slabs[0].stop - slabs[0].start <= 2 * halo:
-        return True
-    return max(slab.extent for slab in slabs) * math.prod(problem.grid.shape[1:]) <= problem.largest_slab
-
-
 def plan_slabs(problem: TileProblem, sets: LabelSets, num_bytes: int | None, *, is_direct: bool) -> list[Slab]:
     """Return as few slabs as fit into a number of bytes; None: any amount.
 
@@ -135,13 +128,18 @@ def plan_slabs(problem: TileProblem, sets: LabelSets, num_bytes: int | None, *, 
         CapacityError: not even a slab of one tile's height fits; the error has both numbers.
     """
     needed, num_iterations = 0, problem.spec.mean_field.num_iterations
+    # In each step messages come from within the reach, and their normalization from within the reach of those who send.
     # In small slabs, messages of two steps must cross: messages from farther away changed no label of a CT.
-    halo = halo_planes(num_iterations if problem.largest_slab is None else min(2, num_iterations), problem.reach[0])
+    num_crossed = num_iterations if problem.largest_slab is None else min(2, num_iterations)
+    halo = math.ceil((num_crossed + 1) * problem.reach[0] / TILE[0]) * TILE[0]
     for slabs in cuts(problem.grid.shape[0], halo):
         needed = max(slab_bytes(problem, sets, slab, is_direct=is_direct) for slab in slabs)
         if len(slabs) > 1:  # Beside a slab, the refined logits of all slabs.
             needed += sets.num_entries * math.prod(TILE) * BYTES_OF_RESULT
-        if (num_bytes is None or needed <= num_bytes) and _are_small(slabs, problem, halo):
+        size = max(slab.extent for slab in slabs) * math.prod(problem.grid.shape[1:])
+        # In slabs as low as their halos, the planes beside them take as long.
+        is_small = problem.largest_slab is None or size <= problem.largest_slab or slabs[0].stop - slabs[0].start <= 2 * halo
+        if is_small and (num_bytes is None or needed <= num_bytes):
             return slabs
     raise CapacityError(
         f"the case needs about {format_size(needed)} beyond what is in memory already, even in slabs of {TILE[0]} planes; "

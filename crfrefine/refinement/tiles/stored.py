@@ -14,6 +14,7 @@ from crfrefine.base.memory import format_size
 from crfrefine.errors import CapacityError
 from crfrefine.refinement.tiles.grid import TILE, TileGrid
 from crfrefine.refinement.tiles.label_sets import num_rings
+from crfrefine.refinement.tiles.sources import ChannelSource
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -73,8 +74,8 @@ ReadPieces = Callable[[], "Iterable[Piece]"]
 """Returns the pieces of a network's output, from the beginning at each call."""
 
 
-class StoredChannels:
-    """Some tiles of each label's channel; a `ChannelSource`."""
+class StoredChannels(ChannelSource):
+    """Some tiles of each label's channel."""
 
     def __init__(self, grid: TileGrid, num_labels: int, *, is_probability: bool = False, read: ReadPieces | None = None) -> None:
         """Start with no tile; `read` returns the pieces, for tiles that are wanted later."""

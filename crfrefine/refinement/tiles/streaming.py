@@ -11,13 +11,13 @@ import numpy as np
 from crfrefine.arrays.probabilities import (
     SUM_TOLERANCE,
     TOLD_SUM_TOLERANCE,
+    Look,
     agree,
     check_input_type,
     describe_logits,
     describe_probabilities,
     no_probabilities,
     refuse_scaled,
-    require_distribution,
 )
 from crfrefine.base.axes import StorageOrder
 from crfrefine.refinement.tiles.stored import Candidates, ReadPieces, read_bricks
@@ -172,7 +172,10 @@ class KindFinder:
             tolerance = SUM_TOLERANCE
             if not self.is_probability or self._input_type == "probabilities":
                 tolerance = TOLD_SUM_TOLERANCE
-            require_distribution(self._sums, is_equal, str(self._path), tolerance)
+            look = Look(self._sums.shape)
+            for each, found in look.sums.items():
+                found.add(0, self._sums.reshape(-1), is_equal.reshape(-1), each)
+            look.require_distribution(str(self._path), tolerance)
         if not self.is_probability:
             return describe_logits(self._path, self._input_type, None if self._is_said else self._outside)
         if self._outside is not None:

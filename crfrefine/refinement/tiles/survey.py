@@ -119,16 +119,16 @@ class Survey:
         return found
 
 
-def survey_channels(grid: TileGrid, source: DenseChannels, run: MeanFieldSpec, mask: Bool | None, threads: int | None) -> Survey:
-    """Return what one pass over all channels finds; the mask is C-contiguous."""
+def survey_array(
+    grid: TileGrid, source: DenseChannels, run: MeanFieldSpec, mask: Bool | None, thresholds: Thresholds, threads: int | None
+) -> tuple[Survey, Bool, Bool]:
+    """Return what one pass over channels in memory finds, where labels are present, and where they may matter, (L, *tiles) each.
+
+    The mask is C-contiguous.
+    """
     survey = Survey(grid, run, mask, threads, is_probability=source.is_probability)
     for label in range(run.num_labels):
         survey.add(label, source.channel(label))
-    return survey
-
-
-def find_present(survey: Survey, source: DenseChannels, thresholds: Thresholds) -> tuple[Bool, Bool]:
-    """Return where labels are present, and where they may matter, (L, *tiles) each, once all channels were surveyed."""
     present, may_matter = np.zeros((2, *survey.margins.shape), np.bool_)
     for label, margins in enumerate(survey.margins):
         # The bound was taken before later labels added to the sum.
@@ -137,7 +137,7 @@ def find_present(survey: Survey, source: DenseChannels, thresholds: Thresholds) 
             exact = survey.margins_of(label, source.channel(label), tiles, is_whole_grid=True)
             present[label].flat[tiles] = exact > thresholds.present[label]
             may_matter[label].flat[tiles] = exact > thresholds.may_matter[label]
-    return present, may_matter
+    return survey, present, may_matter
 
 
 # Below which probability a label takes no part in a tile: `mean_field.label_threshold`, and how far a marginal may rise.
