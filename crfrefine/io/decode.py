@@ -98,8 +98,17 @@ class Decoder:
             if len(data) < size:
                 raise self._cut_off()
             stored = np.frombuffer(data, stream.dtype).reshape(target.shape)
+            # 16-bit integers are exact in float32; wider ones are scaled in float64, else an intercept would cancel digits away.
+            is_wide = stream.is_scaled and stored.dtype.itemsize > 2
+            scaled = np.empty(stored.shape, np.float64) if is_wide else target
             with np.errstate(over="ignore", invalid="ignore"):
-                _convert(stored, stream, target)
+                scaled[...] = stored
+                if stream.is_scaled:
+                    scaled *= scaled.dtype.type(stream.slope)
+                    if stream.intercept != 0.0:
+                        scaled += scaled.dtype.type(stream.intercept)
+                if is_wide:
+                    target[...] = scaled
             suspicious = suspicious or not (self._is_surely_finite or _is_finite(target))
         if suspicious:
             self._count_bad(values, first_channel, first_plane)
@@ -140,22 +149,22 @@ class Decoder:
 
     def _targets(self, values: NDArray[Any]) -> Iterator[NDArray[Any]]:
         """Yield views of an array in the order of the stream, of about a block each."""
+        size = _BLOCK_VALUES
         if self._inner is None:
-            yield from _runs(values.reshape(-1))
-            return
-        num_channels, inner = values.shape[0], self._inner
-        # The repeating unit of the stream: single values, or `inner` of each channel.
-        rows = values.reshape(num_channels, -1, inner).transpose(1, 0, 2)
-        num_rows = max(_BLOCK_VALUES // (num_channels * inner), 1)
-        if num_rows == 1 and inner >= _MIN_RUN:
-            for row in rows:
-                for run in row:
-                    yield from _runs(run)
-            return
-        if inner == 1:
-            rows = rows[:, :, 0]  # numpy copies two axes twice as fast as three with one of length 1.
-        for start in range(0, len(rows), num_rows):
-            yield rows[start : start + num_rows]
+            parts = [values.reshape(-1)]
+        else:
+            num_channels, inner = values.shape[0], self._inner
+            # The repeating unit of the stream: single values, or `inner` of each channel.
+            rows = values.reshape(num_channels, -1, inner).transpose(1, 0, 2)
+            num_rows = max(size // (num_channels * inner), 1)
+            if num_rows == 1 and inner >= _MIN_RUN:
+                parts = [run for row in rows for run in row]
+            else:
+                # numpy copies two axes twice as fast as three with one of length 1.
+                parts, size = [rows[:, :, 0] if inner == 1 else rows], num_rows
+        for part in parts:
+            for start in range(0, len(part), size):
+                yield part[start : start + size]
 
     def _count_bad(self, values: NDArray[Any], first_channel: int, first_plane: int) -> None:
         for number, channel in enumerate(values, first_channel):
@@ -193,25 +202,6 @@ def as_bytes(values: NDArray[Any]) -> memoryview:
     """Return the memory of a C-contiguous array as bytes, little-endian like everything that is written here."""
     little = values if values.dtype.byteorder != ">" and sys.byteorder == "little" else values.astype(values.dtype.newbyteorder("<"))
     return memoryview(little.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
-
-
-def _runs(flat: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    for start in range(0, flat.size, _BLOCK_VALUES):
-        yield flat[start : start + _BLOCK_VALUES]
-
-
-def _convert(stored: NDArray[Any], stream: VoxelStream, target: NDArray[Any]) -> None:
-    """Write values as they are stored to an array of the same shape, scaled."""
-    # 16-bit integers are exact in float32; wider ones are scaled in float64, else an intercept would cancel digits away.
-    is_wide = stream.is_scaled and stored.dtype.itemsize > 2
-    scaled = np.empty(stored.shape, np.float64) if is_wide else target
-    scaled[...] = stored
-    if stream.is_scaled:
-        scaled *= scaled.dtype.type(stream.slope)
-        if stream.intercept != 0.0:
-            scaled += scaled.dtype.type(stream.intercept)
-    if is_wide:
-        target[...] = scaled
 
 
 def _is_surely_finite(stream: VoxelStream) -> bool:
