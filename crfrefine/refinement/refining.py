@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from crfrefine.arrays.arguments import given_array, given_spacing
 from crfrefine.arrays.blocks import find_network_spacing
-from crfrefine.arrays.components import clean
+from crfrefine.arrays.components import clean, describe_losses
 from crfrefine.arrays.intensity import window_notes
 from crfrefine.arrays.label_maps import count_labels
 from crfrefine.arrays.one_hot import channel_numbers, renumber
@@ -31,7 +31,6 @@ from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
 from crfrefine.refinement.refined import NetworkLogits, RefinedChannels
 from crfrefine.refinement.result import RefinementResult
 from crfrefine.refinement.tiles.solving import solve
-from crfrefine.refinement.vanishing import describe_losses
 
 NARROW = "kernels are narrower than the voxels"
 """The note on kernels that end before the next voxel begins with it."""
