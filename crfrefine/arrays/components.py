@@ -1,4 +1,4 @@
-"""Connected components: their number, and the small-object rules that clean a label map (`[postprocess]` of a parameter file).
+"""Connected components: their number, the small-object rules that clean a label map (`[postprocess]`), and what these took away.
 
 Components are connected over faces, edges and corners (26 neighbors in 3-D). This is not part of the model: it follows the CRF.
 """
@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from crfrefine.arrays.label_maps import bounding_box
 from crfrefine.base.array_types import Array, Bool
+from crfrefine.base.text import counted, listed, shorten_value
+from crfrefine.errors import ConfigError
 from crfrefine.parameters.sections import PostprocessParameters
 
 
@@ -226,3 +228,44 @@ def _fillings(
     result = np.zeros(num_regions, dtype=part.dtype)
     result[holes[is_filled]] = most[is_filled]
     return result
+
+
+MAX_LOSS = 0.1
+"""Share of a structure's voxels that rules may remove without permission."""
+
+REMOVED = "structures that rules of [postprocess] removed"
+"""The note on such structures begins with it."""
+
+_MAX_NAMED = 50
+
+
+def describe_losses(
+    lost: Mapping[int, tuple[int, int]], rules: PostprocessParameters, names: Mapping[int, str], voxel_ml: float | None, *, allowed: bool
+) -> tuple[str, ...]:
+    """Return a note on the structures that lost more than MAX_LOSS of their voxels to rules; no note without such structures.
+
+    Args:
+        lost: voxels before the rules, and how many of them are left, of each label that lost voxels.
+        rules: the rules that were applied.
+        names: of the labels, where they are known.
+        voxel_ml: volume of a voxel in ml; None for grids that do not have three axes.
+        allowed: whether rules may do that.
+
+    Raises:
+        ConfigError: there are such structures, and rules may not do that.
+    """
+    losses = {label: counts for label, counts in sorted(lost.items()) if counts[0] - counts[1] > MAX_LOSS * counts[0]}
+    if not losses:
+        return ()
+    texts = []
+    for label, (before, after) in losses.items():
+        volumes = "" if voxel_ml is None else f" ({before * voxel_ml:.3g} → {after * voxel_ml:.3g} ml)"
+        texts.append(f"{names.get(label, f'label {label}')} {before:,} → {after:,} voxels{volumes}")
+    rule = " and ".join(f"{key} = {shorten_value(value)}" for key, value in rules.removing.items())
+    if allowed:
+        return (f"{REMOVED}, in whole or by more than {MAX_LOSS:.0%}, by {rule}: {listed(texts, _MAX_NAMED)}",)
+    off = " and ".join(f"{key} = {'0' if key.endswith('_ml') else 'none'}" for key in rules.removing)
+    raise ConfigError(
+        f"{rule} would remove more than {MAX_LOSS:.0%} of {counted(len(losses), 'structure')}: {listed(texts, _MAX_NAMED)}\n"
+        f"  Switch it off ({off}), or allow it: --allow-vanishing, in Python allow_vanishing=True."
+    )

@@ -158,14 +158,6 @@ def take_logarithms(probabilities: Float32) -> None:
         np.log(block, out=block)
 
 
-def add_bias(logits: Float32, bias: NDArray[np.floating[Any]] | None, inside: Bool | None) -> None:
-    """Add the bias of each label to its logits, (L, ...), in place, where a mask is True; None: nothing, and everywhere."""
-    if bias is None:
-        return
-    for channel, of_label in zip(logits, bias, strict=True):
-        np.add(channel, np.float32(of_label), out=channel, where=True if inside is None else inside)
-
-
 def over_output_temperature(logits: Float32, temperature: float) -> Float32:
     """Return refined logits, or log-odds of regions, whose softmax or sigmoid are calibrated probabilities; no copy with 1.
 

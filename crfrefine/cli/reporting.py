@@ -6,9 +6,9 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from crfrefine.arrays.components import REMOVED
 from crfrefine.base.text import counted, listed, printable
 from crfrefine.cli.progress import VERBOSE, RunReporter
-from crfrefine.refinement.vanishing import REMOVED
 from crfrefine.runs.records import VANISHED
 from crfrefine.runs.run import InferenceObserver
 

@@ -160,10 +160,10 @@ def mean_field(
             if thresholds is not None:
                 labels = [_present(item, inside, run, thresholds.present) for item, inside in zip(logits, masks, strict=True)]
         counts = [num_labels if of_item is None else len(of_item) for of_item in labels]
-        kernels = _build(image, wanted, _known_spacing(spacing, wanted), mask, threads, copy=False, num_labels=counts)
+        kernels = _build(image, wanted, _known_spacing(spacing, wanted), masks, threads, copy=False, num_labels=counts)
     _check_kernels(kernels, len(logits), len(weights), image_shape, str(dtype).removeprefix("torch."))
     if mask is not None or all(item.num_voxels == logits[0, 0].numel() for item in kernels):  # else only the kernels know their mask
-        inputs.check_logits(logits, mask)
+        inputs.check_logits(logits, masks)
     items = [
         _refine_item(item, run, item_logits.to(dtype), item_image, parameters, of_item, inside)
         for item, item_logits, item_image, of_item, inside in zip(kernels, logits, image, labels, masks, strict=True)
@@ -261,7 +261,8 @@ def build_kernels(
     check_threads(threads)
     settings = MeanFieldParameters(num_iterations=num_iterations, normalization=normalization, filter=filter, positions=positions)
     wanted = _thetas(bilateral, theta_gamma, image).resolve(settings, num_labels)
-    return _build(image, wanted, _known_spacing(spacing, wanted), mask, threads, copy=copy)
+    masks = inputs.masks_by_item(mask, len(image), image.shape[2:])
+    return _build(image, wanted, _known_spacing(spacing, wanted), masks, threads, copy=copy)
 
 
 def _known_spacing(spacing: inputs.Spacing | None, wanted: KernelSetSpec) -> inputs.Spacing:
@@ -306,7 +307,7 @@ def _build(
     image: Tensor,
     wanted: KernelSetSpec,
     spacing: inputs.Spacing,
-    mask: inputs.Mask | None,
+    masks: Sequence[Tensor | None],
     threads: int | None,
     *,
     copy: bool,
@@ -315,13 +316,12 @@ def _build(
     """Return the kernels of each batch item; `num_labels` are the labels that take part in each, None means all."""
     engine = inputs.engine_for(image.device, inputs.compute_dtype(image))
     steps = inputs.spacing_by_item(spacing, len(image), image.ndim - 2)
-    masks = inputs.masks_by_item(mask, len(image), image.shape[2:])
     context = RunContext(threads or torch.get_num_threads())
     result: list[RecordingKernels] = []
-    for index, item in enumerate(image.detach()):
+    for index, (item, inside) in enumerate(zip(image.detach(), masks, strict=True)):
         inputs.check_finite(item, index)
         where_to = "cpu" if engine.name.startswith("torch") else item.device
-        values, inside = to_array(item.to(where_to, inputs.compute_dtype(item), copy=copy)), masks[index]
+        values = to_array(item.to(where_to, inputs.compute_dtype(item), copy=copy))
         where = None if inside is None else inside.cpu().numpy()
         own = wanted if num_labels is None else replace(wanted, num_labels=num_labels[index])
         result.append(engine.kernels(GridImage(values, where, steps[index]), own, context))

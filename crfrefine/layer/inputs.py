@@ -213,12 +213,12 @@ def without_padding(logits: Tensor, mask: Mask | None, kernels: Sequence[Recordi
     return logits.masked_fill(huge.unsqueeze(1), 0.0) if huge.any() else logits, inside
 
 
-def check_logits(logits: Tensor, mask: Mask | None) -> None:
-    """Raise InputError if logits (B, L, *grid) hold NaN or +infinity inside the mask: one such voxel would spread to all of its item."""
+def check_logits(logits: Tensor, masks: Sequence[Tensor | None]) -> None:
+    """Raise InputError if logits (B, L, *grid) hold NaN or +infinity inside the items' masks: one such voxel would spread to its item."""
     if logits.detach().amax() < math.inf:  # False for NaN
         return
     bad = ~(logits.detach() < math.inf).all(1)
-    for index, (item, inside) in enumerate(zip(bad, masks_by_item(mask, len(logits), logits.shape[2:]), strict=True)):
+    for index, (item, inside) in enumerate(zip(bad, masks, strict=True)):
         count = int((item if inside is None else item & inside.to(item.device)).sum())
         if count:
             raise InputError(

@@ -205,7 +205,7 @@ def _prepare_array(
     started = time.perf_counter()
     _check_finite(backend, case.values, "image", threads)
     # Padding of the logits is not a property of the image: intensities are normalized as if there were no padding.
-    box = box_of(mask)
+    box = None if mask is None else box_of(mask)
     values = normalize_intensity(case.values, parameters.intensity, case.mask, box=box, threads=threads)
     image = GridImage(values, mask if box is None or mask is None else mask[box], case.spacing, case.axes)
     timings = {"normalize": time.perf_counter() - started}
@@ -216,12 +216,10 @@ def _prepare_array(
     return Prepared(channels, mask, box, image, plan, num_padding, notes, is_probability, are_regions, timings)
 
 
-def box_of(mask: Bool | None) -> Box | None:
+def box_of(mask: Bool) -> Box | None:
     """Return the mask's bounding box; None if it is nearly the whole grid."""
-    box = None if mask is None else bounding_box(mask)
-    if mask is None or box is None:
-        return None
-    inside = math.prod(axis.stop - axis.start for axis in box)
+    box = bounding_box(mask)
+    inside = math.prod(axis.stop - axis.start for axis in box or ())
     return box if inside < WORTH_IT * mask.size else None
 
 

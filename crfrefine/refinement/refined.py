@@ -11,7 +11,7 @@ import numpy as np
 
 from crfrefine.arrays.label_maps import bounding_box
 from crfrefine.arrays.one_hot import ABSENT_LOGIT
-from crfrefine.arrays.probabilities import add_bias, over_output_temperature, take_logarithms
+from crfrefine.arrays.probabilities import over_output_temperature, take_logarithms
 from crfrefine.engines.base import MeanFieldReport, MeanFieldResult
 from crfrefine.refinement.tiles.grid import MAX_DIMS, TileGrid
 from crfrefine.refinement.volumes import matching_bias
@@ -46,7 +46,8 @@ class NetworkLogits:
             take_logarithms(logits)
         if self.run.bias is not None:
             ours, of_box = overlap(planes, self.box, logits.shape)
-            add_bias(logits[None, *ours], self.run.bias[label : label + 1], None if self.mask is None else self.mask[of_box])
+            where = True if self.mask is None else self.mask[of_box]
+            np.add(logits[ours], np.float32(self.run.bias[label]), out=logits[ours], where=where)
         if self.run.temperature != 1.0:  # A pass over all labels, which is worth saving.
             logits *= np.float32(1.0) / np.float32(self.run.temperature)
         return logits

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from crfrefine.arrays.arguments import given_array, given_spacing
 from crfrefine.arrays.blocks import find_network_spacing
-from crfrefine.arrays.components import clean
+from crfrefine.arrays.components import clean, describe_losses
 from crfrefine.arrays.intensity import window_notes
 from crfrefine.arrays.label_maps import count_labels
 from crfrefine.arrays.one_hot import channel_numbers, renumber
@@ -31,7 +31,6 @@ from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
 from crfrefine.refinement.refined import NetworkLogits, RefinedChannels
 from crfrefine.refinement.result import RefinementResult
 from crfrefine.refinement.tiles.solving import solve
-from crfrefine.refinement.vanishing import describe_losses
 
 NARROW = "kernels are narrower than the voxels"
 """The note on kernels that end before the next voxel begins with it."""
@@ -110,7 +109,8 @@ def refine_network(
         notes += (f"computed on the CPU, since the case does not fit into the memory of {backend.name}: {lacking}",)
         backend = get_backend("cpu")
         refined = _run(prepared, models, backend, context)
-    notes += window_notes(case.values, parameters.intensity, case.mask)
+    if "window" in parameters.intensity.normalization:
+        notes += window_notes(case.values, parameters.intensity, case.mask)
     _check_outcome(backend, refined, threads)
 
     started = time.perf_counter()
@@ -134,9 +134,10 @@ def refine_network(
         now = lost.get(label, (after, after))
         lost[label] = (before, max(0, after - (now[0] - now[1])))
     network_labels = order.to_user(labels_of_network) if numbers is None else numbers
-    label_map, own = cleaned.label_map, tuple[int, ...]()
+    label_map, num_labels = cleaned.label_map, network.shape[0] if regions is None else regions.num_labels
+    own = tuple(range(network.shape[0])) if regions is None else ()
     if isinstance(given, LabelMapNetwork):
-        own = tuple(given.channels)
+        own, num_labels = tuple(given.channels), given.num_labels
         label_map, network_labels = renumber(label_map, own), renumber(network_labels, own)
         lost = {own[label]: counts for label, counts in lost.items()}
     volume = voxel_ml if len(steps) == 3 else None
@@ -159,7 +160,7 @@ def refine_network(
         spacing=tuple(steps),
         regions=regions,
         channel_labels=own,
-        num_labels=given.num_labels if isinstance(given, LabelMapNetwork) else 0,
+        num_labels=num_labels,
         output_temperature=parameters.mean_field.output_temperature,
     )
 

@@ -67,13 +67,6 @@ class RefinementResult(Reported):
     num_labels: int = 0
     output_temperature: float = 1.0
 
-    def __post_init__(self) -> None:
-        """Number the channels from 0, unless the caller has numbered them."""
-        if not self.channel_labels and self.regions is None:
-            object.__setattr__(self, "channel_labels", tuple(range(self.channels.num_channels)))
-        if not self.num_labels:
-            object.__setattr__(self, "num_labels", self.channels.num_channels if self.regions is None else self.regions.num_labels)
-
     def __eq__(self, other: object) -> bool:
         """Compare the values, arrays too: the dataclass's own comparison asks whether an array is true."""
         if not isinstance(other, RefinementResult):

@@ -10,11 +10,10 @@ import numpy as np
 from crfrefine.arrays.label_maps import widen
 from crfrefine.engines.cpu import CpuBackend
 from crfrefine.parameters.specs import REACH
-from crfrefine.refinement.tiles.grid import TILE
-from crfrefine.refinement.tiles.label_sets import num_rings
+from crfrefine.refinement.tiles.grid import TILE, num_rings
 
 if TYPE_CHECKING:
-    from crfrefine.refinement.tiles.label_sets import LabelSets
+    from crfrefine.refinement.tiles.grid import LabelSets
     from crfrefine.refinement.tiles.problem import TileProblem
 
 MAX_DIRECT_REACH = 12

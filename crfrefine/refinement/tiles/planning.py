@@ -13,8 +13,7 @@ from crfrefine.arrays.label_maps import bounding_box
 from crfrefine.arrays.one_hot import ABSENT_LOGIT, CONFIDENCE, share_reach
 from crfrefine.arrays.padding import describe_padding, leave_out
 from crfrefine.refinement.tiles.choosing import MAX_DIRECT_REACH, choose_tiles, window_voxels
-from crfrefine.refinement.tiles.grid import MAX_DIMS, TileGrid, kernel_reach
-from crfrefine.refinement.tiles.label_sets import LabelSets
+from crfrefine.refinement.tiles.grid import MAX_DIMS, LabelSets, TileGrid, kernel_reach
 from crfrefine.refinement.tiles.problem import TileProblem
 from crfrefine.refinement.tiles.sources import DenseChannels, LabelMapChannels, OutsideLogits, ShareChannels, find_tiles_near_labels
 from crfrefine.refinement.tiles.stored import FIRST_LOOK

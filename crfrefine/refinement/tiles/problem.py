@@ -12,8 +12,7 @@ import numpy as np
 
 from crfrefine.arrays.label_maps import widen
 from crfrefine.engines.grid_image import FeatureOrigin, first_inside
-from crfrefine.refinement.tiles.grid import TILE, TileGrid, kernel_reach
-from crfrefine.refinement.tiles.label_sets import LabelSets, num_rings
+from crfrefine.refinement.tiles.grid import TILE, LabelSets, TileGrid, kernel_reach, num_rings
 
 if TYPE_CHECKING:
     from crfrefine.arrays.intensity import IntensityMap

@@ -15,8 +15,7 @@ from crfrefine.engines.base import MeanFieldReport
 from crfrefine.engines.cpu import CpuKernels, model_argument
 from crfrefine.engines.grid_image import default_origin
 from crfrefine.refinement.tiles.choosing import GROUP
-from crfrefine.refinement.tiles.grid import TILE, TileGrid
-from crfrefine.refinement.tiles.label_sets import num_rings
+from crfrefine.refinement.tiles.grid import TILE, TileGrid, num_rings
 from crfrefine.refinement.tiles.sources import DenseChannels
 
 if TYPE_CHECKING:
@@ -25,8 +24,7 @@ if TYPE_CHECKING:
     from crfrefine.base.array_types import Bool, Float32, Labels
     from crfrefine.engines.base import Backend, RunContext
     from crfrefine.parameters.specs import KernelSpec
-    from crfrefine.refinement.tiles.grid import Extents
-    from crfrefine.refinement.tiles.label_sets import LabelSets
+    from crfrefine.refinement.tiles.grid import Extents, LabelSets
     from crfrefine.refinement.tiles.problem import TileProblem
 
 

@@ -12,8 +12,7 @@ import numpy as np
 from crfrefine.arrays.label_maps import widen
 from crfrefine.base.memory import format_size
 from crfrefine.errors import CapacityError
-from crfrefine.refinement.tiles.grid import TILE, TileGrid
-from crfrefine.refinement.tiles.label_sets import num_rings
+from crfrefine.refinement.tiles.grid import TILE, TileGrid, num_rings
 from crfrefine.refinement.tiles.sources import ChannelSource
 
 if TYPE_CHECKING:
