@@ -48,9 +48,8 @@ class Upright:
         if affine is None or num_dims != 3:
             return cls(tuple(range(num_dims)), (False,) * num_dims, ())
         codes = orientation_codes(affine)
-        axis_order = tuple(next(axis for axis in range(3) if codes[axis] in pair) for pair in ("LR", "PA", "IS"))
-        flips = (codes[axis_order[0]] == "R", codes[axis_order[1]] == "P", codes[axis_order[2]] == "I")
-        return cls(axis_order, flips, SIDES)
+        axis_order = tuple(next(axis for axis in range(3) if codes[axis] in pair) for pair in SIDES)
+        return cls(axis_order, tuple(codes[axis] == pair[0] for axis, pair in zip(axis_order, SIDES, strict=True)), SIDES)
 
     def describe(self, plane: int) -> tuple[str, str]:
         """Return the name of a plane of `PLANES`, and the letters at its left, right, bottom and top.
