@@ -14,7 +14,7 @@ from PIL import Image
 from report_helpers import NASTY, make_images, make_report, make_table
 
 from crfrefine.errors import CrfRefineError, InputError
-from crfrefine.pages.report import charts, write_report
+from crfrefine.pages.report import draw_charts, write_report
 from crfrefine.statistics.comparison import MEAN, Measurement, ResultTable, format_p, summarize
 from crfrefine.statistics.verdict import Outcome, verdict
 
@@ -208,7 +208,7 @@ def test_marks_of_the_charts_lie_at_the_values_of_their_cases(monkeypatch):
     summary = summarize(table, "network", num_resamples=100)
     named = {"method": "$x_$", "region_titles": {"1": "$\\alpha"}, "mean_regions": ["1"]}
     report = make_report(table=table, summary=summary, verdict=None, **named)
-    assert [title for title, _ in charts.draw_charts(report)] == ["Before and after", "Agreement (Bland-Altman)", "Each region"]
+    assert [title for title, _ in draw_charts(report)] == ["Before and after", "Agreement (Bland-Altman)", "Each region"]
     marks = {}
     for x, y, style in drawn:
         marks.setdefault(style["color"], []).append((x, y))

@@ -41,7 +41,7 @@ HOMES = {
     "typer": {"cli"},
     "cupy": {"engines.cuda"},
     "jinja2": {"pages.report"},
-    "matplotlib": {"pages.report.charts", "train"},
+    "matplotlib": {"pages.report", "train"},
     "distributed": {"runs.execution.cluster"},
     "PIL": {"pages"},
     "monai": {"monai"},

@@ -136,8 +136,8 @@ def find_largest_change(changed: Bool, steps: Sequence[float]) -> tuple[int, ...
     size = [2 * most + 1 for most in reach]  # odd, so that it has a middle
     # Only changed voxels qualify: a plane next to the change would show nothing.
     density = np.where(inside, uniform_filter(inside.astype(np.float32), size, mode="constant"), -1)
-    found = np.unravel_index(int(density.argmax()), density.shape)
-    return tuple(int(index) + part.start for index, part in zip(found, box, strict=True))
+    densest = np.unravel_index(int(density.argmax()), density.shape)
+    return tuple(int(index) + part.start for index, part in zip(densest, box, strict=True))
 
 
 def _best_plane(structure: Bool, changed: Bool, axis: int) -> int:
