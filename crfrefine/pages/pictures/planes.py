@@ -96,7 +96,7 @@ def choose_places(maps: Sequence[Array], changed: Bool, steps: Sequence[float]) 
     if peak is None or changed.ndim != 3:
         return Places(point)
     shown = planes_of(changed.shape)
-    if any(abs(peak[axis] - point[axis]) * steps[axis] <= CHANGE_WINDOW_MM / 2 for *_, axis in map(PLANES.__getitem__, shown)):
+    if any(abs(peak[axis] - point[axis]) * steps[axis] <= CHANGE_WINDOW_MM / 2 for axis in [PLANES[plane][-1] for plane in shown]):
         return Places(point)
     reach = [round(CHANGE_WINDOW_MM / 2 / step) for step in steps]
     around = [slice(max(0, place - most), place + most + 1) for place, most in zip(peak, reach, strict=True)]

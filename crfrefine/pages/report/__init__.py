@@ -179,9 +179,7 @@ def draw_charts(report: ReportInput) -> list[tuple[str, bytes]]:
 
 
 def _draw_pairs(axes: Axes, values: Float64, methods: list[str]) -> None:
-    gains = _gains(values[1] - values[0])
-    for gain, (color, mark, line) in _STYLES.items():
-        axes.plot([0, 1], values[:, gains == gain], color=color, linestyle=line, linewidth=0.8, marker=mark, markersize=3.5, alpha=0.7)
+    _add_cases(axes, np.repeat([[0.0], [1.0]], values.shape[1], axis=1), values, values[1] - values[0], has_lines=True)
     axes.plot([-0.06, 1.06], values.mean(axis=1), color="black", linestyle="", marker="D", markersize=6)
     axes.set_xticks([0, 1], [_short(method) for method in methods])
     axes.set_xlim(-0.3, 1.3)
@@ -191,7 +189,7 @@ def _draw_pairs(axes: Axes, values: Float64, methods: list[str]) -> None:
 def _draw_agreement(axes: Axes, values: Float64) -> None:
     """Draw each case's difference over the mean of its two values (Bland & Altman 1986, Lancet 327 (8476), 307-310)."""
     differences = DICE.difference_factor * (values[1] - values[0])
-    _add_marks(axes, values.mean(axis=0), differences, _gains(values[1] - values[0]))
+    _add_cases(axes, values.mean(axis=0), differences, values[1] - values[0])
     axes.axhline(differences.mean(), color="black", linewidth=1)
     if len(differences) > 1:
         for limit in (-1.96, 1.96):
@@ -210,7 +208,7 @@ def _draw_regions(axes: Axes, report: ReportInput, regions: list[str]) -> None:
         values = report.pairs(region)[1]
         shown = values[1] - values[0] if is_paired else values[0]
         spread = 0.55 * (np.arange(len(shown)) * 0.618 % 1 - 0.5)  # The golden section puts neighbors far apart.
-        _add_marks(axes, factor * shown, np.asarray(row + spread, np.float64), _gains(shown) if is_paired else 0 * shown)
+        _add_cases(axes, factor * shown, np.asarray(row + spread, np.float64), shown if is_paired else 0 * shown)
         comparison = comparisons.get(region)
         interval = bootstrap_interval(shown) if comparison is None else comparison.interval
         axes.plot(factor * np.array(interval), [row, row], color="black", linewidth=2)
@@ -222,15 +220,12 @@ def _draw_regions(axes: Axes, report: ReportInput, regions: list[str]) -> None:
     axes.set_xlabel(f"difference in {DICE.title} ({DICE.difference_unit})" if is_paired else DICE.title)
 
 
-def _add_marks(axes: Axes, x: Float64, y: Float64, gains: Float64) -> None:
-    for gain, (color, mark, _) in _STYLES.items():
-        axes.plot(x[gains == gain], y[gains == gain], color=color, marker=mark, markersize=3.5, alpha=0.7, linestyle="")
-
-
-def _gains(differences: Float64) -> Float64:
-    """Return 1 for better, -1 for worse and 0 for equal cases; smaller differences are rounding errors."""
-    gains: Float64 = np.sign(np.round(differences, 12))
-    return gains
+def _add_cases(axes: Axes, x: Float64, y: Float64, differences: Float64, *, has_lines: bool = False) -> None:
+    """Draw a mark, or a line between two marks, per case, in the style of better, equal or worse."""
+    gains = np.sign(np.round(differences, 12))  # Smaller differences are rounding errors.
+    for gain, (color, mark, line) in _STYLES.items():
+        style: dict[str, Any] = {"color": color, "marker": mark, "linestyle": line if has_lines else ""}
+        axes.plot(x[..., gains == gain], y[..., gains == gain], **style, linewidth=0.8, markersize=3.5, alpha=0.7)
 
 
 def _short(name: str) -> str:
