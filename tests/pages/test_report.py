@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from crfrefine.errors import InputError
-from crfrefine.pages.report import CaseImages, ReportInput, charts, write_report
+from crfrefine.pages.report import CaseImages, ReportInput, draw_charts, write_report
 from crfrefine.statistics.comparison import MEAN, Measurement, ResultTable, format_p, summarize
 from crfrefine.statistics.verdict import Outcome, verdict
 
@@ -216,7 +216,7 @@ def test_marks_of_the_charts_lie_at_the_values_of_their_cases(monkeypatch):
     summary = summarize(table, "network")
     named = {"method": "$x_$", "region_titles": {"1": "$\\alpha"}, "mean_regions": ["1"]}
     report = make_report(table=table, summary=summary, verdict=None, **named)
-    assert [title for title, _ in charts.draw_charts(report)] == ["Before and after", "Agreement (Bland-Altman)", "Each region"]
+    assert [title for title, _ in draw_charts(report)] == ["Before and after", "Agreement (Bland-Altman)", "Each region"]
     marks = {}
     for x, y, style in drawn:
         marks.setdefault(style["color"], []).append((x, y))

@@ -44,7 +44,7 @@ HOMES = {
     "typer": {"cli"},
     "cupy": {"engines.cuda"},
     "jinja2": {"pages.report"},
-    "matplotlib": {"pages.report.charts"},
+    "matplotlib": {"pages.report"},
     "distributed": {"runs.run"},
     "PIL": {"pages"},
     "monai": {"monai"},

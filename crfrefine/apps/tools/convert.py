@@ -58,10 +58,10 @@ def convert_file(
     placed = header if like_header is None else io.placed_on(header, like_header)
     notes = [f"{header.path.name}: {placed.turning}"] if placed.turned is not None else []
     geometry = _geometry(placed, like_header, target)
-    told: list[str] = []
-    regions = find_regions(None, read_descriptions([source.parent], told))
+    remarks: list[str] = []
+    regions = find_regions(None, read_descriptions([source.parent], remarks))
     if header.num_channels > 1 or regions.is_channel(header):
-        return "\n".join([*notes, *told, _convert_channels(header, target, to, geometry, regions)])
+        return "\n".join([*notes, *remarks, _convert_channels(header, target, to, geometry, regions)])
     if to not in (None, "labels"):
         raise InputError(
             f"{header.path}: holds one value per voxel; a label map cannot become {to}, export the network's output before the argmax"

@@ -35,7 +35,6 @@ _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Cache-Control": "no-store",
-    "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
@@ -55,10 +54,8 @@ def serve(session: Session, port: int, tell: Callable[[str], None]) -> None:
     `tell` is called with the page's address when it can be opened.
 
     Raises:
-        BackendUnavailableError: the extra `tune` is not installed.
         InputError: the port is taken.
     """
-    check_libraries()
     import uvicorn
 
     class Server(uvicorn.Server):

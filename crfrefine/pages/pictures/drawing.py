@@ -1,7 +1,7 @@
 """Draw on pixels with Pillow: text, and the voxels and outlines of a plane enlarged to a panel.
 
-A picture has one byte per pixel: a gray level, or the color of a label. This is written five times as fast as one in RGB. Pillow
-is imported only when a picture is drawn.
+A picture has one byte per pixel, a gray level or the color of a label, which is written five times
+as fast as RGB. Pillow is imported only when a picture is drawn.
 """
 
 from __future__ import annotations
@@ -192,8 +192,6 @@ def _font(size: int, is_bold: bool) -> ImageFont.FreeTypeFont | ImageFont.ImageF
     from PIL import ImageFont
 
     spec = importlib.util.find_spec("matplotlib")  # locates the package without importing it, which takes half a second
-    for folder in spec.submodule_search_locations or () if spec is not None else ():
-        path = Path(folder) / "mpl-data" / "fonts" / "ttf" / ("DejaVuSans-Bold.ttf" if is_bold else "DejaVuSans.ttf")
-        if path.is_file():
-            return ImageFont.truetype(path, size)
-    return ImageFont.load_default(size)
+    package = Path(spec.origin).parent if spec is not None and spec.origin is not None else Path("nowhere")
+    path = package / "mpl-data" / "fonts" / "ttf" / ("DejaVuSans-Bold.ttf" if is_bold else "DejaVuSans.ttf")
+    return ImageFont.truetype(path, size) if path.is_file() else ImageFont.load_default(size)

@@ -48,9 +48,8 @@ class Upright:
         if affine is None or num_dims != 3:
             return cls(tuple(range(num_dims)), (False,) * num_dims, ())
         codes = orientation_codes(affine)
-        axis_order = tuple(next(axis for axis in range(3) if codes[axis] in pair) for pair in ("LR", "PA", "IS"))
-        flips = (codes[axis_order[0]] == "R", codes[axis_order[1]] == "P", codes[axis_order[2]] == "I")
-        return cls(axis_order, flips, SIDES)
+        axis_order = tuple(next(axis for axis in range(3) if codes[axis] in pair) for pair in SIDES)
+        return cls(axis_order, tuple(codes[axis] == pair[0] for axis, pair in zip(axis_order, SIDES, strict=True)), SIDES)
 
     def describe(self, plane: int) -> tuple[str, str]:
         """Return the name of a plane of `PLANES`, and the letters at its left, right, bottom and top.
@@ -97,7 +96,7 @@ def choose_places(maps: Sequence[Array], changed: Bool, steps: Sequence[float]) 
     if peak is None or changed.ndim != 3:
         return Places(point)
     shown = planes_of(changed.shape)
-    if any(abs(peak[axis] - point[axis]) * steps[axis] <= CHANGE_WINDOW_MM / 2 for *_, axis in map(PLANES.__getitem__, shown)):
+    if any(abs(peak[axis] - point[axis]) * steps[axis] <= CHANGE_WINDOW_MM / 2 for axis in [PLANES[plane][-1] for plane in shown]):
         return Places(point)
     reach = [round(CHANGE_WINDOW_MM / 2 / step) for step in steps]
     around = [slice(max(0, place - most), place + most + 1) for place, most in zip(peak, reach, strict=True)]
@@ -137,8 +136,8 @@ def find_largest_change(changed: Bool, steps: Sequence[float]) -> tuple[int, ...
     size = [2 * most + 1 for most in reach]  # odd, so that it has a middle
     # Only changed voxels qualify: a plane next to the change would show nothing.
     density = np.where(inside, uniform_filter(inside.astype(np.float32), size, mode="constant"), -1)
-    found = np.unravel_index(int(density.argmax()), density.shape)
-    return tuple(int(index) + part.start for index, part in zip(found, box, strict=True))
+    densest = np.unravel_index(int(density.argmax()), density.shape)
+    return tuple(int(index) + part.start for index, part in zip(densest, box, strict=True))
 
 
 def _best_plane(structure: Bool, changed: Bool, axis: int) -> int:

@@ -3,7 +3,8 @@ import { make, Plane } from "./planes.js";
 import { buildControls } from "./sliders.js";
 
 const find = (id) => document.getElementById(id);
-const page = { place: [], grid: [], modality: 0, version: 0, shown: new Set(), hidden: new Set(), move };
+const page = { place: [], grid: [], modality: 0, version: 0, shown: new Set(), hidden: new Set(),
+  move: (place) => { page.place = place; drawAll(); } };
 const CHANGED = "changed", KEYS = { network: "n", refined: "r", reference: "l", changes: "c" };
 let planes = [], about = null, result = null, hasEnded = false;
 
@@ -48,11 +49,6 @@ function options(select, pairs, chosen) {
 }
 
 const drawAll = () => planes.forEach((plane) => plane.draw());
-
-function move(place) {
-  page.place = place;
-  drawAll();
-}
 
 // ---- Parameters: the page keeps them, and sends all of them with a counter; the newest state wins
 
