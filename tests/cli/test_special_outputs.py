@@ -4,7 +4,6 @@ import stat
 import subprocess
 
 from cli_helpers import FAST, files_in, infer, run_here
-from evaluation_helpers import write_study
 from special_file_helpers import kind_of, make_pipe
 
 CASES = ("one", "two")
@@ -29,17 +28,6 @@ def test_a_label_map_is_written_through_a_link(folders, tmp_path):
     assert (tmp_path / "refined.nii.gz").is_symlink()
     assert files_in(scratch) == ["refined.nii.gz"]
     assert not (scratch / "refined.nii.gz").is_symlink()
-
-
-def test_tables_and_report_do_not_take_the_place_of_a_pipe(tmp_path):
-    study = write_study(tmp_path)
-    study.output.mkdir()
-    for name in ("metrics.csv", "summary.json", "report.html"):
-        pipe = make_pipe(study.output / name)
-        result = run_here(*(argument for argument in study.arguments if argument != "--no-report"), status=1)
-        assert f"{pipe}: cannot be written: it is a device, pipe or socket" in result.stderr
-        assert kind_of(pipe) == stat.S_IFIFO
-        pipe.unlink()
 
 
 def test_a_full_disk_keeps_the_old_summary(folders, small_disk):

@@ -76,10 +76,6 @@ def _read_description(path, rng):
     read_regions(path)
 
 
-def _read_regions(path, rng):
-    assert all(region.name and all(0 < label <= 65535 for label in region.labels) for region in read_regions(path))
-
-
 def _read_nnunet(path, rng):
     match path.name:
         case "plans.json":
@@ -91,9 +87,8 @@ def _read_nnunet(path, rng):
         case "predict_from_raw_data_args.json":
             _require_cases(nnunet.find_cases_to_refine(path.parent, (), None))
         case "splits_final.json":
-            network = nnunet.TrainedNetwork(path.parent, ".", "t", "p", "c", None)
             with patch.dict(os.environ, nnUNet_preprocessed=str(path.parent)):
-                nnunet._splits(network)
+                nnunet._splits(nnunet.TrainedNetwork(path.parent, ".", "t", "p", "c", None))
         case _:
             nnunet._describe(path.parent)
 
@@ -129,11 +124,7 @@ def _damaged_text(content, rng):
     return rng.choice((mutated, mutated_text, mutated_text))(content, rng) if rng.random() < 0.85 else content
 
 
-def _read_parameters(path, rng):
-    parameters = CrfParameters.load(path)
-    assert CrfParameters.from_toml(parameters.to_toml()) == parameters
-
-
+_TOML = CrfParameters().to_toml().encode()
 # Texts of the command line: of --regions, --max-memory and --set.
 _OPTIONS = (b"core=1+3+4", b"whole=1", b"8GiB", b"512 MB", b"1.5G", b"bilateral.theta_alpha=3.5", b"mean_field.filter=grid")
 
@@ -194,10 +185,10 @@ def _read_manifest(path, rng):
 _NNUNET = ("plans.json", "predict_from_raw_data_args.json", "splits_final.json", "dataset.json")
 TARGETS = (
     Target("dataset.json", _make("dataset.json"), _read_description, names_file=False),
-    Target("regions.json", _make("regions.json"), _read_regions),
+    Target("regions.json", _make("regions.json"), lambda path, _: read_regions(path)),
     Target("nnunet", _make(*_NNUNET), _read_nnunet, names_file=False),
     Target("checkpoint.json", lambda rng: {"c.json": wrong_somewhere(_trained(), rng)}, _read_checkpoint),
-    Target("parameters.toml", lambda rng: {"p.toml": _damaged_text(CrfParameters().to_toml().encode(), rng)}, _read_parameters),
+    Target("parameters.toml", lambda rng: {"p.toml": _damaged_text(_TOML, rng)}, lambda path, _: CrfParameters.load(path).to_toml()),
     Target("options", lambda rng: {"text": _damaged_text(rng.choice(_OPTIONS), rng)}, _read_option, names_file=False),
     Target("record", _record, _read_record, names_file=False),
     Target("manifest", _manifest, _read_manifest),
