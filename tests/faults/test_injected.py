@@ -1,6 +1,6 @@
 """Places and inputs that change under a run, and small files that promise much: a message, status 1, and the other cases are done.
 
-Full and read-only disks are in `tests/cli/test_bad_input.py` and `tests/cli/test_special_outputs.py`, limits of file sizes and links in
+Full and read-only disks are in `tests/cli/test_bad_input.py`, limits of file sizes and links in
 `tests/io/test_atomic.py`, devices that are always full in `tests/io/test_special_files.py`.
 """
 
