@@ -12,7 +12,6 @@ from tune_helpers import open_session, options_for, whole_result, write_large
 
 from crfrefine.apps.tune.case import CaseRefiner
 from crfrefine.apps.tune.planes import View, draw_plane
-from crfrefine.engines.cpu import CpuBackend
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.io import read_volume
 from crfrefine.pages.pictures.drawing import LABEL_COLORS
@@ -146,26 +145,3 @@ def test_a_newer_state_stops_an_older_one_and_the_older_answer_has_no_result(lar
         assert session.refine(4, "", {}, CENTER, is_whole=True) == {"is_stale": True}
         assert session.shown is shown
     assert session.refine(7, "", {}, CENTER, is_whole=True) == {"is_stale": True}, "the page has ended"
-
-
-def test_only_bandwidths_build_kernels(large, monkeypatch):
-    """Of the whole case: each change of another slider takes those that are there."""
-    built, build = [], CpuBackend._build
-
-    def count(self, image, *arguments, **more):
-        built.append(image.values.shape[1:])
-        return build(self, image, *arguments, **more)
-
-    monkeypatch.setattr(CpuBackend, "_build", count)
-    with open_session(options_for(*large, **STEPS)) as session:
-        whole, changes = tuple(reversed(session.case.grid)), {}
-        for change, builds in (
-            ({}, 1),
-            ({"bilateral.weight": 3.0, "mean_field.temperature": 1.5, "mean_field.num_iterations": 3}, 1),
-            ({"volume.weight": 0.5}, 1),
-            ({"bilateral.theta_alpha": 2.5}, 2),
-            ({"postprocess.keep_largest": "foreground"}, 2),
-        ):
-            changes |= change
-            whole_result(session, changes)
-            assert built.count(whole) == builds, change

@@ -66,13 +66,11 @@ def test_json_has_what_is_shown(root):
 
 
 def test_a_folder_of_images(root, tmp_path):
-    result = run_here("info", root / "images", status=0)
-    lines = result.stdout.splitlines()
+    lines = run_here("info", root / "images", status=0).stdout.splitlines()
     assert lines[0] == f"{root / 'images'}: 3 cases in order, 0 problems"
     assert lines[1].split(maxsplit=1) == ["a", "2 modalities, 18×15×11, 1.00×1.25×2.50 mm"]
     (tmp_path / "empty").mkdir()
-    empty = run_here("info", tmp_path / "empty", status=1)
-    assert "no case found" in empty.stdout
+    assert "no case found" in run_here("info", tmp_path / "empty", status=1).stdout
 
 
 def test_what_is_wrong_with_cases(root):

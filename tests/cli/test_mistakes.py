@@ -81,13 +81,3 @@ def test_many_files_after_one_option_are_told_to_be_a_folder(folders):
     assert "An option takes one path: give the folder of many cases, or repeat the option for the files of one case." in result.stderr
     result = run_here("infer", "-i", first, "-i", second, "-p", folders.logits, "-o", folders.output, status=1)
     assert errors(result.stderr) == [f"crfrefine: error: {first}: files of 2 cases, c0, c1; give the folder of the images"]
-
-
-def test_a_label_map_of_a_name_that_logits_have_not_is_suggested(folders):
-    for path in sorted(folders.logits.iterdir()):
-        path.unlink()
-        save_nifti(path.with_name(path.name.replace(".nii.gz", "_seg.nii.gz")), np.ones(GRID_SHAPE, np.uint8))
-    hint = "for the label map c0_seg.nii.gz, give --input-type labels"
-    result = run_here("infer", *folders.arguments, status=1)
-    assert errors(result.stderr)[0].endswith(f"expected names such as c0.nii.gz, c0.npz or the like; {hint}")
-    infer(folders, "--input-type", "labels", status=0)

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from cli_helpers import FAST, files_in, load_nifti, run_here
-from nnunet_helpers import DATASET, describe, write_json, write_predictions, write_tree
+from nnunet_helpers import DATASET, write_predictions, write_tree
 from training_helpers import shorten
 
 STRONG = (*FAST, "--set", "bilateral.weight=60", "--set", "bilateral.theta_beta=5", "--set", "bilateral.theta_alpha=6")
@@ -93,28 +93,6 @@ def test_what_excludes_or_needs_each_other_is_wrong_usage():
     ):
         result = run_here(*arguments.split(), status=2)
         assert words in " ".join(result.stderr.split()), arguments
-
-
-def with_regions(folder, descriptions):
-    """Turn the softmax of a folder's archives into sigmoid channels of overlapping regions, as region-based training leaves them."""
-    labels = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "cyst": [3]}
-    for path in folder.rglob("*.npz"):
-        softmax = np.load(path)["probabilities"]
-        np.savez_compressed(path, probabilities=np.stack([softmax[1:].sum(0), softmax[2:].sum(0), softmax[3]]))
-    for path in descriptions:
-        write_json(path, describe(labels=labels, regions_class_order=[1, 2, 3]))
-
-
-def test_regions_of_predictions(tmp_path):
-    tree = write_tree(tmp_path)
-    predictions = write_predictions(tree, 1)
-    with_regions(predictions, [predictions / "dataset.json"])
-    for folder in (predictions, tree.raw):
-        (predictions / "dataset.json").replace(folder / "dataset.json")
-        result = run_here("infer", "--nnunet", predictions, "-o", tmp_path / "out", "--save-probabilities", *FAST, status=0)
-        assert "is taken as sigmoid probabilities of 3 regions (whole, core, cyst; " in result.stderr
-        assert load_nifti(tmp_path / "out" / "case0_probabilities.nii.gz").shape[-1] == 3
-        assert set(np.unique(load_nifti(tmp_path / "out" / "case0.nii.gz"))) == {0, 1, 2, 3}
 
 
 def test_info_reads_the_probabilities_of_predictions_and_takes_no_label_map_for_an_image(tmp_path):

@@ -1,4 +1,4 @@
-"""`--resample` of infer, train-crf and evaluate, from folders to files; and on real cases, whose folder CRFREFINE_DATA names."""
+"""`--resample` of infer and evaluate, from folders to files."""
 
 import json
 

@@ -157,13 +157,10 @@ def _damage(rng, arguments):
     place = rng.randrange(len(arguments))
     value = arguments[place]
     if isinstance(value, list) and value and rng.random() < 0.8:
-        how = rng.random()
-        if how < 0.6:
+        if rng.random() < 0.6:
             _damage(rng, value)
-        elif how < 0.8:
-            del value[rng.randrange(len(value))]
         else:
-            value.append(copy.deepcopy(value[-1]))
+            value[-1:] = rng.choice(([], [value[-1], copy.deepcopy(value[-1])]))
     elif isinstance(value, dict) and rng.random() < 0.8:
         _damage(rng, value["made"][-1][1])
     elif isinstance(value, np.ndarray) and rng.random() < 0.9:
@@ -173,6 +170,7 @@ def _damage(rng, arguments):
 
 
 def _damaged_array(rng, array):
+    """Another type, one value throughout, an index out of range, or another shape."""
     how, shape = rng.random(), list(array.shape)
     if how < 0.2:
         with np.errstate(all="ignore"):
@@ -180,16 +178,10 @@ def _damaged_array(rng, array):
     if how < 0.4:
         return np.full_like(array, rng.choice((0, 1, math.nan, 3e38) if array.dtype.kind == "f" else (0, 1)))
     if how < 0.6 and array.size and array.dtype.kind in "iu":
-        array = array.copy()
         array.flat[rng.randrange(array.size)] = np.int64(rng.choice((-2, -1, 0, 1, 5, 100, 2**31 - 1))).astype(array.dtype)
         return array
-    if how < 0.7 and shape:
-        del shape[rng.randrange(len(shape))]
-    elif how < 0.75:
-        shape.insert(rng.randrange(len(shape) + 1), rng.choice((0, 1, 2)))
-    elif shape:
-        axis = rng.randrange(len(shape))
-        shape[axis] = rng.choice((0, 1, 2, shape[axis] + 1, max(shape[axis] - 1, 0), 40))
+    axis = rng.randrange(len(shape) + 1)
+    shape[axis : axis + rng.choice((0, 1, 1))] = rng.choice(([], [0], [1], [2], [40], [size + 1 for size in shape[axis : axis + 1]]))
     return np.resize(array, shape)
 
 

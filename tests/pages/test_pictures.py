@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
-from PIL import Image
 
 from crfrefine.pages.pictures import drawing
-from crfrefine.pages.pictures.drawing import LABEL_COLORS
-from crfrefine.pages.pictures.planes import PLANES, choose_places, find_largest_change
+from crfrefine.pages.pictures.planes import PLANES, choose_places
 from crfrefine.pages.pictures.preview import cut_planes, draw_preview
 from crfrefine.pages.pictures.windows import BONE, LUNG, SOFT_TISSUE, Window, choose_modality, choose_window
 
@@ -174,17 +172,6 @@ def test_many_false_islands_of_one_map_do_not_move_the_planes(pyramid):
     assert PLANES[places.change_plane][0] == "axial", "where most of it lies"
 
 
-def test_the_largest_change_is_where_most_voxels_changed():
-    """A window around it is no larger than what changed, however close the voxels are."""
-    changed = np.zeros(PYRAMID_SHAPE, bool)
-    changed[40:43, 30:32, 5] = True
-    changed[5, 5, 5] = changed[12, 5, 5] = True
-    for steps in (PYRAMID_STEPS, (1e-12, 1.5, 4.0)):
-        x, y, z = find_largest_change(changed, steps)
-        assert (40 <= x < 43, 30 <= y < 32, z) == (True, True, 5)
-    assert find_largest_change(changed & False, PYRAMID_STEPS) is None
-
-
 # ---- Gray values
 
 WINDOW_SHAPE = (30, 24, 10)
@@ -281,12 +268,3 @@ def test_outlines_lie_inside_of_each_label_along_its_edge():
             assert (drawn & (labels == label) <= expected).all()
             assert 0.2 < drawn[expected].mean() < 0.9
     assert drawing.outline(np.ones((9, 12), np.uint8)).sum() == 9 * 12 - 5 * 8, "closed at the edge of the plane"
-
-
-def test_colors_are_those_of_the_labels():
-    canvas = drawing.Canvas((9, 2), drawing.gray_level(0))
-    canvas.paste(drawing.label_levels(np.array([[0, 1, 2, 3, 4, 5, 6, 7, 8]])), (0, 1))
-    shown = np.asarray(Image.open(io.BytesIO(canvas.png())).convert("RGB"))
-    assert shown[0].max() == 0
-    expected = ["#FFFFFF", *LABEL_COLORS, LABEL_COLORS[0]]
-    assert ["#" + bytes(pixel).hex().upper() for pixel in shown[1]] == expected

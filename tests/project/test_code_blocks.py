@@ -30,10 +30,10 @@ _BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PAGES = [page for page in sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]) if _BLOCK.search(page.read_text(encoding="utf-8"))]
 
 ELSEWHERE = {
-    r"pip (install|download)|make |docker |export |mike ": "installs, builds, or sets a variable",
+    r"pip (install|download)|make |docker |export ": "installs, builds, or sets a variable",
     r"(\.venv/bin/)?python (examples|benchmarks)/|cd benchmarks|bash benchmarks/": "the tests of examples and benchmarks run these",
-    r"\.venv/bin/python -c|printf |tumors=": "prepares benchmarks on the real cases",
-    r"nnUNetv2_|for fold in|TotalSegmentator|for gpu in": "other people's programs",
+    r"\.venv/bin/python -c": "prepares benchmarks on the real cases",
+    r"nnUNetv2_|for fold in|TotalSegmentator": "other people's programs",
     r"crfrefine train-crf study --unlabeled ": "needs structures of thirty voxels; the tests of the command make them",
     r"crfrefine tune ": "waits for a person; the tests of the page drive it",
     r".*--dask |.*--device cuda|dask (scheduler|worker) ": "needs a cluster or a GPU; the tests of both have them made",
@@ -72,18 +72,11 @@ def run_shell(block, folder):
     for name, content in (("crfrefine", f'exec "{sys.executable}" -m crfrefine'), ("my_report", "test -s")):
         (tools / name).write_text(f'#!/bin/sh\n{content} "$@"\n', encoding="utf-8")
         (tools / name).chmod(0o755)
-    environment = {
-        **os.environ,
-        "PATH": f"{tools}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "SLURM_ARRAY_TASK_COUNT": "2",
-        "SLURM_ARRAY_TASK_ID": "0",
-    }
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", block], capture_output=True, text=True, check=False, timeout=120, env=environment
-    )
+    path = f"{tools}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "SLURM_ARRAY_TASK_COUNT": "2", "SLURM_ARRAY_TASK_ID": "0"}
+    command = ["bash", "-euo", "pipefail", "-c", block]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=environment)
     assert done.returncode == 0, f"{block}\n{done.stdout}{done.stderr}"
-    failed = folder / "failed.txt"
-    assert not failed.exists(), f"{block}\n{done.stderr}"
 
 
 def run_statement(statement, folder):
@@ -118,68 +111,66 @@ def five_labels(seed):
     return Phantom(case.image, labels, logits.astype(np.float32), case.spacing)
 
 
-def write_structures(folder, labels):
-    for label, name in enumerate(STRUCTURES, 1):
-        save_nifti(folder / f"{name}.nii.gz", (labels == label).astype(np.uint8), AFFINE)
-
-
-def write_channels(path, values, affine=AFFINE):
+def save_channels(path, values, affine=AFFINE):
     save_nifti(path, np.moveaxis(values, 0, -1).astype(np.float32), affine)
 
 
-def write_cases(root):
+def save_labels(path, labels, affine=AFFINE):
+    save_nifti(path, labels.astype(np.uint8), affine)
+
+
+def save_image(path, values):
+    save_nifti(path, values.astype(np.int16), AFFINE)
+
+
+def save_structures(folder, labels):
+    for label, name in enumerate(STRUCTURES, 1):
+        save_labels(folder / f"{name}.nii.gz", labels == label)
+
+
+def write_world(root):
+    """Folders of cases, and the files of one."""
+    coarse = AFFINE @ np.diag([2.0, 2.0, 2.0, 1.0])
+    coarse[:3, 3] += AFFINE[:3, :3] @ [0.5, 0.5, 0.5]
     for seed, case_id in enumerate(CASES):
-        case = five_labels(seed)
-        network = case.logits.argmax(axis=0).astype(np.uint8)
+        case, file = five_labels(seed), f"{case_id}.nii.gz"
+        network = case.logits.argmax(axis=0)
         for folder in ("images", "imagesTs", "imagesTr", "study/images", "heart/images"):
             for modality, values in enumerate(case.image):
-                save_nifti(root / folder / f"{case_id}_{modality:04d}.nii.gz", values.astype(np.int16), AFFINE)
+                save_image(root / folder / f"{case_id}_{modality:04d}.nii.gz", values)
         for folder in ("logits", "logitsTs", "study/logits", "heart/logits"):
-            write_channels(root / folder / f"{case_id}.nii.gz", case.logits)
-        write_channels(root / "region_logits" / f"{case_id}.nii.gz", case.logits[1:4])
-        for folder in ("labels", "labelsTs", "study/labels"):
-            save_nifti(root / folder / f"{case_id}.nii.gz", case.labels, AFFINE)
-        for folder in ("others", "predictions"):
-            save_nifti(root / folder / f"{case_id}.nii.gz", network, AFFINE)
-        coarse = AFFINE @ np.diag([2.0, 2.0, 2.0, 1.0])
-        coarse[:3, 3] += AFFINE[:3, :3] @ [0.5, 0.5, 0.5]
-        write_channels(root / "logits_at_1.25mm" / f"{case_id}.nii.gz", case.logits[:, ::2, ::2, ::2], coarse)
-        save_nifti(root / "label_maps_at_1.25mm" / f"{case_id}.nii.gz", network[::2, ::2, ::2], coarse)
-        write_structures(root / "reference" / case_id, case.labels)
-        write_structures(root / "outputs" / case_id, network)
-        write_structures(root / "dataset" / case_id / "segmentations", network)
-        save_nifti(root / "dataset" / case_id / "ct.nii.gz", case.image[0].astype(np.int16), AFFINE)
+            save_channels(root / folder / file, case.logits)
+        save_channels(root / "region_logits" / file, case.logits[1:4])
+        for folder, labels in {"labels": 1, "labelsTs": 1, "study/labels": 1, "others": 0, "predictions": 0}.items():
+            save_labels(root / folder / file, case.labels if labels else network)
+        save_channels(root / "logits_at_1.25mm" / file, case.logits[:, ::2, ::2, ::2], coarse)
+        save_labels(root / "label_maps_at_1.25mm" / file, network[::2, ::2, ::2], coarse)
+        for folder, labels in {"reference/ID": case.labels, "outputs/ID": network, "dataset/ID/segmentations": network}.items():
+            save_structures(root / folder.replace("ID", case_id), labels)
+        save_image(root / "dataset" / case_id / "ct.nii.gz", case.image[0])
+    case = five_labels(3)
+    network, probabilities = case.logits.argmax(axis=0), softmax(case.logits)
+    for name, values in {"flair": case.image[0], "t1c": case.image[1], "ct": case.image[0], "CASE_0000": case.image[0]}.items():
+        save_image(root / f"{name}.nii.gz", values)
+    for name, labels in {"segmentation": network, "refined": case.labels, "label": case.labels}.items():
+        save_labels(root / f"{name}.nii.gz", labels)
+    save_structures(root / "segmentations", network)
+    save_structures(root / "reference_segmentations", case.labels)
+    save_channels(root / "logits.nii.gz", case.logits)
+    save_channels(root / "probabilities.nii.gz", probabilities)
+    np.savez(root / "CASE.npz", probabilities=probabilities.transpose(0, 3, 2, 1))
+    for name, values in {"t2.mhd": case.image[0], "background.mha": case.logits[0], "prostate.mha": case.logits[1]}.items():
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(np.ascontiguousarray(values.T)), root / name)
+    vectors = SimpleITK.GetImageFromArray(np.ascontiguousarray(case.logits.transpose(3, 2, 1, 0)), isVector=True)
+    SimpleITK.WriteImage(vectors, root / "logits.mha")
+    for name in ("params.toml", "trained.toml", "mine.toml", "heart/params.toml"):
+        crfrefine.CrfParameters.load("default").save(root / name)
 
 
 def write_refined(root):
     for seed, case_id in enumerate(CASES):
-        save_nifti(root / "refined" / f"{case_id}.nii.gz", five_labels(seed).labels, AFFINE)
-    write_json(
-        root / "refined" / "dataset.json", {"labels": {"background": 0, **{name: label for label, name in enumerate(STRUCTURES, 1)}}}
-    )
-
-
-def write_single_files(root):
-    case = five_labels(3)
-    probabilities = softmax(case.logits)
-    for name, values in {"flair": case.image[0], "t1c": case.image[1], "ct": case.image[0], "CASE_0000": case.image[0]}.items():
-        save_nifti(root / f"{name}.nii.gz", values.astype(np.int16), AFFINE)
-    for name, values in {"segmentation": case.logits.argmax(axis=0), "refined": case.labels, "label": case.labels}.items():
-        save_nifti(root / f"{name}.nii.gz", values.astype(np.uint8), AFFINE)
-    write_structures(root / "segmentations", case.logits.argmax(axis=0))
-    write_structures(root / "reference_segmentations", case.labels)
-    write_channels(root / "logits.nii.gz", case.logits)
-    write_channels(root / "probabilities.nii.gz", probabilities)
-    np.savez(root / "CASE.npz", probabilities=probabilities.transpose(0, 3, 2, 1))
-    for name, values in {"t2": case.image[0], "background": case.logits[0], "prostate": case.logits[1]}.items():
-        suffix = "mhd" if name == "t2" else "mha"
-        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(np.ascontiguousarray(values.T)), root / f"{name}.{suffix}")
-    vectors = SimpleITK.GetImageFromArray(np.ascontiguousarray(case.logits.transpose(3, 2, 1, 0)), isVector=True)
-    SimpleITK.WriteImage(vectors, root / "logits.mha")
-    crfrefine.CrfParameters.load("default").save(root / "params.toml")
-    shutil.copy(root / "params.toml", root / "trained.toml")
-    shutil.copy(root / "params.toml", root / "mine.toml")
-    shutil.copy(root / "params.toml", root / "heart" / "params.toml")
+        save_labels(root / "refined" / f"{case_id}.nii.gz", five_labels(seed).labels)
+    write_json(root / "refined" / "dataset.json", {"labels": {"background": 0, **{name: n for n, name in enumerate(STRUCTURES, 1)}}})
 
 
 def write_nnunet(root):
@@ -191,37 +182,29 @@ def write_nnunet(root):
 
 
 def write_manifest(root):
-    lines = [
-        "case,images,logits",
-        *(f"{case},../images/{case}_0000.nii.gz;../images/{case}_0001.nii.gz,../logits/{case}.nii.gz" for case in CASES),
-    ]
+    lines = (f"{case},../images/{case}_0000.nii.gz;../images/{case}_0001.nii.gz,../logits/{case}.nii.gz" for case in CASES)
     (root / "archive").mkdir()
-    (root / "archive" / "cases.csv").write_text("\n".join(lines), encoding="utf-8")
+    (root / "archive" / "cases.csv").write_text("\n".join(["case,images,logits", *lines]), encoding="utf-8")
 
 
 def write_radiology(root):
     pytest.importorskip("highdicom", reason="needs the extra dicom")
     case = five_labels(0)
     save(root / "CT_series", slices((1000 * case.image[0]).astype(np.int16), AFFINE))
-    write_channels(root / "logits.nii.gz", case.logits)
-    save_nifti(root / "segmentation.nii.gz", case.logits.argmax(axis=0).astype(np.uint8), AFFINE)
-    assert run_here("convert", "segmentation.nii.gz", "segmentation.dcm", "--like", "CT_series").status == 0
+    save_channels(root / "logits.nii.gz", case.logits)
+    save_labels(root / "segmentation.nii.gz", case.logits.argmax(axis=0))
+    run_here("convert", "segmentation.nii.gz", "segmentation.dcm", "--like", "CT_series", status=0)
 
 
 def write_summaries(root):
-    write_cases(root)
-    assert run_here("infer", "-i", "images", "-p", "logits", "-o", "refined", "--summary", "summary.json").status == 0
+    write_world(root)
+    run_here("infer", "-i", "images", "-p", "logits", "-o", "refined", "--summary", "summary.json", status=0)
 
 
 def write_new_cases(root):
     write_phantom(phantom(0), root)
     for name in ("images", "logits"):
         (root / name).rename(root / f"{name}Ts")
-
-
-def write_world(root):
-    write_cases(root)
-    write_single_files(root)
 
 
 FILES = {
@@ -241,24 +224,20 @@ FILES = {
 
 
 def case_arrays(channels=5, modalities=2):
-    """Arrays as in docs/guide/python.md."""
-    random = np.random.default_rng(0)
-    shape = (9, 11, 6)
+    """Arrays as in docs/guide/python.md, and files of them."""
+    random, shape = np.random.default_rng(0), (9, 11, 6)
     mask = np.zeros(shape, bool)
     mask[2:5, 3:9, 1:4] = True
-    return {
+    arrays = {
         "logits": random.normal(size=(channels, *shape)).astype(np.float32),
         "log_odds": random.normal(size=(3, *shape)).astype(np.float32),
         "image": random.uniform(size=(modalities, *shape)).astype(np.float32),
-        "mask": mask,
     }
-
-
-def arrays_and_images():
-    names = case_arrays()
-    save_nifti(Path("scan.nii.gz"), names["image"][0], AFFINE)
-    write_channels(Path("scores.nii.gz"), names["logits"])
-    return names
+    save_nifti(Path("scan.nii.gz"), arrays["image"][0], AFFINE)
+    save_channels(Path("scores.nii.gz"), arrays["logits"])
+    for name, values in arrays.items():
+        np.save(name, values)
+    return {**arrays, "mask": mask}
 
 
 def tensors(channels, modalities):
@@ -267,9 +246,7 @@ def tensors(channels, modalities):
     torch.manual_seed(0)
     shape = (9, 11, 6)
     image = torch.rand(2, modalities, *shape)
-    arrays = case_arrays(channels, modalities)
-    for name in ("logits", "image"):
-        np.save(name, arrays[name])
+    case_arrays(channels, modalities)
     return {
         "numpy": np,
         "torch": torch,
@@ -300,8 +277,8 @@ def monai_pipeline():
     data = pytest.importorskip("monai.data", reason="needs MONAI")
     transforms = pytest.importorskip("monai.transforms", reason="needs MONAI")
     case = five_labels(0)
-    save_nifti(Path("images/CASE_0000.nii.gz"), case.image[0].astype(np.int16), AFFINE)
-    write_channels(Path("logits/CASE.nii.gz"), case.logits)
+    save_image(Path("images/CASE_0000.nii.gz"), case.image[0])
+    save_channels(Path("logits/CASE.nii.gz"), case.logits)
     load = [transforms.LoadImaged("image"), transforms.EnsureChannelFirstd("image"), transforms.ScaleIntensityd("image")]
     preprocessing = transforms.Compose([*load, transforms.Spacingd("image", (4.0, 4.0, 6.0))])
     dataset = data.Dataset([{"image": "images/CASE_0000.nii.gz"}], preprocessing)
@@ -318,7 +295,7 @@ def monai_pipeline():
 
 NAMES = {
     "README.md": case_arrays,
-    "docs/guide/python.md": arrays_and_images,
+    "docs/guide/python.md": case_arrays,
     "docs/guide/layer.md": lambda: tensors(5, 4),
     "docs/guide/scribbles.md": lambda: tensors(4, 1),
     "docs/guide/logits.md": monai_pipeline,

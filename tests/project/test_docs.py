@@ -207,11 +207,3 @@ def test_every_public_name_is_on_a_page_of_the_api_once():
     assert len(set(shown)) == len(shown)
     promised = {f"crfrefine.{name}" for name in crfrefine._MODULE_OF}
     assert set(shown) >= promised | {"crfrefine.monai.CrfRefine", "crfrefine.monai.CrfRefined"}
-
-
-def test_every_dependency_and_every_extra_has_a_row():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    page = (ROOT / "docs" / "reference" / "dependencies.md").read_text(encoding="utf-8")
-    cells = [" ".join(re.findall(r"^\| (`[^|]+)", part, re.MULTILINE)) for part in page.split("## Extras")]
-    wanted = {re.split(r"[<>=\[]", line)[0] for line in project["dependencies"]}
-    assert [set(re.findall("`([^`]+)`", cell)) for cell in cells] == [wanted, project["optional-dependencies"].keys() - {"all"}]
