@@ -13,7 +13,7 @@ from strict_device import use
 from crfrefine import refine
 from crfrefine.engines import cpu, get_backend
 from crfrefine.engines.base import RunContext
-from crfrefine.engines.cuda import lattice, lists
+from crfrefine.engines.cuda import lattice
 from crfrefine.engines.cuda.device import capacity
 from crfrefine.engines.cuda.kernel_set import choose_filter
 from crfrefine.engines.cuda.keys import Simplices, estimated_vertices
@@ -54,7 +54,7 @@ def test_the_lattice_is_the_cpus(num_dims, num_modalities, theta_alpha, theta_be
     np.testing.assert_allclose(found.logits, expected.logits, atol=2e-5 * np.abs(expected.logits).max())
 
 
-@pytest.mark.parametrize("setting", [(lattice, "table_bits_for", lambda number: 4), (lists, "MAX_TOGETHER", 3)], ids=["table", "lists"])
+@pytest.mark.parametrize("setting", [(lattice, "table_bits_for", lambda number: 4), (lattice, "MAX_TOGETHER", 3)], ids=["table", "lists"])
 def test_tables_that_are_full_grow_and_long_lists_are_trees(setting, monkeypatch):
     """From sixteen slots the table is found full and made larger: the same bits. Sums of sums are rounded otherwise."""
     case = random_case(3, num_modalities=2, masked=True, grid_shape=(11, 8, 14))
@@ -63,7 +63,7 @@ def test_tables_that_are_full_grow_and_long_lists_are_trees(setting, monkeypatch
     monkeypatch.setattr(*setting)
     found = _refined(watched_backend(), case, **changes)
     assert found.filters == plain.filters
-    np.testing.assert_allclose(found.logits, plain.logits, rtol=0.0, atol=1e-5 if setting[0] is lists else 0.0)
+    np.testing.assert_allclose(found.logits, plain.logits, rtol=0.0, atol=1e-5 if setting[1] == "MAX_TOGETHER" else 0.0)
 
 
 def test_no_thread_adds_up_more_than_a_few():
@@ -71,7 +71,7 @@ def test_no_thread_adds_up_more_than_a_few():
     found = lattice.Lattice(_input(random_case(3, num_modalities=2, grid_shape=(17, 29, 47)), 1e3, 1e3, ShimDevice())).lists
     assert len(found.levels) == 2
     longest = [np.diff(pieces.begin.astype(np.int64)).max() for pieces in (found.pieces, *found.levels)]
-    assert max(longest) == lists.MAX_TOGETHER
+    assert max(longest) == lattice.MAX_TOGETHER
 
 
 def test_a_full_table_is_noticed():
