@@ -228,16 +228,24 @@ class LatticeFilter final : public Filter {
         });
     }
 
-    // Direction by direction, the last one first if `transposed`.
+    // Direction by direction, the last one first if `transposed`; pieces of the local ones stay in the cache for all of them.
     template <class Row>
     void blur(Row* rows, bool transposed) {
-        const int all = static_cast<int>(lattice_.directions.size());
-        for (int i = 0; i < all; ++i) {
-            const Lattice::Chains& chains = lattice_.directions[transposed ? all - 1 - i : i];
-            pool_.run(static_cast<int64_t>(chains.pieces.size()) - 1, [&](int64_t piece, int thread) {
-                blur_lists(lattice_, chains, piece, reinterpret_cast<Row*>(scratch_[thread].get()), rows);
+        const int all = static_cast<int>(lattice_.directions.size()), local = lattice_.num_local;
+        const auto blur_some = [&](int first, int last) {  // in pieces, each along all of these directions
+            if (first == last) return;
+            pool_.run(static_cast<int64_t>(lattice_.directions[first].pieces.size()) - 1, [&](int64_t piece, int thread) {
+                for (int i = 0; i < last - first; ++i)
+                    blur_lists(lattice_, lattice_.directions[transposed ? last - 1 - i : first + i], piece,
+                               reinterpret_cast<Row*>(scratch_[thread].get()), rows);
             });
+        };
+        if (!transposed) blur_some(0, local);
+        for (int i = local; i < all; ++i) {
+            const int direction = transposed ? all - 1 - (i - local) : i;
+            blur_some(direction, direction + 1);
         }
+        if (transposed) blur_some(0, local);
     }
 
     // For the voxels of a tile, rows of all products of up to four columns and up to four channels: column after column.

@@ -53,6 +53,9 @@ struct Lattice {
         Buffer<uint8_t> after, before;  // a bit per vertex: whether it has a neighbor on that side; padded for reading whole words
     };
     std::vector<Chains> directions;  // D + 1 of them
+    // The first directions whose pieces are independent of one another: a piece of one has the vertices of the same piece of another, so
+    // that a piece can be blurred along all of them while it is in the cache.
+    int num_local = 0;
     Buffer<uint32_t> first_of_list;  // the first vertex of each list, and the end
     int64_t longest_list = 0;        // vertices of the longest list
 };

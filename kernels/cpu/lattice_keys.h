@@ -95,6 +95,9 @@ class KeySpace {
         return key + ((key & remainder_mask_) < d ? Key(1) - unit_[direction] : all_units_ - d - unit_[direction]);
     }
 
+    // What is added to a key if all quotients grow by one.
+    Key after_all() const { return all_units_; }
+
    private:
     KeyLayout layout_;
     int num_features_;

@@ -55,6 +55,10 @@ class VertexLists {
     Buffer<uint32_t> take_begins() { return std::move(begin_); }
     // A column's vertices, from the first to before the one of the next column.
     uint32_t first_vertex(int64_t column) const { return begin_[first_list_[column]]; }
+    // A column's lists, from the first to before the one of the next column.
+    uint32_t first_list(int64_t column) const { return first_list_[column]; }
+    // The column whose coordinates are larger than a column's by `step`, or kNone.
+    uint32_t column_after(int64_t column, Key step) const { return find_column(order_.column_of(keys_[first_vertex(column)]) + step); }
 
     // The links of one direction, as they are found.
     struct Links {
@@ -137,16 +141,51 @@ constexpr int64_t kChainBlock = 4096;
 // Bytes after the last bit, so that any vertex's bits can be read together with the following ones.
 constexpr int64_t kBitPadding = 8;
 
-// The entries of the chains that begin among some lists.
+// Most vertices of a piece of local directions, or this part of all vertices: blurring it stays in the L2 cache, and there are enough
+// pieces for many threads.
+constexpr int64_t kLargePiece = 65536, kFewPieces = 64;
+
+// Appends the entries of the chains that begin among some lists.
 template <class Links>
-std::vector<uint32_t> list_chains(const Links& links, int64_t begin, int64_t end) {
-    std::vector<uint32_t> entries;
+void list_chains(const Links& links, int64_t begin, int64_t end, std::vector<uint32_t>& entries) {
     for (int64_t first = begin; first < end; ++first) {
         if (links.has_before[first] || links.after[first] == kNoNeighbor) continue;
         for (uint32_t list = static_cast<uint32_t>(first); list != kNoNeighbor; list = links.after[list])
             entries.push_back(2 * list + (links.after[list] == kNoNeighbor));
     }
-    return entries;
+}
+
+// Columns on a line along the diagonal of all axes. A step along a direction that is not an axis's stays in the column or goes to the next
+// one of its line; so do chains.
+struct ColumnLines {
+    std::vector<uint32_t> columns;   // line after line
+    std::vector<int64_t> pieces{0};  // cuts between lines, so that each piece but the last has kChainBlock vertices or more
+    int64_t largest = 0;             // vertices of the largest piece
+};
+
+template <class Key>
+ColumnLines follow_lines(const VertexLists<Key>& lists, Key diagonal, ThreadPool& pool) {
+    const int64_t num_columns = lists.num_columns();
+    Buffer<uint32_t> next(num_columns);
+    Buffer<uint8_t> has_before(num_columns);
+    std::fill(has_before.get(), has_before.get() + num_columns, uint8_t{0});
+    for_blocks(num_columns, pool, [&](int64_t c, int) {
+        next[c] = lists.column_after(c, diagonal);
+        if (next[c] != kNoNeighbor) has_before[next[c]] = 1;
+    });
+    ColumnLines lines;
+    int64_t size = 0;
+    for (int64_t c = 0; c < num_columns; ++c) {
+        for (uint32_t column = has_before[c] ? kNoNeighbor : static_cast<uint32_t>(c); column != kNoNeighbor; column = next[column]) {
+            lines.columns.push_back(column);
+            size += lists.first_vertex(column + 1) - lists.first_vertex(column);
+        }
+        if (size < kChainBlock && c + 1 < num_columns) continue;
+        lines.pieces.push_back(static_cast<int64_t>(lines.columns.size()));
+        lines.largest = std::max(lines.largest, size);
+        size = 0;
+    }
+    return lines;
 }
 
 // One bit for each of the bytes, which are 0 or 1.
@@ -191,13 +230,19 @@ void find_neighbors(const LatticeVertices<Key>& vertices, const VertexOrder<Key>
     const std::vector<int64_t> cuts = cut_lists(lists.begins());
     const typename VertexLists<Key>::Links links{Buffer<uint32_t>(num_lists), Buffer<uint8_t>(num_lists), Buffer<uint8_t>(num_vertices),
                                                  Buffer<uint8_t>(num_vertices)};
-    std::vector<std::vector<uint32_t>> found(cuts.size() - 1);
+    const ColumnLines lines = follow_lines(lists, order.column_of(space.after_all()), pool);
+    if (lines.largest <= std::max(kLargePiece, num_vertices / kFewPieces)) lattice.num_local = space.num_features() + 1 - layout.num_axes;
     for (int j = 0; j <= space.num_features(); ++j) {
         std::fill(links.has_before.get(), links.has_before.get() + num_lists, uint8_t{0});
         std::fill(links.marked_before.get(), links.marked_before.get() + num_vertices, uint8_t{0});
         for_blocks(lists.num_columns(), pool, [&](int64_t column, int) { lists.link_column(column, j, space, links); });
-        pool.run(static_cast<int64_t>(found.size()),
-                 [&](int64_t piece, int) { found[piece] = list_chains(links, cuts[piece], cuts[piece + 1]); });
+        const bool is_local = j < lattice.num_local;
+        std::vector<std::vector<uint32_t>> found((is_local ? lines.pieces : cuts).size() - 1);
+        pool.run(static_cast<int64_t>(found.size()), [&](int64_t piece, int) {
+            if (!is_local) return list_chains(links, cuts[piece], cuts[piece + 1], found[piece]);
+            for (int64_t i = lines.pieces[piece]; i < lines.pieces[piece + 1]; ++i)
+                list_chains(links, lists.first_list(lines.columns[i]), lists.first_list(lines.columns[i] + 1), found[piece]);
+        });
         lattice.directions.push_back(join_chains(found, pool));
         lattice.directions.back().after = pack_bits(links.marked_after, pool);
         lattice.directions.back().before = pack_bits(links.marked_before, pool);

@@ -166,6 +166,24 @@ struct LatticeVertices {
     int64_t num_vertices = 0;
 };
 
+// Sorts by rank, then by index, which rises at first: by digits of eight bits from the lowest bit on in which ranks differ.
+template <class Key>
+void sort_by_rank(std::vector<std::pair<Key, uint32_t>>& items, std::vector<std::pair<Key, uint32_t>>& other) {
+    constexpr size_t kFewItems = 64;
+    if (items.size() < kFewItems) return std::sort(items.begin(), items.end());
+    Key varying = 0;
+    for (const auto& item : items) varying |= item.first ^ items.front().first;
+    other.resize(items.size());
+    for (int shift = 0; varying != 0; varying &= ~(Key(255) << shift)) {
+        while (!(varying >> shift & 1)) ++shift;
+        uint32_t place[256]{}, total = 0;
+        for (const auto& item : items) ++place[static_cast<uint8_t>(item.first >> shift)];
+        for (uint32_t& p : place) total += std::exchange(p, total);
+        for (const auto& item : items) other[place[static_cast<uint8_t>(item.first >> shift)]++] = item;
+        items.swap(other);
+    }
+}
+
 // Frees the records' keys. Throws CapacityError if 31 bits cannot number the vertices.
 template <class Key>
 LatticeVertices<Key> number_vertices(BlockRecords<Key>& records, const VertexOrder<Key>& order, ThreadPool& pool) {
@@ -174,7 +192,7 @@ LatticeVertices<Key> number_vertices(BlockRecords<Key>& records, const VertexOrd
     result.blocks.resize(num_blocks);
     result.number = Buffer<uint32_t>(records.keys.size);
     struct Scratch {
-        std::vector<std::pair<Key, uint32_t>> ranks;  // and records
+        std::vector<std::pair<Key, uint32_t>> ranks, sorted;  // and records
         std::vector<Key> unique;
     };
     std::vector<Scratch> scratch(pool.num_threads());
@@ -182,10 +200,10 @@ LatticeVertices<Key> number_vertices(BlockRecords<Key>& records, const VertexOrd
     for_blocks(num_blocks, pool, [&](int64_t b, int thread) {
         const uint32_t begin = records.block_begin[b], end = records.block_begin[b + 1];
         if (begin == end) return;
-        auto& [ranks, unique] = scratch[thread];
+        auto& [ranks, sorted, unique] = scratch[thread];
         ranks.resize(end - begin);
         for (uint32_t i = begin; i < end; ++i) ranks[i - begin] = {order.rank_of(records.keys[i]), i};
-        std::sort(ranks.begin(), ranks.end());
+        sort_by_rank(ranks, sorted);
         unique.resize(end - begin);
         uint32_t number = 0;
         Key last = ranks.front().first;
