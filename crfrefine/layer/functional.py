@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -119,7 +119,7 @@ def mean_field(
     # The host reads these few numbers: from a GPU, each look at one would wait for it.
     spread = functools.partial(_spread, dtype=dtype)
     weights = [spread(weight, num_labels, f"bilateral.{m}.weight") for m, (weight, _, _) in enumerate(bilateral)]
-    thetas = _thetas([kernel[1:] for kernel in bilateral], None if spatial is None else spatial[1], image)
+    thetas = _Thetas([kernel[1:] for kernel in bilateral], None if spatial is None else spatial[1], image)
     if spatial is not None:
         weights.append(spread(spatial[0], num_labels, "spatial.weight"))
     # Given kernels were built from the image: it matters now only if its gradient is needed.
@@ -260,7 +260,7 @@ def build_kernels(
     inputs.engine_for(image.device)
     check_threads(threads)
     settings = MeanFieldParameters(num_iterations=num_iterations, normalization=normalization, filter=filter, positions=positions)
-    wanted = _thetas(bilateral, theta_gamma, image).resolve(settings, num_labels)
+    wanted = _Thetas(bilateral, theta_gamma, image).resolve(settings, num_labels)
     masks = inputs.masks_by_item(mask, len(image), image.shape[2:])
     return _build(image, wanted, _known_spacing(spacing, wanted), masks, threads, copy=copy)
 
@@ -270,37 +270,32 @@ def _known_spacing(spacing: inputs.Spacing | None, wanted: KernelSetSpec) -> inp
     return notices.known_spacing(spacing, matters=wanted.positions != "voxels" and len(wanted.kernels) > 0)
 
 
-@dataclass(frozen=True)
-class _Thetas:
-    """Bandwidths with all their digits: of each appearance kernel, one per axis and one per modality; of the spatial one, one per axis."""
+_ALPHA, _BETA, _GAMMA = "bilateral.{}.theta_alpha", "bilateral.{}.theta_beta", "spatial.theta_gamma"
 
-    position: list[Tensor]
-    intensity: list[Tensor]
-    spatial: Tensor | None
+
+class _Thetas:
+    """Bandwidths for images (B, M, *grid) with all their digits: rounded ones would give a lattice with different vertices.
+
+    Attributes:
+        position: of each appearance kernel, one per axis.
+        intensity: of each appearance kernel, one per modality.
+        spatial: of the spatial kernel, one per axis; None without one.
+    """
+
+    def __init__(self, bilateral: Sequence[tuple[Values, Values]], gamma: Values | None, image: Tensor) -> None:
+        spread, num_axes = functools.partial(_spread, dtype=torch.float64), image.ndim - 2
+        self.position = [spread(alpha, num_axes, _ALPHA.format(m)) for m, (alpha, _) in enumerate(bilateral)]
+        self.intensity = [spread(beta, image.shape[1], _BETA.format(m)) for m, (_, beta) in enumerate(bilateral)]
+        self.spatial = None if gamma is None else spread(gamma, num_axes, _GAMMA)
 
     def resolve(self, settings: MeanFieldParameters, num_labels: int) -> KernelSetSpec:
         """Return the kernels; raise InputError for a bandwidth that is not positive."""
-        wanted = [
-            KernelSpec(_positive(alpha, _ALPHA.format(m)), _positive(beta, _BETA.format(m)))
-            for m, (alpha, beta) in enumerate(zip(self.position, self.intensity, strict=True))
-        ]
+        pairs = enumerate(zip(self.position, self.intensity, strict=True))
+        wanted = [KernelSpec(_positive(alpha, _ALPHA.format(m)), _positive(beta, _BETA.format(m))) for m, (alpha, beta) in pairs]
         if self.spatial is not None:
             wanted.append(KernelSpec(_positive(self.spatial, _GAMMA)))
         of_run = settings.normalization, settings.filter, num_labels, settings.num_iterations, settings.positions
         return KernelSetSpec(tuple(wanted), *of_run)
-
-
-_ALPHA, _BETA, _GAMMA = "bilateral.{}.theta_alpha", "bilateral.{}.theta_beta", "spatial.theta_gamma"
-
-
-def _thetas(bilateral: Sequence[tuple[Values, Values]], gamma: Values | None, image: Tensor) -> _Thetas:
-    """Return the bandwidths for images (B, M, *grid); rounded ones would give a lattice with different vertices."""
-    spread, num_axes = functools.partial(_spread, dtype=torch.float64), image.ndim - 2
-    return _Thetas(
-        [spread(alpha, num_axes, _ALPHA.format(m)) for m, (alpha, _) in enumerate(bilateral)],
-        [spread(beta, image.shape[1], _BETA.format(m)) for m, (_, beta) in enumerate(bilateral)],
-        None if gamma is None else spread(gamma, num_axes, _GAMMA),
-    )
 
 
 def _build(

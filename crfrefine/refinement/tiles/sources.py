@@ -154,13 +154,10 @@ class OutsideLogits:
             to[outside] = np.exp(values / np.float32(output_temperature) - self._log_sums(output_temperature)[planes][outside])
 
     def _log_sums(self, output_temperature: float) -> Float32:
-        """Return what `_sum` does, once for each output temperature."""
-        if output_temperature not in self._sums:
-            self._sums[output_temperature] = self._sum(self._temperature * np.float32(output_temperature))
-        return self._sums[output_temperature]
-
-    def _sum(self, temperature: np.float32) -> Float32:
-        """Return (*grid), logarithm of the sum of exp(logit / temperature) over the labels; anything inside the mask."""
+        """Return (*grid), logarithm of the sum of exp(logit / temperatures) over the labels; anything inside the mask."""
+        if output_temperature in self._sums:
+            return self._sums[output_temperature]
+        temperature = self._temperature * np.float32(output_temperature)
         grid = TileGrid.of(self._outside.shape)
         source, engine = self._source, grid.engine(self._threads)
         near = find_tiles_near_labels(grid, source.numbers, self._num_labels, tuple(source.reach), self._threads)
@@ -174,8 +171,9 @@ class OutsideLogits:
                 values = np.empty((len(tiles), math.prod(TILE)), np.float32)
                 source.fill_entries(engine, label, tiles, np.arange(len(tiles)), values)
                 sums[tiles] += np.exp((values - np.float32(CONFIDENCE)) / temperature) - absent
-        everywhere = np.arange(grid.num_tiles)
-        return grid.spread(everywhere, np.float32(CONFIDENCE) / temperature + np.log(sums), np.float32(0.0))
+        log_sums = np.float32(CONFIDENCE) / temperature + np.log(sums)
+        self._sums[output_temperature] = grid.spread(np.arange(grid.num_tiles), log_sums, np.float32(0.0))
+        return self._sums[output_temperature]
 
 
 _MAX_ROWS = 4
