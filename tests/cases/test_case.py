@@ -88,29 +88,23 @@ def test_a_plane(tmp_path):
     assert case.mask.shape == (5, 6)
 
 
-def test_a_mask_file(tmp_path):
+def test_masks_of_a_file_and_of_what_is_not_zero_in_any_modality(tmp_path):
+    nonzero, files, images = ReadingOptions(mask_mode="nonzero"), make_case(tmp_path), np.zeros((2, *SHAPE), np.float32)
+    images[0, 1, 2, 3], images[1, 4, 5, 6] = -1, 2
+    for path, image in zip(files.images, images, strict=True):
+        save_nifti(path, image, AFFINE)
+    np.testing.assert_array_equal(np.argwhere(load_case(files, nonzero).mask), [[1, 2, 3], [4, 5, 6]])
+    assert load_case(files, ReadingOptions(mask_mode="none")).mask is None
     mask = numbers(SHAPE, dtype=np.int16) % 3 - 1
-    files = replace(make_case(tmp_path), mask=save_nifti(tmp_path / "mask.nii.gz", mask, AFFINE))
-    np.testing.assert_array_equal(load_case(files, ReadingOptions(mask_mode="nonzero")).mask, mask != 0)
+    with_file = replace(files, mask=save_nifti(tmp_path / "mask.nii.gz", mask, AFFINE))
+    np.testing.assert_array_equal(load_case(with_file, nonzero).mask, mask != 0)
     save_nifti(tmp_path / "mask.nii.gz", mask * 0, AFFINE)
     with pytest.raises(InputError, match=r"mask\.nii\.gz: the mask is empty"):
-        load_case(files)
-
-
-def test_the_mask_of_what_is_not_zero_in_any_modality(tmp_path):
-    files = make_case(tmp_path)
-    images = np.zeros((2, *SHAPE), np.float32)
-    images[0, 1, 2, 3] = -1
-    images[1, 4, 5, 6] = 2
-    for m, path in enumerate(files.images):
-        save_nifti(path, images[m], AFFINE)
-    mask = load_case(files, ReadingOptions(mask_mode="nonzero")).mask
-    np.testing.assert_array_equal(np.argwhere(mask), [[1, 2, 3], [4, 5, 6]])
-    assert load_case(files, ReadingOptions(mask_mode="none")).mask is None
+        load_case(with_file)
     for path in files.images:
         save_nifti(path, images[0] * 0, AFFINE)
     with pytest.raises(InputError, match=r"a_0000\.nii\.gz: the mask `nonzero` is empty: the image is zero everywhere"):
-        load_case(files, ReadingOptions(mask_mode="nonzero"))
+        load_case(files, nonzero)
 
 
 @pytest.mark.parametrize(

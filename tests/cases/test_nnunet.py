@@ -76,16 +76,7 @@ def test_a_fold_that_is_not_done_is_named_with_the_command(tree):
     assert trained_cases(tree).cases[1].missing == ("no fold that held it out has validated it",)
 
 
-def test_a_network_that_was_trained_on_all_cases_is_refused(tree):
-    for fold in (0, 1):
-        shutil.rmtree(tree.network / f"fold_{fold}")
-    write_fold(tree, "all", range(4))
-    with pytest.raises(InputError, match="trained on all cases") as error:
-        trained_cases(tree)
-    assert f"{TRAIN} 0 --npz {NAMES}" in str(error.value)
-
-
-def test_beside_other_folds_the_one_of_all_cases_is_not_used(tree):
+def test_the_fold_of_all_cases_is_not_used_beside_others_and_refused_alone(tree):
     write_fold(tree, "all", range(4))
     found = trained_cases(tree)
     assert [case.logits for case in found.cases] == [(tree.archive(number % 2, number),) for number in range(4)]
@@ -94,6 +85,9 @@ def test_beside_other_folds_the_one_of_all_cases_is_not_used(tree):
     (tree.preprocessed / "splits_final.json").unlink()
     shutil.rmtree(tree.network / "fold_1")
     assert [case.logits for case in trained_cases(tree).cases] == [(tree.archive(0, 0),), (), (tree.archive(0, 2),), ()]
+    shutil.rmtree(tree.network / "fold_0")
+    with pytest.raises(InputError, match=f"(?s)trained on all cases.*{TRAIN} 0 --npz {NAMES}"):
+        trained_cases(tree)
 
 
 def test_what_a_fold_says_about_its_own_training_cases_is_not_used(tree):
@@ -150,7 +144,7 @@ def test_any_other_folder_says_what_was_looked_for(tmp_path, tree):
 # ---- Predictions, and what infer refines
 
 
-def test_predictions_know_their_images(tree):
+def test_predictions_know_their_images(tree, monkeypatch):
     folder = write_predictions(tree)
     found = find_cases_to_refine(folder, (), None)
     assert [(case.case_id, case.images[1], case.logits, case.problem) for case in found] == [
@@ -163,9 +157,6 @@ def test_predictions_know_their_images(tree):
     with pytest.raises(InputError, match=r"names no folder of images\n  Name the folder of the images with -i"):
         find_cases_to_refine(folder, (), None)
     assert len(find_cases_to_refine(folder, (tree.raw / "imagesTs",), None)) == 3
-
-
-def test_images_that_are_not_where_they_were_are_asked_for(tree, monkeypatch):
     folder = write_predictions(tree, list_of_lists_or_source_folder=f"nnUNet_raw/{DATASET}/imagesTs")
     with pytest.raises(InputError, match=r"(?s)which is no folder here.*Name the folder of the images with -i"):
         find_cases_to_refine(folder, (), None)

@@ -173,22 +173,20 @@ def test_the_signs_of_lps_are_suspected(tmp_path):
 
 def test_boxes_that_overlap_without_a_common_voxel(tmp_path):
     """A thin slab in the empty corner of an oblique volume's box: only its voxels tell."""
-    image = save_nifti(tmp_path / "image.nii.gz", numbers((40, 3, 2)), affine_of((1.0, 1.5, 2.0), direction=np.array(OBLIQUE)))
-    corner = world_of((40, 3, 2), affine_of((1.0, 1.5, 2.0), direction=np.array(OBLIQUE)))[39, 0, 0]
-    logits = save_scores(tmp_path / "logits.nii.gz", scores(2, (3, 4, 2)), affine_of((0.5, 0.4, 0.3), (corner[0], -1.5, -0.3)))
-    files = CaseFiles("a", (image,), (logits,))
+    affine = affine_of((1.0, 1.5, 2.0), direction=OBLIQUE)
+    image = save_nifti(tmp_path / "image.nii.gz", numbers((40, 3, 2)), affine)
+    corner = affine_of((0.5, 0.4, 0.3), (world_of((40, 3, 2), affine)[39, 0, 0, 0], -1.5, -0.3))
+    logits = save_scores(tmp_path / "logits.nii.gz", scores(2, (3, 4, 2)), corner)
     with pytest.raises(GridMismatchError, match="do not overlap in the world"):
-        read_case_headers(files, RESAMPLE)
+        read_case_headers(CaseFiles("a", (image,), (logits,)), RESAMPLE)
 
 
 @pytest.mark.parametrize("direction", [np.eye(3), OBLIQUE], ids=["oblique", "parallel"])
 def test_logits_that_cover_less_than_half_of_the_image_are_refused(direction, tmp_path):
-    files = make_case(tmp_path, beside(direction, shift=2.0))
-    assert inside(load_case(files, RESAMPLE)).mean() > 0.5
+    assert inside(load_case(make_case(tmp_path, beside(direction, shift=2.0)), RESAMPLE)).mean() > 0.5
     for shift in (10.0, 12.0):
-        files = make_case(tmp_path, beside(direction, shift=shift))
         with pytest.raises(GridMismatchError, match=r"the logits cover \d+\.\d% of the voxels of the image; expected at least half"):
-            read_case_headers(files, RESAMPLE)
+            read_case_headers(make_case(tmp_path, beside(direction, shift=shift)), RESAMPLE)
 
 
 @pytest.mark.parametrize("order", ["lxyz", "lzyx", "xlyz", "xylz"])

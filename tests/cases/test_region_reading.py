@@ -19,18 +19,14 @@ TWO_LABELS = {"labels": {"background": 0, "both": [1, 2], "a": 1, "b": 2}, "regi
 """As many regions as a softmax over all labels has channels."""
 
 
-def write_case(folder, channels, description=None, name="a_logits.nii.gz"):
+def load(folder, channels, description=None, *, given=None, input_type="auto"):
     (folder / "images").mkdir(exist_ok=True)
     if description is not None:
         (folder / "dataset.json").write_text(json.dumps(description))
     image = save_nifti(folder / "images" / "a_0000.nii.gz", numbers(SHAPE), AFFINE)
-    logits = save_nifti(folder / "images" / name, np.moveaxis(channels, 0, -1).astype(np.float32), AFFINE)
-    return CaseFiles("a", (image,), (logits,))
-
-
-def load(folder, channels, description=None, *, given=None, input_type="auto"):
-    files = write_case(folder, channels, description)
-    return load_case(files, ReadingOptions(input_type, regions=find_regions(given, read_descriptions([folder / "images"]))))
+    logits = save_nifti(folder / "images" / "a_logits.nii.gz", np.moveaxis(channels, 0, -1).astype(np.float32), AFFINE)
+    regions = find_regions(given, read_descriptions([folder / "images"]))
+    return load_case(CaseFiles("a", (image,), (logits,)), ReadingOptions(input_type, regions=regions))
 
 
 def sigmoids(num_channels=3, seed=0):
@@ -131,14 +127,15 @@ def test_what_is_not_what_was_declared_is_refused(tmp_path, channels, options, t
 
 def test_the_description_beside_the_logits_comes_first(tmp_path):
     """nnU-Net writes a dataset.json into the folder of its predictions."""
-    (tmp_path / "predictions").mkdir()
-    (tmp_path / "images").mkdir()
+    for folder in ("predictions", "images"):
+        (tmp_path / folder).mkdir()
     (tmp_path / "predictions" / "dataset.json").write_text(json.dumps(BRATS))
     (tmp_path / "dataset.json").write_text(json.dumps(TWO_LABELS))
-    found = find_regions(None, read_descriptions([tmp_path / "predictions", tmp_path / "images"]))
-    assert found.scheme == SCHEME
-    assert found.num_labels == 4
-    assert find_regions(None, read_descriptions([tmp_path / "images"])).scheme != SCHEME
+    found, of_images = (
+        find_regions(None, read_descriptions(places)) for places in ([tmp_path / "predictions", tmp_path / "images"], [tmp_path / "images"])
+    )
+    assert (found.scheme, found.num_labels) == (SCHEME, 4)
+    assert of_images.scheme != SCHEME
 
 
 @pytest.mark.parametrize(

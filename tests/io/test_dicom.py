@@ -90,18 +90,15 @@ def test_types_scalings_and_frames(dtype, tmp_path):
 
 
 def changed(**values):
+    """Slices of which the last one has other values."""
     found = list(slices(STORED, AFFINE))
     for keyword, value in values.items():
         setattr(found[-1], keyword, value)
     return found
 
 
-def tilted():
-    affine = AFFINE.copy()
-    affine[:3, 2] += 0.4 * affine[:3, 0]
-    return list(slices(STORED, affine))
-
-
+TILT = np.eye(4)
+TILT[0, 2] = 0.4
 WRONG = {
     "gap": (
         lambda: [one for number, one in enumerate(changed()) if number != 3],
@@ -112,7 +109,7 @@ WRONG = {
     "size": (lambda: changed(Rows=20), r"slices of different sizes: .* \(23, 19\) and \(23, 20\)|\(23, 20\) and \(23, 19\)"),
     "spacing": (lambda: changed(PixelSpacing=[1, 1]), "slices of different voxel sizes"),
     "echo": (lambda: [*changed(), *changed()[2:3]], "two slices at one place"),
-    "tilt": (tilted, "gantry tilt of .* degrees; dcm2niix"),
+    "tilt": (lambda: slices(STORED, AFFINE @ TILT), "gantry tilt of .* degrees; dcm2niix"),
     "place": (lambda: changed(ImagePositionPatient=None), "no place in the world"),
     "colors": (lambda: changed(SamplesPerPixel=3), "expected one number per voxel, found colors"),
 }
@@ -142,7 +139,9 @@ def test_files_that_are_no_slices(series, tmp_path):
 
 def test_a_label_map_becomes_a_segmentation_and_comes_back(series, tmp_path):
     """On axes in another order, with labels that have gaps; read by highdicom, with the planes that have segments alone."""
-    save_nifti(tmp_path / "refined.nii.gz", LABELS[::-1].copy(), AFFINE @ turned())
+    mirrored = np.diag([-1.0, 1.0, 1.0, 1.0])
+    mirrored[0, 3] = SHAPE[0] - 1
+    save_nifti(tmp_path / "refined.nii.gz", LABELS[::-1].copy(), AFFINE @ mirrored)
     run_here("convert", tmp_path / "refined.nii.gz", tmp_path / "out.dcm", "--like", series, status=0)
     found = hd.seg.segread(tmp_path / "out.dcm")
     assert [item.SegmentLabel for item in found.SegmentSequence] == ["Label 1", "Label 2", "Label 300"]
@@ -161,13 +160,6 @@ def test_a_label_map_becomes_a_segmentation_and_comes_back(series, tmp_path):
     part = run_here("convert", tmp_path / "out.dcm", tmp_path / "part.nii.gz", status=0)
     assert "--like SERIES" in part.stderr
     np.testing.assert_array_equal(io.read_labels(tmp_path / "part.nii.gz").data, LABELS[:, :, 1:4])
-
-
-def turned():
-    """The transform from a grid whose first axis is mirrored."""
-    found = np.diag([-1.0, 1.0, 1.0, 1.0])
-    found[0, 3] = SHAPE[0] - 1
-    return found
 
 
 def test_what_describes_a_segment_is_carried_over(series, tmp_path):
@@ -278,17 +270,14 @@ def without_length(code):
 
 
 def test_pixels_that_decoders_would_hang_on_or_allocate_by(tmp_path, monkeypatch):
-    np.testing.assert_array_equal(dicom.read(save(tmp_path / "right", compressed(lambda code: code))).data, STORED)
+    found = compressed(lambda code: code)
+    np.testing.assert_array_equal(dicom.read(save(tmp_path / "right", found)).data, STORED)
+    for one in found:
+        one.Rows = one.Columns = 40000
+    with pytest.raises(UnsupportedFormatError, match=r"promises 19200000000 bytes of voxels"):
+        dicom.read(save(tmp_path / "case", found))
     with pytest.raises((CapacityError, UnsupportedFormatError), match="large: "):
         dicom.read(save(tmp_path / "large", compressed(grow)))
     monkeypatch.setattr(dicom, "SECONDS", 5)
     with pytest.raises(UnsupportedFormatError, match="endless: damaged DICOM: its decoding takes far longer"):
         dicom.read(save(tmp_path / "endless", compressed(without_length)))
-
-
-def test_a_small_file_cannot_promise_many_voxels(tmp_path):
-    found = compressed(lambda code: code)
-    for one in found:
-        one.Rows = one.Columns = 40000
-    with pytest.raises(UnsupportedFormatError, match=r"promises 19200000000 bytes of voxels"):
-        dicom.read(save(tmp_path / "case", found))
