@@ -28,15 +28,11 @@ BAD = {
     ),
     "a half": (b'{"labels": {"tumor": 1.5}}', "labels.tumor: expected a whole number from 0 to 65535, got 1.5"),
     "not UTF-8": (b'{"labels":\n {"a\xff": 1}}', "line 2: this is not UTF-8 text"),
-    "a list": (b"[1]", 'expected a mapping with "labels"'),
-    "infinite": (b'{"labels": {"background": 0, "tumor": 1e999}}', "labels.tumor: expected a whole number from 0 to 65535, got inf"),
     "digits": (f'{{"labels": {{"tumor": {DIGITS}}}}}'.encode(), "not JSON: Exceeds the limit (4300 digits)"),
-    "nested": (b'{"labels": {"tumor": [[1]]}}', "labels.tumor[0]: expected a whole number from 0 to 65535, got [1]"),
     "twice": (b'{"labels": {"a": 1, "a": 2}}', "labels.a: expected a whole number from 0 to 65535, got a key that appears twice"),
     "long": (json.dumps({"labels": {"x" * 100_000: -1}}).encode(), f"labels.{'x' * 79}…: expected a whole number"),
     "escape": (b'{"labels": {"\\u001b[31m": -1}}', r"labels.\x1b[31m: expected a whole number"),
     "channel": (b'{"channel_names": {"a": "T1"}}', "channel_names: expected names by number"),
-    "channels": (b'{"modality": 3}', "modality: expected names by number, such as"),
     "many channels": (json.dumps({"channel_names": ["x"] * 100_000}).encode(), "100000 channels; files of images are numbered"),
     "file ending": (b'{"file_ending": 3}', "file_ending: expected a suffix"),
     "class order": (b'{"regions_class_order": "1,2"}', "expected a list of labels, one per region, such as [1, 2, 3]; got '1,2'"),
@@ -62,9 +58,7 @@ def test_a_description_that_cannot_be_used(tmp_path, content, words):
 def test_what_nobody_looks_at_may_be_anything(tmp_path):
     """Scripts write NaN and repeat keys in entries of their own."""
     content = b'\xef\xbb\xbf{"mine": NaN, "mine": [1e999], "labels": {"background": "0", "a": 1}}'
-    found = read_dataset_description(described(tmp_path, content))
-    assert found is not None
-    assert dict(found.labels) == {"background": 0, "a": 1}
+    assert dict(read_dataset_description(described(tmp_path, content)).labels) == {"background": 0, "a": 1}
 
 
 @pytest.mark.parametrize(
@@ -102,8 +96,8 @@ for run in range(runs):
 """
 
 
-def start_writer(path, name, runs, lines):
-    return subprocess.Popen([sys.executable, "-c", WRITER, path, name, str(runs), str(lines)])
+def start_writer(path, *arguments):
+    return subprocess.Popen([sys.executable, "-c", WRITER, path, *map(str, arguments)])
 
 
 def append(path, values):

@@ -137,42 +137,36 @@ def test_vector_images_of_itk_and_4d_files_are_the_same_channels(tmp_path):
 
 def test_bytes_do_not_depend_on_time_threads_or_memory_order(tmp_path):
     """2 MB: several blocks of compression."""
-    labels = np.asarray(numbers((110, 100, 90), dtype=np.uint16) % 999, order="F")
-    like = volume(labels, affine_of((1, 2, 3)))
-    written = set()
-    for threads in (1, 3):
-        io.write_label_map(tmp_path / "a.nii.gz", labels, like, threads=threads)
-        written.add((tmp_path / "a.nii.gz").read_bytes())
-    io.write_label_map(tmp_path / "b.nii.gz", np.ascontiguousarray(labels), like)
-    written.add((tmp_path / "b.nii.gz").read_bytes())
+    labels, path, written = np.asarray(numbers((110, 100, 90), dtype=np.uint16) % 999, order="F"), tmp_path / "a.nii.gz", set()
+    for values, threads in ((labels, 1), (labels, 3), (np.ascontiguousarray(labels), 1)):
+        io.write_label_map(path, values, volume(labels, affine_of((1, 2, 3))), threads=threads)
+        written.add(path.read_bytes())
     assert len(written) == 1
     assert written.pop()[4:8] == bytes(4), "the time in the gzip header"
-    np.testing.assert_array_equal(np.asanyarray(nib.load(tmp_path / "a.nii.gz").dataobj), labels)
+    np.testing.assert_array_equal(np.asanyarray(nib.load(path).dataobj), labels)
 
 
 def test_labels_saved_as_float_or_with_a_scaling(tmp_path):
     """Some tools scale label maps: 1 comes back as 0.988, and truncation would make it 0."""
     labels = numbers((4, 5, 6), dtype=np.int64) % 5
     as_float = save_nifti(tmp_path / "float.nii", labels.astype(np.float32))
-    stored = np.rint(labels / 0.038).astype(np.uint8)
-    scaled = save_nifti(tmp_path / "scaled.nii.gz", stored, slope=0.038)
+    scaled = save_nifti(tmp_path / "scaled.nii.gz", np.rint(labels / 0.038).astype(np.uint8), slope=0.038)
     assert np.abs(io.read_volume(scaled).data - labels).max() > 0.01
     for path in (as_float, scaled):
-        ours = io.read_labels(path)
-        assert ours.data.dtype == np.uint8
-        np.testing.assert_array_equal(ours.data, labels)
+        assert io.read_labels(path).data.dtype == np.uint8
+        np.testing.assert_array_equal(io.read_labels(path).data, labels)
 
 
-def test_labels_beyond_sixteen_bits_are_not_written(tmp_path):
+def test_labels_that_a_label_map_cannot_hold_are_not_written(tmp_path):
     labels = np.full((2, 3, 4), 65536, np.int32)
-    with pytest.raises(CapacityError, match="label 65536 does not fit"):
-        io.write_label_map(tmp_path / "a.nii.gz", labels, volume(labels, np.eye(4)))
-    with pytest.raises(InputError, match="no negative labels, this one has -2"):
-        io.write_label_map(tmp_path / "a.nii.gz", labels - 65538, volume(labels, np.eye(4)))
-    with pytest.raises(InputError, match="holds integers, not float32"):
-        io.write_label_map(tmp_path / "a.nii.gz", labels.astype(np.float32), volume(labels, np.eye(4)))
-    with pytest.raises(GridMismatchError, match=r"shape \(2, 4, 3\) on the grid \(2, 3, 4\)"):
-        io.write_label_map(tmp_path / "a.nii.gz", labels.transpose(0, 2, 1) * 0, volume(labels, np.eye(4)))
+    for values, error, message in (
+        (labels, CapacityError, "label 65536 does not fit"),
+        (labels - 65538, InputError, "no negative labels, this one has -2"),
+        (labels.astype(np.float32), InputError, "holds integers, not float32"),
+        (labels.transpose(0, 2, 1) * 0, GridMismatchError, r"shape \(2, 4, 3\) on the grid \(2, 3, 4\)"),
+    ):
+        with pytest.raises(error, match=message):
+            io.write_label_map(tmp_path / "a.nii.gz", values, volume(labels, np.eye(4)))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -329,14 +323,15 @@ def test_values_near_the_largest_float32_are_finite_and_scalings_beyond_it_are_n
 
 
 def test_files_that_are_not_there(tmp_path):
-    with pytest.raises(InputError, match=r"a\.nii\.gz: no such file"):
-        io.read_header(tmp_path / "a.nii.gz")
     (tmp_path / "folder.nii").mkdir()
-    with pytest.raises(InputError, match=r"folder\.nii: expected a file, this is a folder"):
-        io.read_volume(tmp_path / "folder.nii")
-    with pytest.raises(UnsupportedFormatError, match=r"a\.dat: unknown file type; expected one of \.nii\.gz, \.nii, \.hdr, \.mhd"):
-        io.read_volume(tmp_path / "a.dat")
-    assert not io.is_whole(tmp_path / "a.nii.gz")
+    for name, error, message in (
+        ("a.nii.gz", InputError, r"a\.nii\.gz: no such file"),
+        ("folder.nii", InputError, r"folder\.nii: expected a file, this is a folder"),
+        ("a.dat", UnsupportedFormatError, r"a\.dat: unknown file type; expected one of \.nii\.gz, \.nii, \.hdr, \.mhd"),
+    ):
+        with pytest.raises(error, match=message):
+            io.read_header(tmp_path / name)
+        assert not io.is_whole(tmp_path / name)
 
 
 def test_one_file_a_label(tmp_path):
