@@ -120,7 +120,7 @@ def test_masks_and_labels_by_name(tmp_path):
     assert problem == f"case 'Case00': expected one file of mask in {masks}, found none"
 
 
-def test_label_maps_beside_the_images_are_no_images(tmp_path):
+def test_label_maps_and_logits_beside_the_images_are_no_images(tmp_path):
     """PROMISE12 is distributed so."""
     images = folder(tmp_path, "images", "Case00.mhd", "Case00_segmentation.mhd", "Case01.mhd", "Case01_segmentation.mhd")
     cases = discover_cases(images, None, labels=images)
@@ -128,8 +128,9 @@ def test_label_maps_beside_the_images_are_no_images(tmp_path):
     assert cases.notes == [f"{images}: not taken for images: 2 label maps beside them, such as Case00_segmentation.mhd"]
     data = folder(tmp_path, "data", "a_0000.nii.gz", "a_0001.nii.gz", "a.npz", "c_0000.nii.gz", "c_0001.nii.gz", "c_logits.nii.gz")
     cases = discover_cases(data, data)
-    assert [case.case_id for case in cases] == ["a", "c"], "nor are probabilities and logits"
-    assert (names(cases[0].images), names(cases[0].logits)) == (["a_0000.nii.gz", "a_0001.nii.gz"], ["a.npz"])
+    assert [(case.case_id, *names((*case.images, *case.logits))) for case in cases] == [
+        (case, f"{case}_0000.nii.gz", f"{case}_0001.nii.gz", logits) for case, logits in (("a", "a.npz"), ("c", "c_logits.nii.gz"))
+    ]
     assert any("c_logits.nii.gz" in note for note in cases.notes)
 
 
