@@ -11,7 +11,7 @@ import pytest
 from io_helpers import affine_of, peak_memory, save_nifti
 
 from crfrefine import io
-from crfrefine.errors import CapacityError, CrfRefineError, GridMismatchError, InputError, UnsupportedFormatError
+from crfrefine.errors import CapacityError, GridMismatchError, InputError, UnsupportedFormatError
 from crfrefine.io.logits import read_logits_header
 from crfrefine.io.volume import Volume
 
@@ -222,10 +222,6 @@ def test_no_thread_stays_behind(tmp_path):
     assert len(threads()) == 1
     reader.close()
     assert not threads()
-    with pytest.raises(ValueError, match="of the caller"):  # noqa: PT012 - the loop is what is tested
-        for _ in io.read_pieces(header, most_bytes=1):
-            raise ValueError("of the caller")
-    assert not threads()
     (tmp_path / "a.npz").write_bytes(b"")
     with pytest.raises(InputError, match="was changed"):
         next(io.read_pieces(header))
@@ -270,22 +266,18 @@ def test_the_bytes_do_not_depend_on_the_pieces(name, shape, most_bytes, threads,
     assert sorted(asked) == [(channel, plane) for channel in range(3) for plane in range(shape[-1])]
 
 
-@pytest.mark.parametrize(
-    ("name", "error"), [("a.nii.gz", ValueError), ("a.mhd", KeyboardInterrupt), ("a.nrrd", CrfRefineError), ("a.npz", KeyError)]
-)
+@pytest.mark.parametrize(("name", "error"), [("a.nii.gz", ValueError), ("a.mhd", KeyboardInterrupt), ("a.npz", KeyError)])
 def test_an_error_leaves_the_old_file_and_nothing_else(name, error, tmp_path):
-    def half(channel, planes):
+    def ones(_, planes):
         if planes.start > 3:
             raise error("of the caller")
-        return np.zeros((planes.stop - planes.start, 400, 300))
+        return np.ones((planes.stop - planes.start, 40, 30))
 
-    io.write_pieces(tmp_path / name, like_of((2, 3, 4)), 2, lambda _, planes: np.ones((planes.stop - planes.start, 3, 2)))
-    before = files_in(tmp_path)
-    running = threading.active_count()
+    io.write_pieces(tmp_path / name, like_of((30, 40, 4)), 2, ones)
+    before, running = files_in(tmp_path), threading.active_count()
     with pytest.raises(error, match="of the caller"):
-        io.write_pieces(tmp_path / name, like_of((300, 400, 6)), 2, half, threads=2, most_bytes=1)
-    assert files_in(tmp_path) == before
-    assert threading.active_count() == running
+        io.write_pieces(tmp_path / name, like_of((30, 40, 6)), 2, ones, threads=2, most_bytes=1)
+    assert (files_in(tmp_path), threading.active_count()) == (before, running)
 
 
 def test_a_piece_of_another_shape_is_refused(tmp_path):

@@ -12,7 +12,7 @@ from io_helpers import OBLIQUE, affine_of, itk_affine, itk_array, numbers, save_
 
 from crfrefine import io
 from crfrefine.cases.discovery import discover_cases
-from crfrefine.errors import CrfRefineError, InputError, UnsupportedFormatError
+from crfrefine.errors import CrfRefineError, UnsupportedFormatError
 from crfrefine.io.recognition import files_read
 
 SHAPE = (4, 5, 6)
@@ -195,14 +195,6 @@ def test_nrrd_voxels_in_files_of_their_own(line, planes, tmp_path):
     assert_as_simpleitk(path, DATA)
 
 
-def test_a_label_map_stays_in_the_world_of_its_image(tmp_path):
-    space = "left-anterior-superior"
-    like = io.read_volume(nrrd(tmp_path, f"space: {space}", "space directions: (1,0,0) (0,2,0) (0,0,3)", "space origin: (7,-8,9)"))
-    io.write_label_map(tmp_path / "labels.nrrd", np.ones(SHAPE, np.uint8), like)
-    np.testing.assert_array_equal(io.read_labels(tmp_path / "labels.nrrd").affine, like.affine)
-    assert f"space: {space}\n".encode() in (tmp_path / "labels.nrrd").read_bytes()
-
-
 def test_a_header_of_any_length_is_read_to_its_end(tmp_path):
     """Segmentations of many segments have long headers; the text beyond 64 KiB was once read as voxels."""
     lines = [f"Segment{number}_Name:=a name of a segment that makes the header long {'x' * 50}" for number in range(700)]
@@ -214,35 +206,36 @@ def test_a_header_of_any_length_is_read_to_its_end(tmp_path):
 
 @pytest.mark.parametrize("name", ["../other/a.raw", "{absolute}"])
 def test_voxels_outside_of_the_folder_may_be_forbidden(name, tmp_path, monkeypatch):
-    for folder in ("here", "other"):
-        (tmp_path / folder).mkdir()
-    (tmp_path / "other" / "a.raw").write_bytes(VOXELS)
-    line = f"ElementDataFile = {name.format(absolute=tmp_path / 'other' / 'a.raw')}"
-    path = mha(tmp_path / "here", line, data=b"", name="a.mhd")
+    here, voxels = tmp_path / "here", tmp_path / "other" / "a.raw"
+    here.mkdir()
+    voxels.parent.mkdir()
+    for path in (voxels, here / "a.raw"):
+        path.write_bytes(VOXELS)
+    path = mha(here, f"ElementDataFile = {name.format(absolute=voxels)}", data=b"", name="a.mhd")
     assert_as_simpleitk(path, DATA)
+    for value, message in (
+        ("refuse", r"here/a\.mhd: its voxels are in .*, outside its folder, and CRFREFINE_OUTSIDE_FILES"),
+        ("sometimes", "expected allow or refuse, found 'sometimes'"),
+    ):
+        monkeypatch.setenv("CRFREFINE_OUTSIDE_FILES", value)
+        with pytest.raises(CrfRefineError, match=message):
+            io.read_header(path)
     monkeypatch.setenv("CRFREFINE_OUTSIDE_FILES", "refuse")
-    with pytest.raises(InputError, match=r"here/a\.mhd: its voxels are in .*, outside its folder, and CRFREFINE_OUTSIDE_FILES"):
-        io.read_header(path)
-    (tmp_path / "here" / "a.raw").write_bytes(VOXELS)
-    assert_data(mha(tmp_path / "here", "ElementDataFile = ./a.raw", data=b"", name="a.mhd"))
-    monkeypatch.setenv("CRFREFINE_OUTSIDE_FILES", "sometimes")
-    with pytest.raises(CrfRefineError, match="expected allow or refuse, found 'sometimes'"):
-        io.read_header(path)
+    assert_data(mha(here, "ElementDataFile = ./a.raw", data=b"", name="a.mhd"))
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_geometry_is_kept_to_the_last_bit(suffix, tmp_path):
-    image = save_itk(tmp_path / f"image{suffix}", numbers((4, 5, 6)), direction=OBLIQUE, spacing=(0.1, 1 / 3, 2.123456789012345))
+    image = save_itk(tmp_path / f"image{suffix}", DATA.T, direction=OBLIQUE, spacing=(0.1, 1 / 3, 2.123456789012345))
     (tmp_path / "out").mkdir()
     out = tmp_path / "out" / f"image{suffix}"
-    io.write_label_map(out, np.ones((4, 5, 6), np.uint8), io.read_volume(image))
+    io.write_label_map(out, np.ones(SHAPE, np.uint8), io.read_volume(image))
     before, after = sitk.ReadImage(str(image)), sitk.ReadImage(str(out))
-    assert before.GetOrigin() == after.GetOrigin()
-    assert before.GetSpacing() == after.GetSpacing()
-    assert before.GetDirection() == after.GetDirection()
+    for get in (sitk.Image.GetOrigin, sitk.Image.GetSpacing, sitk.Image.GetDirection):
+        assert get(before) == get(after)
     names = {".mhd": {"image.mhd", "image.zraw"}, ".nhdr": {"image.nhdr", "image.raw.gz"}}
     assert {path.name for path in out.parent.iterdir()} == names.get(suffix, {f"image{suffix}"})
-    io.write_label_map(tmp_path / "back.nii.gz", np.ones((4, 5, 6), np.uint8), io.read_volume(out))
+    io.write_label_map(tmp_path / "back.nii.gz", np.ones(SHAPE, np.uint8), io.read_volume(out))
     np.testing.assert_allclose(nib.load(tmp_path / "back.nii.gz").affine, itk_affine(before), atol=1e-5)  # float32 in NIfTI
 
 
@@ -285,19 +278,15 @@ def test_every_cut_is_noticed(suffix, compress, tmp_path, capfd):
 
 def test_a_wrong_promise_of_compressed_bytes(tmp_path):
     """Too few bytes promised are not believed: SimpleITK leaves the last voxels at zero without a word."""
-    data = numbers((6, 5, 4), dtype="<i2")
-    for voxels in (data, data[:3]):
-        packed = zlib.compress(voxels.tobytes())
+    for voxels in (VOXELS, VOXELS[:120]):
+        packed = zlib.compress(voxels)
         (tmp_path / "a.zraw").write_bytes(packed)
-        lines = ["NDims = 3", "DimSize = 4 5 6", "ElementType = MET_SHORT", "CompressedData = True"]
-        lines += [f"CompressedDataSize = {len(packed) - 30}", "ElementDataFile = a.zraw", ""]
-        (tmp_path / "a.mhd").write_text("\n".join(lines))
-        if voxels is data:
-            np.testing.assert_array_equal(io.read_volume(tmp_path / "a.mhd").data, data.transpose())
-    with pytest.raises(
-        UnsupportedFormatError, match=r"a\.zraw: the file is cut off: its header promises 240 bytes of voxels, it holds 120"
-    ):
-        io.read_volume(tmp_path / "a.mhd")
+        lines = ("CompressedData = True", f"CompressedDataSize = {len(packed) - 30}", "ElementDataFile = a.zraw")
+        path = mha(tmp_path, *lines, data=b"", name="a.mhd")
+        if voxels is VOXELS:
+            assert_data(path)
+    with pytest.raises(UnsupportedFormatError, match=r"a\.zraw: the file is cut off: its header promises 240 bytes .*, it holds 120"):
+        io.read_volume(path)
 
 
 SLICER = affine_of((0.7, 1.1, 2.5), (10.0, -20.0, 30.0), OBLIQUE)

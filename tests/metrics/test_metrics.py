@@ -91,17 +91,6 @@ def test_a_shift_by_exactly_the_tolerance_is_within_it():
     assert measure_masks(prediction, reference, (0.1, 0.4), tolerance_mm=0.2999)["surface_dice"] == 0.0
 
 
-def test_a_single_slice_is_measured_as_a_plane():
-    """Along an axis of one voxel every voxel would be boundary, and a filled region be compared by all its voxels."""
-    rng = np.random.default_rng(6)
-    prediction, reference = (_masks(kind, (11, 7), rng) for kind in ("inside", "dense"))
-    plane = measure_masks(prediction, reference, (1.3, 0.7))
-    assert measure_masks(prediction[:, :, None], reference[:, :, None], (1.3, 0.7, 1.0)) == plane
-    sideways = measure_masks(prediction[:, None, :], reference[:, None, :], (1.3, 4.0, 0.7))
-    assert sideways["assd_mm"] == plane["assd_mm"]
-    assert sideways["volume_ml"] == pytest.approx(4 * plane["volume_ml"], rel=ROUNDING)
-
-
 def test_regions_of_a_label_map_and_ignored_voxels():
     labels = np.array([[0, 1, 2, 2, 4, 0, 0], [0, 1, 3, 3, 4, 4, 0]], dtype=np.int16)
     truth = np.array([[0, 1, 1, 2, 4, 0, 0], [0, 3, 3, 3, 4, 0, 0]], dtype=np.uint8)

@@ -6,7 +6,7 @@ import time
 import weakref
 
 import pytest
-from cli_helpers import Folders, write_folders
+from cli_helpers import write_folders
 
 import crfrefine.cases.case
 from crfrefine.base.failures import Failure
@@ -113,15 +113,6 @@ def test_a_summary_has_null_for_what_json_has_no_number_for_and_the_first_error_
     assert case["energy"] == [1.5, None, None]
     assert (case["status"], case["error"], case["error_kind"]) == ("failed", "a.nii: cut off", "InputError")
     assert content["parameters"]["bilateral"] == [{"weight": [None, 2.0]}]
-
-
-def test_after_an_error_of_a_case_the_run_goes_on_or_stops_as_asked(tmp_path):
-    """The case after it, which was read ahead, is not begun then."""
-    folders = write_folders(tmp_path, *"abc")
-    (folders.logits / "b.nii.gz").write_bytes(b"no volume")
-    assert [case.status for case in run_inference(options_for(folders)).cases] == ["done", "failed", "done"]
-    stopped = run_inference(options_for(Folders(folders.images, folders.logits, tmp_path / "again"), fail_fast=True))
-    assert [case.status for case in stopped.cases] == ["done", "failed"]
 
 
 def test_an_interrupt_ends_the_run_with_the_cases_so_far(tmp_path):

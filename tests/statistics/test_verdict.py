@@ -41,11 +41,6 @@ ONE_POINT = "Mean Dice +1.00 points against network (95 % CI 0.91 to 1.09, p 2e-
             "(p 0.69 after Holm over 2 rivals, 21 of 40 cases worse). Advice: prefer filter, it is simpler.",
         ),
         (
-            *(40, {"crf": (1.0, 0.5), "scaling": (3.0, 0.4)}, True, Outcome.NOT_BETTER_THAN_SIMPLE, [False]),
-            f"{ONE_POINT} But not shown to gain more than scaling: the trained CRF +1.00, scaling +3.00 points (p 2e-12, 40 of 40 "
-            "cases worse). Advice: prefer scaling, it is simpler.",
-        ),
-        (
             *(40, {"crf": (1.0, 0.5), "other": (1.05, 0.5)}, False, Outcome.NOT_BETTER_THAN_SIMPLE, [False]),
             f"{ONE_POINT} But not shown to gain more than other: the trained CRF +1.00, other +1.05 points (p 0.69, 21 of 40 cases worse).",
         ),

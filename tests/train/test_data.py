@@ -66,14 +66,14 @@ def test_labels_that_do_not_fit_name_the_case_or_the_file(tmp_path):
 def test_cases_with_one_cause_are_told_together(tmp_path):
     """Of three cases with logits on another grid the first is told with its grids; another cause by itself."""
     write_cases(tmp_path, 5)
-    for number in range(1, 4):
-        path = tmp_path / "logits" / f"case{number}.nii.gz"
-        save_nifti(path, np.moveaxis(phantom(number).logits, 0, -1)[:-2], phantom(number).affine)
     (tmp_path / "labels" / "case4.nii").touch()
     with pytest.raises(InputError, match="case 'case4': expected one file of labels"):
         find_cases(locate_folders(tmp_path))
     (tmp_path / "labels" / "case4.nii").unlink()
     (tmp_path / "images" / "case4_0001.nii.gz").write_bytes(b"")
+    for number in range(1, 4):
+        logits = np.moveaxis(phantom(number).logits, 0, -1)[:-2]
+        save_nifti(tmp_path / "logits" / f"case{number}.nii.gz", logits, phantom(number).affine)
     with pytest.raises(InputError, match="4 of 5 cases cannot be trained on") as caught:
         find_cases(locate_folders(tmp_path))
     lines = str(caught.value).splitlines()
