@@ -44,27 +44,27 @@ def test_a_case_of_two_modalities(tmp_path):
 def test_a_lone_file_of_all_modalities(tmp_path):
     files = make_case(tmp_path)
     stacked = np.stack([numbers(SHAPE, seed=m) for m in range(4)], axis=-1)
-    case = load_case(replace(files, images=(save_nifti(tmp_path / "all.nii.gz", stacked, AFFINE),)))
+    alone = save_nifti(tmp_path / "all.nii.gz", stacked, AFFINE)
+    case = load_case(replace(files, images=(alone,)))
     np.testing.assert_array_equal(case.image, np.moveaxis(stacked, -1, 0))
-    assert case.like.grid_shape == SHAPE
     with pytest.raises(InputError, match=r"all\.nii\.gz: expected one modality per file, as there are 2 files; this one has 4"):
-        load_case(replace(files, images=(tmp_path / "all.nii.gz", files.images[0])))
+        load_case(replace(files, images=(alone, files.images[0])))
 
 
 def test_probabilities_of_nnunet(tmp_path):
     """(label, z, y, x) without geometry; the image has it."""
-    files = make_case(tmp_path)
     exponentials = np.exp(logits_values() / 100)
     probabilities = exponentials / exponentials.sum(axis=0)
-    np.savez_compressed(tmp_path / "a.npz", probabilities=probabilities.transpose(0, 3, 2, 1))
-    cases = [load_case(replace(files, logits=(tmp_path / "a.npz",)), threads=threads) for threads in (1, 3)]
+    for name in ("probabilities", "logits"):
+        np.savez_compressed(tmp_path / f"{name}.npz", **{name: probabilities.transpose(0, 3, 2, 1)})
+    files = replace(make_case(tmp_path), logits=(tmp_path / "probabilities.npz",))
+    cases = [load_case(files, threads=threads) for threads in (1, 3)]
     np.testing.assert_array_equal(cases[0].logits, cases[1].logits)
     np.testing.assert_allclose(cases[0].logits, np.log(probabilities), atol=1e-6)
     assert cases[0].input_kind == "probabilities"
-    assert cases[0].notes == ["a.npz is taken as probabilities: all values lie in [0, 1] and sum to 1 at each voxel"]
-    assert load_case(replace(files, logits=(tmp_path / "a.npz",)), ReadingOptions("logits")).input_kind == "logits"
-    np.savez_compressed(tmp_path / "b.npz", logits=probabilities.transpose(0, 3, 2, 1))
-    assert load_case(replace(files, logits=(tmp_path / "b.npz",))).input_kind == "logits", "its array is named so"
+    assert cases[0].notes == ["probabilities.npz is taken as probabilities: all values lie in [0, 1] and sum to 1 at each voxel"]
+    assert load_case(files, ReadingOptions("logits")).input_kind == "logits"
+    assert load_case(replace(files, logits=(tmp_path / "logits.npz",))).input_kind == "logits", "its array is named so"
 
 
 def test_formats_may_be_mixed(tmp_path):

@@ -57,7 +57,7 @@ def test_what_spreadsheets_write_is_read(archive):
     [
         (
             "case,images,logit\n",
-            "unknown columns: 'logit'; missing columns: 'logits'\n  Expected case, images, logits, and optionally mask,",
+            "unknown columns: 'logit'; missing columns: 'logits'\n  Expected case, images, logits, and optionally",
         ),
         ("case,case,images,logits\n", "columns that are there twice: 'case'"),
         ("case;images;logits\na;b;c\n", "Columns are separated by commas"),

@@ -12,7 +12,6 @@ from cli_helpers import run_here
 from dicom_helpers import enhanced, save, slices
 from io_helpers import OBLIQUE, affine_of, itk_affine, itk_array, numbers, rotation, save_nifti
 from PIL import Image
-from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.sr.codedict import codes
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
@@ -46,12 +45,9 @@ def segmentation(series, path, labels=LABELS % 300):
     ]
     pixels = labels.transpose(2, 1, 0).astype(np.uint8)
     found = hd.seg.Segmentation(sources, pixels, "BINARY", described, hd.UID(), 7, hd.UID(), 1, "m", "n", "1", "0")
-    first, left = found.SegmentSequence[0], Dataset()
-    left.CodeValue, left.CodingSchemeDesignator, left.CodeMeaning = "7771000", "SCT", "Left"
-    first.SegmentDescription = "seen in two planes"
+    first = found.SegmentSequence[0]
     first.RecommendedDisplayCIELabValue = [43803, 26565, 37722]
-    first.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [left]
-    first.AnatomicRegionSequence = [left]
+    first.AnatomicRegionSequence = [hd.sr.CodedConcept("7771000", "SCT", "Left")]
     first.private_block(0x0063, "A READER", create=True).add_new(0x01, "LO", "private words")
     found.save_as(path)
     return path
@@ -119,18 +115,19 @@ def test_slices_that_are_no_volume(make, expected, tmp_path):
 
 
 def test_files_that_are_no_slices(series, tmp_path):
+    file = next(series.iterdir())
     (series / "notes.txt").write_text("words")
     assert dicom.read(series).header.notes == ("1 file without slices, such as notes.txt, left aside",)
-    (series / "a.dcm").write_bytes(b"words")
-    with pytest.raises(UnsupportedFormatError, match=r"a\.dcm: not a DICOM file, although its name says so"):
-        dicom.read(series)
     with pytest.raises(InputError, match="expected the slices of a DICOM series or a segmentation, found none"):
         dicom.read(tmp_path)
-    file = next(file for file in series.iterdir() if file.name.startswith("IM"))
-    (series / "a.dcm").unlink()
-    file.write_bytes(file.read_bytes()[:-30])
-    with pytest.raises(UnsupportedFormatError, match="CT series: damaged DICOM"):
-        dicom.read(series)
+    for path, content, message in (
+        (series / "a.dcm", b"words", r"a\.dcm: not a DICOM file, although its name says so"),
+        (file, file.read_bytes()[:-30], "CT series: damaged DICOM"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(UnsupportedFormatError, match=message):
+            dicom.read(series)
+        path.unlink()
 
 
 def test_a_label_map_becomes_a_segmentation_and_comes_back(series, tmp_path):

@@ -8,7 +8,7 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from io_helpers import affine_of, peak_memory, save_nifti
+from io_helpers import affine_of, meta_text, nrrd_text, peak_memory, save_nifti
 
 from crfrefine import io
 from crfrefine.errors import CapacityError, GridMismatchError, InputError, UnsupportedFormatError
@@ -32,25 +32,21 @@ def values_of(dtype, shape=SHAPE):
 def nrrd(path, values, *, channel_axis, encoding="raw", encode=bytes):
     """Write a file whose axes, slowest first, have the channels at `channel_axis` of (z, y, x) with the channels put in."""
     stored = np.ascontiguousarray(np.moveaxis(values, 0, channel_axis))
-    kind = stored.dtype.str[1:]
-    num_axes = values.ndim - 1
-    axes = ["vector" if axis == channel_axis else "domain" for axis in range(stored.ndim)][::-1]
-    units = iter(np.eye(num_axes) * np.arange(1, num_axes + 1))
-    directions = " ".join("none" if axis == "vector" else "(" + ",".join(map(str, next(units))) + ")" for axis in axes)
-    lines = ["NRRD0004", f"type: {TYPE_NAMES[kind][0]}", f"dimension: {stored.ndim}", f"space dimension: {num_axes}"]
-    lines += ["sizes: " + " ".join(map(str, stored.shape[::-1])), f"space directions: {directions}", "kinds: " + " ".join(axes)]
-    lines += ["endian: " + ("big" if stored.dtype.byteorder == ">" else "little"), f"encoding: {encoding}"]
-    path.write_bytes("\n".join([*lines, "", ""]).encode() + encode(stored.tobytes()))
+    directions = [f"({','.join(map(str, row))})" for row in np.diag(range(1, values.ndim))]
+    directions.insert(stored.ndim - 1 - channel_axis, "none")
+    kinds = " ".join("vector" if direction == "none" else "domain" for direction in directions)
+    lines = (f"space dimension: {values.ndim - 1}", f"space directions: {' '.join(directions)}", f"kinds: {kinds}")
+    fields = {"type": TYPE_NAMES[stored.dtype.str[1:]][0], "sizes": " ".join(map(str, stored.shape[::-1])), "encoding": encoding}
+    path.write_bytes(nrrd_text(*lines, dimension=str(stored.ndim), **fields) + encode(stored.tobytes()))
     return path
 
 
 def metaimage(path, values, *, vectors):
     stored = np.ascontiguousarray(np.moveaxis(values, 0, -1) if vectors else values)
-    sizes = stored.shape[:-1] if vectors else stored.shape
-    lines = ["ObjectType = Image", f"NDims = {len(sizes)}", "CompressedData = True", "DimSize = " + " ".join(map(str, sizes[::-1]))]
-    lines += [f"ElementNumberOfChannels = {values.shape[0]}"] if vectors else []
-    lines += [f"ElementType = {TYPE_NAMES[stored.dtype.str[1:]][1]}", "ElementDataFile = LOCAL", ""]
-    path.write_bytes("\n".join(lines).encode() + zlib.compress(stored.tobytes()))
+    sizes = stored.shape[:3] if vectors else stored.shape
+    fields = {"NDims": str(len(sizes)), "DimSize": " ".join(map(str, sizes[::-1])), "ElementType": TYPE_NAMES[stored.dtype.str[1:]][1]}
+    fields |= {"CompressedData": "True", "ElementNumberOfChannels": str(len(values)) if vectors else "-"}
+    path.write_bytes(meta_text(**fields) + zlib.compress(stored.tobytes()))
     return path
 
 
