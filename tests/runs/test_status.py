@@ -143,9 +143,12 @@ def test_a_loop_over_cases_is_one_line(folders):
 def test_wrong_usage_and_what_leaves_no_record(folders):
     assert run_here("status").status == 2
     assert "holds no record of `infer`; name the output folder of a run" in run_here("status", "nowhere", status=1).stderr
-    result = infer(folders, "--summary", f"out/{RECORD_FOLDER}/mine.json", status=1)
-    assert "is for the records that runs keep themselves" in result.stderr
-    assert "a summary of JSON lines is gone" in infer(folders, "--summary", "s.jsonl", status=2).stderr
+    for summary, status, said in (
+        (f"out/{RECORD_FOLDER}/mine.json", 1, "is for the records that runs keep themselves"),
+        ("s.jsonl", 2, "a summary of JSON lines is gone"),
+        ("/dev/zero", 1, "is not replaced by a file"),
+    ):
+        assert said in infer(folders, "--summary", summary, status=status).stderr
     run_here("infer", *one_case("a"), *QUICK, "-o", "one/a.nii.gz", status=0)
     assert [path.name for path in Path("one").iterdir()] == ["a.nii.gz"]
     for path in Path("logits").iterdir():

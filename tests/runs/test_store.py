@@ -198,11 +198,6 @@ def test_lines_that_the_disk_does_not_take_are_written_later(tmp_path, monkeypat
         file.close()
 
 
-def test_the_summary_is_never_an_input_or_a_device(folders, summary):
-    summary.symlink_to("/dev/zero")  # Reading it would take for ever.
-    assert "it is a device, pipe or socket, which is not replaced by a file" in run(folders, "--summary", summary, status=1)
-
-
 @pytest.mark.long
 def test_a_killed_run_leaves_the_records_of_its_cases(tmp_path, summary):
     names = [f"case{number:02}" for number in range(60)]

@@ -8,7 +8,7 @@ import tempfile
 import numpy as np
 import pytest
 from cli_helpers import save_nifti
-from training_helpers import GRID_SHAPE, as_case, crops, finished_fold, phantom, write_cases
+from training_helpers import GRID_SHAPE, as_case, crops, phantom, write_cases
 
 from crfrefine.apps.demo.phantom import NUM_LABELS
 from crfrefine.arrays.intensity import normalize_intensity
@@ -18,7 +18,7 @@ from crfrefine.errors import ConfigError, InputError
 from crfrefine.parameters.sections import IntensityParameters
 from crfrefine.train import crops as cropping
 from crfrefine.train.crops import CropStore, count_confusion, make_crop
-from crfrefine.train.cross_validation import fingerprint, fold_text, read_folds
+from crfrefine.train.cross_validation import fingerprint
 from crfrefine.train.dataset import find_cases, read_labeled
 from crfrefine.train.device import CPU
 from crfrefine.train.folds import choose_num_folds, make_folds
@@ -149,14 +149,6 @@ def test_the_fingerprint_knows_of_voxels_in_a_file_of_their_own(tmp_path):
     assert fingerprint_with(threads=3, resume=True) == before
     os.utime(voxels, ns=(0, 1))
     assert len({before, fingerprint(plan), fingerprint_with(loss="ce")}) == 3
-
-
-def test_a_finished_fold_is_read_as_it_was_written(tmp_path):
-    path, fold = tmp_path / "p.fold2.json", finished_fold()
-    path.write_text(fold_text(fold, "digest"))
-    assert read_folds([tmp_path / "p.fold1.json", path], "digest") == {1: fold}
-    with pytest.raises(InputError, match=r"p\.fold2\.json: is of a run with other data, options or another version"):
-        read_folds([path], "another")
 
 
 def test_a_crop_and_what_is_outside_of_it_make_up_the_case(monkeypatch):

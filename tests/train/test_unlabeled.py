@@ -6,7 +6,6 @@ import threading
 import time
 from dataclasses import replace
 
-import nibabel as nib
 import numpy as np
 import pytest
 from cli_helpers import errors, files_in, load_nifti, run_here, save_nifti
@@ -131,17 +130,14 @@ def test_few_voxels_have_no_part_and_thick_slices_stay():
 
 @pytest.mark.usefixtures("few")
 def test_a_noisy_network_gets_a_stronger_model_and_a_clean_one_stays_with_default(tmp_path):
-    noisy = choose(write_data(tmp_path / "noisy", "noisy")).stdout.splitlines()
-    clean = choose(write_data(tmp_path / "clean", "clean")).stdout.splitlines()
-    assert noisy[-1].startswith("verdict: chosen: theta_alpha 4.39 mm, ")
-    assert "made from 2 cases. That is no proof" in noisy[-1]
-    assert clean[-1].startswith("verdict: it stays with `default`: ")
-    wreck = choose(write_data(tmp_path / "wreck", "wreck")).stdout.splitlines()
-    assert "`default` changes so many of the network's labels that synthetic cases would not be like the real ones" in wreck[-1]
+    verdicts = {kind: choose(write_data(tmp_path / kind, kind)).stdout.splitlines()[-1] for kind in ("noisy", "clean", "wreck")}
+    assert verdicts["noisy"].startswith("verdict: chosen: theta_alpha 4.39 mm, ")
+    assert "made from 2 cases. That is no proof" in verdicts["noisy"]
+    assert verdicts["clean"].startswith("verdict: it stays with `default`: ")
+    assert "`default` changes so many of the network's labels that synthetic cases would not be like the real ones" in verdicts["wreck"]
     assert CrfParameters.load(tmp_path / "clean" / "out" / "params.toml") == CrfParameters()
     found = CrfParameters.load(tmp_path / "noisy" / "out" / "params.toml")
-    assert (found.bilateral[0].theta_alpha, found.mean_field.num_iterations) == (4.39, 5)
-    assert found.bilateral[0].weight == 8.0
+    assert (found.bilateral[0].theta_alpha, found.bilateral[0].weight, found.mean_field.num_iterations) == (4.39, 8.0, 5)
     truth, image, logits = anatomy(0), load_nifti(tmp_path / "noisy/images/case0_0000.nii.gz"), network(anatomy(0), "noisy", 0)
     gains = [
         dice_of(crfrefine.refine(logits, image, spacing=SPACING, parameters=each).label_map, truth, ((1,), (2,)))
@@ -196,20 +192,17 @@ def test_other_inputs(tmp_path, kind):
     logits, options = tmp_path / "logits" / "case0.nii.gz", ()
     if kind == "regions":
         content = {"labels": {"background": 0, "whole": [1, 2], "core": [2]}, "regions_class_order": [1, 2]}
-        (tmp_path / "dataset.json").write_text(json.dumps({**content, "channel_names": {"0": "a"}, "file_ending": ".nii.gz"}))
+        (tmp_path / "dataset.json").write_text(json.dumps(content))
     elif kind == "masks":
         save_nifti(tmp_path / "masks" / "case0.nii.gz", (anatomy(0) > 0).astype(np.uint8), AFFINE)
     elif kind == "another grid":
-        finer = zoom(load_nifti(logits), (1, 1, 2, 1), order=1, grid_mode=True, mode="nearest")
-        affine = AFFINE @ np.diag([1.0, 1.0, 0.5, 1.0])
+        affine, options = AFFINE @ np.diag([1.0, 1.0, 0.5, 1.0]), ("--resample",)
         affine[2, 3] -= SPACING[2] / 4
-        save_nifti(logits, finer, affine)
-        options = ("--resample",)
+        save_nifti(logits, zoom(load_nifti(logits), (1, 1, 2, 1), order=1, grid_mode=True, mode="nearest"), affine)
     else:
         labels = anatomy(0, (61, 47))
-        for folder, values in (("images", 100.0 * labels), ("logits", np.moveaxis(network(labels, "noisy", 0), 0, -1)[:, :, None])):
-            for path in (tmp_path / folder).iterdir():
-                nib.save(nib.Nifti1Image(values.astype(np.float32), AFFINE), path)
+        save_nifti(tmp_path / "images" / "case0_0000.nii.gz", 100.0 * labels.astype(np.float32), AFFINE)
+        save_nifti(logits, np.moveaxis(network(labels, "noisy", 0), 0, -1)[:, :, None], AFFINE)
     choose(tmp_path, *options)
     found = report_of(tmp_path)
     assert found["choice"]["cases"] == ["case0"]
