@@ -44,27 +44,27 @@ def test_a_case_of_two_modalities(tmp_path):
 def test_a_lone_file_of_all_modalities(tmp_path):
     files = make_case(tmp_path)
     stacked = np.stack([numbers(SHAPE, seed=m) for m in range(4)], axis=-1)
-    case = load_case(replace(files, images=(save_nifti(tmp_path / "all.nii.gz", stacked, AFFINE),)))
+    alone = save_nifti(tmp_path / "all.nii.gz", stacked, AFFINE)
+    case = load_case(replace(files, images=(alone,)))
     np.testing.assert_array_equal(case.image, np.moveaxis(stacked, -1, 0))
-    assert case.like.grid_shape == SHAPE
     with pytest.raises(InputError, match=r"all\.nii\.gz: expected one modality per file, as there are 2 files; this one has 4"):
-        load_case(replace(files, images=(tmp_path / "all.nii.gz", files.images[0])))
+        load_case(replace(files, images=(alone, files.images[0])))
 
 
 def test_probabilities_of_nnunet(tmp_path):
     """(label, z, y, x) without geometry; the image has it."""
-    files = make_case(tmp_path)
     exponentials = np.exp(logits_values() / 100)
     probabilities = exponentials / exponentials.sum(axis=0)
-    np.savez_compressed(tmp_path / "a.npz", probabilities=probabilities.transpose(0, 3, 2, 1))
-    cases = [load_case(replace(files, logits=(tmp_path / "a.npz",)), threads=threads) for threads in (1, 3)]
+    for name in ("probabilities", "logits"):
+        np.savez_compressed(tmp_path / f"{name}.npz", **{name: probabilities.transpose(0, 3, 2, 1)})
+    files = replace(make_case(tmp_path), logits=(tmp_path / "probabilities.npz",))
+    cases = [load_case(files, threads=threads) for threads in (1, 3)]
     np.testing.assert_array_equal(cases[0].logits, cases[1].logits)
     np.testing.assert_allclose(cases[0].logits, np.log(probabilities), atol=1e-6)
     assert cases[0].input_kind == "probabilities"
-    assert cases[0].notes == ["a.npz is taken as probabilities: all values lie in [0, 1] and sum to 1 at each voxel"]
-    assert load_case(replace(files, logits=(tmp_path / "a.npz",)), ReadingOptions("logits")).input_kind == "logits"
-    np.savez_compressed(tmp_path / "b.npz", logits=probabilities.transpose(0, 3, 2, 1))
-    assert load_case(replace(files, logits=(tmp_path / "b.npz",))).input_kind == "logits", "its array is named so"
+    assert cases[0].notes == ["probabilities.npz is taken as probabilities: all values lie in [0, 1] and sum to 1 at each voxel"]
+    assert load_case(files, ReadingOptions("logits")).input_kind == "logits"
+    assert load_case(replace(files, logits=(tmp_path / "logits.npz",))).input_kind == "logits", "its array is named so"
 
 
 def test_formats_may_be_mixed(tmp_path):
@@ -88,29 +88,23 @@ def test_a_plane(tmp_path):
     assert case.mask.shape == (5, 6)
 
 
-def test_a_mask_file(tmp_path):
+def test_masks_of_a_file_and_of_what_is_not_zero_in_any_modality(tmp_path):
+    nonzero, files, images = ReadingOptions(mask_mode="nonzero"), make_case(tmp_path), np.zeros((2, *SHAPE), np.float32)
+    images[0, 1, 2, 3], images[1, 4, 5, 6] = -1, 2
+    for path, image in zip(files.images, images, strict=True):
+        save_nifti(path, image, AFFINE)
+    np.testing.assert_array_equal(np.argwhere(load_case(files, nonzero).mask), [[1, 2, 3], [4, 5, 6]])
+    assert load_case(files, ReadingOptions(mask_mode="none")).mask is None
     mask = numbers(SHAPE, dtype=np.int16) % 3 - 1
-    files = replace(make_case(tmp_path), mask=save_nifti(tmp_path / "mask.nii.gz", mask, AFFINE))
-    np.testing.assert_array_equal(load_case(files, ReadingOptions(mask_mode="nonzero")).mask, mask != 0)
+    with_file = replace(files, mask=save_nifti(tmp_path / "mask.nii.gz", mask, AFFINE))
+    np.testing.assert_array_equal(load_case(with_file, nonzero).mask, mask != 0)
     save_nifti(tmp_path / "mask.nii.gz", mask * 0, AFFINE)
     with pytest.raises(InputError, match=r"mask\.nii\.gz: the mask is empty"):
-        load_case(files)
-
-
-def test_the_mask_of_what_is_not_zero_in_any_modality(tmp_path):
-    files = make_case(tmp_path)
-    images = np.zeros((2, *SHAPE), np.float32)
-    images[0, 1, 2, 3] = -1
-    images[1, 4, 5, 6] = 2
-    for m, path in enumerate(files.images):
-        save_nifti(path, images[m], AFFINE)
-    mask = load_case(files, ReadingOptions(mask_mode="nonzero")).mask
-    np.testing.assert_array_equal(np.argwhere(mask), [[1, 2, 3], [4, 5, 6]])
-    assert load_case(files, ReadingOptions(mask_mode="none")).mask is None
+        load_case(with_file)
     for path in files.images:
         save_nifti(path, images[0] * 0, AFFINE)
     with pytest.raises(InputError, match=r"a_0000\.nii\.gz: the mask `nonzero` is empty: the image is zero everywhere"):
-        load_case(files, ReadingOptions(mask_mode="nonzero"))
+        load_case(files, nonzero)
 
 
 @pytest.mark.parametrize(

@@ -26,28 +26,30 @@ def save_logits(path, shape, affine, num_labels=3):
 
 
 def make_case(folder, kind):
+    """Return the files of a case, how they are read, and the bytes that this takes."""
     image = save_nifti(folder / "a.nii.gz", numbers(SHAPE), AFFINE)
     mask = save_nifti(folder / "a_mask.nii.gz", np.ones(SHAPE, np.uint8), AFFINE)
     labels = save_nifti(folder / "a_labels.nii.gz", (numbers(SHAPE) % 3).astype(np.uint8), AFFINE)
-    whole = save_logits(folder / "a_logits.nii.gz", SHAPE, AFFINE)
+    logits = (save_logits(folder / "a_logits.nii.gz", SHAPE, AFFINE),)
+    images, named, how, of_images, others = (image,), {}, {}, IMAGE, 4 * 3
     if kind == "modalities and logits":
-        other = save_nifti(folder / "a_0001.nii.gz", numbers(SHAPE, seed=1), AFFINE)
-        return CaseFiles("a", (image, other), (whole,)), {}, PROCESS + VOXELS * (2 * IMAGE + 4 * 3)
-    if kind == "channels of one file":
-        both = save_logits(folder / "a_both.nii.gz", SHAPE, AFFINE, num_labels=2)
-        return CaseFiles("a", (both,), (whole,)), {}, PROCESS + VOXELS * (2 * IMAGE + 4 * 3)
-    if kind == "one file per label":
-        files = tuple(save_nifti(folder / f"a_{k}.nii.gz", numbers(SHAPE, seed=k) - 100.0, AFFINE) for k in range(4))
-        return CaseFiles("a", (image,), files), {}, PROCESS + VOXELS * (IMAGE + 4 * 4)
-    if kind == "mask":  # as float32, and as booleans
-        return CaseFiles("a", (image,), (whole,), mask=mask), {}, PROCESS + VOXELS * (IMAGE + 4 * 3 + 4 + 1)
-    if kind == "reference":
-        return CaseFiles("a", (image,), (whole,), labels=labels), {"with_labels": True}, PROCESS + VOXELS * (IMAGE + 4 * 3 + 4)
-    if kind == "another grid":  # the logits twice: as they are in the file, and interpolated
-        coarse = save_logits(folder / "a_coarse.nii.gz", COARSE_SHAPE, COARSE)
-        return CaseFiles("a", (image,), (coarse,)), {"resample": True}, PROCESS + VOXELS * (IMAGE + 4 * 3) + COARSE_VOXELS * 4 * 3
-    assert kind == "label map"  # its values, and two channels or more
-    return CaseFiles("a", (image,), (labels,)), {"input_type": "labels"}, PROCESS + VOXELS * (IMAGE + 4 * (1 + 2))
+        images, of_images = (image, save_nifti(folder / "a_0001.nii.gz", numbers(SHAPE, seed=1), AFFINE)), 2 * IMAGE
+    elif kind == "channels of one file":
+        images, of_images = (save_logits(folder / "a_both.nii.gz", SHAPE, AFFINE, num_labels=2),), 2 * IMAGE
+    elif kind == "one file per label":
+        logits = tuple(save_nifti(folder / f"a_{k}.nii.gz", numbers(SHAPE, seed=k) - 100.0, AFFINE) for k in range(4))
+        others = 4 * 4
+    elif kind == "mask":
+        named, others = {"mask": mask}, 4 * 3 + 4 + 1  # as float32, and as booleans
+    elif kind == "reference":
+        named, how, others = {"labels": labels}, {"with_labels": True}, 4 * 3 + 4
+    elif kind == "another grid":
+        logits, how = (save_logits(folder / "a_coarse.nii.gz", COARSE_SHAPE, COARSE),), {"resample": True}
+    else:
+        logits, how, others = (labels,), {"input_type": "labels"}, 4 * (1 + 2)  # its values, and two channels or more
+    # Logits of another grid are there twice: as they are in the file, and interpolated.
+    twice = COARSE_VOXELS * 4 * 3 if kind == "another grid" else 0
+    return CaseFiles("a", images, logits, **named), how, PROCESS + VOXELS * (of_images + others) + twice
 
 
 KINDS = ["modalities and logits", "channels of one file", "one file per label", "mask", "reference", "another grid", "label map"]
@@ -75,23 +77,18 @@ def test_a_case_is_read_if_it_just_fits_and_refused_one_byte_earlier(kind, tmp_p
     assert "raise it" in lines[-1]
 
 
-def test_a_reference_that_is_not_read_does_not_count(tmp_path):
-    files, _, needed = make_case(tmp_path, "reference")
-    load_case(files, ReadingOptions(max_memory=needed - 4 * VOXELS))
-
-
 def test_the_three_largest_files_are_named_and_the_others_counted(tmp_path):
     files, _, _ = make_case(tmp_path, "one file per label")
     with pytest.raises(CapacityError) as caught:
         load_case(files, ReadingOptions(max_memory=1))
     lines = str(caught.value).splitlines()
-    assert len(lines) == 6
-    assert lines[1] == f"  {files.images[0]}  5×6×7, 1.64 KiB"
-    assert lines[4] == "  and 2 more"
+    assert (len(lines), lines[1], lines[4]) == (6, f"  {files.images[0]}  5×6×7, 1.64 KiB", "  and 2 more")
 
 
-def test_without_an_option_the_system_limits(tmp_path, monkeypatch):
-    files, _, needed = make_case(tmp_path, "mask")
+def test_a_reference_that_is_not_read_does_not_count_and_without_an_option_the_system_limits(tmp_path, monkeypatch):
+    files, _, needed = make_case(tmp_path, "reference")
+    needed -= 4 * VOXELS
+    load_case(files, ReadingOptions(max_memory=needed))
     monkeypatch.setattr("crfrefine.base.memory.group_numbers", lambda name: [[needed - 1]])
     with pytest.raises(CapacityError, match=r"of the control group \(cgroup\)"):
         load_case(files)

@@ -120,7 +120,7 @@ def test_masks_and_labels_by_name(tmp_path):
     assert problem == f"case 'Case00': expected one file of mask in {masks}, found none"
 
 
-def test_label_maps_beside_the_images_are_no_images(tmp_path):
+def test_label_maps_and_logits_beside_the_images_are_no_images(tmp_path):
     """PROMISE12 is distributed so."""
     images = folder(tmp_path, "images", "Case00.mhd", "Case00_segmentation.mhd", "Case01.mhd", "Case01_segmentation.mhd")
     cases = discover_cases(images, None, labels=images)
@@ -128,8 +128,9 @@ def test_label_maps_beside_the_images_are_no_images(tmp_path):
     assert cases.notes == [f"{images}: not taken for images: 2 label maps beside them, such as Case00_segmentation.mhd"]
     data = folder(tmp_path, "data", "a_0000.nii.gz", "a_0001.nii.gz", "a.npz", "c_0000.nii.gz", "c_0001.nii.gz", "c_logits.nii.gz")
     cases = discover_cases(data, data)
-    assert [case.case_id for case in cases] == ["a", "c"], "nor are probabilities and logits"
-    assert (names(cases[0].images), names(cases[0].logits)) == (["a_0000.nii.gz", "a_0001.nii.gz"], ["a.npz"])
+    assert [(case.case_id, *names((*case.images, *case.logits))) for case in cases] == [
+        (case, f"{case}_0000.nii.gz", f"{case}_0001.nii.gz", logits) for case, logits in (("a", "a.npz"), ("c", "c_logits.nii.gz"))
+    ]
     assert any("c_logits.nii.gz" in note for note in cases.notes)
 
 
@@ -178,19 +179,12 @@ def test_a_description_of_nnunet(tmp_path):
     images = write_description(tmp_path, {"channel_names": {"1": "T1c", "0": "FLAIR"}, "labels": labels, "file_ending": ".nii.gz"})
     assert read_dataset_description(folder(tmp_path / "images", "none")) is None
     found = read_dataset_description(images)
-    assert found is not None
-    assert found.channel_names == ("FLAIR", "T1c")
+    assert (found.channel_names, found.file_ending, found.regions_class_order) == (("FLAIR", "T1c"), ".nii.gz", None)
     assert dict(found.labels) == {"background": 0, "whole": (1, 2), "core": (2,), "ignore": 3}
-    assert (found.file_ending, found.ignore_label, found.has_regions) == (".nii.gz", 3, True)
-    assert found.regions_class_order is None
-    assert found.num_labels == 3
+    assert (found.ignore_label, found.has_regions, found.num_labels) == (3, True, 3)
     assert discover_cases(images, None).notes == []
-
-
-def test_an_older_description(tmp_path):
-    """That of the Medical Segmentation Decathlon: `modality`, and labels the other way round."""
+    # The Medical Segmentation Decathlon has `modality`, and labels the other way round.
     found = read_dataset_description(write_description(tmp_path, {"modality": ["MRI"], "labels": {"0": "background", "1": "Anterior"}}))
-    assert found is not None
     assert (found.channel_names, dict(found.labels)) == (("MRI",), {"background": 0, "Anterior": 1})
     assert (found.ignore_label, found.has_regions) == (None, False)
 
@@ -200,7 +194,7 @@ def test_an_older_description(tmp_path):
 NAMED = {"channel_names": {"0": "T1", "1": "FLAIR"}, "labels": {"background": 0, "tumor  core": 3, "whole": [1, 2, 3], "edema": [2]}}
 
 
-def test_names_are_those_of_the_first_description(tmp_path):
+def test_names_are_those_of_the_first_description_that_can_be_used(tmp_path):
     places = [folder(tmp_path, "images", "a.nii") / "a.nii", folder(tmp_path, "logits")]
     assert read_names(places) == Names()
     write_description(tmp_path / "logits", {"labels": {"left": 1}})
@@ -208,13 +202,9 @@ def test_names_are_those_of_the_first_description(tmp_path):
     write_description(tmp_path, NAMED)
     assert read_names(places) == Names({0: "background", 3: "tumor core", 2: "edema"}, ("T1", "FLAIR"))
     assert read_names(places).titles[3] == "3 tumor core"
-
-
-def test_a_description_that_cannot_be_used_is_named_and_the_next_one_is_read(tmp_path):
-    write_description(folder(tmp_path, "images"), "{")
-    write_description(folder(tmp_path, "logits"), NAMED)
-    found = read_names([tmp_path / "images", tmp_path / "images", tmp_path / "logits"])
-    assert found.labels[3] == "tumor core"
+    write_description(tmp_path / "images", "{")
+    found = read_names([tmp_path / "images", *places])
+    assert found.labels == {1: "left"}
     (note,) = found.notes
     assert note.startswith(f"{tmp_path / 'images' / 'dataset.json'}: not a dataset.json as nnU-Net writes it: ")
     assert note.endswith("; continuing without it")

@@ -53,18 +53,14 @@ def test_a_label_map_is_read_as_one_hot_logits(folder, input_type, dtype):
     assert case.notes == [f"a.nii.gz is taken as a label map: {reason}"]
 
 
-def test_with_all_labels_those_that_do_not_occur_are_far_below(folder):
+def test_declared_labels_that_do_not_occur_are_far_below_and_others_are_an_error(folder):
     case = read(folder, "maps", declared=DeclaredLabels(tuple(range(12)), "dataset.json"), all_labels=True)
     assert case.logits.shape == (12, *SHAPE)
     np.testing.assert_array_equal(case.logits[[0, 5, 10]], one_hot(LABELS, (0, 5, 10)))
     assert (np.delete(case.logits, [0, 5, 10], axis=0) == ABSENT_LOGIT).all()
     assert case.absent_labels == (1, 2, 3, 4, 6, 7, 8, 9, 11)
-
-
-def test_labels_that_are_not_declared_are_named_with_the_way_out(folder):
-    declared = DeclaredLabels((0, 5), "study/dataset.json")
     with pytest.raises(InputError, match=r"(?s)maps/a\.nii\.gz: has labels that are not declared: 10; it holds 0, 5, 10.*0, 5 of study"):
-        read(folder, "maps", declared=declared)
+        read(folder, "maps", declared=DeclaredLabels((0, 5), "study/dataset.json"))
 
 
 @pytest.mark.parametrize(
@@ -87,8 +83,7 @@ def test_who_declares_labels(folder, content, num_labels, numbers_, source):
 def test_beside_logits_the_input_type_decides(folder):
     """nnU-Net's CASE.nii.gz beside CASE.npz: logits win unless label maps are asked for, among which names that tell win."""
     np.savez(folder / "maps" / "a.npz", logits=np.stack([LABELS, LABELS + 0.5]).transpose(0, 3, 2, 1).astype(np.float32))
-    assert read(folder, "maps", input_type="auto").input_kind == "logits"
-    assert read(folder, "maps").input_kind == "labels"
+    assert [read(folder, "maps", input_type=kind).input_kind for kind in ("auto", "labels")] == ["logits", "labels"]
     with pytest.raises(UnsupportedFormatError, match="npz"):
         discover_cases(folder / "images" / "a_0000.nii.gz", folder / "maps" / "a.npz", input_type="labels")
     save_nifti(folder / "maps" / "a_seg.nii.gz", (LABELS > 0).astype(np.uint8), AFFINE)
@@ -152,10 +147,8 @@ def merged(case):
 def test_structures_are_numbered_in_the_order_of_their_names_over_all_cases(folder):
     cases = discover_cases(folder / "images", folder / "structures", input_type="labels")
     assert [case.are_structures for case in cases] == [True, True]
-    assert [path.name for path in cases[0].logits] == ["empty.nii.gz", "liver.nii.gz", "tumor.nii.gz"]
     declared = declared_labels(cases, (), None)
-    assert declared.structures == {"empty": 1, "liver": 2, "spleen": 3, "tumor": 4}
-    assert declared.num_labels == 5
+    assert (declared.structures, declared.num_labels) == ({"empty": 1, "liver": 2, "spleen": 3, "tumor": 4}, 5)
 
 
 def test_where_structures_overlap_the_smallest_one_keeps_the_voxel(folder):
@@ -170,22 +163,17 @@ def test_where_structures_overlap_the_smallest_one_keeps_the_voxel(folder):
     assert case.notes[1].startswith(f"structures overlap, and the smaller one keeps the voxel: {num_shared} voxels, such as of ")
 
 
-def test_the_structures_of_one_case(folder):
+def test_the_structures_of_one_case_may_be_named_alone(folder):
     own = folder / "structures" / "a"
-    for logits in (own, sorted(own.iterdir(), reverse=True)):
-        (case,) = discover_cases(folder / "images" / "a_0000.nii.gz", logits, input_type="labels")
-        assert case.are_structures
-        assert [path.name for path in case.logits] == ["empty.nii.gz", "liver.nii.gz", "tumor.nii.gz"]
+    (case,) = discover_cases(folder / "images" / "a_0000.nii.gz", sorted(own.iterdir(), reverse=True), input_type="labels")
+    assert case.are_structures
+    assert [path.name for path in case.logits] == ["empty.nii.gz", "liver.nii.gz", "tumor.nii.gz"]
 
 
 @pytest.mark.parametrize(
     ("name", "values", "message"),
     [
-        (
-            "a/liver.nii.gz",
-            2 * MASKS["liver"],
-            r"structures/a/liver\.nii\.gz: expected 0 and 1, as in a binary file .*; found 2 at 24 voxels",
-        ),
+        ("a/liver.nii.gz", 2 * MASKS["liver"], r"a/liver\.nii\.gz: expected 0 and 1, as in a binary file .*; found 2 at 24 voxels"),
         ("a/liver.nii.gz", MASKS["liver"] * 0.5, "found 0.5 at 24 voxels"),
         ("a/tumor.nii.gz", MASKS["tumor"][1:], r"structure and image are on different grids.*tumor\.nii\.gz"),
         ("b/background.nii.gz", MASKS["liver"], r"b/background\.nii\.gz: a structure cannot have the name 'background'"),
@@ -200,12 +188,10 @@ def test_what_is_no_structure_is_refused(folder, name, values, message):
 
 
 def test_without_the_input_type_the_error_says_how_to_read_structures(folder):
-    cases = discover_cases(folder / "images", folder / "structures")
-    assert cases[0].problem.endswith("for one binary file per structure, give --input-type labels")
-    with pytest.raises(InputError, match="--input-type labels"):
-        read_case_headers(cases[0])
-    (case,) = discover_cases(folder / "images" / "a_0000.nii.gz", folder / "structures" / "a")
-    assert case.problem.endswith("for one binary file per structure, give --input-type labels")
+    for images, logits in (("images", "structures"), ("images/a_0000.nii.gz", "structures/a")):
+        case = discover_cases(folder / images, folder / logits)[0]
+        with pytest.raises(InputError, match="for one binary file per structure, give --input-type labels"):
+            read_case_headers(case)
 
 
 def test_structures_are_not_taken_for_labels_in_order(folder):

@@ -57,7 +57,7 @@ def test_what_spreadsheets_write_is_read(archive):
     [
         (
             "case,images,logit\n",
-            "unknown columns: 'logit'; missing columns: 'logits'\n  Expected case, images, logits, and optionally mask,",
+            "unknown columns: 'logit'; missing columns: 'logits'\n  Expected case, images, logits, and optionally",
         ),
         ("case,case,images,logits\n", "columns that are there twice: 'case'"),
         ("case;images;logits\na;b;c\n", "Columns are separated by commas"),
@@ -123,8 +123,7 @@ def test_all_missing_files_are_named_up_to_a_limit(archive):
         read_manifest(write(archive / "cases.csv", *rows))
     lines = str(raised.value).splitlines()
     assert lines[0].endswith("cases.csv: 50 problems; no case is refined")
-    assert lines[20] == f"  line 21: images: {archive}/gone/19.nii.gz: no such file"
-    assert lines[21:] == ["  and 30 more"]
+    assert lines[20:] == [f"  line 21: images: {archive}/gone/19.nii.gz: no such file", "  and 30 more"]
 
 
 def test_structures_are_files_or_a_folder(archive):

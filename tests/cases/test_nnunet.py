@@ -53,13 +53,12 @@ def test_images_and_labels_are_where_the_environment_says(tree, tmp_path, monkey
     assert case.labels == tree.preprocessed / "gt_segmentations" / "case2.nii.gz"
 
 
-@pytest.mark.parametrize("what", ["imagesTr", "labelsTr"])
+@pytest.mark.parametrize("what", ["images", "labels"])
 def test_places_that_were_looked_at_are_named(tree, what):
-    shutil.rmtree(tree.raw / what)
-    with pytest.raises(InputError, match=str(tree.raw / what)) as error:
+    shutil.rmtree(tree.raw / f"{what}Tr")
+    with pytest.raises(InputError, match=rf"{tree.raw}/{what}Tr") as error:
         trained_cases(tree)
-    assert f"--{'images' if what == 'imagesTr' else 'labels'}" in str(error.value)
-    assert "nnUNet_raw" in str(error.value)
+    assert all(name in str(error.value) for name in (f"--{what}", "nnUNet_raw"))
 
 
 def test_a_fold_that_is_not_done_is_named_with_the_command(tree):
@@ -76,16 +75,7 @@ def test_a_fold_that_is_not_done_is_named_with_the_command(tree):
     assert trained_cases(tree).cases[1].missing == ("no fold that held it out has validated it",)
 
 
-def test_a_network_that_was_trained_on_all_cases_is_refused(tree):
-    for fold in (0, 1):
-        shutil.rmtree(tree.network / f"fold_{fold}")
-    write_fold(tree, "all", range(4))
-    with pytest.raises(InputError, match="trained on all cases") as error:
-        trained_cases(tree)
-    assert f"{TRAIN} 0 --npz {NAMES}" in str(error.value)
-
-
-def test_beside_other_folds_the_one_of_all_cases_is_not_used(tree):
+def test_the_fold_of_all_cases_is_not_used_beside_others_and_refused_alone(tree):
     write_fold(tree, "all", range(4))
     found = trained_cases(tree)
     assert [case.logits for case in found.cases] == [(tree.archive(number % 2, number),) for number in range(4)]
@@ -94,6 +84,9 @@ def test_beside_other_folds_the_one_of_all_cases_is_not_used(tree):
     (tree.preprocessed / "splits_final.json").unlink()
     shutil.rmtree(tree.network / "fold_1")
     assert [case.logits for case in trained_cases(tree).cases] == [(tree.archive(0, 0),), (), (tree.archive(0, 2),), ()]
+    shutil.rmtree(tree.network / "fold_0")
+    with pytest.raises(InputError, match=f"(?s)trained on all cases.*{TRAIN} 0 --npz {NAMES}"):
+        trained_cases(tree)
 
 
 def test_what_a_fold_says_about_its_own_training_cases_is_not_used(tree):
@@ -122,15 +115,13 @@ def test_probabilities_that_were_not_turned_back_are_refused(tree):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("nnUNet_preprocessed/" + DATASET + "/splits_final.json", {"0": ["case0"]}, r"splits_final\.json: expected a list"),
+        (f"nnUNet_preprocessed/{DATASET}/splits_final.json", {"0": ["case0"]}, r"splits_final\.json: expected a list"),
         (f"nnUNet_results/{DATASET}/{NETWORK}/dataset.json", describe(file_ending=".png"), r"dataset\.json: the images are \.png files"),
         (f"nnUNet_results/{DATASET}/{NETWORK}/plans.json", None, "is not a trained network of nnU-Net version 2"),
     ],
 )
 def test_what_nnunet_would_not_write_is_refused(tree, name, content, message):
-    write_json(tree.root / name, content)
-    if content is None:
-        (tree.root / name).unlink()
+    write_json(tree.root / name, content) if content else (tree.root / name).unlink()
     with pytest.raises(InputError, match=message):
         trained_cases(tree)
 
@@ -150,7 +141,7 @@ def test_any_other_folder_says_what_was_looked_for(tmp_path, tree):
 # ---- Predictions, and what infer refines
 
 
-def test_predictions_know_their_images(tree):
+def test_predictions_know_their_images(tree, monkeypatch):
     folder = write_predictions(tree)
     found = find_cases_to_refine(folder, (), None)
     assert [(case.case_id, case.images[1], case.logits, case.problem) for case in found] == [
@@ -163,9 +154,6 @@ def test_predictions_know_their_images(tree):
     with pytest.raises(InputError, match=r"names no folder of images\n  Name the folder of the images with -i"):
         find_cases_to_refine(folder, (), None)
     assert len(find_cases_to_refine(folder, (tree.raw / "imagesTs",), None)) == 3
-
-
-def test_images_that_are_not_where_they_were_are_asked_for(tree, monkeypatch):
     folder = write_predictions(tree, list_of_lists_or_source_folder=f"nnUNet_raw/{DATASET}/imagesTs")
     with pytest.raises(InputError, match=r"(?s)which is no folder here.*Name the folder of the images with -i"):
         find_cases_to_refine(folder, (), None)

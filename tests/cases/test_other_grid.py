@@ -89,16 +89,12 @@ def test_without_the_option_the_error_names_it(tmp_path):
 
 def test_probabilities_lead_to_the_same_logits_as_the_logits_they_come_from(tmp_path):
     """The logarithms are interpolated: they differ from logits by a number per voxel, the same for all labels, before and after."""
-    values = scores()
-    case = load_case(make_case(tmp_path, values=values), RESAMPLE)
-    exponentials = np.exp(values.astype(np.float64))
-    probabilities = (exponentials / exponentials.sum(axis=0)).astype(np.float32)
-    files = make_case(tmp_path, values=probabilities)
-    of_probabilities = load_case(files, RESAMPLE)
-    assert of_probabilities.input_kind == "probabilities"
-    covered = inside(case)
-    np.testing.assert_array_equal(inside(of_probabilities), covered)
-    differences = [(found - found[0])[:, covered] for found in (case.logits, of_probabilities.logits)]
+    exponentials = np.exp(scores().astype(np.float64))
+    case = load_case(make_case(tmp_path), RESAMPLE)
+    other = load_case(make_case(tmp_path, values=(exponentials / exponentials.sum(axis=0)).astype(np.float32)), RESAMPLE)
+    assert other.input_kind == "probabilities"
+    np.testing.assert_array_equal(inside(other), inside(case))
+    differences = [(found - found[0])[:, inside(case)] for found in (case.logits, other.logits)]
     # Rounding of probabilities to float32 moves their logarithm by 1e-7 of its size; the smallest here is about e^-15.
     np.testing.assert_allclose(differences[0], differences[1], atol=1e-4)
 
@@ -147,6 +143,7 @@ def test_masks_and_labels_are_those_of_the_nearest_voxel(tmp_path):
 
 @pytest.mark.parametrize("options", [RESAMPLE, ReadingOptions()], ids=["resample", "plain"])
 def test_grids_that_do_not_overlap(options, tmp_path):
+    """The message has the boxes of both, half a voxel around the centers: at most half the sum of the three spacings."""
     files = make_case(tmp_path, beside(shift=200.0))
     with pytest.raises(GridMismatchError, match=r"^case 'a': (?s:.*)Is the transform missing in one of the headers, or is it of") as caught:
         read_case_headers(files, options)
@@ -158,7 +155,6 @@ def test_grids_that_do_not_overlap(options, tmp_path):
         assert "the logits and the image do not overlap in the world" in message
         x = world_of(SHAPE, AFFINE)[..., 0]
         start, stop = map(float, re.search(r"a_0000.* mm, x (\S+) to (\S+),", message).groups())
-        # Half a voxel around the centers is at most half the sum of the three spacings.
         assert (x.min() - start, stop - x.max()) == (pytest.approx(1.15, abs=1.15), pytest.approx(1.15, abs=1.15))
 
 
@@ -173,22 +169,20 @@ def test_the_signs_of_lps_are_suspected(tmp_path):
 
 def test_boxes_that_overlap_without_a_common_voxel(tmp_path):
     """A thin slab in the empty corner of an oblique volume's box: only its voxels tell."""
-    image = save_nifti(tmp_path / "image.nii.gz", numbers((40, 3, 2)), affine_of((1.0, 1.5, 2.0), direction=np.array(OBLIQUE)))
-    corner = world_of((40, 3, 2), affine_of((1.0, 1.5, 2.0), direction=np.array(OBLIQUE)))[39, 0, 0]
-    logits = save_scores(tmp_path / "logits.nii.gz", scores(2, (3, 4, 2)), affine_of((0.5, 0.4, 0.3), (corner[0], -1.5, -0.3)))
-    files = CaseFiles("a", (image,), (logits,))
+    affine = affine_of((1.0, 1.5, 2.0), direction=OBLIQUE)
+    image = save_nifti(tmp_path / "image.nii.gz", numbers((40, 3, 2)), affine)
+    corner = affine_of((0.5, 0.4, 0.3), (world_of((40, 3, 2), affine)[39, 0, 0, 0], -1.5, -0.3))
+    logits = save_scores(tmp_path / "logits.nii.gz", scores(2, (3, 4, 2)), corner)
     with pytest.raises(GridMismatchError, match="do not overlap in the world"):
-        read_case_headers(files, RESAMPLE)
+        read_case_headers(CaseFiles("a", (image,), (logits,)), RESAMPLE)
 
 
 @pytest.mark.parametrize("direction", [np.eye(3), OBLIQUE], ids=["oblique", "parallel"])
 def test_logits_that_cover_less_than_half_of_the_image_are_refused(direction, tmp_path):
-    files = make_case(tmp_path, beside(direction, shift=2.0))
-    assert inside(load_case(files, RESAMPLE)).mean() > 0.5
+    assert inside(load_case(make_case(tmp_path, beside(direction, shift=2.0)), RESAMPLE)).mean() > 0.5
     for shift in (10.0, 12.0):
-        files = make_case(tmp_path, beside(direction, shift=shift))
         with pytest.raises(GridMismatchError, match=r"the logits cover \d+\.\d% of the voxels of the image; expected at least half"):
-            read_case_headers(files, RESAMPLE)
+            read_case_headers(make_case(tmp_path, beside(direction, shift=shift)), RESAMPLE)
 
 
 @pytest.mark.parametrize("order", ["lxyz", "lzyx", "xlyz", "xylz"])
@@ -212,17 +206,16 @@ def test_a_label_axis_that_is_not_the_last_one_is_named_with_the_transposition(o
 
 
 def test_an_archive_without_geometry(tmp_path):
-    files = replace(make_case(tmp_path), logits=(tmp_path / "a.npz",))
-    np.savez_compressed(tmp_path / "a.npz", logits=scores(shape=SHAPE).transpose(3, 2, 1, 0))
-    with pytest.raises(GridMismatchError, match=r"An .npz holds \(label, z, y, x\); this one seems to hold \(z, y, x, label\)"):
-        read_case_headers(files)
-    np.savez_compressed(tmp_path / "a.npz", logits=scores().transpose(0, 3, 2, 1))
-    for options, text in (
-        (RESAMPLE, "without the geometry to interpolate from"),
-        (ReadingOptions(), "logits and image are on different grids"),
+    files, interpolate = replace(make_case(tmp_path), logits=(tmp_path / "a.npz",)), "give --resample"
+    full, coarse = scores(shape=SHAPE), scores()
+    for array, options, text in (
+        (full.transpose(3, 2, 1, 0), ReadingOptions(), r"An .npz holds \(label, z, y, x\); this one seems to hold \(z, y, x, label\)"),
+        (coarse.transpose(0, 3, 2, 1), RESAMPLE, "without the geometry to interpolate from"),
+        (coarse.transpose(0, 3, 2, 1), ReadingOptions(), "logits and image are on different grids"),
     ):
+        np.savez_compressed(tmp_path / "a.npz", logits=array)
         with pytest.raises(GridMismatchError, match=text) as caught:
             read_case_headers(files, options)
-        assert "give --resample" not in str(caught.value)
-    np.savez_compressed(tmp_path / "a.npz", logits=scores(shape=SHAPE).transpose(0, 3, 2, 1))
-    np.testing.assert_array_equal(load_case(files, RESAMPLE).logits, scores(shape=SHAPE))
+        assert interpolate not in str(caught.value)
+    np.savez_compressed(tmp_path / "a.npz", logits=full.transpose(0, 3, 2, 1))
+    np.testing.assert_array_equal(load_case(files, RESAMPLE).logits, full)

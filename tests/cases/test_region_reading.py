@@ -19,18 +19,14 @@ TWO_LABELS = {"labels": {"background": 0, "both": [1, 2], "a": 1, "b": 2}, "regi
 """As many regions as a softmax over all labels has channels."""
 
 
-def write_case(folder, channels, description=None, name="a_logits.nii.gz"):
+def load(folder, channels, description=None, *, given=None, input_type="auto"):
     (folder / "images").mkdir(exist_ok=True)
     if description is not None:
         (folder / "dataset.json").write_text(json.dumps(description))
     image = save_nifti(folder / "images" / "a_0000.nii.gz", numbers(SHAPE), AFFINE)
-    logits = save_nifti(folder / "images" / name, np.moveaxis(channels, 0, -1).astype(np.float32), AFFINE)
-    return CaseFiles("a", (image,), (logits,))
-
-
-def load(folder, channels, description=None, *, given=None, input_type="auto"):
-    files = write_case(folder, channels, description)
-    return load_case(files, ReadingOptions(input_type, regions=find_regions(given, read_descriptions([folder / "images"]))))
+    logits = save_nifti(folder / "images" / "a_logits.nii.gz", np.moveaxis(channels, 0, -1).astype(np.float32), AFFINE)
+    regions = find_regions(given, read_descriptions([folder / "images"]))
+    return load_case(CaseFiles("a", (image,), (logits,)), ReadingOptions(input_type, regions=regions))
 
 
 def sigmoids(num_channels=3, seed=0):
@@ -46,12 +42,10 @@ def log_odds(probabilities):
 
 def test_sigmoid_channels_become_log_odds(tmp_path):
     case = load(tmp_path, sigmoids(), BRATS)
-    assert case.regions == SCHEME
-    assert (case.num_labels, case.input_kind) == (4, "probabilities")
+    assert (case.regions, case.num_labels, case.input_kind) == (SCHEME, 4, "probabilities")
     np.testing.assert_allclose(case.logits, log_odds(sigmoids()), atol=1e-5)
     assert case.logits.strides == (4 * 5 * 6 * 7, 4, 20, 120), "x fastest: no copy is made"
-    told = "a_logits.nii.gz is taken as sigmoid probabilities of 3 regions (whole, core, enhancing; "
-    assert case.notes[0].startswith(told)
+    assert case.notes[0].startswith("a_logits.nii.gz is taken as sigmoid probabilities of 3 regions (whole, core, enhancing; ")
     assert case.notes[0].endswith("dataset.json): all values lie in [0, 1]")
     np.testing.assert_array_equal(case.decode(case.logits), SCHEME.decode(sigmoids() - 0.5))
     channels = np.random.default_rng(1).normal(0, 3, (3, *SHAPE))
@@ -131,14 +125,15 @@ def test_what_is_not_what_was_declared_is_refused(tmp_path, channels, options, t
 
 def test_the_description_beside_the_logits_comes_first(tmp_path):
     """nnU-Net writes a dataset.json into the folder of its predictions."""
-    (tmp_path / "predictions").mkdir()
-    (tmp_path / "images").mkdir()
+    for folder in ("predictions", "images"):
+        (tmp_path / folder).mkdir()
     (tmp_path / "predictions" / "dataset.json").write_text(json.dumps(BRATS))
     (tmp_path / "dataset.json").write_text(json.dumps(TWO_LABELS))
-    found = find_regions(None, read_descriptions([tmp_path / "predictions", tmp_path / "images"]))
-    assert found.scheme == SCHEME
-    assert found.num_labels == 4
-    assert find_regions(None, read_descriptions([tmp_path / "images"])).scheme != SCHEME
+    found, of_images = (
+        find_regions(None, read_descriptions(places)) for places in ([tmp_path / "predictions", tmp_path / "images"], [tmp_path / "images"])
+    )
+    assert (found.scheme, found.num_labels) == (SCHEME, 4)
+    assert of_images.scheme != SCHEME
 
 
 @pytest.mark.parametrize(
@@ -153,11 +148,10 @@ def test_the_description_beside_the_logits_comes_first(tmp_path):
 )
 def test_a_wrong_number_of_labels_is_an_error(tmp_path, labels, num_channels):
     for number, input_type in ((2, "auto"), (3, "auto"), (3, "logits"), (4, "logits"), (5, "auto")):
-        channels = np.random.default_rng(1).normal(0, 3, (number, *SHAPE))
+        arguments = np.random.default_rng(1).normal(0, 3, (number, *SHAPE)), {"labels": labels}
         if num_channels in (None, number):
-            assert load(tmp_path, channels, {"labels": labels}, input_type=input_type).num_labels == number
+            assert load(tmp_path, *arguments, input_type=input_type).num_labels == number
             continue
-        message = refusal(tmp_path, channels, {"labels": labels}, input_type=input_type)
-        first = f"a_logits.nii.gz: the network's output has {number} channels, expected {num_channels}, one for each label from 0 to "
-        assert f"{first}{num_channels - 1} of {tmp_path / 'dataset.json'}\n" in message
+        message = refusal(tmp_path, *arguments, input_type=input_type)
+        assert f"has {number} channels, expected {num_channels}, one for each label from 0 to {num_channels - 1} of {tmp_path}/" in message
         assert "put the\n  dataset.json of this one beside its output" in message

@@ -18,21 +18,17 @@ pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_every_item_has_its_result(num_processes):
+    """Also of a single item, which needs no process, and results that are larger than a pipe takes at once."""
     found = [(item, *result) for item, result in map_in_processes(pool_functions.square, [*range(5), 3], num_processes)]
-    assert sorted(number for number, _, _ in found) == [0, 1, 2, 3, 3, 4]
-    assert all(square == number**2 for number, square, _ in found)
+    assert sorted((number, square) for number, square, _ in found) == [(0, 0), (1, 1), (2, 4), (3, 9), (3, 9), (4, 16)]
     processes = {process for _, _, process in found}
     assert processes == {os.getpid()} if num_processes == 1 else os.getpid() not in processes
     assert len(processes) <= 2
+    assert list(map_in_processes(pool_functions.square, [3], num_processes)) == [(3, (9, os.getpid()))]
     assert list(map_in_processes(pool_functions.square, [], num_processes)) == []
-    sizes = [10, 1 << 14, 1 << 20]  # larger than a pipe takes at once
-    assert sorted((size, len(result)) for size, result in map_in_processes(pool_functions.repeat, sizes, num_processes)) == [
-        (size, size) for size in sizes
-    ]
-
-
-def test_a_single_item_needs_no_process():
-    assert list(map_in_processes(pool_functions.square, [3], 2)) == [(3, (9, os.getpid()))]
+    sizes = [10, 1 << 14, 1 << 20]
+    results = map_in_processes(pool_functions.repeat, sizes, num_processes)
+    assert sorted((size, len(result)) for size, result in results) == [(size, size) for size in sizes]
 
 
 @pytest.mark.parametrize("num_processes", [1, 2])

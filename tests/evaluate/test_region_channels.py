@@ -14,10 +14,9 @@ SCHEME = RegionScheme.of({"whole": [1, 2], "core": 2})
 DESCRIPTION = {"labels": {"background": 0, "whole": [1, 2], "core": 2}, "regions_class_order": [1, 2]}
 
 
-def sigmoids(study, case, folder="after"):
+def sigmoids(study, case):
     """Channels that mostly say what a label map says; exactly zero in a corner, as nnU-Net pads its crop."""
-    labels = study.maps[folder][case]
-    inside = np.stack([np.isin(labels, members) for members in SCHEME.labels])
+    inside = np.stack([np.isin(study.maps["after"][case], members) for members in SCHEME.labels])
     noise = np.random.default_rng(3).uniform(0.02, 0.65, (2, *SHAPE))
     values = np.where(inside, 1 - noise, noise).astype(np.float32)
     values[:, :2, :3] = 0.0

@@ -42,16 +42,15 @@ def mean_dice(summary):
 
 
 def test_a_folder_per_case_has_named_labels(study):
+    """A structure that is nowhere has no row."""
     result, summary = evaluate(study, study / "pred", study / "ref")
     assert "4 structures in 2 cases" in result.stderr
     assert [case["case"] for case in summary["cases"]] == ["p1", "p2"]
-    assert list(summary["regions"]) == ["1", "2", "3"], "a structure that is nowhere has no row"
+    assert list(summary["regions"]) == ["1", "2", "3"]
     assert summary["titles"]["2"] == "2 kidney_left"
-    means = mean_dice(summary)
-    for name, number in NAMES.items():
-        if name != "nothing":
-            expected = np.mean([dice(study, case_id, name) for case_id in ("p1", "p2")])
-            assert means[str(number)] == pytest.approx(expected, rel=1e-12)
+    for name, number in list(NAMES.items())[:3]:
+        expected = np.mean([dice(study, case_id, name) for case_id in ("p1", "p2")])
+        assert mean_dice(summary)[str(number)] == pytest.approx(expected, rel=1e-12)
 
 
 def test_two_flat_folders_are_one_case_on_request(study):
@@ -71,9 +70,8 @@ def test_a_label_map_with_names_is_compared_by_name(study):
             labels[load_nifti(study / "pred" / case_id / f"{name}.nii.gz") != 0] = number
         save_nifti(study / "maps" / f"{case_id}.nii.gz", labels, affine())
     (study / "maps" / "dataset.json").write_text(json.dumps({"labels": {"background": 0, **numbers}}))
-    result, summary = evaluate(study, study / "maps", study / "ref", "--no-report")
-    plain = evaluate(study, study / "pred", study / "ref", "--no-report")[1]
-    assert mean_dice(summary) == mean_dice(plain)
+    by_name, plain = (evaluate(study, study / folder, study / "ref", "--no-report")[1] for folder in ("maps", "pred"))
+    assert mean_dice(by_name) == mean_dice(plain)
     (study / "maps" / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "aorta": 2}}))
     result, _ = evaluate(study, study / "maps", study / "ref", "--no-report", status=1)
     assert "has no name in dataset.json" in result.stderr
@@ -86,10 +84,8 @@ def test_incomplete_cases_are_left_out(study):
     (study / "pred" / "p2").rename(study / "pred" / "p3")
     pairing = pair_structures(EvaluationOptions(study / "pred", study / "ref", study / "report"))
     assert [pair.case_id for pair in pairing.cases] == ["p1"]
-    assert [(case.case_id, case.reasons) for case in pairing.left_out] == [
-        ("p2", (f"no prediction in {study / 'pred'}",)),
-        ("p3", (f"no label map in {study / 'ref'}",)),
-    ]
+    expected = {"p2": (f"no prediction in {study / 'pred'}",), "p3": (f"no label map in {study / 'ref'}",)}
+    assert {case.case_id: case.reasons for case in pairing.left_out} == expected
 
 
 def test_a_union_that_its_parts_cover_is_named_on_both_sides(study):

@@ -12,7 +12,6 @@ from cli_helpers import run_here
 from dicom_helpers import enhanced, save, slices
 from io_helpers import OBLIQUE, affine_of, itk_affine, itk_array, numbers, rotation, save_nifti
 from PIL import Image
-from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.sr.codedict import codes
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
@@ -46,24 +45,17 @@ def segmentation(series, path, labels=LABELS % 300):
     ]
     pixels = labels.transpose(2, 1, 0).astype(np.uint8)
     found = hd.seg.Segmentation(sources, pixels, "BINARY", described, hd.UID(), 7, hd.UID(), 1, "m", "n", "1", "0")
-    first, left = found.SegmentSequence[0], Dataset()
-    left.CodeValue, left.CodingSchemeDesignator, left.CodeMeaning = "7771000", "SCT", "Left"
-    first.SegmentDescription = "seen in two planes"
+    first = found.SegmentSequence[0]
     first.RecommendedDisplayCIELabValue = [43803, 26565, 37722]
-    first.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [left]
-    first.AnatomicRegionSequence = [left]
+    first.AnatomicRegionSequence = [hd.sr.CodedConcept("7771000", "SCT", "Left")]
     first.private_block(0x0063, "A READER", create=True).add_new(0x01, "LO", "private words")
     found.save_as(path)
     return path
 
 
 def test_a_series_becomes_nifti_with_the_voxels_and_geometry_of_gdcm(series, tmp_path):
-    result = run_here("convert", series, tmp_path / "ct.nii.gz", status=0)
-    assert "-> " in result.stderr
-    assert "image, int16" in result.stderr
-    reader = sitk.ImageSeriesReader()
-    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(series)))
-    expected = reader.Execute()
+    assert "image, int16" in run_here("convert", series, tmp_path / "ct.nii.gz", status=0).stderr
+    expected = sitk.ReadImage(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(series)))
     read = io.read_volume(tmp_path / "ct.nii.gz")
     np.testing.assert_array_equal(read.data, itk_array(expected))
     np.testing.assert_array_equal(read.data, 2.0 * STORED - 1000)
@@ -90,18 +82,15 @@ def test_types_scalings_and_frames(dtype, tmp_path):
 
 
 def changed(**values):
+    """Slices of which the last one has other values."""
     found = list(slices(STORED, AFFINE))
     for keyword, value in values.items():
         setattr(found[-1], keyword, value)
     return found
 
 
-def tilted():
-    affine = AFFINE.copy()
-    affine[:3, 2] += 0.4 * affine[:3, 0]
-    return list(slices(STORED, affine))
-
-
+TILT = np.eye(4)
+TILT[0, 2] = 0.4
 WRONG = {
     "gap": (
         lambda: [one for number, one in enumerate(changed()) if number != 3],
@@ -112,7 +101,7 @@ WRONG = {
     "size": (lambda: changed(Rows=20), r"slices of different sizes: .* \(23, 19\) and \(23, 20\)|\(23, 20\) and \(23, 19\)"),
     "spacing": (lambda: changed(PixelSpacing=[1, 1]), "slices of different voxel sizes"),
     "echo": (lambda: [*changed(), *changed()[2:3]], "two slices at one place"),
-    "tilt": (tilted, "gantry tilt of .* degrees; dcm2niix"),
+    "tilt": (lambda: slices(STORED, AFFINE @ TILT), "gantry tilt of .* degrees; dcm2niix"),
     "place": (lambda: changed(ImagePositionPatient=None), "no place in the world"),
     "colors": (lambda: changed(SamplesPerPixel=3), "expected one number per voxel, found colors"),
 }
@@ -126,23 +115,26 @@ def test_slices_that_are_no_volume(make, expected, tmp_path):
 
 
 def test_files_that_are_no_slices(series, tmp_path):
+    file = next(series.iterdir())
     (series / "notes.txt").write_text("words")
     assert dicom.read(series).header.notes == ("1 file without slices, such as notes.txt, left aside",)
-    (series / "a.dcm").write_bytes(b"words")
-    with pytest.raises(UnsupportedFormatError, match=r"a\.dcm: not a DICOM file, although its name says so"):
-        dicom.read(series)
     with pytest.raises(InputError, match="expected the slices of a DICOM series or a segmentation, found none"):
         dicom.read(tmp_path)
-    file = next(file for file in series.iterdir() if file.name.startswith("IM"))
-    (series / "a.dcm").unlink()
-    file.write_bytes(file.read_bytes()[:-30])
-    with pytest.raises(UnsupportedFormatError, match="CT series: damaged DICOM"):
-        dicom.read(series)
+    for path, content, message in (
+        (series / "a.dcm", b"words", r"a\.dcm: not a DICOM file, although its name says so"),
+        (file, file.read_bytes()[:-30], "CT series: damaged DICOM"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(UnsupportedFormatError, match=message):
+            dicom.read(series)
+        path.unlink()
 
 
 def test_a_label_map_becomes_a_segmentation_and_comes_back(series, tmp_path):
     """On axes in another order, with labels that have gaps; read by highdicom, with the planes that have segments alone."""
-    save_nifti(tmp_path / "refined.nii.gz", LABELS[::-1].copy(), AFFINE @ turned())
+    mirrored = np.diag([-1.0, 1.0, 1.0, 1.0])
+    mirrored[0, 3] = SHAPE[0] - 1
+    save_nifti(tmp_path / "refined.nii.gz", LABELS[::-1].copy(), AFFINE @ mirrored)
     run_here("convert", tmp_path / "refined.nii.gz", tmp_path / "out.dcm", "--like", series, status=0)
     found = hd.seg.segread(tmp_path / "out.dcm")
     assert [item.SegmentLabel for item in found.SegmentSequence] == ["Label 1", "Label 2", "Label 300"]
@@ -163,13 +155,6 @@ def test_a_label_map_becomes_a_segmentation_and_comes_back(series, tmp_path):
     np.testing.assert_array_equal(io.read_labels(tmp_path / "part.nii.gz").data, LABELS[:, :, 1:4])
 
 
-def turned():
-    """The transform from a grid whose first axis is mirrored."""
-    found = np.diag([-1.0, 1.0, 1.0, 1.0])
-    found[0, 3] = SHAPE[0] - 1
-    return found
-
-
 def test_what_describes_a_segment_is_carried_over(series, tmp_path):
     source = segmentation(series, tmp_path / "source.dcm")
     save_nifti(tmp_path / "refined.nii.gz", LABELS, AFFINE)
@@ -184,10 +169,9 @@ def test_what_describes_a_segment_is_carried_over(series, tmp_path):
 def test_segmentations_of_frames(tmp_path):
     found = list(slices(STORED, AFFINE))
     folder = save(tmp_path / "case", [enhanced([found[number] for number in (3, 0, 5, 1, 4, 2)])])
-    dicom.write(tmp_path / "out.dcm", LABELS, (), folder, None)
-    np.testing.assert_array_equal(dicom.read(tmp_path / "out.dcm", folder).data, LABELS)
-    dicom.write(tmp_path / "empty.dcm", np.zeros_like(LABELS), (), folder, None)
-    assert not dicom.read(tmp_path / "empty.dcm", folder).data.any()
+    for labels in (LABELS, np.zeros_like(LABELS)):
+        dicom.write(tmp_path / "out.dcm", labels, (), folder, None)
+        np.testing.assert_array_equal(dicom.read(tmp_path / "out.dcm", folder).data, labels)
 
 
 @pytest.mark.parametrize(("keyword", "what"), [("PatientID", "patients"), ("FrameOfReferenceUID", "frames of reference")])
@@ -278,17 +262,14 @@ def without_length(code):
 
 
 def test_pixels_that_decoders_would_hang_on_or_allocate_by(tmp_path, monkeypatch):
-    np.testing.assert_array_equal(dicom.read(save(tmp_path / "right", compressed(lambda code: code))).data, STORED)
+    found = compressed(lambda code: code)
+    np.testing.assert_array_equal(dicom.read(save(tmp_path / "right", found)).data, STORED)
+    for one in found:
+        one.Rows = one.Columns = 40000
+    with pytest.raises(UnsupportedFormatError, match=r"promises 19200000000 bytes of voxels"):
+        dicom.read(save(tmp_path / "case", found))
     with pytest.raises((CapacityError, UnsupportedFormatError), match="large: "):
         dicom.read(save(tmp_path / "large", compressed(grow)))
     monkeypatch.setattr(dicom, "SECONDS", 5)
     with pytest.raises(UnsupportedFormatError, match="endless: damaged DICOM: its decoding takes far longer"):
         dicom.read(save(tmp_path / "endless", compressed(without_length)))
-
-
-def test_a_small_file_cannot_promise_many_voxels(tmp_path):
-    found = compressed(lambda code: code)
-    for one in found:
-        one.Rows = one.Columns = 40000
-    with pytest.raises(UnsupportedFormatError, match=r"promises 19200000000 bytes of voxels"):
-        dicom.read(save(tmp_path / "case", found))

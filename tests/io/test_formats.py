@@ -1,7 +1,6 @@
 """The table of formats, and files that are not what their names say: read as what they are, with a note, or told with a way out."""
 
 import os
-import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -80,17 +79,15 @@ def test_content_wins_over_the_name_and_a_note_says_so(content, tmp_path):
 
 @pytest.mark.parametrize("suffix", [".mhd", ".nhdr"])
 def test_a_header_without_its_suffix_brings_its_voxels_along(suffix, tmp_path):
+    """They must not be replaced."""
     save_itk(tmp_path / f"right{suffix}", numbers(SHAPE), compress=False)
-    header = (tmp_path / f"right{suffix}").rename(tmp_path / "a.txt")
-    np.testing.assert_array_equal(io.read_volume(header).data, numbers(SHAPE))
-    assert files_read(header) == (header, tmp_path / "right.raw")
-    # These voxels must not be replaced.
-    (tmp_path / "right.raw").rename(tmp_path / "a.zraw")
+    header, voxels = (tmp_path / f"right{suffix}").rename(tmp_path / "a.txt"), (tmp_path / "right.raw").rename(tmp_path / "a.zraw")
     header.write_text(header.read_text().replace("right.raw", "a.zraw"))
-    before = (tmp_path / "a.zraw").read_bytes()
-    result = run_here("convert", header, tmp_path / "a.mhd", status=1)
-    assert "would replace an input" in result.stderr
-    assert (tmp_path / "a.zraw").read_bytes() == before
+    np.testing.assert_array_equal(io.read_volume(header).data, numbers(SHAPE))
+    assert files_read(header) == (header, voxels)
+    before = voxels.read_bytes()
+    assert "would replace an input" in run_here("convert", header, tmp_path / "a.mhd", status=1).stderr
+    assert voxels.read_bytes() == before
 
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(500)
@@ -131,15 +128,15 @@ def test_a_name_alone_gives_a_hint(name, expected, tmp_path):
         io.read_volume(tmp_path / name)
 
 
-def test_an_archive_of_logits_is_no_image_whatever_its_name(tmp_path):
-    np.savez(tmp_path / "right.npz", logits=numbers((3, 7, 6, 5)))
-    for name in ("a.npz", "a.nii.gz", "a.bin"):
-        shutil.copy(tmp_path / "right.npz", tmp_path / name)
-        with pytest.raises(UnsupportedFormatError, match=r"It is a file of logits or probabilities \(nnU-Net npz\)"):
-            io.read_volume(tmp_path / name)
-        read = io.read_logits([tmp_path / name])
-        np.testing.assert_array_equal(read.values.transpose(0, 3, 2, 1), numbers((3, 7, 6, 5)))
-        assert read.kind == "logits"
+@pytest.mark.parametrize("name", ["a.npz", "a.nii.gz", "a.bin"])
+def test_an_archive_of_logits_is_no_image_whatever_its_name(name, tmp_path):
+    with (tmp_path / name).open("wb") as file:
+        np.savez(file, logits=numbers((3, 7, 6, 5)))
+    with pytest.raises(UnsupportedFormatError, match=r"It is a file of logits or probabilities \(nnU-Net npz\)"):
+        io.read_volume(tmp_path / name)
+    read = io.read_logits([tmp_path / name])
+    np.testing.assert_array_equal(read.values.transpose(0, 3, 2, 1), numbers((3, 7, 6, 5)))
+    assert read.kind == "logits"
 
 
 def test_a_pipe_is_not_looked_into(tmp_path):

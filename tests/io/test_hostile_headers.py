@@ -1,4 +1,4 @@
-"""Damaged and hostile headers of MetaImage and NRRD: an error of ours, soon, in bounded memory, and of that case alone."""
+"""Damaged and hostile headers of MetaImage and NRRD: an error of ours, soon, in bounded memory."""
 
 import os
 import random
@@ -7,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import SimpleITK as sitk  # noqa: N813 - its customary name
-from cli_helpers import run_here
 from io_helpers import meta_text, nrrd_text
 
 from crfrefine import io
@@ -17,29 +15,23 @@ from crfrefine.errors import CapacityError, CrfRefineError, InputError
 VOXELS = np.arange(24, dtype="<i2").tobytes()
 META_HEADERS = {
     "format string": (meta_text(ElementDataFile="%s.raw 1 4 1"), "a running number such as %03d"),
-    "pattern that stands still": (meta_text(ElementDataFile="a%d.raw 1 4 0"), "of 4 files"),
     "NDims not of DimSize": (meta_text(NDims="2"), "DimSize = 2 3 4; expected 2 whole numbers"),
     "NDims missing": (meta_text(NDims="-"), "no line `NDims = ...`"),
     "DimSize past 64 bits": (meta_text(DimSize="4000000000 4000000000 4000000000"), "promises 128(000){9} bytes .* it holds 48"),
     "channels": (meta_text(ElementNumberOfChannels="-3"), "ElementNumberOfChannels = -3; expected"),
     "spacing of zero": (meta_text(ElementSpacing="1 0 1"), "expected voxels that are larger than 0"),
-    "geometry that overflows": (meta_text(TransformMatrix="9e300 0 0 0 1 0 0 0 1", ElementSpacing="9e9 1 2"), "geometry .* is not usable"),
     "spacing in another unit": (meta_text(ElementSpacing="1e-6 3e-9 2e-6"), "measure 1e-06\u00d73e-09\u00d72e-06 mm; expected 1e-06 mm or"),
     "offset infinite": (meta_text(Offset="1 inf 1"), "Offset = 1 inf 1; expected 3 finite numbers"),
     "two offsets": (meta_text(Offset="1 2 3", Origin="1 2 4"), "Origin = 1 2 4; expected the same as Offset says"),
-    "two byte orders": (meta_text(ElementByteOrderMSB="True", BinaryDataByteOrderMSB="False"), "expected the same"),
     "singular matrix": (meta_text(TransformMatrix="1 0 0 1 0 0 0 0 1"), "geometry in the header is not usable"),
     "zero byte in a name": (meta_text(ElementDataFile="a\0.raw"), "line 4 holds a zero byte"),
     "name with escapes": (meta_text(ElementDataFile="\x1b[2Ja.raw"), r"expected them in .*\\x1b\[2Ja\.raw"),
     "name missing": (meta_text(ElementDataFile=""), "expected the name of a file, or LOCAL"),
     "list of three": (meta_text(ElementDataFile="LIST") + b"a\nb\nc\n\n", "promises 4 files of voxels, it lists 3"),
-    "list of millions": (meta_text(ElementDataFile="LIST", DimSize="2 3 1000000000"), "line 5 holds a zero byte"),
     "type unknown": (meta_text(ElementType="MET_STRING"), "ElementType = MET_STRING; expected one of MET_CHAR"),
     "other object": (meta_text(ObjectType="Tube"), "expected Image"),
-    "header size": (meta_text(HeaderSize="-2"), "HeaderSize = -2; expected bytes to skip"),
     "from the end, compressed": (meta_text(HeaderSize="-1", CompressedData="True"), "of voxels that are not compressed"),
     "compressed, too large": (meta_text(CompressedData="True", DimSize="1000 1000 1000"), "more than the 48 compressed bytes"),
-    "text that is none": (meta_text(BinaryData="False", DimSize="2 2 2"), "ITK cannot convert"),
     "a line without a key": (b"NDims = 3\nhello\n", "line 2 is not `Key = Value`: 'hello'"),
     "binary garbage": (bytes(random.Random(1).randbytes(5000)), "damaged header|not a MetaImage file"),
     "no end": (b"Comment = x\n" * (1 << 19), "does not end within 16 MiB and 262144 lines"),
@@ -61,16 +53,12 @@ NRRD_HEADERS = {
     "type": (nrrd_text(type="block"), "expected the name of an integer or floating-point type"),
     "encoding": (nrrd_text(encoding="zrl"), "expected raw, gzip, ascii or hex"),
     "not gzip": (nrrd_text(encoding="gzip"), "is not compressed with gzip"),
-    "not text": (nrrd_text(encoding="ascii", sizes="2 2 2"), "ITK cannot convert"),
-    "spacings zero": (nrrd_text("spacings: 1 0 1"), "ITK cannot convert"),
-    "space unknown": (nrrd_text("space: outer"), "ITK cannot convert"),
     "space of 2 dimensions": (nrrd_text("space dimension: 2", "space directions: (1,0) (0,1) (1,1)"), "3 axes in a space of 2"),
     "directions singular": (nrrd_text("space: LPS", "space directions: (1,0,0) (1,0,0) (0,0,1)"), "geometry in the header is not usable"),
     "directions of zero": (nrrd_text("space: LPS", "space directions: (0,0,0) (0,1,0) (0,0,1)"), "expected vectors that are as long"),
     "zero byte": (nrrd_text("content: a\0b"), "line 7 holds a zero byte"),
     "carriage return": (nrrd_text("content: a\rdata file: b.raw"), "line 7 holds a carriage return before its end"),
     "byte skip": (nrrd_text("byte skip: -5"), "expected lines or bytes to skip"),
-    "line skip huge": (nrrd_text("line skip: 4611686018427387904"), "expected lines or bytes to skip"),
     "voxels missing": (nrrd_text("datafile: nowhere.raw"), "missing; expected them in .*nowhere.raw, put both files into one folder"),
     "no empty line": (nrrd_text().rstrip(b"\n"), "cut off: no empty line ends its header"),
     "version": (nrrd_text().replace(b"NRRD0004", b"NRRD0099"), "not an NRRD file, although its name says so"),
@@ -108,22 +96,3 @@ def test_what_is_no_regular_file_is_refused(kind, where, tmp_path):
         (tmp_path / "a.mhd").write_bytes(meta_text(ElementDataFile="a.raw"))
     with pytest.raises(InputError, match=r"a\.mhd: expected .*(regular file|this is a folder)"):
         io.read_volume(tmp_path / "a.mhd")
-
-
-def test_one_hostile_case_leaves_the_others_alone(tmp_path):
-    labels = np.zeros((4, 3, 2), np.float32)
-    labels[2:] = 4
-    logits = sitk.GetImageFromArray(np.stack([2 - labels, labels - 2], axis=-1), isVector=True)
-    contents = {"good1": None, "good2": None, "bad1": META_HEADERS["format string"][0] + VOXELS, "bad2": META_HEADERS["channels"][0]}
-    for folder in ("images", "logits"):
-        (tmp_path / folder).mkdir()
-    for case, content in contents.items():
-        sitk.WriteImage(logits, str(tmp_path / "logits" / f"{case}.mha"))
-        sitk.WriteImage(sitk.GetImageFromArray(labels), str(tmp_path / "images" / f"{case}.mha"))
-        if content is not None:
-            (tmp_path / "images" / f"{case}.mha").write_bytes(content)
-    result = run_here("infer", "-i", tmp_path / "images", "-p", tmp_path / "logits", "-o", tmp_path / "out", status=1)
-    assert sorted(path.name for path in (tmp_path / "out").glob("*.mha")) == ["good1.mha", "good2.mha"]
-    np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "out/good2.mha"))), labels > 0)
-    for case in ("bad1", "bad2"):
-        assert len([line for line in result.stderr.splitlines() if f"{case}." in line]) == 1, result.stderr

@@ -1,6 +1,5 @@
 """Formats that ITK reads and we do not, through SimpleITK in a process of its own: its crash, or hang, is the error of one file."""
 
-import contextlib
 import gzip
 import locale
 import os
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813 - its customary name
 from cli_helpers import command, wait_for
+from evaluation_helpers import children, is_running
 from io_helpers import numbers
 
 from crfrefine import io
@@ -33,11 +33,10 @@ def _locale_is_kept():
     locale.setlocale(locale.LC_ALL, before)
 
 
-def write(path, values=None, direction=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)):
-    image = sitk.GetImageFromArray((numbers(SHAPE) if values is None else values).T)
+def write(path):
+    image = sitk.GetImageFromArray(numbers(SHAPE).T)
     image.SetSpacing(SPACING)
     image.SetOrigin(ORIGIN)
-    image.SetDirection(direction)
     sitk.WriteImage(image, str(path))
     return path
 
@@ -106,23 +105,17 @@ SMALL = {
 
 @pytest.mark.parametrize("name", SMALL)
 def test_a_small_file_takes_little_memory_and_writes_nothing(name, tmp_path):
+    """No file may become larger, here or in a process that begins meanwhile; SIGXFSZ would end that process."""
     content, said = SMALL[name]
     (tmp_path / name).write_bytes(content)
-    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    with limited_files(1 << 20), pytest.raises(UnsupportedFormatError, match=said):
-        io.read_header(tmp_path / name)
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss <= max(before, 300 << 10)
-
-
-@contextlib.contextmanager
-def limited_files(most):
-    """Let no file become larger, here or in a process that begins meanwhile; SIGXFSZ then ends that process."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    before, limits = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
     try:
-        yield
+        with pytest.raises(UnsupportedFormatError, match=said):
+            io.read_header(tmp_path / name)
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss <= max(before, 300 << 10)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
@@ -136,25 +129,14 @@ def test_nothing_is_left_of_the_conversion_when_the_run_is_ended(number, tmp_pat
         os.truncate(path, 256 + 2 * 400 * 500 * 400)
     arguments = command("infer", "-i", folders[0], "-p", folders[1], "-o", tmp_path / "out", "--input-type", "labels")
     environment = {**os.environ, "TMPDIR": str(folders[2])}
+
+    def converting():
+        return [pid for pid in children(run.pid) if "SimpleITK" in Path(f"/proc/{pid}/maps").read_text()]
+
     with subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
-        wait_for(lambda: converting(run.pid), run)
-        (child,) = converting(run.pid)
+        wait_for(converting, run)
+        (child,) = converting()
         run.send_signal(number)
         run.wait(timeout=20)
-    wait_for(lambda: has_ended(child), seconds=5)
+    wait_for(lambda: not is_running(child), seconds=5)
     assert list(folders[2].iterdir()) == []
-
-
-def converting(parent):
-    """Return the processes that a process started, and that have begun to convert."""
-    children = Path(f"/proc/{parent}/task").glob("*/children")
-    found = [int(pid) for threads in children for pid in threads.read_text().split()]
-    return [pid for pid in found if not has_ended(pid) and "SimpleITK" in Path(f"/proc/{pid}/maps").read_text()]
-
-
-def has_ended(pid):
-    """Return whether a process has ended, even if nothing waits for it."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True

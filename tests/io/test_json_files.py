@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -28,15 +28,11 @@ BAD = {
     ),
     "a half": (b'{"labels": {"tumor": 1.5}}', "labels.tumor: expected a whole number from 0 to 65535, got 1.5"),
     "not UTF-8": (b'{"labels":\n {"a\xff": 1}}', "line 2: this is not UTF-8 text"),
-    "a list": (b"[1]", 'expected a mapping with "labels"'),
-    "infinite": (b'{"labels": {"background": 0, "tumor": 1e999}}', "labels.tumor: expected a whole number from 0 to 65535, got inf"),
     "digits": (f'{{"labels": {{"tumor": {DIGITS}}}}}'.encode(), "not JSON: Exceeds the limit (4300 digits)"),
-    "nested": (b'{"labels": {"tumor": [[1]]}}', "labels.tumor[0]: expected a whole number from 0 to 65535, got [1]"),
     "twice": (b'{"labels": {"a": 1, "a": 2}}', "labels.a: expected a whole number from 0 to 65535, got a key that appears twice"),
     "long": (json.dumps({"labels": {"x" * 100_000: -1}}).encode(), f"labels.{'x' * 79}…: expected a whole number"),
     "escape": (b'{"labels": {"\\u001b[31m": -1}}', r"labels.\x1b[31m: expected a whole number"),
     "channel": (b'{"channel_names": {"a": "T1"}}', "channel_names: expected names by number"),
-    "channels": (b'{"modality": 3}', "modality: expected names by number, such as"),
     "many channels": (json.dumps({"channel_names": ["x"] * 100_000}).encode(), "100000 channels; files of images are numbered"),
     "file ending": (b'{"file_ending": 3}', "file_ending: expected a suffix"),
     "class order": (b'{"regions_class_order": "1,2"}', "expected a list of labels, one per region, such as [1, 2, 3]; got '1,2'"),
@@ -62,9 +58,7 @@ def test_a_description_that_cannot_be_used(tmp_path, content, words):
 def test_what_nobody_looks_at_may_be_anything(tmp_path):
     """Scripts write NaN and repeat keys in entries of their own."""
     content = b'\xef\xbb\xbf{"mine": NaN, "mine": [1e999], "labels": {"background": "0", "a": 1}}'
-    found = read_dataset_description(described(tmp_path, content))
-    assert found is not None
-    assert dict(found.labels) == {"background": 0, "a": 1}
+    assert dict(read_dataset_description(described(tmp_path, content)).labels) == {"background": 0, "a": 1}
 
 
 @pytest.mark.parametrize(
@@ -102,16 +96,13 @@ for run in range(runs):
 """
 
 
-def start_writer(path, name, runs, lines):
-    return subprocess.Popen([sys.executable, "-c", WRITER, path, name, str(runs), str(lines)])
+def start_writer(path, *arguments):
+    return subprocess.Popen([sys.executable, "-c", WRITER, path, *map(str, arguments)])
 
 
 def append(path, values):
-    descriptor = open_lines(path)
-    try:
-        append_lines(descriptor, json.dumps(values).encode() + b"\n")
-    finally:
-        os.close(descriptor)
+    with open(open_lines(path), "wb") as file:  # noqa: PTH123 - of a descriptor, which it closes
+        append_lines(file.fileno(), json.dumps(values).encode() + b"\n")
 
 
 def read(path):
@@ -143,20 +134,14 @@ def test_lines_of_the_others_stay_whole_when_processes_are_killed(tmp_path):
     assert names[-1] == "end"
 
 
-@pytest.mark.parametrize("torn", [b'{"name": "b", "te', b"\0\0\0\0", b"\xc3", b"x" * 200_000, b"3"])
+@pytest.mark.parametrize("torn", [b'{"name": "b", "te', b"\0\0\0\0", b"\xc3", b"x" * 200_000, b"3", b'{"name": "b"}'])
 def test_a_torn_last_line_is_removed_before_the_next_one(tmp_path, torn):
+    """A line that lacks its line break alone is kept."""
     path = tmp_path / "record.jsonl"
     append(path, {"name": "a"})
     path.write_bytes(path.read_bytes() + torn)
     append(path, {"name": "c"})
-    assert [line["name"] for line in read(path)] == ["a", "c"]
-
-
-def test_a_last_line_without_its_line_break_is_kept(tmp_path):
-    path = tmp_path / "record.jsonl"
-    path.write_text('{"name": "a"}')
-    append(path, {"name": "b"})
-    assert [line["name"] for line in read(path)] == ["a", "b"]
+    assert [line["name"] for line in read(path)] == ["a", *"b" * torn.endswith(b"}"), "c"]
 
 
 def test_a_full_disk_takes_whole_lines_or_none(small_disk):
@@ -183,5 +168,4 @@ def test_an_input_is_not_added_to(tmp_path):
         add_inputs(tmp_path / "input.json")
         with pytest.raises(InputError, match="would replace an input"):
             open_lines(path)
-    with closing(os.fdopen(open_lines(path), "wb")):
-        pass
+    os.close(open_lines(path))

@@ -72,13 +72,13 @@ def test_label_maps_are_read_by_others(from_pair, largest, tmp_path):
 
 
 def test_a_missing_half_is_told(tmp_path):
-    header = save(tmp_path)
-    (tmp_path / "a.img").rename(tmp_path / "b.img")
+    header, voxels, other = save(tmp_path), tmp_path / "a.img", tmp_path / "b.img"
+    voxels.rename(other)
     with pytest.raises(InputError, match=r"a\.hdr: its voxels are missing; expected them in a\.img beside it"):
         io.read_header(header)
     with pytest.raises(UnsupportedFormatError, match=r"b\.img: unknown file type.*\n  By its name, it is half of an Analyze .*: put"):
-        io.read_header(tmp_path / "b.img")
-    (tmp_path / "a.img").write_bytes((tmp_path / "b.img").read_bytes()[:-3])
+        io.read_header(other)
+    voxels.write_bytes(other.read_bytes()[:-3])
     with pytest.raises(UnsupportedFormatError, match="cut off"):
         io.read_header(header)
 
@@ -120,13 +120,17 @@ def test_a_header_without_place_is_said(tmp_path):
     np.testing.assert_allclose(read.affine, nib.MGHImage.from_bytes(path.read_bytes()).affine)
 
 
+def read_mgh(path):
+    content = path.read_bytes()
+    return nib.MGHImage.from_bytes(gzip.decompress(content) if path.name.endswith("z") else content)
+
+
 @pytest.mark.parametrize(("name", "largest"), [("out.mgz", 3), ("out.mgh", 300), ("out.mgh.gz", 300)])
 def test_label_maps_are_read_by_nibabel(name, largest, tmp_path):
     like = io.read_volume(save_mgh(tmp_path / "like.mgz", numbers(SHAPE)))
     labels = numbers(SHAPE, dtype=np.int32) % 4 * (largest // 3)
     io.write_label_map(tmp_path / name, labels, like)
-    content = (tmp_path / name).read_bytes()
-    written = nib.MGHImage.from_bytes(gzip.decompress(content) if name.endswith("z") else content)
+    written = read_mgh(tmp_path / name)
     np.testing.assert_array_equal(np.asarray(written.dataobj), labels)
     np.testing.assert_array_equal(written.affine, like.affine)
     assert written.get_data_dtype() == (">u1" if largest == 3 else ">i4")
@@ -139,7 +143,7 @@ def test_the_geometry_of_another_format_is_converted(shape, tmp_path):
     like = io.read_volume(save_nifti(tmp_path / "like.nii", numbers(shape), AFFINE))
     channels = numbers((3, *shape))
     io.write_channels(tmp_path / "out.mgz", channels, like)
-    written = nib.MGHImage.from_bytes(gzip.decompress((tmp_path / "out.mgz").read_bytes()))
+    written = read_mgh(tmp_path / "out.mgz")
     np.testing.assert_array_equal(np.moveaxis(np.asarray(written.dataobj), 3, 0).reshape(channels.shape), channels)
     np.testing.assert_allclose(written.affine, like.affine, atol=1e-5)
     assert io.read_header(tmp_path / "out.mgz").on_same_grid(like.header)

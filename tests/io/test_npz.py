@@ -2,6 +2,7 @@
 
 import pickle
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -51,11 +52,11 @@ class Bomb:
 
 
 def arrays(**named):
-    return lambda path: np.savez_compressed(path, **named)
+    return partial(np.savez_compressed, **named)
 
 
 def content(data):
-    return lambda path: path.write_bytes(data)
+    return partial(Path.write_bytes, data=data)
 
 
 def member(dtype="<f4", shape="3, 2, 2, 2"):

@@ -4,13 +4,14 @@ import binascii
 import gzip
 import threading
 import zlib
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from io_helpers import affine_of, peak_memory, save_nifti
+from io_helpers import affine_of, meta_text, nrrd_text, peak_memory, save_nifti
 
 from crfrefine import io
-from crfrefine.errors import CapacityError, CrfRefineError, GridMismatchError, InputError, UnsupportedFormatError
+from crfrefine.errors import CapacityError, GridMismatchError, InputError, UnsupportedFormatError
 from crfrefine.io.logits import read_logits_header
 from crfrefine.io.volume import Volume
 
@@ -31,25 +32,21 @@ def values_of(dtype, shape=SHAPE):
 def nrrd(path, values, *, channel_axis, encoding="raw", encode=bytes):
     """Write a file whose axes, slowest first, have the channels at `channel_axis` of (z, y, x) with the channels put in."""
     stored = np.ascontiguousarray(np.moveaxis(values, 0, channel_axis))
-    kind = stored.dtype.str[1:]
-    num_axes = values.ndim - 1
-    axes = ["vector" if axis == channel_axis else "domain" for axis in range(stored.ndim)][::-1]
-    units = iter(np.eye(num_axes) * np.arange(1, num_axes + 1))
-    directions = " ".join("none" if axis == "vector" else "(" + ",".join(map(str, next(units))) + ")" for axis in axes)
-    lines = ["NRRD0004", f"type: {TYPE_NAMES[kind][0]}", f"dimension: {stored.ndim}", f"space dimension: {num_axes}"]
-    lines += ["sizes: " + " ".join(map(str, stored.shape[::-1])), f"space directions: {directions}", "kinds: " + " ".join(axes)]
-    lines += ["endian: " + ("big" if stored.dtype.byteorder == ">" else "little"), f"encoding: {encoding}"]
-    path.write_bytes("\n".join([*lines, "", ""]).encode() + encode(stored.tobytes()))
+    directions = [f"({','.join(map(str, row))})" for row in np.diag(range(1, values.ndim))]
+    directions.insert(stored.ndim - 1 - channel_axis, "none")
+    kinds = " ".join("vector" if direction == "none" else "domain" for direction in directions)
+    lines = (f"space dimension: {values.ndim - 1}", f"space directions: {' '.join(directions)}", f"kinds: {kinds}")
+    fields = {"type": TYPE_NAMES[stored.dtype.str[1:]][0], "sizes": " ".join(map(str, stored.shape[::-1])), "encoding": encoding}
+    path.write_bytes(nrrd_text(*lines, dimension=str(stored.ndim), **fields) + encode(stored.tobytes()))
     return path
 
 
 def metaimage(path, values, *, vectors):
     stored = np.ascontiguousarray(np.moveaxis(values, 0, -1) if vectors else values)
-    sizes = stored.shape[:-1] if vectors else stored.shape
-    lines = ["ObjectType = Image", f"NDims = {len(sizes)}", "CompressedData = True", "DimSize = " + " ".join(map(str, sizes[::-1]))]
-    lines += [f"ElementNumberOfChannels = {values.shape[0]}"] if vectors else []
-    lines += [f"ElementType = {TYPE_NAMES[stored.dtype.str[1:]][1]}", "ElementDataFile = LOCAL", ""]
-    path.write_bytes("\n".join(lines).encode() + zlib.compress(stored.tobytes()))
+    sizes = stored.shape[:3] if vectors else stored.shape
+    fields = {"NDims": str(len(sizes)), "DimSize": " ".join(map(str, sizes[::-1])), "ElementType": TYPE_NAMES[stored.dtype.str[1:]][1]}
+    fields |= {"CompressedData": "True", "ElementNumberOfChannels": str(len(values)) if vectors else "-"}
+    path.write_bytes(meta_text(**fields) + zlib.compress(stored.tobytes()))
     return path
 
 
@@ -121,31 +118,12 @@ def test_pieces_are_the_dense_array_in_the_stored_type(writer, dtype, shape, mos
 def test_a_slab_is_read_alone(writer, tmp_path):
     values = values_of("uint8")
     header = io.read_header(WRITERS[writer](tmp_path, values))
-    for planes, most_bytes in ((slice(0, 3), 1), (slice(2, 5), 1 << 26), (slice(2, 5), 1), (slice(6, None), 1 << 26), (slice(None), 1)):
-        whole = np.zeros_like(values)
-        for piece in io.read_pieces(header, planes=planes, most_bytes=most_bytes):
-            whole[piece.channels, piece.planes] += piece.values
-        inside = np.zeros(values.shape[1], bool)
-        inside[planes] = True
-        np.testing.assert_array_equal(whole, values * inside[:, None, None])
-
-
-def test_pieces_come_in_the_order_of_the_file_and_are_as_large_as_asked(tmp_path):
-    values = values_of("int16")  # A plane has 40 bytes, a channel 280.
-    together = io.read_header(WRITERS["mha of vectors"](tmp_path, values))
-    one_by_one = io.read_header(WRITERS["npz"](tmp_path, values))
-
-    def places(header, most_bytes):
-        found = [(piece.channels, piece.planes) for piece in io.read_pieces(header, most_bytes=most_bytes)]
-        return [(channels.start, channels.stop, planes.start, planes.stop) for channels, planes in found]
-
-    assert places(one_by_one, 1) == [(channel, channel + 1, z, z + 1) for channel in range(3) for z in range(7)]
-    assert places(one_by_one, 280) == [(0, 1, 0, 7), (1, 2, 0, 7), (2, 3, 0, 7)]
-    # Two pieces of about the same size, not one of 6 planes and one of 1.
-    assert places(one_by_one, 240)[:2] == [(0, 1, 0, 3), (0, 1, 3, 7)]
-    assert places(together, 840) == [(0, 3, 0, 7)]
-    assert places(together, 839) == [(0, 3, 0, 3), (0, 3, 3, 7)]
-    assert places(together, 1) == [(0, 3, z, z + 1) for z in range(7)]
+    for start, stop, most_bytes in ((0, 3, 1), (2, 5, 1 << 26), (2, 5, 1), (6, 7, 1 << 26), (0, 7, 1)):
+        found, expected = np.zeros_like(values), np.zeros_like(values)
+        for piece in io.read_pieces(header, planes=slice(start, stop), most_bytes=most_bytes):
+            found[piece.channels, piece.planes] += piece.values
+        expected[:, start:stop] = values[:, start:stop]
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_blocks_larger_than_those_of_the_decoder(tmp_path):
@@ -158,17 +136,14 @@ def test_blocks_larger_than_those_of_the_decoder(tmp_path):
 
 def test_one_file_per_label_counts_its_channels_over_files(tmp_path):
     values = values_of("uint8")
-    paths = [save_nifti(tmp_path / f"{name}.nii.gz", channel.T) for name, channel in zip("abc", values, strict=True)]
-    header = read_logits_header(paths)
-    found = list(header.pieces(most_bytes=100))
-    assert [piece.channels for piece in found] == [slice(i, i + 1) for i in range(3) for _ in range(2)]
-    whole = np.concatenate([np.concatenate([piece.values for piece in found[i : i + 2]], axis=1) for i in (0, 2, 4)])
+    header = read_logits_header([save_nifti(tmp_path / f"{name}.nii.gz", channel.T) for name, channel in zip("abc", values, strict=True)])
+    whole = np.zeros_like(values)
+    for piece in header.pieces(most_bytes=100):
+        whole[piece.channels, piece.planes] += piece.values
     np.testing.assert_array_equal(whole, values)
-    one = read_logits_header([WRITERS["npz"](tmp_path, values)])
-    np.testing.assert_array_equal(np.concatenate([piece.values for piece in one.pieces()]), values)
 
 
-@pytest.mark.parametrize("writer", [name for name in WRITERS if "text" not in name])
+@pytest.mark.parametrize("writer", WRITERS)
 def test_values_that_are_not_finite_are_named_as_by_the_dense_reader(writer, tmp_path):
     values = values_of("float16" if writer == "npz" else "float32")
     values[2, 3, 1, 2], values[1, 4, 3, 2] = np.nan, -np.inf
@@ -182,27 +157,14 @@ def test_values_that_are_not_finite_are_named_as_by_the_dense_reader(writer, tmp
     assert all(np.isfinite(piece.values).all() for piece in returned)
 
 
-@pytest.mark.parametrize("writer", [name for name in WRITERS if "files" not in name and not name.startswith("npz")])
-def test_a_file_that_is_cut_off_is_an_error(writer, tmp_path):
-    path = WRITERS[writer](tmp_path, np.random.default_rng(0).integers(0, 250, (3, 30, 20, 10)).astype("u1"))
-    content = path.read_bytes()
-    start = content.index(b"LOCAL\n") + 6 if path.suffix == ".mha" else content.index(b"\n\n") + 2 if path.suffix == ".nrrd" else 400
-    for share in (0.1, 0.95):
-        path.write_bytes(content[: start + int(share * (len(content) - start))])
-        with pytest.raises(UnsupportedFormatError, match=r"a\.\w+.*(cut off|end too early|hit EOF)"):
-            put_together(io.read_header(path))
-
-
 @pytest.mark.parametrize("suffix", ["nii.gz", "nrrd"])
 def test_channels_that_are_missing_are_counted(suffix, tmp_path):
     """The container is in order, and its checksum right: only the number of bytes tells."""
-    values = values_of("uint8")
+    values, path = values_of("uint8"), tmp_path / f"a.{suffix}"
     if suffix == "nii.gz":
-        whole = save_nifti(tmp_path / "a.nii", values.T).read_bytes()
-        path = tmp_path / "a.nii.gz"
-        path.write_bytes(gzip.compress(whole[:-200]))
+        path.write_bytes(gzip.compress(save_nifti(tmp_path / "a.nii", values.T).read_bytes()[:-200]))
     else:
-        path = nrrd(tmp_path / "a.nrrd", values, channel_axis=0, encoding="gzip", encode=lambda data: gzip.compress(data[:-200]))
+        nrrd(path, values, channel_axis=0, encoding="gzip", encode=lambda data: gzip.compress(data[:-200]))
     for read in (put_together, dense):
         with pytest.raises(UnsupportedFormatError, match="promises 420 bytes of voxels, it holds 220, which end in channel 1 of 0 to 2"):
             read(io.read_header(path))
@@ -224,11 +186,7 @@ def test_a_wrong_checksum_is_an_error_after_the_last_piece(writer, tmp_path):
 
 def test_a_piece_that_does_not_fit_is_a_capacity_error(tmp_path, monkeypatch):
     header = io.read_header(WRITERS["npz"](tmp_path, values_of("uint8")))
-
-    def refuse(*_, **__):
-        raise MemoryError
-
-    monkeypatch.setattr(np, "empty", refuse)
+    monkeypatch.setattr(np, "empty", Mock(side_effect=MemoryError))
     with pytest.raises(CapacityError, match=r"a\.npz: its voxels take .* bytes as uint8"):
         list(io.read_pieces(header))
 
@@ -239,16 +197,14 @@ def test_many_channels_take_the_memory_of_two_or_three(writer, lets_go, num_piec
     channel, blocks = 64 * 256 * 256, 3 << 20  # The decoder has a few blocks of the file at a time.
     values = np.broadcast_to(np.arange(10, dtype="u1")[:, None, None, None], (10, 64, 256, 256))
     header = io.read_header(WRITERS[writer](tmp_path, values))
-    sizes = []
 
     def read():
         for piece in io.read_pieces(header, most_bytes=channel):
-            sizes.append(piece.values.size)
+            assert piece.values.size == channel
             if lets_go:
                 del piece
 
     assert peak_memory(read) < num_pieces * channel + blocks
-    assert sum(sizes) == 10 * channel
 
 
 def test_no_thread_stays_behind(tmp_path):
@@ -262,10 +218,6 @@ def test_no_thread_stays_behind(tmp_path):
     assert len(threads()) == 1
     reader.close()
     assert not threads()
-    with pytest.raises(ValueError, match="of the caller"):  # noqa: PT012 - the loop is what is tested
-        for _ in io.read_pieces(header, most_bytes=1):
-            raise ValueError("of the caller")
-    assert not threads()
     (tmp_path / "a.npz").write_bytes(b"")
     with pytest.raises(InputError, match="was changed"):
         next(io.read_pieces(header))
@@ -273,7 +225,6 @@ def test_no_thread_stays_behind(tmp_path):
 
 
 NAMES = ["a.nii", "a.nii.gz", "a.mha", "a.mhd", "a.nrrd", "a.nhdr", "a.npz"]
-BY_CHANNEL = [name for name in NAMES if name.startswith("a.ni") or name == "a.npz"]
 
 
 def like_of(shape):
@@ -293,46 +244,36 @@ def files_in(folder):
     ids=["planes", "2-D", "larger than a block"],
 )
 def test_the_bytes_do_not_depend_on_the_pieces(name, shape, most_bytes, threads, tmp_path):
+    """Every plane of every channel is asked for once."""
     values = np.round(np.random.default_rng(0).standard_normal((3, *shape[::-1])), 1).astype(np.float32)
-    dense, pieces = tmp_path / "dense", tmp_path / "pieces"
-    dense.mkdir()
-    pieces.mkdir()
-    io.write_channels(dense / name, values.transpose(0, *range(values.ndim - 1, 0, -1)), like_of(shape))
-    asked = []
+    channels, asked = values.transpose(0, *range(values.ndim - 1, 0, -1)), []
+    for folder in ("dense", "pieces"):
+        (tmp_path / folder).mkdir()
+    io.write_channels(tmp_path / "dense" / name, channels, like_of(shape))
 
     def piece(channel, planes):
-        asked.append((channel, planes.start, planes.stop))
+        asked.extend((channel, plane) for plane in range(planes.start, planes.stop))
         return values[channel, planes].astype(np.float64)  # Whatever the type, it becomes float32.
 
-    io.write_pieces(pieces / name, like_of(shape), 3, piece, threads=threads, most_bytes=most_bytes)
-    assert files_in(pieces) == files_in(dense)
-    read = io.read_logits([pieces / name]).values.reshape(3, *shape)  # NIfTI gives a 2-D grid a third axis.
-    np.testing.assert_array_equal(read, values.transpose(0, *range(values.ndim - 1, 0, -1)))
-    # Every plane of every channel once, in the order of the format.
-    voxels = [(channel, plane) for channel, start, stop in asked for plane in range(start, stop)]
-    assert sorted(voxels) == [(channel, plane) for channel in range(3) for plane in range(shape[-1])]
-    if name in BY_CHANNEL:
-        assert voxels == sorted(voxels)
-    elif most_bytes == 1:
-        assert voxels == sorted(voxels, key=lambda voxel: (voxel[1], voxel[0]))
+    io.write_pieces(tmp_path / "pieces" / name, like_of(shape), 3, piece, threads=threads, most_bytes=most_bytes)
+    assert files_in(tmp_path / "pieces") == files_in(tmp_path / "dense")
+    read = io.read_logits([tmp_path / "pieces" / name]).values.reshape(3, *shape)  # NIfTI gives a 2-D grid a third axis.
+    np.testing.assert_array_equal(read, channels)
+    assert sorted(asked) == [(channel, plane) for channel in range(3) for plane in range(shape[-1])]
 
 
-@pytest.mark.parametrize(
-    ("name", "error"), [("a.nii.gz", ValueError), ("a.mhd", KeyboardInterrupt), ("a.nrrd", CrfRefineError), ("a.npz", KeyError)]
-)
+@pytest.mark.parametrize(("name", "error"), [("a.nii.gz", ValueError), ("a.mhd", KeyboardInterrupt), ("a.npz", KeyError)])
 def test_an_error_leaves_the_old_file_and_nothing_else(name, error, tmp_path):
-    def half(channel, planes):
+    def ones(_, planes):
         if planes.start > 3:
             raise error("of the caller")
-        return np.zeros((planes.stop - planes.start, 400, 300))
+        return np.ones((planes.stop - planes.start, 40, 30))
 
-    io.write_pieces(tmp_path / name, like_of((2, 3, 4)), 2, lambda _, planes: np.ones((planes.stop - planes.start, 3, 2)))
-    before = files_in(tmp_path)
-    running = threading.active_count()
+    io.write_pieces(tmp_path / name, like_of((30, 40, 4)), 2, ones)
+    before, running = files_in(tmp_path), threading.active_count()
     with pytest.raises(error, match="of the caller"):
-        io.write_pieces(tmp_path / name, like_of((300, 400, 6)), 2, half, threads=2, most_bytes=1)
-    assert files_in(tmp_path) == before
-    assert threading.active_count() == running
+        io.write_pieces(tmp_path / name, like_of((30, 40, 6)), 2, ones, threads=2, most_bytes=1)
+    assert (files_in(tmp_path), threading.active_count()) == (before, running)
 
 
 def test_a_piece_of_another_shape_is_refused(tmp_path):

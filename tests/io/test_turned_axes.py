@@ -12,8 +12,8 @@ from resampling_helpers import world_of
 
 from crfrefine import io
 from crfrefine.base.geometry import reorientation
-from crfrefine.cases.case import CaseFiles, ReadingOptions, load_case, read_case, read_case_headers
-from crfrefine.errors import GridMismatchError, InputError
+from crfrefine.cases.case import CaseFiles, load_case
+from crfrefine.errors import InputError
 from crfrefine.io.pieces import read_pieces
 from crfrefine.train.dataset import find_cases
 from crfrefine.train.options import locate_folders
@@ -27,11 +27,6 @@ ORNT = np.array([[2, -1], [0, 1], [1, -1]])  # exchanges and mirrors axes
 def turned(image, orientation=ORNT):
     """A volume of nibabel with its axes exchanged and mirrored by nibabel; the channels stay."""
     return image.as_reoriented(np.asarray(orientation, float))
-
-
-def turn_file(path, target, orientation=ORNT):
-    nib.save(turned(nib.load(path), orientation), target)
-    return target
 
 
 def scores(shape=SHAPE, num_labels=3, seed=5):
@@ -156,18 +151,6 @@ def test_references_and_methods_on_turned_axes_are_measured_as_on_one_grid(tmp_p
             assert cell == turned_cell or float(cell) == pytest.approx(float(turned_cell), rel=1e-5)
 
 
-def test_streamed_channels_are_turned(tmp_path, monkeypatch):
-    grid = save_nifti(tmp_path / "a_0000.nii.gz", numbers(SHAPE), AFFINE)
-    nib.save(turned(nib.Nifti1Image(scores(), AFFINE)), tmp_path / "a.nii.gz")
-    files = CaseFiles("a", (grid,), (tmp_path / "a.nii.gz",))
-    monkeypatch.setattr("crfrefine.cases.case_memory.MAX_IN_MEMORY", 0)
-    monkeypatch.setattr("crfrefine.cases.case_memory.MIN_STREAMED", 0)
-    streamed = read_case(read_case_headers(files), ReadingOptions(), as_logits=False, may_stream=True).network
-    found = np.concatenate([piece.values for piece in streamed.pieces()])
-    np.testing.assert_array_equal(found.transpose(0, 3, 2, 1), load_case(files).logits)
-    np.testing.assert_array_equal(load_case(files).logits, np.moveaxis(scores(), -1, 0))
-
-
 def test_files_of_one_label_each_may_have_different_axes(tmp_path):
     grid = save_nifti(tmp_path / "a_0000.nii.gz", numbers(SHAPE), AFFINE)
     paths = []
@@ -183,7 +166,5 @@ def test_half_a_voxel_is_another_grid_and_the_error_names_the_way_out(tmp_path):
     moved = AFFINE.copy()
     moved[:3, 3] += AFFINE[:3, 0] / 2
     nib.save(turned(nib.Nifti1Image(scores(), moved)), tmp_path / "a.nii.gz")
-    with pytest.raises(GridMismatchError, match="give --resample"):
-        read_case_headers(CaseFiles("a", (grid,), (tmp_path / "a.nii.gz",)))
     done = run_here("convert", tmp_path / "a.nii.gz", tmp_path / "b.nii.gz", "--like", grid, status=1)
     assert "Leave --like out to keep the file's own grid" in done.stderr

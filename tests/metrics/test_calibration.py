@@ -18,26 +18,21 @@ ROUNDING = 1e-12  # sums of a thousand doubles in another order
 
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_every_number_equals_the_brute_force(order):
-    reference = label_map(3)
-    probabilities = softmax(logits_of(reference, 4)).astype(np.float32)
-    measured = measure_calibration(np.asarray(probabilities, order=order), np.asarray(reference, order=order), REGIONS)
-    regions = {"1": probabilities[1], "2": probabilities[2], "both": probabilities[1].astype(float) + probabilities[2]}
-    for name, probability in regions.items():
-        assert measured[name] == pytest.approx(expected_calibration(probability, np.isin(reference, REGIONS[name])), abs=ROUNDING)
-    assert measured[ALL_LABELS] == pytest.approx(expected_calibration_of_all(probabilities, reference), abs=ROUNDING)
-    assert list(measured["1"]) == list(CALIBRATION_METRICS)
-
-
-def test_blocks_make_no_difference():
-    """More voxels than two blocks, and not a whole number of them."""
-    rng = np.random.default_rng(0)
-    shape = (2 * _BLOCK_VOXELS // 15 + 3, 5, 3)
-    reference = rng.integers(0, 3, shape)
-    probabilities = softmax(rng.normal(0, 2, (3, *shape)))
-    measured = measure_calibration(probabilities, reference, {"1": (1,)})
-    # Sums of 60,000 doubles in another order.
-    assert measured["1"] == pytest.approx(expected_calibration(probabilities[1], reference == 1), abs=1e-10)
-    assert measured[ALL_LABELS] == pytest.approx(expected_calibration_of_all(probabilities, reference), abs=1e-10)
+    """The second grid has more voxels than two blocks, and not a whole number of them."""
+    rng, shape = np.random.default_rng(0), (2 * _BLOCK_VOXELS // 15 + 3, 5, 3)
+    small = label_map(3)
+    # Sums of a thousand and of 60,000 doubles in another order.
+    for reference, logits, rounding in (
+        (small, logits_of(small, 4), ROUNDING),
+        (rng.integers(0, 3, shape), rng.normal(0, 2, (3, *shape)), 1e-10),
+    ):
+        probabilities = softmax(logits).astype(np.float32)
+        measured = measure_calibration(np.asarray(probabilities, order=order), np.asarray(reference, order=order), REGIONS)
+        regions = {"1": probabilities[1], "2": probabilities[2], "both": probabilities[1].astype(float) + probabilities[2]}
+        for name, probability in regions.items():
+            assert measured[name] == pytest.approx(expected_calibration(probability, np.isin(reference, REGIONS[name])), abs=rounding)
+        assert measured[ALL_LABELS] == pytest.approx(expected_calibration_of_all(probabilities, reference), abs=rounding)
+        assert list(measured["1"]) == list(CALIBRATION_METRICS)
 
 
 def test_certain_and_right_is_zero_and_certain_and_wrong_is_bounded():

@@ -6,7 +6,7 @@ import time
 import weakref
 
 import pytest
-from cli_helpers import Folders, write_folders
+from cli_helpers import write_folders
 
 import crfrefine.cases.case
 from crfrefine.base.failures import Failure
@@ -31,7 +31,7 @@ class Recorder(Observer):
         self._busy = threading.Lock()
 
     def __getattribute__(self, name):
-        if name not in vars(Observer) or name.startswith("_"):
+        if name not in vars(Observer) or name.startswith("_") or name in vars(type(self)):
             return super().__getattribute__(name)
 
         def add(first, *others, case_id=""):
@@ -69,8 +69,7 @@ def test_parameters_without_any_weight_are_told_of_once(tmp_path):
 def test_one_case_is_read_ahead_while_one_is_computed_and_one_is_written(tmp_path, monkeypatch):
     """Reading of the second case waits for a step of the first one: a run that reads before it computes would wait in vain."""
     folders = write_folders(tmp_path, *"abcdef")
-    alive = []
-    most_alive, started, ahead, headers, computing = 0, [], [], [], threading.Event()
+    arrays, most_alive, started, ahead, headers, computing = [], 0, [], [], [], threading.Event()
     read_case, read_case_headers = crfrefine.cases.case.read_case, crfrefine.cases.case.read_case_headers
 
     def counting_read_case(of, *arguments, **named):
@@ -78,8 +77,8 @@ def test_one_case_is_read_ahead_while_one_is_computed_and_one_is_written(tmp_pat
         assert of.files.case_id == "a" or computing.wait(timeout=30), "nothing was computed meanwhile"
         ahead.append("abcdef".index(of.files.case_id) - len(started))
         case = read_case(of, *arguments, **named)
-        alive.append((weakref.ref(case.logits.base), weakref.ref(case.image.base)))
-        most_alive = max(most_alive, sum(any(array() is not None for array in arrays) for arrays in alive))
+        arrays.append((weakref.ref(case.logits.base), weakref.ref(case.image.base)))
+        most_alive = max(most_alive, sum(any(array() is not None for array in each) for each in arrays))
         return case
 
     def counting_headers(files, *arguments):
@@ -94,9 +93,7 @@ def test_one_case_is_read_ahead_while_one_is_computed_and_one_is_written(tmp_pat
     monkeypatch.setattr(crfrefine.cases.case, "read_case", counting_read_case)
     monkeypatch.setattr(crfrefine.cases.case, "read_case_headers", counting_headers)
     assert run_inference(options_for(folders, threads=1), Started()).count("done") == 6
-    assert most_alive <= 2
-    assert max(ahead) <= 1
-    assert headers == list("abcdef")
+    assert (most_alive <= 2, max(ahead) <= 1, headers) == (True, True, list("abcdef"))
 
 
 def test_parts_are_numbered_from_0(tmp_path):
@@ -106,49 +103,30 @@ def test_parts_are_numbered_from_0(tmp_path):
             plan_run(options_for(folders, num_parts=num_parts, part_id=part_id))
 
 
-def test_a_summary_has_null_for_what_json_has_no_number_for():
+def test_a_summary_has_null_for_what_json_has_no_number_for_and_the_first_error_of_a_case():
     record = CaseRecord("a", status="done", energy=(1.5, float("nan"), float("-inf")))
+    for message in ("a.nii: cut off", "of what followed"):
+        record.fail(Failure(message, "InputError"))
     summary = RunSummary("cpu", 1, {"bilateral": [{"weight": [float("inf"), 2.0]}]}, cases=[record])
     content = json.loads(summary.to_json(), parse_constant=pytest.fail)
-    assert content["cases"][0]["energy"] == [1.5, None, None]
+    (case,) = content["cases"]
+    assert case["energy"] == [1.5, None, None]
+    assert (case["status"], case["error"], case["error_kind"]) == ("failed", "a.nii: cut off", "InputError")
     assert content["parameters"]["bilateral"] == [{"weight": [None, 2.0]}]
-
-
-def test_after_an_error_of_a_case_the_run_goes_on_or_stops_as_asked(tmp_path):
-    """The case after it, which was read ahead, is not begun then."""
-    folders = write_folders(tmp_path, *"abc")
-    (folders.logits / "b.nii.gz").write_bytes(b"no volume")
-    assert [case.status for case in run_inference(options_for(folders)).cases] == ["done", "failed", "done"]
-    stopped = run_inference(options_for(Folders(folders.images, folders.logits, tmp_path / "again"), fail_fast=True))
-    assert [case.status for case in stopped.cases] == ["done", "failed"]
 
 
 def test_an_interrupt_ends_the_run_with_the_cases_so_far(tmp_path):
     """It comes while the second case is computed and the third one is read; no unfinished file is left."""
     folders = write_folders(tmp_path, *"abc")
-    ended = []
 
-    class Interrupting(Observer):
+    class Interrupting(Recorder):
         def stage_changed(self, case_id, *_):
             if case_id == "b":
                 raise KeyboardInterrupt
 
-        def run_ended(self, summary):
-            ended.append([(case.case_id, case.status) for case in summary.cases])
-
+    observer = Interrupting()
     with pytest.raises(KeyboardInterrupt):
-        run_inference(options_for(folders), Interrupting())
-    assert ended == [[("a", "done")]]
+        run_inference(options_for(folders), observer)
+    name, summary = observer.events[-1]
+    assert (name, [(case.case_id, case.status) for case in summary.cases]) == ("run_ended", [("a", "done")])
     assert [path.name for path in folders.output.iterdir() if path.is_file()] == ["a.nii.gz"]
-
-
-def test_a_record_in_json_begins_with_the_case_and_ends_with_its_error():
-    record = CaseRecord("a", "done", {"read": 1.0, "refine": 2.0, "refine.lattice": 1.5}, ["assumed"])
-    assert record.seconds == 3.0
-    names = list(record.to_dict())
-    assert (names[:2], names[-5:]) == (["case_id", "status"], ["times", "notes", "error", "error_kind", "error_traceback"])
-    assert record.to_dict()["error"] is None
-    record.fail(Failure("a.nii: cut off", "InputError"))
-    record.fail(Failure("of what followed", "InputError"))
-    content = record.to_dict()
-    assert (content["status"], content["error"], content["error_kind"]) == ("failed", "a.nii: cut off", "InputError")

@@ -71,21 +71,19 @@ def test_files_that_are_gone_are_missing_and_are_made_again(folders):
     for name in ("b_logits", "c"):
         Path(f"out/{name}.nii.gz").unlink()
     found = states(exit_status=1)
-    assert found["b"] == ("missing", "out/b_logits.nii.gz is gone")
-    assert found["c"] == ("missing", "out/c.nii.gz is gone")
+    assert (found["b"], found["c"]) == (("missing", "out/b_logits.nii.gz is gone"), ("missing", "out/c.nii.gz is gone"))
     assert "3 skipped in" in infer(folders, "--save-logits", "--continue").stderr
     states(exit_status=0)
 
 
 def test_a_failed_case_has_its_error_until_it_is_done(folders):
-    whole = Path("logits/b.nii.gz").read_bytes()
-    Path("logits/b.nii.gz").write_bytes(whole[:100])
+    content = Path("logits/b.nii.gz").read_bytes()
+    Path("logits/b.nii.gz").write_bytes(content[:100])
     infer(folders, status=1)
     state, reason = states(exit_status=1)["b"]
-    assert state == "failed"
-    assert reason.startswith("logits/b.nii.gz: ")
+    assert (state, reason.partition(": ")[0]) == ("failed", "logits/b.nii.gz")
     assert "  failed: b: logits/b.nii.gz: " in run_here("status", "out").stdout
-    Path("logits/b.nii.gz").write_bytes(whole)
+    Path("logits/b.nii.gz").write_bytes(content)
     infer(folders, "--continue")
     states(exit_status=0)
 
@@ -145,9 +143,12 @@ def test_a_loop_over_cases_is_one_line(folders):
 def test_wrong_usage_and_what_leaves_no_record(folders):
     assert run_here("status").status == 2
     assert "holds no record of `infer`; name the output folder of a run" in run_here("status", "nowhere", status=1).stderr
-    result = infer(folders, "--summary", f"out/{RECORD_FOLDER}/mine.json", status=1)
-    assert "is for the records that runs keep themselves" in result.stderr
-    assert "a summary of JSON lines is gone" in infer(folders, "--summary", "s.jsonl", status=2).stderr
+    for summary, status, said in (
+        (f"out/{RECORD_FOLDER}/mine.json", 1, "is for the records that runs keep themselves"),
+        ("s.jsonl", 2, "a summary of JSON lines is gone"),
+        ("/dev/zero", 1, "is not replaced by a file"),
+    ):
+        assert said in infer(folders, "--summary", summary, status=status).stderr
     run_here("infer", *one_case("a"), *QUICK, "-o", "one/a.nii.gz", status=0)
     assert [path.name for path in Path("one").iterdir()] == ["a.nii.gz"]
     for path in Path("logits").iterdir():

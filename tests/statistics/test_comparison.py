@@ -1,15 +1,12 @@
 """The table of methods, regions and metrics, its summary against a baseline, and its form for files and terminals."""
 
 import itertools
-import json
 import math
 
 import numpy as np
 import pytest
 
 from crfrefine.errors import InputError
-from crfrefine.metrics.overlap import measure_case
-from crfrefine.metrics.registry import MASK_METRICS
 from crfrefine.statistics.comparison import (
     MEAN,
     Family,
@@ -17,9 +14,7 @@ from crfrefine.statistics.comparison import (
     ResultTable,
     correct,
     describe_families,
-    measurements_of,
     summarize,
-    summary_dicts,
 )
 from crfrefine.statistics.paired import compare_pairs, holm
 
@@ -129,26 +124,6 @@ def test_volumes_are_described_and_their_differences_compared_by_magnitude():
     assert described[-1].mean == (0.5 + 0.25 + 0.5 + 0.0) / 4
     with pytest.raises(InputError, match="volume_ml has no better values"):
         _table(values, "volume_ml").compare("b", "a", "x", "volume_ml")
-
-
-def test_measured_cases_make_a_table_and_a_json_file():
-    rng = np.random.default_rng(0)
-    measurements = []
-    for number in range(3):
-        truth = rng.integers(0, 3, (6, 5, 4))
-        for method, share in (("network", 0.3), ("crf", 0.1)):
-            noisy = np.where(rng.random(truth.shape) < share, rng.integers(0, 3, truth.shape), truth)
-            found = measure_case(noisy, truth, {"one": (1,), "both": (1, 2)}, (1.0, 0.5, 3.0))
-            measurements += measurements_of(f"c{number}", method, found)
-    rows = summarize(ResultTable(measurements), "network")
-    content = json.loads(json.dumps(summary_dicts(rows), allow_nan=False))
-    assert len(content) == len(rows) == 2 * 3 * len(MASK_METRICS), "two methods; two regions and their mean"
-    tested = {row["metric"] for row in content if row["comparison"] is not None}
-    assert tested == {name for name, metric in MASK_METRICS.items() if metric.better}
-    mean_dice = next(row for row in content if (row["method"], row["region"], row["metric"]) == ("crf", MEAN, "dice"))
-    assert mean_dice["comparison"]["wins"] == 3
-    # Three cases cannot show anything, so the detectable difference is infinite, which JSON does not know.
-    assert mean_dice["comparison"]["detectable_difference"] is None
 
 
 def test_what_cannot_be_told_apart_or_found_is_refused():

@@ -1,13 +1,11 @@
 """What got worse beside the verdict: which comparisons count, which are significant, and the sentence about them."""
 
-import itertools
 import json
 import math
 
 import numpy as np
 from report_helpers import spread
 
-from crfrefine.metrics.registry import METRICS
 from crfrefine.statistics.comparison import MEAN, Measurement, ResultTable, summarize
 from crfrefine.statistics.harm import find_harm
 from crfrefine.statistics.paired import holm
@@ -53,17 +51,6 @@ def test_worse_in_more_than_half_of_the_cases_is_named_apart_from_what_is_signif
         + "Worse in most cases, but not significantly: HD95 in 19 of 30 cases "
         f"({distances.mean():.2f} mm on average, which is better, p {harm.in_most_cases[0].p_adjusted:.2g})."
     )
-
-
-def test_every_metric_knows_its_direction():
-    """Its value grows in every case, from above zero; worse for a metric of which less is better, and the reverse."""
-    names = [name for name, metric in METRICS.items() if metric.better and not metric.follows and name not in ("dice", "nll")]
-    for metric, sign in itertools.product(names, (1, -1)):
-        harm = _harm(_table({("dice", "1"): spread(12, 0.1, 0.01), (metric, "1"): sign * spread(12, 0.1, 0.02)}), ["1"])
-        is_worse = (METRICS[metric].better == "higher") == (sign < 0)
-        assert [decline.metric for decline in harm.significant] == [metric] * is_worse
-        assert harm.in_most_cases == ()
-        assert (harm.sentence == "No other metric got worse in most cases.") == (not is_worse)
 
 
 def test_a_label_whose_dice_falls_while_the_mean_rises_is_named():

@@ -15,9 +15,6 @@ from crfrefine.train.options import TrainingOptions, locate_folders
 from crfrefine.train.plan import make_plan
 from crfrefine.train.run import run_training
 
-CPU_DEVICE = TrainingDevice()
-
-
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
@@ -95,14 +92,16 @@ def options(root, **changes):
 def test_volume_terms_are_tried_on_every_device(tmp_path):
     """By default; a model's own volume term is learned instead."""
     write_cases(tmp_path / "data", 2)
-    for device in (CPU_DEVICE, TrainingDevice("cuda:0")):
-        plan = make_plan(options(tmp_path), device)
-        assert [volume.weight for volume in plan.rivals.volumes] == [0.5, 0.75]
-        assert "volume" not in plan.learn
-    assert make_plan(options(tmp_path, learn=("weights", "theta")), CPU_DEVICE).rivals.volumes == ()
-    own = make_plan(options(tmp_path, parameters=CrfParameters().replace(**{"volume.weight": 0.5})), CPU_DEVICE)
-    assert own.rivals.volumes == (VolumeParameters(0.0),)
-    assert "volume" in own.learn
+    own = CrfParameters().replace(**{"volume.weight": 0.5})
+    for device, changes, volumes, is_learned in (
+        (TrainingDevice(), {}, [0.5, 0.75], False),
+        (TrainingDevice("cuda:0"), {}, [0.5, 0.75], False),
+        (TrainingDevice(), {"learn": ("weights", "theta")}, [], False),
+        (TrainingDevice(), {"parameters": own}, [0.0], True),
+    ):
+        plan = make_plan(options(tmp_path, **changes), device)
+        assert [volume.weight for volume in plan.rivals.volumes] == volumes
+        assert ("volume" in plan.learn) == is_learned
 
 
 def test_the_kind_that_is_chosen_is_written(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import tempfile
 import numpy as np
 import pytest
 from cli_helpers import save_nifti
-from training_helpers import GRID_SHAPE, as_case, crops, finished_fold, phantom, write_cases
+from training_helpers import GRID_SHAPE, as_case, crops, phantom, write_cases
 
 from crfrefine.apps.demo.phantom import NUM_LABELS
 from crfrefine.arrays.intensity import normalize_intensity
@@ -18,7 +18,7 @@ from crfrefine.errors import ConfigError, InputError
 from crfrefine.parameters.sections import IntensityParameters
 from crfrefine.train import crops as cropping
 from crfrefine.train.crops import CropStore, count_confusion, make_crop
-from crfrefine.train.cross_validation import fingerprint, fold_text, read_folds
+from crfrefine.train.cross_validation import fingerprint
 from crfrefine.train.dataset import find_cases, read_labeled
 from crfrefine.train.device import CPU
 from crfrefine.train.folds import choose_num_folds, make_folds
@@ -31,9 +31,9 @@ def read_all(folder):
     return [read_labeled(files, cases, ReadingOptions(), threads=1) for files in cases.files]
 
 
-def rewrite_labels(folder, case_id, change, dtype=np.uint8):
+def rewrite_labels(folder, case_id, place, value, dtype=np.uint8):
     labels = np.array(phantom(int(case_id[-1])).labels, dtype=dtype)
-    change(labels)
+    labels[place] = value
     save_nifti(folder / "labels" / f"{case_id}.nii.gz", labels, phantom(0).affine)
 
 
@@ -44,20 +44,20 @@ def test_folders_are_found_or_named(tmp_path):
     assert (found.labels.name, found.masks) == ("labelsTr", None)
     assert locate_folders(tmp_path / "data", labels=tmp_path).labels == tmp_path
     (tmp_path / "data" / "logits").rename(tmp_path / "data" / "softmax")
-    with pytest.raises(InputError, match=r"no folder of logits: expected .*/logits/; or name them with --logits"):
-        locate_folders(tmp_path / "data")
-    with pytest.raises(InputError, match="nowhere: no such folder"):
-        locate_folders(tmp_path / "nowhere")
+    for name, message in (("data", r"no folder of logits: expected .*/logits/; or name them with --logits"), ("no", "no: no such folder")):
+        with pytest.raises(InputError, match=message):
+            locate_folders(tmp_path / name)
 
 
 def test_labels_that_do_not_fit_name_the_case_or_the_file(tmp_path):
     write_cases(tmp_path, 2)
-    rewrite_labels(tmp_path, "case1", lambda labels: labels.__setitem__((3, 2, 1), 7))
-    with pytest.raises(InputError, match=r"case 'case1': the reference has a label 7, but there are 4 labels"):
-        read_all(tmp_path)
-    rewrite_labels(tmp_path, "case1", lambda labels: labels.__setitem__((3, 2, 1), 1.5), dtype=np.float32)
-    with pytest.raises(InputError, match=r"labels/case1.nii.gz: not a label map: expected whole numbers"):
-        read_all(tmp_path)
+    for value, dtype, message in (
+        (7, np.uint8, r"case 'case1': the reference has a label 7, but there are 4 labels"),
+        (1.5, np.float32, r"labels/case1.nii.gz: not a label map: expected whole numbers"),
+    ):
+        rewrite_labels(tmp_path, "case1", (3, 2, 1), value, dtype)
+        with pytest.raises(InputError, match=message):
+            read_all(tmp_path)
     save_nifti(tmp_path / "logits" / "case1.nii.gz", np.moveaxis(phantom(1).logits[:3], 0, -1), phantom(1).affine)
     with pytest.raises(InputError, match="case 'case1': 3 labels in the logits, but case 'case0' has 4"):
         find_cases(locate_folders(tmp_path))
@@ -66,14 +66,14 @@ def test_labels_that_do_not_fit_name_the_case_or_the_file(tmp_path):
 def test_cases_with_one_cause_are_told_together(tmp_path):
     """Of three cases with logits on another grid the first is told with its grids; another cause by itself."""
     write_cases(tmp_path, 5)
-    for number in range(1, 4):
-        path = tmp_path / "logits" / f"case{number}.nii.gz"
-        save_nifti(path, np.moveaxis(phantom(number).logits, 0, -1)[:-2], phantom(number).affine)
     (tmp_path / "labels" / "case4.nii").touch()
     with pytest.raises(InputError, match="case 'case4': expected one file of labels"):
         find_cases(locate_folders(tmp_path))
     (tmp_path / "labels" / "case4.nii").unlink()
     (tmp_path / "images" / "case4_0001.nii.gz").write_bytes(b"")
+    for number in range(1, 4):
+        logits = np.moveaxis(phantom(number).logits, 0, -1)[:-2]
+        save_nifti(tmp_path / "logits" / f"case{number}.nii.gz", logits, phantom(number).affine)
     with pytest.raises(InputError, match="4 of 5 cases cannot be trained on") as caught:
         find_cases(locate_folders(tmp_path))
     lines = str(caught.value).splitlines()
@@ -113,7 +113,7 @@ def test_ignored_voxels_count_nowhere(tmp_path):
     write_cases(tmp_path, 2)
     names = {"background": 0, "shell": 1, "core": 2, "cyst": 3, "ignore": 4}
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": names}))
-    rewrite_labels(tmp_path, "case0", lambda labels: labels.__setitem__(slice(0, GRID_SHAPE[0] // 2), 4))
+    rewrite_labels(tmp_path, "case0", slice(0, GRID_SHAPE[0] // 2), 4)
     case = read_all(tmp_path)[0]
     crop = make_crop(case, IntensityParameters())
     confusion = count_confusion(crop.labels[crop.mask], argmax_labels(crop.logits)[crop.mask], NUM_LABELS) + crop.outside
@@ -139,22 +139,16 @@ def test_the_fingerprint_knows_of_voxels_in_a_file_of_their_own(tmp_path):
     header, voxels = tmp_path / "a.mhd", tmp_path / "a.raw"
     header.write_text("ObjectType = Image\nNDims = 2\nDimSize = 2 2\nElementType = MET_UCHAR\nElementDataFile = a.raw\n")
     voxels.write_bytes(bytes(4))
-    case = CaseFiles("a", (header,), (), None, None)
-    options = TrainingOptions(locate_folders(write_cases(tmp_path, 2)), output=tmp_path / "p.toml")
-    plan = make_plan(options, CPU)
-    plan = dataclasses.replace(plan, cases=dataclasses.replace(plan.cases, files=(case,)))
+    plan = make_plan(TrainingOptions(locate_folders(write_cases(tmp_path, 2)), output=tmp_path / "p.toml"), CPU)
+    plan = dataclasses.replace(plan, cases=dataclasses.replace(plan.cases, files=(CaseFiles("a", (header,), (), None, None),)))
+
+    def fingerprint_with(**options):
+        return fingerprint(dataclasses.replace(plan, options=dataclasses.replace(plan.options, **options)))
+
     before = fingerprint(plan)
-    assert fingerprint(dataclasses.replace(plan, options=dataclasses.replace(options, threads=3, resume=True))) == before
+    assert fingerprint_with(threads=3, resume=True) == before
     os.utime(voxels, ns=(0, 1))
-    assert len({before, fingerprint(plan), fingerprint(dataclasses.replace(plan, options=dataclasses.replace(options, loss="ce")))}) == 3
-
-
-def test_a_finished_fold_is_read_as_it_was_written(tmp_path):
-    path, fold = tmp_path / "p.fold2.json", finished_fold()
-    path.write_text(fold_text(fold, "digest"))
-    assert read_folds([tmp_path / "p.fold1.json", path], "digest") == {1: fold}
-    with pytest.raises(InputError, match=r"p\.fold2\.json: is of a run with other data, options or another version"):
-        read_folds([path], "another")
+    assert len({before, fingerprint(plan), fingerprint_with(loss="ce")}) == 3
 
 
 def test_a_crop_and_what_is_outside_of_it_make_up_the_case(monkeypatch):
@@ -192,16 +186,14 @@ def test_tiles_share_out_the_voxels_of_the_mask(monkeypatch, tmp_path):
 
 
 def test_each_case_is_held_out_once_and_decides_nothing_there():
+    """Few cases decide all together, as docs/guide/learning.md says; else those that decide are not trained on."""
     for num_cases, num_folds in ((23, 5), (4, 4)):
         splits = make_folds(num_cases, num_folds, seed=0)
         assert sorted(case for split in splits for case in split.held_out) == list(range(num_cases))
         for split in splits:
-            assert not set(split.held_out) & {*split.training, *split.deciding}
-            assert {*split.held_out, *split.training, *split.deciding} == set(range(num_cases))
-            # Few cases decide all together, as docs/guide/learning.md says; else those that decide are not trained on.
+            assert sorted({*split.training, *split.deciding}) == sorted(set(range(num_cases)) - {*split.held_out})
             assert not set(split.training) & set(split.deciding) or split.training == split.deciding
-    assert [choose_num_folds(None, count) for count in (2, 4, 120)] == [2, 4, 5]
-    assert choose_num_folds(7, 7) == 7
+    assert [choose_num_folds(*asked) for asked in ((None, 2), (None, 4), (None, 120), (7, 7))] == [2, 4, 5, 7]
     for asked in (1, 8):
         with pytest.raises(ConfigError, match="--folds: expected 2 to 7"):
             choose_num_folds(asked, 7)

@@ -1,6 +1,7 @@
 """The guided filter as a rival: against its definition window by window, and chosen where it helps."""
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from training_helpers import LARGER, REGIONS, crops, material
 
 from crfrefine.arrays.region_scheme import RegionScheme
@@ -10,31 +11,24 @@ from crfrefine.train.crops import probabilities_of
 from crfrefine.train.guided_filter import EPSILONS, RADII_VOXELS, UNGUIDED, Guidance, Guide, guided_labels, score_guided
 from crfrefine.train.model import mean_dice
 
-SHAPE = (7, 6, 9)
+SHAPE = (11, 6, 9)
 MM = (1.0, 2.1, 1.4)
 RADIUS = 2.0  # mm: 2, 1 and 1 voxels
 WINDOW = (2, 1, 1)
+INSIDE = tuple(slice(2 * width, -2 * width) for width in WINDOW)
 
 
 def by_definition(channel, image, epsilon):
-    """Equations 14 to 16 of He, Sun & Tang: a linear function of the image per window, averaged over the windows of a voxel."""
-    wide = [(2 * width, 2 * width) for width in WINDOW]
-    channel, image = np.pad(channel, wide, mode="edge"), np.pad(image, [(0, 0), *wide], mode="edge")
-    slopes, offsets = np.zeros_like(image), np.zeros_like(channel)
-    inner = [range(width, extent - width) for width, extent in zip(WINDOW, channel.shape, strict=True)]
-    for center in np.array(np.meshgrid(*inner, indexing="ij")).reshape(3, -1).T:
-        box = tuple(slice(at - width, at + width + 1) for at, width in zip(center, WINDOW, strict=True))
-        values, own = image[(slice(None), *box)].reshape(len(image), -1), channel[box].ravel()
-        covariance = np.cov(values, bias=True).reshape(len(image), len(image)) + epsilon * np.eye(len(image))
-        slope = np.linalg.solve(covariance, (values * own).mean(axis=1) - values.mean(axis=1) * own.mean())
-        slopes[(slice(None), *center)] = slope
-        offsets[tuple(center)] = own.mean() - slope @ values.mean(axis=1)
-    result = np.zeros(SHAPE)
-    for voxel in np.ndindex(*SHAPE):
-        box = tuple(slice(at + width, at + 3 * width + 1) for at, width in zip(voxel, WINDOW, strict=True))
-        here = tuple(at + 2 * width for at, width in zip(voxel, WINDOW, strict=True))
-        result[voxel] = slopes[(slice(None), *box)].mean(axis=(1, 2, 3)) @ image[(slice(None), *here)] + offsets[box].mean()
-    return result
+    """Equations 14 to 16 of He, Sun & Tang, where windows of windows lie in the grid: averages of a linear function per window."""
+    sizes = tuple(2 * width + 1 for width in WINDOW)
+    windows = sliding_window_view(np.concatenate([image, channel[None]]), sizes, axis=(1, 2, 3))
+    windows = windows.reshape(*windows.shape[:4], -1).astype(float)
+    means = windows.mean(axis=-1)
+    products = np.einsum("i...n,j...n->...ij", windows, windows) / windows.shape[-1] - np.einsum("i...,j...->...ij", means, means)
+    slopes = np.linalg.solve(products[..., :3, :3] + epsilon * np.eye(3), products[..., :3, 3:])[..., 0]
+    offsets = means[3] - np.einsum("...i,i...->...", slopes, means[:3])
+    averaged = sliding_window_view(np.stack([*np.moveaxis(slopes, -1, 0), offsets]), sizes, axis=(1, 2, 3)).mean(axis=(-3, -2, -1))
+    return (averaged[:3] * image[:, *INSIDE]).sum(axis=0) + averaged[3]
 
 
 def test_windows_are_those_of_the_definition():
@@ -43,10 +37,9 @@ def test_windows_are_those_of_the_definition():
     image = random.random((3, *SHAPE)).astype(np.float32)
     channel = random.random(SHAPE).astype(np.float32)
     epsilons = EPSILONS[:: len(EPSILONS) - 1]
-    inside = tuple(slice(2 * width, -2 * width) for width in WINDOW)
     for epsilon, own in zip(epsilons, Guide(image, RADIUS, MM).filter(channel, epsilons), strict=True):
         # Covariances in float32 are differences of numbers near 0.3, so that they are known to 1e-7; divided by epsilon that is 1e-4.
-        np.testing.assert_allclose(own[inside], by_definition(channel, image, epsilon)[inside], atol=1e-3)
+        np.testing.assert_allclose(own[INSIDE], by_definition(channel, image, epsilon), atol=1e-3)
 
 
 def test_it_is_chosen_where_the_image_helps_and_not_where_logits_are_right():

@@ -61,15 +61,17 @@ def test_all_cases_have_the_same_labels(tmp_path):
 
 def test_the_dataset_declares_the_labels(tmp_path):
     write_label_maps(tmp_path, 2)
-    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "a": 1, "b": 2, "c": 3, "d": 4}}))
-    cases = find_cases(locate_folders(tmp_path), input_type="labels")
-    assert (cases.num_labels, cases.label_names[4]) == (5, "d")
-    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "a": 1, "b": 2}}))
-    cases = find_cases(locate_folders(tmp_path), input_type="labels")
-    with pytest.raises(InputError, match=r"logits/case1\.nii\.gz: has labels that are not declared: 3"):
-        read_case(cases, 1)
-    with pytest.raises(InputError, match=r"the reference has a label 3, but there are 3 labels \(0 to 2\) according to .*dataset"):
-        read_case(cases, 0)
+    found = []
+    for labels in ({"a": 1, "b": 2, "c": 3, "d": 4}, {"a": 1, "b": 2}):
+        (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, **labels}}))
+        found.append(find_cases(locate_folders(tmp_path), input_type="labels"))
+    assert (found[0].num_labels, found[0].label_names[4]) == (5, "d")
+    for number, message in (
+        (1, r"logits/case1\.nii\.gz: has labels that are not declared: 3"),
+        (0, r"the reference has a label 3, but there are 3 labels \(0 to 2\) according to .*dataset"),
+    ):
+        with pytest.raises(InputError, match=message):
+            read_case(found[1], number)
 
 
 def test_only_what_is_near_foreground_is_cropped(tmp_path):

@@ -35,8 +35,7 @@ def test_soft_dice_of_sure_marginals_is_that_of_labels():
     """Label 1 found in 3 voxels, 2 of them right: with one voxel of smoothing 1 - (4 + 1) / (3 + 2 + 1); label 2 missed: 1 - 1 / 2."""
     found = LABELS.clone()
     found[5] = 1
-    loss = make_loss("dice", [(1,), (2,)])
-    assert float(loss(sure(found), LABELS)) == pytest.approx((1 / 6 + 1 / 2) / 2)
+    assert float(make_loss("dice", [(1,), (2,)])(sure(found), LABELS)) == pytest.approx((1 / 6 + 1 / 2) / 2)
     assert float(make_loss("dice", [(1, 2)])(sure(found), LABELS)) == pytest.approx(0.0, abs=1e-12)
 
 

@@ -41,10 +41,14 @@ def drawn(seed, temperature, count=20_000):
     return temperature * logits, labels
 
 
-def test_the_temperature_of_drawn_labels_is_found():
+def test_the_temperature_of_drawn_labels_is_found_and_what_is_certain_does_not_become_a_step():
     for temperature in (0.5, 3.0):
         cases = [RefinedVoxels.of(*drawn(seed, temperature), None) for seed in range(2)]
         assert fit_output_temperature(cases) == pytest.approx(temperature, rel=0.04)
+    logits, labels = drawn(0, 1.0, count=300)
+    for said, expected in ((logits.argmax(axis=0), RANGE[0]), ((labels + 1) % 3, RANGE[1])):
+        assert fit_output_temperature([RefinedVoxels.of(logits, said, None)]) == pytest.approx(expected, rel=1e-3)
+    assert fit_output_temperature([]) == 1.0
 
 
 def test_log_odds_of_regions_share_one():
@@ -61,14 +65,6 @@ def test_log_odds_of_regions_share_one():
     assert fit_output_temperature([voxels]) == pytest.approx(2.0, rel=0.05)
 
 
-def test_certain_and_right_does_not_become_a_step():
-    logits, labels = drawn(0, 1.0, count=300)
-    right = RefinedVoxels.of(logits, logits.argmax(axis=0), None)
-    assert fit_output_temperature([right]) == pytest.approx(RANGE[0], rel=1e-3)
-    assert fit_output_temperature([RefinedVoxels.of(logits, (labels + 1) % 3, None)]) == pytest.approx(RANGE[1], rel=1e-3)
-    assert fit_output_temperature([]) == 1.0
-
-
 def test_a_fit_gets_one_and_labels_stay(cases, trained, monkeypatch):
     """The likeliest one of its own marginals; few voxels of many are enough."""
     assert not trained.is_network
@@ -82,15 +78,13 @@ def test_a_fit_gets_one_and_labels_stay(cases, trained, monkeypatch):
     assert few == pytest.approx(temperature, rel=0.25)
     assert replace(found, parameters=trained.parameters) == trained
     assert found.parameters.replace(**{"mean_field.output_temperature": 1.0}) == trained.parameters
-    model = Model(trained.parameters, (), SIZES)
+    model, losses = Model(trained.parameters, (), SIZES), []
+    for scale in (temperature, 1.1 * temperature, temperature / 1.1):
 
-    def mean_loss(scale):
-        def loss(logits, labels):
+        def loss(logits, labels, scale=scale):
             return torch.nn.functional.cross_entropy((logits / scale).t(), labels)
 
-        return np.mean([model.score(crop, loss, 1).loss for crop in cases])
-
-    losses = [mean_loss(scale) for scale in (temperature, 1.1 * temperature, temperature / 1.1)]
+        losses.append(np.mean([model.score(crop, loss, 1).loss for crop in cases]))
     assert min(losses) == losses[0]
 
 
