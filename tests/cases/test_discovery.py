@@ -111,10 +111,8 @@ def test_masks_and_labels_by_name(tmp_path):
     masks = folder(tmp_path, "masks", "Case00.nii", "Case01_mask.nii", "Case01.nii")
     labels = folder(tmp_path, "labels", "Case00_segmentation.mhd", "Case01.mhd", "Case02.mhd")
     cases = discover_cases(images, None, masks, labels)
-    assert [(case.mask.name, case.labels.name) for case in cases] == [
-        ("Case00.nii", "Case00_segmentation.mhd"),
-        ("Case01_mask.nii", "Case01.mhd"),
-    ]
+    assert names(case.mask for case in cases) == ["Case00.nii", "Case01_mask.nii"]
+    assert names(case.labels for case in cases) == ["Case00_segmentation.mhd", "Case01.mhd"]
     (masks / "Case00.nii").unlink()
     problem = discover_cases(images, None, masks)[0].problem
     assert problem == f"case 'Case00': expected one file of mask in {masks}, found none"

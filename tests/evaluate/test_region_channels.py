@@ -38,14 +38,13 @@ def test_channels_become_a_label_map_and_are_calibrated(tmp_path):
     for folder in (study.labels, study.after):
         (folder / "dataset.json").write_text(json.dumps(DESCRIPTION))
     for case in study.maps["after"]:
-        values = sigmoids(study, case)
-        (study.after / f"{case}.nii.gz").unlink()
+        values, path = sigmoids(study, case), study.after / f"{case}.nii.gz"
         if case == "case0":
+            path.unlink()
             save_npz(study.after / f"{case}.npz", values, "probabilities")
-            continue
-        log_odds = np.log(np.maximum(values, 1e-6)) - np.log1p(-values)
-        stored = log_odds if case == "case2" else values
-        save_map(study.after / f"{case}.nii.gz", np.moveaxis(stored, 0, -1).astype(np.float32))
+        else:
+            log_odds = np.log(np.maximum(values, 1e-6)) - np.log1p(-values)
+            save_map(path, np.moveaxis(log_odds if case == "case2" else values, 0, -1).astype(np.float32))
     result = run_here(*study.arguments, status=0)
     found = read_metrics(study.output)
     for case, reference in study.maps["labels"].items():

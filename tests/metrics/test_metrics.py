@@ -91,6 +91,14 @@ def test_a_shift_by_exactly_the_tolerance_is_within_it():
     assert measure_masks(prediction, reference, (0.1, 0.4), tolerance_mm=0.2999)["surface_dice"] == 0.0
 
 
+@pytest.mark.parametrize("axis", range(3))
+def test_a_single_slice_is_measured_as_a_plane(axis):
+    """Along an axis of one voxel every voxel would be boundary."""
+    masks = [_masks(kind, (11, 7), np.random.default_rng(6)) for kind in ("inside", "dense")]
+    found = measure_masks(*(np.expand_dims(mask, axis) for mask in masks), np.insert((1.3, 0.7), axis, 1.0))
+    assert found == pytest.approx(measure_masks(*masks, (1.3, 0.7)), rel=ROUNDING)
+
+
 def test_regions_of_a_label_map_and_ignored_voxels():
     labels = np.array([[0, 1, 2, 2, 4, 0, 0], [0, 1, 3, 3, 4, 4, 0]], dtype=np.int16)
     truth = np.array([[0, 1, 1, 2, 4, 0, 0], [0, 3, 3, 3, 4, 0, 0]], dtype=np.uint8)

@@ -89,24 +89,22 @@ def test_a_comparison_in_all_its_numbers():
     assert low < comparison.mean_difference < high
 
 
-def test_the_direction_decides_on_wins():
-    """Lower is better turns them round and nothing else; signed values are compared by magnitude."""
-    comparison = compare_pairs([1.0, 2.0, 9.0, 4.0], [2.0, 3.0, 5.0, 4.0], better="lower")
-    assert (comparison.wins, comparison.ties, comparison.losses) == (2, 1, 1)
-    assert comparison.mean_difference == pytest.approx(0.5)
-    assert comparison.worst == (("2", pytest.approx(4.0)),)
-    comparison = compare_pairs([-1.0, 2.0, 0.0], [3.0, -2.0, -4.0], better="nearer_zero")
-    assert (comparison.wins, comparison.ties, comparison.losses) == (2, 1, 0)
-    assert comparison.mean_difference == pytest.approx(-2.0)
-
-
-def test_rounding_is_neither_a_win_nor_a_rank():
-    """0.1 + 0.2 against 0.3, and differences that are all one tenth but for their last digits."""
-    comparison = compare_pairs([0.1 + 0.2, 0.5, 0.7, 0.9], [0.3, 0.4, 0.6, 1.0])
-    assert (comparison.wins, comparison.ties, comparison.losses) == (2, 1, 1)
-    # Three equal magnitudes of which one is negative: 2 x (1 + 3) / 8.
-    assert comparison.p_value == 1.0
-    assert comparison.effect_size == pytest.approx(1 / 3)
+@pytest.mark.parametrize(
+    ("values", "baseline", "better", "counts", "mean"),
+    [
+        ([1.0, 2.0, 9.0, 4.0], [2.0, 3.0, 5.0, 4.0], "lower", (2, 1, 1), 0.5),
+        ([-1.0, 2.0, 0.0], [3.0, -2.0, -4.0], "nearer_zero", (2, 1, 0), -2.0),  # compared by magnitude
+        ([0.1 + 0.2, 0.5, 0.7, 0.9], [0.3, 0.4, 0.6, 1.0], "higher", (2, 1, 1), 0.025),  # rounding is no win
+    ],
+)
+def test_the_direction_decides_on_wins(values, baseline, better, counts, mean):
+    comparison = compare_pairs(values, baseline, better=better)
+    assert (comparison.wins, comparison.ties, comparison.losses) == counts
+    assert comparison.mean_difference == pytest.approx(mean)
+    if better == "lower":
+        assert comparison.worst == (("2", pytest.approx(4.0)),)
+    if better == "higher":  # Three equal magnitudes of which one is negative: 2 x (1 + 3) / 8; rounding is no rank.
+        assert (comparison.p_value, comparison.effect_size) == (1.0, pytest.approx(1 / 3))
 
 
 def test_one_pair_and_none_and_bad_values():
