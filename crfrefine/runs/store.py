@@ -220,7 +220,7 @@ def settings_of(parameters: Mapping[str, Any], network_spacing: object) -> dict[
     """Return the settings that results depend on, as JSON has them; keys that an older version lacked have their defaults."""
     with suppress(ConfigError):  # A newer version may have more keys.
         parameters = CrfParameters.from_dict(parameters).to_dict()
-    settings: dict[str, Any] = json.loads(json.dumps(without_nonfinite({**parameters, "network_spacing": network_spacing})))
+    settings: dict[str, Any] = json.loads(json.dumps(without_nonfinite({**parameters, "network_spacing": network_spacing}), default=str))
     return settings
 
 

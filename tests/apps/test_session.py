@@ -101,8 +101,8 @@ def test_planes_are_upright_and_refined_labels_stay_in_their_box(large):
         is_color = np.isin(middles @ [65536, 256, 1], [int(color[1:], 16) for color in LABEL_COLORS])
         assert (before != after).any()
         np.testing.assert_array_equal(is_color[is_seen], ((before != after) & (after > 0))[is_seen])
-    marked = np.zeros(case.grid, bool)
-    marked[case.stored_place(place)] = True
+    marked = np.zeros(case.network_labels.shape, bool)
+    marked[case.stored_box([slice(at, at + 1) for at in place])] = True
     assert np.argwhere(case.pose.turn(marked)).tolist() == [list(place)]
 
 
@@ -115,7 +115,7 @@ STEPS = {"mean_field.tolerance": 1e-9, "mean_field.num_iterations": 4, "mean_fie
 def test_a_box_is_refined_on_request_and_the_whole_case_replaces_it(large):
     with open_session(options_for(*large, **STEPS)) as session:
         first = session.refine(1, "", {}, CENTER, is_whole=False)["result"]
-        labels, box = session.shown
+        labels, box = session.shown[0], session.case.stored_box(session.shown[1])
         assert (first["is_whole"], labels.shape) == (False, tuple(axis.stop - axis.start for axis in box))
         last, case = session.refine(1, "", {}, CENTER, is_whole=True)["result"], session.case
         assert (last["is_whole"], last["num_iterations"], session.shown[1]) == (True, 4, None)
@@ -124,14 +124,15 @@ def test_a_box_is_refined_on_request_and_the_whole_case_replaces_it(large):
 
 def test_a_newer_state_stops_an_older_one_and_the_older_answer_has_no_result(large, monkeypatch):
     begun, may_go, answers = threading.Event(), threading.Event(), []
-    refine_whole = CaseRefiner.refine_whole
+    refine = CaseRefiner.refine
 
-    def slow(refiner, parameters, progress):
-        begun.set()
-        assert may_go.wait(60)
-        return refine_whole(refiner, parameters, progress)
+    def slow(refiner, parameters, box, progress):
+        if box is None:
+            begun.set()
+            assert may_go.wait(60)
+        return refine(refiner, parameters, box, progress)
 
-    monkeypatch.setattr(CaseRefiner, "refine_whole", slow)
+    monkeypatch.setattr(CaseRefiner, "refine", slow)
     with open_session(options_for(*large, **STEPS)) as session:
         older = threading.Thread(target=lambda: answers.append(session.refine(5, "", {}, CENTER, is_whole=True)))
         older.start()

@@ -42,7 +42,7 @@ def test_each_region_is_a_binary_refinement_of_its_own(backend, scheme, order):
     for channel, weight, bias in zip(case.logits, weights, biases, strict=True):
         two, own = np.stack([np.zeros_like(channel), channel]), {"bilateral.weight": weight, "mean_field.bias": (0.0, bias)}
         results.append(crfrefine.refine(two, case.image, parameters=PARAMETERS.replace(**own), **options))
-    np.testing.assert_array_equal(result.logits, np.stack([own.logits[1] - own.logits[0] for own in results]))
+    np.testing.assert_array_equal(result.logits, np.stack([own.logits[1] - own.logits[0] for own in results]).astype(np.float32))
     assert result.num_iterations == max(own.num_iterations for own in results)
     assert result.converged == all(own.converged for own in results)
     last = [[*own.energy, *[own.energy[-1]] * (result.num_iterations - len(own.energy))] for own in results]

@@ -35,31 +35,32 @@ def pixels(png):
 
 def test_a_large_change_elsewhere_has_a_row_of_its_own_and_voxels_keep_their_proportions(case):
     image, before, after = case
-    planes = cut_planes(image, before, after, SPACING, AFFINE).planes
+    planes = cut_planes(image, before, after, SPACING, AFFINE)[0]
     for plane, (across, up) in zip(planes, ((0, 1), (0, 2), (1, 2)), strict=True):
         rows, columns = plane.image.shape
         assert plane.size_mm == pytest.approx((columns * SPACING[across], rows * SPACING[up]))
     before[30:39, 24:29, :2] = 2
-    planes = cut_planes(image, before, after, SPACING, AFFINE).planes
-    assert [plane.name for plane in planes] == ["axial", "coronal", "sagittal", "largest change, axial"]
+    planes = cut_planes(image, before, after, SPACING, AFFINE)[0]
+    assert [plane.name for plane in planes] == ["axial", "coronal", "sagittal", "change, axial"]
     for plane in planes[:3]:
         assert (plane.after == 1).sum() >= 0.8 * 6 * 10, "a large cross-section of the block"
-    left, top, right, bottom = planes[3].frame
+    column, row = planes[3].peak
     changed = planes[3].before != planes[3].after
-    assert changed[top:bottom, left:right].sum() == changed.sum() == 45
+    assert changed[row, column]
+    assert changed.sum() == 45
 
 
 def test_the_modality_with_the_clearest_border_is_shown(case):
     image, before, after = case
     blurred = np.full_like(image, 3)
     blurred[0, 10:20, 8:20, 3:9] += np.random.default_rng(2).normal(0, 1, (10, 12, 6))
-    cuts = cut_planes(np.concatenate([blurred, image]), before, after, SPACING, AFFINE, ("T1", "FLAIR"))
-    alone = cut_planes(image, before, after, SPACING, AFFINE)
-    np.testing.assert_array_equal(cuts.planes[0].image, alone.planes[0].image)
-    assert cuts.shown.startswith("modality 2 of 2: FLAIR, with the highest contrast at the borders of the labels; black to white: 8")
-    assert alone.shown.startswith("image; black to white: 8")
-    ct = cut_planes(np.where(image > 150, 60, -1000), before, after, SPACING, AFFINE)
-    assert ct.shown == "image; black to white: −160 to 240 HU (soft tissue)"
+    planes, shown = cut_planes(np.concatenate([blurred, image]), before, after, SPACING, AFFINE, ("T1", "FLAIR"))
+    alone, shown_alone = cut_planes(image, before, after, SPACING, AFFINE)
+    np.testing.assert_array_equal(planes[0].image, alone[0].image)
+    assert shown.startswith("modality 2 of 2: FLAIR, with the highest contrast at the borders of the labels; black to white: 8")
+    assert shown_alone.startswith("image; black to white: 8")
+    _, shown = cut_planes(np.where(image > 150, 60, -1000), before, after, SPACING, AFFINE)
+    assert shown == "image; black to white: −160 to 240 HU (soft tissue)"
 
 
 def test_contours_have_the_colors_of_their_labels_and_names_change_the_legend_alone(case):
@@ -83,10 +84,10 @@ def test_a_reference_has_a_panel_of_its_own_and_is_part_of_the_structure(case):
     image, before, after = case
     reference = np.zeros_like(after)
     reference[4:24, 3:24, 1:11] = 3
-    cuts = cut_planes(None, before, after, SPACING, AFFINE, (), reference)
-    assert cuts.shown == "no image"
-    assert cuts.planes[0].reference.shape == cuts.planes[0].after.shape
-    assert [int((plane.reference == 3).sum()) for plane in cuts.planes] == [20 * 21, 20 * 10, 21 * 10]
+    planes, shown = cut_planes(None, before, after, SPACING, AFFINE, (), reference)
+    assert shown == "no image"
+    assert planes[0].reference.shape == planes[0].after.shape
+    assert [int((plane.reference == 3).sum()) for plane in planes] == [20 * 21, 20 * 10, 21 * 10]
     wide = pixels(draw_preview(image, before, after, SPACING, affine=AFFINE, reference=reference))
     plain = pixels(draw_preview(image, before, after, SPACING, affine=AFFINE))
     assert wide.shape[1] == plain.shape[1] + 320 + 8
@@ -108,7 +109,7 @@ def test_right_of_the_patient_is_shown_at_the_left_however_the_array_is_stored(c
         labels[...] = 0
         labels[:34, :24, :9] = 1
     after[33, 23, 8] = 2  # right, anterior, superior in RAS+
-    axial, coronal, sagittal = cut_planes(image, before, after, SPACING, AFFINE).planes[:3]
+    axial, coronal, sagittal = cut_planes(image, before, after, SPACING, AFFINE)[0][:3]
     assert (axial.edges, coronal.edges, sagittal.edges) == ("RLPA", "RLIS", "PAIS")
     for plane, is_left in ((axial, True), (coronal, True), (sagittal, False)):
         (row,), (column,) = np.nonzero(plane.after == 2)
@@ -247,8 +248,8 @@ def test_a_pixel_has_the_value_of_the_voxel_that_its_middle_is_in_and_smaller_gr
     assert found[0].tolist() == [1, 1, 2, 2, 2, 3, 3]  # middles at 0.21, 0.64, 1.07 … of three columns
     assert found[:, 0].tolist() == [1, 1, 4, 4]
     plane = np.array([[0, 100, 10, 30], [100, 200, 30, 10]], np.uint8)
-    assert drawing.resize_gray(plane, (2, 1)).tolist() == [[100, 20]]
-    assert drawing.resize_gray(plane, (8, 2))[0].tolist() == [0, 0, 100, 100, 10, 10, 30, 30]
+    for size, grays in (((2, 1), [100, 20]), ((8, 2), [0, 0, 100, 100, 10, 10, 30, 30])):
+        assert drawing.resize_gray(plane, size)[0].tolist() == [gray * drawing.WHITE // 255 for gray in grays]
 
 
 def test_outlines_lie_inside_of_each_label_along_its_edge():

@@ -81,12 +81,12 @@ def make_report(num_cases=13, *, compared=True, **changes):
     """A report with a rival and a failed case, or on one method alone; with names that look like markup."""
     table = make_table(num_cases) if compared else make_table(num_cases, methods=("crf",))
     baseline = "network" if compared else None
-    summary = summarize(table, baseline or "crf", num_resamples=500)
+    summary = summarize(table, baseline or "crf")
     content = {
         "title": "Report on <b>crf</b> & others",
         **{"table": table, "method": "crf", "baseline": baseline, "summary": summary},
-        "verdict": verdict(table, "crf", "network", rivals=["smoothing"], summary=summary, num_resamples=500) if compared else None,
-        **{"region_labels": {"1": (1,), "2": (2,)}, "region_titles": {"1": "1 front <part>"}},
+        "verdict": verdict(table, "crf", "network", rivals=["smoothing"], summary=summary) if compared else None,
+        **{"region_labels": {"1": (1,), "2": (2,)}, "region_titles": {"1": "1 front <part>"}, "mean_regions": ("1", "2")},
         "failures": [(f"broken {NASTY}", "labels/x.nii.gz: cut off </dl></script>")],
         "settings": {"direction": "☃\u200e\u202egpj\u2066\u2069", "command": f"crfrefine evaluate {NASTY}"},
         "load_case": lambda case: make_images(case, has_before=compared),
