@@ -43,8 +43,8 @@ def convert(
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Less: only errors.")] = False,
 ) -> None:
     """Convert logits and label maps between formats, and DICOM. Logits can become probabilities or labels."""
-    from crfrefine.apps.tools.convert import convert_file
     from crfrefine.base.failures import failing_alone
+    from crfrefine.runs.tools.convert import convert_file
 
     shared.verbosity_of(verbose, quiet)
     note = ""

@@ -22,11 +22,11 @@ def demo(
     verbose: shared.VerboseOption = False,
 ) -> None:
     """Refine a phantom and draw a picture of it; needs no data."""
-    from crfrefine.apps.demo.demonstration import compare_with_truth, prepare_demo
-    from crfrefine.apps.demo.phantom import NUM_LABELS
     from crfrefine.cli.reporting import Reporter, describe_change, print_table
     from crfrefine.errors import CrfRefineError
     from crfrefine.metrics.registry import DICE
+    from crfrefine.runs.demo.demonstration import compare_with_truth, prepare_demo
+    from crfrefine.runs.demo.phantom import NUM_LABELS
     from crfrefine.runs.run import run_inference
 
     run_options = prepare_demo(output, seed, options["threads"])

@@ -12,7 +12,7 @@ from crfrefine.cli.progress import print_failure, print_traceback
 from crfrefine.runs.options import InferenceOptions
 
 if TYPE_CHECKING:
-    from crfrefine.apps.tools.info import FolderReport
+    from crfrefine.runs.tools.info import FolderReport
 
 
 @shared.with_options(InferenceOptions, "resample")
@@ -27,9 +27,9 @@ def info(
     if not paths:
         _show_installation(as_json)
         return
-    from crfrefine.apps.tools.info import describe_header, inspect_folder
     from crfrefine.base.failures import Failure, failing_alone
     from crfrefine.io import read_header
+    from crfrefine.runs.tools.info import describe_header, inspect_folder
 
     found: list[dict[str, Any]] = []
 
@@ -67,7 +67,7 @@ def info(
 
 
 def _show_installation(as_json: bool) -> None:
-    from crfrefine.apps.tools.info import installation
+    from crfrefine.runs.tools.info import installation
 
     found = installation()
     if as_json:

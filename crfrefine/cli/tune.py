@@ -45,11 +45,11 @@ def tune(
     The page is served on this machine only, and ends with its own button or with Ctrl-C.
     """
     shared.check_sources(options)
-    from crfrefine.apps.tune.server import check_libraries, serve
-    from crfrefine.apps.tune.session import Session, TuneOptions
     from crfrefine.engines import get_backend
     from crfrefine.io.atomic import check_small_output
     from crfrefine.metrics.regions import parse_region
+    from crfrefine.runs.tune.server import check_libraries, serve
+    from crfrefine.runs.tune.session import Session, TuneOptions
 
     check_libraries()
     parameters, _ = shared.parameters_of(config, overrides)

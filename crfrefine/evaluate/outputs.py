@@ -19,11 +19,11 @@ from crfrefine.cases.dataset_description import Names, read_names
 from crfrefine.errors import CrfRefineError
 from crfrefine.evaluate.options import METRICS_NAME, REPORT_NAME, SUMMARY_NAME
 from crfrefine.evaluate.reading import read_image, read_masks, read_reference
+from crfrefine.evaluate.report import CaseImages, ReportInput, write_report
 from crfrefine.evaluate.results import Evaluation
 from crfrefine.io.atomic import write_small_file
 from crfrefine.io.json import without_nonfinite
 from crfrefine.io.paths import working_folder
-from crfrefine.pages.report import CaseImages, ReportInput, write_report
 from crfrefine.statistics.comparison import ResultTable, summary_dicts
 
 if TYPE_CHECKING:

@@ -231,7 +231,7 @@ def _refine(settings: CaseSettings, work: CaseInWork, observer: Observer[RunSumm
     if options.save_logits:
         logits = _of_all_labels(result, result.channels.channel, lambda: result.logits, ABSENT_LOGIT)
     if options.preview:
-        from crfrefine.pages.pictures.preview import draw_preview
+        from crfrefine.runs.pictures.preview import draw_preview
 
         preview = partial(
             draw_preview,

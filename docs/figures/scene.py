@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import crfrefine
-from crfrefine.apps.demo.phantom import make_phantom
 from crfrefine.metrics.counts import OverlapCounts, dice
+from crfrefine.runs.demo.phantom import make_phantom
 
 ROOT = Path(__file__).resolve().parents[2]
 PICTURES = ROOT / "docs" / "pictures"

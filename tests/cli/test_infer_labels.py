@@ -23,8 +23,8 @@ from cli_helpers import (
 
 import crfrefine
 from crfrefine import io
-from crfrefine.apps.demo.phantom import make_phantom
 from crfrefine.arrays.one_hot import ABSENT_LOGIT
+from crfrefine.runs.demo.phantom import make_phantom
 
 NAMES = {1: "aorta", 2: "kidney", 3: "liver"}
 AS_LABELS = ("--input-type", "labels", "--save-structures")

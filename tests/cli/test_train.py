@@ -13,8 +13,8 @@ from special_file_helpers import kind_of, make_pipe
 from training_helpers import phantom, shorten, write_cases
 
 import crfrefine.cli.main
-from crfrefine.apps.demo.phantom import write_phantom
 from crfrefine.parameters.model import CrfParameters
+from crfrefine.runs.demo.phantom import write_phantom
 from crfrefine.statistics.verdict import Outcome
 from crfrefine.train import fitting
 from crfrefine.train.device import choose_device

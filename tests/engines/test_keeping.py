@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from crfrefine import CrfParameters, Plan, refine
-from crfrefine.apps.demo.phantom import make_phantom
 from crfrefine.engines import keeping_backend
 from crfrefine.engines.cpu import CpuBackend, CpuKernels
 from crfrefine.errors import CapacityError
+from crfrefine.runs.demo.phantom import make_phantom
 
 SPACING = (0.9, 0.7, 1.8)
 # Labels everywhere, so that the kernels are those of the whole volume.

@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 
 import crfrefine
-from crfrefine.apps.demo.phantom import make_phantom
+from crfrefine.runs.demo.phantom import make_phantom
 from crfrefine.runs.store import RECORD_FOLDER
 
 GRID_SHAPE = (18, 15, 11)  # no two axes alike

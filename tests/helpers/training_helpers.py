@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from crfrefine.apps.demo.phantom import NUM_LABELS, Phantom, make_phantom, write_phantom
 from crfrefine.cases.case import Case
 from crfrefine.io.volume import Volume
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import IntensityParameters
+from crfrefine.runs.demo.phantom import NUM_LABELS, Phantom, make_phantom, write_phantom
 from crfrefine.runs.threads import Workers
 from crfrefine.statistics.comparison import Measurement, ResultTable
 from crfrefine.train.baselines import VectorScaling

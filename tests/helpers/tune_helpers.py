@@ -13,10 +13,10 @@ from urllib.parse import urlsplit
 import numpy as np
 from cli_helpers import AFFINE, GRID_SHAPE, SPACING, Folders, command, save_nifti, write_folders
 
-from crfrefine.apps.demo.phantom import make_phantom
-from crfrefine.apps.tune.session import Session, TuneOptions
 from crfrefine.parameters.model import CrfParameters
+from crfrefine.runs.demo.phantom import make_phantom
 from crfrefine.runs.options import InferenceOptions
+from crfrefine.runs.tune.session import Session, TuneOptions
 
 
 def missing_server():

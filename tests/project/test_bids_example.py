@@ -11,7 +11,7 @@ from cli_helpers import FAST, GRID_SHAPE, SPACING, load_nifti, save_nifti
 from oracles import softmax
 
 import crfrefine
-from crfrefine.apps.demo.phantom import make_phantom
+from crfrefine.runs.demo.phantom import make_phantom
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = {"sub-01_acq-x": "sub-01/anat", "sub-02_ses-a": "sub-02/ses-a/anat"}

@@ -23,7 +23,7 @@ from oracles import softmax
 from training_helpers import phantom
 
 import crfrefine
-from crfrefine.apps.demo.phantom import Phantom, write_phantom
+from crfrefine.runs.demo.phantom import Phantom, write_phantom
 
 ROOT = Path(__file__).resolve().parents[2]
 _BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

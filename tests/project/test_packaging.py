@@ -39,7 +39,7 @@ def test_the_wheel_carries_its_data_and_the_pages_assets_and_nothing_else():
         wanted = {p.relative_to(ROOT).as_posix() for p in (ROOT / folder).rglob("*") if p.suffix in SOURCE_SUFFIXES | {".toml", ".md"}}
         assert wanted
         assert all((package / name).read_bytes() == (ROOT / name).read_bytes() for name in wanted)
-    for room, some in {"pages/report": {"page.html", "report.css"}, "apps/tune": {"index.html", "tune.css", "tune.js"}}.items():
+    for room, some in {"evaluate/report": {"page.html", "report.css"}, "runs/tune": {"index.html", "tune.css", "tune.js"}}.items():
         wanted = {path.name for path in (ROOT / "crfrefine" / room / "assets").iterdir()}
         assert some <= wanted == {path.name for path in (package / room / "assets").iterdir()}
     files = importlib.metadata.files("crfrefine")

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from training_helpers import SIZES, crops, material, phantom, start
 
-from crfrefine.apps.demo.phantom import write_phantom
 from crfrefine.base.plain import from_plain, to_plain
 from crfrefine.parameters.model import CrfParameters
+from crfrefine.runs.demo.phantom import write_phantom
 from crfrefine.runs.threads import Workers
 from crfrefine.train.baselines import fit_scaling
 from crfrefine.train.calibration import calibrate, with_calibrated

@@ -10,12 +10,12 @@ import pytest
 from cli_helpers import save_nifti
 from training_helpers import GRID_SHAPE, as_case, crops, phantom, write_cases
 
-from crfrefine.apps.demo.phantom import NUM_LABELS
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.cases.case import CaseFiles, ReadingOptions
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.parameters.sections import IntensityParameters
+from crfrefine.runs.demo.phantom import NUM_LABELS
 from crfrefine.train import crops as cropping
 from crfrefine.train.crops import CropStore, count_confusion, make_crop
 from crfrefine.train.cross_validation import fingerprint

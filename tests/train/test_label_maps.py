@@ -7,11 +7,11 @@ import pytest
 from cli_helpers import save_nifti
 from training_helpers import phantom, write_cases
 
-from crfrefine.apps.demo.phantom import write_phantom
 from crfrefine.arrays.one_hot import ABSENT_LOGIT, CONFIDENCE
 from crfrefine.cases.case import ReadingOptions
 from crfrefine.errors import InputError
 from crfrefine.parameters.sections import IntensityParameters
+from crfrefine.runs.demo.phantom import write_phantom
 from crfrefine.train.crops import make_crop
 from crfrefine.train.dataset import find_cases, read_labeled
 from crfrefine.train.options import locate_folders

@@ -12,8 +12,8 @@ from training_helpers import FINER, SIZES, as_case, phantom, shorten
 
 import crfrefine
 from crfrefine import CrfParameters, RegionScheme
-from crfrefine.apps.demo.phantom import write_phantom
 from crfrefine.parameters.sections import IntensityParameters
+from crfrefine.runs.demo.phantom import write_phantom
 from crfrefine.runs.threads import Workers
 from crfrefine.train import crops
 from crfrefine.train.baselines import fit_scaling

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.arrays.label_maps import foreground_labels
-from crfrefine.pages.pictures import drawing
-from crfrefine.pages.pictures.planes import CHANGE_WINDOW_MM, PLANES, Upright, choose_places, crop_around, planes_of
-from crfrefine.pages.pictures.windows import choose_modality, choose_window
+from crfrefine.runs.pictures import drawing
+from crfrefine.runs.pictures.planes import CHANGE_WINDOW_MM, PLANES, Upright, choose_places, crop_around, planes_of
+from crfrefine.runs.pictures.windows import choose_modality, choose_window
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

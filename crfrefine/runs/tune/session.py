@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.apps.tune.case import CaseRefiner, open_case
-from crfrefine.apps.tune.planes import View, describe_planes, draw_plane
 from crfrefine.arrays.label_maps import foreground_labels
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.base.text import counted, listed, printable, shorten
@@ -29,11 +27,13 @@ from crfrefine.io.atomic import check_replaceable, write_small_file
 from crfrefine.io.recognition import add_volumes
 from crfrefine.metrics.counts import OverlapCounts, dice
 from crfrefine.metrics.regions import Region
-from crfrefine.pages.pictures.drawing import label_color
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.presets import list_presets
 from crfrefine.runs.options import InferenceOptions
+from crfrefine.runs.pictures.drawing import label_color
 from crfrefine.runs.plan import RunInputs, find_inputs
+from crfrefine.runs.tune.case import CaseRefiner, open_case
+from crfrefine.runs.tune.planes import View, describe_planes, draw_plane
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -10,12 +10,12 @@ from cli_helpers import GRID_SHAPE, NUM_LABELS, run_here
 from PIL import Image
 from tune_helpers import open_session, options_for, whole_result, write_large
 
-from crfrefine.apps.tune.case import CaseRefiner
-from crfrefine.apps.tune.planes import View, draw_plane
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.io import read_volume
-from crfrefine.pages.pictures.drawing import LABEL_COLORS
 from crfrefine.parameters.model import CrfParameters
+from crfrefine.runs.pictures.drawing import LABEL_COLORS
+from crfrefine.runs.tune.case import CaseRefiner
+from crfrefine.runs.tune.planes import View, draw_plane
 
 PLACE = [4, 5, 6]
 VIEW = View(0, PLACE, 0, [150, 180], [], [])

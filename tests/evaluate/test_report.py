@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from crfrefine.errors import InputError
-from crfrefine.pages.report import CaseImages, ReportInput, draw_charts, write_report
+from crfrefine.evaluate.report import CaseImages, ReportInput, draw_charts, write_report
 from crfrefine.statistics.comparison import MEAN, Measurement, ResultTable, format_p, summarize
 from crfrefine.statistics.verdict import Outcome, verdict
 

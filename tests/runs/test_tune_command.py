@@ -10,8 +10,8 @@ import pytest
 from cli_helpers import run_here, save_nifti
 from tune_helpers import missing_server, open_page, write_labeled
 
-from crfrefine.apps.tune import server
 from crfrefine.parameters.model import CrfParameters
+from crfrefine.runs.tune import server
 
 needs_server = pytest.mark.skipif(bool(missing_server()), reason=missing_server() or "there is a server")
 

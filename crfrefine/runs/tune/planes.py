@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.errors import InputError
-from crfrefine.pages.pictures import drawing
-from crfrefine.pages.pictures.planes import PLANES, planes_of
+from crfrefine.runs.pictures import drawing
+from crfrefine.runs.pictures.planes import PLANES, planes_of
 
 if TYPE_CHECKING:
-    from crfrefine.apps.tune.case import TuneCase
     from crfrefine.arrays.label_maps import Box
     from crfrefine.base.array_types import Array
+    from crfrefine.runs.tune.case import TuneCase
 
 _CROSSHAIR, _FRAME, _EDGE = (drawing.gray_level(share) for share in (0.55, 1.0, 0.0))
 # Pixels; the page shows two of them as one.

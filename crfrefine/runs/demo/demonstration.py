@@ -21,8 +21,8 @@ _PARAMETERS = {
 
 def prepare_demo(folder: Path, seed: int, threads: int | None) -> InferenceOptions:
     """Write a phantom below `folder` and return the options to refine it."""
-    from crfrefine.apps.demo.phantom import make_phantom, write_phantom
     from crfrefine.io.atomic import check_writable
+    from crfrefine.runs.demo.phantom import make_phantom, write_phantom
 
     check_writable(folder)
     write_phantom(make_phantom(seed), folder)
@@ -39,11 +39,11 @@ def prepare_demo(folder: Path, seed: int, threads: int | None) -> InferenceOptio
 
 def compare_with_truth(folder: Path, refined: Path) -> Iterator[tuple[int, list[float], list[int]]]:
     """Yield each label with its Dice before and after, and its connected components in the truth, before and after."""
-    from crfrefine.apps.demo.phantom import NUM_LABELS
     from crfrefine.arrays.components import count_components
     from crfrefine.arrays.label_maps import argmax_labels
     from crfrefine.io import read_logits, read_volume
     from crfrefine.metrics.counts import OverlapCounts, dice
+    from crfrefine.runs.demo.phantom import NUM_LABELS
 
     network = argmax_labels(read_logits([folder / "logits" / refined.name]).values)
     maps = [read_volume(folder / "labels" / refined.name).data, network, read_volume(refined).data]

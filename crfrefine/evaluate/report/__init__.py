@@ -19,8 +19,8 @@ from crfrefine.base.text import printable
 from crfrefine.errors import BackendUnavailableError, CrfRefineError
 from crfrefine.io.atomic import write_small_file
 from crfrefine.metrics.registry import DICE, Metric, metric_named
-from crfrefine.pages.pictures.drawing import drawable
-from crfrefine.pages.pictures.preview import draw_preview
+from crfrefine.runs.pictures.drawing import drawable
+from crfrefine.runs.pictures.preview import draw_preview
 from crfrefine.statistics.comparison import MEAN, ResultTable, SummaryRow, describe_families, format_p
 from crfrefine.statistics.paired import bootstrap_interval
 from crfrefine.statistics.verdict import ENDPOINT, Verdict
@@ -298,7 +298,7 @@ def _render(
         trim_blocks=True,
         lstrip_blocks=True,
         finalize=lambda value: value.translate(_DIRECTIONS) if type(value) is str else value,
-        loader=jinja2.FunctionLoader(lambda name: (files("crfrefine.pages.report") / "assets" / name).read_text(encoding="utf-8")),
+        loader=jinja2.FunctionLoader(lambda name: (files("crfrefine.evaluate.report") / "assets" / name).read_text(encoding="utf-8")),
     )
     environment.filters["typeset"] = _typeset
     methods = [report.method, *(method for method in report.table.methods if method not in report.compared)]

@@ -16,11 +16,11 @@ from crfrefine.cases.label_input import LabelMap
 from crfrefine.engines import get_backend, keeping_backend
 from crfrefine.engines.base import RunContext
 from crfrefine.errors import InputError
-from crfrefine.pages.pictures.planes import Upright, choose_places
-from crfrefine.pages.pictures.windows import Window, choose_window
 from crfrefine.parameters.sections import NORMALIZED, PostprocessParameters
 from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
 from crfrefine.refinement.refining import refine_network
+from crfrefine.runs.pictures.planes import Upright, choose_places
+from crfrefine.runs.pictures.windows import Window, choose_window
 
 if TYPE_CHECKING:
     from crfrefine.arrays.label_maps import Box

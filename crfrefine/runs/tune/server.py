@@ -14,8 +14,8 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from crfrefine.apps.tune.planes import View
 from crfrefine.errors import BackendUnavailableError, CrfRefineError, InputError
+from crfrefine.runs.tune.planes import View
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
     from starlette.types import ASGIApp
 
-    from crfrefine.apps.tune.session import Session
+    from crfrefine.runs.tune.session import Session
 
 HOST = "127.0.0.1"
 _HOSTS = [HOST, "localhost"]
@@ -119,7 +119,7 @@ def make_app(session: Session, token: str, end: Callable[[], None]) -> ASGIApp:
         post("refine", session.refine, {"counter": int, **_PARAMETERS, "place": list, "is_whole": bool}),
         post("save", session.save, _PARAMETERS),
         post("end", close, {}),
-        Mount("/", StaticFiles(packages=[("crfrefine.apps.tune", "assets")], html=True)),
+        Mount("/", StaticFiles(packages=[("crfrefine.runs.tune", "assets")], html=True)),
     ]
     guards = [Middleware(BaseHTTPMiddleware, dispatch=guard), Middleware(TrustedHostMiddleware, allowed_hosts=_HOSTS, www_redirect=False)]
     refusals = {CrfRefineError: lambda request, error: as_json({"error": str(error)}, 400)}

@@ -7,11 +7,11 @@ import pytest
 from cli_helpers import load_nifti, run_here, save_nifti
 from tune_helpers import options_for, write_labeled, write_large
 
-from crfrefine.apps.tune.case import MAX_VALUES, CaseRefiner, open_case
-from crfrefine.apps.tune.session import find_case
 from crfrefine.io import read_volume
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.refinement.case import refine
+from crfrefine.runs.tune.case import MAX_VALUES, CaseRefiner, open_case
+from crfrefine.runs.tune.session import find_case
 
 
 def opened(options):

@@ -10,10 +10,10 @@ from cli_helpers import load_nifti
 from nnunet_helpers import write_predictions, write_tree
 from tune_helpers import open_session, options_for, whole_result, write_labeled
 
-from crfrefine.apps.tune.session import Session, TuneOptions, score_labels
 from crfrefine.errors import ConfigError
 from crfrefine.metrics.regions import parse_region
 from crfrefine.runs.options import InferenceOptions
+from crfrefine.runs.tune.session import Session, TuneOptions, score_labels
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from crfrefine.pages.pictures import drawing
-from crfrefine.pages.pictures.planes import PLANES, choose_places
-from crfrefine.pages.pictures.preview import cut_planes, draw_preview
-from crfrefine.pages.pictures.windows import BONE, LUNG, SOFT_TISSUE, Window, choose_modality, choose_window
+from crfrefine.runs.pictures import drawing
+from crfrefine.runs.pictures.planes import PLANES, choose_places
+from crfrefine.runs.pictures.preview import cut_planes, draw_preview
+from crfrefine.runs.pictures.windows import BONE, LUNG, SOFT_TISSUE, Window, choose_modality, choose_window
 
 GRID_SHAPE = (40, 30, 12)
 SPACING = (1.0, 1.5, 4.0)

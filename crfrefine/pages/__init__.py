@@ -1,1 +1,0 @@
-"""What people look at: `pictures` shows volumes and makes previews, `report` is the page that `evaluate` writes."""
