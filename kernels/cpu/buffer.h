@@ -4,10 +4,8 @@
 
 #include "cpu/common.h"
 
-#if defined(__linux__)
 #include <malloc.h>
 #include <sys/mman.h>
-#endif
 
 namespace crf {
 
@@ -19,10 +17,9 @@ inline void* allocate_aligned(size_t alignment, size_t bytes) {
     return memory;
 }
 
-// A block that starts at a huge page, of a whole number of them; the first `in_huge_pages` bytes are asked for in huge pages. On Linux it
-// comes from the system and goes back to it at once when it is freed, which malloc does not do with blocks of up to 32 MiB.
-inline void* allocate_large(size_t bytes, [[maybe_unused]] size_t in_huge_pages) {
-#if defined(__linux__)
+// A block that starts at a huge page, of a whole number of them; the first `in_huge_pages` bytes are asked for in huge pages. It comes
+// from the system and goes back to it at once when it is freed, which malloc does not do with blocks of up to 32 MiB.
+inline void* allocate_large(size_t bytes, size_t in_huge_pages) {
     const size_t mapped = bytes + kHugePage;
     void* const start = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (start == MAP_FAILED) throw std::bad_alloc();
@@ -32,17 +29,8 @@ inline void* allocate_large(size_t bytes, [[maybe_unused]] size_t in_huge_pages)
     munmap(block + bytes, kHugePage - before);  // at least a page: `before` is less than a huge page
     madvise(block, in_huge_pages, MADV_HUGEPAGE);
     return block;
-#else
-    return allocate_aligned(kHugePage, bytes);
-#endif
 }
-inline void free_large(void* block, [[maybe_unused]] size_t bytes) {
-#if defined(__linux__)
-    munmap(block, bytes);
-#else
-    std::free(block);
-#endif
-}
+inline void free_large(void* block, size_t bytes) { munmap(block, bytes); }
 
 // Large freed blocks that are kept for reuse: touching fresh memory for the first time costs as much as many passes over it. Blocks are
 // kept while a cache is active on this thread, and never beside a new block that they do not fit.

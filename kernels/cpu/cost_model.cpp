@@ -1,7 +1,6 @@
 
 
 #include "cpu/filter.h"
-#include "cpu/grid.h"
 #include "cpu/lattice_build.h"
 #include "cpu/window.h"
 

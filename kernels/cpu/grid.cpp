@@ -3,7 +3,7 @@
 // Splatting and slicing are separable in space: a row of voxels is splatted into cells along x and intensity only, rows are then added
 // into planes, planes into the grid. A voxel costs 4 (or 16) short vectors whatever the number of axes.
 
-#include "cpu/grid.h"
+#include "cpu/filter.h"
 #include "cpu/grid_bands.h"
 #include "cpu/grid_voxels.h"
 

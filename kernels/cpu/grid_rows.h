@@ -6,8 +6,6 @@
 
 namespace crf {
 
-// Four numbers for each of as many voxels as a register holds: the four cells around a point on an axis, or their weights.
-
 // (cell, power): the weights of the four cells around a point, as polynomials of its fraction of a cell.
 constexpr float kSpline[4][4] = {
     {1 / 6.0f, -0.5f, 0.5f, -1 / 6.0f}, {4 / 6.0f, 0, -1, 0.5f}, {1 / 6.0f, 0.5f, 0.5f, -0.5f}, {0, 0, 0, 1 / 6.0f}};

@@ -1,7 +1,7 @@
 // The voxels of a row and the cells of the bilateral grid that they touch: splatted into a row of cells, and sliced from one.
 #pragma once
 
-#include "cpu/grid.h"
+#include "cpu/filter.h"
 #include "cpu/grid_bands.h"
 #include "cpu/grid_rows.h"
 

@@ -1,6 +1,7 @@
 #include "cpu/kernel_set.h"
 
 #include "cpu/filter.h"
+#include "cpu/simd.h"
 
 namespace crf {
 
@@ -90,6 +91,84 @@ KernelSet::KernelSet(const Voxels& voxels_in, const std::vector<const float*>& i
         add(make_spatial_filter(voxels, theta_gamma, specs.filter == "exact", origin, pool), "spatial");
         features.emplace_back(voxels, theta_gamma, std::vector<double>(), std::vector<const float*>());
     }
+}
+
+BilateralInput::BilateralInput(const Voxels& voxels_in, std::vector<double> theta, std::vector<double> beta,
+                               std::vector<const float*> intensity_in, ThreadPool& pool, const FeatureOrigin* origin)
+    : voxels(&voxels_in),
+      theta_position(std::move(theta)),
+      theta_beta(std::move(beta)),
+      intensity(std::move(intensity_in)),
+      lowest(intensity.size()),
+      highest(intensity.size()) {
+    const int64_t num_blocks = num_voxel_blocks(voxels->num_voxels);
+    std::vector<float> low(num_blocks), high(num_blocks);
+    for (size_t m = 0; m < intensity.size(); ++m) {
+        pool.run(num_blocks, [&](int64_t block, int) {
+            const int64_t begin = block * kVoxelBlock, end = std::min(begin + kVoxelBlock, voxels->num_voxels);
+            LaneRange range;
+            voxels->for_pieces(begin, end, [&](int64_t, int64_t grid, int64_t, int64_t length) { range.add(intensity[m] + grid, length); });
+            std::tie(low[block], high[block]) = range.ends();
+        });
+        lowest[m] = *std::min_element(low.begin(), low.end());
+        highest[m] = *std::max_element(high.begin(), high.end());
+        for (float value : low)
+            if (value != value)
+                throw InputError("modality " + std::to_string(m) + " of the image holds values that are not finite (NaN or infinity)");
+    }
+    zero = lowest;
+    if (origin) {
+        zero.assign(origin->intensity.begin(), origin->intensity.end());
+        for (int a = 0; a < voxels->num_axes; ++a) first[a] = voxels->first[a] - origin->position[voxels->source_axis[a]];
+    }
+    check_span();
+}
+
+void BilateralInput::check_span() const {
+    for (int a = 0; a < voxels->num_axes; ++a) {
+        const int64_t farthest = std::max(std::abs(first[a]), std::abs(first[a] + voxels->box_shape[a]));
+        if (in_bandwidths(a, farthest) > kLargestFeature)
+            throw CapacityError("theta_alpha " + printed(theta_position[a]) + " is less than a millionth of the volume's extent, " +
+                                std::to_string(voxels->box_shape[a]) + " voxels " + printed(voxels->spacing[a]) +
+                                " apart; use a larger bandwidth, and check the spacing");
+    }
+    for (size_t m = 0; m < intensity.size(); ++m) {
+        const double below = static_cast<double>(lowest[m]) - zero[m], above = static_cast<double>(highest[m]) - zero[m];
+        if (std::max(std::abs(below), std::abs(above)) / theta_beta[m] > kLargestFeature)
+            throw CapacityError("theta_beta " + printed(theta_beta[m]) + " of modality " + std::to_string(m) +
+                                " is less than a millionth of its range of intensities; use a larger bandwidth, or normalize the "
+                                "intensities");
+    }
+}
+
+void piece_features(const BilateralInput& input, int64_t grid, const int32_t* coordinate, int64_t length, float* features, int64_t stride) {
+    const Voxels& voxels = *input.voxels;
+    const int num_modalities = static_cast<int>(input.intensity.size());
+    const int num_axes = voxels.num_axes;
+    for (int m = 0; m < num_modalities; ++m) {
+        const float* intensity = input.intensity[m];
+        const float zero = input.zero[m];
+        const float scale = static_cast<float>(1.0 / input.theta_beta[m]);
+        for (int64_t i = 0; i < length; ++i) features[m * stride + i] = (intensity[grid + i] - zero) * scale;
+    }
+    for (int a = 0; a < num_axes; ++a) {
+        const double scale = voxels.spacing[a] / input.theta_position[a];
+        float* row = features + (num_modalities + voxels.feature[a]) * stride;
+        if (a < num_axes - 1) {
+            std::fill(row, row + length, static_cast<float>((input.first[a] + coordinate[a]) * scale));
+        } else {
+            for (int64_t i = 0; i < length; ++i) row[i] = static_cast<float>((input.first[a] + coordinate[a] + i) * scale);
+        }
+    }
+}
+
+void gather_features(const BilateralInput& input, int64_t first, int64_t count, float* features, int64_t stride) {
+    input.voxels->for_pieces(first, first + count, [&](int64_t voxel, int64_t grid, int64_t box, int64_t length) {
+        int64_t place[kMaxAxes];
+        input.voxels->coordinates(box, place);
+        const std::vector<int32_t> coordinate(place, place + input.voxels->num_axes);
+        piece_features(input, grid, coordinate.data(), length, features + (voxel - first), stride);
+    });
 }
 
 }  // namespace crf

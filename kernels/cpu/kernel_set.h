@@ -2,7 +2,7 @@
 // pass.
 #pragma once
 
-#include "cpu/mean_field_backward.h"
+#include "cpu/moments.h"
 
 namespace crf {
 

@@ -2,8 +2,8 @@
 
 #include "cpu/mean_field_messages.h"
 #include "cpu/simd.h"
-#include "cpu/softmax_lanes.h"
 #include "cpu/volume.h"
+#include "cpu/voxel_rows.h"
 
 namespace crf {
 

@@ -1,7 +1,6 @@
-#include "cpu/mean_field_backward.h"
+#include "cpu/moments.h"
 
 #include "cpu/message_backward.h"
-#include "cpu/softmax_lanes.h"
 #include "cpu/volume.h"
 #include "cpu/voxel_rows.h"
 

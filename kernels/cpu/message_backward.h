@@ -1,7 +1,7 @@
 // The backward pass through the messages of the kernels (docs/reference/math.md, section 9).
 #pragma once
 
-#include "cpu/mean_field_backward.h"
+#include "cpu/moments.h"
 #include "cpu/simd.h"
 #include "cpu/voxel_rows.h"
 

@@ -2,7 +2,6 @@
 #include "cpu/module.h"
 
 #include "cpu/cpu_level.h"
-#include "cpu/label_map.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;

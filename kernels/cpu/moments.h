@@ -5,6 +5,7 @@
 #pragma once
 
 #include "cpu/filter.h"
+#include "cpu/mean_field.h"
 #include "cpu/simd.h"
 #include "cpu/voxel_rows.h"
 
@@ -206,5 +207,34 @@ class Moments {
     const FeatureColumns* filled_ = nullptr;            // of which all columns are in `columns_`; each step needs the same
     Buffer<float> pull_;                                // (modality, voxel)
 };
+
+// The backward pass of the mean field: from the gradient of a loss with respect to the last step's logits to the gradients with respect to
+// all inputs (docs/reference/math.md, section 9). The marginals of each step come from the record of the forward pass; messages are
+// filtered again.
+
+// Gradients of a loss with respect to parameters, summed in double precision in a fixed order: the same for any number of threads.
+struct MeanFieldGradients {
+    std::vector<std::vector<double>> weight;  // (kernel, label), of all labels, as in the options
+    std::vector<double> compatibility;        // (label, label), including the diagonal
+    double temperature = 0;
+    double volume_slack = 0;                 // 0 without a volume term
+    std::vector<double> bias;                // (label), of all labels
+    std::vector<std::vector<double>> theta;  // (kernel, feature): intensities first, box axes last; zeros unless wanted
+};
+
+struct BackwardInput {
+    const float* logits;  // (label, *grid)
+    const float* record;  // (step, channel, voxel) from run_mean_field; with a volume term (steps + 1, channel, voxel)
+    std::vector<std::vector<double>> volume_bias;  // (step, label) from run_mean_field, if there is a volume term
+    GridView<const float> gradient;                // (label, *grid), with respect to the result of run_mean_field
+    bool wants_theta = false;
+};
+
+// grad_logits: (label, *grid), written everywhere. grad_image: (modality, *grid), zeros on entry, written inside the mask, or
+// nullptr. features: one per kernel.
+MeanFieldGradients run_mean_field_backward(const Voxels& voxels, const std::vector<Kernel>& kernels,
+                                           const std::vector<FeatureColumns>& features, const MeanFieldOptions& options,
+                                           const BackwardInput& input, float* grad_logits, float* grad_image, ThreadPool& pool,
+                                           Workspace& workspace);
 
 }  // namespace crf

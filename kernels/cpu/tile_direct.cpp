@@ -3,7 +3,7 @@
 
 #include "cpu/filter.h"
 #include "cpu/simd.h"
-#include "cpu/tile_kernels.h"
+#include "cpu/tile_filter.h"
 #include "cpu/tile_set.h"
 
 namespace crf {

@@ -1,4 +1,4 @@
-#include "cpu/tile_kernels.h"
+#include "cpu/tile_filter.h"
 
 #include "cpu/simd.h"
 #include "cpu/spatial_rows.h"

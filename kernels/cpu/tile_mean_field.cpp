@@ -1,7 +1,7 @@
 #include "cpu/tile_filter.h"
 
 #include "cpu/mean_field.h"
-#include "cpu/softmax_lanes.h"
+#include "cpu/voxel_rows.h"
 
 namespace crf {
 
