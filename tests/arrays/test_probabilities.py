@@ -115,15 +115,6 @@ def test_voxels_with_next_to_no_probability_are_counted_and_located():
         identify(values, "auto", None, PATH)
 
 
-@pytest.mark.parametrize("constant", [0.25, -1.0, 1000.0])
-def test_padding_decides_nothing(constant):
-    values = softmax()
-    values[:, :2] = constant
-    assert identify(values, "auto", None, PATH)[0] == "probabilities"
-    assert identify(values, "probabilities", None, PATH)[0] == "probabilities"
-    assert identify(np.log(values.clip(1e-7)), "auto", None, PATH)[0] == "logits"
-
-
 @pytest.mark.parametrize(("input_type", "kind"), [("probabilities", None), ("auto", "probabilities")])
 def test_negative_probabilities_are_refused(input_type, kind):
     values = softmax()

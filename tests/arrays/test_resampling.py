@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from io_helpers import affine_of, numbers, rotation
 from resampling_helpers import itk_resampled, world_of
 
-from crfrefine.arrays.resampling import boxes_overlap, linear_jobs, map_grid, nearest, resample_logits, world_box
+from crfrefine.arrays.resampling import linear_jobs, map_grid, nearest, resample_logits
 from crfrefine.base.parallel import run_all
 
 SHEARED = np.array([[1.0, 0.3, 0.0], [0.0, 1.0, -0.2], [0.0, 0.0, 1.0]])  # such as only NIfTI and NRRD can hold, and SimpleITK cannot
@@ -146,12 +146,3 @@ def test_labels_that_meet_by_chance_do_not_become_padding():
     assert target[:, 0, 0, 3].tolist() == [1.5, 0.5]
     assert target[:, 0, 0, 1] == pytest.approx([2.0, 2.0], rel=1e-5)
     assert target[0, 0, 0, 1] > target[1, 0, 0, 1], "the background wins, as in an argmax of equal labels"
-
-
-def test_world_boxes_have_the_edges_of_the_voxels():
-    np.testing.assert_allclose(
-        world_box((4, 5, 6), affine_of((1.0, 2.0, 3.0), (10.0, 20.0, 30.0))), [[9.5, 19.0, 28.5], [13.5, 29.0, 46.5]]
-    )
-    np.testing.assert_allclose(world_box((4, 5), affine_of((1.0, 2.0, 0.0), (0.0, 0.0, 7.0))), [[-0.5, -1.0, 6.5], [3.5, 9.0, 7.5]])
-    assert boxes_overlap(np.array([[0.0, 0, 0], [1, 1, 1]]), np.array([[0.9, 0.9, 0.9], [2, 2, 2]]))
-    assert not boxes_overlap(np.array([[0.0, 0, 0], [1, 1, 1]]), np.array([[0.0, 0.0, 1.0], [2, 2, 2]]))

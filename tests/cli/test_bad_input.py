@@ -204,17 +204,6 @@ def test_a_bad_place_is_one_case_s_failure_found_before_it_is_computed(folders):
     assert files_in(folders.output) == [pipe.name for pipe in pipes]
 
 
-def test_a_label_map_is_written_through_a_link(folders, tmp_path):
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    (tmp_path / "refined.nii.gz").symlink_to(scratch / "refined.nii.gz")
-    case = ("-i", folders.images / "bad_0000.nii.gz", "-p", folders.logits / "bad.nii.gz", *FAST)
-    run_here("infer", *case, "-o", tmp_path / "refined.nii.gz", status=0)
-    assert (tmp_path / "refined.nii.gz").is_symlink()
-    assert files_in(scratch) == ["refined.nii.gz"]
-    assert not (scratch / "refined.nii.gz").is_symlink()
-
-
 def test_a_full_disk_keeps_the_old_summary(folders, small_disk):
     summary, converted = small_disk / "summary.json", small_disk / "logits.mhd"
     olds = (summary, converted, converted.with_suffix(".zraw"))

@@ -1,7 +1,6 @@
 """What a bad file may cost: its case, in every command, with a line that asks for a report if nobody foresaw it. Other cases are done."""
 
 import json
-from pathlib import Path
 
 import pytest
 from cli_helpers import errors, files_in, run_here
@@ -11,8 +10,6 @@ from training_helpers import write_cases
 import crfrefine.cli.main
 import crfrefine.io.nifti
 import crfrefine.refinement.refining
-from crfrefine.base.failures import Failure, describe_failure, failing_alone, reading
-from crfrefine.errors import CrfRefineError, UnexpectedError
 from crfrefine.io.volume import VoxelSource
 
 BUG = KeyError("There is no item named 'logits.npy'")
@@ -97,17 +94,6 @@ def test_evaluate_goes_on_after_whatever_a_reader_raises(tmp_path, monkeypatch):
     assert ", in broken\n" in run_here(*study.arguments, "-v").stderr
 
 
-@pytest.mark.parametrize("command", ["info", "convert"])
-def test_info_and_convert_say_it_in_a_line(folders, monkeypatch, command):
-    break_reader(monkeypatch, BUG, function="read_header" if command == "info" else "stream")
-    arguments = ("info", folders.images) if command == "info" else ("convert", folders.logits / "bad.nii.gz", folders.output / "a.nrrd")
-    result = run_here(*arguments, status=1)
-    name = "bad_0000.nii.gz" if command == "info" else "bad.nii.gz"
-    assert f"{name}: cannot be read: unexpected KeyError" in result.stdout + result.stderr
-    assert "Traceback" not in result.stderr
-    assert ", in broken\n" in run_here(*arguments, "-v").stderr
-
-
 def test_train_crf_names_all_bad_cases_before_it_trains(tmp_path, monkeypatch):
     write_cases(tmp_path, 4)
     break_reader(monkeypatch, IndexError("list index out of range"), "case1", "read_header")
@@ -117,17 +103,3 @@ def test_train_crf_names_all_bad_cases_before_it_trains(tmp_path, monkeypatch):
     assert "unexpected IndexError (list index out of range)" in result.stderr
     assert "case 'case2': " in result.stderr
     assert not (tmp_path / "params.toml").exists()
-
-
-def test_the_reason_of_an_error_is_one_short_line_that_names_the_files():
-    with pytest.raises(UnexpectedError) as caught, reading(Path("a.nii")):
-        raise ValueError("x" * 100_000 + "\n\x1b[31m")
-    assert len(str(caught.value)) < 400
-    assert str(caught.value).isprintable()
-    found: list[Failure] = []
-    with failing_alone(found.append, Path("a.nii"), None, Path("b.nii")):
-        raise ZeroDivisionError
-    assert found[0].message == "a.nii, b.nii: unexpected ZeroDivisionError: a bug, please report it, with what -v shows"
-    assert describe_failure(CrfRefineError("a.nii: x"), Path("a.nii")).message == "a.nii: x"
-    many = describe_failure(KeyError(), *(Path(f"{number}.nii") for number in range(900))).message
-    assert many.startswith("0.nii, 1.nii, 2.nii, 3.nii, 4.nii and 895 more: ")

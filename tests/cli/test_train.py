@@ -22,7 +22,6 @@ from crfrefine.train.methods import MEASURED, METHODS
 
 SHORT = ("--folds", 2, "--num-iterations", 4)
 # For tests that do not look at the learned values: thetas that are learned have many starts, which take ten times as long.
-SHORTEST = ("--folds", 2, "--num-iterations", 1, "--learn", "weights,temperature", "--set", "bilateral.theta_beta=0.1")
 REGIONS = ("--regions", "whole=1+2", "--regions", "cyst=3")
 
 
@@ -212,11 +211,3 @@ def test_without_pytorch_it_says_what_to_install(data, tmp_path):
     result = run_process("train-crf", data, "-o", tmp_path / "p.toml", env=environment, status=1)
     assert "pip install 'crfrefine[train]'" in result.stderr
     assert not list(tmp_path.glob("*p.*"))
-
-
-def test_parameters_do_not_take_the_place_of_a_pipe(data, tmp_path):
-    pipe = make_pipe(tmp_path / "params.toml")
-    result = run_here("train-crf", data, "-o", pipe, *SHORTEST, status=1)
-    assert f"{pipe}: cannot be written: it is a device, pipe or socket" in result.stderr
-    assert kind_of(pipe) == stat.S_IFIFO
-    assert files_in(tmp_path) == ["params.toml"]

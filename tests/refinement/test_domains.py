@@ -1,15 +1,10 @@
 """Cases that try to make a left-out label matter: domains must grow, and nothing may be left out where there is no bound."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 from tile_cases import TileCase, domain, make_case, num_active, refine
 
-from crfrefine.arrays.label_maps import widen
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.refinement.tiles.grid import TILE, TileGrid
-from crfrefine.refinement.tiles.running import rows_near
 from crfrefine.refinement.tiles.survey import find_thresholds
 
 EPSILON = 1e-2
@@ -99,29 +94,3 @@ def test_no_label_is_left_out_with_a_negative_penalty():
     model = {"compatibility.kind": "matrix", "compatibility.matrix": ((0.0, -0.5), (-0.5, 0.0))}
     assert find_thresholds(1e-4, CrfParameters().replace(**model).resolve(2, 1, 3)) is None
     assert find_thresholds(1e-4, CrfParameters().resolve(2, 1, 3)) is not None
-
-
-def test_unequal_penalties_lower_the_threshold():
-    """A label whose penalties are small rises next to labels that are penalized more, without being around."""
-    penalties = ((0.0, 0.2, 1.0), (0.5, 0.0, 1.0), (1.0, 0.7, 0.0))
-    model = CrfParameters().replace(**{"compatibility.kind": "matrix", "compatibility.matrix": penalties, "bilateral.weight": 5.0})
-    plain, lowered = (find_thresholds(1e-4, each.resolve(3, 1, 3)) for each in (CrfParameters(), model))
-    assert plain is not None
-    assert lowered is not None
-    weight = float(model.resolve(3, 1, 3).mean_field.weights.max(axis=1).sum())
-    np.testing.assert_allclose(plain.present - lowered.present, [0.5 * weight, 0.8 * weight, 0.0], rtol=1e-6)
-
-
-@pytest.mark.parametrize("shape", [(20, 30, 70), (25, 17, 33), (8, 9, 5)])
-@pytest.mark.parametrize("reach", [(1, 2, 3), (0, 3, 8), (3, 1, 20)])
-def test_kernels_are_built_within_twice_the_reach_of_open_rows(shape, reach):
-    grid, rng = TileGrid(shape), np.random.default_rng(0)
-    tiles = np.flatnonzero(rng.random(grid.num_tiles) < 0.3)
-    is_open = np.where(rng.random((len(tiles), TILE[0] * TILE[1])) < 0.2, 0xFFFF, 0).astype(np.uint16)
-    near = rows_near(SimpleNamespace(grid=grid, reach=reach), SimpleNamespace(tiles=tiles), is_open)
-    rows = np.zeros(tuple(count * tile for count, tile in zip(grid.counts, TILE, strict=True)), bool)
-    for tile, own in zip(tiles, is_open.reshape(-1, *TILE[:2]), strict=True):
-        z, y, x = (place * size for place, size in zip(np.unravel_index(tile, grid.counts), TILE, strict=True))
-        rows[z : z + TILE[0], y : y + TILE[1], x : x + TILE[2]] = own[:, :, None] > 0
-    rows = rows[: shape[0], : shape[1]]  # Rows outside the grid are never open.
-    np.testing.assert_array_equal(near, widen(rows, tuple(2 * extent for extent in reach))[:, :, : shape[2]])

@@ -38,15 +38,6 @@ def test_a_tenth_of_a_label_may_go():
     assert "label 1 101 → 90 voxels" in note
 
 
-def test_labels_are_named_by_their_numbers_in_the_map():
-    """Only labels that occur have channels: label 7 is the first of them."""
-    with pytest.raises(ConfigError, match="label 7 111 → 90"):
-        refine(labels_with_island(21, largest=90, number=7))
-    result = refine(labels_with_island(21, largest=90, number=7), allow_vanishing=True)
-    assert result.lost_to_rules == {7: (111, 90)}
-    assert result == refine(labels_with_island(21, largest=90, number=7), allow_vanishing=True)
-
-
 def test_images_of_two_axes_have_no_volume():
     labels = labels_with_island(21, largest=90).reshape(40, 45)
     with pytest.raises(ConfigError, match=r"label 1 111 → 90 voxels, label 2 12 → 4 voxels\n"):
