@@ -1,8 +1,8 @@
 """Everything that users have been seen to hand in: one clear message, no traceback, nothing half-written, and the other cases are done."""
 
 import gzip
+import os
 import shlex
-import stat
 import subprocess
 from pathlib import Path
 
@@ -22,7 +22,6 @@ from cli_helpers import (
     statuses,
     write_folders,
 )
-from special_file_helpers import kind_of, make_pipe
 
 CASES = ("bad", "good")
 
@@ -61,6 +60,7 @@ BAD_LOGITS = {
     "few": (lambda path: path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:9999])), ["few.nii.gz", "cut off"]),
     "missing": (Path.unlink, ["no logits"]),
     "single": (lambda path: save_nifti(path, load_nifti(path)[..., :1]), ["single.nii.gz", "one label only"]),
+    "blank": (lambda path: save_nifti(path, np.zeros_like(load_nifti(path))), ["all labels have the same value"]),
     "zeros": (all_zero_probabilities, ["zeros.nii.gz", "zero at 1 of", "(3, 4, 5)"]),
     "sigmoid": (lambda path: save_nifti(path, np.random.default_rng(0).random((*GRID_SHAPE, 4), np.float32)), ["do not sum to 1"]),
     "turned": (turned_archive, ["turned.npz", "(label, z, y, x)"]),
@@ -197,10 +197,12 @@ def test_a_link_to_nothing_fails_its_case_and_is_not_passed_over(folders, tmp_pa
 
 def test_a_bad_place_is_one_case_s_failure_found_before_it_is_computed(folders):
     folders.output.mkdir()
-    pipes = [make_pipe(folders.output / name) for name in ("bad_preview.png", "good_logits.nii.gz")]
+    pipes = [folders.output / name for name in ("bad_preview.png", "good_logits.nii.gz")]
+    for pipe in pipes:
+        os.mkfifo(pipe)
     result = infer(folders, "--preview", "--save-logits", "--continue", "-v", status=1)
     assert all(f"{pipe}: cannot be written: it is a device, pipe or socket" in result.stderr for pipe in pipes)
-    assert [kind_of(pipe) for pipe in pipes] == [stat.S_IFIFO] * 2
+    assert all(pipe.is_fifo() for pipe in pipes)
     assert files_in(folders.output) == [pipe.name for pipe in pipes]
 
 

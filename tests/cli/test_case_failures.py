@@ -5,7 +5,6 @@ import json
 import pytest
 from cli_helpers import errors, files_in, run_here
 from evaluation_helpers import write_study
-from training_helpers import write_cases
 
 import crfrefine.cli.main
 import crfrefine.io.nifti
@@ -92,14 +91,3 @@ def test_evaluate_goes_on_after_whatever_a_reader_raises(tmp_path, monkeypatch):
     assert "Traceback" not in result.stderr
     assert study.statuses() == ["measured", "failed", "measured"]
     assert ", in broken\n" in run_here(*study.arguments, "-v").stderr
-
-
-def test_train_crf_names_all_bad_cases_before_it_trains(tmp_path, monkeypatch):
-    write_cases(tmp_path, 4)
-    break_reader(monkeypatch, IndexError("list index out of range"), "case1", "read_header")
-    (tmp_path / "labels" / "case2.nii.gz").write_bytes(b"no volume")
-    result = run_here("train-crf", tmp_path, "-o", tmp_path / "params.toml", "--threads", "2", status=1)
-    assert "2 of 4 cases cannot be trained on:\n  case 'case1': " in result.stderr
-    assert "unexpected IndexError (list index out of range)" in result.stderr
-    assert "case 'case2': " in result.stderr
-    assert not (tmp_path / "params.toml").exists()

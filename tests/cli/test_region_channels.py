@@ -88,24 +88,6 @@ def test_what_does_not_fit_is_refused(tmp_path):
         assert files_in(folders.output) == []
 
 
-def test_scaled_probabilities_of_regions_are_refused_and_taken_as_log_odds_on_the_users_word(tmp_path):
-    folders, _ = write_regions(tmp_path, "a")
-    save_nifti(folders.logits / "a.nii.gz", 255 * load_nifti(folders.logits / "a.nii.gz"))
-    result = infer(folders, status=1)
-    assert "a.nii.gz: no value is negative, and the largest is" in result.stderr
-    infer(folders, "--input-type", "logits", status=0)
-
-
-def test_a_case_with_other_channels_fails_and_the_others_go_on(tmp_path):
-    folders, _ = write_regions(tmp_path, "a", "b", "c")
-    softmax = write_folders(tmp_path / "other", "c")
-    (folders.logits / "c.nii.gz").write_bytes((softmax.logits / "c.nii.gz").read_bytes())
-    save_nifti(folders.logits / "b.nii.gz", load_nifti(folders.logits / "b.nii.gz")[..., :2])
-    result = infer(folders, status=1)
-    assert "output has 2 channels, expected 3, one per region of " in result.stderr
-    assert files_in(folders.output) == ["a.nii.gz", "c.nii.gz"], "c has one channel per label: one softmax"
-
-
 def test_convert_puts_the_label_map_together(tmp_path):
     folders, log_odds = write_regions(tmp_path, "a")
     channels = folders.logits / "a.nii.gz"

@@ -1,15 +1,14 @@
 """`crfrefine train-crf` from folders to files: what it writes and prints, what it refuses, how it stops and goes on."""
 
 import json
+import os
 import re
-import stat
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from cli_helpers import errors, files_in, load_nifti, run_here, run_process
-from special_file_helpers import kind_of, make_pipe
 from training_helpers import phantom, shorten, write_cases
 
 import crfrefine.cli.main
@@ -184,7 +183,7 @@ def test_what_cannot_be_followed_is_refused_in_one_message(data, tmp_path, optio
     """A finished fold is written and read back, so it is not kept in a pipe, which is found out before the cases are read."""
     CrfParameters().save(tmp_path / "start.toml")
     (tmp_path / "broken.fold2.json").write_text("[1, 2")
-    make_pipe(tmp_path / "piped.fold1.json")
+    os.mkfifo(tmp_path / "piped.fold1.json")
     for seed in range(2 if "background" in options else 0):
         case = phantom(seed)
         write_phantom(replace(case, labels=np.zeros_like(case.labels)), tmp_path / "background", f"case{seed}")
@@ -196,7 +195,7 @@ def test_what_cannot_be_followed_is_refused_in_one_message(data, tmp_path, optio
     assert len(errors(result.stderr)) == 1
     assert REFUSED[options] in result.stderr
     assert files_in(tmp_path) == before
-    assert kind_of(tmp_path / "piped.fold1.json") == stat.S_IFIFO
+    assert (tmp_path / "piped.fold1.json").is_fifo()
 
 
 def test_wrong_usage_is_status_2():

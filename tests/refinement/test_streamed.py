@@ -145,6 +145,7 @@ def test_padding_of_any_value_does_not_decide_what_values_are(padding, factor, w
         assert words in result.stderr
         assert result.status == (factor == 100)
         if factor != 100:
+            assert f"{3 * 15 * 11} of {18 * 15 * 11} voxels" in result.stderr
             found.append(load_nifti(own.output / "a.nii.gz"))
     if found:
         np.testing.assert_array_equal(*found)
