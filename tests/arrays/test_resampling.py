@@ -7,8 +7,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813 - its customary name
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from io_helpers import affine_of, numbers, rotation
-from resampling_helpers import itk_resampled, world_of
+from io_helpers import affine_of, itk_resampled, numbers, rotation, world_of
 
 from crfrefine.arrays.resampling import linear_jobs, map_grid, nearest, resample_logits
 from crfrefine.base.parallel import run_all
@@ -63,7 +62,9 @@ def pairs_of_grids(draw):
     return tuple(found)
 
 
-def compare_with_itk(grids):
+@settings(deadline=None, max_examples=60)
+@given(pairs_of_grids())
+def test_volumes_are_resampled_as_by_simpleitk(grids):
     shape, affine, source_shape, source_affine = grids
     grid_map = map_grid(shape, affine, source_shape, source_affine)
     source = numbers(source_shape)
@@ -82,12 +83,6 @@ def compare_with_itk(grids):
     untied = clear & (distance_to(positions, 0.5) > 2e-3).all(axis=-1)
     np.testing.assert_array_equal(found_labels[untied], expected_labels[untied])
     assert grid_map.num_inside == pytest.approx(np.count_nonzero(inside), abs=int(np.count_nonzero(~clear)))
-
-
-@settings(deadline=None, max_examples=60)
-@given(pairs_of_grids())
-def test_volumes_are_resampled_as_by_simpleitk(grids):
-    compare_with_itk(grids)
 
 
 @pytest.mark.parametrize(("direction", "is_parallel"), [(PERMUTED, True), (SHEARED, False)], ids=["permuted", "sheared"])

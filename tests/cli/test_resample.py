@@ -8,9 +8,9 @@ import pytest
 import SimpleITK as sitk  # noqa: N813 - its customary name
 from cli_helpers import AFFINE, GRID_SHAPE, infer, load_nifti, run_here, write_folders
 from evaluation_helpers import SHAPE, affine, expected_overlap, logits_of, read_metrics, write_study
+from io_helpers import itk_resampled
 from io_helpers import save_nifti as save_on
 from oracles import softmax
-from resampling_helpers import itk_resampled
 
 COARSE = (11, 9, 8)
 

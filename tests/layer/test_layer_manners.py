@@ -11,7 +11,6 @@ from oracles import SPACINGS
 from torch import nn
 
 import crfrefine
-from crfrefine.layer import inputs
 from crfrefine.layer.functional import build_kernels, mean_field
 
 GRID = (6, 5, 7)
@@ -96,32 +95,26 @@ def test_a_missing_spacing_is_said_once_by_each_layer_at_the_caller_s_line(given
         torch.testing.assert_close(twin(logits, image, SPACING), layer(logits, image, SPACING), rtol=0.0, atol=0.0)
 
 
-def test_every_function_with_an_optional_spacing_says_that_it_takes_1_mm(given):
+def test_every_function_takes_1_mm_with_a_warning_and_is_silent_where_spacing_does_not_matter(given):
     logits, image = given
     layer = crfrefine.CrfRnn(3, 2)
+    arrays = logits[0].numpy(), image[0].numpy()
     for call in (
         lambda **spacing: layer.refine_normalized(logits, image, **spacing),
         lambda **spacing: crfrefine.CrfRnn(3, 2).build_kernels(image, **spacing),
         lambda **spacing: mean_field(logits, image, bilateral=[(1.0, 1.0, 0.1)], **spacing),
         lambda **spacing: build_kernels(image, bilateral=[(1.0, 0.1)], num_labels=3, **spacing),
-        lambda **spacing: crfrefine.refine(logits[0].numpy(), image[0].numpy(), input_type="logits", **spacing),
+        lambda **spacing: crfrefine.refine(*arrays, input_type="logits", **spacing),
     ):
         seen = shout_of(call)
         assert [str(warning.message).partition(",")[0] for warning in seen] == ["no spacing was given"]
         assert seen[0].filename == __file__
         assert shout_of(lambda call=call: call(spacing=1.0)) == []
-
-
-def test_nothing_is_said_where_spacing_does_not_matter(given):
-    logits, image = given
-    layer = crfrefine.CrfRnn(3, 2)
     kernels = layer.build_kernels(image, SPACING)
     voxels = crfrefine.CrfParameters().replace(**{"mean_field.positions": "voxels"})
-    arrays = logits[0].numpy(), image[0].numpy()
-    in_voxels = crfrefine.CrfRnn(3, 2, parameters=voxels)
     for call in (
-        lambda: layer(logits, image, kernels=kernels),
-        lambda: in_voxels(logits, image),
+        lambda: crfrefine.CrfRnn(3, 2)(logits, image, kernels=kernels),
+        lambda: crfrefine.CrfRnn(3, 2, parameters=voxels)(logits, image),
         lambda: mean_field(logits, image, bilateral=[]),
         lambda: crfrefine.refine(*arrays, input_type="logits", parameters=voxels),
     ):
@@ -146,9 +139,6 @@ def test_probabilities_are_said_once_for_each_layer_at_the_caller_s_line():
         (told,) = (warning for warning in seen if "look like probabilities" in str(warning.message))
         assert (told.category, told.filename) == (UserWarning, __file__)
         assert str(told.message).endswith("for probabilities, pass probabilities.clamp_min(1e-7).log()")
-    nothing = torch.full((2, 3, *GRID), -torch.inf)
-    for logits in (torch.rand(2, 3, *GRID), 3.0 * probabilities() - 1.0, probabilities()[:, :2], nothing):
-        assert not inputs.look_like_probabilities(logits)
 
 
 def test_the_layer_keeps_an_output_temperature_that_it_does_not_use(given):

@@ -9,7 +9,6 @@ from crfrefine.arrays import one_hot
 from crfrefine.arrays.one_hot import MIN_SHARE
 from crfrefine.engines import get_backend
 from crfrefine.errors import ConfigError, InputError
-from crfrefine.parameters.specs import KernelSetSpec, KernelSpec
 from crfrefine.refinement.networks import ArrayNetwork
 from crfrefine.refinement.refining import refine_network
 from crfrefine.refinement.tiles import planning
@@ -218,8 +217,6 @@ def test_wrong_arguments():
 
 
 def test_bandwidths_count_voxels_of_the_network():
-    kernels = KernelSetSpec((KernelSpec((0.8, 0.8), (0.05,)),), "symmetric", "auto", 2, 5, "network", (3.0, 2.0))
-    assert kernels.distances((1.0, 0.5)) == (1.0 / 3.0, 0.25)
     truth, image = balls(3)
     labels = coarse(truth)
     in_mm = SHARP.replace(**{"mean_field.positions": "mm", "bilateral.theta_alpha": [0.8 * wide for wide in NETWORK]})
