@@ -22,8 +22,8 @@ from evaluation_helpers import (
 )
 from oracles import softmax
 
+from crfrefine.evaluate import report as report_page
 from crfrefine.metrics.registry import CALIBRATION_METRICS, MASK_METRICS
-from crfrefine.pages import report as report_page
 from crfrefine.statistics.harm import Decline
 from crfrefine.statistics.paired import detectable_difference
 
