@@ -48,6 +48,11 @@ def all_zero_probabilities(path):
     save_nifti(path, values)
 
 
+def no_background(path):
+    """One-hot channels, in which each label would be taken for the one before."""
+    save_nifti(path, np.eye(NUM_LABELS, dtype=np.uint8)[load_nifti(path).argmax(axis=-1)][..., 1:])
+
+
 def other_place(path):
     affine = AFFINE.copy()
     affine[0, 3] += 3
@@ -68,6 +73,7 @@ BAD_LOGITS = {
     "missing": (Path.unlink, ["no logits"]),
     "single": (lambda path: save_nifti(path, load_nifti(path)[..., :1]), ["single.nii.gz", "one label only"]),
     "blank": (lambda path: save_nifti(path, np.zeros_like(load_nifti(path))), ["all labels have the same value"]),
+    "one_hot": (no_background, ["voxels have no label. If background has no channel, put one before the others"]),
     "zeros": (all_zero_probabilities, ["zeros.nii.gz", "zero at 1 of", "(3, 4, 5)"]),
     "sigmoid": (lambda path: save_nifti(path, np.random.default_rng(0).random((*GRID_SHAPE, 4), np.float32)), ["do not sum to 1"]),
     "turned": (turned_archive, ["turned.npz", "(label, z, y, x)"]),
