@@ -26,10 +26,8 @@ def folders(tmp_path):
     return folders
 
 
-def start(folders, *options):
-    return subprocess.Popen(
-        command("infer", *folders.arguments, *OPTIONS, *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def start(*arguments, **options):
+    return subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
 OPTIONS = ("--save-probabilities", "--save-logits", "--set", "mean_field.num_iterations=1", *FAST)
@@ -85,7 +83,7 @@ def test_each_signal_has_its_status_and_a_closed_terminal_does_not_end_a_run_und
 @pytest.mark.long
 def test_a_polite_signal_ends_the_run_in_one_line(folders):
     summary = folders.output.with_name("summary.json")
-    with start(folders, "-q", "--summary", summary) as process:
+    with start("infer", *folders.arguments, *OPTIONS, "-q", "--summary", summary) as process:
         wait_for(lambda: is_writing(folders), process)
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=60)
@@ -104,7 +102,7 @@ def test_a_polite_signal_ends_the_run_in_one_line(folders):
 @pytest.mark.long
 def test_a_label_map_is_there_only_after_what_belongs_to_it(folders):
     """--continue takes the label map as the sign that a case is done, so it must be written last; kill -9 leaves no partial file."""
-    with start(folders) as process:
+    with start("infer", *folders.arguments, *OPTIONS) as process:
         wait_for(lambda: "case0.nii.gz" in files_in(folders.output) and is_writing(folders), process)
         process.kill()
         process.communicate(timeout=60)
@@ -128,19 +126,10 @@ def slow(tmp_path):
     return Study(tmp_path, {})
 
 
-def start_evaluate(study, *options):
-    return subprocess.Popen(
-        command(*study.arguments, "--processes", 2, *options),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,  # so that a signal can be sent to all of its processes, as a terminal does
-    )
-
-
 @pytest.mark.long
 def test_ctrl_c_ends_the_run_in_one_line(slow):
-    with start_evaluate(slow, "-q") as process:
+    # A session of its own, so that a signal can be sent to all of its processes, as a terminal does.
+    with start(*slow.arguments, "--processes", 2, "-q", start_new_session=True) as process:
         wait_for(lambda: children(process.pid), process)
         busy = children(process.pid)
         os.killpg(process.pid, signal.SIGINT)
@@ -155,7 +144,7 @@ def test_ctrl_c_ends_the_run_in_one_line(slow):
 
 @pytest.mark.long
 def test_after_kill_9_no_worker_is_left(slow):
-    with start_evaluate(slow) as process:
+    with start(*slow.arguments, "--processes", 2) as process:
         wait_for(lambda: children(process.pid), process)
         busy = children(process.pid)
         assert busy

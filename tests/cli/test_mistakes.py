@@ -1,7 +1,6 @@
 """Inputs that are not what the user takes them for, one cause that fails many cases, cases that lack a file: told once."""
 
 import numpy as np
-import pytest
 from cli_helpers import GRID_SHAPE, errors, files_in, infer, load_nifti, run_here, save_nifti
 from evaluation_helpers import read_metrics, write_study
 from training_helpers import write_cases
@@ -86,21 +85,13 @@ def test_many_files_after_one_option_are_told_to_be_a_folder(folders):
     assert errors(result.stderr) == [f"crfrefine: error: {first}: files of 2 cases, c0, c1; give the folder of the images"]
 
 
-@pytest.fixture
-def half(tmp_path):
-    folder = write_cases(tmp_path / "half", 7)
-    for case in LACKING:
-        (folder / "logits" / f"{case}.nii.gz").unlink()
-    return folder
-
-
-LACKING = [f"case{number}" for number in range(2, 7)]
-
-
-def test_strict_training_refuses_and_names_every_case(half, tmp_path):
+def test_strict_training_refuses_and_names_every_case(tmp_path):
+    half, lacking = write_cases(tmp_path / "half", 7), [f"case{number}" for number in range(2, 7)]
+    for case in lacking:
+        (half / "logits" / f"{case}.nii.gz").unlink()
     result = run_here("train-crf", half, "-o", tmp_path / "new" / "p.toml", "--strict", status=1)
     assert "crfrefine: error: 5 of 7 cases are incomplete, which --strict refuses:\n" in result.stderr
-    assert f"  no logits in {half / 'logits'} (5): {', '.join(LACKING)}\n" in result.stderr
+    assert f"  no logits in {half / 'logits'} (5): {', '.join(lacking)}\n" in result.stderr
     (half / "logits" / "case1.nii.gz").write_bytes(b"not an image")
     result = run_here("train-crf", half, "-o", tmp_path / "new" / "p.toml", status=1)
     assert "logits/case1.nii.gz" in result.stderr
@@ -108,16 +99,11 @@ def test_strict_training_refuses_and_names_every_case(half, tmp_path):
     assert files_in(tmp_path / "new") == []
 
 
-@pytest.fixture
-def study(tmp_path):
-    """Six cases, of which case 1 lacks its prediction, case 2 its baseline, case 3 its reference."""
+def test_evaluate_is_over_the_cases_that_every_method_has(tmp_path):
+    """Of six cases, case 1 lacks its prediction, case 2 its baseline, case 3 its reference."""
     study = write_study(tmp_path, 6)
     for path in (study.after / "case1.nii.gz", study.before / "case2.nii.gz", study.labels / "case3.nii.gz"):
         path.unlink()
-    return study
-
-
-def test_evaluate_is_over_the_cases_that_every_method_has(study):
     reasons = {
         "case1": f"no prediction in {study.after}",
         "case2": f"no prediction in {study.before}",
