@@ -1,14 +1,12 @@
 """What `refine` is given: arrays in, and a sentence for everything that is not what it seems."""
 
 import re
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from oracles import random_case, softmax
 
 from crfrefine import ConfigError, CrfParameters, InputError, refine
-from crfrefine.engines.cpu import CpuBackend
 
 CASE = random_case(grid_shape=(6, 4, 5))
 LABELS = CASE.logits.argmax(axis=0)
@@ -161,16 +159,3 @@ def test_the_largest_weights_stay_finite(backend):
         changes = {key: value, **({"compatibility.kind": "matrix"} if key.startswith("comp") else {})}
         with pytest.raises(ConfigError, match=rf"{key}.*at least -1e\+06 and at most 1e\+06"):
             CrfParameters().replace(**changes)
-
-
-def test_an_energy_that_is_not_finite_fails(monkeypatch):
-    """No input is known that leads there, so the engine's own result is spoiled."""
-    run = CpuBackend.mean_field
-
-    def spoiled(*args, **options):
-        outcome = run(*args, **options)
-        return replace(outcome, report=replace(outcome.report, energy=(*outcome.energy[:-1], np.nan)))
-
-    monkeypatch.setattr(CpuBackend, "mean_field", spoiled)
-    with pytest.raises(InputError, match="not finite"):
-        refined(device="cpu")

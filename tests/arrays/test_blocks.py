@@ -2,10 +2,9 @@
 
 import numpy as np
 import pytest
-import SimpleITK as sitk  # noqa: N813 - its customary name
 from scipy import ndimage
 
-from crfrefine.arrays.blocks import Blocks, find_blocks
+from crfrefine.arrays.blocks import find_blocks
 
 SHAPE = (96, 71, 60)
 
@@ -41,16 +40,6 @@ def test_the_pitch_of_every_axis_is_found(pitch, seed):
     assert_pitch(make_coarse((pitch,) * 3, seed), (pitch,) * 3)
     assert_pitch(make_coarse((pitch, 1.0, 2.2), seed), (pitch, 1.0, 2.2))
     assert_pitch(make_coarse((1.0, pitch, 1.0), seed), (1.0, pitch, 1.0))
-
-
-def test_nearest_neighbor_of_simpleitk():
-    coarse = sitk.GetImageFromArray(make_blobs((26, 33, 40), 5, sigma=2.0))
-    coarse.SetSpacing((3.0, 3.0, 3.0))
-    fine = sitk.Image(121, 102, 39, sitk.sitkUInt8)
-    fine.SetSpacing((0.977, 0.977, 2.0))
-    fine.SetOrigin((0.4, -0.2, 0.1))
-    resampled = sitk.Resample(coarse, fine, sitk.Transform(), sitk.sitkNearestNeighbor)
-    assert_pitch(sitk.GetArrayFromImage(resampled), (1.5, 3.0 / 0.977, 3.0 / 0.977))
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
@@ -124,8 +113,3 @@ def test_empty_and_tiny_label_maps_have_no_blocks(shape):
     assert find_blocks(np.full(shape, 3, np.uint16)) is None
     tiny = tuple(min(size, 6) for size in shape)
     assert find_blocks(np.random.default_rng(1).integers(0, 3, tiny).astype(np.uint8)) is None
-
-
-def test_the_text_names_voxels_and_millimeters():
-    text = Blocks((3.08, 3.08, 1.6)).describe((0.977, 0.977, 2.0))
-    assert text == "blocks of 3.08 x 3.08 x 1.6 voxels: 3.01 x 3.01 x 3.2 mm"

@@ -1,11 +1,9 @@
 """Voxels whose logits are equal for all labels, as where the output of a crop was padded: found, and without any part in the model."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
-from cli_helpers import files_in, load_nifti, run_here, save_nifti, write_folders
 from oracles import random_case
 
 from crfrefine import ConfigError, CrfParameters, InputError, refine
@@ -91,26 +89,3 @@ def test_intensities_are_normalized_as_if_nothing_were_padded():
     )
     # Normalized in float32 here and in float64 there.
     np.testing.assert_allclose(result.logits, by_hand.logits, atol=1e-4)
-
-
-@pytest.mark.parametrize("constant", [0.0, -1.0])
-def test_the_command_reads_padded_probabilities_as_probabilities(tmp_path, constant):
-    """A case of nothing but padding fails alone."""
-    folders = write_folders(tmp_path, "padded", "blank")
-    save_nifti(folders.logits / "blank.nii.gz", np.zeros_like(load_nifti(folders.logits / "blank.nii.gz")))
-    path = folders.logits / "padded.nii.gz"
-    probabilities = np.exp(load_nifti(path).astype(np.float64))
-    probabilities = (probabilities / probabilities.sum(axis=-1, keepdims=True)).astype(np.float32)
-    probabilities[:3] = probabilities[:, -4:] = constant
-    save_nifti(path, probabilities)
-    summary = tmp_path / "summary.json"
-    result = run_here("infer", *folders.arguments, "--summary", summary)
-    assert result.status == 1
-    assert "all labels have the same value" in result.stderr
-    assert files_in(folders.output) == ["padded.nii.gz"]
-    _, case = json.loads(summary.read_text())["cases"]
-    padding = (probabilities == constant).all(axis=-1)
-    assert case["input_type"] == "probabilities"
-    assert case["num_padding_voxels"] == padding.sum()
-    assert f"{padding.sum()} of {padding.size} voxels" in result.stderr
-    assert not load_nifti(folders.output / "padded.nii.gz")[padding].any()

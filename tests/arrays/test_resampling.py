@@ -7,10 +7,9 @@ import pytest
 import SimpleITK as sitk  # noqa: N813 - its customary name
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from io_helpers import affine_of, numbers, rotation
-from resampling_helpers import itk_resampled, world_of
+from io_helpers import affine_of, itk_resampled, numbers, rotation, world_of
 
-from crfrefine.arrays.resampling import boxes_overlap, linear_jobs, map_grid, nearest, resample_logits, world_box
+from crfrefine.arrays.resampling import linear_jobs, map_grid, nearest, resample_logits
 from crfrefine.base.parallel import run_all
 
 SHEARED = np.array([[1.0, 0.3, 0.0], [0.0, 1.0, -0.2], [0.0, 0.0, 1.0]])  # such as only NIfTI and NRRD can hold, and SimpleITK cannot
@@ -63,7 +62,9 @@ def pairs_of_grids(draw):
     return tuple(found)
 
 
-def compare_with_itk(grids):
+@settings(deadline=None, max_examples=60)
+@given(pairs_of_grids())
+def test_volumes_are_resampled_as_by_simpleitk(grids):
     shape, affine, source_shape, source_affine = grids
     grid_map = map_grid(shape, affine, source_shape, source_affine)
     source = numbers(source_shape)
@@ -82,12 +83,6 @@ def compare_with_itk(grids):
     untied = clear & (distance_to(positions, 0.5) > 2e-3).all(axis=-1)
     np.testing.assert_array_equal(found_labels[untied], expected_labels[untied])
     assert grid_map.num_inside == pytest.approx(np.count_nonzero(inside), abs=int(np.count_nonzero(~clear)))
-
-
-@settings(deadline=None, max_examples=60)
-@given(pairs_of_grids())
-def test_volumes_are_resampled_as_by_simpleitk(grids):
-    compare_with_itk(grids)
 
 
 @pytest.mark.parametrize(("direction", "is_parallel"), [(PERMUTED, True), (SHEARED, False)], ids=["permuted", "sheared"])
@@ -146,12 +141,3 @@ def test_labels_that_meet_by_chance_do_not_become_padding():
     assert target[:, 0, 0, 3].tolist() == [1.5, 0.5]
     assert target[:, 0, 0, 1] == pytest.approx([2.0, 2.0], rel=1e-5)
     assert target[0, 0, 0, 1] > target[1, 0, 0, 1], "the background wins, as in an argmax of equal labels"
-
-
-def test_world_boxes_have_the_edges_of_the_voxels():
-    np.testing.assert_allclose(
-        world_box((4, 5, 6), affine_of((1.0, 2.0, 3.0), (10.0, 20.0, 30.0))), [[9.5, 19.0, 28.5], [13.5, 29.0, 46.5]]
-    )
-    np.testing.assert_allclose(world_box((4, 5), affine_of((1.0, 2.0, 0.0), (0.0, 0.0, 7.0))), [[-0.5, -1.0, 6.5], [3.5, 9.0, 7.5]])
-    assert boxes_overlap(np.array([[0.0, 0, 0], [1, 1, 1]]), np.array([[0.9, 0.9, 0.9], [2, 2, 2]]))
-    assert not boxes_overlap(np.array([[0.0, 0, 0], [1, 1, 1]]), np.array([[0.0, 0.0, 1.0], [2, 2, 2]]))

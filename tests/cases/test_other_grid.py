@@ -6,8 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813 - its customary name
-from io_helpers import OBLIQUE, affine_of, numbers, save_itk, save_nifti
-from resampling_helpers import itk_resampled, world_of
+from io_helpers import OBLIQUE, affine_of, itk_resampled, numbers, save_itk, save_nifti, world_of
 
 from crfrefine.cases.case import CaseFiles, ReadingOptions, load_case, read_case_headers
 from crfrefine.errors import GridMismatchError, InputError

@@ -1,12 +1,14 @@
 """Everything that users have been seen to hand in: one clear message, no traceback, nothing half-written, and the other cases are done."""
 
 import gzip
+import json
+import os
 import shlex
-import stat
 import subprocess
 from pathlib import Path
 
 import numpy as np
+import pytest
 from cli_helpers import (
     AFFINE,
     FAST,
@@ -22,7 +24,11 @@ from cli_helpers import (
     statuses,
     write_folders,
 )
-from special_file_helpers import kind_of, make_pipe
+from evaluation_helpers import write_study
+
+import crfrefine.io.nifti
+import crfrefine.refinement.refining
+from crfrefine.io.volume import VoxelSource
 
 CASES = ("bad", "good")
 
@@ -40,6 +46,11 @@ def all_zero_probabilities(path):
     values = np.full((*GRID_SHAPE, NUM_LABELS), 0.25, np.float32)
     values[3, 4, 5] = (0, 1e-5, 0, 0)
     save_nifti(path, values)
+
+
+def no_background(path):
+    """One-hot channels, in which each label would be taken for the one before."""
+    save_nifti(path, np.eye(NUM_LABELS, dtype=np.uint8)[load_nifti(path).argmax(axis=-1)][..., 1:])
 
 
 def other_place(path):
@@ -61,6 +72,8 @@ BAD_LOGITS = {
     "few": (lambda path: path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:9999])), ["few.nii.gz", "cut off"]),
     "missing": (Path.unlink, ["no logits"]),
     "single": (lambda path: save_nifti(path, load_nifti(path)[..., :1]), ["single.nii.gz", "one label only"]),
+    "blank": (lambda path: save_nifti(path, np.zeros_like(load_nifti(path))), ["all labels have the same value"]),
+    "one_hot": (no_background, ["voxels have no label. If background has no channel, put one before the others"]),
     "zeros": (all_zero_probabilities, ["zeros.nii.gz", "zero at 1 of", "(3, 4, 5)"]),
     "sigmoid": (lambda path: save_nifti(path, np.random.default_rng(0).random((*GRID_SHAPE, 4), np.float32)), ["do not sum to 1"]),
     "turned": (turned_archive, ["turned.npz", "(label, z, y, x)"]),
@@ -197,22 +210,13 @@ def test_a_link_to_nothing_fails_its_case_and_is_not_passed_over(folders, tmp_pa
 
 def test_a_bad_place_is_one_case_s_failure_found_before_it_is_computed(folders):
     folders.output.mkdir()
-    pipes = [make_pipe(folders.output / name) for name in ("bad_preview.png", "good_logits.nii.gz")]
+    pipes = [folders.output / name for name in ("bad_preview.png", "good_logits.nii.gz")]
+    for pipe in pipes:
+        os.mkfifo(pipe)
     result = infer(folders, "--preview", "--save-logits", "--continue", "-v", status=1)
     assert all(f"{pipe}: cannot be written: it is a device, pipe or socket" in result.stderr for pipe in pipes)
-    assert [kind_of(pipe) for pipe in pipes] == [stat.S_IFIFO] * 2
+    assert all(pipe.is_fifo() for pipe in pipes)
     assert files_in(folders.output) == [pipe.name for pipe in pipes]
-
-
-def test_a_label_map_is_written_through_a_link(folders, tmp_path):
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    (tmp_path / "refined.nii.gz").symlink_to(scratch / "refined.nii.gz")
-    case = ("-i", folders.images / "bad_0000.nii.gz", "-p", folders.logits / "bad.nii.gz", *FAST)
-    run_here("infer", *case, "-o", tmp_path / "refined.nii.gz", status=0)
-    assert (tmp_path / "refined.nii.gz").is_symlink()
-    assert files_in(scratch) == ["refined.nii.gz"]
-    assert not (scratch / "refined.nii.gz").is_symlink()
 
 
 def test_a_full_disk_keeps_the_old_summary(folders, small_disk):
@@ -234,3 +238,84 @@ def test_a_read_only_disk_is_named(folders, small_disk):
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     result = run_here("infer", "-i", folders.images, "-p", folders.logits, "-o", small_disk)
     assert (result.status, result.stderr) == (1, f"crfrefine: error: {small_disk}: cannot write to this folder: Read-only file system\n")
+
+
+# ---- Errors that nobody foresaw
+
+BUG = KeyError("There is no item named 'logits.npy'")
+
+QUICK = ("--set", "mean_field.num_iterations=1", "--set", "mean_field.filter=truncated", "--threads", 1)
+
+
+def break_reader(monkeypatch, error, name="bad"):
+    """Let the NIfTI reader raise on files whose name begins so: no file is known that makes it raise anything but our errors."""
+    whole = VoxelSource.stream
+
+    def broken(source, *others):
+        if f"{source.path.parent.name}/{source.path.name}".startswith(name) or source.path.name.startswith(name):
+            raise error
+        return whole(source, *others)
+
+    monkeypatch.setattr(VoxelSource, "stream", broken)
+
+
+@pytest.mark.parametrize("error", [BUG, UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), AssertionError()], ids=repr)
+def test_infer_goes_on_after_whatever_a_reader_raises(folders, monkeypatch, error):
+    break_reader(monkeypatch, error)
+    result = run_here("infer", *folders.arguments, *QUICK, "--summary", folders.output / "summary.json", "-v", status=1)
+    assert files_in(folders.output) == ["good.nii.gz", "summary.json"]
+    (line,) = errors(result.stderr)
+    assert line.startswith(f"crfrefine: error: case 'bad': {folders.images.parent}")
+    assert f"unexpected {type(error).__name__}" in line
+    assert "please report it" in line
+    assert "\n  Traceback (most recent call last):\n" in result.stderr
+    assert ", in broken\n" in result.stderr
+    record = json.loads((folders.output / "summary.json").read_text())["cases"][0]
+    assert record["error_kind"] == "UnexpectedError"
+    assert "in broken" in record["error_traceback"]
+
+
+def test_a_traceback_is_shown_on_request_alone_and_not_of_too_little_memory(folders, monkeypatch):
+    break_reader(monkeypatch, BUG)
+    result = run_here("infer", *folders.arguments, *QUICK, "--fail-fast", status=1)
+    assert "not started" in result.stderr
+    assert "Traceback" not in result.stderr
+    break_reader(monkeypatch, MemoryError())
+    result = run_here("infer", *folders.arguments, *QUICK, "-v", status=1)
+    (line,) = errors(result.stderr)
+    assert "there is not enough memory to read it" in line
+    assert "report" not in line
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("stage", ["refine", "write"])
+def test_a_bug_in_the_work_on_a_case_costs_the_case(folders, monkeypatch, stage):
+    module, name = (crfrefine.refinement.refining, "refine_network") if stage == "refine" else (crfrefine.io.nifti, "write")
+    whole, calls = getattr(module, name), []
+
+    def broken(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 1:
+            raise ZeroDivisionError("a bug")
+        return whole(*arguments, **options)
+
+    monkeypatch.setattr(module, name, broken)
+    result = run_here("infer", *folders.arguments, *QUICK, "-v", status=1)
+    (line,) = errors(result.stderr)
+    assert "case 'bad': " in line
+    assert "unexpected ZeroDivisionError (a bug): a bug, please report it" in line
+    assert ", in broken\n" in result.stderr
+    assert files_in(folders.output) == ["good.nii.gz"]
+
+
+def test_evaluate_goes_on_after_whatever_a_reader_raises(tmp_path, monkeypatch):
+    study = write_study(tmp_path)
+    break_reader(monkeypatch, BUG, "after/case1")
+    result = run_here(*study.arguments, status=1)
+    (line,) = errors(result.stderr)
+    assert line.startswith("crfrefine: error: case 'case1': ")
+    assert f"{study.after / 'case1.nii.gz'}: cannot be read: unexpected KeyError" in line
+    assert "please report it" in line
+    assert "Traceback" not in result.stderr
+    assert study.statuses() == ["measured", "failed", "measured"]
+    assert ", in broken\n" in run_here(*study.arguments, "-v").stderr

@@ -22,8 +22,8 @@ from evaluation_helpers import (
 )
 from oracles import softmax
 
+from crfrefine.evaluate import report as report_page
 from crfrefine.metrics.registry import CALIBRATION_METRICS, MASK_METRICS
-from crfrefine.pages import report as report_page
 from crfrefine.statistics.harm import Decline
 from crfrefine.statistics.paired import detectable_difference
 
@@ -171,28 +171,6 @@ def test_probabilities_are_found_and_their_calibration_equals_the_brute_force(tm
     assert_equal(found, "case5", "3", "prediction", expected_overlap(NOTHING, NOTHING))
     assert_equal(found, "case5", "3", "prediction", expected_calibration(expected[5][3], NOTHING))
     assert_equal(found, "case0", "3", "prediction", dict.fromkeys(CALIBRATION_METRICS, 0.0))
-
-
-def test_named_probabilities_change_the_calibration_and_not_the_masks(tmp_path):
-    """The predictions are logits themselves, whose likeliest labels are others than those of the named ones; one case has none."""
-    study = write_study(tmp_path, 3)
-    own, named = {}, {}
-    for seed, (case, reference) in enumerate(study.maps["labels"].items()):
-        own[case], named[case] = logits_of(reference, seed), logits_of(np.roll(reference, 2, axis=0), seed + 10)
-        if case != "case2":
-            (study.after / f"{case}.nii.gz").unlink()
-            save_npz(tmp_path / "scores" / f"{case}.npz", named[case])
-    save_npz(study.after / "case0.npz", own["case0"])
-    save_map(study.after / "case1.nii.gz", np.moveaxis(own["case1"], 0, -1))
-    found = evaluated(study, "--probabilities", f"prediction={tmp_path / 'scores'}")
-    for case in ("case0", "case1"):
-        reference, probabilities = study.maps["labels"][case], softmax(named[case])
-        assert_equal(found, case, "1", "prediction", expected_overlap(own[case].argmax(axis=0) == 1, reference == 1))
-        assert_equal(found, case, "1", "prediction", expected_calibration(probabilities[1], reference == 1))
-        assert_equal(found, case, "all", "prediction", expected_calibration_of_all(probabilities, reference))
-    assert np.isnan([found["case2", label, "ece", "prediction"] for label in ("all", "1")]).all()
-    assert found["case2", "1", "dice", "prediction"] > 0
-    assert {metric for _, _, metric, method in found if method == "before"} == set(MASK_METRICS)
 
 
 def test_empty_masks_are_counted_apart_and_never_dropped(tmp_path):

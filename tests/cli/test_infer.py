@@ -1,4 +1,4 @@
-"""`crfrefine infer`: every option does what the interface says, on small cases written by nibabel."""
+"""`crfrefine infer`: every option does what the interface says, on small cases written by nibabel; and `crfrefine demo`."""
 
 import contextlib
 import json
@@ -26,6 +26,8 @@ from cli_helpers import (
     statuses,
     write_folders,
 )
+
+from crfrefine.runs.store import RECORD_FOLDER
 
 
 @pytest.fixture
@@ -217,3 +219,28 @@ def test_on_a_terminal_progress_is_live_and_leaves_nothing_behind(folders):
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l"), "the cursor stays hidden"
     assert b"\x1b" not in results
     assert results.count(b"\n") == 4
+
+
+def test_files_of_demo_are_named_as_nnunet_names_them_and_the_table_has_their_dice(tmp_path):
+    folder = tmp_path / "demo"
+    result = run_process("demo", "-o", folder, status=0)
+    assert files_in(folder) == ["images", "labels", "logits", "refined"]
+    assert files_in(folder / "images") == ["phantom_0000.nii.gz", "phantom_0001.nii.gz"]
+    assert files_in(folder / "labels") == files_in(folder / "logits") == ["phantom.nii.gz"]
+    assert files_in(folder / "refined") == ["phantom.nii.gz", "phantom_preview.png"]
+    rows = [line.split("\t") for line in result.stdout.splitlines()]
+    assert rows[0][:3] == ["label", "Dice before", "Dice after"]
+    truth = load_nifti(folder / "labels" / "phantom.nii.gz")
+    before = load_nifti(folder / "logits" / "phantom.nii.gz").argmax(axis=-1)
+    after = load_nifti(folder / "refined" / "phantom.nii.gz")
+    for label in (1, 2, 3):
+        for labels, shown in ((before, rows[label][1]), (after, rows[label][2])):
+            found, wanted = labels == label, truth == label
+            assert shown == f"{2 * (found & wanted).sum() / (found.sum() + wanted.sum()):.4f}"
+        assert float(rows[label][2]) > float(rows[label][1])
+    assert "not evidence" in result.stdout
+    run_here("demo", "-o", tmp_path / "same", status=0)
+    for path in sorted(path for path in folder.rglob("*.*") if RECORD_FOLDER not in path.parts):
+        assert (tmp_path / "same" / path.relative_to(folder)).read_bytes() == path.read_bytes(), path
+    run_here("demo", "-o", tmp_path / "other", "--seed", "1", status=0)
+    assert (load_nifti(tmp_path / "other" / "labels" / "phantom.nii.gz") != truth).any()

@@ -1,12 +1,14 @@
-"""Ctrl-C, a scheduler's SIGTERM and kill -9 in the middle of writing: no partial file, and --continue does the rest."""
+"""Ctrl-C, a scheduler's SIGTERM and kill -9 in the middle of writing: no partial file or worker is left, and --continue does the rest."""
 
 import json
+import os
 import signal
 import subprocess
 
 import numpy as np
 import pytest
 from cli_helpers import FAST, Folders, command, files_in, load_nifti, run_here, save_nifti, statuses, wait_for
+from evaluation_helpers import Study, children, is_running
 
 GRID_SHAPE = (60, 56, 44)
 NUM_LABELS = 8
@@ -24,10 +26,8 @@ def folders(tmp_path):
     return folders
 
 
-def start(folders, *options):
-    return subprocess.Popen(
-        command("infer", *folders.arguments, *OPTIONS, *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def start(*arguments, **options):
+    return subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
 OPTIONS = ("--save-probabilities", "--save-logits", "--set", "mean_field.num_iterations=1", *FAST)
@@ -83,7 +83,7 @@ def test_each_signal_has_its_status_and_a_closed_terminal_does_not_end_a_run_und
 @pytest.mark.long
 def test_a_polite_signal_ends_the_run_in_one_line(folders):
     summary = folders.output.with_name("summary.json")
-    with start(folders, "-q", "--summary", summary) as process:
+    with start("infer", *folders.arguments, *OPTIONS, "-q", "--summary", summary) as process:
         wait_for(lambda: is_writing(folders), process)
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=60)
@@ -102,7 +102,7 @@ def test_a_polite_signal_ends_the_run_in_one_line(folders):
 @pytest.mark.long
 def test_a_label_map_is_there_only_after_what_belongs_to_it(folders):
     """--continue takes the label map as the sign that a case is done, so it must be written last; kill -9 leaves no partial file."""
-    with start(folders) as process:
+    with start("infer", *folders.arguments, *OPTIONS) as process:
         wait_for(lambda: "case0.nii.gz" in files_in(folders.output) and is_writing(folders), process)
         process.kill()
         process.communicate(timeout=60)
@@ -111,3 +111,43 @@ def test_a_label_map_is_there_only_after_what_belongs_to_it(folders):
     assert is_writing(folders), "the kill came too late to show anything"
     assert_all_there_are_whole(folders)
     assert_continue_does_the_rest(folders)
+
+
+# ---- evaluate
+
+
+@pytest.fixture
+def slow(tmp_path):
+    """Cases that take a tenth of a second: noise has long boundaries."""
+    rng = np.random.default_rng(1)
+    for number in range(6):
+        for folder in ("labels", "after", "before"):
+            save_nifti(tmp_path / folder / f"case{number}.nii.gz", rng.integers(0, 3, (44, 40, 28), dtype=np.uint8))
+    return Study(tmp_path, {})
+
+
+@pytest.mark.long
+def test_ctrl_c_ends_the_run_in_one_line(slow):
+    # A session of its own, so that a signal can be sent to all of its processes, as a terminal does.
+    with start(*slow.arguments, "--processes", 2, "-q", start_new_session=True) as process:
+        wait_for(lambda: children(process.pid), process)
+        busy = children(process.pid)
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "")
+    assert err.startswith("crfrefine: interrupted: ")
+    assert "nothing is written" in err
+    assert err.count("\n") == 1
+    assert files_in(slow.output) == []
+    assert not [worker for worker in busy if is_running(worker)]
+
+
+@pytest.mark.long
+def test_after_kill_9_no_worker_is_left(slow):
+    with start(*slow.arguments, "--processes", 2) as process:
+        wait_for(lambda: children(process.pid), process)
+        busy = children(process.pid)
+        assert busy
+        process.kill()
+        process.communicate(timeout=60)
+    wait_for(lambda: not [worker for worker in busy if is_running(worker)], seconds=30)

@@ -1,7 +1,9 @@
-"""Inputs that are not what the user takes them for, and one cause that fails many cases: recognized, and reported once."""
+"""Inputs that are not what the user takes them for, one cause that fails many cases, cases that lack a file: told once."""
 
 import numpy as np
-from cli_helpers import GRID_SHAPE, errors, infer, load_nifti, run_here, save_nifti
+from cli_helpers import GRID_SHAPE, errors, files_in, infer, load_nifti, run_here, save_nifti
+from evaluation_helpers import read_metrics, write_study
+from training_helpers import write_cases
 
 CASES = ("c0", "c1", "c2")
 EXCHANGED = "-i and -p seem to be exchanged"
@@ -81,3 +83,45 @@ def test_many_files_after_one_option_are_told_to_be_a_folder(folders):
     assert "An option takes one path: give the folder of many cases, or repeat the option for the files of one case." in result.stderr
     result = run_here("infer", "-i", first, "-i", second, "-p", folders.logits, "-o", folders.output, status=1)
     assert errors(result.stderr) == [f"crfrefine: error: {first}: files of 2 cases, c0, c1; give the folder of the images"]
+
+
+def test_strict_training_refuses_and_names_every_case(tmp_path):
+    half, lacking = write_cases(tmp_path / "half", 7), [f"case{number}" for number in range(2, 7)]
+    for case in lacking:
+        (half / "logits" / f"{case}.nii.gz").unlink()
+    result = run_here("train-crf", half, "-o", tmp_path / "new" / "p.toml", "--strict", status=1)
+    assert "crfrefine: error: 5 of 7 cases are incomplete, which --strict refuses:\n" in result.stderr
+    assert f"  no logits in {half / 'logits'} (5): {', '.join(lacking)}\n" in result.stderr
+    (half / "logits" / "case1.nii.gz").write_bytes(b"not an image")
+    result = run_here("train-crf", half, "-o", tmp_path / "new" / "p.toml", status=1)
+    assert "logits/case1.nii.gz" in result.stderr
+    assert "cases are left out" not in result.stderr
+    assert files_in(tmp_path / "new") == []
+
+
+def test_evaluate_is_over_the_cases_that_every_method_has(tmp_path):
+    """Of six cases, case 1 lacks its prediction, case 2 its baseline, case 3 its reference."""
+    study = write_study(tmp_path, 6)
+    for path in (study.after / "case1.nii.gz", study.before / "case2.nii.gz", study.labels / "case3.nii.gz"):
+        path.unlink()
+    reasons = {
+        "case1": f"no prediction in {study.after}",
+        "case2": f"no prediction in {study.before}",
+        "case3": f"no label map in {study.labels}",
+    }
+    result = run_here(*study.arguments, "--strict", status=1)
+    assert "crfrefine: error: 3 of 6 cases are incomplete, which --strict refuses:\n" in result.stderr
+    assert not study.output.exists()
+    (study.after / "case4.nii.gz").write_bytes(b"not an image")
+    result = run_here(*(argument for argument in study.arguments if argument != "--no-report"), status=1)
+    assert result.stderr.splitlines()[-1] == "failed: case4 (1 of 3 cases)"
+    said = "3 of 6 cases are left out: " + "; ".join(f"{reason} (1): {case}" for case, reason in reasons.items())
+    assert f"note: {said}\n" in result.stderr
+    assert f"<li>{said}" in (study.output / "report.html").read_text()
+    assert {case for case, _, _, name in read_metrics(study.output) if name == "prediction"} == {"case0", "case5"}
+    summary = study.summary()
+    assert summary["left_out"] == [{"case": case, "reasons": [reason]} for case, reason in reasons.items()]
+    assert (summary["num_cases"], summary["num_failed"], summary["num_left_out"]) == (3, 1, 3)
+    assert [failure["case"] for failure in summary["failures"]] == ["case4"]
+    comparison = summary["verdict"]["comparison"]
+    assert (comparison["num_pairs"], comparison["num_only_baseline"], comparison["num_only_method"]) == (2, 0, 0)

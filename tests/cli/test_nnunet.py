@@ -2,12 +2,11 @@
 
 import json
 import shlex
-import shutil
 
 import numpy as np
 import pytest
 from cli_helpers import FAST, files_in, load_nifti, run_here
-from nnunet_helpers import DATASET, write_predictions, write_tree
+from nnunet_helpers import write_predictions, write_tree
 from training_helpers import shorten
 
 STRONG = (*FAST, "--set", "bilateral.weight=60", "--set", "bilateral.theta_beta=5", "--set", "bilateral.theta_alpha=6")
@@ -39,20 +38,6 @@ def test_training_writes_its_files_beside_the_folds(trained):
     assert report["options"]["nnunet"] == str(tree.network)
     assert report["options"]["images"] == str(tree.raw / "imagesTr")
     assert report["label_names"] == ["background", "shell", "core", "cyst"]
-
-
-def test_training_leaves_out_folds_that_are_missing_and_names_the_command(tmp_path):
-    tree = write_tree(tmp_path, count=6, num_folds=3)
-    shutil.rmtree(tree.network / "fold_2")
-    command = f"fold 2 is not trained: nnUNetv2_train {DATASET} 3d_fullres 2 --npz -tr nnUNetTrainer -p nnUNetPlans\n"
-    strict = run_here("train-crf", "--nnunet", tree.network, *SHORT, "--strict", status=1)
-    assert f"  fold 2 is not trained (2): case2, case5\n  {command}" in strict.stderr
-    for path in tree.network.glob("fold_*/validation/*.npz"):
-        path.unlink()
-    result = run_here("train-crf", "--nnunet", tree.network, status=1)
-    for fold in (0, 1):
-        assert f"nnUNetv2_train {DATASET} 3d_fullres {fold} --val --npz -tr nnUNetTrainer -p nnUNetPlans" in result.stderr
-    assert not [name for name in files_in(tree.network) if name.startswith("crfrefine")]
 
 
 def test_predictions_are_refined_as_with_their_folders_named(tmp_path):

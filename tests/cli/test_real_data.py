@@ -1,25 +1,30 @@
 """The command on real cases; CRFREFINE_DATA names their folder."""
 
 import json
+import os
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-from cli_helpers import data_folder, load_nifti, run_here
+from cli_helpers import load_nifti, run_here
 
 from crfrefine.metrics.counts import OverlapCounts, dice
+
+BESIDE = Path(__file__).resolve().parents[3] / "shared" / "data"
+DATA = Path(os.environ.get("CRFREFINE_DATA", BESIDE)) / "hippocampus"
 
 pytestmark = [
     pytest.mark.long,
     pytest.mark.data,
-    pytest.mark.skipif(not (data_folder() / "hippocampus").is_dir(), reason="needs the real cases: set CRFREFINE_DATA"),
+    pytest.mark.skipif(not DATA.is_dir(), reason="needs the real cases: set CRFREFINE_DATA"),
 ]
 
 
 @pytest.mark.parametrize("logits", ["logits", "logits_weak"])
 def test_hippocampus_is_refined_on_its_grids_and_not_broken(tmp_path, logits):
     """Every 40th of the 120 cases."""
-    data, summary = data_folder() / "hippocampus", tmp_path / "summary.json"
+    data, summary = DATA, tmp_path / "summary.json"
     part = ("--num-parts", 40, "--part-id", 3)
     run_here("infer", "-i", data / "images", "-p", data / logits, "-o", tmp_path / "out", *part, "--summary", summary, status=0)
     changes = []

@@ -8,9 +8,9 @@ import pytest
 import SimpleITK as sitk  # noqa: N813 - its customary name
 from cli_helpers import AFFINE, GRID_SHAPE, infer, load_nifti, run_here, write_folders
 from evaluation_helpers import SHAPE, affine, expected_overlap, logits_of, read_metrics, write_study
+from io_helpers import itk_resampled
 from io_helpers import save_nifti as save_on
 from oracles import softmax
-from resampling_helpers import itk_resampled
 
 COARSE = (11, 9, 8)
 
@@ -20,18 +20,11 @@ def on_grid(scores, given, shape, target):
     return np.stack([itk_resampled(np.ascontiguousarray(channel), given, shape, target) for channel in scores])
 
 
-def coarser(fine, shape=GRID_SHAPE, coarse=COARSE, shift=0.0):
-    """An affine around the same center, with fewer and larger voxels; `shift` in fine voxels along their first axis."""
-    ratio = np.array(shape) / np.array(coarse)
-    found = fine @ np.diag([*ratio, 1.0])
-    found[:3, 3] = fine[:3, :3] @ ((np.array(shape) - 1) / 2 - ratio * (np.array(coarse) - 1) / 2 + [shift, 0.0, 0.0]) + fine[:3, 3]
-    return found
-
-
-def to_coarse(path, shape=GRID_SHAPE, coarse=COARSE, shift=0.0, interpolator=sitk.sitkLinear):
-    """Replace a NIfTI file by itself on a coarser grid, as SimpleITK resamples it; return the affine."""
-    image = nib.load(path)
-    target = coarser(image.affine, shape, coarse, shift)
+def to_coarse(path, shape=GRID_SHAPE, coarse=COARSE, interpolator=sitk.sitkLinear):
+    """Replace a NIfTI file by itself on a grid of fewer and larger voxels around the same center; return the affine."""
+    image, ratio = nib.load(path), np.array(shape) / np.array(coarse)
+    target = image.affine @ np.diag([*ratio, 1.0])
+    target[:3, 3] += image.affine[:3, :3] @ ((np.array(shape) - 1) / 2 - ratio * (np.array(coarse) - 1) / 2)
     values = np.asanyarray(image.dataobj)
     channels = np.moveaxis(values.reshape(*values.shape[:3], -1), -1, 0)
     resampled = [itk_resampled(np.ascontiguousarray(channel), image.affine, coarse, target, interpolator) for channel in channels]

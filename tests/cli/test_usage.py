@@ -13,7 +13,6 @@ from cli_helpers import files_in, run_here, run_process, write_folders
 
 from crfrefine.cli.commands import COMMANDS, PANELS
 from crfrefine.cli.main import app
-from crfrefine.cli.options import complete_config
 from crfrefine.cli.refusals import GONE
 
 BASH = shutil.which("bash")
@@ -137,6 +136,8 @@ def test_bash_completes(tmp_path):
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m crfrefine "$@"\n', encoding="utf-8")
     program.chmod(0o755)
     words = {"crfrefine infer --input-type l": ["labels", "logits"], "crfrefine info doc": []}
+    words |= {"crfrefine infer -c body-c": ["body-ct"], "crfrefine infer -c li": ["lines.toml"], "crfrefine tune -c ./li": []}
+    (tmp_path / "lines.toml").touch()
     script = """
         eval "$(crfrefine --show-completion bash)"
         while read -r line; do
@@ -144,24 +145,9 @@ def test_bash_completes(tmp_path):
         done
         complete -p crfrefine"""
     environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
-    given = {"input": "\n".join([*words, ""]), "env": environment, "capture_output": True, "text": True, "timeout": 120}
+    given = {"input": "\n".join([*words, ""]), "env": environment, "capture_output": True, "text": True, "timeout": 120, "cwd": tmp_path}
     run = subprocess.run([BASH, "--norc", "-c", script], check=False, **given)
     assert run.returncode == 0, run.stderr
     *offered, rule = run.stdout.splitlines()
     assert [sorted(line.split()) for line in offered] == list(words.values())
     assert "-o default" in rule
-
-
-def test_presets_and_files_of_parameters_are_completed(tmp_path, monkeypatch):
-    """A path is none of both, so that the shell completes it as a file."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "lines.toml").touch()
-    offered = complete_config("body-c") + complete_config("li")
-    assert offered == [
-        ("body-ct", "Organs and bones in CT in Hounsfield units, as many labels as there are"),
-        ("lines.toml", "file of parameters"),
-    ]
-    assert complete_config("./li") == []
-    for name in ("infer", "train-crf", "tune"):
-        (option,) = (found for found in typer.main.get_command(app).commands[name].params if "--config" in found.opts)
-        assert [item.value for item in option.shell_complete(None, "bra")] == ["brats"]

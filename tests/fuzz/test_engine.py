@@ -15,15 +15,15 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from blobs import make_blobs
 from fuzzing import Target
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from oracles import one_kernel, rms, torch64
+from oracles import one_kernel, random_case, resolve, rms, torch64
 from tile_cases import make_case, refine
 
 import crfrefine
 from crfrefine.engines import compiled, get_backend
+from crfrefine.engines.base import RunContext
 from crfrefine.engines.grid_image import GridImage
 from crfrefine.errors import CapacityError, InputError
 from crfrefine.refinement.tiles.grid import TILE, TileGrid
@@ -81,6 +81,7 @@ NUMBERS = (0, 1, 2, 3, -1, 7, 255, 2**31, -(2**63), 2**64, 0.0, 0.5, -2.5, 1e-30
 WORDS = ("auto", "lattice", "grid", "exact", "truncated", "symmetric", "none", "")
 OTHERS = (None, *WORDS, [], [[]], [[[1.0], []]], True, [1.0, -1.0, 2.0])
 TYPES = ("float32", "float64", "float16", "uint8", "uint16", "int32", "int64", "bool")
+PENALTIES = {"kind": "matrix", "matrix": tuple(tuple(0.1 * abs(3 * i - 2 * j) * (i != j) for j in range(4)) for i in range(4))}
 
 
 class _Recorder:
@@ -132,13 +133,16 @@ def _usual_calls():
             crfrefine.refine(labels, case.image, spacing=case.spacing, parameters=default, input_type="labels", threads=1)
         engine = get_backend("cpu")
         for dtype in (np.float32, np.float64):
-            blobs = make_blobs((9, 18, 35), 4, 1, masked=dtype == np.float64)
-            model = blobs.model("matrix", spatial=True)
-            blobs.gradients(replace(blobs, image=blobs.image.astype(dtype)).dense(model), model.mean_field)
-            engine.message(blobs.logits, GridImage(blobs.image, blobs.mask, blobs.spacing), model.kernels, threads=1)
-        engine.plan_filters(GridImage(blobs.image, blobs.mask, blobs.spacing), model.kernels, 2)
-        engine.softmax(blobs.logits, threads=2)
-        engine.channel_ranges(blobs.logits, threads=2)
+            case = random_case(3, 1, 4, masked=dtype == np.float64, grid_shape=(9, 18, 35))
+            model = resolve(
+                case, spatial__weight=1.0, mean_field__filter="truncated", compatibility=PENALTIES, mean_field__num_iterations=2
+            )
+            kernels = engine.kernels(replace(case, image=case.image.astype(dtype)).grid, model.kernels, RunContext(threads=1))
+            kernels.backward(kernels.forward(case.logits, model.mean_field), case.logits, case.logits, wants_image=True)
+            engine.message(case.logits, case.grid, model.kernels, threads=1)
+        engine.plan_filters(case.grid, model.kernels, 2)
+        engine.softmax(case.logits, threads=2)
+        engine.channel_ranges(case.logits, threads=2)
         TileGrid((9, 17, 20)).engine(1).gather(np.zeros((9, 17, 20), np.float32), np.arange(2), np.zeros((2, math.prod(TILE)), np.float32))
     return tuple(calls for known in noted.values() for calls in known)
 

@@ -2,10 +2,10 @@
 
 import contextlib
 import io
-import os
 import subprocess
 import sys
 import time
+from collections import namedtuple
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,13 +26,7 @@ AFFINE = np.array([[0.0, -1.25, 0.0, 10.0], [1.0, 0.0, 0.0, -20.0], [0.0, 0.0, -
 FAST = ("--set", "mean_field.filter=lattice")  # in place of all pairs of voxels
 
 
-@dataclass(frozen=True)
-class Result:
-    """Result of a run of the command: exit status and the two streams."""
-
-    status: int
-    stdout: str
-    stderr: str
+Result = namedtuple("Result", "status stdout stderr")
 
 
 def command(*arguments):
@@ -134,12 +128,6 @@ def write_folders(root, *case_ids):
     for seed, case_id in enumerate(case_ids):
         write_case(folders, case_id, seed)
     return folders
-
-
-def data_folder():
-    """Return where the real cases are, if they are anywhere."""
-    beside = Path(__file__).resolve().parents[3] / "shared" / "data"
-    return Path(os.environ.get("CRFREFINE_DATA", beside))
 
 
 def files_in(folder):

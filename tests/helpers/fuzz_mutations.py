@@ -4,8 +4,6 @@ import copy
 import gzip
 import json
 import re
-from functools import reduce
-from operator import getitem
 
 import numpy as np
 
@@ -143,31 +141,3 @@ def wrong_somewhere(content, rng):
             place = place[key]
     text = json.dumps(content, indent=rng.choice((None, 1))).encode()
     return text if rng.random() < 0.4 else rng.choice((mutated, mutated_text))(text, rng)
-
-
-JSON_KINDS = (None, True, 5, -1, 2**70, 0.25, "x", "", "\0", "\ud800", [], [5], [None], ["x"], {}, {"x": 5}, {"x": None})
-
-
-def tampered(content, depth=5):
-    """Yield copies of a JSON value in which one entry is missing, or is a value of each kind."""
-    for path in _paths_in(content, depth):
-        for value in (*JSON_KINDS, _MISSING):
-            changed = copy.deepcopy(content)
-            entry = reduce(getitem, path[:-1], changed)
-            if value is _MISSING:
-                del entry[path[-1]]
-            else:
-                entry[path[-1]] = value
-            if json.dumps(changed) != json.dumps(content):
-                yield changed
-
-
-_MISSING = object()
-
-
-def _paths_in(value, depth):
-    """Yield the keys and places that lead to each entry, of lists to the first one."""
-    entries = value.items() if isinstance(value, dict) else enumerate(value[:1]) if isinstance(value, list) else ()
-    for key, entry in entries if depth else ():
-        yield (key,)
-        yield from ((key, *rest) for rest in _paths_in(entry, depth - 1))

@@ -7,8 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from cli_helpers import FAST, run_here
-from io_helpers import OBLIQUE, affine_of, numbers, save_itk, save_nifti
-from resampling_helpers import world_of
+from io_helpers import OBLIQUE, affine_of, numbers, save_itk, save_nifti, world_of
 
 from crfrefine import io
 from crfrefine.base.geometry import reorientation

@@ -8,6 +8,7 @@ import torch
 from oracles import SPACINGS, random_case
 
 from crfrefine import CrfParameters, CrfRnn
+from crfrefine.errors import ConfigError
 from crfrefine.layer.functional import build_kernels, mean_field
 
 # Small: a finite difference by each of their voxels and labels.
@@ -191,3 +192,38 @@ def test_a_change_in_place_and_second_derivatives_are_refused():
     (grad,) = torch.autograd.grad(small_layer()(logits, image, SPACING).square().sum(), logits, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_the_weight_of_the_volume_term_has_a_slope_from_end_to_end(weight):
+    """A difference over 1e-5 within the range, in float64: its error is some thousandth of the slope at the ends."""
+    case = random_case(3, grid_shape=(5, 6, 9))
+    logits, image = torch.tensor(case.logits)[None].double(), torch.tensor(case.image)[None].double()
+    parameters = CrfParameters().replace(**{"volume.weight": weight, "bilateral.theta_beta": 0.2})
+    layer = CrfRnn(3, 2, 3, parameters, compatibility="potts", volume=True, learn=["volume"]).double()
+    probe = torch.tensor(np.random.default_rng(0).normal(size=logits.shape))
+
+    def loss(value):
+        with torch.no_grad():
+            layer.raw_volume_weight.fill_(value)
+        return (torch.softmax(layer(logits, image, spacing=case.spacing), dim=1) * probe).sum()
+
+    low, high = max(weight - 1e-5, 0.0), min(weight + 1e-5, 1.0)
+    with torch.no_grad():
+        expected = float(loss(high) - loss(low)) / (high - low)
+    inward = {0.0: -1.0, 0.3: 1.0, 1.0: 1.0}[weight] * (1.0 if expected > 0 else -1.0)
+    for sign in (inward, -inward):  # a weight at an end of its range has no slope that leads out of it
+        (found,) = torch.autograd.grad(sign * loss(weight), [layer.raw_volume_weight])
+        is_outward = weight in (0.0, 1.0) and sign == -inward
+        assert float(found) == (0.0 if is_outward else pytest.approx(sign * expected, rel=5e-3))
+
+
+def test_without_the_volume_term_there_is_nothing_to_learn():
+    """Its absence is not a weight of 0: such a layer computes as before, and its checkpoints are as before."""
+    layer = CrfRnn(3, 2)
+    assert layer.volume_weight is None
+    assert layer.group("volume") == []
+    assert not any("volume" in name for name in layer.state_dict())
+    assert layer.to_parameters().volume.weight == 0.0
+    with pytest.raises(ConfigError, match=r"volume\.weight"):
+        mean_field(*batch(1), bilateral=[(1.0, 1.0, 1.0)], volume=1.5)

@@ -1,4 +1,4 @@
-"""What the layer says: to exporters, which it refuses in plain words, and to callers that give no spacing."""
+"""What the layer says to exporters, which it refuses in plain words, and to callers that give no spacing; `torch.compile` of it."""
 
 import copy
 import io
@@ -11,7 +11,7 @@ from oracles import SPACINGS
 from torch import nn
 
 import crfrefine
-from crfrefine.layer import inputs
+from crfrefine.layer import loss
 from crfrefine.layer.functional import build_kernels, mean_field
 
 GRID = (6, 5, 7)
@@ -26,13 +26,16 @@ pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 class Segmenter(nn.Module):
+    """A network of one convolution before the layer, and some arithmetic after it."""
+
     def __init__(self):
         super().__init__()
+        torch.manual_seed(3)
         self.network = nn.Conv3d(2, 3, 1)
         self.crf = crfrefine.CrfRnn(3, 2)
 
-    def forward(self, image):
-        return self.crf(self.network(image), image, SPACING)
+    def forward(self, image, mask=None, spacing=SPACING):
+        return 2.0 * self.crf(torch.tanh(3.0 * self.network(image)), image, spacing, mask)
 
 
 @pytest.fixture
@@ -96,32 +99,26 @@ def test_a_missing_spacing_is_said_once_by_each_layer_at_the_caller_s_line(given
         torch.testing.assert_close(twin(logits, image, SPACING), layer(logits, image, SPACING), rtol=0.0, atol=0.0)
 
 
-def test_every_function_with_an_optional_spacing_says_that_it_takes_1_mm(given):
+def test_every_function_takes_1_mm_with_a_warning_and_is_silent_where_spacing_does_not_matter(given):
     logits, image = given
     layer = crfrefine.CrfRnn(3, 2)
+    arrays = logits[0].numpy(), image[0].numpy()
     for call in (
         lambda **spacing: layer.refine_normalized(logits, image, **spacing),
         lambda **spacing: crfrefine.CrfRnn(3, 2).build_kernels(image, **spacing),
         lambda **spacing: mean_field(logits, image, bilateral=[(1.0, 1.0, 0.1)], **spacing),
         lambda **spacing: build_kernels(image, bilateral=[(1.0, 0.1)], num_labels=3, **spacing),
-        lambda **spacing: crfrefine.refine(logits[0].numpy(), image[0].numpy(), input_type="logits", **spacing),
+        lambda **spacing: crfrefine.refine(*arrays, input_type="logits", **spacing),
     ):
         seen = shout_of(call)
         assert [str(warning.message).partition(",")[0] for warning in seen] == ["no spacing was given"]
         assert seen[0].filename == __file__
         assert shout_of(lambda call=call: call(spacing=1.0)) == []
-
-
-def test_nothing_is_said_where_spacing_does_not_matter(given):
-    logits, image = given
-    layer = crfrefine.CrfRnn(3, 2)
     kernels = layer.build_kernels(image, SPACING)
     voxels = crfrefine.CrfParameters().replace(**{"mean_field.positions": "voxels"})
-    arrays = logits[0].numpy(), image[0].numpy()
-    in_voxels = crfrefine.CrfRnn(3, 2, parameters=voxels)
     for call in (
-        lambda: layer(logits, image, kernels=kernels),
-        lambda: in_voxels(logits, image),
+        lambda: crfrefine.CrfRnn(3, 2)(logits, image, kernels=kernels),
+        lambda: crfrefine.CrfRnn(3, 2, parameters=voxels)(logits, image),
         lambda: mean_field(logits, image, bilateral=[]),
         lambda: crfrefine.refine(*arrays, input_type="logits", parameters=voxels),
     ):
@@ -146,9 +143,6 @@ def test_probabilities_are_said_once_for_each_layer_at_the_caller_s_line():
         (told,) = (warning for warning in seen if "look like probabilities" in str(warning.message))
         assert (told.category, told.filename) == (UserWarning, __file__)
         assert str(told.message).endswith("for probabilities, pass probabilities.clamp_min(1e-7).log()")
-    nothing = torch.full((2, 3, *GRID), -torch.inf)
-    for logits in (torch.rand(2, 3, *GRID), 3.0 * probabilities() - 1.0, probabilities()[:, :2], nothing):
-        assert not inputs.look_like_probabilities(logits)
 
 
 def test_the_layer_keeps_an_output_temperature_that_it_does_not_use(given):
@@ -157,3 +151,65 @@ def test_the_layer_keeps_an_output_temperature_that_it_does_not_use(given):
     layer, plain = crfrefine.CrfRnn(3, 2, parameters=warm), crfrefine.CrfRnn(3, 2)
     assert layer.output_temperature == layer.to_parameters().mean_field.output_temperature == 2.5
     assert torch.equal(layer(*given, SPACING), plain(*given, SPACING))
+
+
+# ---- torch.compile of networks that end in the layer or the loss
+
+
+def compiled(function):
+    return torch.compile(function, backend="aot_eager")
+
+
+def random_tensor(num_channels, seed):
+    return torch.rand(2, num_channels, *GRID, generator=torch.Generator().manual_seed(seed))
+
+
+COMPILED = pytest.mark.filterwarnings("default")  # The compiler's own code reads `.grad` of tensors that are not leaves.
+
+
+@COMPILED
+def test_compiling_gives_the_same_bits():
+    """Of the output and of every gradient. The layer is not part of a graph, so its options do not matter."""
+    torch._dynamo.reset()
+    image, mask = random_tensor(2, 5), random_tensor(1, 6) > 0.2
+    results = []
+    plain = Segmenter()
+    module = copy.deepcopy(plain)
+    for model, owner in ((plain, plain), (compiled(module), module)):
+        given = image.clone().requires_grad_()
+        found = model(given, mask)
+        (found - found.detach().roll(1)).square().sum().backward()
+        results.append([found.detach(), given.grad, *(parameter.grad for parameter in owner.parameters())])
+    torch.testing.assert_close(*results, rtol=0.0, atol=0.0)
+
+
+@pytest.mark.long
+@COMPILED
+def test_errors_and_warnings_come_out_of_a_graph(monkeypatch):
+    torch._dynamo.reset()
+    monkeypatch.setattr(loss, "_TOLD", set())
+    graph = compiled(Segmenter())
+    with torch.no_grad():
+        graph(random_tensor(2, 5))
+    broken = random_tensor(2, 5)
+    broken[1, 0, 2, 3, 4] = torch.nan
+    with pytest.raises(crfrefine.InputError, match=r"image: modality 0 of batch item 1 has 1 values that are not finite"):
+        graph(broken)
+    with pytest.raises(crfrefine.InputError, match=r"mask of batch item 0 is empty"):
+        graph(random_tensor(2, 5), torch.zeros(GRID, dtype=torch.bool))
+    layer = Segmenter().crf
+
+    def step(logits, image):
+        given = logits.softmax(1)
+        return layer(given, image, SPACING).square().mean() + crfrefine.crf_loss(given, image, SPACING, theta_alpha=2.0, theta_beta=0.3)
+
+    of_probabilities, logits = compiled(step), random_tensor(3, 1).requires_grad_()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            graph(random_tensor(2, 5), None, None)
+            found = of_probabilities(logits, random_tensor(2, 5))
+    told = [str(warning.message) for warning in seen]
+    assert sum(text.startswith("no spacing was given") for text in told) == 1
+    assert sum("look like probabilities" in text for text in told) == 2  # the layer's and the loss's
+    torch.testing.assert_close(found, step(logits, random_tensor(2, 5)), rtol=0.0, atol=0.0)

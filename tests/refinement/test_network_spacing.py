@@ -9,11 +9,9 @@ from crfrefine.arrays import one_hot
 from crfrefine.arrays.one_hot import MIN_SHARE
 from crfrefine.engines import get_backend
 from crfrefine.errors import ConfigError, InputError
-from crfrefine.parameters.specs import KernelSetSpec, KernelSpec
 from crfrefine.refinement.networks import ArrayNetwork
 from crfrefine.refinement.refining import refine_network
 from crfrefine.refinement.tiles import planning
-from crfrefine.refinement.volumes import matching_bias
 
 SHAPE, SPACING, FACTORS = (47, 41, 33), (0.7, 1.1, 1.6), (3, 4, 2)
 NETWORK = tuple(step * factor for step, factor in zip(SPACING, FACTORS, strict=True))
@@ -219,24 +217,7 @@ def test_wrong_arguments():
 
 
 def test_bandwidths_count_voxels_of_the_network():
-    kernels = KernelSetSpec((KernelSpec((0.8, 0.8), (0.05,)),), "symmetric", "auto", 2, 5, "network", (3.0, 2.0))
-    assert kernels.distances((1.0, 0.5)) == (1.0 / 3.0, 0.25)
     truth, image = balls(3)
     labels = coarse(truth)
     in_mm = SHARP.replace(**{"mean_field.positions": "mm", "bilateral.theta_alpha": [0.8 * wide for wide in NETWORK]})
     np.testing.assert_array_equal(refined(labels, image).label_map, refined(labels, image, in_mm).label_map)
-
-
-def test_the_bias_gives_each_label_its_voxels():
-    """Random logits: the counts are met; voxels outside do not count."""
-    rng = np.random.default_rng(1)
-    logits = rng.normal(0, 2, (4, 6, 500)).astype(np.float32)
-    inside = rng.random((6, 500)) < 0.8
-    inside[2] = False
-    wanted = np.array([0.4, 0.05, 0.35, 0.2]) * inside.sum()
-    wanted = np.floor(wanted).astype(int)
-    wanted[0] += inside.sum() - wanted.sum()
-    bias = matching_bias([(slice(None), channel) for channel in logits], inside, wanted)
-    found = np.bincount((logits + bias[:, None, None].astype(np.float32)).argmax(axis=0)[inside], minlength=4)
-    assert bias[0] == 0.0
-    np.testing.assert_allclose(found, wanted, rtol=0.02)

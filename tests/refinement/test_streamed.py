@@ -121,29 +121,6 @@ def cut_off(folders):
     path.write_bytes(path.read_bytes()[:-5000])
 
 
-def scaled(factor, dtype, kind="probabilities", *, padding=False):
-    def write(folders):
-        channels = factor * softmax(logits_of(folders))
-        if padding:
-            channels[:, :3] = 0
-        values = np.rint(channels) if np.dtype(dtype).kind == "u" else channels
-        np.savez(replace(folders, "a.npz"), **{kind: values.transpose(0, 3, 2, 1).astype(dtype)})
-
-    return write
-
-
-@pytest.mark.parametrize("kind", ["probabilities", "logits"])
-@pytest.mark.parametrize(("factor", "dtype", "padding"), [(100, "f4", True), (100, "u1", False), (255, "u1", True), (7.5, "f2", False)])
-def test_scaled_probabilities_are_refused_and_taken_as_logits_on_the_users_word(kind, factor, dtype, padding, tmp_path, monkeypatch):
-    folders = write_folders(tmp_path, "a")
-    scaled(factor, dtype, kind, padding=padding)(folders)
-    for streams in (False, True):
-        told = run(folders, monkeypatch, streams=streams).stderr
-        assert f"a.npz: no value is negative, and the labels sum to {factor:g}" in told
-        assert "Divide the values of each voxel by their sum. If these are logits nevertheless, give --input-type logits" in told
-        assert run(folders, monkeypatch, "--input-type", "logits", streams=streams).status == 0
-
-
 def padded(folders, padding, factor=1.0):
     """Probabilities, times a factor; logits without one. Where the network did not look, all labels have one value."""
     channels = factor * softmax(logits_of(folders)) if factor else logits_of(folders)
@@ -168,6 +145,7 @@ def test_padding_of_any_value_does_not_decide_what_values_are(padding, factor, w
         assert words in result.stderr
         assert result.status == (factor == 100)
         if factor != 100:
+            assert f"{3 * 15 * 11} of {18 * 15 * 11} voxels" in result.stderr
             found.append(load_nifti(own.output / "a.nii.gz"))
     if found:
         np.testing.assert_array_equal(*found)
