@@ -157,14 +157,6 @@ def test_gradients_are_the_same_bits_on_any_number_of_threads(filter_name):
         np.testing.assert_array_equal(getattr(one, name), getattr(three, name), err_msg=name)
 
 
-def test_logits_outside_the_mask_pass_their_gradient_on(backend):
-    problem = Problem(3, dtype=np.float32)
-    gradients = problem.gradients(backend)
-    outside = ~problem.mask
-    np.testing.assert_allclose(gradients.logits[:, outside], problem.loss_by_logits[:, outside] / 1.3, rtol=1e-6)
-    assert not gradients.image[:, outside].any()
-
-
 def test_a_volume_of_many_voxels_has_the_gradients_of_its_parts():
     """Few voxels take memory for more channels at a time; many, as here the copies of a block far from one another, do not."""
     rng = np.random.default_rng(3)

@@ -52,18 +52,6 @@ def test_a_label_map_is_one_hot_logits(labels, image, dtype, order):
     assert found.num_padding_voxels == 0
 
 
-def test_labels_that_do_not_occur_do_not_matter(labels, image):
-    """With 118 declared labels a voxel's own would be left with e²/(e² + 117) of the probability."""
-    weights = np.full(118, 4.0)
-    weights[[0, 10, 52]] = 3.0, 5.0, 6.0
-    found = refined(labels, image, parameters=PARAMETERS.replace(**{"bilateral.weight": weights.tolist()}))
-    plain = refined(
-        one_hot(labels, (0, 10, 52)), image, input_type="logits", parameters=PARAMETERS.replace(**{"bilateral.weight": [3.0, 5.0, 6.0]})
-    )
-    np.testing.assert_array_equal(found.logits, plain.logits)
-    assert found.num_labels == 118
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -25,6 +25,17 @@ def _marginals(result, case):
     return softmax(result.logits)[:, case.inside]
 
 
+def _check_plain_iteration(backend, case, parameters, *, atol=0.0):
+    """Marginals to an RMS of 1e-5 and the same labels but for near ties; energies are sums over all voxels and labels of float32 values."""
+    expected, energies = brute_force_mean_field(case, parameters)
+    result = _run(backend, case, parameters)
+    marginals = _marginals(result, case)
+    assert rms(marginals - expected) < EXACT_RMS
+    lead = np.diff(np.sort(expected, axis=0)[-2:], axis=0)[0]
+    assert (marginals.argmax(axis=0) == expected.argmax(axis=0))[lead > 1e-3].all()
+    np.testing.assert_allclose(result.energy, energies, rtol=1e-4, atol=atol * np.abs(energies).max())
+
+
 def test_two_voxels_by_hand(backend):
     """One step from logits (1, -2), distance 2 mm at theta_alpha 2: k = e^-1/2, each row sums to 1 + k.
 
@@ -95,12 +106,7 @@ def test_marginals_match_brute_force(backend, num_dims, num_modalities, masked, 
         "spatial": {"theta_gamma": 0.9, "weight": 0.05},
         "mean_field": {"normalization": normalization, "filter": filter_name, "tolerance": 0.0},
     }
-    parameters = CrfParameters.from_dict(changes).resolve(3, num_modalities, num_dims)
-    expected, energies = brute_force_mean_field(case, parameters)
-    result = _run(backend, case, parameters)
-    assert rms(_marginals(result, case) - expected) < EXACT_RMS
-    # A sum over all voxels and labels of float32 values.
-    np.testing.assert_allclose(result.energy, energies, rtol=1e-4)
+    _check_plain_iteration(backend, case, CrfParameters.from_dict(changes).resolve(3, num_modalities, num_dims))
 
 
 @pytest.mark.parametrize("num_labels", [2, 5, 17, 64])
@@ -117,8 +123,7 @@ def test_any_number_of_labels(backend, num_labels):
         compatibility__kind="matrix",
         compatibility__matrix=matrix,
     )
-    expected, _ = brute_force_mean_field(case, parameters)
-    assert rms(_marginals(_run(backend, case, parameters), case) - expected) < EXACT_RMS
+    _check_plain_iteration(backend, case, parameters)
 
 
 # Weights per label, compatibility and the number of appearance kernels: models whose energy a step may raise.
@@ -132,11 +137,8 @@ RISING = {
 
 @pytest.mark.parametrize("normalization", ["symmetric", "after"])
 @pytest.mark.parametrize("model", RISING)
-def test_five_steps_are_the_plain_iteration(backend, model, normalization):
-    """Random logits on 990 voxels: where the energy rises, too, each step is the update of the papers.
-
-    Strong weights magnify rounding from step to step: RMS below 1e-5 for marginals, and the same labels but for near ties.
-    """
+def test_five_steps_are_those_of_brute_force_where_the_energy_rises(backend, model, normalization):
+    """Random logits on 990 voxels: each step is the update of the papers. Strong weights magnify rounding from step to step."""
     weights, matrix, num_kernels = RISING[model]
     case = random_case(3, num_modalities=1, grid_shape=(9, 10, 11))
     kernel = {"weight": list(np.asarray(weights) * np.ones(3)), "theta_alpha": [1.2, 0.9, 1.5], "theta_beta": 0.2}
@@ -147,14 +149,7 @@ def test_five_steps_are_the_plain_iteration(backend, model, normalization):
     }
     if matrix is not None:
         changes["compatibility"] = {"kind": "matrix", "matrix": matrix}
-    parameters = CrfParameters.from_dict(changes).resolve(3, 1, 3)
-    expected, energies = brute_force_mean_field(case, parameters)
-    result = _run(backend, case, parameters)
-    marginals = _marginals(result, case)
-    assert rms(marginals - expected) < EXACT_RMS
-    lead = np.diff(np.sort(expected, axis=0)[-2:], axis=0)[0]
-    assert (marginals.argmax(axis=0) == expected.argmax(axis=0))[lead > 1e-3].all()
-    np.testing.assert_allclose(result.energy, energies, rtol=1e-4, atol=1e-4 * np.abs(energies).max())
+    _check_plain_iteration(backend, case, CrfParameters.from_dict(changes).resolve(3, 1, 3), atol=1e-4)
 
 
 def test_the_divergence_decides_when_to_stop(backend):

@@ -5,7 +5,6 @@ import pytest
 import torch
 from oracles import random_case, resolve, torch64
 
-from crfrefine import CrfParameters, refine
 from crfrefine.engines import get_backend
 from crfrefine.engines.torch import filters
 from crfrefine.engines.torch.filters import Lattice, dense_filter, normalized, spatial_filter
@@ -81,15 +80,6 @@ def test_what_it_cannot_do_is_refused_with_a_way_out(monkeypatch):
         torch64().mean_field(case.logits, case.grid, resolve(case, mean_field__filter="exact"))
     with pytest.raises(BackendUnavailableError, match="torch:cuda:99: PyTorch finds no such NVIDIA GPU"):
         get_backend("torch:cuda:99")
-
-
-def test_refine_takes_it():
-    case = random_case(grid_shape=SHAPE)
-    settings = CrfParameters().replace(**{"bilateral.theta_alpha": 3.0, "mean_field.filter": "lattice"})
-    found, expected = (refine(case.logits, case.image, spacing=SPACING, parameters=settings, device=device) for device in ("torch", "cpu"))
-    assert found.device == "torch"
-    assert (found.label_map != case.logits.argmax(0)).any()
-    assert (found.label_map == expected.label_map).mean() >= 0.9999
 
 
 @pytest.mark.gpu
