@@ -1,4 +1,4 @@
-"""The volume term: a bias per label in each step that keeps the masses of the labels."""
+"""The volume term: a bias per label in each step that keeps the masses of the labels in their main bodies."""
 
 import numpy as np
 import pytest
@@ -9,6 +9,8 @@ from crfrefine import CrfParameters, refine
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import RunContext
 
+SPACING = (0.9, 0.7, 1.8)
+KEEPING = CrfParameters().replace(**{"volume.weight": 1.0})
 STRENGTH = 10.0
 BIAS = (0.3, -0.25, 0.75)
 
@@ -53,10 +55,14 @@ def mean_field_by_multipliers(case, model):
     return softmax(x), energies
 
 
-@pytest.mark.parametrize(("weight", "masked", "normalization"), [(0.3, False, "after"), (0.9, True, "symmetric"), (1.0, True, "symmetric")])
-def test_marginals_and_energy_match_a_solver_of_the_multipliers(backend, weight, masked, normalization):
-    """Float32 logits of size 5; the energy is a sum over 300 voxels."""
-    case = random_case(3, masked=masked)
+@pytest.mark.parametrize(
+    ("num_dims", "weight", "masked", "normalization"),
+    [(3, 0.3, False, "after"), (1, 0.5, False, "after"), (4, 0.9, True, "symmetric"), (3, 1.0, True, "symmetric")],
+)
+def test_marginals_and_energy_match_a_solver_of_the_multipliers(backend, num_dims, weight, masked, normalization):
+    """Float32 logits of size 5; the energy is a sum over 300 voxels. Bodies connect at corners, the mask cuts them."""
+    case = random_case(num_dims, masked=masked)
+    case.logits[1:] -= 1.0
     model = resolve(
         case,
         volume__weight=weight,
@@ -88,16 +94,11 @@ def test_labels_that_occur_nowhere_stay_away(backend, weight):
         np.testing.assert_allclose(masses, volumes_of(case.logits[:, bodies]), rtol=1e-5, atol=1e-3)
 
 
-def _parameters(weight):
-    return CrfParameters().replace(**{"volume.weight": weight})
-
-
 def test_label_maps_with_many_labels_keep_volumes():
     """Where logits of all labels would not be stored without the term."""
     labels = np.repeat(np.arange(17, dtype=np.uint8), 8).reshape(17, 4, 2)
     image = np.random.default_rng(0).normal(size=labels.shape)
-    parameters = _parameters(1.0).replace(**{"mean_field.temperature": 0.5})
-    found = refine(labels, image, spacing=1.0, parameters=parameters, input_type="labels")
+    found = refine(labels, image, spacing=1.0, parameters=KEEPING.replace(**{"mean_field.temperature": 0.5}), input_type="labels")
     # Beyond the bodies, two labels exchange a little mass.
     np.testing.assert_allclose(found.marginals.reshape(17, -1).sum(axis=1)[1:], 8.0, rtol=6e-3)
 
@@ -144,9 +145,69 @@ def test_the_same_bits_on_any_number_of_threads():
     for threads in (1, 3):
         kernels = get_backend("cpu").kernels(case.grid, model.kernels, RunContext(threads=threads))
         tape = kernels.forward(case.logits, model.mean_field)
-        found.append((tape, kernels.backward(tape, case.logits, case.logits)))
-    (one, by_one), (three, by_three) = found
-    np.testing.assert_array_equal(one.logits, three.logits)
-    np.testing.assert_array_equal(one.volume_biases, three.volume_biases)
-    np.testing.assert_array_equal(by_one.logits, by_three.logits)
-    assert by_one.volume_weight == by_three.volume_weight
+        gradients = kernels.backward(tape, case.logits, case.logits)
+        found.append((tape.logits, tape.volume_biases, gradients.logits, gradients.volume_weight))
+    for one, three in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, three)
+
+
+def scene():
+    """Logits of a body that is doubtful at its surface, and of two islands that nothing in the image supports; the image."""
+    shape = (12, 17, 15)
+    grid = np.stack(np.meshgrid(*(np.arange(extent) * step for extent, step in zip(shape, SPACING, strict=True)), indexing="ij"))
+    distance = np.sqrt(((grid - np.array([5.0, 5.0, 13.0]).reshape(3, 1, 1, 1)) ** 2).sum(axis=0))
+    score = np.clip(2.0 * (3.6 - distance), -4.0, 4.0)
+    score[2, 14, 2] = score[9, 13, 3] = 1.5
+    return np.stack([np.zeros(shape), score]).astype(np.float32), np.where(distance < 4.5, 100.0, 0.0)
+
+
+def test_islands_go_and_the_body_stays():
+    """The body keeps its voxels; without the term, it shrinks."""
+    logits, image = scene()
+    flat = np.zeros_like(image)  # nothing but neighbors: the model that shrinks
+    bodies = main_bodies(Case(logits, flat.astype(np.float32), None, SPACING), KEEPING.resolve(2, 1, 3).mean_field)
+    size = int((logits[1] > 0.0)[bodies].sum())
+    weak = {"bilateral.weight": 6.0, "bilateral.theta_alpha": 2.0}
+    found = {}
+    for weight in (0.0, 1.0):
+        result = refine(logits, flat, spacing=SPACING, parameters=KEEPING.replace(**weak, **{"volume.weight": weight}))
+        assert not result.label_map[2, 14, 2]
+        found[weight] = result.marginals[1][bodies].sum()
+    assert found[0.0] < size - 5.0
+    assert found[1.0] == pytest.approx(size, abs=0.05)
+
+
+def test_refine_finds_bodies_in_the_box_of_the_mask():
+    """And not in the voxels around it; the order of axes in memory does not matter."""
+    logits, image = scene()
+    mask = np.zeros(image.shape, bool)
+    mask[1:11, 1:12, 2:14] = True
+    mask[4, 5, 7] = False
+    given = [np.asarray(array, order="F") for array in (logits, image, mask)]
+    found = refine(given[0], given[1], mask=given[2], spacing=SPACING, parameters=KEEPING)
+    inner = Case(logits, image.astype(np.float32), mask, SPACING)
+    bodies = main_bodies(inner, KEEPING.resolve(2, 1, 3).mean_field)
+    assert found.marginals[1][bodies].sum() == pytest.approx((logits[1] > 0)[bodies].sum(), abs=0.05)
+
+
+def test_a_body_in_a_corner_keeps_its_volume():
+    """To rounding, as in the plain model in float64; doubts elsewhere, in most of the blocks, are refined without the term."""
+    shape, labels = (9, 13, 29), 6  # 3.3 blocks of 1024 voxels
+    rng = np.random.default_rng([labels, True])
+    logits = rng.normal(size=(labels, *shape))
+    logits[0] += 5.0
+    for label in range(1, labels):
+        logits[label, :2, 2:11, 3 * label : 3 * label + 9] += 7.0
+    logits[1, 6:8, 4:8, 10:20] += 5.0  # doubts that are no body
+    image = (rng.normal(scale=0.1, size=(2, *shape)) + (logits.argmax(axis=0) > 0)).astype(np.float32)
+    mask = rng.random(shape) < 0.9
+    case = Case(logits.astype(np.float32), image, mask, SPACING)
+    run = resolve(case, volume__weight=1.0, mean_field__temperature=0.8)
+    bodies = main_bodies(case, run.mean_field)
+    of_blocks = np.add.reduceat(bodies[case.inside], np.arange(0, case.inside.sum(), 1024))
+    assert of_blocks[0]
+    assert not of_blocks[2:].any()
+    found, wanted = (get_backend(name).mean_field(case.logits, case.grid, run).logits for name in ("cpu", "torch"))
+    np.testing.assert_allclose(softmax(found), softmax(wanted), atol=2e-4)
+    kept = [np.count_nonzero((case.logits.argmax(axis=0) == label) & bodies) for label in range(labels)]
+    np.testing.assert_allclose(softmax(found)[:, bodies].sum(axis=1), kept, atol=0.05)
