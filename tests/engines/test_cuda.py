@@ -12,15 +12,13 @@ from strict_device import StrictDevice, use
 
 from crfrefine import refine
 from crfrefine.engines import cpu, get_backend
-from crfrefine.engines.base import RunContext
 from crfrefine.engines.cuda import lattice
 from crfrefine.engines.cuda.backend import CudaBackend
-from crfrefine.engines.cuda.device import capacity
 from crfrefine.engines.cuda.kernel_set import choose_filter
 from crfrefine.engines.cuda.keys import Simplices, estimated_vertices
 from crfrefine.engines.cuda.volume import MassSums
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
-from crfrefine.errors import BackendUnavailableError, CapacityError, InputError
+from crfrefine.errors import BackendUnavailableError, CapacityError
 
 pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
 
@@ -66,32 +64,6 @@ def test_tables_that_are_full_grow_and_long_lists_are_trees(setting, monkeypatch
     np.testing.assert_allclose(found.logits, plain.logits, rtol=0.0, atol=1e-5 if setting[1] == "MAX_TOGETHER" else 0.0)
 
 
-def test_no_thread_adds_up_more_than_a_few():
-    """With positions and intensities out of play all voxels hang on a few vertices: their lists are trees."""
-    found = lattice.Lattice(_input(random_case(3, num_modalities=2, grid_shape=(17, 29, 47)), 1e3, 1e3, ShimDevice())).lists
-    assert len(found.levels) == 2
-    longest = [np.diff(pieces.begin.astype(np.int64)).max() for pieces in (found.pieces, *found.levels)]
-    assert max(longest) == lattice.MAX_TOGETHER
-
-
-def test_memory_that_a_callback_lacks_is_not_the_gpus():
-    """Its error arrives as it is, with no advice to use a mask; memory that the engine lacks is a CapacityError, with the numbers."""
-    case = random_case(3, num_labels=4, masked=True)
-    parameters = resolve(case, mean_field__filter="truncated", spatial__weight=0.0)
-    for stage in ("build", "mean field"):
-
-        def progress(current, _, __, stage=stage):
-            if current == stage:
-                raise MemoryError("no room for the window's picture")
-
-        with pytest.raises(MemoryError, match="the window's picture"):
-            watched_backend().mean_field(case.logits, case.grid, parameters, RunContext(progress=progress))
-    with pytest.raises(CapacityError, match="not enough memory on the GPU"), capacity(case.logits.shape):
-        raise MemoryError("4 GB")
-    with pytest.raises(CapacityError, match=r"needs about 0\.0 GB on cuda-shim, where 0\.0 GB are free"):
-        _refined(cuda_shim.shim_backend(free_bytes=10_000), case)
-
-
 def test_without_the_compiled_engine_the_host_has_numpy(monkeypatch):
     """In a checkout that is not built: the same ranges, label maps, and refined logits."""
     case = random_case(3, num_modalities=2, num_labels=4, masked=True, grid_shape=(7, 6, 9))
@@ -107,10 +79,6 @@ def test_without_the_compiled_engine_the_host_has_numpy(monkeypatch):
     assert found[1].label_map.dtype == found[0].label_map.dtype
     np.testing.assert_array_equal(found[1].label_map, found[0].label_map)
     np.testing.assert_array_equal(found[1].logits, found[0].logits)
-    bad = case.logits.copy()
-    bad[1, 2, 3, 4] = np.nan
-    with pytest.raises(InputError, match="logits"):
-        refine(bad, case.image, mask=case.mask, spacing=case.spacing, device="cuda")
 
 
 def _grid_message(engine, case, theta_alpha, theta_beta):

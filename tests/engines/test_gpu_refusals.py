@@ -111,7 +111,11 @@ def test_a_default_stream_per_thread_is_refused(machine):
 @pytest.mark.parametrize(
     ("status", "message", "warns"),
     [
-        (803, r"its driver does not start \(error 803 of cuInit\): restart the machine if the driver was updated, and see nvidia-smi", True),
+        (
+            803,
+            r"its driver does not start \(error 803 of cuInit\): restart the machine if the driver was updated, and see nvidia-smi",
+            True,
+        ),
         (100, r"its driver shows none, with CUDA_VISIBLE_DEVICES='7'", False),
         (0, r"install NVIDIA's driver", False),
         (None, r"install NVIDIA's driver", False),  # no driver

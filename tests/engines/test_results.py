@@ -212,6 +212,7 @@ def test_a_run_in_the_box_gives_what_one_on_the_whole_grid_does(input_type, norm
     """Outside of it the network's logits; statistics of the intensities come from the mask, which is not the box."""
     case = case_in_a_corner(SMALL)
     changes = {"mean_field.temperature": 0.7, "mean_field.label_threshold": 0.0, "intensity.normalization": normalization}
+    changes |= {"volume.weight": 0.5} if input_type == "logits" else {}
     parameters = CrfParameters().replace(**changes)
     values = softmax(case.logits).astype(np.float32) if input_type == "probabilities" else case.logits
     case = replace(case, logits=values, image=np.asarray(100 * case.image, dtype, order=order))

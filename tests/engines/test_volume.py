@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from oracles import kernels_of, main_bodies, random_case, resolve, scores_of, softmax, torch64
+from oracles import Case, kernels_of, main_bodies, random_case, resolve, scores_of, softmax, torch64
 from scipy.optimize import root
 
 from crfrefine import CrfParameters, refine
@@ -175,19 +175,6 @@ def test_islands_go_and_the_body_stays():
         found[weight] = result.marginals[1][bodies].sum()
     assert found[0.0] < size - 5.0
     assert found[1.0] == pytest.approx(size, abs=0.05)
-
-
-def test_refine_finds_bodies_in_the_box_of_the_mask():
-    """And not in the voxels around it; the order of axes in memory does not matter."""
-    logits, image = scene()
-    mask = np.zeros(image.shape, bool)
-    mask[1:11, 1:12, 2:14] = True
-    mask[4, 5, 7] = False
-    given = [np.asarray(array, order="F") for array in (logits, image, mask)]
-    found = refine(given[0], given[1], mask=given[2], spacing=SPACING, parameters=KEEPING)
-    inner = Case(logits, image.astype(np.float32), mask, SPACING)
-    bodies = main_bodies(inner, KEEPING.resolve(2, 1, 3).mean_field)
-    assert found.marginals[1][bodies].sum() == pytest.approx((logits[1] > 0)[bodies].sum(), abs=0.05)
 
 
 def test_a_body_in_a_corner_keeps_its_volume():
