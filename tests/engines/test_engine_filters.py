@@ -13,9 +13,10 @@ import time
 
 import numpy as np
 import pytest
-from oracles import grid_kernel, one_kernel, random_case, torch64
+from oracles import grid_kernel, kernel_set, one_kernel, random_case, torch64
 
 import crfrefine
+from crfrefine.engines import get_backend
 from crfrefine.engines.grid_image import GridImage
 from crfrefine.errors import CapacityError, InputError
 
@@ -74,6 +75,18 @@ def test_what_an_engine_refuses_has_a_kind(compiled_backend, kind, match, change
         compiled_backend.message(image[:1], GridImage(image, asked.pop("mask"), (1.0, 1.3, 2.0)), one_kernel(**asked))
     if compiled_backend.name == "cpu":
         assert type(caught.value.__cause__).__name__ == f"Engine{kind.__name__}"
+
+
+@pytest.mark.parametrize(("name", "theta"), [("auto", (1.0, 0.05)), ("auto", (6.0, 0.3)), ("auto", (30.0, 0.5)), ("grid", (6.0, 0.3))])
+def test_the_filter_is_known_before_it_is_built(name, theta):
+    image = np.random.default_rng(0).normal(0.0, 0.05, (1, 24, 30, 37)).astype(np.float32)
+    image[:, :, 15:] += 1.0
+    spec = kernel_set([((theta[0],) * 3, theta[1:])], (1.0,) * 3, normalization="symmetric", filter=name, num_labels=3, num_iterations=5)
+    given = GridImage(image, None, (2.0, 1.0, 1.5)), spec
+    planned, built = get_backend("cpu").plan_filters(*given, 2), get_backend("cpu").kernels(*given).filters
+    assert len(planned) == 1
+    assert built[0].startswith(f"bilateral.0: {planned[0]} ")
+    assert name in ("auto", planned[0])
 
 
 @pytest.mark.skipif("LD_PRELOAD" in os.environ, reason="limits the address space, of which a sanitizer needs plenty")

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from oracles import Case, kernels_of, main_bodies, random_case, resolve, scores_of, softmax, torch64
+from oracles import Case, brute_force_mean_field, main_bodies, random_case, resolve, scores_of, softmax, torch64
 from scipy.optimize import root
 
 from crfrefine import CrfParameters, refine
@@ -20,39 +20,30 @@ def volumes_of(scores):
     return np.bincount(scores.argmax(axis=0), minlength=len(scores)).astype(np.float64)
 
 
-def divergence(marginals, volumes, weight):
-    """The term's energy."""
-    masses, volumes = marginals.sum(axis=1) + 1.0, volumes + 1.0
-    total = float(np.sum(masses * np.log(masses / volumes) - masses + volumes))
-    return STRENGTH * weight / (1.0 - weight) * total
-
-
 def mean_field_by_multipliers(case, model):
     """Marginals (L, N) and energies, with a general root finder for the biases of each step."""
     run = model.mean_field
-    scores, terms, penalty = scores_of(case, run), kernels_of(case, model), run.compatibility.astype(np.float64)
     part = main_bodies(case, run)[case.inside]
     assert 0 < part.sum() < part.size
-    volumes = volumes_of(scores[:, part])
-    x, energies = scores, []
-    for _ in range(run.num_iterations):
-        marginals = softmax(x)
-        pairwise = sum(penalty.T @ (weight[:, None] * (marginals @ kernel.T)) for kernel, weight in terms)
-        energy = float(np.sum(marginals * (np.log(np.maximum(marginals, 1e-300)) - scores + 0.5 * pairwise)))
-        energies.append(energy + (divergence(marginals[:, part], volumes, run.volume_weight) if run.volume_weight < 1.0 else 0.0))
-        x = scores - pairwise
+    volumes = volumes_of(scores_of(case, run)[:, part])
+    strength = STRENGTH * run.volume_weight / (1.0 - run.volume_weight) if run.volume_weight < 1.0 else 0.0
 
-        def violation(bias, x=x[:, part]):
-            masses = softmax(x + bias[:, None]).sum(axis=1)
+    def divergence(marginals):
+        masses, wanted = marginals[:, part].sum(axis=1) + 1.0, volumes + 1.0
+        return strength * float(np.sum(masses * np.log(masses / wanted) - masses + wanted))
+
+    def correct(x):
+        def violation(bias):
+            masses = softmax(x[:, part] + bias[:, None]).sum(axis=1)
             if run.volume_weight < 1.0:
-                strength = STRENGTH * run.volume_weight / (1.0 - run.volume_weight)
                 return bias - strength * np.log((volumes + 1.0) / (masses + 1.0))
             return np.array([*(masses - volumes)[1:], bias.sum()])
 
         found = root(violation, np.zeros(len(x)), tol=1e-13)
         assert np.abs(violation(found.x)).max() < 1e-8
-        x = x + found.x[:, None] * part
-    return softmax(x), energies
+        return x + found.x[:, None] * part
+
+    return brute_force_mean_field(case, model, correct=correct, more_energy=divergence)
 
 
 @pytest.mark.parametrize(
