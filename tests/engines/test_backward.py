@@ -106,7 +106,7 @@ def test_gradients_are_the_slopes_of_the_loss(normalization, volume):
 
 
 @pytest.mark.parametrize(
-    ("given", "with_image"),
+    ("settings", "with_image"),
     [
         ({"num_dims": 1, "filter_name": "lattice", "per_label": False}, False),
         ({"num_dims": 2, "normalization": "after"}, False),
@@ -116,20 +116,22 @@ def test_gradients_are_the_slopes_of_the_loss(normalization, volume):
         ({"num_dims": 4, "filter_name": "truncated"}, True),
         ({"num_labels": 4, "per_label": False, "masked": False, "is_potts": True}, True),
         ({"num_labels": 2, "per_label": False}, True),
+        *(({"num_labels": labels, "volume": 0.8}, True) for labels in (2, 5, 19)),  # Biases are solved for to 1e-6.
         pytest.param({"num_labels": 33}, True, marks=pytest.mark.long),  # More pairs of labels than threads in a block of a GPU.
     ],
     ids=str,
 )
-def test_gradients_agree_with_plain_tensor_operations(compiled_backend, given, with_image):
+def test_gradients_agree_with_plain_tensor_operations(compiled_backend, settings, with_image):
     """One row of channels of a GPU, several, and rows that are filled in part; sums over all pairs of voxels agree to rounding.
 
     Bandwidths lose digits to squares of features that all but cancel: some thousand roundings of 6e-8.
     The lattice keeps its weights in 16 bits, half a 65535th off each.
     """
-    single = Problem(**given, dtype=np.float32).gradients(compiled_backend, wants_image=with_image)
-    double = Problem(**given).gradients(torch64())
-    tolerance = 5e-4 if given.get("filter_name") == "lattice" else 1e-4
-    assert_close(single, double, tolerance, GRADIENTS if with_image else GRADIENTS[:-1], of_theta=2e-3)
+    single = Problem(**settings, dtype=np.float32).gradients(compiled_backend, wants_image=with_image)
+    double = Problem(**settings).gradients(torch64())
+    tolerance = 5e-4 if settings.get("filter_name") == "lattice" else 2e-4 if "volume" in settings else 1e-4
+    names = [*(GRADIENTS if with_image else GRADIENTS[:-1]), *(["volume_weight"] if "volume" in settings else [])]
+    assert_close(single, double, tolerance, names, of_theta=2e-3)
 
 
 @pytest.mark.parametrize(("num_modalities", "scale", "density"), [(4, 8.0, 0.7), (2, 5.0, 0.35)])

@@ -15,7 +15,6 @@ from crfrefine.engines import cpu, get_backend
 from crfrefine.engines.cuda import lattice
 from crfrefine.engines.cuda.backend import CudaBackend
 from crfrefine.engines.cuda.kernel_set import choose_filter
-from crfrefine.engines.cuda.keys import Simplices, estimated_vertices
 from crfrefine.engines.cuda.volume import MassSums
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
 from crfrefine.errors import BackendUnavailableError, CapacityError
@@ -138,20 +137,9 @@ def test_the_automatic_choice_follows_the_work():
     wide = BilateralInput(Voxels(ShimDevice(), (61, 70, 57), one.spacing, None), one.image.astype(np.float64), [12.0] * 3, [0.1])
     assert choose_filter(wide, 4, 5)[0] == "lattice"  # in double precision
     assert choose_filter(_input(three, 12.0, 0.1, ShimDevice()), 4, 5)[0] == "lattice"
-
-
-def test_where_no_lattice_is_possible_another_filter_is_chosen():
-    """Too many features for it, or cells too fine to be numbered: a window is left."""
+    # Too many features for the lattice, or cells too fine to be numbered: a window is left.
     image = np.random.default_rng(2).random((26, 20, 19, 21)).astype(np.float32)
     many = _input(Case(np.zeros((2, 20, 19, 21), np.float32), image, None, (1.0, 1.2, 0.8)), 3.0, 0.4)
     fine = _input(random_case(4, num_modalities=8, grid_shape=(16, 17, 15, 14)), 1.5, 1e-5)
     for bilateral in (many, fine):
         assert choose_filter(bilateral, 2, 5) == ("truncated", None)
-
-
-def test_vertices_are_estimated_from_few_voxels():
-    """All are counted where they are few; else between a third and twice of what there are, and the first table is large enough."""
-    for grid_shape, spread in (((11, 8, 14), (2.0, 0.2)), ((30, 66, 28), (3.0, 0.2))):
-        bilateral = _input(random_case(3, num_modalities=2, masked=True, grid_shape=grid_shape), *spread, ShimDevice())
-        estimate, number = estimated_vertices(bilateral, Simplices(bilateral)), lattice.Lattice(bilateral).num_vertices
-        assert number == estimate if grid_shape[0] == 11 else number / 3.0 < estimate < 2.0 * number

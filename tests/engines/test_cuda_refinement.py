@@ -33,16 +33,13 @@ def refined(case, device, *, changes=None, **options):
 def case_of(kind):
     """A case that differs from the usual in one respect."""
     case = random_case(3, num_modalities=2, num_labels=4, grid_shape=(9, 11, 8))
-    mask = None
-    logits = case.logits.copy()
-    if "box" in kind:
-        mask = np.zeros(case.inside.shape, bool)
-        mask[BOX] = case.image[0][BOX] > np.quantile(case.image[0], 0.2)
-    if "scattered mask" in kind:
-        mask = case.image[0] > np.quantile(case.image[0], 0.2)
-    if kind == "slice":
-        mask = np.zeros(case.inside.shape, bool)
-        mask[2:8, :, 5] = True
+    logits, mask = case.logits.copy(), case.image[0] > np.quantile(case.image[0], 0.2)  # scattered
+    if "box" in kind or kind == "slice":
+        box = np.zeros(mask.shape, bool)
+        box[(slice(2, 8), slice(None), 5) if kind == "slice" else BOX] = True
+        mask = box if kind == "slice" else mask & box
+    elif "mask" not in kind:
+        mask = None
     if kind.startswith("padding"):
         logits[:, :, :3] = 0.25
     if "huge padding" in kind:

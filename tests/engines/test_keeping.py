@@ -25,8 +25,8 @@ def plan_of(image=PHANTOM.image, mask=None, spacing=SPACING):
 def run(parameters, plan, logits=PHANTOM.logits, progress=None):
     """The result, and how often something was built."""
     stages = []
-    found = plan.run(logits, parameters, progress=progress or (lambda stage, *_: stages.append(stage)))
-    return found, stages.count("build")
+    result = plan.run(logits, parameters, progress=progress or (lambda stage, *_: stages.append(stage)))
+    return result, stages.count("build")
 
 
 def refine_once(parameters, image=PHANTOM.image, logits=PHANTOM.logits, mask=None, spacing=SPACING):

@@ -23,26 +23,16 @@ OF_REGIONS = CrfParameters().replace(
 )
 
 
-@pytest.fixture
-def image():
-    rng = np.random.default_rng(0)
-    values = np.zeros(SHAPE)
-    values[2:7, 1:6, 1:5] = 100.0
-    values[2:5, 1:4, 1:3] = 200.0
-    return values + rng.normal(0, 2, SHAPE)
-
-
-@pytest.fixture
-def labels(image):
+def image_and_labels():
     """Labels 10 and 52 with some wrong voxels."""
-    found = np.where(image > 150, 52, np.where(image > 50, 10, 0))
-    found[4, 2, 2] = 0
-    found[0, 0, 0] = 52
-    return found
+    true = np.zeros(SHAPE, int)
+    true[2:7, 1:6, 1:5], true[2:5, 1:4, 1:3] = 10, 52
+    labels = true.copy()
+    labels[4, 2, 2], labels[0, 0, 0] = 0, 52
+    return 4.0 * true + np.random.default_rng(0).normal(0, 2, SHAPE), labels
 
 
-def one_hot(labels, numbers):
-    return (CONFIDENCE * np.stack([labels == number for number in numbers])).astype(np.float32)
+IMAGE, LABELS = image_and_labels()
 
 
 def refined(labels, image, **options):
@@ -50,16 +40,16 @@ def refined(labels, image, **options):
 
 
 @pytest.mark.parametrize(("dtype", "order"), [(np.uint8, "F"), (np.float64, "C")])
-def test_a_label_map_is_one_hot_logits(labels, image, dtype, order):
-    found = refined(np.array(labels, dtype, order=order), image)
-    plain = refined(one_hot(labels, (0, 10, 52)), image, input_type="logits")
+def test_a_label_map_is_one_hot_logits(dtype, order):
+    found = refined(np.array(LABELS, dtype, order=order), IMAGE)
+    plain = refined((CONFIDENCE * np.stack([number == LABELS for number in (0, 10, 52)])).astype(np.float32), IMAGE, input_type="logits")
     np.testing.assert_array_equal(found.label_map, np.array([0, 10, 52])[plain.label_map])
-    np.testing.assert_array_equal(found.network_label_map, labels)
+    np.testing.assert_array_equal(found.network_label_map, LABELS)
     np.testing.assert_allclose(found.marginals, plain.marginals, atol=1e-6)  # Rounding differs with the order of voxels in memory.
     assert found.label_map[4, 2, 2] == 52, "the surroundings outvote a wrong voxel"
     assert (found.channel_labels, found.num_labels, len(found.logits)) == ((0, 10, 52), 53, 3)
     assert found.label_map.dtype == np.uint8
-    assert found.changes.voxels_before[10] == (labels == 10).sum()
+    assert found.changes.voxels_before[10] == (LABELS == 10).sum()
     assert found.num_padding_voxels == 0
 
 
@@ -71,9 +61,9 @@ def test_a_label_map_is_one_hot_logits(labels, image, dtype, order):
         (lambda labels: labels, [1.0, 2.0, 3.0], "labels up to 52, but the parameters have values for 3 labels"),
     ],
 )
-def test_what_is_no_label_map_is_refused(labels, image, change, weight, message):
+def test_what_is_no_label_map_is_refused(change, weight, message):
     with pytest.raises(InputError, match=message):
-        refined(change(labels), image, parameters=PARAMETERS.replace(**{"bilateral.weight": weight}))
+        refined(change(LABELS), IMAGE, parameters=PARAMETERS.replace(**{"bilateral.weight": weight}))
 
 
 @pytest.mark.parametrize(("device", "changes"), [("cpu", {}), ("cpu", {"mean_field.label_threshold": 0.0}), ("torch", {})])
