@@ -7,20 +7,17 @@ import cuda_shim
 import numpy as np
 import pytest
 from cuda_shim import ShimDevice, watched_backend
-from oracles import Case, one_kernel, random_case, resolve
-from strict_device import use
+from oracles import Case, one_kernel, random_case, resolve, softmax
+from strict_device import StrictDevice, use
 
 from crfrefine import refine
 from crfrefine.engines import cpu, get_backend
-from crfrefine.engines.base import RunContext
 from crfrefine.engines.cuda import lattice
-from crfrefine.engines.cuda.device import capacity
+from crfrefine.engines.cuda.backend import CudaBackend
 from crfrefine.engines.cuda.kernel_set import choose_filter
-from crfrefine.engines.cuda.keys import Simplices, estimated_vertices
-from crfrefine.engines.cuda.sources import kernel_source, pack_arguments
+from crfrefine.engines.cuda.volume import MassSums
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
-from crfrefine.engines.grid_image import GridImage
-from crfrefine.errors import BackendUnavailableError, CapacityError, ConfigError, InputError
+from crfrefine.errors import BackendUnavailableError, CapacityError
 
 pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
 
@@ -66,74 +63,6 @@ def test_tables_that_are_full_grow_and_long_lists_are_trees(setting, monkeypatch
     np.testing.assert_allclose(found.logits, plain.logits, rtol=0.0, atol=1e-5 if setting[1] == "MAX_TOGETHER" else 0.0)
 
 
-def test_no_thread_adds_up_more_than_a_few():
-    """With positions and intensities out of play all voxels hang on a few vertices: their lists are trees."""
-    found = lattice.Lattice(_input(random_case(3, num_modalities=2, grid_shape=(17, 29, 47)), 1e3, 1e3, ShimDevice())).lists
-    assert len(found.levels) == 2
-    longest = [np.diff(pieces.begin.astype(np.int64)).max() for pieces in (found.pieces, *found.levels)]
-    assert max(longest) == lattice.MAX_TOGETHER
-
-
-def test_a_full_table_is_noticed():
-    """A hundred keys do not go into sixteen slots, and nothing goes round in circles; into 128 they do, each into one of its own."""
-    keys, constants = np.random.default_rng(8).permutation(10_000)[:100].astype(np.uint64), {"CRF_FEATURES": 5, "CRF_WIDE_KEYS": 0}
-    for table_bits in (4, 7):
-        table, slots = np.full(2**table_bits, 2**64 - 1, dtype=np.uint64), np.zeros(100, dtype=np.uint32)
-        overflow = np.zeros(1, dtype=np.uint64)
-        arguments = (constants, 100, keys, None, 100, table, table_bits, slots, overflow)
-        ShimDevice(is_watched=True).launch("lattice_build", "insert_vertices", *arguments)
-        assert bool(overflow[0]) == (table_bits == 4)
-    np.testing.assert_array_equal(table[slots], keys)
-
-
-def test_bandwidths_beyond_any_integer_average_everything():
-    """A radius is cut to the volume before it becomes an integer; the sum of all voxels, to single precision."""
-    rng = np.random.default_rng(5)
-    image, values = np.zeros((2, 4, 5, 7), np.float32), rng.random((4, 4, 5, 7), np.float32)
-    for theta_beta, name in (((1.0, 1.0), "truncated"), (None, "auto")):
-        kernel = one_kernel(theta_alpha=(1e30,) * 3, theta_beta=theta_beta, filter=name)
-        result = watched_backend().message(values, GridImage(image, None, (1.0, 2.0, 0.5)), kernel)
-        np.testing.assert_allclose(result, np.broadcast_to(values.sum((1, 2, 3), keepdims=True), values.shape), rtol=1e-5)
-
-
-def test_what_cannot_be_computed_is_refused():
-    """Bandwidths below a millionth of the extent or of the range, keys or features beyond the lattice, an image that is not finite."""
-    case = random_case(3, num_modalities=2, masked=True)
-    with pytest.raises(CapacityError, match="theta_alpha"):
-        _input(case, 1e-6, 0.1)
-    with pytest.raises(CapacityError, match="theta_beta"):
-        _input(case, 1.0, 1e-8)
-    with pytest.raises(CapacityError, match="at most 28 features"):
-        lattice.Lattice(_input(random_case(1, num_modalities=28), 1.0, 0.1))
-    image = case.image.copy()
-    image[1][~case.inside] = np.nan  # outside the mask nobody looks
-    _input(Case(case.logits, image, case.mask, case.spacing), 1.0, 0.1)
-    image[1][case.inside] = np.inf
-    with pytest.raises(InputError, match="modality 1"):
-        _input(Case(case.logits, image, case.mask, case.spacing), 1.0, 0.1)
-    spec = one_kernel(theta_alpha=(2.0,) * 3, theta_beta=(0.2,) * 2, filter="window")
-    with pytest.raises(ConfigError, match=r"mean_field\.filter.*exact, truncated, grid and lattice, not 'window'"):
-        cuda_shim.shim_backend().message(case.logits, GridImage(case.image, None, case.spacing), spec)
-
-
-def test_memory_that_a_callback_lacks_is_not_the_gpus():
-    """Its error arrives as it is, with no advice to use a mask; memory that the engine lacks is a CapacityError, with the numbers."""
-    case = random_case(3, num_labels=4, masked=True)
-    parameters = resolve(case, mean_field__filter="truncated", spatial__weight=0.0)
-    for stage in ("build", "mean field"):
-
-        def progress(current, _, __, stage=stage):
-            if current == stage:
-                raise MemoryError("no room for the window's picture")
-
-        with pytest.raises(MemoryError, match="the window's picture"):
-            watched_backend().mean_field(case.logits, case.grid, parameters, RunContext(progress=progress))
-    with pytest.raises(CapacityError, match="not enough memory on the GPU"), capacity(case.logits.shape):
-        raise MemoryError("4 GB")
-    with pytest.raises(CapacityError, match=r"needs about 0\.0 GB on cuda-shim, where 0\.0 GB are free"):
-        _refined(cuda_shim.shim_backend(free_bytes=10_000), case)
-
-
 def test_without_the_compiled_engine_the_host_has_numpy(monkeypatch):
     """In a checkout that is not built: the same ranges, label maps, and refined logits."""
     case = random_case(3, num_modalities=2, num_labels=4, masked=True, grid_shape=(7, 6, 9))
@@ -149,10 +78,54 @@ def test_without_the_compiled_engine_the_host_has_numpy(monkeypatch):
     assert found[1].label_map.dtype == found[0].label_map.dtype
     np.testing.assert_array_equal(found[1].label_map, found[0].label_map)
     np.testing.assert_array_equal(found[1].logits, found[0].logits)
-    bad = case.logits.copy()
-    bad[1, 2, 3, 4] = np.nan
-    with pytest.raises(InputError, match="logits"):
-        refine(bad, case.image, mask=case.mask, spacing=case.spacing, device="cuda")
+
+
+def _grid_message(engine, case, theta_alpha, theta_beta):
+    values = np.random.default_rng(3).random((8, *case.logits.shape[1:])).astype(np.float32)
+    return engine.message(values, case.grid, one_kernel((theta_alpha,) * 3, (theta_beta,), filter="grid"))
+
+
+@pytest.mark.parametrize(
+    ("grid_shape", "theta_alpha", "theta_beta"),
+    [
+        ((3, 5, 334), 0.9, 0.2),  # more cells along the last axis than a block has threads, the last block with few of its own
+        ((5, 9, 70), 9.1, 0.0007),  # more intensity cells than a block has threads, or than there is shared memory for
+        ((2, 67, 3), 0.31, 0.05),  # cells smaller than voxels, short rows
+    ],
+)
+def test_any_grouping_of_cells_has_the_sums_of_the_cpu(grid_shape, theta_alpha, theta_beta):
+    """To rounding. Wide rows need the most shared memory for the cells under the voxels of a tile."""
+    case = random_case(3, 1, masked=True, grid_shape=grid_shape)
+    found, expected = (_grid_message(engine, case, theta_alpha, theta_beta) for engine in (cuda_shim.shim_backend(), get_backend("cpu")))
+    np.testing.assert_allclose(found, expected, rtol=0.0, atol=3e-6 * expected.max())
+
+
+def test_cells_of_a_tile_beyond_the_shared_memory_are_refused():
+    with pytest.raises(CapacityError, match="too many cells for these bandwidths"):
+        _grid_message(cuda_shim.shim_backend(), random_case(3, 1, grid_shape=(5, 9, 70)), 0.13, 0.5)
+
+
+def test_a_step_of_the_volume_term_brings_back_a_few_numbers():
+    """Under a GPU's rules, however many voxels there are: bodies are found before the first step."""
+    case, downloaded = random_case(3, num_modalities=2, num_labels=4, masked=True), []
+    for num_iterations in (3, 6):
+        device = StrictDevice(is_watched=True)
+        _refined(CudaBackend(device), case, volume__weight=0.9, mean_field__num_iterations=num_iterations)
+        downloaded.append(device.downloaded_bytes)
+    assert 0 < downloaded[1] - downloaded[0] < 4 * 1024
+
+
+def test_sums_for_the_volume_term_are_those_of_marginals():
+    """Masses and covariances of logits with a bias where the term applies: a step would come to the same end with others, only later."""
+    random, shape, device = np.random.default_rng(4), (7, 9, 13), ShimDevice(is_watched=True)
+    mask, logits = random.random(shape) < 0.8, random.normal(size=(4, *shape), scale=3.0).astype(np.float32)
+    part, bias = random.random(int(mask.sum())) < 0.6, random.normal(size=4)
+    sums = MassSums(Voxels(device, shape, (1.0, 0.7, 1.6), mask), 4, part.astype(np.uint8), np.dtype(np.float32))
+    marginals = softmax(logits[:, mask][:, part] + bias[:, None])
+    expected = marginals.sum(axis=1)
+    masses, covariance = sums.of_logits(logits, bias)
+    np.testing.assert_allclose(masses, expected, rtol=1e-5)
+    np.testing.assert_allclose(covariance, np.diag(expected) - marginals @ marginals.T, atol=1e-5 * expected.max())
 
 
 def test_the_automatic_choice_follows_the_work():
@@ -164,35 +137,9 @@ def test_the_automatic_choice_follows_the_work():
     wide = BilateralInput(Voxels(ShimDevice(), (61, 70, 57), one.spacing, None), one.image.astype(np.float64), [12.0] * 3, [0.1])
     assert choose_filter(wide, 4, 5)[0] == "lattice"  # in double precision
     assert choose_filter(_input(three, 12.0, 0.1, ShimDevice()), 4, 5)[0] == "lattice"
-
-
-def test_where_no_lattice_is_possible_another_filter_is_chosen():
-    """Too many features for it, or cells too fine to be numbered: a window is left."""
+    # Too many features for the lattice, or cells too fine to be numbered: a window is left.
     image = np.random.default_rng(2).random((26, 20, 19, 21)).astype(np.float32)
     many = _input(Case(np.zeros((2, 20, 19, 21), np.float32), image, None, (1.0, 1.2, 0.8)), 3.0, 0.4)
     fine = _input(random_case(4, num_modalities=8, grid_shape=(16, 17, 15, 14)), 1.5, 1e-5)
     for bilateral in (many, fine):
         assert choose_filter(bilateral, 2, 5) == ("truncated", None)
-
-
-def test_vertices_are_estimated_from_few_voxels():
-    """All are counted where they are few; else between a third and twice of what there are, and the first table is large enough."""
-    for grid_shape, spread in (((11, 8, 14), (2.0, 0.2)), ((30, 66, 28), (3.0, 0.2))):
-        bilateral = _input(random_case(3, num_modalities=2, masked=True, grid_shape=grid_shape), *spread, ShimDevice())
-        estimate, number = estimated_vertices(bilateral, Simplices(bilateral)), lattice.Lattice(bilateral).num_vertices
-        assert number == estimate if grid_shape[0] == 11 else number / 3.0 < estimate < 2.0 * number
-
-
-def test_arguments_that_do_not_fit_a_kernel_are_refused():
-    """On a device a wrong type would be garbage, not an error."""
-    source, constants = kernel_source("lattice", {"CRF_WIDTH": 2}), {"CRF_WIDTH": 2}
-    rows, places = np.ones((3, 2), dtype=np.float32), np.arange(3, dtype=np.uint32)
-    assert [type(value) for value in pack_arguments(source, "sum_pieces", constants, (places, None, 3, rows))[1:3]] == [np.uint64, np.int64]
-    for arguments, message in (
-        ((places, places, 3), "3 arguments for 4 parameters"),
-        ((places.astype(np.int64), places, 3, rows), "piece_begin is a int64 array"),
-        ((np.arange(6, dtype=np.uint32)[::2], places, 3, rows), r"contiguous: False.*expected uint32"),
-        ((places, places, 3, np.ones((3, 4), dtype=np.float32)), "rows of 4; expected 2"),
-    ):
-        with pytest.raises(TypeError, match=message):
-            pack_arguments(source, "sum_pieces", constants, arguments)

@@ -8,7 +8,7 @@ import re
 import nvrtc
 import pytest
 
-from crfrefine.engines.cuda.sources import kernel_source, kernels_dir, source_names
+from crfrefine.engines.cuda.sources import kernel_source, source_names
 
 _LABELS = [
     {"CRF_LABELS": labels, "CRF_CHANNELS": channels, "CRF_WIDTH": width}
@@ -112,12 +112,3 @@ def test_large_problems_compile(name, constants):
     usage = nvrtc.compile_for("sm_80", source)
     assert set(usage) == set(source.kernels)
     assert name != "mean_field" or usage["update"].stack_bytes > 0
-
-
-def test_every_kernel_is_understood():
-    """The list of parameters that arguments are checked against is read from the sources: none may be overlooked."""
-    for name in source_names():
-        text = (kernels_dir() / "cuda" / f"{name}.cu").read_text(encoding="utf-8")
-        kernels = kernel_source(name, {}).kernels
-        assert len(kernels) == text.count("CRF_KERNEL(") + text.count("CRF_BLOCK_KERNEL(") > 0
-        assert all(kernels.values())

@@ -1,45 +1,126 @@
-"""Cases that a GPU's memory does not hold are computed on the CPU, with a note."""
+"""The GPU engine's memory, on a stand-in that counts it (strict_device.py): what is estimated, and computed on the CPU for lack of it."""
 
 from dataclasses import replace
 
 import cuda_shim
 import numpy as np
 import pytest
-from cli_helpers import Folders, save_nifti
-from oracles import random_case
+from oracles import random_case, resolve
 from strict_device import StrictDevice, use
 
 from crfrefine import CrfParameters, RegionScheme, refine
 from crfrefine.engines.cuda.backend import CudaBackend
+from crfrefine.errors import CapacityError
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.run import run_inference
 
 pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
 
-SHAPE = (98, 5, 6)
-SPACING = (1.0, 0.6, 1.7)
-SETTINGS = {
-    "spatial.weight": 0.5,
-    "bilateral.theta_alpha": 1.2,
-    "bilateral.theta_beta": 0.3,
-    "mean_field.filter": "truncated",
-    "mean_field.num_iterations": 2,
-    "mean_field.tolerance": 0.0,
-}
+CASES = "a"
+# Of memory that a case was seen to take, what its estimates may come to: they have room for sorts, which numpy does in place.
+MAX_ESTIMATED = 2.0
+
+
+def _model(case, filter_name, **changes):
+    theta_alpha, theta_beta = (3.0, 0.4) if filter_name == "grid" else (1.4, 0.2)  # a grid of few cells
+    settings = {"bilateral__theta_alpha": theta_alpha, "bilateral__theta_beta": theta_beta, "mean_field__filter": filter_name}
+    weights = np.linspace(1.0, 2.0, len(case.logits)).tolist()
+    return resolve(case, **{"bilateral__weight": weights, "spatial__weight": 0.5, "mean_field__num_iterations": 3} | settings | changes)
+
+
+def _built(engine, case, model):
+    return engine.kernels(case.grid, model.kernels)
+
+
+def _train(engine, case, model):
+    kernels, run = _built(engine, case, model), replace(model.mean_field, tolerance=0.0)
+    wants = {"wants_image": not run.volume_weight, "wants_theta": not run.volume_weight}
+    kernels.backward(kernels.forward(case.logits, run), case.logits, case.logits, **wants)
+
+
+def _refine(engine, case, model):
+    engine.mean_field(case.logits, case.grid, model)
+
+
+def test_a_single_voxel_keeps_to_the_rules():
+    """Channels are rows as they lie, but not where a wide load may begin: a weight per label leaves records of an odd number of them."""
+    case = random_case(3, num_modalities=2)
+    mask = np.zeros(case.inside.shape, dtype=bool)
+    mask[1, 2, 3] = True
+    case = replace(case, mask=mask)
+    _train(CudaBackend(StrictDevice(is_watched=True)), case, _model(case, "exact"))
+
+
+@pytest.mark.parametrize(
+    ("run", "filter_name", "num_labels", "grid_shape", "masked", "changes"),
+    [
+        (_refine, "lattice", 4, (11, 17, 13), True, {}),
+        (_refine, "truncated", 4, (11, 17, 13), False, {}),
+        (_train, "exact", 4, (7, 11, 9), False, {}),
+        (_train, "truncated", 4, (7, 11, 9), True, {"volume__weight": 0.9, "spatial__weight": 0.0}),
+        pytest.param(_train, "grid", 4, (5, 9, 7), True, {}, marks=pytest.mark.long),
+        pytest.param(_refine, "lattice", 9, (9, 8, 7, 31), True, {"bilateral__theta_alpha": 8.0}, marks=pytest.mark.long),  # few vertices
+    ],
+)
+def test_memory_is_estimated_before_it_is_taken(run, filter_name, num_labels, grid_shape, masked, changes):
+    """With too little, an error with the numbers, and never more taken than there is; with MAX_ESTIMATED times what it takes, none."""
+    case = random_case(len(grid_shape), 2, num_labels, masked=masked, grid_shape=grid_shape)
+    model = _model(case, filter_name, **changes)
+
+    def taken(limit):
+        device = StrictDevice(limit, is_watched=True)
+        run(CudaBackend(device), case, model)
+        return device.most
+
+    most = taken(1 << 40)
+    assert taken(int(MAX_ESTIMATED * most)) == most
+    for part in (0.3, 0.95):
+        with pytest.raises(CapacityError, match=r"needs about \d+\.\d GB on cuda-shim, where \d+\.\d GB are free"):
+            taken(int(part * most))
+
+
+def test_building_and_going_back_are_done_when_they_return():
+    """The next call may be on another stream."""
+    notes = []
+
+    class Noting(cuda_shim.ShimDevice):
+        def launch(self, *arguments):
+            notes.append("launch")
+            super().launch(*arguments)
+
+        def synchronize(self):
+            notes.append("wait")
+
+        def download(self, array):
+            notes.append("wait")
+            return super().download(array)
+
+    case = random_case(3, num_modalities=2, num_labels=4, masked=True)
+    for run in (_built, _train):
+        notes.clear()
+        run(CudaBackend(Noting(is_watched=True)), case, _model(case, "exact"))
+        assert notes[-1] == "wait"
+
+
+SETTINGS = CrfParameters().replace(
+    **{
+        "spatial.weight": 0.5,
+        "bilateral.theta_alpha": 1.2,
+        "bilateral.theta_beta": 0.3,
+        "mean_field.filter": "truncated",
+        "mean_field.num_iterations": 2,
+        "mean_field.tolerance": 0.0,
+    }
+)
 
 
 REGIONS = RegionScheme.of({"whole": [1, 2, 3], "core": [2, 3], "tip": 3, "rest": 4})
 NOTE = "computed on the CPU, since the case does not fit into the memory of cuda-shim: "
 
 
-def case():
-    return replace(random_case(3, num_modalities=1, num_labels=4, grid_shape=SHAPE), spacing=SPACING)
-
-
 def refined(device, **options):
-    given = case()
-    parameters = CrfParameters().replace(**SETTINGS)
-    return refine(given.logits, given.image, mask=given.mask, spacing=SPACING, parameters=parameters, device=device, **options)
+    case = random_case(3, num_modalities=1, num_labels=4, grid_shape=(98, 5, 6))
+    return refine(case.logits, case.image, spacing=case.spacing, parameters=SETTINGS, device=device, **options)
 
 
 @pytest.mark.parametrize("regions", [None, REGIONS])
@@ -63,17 +144,9 @@ def test_a_case_beyond_the_memory_has_the_result_of_the_cpu(is_told, regions, mo
     assert found.energy == expected.energy
 
 
-def test_a_folder_run_says_so(tmp_path, monkeypatch):
-    given = case()
-    folders = Folders(tmp_path / "images", tmp_path / "logits", tmp_path / "out")
-    folders.images.mkdir()
-    folders.logits.mkdir()
-    save_nifti(folders.images / "a_0000.nii.gz", given.image[0].T)
-    save_nifti(folders.logits / "a.nii.gz", np.moveaxis(given.logits, 0, -1).transpose(2, 1, 0, 3))
+def test_a_folder_run_says_so(folders, monkeypatch):
     use(CudaBackend(StrictDevice(20_000)), monkeypatch)
-    options = InferenceOptions(
-        (folders.images,), (folders.logits,), folders.output, parameters=CrfParameters().replace(**SETTINGS), device="cuda"
-    )
+    options = InferenceOptions((folders.images,), (folders.logits,), folders.output, parameters=SETTINGS, device="cuda")
     (record,) = run_inference(options).cases
     assert (record.status, record.device) == ("done", "cpu")
     assert any(note.startswith(NOTE) for note in record.notes)

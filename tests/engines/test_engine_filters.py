@@ -4,7 +4,6 @@ What they approximate is test_filters.py's business. Bandwidths are no multiples
 simplex, where float32 and float64 may choose different sides.
 """
 
-import functools
 import os
 import signal
 import subprocess
@@ -13,7 +12,7 @@ import time
 
 import numpy as np
 import pytest
-from oracles import grid_kernel, one_kernel, random_case, torch64
+from oracles import grid_kernel, kernel_set, one_kernel, random_case, torch64
 
 import crfrefine
 from crfrefine.engines import get_backend
@@ -63,25 +62,36 @@ def test_the_lattice_is_the_transcribed_one(compiled_backend, num_dims, num_moda
         (CapacityError, "theta_beta 1e-07 .* less than a millionth", {"theta_beta": (1e-7, 0.2)}),
         (CapacityError, "128 is the most", {"theta_alpha": (1e-4,) * 3, "theta_beta": (1e-5,) * 8, "filter": "lattice"}),
         (CapacityError, "at most 28 features .* not 29", {"theta_beta": (0.2,) * 26, "filter": "lattice"}),
-        (InputError, "unknown filter 'box'", {"filter": "box"}),
-        (InputError, "unknown normalization 'rows'", {"normalization": "rows"}),
+        (InputError, "one or two modalities, not 3", {"theta_beta": (0.2,) * 3, "filter": "grid"}),
         (InputError, "the mask is empty", {"mask": np.zeros((9, 7, 8), dtype=bool)}),
     ],
 )
-def test_what_the_engine_refuses_has_a_kind(kind, match, changes):
-    """Too large for the algorithm, or not usable at all; the engine's own class is the cause."""
+def test_what_an_engine_refuses_has_a_kind(compiled_backend, kind, match, changes):
+    """Too large for the algorithm, or not usable at all; the C++ engine's own class is the cause."""
     asked = {"mask": None, "theta_alpha": (2.0,) * 3, "theta_beta": (0.1, 0.2), "filter": "truncated"} | changes
     image = np.random.default_rng(6).random((len(asked["theta_beta"]), 9, 7, 8), np.float32)
     with pytest.raises(kind, match=match) as caught:
-        get_backend("cpu").message(image[:1], GridImage(image, asked.pop("mask"), (1.0, 1.3, 2.0)), one_kernel(**asked))
-    assert type(caught.value.__cause__).__name__ == f"Engine{kind.__name__}"
+        compiled_backend.message(image[:1], GridImage(image, asked.pop("mask"), (1.0, 1.3, 2.0)), one_kernel(**asked))
+    if compiled_backend.name == "cpu":
+        assert type(caught.value.__cause__).__name__ == f"Engine{kind.__name__}"
+
+
+@pytest.mark.parametrize(("name", "theta"), [("auto", (1.0, 0.05)), ("auto", (6.0, 0.3)), ("auto", (30.0, 0.5)), ("grid", (6.0, 0.3))])
+def test_the_filter_is_known_before_it_is_built(name, theta):
+    image = np.random.default_rng(0).normal(0.0, 0.05, (1, 24, 30, 37)).astype(np.float32)
+    image[:, :, 15:] += 1.0
+    spec = kernel_set([((theta[0],) * 3, theta[1:])], (1.0,) * 3, normalization="symmetric", filter=name, num_labels=3, num_iterations=5)
+    arguments = GridImage(image, None, (2.0, 1.0, 1.5)), spec
+    planned, built = get_backend("cpu").plan_filters(*arguments, 2), get_backend("cpu").kernels(*arguments).filters
+    assert len(planned) == 1
+    assert built[0].startswith(f"bilateral.0: {planned[0]} ")
+    assert name in ("auto", planned[0])
 
 
 @pytest.mark.skipif("LD_PRELOAD" in os.environ, reason="limits the address space, of which a sanitizer needs plenty")
-def test_memory_that_the_engine_does_not_get_is_a_lack_of_capacity(tmp_path):
+def test_memory_that_the_engine_does_not_get_is_a_lack_of_capacity():
     """In a process of its own, whose address space is limited once the engine is loaded."""
-    script = tmp_path / "little.py"
-    script.write_text(
+    script = (
         "import resource, numpy as np\n"
         "from crfrefine.engines import get_backend\n"
         "from crfrefine.engines.grid_image import GridImage\n"
@@ -93,14 +103,13 @@ def test_memory_that_the_engine_does_not_get_is_a_lack_of_capacity(tmp_path):
         "resource.setrlimit(resource.RLIMIT_AS, (used + (40 << 20),) * 2)\n"
         "engine.message(values, GridImage(image, None, (1.0, 1.3, 2.0)), kernels, threads=1)\n"
     )
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert "CapacityError: not enough memory to filter 6 channels on a grid of 100x90x80 voxels" in done.stderr
 
 
-def test_an_interrupt_is_noticed_while_the_engine_works(tmp_path):
+def test_an_interrupt_is_noticed_while_the_engine_works():
     """The exact sum of this volume takes the better part of a minute and is one step; waiting for it would run into the time limit."""
-    script = tmp_path / "long.py"
-    script.write_text(
+    script = (
         "import numpy as np, crfrefine\n"
         "rng = np.random.default_rng(0)\n"
         "logits, image = rng.standard_normal((2, 70, 60, 65), np.float32), rng.random((70, 60, 65), np.float32)\n"
@@ -108,7 +117,7 @@ def test_an_interrupt_is_noticed_while_the_engine_works(tmp_path):
         "print('ready', flush=True)\n"
         "crfrefine.refine(logits, image, parameters=parameters, threads=1)\n"
     )
-    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         time.sleep(0.5)
@@ -123,12 +132,10 @@ def test_the_order_of_axes_in_memory_does_not_move_the_lattice(device):
 
     Sums in another order differ by rounding; a vertex gained or lost would show as 1e-2.
     """
-    rng = np.random.default_rng(5)
-    shape = (7, 9, 6)
-    logits, image = rng.normal(size=(3, *shape)).astype(np.float32), rng.normal(size=(2, *shape)).astype(np.float32)
-    mask = rng.random(shape) < 0.8
-    parameters = crfrefine.CrfParameters().replace(**{"mean_field.filter": "lattice", "bilateral.theta_alpha": [2.0, 3.0, 4.0]})
-    parameters = parameters.replace(**{"bilateral.theta_beta": 0.3, "mean_field.tolerance": 0.0})
-    run = functools.partial(crfrefine.refine, spacing=(1.0, 1.5, 2.0), parameters=parameters, mask=mask, device=device)
-    fortran = [np.moveaxis(np.asfortranarray(np.moveaxis(array, 0, -1)), -1, 0) for array in (logits, image)]
-    np.testing.assert_allclose(run(*fortran).logits, run(logits, image).logits, atol=1e-4)
+    case = random_case(3, masked=True, grid_shape=(7, 9, 6))
+    changes = {"mean_field.filter": "lattice", "bilateral.theta_alpha": [2.0, 3.0, 4.0], "bilateral.theta_beta": 0.3}
+    parameters = crfrefine.CrfParameters().replace(**changes, **{"mean_field.tolerance": 0.0})
+    fortran = [np.moveaxis(np.asfortranarray(np.moveaxis(array, 0, -1)), -1, 0) for array in (case.logits, case.image)]
+    options = {"spacing": (1.0, 1.5, 2.0), "parameters": parameters, "mask": case.mask, "device": device}
+    turned, expected = (crfrefine.refine(*arrays, **options) for arrays in (fortran, (case.logits, case.image)))
+    np.testing.assert_allclose(turned.logits, expected.logits, atol=1e-4)

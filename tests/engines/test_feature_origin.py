@@ -7,7 +7,6 @@ import pytest
 from oracles import Case, random_case, resolve, torch64
 
 from crfrefine.engines.grid_image import FeatureOrigin, GridImage, default_origin
-from crfrefine.errors import InputError
 
 ALPHA, BETA, SPACING = [1.5, 2.0, 1.7], [0.15, 0.2, 0.25], (0.7, 1.2, 1.9)
 # Messages in float32: sums of some hundred terms in another order.
@@ -101,18 +100,3 @@ def test_the_origin_has_the_order_of_the_grids_axes(backend):
     )
     found = case.logits - np.transpose(result.logits, (0, *(1 + np.argsort(order))))
     _assert_near(found, expected, ROUNDING)
-
-
-@pytest.mark.parametrize(
-    ("origin", "message"),
-    [
-        (FeatureOrigin((0, 0), (0.0, 0.0)), "2 axes and 2 modalities; the image has 3 axes and 2 modalities"),
-        (FeatureOrigin((0, 0, 0), (0.0, float("nan"))), "finite intensities"),
-        (FeatureOrigin((0, 2**40, 0), (0.0, 0.0)), "must be a voxel"),
-    ],
-)
-def test_an_origin_of_another_image_is_refused(backend, origin, message):
-    """Before anything is built."""
-    case = _case((5, 8, 7), 2)
-    with pytest.raises(InputError, match=message):
-        _pairwise(backend, case, _spec(case, "exact"), origin)

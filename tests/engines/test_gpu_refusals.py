@@ -1,4 +1,4 @@
-"""Machines whose GPU cannot be used: without a driver, with one that does not start, with a CuPy for another CUDA, without memory."""
+"""Which engine runs a device, and what is said of a GPU that is hidden, missing, not usable here, or lost while it works."""
 
 import contextlib
 import ctypes
@@ -8,9 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 
+import crfrefine.engines
 from crfrefine.engines import get_backend
 from crfrefine.engines.cuda import cupy_device
-from crfrefine.errors import BackendUnavailableError
+from crfrefine.engines.cuda.loss import LossWatch
+from crfrefine.errors import BackendUnavailableError, CapacityError, ConfigError, DeviceLostError
 
 
 class CudaError(RuntimeError):
@@ -25,8 +27,18 @@ class CompileError(Exception):
     """CuPy's."""
 
 
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine that shows one GPU."""
+    crfrefine.engines._cuda_backend.cache_clear()
+    monkeypatch.setattr(cupy_device, "may_have_gpu", lambda: True)
+    monkeypatch.setattr(cupy_device, "num_driver_devices", lambda: 1)
+    yield monkeypatch
+    crfrefine.engines._cuda_backend.cache_clear()
+
+
 def with_cupy(machine, error):
-    """A driver with one GPU, and a CuPy that can be imported, whose first computation raises an error."""
+    """A CuPy that can be imported, whose first computation raises an error."""
 
     def arange(count):
         raise error
@@ -36,18 +48,16 @@ def with_cupy(machine, error):
         runtime=SimpleNamespace(CUDARuntimeError=CudaError, getDevice=lambda: 0, deviceSynchronize=lambda: None),
         driver=SimpleNamespace(CUDADriverError=CudaError),
     )
-    machine.setattr(cupy_device, "num_driver_devices", lambda: 1)
     machine.setattr(importlib.util, "find_spec", lambda name: object())
     machine.setitem(sys.modules, "cupy", SimpleNamespace(arange=arange, cuda=cuda))
 
 
-@pytest.fixture
-def machine(monkeypatch):
-    """A machine that shows one GPU."""
-    cupy_device_cache = get_backend.__globals__["_cuda_backend"]
-    cupy_device_cache.cache_clear()
-    monkeypatch.setattr(cupy_device, "may_have_gpu", lambda: True)
-    return monkeypatch
+def check_refused(message, device="cuda:0", *, warns=True):
+    """By name it is an error; `auto` takes the CPU with a warning."""
+    with pytest.raises(BackendUnavailableError, match=rf"--device {device.removesuffix(':0')}:? {message}.*--device cpu"):
+        get_backend(device)
+    with pytest.warns(RuntimeWarning, match=rf"auto takes the CPU.*{message}") if warns else contextlib.nullcontext():
+        assert get_backend("auto").name == "cpu"
 
 
 OTHER_CUDA = "cudaErrorInsufficientDriver: CUDA driver version is insufficient for CUDA runtime version"
@@ -65,35 +75,37 @@ OTHER_CUDA = "cudaErrorInsufficientDriver: CUDA driver version is insufficient f
     ids=["a driver for an older CUDA", "no NVRTC", "an NVRTC for other GPUs", "no memory for a context", "no memory for an array"],
 )
 def test_a_gpu_that_cannot_compute_is_refused_and_auto_says_why(error, message, machine):
-    """By name it is an error; `auto` takes the CPU with a warning."""
     with_cupy(machine, error)
-    with pytest.raises(BackendUnavailableError, match=rf"--device cuda: {message}.*--device cpu"):
-        get_backend("cuda:0")
-    with pytest.warns(RuntimeWarning, match=rf"--device auto takes the CPU, as the GPU cannot be used \(--device cuda: {message}"):
-        assert get_backend("auto").name == "cpu"
+    check_refused(message)
 
 
-def test_a_default_stream_per_thread_is_refused_and_auto_says_why(machine):
+def test_a_gpu_without_cupy_is_refused_with_what_to_install(machine, tmp_path):
+    """As where only the extra is missing, or CuPy is for another version of CUDA: one that cannot be imported stands for none."""
+    (tmp_path / "cupy.py").write_text("raise ImportError('no such library')\n", encoding="utf-8")
+    machine.syspath_prepend(tmp_path)
+    machine.delitem(sys.modules, "cupy", raising=False)
+    check_refused(r"needs CuPy.*no such library.*install crfrefine\[cuda12\]")
+
+
+def test_a_forked_process_has_no_gpu(machine):
+    """Its parent has used the driver."""
+
+    def used_before():
+        raise cupy_device.ForkedError
+
+    with_cupy(machine, ValueError("opened"))
+    machine.setattr(cupy_device, "num_driver_devices", used_before)
+    check_refused(r".*forked.*'spawn'")
+
+
+def test_a_default_stream_per_thread_is_refused(machine):
     """Copies in one thread rely on the order of launches in another: on one default stream for all."""
     with_cupy(machine, ValueError("opened"))
-    message = r"expected one default stream for all threads, found CUPY_CUDA_PER_THREAD_DEFAULT_STREAM='1': .*unset it.*--device cpu"
     machine.setenv("CUPY_CUDA_PER_THREAD_DEFAULT_STREAM", "1")
-    with pytest.raises(BackendUnavailableError, match=f"--device cuda: {message}"):
-        get_backend("cuda")
-    with pytest.warns(RuntimeWarning, match=f"--device auto takes the CPU.*{message}"):
-        assert get_backend("auto").name == "cpu"
+    check_refused(r"expected one default stream for all threads, found CUPY_CUDA_PER_THREAD_DEFAULT_STREAM='1': .*unset it")
     machine.setenv("CUPY_CUDA_PER_THREAD_DEFAULT_STREAM", "0")
     with pytest.raises(ValueError, match="opened"):
         get_backend("cuda")
-
-
-def driver(status):
-    def load(name):
-        if status is None:
-            raise OSError(name)
-        return SimpleNamespace(cuInit=lambda flags: status, cuDeviceGetCount=lambda count: 0)
-
-    return load
 
 
 @pytest.mark.parametrize(
@@ -109,12 +121,98 @@ def driver(status):
         (None, r"install NVIDIA's driver", False),  # no driver
     ],
 )
-def test_a_driver_that_shows_no_gpu_says_why(status, message, warns, machine):
+def test_a_driver_that_shows_no_gpu_says_why(status, message, warns, monkeypatch):
     """One that does not start is no machine without a GPU: `auto` warns."""
-    machine.setattr(ctypes, "CDLL", driver(status))
-    machine.setenv("CUDA_VISIBLE_DEVICES", "7")
-    machine.setattr(importlib.util, "find_spec", lambda name: object())
-    with pytest.raises(BackendUnavailableError, match=rf"--device cuda:1: no NVIDIA GPU was found; {message}.*or use --device cpu"):
-        get_backend("cuda:1")
-    with pytest.warns(RuntimeWarning, match=message) if warns else contextlib.nullcontext():
-        assert get_backend("auto").name == "cpu"
+
+    def load(name):
+        if status is None:
+            raise OSError(name)
+        return SimpleNamespace(cuInit=lambda flags: status, cuDeviceGetCount=lambda count: 0)
+
+    monkeypatch.setattr(cupy_device, "may_have_gpu", lambda: True)
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    check_refused(rf"no NVIDIA GPU was found; {message}", "cuda:1", warns=warns)
+
+
+def test_a_gpu_that_is_not_there_is_named_with_those_that_are(machine):
+    machine.setattr(cupy_device, "num_driver_devices", lambda: 2)
+    with pytest.raises(BackendUnavailableError, match=r"--device cuda:7: expected GPUs from 0 to 1, found 7: this machine has 2"):
+        cupy_device.CupyDevice(7)
+
+
+@pytest.mark.parametrize("missing", ["GPU", "CuPy"])
+def test_auto_leaves_the_driver_alone_where_something_is_missing(missing, monkeypatch):
+    """The driver once asked, no process that is forked later can use a GPU."""
+
+    def asked():
+        raise AssertionError("the driver was asked")
+
+    monkeypatch.setattr(cupy_device, "num_driver_devices", asked)
+    monkeypatch.setattr(cupy_device, "may_have_gpu", lambda: missing != "GPU")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if missing == "CuPy" else object())
+    assert not cupy_device.is_available()
+
+
+@pytest.mark.parametrize(("visible", "expected"), [(None, True), ("0,1", True), ("", False), (" ", False), ("-1", False)])
+def test_gpus_that_the_environment_hides_are_not_there(visible, expected, monkeypatch):
+    """As CUDA does: an empty list, or one that begins with a number below 0."""
+    monkeypatch.setattr(cupy_device, "_GPU_FILES", ("null",))  # there is such a file on every machine
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert cupy_device.may_have_gpu() is expected
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "CPU", ""])
+def test_an_unknown_device_is_refused_with_the_known_ones(device):
+    with pytest.raises(ConfigError, match=r"device: expected one of auto, cpu, cuda"):
+        get_backend(device)
+
+
+def test_a_gpu_is_one_backend_under_all_its_names(machine):
+    """Two would have two locks, and let two cases into the memory of one GPU."""
+    machine.setattr(cupy_device, "CupyDevice", lambda index: SimpleNamespace(name=f"fake {index}"))
+    first = get_backend("cuda")
+    assert get_backend("cuda:0") is get_backend("cuda:00") is first
+    assert get_backend("cuda:1") is not first
+    assert get_backend("cuda:1").name == "fake 1"
+
+
+def watch(*, answers):
+    def ask():
+        if not answers:
+            raise CudaError(719, "error 719")
+
+    return LossWatch("cuda:1", (CudaError,), ask)
+
+
+def test_a_gpu_that_does_not_answer_is_lost_for_good():
+    """The first error says why, the others that it is so; later work does not touch the GPU."""
+    watched = watch(answers=False)
+    message = r"--device cuda:1: the GPU stopped working in this case \(error 700\).*--device cpu"
+    with pytest.raises(DeviceLostError, match=message), watched.watching():
+        raise CudaError(700, "error 700")
+    with pytest.raises(DeviceLostError, match=r"stopped working earlier in this process \(error 700\).*--device cpu"), watched.watching():
+        raise AssertionError("nothing may run")
+
+
+def test_a_gpu_that_answers_is_not_lost():
+    """What it refused is a fault of the caller; what else is raised is no concern of CUDA."""
+    watched = watch(answers=True)
+    for error in (CudaError(1, "error 1"), RuntimeError("of a callback"), KeyboardInterrupt()):
+        with pytest.raises(type(error)) as caught, watched.watching():
+            raise error
+        assert caught.value is error
+    with watched.watching():
+        pass
+
+
+def test_a_driver_without_memory_is_too_large_a_case():
+    """Not a lost GPU: the next case may be smaller."""
+    watched, message = watch(answers=False), r"not enough memory on the GPU cuda:1 \(error 2\); use a mask.*--device cpu"
+    with pytest.raises(CapacityError, match=message), watched.watching():
+        raise CudaError(2, "error 2")
+    with watched.watching():
+        pass

@@ -15,6 +15,7 @@ from crfrefine.parameters.model import CrfParameters
 
 # The accuracy that is promised for the exact filter in float32.
 EXACT_RMS = 1e-5
+BIAS = [0.375, -1.25, 0.75]
 
 
 def _run(backend, case, parameters):
@@ -23,6 +24,17 @@ def _run(backend, case, parameters):
 
 def _marginals(result, case):
     return softmax(result.logits)[:, case.inside]
+
+
+def _check_plain_iteration(backend, case, parameters, *, atol=0.0):
+    """Marginals to an RMS of 1e-5 and the same labels but for near ties; energies are sums over all voxels and labels of float32 values."""
+    expected, energies = brute_force_mean_field(case, parameters)
+    result = _run(backend, case, parameters)
+    marginals = _marginals(result, case)
+    assert rms(marginals - expected) < EXACT_RMS
+    lead = np.diff(np.sort(expected, axis=0)[-2:], axis=0)[0]
+    assert (marginals.argmax(axis=0) == expected.argmax(axis=0))[lead > 1e-3].all()
+    np.testing.assert_allclose(result.energy, energies, rtol=1e-4, atol=atol * np.abs(energies).max())
 
 
 def test_two_voxels_by_hand(backend):
@@ -46,30 +58,18 @@ def test_two_voxels_by_hand(backend):
     assert [line.split(":")[0] for line in result.filters] == ["bilateral.0"]
 
 
-def test_outside_the_mask_the_logits_pass_through(backend):
+@pytest.mark.parametrize("filter_name", ["exact", "truncated", "lattice"])
+def test_outside_the_mask_the_logits_pass_through(backend, filter_name):
     """Divided by the temperature, to the last bits; and nothing inside depends on what stands outside."""
     case = random_case(3, masked=True)
-    parameters = resolve(case, mean_field__temperature=2.0, mean_field__bias=[0.4, -1.2, 0.7], spatial__weight=1.0)
+    changes = {"mean_field__temperature": 2.0, "mean_field__bias": [0.4, -1.2, 0.7], "mean_field__filter": filter_name}
+    parameters = resolve(case, **changes, spatial__weight=1.0)
     result = _run(backend, case, parameters)
     np.testing.assert_allclose(result.logits[:, ~case.inside], case.logits[:, ~case.inside] / 2.0, rtol=1e-6)
     soiled = Case(
         np.where(case.inside, case.logits, np.float32(700.0)), np.where(case.inside, case.image, np.float32(30.0)), case.mask, case.spacing
     )
     np.testing.assert_array_equal(_run(backend, soiled, parameters).logits[:, case.inside], result.logits[:, case.inside])
-
-
-@pytest.mark.parametrize(("filter_name", "masked"), [("exact", True), ("truncated", False), ("lattice", True)])
-def test_a_bias_is_that_of_the_logits(backend, filter_name, masked):
-    """To the bit inside the mask, energy and all."""
-    case = random_case(3, masked=masked)
-    changes = {"mean_field__temperature": 1.7, "mean_field__filter": filter_name, "mean_field__tolerance": 1e-4}
-    dtype = np.float64 if backend.name == "torch" else np.float32  # in which the logits are shifted
-    bias = [0.375, -1.25, 0.75]
-    shifted = case.logits.astype(dtype) + np.array(bias, dtype)[:, None, None, None]
-    found = _run(backend, case, resolve(case, mean_field__bias=bias, **changes))
-    expected = _run(backend, Case(shifted, case.image, case.mask, case.spacing), resolve(case, **changes))
-    assert found.report == expected.report
-    np.testing.assert_array_equal(found.logits[:, case.inside], expected.logits[:, case.inside])
 
 
 @pytest.mark.parametrize(
@@ -93,14 +93,9 @@ def test_marginals_match_brute_force(backend, num_dims, num_modalities, masked, 
         "bilateral": [{"weight": weight, "theta_alpha": [1.1, 2.3, 0.9, 1.6][:num_dims], "theta_beta": theta_beta}, coarse],
         # The separable filter leaves out what lies beyond four theta_gamma; on these grids a small theta_gamma makes that 1e-6.
         "spatial": {"theta_gamma": 0.9, "weight": 0.05},
-        "mean_field": {"normalization": normalization, "filter": filter_name, "tolerance": 0.0},
+        "mean_field": {"normalization": normalization, "filter": filter_name, "tolerance": 0.0, "temperature": 1.7, "bias": BIAS},
     }
-    parameters = CrfParameters.from_dict(changes).resolve(3, num_modalities, num_dims)
-    expected, energies = brute_force_mean_field(case, parameters)
-    result = _run(backend, case, parameters)
-    assert rms(_marginals(result, case) - expected) < EXACT_RMS
-    # A sum over all voxels and labels of float32 values.
-    np.testing.assert_allclose(result.energy, energies, rtol=1e-4)
+    _check_plain_iteration(backend, case, CrfParameters.from_dict(changes).resolve(3, num_modalities, num_dims))
 
 
 @pytest.mark.parametrize("num_labels", [2, 5, 17, 64])
@@ -117,8 +112,7 @@ def test_any_number_of_labels(backend, num_labels):
         compatibility__kind="matrix",
         compatibility__matrix=matrix,
     )
-    expected, _ = brute_force_mean_field(case, parameters)
-    assert rms(_marginals(_run(backend, case, parameters), case) - expected) < EXACT_RMS
+    _check_plain_iteration(backend, case, parameters)
 
 
 # Weights per label, compatibility and the number of appearance kernels: models whose energy a step may raise.
@@ -132,11 +126,8 @@ RISING = {
 
 @pytest.mark.parametrize("normalization", ["symmetric", "after"])
 @pytest.mark.parametrize("model", RISING)
-def test_five_steps_are_the_plain_iteration(backend, model, normalization):
-    """Random logits on 990 voxels: where the energy rises, too, each step is the update of the papers.
-
-    Strong weights magnify rounding from step to step: RMS below 1e-5 for marginals, and the same labels but for near ties.
-    """
+def test_five_steps_are_those_of_brute_force_where_the_energy_rises(backend, model, normalization):
+    """Random logits on 990 voxels: each step is the update of the papers. Strong weights magnify rounding from step to step."""
     weights, matrix, num_kernels = RISING[model]
     case = random_case(3, num_modalities=1, grid_shape=(9, 10, 11))
     kernel = {"weight": list(np.asarray(weights) * np.ones(3)), "theta_alpha": [1.2, 0.9, 1.5], "theta_beta": 0.2}
@@ -147,14 +138,7 @@ def test_five_steps_are_the_plain_iteration(backend, model, normalization):
     }
     if matrix is not None:
         changes["compatibility"] = {"kind": "matrix", "matrix": matrix}
-    parameters = CrfParameters.from_dict(changes).resolve(3, 1, 3)
-    expected, energies = brute_force_mean_field(case, parameters)
-    result = _run(backend, case, parameters)
-    marginals = _marginals(result, case)
-    assert rms(marginals - expected) < EXACT_RMS
-    lead = np.diff(np.sort(expected, axis=0)[-2:], axis=0)[0]
-    assert (marginals.argmax(axis=0) == expected.argmax(axis=0))[lead > 1e-3].all()
-    np.testing.assert_allclose(result.energy, energies, rtol=1e-4, atol=1e-4 * np.abs(energies).max())
+    _check_plain_iteration(backend, case, CrfParameters.from_dict(changes).resolve(3, 1, 3), atol=1e-4)
 
 
 def test_the_divergence_decides_when_to_stop(backend):
@@ -200,7 +184,7 @@ def test_progress_is_reported_in_order(backend):
     assert steps == list(range(steps[0], steps[0] + 5))
 
 
-@pytest.mark.parametrize(("kind", "stage"), [(ValueError, "build"), (MemoryError, "mean field"), (KeyboardInterrupt, "build")])
+@pytest.mark.parametrize(("kind", "stage"), [(MemoryError, "build"), (MemoryError, "mean field"), (KeyboardInterrupt, "build")])
 def test_an_error_of_a_progress_callback_comes_out_as_it_is(backend, kind, stage):
     """It is not taken for bad input, nor for the engine's own lack of memory."""
     case, raised = random_case(3), kind("capacity: the user's own")

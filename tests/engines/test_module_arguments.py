@@ -16,56 +16,35 @@ from crfrefine.parameters.specs import KernelSetSpec, KernelSpec
 from crfrefine.refinement.tiles.grid import TILE
 
 SHAPE = (8, 9, 10)
-SPACING, THETA = [1.0, 1.5, 2.0], [2.0, 2.0, 3.0]
-PENALTIES = [0.0, 1.0, 1.0, 0.0]
-
-
-@pytest.fixture(scope="module")
-def engine():
-    return load_engine()
+SPACING, BILATERAL = [1.0, 1.5, 2.0], [([2.0, 2.0, 3.0], [0.1])]
 
 
 def values(*shape, dtype=np.float32):
     return np.random.default_rng(0).normal(size=shape).astype(dtype)
 
 
-def message(engine, **changes):
-    settings = {
-        **{"values": values(3, *SHAPE), "image": values(1, *SHAPE), "mask": None, "spacing": SPACING, "bilateral": [(THETA, [0.1])]},
-        **{"theta_gamma": [], "normalization": "none", "filter": "auto", "threads": 1, "out": values(3, *SHAPE), **changes},
-    }
-    return engine.message(**settings)
+def message(engine, mask=None, spacing=SPACING, bilateral=BILATERAL, num_out=3):
+    settings = {"theta_gamma": [], "normalization": "none", "filter": "auto", "threads": 1, "out": values(num_out, *SHAPE)}
+    image = {"image": values(1, *SHAPE), "mask": mask, "spacing": spacing, "bilateral": bilateral}
+    return engine.message(values=values(3, *SHAPE), **image, **settings)
 
 
-def built(engine, num_labels=2, **changes):
-    settings = {
-        **{"image": values(1, *SHAPE), "mask": None, "spacing": SPACING, "bilateral": [(THETA, [0.1])], "theta_gamma": []},
-        **{"normalization": "symmetric", "filter": "auto", "num_iterations": 2, "user_axis": [], "origin": None, "threads": 1},
-        **{"progress": None, **changes},
-    }
-    return engine.Kernels(num_labels=num_labels, **settings)
+def built(engine, num_labels=2, user_axis=()):
+    image = {"image": values(1, *SHAPE), "mask": None, "spacing": SPACING, "bilateral": BILATERAL, "theta_gamma": []}
+    settings = {"normalization": "symmetric", "filter": "auto", "num_iterations": 2, "origin": None, "threads": 1, "progress": None}
+    return engine.Kernels(num_labels=num_labels, user_axis=list(user_axis), **image, **settings)
 
 
-def run(engine, **changes):
-    model = {
-        **{"weights": [[1.0, 1.0]], "compatibility": PENALTIES, "is_potts": False, "temperature": 1.0, "bias": []},
-        **{"volume": (math.inf, None)},
-    }
-    settings = {
-        **{"logits": values(2, *SHAPE), "num_iterations": 2, "tolerance": 0.0, "is_last_run": True, "progress": None},
-        **{"out": values(2, *SHAPE), **changes},
-    }
-    changed = tuple(settings.pop(name, value) for name, value in model.items())
-    return built(engine).run(model=changed, **settings)
+def run(engine, shape=SHAPE, weights=(1.0, 1.0), compatibility=(0.0, 1.0, 1.0, 0.0)):
+    model = [list(weights)], list(compatibility), False, 1.0, [], (math.inf, None)
+    settings = {"num_iterations": 2, "tolerance": 0.0, "is_last_run": True, "progress": None, "out": values(2, *SHAPE)}
+    return built(engine).run(logits=values(2, *shape), model=model, **settings)
 
 
-def label_sets(engine, **changes):
+def label_sets(engine, mask=None, active=1):
     """One active tile of two labels."""
-    settings = {
-        **{"shape": SHAPE, "tile": TILE, "mask": None, "active": np.array([1]), "first_entry": np.array([0, 2]), "threads": 1},
-        **{"label": np.array([0, 3], np.int32), "settled": np.array([2, -1], np.int32), **changes},
-    }
-    return engine.LabelSets(**settings)
+    sets = {"active": np.array([active]), "first_entry": np.array([0, 2]), "label": np.array([0, 3], np.int32)}
+    return engine.LabelSets(shape=SHAPE, tile=TILE, mask=mask, threads=1, settled=np.array([2, -1], np.int32), **sets)
 
 
 WRONG = {
@@ -74,26 +53,27 @@ WRONG = {
     "mask of 8 voxels": ("expected a mask", lambda e: message(e, mask=np.ones((2, 2, 2), np.bool_))),
     "spacing, NaN": ("one spacing per axis", lambda e: message(e, spacing=[1.0, math.nan, 1.0])),
     "no kernel": ("expected a kernel", lambda e: message(e, bilateral=[])),
-    "out, fewer channels": ("shape of the values", lambda e: message(e, out=values(2, *SHAPE))),
+    "out, fewer channels": ("shape of the values", lambda e: message(e, num_out=2)),
     "one label": ("2 to 65536 labels", lambda e: built(e, num_labels=1)),
     "axes twice": ("each axis of the user once", lambda e: built(e, user_axis=[0, 1, 1])),
-    "logits, another grid": ("or on the box of its mask", lambda e: run(e, logits=values(2, 8, 9, 9))),
-    "weights, too few": ("one weight per label", lambda e: run(e, weights=[[1.0]])),
+    "logits, another grid": ("or on the box of its mask", lambda e: run(e, shape=(8, 9, 9))),
+    "weights, too few": ("one weight per label", lambda e: run(e, weights=[1.0])),
     "compatibility, too few": ("one penalty per pair", lambda e: run(e, compatibility=[0.0])),
     "Tiles, more than can be counted": ("a grid with voxels", lambda e: e.Tiles((2**40, 2**40, 2**40), TILE, 1)),
-    "sets, a tile of no grid": ("tiles of the grid", lambda e: label_sets(e, active=np.array([2]))),
+    "sets, a tile of no grid": ("tiles of the grid", lambda e: label_sets(e, active=2)),
     "sets, mask of 8 voxels": ("one value per voxel of the grid", lambda e: label_sets(e, mask=np.ones((2, 2, 2), np.bool_))),
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_arguments_that_do_not_fit_are_refused(engine, name):
+def test_arguments_that_do_not_fit_are_refused(name):
     what, call = WRONG[name]
     with pytest.raises(ValueError, match=what):
-        call(engine)
+        call(load_engine())
 
 
-def test_the_same_calls_with_arguments_that_fit(engine):
+def test_the_same_calls_with_arguments_that_fit():
+    engine = load_engine()
     assert message(engine)
     assert run(engine)["num_iterations"] == 2
     label_sets(engine).decode(values(2, math.prod(TILE)), np.zeros(SHAPE, np.uint8))

@@ -125,8 +125,11 @@ def scores_of(case, run):
     return (case.logits[:, case.inside].astype(np.float64) + bias) / run.temperature
 
 
-def brute_force_mean_field(case, model):
-    """Marginals (L, N) over the masked voxels after exactly `num_iterations` steps, and the energy that each step started from."""
+def brute_force_mean_field(case, model, *, correct=lambda x: x, more_energy=lambda marginals: 0.0):
+    """Marginals (L, N) over the masked voxels after exactly `num_iterations` steps, and the energy that each step started from.
+
+    A further term corrects the logits of each step, and adds its own energy.
+    """
     run = model.mean_field
     scores, terms, penalty = scores_of(case, run), kernels_of(case, model), run.compatibility.astype(np.float64)
     x, energies = scores, []
@@ -134,8 +137,8 @@ def brute_force_mean_field(case, model):
         marginals = softmax(x)
         pairwise = sum(penalty.T @ (weight[:, None] * (marginals @ kernel.T)) for kernel, weight in terms)
         entropy = np.sum(marginals * np.log(np.maximum(marginals, 1e-300)))
-        energies.append(float(entropy - np.sum(marginals * scores) + 0.5 * np.sum(marginals * pairwise)))
-        x = scores - pairwise
+        energies.append(float(entropy - np.sum(marginals * scores) + 0.5 * np.sum(marginals * pairwise)) + more_energy(marginals))
+        x = correct(scores - pairwise)
     return softmax(x), energies
 
 

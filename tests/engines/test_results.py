@@ -1,0 +1,237 @@
+"""A result of `refine`: labels, what changed, logits and marginals, at voxels of a mask too; refined in the bounding box of the mask."""
+
+import tracemalloc
+import weakref
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import scipy.special
+import tile_cases
+from oracles import random_case, resolve, softmax
+
+import crfrefine
+from crfrefine import CrfParameters, InputError, RegionScheme
+from crfrefine.engines import get_backend
+from crfrefine.engines.base import RunContext
+from crfrefine.engines.grid_image import GridImage
+
+SHAPE, SPACING = (19, 22, 17), (1.0, 1.4, 2.2)
+SMALL = (9, 13, 11)
+USUAL = CrfParameters().replace(**{"bilateral.theta_beta": 0.2, "mean_field.filter": "exact", "mean_field.temperature": 0.7})
+PARAMETERS = CrfParameters().replace(**{"mean_field.temperature": 0.8, "mean_field.label_threshold": 0.0, "bilateral.theta_alpha": 3.0})
+ON_TILES = PARAMETERS.replace(**{"mean_field.filter": "truncated", "bilateral.theta_alpha": 1.5})
+REGIONS = RegionScheme.of({"whole": [1, 2, 3], "core": [2, 3], "enhancing": 3})
+
+
+def case_in_a_corner(grid_shape=SHAPE):
+    """A case and a mask with holes, whose bounding box is a part of the grid."""
+    mask = np.zeros(grid_shape, bool)
+    mask[2:8, 3:13, 3:11] = np.random.default_rng(5).random((6, 10, 8)) < 0.8
+    return replace(random_case(3, grid_shape=grid_shape), mask=mask)
+
+
+def refine(case, parameters, **options):
+    return crfrefine.refine(case.logits, case.image, spacing=case.spacing, mask=case.mask, parameters=parameters, **options)
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_the_networks_labels_are_those_of_its_largest_logits_and_changes_are_counted(backend, axes):
+    """In any order of the axes in memory, outside of the mask too."""
+    case = random_case(3, masked=True)
+    lying = np.ascontiguousarray(case.logits.transpose(0, *(1 + axis for axis in axes)))
+    result = refine(replace(case, logits=lying.transpose(0, *(1 + np.argsort(axes)))), USUAL, device=backend.name)
+    before, after = case.logits.argmax(0), result.label_map
+    np.testing.assert_array_equal(result.network_label_map, before)
+    assert result.network_label_map.dtype == after.dtype == np.uint8
+    assert result.changes.voxels_changed == (before != after).sum() > 0
+    assert result.changes.voxels_before == tuple(np.bincount(before.ravel(), minlength=3))
+    assert result.changes.voxels_after == tuple(np.bincount(after.ravel(), minlength=3))
+
+
+@pytest.mark.parametrize(("num_labels", "tolerance", "order"), [(2, 0.5, "F"), (6, 0.0, "C")])
+def test_marginals_that_the_engine_has_left_over_are_the_softmax_of_the_logits(num_labels, tolerance, order):
+    """With a tolerance the run stops early, without knowing that its step is the last; the bits must not depend on who computes them."""
+    case = random_case(3, grid_shape=(7, 9, 11), num_labels=num_labels)
+    changes = {"mean_field.tolerance": tolerance, "mean_field.num_iterations": 40 if tolerance else 3, "mean_field.temperature": 0.8}
+    result = refine(replace(case, logits=np.asarray(case.logits, order=order)), CrfParameters().replace(**changes))
+    expected = get_backend("cpu").softmax(result.order.to_storage(result.logits))
+    np.testing.assert_array_equal(result.order.to_storage(result.marginals), expected)
+    assert result.converged == (result.channels.marginals is None) == (tolerance > 0.0)
+
+
+@pytest.mark.parametrize(("num_dims", "temperature"), [(1, 3.0), (2, 100.0), (3, 0.01), (4, 2.0)])
+def test_the_output_temperature_changes_neither_labels_nor_logits(backend, num_dims, temperature):
+    """Marginals are those of the logits over the temperature, in the documented type."""
+    case = random_case(num_dims, masked=num_dims > 1)
+    result, usual = (
+        refine(case, USUAL.replace(**{"mean_field.output_temperature": value}), device=backend.name) for value in (temperature, 1.0)
+    )
+    np.testing.assert_array_equal(result.label_map, usual.label_map)
+    np.testing.assert_array_equal(result.logits, usual.logits)
+    np.testing.assert_allclose(result.marginals, softmax(usual.logits / temperature), atol=3e-6 * max(1.0, 1.0 / temperature))
+    assert result.output_temperature == temperature
+    dtype = np.float64 if backend.name == "torch" else np.float32
+    for channels in (result.marginals, result.logits):
+        assert (channels.shape, channels.dtype) == (case.logits.shape, dtype)
+
+
+def whole_grid(order="C"):
+    return refine(ordered(random_case(3, grid_shape=SHAPE), order), PARAMETERS)
+
+
+def mask_in_a_corner(order="C"):
+    return refine(ordered(case_in_a_corner(), order), PARAMETERS)
+
+
+def overlapping_regions(order="C"):
+    case = case_in_a_corner()
+    return refine(ordered(replace(case, logits=case.logits - np.float32(0.4)), order), PARAMETERS, regions=REGIONS)
+
+
+def ordered(case, order):
+    return replace(case, logits=np.asarray(case.logits, order=order))
+
+
+def tiles(order="C"):
+    return tile_cases.refine(ordered(tile_cases.make_case(1, SHAPE, 6, with_mask=True), order), ON_TILES, 1e-4)
+
+
+def settled_tiles(order="C"):
+    """Two labels on two halves: no voxel is near both."""
+    logits = np.zeros((2, *SHAPE), np.float32, order=order)
+    logits[1] = -50.0
+    return tile_cases.refine(tile_cases.TileCase(logits, np.zeros(SHAPE), SPACING), ON_TILES, 1e-4)
+
+
+def label_map(order="C"):
+    """With many labels a label map is refined without an array of logits."""
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 20, (4, 5, 4)).repeat(5, 0).repeat(5, 1).repeat(5, 2)
+    labels = np.asarray(coarse[:19, :22, :17], order=order)
+    parameters = ON_TILES.replace(**{"mean_field.label_threshold": 1e-4})
+    options = {"spacing": SPACING, "parameters": parameters, "mask": rng.random(SHAPE) < 0.95, "input_type": "labels"}
+    return crfrefine.refine(labels, 10.0 * labels + rng.normal(0, 4, SHAPE), **options)
+
+
+KINDS = {
+    whole_grid: (True, False, False),
+    overlapping_regions: (False, False, False),
+    mask_in_a_corner: (False, False, False),
+    settled_tiles: (False, True, False),
+    tiles: (False, True, False),
+    label_map: (False, True, True),
+}
+"""Whether the logits are an array, on tiles, and not even the network's in memory."""
+
+
+def masks():
+    """The box that was refined, parts of the rest, a single voxel, and none."""
+    first = np.arange(19 * 22 * 17).reshape(SHAPE) == 0
+    some = np.random.default_rng(1).random(SHAPE) < 0.1
+    return [case_in_a_corner().mask, some.astype(np.int16) * -3, first, np.zeros(SHAPE, bool)]
+
+
+@pytest.mark.parametrize(("make", "order"), [pytest.param(make, "CF"[n % 2], id=make.__name__) for n, make in enumerate(KINDS)])
+def test_values_at_voxels_are_those_of_the_whole_arrays_with_any_output_temperature(make, order):
+    """In every kind of result, whether the logits were asked for before or not; logits and labels stay."""
+    usual = make(order)
+    channels = usual.channels
+    assert (channels.is_array, channels.tiles is not None, channels.is_streamed) == KINDS[make]
+    found = [(usual.logits_at(mask), usual.marginals_at(mask)) for mask in masks()]
+    assert "logits" not in vars(usual), "an array of the whole grid was made"
+    for mask, (logits, marginals) in zip(masks(), found, strict=True):
+        np.testing.assert_array_equal(logits, usual.logits[:, mask != 0])
+        np.testing.assert_array_equal(marginals, usual.marginals[:, mask != 0])
+        assert logits.dtype == marginals.dtype == np.float32
+    first, second = (replace(make(order), output_temperature=2.5) for _ in range(2))
+    logits = second.logits.astype(np.float64) / 2.5
+    expected = scipy.special.expit(logits) if first.regions else scipy.special.softmax(logits, axis=0)
+    for mask in masks():
+        np.testing.assert_allclose(first.marginals_at(mask), expected[:, mask != 0], atol=2e-6)
+    assert "logits" not in vars(first)
+    if first.channels.is_streamed and order == "C":  # of planes in storage order
+        with np.errstate(divide="ignore"):  # of sums in tiles without a voxel outside the mask, which nobody reads
+            planes = first.channels.probabilities(3, slice(2, 9), output_temperature=2.5)
+        np.testing.assert_allclose(planes, expected[3, 2:9], atol=2e-6)
+    for result in (first, second):
+        np.testing.assert_allclose(result.marginals, expected, atol=2e-6)
+        assert result.marginals.dtype == np.float32
+        np.testing.assert_array_equal(result.logits, usual.logits)
+        np.testing.assert_array_equal(result.label_map, usual.label_map)
+    np.testing.assert_array_equal(replace(usual, output_temperature=1.0).marginals, usual.marginals)
+
+
+def test_a_mask_of_another_grid_is_refused():
+    result = whole_grid()
+    for function in (result.logits_at, result.marginals_at):
+        with pytest.raises(InputError, match=r"mask has shape \(22, 19, 17\); expected the result's grid \(19, 22, 17\)"):
+            function(np.ones((22, 19, 17), bool))
+
+
+def test_rows_may_lie_anywhere_in_memory():
+    """Reversed, spread out, and in float64: the last is converted, the others are read where they are."""
+    case = case_in_a_corner(SMALL)
+    backend, model = get_backend("cpu"), resolve(case)
+    plain = backend.mean_field(case.logits, case.grid, model).logits
+    reversed_rows = np.ascontiguousarray(case.logits[:, ::-1])[:, ::-1]
+    spread = np.repeat(np.repeat(case.logits, 2, axis=0), 3, axis=2)[::2, :, ::3]
+    turned = np.ascontiguousarray(case.logits.transpose(0, 3, 2, 1)).transpose(0, 3, 2, 1)
+    for logits in (reversed_rows, spread, turned, case.logits[..., ::-1][..., ::-1], case.logits.astype(np.float64)):
+        np.testing.assert_array_equal(backend.mean_field(logits, case.grid, model).logits, plain)
+
+
+@pytest.mark.parametrize(("filter_name", "is_kept"), [("lattice", False), ("truncated", False), ("exact", False), ("grid", True)])
+def test_the_last_run_releases_the_image_unless_a_filter_reads_it(filter_name, is_kept):
+    case = random_case(3, num_modalities=1)
+    given = [GridImage(case.image.copy(), None, case.spacing)]
+    alive, seen = weakref.ref(given[0].values), []
+
+    def progress(stage, step, num_steps):
+        if stage == "mean field":
+            seen.append(alive() is not None)
+
+    model = resolve(case, mean_field__filter=filter_name)
+    get_backend("cpu").mean_field(case.logits, given.pop(), model, RunContext(progress=progress))
+    assert set(seen) == {is_kept}
+    assert alive() is None
+
+
+@pytest.mark.parametrize(
+    ("input_type", "normalization", "dtype", "order"),
+    [("logits", "percentile", np.uint8, "F"), ("probabilities", "zscore", np.float64, "C"), ("regions", "none", np.float32, "F")],
+)
+def test_a_run_in_the_box_gives_what_one_on_the_whole_grid_does(input_type, normalization, dtype, order):
+    """Outside of it the network's logits; statistics of the intensities come from the mask, which is not the box."""
+    case = case_in_a_corner(SMALL)
+    changes = {"mean_field.temperature": 0.7, "mean_field.label_threshold": 0.0, "intensity.normalization": normalization}
+    changes |= {"volume.weight": 0.5} if input_type == "logits" else {}
+    parameters = CrfParameters().replace(**changes)
+    values = softmax(case.logits).astype(np.float32) if input_type == "probabilities" else case.logits
+    case = replace(case, logits=values, image=np.asarray(100 * case.image, dtype, order=order))
+    options = {"input_type": "auto", "regions": REGIONS} if input_type == "regions" else {"input_type": input_type}
+    result = refine(case, parameters, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("crfrefine.refinement.networks.box_of", lambda mask: None)
+        whole = refine(case, parameters, **options)
+    np.testing.assert_array_equal(result.logits, whole.logits)
+    np.testing.assert_array_equal(result.label_map, whole.label_map)
+
+
+@pytest.mark.long
+def test_memory_follows_the_box_and_not_the_volume_around_it():
+    """Of the volume there are label maps and masks, up to 6 bytes per voxel; its normalized image alone would be 12, and its logits 16."""
+    shape, inner = (70, 64, 57), (slice(20, 37), slice(21, 42), slice(30, 43))
+    rng = np.random.default_rng(0)
+    mask = np.zeros(shape, bool)
+    mask[inner] = True
+    image, logits = rng.random((3, *shape), np.float32), rng.standard_normal((4, *shape), np.float32)
+    parameters = CrfParameters().replace(**{"intensity.normalization": "zscore", "mean_field.num_iterations": 1})
+    case = logits[(slice(None), *inner)].copy(), image[(slice(None), *inner)].copy(), mask[inner].copy()
+    taken = []
+    for values, own_image, own_mask in (case, case, (logits, image, mask)):
+        tracemalloc.start()
+        crfrefine.refine(values, own_image, spacing=1.0, mask=own_mask, parameters=parameters, threads=1)
+        taken.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert taken[2] - taken[1] < 6 * mask.size, [own / mask.size for own in taken]
