@@ -4,7 +4,7 @@ import pytest
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
+def labeled_folders(tmp_path_factory):
     """Two cases with their labels."""
     from tune_helpers import write_labeled
 

@@ -27,20 +27,20 @@ def large(tmp_path_factory):
 
 
 @pytest.fixture
-def session(folders, tmp_path):
-    cases, labels = folders
+def session(labeled_folders, tmp_path):
+    cases, labels = labeled_folders
     with open_session(options_for(cases, labels, output=tmp_path / "saved.toml")) as session:
         yield session
 
 
-def test_what_is_saved_was_shown_and_infer_gives_the_same_labels(session, folders, tmp_path):
+def test_what_is_saved_was_shown_and_infer_gives_the_same_labels(session, labeled_folders, tmp_path):
     changes = {"bilateral.theta_alpha": 3.25, "bilateral.weight": 6.5, "mean_field.num_iterations": 7}
     shown = session.refine(1, "", changes, PLACE, is_whole=True)
     assert not (tmp_path / "saved.toml").exists(), "only on request"
     assert session.save("", changes)["toml"] == shown["toml"] == (tmp_path / "saved.toml").read_text()
     parameters = CrfParameters.load(tmp_path / "saved.toml")
     assert (parameters.bilateral[0].theta_alpha, parameters.bilateral[0].weight, parameters.mean_field.num_iterations) == (3.25, 6.5, 7)
-    inputs = ("-i", folders[0].images, "-p", folders[0].logits, "-c", tmp_path / "saved.toml")
+    inputs = ("-i", labeled_folders[0].images, "-p", labeled_folders[0].logits, "-c", tmp_path / "saved.toml")
     run_here("infer", *inputs, "-o", tmp_path / "out", "--threads", 1, status=0)
     written = read_volume(tmp_path / "out" / "first.nii.gz").data
     np.testing.assert_array_equal(session.shown[0], written)
@@ -68,14 +68,14 @@ def test_a_state_that_is_not_allowed_changes_nothing_and_the_next_one_goes_on(se
     assert CrfParameters.from_toml(changed["toml"]) == CrfParameters.load("default").replace(**{"bilateral.weight": 3.0})
 
 
-def test_without_an_output_nothing_is_saved_and_references_of_some_cases_are_enough(folders, tmp_path):
-    (tmp_path / "second.nii.gz").write_bytes((folders[1] / "second.nii.gz").read_bytes())
-    with open_session(options_for(folders[0], tmp_path)) as session:
+def test_without_an_output_nothing_is_saved_and_references_of_some_cases_are_enough(labeled_folders, tmp_path):
+    (tmp_path / "second.nii.gz").write_bytes((labeled_folders[1] / "second.nii.gz").read_bytes())
+    with open_session(options_for(labeled_folders[0], tmp_path)) as session:
         with pytest.raises(ConfigError, match=r"-o FILE\.toml"):
             session.save("", {})
         assert session.case.labels is None
         assert all(row["dice_after"] is None for row in whole_result(session)["labels"]), "there is no reference"
-    with open_session(replace(options_for(folders[0], tmp_path), first="second")) as session:
+    with open_session(replace(options_for(labeled_folders[0], tmp_path), first="second")) as session:
         assert session.describe()["has_reference"]
         assert session.describe()["case"] == "second"
 

@@ -16,21 +16,21 @@ from crfrefine.runs.tune import server
 needs_server = pytest.mark.skipif(bool(missing_server()), reason=missing_server() or "there is a server")
 
 
-def arguments(folders):
-    return "-i", folders[0].images, "-p", folders[0].logits, "-l", folders[1]
+def arguments(labeled_folders):
+    return "-i", labeled_folders[0].images, "-p", labeled_folders[0].logits, "-l", labeled_folders[1]
 
 
-def test_without_the_extra_the_error_names_it(monkeypatch, folders):
+def test_without_the_extra_the_error_names_it(monkeypatch, labeled_folders):
     monkeypatch.setattr(server, "_LIBRARIES", ("a_server_that_is_not_there",))
-    done = run_here("tune", *arguments(folders), status=1)
+    done = run_here("tune", *arguments(labeled_folders), status=1)
     assert done.stderr.splitlines() == [
         "crfrefine: error: the page of tune needs a_server_that_is_not_there: pip install 'crfrefine[tune]'"
     ]
 
 
 @needs_server
-def test_bad_inputs_are_told_in_a_line_and_no_page_opens(folders, tmp_path):
-    images, logits, labels = ("-i", folders[0].images), ("-p", folders[0].logits), ("-l", folders[1])
+def test_bad_inputs_are_told_in_a_line_and_no_page_opens(labeled_folders, tmp_path):
+    images, logits, labels = ("-i", labeled_folders[0].images), ("-p", labeled_folders[0].logits), ("-l", labeled_folders[1])
     other = save_nifti(tmp_path / "first_0000.nii.gz", np.zeros((4, 5, 6)))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         for given, text in (
@@ -42,7 +42,7 @@ def test_bad_inputs_are_told_in_a_line_and_no_page_opens(folders, tmp_path):
             ((*images, "--regions", "whole=1+2+3", "--regions-class-order", "1"), "sigmoid channels"),
             ((*images, "--max-memory", "9KiB"), "Crop the volume, or raise it"),
             ((*images, "--no-browser", "--port", taken.getsockname()[1]), "any free port is taken"),
-            (("-i", other, "-p", folders[0].logits / "first.nii.gz"), "different grids"),
+            (("-i", other, "-p", labeled_folders[0].logits / "first.nii.gz"), "different grids"),
         ):
             done = run_here("tune", *given, *(() if "-p" in given else logits))
             assert (done.status, done.stdout) == (1, "")
@@ -57,8 +57,8 @@ SENSELESS = (
 
 
 @needs_server
-def test_only_the_right_address_gets_answers_and_they_forbid_what_the_page_does_not_need(folders):
-    with open_page(*arguments(folders)) as page:
+def test_only_the_right_address_gets_answers_and_they_forbid_what_the_page_does_not_need(labeled_folders):
+    with open_page(*arguments(labeled_folders)) as page:
         assert page.ask("describe")[0] == 200
         for token in ("", "x", page.address.split("/")[3][:-1]):
             status, content, _ = page.ask("describe", token=token)
@@ -87,11 +87,11 @@ def test_only_the_right_address_gets_answers_and_they_forbid_what_the_page_does_
 
 @needs_server
 def test_a_case_whose_name_is_not_utf_8_is_shown_like_others(tmp_path):
-    folders, labels = write_labeled(tmp_path, "first", "second")
+    labeled_folders, labels = write_labeled(tmp_path, "first", "second")
     for path in list(tmp_path.rglob("second*")):
         path.rename(os.fsdecode(bytes(path).replace(b"second", b"sec\xffond")))
     output = tmp_path / "chosen.toml"
-    with open_page(*arguments((folders, labels)), "--case", "sec\udcffond", "-o", output) as page:
+    with open_page(*arguments((labeled_folders, labels)), "--case", "sec\udcffond", "-o", output) as page:
         described = page.json("describe")
         assert described["case"] == "sec\udcffond"
         assert "sec\\udcffond" in described["toml"]
