@@ -63,8 +63,8 @@ def saved(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def running(folders, saved):
-    with open_page("-i", folders[0].images, "-p", folders[0].logits, "-l", folders[1], "-o", saved, "-c", "default") as page:
+def running(labeled_folders, saved):
+    with open_page("-i", labeled_folders[0].images, "-p", labeled_folders[0].logits, "-l", labeled_folders[1], "-o", saved, "-c", "default") as page:
         yield page
 
 
