@@ -64,7 +64,9 @@ def saved(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def running(labeled_folders, saved):
-    with open_page("-i", labeled_folders[0].images, "-p", labeled_folders[0].logits, "-l", labeled_folders[1], "-o", saved, "-c", "default") as page:
+    with open_page(
+        "-i", labeled_folders[0].images, "-p", labeled_folders[0].logits, "-l", labeled_folders[1], "-o", saved, "-c", "default"
+    ) as page:
         yield page
 
 
