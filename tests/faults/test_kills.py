@@ -74,7 +74,7 @@ def test_train_crf(tmp_path):
         ("train-crf", data, "-o", output / "p.toml", "--folds", 2, "--num-iterations", 1, "--learn", "weights", "--threads", 1),
         output=output,
         resume=["--resume"],
-        early=["p.fold1.json"],
+        early=["p.fold1.json", "p.fold2.json"],
     )
     check_kills(work, tmp_path, seed=5, setup=SMALL_TRAINING, num_kills=-(-NUM_KILLS // 4), most_in_a_row=3)  # a run takes seconds
 
