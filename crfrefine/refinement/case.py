@@ -184,7 +184,7 @@ class Plan:
         mask = arrays["mask"]
         given, intensities = given_array(arrays["logits"], "logits"), given_array(arrays["image"], "image")
         in_mm = parameters.mean_field.positions != "voxels" or network_spacing is not None or parameters.postprocess.min_component_ml != 0.0
-        steps: Any = known_spacing(None, matters=in_mm) if spacing is None else spacing
+        steps: Any = known_spacing(spacing, matters=in_mm)
         network: Network
         if input_type == "labels":
             if regions is not None:
@@ -200,7 +200,7 @@ class Plan:
             network = LabelMapNetwork(labels, channels, num_labels, network_spacing)
         else:
             check_no_label_map(given, intensities, input_type)
-            network = ArrayNetwork(given, input_type, None if regions is None else given_regions(regions))
+            network = ArrayNetwork(given, input_type, given_regions(regions))
         context = RunContext(self._threads, progress)
         return refine_network(
             network,

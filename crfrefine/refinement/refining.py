@@ -109,8 +109,7 @@ def refine_network(
         notes += (f"computed on the CPU, since the case does not fit into the memory of {backend.name}: {lacking}",)
         backend = get_backend("cpu")
         refined = _run(prepared, models, backend, context)
-    if "window" in parameters.intensity.normalization:
-        notes += window_notes(case.values, parameters.intensity, case.mask)
+    notes += window_notes(case.values, parameters.intensity, case.mask)
     _check_outcome(backend, refined, threads)
 
     started = time.perf_counter()
