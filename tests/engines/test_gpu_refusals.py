@@ -1,4 +1,4 @@
-"""Which engine runs a device, and what is said of a GPU that is hidden, missing, not usable here, or lost while it works."""
+"""Engines by device, and the errors for a GPU that is hidden, missing, not usable here, or lost while it works."""
 
 import contextlib
 import ctypes

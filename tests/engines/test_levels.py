@@ -1,4 +1,4 @@
-"""The instruction level of the engine: the best one is chosen, or it is said which is missing; the lower ones pass their tests, too."""
+"""The engine takes the best instruction level, or names the one that is missing; lower levels pass their tests, too."""
 
 import os
 import platform
