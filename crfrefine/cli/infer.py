@@ -53,7 +53,7 @@ def infer(
     # Whoever sets all rules that remove components by hand wants them.
     are_set = "postprocess" in entries or parameters.postprocess.removing.keys() <= entries.keys()
     options["allow_vanishing"] = options["allow_vanishing"] or are_set
-    scheme = shared.parse_scheme(regions, regions_class_order) if regions or regions_class_order is not None else None
+    scheme = shared.parse_scheme(regions, regions_class_order)
     run_options = InferenceOptions(**options, parameters=parameters, regions=scheme, command=tuple(ctx.obj or ()))
     if is_auto:
         from crfrefine.cli.training_reporting import TrainingReporter

@@ -211,10 +211,12 @@ def parameters_of(config: str, overrides: Sequence[str] | None) -> tuple[CrfPara
     return CrfParameters.load(config).replace(**entries), entries
 
 
-def parse_scheme(regions: Sequence[str] | None, class_order: str | None) -> RegionScheme:
-    """Return the regions that the options name, in the order of the network's channels."""
+def parse_scheme(regions: Sequence[str] | None, class_order: str | None) -> RegionScheme | None:
+    """Return the regions that the options name, in the order of the network's channels; None without options."""
     if not regions:
-        raise ConfigError("--regions-class-order: it belongs to the regions of --regions, which are not given")
+        if class_order is not None:
+            raise ConfigError("--regions-class-order: it belongs to the regions of --regions, which are not given")
+        return None
     from crfrefine.arrays.region_scheme import RegionScheme
     from crfrefine.metrics.regions import parse_region
 

@@ -83,12 +83,14 @@ class CpuBackend:
 
     def mean_field(self, logits: Float32, image: GridImage, spec: ModelSpec, context: RunContext = NO_CONTEXT) -> MeanFieldResult:
         """Run the mean field on one case; see `Backend.mean_field`."""
-        if self._keeps_kernels and image.origin is None:
+        kernels = self.kernels(image, spec.kernels, context)
+        if kernels.is_kept:
             try:
-                return self._kept_kernels(image, spec.kernels, context).run(logits, spec.mean_field, progress=context.progress)
+                return kernels.run(logits, spec.mean_field, progress=context.progress)
             except CapacityError:  # Kept kernels and a run may not fit into memory together.
+                del kernels
                 self._kept = self._built_for = None
-        kernels = self._build(image, spec.kernels, context)
+            kernels = self._build(image, spec.kernels, context)
         del image
         return kernels.run(logits, spec.mean_field, progress=context.progress, is_last=True)
 
