@@ -118,7 +118,7 @@ inline void copy_outside(const Voxels& voxels, const GridView<const float>& from
     copy_up_to(size);
 }
 
-// Softmax and its divergence for a vector of voxels at a time, over rows of kBlockRow numbers, one per label (voxel_rows.h).
+// Softmax and its divergence for a vector of voxels at a time, over rows of kBlockRow numbers, one per label.
 // L: number of labels, 0 = any; loops of known length stay in registers.
 
 // Smallest normal number: keeps logarithms of vanished marginals finite.
