@@ -34,10 +34,10 @@ class Command(TyperCommand):
 
 def _process_value(parameter: Any, process: Any, context: Any, value: Any) -> Any:
     """Return the value of a parameter; `process` is Typer's own way, which has the words for errors."""
-    descriptor = parameter.type_descriptor
     is_list = parameter.multiple or parameter.nargs == -1
-    annotation, option = descriptor.annotation, descriptor.parameter_info
     try:
+        descriptor = parameter.type_descriptor  # Typer before 0.29 has none, and converts without pydantic.
+        annotation, option = descriptor.annotation, descriptor.parameter_info
         if parameter.required and not value:
             raise NotPlainError
         if value is None:
