@@ -6,7 +6,6 @@ File formats and the origin of masks are not handled here: `crfrefine.cases` rea
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,11 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.arrays.label_maps import Box
-from crfrefine.base.array_types import Array, Bool, Float32, Float64
+from crfrefine.base.array_types import Array, Bool, Float32
 from crfrefine.base.axes import StorageOrder
 from crfrefine.base.parallel import run_all
 from crfrefine.base.threads import available_threads
-from crfrefine.errors import InputError
 from crfrefine.parameters.sections import IntensityParameters
 
 # Elements processed at a time, so that later passes over a block find it in the second-level cache.
@@ -166,35 +164,6 @@ def _fit_modality(
     else:
         shift, width = _percentile_range(values, percentiles)
     return IntensityMap(shift, 1.0 / width if width > _CONSTANT else 0.0, offset=offset)  # A constant modality becomes 0.
-
-
-def kernel_features(
-    image: NDArray[np.floating] | None,
-    mask: Bool | None,
-    spacing: Sequence[float],
-    theta_position: Sequence[float],
-    theta_intensity: Sequence[float] | None,
-    grid_shape: Sequence[int],
-    *,
-    origin: tuple[Sequence[int], Sequence[float]] | None = None,
-) -> Float64:
-    """Return feature vectors of the masked voxels, (N, D) float64: intensities over their bandwidths first, positions over theirs last.
-
-    Kernels depend only on differences, but the origin decides where a lattice's cells are: intensities count from the lowest inside the
-    mask, positions from the first occupied index of each axis, so that neither an offset nor a wider grid around the mask matters; or
-    both from a given origin. Without `theta_intensity` the kernel is spatial. `spacing` has the unit of `theta_position`.
-    """
-    inside = np.ones(tuple(grid_shape), dtype=bool) if mask is None else mask
-    columns = []
-    if theta_intensity is not None:
-        if image is None:
-            raise InputError("an appearance kernel needs an image")
-        for modality, (channel, theta) in enumerate(zip(image, theta_intensity, strict=True)):
-            values = channel[inside].astype(np.float64)
-            columns.append((values - (values.min() if origin is None else origin[1][modality])) / theta)
-    for axis, (index, step, theta) in enumerate(zip(np.nonzero(inside), spacing, theta_position, strict=True)):
-        columns.append((index - (index.min() if origin is None else origin[0][axis])) * (step / theta))
-    return np.stack(columns, axis=1)
 
 
 def _mean_and_deviation(values: Float32) -> tuple[float, float]:

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crfrefine.arrays.intensity import kernel_features
 from crfrefine.base.array_types import Array, Float32
 from crfrefine.engines import host
 from crfrefine.engines.base import NO_CONTEXT, MeanFieldGradients, MeanFieldReport, MeanFieldResult, Progress, RunContext, Tape
@@ -162,8 +161,9 @@ class TorchKernels:
         steps, num_axes, origin = self._spec.distances(self._grid.spacing), self.mask.ndim, checked_origin(self._grid)
         if kernel.is_spatial:
             return spatial_filter(self.inside, steps, theta), "exact"
-        begin = None if origin is None else (origin.position, origin.intensity)
-        positions = self.tensor(kernel_features(None, self.mask, steps, (1.0,) * num_axes, None, self.mask.shape, origin=begin))
+        # The origin decides where the lattice's cells are: without a given one, neither an offset nor a wider grid around the mask matters.
+        places = np.argwhere(self.mask)
+        positions = self.tensor((places - (places.min(axis=0) if origin is None else origin.position)) * np.asarray(steps))
         lowest = intensities.detach().amin(0) if origin is None else self.tensor(origin.intensity)
         features = torch.cat([intensities - lowest, positions], dim=1) / theta
         if self._grid.axes is not None:  # Cells of a lattice depend on the order of the features.
