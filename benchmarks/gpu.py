@@ -121,7 +121,8 @@ def _of_layer(backend: Backend, spec: WorkloadSpec, arrays: WorkloadArrays) -> A
     parameters = parameters_of(spec, num_iterations=2)
     layer = crfrefine.CrfRnn(num_labels=spec.num_labels, num_modalities=spec.num_modalities, parameters=parameters, num_iterations=2)
     layer = layer.to(backend.name)
-    # A percentile's gradient goes to one voxel among those of equal intensity, which may be another on another engine.
+    # A percentile's gradient goes to one voxel among those of equal intensity, and engines choose
+    # different ones.
     distinct = arrays.image + np.random.default_rng(1).random(arrays.image.shape)
     logits, image = (torch.tensor(array[None], dtype=torch.float32, device=backend.name) for array in (arrays.logits, distinct))
     given = {"logits": logits.requires_grad_(), "image": image.requires_grad_()}

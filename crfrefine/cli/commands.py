@@ -36,7 +36,8 @@ def _process_value(parameter: Any, process: Any, context: Any, value: Any) -> An
     """Return the value of a parameter; `process` is Typer's own way, which has the words for errors."""
     is_list = parameter.multiple or parameter.nargs == -1
     try:
-        descriptor = parameter.type_descriptor  # Typer before 0.29 has none, and converts without pydantic.
+        # Typer before 0.29 has no descriptors, and converts without pydantic itself.
+        descriptor = parameter.type_descriptor
         annotation, option = descriptor.annotation, descriptor.parameter_info
         if parameter.required and not value:
             raise NotPlainError

@@ -93,7 +93,7 @@ def test_memory_is_pytorchs_and_goes_back_from_any_thread(torch):
     used, pooled = torch.cuda.memory_allocated(0), cupy.get_default_memory_pool().used_bytes()
     torch.cuda.reset_peak_memory_stats(0)
     stop, dropped = threading.Event(), 0
-    gc.freeze()  # Else each collection searches all objects of all libraries, and the runs wait for it.
+    gc.freeze()  # Else a collection searches all objects of all libraries, and the runs wait.
 
     def collect():
         nonlocal dropped

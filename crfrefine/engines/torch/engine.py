@@ -161,9 +161,10 @@ class TorchKernels:
         steps, num_axes, origin = self._spec.distances(self._grid.spacing), self.mask.ndim, checked_origin(self._grid)
         if kernel.is_spatial:
             return spatial_filter(self.inside, steps, theta), "exact"
-        # The origin decides where the lattice's cells are: without a given one, neither an offset nor a wider grid around the mask matters.
+        # From the mask's first voxel, a wider grid around it does not move the lattice's cells.
         places = np.argwhere(self.mask)
-        positions = self.tensor((places - (places.min(axis=0) if origin is None else origin.position)) * np.asarray(steps))
+        first_place = places.min(axis=0) if origin is None else origin.position
+        positions = self.tensor((places - first_place) * np.asarray(steps))
         lowest = intensities.detach().amin(0) if origin is None else self.tensor(origin.intensity)
         features = torch.cat([intensities - lowest, positions], dim=1) / theta
         if self._grid.axes is not None:  # Cells of a lattice depend on the order of the features.
