@@ -12,12 +12,12 @@ import torch
 
 from crfrefine.arrays.components import postprocess
 from crfrefine.parameters.sections import PostprocessParameters
-from crfrefine.runs.threads import Workers
 from crfrefine.train.crops import Crop
 from crfrefine.train.losses import Loss
 from crfrefine.train.material import Material, Voxels
 from crfrefine.train.model import mean_defined, mean_dice
 from crfrefine.train.starts import BATCH_SIZE
+from crfrefine.train.threads import Workers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

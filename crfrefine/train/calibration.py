@@ -15,12 +15,12 @@ from torch import Tensor
 from crfrefine.layer.forms import TEMPERATURE_RANGE
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import MAX_BIAS
-from crfrefine.runs.threads import Workers
 from crfrefine.train.baselines import VectorScaling, fit_scaling
 from crfrefine.train.candidates import FitResult
 from crfrefine.train.material import Material
 from crfrefine.train.model import Model, calibrated_score
 from crfrefine.train.starts import Start, rounded, without_crf
+from crfrefine.train.threads import Workers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -22,7 +22,6 @@ from crfrefine.base.text import MAX_OF_A_REASON, shorten
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.atomic import write_small_file
 from crfrefine.io.recognition import files_read
-from crfrefine.runs.threads import Workers
 from crfrefine.train.calibration import MIN_CALIBRATED, calibrate, calibrate_output, with_calibrated
 from crfrefine.train.candidates import MIN_CASES, NO_CRF, NO_RIVALS, UNTRAINED, FitResult
 from crfrefine.train.comparison import FoldResult, Tuned
@@ -35,6 +34,7 @@ from crfrefine.train.model import Model, mean_defined, mean_dice
 from crfrefine.train.plan import Plan
 from crfrefine.train.preparation import Prepared
 from crfrefine.train.starts import NUM_TRAINED, Start
+from crfrefine.train.threads import Workers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

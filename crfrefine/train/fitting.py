@@ -11,7 +11,6 @@ import numpy as np
 from torch import Tensor
 
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.runs.threads import Workers
 from crfrefine.train import starts as setup
 from crfrefine.train.candidates import CALIBRATION, CRF, NO_RIVALS, UNTRAINED, Candidate, FitResult, Rivals, choose, no_crf, taken, variants
 from crfrefine.train.folds import Split
@@ -19,6 +18,7 @@ from crfrefine.train.material import Material
 from crfrefine.train.model import CaseScore, Model, calibrated_score, mean_defined, mean_dice, network_score
 from crfrefine.train.observer import Step
 from crfrefine.train.starts import Start
+from crfrefine.train.threads import Workers
 from crfrefine.train.trajectory import Trajectory
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.arrays.label_maps import argmax_labels
-from crfrefine.runs.threads import Workers
 from crfrefine.train.baselines import Scores, network_labels, score_choices
 from crfrefine.train.crops import Crop, probabilities_of
 from crfrefine.train.material import Material
 from crfrefine.train.starts import voxel_length
+from crfrefine.train.threads import Workers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from crfrefine.errors import CrfRefineError, InputError
-from crfrefine.runs.threads import Workers
 from crfrefine.train.baselines import Scores, fit_scaling, label_confusion, largest_scores
 from crfrefine.train.candidates import FitResult
 from crfrefine.train.comparison import Tuned
@@ -21,6 +20,7 @@ from crfrefine.train.model import dice_of, mean_defined
 from crfrefine.train.observer import Progress, TrainingObserver
 from crfrefine.train.plan import Plan
 from crfrefine.train.starts import Start, make_starts
+from crfrefine.train.threads import Workers
 
 LARGE_CASE_VOXELS = 4_000_000
 """Cases of more voxels are read and measured one at a time: several whole ones in memory would be too much."""

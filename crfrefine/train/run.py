@@ -16,7 +16,6 @@ import torch
 from crfrefine.base.inputs import add_inputs, check_no_input, keeping_inputs
 from crfrefine.base.threads import available_threads
 from crfrefine.io.atomic import check_replaceable
-from crfrefine.runs.threads import Workers
 from crfrefine.train import starts as setup
 from crfrefine.train.calibration import calibrate, calibrate_output
 from crfrefine.train.candidates import CALIBRATION, UNTRAINED, Candidate, FitResult, choose, is_gain, no_crf, pooled, taken
@@ -33,6 +32,7 @@ from crfrefine.train.plan import make_plan
 from crfrefine.train.preparation import Prepared, prepare
 from crfrefine.train.report import write_results
 from crfrefine.train.starts import Start
+from crfrefine.train.threads import Workers
 
 
 @keeping_inputs()

@@ -31,10 +31,10 @@ from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.plan import RunInputs, find_inputs, plan_run
 from crfrefine.runs.store import read_records
-from crfrefine.runs.threads import Workers
 from crfrefine.train.observer import TrainingObserver
 from crfrefine.train.options import UnlabeledOptions, check_outputs
 from crfrefine.train.starts import voxel_length
+from crfrefine.train.threads import Workers
 from crfrefine.train.unlabeled import (
     MAX_CASES,
     MAX_CASES_OF_A_RUN,

@@ -7,7 +7,6 @@ from crfrefine.io.volume import Volume
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import IntensityParameters
 from crfrefine.runs.demo.phantom import NUM_LABELS, Phantom, make_phantom, write_phantom
-from crfrefine.runs.threads import Workers
 from crfrefine.statistics.comparison import Measurement, ResultTable
 from crfrefine.train.baselines import VectorScaling
 from crfrefine.train.candidates import no_crf
@@ -19,6 +18,7 @@ from crfrefine.train.losses import make_loss
 from crfrefine.train.material import Material
 from crfrefine.train.options import LEARNABLE
 from crfrefine.train.starts import Start, prepare
+from crfrefine.train.threads import Workers
 
 GRID_SHAPE = (12, 11, 8)  # no two axes alike
 SPACING = (5.4, 5.5, 7.6)  # mm, nor two spacings

@@ -10,7 +10,6 @@ from training_helpers import SIZES, crops, material, phantom, start
 from crfrefine.base.plain import from_plain, to_plain
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.demo.phantom import write_phantom
-from crfrefine.runs.threads import Workers
 from crfrefine.train.baselines import fit_scaling
 from crfrefine.train.calibration import calibrate, with_calibrated
 from crfrefine.train.candidates import CALIBRATION as CALIBRATED
@@ -19,6 +18,7 @@ from crfrefine.train.folds import Split
 from crfrefine.train.model import Model, calibrated_score
 from crfrefine.train.options import TrainingOptions, locate_folders
 from crfrefine.train.run import run_training
+from crfrefine.train.threads import Workers
 
 SHIFT = 8.0
 CALIBRATION = ("temperature", "bias")

@@ -10,7 +10,6 @@ from training_helpers import LARGER, REGIONS, SIZES, SPACING, crops, fit, materi
 
 from crfrefine.base.plain import from_plain, to_plain
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.runs.threads import Workers
 from crfrefine.train.baselines import Scores
 from crfrefine.train.candidates import FitResult
 from crfrefine.train.cross_validation import choose_starts, screen
@@ -19,6 +18,7 @@ from crfrefine.train.folds import split_training
 from crfrefine.train.model import Model, mean_dice, network_score
 from crfrefine.train.options import LEARNABLE
 from crfrefine.train.starts import Start, make_starts, rounded, without_crf
+from crfrefine.train.threads import Workers
 from crfrefine.train.trajectory import Trajectory
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")

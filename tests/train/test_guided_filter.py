@@ -5,11 +5,11 @@ from numpy.lib.stride_tricks import sliding_window_view
 from training_helpers import LARGER, REGIONS, crops, material
 
 from crfrefine.arrays.region_scheme import RegionScheme
-from crfrefine.runs.threads import Workers
 from crfrefine.train.baselines import label_confusion
 from crfrefine.train.crops import probabilities_of
 from crfrefine.train.guided_filter import EPSILONS, RADII_VOXELS, UNGUIDED, Guidance, Guide, guided_labels, score_guided
 from crfrefine.train.model import mean_dice
+from crfrefine.train.threads import Workers
 
 SHAPE = (11, 6, 9)
 MM = (1.0, 2.1, 1.4)

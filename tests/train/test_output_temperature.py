@@ -12,12 +12,12 @@ from training_helpers import SIZES, SPACING, as_case, crops, fit, material, phan
 import crfrefine
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.runs.threads import Workers
 from crfrefine.train.calibration import RANGE, RefinedVoxels, calibrate_output, fit_output_temperature
 from crfrefine.train.measuring import measure_probabilities
 from crfrefine.train.model import Model
 from crfrefine.train.options import TrainingOptions, locate_folders
 from crfrefine.train.run import run_training
+from crfrefine.train.threads import Workers
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 

@@ -14,7 +14,6 @@ import crfrefine
 from crfrefine import CrfParameters, RegionScheme
 from crfrefine.parameters.sections import IntensityParameters
 from crfrefine.runs.demo.phantom import write_phantom
-from crfrefine.runs.threads import Workers
 from crfrefine.train import crops
 from crfrefine.train.baselines import fit_scaling
 from crfrefine.train.calibration import calibrate
@@ -23,6 +22,7 @@ from crfrefine.train.folds import split_training
 from crfrefine.train.losses import make_loss, make_region_loss
 from crfrefine.train.material import Material
 from crfrefine.train.model import Model, calibrated_score
+from crfrefine.train.threads import Workers
 
 SCHEME = RegionScheme.of({"whole": [1, 2], "core": 2, "cyst": 3})
 DESCRIPTION = {"labels": {"background": 0, "whole": [1, 2], "core": 2, "cyst": 3}, "regions_class_order": [1, 2, 3]}

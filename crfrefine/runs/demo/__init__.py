@@ -1,1 +1,1 @@
-"""`crfrefine demo`: a phantom, refined, with a picture."""
+"""The phantom of `crfrefine demo`."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -114,6 +114,21 @@ def write_phantom(phantom: Phantom, folder: str | Path, case_id: str = "phantom"
         write_label_map(folder / "images" / f"{case_id}_{modality:04d}.nii.gz", values.astype(np.uint16), like)
     write_label_map(folder / "labels" / f"{case_id}.nii.gz", phantom.labels, like)
     write_channels(folder / "logits" / f"{case_id}.nii.gz", phantom.logits, like)
+
+
+def compare_with_truth(folder: Path, refined: Path) -> Iterator[tuple[int, list[float], list[int]]]:
+    """Yield each label with its Dice before and after, and its connected components in the truth, before and after."""
+    from crfrefine.arrays.components import count_components
+    from crfrefine.arrays.label_maps import argmax_labels
+    from crfrefine.io import read_logits, read_volume
+    from crfrefine.metrics.counts import OverlapCounts, dice
+
+    network = argmax_labels(read_logits([folder / "logits" / refined.name]).values)
+    maps = [read_volume(folder / "labels" / refined.name).data, network, read_volume(refined).data]
+    for label in range(1, NUM_LABELS):
+        truth, *predictions = (labels == label for labels in maps)
+        dices = [dice(OverlapCounts.of_masks(prediction, truth)) for prediction in predictions]
+        yield label, dices, [count_components(mask) for mask in (truth, *predictions)]
 
 
 def _ellipsoid(grid_shape: tuple[int, ...], center: Sequence[float], radii: Sequence[float]) -> Float32:
