@@ -36,7 +36,7 @@ def status(
         if not recorded.runs:
             raise InputError("\n  ".join([f"{folder}: holds no record of `infer`; name the output folder of a run", *recorded.notes]))
         cases = case_states(folder, recorded)
-        done = [recorded.latest[case.case_id].record for case in cases if case.state == "done" and case.case_id in recorded.latest]
+        done = [case.record for case in cases if case.record is not None]
         is_complete = is_complete and not recorded.notes and all(case.state == "done" for case in cases)
         notes = [*recorded.notes, *filter(None, [note_on_num_labels(done)])]
         if vanished := [record.case_id for record in done if record.vanished_labels]:

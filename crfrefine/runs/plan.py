@@ -25,7 +25,7 @@ from crfrefine.runs.case_work import CaseSettings, Task
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.outputs import OutputFiles, check_summary_path, plan_names_file, plan_outputs
 from crfrefine.runs.records import CaseRecord, RunSummary
-from crfrefine.runs.store import CHANGED, NO_RECORD, RECORD_FOLDER, RecordedRuns, read_records, record_path, settings_of
+from crfrefine.runs.store import ADVICE, OTHER_VALUES, RecordedRuns, read_records, record_path, settings_of
 
 
 @dataclass(frozen=True)
@@ -197,42 +197,14 @@ def _take_up(
     recorded = RecordedRuns() if options.writes_file else read_records(options.output)
     settings = settings_of(options.parameters.to_dict(), options.network_spacing)
     done: dict[str, CaseRecord] = {}
-    doubts: dict[str, list[str]] = {NO_RECORD: [], CHANGED: []}
-    others: list[str] = []
-    again: dict[str, Sequence[str]] = {}
+    by_reason: dict[str, list[str]] = {}
     for files, plan in zip(cases, outputs, strict=True):
-        entry = recorded.latest.get(files.case_id)
-        state = recorded.state_of(files.case_id, plan.label_map, plan.all(), settings)
-        if state.keys:
-            again[files.case_id] = state.keys
-        elif state.state == "done" and state.reason:
-            done[files.case_id] = CaseRecord(files.case_id)
-            doubts[state.reason].append(files.case_id)
-        elif state.state == "done" and entry is not None:
-            done[files.case_id] = entry.record
-            if entry.run.head["inputs"] != list(inputs):
-                others.append(files.case_id)
-    place, notes = options.output / RECORD_FOLDER, list(recorded.notes)
-    if (names := doubts[CHANGED]) and not options.writes_file:
-        notes.append(f"{place}: {_were(names, 'label map')} changed since it was recorded: {listed(names)}; the records are left out")
-    if (names := doubts[NO_RECORD]) and not options.writes_file:
-        notes.append(
-            f"{place}: {counted(len(names), 'label map')} without a record, as after a kill: {listed(names)}; "
-            "these cases are skipped, and may have been refined with other parameters"
-        )
-    if others:
-        notes.append(
-            f"{_were(others, 'case')} refined from inputs other than those given now: {listed(others)}; "
-            "--continue keeps these results; omit it to refine all cases again"
-        )
-    if again:
-        keys = dict.fromkeys(key for keys in again.values() for key in keys)
-        notes.append(
-            f"{_were([*again], 'case')} refined with other parameters: {listed([*again])} (other values of {listed(keys)}); "
-            f"--continue refines {'it' if len(again) == 1 else 'them'} again"
-        )
+        case = recorded.state_of(files.case_id, plan.label_map, plan.all(), settings, inputs)
+        if case.state == "done":
+            done[files.case_id] = case.record or CaseRecord(files.case_id)
+        if case.reason in ADVICE or case.reason.startswith(OTHER_VALUES):
+            by_reason.setdefault(case.reason, []).append(files.case_id)
+    notes = list(recorded.notes)
+    for reason, names in by_reason.items() if not options.writes_file else ():
+        notes.append(f"{counted(len(names), 'case')} ({listed(names)}): {reason}; {ADVICE.get(reason, 'refined again')}")
     return done, notes
-
-
-def _were(items: Sequence[str], noun: str) -> str:
-    return f"{counted(len(items), noun)} {'was' if len(items) == 1 else 'were'}"

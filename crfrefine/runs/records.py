@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -121,40 +122,34 @@ class CaseRecord(Record):
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as they stand in a JSON file."""
         fields = {**vars(self)}
-        times, notes, failures = (fields.pop(name) for name in ("times", "notes", "failures"))
+        last = {name: fields.pop(name) for name in ("times", "notes")}
+        failure = vars(next(iter(fields.pop("failures")), Failure("", "")))
         names = {"error": "message", "error_kind": "kind", "error_traceback": "traceback"}
-        error = {name: getattr(failures[0], own) if failures else None for name, own in names.items()}
-        return {**fields, "times": times, "notes": notes, **error}
+        return {**fields, **last, **{name: failure[own] or None for name, own in names.items()}}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Restore a record from its JSON; raise ValueError if a field has a value of another kind."""
-        names = [each.name for each in dataclasses.fields(cls) if each.name != "failures"]
-        known = {name: values[name] for name in names if values.get(name) is not None}
-        for name, value in known.items():
-            if type(value) is not _KINDS.get(name, str):
-                raise ValueError(f"{name}: {shorten_value(value)} is not a value of this field")
-        if not all(isinstance(each, int | float) for each in known.get("times", {}).values()):
-            raise ValueError("times: expected numbers")
-        if not {"case_id", "status"} <= known.keys():
-            raise ValueError("case_id and status are missing")
-        known |= {name: Path(known[name]) for name in _PATHS if name in known}
-        record = cls(**known)
+        """Restore a record from its JSON; raise TypeError or KeyError if a field has a value of another kind or is missing."""
+        check_kinds(cls, values, ("case_id", "status"))
+        known = {each.name: values[each.name] for each in dataclasses.fields(cls) if values.get(each.name) is not None}
+        known |= {name: Path(known[name]) for name in ("output", "probabilities", "logits", "preview", "structures") if name in known}
+        record = cls(**{**known, "failures": []})
         if isinstance(error := values.get("error"), str):
             record.failures.append(Failure(error, str(values.get("error_kind"))))
         return record
 
 
-_PATHS = ("output", "probabilities", "logits", "preview", "structures")
-_COUNTS = ("num_labels", "num_modalities", "num_voxels_in_mask", "num_padding_voxels", "voxels_removed", "voxels_filled")
-_LISTS = ("notes", "grid_shape", "spacing", "energy", "filters", "voxels_before", "voxels_after", "vanished_labels")
-_KINDS: dict[str, type] = {
-    **dict.fromkeys((*_COUNTS, "num_iterations", "voxels_changed"), int),
-    **dict.fromkeys(_LISTS, list),
-    **dict.fromkeys(("times", "regions"), dict),
-    "converged": bool,
-}
-"""The types of the fields that are not text."""
+def check_kinds(cls: type, values: Mapping[str, Any], required: Sequence[str]) -> None:
+    """Raise TypeError or KeyError unless the values of a line have the kinds of a dataclass's fields, and none of these is missing."""
+    kinds = {"int": int, "bool": bool, "dict": dict, "list": list, "tuple": list}
+    for each in dataclasses.fields(cls):
+        value, kind = values.get(each.name), kinds.get(re.split(r"\W", str(each.type))[0], str)
+        if value is None and each.name in required:
+            raise KeyError(each.name)
+        if value is not None and type(value) is not kind:
+            raise TypeError(f"{each.name}: expected {kind.__name__}, got {shorten_value(value)}")
+    if not all(isinstance(seconds, int | float) for seconds in (values.get("times") or {}).values()):
+        raise TypeError("times: expected numbers")
 
 
 @dataclass

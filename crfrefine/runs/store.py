@@ -17,19 +17,27 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from crfrefine.base.text import MAX_OF_A_REASON, counted, listed, shorten, shorten_value
+from crfrefine.base.text import MAX_OF_A_REASON, counted, listed, shorten
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.io.atomic import cannot_write
 from crfrefine.io.json import append_lines, open_lines, parse_line, without_nonfinite
 from crfrefine.io.paths import is_there, require_file
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.runs.records import FAILED, SCHEMA, CaseRecord, RunSummary, to_json
+from crfrefine.runs.records import FAILED, SCHEMA, CaseRecord, RunSummary, check_kinds, to_json
 
 RECORD_FOLDER = ".crfrefine"
 
 NOT_REACHED = "not reached"
-NO_RECORD = "its label map has no record"
+OTHER_VALUES = "refined with other values of"
+NO_RECORD = "no record of its label map, as after a kill"
 CHANGED = "its label map was changed since it was recorded"
+OTHER_INPUTS = "refined from other inputs"
+ADVICE = {
+    NO_RECORD: "skipped, though other parameters may have made it",
+    CHANGED: "skipped, and its record left out",
+    OTHER_INPUTS: "skipped; omit --continue to refine all cases again",
+}
+"""What --continue does with a case that is done, but for a doubt."""
 
 
 class RecordFile:
@@ -38,8 +46,8 @@ class RecordFile:
     def __init__(self, path: Path, summary: RunSummary) -> None:
         self._path = path
         self._run = uuid.uuid4().hex[:12]
-        self._file = open_lines(path)
         self._waiting = b""  # what the disk has not taken
+        self._file = open_lines(path)
         try:
             self.append(summary.head())
         except BaseException:
@@ -97,7 +105,7 @@ class CaseState(NamedTuple):
     state: str  # "done", "failed" or "missing"
     label_map: Path
     reason: str = ""  # why it is not done; the reason of a case that is done is a doubt
-    keys: Sequence[str] = ()  # settings with other values
+    record: CaseRecord | None = None  # of a case that is done, if it describes the label map
 
 
 @dataclass
@@ -109,14 +117,6 @@ class RecordedRuns:
     notes: list[str] = field(default_factory=list)  # lines that cannot be used
 
     @cached_property
-    def latest(self) -> dict[str, Entry]:
-        """The last line of each case that no later run has begun anew."""
-        begun = self._begun
-        return {
-            entry.record.case_id: entry for entry in self.entries if entry.run.started >= begun.get(entry.record.case_id, entry.run.started)
-        }
-
-    @cached_property
     def _begun(self) -> dict[str, datetime]:
         """When the last run without --continue began, by case."""
         begun = {}
@@ -126,14 +126,23 @@ class RecordedRuns:
                 begun.update(dict.fromkeys(own, run.started))
         return begun
 
-    def state_of(self, case_id: str, label_map: Path, others: Sequence[Path], settings: Mapping[str, Any]) -> CaseState:
-        """Return whether a case is done. Files are not opened.
+    @cached_property
+    def latest(self) -> dict[str, Entry]:
+        """The last line of each case that no later run has begun anew."""
+        pairs = ((entry.record.case_id, entry) for entry in self.entries)
+        return {case_id: entry for case_id, entry in pairs if entry.run.started >= self._begun.get(case_id, entry.run.started)}
+
+    def state_of(
+        self, case_id: str, label_map: Path, others: Sequence[Path], settings: Mapping[str, Any], inputs: Sequence[str] = ()
+    ) -> CaseState:
+        """Return whether a case is done, without opening a file.
 
         Args:
             case_id: its name.
             label_map: its output.
             others: its other outputs.
-            settings: the settings that its result depends on, as `settings_of` returns them.
+            settings: what its result depends on, as `settings_of` returns it.
+            inputs: the folders and files that it is refined from; empty means that they do not matter.
         """
         entry, written = self.latest.get(case_id), time_of_change(label_map)
         if entry is not None and entry.record.output is not None and entry.record.output.name != label_map.name:
@@ -142,17 +151,18 @@ class RecordedRuns:
             failures = entry.record.failures
             return CaseState(case_id, "failed", label_map, failures[0].message if failures else "no reason is recorded")
         gone = next((path for path in (label_map, *others) if not is_there(path)), None)
-        if written is None or gone is not None:
-            return CaseState(case_id, "missing", label_map, NOT_REACHED if entry is None and gone == label_map else f"{gone} is gone")
         begun = self._begun.get(case_id)
         # Files of an earlier run are not results of the run that is continued.
-        if entry is None and begun and datetime.fromisoformat(written) < begun:
-            return CaseState(case_id, "missing", label_map, NOT_REACHED)
+        is_older = entry is None and written is not None and begun is not None and datetime.fromisoformat(written) < begun
+        if written is None or gone is not None or is_older:
+            is_new = is_older or (entry is None and gone == label_map)
+            return CaseState(case_id, "missing", label_map, NOT_REACHED if is_new else f"{gone} is gone")
         if entry is None or entry.record.written != written:
             return CaseState(case_id, "done", label_map, NO_RECORD if entry is None else CHANGED)
         if keys := _differing(entry.run.settings, settings):
-            return CaseState(case_id, "missing", label_map, f"refined with other values of {listed(keys)}", keys)
-        return CaseState(case_id, "done", label_map)
+            return CaseState(case_id, "missing", label_map, f"{OTHER_VALUES} {listed(keys)}")
+        is_same = not inputs or entry.run.head["inputs"] == list(inputs)
+        return CaseState(case_id, "done", label_map, "" if is_same else OTHER_INPUTS, entry.record)
 
 
 def read_records(folder: Path) -> RecordedRuns:
@@ -182,13 +192,7 @@ def read_records(folder: Path) -> RecordedRuns:
     return result
 
 
-_HEAD = {
-    **dict.fromkeys(("run", "started"), str),
-    **dict.fromkeys(("num_parts", "part_id"), int),
-    **dict.fromkeys(("parameters", "all_cases"), dict),
-    "resumed": bool,
-    "inputs": list,
-}
+_HEAD = ("started", "num_parts", "part_id", "parameters", "all_cases", "resumed", "inputs")
 """Fields of the line of a run that are read again."""
 
 
@@ -203,9 +207,7 @@ def _read_line(values: Any, runs: dict[str, RecordedRun], entries: list[Entry]) 
         return
     if values["schema"] != SCHEMA:
         raise ValueError(f"its schema is not {SCHEMA}, which this version of crfrefine writes")
-    for name, kind in _HEAD.items():
-        if type(values[name]) is not kind:
-            raise TypeError(f"{name}: expected {kind.__name__}, got {shorten_value(values[name])}")
+    check_kinds(RunSummary, {name: values[name] for name in _HEAD}, _HEAD)
     if not all(isinstance(text, str) for text in (*values["inputs"], *values["all_cases"].values())):
         raise TypeError("inputs and all_cases: expected texts")
     if not 0 <= values["part_id"] < values["num_parts"]:

@@ -63,13 +63,13 @@ def test_a_label_map_without_a_record_is_named_and_kept(folders, summary):
     run(folders)
     record_path(folders.output).write_bytes(b"".join(line for line in lines_of(folders) if b'"case_id": "b"' not in line))
     said = run(folders, "--summary", summary, "--continue")
-    assert "1 label map without a record, as after a kill: b; " in said
+    assert "1 case (b): no record of its label map, as after a kill; " in said
     assert with_values(summary) == [("skipped", True), ("skipped", False), ("skipped", True)]
     save_nifti(folders.output / "c.nii", load_nifti(folders.output / "c.nii.gz"))
     said = run(folders, "--continue", "--output-format", ".nii")
-    assert "1 label map without a record, as after a kill: c" in said
+    assert "1 case (c): no record of its label map" in said
     shutil.rmtree(folders.output / RECORD_FOLDER)
-    assert "3 label maps without a record, as after a kill: a, b, c; " in run(folders, "--continue")
+    assert "3 cases (a, b, c): no record of its label map" in run(folders, "--continue")
 
 
 def test_a_label_map_that_was_changed_is_not_described_by_the_record(folders, summary):
@@ -77,7 +77,7 @@ def test_a_label_map_that_was_changed_is_not_described_by_the_record(folders, su
     time.sleep(0.02)  # Clocks of files may tick slowly.
     os.utime(folders.output / "a.nii.gz")
     said = run(folders, "--summary", summary, "--continue")
-    assert "1 label map was changed since it was recorded: a; the records are left out" in said
+    assert "1 case (a): its label map was changed since it was recorded; " in said
     assert with_values(summary) == [("skipped", False), ("skipped", True), ("skipped", True)]
 
 
@@ -86,11 +86,10 @@ def test_cases_of_other_parameters_are_named_and_refined_again(folders):
     before = ("--set", "bilateral.weight=2", "--set", "intensity.normalization=zscore")
     run(folders, *before)
     (folders.output / "a.nii.gz").unlink()
-    assert "other parameters" not in run(folders, "--continue", *before)
+    assert "other values" not in run(folders, "--continue", *before)
     (folders.output / "a.nii.gz").unlink()
     said = run(folders, "--continue")
-    names = "b, c (other values of intensity.normalization, bilateral.weight)"
-    assert f"2 cases were refined with other parameters: {names}; --continue refines them again\n" in said
+    assert "2 cases (b, c): refined with other values of intensity.normalization, bilateral.weight; refined again\n" in said
     assert "3 done in" in said
     assert "3 skipped in" in run(folders, "--continue")
     for case_id in "abc":
@@ -104,7 +103,7 @@ def test_another_network_spacing_is_another_setting(tmp_path):
     run(folders, *options, "2,2.5,5")
     assert "1 skipped" in run(folders, *options, "2,2.5,5", "--continue")
     said = run(folders, *options, "3,3.75,7.5", "--continue")
-    assert "(other values of network_spacing)" in said
+    assert "other values of network_spacing;" in said
     assert "1 done" in said
 
 
@@ -114,7 +113,7 @@ def test_cases_of_other_inputs_are_named(folders, tmp_path):
     shutil.copytree(folders.logits, tmp_path / "other")
     for _ in range(2):
         said = run(replace(folders, logits=tmp_path / "other"), "--continue")
-        assert "3 cases were refined from inputs other than those given now: a, b, c; " in said
+        assert "3 cases (a, b, c): refined from other inputs; " in said
         assert "3 skipped in" in said
     assert "inputs" not in run(folders, "--continue")
 
@@ -125,9 +124,9 @@ def test_a_parameter_that_an_older_version_did_not_have_is_at_its_default(folder
     older = json.loads(head)
     del older["parameters"]["mean_field"]["output_temperature"], older["parameters"]["postprocess"]
     record_path(folders.output).write_bytes(b"".join([json.dumps(older).encode() + b"\n", *rest]))
-    assert "other parameters" not in run(folders, "--continue")
+    assert "other values" not in run(folders, "--continue")
     said = run(folders, "--continue", "--set", "mean_field.output_temperature=0.5")
-    assert "(other values of mean_field.output_temperature)" in said
+    assert "other values of mean_field.output_temperature;" in said
 
 
 @pytest.mark.parametrize("torn", [b'{"run": "0", "case_id": "c", "sta', b"\0\0\0\0", b"\xc3"])
@@ -136,7 +135,7 @@ def test_a_torn_last_line_is_left_out_and_removed(folders, torn):
     whole = b"".join(lines_of(folders)[:3])
     record_path(folders.output).write_bytes(whole + torn)
     assert read_records(folders.output).notes == []
-    assert "1 label map without a record, as after a kill: c; " in run(folders, "--continue")
+    assert "1 case (c): no record of its label map" in run(folders, "--continue")
     assert record_path(folders.output).read_bytes().startswith(whole + b'{"run": "')
 
 
