@@ -28,12 +28,7 @@ def convert(
     target: Annotated[Path, shared.path_argument(metavar="OUT", help="File to write; its suffix names the format.")],
     to: Annotated[Kind | None, typer.Option("--to", help="Kind of values to write. Default: the kind in IN.", show_default=False)] = None,
     like: Annotated[
-        Path | None,
-        shared.path_option(
-            "--like",
-            metavar="IMAGE",
-            help="Image whose geometry OUT gets; needed for .npz and DICOM.",
-        ),
+        Path | None, shared.path_option("--like", metavar="IMAGE", help="Image whose geometry OUT gets; needed for .npz and DICOM.")
     ] = None,
     segments: Annotated[
         Path | None,

@@ -39,8 +39,7 @@ def infer(
     if options["network_spacing"] is not None:
         if options["input_type"] != "labels":
             raise typer.BadParameter(
-                "it is that of label maps: add --input-type labels; coarser logits need --resample",
-                param_hint="--network-spacing",
+                "it is that of label maps: add --input-type labels; coarser logits need --resample", param_hint="--network-spacing"
             )
         if is_auto:
             raise typer.BadParameter("auto chooses no parameters for --network-spacing; leave it out", param_hint="--config")

@@ -153,8 +153,7 @@ VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="More: filt
 
 ConfigOption = Annotated[str, config_option(help="A preset's name, or a TOML file.")]
 OverridesOption = Annotated[
-    list[str] | None,
-    option("--set", metavar="KEY=VALUE", help="Override one entry: --set bilateral.theta_alpha=6; repeatable."),
+    list[str] | None, option("--set", metavar="KEY=VALUE", help="Override one entry: --set bilateral.theta_alpha=6; repeatable.")
 ]
 RegionsOption = Annotated[
     list[str] | None,

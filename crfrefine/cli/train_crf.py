@@ -15,10 +15,7 @@ from crfrefine.runs.options import InferenceOptions
 MAX_SEED = 2**63 - 1  # Accepted by all random number generators.
 
 
-_WITH_LABELS = (
-    *("labels", "nnunet", "learn", "folds", "loss", "num_iterations", "regions", "config", "overrides"),
-    *("device", "resume"),
-)
+_WITH_LABELS = (*("labels", "nnunet", "learn", "folds", "loss", "num_iterations", "regions", "config", "overrides"), *("device", "resume"))
 """Parameters that mean nothing where nothing is trained."""
 
 
@@ -61,21 +58,12 @@ def train_crf(
     ] = None,
     overrides: shared.OverridesOption = None,
     learn: Annotated[
-        str,
-        typer.Option(
-            "--learn",
-            metavar="GROUP,...",
-            help="What to learn; the rest keeps its initial values.",
-        ),
+        str, typer.Option("--learn", metavar="GROUP,...", help="What to learn; the rest keeps its initial values.")
     ] = "weights,compatibility,theta,temperature,bias,volume",
     folds: Annotated[
         int | None,
         shared.option(
-            "--folds",
-            metavar="K",
-            min=2,
-            max=MAX_PARTS,
-            help="Parts of the cross-validation by case. Default: 5, or the number of cases.",
+            "--folds", metavar="K", min=2, max=MAX_PARTS, help="Parts of the cross-validation by case. Default: 5, or the number of cases."
         ),
     ] = None,
     loss: Annotated[LossName, typer.Option("--loss", help="Cross-entropy, soft Dice, or both.")] = LossName.CE_DICE,
@@ -115,12 +103,7 @@ def train_crf(
 
         found = locate(folder, ("images", "logits"), {"images": images, "logits": logits, "masks": masks}, takes_files=True)
         to_choose = UnlabeledOptions(
-            images=found["images"],
-            logits=found["logits"],
-            output=output,
-            masks=found.get("masks"),
-            unread=found.get("labels"),
-            **common,
+            images=found["images"], logits=found["logits"], output=output, masks=found.get("masks"), unread=found.get("labels"), **common
         )
         with TrainingReporter(verbosity) as choosing:
             choice = run_unlabeled(to_choose, choosing)

@@ -34,8 +34,7 @@ def tune(
     ] = None,
     regions_class_order: shared.ClassOrderOption = None,
     case: Annotated[
-        str | None,
-        shared.option("--case", metavar="NAME", help="The case of a folder to show. Default: the first one."),
+        str | None, shared.option("--case", metavar="NAME", help="The case of a folder to show. Default: the first one.")
     ] = None,
     port: Annotated[int, typer.Option("--port", metavar="N", min=0, max=65535, help="Port on 127.0.0.1; 0: any free one.")] = 0,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Whether to open the page in a browser.")] = True,

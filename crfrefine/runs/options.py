@@ -54,22 +54,14 @@ def _default_parameters() -> CrfParameters:
 class InferenceOptions:
     """Options of `crfrefine infer`: what to refine, how, and where to write."""
 
-    images: Annotated[
-        tuple[Path, ...],
-        Option("-i --images", "Folder or file; repeat the option for the modalities of one case.", "PATH"),
-    ]
+    images: Annotated[tuple[Path, ...], Option("-i --images", "Folder or file; repeat the option for the modalities of one case.", "PATH")]
     logits: Annotated[
         tuple[Path, ...],
         Option(
-            "-p --logits",
-            "Folder or file: 4-D volume, 5-D ITK vector volume, .npz; repeat for one file per label, in label order. Or label maps.",
-            "PATH",
+            "-p --logits", "Folder or file: 4-D or vector volume, .npz, label maps; repeat for one file per label, in their order.", "PATH"
         ),
     ]
-    output: Annotated[
-        Path,
-        Option("-o --output", "Folder, or for one case a file. Written in the image's format, grid and orientation.", "PATH"),
-    ]
+    output: Annotated[Path, Option("-o --output", "Folder, or for one case a file. Written on the image's grid, in its format.", "PATH")]
     masks: Annotated[
         Path | str | None,
         Option(
@@ -81,8 +73,7 @@ class InferenceOptions:
     ] = None
     parameters: CrfParameters = field(default_factory=_default_parameters)
     input_type: Annotated[
-        str,
-        Option("--input-type", "The network's output; labels: label maps.", choices=INPUT_TYPES, show_default=True),
+        str, Option("--input-type", "The network's output; labels: label maps.", choices=INPUT_TYPES, show_default=True)
     ] = "auto"
     network_spacing: Annotated[
         float | tuple[float, ...] | str | None,
@@ -93,21 +84,13 @@ class InferenceOptions:
             parse_network_spacing,
         ),
     ] = None
-    # The regions of the network's sigmoid channels; None means those of a `dataset.json` beside logits or images.
-    regions: RegionScheme | None = None
-    resample: Annotated[
-        bool,
-        Option(
-            "--resample",
-            "Interpolate logits, masks and label maps that are on another grid of the same world; otherwise they are an error.",
-        ),
-    ] = False
+    regions: RegionScheme | None = None  # of sigmoid channels; None means those of a `dataset.json` beside logits or images
+    resample: Annotated[bool, Option("--resample", "Interpolate logits, masks and label maps on another grid; else an error.")] = False
     device: Annotated[str, Option("--device", "Where to compute.", "auto|cpu|cuda|torch|torch:cuda", parse_device, show_default=True)] = (
         "auto"
     )
     threads: Annotated[
-        int | None,
-        Option("--threads", "CPU threads. Default: the cores this process may use.", "N", limits=(1, MAX_THREADS)),
+        int | None, Option("--threads", "CPU threads. Default: the cores this process may use.", "N", limits=(1, MAX_THREADS))
     ] = None
     max_memory: Annotated[
         int | None,
@@ -119,67 +102,33 @@ class InferenceOptions:
             parse_size,
         ),
     ] = None  # bytes
-    save_probabilities: Annotated[
-        bool,
-        Option("--save-probabilities", "Also write the marginals: CASE_probabilities.nii.gz."),
-    ] = False
+    save_probabilities: Annotated[bool, Option("--save-probabilities", "Also write the marginals: CASE_probabilities.nii.gz.")] = False
     save_logits: Annotated[bool, Option("--save-logits", "Also write the refined logits: CASE_logits.nii.gz.")] = False
-    save_structures: Annotated[
-        bool,
-        Option("--save-structures", "Also write one binary file per structure or label, CASE/NAME.nii.gz."),
-    ] = False
+    save_structures: Annotated[bool, Option("--save-structures", "Also write one binary file per label, CASE/NAME.nii.gz.")] = False
     preview: Annotated[bool, Option("--preview", "Also write a picture of what changed: CASE_preview.png.")] = False
     resume: Annotated[
-        bool,
-        Option("--continue --resume", "Skip cases whose output exists and is complete; refine those of other parameters again."),
+        bool, Option("--continue --resume", "Skip cases whose output exists and is complete; refine those of other parameters again.")
     ] = False
     num_parts: Annotated[
-        int,
-        Option("--num-parts", "Number of processes that share the cases.", "N", limits=(1, MAX_PARTS), show_default=True),
+        int, Option("--num-parts", "Number of processes that share the cases.", "N", limits=(1, MAX_PARTS), show_default=True)
     ] = 1
     part_id: Annotated[
-        int | None,
-        Option(
-            "--part-id",
-            "Number of this process, from 0: it takes every N-th case from this one.",
-            "K",
-            limits=(0, MAX_PARTS),
-        ),
+        int | None, Option("--part-id", "Number of this process, from 0: it takes every N-th case from it.", "K", limits=(0, MAX_PARTS))
     ] = None  # None means 0
-    fail_fast: Annotated[
-        bool,
-        Option("--fail-fast", "Stop at the first bad case; otherwise continue, and list the failures at the end."),
-    ] = False
-    summary: Annotated[
-        Path | None,
-        Option("--summary", "Write the record of each case as JSON when the run ends.", "FILE.json"),
-    ] = None
+    fail_fast: Annotated[bool, Option("--fail-fast", "Stop at the first bad case; otherwise list the failures at the end.")] = False
+    summary: Annotated[Path | None, Option("--summary", "Write the record of each case as JSON when the run ends.", "FILE.json")] = None
     choice: Mapping[str, Any] | None = None  # how `-c auto` chose the parameters, for the record; None means that they were given
     nnunet: Annotated[
-        Path | None,
-        Option(
-            "--nnunet",
-            "Folder of nnU-Net v2: a trained network, or for infer also predictions. The other files are found from there.",
-            "FOLDER",
-        ),
+        Path | None, Option("--nnunet", "Folder of nnU-Net v2: a trained network, or predictions. It leads to the other files.", "FOLDER")
     ] = None
     manifest: Annotated[
         Path | None,
-        Option(
-            "--manifest",
-            "Table that names the files of each case, instead of -i and -p: case,images,logits[,mask][,output][,spacing].",
-            "FILE.csv",
-        ),
+        Option("--manifest", "Table of cases instead of -i and -p: case,images,logits[,mask][,output][,spacing].", "FILE.csv"),
     ] = None
     command: tuple[str, ...] = ()  # the arguments of the command line, for the record
     dask: Annotated[
         str | None,
-        Option(
-            "--dask",
-            "Compute on a running Dask cluster: tcp://HOST:PORT, tls://HOST:PORT, or its scheduler file.",
-            "ADDRESS|FILE",
-            path_text,
-        ),
+        Option("--dask", "Compute on a Dask cluster: tcp://HOST:PORT, tls://HOST:PORT, or its scheduler file.", "ADDRESS|FILE", path_text),
     ] = None
     allow_vanishing: Annotated[
         bool,
@@ -190,25 +139,14 @@ class InferenceOptions:
     ] = False
     output_format: Annotated[
         str | None,
-        Option(
-            "--output-format",
-            "Format of the label maps in a folder, such as .nii.gz or .seg.nrrd. Default: the image's.",
-            "SUFFIX",
-            str.lower,
-        ),
+        Option("--output-format", "Format of the label maps, such as .nii.gz or .seg.nrrd. Default: the image's.", "SUFFIX", str.lower),
     ] = None
 
     def with_absolute_paths(self) -> InferenceOptions:
         """Return these options for workers, which run in other folders."""
-        return replace(
-            self,
-            images=tuple(path.absolute() for path in self.images),
-            logits=tuple(path.absolute() for path in self.logits),
-            output=self.output.absolute(),
-            masks=self.masks.absolute() if isinstance(self.masks, Path) else self.masks,
-            nnunet=self.nnunet and self.nnunet.absolute(),
-            manifest=self.manifest and self.manifest.absolute(),
-        )
+        changes: dict[str, Any] = {name: value.absolute() for name, value in vars(self).items() if isinstance(value, Path)}
+        changes |= {name: tuple(path.absolute() for path in getattr(self, name)) for name in ("images", "logits")}
+        return replace(self, **changes)
 
     @property
     def is_folder_run(self) -> bool:

@@ -14,11 +14,7 @@ from crfrefine.metrics.counts import OverlapCounts, dice
 BESIDE = Path(__file__).resolve().parents[3] / "shared" / "data"
 DATA = Path(os.environ.get("CRFREFINE_DATA", BESIDE)) / "hippocampus"
 
-pytestmark = [
-    pytest.mark.long,
-    pytest.mark.data,
-    pytest.mark.skipif(not DATA.is_dir(), reason="needs the real cases: set CRFREFINE_DATA"),
-]
+pytestmark = [pytest.mark.long, pytest.mark.data, pytest.mark.skipif(not DATA.is_dir(), reason="needs the real cases: set CRFREFINE_DATA")]
 
 
 @pytest.mark.parametrize("logits", ["logits", "logits_weak"])
