@@ -57,9 +57,7 @@ class InferenceOptions:
     images: Annotated[tuple[Path, ...], Option("-i --images", "Folder or file; repeat the option for the modalities of one case.", "PATH")]
     logits: Annotated[
         tuple[Path, ...],
-        Option(
-            "-p --logits", "Folder or file: 4-D or vector volume, .npz, label maps; repeat for one file per label, in their order.", "PATH"
-        ),
+        Option("-p --logits", "Folder or file: 4-D or vector volume, .npz, label maps; repeat for one file per label, in order.", "PATH"),
     ]
     output: Annotated[Path, Option("-o --output", "Folder, or for one case a file. Written on the image's grid, in its format.", "PATH")]
     masks: Annotated[
