@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.arrays.padding import BLOCK_VOXELS
-from crfrefine.arrays.probabilities import MIN_PROBABILITY, SUM_TOLERANCE, check_input_type, who_says
+from crfrefine.arrays.probabilities import BY_HAND, MIN_PROBABILITY, SUM_TOLERANCE, check_input_type, who_says
 from crfrefine.base.labels import MAX_LABEL
 from crfrefine.base.text import counted, listed, shorten, shorten_value
 from crfrefine.errors import ConfigError, InputError
@@ -233,34 +233,39 @@ def identify_regions(values: Array, input_type: str, *, kind: str | None = None,
         ConfigError: an unknown input type.
     """
     check_input_type(input_type)
+    said = kind if input_type == "auto" else input_type
     lowest, highest = float(values.min()), float(values.max())
     is_inside = lowest >= -SUM_TOLERANCE and highest <= 1 + SUM_TOLERANCE
-    told = kind if input_type == "auto" else input_type
-    reason = "all values lie in [0, 1]" if is_inside else f"it has values outside [0, 1], from {lowest:.4g} to {highest:.4g}"
-    if told != "probabilities" and not is_inside and lowest >= 0 and not np.mod(values, 1).any():
-        raise InputError(
-            f"{name}: whole numbers from 0 to {highest:.0f}, as in a label map; expected log-odds or sigmoid probabilities of regions; "
+    problem = ""
+    if said == "probabilities":
+        if not is_inside:
+            problem = (
+                f"expected probabilities between 0 and 1, found values from {lowest:.4g} to {highest:.4g}\n"
+                f"  For log-odds, the network's output before the sigmoid, give {BY_HAND.format('logits')}."
+            )
+    elif is_inside and said == "logits":
+        problem = (
+            "expected log-odds of regions, found values that all lie in [0, 1], as sigmoid probabilities do\n"
+            f"  For probabilities, give {BY_HAND.format('probabilities')}."
+        )
+    elif not is_inside and lowest >= 0 and not np.mod(values, 1).any():
+        problem = (
+            f"whole numbers from 0 to {highest:.0f}, as in a label map; expected log-odds or sigmoid probabilities of regions; "
             "for a label map, give --input-type labels"
         )
-    if told != "probabilities" and input_type != "logits" and not is_inside and lowest >= 0:
-        raise InputError(
-            f"{name}: no value is negative, and the largest is {highest:.4g}, as in percent or from 0 to 255; log-odds "
-            "without negative values\n  would put every voxel into every region. Divide probabilities by their largest possible value; if "
-            "these are\n  log-odds nevertheless, give --input-type logits (in Python: input_type)."
+    elif not is_inside and lowest >= 0 and input_type != "logits":
+        problem = (
+            f"no value is negative, and the largest is {highest:.4g}, as in percent or from 0 to 255; log-odds without negative values\n"
+            "  would put every voxel into every region. Divide probabilities by their largest possible value; if these are\n"
+            f"  log-odds nevertheless, give {BY_HAND.format('logits')}."
         )
-    if told == "logits" and is_inside:
-        raise InputError(
-            f"{name}: expected log-odds of regions, found values that all lie in [0, 1], as sigmoid probabilities do\n"
-            "  For probabilities, give --input-type probabilities (in Python: input_type)."
-        )
-    if told == "probabilities" and not is_inside:
-        raise InputError(
-            f"{name}: expected probabilities between 0 and 1, found values from {lowest:.4g} to {highest:.4g}\n"
-            "  For log-odds, the network's output before the sigmoid, give --input-type logits (in Python: input_type)."
-        )
-    if told is not None:
-        reason = who_says(input_type)
-    return told or ("probabilities" if is_inside else "logits"), reason
+    if problem:
+        raise InputError(f"{name}: {problem}")
+    if said is not None:
+        return said, who_says(input_type)
+    if is_inside:
+        return "probabilities", "all values lie in [0, 1]"
+    return "logits", f"it has values outside [0, 1], from {lowest:.4g} to {highest:.4g}"
 
 
 def take_log_odds(probabilities: Float32) -> None:

@@ -67,7 +67,7 @@ class RegionReading:
             return self.scheme
         # Zeros everywhere are no softmax, but regions that are nowhere.
         look = look_at(values)
-        is_softmax = len(values) > 1 and look.outside is None and not look.sums[SUM_TOLERANCE].num_bad and values.any()
+        is_softmax = len(values) > 1 and look.outside is None and not look.bad_voxels(SUM_TOLERANCE).size and values.any()
         return None if is_softmax or len(values) != self.scheme.num_regions else self.scheme
 
     def require_number(self, num_channels: int, path: Path) -> None:

@@ -5,10 +5,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crfrefine.arrays.probabilities import identify, identify_array, take_logarithms, to_logits
+from crfrefine.arrays.probabilities import identify, identify_array, take_logarithms
 from crfrefine.errors import ConfigError, InputError
 
 PATH = Path("logits/case.npz")
+
+
+def to_logits(values, input_type, kind):
+    """Identify the values, and turn probabilities into logits in place."""
+    found, note = identify(values, input_type, kind, PATH)
+    if found == "probabilities":
+        take_logarithms(values)
+    return found, note
 
 
 def softmax(shape=(3, 6, 5, 4), dtype=np.float32):
@@ -23,7 +31,7 @@ def test_a_distribution_at_each_voxel_becomes_its_logarithm(kind, dtype):
     """float16 sums to 1 within a few times its 2^-11."""
     values = softmax(dtype=dtype)
     expected = np.log(np.clip(values, np.float32(1e-7), 1))
-    found, note = to_logits(values, "auto", kind, PATH)
+    found, note = to_logits(values, "auto", kind)
     assert found == "probabilities"
     assert note == "case.npz is taken as probabilities: all values lie in [0, 1] and sum to 1 at each voxel"
     np.testing.assert_array_equal(values, expected)
@@ -33,7 +41,7 @@ def test_exact_zeros_do_not_become_hard_constraints():
     """Outside of its crop nnU-Net writes background 1 and the rest 0: finite logits."""
     values = np.zeros((3, 6, 5, 4), np.float32)
     values[0] = 1
-    to_logits(values, "auto", None, PATH)
+    to_logits(values, "auto", None)
     np.testing.assert_array_equal(values[0], 0)
     np.testing.assert_allclose(values[1:], np.log(1e-7), rtol=1e-6)
     values = softmax((2, 41, 59, 67))  # more than a block
@@ -46,7 +54,7 @@ def test_exact_zeros_do_not_become_hard_constraints():
 def test_the_word_of_the_user_or_the_file_counts(input_type, kind):
     values = softmax()
     before = values.copy()
-    assert to_logits(values, input_type, kind, PATH)[0] == "logits"
+    assert to_logits(values, input_type, kind)[0] == "logits"
     np.testing.assert_array_equal(values, before)
 
 

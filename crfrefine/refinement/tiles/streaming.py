@@ -8,24 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from crfrefine.arrays.probabilities import (
-    SUM_TOLERANCE,
-    TOLD_SUM_TOLERANCE,
-    Look,
-    agree,
-    check_input_type,
-    describe_logits,
-    describe_probabilities,
-    no_probabilities,
-    refuse_scaled,
-)
+from crfrefine.arrays.probabilities import SUM_TOLERANCE, Look, decide
 from crfrefine.base.axes import StorageOrder
 from crfrefine.refinement.tiles.stored import Candidates, ReadPieces, read_bricks
 from crfrefine.refinement.tiles.survey import Survey
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from crfrefine.base.array_types import Array, Bool, Float32
     from crfrefine.engines.base import RunContext
     from crfrefine.parameters.specs import MeanFieldSpec
@@ -66,118 +54,62 @@ SHARE_OF_CANDIDATES = 4
 def survey_stream(
     stream: StreamedNetwork, grid: TileGrid, run: MeanFieldSpec, mask: Bool | None, thresholds: Thresholds, context: RunContext
 ) -> tuple[Survey, Candidates, str]:
-    """Return what one pass over the channels finds, the tiles where labels may take part, and the kind of the channels."""
+    """Return what one pass over the channels finds, the tiles where labels may take part, and a sentence on the kind of the channels.
+
+    Padding is known after the last channel, so a kind that is not declared is guessed from the first brick. After a wrong guess the
+    channels are read again.
+    """
     left = None if context.num_bytes is None else context.num_bytes()
-    most_bytes = None if left is None else left // SHARE_OF_CANDIDATES
-    guess: bool | None = None
+    max_bytes = None if left is None else left // SHARE_OF_CANDIDATES
+    said = stream.kind if stream.input_type == "auto" else stream.input_type
+    is_probability = None if said is None else said == "probabilities"
     while True:
-        finder = KindFinder(grid, stream.input_type, stream.kind, stream.path, guess)
-        survey = Survey(grid, run, mask, context.threads)
-        candidates = Candidates(stream.read, thresholds, most_bytes, context.threads)
-        is_right = True
+        survey, values = Survey(grid, run, mask, context.threads), _StreamedValues(grid)
+        candidates = Candidates(stream.read, thresholds, max_bytes, context.threads)
         for brick in read_bricks(stream.read, grid):
-            is_right = finder.watch(brick, survey.is_equal)
-            if not is_right:
-                break
+            if is_probability is None:
+                outside = brick.values[(brick.values < -SUM_TOLERANCE) | (brick.values > 1 + SUM_TOLERANCE)]
+                is_probability = not outside.size or bool((outside == outside[0]).all())  # Padding usually has a single value.
             if context.progress is not None:
                 context.progress("channels", brick.label, stream.num_labels)
-            survey.is_probability = bool(finder.is_probability)
+            survey.is_probability = is_probability
             survey.add(brick.label, brick.values, brick.first_plane)
             candidates.add(survey, brick)
-        if is_right:
-            finder.leave_out(survey.is_equal)
-            is_right = finder.is_right
-        if is_right:
-            return survey, candidates, finder.finish(survey.is_equal)
-        guess = not finder.is_probability
+            values.add(brick, survey.is_equal)
+        kind, reason = decide(values.look(survey.is_equal), stream.input_type, stream.kind, str(stream.path))
+        if is_probability == (kind == "probabilities"):
+            return survey, candidates, f"{stream.path.name} is taken as {kind}: {reason}"
+        is_probability = not is_probability
 
 
 _ABOVE, _NEGATIVE = 1, 2  # bits of a voxel with a value outside [0, 1]
 
 
-class KindFinder:
-    """Tells logits from probabilities while channels stream; the rules are those of `crfrefine.arrays.probabilities`.
+class _StreamedValues:
+    """The facts that tell logits from probabilities, collected while channels stream."""
 
-    A value outside [0, 1] means logits, except in padding, where all labels are equal. Padding is known after the last channel, so the
-    kind is guessed from the first one; a wrong guess is noticed, and the channels are read again.
+    def __init__(self, grid: TileGrid) -> None:
+        self._sums: Float32 = np.zeros(grid.shape, np.float32)
+        self._marks = np.zeros(grid.shape, np.uint8)
+        self._example: str | None = None  # the first value outside [0, 1], perhaps in padding
+        self._are_logits = False  # whether there is a negative value that is no padding: nothing else need be known
 
-    Attributes:
-        is_probability: the kind of the channels; None before the first channel, if it was not declared.
-    """
-
-    def __init__(self, grid: TileGrid, input_type: str, kind: str | None, path: Path, guess: bool | None = None) -> None:
-        """Start with the declarations of the user and the file, else with a guess, if there is one."""
-        check_input_type(input_type)
-        self._input_type, self._path = input_type, path
-        said = input_type if input_type != "auto" else kind
-        self.is_probability: bool | None = guess if said is None else said == "probabilities"
-        self._is_said = said is not None
-        self._sums: Float32 | None = np.zeros(grid.shape, np.float32)
-        self._candidates = np.zeros(grid.shape, np.uint8)  # voxels with values outside [0, 1], which may be padding
-        self._example: str | None = None
-        self._outside: str | None = None  # a value outside [0, 1] that is not padding
-
-    @property
-    def is_right(self) -> bool:
-        """Whether the channels are still what they were taken for."""
-        return self._is_said or bool(self.is_probability) == (self._outside is None)
-
-    def watch(self, brick: Brick, is_equal: Bool) -> bool:
-        """Take note of a brick; False: the channels are logits after all, and must be read again from the beginning.
-
-        `is_equal` tells where all labels before this one are equal.
-        """
-        if self._sums is None:
-            return True
+    def add(self, brick: Brick, is_equal: Bool) -> None:
+        """Take note of a brick; `is_equal`, (*grid), is True where all labels so far are equal."""
+        if self._are_logits:
+            return
         values, planes = brick.values, slice(brick.first_plane, brick.first_plane + len(brick.values))
         self._sums[planes] += values
         low, high = float(values.min()), float(values.max())
         if low >= -SUM_TOLERANCE and high <= 1 + SUM_TOLERANCE:
-            if self.is_probability is None:
-                self.is_probability = True
-            return True
-        kinds = np.where(values < -SUM_TOLERANCE, np.uint8(_NEGATIVE), (values > 1 + SUM_TOLERANCE).astype(np.uint8))
-        if self.is_probability is None:  # Padding usually has a single value.
-            outside = values[kinds > 0]
-            self.is_probability = bool((outside == outside[0]).all())
-        if self._example is None:
-            self._example = f"{low if low < -SUM_TOLERANCE else high:.4g} for label {brick.label}"
-        self._candidates[planes] |= kinds
-        if brick.label > 0:
-            self._settle(kinds[~is_equal[planes]])
-        return not self.is_probability or self.is_right
+            return
+        self._example = self._example or f"{low if low < -SUM_TOLERANCE else high:.4g} for label {brick.label}"
+        marks = self._marks[planes]
+        marks[values < -SUM_TOLERANCE] |= _NEGATIVE
+        marks[values > 1 + SUM_TOLERANCE] |= _ABOVE
+        self._are_logits = bool((marks[~is_equal[planes]] & _NEGATIVE).any())
 
-    def leave_out(self, is_equal: Bool) -> None:
-        """Leave out padding, which is known once all channels were read."""
-        self._settle(self._candidates[~is_equal])
-
-    def _settle(self, kinds: NDArray[np.uint8]) -> None:
-        if kinds.any():
-            self._outside = self._example
-        if (kinds == _NEGATIVE).any() or (kinds == _NEGATIVE | _ABOVE).any():
-            self._sums = None  # Logits, and no scaled probabilities: nothing is left to find out.
-
-    def finish(self, is_equal: Bool) -> str:
-        """Return a sentence on the kind of the channels, with the reason; voxels where all labels are equal are not checked.
-
-        Raises:
-            InputError: the values contradict the user or the file, or are sigmoid channels or
-                scaled probabilities such as percent.
-        """
-        if self._sums is not None and self._outside is not None and self._input_type != "logits":
-            sums = self._sums[~is_equal]
-            low, high = float(sums.min(initial=np.inf)), float(sums.max(initial=-np.inf))
-            refuse_scaled((low + high) / 2 if high > 0 and agree(low, high) else None, str(self._path))
-        if self._sums is not None and self._outside is None:
-            tolerance = SUM_TOLERANCE
-            if not self.is_probability or self._input_type == "probabilities":
-                tolerance = TOLD_SUM_TOLERANCE
-            look = Look(self._sums.shape)
-            for each, found in look.sums.items():
-                found.add(0, self._sums.reshape(-1), is_equal.reshape(-1), each)
-            look.require_distribution(str(self._path), tolerance)
-        if not self.is_probability:
-            return describe_logits(self._path, self._input_type, None if self._is_said else self._outside)
-        if self._outside is not None:
-            raise no_probabilities(self._path, self._outside)
-        return describe_probabilities(self._path, self._input_type)
+    def look(self, is_equal: Bool) -> Look:
+        """Return what was seen, once all channels were added."""
+        marks = self._marks[~is_equal]
+        return Look(self._sums, is_equal, self._example if marks.any() else None, is_negative=bool((marks & _NEGATIVE).any()))

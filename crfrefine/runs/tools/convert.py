@@ -9,7 +9,7 @@ import numpy as np
 
 from crfrefine import io
 from crfrefine.arrays.label_maps import argmax_labels
-from crfrefine.arrays.probabilities import softmax, to_logits
+from crfrefine.arrays.probabilities import identify, softmax, take_logarithms
 from crfrefine.arrays.region_scheme import identify_regions, sigmoid, take_log_odds
 from crfrefine.base.axes import file_order
 from crfrefine.base.inputs import add_inputs, keeping_inputs
@@ -123,11 +123,11 @@ def _convert_channels(header: VolumeHeader, target: Path, to: str | None, like: 
         order = file_order(values)
         logits = order.to_storage(values).copy()  # contiguous
         if scheme is None:
-            kind = to_logits(logits, "auto", kind, header.path)[0]
+            kind, _ = identify(logits, "auto", kind, header.path)
         else:
             kind, _ = identify_regions(logits, "auto", kind=kind, name=str(header.path))
-            if kind == "probabilities":
-                take_log_odds(logits)
+        if kind == "probabilities":
+            (take_logarithms if scheme is None else take_log_odds)(logits)
         if scheme is not None and to == "labels":
             io.write_label_map(target, scheme.decode(order.to_user(logits)).reshape(like.grid_shape), like)
             return f"{source} -> {target}: label map"
