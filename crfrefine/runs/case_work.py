@@ -1,7 +1,4 @@
-"""The work on one case of `infer`: read, refine, write, and their entries in the record.
-
-`run.py` runs these stages, and sends cases to the workers of a Dask cluster.
-"""
+"""The work on one case of `infer`: read, refine, write, and their entries in the record. `run.py` calls it."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ import time
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from crfrefine.base.axes import file_order
 from crfrefine.base.failures import failing_alone
@@ -26,7 +23,7 @@ from crfrefine.runs.records import VANISHED, CaseRecord, Observer, RunSummary
 from crfrefine.runs.store import time_of_change
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     import numpy as np
     from numpy.typing import NDArray
@@ -34,13 +31,16 @@ if TYPE_CHECKING:
     from crfrefine.cases.case import Case, CaseFiles
     from crfrefine.cases.dataset_description import Names
     from crfrefine.cases.reading_options import ReadingOptions
-    from crfrefine.io.volume import Volume
     from crfrefine.refinement.networks import Network
     from crfrefine.refinement.result import RefinementResult
     from crfrefine.runs.outputs import OutputFiles
 
 MAX_VANISHED = 50
 """Most labels that a note names; the record has all of them."""
+
+_OF_RESULT = ("device", "num_iterations", "converged", "energy", "filters", "num_padding_voxels", "voxels_removed", "voxels_filled")
+_OF_CHANGES = ("voxels_changed", "voxels_before", "voxels_after")
+"""Fields of a record that are copied from the result, and from its changes."""
 
 
 @dataclass(frozen=True)
@@ -74,28 +74,6 @@ class CaseInWork:
     case: Case | None = None  # None means that nothing is left to do, or that it failed
 
 
-@dataclass(frozen=True)
-class ChannelPlanes:
-    """Channels of all labels, each piece made when it is written."""
-
-    num_channels: int  # of the file
-    # Returns planes of a channel in the order of storage, as `crfrefine.io.write_pieces` asks for them.
-    piece: Callable[[int, slice], NDArray[np.float32]]
-
-
-@dataclass(frozen=True)
-class RefinedArrays:
-    """The arrays of a refined case to be written; None means not requested."""
-
-    like: Volume  # the case's first image: grid, format and header of the outputs
-    label_map: NDArray[Any]  # (*grid) integer
-    probabilities: ChannelPlanes | None  # the marginals
-    logits: ChannelPlanes | None  # the refined ones
-    preview: Callable[[], bytes] | None  # draws the picture
-    segments: tuple[Segment, ...]  # names and colors of the labels in the refined input
-    named: tuple[Segment, ...]  # those, or else of the labels that are named elsewhere
-
-
 def read_case(settings: CaseSettings, task: Task) -> CaseInWork:
     """Read a case, unless its outputs are complete; errors are in its record."""
     from crfrefine.cases import case as cases
@@ -114,51 +92,40 @@ def read_case(settings: CaseSettings, task: Task) -> CaseInWork:
         headers = cases.read_case_headers(task.files, settings.reading)
         # Logits are streamed on the CPU, if labels may be left out and only voxels decide.
         leaves_out = parameters.mean_field.label_threshold > 0 and parameters.volume.weight == 0
-        case = cases.read_case(
-            headers,
-            settings.reading,
-            as_logits=False,
-            may_stream=leaves_out and get_backend(settings.device).name == "cpu",
-            threads=settings.options.threads,
-        )
+        may_stream = leaves_out and get_backend(settings.device).name == "cpu"
+        case = cases.read_case(headers, settings.reading, as_logits=False, may_stream=may_stream, threads=settings.options.threads)
         record.times["read"] = time.perf_counter() - started
         record.times.update({f"read.{part}": seconds for part, seconds in case.times.items()})
-        record.grid_shape = tuple(case.image.shape[1:])
-        record.spacing = tuple(float(step) for step in case.spacing)
+        record.grid_shape, record.spacing = tuple(case.image.shape[1:]), tuple(map(float, case.spacing))
         record.num_modalities, record.num_labels = len(case.image), case.num_labels
         record.regions = None if case.regions is None else case.regions.to_dict()
-        record.input_type = case.input_kind
-        record.notes = list(case.notes)
+        record.input_type, record.notes = case.input_kind, list(case.notes)
         work.case = case
     return work
 
 
 def finish_case(settings: CaseSettings, work: CaseInWork, observer: Observer[RunSummary, CaseRecord]) -> CaseRecord:
     """Refine and write a case that was read; return its record, which has its errors."""
-    task, record, refined = work.task, work.record, None
+    task, record = work.task, work.record
     if work.case is None:
         return record
     observer.case_started(record.case_id, task.number)
     for note in record.notes:
         observer.note(note, case_id=record.case_id)
     with failing_alone(record.fail, *task.files.paths):
-        refined = _refine(settings, work, observer)
-    if refined is not None:
-        with failing_alone(record.fail):
-            _write(settings, task.outputs, record, refined)
+        result, names, segments = _refine(settings, work.case, record, observer)
+        _write(settings, work, result, names, segments)
     return record
 
 
-def _refine(settings: CaseSettings, work: CaseInWork, observer: Observer[RunSummary, CaseRecord]) -> RefinedArrays:
-    """Run the CRF on a case that was read, and record the outcome.
-
-    The input is free afterwards, except for what a preview shows.
-    """
+def _refine(
+    settings: CaseSettings, case: Case, record: CaseRecord, observer: Observer[RunSummary, CaseRecord]
+) -> tuple[RefinementResult, Names, tuple[Segment, ...]]:
+    """Run the CRF, and record the outcome; return it with the names of labels, and their segments if the input has them."""
     import numpy as np
 
     from crfrefine.arrays.blocks import AUTO
     from crfrefine.arrays.label_maps import vanished_labels
-    from crfrefine.arrays.one_hot import ABSENT_LOGIT
     from crfrefine.base.memory import memory_left, memory_limit
     from crfrefine.cases.label_input import LabelMap
     from crfrefine.engines import get_backend
@@ -168,10 +135,8 @@ def _refine(settings: CaseSettings, work: CaseInWork, observer: Observer[RunSumm
     from crfrefine.refinement.refining import NARROW, refine_network
     from crfrefine.refinement.tiles.streaming import StreamedNetwork
 
-    options, record, case = settings.options, work.record, work.case
-    assert case is not None
     started = time.perf_counter()
-    given, names = case.network, settings.names
+    options, given, names = settings.options, case.network, settings.names
     segments: tuple[Segment, ...] = ()
     lost: Mapping[int, int] = {}
     network: Network
@@ -198,15 +163,12 @@ def _refine(settings: CaseSettings, work: CaseInWork, observer: Observer[RunSumm
         allow_vanishing=options.allow_vanishing,
         names=names.labels,
     )
+    changes, outvoted, notes = result.changes, vanished_labels(result.changes), list(result.notes)
     record.times["refine"] = time.perf_counter() - started
     record.times.update({f"refine.{stage}": seconds for stage, seconds in result.timings.items()})
-    record.device, report, changes = result.device, result.report, result.changes
-    record.num_iterations, record.converged = report.num_iterations, report.converged
-    record.energy, record.filters = report.energy, report.filters
-    record.voxels_changed = changes.voxels_changed
-    record.voxels_before, record.voxels_after = changes.voxels_before, changes.voxels_after
-    notes = list(result.notes)
-    outvoted = vanished_labels(changes)
+    vars(record).update({name: getattr(result, name) for name in _OF_RESULT})
+    vars(record).update({name: getattr(changes, name) for name in _OF_CHANGES})
+    record.num_voxels_in_mask = result.label_map.size if case.mask is None else int(np.count_nonzero(case.mask))
     vanished = dict(sorted({**lost, **outvoted}.items()))
     record.vanished_labels = tuple(vanished)
     if vanished:
@@ -221,118 +183,92 @@ def _refine(settings: CaseSettings, work: CaseInWork, observer: Observer[RunSumm
     for text in notes:
         observer.note(text, case_id=record.case_id)
     record.notes += notes
-    record.num_padding_voxels = result.num_padding_voxels
-    record.voxels_removed, record.voxels_filled = result.voxels_removed, result.voxels_filled
-    record.num_voxels_in_mask = result.label_map.size if case.mask is None else int(np.count_nonzero(case.mask))
-    probabilities = logits = preview = None
-    if options.save_probabilities:
-        piece = partial(result.channels.probabilities, output_temperature=result.output_temperature)
-        probabilities = _of_all_labels(result, piece, lambda: result.marginals, 0.0)
-    if options.save_logits:
-        logits = _of_all_labels(result, result.channels.channel, lambda: result.logits, ABSENT_LOGIT)
-    if options.preview:
-        from crfrefine.runs.pictures.preview import draw_preview
+    return result, names, segments
 
-        preview = partial(
-            draw_preview,
-            case.image,
-            result.network_label_map,
-            result.label_map,
-            case.like.spacing,
-            affine=case.like.affine,
-            title=printable(record.case_id),
-            subtitle=_describe_numbers(result, case.spacing, names.titles),
-            label_names=names.titles,
-            modality_names=names.modalities,
-            before_name="input" if isinstance(given, LabelMap) else "network",
-        )
+
+def _write(settings: CaseSettings, work: CaseInWork, result: RefinementResult, names: Names, segments: tuple[Segment, ...]) -> None:
+    """Write a refined case, each file whole or not at all and the label map last, and close its record; the images are freed."""
+    from crfrefine.io import write_label_map, write_pieces
+
+    assert work.case is not None
+    started = time.perf_counter()
+    record, outputs, threads = work.record, work.task.outputs, settings.options.threads or available_threads()
+    labels, like = result.label_map, replace(work.case.like, data=result.label_map)
+    picture = None if outputs.preview is None else _draw(work.case, result, names)
     work.case = None
-    return RefinedArrays(
-        like=replace(case.like, data=result.label_map),  # so that the image can be freed
-        label_map=result.label_map,
-        probabilities=probabilities,
-        logits=logits,
-        preview=preview,
-        segments=segments,
-        named=segments or named_segments(names.labels),
-    )
+
+    def write_structure(path: Path, number: int) -> None:
+        own = [replace(segment, label=1) for segment in segments if segment.label == number]
+        write_label_map(path, (labels == number).view("u1"), like, segments=own)
+
+    for path, kind in ((outputs.probabilities, "probabilities"), (outputs.logits, "logits")):
+        if path is not None:
+            write_pieces(path, like, *_channels(result, kind), kind=kind, threads=threads)
+    if outputs.preview is not None and picture is not None:
+        write_small_file(outputs.preview, picture)
+    written = {path: settings.structures[stem_of(path)] for path in outputs.structures}
+    if outputs.labels is not None:
+        written = {path: segment.label for path, segment in outputs.labels.of(labels, segments).items()}
+    run_all([partial(write_structure, path, number) for path, number in written.items()], threads)
+    write_label_map(outputs.label_map, labels, like, segments=segments or named_segments(names.labels))
+    record.times["write"] = time.perf_counter() - started
+    record.output, record.preview = outputs.label_map, outputs.preview
+    record.probabilities, record.logits = outputs.probabilities, outputs.logits
+    record.written = time_of_change(outputs.label_map)
+    record.structures = outputs.labels.folder if outputs.labels is not None else next((path.parent for path in outputs.structures), None)
+    record.status = "done"
 
 
-def _of_all_labels(
-    result: RefinementResult,
-    piece: Callable[[int, slice], NDArray[np.float32]],
-    all_channels: Callable[[], NDArray[np.float32]],
-    absent: float,
-) -> ChannelPlanes:
-    """Return values for all labels, those without a channel `absent`; they become one array unless they are streamed.
+def _channels(result: RefinementResult, kind: str) -> tuple[int, Callable[[int, slice], NDArray[np.float32]]]:
+    """Return the number of channels to write and what returns their planes, in storage order.
 
-    Channels of regions stay as they are.
+    Labels that have no channel in the result get one; channels of regions stay as they are.
     """
     import numpy as np
 
-    from crfrefine.arrays.one_hot import expand_channels
+    from crfrefine.arrays.one_hot import ABSENT_LOGIT, expand_channels
 
-    if not result.channels.is_streamed:
-        values = all_channels()
+    channels, is_logits = result.channels, kind == "logits"
+    absent = ABSENT_LOGIT if is_logits else 0.0
+    if not channels.is_streamed:
+        values = result.logits if is_logits else result.marginals
         if result.regions is None and len(values) < result.num_labels:
             values = expand_channels(values, result.channel_labels, result.num_labels, absent)
         stored = file_order(values).to_storage(values)
-        return ChannelPlanes(len(stored), lambda channel, planes: stored[channel, planes])
+        return len(stored), lambda channel, planes: stored[channel, planes]
+    make = channels.channel if is_logits else partial(channels.probabilities, output_temperature=result.output_temperature)
     numbers = {label: number for number, label in enumerate(result.channel_labels)}
 
     def planes_of(label: int, planes: slice) -> NDArray[np.float32]:
-        if label in numbers:
-            return piece(numbers[label], planes)
-        return np.full_like(piece(0, planes), absent)
+        return make(numbers[label], planes) if label in numbers else np.full_like(make(0, planes), absent)
 
-    return ChannelPlanes(result.num_labels, planes_of)
+    return result.num_labels, planes_of
 
 
-def _describe_numbers(result: RefinementResult, spacing: Sequence[float], names: Mapping[int, str]) -> str:
-    """Return the second line of the preview."""
-    voxels, changes = result.label_map.size, result.changes
-    share = changes.voxels_changed / voxels
-    parts = [f"{result.num_iterations} steps", f"{changes.voxels_changed:,} of {voxels:,} voxels changed ({share:.2%})"]
-    voxel_ml = math.prod(spacing) / 1000
+def _draw(case: Case, result: RefinementResult, names: Names) -> bytes:
+    """Draw the preview of a case; its second line has the numbers."""
+    from crfrefine.runs.pictures.preview import draw_preview
+
+    changes, num_voxels, voxel_ml = result.changes, result.label_map.size, math.prod(case.spacing) / 1000
+    share = changes.voxels_changed / num_voxels
+    parts = [f"{result.num_iterations} steps", f"{changes.voxels_changed:,} of {num_voxels:,} voxels changed ({share:.2%})"]
     pairs = list(enumerate(zip(changes.voxels_before, changes.voxels_after, strict=True)))[1:]
     volumes = [
-        f"{names.get(label, f'label {label}')}: {before * voxel_ml:.3g} → {after * voxel_ml:.3g}"
+        f"{names.titles.get(label, f'label {label}')}: {before * voxel_ml:.3g} → {after * voxel_ml:.3g}"
         for label, (before, after) in pairs
         if before or after
     ]
     if volumes and len(volumes) <= 6:
         parts.append("ml of " + ", ".join(volume.replace(" ", "\u00a0") for volume in volumes))  # a line is not broken inside
-    return "   ·   ".join(parts)
-
-
-def _write(settings: CaseSettings, outputs: OutputFiles, record: CaseRecord, refined: RefinedArrays) -> None:
-    """Write a case that was refined, each file whole or not at all and the label map last, and close its record."""
-    from crfrefine.io import write_label_map, write_pieces
-
-    started = time.perf_counter()
-    threads = settings.options.threads or available_threads()
-
-    def write_structure(path: Path, number: int) -> None:
-        mask = (refined.label_map == number).view("u1")
-        segments = [replace(segment, label=1) for segment in refined.segments if segment.label == number]
-        write_label_map(path, mask, refined.like, segments=segments)
-
-    for path, channels, kind in (
-        (outputs.probabilities, refined.probabilities, "probabilities"),
-        (outputs.logits, refined.logits, "logits"),
-    ):
-        if path is not None and channels is not None:
-            write_pieces(path, refined.like, channels.num_channels, channels.piece, kind=kind, threads=threads)
-    if outputs.preview is not None and refined.preview is not None:
-        write_small_file(outputs.preview, refined.preview())
-    written = {path: settings.structures[stem_of(path)] for path in outputs.structures}
-    if outputs.labels is not None:
-        written = {path: segment.label for path, segment in outputs.labels.of(refined.label_map, refined.segments).items()}
-    run_all([partial(write_structure, path, number) for path, number in written.items()], threads)
-    write_label_map(outputs.label_map, refined.label_map, refined.like, segments=refined.named)
-    record.times["write"] = time.perf_counter() - started
-    record.output, record.probabilities = outputs.label_map, outputs.probabilities
-    record.logits, record.preview = outputs.logits, outputs.preview
-    record.written = time_of_change(outputs.label_map)
-    record.structures = outputs.labels.folder if outputs.labels is not None else next((path.parent for path in outputs.structures), None)
-    record.status = "done"
+    return draw_preview(
+        case.image,
+        result.network_label_map,
+        result.label_map,
+        case.like.spacing,
+        affine=case.like.affine,
+        title=printable(case.case_id),
+        subtitle="   ·   ".join(parts),
+        label_names=names.titles,
+        modality_names=names.modalities,
+        before_name="input" if case.input_kind == "labels" else "network",
+    )

@@ -33,9 +33,8 @@ if TYPE_CHECKING:
 NAMES_FILE = "dataset.json"
 _MAX_OF_A_STEM = 100
 
-# Every PNG begins and ends with these bytes: its signature, and an empty chunk IEND with its checksum.
-_PNG_START = b"\x89PNG\r\n\x1a\n"
-_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
+_PNG_ENDS = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
+"""The first and the last bytes of every PNG."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ class OutputFiles:
 
 
 def plan_outputs(cases: Sequence[CaseFiles], options: InferenceOptions, label_names: Mapping[int, str]) -> list[OutputFiles]:
-    """Choose the output files of each case; `label_names` are of the labels whose input says nothing of them.
+    """Choose the output files of each case; `label_names` are of labels whose input does not name them.
 
     Raise InputError if the output names a file though there may be several cases, if its format
     holds no label maps, if two cases have one output, or if an output would replace an input.
@@ -101,21 +100,17 @@ def plan_outputs(cases: Sequence[CaseFiles], options: InferenceOptions, label_na
         ending = output_format or (suffix_to_write(files.images[0]) if files.images else "")
         label_map = output if writes_file else output / (files.output or f"{files.case_id}{ending}")
         own = label_map.with_name(stem_of(label_map))
-        structures: tuple[Path, ...] = ()
-        labels = None
-        if options.save_structures and files.are_structures:
-            structures = tuple(own / f"{stem_of(path)}{suffix_to_write(path)}" for path in files.logits)
-        elif options.save_structures:
-            labels = LabelFiles(own, suffix_of(label_map), label_names)
-        outputs = OutputFiles(
-            label_map,
-            probabilities=own.with_name(f"{own.name}_probabilities.nii.gz") if options.save_probabilities else None,
-            logits=own.with_name(f"{own.name}_logits.nii.gz") if options.save_logits else None,
-            preview=own.with_name(f"{own.name}_preview.png") if options.preview else None,
-            structures=structures,
-            labels=labels,
+        has_files = options.save_structures and files.are_structures
+        plans.append(
+            OutputFiles(
+                label_map,
+                own.with_name(f"{own.name}_probabilities.nii.gz") if options.save_probabilities else None,
+                own.with_name(f"{own.name}_logits.nii.gz") if options.save_logits else None,
+                own.with_name(f"{own.name}_preview.png") if options.preview else None,
+                tuple(own / f"{stem_of(path)}{suffix_to_write(path)}" for path in files.logits) if has_files else (),
+                LabelFiles(own, suffix_of(label_map), label_names) if options.save_structures and not has_files else None,
+            )
         )
-        plans.append(outputs)
     _check_paths(cases, plans, options)
     return plans
 
@@ -135,27 +130,26 @@ def _check_paths(cases: Sequence[CaseFiles], plans: Sequence[OutputFiles], optio
         if files.problem:
             continue
         written = [path for name in outputs.all() for path in files_written(name)]
-        for path in written if outputs.labels is None else (*written, outputs.labels.folder):
+        folders = [] if outputs.labels is None else [outputs.labels.folder]
+        for path in (*written, *folders):
             other = written_by.setdefault(os.path.realpath(path), files.case_id)
             if other != files.case_id:
                 raise InputError(f"{path}: an output of the case {other!r} and of {files.case_id!r}; choose another output for one of them")
-        if outputs.labels is not None:
-            if outputs.labels.folder.resolve() in used:
+        for folder in folders:
+            if folder.resolve() in used:
                 raise InputError(
-                    f"case {files.case_id!r}: --save-structures writes into the folder {outputs.labels.folder}, "
-                    "which holds inputs or other outputs; choose another output folder"
+                    f"case {files.case_id!r}: --save-structures writes into {folder}, which holds other files; choose another output"
                 )
-            # The names of the labels that a case has are not known yet.
-            written += outputs.labels.folder.glob("*")
+            written += folder.glob("*")  # The names of the labels that a case has are not known yet.
         for path in written:
             check_no_input(path)
     if not options.is_folder_run:
         return
-    folders = {path.parent.resolve() for files in cases for path in (*files.images, *files.logits)}
+    places = {path.parent.resolve() for files in cases for path in (*files.images, *files.logits)}
     # Structures are in a folder per case.
     of_structures = {(files.case_id, path.parent) for files in cases if files.are_structures for path in files.logits}
-    folders |= {folder.parent.resolve() for case_id, folder in of_structures if folder.name == case_id}
-    if options.output.resolve() in folders:
+    places |= {folder.parent.resolve() for case_id, folder in of_structures if folder.name == case_id}
+    if options.output.resolve() in places:
         raise InputError(f"{options.output}: holds the images or logits of this run; choose another folder for the results")
 
 
@@ -175,17 +169,15 @@ def is_complete(outputs: OutputFiles, files: CaseFiles) -> bool:
     """Return whether every output of a case exists, can be read to its end, and is on the grid of the case."""
     from crfrefine.io import is_whole, placed_on, read_header, read_labels
 
-    if not all(path.is_file() for path in outputs.all()):
+    volumes = [path for path in outputs.all() if path != outputs.preview]
+    if not all(path.is_file() for path in outputs.all()) or not all(map(is_whole, volumes)):
         return False
     if outputs.preview is not None:
-        content = outputs.preview.read_bytes()
-        if not (content.startswith(_PNG_START) and content.endswith(_PNG_END)):
+        content, (start, end) = outputs.preview.read_bytes(), _PNG_ENDS
+        if not (content.startswith(start) and content.endswith(end)):
             return False
-    volumes = [path for path in outputs.all() if path != outputs.preview]
-    if not all(map(is_whole, volumes)):
-        return False
     if outputs.labels is not None:
-        # Only a label map says something of its labels, and no other output of a network.
+        # Of networks' outputs only a label map has segments.
         segments = read_header(files.logits[0]).segments if len(files.logits) == 1 else ()
         label_files = outputs.labels.of(read_labels(outputs.label_map).data, segments)
         if not all(map(is_whole, label_files)):

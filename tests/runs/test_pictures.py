@@ -8,9 +8,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 from crfrefine.runs.pictures import drawing
-from crfrefine.runs.pictures.planes import PLANES, choose_places
+from crfrefine.runs.pictures.planes import BONE, LUNG, PLANES, SOFT_TISSUE, Window, choose_modality, choose_places, choose_window
 from crfrefine.runs.pictures.preview import cut_planes, draw_preview
-from crfrefine.runs.pictures.windows import BONE, LUNG, SOFT_TISSUE, Window, choose_modality, choose_window
 
 GRID_SHAPE = (40, 30, 12)
 SPACING = (1.0, 1.5, 4.0)

@@ -1,8 +1,4 @@
-"""Where to cut a case for display, upright: planes through the structure, and the place of the largest change.
-
-Planes through only the largest change can miss the structure: a small island that the CRF removes far away from a tumor is often the
-densest change.
-"""
+"""What to show of a case, upright: planes through the structure and the largest change, its modality, and the gray values."""
 
 from __future__ import annotations
 
@@ -17,13 +13,28 @@ from crfrefine.base.geometry import orientation_codes
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from crfrefine.base.array_types import Array, Bool, Float64
+    from numpy.typing import NDArray
+
+    from crfrefine.base.array_types import Array, Bool, Float32, Float64
 
 SIDES = ("RL", "PA", "IS")
 """Letters at the low and the high end of each axis of an upright volume."""
 
 PLANES = (("axial", 0, 1, 2), ("coronal", 0, 2, 1), ("sagittal", 1, 2, 0))
 """Name and axes of each plane of an upright volume: across the picture, up the picture, and through it."""
+
+CHANGE_WINDOW_MM = 12.0
+"""Edge of the box in which changed voxels are counted."""
+
+_LARGE_SECTION = 0.8
+"""Planes with this share of the largest cross-section show the structure equally well; of them the one that changed most is shown."""
+
+LOWEST_WITHOUT_AIR = -500.0
+"""Images with a smaller value are taken for CT in Hounsfield units: air is -1000, and no other modality has such numbers."""
+
+_BORDER_MM = 3.0
+_MAX_SAMPLES = 1_000_000
+_BACKGROUND_SHARE = 0.1
 
 
 def planes_of(grid: Sequence[int]) -> list[int]:
@@ -38,9 +49,9 @@ class Upright:
     The patient's right is shown at the left, as in radiology.
     """
 
-    axis_order: tuple[int, ...]  # The axis of the array that becomes each axis of the upright one.
-    flips: tuple[bool, ...]  # Whether each of these axes is reversed.
-    sides: tuple[str, ...]  # The letters of both ends of each upright axis, such as "RL"; empty if the orientation is unknown.
+    axis_order: tuple[int, ...]  # the axis of the array that becomes each axis of the upright one
+    flips: tuple[bool, ...]  # whether each of these axes is reversed
+    sides: tuple[str, ...]  # the letters of both ends of each upright axis, such as "RL"; empty if the orientation is unknown
 
     @classmethod
     def of(cls, affine: Float64 | None, num_dims: int) -> Upright:
@@ -52,10 +63,7 @@ class Upright:
         return cls(axis_order, tuple(codes[axis] == pair[0] for axis, pair in zip(axis_order, SIDES, strict=True)), SIDES)
 
     def describe(self, plane: int) -> tuple[str, str]:
-        """Return the name of a plane of `PLANES`, and the letters at its left, right, bottom and top.
-
-        If the orientation is unknown, the name has the numbers of the axes, and there are no letters.
-        """
+        """Return the name of a plane of `PLANES`, and the letters at its left, right, bottom and top; of an unknown orientation, none."""
         name, across, up, _ = PLANES[plane]
         return (name, self.sides[across] + self.sides[up]) if self.sides else (f"axes {across + 1}, {up + 1}", "")
 
@@ -65,31 +73,24 @@ class Upright:
         return array[tuple(slice(None, None, -1) if flip else slice(None) for flip in self.flips)]
 
 
-CHANGE_WINDOW_MM = 12.0
-"""Edge of the box in which changed voxels are counted."""
-
-_LARGE_SECTION = 0.8
-"""Planes with this share of the largest cross-section show the structure equally well; the plane that changed most among them is shown."""
-
-
 @dataclass(frozen=True)
 class Places:
     """Where to cut a volume."""
 
-    structure: tuple[int, ...]  # One index per axis: the planes through the structure. They need not meet inside it.
-    change: tuple[int, ...] | None = None  # The voxel of the largest change, if no plane through the structure passes by it; else None.
-    change_plane: int = 0  # The plane of `PLANES` that shows most of that change, by its number.
+    structure: tuple[int, ...]  # one index per axis: the planes through the structure, which need not meet inside it
+    change: tuple[int, ...] | None = None  # the voxel of the largest change, if no plane through the structure passes by it; else None
+    change_plane: int = 0  # the plane of `PLANES` that shows most of that change, by its number
 
 
 def choose_places(maps: Sequence[Array], changed: Bool, steps: Sequence[float]) -> Places:
     """Choose the planes that show a case: label maps (0 is background), where they changed, and mm per grid axis.
 
-    The structure is the largest connected part of what all maps have in common: false islands of one map are not part of it, however many
-    there are. Along each axis, the planes with a large cross-section of it qualify, and of these the one with the most changed voxels is
-    taken. Without foreground the planes go through the largest change, and without that through the middle.
+    The structure is the largest connected part of what most maps have in common: false islands of one map are not part of it, however
+    many there are. Along each axis, the planes with a large cross-section of it qualify, and of these the one with the most changed
+    voxels is taken. Without foreground the planes go through the largest change, and without that through the middle.
     """
-    peak = find_largest_change(changed, steps)
-    structure = find_structure(maps)
+    peak = _largest_change(changed, steps)
+    structure = _structure(maps)
     if structure is None:
         return Places(peak or tuple(size // 2 for size in changed.shape))
     point = tuple(_best_plane(structure, changed, axis) for axis in range(changed.ndim))
@@ -108,7 +109,7 @@ def choose_places(maps: Sequence[Array], changed: Bool, steps: Sequence[float]) 
     return Places(point, peak, max(shown, key=count_changes))
 
 
-def find_structure(maps: Sequence[Array]) -> Bool | None:
+def _structure(maps: Sequence[Array]) -> Bool | None:
     """Return the largest connected part of the foreground of most maps, (*grid); None without any foreground."""
     from scipy.ndimage import label
 
@@ -124,7 +125,7 @@ def find_structure(maps: Sequence[Array]) -> Bool | None:
     return structure
 
 
-def find_largest_change(changed: Bool, steps: Sequence[float]) -> tuple[int, ...] | None:
+def _largest_change(changed: Bool, steps: Sequence[float]) -> tuple[int, ...] | None:
     """Return the changed voxel with the most changed voxels around it; None without changes."""
     from scipy.ndimage import uniform_filter
 
@@ -132,8 +133,7 @@ def find_largest_change(changed: Bool, steps: Sequence[float]) -> tuple[int, ...
     if box is None:
         return None
     inside = changed[box]
-    reach = [min(round(CHANGE_WINDOW_MM / 2 / step), extent - 1) for step, extent in zip(steps, inside.shape, strict=True)]
-    size = [2 * most + 1 for most in reach]  # odd, so that it has a middle
+    size = [2 * min(round(CHANGE_WINDOW_MM / 2 / step), extent - 1) + 1 for step, extent in zip(steps, inside.shape, strict=True)]
     # Only changed voxels qualify: a plane next to the change would show nothing.
     density = np.where(inside, uniform_filter(inside.astype(np.float32), size, mode="constant"), -1)
     densest = np.unravel_index(int(density.argmax()), density.shape)
@@ -150,12 +150,83 @@ def _best_plane(structure: Bool, changed: Bool, axis: int) -> int:
     return int(largest[len(largest) // 2])
 
 
-def crop_around(foreground: Bool, steps: Sequence[float]) -> list[slice]:
-    """Return slices around the foreground, (*grid), with a margin: small structures become visible. Without foreground: the whole grid."""
-    box = bounding_box(foreground) or tuple(slice(0, size) for size in foreground.shape)
-    margin_mm = 0.12 * max(size * step for size, step in zip(foreground.shape, steps, strict=True))
-    margins = [int(np.ceil(margin_mm / step)) for step in steps]
-    return [
-        slice(max(0, part.start - margin), min(size, part.stop + margin))
-        for part, margin, size in zip(box, margins, foreground.shape, strict=True)
-    ]
+@dataclass(frozen=True)
+class Window:
+    """The intensities that become black and white."""
+
+    low: float  # black
+    high: float  # white, above `low`
+    name: str = ""  # such as "lung"; empty if it comes from the image's percentiles
+
+    def gray(self, image: Float32) -> NDArray[np.uint8]:
+        """Return gray values from 0 to 255; NaN is black, as some programs write it outside of the brain."""
+        shown = np.nan_to_num(image.astype(np.float32), nan=self.low, posinf=self.high, neginf=self.low)
+        gray: NDArray[np.uint8] = np.clip((shown - self.low) * (255 / (self.high - self.low)), 0, 255).round().astype(np.uint8)
+        return gray
+
+    def __str__(self) -> str:
+        return f"{self.low:.4g} to {self.high:.4g}".replace("-", "\u2212")
+
+
+SOFT_TISSUE, LUNG, BONE = Window(-160, 240, "soft tissue"), Window(-1350, 150, "lung"), Window(-450, 1050, "bone")
+"""Usual windows of CT, in Hounsfield units."""
+
+
+def choose_window(image: Float32, structure: Bool) -> Window:
+    """Return the window of a modality.
+
+    For CT it is the usual one of the structure: lung if the median of the structure is below -400 HU, bone (or contrast medium) if it is
+    above 200 HU, else soft tissue. Other images run from their 0.5th to their 99.5th percentile, wider if the structure's 2nd and 98th
+    lie outside; voxels that are probably no tissue do not count.
+    """
+    inside = image[structure]
+    inside = inside[np.isfinite(inside)]
+    step = max(1, int((image.size / _MAX_SAMPLES) ** (1 / image.ndim)))
+    sample = image[(slice(None, None, step),) * image.ndim]
+    if np.any((sample < LOWEST_WITHOUT_AIR) & (sample > -np.inf)):
+        median = float(np.median(inside)) if inside.size else 0.0
+        return LUNG if median < -400 else BONE if median > 200 else SOFT_TISSUE
+    sample = sample[_is_tissue(sample)]
+    if sample.size < 2:
+        return Window(0.0, 1.0)
+    low, high = map(float, np.percentile(sample, (0.5, 99.5)))
+    if inside.size:
+        least, most = map(float, np.percentile(inside, (2, 98)))
+        low, high = min(low, least), max(high, most)
+    return Window(low, high) if high > low else Window(low - 0.5, low + 0.5)
+
+
+def choose_modality(modalities: Sequence[Float32], windows: Sequence[Window], labels: Array, steps: Sequence[float]) -> int:
+    """Return the number of the modality that shows the borders of the labels best; the first one of equals.
+
+    The mean intensities of the labels explain most of its variance within 3 mm of a border (the correlation ratio): one label may be
+    bright, another dark, and a long border counts for more than a short one. `labels` are unsigned, `steps` are mm per grid axis.
+    """
+    from scipy.ndimage import maximum_filter, minimum_filter
+
+    occupied = bounding_box(labels != 0)
+    if len(modalities) == 1 or occupied is None:
+        return 0
+    # A border is no wider than the grid, however close its voxels are.
+    reach = [min(max(1, round(_BORDER_MM / step)), extent - 1) for step, extent in zip(steps, labels.shape, strict=True)]
+    box = tuple(slice(max(0, part.start - most), part.stop + most) for part, most in zip(occupied, reach, strict=True))
+    size = [2 * most + 1 for most in reach]
+    is_near = maximum_filter(labels[box], size, mode="nearest") != minimum_filter(labels[box], size, mode="nearest")
+    shares = []
+    for channel, window in zip(modalities, windows, strict=True):
+        counted = is_near & _is_tissue(channel[box])
+        values, groups = np.clip(channel[box][counted], window.low, window.high).astype(np.float64), labels[box][counted].astype(np.intp)
+        means = np.bincount(groups, values) / np.maximum(np.bincount(groups), 1)
+        # A spread of rounding errors explains nothing.
+        shares.append(means[groups].var() / max(values.var(), 1e-12 * (window.high - window.low) ** 2) if values.size else 0.0)
+    return int(np.argmax(shares))
+
+
+def _is_tissue(image: Float32) -> Bool:
+    """Return where an image is finite, not exactly zero, and not its smallest value if a tenth of the voxels have that one."""
+    counted: Bool = np.isfinite(image) & (image != 0)
+    if counted.any():
+        lowest = image == image[counted].min()
+        if _BACKGROUND_SHARE * image.size <= np.count_nonzero(lowest) < np.count_nonzero(counted):
+            counted &= ~lowest
+    return counted

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.arrays.label_maps import foreground_labels
+from crfrefine.arrays.label_maps import bounding_box, foreground_labels
 from crfrefine.runs.pictures import drawing
-from crfrefine.runs.pictures.planes import CHANGE_WINDOW_MM, PLANES, Upright, choose_places, crop_around, planes_of
-from crfrefine.runs.pictures.windows import choose_modality, choose_window
+from crfrefine.runs.pictures.planes import CHANGE_WINDOW_MM, PLANES, Upright, choose_modality, choose_places, choose_window, planes_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,21 +26,21 @@ _PANEL_WIDTH, _MAX_PANEL = 320, 640
 _MARGIN, _GAP = 14, 8
 _TITLE, _TEXT, _SMALL = 21, 15, 13
 _TITLE_LINE, _TEXT_LINE, _HEADING_LINE, _LEGEND_LINE = 34, 22, 32, 26
-_LEGEND_WIDTH, _SAMPLE = 300, 34  # At least of an entry, and of its sample with the gap.
+_LEGEND_WIDTH, _SAMPLE = 300, 34  # at least of an entry, and of its sample with the gap
 
 
 @dataclass(frozen=True)
 class Plane:
     """One cut through the volume, ready to show: arrays are (rows, columns) with the first row at the top."""
 
-    name: str  # Such as "axial".
-    edges: str  # Letters of the patient's sides at the left, right, bottom and top; empty if unknown.
-    size_mm: tuple[float, float]  # Width and height.
-    image: NDArray[np.uint8]  # Gray values.
-    before: Array  # Labels of the network.
-    after: Array  # Labels after refinement.
-    reference: Array | None  # Labels of the reference, if it is shown.
-    peak: tuple[int, int] | None  # Column and row of the largest change, if the plane was chosen to show it.
+    name: str  # such as "axial"
+    edges: str  # letters of the patient's sides at the left, right, bottom and top; empty if unknown
+    size_mm: tuple[float, float]  # width and height
+    image: NDArray[np.uint8]  # gray values
+    before: Array  # labels of the network
+    after: Array  # labels after refinement
+    reference: Array | None  # labels of the reference, if it is shown
+    peak: tuple[int, int] | None  # column and row of the largest change, if the plane was chosen to show it
 
 
 def draw_preview(
@@ -78,9 +77,7 @@ def draw_preview(
         shows_errors: `before` is the reference, so that the voxels in the last panel are errors.
     """
     planes, shown = cut_planes(image, before, after, spacing, affine, modality_names, reference)
-    headings = {"image": "image"}
-    if reference is not None:
-        headings["reference"] = "reference"
+    headings = {"image": "image"} | ({} if reference is None else {"reference": "reference"})
     headings |= {"before": before_name, "refined": after_name, "changes": "errors" if shows_errors else "changed voxels"}
     across = int(np.clip(max(max(plane.image.shape) for plane in planes), _PANEL_WIDTH, _MAX_PANEL))
     # Very flat and very tall planes get panels of bounded height.
@@ -136,7 +133,7 @@ def cut_planes(
     maps = [pose.turn(labels) for labels in (before, after, reference) if labels is not None]
     steps = [float(spacing[axis]) for axis in pose.axis_order]
     if before.ndim > keep:  # Further axes (time) are fixed where most changes.
-        moment = choose_places(maps, maps[0] != maps[1], [*steps, *(float(step) for step in spacing[keep:])]).structure[keep:]
+        moment = choose_places(maps, maps[0] != maps[1], [*steps, *map(float, spacing[keep:])]).structure[keep:]
         when: Any = (..., *moment)
         modalities = [channel[when] for channel in modalities]
         maps = [labels[when] for labels in maps]
@@ -145,8 +142,12 @@ def cut_planes(
     places = choose_places(maps, network != refined, steps)
     windows = [choose_window(channel, structure) for channel in modalities]
     chosen = choose_modality(modalities, windows, refined if refined.any() else network, steps)
-    window = windows[chosen]
-    crop = crop_around(structure, steps)
+    # A margin around the labels: small structures become visible.
+    margin_mm = 0.12 * max(size * step for size, step in zip(structure.shape, steps, strict=True))
+    crop = [slice(0, size) for size in structure.shape]
+    for axis, part in enumerate(bounding_box(structure) or ()):
+        margin = int(np.ceil(margin_mm / steps[axis]))
+        crop[axis] = slice(max(0, part.start - margin), min(crop[axis].stop, part.stop + margin))
 
     def cut(plane: int, point: Sequence[int], prefix: str = "") -> Plane:
         _, across, up, _ = PLANES[plane]
@@ -157,7 +158,7 @@ def cut_planes(
             name=prefix + name,
             edges=edges,
             size_mm=(labels.shape[1] * steps[across], labels.shape[0] * steps[up]),
-            image=window.gray(modalities[chosen][index]).T[::-1],
+            image=windows[chosen].gray(modalities[chosen][index]).T[::-1],
             before=network[index].T[::-1],
             after=labels,
             reference=references[0][index].T[::-1] if references else None,
@@ -169,11 +170,10 @@ def cut_planes(
         planes.append(cut(places.change_plane, places.change, "change, "))
     if image is None:
         return planes, "no image"
+    window = windows[chosen]
     shown = "image" if len(image) == 1 else f"modality {chosen + 1} of {len(image)}"
-    if len(modality_names) == len(image):
-        shown += f": {modality_names[chosen]}"
-    if len(image) > 1:
-        shown += ", with the highest contrast at the borders of the labels"
+    shown += f": {modality_names[chosen]}" if len(modality_names) == len(image) else ""
+    shown += ", with the highest contrast at the borders of the labels" if len(image) > 1 else ""
     return planes, f"{shown}; black to white: {window}{f' HU ({window.name})' if window.name else ''}"
 
 

@@ -19,8 +19,7 @@ from crfrefine.errors import InputError
 from crfrefine.parameters.sections import NORMALIZED, PostprocessParameters
 from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
 from crfrefine.refinement.refining import refine_network
-from crfrefine.runs.pictures.planes import Upright, choose_places
-from crfrefine.runs.pictures.windows import Window, choose_window
+from crfrefine.runs.pictures.planes import Upright, Window, choose_places, choose_window
 
 if TYPE_CHECKING:
     from crfrefine.arrays.label_maps import Box
