@@ -42,7 +42,7 @@ def object_rules(parameters: PostprocessParameters, num_labels: int) -> tuple[Ob
     Raises:
         ConfigError: a list does not have one value per label, background included; the message names the key.
     """
-    parameters.check_lengths(num_labels)
+    parameters.spread({"label": num_labels})  # checks the lengths
     keeps = _by_label(parameters.keep_largest, num_labels)
     fills = _by_label(parameters.fill_holes, num_labels)
     size = parameters.min_component_ml

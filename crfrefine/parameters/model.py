@@ -6,18 +6,21 @@ sections.py defines the tables and their keys; docs/reference/math.md defines th
 from __future__ import annotations
 
 import dataclasses
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from crfrefine.base.inputs import add_inputs
 from crfrefine.base.plain import to_plain
-from crfrefine.base.text import listed, shorten
+from crfrefine.base.text import listed, shorten, shorten_value
 from crfrefine.errors import ConfigError, CrfRefineError
-from crfrefine.parameters import checks
+from crfrefine.parameters.checks import GONE_KEYS, unknown_key
 from crfrefine.parameters.presets import find_config
 from crfrefine.parameters.sections import (
+    KEYS,
     SECTIONS,
     BilateralParameters,
     CompatibilityParameters,
@@ -27,9 +30,7 @@ from crfrefine.parameters.sections import (
     Section,
     SpatialParameters,
     VolumeParameters,
-    edited,
-    sections_from,
-    suggested_key,
+    section_of,
 )
 from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, ModelSpec
 from crfrefine.parameters.toml import toml_entry, toml_problem, toml_value
@@ -37,7 +38,7 @@ from crfrefine.parameters.toml import toml_entry, toml_problem, toml_value
 SCHEMA = 1
 TRAINED_ON = "trained_on"
 _MAX_BYTES = 1 << 24  # Largest size of a file; one with a penalty for each pair of a thousand labels has five megabytes.
-_MAX_DIGITS = 9  # Most digits of a kernel number.
+_DOTTED_KEY = re.compile(r"(\w+)\.(?:([0-9]{1,9})\.)?(\w+)")
 
 
 @dataclass(frozen=True, match_args=False)  # Fields have names, no promised order.
@@ -78,17 +79,17 @@ class CrfParameters:
     trained_on: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        kernels = self.bilateral
-        if isinstance(kernels, BilateralParameters):
-            kernels = (kernels,)
+        kernels = (self.bilateral,) if isinstance(self.bilateral, BilateralParameters) else self.bilateral
         if not isinstance(kernels, list | tuple) or not kernels or not all(isinstance(k, BilateralParameters) for k in kernels):
             raise ConfigError("bilateral: expected one kernel or several; to switch the term off, set bilateral.weight = 0")
         object.__setattr__(self, "bilateral", tuple(kernels))
         for name, kind in SECTIONS.items():
             if name != "bilateral" and not isinstance(getattr(self, name), kind):
-                raise ConfigError(f"{name}: expected {kind.__name__}, got {checks.describe(getattr(self, name))}")
+                raise ConfigError(f"{name}: expected {kind.__name__}, got {shorten_value(getattr(self, name))}")
+        if self.compatibility.kind == "potts" and self.compatibility.matrix is not None:
+            raise ConfigError("compatibility.matrix: not used by compatibility.kind = 'potts'; set compatibility.kind = 'matrix' too")
         if not isinstance(self.trained_on, list | tuple) or not all(isinstance(name, str) for name in self.trained_on):
-            raise ConfigError(f"{TRAINED_ON}: expected a list of names of cases, got {checks.describe(self.trained_on)}")
+            raise ConfigError(f"{TRAINED_ON}: expected a list of names of cases, got {shorten_value(self.trained_on)}")
         object.__setattr__(self, TRAINED_ON, tuple(self.trained_on))
 
     @classmethod
@@ -101,22 +102,18 @@ class CrfParameters:
         Raises:
             ConfigError: the preset or file does not exist, is not TOML, or has a wrong key or value.
         """
-        from crfrefine.base.inputs import add_inputs
-
         path = find_config(name_or_path)
         try:
             if path.stat().st_size > _MAX_BYTES:
-                raise ConfigError(f"{path}: too large for a parameter file; at most {_MAX_BYTES / 1e6:.0f} MB are read")
+                raise ConfigError(f"too large for a parameter file; at most {_MAX_BYTES / 1e6:.0f} MB are read")
             add_inputs(path)
-            text = path.read_text(encoding="utf-8-sig")  # Some editors begin a file with a byte order mark.
+            return cls.from_toml(path.read_text(encoding="utf-8-sig"))  # Some editors begin a file with a byte order mark.
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read as a parameter file: {error.strerror or error}") from error
         except UnicodeDecodeError as error:
             raise ConfigError(f"{path}: cannot be read as a parameter file: it is not UTF-8 text (byte {error.start})") from error
-        try:
-            return cls.from_toml(text)
-        except ConfigError as error:
-            raise ConfigError(f"{path}: {error}") from error
 
     @classmethod
     def from_toml(cls, text: str) -> CrfParameters:
@@ -130,25 +127,35 @@ class CrfParameters:
     @classmethod
     def from_dict(cls, table: Mapping[str, Any]) -> CrfParameters:
         """Parameters from nested mappings, as `to_dict` returns and TOML gives; raises ConfigError like `load`."""
-        checks.refuse_gone(table)
-        checks.check_known(table, ("schema", TRAINED_ON, *SECTIONS), "")
+        gone = [key for key in GONE_KEYS if isinstance(keys := table.get(key.partition(".")[0]), Mapping) and key.partition(".")[2] in keys]
+        if len(gone) > 1:
+            lines = (f"\n  {key}: {GONE_KEYS[key]}" for key in gone)
+            raise ConfigError(f"from an earlier version of crfrefine: leave out these keys{''.join(lines)}")
         schema = table.get("schema", SCHEMA)
-        if isinstance(schema, bool) or not isinstance(schema, int):
-            raise ConfigError(f"schema: expected a whole number, got {checks.describe(schema)}")
-        if schema != SCHEMA:
-            raise ConfigError(
-                f"schema: this version reads schema {SCHEMA}, got {checks.describe(schema)}; the file is from another version of crfrefine"
-            )
-        trained_on = table.get(TRAINED_ON, ())
-        return cls(**{name: sections_from(name, value) for name, value in table.items() if name in SECTIONS}, trained_on=trained_on)
+        if type(schema) is not int or schema != SCHEMA:
+            raise ConfigError(f"schema: expected {SCHEMA}, got {shorten_value(schema)}; the file is from another version of crfrefine")
+        sections: dict[str, Any] = {}
+        for name, value in table.items():
+            if name == "bilateral":
+                kernels = value if isinstance(value, list | tuple) else (value,)
+                prefixes = [name] if len(kernels) == 1 else [f"{name}.{number}" for number in range(len(kernels))]
+                sections[name] = tuple(map(section_of, [BilateralParameters] * len(kernels), kernels, prefixes))
+            elif name in SECTIONS:
+                sections[name] = section_of(SECTIONS[name], value, name)
+            elif name not in ("schema", TRAINED_ON):
+                raise unknown_key(name, [*SECTIONS, *KEYS])
+        return cls(**sections, trained_on=table.get(TRAINED_ON, ()))
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain Python values with the keys of the file; unset keys are left out."""
-        tables: dict[str, list[dict[str, Any]]] = {}
+        table: dict[str, Any] = {"schema": SCHEMA} | ({TRAINED_ON: list(self.trained_on)} if self.trained_on else {})
         for name, _, section in self._tables():
-            tables.setdefault(name, []).append({key: to_plain(entry) for key, entry in vars(section).items() if entry is not None})
-        names = {TRAINED_ON: list(self.trained_on)} if self.trained_on else {}
-        return {"schema": SCHEMA} | names | {name: found if name == "bilateral" else found[0] for name, found in tables.items()}
+            values = {key: to_plain(value) for key, value in vars(section).items() if value is not None}
+            if name == "bilateral":
+                table.setdefault(name, []).append(values)
+            else:
+                table[name] = values
+        return table
 
     def to_toml(self, comment: str = "") -> str:
         """The text of a TOML file with a comment for each key; `comment` is for its head, without the comment sign."""
@@ -158,9 +165,9 @@ class CrfParameters:
             names = "".join(f"  {toml_value(name)},\n" for name in self.trained_on)
             text += "# The cases that the values were learned on, which are no evidence for new cases.\n"
             text += f"{TRAINED_ON} = [\n{names}]\n"
-        for name, index, section in self._tables():
-            about = (section.__doc__ or "").splitlines()[0]
-            text += f"\n# {about}\n" if index == 0 else "\n"
+        for name, prefix, section in self._tables():
+            is_first = prefix in (name, f"{name}.0")
+            text += f"\n# {(section.__doc__ or '').splitlines()[0]}\n" if is_first else "\n"
             text += f"[[{name}]]\n" if name == "bilateral" and len(self.bilateral) > 1 else f"[{name}]\n"
             for key in dataclasses.fields(section):
                 text += toml_entry(key.name, getattr(section, key.name), key.metadata["comment"])
@@ -193,62 +200,40 @@ class CrfParameters:
         Raises:
             ConfigError: a key is unknown or a value is not allowed; the message names the key.
         """
-        whole = {name: sections_from(name, value) for name, value in changes.items() if name in SECTIONS}
-        base = dataclasses.replace(self, **whole)
-        edits: dict[tuple[str, int], dict[str, Any]] = {}
+        table = self.to_dict()
+        if sections := {name: changes[name] for name in SECTIONS if name in changes}:
+            table = self.from_dict(table | sections).to_dict()
         for key, value in changes.items():
-            if key not in SECTIONS:
-                name, index, entry = base._address(key)
-                edits.setdefault((name, index), {})[entry] = value
-        sections: dict[str, Any] = {}
-        kernels = list(base.bilateral)
-        for (name, index), values in edits.items():
-            if name == "bilateral":
-                kernels[index] = edited(kernels[index], values, base._kernel_key(index))
+            if key in SECTIONS:
                 continue
-            if name == "compatibility" and values.get("kind") == "potts":
-                values.setdefault("matrix", None)
-            sections[name] = edited(getattr(base, name), values, name)
-        return dataclasses.replace(base, bilateral=tuple(kernels), **sections)
+            match = _DOTTED_KEY.fullmatch(key)
+            name, number, entry = match.groups() if match else ("", None, "")
+            if f"{name}.{entry}" not in KEYS or (number and name != "bilateral"):
+                raise unknown_key(key, KEYS)
+            tables = table[name] if name == "bilateral" else [table[name]]
+            if number is None and len(tables) > 1:
+                names = listed([f"{name}.{number}.{entry}" for number in range(len(tables))])
+                raise ConfigError(f"{shorten(key)}: there are {len(tables)} kernels; say which: {names}")
+            if int(number or 0) >= len(tables):
+                there = "is 1 kernel" if len(tables) == 1 else f"are {len(tables)} kernels"
+                raise ConfigError(f"{shorten(key)}: there {there}, counted from 0")
+            tables[int(number or 0)][entry] = value
+        if changes.get("compatibility.kind") == "potts" and "compatibility.matrix" not in changes:
+            table["compatibility"].pop("matrix", None)
+        return self.from_dict(table)
 
-    def _tables(self) -> Iterator[tuple[str, int, Section]]:
-        """Yield the tables of the file in their order: name, number among those of the name, content."""
+    def _tables(self) -> Iterator[tuple[str, str, Section]]:
+        """Yield the tables of the file in their order: name, prefix of its keys, content."""
         for name in SECTIONS:
-            value = getattr(self, name)
-            for index, section in enumerate(value if name == "bilateral" else (value,)):
-                yield name, index, section
-
-    def _kernel_key(self, index: int) -> str:
-        """Prefix of the keys of an appearance kernel: numbered if there are several."""
-        return f"bilateral.{index}" if len(self.bilateral) > 1 else "bilateral"
-
-    def _address(self, key: str) -> tuple[str, int, str]:
-        """Split a dotted key into section, kernel number and entry."""
-        name, *rest = key.split(".")
-        if name not in SECTIONS:
-            checks.refuse_key(key, suggested_key(key))
-        index = 0
-        if name == "bilateral":
-            count = len(self.bilateral)
-            if rest and rest[0].isdecimal():
-                number = rest.pop(0)
-                index = int(number) if len(number) <= _MAX_DIGITS else count
-                if index >= count:
-                    raise ConfigError(f"{shorten(key)}: there {'is 1 kernel' if count == 1 else f'are {count} kernels'}, counted from 0")
-            elif count > 1:
-                names = listed([f"bilateral.{number}.{'.'.join(rest)}" for number in range(count)])
-                raise ConfigError(f"{shorten(key)}: there are {count} kernels; say which: {names}")
-        known = [entry.name for entry in dataclasses.fields(SECTIONS[name])]
-        if len(rest) != 1 or rest[0] not in known:
-            checks.refuse_key(key, suggested_key(key))
-        return name, index, rest[0]
+            kernels = self.bilateral if name == "bilateral" else (getattr(self, name),)
+            for number, section in enumerate(kernels):
+                yield name, name if len(kernels) == 1 else f"{name}.{number}", section
 
     @property
     def num_labels(self) -> int | None:
         """L, if a value per label or a matrix fixes it; None if all values hold for any number of labels."""
-        values = (*(kernel.weight for kernel in self.bilateral), self.spatial.weight, self.mean_field.bias)
-        lists: tuple[Any, ...] = (*(value for value in values if isinstance(value, tuple)), self.compatibility.matrix)
-        return next((len(values) for values in lists if values is not None), None)
+        lists = (values for name, _, section in self._tables() if name != "postprocess" for values in section.label_lists.values())
+        return next(map(len, lists), None)
 
     @property
     def has_weight(self) -> bool:
@@ -266,31 +251,15 @@ class CrfParameters:
         Raises:
             ConfigError: a list has the wrong length; the message names the key.
         """
-
-        def chosen(value: Any, key: str) -> Any:
-            if not isinstance(value, tuple):
-                return value
-            checks.check_length(value, key, "label", num_labels)
-            return tuple(value[label] for label in labels)
-
-        kernels = tuple(
-            dataclasses.replace(kernel, weight=chosen(kernel.weight, f"{self._kernel_key(index)}.weight"))
-            for index, kernel in enumerate(self.bilateral)
-        )
-        matrix = self.compatibility.matrix
-        if matrix is not None:
-            _check_matrix_size(len(matrix), num_labels)
-            matrix = tuple(tuple(matrix[row][column] for column in labels) for row in labels)
-        return dataclasses.replace(
-            self,
-            bilateral=kernels,
-            spatial=dataclasses.replace(self.spatial, weight=chosen(self.spatial.weight, "spatial.weight")),
-            compatibility=dataclasses.replace(self.compatibility, matrix=matrix),
-            mean_field=dataclasses.replace(self.mean_field, bias=chosen(self.mean_field.bias, "mean_field.bias")),
-            postprocess=dataclasses.replace(
-                self.postprocess, **{key: chosen(value, f"postprocess.{key}") for key, value in vars(self.postprocess).items()}
-            ),
-        )
+        sections: dict[str, Any] = {"bilateral": []}
+        for name, prefix, section in self._tables():
+            section.spread({"label": num_labels}, prefix)  # checks the lengths
+            lists = {key: tuple(values[label] for label in labels) for key, values in section.label_lists.items()}
+            if "matrix" in lists:
+                lists["matrix"] = tuple(tuple(row[label] for label in labels) for row in lists["matrix"])
+            chosen = dataclasses.replace(section, **lists)
+            sections[name] = [*sections[name], chosen] if name == "bilateral" else chosen
+        return dataclasses.replace(self, **sections)
 
     def resolve(self, num_labels: int, num_modalities: int, num_dims: int) -> ModelSpec:
         """Return the model for a case: single numbers spread over its labels, modalities and axes, and terms without weight left out.
@@ -310,73 +279,36 @@ class CrfParameters:
 
         require_few_labels(num_labels, "the case")
         sizes = {"label": num_labels, "modality": num_modalities, "axis": num_dims}
+        tables = [(name, section.spread(sizes, prefix)) for name, prefix, section in self._tables()]
+        values = dict(tables)
+        kernels = [
+            (table["weight"], KernelSpec(table["theta_alpha"], table["theta_beta"])) for name, table in tables if name == "bilateral"
+        ]
+        kernels.append((values["spatial"]["weight"], KernelSpec(values["spatial"]["theta_gamma"])))
+        weighted = [(np.array(weight, np.float32), kernel) for weight, kernel in kernels]
+        weighted = [(weights, kernel) for weights, kernel in weighted if weights.any()]
+        matrix = self.compatibility.matrix
+        compatibility = 1 - np.eye(num_labels, dtype=np.float32) if matrix is None else np.asarray(matrix, np.float32)
+        bias = np.array(values["mean_field"]["bias"], np.float32)
+        settings = values["mean_field"] | {"bias": bias if bias.any() else None}
 
-        def spread(value: float | tuple[float, ...], key: str, what: str) -> tuple[float, ...]:
-            if isinstance(value, tuple):
-                checks.check_length(value, key, what, sizes[what])
-                return value
-            return (value,) * sizes[what]
+        def shared(spec: type[Any]) -> dict[str, Any]:  # Keys of [mean_field] go to the fields of the same name.
+            return {entry.name: settings[entry.name] for entry in dataclasses.fields(spec) if entry.name in settings}
 
-        self.intensity.by_modality(num_modalities)  # checks the lengths
-        terms = []
-        for index, kernel in enumerate(self.bilateral):
-            prefix = self._kernel_key(index)
-            weight = spread(kernel.weight, f"{prefix}.weight", "label")
-            alpha = spread(kernel.theta_alpha, f"{prefix}.theta_alpha", "axis")
-            beta = spread(kernel.theta_beta, f"{prefix}.theta_beta", "modality")
-            terms.append((np.array(weight, dtype=np.float32), KernelSpec(alpha, beta)))
-        weight = spread(self.spatial.weight, "spatial.weight", "label")
-        gamma = spread(self.spatial.theta_gamma, "spatial.theta_gamma", "axis")
-        terms.append((np.array(weight, dtype=np.float32), KernelSpec(gamma)))
-        terms = [(weights, kernel) for weights, kernel in terms if weights.any()]
-        if self.compatibility.matrix is None:
-            compatibility = np.ones((num_labels, num_labels), dtype=np.float32)
-            np.fill_diagonal(compatibility, 0.0)
-        else:
-            _check_matrix_size(len(self.compatibility.matrix), num_labels)
-            compatibility = np.asarray(self.compatibility.matrix, dtype=np.float32)
-        self.postprocess.check_lengths(num_labels)
-        settings = self.mean_field
-        bias = np.array(spread(settings.bias, "mean_field.bias", "label"), dtype=np.float32)
+        weights = np.array([weights for weights, _ in weighted], np.float32).reshape(len(weighted), num_labels)
         return ModelSpec(
-            KernelSetSpec(
-                tuple(kernel for _, kernel in terms),
-                normalization=settings.normalization,
-                filter=settings.filter,
-                num_labels=num_labels,
-                num_iterations=settings.num_iterations,
-                positions=settings.positions,
-            ),
-            MeanFieldSpec(
-                np.array([weights for weights, _ in terms], dtype=np.float32).reshape(len(terms), num_labels),
-                compatibility,
-                num_iterations=settings.num_iterations,
-                temperature=settings.temperature,
-                tolerance=settings.tolerance,
-                bias=bias if bias.any() else None,
-                volume_weight=self.volume.weight,
-            ),
+            KernelSetSpec(tuple(kernel for _, kernel in weighted), num_labels=num_labels, **shared(KernelSetSpec)),
+            MeanFieldSpec(weights, compatibility, volume_weight=self.volume.weight, **shared(MeanFieldSpec)),
         )
 
 
-def _check_matrix_size(size: int, num_labels: int) -> None:
-    if size != num_labels:
-        raise ConfigError(f"compatibility.matrix: it is {size} x {size}, but the case has {num_labels} labels")
-
-
 def as_parameters(parameters: CrfParameters | str | Path | None) -> CrfParameters:
-    """Return parameters from an argument: CrfParameters, a preset's name, a file's path, or None for `default`.
-
-    Raises:
-        ConfigError: another type, or the preset or file does not exist.
-    """
-    if parameters is None:
-        return CrfParameters()
-    if isinstance(parameters, CrfParameters):
-        return parameters
+    """Return the parameters of an argument: themselves, a preset's name, a file's path, or None for `default`; raises like `load`."""
     if isinstance(parameters, str | Path):
         return CrfParameters.load(parameters)
+    if isinstance(parameters, CrfParameters | None):
+        return parameters or CrfParameters()
     raise ConfigError(
-        f"parameters: expected CrfParameters, a preset's name or a file's path, got {checks.describe(parameters)}; "
+        f"parameters: expected CrfParameters, a preset's name or a file's path, got {shorten_value(parameters)}; "
         "CrfParameters.from_dict takes nested dictionaries"
     )

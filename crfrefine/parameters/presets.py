@@ -8,38 +8,35 @@ from pathlib import Path
 from crfrefine.base.text import MAX_OF_A_PATH, shorten
 from crfrefine.errors import ConfigError
 
+_PACKAGE = Path(__file__).resolve().parents[1]
+CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
+"""The folder of the presets: inside the installed package, or beside it in a source tree."""
+
 REMOVED_PRESETS = {"liver-ct": "body-ct", "prostate": "body-mr"}
 """Presets of earlier versions, with the preset to use now: they kept a single component of all labels together."""
 
 
-def configs_dir() -> Path:
-    """The folder of the presets: inside the installed package, or beside it in a source tree."""
-    package = Path(__file__).resolve().parents[1]
-    inside = package / "configs"
-    return inside if inside.is_dir() else package.parent / "configs"
-
-
 def list_presets() -> list[str]:
     """Names of the presets, `default` first, the others in alphabetical order."""
-    return sorted((path.stem for path in configs_dir().glob("*.toml")), key=lambda name: (name != "default", name))
+    return sorted((path.stem for path in CONFIGS.glob("*.toml")), key=lambda name: (name != "default", name))
 
 
 def purpose_of(preset: str) -> str:
     """Return the purpose of a preset in a few words: the start of its first comment."""
-    first = (configs_dir() / f"{preset}.toml").read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+    first = (CONFIGS / f"{preset}.toml").read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
     return re.split(r"(?<=.{12})(?: \(|[:.](?: |$))", first)[0]
 
 
 def find_config(name_or_path: str | Path) -> Path:
     """Return the file of a preset's name or of a path; raises ConfigError if it does not exist."""
-    presets = list_presets()
-    if isinstance(name_or_path, str) and name_or_path in presets:
-        return configs_dir() / f"{name_or_path}.toml"
     path = Path(name_or_path)
+    preset = CONFIGS / f"{path.name}.toml"
     try:
+        if name_or_path == path.name and preset.is_file():
+            return preset
         if path.is_file():
             return path
-        is_folder, is_there = path.is_dir(), path.exists()
+        is_there = path.exists()
     except (OSError, ValueError) as error:  # A name that is too long, or holds the character NUL.
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(f"{shorten(name_or_path)}: cannot be read as a parameter file: {reason}") from error
@@ -48,8 +45,8 @@ def find_config(name_or_path: str | Path) -> Path:
             f"{name_or_path}: there is no such preset any more, since it removed all but one component of the labels; use {successor}, "
             "for a single organ with --set postprocess.keep_largest=foreground"
         )
-    if is_folder:
-        raise ConfigError(f"{path}: is a folder; give a TOML file or a preset ({', '.join(presets)})")
+    presets = ", ".join(list_presets())
     if is_there:
-        raise ConfigError(f"{path}: is not a regular file; give a TOML file or a preset ({', '.join(presets)})")
-    raise ConfigError(f"{shorten(name_or_path, MAX_OF_A_PATH)}: no such file or preset; presets: {', '.join(presets)}")
+        what = "is a folder" if path.is_dir() else "is not a regular file"
+        raise ConfigError(f"{path}: {what}; give a TOML file or a preset ({presets})")
+    raise ConfigError(f"{shorten(name_or_path, MAX_OF_A_PATH)}: no such file or preset; presets: {presets}")

@@ -1,6 +1,6 @@
 """The tables of a parameter file as checked dataclasses, one per table.
 
-The fields' metadata hold every key's unit and meaning; files written by `CrfParameters.save` have them as comments.
+The fields' metadata hold every key's rule, unit and meaning; files written by `CrfParameters.save` have them as comments.
 """
 
 from __future__ import annotations
@@ -8,10 +8,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
+from crfrefine.base.text import shorten_value
 from crfrefine.errors import ConfigError
-from crfrefine.parameters import checks
+from crfrefine.parameters.checks import MAX_COUNT, MAX_PENALTY, Rule, check_length, unknown_key
 
 MAX_TEMPERATURE = 1e6
 """Far above any temperature that preserves the logits; the smallest one depends on the logits (`refine`)."""
@@ -22,14 +23,18 @@ MAX_BIAS = 1e3
 OUTPUT_TEMPERATURE_RANGE = (0.01, 100.0)
 """Far beyond any that was learned; refined logits divided by it stay inside float32's range."""
 
-_positive = checks.Range(0.0, low_open=True)
-_together_or_each = checks.OneOrMany(
-    checks.Choice(("none", "foreground", "each")), checks.Choice(("none", "foreground")), checks.Choice(("none", "each"))
-)
+_PENALTY = Rule(low=-MAX_PENALTY, high=MAX_PENALTY, per="label")
+_BANDWIDTH = Rule(low=0.0, low_open=True, per="axis")
+_COMPONENTS = Rule(str, words=("none", "foreground", "each"), words_of_list=(("none", "foreground"), ("none", "each")), per="label")
 
 
-def _key(default: Any, check: checks.Check, comment: str) -> Any:
-    return field(default=default, metadata={"check": check, "comment": comment})
+def _key(default: Any, rule: Rule, comment: str, needed_by: tuple[str, str] | None = None) -> Any:
+    """A key of a table; one that may be None is `needed_by` a word of another key."""
+    return field(default=default, metadata={"rule": rule, "comment": comment, "needed_by": needed_by})
+
+
+def _words(*words: str, per: str | None = None) -> Rule:
+    return Rule(str, words=words, per=per)
 
 
 @dataclass(frozen=True)
@@ -40,10 +45,41 @@ class Section:
 
     def __post_init__(self) -> None:
         for entry in dataclasses.fields(self):
-            value = getattr(self, entry.name)
+            key, value = f"{self.section}.{entry.name}", getattr(self, entry.name)
             if value is not None or entry.default is not None:
                 # The dataclass is frozen for its users; this only converts values to their final type.
-                object.__setattr__(self, entry.name, entry.metadata["check"](value, f"{self.section}.{entry.name}"))
+                object.__setattr__(self, entry.name, entry.metadata["rule"].check(value, key))
+                continue
+            other, word = entry.metadata["needed_by"]
+            given = getattr(self, other)
+            if word in (given if isinstance(given, tuple) else (given,)):
+                raise ConfigError(f"{key}: needed by {self.section}.{other} = {word!r}; {entry.metadata['comment']}")
+
+    def spread(self, sizes: Mapping[str, int], prefix: str = "") -> dict[str, Any]:
+        """Return the values by key, with one value per label, modality or axis where these may differ.
+
+        Args:
+            sizes: numbers of "label", "modality" and "axis"; without a number, values stay as they are.
+            prefix: the key of the section in errors; empty means its name.
+
+        Raises:
+            ConfigError: a list has another length; the message names the key.
+        """
+        values = {}
+        for entry in dataclasses.fields(self):
+            value, rule = getattr(self, entry.name), entry.metadata["rule"]
+            if rule.is_list(value) and rule.per in sizes:
+                check_length(value, f"{prefix or self.section}.{entry.name}", rule.per, sizes[rule.per])
+            elif rule.per in sizes and rule.shape != "matrix":
+                value = (value,) * sizes[rule.per]
+            values[entry.name] = value
+        return values
+
+    @property
+    def label_lists(self) -> dict[str, tuple[Any, ...]]:
+        """The lists with a value per label, by key."""
+        keys = [entry.name for entry in dataclasses.fields(self) if entry.metadata["rule"].per == "label"]
+        return {key: value for key in keys if isinstance(value := getattr(self, key), tuple)}
 
 
 @dataclass(frozen=True)
@@ -53,35 +89,24 @@ class IntensityParameters(Section):
     section: ClassVar[str] = "intensity"
     normalization: str | tuple[str, ...] = _key(
         "percentile",
-        checks.OneOrMany(checks.Choice(("none", "zscore", "percentile", "window"))),
+        _words("none", "zscore", "percentile", "window", per="modality"),
         "none | zscore | percentile | window; one, or one per modality; taken inside the mask",
     )
     percentiles: tuple[float, float] | tuple[tuple[float, float], ...] = _key(
-        (1.0, 99.0), checks.Interval(0.0, 100.0), 'percent; for "percentile": mapped to 0 and 1, not clipped'
+        (1.0, 99.0), Rule(low=0.0, high=100.0, per="modality", shape="pair"), 'percent; for "percentile": mapped to 0 and 1, not clipped'
     )
     window: tuple[float, float] | tuple[tuple[float, float], ...] | None = _key(
         None,
-        checks.Interval(),
+        Rule(per="modality", shape="pair"),
         'intensity [low, high]; for "window": mapped to 0 and 1 and clipped, e.g. Hounsfield units',
+        needed_by=("normalization", "window"),
     )
-    mask: str = _key("none", checks.Choice(("none", "nonzero")), "none | nonzero (any modality); used when no mask file is given")
+    mask: str = _key("none", _words("none", "nonzero"), "none | nonzero (any modality); used when no mask file is given")
 
     def by_modality(self, num_modalities: int) -> list[tuple[str, tuple[float, float], tuple[float, float] | None]]:
         """Return normalization, percentiles and window of each modality; raise ConfigError if a list has the wrong length."""
-        columns = []
-        for name in ("normalization", "percentiles", "window"):
-            value = getattr(self, name)
-            is_list = isinstance(value, tuple) and isinstance(value[0], str | tuple)
-            if is_list:
-                checks.check_length(value, f"{self.section}.{name}", "modality", num_modalities)
-            columns.append(value if is_list else (value,) * num_modalities)
-        return list(zip(*columns, strict=True))
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        kinds = (self.normalization,) if isinstance(self.normalization, str) else self.normalization
-        if "window" in kinds and self.window is None:
-            raise ConfigError("intensity.window: needed by intensity.normalization = 'window'; give [low, high], e.g. [-160.0, 240.0]")
+        values = self.spread({"modality": num_modalities})
+        return list(zip(values["normalization"], values["percentiles"], values["window"], strict=True))
 
 
 NORMALIZED = IntensityParameters(normalization="none")
@@ -93,11 +118,11 @@ class BilateralParameters(Section):
     """One appearance kernel: exp(-|p_i - p_j|^2 / 2 theta_alpha^2 - sum_c |I_ic - I_jc|^2 / 2 theta_beta_c^2)."""
 
     section: ClassVar[str] = "bilateral"
-    weight: float | tuple[float, ...] = _key(4.0, checks.OneOrMany(checks.penalty), "a number, or one per label; 0: no such term")
-    theta_alpha: float | tuple[float, ...] = _key(
-        1.5, checks.OneOrMany(_positive), "mm (or voxels, see positions); a number, or one per axis"
+    weight: float | tuple[float, ...] = _key(4.0, _PENALTY, "a number, or one per label; 0: no such term")
+    theta_alpha: float | tuple[float, ...] = _key(1.5, _BANDWIDTH, "mm (or voxels, see positions); a number, or one per axis")
+    theta_beta: float | tuple[float, ...] = _key(
+        0.05, Rule(low=0.0, low_open=True, per="modality"), "normalized intensity; a number, or one per modality"
     )
-    theta_beta: float | tuple[float, ...] = _key(0.05, checks.OneOrMany(_positive), "normalized intensity; a number, or one per modality")
 
 
 BANDWIDTHS = ("theta_alpha", "theta_beta")
@@ -109,10 +134,8 @@ class SpatialParameters(Section):
     """The smoothness kernel: exp(-|p_i - p_j|^2 / 2 theta_gamma^2)."""
 
     section: ClassVar[str] = "spatial"
-    weight: float | tuple[float, ...] = _key(0.0, checks.OneOrMany(checks.penalty), "a number, or one per label; 0: no such term")
-    theta_gamma: float | tuple[float, ...] = _key(
-        1.0, checks.OneOrMany(_positive), "mm (or voxels, see positions); a number, or one per axis"
-    )
+    weight: float | tuple[float, ...] = _key(0.0, _PENALTY, "a number, or one per label; 0: no such term")
+    theta_gamma: float | tuple[float, ...] = _key(1.0, _BANDWIDTH, "mm (or voxels, see positions); a number, or one per axis")
 
 
 @dataclass(frozen=True)
@@ -120,19 +143,13 @@ class CompatibilityParameters(Section):
     """The penalty for neighbors with different labels."""
 
     section: ClassVar[str] = "compatibility"
-    kind: str = _key("potts", checks.Choice(("potts", "matrix")), "potts (1 for any two different labels) | matrix")
+    kind: str = _key("potts", _words("potts", "matrix"), "potts (1 for any two different labels) | matrix")
     matrix: tuple[tuple[float, ...], ...] | None = _key(
         None,
-        checks.penalty_matrix,
+        Rule(per="label", shape="matrix"),
         'for "matrix": labels x labels, zero diagonal; row: label of the neighbor, column: own label',
+        needed_by=("kind", "matrix"),
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.kind == "matrix" and self.matrix is None:
-            raise ConfigError("compatibility.matrix: needed by compatibility.kind = 'matrix'")
-        if self.kind == "potts" and self.matrix is not None:
-            raise ConfigError("compatibility.matrix: not used by compatibility.kind = 'potts'; set compatibility.kind = 'matrix' too")
 
 
 @dataclass(frozen=True)
@@ -140,9 +157,9 @@ class VolumeParameters(Section):
     """The term that keeps the number of voxels of each label's main body, which the other terms tend to shrink."""
 
     section: ClassVar[str] = "volume"
-    weight: float = _key(0.0, checks.Range(0.0, 1.0), "0 = no such term; 1 = each step keeps the volumes exactly")
+    weight: float = _key(0.0, Rule(low=0.0, high=1.0), "0 = no such term; 1 = each step keeps the volumes exactly")
     match_input: bool = _key(
-        False, checks.boolean, "whether each label of a label map ends with as many voxels as it has there, by a bias after the iterations"
+        False, Rule(bool), "whether each label of a label map ends with as many voxels as it has there, by a bias after the iterations"
     )
 
 
@@ -151,31 +168,31 @@ class MeanFieldParameters(Section):
     """How the marginals are computed."""
 
     section: ClassVar[str] = "mean_field"
-    num_iterations: int = _key(5, checks.count, "largest number of iterations")
+    num_iterations: int = _key(5, Rule(int, low=1, high=MAX_COUNT), "largest number of iterations")
     tolerance: float = _key(
-        1e-5, checks.Range(0.0), "nats per voxel: mean KL between two iterations that counts as converged; 0 = always all iterations"
+        1e-5, Rule(low=0.0), "nats per voxel: mean KL between two iterations that counts as converged; 0 = always all iterations"
     )
-    temperature: float = _key(1.0, checks.Range(0.0, MAX_TEMPERATURE, low_open=True), "divides the logits")
+    temperature: float = _key(1.0, Rule(low=0.0, low_open=True, high=MAX_TEMPERATURE), "divides the logits")
     bias: float | tuple[float, ...] = _key(
         0.0,
-        checks.OneOrMany(checks.Range(-MAX_BIAS, MAX_BIAS)),
+        Rule(low=-MAX_BIAS, high=MAX_BIAS, per="label"),
         "added to the logits inside the mask, before the temperature; a number, or one per label",
     )
     output_temperature: float = _key(
-        1.0, checks.Range(*OUTPUT_TEMPERATURE_RANGE), "divides the refined logits where they become probabilities"
+        1.0, Rule(float, *OUTPUT_TEMPERATURE_RANGE), "divides the refined logits where they become probabilities"
     )
-    normalization: str = _key("symmetric", checks.Choice(("symmetric", "after")), "symmetric | after")
+    normalization: str = _key("symmetric", _words("symmetric", "after"), "symmetric | after")
     filter: str = _key(
         "auto",
-        checks.Choice(("auto", "exact", "truncated", "lattice", "grid")),
+        _words("auto", "exact", "truncated", "lattice", "grid"),
         "auto | exact | truncated | lattice | grid (at most 2 modalities): how bilateral messages are computed",
     )
     positions: str = _key(
-        "mm", checks.Choice(("mm", "voxels", "network")), "mm | voxels | network (its voxels): unit of theta_alpha and theta_gamma"
+        "mm", _words("mm", "voxels", "network"), "mm | voxels | network (its voxels): unit of theta_alpha and theta_gamma"
     )
     label_threshold: float = _key(
         1e-4,
-        checks.Range(0.0, 0.01),
+        Rule(low=0.0, high=0.01),
         "a label whose marginals all stay below this around a tile takes no part there; 0 = all labels everywhere",
     )
 
@@ -186,15 +203,13 @@ class PostprocessParameters(Section):
 
     section: ClassVar[str] = "postprocess"
     keep_largest: str | tuple[str, ...] = _key(
-        "none", _together_or_each, "none | foreground (all labels together) | each (label by itself); or one per label"
+        "none", _COMPONENTS, "none | foreground (all labels together) | each (label by itself); or one per label"
     )
     min_component_ml: float | tuple[float, ...] = _key(
-        0.0,
-        checks.OneOrMany(checks.Range(0.0)),
-        "ml; smaller components (found as for keep_largest) become background; or one per label",
+        0.0, Rule(low=0.0, per="label"), "ml; smaller components (found as for keep_largest) become background; or one per label"
     )
     fill_holes: str | tuple[str, ...] = _key(
-        "none", _together_or_each, "none | foreground (any hole) | each (holes inside a single label); or one per label"
+        "none", _COMPONENTS, "none | foreground (any hole) | each (holes inside a single label); or one per label"
     )
 
     @property
@@ -203,13 +218,6 @@ class PostprocessParameters(Section):
         rules = {"keep_largest": self.keep_largest, "min_component_ml": self.min_component_ml}
         values = {key: value if isinstance(value, tuple) else (value,) for key, value in rules.items()}
         return {f"{self.section}.{key}": rules[key] for key in rules if any(value not in ("none", 0.0) for value in values[key])}
-
-    def check_lengths(self, num_labels: int) -> None:
-        """Raise ConfigError, naming the key, if a list does not have one value per label, background included."""
-        for entry in dataclasses.fields(self):
-            value = getattr(self, entry.name)
-            if isinstance(value, tuple):
-                checks.check_length(value, f"{self.section}.{entry.name}", "label", num_labels)
 
 
 SECTIONS: dict[str, type[Section]] = {
@@ -222,46 +230,20 @@ SECTIONS: dict[str, type[Section]] = {
     "postprocess": PostprocessParameters,
 }
 
-
-# Sections from tables, and changed copies of them.
-
-_SectionType = TypeVar("_SectionType", bound=Section)
+KEYS = [f"{name}.{entry.name}" for name, kind in SECTIONS.items() for entry in dataclasses.fields(kind)]
+"""All dotted keys, in the order of the file."""
 
 
-def suggested_key(key: str) -> str:
-    """Suggest a dotted key: `theta_beta` is the last part of bilateral.theta_beta, `bilatral.weight` a misspelling."""
-    known = [f"{name}.{entry.name}" for name, kind in SECTIONS.items() for entry in dataclasses.fields(kind)]
-    section, _, entry = key.partition(".")
-    if key and not entry:
-        same = [name for name in known if name.partition(".")[2] == key]
-        if same:
-            return f"did you mean {' or '.join(repr(name) for name in same)}?"
-    if section in SECTIONS:
-        known = [name for name in known if name.startswith(f"{section}.")]
-    return checks.suggestion(key, known)
-
-
-def sections_from(name: str, value: Any) -> Any:
-    """Return the section of a name from a table, or the appearance kernels from a table or several; errors name the key."""
-    kind = SECTIONS[name]
-    are_several = name == "bilateral" and not isinstance(value, Mapping | BilateralParameters)
-    if are_several and (not isinstance(value, list | tuple) or not value):
-        raise ConfigError(
-            f"bilateral: expected a table or several, got {checks.describe(value)}; to switch the term off, set its weight to 0"
-        )
-    sections = []
-    for index, table in enumerate(value if are_several else (value,)):
-        prefix = f"bilateral.{index}" if are_several else name
-        if not isinstance(table, Mapping | kind):
-            raise ConfigError(f"{prefix}: expected a table of keys, got {checks.describe(table)}")
-        sections.append(edited(kind, table, prefix) if isinstance(table, Mapping) else table)
-    return tuple(sections) if name == "bilateral" else sections[0]
-
-
-def edited(base: _SectionType | type[_SectionType], values: Mapping[str, Any], prefix: str) -> _SectionType:
-    """The section `base` (for a class, its defaults) with some values changed; errors name keys by `prefix`."""
-    checks.check_known(values, [entry.name for entry in dataclasses.fields(base)], f"{prefix}.")
+def section_of(kind: type[Section], table: Any, prefix: str) -> Section:
+    """Return a section from its table; errors name keys by `prefix`, which has the number of one of several kernels."""
+    if isinstance(table, kind):
+        return table
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"{prefix}: expected a table of keys, got {shorten_value(table)}")
+    for key in table:
+        if f"{kind.section}.{key}" not in KEYS:
+            raise unknown_key(f"{prefix}.{key}", KEYS)
     try:
-        return base(**values) if isinstance(base, type) else dataclasses.replace(base, **values)
-    except ConfigError as error:  # With several appearance kernels, the prefix has the number of the kernel.
-        raise ConfigError(str(error).replace(f"{base.section}.", f"{prefix}.", 1)) from None
+        return kind(**table)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace(f"{kind.section}.", f"{prefix}.", 1)) from None

@@ -1,8 +1,6 @@
 """The model in the form that engines take: the kernels that are built for an image, and the mean field that runs on them.
 
-`CrfParameters.resolve` creates it for a case, and the trainable layer creates it from its tensors; every engine takes it, and the structs
-in kernels/cpu/kernel_set.h and mean_field.h mirror it. This module is below all of them, so none of them has to import another. Values are
-checked before; an engine asks for what only it knows to be checked.
+`CrfParameters.resolve` and the trainable layer create it; structs in kernels/cpu/kernel_set.h and mean_field.h mirror it.
 """
 
 from __future__ import annotations
@@ -34,9 +32,8 @@ VOLUME_STRENGTH = 10.0
 class KernelSpec:
     """A Gaussian kernel of position, or of position and intensity."""
 
-    theta_position: tuple[float, ...]  # bandwidth along each grid axis, of an appearance kernel or of the spatial one
-    # Bandwidth of each modality, theta_beta; None: the spatial kernel, which does not depend on the image.
-    theta_intensity: tuple[float, ...] | None = None
+    theta_position: tuple[float, ...]  # bandwidth along each grid axis: theta_alpha or theta_gamma
+    theta_intensity: tuple[float, ...] | None = None  # theta_beta of each modality; None for the spatial kernel
 
     @property
     def is_spatial(self) -> bool:
@@ -50,8 +47,7 @@ class KernelSetSpec:
 
     kernels: tuple[KernelSpec, ...]  # the appearance kernels, then the spatial one if there is one
     normalization: str  # "symmetric" or "after"; "none" for messages
-    # How messages of appearance kernels are computed: "auto", "exact", "truncated", "lattice" or "grid" (one or two modalities; on the CPU
-    # float32 only).
+    # How messages of appearance kernels are computed: "auto", "exact", "truncated", "lattice" or "grid" (one or two modalities).
     filter: str
     num_labels: int  # L, channels of the logits
     num_iterations: int  # number of steps that "auto" chooses a filter for

@@ -1,4 +1,4 @@
-"""Text of a parameter file, TOML with a comment for each key, and `KEY=VALUE` of `--set`; the standard library's `tomllib` reads them."""
+"""Text of a parameter file, TOML with a comment for each key, and `KEY=VALUE` of `--set`."""
 
 from __future__ import annotations
 
@@ -8,33 +8,21 @@ import tomllib
 from collections.abc import Sequence
 from typing import Any
 
-from crfrefine.base.text import MAX_OF_A_REASON, shorten
+from crfrefine.base.text import MAX_OF_A_REASON, shorten, shorten_value
 from crfrefine.errors import ConfigError
-from crfrefine.parameters import checks
 
 
 def toml_value(value: object) -> str:
     """TOML text of a string, number, or nested sequence of these; a matrix takes a line for each row."""
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float):
-        return repr(value)
-    if isinstance(value, Sequence):
-        entries = [toml_value(entry) for entry in value]
-        if value and isinstance(value[0], Sequence) and not isinstance(value[0], str):
-            return "[\n" + "".join(f"  {entry},\n" for entry in entries) + "]"
-        return "[" + ", ".join(entries) + "]"
-    raise TypeError(f"no TOML text for {type(value).__name__}")
+    if isinstance(value, Sequence) and value and isinstance(value[0], list | tuple):
+        return "[\n" + "".join(f"  {toml_value(row)},\n" for row in value) + "]"
+    return json.dumps(value, ensure_ascii=False)
 
 
 def toml_entry(name: str, value: object, comment: str) -> str:
     """One `name = value  # comment` line; a key without a value is shown commented out, with its meaning."""
     text = f"# {name}: not set" if value is None else f"{name} = {toml_value(value)}"
-    if "\n" in text:
-        return f"# {comment}\n{text}\n"
-    return f"{text:<31} # {comment}\n"
+    return f"# {comment}\n{text}\n" if "\n" in text else f"{text:<31} # {comment}\n"
 
 
 def toml_problem(error: ValueError | RecursionError) -> str:
@@ -45,8 +33,6 @@ def toml_problem(error: ValueError | RecursionError) -> str:
     is_known = isinstance(error, tomllib.TOMLDecodeError)
     return shorten(error, MAX_OF_A_REASON) if is_known else "a number with too many digits, or an invalid date"
 
-
-# `KEY=VALUE`, as `--set` takes it.
 
 _BARE_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]*")
 
@@ -63,16 +49,16 @@ def parse_override(text: str) -> tuple[str, Any]:
     key, sign, raw = text.partition("=")
     key, raw = key.strip(), raw.strip()
     if not sign or not key or not raw:
-        raise ConfigError(f"{checks.describe(text)}: expected KEY=VALUE, e.g. bilateral.theta_alpha=6")
+        raise ConfigError(f"{shorten_value(text)}: expected KEY=VALUE, e.g. bilateral.theta_alpha=6")
     try:
         parsed = tomllib.loads(f"value = {raw}")
     except (ValueError, RecursionError) as error:
         if _BARE_WORD.fullmatch(raw):
             return key, raw
         raise ConfigError(
-            f"{shorten(key)}: cannot read the value {checks.describe(raw)}: {toml_problem(error)}; "
+            f"{shorten(key)}: cannot read the value {shorten_value(raw)}: {toml_problem(error)}; "
             'numbers, [lists], and in lists words in "quotes"'
         ) from error
     if set(parsed) != {"value"}:
-        raise ConfigError(f"{shorten(key)}: expected one value, got {checks.describe(raw)}")
+        raise ConfigError(f"{shorten(key)}: expected one value, got {shorten_value(raw)}")
     return key, parsed["value"]

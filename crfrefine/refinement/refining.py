@@ -91,7 +91,7 @@ def refine_network(
                 f"the log-odds have shape {network.shape}; expected ({regions.num_regions}, *grid), one channel per region: "
                 f"{regions.describe()}"
             )
-        parameters.postprocess.check_lengths(regions.num_labels)
+        parameters.postprocess.spread({"label": regions.num_labels})  # checks the lengths
         models = resolve_regions(parameters, network.shape[0], len(image), num_dims)
     models = [replace(each, kernels=replace(each.kernels, network_spacing=network_spacing).in_storage(order)) for each in models]
     # The model does not depend on the order of axes, so the engine gets them in storage order: a volume read from a file is not copied.

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from crfrefine.errors import ConfigError
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.parameters.presets import REMOVED_PRESETS, configs_dir, list_presets
+from crfrefine.parameters.presets import CONFIGS, REMOVED_PRESETS, list_presets
 from crfrefine.parameters.sections import (
     BilateralParameters,
     CompatibilityParameters,
@@ -54,7 +54,7 @@ def test_a_preset_that_is_gone_names_the_one_to_use(name, successor, tmp_path, m
 def test_a_preset_says_what_it_is_for(name):
     """It loads, begins with a comment, has every table, and its values are honest about where they are from."""
     parameters = CrfParameters.load(name)
-    text = (configs_dir() / f"{name}.toml").read_text(encoding="utf-8")
+    text = (CONFIGS / f"{name}.toml").read_text(encoding="utf-8")
     assert text.startswith("# ")
     table = tomllib.loads(text)
     assert table.keys() == {"schema", "intensity", "bilateral", "spatial", "compatibility", "volume", "mean_field", "postprocess"}
@@ -141,9 +141,9 @@ def test_a_file_that_cannot_be_read_or_written_is_named(tmp_path):
     [
         ("[bilaterl]\nweight = 1", r"bilaterl: unknown key; did you mean 'bilateral'\?"),
         ("[mean_field]\nzzz = 3", r"mean_field\.zzz: unknown key; known: num_iterations, tolerance"),
-        ("schema = 2", r"schema: this version reads schema 1, got 2"),
-        ("schema = '1'", r"schema: expected a whole number"),
-        ("bilateral = 3", r"bilateral: expected a table or several, got 3"),
+        ("schema = 2", r"schema: expected 1, got 2; the file is from another version"),
+        ("schema = '1'", r"schema: expected 1, got '1'"),
+        ("bilateral = 3", r"bilateral: expected a table of keys, got 3"),
         ("spatial = 'none'", r"spatial: expected a table of keys, got 'none'"),
         ("[bilateral]\ntheta_alpha = 0", r"bilateral\.theta_alpha: must be greater than 0, got 0"),
         ("[bilateral]\ntheta_beta = [0.1, -0.2]", r"bilateral\.theta_beta\[1\]: must be greater than 0, got -0\.2"),
@@ -158,9 +158,9 @@ def test_a_file_that_cannot_be_read_or_written_is_named(tmp_path):
         ("[compatibility]\nkind = 'matrix'", r"compatibility\.matrix: needed by"),
         ("[compatibility]\nmatrix = [[0.0, 1.0], [1.0, 0.0]]", r"compatibility\.matrix: not used by compatibility\.kind = 'potts'"),
         (f"{MATRIX}[[0.0, 1.0], [1.0, 0.5]]", r"compatibility\.matrix\[1\]\[1\]: the diagonal must be zero"),
-        (f"{MATRIX}[[0.0, 1.0], [1.0]]", r"compatibility\.matrix: expected a square matrix: .*row 1 has 1"),
+        (f"{MATRIX}[[0.0, 1.0], [1.0]]", r"compatibility\.matrix: expected a square matrix .*\[1\.0\]\]"),
         (f"{MATRIX}[[0.0, nan], [1.0, 0.0]]", r"compatibility\.matrix\[0\]\[1\]: expected a finite number"),
-        ("[mean_field]\nnum_iterations = 0", r"mean_field\.num_iterations: must be at least 1, got 0"),
+        ("[mean_field]\nnum_iterations = 0", r"mean_field\.num_iterations: must be at least 1 and at most 1e\+06, got 0"),
         ("[mean_field]\nnum_iterations = 5.0", r"mean_field\.num_iterations: expected a whole number, got 5\.0"),
         ("[mean_field]\ntolerance = -1e-5", r"mean_field\.tolerance: must be at least 0"),
         ("[mean_field]\ntemperature = 0.0", r"mean_field\.temperature: must be greater than 0"),
@@ -232,7 +232,7 @@ def test_replace_changes_entries_and_sections_of_a_copy_and_names_one_of_several
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        ("bilateral.theta", r"bilateral\.theta: unknown key; did you mean 'bilateral\.theta_(alpha|beta)'\?"),
+        ("bilateral.theta", r"bilateral\.theta: unknown key; did you mean 'theta_(alpha|beta)'\?"),
         ("bilatral.weight", r"bilatral\.weight: unknown key; did you mean 'bilateral\.weight'\?"),
         ("weight", r"weight: unknown key; did you mean 'bilateral\.weight' or 'spatial\.weight' or 'volume\.weight'\?"),
         ("schema", r"schema: unknown key"),
