@@ -1,4 +1,4 @@
-"""The order of a grid's axes: the user's order, (x, y, z), and the storage order in memory and in files, slowest first."""
+"""The order of a grid's axes: the user's, (x, y, z), and that of storage in memory and files, slowest first."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class StorageOrder:
 
     def to_user(self, array: NDArray[Any]) -> NDArray[Any]:
         """Return an array (*grid) or (channels, *grid) in storage order with its axes in the user's order."""
-        places = sorted(range(len(self.axes)), key=lambda place: self.axes[place])  # Of each of the user's axes, in storage.
+        places = sorted(range(len(self.axes)), key=self.axes.__getitem__)  # of each of the user's axes
         return StorageOrder(tuple(places)).to_storage(array)
 
     def axes_to_storage(self, per_axis: Sequence[_T]) -> tuple[_T, ...]:

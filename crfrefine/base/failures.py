@@ -1,7 +1,6 @@
 """Why a case of a run failed, and which exceptions fail only the case.
 
-Any exception raised while a case is processed fails that case only; the other cases continue. `KeyboardInterrupt` and `SystemExit`
-end the run, and so does an exception raised outside the processing of a case: that is a bug and keeps its traceback.
+Any exception raised while a case is processed fails that case only; interrupts end the run, and so does an exception raised elsewhere.
 """
 
 from __future__ import annotations
@@ -55,16 +54,20 @@ class Causes:
 
 def describe_failure(error: BaseException, *paths: Path | None) -> Failure:
     """Return the failure to report for an error that ended the work on a case; it names these files if its message names none."""
-    kind = type(error).__name__
-    if isinstance(error, UnexpectedError):
-        return Failure(str(error), kind, _where(error.__cause__ or error))
+    kind, is_bug = type(error).__name__, False
+    named = [str(path) for path in paths if path is not None]
+    more = f" and {len(named) - MAX_LISTED} more" if len(named) > MAX_LISTED else ""
+    files = f"{', '.join(named[:MAX_LISTED])}{more}: " if named else ""
     if isinstance(error, CrfRefineError):
-        return Failure(str(error) or kind, kind)
-    if isinstance(error, MemoryError):
-        return Failure(_of_files(paths) + "out of memory" + (f": {shorten(error, MAX_OF_A_REASON)}" if str(error) else ""), kind)
-    if isinstance(error, OSError):
-        return Failure(("" if error.filename else _of_files(paths)) + str(error), kind)
-    return Failure(_of_files(paths) + _please_report(error), kind, _where(error))
+        message, is_bug = str(error) or kind, isinstance(error, UnexpectedError)
+    elif isinstance(error, MemoryError):
+        message = f"{files}out of memory" + (f": {shorten(error, MAX_OF_A_REASON)}" if str(error) else "")
+    elif isinstance(error, OSError):
+        message = f"{'' if error.filename else files}{error}"
+    else:
+        message, is_bug = files + _please_report(error), True
+    cause = error.__cause__ if isinstance(error, UnexpectedError) and error.__cause__ else error
+    return Failure(message, kind, "".join(traceback.format_exception(cause)) if is_bug else None)
 
 
 @contextmanager
@@ -104,13 +107,3 @@ def reading(path: Path) -> Generator[None]:
 def _please_report(error: BaseException) -> str:
     reason = f" ({shorten(error, MAX_OF_A_REASON)})" if str(error) else ""
     return f"unexpected {type(error).__name__}{reason}: a bug, please report it, with what -v shows"
-
-
-def _of_files(paths: tuple[Path | None, ...]) -> str:
-    named = [str(path) for path in paths if path is not None]
-    more = f" and {len(named) - MAX_LISTED} more" if len(named) > MAX_LISTED else ""
-    return f"{', '.join(named[:MAX_LISTED])}{more}: " if named else ""
-
-
-def _where(error: BaseException) -> str:
-    return "".join(traceback.format_exception(error))

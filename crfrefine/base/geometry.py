@@ -1,6 +1,6 @@
 """The geometry of grids, as pure functions of a shape and an affine.
 
-A grid is a shape and an affine; the affine takes voxel indices (x, y, z) to world millimeters in RAS+ (right, anterior, superior).
+The affine takes voxel indices (x, y, z) to world millimeters in RAS+ (right, anterior, superior).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def is_plausible(spacing: Iterable[float]) -> bool:
 
 def spacing_of(affine: NDArray[np.float64], num_axes: int = 3) -> tuple[float, ...]:
     """Return the voxel size in mm along each axis: the column norms of the affine."""
-    return tuple(float(norm) for norm in np.sqrt((np.asarray(affine, np.float64)[:3, :num_axes] ** 2).sum(axis=0)))
+    return tuple(np.linalg.norm(np.asarray(affine, np.float64)[:3, :num_axes], axis=0).tolist())
 
 
 def require_usable(affine: NDArray[np.float64], num_axes: int, path: Path) -> None:
@@ -53,21 +53,26 @@ def require_usable(affine: NDArray[np.float64], num_axes: int, path: Path) -> No
         size = TIMES.join(f"{step:g}" for step in spacing)
         problem = f"its voxels measure {size} mm; expected {SPACING_RANGE[0]:g} mm or more. Its lengths may be in another unit"
     else:
-        problem = "its affine is [" + "; ".join(" ".join(f"{value:g}" for value in row) for row in affine[:3]) + "]"
+        problem = f"its affine is [{_rows(affine)}]"
     raise InputError(f"{path}: the geometry in the header is not usable: {problem}; repair the header")
+
+
+def _directions(affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the unit vectors of the voxel axes, (3, 3), a column each."""
+    directions: NDArray[np.float64] = np.asarray(affine, np.float64)[:3, :3] / np.maximum(spacing_of(affine), np.finfo(np.float64).tiny)
+    return directions
 
 
 def orientation_codes(affine: NDArray[np.float64], num_axes: int = 3) -> str:
     """Return the world direction nearest to each voxel axis, such as "RAS" or "LPS", one letter per axis, each world axis used once."""
-    rotation = np.asarray(affine, np.float64)[:3, :3] / np.maximum(spacing_of(affine), np.finfo(np.float64).tiny)
+    rotation = _directions(affine)
     best = max(permutations(range(3)), key=lambda order: sum(abs(rotation[world, axis]) for axis, world in enumerate(order)))
-    letters = ("LR", "PA", "IS")
-    return "".join(letters[world][int(rotation[world, axis] > 0)] for axis, world in enumerate(best[:num_axes]))
+    return "".join(("LR", "PA", "IS")[world][int(rotation[world, axis] > 0)] for axis, world in enumerate(best[:num_axes]))
 
 
 def is_sheared(affine: NDArray[np.float64]) -> bool:
     """Return whether the voxel axes of the affine are not at right angles, which only the sform of NIfTI and NRRD can express."""
-    rotation = np.asarray(affine, np.float64)[:3, :3] / np.maximum(spacing_of(affine), np.finfo(np.float64).tiny)
+    rotation = _directions(affine)
     return bool(np.abs(rotation.T @ rotation - np.eye(3)).max() > SHEAR_TOLERANCE)
 
 
@@ -76,44 +81,22 @@ def same_shape(shape: Sequence[int], other: Sequence[int]) -> bool:
     return (*shape, 1)[:3] == (*other, 1)[:3]
 
 
-def same_grid(
-    shape: Sequence[int],
-    affine: NDArray[np.float64],
-    other_shape: Sequence[int],
-    other_affine: NDArray[np.float64],
-) -> bool:
-    """Return whether two grids put the same voxels at the same places.
-
-    Args:
-        shape: voxels along each axis, at most three.
-        affine: (4, 4) voxel to world mm.
-        other_shape: of the other grid.
-        other_affine: of the other grid.
-    """
+def same_grid(shape: Sequence[int], affine: NDArray[np.float64], other_shape: Sequence[int], other_affine: NDArray[np.float64]) -> bool:
+    """Return whether two grids put the same voxels at the same places; shapes have at most three axes, affines are (4, 4) to mm."""
     if not same_shape(shape, other_shape):
         return False
     # Corners, not matrix entries: the effect of a rounding error in a direction cosine grows with the length of the axis.
     last = [size - 1 for size in shape] + [0] * (3 - len(shape))
     corners = np.array([[*corner, 1.0] for corner in product(*({0, index} for index in last))])
     difference = np.asarray(affine, np.float64) - np.asarray(other_affine, np.float64)
-    farthest = np.sqrt(((corners @ difference.T)[:, :3] ** 2).sum(axis=1)).max()
+    farthest = np.linalg.norm((corners @ difference.T)[:, :3], axis=1).max()
     return bool(farthest <= GRID_TOLERANCE * min(spacing_of(affine, len(shape))))
 
 
 def reorientation(
-    shape: Sequence[int],
-    affine: NDArray[np.float64],
-    other_shape: Sequence[int],
-    other_affine: NDArray[np.float64],
+    shape: Sequence[int], affine: NDArray[np.float64], other_shape: Sequence[int], other_affine: NDArray[np.float64]
 ) -> Reorientation | None:
-    """Return how the axes of another grid become those of a grid; None if voxel centers differ.
-
-    Args:
-        shape: voxels along each axis, at most three.
-        affine: (4, 4) voxel to world mm.
-        other_shape: shape of the other grid.
-        other_affine: affine of the other grid.
-    """
+    """Return how the axes of the other grid become those of the first; None if voxel centers differ. Arguments as of `same_grid`."""
     wanted, sizes = (np.array((*extents, 1)[:3]) for extents in (shape, other_shape))
     # The identity comes first.
     for axes in map(list, permutations(range(3))):
@@ -130,10 +113,10 @@ def reorientation(
 
 def describe_grid(shape: Sequence[int], affine: NDArray[np.float64] | None, *, placed: bool = False) -> str:
     """Describe a grid for messages, such as "240×240×155, 1.00×1.00×1.00 mm"; with `placed` also its orientation and origin."""
-    text = TIMES.join(str(size) for size in shape)
+    text = TIMES.join(map(str, shape))
     if affine is None:
         return text
-    text += ", " + TIMES.join(map(_millimeters, spacing_of(affine, len(shape)))) + " mm"
+    text += f", {TIMES.join(map(_millimeters, spacing_of(affine, len(shape))))} mm"
     if placed:
         text += f", {orientation_codes(affine, len(shape))}, first voxel at ({', '.join(map(_millimeters, affine[:3, 3]))})"
     return text
@@ -154,14 +137,15 @@ def describe_difference(
     other_affine: NDArray[np.float64] | None,
 ) -> str:
     """Describe two different grids, one line each, in enough detail to show the difference."""
-    grid, other = describe_grid(shape, affine), describe_grid(other_shape, other_affine)
-    if grid == other:
-        grid, other = describe_grid(shape, affine, placed=True), describe_grid(other_shape, other_affine, placed=True)
-    if grid == other and affine is not None and other_affine is not None:
-        grid, other = f"{grid}\n    {_rows(affine)}", f"{other}\n    {_rows(other_affine)}"
+    grids = ((shape, affine), (other_shape, other_affine))
+    first, second = (describe_grid(*grid) for grid in grids)
+    if first == second:
+        first, second = (describe_grid(*grid, placed=True) for grid in grids)
+    if first == second and affine is not None and other_affine is not None:
+        first, second = (f"{first}\n    {_rows(each)}" for each in (affine, other_affine))
     width = max(len(str(name)), len(str(other_name)))
-    return f"  {name!s:<{width}}  {grid}\n  {other_name!s:<{width}}  {other}"
+    return f"  {name!s:<{width}}  {first}\n  {other_name!s:<{width}}  {second}"
 
 
 def _rows(affine: NDArray[np.float64]) -> str:
-    return "; ".join(" ".join(f"{value:.6g}" for value in row) for row in affine[:3])
+    return "; ".join(" ".join(f"{value:g}" for value in row) for row in affine[:3])

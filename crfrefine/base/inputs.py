@@ -1,7 +1,6 @@
 """The files that a command reads and that no output may replace.
 
-Commands name their inputs here; `io.recognition.add_volumes` knows the files of a volume.
-`io.atomic` asks before it writes or removes a file.
+Commands name their inputs here, and `io.atomic` asks before it writes or removes a file.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ _commands: list[dict[Path | tuple[int, int], Path]] = []
 
 @contextmanager
 def keeping_inputs() -> Iterator[None]:
-    """Protect the files that `add_inputs` names until the block ends. Around a function: until it returns."""
+    """Protect the files that `add_inputs` names until the block or the decorated function ends."""
     own: dict[Path | tuple[int, int], Path] = {}
     _commands.append(own)
     try:

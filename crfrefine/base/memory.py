@@ -1,4 +1,4 @@
-"""How much memory a run may take: the limits of the user, the control groups and the machine; and sizes as text."""
+"""How much memory a run may take: the limits of the user, the control group and the machine; and sizes as text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from crfrefine.base.text import counted, shorten_value
-from crfrefine.base.threads import control_groups, group_numbers
+from crfrefine.base.threads import group_numbers
 from crfrefine.errors import CapacityError, InputError
 
 OPTION = "--max-memory"
@@ -23,9 +23,6 @@ RUN_BYTES = 14
 LARGEST = 1 << 60
 """Larger than the memory of any machine."""
 
-RESERVED_SHARE = 20
-MAX_RESERVED = 1 << 30
-
 _SIZE = re.compile(r"([0-9]{1,19}(?:\.[0-9]{0,9})?|\.[0-9]{1,9}) ?(?:(B|bytes?)|([KMGT])(iB|B)?)?", re.ASCII | re.IGNORECASE)
 _POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
 
@@ -41,10 +38,7 @@ class MemoryLimit:
 def parse_size(text: str) -> int:
     """Return the bytes of a size such as "8GiB", "8 GB", "512M" or "1.5G", or of a plain number of bytes.
 
-    GiB and G are 2^30 bytes, as batch systems count; GB are 10^9. T, M and K follow the same rule; upper or lower case.
-
-    Raises:
-        InputError: the text has another form, or means less than one byte, or more than any machine has.
+    GiB and G are 2^30 bytes, as batch systems count; GB are 10^9; T, M and K likewise. Raises InputError for another text.
     """
     match = _SIZE.fullmatch(text.strip())
     size = 0
@@ -69,42 +63,25 @@ def format_size(size: float) -> str:
 def memory_limit(given: int | None = None) -> MemoryLimit:
     """Return the memory that this process may take: the smallest of the user's limit, its control groups' and the machine's.
 
-    Of the machine it is the memory that is free or can be freed, with what this process has, less a reserve of a twentieth, at most
-    1 GiB, for everything else. Swap space does not count: a run that swaps does not end.
+    The machine's is what is free or can be freed, with what this process has, less a reserve for everything else: a twentieth,
+    at most 1 GiB. Swap space does not count: a run that swaps does not end.
     """
     import psutil
 
-    (_, own), machine = _own_use(), psutil.virtual_memory()
-    reserve = min(machine.total // RESERVED_SHARE, MAX_RESERVED)
-    limits = [(max(machine.available - reserve, 0) + own, "the memory available on this machine")]
-    group = [size for name in ("memory.max", "memory.high") for size, *_ in group_numbers(name)]
-    if group:
-        limits.append((max(min(group) - _others_in_group(own), 0), "the control group (cgroup) of this process"))
-    if given is not None:
-        limits.insert(0, (given, OPTION))
+    use, machine = psutil.Process().memory_info(), psutil.virtual_memory()
+    own = use.rss - use.shared  # Pages of files can be given back.
+    free = max(machine.available - min(machine.total // 20, 1 << 30), 0) + own
+    limits = [] if given is None else [(given, OPTION)]
+    limits += [(int(free), "the memory available on this machine")]
+    limits += [(size, "the control group (cgroup) of this process") for size, *_ in group_numbers("memory.max")]
     return MemoryLimit(*min(limits, key=lambda limit: limit[0]))
 
 
 def memory_left(limit: MemoryLimit) -> int:
     """Return the bytes that this process may still take."""
-    return max(0, limit.bytes - _own_use()[0])
-
-
-def _others_in_group(rss: int) -> int:
-    """Return the bytes that other processes of this one's control group use; cached files count as free."""
-    try:
-        stat = dict(line.split() for line in (control_groups()[0] / "memory.stat").read_text(encoding="ascii").splitlines())
-        return max(0, int(stat["anon"]) - rss)
-    except (OSError, ValueError, KeyError, IndexError):
-        return 0
-
-
-def _own_use() -> tuple[int, int]:
-    """Return the bytes of this process in physical memory, and those of them that are not pages of files, which can be given back."""
     import psutil
 
-    use = psutil.Process().memory_info()
-    return int(use.rss), int(use.rss - use.shared)
+    return max(0, limit.bytes - int(psutil.Process().memory_info().rss))
 
 
 def require_memory(needed: int, message: str, limit: MemoryLimit) -> None:

@@ -31,16 +31,15 @@ def known_spacing(
     """Return the spacing, or 1 mm with a warning: the rule of every function whose spacing may be left out.
 
     Args:
-        spacing: as the caller gave it; None: not at all.
+        spacing: as the caller gave it; None means that it was left out.
         matters: whether the result depends on it; if not, there is no warning.
-        told: notes given before, to warn once for all calls that share it; a note is added. None means that every call warns, and Python
-            shows one for each line of the caller's code.
+        told: names of the warnings given before, to which this one is added; None means that every call warns.
         tell: called with the text of the warning.
     """
     if spacing is not None:
         return spacing
-    told = set() if told is None else told
-    if matters and "spacing" not in told:
-        told.add("spacing")
+    if matters and "spacing" not in (told or ()):
+        if told is not None:
+            told.add("spacing")
         tell(_NO_SPACING)
     return 1.0

@@ -29,12 +29,12 @@ class Option:
 
 
 def parse_path(text: str | Path) -> Path:
-    """Return the path of a text; raise InputError for a text that is none, such as that of an unset variable."""
+    """Return the path of a text; raises like `path_text`."""
     return Path(path_text(text))
 
 
 def path_text(text: str | Path) -> str:
-    """Return the text of a path, or of what may be one; Python would take an empty one for the current folder."""
+    """Return the text of a path; raise InputError if it is empty, which Python takes for the current folder, or cannot name a file."""
     text = str(text)
     if not text:
         raise InputError("the value is empty; an unset variable?")

@@ -17,19 +17,14 @@ def run_all(jobs: Sequence[Callable[[], None]], threads: int) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(min(threads, len(jobs))) as pool:
-        futures = [pool.submit(job) for job in jobs]
-        try:
-            for future in futures:
-                future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        for _ in pool.map(lambda job: job(), jobs):  # An error cancels the jobs that have not begun.
+            pass
 
 
 def run_ahead(items: Generator[T, None, None]) -> Generator[T, None, None]:
-    """Yield the items of a generator, which runs in a thread and is one item ahead; whatever it raises is raised at the item where it did.
+    """Yield the items of a generator that runs in a thread and is one item ahead; its error is raised at the item where it occurred.
 
-    So at most two items exist, a third one only while the caller still holds the last one and asks for the next. The thread ends, and the
+    At most two items exist, a third one only while the caller asks for the next and still holds the last one. The thread ends, and the
     generator is closed, when the items end, when one raises, and when the returned generator is closed or forgotten.
     """
     from concurrent.futures import ThreadPoolExecutor

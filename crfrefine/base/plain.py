@@ -9,9 +9,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
-
-T = TypeVar("T")
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 
 def to_plain(value: Any) -> Any:
@@ -19,42 +17,32 @@ def to_plain(value: Any) -> Any:
     if hasattr(value, "to_dict"):
         return value.to_dict()
     if dataclasses.is_dataclass(value):
-        return {_key(entry): to_plain(getattr(value, entry.name)) for entry in dataclasses.fields(value)}
+        return {entry.metadata.get("key", entry.name): to_plain(getattr(value, entry.name)) for entry in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {key: to_plain(entry) for key, entry in value.items()}
     return [to_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
-def from_plain(kind: type[T], value: Any) -> T:
-    """Return the dataclass that `to_plain` was called on.
+def from_plain(kind: Any, value: Any) -> Any:
+    """Return the dataclass `kind` that `to_plain` was called on.
 
     Raises:
         LookupError, TypeError, ValueError, AttributeError: the value is not of this kind.
     """
-    found: T = _restored(kind, value)
-    return found
-
-
-def _restored(kind: Any, value: Any) -> Any:
     outer, inner = get_origin(kind), get_args(kind)
     if outer in (Union, UnionType):
-        kinds = [one for one in inner if one is not NoneType]
+        kinds = [each for each in inner if each is not NoneType]
         # Where there are several, the class that has the field checks it.
-        return value if len(kinds) > 1 or value is None else _restored(kinds[0], value)
+        return value if len(kinds) > 1 or value is None else from_plain(kinds[0], value)
     if outer in (list, tuple):
-        return outer(_restored(inner[0], entry) for entry in value)
+        return outer(from_plain(inner[0], entry) for entry in value)
     if outer is not None:
-        return {key: _restored(inner[1], entry) for key, entry in value.items()}
+        return {key: from_plain(inner[1], entry) for key, entry in value.items()}
     if kind is float:
         return math.nan if value is None else float(value)
     if hasattr(kind, "from_dict"):
         return kind.from_dict(value)
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        hints = get_type_hints(kind)
-        return kind(**{entry.name: _restored(hints[entry.name], value[_key(entry)]) for entry in dataclasses.fields(kind)})
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        hints, entries = get_type_hints(kind), dataclasses.fields(kind)
+        return kind(**{entry.name: from_plain(hints[entry.name], value[entry.metadata.get("key", entry.name)]) for entry in entries})
     return value
-
-
-def _key(entry: dataclasses.Field[Any]) -> str:
-    key: str = entry.metadata.get("key", entry.name)
-    return key

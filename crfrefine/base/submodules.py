@@ -1,4 +1,4 @@
-"""Modules of a package that are reachable as its attributes without an import, and cost nothing until they are used."""
+"""Modules of a package as its attributes: imported when they are first used."""
 
 from __future__ import annotations
 

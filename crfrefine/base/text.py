@@ -1,10 +1,8 @@
-"""Prepare text from files and command lines for messages: shorten it, and remove characters that move the cursor or break a table.
-
-Every message and table cell that quotes a name, a key or a value from a file or command line uses these functions.
-"""
+"""Text from files and command lines for messages and tables: shortened, without characters that move the cursor or break a table."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from itertools import islice
 
@@ -51,7 +49,7 @@ def shorten_value(value: object, most: int = 60) -> str:
 
 
 def see(page: str) -> str:
-    """Return where a message sends its reader, who has no folder `docs`: a page, perhaps with an anchor, by the names of the site."""
+    """Return a reference to a page of the documentation, perhaps with an anchor, by its title on the site."""
     path, _, anchor = page.partition("#")
     return f'see "{PAGE_TITLES[path]}"' + (f", {anchor}," if anchor else "") + " in crfrefine's documentation"
 
@@ -72,10 +70,5 @@ def for_terminal(message: str, most: int = MAX_OF_A_LINE) -> str:
 
     A line break inside a name is therefore shown as `\n`, unless blanks follow it: an indented line cannot pass for a separate message.
     """
-    lines: list[str] = []
-    for line in message.split("\n"):
-        if lines and not line.startswith("  "):
-            lines[-1] += "\\n" + line
-        else:
-            lines.append(line)
+    lines = re.split(r"\n(?=  )", message)
     return "\n".join(shorten(line, most) for line in lines)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crfrefine.base import memory, threads
+from crfrefine.base import threads
 from crfrefine.base.memory import MemoryLimit, format_size, memory_left, memory_limit, parse_size, require_memory
 from crfrefine.base.text import MAX_CHARACTERS, for_terminal, listed, printable, shorten, shorten_value
 from crfrefine.base.threads import available_threads, thread_limit
@@ -39,30 +39,30 @@ def groups(tmp_path, monkeypatch):
     monkeypatch.setattr(threads, "ROOT", tmp_path / "sys")
     monkeypatch.setattr(threads, "OWN_GROUP", tmp_path / "cgroup")
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=16 * GIB, available=12 * GIB))
-    monkeypatch.setattr(memory, "_own_use", lambda: (GIB, GIB))
+    monkeypatch.setattr("psutil.Process.memory_info", lambda self: SimpleNamespace(rss=GIB, shared=0))
     return job
 
 
 def test_the_smallest_limit_counts(groups):
-    """Of the machine, what is available without a reserve, with the GiB of this process; of a group, what others of it do not use."""
+    """Of the machine, what is available without a reserve, with the GiB of this process; of all groups the smallest."""
     machine = 12 * GIB - 16 * GIB // 20 + GIB
     assert memory_limit() == MemoryLimit(machine, "the memory available on this machine")
     assert memory_left(memory_limit()) == machine - GIB
     assert memory_limit(2 * GIB) == MemoryLimit(2 * GIB, "--max-memory")
     (groups / "memory.max").write_text(f"{9 * GIB}\n", encoding="ascii")
-    (groups.parent / "memory.high").write_text(f"{8 * GIB}\n", encoding="ascii")
+    (groups.parent / "memory.max").write_text(f"{8 * GIB}\n", encoding="ascii")
     assert memory_limit() == MemoryLimit(8 * GIB, "the control group (cgroup) of this process")
-    (groups / "memory.stat").write_text(f"anon {4 * GIB}\nfile {GIB}\n", encoding="ascii")
-    assert memory_limit().bytes == 5 * GIB
-    for path in (groups / "memory.max", groups.parent / "memory.high"):
-        path.write_text("max\n", encoding="ascii")
+    for folder in (groups, groups.parent):
+        (folder / "memory.max").write_text("max\n", encoding="ascii")
     assert memory_limit().source == "the memory available on this machine"
 
 
 def test_the_group_is_found_inside_of_what_is_mounted(groups):
-    for path, folders in (("/pod/job", 3), ("/elsewhere", 1), ("/../../outside", 1), ("", 1)):
+    for number, folder in enumerate((groups, groups.parent, threads.ROOT)):
+        (folder / "memory.max").write_text(str(number), encoding="ascii")
+    for path, numbers in (("/pod/job", [[0], [1], [2]]), ("/elsewhere", [[2]]), ("/../../outside", [[2]]), ("", [[2]])):
         threads.OWN_GROUP.write_text(f"12:cpuset:/x\n0::{path}\n", encoding="ascii")
-        assert len(threads.control_groups()) == folders
+        assert threads.group_numbers("memory.max") == numbers
 
 
 def test_what_does_not_fit_is_refused_with_sizes_and_a_way_out():
@@ -96,8 +96,8 @@ def test_affinity_and_quota_limit_the_threads(monkeypatch):
     ):
         monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)), raising=False)
         monkeypatch.setattr(threads, "_quota", lambda quota=quota: quota)
-        assert thread_limit().number == available_threads() == number
-        assert source in thread_limit().source
+        assert thread_limit()[0] == available_threads() == number
+        assert source in thread_limit()[1]
 
 
 # ---- Texts

@@ -211,7 +211,7 @@ def installation() -> dict[str, str]:
     from crfrefine.engines import get_backend
     from crfrefine.engines.compiled import built_levels, processor_level
 
-    threads = thread_limit()
+    threads, limited_by = thread_limit()
     shown = {"version": f"crfrefine {crfrefine.__version__}, Python {platform.python_version()}, {platform.platform()}"}
     try:
         cpu: Any = get_backend("cpu")
@@ -224,7 +224,7 @@ def installation() -> dict[str, str]:
         shown["GPU"] = f"{properties['name']}, {format_size(properties['memory'])}"
     except CrfRefineError as error:
         shown["GPU"] = str(error)
-    return {**shown, "threads": f"{threads.number}: {threads.source}", **dict(_extras())}
+    return {**shown, "threads": f"{threads}: {limited_by}", **dict(_extras())}
 
 
 def _extras() -> Iterator[tuple[str, str]]:
