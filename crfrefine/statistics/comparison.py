@@ -15,7 +15,7 @@ from crfrefine.errors import InputError
 from crfrefine.io.json import without_nonfinite
 from crfrefine.metrics.regions import ALL_LABELS, RESERVED
 from crfrefine.metrics.registry import DICE, NLL, metric_named
-from crfrefine.statistics.paired import PairedComparison, compare_pairs, holm
+from crfrefine.statistics.paired import PairedComparison, center, compare_pairs, holm
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,16 +25,12 @@ MEAN = RESERVED
 
 
 class Family(StrEnum):
-    """The family over which a p value is corrected, for each method by itself; the first two are single tests, which need no correction."""
+    """The family of tests over which a p value is corrected, for each method by itself."""
 
-    ENDPOINT = "endpoint"
-    """Dice over the judged regions, the question of the verdict."""
-    PROBABILITIES = "probabilities"
-    """The negative log likelihood, the question of whether the probabilities got better."""
-    OTHER_METRICS = "other metrics"
-    """Every other metric over the judged regions, so that strictness does not grow with the number of labels."""
-    SINGLE_REGIONS = "single regions"
-    """Every metric, Dice included, in single regions."""
+    ENDPOINT = "endpoint"  # Dice over the judged regions, which the verdict is about: a single test.
+    PROBABILITIES = "probabilities"  # The negative log likelihood: a single test.
+    OTHER_METRICS = "other metrics"  # Other metrics over the judged regions, however many labels there are.
+    SINGLE_REGIONS = "single regions"  # Every metric, Dice included, in single regions.
 
 
 CORRECTED = {Family.OTHER_METRICS: "of other metrics over the judged regions", Family.SINGLE_REGIONS: "in single regions"}
@@ -43,15 +39,7 @@ CORRECTED = {Family.OTHER_METRICS: "of other metrics over the judged regions", F
 
 @dataclass(frozen=True)
 class Measurement:
-    """A value, as a row of a tidy table.
-
-    Attributes:
-        case: name of the case.
-        region: name of the region.
-        metric: such as "dice".
-        value: NaN if undefined.
-        method: name of the method.
-    """
+    """A value of a metric, such as "dice", as a row of a tidy table; NaN if undefined."""
 
     case: str
     region: str
@@ -66,16 +54,9 @@ def measurements_of(case: str, method: str, values: Mapping[str, Mapping[str, fl
 
 
 class ResultTable:
-    """All measurements, in order of first appearance.
+    """All measurements: at most one per case, region, metric and method.
 
-    Attributes:
-        cases: their names.
-        methods: their names.
-        regions: their names.
-        metrics: their names.
-
-    Args:
-        measurements: at most one per case, region, metric and method.
+    `cases`, `methods`, `regions` and `metrics` are the names, in order of first appearance.
 
     Raises:
         InputError: a measurement appears twice, or a region has the name of the mean.
@@ -88,9 +69,8 @@ class ResultTable:
             if key in self._values:
                 raise InputError(f"case {item.case!r}, region {item.region!r}: {item.metric} of {item.method!r} appears twice")
             self._values[key] = item.value
-        self.methods, self.regions, self.metrics, self.cases = (
-            tuple(dict.fromkeys(key[part] for key in self._values)) for part in range(4)
-        )
+        names = [tuple(dict.fromkeys(key[part] for key in self._values)) for part in range(4)]
+        self.methods, self.regions, self.metrics, self.cases = names
         if MEAN in self.regions:
             raise InputError(f'a region is called "{MEAN}", which is reserved for the mean over regions; choose another name')
 
@@ -101,104 +81,71 @@ class ResultTable:
     def values(self, method: str, region: str, metric: str) -> NDArray[np.float64]:
         """Return a value for each of `cases`, NaN if undefined or missing; for the region MEAN, the mean over the defined ones."""
         if region == MEAN:
-            (means,) = self.means(metric, [method])
-            return np.asarray(means)
-        self._require(method, region, metric)
+            return np.asarray(self.means(metric, [method])[0])
+        for kind, name, known in (("method", method, self.methods), ("region", region, self.regions), ("metric", metric, self.metrics)):
+            if name not in known:
+                raise InputError(f"no {kind} {name!r} in the table; there are {listed(known) or 'none'}")
         return np.array([self._values.get((method, region, metric, case), math.nan) for case in self.cases])
 
-    def means(self, metric: str, methods: Sequence[str], regions: Sequence[str] | None = None) -> NDArray[np.float64]:
-        """Return the mean over regions for each case, over the regions where all of the methods have a value.
+    def means(
+        self, metric: str, methods: Sequence[str], regions: Sequence[str] | None = None, *, unsigned: bool = False
+    ) -> NDArray[np.float64]:
+        """Return (methods, cases) means over the regions where all of the methods have a value; NaN without such a region.
 
-        The methods are thus compared on the same regions. A case without one of these regions is NaN.
-
-        Args:
-            metric: its name.
-            methods: to be compared.
-            regions: default: all.
-
-        Returns:
-            (methods, cases).
+        The methods are thus compared on the same regions: by default, on all. `unsigned` takes means of magnitudes, so that a volume too
+        large in one region does not compensate one too small in another.
         """
-        chosen = self.regions if regions is None else tuple(regions)
+        chosen = self.regions if regions is None else regions
         if not chosen:
             return np.full((len(methods), len(self.cases)), math.nan)
         stack = np.array([[self.values(method, region, metric) for region in chosen] for method in methods])
+        stack = np.abs(stack) if unsigned else stack
         usable = ~np.isnan(stack).any(axis=0)
-        sums = np.where(usable, stack, 0.0).sum(axis=1)
-        counts = usable.sum(axis=0)
+        sums, counts = np.where(usable, stack, 0.0).sum(axis=1), usable.sum(axis=0)
         means: NDArray[np.float64] = np.full(sums.shape, math.nan)
         np.divide(sums, counts, out=means, where=counts > 0)
         return means
 
     def compare(
-        self,
-        method: str,
-        baseline: str,
-        region: str,
-        metric: str,
-        *,
-        regions: Sequence[str] | None = None,
-        seed: int = 0,
+        self, method: str, baseline: str, region: str, metric: str, *, regions: Sequence[str] | None = None, seed: int = 0
     ) -> PairedComparison:
         """Compare two methods in a metric that has better values; for the region MEAN, in the mean over `regions`, default all."""
-        better = metric_named(metric).better
+        better, methods = metric_named(metric).better, (method, baseline)
         if better is None:
             raise InputError(f"{metric} has no better values, so methods cannot be compared in it")
         if region == MEAN:
-            method_values, baseline_values = self._magnitudes(metric).means(metric, [method, baseline], regions)
+            values, others = self.means(metric, methods, regions, unsigned=better == "nearer_zero")
         else:
-            method_values, baseline_values = self.values(method, region, metric), self.values(baseline, region, metric)
-        return compare_pairs(method_values, baseline_values, cases=self.cases, better=better, seed=seed)
+            values, others = (self.values(name, region, metric) for name in methods)
+        return compare_pairs(values, others, cases=self.cases, better=better, seed=seed)
 
     def missing_cases(self, method: str) -> tuple[str, ...]:
         """Return the cases without any measurement of a method, such as failed ones."""
         measured = {key[3] for key in self._values if key[0] == method}
         return tuple(case for case in self.cases if case not in measured)
 
-    def _magnitudes(self, metric: str) -> ResultTable:
-        """A volume too large in one region must not compensate one too small in another."""
-        if metric_named(metric).better != "nearer_zero":
-            return self
-        return ResultTable(
-            Measurement(item.case, item.region, item.metric, abs(item.value), item.method) for item in self if item.metric == metric
-        )
-
-    def _require(self, method: str, region: str, metric: str) -> None:
-        for kind, name, known in (("method", method, self.methods), ("region", region, self.regions), ("metric", metric, self.metrics)):
-            if name not in known:
-                raise InputError(f"no {kind} {name!r} in the table; there are {listed(known) or 'none'}")
-
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """The results of a method in a region and a metric.
-
-    Attributes:
-        method: its name.
-        region: its name, or MEAN.
-        metric: its name.
-        num_values: cases with a value.
-        num_undefined: cases without.
-        mean: over the cases with a value.
-        median: over the cases with a value.
-        comparison: with the baseline, over the cases where both have a value; None for the baseline itself and for metrics that
-            only describe.
-        p_adjusted: the p value of the comparison after Holm's correction over its family: the one to show. NaN without a test.
-        family: of tests; None without a test, as for a metric that is a function of another one.
-        family_size: number of tests in it.
-    """
+    """The results of a method in a region and a metric."""
 
     method: str
-    region: str
+    region: str  # Its name, or MEAN.
     metric: str
-    num_values: int
-    num_undefined: int
-    mean: float
+    num_values: int  # Cases with a value.
+    num_undefined: int  # Cases without a value.
+    mean: float  # Over the cases with a value, as the median.
     median: float
+    # With the baseline, over the cases where both have a value; None for the baseline itself and for metrics that only describe.
     comparison: PairedComparison | None = None
-    p_adjusted: float = math.nan
-    family: Family | None = None
-    family_size: int = 0
+    p_adjusted: float = math.nan  # The p value to show, after Holm's correction over its family. NaN without a test.
+    family: Family | None = None  # None without a test, as for a metric that is a function of another one.
+    family_size: int = 0  # Number of tests in the family.
+
+    @property
+    def p_value(self) -> float:
+        """The p value of the comparison before correction; NaN if no case allows one."""
+        return math.nan if self.comparison is None else self.comparison.p_value
 
 
 def summarize(
@@ -237,8 +184,7 @@ def summarize(
                 values = table.means(metric, [method], averaged)[0] if name == MEAN else table.values(method, name, metric)
                 comparison = table.compare(method, baseline, name, metric, regions=averaged, seed=seed) if is_tested else None
                 defined = values[~np.isnan(values)]
-                mean, median = (float(defined.mean()), float(np.median(defined))) if defined.size else (math.nan, math.nan)
-                row = SummaryRow(method, name, metric, defined.size, values.size - defined.size, mean, median, comparison)
+                row = SummaryRow(method, name, metric, defined.size, values.size - defined.size, *center(defined), comparison)
                 rows.append(row)
     return correct(rows, averaged)
 
@@ -248,24 +194,24 @@ def correct(rows: Sequence[SummaryRow], regions: Sequence[str]) -> list[SummaryR
     lead = regions[0] if len(regions) == 1 else MEAN
     scored: dict[str, list[str]] = {}
     for row in rows:
-        if row.metric == NLL.name and row.comparison is not None and row.comparison.num_pairs:
+        if row.metric == NLL.name and not math.isnan(row.p_value):
             scored.setdefault(row.method, []).append(row.region)
     asked = {method: next((name for name in (ALL_LABELS, lead) if name in names), names[0]) for method, names in scored.items()}
-    members: dict[tuple[str, Family], list[tuple[int, float]]] = {}
+    members: dict[tuple[str, Family], list[int]] = {}
     for number, row in enumerate(rows):
         family = _family(row, lead, asked.get(row.method))
-        if family is not None and row.comparison is not None:
-            members.setdefault((row.method, family), []).append((number, row.comparison.p_value))
+        if family is not None:
+            members.setdefault((row.method, family), []).append(number)
     corrected = [replace(row, p_adjusted=math.nan, family=None, family_size=0) for row in rows]
-    for (_, family), tests in members.items():
-        for (number, _), p_adjusted in zip(tests, holm([p_value for _, p_value in tests]), strict=True):
-            corrected[number] = replace(rows[number], p_adjusted=p_adjusted, family=family, family_size=len(tests))
+    for (_, family), numbers in members.items():
+        for number, p_adjusted in zip(numbers, holm([rows[number].p_value for number in numbers]), strict=True):
+            corrected[number] = replace(rows[number], p_adjusted=p_adjusted, family=family, family_size=len(numbers))
     return corrected
 
 
 def _family(row: SummaryRow, lead: str, asked: str | None) -> Family | None:
     """Return the family of a row's test; `lead` is the region of the verdict, `asked` that of the probabilities."""
-    if row.comparison is None or not row.comparison.num_pairs or metric_named(row.metric).follows:
+    if math.isnan(row.p_value) or metric_named(row.metric).follows:
         return None
     if (row.metric, row.region) == (DICE.name, lead):
         return Family.ENDPOINT

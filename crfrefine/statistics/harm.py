@@ -29,28 +29,21 @@ class Decline:
 
 @dataclass(frozen=True)
 class Harm:
-    """What got worse in comparison with the baseline, besides the mean Dice that decides the verdict."""
+    """The metrics that are worse than with the baseline, besides the mean Dice that decides the verdict."""
 
     sentence: str  # For users, with the numbers.
-    # What got significantly worse: first the other metrics over the judged regions, then single regions in any metric.
-    significant: tuple[Decline, ...]
-    # What got worse in more than half of the cases, but not significantly: other metrics over the judged regions, and Dice in single
-    # regions.
+    significant: tuple[Decline, ...]  # First metrics over the judged regions, then single regions in any metric.
+    # Worse in more than half of the cases, but not significantly: metrics over the judged regions, and Dice in single regions.
     in_most_cases: tuple[Decline, ...]
     num_comparisons: int  # Number of comparisons that were made.
 
     @property
     def headline(self) -> str:
         """The names of what got significantly worse, for a sentence; empty if nothing did."""
-        return _joined([decline.name for decline in _told(self.significant)])
+        return _joined([decline.name for decline in _shown(self.significant)])
 
 
-def find_harm(
-    summary: Sequence[SummaryRow],
-    method: str,
-    *,
-    titles: Mapping[str, str] | None = None,
-) -> Harm:
+def find_harm(summary: Sequence[SummaryRow], method: str, *, titles: Mapping[str, str] | None = None) -> Harm:
     """Find the metrics in which a method is worse than its baseline, in the rows of `summarize`; tests are two-sided, of level ALPHA.
 
     The p values are those of the summary: a comparison is shown by one number. A metric that is a function of another one is not
@@ -58,22 +51,26 @@ def find_harm(
     """
     significant: list[Decline] = []
     in_most_cases: list[Decline] = []
-    sizes = dict.fromkeys(CORRECTED, 0)
-    tested = [row for family in CORRECTED for row in summary if row.method == method and row.family == family]
+    tested = [row for family in CORRECTED for row in summary if (row.method, row.family) == (method, family)]
     for row in tested:
         comparison, is_overall = row.comparison, row.family == Family.OTHER_METRICS
         assert comparison is not None
-        assert row.family is not None
-        sizes[row.family] += 1
-        name = _name(row, is_overall=is_overall, titles=titles or {})
-        decline = Decline(row.metric, row.region, name, is_overall, comparison, row.p_adjusted)
+        decline = Decline(row.metric, row.region, _name(row, titles or {}), is_overall, comparison, row.p_adjusted)
         # As a test of ranks is significant, so its direction is that of the ranks.
         if row.p_adjusted < ALPHA and _sign(row.metric) * comparison.effect_size < 0:
             significant.append(decline)
         elif comparison.losses > comparison.num_pairs / 2 and (is_overall or row.metric == DICE.name):
             in_most_cases.append(decline)
-    sentence = _sentence(significant, in_most_cases, sizes)
-    return Harm(sentence, tuple(significant), tuple(in_most_cases), sum(sizes.values()))
+    nor_dice = f", nor {DICE.title} in any region" if any(row.family == Family.SINGLE_REGIONS for row in tested) else ""
+    if not tested:
+        sentence = "No other metric could be compared."
+    elif significant:
+        sentence = f"What got worse: {_figures(significant)}."
+    else:
+        sentence = f"No other metric got {'significantly worse' if in_most_cases else 'worse in most cases'}{nor_dice}."
+    if in_most_cases:
+        sentence += f" Worse in most cases, but not significantly: {_figures(in_most_cases)}."
+    return Harm(sentence, tuple(significant), tuple(in_most_cases), len(tested))
 
 
 def _sign(metric: str) -> int:
@@ -81,48 +78,40 @@ def _sign(metric: str) -> int:
     return 1 if metric_named(metric).better == "higher" else -1
 
 
-def _name(row: SummaryRow, *, is_overall: bool, titles: Mapping[str, str]) -> str:
-    metric = metric_named(row.metric)
-    noun = metric.noun or metric.title
+def _name(row: SummaryRow, titles: Mapping[str, str]) -> str:
+    """Return metric and region in words."""
+    noun = _noun(row.metric)
     # The sentence on the probabilities has the same metrics over all labels, with other values.
-    if row.region == MEAN and row.metric in CALIBRATION_METRICS:
+    if row.metric in CALIBRATION_METRICS and row.region == MEAN:
         return f"{noun}, mean over regions,"
-    if is_overall and row.metric not in CALIBRATION_METRICS:
+    if row.metric not in CALIBRATION_METRICS and row.family == Family.OTHER_METRICS:
         return noun
-    region = "the mean over regions" if row.region == MEAN else titles.get(row.region, row.region)
-    return f"{noun} of {region}"
+    return f"{noun} of {'the mean over regions' if row.region == MEAN else titles.get(row.region, row.region)}"
 
 
-def _told(declines: Sequence[Decline]) -> list[Decline]:
-    """Return the rows that a sentence names: for a metric that is worse over the judged regions, not the single regions too."""
+def _noun(metric: str) -> str:
+    return metric_named(metric).noun or metric_named(metric).title
+
+
+def _shown(declines: Sequence[Decline]) -> list[Decline]:
+    """Leave out the single regions of a metric that is worse over the judged regions."""
     overall = {decline.metric for decline in declines if decline.is_overall}
     return [decline for decline in declines if decline.is_overall or decline.metric not in overall]
 
 
-def _sentence(significant: Sequence[Decline], in_most_cases: Sequence[Decline], sizes: Mapping[Family, int]) -> str:
-    if not any(sizes.values()):
-        return "No other metric could be compared."
-    nor_dice = f", nor {DICE.title} in any region" if sizes[Family.SINGLE_REGIONS] else ""
-    if not significant and not in_most_cases:
-        return f"No other metric got worse in most cases{nor_dice}."
-    parts = [f"What got worse: {_listed(significant)}." if significant else f"No other metric got significantly worse{nor_dice}."]
-    if in_most_cases:
-        parts.append(f"Worse in most cases, but not significantly: {_listed(in_most_cases)}.")
-    return " ".join(parts)
-
-
-def _listed(declines: Sequence[Decline]) -> str:
-    told = _told(declines)
-    return _joined([_figures(decline, " cases" if decline is told[0] else "") for decline in told])
-
-
-def _figures(decline: Decline, unit: str) -> str:
-    metric, comparison = metric_named(decline.metric), decline.comparison
-    change = f"{metric.difference_text(comparison.mean_difference)} {metric.difference_unit}".rstrip()
-    # Many small losses and a few large gains.
-    odd = ", which is better" if _sign(decline.metric) * comparison.mean_difference > 0 else ""
-    p_value = "" if math.isnan(decline.p_adjusted) else f", p {format_p(decline.p_adjusted)}"
-    return f"{decline.name} in {comparison.losses} of {comparison.num_pairs}{unit} ({change} on average{odd}{p_value})"
+def _figures(declines: Sequence[Decline]) -> str:
+    """Return the numbers of each decline that a sentence names."""
+    texts: list[str] = []
+    for decline in _shown(declines):
+        metric, comparison = metric_named(decline.metric), decline.comparison
+        figures = f"{metric.difference_text(comparison.mean_difference)} {metric.difference_unit}".rstrip() + " on average"
+        if _sign(decline.metric) * comparison.mean_difference > 0:  # Many small losses and a few large gains.
+            figures += ", which is better"
+        if not math.isnan(decline.p_adjusted):
+            figures += f", p {format_p(decline.p_adjusted)}"
+        unit = "" if texts else " cases"
+        texts.append(f"{decline.name} in {comparison.losses} of {comparison.num_pairs}{unit} ({figures})")
+    return _joined(texts)
 
 
 def _joined(names: Sequence[str]) -> str:
@@ -131,11 +120,8 @@ def _joined(names: Sequence[str]) -> str:
     return ", ".join(names[:_MAX_NAMED]) + more
 
 
-# The probabilities: whether they got better or worse.
-
-
 class Change(StrEnum):
-    """What happened to the probabilities, for programs."""
+    """The change of the probabilities, for programs."""
 
     BETTER = "better"
     WORSE = "worse"
@@ -171,41 +157,24 @@ def judge_probabilities(summary: Iterable[SummaryRow], method: str, *, titles: M
     region = next((row.region for row in rows if row.family == Family.PROBABILITIES), None)
     if region is None:
         return None
-    compared = {
-        row.metric: row.comparison
-        for row in rows
-        if row.region == region and row.metric in CALIBRATION_METRICS and row.comparison is not None
-    }
+    compared = {row.metric: row.comparison for row in rows if row.region == region and row.comparison is not None}
     deciding = compared[NLL.name]
-    change = _change(deciding)
+    before, after = NLL.value_text(deciding.mean_baseline), NLL.value_text(deciding.mean)
     title = {ALL_LABELS: "all labels", MEAN: "the regions, on average,", **(titles or {})}.get(region, region)
-    if _is_same(deciding):
-        sentence = f"The probabilities of {title} are as good as before: {NLL.noun} {NLL.value_text(deciding.mean)} with both."
-        return ProbabilityChange(change, sentence, region, deciding)
-    names = sorted((name for name in CALIBRATION_METRICS if name in compared), key=lambda name: name != NLL.name)
-    figures = ", ".join(_means(name, compared[name]) for name in names)
-    return ProbabilityChange(change, f"{_WORDS[change].format(title)}: {figures}.", region, deciding)
-
-
-def _change(comparison: PairedComparison) -> Change:
-    if _is_same(comparison):
-        return Change.NO_DIFFERENCE
-    if smallest_p_value(comparison.num_pairs) > ALPHA:
-        return Change.TOO_FEW
-    if not comparison.p_value < ALPHA:
-        return Change.NO_DIFFERENCE
-    return Change.BETTER if comparison.effect_size < 0 else Change.WORSE
-
-
-def _is_same(comparison: PairedComparison) -> bool:
-    """Return whether the means agree as displayed: two programs round a softmax differently, and ranks do not know how little that is."""
-    return NLL.value_text(comparison.mean) == NLL.value_text(comparison.mean_baseline)
-
-
-def _means(name: str, comparison: PairedComparison) -> str:
-    """Return the means of baseline and method; of the deciding metric with the cases and the p value."""
-    metric = metric_named(name)
-    means = f"{metric.noun or metric.title} {metric.value_text(comparison.mean_baseline)} → {metric.value_text(comparison.mean)}"
-    if name != NLL.name:
-        return means
-    return f"{means} (better in {comparison.wins} of {comparison.num_pairs} cases, p {format_p(comparison.p_value)})"
+    # Two programs round a softmax differently, and ranks do not know how little that is: the displayed means tell.
+    if before == after:
+        sentence = f"The probabilities of {title} are as good as before: {NLL.noun} {after} with both."
+        return ProbabilityChange(Change.NO_DIFFERENCE, sentence, region, deciding)
+    if smallest_p_value(deciding.num_pairs) > ALPHA:
+        change = Change.TOO_FEW
+    elif deciding.p_value < ALPHA:
+        change = Change.BETTER if deciding.effect_size < 0 else Change.WORSE
+    else:
+        change = Change.NO_DIFFERENCE
+    cases = f"better in {deciding.wins} of {deciding.num_pairs} cases, p {format_p(deciding.p_value)}"
+    figures = [f"{NLL.noun} {before} → {after} ({cases})"]
+    for name, metric in CALIBRATION_METRICS.items():
+        if name in compared and name != NLL.name:
+            means = metric.value_text(compared[name].mean_baseline), metric.value_text(compared[name].mean)
+            figures.append(f"{_noun(name)} {means[0]} → {means[1]}")
+    return ProbabilityChange(change, f"{_WORDS[change].format(title)}: {', '.join(figures)}.", region, deciding)

@@ -38,51 +38,29 @@ _MAX_EXACT = 500
 _EFFICIENCY = 3 / math.pi
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PairedComparison:
-    """A method against a baseline on the same cases; differences are method minus baseline, over the pairs where both have a value.
+    """A method against a baseline on the same cases; differences are method minus baseline, over the pairs where both have a value."""
 
-    Attributes:
-        num_pairs: number of cases that count, n.
-        num_only_method: cases left out because only the method has a value.
-        num_only_baseline: cases left out because only the baseline has a value.
-        num_neither: cases left out because neither has a value.
-        mean: of the method.
-        mean_baseline: of the baseline.
-        median: of the method.
-        median_baseline: of the baseline.
-        mean_difference: mean of the differences.
-        median_difference: median of the differences.
-        interval: 95 % bootstrap confidence interval of the mean difference; NaN with fewer than two pairs.
-        standard_deviation: of the differences (n - 1); NaN with fewer than two pairs.
-        p_value: two-sided Wilcoxon signed-rank test; NaN without pairs.
-        effect_size: matched-pairs rank-biserial correlation; 1 if every difference is positive.
-        wins: cases where the method is better.
-        ties: cases where both are equal.
-        losses: cases where the method is worse.
-        detectable_difference: the smallest mean difference that this many cases detect with a power of 80 %; infinite if none.
-        worst: up to three cases with the largest losses of the method, with their differences, worst first.
-    """
-
-    num_pairs: int
-    num_only_method: int
-    num_only_baseline: int
-    num_neither: int
-    mean: float
+    num_pairs: int  # Number of cases that count, n.
+    num_only_method: int  # Cases left out because only the method has a value.
+    num_only_baseline: int  # Cases left out because only the baseline has a value.
+    num_neither: int  # Cases left out because neither has a value.
+    mean: float  # Of the method.
     mean_baseline: float
-    median: float
+    median: float  # Of the method.
     median_baseline: float
     mean_difference: float
     median_difference: float
-    interval: tuple[float, float]
-    standard_deviation: float
-    p_value: float
-    effect_size: float
-    wins: int
+    interval: tuple[float, float]  # 95 % bootstrap confidence interval of the mean difference; NaN with fewer than two pairs.
+    standard_deviation: float  # Of the differences (n - 1); NaN with fewer than two pairs.
+    p_value: float  # Two-sided Wilcoxon signed-rank test; NaN without pairs.
+    effect_size: float  # Matched-pairs rank-biserial correlation; 1 if every difference is positive.
+    wins: int  # Cases where the method is better.
     ties: int
     losses: int
-    detectable_difference: float
-    worst: tuple[tuple[str, float], ...]
+    detectable_difference: float  # The smallest mean difference detected with a power of 80 %; infinite if none.
+    worst: tuple[tuple[str, float], ...]  # Up to three cases with the largest losses, with their differences, worst first.
 
 
 def compare_pairs(
@@ -107,28 +85,30 @@ def compare_pairs(
     if np.isinf(method).any() or np.isinf(other).any():
         raise InputError("expected finite values, NaN where undefined; found an infinite one")
     has_method, has_other = ~np.isnan(method), ~np.isnan(other)
-    pairs = has_method & has_other
+    pairs = np.flatnonzero(has_method & has_other)
     method, other = method[pairs], other[pairs]
     if better == "nearer_zero":
         method, other = np.abs(method), np.abs(other)
-    differences = _rounded_differences(method, other)
-    num_pairs = len(differences)
+    # Differences that are equal up to rounding become equal, and pure rounding errors become zero.
+    unit = _ROUNDING * max(np.abs(method).max(initial=0.0), np.abs(other).max(initial=0.0))
+    differences = np.round((method - other) / unit) * unit if unit else method - other
     gains = differences if better == "higher" else -differences
-    order = np.argsort(gains, kind="stable")[:NUM_WORST]
-    kept_names = [name for name, kept in zip(names, pairs, strict=True) if kept]
+    (mean, median), (mean_baseline, median_baseline) = center(method), center(other)
+    mean_difference, median_difference = center(differences)
     p_value, effect_size = signed_rank(differences)
-    deviation = float(differences.std(ddof=1)) if num_pairs > 1 else math.nan
+    deviation = float(differences.std(ddof=1)) if len(pairs) > 1 else math.nan
+    worst = [index for index in np.argsort(gains, kind="stable")[:NUM_WORST] if gains[index] < 0]
     return PairedComparison(
-        num_pairs=num_pairs,
+        num_pairs=len(pairs),
         num_only_method=int((has_method & ~has_other).sum()),
         num_only_baseline=int((has_other & ~has_method).sum()),
         num_neither=int((~has_method & ~has_other).sum()),
-        mean=_mean(method),
-        mean_baseline=_mean(other),
-        median=_median(method),
-        median_baseline=_median(other),
-        mean_difference=_mean(differences),
-        median_difference=_median(differences),
+        mean=mean,
+        mean_baseline=mean_baseline,
+        median=median,
+        median_baseline=median_baseline,
+        mean_difference=mean_difference,
+        median_difference=median_difference,
         interval=bootstrap_interval(differences, seed=seed),
         standard_deviation=deviation,
         p_value=p_value,
@@ -136,9 +116,14 @@ def compare_pairs(
         wins=int((gains > 0).sum()),
         ties=int((gains == 0).sum()),
         losses=int((gains < 0).sum()),
-        detectable_difference=detectable_difference(deviation, num_pairs),
-        worst=tuple((kept_names[index], float(differences[index])) for index in order if gains[index] < 0),
+        detectable_difference=detectable_difference(deviation, len(pairs)),
+        worst=tuple((names[pairs[index]], float(differences[index])) for index in worst),
     )
+
+
+def center(values: NDArray[np.float64]) -> tuple[float, float]:
+    """Return mean and median; NaN without values."""
+    return (float(values.mean()), float(np.median(values))) if values.size else (math.nan, math.nan)
 
 
 def bootstrap_interval(differences: NDArray[np.float64], *, seed: int = 0) -> tuple[float, float]:
@@ -155,16 +140,10 @@ def bootstrap_interval(differences: NDArray[np.float64], *, seed: int = 0) -> tu
         return float(differences[0]), float(differences[0])
     from scipy.stats import bootstrap
 
-    result = bootstrap(
-        (differences,),
-        np.mean,
-        n_resamples=NUM_RESAMPLES,
-        batch=max(1, 2_000_000 // len(differences)),
-        confidence_level=0.95,
-        method="BCa",
-        random_state=np.random.default_rng(seed),
-    )
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+    random, batch = np.random.default_rng(seed), max(1, 2_000_000 // len(differences))
+    # BCa with a confidence of 95 % are the defaults.
+    found = bootstrap((differences,), np.mean, n_resamples=NUM_RESAMPLES, batch=batch, random_state=random).confidence_interval
+    return float(found.low), float(found.high)
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:
@@ -177,11 +156,9 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
     """
     adjusted = np.full(len(p_values), math.nan)
     order = [index for index in np.argsort(p_values, kind="stable") if not math.isnan(p_values[index])]
-    largest = 0.0
-    for position, index in enumerate(order):
-        largest = max(largest, min(1.0, (len(order) - position) * p_values[index]))
-        adjusted[index] = largest
-    return tuple(float(value) for value in adjusted)
+    scaled = [min(1.0, (len(order) - position) * p_values[index]) for position, index in enumerate(order)]
+    adjusted[order] = np.maximum.accumulate(scaled)
+    return tuple(adjusted.tolist())
 
 
 def detectable_difference(standard_deviation: float, num_pairs: int) -> float:
@@ -205,30 +182,8 @@ def detectable_difference(standard_deviation: float, num_pairs: int) -> float:
     return noncentrality * standard_deviation / math.sqrt(num_pairs * _EFFICIENCY)
 
 
-def _rounded_differences(values: NDArray[np.float64], baseline: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Subtract and remove rounding: differences that are equal up to rounding become equal, and pure rounding errors become zero."""
-    differences = values - baseline
-    scale = max(float(np.abs(values).max(initial=0.0)), float(np.abs(baseline).max(initial=0.0)))
-    if scale == 0:
-        return differences
-    unit = scale * _ROUNDING
-    rounded: NDArray[np.float64] = np.round(differences / unit) * unit
-    return rounded
-
-
-def _mean(values: NDArray[np.float64]) -> float:
-    return float(values.mean()) if values.size else math.nan
-
-
-def _median(values: NDArray[np.float64]) -> float:
-    return float(np.median(values)) if values.size else math.nan
-
-
-# Wilcoxon's signed-rank test, exact even with ties: scipy is exact only without ties, and its choice of method depends on its version.
-
-
 def signed_rank(differences: NDArray[np.float64]) -> tuple[float, float]:
-    """Test whether paired differences are symmetric around zero.
+    """Test whether paired differences are symmetric around zero: Wilcoxon's signed-rank test, exact even with ties, unlike scipy's.
 
     Zero differences are dropped, as Wilcoxon did; equal magnitudes share their mean rank, and the exact distribution is that of the signs
     given these ranks. More than 500 differences use the normal approximation with the variance of the actual ranks and a continuity

@@ -16,10 +16,9 @@ from crfrefine.io.json import without_nonfinite
 from crfrefine.metrics.registry import DICE
 from crfrefine.statistics.comparison import MEAN, ResultTable, SummaryRow, format_p
 from crfrefine.statistics.harm import Change, Harm, ProbabilityChange, find_harm, judge_probabilities
-from crfrefine.statistics.paired import ALPHA, PairedComparison, compare_pairs, holm, smallest_p_value
+from crfrefine.statistics.paired import ALPHA, PairedComparison, center, compare_pairs, holm, smallest_p_value
 
-_METRIC = DICE
-ENDPOINT = _METRIC.name
+ENDPOINT = DICE.name
 """The deciding metric: its mean over the regions of each case."""
 
 
@@ -37,21 +36,13 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class Rival:
-    """Another method, often a simple one, that the judged one must beat to be worth using.
-
-    Attributes:
-        name: of the rival.
-        comparison: the judged method minus the rival; without pairs if no case has both.
-        gain: its mean Dice minus the baseline's; NaN without a case that both have.
-        p_adjusted: its p value after Holm's correction over the rivals; NaN without pairs.
-        is_beaten: whether the judged method is significantly better.
-    """
+    """Another method, often a simple one, that the judged one must beat to be worth using."""
 
     name: str
-    comparison: PairedComparison
-    gain: float
-    p_adjusted: float
-    is_beaten: bool
+    comparison: PairedComparison  # The judged method minus the rival; without pairs if no case has both.
+    gain: float  # Its mean Dice minus the baseline's; NaN without a case that both have.
+    p_adjusted: float  # After Holm's correction over the rivals; NaN without pairs.
+    is_beaten: bool  # Whether the judged method is significantly better.
 
 
 @dataclass(frozen=True)
@@ -125,9 +116,9 @@ def verdict(
     if method == baseline or {method, baseline} & set(rivals) or len(set(rivals)) < len(rivals):
         raise InputError(f"the method {method!r}, the baseline {baseline!r} and the rivals {', '.join(map(repr, rivals))} must differ")
     primary = table.compare(method, baseline, MEAN, ENDPOINT, regions=regions)
-    nothing = [math.nan] * len(table.cases)
+    undefined = [math.nan] * len(table.cases)
     compared = [table.compare(method, rival, MEAN, ENDPOINT, regions=regions) for rival in rivals]
-    compared += [compare_pairs(nothing, nothing, cases=table.cases) for _ in unmeasured]
+    compared += [compare_pairs(undefined, undefined) for _ in unmeasured]
     p_values = holm([comparison.p_value for comparison in compared])
     judged = tuple(
         Rival(name, comparison, _gain(table, name, baseline, regions), p_adjusted, _direction(comparison, p_adjusted) == 1)
@@ -169,9 +160,7 @@ def _direction(comparison: PairedComparison, p_adjusted: float) -> int | None:
     low, high = comparison.interval
     if comparison.effect_size > 0 and low > 0:
         return 1
-    if comparison.effect_size < 0 and high < 0:
-        return -1
-    return None
+    return -1 if comparison.effect_size < 0 and high < 0 else None
 
 
 def _gain(table: ResultTable, rival: str, baseline: str, regions: Sequence[str] | None) -> float:
@@ -179,8 +168,7 @@ def _gain(table: ResultTable, rival: str, baseline: str, regions: Sequence[str] 
     if rival not in table.methods:
         return math.nan
     values, others = table.means(ENDPOINT, [rival, baseline], regions)
-    gains = (values - others)[~np.isnan(values - others)]
-    return float(gains.mean()) if gains.size else math.nan
+    return center((values - others)[~np.isnan(values - others)])[0]
 
 
 def _outcome(primary: PairedComparison) -> Outcome:
@@ -196,7 +184,7 @@ def _outcome(primary: PairedComparison) -> Outcome:
 def _sentence(outcome: Outcome, subject: str, baseline: str, primary: PairedComparison) -> str:
     """Return the numbers, and what follows from them."""
     needed = next(number for number in range(1, 64) if smallest_p_value(number) <= ALPHA)
-    worst = ", ".join(f"{case} {_METRIC.difference_text(difference)}" for case, difference in primary.worst)
+    worst = ", ".join(f"{case} {DICE.difference_text(difference)}" for case, difference in primary.worst)
     follows = {
         Outcome.HELPS: f"{subject} helps.",
         Outcome.HURTS: f"{subject} hurts. Advice: do not use it.",
@@ -207,9 +195,9 @@ def _sentence(outcome: Outcome, subject: str, baseline: str, primary: PairedComp
     if not primary.num_pairs:
         return f"No case allows a comparison with {baseline}: {follows[outcome]}"
     # Intervals of few cases are too narrow.
-    interval = "" if outcome == Outcome.TOO_FEW else _METRIC.interval_text(*primary.interval, sign="")
+    interval = "" if outcome == Outcome.TOO_FEW else DICE.interval_text(*primary.interval, sign="")
     figures = [*([f"95 % CI {interval}"] if interval else []), f"p {format_p(primary.p_value)}", _better_cases(primary)]
-    sentence = f"Mean {_METRIC.title} {_quantity(primary.mean_difference)} against {baseline} ({', '.join(figures)}): {follows[outcome]}"
+    sentence = f"Mean {DICE.title} {_quantity(primary.mean_difference)} against {baseline} ({', '.join(figures)}): {follows[outcome]}"
     if outcome == Outcome.NO_DIFFERENCE and 0.0 < primary.detectable_difference < math.inf:
         power = power_text(_quantity(primary.detectable_difference, ""))
         sentence += f" {power[0].upper()}{power[1:]}."
@@ -224,27 +212,26 @@ def _against_rivals(subject: str, primary: PairedComparison, rivals: Sequence[Ri
     if compared:
         # The strongest of those that are not beaten, if there are any.
         strongest = min(compared, key=lambda rival: (rival.is_beaten, rival.comparison.mean_difference))
-        corrected = f" after Holm over {len(compared)} rivals" if len(compared) > 1 else ""
-        gains = f"{subject} {_METRIC.difference_text(primary.mean_difference)}, {strongest.name} {_quantity(strongest.gain)}"
+        name, corrected = strongest.name, f" after Holm over {len(compared)} rivals" if len(compared) > 1 else ""
+        gains = f"{subject} {DICE.difference_text(primary.mean_difference)}, {name} {_quantity(strongest.gain)}"
         figures = f"{gains} (p {format_p(strongest.p_adjusted)}{corrected}, {_better_cases(strongest.comparison)})"
         if strongest.is_beaten:
             kind = ("simple method" if are_simple else "other method") + (" that could be compared" if missing else "")
-            sentences += f" It gains more than every {kind}, the best of which is {strongest.name}: {figures}."
+            sentences = f" It gains more than every {kind}, the best of which is {name}: {figures}."
         else:
-            sentences += f" But not shown to gain more than {strongest.name}: {figures}."
-            sentences += f" Advice: prefer {strongest.name}, it is simpler." if are_simple else ""
+            sentences = f" But not shown to gain more than {name}: {figures}."
+            sentences += f" Advice: prefer {name}, it is simpler." if are_simple else ""
     return sentences + (f" No case allows a comparison with {' or '.join(missing)}." if missing else "")
 
 
 def _better_cases(comparison: PairedComparison) -> str:
     """Say how many cases agree with the majority."""
-    more_lost = comparison.losses > comparison.wins
-    number, word = (comparison.losses, "worse") if more_lost else (comparison.wins, "better")
+    number, word = max((comparison.wins, "better"), (comparison.losses, "worse"), key=lambda side: side[0])
     return f"{number} of {comparison.num_pairs} cases {word}"
 
 
 def _quantity(difference: float, sign: str = "+") -> str:
-    return f"{_METRIC.difference_text(difference, sign)} {_METRIC.difference_unit}"
+    return f"{DICE.difference_text(difference, sign)} {DICE.difference_unit}"
 
 
 def _notes(
@@ -253,16 +240,14 @@ def _notes(
     notes = []
     left_out = primary.num_only_method + primary.num_only_baseline + primary.num_neither
     if left_out:
-        notes.append(f"{left_out} of {len(table.cases)} cases are left out: no region has a {_METRIC.title} in both methods.")
-    for name in (method, baseline):
-        missing = table.missing_cases(name)
-        if missing:
-            notes.append(f"{name} has no measurements of {listed(missing)}.")
-    alarms = {name: _false_alarms(table, name, other, regions) for name, other in ((method, baseline), (baseline, method))}
-    if any(alarms.values()):
+        notes.append(f"{left_out} of {len(table.cases)} cases are left out: no region has a {DICE.title} in both methods.")
+    missing = {name: table.missing_cases(name) for name in (method, baseline)}
+    notes += [f"{name} has no measurements of {listed(cases)}." for name, cases in missing.items() if cases]
+    alarms = [_false_alarms(table, *pair, regions) for pair in ((method, baseline), (baseline, method))]
+    if any(alarms):
         notes.append(
             "Regions that one of the two methods finds although the reference lacks them, which the mean leaves out: "
-            f"{alarms[method]} by {method}, {alarms[baseline]} by {baseline}."
+            f"{alarms[0]} by {method}, {alarms[1]} by {baseline}."
         )
     for rival in rivals:
         if rival.name not in table.methods:
@@ -273,12 +258,7 @@ def _notes(
 
 
 def _false_alarms(table: ResultTable, method: str, other: str, regions: Sequence[str]) -> int:
-    """Count where a method finds what neither the reference nor the other method has.
-
-    The other method's Dice is undefined there, so the pair is left out: a false alarm must not go unreported.
-    """
+    """Count where a method finds what neither the reference nor the other method has: Dice is undefined there, and leaves it out."""
     seen = ~np.isin(table.cases, table.missing_cases(other))
-    return sum(
-        int((seen & (table.values(method, region, ENDPOINT) == 0) & np.isnan(table.values(other, region, ENDPOINT))).sum())
-        for region in regions
-    )
+    values = {name: np.array([table.values(name, region, ENDPOINT) for region in regions]) for name in (method, other)}
+    return int((seen & (values[method] == 0) & np.isnan(values[other])).sum())
