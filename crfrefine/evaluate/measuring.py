@@ -15,7 +15,7 @@ from crfrefine.cases.reading_options import NO_REGIONS
 from crfrefine.errors import InputError
 from crfrefine.evaluate.pairing import CasePair, MethodFiles
 from crfrefine.evaluate.reading import Reference, Settings, SoftLabels, read_masks, read_probabilities, read_reference, remarks_on_name
-from crfrefine.metrics.calibration import measure_calibration, measure_channel_calibration
+from crfrefine.metrics.calibration import measure_calibration
 from crfrefine.metrics.overlap import measure_case
 from crfrefine.metrics.registry import RegionValues
 from crfrefine.runs.records import Record
@@ -105,13 +105,10 @@ def _measure_masks(label_map: Array, reference: Reference) -> RegionValues:
 
 
 def _add_calibration(values: RegionValues, soft: SoftLabels, reference: Reference) -> None:
-    plan, wanted = reference.settings.plan, reference.volume.data
-    num_labels = len(soft.probabilities) if soft.regions is None else soft.regions.num_labels
+    plan, wanted, scheme = reference.settings.plan, reference.volume.data, soft.regions
+    num_labels = len(soft.probabilities) if scheme is None else scheme.num_labels
     regions = plan.all_regions([*(int(name) for name in values if name.isdigit()), *range(1, num_labels)])
-    if soft.regions is None:
-        measured = measure_calibration(soft.probabilities, wanted, regions, ignore_label=plan.ignore_label)
-    else:
-        channels = soft.regions.labels
-        measured = measure_channel_calibration(soft.probabilities, channels, wanted, regions, ignore_label=plan.ignore_label)
+    channels = None if scheme is None else scheme.labels
+    measured = measure_calibration(soft.probabilities, wanted, regions, channels=channels, ignore_label=plan.ignore_label)
     for region, row in measured.items():
         values.setdefault(region, {}).update(row)

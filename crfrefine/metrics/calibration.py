@@ -23,17 +23,22 @@ _BLOCK_VOXELS = 1 << 15  # A few arrays of a block fit into a processor's cache.
 
 
 def measure_calibration(
-    probabilities: NDArray[np.floating[Any]], reference: Array, regions: Mapping[str, Iterable[int]], *, ignore_label: int | None = None
+    probabilities: NDArray[np.floating[Any]],
+    reference: Array,
+    regions: Mapping[str, Iterable[int]],
+    *,
+    channels: Sequence[Iterable[int]] | None = None,
+    ignore_label: int | None = None,
 ) -> RegionValues:
-    """Measure how well label probabilities agree with the observed frequencies, over all voxels.
-
-    A label without a channel has probability 0 everywhere.
+    """Measure how well probabilities agree with the observed frequencies, over all voxels.
 
     Args:
         probabilities: (L, *grid) of the labels 0 … L - 1, background first; they should sum to 1 at each voxel. Values slightly outside
-            [0, 1] are clipped.
+            [0, 1] are clipped. A label without a channel has probability 0 everywhere.
         reference: (*grid) integers.
         regions: the labels of each named region; the probability of a region is the sum of theirs.
+        channels: the labels of each channel, if the channels are those of overlapping regions, (R, *grid). Values are then NaN for a
+            region without a channel, and for all labels together, which have no distribution.
         ignore_label: voxels where the reference has this value are ignored.
 
     Returns:
@@ -44,45 +49,18 @@ def measure_calibration(
         GridMismatchError: probabilities and reference differ in shape.
         InputError: the reference does not hold integers.
     """
-    channels = {name: [label for label in sorted(set(members)) if label < len(probabilities)] for name, members in regions.items()}
-    return _measure(probabilities, channels, reference, regions, ignore_label, together=True)
-
-
-def measure_channel_calibration(
-    probabilities: NDArray[np.floating[Any]],
-    channels: Sequence[Iterable[int]],
-    reference: Array,
-    regions: Mapping[str, Iterable[int]],
-    *,
-    ignore_label: int | None = None,
-) -> RegionValues:
-    """Measure how well the probabilities of overlapping regions, (R, *grid), agree with the observed frequencies, each on its channel.
-
-    Arguments and errors are those of `measure_calibration`; `channels` are the labels of each channel's region. Values are NaN for a region
-    without a channel, and for all labels together, which have no distribution.
-    """
-    channel_of = {frozenset(labels): number for number, labels in enumerate(channels)}
-    found = {name: [channel_of[frozenset(members)]] for name, members in regions.items() if frozenset(members) in channel_of}
-    return _measure(probabilities, found, reference, regions, ignore_label, together=False)
-
-
-def _measure(
-    probabilities: NDArray[np.floating[Any]],
-    channels: Mapping[str, list[int]],
-    reference: Array,
-    regions: Mapping[str, Iterable[int]],
-    ignore_label: int | None,
-    *,
-    together: bool,
-) -> RegionValues:
-    """Measure each region on the sum of its channels, and all labels `together` if the channels are labels."""
-    members = {name: np.array(sorted(set(numbers))) for name, numbers in regions.items()}
+    members = {name: sorted(set(labels)) for name, labels in regions.items()}
+    if channels is None:
+        of_region = {name: [label for label in labels if label < len(probabilities)] for name, labels in members.items()}
+    else:
+        numbers = {tuple(sorted(set(labels))): number for number, labels in enumerate(channels)}
+        of_region = {name: [numbers[tuple(labels)]] for name, labels in members.items() if tuple(labels) in numbers}
     sums = {name: ReliabilitySums() for name in (*regions, ALL_LABELS)}
     for block, truth in _blocks(probabilities, reference, ignore_label):
-        for name, own in channels.items():
+        for name, own in of_region.items():
             probability = block[own[0]] if len(own) == 1 else np.minimum(block[own].sum(axis=0), 1.0)
             sums[name].add_binary(probability, np.isin(truth, members[name]))
-        if together:
+        if channels is None:
             sums[ALL_LABELS].add_labels(block, truth)
     metrics = CALIBRATION_METRICS.items()
     return {name: {key: metric.measure(own) if own.count else math.nan for key, metric in metrics} for name, own in sums.items()}

@@ -17,13 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OverlapCounts:
-    """Voxel counts of a predicted mask and its reference.
-
-    Attributes:
-        num_predicted: voxels of the prediction.
-        num_reference: voxels of the reference.
-        num_both: voxels in both.
-    """
+    """Voxel counts of a predicted mask and its reference."""
 
     num_predicted: int
     num_reference: int

@@ -53,22 +53,29 @@ def measure_case(
     for name, labels in (("prediction", prediction), ("reference", reference)):
         if labels.dtype.kind not in "biu":
             raise InputError(f"the {name} has values of type {labels.dtype}; expected a label map of integers")
-    _check(prediction, reference, spacing, tolerance_mm, metrics)
-    occupied = (prediction != 0) | (reference != 0)
-    box = bounding_box(occupied) or _ONE_VOXEL
-    # On the full grid: its axes of a single voxel are unknown after the crop.
-    kept = tuple(axis for axis, size in enumerate(occupied.shape) if size > 1)
-    found, wanted = _without_flat_axes(prediction[box], kept), _without_flat_axes(reference[box], kept)
-    ignored = wanted == ignore_label if ignore_label is not None else None
+    if prediction.shape != reference.shape:
+        shapes = (TIMES.join(map(str, labels.shape)) for labels in (prediction, reference))
+        raise GridMismatchError("the prediction has {} voxels, the reference {}; both must be on one grid".format(*shapes))
+    if prediction.size == 0:
+        raise InputError(f"label maps of shape {prediction.shape} have no voxels")
+    if len(spacing) != prediction.ndim or not all(0 < size < math.inf for size in spacing):
+        raise InputError(f"spacing: expected {prediction.ndim} positive numbers in mm, one per axis, got {tuple(spacing)}")
+    if not 0 <= tolerance_mm < math.inf:
+        raise ConfigError(f"tolerance_mm: expected a number of mm, at least 0, got {tolerance_mm}")
+    if unknown := [metric for metric in metrics if metric not in MASK_METRICS]:
+        raise ConfigError(f"unknown metric {unknown[0]!r}; known are {', '.join(MASK_METRICS)}")
+    box = bounding_box((prediction != 0) | (reference != 0)) or _ONE_VOXEL
+    # Along an axis with a single voxel, every voxel of a slice would be boundary. The crop may have more of these axes.
+    kept = [axis for axis, size in enumerate(prediction.shape) if size > 1]
+    found, wanted = (labels[box].reshape([labels[box].shape[axis] for axis in kept] or [1]) for labels in (prediction, reference))
+    is_measured = True if ignore_label is None else wanted != ignore_label
     values = {}
     sides, voxel_volume = tuple(float(spacing[axis]) for axis in kept) or (1.0,), math.prod(map(float, spacing))
     for name, region in regions.items():
-        labels_of_region = tuple(region)
-        one, other = np.isin(found, labels_of_region), np.isin(wanted, labels_of_region)
-        if ignored is not None:
-            one, other = one & ~ignored, other & ~ignored
-        around = bounding_box(one | other) or _ONE_VOXEL
-        pair = MaskPair(one[around], other[around], sides, voxel_volume, tolerance_mm)
+        members = tuple(region)
+        masks = np.isin(found, members) & is_measured, np.isin(wanted, members) & is_measured
+        around = bounding_box(masks[0] | masks[1]) or _ONE_VOXEL
+        pair = MaskPair(masks[0][around], masks[1][around], sides, voxel_volume, tolerance_mm)
         values[name] = {metric: MASK_METRICS[metric].measure(pair) for metric in metrics}
     return values
 
@@ -87,25 +94,3 @@ def measure_masks(
             raise InputError(f"the {name} has values of type {mask.dtype}; expected a mask of booleans")
     regions = {"mask": (1,)}
     return measure_case(prediction, reference, regions, spacing, tolerance_mm=tolerance_mm, metrics=metrics)["mask"]
-
-
-def _without_flat_axes(labels: NDArray[Any], kept: Sequence[int]) -> NDArray[Any]:
-    """Drop the axes along which the grid has a single voxel: along them, every voxel of a slice would be boundary."""
-    return labels.reshape([labels.shape[axis] for axis in kept] or [1])
-
-
-def _check(
-    prediction: NDArray[Any], reference: NDArray[Any], spacing: Sequence[float], tolerance_mm: float, metrics: Sequence[str]
-) -> None:
-    if prediction.shape != reference.shape:
-        shapes = (TIMES.join(str(size) for size in labels.shape) for labels in (prediction, reference))
-        raise GridMismatchError("the prediction has {} voxels, the reference {}; both must be on one grid".format(*shapes))
-    if prediction.size == 0:
-        raise InputError(f"label maps of shape {prediction.shape} have no voxels")
-    if len(spacing) != prediction.ndim or not all(0 < size < math.inf for size in spacing):
-        raise InputError(f"spacing: expected {prediction.ndim} positive numbers in mm, one per axis, got {tuple(spacing)}")
-    if not 0 <= tolerance_mm < math.inf:
-        raise ConfigError(f"tolerance_mm: expected a number of mm, at least 0, got {tolerance_mm}")
-    unknown = next((metric for metric in metrics if metric not in MASK_METRICS), None)
-    if unknown is not None:
-        raise ConfigError(f"unknown metric {unknown!r}; known are {', '.join(MASK_METRICS)}")

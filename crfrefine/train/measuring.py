@@ -12,7 +12,7 @@ import numpy as np
 from crfrefine.arrays.components import postprocess
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.padding import leave_out
-from crfrefine.metrics.calibration import measure_calibration, measure_channel_calibration
+from crfrefine.metrics.calibration import measure_calibration
 from crfrefine.metrics.overlap import measure_case
 from crfrefine.metrics.regions import ALL_LABELS
 from crfrefine.metrics.registry import CALIBRATION_METRICS, RegionValues
@@ -113,5 +113,6 @@ def measure_probabilities(case: Case, probabilities: NDArray[np.floating[Any]]) 
     if case.regions is None:
         return measure_calibration(probabilities, case.labels, {}, ignore_label=case.num_labels)
     regions = {str(number): labels for number, labels in enumerate(case.regions.labels)}
-    found = measure_channel_calibration(probabilities, case.regions.labels, case.labels, regions, ignore_label=case.num_labels)
+    channels = case.regions.labels
+    found = measure_calibration(probabilities, case.labels, regions, channels=channels, ignore_label=case.num_labels)
     return {ALL_LABELS: {name: float(np.mean([found[region][name] for region in regions])) for name in CALIBRATION_METRICS}}

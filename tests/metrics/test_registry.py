@@ -38,7 +38,7 @@ def test_the_page_has_every_metric_with_its_unit_and_direction(page):
 
 
 @pytest.mark.parametrize("empty", ["both", "prediction", "reference"])
-def test_metrics_are_undefined_where_registry_and_page_say(page, empty):
+def test_metrics_are_undefined_where_the_page_says(page, empty):
     rng = np.random.default_rng(5)
     masks = {name: rng.random((6, 4, 3)) < 0.4 for name in ("prediction", "reference")}
     for name, mask in masks.items():
@@ -46,7 +46,6 @@ def test_metrics_are_undefined_where_registry_and_page_say(page, empty):
             mask[...] = False
     measured = measure_masks(masks["prediction"], masks["reference"], (0.8, 1.1, 2.5))
     undefined = {name for name, value in measured.items() if math.isnan(value)}
-    assert undefined == {name for name, metric in MASK_METRICS.items() if empty in metric.undefined_if_empty}
     column = 1 + ["both", "prediction", "reference"].index(empty)
     said = {name.strip("` ") for row in rows_of(page, "| | both empty |") if row[column] == "undefined" for name in row[0].split(",")}
     assert undefined == said
