@@ -30,7 +30,7 @@ from crfrefine.cases.reading_options import DEFAULT_READING, ReadingOptions
 from crfrefine.errors import InputError
 from crfrefine.io.decode import allocate_array
 from crfrefine.io.logits import LogitsHeader
-from crfrefine.io.pieces import is_nonzero, read_mask, read_pieces
+from crfrefine.io.reading import read_mask, read_pieces
 from crfrefine.io.volume import Volume, VolumeHeader
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def read_case(
     else:
         jobs.append(partial(_timed, times, "image", lambda: read.append(_read_as_stored(images))))
     if headers.mask is not None:
-        jobs.append(lambda: masks.append(read_mask(headers.mask, is_nonzero)))  # type: ignore[arg-type]
+        jobs.append(lambda: masks.append(read_mask(headers.mask)))  # type: ignore[arg-type]
     run_all(jobs, threads)
     del jobs  # They hold the values of the files, which are not needed beside interpolated ones.
 

@@ -12,7 +12,7 @@ from crfrefine.cases.label_input import KIND, read_label_header
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import DEFAULT_READING, ReadingOptions
 from crfrefine.errors import GridMismatchError, InputError
-from crfrefine.io.pieces import require_scalar
+from crfrefine.io.reading import require_scalar
 from crfrefine.io.volume import VolumeHeader
 
 

@@ -16,8 +16,17 @@ from crfrefine.base.text import counted, listed
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.dataset_description import read_descriptions
 from crfrefine.errors import InputError
-from crfrefine.io.paths import LABELS_SUFFIXES, LOGITS_SUFFIXES, SCORES_SUFFIXES, VOLUME_SUFFIXES, require_file, stem_of, suffix_of
-from crfrefine.io.recognition import describe_others, format_to_read
+from crfrefine.io.paths import (
+    LABELS_SUFFIXES,
+    LOGITS_SUFFIXES,
+    SCORES_SUFFIXES,
+    VOLUME_SUFFIXES,
+    describe_others,
+    format_to_read,
+    require_file,
+    stem_of,
+    suffix_of,
+)
 
 LABEL_SUFFIXES = ("_segmentation", "_seg", "_dseg", "_label", "_labels")
 MASK_SUFFIXES = ("_mask", "_brainmask")

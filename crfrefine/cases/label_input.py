@@ -18,7 +18,7 @@ from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.logits import LogitsHeader
 from crfrefine.io.paths import stem_of
-from crfrefine.io.pieces import LABEL_TOLERANCE, read_mask, read_whole_numbers
+from crfrefine.io.reading import LABEL_TOLERANCE, read_mask, read_whole_numbers
 from crfrefine.io.volume import Segment
 
 if TYPE_CHECKING:

@@ -33,8 +33,7 @@ def refuse_dicom(arguments: Sequence[str]) -> None:
     """Raise InputError if one of the arguments of a command is a DICOM file, or a folder of them."""
     if not arguments or arguments[0] not in _COMMANDS:
         return
-    from crfrefine.io.paths import VOLUME_SUFFIXES
-    from crfrefine.io.recognition import is_dicom
+    from crfrefine.io.paths import VOLUME_SUFFIXES, is_dicom
 
     command, *values = (value for text in arguments for value in (text.split("=", 1) if text.startswith("--") else [text]))
     dicom = [value for value in values if not value.startswith("-") and is_dicom(Path(value))]

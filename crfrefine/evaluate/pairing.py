@@ -24,8 +24,17 @@ from crfrefine.cases.discovery import (
 )
 from crfrefine.errors import InputError
 from crfrefine.evaluate.options import EvaluationOptions
-from crfrefine.io.paths import LABELS_SUFFIXES, LOGITS_SUFFIXES, SCORES_SUFFIXES, VOLUME_SUFFIXES, require_file, stem_of, suffix_of
-from crfrefine.io.recognition import describe_others, format_to_read
+from crfrefine.io.paths import (
+    LABELS_SUFFIXES,
+    LOGITS_SUFFIXES,
+    SCORES_SUFFIXES,
+    VOLUME_SUFFIXES,
+    describe_others,
+    format_to_read,
+    require_file,
+    stem_of,
+    suffix_of,
+)
 
 _MODALITY = re.compile(r"(?P<case>.+)_[0-9]{4}", re.DOTALL)
 

@@ -21,7 +21,7 @@ from crfrefine.cases.reading_options import NO_REGIONS, RegionReading
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.evaluate.regions import RegionPlan
 from crfrefine.evaluate.structures import read_structures
-from crfrefine.io.pieces import require_scalar
+from crfrefine.io.reading import require_scalar
 from crfrefine.io.volume import Volume, VolumeHeader
 
 if TYPE_CHECKING:

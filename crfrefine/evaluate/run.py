@@ -25,8 +25,7 @@ from crfrefine.evaluate.regions import plan_regions
 from crfrefine.evaluate.results import Evaluation, EvaluationObserver
 from crfrefine.evaluate.structures import has_structures, pair_structures
 from crfrefine.io.atomic import check_replaceable, check_writable
-from crfrefine.io.paths import stem_of
-from crfrefine.io.recognition import add_volumes
+from crfrefine.io.paths import add_volumes, stem_of
 from crfrefine.parameters.model import TRAINED_ON
 from crfrefine.runs.store import Entry, read_records
 

@@ -13,13 +13,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from stat import S_IFREG, S_ISDIR, S_ISREG
+from stat import S_IFREG, S_ISREG
 from tempfile import TemporaryFile
 from typing import BinaryIO
 
 from crfrefine.base.inputs import check_no_input
 from crfrefine.errors import CrfRefineError, InputError, StorageError
-from crfrefine.io.streams import is_named_gzip, write_gzip
+from crfrefine.io.streams import GZIP_SUFFIXES, write_gzip
 
 _MAX_NAME_BYTES = 100  # Bytes of the target's name in the hidden name, which must not be too long for the disk.
 _LEFTOVER_SECONDS = 86_400
@@ -38,15 +38,12 @@ def atomic_files(*paths: Path) -> Iterator[tuple[BinaryIO, ...]]:
         CrfRefineError: the folder is not writable, the disk is full, or a name is refused; existing files stay unchanged.
     """
     targets = check_replaceable(*paths)
-    temporary: list[Path] = []
+    names = [os.fsencode(target.name)[:_MAX_NAME_BYTES].decode(errors="ignore") for target in targets]
+    hidden = [target.with_name(f".{name}.tmp-{os.urandom(8).hex()}") for name, target in zip(names, targets, strict=True)]
     files: list[BinaryIO] = []
     try:
-        for target in targets:
-            remove_leftovers(target.parent)
-            # The file has its place in the list before it exists, so that an interrupt at any moment finds it.
-            name = os.fsencode(target.name)[:_MAX_NAME_BYTES].decode(errors="ignore")
-            temporary.append(target.with_name(f".{name}.tmp-{os.urandom(8).hex()}"))
-            files.append(temporary[-1].open("xb"))
+        remove_leftovers(targets[-1].parent)
+        files.extend(path.open("xb") for path in hidden)
         yield tuple(files)
         for file in files:
             file.flush()
@@ -55,24 +52,24 @@ def atomic_files(*paths: Path) -> Iterator[tuple[BinaryIO, ...]]:
         if len(targets) > 1:
             # An old header must not exist beside new voxels, not even for an instant.
             targets[-1].unlink(missing_ok=True)
-        for hidden, target in zip(temporary, targets, strict=True):
-            hidden.replace(target)
+        for path, target in zip(hidden, targets, strict=True):
+            path.replace(target)
     except BaseException as error:
         for file in files:
             with suppress(OSError):  # On a full disk, closing fails again.
                 file.close()
-        for hidden in temporary:
+        for path in hidden:
             with suppress(OSError):
-                hidden.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise cannot_write(paths[-1], error) from error
         raise
 
 
-def write_bytes(path: Path, parts: Iterable[bytes | memoryview], threads: int) -> None:
+def write_bytes(path: Path, parts: Iterable[bytes], threads: int) -> None:
     """Write a file atomically, compressed with gzip if it is named so."""
     with atomic_files(path) as (file,):
-        if is_named_gzip(path):
+        if path.name.lower().endswith(GZIP_SUFFIXES):
             write_gzip(file, parts, threads)
         else:
             file.writelines(parts)
@@ -84,25 +81,14 @@ def write_small_file(path: Path, content: bytes) -> None:
         file.write(content)
 
 
-def real_path(path: Path) -> Path:
-    """Return the target of a link, whether it exists or not; return any other path unchanged."""
-    with suppress(OSError):  # If the system refuses to resolve a path, it refuses to open it too.
-        if path.is_symlink():
-            return Path(os.path.realpath(path))
-    return path
-
-
 def cannot_write(path: Path, error: OSError) -> CrfRefineError:
     """Return the error to raise if the operating system refuses to write a file; StorageError if it will refuse all other files too."""
-    folder = real_path(path).parent
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        reason = "the disk is full; free some space and run again"
-    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        reason = f"the folder {folder} cannot be written to ({error.strerror})"
-    elif error.errno == errno.ENOENT:
-        reason = f"there is no folder {folder}"
-    else:
-        reason = error.strerror or str(error)
+    folder = Path(os.path.realpath(path)).parent
+    reason = {
+        **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "the disk is full; free some space and run again"),
+        **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), f"the folder {folder} cannot be written to ({error.strerror})"),
+        errno.ENOENT: f"there is no folder {folder}",
+    }.get(error.errno or 0, error.strerror or str(error))
     kind = StorageError if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) else CrfRefineError
     return kind(f"{path}: cannot be written: {reason}")
 
@@ -124,9 +110,9 @@ def check_replaceable(*paths: Path) -> list[Path]:
         except OSError as error:
             raise cannot_write(path, error) from error
         if is_stream or not S_ISREG(mode):
-            kind = "a stream of a process" if is_stream else "a folder" if S_ISDIR(mode) else "a device, pipe or socket"
+            kind = "a stream of a process" if is_stream else "a folder" if path.is_dir() else "a device, pipe or socket"
             raise CrfRefineError(f"{path}: cannot be written: it is {kind}, which is not replaced by a file; choose another name")
-    targets = [real_path(path) for path in paths]
+    targets = [Path(os.path.realpath(path)) if path.is_symlink() else path for path in paths]
     for path, target in zip(paths[:-1], targets[:-1], strict=True):
         # A header finds its voxels by their name in its folder, even if it is reached through a link.
         if os.path.realpath(targets[-1].with_name(path.name)) != os.path.realpath(target):
@@ -138,11 +124,7 @@ def check_replaceable(*paths: Path) -> list[Path]:
 
 
 def check_writable(folder: Path) -> None:
-    """Create a folder and a file in it, so that a run does not fail only at the end of its first case.
-
-    Raises:
-        InputError: the folder cannot be created or written to.
-    """
+    """Create a folder and a file in it, so that a run does not fail only at the end of its first case; raise InputError if it would."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)

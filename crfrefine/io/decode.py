@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.base.memory import SMALL, format_size, memory_limit, require_memory
-from crfrefine.errors import CapacityError, InputError, UnsupportedFormatError
+from crfrefine.errors import CapacityError, InputError
 from crfrefine.io.streams import BLOCK_BYTES, ByteReader, cut_off
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 _BLOCK_VALUES = BLOCK_BYTES // 4
 _MIN_RUN = 1024  # Values of one channel that are worth a separate read.
-_HALF_MAGNITUDE, _HALF_INFINITY = 0x7FFF, 0x7C00  # All bits of a float16 but the sign; those of infinity, below those of NaN.
 _FLOAT32 = np.dtype(np.float32)
 _KEPT = frozenset(map(np.dtype, ("float16", "float32", "int8", "uint8", "int16", "uint16")))
 
@@ -39,95 +38,82 @@ class VoxelStream:
     finish: Callable[[], None]  # reads the rest of the file and compares its checksum, if it has one
     slope: float = 1.0  # value = stored * slope + intercept
     intercept: float = 0.0  # see `slope`
-    # Number of values of one channel that lie side by side in the stream before the next channel begins: 1 if the channels of a voxel are
-    # together; None if one channel follows the other.
+    # Values of one channel side by side in the stream before the next channel begins: 1 if the channels of a voxel
+    # are together; None if one channel follows the other.
     inner: int | None = None
-
-    @property
-    def is_scaled(self) -> bool:
-        """Whether the values are not those that are stored."""
-        return self.slope != 1.0 or self.intercept != 0.0
 
     @property
     def kept_type(self) -> np.dtype[Any]:
         """The stored type in the machine's byte order, if it has at most 16 bits or is float32, and no scaling; else float32."""
         plain = self.dtype.newbyteorder("=")
-        return plain if plain in _KEPT and not self.is_scaled else np.dtype(np.float32)
+        return plain if plain in _KEPT and (self.slope, self.intercept) == (1.0, 0.0) else _FLOAT32
 
 
 class Decoder:
     """Decodes the voxels of a stream into one array after the other, in the order of the stream.
 
-    Values that are NaN or infinite are counted, and reported by `finish`: damage is the likelier reason for them, and the checksum at
-    the end of compressed data tells.
+    Values that are NaN or infinite are counted, and reported by `finish`: damage is the likelier reason for them, and the
+    checksum at the end of compressed data tells.
 
     Attributes:
         shape: (channels, [z,] y, x) of the whole volume.
         num_bad: values so far that are NaN or infinite.
+        is_by_channel: all voxels of a channel come before those of the next one; else, planes of all channels come together.
     """
 
     def __init__(self, stream: VoxelStream, shape: tuple[int, ...]) -> None:
         self._stream, self.shape = stream, shape
-        inner = stream.inner
-        self._inner = None if inner is None or shape[0] == 1 or inner * shape[0] == math.prod(shape) else inner
-        self._is_surely_finite = _is_surely_finite(stream)
+        self._inner = stream.inner or math.prod(shape[1:])
+        self.is_by_channel = shape[0] == 1 or self._inner * shape[0] == math.prod(shape)
+        self._is_surely_finite = False
+        if stream.dtype.kind in "iu":  # Finite in float32, unless the scaling is immense.
+            limits = np.iinfo(stream.dtype)
+            largest = max(abs(float(limits.min)), float(limits.max)) * abs(stream.slope) + abs(stream.intercept)
+            self._is_surely_finite = largest < float(np.finfo(np.float32).max)
         self._num_bytes = 0
         self.num_bad = 0
         self._first_bad: tuple[tuple[int, ...], str] | None = None
-
-    @property
-    def one_channel_after_the_other(self) -> bool:
-        """Whether all voxels of a channel come before those of the next one; else, planes of all channels come together."""
-        return self._inner is None
 
     def fill(self, values: NDArray[Any], first_channel: int = 0, first_plane: int = 0) -> None:
         """Fill an array with the next values of the stream, scaled; raise UnsupportedFormatError if it ends too early.
 
         Args:
-            values: (channels, planes, [y,] x) C-contiguous: the whole volume, planes of one channel or planes of all channels, whichever
-                come next. Float32, or the stream's `kept_type`.
+            values: (channels, planes, [y,] x) C-contiguous: the whole volume, planes of one channel or planes of all channels,
+                whichever come next. Float32, or the stream's `kept_type`.
             first_channel: number of the first channel of the array.
             first_plane: number of its first plane.
         """
-        stream = self._stream
-        suspicious = False
+        stream, suspicious = self._stream, False
         for target in self._targets(values):
-            size = target.size * stream.dtype.itemsize
-            data = stream.reader.read(size)
-            self._num_bytes += len(data)
-            if len(data) < size:
-                raise self._cut_off()
+            data = self._read(target.size * stream.dtype.itemsize)
             stored = np.frombuffer(data, stream.dtype).reshape(target.shape)
+            is_scaled = (stream.slope, stream.intercept) != (1.0, 0.0)
             # 16-bit integers are exact in float32; wider ones are scaled in float64, else an intercept would cancel digits away.
-            is_wide = stream.is_scaled and stored.dtype.itemsize > 2
+            is_wide = is_scaled and stored.dtype.itemsize > 2
             scaled = np.empty(stored.shape, np.float64) if is_wide else target
             with np.errstate(over="ignore", invalid="ignore"):
                 scaled[...] = stored
-                if stream.is_scaled:
+                if is_scaled:
                     scaled *= scaled.dtype.type(stream.slope)
                     if stream.intercept != 0.0:
                         scaled += scaled.dtype.type(stream.intercept)
                 if is_wide:
                     target[...] = scaled
-            suspicious = suspicious or not (self._is_surely_finite or _is_finite(target))
+                # A sum is finite only if all its terms are; that of finite terms may overflow, so `_count_bad` looks again.
+                suspicious = suspicious or not (self._is_surely_finite or np.isfinite(target.sum(dtype=np.float32)))
         if suspicious:
             self._count_bad(values, first_channel, first_plane)
 
     def skip(self, num_planes: int) -> None:
         """Go past the next planes, of one channel or of all, whichever come next; their values are not checked."""
-        stream = self._stream
-        num_channels = 1 if self.one_channel_after_the_other else self.shape[0]
-        missing = num_planes * num_channels * math.prod(self.shape[2:]) * stream.dtype.itemsize
-        if isinstance(stream.reader, FileIO):  # Not compressed: that it is long enough was checked with the header.
-            stream.reader.seek(missing, SEEK_CUR)
+        num_channels = 1 if self.is_by_channel else self.shape[0]
+        missing = num_planes * num_channels * math.prod(self.shape[2:]) * self._stream.dtype.itemsize
+        if isinstance(self._stream.reader, FileIO):  # Not compressed: that it is long enough was checked with the header.
+            self._stream.reader.seek(missing, SEEK_CUR)
             self._num_bytes += missing
             return
         while missing:
-            data = stream.reader.read(min(missing, BLOCK_BYTES))
-            self._num_bytes += len(data)
-            missing -= len(data)
-            if not data:
-                raise self._cut_off()
+            missing -= len(self._read(min(missing, BLOCK_BYTES)))
 
     def finish(self) -> None:
         """Read the rest of the file.
@@ -147,10 +133,22 @@ class Decoder:
             "  Export finite values, or replace them before refining."
         )
 
+    def _read(self, size: int) -> bytes:
+        data = self._stream.reader.read(size)
+        self._num_bytes += len(data)
+        if len(data) == size:
+            return data
+        itemsize, where = self._stream.dtype.itemsize, ""
+        if self.is_by_channel and self.shape[0] > 1:
+            channel = self._num_bytes // (math.prod(self.shape[1:]) * itemsize)
+            where = f", which end in channel {channel} of 0 to {self.shape[0] - 1}"
+        promised = f"{math.prod(self.shape) * itemsize} bytes of voxels"
+        raise cut_off(self._stream.path, promised, f"it holds {self._num_bytes}{where}")
+
     def _targets(self, values: NDArray[Any]) -> Iterator[NDArray[Any]]:
         """Yield views of an array in the order of the stream, of about a block each."""
         size = _BLOCK_VALUES
-        if self._inner is None:
+        if self.is_by_channel:
             parts = [values.reshape(-1)]
         else:
             num_channels, inner = values.shape[0], self._inner
@@ -178,14 +176,6 @@ class Decoder:
             bad_voxel = (number, first_plane + plane, *rest), kind
             self._first_bad = bad_voxel if self._first_bad is None else min(self._first_bad, bad_voxel)
 
-    def _cut_off(self) -> UnsupportedFormatError:
-        itemsize = self._stream.dtype.itemsize
-        where = ""
-        if self.one_channel_after_the_other and self.shape[0] > 1:
-            channel = self._num_bytes // (math.prod(self.shape[1:]) * itemsize)
-            where = f", which end in channel {channel} of 0 to {self.shape[0] - 1}"
-        return cut_off(self._stream.path, f"{math.prod(self.shape) * itemsize} bytes of voxels", f"it holds {self._num_bytes}{where}")
-
 
 def allocate_array(shape: tuple[int, ...], path: Path, dtype: np.dtype[Any] = _FLOAT32) -> NDArray[Any]:
     """Return an uninitialized array for the values of a file; raise CapacityError if it does not fit."""
@@ -202,22 +192,3 @@ def as_bytes(values: NDArray[Any]) -> memoryview:
     """Return the memory of a C-contiguous array as bytes, little-endian like everything that is written here."""
     little = values if values.dtype.byteorder != ">" and sys.byteorder == "little" else values.astype(values.dtype.newbyteorder("<"))
     return memoryview(little.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
-
-
-def _is_surely_finite(stream: VoxelStream) -> bool:
-    """Return whether all values that may be stored are finite in float32: integers without an immense scaling."""
-    if stream.dtype.kind not in "iu":
-        return False
-    limits = np.iinfo(stream.dtype)
-    largest = max(abs(float(limits.min)), float(limits.max)) * abs(stream.slope) + abs(stream.intercept)
-    return largest < float(np.finfo(np.float32).max)
-
-
-def _is_finite(block: NDArray[Any]) -> bool:
-    if block.dtype.kind != "f":
-        return True
-    if block.dtype.itemsize == 2:
-        return bool((block.view(np.uint16) & _HALF_MAGNITUDE).max() < _HALF_INFINITY)
-    # A sum is finite only if all its terms are. A sum of finite terms may overflow, so the caller checks again.
-    with np.errstate(over="ignore", invalid="ignore"):
-        return bool(np.isfinite(block.sum()))

@@ -30,26 +30,21 @@ def read_json(path: Path) -> Any:
     """
     require_file(path)
     try:
-        content = path.read_bytes() if path.stat().st_size <= MAX_BYTES else None
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(f"{path}: too much for a JSON file; at most {MAX_BYTES / 1e6:.0f} MB are read")
+        return parse_json(path.read_bytes().decode("utf-8-sig"))  # Some editors begin a file with a byte order mark.
     except OSError as error:
         raise cannot_read(path, error) from error
-    if content is None:
-        raise InputError(f"{path}: too much for a JSON file; at most {MAX_BYTES / 1e6:.0f} MB are read")
-    try:
-        return parse_json(content.decode("utf-8-sig"))  # Some editors begin a file with a byte order mark.
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{path}: not JSON: line {line}: this is not UTF-8 text; save the file as UTF-8") from None
+        raise InputError(f"{path}: not JSON: byte {error.start} is not UTF-8 text; save the file as UTF-8") from None
     except ValueError as error:
         raise InputError(f"{path}: not JSON: {error}") from None
 
 
 def parse_json(text: str) -> Any:
-    """Parse JSON; raise ValueError with a plain explanation, line and column. NaN and infinity are numbers, as in Python."""
+    """Parse JSON; raise ValueError with line and column. NaN and infinity are numbers, as in Python."""
     try:
         return json.loads(text, object_pairs_hook=_table)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"line {error.lineno}, column {error.colno}: {error.msg.removesuffix(': ')}") from None
     except RecursionError:
         raise ValueError("lists or tables are nested too deeply") from None
 
@@ -114,9 +109,8 @@ def append_lines(descriptor: int, lines: bytes, *, sync: bool = False) -> None:
             os.ftruncate(descriptor, size)
         elif tail:  # An editor may leave out the last line break.
             lines = b"\n" + lines
-        rest = memoryview(lines)
-        while rest:
-            rest = rest[os.write(descriptor, rest) :]
+        while lines:
+            lines = lines[os.write(descriptor, lines) :]
         if sync:
             os.fsync(descriptor)
     except BaseException:
@@ -139,8 +133,7 @@ def _last_line(descriptor: int, size: int) -> bytes:
     start, tail = size, b""
     while start > 0 and b"\n" not in tail:
         begin = max(0, start - max(1 << 16, len(tail)))
-        os.lseek(descriptor, begin, os.SEEK_SET)  # Lines go to the end of the file wherever it was read.
-        tail = os.read(descriptor, start - begin) + tail
+        tail = os.pread(descriptor, start - begin, begin) + tail
         start = begin
     return tail.rpartition(b"\n")[2]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,13 +15,10 @@ from crfrefine.base.labels import require_few_labels
 from crfrefine.base.parallel import run_ahead, run_all
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.decode import allocate_array
-from crfrefine.io.pieces import ALL_PLANES, Piece, decoded_pieces
+from crfrefine.io.reading import ALL_PLANES, Piece, decoded_pieces, placed_on, read_header, read_into
 from crfrefine.io.volume import MAX_BYTES, VolumeHeader
-from crfrefine.io.volumes import placed_on, read_header, read_into
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from numpy.typing import NDArray
 
 
@@ -103,29 +100,22 @@ def read_logits_header(paths: Sequence[str | Path], *, fewest: int = 2) -> Logit
             "  -p BACKGROUND -p FOREGROUND. The sigmoid channel of a single region needs its labels: --regions NAME=1."
         )
     require_few_labels(num_labels, str(first.path))
-    if len(files) == 1:
-        return LogitsHeader(files, num_labels, first.grid_shape, first.affine, first.kind)
-    for file in files:
+    for file in files if len(files) > 1 else ():
         if file.num_channels > 1 or file.affine is None:
             raise InputError(f"{file.path}: expected one label, as in each of the {len(files)} files, this one has {file.num_channels}")
         if file.grid_shape != first.grid_shape or not file.on_same_grid(first):
             raise GridMismatchError(f"{file.path}: the logits of two labels are on different grids\n{first.difference_from(file)}")
-    return LogitsHeader(files, num_labels, first.grid_shape, first.affine, None)
+    return LogitsHeader(files, num_labels, first.grid_shape, first.affine, first.kind)
 
 
 def read_logits(paths: Sequence[str | Path], *, threads: int = 1, fewest: int = 2, grid: VolumeHeader | None = None) -> LogitsFile:
-    """Read a case's logits or probabilities.
+    """Read a case's logits or probabilities; raises as `read_logits_header`, and InputError for values that are NaN or infinite.
 
     Args:
         paths: one file with all labels, or one file per label in label order.
         fewest: as in `read_logits_header`.
         threads: number of files to read at the same time.
         grid: header of the image, to which axes are turned; None means as in the files.
-
-    Raises:
-        InputError: as `read_logits_header`, or values that are NaN or infinite.
-        GridMismatchError: single-label files on different grids.
-        UnsupportedFormatError: damaged or cut off.
     """
     header = read_logits_header(paths, fewest=fewest)
     header = header if grid is None else header.placed_on(grid)

@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from crfrefine.base.text import shorten
 from crfrefine.errors import UnsupportedFormatError
-from crfrefine.io.atomic import atomic_files, real_path
+from crfrefine.io.atomic import atomic_files
 from crfrefine.io.streams import BLOCK_BYTES, write_zlib
-from crfrefine.io.text_header import (
-    LPS,
-    Fields,
-    HeaderLines,
-    affine_of,
-    grid_and_channels,
-    lines_to_write,
-    open_header,
-    voxel_path,
-)
+from crfrefine.io.text_header import LPS, Fields, HeaderLines, affine_of, grid_and_channels, lines_to_write, open_header, voxel_path
 from crfrefine.io.volume import RareHeaderError, VoxelSource, volume_header
 
 if TYPE_CHECKING:
@@ -37,11 +28,8 @@ NAME = "MetaImage"
 
 _GEOMETRY_KEYS = ("TransformMatrix", "Offset", "ElementSpacing", "ElementSize")
 # The usual name of a key, and others, which are rare but for that of the byte order.
-_NAMES: tuple[tuple[str, ...], ...] = (
-    ("TransformMatrix", "Rotation", "Orientation"),
-    ("Offset", "Origin", "Position", "ImagePosition"),
-    ("BinaryDataByteOrderMSB", "ElementByteOrderMSB"),
-)
+_BYTE_ORDER = ("BinaryDataByteOrderMSB", "ElementByteOrderMSB")
+_NAMES = (("TransformMatrix", "Rotation", "Orientation"), ("Offset", "Origin", "Position", "ImagePosition"), _BYTE_ORDER)
 _KEYS = (
     *("ObjectType", "NDims", "DimSize", "ElementType", "ElementNumberOfChannels", "HeaderSize", "ElementDataFile"),
     *("BinaryData", "CompressedData"),
@@ -83,15 +71,15 @@ def read_header(path: Path) -> VolumeHeader:
         present = [name for name in names if name in fields]
         if len({fields.text(name).lower() for name in present}) > 1:
             raise fields.damaged(present[1], f"the same as {present[0]} says")
-        if present and present[0] != names[0] and names is not _NAMES[-1]:
+        if present and present[0] != names[0] and names is not _BYTE_ORDER:
             source.check()  # ITK, which reads rare headers, would not always notice.
             raise RareHeaderError(f"the key {present[0]}")
-    # Anything may follow the numbers that are used.
-    used = {
-        key: fields.text(key).split()[: len(sizes) ** (2 if key == "TransformMatrix" else 1)] for key in _GEOMETRY_KEYS if key in fields
-    }
-    lines_of_grid = tuple(f"{key} = {' '.join(words)}" for key, words in used.items()) if len(sizes) == num_axes else ()
-    return volume_header(source, NAME, *grid, _affine(fields, len(sizes), num_axes), template=lines_of_grid)
+    template = []
+    for key in _GEOMETRY_KEYS if num_dims == num_axes else ():
+        if key in fields:  # Anything may follow the numbers that are used.
+            words = fields.text(key).split()[: num_dims ** (2 if key == "TransformMatrix" else 1)]
+            template.append(f"{key} = {' '.join(words)}")
+    return volume_header(source, NAME, *grid, _affine(fields, num_dims, num_axes), template=tuple(template))
 
 
 def _fields(path: Path, lines: HeaderLines) -> Fields:
@@ -99,16 +87,14 @@ def _fields(path: Path, lines: HeaderLines) -> Fields:
     for line in lines:
         if not line.strip():
             continue
-        # MetaIO accepts a colon as well.
-        name, *values = re.split(rb"[=:]", line, maxsplit=1)
+        name, *values = re.split(rb"[=:]", line, maxsplit=1)  # MetaIO accepts a colon as well.
         if not values:
-            raise UnsupportedFormatError(
-                f"{path}: not a MetaImage file, although its name says so: line {lines.number} is not `Key = Value`: "
-                f"{shorten(line.decode(errors='backslashreplace'), 60)!r}"
-            )
+            shown = shorten(line.decode(errors="backslashreplace"), 60)
+            problem = f"line {lines.number} is not `Key = Value`: {shown!r}"
+            raise UnsupportedFormatError(f"{path}: not a MetaImage file, although its name says so: {problem}")
         key = _KNOWN.get(name.strip().lower().decode("latin-1")) if len(name) < 100 else None
         if key is not None:
-            fields.set(key, values[0])
+            fields.add(key, values[0])
         if key == "ElementDataFile":
             return fields
     raise UnsupportedFormatError(f"{path}: not a MetaImage file, although its name says so: no line `ElementDataFile = ...` in its header")
@@ -118,15 +104,16 @@ def _require_planes(fields: Fields, lines: HeaderLines, num_planes: int) -> None
     """Raise UnsupportedFormatError if a list or a pattern of files does not name one for each plane: ITK would invent the others."""
     name = fields.text("ElementDataFile")
     if re.fullmatch("LIST( 2D?)?", name, re.IGNORECASE):
-        listed = sum(bool(line.strip()) for line in lines)
-        if listed != num_planes:
-            raise UnsupportedFormatError(f"{fields.path}: its header promises {num_planes} files of voxels, it lists {listed}")
+        num_files = sum(bool(line.strip()) for line in lines)
     elif "%" in name or name.upper().startswith("LIST "):
         pattern = re.fullmatch(r"[^%\s]*%0?\d{0,2}d[^%\s]* (\d{1,9}) (\d{1,9}) ([1-9]\d{0,3})", name)
         first, last, step = map(int, pattern.groups()) if pattern else (0, -1, 1)
-        if (last - first) // step + 1 != num_planes:
-            expected = f"a name with a running number such as %03d, its first value, last value and step, of {num_planes} files"
-            raise fields.damaged("ElementDataFile", expected)
+        num_files = (last - first) // step + 1
+    else:
+        return
+    if num_files != num_planes:
+        form = "a list, or a name with a running number such as %03d, its first value, last value and step"
+        raise fields.damaged("ElementDataFile", f"names of {num_planes} files, as {form}; found {num_files}")
 
 
 def _source(fields: Fields, end: int, sizes: tuple[int, ...], *, inner: int) -> VoxelSource:
@@ -140,7 +127,6 @@ def _source(fields: Fields, end: int, sizes: tuple[int, ...], *, inner: int) -> 
         raise fields.damaged("HeaderSize", "bytes to skip, or -1 where voxels end the file; of voxels that are not compressed")
     if skipped or not is_binary:
         raise RareHeaderError("voxels as text, or a HeaderSize")
-    byte_order: Literal[">", "<"] = ">" if any(map(fields.flag, _NAMES[-1])) else "<"
     kind = _TYPES.get(fields.text("ElementType").upper().removesuffix("_ARRAY"))
     if kind is None:
         raise fields.damaged("ElementType", f"one of {', '.join(_TYPES)}")
@@ -148,7 +134,7 @@ def _source(fields: Fields, end: int, sizes: tuple[int, ...], *, inner: int) -> 
         header_path=fields.path,
         path=path,
         encoding="zlib" if is_compressed else "raw",
-        dtype=np.dtype(kind).newbyteorder(byte_order),
+        dtype=np.dtype(kind).newbyteorder(">" if any(map(fields.flag, _BYTE_ORDER)) else "<"),
         sizes=sizes,
         inner=inner,
         start=end if path == fields.path else 0,
@@ -156,9 +142,9 @@ def _source(fields: Fields, end: int, sizes: tuple[int, ...], *, inner: int) -> 
 
 
 def _affine(fields: Fields, num_dims: int, num_axes: int) -> NDArray[np.float64]:
-    identity = tuple(np.eye(num_dims).reshape(-1).tolist())
-    matrix = fields.numbers("TransformMatrix", num_dims**2) if "TransformMatrix" in fields else identity
-    direction = np.array(matrix).reshape(num_dims, num_dims).T  # The matrix lists one axis after the other.
+    direction = np.eye(num_dims)
+    if "TransformMatrix" in fields:  # It lists one axis after the other.
+        direction = np.array(fields.numbers("TransformMatrix", num_dims**2)).reshape(num_dims, num_dims).T
     origin = fields.numbers("Offset", num_dims, exact=False) if "Offset" in fields else (0.0,) * num_dims
     key = next((key for key in ("ElementSpacing", "ElementSize") if key in fields), None)
     spacing = (1.0,) * num_dims if key is None else fields.numbers(key, num_dims, exact=False)
@@ -176,46 +162,37 @@ def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
     lines = lines_to_write(path, like, NAME, _geometry_lines)
     if voxels.voxel_files:
         with atomic_files(*voxels.voxel_files, path) as (data_file, header_file):
-            num_bytes = write_zlib(data_file, voxels.together())
+            num_bytes = write_zlib(data_file, voxels.blocks(interleaved=True))
             header_file.write(_header(voxels, lines, num_bytes, voxels.voxel_files[0].name))
         return
     # The header comes first and has the size of the voxels: they wait in a file without a name, on the disk that has room for them.
-    with atomic_files(path) as (file,), TemporaryFile(dir=real_path(path).parent) as compressed:
-        num_bytes = write_zlib(compressed, voxels.together())
+    with atomic_files(path) as (file,), TemporaryFile(dir=Path(os.path.realpath(path)).parent) as compressed:
+        num_bytes = write_zlib(compressed, voxels.blocks(interleaved=True))
         file.write(_header(voxels, lines, num_bytes, "LOCAL"))
         compressed.seek(0)
         shutil.copyfileobj(compressed, file, BLOCK_BYTES)
 
 
-def _header(voxels: VoxelsToWrite, lines: Sequence[str], num_bytes: int, place: str) -> bytes:
+def _header(voxels: VoxelsToWrite, lines: tuple[str, ...], num_bytes: int, place: str) -> bytes:
     """Return the header of voxels that take so many bytes compressed."""
-    return "\n".join(
-        [
-            "ObjectType = Image",
-            f"NDims = {len(voxels.grid_shape)}",
-            "BinaryData = True",
-            "BinaryDataByteOrderMSB = False",
-            "CompressedData = True",
-            f"CompressedDataSize = {num_bytes}",
-            *lines,
-            "DimSize = " + " ".join(str(size) for size in voxels.grid_shape[::-1]),
-            *([] if voxels.num_channels is None else [f"ElementNumberOfChannels = {voxels.num_channels}"]),
-            f"ElementType = {_WRITTEN_TYPES[voxels.dtype.name]}",
-            f"ElementDataFile = {place}",
-            "",
-        ]
-    ).encode()
+    lines = (
+        "ObjectType = Image",
+        f"NDims = {len(voxels.grid_shape)}",
+        "BinaryData = True",
+        "BinaryDataByteOrderMSB = False",
+        "CompressedData = True",
+        f"CompressedDataSize = {num_bytes}",
+        *lines,
+        "DimSize = " + " ".join(str(size) for size in voxels.grid_shape[::-1]),
+        *([] if voxels.num_channels is None else [f"ElementNumberOfChannels = {voxels.num_channels}"]),
+        f"ElementType = {_WRITTEN_TYPES[voxels.dtype.name]}",
+        f"ElementDataFile = {place}\n",
+    )
+    return "\n".join(lines).encode()
 
 
 def _geometry_lines(direction: NDArray[np.float64], origin: NDArray[np.float64], spacing: tuple[float, ...]) -> tuple[str, ...]:
     """Return the lines that place a grid in LPS; the matrix lists one axis after the other, so it is the direction's transpose."""
-    return (
-        f"TransformMatrix = {_numbers(direction.T)}",
-        f"Offset = {_numbers(origin)}",
-        f"CenterOfRotation = {_numbers(np.zeros_like(origin))}",
-        f"ElementSpacing = {_numbers(np.array(spacing))}",
-    )
-
-
-def _numbers(values: NDArray[np.float64]) -> str:
-    return " ".join(repr(float(value)) for value in values.reshape(-1))
+    center, sizes = np.zeros_like(origin), np.array(spacing)
+    arrays = {"TransformMatrix": direction.T, "Offset": origin, "CenterOfRotation": center, "ElementSpacing": sizes}
+    return tuple(f"{key} = {' '.join(map(repr, array.reshape(-1).tolist()))}" for key, array in arrays.items())

@@ -78,7 +78,7 @@ def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
 
     def parts() -> Iterator[bytes]:
         yield header.binaryblock[:_USED_BYTES].ljust(_DATA_OFFSET, b"\0")
-        for block in voxels.one_after_the_other():
+        for block in voxels.blocks():
             yield np.frombuffer(block, voxels.dtype.newbyteorder("<")).astype(stored).tobytes()
 
     write_bytes(voxels.path, parts(), threads)

@@ -22,16 +22,14 @@ from crfrefine.base.labels import MAX_LABEL
 from crfrefine.base.text import shorten
 from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io.atomic import write_bytes
-from crfrefine.io.streams import GZIP_MAGIC, inflated, is_named_gzip, misnamed, open_bytes, read_start
+from crfrefine.io.streams import GZIP_MAGIC, GZIP_SUFFIXES, inflated, misnamed, open_bytes, read_start
 from crfrefine.io.volume import MAX_OF_A_NAME, Segment, VolumeHeader, VoxelSource, volume_header
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from crfrefine.io.volume import Volume, VoxelsToWrite
 
 
-LONGEST = 540
+MAX_HEADER = 540
 """Bytes of the longer header, that of NIfTI-2."""
 
 # Codes of the header's xyzt_units: meters, millimeters, micrometers; unknown ones are millimeters in practice.
@@ -44,37 +42,36 @@ _quiet.propagate = False
 
 
 def parse(block: bytes, path: Path, *, is_pair: bool = False) -> Any:
-    """Return nibabel's header of the first LONGEST bytes of a file; the header of a pair may be Analyze's.
+    """Return nibabel's header of the first MAX_HEADER bytes of a file; the header of a pair may be Analyze's.
 
     Raises:
         UnsupportedFormatError: another header, damaged, or cut off.
     """
     import nibabel
 
-    size = {int.from_bytes(block[:4], "little"), int.from_bytes(block[:4], "big")}
-    kind: Any = nibabel.Nifti1Header if 348 in size else nibabel.Nifti2Header if 540 in size else None
-    if kind is None:
+    sizes = {int.from_bytes(block[:4], "little"), int.from_bytes(block[:4], "big")}
+    if not sizes & {348, 540}:
         raise UnsupportedFormatError(f"{path}: not a NIfTI file, although its name says so: it begins with {block[:12]!r}")
-    if is_pair:
-        kind = nibabel.Nifti1Pair.header_class if 348 in size else nibabel.Nifti2Pair.header_class
-    length = 348 if 348 in size else 540
+    length = 348 if 348 in sizes else 540
+    single, pair = (nibabel.Nifti1Image, nibabel.Nifti1Pair) if length == 348 else (nibabel.Nifti2Image, nibabel.Nifti2Pair)
     if len(block) < length:
         raise UnsupportedFormatError(f"{path}: the file is cut off within its header ({len(block)} of {length} bytes)")
+    kind: Any = (pair if is_pair else single).header_class
+    if is_pair and length == 348 and block[344:347] != kind.pair_magic:
+        kind = nibabel.Spm2AnalyzeImage.header_class
     try:
-        if is_pair and 348 in size and block[344:347] != kind.pair_magic:
-            kind = nibabel.Spm2AnalyzeImage.header_class
         header = kind(block[:length], check=False)
         if not is_pair and header["magic"].item() != kind.single_magic:
             raise UnsupportedFormatError(f"{path}: not a single-file NIfTI (Analyze or a .hdr/.img pair?); convert it to .nii.gz first")
         header.check_fix(logger=_quiet, error_level=40)
         header.get_data_dtype()
         header.get_slope_inter()
-        if np.isinf(header["scl_slope"]):  # nibabel would leave the voxels unscaled, as it rightly does for 0 and NaN.
-            raise UnsupportedFormatError(f"{path}: damaged NIfTI header: its scl_slope is infinite; expected a number, or 0 for no scaling")
-        if not np.isfinite(header["vox_offset"]) or header["vox_offset"] < 0:
-            raise UnsupportedFormatError(f"{path}: damaged NIfTI header: the voxels begin at byte {header['vox_offset']}")
     except (nibabel.spatialimages.HeaderDataError, OverflowError) as error:
         raise UnsupportedFormatError(f"{path}: damaged NIfTI header: {error}") from None
+    if np.isinf(header["scl_slope"]):  # nibabel would leave the voxels unscaled, as it rightly does for 0 and NaN.
+        raise UnsupportedFormatError(f"{path}: damaged NIfTI header: its scl_slope is infinite; expected a number, or 0 for no scaling")
+    if not np.isfinite(header["vox_offset"]) or header["vox_offset"] < 0:
+        raise UnsupportedFormatError(f"{path}: damaged NIfTI header: the voxels begin at byte {header['vox_offset']}")
     return header
 
 
@@ -87,34 +84,28 @@ def interpret(header: Any, path: Path, voxels: Path, encoding: str) -> VolumeHea
     """
     is_nifti = "magic" in header
     is_single = bool(getattr(header, "is_single", False))
-    shape = tuple(int(size) for size in header.get_data_shape())
-    grid_shape, num_channels = _layout(shape, path)
+    grid_shape, num_channels = _layout(tuple(int(size) for size in header.get_data_shape()), path)
     dtype = header.get_data_dtype()
-    for is_refused, reason in (
-        (dtype.fields is not None, "a color (RGB) image; expected one number per voxel, split it into channels first"),
-        (dtype.kind == "c", "complex voxels; expected real ones, export the magnitude"),
-        (
-            dtype.kind not in "iuf" or dtype.itemsize > 8,
-            f"voxels of type {dtype.name} are not supported; convert them to float32 or integers",
-        ),
-    ):
-        if is_refused:
-            raise UnsupportedFormatError(f"{path}: {reason}")
+    if dtype.fields is not None:
+        raise UnsupportedFormatError(f"{path}: a color (RGB) image; expected one number per voxel, split it into channels first")
+    if dtype.kind == "c":
+        raise UnsupportedFormatError(f"{path}: complex voxels; expected real ones, export the magnitude")
+    if dtype.kind not in "iuf" or dtype.itemsize > 8:
+        raise UnsupportedFormatError(f"{path}: voxels of type {dtype.name} are not supported; convert them to float32 or integers")
     notes: tuple[str, ...] = () if is_nifti else (_ANALYZE_NOTE,)
     try:
         affine = np.array(header.get_best_affine(), np.float64)
         if is_nifti:
+            affine[:3] *= mm_per_unit(header)
             qform, sform = header.get_qform(coded=True)[0], header.get_sform(coded=True)[0]
             if qform is None and sform is None:
                 notes = ("no orientation in the header (sform and qform codes are 0)",)
             elif qform is not None and sform is not None and not np.allclose(qform, sform, atol=1e-3 * min(spacing_of(sform))):
                 notes = ("sform and qform differ; the sform is used, and both are kept in output files",)
+        else:
+            affine += 0.0  # Adding zero turns -0 into 0.
     except ValueError as error:
         raise InputError(f"{path}: the geometry in the header is not usable: {error}; repair the header") from None
-    if is_nifti:
-        affine[:3] *= mm_per_unit(header)
-    else:
-        affine += 0.0  # Adding zero turns -0 into 0.
     slope, intercept = header.get_slope_inter()
     source = VoxelSource(
         header_path=path,
@@ -136,10 +127,8 @@ def _layout(shape: tuple[int, ...], path: Path) -> tuple[tuple[int, ...], int]:
     """Return grid shape and number of channels of (x, y), (x, y, z), (x, y, z, channel) and ITK's (x, y, z, 1, channel)."""
     if not shape or min(shape) < 1:
         raise UnsupportedFormatError(f"{path}: the header has an impossible shape, {shape}")
-    if len(shape) == 1:
-        shape = (*shape, 1)
     if len(shape) <= 3:
-        return shape, 1
+        return shape if len(shape) > 1 else (*shape, 1), 1
     time_steps, channels = shape[3], (*shape[4:], 1)[0]
     if (time_steps > 1 and channels > 1) or max(shape[5:], default=1) > 1:
         raise UnsupportedFormatError(
@@ -155,10 +144,9 @@ def mm_per_unit(header: Any) -> float:
 
 
 def header_to_write(voxels: VoxelsToWrite, like: Volume, *, is_pair: bool, extension: bytes = b"") -> bytes:
-    """Return the header of voxels with the geometry of another volume.
+    """Return the little-endian header of voxels with the geometry of another volume, bit for bit that of a NIfTI file.
 
-    The geometry of a NIfTI file is kept bit for bit; the header is little-endian. The extension, with its size and code, follows
-    the header; extensions of the other file are not copied.
+    The extension, with its size and code, follows the header; extensions of the other file are not copied.
     """
     import nibabel
 
@@ -196,11 +184,12 @@ def recognizes(start: bytes) -> bool:
 def read_header(path: Path) -> VolumeHeader:
     """Read only the header; only the beginning of a compressed file is inflated."""
     start = read_start(path)
-    is_gzip = start.startswith(GZIP_MAGIC) or (is_named_gzip(path) and not recognizes(start))
-    with open_bytes(path, "gzip" if is_gzip else "raw") as reader:
-        block = reader.read(LONGEST)
+    is_gzip = start.startswith(GZIP_MAGIC) or (path.name.lower().endswith(GZIP_SUFFIXES) and not recognizes(start))
+    encoding = "gzip" if is_gzip else "raw"
+    with open_bytes(path, encoding) as reader:
+        block = reader.read(MAX_HEADER)
         template = parse(block, path)
-        header = interpret(template, path, path, "gzip" if is_gzip else "raw")
+        header = interpret(template, path, path, encoding)
         segments: tuple[Segment, ...] = ()
         notes = header.notes
         if header.num_channels == 1:
@@ -208,26 +197,31 @@ def read_header(path: Path) -> VolumeHeader:
             size, end = int(template["sizeof_hdr"]), header.source.offset
             block += reader.read(max(0, min(end, size + MAX_EXTENSION_BYTES) - len(block)))
             try:
-                segments = labels_in(block[size:end], template.endianness)
+                segments = _labels_in(block[size:end], template.endianness)
             except ValueError as error:
                 notes += (f"the table of label names in its header cannot be read: {shorten(error, 80)}",)
-    return replace(
-        header,
-        segments=segments,
-        notes=notes,
-        details=(("sform, qform", f"codes {int(template['sform_code'])}, {int(template['qform_code'])}"),),
-        misnamed=misnamed(path, compressed=is_gzip),
-    )
+    details = (("sform, qform", f"codes {int(template['sform_code'])}, {int(template['qform_code'])}"),)
+    return replace(header, segments=segments, notes=notes, details=details, misnamed=misnamed(path, compressed=is_gzip))
 
 
 def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
     """Write voxels with the geometry of another volume; channels get the fourth dimension of the file.
 
     Both transforms of a NIfTI file with their codes and the units are kept bit for bit. A label map
-    gets the table of its segments.
+    gets the table of its segments, which `_labels_in` reads.
     """
-    header = header_to_write(voxels, like, is_pair=False, extension=_extension_of(voxels.segments))
-    write_bytes(voxels.path, chain([header], voxels.one_after_the_other()), threads)
+    extension = b""
+    if voxels.segments:
+        entries = []
+        for segment in voxels.segments:
+            red, green, blue = map(float, segment.shown_color)
+            attributes = f'Key="{segment.label}" Red="{red}" Green="{green}" Blue="{blue}" Alpha="1"'
+            entries.append(f"<Label {attributes}>{html.escape(segment.name, quote=False)}</Label>")
+        text = "\n".join([_TABLE_HEAD, *entries, _TABLE_TAIL]).encode()
+        size = -(-(8 + len(text)) // 16) * 16
+        extension = struct.pack("<ii", size, _ANY_CODE) + text.ljust(size - 8)
+    header = header_to_write(voxels, like, is_pair=False, extension=extension)
+    write_bytes(voxels.path, chain([header], voxels.blocks()), threads)
 
 
 # Names and colors of labels in the extension of a NIfTI header: the XML table of Caret, which TotalSegmentator writes, too.
@@ -242,7 +236,7 @@ _TABLE_HEAD = '<?xml version="1.0" encoding="UTF-8"?> <CaretExtension><VolumeInf
 _TABLE_TAIL = "</LabelTable><VolumeType>Label</VolumeType></VolumeInformation></CaretExtension>"
 
 
-def labels_in(extensions: bytes, byte_order: str) -> tuple[Segment, ...]:
+def _labels_in(extensions: bytes, byte_order: str) -> tuple[Segment, ...]:
     """Return the labels of the first table behind a header; none if there is no table.
 
     Raises:
@@ -256,12 +250,12 @@ def labels_in(extensions: bytes, byte_order: str) -> tuple[Segment, ...]:
             break
         # In UTF-16 and UTF-32, zeros are between the letters.
         if b"<CaretExtension" in content.replace(b"\0", b""):
-            return _table(content.strip(b"\0 \r\n\t"))
+            return _parse_table(content.strip(b"\0 \r\n\t"))
         place += size
     return ()
 
 
-def _table(content: bytes) -> tuple[Segment, ...]:
+def _parse_table(content: bytes) -> tuple[Segment, ...]:
     """Parse a table. Document types and entities are refused: old versions of expat crash on some."""
     from xml.etree import ElementTree
 
@@ -283,18 +277,3 @@ def _table(content: bytes) -> tuple[Segment, ...]:
             color = (red, green, blue) if all(0 <= part <= 1 for part in (red, green, blue)) else None
             segments.setdefault(int(key[:9]), Segment(int(key[:9]), name, color))
     return tuple(segments[label] for label in sorted(segments))
-
-
-def _extension_of(segments: Sequence[Segment]) -> bytes:
-    """Return a table that `labels_in` reads, with its size and code; empty without segments."""
-    if not segments:
-        return b""
-    entries = [
-        f'<Label Key="{segment.label}" Red="{red}" Green="{green}" Blue="{blue}" Alpha="1">{html.escape(segment.name, quote=False)}</Label>'
-        for segment in segments
-        for red, green, blue in [map(float, segment.shown_color)]
-    ]
-    lines = [_TABLE_HEAD, *entries, _TABLE_TAIL]
-    text = "\n".join(lines).encode()
-    size = -(-(8 + len(text)) // 16) * 16
-    return struct.pack("<ii", size, _ANY_CODE) + text.ljust(size - 8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from crfrefine.base.text import listed, see, shorten, shorten_value
 from crfrefine.errors import CrfRefineError, UnsupportedFormatError
 from crfrefine.io.atomic import atomic_files
 from crfrefine.io.decode import VoxelStream, allocate_array, as_bytes
-from crfrefine.io.streams import BLOCK_BYTES, MAX_RATIO, BlockReader, ByteReader, cannot_read, cut_off, finish, open_bytes
+from crfrefine.io.streams import BLOCK_BYTES, MAX_RATIO, BlockReader, ByteReader, cannot_read, cut_off, open_bytes, skip
 from crfrefine.io.volume import VolumeHeader
 
 if TYPE_CHECKING:
@@ -40,49 +41,38 @@ def read_header(path: Path) -> VolumeHeader:
     """
     with _open(path) as archive:
         key = _choose(path, archive.namelist())
-        with _member(archive, key, path) as member:
-            shape, _, dtype = _array_header(member, path, key)
+        with _member(archive, key, path) as (_, shape, _, dtype):
+            info = archive.getinfo(f"{key}.npy")
     if len(shape) not in (3, 4) or min(shape) < 1:
         raise UnsupportedFormatError(
             f"{path}: the array {key!r} has shape {shorten_value(shape)}; expected (channel, z, y, x) or (channel, y, x)"
         )
-    member_info, promised = archive.getinfo(f"{key}.npy"), math.prod(shape) * dtype.itemsize
-    if promised > min(member_info.file_size, MAX_RATIO * min(member_info.compress_size, path.stat().st_size)):
+    if math.prod(shape) * dtype.itemsize > min(info.file_size, MAX_RATIO * min(info.compress_size, path.stat().st_size)):
         raise UnsupportedFormatError(f"{path}: damaged: the array {key!r} has shape {shape}, but not as many values")
     if dtype.kind not in "iuf":
         raise UnsupportedFormatError(f"{path}: the array {key!r} holds {dtype}; expected real numbers")
-    return VolumeHeader(
-        path=path,
-        format="nnU-Net npz",
-        grid_shape=shape[:0:-1],
-        num_channels=shape[0],
-        dtype=dtype.name,
-        spacing=None,
-        affine=None,
-        kind=key,
-    )
+    return VolumeHeader(path, "nnU-Net npz", shape[:0:-1], shape[0], dtype.name, spacing=None, affine=None, kind=key)
 
 
 @contextmanager
 def open_voxels(header: VolumeHeader) -> Iterator[VoxelStream]:
     """Open the file at its first voxel; one channel follows the other, except in an array in Fortran order."""
-    key = str(header.kind)
-    with _open(header.path) as archive, _member(archive, key, header.path) as member:
-        shape, fortran_order, dtype = _array_header(member, header.path, key)
-        if not fortran_order:
-            yield VoxelStream(member, dtype, header.path, member.check)
+    path = header.path
+    with _open(path) as archive, _member(archive, str(header.kind), path) as (member, shape, is_fortran, dtype):
+        if not is_fortran:
+            yield VoxelStream(member, dtype, path, member.check)
             return
         # The last value in the file may be one of the first plane of the first channel.
-        flat = allocate_array((math.prod(shape),), header.path, dtype)
+        flat = allocate_array((math.prod(shape),), path, dtype)
         target = flat.view(np.uint8)
         for start in range(0, target.size, BLOCK_BYTES):
             part = target[start : start + BLOCK_BYTES]
             block = member.read(part.size)
             if len(block) < part.size:
-                raise cut_off(header.path, f"{target.size} bytes of voxels", f"it holds {start + len(block)}")
+                raise cut_off(path, f"{target.size} bytes of voxels", f"it holds {start + len(block)}")
             part[:] = np.frombuffer(block, np.uint8)
         blocks = (as_bytes(np.ascontiguousarray(channel)) for channel in flat.reshape(shape[::-1]).T)
-        yield VoxelStream(BlockReader(blocks), dtype.newbyteorder("<"), header.path, member.check)
+        yield VoxelStream(BlockReader(blocks), dtype.newbyteorder("<"), path, member.check)
 
 
 def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
@@ -90,13 +80,14 @@ def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
     header = {"descr": np.lib.format.dtype_to_descr(voxels.dtype), "fortran_order": False, "shape": voxels.shape}
     entry = zipfile.ZipInfo(f"{voxels.kind}.npy")  # It has a fixed time: the same data give the same bytes.
     entry.compress_type = zipfile.ZIP_DEFLATED
+    is_large = math.prod(voxels.shape) * voxels.dtype.itemsize > 1 << 30
     with (
         atomic_files(voxels.path) as (file,),
         zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
-        archive.open(entry, "w", force_zip64=voxels.num_bytes > 1 << 30) as member,
+        archive.open(entry, "w", force_zip64=is_large) as member,
     ):
         np.lib.format.write_array_header_1_0(member, header)
-        for block in voxels.one_after_the_other():
+        for block in voxels.blocks():
             member.write(block)
 
 
@@ -110,16 +101,16 @@ class _MemberReader:
         self._remaining = info.file_size
         self._crc, self._crc32 = 0, isal_zlib.crc32
 
-    def read(self, size: int = -1, /) -> bytes:
-        """Return the next `size` bytes, fewer only at the end; without a size, all that are left."""
-        data = self._reader.read(self._remaining if size < 0 else min(size, self._remaining))
+    def read(self, size: int = sys.maxsize, /) -> bytes:
+        """Return the next `size` bytes, fewer only at the end."""
+        data = self._reader.read(min(size, self._remaining))
         self._remaining -= len(data)
         self._crc = self._crc32(data, self._crc)
         return data
 
     def check(self) -> None:
         """Read to the end and compare the checksum."""
-        finish(self)
+        skip(self)
         if self._crc != self._info.CRC:
             raise UnsupportedFormatError(f"{self._path}: damaged: the checksum is wrong; copy or export it again")
 
@@ -134,21 +125,6 @@ def _open(path: Path) -> Iterator[zipfile.ZipFile]:
         raise UnsupportedFormatError(f"{path}: not an .npz file, or cut off ({error}); pickles are never read") from None
     with archive:
         yield archive
-
-
-@contextmanager
-def _member(archive: zipfile.ZipFile, key: str, path: Path) -> Iterator[_MemberReader]:
-    info = archive.getinfo(f"{key}.npy")
-    container = {zipfile.ZIP_STORED: "raw", zipfile.ZIP_DEFLATED: "deflate"}.get(info.compress_type)
-    if container is None or info.flag_bits & 1:
-        raise UnsupportedFormatError(f"{path}: compressed or encrypted in a way that numpy does not write")
-    try:
-        archive.open(info).close()  # Goes to the first byte of the member.
-    except (zipfile.BadZipFile, ValueError, OverflowError, NotImplementedError) as error:
-        raise UnsupportedFormatError(f"{path}: damaged zip directory ({error}); copy or export it again") from None
-    assert archive.fp is not None
-    with open_bytes(path, container, archive.fp.tell()) as reader:
-        yield _MemberReader(reader, info, path)
 
 
 def _choose(path: Path, members: list[str]) -> str:
@@ -166,16 +142,28 @@ def _choose(path: Path, members: list[str]) -> str:
     raise UnsupportedFormatError(f"{path}: expected one array named probabilities or logits, found {listed(keys) or 'none'}")
 
 
-def _array_header(member: _MemberReader, path: Path, key: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Return shape, whether the first axis is the fastest, and type, from the header of the .npy format."""
+@contextmanager
+def _member(archive: zipfile.ZipFile, key: str, path: Path) -> Iterator[tuple[_MemberReader, tuple[int, ...], bool, np.dtype[Any]]]:
+    """Open an array at its first value, with its shape, whether the first axis is the fastest, and its type."""
+    info = archive.getinfo(f"{key}.npy")
+    container = {zipfile.ZIP_STORED: "raw", zipfile.ZIP_DEFLATED: "deflate"}.get(info.compress_type)
+    if container is None or info.flag_bits & 1:
+        raise UnsupportedFormatError(f"{path}: compressed or encrypted in a way that numpy does not write")
     try:
-        version = np.lib.format.read_magic(member)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran_order, dtype = read(member, MAX_ARRAY_HEADER)
-    except CrfRefineError:
-        raise
-    except Exception as error:  # numpy's parser raises errors of many kinds.
-        raise UnsupportedFormatError(f"{path}: the array {key!r} is damaged ({shorten(error)})") from None
-    if dtype.hasobject:
-        raise UnsupportedFormatError(f"{path}: the array {key!r} is a pickle, which may run code and is never read; save it as float32")
-    return shape, fortran_order, dtype
+        archive.open(info).close()  # Goes to the first byte of the member.
+    except (zipfile.BadZipFile, ValueError, OverflowError, NotImplementedError) as error:
+        raise UnsupportedFormatError(f"{path}: damaged zip directory ({error}); copy or export it again") from None
+    assert archive.fp is not None
+    with open_bytes(path, container, archive.fp.tell()) as reader:
+        member = _MemberReader(reader, info, path)
+        try:
+            version = np.lib.format.read_magic(member)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, is_fortran, dtype = read(member, MAX_ARRAY_HEADER)
+        except CrfRefineError:
+            raise
+        except Exception as error:  # numpy's parser raises errors of many kinds.
+            raise UnsupportedFormatError(f"{path}: the array {key!r} is damaged ({shorten(error)})") from None
+        if dtype.hasobject:
+            raise UnsupportedFormatError(f"{path}: the array {key!r} is a pickle, which may run code and is never read; save it as float32")
+        yield member, shape, is_fortran, dtype

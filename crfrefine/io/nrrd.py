@@ -18,7 +18,7 @@ from crfrefine.io.text_header import (
     Fields,
     HeaderLines,
     affine_of,
-    finite_number,
+    finite_numbers,
     grid_and_channels,
     lines_to_write,
     open_header,
@@ -27,12 +27,9 @@ from crfrefine.io.text_header import (
 from crfrefine.io.volume import RareHeaderError, VoxelSource, volume_header
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
 
     from crfrefine.io.volume import Volume, VolumeHeader, VoxelsToWrite
-
 
 NAME = "NRRD"
 
@@ -44,17 +41,17 @@ _FIELDS = (
     *("min", "max", "old min", "old max", "sample units"),
 )
 _KNOWN = {name.replace(" ", ""): "centers" if name == "centerings" else name for name in _FIELDS}
-_TYPES = {
-    **dict.fromkeys(("signed char", "int8", "int8_t"), "i1"),
-    **dict.fromkeys(("uchar", "unsigned char", "uint8", "uint8_t"), "u1"),
-    **dict.fromkeys(("short", "short int", "signed short", "signed short int", "int16", "int16_t"), "i2"),
-    **dict.fromkeys(("ushort", "unsigned short", "unsigned short int", "uint16", "uint16_t"), "u2"),
-    **dict.fromkeys(("int", "signed int", "int32", "int32_t"), "i4"),
-    **dict.fromkeys(("uint", "unsigned int", "uint32", "uint32_t"), "u4"),
-    **dict.fromkeys(("longlong", "long long", "long long int", "signed long long", "signed long long int", "int64", "int64_t"), "i8"),
-    **dict.fromkeys(("ulonglong", "unsigned long long", "unsigned long long int", "uint64", "uint64_t"), "u8"),
-    **{"float": "f4", "double": "f8"},
+_INTEGERS = {
+    "i1": ("signed char", "int8", "int8_t"),
+    "u1": ("uchar", "unsigned char", "uint8", "uint8_t"),
+    "i2": ("short", "short int", "signed short", "signed short int", "int16", "int16_t"),
+    "u2": ("ushort", "unsigned short", "unsigned short int", "uint16", "uint16_t"),
+    "i4": ("int", "signed int", "int32", "int32_t"),
+    "u4": ("uint", "unsigned int", "uint32", "uint32_t"),
+    "i8": ("longlong", "long long", "long long int", "signed long long", "signed long long int", "int64", "int64_t"),
+    "u8": ("ulonglong", "unsigned long long", "unsigned long long int", "uint64", "uint64_t"),
 }
+_TYPES = {"float": "f4", "double": "f8", **{name: kind for kind, names in _INTEGERS.items() for name in names}}
 _ENCODINGS = {"raw": "raw", "gzip": "gzip", "gz": "gzip"}
 _RARE_ENCODINGS = ("hex", "ascii", "text", "txt")
 _MAX_DIMS = 16
@@ -69,11 +66,7 @@ def recognizes(start: bytes) -> bool:
 
 
 def read_header(path: Path) -> VolumeHeader:
-    """Read a header to its end and check every field that is used; segments of 3D Slicer are not read.
-
-    Raises:
-        UnsupportedFormatError: the segments are in several layers.
-    """
+    """Read a header to its end and check every field that is used; segments of 3D Slicer are read only from one layer."""
     with open_header(path) as lines:
         fields, has_end = _fields(path, lines)
         end = lines.offset
@@ -94,8 +87,9 @@ def read_header(path: Path) -> VolumeHeader:
     grid = grid_and_channels(path, tuple(sizes[axis] for axis in axes), channels)
     source = _source(fields, end, sizes, inner=math.prod(sizes[:channel_axis] if channels > 1 else grid[0]))
     source.check()  # ITK, which reads rare headers, would not always notice.
-    affine, place = placement(fields, num_dims, axes, len(grid[0]))
-    return volume_header(source, NAME, *grid, affine, template=place)
+    affine = _affine(fields, num_dims, axes, len(grid[0]))
+    template = _geometry_of(fields) if "space" in fields and len(axes) == len(grid[0]) == 3 else ()
+    return volume_header(source, NAME, *grid, affine, template=template)
 
 
 def _fields(path: Path, lines: HeaderLines) -> tuple[Fields, bool]:
@@ -115,16 +109,15 @@ def _fields(path: Path, lines: HeaderLines) -> tuple[Fields, bool]:
         if field is not None and not value.startswith(b"="):
             if field in fields:
                 raise UnsupportedFormatError(f"{path}: damaged NRRD header: line {lines.number} is a second line `{field}: ...`")
-            fields.set(field, value)
+            fields.add(field, value)
             if field == "data file" and fields.text(field).upper().split()[:1] == ["LIST"]:
                 return fields, True
         elif b":=" not in line:
             if lines.is_last:
                 break  # Reported as cut off.
-            raise UnsupportedFormatError(
-                f"{path}: damaged NRRD header: line {lines.number} is not a `field: value` of the format: "
-                f"{shorten(line.decode(errors='backslashreplace'), 60)!r}"
-            )
+            shown = shorten(line.decode(errors="backslashreplace"), 60)
+            problem = f"line {lines.number} is not a `field: value` of the format: {shown!r}"
+            raise UnsupportedFormatError(f"{path}: damaged NRRD header: {problem}")
     return fields, False
 
 
@@ -185,34 +178,30 @@ def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
 
     The lines of an NRRD file that place the grid are kept as they are.
     """
-    num_axes = len(like.spacing)
     lines = lines_to_write(voxels.path, like, NAME, _geometry_lines)
-    sizes = voxels.grid_shape[::-1]
-    has_channels = voxels.num_channels is not None
+    sizes, kinds = voxels.shape[::-1], ["domain"] * len(like.spacing)
     if voxels.num_channels is not None:
-        sizes = (voxels.num_channels, *sizes)
+        sizes, kinds = (sizes[-1], *sizes[:-1]), ["vector", *kinds]
         lines = tuple(re.sub(r"^space directions:", "space directions: none", line) for line in lines)
-    header = "\n".join(
-        [
-            "NRRD0004",
-            f"type: {_WRITTEN_TYPES[voxels.dtype.name]}",
-            f"dimension: {len(sizes)}",
-            *lines[:1],
-            "sizes: " + " ".join(str(size) for size in sizes),
-            *lines[1:],
-            "kinds: " + " ".join(["vector"] * has_channels + ["domain"] * num_axes),
-            *(["endian: little"] if voxels.dtype.itemsize > 1 else []),
-            "encoding: gzip",
-            *(f"data file: {file.name}" for file in voxels.voxel_files),
-            "" if voxels.voxel_files else "\n",
-        ]
-    ).encode()
+    header = (
+        "NRRD0004",
+        f"type: {_WRITTEN_TYPES[voxels.dtype.name]}",
+        f"dimension: {len(sizes)}",
+        *lines[:1],
+        "sizes: " + " ".join(map(str, sizes)),
+        *lines[1:],
+        "kinds: " + " ".join(kinds),
+        *(["endian: little"] if voxels.dtype.itemsize > 1 else []),
+        "encoding: gzip",
+        *(f"data file: {file.name}" for file in voxels.voxel_files),
+        "" if voxels.voxel_files else "\n",
+    )
     with atomic_files(*voxels.voxel_files, voxels.path) as files:
         if len(files) == 1:
-            files[0].write(header)
-        write_gzip(files[0], voxels.together(), threads)
+            files[0].write("\n".join(header).encode())
+        write_gzip(files[0], voxels.blocks(interleaved=True), threads)
         if len(files) > 1:
-            files[1].write(header)
+            files[1].write("\n".join(header).encode())
 
 
 def _geometry_lines(direction: NDArray[np.float64], origin: NDArray[np.float64], spacing: tuple[float, ...]) -> tuple[str, ...]:
@@ -230,21 +219,18 @@ def _vector(values: NDArray[np.float64]) -> str:
 # The place of the grid in the world: a space with a vector per axis.
 
 
-_RAS = (1.0, 1.0, 1.0)
-_LAS = (-1.0, 1.0, 1.0)
 # Name without hyphens and spaces -> the signs that lead to RAS+.
 _SPACES = {
-    **dict.fromkeys(("rightanteriorsuperior", "ras"), _RAS),
-    **dict.fromkeys(("leftanteriorsuperior", "las"), _LAS),
+    **dict.fromkeys(("rightanteriorsuperior", "ras"), (1.0, 1.0, 1.0)),
+    **dict.fromkeys(("leftanteriorsuperior", "las"), (-1.0, 1.0, 1.0)),
     **dict.fromkeys(("leftposteriorsuperior", "lps"), LPS),
 }
 _IN_SPACE = {"space", "space dimension", "space directions", "space origin", "axis mins"}
+_ENTRIES = re.compile(r"none|\([^()]*\)", re.IGNORECASE)  # "none" for an axis of channels, else a vector
 
 
-def placement(fields: Fields, num_dims: int, axes: Sequence[int], num_axes: int) -> tuple[NDArray[np.float64], tuple[str, ...]]:
-    """Return the affine of the grid to RAS+ mm, and the header's lines that place it, without the entries of a channel axis.
-
-    There are no lines if another file could not use them. The grid has the first `num_axes` of the axes that are not channels.
+def _affine(fields: Fields, num_dims: int, axes: list[int], num_axes: int) -> NDArray[np.float64]:
+    """Return the affine to RAS+ mm of the grid, which has the first `num_axes` of the axes that are not channels.
 
     Raises:
         RareHeaderError: no vectors, or a space without a direction in the patient.
@@ -252,7 +238,7 @@ def placement(fields: Fields, num_dims: int, axes: Sequence[int], num_axes: int)
     if "spacings" in fields:
         raise RareHeaderError("spacings")
     if not _IN_SPACE & set(fields):
-        return affine_of(np.eye(num_axes), np.zeros(num_axes), LPS), ()
+        return affine_of(np.eye(num_axes), np.zeros(num_axes), LPS)
     # A space without a name counts as LPS, as in ITK.
     signs = _SPACES.get(re.sub(r"[- ]", "", fields.text("space").lower())) if "space" in fields else LPS
     if signs is None or ("space" in fields) == ("space dimension" in fields):
@@ -269,43 +255,29 @@ def placement(fields: Fields, num_dims: int, axes: Sequence[int], num_axes: int)
         raise fields.damaged("space origin", f"one vector of {space_dims} finite numbers such as (0,0,0)")
     if "space directions" not in fields:
         raise RareHeaderError("no space directions")
-    vectors = np.array(_directions(fields, num_dims, axes, space_dims), np.float64).T
-    affine = affine_of(vectors[:num_axes, :num_axes], np.array(origin[:num_axes]), signs)
-    return affine, _lines(fields) if len(axes) == num_axes == 3 else ()
-
-
-def _directions(fields: Fields, num_dims: int, axes: Sequence[int], space_dims: int) -> list[tuple[float, ...]]:
-    """Return the vectors of the axes, rounded as ITK rounds them: length and direction are computed, and multiplied again."""
     entries = _vectors(fields.text("space directions"))
     vectors = [entries[axis] for axis in axes if axis < len(entries)]
-    good = [vector for vector in vectors if vector is not None and len(vector) == space_dims]
-    if len(entries) != num_dims or len(good) != len(axes):
+    vectors = [vector for vector in vectors if vector is not None and len(vector) == space_dims]
+    if len(entries) != num_dims or len(vectors) != len(axes):
         raise fields.damaged("space directions", f"{num_dims} vectors of {space_dims} finite numbers, none for channels")
-    rounded = []
-    for vector in good:
-        length = math.sqrt(sum(value * value for value in vector))
-        if not 0 < length < math.inf or not math.isfinite(1 / length):
-            raise fields.damaged("space directions", "vectors that are as long as a voxel")
-        rounded.append(tuple(value * (1 / length) * length for value in vector))
-    return rounded
+    columns = np.array(vectors, np.float64).T
+    lengths = np.array([math.sqrt(sum(value * value for value in vector)) for vector in columns.T.tolist()])
+    if not np.isfinite(lengths).all() or not np.isfinite(1 / lengths).all():
+        raise fields.damaged("space directions", "vectors that are as long as a voxel")
+    columns = columns * (1 / lengths) * lengths  # Rounded as by ITK, which computes length and direction.
+    return affine_of(columns[:num_axes, :num_axes], np.array(origin[:num_axes]), signs)
 
 
 def _vectors(text: str) -> list[tuple[float, ...] | None]:
     """Return the vectors in a text, None for `none` or anything but numbers; an empty list for other text."""
-    if not re.fullmatch(r"(?:\s*(?:none|\([^()]*\)))*\s*", text, re.IGNORECASE):
+    if _ENTRIES.sub("", text).strip():
         return []
-    vectors: list[tuple[float, ...] | None] = []
-    for entry in re.findall(r"none|\([^()]*\)", text, re.IGNORECASE):
-        numbers = [finite_number(word.strip()) for word in entry[1:-1].split(",")] if entry.startswith("(") else [None]
-        good = tuple(number for number in numbers if number is not None)
-        vectors.append(good if len(good) == len(numbers) else None)
-    return vectors
+    return [finite_numbers([word.strip() for word in entry[1:-1].split(",")]) for entry in _ENTRIES.findall(text)]
 
 
-def _lines(fields: Fields) -> tuple[str, ...]:
-    if "space" not in fields:
-        return ()
-    directions = [entry for entry in re.findall(r"none|\([^)]*\)", fields.text("space directions"), re.IGNORECASE) if entry[0] == "("]
+def _geometry_of(fields: Fields) -> tuple[str, ...]:
+    """Return the header's lines that place its grid, without the entry of a channel axis."""
+    directions = [entry for entry in _ENTRIES.findall(fields.text("space directions", "")) if entry[0] == "("]
     lines = [f"space: {fields.text('space')}", "space directions: " + " ".join(directions)]
     if fields.text("space origin", ""):
         lines.append(f"space origin: {fields.text('space origin')}")

@@ -1,18 +1,26 @@
-"""File names: the supported formats, their suffixes, and names without their suffix. No file is opened here.
+"""The supported formats, and what a file is by its name, or by its first bytes where the name is unknown or wrong.
 
 The code of each format is a separate module, which is imported when a file needs it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
+from crfrefine.base.inputs import add_inputs
+from crfrefine.base.text import shorten
 from crfrefine.errors import InputError, UnsupportedFormatError
-from crfrefine.io.streams import cannot_read
+from crfrefine.io.streams import cannot_read, read_start
 
 if TYPE_CHECKING:
     from crfrefine.io.volume import Volume, VolumeHeader, VoxelsToWrite
@@ -23,24 +31,12 @@ class FormatCode(Protocol):
 
     def recognizes(self, start: bytes) -> bool:
         """Return whether a file with this beginning, compressed or not, has this format."""
-        ...
 
     def read_header(self, path: Path) -> VolumeHeader:
         """Read the header of a file, and check that the file can hold its voxels."""
-        ...
 
     def write(self, voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
-        """Write a file whole or not at all.
-
-        Args:
-            voxels: labels, logits or probabilities; its path ends in one of the format's suffixes.
-            like: its geometry is kept, bit for bit if it came from a file of the same format.
-            threads: for compression; the bytes written do not depend on it.
-
-        Raises:
-            UnsupportedFormatError: the format cannot hold the grid or the voxels.
-        """
-        ...
+        """Write a file whole or not at all, with the geometry of `like`: bit for bit if it came from a file of the same format."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +54,7 @@ class Format:
     def load(self) -> FormatCode:
         """Return the module."""
         code: Any = import_module(f"crfrefine.io.{self.module}")
-        return cast("FormatCode", code)
+        return code  # type: ignore[no-any-return]
 
 
 FORMATS = (
@@ -70,8 +66,6 @@ FORMATS = (
     Format("ITK", (".gipl.gz", ".gipl", ".vtk", ".mrc"), "itk", is_read_only=True),
     Format("nnU-Net npz", (".npz",), "npz", holds_scores_alone=True),
 )
-
-
 VOLUME_SUFFIXES = tuple(suffix for known in FORMATS if not known.holds_scores_alone for suffix in known.suffixes)
 SCORES_SUFFIXES = tuple(suffix for known in FORMATS if known.holds_scores_alone for suffix in known.suffixes)
 LOGITS_SUFFIXES = VOLUME_SUFFIXES + SCORES_SUFFIXES
@@ -79,6 +73,40 @@ WRITTEN_SUFFIXES = tuple(suffix for known in FORMATS if not (known.holds_scores_
 """Suffixes of volumes that are written."""
 LABELS_SUFFIXES = (".seg.nrrd",)
 """Suffixes of label maps that stand beside an image of the same name, as 3D Slicer saves them."""
+
+
+@dataclass(frozen=True)
+class ForeignKind:
+    """A kind of file that is not supported."""
+
+    name: str  # with its article, as in "it is a DICOM file"
+    conversion_hint: str  # how to convert it
+    suffixes: tuple[str, ...]  # suffixes of such files
+    recognizes: Callable[[bytes], bool]  # returns whether a file with this beginning is of this kind
+
+
+_ARRAY = "save its array with numpy.savez_compressed('CASE.npz', logits=array), (label, z, y, x), or its image as NIfTI"
+_DICOM_HINT = "`crfrefine convert` makes NIfTI of a segmentation, or of the folder of a series"
+_PAIR = "put the header, NAME.hdr, beside the voxels, NAME.img; a compressed header has to be unpacked"
+_PICTURE = "it has no voxel size and no place in the world; export the volume as NIfTI"
+_PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"GIF8")
+_ARCHIVES = (b"PK\3\4", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf\x27\x1c")
+_DICOM = ForeignKind("a DICOM file", _DICOM_HINT, (".dcm", ".dicom", ".ima"), lambda start: start[128:132] == b"DICM")
+# The first kind that recognizes a file wins.
+FOREIGN_KINDS = (
+    _DICOM,
+    ForeignKind("half of an Analyze or NIfTI pair", _PAIR, (".img", ".hdr.gz", ".img.gz"), lambda start: False),
+    ForeignKind("a MINC volume", "convert it with mnc2nii IN.mnc OUT.nii", (".mnc",), lambda start: start[:4] == b"CDF\1"),
+    ForeignKind("an HDF5 file (MINC?)", _ARRAY, (".h5", ".hdf5"), lambda start: start.startswith(b"\x89HDF\r\n\x1a\n")),
+    ForeignKind("a NumPy array (.npy)", _ARRAY, (".npy",), lambda start: start.startswith(b"\x93NUMPY")),
+    ForeignKind("a file of PyTorch or a pickle", _ARRAY, (".pt", ".pth", ".pkl", ".pickle"), lambda start: b"/data.pkl" in start[:256]),
+    ForeignKind("a picture", _PICTURE, (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif"), lambda start: start.startswith(_PICTURES)),
+    ForeignKind("an archive", "unpack it", (".zip", ".bz2", ".xz", ".zst", ".7z"), lambda start: start.startswith(_ARCHIVES)),
+)
+_MAX_LOOKED_AT = 32
+
+
+# ---- By name
 
 
 def suffix_of(path: Path) -> str:
@@ -99,21 +127,6 @@ def format_of(path: Path) -> Format | None:
     return next((known for known in FORMATS if suffix in known.suffixes), None)
 
 
-def header_beside(path: Path) -> Path | None:
-    """Return the header beside a file with voxels, where the file is named so and there is one: `NAME.hdr` for `NAME.img`."""
-    for known in FORMATS:
-        for suffix, ending in known.voxel_endings.items():
-            for name in (ending, f"{ending}.gz"):
-                if path.name.lower().endswith(name) and not path.name.lower().endswith(LOGITS_SUFFIXES):
-                    stem = path.name[: -len(name)]
-                    header = next(
-                        (beside for written in (suffix, suffix.upper()) if (beside := path.with_name(stem + written)).is_file()), None
-                    )
-                    if header is not None:
-                        return header
-    return None
-
-
 def require_suffix(path: Path, suffixes: tuple[str, ...] = WRITTEN_SUFFIXES + SCORES_SUFFIXES) -> Format:
     """Return the format of a file to write, or raise UnsupportedFormatError if its suffix is not one of `suffixes`."""
     known = format_of(path)
@@ -122,20 +135,44 @@ def require_suffix(path: Path, suffixes: tuple[str, ...] = WRITTEN_SUFFIXES + SC
     return known
 
 
+def suffix_to_write(path: Path) -> str:
+    """Return the suffix for files written in the format of an image: the image's own, or else its format's first.
+
+    NIfTI stands in for formats that are only read.
+    """
+    suffix = suffix_of(path)
+    if suffix in WRITTEN_SUFFIXES:
+        return suffix
+    kind = format_of(path) or recognize(path) or format_of(header_beside(path) or path)
+    return suffix if not isinstance(kind, Format) else FORMATS[0].suffixes[0] if kind.is_read_only else kind.suffixes[0]
+
+
+def header_beside(path: Path) -> Path | None:
+    """Return the header beside a file with voxels, where the file is named so and there is one: `NAME.hdr` for `NAME.img`."""
+    name = path.name.lower()
+    endings = [(suffix, ending) for known in FORMATS for suffix, ending in known.voxel_endings.items()]
+    for suffix, ending in endings if not name.endswith(LOGITS_SUFFIXES) else []:
+        for own in (ending, f"{ending}.gz"):
+            for written in (suffix, suffix.upper()):
+                header = path.with_name(path.name[: -len(own)] + written)
+                if name.endswith(own) and header.is_file():
+                    return header
+    return None
+
+
+def files_written(path: Path) -> tuple[Path, ...]:
+    """Return the file, and the file with its voxels if the format separates them."""
+    known = format_of(path)
+    ending = known.voxel_endings.get(suffix_of(path)) if known is not None else None
+    return (path,) if ending is None else (path, path.with_name(stem_of(path) + ending))
+
+
 def is_there(path: Path) -> bool:
     """Return whether a path exists; no path exists under a name that the system does not accept."""
     try:
         return path.exists()
     except (OSError, ValueError):
         return False
-
-
-def working_folder() -> str:
-    """Return the current folder; empty if it was removed."""
-    try:
-        return str(Path.cwd())
-    except OSError:
-        return ""
 
 
 def require_file(path: Path) -> None:
@@ -151,3 +188,132 @@ def require_file(path: Path) -> None:
     if not is_file:
         # A pipe would keep the reader waiting for ever, a device may have no end.
         raise InputError(f"{path}: expected a regular file, this is a pipe, a device or a socket; save what it gives as a file")
+
+
+def working_folder() -> str:
+    """Return the current folder; empty if it was removed."""
+    try:
+        return str(Path.cwd())
+    except OSError:
+        return ""
+
+
+# ---- By content
+
+
+def recognize(path: Path) -> Format | ForeignKind | None:
+    """Return the kind of a file by its first bytes; None if they are unknown or the file cannot be read.
+
+    Only regular files are opened: a pipe would lose these bytes. A folder of DICOM slices counts as DICOM.
+    """
+    if path.is_dir():
+        return _DICOM if is_series(path) else None
+    start = read_start(path)
+    if not start:
+        return None
+    named = format_of(path)
+    # Most files have the format of their name; the modules of the other formats are then not needed.
+    for known in sorted(FORMATS, key=lambda known: known is not named):
+        if known.load().recognizes(start):
+            return known
+    return next((kind for kind in FOREIGN_KINDS if kind.recognizes(start)), None)
+
+
+def format_to_read(path: Path, suffixes: tuple[str, ...]) -> Format:
+    """Return the format to read a file with: that of its name, or that of its content if the suffix is unknown; only then is it opened.
+
+    Raises:
+        UnsupportedFormatError: neither name nor content matches one of these formats; the message says how to convert the file.
+    """
+    named = format_of(path)
+    if named is not None and suffix_of(path) in suffixes:
+        return named
+    kind = recognize(path)
+    if isinstance(kind, Format) and set(kind.suffixes) <= set(suffixes):
+        return kind
+    header = header_beside(path) if kind is None else None
+    if header is not None:
+        return format_to_read(header, suffixes)
+    hint = conversion_hint(kind) or conversion_hint(named or _foreign_by_name(path), "By its name, it")
+    message = f"{path}: unknown file type; expected one of {', '.join(suffixes)}"
+    raise UnsupportedFormatError(f"{message}\n  {hint}" if hint else message)
+
+
+def conversion_hint(kind: Format | ForeignKind | None, who: str = "It") -> str:
+    """Describe an unreadable file and the remedy; "" if unknown."""
+    if kind is None:
+        return ""
+    if not isinstance(kind, Format):
+        return f"{who} is {kind.name}: {kind.conversion_hint}."
+    if kind.holds_scores_alone:
+        return f"{who} is a file of logits or probabilities ({kind.name}), which has no geometry: no image, mask or label map."
+    return f"{who} is {kind.name} by its content: name it {' or '.join(kind.suffixes)}."
+
+
+def named_header(path: Path) -> Path:
+    """Return the header of a file with voxels that is given in its place, such as `NAME.img`; any other path unchanged."""
+    if format_of(path) is not None or path.is_dir() or recognize(path) is not None:
+        return path
+    return header_beside(path) or path
+
+
+def describe_others(folder: Path) -> str:
+    """Describe, on a separate line, the files of a folder if none has a known suffix; "" if unknown."""
+    others = (path for path in folder.iterdir() if suffix_of(path) not in VOLUME_SUFFIXES and not path.name.startswith("."))
+    paths = sorted(path for path in others if path.is_file())[:_MAX_LOOKED_AT]
+    kinds = {path: kind for path in paths if (kind := recognize(path) or _foreign_by_name(path)) is not None}
+    if not kinds:
+        inner = next((path for path in sorted(folder.iterdir()) if path.is_dir() and is_series(path)), None)
+        return "" if inner is None else f"\n  {shorten(inner.name)} holds DICOM files: crfrefine convert {inner} {inner}.nii.gz"
+    usual = Counter(kinds.values()).most_common(1)[0][0]
+    example = next(path for path, kind in kinds.items() if kind == usual)
+    return f"\n  {conversion_hint(usual, f'There is {shorten(example.name)}, which')}"
+
+
+def _foreign_by_name(path: Path) -> ForeignKind | None:
+    return next((kind for kind in FOREIGN_KINDS if path.name.lower().endswith(kind.suffixes)), None)
+
+
+def is_series(path: Path) -> bool:
+    """Return whether a folder holds DICOM slices; a few files without a known suffix are looked into."""
+    try:
+        with os.scandir(path) as entries:
+            files = [path / entry.name for entry in islice(entries, _MAX_LOOKED_AT) if entry.is_file()]
+    except (OSError, ValueError):
+        return False
+    return any(_DICOM.recognizes(read_start(file)) for file in files if not suffix_of(file))
+
+
+def is_dicom(path: Path) -> bool:
+    """Return whether a path is a DICOM file, or a folder of them, by content, or by its name if it does not exist."""
+    if not is_there(path):
+        return path.name.lower().endswith(_DICOM.suffixes)
+    return is_series(path) if path.is_dir() else not suffix_of(path) and recognize(path) is _DICOM
+
+
+# ---- Files that are read together
+
+
+def files_read(path: Path) -> tuple[Path, ...]:
+    """Return the file, and the file with its voxels if its header names one."""
+    path = named_header(path)
+    known = format_of(path) or recognize(path)
+    if isinstance(known, Format) and known.voxel_endings and path.is_file():
+        # Reading the file later reports the error with its case; this function also looks at other cases.
+        with suppress(Exception), np.errstate(all="ignore"):
+            source = known.load().read_header(path).source
+            return (path, source.path) if source is not None and source.path != path else (path,)
+    return (path,)
+
+
+def add_volumes(*paths: Path | None) -> None:
+    """Protect the files of volumes that the command reads (`base.inputs`).
+
+    In a folder of cases these are all volumes and `dataset.json`.
+    """
+    for path in dict.fromkeys(path for path in paths if path is not None):
+        files = files_read(path)
+        if len(files) == 1 and path.is_dir():
+            with suppress(OSError):
+                files = tuple(entry for entry in path.iterdir() if suffix_of(entry) or entry.name == "dataset.json")
+        add_inputs(*files)

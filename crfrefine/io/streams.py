@@ -1,4 +1,4 @@
-"""Read and write bytes, deflated or not, in blocks that fit the processor's cache: no file is held in memory as a whole."""
+"""Bytes read and written block by block, deflated or not: no file is held in memory as a whole."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ INPUT_BYTES = 1 << 18  # Read from disk at once.
 BLOCK_BYTES = 1 << 20  # Decoded at once: fits into a second-level cache.
 COMPRESSION_LEVEL = 2  # From 0 to 3; makes label maps smaller than 3 does, in a tenth of the time or less.
 GZIP_MAGIC = b"\x1f\x8b"
+GZIP_SUFFIXES = (".gz", ".mgz")
 START_BYTES = 4096  # Enough to recognize a format.
 
 
@@ -31,7 +32,7 @@ class ByteReader(Protocol):
 class BlockReader:
     """Blocks of bytes as one stream; each is made when it is needed."""
 
-    def __init__(self, blocks: Generator[bytes | memoryview, None, None] | Generator[bytes, None, None]) -> None:
+    def __init__(self, blocks: Generator[bytes | memoryview, None, None]) -> None:
         self._blocks = blocks
         self._rest = memoryview(b"")
 
@@ -49,57 +50,47 @@ class BlockReader:
             size -= len(parts[-1])
         return b"".join(parts)
 
-    def close(self) -> None:
-        """End the generator of the blocks, and close its open files."""
-        self._blocks.close()
-
 
 class Inflater:
     """Inflate "gzip" (one or several members), "zlib" or "deflate" from a file's position on, checking length and checksum."""
 
     def __init__(self, file: BinaryIO, path: Path, container: str) -> None:
-        # Imported here because looking at a file's name does not need it.
-        from isal import igzip_lib
+        from isal import igzip_lib  # Looking at a file's name does not need it.
 
         self._library: Any = igzip_lib
         self._flag = {"gzip": igzip_lib.DECOMP_GZIP, "zlib": igzip_lib.DECOMP_ZLIB, "deflate": igzip_lib.DECOMP_DEFLATE}[container]
         self._has_members = container == "gzip"
         self._file, self._path = file, path
-        self._member = igzip_lib.IgzipDecompressor(flag=self._flag)
+        self._member: Any = igzip_lib.IgzipDecompressor(flag=self._flag)
         self._pending = b""
         self._ended = False
 
     def read(self, size: int) -> bytes:
         """Return the next `size` bytes, fewer only at the end; raise UnsupportedFormatError if the data are damaged or cut off."""
-        parts = []
-        try:
-            while size > 0 and not self._ended:
-                parts.append(self._inflate(size))
-                size -= len(parts[-1])
-        except self._library.IsalError as error:
-            raise UnsupportedFormatError(f"{self._path}: damaged compressed data ({error}); copy or export the file again") from None
+        parts: list[bytes] = []
+        while size > 0 and not self._ended:
+            if self._member.eof:
+                # Another member may follow; zeros are padding that some tools write.
+                rest = (self._pending or self._file.read(INPUT_BYTES)) if self._has_members else b""
+                self._pending, self._ended = rest.lstrip(b"\0"), not rest
+                if self._pending:
+                    self._member = self._library.IgzipDecompressor(flag=self._flag)
+                continue
+            compressed = b""
+            if self._member.needs_input:
+                compressed, self._pending = self._pending or self._file.read(INPUT_BYTES), b""
+                if not compressed:
+                    raise UnsupportedFormatError(
+                        f"{self._path}: the compressed data end too early; the file is cut off, copy or export it again"
+                    )
+            try:
+                parts.append(self._member.decompress(compressed, size))
+            except self._library.IsalError as error:
+                raise UnsupportedFormatError(f"{self._path}: damaged compressed data ({error}); copy or export the file again") from None
+            size -= len(parts[-1])
+            if self._member.eof and self._has_members:
+                self._pending = self._member.unused_data
         return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def _inflate(self, size: int) -> bytes:
-        if self._member.eof:
-            # Another member may follow; zeros are padding that some tools write.
-            rest = (self._pending or self._file.read(INPUT_BYTES)) if self._has_members else b""
-            self._ended = not rest
-            self._pending = rest.lstrip(b"\0")
-            if not self._pending:
-                return b""
-            self._member = self._library.IgzipDecompressor(flag=self._flag)
-        compressed = b""
-        if self._member.needs_input:
-            compressed, self._pending = self._pending or self._file.read(INPUT_BYTES), b""
-            if not compressed:
-                raise UnsupportedFormatError(
-                    f"{self._path}: the compressed data end too early; the file is cut off, copy or export it again"
-                )
-        data: bytes = self._member.decompress(compressed, size)
-        if self._member.eof and self._has_members:
-            self._pending = self._member.unused_data
-        return data
 
 
 @contextmanager
@@ -137,14 +128,14 @@ def cut_off(path: Path, promised: str, found: str) -> UnsupportedFormatError:
     return UnsupportedFormatError(f"{path}: the file is cut off: its header promises {promised}, {found}; copy or export it again")
 
 
-def is_named_gzip(path: Path) -> bool:
-    """Return whether a file is compressed with gzip by its name."""
-    return path.name.lower().endswith((".gz", ".mgz"))
+def cannot_read(path: Path, error: OSError) -> InputError:
+    """Return the error to raise where the operating system refuses to read a file."""
+    return InputError(f"{path}: cannot be read: {error.strerror or error}")
 
 
 def misnamed(path: Path, *, compressed: bool) -> str | None:
     """Return the note on a file whose name is wrong about compression; None if it is right."""
-    if compressed == is_named_gzip(path):
+    if compressed == path.name.lower().endswith(GZIP_SUFFIXES):
         return None
     return "the file is " + ("compressed, although its name does not say so" if compressed else "not compressed, although its name says so")
 
@@ -168,24 +159,14 @@ def inflated(start: bytes) -> bytes:
         return b""
 
 
-def cannot_read(path: Path, error: OSError) -> InputError:
-    """Return the error to raise where the operating system refuses to read a file."""
-    return InputError(f"{path}: cannot be read: {error.strerror or error}")
-
-
-def skip(reader: ByteReader, num_bytes: int) -> None:
-    """Read on by this many bytes, or to the end; headers may ask for billions."""
+def skip(reader: ByteReader, num_bytes: int = sys.maxsize) -> None:
+    """Read on by this many bytes, or to the end, where the checksum of compressed data is."""
     while num_bytes > 0 and (block := reader.read(min(num_bytes, BLOCK_BYTES))):
         num_bytes -= len(block)
 
 
-def finish(reader: ByteReader) -> None:
-    """Read the rest, up to the end, where the checksum of compressed data is."""
-    skip(reader, sys.maxsize)
-
-
 def write_gzip(file: BinaryIO, parts: Iterable[bytes | memoryview], threads: int) -> None:
-    """Write the parts as one gzip member without time or name: the same data give the same bytes, with any number of threads."""
+    """Write one gzip member without time or name: the same data give the same bytes, with any number of threads."""
     from isal import igzip_threaded
 
     threaded: Any = igzip_threaded
@@ -199,7 +180,5 @@ def write_zlib(file: BinaryIO, parts: Iterable[bytes | memoryview]) -> int:
     from isal import isal_zlib
 
     deflater: Any = isal_zlib.compressobj(COMPRESSION_LEVEL, wbits=15)
-    num_bytes = 0
-    for part in parts:
-        num_bytes += file.write(deflater.compress(part))
+    num_bytes = sum(file.write(deflater.compress(part)) for part in parts)
     return num_bytes + file.write(deflater.flush())

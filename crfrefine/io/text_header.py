@@ -33,6 +33,8 @@ MAX_LINES = 1 << 18
 MAX_FIELD = 1 << 16  # characters of a field that is interpreted
 
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
+_WHOLE_NUMBER = re.compile("[+-]?[0-9]{1,18}")  # No file is larger.
+_FLAGS = {**dict.fromkeys(("true", "t", "1", "yes"), True), **dict.fromkeys(("false", "f", "0", "no"), False)}
 
 
 class HeaderLines:
@@ -55,21 +57,16 @@ class HeaderLines:
         while line := self._file.readline(MAX_HEADER - self.offset + 1):
             self.offset += len(line)
             self.number += 1
-            self._check(line)
+            if self.offset > MAX_HEADER or self.number > MAX_LINES:
+                limits = f"{MAX_HEADER >> 20} MiB and {MAX_LINES} lines"
+                raise UnsupportedFormatError(f"{self._path}: its header does not end within {limits}; damaged, or another format")
             self.is_last = not line.endswith(b"\n")
-            yield line.rstrip(b"\r\n")
-
-    def _check(self, line: bytes) -> None:
-        if self.offset > MAX_HEADER or self.number > MAX_LINES:
-            raise UnsupportedFormatError(
-                f"{self._path}: its header does not end within {MAX_HEADER >> 20} MiB and {MAX_LINES} lines; "
-                "damaged, or not a file of this format"
-            )
-        if b"\0" in line:
-            raise UnsupportedFormatError(f"{self._path}: damaged header: line {self.number} holds a zero byte; expected text")
-        if b"\r" in line.rstrip(b"\r\n"):
-            # Some readers treat it as a line break, others as white space.
-            raise UnsupportedFormatError(f"{self._path}: damaged header: line {self.number} holds a carriage return before its end")
+            line = line.rstrip(b"\r\n")
+            # Some readers treat a carriage return as a line break, others as white space.
+            wrong = "zero byte" if b"\0" in line else "carriage return before its end" if b"\r" in line else ""
+            if wrong:
+                raise UnsupportedFormatError(f"{self._path}: damaged header: line {self.number} holds a {wrong}; expected text")
+            yield line
 
 
 @contextmanager
@@ -82,28 +79,22 @@ def open_header(path: Path) -> Iterator[HeaderLines]:
         raise cannot_read(path, error) from error
 
 
-class Fields:
+class Fields(dict[str, str]):
     """The fields of a header by name, read as text, flags and numbers; errors quote the line, whose name a separator ends."""
 
     def __init__(self, path: Path, format_name: str, separator: str) -> None:
+        super().__init__()
         self.path = path
         self._format, self._separator = format_name, separator
-        self._texts: dict[str, str] = {}
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._texts
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._texts)
-
-    def set(self, name: str, value: bytes) -> None:
+    def add(self, name: str, value: bytes) -> None:
         """Store the header's value of a field."""
         # File names may be in any encoding: surrogates restore the bytes when a file is opened.
-        self._texts[name] = value.strip().decode("utf-8", "surrogateescape")
+        self[name] = value.strip().decode("utf-8", "surrogateescape")
 
     def text(self, name: str, default: str | None = None) -> str:
         """Return the text of a field; raise if it is missing and there is no default."""
-        value = self._texts.get(name, default)
+        value = self.get(name, default)
         if value is None:
             raise UnsupportedFormatError(f"{self.path}: damaged {self._format} header: no line `{name}{self._separator}...`")
         if len(value) > MAX_FIELD:
@@ -112,51 +103,46 @@ class Fields:
 
     def flag(self, name: str, default: str = "False") -> bool:
         """Return a boolean field."""
-        word = self.text(name, default).lower()
-        if word not in ("true", "t", "1", "yes", "false", "f", "0", "no"):
+        value = _FLAGS.get(self.text(name, default).lower())
+        if value is None:
             raise self.damaged(name, "True or False")
-        return word in ("true", "t", "1", "yes")
+        return value
 
     def whole(self, name: str, default: str | None = None) -> int:
         """Return a field that holds one whole number."""
-        value = whole_number(self.text(name, default))
-        if value is None:
+        text = self.text(name, default)
+        if not _WHOLE_NUMBER.fullmatch(text):
             raise self.damaged(name, "a whole number")
-        return value
+        return int(text)
 
     def sizes(self, name: str, count: int) -> tuple[int, ...]:
         """Return a field that holds the number of voxels along each of `count` axes."""
-        values = [whole_number(word) for word in self.text(name).split()]
-        sizes = tuple(value for value in values if value is not None)
-        if len(sizes) != count or len(values) != count:
+        words = self.text(name).split()
+        if len(words) != count or not all(map(_WHOLE_NUMBER.fullmatch, words)):
             raise self.damaged(name, f"{count} whole numbers, as many as there are dimensions")
+        sizes = tuple(map(int, words))
         if min(sizes) < 1:
             raise self.damaged(name, "sizes of at least 1")
         return sizes
 
     def numbers(self, name: str, count: int, *, exact: bool = True) -> tuple[float, ...]:
         """Return the first `count` finite numbers of a field; it may have more unless `exact`."""
-        values = [finite_number(word) for word in self.text(name).split()]
-        wanted = tuple(value for value in values[:count] if value is not None)
-        if len(wanted) < count or (exact and len(values) > count):
+        words = self.text(name).split()
+        values = finite_numbers(words[:count])
+        if values is None or len(values) < count or (exact and len(words) > count):
             raise self.damaged(name, f"{count} finite numbers")
-        return wanted
+        return values
 
     def damaged(self, name: str, expected: str) -> UnsupportedFormatError:
         """Return the error for a field that cannot be used."""
-        line = f"{name}{self._separator}{shorten(self._texts.get(name, ''), 60)}"
+        line = f"{name}{self._separator}{shorten(self.get(name, ''), 60)}"
         return UnsupportedFormatError(f"{self.path}: damaged {self._format} header: {line}; expected {expected}")
 
 
-def finite_number(word: str) -> float | None:
-    """Return a word as a number; None if it is not a finite number."""
-    value = float(word) if _NUMBER.fullmatch(word) else math.nan
-    return value if math.isfinite(value) else None
-
-
-def whole_number(word: str) -> int | None:
-    """Return a word as a whole number; None if it is not one, or larger than any file."""
-    return int(word) if re.fullmatch("[+-]?[0-9]{1,18}", word) else None
+def finite_numbers(words: list[str]) -> tuple[float, ...] | None:
+    """Return words as numbers; None if one of them is not a finite number."""
+    values = tuple(float(word) if _NUMBER.fullmatch(word) else math.nan for word in words)
+    return values if all(map(math.isfinite, values)) else None
 
 
 OUTSIDE_FILES = "CRFREFINE_OUTSIDE_FILES"

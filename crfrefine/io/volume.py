@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,7 +21,7 @@ from crfrefine.base.geometry import describe_difference, orientation_codes, requ
 from crfrefine.base.text import shorten
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.decode import VoxelStream, as_bytes
-from crfrefine.io.streams import BLOCK_BYTES, MAX_RATIO, cut_off, finish, open_bytes, skip
+from crfrefine.io.streams import BLOCK_BYTES, MAX_RATIO, BlockReader, cut_off, open_bytes, skip
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -155,22 +155,14 @@ class VoxelSource:
         is_raw = self.encoding == "raw"
         with open_bytes(self.path, self.encoding, self.start + (self.offset if is_raw else 0)) as reader:
             skip(reader, 0 if is_raw else self.offset)
-            finish_reading = (lambda: None) if is_raw else partial(finish, reader)
-            yield VoxelStream(reader, self.dtype, self.path, finish_reading, self.slope, self.intercept, inner=self.inner)
+            finish = (lambda: None) if is_raw else partial(skip, reader)
+            yield VoxelStream(reader, self.dtype, self.path, finish, self.slope, self.intercept, self.inner)
 
 
 def volume_header(
     source: VoxelSource, file_format: str, grid_shape: tuple[int, ...], num_channels: int, affine: NDArray[np.float64], **others: Any
 ) -> VolumeHeader:
-    """Return the header of a file with one source of voxels, after a check of its geometry and of the file with voxels.
-
-    Args:
-        source: the place of the voxels.
-        file_format: for people.
-        grid_shape: voxels along x, y(, z).
-        num_channels: 1 for a scalar volume.
-        affine: (4, 4) voxel to world RAS+ mm.
-        others: further fields of `VolumeHeader`.
+    """Return the header of a file with one source of voxels; `others` are further fields of `VolumeHeader`.
 
     Raises:
         UnsupportedFormatError: the file is cut off.
@@ -231,9 +223,6 @@ def segments_of(labels: NDArray[np.integer[Any]], known: Sequence[Segment]) -> t
 MAX_BYTES = 16 << 20
 """Bytes of a piece, if a plane of it is not larger."""
 
-ChannelPiece = Callable[[int, slice], "NDArray[Any]"]
-"""From the number of a channel and planes of the grid to their values, (planes, [y,] x)."""
-
 
 @dataclass(frozen=True)
 class VoxelsToWrite:
@@ -244,7 +233,8 @@ class VoxelsToWrite:
     num_channels: int | None  # of a label map: None
     grid_shape: tuple[int, ...]  # ([z,] y, x)
     dtype: np.dtype[Any]  # of the voxels in the file: uint8, uint16, float32, or those of a converted image
-    piece: ChannelPiece  # called for every channel (0 of a label map) and all planes, in the order of the file; converted to `dtype`
+    # Called for every channel (0 of a label map) and planes of the grid, in the order of the file; returns (planes, [y,] x).
+    piece: Callable[[int, slice], NDArray[Any]]
     most_bytes: int = MAX_BYTES  # asked for at once, unless a plane has more
     voxel_files: tuple[Path, ...] = ()  # the file beside the header that gets the voxels; none if they are in the same file
     segments: tuple[Segment, ...] = ()  # of a label map; formats without names ignore them
@@ -254,28 +244,24 @@ class VoxelsToWrite:
         """([z,] y, x), or (channels, [z,] y, x)."""
         return self.grid_shape if self.num_channels is None else (self.num_channels, *self.grid_shape)
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of all voxels, not compressed."""
-        return int(np.prod(np.array(self.shape, object))) * self.dtype.itemsize
+    def blocks(self, *, interleaved: bool = False) -> Iterator[bytes]:
+        """Yield the bytes in blocks of BLOCK_BYTES, the last one shorter: compressed bytes must not depend on the pieces.
 
-    def one_after_the_other(self) -> Iterator[memoryview]:
-        """Yield the bytes of one channel after the other, in blocks of BLOCK_BYTES; only the last one may be shorter."""
-        pieces = iter_pieces((self.num_channels or 1, *self.grid_shape), self.dtype.itemsize, self.most_bytes, by_channel=True)
-        return _in_blocks(as_bytes(np.ascontiguousarray(self._take(channels.start, planes))) for channels, planes in pieces)
+        Args:
+            interleaved: the channels of a voxel are together; else one channel follows the other.
+        """
 
-    def together(self) -> Iterator[memoryview]:
-        """Yield the bytes with the channels of a voxel together, in blocks as `one_after_the_other`."""
-        return self.one_after_the_other() if self.num_channels is None else _in_blocks(map(as_bytes, self._interleaved(self.num_channels)))
+        def parts() -> Generator[memoryview, None, None]:
+            shape = (self.num_channels or 1, *self.grid_shape)
+            for channels, planes in iter_pieces(shape, self.dtype.itemsize, self.most_bytes, by_channel=not interleaved):
+                numbers = range(channels.start, channels.stop)
+                values = [self._values(number, planes) for number in numbers]
+                yield as_bytes(np.ascontiguousarray(values[0]) if len(values) == 1 else np.stack(values, axis=-1))
 
-    def _interleaved(self, num_channels: int) -> Iterator[NDArray[Any]]:
-        for _, planes in iter_pieces((num_channels, *self.grid_shape), self.dtype.itemsize, self.most_bytes, by_channel=False):
-            values = np.empty((planes.stop - planes.start, *self.grid_shape[1:], num_channels), self.dtype)
-            for channel in range(num_channels):
-                values[..., channel] = self._take(channel, planes)
-            yield values
+        reader = BlockReader(parts())
+        return iter(partial(reader.read, BLOCK_BYTES), b"")
 
-    def _take(self, channel: int, planes: slice) -> NDArray[Any]:
+    def _values(self, channel: int, planes: slice) -> NDArray[Any]:
         values = np.asarray(self.piece(channel, planes))
         expected = (planes.stop - planes.start, *self.grid_shape[1:])
         if values.shape != expected:
@@ -286,28 +272,12 @@ class VoxelsToWrite:
         return values.astype(self.dtype, copy=False)
 
 
-def _in_blocks(parts: Iterable[memoryview]) -> Iterator[memoryview]:
-    """Yield bytes in blocks of one size, which decide about the compressed bytes: these must not depend on the pieces."""
-    rest = bytearray()
-    for part in parts:
-        start = min(BLOCK_BYTES - len(rest), len(part)) if rest else 0
-        rest += part[:start]
-        if len(rest) == BLOCK_BYTES:
-            yield memoryview(rest)
-            rest = bytearray()
-        stop = start + (len(part) - start) // BLOCK_BYTES * BLOCK_BYTES
-        for block in range(start, stop, BLOCK_BYTES):
-            yield part[block : block + BLOCK_BYTES]
-        rest += part[stop:]
-    if rest:
-        yield memoryview(rest)
-
-
 def iter_pieces(shape: tuple[int, ...], itemsize: int, most_bytes: int, *, by_channel: bool) -> Iterator[tuple[slice, slice]]:
     """Yield channels and planes of pieces of a (channels, [z,] y, x) array: of one channel each, or of all; at least one plane."""
     num_channels, num_planes = shape[:2]
-    most_planes = max(most_bytes // (math.prod(shape[2:]) * itemsize * (1 if by_channel else num_channels)), 1)
+    at_once = 1 if by_channel else num_channels
+    most_planes = max(most_bytes // (math.prod(shape[2:]) * itemsize * at_once), 1)
     num_pieces = -(-num_planes // most_planes)
     edges = [num_planes * piece // num_pieces for piece in range(num_pieces + 1)]
-    for channels in [slice(i, i + 1) for i in range(num_channels)] if by_channel else [slice(0, num_channels)]:
-        yield from ((channels, slice(start, stop)) for start, stop in pairwise(edges))
+    for first in range(0, num_channels, at_once):
+        yield from ((slice(first, first + at_once), slice(start, stop)) for start, stop in pairwise(edges))

@@ -15,8 +15,7 @@ from crfrefine.base.parallel import run_all
 from crfrefine.base.text import counted, listed, printable
 from crfrefine.base.threads import available_threads
 from crfrefine.io.atomic import check_replaceable, write_small_file
-from crfrefine.io.paths import stem_of
-from crfrefine.io.recognition import files_written
+from crfrefine.io.paths import files_written, stem_of
 from crfrefine.io.volume import Segment, named_segments
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.records import VANISHED, CaseRecord, Observer, RunSummary

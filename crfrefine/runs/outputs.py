@@ -16,8 +16,7 @@ from crfrefine.cases.dataset_description import read_dataset_description
 from crfrefine.cases.reading_options import RESERVED_NAMES
 from crfrefine.errors import InputError
 from crfrefine.io.atomic import check_replaceable
-from crfrefine.io.paths import WRITTEN_SUFFIXES, stem_of, suffix_of
-from crfrefine.io.recognition import files_read, files_written, suffix_to_write
+from crfrefine.io.paths import WRITTEN_SUFFIXES, files_read, files_written, stem_of, suffix_of, suffix_to_write
 from crfrefine.io.volume import Segment, named_segments, segments_of
 from crfrefine.runs.store import RECORD_FOLDER
 

@@ -19,8 +19,7 @@ from crfrefine.cases.reading_options import ReadingOptions, declared_labels, fin
 from crfrefine.engines import get_backend
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.atomic import check_small_output, check_writable
-from crfrefine.io.paths import LOGITS_SUFFIXES, SCORES_SUFFIXES, stem_of, suffix_of, working_folder
-from crfrefine.io.recognition import add_volumes, describe_others
+from crfrefine.io.paths import LOGITS_SUFFIXES, SCORES_SUFFIXES, add_volumes, describe_others, stem_of, suffix_of, working_folder
 from crfrefine.runs.case_work import CaseSettings, Task
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.outputs import OutputFiles, check_summary_path, plan_names_file, plan_outputs

@@ -21,7 +21,7 @@ from crfrefine.base.plain import from_plain, to_plain
 from crfrefine.base.text import MAX_OF_A_REASON, shorten
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.atomic import write_small_file
-from crfrefine.io.recognition import files_read
+from crfrefine.io.paths import files_read
 from crfrefine.train.calibration import MIN_CALIBRATED, calibrate, calibrate_output, with_calibrated
 from crfrefine.train.candidates import MIN_CASES, NO_CRF, NO_RIVALS, UNTRAINED, FitResult
 from crfrefine.train.comparison import FoldResult, Tuned

@@ -32,7 +32,7 @@ from crfrefine.cases.label_input import KIND
 from crfrefine.cases.nnunet import find_trained_cases, require_trained
 from crfrefine.cases.reading_options import NO_REGIONS, DeclaredLabels, RegionReading, declared_labels, find_regions
 from crfrefine.errors import CrfRefineError, InputError, UnexpectedError
-from crfrefine.io.recognition import add_volumes
+from crfrefine.io.paths import add_volumes
 from crfrefine.train.options import DataFolders
 
 _MAX_NAMED = 3

@@ -26,7 +26,7 @@ from crfrefine.cases.case import CaseFiles, read_case, read_case_headers
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.io.atomic import write_small_file
 from crfrefine.io.json import without_nonfinite
-from crfrefine.io.recognition import add_volumes
+from crfrefine.io.paths import add_volumes
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.plan import RunInputs, find_inputs, plan_run

@@ -11,7 +11,7 @@ from crfrefine.cases import case as cases
 from crfrefine.cases.case import CaseFiles, ReadingOptions, load_case
 from crfrefine.errors import CapacityError
 from crfrefine.io import logits as io_logits
-from crfrefine.io import volumes
+from crfrefine.io import reading
 
 SHAPE = (5, 6, 7)
 AFFINE = affine_of((1.0, 1.5, 2.25))
@@ -64,7 +64,7 @@ def test_a_case_is_read_if_it_just_fits_and_refused_one_byte_earlier(kind, tmp_p
     def no_array(*_):
         raise AssertionError("an array was allocated")
 
-    for module in (volumes, io_logits, cases):
+    for module in (reading, io_logits, cases):
         monkeypatch.setattr(module, "allocate_array", no_array)
     with pytest.raises(CapacityError) as caught:
         load_case(files, ReadingOptions(max_memory=needed - 1, **how), with_labels=with_labels)

@@ -21,8 +21,8 @@ from io_helpers import meta_text, nrrd_text
 from crfrefine import io
 from crfrefine.cases.discovery import discover_cases
 from crfrefine.errors import CrfRefineError
-from crfrefine.io.pieces import is_nonzero, read_mask
-from crfrefine.io.recognition import recognize, suffix_to_write
+from crfrefine.io.paths import recognize, suffix_to_write
+from crfrefine.io.reading import read_mask
 
 SHAPE = (2, 3, 4)
 VOXELS = np.arange(24, dtype="<i2").tobytes()
@@ -35,7 +35,7 @@ def _read_volume(path, rng):
         case 0:
             assert io.read_labels(path).data.dtype in (np.uint8, np.uint16)
         case 1:
-            assert read_mask(io.read_header(path), is_nonzero).dtype == np.bool_
+            assert read_mask(io.read_header(path)).dtype == np.bool_
         case 2:
             io.is_whole(path)
             io.suffix_of(path)

@@ -12,8 +12,7 @@ from io_helpers import numbers, save_itk, save_nifti
 from crfrefine import io
 from crfrefine.cases.discovery import discover_cases
 from crfrefine.errors import InputError, UnsupportedFormatError
-from crfrefine.io.paths import FORMATS, format_of, stem_of
-from crfrefine.io.recognition import files_read, recognize
+from crfrefine.io.paths import FORMATS, files_read, format_of, recognize, stem_of
 
 SUFFIXES = [suffix for known in FORMATS for suffix in known.suffixes]
 SHAPE = (5, 6, 7)

@@ -27,7 +27,7 @@ META_HEADERS = {
     "zero byte in a name": (meta_text(ElementDataFile="a\0.raw"), "line 4 holds a zero byte"),
     "name with escapes": (meta_text(ElementDataFile="\x1b[2Ja.raw"), r"expected them in .*\\x1b\[2Ja\.raw"),
     "name missing": (meta_text(ElementDataFile=""), "expected the name of a file, or LOCAL"),
-    "list of three": (meta_text(ElementDataFile="LIST") + b"a\nb\nc\n\n", "promises 4 files of voxels, it lists 3"),
+    "list of three": (meta_text(ElementDataFile="LIST") + b"a\nb\nc\n\n", "expected names of 4 files, .*; found 3"),
     "type unknown": (meta_text(ElementType="MET_STRING"), "ElementType = MET_STRING; expected one of MET_CHAR"),
     "other object": (meta_text(ObjectType="Tube"), "expected Image"),
     "from the end, compressed": (meta_text(HeaderSize="-1", CompressedData="True"), "of voxels that are not compressed"),

@@ -19,15 +19,15 @@ DIGITS = "9" * 5000
 
 # Content of a dataset.json, and the message about it.
 BAD = {
-    "empty": (b"", "line 1, column 1: Expecting value"),
-    "not JSON": (b'{"labels":\n  {"a": 1,, "b": 2}}', "line 2, column 11: Expecting property name enclosed in double quotes"),
+    "empty": (b"", "Expecting value: line 1 column 1"),
+    "not JSON": (b'{"labels":\n  {"a": 1,, "b": 2}}', "Expecting property name enclosed in double quotes: line 2 column 11"),
     "brackets": (b"[" * 100_000, "nested too deeply"),
     "NaN in a list": (
         b'{"labels": {"a": 1, "b": [0, {"c": NaN}]}}',
         "labels.b[1]: expected a whole number from 0 to 65535, got {'c': nan}",
     ),
     "a half": (b'{"labels": {"tumor": 1.5}}', "labels.tumor: expected a whole number from 0 to 65535, got 1.5"),
-    "not UTF-8": (b'{"labels":\n {"a\xff": 1}}', "line 2: this is not UTF-8 text"),
+    "not UTF-8": (b'{"labels":\n {"a\xff": 1}}', "byte 15 is not UTF-8 text"),
     "digits": (f'{{"labels": {{"tumor": {DIGITS}}}}}'.encode(), "not JSON: Exceeds the limit (4300 digits)"),
     "twice": (b'{"labels": {"a": 1, "a": 2}}', "labels.a: expected a whole number from 0 to 65535, got a key that appears twice"),
     "long": (json.dumps({"labels": {"x" * 100_000: -1}}).encode(), f"labels.{'x' * 79}…: expected a whole number"),

@@ -13,9 +13,8 @@ from crfrefine import io
 from crfrefine.base.memory import SMALL, MemoryLimit
 from crfrefine.errors import CapacityError, InputError
 from crfrefine.io import decode
-from crfrefine.io.pieces import is_nonzero, read_mask, read_pieces, read_whole_numbers
+from crfrefine.io.reading import allocate, read_into, read_mask, read_pieces, read_whole_numbers
 from crfrefine.io.volume import Volume
-from crfrefine.io.volumes import allocate, read_into
 
 SHAPE = (4, 5, 6)
 MIB = 1 << 20
@@ -136,4 +135,4 @@ def test_a_byte_per_voxel_and_a_few_megabytes(dtype, read, tmp_path):
 def test_several_values_per_voxel_are_no_mask(tmp_path):
     path = save_nifti(tmp_path / "a.nii", np.zeros((4, 5, 6, 2), np.uint8))
     with pytest.raises(InputError, match="expected a mask with one value per voxel, this file has 2"):
-        read_mask(io.read_header(path), is_nonzero)
+        read_mask(io.read_header(path))

@@ -13,7 +13,7 @@ from io_helpers import OBLIQUE, affine_of, itk_affine, itk_array, numbers, save_
 from crfrefine import io
 from crfrefine.cases.discovery import discover_cases
 from crfrefine.errors import CrfRefineError, UnsupportedFormatError
-from crfrefine.io.recognition import files_read
+from crfrefine.io.paths import files_read
 
 SHAPE = (4, 5, 6)
 DATA = numbers(SHAPE[::-1], dtype=np.int16)  # in the order of files, x fastest

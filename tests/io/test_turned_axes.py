@@ -13,7 +13,7 @@ from crfrefine import io
 from crfrefine.base.geometry import reorientation
 from crfrefine.cases.case import CaseFiles, load_case
 from crfrefine.errors import InputError
-from crfrefine.io.pieces import read_pieces
+from crfrefine.io.reading import read_pieces
 from crfrefine.train.dataset import find_cases
 from crfrefine.train.options import locate_folders
 

@@ -15,7 +15,7 @@ from tile_cases import TileCase, make_case, refine
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import RunContext
 from crfrefine.errors import CapacityError
-from crfrefine.io.pieces import Piece
+from crfrefine.io.reading import Piece
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.refinement.refining import refine_network
 from crfrefine.refinement.tiles.planning import plan_stream

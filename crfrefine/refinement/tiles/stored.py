@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from crfrefine.base.array_types import Array, Bool, Float32
-    from crfrefine.io.pieces import Piece
+    from crfrefine.io.reading import Piece
     from crfrefine.refinement.tiles.grid import Extents
     from crfrefine.refinement.tiles.survey import Survey, Thresholds
 

@@ -18,8 +18,7 @@ from crfrefine.cases.dataset_description import read_descriptions, read_names
 from crfrefine.cases.reading_options import RegionReading, find_regions
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.atomic import check_replaceable
-from crfrefine.io.paths import require_suffix
-from crfrefine.io.recognition import add_volumes, files_written, is_dicom
+from crfrefine.io.paths import add_volumes, files_written, is_dicom, require_suffix
 from crfrefine.io.volume import Volume, VolumeHeader, named_segments
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from crfrefine.cases.label_input import KIND as LABEL_MAP
 from crfrefine.cases.reading_options import RegionReading
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.io.atomic import check_replaceable, write_small_file
-from crfrefine.io.recognition import add_volumes
+from crfrefine.io.paths import add_volumes
 from crfrefine.metrics.counts import OverlapCounts, dice
 from crfrefine.metrics.regions import Region
 from crfrefine.parameters.model import CrfParameters

@@ -1,0 +1,362 @@
+"""Read a file of any supported format: first its header, then its voxels into an array, or piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crfrefine.base.axes import StorageOrder, file_order
+from crfrefine.base.failures import reading
+from crfrefine.base.geometry import reorientation
+from crfrefine.base.labels import MAX_LABEL
+from crfrefine.base.parallel import run_ahead
+from crfrefine.errors import CrfRefineError, InputError, UnsupportedFormatError
+from crfrefine.io.decode import Decoder, VoxelStream, allocate_array, as_bytes
+from crfrefine.io.paths import (
+    FORMATS,
+    LOGITS_SUFFIXES,
+    VOLUME_SUFFIXES,
+    Format,
+    conversion_hint,
+    format_of,
+    format_to_read,
+    named_header,
+    recognize,
+    require_file,
+)
+from crfrefine.io.streams import BlockReader
+from crfrefine.io.volume import MAX_BYTES, FileState, RareHeaderError, Volume, VolumeHeader, iter_pieces
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from crfrefine.io import metaimage, mgh, nifti, npz, nrrd
+    from crfrefine.io.paths import FormatCode
+
+    # So mypy checks that each has the functions.
+    _CODE: tuple[FormatCode, ...] = (metaimage, mgh, nifti, npz, nrrd)
+
+
+def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -> VolumeHeader:
+    """Read the header of a file, without its voxels.
+
+    Args:
+        path: its suffix names the format; if the content has another format, that one is used, and `misnamed` names it.
+        suffixes: of the accepted formats.
+
+    Raises:
+        UnsupportedFormatError: unknown suffix, damaged or cut off, or an ambiguous layout.
+        InputError: the file does not exist or cannot be opened.
+        UnexpectedError: the reader raised an unexpected exception.
+    """
+    path = named_header(Path(path))
+    known = format_to_read(path, suffixes)
+    require_file(path)
+    with reading(path):
+        if not path.stat().st_size:
+            raise UnsupportedFormatError(f"{path}: the file is empty")
+        try:
+            return _read_as(path, known)
+        except UnsupportedFormatError as error:
+            actual = recognize(path)
+            if actual is None or actual is known:
+                raise
+            if isinstance(actual, Format) and set(actual.suffixes) <= set(suffixes):
+                header = _read_as(path, actual)
+                # The name of the header decides which other files hold voxels, and which files must not be replaced.
+                if header.source is None or header.source.path == path:
+                    return header
+            raise UnsupportedFormatError(f"{error}\n  {conversion_hint(actual)}") from None
+
+
+def _read_as(path: Path, known: Format) -> VolumeHeader:
+    before = _states(path)
+    # The checks find numbers of a damaged header that are out of range; warnings about them are not needed.
+    with np.errstate(all="ignore"):
+        try:
+            header = replace(known.load().read_header(path), family=known.name)
+        except RareHeaderError as rare:
+            from crfrefine.io import itk
+
+            note = f"read through SimpleITK: its header has {rare}"
+            header = replace(itk.read_header(path, known.name), family=itk.FAMILY, notes=(note,))
+    if format_of(path) is not known:
+        note = f"the file is {known.name}, although its name does not say so; it is read as such"
+        header = replace(header, misnamed=note)
+    source = header.source
+    return replace(header, states=before if source is None or source.path == path else before + _states(source.path))
+
+
+def _states(path: Path) -> tuple[FileState, ...]:
+    """Return the state of a file; none if it is missing, which reading reports."""
+    with suppress(OSError, ValueError):
+        status = path.stat()
+        return ((path, status.st_ino, status.st_size, status.st_mtime_ns),)
+    return ()
+
+
+def _require_unchanged(header: VolumeHeader) -> None:
+    """Raise InputError if a file changed: the header of one and voxels of another would make one case."""
+    for path, *state in header.states:
+        status = path.stat()
+        if [status.st_ino, status.st_size, status.st_mtime_ns] != state:
+            raise InputError(f"{path}: was changed while it was read; run again when nothing writes to it any more")
+
+
+@contextmanager
+def open_voxels(header: VolumeHeader) -> Iterator[VoxelStream]:
+    """Open a file at its first voxel; raise InputError if it changed since its header was read, or while the block lasted."""
+    _require_unchanged(header)
+    try:
+        opened: AbstractContextManager[VoxelStream]
+        if header.turned is not None:
+            opened = _open_turned(header)
+        elif header.source is not None:
+            opened = header.source.stream()
+        else:
+            code: Any = next(known for known in FORMATS if known.name == header.family).load()
+            opened = code.open_voxels(header)
+        with opened as stream:
+            yield stream
+    except CrfRefineError:
+        _require_unchanged(header)  # That is the reason then.
+        raise
+    _require_unchanged(header)
+
+
+def placed_on(header: VolumeHeader, grid: VolumeHeader) -> VolumeHeader:
+    """Return the header of a file with its axes turned to those of a grid, if its voxels are on that grid; else unchanged."""
+    if header.affine is None or grid.affine is None or header.on_same_grid(grid):
+        return header
+    turn = reorientation(grid.grid_shape, grid.affine, header.grid_shape, header.affine)
+    if turn is None:
+        return header
+    return replace(header, grid_shape=grid.grid_shape, affine=grid.affine, spacing=grid.spacing, turned=(header, turn))
+
+
+@contextmanager
+def _open_turned(header: VolumeHeader) -> Iterator[VoxelStream]:
+    """Open a file whose axes are turned; one channel is in memory, or all if the file interleaves them."""
+    assert header.turned is not None
+    own, turn = header.turned
+    shape = (own.num_channels, *(*own.grid_shape, 1)[2::-1])
+    with open_voxels(own) as stream:
+        decoder = Decoder(stream, shape)
+
+        def blocks() -> Generator[memoryview, None, None]:
+            at_once = 1 if decoder.is_by_channel else own.num_channels
+            for first in range(0, own.num_channels, at_once):
+                values = allocate_array((at_once, *shape[1:]), own.path, stream.kept_type)
+                decoder.fill(values, first)
+                for channel in values:
+                    yield as_bytes(np.ascontiguousarray(turn.apply(channel)))
+
+        yield VoxelStream(BlockReader(blocks()), stream.kept_type.newbyteorder("<"), own.path, decoder.finish)
+
+
+# ---- Voxels as float32
+
+
+def read_volume(path: str | Path) -> Volume:
+    """Read a scalar or multi-channel volume as float32, scaled.
+
+    Returns:
+        data (x, y, z), (x, y), or (channels, ...) if there are several.
+
+    Raises:
+        UnsupportedFormatError: the file is of unknown type, damaged or cut off, or its layout is ambiguous.
+        InputError: the file is missing, or values are NaN or infinite.
+    """
+    header = read_header(path, VOLUME_SUFFIXES)
+    values = allocate(header)
+    read_into(header, values)
+    channels = file_order(values).to_user(values)
+    return Volume(channels if header.num_channels > 1 else channels[0], *header.geometry(), header.path, header)
+
+
+def allocate(header: VolumeHeader) -> NDArray[np.float32]:
+    """Return an uninitialized array for the voxels of a file, (channels, [z,] y, x); raise CapacityError if it does not fit."""
+    return allocate_array((header.num_channels, *header.grid_shape[::-1]), header.path)
+
+
+def read_into(header: VolumeHeader, values: NDArray[np.float32]) -> None:
+    """Read the voxels of a file, scaled, into (channels, [z,] y, x) C-contiguous.
+
+    Raises:
+        UnsupportedFormatError: damaged or cut off.
+        InputError: values that are NaN or infinite.
+        UnexpectedError: the reader raised an unexpected exception.
+    """
+    with reading(header.path), open_voxels(header) as stream:
+        decoder = Decoder(stream, values.shape)
+        decoder.fill(values)
+        decoder.finish()
+
+
+# ---- Voxels piece by piece, in the stored type
+
+
+ALL_PLANES = slice(None)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Consecutive planes of one channel, or of all channels."""
+
+    channels: slice  # the channels, counted from 0
+    planes: slice  # the planes of the grid: indices along its slowest axis in storage, z, or y of a 2-D grid
+    # (channels, planes, [y,] x) C-contiguous, finite; the caller's own. In the stored type (float16, float32, int8, uint8,
+    # int16, uint16) if the file has no scaling; else scaled float32. All pieces of a file have the same type.
+    values: NDArray[Any]
+
+
+def read_pieces(header: VolumeHeader, *, planes: slice = ALL_PLANES, most_bytes: int = MAX_BYTES) -> Generator[Piece, None, None]:
+    """Read a file piece by piece, while a thread reads one piece ahead; close the generator, or forget it, to stop early.
+
+    Where one channel follows the other in the file (NIfTI, .npz, an NRRD with its channels last), a piece is planes of one
+    channel; where the channels of a voxel or of a plane are together (MetaImage and NRRD vectors), it is all channels of some
+    planes. Two pieces are in memory at a time, with that of the caller, and a third one while the caller gets the next one.
+    An .npz in Fortran order is read as a whole: its last voxels may be those of the first plane of the first channel.
+
+    Args:
+        header: result of `read_header`.
+        planes: consecutive planes to read. The others are skipped, or inflated but not looked at.
+        most_bytes: of a piece; a piece has at least one plane, whatever its size.
+
+    Raises:
+        UnsupportedFormatError: damaged or cut off. The checksum is compared at the end of the file, after the last piece.
+        InputError: values that are NaN or infinite; raised at the end of the file, after all pieces without such values.
+        CapacityError: a piece does not fit into memory.
+        UnexpectedError: the reader raised an unexpected exception.
+    """
+    return run_ahead(decoded_pieces(header, planes, most_bytes))
+
+
+def decoded_pieces(header: VolumeHeader, planes: slice = ALL_PLANES, most_bytes: int = MAX_BYTES) -> Generator[Piece, None, None]:
+    """Read a file piece by piece in the calling thread; otherwise as `read_pieces`."""
+    shape = (header.num_channels, *header.grid_shape[::-1])
+    first, last, step = planes.indices(shape[1])
+    if step != 1 or first >= last:
+        raise ValueError(f"expected consecutive planes of the {shape[1]} of {header.path}, got {planes}")
+    with reading(header.path), open_voxels(header) as stream:
+        decoder, dtype = Decoder(stream, shape), stream.kept_type
+        wanted = (shape[0], last - first, *shape[2:])
+        for channels, inside in iter_pieces(wanted, dtype.itemsize, most_bytes, by_channel=decoder.is_by_channel):
+            here = slice(first + inside.start, first + inside.stop)
+            if here.start == first:
+                decoder.skip(first)
+            values = allocate_array((channels.stop - channels.start, here.stop - here.start, *shape[2:]), header.path, dtype)
+            decoder.fill(values, channels.start, here.start)
+            if not decoder.num_bad:
+                yield Piece(channels, here, values)
+            if here.stop == last:
+                decoder.skip(shape[1] - last)
+        decoder.finish()
+
+
+def is_whole(path: str | Path) -> bool:
+    """Return whether a file exists, has the format of its name, and can be read to its end, with the right checksum."""
+    try:
+        header = read_header(path)
+        for _ in decoded_pieces(header, most_bytes=_CHECKED_BYTES):
+            pass
+    except CrfRefineError:
+        return False
+    return header.misnamed is None
+
+
+_CHECKED_BYTES = 1 << 22  # Decoded at once for a check only.
+
+
+# ---- Label maps and masks: a byte or two per voxel, whatever the type in the file
+
+
+LABEL_TOLERANCE = 0.1
+"""Largest distance of a label from a whole number: some tools write a scaling that turns 1 into 0.988."""
+
+_PIECE_BYTES = 1 << 20  # In the processor's cache, so that looking at a value twice costs little.
+
+
+@dataclass(frozen=True)
+class WholeNumbers:
+    """The values of a file, rounded, and whether they can be labels."""
+
+    # ([z,] y, x), the smallest of uint8 and uint16; without meaning if `low` or `high` is out of range.
+    labels: NDArray[np.unsignedinteger[Any]]
+    off: float  # largest distance of a value from a whole number
+    low: float  # smallest value, rounded
+    high: float  # largest value, rounded
+
+    def require_range(self, path: Path) -> None:
+        """Raise InputError if a value cannot be a label."""
+        if self.low < 0 or self.high > MAX_LABEL:
+            raise InputError(f"{path}: not a label map: expected labels from 0 to {MAX_LABEL}, found {self.low:.0f} to {self.high:.0f}")
+
+
+def read_labels(path: str | Path, *, grid: VolumeHeader | None = None) -> Volume:
+    """Read a label map as the smallest unsigned integer type, even if it is stored as float or with a scaling.
+
+    Args:
+        path: the file.
+        grid: header of the image, to which axes are turned.
+
+    Raises:
+        InputError: values that are not whole numbers, negative, or above 65535; more than one channel.
+        UnsupportedFormatError: as for `read_volume`.
+    """
+    header = read_header(path, VOLUME_SUFFIXES)
+    header = header if grid is None else placed_on(header, grid)
+    geometry, numbers = header.geometry(), read_whole_numbers(header)
+    if numbers.off > LABEL_TOLERANCE:
+        raise InputError(
+            f"{path}: not a label map: expected whole numbers, found values up to {numbers.off:.2g} away from one; "
+            "it may be a probability map or an image"
+        )
+    numbers.require_range(header.path)
+    return Volume(StorageOrder.of_files(numbers.labels.ndim).to_user(numbers.labels), *geometry, header.path, header)
+
+
+def read_whole_numbers(header: VolumeHeader) -> WholeNumbers:
+    """Read a file with one value per voxel as whole numbers; beyond the result it takes a few megabytes.
+
+    Raises:
+        InputError: several values per voxel; values that are NaN or infinite.
+        UnsupportedFormatError: damaged or cut off.
+        CapacityError: the labels do not fit into memory.
+    """
+    require_scalar(header, "a label map")
+    labels: NDArray[np.unsignedinteger[Any]] = allocate_array(header.grid_shape[::-1], header.path, np.dtype(np.uint8))
+    off, low, high = 0.0, np.inf, -np.inf
+    for piece in decoded_pieces(header, most_bytes=_PIECE_BYTES):
+        values = piece.values[0]
+        if values.dtype.kind == "f":
+            rounded = np.rint(values)
+            off = max(off, float(np.abs(values - rounded).max()))
+            values = rounded
+        low, high = min(low, float(values.min())), max(high, float(values.max()))
+        if low < 0 or high > MAX_LABEL:
+            continue  # The rest tells how far they are out of range.
+        if high > np.iinfo(labels.dtype).max:
+            labels = labels.astype(np.uint16)
+        labels[piece.planes] = values
+    return WholeNumbers(labels, off, low, high)
+
+
+def read_mask(header: VolumeHeader, condition: Callable[[NDArray[Any]], NDArray[np.bool_]] | None = None) -> NDArray[np.bool_]:
+    """Return where a file with one value per voxel is not zero, or fulfills a condition, ([z,] y, x)."""
+    require_scalar(header, "a mask")
+    mask: NDArray[np.bool_] = allocate_array(header.grid_shape[::-1], header.path, np.dtype(np.bool_))
+    for piece in decoded_pieces(header, most_bytes=_PIECE_BYTES):
+        mask[piece.planes] = piece.values[0] if condition is None else condition(piece.values[0])
+    return mask
+
+
+def require_scalar(header: VolumeHeader, what: str) -> None:
+    """Raise InputError if a file has several values per voxel."""
+    if header.num_channels > 1:
+        raise InputError(f"{header.path}: expected {what} with one value per voxel, this file has {header.num_channels}")
