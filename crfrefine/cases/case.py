@@ -54,7 +54,6 @@ __all__ = [
     "read_dataset_description",
 ]
 
-
 ChannelSource: TypeAlias = "NDArray[np.float32] | LabelMap | LogitsHeader"
 """The channels of a case: an array, a label map, or files from which they are streamed."""
 
@@ -66,17 +65,16 @@ class Case:
     case_id: str  # its name
     # (M, *grid) float32, scaled; beside a label map or streamed channels, in the type of the files if they have no scaling.
     image: NDArray[Any]
-    # The network's output. In memory: (L, *grid) float32 logits, higher is better; of regions (R, *grid) log-odds. Else a label map, or the
-    # headers of files whose channels are streamed when the case is refined.
+    # The network's output. In memory: (L, *grid) float32 logits, higher is better; of regions (R, *grid) log-odds.
     network: ChannelSource
-    mask: NDArray[np.bool_] | None  # (*grid), True where the model applies; None: everywhere
+    mask: NDArray[np.bool_] | None  # (*grid), True where the model applies; None means everywhere
     like: Volume  # the first modality; its geometry is that of the output
     spacing: tuple[float, ...]  # mm, one per grid axis
     num_labels: int  # L of a label map, background included; the logits of a label map have channels only for the labels that occur
     input_kind: str  # "logits", "probabilities" or "labels", the type of the network's output
     notes: list[str] = field(default_factory=list)  # facts that the user should know, one sentence each
     labels: NDArray[np.unsignedinteger[Any]] | None = None  # (*grid) the reference, if requested
-    regions: RegionScheme | None = None  # the regions of the channels; None: the channels are labels
+    regions: RegionScheme | None = None  # the regions of the channels; None means that channels are labels
     channel_labels: tuple[int, ...] = ()  # the label of each channel; empty: 0, 1, 2 …
     absent_labels: tuple[int, ...] = ()  # labels that have a channel although the label map, if it is one, lacks them
     times: dict[str, float] = field(default_factory=dict)  # seconds of parts of reading
@@ -95,24 +93,19 @@ class Case:
     def find_padding(self) -> NDArray[np.bool_] | None:
         """Return (*grid), True where the logits say nothing, such as padding; None if they do everywhere."""
         order = file_order(self.logits)
-        stored = order.to_storage(self.logits)
-        padding = find_padding(stored, are_regions=self.regions is not None)
+        padding = find_padding(order.to_storage(self.logits), are_regions=self.regions is not None)
         return None if padding is None else order.to_user(padding)
 
 
 def load_case(
-    files: CaseFiles,
-    options: ReadingOptions = DEFAULT_READING,
-    *,
-    threads: int | None = None,
-    with_labels: bool = False,
+    files: CaseFiles, options: ReadingOptions = DEFAULT_READING, *, threads: int | None = None, with_labels: bool = False
 ) -> Case:
     """Read and check a case, several files at a time; a label map becomes logits.
 
     Args:
         files: result of `discover_cases`.
         options: how to read.
-        threads: None: the cores this process may use.
+        threads: None means the cores this process may use.
         with_labels: whether to read the reference too.
 
     Raises:
@@ -133,7 +126,7 @@ def read_case(
     threads: int | None = None,
     with_labels: bool = False,
 ) -> Case:
-    """Read a case; raises like `load_case`.
+    """Read a case whose headers are read; raises like `load_case`.
 
     Args:
         headers: result of `read_case_headers`.
@@ -143,38 +136,40 @@ def read_case(
         threads: None means the cores this process may use.
         with_labels: whether to read the reference too.
     """
-    images, network = headers.images, headers.logits
+    images, network, first = headers.images, headers.logits, headers.images[0]
     if network is None:
         raise InputError(f"case {headers.files.case_id!r}: no logits")
-    is_streamed = plan_memory(headers, options, as_logits=as_logits, may_stream=may_stream, with_labels=with_labels)
-    keeps_logits = not is_streamed and (as_logits or network.kind != KIND)
+    is_map = network.kind == KIND
+    is_streamed = plan_memory(headers, network, options, as_logits=as_logits, may_stream=may_stream, with_labels=with_labels)
     threads = threads or available_threads()
-    first = images[0]
     times: dict[str, float] = {}
-    read: list[NDArray[Any]] = []  # the image as stored
-    masks: list[NDArray[np.bool_]] = []
-    label_maps: list[LabelMap] = []
+    parts: dict[str, Any] = {}
 
-    def read_labels() -> None:
-        label_maps.append(read_label_map(network, images, options, are_structures=headers.files.are_structures))
+    def read_part(name: str, read: Callable[[], Any]) -> None:
+        started = time.perf_counter()
+        parts[name] = read()
+        times[name] = time.perf_counter() - started
 
     # The longest job first: the network's output; each file inflates on one thread.
-    scores, jobs = network.reading() if keeps_logits and network.kind != KIND else (None, [])
-    if network.kind == KIND:
-        jobs.append(partial(_timed, times, "labels", read_labels))
+    keeps_logits = not is_streamed and (as_logits or not is_map)
+    scores, jobs = network.reading() if keeps_logits and not is_map else (None, [])
+    if is_map:
+        of_labels = partial(read_label_map, network, images, options, are_structures=headers.files.are_structures)
+        jobs.append(partial(read_part, "labels", of_labels))
     if keeps_logits:
-        read.append(allocate_array((headers.num_modalities, *first.grid_shape[::-1]), first.path))
+        parts["image"] = allocate_array((headers.num_modalities, *first.grid_shape[::-1]), first.path)
         for i, header in enumerate(images):  # Several files have a channel each.
-            jobs.append(partial(io.read_into, header, read[0][i : i + header.num_channels].reshape(-1, *header.grid_shape[::-1])))
+            values = parts["image"][i : i + header.num_channels].reshape(-1, *header.grid_shape[::-1])
+            jobs.append(partial(io.read_into, header, values))
     else:
-        jobs.append(partial(_timed, times, "image", lambda: read.append(_read_as_stored(images))))
+        jobs.append(partial(read_part, "image", partial(_read_as_stored, images)))
     if headers.mask is not None:
-        jobs.append(lambda: masks.append(read_mask(headers.mask)))  # type: ignore[arg-type]
+        jobs.append(lambda: parts.update(mask=read_mask(headers.mask)))  # type: ignore[arg-type]
     run_all(jobs, threads)
     del jobs  # They hold the values of the files, which are not needed beside interpolated ones.
 
-    if network.kind == KIND:
-        found = channels_of_labels(label_maps[0], options, as_logits=as_logits)
+    if is_map:
+        found = channels_of_labels(parts["labels"], options, as_logits=as_logits)
     elif scores is not None:
         found = channels_of_scores(network, scores, first, options, threads, times, as_logits=as_logits)
     elif (one_hot := read_one_hot(network, None, first, options)) is not None:
@@ -182,51 +177,46 @@ def read_case(
     else:  # Channels of unknown type are logits until they are streamed.
         declared = network.kind if options.input_type == "auto" else options.input_type
         found = {"network": network, "input_kind": declared or "logits", "num_labels": network.num_labels, "notes": []}
-    (values,) = read
     notes = found.pop("notes")
-    mask = None
+    mask = labels = None
     if headers.mask is not None:
-        mask = _mask_on_grid(headers.images[0], headers.mask, masks[0], notes)
+        mask = _mask_on_grid(first, headers.mask, parts["mask"], notes)
     elif options.mask_mode == "nonzero":
-        mask = nonzero_mask(values, first.path)
-    if mask is not None:
-        mask = StorageOrder.of_files(mask.ndim).to_user(mask)
-    labels = _read_reference(headers, notes) if with_labels else None
-    image = file_order(values).to_user(values)
+        mask = nonzero_mask(parts["image"], first.path)
+    if with_labels and headers.labels is not None:
+        values = io.read_labels(headers.labels.path, grid=first).data
+        values = StorageOrder.of_files(values.ndim).to_storage(values)
+        labels = WorkGrid(first).nearest(headers.labels, values, "labels", notes, outside="are background")
+    order = StorageOrder.of_files(len(first.grid_shape))
+    image = order.to_user(parts["image"])
     return Case(
         **found,
         notes=[*notes, *headers.notes],
         case_id=headers.files.case_id,
         image=image,
-        mask=mask,
+        mask=None if mask is None else order.to_user(mask),
         like=Volume(image[0], *first.geometry(), first.path, first),
         spacing=headers.spacing,
-        labels=labels,
+        labels=None if labels is None else order.to_user(labels),
         times=times,
     )
-
-
-def _timed(times: dict[str, float], name: str, job: Callable[[], None]) -> None:
-    started = time.perf_counter()
-    job()
-    times[name] = time.perf_counter() - started
 
 
 def _read_as_stored(images: Sequence[VolumeHeader]) -> NDArray[Any]:
     """Return the modalities of a case, (M, [z,] y, x), in their stored type; float32 where types differ or values are scaled."""
     modalities: list[NDArray[Any]] = []
     for header in images:
-        whole: NDArray[Any] | None = None
+        values: NDArray[Any] | None = None
         for piece in read_pieces(header):
-            if whole is None:
-                whole = allocate_array((header.num_channels, *header.grid_shape[::-1]), header.path, piece.values.dtype)
-            whole[piece.channels, piece.planes] = piece.values
-        assert whole is not None
-        modalities += list(whole) if len(images) > 1 else [whole]
+            if values is None:
+                values = allocate_array((header.num_channels, *header.grid_shape[::-1]), header.path, piece.values.dtype)
+            values[piece.channels, piece.planes] = piece.values
+        assert values is not None
+        modalities.append(values)
     if len(images) == 1:
         return modalities[0]
     types = {modality.dtype for modality in modalities}
-    return np.stack(modalities).astype(types.pop() if len(types) == 1 else np.float32, copy=False)
+    return np.concatenate(modalities).astype(types.pop() if len(types) == 1 else np.float32, copy=False)
 
 
 def _mask_on_grid(image: VolumeHeader, header: VolumeHeader, mask: NDArray[np.bool_], notes: list[str]) -> NDArray[np.bool_]:
@@ -247,17 +237,6 @@ def nonzero_mask(image: NDArray[Any], path: Path | None) -> NDArray[np.bool_]:
     if not mask.any():
         raise InputError(f"{path}: the mask `nonzero` is empty: the image is zero everywhere")
     return mask
-
-
-def _read_reference(headers: CaseHeaders, notes: list[str]) -> NDArray[np.unsignedinteger[Any]] | None:
-    """Return the reference of a case, (*grid), on the image's grid; None without one."""
-    if headers.labels is None:
-        return None
-    values = io.read_labels(headers.labels.path, grid=headers.images[0]).data
-    order = StorageOrder.of_files(values.ndim)
-    grid = WorkGrid(headers.images[0])
-    stored = grid.nearest(headers.labels, order.to_storage(values), "labels", notes, outside="are background")
-    return StorageOrder.of_files(stored.ndim).to_user(stored)
 
 
 def channels_of_scores(

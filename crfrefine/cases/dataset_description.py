@@ -96,44 +96,38 @@ def _description_of(content: Any, path: Path) -> DatasetDescription:
     file_ending = content.get("file_ending")
     if not isinstance(file_ending, str | None):
         raise ValueError(f'file_ending: expected a suffix, such as ".nii.gz"; got {shorten_value(file_ending)}')
-    key = "channel_names" if "channel_names" in content else "modality"
     if labels and all(_is_number(number) and isinstance(name, str) for number, name in labels.items()):
         labels = {name: number for number, name in labels.items()}  # As in older files.
     numbers: dict[str, int | tuple[int, ...]] = {}
     for name, value in labels.items():  # the number of a label, or those of a region
         place = f"labels.{shorten(name)}"
-        several = [_label_number(each, f"{place}[{index}]") for index, each in enumerate(value)] if isinstance(value, list) else None
-        numbers[name] = _label_number(value, place) if several is None else tuple(several)
-    ignore = numbers.get("ignore")
-    order = content.get("regions_class_order")
+        is_region = isinstance(value, list)
+        numbers[name] = (
+            tuple(_label_number(each, f"{place}[{i}]") for i, each in enumerate(value)) if is_region else _label_number(value, place)
+        )
+    ignore, order = numbers.get("ignore"), content.get("regions_class_order")
     if not isinstance(order, list | None):
         raise ValueError(f"regions_class_order: expected a list of labels, one per region, such as [1, 2, 3]; got {shorten_value(order)}")
-    written = [_label_number(number, f"regions_class_order[{index}]") for index, number in enumerate(order or ())]
+    written = tuple(_label_number(number, f"regions_class_order[{index}]") for index, number in enumerate(order or ()))
+    key = "channel_names" if "channel_names" in content else "modality"
     return DatasetDescription(
-        path=path,
-        channel_names=_channel_names(content.get(key, {}), key),
+        path,
+        _channel_names(content.get(key, {}), key),
         labels=numbers,
         file_ending=file_ending,
         ignore_label=ignore if isinstance(ignore, int) else None,
-        regions_class_order=None if order is None else tuple(written),
+        regions_class_order=None if order is None else written,
     )
 
 
 def _channel_names(channels: Any, key: str) -> tuple[str, ...]:
     """Return the names in the order of their numbers."""
-    expected = f'{key}: expected names by number, such as {{"0": "T1", "1": "FLAIR"}}'
-    if not isinstance(channels, Mapping | list):
-        raise ValueError(f"{expected}; got {shorten_value(channels)}")
-    if isinstance(channels, Mapping):
-        for number in channels:
-            if not _is_number(number):
-                raise ValueError(f"{expected}; got the number {shorten_value(number)}")
+    if isinstance(channels, Mapping) and all(map(_is_number, channels)):
         channels = [channels[number] for number in sorted(channels, key=int)]
+    if not isinstance(channels, list) or not all(isinstance(name, str) for name in channels):
+        raise ValueError(f'{key}: expected names by number, such as {{"0": "T1", "1": "FLAIR"}}; got {shorten_value(channels)}')
     if len(channels) > _MAX_CHANNELS:
         raise ValueError(f"{key}: {len(channels)} channels; files of images are numbered from 0000 to {_MAX_CHANNELS - 1}")
-    for number, name in enumerate(channels):
-        if not isinstance(name, str):
-            raise ValueError(f"{expected}; channel {number} is {shorten_value(name)}")
     return tuple(channels)
 
 
@@ -148,13 +142,9 @@ def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS
 
 
-# Names of labels and modalities for notes, pictures and files: those of `dataset.json` beside the
-# files of a run, or those of an input itself.
-
-
 @dataclass(frozen=True)
 class Names:
-    """Names of labels and modalities."""
+    """Names of labels and modalities for notes, pictures and files."""
 
     labels: Mapping[int, str] = field(default_factory=dict)  # by number
     modalities: tuple[str, ...] = ()  # in order; empty if unknown
@@ -167,10 +157,9 @@ class Names:
 
 
 def read_names(places: Sequence[Path]) -> Names:
-    """Read the first `dataset.json` in these folders, or in their parent folders.
+    """Return the names of the first `dataset.json` in or above these folders and those of these files; empty without one.
 
-    Returns:
-        The names; empty without the file. A file that cannot be used is named in `notes`: names change no result.
+    A file that cannot be used is named in `notes`: names change no result.
     """
     notes: list[str] = []
     description = next(read_descriptions([path if path.is_dir() else path.parent for path in places], notes), None)

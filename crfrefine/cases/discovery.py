@@ -78,17 +78,16 @@ def discover_cases(
         raise InputError(f"{absent}: no such file or folder")
     folder = next((path for path in image_paths if path.is_dir()), None)
     if folder is None:
-        cases = _case_of_files(image_paths)
+        cases = CaseList([_case_of_files(image_paths)])
     elif len(image_paths) > 1:
         raise InputError(f"{folder}: give one folder of images, or the files of one case")
     else:
         cases = _cases_of_folder(folder, logits_paths)
         if include_imageless:
             cases = _with_imageless(cases, folder, labels, logits_paths)
-    if input_type == "labels" and logits_paths:
-        cases = _with_label_maps(cases, logits_paths, is_single=folder is None)
-    elif logits_paths:
-        cases = with_logits(cases, logits_paths)
+    if logits_paths:
+        are_labels = input_type == "labels"
+        cases = _with_label_maps(cases, logits_paths, is_single=folder is None) if are_labels else with_logits(cases, logits_paths)
     if masks is not None:
         cases = _with_companions(cases, masks, "mask", MASK_SUFFIXES)
     return cases if labels is None else _with_companions(cases, labels, "labels", LABEL_SUFFIXES)
@@ -96,27 +95,24 @@ def discover_cases(
 
 def _cases_of_folder(folder: Path, logits: Sequence[Path]) -> CaseList:
     paths = list_files(folder, VOLUME_SUFFIXES)
-    nested = {} if paths else _images_of_case_folders(folder)
-    if nested:
+    if not paths and (nested := _images_of_case_folders(folder)):
         example = next(iter(nested.values())).relative_to(folder)
         note = f"{folder}: a folder for each case, as in TotalSegmentator's data sets, with its image, such as {example}"
         return CaseList([CaseFiles(case_id, (path,)) for case_id, path in nested.items()], [note])
     stems = {stem_of(path) for path in paths}
-    notes = []
     references = [
         path
         for path in paths
         if suffix_of(path) in LABELS_SUFFIXES
         or any(stem_of(path).removesuffix(suffix) in stems - {stem_of(path)} for suffix in LABEL_SUFFIXES)
     ]
-    if references:
-        notes.append(f"{folder}: not taken for images: {counted(len(references), 'label map')} beside them, such as {references[0].name}")
     # This tool's own outputs, or logits beside the images (-i FOLDER -p FOLDER), are not separate cases.
-    names = stems | {stem.rpartition("_")[0] for stem in stems if _MODALITY.fullmatch(stem)}
-    found = probabilities_beside(paths, names)
-    if found:
-        notes.append(f"{folder}: not taken for images: {counted(len(found), 'file')} of logits beside them, such as {found[0].name}")
-        references += found
+    outputs = probabilities_beside(paths, stems | {stem.rpartition("_")[0] for stem in stems if _MODALITY.fullmatch(stem)})
+    notes = [
+        f"{folder}: not taken for images: {counted(len(others), what)}{of_logits} beside them, such as {others[0].name}"
+        for others, what, of_logits in ((references, "label map", ""), (outputs, "file", " of logits"))
+        if others
+    ]
     groups: dict[str, dict[int, list[Path]]] = {}
     lone: dict[str, list[Path]] = {}
     is_numbered = any(stem.endswith("_0000") for stem in stems)
@@ -124,7 +120,7 @@ def _cases_of_folder(folder: Path, logits: Sequence[Path]) -> CaseList:
     if logits and logits[0].is_dir() and not logits[0].samefile(folder):
         logits_stems = {stem_of(path) for path in list_files(logits[0], LOGITS_SUFFIXES)}
     for path in paths:
-        if path in references:
+        if path in references or path in outputs:
             continue
         stem = stem_of(path)
         match = _MODALITY.fullmatch(stem)
@@ -198,19 +194,16 @@ def _with_imageless(cases: CaseList, images: Path, labels: Path | None, logits: 
     return CaseList(sorted([*cases, *added], key=lambda case: case.case_id), cases.notes)
 
 
-def _case_of_files(paths: Sequence[Path]) -> CaseList:
+def _case_of_files(paths: Sequence[Path]) -> CaseFiles:
     for path in paths:
         format_to_read(path, VOLUME_SUFFIXES)
         require_file(path)
-    stem = stem_of(paths[0])
-    match = _MODALITY.fullmatch(stem)
-    numbered = [name for path in paths if (name := _MODALITY.fullmatch(stem_of(path))) is not None]
-    case_ids = {name["case"] for name in numbered if int(name["number"]) == 0}
-    if len(case_ids) > 1:
-        raise InputError(f"{paths[0]}: files of {len(case_ids)} cases, {listed(sorted(case_ids))}; give the folder of the images")
     # Without other files to compare with, only the first modality's number is certainly not part of the name.
-    case_id = match["case"] if match and int(match["number"]) == 0 else stem
-    return CaseList([CaseFiles(case_id, tuple(paths))])
+    first_of = [match["case"] if match and int(match["number"]) == 0 else None for match in map(_MODALITY.fullmatch, map(stem_of, paths))]
+    case_ids = sorted({name for name in first_of if name is not None})
+    if len(case_ids) > 1:
+        raise InputError(f"{paths[0]}: files of {len(case_ids)} cases, {listed(case_ids)}; give the folder of the images")
+    return CaseFiles(first_of[0] or stem_of(paths[0]), tuple(paths))
 
 
 def with_logits(cases: CaseList, logits: Sequence[Path]) -> CaseList:
@@ -228,8 +221,7 @@ def with_logits(cases: CaseList, logits: Sequence[Path]) -> CaseList:
     for case in cases:
         name = case.case_id
         candidates = [path for ending in ("", *LOGITS_NAMES) for path in by_stem.get(name + ending, [])]
-        per_label = by_label.get(name, {})
-        of_labels = [path for paths in per_label.values() for path in paths]
+        of_labels = [path for _, paths in sorted(by_label.get(name, {}).items()) for path in paths]
         taken.update(candidates, of_labels)
         # nnU-Net puts its label map CASE.nii.gz beside CASE.npz, and so does this tool beside CASE_logits: explicit names win.
         telling = [path for path in candidates if suffix_of(path) in SCORES_SUFFIXES or stem_of(path) != name] or candidates
@@ -237,8 +229,8 @@ def with_logits(cases: CaseList, logits: Sequence[Path]) -> CaseList:
             found.append(replace(case, logits=(telling[0],)))
         elif telling:
             found.append(case.lacking(f"expected one file of logits, found {file_names(telling)} in {folder}"))
-        elif of_labels and sorted(per_label) == list(range(len(of_labels))):
-            found.append(replace(case, logits=tuple(per_label[label][0] for label in sorted(per_label))))
+        elif of_labels and sorted(by_label[name]) == list(range(len(of_labels))):
+            found.append(replace(case, logits=tuple(of_labels)))
         elif of_labels:
             found.append(case.lacking(f"expected one file for each label from 0, found {file_names(of_labels)} in {folder}"))
         else:
@@ -263,8 +255,7 @@ def _with_label_maps(cases: CaseList, paths: Sequence[Path], *, is_single: bool)
     found = []
     for case in cases:
         name = case.case_id
-        telling = [path for ending in LABEL_SUFFIXES for path in by_stem.get(name + ending, [])]
-        candidates = telling or segmentations_first([path for path in by_stem.get(name, []) if path not in case.images])
+        candidates = _label_maps(by_stem, name, LABEL_SUFFIXES, but=case.images)
         own = structures_folder(folder / name)
         structures = list_files(own, VOLUME_SUFFIXES) if own.is_dir() else []
         if not structures and is_single:
@@ -284,6 +275,12 @@ def _with_label_maps(cases: CaseList, paths: Sequence[Path], *, is_single: bool)
     stray = sorted(path.name for stem, paths in by_stem.items() for path in paths if path not in taken and stem not in known)
     notes = [f"{folder}: ignored {counted(len(stray), 'label map')} without images, such as {stray[0]}"] if stray and not is_single else []
     return CaseList(found, [*cases.notes, *notes])
+
+
+def _label_maps(by_stem: Mapping[str, list[Path]], case_id: str, endings: Sequence[str], but: Sequence[Path] = ()) -> Sequence[Path]:
+    """Return the files that may be the label map of a case: names that tell come first, then formats of segmentations."""
+    telling = [path for ending in endings for path in by_stem.get(case_id + ending, [])]
+    return telling or segmentations_first([path for path in by_stem.get(case_id, []) if path not in but])
 
 
 def _with_structures(case: CaseFiles, paths: Sequence[Path]) -> CaseFiles:
@@ -315,16 +312,15 @@ def logits_named(case_id: str) -> str:
 
 def _with_companions(cases: CaseList, source: Path, what: str, endings: Sequence[str]) -> CaseList:
     """Add the mask or the labels of each case; `what` is "mask" or "labels"."""
-    chosen: dict[str, Any] = {what: source}
     if not source.is_dir():
-        return CaseList([replace(_only_case(cases, [source], VOLUME_SUFFIXES, what), **chosen)], cases.notes)
+        only: dict[str, Any] = {what: source}
+        return CaseList([replace(_only_case(cases, [source], VOLUME_SUFFIXES, what), **only)], cases.notes)
     by_stem = files_by_stem(source, VOLUME_SUFFIXES)
     found = []
     for case in cases:
-        telling = [path for ending in endings for path in by_stem.get(case.case_id + ending, [])]
-        candidates = telling or segmentations_first(by_stem.get(case.case_id, []))
+        candidates = _label_maps(by_stem, case.case_id, endings)
         if len(candidates) == 1:
-            chosen = {what: candidates[0]}
+            chosen: dict[str, Any] = {what: candidates[0]}
             found.append(replace(case, **chosen))
         else:
             there = f"found {file_names(candidates)}" if candidates else "found none"

@@ -1,8 +1,6 @@
 """Folders of nnU-Net version 2: the cases of a trained network, and those of its predictions.
 
-A trained network is in `nnUNet_results/DatasetXXX_NAME/TRAINER__PLANS__CONFIGURATION`. Each of its
-cases gets the probabilities of the fold that held it out, since that network has not seen the case.
-Nothing is unpickled.
+Each case of a trained network gets the probabilities of the fold that held it out. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -32,20 +30,19 @@ ALL = "all"
 """The fold whose network is trained on all cases."""
 
 _EXPECTED = f"expected a folder DatasetXXX_NAME/TRAINER__PLANS__CONFIGURATION with {PLANS} and fold_0, fold_1, ..."
-_READER, _REORIENTING = "image_reader_writer", "NibabelIOWithReorient"
+_REORIENTING = "NibabelIOWithReorient"
 """The one reader of nnU-Net whose probabilities are not on the image's voxel axes."""
 
 
 @dataclass(frozen=True)
 class TrainedNetwork:
-    """The folder of a trained configuration."""
+    """The folder of a trained configuration, `nnUNet_results/DatasetXXX_NAME/TRAINER__PLANS__CONFIGURATION`."""
 
     folder: Path  # absolute
     dataset: str  # such as "Dataset004_Hippocampus"
     trainer: str  # name of its class
     plans: str
     configuration: str  # such as "3d_fullres"
-    reorients: bool  # whether nnU-Net turns the axes of images to RAS+
 
     @property
     def folds(self) -> dict[str, Path]:
@@ -74,16 +71,13 @@ class TrainedCases:
 def require_trained(path: Path) -> TrainedNetwork:
     """Return the trained network of a folder; raise InputError for another folder."""
     folder = Path(os.path.abspath(path))  # noqa: PTH100 - the names as the user wrote them: links are not followed
-    if not folder.is_dir():
-        raise InputError(f"{path}: no such folder; {_EXPECTED}")
     if not _is_trained(folder):
-        raise InputError(f"{path}: is not a trained network of nnU-Net version 2; {_EXPECTED}")
-    plans = _read_table(folder / PLANS)
-    names = folder.name.split("__")
+        problem = "is not a trained network of nnU-Net version 2" if folder.is_dir() else "no such folder"
+        raise InputError(f"{path}: {problem}; {_EXPECTED}")
+    plans, names = _read_table(folder / PLANS), folder.name.split("__")
     # In a renamed folder, the plans still have most names.
     trainer, plans_name, configuration = names if len(names) == 3 else ("TRAINER", str(plans.get("plans_name", "PLANS")), "CONFIGURATION")
-    dataset = str(plans.get("dataset_name", folder.parent.name))
-    return TrainedNetwork(folder, dataset, trainer, plans_name, configuration, plans.get(_READER) == _REORIENTING)
+    return TrainedNetwork(folder, str(plans.get("dataset_name", folder.parent.name)), trainer, plans_name, configuration)
 
 
 def find_cases_to_refine(folder: Path, images: Sequence[Path], masks: Path | None) -> CaseList:
@@ -99,12 +93,11 @@ def find_cases_to_refine(folder: Path, images: Sequence[Path], masks: Path | Non
         return _predicted_cases(folder, given, masks)
     found = find_trained_cases(require_trained(folder), images=given, masks=masks, with_labels=False)
     left_out = [IncompleteCase(case.case_id, case.missing) for case in found.cases if not case.logits]
-    cases = [case for case in found.cases if case.logits]
-    if not cases:
+    if len(left_out) == len(found.cases):
         what_to_do = "\n  ".join(found.advice) or "Name the folder of the images of this network with --images."
         raise too_few_complete(left_out, len(found.cases), "cases with probabilities", what_to_do)
     notes = [describe_left_out(left_out, len(found.cases))] if left_out else []
-    return CaseList(cases, [*notes, *found.advice, *found.cases.notes])
+    return CaseList([case for case in found.cases if case.logits], [*notes, *found.advice, *found.cases.notes])
 
 
 def find_trained_cases(
@@ -136,26 +129,22 @@ def find_trained_cases(
     description = _describe(network.folder)
     image_folder = locate_images(network, images)
     label_folder = locate_labels(network, image_folder, labels) if with_labels else None
-    found = discover_cases(image_folder, None, masks, label_folder, include_imageless=label_folder is not None)
+    found = discover_cases(image_folder, None, masks, label_folder, include_imageless=with_labels)
     splits = _splits(network)
     held_out = {name: fold for fold, (_, validated) in splits.items() for name in validated}
-    archives = {
-        fold: {stem_of(path): path for path in list_files(folder / "validation", SCORES_SUFFIXES)}
-        for fold, folder in folds.items()
-        if fold != ALL and (folder / "validation").is_dir()
-    }
+    validations = {fold: folder / "validation" for fold, folder in folds.items() if fold != ALL and (folder / "validation").is_dir()}
+    archives = {fold: {stem_of(path): path for path in list_files(folder, SCORES_SUFFIXES)} for fold, folder in validations.items()}
+    reorients = _reorients(network.folder)
     cases, lacking = [], set[str]()
     for case in found:
-        seen_by = {fold for fold, (trained_on, _) in splits.items() if case.case_id in trained_on}
-        by_fold = [held_out[case.case_id]] if case.case_id in held_out else [fold for fold in archives if fold not in seen_by]
-        path = next((archives[fold][case.case_id] for fold in by_fold if case.case_id in archives.get(fold, ())), None)
-        if path is not None:
-            cases.append(_with_archive(case, path, reorients=network.reorients))
-            continue
         fold = held_out.get(case.case_id)
-        if fold is None:
-            reason = "no fold that held it out has validated it"
-        else:
+        by_fold = [fold] if fold else [name for name in archives if name not in splits or case.case_id not in splits[name][0]]
+        path = next((archives[name][case.case_id] for name in by_fold if case.case_id in archives.get(name, ())), None)
+        if path is not None:
+            cases.append(_with_archive(case, path, reorients=reorients))
+            continue
+        reason = "no fold that held it out has validated it"
+        if fold is not None:
             lacking.add(fold)
             reason = f"no probabilities in fold_{fold}/validation" if fold in folds else f"fold {fold} is not trained"
         cases.append(case.lacking(f"no probabilities in {network.folder}: {reason}", reason))
@@ -189,6 +178,20 @@ def locate_labels(network: TrainedNetwork, images: Path, given: Path | None) -> 
     return _locate(network, "labels", given, [*(place / "labelsTr" for place in raw), *copies])
 
 
+def _locate(network: TrainedNetwork, what: str, given: Path | None, places: Sequence[Path]) -> Path:
+    """Return the given folder, or the first that exists."""
+    if given is not None and not given.is_dir():
+        raise InputError(f"{given}: no such folder; --{what} names the folder of the {what}")
+    found = given or next((place for place in places if place.is_dir()), None)
+    if found is None:
+        looked_for = "".join(f"    {place}\n" for place in dict.fromkeys(places))
+        raise InputError(
+            f"{network.folder}: the {what} of {network.dataset} are not found; looked for\n{looked_for}"
+            f"  Set the environment variable nnUNet_raw, or name the folder with --{what}."
+        )
+    return found
+
+
 def is_of_nnunet(folder: Path) -> bool:
     """Return whether nnU-Net made a folder: its volumes are label maps then, and not images."""
     has_summary = (folder / "summary.json").is_file() and bool(list_files(folder, SCORES_SUFFIXES))  # as a validation has
@@ -199,23 +202,6 @@ def _is_trained(folder: Path) -> bool:
     return (folder / PLANS).is_file() and any(path.is_dir() for path in folder.glob("fold_*"))
 
 
-def _locate(network: TrainedNetwork, what: str, given: Path | None, places: Sequence[Path]) -> Path:
-    """Return the given folder, or the first that exists."""
-    if given is not None:
-        if not given.is_dir():
-            raise InputError(f"{given}: no such folder; --{what} names the folder of the {what}")
-        return given
-    places = list(dict.fromkeys(places))
-    found = next((place for place in places if place.is_dir()), None)
-    if found is None:
-        looked_for = "".join(f"    {place}\n" for place in places)
-        raise InputError(
-            f"{network.folder}: the {what} of {network.dataset} are not found; looked for\n{looked_for}"
-            f"  Set the environment variable nnUNet_raw, or name the folder with --{what}."
-        )
-    return found
-
-
 def _splits(network: TrainedNetwork) -> dict[str, tuple[frozenset[str], frozenset[str]]]:
     """Return the cases that each fold was trained on and has held out, by `splits_final.json`; empty without the file."""
     paths = [place / "splits_final.json" for place in network.places("nnUNet_preprocessed")]
@@ -223,15 +209,15 @@ def _splits(network: TrainedNetwork) -> dict[str, tuple[frozenset[str], frozense
     if path is None:
         return {}
     add_inputs(path)
-    content = read_json(path)
     try:
-        names = [fold[key] for fold in content for key in ("train", "val")]
-        usable = all(isinstance(each, list) and each and all(isinstance(name, str) for name in each) for each in names)
-    except (TypeError, KeyError, IndexError):
+        splits = [(frozenset[str](fold["train"]), frozenset[str](fold["val"])) for fold in read_json(path)]
+        names = [name for train, validated in splits for name in (*train, *validated)]
+        usable = bool(names) and all(isinstance(name, str) for name in names) and all(train and validated for train, validated in splits)
+    except (TypeError, KeyError):
         usable = False
-    if not usable or not isinstance(content, list):
+    if not usable:
         raise InputError(f'{path}: expected a list with {{"train": [...], "val": [...]}} for each fold, as nnU-Net writes it')
-    return {str(k): (frozenset(fold["train"]), frozenset(fold["val"]) - frozenset(fold["train"])) for k, fold in enumerate(content)}
+    return {str(fold): (train, validated - train) for fold, (train, validated) in enumerate(splits)}
 
 
 def _predicted_cases(folder: Path, images: Path | None, masks: Path | None) -> CaseList:
@@ -245,8 +231,15 @@ def _predicted_cases(folder: Path, images: Path | None, masks: Path | None) -> C
             f"{folder}: no CASE.npz; predict with nnUNetv2_predict ... --save_probabilities, or {_EXPECTED}\n"
             f"  For label maps: crfrefine infer -i IMAGES -p {shlex.quote(str(folder))} --input-type labels -o OUTPUT"
         )
-    reorients = (folder / PLANS).is_file() and _read_table(folder / PLANS).get(_READER) == _REORIENTING
-    found = discover_cases(images or _images_of_prediction(folder), None, masks)
+    if images is None:
+        path = folder / PREDICTION_ARGUMENTS
+        source = _read_table(path).get("list_of_lists_or_source_folder") if path.is_file() else None
+        if not isinstance(source, str) or not is_there(Path(source)) or not Path(source).is_dir():
+            named = isinstance(source, str)
+            were = f"the images were in {shorten(source, MAX_OF_A_PATH)}, which is no folder here" if named else "names no folder of images"
+            raise InputError(f"{path}: {were}\n  Name the folder of the images with -i.")
+        images = Path(source)
+    found, reorients = discover_cases(images, None, masks), _reorients(folder)
     cases = []
     for case in found:
         if case.case_id in archives:
@@ -259,30 +252,21 @@ def _predicted_cases(folder: Path, images: Path | None, masks: Path | None) -> C
     return CaseList(cases, [*found.notes, *notes])
 
 
-def _images_of_prediction(folder: Path) -> Path:
-    path = folder / PREDICTION_ARGUMENTS
-    source = _read_table(path).get("list_of_lists_or_source_folder") if path.is_file() else None
-    if not isinstance(source, str) or not is_there(Path(source)) or not Path(source).is_dir():
-        were = (
-            f"the images were in {shorten(source, MAX_OF_A_PATH)}, which is no folder here"
-            if isinstance(source, str)
-            else "names no folder of images"
-        )
-        raise InputError(f"{path}: {were}\n  Name the folder of the images with -i.")
-    return Path(source)
-
-
 def _describe(folder: Path) -> DatasetDescription | None:
     """Read the `dataset.json` that nnU-Net copies to its results; raise InputError for a format that is not read here."""
     description = read_dataset_description(folder) if (folder / "dataset.json").is_file() else None
-    ending = None if description is None else description.file_ending
-    if description is not None and ending is not None and ending.lower() not in VOLUME_SUFFIXES:
+    if description is not None and (ending := description.file_ending) is not None and ending.lower() not in VOLUME_SUFFIXES:
         raise InputError(
             f"{description.path}: the images are {shorten(ending)} files, which are not read here; "
             f"expected one of {', '.join(VOLUME_SUFFIXES)}\n"
             "  Convert the images, give them in a folder with -i, and change file_ending in this file."
         )
     return description
+
+
+def _reorients(folder: Path) -> bool:
+    """Return whether nnU-Net turned the axes of images to RAS+, by the plans in a folder."""
+    return (folder / PLANS).is_file() and _read_table(folder / PLANS).get("image_reader_writer") == _REORIENTING
 
 
 def _read_table(path: Path) -> Mapping[str, Any]:
@@ -295,10 +279,7 @@ def _read_table(path: Path) -> Mapping[str, Any]:
 
 
 def _with_archive(case: CaseFiles, path: Path, *, reorients: bool) -> CaseFiles:
-    """Return the case with its probabilities, or with a `problem` if they have other voxel axes than its image.
-
-    A reader that turns images to RAS+ turns label maps back, but not probabilities.
-    """
+    """Return the case with its probabilities; with a `problem` if they have other voxel axes, which nnU-Net does not turn back."""
     case = replace(case, logits=(path,))
     if not reorients or case.problem or not case.images:
         return case

@@ -85,7 +85,7 @@ def _read_nnunet(path, rng):
             _require_cases(nnunet.find_cases_to_refine(path.parent, (), None))
         case "splits_final.json":
             with patch.dict(os.environ, nnUNet_preprocessed=str(path.parent)):
-                nnunet._splits(nnunet.TrainedNetwork(path.parent, ".", "t", "p", "c", None))
+                nnunet._splits(nnunet.TrainedNetwork(path.parent, ".", "t", "p", "c"))
         case _:
             nnunet._describe(path.parent)
 
