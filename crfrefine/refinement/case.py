@@ -181,7 +181,7 @@ class Plan:
             )
         parameters = as_parameters("sharp" if parameters is None and network_spacing is not None else parameters)
         arrays, spacing = open_images({"logits": logits, "image": self._image, "mask": self._mask}, self._spacing)
-        mask = arrays["mask"]
+        mask = None if arrays["mask"] is None else given_array(arrays["mask"], "mask")
         given, intensities = given_array(arrays["logits"], "logits"), given_array(arrays["image"], "image")
         in_mm = parameters.mean_field.positions != "voxels" or network_spacing is not None or parameters.postprocess.min_component_ml != 0.0
         steps: Any = known_spacing(spacing, matters=in_mm)

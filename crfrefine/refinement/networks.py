@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from crfrefine.arrays.arguments import check_shapes
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import bounding_box
 from crfrefine.arrays.one_hot import (
@@ -57,8 +56,7 @@ class ArrayNetwork:
 
     values: NDArray[np.floating[Any]]  # (L, *grid) logits or probabilities, or (R, *grid) log-odds or probabilities of regions
     input_type: str = "logits"  # "auto", "logits" or "probabilities"
-    regions: RegionScheme | None = None  # of the channels; None: they are labels
-    may_be_padded: bool = True  # whether equal logits of all labels mean padding
+    regions: RegionScheme | None = None  # of the channels; None means that they are labels
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -69,10 +67,6 @@ class ArrayNetwork:
     def order(self) -> StorageOrder:
         """Of the axes in memory."""
         return StorageOrder.of_memory(self.values[0])
-
-    def check_shapes(self, image: Array, mask: Array | None) -> None:
-        """Raise InputError unless image and mask fit."""
-        check_shapes(self.values, image, mask, fewest_channels=2 if self.regions is None else 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,10 +90,6 @@ class LabelMapNetwork:
         """Of the axes in memory."""
         return StorageOrder.of_memory(self.labels)
 
-    def check_shapes(self, image: Array, mask: Array | None) -> None:
-        """Raise InputError unless image and mask fit."""
-        check_shapes(np.broadcast_to(self.labels, self.shape), image, mask)
-
 
 Network = ArrayNetwork | LabelMapNetwork | StreamedNetwork
 
@@ -109,10 +99,11 @@ class Prepared:
     """The inputs of a refinement, in storage order."""
 
     logits: Float32  # (L, *grid), or probabilities, or (R, *grid) log-odds; no channel if they are not in memory
-    mask: Bool | None  # (*grid), True inside the mask and outside the padding; None: everywhere
-    box: Box | None  # the part of the grid that is refined without tiles; None means all of it
     image: GridImage  # of the box, normalized; without logits in memory that of the tiles counts
     plan: TilePlan | None  # the labels of the tiles; None means all labels everywhere
+    mask: Bool | None = None  # (*grid), True inside the mask and outside the padding; None means everywhere
+    box: Box | None = None  # the part of the grid that is refined without tiles; None means all of it
+    labels: Labels | None = None  # (*grid) the network's label map; None means that it is still to be made from the logits
     num_padding: int = 0  # voxels in the mask that are padding
     notes: tuple[str, ...] = ()  # notes for the user, one sentence each
     is_probability: bool = False  # whether `logits` are probabilities of labels, whose logarithm is still to be taken
@@ -127,75 +118,84 @@ def prepare(
 
     The image of `case` has any type. Errors are those of `crfrefine.refine`.
     """
-    if isinstance(network, LabelMapNetwork):
-        network = _in_memory(network, case, models[0], parameters, backend) or network
     if isinstance(network, ArrayNetwork):
         return _prepare_array(network, case, models, parameters, backend, context)
     if isinstance(network, StreamedNetwork):
         plan = plan_stream(network, case, models[0], parameters, context)
     else:
+        labels = np.ascontiguousarray(network.order.to_storage(network.labels))
+        numbers, spacing = channel_numbers(labels, network.channels), models[0].kernels.network_spacing
+        sigma = None if spacing is None else share_sigma(spacing, case.spacing)
+        logits = _logits_of_labels(numbers, len(network.channels), sigma, case, models[0], parameters, backend)
+        if logits is not None:
+            in_memory = ArrayNetwork(network.order.to_user(logits))
+            return _prepare_array(in_memory, case, models, parameters, backend, context, labels=numbers)
         _check_temperature(models, -ABSENT_LOGIT)
-        _check_finite(backend, case.values, "image", context.threads)
-        numbers = channel_numbers(np.ascontiguousarray(network.order.to_storage(network.labels)), network.channels)
-        plan = plan_label_map(numbers, case, models[0], parameters, context.threads, _sigma(case, models[0]))
-    nothing = np.zeros((0, *network.shape[1:]), np.float32)
-    return Prepared(nothing, plan.problem.image.mask, None, case, plan, plan.num_padding, plan.notes)
+        _finite_range(backend, case.values, "image", context.threads)
+        plan = plan_label_map(numbers, case, models[0], parameters, context.threads, sigma)
+    assert plan.labels is not None
+    nothing = np.zeros((0, *plan.labels.shape), np.float32)
+    return Prepared(nothing, case, plan, plan.problem.image.mask, labels=plan.labels, num_padding=plan.num_padding, notes=plan.notes)
 
 
-def _in_memory(
-    network: LabelMapNetwork, case: GridImage, model: ModelSpec, parameters: CrfParameters, backend: Backend
-) -> ArrayNetwork | None:
+def _logits_of_labels(
+    numbers: Labels,
+    num_channels: int,
+    sigma: tuple[float, ...] | None,
+    case: GridImage,
+    model: ModelSpec,
+    parameters: CrfParameters,
+    backend: Backend,
+) -> Float32 | None:
     """Return the logits of a label map with few labels, or of a map that cannot be refined on tiles; None if they are made tile by tile."""
-    stored = np.ascontiguousarray(network.order.to_storage(network.labels))
-    sigma = _sigma(case, model)
-
-    def logits() -> ArrayNetwork:
-        """Return the logits of all labels everywhere."""
-        if sigma is not None:
-            values = share_logits(channel_numbers(stored, network.channels), len(network.channels), sigma)
-        else:
-            values = one_hot_logits(stored, network.channels)
-        return ArrayNetwork(network.order.to_user(values), may_be_padded=sigma is None)
-
-    if not take_part_nearby(len(network.channels), stored.size):
-        return logits()
-    if backend.name == "cpu" and stored.ndim <= MAX_DIMS and parameters.mean_field.label_threshold > 0 and parameters.volume.weight <= 0:
-        return None
-    what = (
-        f"the logits of {len(network.channels)} labels, which only the CPU with mean_field.label_threshold above 0 and volume.weight = 0 "
-        "can do without, take"
-    )
-    require_memory(4 * len(network.channels) * stored.size, what, memory_limit())
-    found = logits()
-    if sigma is None:
-        leave_far_out(network.order.to_storage(found.values), model.kernels.reach(case.spacing, stored.shape))
-    return found
-
-
-def _sigma(case: GridImage, model: ModelSpec) -> tuple[float, ...] | None:
-    """Return the standard deviation of shares in voxels; None for label maps that are not of a coarser network. All in storage order."""
-    network_spacing = model.kernels.network_spacing
-    return None if network_spacing is None else share_sigma(network_spacing, case.spacing)
+    is_nearby = take_part_nearby(num_channels, numbers.size)
+    if is_nearby:
+        is_for_tiles = parameters.mean_field.label_threshold > 0 and parameters.volume.weight <= 0
+        if backend.name == "cpu" and numbers.ndim <= MAX_DIMS and is_for_tiles:
+            return None
+        what = (
+            f"the logits of {num_channels} labels, which only the CPU with mean_field.label_threshold above 0 and volume.weight = 0 "
+            "can do without, take"
+        )
+        require_memory(4 * num_channels * numbers.size, what, memory_limit())
+    if sigma is not None:
+        return share_logits(numbers, num_channels, sigma)
+    logits = one_hot_logits(numbers, range(num_channels))
+    if is_nearby:
+        leave_far_out(logits, model.kernels.reach(case.spacing, numbers.shape))
+    return logits
 
 
 def _prepare_array(
-    network: ArrayNetwork, case: GridImage, models: Sequence[ModelSpec], parameters: CrfParameters, backend: Backend, context: RunContext
+    network: ArrayNetwork,
+    case: GridImage,
+    models: Sequence[ModelSpec],
+    parameters: CrfParameters,
+    backend: Backend,
+    context: RunContext,
+    labels: Labels | None = None,
 ) -> Prepared:
-    threads, are_regions, mask = context.threads, network.regions is not None, case.mask
+    """Prepare channels in memory; `labels` are the channels' numbers of the label map that they were made from."""
+    threads, mask, are_regions = context.threads, case.mask, network.regions is not None
     with np.errstate(over="ignore"):
         channels = network.order.to_storage(network.values.astype(np.float32, copy=False))
-    lowest, largest = _check_finite(backend, channels, "logits", threads)
+    lowest, largest = _finite_range(backend, channels, "logits", threads)
     if are_regions:
-        channels, largest = _as_log_odds(channels, network.input_type, largest)
+        # "auto" expects log-odds, and refuses values that look like probabilities.
+        if network.input_type != "logits" and identify_regions(channels, network.input_type, kind="logits")[0] == "probabilities":
+            channels, largest = np.array(channels, order="C"), -math.log(MIN_PROBABILITY)
+            take_log_odds(channels)
+        elif largest > MAX_LOG_ODDS:
+            channels, largest = np.clip(channels, -MAX_LOG_ODDS, MAX_LOG_ODDS), MAX_LOG_ODDS
     num_padding, notes = 0, tuple[str, ...]()
-    padding = find_padding(channels, are_regions=are_regions) if network.may_be_padded else None
+    padding = find_padding(channels, are_regions=are_regions) if labels is None else None
     if padding is not None:
         mask, num_padding = leave_out(padding, mask, "logits")
         notes = (describe_padding(num_padding, padding.size, are_regions=are_regions),) if num_padding else ()
         if largest / models[0].mean_field.temperature > MAX_LOGIT:
             # The constant of the padding, such as the lowest float32, is not a real logit: any other constant means the same.
             channels = np.where(padding, np.float32(0.0), channels)
-            _, largest = _check_finite(backend, channels, "logits", threads)
+            _, largest = _finite_range(backend, channels, "logits", threads)
     is_probability = False
     # A negative value that is no padding, of which there is none, belongs to logits.
     if not are_regions and (network.input_type != "auto" or padding is not None or lowest >= -SUM_TOLERANCE):
@@ -203,35 +203,21 @@ def _prepare_array(
     _check_temperature(models, -math.log(MIN_PROBABILITY) if is_probability else largest)
 
     started = time.perf_counter()
-    _check_finite(backend, case.values, "image", threads)
+    _finite_range(backend, case.values, "image", threads)
+    exact = None if mask is None else bounding_box(mask)
+    num_inside = math.prod(axis.stop - axis.start for axis in exact or ())
+    box = exact if num_inside < WORTH_IT * channels[0].size else None
     # Padding of the logits is not a property of the image: intensities are normalized as if there were no padding.
-    box = None if mask is None else box_of(mask)
     values = normalize_intensity(case.values, parameters.intensity, case.mask, box=box, threads=threads)
-    image = GridImage(values, mask if box is None or mask is None else mask[box], case.spacing, case.axes)
+    image = replace(case, values=values, mask=mask if box is None or mask is None else mask[box])
     timings = {"normalize": time.perf_counter() - started}
     plan = None
     if not are_regions and backend.name == "cpu":
+        inner = image if exact is None or box is not None else image.in_box(exact)
         threshold = parameters.mean_field.label_threshold
-        plan = plan_array(channels, mask, box, image, models[0], threshold, threads, is_probability=is_probability)
-    return Prepared(channels, mask, box, image, plan, num_padding, notes, is_probability, are_regions, timings)
-
-
-def box_of(mask: Bool) -> Box | None:
-    """Return the mask's bounding box; None if it is nearly the whole grid."""
-    box = bounding_box(mask)
-    inside = math.prod(axis.stop - axis.start for axis in box or ())
-    return box if inside < WORTH_IT * mask.size else None
-
-
-def _as_log_odds(channels: Float32, input_type: str, largest: float) -> tuple[Float32, float]:
-    """Return the log-odds of regions and their largest magnitude; "auto" expects log-odds and refuses what looks like probabilities."""
-    if input_type != "logits" and identify_regions(channels, input_type, kind="logits")[0] == "probabilities":
-        channels = np.array(channels, order="C")
-        take_log_odds(channels)
-        return channels, -math.log(MIN_PROBABILITY)
-    if largest > MAX_LOG_ODDS:
-        return np.clip(channels, -MAX_LOG_ODDS, MAX_LOG_ODDS), MAX_LOG_ODDS
-    return channels, largest
+        plan, surveyed = plan_array(channels, exact, inner, models[0], threshold, threads, is_probability=is_probability)
+        labels = surveyed if labels is None else labels
+    return Prepared(channels, image, plan, mask, box, labels, num_padding, notes, is_probability, are_regions, timings)
 
 
 def _check_temperature(models: Sequence[ModelSpec], largest: float) -> None:
@@ -245,16 +231,15 @@ def _check_temperature(models: Sequence[ModelSpec], largest: float) -> None:
         )
 
 
-def _check_finite(backend: Backend, channels: Array, name: str, threads: int | None) -> tuple[float, float]:
+def _finite_range(backend: Backend, channels: Array, name: str, threads: int | None) -> tuple[float, float]:
     """Raise InputError if a value is NaN or infinite; return the lowest value and the largest magnitude."""
     if channels.dtype.kind != "f":
         return 0.0, 0.0
     with np.errstate(over="ignore"):
         ranges = backend.channel_ranges(channels, threads=threads)
-    for number, (lowest, highest) in enumerate(ranges):
-        if not (math.isfinite(lowest) and math.isfinite(highest) and max(-lowest, highest) <= _MAX_FLOAT):
-            with np.errstate(over="ignore"):
+        for number, bounds in enumerate(ranges):
+            if not all(abs(bound) <= _MAX_FLOAT for bound in bounds):
                 bad = np.count_nonzero(~np.isfinite(channels[number].astype(np.float32)))
-            raise InputError(f"{name}: channel {number} has {bad} values that are not finite in float32 (NaN, infinity, or above 3e38)")
+                raise InputError(f"{name}: channel {number} has {bad} values that are not finite in float32 (NaN, infinity, or above 3e38)")
     lowest, highest = min(low for low, _ in ranges), max(high for _, high in ranges)
     return lowest, max(-lowest, highest, 0.0)

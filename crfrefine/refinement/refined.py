@@ -5,26 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from crfrefine.arrays.label_maps import bounding_box
 from crfrefine.arrays.one_hot import ABSENT_LOGIT
 from crfrefine.arrays.probabilities import over_output_temperature, take_logarithms
-from crfrefine.engines.base import MeanFieldReport, MeanFieldResult
-from crfrefine.refinement.tiles.grid import MAX_DIMS, TileGrid
+from crfrefine.engines.base import MeanFieldResult
+from crfrefine.refinement.tiles.grid import MAX_DIMS, TILE, TileGrid
 from crfrefine.refinement.volumes import matching_bias
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from crfrefine.arrays.label_maps import Box
-    from crfrefine.base.array_types import Array, Bool, Float32, Labels
+    from crfrefine.base.array_types import Bool, Float32, Labels
     from crfrefine.base.axes import StorageOrder
     from crfrefine.parameters.specs import MeanFieldSpec
     from crfrefine.refinement.tiles.running import RefinedTiles
-    from crfrefine.refinement.tiles.sources import OutsideLogits
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,18 +31,16 @@ class NetworkLogits:
     values: Float32  # (L, *grid) logits, or probabilities; they must not change
     is_probability: bool  # whether they are probabilities
     run: MeanFieldSpec  # with the temperature that divides logits, and the bias that is added to them
-    box: Box | None  # where labels took part; None: everywhere
-    mask: Bool | None  # (*box), True where the model applies; None: everywhere
+    box: Box  # where labels took part
+    mask: Bool | None  # (*box), True where the model applies; None means everywhere
 
-    def channel(self, label: int, planes: slice, out: Float32 | None = None) -> Float32:
-        """Return planes of a label's logits, with its bias inside the mask, over the temperature, in a new array or in `out`."""
-        values = self.values[label, planes]
-        logits = np.empty(values.shape, np.float32) if out is None else out
-        logits[...] = values
+    def channel(self, label: int, planes: slice) -> Float32:
+        """Return planes of a label's logits, with its bias inside the mask, over the temperature, in a new array."""
+        logits: Float32 = np.array(self.values[label, planes], np.float32, order="C")
         if self.is_probability:
             take_logarithms(logits)
         if self.run.bias is not None:
-            ours, of_box = overlap(planes, self.box, logits.shape)
+            ours, of_box = overlap(planes, self.box)
             where = True if self.mask is None else self.mask[of_box]
             np.add(logits[ours], np.float32(self.run.bias[label]), out=logits[ours], where=where)
         if self.run.temperature != 1.0:  # A pass over all labels, which is worth saving.
@@ -71,7 +66,6 @@ class RefinedChannels:
         *,
         network: NetworkLogits | None = None,
         labels: Labels | None = None,
-        outside: OutsideLogits | None = None,
         settled_energy: float = 0.0,
     ) -> None:
         """Keep the parts.
@@ -80,44 +74,43 @@ class RefinedChannels:
             found: (channels, *grid), or (channels, *box), or the tiles that took part.
             grid_shape: of the case.
             num_channels: labels, or regions.
-            network: logits in memory; None: `found` is the whole grid, or `labels` holds the voxels that took no part.
+            network: logits in memory; None means that `found` is the whole grid, or `labels` holds the voxels that took no part.
             labels: (*grid) of tiles whose logits are not in memory: voxels that took no part have theirs.
-            outside: the logits outside the mask; None: labels tell them, too.
             settled_energy: energy of the voxels of tiles that took no part.
         """
-        self._found, self._shape, self._network, self._outside = found, grid_shape, network, outside
+        self._found, self._shape, self._network = found, grid_shape, network
+        self._box = tuple(slice(0, extent) for extent in grid_shape) if network is None else network.box
+        self.num_channels = num_channels
         self.tiles = None if isinstance(found, MeanFieldResult) else found
-        self._box = None if network is None else network.box
+        self.report, self.timings = found.report, dict(found.timings)
         self._log_sums: dict[float, Float32] = {}
-        self._own = None
+        self._labels = None
         if labels is not None:
             labels.setflags(write=False)  # They are shown to the user, too.
-            is_other = self.tiles is not None and self.tiles.is_biased
-            own = self.label_map(labels, settled_only=True) if is_other else labels
-            self._own = own.reshape(TileGrid.of(grid_shape).shape)
-        self.num_channels = num_channels
-        report = found.report
+            self._labels = self._settled(labels)
         if self.tiles is not None:
             # If every voxel is settled, no step is taken, and the energy is that of the network's output.
-            energy = tuple(value + settled_energy for value in report.energy) if self.tiles.sets.num_entries else (settled_energy,)
-            report = MeanFieldReport(report.num_iterations, report.converged, energy, report.filters)
-        self.report = report
-        self.timings = dict(found.timings)
+            energy = tuple(value + settled_energy for value in found.report.energy) if self.tiles.sets.num_entries else (settled_energy,)
+            self.report = replace(found.report, energy=energy)
 
     @property
     def is_array(self) -> bool:
         """Whether the logits are an array already."""
-        return self.tiles is None and self._box is None
+        return self.tiles is None and self._network is None
 
     @property
     def is_streamed(self) -> bool:
         """Whether neither the network's logits nor the refined ones were ever in memory together."""
-        return self._own is not None
+        return self._labels is not None
 
     @property
     def marginals(self) -> Float32 | None:
         """The softmax of the whole array, if the engine computed it."""
-        return self._found.marginals if isinstance(self._found, MeanFieldResult) and self._box is None else None
+        return self._found.marginals if isinstance(self._found, MeanFieldResult) and self.is_array else None
+
+    def computed(self) -> Float32:
+        """Return the result of the engine."""
+        return self._found.logits if isinstance(self._found, MeanFieldResult) else self._found.values[None]
 
     def match_volumes(self, counts: Sequence[int], network: Labels, mask: Bool | None) -> None:
         """Add a bias to each label's refined logits after which the labels have about these numbers of voxels.
@@ -127,86 +120,83 @@ class RefinedChannels:
             network: (*grid) the network's label map.
             mask: (*grid), True where the model applies; None means everywhere.
         """
-        inner = () if self._box is None else self._box
-        entries: list[tuple[Any, Float32]]
         if isinstance(self._found, MeanFieldResult):
             logits = self._found.logits.reshape(self.num_channels, len(self._found.logits[0]), -1)
             whole = np.ones(self._shape, np.bool_) if mask is None else mask
-            inside = whole[inner].reshape(logits.shape[1:])
-            matching = matching_bias([(slice(None), channel) for channel in logits], inside, np.array(counts))
-            for channel, value in zip(logits, matching, strict=True):
-                np.add(channel, np.float32(value), out=channel, where=inside)
+            inside = whole[self._box].reshape(logits.shape[1:])
+            biases = matching_bias([(slice(None), channel) for channel in logits], inside, np.array(counts))
+            for channel, bias in zip(logits, biases, strict=True):
+                np.add(channel, np.float32(bias), out=channel, where=inside)
             self._found = replace(self._found, marginals=None)
             return
-        sets = self._found.sets
-        inside = sets.grid.by_tile(self._found.mask, sets.tiles)
+        sets, mask = self._found.sets, self._found.mask
         # The voxels of settled tiles keep their label.
-        now = self.label_map(network, settled_only=True)[inner].reshape(sets.grid.shape)
         fixed = ~sets.grid.voxels(sets.active)
-        if self._found.mask is not None:
-            fixed &= self._found.mask
-        wanted = np.array(counts) - np.bincount(now[fixed], minlength=self.num_channels)
-        entries = []
-        for label in range(self.num_channels):
-            tiles, own = sets.entries_of(label)
-            entries.append((np.searchsorted(sets.tiles, tiles), self._found.values[own]))
-        matching = matching_bias(entries, inside, wanted)
-        for label, value in enumerate(matching):
-            self._found.values[sets.entries_of(label)[1]] += np.float32(value)
+        if mask is not None:
+            fixed &= mask
+        settled = self._settled(network)[self._box].reshape(sets.grid.shape)[fixed]
+        wanted = np.array(counts) - np.bincount(settled, minlength=self.num_channels)
+        places = [sets.entries_of(label) for label in range(self.num_channels)]
+        entries = [(np.searchsorted(sets.tiles, tiles), self._found.values[own]) for tiles, own in places]
+        biases = matching_bias(entries, sets.grid.by_tile(mask, sets.tiles), wanted)
+        for (_, own), bias in zip(places, biases, strict=True):
+            self._found.values[own] += np.float32(bias)
 
-    def computed(self) -> Float32:
-        """Return the result of the engine."""
-        if isinstance(self._found, MeanFieldResult):
-            return self._found.logits
-        return self._found.values[None] if self._found.sets.num_entries else np.zeros((0, 1), np.float32)
-
-    def label_map(
-        self, network: Labels, decode: Callable[[Float32], Labels] | None = None, *, threads: int | None = None, settled_only: bool = False
-    ) -> Labels:
+    def label_map(self, network: Labels, decode: Callable[[Float32], Labels], *, threads: int | None = None) -> Labels:
         """Return the refined label map, (*grid), from the network's; `decode` turns logits into labels. Tiles have their own way."""
+        if self.is_array:
+            return decode(self.computed())
+        labels = self._settled(network).copy()
+        part = labels[self._box]
         if self.tiles is None:
-            assert decode is not None
-            decoded = decode(self.computed())
-            if self._box is None:
-                return decoded
-            labels = network.copy()
-            labels[self._box] = decoded
-            return labels
-        labels = network.copy()
-        part = labels if self._box is None else labels[self._box]
-        inner = np.ascontiguousarray(part).reshape(self.tiles.sets.grid.shape)
-        self.tiles.write_settled(inner)
-        if not settled_only:
-            self.tiles.decode(inner, threads)
+            part[...] = decode(self.computed())
+        elif self.tiles.sets.num_entries:
+            inner = np.ascontiguousarray(part).reshape(self.tiles.sets.grid.shape)
+            self.tiles.sets.engine(self.tiles.mask, threads).decode(self.tiles.values, inner)
+            part[...] = inner.reshape(part.shape)
+        return labels
+
+    def _settled(self, network: Labels) -> Labels:
+        """Return the network's label map with the only label of each settled tile, which a bias may have chosen."""
+        if self.tiles is None or not self.tiles.is_biased:
+            return network
+        labels, grid, mask = network.copy(), self.tiles.sets.grid, self.tiles.mask
+        part = labels[self._box]
+        inner = np.ascontiguousarray(part).reshape(grid.shape)
+        for start in range(0, grid.shape[0], TILE[0]):
+            planes = slice(start, min(start + TILE[0], grid.shape[0]))
+            only = grid.voxels(self.tiles.sets.settled, (planes, *(slice(0, extent) for extent in grid.shape[1:])))
+            where = only >= 0 if mask is None else (only >= 0) & mask[planes]
+            np.copyto(inner[planes], only.astype(labels.dtype), where=where)
         part[...] = inner.reshape(part.shape)
         return labels
 
-    def channel(self, label: int, planes: slice, out: Float32 | None = None) -> Float32:
-        """Return planes of a label's refined logits, which may be in `out`.
+    def channel(self, label: int, planes: slice) -> Float32:
+        """Return planes of a label's refined logits.
 
         Where a label took no part in a tile, its penalty is taken to be the largest of those that did, since it cannot be smaller; without
         logits in memory it is ABSENT_LOGIT, and 0 where it was the only one. Voxels that took no part have the network's logits over the
         temperature.
         """
         if isinstance(self._found, MeanFieldResult):
-            if self._box is None or self._network is None:
+            if self._network is None:
                 return self._found.logits[label, planes]
-            piece = self._network.channel(label, planes, out)
-            ours, of_box = overlap(planes, self._box, piece.shape)
-            piece[ours] = self._found.logits[label][of_box]
+            piece = self._network.channel(label, planes)
+            ours, of_box = overlap(planes, self._box)
+            piece[ours] = self._found.logits[label, of_box]
             return piece
         if self._network is None:
-            return self._in_labels(label, planes, (0.0, ABSENT_LOGIT), None)
-        piece = self._network.channel(label, planes, out)
-        ours, of_box = overlap(planes, self._box, piece.shape)
+            return self._streamed(label, planes, (0.0, ABSENT_LOGIT), None)
+        piece = self._network.channel(label, planes)
+        ours, of_box = overlap(planes, self._box)
+        refined, where = self._spread(label, of_box)
         piece[ours] += self._penalty[of_box]
-        refined = self._spread(label)[of_box]
-        np.copyto(piece[ours], refined, where=self._inside[of_box] & ~np.isnan(refined))
+        np.copyto(piece[ours], refined, where=where & ~np.isnan(refined))
         return piece
 
     def probabilities(self, label: int, planes: slice, *, output_temperature: float = 1.0) -> Float32:
-        """Return planes of a label's marginals of a streamed case: 1 or 0 where one label took part, and where logits are not known."""
-        return self._in_labels(label, planes, (1.0, 0.0), output_temperature)
+        """Return planes of a label's marginals of a streamed case: 1 or 0 where one label took part, and outside the mask."""
+        return self._streamed(label, planes, (1.0, 0.0), output_temperature)
 
     def dense(self) -> Float32:
         """Return (channels, *grid) refined logits."""
@@ -214,89 +204,69 @@ class RefinedChannels:
             return self.computed()
         logits = np.empty((self.num_channels, *self._shape), np.float32)
         for label, channel in enumerate(logits):
-            found = self.channel(label, slice(0, self._shape[0]), channel)
-            if found is not channel:
-                channel[...] = found
+            channel[...] = self.channel(label, slice(0, self._shape[0]))
         return logits
 
     def at(self, where: Bool, order: StorageOrder) -> Float32:
         """Return (channels, N) refined logits at the voxels of a mask, (*grid) in the user's order of axes, one label after the other."""
         box = bounding_box(where) or (slice(0, 0),) * where.ndim
-        inside, stored = where[box], order.axes_to_storage(box)
+        planes, *others = order.axes_to_storage(box)
+        inside = where[box]
         values = np.empty((self.num_channels, int(np.count_nonzero(inside))), np.float32)
-
-        def take(part: Array, start: Sequence[int]) -> Array:
-            """Return the values of a part of a channel, which begins at a voxel of the grid, in storage order."""
-            there = tuple(slice(axis.start - first, axis.stop - first) for axis, first in zip(stored, start, strict=True))
-            return order.to_user(part[there])[inside]
-
-        own = self._box or tuple(slice(0, extent) for extent in self._shape)
-        holds_all = all(ours.start <= axis.start and axis.stop <= ours.stop for ours, axis in zip(own, stored, strict=True))
         for label, row in enumerate(values):
-            if isinstance(self._found, MeanFieldResult) and holds_all:
-                row[:] = take(self._found.logits[label], [axis.start for axis in own])
-            else:
-                row[:] = take(self.channel(label, stored[0]), [stored[0].start] + [0] * (len(own) - 1))
+            row[:] = order.to_user(self.channel(label, planes)[(slice(None), *others)])[inside]
         return values
+
+    def _streamed(self, label: int, planes: slice, only: tuple[float, float], output_temperature: float | None) -> Float32:
+        """Return planes of a label's probabilities with an output temperature; None means its logits.
+
+        `only` are the values where it is the only label of a tile, and where another label is.
+        """
+        assert self._labels is not None
+        piece = np.where(self._labels[planes] == label, np.float32(only[0]), np.float32(only[1]))
+        refined, where = self._spread(label, planes, output_temperature)
+        np.copyto(piece, np.where(np.isnan(refined), np.float32(only[1]), refined), where=where)
+        return piece
 
     @cached_property
     def _penalty(self) -> Float32:
         """(*box), the largest penalty of the labels that took part in a tile; 0 at voxels that took no part."""
-        assert self.tiles is not None
         assert self._network is not None
-        penalty = np.zeros(self._box_shape, np.float32)
-        planes = slice(0, self._shape[0]) if self._box is None else self._box[0]
+        penalty, where = np.zeros((), np.float32), np.zeros((), np.bool_)
+        ours, of_box = overlap(self._box[0], self._box)
         for label in range(self.num_channels):
-            channel = self._network.channel(label, planes)
-            ours, _ = overlap(planes, self._box, channel.shape)
-            values = self._spread(label)
-            values -= channel[ours]
-            np.fmin(penalty, values, out=penalty)
-        penalty[~self._inside] = 0.0
-        return penalty
+            refined, where = self._spread(label, of_box)
+            penalty = np.fmin(penalty, refined - self._network.channel(label, self._box[0])[ours])
+        return np.where(where, penalty, np.float32(0.0))
 
-    @cached_property
-    def _inside(self) -> Bool:
-        """(*box), True at the voxels that took part."""
-        assert self.tiles is not None
-        inside = self.tiles.sets.grid.voxels(self.tiles.sets.active)
-        if self.tiles.mask is not None:
-            inside &= self.tiles.mask
-        return inside.reshape(self._box_shape)
+    def _spread(self, label: int, planes: slice, output_temperature: float | None = None) -> tuple[Float32, Bool]:
+        """Return planes of the box: a label's refined logits, NaN in tiles where it took no part, and the voxels where labels took part.
 
-    @property
-    def _box_shape(self) -> tuple[int, ...]:
-        return self._shape if self._box is None else tuple(axis.stop - axis.start for axis in self._box)
-
-    def _spread(self, label: int) -> Float32:
-        """Return a label's refined logits in the tiles where it took part, (*box); NaN in others."""
-        assert self.tiles is not None
-        tiles, entries = self.tiles.sets.entries_of(label)
-        return self.tiles.sets.grid.spread(tiles, self.tiles.values[entries], np.float32(np.nan)).reshape(self._box_shape)
-
-    def _in_labels(self, label: int, planes: slice, alone: tuple[float, float], output_temperature: float | None) -> Float32:
-        """Return planes of a label's probabilities with an output temperature; None for its logits.
-
-        `alone` are the values where it is the only label of a tile, and where another one is.
+        With an output temperature the values are probabilities.
         """
-        assert self._own is not None
+        assert self.tiles is not None
+        sets, mask = self.tiles.sets, self.tiles.mask
         # Planes of a grid of two axes are rows of the only plane of the tiles' grid.
-        own = planes if len(self._shape) == MAX_DIMS else slice(0, len(self._own))
-        piece = np.where(self._own[own] == label, np.float32(alone[0]), np.float32(alone[1]))
-        if self.tiles is not None and self.tiles.sets.num_entries:
-            if output_temperature is None:
-                self.tiles.write(label, own, piece, absent=ABSENT_LOGIT)
-            else:
-                sums = self._log_sums_of(output_temperature)
-
-                def to_probabilities(values: Float32, places: NDArray[np.int64]) -> Float32:
-                    values = over_output_temperature(values, output_temperature) - sums[places]
-                    return np.exp(values, out=values)
-
-                self.tiles.write(label, own, piece, absent=0.0, convert=to_probabilities)
-        if self._outside is not None:
-            self._outside.write(label, own, piece, output_temperature=output_temperature)
-        return piece if own is planes else piece.reshape(self._shape)[planes]
+        own = planes if len(self._shape) == MAX_DIMS else slice(0, 1)
+        rows = slice(own.start // TILE[0], -(-own.stop // TILE[0]))
+        first, last = rows.start * TILE[0], min(rows.stop * TILE[0], sets.grid.shape[0])
+        part = TileGrid((last - first, *sets.grid.shape[1:]))
+        ends = np.array([rows.start, rows.stop]) * (sets.grid.counts[1] * sets.grid.counts[2])
+        tiles, entries = sets.entries_of(label)
+        inner = slice(*np.searchsorted(tiles, ends))
+        values = self.tiles.values[entries[inner]]
+        if output_temperature is not None and len(values):
+            sums = self._log_sums_of(output_temperature)[np.searchsorted(sets.tiles, tiles[inner])]
+            values = np.exp(over_output_temperature(values, output_temperature) - sums)
+        refined = part.spread(tiles[inner] - ends[0], values, np.float32(np.nan))
+        where = part.voxels(sets.active[rows])
+        if mask is not None:
+            where &= mask[first:last]
+        if own is planes:
+            inside = slice(own.start - first, own.stop - first)
+            return refined[inside], where[inside]
+        box_shape = tuple(axis.stop - axis.start for axis in self._box)
+        return refined.reshape(box_shape)[planes], where.reshape(box_shape)[planes]
 
     def _log_sums_of(self, output_temperature: float) -> Float32:
         """(active tiles, voxels of a tile), logarithm of the sum of exp(logit / temperature) of the labels that take part."""
@@ -313,11 +283,8 @@ class RefinedChannels:
         return self._log_sums[output_temperature]
 
 
-def overlap(planes: slice, box: Box | None, shape: tuple[int, ...]) -> tuple[Box, Box]:
-    """Return where planes of a grid and a box have voxels in common: in (planes, …) of that shape, and in the box."""
-    if box is None:
-        return (slice(0, shape[0]), *(slice(None),) * (len(shape) - 1)), (planes, *(slice(None),) * (len(shape) - 1))
-    first, last = max(planes.start, box[0].start), min(planes.stop, box[0].stop)
-    last = max(first, last)
-    inner = slice(first - box[0].start, last - box[0].start)
-    return (slice(first - planes.start, last - planes.start), *box[1:]), (inner, *(slice(None),) * (len(box) - 1))
+def overlap(planes: slice, box: Box) -> tuple[Box, slice]:
+    """Return where planes of a grid and a box have voxels in common: in an array of these planes, and in planes of the box."""
+    first = max(planes.start, box[0].start)
+    last = max(first, min(planes.stop, box[0].stop))
+    return (slice(first - planes.start, last - planes.start), *box[1:]), slice(first - box[0].start, last - box[0].start)

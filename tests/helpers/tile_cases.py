@@ -77,7 +77,7 @@ def refine(case, parameters, threshold, **options):
         patch.setattr("crfrefine.refinement.tiles.planning.choose_tiles", choose)
         patch.setattr("crfrefine.refinement.tiles.planning.find_thresholds", thresholds)
         if threshold <= 0:
-            patch.setattr("crfrefine.refinement.networks.plan_array", lambda *_, **__: None)
+            patch.setattr("crfrefine.refinement.networks.plan_array", lambda *_, **__: (None, None))
         result = crfrefine.refine(
             case.logits,
             case.image,

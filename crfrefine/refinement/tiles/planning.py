@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from crfrefine.arrays.intensity import fit_intensity
-from crfrefine.arrays.label_maps import bounding_box
 from crfrefine.arrays.one_hot import ABSENT_LOGIT, CONFIDENCE, share_reach
 from crfrefine.arrays.padding import describe_padding, leave_out
 from crfrefine.refinement.tiles.choosing import MAX_DIRECT_REACH, choose_tiles, window_voxels
 from crfrefine.refinement.tiles.grid import MAX_DIMS, LabelSets, TileGrid, kernel_reach
 from crfrefine.refinement.tiles.problem import TileProblem
-from crfrefine.refinement.tiles.sources import DenseChannels, LabelMapChannels, OutsideLogits, ShareChannels, find_tiles_near_labels
+from crfrefine.refinement.tiles.sources import DenseChannels, LabelMapChannels, ShareChannels, find_tiles_near_labels
 from crfrefine.refinement.tiles.stored import FIRST_LOOK
 from crfrefine.refinement.tiles.streaming import survey_stream
 from crfrefine.refinement.tiles.survey import Thresholds, find_thresholds, survey_array
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from crfrefine.arrays.label_maps import Box
-    from crfrefine.base.array_types import Bool, Float32, Float64, Labels
+    from crfrefine.base.array_types import Float32, Float64, Labels
     from crfrefine.engines.base import RunContext
     from crfrefine.engines.grid_image import GridImage
     from crfrefine.parameters.model import CrfParameters
@@ -43,54 +42,51 @@ class TilePlan:
     is_direct: bool | None  # whether sums are direct; None means whichever is less work
     box: Box | None = None  # the part of the grid that tiles cover; None means all of it
     labels: Labels | None = None  # (*grid), the network's label map; None means that it is to be found
-    outside: OutsideLogits | None = None  # the logits outside the mask, if they are neither in memory nor forgotten
     notes: tuple[str, ...] = ()  # notes for the user, one sentence each
     num_padding: int = 0  # voxels in the mask where all logits were equal
 
 
 def plan_array(
-    values: Float32,
-    mask: Bool | None,
-    box: Box | None,
-    image: GridImage,
-    spec: ModelSpec,
-    threshold: float,
-    threads: int | None,
-    *,
-    is_probability: bool,
-) -> TilePlan | None:
-    """Return the labels that are present in each tile of a case in memory; None: tiles would not save anything.
+    values: Float32, box: Box | None, image: GridImage, spec: ModelSpec, threshold: float, threads: int | None, *, is_probability: bool
+) -> tuple[TilePlan | None, Labels | None]:
+    """Return the labels of each tile of a case in memory, and the network's label map if the pass over the channels tells it.
 
-    `values` are (L, *grid), C-contiguous, and the image is normalized, cut to the box if there is one.
+    Args:
+        values: (L, *grid), C-contiguous.
+        box: the bounding box of the mask; None means no mask.
+        image: of the box, normalized.
+        spec: the model.
+        threshold: `mean_field.label_threshold`.
+        threads: None means the cores this process may use.
+        is_probability: whether the values are probabilities.
+
+    Returns:
+        (the plan, (*grid) labels); no plan if tiles would not save anything.
     """
     num_dims = values.ndim - 1
-    # Volumes are sums over all voxels, also where a label would take no part.
-    if spec.mean_field.volume_weight > 0.0 or not spec.kernels.kernels or num_dims > MAX_DIMS:
-        return None
     thresholds = find_thresholds(threshold, spec)
-    if thresholds is None:
-        return None
-    lead = (1,) * (MAX_DIMS - num_dims)
-    whole = values.reshape(len(values), *lead, *values.shape[1:])
-    exact = None if mask is None else bounding_box(mask)
-    if exact is not None:
-        image = image if box is not None else image.in_box(exact)
+    # Volumes are sums over all voxels, also where a label would take no part.
+    if thresholds is None or spec.mean_field.volume_weight > 0.0 or not spec.kernels.kernels or num_dims > MAX_DIMS:
+        return None, None
+    lead = MAX_DIMS - num_dims
+    inner = box or tuple(slice(0, extent) for extent in values.shape[1:])
+    if image.mask is not None:
         image = replace(image, mask=np.ascontiguousarray(image.mask))
-    inner = exact or tuple(slice(0, extent) for extent in values.shape[1:])
-    source = DenseChannels(whole, (*(slice(0, 1),) * len(lead), *inner), is_probability=is_probability)
+    channels = values.reshape(len(values), *(1,) * lead, *values.shape[1:])
+    source = DenseChannels(channels, (*(slice(0, 1),) * lead, *inner), is_probability=is_probability)
     grid = TileGrid(source.shape)
     inside = None if image.mask is None else image.mask.reshape(grid.shape)
     survey, present, may_matter = survey_array(grid, source, spec.mean_field, inside, thresholds, threads)
+    labels = None
+    if box is None and not is_probability:  # The smallest probabilities have one logarithm.
+        labels = survey.labels.reshape(values.shape[1:]).astype(np.min_scalar_type(len(values) - 1), copy=False)
     settled = float(thresholds.may_matter.min())
     problem = TileProblem(grid, source, present, may_matter, image, spec, threshold, settled=settled, precision=threshold)
     sets = problem.label_sets()
     is_direct = choose_tiles(problem, sets, threads, survey.uncertain_share(settled)) if sets.active.any() else True
     if is_direct is None:
-        return None
-    labels = None
-    if exact is None and not is_probability:  # The smallest probabilities have one logarithm.
-        labels = survey.labels.reshape(values.shape[1:]).astype(np.min_scalar_type(len(values) - 1), copy=False)
-    return TilePlan(problem, sets, survey.best_by_tile(), is_direct, box=exact, labels=labels)
+        return None, labels
+    return TilePlan(problem, sets, survey.best_by_tile(), is_direct, box=box, labels=labels), labels
 
 
 def plan_stream(network: StreamedNetwork, image: GridImage, spec: ModelSpec, parameters: CrfParameters, context: RunContext) -> TilePlan:
@@ -202,13 +198,10 @@ def plan_label_map(
     if not spec.kernels.kernels:  # Each voxel has only its own label within reach.
         sets = LabelSets(grid, np.zeros_like(sets.domains))
     is_fine = spec.kernels.filter == "auto" and max(reach) <= MAX_DIRECT_REACH and window_voxels(problem) <= MAX_PAIRS
-    outside = None
-    if inside is not None and sigma is None:
-        outside = OutsideLogits(source, inside, run.num_labels, run.temperature, threads)
     is_direct = True if is_fine else None
     if sigma is not None and not is_fine and spec.kernels.filter == "auto":
         is_direct = False  # Few voxels of active tiles are open, which a filter of the whole volume uses better.
-    return TilePlan(problem, sets, voxels * own, is_direct, labels=labels.reshape(numbers.shape), outside=outside)
+    return TilePlan(problem, sets, voxels * own, is_direct, labels=labels.reshape(numbers.shape))
 
 
 def reach_of_messages(spec: ModelSpec, reach: Extents) -> Extents:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -15,13 +14,13 @@ from crfrefine.engines.base import MeanFieldReport
 from crfrefine.engines.cpu import CpuKernels, model_argument
 from crfrefine.engines.grid_image import default_origin
 from crfrefine.refinement.tiles.choosing import GROUP
-from crfrefine.refinement.tiles.grid import TILE, TileGrid, num_rings
+from crfrefine.refinement.tiles.grid import TILE, num_rings
 from crfrefine.refinement.tiles.sources import DenseChannels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from crfrefine.base.array_types import Bool, Float32, Labels
+    from crfrefine.base.array_types import Bool, Float32
     from crfrefine.engines.base import Backend, RunContext
     from crfrefine.parameters.specs import KernelSpec
     from crfrefine.refinement.tiles.grid import Extents, LabelSets
@@ -47,52 +46,6 @@ class RefinedTiles:
     report: MeanFieldReport  # steps, energy and filters
     timings: dict[str, float]  # seconds of each stage
     is_biased: bool  # whether labels have a bias, which may have chosen others than the network's in settled tiles
-
-    def decode(self, labels: Labels, threads: int | None) -> None:
-        """Write the label of the largest logit at the voxels of active tiles into a label map (*grid), uint8 or uint16."""
-        if self.sets.num_entries:
-            self.sets.engine(self.mask, threads).decode(self.values, labels)
-
-    def write_settled(self, label_map: Labels) -> None:
-        """Write the only label of each settled tile into a label map (*grid), inside the mask; without a bias it is the network's."""
-        if not self.is_biased:
-            return
-        depth, height, width = self.sets.grid.shape
-        for start in range(0, depth, TILE[0]):
-            stop = min(start + TILE[0], depth)
-            spread = self.sets.grid.voxels(self.sets.settled, (slice(start, stop), slice(0, height), slice(0, width)))
-            where = spread >= 0 if self.mask is None else (spread >= 0) & self.mask[start:stop]
-            np.copyto(label_map[start:stop], spread.astype(label_map.dtype), where=where)
-
-    def write(
-        self,
-        label: int,
-        planes: slice,
-        piece: Float32,
-        *,
-        absent: float,
-        convert: Callable[[Float32, NDArray[np.int64]], Float32] | None = None,
-    ) -> None:
-        """Write a label's refined logits into planes where the model applies and labels took part: `absent` if others did.
-
-        `convert` returns the values to write, from (tiles, voxels of a tile) and the tiles' places among the active ones; None: the logits.
-        """
-        sets, shape = self.sets, self.sets.grid.shape
-        rows = slice(planes.start // TILE[0], -(-planes.stop // TILE[0]))
-        first, last = rows.start * TILE[0], min(rows.stop * TILE[0], shape[0])
-        per_row = sets.grid.counts[1] * sets.grid.counts[2]
-        tiles, entries = sets.entries_of(label)
-        own = slice(*np.searchsorted(tiles, (rows.start * per_row, rows.stop * per_row)))
-        values = self.values[entries[own]]
-        if convert is not None:
-            values = convert(values, np.searchsorted(sets.tiles, tiles[own]))
-        part = TileGrid((last - first, *shape[1:]))
-        spread = part.spread(tiles[own] - rows.start * per_row, values, np.float32(absent))
-        active = part.voxels(sets.active[rows])
-        if self.mask is not None:
-            active &= self.mask[first:last]
-        inner = slice(planes.start - first, planes.stop - first)
-        np.copyto(piece, spread[inner], where=active[inner])
 
 
 def nothing_refined(problem: TileProblem, sets: LabelSets) -> RefinedTiles:

@@ -130,52 +130,6 @@ def find_tiles_near_labels(grid: TileGrid, numbers: Labels, num_channels: int, r
     return near
 
 
-class OutsideLogits:
-    """The logits over the temperature, and their softmax, at the voxels that a mask leaves out."""
-
-    def __init__(self, source: LabelMapChannels, mask: Bool, num_labels: int, temperature: float, threads: int | None) -> None:
-        """Keep the parts; the mask has three axes, and is True where the model applies."""
-        self._source = source
-        self._outside = ~mask
-        self._num_labels = num_labels
-        self._temperature = np.float32(temperature)
-        self._threads = threads
-        self._sums: dict[float, Float32] = {}
-
-    def write(self, label: int, planes: slice, to: Float32, *, output_temperature: float | None) -> None:
-        """Write a label's probabilities at the voxels outside the mask into planes; without an output temperature its logits."""
-        outside = self._outside[planes]
-        if not outside.any():
-            return
-        values = self._source.planes(planes.start, planes.stop).channel(label)[outside].astype(np.float32) / self._temperature
-        if output_temperature is None:
-            to[outside] = values
-        else:
-            to[outside] = np.exp(values / np.float32(output_temperature) - self._log_sums(output_temperature)[planes][outside])
-
-    def _log_sums(self, output_temperature: float) -> Float32:
-        """Return (*grid), logarithm of the sum of exp(logit / temperatures) over the labels; anything inside the mask."""
-        if output_temperature in self._sums:
-            return self._sums[output_temperature]
-        temperature = self._temperature * np.float32(output_temperature)
-        grid = TileGrid.of(self._outside.shape)
-        source, engine = self._source, grid.engine(self._threads)
-        near = find_tiles_near_labels(grid, source.numbers, self._num_labels, tuple(source.reach), self._threads)
-        near &= grid.reduced(np.add, self._outside, np.int64) > 0
-        # Relative to a voxel's own label, whose logit is the largest; labels that are not near add as much as an absent one.
-        absent = np.exp((np.float32(ABSENT_LOGIT) - np.float32(CONFIDENCE)) / temperature)
-        sums = np.full((grid.num_tiles, math.prod(TILE)), np.float32(self._num_labels) * absent, np.float32)
-        for label in range(self._num_labels):
-            tiles = np.flatnonzero(near[label])
-            if len(tiles):
-                values = np.empty((len(tiles), math.prod(TILE)), np.float32)
-                source.fill_entries(engine, label, tiles, np.arange(len(tiles)), values)
-                sums[tiles] += np.exp((values - np.float32(CONFIDENCE)) / temperature) - absent
-        log_sums = np.float32(CONFIDENCE) / temperature + np.log(sums)
-        self._sums[output_temperature] = grid.spread(np.arange(grid.num_tiles), log_sums, np.float32(0.0))
-        return self._sums[output_temperature]
-
-
 _MAX_ROWS = 4
 """Rows of tiles whose shares are computed at once."""
 
