@@ -12,7 +12,6 @@ import crfrefine
 import crfrefine.engines
 from crfrefine import CrfParameters
 from crfrefine.engines.cuda.backend import CudaBackend
-from crfrefine.engines.cuda.device import Device
 from crfrefine.engines.cuda.sources import kernel_source, source_names
 from crfrefine.engines.grid_image import GridImage
 from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec
@@ -24,9 +23,9 @@ SHAPE, SPACING = (9, 6, 37), (1.0, 0.8, 1.5)  # the last axis is longer than a w
 
 
 class Watched:
-    """A device that remembers what was launched on it; see `Device`."""
+    """A device that remembers what was launched on it; see `CupyDevice`."""
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Any) -> None:
         self._device = device
         self.launched: set[Launched] = set()
 
@@ -48,7 +47,7 @@ def not_run(launched: set[Launched]) -> list[str]:
     return [f"{source}.{kernel}" for source, kernel in sorted(every - {found[:2] for found in launched})]
 
 
-def run_each(device: Device) -> set[Launched]:
+def run_each(device: Any) -> set[Launched]:
     """Run each kernel with few constants, on few voxels; what was launched."""
     watched = Watched(device)
     engine: Any = CudaBackend(watched)
@@ -64,7 +63,7 @@ def run_each(device: Device) -> set[Launched]:
     return watched.launched
 
 
-def run_all(device: Device) -> set[Launched]:
+def run_all(device: Any) -> set[Launched]:
     """Run every filter forward and backward, with narrow and wide keys, short and long lists; what was launched."""
     watched = Watched(device)
     engine: Any = CudaBackend(watched)

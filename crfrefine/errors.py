@@ -36,18 +36,11 @@ class DeviceLostError(BackendUnavailableError):
 
 
 class CapacityError(CrfRefineError):
-    """The problem is larger than the algorithm or the memory can hold; the message gives the sizes.
+    """The problem is larger than the algorithm or the memory can hold; the message gives the sizes."""
 
-    Attributes:
-        shortage: how many times the free memory of a device was needed; 0: it was not the memory of a device that was short.
-    """
 
-    shortage = 0.0
-
-    def with_shortage(self, shortage: float) -> CapacityError:
-        """Set the shortage and return the error, to be raised at once: a name in the frame that raises would keep what the frame holds."""
-        self.shortage = shortage
-        return self
+class DeviceMemoryError(CapacityError):
+    """The problem does not fit into the memory of a GPU; it may fit into that of the CPU."""
 
 
 class ExportError(CrfRefineError):

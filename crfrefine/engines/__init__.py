@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 DEVICES = ("auto", "cpu", "cuda", "cuda:N", "torch", "torch:cuda", "torch:cuda:N")
 
 
-def get_backend(device: str) -> Backend:
+def get_backend(device: str, *, keeps_kernels: bool = False) -> Backend:
     """Return the engine for a device; an engine is loaded when first asked for.
 
     Args:
         device: "auto" (the GPU if there is one and CuPy is installed, else the CPU; warns if both are there but do not work),
             "cpu", "cuda" (the first GPU, the same backend as "cuda:0"), "cuda:N", or "torch", "torch:cuda" and "torch:cuda:N" for plain
             tensor operations of PyTorch, which are slower.
+        keeps_kernels: whether the newest kernels stay in memory for the next run; on the CPU alone, others keep nothing.
 
     Raises:
         BackendUnavailableError: the device has no engine in this build.
@@ -32,18 +33,9 @@ def get_backend(device: str) -> Backend:
     """
     for pattern, load in _TABLE:
         if re.fullmatch(pattern, device):
-            return load(device)
+            backend = load(device)
+            return _cpu(device, keeps_kernels=True) if keeps_kernels and backend.name == "cpu" else backend
     raise ConfigError(f"device: expected one of {', '.join(DEVICES)}; got {shorten_value(device)}")
-
-
-def keeping_backend(device: str) -> Backend:
-    """Return the engine for a device that keeps the newest kernels for the next run; on the CPU alone, others keep nothing."""
-    backend = get_backend(device)
-    if backend.name != "cpu":
-        return backend
-    from crfrefine.engines.cpu import CpuBackend
-
-    return CpuBackend(keeps_kernels=True)
 
 
 def _auto(_: str) -> Backend:
@@ -57,15 +49,14 @@ def _auto(_: str) -> Backend:
     return _cpu("cpu")
 
 
-def _cpu(_: str) -> Backend:
+def _cpu(_: str, *, keeps_kernels: bool = False) -> Backend:
     from crfrefine.engines.cpu import CpuBackend
 
-    return CpuBackend()
+    return CpuBackend(keeps_kernels=keeps_kernels)
 
 
 def _cuda(device: str) -> Backend:
-    _, _, number = device.partition(":")
-    return _cuda_backend(int(number or 0))
+    return _cuda_backend(int(device.partition(":")[2] or 0))
 
 
 @cache

@@ -1,7 +1,7 @@
 """The interface of every backend: the kernels of a model on one image, the mean field on them, and a single filtering for checks.
 
-Methods take arrays and a spec (`crfrefine.parameters.specs`). The arrays are plain numpy, channel first, C-ordered; callers bring axes into
-storage order beforehand (`crfrefine.refine` does).
+Methods take arrays and a spec (`crfrefine.parameters.specs`). The arrays are plain numpy, channel first, C-ordered; callers bring
+axes into storage order and check shapes beforehand, as `crfrefine.refine` does.
 """
 
 from __future__ import annotations
@@ -37,17 +37,11 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class RunContext:
-    """How a run is made.
+    """How a run is made."""
 
-    Attributes:
-        threads: CPU threads; None: the cores this process may use.
-        progress: called between stages; may raise to stop.
-        num_bytes: called before a run on tiles of logits that are not in memory: the bytes that the run may add; None means any
-            amount.
-    """
-
-    threads: int | None = None
-    progress: Progress | None = None
+    threads: int | None = None  # CPU threads; None means the cores this process may use
+    progress: Progress | None = None  # called between stages; may raise to stop
+    # Called before a run on tiles of logits that are not in memory: the bytes that the run may add; None means any amount.
     num_bytes: Callable[[], int | None] | None = None
 
 
@@ -56,19 +50,13 @@ NO_CONTEXT = RunContext()
 
 @dataclass(frozen=True)
 class MeanFieldReport:
-    """Report of a mean-field run: one object from the engine to the user.
+    """Report of a mean-field run: one object from the engine to the user."""
 
-    Attributes:
-        num_iterations: steps taken; 0 if the network is so certain everywhere that no step could change a label.
-        converged: whether the stopping rule was met before the last allowed step.
-        energy: variational free energy of the marginals at the start of each step, one value per step; without one, the network's.
-        filters: how each kernel's messages were computed, one line per kernel.
-    """
-
-    num_iterations: int
-    converged: bool
+    num_iterations: int  # steps taken; 0 if the network is so certain everywhere that no step could change a label
+    converged: bool  # whether the stopping rule was met before the last allowed step
+    # Variational free energy of the marginals at the start of each step, one value per step; without one, the network's.
     energy: tuple[float, ...]
-    filters: tuple[str, ...] = ()
+    filters: tuple[str, ...] = ()  # how each kernel's messages were computed, one line per kernel
 
 
 class Reported:
@@ -99,87 +87,68 @@ class Reported:
 
 @dataclass(frozen=True)
 class MeanFieldResult(Reported):
-    """Result of a mean-field run.
+    """Result of a mean-field run."""
 
-    Attributes:
-        logits: (L, *grid) float32, x of the last step; softmax(logits) are the marginals. Outside the mask: the input divided by the
-            temperature.
-        report: steps, energy and filters.
-        timings: seconds of each stage.
-        marginals: the same shape, where the engine has them left over from its last step; None: they are to be computed.
-    """
-
+    # (L, *grid) float32, x of the last step; softmax(logits) are the marginals. Outside the mask: the input divided by the temperature.
     logits: Float32
     report: MeanFieldReport
-    timings: dict[str, float] = field(default_factory=dict)
-    marginals: Float32 | None = None
+    timings: dict[str, float] = field(default_factory=dict)  # seconds of each stage
+    marginals: Float32 | None = None  # (L, *grid), where the engine has them left over from its last step
 
 
 @dataclass(frozen=True)
 class Tape:
-    """State of a mean-field run, saved for the backward pass.
+    """State of a mean-field run, saved for the backward pass."""
 
-    Attributes:
-        logits: (L, *grid), x of the last step; outside the mask the input divided by the temperature.
-        record: (steps, channels, voxels), marginals at the start of each step at the masked voxels; the channel of the last label is
-            omitted where it follows from the others. With a volume term (steps + 1, ...): those after the last step, too.
-        spec: the model of the run.
-        volume_biases: (steps, L) float64, biases of the volume term; None without the term.
-        volume_part: (voxels,), voxels on which the volume term acts; None means all masked voxels, or no term.
-    """
-
-    logits: Array
+    logits: Array  # (L, *grid), x of the last step; outside the mask the input divided by the temperature
+    # (steps, channels, voxels), marginals at the start of each step at the masked voxels; the channel of the last label is omitted
+    # where it follows from the others. With a volume term (steps + 1, ...): those after the last step, too.
     record: Array
-    spec: MeanFieldSpec
-    volume_biases: Float64 | None = field(default=None, kw_only=True)
-    volume_part: Bool | None = field(default=None, kw_only=True)
+    spec: MeanFieldSpec  # the model of the run
+    volume_biases: Float64 | None = None  # (steps, L), biases of the volume term; None without the term
+    volume_part: Bool | None = None  # (voxels,) on which the volume term acts; None means all masked voxels, or no term
 
 
 @dataclass(frozen=True)
 class MeanFieldGradients:
-    """Gradients of a loss with respect to the inputs of a mean-field run.
+    """Gradients of a loss with respect to the inputs of a mean-field run; those of bandwidths are zeros unless asked for."""
 
-    Attributes:
-        logits: (L, *grid).
-        weights: (kernels, L) float64, the spatial kernel last.
-        compatibility: (L, L) float64, including the diagonal.
-        temperature: number.
-        bias: (L,) float64, also where the run had none.
-        theta_position: (bilateral kernels, axes) float64; zeros unless asked for.
-        theta_intensity: (bilateral kernels, M) float64; zeros unless asked for.
-        theta_gamma: (axes,) float64; None without a spatial kernel.
-        image: (M, *grid), zero outside the mask; None unless asked for.
-        volume_weight: number; None without a volume term.
-    """
-
-    logits: Array
-    weights: Float64
-    compatibility: Float64
+    logits: Array  # (L, *grid)
+    weights: Float64  # (kernels, L), the spatial kernel last
+    compatibility: Float64  # (L, L), including the diagonal
     temperature: float
-    bias: Float64
-    theta_position: Float64
-    theta_intensity: Float64
-    theta_gamma: Float64 | None
-    image: Array | None
-    volume_weight: float | None = None
+    bias: Float64  # (L,), also where the run had none
+    theta_position: Float64  # (bilateral kernels, axes)
+    theta_intensity: Float64  # (bilateral kernels, M)
+    theta_gamma: Float64 | None  # (axes,); None without a spatial kernel
+    image: Array | None  # (M, *grid), zero outside the mask; None unless asked for
+    volume_weight: float | None = None  # None without a volume term
 
 
-class RecordingKernels(Protocol):
-    """What gradients need of the kernels of a model on one image, built and normalized once.
+class Kernels(Protocol):
+    """The kernels of a model on one image, built and normalized once, for any number of runs with different weights.
 
     Arrays have the precision of the image they were built for, float32 or float64. Calls are served one at a time; others wait.
     """
 
     filters: tuple[str, ...]
     """How each kernel's messages are computed, one line per kernel."""
-    num_kernels: int
-    """The bilateral kernels, then the spatial one."""
+    spec: KernelSetSpec
+    """The model that they were built from."""
     num_voxels: int
     """Inside the mask."""
     image_shape: tuple[int, ...]
     """(M, *grid), shape of the image they were built for."""
     dtype: str
-    """"float32" or "float64": precision of that image and of all arrays."""
+    """"float32" or "float64": precision of all arrays."""
+
+    def run(self, logits: Array, spec: MeanFieldSpec, *, progress: Progress | None = None, is_last: bool = False) -> MeanFieldResult:
+        """Run the mean field on (L, *grid) logits until its stopping rule is met.
+
+        After the last run the kernels cannot be used: their memory may be free before the refined logits are written, so that both need
+        not fit into memory together.
+        """
+        ...
 
     def forward(self, logits: Array, spec: MeanFieldSpec) -> Tape:
         """Run the mean field on (L, *grid) logits and save the data of the backward pass; all steps are taken, the tolerance is ignored."""
@@ -194,21 +163,8 @@ class RecordingKernels(Protocol):
             tape: returned by `forward` for these logits and this run.
             logits: (L, *grid), the same as in `forward`.
             gradient: (L, *grid), gradient of the loss with respect to the tape's logits.
-            spec: the run.
             wants_theta: whether to compute the gradients with respect to the bandwidths, which cost several filterings per step.
             wants_image: whether to compute the gradient with respect to the image.
-        """
-        ...
-
-
-class Kernels(RecordingKernels, Protocol):
-    """The kernels of a model on one image, built and normalized once, for any number of runs with different weights."""
-
-    def run(self, logits: Array, spec: MeanFieldSpec, *, progress: Progress | None = None, is_last: bool = False) -> MeanFieldResult:
-        """Run the mean field on (L, *grid) logits until its stopping rule is met.
-
-        After the last run the kernels cannot be used: their memory may be free before the refined logits are written, so that both need
-        not fit into memory together.
         """
         ...
 
@@ -225,11 +181,7 @@ class Backend(Protocol):
     def mean_field(self, logits: Float32, image: GridImage, spec: ModelSpec, context: RunContext = NO_CONTEXT) -> MeanFieldResult:
         """Build the kernels of a model for one case and run the mean field on them: `kernels`, then their only run.
 
-        Args:
-            logits: (L, *grid), higher is better.
-            image: of the case. It is released before the first step if no filter reads it again.
-            spec: the model for the case's labels, modalities and axes.
-            context: of the run.
+        The image is released before the first step if no filter reads it again.
         """
         ...
 

@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from crfrefine.arrays.label_maps import Box
     from crfrefine.base.array_types import Array, Bool
 
-_MAX_INDEX = 2**31
-"""No grid is longer, and sums of two such indices fit into 64 bits."""
-
 
 @dataclass(frozen=True)
 class FeatureOrigin:
@@ -28,8 +25,7 @@ class FeatureOrigin:
     that share an origin share these points, so their messages agree wherever the cut is out of reach.
     """
 
-    # A voxel, one index per grid axis, relative to the first voxel of the grid that it is given with; it may lie outside.
-    position: tuple[int, ...]
+    position: tuple[int, ...]  # a voxel, one index per grid axis from the first voxel of the grid; it may lie outside
     intensity: tuple[float, ...]  # one normalized intensity per modality
 
 
@@ -56,11 +52,6 @@ class GridImage:
         """Return views of a box of the grid."""
         return replace(self, values=self.values[(slice(None), *box)], mask=None if self.mask is None else self.mask[box])
 
-    def planes(self, first: int, last: int) -> GridImage:
-        """Return planes of the slowest axis, in separate memory; features count from the given origin of the whole."""
-        mask = None if self.mask is None else self.mask[first:last].copy()
-        return replace(self, values=self.values[:, first:last].copy(), mask=mask, origin=self.origin_from(first))
-
     def origin_from(self, first: int) -> FeatureOrigin:
         """Return the origin, which is given, as planes from some plane on have it."""
         assert self.origin is not None
@@ -85,19 +76,3 @@ def first_inside(mask: Bool) -> tuple[int, ...]:
     if box is None:
         raise InputError("the mask is empty")
     return tuple(axis.start for axis in box)
-
-
-def checked_origin(image: GridImage) -> FeatureOrigin | None:
-    """Return the given origin of an image; raise InputError if it has other axes or modalities, or numbers that none can have."""
-    origin = image.origin
-    if origin is None:
-        return None
-    num_modalities, num_axes = len(image.values), image.values.ndim - 1
-    if (len(origin.position), len(origin.intensity)) != (num_axes, num_modalities):
-        raise InputError(
-            f"the feature origin has {len(origin.position)} axes and {len(origin.intensity)} modalities; "
-            f"the image has {num_axes} axes and {num_modalities} modalities"
-        )
-    if any(abs(index) > _MAX_INDEX for index in origin.position) or not all(map(math.isfinite, origin.intensity)):
-        raise InputError(f"the feature origin must be a voxel and finite intensities; got {origin.position} and {origin.intensity}")
-    return origin

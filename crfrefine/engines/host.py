@@ -26,8 +26,5 @@ def softmax(logits: Float32, *, threads: int | None = None, out: Float32 | None 
 
 def channel_ranges(channels: Float32, *, threads: int | None = None) -> list[Range]:
     """Return each channel's extremes; see `Backend.channel_ranges`."""
-    finite = [bool(np.isfinite(channel).all()) for channel in channels]
-    return [
-        (float(channel.min()), float(channel.max())) if usable else (math.nan, math.nan)
-        for channel, usable in zip(channels, finite, strict=True)
-    ]
+    ends = [(float(channel.min()), float(channel.max())) for channel in channels]
+    return [pair if all(map(math.isfinite, pair)) else (math.nan, math.nan) for pair in ends]

@@ -16,7 +16,7 @@ from crfrefine.base.array_types import Array
 from crfrefine.errors import ExportError
 
 if TYPE_CHECKING:
-    from crfrefine.engines.base import RecordingKernels
+    from crfrefine.engines.base import Kernels
     from crfrefine.parameters.specs import MeanFieldSpec
 
 _P = ParamSpec("_P")
@@ -44,7 +44,7 @@ class MeanField(torch.autograd.Function):
     """Runs an engine's kernels forward and backward; its tensors have the precision of the kernels."""
 
     @staticmethod
-    def forward(ctx: Any, kernels: RecordingKernels, spec: MeanFieldSpec, *given: Tensor | None) -> Tensor:
+    def forward(ctx: Any, kernels: Kernels, spec: MeanFieldSpec, *given: Tensor | None) -> Tensor:
         """Take all steps; save the marginals at the start of each step for `backward`.
 
         Args:

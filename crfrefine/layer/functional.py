@@ -33,7 +33,7 @@ from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec,
 from crfrefine.refinement.tiles.survey import find_thresholds
 
 if TYPE_CHECKING:
-    from crfrefine.engines.base import RecordingKernels
+    from crfrefine.engines.base import Kernels
 
 __all__ = ["build_kernels", "mean_field"]
 
@@ -65,7 +65,7 @@ def mean_field(
     positions: str = "mm",
     threads: int | None = None,
     label_threshold: float = 0.0,
-    kernels: Sequence[RecordingKernels] | None = None,
+    kernels: Sequence[Kernels] | None = None,
 ) -> Tensor:
     """Refine logits with the dense CRF, differentiable in logits, image and every parameter that is a tensor.
 
@@ -195,7 +195,7 @@ def _present(logits: Tensor, inside: Tensor | None, run: MeanFieldSpec, threshol
 
 
 def _refine_item(
-    kernels: RecordingKernels,
+    kernels: Kernels,
     run: MeanFieldSpec,
     logits: Tensor,
     image: Tensor,
@@ -244,7 +244,7 @@ def build_kernels(
     num_iterations: int = 5,
     threads: int | None = None,
     copy: bool = True,
-) -> list[RecordingKernels]:
+) -> list[Kernels]:
     """Build everything that depends only on images and bandwidths, for many calls of `mean_field` while these stay the same.
 
     Arguments are those of `mean_field`, with `bilateral` without weights; the image's type, float32 or float64, sets the precision. The
@@ -307,12 +307,12 @@ def _build(
     *,
     copy: bool,
     num_labels: Sequence[int] | None = None,
-) -> list[RecordingKernels]:
+) -> list[Kernels]:
     """Return the kernels of each batch item; `num_labels` are the labels that take part in each, None means all."""
     engine = inputs.engine_for(image.device, inputs.compute_dtype(image))
     steps = inputs.spacing_by_item(spacing, len(image), image.ndim - 2)
     context = RunContext(threads or torch.get_num_threads())
-    result: list[RecordingKernels] = []
+    result: list[Kernels] = []
     for index, (item, inside) in enumerate(zip(image.detach(), masks, strict=True)):
         inputs.check_finite(item, index)
         where_to = "cpu" if engine.name.startswith("torch") else item.device
@@ -368,12 +368,12 @@ def _matrix(compatibility: Tensor | None, num_labels: int, dtype: torch.dtype) -
     return compatibility.to(device=_HOST, dtype=dtype)
 
 
-def _check_kernels(kernels: Sequence[RecordingKernels], num_items: int, num_kernels: int, image_shape: tuple[int, ...], dtype: str) -> None:
+def _check_kernels(kernels: Sequence[Kernels], num_items: int, num_kernels: int, image_shape: tuple[int, ...], dtype: str) -> None:
     if len(kernels) != num_items:
         raise InputError(f"got kernels for {len(kernels)} batch items; the batch has {num_items}")
     for item in kernels:
-        if item.num_kernels != num_kernels:
-            raise InputError(f"kernels were built for {item.num_kernels} terms, the model has {num_kernels}; build them anew")
+        if len(item.spec.kernels) != num_kernels:
+            raise InputError(f"kernels were built for {len(item.spec.kernels)} terms, the model has {num_kernels}; build them anew")
         if item.image_shape != image_shape or item.dtype != dtype:
             raise InputError(
                 f"kernels were built for an image of shape {item.image_shape} in {item.dtype}, the call has {image_shape} in {dtype}; "

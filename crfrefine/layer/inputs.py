@@ -23,7 +23,7 @@ from crfrefine.engines import get_backend
 from crfrefine.errors import BackendUnavailableError, InputError
 
 if TYPE_CHECKING:
-    from crfrefine.engines.base import Backend, RecordingKernels
+    from crfrefine.engines.base import Backend, Kernels
 
 MAX_PADDING = 1e4
 """Well above any logit of a network."""
@@ -177,7 +177,7 @@ def _tensor_of(array: Array) -> Tensor:
     return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))
 
 
-def without_padding(logits: Tensor, mask: Mask | None, kernels: Sequence[RecordingKernels] | None) -> tuple[Tensor, Mask | None]:
+def without_padding(logits: Tensor, mask: Mask | None, kernels: Sequence[Kernels] | None) -> tuple[Tensor, Mask | None]:
     """Return logits (B, L, *grid), and a mask without the voxels where all labels have the same logit, which say nothing on labels.
 
     Padding with a huge constant, such as the lowest number of the type, becomes 0: the gradient with

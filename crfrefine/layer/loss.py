@@ -29,7 +29,7 @@ from crfrefine.parameters.specs import MeanFieldSpec
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from crfrefine.engines.base import RecordingKernels
+    from crfrefine.engines.base import Kernels
 
 __all__ = ["crf_loss", "partial_cross_entropy"]
 
@@ -137,7 +137,7 @@ class _Energy(torch.autograd.Function):
     """The mean of sum_l Q_l (K~ (1 - Q_l)), whose gradient is computed with it: it takes the messages that the value takes."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, log_q: Tensor, kernels: Sequence[RecordingKernels]) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, log_q: Tensor, kernels: Sequence[Kernels]) -> Tensor:
         """Return the loss of `log_q`, the finite logarithms of the probabilities; the logits are here for their gradient."""
         num_labels = log_q.shape[1]
         spec = MeanFieldSpec(np.ones((1, num_labels)), 1.0 - np.eye(num_labels), num_iterations=1)

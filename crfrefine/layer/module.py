@@ -23,7 +23,7 @@ from crfrefine.layer.intensity import normalize_batch
 from crfrefine.layer.values import CrfValues
 
 if TYPE_CHECKING:
-    from crfrefine.engines.base import RecordingKernels
+    from crfrefine.engines.base import Kernels
 
 __all__ = ["CrfRnn"]
 
@@ -72,7 +72,7 @@ class CrfRnn(CrfValues):
         spacing: inputs.Spacing | None = None,
         mask: inputs.Mask | None = None,
         *,
-        kernels: Sequence[RecordingKernels] | None = None,
+        kernels: Sequence[Kernels] | None = None,
     ) -> Tensor:
         """Refine a network's logits.
 
@@ -127,7 +127,7 @@ class CrfRnn(CrfValues):
         mask: inputs.Mask | None = None,
         *,
         threads: int | None = None,
-        kernels: Sequence[RecordingKernels] | None = None,
+        kernels: Sequence[Kernels] | None = None,
     ) -> Tensor:
         """Refine logits with an image that is on the scale of theta_beta already, such as a crop of a normalized case.
 
@@ -157,7 +157,7 @@ class CrfRnn(CrfValues):
 
     def build_kernels(
         self, image: Tensor, spacing: inputs.Spacing | None = None, mask: inputs.Mask | None = None, *, dtype: torch.dtype = torch.float32
-    ) -> list[RecordingKernels]:
+    ) -> list[Kernels]:
         """Build everything that depends only on images and bandwidths, for many calls while these stay the same, as with frozen theta.
 
         Args:
@@ -186,7 +186,7 @@ class CrfRnn(CrfValues):
         *,
         num_labels: int | None = None,
         threads: int | None = None,
-    ) -> list[RecordingKernels]:
+    ) -> list[Kernels]:
         """Build the kernels for an image on the scale of theta_beta, for `refine_normalized`; errors are those of `forward`.
 
         With another number of labels than the layer's, they are for other runs on the same kernels.

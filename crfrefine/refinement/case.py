@@ -15,7 +15,7 @@ from crfrefine.arrays.region_scheme import GivenRegions, given_regions
 from crfrefine.base.axes import StorageOrder
 from crfrefine.base.notices import known_spacing
 from crfrefine.base.threads import check_threads
-from crfrefine.engines import get_backend, keeping_backend
+from crfrefine.engines import get_backend
 from crfrefine.engines.base import RunContext
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.parameters.model import CrfParameters, as_parameters
@@ -160,7 +160,7 @@ class Plan:
         """
         check_threads(threads)
         self._image, self._spacing, self._mask, self._threads = image, spacing, mask, threads
-        self._backend = (keeping_backend if keeps_kernels else get_backend)(device)
+        self._backend = get_backend(device, keeps_kernels=keeps_kernels)
 
     def run(
         self,

@@ -24,7 +24,7 @@ from crfrefine.engines import get_backend
 from crfrefine.engines.base import NO_CONTEXT
 from crfrefine.engines.grid_image import GridImage
 from crfrefine.engines.regions import region_mean_field
-from crfrefine.errors import CapacityError, ConfigError, InputError
+from crfrefine.errors import CapacityError, ConfigError, DeviceMemoryError, InputError
 from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network, Prepared, prepare
 from crfrefine.refinement.refined import NetworkLogits, RefinedChannels
 from crfrefine.refinement.result import RefinementResult
@@ -152,9 +152,7 @@ def _refine(
     notes = prepared.notes
     try:
         refined, shortage = _run(prepared, models, backend, context), ""
-    except CapacityError as error:
-        if backend.name == "cpu" or error.shortage <= 0.0:
-            raise
+    except DeviceMemoryError as error:
         shortage = str(error)  # The error itself would keep the memory of the stopped run.
     if shortage:
         notes += (f"computed on the CPU, since the case does not fit into the memory of {backend.name}: {shortage}",)

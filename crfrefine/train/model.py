@@ -21,7 +21,7 @@ from crfrefine.train.material import Sample
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from crfrefine.engines.base import RecordingKernels
+    from crfrefine.engines.base import Kernels
     from crfrefine.train.losses import Loss
 
 MAX_CACHED_VOXELS = 2_000_000
@@ -68,7 +68,7 @@ class Model:
         # Without anything to learn, no crop is refined twice.
         self._has_fixed_kernels = bool(self.groups) and "theta" not in self.groups
         self._sizes = sizes
-        self._kernels: dict[tuple[Any, ...], list[RecordingKernels]] = {}
+        self._kernels: dict[tuple[Any, ...], list[Kernels]] = {}
         self._cached_voxels = 0
 
     @property
@@ -185,7 +185,7 @@ def _decode(refined: Tensor, crop: Crop) -> Tensor:
     return labels
 
 
-def refine_regions(layer: CrfRnn, log_odds: Tensor, image: Tensor, threads: int, kernels: Sequence[RecordingKernels]) -> Tensor:
+def refine_regions(layer: CrfRnn, log_odds: Tensor, image: Tensor, threads: int, kernels: Sequence[Kernels]) -> Tensor:
     """Return refined log-odds (R, *grid): each region is a problem of two labels, differentiable in the layer's parameters.
 
     The image is (1, M, *grid), and the kernels are built for two labels.

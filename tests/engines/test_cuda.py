@@ -120,7 +120,7 @@ def test_sums_for_the_volume_term_are_those_of_marginals():
     random, shape, device = np.random.default_rng(4), (7, 9, 13), ShimDevice(is_watched=True)
     mask, logits = random.random(shape) < 0.8, random.normal(size=(4, *shape), scale=3.0).astype(np.float32)
     part, bias = random.random(int(mask.sum())) < 0.6, random.normal(size=4)
-    sums = MassSums(Voxels(device, shape, (1.0, 0.7, 1.6), mask), 4, part.astype(np.uint8), np.dtype(np.float32))
+    sums = MassSums(Voxels(device, shape, (1.0, 0.7, 1.6), mask), 4, part)
     marginals = softmax(logits[:, mask][:, part] + bias[:, None])
     expected = marginals.sum(axis=1)
     masses, covariance = sums.of_logits(logits, bias)
@@ -134,8 +134,6 @@ def test_the_automatic_choice_follows_the_work():
     one, three = (random_case(3, num_modalities, grid_shape=(61, 70, 57)) for num_modalities in (1, 3))
     assert choose_filter(_input(one, 1.0, 0.1, ShimDevice()), 2, 5)[0] == "truncated"
     assert choose_filter(_input(one, 12.0, 0.1, ShimDevice()), 4, 5)[0] == "grid"
-    wide = BilateralInput(Voxels(ShimDevice(), (61, 70, 57), one.spacing, None), one.image.astype(np.float64), [12.0] * 3, [0.1])
-    assert choose_filter(wide, 4, 5)[0] == "lattice"  # in double precision
     assert choose_filter(_input(three, 12.0, 0.1, ShimDevice()), 4, 5)[0] == "lattice"
     # Too many features for the lattice, or cells too fine to be numbered: a window is left.
     image = np.random.default_rng(2).random((26, 20, 19, 21)).astype(np.float32)

@@ -12,7 +12,7 @@ from strict_device import StrictDevice
 
 from crfrefine.engines import get_backend
 from crfrefine.engines.cuda.backend import CudaBackend
-from crfrefine.engines.cuda.device import row_width
+from crfrefine.engines.cuda.rows import row_width
 from crfrefine.engines.cuda.sources import kernel_source, source_names
 from crfrefine.engines.grid_image import GridImage
 from crfrefine.parameters.specs import MeanFieldSpec

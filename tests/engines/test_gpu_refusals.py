@@ -11,7 +11,7 @@ import pytest
 import crfrefine.engines
 from crfrefine.engines import get_backend
 from crfrefine.engines.cuda import cupy_device
-from crfrefine.engines.cuda.loss import LossWatch
+from crfrefine.engines.cuda.current_gpu import LossWatch
 from crfrefine.errors import BackendUnavailableError, CapacityError, ConfigError, DeviceLostError
 
 
@@ -32,7 +32,7 @@ def machine(monkeypatch):
     """A machine that shows one GPU."""
     crfrefine.engines._cuda_backend.cache_clear()
     monkeypatch.setattr(cupy_device, "may_have_gpu", lambda: True)
-    monkeypatch.setattr(cupy_device, "num_driver_devices", lambda: 1)
+    monkeypatch.setattr(cupy_device, "ask_driver", lambda: (1, 0))
     yield monkeypatch
     crfrefine.engines._cuda_backend.cache_clear()
 
@@ -94,7 +94,7 @@ def test_a_forked_process_has_no_gpu(machine):
         raise cupy_device.ForkedError
 
     with_cupy(machine, ValueError("opened"))
-    machine.setattr(cupy_device, "num_driver_devices", used_before)
+    machine.setattr(cupy_device, "ask_driver", used_before)
     check_refused(r".*forked.*'spawn'")
 
 
@@ -102,7 +102,7 @@ def test_a_default_stream_per_thread_is_refused(machine):
     """Copies in one thread rely on the order of launches in another: on one default stream for all."""
     with_cupy(machine, ValueError("opened"))
     machine.setenv("CUPY_CUDA_PER_THREAD_DEFAULT_STREAM", "1")
-    check_refused(r"expected one default stream for all threads, found CUPY_CUDA_PER_THREAD_DEFAULT_STREAM='1': .*unset it")
+    check_refused(r"expected one default stream for all threads, found CUPY_CUDA_PER_THREAD_DEFAULT_STREAM=1; unset it")
     machine.setenv("CUPY_CUDA_PER_THREAD_DEFAULT_STREAM", "0")
     with pytest.raises(ValueError, match="opened"):
         get_backend("cuda")
@@ -111,14 +111,10 @@ def test_a_default_stream_per_thread_is_refused(machine):
 @pytest.mark.parametrize(
     ("status", "message", "warns"),
     [
-        (
-            803,
-            r"its driver does not start \(error 803 of cuInit\): restart the machine if the driver was updated, and see nvidia-smi",
-            True,
-        ),
-        (100, r"its driver shows none, with CUDA_VISIBLE_DEVICES='7'", False),
-        (0, r"install NVIDIA's driver", False),
-        (None, r"install NVIDIA's driver", False),  # no driver
+        (803, r"status 803 of cuInit, CUDA_VISIBLE_DEVICES=7\); .*restart the machine if it was updated, and see nvidia-smi", True),
+        (100, r"status 100 of cuInit, CUDA_VISIBLE_DEVICES=7\)", False),
+        (0, r"status 0 of cuInit.*install NVIDIA's driver", False),
+        (None, r"no driver.*install NVIDIA's driver", False),
     ],
 )
 def test_a_driver_that_shows_no_gpu_says_why(status, message, warns, monkeypatch):
@@ -133,12 +129,12 @@ def test_a_driver_that_shows_no_gpu_says_why(status, message, warns, monkeypatch
     monkeypatch.setattr(ctypes, "CDLL", load)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    check_refused(rf"no NVIDIA GPU was found; {message}", "cuda:1", warns=warns)
+    check_refused(rf"no NVIDIA GPU was found \({message}", "cuda:1", warns=warns)
 
 
 def test_a_gpu_that_is_not_there_is_named_with_those_that_are(machine):
-    machine.setattr(cupy_device, "num_driver_devices", lambda: 2)
-    with pytest.raises(BackendUnavailableError, match=r"--device cuda:7: expected GPUs from 0 to 1, found 7: this machine has 2"):
+    machine.setattr(cupy_device, "ask_driver", lambda: (2, 0))
+    with pytest.raises(BackendUnavailableError, match=r"--device cuda:7: this machine has 2 NVIDIA GPUs, numbers 0 to 1; use one of these"):
         cupy_device.CupyDevice(7)
 
 
@@ -149,7 +145,7 @@ def test_auto_leaves_the_driver_alone_where_something_is_missing(missing, monkey
     def asked():
         raise AssertionError("the driver was asked")
 
-    monkeypatch.setattr(cupy_device, "num_driver_devices", asked)
+    monkeypatch.setattr(cupy_device, "ask_driver", asked)
     monkeypatch.setattr(cupy_device, "may_have_gpu", lambda: missing != "GPU")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if missing == "CuPy" else object())
     assert not cupy_device.is_available()

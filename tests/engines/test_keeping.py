@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from crfrefine import CrfParameters, Plan, refine
-from crfrefine.engines import keeping_backend
+from crfrefine.engines import get_backend
 from crfrefine.engines.cpu import CpuBackend, CpuKernels
 from crfrefine.errors import CapacityError
 from crfrefine.runs.demo.phantom import make_phantom
@@ -64,7 +64,7 @@ def test_results_have_the_same_bits_and_only_bandwidths_build_anew(mask, filter_
 
 def test_other_images_masks_and_spacings_get_kernels_of_their_own():
     """The engine compares what it has built with what is asked for."""
-    backend = keeping_backend("cpu")
+    backend = get_backend("cpu", keeps_kernels=True)
     other_image = PHANTOM.image * [[[[2.0]]]] + PHANTOM.image**2
     for more in ({}, {"image": other_image}, {"mask": MASK}, {"mask": ~MASK}, {"spacing": (1.0, 0.7, 1.8)}):
         plan = plan_of(**more)

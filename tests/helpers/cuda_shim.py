@@ -205,7 +205,7 @@ class ShimDevice:
 
     xp: Any = np
 
-    def __init__(self, *, order=1, free_bytes=None, is_watched=False):
+    def __init__(self, *, order=1, is_watched=False):
         if compiler() is None:
             raise BackendUnavailableError("no C++ compiler to compile the GPU's kernels with")
         self.name = "cuda-shim"
@@ -213,7 +213,6 @@ class ShimDevice:
         self._is_watched = (is_watched and can_watch()) or all_are_watched()
         if self._is_watched:
             self.xp = FilledXp(POISON)
-        self._free_bytes = free_bytes
 
     def launch(self, source, kernel, constants, num_threads, *arguments):
         found, options = kernel_source(source, constants), {"order": self._order, "is_watched": self._is_watched}
@@ -233,9 +232,6 @@ class ShimDevice:
 
     def active(self):
         return contextlib.nullcontext()
-
-    def free_bytes(self):
-        return self._free_bytes
 
 
 def shim_backend(**options):

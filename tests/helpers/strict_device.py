@@ -81,11 +81,11 @@ class StrictArray(np.ndarray):
 
 
 class StrictDevice(cuda_shim.ShimDevice):
-    """The shim, strict, with `limit` bytes. Unless `is_told`, an allocation that does not fit is the first that anybody hears of it."""
+    """The shim, strict, with `limit` bytes."""
 
-    def __init__(self, limit=1 << 40, *, is_told=True, **options):
+    def __init__(self, limit=1 << 40, **options):
         super().__init__(**options)
-        self.limit, self.most, self.used, self._is_told = limit, 0, 0, is_told
+        self.limit, self.most, self.used = limit, 0, 0
         self._alive = set()
         self.xp = _Module(self)
         self.reset()
@@ -124,9 +124,6 @@ class StrictDevice(cuda_shim.ShimDevice):
 
     def synchronize(self):
         self.waits["synchronize"] += 1
-
-    def free_bytes(self):
-        return self.limit - self.used if self._is_told else None
 
     def own(self, value):
         """The same, on the device."""

@@ -1,4 +1,4 @@
-"""The real device: CuPy allocates, sorts, and compiles the kernels with NVRTC for the present GPU."""
+"""The GPU: CuPy allocates, sorts, and compiles the kernels with NVRTC for the present device."""
 
 from __future__ import annotations
 
@@ -14,10 +14,7 @@ from typing import Any
 import numpy as np
 
 from crfrefine.base.array_types import Array
-from crfrefine.base.text import MAX_OF_A_REASON, shorten, shorten_value
-from crfrefine.engines.cuda import torch_memory
-from crfrefine.engines.cuda.current_gpu import on_gpu
-from crfrefine.engines.cuda.loss import GpuError, LossWatch
+from crfrefine.engines.cuda.current_gpu import OUT_OF_MEMORY, GpuError, LossWatch, on_gpu
 from crfrefine.engines.cuda.sources import kernel_source, pack_arguments
 from crfrefine.engines.cuda.torch_memory import is_plain
 from crfrefine.errors import BackendUnavailableError
@@ -33,13 +30,11 @@ _INSTALL = (
 )
 _TOOLKIT = "where no CUDA toolkit is installed: pip install 'cupy-cuda12x[ctk]' or 'cupy-cuda13x[ctk]'"
 
-
 _STREAM_PER_THREAD = "CUPY_CUDA_PER_THREAD_DEFAULT_STREAM"
 """A variable that CuPy reads when it is imported."""
 
-_GPU_FILES = ("nvidia[0-9]*", "dxg", "nvhost-gpu", "nvgpu")  # on Linux, on Windows' Linux, on boards with an integrated GPU
-_NO_DRIVER, _SUCCESS, _NO_DEVICE = -1, 0, 100  # the last two: CUDA_SUCCESS, CUDA_ERROR_NO_DEVICE
-_OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
+_GPU_FILES = ("nvidia[0-9]*", "dxg", "nvhost-gpu", "nvgpu")  # Linux, Windows' Linux, boards with an integrated GPU
+_NO_DRIVER, _NO_DEVICE = -1, 100  # the second: CUDA_ERROR_NO_DEVICE
 _NOT_INITIALIZED = 3  # CUDA_ERROR_NOT_INITIALIZED: a forked process gets it if its parent has used the driver
 
 
@@ -54,17 +49,12 @@ class ForkedError(BackendUnavailableError):
         )
 
 
-def num_driver_devices() -> int:
-    """Return how many GPUs the driver shows; 0 without a driver, or with a driver that does not start. Loads only the driver's library.
+def ask_driver() -> tuple[int, int]:
+    """Return how many GPUs the driver shows, and its status: 0 if it works, -1 without a driver. Loads only the driver's library.
 
     Raises:
         ForkedError: the driver was used before this process was forked.
     """
-    return _ask_driver()[0]
-
-
-def _ask_driver() -> tuple[int, int]:
-    """Return how many GPUs the driver shows, and its status; `_NO_DRIVER` without a driver."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -74,13 +64,13 @@ def _ask_driver() -> tuple[int, int]:
     if status == _NOT_INITIALIZED:
         raise ForkedError
     status = status or int(driver.cuDeviceGetCount(ctypes.byref(count)))
-    return (count.value, _SUCCESS) if status == _SUCCESS else (0, status)
+    return (0 if status else count.value), status
 
 
 def may_have_gpu() -> bool:
-    """Whether the system shows a GPU, and the environment does not hide all of them; the driver is not used.
+    """Whether the system shows a GPU, and the environment does not hide all of them.
 
-    Once the driver is used, no process forked from this one can use a GPU.
+    The driver is not used: once it is, no process forked from this one can use a GPU.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and (not visible.strip() or visible.strip().startswith("-")):
@@ -96,45 +86,24 @@ def is_available() -> bool:
     if not may_have_gpu() or importlib.util.find_spec("cupy") is None:
         return False
     try:
-        return num_driver_devices() > 0 or _ask_driver()[1] not in (_NO_DRIVER, _NO_DEVICE, _SUCCESS)
+        count, status = ask_driver()
     except ForkedError:
         return True
-
-
-def no_gpu(requested: str) -> BackendUnavailableError:
-    """Return the error of a request for a GPU on a machine without one, or without a driver that works."""
-    also = "" if importlib.util.find_spec("cupy") else ", and CuPy, which is missing too: crfrefine[cuda12] or crfrefine[cuda13]"
-    status = _ask_driver()[1]
-    if status in (_NO_DRIVER, _SUCCESS):
-        what = f"install NVIDIA's driver for it{also}"
-    elif status == _NO_DEVICE:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        what = "its driver shows none" + ("" if visible is None else f", with CUDA_VISIBLE_DEVICES={shorten_value(visible)}") + also
-    else:
-        what = (
-            f"its driver does not start (error {status} of cuInit): restart the machine if the driver was updated, and see nvidia-smi{also}"
-        )
-    return BackendUnavailableError(f"--device {requested}: no NVIDIA GPU was found; {what}, or use --device cpu")
-
-
-def missing_gpu(requested: str, number: int, count: int) -> BackendUnavailableError:
-    """Return the error of a request for a GPU that a machine with `count` of them does not have."""
-    there = "has one NVIDIA GPU, number 0" if count == 1 else f"has {count} NVIDIA GPUs, numbers 0 to {count - 1}"
-    expected = "GPU 0" if count == 1 else f"GPUs from 0 to {count - 1}"
-    return BackendUnavailableError(
-        f"--device {shorten(requested, MAX_OF_A_REASON)}: expected {expected}, found {number}: this machine {there}; "
-        "use one of these, or cpu"
-    )
+    return count > 0 or status not in (0, _NO_DRIVER, _NO_DEVICE)
 
 
 class CupyDevice:
-    """A CUDA device; see `Device`. All work goes to CuPy's current stream: the default one, or PyTorch's (`torch_memory.following`)."""
+    """A CUDA device, on which kernels run in the order in which they are launched.
+
+    All work goes to CuPy's current stream: the default one, or PyTorch's (`torch_memory.following`).
+
+    Attributes:
+        name: "cuda" for the first GPU, else "cuda:N".
+        xp: the array module, CuPy.
+    """
 
     def __init__(self, index: int = 0) -> None:
-        """Open a GPU.
-
-        Args:
-            index: number of the GPU; the first one is named "cuda".
+        """Open the GPU of that number.
 
         Raises:
             BackendUnavailableError: no driver, no GPU, no GPU of that number, no suitable CuPy or one with a default stream per thread, or
@@ -144,16 +113,21 @@ class CupyDevice:
         self._is_plain = is_plain()
         self.name = f"cuda:{index}" if index else "cuda"
         self._process = os.getpid()
-        count = num_driver_devices()
+        count, status = ask_driver()
         if count == 0:
-            raise no_gpu(self.name)
+            driver = "no driver" if status == _NO_DRIVER else f"status {status} of cuInit"
+            raise BackendUnavailableError(
+                f"--device {self.name}: no NVIDIA GPU was found ({driver}, CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')}); "
+                "install NVIDIA's driver, restart the machine if it was updated, and see nvidia-smi, or use --device cpu"
+            )
         if index >= count:
-            raise missing_gpu(self.name, index, count)
+            raise BackendUnavailableError(
+                f"--device {self.name}: this machine has {count} NVIDIA GPUs, numbers 0 to {count - 1}; use one of these, or --device cpu"
+            )
         if os.environ.get(_STREAM_PER_THREAD, "").strip() not in ("", "0"):
             raise BackendUnavailableError(
                 f"--device {self.name}: expected one default stream for all threads, found {_STREAM_PER_THREAD}="
-                f"{shorten_value(os.environ[_STREAM_PER_THREAD])}: with one per thread, copies would not wait for work of other threads; "
-                "unset it before CuPy is imported, or use --device cpu"
+                f"{os.environ[_STREAM_PER_THREAD]}; unset it before CuPy is imported, or use --device cpu"
             )
         try:
             self.xp: Any = importlib.import_module("cupy")
@@ -166,8 +140,8 @@ class CupyDevice:
         try:
             with on_gpu(cuda.runtime, index):
                 int((self.xp.arange(3) + 1).sum())  # compiled with NVRTC, so a missing part of the CUDA toolkit is found now
-        except (self.xp.cuda.compiler.CompileException, RuntimeError, ImportError, OSError, MemoryError) as error:
-            if isinstance(error, MemoryError) or getattr(error, "status", None) == _OUT_OF_MEMORY:
+        except (cuda.compiler.CompileException, RuntimeError, ImportError, OSError, MemoryError) as error:
+            if isinstance(error, MemoryError) or getattr(error, "status", None) == OUT_OF_MEMORY:
                 raise BackendUnavailableError(
                     f"--device {self.name}: the GPU has no memory left to begin with ({error}); end the programs that use it "
                     "(nvidia-smi lists them), take another GPU, or use --device cpu"
@@ -177,22 +151,23 @@ class CupyDevice:
 
     def properties(self) -> dict[str, Any]:
         """Return name, memory in bytes, compute capability, and the versions of the driver, of CUDA's runtime and of CuPy."""
-        found = self.xp.cuda.runtime.getDeviceProperties(self._number)
+        runtime = self.xp.cuda.runtime
+        found = runtime.getDeviceProperties(self._number)
         return {
             "name": found["name"].decode(errors="replace"),
             "memory": int(found["totalGlobalMem"]),
             "compute_capability": f"{found['major']}.{found['minor']}",
-            "driver": int(self.xp.cuda.runtime.driverGetVersion()),
-            "runtime": int(self.xp.cuda.runtime.runtimeGetVersion()),
+            "driver": int(runtime.driverGetVersion()),
+            "runtime": int(runtime.runtimeGetVersion()),
             "cupy": str(self.xp.__version__),
         }
 
     def launch(self, source: str, kernel: str, constants: Mapping[str, int], num_threads: int, *arguments: Any) -> None:
-        """Run a kernel; see `Device.launch`."""
+        """Run a kernel of kernels/cuda/<source>.cu with at least `num_threads` threads; None means a null pointer."""
         self._launch(source, kernel, constants, -(-num_threads // BLOCK), BLOCK, arguments)
 
     def launch_blocks(self, source: str, kernel: str, constants: Mapping[str, int], num_blocks: int, *arguments: Any) -> None:
-        """Run a block kernel; see `Device.launch_blocks`."""
+        """Run a kernel whose threads share memory by block: `num_blocks` blocks of constants["CRF_THREADS"] threads each."""
         self._launch(source, kernel, constants, num_blocks, constants["CRF_THREADS"], arguments)
 
     def _launch(
@@ -203,52 +178,45 @@ class CupyDevice:
         with self._checked("before the kernel", kernel):
             pass  # an error of CuPy's own kernels
         with self._checked("in the kernel", kernel, "of", source, "with", constants):
-            function = self._function(source, kernel, constants)
-            packed = pack_arguments(kernel_source(source, constants), kernel, constants, arguments)
-            function((num_blocks,), (block,), tuple(packed))
+            text = kernel_source(source, constants)
+            key = source, kernel, tuple(sorted(constants.items()))
+            if key not in self._functions:  # CuPy caches compiled kernels on disk by their text.
+                module = self.xp.RawModule(code=text.text, options=text.options, backend="nvrtc")
+                self._functions[key] = module.get_function(kernel)
+            self._functions[key]((num_blocks,), (block,), tuple(pack_arguments(text, kernel, constants, arguments)))
 
     @contextmanager
     def _checked(self, *where: object) -> Iterator[None]:
         """Return the context of a launch: in plain mode it is waited for at the end, and an error says where it was."""
-        if not self._is_plain:
-            yield
-            return
         try:
             yield
-            self.synchronize()
+            if self._is_plain:
+                self.synchronize()
         except (*self._errors, self.xp.cuda.compiler.CompileException) as error:
+            if not self._is_plain:
+                raise
             raise GpuError(" ".join(map(str, where)), error) from error
 
-    def _function(self, source: str, kernel: str, constants: Mapping[str, int]) -> Any:
-        """Return the compiled kernel; CuPy caches compiled kernels on disk by their text."""
-        key = source, kernel, tuple(sorted(constants.items()))
-        function = self._functions.get(key)
-        if function is None:
-            text = kernel_source(source, constants)
-            module = self.xp.RawModule(code=text.text, options=text.options, backend="nvrtc")
-            function = self._functions[key] = module.get_function(kernel)
-        return function
-
     def upload(self, array: Any) -> Any:
-        """Return the array on the device; see `Device.upload`."""
+        """Return the array on the device in C order: a numpy array is copied; an array on the device is shared by DLPack."""
         if isinstance(array, np.ndarray) and array.nbytes >= _LARGE:
             target = self.xp.empty(array.shape, dtype=array.dtype)
             target.set(np.ascontiguousarray(array))  # on the current stream; the driver has copied the host memory when this returns
             return target
-        foreign = not isinstance(array, (np.ndarray, self.xp.ndarray))
-        return self.xp.ascontiguousarray(self.xp.from_dlpack(array) if foreign else self.xp.asarray(array))
+        is_foreign = not isinstance(array, (np.ndarray, self.xp.ndarray))
+        return self.xp.ascontiguousarray(self.xp.from_dlpack(array) if is_foreign else self.xp.asarray(array))
 
     def download(self, array: Any) -> Array:
-        """Return a copy on the host; see `Device.download`."""
+        """Return a copy on the host after all launches so far are done."""
         host: Array = self.xp.asnumpy(array)
         return host
 
     def synchronize(self) -> None:
-        """Wait; see `Device.synchronize`."""
+        """Wait until all launches so far are done."""
         self.xp.cuda.get_current_stream().synchronize()
 
     def active(self) -> AbstractContextManager[Any]:
-        """Make the GPU the current one; see `Device.active`.
+        """Return the context in which all calls and all arithmetic on the device's arrays must happen.
 
         Raises:
             ForkedError: this process was forked from the process that created this device.
@@ -267,9 +235,3 @@ class CupyDevice:
         """Wait for the GPU to answer."""
         with on_gpu(self.xp.cuda.runtime, self._number):
             self.xp.cuda.runtime.deviceSynchronize()
-
-    def free_bytes(self) -> int | None:
-        """Memory that can still be allocated, including unused memory in CuPy's or PyTorch's pool; see `Device.free_bytes`."""
-        free, _ = self.xp.cuda.runtime.memGetInfo()
-        cached = torch_memory.cached_bytes()
-        return int(free) + (int(self.xp.get_default_memory_pool().free_bytes()) if cached is None else cached)

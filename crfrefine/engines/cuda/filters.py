@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.base.array_types import Array, Float64
-from crfrefine.engines.cuda.device import Room, check_memory, row_constants
+from crfrefine.base.array_types import Float32, Float64
+from crfrefine.engines.cuda.rows import Room, row_constants
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
 from crfrefine.errors import CapacityError
 
 TRUNCATION_RADIUS = 3.0
 """Standard deviations of the spatial part of the kernel."""
+
 ROUNDING = 1e-6
 """Relative tolerance: voxels on the window's surface belong to it."""
 
@@ -61,9 +62,8 @@ class ExactFilter(Filter):
         self.description = f"exact (all {bilateral.voxels.num_voxels} x N pairs)"
 
     def _add(self, group: Any, sent: Any, to: tuple[Any, ...], *, transposed: bool) -> None:
-        num_voxels = len(group)
         constants = {"CRF_FEATURES": len(self._features), **row_constants(group)}
-        self._device.launch("direct", "filter_all_pairs", constants, num_voxels, self._features, num_voxels, group, sent, *to)
+        self._device.launch("direct", "filter_all_pairs", constants, len(group), self._features, len(group), group, sent, *to)
 
 
 def window_radius(bilateral: BilateralInput) -> list[int]:
@@ -75,7 +75,7 @@ def window_radius(bilateral: BilateralInput) -> list[int]:
     ]
 
 
-def list_neighbors(bilateral: BilateralInput, radius: Sequence[int], strides: Sequence[int]) -> tuple[NDArray[np.int64], Array]:
+def list_neighbors(bilateral: BilateralInput, radius: Sequence[int], strides: Sequence[int]) -> tuple[NDArray[np.int64], Float32]:
     """Linear distances of the window's voxels in ascending order, including the voxel itself, and minus log2 of their weights."""
     squared: Any = np.zeros(())
     linear: Any = np.zeros((), dtype=np.int64)
@@ -84,7 +84,7 @@ def list_neighbors(bilateral: BilateralInput, radius: Sequence[int], strides: Se
         squared = squared[..., None] + (distance * (step / theta)) ** 2
         linear = linear[..., None] + distance * stride
     inside = squared <= TRUNCATION_RADIUS**2 * (1.0 + ROUNDING)
-    return linear[inside], (_HALF_LOG2E * squared[inside]).astype(bilateral.features.dtype)
+    return linear[inside], (_HALF_LOG2E * squared[inside]).astype(np.float32)
 
 
 class TruncatedFilter(Filter):
@@ -94,7 +94,7 @@ class TruncatedFilter(Filter):
         """List the window, and number the voxels in a box with padding to look beyond its faces.
 
         Raises:
-            CapacityError: the window or the box is too large.
+            CapacityError: the window is too large.
         """
         voxels, radius = bilateral.voxels, window_radius(bilateral)
         num_offsets = math.prod(2 * r + 1 for r in radius)
@@ -107,24 +107,19 @@ class TruncatedFilter(Filter):
         padded = [extent + r for extent, r in zip(voxels.box_shape, radius, strict=True)]
         strides = [math.prod(padded[a + 1 :]) for a in range(len(padded))]
         lead = sum(r * stride for r, stride in zip(radius, strides, strict=True))
-        size = math.prod(padded) + 2 * lead
-        num_modalities, itemsize = len(bilateral.theta_intensity), bilateral.features.dtype.itemsize
-        needed = 4.0 * size + voxels.num_voxels * (20.0 + itemsize * num_modalities)
-        check_memory(voxels.device, needed, "the padded box of a truncated sum")
         self._device, xp = voxels.device, voxels.device.xp
-        self._features = bilateral.features[:num_modalities] * math.sqrt(_HALF_LOG2E)
+        self._features = bilateral.features[: len(bilateral.theta_intensity)] * math.sqrt(_HALF_LOG2E)
         self._index = voxels.linear_index(padded) + lead
-        self._number = xp.full(size, -1, dtype=np.int32)
+        self._number = xp.full(math.prod(padded) + 2 * lead, -1, dtype=np.int32)
         self._number[self._index] = xp.arange(voxels.num_voxels, dtype=np.int32)
         offsets, distances = list_neighbors(bilateral, radius, strides)
         self._neighbors = (self._device.upload(offsets), self._device.upload(distances), len(offsets))
         self.description = f"truncated ({len(offsets) // 2} pairs per voxel)"
 
     def _add(self, group: Any, sent: Any, to: tuple[Any, ...], *, transposed: bool) -> None:
-        num_voxels = len(group)
         constants = {"CRF_FEATURES": len(self._features), **row_constants(group)}
-        window = (self._features, num_voxels, self._number, self._index, *self._neighbors)
-        self._device.launch("direct", "filter_window", constants, num_voxels, *window, group, sent, *to)
+        window = (self._features, len(group), self._number, self._index, *self._neighbors)
+        self._device.launch("direct", "filter_window", constants, len(group), *window, group, sent, *to)
 
 
 SPATIAL_RADIUS = 4.0
@@ -149,30 +144,29 @@ def spatial_taps(sigma: float, extent: int, radius: float) -> tuple[Float64, Flo
 class SpatialFilter(Filter):
     """The spatial kernel, axis by axis; see `Filter`."""
 
-    def __init__(self, voxels: Voxels, theta_gamma: Sequence[float], dtype: Any = np.float32, *, differentiated: int | None = None) -> None:
-        """Compute the taps, in the precision of the values, for one theta_gamma per box axis.
+    def __init__(self, voxels: Voxels, theta_gamma: Sequence[float], *, slope_of: int | None = None, boxes: Room | None = None) -> None:
+        """Compute the taps for one theta_gamma per box axis.
 
-        `differentiated` is the axis whose weights are replaced by their slopes; None: the kernel itself.
+        Along the axis `slope_of`, they are theta_gamma times the derivatives with respect to that axis's theta_gamma. None means
+        the kernel itself. `boxes` is memory of another filter, as only one filters at a time.
         """
-        self._voxels, self._device = voxels, voxels.device
-        self._theta_gamma, self._dtype = theta_gamma, np.dtype(dtype)
+        self._voxels, self._device, self._theta_gamma = voxels, voxels.device, theta_gamma
         self._axes: list[tuple[int, int, Any, int]] = []
         for a, (theta, step, extent) in enumerate(zip(theta_gamma, voxels.spacing, voxels.box_shape, strict=True)):
             weights, slopes = spatial_taps(theta / step, extent, SPATIAL_RADIUS)
-            taps = (slopes if a == differentiated else weights).astype(dtype)
+            taps = (slopes if a == slope_of else weights).astype(np.float32)
             self._axes.append((math.prod(voxels.box_shape[a + 1 :]), extent, self._device.upload(taps), len(taps) - 1))
-        self._boxes = Room(self._device, "the mask's bounding box of a spatial kernel")
+        self._boxes = Room(self._device.xp) if boxes is None else boxes
         self.description = "separable"
 
-    def slope(self, axis: int) -> SpatialFilter:
-        """The filter of theta_gamma times the kernel's derivative with respect to one axis's theta_gamma."""
-        slope = SpatialFilter(self._voxels, self._theta_gamma, self._dtype, differentiated=axis)
-        slope._boxes = self._boxes  # only one filter uses them at a time
-        return slope
+    def slopes(self) -> list[SpatialFilter]:
+        """Return the filters of the derivatives with respect to theta_gamma of each axis."""
+        axes = range(len(self._axes))
+        return [SpatialFilter(self._voxels, self._theta_gamma, slope_of=axis, boxes=self._boxes) for axis in axes]
 
     def _add(self, group: Any, sent: Any, to: tuple[Any, ...], *, transposed: bool) -> None:
         voxels, constants, last = self._voxels, row_constants(group), len(self._axes) - 1
-        box, other = self._boxes.array((2, voxels.box_size, group.shape[1]), group.dtype)
+        box, other = self._boxes.array(2, voxels.box_size, group.shape[1])
         for place, axis in enumerate(reversed(self._axes)):
             given = (group, sent, None) if place == 0 else (None, None, box)
             out = (other, None, None, None, 0) if place < last else (None, *to)

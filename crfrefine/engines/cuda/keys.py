@@ -12,12 +12,9 @@ from crfrefine.engines.cuda.voxels import BilateralInput
 from crfrefine.errors import CapacityError
 
 COMPILED_FEATURES = (*range(1, 13), 16, 20, 28)
-"""Dimensions that the CPU's lattice is compiled for: a case uses the next larger one, padded with zeros, and so does this engine."""
+"""Dimensions that the CPU's lattice is compiled for: a case uses the next larger one, padded with zeros."""
 
-_SAMPLED = 100
-"""One of so many voxels is looked at for the estimate."""
-_MIN_SAMPLE = 4096
-"""With fewer voxels than this, all are looked at."""
+_SAMPLED, _MIN_SAMPLE = 100, 4096  # One voxel of so many is looked at for the estimate, and at least so many voxels.
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,7 @@ class Simplices:
     """
 
     def __init__(self, bilateral: BilateralInput) -> None:
-        """Lay out the keys of float32 features; raises CapacityError for too many features, or too fine cells."""
+        """Lay out the keys; raises CapacityError for too many features, or too fine cells."""
         dimension = next((d for d in COMPILED_FEATURES if d >= bilateral.num_features), None)
         if dimension is None:
             raise CapacityError(f"the lattice holds at most 28 features (axes + modalities), not {bilateral.num_features}")
@@ -94,7 +91,8 @@ class Simplices:
     def find(self, features: Any) -> tuple[Any, Any, Any]:
         """Return the low words of the vertices' keys and the high ones, or None, (corner * voxel), and weights, (corner, voxel).
 
-        `features` are (feature, voxel) float32.
+        Args:
+            features: (feature, voxel).
         """
         xp, num_voxels = self._device.xp, features.shape[1]
         num_corners = num_voxels * (self.num_features + 1)
@@ -108,10 +106,10 @@ class Simplices:
 
 
 def estimated_vertices(bilateral: BilateralInput, simplices: Simplices) -> float:
-    """Estimate how many vertices the lattice of float32 features would have, from one percent of the voxels.
+    """Estimate how many vertices the lattice would have, from one percent of the voxels.
 
-    Vertices that the sample has not met are estimated from those that it met once and twice, as Chao does for species (1984, Nonparametric
-    estimation of the number of classes in a population): if some vertices have many more voxels than others, they are more than that.
+    Vertices that the sample has not met are estimated from those that it met once and twice (Chao 1984, Nonparametric estimation of
+    the number of classes in a population): too few, if some vertices have many more voxels than others.
     """
     voxels, xp = bilateral.voxels, bilateral.voxels.device.xp
     every = max(1, min(_SAMPLED, voxels.num_voxels // _MIN_SAMPLE))
@@ -130,5 +128,4 @@ def estimated_vertices(bilateral: BilateralInput, simplices: Simplices) -> float
         return distinct
     once, twice = map(float, voxels.device.download(xp.stack([(met == 1).sum(), (met == 2).sum()])))
     unmet = once * (once - 1.0) / (2.0 * (twice + 1.0))
-    most = float(voxels.num_voxels * (simplices.num_features + 1))
-    return most if distinct + unmet > most else distinct + unmet
+    return min(distinct + unmet, float(voxels.num_voxels * (simplices.num_features + 1)))

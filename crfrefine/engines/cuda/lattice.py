@@ -8,15 +8,22 @@ from typing import Any
 
 import numpy as np
 
-from crfrefine.engines.cuda.device import Device, Room, check_memory, row_constants
 from crfrefine.engines.cuda.filters import Filter
 from crfrefine.engines.cuda.keys import Simplices, estimated_vertices
-from crfrefine.engines.cuda.memory import MAX_TOGETHER, lattice_bytes, table_bits_for, table_bytes, vertex_bytes
+from crfrefine.engines.cuda.rows import Room, row_constants
 from crfrefine.engines.cuda.voxels import BilateralInput
 from crfrefine.errors import CapacityError
 
+MAX_TOGETHER = 32
+"""Entries of a list, or sums of entries, that one thread adds up: several levels of sums are a tree."""
+
 _EMPTY = np.uint64(2**64 - 1)
 _MAX_TABLE_BITS = 32
+
+
+def table_bits_for(num_vertices: float) -> int:
+    """Return the bits of a hash table that so many vertices fill to less than half, with room for a quarter more."""
+    return max(4, math.ceil(math.log2(2.5 * max(num_vertices, 1.0))))
 
 
 @dataclass(frozen=True)
@@ -24,7 +31,7 @@ class Pieces:
     """Neighbors in a list that are added up."""
 
     begin: Any  # (piece + 1) where each begins, among the entries or rows
-    row: Any  # (piece) where its sum goes: to the row of the vertex if the list is in one piece, or else to a separate row
+    row: Any  # (piece) of its sum: the row of the vertex if the list is in one piece, else a separate one
 
     def __len__(self) -> int:
         return int(self.row.size)
@@ -35,26 +42,21 @@ class VertexLists:
 
     Attributes:
         entry_voxel, entry_weight: (entry) sorted by vertex, corner and voxel; weights in 1 / 65535.
-        pieces: of the entries.
-        levels: pieces of the rows, one level after the other, until each vertex has its sum.
+        levels: pieces of the entries, then of the rows, until each vertex has its sum.
         num_rows: of the vertices, which come first, and of the pieces of longer lists.
     """
 
     def __init__(self, xp: Any, entry_voxel: Any, entry_weight: Any, begin: Any) -> None:
         """Cut the lists, which begin at `begin` for each vertex, (vertex + 1) of them; none is empty."""
-        self.entry_voxel, self.entry_weight = entry_voxel, entry_weight
-        num_vertices = int(begin.size) - 1
-        vertices = xp.arange(num_vertices, dtype=np.int64)
-        first, free, num_lists = 0, num_vertices, num_vertices
-        pieces, length, vertex = _cut(xp, begin[1:] - begin[:-1], vertices, first, free)
-        self.pieces = pieces
-        self.levels: list[Pieces] = []
+        self.entry_voxel, self.entry_weight, self.levels = entry_voxel, entry_weight, list[Pieces]()
+        length, vertex = begin[1:] - begin[:-1], xp.arange(int(begin.size) - 1, dtype=np.int64)
+        first, free = 0, len(vertex)
         while vertex.size:
-            # A list in one piece goes to its vertex, so the rows that were added are the pieces of the others.
-            in_one = num_lists - len(vertex)
-            first, free, num_lists = free, free + len(pieces) - in_one, len(vertex)
+            num_lists = len(vertex)
             pieces, length, vertex = _cut(xp, length, vertex, first, free)
             self.levels.append(pieces)
+            # A list in one piece goes to its vertex, so the rows that were added are the pieces of the others.
+            first, free = free, free + len(pieces) - (num_lists - len(vertex))
         self.num_rows = free
 
 
@@ -95,29 +97,24 @@ class Lattice:
         table_bits: the hash table's capacity was 2^table_bits, at least twice the vertices.
     """
 
-    def __init__(self, bilateral: BilateralInput, *, first_table_bits: int | None = None) -> None:
-        """Build the lattice of float32 features, from a hash table of `first_table_bits`; None: for the estimated vertices.
+    def __init__(self, bilateral: BilateralInput, num_vertices: float | None = None) -> None:
+        """Build the lattice, whose hash table is at first for an estimated number of vertices; None means that it is estimated here.
 
         Raises:
-            CapacityError: too many features, cells or vertices, or too little memory.
+            CapacityError: too many features, cells or vertices.
         """
         voxels = bilateral.voxels
-        self.device: Device = voxels.device
-        num_voxels = voxels.num_voxels
+        self.device, xp, num_voxels = voxels.device, voxels.device.xp, voxels.num_voxels
         simplices = Simplices(bilateral)
         dimension = self.num_features = simplices.num_features
         self.layout, self._is_wide, self._constants = simplices.layout, simplices.is_wide, simplices.constants
         num_corners = num_voxels * (dimension + 1)
         if num_corners >= 2**32:
             raise CapacityError(f"{num_voxels} voxels with {dimension + 1} vertices each are more than 2^32; use a mask")
-        check_memory(self.device, lattice_bytes(num_voxels, dimension, is_wide=self._is_wide), "the lattice")
-        xp = self.device.xp
-        bits = table_bits_for(estimated_vertices(bilateral, simplices)) if first_table_bits is None else first_table_bits
+        bits = table_bits_for(estimated_vertices(bilateral, simplices) if num_vertices is None else num_vertices)
         key_low, key_high, self.corner_weight = simplices.find(bilateral.features)
         table, slots, corner_slot = self._fill_table(key_low, key_high, bits)
         self.num_vertices = int(slots.size)
-        needed = vertex_bytes(self.num_vertices, num_corners, dimension, self.table_bits)
-        check_memory(self.device, needed, f"the lattice's {self.num_vertices} vertices")
         self.vertex_low = xp.empty(self.num_vertices, dtype=np.uint64)
         self.vertex_high: Any = xp.empty(self.num_vertices, dtype=np.uint64) if self._is_wide else None
         read = (key_low, key_high, table, slots, self.num_vertices, self.vertex_low, self.vertex_high)
@@ -130,7 +127,7 @@ class Lattice:
         self._launch("find_neighbors", self.num_vertices, *own, *keys, *layout, self.after, self.before)
         self.corner_vertex = xp.empty((dimension + 1, num_voxels), dtype=np.uint32)
         self._launch("number_corners", num_corners, corner_slot, slot_vertex, num_corners, self.corner_vertex)
-        del table, slots, corner_slot, slot_vertex, key_low, key_high, read, keys, layout
+        del table, slots, corner_slot, slot_vertex, key_low, key_high, read, keys, layout  # before more is allocated
         self.lists = self._list_entries()
 
     def _launch(self, kernel: str, num_threads: int, *arguments: Any) -> None:
@@ -138,26 +135,19 @@ class Lattice:
 
     def _fill_table(self, key_low: Any, key_high: Any, bits: int) -> tuple[Any, Any, Any]:
         """Put every key into a table that ends up at most half full; return the table, its used slots, and the slot of each corner."""
-        xp = self.device.xp
-        num_corners = int(key_low.size)
+        xp, num_corners = self.device.xp, int(key_low.size)
         corner_slot = xp.empty(num_corners, dtype=np.uint32)
-        while True:
-            if bits > _MAX_TABLE_BITS:
-                raise CapacityError("the lattice would have more than 2^31 vertices; use larger bandwidths, or a mask")
-            check_memory(self.device, table_bytes(bits), "the lattice's hash table")
+        while bits <= _MAX_TABLE_BITS:
             table = xp.full(2**bits, _EMPTY, dtype=np.uint64)
             overflow = xp.zeros(1, dtype=np.uint64)
             self._launch("insert_vertices", num_corners, key_low, key_high, num_corners, table, bits, corner_slot, overflow)
-            if bool(overflow[0]):
-                del table  # before a larger one is made
-                bits += 2
-                continue
-            slots = xp.flatnonzero(table != _EMPTY).astype(np.int64)
-            if 2 * int(slots.size) <= 2**bits:
+            slots = None if bool(overflow[0]) else xp.flatnonzero(table != _EMPTY).astype(np.int64)
+            if slots is not None and 2 * int(slots.size) <= 2**bits:
                 self.table_bits = bits
                 return table, slots, corner_slot
-            bits = (2 * int(slots.size) - 1).bit_length()
-            del table, slots
+            bits = bits + 2 if slots is None else (2 * int(slots.size) - 1).bit_length()
+            del table, slots  # before a larger one is made
+        raise CapacityError("the lattice would have more than 2^31 vertices; use larger bandwidths, or a mask")
 
     def _number(self, table: Any, slots: Any) -> Any:
         """Number the vertices in the order of their keys, whatever their slots."""
@@ -192,11 +182,11 @@ class LatticeFilter(Filter):
     """Splat, blur, slice; see `Filter`."""
 
     def __init__(self, bilateral: BilateralInput, num_vertices: float | None = None) -> None:
-        """Build the lattice, for which `num_vertices` is an estimate; None: to be made."""
-        self.lattice = Lattice(bilateral.single(), first_table_bits=None if num_vertices is None else table_bits_for(num_vertices))
-        num_voxels = bilateral.voxels.num_voxels
-        self.description = f"lattice ({self.lattice.num_vertices} vertices, {self.lattice.num_vertices / num_voxels:.2g} per voxel)"
-        self._rows = Room(bilateral.voxels.device, "the values at the lattice's vertices")
+        """Build the lattice."""
+        self.lattice = Lattice(bilateral, num_vertices)
+        density = self.lattice.num_vertices / bilateral.voxels.num_voxels
+        self.description = f"lattice ({self.lattice.num_vertices} vertices, {density:.2g} per voxel)"
+        self._rows = Room(bilateral.voxels.device.xp)
 
     def _add(self, group: Any, sent: Any, to: tuple[Any, ...], *, transposed: bool) -> None:
         lattice, num_voxels = self.lattice, len(group)
@@ -213,11 +203,11 @@ class LatticeFilter(Filter):
         """Add up a group of channels, (voxel, width), at each vertex; return the sums, until the next call, and room for as many."""
         device, lists, num_vertices = self.lattice.device, self.lattice.lists, self.lattice.num_vertices
         constants = row_constants(group)
-        both = self._rows.array((lists.num_rows + num_vertices, group.shape[1]), group.dtype)
+        both = self._rows.array(lists.num_rows + num_vertices, group.shape[1])
         rows, other = both[: lists.num_rows], both[lists.num_rows :]
-        pieces = lists.pieces
+        pieces, *levels = lists.levels
         arguments = (group, sent, lists.entry_voxel, lists.entry_weight, pieces.begin, pieces.row, len(pieces), rows)
         device.launch("lattice", "splat", constants, len(pieces), *arguments)
-        for pieces in lists.levels:
+        for pieces in levels:
             device.launch("lattice", "sum_pieces", constants, len(pieces), pieces.begin, pieces.row, len(pieces), rows)
         return rows, other

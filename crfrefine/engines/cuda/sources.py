@@ -1,6 +1,7 @@
 """The kernels' source text: headers inlined, constants defined, and the arguments that each kernel takes.
 
-Headers are inlined because compiled modules are cached by their text: a header behind an include path could change unseen.
+Headers are inlined because compiled modules are cached by their text: a header behind an include
+path could change unseen.
 """
 
 from __future__ import annotations
@@ -26,20 +27,22 @@ _TYPES: dict[str, type[np.generic]] = {
     "uint64": np.uint64,
     "float": np.float32,
     "double": np.float64,
+    "Real": np.float32,
+    "Channels": np.float32,
 }
 
 UNCONTRACTED = frozenset({"lattice_build"})
-"""Sources whose multiplications and additions must not be fused: integers that all backends share depend on them."""
+"""Sources whose multiplications and additions must not be fused: integers that all engines share depend on them."""
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter of a kernel: its name, the number type, whether it is an array, and whether that has rows of CRF_WIDTH channels."""
+    """A parameter of a kernel."""
 
     name: str
     dtype: np.dtype[Any]
     is_array: bool
-    is_rows: bool
+    is_rows: bool  # an array of rows of CRF_WIDTH channels
 
 
 @dataclass(frozen=True)
@@ -83,15 +86,14 @@ def _inlined(name: str) -> str:
 
 
 @cache
-def _signatures(name: str, real: type[np.generic]) -> dict[str, tuple[Parameter, ...]]:
-    types = {**_TYPES, "Real": real, "Channels": real}
+def _signatures(name: str) -> dict[str, tuple[Parameter, ...]]:
     kernels = {}
     for match in _KERNEL.finditer(_inlined(name)):
         parameters = []
         for declaration in match[2].split(","):
             kind, _, label = declaration.replace("const ", "").replace("__restrict__ ", "").strip().rpartition(" ")
             base = kind.rstrip("*")
-            parameters.append(Parameter(label, np.dtype(types[base]), kind.endswith("*"), base == "Channels"))
+            parameters.append(Parameter(label, np.dtype(_TYPES[base]), kind.endswith("*"), base == "Channels"))
         kernels[match[1]] = tuple(parameters)
     return kernels
 
@@ -102,19 +104,16 @@ def kernel_source(name: str, constants: Mapping[str, int]) -> KernelSource:
 
 
 @cache
-def _with_constants(name: str, fixed: tuple[tuple[str, int], ...]) -> KernelSource:
-    constants = dict(fixed)
-    defines = "".join(f"#define {key} {value}\n" for key, value in fixed)
-    options = [
-        "-std=c++17",
-        *(["--fmad=false"] if name in UNCONTRACTED else []),
-        *(["--device-int128"] if constants.get("CRF_WIDE_KEYS") else []),
-    ]
-    return KernelSource(name, defines + _inlined(name), _signatures(name, np.float32), tuple(options))
+def _with_constants(name: str, constants: tuple[tuple[str, int], ...]) -> KernelSource:
+    defines = "".join(f"#define {key} {value}\n" for key, value in constants)
+    options = ["-std=c++17"]
+    options += ["--fmad=false"] if name in UNCONTRACTED else []
+    options += ["--device-int128"] if dict(constants).get("CRF_WIDE_KEYS") else []
+    return KernelSource(name, defines + _inlined(name), _signatures(name), tuple(options))
 
 
 def pack_arguments(source: KernelSource, kernel: str, constants: Mapping[str, int], arguments: Sequence[Any]) -> list[Any]:
-    """Return the arguments of a launch in the driver's form: arrays checked against parameter types, numbers converted, None as null.
+    """Return the arguments of a launch in the driver's form: numbers converted, None as a null pointer.
 
     Raises:
         TypeError: an argument does not fit; on a device it would be read as garbage.

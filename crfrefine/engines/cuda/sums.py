@@ -7,16 +7,31 @@ from typing import Any
 import numpy as np
 
 from crfrefine.base.array_types import Float64
-from crfrefine.engines.cuda.device import Device
-from crfrefine.engines.cuda.memory import PAIR_THREADS, pair_blocks, pair_tile
+from crfrefine.engines.cuda.cupy_device import CupyDevice
 
-_THREADS = 512
+MAX_THREADS = 1 << 16
+"""Threads of the kernels that sum over voxels: enough to fill a GPU, few enough that their sums are quickly added up."""
+
+_THREADS, _PAIR_THREADS = 512, 128  # of a block that adds up, and of one that sums products of pairs of rows
+_SHARED_VALUES = 12 * 1024  # of a block
+_PAIR_SUMS = 1 << 19
+_MIN_PAIR_BLOCKS, _MAX_PAIR_BLOCKS = 256, 2048
+
+
+def sum_threads(num_voxels: int) -> int:
+    """Return the number of threads that sum over the voxels: each takes a few, so that their sums take less memory than the voxels."""
+    return min(-(-num_voxels // 4), MAX_THREADS)
+
+
+def pair_blocks(num_sums: int, tile: int, num_voxels: int) -> int:
+    """Return the number of blocks of `add_products`: enough to fill a GPU, few enough that their sums take little memory."""
+    return min(-(-num_voxels // tile), max(_MIN_PAIR_BLOCKS, min(_PAIR_SUMS // num_sums, _MAX_PAIR_BLOCKS)))
 
 
 class Sums:
     """Numbers in float64 that kernels add to, one of each thread or block for each sum; they are added up in a fixed order."""
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: CupyDevice) -> None:
         """Take a device."""
         self.device = device
         self._parts: list[Any] = []
@@ -45,22 +60,24 @@ class Products:
     def __init__(self, sums: Sums, num_rows: int, num_others: int, num_voxels: int) -> None:
         """Reserve the sums."""
         self._device, self._num_voxels = sums.device, num_voxels
-        tile, num_slices = pair_tile(num_rows, num_others)
-        self._num_blocks = pair_blocks(num_rows, num_others, num_voxels)
-        rows = {"CRF_ROWS": num_rows, "CRF_OTHERS": num_others}
-        self._constants = {**rows, "CRF_THREADS": PAIR_THREADS, "CRF_TILE": tile}
+        tile = _PAIR_THREADS  # voxels whose rows a block shares at a time
+        while tile > 1 and (num_rows + num_others) * (tile + 1) > _SHARED_VALUES:
+            tile //= 2
+        num_slices = max(1, min(tile, _PAIR_THREADS // (num_rows * num_others)))  # threads per pair of rows
+        self._num_blocks = pair_blocks(num_rows * num_others * num_slices, tile, num_voxels)
+        self._constants = {"CRF_ROWS": num_rows, "CRF_OTHERS": num_others, "CRF_THREADS": _PAIR_THREADS, "CRF_TILE": tile}
         self.parts = sums.reserve(num_rows * num_others, self._num_blocks * num_slices)
 
     def add(self, rows: Any, others: Any, part: Any = None) -> None:
         """Add the products of (row, voxel) numbers; `others` None is a row of ones.
 
-        `part`, (voxel) uint8, is 1 where a voxel counts; None: everywhere.
+        `part`, (voxel) uint8, is 1 where a voxel counts; None means everywhere.
         """
         arguments = (rows, others, part, self._num_voxels, self._num_blocks, self.parts)
         self._device.launch_blocks("products", "add_products", self._constants, self._num_blocks, *arguments)
 
 
-def add_up(device: Device, parts: Any, totals: Any) -> None:
+def add_up(device: CupyDevice, parts: Any, totals: Any) -> None:
     """Add up (num_sums, count) numbers in float64, in a fixed order, into (num_sums) totals."""
     num_sums, count = parts.shape
     device.launch_blocks("sums", "add_up", {"CRF_THREADS": _THREADS}, num_sums, parts, count, totals)

@@ -10,35 +10,36 @@ import numpy as np
 from crfrefine.base.array_types import Bool, Float64
 from crfrefine.engines.cuda.sums import Products, Sums
 from crfrefine.engines.cuda.voxels import Voxels
-from crfrefine.engines.volume_term import VolumeTerm
+from crfrefine.engines.volume import VolumeTerm
 
 if TYPE_CHECKING:
     from crfrefine.parameters.specs import MeanFieldSpec
 
-
-LAST_SINGLE_CHANGE = 1e-3
+LAST_CHANGE = 1e-3
 """Nats; a Newton step of this size is the last one."""
 
 
 class MassSums:
     """Masses and covariances of the marginals of all labels, over the voxels where the term applies."""
 
-    def __init__(self, voxels: Voxels, num_labels: int, part: Any, dtype: Any) -> None:
-        """Allocate the sums; `part`, (voxel) uint8 on the device, is 1 where the term applies; None: everywhere."""
-        self._voxels, self._num_labels, self._part, self._dtype = voxels, num_labels, part, dtype
-        self._of_pairs, self._of_labels = Sums(voxels.device), Sums(voxels.device)
+    def __init__(self, voxels: Voxels, num_labels: int, part: Bool | None) -> None:
+        """Allocate the sums; `part`, (voxel) on the host, is where the term applies; None means everywhere."""
+        device = voxels.device
+        self._voxels, self._num_labels = voxels, num_labels
+        self.part = None if part is None else device.upload(np.asarray(part, dtype=np.uint8))
+        self._of_pairs, self._of_labels = Sums(device), Sums(device)
         self._pairs = Products(self._of_pairs, num_labels, num_labels, voxels.num_voxels)
         self._labels = Products(self._of_labels, num_labels, 1, voxels.num_voxels)
-        self._marginals = voxels.device.xp.empty((num_labels, voxels.num_voxels), dtype=dtype)
+        self._marginals = device.xp.empty((num_labels, voxels.num_voxels), dtype=np.float32)
 
     def of_logits(self, logits: Any, bias: Float64) -> tuple[Float64, Float64]:
-        """Return masses (L,) and covariance (L, L), as `sums_of`, of softmax(logits + bias); logits are (label, *grid)."""
+        """Return masses (L,) and covariance (L, L) of softmax(logits + bias); logits are (label, *grid)."""
         return self.of_marginals(self._with_bias(logits, bias))
 
     def of_marginals(self, marginals: Any) -> tuple[Float64, Float64]:
         """Return the same of (label, voxel) marginals."""
         self._pairs.parts[...] = 0.0
-        self._pairs.add(marginals, marginals, part=self._part)
+        self._pairs.add(marginals, marginals, part=self.part)
         products = self._of_pairs.totals()[0].reshape(self._num_labels, self._num_labels)
         masses = products.sum(axis=1)  # marginals sum to 1
         np.fill_diagonal(products, 0.0)
@@ -52,13 +53,13 @@ class MassSums:
     def total(self, values: Any) -> Float64:
         """Return the sums of (label, voxel) values, (L,)."""
         self._labels.parts[...] = 0.0
-        self._labels.add(values, None, part=self._part)
+        self._labels.add(values, None, part=self.part)
         return self._of_labels.totals()[0]
 
     def counts(self, logits: Any) -> Float64:
         """Return the numbers of voxels where each label has the largest of (label, *grid) logits, (L,)."""
         device, index = self._voxels.device, self._voxels.grid_index
-        index = index if self._part is None else index[self._part != 0]
+        index = index if self.part is None else index[self.part != 0]
         largest, labels = logits[0].reshape(-1)[index], device.xp.zeros(index.size, dtype=np.int32)
         for label in range(1, self._num_labels):
             own = logits[label].reshape(-1)[index]
@@ -70,7 +71,7 @@ class MassSums:
         """Return softmax(logits + bias), (label, voxel), until the next call."""
         voxels = self._voxels
         given = (logits, voxels.grid_size, voxels.grid_index, voxels.num_voxels, self._num_labels)
-        added = voxels.device.upload(np.asarray(bias, dtype=self._dtype))
+        added = voxels.device.upload(np.asarray(bias, dtype=np.float32))
         voxels.device.launch("volume", "find_marginals", {}, voxels.num_voxels, *given, added, self._marginals)
         return self._marginals
 
@@ -78,27 +79,25 @@ class MassSums:
 class VolumeSteps:
     """The volume term of a run: after each `update` of mean_field.cu, the biases that keep the masses."""
 
-    def __init__(self, voxels: Voxels, spec: MeanFieldSpec, out: Any, part: Any) -> None:
+    def __init__(self, voxels: Voxels, spec: MeanFieldSpec, out: Any, part: Bool | None) -> None:
         """Take a run's (label, *grid) calibrated logits, which the steps replace by those after each.
 
-        `part`, (voxel) on the host, is where the term applies; None: everywhere.
+        `part`, (voxel) on the host, is where the term applies; None means everywhere.
         """
         self._voxels, self._spec, self._out = voxels, spec, out
-        self._part = None if part is None else voxels.device.upload(np.asarray(part, dtype=np.uint8))
-        self._sums = MassSums(voxels, spec.num_labels, self._part, out.dtype)
+        self._sums = MassSums(voxels, spec.num_labels, part)
         self._masses = self._sums.masses(out)
         self._term = VolumeTerm(self._sums.counts(out), spec.volume_slack)
-        self._last_change = LAST_SINGLE_CHANGE
         self.biases: list[Float64] = []
 
     def end_step(self) -> float:
         """Add the biases to the logits that `update` has stored; return the term's energy at the start of the step."""
         energy = self._term.energy(self._masses)
         start = self.biases[-1] if self.biases else np.zeros(self._spec.num_labels)
-        self.biases.append(self._term.search(partial(self._sums.of_logits, self._out), start, self._last_change))
+        self.biases.append(self._term.search(partial(self._sums.of_logits, self._out), start, LAST_CHANGE))
         voxels, num_labels = self._voxels, self._spec.num_labels
-        bias = voxels.device.upload(np.asarray(self.biases[-1], dtype=self._out.dtype))
-        arguments = (self._out, voxels.grid_size, voxels.grid_index, voxels.num_voxels, num_labels, self._part, bias)
+        bias = voxels.device.upload(np.asarray(self.biases[-1], dtype=np.float32))
+        arguments = (self._out, voxels.grid_size, voxels.grid_index, voxels.num_voxels, num_labels, self._sums.part, bias)
         voxels.device.launch("volume", "add_biases", {}, voxels.num_voxels, *arguments)
         if self._spec.volume_slack > 0.0:  # the energy of masses that are kept exactly is 0
             self._masses = self._sums.masses(self._out)
@@ -115,34 +114,21 @@ class VolumeBackward:
     def __init__(self, voxels: Voxels, spec: MeanFieldSpec, record: Any, biases: Float64, part: Bool | None) -> None:
         """Take a run's (step + 1, channel, voxel) marginals, on the device, its (step, label) biases, and where the term applies."""
         self._voxels, self._spec, self._record, self._biases = voxels, spec, record, biases
-        self._device = voxels.device
-        self._part = None if part is None else self._device.upload(np.asarray(part, dtype=np.uint8))
-        self._sums = MassSums(voxels, spec.num_labels, self._part, record.dtype)
+        self._sums = MassSums(voxels, spec.num_labels, part)
         # No gradient depends on numbers of voxels.
         self._term = VolumeTerm(np.zeros(spec.num_labels), spec.volume_slack)
         self.by_slack = 0.0
 
     def step_back(self, t: int, by_x: Any) -> None:
         """Turn the gradient (label, voxel) for the logits after step t, as if its biases were constant, into the whole one, in place."""
-        marginals = self._marginals(t + 1)
+        device, num_voxels, num_labels = self._voxels.device, self._voxels.num_voxels, self._spec.num_labels
+        marginals = self._record[t + 1]
+        if len(marginals) < num_labels:  # Those of the last label follow from the others.
+            rest = device.xp.maximum(1.0 - marginals.sum(axis=0), 0.0)
+            marginals = device.xp.concatenate([marginals, rest[None]])
         masses, covariance = self._sums.of_marginals(marginals)
         pull, by_slack = self._term.pull(self._sums.total(by_x), masses, covariance, self._biases[t])
         self.by_slack += by_slack
-        self._pull(marginals, -pull, by_x)
-
-    def _pull(self, marginals: Any, by_mass: Float64, gradient: Any) -> None:
-        given = self._device.upload(np.asarray(by_mass, dtype=gradient.dtype))
-        num_voxels = self._voxels.num_voxels
-        arguments = (marginals, num_voxels, self._spec.num_labels, self._part, given, gradient)
-        self._device.launch("volume", "pull_masses", {}, num_voxels, *arguments)
-
-    def _marginals(self, t: int) -> Any:
-        return _all_marginals(self._device.xp, self._record[t], self._spec.num_labels)
-
-
-def _all_marginals(xp: Any, channels: Any, num_labels: int) -> Any:
-    """Return the marginals of all labels from (channel, voxel) ones; those of the last follow from the others if they are not there."""
-    if len(channels) == num_labels:
-        return channels
-    rest = xp.maximum(1.0 - channels.sum(axis=0), 0.0)
-    return xp.concatenate([channels, rest[None]])
+        by_mass = device.upload(np.asarray(-pull, dtype=np.float32))
+        arguments = (marginals, num_voxels, num_labels, self._sums.part, by_mass, by_x)
+        device.launch("volume", "pull_masses", {}, num_voxels, *arguments)

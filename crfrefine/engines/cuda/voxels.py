@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.base.array_types import Array, Bool
-from crfrefine.engines.cuda.device import Device, check_memory
-from crfrefine.engines.grid_image import FeatureOrigin
+from crfrefine.base.array_types import Array, Bool, Float64
 from crfrefine.errors import CapacityError, InputError
+
+if TYPE_CHECKING:
+    from crfrefine.engines.cuda.cupy_device import CupyDevice
+    from crfrefine.engines.grid_image import FeatureOrigin
 
 MAX_FEATURE = 1e6
 """Single precision resolves a difference of one bandwidth up to about this many bandwidths."""
@@ -23,7 +25,7 @@ class Voxels:
 
     Attributes:
         num_voxels: inside the mask.
-        grid_size: voxels of the whole grid.
+        grid_shape, grid_size: of the whole grid.
         grid_index, box_index: (voxel) linear indices in the grid and in the box, on the device.
         box_shape, spacing, source_axis: values of the box's axes; axes one voxel long are left out, except the last one.
         first: the box's first voxel along each of these axes, in the grid.
@@ -31,7 +33,7 @@ class Voxels:
     """
 
     def __init__(
-        self, device: Device, grid_shape: Sequence[int], spacing: Sequence[float], mask: Bool | None, axes: Sequence[int] | None = None
+        self, device: CupyDevice, grid_shape: Sequence[int], spacing: Sequence[float], mask: Bool | None, axes: Sequence[int] | None = None
     ) -> None:
         """Number the voxels inside the mask (None means all). `axes`: the user's number of each grid axis; None means the user's order.
 
@@ -39,8 +41,7 @@ class Voxels:
             InputError: the mask is empty.
         """
         xp = device.xp
-        self.device = device
-        self.grid_size = math.prod(grid_shape)
+        self.device, self.grid_shape, self.grid_size = device, grid_shape, math.prod(grid_shape)
         if mask is None:
             self.grid_index = xp.arange(self.grid_size, dtype=np.int64)
         else:
@@ -53,17 +54,16 @@ class Voxels:
         for extent in reversed(grid_shape):
             coordinates.insert(0, rest % extent)
             rest = rest // extent
-        ends = [(int(low), int(high)) for low, high in extremes(device, coordinates)]
-        low, high = [first for first, _ in ends], [last + 1 for _, last in ends]
+        ends = [(int(low), int(high) + 1) for low, high in extremes(device, coordinates)]
         last = len(grid_shape) - 1
-        self.source_axis = [a for a in range(last + 1) if high[a] - low[a] > 1 or a == last]
-        self.box_shape = [high[a] - low[a] for a in self.source_axis]
-        self.first = [low[a] for a in self.source_axis]
+        self.source_axis = [a for a, (low, high) in enumerate(ends) if high - low > 1 or a == last]
+        self.box_shape = [ends[a][1] - ends[a][0] for a in self.source_axis]
+        self.first = [ends[a][0] for a in self.source_axis]
         self.box_size = math.prod(self.box_shape)
-        self.spacing = [float(spacing[a]) for a in self.source_axis]
+        self.spacing = self.of_box_axes(spacing)
         number = self.source_axis if axes is None else [axes[a] for a in self.source_axis]
         self.feature = [sum(other < own for other in number) for own in number]
-        self.coordinates = [(coordinates[a] - low[a]).astype(np.int32) for a in self.source_axis]
+        self.coordinates = [(coordinates[a] - ends[a][0]).astype(np.int32) for a in self.source_axis]
         self.box_index = self.linear_index(self.box_shape)
 
     @cached_property
@@ -71,7 +71,6 @@ class Voxels:
         """(place of the box) int32 number of the voxel there, -1: none; None if every place is a voxel, in order."""
         if self.num_voxels == self.box_size:
             return None
-        check_memory(self.device, 4.0 * self.box_size + 4.0 * self.num_voxels, "the numbers of the voxels in the mask's bounding box")
         number = self.device.xp.full(self.box_size, -1, dtype=np.int32)
         number[self.box_index] = self.device.xp.arange(self.num_voxels, dtype=np.int32)
         return number
@@ -92,12 +91,25 @@ class Voxels:
         """Pick the values of the box's axes."""
         return [float(per_grid_axis[a]) for a in self.source_axis]
 
+    def to_grid_axes(self, per_box_axis: Float64) -> Float64:
+        """Return values for all axes of the grid; zero for axes that are one voxel long."""
+        values = np.zeros(len(self.grid_shape))
+        values[self.source_axis] = per_box_axis
+        return values
 
-def extremes(device: Device, arrays: Iterable[Any]) -> list[Array]:
-    """Return (smallest, largest) of each array, one of them in memory at a time; NaN if an array has a NaN.
+    def gather(self, grids: Any, out: Any) -> None:
+        """Copy the voxels of (channel, *grid) values into (channel, voxel) ones."""
+        for of_voxels, of_grid in zip(out, grids.reshape(len(out), -1), strict=True):
+            of_voxels[...] = of_grid[self.grid_index]
 
-    The host waits once for all of them.
-    """
+    def scatter(self, values: Any, grids: Any) -> None:
+        """Put (channel, voxel) values at their places in (channel, *grid) ones."""
+        for of_grid, of_voxels in zip(grids.reshape(len(values), -1), values, strict=True):
+            of_grid[self.grid_index] = of_voxels
+
+
+def extremes(device: CupyDevice, arrays: Iterable[Any]) -> list[Array]:
+    """Return (smallest, largest) of each array, one of them in memory at a time; the host waits once for all of them."""
     found = [device.xp.stack([array.min(), array.max()]) for array in arrays]
     return list(device.download(device.xp.stack(found))) if found else []
 
@@ -106,7 +118,7 @@ class BilateralInput:
     """An appearance kernel's features at the voxels: intensities first, positions last.
 
     Attributes:
-        features: (modality + axis, voxel) in the image's precision, on the device.
+        features: (modality + axis, voxel) float32, on the device.
         ranges: (smallest, largest) of each feature.
         first: the box's first voxel along each of its axes, from the feature origin.
     """
@@ -119,18 +131,14 @@ class BilateralInput:
         theta_intensity: Sequence[float],
         origin: FeatureOrigin | None = None,
     ) -> None:
-        """Compute the features of an image, (M, *grid) on the device, with one bandwidth per box axis and one per modality.
+        """Compute the features of an image, (M, *grid) float32 on the device, for one bandwidth per box axis and per modality.
 
         They count from `origin`; None: from the box's first voxel and the lowest intensities.
 
         Raises:
-            InputError: an intensity is not finite.
             CapacityError: a feature spans too many bandwidths.
         """
-        device, xp = voxels.device, voxels.device.xp
-        dtype = image.dtype
-        self.voxels, self._image, self.theta_position, self.theta_intensity = voxels, image, list(theta_position), list(theta_intensity)
-        self._origin = origin
+        self.voxels, self.theta_position, self.theta_intensity = voxels, list(theta_position), list(theta_intensity)
         begin = voxels.first if origin is None else [origin.position[a] for a in voxels.source_axis]
         first = self.first = [own - zero for own, zero in zip(voxels.first, begin, strict=True)]
         for theta, low, extent, step in zip(theta_position, first, voxels.box_shape, voxels.spacing, strict=True):
@@ -139,38 +147,28 @@ class BilateralInput:
                     f"theta_alpha {theta:g} is less than a millionth of the volume's extent, {extent} voxels {step:g} apart; use a larger "
                     "bandwidth, and check the spacing"
                 )
-        ends = extremes(device, (modality.reshape(-1)[voxels.grid_index] for modality in image[: len(self.theta_intensity)]))
+        num_modalities = len(self.theta_intensity)
+        ends = extremes(voxels.device, (modality.reshape(-1)[voxels.grid_index] for modality in image[:num_modalities]))
         lowest, highest = [float(low) for low, _ in ends], [float(high) for _, high in ends]
-        zero = list(lowest)
-        for m, theta in enumerate(theta_intensity):
-            if not math.isfinite(lowest[m]) or not math.isfinite(highest[m]):
-                raise InputError(f"modality {m} of the image holds values that are not finite (NaN or infinity)")
-            if origin is not None:
-                zero[m] = float(dtype.type(origin.intensity[m]))
-            if max(abs(lowest[m] - zero[m]), abs(highest[m] - zero[m])) / theta > MAX_FEATURE:
+        zero = lowest if origin is None else [float(np.float32(own)) for own in origin.intensity[:num_modalities]]
+        ranges = []
+        for m, (theta, least, most, own) in enumerate(zip(theta_intensity, lowest, highest, zero, strict=True)):
+            ranges.append(((least - own) / theta, (most - own) / theta))
+            if max(map(abs, ranges[-1])) > MAX_FEATURE:
                 raise CapacityError(
                     f"theta_beta {theta:g} of modality {m} is less than a millionth of its range of intensities; use a larger bandwidth, "
                     "or normalize the intensities"
                 )
-        num_features = len(self.theta_intensity) + voxels.num_axes
-        position_scale = [step / theta for step, theta in zip(voxels.spacing, theta_position, strict=True)]
-        self.features = xp.empty((num_features, voxels.num_voxels), dtype=dtype)
+        self.features = voxels.device.xp.empty((num_modalities + voxels.num_axes, voxels.num_voxels), dtype=np.float32)
         # As cpu/features.cpp computes them, operation by operation: the lattice's integers follow from them.
         for feature, modality, base, beta in zip(self.features, image, zero, theta_intensity, strict=False):
-            feature[...] = (modality.reshape(-1)[voxels.grid_index] - dtype.type(base)) * dtype.type(1.0 / beta)
-        for a, coordinate in enumerate(voxels.coordinates):
-            self.features[len(self.theta_intensity) + voxels.feature[a]] = (coordinate + first[a]) * position_scale[a]
+            feature[...] = (modality.reshape(-1)[voxels.grid_index] - np.float32(base)) * np.float32(1.0 / beta)
         positions = [(0.0, 0.0)] * voxels.num_axes
-        for a, scale in enumerate(position_scale):
+        for a, coordinate in enumerate(voxels.coordinates):
+            scale = voxels.spacing[a] / theta_position[a]
+            self.features[num_modalities + voxels.feature[a]] = (coordinate + first[a]) * scale
             positions[voxels.feature[a]] = (first[a] * scale, (first[a] + voxels.box_shape[a] - 1) * scale)
-        spans = zip(lowest, highest, zero, theta_intensity, strict=True)
-        self.ranges = [((bottom - own) / theta, (top - own) / theta) for bottom, top, own, theta in spans] + positions
-
-    def single(self) -> BilateralInput:
-        """The same features from the image in float32, from which a lattice is built."""
-        if self._image.dtype == np.float32:
-            return self
-        return BilateralInput(self.voxels, self._image.astype(np.float32), self.theta_position, self.theta_intensity, self._origin)
+        self.ranges = ranges + positions
 
     @property
     def num_features(self) -> int:

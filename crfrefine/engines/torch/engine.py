@@ -18,10 +18,10 @@ from torch import Tensor
 from crfrefine.base.array_types import Array, Float32
 from crfrefine.engines import host
 from crfrefine.engines.base import NO_CONTEXT, MeanFieldGradients, MeanFieldReport, MeanFieldResult, Progress, RunContext, Tape
-from crfrefine.engines.grid_image import GridImage, checked_origin
+from crfrefine.engines.grid_image import GridImage
 from crfrefine.engines.torch.filters import TRUNCATION_RADIUS, Filter, Lattice, dense_filter, normalized, spatial_filter
 from crfrefine.engines.torch.mean_field import Trace, mean_field
-from crfrefine.engines.volume_part import volume_part
+from crfrefine.engines.volume import volume_part
 from crfrefine.errors import BackendUnavailableError, CapacityError, ConfigError, InputError
 from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, ModelSpec
 
@@ -72,12 +72,12 @@ class TorchKernels:
 
     def __init__(self, image: GridImage, spec: KernelSetSpec, device: str, context: RunContext) -> None:
         started = time.perf_counter()
-        self._grid, self._spec, self._threads = image, spec, context.threads
+        self._grid, self.spec, self._threads = image, spec, context.threads
         self.mask = np.ones(image.values.shape[1:], dtype=bool) if image.mask is None else image.mask
         if not self.mask.any():
             raise InputError("the mask is empty")
         self.dtype = "float64" if image.values.dtype == np.float64 else "float32"
-        self.num_kernels, self.num_voxels = len(spec.kernels), int(self.mask.sum())
+        self.num_voxels = int(self.mask.sum())
         self.image_shape: tuple[int, ...] = image.values.shape
         self._like = torch.empty(0, dtype=getattr(torch, self.dtype), device=device)
         self.inside = torch.as_tensor(self.mask, device=device)
@@ -117,7 +117,7 @@ class TorchKernels:
             refined.backward(self.tensor(gradient))
         slopes = [np.zeros(x.shape) if x.grad is None else x.grad.double().cpu().numpy() for x in (*inputs, image, *thetas)]
         by_logits, by_weights, by_compatibility, by_temperature, by_bias, by_slack, by_image, *by_thetas = slopes
-        num_modalities, num_bilateral = self.image_shape[0], len(self._spec.bilateral)
+        num_modalities, num_bilateral = self.image_shape[0], len(self.spec.bilateral)
         bilateral = np.array(by_thetas[:num_bilateral]).reshape(num_bilateral, num_modalities + self.mask.ndim)
         return MeanFieldGradients(
             logits=by_logits.astype(self.dtype),
@@ -127,7 +127,7 @@ class TorchKernels:
             bias=by_bias,
             theta_position=bilateral[:, num_modalities:],
             theta_intensity=bilateral[:, :num_modalities],
-            theta_gamma=by_thetas[-1] if self.num_kernels > num_bilateral else None,
+            theta_gamma=None if self.spec.spatial is None else by_thetas[-1],
             image=by_image.astype(self.dtype) if wants_image else None,
             volume_weight=tape.spec.volume_weight_gradient(float(by_slack)),
         )
@@ -149,16 +149,16 @@ class TorchKernels:
         """Return the normalized kernels, and a line per kernel that says how it is computed."""
         intensities = image[:, self.inside].T
         kernels, texts = [], []
-        for number, (kernel, theta) in enumerate(zip(self._spec.kernels, thetas, strict=True)):
+        for number, (kernel, theta) in enumerate(zip(self.spec.kernels, thetas, strict=True)):
             if progress is not None:
-                progress("build", number, self.num_kernels)
+                progress("build", number, len(thetas))
             plain, text = self._filter(kernel, theta, intensities)
-            kernels.append(normalized(plain, intensities.new_ones((self.num_voxels, 1)), self._spec.normalization))
+            kernels.append(normalized(plain, intensities.new_ones((self.num_voxels, 1)), self.spec.normalization))
             texts.append(text)
         return kernels, texts
 
     def _filter(self, kernel: KernelSpec, theta: Tensor, intensities: Tensor) -> tuple[Filter, str]:
-        steps, num_axes, origin = self._spec.distances(self._grid.spacing), self.mask.ndim, checked_origin(self._grid)
+        steps, num_axes, origin = self.spec.distances(self._grid.spacing), self.mask.ndim, self._grid.origin
         if kernel.is_spatial:
             return spatial_filter(self.inside, steps, theta), "exact"
         # From the mask's first voxel, a wider grid around it does not move the lattice's cells.
@@ -170,7 +170,7 @@ class TorchKernels:
         if self._grid.axes is not None:  # Cells of a lattice depend on the order of the features.
             first = features.shape[1] - num_axes
             features = features[:, [*range(first), *(first + np.argsort(self._grid.axes)).tolist()]]
-        name = self._spec.filter
+        name = self.spec.filter
         if name == "exact" or (name == "auto" and self.num_voxels <= EXACT_BELOW):
             return dense_filter(features), "exact"
         if name == "truncated":

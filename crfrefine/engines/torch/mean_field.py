@@ -12,7 +12,7 @@ from torch import Tensor
 from crfrefine.base.array_types import Float64
 from crfrefine.engines.base import Progress
 from crfrefine.engines.torch.filters import Filter
-from crfrefine.engines.volume_term import PSEUDO_VOXELS, VolumeTerm
+from crfrefine.engines.volume import PSEUDO_VOXELS, VolumeTerm
 from crfrefine.parameters.specs import MeanFieldSpec
 
 FLIPPED_SHARE = 1e-4

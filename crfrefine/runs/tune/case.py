@@ -13,7 +13,7 @@ from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.cases.case import Case, nonzero_mask, read_case, read_case_headers
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.label_input import LabelMap
-from crfrefine.engines import get_backend, keeping_backend
+from crfrefine.engines import get_backend
 from crfrefine.engines.base import RunContext
 from crfrefine.errors import InputError
 from crfrefine.parameters.sections import NORMALIZED, PostprocessParameters
@@ -123,7 +123,7 @@ class CaseRefiner:
     def __init__(self, case: TuneCase, threads: int | None, device: str = "cpu") -> None:
         self.case = case
         self._threads = threads
-        self._backend, self._keeping_backend = get_backend(device), keeping_backend(device)
+        self._backend, self._keeping_backend = get_backend(device), get_backend(device, keeps_kernels=True)
         self._normalized: tuple[object, Float32] | None = None
 
     def refine(self, parameters: CrfParameters, box: Box | None = None, progress: Progress | None = None) -> RefinementResult:

@@ -1,25 +1,31 @@
-"""The volume term: the bias per label with which a step of the mean field keeps the masses of the labels, and its gradients.
+"""The volume term: where it acts, the bias per label with which a step of the mean field keeps the labels' masses, and its gradients.
 
-The mass of a label is the sum of its marginals over the masked voxels (docs/reference/math.md, section 11).
+The mass of a label is the sum of its marginals over these voxels (docs/reference/math.md, section 11).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from crfrefine.base.array_types import Float64
+from crfrefine.arrays.components import largest_component
+from crfrefine.base.array_types import Array, Bool, Float64
+
+if TYPE_CHECKING:
+    from crfrefine.parameters.specs import MeanFieldSpec
+
+BODY_PROBABILITY = 0.3
+"""A voxel belongs to a component if the network gives its label more than this: below 1/2, so that a body may also grow, and not so far
+below that doubtful voxels connect it with islands."""
 
 PSEUDO_VOXELS = 1.0
 """Added to all masses, so that a label whose mass vanishes has a finite energy."""
 
 MAX_PASSES = 100
 """More than any problem needs whose labels do not have to vanish."""
-
-LAST_CHANGE = 1e-7
-"""Nats; the error after a Newton step of this size is its square."""
 
 RIDGE = 1e-9
 """Relative; labels that no voxel is uncertain of would make the equations singular."""
@@ -47,10 +53,12 @@ class VolumeTerm:
             start: (L,), where the search starts.
             last_change: size in nats of a Newton step that is the last one.
         """
-        bias = start
+        bias, target = start, self.target + PSEUDO_VOXELS
         for _ in range(MAX_PASSES):
             masses, covariance = masses_of(bias)
-            balanced = self._balanced(bias)
+            # Masses for which the bias would be right: proportional to (V + 1) e^(-slack bias).
+            scaled = target * np.exp(-self.slack * bias)
+            balanced = scaled * (target.sum() / scaled.sum())
             change = -np.linalg.solve(self.curvature(covariance, balanced), masses + PSEUDO_VOXELS - balanced)
             # Sun and Tran-Dinh 2019: with this length a Newton step never overshoots, from wherever it starts.
             size = max(1.0, self.slack) * float(np.ptp(change))
@@ -73,13 +81,43 @@ class VolumeTerm:
         pull = np.linalg.solve(self.curvature(covariance, masses), gradient - gradient.mean())
         return pull, -float((pull * masses * bias).sum())
 
-    def _balanced(self, bias: Float64) -> Float64:
-        """Masses, with pseudo-voxels, for which the bias would be right: proportional to (V + 1) e^(-slack bias)."""
-        target = self.target + PSEUDO_VOXELS
-        scaled = target * np.exp(-self.slack * bias)
-        return np.asarray(scaled * (target.sum() / scaled.sum()))
-
     def curvature(self, covariance: Float64, balanced: Float64) -> Float64:
         """(L, L) second derivative of the dual problem with respect to the bias, made regular for a number that is added to all of it."""
         total = np.outer(balanced, balanced) / balanced.sum()
         return np.asarray(covariance + self.slack * (np.diag(balanced) - total) + total + RIDGE * np.diag(balanced))
+
+
+def volume_part(logits: Array, mask: Bool | None, spec: MeanFieldSpec) -> Bool | None:
+    """Return the voxels inside the mask on which the volume term of a run acts, (N,) in C order; None without the term.
+
+    These are the largest component of each foreground label, of the voxels with a probability above `BODY_PROBABILITY`.
+    Components are connected over faces, edges and corners; of equally large ones the first in C order counts.
+    """
+    if spec.volume_weight == 0.0:
+        return None
+    inside = np.ones(logits.shape[1:], dtype=np.bool_) if mask is None else np.asarray(mask, dtype=np.bool_)
+
+    def scores_of(channels: Array) -> Float64:
+        """Return x of the first marginals, (L, N), in float64."""
+        bias = 0.0 if spec.bias is None else np.asarray(spec.bias, np.float64)[:, None]
+        return np.asarray((channels.astype(np.float64) + bias) / spec.temperature)
+
+    # Most of a volume is certain background, where the softmax need not be computed. The margin is for rounding.
+    least = np.log(BODY_PROBABILITY) - 1e-6
+    places, found = [], []
+    for number, in_mask in enumerate(inside):  # A plane fits into the cache.
+        plane = logits[:, number].reshape(len(logits), -1)
+        scores, far = (plane, least * spec.temperature) if spec.bias is None else (scores_of(plane), least)
+        with np.errstate(invalid="ignore"):  # The difference of two infinities is not a number, and not far.
+            near = np.flatnonzero(in_mask.ravel() & ~np.logical_and.reduce([label - scores[0] < far for label in scores[1:]]))
+        places.append(near + number * plane.shape[1])
+        found.append(plane[:, near])
+    voxels, scores = np.concatenate(places), scores_of(np.concatenate(found, axis=1))
+    largest = scores.max(axis=0)
+    threshold = largest + np.log(np.exp(scores - largest).sum(axis=0)) + np.log(BODY_PROBABILITY)
+    bodies = np.zeros(inside.shape, dtype=np.bool_)
+    for of_label in scores[1:]:
+        candidates = np.zeros(inside.shape, dtype=np.bool_)
+        candidates.flat[voxels[of_label > threshold]] = True
+        bodies |= largest_component(candidates)
+    return bodies[inside]
