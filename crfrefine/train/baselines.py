@@ -13,8 +13,7 @@ import torch
 from crfrefine.arrays.components import postprocess
 from crfrefine.parameters.sections import PostprocessParameters
 from crfrefine.train.crops import Crop
-from crfrefine.train.losses import Loss
-from crfrefine.train.material import Material, Voxels
+from crfrefine.train.material import Material
 from crfrefine.train.model import mean_defined, mean_dice
 from crfrefine.train.starts import BATCH_SIZE
 from crfrefine.train.threads import Workers
@@ -53,39 +52,37 @@ def fit_scaling(
     *,
     learned: Sequence[str] = ("temperature", "bias"),
     fixed: VectorScaling | None = None,
-    loss: Loss | None = None,
 ) -> VectorScaling:
-    """Fit temperature and biases on some cases, with a loss that is by default the CRF's.
+    """Fit temperature and biases on some cases with the loss of the CRF.
 
-    `learned` is "temperature", "bias" or both; `fixed` has what is not learned, its biases divided by its temperature.
+    `learned` is "temperature", "bias" or both; `fixed` has the values that are not learned, its biases divided by its temperature.
     """
-    loss = loss or material.loss
     num_channels = material.sizes[0]
-    given = fixed or VectorScaling(1.0, (0.0,) * num_channels)
+    fixed = fixed or VectorScaling(1.0, (0.0,) * num_channels)
     learns_temperature, learns_bias = "temperature" in learned, "bias" in learned
-    log_temperature = torch.tensor(0.0 if learns_temperature else math.log(given.temperature), requires_grad=learns_temperature)
+    log_temperature = torch.tensor(0.0 if learns_temperature else math.log(fixed.temperature), requires_grad=learns_temperature)
     bias = torch.zeros(num_channels, requires_grad=learns_bias)
     # Biases that are not learned are those of the logits, before any temperature divides them.
-    shift = 0.0 if learns_bias else torch.tensor(given.bias)[:, None] * given.temperature
+    shift = 0.0 if learns_bias else torch.tensor(fixed.bias)[:, None] * fixed.temperature
     values = [value for value in (log_temperature, bias) if value.requires_grad]
     optimizer = torch.optim.Adam(values, lr=SCALING_STEP_LENGTH)
 
-    def gradient(voxels: Voxels, threads: int) -> tuple[torch.Tensor, ...]:
-        logits, labels = voxels.logits, voxels.labels
-        own = logits if isinstance(shift, float) else logits + shift.to(logits.device)
-        value = loss(own / log_temperature.exp().to(logits.device) + bias.to(logits.device)[:, None], labels)
-        return torch.autograd.grad(value, values)
+    def gradient(voxels: tuple[torch.Tensor, torch.Tensor], threads: int) -> tuple[torch.Tensor, ...]:
+        logits, labels = voxels
+        shifted = logits if isinstance(shift, float) else logits + shift.to(logits.device)
+        loss = material.loss(shifted / log_temperature.exp().to(logits.device) + bias.to(logits.device)[:, None], labels)
+        return torch.autograd.grad(loss, values)
 
     for optimizer_step in range(SCALING_STEPS):
         batch = [material.voxels[case] for case in material.draw(optimizer_step, cases, BATCH_SIZE)[0]]
-        parts = workers.run_on_device(gradient, batch)
-        for parameter, own in zip(values, zip(*parts, strict=True), strict=True):
-            parameter.grad = sum(own[1:], own[0]) / len(batch)
+        gradients = workers.run_on_device(gradient, batch)
+        for parameter, parts in zip(values, zip(*gradients, strict=True), strict=True):
+            parameter.grad = sum(parts[1:], parts[0]) / len(batch)
         optimizer.param_groups[0]["lr"] = SCALING_STEP_LENGTH * 0.5 * (1.0 + math.cos(math.pi * optimizer_step / SCALING_STEPS))
         optimizer.step()
-    temperature = float(log_temperature.detach().exp()) if learns_temperature else given.temperature
+    temperature = float(log_temperature.detach().exp()) if learns_temperature else fixed.temperature
     if not learns_bias:
-        return VectorScaling(temperature, tuple(value * given.temperature / temperature for value in given.bias))
+        return VectorScaling(temperature, tuple(value * fixed.temperature / temperature for value in fixed.bias))
     # A constant in all biases changes no softmax; log-odds of regions have none to spare.
     shared = bias.mean() if material.crops[0].regions is None else 0.0
     return VectorScaling(temperature, tuple((bias - shared).detach().tolist()))
@@ -93,15 +90,10 @@ def fit_scaling(
 
 @dataclass(frozen=True)
 class Scores(Generic[Choice]):
-    """How good a rival that needs no training is: every choice on every case.
+    """How good a rival that needs no training is: every choice on every case."""
 
-    Attributes:
-        choices: what there is to choose from; the first is the network itself, if it is among them.
-        dice: (cases, choices) mean Dice.
-    """
-
-    choices: Sequence[Choice]
-    dice: NDArray[np.float64]
+    choices: Sequence[Choice]  # the first is the network itself, if it is among them
+    dice: NDArray[np.float64]  # (cases, choices) mean Dice
 
     def best(self, cases: Sequence[int]) -> Choice:
         """Return the choice with the best mean Dice on some cases, the first among equals."""
@@ -115,7 +107,7 @@ def score_choices(
     """Return how good each choice is; `label_maps` yields the labels (*box) of a crop for each."""
 
     def scores(crop: Crop, threads: int) -> list[float]:
-        return [mean_dice(label_confusion(crop, labels), material.regions) for labels in label_maps(crop)]
+        return [mean_dice(crop.confusion(labels), material.regions) for labels in label_maps(crop)]
 
     return Scores(choices, np.array(workers.run(scores, material.crops)))
 
@@ -133,8 +125,3 @@ def largest_scores(material: Material, workers: Workers) -> Scores[str]:
 def network_labels(crop: Crop) -> NDArray[np.unsignedinteger[Any]]:
     """Return the network's labels (*box) of a crop, background outside its mask: far from any possible foreground."""
     return np.where(crop.mask, crop.decode(crop.logits.astype(np.float32)), 0).astype(np.min_scalar_type(crop.num_labels - 1))
-
-
-def label_confusion(crop: Crop, found: NDArray[Any]) -> NDArray[np.int64]:
-    """Return (L, L) counts of the voxels of the whole case, by reference and found label (*box); outside the mask, the network's count."""
-    return crop.count(found) + crop.outside

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,18 +17,12 @@ from crfrefine.parameters.sections import MAX_BIAS
 from crfrefine.train.baselines import VectorScaling, fit_scaling
 from crfrefine.train.candidates import FitResult
 from crfrefine.train.material import Material
-from crfrefine.train.model import Model, calibrated_score
+from crfrefine.train.model import Model, network_score
 from crfrefine.train.starts import Start, rounded, without_crf
 from crfrefine.train.threads import Workers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from crfrefine.arrays.region_scheme import RegionScheme
-    from crfrefine.train.crops import Crop
-
-CALIBRATION_GROUPS = ("temperature", "bias")
-"""What is learned of the calibration, if it is learned at all."""
 
 MIN_CALIBRATED = 8
 """Cases that a training must have to start on the recalibrated network, too: on fewer, temperature and biases follow single cases."""
@@ -40,7 +33,7 @@ def calibrate(material: Material, cases: Sequence[int], base: CrfParameters, wor
 
     Temperature and biases are the model's own unless they are learned.
     """
-    learned = tuple(group for group in CALIBRATION_GROUPS if group in material.learn)
+    learned = tuple(group for group in ("temperature", "bias") if group in material.learn)
     if not learned:
         return None
     settings = base.mean_field
@@ -55,15 +48,17 @@ def calibrate(material: Material, cases: Sequence[int], base: CrfParameters, wor
     return rounded(replace(parameters, mean_field=replace(parameters.mean_field, temperature=temperature, bias=bias)))
 
 
-def with_calibrated(starts: Sequence[Start], calibrated: CrfParameters) -> list[Start]:
-    """Return the first of the starts, as it is and on the recalibrated network."""
-    first, settings = starts[0], calibrated.mean_field
-    mean_field = replace(first.parameters.mean_field, temperature=settings.temperature, bias=settings.bias)
-    return [first, Start(f"{first.name}, recalibrated", replace(first.parameters, mean_field=mean_field))]
+def with_calibrated(start: Start, calibrated: CrfParameters) -> Start:
+    """Return a start on the recalibrated network."""
+    settings = calibrated.mean_field
+    mean_field = replace(start.parameters.mean_field, temperature=settings.temperature, bias=settings.bias)
+    return Start(f"{start.name}, recalibrated", replace(start.parameters, mean_field=mean_field))
 
+
+# The output temperature, which makes the marginals of a fitted CRF likeliest.
 
 RANGE = (0.25, 20.0)
-"""Of what is learned: cases without a single wrong voxel would ask for 0, which no new case should be judged by."""
+"""Of the temperature: cases without a single wrong voxel would ask for 0, which no new case should be judged by."""
 
 MAX_CASES = 48
 MAX_VALUES = 400_000
@@ -71,33 +66,8 @@ MAX_VALUES = 400_000
 
 _PRECISION = 1e-4  # Of its logarithm.
 
-
-@dataclass(frozen=True)
-class RefinedVoxels:
-    """Some voxels of a refined crop: logits (L, N) and labels (N,) of the reference.
-
-    Of regions: log-odds (R, N), and (R, N) 1 inside and -1 outside.
-    """
-
-    logits: NDArray[np.float32]
-    truth: NDArray[Any]
-
-    @classmethod
-    def of(cls, logits: NDArray[np.float32], labels: NDArray[np.integer[Any]], regions: RegionScheme | None) -> RefinedVoxels:
-        """Return them from the reference labels (N,) of the voxels."""
-        if regions is None:
-            return cls(logits, labels)
-        inside = np.stack([np.isin(labels, members) for members in regions.labels])
-        return cls(logits, np.where(inside, np.float32(1.0), np.float32(-1.0)))
-
-    def negative_log_likelihood(self, temperature: float) -> float:
-        """Return the mean over voxels of -log of the probability of the truth; of regions, their mean."""
-        scaled = self.logits * np.float32(1.0 / temperature)
-        if self.truth.ndim > 1:
-            return float(np.logaddexp(0.0, -self.truth * scaled).mean(dtype=np.float64))
-        scaled -= scaled.max(axis=0)
-        own = np.take_along_axis(scaled, self.truth[None], axis=0)[0]
-        return float((np.log(np.exp(scaled).sum(axis=0)) - own).mean(dtype=np.float64))
+Refined = tuple["NDArray[np.float32]", "NDArray[Any]"]
+"""Refined logits (L, N) and labels (N,) of voxels, or log-odds (R, N) of regions and (R, N) 1 inside and -1 outside."""
 
 
 def calibrate_output(fit: FitResult, cases: Sequence[int], material: Material, workers: Workers) -> FitResult:
@@ -109,13 +79,12 @@ def calibrate_output(fit: FitResult, cases: Sequence[int], material: Material, w
     if not fit.is_network:
         model = None if fit.is_calibration else Model(fit.parameters, (), material.sizes, material.device)
         stride = max(1, math.ceil(len(cases) / MAX_CASES))
-
-        found = workers.run_on_device(partial(_refined_voxels, fit, model, material), list(cases)[::stride])
-        temperature = fit_output_temperature([voxels for voxels in found if voxels is not None])
+        refined = workers.run_on_device(lambda case, threads: _refine_some(fit, model, material, case, threads), list(cases)[::stride])
+        temperature = fit_output_temperature([voxels for voxels in refined if voxels is not None])
     return replace(fit, parameters=rounded(fit.parameters.replace(**{"mean_field.output_temperature": temperature})))
 
 
-def fit_output_temperature(cases: Sequence[RefinedVoxels]) -> float:
+def fit_output_temperature(cases: Sequence[Refined]) -> float:
     """Return the temperature in RANGE with the largest mean log likelihood over cases; 1 if there are none, or if none is better.
 
     The likelihood is concave in the reciprocal of the temperature, so there is one maximum.
@@ -123,35 +92,49 @@ def fit_output_temperature(cases: Sequence[RefinedVoxels]) -> float:
     from scipy.optimize import minimize_scalar
 
     def loss(log_temperature: float) -> float:
-        return float(np.mean([voxels.negative_log_likelihood(math.exp(log_temperature)) for voxels in cases]))
+        return float(np.mean([negative_log_likelihood(*voxels, math.exp(log_temperature)) for voxels in cases]))
 
     if not cases:
         return 1.0
     low, high = RANGE
-    found = minimize_scalar(loss, bounds=(math.log(low), math.log(high)), method="bounded", options={"xatol": _PRECISION})
-    return math.exp(found.x) if found.fun < loss(0.0) else 1.0
+    best = minimize_scalar(loss, bounds=(math.log(low), math.log(high)), method="bounded", options={"xatol": _PRECISION})
+    return math.exp(best.x) if best.fun < loss(0.0) else 1.0
 
 
-def _refined_voxels(fit: FitResult, model: Model | None, material: Material, case: int, threads: int) -> RefinedVoxels | None:
+def negative_log_likelihood(logits: NDArray[np.float32], truth: NDArray[Any], temperature: float) -> float:
+    """Return the mean over voxels of -log of the probability of the truth; of regions, their mean."""
+    scaled = logits * np.float32(1.0 / temperature)
+    if truth.ndim > 1:
+        return float(np.logaddexp(0.0, -truth * scaled).mean(dtype=np.float64))
+    scaled -= scaled.max(axis=0)
+    own = np.take_along_axis(scaled, truth[None], axis=0)[0]
+    return float((np.log(np.exp(scaled).sum(axis=0)) - own).mean(dtype=np.float64))
+
+
+def _refine_some(fit: FitResult, model: Model | None, material: Material, case: int, threads: int) -> Refined | None:
     """Return refined voxels of a crop that have a reference, at most MAX_VALUES logits; None if it has no such voxel."""
-    crop: Crop = material.crops[case]
+    crop = material.crops[case]
     kept: list[tuple[Tensor, Tensor]] = []
 
     def keep(refined: Tensor, labels: Tensor) -> Tensor:
-        """Take the place of the loss, which sees all voxels that count."""
+        """Replace the loss, which sees all voxels that count."""
         kept.append((refined, labels))
         return refined.new_zeros(())
 
     if model is None:
-        calibrated_score(fit.parameters, crop, keep, material.device)
+        network_score(crop, keep, material.device, fit.parameters)
     else:
         model.score(crop, keep, threads)
     refined, labels = kept[0]
-    most = max(1, MAX_VALUES // len(refined))
-    if labels.numel() > most:
-        chosen = np.sort(np.random.default_rng([material.seed, case]).choice(labels.numel(), most, replace=False))
+    max_voxels = max(1, MAX_VALUES // len(refined))
+    if labels.numel() > max_voxels:
+        chosen = np.sort(np.random.default_rng([material.seed, case]).choice(labels.numel(), max_voxels, replace=False))
         index = torch.from_numpy(chosen).to(labels.device)
         refined, labels = refined.index_select(1, index), labels.index_select(0, index)
     if not labels.numel():
         return None
-    return RefinedVoxels.of(refined.float().cpu().numpy(), labels.cpu().numpy(), crop.regions)
+    logits, truth = refined.float().cpu().numpy(), labels.cpu().numpy()
+    if crop.regions is not None:
+        inside = np.stack([np.isin(truth, members) for members in crop.regions.labels])
+        truth = np.where(inside, np.float32(1.0), np.float32(-1.0))
+    return logits, truth

@@ -19,6 +19,9 @@ from crfrefine.train.starts import rounded, without_crf
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+NO_CRF = "no CRF"
+"""Kind of a result that leaves the network's labels as they are; also the name of its start."""
+
 CALIBRATION = "recalibration alone"
 """Kind of the candidate that has a temperature and biases, but no weights; also the name of its start."""
 
@@ -33,13 +36,13 @@ ONE_WEIGHT = f"{CRF} with one weight"
 do on average."""
 
 VOLUMES = (VolumeParameters(0.5), VolumeParameters(0.75))
-"""What is tried of the volume term, once the rest is trained. The first protects at little cost: with it, a model is the gentler one."""
+"""Volume terms that are tried once the rest is trained. The first protects at little cost: with it, a model is the gentler one."""
 
 HARM = 2.0
-"""A loss of Dice counts as much as a gain of this size: a user gives up a case that got worse more than one that got better pays."""
+"""Losses weigh twice as much as gains."""
 
 KEPT_GAIN = 0.95
-"""Share of the best candidate's gain, losses counted HARM-fold, that a gentler one must keep to be taken in its place."""
+"""Share of the best candidate's gain, losses counted HARM-fold, that a gentler one must keep to be taken instead."""
 
 MIN_DECIDING = 8
 """Fewer deciding cases never prefer the trained model, without a volume term, to a gentler one: they say little of cases unlike them."""
@@ -50,14 +53,11 @@ MIN_CASES = 3
 
 @dataclass(frozen=True)
 class Rivals:
-    """What is tried beside the recalibrated network and the trained model: volume terms, and the untrained preset where it is comparable.
-
-    `prefers_first_volume` says whether a model with the first volume term is gentler than the one without, and goes before it.
-    """
+    """Candidates beside the recalibrated network and the trained model."""
 
     volumes: tuple[VolumeParameters, ...] = ()
-    untrained: CrfParameters | None = None
-    prefers_first_volume: bool = False
+    untrained: CrfParameters | None = None  # the preset, where it is comparable
+    prefers_first_volume: bool = False  # whether a model with the first volume term is gentler than without, and goes before it
 
 
 NO_RIVALS = Rivals()
@@ -65,36 +65,31 @@ NO_RIVALS = Rivals()
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to refine, and what it does to the cases that decide: Dice minus the network's, for each that has a Dice.
+    """A way to refine, and what it does to the cases that decide."""
 
-    Its kind is the same in all trainings of a run.
-    """
-
-    kind: str
+    kind: str  # the same in all trainings of a run
     start: str
     parameters: CrfParameters
     optimizer_step: int = field(metadata={"key": "best_iteration"})
-    gains: tuple[float, ...]
+    gains: tuple[float, ...]  # Dice minus the network's, of each case that has a Dice
 
 
 def variants(trained: CrfParameters, rivals: Rivals) -> list[tuple[str, CrfParameters]]:
-    """Return kind and parameters of a trained model and of what is tried beside it, gentler ones first."""
-    untrained, volumes = rivals.untrained, [volume for volume in rivals.volumes if volume != trained.volume]
-    first = volumes[0] if volumes and rivals.prefers_first_volume else None
-    if untrained is None:
-        found = [(f"{CRF}{_named(volume)}", trained.replace(volume=volume)) for volume in volumes]
-        return [*found[: first is not None], (CRF, trained), *found[first is not None :]]
-    if first is None:
-        return [(UNTRAINED, untrained), (CRF, trained)]
-    # One appearance kernel with the mean of its weights for all labels, and without biases.
-    kernel = replace(trained.bilateral[0], weight=float(np.mean(trained.bilateral[0].weight)))
-    last = rounded(replace(trained, bilateral=(kernel,), mean_field=replace(trained.mean_field, bias=0.0)))
-    gentle, *others = [(f"{ONE_WEIGHT}{_named(volume)}", last.replace(volume=volume)) for volume in volumes]
-    return [(UNTRAINED, untrained), gentle, (CRF, trained), *others]
-
-
-def _named(volume: VolumeParameters) -> str:
-    return f", volume {volume.weight:g}" if volume.weight > 0.0 else ", no volume term"
+    """Return kind and parameters of a trained model and of its rivals, gentler ones first."""
+    volumes = [volume for volume in rivals.volumes if volume != trained.volume]
+    num_gentle = 1 if volumes and rivals.prefers_first_volume else 0
+    kind, model, gentlest = CRF, trained, []
+    if rivals.untrained is not None:
+        gentlest = [(UNTRAINED, rivals.untrained)]
+        # One appearance kernel with the mean of its weights for all labels, and without biases.
+        kernel = replace(trained.bilateral[0], weight=float(np.mean(trained.bilateral[0].weight)))
+        model = rounded(replace(trained, bilateral=(kernel,), mean_field=replace(trained.mean_field, bias=0.0)))
+        kind, volumes = ONE_WEIGHT, volumes if num_gentle else []
+    with_volumes = [
+        (f"{kind}, volume {volume.weight:g}" if volume.weight > 0.0 else f"{kind}, no volume term", model.replace(volume=volume))
+        for volume in volumes
+    ]
+    return [*gentlest, *with_volumes[:num_gentle], (CRF, trained), *with_volumes[num_gentle:]]
 
 
 def pooled(trainings: Sequence[Sequence[Candidate]]) -> list[Candidate]:
@@ -104,10 +99,10 @@ def pooled(trainings: Sequence[Sequence[Candidate]]) -> list[Candidate]:
     """
     result = []
     for first in trainings[0] if trainings else ():
-        same = [one for training in trainings for one in training if one.kind == first.kind]
+        same = [candidate for training in trainings for candidate in training if candidate.kind == first.kind]
         if len(same) == len(trainings):
-            best = max(same, key=lambda one: float(np.sum(one.gains)))
-            result.append(replace(best, gains=tuple(gain for one in same for gain in one.gains)))
+            best = max(same, key=lambda candidate: float(np.sum(candidate.gains)))
+            result.append(replace(best, gains=tuple(gain for candidate in same for gain in candidate.gains)))
     return result
 
 
@@ -119,31 +114,31 @@ def choose(candidates: Sequence[Candidate]) -> Candidate | None:
     weight, these and the gentler ones are compared first; the trained model, with its many weights and biases, must then be better than
     what they choose by more than chance, on MIN_DECIDING cases or more.
     """
-    useful = [one for one in candidates if is_gain(one.gains) and float(valued(one.gains).mean()) > 0.0]
-    if not any(one.kind.startswith(ONE_WEIGHT) for one in candidates):
+    useful = [candidate for candidate in candidates if is_gain(candidate.gains) and _valued(candidate).mean() > 0.0]
+    if not any(candidate.kind.startswith(ONE_WEIGHT) for candidate in candidates):
         return _choose_gentlest(useful)
-    chosen = _choose_gentlest([one for one in useful if one.kind != CRF])
-    full = next((one for one in useful if one.kind == CRF), None)
+    chosen = _choose_gentlest([candidate for candidate in useful if candidate.kind != CRF])
+    full = next((candidate for candidate in useful if candidate.kind == CRF), None)
     if chosen is None or full is None:
         return chosen or full
-    is_better = len(full.gains) >= MIN_DECIDING and is_gain(valued(full.gains) - valued(chosen.gains))
+    is_better = len(full.gains) >= MIN_DECIDING and is_gain(_valued(full) - _valued(chosen))
     return full if is_better else chosen
 
 
 def _choose_gentlest(useful: Sequence[Candidate]) -> Candidate | None:
     if not useful:
         return None
-    best = max((valued(one.gains) for one in useful), key=lambda values: float(values.mean()))
+    best = max((_valued(candidate) for candidate in useful), key=lambda values: float(values.mean()))
 
     def is_as_good(values: NDArray[np.float64]) -> bool:
         return float(values.mean()) >= KEPT_GAIN * float(best.mean()) and not is_gain(best - values)
 
-    return next(one for one in useful if is_as_good(valued(one.gains)))
+    return next(candidate for candidate in useful if is_as_good(_valued(candidate)))
 
 
-def valued(gains: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return gains of cases with each loss HARM-fold."""
-    values = np.asarray(gains, dtype=float)
+def _valued(candidate: Candidate) -> NDArray[np.float64]:
+    """Return the gains of the cases with each loss HARM-fold."""
+    values = np.asarray(candidate.gains, dtype=float)
     return np.where(values < 0.0, HARM * values, values)
 
 
@@ -157,37 +152,20 @@ def is_gain(gains: Sequence[float] | NDArray[np.float64]) -> bool:
     return bool(values.size) and float(values.mean()) > max(error, 0.0)
 
 
-NO_CRF = "no CRF"
-"""Name of the start that leaves the network's labels as they are."""
-
-
 @dataclass(frozen=True)
 class FitResult:
-    """Result of a training.
+    """Result of a training."""
 
-    Attributes:
-        start: name of the start that won; NO_CRF if nothing was better than the network, CALIBRATION if only its recalibration was.
-        parameters: the trained parameters; all weights are 0 if no CRF was better.
-        score: mean Dice of the deciding cases with them.
-        network_score: mean Dice of the deciding cases without a CRF.
-        gains: Dice with what won, or else with the best CRF, minus the network's, per deciding case; empty if nothing could be measured.
-        best_optimizer_step: best step of the start that won.
-        histories: loss, Dice and bandwidths of each start over its optimizer steps.
-        kind: of the candidate that was chosen; NO_CRF if none was.
-        trained: the best trained model, whether it was chosen or not; None: nothing was trained.
-        candidates: what there was to choose from, simpler models first.
-    """
-
-    start: str
-    parameters: CrfParameters
-    score: float
-    network_score: float
-    gains: tuple[float, ...]
-    best_optimizer_step: int = field(metadata={"key": "best_iteration"})
-    histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    kind: str = NO_CRF
-    trained: CrfParameters | None = None
-    candidates: tuple[Candidate, ...] = ()
+    start: str  # name of the start that won; NO_CRF or CALIBRATION if no CRF was better
+    parameters: CrfParameters  # all weights are 0 if no CRF was better
+    score: float  # mean Dice of the deciding cases with them
+    network_score: float  # mean Dice of the deciding cases without a CRF
+    gains: tuple[float, ...]  # Dice minus the network's, per deciding case, of what won or else of the best CRF; empty if unknown
+    best_optimizer_step: int = field(metadata={"key": "best_iteration"})  # of the start that won
+    histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # loss, Dice and bandwidths of each start over its steps
+    kind: str = NO_CRF  # of the candidate that was chosen
+    trained: CrfParameters | None = None  # the best trained model, chosen or not; None means that nothing was trained
+    candidates: tuple[Candidate, ...] = ()  # simpler models first
 
     @property
     def is_network(self) -> bool:
@@ -205,12 +183,11 @@ class FitResult:
             return "no CRF is better than the network alone: none of the cases that decide has any foreground"
         if self.is_network:
             return f"no CRF is better than the network alone (Dice {self.network_score:.4f} on the cases that decide)"
-        gain = f"Dice {self.network_score:.4f} -> {self.score:.4f}"
+        gain = f"Dice {self.network_score:.4f} -> {self.score:.4f} on the cases that decide"
         if self.is_calibration:
-            return f"no CRF is better than the network recalibrated: {gain} on the cases that decide"
-        volume = self.parameters.volume
-        kept = f", volume.weight {volume.weight:g}" if volume.weight > 0.0 else ""
-        return f"{self.start}{kept}: {gain} on the cases that decide, at iteration {self.best_optimizer_step}"
+            return f"no CRF is better than the network recalibrated: {gain}"
+        volume = f", volume.weight {self.parameters.volume.weight:g}" if self.parameters.volume.weight > 0.0 else ""
+        return f"{self.start}{volume}: {gain}, at iteration {self.best_optimizer_step}"
 
 
 def no_crf(parameters: CrfParameters, network_score: float, gains: Sequence[float] = (), **more: Any) -> FitResult:

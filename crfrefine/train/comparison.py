@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from crfrefine.base.text import printable
@@ -15,17 +15,7 @@ from crfrefine.train.baselines import VectorScaling
 from crfrefine.train.candidates import FitResult
 from crfrefine.train.folds import Split
 from crfrefine.train.guided_filter import UNGUIDED, Guidance
-from crfrefine.train.methods import (
-    LARGEST,
-    MEASURED,
-    NETWORK,
-    PROBABILITIES,
-    RIVALS,
-    TRAINED,
-    TRAINED_LARGEST,
-    MethodValues,
-    with_largest,
-)
+from crfrefine.train.methods import LARGEST, MEASURED, NETWORK, PROBABILITIES, RIVALS, TRAINED, TRAINED_LARGEST, MethodValues, with_largest
 from crfrefine.train.plan import Plan
 from crfrefine.train.starts import rounded
 
@@ -52,31 +42,19 @@ class FoldResult:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All methods on cases that no part of them has seen.
+    """All methods on cases that no part of them has seen."""
 
-    Attributes:
-        table: every method on every case, each measured in the fold that held it out.
-        summary: each method against the network alone.
-        summary_of_largest: the trained CRF with the largest component kept, against the largest component alone.
-        summary_of_probabilities: those of the trained CRF against the network's, over all labels or as a mean over regions.
-        verdict: the one to read.
-        verdict_alone: the one on the CRF without postprocessing.
-    """
-
-    table: ResultTable
-    summary: list[SummaryRow]
-    summary_of_largest: list[SummaryRow]
-    summary_of_probabilities: list[SummaryRow]
-    verdict: Verdict
-    verdict_alone: Verdict
+    table: ResultTable  # every method on every case, each measured in the fold that held it out
+    summary: list[SummaryRow]  # each method against the network alone
+    summary_of_largest: list[SummaryRow]  # the trained CRF with the largest component kept, against the largest component alone
+    summary_of_probabilities: list[SummaryRow]  # of the trained CRF against the network's, over all labels or as a mean over regions
+    verdict: Verdict  # the one to read
+    verdict_alone: Verdict  # the one on the CRF without postprocessing
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """All that a run found.
-
-    `final` is tuned on all cases.
-    """
+    """The results of a run; `final` is tuned on all cases."""
 
     plan: Plan
     folds: tuple[FoldResult, ...]
@@ -86,30 +64,37 @@ class TrainingResult:
     threads: int
 
     @property
-    def keeps_largest(self) -> bool:
-        """Whether the verdict is on the CRF with the largest component, so that `infer` is to keep it."""
-        return self.comparison.verdict.method == TRAINED_LARGEST and not self.final.fit.is_network
-
-    @property
     def parameters(self) -> CrfParameters:
-        """What is written: trained on all cases, with as many digits as mean something, and the postprocessing that the verdict is on.
+        """The parameters to write: trained on all cases, with the digits that mean something, and the postprocessing of the verdict.
 
-        The names of the cases stand with them, after those of an earlier training that this one began with.
+        They name the cases, after those of an earlier training that this one began with.
         """
-        cases = dict.fromkeys([*self.plan.base.trained_on, *map(printable, self.plan.cases.case_ids)])
-        parameters = replace(rounded(self.final.fit.parameters), trained_on=tuple(cases))
-        return parameters.replace(**{"postprocess.keep_largest": self.final.keep_largest}) if self.keeps_largest else parameters
+        cases = tuple(dict.fromkeys([*self.plan.base.trained_on, *map(printable, self.plan.cases.case_ids)]))
+        parameters = replace(rounded(self.final.fit.parameters), trained_on=cases)
+        if self.comparison.verdict.method != TRAINED_LARGEST or self.final.fit.is_network:
+            return parameters
+        return parameters.replace(**{"postprocess.keep_largest": self.final.keep_largest})
 
 
-def compare(folds: tuple[FoldResult, ...], plan: Plan) -> Comparison:
+def compare(folds: Sequence[FoldResult], plan: Plan) -> Comparison:
     """Return the comparison of the methods on the cases that the folds held out."""
-    measured = [(case_id, values) for fold in folds for case_id, values in fold.measured.items()]
-    measured.sort(key=lambda pair: pair[0])
+    measured = sorted(((case_id, values) for fold in folds for case_id, values in fold.measured.items()), key=lambda pair: pair[0])
     seed = plan.options.seed
-    table = make_table(measured, {method: method for method in MEASURED})
+
+    def table_of(names: Mapping[str, str]) -> ResultTable:
+        """Return the measurements of some methods, each with the name that it has among the values of a case."""
+        return ResultTable(
+            line
+            for case_id, values in measured
+            for method, name in names.items()
+            if name in values
+            for line in measurements_of(case_id, method, values[name])
+        )
+
+    table, probabilities = table_of({method: method for method in MEASURED}), table_of(PROBABILITIES)
+    summary = summarize(table, NETWORK, seed=seed)
     pair = ResultTable(line for line in table if line.method in (LARGEST, TRAINED_LARGEST))
-    summary, summary_of_largest = summarize(table, NETWORK, seed=seed), summarize(pair, LARGEST, seed=seed)
-    probabilities = make_table(measured, PROBABILITIES)
+    summary_of_largest = summarize(pair, LARGEST, seed=seed)
     calibration = summarize(probabilities, NETWORK, seed=seed) if probabilities.cases else []
     titles = {} if plan.cases.regions is None else {ALL_LABELS: "the regions, on average,"}
     change = judge_probabilities(calibration, TRAINED, titles=titles)
@@ -117,34 +102,17 @@ def compare(folds: tuple[FoldResult, ...], plan: Plan) -> Comparison:
     return Comparison(table, summary, summary_of_largest, calibration, read, alone)
 
 
-def make_table(measured: Iterable[tuple[str, MethodValues]], names: Mapping[str, str]) -> ResultTable:
-    """Return the measurements of cases as a table of some methods, each with the name that it has among the values of a case."""
-    return ResultTable(
-        line
-        for case_id, values in measured
-        for method, name in names.items()
-        if name in values
-        for line in measurements_of(case_id, method, values[name])
-    )
-
-
 def judge(
     table: ResultTable, summary: Sequence[SummaryRow] | None = None, summary_of_largest: Sequence[SummaryRow] | None = None
 ) -> tuple[Verdict, Verdict]:
-    """Return the main verdict, and the verdict on the trained CRF without postprocessing.
+    """Return the main verdict, and the verdict on the trained CRF without postprocessing; harm is looked up in the summaries.
 
     They are the same unless the largest component alone is the only rival that the CRF does not beat. The two can be combined: the verdict
     is then on what the CRF adds to the largest component, and the rivals keep the largest component too.
-
-    Harm is looked up in the summaries.
     """
-    rivals: tuple[str, ...] = (*RIVALS, LARGEST)
-    alone = verdict(table, TRAINED, NETWORK, rivals=rivals, subject="the trained CRF", summary=summary)
+    alone = verdict(table, TRAINED, NETWORK, rivals=(*RIVALS, LARGEST), subject="the trained CRF", summary=summary)
     unbeaten = [rival.name for rival in alone.rivals if not rival.is_beaten]
-    helps = alone.outcome in (Outcome.HELPS, Outcome.NOT_BETTER_THAN_SIMPLE)
-    if helps and unbeaten == [LARGEST]:
-        subject = "the trained CRF with the largest component"
-        rivals_of_largest = tuple(map(with_largest, RIVALS))
-        read = verdict(table, TRAINED_LARGEST, LARGEST, rivals=rivals_of_largest, subject=subject, summary=summary_of_largest)
-        return read, alone
-    return alone, alone
+    if alone.outcome not in (Outcome.HELPS, Outcome.NOT_BETTER_THAN_SIMPLE) or unbeaten != [LARGEST]:
+        return alone, alone
+    subject, rivals = "the trained CRF with the largest component", tuple(map(with_largest, RIVALS))
+    return verdict(table, TRAINED_LARGEST, LARGEST, rivals=rivals, subject=subject, summary=summary_of_largest), alone

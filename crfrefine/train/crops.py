@@ -1,6 +1,6 @@
 """The part of a case that training uses: the surroundings of foreground in the network's labels or the reference.
 
-Bandwidths are learned from the surroundings of the labels; the millions of voxels far from them would only cost time.
+Bandwidths are learned there; the millions of voxels far from foreground would only cost time.
 """
 
 from __future__ import annotations
@@ -41,47 +41,37 @@ Box = tuple[slice, ...]
 
 @dataclass(frozen=True)
 class Crop:
-    """The part of a case that training uses. Arrays are C-ordered in the axis order of the files' grid.
-
-    Attributes:
-        case_id: name of the case.
-        image: (M, *box) float32, normalized on the whole case as `refine` does.
-        logits: (L, *box) float16: three digits are enough for a gradient. Of regions: (R, *box), log-odds.
-        labels: (*box) the reference; L where there is none, or where it has a label that a label map in place of logits lacks.
-        mask: (*box) True near possible foreground, inside the case's mask.
-        spacing: mm, one per grid axis.
-        outside: (L, L) voxels of the case that are not in `mask`, by reference (row) and the network's label (column).
-        tiles: boxes that share out the masked voxels, at most about TILE_VOXELS each.
-        tile_weights: probability of drawing each tile; sums to 1.
-        num_padding_voxels: voxels of the case's mask that are not in `mask` because all labels have the same logit there.
-        regions: the regions of the channels; None: the channels are labels.
-    """
+    """The part of a case that training uses. Arrays are C-ordered in the axis order of the files' grid."""
 
     case_id: str
-    image: NDArray[np.float32]
-    logits: NDArray[np.float16]
-    labels: NDArray[np.unsignedinteger[Any]]
-    mask: NDArray[np.bool_]
-    spacing: tuple[float, ...]
-    outside: NDArray[np.int64]
-    tiles: tuple[Box, ...]
-    tile_weights: tuple[float, ...]
-    num_padding_voxels: int = 0
-    regions: RegionScheme | None = None
+    image: NDArray[np.float32]  # (M, *box), normalized on the whole case as `refine` does
+    logits: NDArray[np.float16]  # (L, *box), of regions (R, *box) log-odds; three digits are enough for a gradient
+    labels: NDArray[np.unsignedinteger[Any]]  # (*box) the reference; L where it is missing or says a label that cannot be reached
+    mask: NDArray[np.bool_]  # (*box), near possible foreground, inside the case's mask
+    spacing: tuple[float, ...]  # mm, one per grid axis
+    outside: NDArray[np.int64]  # (L, L) voxels of the case beyond `mask`, by reference (row) and the network's label (column)
+    tiles: tuple[Box, ...]  # boxes that share out the masked voxels, at most about TILE_VOXELS each
+    tile_weights: tuple[float, ...]  # probability of drawing each tile; sums to 1
+    num_padding_voxels: int = 0  # voxels of the case's mask that `mask` lacks because all labels have the same logit there
+    regions: RegionScheme | None = None  # the regions of the channels; None means that the channels are labels
 
     @property
     def num_case_voxels(self) -> int:
         """Number of voxels of the whole case that have a reference."""
         return int(self.outside.sum()) + int(np.count_nonzero(self.labels[self.mask] < self.num_labels))
 
-    def count(self, found: NDArray[Any]) -> NDArray[np.int64]:
-        """Return the (L, L) voxels inside the mask by reference and found label (*box)."""
-        return count_confusion(self.labels[self.mask], found[self.mask], self.num_labels)
-
     @property
     def num_labels(self) -> int:
         """L of a label map, background included."""
         return len(self.logits) if self.regions is None else self.regions.num_labels
+
+    def count(self, labels: NDArray[Any]) -> NDArray[np.int64]:
+        """Return the (L, L) voxels inside the mask by reference and label (*box)."""
+        return count_confusion(self.labels[self.mask], labels[self.mask], self.num_labels)
+
+    def confusion(self, labels: NDArray[Any]) -> NDArray[np.int64]:
+        """Return the (L, L) voxels of the whole case by reference and label (*box); outside the mask, the network's count."""
+        return self.count(labels) + self.outside
 
     def decode(self, logits: NDArray[Any]) -> NDArray[np.unsignedinteger[Any]]:
         """Return the label map of channels like those of `logits`, (*box) in the smallest unsigned type."""
@@ -98,47 +88,45 @@ class Crop:
 
 def make_crop(case: Case, intensity: IntensityParameters) -> Crop:
     """Cut out the part of a case, read with its labels, that training uses; the image is normalized on the whole case."""
-    if case.labels is None:
-        raise ValueError("the case was read without labels")
-    labels, logits = case.labels, case.logits
+    assert case.labels is not None
+    labels, logits, padding = case.labels, case.logits, case.find_padding()
     case_mask, num_padding = case.mask, 0
-    padding = case.find_padding()
     if padding is not None:
         case_mask, num_padding = leave_out(padding, case.mask, f"the logits of case {case.case_id!r}")
-    # The confidence of a label map says nothing about where else a label is possible.
-    least = 0.0 if case.input_kind == KIND else math.log(FOREGROUND_RATIO)
-    near = (foreground_ratio(case.logits, case.regions) > least) | ((labels > 0) & (labels < case.num_labels))
+    # The log-odds of the likeliest label or region. The confidence of a label map says nothing about where else a label is possible.
+    log_odds = logits[1:].max(axis=0) - logits[0] if case.regions is None else logits.max(axis=0)
+    threshold = 0.0 if case.input_kind == KIND else math.log(FOREGROUND_RATIO)
+    near = (log_odds > threshold) | ((labels > 0) & (labels < case.num_labels))
     if case_mask is not None:
         near &= case_mask
     if not near.any():
         near = np.ones_like(near) if case_mask is None else case_mask.copy()
-    box = _box_around(near, [MARGIN_MM / distance for distance in case.spacing])
+    box = _box_around(near, case.spacing)
     mask = _dilated(near[box], case.spacing)
     if case_mask is not None:
         mask &= case_mask[box]
     image = normalize_intensity(case.image, intensity, case.mask)
     network = case.decode(logits)
-    everything = count_confusion(labels, network, case.num_labels)
+    confusion = count_confusion(labels, network, case.num_labels)
     inside = count_confusion(labels[box][mask], network[box][mask], case.num_labels)
-    every = (slice(None), *box)
-    tiles = tuple(_split(mask, case.spacing, _whole(mask.shape)))
+    tiles = tuple(_split(mask, case.spacing, tuple(slice(0, extent) for extent in mask.shape)))
     shares = np.array([np.count_nonzero(near[box][tile]) + 1 for tile in tiles], dtype=float)
     if case.absent_labels:
         # No parameters can give a voxel a label that takes no part, so its loss would be a large constant that hides the others.
         labels = np.where(np.isin(labels, case.absent_labels), case.num_labels, labels).astype(np.min_scalar_type(case.num_labels))
-    limit = float(np.finfo(np.float16).max)
-    kept = np.clip(np.ascontiguousarray(logits[every]), -limit, limit).astype(np.float16)
+    every, limit = (slice(None), *box), float(np.finfo(np.float16).max)
+    half_logits = np.clip(np.ascontiguousarray(logits[every]), -limit, limit).astype(np.float16)
     if padding is not None:
         # Any constant means the same; a large one would leave the range of float16 when divided by a temperature.
-        kept[:, padding[box]] = 0.0
+        half_logits[:, padding[box]] = 0.0
     return Crop(
-        case_id=case.case_id,
-        image=np.ascontiguousarray(image[every]),
-        logits=kept,
-        labels=np.ascontiguousarray(labels[box]),
-        mask=np.ascontiguousarray(mask),
-        spacing=case.spacing,
-        outside=everything - inside,
+        case.case_id,
+        np.ascontiguousarray(image[every]),
+        half_logits,
+        np.ascontiguousarray(labels[box]),
+        np.ascontiguousarray(mask),
+        case.spacing,
+        outside=confusion - inside,
         tiles=tiles,
         tile_weights=tuple(float(share) for share in shares / shares.sum()),
         num_padding_voxels=num_padding,
@@ -146,31 +134,19 @@ def make_crop(case: Case, intensity: IntensityParameters) -> Crop:
     )
 
 
-def foreground_ratio(logits: NDArray[Any], regions: RegionScheme | None) -> NDArray[np.float32]:
-    """Return the logarithm of the ratio of the likeliest label's probability to that of background; of regions: the largest log-odds."""
-    first = 0 if regions is not None else 1
-    likely: NDArray[np.float32] = np.array(logits[first], order="K")
-    for other in logits[first + 1 :]:
-        np.maximum(likely, other, out=likely)
-    return likely if regions is not None else likely - logits[0]
-
-
-def count_confusion(labels: NDArray[Any], found: NDArray[Any], num_labels: int) -> NDArray[np.int64]:
-    """Return (L, L) counts of voxels, by reference (row) and found label (column); voxels with reference L are not counted."""
-    pairs = labels.astype(np.int32).ravel() * num_labels + found.ravel()
+def count_confusion(labels: NDArray[Any], predicted: NDArray[Any], num_labels: int) -> NDArray[np.int64]:
+    """Return (L, L) counts of voxels by reference (row) and predicted label (column), without those of reference L."""
+    pairs = labels.astype(np.int32).ravel() * num_labels + predicted.ravel()
     return np.bincount(pairs, minlength=num_labels**2)[: num_labels**2].reshape(num_labels, num_labels).astype(np.int64)
 
 
-def _whole(shape: Sequence[int]) -> Box:
-    return tuple(slice(0, extent) for extent in shape)
-
-
-def _box_around(near: NDArray[np.bool_], margin: Sequence[float]) -> Box:
-    """Return the box of the True voxels, enlarged by the given number of voxels along each axis."""
-    box = bounding_box(near) or _whole(near.shape)
+def _box_around(near: NDArray[np.bool_], spacing: Sequence[float]) -> Box:
+    """Return the box of the True voxels with MARGIN_MM around it; the whole grid if there are none."""
+    box = bounding_box(near) or tuple(slice(0, extent) for extent in near.shape)
+    margins = [math.ceil(MARGIN_MM / distance) for distance in spacing]
     return tuple(
-        slice(max(0, part.start - math.ceil(around)), min(extent, part.stop + math.ceil(around)))
-        for part, around, extent in zip(box, margin, near.shape, strict=True)
+        slice(max(0, part.start - margin), min(extent, part.stop + margin))
+        for part, margin, extent in zip(box, margins, near.shape, strict=True)
     )
 
 
@@ -178,8 +154,6 @@ def _dilated(near: NDArray[np.bool_], spacing: Sequence[float]) -> NDArray[np.bo
     """Return the voxels whose distance to `near` is at most MARGIN_MM."""
     from scipy.ndimage import distance_transform_edt
 
-    if near.all():
-        return near.copy()
     distance: NDArray[np.float64] = distance_transform_edt(~near, sampling=spacing)
     return distance <= MARGIN_MM
 
@@ -200,36 +174,27 @@ def _split(mask: NDArray[np.bool_], spacing: Sequence[float], box: Box) -> Itera
         yield from _split(mask, spacing, (*box[:axis], half, *box[axis + 1 :]))
 
 
-# Where the crops of a run are: in memory as far as it goes, then in files without names in the temporary folder.
-
 MEMORY_BYTES = 1024**3
 """Crops beyond this many bytes go to the temporary folder and are mapped from there."""
 
-
-class CropStore:
-    """Stores crops: in memory up to a limit, then on disk, from which the system reads them again as needed.
-
-    The files have no names, so that they are gone with the last crop, or with the process, killed or not.
-    """
-
-    def __init__(self, memory_bytes: int = MEMORY_BYTES) -> None:
-        self._left = memory_bytes
-
-    def keep(self, crop: Crop) -> Crop:
-        """Return an equal crop that respects the limit on memory."""
-        arrays: dict[str, NDArray[Any]] = {name: getattr(crop, name) for name in ("image", "logits", "labels", "mask")}
-        size = sum(array.nbytes for array in arrays.values())
-        if size <= self._left:
-            self._left -= size
-            return crop
-        return replace(crop, **{name: _on_disk(array) for name, array in arrays.items()})  # type: ignore[arg-type]
+_ARRAYS = ("image", "logits", "labels", "mask")
 
 
-def _on_disk(array: NDArray[Any]) -> NDArray[Any]:
-    with tempfile.TemporaryFile() as file:
-        np.ascontiguousarray(array).tofile(file)
-        file.flush()
-        return np.memmap(file, array.dtype, "r", shape=array.shape)
+def num_bytes(crop: Crop) -> int:
+    """Return the memory that the arrays of a crop take."""
+    return sum(getattr(crop, name).nbytes for name in _ARRAYS)
+
+
+def map_from_disk(crop: Crop) -> Crop:
+    """Return an equal crop whose arrays are mapped from files without names, which are gone with it or with the process, killed or not."""
+
+    def mapped(array: NDArray[Any]) -> NDArray[Any]:
+        with tempfile.TemporaryFile() as file:
+            np.ascontiguousarray(array).tofile(file)
+            file.flush()
+            return np.memmap(file, array.dtype, "r", shape=array.shape)
+
+    return replace(crop, **{name: mapped(getattr(crop, name)) for name in _ARRAYS})  # type: ignore[arg-type]
 
 
 def probabilities_of(logits: NDArray[np.float32], regions: RegionScheme | None) -> NDArray[np.float32]:

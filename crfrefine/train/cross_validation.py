@@ -1,8 +1,7 @@
 """The cross-validation: in each fold, a CRF is trained on some cases and measured on those held out.
 
 The starts are tried first without training, once for all folds: a forward pass costs a fraction of a gradient, and at a bandwidth ten
-times too large there is nothing to learn from the gradient. A finished fold goes into a file of its own, from which `--resume` takes it:
-plain JSON, in which numbers keep all their digits.
+times too large there is nothing to learn from the gradient. A finished fold goes into a JSON file, from which `--resume` takes it.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 import crfrefine
 from crfrefine.base.plain import from_plain, to_plain
@@ -45,23 +45,16 @@ MAX_SCREENED = 40
 
 def cross_validate(prepared: Prepared, finished: Mapping[int, FoldResult]) -> tuple[FoldResult, ...]:
     """Return the result of every fold; those that are finished already are not repeated."""
-    folds, results = prepared.plan.folds, dict(finished)
-    missing = [number for number in range(len(folds)) if number not in finished]
-    if missing:
-        starts_for = _screen(prepared)
-        results |= {number: _run_fold(number, starts_for(folds[number]), prepared) for number in missing}
-    return tuple(results[number] for number in range(len(folds)))
-
-
-def _screen(prepared: Prepared) -> Callable[[Split], list[Start]]:
-    """Try all starts on some cases; return a function that chooses those for a split, all if they are few."""
-    starts, plan = prepared.starts, prepared.plan
-    if len(starts) <= NUM_TRAINED:
-        return lambda _: list(starts)
-    prepared.observer.stage_started(f"trying {len(starts)} starts")
-    cases = sorted({int(number) for number in np.linspace(0, plan.num_cases - 1, min(plan.num_cases, MAX_SCREENED)).round()})
-    table = screen(prepared.material, starts, cases, prepared.workers, prepared.progress.tried)
-    return lambda split: choose_starts(starts, table, cases, split.seen, NUM_TRAINED)
+    plan, starts, results = prepared.plan, prepared.starts, dict(finished)
+    missing = [number for number in range(len(plan.folds)) if number not in finished]
+    chosen = dict.fromkeys(missing, starts)
+    if missing and len(starts) > NUM_TRAINED:
+        prepared.observer.stage_started(f"trying {len(starts)} starts")
+        cases = sorted({int(number) for number in np.linspace(0, plan.num_cases - 1, min(plan.num_cases, MAX_SCREENED)).round()})
+        table = screen(prepared.material, starts, cases, prepared.workers, prepared.progress.tried)
+        chosen = {number: choose_starts(starts, table, cases, plan.folds[number].seen, NUM_TRAINED) for number in missing}
+    results |= {number: _run_fold(number, chosen[number], prepared) for number in missing}
+    return tuple(results[number] for number in range(len(plan.folds)))
 
 
 def screen(
@@ -83,16 +76,13 @@ def choose_starts(
 ) -> list[Start]:
     """Return the best starts for a training on the allowed cases, of different bandwidths; `table` of `screen` has the rows `cases`."""
     rows = [row for row, case in enumerate(cases) if case in set(allowed)]
-    means = np.nan_to_num([mean_defined(column) for column in table[rows].T], nan=0.0) if rows else np.zeros(len(starts))
-    chosen: list[Start] = []
+    means = np.nan_to_num([mean_defined(column) for column in table[rows].T], nan=0.0)
+    chosen: dict[str, Start] = {}
     for number in sorted(range(len(starts)), key=lambda number: -means[number]):
-        if len(chosen) < count and all(_thetas(starts[number]) != _thetas(other) for other in chosen):
-            chosen.append(starts[number])
-    return chosen
-
-
-def _thetas(start: Start) -> list[Any]:
-    return [replace(kernel, weight=0.0) for kernel in start.parameters.bilateral]
+        thetas = repr([replace(kernel, weight=0.0) for kernel in starts[number].parameters.bilateral])
+        if len(chosen) < count:
+            chosen.setdefault(thetas, starts[number])
+    return list(chosen.values())
 
 
 def _run_fold(number: int, starts: Sequence[Start], prepared: Prepared) -> FoldResult:
@@ -112,23 +102,25 @@ def _run_fold(number: int, starts: Sequence[Start], prepared: Prepared) -> FoldR
 
 def _fit(name: str, split: Split, starts: Sequence[Start], prepared: Prepared) -> FitResult:
     """Train on the cases of a fold that supply gradients; its deciding cases choose the candidate."""
-    plan, material, workers = prepared.plan, prepared.material, prepared.workers
-    calibrated = calibrate(material, split.training, starts[0].parameters, workers)
+    plan, material, workers, first = prepared.plan, prepared.material, prepared.workers, starts[0]
+    calibrated = calibrate(material, split.training, first.parameters, workers)
     if calibrated is not None and len(split.training) >= MIN_CALIBRATED:
-        starts = with_calibrated(starts, calibrated)
+        starts = [first, with_calibrated(first, calibrated)]
     rivals = plan.rivals if len(split.seen) >= MIN_CASES else NO_RIVALS
     task = Task(name, split, starts, plan.num_optimizer_steps, calibrated=calibrated, rivals=rivals)
     fit = Fit(material, task, workers, prepared.progress.stepped).run()
     if fit.kind in (NO_CRF, UNTRAINED):
         return fit
-    # What was chosen is fitted to all cases of the fold, those that decided too, as the rivals are: nothing is left to be decided.
+    # The choice is fitted to all cases of the fold, those that decided too, as the rivals are: nothing is left to be decided.
     seen = tuple(split.seen)
-    calibrated = calibrate(material, seen, starts[0].parameters, workers)
+    calibrated = calibrate(material, seen, first.parameters, workers)
     if fit.is_calibration:
         return fit if calibrated is None else replace(fit, parameters=calibrated)
-    starts = [*starts, *([] if calibrated is None else with_calibrated(starts, calibrated))]
-    start = next(start for start in reversed(starts) if start.name == fit.start)
-    task = replace(task, split=Split(seen, seen, ()), starts=[start], num_optimizer_steps=fit.best_optimizer_step, kind=fit.kind)
+    named = {start.name: start for start in starts}
+    if calibrated is not None:
+        start = with_calibrated(first, calibrated)
+        named[start.name] = start
+    task = replace(task, split=Split(seen, seen, ()), starts=[named[fit.start]], num_optimizer_steps=fit.best_optimizer_step, kind=fit.kind)
     fitted = Fit(material, task, workers, prepared.progress.stepped).run()
     return fit if fitted.is_network else replace(fit, parameters=fitted.parameters, trained=fitted.trained)
 
@@ -136,15 +128,15 @@ def _fit(name: str, split: Split, starts: Sequence[Start], prepared: Prepared) -
 def _measure(split: Split, prepared: Prepared, tuned: Tuned) -> dict[str, MethodValues]:
     """Return the values of all methods on the cases held out, by the names of the cases."""
     plan = prepared.plan
-    plan.device.release()
     regions = {region.name: region.labels for region in plan.regions}
+    if plan.device.is_gpu:
+        torch.cuda.empty_cache()  # The engine allocates without PyTorch.
 
     def measure(number: int, threads: int) -> MethodValues:
         return measure_methods(plan.read(number, threads), regions, tuned, plan.device.name, threads)
 
-    run = prepared.workers.run_one_by_one if prepared.has_large_cases else prepared.workers.run
-    names = (plan.cases.case_ids[case] for case in split.held_out)
-    return dict(zip(names, run(measure, split.held_out), strict=True))
+    values = prepared.workers.run(measure, split.held_out, one_by_one=prepared.has_large_cases)
+    return dict(zip((plan.cases.case_ids[case] for case in split.held_out), values, strict=True))
 
 
 # The files of finished folds.
@@ -153,13 +145,12 @@ def _measure(split: Split, prepared: Prepared, tuned: Tuned) -> dict[str, Method
 def fingerprint(plan: Plan) -> str:
     """Return a digest of everything that the result depends on: settings, and names, sizes and dates of the files."""
     cases, options = plan.cases, replace(plan.options, output=Path(), threads=None, resume=False)
-    entries = [crfrefine.__version__, options, plan.device.kind, plan.folds, plan.regions, cases.label_names, cases.regions]
+    entries: list[Any] = [crfrefine.__version__, options, plan.device.is_gpu, plan.folds, plan.regions, cases.label_names, cases.regions]
     for case in cases.files:
-        for path in filter(None, (*case.images, *case.logits, case.mask, case.labels)):
-            for file in files_read(path):
-                # If a separate file of voxels is missing, reading reports it.
-                status = file.stat() if file == path or file.exists() else None
-                entries.append((case.case_id, file.name, status and (status.st_size, status.st_mtime_ns)))
+        for file in (file for path in case.paths for file in files_read(path)):
+            # If a separate file of voxels is missing, reading reports it.
+            status = file.stat() if file in case.paths or file.exists() else None
+            entries.append((case.case_id, file.name, status and (status.st_size, status.st_mtime_ns)))
     return hashlib.sha256(repr(entries).encode()).hexdigest()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -55,11 +54,11 @@ def raise_all(failed: Sequence[CrfRefineError], num_cases: int, folder: Path) ->
     """Raise if any case failed: a training without it would have to be repeated once it is fixed.
 
     Raises:
-        CrfRefineError: the error of the one that failed; of several, one that names the first few, with the first ones of a cause.
+        CrfRefineError: the error of the only case that failed; or one that names the first few cases, with the first ones of a cause.
     """
-    if len(failed) < 2:
-        for error in failed:
-            raise error
+    if len(failed) == 1:
+        raise failed[0]
+    if not failed:
         return
     causes = Causes()
     first = [str(error) for error in failed if causes.is_new(_case_of(str(error)), str(error))]
@@ -71,39 +70,25 @@ def raise_all(failed: Sequence[CrfRefineError], num_cases: int, folder: Path) ->
 
 def _case_of(problem: str) -> str:
     """Return the name of the case that a message begins with; otherwise its beginning, such as the name of a file."""
-    found = re.match(r"case '([^']*)': ", problem)
-    return problem.partition(":")[0] if found is None else found[1]
+    named = re.match(r"case '([^']*)': ", problem)
+    return problem.partition(":")[0] if named is None else named[1]
 
 
 @dataclass(frozen=True)
 class LabeledCases:
-    """The cases of a run, all with the same labels, modalities and axes.
+    """The cases of a run, all with the same labels, modalities and axes."""
 
-    Attributes:
-        files: files of each case, sorted by name.
-        num_labels: L of a label map, background included: channels of the logits unless these are regions, or the declared labels.
-        num_modalities: channels of the image.
-        num_dims: axes of the grid.
-        label_names: one per label, background first.
-        description: content of `dataset.json`, if there is one.
-        notes: what was ignored, and why.
-        left_out: the cases that lack a file, sorted by name.
-        reading: which channels are regions, and not labels.
-        regions: the regions of the channels; None: the channels are labels.
-        declared: the labels of label maps in place of logits; None: there are logits.
-    """
-
-    files: tuple[CaseFiles, ...]
-    num_labels: int
+    files: tuple[CaseFiles, ...]  # of each case, sorted by name
+    num_labels: int  # L of a label map, background included: channels of the logits unless these are regions, or the declared labels
     num_modalities: int
     num_dims: int
-    label_names: tuple[str, ...]
-    description: DatasetDescription | None
-    notes: tuple[str, ...]
-    left_out: tuple[IncompleteCase, ...] = ()
-    reading: RegionReading = NO_REGIONS
-    regions: RegionScheme | None = None
-    declared: DeclaredLabels | None = None
+    label_names: tuple[str, ...]  # one per label, background first
+    description: DatasetDescription | None  # content of `dataset.json`
+    notes: tuple[str, ...]  # what was ignored, and why
+    left_out: tuple[IncompleteCase, ...] = ()  # the cases that lack a file, sorted by name
+    reading: RegionReading = NO_REGIONS  # which channels are regions, and not labels
+    regions: RegionScheme | None = None  # the regions of the channels; None means that the channels are labels
+    declared: DeclaredLabels | None = None  # the labels of label maps instead of logits; None means that there are logits
 
     @property
     def case_ids(self) -> tuple[str, ...]:
@@ -138,84 +123,82 @@ def find_cases(
         InputError: a case is ambiguous or differs from the others; fewer than two cases are complete; with `strict`, a case lacks a file.
         GridMismatchError: files of one case are on different grids.
     """
-    found, description, advice = _discover(data, input_type)
-    add_volumes(data.images, data.labels, data.logits, data.masks, *(path for case in found for path in case.paths))
-    left_out = tuple(IncompleteCase(case.case_id, case.missing) for case in found if case.missing)
+    cases, description, advice = _discover(data, input_type)
+    add_volumes(data.images, data.labels, data.logits, data.masks, *(path for case in cases for path in case.paths))
+    left_out = tuple(IncompleteCase(case.case_id, case.missing) for case in cases if case.missing)
     if strict:
-        require_all_complete(left_out, len(found), advice)
-    files = [case for case in found if not case.missing]
+        require_all_complete(left_out, len(cases), advice)
+    files = [case for case in cases if not case.missing]
     raise_all([InputError(case.problem) for case in files if case.problem], len(files), data.images)
-    if len(files) < 2 and left_out:
-        raise too_few_complete(
-            left_out,
-            len(found),
-            "at least two cases with image, labels and logits"
-            + ("" if data.masks is None else " and mask")
-            + ": training holds cases out to measure on",
-            "\n  ".join(advice)
-            or f"Names must agree, such as CASE_0000.nii.gz, CASE.nii.gz and CASE.npz ({see('docs/reference/formats.md')}).",
-        )
     if len(files) < 2:
-        raise InputError(f"{data.images}: found one case; training holds cases out to measure on, so at least two are needed")
+        needed = "image, labels, logits and mask" if data.masks is not None else "image, labels and logits"
+        expected = f"at least two cases with {needed}: training holds cases out to measure on"
+        example = f"Names must agree, such as CASE_0000.nii.gz, CASE.nii.gz and CASE.npz ({see('docs/reference/formats.md')})."
+        raise too_few_complete(left_out, len(cases), expected, "\n  ".join(advice) or example)
     descriptions = list(read_descriptions([data.logits, data.images]))
     reading = ReadingOptions(input_type, resample=resample, regions=find_regions(None, descriptions))
-    first: tuple[int, int, int] | None = None
-    failed: list[CrfRefineError] = []
     elsewhere: dict[str, list[str]] = {}
-    for case in files:
-        sizes = attempt(partial(_sizes, case, data, reading, elsewhere), case)
-        if isinstance(sizes, CrfRefineError):
-            failed.append(sizes)
-            continue
-        first = first or sizes
-        if (sizes[0] == 0) != (first[0] == 0):
-            own, others = ("a label map", "logits") if sizes[0] == 0 else ("logits", "a label map")
-            raise InputError(f"case {case.case_id!r}: {own}, but case {files[0].case_id!r} has {others}; all must be alike")
-        channels = f"{'labels' if reading.regions.scheme is None else 'channels'} in the logits"
-        for what, size, expected in zip((channels, "modalities", "axes"), sizes, first, strict=True):
-            if size != expected:
-                raise InputError(f"case {case.case_id!r}: {size} {what}, but case {files[0].case_id!r} has {expected}; all must be alike")
-    raise_all(failed, len(files), data.images)
-    assert first is not None
+    num_channels, num_modalities, num_dims = _common_sizes(files, data, reading, elsewhere)
     regions = None
-    if first[0] and reading.regions.declares(first[0]):
+    if num_channels and reading.regions.declares(num_channels):
         # Where the number of channels does not tell whether they are regions, the values of a case do.
-        is_sure = first[0] != reading.regions.num_labels
+        is_sure = num_channels != reading.regions.num_labels
         regions = reading.regions.scheme if is_sure else load_case(files[0], reading).regions
-    count = first[0] if regions is None else regions.num_labels
-    notes = [*([describe_left_out(left_out, len(found))] if left_out else []), *advice, *found.notes]
+    notes = [*([describe_left_out(left_out, len(cases))] if left_out else []), *advice, *cases.notes]
     if regions is not None:
         notes.append(f"the logits have one channel per region of {reading.regions.source}: {regions.describe()}")
     notes += [f"files of {len(names)} of {len(files)} cases {what}: {listed(names)}" for what, names in elsewhere.items()]
-    declared = None
+    count, declared = num_channels if regions is None else regions.num_labels, None
     if count == 0:
-        declared = declared_labels(files, descriptions, num_labels) or _labels_found(files, data)
+        declared = declared_labels(files, descriptions, num_labels) or _largest_label(files, data)
         count = declared.num_labels
     return LabeledCases(
         tuple(files),
         count,
-        *first[1:],
-        label_names=_label_names(description, count),
-        description=description,
-        notes=tuple(notes),
-        left_out=left_out,
-        reading=reading.regions,
-        regions=regions,
-        declared=declared,
+        num_modalities,
+        num_dims,
+        _label_names(description, count),
+        description,
+        tuple(notes),
+        left_out,
+        reading.regions,
+        regions,
+        declared,
     )
 
 
 def _discover(data: DataFolders, input_type: str) -> tuple[CaseList, DatasetDescription | None, tuple[str, ...]]:
     """Return all cases, the description of their labels, and how to complete the incomplete ones."""
     if data.nnunet is None:
-        found = discover_cases(data.images, data.logits, data.masks, data.labels, input_type=input_type, include_imageless=True)
-        return found, read_dataset_description(data.images), ()
+        cases = discover_cases(data.images, data.logits, data.masks, data.labels, input_type=input_type, include_imageless=True)
+        return cases, read_dataset_description(data.images), ()
     trained = find_trained_cases(require_trained(data.nnunet), images=data.images, labels=data.labels, masks=data.masks)
     return trained.cases, trained.description or read_dataset_description(data.images), trained.advice
 
 
+def _common_sizes(
+    files: Sequence[CaseFiles], data: DataFolders, reading: ReadingOptions, elsewhere: dict[str, list[str]]
+) -> tuple[int, int, int]:
+    """Return the numbers of channels (0 for label maps), modalities and axes of all cases; `elsewhere` lists those on another grid."""
+    names = "labels in the logits" if reading.regions.scheme is None else "channels in the logits", "modalities", "axes"
+    first: tuple[int, int, int] | None = None
+    failed: list[CrfRefineError] = []
+    for case in files:
+        sizes = attempt(lambda case=case: _sizes(case, data, reading, elsewhere), case)  # type: ignore[misc]
+        if isinstance(sizes, CrfRefineError):
+            failed.append(sizes)
+            continue
+        first = first or sizes
+        for what, size, expected in zip(names, sizes, first, strict=True):
+            if size != expected:
+                own, other = (f"{number} {what}" if number else "a label map" for number in (size, expected))
+                raise InputError(f"case {case.case_id!r}: {own}, but case {files[0].case_id!r} has {other}; all must be alike")
+    raise_all(failed, len(files), data.images)
+    assert first is not None
+    return first
+
+
 def _sizes(case: CaseFiles, data: DataFolders, reading: ReadingOptions, elsewhere: dict[str, list[str]]) -> tuple[int, int, int]:
-    """Return the numbers of channels (0: a label map), modalities and axes; add it to `elsewhere` by what is done to a file."""
     if case.are_structures:
         raise InputError(
             f"case {case.case_id!r}: {case.logits[0].parent} has one file per structure; training needs label maps with the numbers of the "
@@ -228,23 +211,19 @@ def _sizes(case: CaseFiles, data: DataFolders, reading: ReadingOptions, elsewher
         elsewhere.setdefault("are interpolated onto the grid of the image", []).append(case.case_id)
     if headers.turnings:
         elsewhere.setdefault("have other voxel axes than the image and are turned, without interpolation", []).append(case.case_id)
-    if headers.logits.kind == KIND:
-        return 0, headers.num_modalities, len(headers.images[0].grid_shape)
-    return headers.logits.num_labels, headers.num_modalities, len(headers.images[0].grid_shape)
+    num_channels = 0 if headers.logits.kind == KIND else headers.logits.num_labels
+    return num_channels, headers.num_modalities, len(headers.images[0].grid_shape)
 
 
-def _labels_found(files: Sequence[CaseFiles], data: DataFolders) -> DeclaredLabels:
+def _largest_label(files: Sequence[CaseFiles], data: DataFolders) -> DeclaredLabels:
     """Return the labels up to the largest one of all label maps and references, if nothing else says how many there are."""
-    failed: list[CrfRefineError] = []
-    largest = 1
-    for case in files:
-        paths = [path for path in (*case.logits, case.labels) if path is not None]
-        found = attempt(lambda paths=paths: max(int(io.read_labels(path).data.max(initial=0)) for path in paths), case)  # type: ignore[misc]
-        if isinstance(found, CrfRefineError):
-            failed.append(found)
-        else:
-            largest = max(largest, found)
-    raise_all(failed, len(files), data.images)
+
+    def largest_of(case: CaseFiles) -> int:
+        return max(int(io.read_labels(path).data.max(initial=1)) for path in (*case.logits, case.labels) if path is not None)
+
+    results = [attempt(lambda case=case: largest_of(case), case) for case in files]  # type: ignore[misc]
+    raise_all([result for result in results if isinstance(result, CrfRefineError)], len(files), data.images)
+    largest = max(result for result in results if isinstance(result, int))
     return DeclaredLabels(tuple(range(largest + 1)), "the label maps and references")
 
 
@@ -273,9 +252,8 @@ def read_labeled(files: CaseFiles, cases: LabeledCases, reading: ReadingOptions,
     if case.regions != cases.regions:
         has = "labels" if case.regions is None else "regions"
         raise InputError(f"case {files.case_id!r}: its channels are {has}, unlike those of other cases\n  {files.logits[0]}")
-    labels = case.labels
-    ignored = None if cases.ignore_label is None else labels == cases.ignore_label
-    largest = int(labels.max(initial=0) if ignored is None else labels.max(initial=0, where=~ignored))
+    ignored = np.zeros_like(case.labels, bool) if cases.ignore_label is None else case.labels == cases.ignore_label
+    largest = int(case.labels.max(initial=0, where=~ignored))
     if largest >= case.num_labels:
         source = "the channels of the logits" if cases.declared is None else cases.declared.source
         raise InputError(
@@ -283,8 +261,8 @@ def read_labeled(files: CaseFiles, cases: LabeledCases, reading: ReadingOptions,
             f"{case.num_labels - 1}) according to {source if case.regions is None else case.regions.describe()}\n  {files.labels}\n"
             f"  {files.logits[0]}\n  Give logits with one channel per label, background first; or merge the labels of the reference."
         )
-    if ignored is not None and ignored.any():
-        if ignored.all():
-            raise InputError(f"{files.labels}: every voxel has the label {cases.ignore_label}, to be ignored")
-        case = replace(case, labels=np.where(ignored, case.num_labels, labels).astype(np.min_scalar_type(case.num_labels)))
-    return case
+    if not ignored.any():
+        return case
+    if ignored.all():
+        raise InputError(f"{files.labels}: every voxel has the label {cases.ignore_label}, to be ignored")
+    return replace(case, labels=np.where(ignored, case.num_labels, case.labels).astype(np.min_scalar_type(case.num_labels)))

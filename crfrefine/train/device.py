@@ -1,14 +1,13 @@
 """The device for training: the engine's device in PyTorch's terms, and crops on it.
 
-Logits, marginals, losses and gradients are computed there, and only numbers come back. Parameters and the optimizer are a few numbers and
-stay on the CPU.
+Logits, marginals, losses and gradients are computed there; parameters and the optimizer stay on the CPU.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -32,21 +31,18 @@ class CropTensors:
     labels: Tensor  # (N,) their reference
 
 
+@dataclass(frozen=True)
 class TrainingDevice:
-    """A device for training: the engine's name of it, and PyTorch's (`tensors`); `note` is a remark on the choice."""
+    """A device for training."""
 
-    def __init__(self, name: str = "cpu", tensors: str = "cpu", note: str = "") -> None:
-        self.name, self.note, self.tensors = name, note, torch.device(tensors)
+    name: str = "cpu"  # the engine's
+    tensors: str = "cpu"  # PyTorch's
+    note: str = ""  # a remark on the choice
 
     @property
     def is_gpu(self) -> bool:
         """Whether one case at a time keeps the device busy."""
-        return self.tensors.type == "cuda"
-
-    @property
-    def kind(self) -> str:
-        """Kind of device; results on different kinds differ by rounding."""
-        return "gpu" if self.is_gpu else "cpu"
+        return self.tensors.startswith("cuda")
 
     def crop(self, crop: Crop) -> CropTensors:
         """Return a crop on the device; the backward pass reads it, so it must not be overwritten."""
@@ -55,11 +51,6 @@ class TrainingDevice:
         arrays = logits, image, np.flatnonzero(counted), crop.labels[counted].astype(np.int64)
         logits_there, image_there, index, labels = (torch.from_numpy(array).to(self.tensors) for array in arrays)
         return CropTensors(logits_there, image_there, torch.from_numpy(np.array(crop.mask)), index, labels)
-
-    def release(self) -> None:
-        """Release PyTorch's unused memory: the next stage allocates without PyTorch."""
-        if self.is_gpu:
-            torch.cuda.empty_cache()
 
 
 CPU = TrainingDevice()
@@ -83,8 +74,3 @@ def choose_device(requested: str) -> TrainingDevice:
     if requested == "auto":
         return TrainingDevice(note=f"training on the CPU: {missing}")
     raise BackendUnavailableError(f"--device {requested}: {missing}, or use --device cpu")
-
-
-def identity(crop: Crop) -> tuple[Any, ...]:
-    """Return a key that identifies a crop's memory; a tile may begin at the same address as its crop."""
-    return crop.image.__array_interface__["data"][0], crop.image.shape, crop.image.strides

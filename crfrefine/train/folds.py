@@ -1,4 +1,4 @@
-"""Which cases are trained on, which decide when to stop and what to keep, and which are only measured on."""
+"""Which cases are trained on, which decide when to stop and which candidate wins, and which are only measured on."""
 
 from __future__ import annotations
 
@@ -48,8 +48,7 @@ def make_folds(num_cases: int, num_folds: int, seed: int) -> list[Split]:
     splits = []
     for fold in range(num_folds):
         held_out = sorted(int(case) for case in order[fold::num_folds])
-        rest = [int(case) for case in order if int(case) not in held_out]
-        splits.append(split_training(rest, seed + fold, held_out))
+        splits.append(split_training([int(case) for case in order if int(case) not in held_out], seed + fold, held_out))
     return splits
 
 

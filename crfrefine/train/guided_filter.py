@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.ndimage import uniform_filter
 
 from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.train.baselines import Scores, network_labels, score_choices
@@ -30,10 +31,10 @@ EPSILONS = (0.001, 0.01, 0.1)
 
 @dataclass(frozen=True)
 class Guidance:
-    """The setting of a guided filter: half-width of its windows (0: none), and variance of the intensity that counts as an edge."""
+    """The setting of a guided filter."""
 
-    radius_mm: float = 0.0
-    epsilon: float = 0.0
+    radius_mm: float = 0.0  # half-width of its windows
+    epsilon: float = 0.0  # variance of the intensity that counts as an edge
 
 
 UNGUIDED = Guidance()
@@ -57,7 +58,7 @@ class Guide:
         radii = [min(round(radius_mm / distance), 16 * extent) for distance, extent in zip(spacing, image.shape[1:], strict=True)]
         self._sizes = [2 * radius + 1 for radius in radii]
         self._means = [self._box(modality) for modality in image]
-        self._covariances = [
+        self._covariances = [  # a lower triangle
             [self._box(image[row] * image[column]) - self._means[row] * self._means[column] for column in range(row + 1)]
             for row in range(len(image))
         ]
@@ -68,7 +69,7 @@ class Guide:
         cross = [self._box(modality * channel) - own * mean for modality, own in zip(self._image, self._means, strict=True)]
         filtered = []
         for epsilon in epsilons:
-            slopes = _solve(self._covariances, epsilon, cross)
+            slopes = self._slopes(epsilon, cross)
             offset = mean - sum(slope * own for slope, own in zip(slopes, self._means, strict=True))
             result = self._box(offset)
             for slope, modality in zip(slopes, self._image, strict=True):
@@ -77,10 +78,38 @@ class Guide:
         return filtered
 
     def _box(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        from scipy.ndimage import uniform_filter
-
         result: NDArray[np.float32] = uniform_filter(values, self._sizes, mode="nearest")
         return result
+
+    def _slopes(self, epsilon: float, cross: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+        """Return the solution of (covariance + epsilon) x = cross in every voxel, by elimination: the matrix is positive definite."""
+        rows = [[*own[:-1], own[-1] + np.float32(epsilon)] for own in self._covariances]
+        right: list[NDArray[Any]] = list(cross)
+        for pivot in range(len(rows)):
+            for row in range(pivot + 1, len(rows)):
+                factor = rows[row][pivot] / rows[pivot][pivot]
+                # The matrix stays symmetric, so the pivot's row is the pivot's column.
+                for column in range(pivot + 1, row + 1):
+                    rows[row][column] = rows[row][column] - factor * rows[column][pivot]
+                right[row] = right[row] - factor * right[pivot]
+        solution: list[NDArray[Any]] = []
+        for row in reversed(range(len(rows))):
+            value = right[row]
+            for number, later in enumerate(solution, start=row + 1):
+                value = value - rows[number][row] * later
+            solution.insert(0, value / rows[row][row])
+        return solution
+
+    def labels(
+        self, probabilities: NDArray[np.float32], epsilons: Sequence[float], regions: RegionScheme | None
+    ) -> list[NDArray[np.unsignedinteger[Any]]]:
+        """Return the labels of the filtered probabilities (L, *grid) or (R, *grid): with each epsilon."""
+        if regions is not None:
+            filtered = [self.filter(channel, epsilons) for channel in probabilities]
+            return [regions.decode(np.stack(own) - np.float32(0.5)) for own in zip(*filtered, strict=True)]
+        # Filtered probabilities sum to 1 as the unfiltered do, so background needs no filter of its own.
+        filtered = [self.filter(channel, epsilons) for channel in probabilities[1:]]
+        return [argmax_labels(np.stack([np.float32(1.0) - sum(own), *own])) for own in zip(*filtered, strict=True)]
 
 
 def guided_labels(
@@ -91,56 +120,18 @@ def guided_labels(
     regions: RegionScheme | None,
 ) -> NDArray[np.unsignedinteger[Any]]:
     """Return the labels of the filtered probabilities of logits (L, *grid) or log-odds (R, *grid); the image (M, *grid) is normalized."""
-    (labels,) = _labels(probabilities_of(logits, regions), Guide(image, guidance.radius_mm, spacing), [guidance.epsilon], regions)
-    return labels
+    return Guide(image, guidance.radius_mm, spacing).labels(probabilities_of(logits, regions), [guidance.epsilon], regions)[0]
 
 
 def score_guided(material: Material, spacing: Sequence[float], workers: Workers) -> Scores[Guidance]:
-    """Measure every setting on every case; `spacing` is that of a typical case."""
+    """Measure every setting on every case, first the network without a filter; `spacing` is that of a typical case."""
     radii = [radius * voxel_length(spacing) for radius in RADII_VOXELS]
 
     def label_maps(crop: Crop) -> Iterator[NDArray[Any]]:
         probabilities = probabilities_of(crop.logits.astype(np.float32), crop.regions)
         yield network_labels(crop)
         for radius in radii:
-            yield from _labels(probabilities, Guide(crop.image, radius, crop.spacing), EPSILONS, crop.regions)
+            yield from Guide(crop.image, radius, crop.spacing).labels(probabilities, EPSILONS, crop.regions)
 
     choices = (UNGUIDED, *(Guidance(radius, epsilon) for radius, epsilon in itertools.product(radii, EPSILONS)))
     return score_choices(choices, material, workers, label_maps)
-
-
-def _labels(
-    probabilities: NDArray[np.float32], guide: Guide, epsilons: Sequence[float], regions: RegionScheme | None
-) -> list[NDArray[np.unsignedinteger[Any]]]:
-    """Return the labels of the probabilities, filtered with each epsilon."""
-    if regions is not None:
-        filtered = [guide.filter(channel, epsilons) for channel in probabilities]
-        return [regions.decode(np.stack(own) - np.float32(0.5)) for own in zip(*filtered, strict=True)]
-    # Filtered probabilities sum to 1 as the unfiltered do, so background needs no filter of its own.
-    filtered = [guide.filter(channel, epsilons) for channel in probabilities[1:]]
-    return [argmax_labels(np.stack([np.float32(1.0) - sum(own), *own])) for own in zip(*filtered, strict=True)]
-
-
-def _solve(
-    covariances: Sequence[Sequence[NDArray[np.float32]]], epsilon: float, cross: Sequence[NDArray[np.float32]]
-) -> list[NDArray[np.float32]]:
-    """Return the solution of (covariance + epsilon) x = cross in every voxel, by elimination: the matrix is positive definite.
-
-    The covariances of the pairs of modalities are a lower triangle.
-    """
-    rows = [[*own[:-1], own[-1] + np.float32(epsilon)] for own in covariances]
-    right: list[NDArray[Any]] = list(cross)
-    for pivot in range(len(rows)):
-        for row in range(pivot + 1, len(rows)):
-            factor = rows[row][pivot] / rows[pivot][pivot]
-            # The matrix stays symmetric, so the pivot's row is the pivot's column.
-            for column in range(pivot + 1, row + 1):
-                rows[row][column] = rows[row][column] - factor * rows[column][pivot]
-            right[row] = right[row] - factor * right[pivot]
-    solution: list[NDArray[Any]] = []
-    for row in reversed(range(len(rows))):
-        value = right[row]
-        for number, later in enumerate(solution, start=row + 1):
-            value = value - rows[number][row] * later
-        solution.insert(0, value / rows[row][row])
-    return solution

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
     from crfrefine.arrays.region_scheme import RegionScheme
 
 CROSS_ENTROPY_SHARE = 0.1
-"""Of cross-entropy in "ce+dice": more of it buys likelihood with Dice."""
+"""Weight of cross-entropy in "ce+dice": a larger one buys likelihood with Dice."""
 
 DICE_SMOOTHING = 1.0
 """Voxels added to numerator and denominator of soft Dice, so that an absent region has a gradient."""
@@ -26,43 +25,38 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 def make_loss(name: str, regions: Sequence[Sequence[int]]) -> Loss:
     """Return the loss of a case: one of LOSSES, by the regions whose Dice counts."""
 
-    def cross_entropy(log_marginals: Tensor, labels: Tensor) -> Tensor:
-        # As an image whose second axis are the labels: PyTorch would transpose (N, L) first, which takes several times as long.
-        return functional.nll_loss(log_marginals[None], labels[None])
-
-    def soft_dice(log_marginals: Tensor, labels: Tensor) -> Tensor:
-        marginals = log_marginals.exp()
+    def soft_dice(marginals: Tensor, labels: Tensor) -> Tensor:
         losses = []
         for region in regions:
-            found = torch.stack([marginals[label] for label in region]).sum(0)
-            wanted = torch.stack([labels == label for label in region]).any(0).to(found)
-            num_wanted = wanted.sum()
-            if not bool(num_wanted):
-                continue  # Cross-entropy penalizes false positives; a Dice of 0 for one voxel too many would outweigh everything.
-            overlap = (found * wanted).sum()
-            losses.append(1.0 - (2.0 * overlap + DICE_SMOOTHING) / (found.sum() + num_wanted + DICE_SMOOTHING))
+            predicted = torch.stack([marginals[label] for label in region]).sum(0)
+            expected = torch.stack([labels == label for label in region]).any(0).to(predicted)
+            num_expected = expected.sum()
+            if not bool(num_expected):
+                continue  # Cross-entropy penalizes false positives; a Dice of 0 for a voxel too many would outweigh everything.
+            overlap = (predicted * expected).sum()
+            losses.append(1.0 - (2.0 * overlap + DICE_SMOOTHING) / (predicted.sum() + num_expected + DICE_SMOOTHING))
         return torch.stack(losses).mean() if losses else marginals.sum() * 0.0
 
-    def both(log_marginals: Tensor, labels: Tensor) -> Tensor:
-        return CROSS_ENTROPY_SHARE * cross_entropy(log_marginals, labels) + soft_dice(log_marginals, labels)
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        log_marginals = logits.log_softmax(0)
+        if name == "dice":
+            return soft_dice(log_marginals.exp(), labels)
+        # As an image whose second axis are the labels: PyTorch would transpose (N, L) first, which takes several times as long.
+        cross_entropy = functional.nll_loss(log_marginals[None], labels[None])
+        return cross_entropy if name == "ce" else CROSS_ENTROPY_SHARE * cross_entropy + soft_dice(log_marginals.exp(), labels)
 
-    of_log_marginals = {"ce": cross_entropy, "dice": soft_dice}.get(name, both)
-    return lambda logits, labels: of_log_marginals(logits.log_softmax(0), labels)
+    return loss
 
 
 def make_region_loss(name: str, scheme: RegionScheme) -> Loss:
-    """Return the loss of a case with overlapping regions: the mean over regions of the loss of each one's problem of two labels.
-
-    It takes refined log-odds (R, N) and reference labels (N,).
-    """
-    own = make_loss(name, [(1,)])
+    """Return the loss of refined log-odds (R, N): the mean over overlapping regions, each a problem of two labels."""
+    binary_loss = make_loss(name, [(1,)])
 
     def loss(log_odds: Tensor, labels: Tensor) -> Tensor:
-        inside = partial(torch.isin, labels)
-        values = [
-            own(torch.stack([torch.zeros_like(channel), channel]), inside(torch.tensor(members, device=labels.device)).long())
-            for channel, members in zip(log_odds, scheme.labels, strict=True)
-        ]
+        values = []
+        for channel, members in zip(log_odds, scheme.labels, strict=True):
+            inside = torch.isin(labels, torch.tensor(members, device=labels.device)).long()
+            values.append(binary_loss(torch.stack([torch.zeros_like(channel), channel]), inside))
         return torch.stack(values).mean()
 
     return loss

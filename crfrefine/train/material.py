@@ -21,27 +21,8 @@ if TYPE_CHECKING:
 MAX_VOXELS = 65_536
 """Voxels of a case, at most: with ten cases and a few values to fit, more change the third digit."""
 
-
-@dataclass(frozen=True)
-class Voxels:
-    """Voxels of a crop with a reference: logits (L, N) float32, or log-odds of regions, and labels (N,)."""
-
-    logits: Tensor
-    labels: Tensor
-
-
-def draw_voxels(crop: Crop, device: TrainingDevice) -> Voxels:
-    """Return the voxels in a crop's mask that have a reference, or MAX_VOXELS of them at equal distances."""
-    places = np.flatnonzero(crop.mask & (crop.labels < crop.num_labels))
-    if places.size > MAX_VOXELS:
-        places = places[np.arange(MAX_VOXELS) * places.size // MAX_VOXELS]
-    logits = np.stack([np.ravel(channel)[places] for channel in crop.logits]).astype(np.float32)
-    labels = np.ravel(crop.labels)[places].astype(np.int64)
-    return Voxels(torch.from_numpy(logits).to(device.tensors), torch.from_numpy(labels).to(device.tensors))
-
-
 NUM_SAMPLED = 8
-"""Tiles of a crop that models are compared on; a crop of no more tiles is taken as a whole. On ten atria of 16 to 32 tiles, the gains of
+"""Tiles of a crop that models are compared on; a crop of no more tiles is taken as it is. On ten atria of 16 to 32 tiles, the gains of
 two starts that eight tiles tell are off by 0.2 and 0.4 points (root mean square); the gains of these cases differ by 0.25 and 0.6."""
 
 _EVEN_SHARE = 0.1
@@ -55,52 +36,46 @@ _GOLDEN = 0.6180339887498949
 class Sample:
     """Some tiles that stand for a crop: drawn by the network's expected errors, evenly along the crop, and other ones in the next case.
 
-    What a model changes in a tile is extrapolated to the case. All models are compared on the same tiles, so that chance hardly decides.
-
-    Attributes:
-        parts: what is computed; views.
-        shares: weight of each part in the mean of the losses; they sum to 1.
-        factors: how many times the change in a part counts for the case.
-        before: (L, L) voxels of the whole case, by reference (row) and label (column), before the changes: the network's.
-        of_parts: the same of each part.
+    The change that a model makes in a tile is extrapolated to the case. All models are compared on the same tiles, so that chance
+    hardly decides.
     """
 
-    parts: tuple[Crop, ...]
-    shares: tuple[float, ...]
-    factors: tuple[float, ...]
-    before: NDArray[np.int64]
-    of_parts: tuple[NDArray[np.int64], ...]
+    parts: tuple[Crop, ...]  # views
+    shares: tuple[float, ...]  # weight of each part in the mean of the losses; they sum to 1
+    factors: tuple[float, ...]  # how many times the change in a part counts for the case
+    before: NDArray[np.int64]  # (L, L) voxels of the case, by reference (row) and the network's label (column)
+    of_parts: tuple[NDArray[np.int64], ...]  # the same of each part
 
     @classmethod
-    def whole(cls, crop: Crop) -> Sample:
-        """Return the one that is all of a crop, and counts exactly."""
+    def of_crop(cls, crop: Crop) -> Sample:
+        """Return the sample that is all of a crop, and counts exactly."""
         return cls((crop,), (1.0,), (1.0,), crop.outside, (np.zeros_like(crop.outside),))
 
     def count_case(self, counts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
-        """Return the (L, L) voxels of the whole case, estimated from those of the parts; exact where the parts are the crop."""
-        change = sum(factor * (found - own) for factor, found, own in zip(self.factors, counts, self.of_parts, strict=True))
+        """Return the (L, L) voxels of the case, estimated from those of the parts; exact where the parts are the crop."""
+        change = sum(factor * (count - own) for factor, count, own in zip(self.factors, counts, self.of_parts, strict=True))
         return np.maximum(self.before + np.rint(change).astype(np.int64), 0)
 
 
 def make_sample(crop: Crop, number: int) -> Sample:
-    """Return the sample of a crop; the number of the case decides what is drawn."""
+    """Return the sample of a crop; the number of the case decides which tiles are drawn."""
     if len(crop.tiles) <= NUM_SAMPLED:
-        return Sample.whole(crop)
+        return Sample.of_crop(crop)
     logits = crop.logits.astype(np.float32)
-    found = crop.decode(logits)
+    labels = crop.decode(logits)
     points = ((number + 1) * _GOLDEN % 1.0 + np.arange(NUM_SAMPLED)) / NUM_SAMPLED
-    weights = _weights(crop, logits)
+    weights = _tile_weights(crop, logits)
     ends = np.cumsum(weights)
     tiles, times = np.unique(np.minimum(np.searchsorted(ends, points), len(ends) - 1), return_counts=True)
     parts = tuple(crop.tile(int(tile)) for tile in tiles)
     shares = tuple(float(count) / NUM_SAMPLED for count in times)
     factors = tuple(share / float(weights[tile]) for share, tile in zip(shares, tiles, strict=True))
-    of_parts = tuple(part.count(found[crop.tiles[tile]]) for part, tile in zip(parts, tiles, strict=True))
-    return Sample(parts, shares, factors, crop.count(found) + crop.outside, of_parts)
+    of_parts = tuple(part.count(labels[crop.tiles[tile]]) for part, tile in zip(parts, tiles, strict=True))
+    return Sample(parts, shares, factors, crop.confusion(labels), of_parts)
 
 
-def _weights(crop: Crop, logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the share of each tile in the voxels that are likely to be wrong: there, models change labels and there they gain."""
+def _tile_weights(crop: Crop, logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the share of each tile in the voxels that are likely to be wrong: there, models change labels and gain."""
     even = np.array(crop.tile_weights)
     probabilities = probabilities_of(logits, crop.regions)
     if crop.regions is None:
@@ -115,34 +90,36 @@ def _weights(crop: Crop, logits: NDArray[np.float32]) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Material:
-    """Data and settings that all trainings of a run share.
-
-    `regions` are those whose mean Dice decides; `sizes` are channels of the logits (labels or regions), modalities and axes.
-    """
+    """Data and settings that all trainings of a run share."""
 
     crops: Sequence[Crop]
     loss: Loss
-    regions: Sequence[tuple[int, ...]]
+    regions: Sequence[tuple[int, ...]]  # those whose mean Dice decides
     learn: tuple[str, ...]
-    sizes: tuple[int, int, int]
+    sizes: tuple[int, int, int]  # channels of the logits (labels or regions), modalities, axes
     seed: int
     device: TrainingDevice = CPU
 
     @cached_property
     def samples(self) -> tuple[Sample, ...]:
-        """What models are compared on: of each case, its crop if it is small, or else some tiles."""
+        """The data that models are compared on: of each case, its crop if it is small, or else some tiles."""
         return tuple(make_sample(crop, number) for number, crop in enumerate(self.crops))
 
     @cached_property
-    def voxels(self) -> tuple[Voxels, ...]:
-        """What is recalibrated: of each case, all voxels of its crop if it is small, or else some."""
-        return tuple(draw_voxels(crop, self.device) for crop in self.crops)
+    def voxels(self) -> tuple[tuple[Tensor, Tensor], ...]:
+        """The data that a recalibration is fitted to: logits (L, N) and labels (N,) of all voxels of each crop, or of MAX_VOXELS."""
+        return tuple(self._draw_voxels(crop) for crop in self.crops)
+
+    def _draw_voxels(self, crop: Crop) -> tuple[Tensor, Tensor]:
+        places = np.flatnonzero(crop.mask & (crop.labels < crop.num_labels))
+        if places.size > MAX_VOXELS:
+            places = places[np.arange(MAX_VOXELS) * places.size // MAX_VOXELS]
+        logits = np.stack([np.ravel(channel)[places] for channel in crop.logits]).astype(np.float32)
+        labels = np.ravel(crop.labels)[places].astype(np.int64)
+        return torch.from_numpy(logits).to(self.device.tensors), torch.from_numpy(labels).to(self.device.tensors)
 
     def batch(self, optimizer_step: int, cases: Sequence[int], count: int) -> list[Crop]:
-        """Return one tile each of some cases, drawn at random without repetition.
-
-        All starts get the same tiles at the same optimizer step, so that chance does not decide between them.
-        """
+        """Return a tile of each of some cases, drawn at random; all starts get the same tiles at the same step."""
         chosen, random = self.draw(optimizer_step, cases, count)
         crops = [self.crops[case] for case in chosen]
         return [crop.tile(int(random.choice(len(crop.tiles), p=crop.tile_weights))) for crop in crops]

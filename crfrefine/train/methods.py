@@ -15,7 +15,7 @@ SCALING = "vector scaling"
 GUIDED = "guided filter"
 DEFAULT = "default preset"
 RIVALS = (SCALING, GUIDED, DEFAULT)
-"""Simpler methods than a trained CRF. They are tuned on the same cases, but for the preset, which needs no cases."""
+"""Simpler methods than a trained CRF. They are tuned on the same cases, except for the preset, which needs no cases."""
 
 LARGEST = "largest component"
 TRAINED = "trained CRF"
@@ -24,7 +24,7 @@ METHODS = (NETWORK, *RIVALS, LARGEST, TRAINED, TRAINED_LARGEST)
 """The methods that are shown, in this order."""
 
 MEASURED = (*METHODS, *map(with_largest, RIVALS))
-"""What is measured: those that are shown, and what the CRF with the largest component must beat."""
+"""The methods that are measured: those that are shown, and the rivals of the CRF with the largest component."""
 
 PROBABILITIES = {NETWORK: "probabilities of the network", TRAINED: "probabilities of the trained CRF"}
 """The probabilities of two methods, which are measured by themselves."""

@@ -15,7 +15,7 @@ from crfrefine.layer.module import CrfRnn
 from crfrefine.metrics.counts import OverlapCounts, dice
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.train.crops import Crop
-from crfrefine.train.device import CPU, CropTensors, TrainingDevice, identity
+from crfrefine.train.device import CPU, CropTensors, TrainingDevice
 from crfrefine.train.material import Sample
 
 if TYPE_CHECKING:
@@ -27,22 +27,13 @@ if TYPE_CHECKING:
 MAX_CACHED_VOXELS = 2_000_000
 """Voxels whose kernels are kept while theta does not move: about 1 GiB at worst."""
 
-
 _SMALLEST = 0.01
 """Added to values before their logarithm: to the prior, smaller weights are like none."""
 
 
 @dataclass(frozen=True)
-class CaseGradient:
-    """Loss of one case, and its derivatives with respect to the layer's learned parameters, in their order."""
-
-    loss: float
-    gradients: tuple[Tensor, ...]
-
-
-@dataclass(frozen=True)
 class CaseScore:
-    """Loss of one case, and the voxels of the whole case by reference and refined label."""
+    """Loss of one case, and the (L, L) voxels of the whole case by reference and refined label."""
 
     loss: float
     confusion: NDArray[np.int64]
@@ -55,8 +46,7 @@ class Model:
     """
 
     def __init__(self, parameters: CrfParameters, learn: Sequence[str], sizes: tuple[int, int, int], device: TrainingDevice = CPU) -> None:
-        self._device = device
-        self._base = parameters
+        self._device, self._base = device, parameters
         has_matrix = parameters.compatibility.matrix is not None
         has_volume = True if "volume" in learn else None
         self.layer = CrfRnn(*sizes, parameters, compatibility="full" if has_matrix else "potts", volume=has_volume, learn=tuple(learn))
@@ -67,7 +57,6 @@ class Model:
         self.groups = {name: parameters for name, parameters in groups.items() if parameters}
         # Without anything to learn, no crop is refined twice.
         self._has_fixed_kernels = bool(self.groups) and "theta" not in self.groups
-        self._sizes = sizes
         self._kernels: dict[tuple[Any, ...], list[Kernels]] = {}
         self._cached_voxels = 0
 
@@ -81,15 +70,15 @@ class Model:
         return replace(self.layer.to_parameters(), postprocess=self._base.postprocess)
 
     def positions(self) -> list[Tensor]:
-        """Return where the learned values are: logarithms, but for penalties, biases and the volume's weight."""
-        terms = self.layer
+        """Return where the learned values are: logarithms, except for penalties, biases and the volume's weight."""
+        layer = self.layer
         values: dict[str, list[Tensor | None]] = {
-            "weights": [terms.bilateral_weight, terms.spatial_weight],
-            "theta": [terms.theta_alpha, terms.theta_beta, terms.theta_gamma],
-            "temperature": [terms.temperature],
+            "weights": [layer.bilateral_weight, layer.spatial_weight],
+            "theta": [layer.theta_alpha, layer.theta_beta, layer.theta_gamma],
+            "temperature": [layer.temperature],
         }
         logs = [torch.log(value + _SMALLEST) for group in self.groups for value in values.get(group, []) if value is not None]
-        plain = {"compatibility": terms.compatibility, "bias": terms.bias, "volume": terms.volume_weight}
+        plain = {"compatibility": layer.compatibility, "bias": layer.bias, "volume": layer.volume_weight}
         return [*logs, *(value for group, value in plain.items() if group in self.groups and value is not None)]
 
     def pull(self, origin: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -98,12 +87,10 @@ class Model:
         gradients: tuple[Tensor, ...] = torch.autograd.grad(torch.stack(distances).sum(), [parameter for _, parameter in self.learned])
         return gradients
 
-    def gradient(self, crop: Crop, loss: Loss, threads: int) -> CaseGradient:
-        """Return the loss of a crop and its gradient; safe to call from several threads at a time, as nothing is stored in the layer."""
-        refined, labels = self._refine(crop, threads)
-        value = loss(refined, labels)
-        gradients = torch.autograd.grad(value, [parameter for _, parameter in self.learned])
-        return CaseGradient(float(value.detach()), gradients)
+    def gradient(self, crop: Crop, loss: Loss, threads: int) -> tuple[float, tuple[Tensor, ...]]:
+        """Return the loss of a crop and its gradient, one per learned parameter; several threads may call it at a time."""
+        value = loss(*self._refine(crop, threads))
+        return float(value.detach()), torch.autograd.grad(value, [parameter for _, parameter in self.learned])
 
     def score(self, crop: Crop | Sample, loss: Loss, threads: int) -> CaseScore:
         """Return the loss of a crop or of its sample, and how the voxels of the case are labeled, without a gradient."""
@@ -113,7 +100,8 @@ class Model:
         """Return refined logits (L, N), of regions log-odds (R, N), and labels (N,) of the voxels in the mask that have a reference."""
         values = self._device.crop(crop)
         image, mask, logits, are_regions = values.image[None], values.mask, values.logits.float(), crop.regions is not None
-        key = identity(crop)
+        # A tile may begin at the same address as its crop.
+        key = crop.image.__array_interface__["data"][0], crop.image.shape, crop.image.strides
         kernels = self._kernels.get(key)
         # Unless theta is learned, kernels stay the same, and are cached if memory allows.
         is_cached = kernels is None and self._has_fixed_kernels and self._cached_voxels <= MAX_CACHED_VOXELS
@@ -123,43 +111,34 @@ class Model:
             self._kernels[key] = kernels
             self._cached_voxels += int(mask.sum()) * (len(self._base.bilateral) + 1)
         if are_regions and kernels is not None:
-            refined = refine_regions(self.layer, logits, image, threads, kernels)
+            refined = _refine_regions(self.layer, logits, image, threads, kernels)
         else:
             refined = self.layer.refine_normalized(logits[None], image, crop.spacing, mask, threads=threads, kernels=kernels)[0]
-        return _counted(refined, values), values.labels
+        return _with_reference(refined, values), values.labels
 
 
-def network_score(crop: Crop | Sample, loss: Loss, device: TrainingDevice = CPU) -> CaseScore:
-    """Return loss and counts for the network's own logits."""
-    return _score(crop, loss, lambda part: flat_logits(part, device))
+def network_score(crop: Crop | Sample, loss: Loss, device: TrainingDevice = CPU, calibrated: CrfParameters | None = None) -> CaseScore:
+    """Return loss and counts for the network's logits, with the temperature and the biases of parameters whose weights are 0, if given."""
+
+    def logits_of(part: Crop) -> tuple[Tensor, Tensor]:
+        values = device.crop(part)
+        logits = _with_reference(values.logits, values).float()
+        if calibrated is not None:
+            bias = torch.tensor(calibrated.mean_field.bias, dtype=logits.dtype, device=logits.device)
+            logits = (logits + bias.reshape(-1, 1)) / calibrated.mean_field.temperature
+        return logits, values.labels
+
+    return _score(crop, loss, logits_of)
 
 
-def calibrated_score(parameters: CrfParameters, crop: Crop | Sample, loss: Loss, device: TrainingDevice = CPU) -> CaseScore:
-    """Return loss and counts for the network's logits with the temperature and the biases of some parameters, whose weights are 0."""
-    settings = parameters.mean_field
-
-    def recalibrated(part: Crop) -> tuple[Tensor, Tensor]:
-        logits, labels = flat_logits(part, device)
-        bias = torch.tensor(settings.bias, dtype=logits.dtype, device=logits.device)
-        return (logits + bias.reshape(-1, 1)) / settings.temperature, labels
-
-    return _score(crop, loss, recalibrated)
-
-
-def flat_logits(crop: Crop, device: TrainingDevice = CPU) -> tuple[Tensor, Tensor]:
-    """Return the logits (L, N) and labels (N,) of the voxels in the mask that have a reference."""
-    values = device.crop(crop)
-    return _counted(values.logits, values).float(), values.labels
-
-
-def _counted(channels: Tensor, values: CropTensors) -> Tensor:
+def _with_reference(channels: Tensor, values: CropTensors) -> Tensor:
     """(L, N) of (L, *box)."""
     return channels.reshape(len(channels), -1).index_select(1, values.index)
 
 
 def _score(crop: Crop | Sample, loss: Loss, refine: Callable[[Crop], tuple[Tensor, Tensor]]) -> CaseScore:
     """Return loss and counts from the refined logits (L, N) and the labels (N,) of each part."""
-    sample = crop if isinstance(crop, Sample) else Sample.whole(crop)
+    sample = crop if isinstance(crop, Sample) else Sample.of_crop(crop)
     mean, counts = 0.0, []
     with torch.no_grad():
         for part, share in zip(sample.parts, sample.shares, strict=True):
@@ -172,38 +151,39 @@ def _score(crop: Crop | Sample, loss: Loss, refine: Callable[[Crop], tuple[Tenso
 
 def _decode(refined: Tensor, crop: Crop) -> Tensor:
     """Return the labels of refined channels; of equal channels the lowest, as `infer` does."""
+    labels = torch.zeros(refined.shape[1:], dtype=torch.int64, device=refined.device)
     if crop.regions is not None:
-        decoded = torch.zeros(refined.shape[1:], dtype=torch.int64, device=refined.device)
         for channel, label in zip(refined, crop.regions.class_order, strict=True):
-            decoded[channel > 0] = label
-        return decoded
+            labels[channel > 0] = label
+        return labels
     # One pass per label: several times faster than PyTorch's argmax over the first axis.
-    best, labels = refined[0], torch.zeros(refined.shape[1:], dtype=torch.int64, device=refined.device)
+    best = refined[0]
     for label, channel in enumerate(refined[1:], start=1):
         labels.masked_fill_(channel > best, label)
         best = torch.maximum(best, channel)
     return labels
 
 
-def refine_regions(layer: CrfRnn, log_odds: Tensor, image: Tensor, threads: int, kernels: Sequence[Kernels]) -> Tensor:
+def _refine_regions(layer: CrfRnn, log_odds: Tensor, image: Tensor, threads: int, kernels: Sequence[Kernels]) -> Tensor:
     """Return refined log-odds (R, *grid): each region is a problem of two labels, differentiable in the layer's parameters.
 
     The image is (1, M, *grid), and the kernels are built for two labels.
     """
     spatial_weight, gamma, biases = layer.spatial_weight, layer.theta_gamma, layer.bias
-    kernels_of_layer = list(zip(layer.bilateral_weight, layer.theta_alpha, layer.theta_beta, strict=True))
+
+    def weight_of(region: int, weights: Tensor) -> Tensor:
+        return weights[region] if len(weights) > 1 else weights[0]
+
     refined = []
     for region, channel in enumerate(log_odds):
-
-        def own(values: Tensor, region: int = region) -> Tensor:
-            return values[region] if len(values) > 1 else values[0]
-
-        binary = torch.stack([torch.zeros_like(channel), channel])[None]
-        found = functional.mean_field(
-            binary,
+        outside, inside = functional.mean_field(
+            torch.stack([torch.zeros_like(channel), channel])[None],
             image,
-            bilateral=[(own(weight), alpha, beta) for weight, alpha, beta in kernels_of_layer],
-            spatial=None if spatial_weight is None or gamma is None else (own(spatial_weight), gamma),
+            bilateral=[
+                (weight_of(region, weight), alpha, beta)
+                for weight, alpha, beta in zip(layer.bilateral_weight, layer.theta_alpha, layer.theta_beta, strict=True)
+            ],
+            spatial=None if spatial_weight is None or gamma is None else (weight_of(region, spatial_weight), gamma),
             temperature=layer.temperature,
             bias=torch.stack([torch.zeros_like(biases[region]), biases[region]]),
             volume=layer.volume_weight,
@@ -211,12 +191,12 @@ def refine_regions(layer: CrfRnn, log_odds: Tensor, image: Tensor, threads: int,
             threads=threads,
             kernels=kernels,
         )[0]
-        refined.append(found[1] - found[0])
+        refined.append(inside - outside)
     return torch.stack(refined)
 
 
 def dice_of(confusion: NDArray[np.int64], regions: Sequence[Sequence[int]]) -> NDArray[np.float64]:
-    """Return the Dice of each region from counts (L, L) by reference and found label; NaN where neither has the region."""
+    """Return the Dice of each region from counts (L, L) by reference and label; NaN where neither has the region."""
     return np.array([dice(OverlapCounts.of_confusion(confusion, region)) for region in regions])
 
 

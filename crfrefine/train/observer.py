@@ -13,25 +13,15 @@ SCREENING_SHARE = 0.1
 
 @dataclass(frozen=True)
 class Step:
-    """State of the optimizer.
+    """State of the optimizer."""
 
-    Attributes:
-        stage: such as "cross-validation fold 2 of 5" or "all cases".
-        start: name of the start.
-        optimizer_step: of this start, from 1.
-        num_optimizer_steps: how many it may make.
-        loss: of the cases of this step.
-        score: mean Dice of the cases that decide, where they were just measured.
-        thetas: current bandwidths as text.
-    """
-
-    stage: str
-    start: str
-    optimizer_step: int
-    num_optimizer_steps: int
-    loss: float
-    score: float | None
-    thetas: str
+    stage: str  # such as "cross-validation fold 2 of 5" or "all cases"
+    start: str  # name of the start
+    optimizer_step: int  # of this start, from 1
+    num_optimizer_steps: int  # how many it may make
+    loss: float  # of the cases of this step
+    score: float | None  # mean Dice of the cases that decide, where they were just measured
+    thetas: str  # current bandwidths
 
 
 class TrainingObserver(Observer[str, Record]):

@@ -9,13 +9,12 @@ from functools import partial
 from pathlib import Path
 
 from crfrefine.arrays.region_scheme import resolve_regions
-from crfrefine.base.text import shorten
+from crfrefine.base.text import counted, shorten
 from crfrefine.cases.case import Case
 from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.metrics.regions import RESERVED, Region, parse_region
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.parameters.sections import VolumeParameters
 from crfrefine.train import starts as setup
 from crfrefine.train.candidates import VOLUMES, Rivals
 from crfrefine.train.dataset import LabeledCases, find_cases, read_labeled
@@ -58,9 +57,9 @@ class Plan:
 
     @property
     def learn(self) -> tuple[str, ...]:
-        """What gradients move, in the order of LEARNABLE; regions, each a problem of two labels, have no compatibility to learn.
+        """The groups that gradients move, in the order of LEARNABLE; regions, each a problem of two labels, have no compatibility to learn.
 
-        The volume term is among it where the model begins with one, or nothing else is learned; otherwise it is chosen afterwards.
+        The volume term is among them where the model begins with one, or nothing else is learned; otherwise it is chosen afterwards.
         """
         fixed = ("compatibility",) if self.cases.regions is not None else ()
         moved = tuple(group for group in LEARNABLE if group in self.options.learn and group not in fixed)
@@ -69,25 +68,23 @@ class Plan:
 
     @property
     def rivals(self) -> Rivals:
-        """What is tried beside the recalibrated network and the trained model."""
+        """Candidates beside the recalibrated network and the trained model."""
         is_free = self.options.parameters is None and set(LEARNABLE) <= set(self.options.learn) and self.cases.declared is None
         sizes = self.cases.num_channels, self.cases.num_modalities
-        untrained = setup.prepare(CrfParameters(), (), *sizes) if is_free else None
-        volumes: tuple[VolumeParameters, ...] = VOLUMES if VOLUME_GROUP in self.options.learn else ()
-        if volumes and self.base.volume.weight > 0.0:
-            volumes = (replace(self.base.volume, weight=0.0),)
-        return Rivals(volumes, untrained, prefers_first_volume=self.base.volume.weight == 0.0)
-
-    @property
-    def reading(self) -> ReadingOptions:
-        """How the cases are read."""
-        mask_mode, options, cases = self.base.intensity.mask, self.options, self.cases
-        mask_mode = mask_mode if options.data.masks is None else "none"
-        return ReadingOptions(options.input_type, mask_mode, options.resample, cases.reading, cases.declared, all_labels=True)
+        has_volume = self.base.volume.weight > 0.0
+        volumes = (replace(self.base.volume, weight=0.0),) if has_volume else VOLUMES
+        return Rivals(
+            volumes if VOLUME_GROUP in self.options.learn else (),
+            setup.prepare(CrfParameters(), (), *sizes) if is_free else None,
+            prefers_first_volume=not has_volume,
+        )
 
     def read(self, number: int, threads: int) -> Case:
         """Read one case with its reference."""
-        return read_labeled(self.cases.files[number], self.cases, self.reading, threads=threads)
+        options, cases = self.options, self.cases
+        mask_mode = self.base.intensity.mask if options.data.masks is None else "none"
+        reading = ReadingOptions(options.input_type, mask_mode, options.resample, cases.reading, cases.declared, all_labels=True)
+        return read_labeled(cases.files[number], cases, reading, threads=threads)
 
     @property
     def num_optimizer_steps(self) -> int:
@@ -99,27 +96,23 @@ class Plan:
         cases, num_folds = self.cases, len(self.folds)
         kind = "" if cases.declared is None else " with label maps"
         channels = "" if cases.regions is None else f"{cases.regions.num_regions} overlapping regions, "
+        modalities = f"{cases.num_modalities} modalit{'y' if cases.num_modalities == 1 else 'ies'}"
+        each = ", one case each" if num_folds == self.num_cases else ""
         return (
-            f"{self.num_cases} cases{kind}, {channels}{cases.num_labels} labels, {cases.num_modalities} "
-            f"modalit{'y' if cases.num_modalities == 1 else 'ies'}; {num_folds} cross-validation folds"
-            + (", one case each" if num_folds == self.num_cases else "")
-            + f"; {self.device.name}, {threads} thread{'' if threads == 1 else 's'}"
+            f"{self.num_cases} cases{kind}, {channels}{cases.num_labels} labels, {modalities}; "
+            f"{num_folds} cross-validation folds{each}; {self.device.name}, {counted(threads, 'thread')}"
         )
 
 
 def make_plan(options: TrainingOptions, device: TrainingDevice) -> Plan:
-    """Find the cases, and decide what is done with them.
+    """Find the cases, and plan the run.
 
     Raises:
         CrfRefineError: cases, regions, folds or parameters do not fit each other.
     """
     base = CrfParameters() if options.parameters is None else options.parameters
     cases = find_cases(
-        options.data,
-        strict=options.strict,
-        input_type=options.input_type,
-        resample=options.resample,
-        num_labels=base.num_labels,
+        options.data, strict=options.strict, input_type=options.input_type, resample=options.resample, num_labels=base.num_labels
     )
     regions = choose_regions(options.regions, cases)
     num_folds = choose_num_folds(options.num_folds, len(cases.files))
@@ -140,7 +133,7 @@ def choose_regions(texts: Sequence[str], cases: LabeledCases) -> tuple[Region, .
     """Return the requested regions, or those of the channels, or each foreground label.
 
     Raises:
-        ConfigError: a region is malformed, is given twice, or has labels that the logits do not have.
+        ConfigError: a region is malformed, is there twice, or has labels that the logits do not have.
     """
     if not texts and cases.regions is not None:
         names = [f"region {name}" if name == RESERVED else name for name in cases.regions.names]
@@ -148,18 +141,16 @@ def choose_regions(texts: Sequence[str], cases: LabeledCases) -> tuple[Region, .
     if not texts:
         # Each foreground label by its name if that is usable, except the one without a reference.
         counts = Counter(cases.label_names[1:])
-        usable = {name for name, count in counts.items() if count == 1 and name != RESERVED}
         labels = [label for label in range(1, cases.num_labels) if label != cases.ignore_label]
-        return tuple(
-            Region(cases.label_names[label] if cases.label_names[label] in usable else f"label {label}", (label,)) for label in labels
-        )
+        names = [cases.label_names[label] for label in labels]
+        names = [name if counts[name] == 1 and name != RESERVED else f"label {label}" for name, label in zip(names, labels, strict=True)]
+        return tuple(Region(name, (label,)) for name, label in zip(names, labels, strict=True))
     regions = tuple(parse_region(text) for text in texts)
     for region in regions:
         if max(region.labels) >= cases.num_labels:
             raise ConfigError(
                 f"--regions {shorten(region.name)}: label {max(region.labels)} is not among the logits' 0 to {cases.num_labels - 1}"
             )
-    twice = [name for name, count in Counter(region.name for region in regions).items() if count > 1]
-    if twice:
-        raise ConfigError(f"--regions: {twice[0]} is there twice")
+        if [other.name for other in regions].count(region.name) > 1:
+            raise ConfigError(f"--regions: {region.name} is there twice")
     return regions

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from crfrefine.errors import CrfRefineError, InputError
-from crfrefine.train.baselines import Scores, fit_scaling, label_confusion, largest_scores
+from crfrefine.train import crops as cropping
+from crfrefine.train.baselines import Scores, fit_scaling, largest_scores
 from crfrefine.train.candidates import FitResult
 from crfrefine.train.comparison import Tuned
-from crfrefine.train.crops import Crop, CropStore, make_crop
+from crfrefine.train.crops import Crop, make_crop
 from crfrefine.train.dataset import attempt, raise_all
 from crfrefine.train.guided_filter import Guidance, score_guided
 from crfrefine.train.losses import make_loss, make_region_loss
@@ -23,24 +24,21 @@ from crfrefine.train.starts import Start, make_starts
 from crfrefine.train.threads import Workers
 
 LARGE_CASE_VOXELS = 4_000_000
-"""Cases of more voxels are read and measured one at a time: several whole ones in memory would be too much."""
+"""Cases of more voxels are read and measured one at a time: several of them in memory would be too much."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What all parts of a run share: the material, the models that training may start from, and how good the simple rivals are.
-
-    With large cases, whole ones are in memory one at a time.
-    """
+    """What all parts of a run share: the material, the models that training may start from, and how good the simple rivals are."""
 
     plan: Plan
     workers: Workers
     progress: Progress
     material: Material
-    starts: tuple[Start, ...]
+    starts: Sequence[Start]
     largest: Scores[str]
     guided: Scores[Guidance]
-    has_large_cases: bool
+    has_large_cases: bool  # cases are in memory one at a time then
 
     @property
     def observer(self) -> TrainingObserver:
@@ -70,24 +68,15 @@ def prepare(plan: Plan, workers: Workers, progress: Progress) -> Prepared:
         progress.observer.note(note)
     starts = make_starts(options.parameters, plan.learn, cases.num_channels, cases.num_modalities, spacing)
     material = Material(crops, loss, groups, plan.learn, sizes, options.seed, plan.device)
-    return Prepared(
-        plan,
-        workers,
-        progress,
-        material,
-        tuple(starts),
-        largest=largest_scores(material, workers),
-        guided=score_guided(material, spacing, workers),
-        has_large_cases=has_large_cases,
-    )
+    largest, guided = largest_scores(material, workers), score_guided(material, spacing, workers)
+    return Prepared(plan, workers, progress, material, starts, largest, guided, has_large_cases)
 
 
 def _read_crops(plan: Plan, workers: Workers) -> tuple[list[Crop], bool]:
     """Return the part of every case that training uses, and whether any case is large; all bad cases are named at once."""
-    store = CropStore()
     crops: list[Crop] = []
     failed: list[CrfRefineError] = []
-    has_large_cases = False
+    memory_left, has_large_cases = cropping.MEMORY_BYTES, False
 
     def try_to_read(number: int, threads: int) -> tuple[Crop, bool] | CrfRefineError:
         def read() -> tuple[Crop, bool]:
@@ -98,18 +87,19 @@ def _read_crops(plan: Plan, workers: Workers) -> tuple[list[Crop], bool]:
 
     for first in range(0, plan.num_cases, workers.threads):
         numbers = range(first, min(first + workers.threads, plan.num_cases))
-        for found in (workers.run_one_by_one if has_large_cases else workers.run)(try_to_read, numbers):
-            if isinstance(found, CrfRefineError):
-                failed.append(found)
+        for result in workers.run(try_to_read, numbers, one_by_one=has_large_cases):
+            if isinstance(result, CrfRefineError):
+                failed.append(result)
                 continue
-            crop, is_of_large_case = found
+            crop, is_of_large_case = result
             has_large_cases |= is_of_large_case
-            crops.append(store.keep(crop))
+            size = cropping.num_bytes(crop)
+            fits = size <= memory_left
+            memory_left -= size if fits else 0
+            crops.append(crop if fits else cropping.map_from_disk(crop))
     raise_all(failed, plan.num_cases, plan.options.data.images)
     return crops, has_large_cases
 
-
-# Notes on data that look wrong, although training is possible.
 
 LOW_DICE = 0.05
 """A mean Dice below this most likely means that the logits do not belong to the reference."""
@@ -117,13 +107,8 @@ LOW_DICE = 0.05
 
 def oddities(crops: Sequence[Crop], regions: Sequence[tuple[int, ...]]) -> list[str]:
     """Return one sentence per suspicious finding: almost no agreement, padded logits, cases without foreground."""
-    dice = np.array([dice_of(label_confusion(crop, crop.decode(crop.logits)), regions) for crop in crops])
+    dice = np.array([dice_of(crop.confusion(crop.decode(crop.logits)), regions) for crop in crops])
     notes = []
-
-    def add(crops: Sequence[Crop], what: str) -> None:
-        names = ", ".join(crop.case_id for crop in crops[:3]) + (" ..." if len(crops) > 3 else "")
-        notes.extend([f"{len(crops)} of {len(dice)} cases have {what}: {names}"] if crops else [])
-
     if (mean := mean_defined(dice.ravel())) < LOW_DICE:
         channels = "labels" if crops[0].regions is None else "regions"
         notes.append(
@@ -132,7 +117,11 @@ def oddities(crops: Sequence[Crop], regions: Sequence[tuple[int, ...]]) -> list[
         )
     share = sum(crop.num_padding_voxels for crop in crops) / max(1, sum(crop.num_case_voxels for crop in crops))
     equal = f"voxels whose logits are equal for all labels, as where a cropped output was padded ({share:.1%} of all voxels)"
-    add([crop for crop in crops if crop.num_padding_voxels], f"{equal}; they take no part and count as background")
-    empty = [crop for crop, row in zip(crops, dice, strict=True) if np.isnan(row).all()]
-    add(empty, "no foreground in reference and network")
+    for what, odd in (
+        (f"{equal}; they take no part and count as background", [crop for crop in crops if crop.num_padding_voxels]),
+        ("no foreground in reference and network", [crop for crop, row in zip(crops, dice, strict=True) if np.isnan(row).all()]),
+    ):
+        if odd:
+            names = ", ".join(crop.case_id for crop in odd[:3]) + (" ..." if len(odd) > 3 else "")
+            notes.append(f"{len(odd)} of {len(crops)} cases have {what}: {names}")
     return notes

@@ -1,7 +1,4 @@
-"""The whole of `crfrefine train-crf`, stage after stage: prepare, cross-validate, train on all cases, compare, write.
-
-Each stage is a function of the results of the stages before it.
-"""
+"""The whole of `crfrefine train-crf`, stage after stage: prepare, cross-validate, train on all cases, compare, write."""
 
 from __future__ import annotations
 
@@ -21,14 +18,14 @@ from crfrefine.train.calibration import calibrate, calibrate_output
 from crfrefine.train.candidates import CALIBRATION, UNTRAINED, Candidate, FitResult, choose, is_gain, no_crf, pooled, taken
 from crfrefine.train.comparison import FoldResult, TrainingResult, compare
 from crfrefine.train.cross_validation import cross_validate, fingerprint, read_folds
-from crfrefine.train.device import TrainingDevice, choose_device
+from crfrefine.train.device import choose_device
 from crfrefine.train.fitting import Fit, Task
 from crfrefine.train.folds import Split
 from crfrefine.train.methods import NETWORK, TRAINED
 from crfrefine.train.model import mean_defined
 from crfrefine.train.observer import Progress, TrainingObserver
 from crfrefine.train.options import TrainingOptions, check_options
-from crfrefine.train.plan import make_plan
+from crfrefine.train.plan import Plan, make_plan
 from crfrefine.train.preparation import Prepared, prepare
 from crfrefine.train.report import write_results
 from crfrefine.train.starts import Start
@@ -37,25 +34,26 @@ from crfrefine.train.threads import Workers
 
 @keeping_inputs()
 def run_training(options: TrainingOptions, observer: TrainingObserver | None = None) -> TrainingResult:
-    """Fit the CRF to labeled cases, write what was found, and return it.
+    """Fit the CRF to labeled cases, write the results, and return them.
 
     Args:
-        options: what to do.
-        observer: told of the progress.
+        options: the options of the run.
+        observer: receives the progress.
 
     Raises:
         CrfRefineError: nothing can be done: cases that do not fit, a device that is not there, a place that cannot be written to.
         KeyboardInterrupt: passed on; finished folds are in their files.
     """
+    started = time.monotonic()
     add_inputs(*filter(None, [options.config]))
     check_options(options)
-    device = choose_device(options.device)
-    with torch_in_one_thread(), Workers(options.threads or available_threads(), one_by_one=device.is_gpu) as workers:
-        return _run_stages(options, device, observer or TrainingObserver(), workers)
+    plan = make_plan(options, choose_device(options.device))
+    with _torch_in_one_thread(), Workers(options.threads or available_threads(), one_by_one=plan.device.is_gpu) as workers:
+        return _run_stages(plan, observer or TrainingObserver(), workers, started)
 
 
 @contextmanager
-def torch_in_one_thread() -> Iterator[None]:
+def _torch_in_one_thread() -> Iterator[None]:
     """Sums of several threads depend on how many there are; the time is spent in the engine anyway."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -65,15 +63,14 @@ def torch_in_one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _run_stages(options: TrainingOptions, device: TrainingDevice, observer: TrainingObserver, workers: Workers) -> TrainingResult:
-    started = time.monotonic()
-    plan = make_plan(options, device)
+def _run_stages(plan: Plan, observer: TrainingObserver, workers: Workers, started: float) -> TrainingResult:
+    options = plan.options
     check_replaceable(*plan.fold_files)
     for path in options.files:
         check_no_input(path)
     finished = read_folds(plan.fold_files, fingerprint(plan)) if options.resume else {}
     observer.run_started(plan.describe(workers.threads))
-    for note in (*([device.note] if device.note else []), *plan.cases.notes):
+    for note in filter(None, (plan.device.note, *plan.cases.notes)):
         observer.note(note)
     try:
         progress = Progress(observer, 1 + len(plan.folds) - len(finished), setup.NUM_TRAINED * plan.num_optimizer_steps)
@@ -93,36 +90,34 @@ def _run_stages(options: TrainingOptions, device: TrainingDevice, observer: Trai
     return result
 
 
-# The final stage: it trains the parameters to be written on all cases, starting from the best results of the folds.
-
 STEP_LENGTH = 0.3
 """Step length in the training on all cases, which starts where the folds ended, relative to that in the folds."""
 
 
 def train_on_all_cases(prepared: Prepared, folds: Sequence[FoldResult]) -> FitResult:
     """Return what was fitted to all cases; no CRF if no fold found one that helps the cases held out."""
-    plan, everything = prepared.plan, tuple(range(prepared.plan.num_cases))
+    plan, everything, fits = prepared.plan, tuple(range(prepared.plan.num_cases)), [fold.tuned.fit for fold in folds]
     gains = gains_held_out(folds)
-    helping = [fold for fold in folds if not fold.tuned.fit.is_network]
-    network_mean = mean_defined([fold.tuned.fit.network_score for fold in folds])
+    helping = [fit for fit in fits if not fit.is_network]
+    network_mean = mean_defined([fit.network_score for fit in fits])
     if not helping or not is_gain(gains):
-        return no_crf(folds[0].tuned.fit.parameters, network_mean, gains)
+        return no_crf(fits[0].parameters, network_mean, gains)
     name = plan.part_names[-1]
     prepared.observer.stage_started(name)
     calibrated = calibrate(prepared.material, everything, prepared.starts[0].parameters, prepared.workers)
-    # What was measured on the cases held out is mostly the kind that the folds' cases choose together, and so should be what is written.
-    chosen = choose(pooled([fold.tuned.fit.candidates for fold in folds]))
-    kind = helping[0].tuned.fit.kind if chosen is None else chosen.kind
+    # The deciding cases of all folds choose the kind; it is mostly the kind that was measured on the cases held out.
+    chosen = choose(pooled([fit.candidates for fit in fits]))
+    kind = helping[0].kind if chosen is None else chosen.kind
     unmoved = {CALIBRATION: calibrated, UNTRAINED: plan.rivals.untrained}.get(kind)
     if unmoved is not None:
         fit = taken(Candidate(kind, kind, unmoved, 0, gains), network_mean)
     else:
-        fits = {fold.name: fold.tuned.fit for fold in helping if fold.tuned.fit.trained is not None}
-        half = int(np.median([fit.best_optimizer_step for fit in fits.values()])) // 2
+        trained = [(fold.name, fit) for fold, fit in zip(folds, fits, strict=True) if not fit.is_network and fit.trained is not None]
+        half = int(np.median([fit.best_optimizer_step for _, fit in trained])) // 2
         task = Task(
             name,
             Split(everything, everything, ()),
-            [Start(f"{name}: {fit.start}", fit.trained) for name, fit in fits.items() if fit.trained is not None],
+            [Start(f"{fold}: {fit.start}", fit.trained) for fold, fit in trained if fit.trained is not None],
             min(max(setup.EVALUATE_EVERY, half), plan.num_optimizer_steps),
             step_length=STEP_LENGTH,
             trains_best=True,
@@ -138,9 +133,8 @@ def train_on_all_cases(prepared: Prepared, folds: Sequence[FoldResult]) -> FitRe
 def gains_held_out(folds: Sequence[FoldResult]) -> tuple[float, ...]:
     """Return how much the folds' CRFs added to the mean Dice of each case that they had not seen."""
     gains = []
-    for fold in folds:
-        for values in fold.measured.values():
-            pairs = [(values[TRAINED][region]["dice"], values[NETWORK][region]["dice"]) for region in values[TRAINED]]
-            defined = [trained - network for trained, network in pairs if not math.isnan(trained - network)]
-            gains += [sum(defined) / len(defined)] if defined else []
+    for values in (values for fold in folds for values in fold.measured.values()):
+        changes = [values[TRAINED][region]["dice"] - values[NETWORK][region]["dice"] for region in values[TRAINED]]
+        defined = [change for change in changes if not math.isnan(change)]
+        gains += [sum(defined) / len(defined)] if defined else []
     return tuple(gains)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.parameters.sections import BilateralParameters, CompatibilityParameters, PostprocessParameters
+from crfrefine.parameters.sections import CompatibilityParameters, PostprocessParameters
 
 THETA_ALPHA_VOXELS = (1.0, 3.0, 6.0, 12.0)
 THETA_BETAS = (0.06, 0.15)
@@ -22,14 +22,14 @@ TEMPERATURE = 0.7
 """Below 1: soft Dice comes near the Dice of labels where marginals are sharp."""
 
 NUM_ITERATIONS = 5
-"""Mean-field steps, in training and afterwards: what was trained with five must run with five."""
+"""Mean-field steps, in training and afterwards: a model that was trained with five must run with five."""
 
 STEP_LENGTHS = {"weights": 0.2, "compatibility": 0.05, "theta": 0.06, "temperature": 0.04, "bias": 0.05, "volume": 0.05}
 """Of Adam's first steps (its learning rates), in the layer's own parameters: logarithms for theta and temperature."""
 
 PRIOR = 0.15
-"""Added to the loss: this, over the number of cases trained on, times the sum of squared logarithms of each value over its start's; of a
-bias, its squared difference. With a hundred cases it is nothing; with three it keeps bandwidths from where a single case wants them."""
+"""Gaussian prior around the start: `PRIOR / cases * Σ log²(value / start)` is added to the loss; for a bias, its squared difference.
+With a hundred cases it is nothing; with three it keeps bandwidths from where a single case wants them."""
 
 NUM_TRAINED = 2
 """Number of starts that are trained to their ends; the others are only tried."""
@@ -50,29 +50,26 @@ class Start:
 
 
 def make_starts(
-    given: CrfParameters | None, learn: Sequence[str], num_labels: int, num_modalities: int, spacing: Sequence[float]
+    base: CrfParameters | None, learn: Sequence[str], num_labels: int, num_modalities: int, spacing: Sequence[float]
 ) -> list[Start]:
-    """Return the models to start from: the built-in ones, or the given model, of which one start has its own bandwidths.
+    """Return the models to start from: the built-in ones, or the user's, of which one start has its own bandwidths.
 
-    Without theta to learn, a given model leaves nothing to choose from. The spacing is that of a typical case.
+    Without theta to learn, a user's model leaves nothing to choose from. The spacing is that of a typical case.
     """
-    built_in = CrfParameters().replace(**{"mean_field.temperature": TEMPERATURE})
-    base = prepare(built_in if given is None else given, learn, num_labels, num_modalities)
-    voxel, unit = (1.0, "voxels") if base.mean_field.positions == "voxels" else (voxel_length(spacing), "mm")
-    starts = [Start("given", base)] if given is not None else []
-    if given is not None and "theta" not in learn:
+    model = CrfParameters().replace(**{"mean_field.temperature": TEMPERATURE}) if base is None else base
+    model = prepare(model, learn, num_labels, num_modalities)
+    starts = [] if base is None else [Start("given", model)]
+    if base is not None and "theta" not in learn:
         return starts
-    first = base.bilateral[0]
+    voxel, unit = (1.0, "voxels") if model.mean_field.positions == "voxels" else (voxel_length(spacing), "mm")
+    first = model.bilateral[0]
     weights = WEIGHTS if "weights" in learn else WEIGHTS[:1]
     for alpha, beta, weight in itertools.product(THETA_ALPHA_VOXELS, THETA_BETAS, weights):
-        kernel = replace(
-            first,
-            weight=_like(first.weight, weight) if "weights" in learn else first.weight,
-            theta_alpha=_like(first.theta_alpha, alpha * voxel),
-            theta_beta=_like(first.theta_beta, beta),
-        )
-        name = f"theta_alpha {alpha * voxel:.3g} {unit}, theta_beta {beta:g}" + (f", weight {weight:g}" if "weights" in learn else "")
-        starts.append(Start(name, replace(base, bilateral=(kernel, *base.bilateral[1:]))))
+        kernel = replace(first, theta_alpha=_like(first.theta_alpha, alpha * voxel), theta_beta=_like(first.theta_beta, beta))
+        name = f"theta_alpha {alpha * voxel:.3g} {unit}, theta_beta {beta:g}"
+        if "weights" in learn:
+            kernel, name = replace(kernel, weight=_like(first.weight, weight)), f"{name}, weight {weight:g}"
+        starts.append(Start(name, replace(model, bilateral=(kernel, *model.bilateral[1:]))))
     return starts
 
 
@@ -92,14 +89,13 @@ def prepare(parameters: CrfParameters, learn: Sequence[str], num_labels: int, nu
     def spread(value: float | tuple[float, ...], count: int) -> tuple[float, ...]:
         return value if isinstance(value, tuple) else (value,) * count
 
-    kernels: list[BilateralParameters] = []
-    for kernel in parameters.bilateral:
-        weight = spread(kernel.weight, num_labels) if "weights" in learn else kernel.weight
-        theta_beta = spread(kernel.theta_beta, num_modalities) if "theta" in learn else kernel.theta_beta
-        kernels.append(replace(kernel, weight=weight, theta_beta=theta_beta))
+    kernels = list(parameters.bilateral)
+    if "weights" in learn:
+        kernels = [replace(kernel, weight=spread(kernel.weight, num_labels)) for kernel in kernels]
+    if "theta" in learn:
+        kernels = [replace(kernel, theta_beta=spread(kernel.theta_beta, num_modalities)) for kernel in kernels]
     compatibility = parameters.compatibility
-    wants_matrix = "compatibility" in learn and "weights" not in learn
-    if wants_matrix and compatibility.matrix is None:
+    if "compatibility" in learn and "weights" not in learn and compatibility.matrix is None:
         matrix = tuple(tuple(float(row != column) for column in range(num_labels)) for row in range(num_labels))
         compatibility = CompatibilityParameters(kind="matrix", matrix=matrix)
     mean_field = replace(parameters.mean_field, num_iterations=NUM_ITERATIONS, tolerance=0.0)
@@ -108,10 +104,9 @@ def prepare(parameters: CrfParameters, learn: Sequence[str], num_labels: int, nu
 
 def without_crf(parameters: CrfParameters) -> CrfParameters:
     """Return the model that leaves the network's labels as they are: all weights 0, and no postprocessing."""
-    kernels = tuple(replace(kernel, weight=0.0) for kernel in parameters.bilateral[:1])
     return replace(
         parameters,
-        bilateral=kernels,
+        bilateral=(replace(parameters.bilateral[0], weight=0.0),),
         spatial=replace(parameters.spatial, weight=0.0),
         compatibility=CompatibilityParameters(),
         volume=replace(parameters.volume, weight=0.0),

@@ -1,7 +1,4 @@
-"""Run cases in parallel threads if there are enough of them; else one after the other, with all threads inside the engine.
-
-A GPU gets one case at a time: one keeps it busy, and several would share its memory.
-"""
+"""Run cases in parallel threads if there are enough of them; else one after the other, with all threads inside the engine."""
 
 from __future__ import annotations
 
@@ -17,16 +14,12 @@ Result = TypeVar("Result")
 class Workers:
     """Divides threads between items and the computation of each; the engine and torch release the interpreter's lock while they compute.
 
-    Args:
-        threads: number of threads.
-        one_by_one: whether device computations run one at a time.
-        check: called before each item, perhaps in another thread; its exception ends the work.
+    With `one_by_one`, computations of the model run one at a time: a case keeps a GPU busy, and several would share its memory.
     """
 
-    def __init__(self, threads: int, *, one_by_one: bool = False, check: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, threads: int, *, one_by_one: bool = False) -> None:
         self.threads = threads
         self._one_by_one = one_by_one
-        self._check = check
         self._pool = ThreadPoolExecutor(threads, "case")
 
     def __enter__(self) -> Self:
@@ -37,21 +30,13 @@ class Workers:
 
     def run_on_device(self, function: Callable[[Item, int], Result], items: Sequence[Item]) -> list[Result]:
         """Like `run`, for computations of the model."""
-        return self.run_one_by_one(function, items) if self._one_by_one else self.run(function, items)
+        return self.run(function, items, one_by_one=self._one_by_one)
 
-    def run_one_by_one(self, function: Callable[[Item, int], Result], items: Sequence[Item]) -> list[Result]:
-        """Like `run`, one item after the other with all threads."""
-        return [self._checked(function, item, self.threads) for item in items]
-
-    def run(self, function: Callable[[Item, int], Result], items: Sequence[Item]) -> list[Result]:
+    def run(self, function: Callable[[Item, int], Result], items: Sequence[Item], *, one_by_one: bool = False) -> list[Result]:
         """Return `function(item, threads)` of each item, in order; the second argument is the number of threads that the call may use.
 
         If several items fail, the error of the first item is raised; items that have not begun are dropped.
         """
-        if len(items) < self.threads or self.threads == 1:
-            return self.run_one_by_one(function, items)
-        return list(self._pool.map(lambda item: self._checked(function, item, 1), items))
-
-    def _checked(self, function: Callable[[Item, int], Result], item: Item, threads: int) -> Result:
-        self._check()
-        return function(item, threads)
+        if one_by_one or len(items) < self.threads or self.threads == 1:
+            return [function(item, self.threads) for item in items]
+        return list(self._pool.map(lambda item: function(item, 1), items))

@@ -5,34 +5,28 @@ No part of it needs PyTorch.
 
 from __future__ import annotations
 
-import json
 import math
-import textwrap
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import crfrefine
 from crfrefine.base.failures import Causes, expected_error
 from crfrefine.base.inputs import check_no_input, keeping_inputs
 from crfrefine.base.text import counted
 from crfrefine.base.threads import available_threads
 from crfrefine.cases.case import CaseFiles, read_case, read_case_headers
 from crfrefine.errors import ConfigError, InputError
-from crfrefine.io.atomic import write_small_file
-from crfrefine.io.json import without_nonfinite
 from crfrefine.io.paths import add_volumes
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.plan import RunInputs, find_inputs, plan_run
 from crfrefine.runs.store import read_records
 from crfrefine.train.observer import TrainingObserver
-from crfrefine.train.options import UnlabeledOptions, check_outputs
+from crfrefine.train.options import UnlabeledOptions
 from crfrefine.train.starts import voxel_length
 from crfrefine.train.threads import Workers
 from crfrefine.train.unlabeled import (
@@ -59,7 +53,7 @@ def run_unlabeled(options: UnlabeledOptions, observer: TrainingObserver) -> Choi
     Raises:
         CrfRefineError: no case can be used, or a file cannot be written.
     """
-    check_outputs(options)
+    options.check_files()
     reading = {name: getattr(options, name) for name in ("masks", "input_type", "resample")}
     inputs = find_inputs(InferenceOptions((options.images,), (options.logits,), options.output.parent, **reading))
     add_volumes(options.unread)
@@ -172,13 +166,14 @@ def choose(
             num_begun += 1
 
     def score(cell: tuple[int, int], threads: int) -> NDArray[np.float64]:
+        check()
         case, own_seed = cell
         return score_candidates(sources[case], candidates, (seed, own_seed, case), threads, begin_trial)
 
     observer.run_started(f"choosing parameters without labels: {counted(len(files), 'case')}")
     observer.stage_started("reading cases")
-    with Workers(threads or available_threads(), check=check) as workers:
-        workers.run_one_by_one(add_source, files)
+    with Workers(threads or available_threads()) as workers:
+        workers.run(add_source, files, one_by_one=True)
         if sources and left_out:
             observer.note("\n  ".join([f"{counted(len(left_out), 'case')} not used:", *causes_of(left_out)]))
         candidates = make_candidates(float(np.median([source.voxel for source in sources])) if sources else 1.0, overrides)
@@ -199,21 +194,16 @@ def choose(
 
 def write_choice(choice: Choice, options: UnlabeledOptions) -> None:
     """Write the report and, last, the parameters, each whole or not at all."""
+    parameters = choice.chosen.parameters
     report = {
-        "schema": 2,
-        "version": crfrefine.__version__,
-        "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "options": {name: str(getattr(options, name)) for name in ("images", "logits", "masks", "input_type", "resample", "seed")},
         "choice": choice.to_dict(),
-        "parameters": choice.chosen.parameters.to_dict(),
+        "parameters": parameters.to_dict(),
         "candidates": [{"name": each.name, "parameters": each.parameters.to_dict()} for each in choice.candidates],
         "gains": choice.gains,
         # Cases, seeds, kinds (truth and level of noise), the network and the candidates.
         "dice": choice.table.tolist(),
     }
-    write_small_file(options.report, (json.dumps(without_nonfinite(report), indent=2, allow_nan=False) + "\n").encode())
-    head = (
-        f"Written by crfrefine {crfrefine.__version__}: chosen without labels on synthetic cases made from "
-        f"{counted(len(choice.case_ids), 'case')}; {options.report.name} has the reasons."
-    )
-    write_small_file(options.output, choice.chosen.parameters.to_toml(textwrap.fill(head, 98)).encode())
+    cases = counted(len(choice.case_ids), "case")
+    origin = f": chosen without labels on synthetic cases made from {cases}; {options.report.name} has the reasons."
+    options.write(2, report, parameters, origin)

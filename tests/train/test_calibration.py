@@ -15,7 +15,7 @@ from crfrefine.train.calibration import calibrate, with_calibrated
 from crfrefine.train.candidates import CALIBRATION as CALIBRATED
 from crfrefine.train.candidates import CRF, FitResult
 from crfrefine.train.folds import Split
-from crfrefine.train.model import Model, calibrated_score
+from crfrefine.train.model import Model, network_score
 from crfrefine.train.options import TrainingOptions, locate_folders
 from crfrefine.train.run import run_training
 from crfrefine.train.threads import Workers
@@ -50,7 +50,7 @@ def test_the_recalibrated_network_is_vector_scaling_as_a_crf_without_weights(shi
     assert found.mean_field.temperature == pytest.approx(scaling.temperature, rel=1e-5)
     np.testing.assert_allclose(found.mean_field.bias, np.array(scaling.bias) * scaling.temperature, rtol=1e-4, atol=1e-5)
     assert found == CrfParameters.from_toml(found.to_toml())
-    one, other = calibrated_score(found, shifted[0], shared.loss), Model(found, (), SIZES).score(shifted[0], shared.loss, 1)
+    one, other = network_score(shifted[0], shared.loss, calibrated=found), Model(found, (), SIZES).score(shifted[0], shared.loss, 1)
     np.testing.assert_array_equal(one.confusion, other.confusion)
     assert one.loss == pytest.approx(other.loss, rel=1e-5)
 
@@ -66,13 +66,12 @@ def test_what_is_not_learned_of_the_calibration_stays(shifted):
 
 
 def test_the_best_start_is_tried_on_the_recalibrated_network_too():
-    starts, base = [start(4.0), start(8.0)], start(6.0).parameters
+    best, base = start(4.0), start(6.0).parameters
     calibrated = replace(base, mean_field=replace(base.mean_field, temperature=1.5, bias=(1.0, 0.0, 0.0, -1.0)))
-    plain, added = with_calibrated(starts, calibrated)
-    assert plain == starts[0]
+    added = with_calibrated(best, calibrated)
     assert added.name == "theta_alpha 4, recalibrated"
-    assert added.parameters.bilateral == starts[0].parameters.bilateral
-    assert added.parameters.mean_field == replace(starts[0].parameters.mean_field, temperature=1.5, bias=(1.0, 0.0, 0.0, -1.0))
+    assert added.parameters.bilateral == best.parameters.bilateral
+    assert added.parameters.mean_field == replace(best.parameters.mean_field, temperature=1.5, bias=(1.0, 0.0, 0.0, -1.0))
 
 
 def test_a_run_does_not_lose_to_vector_scaling(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from crfrefine.errors import ConfigError, InputError
 from crfrefine.parameters.sections import IntensityParameters
 from crfrefine.runs.demo.phantom import NUM_LABELS
 from crfrefine.train import crops as cropping
-from crfrefine.train.crops import CropStore, count_confusion, make_crop
+from crfrefine.train.crops import count_confusion, make_crop, map_from_disk
 from crfrefine.train.cross_validation import fingerprint
 from crfrefine.train.dataset import find_cases, read_labeled
 from crfrefine.train.device import CPU
@@ -105,7 +105,7 @@ def test_a_case_that_lacks_a_file_is_left_out_with_the_reason(tmp_path):
     with pytest.raises(InputError, match=message):
         find_cases(locate_folders(tmp_path))
     write_cases(tmp_path / "one", 1)
-    with pytest.raises(InputError, match="at least two are needed"):
+    with pytest.raises(InputError, match="only 1 of 1 case is complete; expected at least two cases"):
         find_cases(locate_folders(tmp_path / "one"))
 
 
@@ -178,7 +178,7 @@ def test_tiles_share_out_the_voxels_of_the_mask(monkeypatch, tmp_path):
     assert (sum(parts), max(parts) <= 400) == (crop.mask.sum(), True)
     assert sum(crop.tile_weights) == pytest.approx(1.0)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    kept = CropStore(memory_bytes=0).keep(crop)
+    kept = map_from_disk(crop)
     assert isinstance(kept.image, np.memmap)
     assert list(tmp_path.iterdir()) == []
     for name in ("image", "logits", "labels", "mask"):

@@ -13,13 +13,12 @@ from crfrefine.parameters.model import CrfParameters
 from crfrefine.train.baselines import Scores
 from crfrefine.train.candidates import FitResult
 from crfrefine.train.cross_validation import choose_starts, screen
-from crfrefine.train.fitting import Fit, Task
+from crfrefine.train.fitting import Fit, Task, Trajectory
 from crfrefine.train.folds import split_training
 from crfrefine.train.model import Model, mean_dice, network_score
 from crfrefine.train.options import LEARNABLE
 from crfrefine.train.starts import Start, make_starts, rounded, without_crf
 from crfrefine.train.threads import Workers
-from crfrefine.train.trajectory import Trajectory
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -79,7 +78,7 @@ def test_a_weight_near_zero_can_be_reached_and_left(kind, weight, grid):
     loss = material([crop]).loss
     trajectory = Trajectory(start(6.0, weight=weight), ("weights",), SIZES, 100)
     for _ in range(7):
-        trajectory.step(trajectory.model.gradient(crop, loss, 1).gradients, 0.0)
+        trajectory.step(trajectory.model.gradient(crop, loss, 1)[1], 0.0)
     weights = trajectory.model.to_parameters().bilateral[0].weight
     assert min(weights) > 0.3 if kind == "useful" else max(weights[1:]) < 0.1
 
@@ -138,7 +137,7 @@ def test_the_prior_pulls_values_back_to_where_they_began(useful):
     for prior in (0.0, 10.0):
         trajectory = Trajectory(start(8.0), LEARNABLE, SIZES, 4, prior=prior)
         for _ in range(4):
-            trajectory.step(trajectory.model.gradient(useful[0], shared.loss, 1).gradients, 0.0)
+            trajectory.step(trajectory.model.gradient(useful[0], shared.loss, 1)[1], 0.0)
         moved.append(sum(float(((now - then) ** 2).sum().detach()) for now, then in zip(trajectory.model.positions(), origin, strict=True)))
     assert moved[1] < 0.5 * moved[0]
 

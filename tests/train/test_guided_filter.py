@@ -5,7 +5,6 @@ from numpy.lib.stride_tricks import sliding_window_view
 from training_helpers import LARGER, REGIONS, crops, material
 
 from crfrefine.arrays.region_scheme import RegionScheme
-from crfrefine.train.baselines import label_confusion
 from crfrefine.train.crops import probabilities_of
 from crfrefine.train.guided_filter import EPSILONS, RADII_VOXELS, UNGUIDED, Guidance, Guide, guided_labels, score_guided
 from crfrefine.train.model import mean_dice
@@ -55,7 +54,7 @@ def test_it_is_chosen_where_the_image_helps_and_not_where_logits_are_right():
     assert gain.min() > 0.02
     assert unguided.best([0, 1]) == UNGUIDED
     labels = guided_labels(cases[0].logits.astype(np.float32), cases[0].image, useful.choices[5], cases[0].spacing, None)
-    assert useful.dice[0, 5] == mean_dice(label_confusion(cases[0], labels), REGIONS)
+    assert useful.dice[0, 5] == mean_dice(cases[0].confusion(labels), REGIONS)
 
 
 def test_regions_are_filtered_one_by_one():

@@ -51,7 +51,7 @@ def test_all_cases_have_the_same_labels(tmp_path):
     assert not (crop.labels == 3).any()
     assert (crop.labels == 4).sum() == (case.labels[inside] == 3).sum()
     write_phantom(phantom(0), tmp_path, "case0")
-    with pytest.raises(InputError, match="case 'case1': a label map, but case 'case0' has logits; all must be alike"):
+    with pytest.raises(InputError, match="case 'case1': a label map, but case 'case0' has 4 labels in the logits; all must be alike"):
         find_cases(locate_folders(tmp_path))
     (tmp_path / "logits" / "case0").mkdir()
     (tmp_path / "logits" / "case0.nii.gz").rename(tmp_path / "logits" / "case0" / "liver.nii.gz")

@@ -10,9 +10,8 @@ from scipy.special import expit, log_softmax
 from training_helpers import SIZES, SPACING, as_case, crops, fit, material, phantom, start, write_cases
 
 import crfrefine
-from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.train.calibration import RANGE, RefinedVoxels, calibrate_output, fit_output_temperature
+from crfrefine.train.calibration import RANGE, calibrate_output, fit_output_temperature, negative_log_likelihood
 from crfrefine.train.measuring import measure_probabilities
 from crfrefine.train.model import Model
 from crfrefine.train.options import TrainingOptions, locate_folders
@@ -43,26 +42,25 @@ def drawn(seed, temperature, count=20_000):
 
 def test_the_temperature_of_drawn_labels_is_found_and_what_is_certain_does_not_become_a_step():
     for temperature in (0.5, 3.0):
-        cases = [RefinedVoxels.of(*drawn(seed, temperature), None) for seed in range(2)]
+        cases = [drawn(seed, temperature) for seed in range(2)]
         assert fit_output_temperature(cases) == pytest.approx(temperature, rel=0.04)
     logits, labels = drawn(0, 1.0, count=300)
     for said, expected in ((logits.argmax(axis=0), RANGE[0]), ((labels + 1) % 3, RANGE[1])):
-        assert fit_output_temperature([RefinedVoxels.of(logits, said, None)]) == pytest.approx(expected, rel=1e-3)
+        assert fit_output_temperature([(logits, said)]) == pytest.approx(expected, rel=1e-3)
     assert fit_output_temperature([]) == 1.0
 
 
 def test_log_odds_of_regions_share_one():
-    scheme = RegionScheme.of({"whole": [1, 2], "core": 2})
     random = np.random.default_rng(0)
     labels = random.integers(0, 3, 20_000)
     truth = np.stack([labels > 0, labels == 2])
     # The log-odds of a noisy sign, twice as large as they should be.
     seen = np.where(truth, 1.0, -1.0) + random.normal(0, 1, truth.shape)
     prior = np.log([[2.0], [0.5]])
-    voxels = RefinedVoxels.of((2.0 * (2.0 * seen + prior)).astype(np.float32), labels, scheme)
-    expected = -np.log(np.where(truth, expit(voxels.logits / 3.0), expit(-voxels.logits / 3.0))).mean()
-    assert voxels.negative_log_likelihood(3.0) == pytest.approx(expected, rel=1e-5)
-    assert fit_output_temperature([voxels]) == pytest.approx(2.0, rel=0.05)
+    logits, signs = (2.0 * (2.0 * seen + prior)).astype(np.float32), np.where(truth, np.float32(1.0), np.float32(-1.0))
+    expected = -np.log(np.where(truth, expit(logits / 3.0), expit(-logits / 3.0))).mean()
+    assert negative_log_likelihood(logits, signs, 3.0) == pytest.approx(expected, rel=1e-5)
+    assert fit_output_temperature([(logits, signs)]) == pytest.approx(2.0, rel=0.05)
 
 
 def test_a_fit_gets_one_and_labels_stay(cases, trained, monkeypatch):

@@ -21,7 +21,7 @@ from crfrefine.train.crops import FOREGROUND_RATIO, count_confusion, make_crop
 from crfrefine.train.folds import split_training
 from crfrefine.train.losses import make_loss, make_region_loss
 from crfrefine.train.material import Material
-from crfrefine.train.model import Model, calibrated_score
+from crfrefine.train.model import Model, network_score
 from crfrefine.train.threads import Workers
 
 SCHEME = RegionScheme.of({"whole": [1, 2], "core": 2, "cyst": 3})
@@ -89,7 +89,7 @@ def test_gradients_are_those_of_differences():
     loss = make_region_loss("ce+dice", SCHEME)
     exact = PARAMETERS.replace(**{"mean_field.filter": "exact", "mean_field.bias": [0.3, -0.2, 0.4], "bilateral.theta_alpha": 12.0})
     model = Model(exact, ("weights", "theta", "temperature", "bias"), (3, *SIZES[1:]))
-    found = dict(zip([name for name, _ in model.learned], model.gradient(crop, loss, 2).gradients, strict=True))
+    found = dict(zip([name for name, _ in model.learned], model.gradient(crop, loss, 2)[1], strict=True))
     assert tuple(found["raw_bilateral_weight"].shape) == (1, 3)
     for name, parameter in model.learned:
         for index in np.ndindex(*parameter.shape):
@@ -113,7 +113,7 @@ def test_the_biases_of_regions_are_not_centered():
         found = calibrate(shared, (0,), PARAMETERS.replace(**{"mean_field.temperature": 0.9}), workers)
     assert len(scaling.bias) == len(found.mean_field.bias) == 3
     assert np.mean(scaling.bias) > 0.3
-    one, other = calibrated_score(found, crop_of(), shared.loss), Model(found, (), shared.sizes).score(crop_of(), shared.loss, 1)
+    one, other = network_score(crop_of(), shared.loss, calibrated=found), Model(found, (), shared.sizes).score(crop_of(), shared.loss, 1)
     assert found.mean_field.temperature == 0.9
     np.testing.assert_array_equal(one.confusion, other.confusion)
     assert one.loss == pytest.approx(other.loss, rel=1e-5)
