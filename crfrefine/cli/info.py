@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -10,9 +10,6 @@ from crfrefine.base.text import counted, for_terminal, printable
 from crfrefine.cli import options as shared
 from crfrefine.cli.progress import print_failure, print_traceback
 from crfrefine.runs.options import InferenceOptions
-
-if TYPE_CHECKING:
-    from crfrefine.runs.tools.info import FolderReport
 
 
 @shared.with_options(InferenceOptions, "resample")
@@ -24,71 +21,56 @@ def info(
 ) -> None:
     """Show what a file or folder holds; without one, the setup."""
     paths = [shared.usage_path(text) for text in ctx.args]
-    if not paths:
-        _show_installation(as_json)
-        return
     from crfrefine.base.failures import Failure, failing_alone
     from crfrefine.io import read_header
-    from crfrefine.runs.tools.info import describe_header, inspect_folder
-
-    found: list[dict[str, Any]] = []
+    from crfrefine.runs.tools.info import FolderReport, describe_header, inspect_folder, installation
 
     def fail(failure: Failure) -> None:
-        found.append({"path": str(path), "problems": [failure.message]})
+        values["problems"] = [failure.message]
         print_failure(failure, verbose=verbose)
 
+    def show_folder(report: FolderReport) -> None:
+        counts = f"{counted(len(report.cases), 'case')} in order, {counted(len(report.problems), 'problem')}"
+        print(f"{printable(str(report.path))}: {counts}")
+        _show({printable(case_id): line for case_id, line in report.cases.items()})
+        for text in (*(f"note: {note}" for note in report.notes), *(f"wrong: {problem}" for problem in report.problems)):
+            print(for_terminal(f"  {text}"))
+        for trace in report.tracebacks if verbose else ():
+            print_traceback(trace)
+
+    shown: list[dict[str, Any]] = []
     for number, path in enumerate(paths):
+        values: dict[str, Any] = {"path": str(path)}
+        shown.append(values)
         if number and not as_json:
             print()
         if path.is_dir():
             report = inspect_folder(path, **options)
-            found.append({"path": str(path), "cases": report.cases, "notes": report.notes, "problems": report.problems})
+            values |= {"cases": report.cases, "notes": report.notes, "problems": report.problems}
             if not as_json:
-                _show_folder(report, verbose)
+                show_folder(report)
             continue
-        lines: list[tuple[str, str]] = []
         with failing_alone(fail, path):
             lines = describe_header(read_header(path), values=verbose)
-            notes = [value for name, value in lines if name == "note"]
-            found.append(
-                {"path": str(path), "properties": dict(line for line in lines if line[0] != "note"), "notes": notes, "problems": []}
-            )
-        if lines and not as_json:
-            print(printable(str(path)))
-            for name, value in lines:
-                print(f"  {name:<12}  {for_terminal(value)}")
-    is_well = not any(one["problems"] for one in found)
+            properties = {name: value for name, value in lines if name != "note"}
+            values |= {"properties": properties, "notes": [value for name, value in lines if name == "note"], "problems": []}
+            if not as_json:
+                print(printable(str(path)))
+                for name, value in lines:
+                    print(f"  {name:<12}  {for_terminal(value)}")
+    content = {"is_well": not any(values["problems"] for values in shown), "paths": shown, "notes": []} if paths else installation()
     if as_json:
         import json
 
-        print(json.dumps({"schema": 1, "is_well": is_well, "paths": found, "notes": []}, indent=2))
-    if not is_well:
+        print(json.dumps({"schema": 1, **content}, indent=2))
+    elif not paths:
+        for name, text in content.items():
+            print(for_terminal(f"{name:<12}  {text}"))
+    if paths and not content["is_well"]:
         raise typer.Exit(1)
 
 
-def _show_installation(as_json: bool) -> None:
-    from crfrefine.runs.tools.info import installation
-
-    found = installation()
-    if as_json:
-        import json
-
-        print(json.dumps({"schema": 1, **found}, indent=2))
-        return
-    for name, text in found.items():
-        print(for_terminal(f"{name:<12}  {text}"))
-
-
-def _show_folder(report: FolderReport, verbose: bool) -> None:
-    counts = f"{counted(len(report.cases), 'case')} in order, {counted(len(report.problems), 'problem')}"
-    print(f"{printable(str(report.path))}: {counts}")
-    shown = {printable(case_id): line for case_id, line in report.cases.items()}
-    width = max(map(len, shown), default=0)
-    for name, line in shown.items():
+def _show(lines: dict[str, str]) -> None:
+    width = max(map(len, lines), default=0)
+    for name, line in lines.items():
         print(f"  {name:<{width}}  {line}")
-    for note in report.notes:
-        print(for_terminal(f"  note: {note}"))
-    for problem in report.problems:
-        print(for_terminal(f"  wrong: {problem}"))
-    for trace in report.tracebacks if verbose else ():
-        print_traceback(trace)

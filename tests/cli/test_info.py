@@ -96,7 +96,7 @@ def test_dataset_json_decides_whose_number_of_labels_is_wrong(root):
     for case_id in "ab":
         path = root / "logits" / f"{case_id}.nii.gz"
         save_nifti(path, load_nifti(path)[..., :3])
-    assert "  wrong: case 'c': logits have 4 labels, those of most cases have 3" in run_here("info", root).stdout
+    assert "  wrong: case 'c': has logits of 4 labels, most cases have logits of 3 labels" in run_here("info", root).stdout
     (root / "dataset.json").write_text('{"labels": {"background": 0, "one": 1, "two": 2, "three": 3}}')
     result = run_here("info", root, status=1)
     wrong = [line for line in result.stdout.splitlines() if "wrong:" in line]
@@ -104,7 +104,7 @@ def test_dataset_json_decides_whose_number_of_labels_is_wrong(root):
     assert wrong == [f"  wrong: {root / 'logits' / case_id}.nii.gz: {expected}" for case_id in "ab"]
     (root / "images").rename(root / "pictures")
     told = run_here("info", root, status=1).stdout
-    assert "\n  Looked for images in it, and in images, imagesTr and imagesTs; name the folder of the images." in told
+    assert "\n  Looked for images in it, and in images, imagesTr, imagesTs; name" in told
 
 
 def test_without_a_file_it_shows_what_is_installed(tmp_path, monkeypatch):

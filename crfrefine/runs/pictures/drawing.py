@@ -27,12 +27,11 @@ LABEL_COLORS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7"
 LINE_WIDTH = 2
 """Pixels of an outline, inside of its label, so that the outlines of neighbors lie side by side."""
 
-_SPELLED = {"→": "to", "\u2212": "-"}
-"""Signs in our texts, for a font that lacks them."""
-
-
 WHITE = 255 - len(LABEL_COLORS) - 1
 """Brightest gray level; the levels above it are the colors of labels."""
+
+_SPELLED = {"→": "to", "\u2212": "-"}
+"""Signs in our texts, for a font that lacks them."""
 
 
 def label_color(label: int) -> str:
@@ -47,8 +46,8 @@ def gray_level(share: float) -> int:
 
 def label_levels(labels: Array) -> NDArray[np.uint8]:
     """Return the level of the color of each label above 0; background is white."""
-    levels: NDArray[np.uint8] = np.where(labels == 0, WHITE, WHITE + 1 + (labels.astype(np.int64) - 1) % len(LABEL_COLORS)).astype(np.uint8)
-    return levels
+    colors = WHITE + 1 + (labels.astype(np.int64) - 1) % len(LABEL_COLORS)
+    return np.where(labels == 0, WHITE, colors).astype(np.uint8)
 
 
 def enlarge(plane: Array, size: tuple[int, int]) -> Array:
@@ -82,10 +81,9 @@ def outline(labels: Array) -> Bool:
 
 
 def is_dashed_on(labels: Array) -> Bool:
-    """Return whether the dashes of each pixel's label are drawn there: labels with the same color differ in their dashes.
+    """Return whether the dashes of each pixel's label are drawn there.
 
-    Lines of the labels 1 to 7 have no gaps, those of 8 to 14 are drawn to one half, and those of 15 to 21
-    to one third.
+    Lines of the labels 1 to 7 have no gaps, those of 8 to 14 are drawn to one half, and those of 15 to 21 to one third.
     """
     rows, columns = np.ogrid[: labels.shape[0], : labels.shape[1]]
     period = 1 + np.maximum(labels.astype(np.int64) - 1, 0) // len(LABEL_COLORS) % 3
@@ -149,17 +147,12 @@ class Canvas:
         return buffer.getvalue()
 
 
-def text_width(text: str, size: int, *, is_bold: bool = False) -> float:
-    """Return the width of a line in pixels."""
-    return float(_font(size, is_bold).getlength(drawable(text)))
-
-
 def wrap(text: str, size: int, width: float) -> list[str]:
     """Break a text into lines of at most a width in pixels, at spaces; longer words are cut off, with an ellipsis."""
     lines: list[str] = []
     for part in text.split(" ") if text else ():
         longer = f"{lines[-1]} {part}" if lines else part
-        if lines and text_width(longer, size) <= width:
+        if lines and cut_off(longer, size, width) == longer:
             lines[-1] = longer
         else:
             lines.append(cut_off(part, size, width))
@@ -168,9 +161,13 @@ def wrap(text: str, size: int, width: float) -> list[str]:
 
 def cut_off(text: str, size: int, width: float, *, is_bold: bool = False) -> str:
     """Return as much of a line as fits in a width in pixels, with an ellipsis for the rest."""
-    if text_width(text, size, is_bold=is_bold) <= width:
+
+    def fits(line: str) -> bool:
+        return float(_font(size, is_bold).getlength(drawable(line))) <= width
+
+    if fits(text):
         return text
-    while text and text_width(f"{text}…", size, is_bold=is_bold) > width:
+    while text and not fits(f"{text}…"):
         text = text[:-1]
     return f"{text}…"
 

@@ -38,11 +38,11 @@ _MAX_LISTED_VALUES = 32
 class FolderReport:
     """The cases of a folder."""
 
-    path: Path  # The folder.
-    cases: dict[str, str] = field(default_factory=dict)  # Case name and a line about it: modalities, grid, labels, other files.
-    notes: list[str] = field(default_factory=list)  # Notes on ignored files.
-    problems: list[str] = field(default_factory=list)  # One message per problem; only the first of each cause is in full.
-    tracebacks: list[str] = field(default_factory=list)  # Tracebacks of unexpected errors.
+    path: Path
+    cases: dict[str, str] = field(default_factory=dict)  # name and a line about it: modalities, grid, labels, other files
+    notes: list[str] = field(default_factory=list)  # on ignored files
+    problems: list[str] = field(default_factory=list)  # only the first of each cause is in full
+    tracebacks: list[str] = field(default_factory=list)  # of unexpected errors
 
     def fail(self, failure: Failure) -> None:
         """Record the problem of a case."""
@@ -61,15 +61,31 @@ def describe_header(header: VolumeHeader, *, values: bool = False) -> list[tuple
         ("spacing", "none in this format" if header.spacing is None else TIMES.join(f"{step:.6g}" for step in header.spacing) + " mm"),
     ]
     if header.affine is not None:
-        lines.append(("orientation", f"{header.orientation}"))
-        lines.append(("first voxel", "(" + ", ".join(f"{value:.6g}" for value in header.affine[:3, 3]) + ") mm in RAS+"))
-    lines += header.details
+        first = ", ".join(f"{value:.6g}" for value in header.affine[:3, 3])
+        lines += [("orientation", f"{header.orientation}"), ("first voxel", f"({first}) mm in RAS+")]
     names = {segment.label: f"{segment.label} {segment.name}" for segment in header.segments}
-    if names:
-        lines.append(("labels", listed(names.values(), _MAX_LISTED_VALUES)))
+    lines += [*header.details, *([("labels", listed(names.values(), _MAX_LISTED_VALUES))] if names else [])]
     lines += [("note", note) for note in header.remarks]
-    if values:
-        lines += _describe_values(header, names)
+    return [*lines, *(_describe_values(header, names) if values else [])]
+
+
+def _describe_values(header: VolumeHeader, names: Mapping[int, str]) -> list[tuple[str, str]]:
+    """Return the ranges of channels, and how often each value occurs: of a few whole numbers, or of labels with names."""
+    values = io.allocate(header)
+    io.read_into(header, values)
+    lines = []
+    for number, channel in enumerate(values):
+        name = "values" if len(values) == 1 else f"values, channel {number}"
+        lines.append((name, f"{float(channel.min()):.6g} to {float(channel.max()):.6g}, mean {float(channel.mean(dtype='f8')):.6g}"))
+    if len(values) > 1:
+        total = look_at(values).scaled_sum
+        if total is not None and total > 1 + TOLD_SUM_TOLERANCE:
+            lines.append(("sum", f"{total:.4g} at each voxel, as of probabilities in percent or from 0 to 255: not taken for logits"))
+        return lines
+    numbers, counts = np.unique(values, return_counts=True)
+    if (len(numbers) <= _MAX_LISTED_VALUES or names) and (numbers == np.rint(numbers)).all():
+        pairs = zip(numbers.tolist(), counts.tolist(), strict=True)
+        lines.append(("voxels", ", ".join(f"{names.get(int(number), int(number))}: {count}" for number, count in pairs)))
     return lines
 
 
@@ -82,8 +98,7 @@ def inspect_folder(folder: str | Path, *, resample: bool = False) -> FolderRepor
     """
     folder = Path(folder)
     try:
-        of_nnunet, cases = is_of_nnunet(folder), CaseList()
-        archives = list_files(folder, SCORES_SUFFIXES)
+        of_nnunet, cases, archives = is_of_nnunet(folder), CaseList(), list_files(folder, SCORES_SUFFIXES)
         if of_nnunet:
             try:
                 cases, archives = find_cases_to_refine(folder, (), None), []
@@ -91,12 +106,10 @@ def inspect_folder(folder: str | Path, *, resample: bool = False) -> FolderRepor
                 if not archives:
                     raise
                 cases = CaseList(notes=[str(error).partition("\n")[0]])
-        elif list_files(folder, io.VOLUME_SUFFIXES):
-            cases, archives = _discover(folder), []
-        elif structures := _structures(folder):
+        elif not list_files(folder, io.VOLUME_SUFFIXES) and (structures := _structures(folder)):
             return _inspect_structures(folder, structures)
-        elif not archives:  # Logits without geometry (.npz), if the folder has no other files.
-            cases = _discover(folder)
+        elif list_files(folder, io.VOLUME_SUFFIXES) or not archives:
+            cases, archives = _discover(folder), []
     except CrfRefineError as error:
         return FolderReport(folder, problems=[str(error)])
     notes = list(cases.notes)
@@ -111,7 +124,7 @@ def inspect_folder(folder: str | Path, *, resample: bool = False) -> FolderRepor
         is_new = causes.is_new(files.case_id, message)
         report.fail(replace(failure, message=message if is_new else message.partition("\n")[0]))
 
-    for path in archives:
+    for path in archives:  # logits without geometry
         with failing_alone(report.fail, path):
             header = io.read_header(path)
             regions.require_number(header.num_channels, path)
@@ -134,13 +147,10 @@ def inspect_folder(folder: str | Path, *, resample: bool = False) -> FolderRepor
                     remarks.setdefault(remark, []).append(modality.path.name)
     report.notes.extend(f"{listed(names, 3)}: {remark}" for remark, names in remarks.items())
     usual = max(num_labels.values(), key=list(num_labels.values()).count, default=0)
-    report.problems.extend(
-        f"case {case_id!r}: logits have {number} labels, those of most cases have {usual}"
-        if number and usual
-        else f"case {case_id!r}: has {'logits' if number else 'a label map'}, most cases have {'logits' if usual else 'label maps'}"
-        for case_id, number in num_labels.items()
-        if number != usual
-    )
+    for case_id, number in num_labels.items():
+        own, others = (f"logits of {counted(count, 'label')}" if count else "a label map" for count in (number, usual))
+        if number != usual:
+            report.problems.append(f"case {case_id!r}: has {own}, most cases have {others}")
     return report
 
 
@@ -168,42 +178,19 @@ def _inspect_structures(folder: Path, structures: dict[str, Path]) -> FolderRepo
 
 
 def _discover(folder: Path) -> CaseList:
-    def inside(*names: str) -> Path | None:
-        return next((folder / name for name in names if (folder / name).is_dir()), None)
-
-    images, logits = inside("images", "imagesTr", "imagesTs"), inside("logits")
+    names = ("images", "imagesTr", "imagesTs", "labels", "labelsTr", "labelsTs", "logits", "masks")
+    inside = {name: folder / name for name in names if (folder / name).is_dir()}
+    images = next((inside[name] for name in names[:3] if name in inside), None)
     if images is None:
         try:
             return discover_cases(folder, None)
         except InputError as error:
-            raise InputError(
-                f"{error}\n  Looked for images in it, and in images, imagesTr and imagesTs; name the folder of the images."
-            ) from None
-    labels = inside("labels", "labelsTs" if images.name == "imagesTs" else "labelsTr")
-    cases = discover_cases(images, logits, inside("masks"), labels, include_imageless=True)
-    if logits is None:
+            raise InputError(f"{error}\n  Looked for images in it, and in {listed(names[:3])}; name the folder of the images.") from None
+    labels = inside.get("labels", inside.get("labelsTs" if images.name == "imagesTs" else "labelsTr"))
+    cases = discover_cases(images, inside.get("logits"), inside.get("masks"), labels, include_imageless=True)
+    if "logits" not in inside:
         cases.notes.append(f"{folder}: no case has logits: there is no folder {folder / 'logits'}, which train-crf needs")
     return cases
-
-
-def _describe_values(header: VolumeHeader, names: Mapping[int, str]) -> list[tuple[str, str]]:
-    """Return the ranges of channels, and how often each value occurs: of a few whole numbers, or of labels with names."""
-    values = io.allocate(header)
-    io.read_into(header, values)
-    lines = []
-    for number, channel in enumerate(values):
-        name = "values" if len(values) == 1 else f"values, channel {number}"
-        lines.append((name, f"{float(channel.min()):.6g} to {float(channel.max()):.6g}, mean {float(channel.mean(dtype='f8')):.6g}"))
-    if len(values) > 1:
-        total = look_at(values).scaled_sum
-        if total is not None and total > 1 + TOLD_SUM_TOLERANCE:
-            lines.append(("sum", f"{total:.4g} at each voxel, as of probabilities in percent or from 0 to 255: not taken for logits"))
-        return lines
-    numbers, counts = np.unique(values, return_counts=True)
-    if (len(numbers) <= _MAX_LISTED_VALUES or names) and (numbers == np.rint(numbers)).all():
-        pairs = zip(numbers.tolist(), counts.tolist(), strict=True)
-        lines.append(("voxels", ", ".join(f"{names.get(int(number), int(number))}: {count}" for number, count in pairs)))
-    return lines
 
 
 def installation() -> dict[str, str]:

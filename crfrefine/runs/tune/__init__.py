@@ -1,4 +1,1 @@
-"""The page of `crfrefine tune`: sliders for the parameters, and at once what they do to a case.
-
-README.md maps the modules. The server's libraries are optional and imported only in server.py.
-"""
+"""The page of `crfrefine tune`: sliders for the parameters, and at once what they do to a case. README.md maps the modules."""

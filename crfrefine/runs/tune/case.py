@@ -1,4 +1,4 @@
-"""A case in memory, and how it is refined again: a box of it at once, and all of it as `infer` does."""
+"""A case in memory, read once: what the page shows of it, and how it is refined again, a box of it or all of it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _MIN_LABELS = 3  # With two labels, kernels take most of the time.
 
 
 class TuneCase(Case):
-    """A case, read once, with what the page shows of it. Places and boxes of the page are those of the upright grid."""
+    """A case with what the page shows of it. Places and boxes of the page are those of the upright grid."""
 
     @cached_property
     def network_labels(self) -> Labels:
@@ -57,11 +57,6 @@ class TuneCase(Case):
     def upright_spacing(self) -> tuple[float, ...]:
         """Mm, one per axis of what is shown."""
         return tuple(float(self.spacing[axis]) for axis in self.pose.axis_order)
-
-    @cached_property
-    def nonzero(self) -> Bool:
-        """(*grid), True where any modality is not 0."""
-        return nonzero_mask(self.image, self.like.path)
 
     @cached_property
     def windows(self) -> tuple[Window, ...]:
@@ -124,7 +119,8 @@ class CaseRefiner:
         self.case = case
         self._threads = threads
         self._backend, self._keeping_backend = get_backend(device), get_backend(device, keeps_kernels=True)
-        self._normalized: tuple[object, Float32] | None = None
+        self._normalized: tuple[object, Float32 | None] = None, None  # the normalized image of the whole case, and for which parameters
+        self._nonzero: Bool | None = None
 
     def refine(self, parameters: CrfParameters, box: Box | None = None, progress: Progress | None = None) -> RefinementResult:
         """Return the refined case, as `infer` refines it, or a box of the arrays, refined by itself; raises as `infer` does.
@@ -134,20 +130,23 @@ class CaseRefiner:
         kept for the next call, so that one call at a time may refine it. `progress` is called between
         stages and may raise to stop.
         """
-        case, part = self.case, () if box is None else box
-        mask = case.mask
+        case, part, mask = self.case, () if box is None else box, self.case.mask
         if mask is None and parameters.intensity.mask == "nonzero":
-            mask = case.nonzero
-        image = self._normalized_image(parameters, mask)[(slice(None), *part)]  # On the scale of the whole case.
-        rules = parameters.postprocess if box is None else PostprocessParameters()
+            mask = self._nonzero = nonzero_mask(case.image, case.like.path) if self._nonzero is None else self._nonzero
+        kept, image = self._normalized
+        if image is None or kept != parameters.intensity:
+            self._normalized = None, None  # Two need not fit into memory.
+            image = normalize_intensity(case.image, parameters.intensity, mask, threads=self._threads)
+            self._normalized = parameters.intensity, image
         network: Network
         if isinstance(case.network, LabelMap):
             network = LabelMapNetwork(case.network.labels[part], case.channel_labels, case.num_labels)
         else:
             network = ArrayNetwork(case.logits[(slice(None), *part)], "logits", case.regions)
+        rules = parameters.postprocess if box is None else PostprocessParameters()
         return refine_network(
             network,
-            image,
+            image[(slice(None), *part)],  # on the scale of the whole case
             spacing=case.spacing,
             parameters=replace(parameters, intensity=NORMALIZED, postprocess=rules),
             mask=None if mask is None else mask[part],
@@ -155,12 +154,3 @@ class CaseRefiner:
             context=RunContext(self._threads, progress),
             allow_vanishing=True,
         )
-
-    def _normalized_image(self, parameters: CrfParameters, mask: Bool | None) -> Float32:
-        """Return the normalized image of the whole case, (M, *grid); it is kept until parameters need another one."""
-        kept = self._normalized
-        if kept is None or kept[0] != parameters.intensity:
-            self._normalized = kept = None  # Two need not fit into memory.
-            values = normalize_intensity(self.case.image, parameters.intensity, mask, threads=self._threads)
-            self._normalized = kept = (parameters.intensity, values)
-        return kept[1]

@@ -18,10 +18,8 @@ if TYPE_CHECKING:
     from crfrefine.runs.tune.case import TuneCase
 
 _CROSSHAIR, _FRAME, _EDGE = (drawing.gray_level(share) for share in (0.55, 1.0, 0.0))
-# Pixels; the page shows two of them as one.
-_GAP = 18  # Between the place and the lines of the crosshair.
-_DASH = 6
-_LETTER = 24
+# Pixels, of which the page shows two as one: the gap between the place and the lines of the crosshair, dashes, letters.
+_GAP, _DASH, _LETTER = 18, 6, 24
 _MAX_PIXELS = 4096
 
 
@@ -29,29 +27,23 @@ _MAX_PIXELS = 4096
 class View:
     """A picture that the page asks for."""
 
-    plane: int  # Number in `PLANES`.
-    place: Sequence[int]  # The voxel of the upright grid under the crosshair.
-    modality: int  # Number of the image.
-    size: Sequence[int]  # Pixels across and down.
-    shown: Sequence[str]  # Of "network", "refined", "reference" and "changes".
-    hidden: Sequence[int]  # Labels without contours and changes.
+    plane: int  # number in `PLANES`
+    place: Sequence[int]  # the voxel of the upright grid under the crosshair
+    modality: int  # number of the image
+    size: Sequence[int]  # pixels across and down
+    shown: Sequence[str]  # of "network", "refined", "reference" and "changes"
+    hidden: Sequence[int]  # labels without contours and changes
 
 
 def describe_planes(case: TuneCase) -> list[dict[str, Any]]:
     """Return number, name, axes and size of each plane of a case that is worth showing."""
-    grid, steps = case.upright_grid, case.upright_spacing
-    return [
-        {
-            "number": number,
-            "name": case.pose.describe(number)[0],
-            "across": across,
-            "up": up,
-            "through": through if len(grid) == 3 else None,
-            "mm": [grid[across] * steps[across], grid[up] * steps[up]],
-        }
-        for number in planes_of(grid)
-        for _, across, up, through in [PLANES[number]]
-    ]
+    grid, steps, planes = case.upright_grid, case.upright_spacing, []
+    for number in planes_of(grid):
+        _, across, up, through = PLANES[number]
+        axes = {"across": across, "up": up, "through": through if len(grid) == 3 else None}
+        size = [grid[across] * steps[across], grid[up] * steps[up]]
+        planes.append({"number": number, "name": case.pose.describe(number)[0], **axes, "mm": size})
+    return planes
 
 
 def draw_plane(case: TuneCase, refined: Array | None, box: Box | None, view: View) -> bytes:
@@ -73,8 +65,8 @@ def draw_plane(case: TuneCase, refined: Array | None, box: Box | None, view: Vie
         return drawing.enlarge(np.where(np.isin(labels, view.hidden), 0, labels), size)
 
     before = after = cut(case.network_labels)
-    scale = size[0] / grid[across], size[1] / grid[up]  # Pixels per voxel.
-    frame: tuple[slice, ...] = (slice(0), slice(0))  # Rows and columns of the refined pixels.
+    scale = size[0] / grid[across], size[1] / grid[up]  # pixels per voxel
+    frame: tuple[slice, ...] = (slice(0), slice(0))  # rows and columns of the refined pixels
     crossed = (covered[axis].start <= at < covered[axis].stop for axis, at in enumerate(place) if axis not in (across, up))
     if refined is not None and all(crossed):
         rows, columns = slice(grid[up] - covered[up].stop, grid[up] - covered[up].start), covered[across]

@@ -1,7 +1,6 @@
-"""The page over HTTP, on this machine alone. The only module that needs the libraries of the extra `tune`.
+"""The page over HTTP, on this machine. Its address holds a random token; only this module needs the libraries of the extra `tune`.
 
-Whoever knows the address may use the page: it holds a random token. Requests with another host in their header are refused, so that no
-page of another site can reach it through a name that leads to 127.0.0.1.
+Requests with another host in their header are refused: no page of another site can reach it through a name that leads to 127.0.0.1.
 """
 
 from __future__ import annotations
@@ -106,10 +105,9 @@ def make_app(session: Session, token: str, end: Callable[[], None]) -> ASGIApp:
 
     async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
         """Refuse addresses without the token, and add the headers that every answer has."""
-        if secrets.compare_digest(request.url.path.split("/")[1].encode(), token.encode()):
-            response = await call_next(request)
-        else:
-            response = PlainTextResponse("wrong address: take the one that crfrefine tune printed", 403)
+        is_known = secrets.compare_digest(request.url.path.split("/")[1].encode(), token.encode())
+        refusal = PlainTextResponse("wrong address: take the one that crfrefine tune printed", 403)
+        response = await call_next(request) if is_known else refusal
         response.headers.update(_HEADERS)
         return response
 

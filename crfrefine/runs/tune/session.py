@@ -44,21 +44,39 @@ if TYPE_CHECKING:
     from crfrefine.cases.case_files import CaseFiles
 
 
+AS_GIVEN = ""
+"""Stands among the presets for the parameters that the page was opened with."""
+
+MAX_ENTRIES = 8
+"""Longest list that gets a slider for each of its values; longer ones are only in the text."""
+
+# Title, lowest value, highest value, whether the slider is finer at its low end, and unit.
+_KERNEL = {
+    "weight": ("appearance weight", 0.0, 20.0, True, ""),
+    "theta_alpha": ("neighborhood", 0.3, 30.0, True, "mm"),
+    "theta_beta": ("intensity difference", 0.005, 1.0, True, "normalized"),
+}
+_OTHERS = {
+    "spatial.weight": ("smoothness weight", 0.0, 20.0, True, ""),
+    "spatial.theta_gamma": ("smoothness neighborhood", 0.3, 15.0, True, "mm"),
+    "volume.weight": ("volume weight", 0.0, 1.0, False, ""),
+    "mean_field.num_iterations": ("steps", 1, 20, False, ""),
+    "mean_field.temperature": ("temperature of the network", 0.1, 10.0, True, ""),
+}
+
+Row = dict[str, int | float | str | None]
+
+
 @dataclass(frozen=True)
 class TuneOptions:
     """What the page shows, and where it saves."""
 
-    inputs: InferenceOptions  # Images, logits, masks, the parameters to start from, and how to read; as for `infer`.
-    # The references: a folder, or a file for one case; None: those that a network of nnU-Net was trained on, if any.
-    labels: Path | None = None
-    output: Path | None = None  # The TOML file to save to; None: the page offers the text alone.
-    first: str | None = None  # The case to show; None means the first one.
-    regions: tuple[Region, ...] = ()  # Sigmoid channels of the network, if it has one for each; else labels that count together.
-    class_order: tuple[int, ...] | None = None  # The label that each region writes, if they are channels; None: the only one left to it.
-
-
-AS_GIVEN = ""
-"""Stands among the presets for the parameters that the page was opened with."""
+    inputs: InferenceOptions  # images, logits, masks, the parameters to start from, and how to read; as for `infer`
+    labels: Path | None = None  # the references; None means those that a network of nnU-Net was trained on, if any
+    output: Path | None = None  # the TOML file to save to; None means that the page only shows the text
+    first: str | None = None  # the case to show; None means the first one
+    regions: tuple[Region, ...] = ()  # sigmoid channels of the network, if it has one for each; else labels that count together
+    class_order: tuple[int, ...] | None = None  # the label that each region writes, if they are channels
 
 
 class _StaleError(Exception):
@@ -79,8 +97,13 @@ class Session:
         # The newest labels, and the box of the upright grid that they cover.
         self.shown: tuple[Array | None, Box | None] = None, None
         self._refiner = CaseRefiner(self.case, threads, options.inputs.device)
-        self._newest: float = 0  # The highest counter.
+        self._newest: float = 0  # the highest counter
         self._whole_lock = threading.Lock()  # A box does not wait until a whole case has stopped.
+        self._regions = options.regions  # The table has a row for each.
+        if not self._regions and (scheme := self.case.regions) is not None:
+            self._regions = tuple(map(Region, scheme.names, scheme.labels))
+        titles = self._inputs.names.titles
+        self._labels = ["background", *(titles.get(label, f"label {label}") for label in range(1, self.case.num_labels))]
 
     def end(self) -> None:
         """Stop computing at the next step."""
@@ -89,7 +112,7 @@ class Session:
     def describe(self) -> dict[str, Any]:
         """Return what stays the same while the page is open, and the parameters to start from."""
         names, case = self._inputs.names.modalities, self.case
-        labels = [{"label": label, "name": self._label_name(label), "color": label_color(label)} for label in range(1, case.num_labels)]
+        labels = [{"label": label, "name": name, "color": label_color(label)} for label, name in enumerate(self._labels) if label]
         return {
             "case": case.case_id,
             "grid": list(case.upright_grid),
@@ -155,20 +178,12 @@ class Session:
                 raise
             return None  # A box may lack what the whole case has, which tells of its own errors.
         reference = None if case.labels is None else case.labels[part or ()]
-        rows, num_changed = score_labels(case.network_labels[part or ()], result.label_map, reference, case.num_labels, self._regions())
+        rows, num_changed = score_labels(case.network_labels[part or ()], result.label_map, reference, case.num_labels, self._regions)
         check()
         self.shown = result.label_map, box
-        return {
-            "is_whole": box is None,
-            "voxels_changed": num_changed,
-            "labels": rows,
-            "seconds": time.perf_counter() - started,
-            "num_iterations": result.num_iterations,
-            "converged": result.converged,
-            "filters": list(result.filters),
-            "notes": list(result.notes),
-            "device": result.device,
-        }
+        facts = {name: getattr(result, name) for name in ("num_iterations", "converged", "filters", "notes", "device")}
+        seconds = time.perf_counter() - started
+        return {"is_whole": box is None, "voxels_changed": num_changed, "labels": rows, "seconds": seconds, **facts}
 
     def _parameters(self, preset: str, changes: Mapping[str, Any]) -> CrfParameters:
         if preset != AS_GIVEN and preset not in list_presets():
@@ -176,57 +191,39 @@ class Session:
         parameters = self._options.inputs.parameters if preset == AS_GIVEN else CrfParameters.load(preset)
         return parameters.replace(**changes)
 
-    def _regions(self) -> tuple[Region, ...]:
-        """Return the regions that the table has rows for: those of the options, or those of the network's channels."""
-        scheme = self.case.regions
-        if self._options.regions or scheme is None:
-            return self._options.regions
-        return tuple(map(Region, scheme.names, scheme.labels))
-
-    def _label_name(self, label: int) -> str:
-        return self._inputs.names.titles.get(label, f"label {label}")
-
     def _describe_parameters(self, parameters: CrfParameters) -> dict[str, Any]:
-        labels = ["background", *map(self._label_name, range(1, self.case.num_labels))]
-        controls = describe_controls(parameters, self._inputs.names.modalities, labels)
+        controls = describe_controls(parameters, self._inputs.names.modalities, self._labels)
         text = parameters.to_toml(f"Chosen by eye with crfrefine tune on case {printable(self.case.case_id)}; not validated.")
         return {"controls": controls, "toml": text}
-
-
-# The case, its reference, and what the regions of the options mean for it.
 
 
 def find_case(options: TuneOptions) -> tuple[RunInputs, CaseFiles]:
     """Find the case with its reference; raise an error for options that contradict each other."""
     inputs = find_inputs(options.inputs)
-    names = [case.case_id for case in inputs.cases]
+    names, regions = [case.case_id for case in inputs.cases], options.regions
     if options.first is not None and options.first not in names:
         raise InputError(f"--case {shorten(options.first)}: no such case; there are {listed(names)}")
     case = inputs.cases[0 if options.first is None else names.index(options.first)]
-    if options.regions and _are_channels(options.regions, inputs, case):
-        members = tuple(region.labels for region in options.regions)
-        scheme = RegionScheme.named(tuple(region.name for region in options.regions), members, options.class_order)
+    if regions and _are_channels(regions, inputs, case):
+        scheme = RegionScheme.named(
+            tuple(region.name for region in regions), tuple(region.labels for region in regions), options.class_order
+        )
         inputs = find_inputs(replace(options.inputs, regions=scheme))
     elif options.class_order is not None:
         raise ConfigError("--regions-class-order: it belongs to --regions that name a network's sigmoid channels, and there are none")
-    references = _references(options, inputs)
-    if options.labels is not None and not references:
-        raise InputError(f"{options.labels}: no labels of any of the {counted(len(inputs.cases), 'case')}")
-    return inputs, replace(case, labels=references.get(case.case_id))
-
-
-def _references(options: TuneOptions, inputs: RunInputs) -> Mapping[str, Path]:
-    """Return the reference of each case that has one: a given label map, or one that a network of nnU-Net was trained on."""
+    references: Mapping[str, Path] = {}
     if options.labels is not None:
-        return labels_of(CaseList(inputs.cases), options.labels)
-    if options.inputs.nnunet is not None:
+        references = labels_of(CaseList(inputs.cases), options.labels)
+        if not references:
+            raise InputError(f"{options.labels}: no labels of any of the {counted(len(inputs.cases), 'case')}")
+    elif options.inputs.nnunet is not None:
         from crfrefine.cases.nnunet import locate_images, locate_labels, require_trained
 
-        with suppress(InputError):  # The page is of use without them, too.
+        with suppress(InputError):  # The page is of use without the labels that the network was trained on.
             network = require_trained(options.inputs.nnunet)
             folder = locate_labels(network, locate_images(network, next(iter(options.inputs.images), None)), None)
-            return labels_of(CaseList(inputs.cases), folder)
-    return {}
+            references = labels_of(CaseList(inputs.cases), folder)
+    return inputs, replace(case, labels=references.get(case.case_id))
 
 
 def _are_channels(regions: Sequence[Region], inputs: RunInputs, case: CaseFiles) -> bool:
@@ -237,11 +234,6 @@ def _are_channels(regions: Sequence[Region], inputs: RunInputs, case: CaseFiles)
     # A file with one value per voxel; which label a single region writes does not matter here.
     name, labels = regions[0].name, regions[0].labels
     return len(regions) == 1 and RegionReading(RegionScheme((name,), (labels,), labels[:1])).is_channel(network.files[0])
-
-
-# The table: voxels and Dice before and after.
-
-Row = dict[str, int | float | str | None]
 
 
 def score_labels(
@@ -267,26 +259,6 @@ def score_labels(
     return [row for row, _ in groups], int(np.count_nonzero(maps[0] != maps[1]))
 
 
-# The sliders: which parameters have one, and their ranges.
-
-MAX_ENTRIES = 8
-"""Longest list that gets a slider for each of its values; longer ones are only in the text."""
-
-# Title, lowest value, highest value, whether the slider is finer at its low end, and unit.
-_KERNEL = {
-    "weight": ("appearance weight", 0.0, 20.0, True, ""),
-    "theta_alpha": ("neighborhood", 0.3, 30.0, True, "mm"),
-    "theta_beta": ("intensity difference", 0.005, 1.0, True, "normalized"),
-}
-_OTHERS = {
-    "spatial.weight": ("smoothness weight", 0.0, 20.0, True, ""),
-    "spatial.theta_gamma": ("smoothness neighborhood", 0.3, 15.0, True, "mm"),
-    "volume.weight": ("volume weight", 0.0, 1.0, False, ""),
-    "mean_field.num_iterations": ("steps", 1, 20, False, ""),
-    "mean_field.temperature": ("temperature of the network", 0.1, 10.0, True, ""),
-}
-
-
 def describe_controls(parameters: CrfParameters, modalities: Sequence[str], labels: Sequence[str]) -> list[dict[str, Any]]:
     """Return a control for each number: key, place in a list or None, value, title, low, high, is_fine and unit."""
     names = {"weight": labels, "theta_beta": modalities, "theta_alpha": "xyz", "theta_gamma": "xyz"}
@@ -300,21 +272,12 @@ def describe_controls(parameters: CrfParameters, modalities: Sequence[str], labe
     controls = []
     for section, key, title, low, high, is_fine, unit in shown:
         entry = key.rpartition(".")[2]
-        value = getattr(section, entry)
-        values = value if isinstance(value, tuple) else (value,)
+        value, is_list = getattr(section, entry), isinstance(getattr(section, entry), tuple)
+        unit = "voxels" if unit == "mm" and parameters.mean_field.positions == "voxels" else unit
+        values = value if is_list else (value,)
         for place, number in enumerate(values if len(values) <= MAX_ENTRIES else ()):
             of_list = dict(enumerate(names.get(entry, ()))).get(place, place)
-            controls.append(
-                {
-                    "key": key,
-                    "place": place if isinstance(value, tuple) else None,
-                    "value": value,
-                    "title": f"{title} ({of_list})" if isinstance(value, tuple) else title,
-                    "low": min(low, number),
-                    "high": max(high, 4 * number if is_fine else number),
-                    "is_fine": is_fine,
-                    "is_whole": isinstance(low, int),
-                    "unit": "voxels" if unit == "mm" and parameters.mean_field.positions == "voxels" else unit,
-                }
-            )
+            heading = {"key": key, "place": place if is_list else None, "title": f"{title} ({of_list})" if is_list else title}
+            scale = {"low": min(low, number), "high": max(high, 4 * number if is_fine else number), "is_fine": is_fine}
+            controls.append({**heading, "value": value, **scale, "is_whole": isinstance(low, int), "unit": unit})
     return controls

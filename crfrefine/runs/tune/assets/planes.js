@@ -9,7 +9,7 @@ export function make(tag, attributes, ...children) {
 
 export class Plane {
   // page: place (a voxel), grid, modality, shown (names of what is drawn), hidden (labels), move(place),
-  // version (of the labels: browsers keep a picture of the same address).
+  // version (of the labels: browsers keep a picture of the same address), hasEnded (the server may be gone: ask nothing).
   constructor(spec, page) {
     Object.assign(this, { spec, page, isLoading: false, isOutdated: false });
     this.image = make("img", { tabIndex: 0, alt: `${spec.name} plane`, draggable: false });
@@ -59,7 +59,7 @@ export class Plane {
     if (this.isLoading) return;
     this.isLoading = true;
     image.ariaBusy = "true";
-    while (this.isOutdated) {
+    while (this.isOutdated && !page.hasEnded) {
       this.isOutdated = false;
       const perMm = Math.min(Math.max(80, view.clientWidth) / spec.mm[0], parseFloat(getComputedStyle(view).maxHeight) / spec.mm[1]);
       const css = spec.mm.map((mm) => Math.max(8, Math.floor(mm * perMm)));
@@ -68,6 +68,7 @@ export class Plane {
       const next = make("img", { src: `plane/${page.version}?${encodeURIComponent(JSON.stringify(sent))}` });
       try {
         await next.decode();
+        if (page.hasEnded) break;
         Object.assign(image, { src: next.src, width: css[0], height: css[1] });
         await image.decode();
       } catch { /* The next picture may come. */ }

@@ -3,10 +3,10 @@ import { make, Plane } from "./planes.js";
 import { buildControls } from "./sliders.js";
 
 const find = (id) => document.getElementById(id);
-const page = { place: [], grid: [], modality: 0, version: 0, shown: new Set(), hidden: new Set(),
+const page = { place: [], grid: [], modality: 0, version: 0, shown: new Set(), hidden: new Set(), hasEnded: false,
   move: (place) => { page.place = place; drawAll(); } };
 const CHANGED = "changed", KEYS = { network: "n", refined: "r", reference: "l", changes: "c" };
-let planes = [], about = null, result = null, hasEnded = false;
+let planes = [], about = null, result = null;
 
 async function ask(address, sent) {
   const how = sent === undefined ? {} : { method: "POST", body: JSON.stringify(sent) };
@@ -76,6 +76,7 @@ function refine() {
 }
 
 async function compute(isWhole) {
+  if (page.hasEnded) return "";
   const sent = counter;
   showStatus(isWhole ? "the whole case follows …" : "computing …");
   try {
@@ -98,7 +99,7 @@ async function compute(isWhole) {
     showStatus("", result?.is_whole);
     return "";
   } catch (error) {
-    if (sent === counter && !hasEnded) {
+    if (sent === counter && !page.hasEnded) {
       tell(error.message);
       showStatus("", true);
     }
@@ -122,7 +123,7 @@ async function change(key, value) {
 // ---- Results
 
 function showEnd() {
-  hasEnded = true;
+  page.hasEnded = true;
   document.body.dataset.state = "ended";
   find("status").textContent = "The program has ended; this page can be closed.";
   for (const node of document.querySelectorAll("button, input, select")) node.disabled = true;
@@ -130,7 +131,7 @@ function showEnd() {
 }
 
 function showStatus(text, isDone = false) {
-  if (hasEnded) return;
+  if (page.hasEnded) return;
   document.body.dataset.state = isDone ? "done" : "computing";
   const where = result?.is_whole ? "Whole case" : "In the frame", parts = text ? [text] : [];
   if (result) parts.unshift(`${where}: ${count(result.voxels_changed)} voxels changed, ${result.seconds.toFixed(2)} s`);
@@ -195,7 +196,10 @@ find("preset").addEventListener("change", () => {
 });
 find("save").addEventListener("click", () => ask("save", { preset, changes }).then(
   (answer) => { showText(answer.toml); find("saved").textContent = `saved to ${answer.saved}`; }, (error) => tell(error.message)));
-find("end").addEventListener("click", () => ask("end", {}).then(showEnd, () => {}));
+find("end").addEventListener("click", () => {
+  showEnd();  // Before the server goes, so that nothing more is asked of it.
+  ask("end", {}).catch(() => {});
+});
 window.addEventListener("resize", drawAll);
 
 ask("describe").then((described) => { about = described; showCase(); refine(); }, (error) => tell(error.message));
