@@ -125,7 +125,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
 """Settings of each command, in the order of the help. The function `train_crf` of `crfrefine.cli.train_crf` is the command `train-crf`."""
 
 # Typer's look is ours: plain help text, because Rich would double the time that --help takes.
-LOOK: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
+TYPER_SETTINGS: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
 
 
 class Commands(Mapping[str, Any]):
@@ -135,7 +135,7 @@ class Commands(Mapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         if name not in self._built:
-            app = typer.Typer(**LOOK)
+            app = typer.Typer(**TYPER_SETTINGS)
             settings, function = COMMANDS[name], name.replace("-", "_")
             app.command(name, **{"cls": Command, **settings})(getattr(import_module(f"crfrefine.cli.{function}"), function))
             self._built[name] = typer.main.get_command(app)

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 import typer
 
 from crfrefine.cli import options as shared
-from crfrefine.cli.refusals import GONE
 from crfrefine.errors import CrfRefineError
 from crfrefine.runs.options import InferenceOptions
 
@@ -32,7 +31,7 @@ def infer(
     if part_id is not None and part_id >= num_parts:
         raise typer.BadParameter(f"{part_id} is not below --num-parts {num_parts}: parts are numbered from 0", param_hint="--part-id")
     if summary is not None and summary.name.lower().endswith(".jsonl"):
-        raise typer.BadParameter(GONE["--summary FILE.jsonl"], param_hint="--summary")
+        raise typer.BadParameter(shared.GONE["--summary FILE.jsonl"], param_hint="--summary")
     verbosity = shared.verbosity_of(verbose, quiet)
     shared.check_sources(options)
     is_auto, is_sharp = config == shared.AUTO, False

@@ -1,7 +1,4 @@
-"""The application and its entry point: the commands, and user errors as one line and an exit status.
-
-Start-up time matters in shell loops, so each command imports its modules only when it runs.
-"""
+"""The application and its entry point: user errors become one line and an exit status. Each command imports its modules when it runs."""
 
 from __future__ import annotations
 
@@ -11,13 +8,16 @@ import errno
 import io
 import os
 import re
+import shlex
 import signal
 import sys
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from functools import partial
+from itertools import pairwise
+from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -25,19 +25,21 @@ from typer.core import TyperGroup
 from crfrefine.base.failures import describe_failure
 from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.text import for_terminal, shorten
-from crfrefine.cli.commands import LOOK, Commands
-from crfrefine.cli.options import SHELL, answering_option
+from crfrefine.cli.commands import TYPER_SETTINGS, Commands
+from crfrefine.cli.options import GONE
 from crfrefine.cli.progress import print_failure
-from crfrefine.cli.refusals import GONE, refuse_dicom
-from crfrefine.errors import CrfRefineError
+from crfrefine.errors import CrfRefineError, InputError
 
 EXIT_FAILURE = 1
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 
 _UsageError: Any = typer.BadParameter.__base__  # Typer has no public name for it.
 _MAX_OF_A_USAGE_ERROR = 500
-_ASKS_FOR_COMPLETION = "_CRFREFINE_COMPLETE"  # Variable of the environment that the scripts of shells set.
-_SHELLS = ("bash", "zsh", "fish")
+_SHELL = "crfrefine.shell"
+"""Key of the context: the shell that an option for completion names."""
+
+_SPELLED = {"→": "->", "×": "x", "…": "...", "–": "-", "’": "'", "²": "^2", "≤": "<=", "·": "-"}
+"""Our signs, where a terminal or a file behind `>` cannot hold them; other letters are escaped."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -65,18 +67,12 @@ def _usage_errors() -> Generator[None]:
         if type(error).show is _UsageError.show:  # The help that answers a call without arguments has its own.
             if (option := getattr(error, "option_name", None)) in GONE:
                 error.message, error.possibilities = GONE[option], None
-            error.message = for_terminal(error.message, _MAX_OF_A_USAGE_ERROR) + _advice_on_files(error.message)
+            advice = ""
+            if "unexpected extra argument" in error.message and re.search(r"\.(nii|npz|mha|mhd|nrrd|dcm)\b", error.message):
+                advice = "\n  An option takes one path: give the folder of many cases, or repeat the option for the files of one case."
+            error.message = for_terminal(error.message, _MAX_OF_A_USAGE_ERROR) + advice
             error.show = partial(_show_usage_error, error)
         raise
-
-
-def _advice_on_files(message: str) -> str:
-    """Return a further line about surplus files, as a shell makes of `-i images/*.nii.gz`; else ""."""
-    from crfrefine.io.paths import LOGITS_SUFFIXES
-
-    if "unexpected extra argument" not in message or not any(suffix in message for suffix in LOGITS_SUFFIXES):
-        return ""
-    return "\n  An option takes one path: give the folder of many cases, or repeat the option for the files of one case."
 
 
 def _show_usage_error(error: Any) -> None:
@@ -85,6 +81,27 @@ def _show_usage_error(error: Any) -> None:
     _UsageError.show(error, text)
     with contextlib.suppress(OSError):
         print(re.sub(r"^Error: ", "crfrefine: error: ", text.getvalue(), count=1, flags=re.MULTILINE), end="", file=sys.stderr)
+
+
+def refuse_dicom(arguments: Sequence[str]) -> None:
+    """Raise InputError if one of the arguments of a command is a DICOM file, or a folder of them; it names the commands to run."""
+    if not arguments or arguments[0] not in ("infer", "train-crf", "evaluate", "tune", "info"):
+        return
+    from crfrefine.io.recognition import is_dicom
+
+    command, *values = (value for text in arguments for value in (text.split("=", 1) if text.startswith("--") else [text]))
+    outputs = {value for option, value in pairwise(values) if option in ("-o", "--output")}
+    dicom = [value for value in values if not value.startswith("-") and value not in outputs and is_dicom(Path(value))]
+    if not dicom:
+        return
+    names = {value: re.sub(r"(\.dcm|\.dicom|\.ima)?/*$", ".nii.gz", value, count=1, flags=re.IGNORECASE) for value in dicom}
+    series = next((value for value in dicom if Path(value).is_dir()), "SERIES")
+    lines = [["convert", value, name] + ([] if Path(value).is_dir() else ["--like", series]) for value, name in names.items()]
+    lines.append([command, *(names.get(value, value) for value in values)])
+    if command == "infer":
+        lines.append(["convert", "REFINED.nii.gz", "REFINED.dcm", "--like", series])
+    shown = "\n".join(f"  {shlex.join(['crfrefine', *line])}" for line in lines)
+    raise InputError(f"{dicom[0]}: is DICOM, which only `convert` reads and writes; run\n{shown}")
 
 
 class Group(TyperGroup):
@@ -98,9 +115,9 @@ class Group(TyperGroup):
         """Parse the options before the name of a command; a shell that one for completion names goes into the context."""
         with _usage_errors():
             if len(args) == 2 and args[0] in ("--install-completion", "--show-completion"):
-                if args[1] not in _SHELLS:
-                    raise typer.BadParameter(f"{shorten(args[1])}: expected one of {', '.join(_SHELLS)}", ctx=ctx, param_hint=args[0])
-                ctx.meta[SHELL] = args.pop()
+                if args[1] not in ("bash", "zsh", "fish"):
+                    raise typer.BadParameter(f"{shorten(args[1])}: expected one of bash, zsh, fish", ctx=ctx, param_hint=args[0])
+                ctx.meta[_SHELL] = args.pop()
             return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
@@ -125,25 +142,45 @@ class Group(TyperGroup):
             raise _Stopped(interrupt) from interrupt
 
 
+def _answer(ctx: typer.Context, parameter: typer.CallbackParam, wanted: bool) -> None:
+    """Print the help or the version, or print or install a script for a shell, and exit.
+
+    Typer's own options for shells are no plain switches, so each command would import pydantic for them.
+    """
+    if not wanted:
+        return
+    if parameter.name in ("install_completion", "show_completion"):
+        from typer.completion import install_callback, show_callback
+
+        answer: Any = install_callback if parameter.name == "install_completion" else show_callback
+        answer(ctx, parameter, ctx.meta.get(_SHELL, True))  # True means the shell that starts this.
+    else:
+        import crfrefine
+
+        print(f"crfrefine {crfrefine.__version__}" if parameter.name == "version" else ctx.get_help())
+        raise typer.Exit
+
+
 app = typer.Typer(
     cls=Group,
     name="crfrefine",
     help="Refine 3-D medical segmentations with a dense CRF.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
-    **LOOK,  # Without Typer's options for completion: see `options.answering_option`.
+    **TYPER_SETTINGS,
 )
+_answered: Any = partial(typer.Option, callback=_answer, is_eager=True)
 
 
 @app.callback()
 def _options(
-    version: Annotated[bool, answering_option("--version", help="Show the version and exit.")] = False,
+    version: Annotated[bool, _answered("--version", help="Show the version and exit.")] = False,
     # Typer's own --help has no default, so Typer would import pydantic to convert nothing.
-    wants_help: Annotated[bool, answering_option("-h", "--help", help="Show this message and exit.")] = False,
+    wants_help: Annotated[bool, _answered("-h", "--help", help="Show this message and exit.")] = False,
     install_completion: Annotated[
-        bool, answering_option("--install-completion", help="Let the shell complete commands; or name it: bash.")
+        bool, _answered("--install-completion", help="Let the shell complete commands; or name it: bash.")
     ] = False,
-    show_completion: Annotated[bool, answering_option("--show-completion", help="Print the script for that instead.")] = False,
+    show_completion: Annotated[bool, _answered("--show-completion", help="Print the script for that instead.")] = False,
 ) -> None:
     """Refine 3-D medical segmentations with a dense CRF."""
 
@@ -153,36 +190,35 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _raise_terminated)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # `nohup` ignores it.
         signal.signal(signal.SIGHUP, _raise_terminated)
-    # A closed stream (`>&-`, a service without a terminal) has no reader; that is not a reason to fail.
+    codecs.register_error("crfrefine.spelled", _spell)
     for name in ("stdout", "stderr"):
+        # A closed stream (`>&-`, a service without a terminal) has no reader; that is not a reason to fail.
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
-    codecs.register_error(_HANDLER, _spell)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors=_HANDLER)  # Neither a file name nor a sign may cause a traceback.
-    warnings.showwarning = _show_warning
+        if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            stream.reconfigure(errors="crfrefine.spelled")  # Neither a file name nor a sign may cause a traceback.
+    warnings.showwarning = _show_warning  # type: ignore[assignment]
     if sys.argv[1:2] != ["convert"]:
         # nibabel would import it for an extension of NIfTI headers that no command reads, and take 0.2 s.
         sys.modules["pydicom"] = None  # type: ignore[assignment]
     from crfrefine.engines.cuda.current_gpu import own_process
 
     own_process()
-    if _ASKS_FOR_COMPLETION in os.environ:
+    if "_CRFREFINE_COMPLETE" in os.environ:  # The scripts of shells set it.
         from typer.completion import get_completion_inspect_parameters
 
         get_completion_inspect_parameters()  # It makes Typer know the shells.
     try:
         app(prog_name="crfrefine")
-    except _Stopped as stopped:
-        _leave(stopped)
-    except KeyboardInterrupt as interrupt:
-        _leave(_Stopped(interrupt))
+    except (_Stopped, KeyboardInterrupt) as error:
+        stopped = error if isinstance(error, _Stopped) else _Stopped(error)
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            print(f"crfrefine: {stopped}", file=sys.stderr, flush=True)
+        os._exit(stopped.status)  # A thread that still reads the next case would delay an ordinary exit.
 
 
-def _show_warning(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None, line: str | None = None
-) -> None:
+def _show_warning(message: Warning | str, *_: object) -> None:
     """Print a warning as one line, without its place in the code."""
     with contextlib.suppress(OSError):
         print(for_terminal(f"crfrefine: warning: {message}"), file=sys.stderr)
@@ -190,20 +226,6 @@ def _show_warning(
 
 def _raise_terminated(signum: int, frame: FrameType | None) -> None:
     raise Terminated(signum)
-
-
-def _leave(stopped: _Stopped) -> None:
-    """End the process at once: a thread that still reads the next case would delay an ordinary exit."""
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()
-        print(f"crfrefine: {stopped}", file=sys.stderr, flush=True)
-    os._exit(stopped.status)
-
-
-# Letters that a terminal or a file behind `>` cannot hold: our own signs are spelled, others are escaped.
-
-_SPELLED = {"→": "->", "×": "x", "…": "...", "–": "-", "’": "'", "²": "^2", "≤": "<=", "·": "-"}
-_HANDLER = "crfrefine.spelled"
 
 
 def _spell(error: UnicodeError) -> tuple[str | bytes, int]:

@@ -25,6 +25,26 @@ AUTO = "auto"
 
 NNUNET_HAS_PROBABILITIES = "--nnunet reads probabilities; for label maps, leave it out and name their folder with --logits"
 
+GONE = {
+    "--allow-mismatched-dicom": "`--allow-mismatched-dicom` is gone: `crfrefine convert` reads DICOM, and no other command does",
+    "describe": "`describe` is gone: `crfrefine COMMAND --help` lists the options of a command",
+    "bids": "`bids` is gone: the script examples/bids.py refines a BIDS dataset with `crfrefine infer --manifest`",
+    "doctor": "`doctor` is gone: `crfrefine info` without a file shows what is installed",
+    "--continue": "`--continue` is gone from evaluate, which measures all cases again",
+    "--resume": "`--resume` is gone from evaluate, which measures all cases again",
+    "--max-minutes": "`--max-minutes` is gone: a training takes minutes; stop it with Ctrl-C, and --resume takes the finished folds",
+    "--case-timeout": "`--case-timeout` is gone: a batch system, or `timeout`, limits the time of a run, and --continue does the rest",
+    "--dask": "`--dask` is gone from this command, which runs on this machine; only infer takes it",
+    "--workers": "`--workers` is gone: start a Dask scheduler and workers and give its address with --dask",
+    "--summary FILE.jsonl": "a summary of JSON lines is gone: OUTPUT/.crfrefine/record.jsonl gets a line as each case ends",
+    "cuda:all": "several GPUs are gone: run one `infer --device cuda:N` per GPU with --num-parts and --part-id",
+}
+"""Name of a command or option that is gone, such as "describe" or "--workers", to the sentence that its user gets."""
+
+_PLAIN = {"bool": bool, "int": int, "float": float}
+
+Command = Callable[..., None]
+
 
 def usage_checked(parse: Callable[[str], Any]) -> Callable[[Any], Any]:
     """Return a parser of texts whose InputError is an error of usage; a default is a value already."""
@@ -41,70 +61,60 @@ def usage_checked(parse: Callable[[str], Any]) -> Callable[[Any], Any]:
 usage_path = usage_checked(parse_path)
 
 
-# Options of a dataclass: each field is described once, and becomes a parameter of the command.
-
-Command = Callable[..., None]
-
-
 def with_options(kind: type, names: str = "") -> Callable[[Command], Command]:
     """Give a command the options of a dataclass, those of `names` or all, in its parameter `options`: a dict by field."""
-    return partial(_with_options, kind, names.split())
 
+    def decorate(command: Command) -> Command:
+        own = inspect.signature(command, eval_str=True).parameters
+        module = {**vars(sys.modules[kind.__module__]), "Annotated": Annotated}
+        parameters, lists = [], []
+        for field in dataclasses.fields(kind):
+            text = str(field.type)  # Annotations are texts; types of other fields may not be imported.
+            if text.startswith("Annotated[") and field.name not in own and field.name in (names.split() or (field.name,)):
+                value_type = text.removeprefix("Annotated[").partition(", Option(")[0]
+                lists += [field.name] if value_type.startswith("tuple[") else []
+                parameters.append(_parameter(field.name, value_type, get_args(eval(text, module))[1], field.default))
+        fields = [parameter.name for parameter in parameters]
 
-def _with_options(kind: type, names: list[str], command: Command) -> Command:
-    own = inspect.signature(command, eval_str=True).parameters
-    options: dict[str, tuple[str, Option, Any]] = {}  # type, option and default of each field that has an `Option`
-    for field in dataclasses.fields(kind):
-        text = str(field.type)  # Annotations are texts; types of other fields may not be imported.
-        if text.startswith("Annotated[") and field.name in (names or (field.name,)) and field.name not in own:
-            (option,) = get_args(eval(text, {**vars(sys.modules[kind.__module__]), "Annotated": Annotated}))[1:]
-            options[field.name] = (text.removeprefix("Annotated[").partition(", Option(")[0], option, field.default)
+        def run(**values: Any) -> None:
+            options = {name: values.pop(name) for name in fields}
+            command(options=options | {name: tuple(options[name] or ()) for name in lists}, **values)
 
-    def run(**values: Any) -> None:
-        given = {name: values.pop(name) for name in options}
-        # Typer gives a list, or None without a value.
-        given |= {name: tuple(given[name] or ()) for name, (value_type, _, _) in options.items() if value_type.startswith("tuple[")}
-        command(options=given, **values)
+        parameters += [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for name, parameter in own.items() if name != "options"]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        run.__doc__, run.__name__ = command.__doc__, command.__name__
+        return run
 
-    parameters = [_parameter(name, *option) for name, option in options.items()]
-    parameters += [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for name, parameter in own.items() if name != "options"]
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    run.__doc__, run.__name__ = command.__doc__, command.__name__
-    return run
+    return decorate
 
 
 def _parameter(name: str, value_type: str, option: Option, default: Any) -> inspect.Parameter:
     """Return the parameter of a command for an option."""
-    is_list, is_optional = value_type.startswith("tuple["), default is None
+    is_list, choices, (minimum, maximum) = value_type.startswith("tuple["), option.choices, option.limits
     plain = value_type.removeprefix("tuple[").removesuffix(", ...]").removesuffix(" | None")
-    parse = partial(_chosen, option.choices) if option.choices else parse_path if plain == "Path" and option.parse is None else option.parse
-    metavar = "|".join(option.choices) or option.metavar
-    settings: dict[str, Any] = {"metavar": metavar, "help": option.help, "parser": parse and usage_checked(parse)}
-    if option.choices:
-        settings["autocompletion"] = lambda incomplete: [choice for choice in option.choices if choice.startswith(incomplete)]
+
+    def parse_choice(text: str) -> str:
+        if text not in choices:
+            raise InputError(f"{shorten_value(text)} is not one of {', '.join(choices)}")
+        return text
+
+    parse = parse_choice if choices else parse_path if plain == "Path" and option.parse is None else option.parse
+    settings: dict[str, Any] = {
+        "metavar": "|".join(choices) or option.metavar,
+        "help": option.help,
+        "parser": parse and usage_checked(parse),
+    }
+    if choices:
+        settings["autocompletion"] = lambda incomplete: [choice for choice in choices if choice.startswith(incomplete)]
     annotation: Any = _PLAIN.get(plain, str) if parse is None else str
-    if is_list or is_optional:
+    if is_list or default is None:
         annotation = (list[annotation] if is_list else annotation) | None
+    info = typer.Argument(show_default=False, **settings)
     if option.names:
-        minimum, maximum = option.limits
         info = typer.Option(*option.names.split(), min=minimum, max=maximum, show_default=option.show_default, **settings)
-    else:
-        info = typer.Argument(show_default=False, **settings)
     empty = None if is_list else inspect.Parameter.empty if default is dataclasses.MISSING else default
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=empty, annotation=Annotated[annotation, info])
-
-
-_PLAIN = {"bool": bool, "int": int, "float": float}
-
-
-def _chosen(choices: tuple[str, ...], text: str) -> str:
-    if text not in choices:
-        raise InputError(f"{shorten_value(text)} is not one of {', '.join(choices)}")
-    return text
-
-
-# Makers of options, and the options that several commands share.
 
 
 def complete_config(incomplete: str) -> list[tuple[str, str]]:
@@ -116,35 +126,11 @@ def complete_config(incomplete: str) -> list[tuple[str, str]]:
     return [found for found in presets + files if found[0].startswith(incomplete)]
 
 
-SHELL = "crfrefine.shell"
-"""Key of the context: the shell that an option for completion names."""
-
-
-def _answer(ctx: typer.Context, parameter: typer.CallbackParam, wanted: bool) -> None:
-    """Print the help or the version, or print or install a script for a shell, and exit.
-
-    Typer's own options for shells are no plain switches, so each command would import pydantic for them.
-    """
-    if not wanted:
-        return
-    if parameter.name in ("install_completion", "show_completion"):
-        from typer.completion import install_callback, show_callback
-
-        answer: Any = install_callback if parameter.name == "install_completion" else show_callback
-        answer(ctx, parameter, ctx.meta.get(SHELL, True))  # True: the shell that starts this.
-    else:
-        import crfrefine
-
-        print(f"crfrefine {crfrefine.__version__}" if parameter.name == "version" else ctx.get_help())
-        raise typer.Exit
-
-
 # Makers of options: without a default, of a path, of a number of threads or processes, of parameters.
 
 option: Any = partial(typer.Option, show_default=False)
 path_argument: Any = partial(typer.Argument, parser=usage_path, show_default=False)
 path_option: Any = partial(option, parser=usage_path)
-answering_option: Any = partial(typer.Option, callback=_answer, is_eager=True)
 config_option: Any = partial(
     typer.Option, "-c", "--config", metavar="NAME|FILE", parser=usage_checked(path_text), autocompletion=complete_config
 )
@@ -172,8 +158,6 @@ ClassOrderOption = Annotated[
     ),
 ]
 StrictOption = Annotated[bool, typer.Option("--strict", help="Refuse incomplete cases; otherwise leave them out, and say which and why.")]
-
-# What several options say together. Contradictions raise BadParameter or ConfigError.
 
 
 def verbosity_of(verbose: bool, quiet: bool) -> int:

@@ -14,7 +14,7 @@ from cli_helpers import files_in, run_here, run_process, write_folders
 
 from crfrefine.cli.commands import COMMANDS, PANELS, _process_value
 from crfrefine.cli.main import app
-from crfrefine.cli.refusals import GONE
+from crfrefine.cli.options import GONE
 
 BASH = shutil.which("bash")
 

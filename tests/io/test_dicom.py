@@ -216,7 +216,7 @@ def test_other_commands_say_what_to_run(series, tmp_path):
     assert result.stderr.splitlines()[1:] == [
         f"  crfrefine convert '{series}/' '{series}.nii.gz'",
         f"  crfrefine infer -i '{series}.nii.gz' -p logits.nii.gz -o {tmp_path}/out.nii.gz",
-        f"  crfrefine convert {tmp_path}/out.nii.gz {tmp_path}/out.dcm --like '{series}/'",
+        f"  crfrefine convert REFINED.nii.gz REFINED.dcm --like '{series}/'",
     ]
     source = segmentation(series, tmp_path / "seg.dcm")
     shown = run_here("evaluate", source, tmp_path / "ref.nii.gz", status=1).stderr
