@@ -1,7 +1,6 @@
 """The commands by name: each is built when it is asked for, and its values are converted without pydantic.
 
-Both are for shell loops: to build all commands takes a tenth of the time of a small case, and Typer converts values with pydantic, whose
-import takes a fifth.
+To build all commands takes a tenth of the time of a small case, and to import pydantic, with which Typer converts values, a fifth.
 """
 
 from __future__ import annotations
@@ -15,13 +14,46 @@ from typing import Any, ClassVar, get_args, get_origin
 import typer
 from typer.core import TyperCommand
 
+_FILES: dict[str, Any] = {"context_settings": {"allow_extra_args": True}}
+COMMANDS: dict[str, dict[str, Any]] = {
+    "infer": {},
+    "train-crf": {},
+    "evaluate": {},
+    "convert": {},
+    "info": {"options_metavar": "[OPTIONS] [FILE]...", **_FILES},
+    "status": {"options_metavar": "[OPTIONS] FOLDER...", **_FILES},
+    "tune": {},
+    "demo": {},
+}
+"""Settings of each command, in the order of the help. The function `train_crf` of `crfrefine.cli.train_crf` is the command `train-crf`."""
+
+# Typer's look is ours: plain help text, because Rich would double the time that --help takes.
+TYPER_SETTINGS: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
+
+_MIN_OF_PANELS = 12
+_MORE = "More options"
+PANELS = {
+    "Input": "--images --logits --labels --baseline --masks --nnunet --manifest --input-type --network-spacing "
+    "--regions --probabilities --resample --case",
+    "Output": "--output --continue --resume --preview --save-probabilities --save-logits --save-structures --output-format --summary "
+    "--name --report",
+    "Model": "--config --set --allow-vanishing --unlabeled --learn --folds --loss",
+    "Resources": "--device --threads --processes --max-memory",
+    "Cluster": "--dask",
+    "Rarely needed": "--regions-class-order --tolerance --ignore-label --structures --num-parts --part-id --fail-fast "
+    "--strict --num-iterations --seed --port --browser",
+    _MORE: "",
+    "Messages": "--verbose --quiet --help",
+}
+"""Options of all commands with at least so many, by panel, in the order of the help. Typer's own panels need Rich."""
+
 
 class NotPlainError(Exception):
     """Typer must convert the value, or report its fault."""
 
 
 class Command(TyperCommand):
-    """A command whose values are converted without pydantic, if they are right and of common types."""
+    """A command whose values are converted without pydantic, if they are right and of common types, and whose help has panels."""
 
     def get_params(self, ctx: Any) -> list[Any]:
         """Return the parameters, that of --help with them."""
@@ -30,6 +62,24 @@ class Command(TyperCommand):
             if "process_value" not in vars(parameter):
                 parameter.process_value = partial(_process_value, parameter, parameter.process_value)
         return parameters
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the arguments, then the options panel by panel."""
+        if len(self.params) < _MIN_OF_PANELS:
+            super().format_options(ctx, formatter)
+            return
+        panels: dict[str, dict[str, tuple[str, str]]] = {title: {} for title in ("Arguments", *PANELS)}
+        titles = {flag: title for title, flags in PANELS.items() for flag in flags.split()}
+        for parameter in self.get_params(ctx):
+            flag = next((name for name in parameter.opts if name in titles), parameter.opts[0])
+            title = "Arguments" if parameter.param_type_name == "argument" else titles.get(flag, _MORE)
+            if (record := parameter.get_help_record(ctx)) is not None:
+                panels[title][flag] = record
+        for title, records in panels.items():
+            order = [flag for flag in PANELS.get(title, "").split() if flag in records] or list(records)
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl([records[flag] for flag in order])
 
 
 def _process_value(parameter: Any, process: Any, context: Any, value: Any) -> Any:
@@ -67,65 +117,6 @@ def _plain(value: Any, annotation: Any, option: Any) -> Any:
     if annotation in (bool, int, str) and type(value) is annotation and is_in_range:
         return value
     raise NotPlainError
-
-
-# Typer's own panels need Rich, which would double the time that `--help` takes, and keep the order of the function's parameters.
-
-_MORE = "More options"
-PANELS = {
-    "Input": "--images --logits --labels --baseline --masks --nnunet --manifest --input-type --network-spacing "
-    "--regions --probabilities --resample --case",
-    "Output": "--output --continue --resume --preview --save-probabilities --save-logits --save-structures --output-format --summary "
-    "--name --report",
-    "Model": "--config --set --allow-vanishing --unlabeled --learn --folds --loss",
-    "Resources": "--device --threads --processes --max-memory",
-    "Cluster": "--dask",
-    "Rarely needed": "--regions-class-order --tolerance --ignore-label --structures --num-parts --part-id --fail-fast "
-    "--strict --num-iterations --seed --port --browser",
-    _MORE: "",
-    "Messages": "--verbose --quiet --help",
-}
-"""Options of all such commands, by panel, in the order of the help; an option that is named nowhere here is among "More options"."""
-
-
-class PanelCommand(Command):
-    """A command whose help has panels."""
-
-    def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write the arguments, then the options panel by panel."""
-        arguments = []
-        by_flag: dict[str, tuple[str, str]] = {}
-        for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx)
-            if record is not None and parameter.param_type_name == "argument":
-                arguments.append(record)
-            elif record is not None:
-                named = {flag for flags in PANELS.values() for flag in flags.split()}.intersection(parameter.opts)
-                by_flag[next(iter(named), parameter.opts[0])] = record
-        panels = {title: [by_flag.pop(flag) for flag in flags.split() if flag in by_flag] for title, flags in PANELS.items()}
-        panels[_MORE] = list(by_flag.values())
-        for title, records in {"Arguments": arguments, **panels}.items():
-            if records:
-                with formatter.section(title):
-                    formatter.write_dl(records)
-
-
-_PANELS: dict[str, Any] = {"cls": PanelCommand}
-_FILES: dict[str, Any] = {"context_settings": {"allow_extra_args": True}}
-COMMANDS: dict[str, dict[str, Any]] = {
-    "infer": _PANELS,
-    "train-crf": _PANELS,
-    "evaluate": _PANELS,
-    "convert": {},
-    "info": {"options_metavar": "[OPTIONS] [FILE]...", **_FILES},
-    "status": {"options_metavar": "[OPTIONS] FOLDER...", **_FILES},
-    "tune": _PANELS,
-    "demo": {},
-}
-"""Settings of each command, in the order of the help. The function `train_crf` of `crfrefine.cli.train_crf` is the command `train-crf`."""
-
-# Typer's look is ours: plain help text, because Rich would double the time that --help takes.
-TYPER_SETTINGS: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
 
 
 class Commands(Mapping[str, Any]):

@@ -14,13 +14,7 @@ from crfrefine.base.text import for_terminal
 from crfrefine.cli import options as shared
 from crfrefine.cli.progress import print_failure
 
-
-class Kind(StrEnum):
-    """The kind of values to write."""
-
-    LOGITS = "logits"
-    PROBABILITIES = "probabilities"
-    LABELS = "labels"
+Kind = StrEnum("Kind", {"LOGITS": "logits", "PROBABILITIES": "probabilities", "LABELS": "labels"})
 
 
 def convert(
@@ -44,7 +38,7 @@ def convert(
     shared.verbosity_of(verbose, quiet)
     note = ""
     with failing_alone(partial(print_failure, verbose=verbose), source):
-        note = convert_file(source, target, to=to.value if to is not None else None, like=like, segments=segments)
+        note = convert_file(source, target, to=None if to is None else to.value, like=like, segments=segments)
     if not note:
         raise typer.Exit(1)
     if not quiet:

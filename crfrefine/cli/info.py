@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, Any
 
 import typer
 
 from crfrefine.base.text import counted, for_terminal, printable
 from crfrefine.cli import options as shared
-from crfrefine.cli.progress import print_failure, print_traceback
+from crfrefine.cli.progress import indented, print_failure
 from crfrefine.runs.options import InferenceOptions
 
 
@@ -36,7 +37,7 @@ def info(
         for text in (*(f"note: {note}" for note in report.notes), *(f"wrong: {problem}" for problem in report.problems)):
             print(for_terminal(f"  {text}"))
         for trace in report.tracebacks if verbose else ():
-            print_traceback(trace)
+            print(for_terminal(indented(trace)), file=sys.stderr)
 
     shown: list[dict[str, Any]] = []
     for number, path in enumerate(paths):

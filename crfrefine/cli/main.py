@@ -87,7 +87,7 @@ def refuse_dicom(arguments: Sequence[str]) -> None:
     """Raise InputError if one of the arguments of a command is a DICOM file, or a folder of them; it names the commands to run."""
     if not arguments or arguments[0] not in ("infer", "train-crf", "evaluate", "tune", "info"):
         return
-    from crfrefine.io.recognition import is_dicom
+    from crfrefine.io.paths import is_dicom
 
     command, *values = (value for text in arguments for value in (text.split("=", 1) if text.startswith("--") else [text]))
     outputs = {value for option, value in pairwise(values) if option in ("-o", "--output")}

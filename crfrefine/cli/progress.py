@@ -21,15 +21,11 @@ def print_failure(failure: Failure, *, verbose: bool) -> None:
     """Print a failure on standard error, with the traceback if it was unexpected and the traceback is wanted."""
     print(for_terminal(f"crfrefine: error: {failure.message}"), file=sys.stderr)
     if verbose and failure.traceback is not None:
-        print_traceback(failure.traceback)
+        print(for_terminal(indented(failure.traceback)), file=sys.stderr)
 
 
-def print_traceback(text: str) -> None:
-    """Print a traceback on standard error, indented as part of a message."""
-    print(for_terminal(_indented(text)), file=sys.stderr)
-
-
-def _indented(text: str) -> str:
+def indented(text: str) -> str:
+    """Return a traceback as a part of a message: `for_terminal` keeps indented lines."""
     return "\n".join(f"  {line}" for line in text.splitlines())
 
 
@@ -107,7 +103,7 @@ class RunReporter:
         if self._causes.is_new(case_id, text) or self._verbosity >= VERBOSE:
             self._say(f"crfrefine: error: {text}", at_least=QUIET)
         if traceback is not None:
-            self._say(_indented(traceback), at_least=VERBOSE)
+            self._say(indented(traceback), at_least=VERBOSE)
 
     def _stop(self) -> None:
         """Remove the bar, and print a line for each cause of several failures; once, at the end of a run."""

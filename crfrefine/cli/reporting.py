@@ -40,7 +40,10 @@ class Reporter(RunReporter, InferenceObserver):
         self.summary = summary
         self._case_started = self._told = time.monotonic()
         device = summary.device + (" (auto)" if summary.requested_device == "auto" else "")
-        cases = counted(summary.num_cases, "case") if summary.num_parts == 1 else _describe_part(summary)
+        cases = counted(summary.num_cases, "case")
+        if summary.num_parts > 1:
+            others = counted(len(summary.all_cases) - summary.num_cases, "case")
+            cases = f"part {summary.part_id} of parts 0–{summary.num_parts - 1}: {cases}; the other parts ({others}) are not run here"
         self._say(f"{cases}; device {device}, {counted(summary.threads, 'thread')}")
         if summary.num_cases:
             self._start(summary.num_cases, counts=True, detail="reading")
@@ -80,15 +83,16 @@ class Reporter(RunReporter, InferenceObserver):
         total = self.summary.num_cases if self.summary is not None else 0
         head = f"[{self._ended}/{total}] {record.case_id}"
         if record.status == "failed":
-            self._say_failure(record.case_id, _with_case(record), record.failures[0].traceback)
+            failure, name = record.failures[0], repr(record.case_id)
+            is_named = name in failure.message.partition("\n")[0]
+            self._say_failure(record.case_id, failure.message if is_named else f"case {name}: {failure.message}", failure.traceback)
         elif record.status == "skipped":
             self._say(f"{head}: exists, skipped")
         elif self._bar is None or self._verbosity >= VERBOSE:
             self._say(f"{head}: {describe_change(record)}, {record.seconds:.2f} s -> {record.output}")
-        if self._verbosity >= VERBOSE and record.status == "done":
-            for line in record.filters:
-                self._say(f"    {line}")
-            self._say("    " + ", ".join(f"{stage} {seconds:.3f} s" for stage, seconds in record.times.items()))
+        if record.status == "done":
+            for line in (*record.filters, ", ".join(f"{stage} {seconds:.3f} s" for stage, seconds in record.times.items())):
+                self._say(f"    {line}", at_least=VERBOSE)
         self._update(completed=self._ended)
 
     def run_ended(self, summary: RunSummary) -> None:
@@ -97,8 +101,7 @@ class Reporter(RunReporter, InferenceObserver):
         counts = [f"{summary.count(status)} {status}" for status in ("done", "skipped", "failed") if summary.count(status)]
         if not summary.interrupted:
             left = summary.num_cases - len(summary.cases)
-            if left:
-                counts.append(f"{left} not started")
+            counts += [f"{left} not started"] if left else []
             self._say(f"{', '.join(counts) or 'no case in this part'} in {summary.seconds:.1f} s")
         vanished = [record.case_id for record in summary.cases if record.vanished_labels]
         if vanished and summary.num_cases > 1:
@@ -108,39 +111,13 @@ class Reporter(RunReporter, InferenceObserver):
             self._say(f"failed: {listed(failed, most=_MAX_LISTED)}")
 
 
-def _describe_part(summary: RunSummary) -> str:
-    """Return how many cases a part of a run has, how many others there are, and which parts have them."""
-    total, last = len(summary.all_cases), summary.num_parts - 1
-    others = [part for part in (span(0, summary.part_id - 1), span(summary.part_id + 1, last)) if part]
-    noun = "part" if last == 1 else "parts"
-    verb = "is" if last == 1 else "are"
-    return (
-        f"part {summary.part_id} of parts {span(0, last)}: {summary.num_cases} of {counted(total, 'case')}; "
-        f"{noun} {' and '.join(others)} ({counted(total - summary.num_cases, 'case')}) {verb} not run here"
-    )
-
-
-def span(first: int, last: int) -> str:
-    """Return numbers from `first` to `last` as text, such as "2–4"; "" without any."""
-    if last <= first:
-        return str(first) if first == last else ""
-    return f"{first}–{last}"
-
-
 def print_results(summary: RunSummary) -> None:
     """Print one row per case on standard output: a table on a terminal, else values separated by tabs under a line of names."""
     names = ("case", "status", "steps", "changed", "seconds", "output")
-    rows = [
-        (
-            record.case_id,
-            record.status,
-            "" if record.num_iterations is None else str(record.num_iterations),
-            "" if record.voxels_changed is None else str(record.voxels_changed),
-            f"{record.seconds:.2f}" if record.times else "",
-            "" if record.output is None else str(record.output),
-        )
-        for record in summary.cases
-    ]
+    rows = []
+    for record in summary.cases:
+        facts = (record.num_iterations, record.voxels_changed, f"{record.seconds:.2f}" if record.times else None, record.output)
+        rows.append((record.case_id, record.status, *("" if fact is None else str(fact) for fact in facts)))
     if rows:
         print_table(names, rows, numbers=("steps", "changed", "seconds"))
 
@@ -172,10 +149,4 @@ def describe_change(record: CaseRecord) -> str:
     """Return how many steps were taken, whether that was enough, and how many voxels changed their label."""
     count = record.voxels_changed or 0
     steps = counted(record.num_iterations or 0, "step") + (" (converged)" if record.converged else "")
-    return f"{steps}, {count:,} {'voxel' if count == 1 else 'voxels'} changed"
-
-
-def _with_case(record: CaseRecord) -> str:
-    """Return the error of a case, prefixed with the case's name unless the message already has it."""
-    error = record.failures[0].message
-    return error if repr(record.case_id) in error.partition("\n")[0] else f"case {record.case_id!r}: {error}"
+    return f"{steps}, {count:,} voxel{'' if count == 1 else 's'} changed"

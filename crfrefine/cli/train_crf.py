@@ -15,16 +15,10 @@ from crfrefine.runs.options import InferenceOptions
 MAX_SEED = 2**63 - 1  # Accepted by all random number generators.
 
 
-_WITH_LABELS = (*("labels", "nnunet", "learn", "folds", "loss", "num_iterations", "regions", "config", "overrides"), *("device", "resume"))
+_WITH_LABELS = ("labels", "nnunet", "learn", "folds", "loss", "num_iterations", "regions", "config", "overrides", "device", "resume")
 """Parameters that mean nothing where nothing is trained."""
 
-
-class LossName(StrEnum):
-    """The training loss."""
-
-    CE_DICE = "ce+dice"
-    CE = "ce"
-    DICE = "dice"
+LossName = StrEnum("LossName", {"CE_DICE": "ce+dice", "CE": "ce", "DICE": "dice"})
 
 
 @shared.with_options(InferenceOptions, "nnunet input_type resample device threads")
@@ -34,11 +28,7 @@ def train_crf(
     folder: Annotated[Path | None, shared.path_argument(metavar="DATA_DIR", help="Folder with images/ labels/ logits/ [masks/].")] = None,
     output: Annotated[
         Path | None,
-        shared.path_option(
-            *("-o", "--output"),
-            metavar="FILE.toml",
-            help="Parameters to write, for infer -c. Needed unless --nnunet is given, whose folder then gets crfrefine.toml.",
-        ),
+        shared.path_option("-o", "--output", metavar="FILE.toml", help="Parameters to write. Default with --nnunet: its crfrefine.toml."),
     ] = None,
     unlabeled: Annotated[
         bool,
@@ -47,10 +37,7 @@ def train_crf(
     images: Annotated[Path | None, shared.path_option("-i", "--images", metavar="FOLDER", help="Images.")] = None,
     labels: Annotated[Path | None, shared.path_option("-l", "--labels", metavar="FOLDER", help="Reference.")] = None,
     logits: Annotated[
-        Path | None,
-        shared.path_option(
-            "-p", "--logits", metavar="FOLDER", help="Logits or probabilities of cases that the network was not trained on."
-        ),
+        Path | None, shared.path_option("-p", "--logits", metavar="FOLDER", help="Network's output of cases that it was not trained on.")
     ] = None,
     masks: Annotated[Path | None, shared.path_option("-m", "--masks", metavar="FOLDER", help="Masks.")] = None,
     config: Annotated[
@@ -61,10 +48,7 @@ def train_crf(
         str, typer.Option("--learn", metavar="GROUP,...", help="What to learn; the rest keeps its initial values.")
     ] = "weights,compatibility,theta,temperature,bias,volume",
     folds: Annotated[
-        int | None,
-        shared.option(
-            "--folds", metavar="K", min=2, max=MAX_PARTS, help="Parts of the cross-validation by case. Default: 5, or the number of cases."
-        ),
+        int | None, shared.option("--folds", metavar="K", min=2, max=MAX_PARTS, help="Folds of cases. Default: 5, or the number of cases.")
     ] = None,
     loss: Annotated[LossName, typer.Option("--loss", help="Cross-entropy, soft Dice, or both.")] = LossName.CE_DICE,
     num_iterations: Annotated[
@@ -96,20 +80,19 @@ def train_crf(
     if nnunet is None and output is None:
         raise typer.BadParameter("name the file to write, such as -o params.toml", param_hint="--output")
     common: dict[str, Any] = {**options, "strict": strict, "seed": seed}
+    from crfrefine.cli.training_reporting import TrainingReporter, print_choice, print_training
+
     if unlabeled and output is not None:
-        from crfrefine.cli.training_reporting import TrainingReporter, print_choice
         from crfrefine.train.options import UnlabeledOptions, locate
         from crfrefine.train.unlabeled_run import run_unlabeled
 
         found = locate(folder, ("images", "logits"), {"images": images, "logits": logits, "masks": masks}, takes_files=True)
-        to_choose = UnlabeledOptions(
-            images=found["images"], logits=found["logits"], output=output, masks=found.get("masks"), unread=found.get("labels"), **common
-        )
+        unread, masks = found.pop("labels", None), found.pop("masks", None)
+        to_choose = UnlabeledOptions(images=found["images"], logits=found["logits"], output=output, masks=masks, unread=unread, **common)
         with TrainingReporter(verbosity) as choosing:
             choice = run_unlabeled(to_choose, choosing)
         print_choice(choice, to_choose, verbosity)
         return
-    from crfrefine.cli.training_reporting import TrainingReporter, print_training
     from crfrefine.errors import BackendUnavailableError
     from crfrefine.parameters.presets import find_config
 

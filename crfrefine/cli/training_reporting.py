@@ -12,7 +12,6 @@ from crfrefine.cli.reporting import print_table
 from crfrefine.train.observer import Step, TrainingObserver
 
 if TYPE_CHECKING:
-    from crfrefine.metrics.registry import Metric
     from crfrefine.train.comparison import TrainingResult
     from crfrefine.train.options import CommonOptions, UnlabeledOptions
     from crfrefine.train.unlabeled import Choice
@@ -47,53 +46,54 @@ class TrainingReporter(RunReporter, TrainingObserver):
         score = "" if step.score is None else f", Dice {step.score:.4f}"
         text = f"{step.optimizer_step}/{step.num_optimizer_steps}: loss {step.loss:.4f}{score}, {step.thetas}"
         self._update(text=f"{step.stage} {text}")
-        if self._verbosity >= VERBOSE or (self._is_due and self._bar is None):
-            self._say(f"  {step.stage} [{step.start}] {text}{self._time_left}")
-            self._shown = time.monotonic()
+        self._say_if_due(f"  {step.stage} [{step.start}] {text}", is_wanted=self._verbosity >= VERBOSE)
 
     def progressed(self, fraction: float, seconds_left: float | None, done: str = "") -> None:
         """Move the bar; without one, print the progress occasionally."""
         self._left = seconds_left
         self._update(completed=fraction)
-        if done and self._bar is None and self._is_due:
-            self._say(f"  {done}{self._time_left}")
-            self._shown = time.monotonic()
+        if done:
+            self._say_if_due(f"  {done}")
 
     def stage_ended(self, text: str) -> None:
         """Print the result of a part."""
         self._say(text)
 
-    @property
-    def _is_due(self) -> bool:
-        """Whether the last line is some time ago."""
-        return time.monotonic() - self._shown >= _SECONDS_BETWEEN_LINES
-
-    @property
-    def _time_left(self) -> str:
-        """The end of a line: how long it will take; empty if that is unknown."""
-        return "" if self._left is None else f"; about {describe_duration(self._left)} left"
+    def _say_if_due(self, text: str, *, is_wanted: bool = False) -> None:
+        """Print a line with the time that is left, without a bar now and then."""
+        if is_wanted or (self._bar is None and time.monotonic() - self._shown >= _SECONDS_BETWEEN_LINES):
+            self._say(text + ("" if self._left is None else f"; about {describe_duration(self._left)} left"))
+            self._shown = time.monotonic()
 
 
 def print_training(result: TrainingResult, verbosity: int = NORMAL) -> None:
     """Print the comparison of the methods, the written files, the probabilities, what got worse, and the verdict as the last line."""
-    from crfrefine.statistics.comparison import describe_families
+    from crfrefine.metrics.registry import metric_named
+    from crfrefine.statistics.comparison import comparison_texts, describe_families
+    from crfrefine.train.methods import METHODS, METRICS
 
-    judged = result.comparison.verdict
+    judged, summary = result.comparison.verdict, result.comparison.summary
     if verbosity > QUIET:
-        rows = _rows(result)
-        first, *others = (f"{metric.title} {metric.unit}".rstrip() for metric in _metrics())
-        change = f"change, {_metrics()[0].difference_unit}"
-        names = ("region", "method", first, change, "95 % CI", "p (Holm)", "better/equal/worse", *others)
+        # The first metric is that of the verdict, compared with the network.
+        first, *others = (metric for metric in map(metric_named, METRICS) if metric.in_overview)
+        found = {(row.metric, row.region, row.method): row for row in summary}
+        rows = []
+        for region, method in [(region, method) for region in dict.fromkeys(row.region for row in summary) for method in METHODS]:
+            row = found[first.name, region, method]
+            means = [metric.value_text(found[metric.name, region, method].mean) for metric in others]
+            rows.append((region, method, first.value_text(row.mean), *comparison_texts(row), *means))
+        head, *tail = (f"{metric.title} {metric.unit}".rstrip() for metric in (first, *others))
+        change = f"change, {first.difference_unit}"
         if rows:
-            print_table(names, rows, numbers=(first, change, *others))
-            print(f"p (Holm): {describe_families(result.comparison.summary)}")
+            names = ("region", "method", head, change, "95 % CI", "p (Holm)", "better/equal/worse", *tail)
+            print_table(names, rows, numbers=(head, change, *tail))
+            print(f"p (Holm): {describe_families(summary)}")
         _print_written(result.plan.options)
         for note in judged.notes:
             print(for_terminal(f"note: {note}"), file=sys.stderr)
-        if judged.probabilities is not None:
-            print(for_terminal(judged.probabilities.sentence))
-        if judged.harm is not None:
-            print(for_terminal(judged.harm.sentence))
+        for part in (judged.probabilities, judged.harm):
+            if part is not None:
+                print(for_terminal(part.sentence))
     print(for_terminal(f"verdict: {judged.sentence}"))
 
 
@@ -120,28 +120,3 @@ def describe_duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _rows(result: TrainingResult) -> list[tuple[str, ...]]:
-    """Return one row per region and method, the mean over regions last."""
-    from crfrefine.statistics.comparison import comparison_texts
-    from crfrefine.train.methods import METHODS
-
-    first, *others = _metrics()
-    found = {(row.metric, row.region, row.method): row for row in result.comparison.summary}
-    regions = list(dict.fromkeys(row.region for row in result.comparison.summary))
-    rows: list[tuple[str, ...]] = []
-    for region in regions:
-        for method in METHODS:
-            row = found[first.name, region, method]
-            means = (metric.value_text(found[metric.name, region, method].mean) for metric in others)
-            rows.append((region, method, first.value_text(row.mean), *comparison_texts(row), *means))
-    return rows
-
-
-def _metrics() -> list[Metric]:
-    """Return the displayed metrics: first the one of the verdict, compared with the network."""
-    from crfrefine.metrics.registry import metric_named
-    from crfrefine.train.methods import METRICS
-
-    return [metric for metric in map(metric_named, METRICS) if metric.in_overview]

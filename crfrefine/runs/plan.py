@@ -55,6 +55,8 @@ def find_inputs(options: InferenceOptions) -> RunInputs:
     """Find the cases of a run and what describes them. No voxels are read."""
     masks = options.masks if isinstance(options.masks, Path) else None
     add_volumes(*options.inputs, masks)
+    # A `dataset.json` describes the labels beside the manifest, or beside the network's output and beside the images.
+    places = [options.manifest or options.nnunet or options.logits[0]]
     if options.manifest is not None:
         cases = read_manifest(options.manifest, input_type=options.input_type)
     elif options.nnunet is not None:
@@ -64,8 +66,7 @@ def find_inputs(options: InferenceOptions) -> RunInputs:
     else:
         try:
             cases = discover_cases(options.images, options.logits, masks, input_type=options.input_type)
-            if all(case.missing for case in cases):
-                _require_any_output(cases, options.logits[0])
+            _require_any_output(cases, options.logits[0])
         except CrfRefineError as error:
             if _seem_exchanged(options.images, options.logits):
                 raise InputError(f"{error}\n  {EXCHANGED}") from None
@@ -74,10 +75,8 @@ def find_inputs(options: InferenceOptions) -> RunInputs:
     notes = list(cases.notes)
     if not options.parameters.has_weight:  # As after a training that found no CRF better than the network.
         notes.insert(0, "all weights of the parameters are 0, so there is no CRF: only mean_field.bias and [postprocess] can change labels")
-    # A `dataset.json` describes the labels beside the network's output, beside the images, or beside the manifest.
-    places = [options.manifest] if options.manifest is not None else [options.nnunet] if options.nnunet is not None else options.logits[:1]
     if options.manifest is None:
-        places = [*places, *(options.images or next((files.images for files in cases if files.images), ()))[:1]]
+        places += (options.images or next((files.images for files in cases if files.images), ()))[:1]
     problems: list[str] = []
     descriptions = list(read_descriptions([place if place.is_dir() else place.parent for place in places], problems))
     notes += [note for note in problems if note not in notes]
@@ -102,12 +101,11 @@ def _require_any_output(cases: CaseList, folder: Path) -> None:
     lacking = [reason for case in cases for reason in case.missing if reason.startswith(("no logits", "no label map"))]
     if not cases or len(lacking) < len(cases):
         return
-    names = [case.case_id for case in cases]
+    names, hint = [case.case_id for case in cases], f"{cases[0].problem}".partition("or the like")[2]
     message = f"{cases[0].problem}"
     if len(cases) > 1:
-        what = lacking[0].partition(" in ")[0]
-        message = f"{folder}: {what} of any of the {len(cases)} cases, {listed(names)}; expected names such as {logits_named(names[0])}"
-        message += f"{cases[0].problem}".partition("or the like")[2]
+        what = f"{lacking[0].partition(' in ')[0]} of any of the {len(cases)} cases, {listed(names)}"
+        message = f"{folder}: {what}; expected names such as {logits_named(names[0])}{hint}"
     there = [path.name for path in list_files(folder, LOGITS_SUFFIXES)]
     others = f"\n  There are {listed(there)}." if there else describe_others(folder)
     raise InputError(message + (others if any(folder.iterdir()) else "\n  The folder is empty."))
@@ -133,34 +131,28 @@ def plan_run(options: InferenceOptions) -> RunPlan:
     if num_parts < 1 or not 0 <= part_id < num_parts:
         raise InputError(f"part {part_id} of {num_parts}: parts are numbered from 0 to the number of parts minus 1")
     # The parts are disjoint and cover all cases.
-    cases, part = inputs.cases[part_id::num_parts], slice(part_id, None, num_parts)
     all_outputs = plan_outputs(inputs.cases, options, inputs.names.labels)
-    outputs = all_outputs[part]
+    cases, outputs = inputs.cases[part_id::num_parts], all_outputs[part_id::num_parts]
     if options.summary is not None:
         check_summary_path(options.summary, all_outputs)
     named = tuple(map(os.path.realpath, options.inputs))
     can_record = not options.writes_file and any(not files.problem for files in cases)
     record = record_path(options.output, num_parts, part_id) if can_record else None
     earlier, earlier_notes = _take_up(options, cases, outputs, named) if options.resume else ({}, [])
-    tasks = [
-        Task(number, files, plan, earlier.get(files.case_id))
-        for number, (files, plan) in enumerate(zip(cases, outputs, strict=True), start=1)
-    ]
-    # If no case can be read, no folder is needed.
-    folders = {path.parent for task in tasks if not task.files.problem for path in task.outputs.all()}
-    folders |= {task.outputs.labels.folder for task in tasks if not task.files.problem and task.outputs.labels is not None}
+    pairs = enumerate(zip(cases, outputs, strict=True), start=1)
+    tasks = [Task(number, files, plan, earlier.get(files.case_id)) for number, (files, plan) in pairs]
+    begun = [task.outputs for task in tasks if not task.files.problem]  # If no case can be read, no folder is needed.
+    folders = {path.parent for plan in begun for path in plan.all()} | {plan.labels.folder for plan in begun if plan.labels is not None}
     for folder in folders:
         check_writable(folder)
     names_file = plan_names_file(inputs.structures, options.output) if inputs.structures and can_record else None
     for path in (options.summary, record):
         if path is not None:
             check_small_output(path)
-    limit = memory_limit(options.max_memory)
-    # The output folder may be moved: outputs in it have relative names.
-    all_cases = {
-        files.case_id: str(path.relative_to(options.output) if not options.writes_file and path.is_relative_to(options.output) else path)
-        for files, path in zip(inputs.cases, (plan.label_map for plan in all_outputs), strict=True)
-    }
+    limit, all_cases = memory_limit(options.max_memory), {}
+    for files, plan in zip(inputs.cases, all_outputs, strict=True):  # Relative names, as the output folder may be moved.
+        is_inside = not options.writes_file and plan.label_map.is_relative_to(options.output)
+        all_cases[files.case_id] = str(plan.label_map.relative_to(options.output) if is_inside else plan.label_map)
     summary = RunSummary(
         device=device,
         threads=options.threads or available_threads(),

@@ -14,7 +14,7 @@ from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import crfrefine
 from crfrefine.base.failures import describe_failure
@@ -27,8 +27,6 @@ from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.records import CaseRecord, Observer, RunSummary, note_on_num_labels
 
 if TYPE_CHECKING:
-    from distributed import Client
-
     from crfrefine.runs.plan import RunPlan
 
 InferenceObserver = Observer[RunSummary, CaseRecord]
@@ -65,6 +63,7 @@ def run_inference(options: InferenceOptions, observer: InferenceObserver | None 
     if plan.names_file is not None:
         write_small_file(*plan.names_file)
     file = None if plan.record is None else RecordFile(plan.record, summary)
+    is_full = False
     try:
         with closing(_refine_here(plan, observer) if options.dask is None else _refine_on_cluster(plan, options.dask, observer)) as records:
             for record in records:
@@ -73,12 +72,12 @@ def run_inference(options: InferenceOptions, observer: InferenceObserver | None 
                     with suppress(CrfRefineError):  # The line is written with the next one; `close` reports it.
                         file.append(record.to_dict())
                 observer.case_ended(record)
-                if record.failed_by(StorageError) or (options.fail_fast and record.failures):
+                is_full = record.failed_by(StorageError)
+                if is_full or (options.fail_fast and record.failures):
                     break
         left = summary.num_cases - len(summary.cases)
-        if left and any(record.failed_by(StorageError) for record in summary.cases):
-            why = "nothing more can be written; run again with --continue when it can"
-            observer.note(f"{counted(left, 'case')} not begun, since {why}")
+        if left and is_full:
+            observer.note(f"{counted(left, 'case')} not begun, since nothing more can be written; run again with --continue when it can")
         if (text := note_on_num_labels(summary.cases)) is not None:
             observer.note(text)
     except (KeyboardInterrupt, CrfRefineError):
@@ -99,15 +98,14 @@ def run_inference(options: InferenceOptions, observer: InferenceObserver | None 
 
 def _refine_here(plan: RunPlan, observer: InferenceObserver) -> Generator[CaseRecord]:
     """Yield the record of each case; a thread reads the next case while one is refined."""
-    settings, tasks = plan.settings, plan.tasks
-    reader = ThreadPoolExecutor(1, "read")
+    settings, reader = plan.settings, ThreadPoolExecutor(1, "read")
     try:
-        reading = [reader.submit(read_case, settings, task) for task in tasks[:1]]
-        for number in range(len(tasks)):
+        reading = [reader.submit(read_case, settings, task) for task in plan.tasks[:1]]
+        for number in range(1, len(plan.tasks) + 1):
             if not reading[0].done():
                 observer.stage_changed("", "reading")
             work = reading.pop().result()
-            reading += [reader.submit(read_case, settings, task) for task in tasks[number + 1 : number + 2]]
+            reading += [reader.submit(read_case, settings, task) for task in plan.tasks[number : number + 1]]
             record = finish_case(settings, work, observer)
             del work  # Its arrays are freed before the next case is awaited.
             if record.failed_by(DeviceLostError) and settings.options.device == "auto" and settings.device != "cpu":
@@ -121,52 +119,52 @@ def _refine_here(plan: RunPlan, observer: InferenceObserver) -> Generator[CaseRe
 def _refine_on_cluster(plan: RunPlan, address: str, observer: InferenceObserver) -> Generator[CaseRecord]:
     """Yield the record of each case; a worker of a running Dask cluster does it from its first file to its last.
 
-    Security, workers, their memory, and how often a lost task is tried again are Dask's own
-    configuration: docs/guide/clusters.md shows it. Closing the generator cancels the cases that have not begun.
-
-    Raises:
-        BackendUnavailableError: the package `distributed` is missing.
-        InputError: no scheduler answers at the address, or the scheduler is lost.
+    Security, workers, their memory, and how often a lost task is tried again are Dask's own configuration
+    (docs/guide/clusters.md). Closing the generator cancels the cases that have not begun.
     """
     try:
-        from distributed import KilledWorker, as_completed
+        from distributed import Client, KilledWorker, as_completed
     except ImportError as error:
         reason = f"--dask needs Dask's package `distributed`: pip install 'crfrefine[distributed]' ({error})"
         raise BackendUnavailableError(reason) from error
     # Dask's own log would be on standard error: what matters becomes a message of the run.
     for name in ("distributed", *(name for name in logging.root.manager.loggerDict if name.startswith("distributed."))):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    client = _connect(address)
+    try:
+        if "://" not in address and not Path(address).is_file():  # Dask would wait for the file.
+            raise FileNotFoundError("no such file")
+        client = Client(address) if "://" in address else Client(scheduler_file=address)
+    except Exception as error:  # Dask raises many kinds of them for a wrong address, no answer, or missing certificates.
+        expected = "expected tcp://HOST:PORT, tls://HOST:PORT, or an existing scheduler file"
+        reason = shorten(str(error) or type(error).__name__, MAX_OF_A_REASON)
+        raise InputError(f"--dask {address}: {expected}: {reason} ({see('docs/guide/clusters.md#dask')})") from error
+    tasks: dict[Any, Task] = {}
     try:
         if not client.nthreads():
             warnings.warn(f"the scheduler {address} has no workers: waiting for them", RuntimeWarning, stacklevel=2)
         work = partial(refine_on_worker, crfrefine.__version__, plan.settings)
         futures = client.map(work, plan.tasks, key="crfrefine", pure=False, retries=RETRIES)
-        tasks = {future.key: task for future, task in zip(futures, plan.tasks, strict=True)}
-        try:
-            for future in as_completed(futures):
-                task = tasks[future.key]
-                record = CaseRecord(task.files.case_id)
-                try:
-                    record = future.result()
-                except KilledWorker as error:
-                    lost = InputError(f"its worker was lost each time: {shorten(error, MAX_OF_A_REASON)}")
-                    record.fail(describe_failure(lost, *task.files.paths))
-                except CancelledError as error:
-                    raise InputError(
-                        f"the scheduler {address} is gone, or was restarted\n"
-                        "  What is finished is kept; run again with --continue for the rest."
-                    ) from error
-                except Exception as error:
-                    record.fail(describe_failure(error, *task.files.paths))
-                observer.case_started(record.case_id, task.number)
-                for note in record.notes if record.status != "skipped" else ():
-                    observer.note(note, case_id=record.case_id)
-                yield record
-        finally:
-            with suppress(Exception):  # The scheduler may be gone.
-                client.cancel(futures, force=True)
+        tasks = dict(zip(futures, plan.tasks, strict=True))
+        for future in as_completed(futures):
+            task = tasks[future]
+            record = CaseRecord(task.files.case_id)
+            try:
+                record = future.result()
+            except KilledWorker as error:
+                lost = InputError(f"its worker was lost each time: {shorten(error, MAX_OF_A_REASON)}")
+                record.fail(describe_failure(lost, *task.files.paths))
+            except CancelledError as error:
+                hint = "What is finished is kept; run again with --continue for the rest."
+                raise InputError(f"the scheduler {address} is gone, or was restarted\n  {hint}") from error
+            except Exception as error:
+                record.fail(describe_failure(error, *task.files.paths))
+            observer.case_started(record.case_id, task.number)
+            for note in record.notes if record.status != "skipped" else ():
+                observer.note(note, case_id=record.case_id)
+            yield record
     finally:
+        with suppress(Exception):  # The scheduler may be gone.
+            client.cancel(list(tasks), force=True)
         with suppress(Exception):
             client.close(timeout=5)
 
@@ -174,22 +172,6 @@ def _refine_on_cluster(plan: RunPlan, address: str, observer: InferenceObserver)
 def refine_on_worker(version: str, settings: CaseSettings, task: Task) -> CaseRecord:
     """Read, refine and write a case; refuse to on a worker with another version of this package, whose results may differ."""
     if version != crfrefine.__version__:
-        raise InputError(
-            f"a worker has crfrefine {crfrefine.__version__}, this command is crfrefine {version}; install the same version on all machines"
-        )
+        versions = f"a worker has crfrefine {crfrefine.__version__}, this command is crfrefine {version}"
+        raise InputError(f"{versions}; install the same version on all machines")
     return finish_case(settings, read_case(settings, task), Observer())
-
-
-def _connect(address: str) -> Client:
-    from distributed import Client
-
-    try:
-        if "://" in address:
-            return Client(address)
-        if not Path(address).is_file():  # Dask would wait for the file.
-            raise FileNotFoundError("no such file")
-        return Client(scheduler_file=address)
-    except Exception as error:  # Dask raises many kinds of them for a wrong address, no answer, or missing certificates.
-        expected = "expected tcp://HOST:PORT, tls://HOST:PORT, or an existing scheduler file"
-        reason = shorten(str(error) or type(error).__name__, MAX_OF_A_REASON)
-        raise InputError(f"--dask {address}: {expected}: {reason} ({see('docs/guide/clusters.md#dask')})") from error

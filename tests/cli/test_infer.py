@@ -186,10 +186,10 @@ def test_continue_does_what_is_missing_or_broken(tmp_path):
 def test_parts_share_no_case_and_the_first_line_says_what_the_others_have(tmp_path):
     folders = write_folders(tmp_path, *"abcdefg")
     for part_id, num_parts, status, words in (
-        (0, 2, "done", "part 0 of parts 0–1: 4 of 7 cases; part 1 (3 cases) is not run here; device cpu"),
-        (1, 2, "done", "part 1 of parts 0–1: 3 of 7 cases; part 0 (4 cases) is not run here; device cpu"),
-        (1, 4, "skipped", "part 1 of parts 0–3: 2 of 7 cases; parts 0 and 2–3 (5 cases) are not run here; device cpu"),
-        (8, 9, "", "part 8 of parts 0–8: 0 of 7 cases; parts 0–7 (7 cases) are not run here; device cpu"),
+        (0, 2, "done", "part 0 of parts 0–1: 4 cases; the other parts (3 cases) are not run here; device cpu"),
+        (1, 2, "done", "part 1 of parts 0–1: 3 cases; the other parts (4 cases) are not run here; device cpu"),
+        (1, 4, "skipped", "part 1 of parts 0–3: 2 cases; the other parts (5 cases) are not run here; device cpu"),
+        (8, 9, "", "part 8 of parts 0–8: 0 cases; the other parts (7 cases) are not run here; device cpu"),
     ):
         result = infer(folders, "--continue", "--num-parts", num_parts, "--part-id", part_id, status=0)
         assert result.stderr.splitlines()[0].startswith(words)
