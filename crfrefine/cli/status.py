@@ -30,7 +30,7 @@ def status(
     from crfrefine.runs.records import note_on_num_labels
     from crfrefine.runs.store import case_states, read_records
 
-    reports, is_complete = [], True
+    is_complete, content = True, []
     for folder in folders:
         recorded = read_records(folder)
         if not recorded.runs:
@@ -41,39 +41,35 @@ def status(
         notes = [*recorded.notes, *filter(None, [note_on_num_labels(done)])]
         if vanished := [record.case_id for record in done if record.vanished_labels]:
             notes.append(f"labels vanished in {counted(len(vanished), 'case')}: {listed(vanished)}")
-        reports.append((folder, cases, notes))
+        if not as_json:
+            _show(folder, cases, notes, len(cases) if verbose else _MAX_LISTED)
+        values = [{"case_id": case.case_id, "state": case.state, "label_map": str(case.label_map), "reason": case.reason} for case in cases]
+        content.append({"output_folder": str(folder.resolve()), "cases": values, "notes": notes})
     if as_json:
         import json
 
-        content = []
-        for folder, cases, notes in reports:
-            values = [dict(zip(("case_id", "state", "label_map", "reason"), map(str, case), strict=False)) for case in cases]
-            content.append({"output_folder": str(folder.resolve()), "cases": values, "notes": notes})
         print(json.dumps({"schema": 2, "is_complete": is_complete, "folders": content}, indent=2))
-    else:
-        for folder, cases, notes in reports:
-            _show(folder, cases, notes, len(cases) if verbose else _MAX_LISTED)
     if not is_complete:
         raise typer.Exit(1)
 
 
 def _show(folder: Path, cases: list[CaseState], notes: list[str], max_listed: int) -> None:
     """Print the counts, and the reason of each case that is not done; at most so many cases of a kind and reason."""
-    by_state = {state: [case for case in cases if case.state == state] for state in ("done", "failed", "missing")}
-    counts = ", ".join(f"{len(of_state)} {state}" for state, of_state in by_state.items())
+    states = [case.state for case in cases]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in ("done", "failed", "missing"))
     print(f"{printable(str(folder))}: {counted(len(cases), 'case')}: {counts}")
-    for case in by_state["failed"][:max_listed]:
+    failed = [case for case in cases if case.state == "failed"]
+    for case in failed[:max_listed]:
         print(f"  failed: {shorten(case.case_id)}: {shorten(case.reason.partition(chr(10))[0], _MAX_REASON)}")
-    if (more := len(by_state["failed"]) - max_listed) > 0:
+    if (more := len(failed) - max_listed) > 0:
         print(f"  failed: {more} more, which -v names")
-    for state in ("missing", "done"):
-        by_reason: dict[str, list[str]] = {}
-        for case in by_state[state]:
-            by_reason.setdefault(case.reason, []).append(case.case_id)
-        for reason, names in by_reason.items():
-            if reason:
-                print(f"  {state}: {listed(names, most=max_listed)}: {shorten(reason, _MAX_REASON)}")
+    by_reason: dict[tuple[str, str], list[str]] = {}
+    for case in sorted(cases, key=lambda case: case.state, reverse=True):
+        if case.reason and case.state != "failed":
+            by_reason.setdefault((case.state, case.reason), []).append(case.case_id)
+    for (state, reason), names in by_reason.items():
+        print(f"  {state}: {listed(names, most=max_listed)}: {shorten(reason, _MAX_REASON)}")
     for note in notes:
         print(for_terminal(f"  note: {note}"))
-    if by_state["failed"] or by_state["missing"]:
+    if {"failed", "missing"} & set(states):
         print("  run the same command with --continue for the rest")
