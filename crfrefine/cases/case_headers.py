@@ -30,31 +30,33 @@ class CaseHeaders:
     spacing: tuple[float, ...]  # mm to compute with, one per grid axis: given for the case, or the image's
 
     @property
+    def companions(self) -> list[VolumeHeader]:
+        """The headers of the network's output, the mask and the reference."""
+        logits = () if self.logits is None else self.logits.files
+        return [header for header in (*logits, self.mask, self.labels) if header is not None]
+
+    @property
     def turnings(self) -> list[str]:
         """Notes on the files whose voxel axes are turned to those of the image."""
         names_by_turning: dict[str, list[str]] = {}
-        for header in (*self.images, *(self.logits.files if self.logits is not None else ()), self.mask, self.labels):
-            if header is not None and header.turned is not None:
+        for header in (*self.images, *self.companions):
+            if header.turned is not None:
                 names_by_turning.setdefault(header.turning, []).append(header.path.name)
         return [f"{listed(names, 3)}: {turning}" for turning, names in names_by_turning.items()]
 
     @property
-    def on_other_grids(self) -> tuple[VolumeHeader, ...]:
+    def on_other_grids(self) -> list[VolumeHeader]:
         """The files that are to be interpolated onto the image's grid."""
-        companions = (self.logits.files[0] if self.logits is not None else None, self.mask, self.labels)
-        return tuple(header for header in companions if header is not None and not self.images[0].on_same_grid(header))
+        return [header for header in self.companions if not self.images[0].on_same_grid(header)]
 
     @property
     def notes(self) -> list[str]:
         """Facts that the user should know: about geometry, label names that cannot be read, and files whose names are misleading."""
-        first, others = self.images[0], (*(self.logits.files if self.logits is not None else ()), self.mask, self.labels)
-        found = []
+        first, found = self.images[0], []
         if first.spacing not in (None, self.spacing):
             given, own = (TIMES.join(f"{size:g}" for size in spacing or ()) for spacing in (self.spacing, first.spacing))
             found.append(f"{first.path.name}: spacing {given} mm as given, in place of {own} mm")
-        for header in (*self.images, *others):
-            if header is None:
-                continue
+        for header in (*self.images, *self.companions):
             # The case, named before a note, may be called as its file.
             name = "" if header.path.name == self.files.case_id else f"{header.path.name}: "
             found += [f"{name}{text}" for text in header.remarks if header in self.images or text not in first.notes]
@@ -76,21 +78,19 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
     """
     if files.problem:
         raise InputError(files.problem)
-    regions, resample = options.regions, options.resample
-    images = tuple(io.read_header(path, io.VOLUME_SUFFIXES) for path in files.images)
-    image = images[0]
-    images = (image, *(io.placed_on(other, image) for other in images[1:]))
+    regions = options.regions
+    image, *others = (io.read_header(path, io.VOLUME_SUFFIXES) for path in files.images)
+    images = (image, *(io.placed_on(other, image) for other in others))
     spacing = image.geometry()[1]
     if files.spacing is not None and len(files.spacing) != len(spacing):
         raise InputError(f"{image.path}: has {len(spacing)} axes; the spacing given for case {files.case_id!r} has {len(files.spacing)}")
     for other in images[1:]:
         if not image.on_same_grid(other):
             raise _mismatch(files, "two modalities", image, other, "Resample the modalities to one grid.")
-    for other in images if len(images) > 1 else ():
-        if other.num_channels > 1:
-            raise InputError(
-                f"{other.path}: expected one modality per file, as there are {len(images)} files; this one has {other.num_channels}"
-            )
+    several = next((header for header in images if header.num_channels > 1), None)
+    if several is not None and len(images) > 1:
+        found = f"as there are {len(images)} files; this one has {several.num_channels}"
+        raise InputError(f"{several.path}: expected one modality per file, {found}")
     logits = None
     if files.logits:
         fewest = regions.fewest_channels
@@ -105,8 +105,7 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
         logits = (logits or io.read_logits_header(files.logits, fewest=fewest)).placed_on(image)
         what = "structure" if files.are_structures else "label map" if logits.kind == KIND else "logits"
         for file in logits.files if files.are_structures else logits.files[:1]:
-            if not image.on_same_grid(file):
-                _require_overlap(files, what, image, file, resample=resample)
+            _require_overlap(files, what, image, file, resample=options.resample)
         # After the grids: a file with its channels first has a wrong number of channels.
         if logits.kind != KIND:
             regions.require_number(logits.num_labels, logits.path)
@@ -114,30 +113,29 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
     for what, header in (("mask", mask), ("labels", labels)):
         if header is not None:
             require_scalar(header, what)
-            if not image.on_same_grid(header):
-                _require_overlap(files, what, image, header, resample=resample)
+            _require_overlap(files, what, image, header, resample=options.resample)
     num_modalities = sum(header.num_channels for header in images)
     return CaseHeaders(files, images, logits, mask, labels, num_modalities, files.spacing or spacing)
 
 
 def _require_overlap(files: CaseFiles, what: str, image: VolumeHeader, other: VolumeHeader, *, resample: bool) -> None:
-    """Raise GridMismatchError unless a file on another grid may be interpolated, and covers the image."""
+    """Raise GridMismatchError unless a file is on the image's grid, or may be interpolated and covers the image."""
+    if image.on_same_grid(other):
+        return
     if resample:
         try:
             WorkGrid(image).require_overlap(other, what)
         except GridMismatchError as error:
             raise GridMismatchError(f"case {files.case_id!r}: {error}") from None
         return
+    page = see("docs/reference/formats.md#grids")
     hint = f"Resample the {what} to the image's grid with nearest neighbors."
-    if what == "logits":
-        hint = (
-            "The logits may have been saved on the network's cropped grid; export them on the image's grid "
-            f"({see('docs/reference/formats.md#grids')})."
-        )
-        if other.affine is None and same_shape(image.grid_shape, other.grid_shape[::-1]):
-            hint = f"An .npz holds (label, z, y, x); this one seems to hold (label, x, y, z) ({see('docs/reference/formats.md#grids')})."
+    if what == "logits" and other.affine is None and same_shape(image.grid_shape, other.grid_shape[::-1]):
+        hint = f"An .npz holds (label, z, y, x); this one seems to hold (label, x, y, z) ({page})."
+    elif what == "logits":
+        hint = f"The logits may have been saved on the network's cropped grid; export them on the image's grid ({page})."
     names = f"image and {what}" if what in ("mask", "labels") else f"{what} and image"
-    raise _mismatch(files, names, image, other, WorkGrid(image).way_out(other, hint))
+    raise _mismatch(files, names, image, other, WorkGrid(image).advice(other, hint))
 
 
 def _mismatch(files: CaseFiles, what: str, image: VolumeHeader, other: VolumeHeader, hint: str) -> GridMismatchError:

@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 KIND = "labels"
 """`LogitsHeader.kind` of a label map."""
 
-LOST = "structures that lose most of their voxels"
-"""The note on structures that others cover begins with it."""
-
 EXCHANGED = "-i and -p seem to be exchanged: -i takes the images, -p the network's output."
 """Advice added to an error where that is so."""
 
@@ -62,14 +59,13 @@ def read_label_header(paths: Sequence[Path], are_structures: bool, options: Read
     if options.input_type not in ("auto", KIND) or (len(paths) > 1 and not are_structures):
         return None
     files = tuple(io.read_header(path) for path in paths)
-    for file in files:
-        if file.num_channels == 1 and file.affine is not None:
-            continue
+    other = next((file for file in files if file.num_channels > 1 or file.affine is None), None)
+    if other is not None:
         if options.input_type == "auto":
             return None
-        what = "no geometry" if file.affine is None else str(file.num_channels)
+        what = "no geometry" if other.affine is None else str(other.num_channels)
         raise InputError(
-            f"{file.path}: expected a label map with one value per voxel, this file has {what}; for logits or probabilities, leave "
+            f"{other.path}: expected a label map with one value per voxel, this file has {what}; for logits or probabilities, leave "
             "--input-type labels out"
         )
     num_labels = 0 if options.declared is None else options.declared.num_labels  # Without a declaration, only the voxels tell.
@@ -81,11 +77,11 @@ def read_label_map(header: LogitsHeader, images: Sequence[VolumeHeader], options
 
     Structures are read one after the other, so that only one of them is in memory.
     """
+    first, declared = header.files[0], options.declared
     lost: dict[int, int] = {}
-    first = header.files[0]
     if are_structures:
-        assert options.declared is not None
-        numbers = options.declared.structures
+        assert declared is not None
+        numbers = declared.structures
         labels, overlap = merge_structures(header.files, numbers)
         taken = f"{first.path.parent.name} is taken as one file per structure"
         notes = [f"{taken}: {counted(len(header.files), 'file')}, {overlap.num_structures} not empty", *overlap.notes]
@@ -95,7 +91,8 @@ def read_label_map(header: LogitsHeader, images: Sequence[VolumeHeader], options
         by_number = {number: Segment(number, name) for name, number in numbers.items()}
         for file in header.files:
             if len(file.segments) == 1:
-                by_number[numbers[stem_of(file.path)]] = replace(file.segments[0], label=numbers[stem_of(file.path)])
+                number = numbers[stem_of(file.path)]
+                by_number[number] = replace(file.segments[0], label=number)
         segments = tuple(by_number[number] for number in sorted(by_number))
     else:
         try:
@@ -107,8 +104,7 @@ def read_label_map(header: LogitsHeader, images: Sequence[VolumeHeader], options
         reason = "requested" if options.input_type == KIND else "it has one value per voxel, whole numbers from 0 up"
         notes = [f"{first.path.name} is taken as a label map: {reason}"]
         segments = first.segments
-    num_labels = None if options.declared is None else options.declared.num_labels
-    return _on_grid(first, labels, present, images[0], num_labels, notes, lost, segments)
+    return _on_grid(first, labels, present, images[0], None if declared is None else declared.num_labels, notes, lost, segments)
 
 
 def read_one_hot(header: LogitsHeader, values: NDArray[np.float32] | None, like: VolumeHeader, options: ReadingOptions) -> LabelMap | None:
@@ -140,32 +136,24 @@ def _on_grid(
     like: VolumeHeader,
     num_labels: int | None,
     notes: list[str],
-    lost: dict[int, int],
+    lost: Mapping[int, int],
     segments: tuple[Segment, ...],
 ) -> LabelMap:
     """Return a label map on the image's grid; `num_labels` is the declared number, if any."""
-    placed = WorkGrid(like).nearest(first, labels, "label map", notes, outside="become background")
-    file_spacing = None
+    placed, file_spacing = WorkGrid(like).nearest(first, labels, "label map", notes, outside="become background"), None
     if not np.may_share_memory(placed, labels):
-        file_spacing = _coarser_spacing(first, like)
+        assert first.affine is not None
+        assert like.affine is not None
+        axes = slice(len(like.grid_shape))
+        # Voxels of the file that one voxel of the image is long, along each axis.
+        lengths = np.linalg.norm(np.linalg.solve(first.affine[:3, :3], like.affine[:3, :3]), axis=0)[axes]
+        if (lengths < 1.0 - 1e-6).any():
+            file_spacing = tuple((np.linalg.norm(like.affine[:3, :3], axis=0)[axes] / lengths).tolist())
         # On another grid, small structures may be lost.
         before, present = present, present_labels(placed)
-        gone = sorted(set(before) - {0, *present})
-        lost = {**{label: int(np.count_nonzero(labels == label)) for label in gone}, **lost}
+        lost = {label: int(np.count_nonzero(labels == label)) for label in sorted({*before} - {0, *present})} | dict(lost)
     channels = channels_of(present)
     return LabelMap(placed, channels, num_labels or channels[-1] + 1, tuple(notes), lost, segments, file_spacing)
-
-
-def _coarser_spacing(file: VolumeHeader, like: VolumeHeader) -> tuple[float, ...] | None:
-    """Return mm between voxels of a file along each axis of the grid of `like`; None if they are smaller along all axes."""
-    assert file.affine is not None
-    assert like.affine is not None
-    num_axes = len(like.grid_shape)
-    steps = np.linalg.norm(like.affine[:3, :3], axis=0)
-    # Voxels of the file that one voxel of the other grid is long.
-    lengths = np.linalg.norm(np.linalg.solve(file.affine[:3, :3], like.affine[:3, :3]), axis=0)
-    found = tuple(float(step / length) for step, length in zip(steps[:num_axes], lengths[:num_axes], strict=True))
-    return found if (lengths[:num_axes] < 1.0 - 1e-6).any() else None
 
 
 def _read_one(file: VolumeHeader, options: ReadingOptions) -> tuple[NDArray[np.unsignedinteger[Any]], tuple[int, ...]]:
@@ -176,9 +164,8 @@ def _read_one(file: VolumeHeader, options: ReadingOptions) -> tuple[NDArray[np.u
         raise InputError(
             f"{file.path}: one label only: one value per voxel, and not a whole number (up to {found.off:.2g} away from one) as in a "
             "label map\n"
-            "  Logits need one value per label at each voxel, background included. A single foreground channel needs its background\n"
-            "  beside it: give one file per label, -p BACKGROUND -p FOREGROUND. The sigmoid channel of a single region needs its labels:\n"
-            "  --regions NAME=1."
+            "  Logits need one value per label at each voxel, background included: one file per label is -p BACKGROUND -p FOREGROUND.\n"
+            "  The sigmoid channel of a single region needs its labels: --regions NAME=1."
         )
     found.require_range(file.path)
     present = present_labels(found.labels)
@@ -209,57 +196,48 @@ class Overlap:
     @property
     def notes(self) -> tuple[str, ...]:
         """One sentence each; none without an overlap."""
+        if not self.num_voxels:
+            return ()
         first, second = map(shorten, self.example)
         note = f"structures overlap, and the smaller one keeps the voxel: {self.num_voxels} voxels, such as of {first} and {second}"
         lost = f"{self.lost}; if it is a union of others, leave its file out and unite its refined parts"
-        return () if not self.num_voxels else (note, lost) if self.losers else (note,)
+        return (note, lost) if self.losers else (note,)
 
     @property
     def lost(self) -> str:
         """The structures that keep less than half of their voxels, in words; empty without any."""
         losers = [f"{shorten(name)} keeps {left} of {size} voxels" for name, (left, size) in self.losers.items()]
-        return f"{LOST} to smaller ones: {listed(losers, MAX_SHOWN)}" if losers else ""
+        return f"structures that lose most of their voxels to smaller ones: {listed(losers, MAX_SHOWN)}" if losers else ""
 
 
 def merge_structures(files: Sequence[VolumeHeader], numbers: Mapping[str, int]) -> tuple[NDArray[np.unsignedinteger[Any]], Overlap]:
-    """Read one binary file per structure, one after the other, into one label map.
+    """Read one binary file per structure, one after the other, into one label map, ([z,] y, x); return it with the overlaps.
 
     Where structures overlap, the one with the fewest voxels keeps a voxel (of two equally large ones the first by number), so that a
     structure inside another one survives. The order of the files does not matter.
-
-    Returns:
-        The label map ([z,] y, x), and where structures overlapped.
     """
-    first = files[0]
+    first, largest = files[0], max(numbers.values())
     for file in files:
         if not first.on_same_grid(file):
             raise GridMismatchError(f"{file.path}: not on the grid of the other structures\n{first.difference_from(file)}")
-    largest = max(numbers.values())
-    shape = files[0].grid_shape[::-1]
-    labels: NDArray[np.unsignedinteger[Any]] = np.zeros(shape, np.min_scalar_type(largest))
-    shared = np.zeros(shape, np.bool_)
-    overlap = Overlap()
-    names = {number: name for name, number in numbers.items()}
+    labels: NDArray[np.unsignedinteger[Any]] = np.zeros(first.grid_shape[::-1], np.min_scalar_type(largest))
+    shared = np.zeros(labels.shape, np.bool_)
     sizes = np.zeros(largest + 1, np.int64)
+    names = {number: name for name, number in numbers.items()}
+    overlap = Overlap()
     for file in files:
         number = numbers[stem_of(file.path)]
-        inside = _inside(file).reshape(shape)
+        inside = _inside(file).reshape(labels.shape)
         sizes[number] = np.count_nonzero(inside)
-        if not sizes[number]:
-            continue
         others = labels[inside]
         taken = others != 0
         if taken.any():
-            if not overlap.num_voxels:
+            if not shared.any():
                 overlap.example = names[int(others[taken][0])], names[number]
-            twice = inside.copy()
-            twice[inside] = taken
-            shared |= twice
-            overlap.num_voxels = int(np.count_nonzero(shared))
-        # Of two equally large ones, the first by name keeps the voxel.
+            shared[inside] |= taken
         wins = ~taken | (sizes[number] < sizes[others]) | ((sizes[number] == sizes[others]) & (number < others))
         labels[inside] = np.where(wins, labels.dtype.type(number), others)
-    overlap.num_structures = int(np.count_nonzero(sizes))
+    overlap.num_structures, overlap.num_voxels = int(np.count_nonzero(sizes)), int(np.count_nonzero(shared))
     if overlap.num_voxels:
         left = count_labels(labels, largest + 1)
         overlap.losers = {name: (left[number], int(sizes[number])) for name, number in numbers.items() if 2 * left[number] < sizes[number]}
@@ -290,14 +268,14 @@ def _inside(file: VolumeHeader) -> NDArray[np.bool_]:
 
     def is_one(values: NDArray[Any]) -> NDArray[np.bool_]:
         inside: NDArray[np.bool_] = values == 1
-        if not bool(((values == 0) | inside).all()):
-            odd.append(values[(values != 0) & ~inside])
+        odd.append(values[(values != 0) & ~inside])
         return inside
 
     inside = read_mask(file, is_one)
-    if odd:
+    others = np.concatenate(odd)
+    if len(others):
         raise InputError(
-            f"{file.path}: expected 0 and 1, as in a binary file of one structure; found {odd[0][0]:.6g} at {sum(map(len, odd))} voxels\n"
+            f"{file.path}: expected 0 and 1, as in a binary file of one structure; found {others[0]:.6g} at {len(others)} voxels\n"
             "  A label map with several labels is given by itself: -p FILE, or -p FOLDER with the name of the case."
         )
     return inside

@@ -52,8 +52,7 @@ class WorkGrid:
             what: their content, such as "image".
             notes: gets sentences about the interpolation and the voxels outside.
             outside: the fate of voxels outside, such as "become background".
-            are_of_labels: whether these are logits of labels, which are all equal only outside
-                their grid and in padding.
+            are_of_labels: whether these are logits of labels, which are all equal only outside their grid and in padding.
             threads: number of threads.
         """
         shape = (len(values), *self.header.grid_shape[::-1])
@@ -81,26 +80,28 @@ class WorkGrid:
         """Return where the voxels of this grid lie on another one.
 
         Raises:
-            GridMismatchError: no voxel does (for logits: less than half of the voxels), or the file has
-                its channels first.
+            GridMismatchError: no voxel does (for logits: less than half of the voxels), or the file has its channels first.
         """
         like = self.header
-        order = self.order_of_axes(other)
-        if order:
+        if order := self._order_of_axes(other):
             raise GridMismatchError(f"{other.path}: {what} on another grid than the {self.name}\n{like.difference_from(other)}\n  {order}")
         if like.affine is None or other.affine is None:
             raise GridMismatchError(
                 f"{other.path}: {what} on another grid than the {self.name}, and without the geometry to interpolate from\n"
                 f"{like.difference_from(other)}\n"
-                f"  Export them on the grid of the {self.name}, or in a format with geometry: crfrefine convert FILE.npz FILE.nii.gz\n"
-                "  --like VOLUME, if there is a volume on the grid of the file."
+                f"  Export them on the grid of the {self.name}, or give them geometry: crfrefine convert FILE.npz FILE.nii.gz --like VOLUME"
             )
-        if not _boxes_overlap(like, other):
-            raise self._no_overlap(other, what)
-        grid_map = map_grid(like.grid_shape, like.affine, other.grid_shape, other.affine)
+        overlap = _boxes_overlap(like, other)
+        grid_map = map_grid(like.grid_shape, like.affine, other.grid_shape, other.affine) if overlap else None
+        if grid_map is None or not grid_map.num_inside:  # The boxes of oblique grids may overlap nevertheless.
+            lines = [f"{other.path}: the {what} and the {self.name} do not overlap in the world"]
+            width = max(len(str(header.path)) for header in (like, other))
+            for header in (like, other):
+                extents = zip("xyz", *world_box(header.grid_shape, header.geometry()[0]), strict=True)
+                extent = ", ".join(f"{axis} {start:.1f} to {stop:.1f}" for axis, start, stop in extents)
+                lines.append(f"  {header.path!s:<{width}}  {describe_grid(header.grid_shape, header.affine)}, {extent} mm")
+            raise GridMismatchError("\n".join([*lines, f"  {_suspicion(like, other)}"]))
         share = grid_map.num_inside / grid_map.num_voxels
-        if not share:  # The boxes of oblique grids may overlap nevertheless.
-            raise self._no_overlap(other, what)
         if what == "logits" and share < SMALL_OVERLAP:
             raise GridMismatchError(
                 f"{other.path}: the logits cover {share:.1%} of the voxels of the {self.name}; expected at least half of them\n"
@@ -109,7 +110,7 @@ class WorkGrid:
             )
         return grid_map
 
-    def order_of_axes(self, other: VolumeHeader) -> str:
+    def _order_of_axes(self, other: VolumeHeader) -> str:
         """Return advice about a file whose sizes fit this grid with the label axis before others; else ""."""
         sizes, wanted = [*other.grid_shape, other.num_channels], list(self.header.grid_shape)
         for extents in (sizes, wanted):
@@ -117,40 +118,24 @@ class WorkGrid:
                 extents.pop()
         if len(sizes) != len(wanted) + 1:
             return ""
-        names = "xyz"[: len(wanted)]
         for order in permutations(range(len(sizes))):  # The usual order of x, y, z comes first.
             if order[-1] != len(wanted) and [sizes[axis] for axis in order[:-1]] == wanted:
-                axes = [name for _, name in sorted(zip(order, [*names, "label"], strict=True))]
+                axes = [name for _, name in sorted(zip(order, [*"xyz"[: len(wanted)], "label"], strict=True))]
                 if other.affine is None:  # An archive, whose axes are listed the other way round.
                     return f"An .npz holds (label, z, y, x); this one seems to hold ({', '.join(reversed(axes))})."
                 first = ": channels first" if order[-1] == 0 else ""
-                return (
-                    f"Its axes seem to be ({', '.join(axes)}){first}. Move the label axis to the end, as in\n"
-                    '    image, logits = nibabel.load("IMAGE.nii.gz"), nibabel.load("LOGITS.nii.gz")\n'
-                    f'    array = logits.get_fdata(dtype="float32").transpose{order}\n'
-                    '    nibabel.save(nibabel.Nifti1Image(array, image.affine), "NEW.nii.gz")'
-                )
+                return f"Its axes seem to be ({', '.join(axes)}){first}. Move the label axis to the end: array.transpose{order}"
         return ""
 
-    def way_out(self, other: VolumeHeader, hint: str) -> str:
+    def advice(self, other: VolumeHeader, hint: str) -> str:
         """Return advice about a file on another grid: the order of its axes, or the hint and --resample."""
-        order = self.order_of_axes(other)
-        if order:
+        if order := self._order_of_axes(other):
             return order
         if self.header.affine is None or other.affine is None:
             return hint
         if not _boxes_overlap(self.header, other):
             return f"{hint}\n  The two do not overlap in the world. {_suspicion(self.header, other)}"
         return f"{hint}\n  Or give --resample, which interpolates onto the {self.name}'s grid."
-
-    def _no_overlap(self, other: VolumeHeader, what: str) -> GridMismatchError:
-        lines = [f"{other.path}: the {what} and the {self.name} do not overlap in the world"]
-        width = max(len(str(header.path)) for header in (self.header, other))
-        for header in (self.header, other):
-            extents = zip("xyz", *world_box(header.grid_shape, header.geometry()[0]), strict=True)
-            extent = ", ".join(f"{axis} {start:.1f} to {stop:.1f}" for axis, start, stop in extents)
-            lines.append(f"  {header.path!s:<{width}}  {describe_grid(header.grid_shape, header.affine)}, {extent} mm")
-        return GridMismatchError("\n".join([*lines, f"  {_suspicion(self.header, other)}"]))
 
     def _describe(self, grid_map: GridMap, other: VolumeHeader, what: str, how: str, outside: str) -> list[str]:
         """Return the note for the user about a file on another grid."""
@@ -164,13 +149,14 @@ class WorkGrid:
         return notes
 
 
-def _boxes_overlap(one: VolumeHeader, other: VolumeHeader) -> bool:
-    return boxes_overlap(*(world_box(header.grid_shape, header.geometry()[0]) for header in (one, other)))
+def _boxes_overlap(like: VolumeHeader, other: VolumeHeader, *, in_lps: bool = False) -> bool:
+    """Return whether the boxes of two grids overlap in the world, the second one's if its affine were in LPS."""
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ other.geometry()[0] if in_lps else other.geometry()[0]
+    return boxes_overlap(world_box(like.grid_shape, like.geometry()[0]), world_box(other.grid_shape, affine))
 
 
 def _suspicion(like: VolumeHeader, other: VolumeHeader) -> str:
     """Return the likely reason why two grids do not overlap."""
-    turned = np.diag([-1.0, -1.0, 1.0, 1.0]) @ other.geometry()[0]
-    if boxes_overlap(world_box(like.grid_shape, like.geometry()[0]), world_box(other.grid_shape, turned)):
+    if _boxes_overlap(like, other, in_lps=True):
         return "With the signs of world x and y exchanged they would: one file was probably written in LPS as if that were RAS."
     return "Is the transform missing in one of the headers, or is it of another scan? Compare them with `crfrefine info`."

@@ -140,7 +140,8 @@ def inspect_folder(folder: str | Path, *, resample: bool = False) -> FolderRepor
                 count = num_labels[files.case_id] = headers.logits.num_labels
                 parts.append(_channels(count, regions) if count else "label map for logits")
             parts += [what for what, header in (("mask", headers.mask), ("reference", headers.labels)) if header is not None]
-            parts += [f"{header.path.name} on another grid" for header in headers.on_other_grids]
+            if elsewhere := [header.path.name for header in headers.on_other_grids]:
+                parts.append(f"{listed(elsewhere, 3)} on another grid")
             report.cases[files.case_id] = ", ".join([*parts, *headers.turnings])
             for modality in headers.images:
                 for remark in modality.remarks:
