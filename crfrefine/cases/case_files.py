@@ -44,15 +44,12 @@ class CaseList(list[CaseFiles]):
         self.notes = list(notes)
 
 
-# Incomplete cases: which ones, what they lack, and the messages about them. Such cases are left out and is not a failure: half-finished
-# cross-validations are common.
-
 _MAX_NAMED = 3
 
 
 @dataclass(frozen=True)
 class IncompleteCase:
-    """A case that lacks at least one file."""
+    """A case that lacks at least one file; it is left out and is not a failure: half-finished cross-validations are common."""
 
     case_id: str
     reasons: tuple[str, ...]  # missing files, such as "no logits in study/logits"
@@ -64,15 +61,13 @@ class IncompleteCase:
 
 def describe_left_out(incomplete: Sequence[IncompleteCase], num_found: int) -> str:
     """Return one line: the number of cases left out, and for each reason the number and the first few names."""
-    verb = "is" if len(incomplete) == 1 else "are"
-    return f"{len(incomplete)} of {counted(num_found, 'case')} {verb} left out: {'; '.join(_by_reason(incomplete, _MAX_NAMED))}"
+    return f"{_some_are(incomplete, num_found)} left out: {'; '.join(_by_reason(incomplete, _MAX_NAMED))}"
 
 
 def require_all_complete(incomplete: Sequence[IncompleteCase], num_found: int, advice: Sequence[str] = ()) -> None:
     """Raise InputError with the name of every incomplete case, if there is one, as `--strict` requires."""
     if incomplete:
-        verb = "is" if len(incomplete) == 1 else "are"
-        first = f"{len(incomplete)} of {counted(num_found, 'case')} {verb} incomplete, which --strict refuses:"
+        first = f"{_some_are(incomplete, num_found)} incomplete, which --strict refuses:"
         last = "Add the missing files, or run without --strict to continue with the other cases."
         raise InputError("\n  ".join([first, *_by_reason(incomplete, len(incomplete)), *advice, last]))
 
@@ -82,6 +77,10 @@ def too_few_complete(incomplete: Sequence[IncompleteCase], num_found: int, expec
     num_complete = num_found - len(incomplete)
     there = "no case is complete" if num_complete == 0 else f"only {num_complete} of {counted(num_found, 'case')} is complete"
     return InputError("\n  ".join([f"{there}; expected {expected}", *_by_reason(incomplete, _MAX_NAMED), what_to_do]))
+
+
+def _some_are(incomplete: Sequence[IncompleteCase], num_found: int) -> str:
+    return f"{len(incomplete)} of {counted(num_found, 'case')} {'is' if len(incomplete) == 1 else 'are'}"
 
 
 def _by_reason(incomplete: Sequence[IncompleteCase], max_named: int) -> list[str]:

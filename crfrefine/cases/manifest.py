@@ -1,13 +1,9 @@
-"""The cases of a manifest: a CSV table that names the files of each case, for archives whose names follow no rule.
-
-All that names can tell is checked here, for all cases, before the first one is read.
-"""
+"""The cases of a manifest: a CSV table that names the files of each case, for archives whose names follow no rule."""
 
 from __future__ import annotations
 
 import csv
 import os
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +18,7 @@ from crfrefine.io.paths import WRITTEN_SUFFIXES, is_there, require_file, suffix_
 REQUIRED = ("case", "images", "logits")
 OPTIONAL = ("mask", "output", "spacing")
 SEPARATOR = ";"
-_COLUMNS = f"{', '.join(REQUIRED)}, and optionally {', '.join(OPTIONAL)}"
+COLUMNS = (*REQUIRED, *OPTIONAL)
 
 MAX_BYTES = 1 << 28
 """Largest manifest that is read: a million cases with long paths."""
@@ -30,7 +26,6 @@ MAX_BYTES = 1 << 28
 _MAX_NAMED = 20
 _MAX_OF_A_NAME = 200
 _MAX_OF_A_PROBLEM = 1000
-_MAX_AXES = 3
 
 
 def read_manifest(path: Path, *, input_type: str = "auto") -> CaseList:
@@ -45,8 +40,7 @@ def read_manifest(path: Path, *, input_type: str = "auto") -> CaseList:
     cases: dict[str, tuple[int, CaseFiles]] = {}
     for line, cells, wrong in _rows(path):
         files = None
-        wrong = wrong or _cell_problems(cells)
-        if not wrong:
+        if not (wrong := wrong or _cell_problems(cells)):
             files, wrong = _files_of(cells, path.parent, input_type)
         if files is not None and cases.setdefault(files.case_id, (line, files))[0] != line:
             wrong = [f"case {files.case_id!r} is also on line {cases[files.case_id][0]}"]
@@ -67,7 +61,12 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, tuple[str, ...]], list[st
             reader = csv.reader(file, strict=True)
             rows = (row for row in reader if any(row))
             names = [name.strip() for name in next(rows, [])]
-            _check_columns(path, names)
+            unknown, missing = [name for name in names if name not in COLUMNS], [name for name in REQUIRED if name not in names]
+            if unknown or missing or len({*names}) < len(names):
+                raise InputError(
+                    f"{path}: expected a line of names: {', '.join(REQUIRED)}, and optionally {', '.join(OPTIONAL)}, each once, separated "
+                    f"by commas; found {listed([*map(shorten_value, names)], 10) or 'an empty file'}"
+                )
             for row in rows:
                 parts = (tuple(part.strip() for part in cell.split(SEPARATOR)) for cell in row)
                 cells = {name: several for name, several in zip(names, parts, strict=False) if several != ("",)}
@@ -79,22 +78,6 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, tuple[str, ...]], list[st
         raise InputError(f"{path}: is not UTF-8 text (byte {error.start}); save it as CSV in UTF-8") from None
     except csv.Error as error:
         raise InputError(f"{path}: line {reader.line_num}: not CSV: {error}") from None
-
-
-def _check_columns(path: Path, names: Sequence[str]) -> None:
-    """Raise InputError unless all columns are known, none is there twice, and the required ones are there."""
-    if not names:
-        raise InputError(f"{path}: is empty; expected a line of names: {_COLUMNS}")
-    unknown = [name for name in names if name not in (*REQUIRED, *OPTIONAL)]
-    missing = [name for name in REQUIRED if name not in names]
-    twice = [name for name, count in Counter(names).items() if count > 1 and name not in unknown]
-    kinds = (("unknown columns", unknown), ("missing columns", missing), ("columns that are there twice", twice))
-    problems = [f"{what}: {listed([shorten_value(name) for name in wrong])}" for what, wrong in kinds if wrong]
-    if problems:
-        hint = ""
-        if len(names) == 1 and any(mark in names[0] for mark in ";\t|"):
-            hint = "\n  Columns are separated by commas; semicolons separate several files in one cell."
-        raise InputError(f"{path}: {'; '.join(problems)}\n  Expected {_COLUMNS}.{hint}")
 
 
 def _cell_problems(cells: Mapping[str, Sequence[str]]) -> list[str]:
@@ -115,12 +98,11 @@ def _cell_problems(cells: Mapping[str, Sequence[str]]) -> list[str]:
         problems.append(f"case: {shorten_value(name)} cannot name a file: {rule}")
     spacing = cells.get("spacing", ())
     try:
-        usable = len(spacing) != 1 and len(spacing) <= _MAX_AXES and is_plausible([float(part) for part in spacing])
+        usable = len(spacing) in (0, 2, 3) and is_plausible(map(float, spacing))
     except ValueError:
         usable = False
     if not usable:
-        expected = f"expected mm along each axis, such as 1{SEPARATOR}1{SEPARATOR}2.5"
-        problems.append(f"spacing: {expected}; got {shorten_value(SEPARATOR.join(spacing))}")
+        problems.append(f"spacing: expected mm along each axis, such as 1;1;2.5; got {shorten_value(SEPARATOR.join(spacing))}")
     for text in cells.get("output", ()):
         if suffix_of(Path(text)) not in WRITTEN_SUFFIXES:
             problems.append(f"output: {shorten(text)} does not end in one of {', '.join(WRITTEN_SUFFIXES)}")
@@ -135,14 +117,13 @@ def _files_of(cells: Mapping[str, Sequence[str]], folder: Path, input_type: str)
     """Return the files of a case, or their faults."""
     paths = {name: [folder / part for part in cells.get(name, ())] for name in ("images", "logits", "mask")}
     problems = []
-    for name, several in paths.items():
-        for path in several:
-            if name == "logits" and input_type == "labels" and len(several) == 1 and is_there(path) and path.is_dir():
-                continue
-            try:
-                require_file(path)
-            except InputError as error:
-                problems.append(f"{name}: {error}")
+    for name, path in ((name, path) for name, several in paths.items() for path in several):
+        if name == "logits" and input_type == "labels" and len(paths[name]) == 1 and is_there(path) and path.is_dir():
+            continue  # the folder of structures
+        try:
+            require_file(path)
+        except InputError as error:
+            problems.append(f"{name}: {error}")
     if problems:
         return None, problems
     try:
@@ -152,5 +133,4 @@ def _files_of(cells: Mapping[str, Sequence[str]], folder: Path, input_type: str)
     if found.problem is not None:
         return None, [found.problem]
     output = next((Path(os.path.normpath(text)) for text in cells.get("output", ())), None)
-    spacing = tuple(map(float, cells["spacing"])) if "spacing" in cells else None
-    return replace(found, case_id=cells["case"][0], output=output, spacing=spacing), []
+    return replace(found, case_id=cells["case"][0], output=output, spacing=tuple(map(float, cells.get("spacing", ()))) or None), []

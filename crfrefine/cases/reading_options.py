@@ -1,7 +1,6 @@
 """How the files of a case are read: the options, and the labels or regions that are declared.
 
-The user, `dataset.json`, the names of structures or the parameters declare them; each file is
-checked against them. How regions become a label map is in `arrays/region_scheme.py`.
+The user, `dataset.json`, the names of structures or the parameters declare them; each file is checked against them.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ class RegionReading:
     @property
     def fewest_channels(self) -> int:
         """Fewest channels of a file: a single region needs one, labels need two."""
-        return 1 if self.scheme is not None and self.scheme.num_regions == 1 else 2
+        return 1 if self.declares(1) else 2
 
     def declares(self, num_channels: int) -> bool:
         """Return whether so many channels are regions, judged by their number."""
@@ -56,9 +55,7 @@ class RegionReading:
 
     def is_channel(self, header: VolumeHeader) -> bool:
         """Return whether a file with one value per voxel is the channel of a single region, and not a label map: the voxels tell."""
-        if header.num_channels != 1 or not self.declares(1):
-            return False
-        return bool(np.mod(io.read_volume(header.path).data, 1).any())
+        return header.num_channels == 1 and self.declares(1) and bool(np.mod(io.read_volume(header.path).data, 1).any())
 
     def scheme_of(self, values: NDArray[np.float32], path: Path) -> RegionScheme | None:
         """Return the regions of a file's channels, (channels, [z,] y, x); None means that the channels are labels."""
@@ -72,34 +69,29 @@ class RegionReading:
 
     def require_number(self, num_channels: int, path: Path) -> None:
         """Raise InputError unless a file has a channel for each declared label or region, if any are."""
-        if num_channels == self.num_labels or (self.scheme is not None and num_channels == self.scheme.num_regions):
+        if num_channels == self.num_labels or self.declares(num_channels) or not (self.problem or self.scheme or self.num_labels):
             return
         problem = f"{path}: the network's output has {counted(num_channels, 'channel')}"
         if self.problem:
             raise InputError(f"{problem}, and whether these are regions is not clear\n  {self.problem}")
         if self.scheme is not None:
             labels = "" if self.num_labels is None else f", or {self.num_labels}, one per label"
-            raise InputError(
-                f"{problem}, expected {self.scheme.num_regions}, one per region of {self.source}{labels}\n  {self.scheme.describe()}"
-            )
-        if self.num_labels is not None:
-            raise InputError(
-                f"{problem}, expected {self.num_labels}, one for each label from 0 to {self.num_labels - 1} of {self.source}\n"
-                "  Export all labels of the network, background included. If that file describes another network, put the\n"
-                "  dataset.json of this one beside its output, or correct its labels."
-            )
+            regions = f"{self.scheme.num_regions}, one per region of {self.source}{labels}"
+            raise InputError(f"{problem}, expected {regions}\n  {self.scheme.describe()}")
+        assert self.num_labels is not None
+        raise InputError(
+            f"{problem}, expected {self.num_labels}, one for each label from 0 to {self.num_labels - 1} of {self.source}\n"
+            "  Export all labels of the network, background included. If that file describes another network, put the\n"
+            "  dataset.json of this one beside its output, or correct its labels."
+        )
 
     def identify(self, values: NDArray[np.float32], input_type: str, kind: str | None, path: Path) -> tuple[str, str]:
-        """Decide whether a file's channels of regions are log-odds or sigmoid probabilities.
-
-        Returns:
-            ("logits" or "probabilities", a sentence that says how the channels are taken and why).
-        """
+        """Return "logits" or "probabilities" for a file's channels of regions, and a sentence that says why."""
         assert self.scheme is not None
         found, reason = identify_regions(values, input_type, kind=kind, name=str(path))
         what = "sigmoid probabilities" if found == "probabilities" else "log-odds"
-        names = listed(self.scheme.names)
-        return found, f"{path.name} is taken as {what} of {counted(self.scheme.num_regions, 'region')} ({names}; {self.source}): {reason}"
+        regions = f"{counted(self.scheme.num_regions, 'region')} ({listed(self.scheme.names)}; {self.source})"
+        return found, f"{path.name} is taken as {what} of {regions}: {reason}"
 
 
 NO_REGIONS = RegionReading()
@@ -112,14 +104,13 @@ def find_regions(given: RegionScheme | None, descriptions: Iterable[DatasetDescr
     """
     if given is not None:
         return RegionReading(given, "--regions", is_given=True)
-    for description in descriptions:
-        scheme, problem = None, ""
-        try:
-            scheme = _scheme_of(description)
-        except InputError as error:
-            problem = str(error)
-        return RegionReading(scheme, str(description.path), description.num_labels, problem)
-    return NO_REGIONS
+    description = next(iter(descriptions), None)
+    if description is None:
+        return NO_REGIONS
+    try:
+        return RegionReading(_scheme_of(description), str(description.path), description.num_labels)
+    except InputError as error:
+        return RegionReading(None, str(description.path), description.num_labels, str(error))
 
 
 def _scheme_of(description: DatasetDescription) -> RegionScheme | None:
@@ -128,20 +119,17 @@ def _scheme_of(description: DatasetDescription) -> RegionScheme | None:
     if order is None and not description.has_regions:
         return None
     if not description.has_regions:
-        what = "it has regions_class_order, but no label of it is a list of several labels"
+        problem = "it has regions_class_order, but no label of it is a list of several labels"
     elif order is None:
-        what = "it has regions of several labels, but no regions_class_order: the label that each region writes"
+        problem = "it has regions of several labels, but no regions_class_order: the label that each region writes"
     else:
-        regions = {
-            " ".join(name.split()): value
-            for name, value in description.labels.items()
-            if name != "ignore" and value not in (0, (0,))  # nnU-Net leaves these out too.
-        }
+        # nnU-Net leaves the background out, too.
+        named = {name: value for name, value in description.labels.items() if name != "ignore" and value not in (0, (0,))}
         try:
-            return RegionScheme.of(regions, order)
+            return RegionScheme.of({" ".join(name.split()): value for name, value in named.items()}, order)
         except ConfigError as error:
-            what = str(error)
-    raise InputError(f"{description.path}: {what}\n  Region-based training of nnU-Net is described like this: {_WRITTEN_BY_NNUNET}")
+            problem = str(error)
+    raise InputError(f"{description.path}: {problem}\n  Region-based training of nnU-Net is described like this: {_WRITTEN_BY_NNUNET}")
 
 
 @dataclass(frozen=True)
@@ -161,19 +149,12 @@ class DeclaredLabels:
 def declared_labels(
     cases: Sequence[CaseFiles], descriptions: Sequence[DatasetDescription], num_labels: int | None
 ) -> DeclaredLabels | None:
-    """Return the labels that the label maps of a run may hold; None if nothing says.
-
-    Structures with a file each are numbered from 1 in the order of their names, over all cases of
-    the run. Otherwise the first `dataset.json` with labels decides, then the parameters.
-    """
+    """Return the labels of the label maps of a run, by structures, the first `dataset.json` with labels, or the parameters."""
     if any(case.are_structures for case in cases):
         return number_structures(cases)
-    for description in descriptions:
-        if description.labels:
-            return DeclaredLabels(tuple(sorted({0, *description.all_numbers})), str(description.path))
-    if num_labels is not None:
-        return DeclaredLabels(tuple(range(num_labels)), "the parameters, which have values per label")
-    return None
+    if description := next((each for each in descriptions if each.labels), None):
+        return DeclaredLabels(tuple(sorted({0, *description.all_numbers})), str(description.path))
+    return None if num_labels is None else DeclaredLabels(tuple(range(num_labels)), "the parameters, which have values per label")
 
 
 def number_structures(cases: Sequence[CaseFiles]) -> DeclaredLabels:
@@ -192,10 +173,8 @@ def number_structures(cases: Sequence[CaseFiles]) -> DeclaredLabels:
         raise InputError(f"{next(iter(by_name.values())).parent}: {len(by_name)} structures; label maps hold at most {MAX_LABEL}")
     for name, path in by_name.items():
         if name in RESERVED_NAMES:
-            raise InputError(
-                f"{path}: a structure cannot have the name {name!r}, which has a meaning in dataset.json; "
-                "background is where no structure is. Rename the file or leave it out"
-            )
+            meaning = "has a meaning in dataset.json; background is where no structure is"
+            raise InputError(f"{path}: a structure cannot have the name {name!r}, which {meaning}. Rename the file or leave it out")
         if shorten(name, 200) != name:
             raise InputError(f"{shorten(path, 300)}: the name of a structure must be printable and have at most 200 characters")
     numbers = {name: number for number, name in enumerate(sorted(by_name), start=1)}

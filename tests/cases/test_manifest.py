@@ -55,13 +55,10 @@ def test_what_spreadsheets_write_is_read(archive):
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (
-            "case,images,logit\n",
-            "unknown columns: 'logit'; missing columns: 'logits'\n  Expected case, images, logits, and optionally",
-        ),
-        ("case,case,images,logits\n", "columns that are there twice: 'case'"),
-        ("case;images;logits\na;b;c\n", "Columns are separated by commas"),
-        ("", "is empty; expected a line of names: case, images, logits"),
+        ("case,images,logit\n", "expected a line of names: case, images, logits, and optionally mask, output, spacing, each once"),
+        ("case,case,images,logits\n", "each once, separated by commas; found 'case', 'case', 'images', 'logits'"),
+        ("case;images;logits\na;b;c\n", "separated by commas; found 'case;images;logits'"),
+        ("", "found an empty file"),
         ("case,images,logits\n", "has no cases"),
         ("case,images,logits\na,b\n", "line 2: has 2 cells, expected 3"),
         ('case,images,logits\n"a,b,c\n', "not CSV"),
