@@ -41,12 +41,7 @@ class EvaluationOptions:
     """Options of an evaluation: what to measure, against what, and where to write the results."""
 
     predictions: Annotated[
-        Path,
-        Option(
-            "",
-            "Folder or file: label maps, or logits or probabilities of all labels. This is the judged method.",
-            "PREDICTIONS",
-        ),
+        Path, Option("", "Folder or file: label maps, or logits or probabilities of all labels. This is the judged method.", "PREDICTIONS")
     ]
     labels: Annotated[Path, Option("", "Folder or file: the reference.", "LABELS")]
     output: Annotated[Path, Option("-o --output", "Folder for metrics.csv, summary.json and report.html.", "FOLDER")]
@@ -73,23 +68,17 @@ class EvaluationOptions:
     regions: Annotated[
         tuple[str, ...],
         Option(
-            "-r --regions",
-            "Labels that count together, such as core=1+3+4; repeatable. The verdict is then about these.",
-            "NAME=1+3+4",
+            "-r --regions", "Labels that count together, such as core=1+3+4; repeatable. The verdict is then about these.", "NAME=1+3+4"
         ),
     ] = ()
     tolerance_mm: Annotated[float, Option("--tolerance", "Tolerance of the surface Dice.", "MM", show_default=True)] = 1.0
     ignore_label: Annotated[
-        int | None,
-        Option("--ignore-label", "Voxels where the reference has this label are ignored. Default: as in dataset.json.", "N"),
+        int | None, Option("--ignore-label", "Voxels where the reference has this label are ignored. Default: as in dataset.json.", "N")
     ] = None
     processes: Annotated[
         int | None,
         Option(
-            "--processes --threads",
-            "Number of cases at a time. Default: the cores this process may use.",
-            "N",
-            limits=(1, MAX_THREADS),
+            "--processes --threads", "Number of cases at a time. Default: the cores this process may use.", "N", limits=(1, MAX_THREADS)
         ),
     ] = None
     structures: Annotated[
@@ -101,15 +90,11 @@ class EvaluationOptions:
     ] = None
     resample: Annotated[
         bool,
-        Option(
-            "--resample",
-            "Interpolate predictions and images that are on another grid of the same world; otherwise they are an error.",
-        ),
+        Option("--resample", "Interpolate predictions and images that are on another grid of the same world; otherwise they are an error."),
     ] = False
     report: Annotated[bool, Option("--report/--no-report", "Whether to write report.html.", show_default=True)] = True
     fail_fast: Annotated[
-        bool,
-        Option("--fail-fast", "Stop at the first bad case; otherwise continue, and list the failures at the end."),
+        bool, Option("--fail-fast", "Stop at the first bad case; otherwise continue, and list the failures at the end.")
     ] = False
     strict: Annotated[bool, Option("--strict", "Refuse incomplete cases; otherwise leave them out, and say which and why.")] = False
     command_line: str = ""  # as typed, for the report

@@ -17,6 +17,7 @@ from crfrefine.cases.discovery import (
     LOGITS_NAMES,
     discover_cases,
     file_names,
+    files_by_stem,
     list_files,
     probabilities_beside,
     segmentations_first,
@@ -29,6 +30,7 @@ from crfrefine.io.paths import (
     LOGITS_SUFFIXES,
     SCORES_SUFFIXES,
     VOLUME_SUFFIXES,
+    Format,
     describe_others,
     format_to_read,
     require_file,
@@ -46,7 +48,7 @@ _SCORES = ("_probabilities", "_probseg", "_softmax", "_logits")
 class MethodFiles:
     """The files of a method for a case."""
 
-    # One value per voxel, or probabilities of all labels (only the header tells). None: derived from `probabilities`.
+    # One value per voxel, or probabilities of all labels (only the header tells). None means that they come from `probabilities`.
     label_map: Path | None = None
     probabilities: tuple[Path, ...] = ()  # Logits or probabilities of all labels: one file, or one per label; empty without any.
     asked_for_probabilities: bool = False  # Whether the user named them; otherwise they were found beside the label map.
@@ -74,8 +76,7 @@ class CasePair:
     methods: Mapping[str, MethodFiles] = field(default_factory=dict)
     images: tuple[Path, ...] = ()  # The files of its modalities, in order; empty if no images were given, or none of this case.
     problem: str | None = None  # Why the case cannot be measured at all.
-    # Number of each structure by its name: label maps are folders of structures, or their labels have these names; empty: neither.
-    structures: Mapping[str, int] = field(default_factory=dict)
+    structures: Mapping[str, int] = field(default_factory=dict)  # As of the `Pairing`.
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -90,7 +91,8 @@ class Pairing:
     cases: tuple[CasePair, ...]  # Those with a file in the reference and in every method.
     notes: tuple[str, ...]  # Notes on ignored files, one sentence each.
     left_out: tuple[IncompleteCase, ...] = ()  # The incomplete cases.
-    structures: Mapping[str, int] = field(default_factory=dict)  # Number of each structure by its name; empty: cases are label maps.
+    # Number of each structure by its name: label maps are folders of structures, or their labels have these names. Empty without any.
+    structures: Mapping[str, int] = field(default_factory=dict)
 
 
 def pair_cases(options: EvaluationOptions) -> Pairing:
@@ -104,29 +106,31 @@ def pair_cases(options: EvaluationOptions) -> Pairing:
     references = _references(options.labels, notes)
     lacking: dict[str, list[str]] = {}
     by_method = {name: _of_method(path, list(references), options.labels, lacking, notes) for name, path in options.methods.items()}
-    num_found = len({*references, *lacking})
-    complete = [case_id for case_id in references if case_id not in lacking]
-    for name, path in options.probabilities:
+    num_found, probabilities = len({*references, *lacking}), dict(options.probabilities)
+    complete = sorted(case_id for case_id in references if case_id not in lacking)
+    for name, path in probabilities.items():
         by_method[name] = _with_probabilities(by_method[name], path, notes)
     images = find_images(options.images, list(references), complete, notes)
-    unscored = {name: [one for one in complete if by_method[name][one].lacks_probabilities] for name, _ in options.probabilities}
+    unscored = {name: [case_id for case_id in complete if by_method[name][case_id].lacks_probabilities] for name in probabilities}
     if options.strict:  # Requested files are needed, too, even if masks can be measured without them.
-        others = [{one: [f"no probabilities in {path}"] for one in unscored[name]} for name, path in options.probabilities]
-        others.append({one: [f"no image in {options.images}"] for one in complete if options.images is not None and one not in images})
+        needed = {f"no probabilities in {probabilities[name]}": case_ids for name, case_ids in unscored.items()}
+        if options.images is not None:
+            needed[f"no image in {options.images}"] = [case_id for case_id in complete if case_id not in images]
+        others = [{case_id: [reason] for case_id in case_ids} for reason, case_ids in needed.items()]
         require_all_complete(incomplete_cases(lacking, *others), num_found)
     left_out = incomplete_cases(lacking)
     if not complete:
-        what = "cases with one name in the labels and in every method"
-        raise too_few_complete(left_out, num_found, what, "Name other folders, or leave out a method that has no file yet.")
-    for name, path in options.probabilities:
-        if len(unscored[name]) == len(complete):
+        expected = "cases with one name in the labels and in every method"
+        raise too_few_complete(left_out, num_found, expected, "Name other folders, or leave out a method that has no file yet.")
+    for name, case_ids in unscored.items():
+        if len(case_ids) == len(complete):
             expected = f"expected names such as {complete[0]} with one of {', '.join(LOGITS_SUFFIXES)}"
-            raise InputError(f"{path}: has no logits or probabilities of any case; {expected}")
-        if unscored[name]:
-            text = f"{path}: no probabilities of {len(unscored[name])} of {len(complete)} cases, such as {unscored[name][0]}"
-            notes.append(f"{text}; the calibration of {name} covers the others")
+            raise InputError(f"{probabilities[name]}: has no logits or probabilities of any case; {expected}")
+        if case_ids:
+            lack = f"no probabilities of {len(case_ids)} of {len(complete)} cases, such as {case_ids[0]}"
+            notes.append(f"{probabilities[name]}: {lack}; the calibration of {name} covers the others")
     cases = []
-    for case_id in sorted(complete):
+    for case_id in complete:
         paths, methods = references[case_id], {name: files[case_id] for name, files in by_method.items()}
         problem = f"expected one label map, found {file_names(paths)} in {options.labels}" if len(paths) > 1 else None
         cases.append(CasePair(case_id, paths[0], methods, images.get(case_id, ()), problem))
@@ -150,8 +154,8 @@ def _references(source: Path, notes: list[str]) -> dict[str, list[Path]]:
         return {_case_of(source): [source]}
     paths = _without_probabilities(list_files(source, VOLUME_SUFFIXES))
     stems = {stem_of(path) for path in paths}
-    numbered = [path for path in paths if (match := _MODALITY.fullmatch(stem_of(path))) and match["case"] in stems]
-    paths = [path for path in paths if path not in numbered]
+    images = [path for path in paths if (match := _MODALITY.fullmatch(stem_of(path))) and match["case"] in stems]
+    paths = [path for path in paths if path not in images]
     if not paths:
         found = "it is empty" if not any(source.iterdir()) else f"it has no file with one of these suffixes: {', '.join(VOLUME_SUFFIXES)}"
         raise InputError(f"{source}: no label map found: {found}{describe_others(source)}")
@@ -161,11 +165,10 @@ def _references(source: Path, notes: list[str]) -> dict[str, list[Path]]:
         is_plain = _case_of(path) == stem_of(path) and suffix_of(path) not in LABELS_SUFFIXES
         group = plain if is_plain else telling
         group.setdefault(_case_of(path), []).append(path)
-    images = numbered + [path for case_id in telling for path in plain.pop(case_id, [])]
+    images += [path for case_id in telling for path in plain.pop(case_id, [])]
     if images:
-        notes.append(
-            f"{source}: taken as images, not as references: {counted(len(images), 'file')} beside label maps, such as {images[0].name}"
-        )
+        beside = f"{counted(len(images), 'file')} beside label maps, such as {images[0].name}"
+        notes.append(f"{source}: taken as images, not as references: {beside}")
     return {**telling, **plain}
 
 
@@ -174,21 +177,14 @@ def _of_method(
 ) -> dict[str, MethodFiles]:
     """Return a method's files for each case of the reference; add to `lacking` the cases that only one of the two has."""
     if not source.is_dir():
-        require_file(source)
-        known = format_to_read(source, LOGITS_SUFFIXES)
-        if len(case_ids) != 1:
-            raise InputError(f"{source}: a file for the {len(case_ids)} cases of the reference; give a folder, or one case's reference")
-        return {case_ids[0]: MethodFiles(probabilities=(source,)) if known.holds_scores_alone else MethodFiles(source)}
-    by_stem: dict[str, list[Path]] = {}
-    for path in list_files(source, LOGITS_SUFFIXES):
-        by_stem.setdefault(stem_of(path), []).append(path)
-    found: dict[str, MethodFiles] = {}
-    taken: set[str] = set()
-    for case_id in case_ids:
-        found[case_id] = _choose(case_id, by_stem, source)
-        if found[case_id].is_missing:
+        holds_scores = _format_of_only_case(source, case_ids, LOGITS_SUFFIXES).holds_scores_alone
+        return {case_ids[0]: MethodFiles(probabilities=(source,)) if holds_scores else MethodFiles(source)}
+    by_stem = files_by_stem(source, LOGITS_SUFFIXES)
+    found = {case_id: _choose(case_id, by_stem, source) for case_id in case_ids}
+    for case_id, files in found.items():
+        if files.is_missing:
             lacking.setdefault(case_id, []).append(f"no prediction in {source}")
-        taken |= {case_id + ending for ending in ("", *LABEL_SUFFIXES, *_SCORES)}
+    taken = {case_id + ending for case_id in case_ids for ending in ("", *LABEL_SUFFIXES, *_SCORES)}
     stray = [path for stem, paths in by_stem.items() if stem not in taken for path in paths]
     others = []
     for path in _without_probabilities(stray):
@@ -203,10 +199,18 @@ def _of_method(
     return found
 
 
+def _format_of_only_case(source: Path, case_ids: Sequence[str], suffixes: tuple[str, ...]) -> Format:
+    """Return the format of a single file; raise InputError for several cases."""
+    require_file(source)
+    known = format_to_read(source, suffixes)
+    if len(case_ids) != 1:
+        raise InputError(f"{source}: a file for the {len(case_ids)} cases of the reference; give a folder, or one case's reference")
+    return known
+
+
 def _predicted_case(path: Path, case_ids: Sequence[str]) -> str:
     """Return the case of an unused file: a label map, probabilities without one, or a modality of a known case."""
-    name = _case_of(path)
-    name = next((name.removesuffix(ending) for ending in LOGITS_NAMES if name.endswith(ending) and name != ending), name)
+    name = _without_ending(_case_of(path), LOGITS_NAMES)
     match = _MODALITY.fullmatch(name)
     return match["case"] if match and match["case"] in case_ids else name
 
@@ -221,13 +225,12 @@ def _choose(case_id: str, by_stem: Mapping[str, Sequence[Path]], folder: Path) -
     archives = [path for path in own if suffix_of(path) in SCORES_SUFFIXES]
     beside = [by_stem[case_id + ending] for ending in _SCORES if case_id + ending in by_stem]
     # The probabilities of `infer` belong to its label map; an .npz of the same name may be its input.
-    candidates = [*beside[:1], archives] if beside and stem_of(beside[0][0]).endswith(_SCORES[0]) else [archives, *beside]
+    candidates = [*beside[:1], archives] if case_id + _SCORES[0] in by_stem else [archives, *beside]
     probabilities = next((paths for paths in candidates if paths), [])
     if len(probabilities) > 1:
         return MethodFiles(problem=f"expected one file of probabilities, found {file_names(probabilities)} in {folder}")
-    if not label_maps and not probabilities:
-        return MethodFiles(is_missing=True)
-    return MethodFiles(label_maps[0] if label_maps else None, tuple(probabilities))
+    label_map = label_maps[0] if label_maps else None
+    return MethodFiles(label_map, tuple(probabilities), is_missing=not label_maps and not probabilities)
 
 
 def _with_probabilities(found: Mapping[str, MethodFiles], source: Path, notes: list[str]) -> dict[str, MethodFiles]:
@@ -249,10 +252,7 @@ def find_images(source: Path | None, case_ids: Sequence[str], complete: Sequence
     if source is None:
         return {}
     if not source.is_dir():
-        require_file(source)
-        format_to_read(source, VOLUME_SUFFIXES)
-        if len(case_ids) != 1:
-            raise InputError(f"{source}: an image for {len(case_ids)} cases; give a folder")
+        _format_of_only_case(source, case_ids, VOLUME_SUFFIXES)
         return {case_ids[0]: (source,)}
     found = {case.case_id: case.images for case in discover_cases(source, None)}
     missing = [case_id for case_id in complete if case_id not in found]
@@ -262,15 +262,14 @@ def find_images(source: Path | None, case_ids: Sequence[str], complete: Sequence
 
 
 def _case_of(path: Path) -> str:
-    stem = stem_of(path)
-    for ending in LABEL_SUFFIXES:
-        if stem.endswith(ending) and stem != ending:
-            return stem.removesuffix(ending)
-    return stem
+    return _without_ending(stem_of(path), LABEL_SUFFIXES)
+
+
+def _without_ending(name: str, endings: Sequence[str]) -> str:
+    return next((name.removesuffix(ending) for ending in endings if name.endswith(ending) and name != ending), name)
 
 
 def _without_probabilities(paths: Sequence[Path]) -> list[Path]:
     """Leave out `CASE_probabilities` and the like beside `CASE`: they are not separate cases."""
-    stems = {stem_of(path) for path in paths} | {_case_of(path) for path in paths}
-    probabilities = set(probabilities_beside(paths, stems))
+    probabilities = set(probabilities_beside(paths, {*map(stem_of, paths), *map(_case_of, paths)}))
     return [path for path in paths if path not in probabilities]

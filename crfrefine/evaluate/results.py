@@ -19,11 +19,12 @@ from crfrefine.metrics.overlap import measure_masks
 from crfrefine.metrics.regions import ALL_LABELS
 from crfrefine.metrics.registry import CALIBRATION_METRICS, DICE, MASK_METRICS, RegionValues
 from crfrefine.runs.records import Observer
-from crfrefine.statistics.comparison import Measurement, ResultTable, SummaryRow, correct, summarize
+from crfrefine.statistics.comparison import ResultTable, SummaryRow, correct, measurements_of, summarize
 from crfrefine.statistics.paired import ALPHA, smallest_p_value
 from crfrefine.statistics.verdict import Verdict, not_tested, power_text, verdict
 
 if TYPE_CHECKING:
+    from crfrefine.base.array_types import Array, Bool
     from crfrefine.cases.case_files import IncompleteCase
     from crfrefine.evaluate.pairing import CasePair
 
@@ -42,17 +43,16 @@ class EmptyMasks:
 class Evaluation:
     """The results of a run."""
 
-    options: EvaluationOptions  # Options of the run.
+    options: EvaluationOptions
     settings: Settings  # The settings that the values depend on.
     pairs: Sequence[CasePair]  # The cases, sorted by name.
-    results: Sequence[CaseResult]  # Results of the processed cases, in the same order.
+    results: Sequence[CaseResult] = ()  # Results of the processed cases, in the same order.
     notes: Sequence[str] = ()  # Notes on assumptions and ignored files, one sentence each.
     num_processes: int = 1  # Cases measured at a time.
     seconds: float = 0.0  # Duration of the run.
     has_report: bool = False  # Whether `report.html` is written.
     left_out: Sequence[IncompleteCase] = ()  # The incomplete cases, which no number includes.
-    # Cases that the parameters of a method were learned on, by method.
-    learned: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    learned: Mapping[str, Sequence[str]] = field(default_factory=dict)  # By method, the cases that its parameters were learned on.
 
     @property
     def left_out_text(self) -> str:
@@ -76,25 +76,28 @@ class Evaluation:
     @cached_property
     def regions(self) -> dict[str, tuple[int, ...]]:
         """Each label that occurs or is named, then the named regions."""
-        others = {*self.settings.plan.named, ALL_LABELS}
-        found = {int(region) for result in self.results for rows in result.values.values() for region in rows if region not in others}
-        return self.settings.plan.all_regions(sorted(found))
+        names = {region for result in self.results for rows in result.values.values() for region in rows}
+        return self.settings.plan.all_regions([int(name) for name in names - {*self.settings.plan.named, ALL_LABELS}])
 
     @property
     def judged_regions(self) -> tuple[str, ...]:
         """The regions of the deciding mean."""
         return self.settings.plan.judged or tuple(name for name in self.regions if name not in self.settings.plan.named)
 
+    @property
+    def titles(self) -> dict[str, str]:
+        """The displayed name of each region."""
+        return {**{region: self.settings.plan.titles.get(region, region) for region in self.regions}, ALL_LABELS: "all labels"}
+
     @cached_property
     def full_table(self) -> ResultTable:
         """Every case, method, region and metric."""
         return ResultTable(
-            Measurement(result.case_id, region, metric, value, method)
+            line
             for result in self.results
             for method in self.options.methods
             if method in result.values
-            for region, row in self._completed(method, result.values[method]).items()
-            for metric, value in row.items()
+            for line in measurements_of(result.case_id, method, self._completed(method, result.values[method]))
         )
 
     @cached_property
@@ -103,26 +106,24 @@ class Evaluation:
         table = ResultTable(line for line in self.full_table if line.case not in self._learned_cases)
         return table if table.cases else self.full_table
 
-    @property
+    @cached_property
     def _learned_cases(self) -> set[str]:
         return {case for cases in self.learned.values() for case in cases}
 
     @cached_property
     def summary(self) -> list[SummaryRow]:
         """Each method, compared with the baseline if there is one; calibration only for methods with probabilities."""
-        table = self.table
+        table, regions = self.table, tuple(self.regions)
         if not table.cases:
             return []
-        baseline = self.options.baseline or self.options.name
-        if baseline not in table.methods:
-            baseline = self.options.name
-        rows = summarize(table, baseline, metrics=tuple(MASK_METRICS), regions=tuple(self.regions), mean_regions=self.judged_regions)
+        baseline = self.options.baseline if self.options.baseline in table.methods else self.options.name
         calibrated = [metric for metric in CALIBRATION_METRICS if metric in table.metrics]
-        rows += summarize(table, baseline, metrics=calibrated, regions=tuple(self.regions), mean_regions=self.judged_regions)
-        rows += summarize(table, baseline, metrics=calibrated, regions=(ALL_LABELS,) if calibrated else ())
-        return correct(
-            [row for row in rows if row.metric not in CALIBRATION_METRICS or row.method in self._calibrated], self.judged_regions
-        )
+        # Calibration also counts all labels together, which no mean over regions includes.
+        parts = [(tuple(MASK_METRICS), regions, self.judged_regions), (calibrated, regions, self.judged_regions)]
+        parts += [(calibrated, (ALL_LABELS,), (ALL_LABELS,))] if calibrated else []
+        rows = [row for part in parts for row in summarize(table, baseline, metrics=part[0], regions=part[1], mean_regions=part[2])]
+        kept = [row for row in rows if row.metric not in CALIBRATION_METRICS or row.method in self._calibrated]
+        return correct(kept, self.judged_regions)
 
     @cached_property
     def verdict(self) -> Verdict | None:
@@ -131,13 +132,13 @@ class Evaluation:
         Cases that the parameters of a method were learned on say nothing of new cases: it is over the others.
         """
         options, table = self.options, self.table
-        others = [name for name, _ in options.baselines[1:]]
         if options.baseline is None or not {options.name, options.baseline} <= set(table.methods):
             return None
         if self._learned_cases.issuperset(table.cases):
             reason = f"{self.learned_text}; the verdict of train-crf is on cases held out"
             judged = not_tested(options.name, options.baseline, self.judged_regions, reason)
             return replace(judged, notes=self.empty_notes)
+        others = [name for name, _ in options.baselines[1:]]
         judged = verdict(
             table,
             options.name,
@@ -150,7 +151,8 @@ class Evaluation:
             summary=self.summary,
             titles=self.titles,
         )
-        start = f"{self.learned_text}. Without {_them(len(self._learned_cases))}: " if self.learned else ""
+        them = "it" if len(self._learned_cases) == 1 else "them"
+        start = f"{self.learned_text}. Without {them}: " if self.learned else ""
         return replace(judged, sentence=start + judged.sentence, notes=(*judged.notes, *self.empty_notes))
 
     @property
@@ -178,20 +180,16 @@ class Evaluation:
     @property
     def power_note(self) -> str | None:
         """The smallest difference that this many cases can detect; None without a comparison."""
-        judged = self.verdict
-        if judged is None or not judged.comparison.num_pairs:
+        if self.verdict is None or not self.verdict.comparison.num_pairs:
             return None
-        comparison, count = judged.comparison, judged.comparison.num_pairs
-        cases = counted(count, "case")
-        if smallest_p_value(count) > ALPHA:
+        comparison = self.verdict.comparison
+        seen, cases = comparison.detectable_difference, counted(comparison.num_pairs, "case")
+        if smallest_p_value(comparison.num_pairs) > ALPHA:
             return f"with {cases} no difference, however large, could have been significant"
-        seen = comparison.detectable_difference
         if not seen > 0:
             return f"the differences of all {cases} are equal: there is no scatter to tell which difference would be found"
-        unit = DICE.difference_unit
-        scatter = f"{DICE.difference_text(comparison.standard_deviation, '')} {unit}"
-        found = power_text(f"{DICE.difference_text(seen, '')} {unit} of {DICE.title}")
-        return f"with {cases} and differences that scatter by {scatter}, {found} (level {ALPHA:g})"
+        scatter, effect = (f"{DICE.difference_text(size, '')} {DICE.difference_unit}" for size in (comparison.standard_deviation, seen))
+        return f"with {cases} and differences that scatter by {scatter}, {power_text(f'{effect} of {DICE.title}')} (level {ALPHA:g})"
 
     @cached_property
     def empty_masks(self) -> dict[str, dict[str, EmptyMasks]]:
@@ -201,25 +199,20 @@ class Evaluation:
         for region in self.regions if table.cases else ():
             for method in table.methods:
                 measured = ~np.isin(table.cases, table.missing_cases(method))
-                # Their denominators are the sizes of reference and prediction.
-                no_reference = np.isnan(table.values(method, region, "sensitivity")) & measured
-                no_prediction = np.isnan(table.values(method, region, "precision")) & measured
-                counts = (int(empty.sum()) for empty in (no_reference, no_prediction, no_reference & no_prediction, measured))
+                reference, prediction = (empty & measured for empty in _empty(table, method, region))
+                counts = (int(empty.sum()) for empty in (reference, prediction, reference & prediction, measured))
                 found.setdefault(region, {})[method] = EmptyMasks(*counts)
         return found
 
     @cached_property
     def empty_predictions(self) -> dict[str, tuple[str, ...]]:
         """The cases whose prediction has no foreground although the reference has, by method; methods without any are left out."""
-        table, regions = self.full_table, [region for region in self.regions if region in self.full_table.regions]
-        found: dict[str, tuple[str, ...]] = {}
+        table, found = self.full_table, {}
+        regions = [region for region in self.regions if region in table.regions]
         for method in table.methods if regions else ():
-            # Their denominators are the sizes of prediction and reference.
-            has_none, has_reference = (
-                np.isnan([table.values(method, region, metric) for region in regions]).all(axis=0) == is_empty
-                for metric, is_empty in (("precision", True), ("sensitivity", False))
-            )
-            cases = tuple(case for case, is_empty in zip(table.cases, has_none & has_reference, strict=True) if is_empty)
+            empty: Array = np.all([_empty(table, method, region) for region in regions], axis=0)
+            is_missed = ~empty[0] & empty[1]
+            cases = tuple(case for case, missed in zip(table.cases, is_missed, strict=True) if missed)
             if cases:
                 found[method] = cases
         return found
@@ -233,11 +226,6 @@ class Evaluation:
             for method, cases in self.empty_predictions.items()
         )
 
-    @property
-    def titles(self) -> dict[str, str]:
-        """The displayed name of each region."""
-        return {**{region: self.settings.plan.titles.get(region, region) for region in self.regions}, ALL_LABELS: "all labels"}
-
     @cached_property
     def _calibrated(self) -> set[str]:
         """The methods that have probabilities in any case."""
@@ -245,21 +233,15 @@ class Evaluation:
 
     def _completed(self, method: str, values: RegionValues) -> RegionValues:
         """Return the values of a case with one row per region: a label that neither map has is an empty mask in both."""
-        completed: RegionValues = {}
-        for region in self.regions:
-            completed[region] = {**_EMPTY, **values.get(region, {})}
-        if method in self._calibrated:
-            # Correctly predicted with probability 0 everywhere; undefined if the case has no probabilities.
-            absent = 0.0 if ALL_LABELS in values else math.nan
-            for region, row in completed.items():
-                of_region: Mapping[str, float] = values.get(region, {})
-                row.update({metric: of_region.get(metric, absent) for metric in CALIBRATION_METRICS})
-            completed[ALL_LABELS] = dict(values.get(ALL_LABELS, dict.fromkeys(CALIBRATION_METRICS, math.nan)))
-        return completed
+        # Without a channel, a label is correctly predicted with probability 0 everywhere; undefined if the case has no probabilities.
+        absent = dict.fromkeys(CALIBRATION_METRICS if method in self._calibrated else (), 0.0 if ALL_LABELS in values else math.nan)
+        completed = {region: {**_EMPTY, **absent, **values.get(region, {})} for region in self.regions}
+        return {**completed, ALL_LABELS: values.get(ALL_LABELS, absent)} if absent else completed
 
 
-def _them(number: int) -> str:
-    return "it" if number == 1 else "them"
+def _empty(table: ResultTable, method: str, region: str) -> tuple[Bool, Bool]:
+    """Return in which cases reference and prediction lack a region: these sizes are the denominators of the two metrics."""
+    return np.isnan(table.values(method, region, "sensitivity")), np.isnan(table.values(method, region, "precision"))
 
 
 def _subject(method: str) -> str:
@@ -268,6 +250,5 @@ def _subject(method: str) -> str:
 
 EvaluationObserver = Observer[Evaluation, CaseResult]
 
-_NOTHING = np.zeros((1, 1, 1), bool)
-_EMPTY = measure_masks(_NOTHING, _NOTHING, (1.0, 1.0, 1.0))
+_EMPTY = measure_masks(np.zeros((1, 1, 1), bool), np.zeros((1, 1, 1), bool), (1.0, 1.0, 1.0))
 """The values of two empty masks by convention."""

@@ -17,11 +17,12 @@ from crfrefine.cases.reading_options import RegionReading, find_regions
 from crfrefine.errors import CrfRefineError
 from crfrefine.evaluate.measuring import CaseResult, measure_pair
 from crfrefine.evaluate.options import METRICS_NAME, REPORT_NAME, SUMMARY_NAME, EvaluationOptions, check_options
-from crfrefine.evaluate.outputs import write_html, write_tables
+from crfrefine.evaluate.outputs import write_tables
 from crfrefine.evaluate.pairing import CasePair, pair_cases
 from crfrefine.evaluate.processes import map_in_processes
 from crfrefine.evaluate.reading import Settings
 from crfrefine.evaluate.regions import plan_regions
+from crfrefine.evaluate.report import write_report
 from crfrefine.evaluate.results import Evaluation, EvaluationObserver
 from crfrefine.evaluate.structures import has_structures, pair_structures
 from crfrefine.io.atomic import check_replaceable, check_writable
@@ -68,7 +69,11 @@ def run_evaluation(options: EvaluationOptions, observer: EvaluationObserver | No
     write_tables(evaluation)
     if options.report and evaluation.table.cases:
         observer.stage_changed("", "writing the report")
-        write_html(evaluation, lambda case_id, number, total: observer.stage_changed(case_id, "report", number, total), observer.note)
+
+        def progress(case_id: str, number: int, total: int) -> None:
+            observer.stage_changed(case_id, "report", number, total)
+
+        write_report(options.output / REPORT_NAME, evaluation, observer.note, progress=progress)
         evaluation.has_report = True
     elif (options.output / REPORT_NAME).exists():
         observer.note(f"{options.output / REPORT_NAME} is from an earlier run")

@@ -127,13 +127,7 @@ def _by_case(place: _Place, places: Sequence[_Place], options: EvaluationOptions
 # Read the label map of a case whose labels are structures with names: a folder of binary files, or a label map with a `dataset.json`.
 
 
-def read_structures(
-    path: Path,
-    numbers: Mapping[str, int],
-    told: list[str],
-    *,
-    grid: VolumeHeader | None = None,
-) -> Volume:
+def read_structures(path: Path, numbers: Mapping[str, int], told: list[str], *, grid: VolumeHeader | None = None) -> Volume:
     """Read a folder of structures, or a label map whose labels have names in a `dataset.json`, with the numbers of a run.
 
     `told` gets a sentence about structures that lose most of their voxels to smaller ones, as a union of others does.

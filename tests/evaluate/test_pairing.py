@@ -102,7 +102,7 @@ def test_named_probabilities_replace_those_beside(tmp_path):
     [
         ("", "a.nii", {}, "no label map found: it is empty"),
         ("a.npz notes.txt", "a.nii", {}, "no label map found: it has no file with one of these suffixes"),
-        ("a.nii b.nii", "a.nii", {"images": "pred/a.nii"}, "an image for 2 cases; give a folder"),
+        ("a.nii b.nii", "a.nii", {"images": "pred/a.nii"}, "a file for the 2 cases of the reference; give a folder"),
         ("a.nii b.nii", "a.nii", {"baselines": "pred/a.nii"}, "a file for the 2 cases of the reference"),
         (
             "a.nii b.nii",

@@ -6,17 +6,29 @@ import io
 import math
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from cli_helpers import run_here
+from evaluation_helpers import write_study
 from PIL import Image
 
+from crfrefine.base.failures import Failure
 from crfrefine.errors import InputError
-from crfrefine.evaluate.report import CaseImages, ReportInput, draw_charts, write_report
-from crfrefine.statistics.comparison import MEAN, Measurement, ResultTable, format_p, summarize
+from crfrefine.evaluate import report as page
+from crfrefine.evaluate.measuring import CaseResult
+from crfrefine.evaluate.options import EvaluationOptions
+from crfrefine.evaluate.reading import Settings
+from crfrefine.evaluate.regions import RegionPlan
+from crfrefine.evaluate.report import Report, draw_charts, write_report
+from crfrefine.evaluate.results import Evaluation
+from crfrefine.statistics.comparison import MEAN, Measurement, ResultTable, format_p, measurements_of, summarize
 from crfrefine.statistics.verdict import Outcome, verdict
 
 NASTY = "</script><img src=x onerror=alert(1)>\"'&amp;"
+TURNED = "☃\u200e\u202egpj\u2066\u2069"
+DRAW_CASE = page.draw_case
 
 
 class Page(html.parser.HTMLParser):
@@ -47,22 +59,20 @@ class Page(html.parser.HTMLParser):
         return re.sub(r"\s+", " ", "".join(self.texts))
 
 
-def make_images(case, *, has_image=True, has_before=True):
-    """A block of a label, of which the judged method relabels a corner and loses a row; stored upside down."""
-    reference = np.zeros((10, 14, 12), np.uint8)
-    reference[3:7, 4:10, 3:9] = 1
-    after = reference.copy()
-    after[3, 4, 8] = 2
-    after[3:7, 9, 3:9] = 0
-    image = np.random.default_rng(5).normal(100, 8, (1, *after.shape)).astype(np.float32) + 60 * (reference > 0)
-    affine = np.array([[0, -1.0, 0, 40.0], [0, 0, 1.5, -7.0], [-3.0, 0, 0, 3.0], [0, 0, 0, 1.0]])
-    return CaseImages(image if has_image else None, reference, reference if has_before else None, after, affine)
+@pytest.fixture(autouse=True, scope="module")
+def drawn():
+    """Pictures of the cases that need no files."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (5, 3)).save(buffer, format="png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page, "draw_case", lambda *_: buffer.getvalue())
+        yield
 
 
 def make_table(num_cases=13, *, methods=("network", "crf", "smoothing")):
     """Dice of two labels, HD95 and volume, with a case that both methods leave undefined and one that only one of them does."""
     rng = np.random.default_rng(3)
-    names = ["case 0", NASTY, "Ünï—코드 ☃\u200e\u202egpj\u2066\u2069", *(f"case {number}" for number in range(3, num_cases))]
+    names = ["case 0", NASTY, f"Ünï—코드 {TURNED}", *(f"case {number}" for number in range(3, num_cases))]
     lines = []
     for place, case in enumerate(names[:num_cases]):
         for region in ("1", "2"):
@@ -73,36 +83,38 @@ def make_table(num_cases=13, *, methods=("network", "crf", "smoothing")):
                 if region == "2" and (place == 5 or (place == 6 and method == "network")):
                     dice = math.nan
                 values = {"dice": dice, "hd95_mm": 20 * (1 - dice), "volume_ml": 3 * base, "volume_difference_ml": 5 * gain - 0.05}
-                lines += [Measurement(case, region, metric, value, method) for metric, value in values.items()]
+                lines += measurements_of(case, method, {region: values})
     return ResultTable(lines)
 
 
-def make_report(num_cases=13, *, compared=True, **changes):
-    """A report with a rival and a failed case, or on one method alone; with names that look like markup."""
-    table = make_table(num_cases) if compared else make_table(num_cases, methods=("crf",))
-    baseline = "network" if compared else None
-    summary = summarize(table, baseline or "crf")
-    content = {
-        "title": "Report on <b>crf</b> & others",
-        **{"table": table, "method": "crf", "baseline": baseline, "summary": summary},
-        "verdict": verdict(table, "crf", "network", rivals=["smoothing"], summary=summary) if compared else None,
-        **{"region_labels": {"1": (1,), "2": (2,)}, "region_titles": {"1": "1 front <part>"}, "mean_regions": ("1", "2")},
-        "failures": [(f"broken {NASTY}", "labels/x.nii.gz: cut off </dl></script>")],
-        "settings": {"direction": "☃\u200e\u202egpj\u2066\u2069", "command": f"crfrefine evaluate {NASTY}"},
-        "load_case": lambda case: make_images(case, has_before=compared),
-    }
-    return ReportInput(**(content | changes))
+def make_evaluation(table, method="crf", *, compared=True, titles=(("1", "1 front <part>"),)):
+    """An evaluation with this table, and a failed case; with names that look like markup."""
+    baselines = [(name, Path(name)) for name in table.methods if name != method] if compared else ()
+    command = f"crfrefine evaluate {NASTY} {TURNED}"
+    options = EvaluationOptions(Path(method), Path("labels"), Path("out"), name=method, baselines=baselines, command_line=command)
+    failed = CaseResult(f"broken {NASTY}", failures=[Failure("labels/\udcff.nii.gz: cut off </dl></script>", "InputError")])
+    evaluation = Evaluation(options, Settings(RegionPlan(titles=dict(titles)), 1.0), (), [failed])
+    evaluation.table, evaluation.regions = table, {name: (int(name),) for name in table.regions}
+    evaluation.summary = summarize(table, "network" if compared else method)
+    rivals = [name for name, _ in baselines[1:]]
+    judged = {"rivals": rivals, "summary": evaluation.summary, "titles": evaluation.titles}
+    evaluation.verdict = verdict(table, method, "network", **judged) if compared else None
+    return evaluation
 
 
-def written(tmp_path, report, **options):
+EVALUATION = make_evaluation(make_table())
+ALONE = make_evaluation(make_table(methods=("crf",)), compared=False)
+
+
+def written(tmp_path, evaluation, **options):
     path = tmp_path / "report.html"
-    write_report(path, report, **options)
+    write_report(path, evaluation, pytest.fail, **options)
     return path.read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
-    return written(tmp_path_factory.mktemp("report"), make_report())
+    return written(tmp_path_factory.mktemp("report"), EVALUATION)
 
 
 def test_the_page_is_well_formed_and_names_are_unique(text):
@@ -119,7 +131,7 @@ def test_the_page_is_well_formed_and_names_are_unique(text):
 def test_what_users_name_stays_text(text):
     """Markup, and a mark of direction, which would turn around the rest of its sentence, so that it is written out."""
     found = Page(text)
-    for name in (NASTY, "Report on <b>crf</b> & others", "cut off </dl></script>", "1 front <part>", r"☃\u200e\u202egpj\u2066\u2069"):
+    for name in (NASTY, "cut off </dl></script>", "1 front <part>", r"☃\u200e\u202egpj\u2066\u2069", r"labels/\udcff"):
         assert name in found.text
     assert not set(found.text) & set("\u200e\u202e\u2066\u2069")
     assert not any("onerror" in attributes for _, attributes in found.elements)
@@ -142,15 +154,15 @@ def test_the_page_asks_for_nothing_outside_of_itself_and_runs_no_script(text):
 
 
 def test_the_verdict_comes_first_and_the_numbers_are_those_of_the_comparison(text):
-    report, found = make_report(), Page(text)
+    found = Page(text)
     start = found.text.index("Verdict")
-    assert found.text[start:].startswith(f"Verdict {report.verdict.sentence}")
+    assert found.text[start:].startswith(f"Verdict {EVALUATION.verdict.sentence}")
     for said in (
         "1 case could not be evaluated",
         *(f"2: Dice is undefined for {method} of 13 cases" for method in ("network in 2", "crf in 1")),
     ):
         assert said in found.text
-    row = next(row for row in report.summary if (row.method, row.metric, row.region) == ("crf", "dice", "1"))
+    row = next(row for row in EVALUATION.summary if (row.method, row.metric, row.region) == ("crf", "dice", "1"))
     comparison = row.comparison
     expected = f"1 front <part> {comparison.mean_baseline:.4f} {comparison.mean:.4f} {100 * comparison.mean_difference:+.2f} "
     assert expected.replace("-", "\u2212") in found.text
@@ -168,9 +180,9 @@ def test_what_got_worse_stands_beside_the_verdict_and_takes_away_its_color(tmp_p
         for region in ("1", "2")
         for method in ("network", "crf")
     )
-    rows = summarize(table, "network")
-    judged = verdict(table, "crf", "network", summary=rows, titles={"1": "1 front <part>"})
-    found = Page(written(tmp_path, make_report(table=table, summary=rows, verdict=judged), num_shown=1))
+    evaluation = make_evaluation(table)
+    judged = evaluation.verdict
+    found = Page(written(tmp_path, evaluation, num_shown=1))
     assert judged.outcome == Outcome.HELPS
     assert f"Verdict {judged.sentence} {judged.harm.sentence} " in found.text
     assert "But significantly worse than with network: volume error. What got worse: volume error in 12 of 12 cases (" in found.text
@@ -189,16 +201,22 @@ def pictures(text, kind):
     return {one["alt"]: Image.open(io.BytesIO(base64.b64decode(one["src"].partition(",")[2]))) for one in chosen}
 
 
-def test_there_are_three_charts_and_a_picture_of_each_shown_case(text, tmp_path):
+def test_there_are_three_charts_and_a_picture_of_each_shown_case(tmp_path, monkeypatch):
     """A picture of a case has a panel more than that of `infer`: the reference."""
-    assert [alt.partition(":")[0] for alt in pictures(text, "charts")] == ["Before and after", "Agreement (Bland-Altman)", "Each region"]
-    assert all(picture.width == 690 and picture.height >= 500 for picture in pictures(text, "charts").values())
-    cases = pictures(text, "cases")
-    assert len(cases) == 9
-    assert {picture.width for picture in cases.values()} == {5 * 320 + 4 * 8 + 2 * 14}
-    alone = written(tmp_path, make_report(compared=False), num_shown=1)
-    assert [alt.partition(":")[0] for alt in pictures(alone, "charts")] == ["Each region"]
-    assert {picture.width for picture in pictures(alone, "cases").values()} == {4 * 320 + 3 * 8 + 2 * 14}
+    monkeypatch.setattr(page, "draw_case", DRAW_CASE)
+    study = write_study(tmp_path, 4)
+    arguments = [word for word in study.arguments if word != "--no-report"]
+    for words, panels, expected in (
+        (arguments, 5, ["Before and after", "Agreement (Bland-Altman)", "Each region"]),
+        (arguments[:3] + arguments[5:], 4, ["Each region"]),
+    ):
+        run_here(*words, status=0)
+        text = (study.output / "report.html").read_text(encoding="utf-8")
+        charts, cases = pictures(text, "charts"), pictures(text, "cases")
+        assert [alt.partition(":")[0] for alt in charts] == expected
+        assert all(picture.width == 690 and picture.height >= 500 for picture in charts.values())
+        assert len(cases) == 4
+        assert {picture.width for picture in cases.values()} == {panels * 320 + (panels - 1) * 8 + 2 * 14}
 
 
 def test_marks_of_the_charts_lie_at_the_values_of_their_cases(monkeypatch):
@@ -212,11 +230,8 @@ def test_marks_of_the_charts_lie_at_the_values_of_their_cases(monkeypatch):
     )
     values = {"network": (0.3, 0.3, 0.5), "$x_$": (0.1 + 0.2, 0.4, 0.1)}
     lines = [Measurement(f"c{place}", "1", "dice", row[place], method) for method, row in values.items() for place in range(3)]
-    table = ResultTable(lines)
-    summary = summarize(table, "network")
-    named = {"method": "$x_$", "region_titles": {"1": "$\\alpha"}, "mean_regions": ["1"]}
-    report = make_report(table=table, summary=summary, verdict=None, **named)
-    assert [title for title, _ in draw_charts(report)] == ["Before and after", "Agreement (Bland-Altman)", "Each region"]
+    evaluation = make_evaluation(ResultTable(lines), "$x_$", titles=[("1", "$\\alpha")])
+    assert [title for title, _ in draw_charts(Report(evaluation))] == ["Before and after", "Agreement (Bland-Altman)", "Each region"]
     marks = {}
     for x, y, style in drawn:
         marks.setdefault(style["color"], []).append((x, y))
@@ -226,77 +241,69 @@ def test_marks_of_the_charts_lie_at_the_values_of_their_cases(monkeypatch):
         np.testing.assert_allclose((agreement[0][0], agreement[1][0]), ((before + after) / 2, 100 * (after - before)), atol=1e-9)
         np.testing.assert_allclose(region[0], [100 * (after - before)], atol=1e-9)
     interval = next(x for x, _, style in drawn if style.get("linewidth") == 2)
-    np.testing.assert_allclose(interval, np.multiply(100, next(row.comparison.interval for row in summary if row.method == "$x_$")))
+    np.testing.assert_allclose(
+        interval, np.multiply(100, next(row.comparison.interval for row in evaluation.summary if row.method == "$x_$"))
+    )
 
 
 def test_lowest_median_and_highest_are_those_by_the_difference_in_mean_dice():
-    report = make_report()
-    shown = report.shown_cases(2)
-    means = report.table.means("dice", ["network", "crf"])
-    order = [report.table.cases[index] for index in np.argsort(means[1] - means[0], kind="stable")]
-    assert [one.case for one in shown if one.place == "lowest"] == order[:2]
-    assert [one.case for one in shown if one.place == "highest"] == order[-1:-3:-1]
-    assert {one.case for one in shown if one.place == "median"} <= set(order[5:8])
-    assert len({one.case for one in shown}) == 6
+    shown, table = Report(EVALUATION).shown_cases(2), EVALUATION.table
+    means = table.means("dice", ["network", "crf"])
+    order = [table.cases[index] for index in np.argsort(means[1] - means[0], kind="stable")]
+    assert [picture.case for picture in shown if picture.place == "lowest"] == order[:2]
+    assert [picture.case for picture in shown if picture.place == "highest"] == order[-1:-3:-1]
+    assert {picture.case for picture in shown if picture.place == "median"} <= set(order[5:8])
+    assert len({picture.case for picture in shown}) == 6
     for count, expected in ((1, "lowest"), (2, "lowest highest"), (3, "lowest median highest")):
-        kept = ResultTable(line for line in report.table if line.case in report.table.cases[:count])
-        few = make_report(table=kept, summary=(), verdict=None).shown_cases(3)
-        assert [one.place for one in few] == expected.split()
-        assert len({one.case for one in few}) == count, "once each"
+        few = Report(make_evaluation(make_table(count))).shown_cases(3)
+        assert [picture.place for picture in few] == expected.split()
+        assert len({picture.case for picture in few}) == count, "once each"
 
 
 def test_without_a_baseline_the_method_is_shown_alone(tmp_path):
-    report = make_report(compared=False)
-    found = Page(written(tmp_path, report, num_shown=1))
+    found = Page(written(tmp_path, ALONE, num_shown=1))
     assert "there is no verdict" in found.text
     assert "Bland-Altman" not in found.text
     assert "Difference" not in found.text
     assert "highest Dice (mean over regions)" in found.text
-    assert report.regions_of("dice") == (MEAN, "1", "2")
-    signed = report.table.values("crf", "1", "volume_difference_ml").mean()
+    assert Report(ALONE).regions_of("dice") == (MEAN, "1", "2")
+    signed = ALONE.table.values("crf", "1", "volume_difference_ml").mean()
     assert f" 1 front <part> {signed:.2f} 13 0 ".replace("-", "\u2212") in found.text
     assert "without its sign" not in found.text
 
 
-def test_what_cannot_be_shown_is_named_on_the_page(tmp_path):
-    def load(case):
-        if case == NASTY:
-            raise InputError(f"images/{case}.nii.gz: cut off")
-        return make_images(case, has_image=False)
+def test_what_cannot_be_shown_is_named_on_the_page_and_a_bug_leaves_the_old_page(tmp_path, monkeypatch):
+    seen, problems = [], {NASTY: InputError(f"images/{NASTY}.nii.gz: cut off")}
 
-    named = {"settings": {"folder": "labels/\udcff"}, "failures": [("case \udcfe", "labels/\udcfe.nii.gz: cut off")]}
-    text = written(tmp_path, make_report(3, load_case=load, **named))
-    found = Page(text)
-    assert f"This case cannot be shown: images/{NASTY}.nii.gz: cut off" in found.text
-    assert len(pictures(text, "cases")) == 2
-    assert r"labels/\udcff" in found.text
-    assert r"case \udcfe" in found.text
+    def draw(report, shown, *_):
+        raise problems.get(shown.case) or RuntimeError("a bug")
 
-
-def test_a_page_is_written_whole_or_not_at_all_the_same_for_the_same_input_and_names_each_case_that_is_drawn(tmp_path):
-    seen, paths = [], [tmp_path / "one.html", tmp_path / "other.html"]
-    for path in paths:
-        assert write_report(path, make_report(), num_shown=1, progress=lambda *step: seen.append(step)) == ""
-    assert [step[1:] for step in seen] == [(0, 3), (1, 3), (2, 3)] * 2
-    before = paths[0].read_bytes()
-    assert before == paths[1].read_bytes()
-
-    def load(case):
-        raise RuntimeError("a bug")
-
+    monkeypatch.setattr(page, "draw_case", draw)
+    few = make_evaluation(make_table(3))
+    problems |= dict.fromkeys(few.table.cases, problems[NASTY])
+    text = written(tmp_path, few, progress=lambda *step: seen.append(step))
+    assert f"This case cannot be shown: images/{NASTY}.nii.gz: cut off" in Page(text).text
+    assert pictures(text, "cases") == {}
+    assert sorted(seen) == sorted((case, number, 3) for number, (case, *_) in enumerate(seen))
+    problems.clear()
     with pytest.raises(RuntimeError):
-        write_report(paths[0], make_report(load_case=load))
-    assert paths[0].read_bytes() == before
-    assert sorted(tmp_path.iterdir()) == paths
+        written(tmp_path, few)
+    assert [path.read_text() for path in tmp_path.iterdir()] == [text]
+
+
+def test_the_same_input_makes_the_same_page(tmp_path):
+    texts = {re.sub(r"\d\d:\d\d UTC", "", written(tmp_path, EVALUATION, num_shown=1)) for _ in range(2)}
+    assert len(texts) == 1
 
 
 def test_without_matplotlib_the_page_has_all_but_the_charts_and_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    path = tmp_path / "report.html"
-    problem = write_report(path, make_report(), num_shown=1)
+    path, notes = tmp_path / "report.html", []
+    write_report(path, EVALUATION, notes.append, num_shown=1)
+    (problem,) = notes
     assert "pip install 'crfrefine[report]'" in problem
     text = path.read_text(encoding="utf-8")
     assert problem in Page(text).text
     assert len(pictures(text, "cases")) == 3
     assert pictures(text, "charts") == {}
-    assert make_report().verdict.sentence in Page(text).text
+    assert EVALUATION.verdict.sentence in Page(text).text

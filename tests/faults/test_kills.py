@@ -84,8 +84,6 @@ def test_convert_that_replaces_a_pair(tmp_path):
     folders = write_folders(tmp_path, "a")
     output = tmp_path / "out"
     work = Work(
-        ("convert", folders.logits / "a.nii.gz", output / "a.mhd"),
-        output=output,
-        before=lambda: write_old(output, "a.zraw", "a.mhd"),
+        ("convert", folders.logits / "a.nii.gz", output / "a.mhd"), output=output, before=lambda: write_old(output, "a.zraw", "a.mhd")
     )
     check_kills(work, tmp_path, seed=7)

@@ -7,15 +7,7 @@ import numpy as np
 import pytest
 
 from crfrefine.errors import InputError
-from crfrefine.statistics.comparison import (
-    MEAN,
-    Family,
-    Measurement,
-    ResultTable,
-    correct,
-    describe_families,
-    summarize,
-)
+from crfrefine.statistics.comparison import MEAN, Family, Measurement, ResultTable, correct, describe_families, summarize
 from crfrefine.statistics.paired import compare_pairs, holm
 
 NAN = math.nan

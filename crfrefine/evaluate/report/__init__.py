@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -14,16 +15,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+import crfrefine
 from crfrefine.base.geometry import spacing_of
 from crfrefine.base.text import printable
+from crfrefine.cases.dataset_description import Names, read_names
 from crfrefine.errors import BackendUnavailableError, CrfRefineError
+from crfrefine.evaluate.reading import read_image, read_masks, read_reference
+from crfrefine.evaluate.results import Evaluation
 from crfrefine.io.atomic import write_small_file
 from crfrefine.metrics.registry import DICE, Metric, metric_named
 from crfrefine.runs.pictures.drawing import drawable
 from crfrefine.runs.pictures.preview import draw_preview
-from crfrefine.statistics.comparison import MEAN, ResultTable, SummaryRow, describe_families, format_p
+from crfrefine.statistics.comparison import MEAN, SummaryRow, describe_families, format_p
 from crfrefine.statistics.paired import bootstrap_interval
-from crfrefine.statistics.verdict import ENDPOINT, Verdict
+from crfrefine.statistics.verdict import ENDPOINT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,21 +36,6 @@ if TYPE_CHECKING:
     from crfrefine.base.array_types import Array, Float32, Float64
 
 Progress = Callable[[str, int, int], None]
-
-
-# The contents: numbers computed elsewhere, the volumes of the few cases that are shown, and the selection from both.
-
-
-@dataclass(frozen=True)
-class CaseImages:
-    """The volumes of one case, all on one grid, as stored."""
-
-    image: Float32 | None  # (M, x, y, z) any intensity; None if there are no images.
-    reference: Array  # (x, y, z) labels of the reference, 0 is background.
-    before: Array | None  # (x, y, z) labels of the baseline; None without a baseline.
-    after: Array  # (x, y, z) labels of the judged method.
-    affine: Float64  # (4, 4) voxel to world RAS+ mm.
-    modality_names: tuple[str, ...] = ()  # One per modality; default: they are numbered.
 
 
 @dataclass(frozen=True)
@@ -58,37 +48,31 @@ class ShownCase:
 
 
 @dataclass(frozen=True)
-class ReportInput:
-    """The contents of a report."""
+class Report:
+    """The numbers of an evaluation as the page shows them."""
 
-    title: str  # Heading of the report.
-    table: ResultTable  # The measurements: cases, regions, metrics and methods.
-    method: str  # The judged method.
-    baseline: str | None  # The method it is compared with; None: the report shows only the judged method.
-    summary: Sequence[SummaryRow]  # One row per method, region and metric.
-    verdict: Verdict | None  # Shown first; None without a baseline.
-    region_labels: Mapping[str, tuple[int, ...]]  # The labels of each region.
-    region_titles: Mapping[str, str]  # Displayed name of each region; default: its name.
-    failures: Sequence[tuple[str, str]]  # Cases that could not be evaluated, with the reason.
-    settings: Mapping[str, str]  # Shown at the end, such as folders, tolerance, version, date and command line.
-    mean_regions: Sequence[str]  # The regions that the mean over regions covers.
-    load_case: Callable[[str], CaseImages]  # Reads the volumes of one case; called only for the cases that are shown.
-    left_out: str = ""  # One line about the incomplete cases that are left out; empty without any.
+    evaluation: Evaluation
 
     @property
     def compared(self) -> list[str]:
-        """The baseline, if there is one, and the judged method."""
-        return [self.method] if self.baseline is None else [self.baseline, self.method]
+        """The baseline, if there is a verdict, and the judged method."""
+        options = self.evaluation.options
+        return [options.name] if self.evaluation.verdict is None or options.baseline is None else [options.baseline, options.name]
+
+    @property
+    def baseline(self) -> str | None:
+        """The method that the judged one is compared with; None if the page shows only the judged one."""
+        return self.compared[0] if len(self.compared) > 1 else None
 
     def region_title(self, region: str) -> str:
         """Return the displayed name of a region."""
-        return "mean over regions" if region == MEAN else self.region_titles.get(region, region)
+        return "mean over regions" if region == MEAN else self.evaluation.titles.get(region, region)
 
     def regions_of(self, metric: str) -> tuple[str, ...]:
         """Return the regions with a value of a metric: first the mean over regions, or the only judged region."""
-        if metric not in self.table.metrics:
+        table, means = self.evaluation.table, self.evaluation.judged_regions
+        if metric not in table.metrics:
             return ()
-        table, means = self.table, self.mean_regions
         measured = [r for r in table.regions if any(not np.isnan(table.values(method, r, metric)).all() for method in self.compared)]
         if len(means) == 1:
             return tuple(sorted(measured, key=lambda region: region not in means))
@@ -100,18 +84,18 @@ class ReportInput:
 
     def values(self, methods: Sequence[str], region: str, metric: str) -> Float64:
         """Return (methods, cases) values as compared; means over regions are over those that all methods have."""
-        table = self.table
-        if self.is_unsigned(metric):
-            table = ResultTable(replace(line, value=abs(line.value)) for line in table if line.metric == metric)
+        table, is_unsigned = self.evaluation.table, self.is_unsigned(metric)
         if region == MEAN:
-            return table.means(metric, methods, [name for name in self.mean_regions if name in table.regions])
-        return np.array([table.values(method, region, metric) for method in methods])
+            regions = [name for name in self.evaluation.judged_regions if name in table.regions]
+            return table.means(metric, methods, regions, unsigned=is_unsigned)
+        values = np.array([table.values(method, region, metric) for method in methods])
+        return np.abs(values) if is_unsigned else values
 
     def pairs(self, region: str) -> tuple[tuple[str, ...], Float64]:
-        """Return (n) cases and (methods, n) Dice of the baseline, if there is one, and the judged method: cases that all have."""
+        """Return (n) cases and (methods, n) Dice of the compared methods: cases that all have."""
         values = self.values(self.compared, region, ENDPOINT)
         kept = np.flatnonzero(~np.isnan(values).any(axis=0))
-        return tuple(self.table.cases[index] for index in kept), values[:, kept]
+        return tuple(self.evaluation.table.cases[index] for index in kept), values[:, kept]
 
     def shown_cases(self, num_each: int) -> list[ShownCase]:
         """Return the cases with the lowest, median and highest difference in Dice, or Dice without a baseline; each once."""
@@ -128,12 +112,24 @@ class ReportInput:
 
     def undefined_counts(self) -> Iterator[tuple[str, str, int, int]]:
         """Yield region, method, its number of cases without a Dice (if any) and its number of cases."""
+        table = self.evaluation.table
         for region in self.regions_of(ENDPOINT):
-            for method in self.table.methods if region != MEAN else ():
-                there = ~np.isin(self.table.cases, self.table.missing_cases(method))
-                missing = int((np.isnan(self.table.values(method, region, ENDPOINT)) & there).sum())
+            for method in table.methods if region != MEAN else ():
+                there = ~np.isin(table.cases, table.missing_cases(method))
+                missing = int((np.isnan(table.values(method, region, ENDPOINT)) & there).sum())
                 if missing:
                     yield self.region_title(region), method, missing, int(there.sum())
+
+    def summary_lines(self, method: str) -> Iterator[tuple[SummaryRow, Metric, bool, float, float, int]]:
+        """Yield row, metric, whether the region represents the metric, both means and the number of cases that both methods have."""
+        rows = [row for row in self.evaluation.summary if row.method == method and (row.num_values or row.comparison is not None)]
+        metrics = list(dict.fromkeys(row.metric for row in rows))
+        leads = {metric: self.regions_of(metric)[:1] for metric in metrics}
+        for row in sorted(rows, key=lambda row: (metrics.index(row.metric), (row.region,) != leads[row.metric])):
+            values = self.values([*self.compared[:-1], method], row.region, row.metric)
+            values = values[:, ~np.isnan(values).any(axis=0)]
+            before, after = values.mean(axis=1)[[0, -1]].tolist() if values.size else (math.nan, row.mean)
+            yield row, metric_named(row.metric), (row.region,) == leads[row.metric], before, after, values.shape[1]
 
 
 # The three charts, of the Dice of each case; matplotlib is imported when they are drawn.
@@ -144,7 +140,7 @@ _STYLES = {1: ("#00649c", "^", "-"), 0: ("#5c656e", "o", ":"), -1: ("#a84300", "
 _ZERO: dict[str, Any] = {"color": "#8a939c", "linestyle": ":", "linewidth": 1}
 
 
-def draw_charts(report: ReportInput) -> list[tuple[str, bytes]]:
+def draw_charts(report: Report) -> list[tuple[str, bytes]]:
     """Return title and PNG of each chart; raises BackendUnavailableError without matplotlib.
 
     Without a baseline there is one chart, of the values.
@@ -199,9 +195,10 @@ def _draw_agreement(axes: Axes, values: Float64) -> None:
     axes.set_ylabel(f"difference ({DICE.difference_unit})")
 
 
-def _draw_regions(axes: Axes, report: ReportInput, regions: list[str]) -> None:
+def _draw_regions(axes: Axes, report: Report, regions: list[str]) -> None:
     """Draw a row of marks per region, with the mean and its interval as in the summary."""
-    comparisons = {row.region: row.comparison for row in report.summary if (row.method, row.metric) == (report.method, ENDPOINT)}
+    judged = (report.compared[-1], ENDPOINT)
+    comparisons = {row.region: row.comparison for row in report.evaluation.summary if (row.method, row.metric) == judged}
     is_paired = report.baseline is not None
     factor = DICE.difference_factor if is_paired else 1.0
     for row, region in enumerate(regions):
@@ -235,12 +232,19 @@ def _short(name: str) -> str:
 # The page.
 
 
-def write_report(path: Path, report: ReportInput, *, num_shown: int = 3, progress: Progress = lambda *_: None) -> str:
-    """Write the report atomically; return why it has no charts, as without matplotlib, or an empty text.
+def write_report(
+    path: Path, evaluation: Evaluation, note: Callable[[str], None], *, num_shown: int = 3, progress: Progress = lambda *_: None
+) -> None:
+    """Write the report atomically; `note` is called with what it lacks, such as the charts without matplotlib.
 
     A case whose volumes cannot be read is named on the page. At most `num_shown` cases each are shown with the lowest, median and highest
     difference; before each is drawn, `progress` is called with its name, the number of cases done, and of those to draw.
     """
+    report, options = Report(evaluation), evaluation.options
+    names = Names() if options.images is None else read_names([options.images, options.labels])
+    for text in names.notes:
+        if text not in evaluation.notes:
+            note(text)
     charts, problem = [], ""
     try:
         charts = draw_charts(report)
@@ -250,46 +254,66 @@ def write_report(path: Path, report: ReportInput, *, num_shown: int = 3, progres
     for number, shown in enumerate(chosen):
         progress(shown.case, number, len(chosen))
         try:
-            pictures.append((shown, _preview(report, shown), ""))
+            pictures.append((shown, draw_case(report, shown, names.modalities, note), ""))
         except CrfRefineError as error:
             pictures.append((shown, b"", str(error)))
     write_small_file(path, _render(report, charts, problem, pictures).encode("utf-8", "backslashreplace"))
-    return problem
+    if problem:
+        note(problem)
 
 
-def _preview(report: ReportInput, shown: ShownCase) -> bytes:
-    """Draw a case; without a baseline, its errors."""
-    images = report.load_case(shown.case)
+def draw_case(report: Report, shown: ShownCase, modalities: Sequence[str], note: Callable[[str], None]) -> bytes:
+    """Read and draw a case; without a baseline, its errors. An image that cannot be read is noted, and left out."""
+    evaluation = report.evaluation
+    pair = next(pair for pair in evaluation.pairs if pair.case_id == shown.case)
+    reference = read_reference(pair, evaluation.settings, [])
+    channels: list[Float32] = []
+    names: list[str] = []
+    for number, path in enumerate(pair.images):
+        try:
+            image = read_image(path, reference)
+        except (CrfRefineError, OSError) as error:
+            note(f"case {shown.case!r}: shown without {'its image' if len(pair.images) == 1 else path.name}: {error}")
+            continue
+        first = len(channels) if len(pair.images) == 1 else number
+        names += [modalities[place] if place < len(modalities) else f"modality {place + 1}" for place in range(first, first + len(image))]
+        channels += [_with_slices(channel) for channel in image]
+    affine, truth = reference.volume.affine, _with_slices(reference.volume.data)
+    maps = [read_masks(pair.methods[name], reference, evaluation.settings.channels[name], [])[0] for name in report.compared]
     text = " to ".join(map(DICE.value_text, shown.values.tolist()))
     if report.baseline is not None:
         text += f" ({DICE.difference_text(shown.values[1] - shown.values[0])} {DICE.difference_unit})"
     return draw_preview(
-        images.image,
-        images.reference if images.before is None else images.before,
-        images.after,
-        spacing_of(images.affine),
-        affine=images.affine,
+        np.stack(channels) if channels else None,
+        truth if report.baseline is None else _with_slices(maps[0]),
+        _with_slices(maps[-1]),
+        spacing_of(affine),
+        affine=affine,
         title=printable(shown.case),
         subtitle=f"{DICE.title} {_typeset(text)}",
-        label_names={labels[0]: report.region_title(region) for region, labels in report.region_labels.items() if len(labels) == 1},
-        modality_names=images.modality_names,
+        label_names={labels[0]: report.region_title(region) for region, labels in evaluation.regions.items() if len(labels) == 1},
+        modality_names=tuple(names),
         before_name=report.baseline or "reference",
-        after_name=report.method,
-        reference=None if images.before is None else images.reference,
-        shows_errors=images.before is None,
+        after_name=report.compared[-1],
+        reference=None if report.baseline is None else truth,
+        shows_errors=report.baseline is None,
     )
 
 
-# Fill the page template, which escapes everything that comes from users.
+def _with_slices(values: Array) -> Array:
+    """Return a slice as a volume with one slice: (x, y, 1)."""
+    return values if values.ndim >= 3 else values.reshape(values.shape + (1,) * (3 - values.ndim))
+
 
 # Letters that reverse the following text of a line: "gpj.exe" looks like "exe.jpg".
 _DIRECTIONS = {letter: f"\\u{letter:04x}" for letter in (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 
 
-def _render(
-    report: ReportInput, charts: Sequence[tuple[str, bytes]], problem: str, pictures: Sequence[tuple[ShownCase, bytes, str]]
-) -> str:
-    """Return the page. `problem` is why it has no charts; each case has a PNG, or the reason for its absence."""
+def _render(report: Report, charts: Sequence[tuple[str, bytes]], problem: str, pictures: Sequence[tuple[ShownCase, bytes, str]]) -> str:
+    """Fill the page template, which escapes everything that comes from users.
+
+    `problem` is why the page has no charts; each case has a PNG, or the reason for its absence.
+    """
     import jinja2
 
     environment = jinja2.Environment(
@@ -301,12 +325,18 @@ def _render(
         loader=jinja2.FunctionLoader(lambda name: (files("crfrefine.evaluate.report") / "assets" / name).read_text(encoding="utf-8")),
     )
     environment.filters["typeset"] = _typeset
-    methods = [report.method, *(method for method in report.table.methods if method not in report.compared)]
+    evaluation, method = report.evaluation, report.compared[-1]
+    methods = [method, *(name for name in evaluation.table.methods if name not in report.compared)]
     return environment.get_template("page.html").render(
         report=report,
-        families=describe_families(report.summary),
-        unsigned=[metric_named(metric).title for metric in report.table.metrics if report.is_unsigned(metric)],
-        lines={method: list(_summary_lines(report, method)) for method in methods},
+        evaluation=evaluation,
+        options=evaluation.options,
+        method=method,
+        version=crfrefine.__version__,
+        written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        families=describe_families(evaluation.summary),
+        unsigned=[metric_named(metric).title for metric in evaluation.table.metrics if report.is_unsigned(metric)],
+        lines={name: list(report.summary_lines(name)) for name in methods},
         charts=charts,
         problem=problem,
         pictures=pictures,
@@ -321,15 +351,3 @@ def _render(
 def _typeset(text: str) -> str:
     """Return a number with a true minus, and a dash for an undefined one."""
     return text.replace("-", "\u2212") or "–"
-
-
-def _summary_lines(report: ReportInput, method: str) -> Iterator[tuple[SummaryRow, Metric, bool, float, float, int]]:
-    """Yield row, metric, whether the region represents the metric, both means and the number of cases that both methods have."""
-    rows = [row for row in report.summary if row.method == method and (row.num_values or row.comparison is not None)]
-    metrics = list(dict.fromkeys(row.metric for row in rows))
-    leads = {metric: report.regions_of(metric)[:1] for metric in metrics}
-    for row in sorted(rows, key=lambda row: (metrics.index(row.metric), (row.region,) != leads[row.metric])):
-        values = report.values([*report.compared[:-1], method], row.region, row.metric)
-        values = values[:, ~np.isnan(values).any(axis=0)]
-        before, after = values.mean(axis=1)[[0, -1]].tolist() if values.size else (math.nan, row.mean)
-        yield row, metric_named(row.metric), (row.region,) == leads[row.metric], before, after, values.shape[1]
