@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from crfrefine import io
 from crfrefine.arrays.label_maps import foreground_labels
 from crfrefine.base.failures import Failure, failing_alone
 from crfrefine.cases.reading_options import NO_REGIONS
 from crfrefine.errors import InputError
 from crfrefine.evaluate.pairing import CasePair, MethodFiles
-from crfrefine.evaluate.reading import Reference, Settings, SoftLabels, read_masks, read_probabilities, read_reference, remarks_on_name
+from crfrefine.evaluate.reading import Reference, Settings, SoftLabels, read_masks, read_probabilities, read_reference
 from crfrefine.metrics.calibration import measure_calibration
 from crfrefine.metrics.overlap import measure_case
 from crfrefine.metrics.registry import RegionValues
@@ -45,9 +46,9 @@ def measure_pair(settings: Settings, pair: CasePair) -> CaseResult:
     with failing_alone(result.fail, pair.reference):
         if pair.problem:
             raise InputError(pair.problem)
-        told: list[str] = []
-        reference = read_reference(pair, settings, told)
-        result.warnings += [f"reference: {text}" for text in told]
+        warnings: list[str] = []
+        reference = read_reference(pair, settings, warnings)
+        result.warnings += [f"reference: {text}" for text in warnings]
         result.notes += [f"reference: {note}" for note in reference.header.remarks]
         for name, files in pair.methods.items():
             with failing_alone(partial(_fail_method, result, name), *files.paths):
@@ -56,18 +57,20 @@ def measure_pair(settings: Settings, pair: CasePair) -> CaseResult:
     return result
 
 
+def _fail_method(result: CaseResult, name: str, failure: Failure) -> None:
+    result.fail(replace(failure, part=name))
+
+
 def _measure_method(name: str, files: MethodFiles, reference: Reference, result: CaseResult) -> None:
-    channels = reference.settings.channels.get(name, NO_REGIONS)
-    told: list[str] = []
-    label_map, soft = read_masks(files, reference, channels, told)
-    result.warnings += [f"{name}: {text}" for text in told]
+    channels, path, warnings = reference.settings.channels.get(name, NO_REGIONS), files.label_map, list[str]()
+    label_map, soft = read_masks(files, reference, channels, warnings)
+    result.warnings += [f"{name}: {text}" for text in warnings]
+    if path is not None and not path.is_dir() and (misnamed := io.read_header(path).misnamed) is not None:
+        result.notes.append(f"{name}: {path.name}: {misnamed}")
+    values = result.values[name] = _measure_masks(label_map, reference)
+    del label_map
     if files.asked_for_probabilities:  # The calibration uses other files.
         soft = None
-    if files.label_map is not None:
-        result.notes += [f"{name}: {remark}" for remark in remarks_on_name(files.label_map)]
-    values = _measure_masks(label_map, reference)
-    result.values[name] = values
-    del label_map
 
     def fail(failure: Failure) -> None:
         if files.asked_for_probabilities or soft is not None or failure.traceback is not None:
@@ -86,22 +89,18 @@ def _measure_method(name: str, files: MethodFiles, reference: Reference, result:
     result.notes += [f"{name}: {note}" for note in dict.fromkeys(reference.notes)]
 
 
-def _fail_method(result: CaseResult, name: str, failure: Failure) -> None:
-    result.fail(replace(failure, part=name))
-
-
 def _measure_masks(label_map: Array, reference: Reference) -> RegionValues:
-    settings, wanted = reference.settings, reference.volume
+    plan, wanted = reference.settings.plan, reference.volume
     if reference.ignored is not None:
         label_map = np.where(reference.ignored, 0, label_map)
-    labels = {*foreground_labels(label_map), *foreground_labels(wanted.data)}
+    labels = sorted({*foreground_labels(label_map), *foreground_labels(wanted.data)})
     if len(labels) > MAX_MEASURED:
         raise InputError(
             f"the label map and the reference have {len(labels)} different labels; expected at most {MAX_MEASURED}: "
             "is one of them an image?"
         )
-    regions, ignored = settings.plan.all_regions(sorted(labels)), settings.plan.ignore_label
-    return measure_case(label_map, wanted.data, regions, wanted.spacing, tolerance_mm=settings.tolerance_mm, ignore_label=ignored)
+    regions, tolerance_mm = plan.all_regions(labels), reference.settings.tolerance_mm
+    return measure_case(label_map, wanted.data, regions, wanted.spacing, tolerance_mm=tolerance_mm, ignore_label=plan.ignore_label)
 
 
 def _add_calibration(values: RegionValues, soft: SoftLabels, reference: Reference) -> None:

@@ -25,7 +25,6 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _START = "import sys; sys.path[:] = sys.argv[2:]; from crfrefine.evaluate.processes import serve; serve(int(sys.argv[1]))"
-
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
@@ -117,7 +116,15 @@ class _Process:
 
 def serve(handle: int) -> None:
     """Work until the pipe ends. Runs in the process; the first message is the function, the others are items."""
-    threading.Thread(target=_end_with_parent, args=(handle,), daemon=True).start()
+
+    def end_with_parent() -> None:
+        """End in the middle of the work when the other end of the pipe has gone: a killed parent cannot do so itself."""
+        waiting = select.poll()
+        waiting.register(handle, 0)  # nothing but the end
+        waiting.poll()
+        os._exit(0)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError, OSError), Connection(handle) as connection:
         function = connection.recv()
         while True:
@@ -127,11 +134,3 @@ def serve(handle: int) -> None:
             except Exception as error:
                 content = pickle.dumps(Failure(f"its result cannot be sent: {error}", type(error).__name__))
             connection.send_bytes(content)
-
-
-def _end_with_parent(handle: int) -> None:
-    """End the process in the middle of its work when the other end of the pipe has gone: a killed parent cannot do so itself."""
-    waiting = select.poll()
-    waiting.register(handle, 0)  # nothing but the end
-    waiting.poll()
-    os._exit(0)

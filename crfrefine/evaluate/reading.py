@@ -81,11 +81,11 @@ class Reference:
         )
 
 
-def read_reference(pair: CasePair, settings: Settings, told: list[str]) -> Reference:
-    """Read the reference of a case: a label map, or structures, with sentences about them in `told`."""
+def read_reference(pair: CasePair, settings: Settings, warnings: list[str]) -> Reference:
+    """Read the reference of a case: a label map, or structures, with sentences about them in `warnings`."""
     path, ignore_label = pair.reference, settings.plan.ignore_label
     if pair.structures:
-        volume = read_structures(path, pair.structures, told)
+        volume = read_structures(path, pair.structures, warnings)
     else:
         header = io.read_header(path, io.VOLUME_SUFFIXES)
         require_scalar(header, "a label map")
@@ -98,66 +98,65 @@ def read_reference(pair: CasePair, settings: Settings, told: list[str]) -> Refer
     return Reference(volume, volume.header, settings, pair.structures, ignored if ignored is not None and ignored.any() else None)
 
 
-def read_masks(files: MethodFiles, grid: Reference, regions: RegionReading, told: list[str]) -> tuple[Labels, SoftLabels | None]:
+def read_masks(files: MethodFiles, reference: Reference, regions: RegionReading, warnings: list[str]) -> tuple[Labels, SoftLabels | None]:
     """Read the label map of a method, (*grid), with its probabilities if the file holds them."""
     if files.problem:
         raise InputError(files.problem)
-    if files.label_map is not None and grid.structures:
-        found = read_structures(files.label_map, grid.structures, told, grid=grid.header)
-        return _onto(grid, found, "structures"), None
-    if files.label_map is not None:
-        header = io.read_header(files.label_map)
+    path, grid = files.label_map, reference.header
+    if path is not None and reference.structures:
+        return _onto(reference, read_structures(path, reference.structures, warnings, grid=grid), "structures"), None
+    if path is not None:
+        header = io.read_header(path)
         # Logits and probabilities have several values per voxel, declare such values, or are the channel of a region.
         if header.num_channels == 1 and header.kind is None and not regions.is_channel(header):
-            grid.check(io.placed_on(io.read_header(files.label_map, io.VOLUME_SUFFIXES), grid.header), "label map")
-            return _onto(grid, io.read_labels(files.label_map, grid=grid.header), "label map"), None
-    soft = read_probabilities(files.probabilities if files.label_map is None else (files.label_map,), grid, regions)
+            return _onto(reference, io.read_labels(path, grid=grid), "label map"), None
+    soft = read_probabilities(files.probabilities if path is None else (path,), reference, regions)
     return soft.label_map, soft
 
 
-def remarks_on_name(path: Path) -> tuple[str, ...]:
-    """Return a remark about a file whose content does not match its name."""
-    if path.is_dir():
-        return ()
-    misnamed = io.read_header(path).misnamed
-    return () if misnamed is None else (f"{path.name}: {misnamed}",)
-
-
-def _onto(grid: Reference, found: Volume, what: str) -> Labels:
+def _onto(reference: Reference, found: Volume, what: str) -> Labels:
     """Return labels on the grid of the reference, (*grid)."""
     assert found.header is not None
-    grid.check(found.header, what)
+    reference.check(found.header, what)
     stored = StorageOrder.of_files(found.data.ndim).to_storage(found.data)
-    labels: Labels = grid.work.nearest(found.header, stored, what, grid.notes, outside="are background")
+    labels: Labels = reference.work.nearest(found.header, stored, what, reference.notes, outside="are background")
     return StorageOrder.of_files(labels.ndim).to_user(labels)
 
 
-def read_probabilities(paths: tuple[Path, ...], grid: Reference, regions: RegionReading = NO_REGIONS) -> SoftLabels:
+def read_probabilities(paths: tuple[Path, ...], reference: Reference, regions: RegionReading = NO_REGIONS) -> SoftLabels:
     """Read logits or probabilities, one file or one per label, on the grid of the reference; on another, logits are interpolated."""
-    header = io.read_logits_header(paths, fewest=regions.fewest_channels).placed_on(grid.header)
-    grid.check(header.files[0], "logits")
-    read = io.read_logits(paths, fewest=regions.fewest_channels, grid=grid.header)
+    grid = reference.header
+    header = io.read_logits_header(paths, fewest=regions.fewest_channels).placed_on(grid)
+    file, name = header.files[0], header.path
+    reference.check(file, "logits")
+    read = io.read_logits(paths, fewest=regions.fewest_channels, grid=grid)
     stored = file_order(read.values).to_storage(read.values)  # contiguous
-    scheme = regions.scheme_of(stored, header.path)
+    scheme = regions.scheme_of(stored, name)
     decide, convert = (identify, take_logarithms) if scheme is None else (regions.identify, take_log_odds)
-    kind, note = decide(stored, "auto", read.kind, header.path)
+    kind, note = decide(stored, "auto", read.kind, name)
     note = "; ".join([note, *(f"{file.path.name}: {file.misnamed}" for file in header.files if file.misnamed is not None)])
-    is_elsewhere = not grid.header.on_same_grid(header.files[0])
+    is_elsewhere = not grid.on_same_grid(file)
     if is_elsewhere:
         if kind == "probabilities":
             convert(stored)
             kind = "logits"
         del read
         of_labels = scheme is None
-        stored = grid.work.linear(header.files[0], stored, "logits", grid.notes, outside="are background", are_of_labels=of_labels)
-    if scheme is not None:
-        return _soft_regions(stored, scheme, kind, note, grid)
-    labels = argmax_labels(stored)
-    padding = find_padding(stored)
+        stored = reference.work.linear(file, stored, "logits", reference.notes, outside="are background", are_of_labels=of_labels)
+    labels = _decode(stored, kind, str(name), is_elsewhere) if scheme is None else _decode_regions(stored, scheme, kind, note)
+    shape = grid.grid_shape[::-1]
+    order = StorageOrder.of_files(len(shape))
+    probabilities = order.to_user(stored.reshape(len(stored), *shape))
+    return SoftLabels(order.to_user(labels.reshape(shape)), probabilities, note, scheme)
+
+
+def _decode(stored: Float32, kind: str, name: str, is_elsewhere: bool) -> Array:
+    """Return the label map of (L, [z,] y, x) logits or probabilities, which become probabilities in place: background in padding."""
+    labels, padding = argmax_labels(stored), find_padding(stored)
     if padding is not None:
         if kind == "probabilities":  # Equal probabilities may be a distribution.
             padding &= abs(stored[0] * len(stored) - 1) > SUM_TOLERANCE
-        check_share(int(np.count_nonzero(padding)), padding.size, str(header.path))
+        check_share(int(np.count_nonzero(padding)), padding.size, name)
     if kind == "logits":
         flat = stored.reshape(len(stored), -1)
         for start in range(0, flat.shape[1], BLOCK_VOXELS):
@@ -165,11 +164,11 @@ def read_probabilities(paths: tuple[Path, ...], grid: Reference, regions: Region
     if padding is not None and (kind == "probabilities" or is_elsewhere):
         for label, channel in enumerate(stored):
             channel[padding] = float(label == 0)
-    return _soft_labels(labels, stored, note, grid)
+    return labels
 
 
-def _soft_regions(stored: Float32, scheme: RegionScheme, kind: str, note: str, grid: Reference) -> SoftLabels:
-    """Return the label map and the sigmoid probabilities of regions, in place; `stored` are (R, [z,] y, x) log-odds or probabilities."""
+def _decode_regions(stored: Float32, scheme: RegionScheme, kind: str, note: str) -> Array:
+    """Return the label map of (R, [z,] y, x) log-odds or probabilities of regions, which become sigmoid probabilities in place."""
     if kind == "logits":
         for channel in stored:
             channel[:] = sigmoid(channel)
@@ -177,22 +176,14 @@ def _soft_regions(stored: Float32, scheme: RegionScheme, kind: str, note: str, g
     if undecided is not None:
         check_share(int(np.count_nonzero(undecided)), undecided.size, note)
         stored[:, undecided] = 0.0
-    return _soft_labels(scheme.decode(stored - np.float32(0.5)), stored, note, grid, scheme)
+    return scheme.decode(stored - np.float32(0.5))
 
 
-def _soft_labels(labels: Array, stored: Float32, note: str, grid: Reference, scheme: RegionScheme | None = None) -> SoftLabels:
-    """Return arrays in storage order, ([z,] y, x) and (channels, [z,] y, x), in the user's."""
-    shape = grid.header.grid_shape
-    order = StorageOrder.of_files(len(shape))
-    probabilities = order.to_user(stored.reshape(len(stored), *shape[::-1]))
-    return SoftLabels(order.to_user(labels.reshape(shape[::-1])), probabilities, note, scheme)
-
-
-def read_image(path: Path, grid: Reference) -> Float32:
+def read_image(path: Path, reference: Reference) -> Float32:
     """Read an image on the grid of the reference, (C, *grid): one channel, or those of a 4-D file."""
-    header = io.placed_on(io.read_header(path, io.VOLUME_SUFFIXES), grid.header)
-    grid.check(header, "image")
+    header = io.placed_on(io.read_header(path, io.VOLUME_SUFFIXES), reference.header)
+    reference.check(header, "image")
     values = io.allocate(header)
     io.read_into(header, values)
-    image = grid.work.linear(header, values, "image", grid.notes, outside="are 0")
+    image = reference.work.linear(header, values, "image", reference.notes, outside="are 0")
     return StorageOrder.of_files(image.ndim - 1).to_user(image)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from crfrefine.base.text import shorten
-from crfrefine.cases.dataset_description import DatasetDescription, read_descriptions
+from crfrefine.cases.dataset_description import read_descriptions
 from crfrefine.errors import ConfigError
 from crfrefine.metrics.regions import ALL_LABELS, Region, make_region, parse_region
 
@@ -49,14 +49,22 @@ def plan_regions(texts: Sequence[str], labels: Path, ignore_label: int | None) -
     description = next(read_descriptions([labels if labels.is_dir() else labels.parent], notes), None)
     ignored = ignore_label if ignore_label is not None or description is None else description.ignore_label
     titles = {str(label): f"{label} {name}" for label, name in description.label_names.items()} if description else {}
+    entries = {name: value if isinstance(value, tuple) else (value,) for name, value in description.labels.items()} if description else {}
+    asked = [parse_region(text) for text in texts]
+    described: list[Region] = []
+    if description is not None and description.has_regions:
+        foreground = [(name, members) for name, members in entries.items() if name != "ignore" and 0 not in members]
+        try:
+            described = [make_region(name, members) for name, members in foreground]
+        except ValueError as error:  # Its labels, and the one to ignore, are still valid.
+            notes.append(f"{description.path}: {error}; continuing without its regions")
     # A label has its own row, whose title has its name: as a region of that name it would appear twice.
-    asked = [_as_label(parse_region(text), titles) for text in texts]
-    described = [_as_label(region, titles) for region in _described_regions(description, notes)]
+    asked, described = ([_as_label(region, titles) for region in regions] for regions in (asked, described))
     named: dict[str, tuple[int, ...]] = {}
     for region in asked:
         if named.setdefault(region.name, region.labels) != region.labels:
             raise ConfigError(f"--regions {region.name}: appears twice, with different labels")
-    names = tuple(named) or tuple(dict.fromkeys(region.name for region in described))
+    judged = tuple(named) or tuple(dict.fromkeys(region.name for region in described))
     for region in described:
         named.setdefault(region.name, region.labels)
     for name, members in named.items():
@@ -69,21 +77,8 @@ def plan_regions(texts: Sequence[str], labels: Path, ignore_label: int | None) -
     # A region that equals a label, such as "2=2", would appear twice.
     plain = {members[0] for name, members in named.items() if name == str(members[0])}
     named = {name: members for name, members in named.items() if name != str(members[0])}
-    entries = (entry if isinstance(entry, tuple) else (entry,) for entry in (description.labels.values() if description else ()))
-    numbers = {value for entry in entries for value in entry} - {0, ignored}
-    return RegionPlan(tuple(sorted(numbers | plain)), named, names, titles, ignored, tuple(notes))
-
-
-def _described_regions(description: DatasetDescription | None, notes: list[str]) -> tuple[Region, ...]:
-    """Return the labels of a `dataset.json`, if some of them are sets; names that cannot be used are noted."""
-    if description is None or not description.has_regions:
-        return ()
-    entries = {name: value if isinstance(value, tuple) else (value,) for name, value in description.labels.items() if name != "ignore"}
-    try:
-        return tuple(make_region(name, members) for name, members in entries.items() if 0 not in members)
-    except ValueError as error:  # Its labels, and the one to ignore, are still valid.
-        notes.append(f"{description.path}: {error}; continuing without its regions")
-        return ()
+    numbers = {value for members in entries.values() for value in members} - {0, ignored}
+    return RegionPlan(tuple(sorted(numbers | plain)), named, judged, titles, ignored, tuple(notes))
 
 
 def _as_label(region: Region, titles: Mapping[str, str]) -> Region:

@@ -51,9 +51,9 @@ def run_evaluation(options: EvaluationOptions, observer: EvaluationObserver | No
     add_volumes(*options.inputs, *(path for pair in pairing.cases for path in pair.paths))
     for name in (METRICS_NAME, SUMMARY_NAME, *([REPORT_NAME] if options.report else [])):
         check_replaceable(options.output / name)
-    plan = plan.with_structures(pairing.structures)
     notes = [*plan.notes, *pairing.notes]
-    settings = Settings(plan, options.tolerance_mm, options.resample, _channels(options, notes))
+    channels = {name: _channels(name, options, notes) for name in options.methods}
+    settings = Settings(plan.with_structures(pairing.structures), options.tolerance_mm, options.resample, channels)
     num_processes = min(options.processes or available_threads(), len(pairing.cases))
     learned = cases_learned_on(pairing.cases, notes)
     evaluation = Evaluation(options, settings, pairing.cases, (), notes, num_processes, left_out=pairing.left_out, learned=learned)
@@ -67,32 +67,26 @@ def run_evaluation(options: EvaluationOptions, observer: EvaluationObserver | No
         _ = evaluation.summary, evaluation.verdict
     evaluation.seconds = time.perf_counter() - started
     write_tables(evaluation)
+    path = options.output / REPORT_NAME
     if options.report and evaluation.table.cases:
         observer.stage_changed("", "writing the report")
-
-        def progress(case_id: str, number: int, total: int) -> None:
-            observer.stage_changed(case_id, "report", number, total)
-
-        write_report(options.output / REPORT_NAME, evaluation, observer.note, progress=progress)
+        write_report(path, evaluation, observer.note, progress=lambda case_id, *step: observer.stage_changed(case_id, "report", *step))
         evaluation.has_report = True
-    elif (options.output / REPORT_NAME).exists():
-        observer.note(f"{options.output / REPORT_NAME} is from an earlier run")
+    elif path.exists():
+        observer.note(f"{path} is from an earlier run")
     observer.run_ended(evaluation)
     return evaluation
 
 
-def _channels(options: EvaluationOptions, notes: list[str]) -> dict[str, RegionReading]:
-    """Return which channels of each method's files are regions: as the `dataset.json` beside them says, or that of the reference.
+def _channels(method: str, options: EvaluationOptions, notes: list[str]) -> RegionReading:
+    """Return which channels of a method's files are regions: as the `dataset.json` beside them says, or that of the reference.
 
-    One that cannot be read is noted.
+    One that cannot be read is noted, once for all methods.
     """
-    named = dict(options.probabilities)
-    places = {name: (named.get(name, folder), folder, options.labels) for name, folder in options.methods.items()}
-    found = {}
-    for name, paths in places.items():
-        own: list[str] = []
-        found[name] = find_regions(None, read_descriptions([path if path.is_dir() else path.parent for path in paths], own))
-        notes += [note for note in own if note not in notes]
+    folder, own = options.methods[method], list[str]()
+    paths = (dict(options.probabilities).get(method, folder), folder, options.labels)
+    found = find_regions(None, read_descriptions([path if path.is_dir() else path.parent for path in paths], own))
+    notes += [note for note in own if note not in notes]
     return found
 
 
@@ -116,31 +110,25 @@ def _measure(evaluation: Evaluation, observer: EvaluationObserver) -> None:
     evaluation.results = [found[pair.case_id] for pair in evaluation.pairs]
 
 
-# The cases that the parameters of a method were learned on, by the record that `infer` leaves beside its label maps.
-
-
 def cases_learned_on(pairs: Sequence[CasePair], notes: list[str]) -> dict[str, tuple[str, ...]]:
-    """Return the cases of each method that its parameters were learned on, by their names.
+    """Return the cases of each method that its parameters were learned on, by the records that `infer` leaves beside its label maps.
 
     A method without a record, or without cases of this kind, is left out. A record that cannot be read is noted.
     """
     records: dict[Path, dict[str, Entry]] = {}
-    learned: dict[str, list[str]] = {}
+    learned: dict[str, tuple[str, ...]] = {}
     for pair in pairs:
         for method, files in pair.methods.items():
             if files.label_map is None:
                 continue
             path = files.label_map.resolve()
             if path.parent not in records:
-                records[path.parent] = _read_records(path.parent, notes)
+                recorded = read_records(path.parent)
+                notes += [f"{note}; its parameters may have been learned on more cases than are known" for note in recorded.notes]
+                records[path.parent] = {
+                    stem_of(entry.record.output): entry for entry in recorded.entries if entry.record.output is not None
+                }
             entry = records[path.parent].get(path.name if path.is_dir() else stem_of(path))
             if entry is not None and printable(entry.record.case_id) in (entry.run.settings.get(TRAINED_ON) or ()):
-                learned.setdefault(method, []).append(pair.case_id)
-    return {method: tuple(cases) for method, cases in learned.items()}
-
-
-def _read_records(folder: Path, notes: list[str]) -> dict[str, Entry]:
-    """Return the newest record of each label map in a folder, by the name of the file without its suffix."""
-    recorded = read_records(folder)
-    notes += [f"{note}; its parameters may have been learned on more cases than are known" for note in recorded.notes]
-    return {stem_of(entry.record.output): entry for entry in recorded.entries if entry.record.output is not None}
+                learned[method] = (*learned.get(method, ()), pair.case_id)
+    return learned

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from crfrefine import io
+from crfrefine.arrays.label_maps import foreground_labels
 from crfrefine.base.axes import StorageOrder
 from crfrefine.base.text import counted
 from crfrefine.cases.case_files import CaseFiles, require_all_complete, too_few_complete
@@ -20,17 +21,17 @@ from crfrefine.errors import InputError
 from crfrefine.evaluate.options import EvaluationOptions
 from crfrefine.evaluate.pairing import CasePair, MethodFiles, Pairing, find_images, incomplete_cases
 from crfrefine.io.paths import VOLUME_SUFFIXES, require_file, stem_of
+from crfrefine.io.pieces import require_scalar
 from crfrefine.io.volume import Volume, VolumeHeader
 
 
 @dataclass(frozen=True)
 class _Place:
-    """The content of a path of the command line."""
+    """The structures at a path of the command line."""
 
-    path: Path  # As given.
-    # The folder of structures, or the label map, of each case; the name None is the only case.
-    cases: Mapping[str | None, Path] = field(default_factory=dict)
-    names: frozenset[str] = frozenset()  # Names of all structures.
+    path: Path
+    cases: Mapping[str | None, Path]  # The folder of structures, or the label map, of each case; the name None is the only case.
+    names: Iterable[str]  # Names of all structures.
 
 
 def has_structures(options: EvaluationOptions) -> bool:
@@ -41,70 +42,63 @@ def has_structures(options: EvaluationOptions) -> bool:
     if options.structures is not None:
         return options.structures
     places = [options.labels, *options.methods.values()]
-    folders = [place for place in places if place.is_dir()]
-    if any(not list_files(folder, VOLUME_SUFFIXES) and case_folders(folder) for folder in folders):
+    files = {place: list_files(place, VOLUME_SUFFIXES) for place in places if place.is_dir()}
+    if any(not own and case_folders(folder) for folder, own in files.items()):
         return True
-    if not options.labels.is_dir() or len(folders) < len(places):
-        return False
     is_single = options.images is not None and options.images.is_file()
-    return is_single and all(len(list_files(folder, VOLUME_SUFFIXES)) > 1 for folder in folders)
+    return is_single and len(files) == len(set(places)) and all(len(own) > 1 for own in files.values())
 
 
 def pair_structures(options: EvaluationOptions) -> Pairing:
     """Find the structures of each method for each case; raises as `pair_cases`, and for label maps without names."""
     if options.probabilities:
         raise InputError(f"{options.probabilities[0][1]}: structures have no probabilities; leave --probabilities out")
-    reference = _look_at(options.labels)
-    methods = {name: _look_at(path) for name, path in options.methods.items()}
-    places = [reference, *methods.values()]
-    numbers = {name: number for number, name in enumerate(sorted(frozenset().union(*(place.names for place in places))), start=1)}
+    places = [_place_of(path) for path in (options.labels, *options.methods.values())]
+    numbers = {name: number for number, name in enumerate(sorted({name for place in places for name in place.names}), start=1)}
     by_case = [_by_case(place, places, options) for place in places]
     everything = sorted(set().union(*by_case))
     lacking: dict[str, list[str]] = {}
-    for place, cases in zip(places, by_case, strict=True):
-        what = "label map" if place is reference else "prediction"
+    for number, (place, cases) in enumerate(zip(places, by_case, strict=True)):
         for case_id in everything:
             if case_id not in cases:
-                lacking.setdefault(case_id, []).append(f"no {what} in {place.path}")
+                lacking.setdefault(case_id, []).append(f"no {'prediction' if number else 'label map'} in {place.path}")
     left_out = incomplete_cases(lacking)
     if options.strict:
         require_all_complete(left_out, len(everything))
     complete = [case_id for case_id in everything if case_id not in lacking]
     if not complete:
         raise too_few_complete(left_out, len(everything), "cases with structures in the labels and in every method", "Name other folders.")
-    notes: list[str] = []
+    about = f"{counted(len(numbers), 'structure')} in {counted(len(complete), 'case')}"
+    notes = [f"{about}: one binary file per structure, numbered in the order of names; --no-structures takes each file for a case"]
     images = find_images(options.images, complete, complete, notes)
     pairs = []
     for case_id in complete:
-        files = {name: MethodFiles(cases[case_id]) for name, cases in zip(methods, by_case[1:], strict=True)}
+        files = {name: MethodFiles(cases[case_id]) for name, cases in zip(options.methods, by_case[1:], strict=True)}
         pairs.append(CasePair(case_id, by_case[0][case_id], files, images.get(case_id, ()), structures=numbers))
-    about = f"{len(numbers)} structures in {counted(len(complete), 'case')}"
-    told = f"{about}: one binary file per structure, numbered in the order of names; --no-structures takes each file for a case"
-    return Pairing(tuple(pairs), (told, *notes), left_out, numbers)
+    return Pairing(tuple(pairs), tuple(notes), left_out, numbers)
 
 
-def _look_at(path: Path) -> _Place:
+def _place_of(path: Path) -> _Place:
     if not path.is_dir():
         require_file(path)
-        return _Place(path, {None: path}, frozenset(names_of(path)))
+        return _Place(path, {None: path}, names_of(path))
     files = list_files(path, VOLUME_SUFFIXES)
     if not files:
-        cases: dict[str | None, Path] = dict(case_folders(path).items())
-        if not cases:
+        folders = case_folders(path)
+        if not folders:
             raise InputError(f"{path}: no structures found; expected one binary file per structure, or a folder of such files per case")
-        return _Place(path, cases, _structure_names(cases.values()))
+        return _Place(path, dict(folders.items()), _structure_names(folders.values()))
     description = read_dataset_description(path) if (path / "dataset.json").exists() else None
     if description is not None and description.path.parent == path and description.labels:
-        stems = {stem_of(file) for file in files}
-        beside = set(probabilities_beside(files, stems))
-        return _Place(path, {stem_of(file): file for file in files if file not in beside}, frozenset(names_of(path)))
+        beside = set(probabilities_beside(files, {stem_of(file) for file in files}))
+        return _Place(path, {stem_of(file): file for file in files if file not in beside}, names_of(path))
     return _Place(path, {None: path}, _structure_names([path]))
 
 
-def _structure_names(folders: Iterable[Path]) -> frozenset[str]:
+def _structure_names(folders: Iterable[Path]) -> Iterable[str]:
     """Return the names of the structures of some folders; raise InputError for a name that none may have."""
     cases = [CaseFiles(folder.name, (), tuple(list_files(folder, VOLUME_SUFFIXES)), are_structures=True) for folder in folders]
-    return frozenset(number_structures(cases).structures)
+    return number_structures(cases).structures
 
 
 def _by_case(place: _Place, places: Sequence[_Place], options: EvaluationOptions) -> dict[str, Path]:
@@ -119,34 +113,26 @@ def _by_case(place: _Place, places: Sequence[_Place], options: EvaluationOptions
         )
     if names:
         return {names[0]: place.cases[None]}
-    image = options.images if options.images is not None and options.images.is_file() else None
-    single = image or options.labels
+    single = options.images if options.images is not None and options.images.is_file() else options.labels
     return {stem_of(single) if single.is_file() else single.resolve().name: place.cases[None]}
 
 
-# Read the label map of a case whose labels are structures with names: a folder of binary files, or a label map with a `dataset.json`.
-
-
-def read_structures(path: Path, numbers: Mapping[str, int], told: list[str], *, grid: VolumeHeader | None = None) -> Volume:
+def read_structures(path: Path, numbers: Mapping[str, int], warnings: list[str], *, grid: VolumeHeader | None = None) -> Volume:
     """Read a folder of structures, or a label map whose labels have names in a `dataset.json`, with the numbers of a run.
 
-    `told` gets a sentence about structures that lose most of their voxels to smaller ones, as a union of others does.
+    `warnings` gets a sentence about structures that lose most of their voxels to smaller ones, as a union of others does.
     Axes are turned to those of `grid`; None means those of the first file.
     """
     if not path.is_dir():
         return _renumbered(io.read_labels(path, grid=grid), path, numbers)
     headers = [io.read_header(file, io.VOLUME_SUFFIXES) for file in list_files(path, io.VOLUME_SUFFIXES)]
     headers = [io.placed_on(header, grid or headers[0]) for header in headers]
-    first = headers[0]
     for header in headers:
-        if header.num_channels > 1:
-            raise InputError(
-                f"{header.path}: expected one value per voxel, as in a binary file of one structure; found {header.num_channels}"
-            )
+        require_scalar(header, "a binary file of one structure")
     labels, overlap = merge_structures(headers, numbers)
     if overlap.lost:
-        told.append(f"{overlap.lost}; to measure a union of others, leave its file out and give its parts with --regions")
-    return Volume(StorageOrder.of_files(labels.ndim).to_user(labels), *first.geometry(), first.path, first)
+        warnings.append(f"{overlap.lost}; to measure a union of others, leave its file out and give its parts with --regions")
+    return Volume(StorageOrder.of_files(labels.ndim).to_user(labels), *headers[0].geometry(), headers[0].path, headers[0])
 
 
 def names_of(path: Path) -> dict[str, int]:
@@ -163,15 +149,11 @@ def names_of(path: Path) -> dict[str, int]:
 
 
 def _renumbered(volume: Volume, path: Path, numbers: Mapping[str, int]) -> Volume:
-    names = names_of(path)
-    table = np.full(int(volume.data.max(initial=0)) + 1, -1)
-    table[0] = 0
-    for name, own in names.items():
-        if own < len(table):
-            table[own] = numbers[name]
-    found = np.unique(volume.data)
-    nameless = [int(label) for label in found if table[label] < 0]
+    """Return a label map whose labels have the numbers of the run."""
+    known = {0: 0} | {own: numbers[name] for name, own in names_of(path).items()}
+    nameless = [label for label in foreground_labels(volume.data) if label not in known]
     if nameless:
         raise InputError(f"{path}: label {nameless[0]} has no name in dataset.json; labels are compared with structures by their names")
-    data = table.astype(np.min_scalar_type(max(numbers.values())))[volume.data]
-    return Volume(data, volume.affine, volume.spacing, volume.path, volume.header)
+    table = np.zeros(max(known) + 1, np.min_scalar_type(max(numbers.values())))
+    table[list(known)] = list(known.values())
+    return replace(volume, data=table[volume.data])
