@@ -1,8 +1,7 @@
-"""GIPL, VTK and MRC, and rare headers of MetaImage and NRRD, read through SimpleITK in a separate process.
+"""GIPL, VTK and MRC, and rare headers of MetaImage and NRRD: SimpleITK converts the file to NRRD in a separate process.
 
-ITK's readers crash on some damaged files and never return from others. In a separate process, with a limit of memory
-and of time, that is an error of the one file. The process converts the file to NRRD in a temporary file without a name,
-and ends with this one: nothing is left of either. A file is converted for its header, and once more for its voxels.
+ITK's readers crash on some damaged files and never return from others: the process has limits of memory and time. It ends
+with this one, and its target has no name. A file is converted for its header, and once more for its voxels.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from crfrefine.base.memory import memory_left, memory_limit
@@ -30,12 +28,8 @@ from crfrefine.io.volume import VolumeHeader
 if TYPE_CHECKING:
     from crfrefine.io.decode import VoxelStream
 
-FAMILY = "ITK"
-"""Name of these formats in the table of `crfrefine.io.paths`."""
-
-MAX_SECONDS = 600.0
-"""The conversion is given up after this time."""
-
+FAMILY = "ITK"  # Name of these formats in the table of `crfrefine.io.paths`.
+MAX_SECONDS = 600.0  # The conversion is given up after this time.
 _MIN_MEMORY = 4 << 30  # Of addresses, which SimpleITK takes many of before it reads anything.
 _GIPL_MAGIC = ((0xEFFFE9B0).to_bytes(4, "big"), (0x2AE389B8).to_bytes(4, "big"))
 _VTK_HEADER = re.compile(rb"\n(?:SCALARS[^\n]*\nLOOKUP_TABLE|VECTORS|COLOR_SCALARS|TENSORS)[^\n]*\n", re.IGNORECASE)
@@ -93,11 +87,7 @@ def _name(start: bytes) -> str | None:
 
 
 def read_header(path: Path, name: str | None = None) -> VolumeHeader:
-    """Read the header of a file, which is converted as a whole.
-
-    Args:
-        path: the file.
-        name: "MetaImage" or "NRRD"; None means GIPL, MRC or VTK, whichever it is by its content.
+    """Read the header of a file of a format, MetaImage or NRRD; None means GIPL, MRC or VTK, whichever it is by its content.
 
     Raises:
         UnsupportedFormatError: damaged, or not readable by ITK.
@@ -123,23 +113,21 @@ def open_voxels(header: VolumeHeader) -> Iterator[VoxelStream]:
 def _as_nrrd(path: Path, name: str | None) -> Iterator[tuple[str, VolumeHeader]]:
     """Convert a file for the time of the block: the name of its format, and the header of the NRRD, which has no name."""
     with ExitStack() as files:
-        source: BinaryIO | str = str(path)
-        limits = (_UNLIMITED, _UNLIMITED)
+        source, limits = None, (_UNLIMITED, _UNLIMITED)
         if name is None:
             start = read_start(path)
             unpacked = inflated(start)
             name = _name(unpacked or start)
             if name is None:
                 raise UnsupportedFormatError(f"{path}: not a file of GIPL, MRC or VTK, although its name says so, or damaged")
-            source = files.enter_context(path.open("rb"))
+            source = files.enter_context(_scratch(path) if unpacked else path.open("rb"))
             if unpacked:
-                source = files.enter_context(_scratch(path))
                 with open_bytes(path, "gzip") as reader:
                     shutil.copyfileobj(cast("BinaryIO", reader), source, BLOCK_BYTES)
                 source.flush()
             limits = _content_size(source, path, name, unpacked or start)
         target = files.enter_context(_scratch(path))
-        _run(source, _READERS[name], target, path, *limits)
+        _convert(path, source, _READERS[name], target, *limits)
         place = f"/dev/fd/{target.fileno()}"
         try:
             yield name, nrrd.read_header(Path(place))
@@ -152,9 +140,9 @@ def _as_nrrd(path: Path, name: str | None) -> Iterator[tuple[str, VolumeHeader]]
 @contextmanager
 def _scratch(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file without a name for the conversion of a file."""
-    folder = Path(tempfile.gettempdir())
+    folder = tempfile.gettempdir()
     try:
-        with TemporaryFile(dir=folder) as file:
+        with tempfile.TemporaryFile(dir=folder) as file:
             yield file
     except OSError as error:
         raise CapacityError(f"{path}: cannot be converted in {folder}: {error.strerror or error}; set TMPDIR to another folder") from error
@@ -162,8 +150,7 @@ def _scratch(path: Path) -> Iterator[BinaryIO]:
 
 def _content_size(file: BinaryIO, path: Path, name: str, start: bytes) -> tuple[int, int]:
     """Return the most numbers and bytes of voxels that a file, which begins so, can hold: ITK would invent missing ones."""
-    size = os.fstat(file.fileno()).st_size
-    offset = 256
+    size, offset = os.fstat(file.fileno()).st_size, 256
     if name == "MRC":
         offset = 1024 + int.from_bytes(start[92:96], "big" if start[212:213] == b"\x11" else "little")
     elif name == "VTK":
@@ -179,25 +166,20 @@ def _content_size(file: BinaryIO, path: Path, name: str, start: bytes) -> tuple[
     return _UNLIMITED, size - offset
 
 
-def _run(source: BinaryIO | str, reader: str, target: BinaryIO, path: Path, max_numbers: int, max_bytes: int) -> None:
+def _convert(path: Path, source: BinaryIO | None, reader: str, target: BinaryIO, max_numbers: int, max_bytes: int) -> None:
     """Convert a file in a separate process; errors are those of the file `path`.
 
     Args:
-        source: the open file to read, or its path, where its header may name other files.
+        path: the file.
+        source: the open file to read; None means that ITK opens the file, whose header may name other files.
         reader: the name of ITK's reader for it.
         target: the open file to write.
-        path: the file that errors name.
         max_numbers: that the source can hold.
         max_bytes: of voxels that the source can hold.
-
-    Raises:
-        UnsupportedFormatError: the source is damaged, promises more than it holds, or takes too long.
-        InputError: SimpleITK is not installed.
-        CapacityError: it takes more memory than there is.
     """
     memory = max(memory_left(memory_limit()), _MIN_MEMORY)
-    files = [file.fileno() for file in (source, target) if not isinstance(file, str)]
-    place = source if isinstance(source, str) else f"/dev/fd/{files[0]}"
+    files = [file.fileno() for file in (source, target) if file is not None]
+    place = path if source is None else f"/dev/fd/{files[0]}"
     arguments = (os.getpid(), memory, place, reader, files[-1], max_numbers, max_bytes)
     command = [sys.executable, "-P", "-c", _CONVERT, *map(str, arguments)]
     try:
@@ -205,11 +187,11 @@ def _run(source: BinaryIO | str, reader: str, target: BinaryIO, path: Path, max_
         done = subprocess.run(command, capture_output=True, errors="replace", timeout=MAX_SECONDS, check=False, pass_fds=files)
     except subprocess.TimeoutExpired:
         raise UnsupportedFormatError(f"{path}: ITK did not end within {MAX_SECONDS:g} s: the file is damaged, or too large") from None
+    said = (done.stderr.strip().splitlines() or [""])[-1]
     if done.returncode == 0:
         return
-    said = (done.stderr.strip().splitlines() or [""])[-1]
     if said.startswith("cut off: "):
-        held = f"{max_numbers}" if said.endswith("numbers") else f"{max_bytes}"
+        held = max_numbers if said.endswith("numbers") else max_bytes
         raise cut_off(path, said.removeprefix("cut off: "), f"it holds {held}")
     if said == "ModuleNotFoundError: No module named 'SimpleITK'":
         raise InputError(f"{path}: such files need SimpleITK, which is not installed: pip install 'crfrefine[itk]'")

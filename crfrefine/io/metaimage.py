@@ -130,15 +130,9 @@ def _source(fields: Fields, end: int, sizes: tuple[int, ...], *, inner: int) -> 
     kind = _TYPES.get(fields.text("ElementType").upper().removesuffix("_ARRAY"))
     if kind is None:
         raise fields.damaged("ElementType", f"one of {', '.join(_TYPES)}")
-    return VoxelSource(
-        header_path=fields.path,
-        path=path,
-        encoding="zlib" if is_compressed else "raw",
-        dtype=np.dtype(kind).newbyteorder(">" if any(map(fields.flag, _BYTE_ORDER)) else "<"),
-        sizes=sizes,
-        inner=inner,
-        start=end if path == fields.path else 0,
-    )
+    dtype = np.dtype(kind).newbyteorder(">" if any(map(fields.flag, _BYTE_ORDER)) else "<")
+    encoding, start = "zlib" if is_compressed else "raw", end if path == fields.path else 0
+    return VoxelSource(fields.path, path, encoding, dtype, sizes, inner, start=start)
 
 
 def _affine(fields: Fields, num_dims: int, num_axes: int) -> NDArray[np.float64]:

@@ -44,15 +44,8 @@ def read_header(path: Path) -> VolumeHeader:
     template: Any = MGHHeader(block[:_USED_BYTES])
     *grid_shape, num_frames = (int(size) for size in template["dims"])
     affine = np.asarray(template.get_affine(), np.float64) + 0.0
-    source = VoxelSource(
-        header_path=path,
-        path=path,
-        encoding=encoding,
-        dtype=np.dtype(_TYPES[int(template["type"])]),
-        sizes=(*grid_shape, num_frames),
-        inner=math.prod(grid_shape),
-        offset=_DATA_OFFSET,
-    )
+    dtype, sizes = np.dtype(_TYPES[int(template["type"])]), (*grid_shape, num_frames)
+    source = VoxelSource(path, path, encoding, dtype, sizes, math.prod(grid_shape), offset=_DATA_OFFSET)
     has_place = int.from_bytes(block[28:30], "big") > 0  # Else nibabel has filled it in.
     notes = () if has_place else ("no orientation in the header; coronal slices of 1 mm are assumed, as in nibabel",)
     wrong_name = misnamed(path, compressed=encoding == "gzip")

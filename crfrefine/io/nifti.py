@@ -107,17 +107,10 @@ def interpret(header: Any, path: Path, voxels: Path, encoding: str) -> VolumeHea
     except ValueError as error:
         raise InputError(f"{path}: the geometry in the header is not usable: {error}; repair the header") from None
     slope, intercept = header.get_slope_inter()
-    source = VoxelSource(
-        header_path=path,
-        path=voxels,
-        encoding=encoding,
-        dtype=dtype,
-        sizes=(*grid_shape, num_channels),
-        inner=math.prod(grid_shape),
-        offset=int(header["vox_offset"]) or (int(header.single_vox_offset) if is_single else 0),
-        slope=1.0 if slope is None else float(slope),
-        intercept=float(intercept or 0.0),
-    )
+    scale = (1.0 if slope is None else float(slope), float(intercept or 0.0))
+    offset = int(header["vox_offset"]) or (int(header.single_vox_offset) if is_single else 0)
+    sizes = (*grid_shape, num_channels)
+    source = VoxelSource(path, voxels, encoding, dtype, sizes, math.prod(grid_shape), 0, offset, *scale)
     version = "Analyze 7.5" if not is_nifti else "NIfTI-2" if header["sizeof_hdr"] == 540 else "NIfTI-1"
     file_format = version + (" pair" if is_nifti and not is_single else "") + (", gzip" if encoding == "gzip" else "")
     return volume_header(source, file_format, grid_shape, num_channels, affine, template=header, notes=notes)

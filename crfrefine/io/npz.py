@@ -44,9 +44,8 @@ def read_header(path: Path) -> VolumeHeader:
         with _member(archive, key, path) as (_, shape, _, dtype):
             info = archive.getinfo(f"{key}.npy")
     if len(shape) not in (3, 4) or min(shape) < 1:
-        raise UnsupportedFormatError(
-            f"{path}: the array {key!r} has shape {shorten_value(shape)}; expected (channel, z, y, x) or (channel, y, x)"
-        )
+        expected = "expected (channel, z, y, x) or (channel, y, x)"
+        raise UnsupportedFormatError(f"{path}: the array {key!r} has shape {shorten_value(shape)}; {expected}")
     if math.prod(shape) * dtype.itemsize > min(info.file_size, MAX_RATIO * min(info.compress_size, path.stat().st_size)):
         raise UnsupportedFormatError(f"{path}: damaged: the array {key!r} has shape {shape}, but not as many values")
     if dtype.kind not in "iuf":

@@ -162,15 +162,8 @@ def _source(fields: Fields, end: int, sizes: tuple[int, ...], *, inner: int) -> 
     endian = fields.text("endian", "little" if kind[1] == "1" else None).lower()
     if endian not in ("little", "big"):
         raise fields.damaged("endian", "little or big")
-    return VoxelSource(
-        header_path=fields.path,
-        path=path,
-        encoding=_ENCODINGS[word],
-        dtype=np.dtype(kind).newbyteorder(">" if endian == "big" else "<"),
-        sizes=sizes,
-        inner=inner,
-        start=0 if name else end,
-    )
+    dtype = np.dtype(kind).newbyteorder(">" if endian == "big" else "<")
+    return VoxelSource(fields.path, path, _ENCODINGS[word], dtype, sizes, inner, start=0 if name else end)
 
 
 def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:

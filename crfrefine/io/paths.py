@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -136,10 +137,7 @@ def require_suffix(path: Path, suffixes: tuple[str, ...] = WRITTEN_SUFFIXES + SC
 
 
 def suffix_to_write(path: Path) -> str:
-    """Return the suffix for files written in the format of an image: the image's own, or else its format's first.
-
-    NIfTI stands in for formats that are only read.
-    """
+    """Return the suffix for files written like an image: its own, or its format's first, or NIfTI's if that is only read."""
     suffix = suffix_of(path)
     if suffix in WRITTEN_SUFFIXES:
         return suffix
@@ -178,14 +176,14 @@ def is_there(path: Path) -> bool:
 def require_file(path: Path) -> None:
     """Raise InputError, with the reason, if there is no file to read."""
     try:
-        is_folder, is_there, is_file = path.is_dir(), path.exists(), path.is_file()
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        raise InputError(f"{path}: " + ("is a link to a file that is not there" if path.is_symlink() else "no such file")) from None
     except OSError as error:
         raise cannot_read(path, error) from error
-    if is_folder:
+    if S_ISDIR(mode):
         raise InputError(f"{path}: expected a file, this is a folder")
-    if not is_there:
-        raise InputError(f"{path}: " + ("is a link to a file that is not there" if path.is_symlink() else "no such file"))
-    if not is_file:
+    if not S_ISREG(mode):
         # A pipe would keep the reader waiting for ever, a device may have no end.
         raise InputError(f"{path}: expected a regular file, this is a pipe, a device or a socket; save what it gives as a file")
 
@@ -202,10 +200,7 @@ def working_folder() -> str:
 
 
 def recognize(path: Path) -> Format | ForeignKind | None:
-    """Return the kind of a file by its first bytes; None if they are unknown or the file cannot be read.
-
-    Only regular files are opened: a pipe would lose these bytes. A folder of DICOM slices counts as DICOM.
-    """
+    """Return the kind of a regular file by its first bytes, or of a folder of DICOM slices; None if it is unknown or unreadable."""
     if path.is_dir():
         return _DICOM if is_series(path) else None
     start = read_start(path)
@@ -220,10 +215,10 @@ def recognize(path: Path) -> Format | ForeignKind | None:
 
 
 def format_to_read(path: Path, suffixes: tuple[str, ...]) -> Format:
-    """Return the format to read a file with: that of its name, or that of its content if the suffix is unknown; only then is it opened.
+    """Return the format to read a file with: that of its name, or that of its content if the suffix is unknown.
 
     Raises:
-        UnsupportedFormatError: neither name nor content matches one of these formats; the message says how to convert the file.
+        UnsupportedFormatError: neither matches one of these formats; the message says how to convert the file.
     """
     named = format_of(path)
     if named is not None and suffix_of(path) in suffixes:
@@ -307,10 +302,7 @@ def files_read(path: Path) -> tuple[Path, ...]:
 
 
 def add_volumes(*paths: Path | None) -> None:
-    """Protect the files of volumes that the command reads (`base.inputs`).
-
-    In a folder of cases these are all volumes and `dataset.json`.
-    """
+    """Protect the files of volumes that the command reads (`base.inputs`); of a folder, all volumes and `dataset.json`."""
     for path in dict.fromkeys(path for path in paths if path is not None):
         files = files_read(path)
         if len(files) == 1 and path.is_dir():

@@ -43,11 +43,7 @@ if TYPE_CHECKING:
 
 
 def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -> VolumeHeader:
-    """Read the header of a file, without its voxels.
-
-    Args:
-        path: its suffix names the format; if the content has another format, that one is used, and `misnamed` names it.
-        suffixes: of the accepted formats.
+    """Read the header of a file of the formats with these suffixes; if its content has another format, `misnamed` says so.
 
     Raises:
         UnsupportedFormatError: unknown suffix, damaged or cut off, or an ambiguous layout.
@@ -85,11 +81,11 @@ def _read_as(path: Path, known: Format) -> VolumeHeader:
 
             note = f"read through SimpleITK: its header has {rare}"
             header = replace(itk.read_header(path, known.name), family=itk.FAMILY, notes=(note,))
+    misnamed = header.misnamed
     if format_of(path) is not known:
-        note = f"the file is {known.name}, although its name does not say so; it is read as such"
-        header = replace(header, misnamed=note)
-    source = header.source
-    return replace(header, states=before if source is None or source.path == path else before + _states(source.path))
+        misnamed = f"the file is {known.name}, although its name does not say so; it is read as such"
+    apart = header.source.path if header.source is not None and header.source.path != path else None
+    return replace(header, misnamed=misnamed, states=before if apart is None else before + _states(apart))
 
 
 def _states(path: Path) -> tuple[FileState, ...]:
@@ -163,10 +159,7 @@ def _open_turned(header: VolumeHeader) -> Iterator[VoxelStream]:
 
 
 def read_volume(path: str | Path) -> Volume:
-    """Read a scalar or multi-channel volume as float32, scaled.
-
-    Returns:
-        data (x, y, z), (x, y), or (channels, ...) if there are several.
+    """Read a volume as float32, scaled: data (x, y, z), (x, y), or (channels, ...) if there are several.
 
     Raises:
         UnsupportedFormatError: the file is of unknown type, damaged or cut off, or its layout is ambiguous.
@@ -218,10 +211,9 @@ class Piece:
 def read_pieces(header: VolumeHeader, *, planes: slice = ALL_PLANES, most_bytes: int = MAX_BYTES) -> Generator[Piece, None, None]:
     """Read a file piece by piece, while a thread reads one piece ahead; close the generator, or forget it, to stop early.
 
-    Where one channel follows the other in the file (NIfTI, .npz, an NRRD with its channels last), a piece is planes of one
-    channel; where the channels of a voxel or of a plane are together (MetaImage and NRRD vectors), it is all channels of some
-    planes. Two pieces are in memory at a time, with that of the caller, and a third one while the caller gets the next one.
-    An .npz in Fortran order is read as a whole: its last voxels may be those of the first plane of the first channel.
+    A piece has planes of one channel where one channel follows the other in the file (NIfTI, .npz), else planes of all
+    channels (MetaImage and NRRD vectors). Two pieces are in memory, a third one while the caller gets it. Only an .npz in
+    Fortran order is read as a whole: its last voxels may be those of the first plane of the first channel.
 
     Args:
         header: result of `read_header`.
@@ -299,11 +291,7 @@ class WholeNumbers:
 
 
 def read_labels(path: str | Path, *, grid: VolumeHeader | None = None) -> Volume:
-    """Read a label map as the smallest unsigned integer type, even if it is stored as float or with a scaling.
-
-    Args:
-        path: the file.
-        grid: header of the image, to which axes are turned.
+    """Read a label map as the smallest unsigned integer type, whatever its type; axes are turned to those of the image `grid`.
 
     Raises:
         InputError: values that are not whole numbers, negative, or above 65535; more than one channel.

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cli_helpers import files_in
-from io_helpers import affine_of, numbers
+from io_helpers import affine_of, numbers, volume
 
 from crfrefine import io
 from crfrefine.errors import CrfRefineError
 from crfrefine.io.atomic import atomic_files, check_writable, remove_leftovers, write_small_file
-from crfrefine.io.volume import Volume
+
+SPACED = affine_of((1.0, 1.5, 2.25))
 
 
 def names(folder):
@@ -45,20 +46,23 @@ def test_nothing_is_left_of_a_file_that_was_not_finished(error, tmp_path):
     assert names(tmp_path) == {"a.nii.gz"}
 
 
+def write_one(path):
+    write_small_file(path, b"new")
+
+
 def write_pair(folder):
     with atomic_files(folder / "a.zraw", folder / "a.mhd") as files:
         for file in files:
             file.write(b"new")
 
 
-@pytest.mark.parametrize("folder", ["a.mhd", "a.zraw"])
-def test_a_pair_is_not_begun_where_it_cannot_be_finished(folder, tmp_path):
+@pytest.mark.parametrize(("folder", "other"), [("a.mhd", "a.zraw"), ("a.zraw", "a.mhd")])
+def test_a_pair_is_not_begun_where_it_cannot_be_finished(folder, other, tmp_path):
     (tmp_path / folder).mkdir()
-    other = tmp_path / ("a.zraw" if folder == "a.mhd" else "a.mhd")
-    other.write_bytes(b"old")
+    (tmp_path / other).write_bytes(b"old")
     with pytest.raises(CrfRefineError, match=rf"{folder}: cannot be written"):
         write_pair(tmp_path)
-    assert other.read_bytes() == b"old"
+    assert (tmp_path / other).read_bytes() == b"old"
     assert names(tmp_path) == {"a.mhd", "a.zraw"}
 
 
@@ -87,7 +91,7 @@ def test_the_longest_names_can_be_written(suffix, voxels, tmp_path):
         stem += "n" * (255 - len(voxels) - len(stem.encode()))
         (tmp_path / letter).mkdir()
         path = tmp_path / letter / (stem + suffix)
-        io.write_channels(path, values, Volume(values[0], affine_of((1.0, 1.5, 2.25)), (1.0, 1.5, 2.25)))
+        io.write_channels(path, values, volume(values[0], SPACED))
         assert names(path.parent) == {stem + suffix, stem + voxels}
         np.testing.assert_array_equal(io.read_logits([path]).values, values)
 
@@ -95,10 +99,10 @@ def test_the_longest_names_can_be_written(suffix, voxels, tmp_path):
 @pytest.fixture
 def linked(tmp_path):
     """A folder for links and one for the files behind them."""
-    here, scratch = tmp_path / "here", tmp_path / "scratch"
-    for folder in (here, scratch):
+    folders = tmp_path / "here", tmp_path / "scratch"
+    for folder in folders:
         folder.mkdir()
-    return here, scratch
+    return folders
 
 
 @pytest.mark.parametrize("old", [b"old", None], ids=["to a file", "to nothing yet"])
@@ -112,26 +116,22 @@ def test_a_link_stays_and_the_file_behind_it_is_written(old, linked):
         assert [path.name.startswith(".b.nii.gz.tmp-") for path in scratch.glob(".*")] == [True]
     assert (here / "a.nii.gz").is_symlink()
     assert (scratch / "b.nii.gz").read_bytes() == b"new"
-    assert names(here) == {"a.nii.gz"}
-    assert names(scratch) == {"b.nii.gz"}
+    assert (names(here), names(scratch)) == ({"a.nii.gz"}, {"b.nii.gz"})
 
 
 def test_links_that_cannot_be_followed_are_named_and_stay(linked):
     """A header is not separated from its voxels: whoever reads it where it really is would look for them there."""
     here, scratch = linked
-    for name, target, message in (
-        ("a", scratch / "missing" / "a", r"here/a: cannot be written: there is no folder .*scratch/missing"),
-        ("b", here / "b", "here/b: cannot be written: Too many levels of symbolic links"),
+    for name, target, write, message in (
+        ("a", scratch / "missing" / "a", write_one, r"here/a: cannot be written: there is no folder .*scratch/missing"),
+        ("b", here / "b", write_one, "here/b: cannot be written: Too many levels of symbolic links"),
+        ("a.mhd", scratch / "a.mhd", write_pair, r"here/a\.mhd: .* it is a link to .*scratch/a\.mhd, where its voxels"),
     ):
         (here / name).symlink_to(target)
         with pytest.raises(CrfRefineError, match=message):
-            write_small_file(here / name, b"new")
-    (here / "a.mhd").symlink_to(scratch / "a.mhd")
-    with pytest.raises(CrfRefineError, match=r"here/a\.mhd: cannot be written: it is a link to .*scratch/a\.mhd, where its voxels"):
-        write_pair(here)
+            write(here if write is write_pair else here / name)
     assert all(path.is_symlink() for path in here.iterdir())
-    assert names(here) == {"a", "b", "a.mhd"}
-    assert names(scratch) == set()
+    assert (names(here), names(scratch)) == ({"a", "b", "a.mhd"}, set())
 
 
 @pytest.mark.parametrize(("mask", "mode"), [(0o077, 0o600), (0o002, 0o664)])
@@ -185,7 +185,7 @@ with atomic_files(*map(Path, sys.argv[1:])) as files:
     print("writing", flush=True)
     sys.stdin.read()
 """
-NAME = ".a.tmp-0123456789abcdef"
+LEFT = ".a.tmp-0123456789abcdef"
 
 
 @pytest.fixture(autouse=True)
@@ -221,11 +221,11 @@ def test_own_files_stay_while_they_are_written(tmp_path):
 
 
 def test_what_is_not_ours_stays(tmp_path):
-    for name in ("a.tmp-0123456789abcdef", ".a.tmp-17", NAME + ".nii", "precious"):
+    for name in ("a.tmp-0123456789abcdef", ".a.tmp-17", LEFT + ".nii", "precious"):
         (tmp_path / name).touch()
-    (tmp_path / ".link.tmp-0123456789abcdef").symlink_to("precious")
-    (tmp_path / ".folder.tmp-0123456789abcdef").mkdir()
-    os.mkfifo(tmp_path / ".pipe.tmp-0123456789abcdef")
+    (tmp_path / LEFT.replace("a", "b", 1)).symlink_to("precious")
+    (tmp_path / LEFT.replace("a", "c", 1)).mkdir()
+    os.mkfifo(tmp_path / LEFT.replace("a", "d", 1))
     before = sorted(tmp_path.iterdir())
     for path in before:
         make_old(path)
@@ -235,7 +235,7 @@ def test_what_is_not_ours_stays(tmp_path):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only the superuser may give files away")
 def test_files_of_another_user_stay(tmp_path):
-    left = tmp_path / NAME
+    left = tmp_path / LEFT
     left.touch()
     os.chown(left, 65534, 65534)
     make_old(left)
@@ -243,22 +243,21 @@ def test_files_of_another_user_stay(tmp_path):
     assert left.exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "special", "make"),
-    [
-        ("case.nii.gz", "case.nii.gz", os.mkfifo),
-        ("case.mhd", "case.mhd", lambda path: path.symlink_to("/dev/null")),
-        ("case.mhd", "case.zraw", os.mkfifo),
-        ("case.npz", "case.npz", os.mkfifo),
-    ],
-    ids=["pipe", "device", "voxels of a header", "archive"],
-)
+SPECIAL = {
+    "pipe": ("case.nii.gz", "case.nii.gz", os.mkfifo),
+    "device": ("case.mhd", "case.mhd", lambda path: path.symlink_to("/dev/null")),
+    "voxels of a header": ("case.mhd", "case.zraw", os.mkfifo),
+    "archive": ("case.npz", "case.npz", os.mkfifo),
+}
+
+
+@pytest.mark.parametrize(("name", "special", "make"), SPECIAL.values(), ids=SPECIAL)
 def test_a_volume_goes_to_regular_files_alone(name, special, make, tmp_path):
     make(tmp_path / special)
     before = (tmp_path / special).lstat().st_mode
     values = numbers((3, 4, 5, 6)).astype(np.float32)
     with pytest.raises(CrfRefineError, match=rf"{special}: cannot be written: it is a device, pipe or socket, which is not"):
-        io.write_channels(tmp_path / name, values, Volume(values[0], affine_of(), (1.0, 1.0, 1.0)))
+        io.write_channels(tmp_path / name, values, volume(values[0], SPACED))
     assert (tmp_path / special).lstat().st_mode == before
     assert files_in(tmp_path) == [special]
 

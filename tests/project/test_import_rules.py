@@ -37,8 +37,8 @@ HOMES = {
     "SimpleITK": set(),  # in a process of its own (io.itk): its readers crash on hostile headers
     "psutil": {"base.memory"},
     "nibabel": {"io"},
-    "pydicom": {"io.dicom"},
-    "highdicom": {"io.dicom"},
+    "pydicom": {"io.dicom", "io.dicom_files"},
+    "highdicom": {"io.dicom", "io.dicom_files"},
     "rich": {"cli"},
     "typer": {"cli"},
     "cupy": {"engines.cuda"},
