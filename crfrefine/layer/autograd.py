@@ -24,19 +24,8 @@ _R = TypeVar("_R")
 
 _NOTHING: Array = np.empty(0)
 
-
-GRADIENTS = (
-    "logits",
-    "image",
-    "weights",
-    "theta_position",
-    "theta_intensity",
-    "theta_gamma",
-    "compatibility",
-    "temperature",
-    "bias",
-    "volume_weight",
-)
+_THETAS = ("theta_position", "theta_intensity", "theta_gamma")
+GRADIENTS = ("logits", "image", "weights", *_THETAS, "compatibility", "temperature", "bias", "volume_weight")
 """The tensors that have a gradient, in their order; `MeanFieldGradients` has their shapes."""
 
 
@@ -71,13 +60,9 @@ class MeanField(torch.autograd.Function):
         """Return the gradients with respect to the arguments, in their order."""
         logits, record, *_ = ctx.saved_tensors
         wants = dict(zip(GRADIENTS, ctx.needs_input_grad[2:], strict=True))
-        grads = ctx.kernels.backward(
-            dataclasses.replace(ctx.tape, record=to_array(record)),
-            to_array(logits),
-            to_array(grad),
-            wants_theta=any(wanted for name, wanted in wants.items() if name.startswith("theta")),
-            wants_image=wants["image"],
-        )
+        tape = dataclasses.replace(ctx.tape, record=to_array(record))
+        wanted = {"wants_theta": any(wants[name] for name in _THETAS), "wants_image": wants["image"]}
+        grads = ctx.kernels.backward(tape, to_array(logits), to_array(grad), **wanted)
         tensors = (
             torch.as_tensor(_own(to_tensor(getattr(grads, name))), dtype=kind[0], device=kind[1]) if wanted and kind is not None else None
             for (name, wanted), kind in zip(wants.items(), ctx.kinds, strict=True)
@@ -114,7 +99,7 @@ def outside_graphs(function: Callable[_P, _R]) -> Callable[_P, _R]:
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         if _is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
             exporter = "torch.export.export" if _is_exporting() else "torch.jit.trace"
-            raise cannot_export("torch.onnx.export" if torch.onnx.is_in_onnx_export() else exporter, function.__name__)
+            raise cannot_export("torch.onnx.export" if torch.onnx.is_in_onnx_export() else exporter)
         if torch.compiler.is_compiling():
             # Not a decorator: that would import the compiler, which takes longer than importing PyTorch itself.
             result: _R = torch.compiler.disable(function)(*args, **kwargs)
@@ -124,15 +109,10 @@ def outside_graphs(function: Callable[_P, _R]) -> Callable[_P, _R]:
     return call
 
 
-def cannot_export(exporter: str, function: str = "forward") -> ExportError:
-    """Return the error for an exporter such as "torch.export.export", which needs the whole computation of a function as one graph."""
-    if function.endswith("loss"):
-        return ExportError(
-            f"{exporter} cannot take crfrefine.crf_loss: it is computed outside of PyTorch, so no graph can contain it, and is needed in "
-            "training only; export the network without the loss"
-        )
+def cannot_export(exporter: str) -> ExportError:
+    """Return the error for an exporter such as "torch.export.export", which needs the whole computation as one graph."""
     return ExportError(
-        f"{exporter} cannot take crfrefine.CrfRnn: the CRF is computed outside of PyTorch, so no graph can contain it; export the network "
-        "without this layer and refine its logits afterwards, with the layer or with crfrefine.refine (to keep what the layer learned: "
-        "state_dict() or to_parameters().save(path))"
+        f"{exporter} cannot take the CRF (crfrefine.CrfRnn, crfrefine.crf_loss): it is computed outside of PyTorch, so no graph can "
+        "contain it; export the network without it, and refine the network's logits afterwards, with the layer or with crfrefine.refine "
+        "(to keep what the layer learned: state_dict() or to_parameters().save(path))"
     )

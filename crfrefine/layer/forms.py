@@ -18,9 +18,8 @@ from crfrefine.parameters.sections import MAX_BIAS
 
 TEMPERATURE_RANGE = (0.05, 20.0)
 
-# Weights are softplus(raw + _BEND) - softplus(_BEND) with raw >= 0: nearly linear above 1, gentle near 0,
-# and exactly 0 at raw = 0, where the slope is still 0.12. A plain softplus approaches 0 only where its
-# slope vanishes too, and would get stuck there.
+# Weights are softplus(raw + _BEND) - softplus(_BEND) with raw >= 0: nearly linear above 1, gentle near 0, and exactly 0 at raw = 0,
+# where the slope is still 0.12. A plain softplus approaches 0 only where its slope vanishes too, and would get stuck there.
 _BEND = -2.0
 WEIGHT_FLOOR = math.log1p(math.exp(_BEND))
 """Weights are differences from this, which limits the digits of small weights."""
@@ -69,72 +68,6 @@ class _Logarithm(Form):
         return torch.exp(super().from_raw(raw))
 
 
-WEIGHT = _Weight(0.0, 1e3)
-"""Weights of kernels."""
-
-POSITION = _Logarithm(0.1, 1e3)
-"""Bandwidths along the axes, in mm, or in voxels if `positions` is "voxels"."""
-
-INTENSITY = _Logarithm(1e-3, 1e5)
-"""theta_beta, normalized intensity."""
-
-TEMPERATURE = _Logarithm(*TEMPERATURE_RANGE)
-BIAS = Form(-MAX_BIAS, MAX_BIAS)
-"""Bias of a label, in the unit of the logits."""
-
-VOLUME = Form(0.0, 1.0)
-"""Weight of the volume term."""
-
-
-def penalty_matrix(entries: Tensor, num_labels: int, *, symmetric: bool) -> Tensor:
-    """Return the (L, L) matrix with zero diagonal from its other entries, row by row; only the upper triangle if it is symmetric."""
-    places = entry_indices(num_labels, symmetric=symmetric, device=entries.device)
-    matrix = entries.new_zeros(num_labels, num_labels).index_put(places, entries)
-    return matrix + matrix.T if symmetric else matrix
-
-
-def entry_indices(num_labels: int, *, symmetric: bool, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
-    """Return rows and columns of the entries from which `penalty_matrix` builds the (L, L) matrix."""
-    # Without `nonzero`, whose number of results `torch.compile` could not know.
-    if symmetric:
-        rows, cols = torch.triu_indices(num_labels, num_labels, offset=1, device=device)
-        return rows, cols
-    entry = torch.arange(num_labels * (num_labels - 1), device=device)
-    rows, cols = entry // (num_labels - 1), entry % (num_labels - 1)
-    return rows, cols + (cols >= rows)
-
-
-# Half a unit in the last place of the largest stored logarithm (11.5), plus a few more roundings.
-_ROUNDINGS = 8.0
-
-
-def plain_numbers(tensor: Tensor, *, floor: float = 0.0, precision: torch.dtype = torch.float32) -> tuple[float, ...]:
-    """Return the numbers of a 1-D tensor as a person would write them: the shortest decimals that are equal in a given precision.
-
-    A weight of 4 then does not come back as 4.000000476837158. Numbers below `floor` get its absolute
-    precision. Engines use values in float32; bandwidths have the tensor's own precision.
-    """
-    rounding = _ROUNDINGS * torch.finfo(precision).eps
-    return tuple(_shortest(value, rounding * max(abs(value), floor)) for value in tensor.detach().double().tolist())
-
-
-def _shortest(value: float, tolerance: float) -> float:
-    candidates = (float(f"{value:.{digits}g}") for digits in range(1, 18))
-    return next((rounded for rounded in candidates if abs(rounded - value) <= tolerance), value)
-
-
-def decide(asked: bool | None, values: Sequence[float | tuple[float, ...]], argument: str, key: str) -> bool:
-    """Return whether to hold values as lists: as requested, else as they are.
-
-    Raises:
-        ConfigError: a list would have to become one number.
-    """
-    lists = any(isinstance(value, tuple) for value in values)
-    if asked is False and lists:
-        raise ConfigError(f"{argument} is False, but the parameters have a list as {key}; give one number")
-    return lists if asked is None else asked
-
-
 class _ClampInward(torch.autograd.Function):
     """Clamp to a range; at and beyond its ends, keep only gradients whose descent leads back inside."""
 
@@ -152,3 +85,55 @@ class _ClampInward(torch.autograd.Function):
         low, high = ctx.limits
         outward = ((raw <= low) & (grad > 0)) | ((raw >= high) & (grad < 0))
         return grad.masked_fill(outward, 0.0), None, None
+
+
+WEIGHT = _Weight(0.0, 1e3)
+POSITION = _Logarithm(0.1, 1e3)  # bandwidths along the axes, in mm, or in voxels if `positions` is "voxels"
+INTENSITY = _Logarithm(1e-3, 1e5)  # theta_beta, normalized intensity
+TEMPERATURE = _Logarithm(*TEMPERATURE_RANGE)
+BIAS = Form(-MAX_BIAS, MAX_BIAS)  # in the unit of the logits
+VOLUME = Form(0.0, 1.0)
+
+
+def penalty_matrix(entries: Tensor, num_labels: int, *, symmetric: bool) -> Tensor:
+    """Return the (L, L) matrix with zero diagonal from its other entries, row by row; only the upper triangle if it is symmetric."""
+    places = entry_places(num_labels, symmetric=symmetric).to(entries.device)
+    matrix = entries.new_zeros(num_labels, num_labels).masked_scatter(places, entries)
+    return matrix + matrix.T if symmetric else matrix
+
+
+def entry_places(num_labels: int, *, symmetric: bool) -> Tensor:
+    """Return (L, L), True at the entries from which `penalty_matrix` builds the matrix."""
+    places = ~torch.eye(num_labels, dtype=torch.bool)
+    return places.triu() if symmetric else places
+
+
+# Half a unit in the last place of the largest stored logarithm (11.5), plus a few more roundings.
+_ROUNDINGS = 8.0
+
+
+def plain_numbers(tensor: Tensor, *, floor: float = 0.0, precision: torch.dtype = torch.float32) -> tuple[float, ...]:
+    """Return the numbers of a tensor as a person would write them: the shortest decimals that are equal in a given precision.
+
+    A weight of 4 then does not come back as 4.000000476837158. Numbers below `floor` get its absolute
+    precision. Engines use values in float32; bandwidths have the tensor's own precision.
+    """
+
+    def shortest(value: float) -> float:
+        tolerance = _ROUNDINGS * torch.finfo(precision).eps * max(abs(value), floor)
+        candidates = (float(f"{value:.{digits}g}") for digits in range(1, 18))
+        return next((rounded for rounded in candidates if abs(rounded - value) <= tolerance), value)
+
+    return tuple(map(shortest, tensor.detach().double().flatten().tolist()))
+
+
+def decide(asked: bool | None, values: Sequence[float | tuple[float, ...]], argument: str, key: str) -> bool:
+    """Return whether to hold values as lists: as requested, else as they are.
+
+    Raises:
+        ConfigError: a list would have to become one number.
+    """
+    are_lists = any(isinstance(value, tuple) for value in values)
+    if asked is False and are_lists:
+        raise ConfigError(f"{argument} is False, but the parameters have a list as {key}; give one number")
+    return are_lists if asked is None else asked

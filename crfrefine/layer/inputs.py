@@ -13,26 +13,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crfrefine.arrays.arguments import BOUNDS, given_array
+from crfrefine.arrays.arguments import given_array, given_spacing
 from crfrefine.arrays.padding import check_share, describe_padding
 from crfrefine.arrays.probabilities import SUM_TOLERANCE
 from crfrefine.base import notices
 from crfrefine.base.array_types import Array
-from crfrefine.base.geometry import is_plausible
 from crfrefine.engines import get_backend
 from crfrefine.errors import BackendUnavailableError, InputError
 
 if TYPE_CHECKING:
     from crfrefine.engines.base import Backend, Kernels
 
-MAX_PADDING = 1e4
-"""Well above any logit of a network."""
-
-_WORTH_A_WARNING = 0.01
-"""Share of voxels without a preference; a few occur by chance in half precision."""
-
-_LOOKED_AT = 8
-"""Most voxels along an axis that are looked at to tell probabilities from logits."""
+MAX_PADDING = 1e4  # well above any logit of a network
+_WORTH_A_WARNING = 0.01  # share of voxels without a preference; a few occur by chance in half precision
+_LOOKED_AT = 8  # most voxels along an axis that are looked at to tell probabilities from logits
 
 Spacing = float | np.number[Any] | Sequence[float] | Sequence[Sequence[float]] | Tensor | Array
 """mm: one number, one per axis, or one row per batch item."""
@@ -50,19 +44,20 @@ def check_tensor(value: Any, name: str) -> None:
 def check_image(image: Tensor) -> None:
     """Raise InputError unless the image is a tensor (B, M, *grid) of real numbers, with no empty axis."""
     check_tensor(image, "image")
-    if image.ndim < 3 or min(image.shape) == 0:
-        raise InputError(f"image has shape {tuple(image.shape)}; expected (batch, modalities, *grid), none of them empty")
-    if image.is_complex():
-        raise InputError(f"image has type {image.dtype}; expected real numbers")
+    if image.ndim < 3 or min(image.shape) == 0 or image.is_complex():
+        got = f"got {image.dtype} of {tuple(image.shape)}"
+        raise InputError(f"image: expected real numbers of shape (batch, modalities, *grid), none of them empty; {got}")
 
 
 def check_pair(logits: Tensor, image: Tensor) -> None:
-    """Raise InputError unless logits (B, L, *grid) and image (B, M, *grid) are tensors with the same batch, grid and device."""
+    """Raise InputError unless logits (B, L, *grid) and image (B, M, *grid) are tensors with the same batch, grid and device.
+
+    Raises BackendUnavailableError if that device has no engine.
+    """
     check_tensor(logits, "logits")
-    if logits.ndim < 3 or min(logits.shape) == 0:
-        raise InputError(f"logits have shape {tuple(logits.shape)}; expected (batch, labels, *grid), none of them empty")
-    if not logits.is_floating_point():
-        raise InputError(f"logits have type {logits.dtype}; expected floating-point numbers")
+    if logits.ndim < 3 or min(logits.shape) == 0 or not logits.is_floating_point():
+        got = f"got {logits.dtype} of {tuple(logits.shape)}"
+        raise InputError(f"logits: expected floating-point numbers of shape (batch, labels, *grid), none of them empty; {got}")
     if logits.shape[1] < 2:
         raise InputError(
             f"logits have {logits.shape[1]} label; at least two are needed, the background among them; for the one channel of a sigmoid, "
@@ -76,6 +71,7 @@ def check_pair(logits: Tensor, image: Tensor) -> None:
         )
     if image.device != logits.device:
         raise InputError(f"the image is on {image.device}, the logits are on {logits.device}; move one of them")
+    engine_for(logits.device, logits.dtype)
 
 
 def warn_of_probabilities(logits: Tensor, told: set[str], warn: Callable[[str], None]) -> None:
@@ -85,10 +81,10 @@ def warn_of_probabilities(logits: Tensor, told: set[str], warn: Callable[[str], 
     """
     if "probabilities" in told:
         return
-    found = look_like_probabilities(logits)
-    if found or logits.device.type != "cpu":
+    are_probabilities = look_like_probabilities(logits)
+    if are_probabilities or logits.device.type != "cpu":
         told.add("probabilities")
-    if found:
+    if are_probabilities:
         warn(
             "the logits look like probabilities: they lie in [0, 1] and sum to 1 over labels; the CRF takes logits, a network's output "
             "before its softmax; for probabilities, pass probabilities.clamp_min(1e-7).log()"
@@ -112,17 +108,17 @@ def engine_for(device: torch.device, dtype: torch.dtype = torch.float32) -> Back
     Raises:
         BackendUnavailableError: there is no engine for the device.
     """
-    if device.type not in ("cpu", "cuda"):
-        raise BackendUnavailableError(f"there is no engine for tensors on {device}; move the layer and its inputs to the CPU")
     try:
+        if device.type not in ("cpu", "cuda"):
+            raise BackendUnavailableError("expected cpu or cuda")
         return get_backend(str(device) if dtype != torch.float64 else "torch" if device.type == "cpu" else f"torch:{device}")
     except BackendUnavailableError as error:
         raise BackendUnavailableError(f"no engine for tensors on {device} ({error}); move the layer and its inputs to the CPU") from error
 
 
-def compute_dtype(logits: Tensor) -> torch.dtype:
-    """The precision of the computation: float64 for float64 logits, float32 for all others."""
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+def compute_dtype(tensor: Tensor) -> torch.dtype:
+    """The precision of the computation: float64 for float64 tensors, float32 for all others."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def spacing_by_item(spacing: Spacing, num_items: int, num_axes: int) -> list[tuple[float, ...]]:
@@ -131,50 +127,34 @@ def spacing_by_item(spacing: Spacing, num_items: int, num_axes: int) -> list[tup
     Raises:
         InputError: it is not one number, one per axis, or one row for each item; or a distance is outside `SPACING_RANGE`.
     """
-    plain = spacing.detach().cpu().numpy() if isinstance(spacing, Tensor) else spacing
-    try:
-        steps = np.asarray(plain, dtype=np.float64)
-    except (TypeError, ValueError):
-        steps = np.empty(0)
-    if steps.shape not in ((), (num_axes,), (num_items, num_axes)) or not is_plausible(steps.flat):
-        raise InputError(
-            f"spacing is {spacing}; expected positive distances in mm ({BOUNDS}): one number, {num_axes} for the grid's axes, "
-            f"or an array of {num_items} x {num_axes} (batch x axes)"
-        )
-    return [tuple(row) for row in np.broadcast_to(steps, (num_items, num_axes)).tolist()]
+    plain: Any = spacing.detach().cpu().numpy() if isinstance(spacing, Tensor) else spacing
+    is_by_item = np.ndim(plain) == 2 and len(plain) == num_items
+    return [given_spacing(row, num_axes) for row in (plain if is_by_item else [plain] * num_items)]
 
 
 def masks_by_item(mask: Mask | None, num_items: int, grid_shape: Sequence[int]) -> list[Tensor | None]:
     """Return a boolean mask (*grid) for each batch item, or None for all of them, from (*grid) for all, (B, *grid) or (B, 1, *grid).
 
     Raises:
-        InputError: another shape, or an item without any voxel.
+        InputError: another shape, values that are not finite, or an item without any voxel.
     """
     if mask is None:
         return [None] * num_items
     grid = tuple(grid_shape)
-    inside = (mask if isinstance(mask, Tensor) else _tensor_of(given_array(mask, "mask"))).detach()
+    if not isinstance(mask, Tensor):  # A copy, as PyTorch takes no array that is flipped, read-only, or of the other byte order.
+        array = given_array(mask, "mask")
+        mask = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))
+    inside = mask.detach()
     if inside.is_floating_point() and not torch.isfinite(inside).all():
         raise InputError("the mask holds values that are not finite (NaN or infinity); expected zero outside and anything else inside")
-    inside = inside != 0
     shape = tuple(inside.shape)
-    if shape == grid:
-        masks = [inside] * num_items
-    elif shape == (num_items, *grid):
-        masks = list(inside)
-    elif shape == (num_items, 1, *grid):
-        masks = list(inside[:, 0])
-    else:
+    if shape not in (grid, (num_items, *grid), (num_items, 1, *grid)):
         raise InputError(f"mask has shape {shape}; expected {grid}, {(num_items, *grid)} or {(num_items, 1, *grid)}")
+    masks = list((inside != 0).reshape(-1, *grid).expand(num_items, *grid))
     for index, item in enumerate(masks):
         if not item.any():
             raise InputError(f"the mask of batch item {index} is empty: there is no voxel to refine; leave such items out")
     return list(masks)
-
-
-def _tensor_of(array: Array) -> Tensor:
-    """Return a copy of an array, which may be flipped, read-only, or of the other byte order: PyTorch takes none of these."""
-    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))
 
 
 def without_padding(logits: Tensor, mask: Mask | None, kernels: Sequence[Kernels] | None) -> tuple[Tensor, Mask | None]:
@@ -229,9 +209,7 @@ def check_logits(logits: Tensor, masks: Sequence[Tensor | None]) -> None:
 
 def check_finite(image: Tensor, index: int) -> None:
     """Raise InputError if an image (M, *grid) of the batch contains NaN or infinity."""
-    if not image.is_floating_point() or torch.isfinite(image).all():
-        return
-    for modality, channel in enumerate(image):
-        bad = math.prod(channel.shape) - int(torch.isfinite(channel).sum())
+    for modality, channel in enumerate(image if image.is_floating_point() else ()):
+        bad = channel.numel() - int(torch.isfinite(channel).sum())
         if bad:
             raise InputError(f"image: modality {modality} of batch item {index} has {bad} values that are not finite (NaN or infinity)")

@@ -22,35 +22,28 @@ _CONSTANT = float(torch.finfo(torch.float32).tiny)
 def normalize_batch(
     image: Tensor, parameters: IntensityParameters, mask: inputs.Mask | None, dtype: torch.dtype, *, threads: int | None = None
 ) -> Tensor:
-    """Normalize each item of a batch (B, M, *grid) by itself, with statistics inside the mask.
+    """Map the intensities of each item of a batch (B, M, *grid) to the scale that theta_beta is measured in.
+
+    Statistics are taken for each item and modality inside the mask, the map is applied everywhere. The result is of `dtype`, float32 or
+    float64. If no gradient is needed, this is the same function that `crfrefine.refine` uses.
 
     Raises:
         InputError: an image that is not finite, a mask that does not fit or is empty.
-        ConfigError: as `normalize`.
+        ConfigError: a list in `parameters` does not have one entry per modality.
     """
     for index, item in enumerate(image):
         inputs.check_finite(item, index)
     masks = inputs.masks_by_item(mask, len(image), image.shape[2:])
-    items = [normalize(item, parameters, inside, dtype, threads=threads) for item, inside in zip(image, masks, strict=True)]
+    items = [_normalize(item, parameters, inside, dtype, threads) for item, inside in zip(image, masks, strict=True)]
     return items[0].unsqueeze(0) if len(items) == 1 else torch.stack(items)
 
 
-def normalize(
-    image: Tensor, parameters: IntensityParameters, mask: Tensor | None, dtype: torch.dtype, *, threads: int | None = None
-) -> Tensor:
-    """Map the intensities (M, *grid) of each modality to the scale that theta_beta is measured in.
-
-    Statistics are taken where the mask (*grid) is True, the map is applied everywhere. The result is of `dtype`, float32 or float64. If no
-    gradient is needed, this is the same function that `crfrefine.refine` uses.
-
-    Raises:
-        ConfigError: a list in `parameters` does not have one entry per modality.
-    """
+def _normalize(image: Tensor, parameters: IntensityParameters, mask: Tensor | None, dtype: torch.dtype, threads: int | None) -> Tensor:
     plans = parameters.by_modality(image.shape[0])
     if all(kind == "none" for kind, _, _ in plans):
         return image.to(dtype)
-    follows = image.requires_grad and torch.is_grad_enabled()
-    if not follows and dtype == torch.float32 and image.device.type == "cpu":
+    is_followed = image.requires_grad and torch.is_grad_enabled()
+    if not is_followed and dtype == torch.float32 and image.device.type == "cpu":
         raw = image.detach()
         raw = raw if raw.dtype not in (torch.float16, torch.bfloat16, torch.bool) else raw.float()
         inside = None if mask is None else mask.numpy()
@@ -76,28 +69,25 @@ def _mean_and_deviation(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _percentile_range(values: Tensor, percentiles: tuple[float, float]) -> tuple[Tensor, Tensor]:
-    """The lower percentile, and the distance to the upper one; from the smallest to the largest value where both are equal."""
-    low, high = _percentiles(values, [percent / 100.0 for percent in percentiles])
+    """The lower percentile, and the distance to the upper one; from the smallest to the largest value where both are equal.
+
+    They are interpolated between order statistics, whose voxels get the gradients.
+    """
+    positions = [(values.numel() - 1) * (percent / 100.0) for percent in percentiles]
+    first = [math.floor(position) for position in positions]
+    ranks = [rank for start in first for rank in (start, min(start + 1, values.numel() - 1))]
+    found = values[_holders(values.detach(), ranks)]
+    pairs = zip(found[::2], found[1::2], positions, first, strict=True)
+    low, high = (start + (end - start) * (position - rank) for start, end, position, rank in pairs)
     if float(high.detach()) <= float(low.detach()):
         low, high = values.amin(), values.amax()
     return low, high - low
 
 
-def _percentiles(values: Tensor, fractions: Sequence[float]) -> list[Tensor]:
-    """The percentiles, interpolated between order statistics; their gradients go to the voxels with these statistics."""
-    positions = [(values.numel() - 1) * fraction for fraction in fractions]
-    first = [math.floor(position) for position in positions]
-    ranks = [rank for start in first for rank in (start, min(start + 1, values.numel() - 1))]
-    found = values[_holders(values.detach(), ranks)]
-    starts, ends = found[::2], found[1::2]
-    return [start + (end - start) * (position - rank) for start, end, position, rank in zip(starts, ends, positions, first, strict=True)]
-
-
 def _holders(values: Tensor, ranks: Sequence[int]) -> Tensor:
     """Return the places of the values of these ranks, counted from the smallest; all are found at once.
 
-    A GPU sorts with all its threads but selects from a long list with only a few; a CPU partitions several times faster than it
-    sorts.
+    A GPU sorts with all its threads but selects from a long list with only a few; a CPU partitions several times faster than it sorts.
     """
     if values.device.type == "cpu":
         return torch.from_numpy(np.argpartition(values.numpy(), ranks)[list(ranks)])

@@ -1,25 +1,17 @@
-"""Losses for networks that learn from a few labeled voxels: `crf_loss`, the dense CRF as a term, and `partial_cross_entropy`.
-
-Needs PyTorch.
-"""
+"""Losses for networks that learn from a few labeled voxels: `crf_loss`, the dense CRF as a term, and `partial_cross_entropy`."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from crfrefine.errors import BackendUnavailableError, ConfigError, InputError
-
-try:
-    import torch
-    from torch import Tensor
-    from torch.autograd.function import once_differentiable
-except ImportError as error:
-    raise BackendUnavailableError(f"crfrefine.crf_loss needs PyTorch ({error}): pip install 'crfrefine[train]'") from error
-
 import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from crfrefine.base import notices
 from crfrefine.base.threads import check_threads
+from crfrefine.errors import ConfigError, InputError
 from crfrefine.layer import autograd, inputs
 from crfrefine.layer.functional import Values, build_kernels
 from crfrefine.layer.intensity import normalize_batch
@@ -66,11 +58,11 @@ def crf_loss(
         spacing: distance between neighboring voxels in mm; one number, one per axis, or (B, axes).
         theta_alpha: bandwidth of position in mm, positive; one number, or one per axis.
         theta_beta: bandwidth of normalized intensity, positive; one number, or one per modality.
-        mask: nonzero where voxels count; (*grid), (B, *grid) or (B, 1, *grid). None: everywhere. The others neither send nor receive.
+        mask: nonzero where voxels count; (*grid), (B, *grid) or (B, 1, *grid). None means everywhere. The others neither send nor receive.
         intensity: normalization of each item, with statistics taken inside the mask: "percentile" (percentiles 1 and 99 become 0 and 1),
             "zscore", "none" (for images that are normalized already, such as patches), or the `[intensity]` section of parameters.
         filter: "auto", "exact", "truncated", "lattice" or "grid" (one or two modalities; on the CPU float32).
-        threads: CPU threads; None: as many as `torch.get_num_threads()`.
+        threads: CPU threads; None means as many as `torch.get_num_threads()`.
 
     Returns:
         () float32, or float64 for float64 logits. From 0 to 1 - 1 / L, up to the error of the filter.
@@ -183,30 +175,24 @@ def partial_cross_entropy(logits: Tensor, scribbles: Tensor, *, ignore_index: in
     """
     inputs.check_tensor(logits, "logits")
     inputs.check_tensor(scribbles, "scribbles")
-    labels = _checked_scribbles(logits, scribbles, ignore_index)
-    values = logits.to(torch.promote_types(logits.dtype, torch.float32))  # float16 cannot hold the sum of many voxels
-    total: Tensor = torch.nn.functional.cross_entropy(values, labels, ignore_index=ignore_index, reduction="sum")
-    mean = total / (labels != ignore_index).sum().clamp(min=1)
-    # A loss in float16 could not take the gradient that a GradScaler starts with, 65536.
-    return mean if torch.is_autocast_enabled(logits.device.type) else mean.to(logits.dtype)
-
-
-def _checked_scribbles(logits: Tensor, scribbles: Tensor, ignore_index: int) -> Tensor:
-    """Return the scribbles as int64: in a narrow type, the values that they are compared with would wrap around."""
     if logits.ndim < 2 or not logits.is_floating_point():
         raise InputError(f"logits have shape {tuple(logits.shape)} and type {logits.dtype}; expected floating-point (batch, labels, *grid)")
-    num_labels = logits.shape[1]
-    expected = (logits.shape[0], *logits.shape[2:])
-    if tuple(scribbles.shape) != expected:
-        raise InputError(f"scribbles have shape {tuple(scribbles.shape)}; the logits {tuple(logits.shape)} need {expected}: no label axis")
-    if scribbles.is_floating_point() or scribbles.is_complex():
-        raise InputError(f"scribbles have type {scribbles.dtype}; expected integers (scribbles.long())")
+    num_labels, expected = logits.shape[1], (logits.shape[0], *logits.shape[2:])
+    if tuple(scribbles.shape) != expected or scribbles.is_floating_point() or scribbles.is_complex():
+        raise InputError(
+            f"scribbles have shape {tuple(scribbles.shape)} and type {scribbles.dtype}; the logits {tuple(logits.shape)} need integers of "
+            f"shape {expected}: no label axis (scribbles.long())"
+        )
     if 0 <= ignore_index < num_labels:
         raise InputError(f"ignore_index is {ignore_index}, which is one of the {num_labels} labels; expected another number")
-    labels = scribbles.long()
+    labels = scribbles.long()  # In a narrow type, the values that they are compared with would wrap around.
     other = (labels != ignore_index) & ((labels < 0) | (labels >= num_labels))
     if other.any():
         raise InputError(
             f"scribbles hold the value {int(labels[other][0])}; expected 0 to {num_labels - 1}, or {ignore_index} without a label"
         )
-    return labels
+    values = logits.to(torch.promote_types(logits.dtype, torch.float32))  # float16 cannot hold the sum of many voxels
+    total: Tensor = torch.nn.functional.cross_entropy(values, labels, ignore_index=ignore_index, reduction="sum")
+    mean = total / (labels != ignore_index).sum().clamp(min=1)
+    # A loss in float16 could not take the gradient that a GradScaler starts with, 65536.
+    return mean if torch.is_autocast_enabled(logits.device.type) else mean.to(logits.dtype)

@@ -6,18 +6,13 @@ The computation is `crfrefine.layer.functional`'s; this module holds the paramet
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor
 
 from crfrefine.base import notices
-from crfrefine.errors import BackendUnavailableError, InputError
-
-try:
-    import torch
-    from torch import Tensor
-except ImportError as error:
-    raise BackendUnavailableError(f"crfrefine.CrfRnn needs PyTorch ({error}): pip install 'crfrefine[train]'") from error
-
-from crfrefine.base.threads import check_threads
+from crfrefine.errors import InputError
 from crfrefine.layer import autograd, functional, inputs
 from crfrefine.layer.intensity import normalize_batch
 from crfrefine.layer.values import CrfValues
@@ -41,9 +36,9 @@ class CrfRnn(CrfValues):
         per_label_weights: whether each label has its own weight.
         anisotropic: whether each axis has its own bandwidth.
         num_iterations: number of mean-field steps; all are taken.
-        threads: CPU threads; None: as many as `torch.get_num_threads()`.
+        threads: CPU threads; None means as many as `torch.get_num_threads()`.
         label_threshold: labels whose marginals all stay below it around a tile take no part there, if this saves work; on the CPU, in
-            float32, and without `kernels`. 0: all labels everywhere. docs/guide/layer.md says what gradients leave out.
+            float32, and without `kernels`. 0 means all labels everywhere. docs/guide/layer.md says what gradients leave out.
 
     Examples:
         >>> import torch
@@ -81,12 +76,11 @@ class CrfRnn(CrfValues):
         probabilities.
 
         Args:
-            logits: (B, L, *grid), higher is better. float64 is computed in float64, by plain tensor
-                operations; every other type in float32.
+            logits: (B, L, *grid), higher is better. float64 is computed in float64, by plain tensor operations; other types in float32.
             image: (B, M, *grid), raw intensities, finite; they are normalized as `parameters.intensity` specifies, inside the mask.
-            spacing: distance between neighboring voxels in mm; one number, one per axis, or (B, axes). None: 1 mm, with a warning the first
-                time; it does not matter with `kernels`, or if `mean_field.positions` is "voxels".
-            mask: nonzero where the model applies; (*grid), (B, *grid) or (B, 1, *grid). None: everywhere.
+            spacing: distance between neighboring voxels in mm; one number, one per axis, or (B, axes). None means 1 mm, with a warning
+                the first time; it does not matter with `kernels`, or if `mean_field.positions` is "voxels".
+            mask: nonzero where the model applies; (*grid), (B, *grid) or (B, 1, *grid). None means everywhere.
             kernels: from `build_kernels` with the same image, spacing, mask and bandwidths, which are then ignored.
 
         Returns:
@@ -104,8 +98,7 @@ class CrfRnn(CrfValues):
         self._check_image(image)
         if logits.shape[1] != self.num_labels:
             raise InputError(f"logits {tuple(logits.shape)} have {logits.shape[1]} labels; the layer was made for {self.num_labels}")
-        inputs.engine_for(logits.device, logits.dtype)
-        inputs.warn_of_probabilities(logits, self._told_so_far(), notices.warn)
+        inputs.warn_of_probabilities(logits, self._told, notices.warn)
         # Given kernels were built from the image: it matters now only if its gradient is needed.
         if kernels is None or (image.requires_grad and torch.is_grad_enabled()):
             image = self._normalized(image, mask, inputs.compute_dtype(logits))
@@ -133,8 +126,7 @@ class CrfRnn(CrfValues):
 
         Arguments, results and errors are those of `forward`, except that padding of the logits is not detected.
         """
-        check_threads(threads)
-        settings, spatial_weight, gamma = self._start.mean_field, self.spatial_weight, self.theta_gamma
+        spatial_weight, gamma = self.spatial_weight, self.theta_gamma
         return functional.mean_field(
             logits,
             image,
@@ -146,13 +138,9 @@ class CrfRnn(CrfValues):
             volume=self.volume_weight,
             spacing=1.0 if kernels is not None else self._known_spacing(spacing),
             mask=mask,
-            num_iterations=self.num_iterations,
-            normalization=settings.normalization,
-            filter=settings.filter,
-            positions=settings.positions,
-            threads=threads or self.threads,
             label_threshold=self.label_threshold,
             kernels=kernels,
+            **self._settings(threads),
         )
 
     def build_kernels(
@@ -174,7 +162,7 @@ class CrfRnn(CrfValues):
         """
         inputs.check_image(image)
         self._check_image(image)
-        inputs.engine_for(image.device)
+        inputs.engine_for(image.device, dtype)
         with torch.no_grad():
             return self.build_normalized(self._normalized(image, mask, dtype), self._known_spacing(spacing), mask)
 
@@ -191,7 +179,6 @@ class CrfRnn(CrfValues):
 
         With another number of labels than the layer's, they are for other runs on the same kernels.
         """
-        settings = self._start.mean_field
         with torch.no_grad():
             return functional.build_kernels(
                 image,
@@ -199,30 +186,26 @@ class CrfRnn(CrfValues):
                 theta_gamma=self.theta_gamma,
                 spacing=self._known_spacing(spacing),
                 mask=mask,
-                normalization=settings.normalization,
-                filter=settings.filter,
-                positions=settings.positions,
                 num_labels=num_labels or self.num_labels,
-                num_iterations=self.num_iterations,
-                threads=threads or self.threads,
+                **self._settings(threads),
             )
+
+    def _settings(self, threads: int | None) -> dict[str, Any]:
+        """Return the settings that building kernels and running on them share."""
+        settings = self._start.mean_field
+        own = {name: getattr(settings, name) for name in ("normalization", "filter", "positions")}
+        return {**own, "num_iterations": self.num_iterations, "threads": self.threads if threads is None else threads}
 
     def _known_spacing(self, spacing: inputs.Spacing | None) -> inputs.Spacing:
         """Return the spacing, or 1 mm with a warning, once per layer."""
-        return notices.known_spacing(spacing, matters=self._start.mean_field.positions != "voxels", told=self._told_so_far())
-
-    def _told_so_far(self) -> set[str]:
-        """Return the warnings issued so far; empty for a layer that was saved by an older version."""
-        told: set[str] = self.__dict__.setdefault("_told", set())
-        return told
+        return notices.known_spacing(spacing, matters=self._start.mean_field.positions != "voxels", told=self._told)
 
     def _check_image(self, image: Tensor) -> None:
-        if image.ndim != self.spatial_dims + 2:
+        if image.ndim != self.spatial_dims + 2 or image.shape[1] != self.num_modalities:
             raise InputError(
-                f"image has shape {tuple(image.shape)}; expected (batch, modalities, *grid), the grid of {self.spatial_dims} axes"
+                f"image has shape {tuple(image.shape)}; the layer was made for (batch, {self.num_modalities} modalities, *grid), "
+                f"the grid of {self.spatial_dims} axes"
             )
-        if image.shape[1] != self.num_modalities:
-            raise InputError(f"image {tuple(image.shape)} has {image.shape[1]} modalities; the layer was made for {self.num_modalities}")
 
     def _normalized(self, image: Tensor, mask: inputs.Mask | None, dtype: torch.dtype) -> Tensor:
         return normalize_batch(image, self._start.intensity, mask, dtype, threads=self.threads or torch.get_num_threads())

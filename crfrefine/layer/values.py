@@ -24,6 +24,15 @@ Group = Literal["weights", "compatibility", "theta", "temperature", "bias", "vol
 
 GROUPS: tuple[Group, ...] = get_args(Group)
 
+_MEMBERS = {
+    "weights": ("raw_bilateral_weight", "raw_spatial_weight"),
+    "compatibility": ("raw_compatibility",),
+    "theta": ("log_theta_alpha", "log_theta_beta", "log_theta_gamma"),
+    "temperature": ("log_temperature",),
+    "bias": ("raw_bias",),
+    "volume": ("raw_volume_weight",),
+}
+
 
 class CrfValues(nn.Module):
     """The parameters of a dense CRF in learnable form; see `CrfRnn`."""
@@ -63,8 +72,8 @@ class CrfValues(nn.Module):
             num_modalities: M, channels of the image.
             spatial_dims: axes of the grid.
             parameters: start of training, and all settings that are not learned (intensity, normalization, filter, …): parameters, the
-                name of a preset or the path of a file; None: the `default` preset. `mean_field.tolerance` is ignored: a layer always
-                takes all steps.
+                name of a preset or the path of a file; None means the `default` preset. `mean_field.tolerance` is ignored: a layer
+                always takes all steps.
             per_label_weights: one weight per label instead of one for all; None: if the parameters have lists.
             compatibility: "full": the penalty of each pair of labels is a parameter, which starts from the parameters' matrix or Potts.
                 "potts": the penalty is 1 for any two labels.
@@ -73,9 +82,9 @@ class CrfValues(nn.Module):
             spatial: whether there is a spatial term; None: if its weight is not 0.
             volume: whether there is a volume term; None: if its weight is not 0.
             learn: groups to learn, any of "weights", "compatibility", "theta", "temperature", "bias", "volume"; the others are frozen.
-            num_iterations: number of steps; None: `mean_field.num_iterations`.
-            threads: CPU threads; None: as many as `torch.get_num_threads()`.
-            label_threshold: from 0 to 0.01; None: `mean_field.label_threshold`.
+            num_iterations: number of steps; None means `mean_field.num_iterations`.
+            threads: CPU threads; None means as many as `torch.get_num_threads()`.
+            label_threshold: from 0 to 0.01; None means `mean_field.label_threshold`.
 
         Raises:
             CapacityError: more than 4,096 labels.
@@ -84,22 +93,19 @@ class CrfValues(nn.Module):
         """
         super().__init__()
         self._start = parameters = as_parameters(parameters)
-        for name, value, least in (("num_labels", num_labels, 2), ("num_modalities", num_modalities, 1), ("spatial_dims", spatial_dims, 1)):
-            if value < least:
-                raise ConfigError(f"{name}: expected at least {least}, got {value}")
+        bilateral, smoothness, settings = parameters.bilateral, parameters.spatial, parameters.mean_field
+        self.num_labels, self.num_modalities, self.spatial_dims = num_labels, num_modalities, spatial_dims
+        self.num_iterations = settings.num_iterations if num_iterations is None else num_iterations
+        for name, least in (("num_labels", 2), ("num_modalities", 1), ("spatial_dims", 1), ("num_iterations", 1)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise ConfigError(f"{name}: expected a whole number, at least {least}; got {value}")
         parameters.resolve(num_labels, num_modalities, spatial_dims)  # checks the lengths
-        self.num_labels = num_labels
-        self.num_modalities = num_modalities
-        self.spatial_dims = spatial_dims
-        self.num_iterations = parameters.mean_field.num_iterations if num_iterations is None else num_iterations
-        if not isinstance(self.num_iterations, int) or self.num_iterations < 1:
-            raise ConfigError(f"num_iterations: expected a whole number, at least 1; got {num_iterations}")
         check_threads(threads)
         self.threads = threads
-        self.label_threshold = parameters.mean_field.label_threshold if label_threshold is None else label_threshold
+        self.label_threshold = settings.label_threshold if label_threshold is None else label_threshold
         MeanFieldParameters(label_threshold=self.label_threshold)  # for its check
         self._told: set[str] = set()  # warnings issued so far; the replicas of DataParallel share it
-        bilateral, smoothness, settings = parameters.bilateral, parameters.spatial, parameters.mean_field
         self._has_spatial = bool(np.any(smoothness.weight)) if spatial is None else spatial
         weights, bandwidths = [kernel.weight for kernel in bilateral], [kernel.theta_alpha for kernel in bilateral]
         if self._has_spatial:  # Lists of a term that the layer does not have are ignored.
@@ -111,9 +117,9 @@ class CrfValues(nn.Module):
 
         keys = ["bilateral"] if len(bilateral) == 1 else [f"bilateral.{index}" for index in range(len(bilateral))]
         named = list(zip(bilateral, keys, strict=True))
-        self.raw_bilateral_weight = _parameter([forms.WEIGHT.hold(one.weight, num_weights, f"{key}.weight") for one, key in named])
-        alphas = [forms.POSITION.hold(one.theta_alpha, num_bandwidths, f"{key}.theta_alpha") for one, key in named]
-        betas = [forms.INTENSITY.hold(one.theta_beta, num_modalities, f"{key}.theta_beta") for one, key in named]
+        self.raw_bilateral_weight = _parameter([forms.WEIGHT.hold(kernel.weight, num_weights, f"{key}.weight") for kernel, key in named])
+        alphas = [forms.POSITION.hold(kernel.theta_alpha, num_bandwidths, f"{key}.theta_alpha") for kernel, key in named]
+        betas = [forms.INTENSITY.hold(kernel.theta_beta, num_modalities, f"{key}.theta_beta") for kernel, key in named]
         self.log_theta_alpha, self.log_theta_beta = _parameter(alphas, torch.float64), _parameter(betas, torch.float64)
         raw_weight = log_gamma = None
         if self._has_spatial:
@@ -142,7 +148,7 @@ class CrfValues(nn.Module):
         if kind == "potts" and start.matrix is not None:
             raise ConfigError("compatibility: 'potts' was asked for, but the parameters have a matrix; use 'full'")
         self._symmetric = is_symmetric if symmetric is None else symmetric
-        entries = matrix[forms.entry_indices(self.num_labels, symmetric=self._symmetric)]
+        entries = matrix[forms.entry_places(self.num_labels, symmetric=self._symmetric)]
         self.register_parameter("raw_compatibility", _parameter(entries.tolist()) if kind == "full" else None)
 
     @property
@@ -212,12 +218,13 @@ class CrfValues(nn.Module):
         return self._set_learning(groups, learns=False)
 
     def unfreeze(self, *groups: Group) -> Self:
-        """Let groups learn: any of "weights", "compatibility", "theta", "temperature", "bias", "volume"; without names, all.
-
-        Raises:
-            ConfigError: the group does not exist.
-        """
+        """Let groups learn; arguments and errors as of `freeze`."""
         return self._set_learning(groups, learns=True)
+
+    def _set_learning(self, groups: Sequence[str], *, learns: bool) -> Self:
+        for parameter in [parameter for name in groups or GROUPS for parameter in self.group(name)]:
+            parameter.requires_grad_(learns)
+        return self
 
     def group(self, name: str) -> list[nn.Parameter]:
         """Return the parameters of a group, e.g. for an optimizer with several learning rates.
@@ -225,22 +232,9 @@ class CrfValues(nn.Module):
         Raises:
             ConfigError: the group does not exist.
         """
-        members = {
-            "weights": (self.raw_bilateral_weight, self.raw_spatial_weight),
-            "compatibility": (self.raw_compatibility,),
-            "theta": (self.log_theta_alpha, self.log_theta_beta, self.log_theta_gamma),
-            "temperature": (self.log_temperature,),
-            "bias": (self.raw_bias,),
-            "volume": (self.raw_volume_weight,),
-        }
-        if name not in members:
+        if name not in _MEMBERS:
             raise ConfigError(f"there is no group {name!r}; expected any of {', '.join(GROUPS)}")
-        return [parameter for parameter in members[name] if parameter is not None]
-
-    def _set_learning(self, groups: Sequence[str], *, learns: bool) -> Self:
-        for parameter in [parameter for name in groups or GROUPS for parameter in self.group(name)]:
-            parameter.requires_grad_(learns)
-        return self
+        return [getattr(self, member) for member in _MEMBERS[name] if getattr(self, member) is not None]
 
     def to_parameters(self) -> CrfParameters:
         """Return the parameters with which `crfrefine.refine` and `crfrefine infer` compute the same as the layer.
@@ -262,22 +256,23 @@ class CrfValues(nn.Module):
             return numbers if len(set(numbers)) > 1 else numbers[0]
 
         rows = zip(self.bilateral_weight, self.theta_alpha, self.theta_beta, strict=True)
+        bilateral = [
+            BilateralParameters(weights(weight), bandwidths(alpha), shared(forms.plain_numbers(beta, precision=beta.dtype)))
+            for weight, alpha, beta in rows
+        ]
         matrix = tuple(forms.plain_numbers(row) for row in self.compatibility)
-        is_potts = all(entry == (row != column) for row, entries in enumerate(matrix) for column, entry in enumerate(entries))
+        is_potts = np.array_equal(matrix, 1.0 - np.eye(self.num_labels))
         volume_weight, spatial_weight, gamma = self.volume_weight, self.spatial_weight, self.theta_gamma
         return self._start.replace(
-            bilateral=tuple(
-                BilateralParameters(weights(weight), bandwidths(alpha), shared(forms.plain_numbers(beta, precision=beta.dtype)))
-                for weight, alpha, beta in rows
-            ),
+            bilateral=tuple(bilateral),
             compatibility=CompatibilityParameters() if is_potts else CompatibilityParameters("matrix", matrix),
             **{
-                "mean_field.temperature": forms.plain_numbers(self.temperature.reshape(1))[0],
+                "mean_field.temperature": forms.plain_numbers(self.temperature)[0],
                 "mean_field.bias": shared(forms.plain_numbers(self.bias)),
                 "mean_field.num_iterations": self.num_iterations,
                 "mean_field.tolerance": 0.0,
                 "mean_field.label_threshold": self.label_threshold,
-                "volume.weight": 0.0 if volume_weight is None else forms.plain_numbers(volume_weight.reshape(1))[0],
+                "volume.weight": 0.0 if volume_weight is None else forms.plain_numbers(volume_weight)[0],
                 "spatial.weight": 0.0 if spatial_weight is None else weights(spatial_weight),
                 **({} if gamma is None else {"spatial.theta_gamma": bandwidths(gamma)}),
             },

@@ -325,9 +325,9 @@ GOOD = {"logits": (2, 3, *GRID), "image": (2, 2, *GRID)}
     ("logits", "image", "arguments", "text"),
     [
         ((2, 4, *GRID), GOOD["image"], {}, r"4 labels; the layer was made for 3"),
-        (GOOD["logits"], (2, 1, *GRID), {}, r"1 modalities; the layer was made for 2"),
+        (GOOD["logits"], (2, 1, *GRID), {}, "2 modalities"),
         (GOOD["logits"], (2, 2, 6, 5, 8), {}, r"the batch and the grid of the logits"),
-        ((3,), GOOD["image"], {}, r"expected \(batch, labels, \*grid\)"),
+        ((3,), GOOD["image"], {}, r"\(batch, labels, \*grid\)"),
         ((2, 1, *GRID), GOOD["image"], {}, r"give torch\.cat\(\[torch\.zeros_like\(logits\), logits\], 1\)$"),
         ((2, 3, 6, 0, 7), (2, 2, 6, 0, 7), {}, "none of them empty"),
         (GOOD["logits"], GOOD["image"], {"spacing": (1.0, 2.0)}, r"spacing is \(1\.0, 2\.0\)"),
@@ -364,11 +364,11 @@ def test_one_voxel_that_is_not_finite_does_not_become_the_whole_item():
 
 def test_kernels_for_another_model_are_refused():
     logits, image = batch(1)
-    with pytest.raises(InputError, match="built for 1 terms, the model has 3"):
+    with pytest.raises(InputError, match=r"built for 1 terms.*the call has 3 terms"):
         small_layer()(logits, image, kernels=CrfRnn(3, 2).build_kernels(image, SPACING))
-    with pytest.raises(InputError, match="kernels were built for an image of shape"):
+    with pytest.raises(InputError, match=r"an image of shape \(2, 6, 5, 5\).*build them anew"):
         small_layer()(logits, image, kernels=small_layer().build_kernels(image[..., :5], SPACING))
-    with pytest.raises(InputError, match=r"in float32, the call has .* in float64"):
+    with pytest.raises(InputError, match=r"in float32.*the call has .* in float64"):
         small_layer()(logits.double(), image, kernels=small_layer().build_kernels(image, SPACING))
     with pytest.raises(InputError, match="floating-point"):
         small_layer()(logits.long(), image)
@@ -417,7 +417,7 @@ def test_parameters_of_the_function_that_do_not_fit_are_named():
 
 def test_a_device_without_an_engine_is_named():
     logits, image = (tensor.to("meta") for tensor in batch(1))
-    with pytest.raises(BackendUnavailableError, match="no engine for tensors on meta; move the layer"):
+    with pytest.raises(BackendUnavailableError, match="no engine for tensors on meta.*; move the layer"):
         small_layer()(logits, image, SPACING)
 
 
