@@ -21,7 +21,7 @@ from crfrefine.errors import InputError
 from crfrefine.evaluate.options import EvaluationOptions
 from crfrefine.evaluate.pairing import CasePair, MethodFiles, Pairing, find_images, incomplete_cases
 from crfrefine.io.paths import VOLUME_SUFFIXES, require_file, stem_of
-from crfrefine.io.pieces import require_scalar
+from crfrefine.io.reading import require_scalar
 from crfrefine.io.volume import Volume, VolumeHeader
 
 
