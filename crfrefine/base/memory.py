@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 
 from crfrefine.base.text import counted, shorten_value
 from crfrefine.base.threads import group_numbers
@@ -23,8 +24,7 @@ RUN_BYTES = 14
 LARGEST = 1 << 60
 """Larger than the memory of any machine."""
 
-_SIZE = re.compile(r"([0-9]{1,19}(?:\.[0-9]{0,9})?|\.[0-9]{1,9}) ?(?:(B|bytes?)|([KMGT])(iB|B)?)?", re.ASCII | re.IGNORECASE)
-_POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
+_SIZE = re.compile(r"([0-9]{1,19}(?:\.[0-9]{0,9})?|\.[0-9]{1,9}) ?(?:B|bytes?|([KMGT])(iB|B)?)?", re.ASCII | re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,8 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     size = 0
     if match is not None:
-        whole, _, part = match[1].partition(".")
-        scale = (1000 if (match[4] or "").upper() == "B" else 1024) ** _POWERS.get((match[3] or "").upper(), 0)
-        size = int(whole or 0) * scale + int(part or 0) * scale // 10 ** len(part)
+        power = " KMGT".index((match[2] or " ").upper())
+        size = int(Decimal(match[1]) * (1000 if (match[3] or "").upper() == "B" else 1024) ** power)
     if not 1 <= size < LARGEST:
         raise InputError(f"{shorten_value(text)} is not a size of memory; expected one such as 8GiB, 512MiB, 8GB, or a number of bytes")
     return size

@@ -46,10 +46,6 @@ class Rule:
     per: str | None = None  # "label", "modality" or "axis": a list with a value for each may be given
     shape: str = "single"  # "pair": two increasing numbers; "matrix": square, with a zero diagonal
 
-    def is_list(self, value: Any) -> bool:
-        """Return whether a checked value is a list with one entry per label, modality or axis."""
-        return isinstance(value, tuple) and (self.shape != "pair" or isinstance(value[0], tuple))
-
     def check(self, value: Any, key: str) -> Any:
         """Return a value in its final type, lists as tuples and numpy's types as Python's; raise ConfigError for a wrong one."""
         value = value.tolist() if hasattr(value, "tolist") else value

@@ -45,16 +45,6 @@ _DOTTED_KEY = re.compile(r"(\w+)\.(?:([0-9]{1,9})\.)?(\w+)")
 class CrfParameters:
     """All parameters of a refinement; `CrfParameters()` is the `default` preset.
 
-    Attributes:
-        intensity: normalization of the image.
-        bilateral: the appearance kernels, at least one.
-        spatial: the smoothness kernel.
-        compatibility: the penalty matrix.
-        volume: the term that keeps each label's volume.
-        mean_field: the iteration.
-        postprocess: the cleaning of the label map.
-        trained_on: names of the cases that `train-crf` learned the values on; empty if nothing is known.
-
     Raises:
         ConfigError: a value is of the wrong type or outside its range; the message names its dotted key.
 
@@ -69,14 +59,14 @@ class CrfParameters:
         crfrefine.errors.ConfigError: theta_alpha: unknown key; did you mean 'bilateral.theta_alpha'?
     """
 
-    intensity: IntensityParameters = field(default_factory=IntensityParameters)
-    bilateral: tuple[BilateralParameters, ...] = field(default_factory=lambda: (BilateralParameters(),))
-    spatial: SpatialParameters = field(default_factory=SpatialParameters)
-    compatibility: CompatibilityParameters = field(default_factory=CompatibilityParameters)
-    volume: VolumeParameters = field(default_factory=VolumeParameters)
-    mean_field: MeanFieldParameters = field(default_factory=MeanFieldParameters)
-    postprocess: PostprocessParameters = field(default_factory=PostprocessParameters)
-    trained_on: tuple[str, ...] = ()
+    intensity: IntensityParameters = field(default_factory=IntensityParameters)  # normalization of the image
+    bilateral: tuple[BilateralParameters, ...] = field(default_factory=lambda: (BilateralParameters(),))  # the appearance kernels
+    spatial: SpatialParameters = field(default_factory=SpatialParameters)  # the smoothness kernel
+    compatibility: CompatibilityParameters = field(default_factory=CompatibilityParameters)  # the penalty matrix
+    volume: VolumeParameters = field(default_factory=VolumeParameters)  # the term that keeps each label's volume
+    mean_field: MeanFieldParameters = field(default_factory=MeanFieldParameters)  # the iteration
+    postprocess: PostprocessParameters = field(default_factory=PostprocessParameters)  # the cleaning of the label map
+    trained_on: tuple[str, ...] = ()  # names of the cases that `train-crf` learned the values on; empty if unknown
 
     def __post_init__(self) -> None:
         kernels = (self.bilateral,) if isinstance(self.bilateral, BilateralParameters) else self.bilateral
@@ -176,12 +166,7 @@ class CrfParameters:
     def save(self, path: str | Path, comment: str = "") -> None:
         """Write a TOML file that `load` reads back to equal parameters; an existing file is replaced atomically.
 
-        Args:
-            path: the file to write.
-            comment: lines for the head of the file, without the comment sign.
-
-        Raises:
-            ConfigError: the file cannot be written.
+        `comment` has lines for the head of the file, without the comment sign. Raises ConfigError if the file cannot be written.
         """
         from crfrefine.io.atomic import write_small_file
 
@@ -244,12 +229,8 @@ class CrfParameters:
     def select_labels(self, labels: Sequence[int], num_labels: int) -> CrfParameters:
         """A copy for a case in which only some labels take part: values per label are those of these labels.
 
-        Args:
-            labels: which labels, in the order of the case's channels.
-            num_labels: L, background included, as the values per label have it.
-
-        Raises:
-            ConfigError: a list has the wrong length; the message names the key.
+        `labels` are in the order of the case's channels; values per label are for `num_labels` ones, background included.
+        Raises ConfigError, with the key, for a list of another length.
         """
         sections: dict[str, Any] = {"bilateral": []}
         for name, prefix, section in self._tables():
@@ -292,13 +273,15 @@ class CrfParameters:
         bias = np.array(values["mean_field"]["bias"], np.float32)
         settings = values["mean_field"] | {"bias": bias if bias.any() else None}
 
-        def shared(spec: type[Any]) -> dict[str, Any]:  # Keys of [mean_field] go to the fields of the same name.
-            return {entry.name: settings[entry.name] for entry in dataclasses.fields(spec) if entry.name in settings}
-
+        # Keys of [mean_field] go to the fields of the same name.
+        of_kernels, of_run = (
+            {entry.name: settings[entry.name] for entry in dataclasses.fields(spec) if entry.name in settings}
+            for spec in (KernelSetSpec, MeanFieldSpec)
+        )
         weights = np.array([weights for weights, _ in weighted], np.float32).reshape(len(weighted), num_labels)
         return ModelSpec(
-            KernelSetSpec(tuple(kernel for _, kernel in weighted), num_labels=num_labels, **shared(KernelSetSpec)),
-            MeanFieldSpec(weights, compatibility, volume_weight=self.volume.weight, **shared(MeanFieldSpec)),
+            KernelSetSpec(tuple(kernel for _, kernel in weighted), num_labels=num_labels, **of_kernels),
+            MeanFieldSpec(weights, compatibility, volume_weight=self.volume.weight, **of_run),
         )
 
 

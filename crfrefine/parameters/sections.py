@@ -68,10 +68,11 @@ class Section:
         values = {}
         for entry in dataclasses.fields(self):
             value, rule = getattr(self, entry.name), entry.metadata["rule"]
-            if rule.is_list(value) and rule.per in sizes:
-                check_length(value, f"{prefix or self.section}.{entry.name}", rule.per, sizes[rule.per])
-            elif rule.per in sizes and rule.shape != "matrix":
-                value = (value,) * sizes[rule.per]
+            if rule.per in sizes:
+                if isinstance(value, tuple) and (rule.shape != "pair" or isinstance(value[0], tuple)):
+                    check_length(value, f"{prefix or self.section}.{entry.name}", rule.per, sizes[rule.per])
+                elif rule.shape != "matrix":
+                    value = (value,) * sizes[rule.per]
             values[entry.name] = value
         return values
 
@@ -216,8 +217,8 @@ class PostprocessParameters(Section):
     def removing(self) -> dict[str, str | float | tuple[str, ...] | tuple[float, ...]]:
         """The rules that can remove components, by their dotted keys; empty if all are off."""
         rules = {"keep_largest": self.keep_largest, "min_component_ml": self.min_component_ml}
-        values = {key: value if isinstance(value, tuple) else (value,) for key, value in rules.items()}
-        return {f"{self.section}.{key}": rules[key] for key in rules if any(value not in ("none", 0.0) for value in values[key])}
+        values = {key: {*rule} if isinstance(rule, tuple) else {rule} for key, rule in rules.items()}
+        return {f"{self.section}.{key}": rules[key] for key in rules if values[key] - {"none", 0.0}}
 
 
 SECTIONS: dict[str, type[Section]] = {

@@ -51,8 +51,7 @@ class KernelSetSpec:
     filter: str
     num_labels: int  # L, channels of the logits
     num_iterations: int  # number of steps that "auto" chooses a filter for
-    # Unit of the bandwidths: "mm", "voxels" of the grid, or "network": voxels of the network.
-    positions: str = "mm"
+    positions: str = "mm"  # unit of the bandwidths: "mm", "voxels" of the grid, or "network": voxels of the network
     network_spacing: tuple[float, ...] | None = None  # mm between voxels of the network along each grid axis; None means unknown
 
     @property
@@ -71,11 +70,7 @@ class KernelSetSpec:
         return tuple("spatial" if kernel.is_spatial else f"bilateral.{number}" for number, kernel in enumerate(self.kernels))
 
     def distances(self, spacing: Sequence[float]) -> tuple[float, ...]:
-        """Return the distance between neighboring voxels along each axis in the unit of the bandwidths.
-
-        Raises:
-            ConfigError: the unit is a voxel of the network, whose spacing is unknown.
-        """
+        """Return the distance between neighbors along each axis in the unit of the bandwidths; raise ConfigError if that is unknown."""
         if self.positions == "voxels":
             return (1.0,) * len(spacing)
         if self.positions == "mm":
@@ -111,8 +106,7 @@ class MeanFieldSpec:
     num_iterations: int  # maximum number of steps
     temperature: float = 1.0  # divides the logits
     tolerance: float = 0.0  # mean KL in nats per voxel below which the run has converged; 0: all steps are taken
-    # (L,), added to the logits inside the mask before the temperature divides them; None: nothing.
-    bias: NDArray[np.floating[Any]] | None = None
+    bias: NDArray[np.floating[Any]] | None = None  # (L,), added to the logits inside the mask before the temperature divides them
     volume_weight: float = 0.0  # from 0, no volume term, to 1, every step keeps the mass of each label
 
     @property
@@ -145,18 +139,13 @@ class MeanFieldSpec:
 
     @cached_property
     def num_channels(self) -> int:
-        """Number of channels of the marginals that are filtered.
-
-        With one weight for all labels, the message of the last channel follows from the others, since marginals sum to 1.
-        """
+        """Channels of the marginals that are filtered: with one weight for all labels, the last message follows from the others."""
         return self.num_labels - 1 if self.has_one_weight else self.num_labels
 
     def check_tiles(self) -> None:
-        """Raise ConfigError if a run on tiles has a volume term: volumes are sums over all voxels, also where a label would be left out."""
+        """Raise ConfigError if a run on tiles has a volume term: volumes are sums over all voxels."""
         if self.volume_weight > 0.0:
-            raise ConfigError(
-                "volume.weight: volumes are not kept where labels are left out; set it to 0, or mean_field.label_threshold to 0"
-            )
+            raise ConfigError("volume.weight: volumes are not kept where labels are left out; set it or mean_field.label_threshold to 0")
 
     def rounded(self, dtype: Any) -> MeanFieldSpec:
         """Return the spec with weights in the precision of a run, which determine `num_channels`."""
