@@ -26,7 +26,6 @@ class DatasetDescription:
     path: Path  # the file
     channel_names: tuple[str, ...] = ()  # names of the modalities, in order
     labels: Mapping[str, int | tuple[int, ...]] = field(default_factory=dict)  # name to number, or to the numbers of a region
-    file_ending: str | None = None  # suffix of the images, if given
     ignore_label: int | None = None  # the number of the label named "ignore": voxels without a reference
     # The label that each region writes into the label map, in the order of the regions, if given.
     regions_class_order: tuple[int, ...] | None = None
@@ -93,9 +92,6 @@ def _description_of(content: Any, path: Path) -> DatasetDescription:
     labels = content.get("labels", {})
     if not isinstance(labels, Mapping):
         raise ValueError(f"labels: expected a mapping with names and numbers, such as {_EXAMPLE}; got {shorten_value(labels)}")
-    file_ending = content.get("file_ending")
-    if not isinstance(file_ending, str | None):
-        raise ValueError(f'file_ending: expected a suffix, such as ".nii.gz"; got {shorten_value(file_ending)}')
     if labels and all(_is_number(number) and isinstance(name, str) for number, name in labels.items()):
         labels = {name: number for number, name in labels.items()}  # As in older files.
     numbers: dict[str, int | tuple[int, ...]] = {}
@@ -114,7 +110,6 @@ def _description_of(content: Any, path: Path) -> DatasetDescription:
         path,
         _channel_names(content.get(key, {}), key),
         labels=numbers,
-        file_ending=file_ending,
         ignore_label=ignore if isinstance(ignore, int) else None,
         regions_class_order=None if order is None else written,
     )

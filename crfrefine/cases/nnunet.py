@@ -20,7 +20,7 @@ from crfrefine.cases.discovery import discover_cases, list_files
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io import read_header
 from crfrefine.io.json import read_json
-from crfrefine.io.paths import SCORES_SUFFIXES, VOLUME_SUFFIXES, is_there, stem_of
+from crfrefine.io.paths import SCORES_SUFFIXES, is_there, stem_of
 
 PLANS = "plans.json"
 PREDICTION_ARGUMENTS = "predict_from_raw_data_args.json"
@@ -101,12 +101,7 @@ def find_cases_to_refine(folder: Path, images: Sequence[Path], masks: Path | Non
 
 
 def find_trained_cases(
-    network: TrainedNetwork,
-    *,
-    images: Path | None = None,
-    labels: Path | None = None,
-    masks: Path | None = None,
-    with_labels: bool = True,
+    network: TrainedNetwork, *, images: Path | None = None, labels: Path | None = None, masks: Path | None = None, with_labels: bool = True
 ) -> TrainedCases:
     """Find the cases that a network was trained and validated on.
 
@@ -126,7 +121,7 @@ def find_trained_cases(
             f"{folds[ALL]}: this network was trained on all cases, also on those of its validation: it is far too sure of them\n"
             f"  Train folds that hold cases out, for all of the folds 0 to 4: {network.training_command('0', '--npz')}"
         )
-    description = _describe(network.folder)
+    description = read_dataset_description(network.folder) if (network.folder / "dataset.json").is_file() else None
     image_folder = locate_images(network, images)
     label_folder = locate_labels(network, image_folder, labels) if with_labels else None
     found = discover_cases(image_folder, None, masks, label_folder, include_imageless=with_labels)
@@ -148,12 +143,10 @@ def find_trained_cases(
             lacking.add(fold)
             reason = f"no probabilities in fold_{fold}/validation" if fold in folds else f"fold {fold} is not trained"
         cases.append(case.lacking(f"no probabilities in {network.folder}: {reason}", reason))
-    advice = [
-        f"fold {fold} was not validated with --npz: {network.training_command(fold, '--val', '--npz')}"
-        if fold in folds
-        else f"fold {fold} is not trained: {network.training_command(fold, '--npz')}"
-        for fold in sorted(lacking)
-    ]
+    advice = []
+    for fold in sorted(lacking):
+        state, flags = ("was not validated with --npz", ("--val", "--npz")) if fold in folds else ("is not trained", ("--npz",))
+        advice.append(f"fold {fold} {state}: {network.training_command(fold, *flags)}")
     notes = list(found.notes)
     if ALL in folds:
         notes.append(f"{network.folder}: fold_all was trained on all cases and is not used")
@@ -224,7 +217,6 @@ def _predicted_cases(folder: Path, images: Path | None, masks: Path | None) -> C
     """Return the cases of a folder of predictions; without `images`, from where `nnUNetv2_predict` read them."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; expected predictions of nnU-Net, or a trained network")
-    _describe(folder)
     archives = {stem_of(path): path for path in list_files(folder, SCORES_SUFFIXES)}
     if not archives:
         raise InputError(
@@ -250,18 +242,6 @@ def _predicted_cases(folder: Path, images: Path | None, masks: Path | None) -> C
     stray = sorted(archives.keys() - {case.case_id for case in found})
     notes = [f"{folder}: predictions without images are ignored ({len(stray)}), such as {archives[stray[0]].name}"] if stray else []
     return CaseList(cases, [*found.notes, *notes])
-
-
-def _describe(folder: Path) -> DatasetDescription | None:
-    """Read the `dataset.json` that nnU-Net copies to its results; raise InputError for a format that is not read here."""
-    description = read_dataset_description(folder) if (folder / "dataset.json").is_file() else None
-    if description is not None and (ending := description.file_ending) is not None and ending.lower() not in VOLUME_SUFFIXES:
-        raise InputError(
-            f"{description.path}: the images are {shorten(ending)} files, which are not read here; "
-            f"expected one of {', '.join(VOLUME_SUFFIXES)}\n"
-            "  Convert the images, give them in a folder with -i, and change file_ending in this file."
-        )
-    return description
 
 
 def _reorients(folder: Path) -> bool:

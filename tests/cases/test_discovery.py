@@ -174,10 +174,10 @@ def write_description(tmp_path, content):
 
 def test_a_description_of_nnunet(tmp_path):
     labels = {"background": 0, "whole": [1, 2], "core": [2], "ignore": 3}
-    images = write_description(tmp_path, {"channel_names": {"1": "T1c", "0": "FLAIR"}, "labels": labels, "file_ending": ".nii.gz"})
+    images = write_description(tmp_path, {"channel_names": {"1": "T1c", "0": "FLAIR"}, "labels": labels})
     assert read_dataset_description(folder(tmp_path / "images", "none")) is None
     found = read_dataset_description(images)
-    assert (found.channel_names, found.file_ending, found.regions_class_order) == (("FLAIR", "T1c"), ".nii.gz", None)
+    assert (found.channel_names, found.regions_class_order) == (("FLAIR", "T1c"), None)
     assert dict(found.labels) == {"background": 0, "whole": (1, 2), "core": (2,), "ignore": 3}
     assert (found.ignore_label, found.has_regions, found.num_labels) == (3, True, 3)
     assert discover_cases(images, None).notes == []

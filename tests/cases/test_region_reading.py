@@ -96,10 +96,7 @@ def test_a_description_that_contradicts_itself(tmp_path, description, told):
     """It fails the cases that need it, with the file's name and what nnU-Net writes; a softmax over all labels goes on."""
     channels = sigmoids(5)
     message = refusal(tmp_path, channels, description)
-    assert (
-        f"{tmp_path / 'images' / 'a_logits.nii.gz'}: the network's output has 5 channels, and whether these are regions is not clear"
-        in message
-    )
+    assert f"{tmp_path}/images/a_logits.nii.gz: the network's output has 5 channels, and whether these are regions is not clear" in message
     assert f"{tmp_path / 'dataset.json'}: {told}" in message
     assert '"regions_class_order": [1, 2, 3]}' in message
     num_labels = 3 if "0" in told else 4
@@ -125,15 +122,14 @@ def test_what_is_not_what_was_declared_is_refused(tmp_path, channels, options, t
 
 def test_the_description_beside_the_logits_comes_first(tmp_path):
     """nnU-Net writes a dataset.json into the folder of its predictions."""
-    for folder in ("predictions", "images"):
-        (tmp_path / folder).mkdir()
-    (tmp_path / "predictions" / "dataset.json").write_text(json.dumps(BRATS))
-    (tmp_path / "dataset.json").write_text(json.dumps(TWO_LABELS))
-    found, of_images = (
-        find_regions(None, read_descriptions(places)) for places in ([tmp_path / "predictions", tmp_path / "images"], [tmp_path / "images"])
-    )
+    places = [tmp_path / "predictions", tmp_path / "images"]
+    for place, content in ((places[0], BRATS), (places[1], None), (tmp_path, TWO_LABELS)):
+        place.mkdir(exist_ok=True)
+        if content:
+            (place / "dataset.json").write_text(json.dumps(content))
+    found = find_regions(None, read_descriptions(places))
     assert (found.scheme, found.num_labels) == (SCHEME, 4)
-    assert of_images.scheme != SCHEME
+    assert find_regions(None, read_descriptions(places[1:])).scheme != SCHEME
 
 
 @pytest.mark.parametrize(
