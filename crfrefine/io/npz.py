@@ -43,14 +43,35 @@ def read_header(path: Path) -> VolumeHeader:
         key = _choose(path, archive.namelist())
         with _member(archive, key, path) as (_, shape, _, dtype):
             info = archive.getinfo(f"{key}.npy")
-    if len(shape) not in (3, 4) or min(shape) < 1:
-        expected = "expected (channel, z, y, x) or (channel, y, x)"
-        raise UnsupportedFormatError(f"{path}: the array {key!r} has shape {shorten_value(shape)}; {expected}")
+    header = header_of(path, "nnU-Net npz", shape, dtype, key)
     if math.prod(shape) * dtype.itemsize > min(info.file_size, MAX_RATIO * min(info.compress_size, path.stat().st_size)):
         raise UnsupportedFormatError(f"{path}: damaged: the array {key!r} has shape {shape}, but not as many values")
+    return header
+
+
+def header_of(path: Path, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], kind: str | None) -> VolumeHeader:
+    """Return the header of an array of (channel, [z,] y, x); raise UnsupportedFormatError for any other."""
+    what = "the array" if kind is None else f"the array {kind!r}"
+    if len(shape) not in (3, 4) or min(shape) < 1:
+        raise UnsupportedFormatError(f"{path}: {what} has shape {shorten_value(shape)}; expected (channel, z, y, x) or (channel, y, x)")
     if dtype.kind not in "iuf":
-        raise UnsupportedFormatError(f"{path}: the array {key!r} holds {dtype}; expected real numbers")
-    return VolumeHeader(path, "nnU-Net npz", shape[:0:-1], shape[0], dtype.name, spacing=None, affine=None, kind=key)
+        raise UnsupportedFormatError(f"{path}: {what} holds {dtype}; expected real numbers")
+    return VolumeHeader(path, name, shape[:0:-1], shape[0], dtype.name, spacing=None, affine=None, kind=kind)
+
+
+def read_array_header(stream: Any, path: Path, what: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Read the header of an array: its shape, whether the first axis is the fastest, and its type."""
+    try:
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, is_fortran, dtype = read(stream, MAX_ARRAY_HEADER)
+    except CrfRefineError:
+        raise
+    except Exception as error:  # numpy's parser raises errors of many kinds.
+        raise UnsupportedFormatError(f"{path}: {what} is damaged ({shorten(error)})") from None
+    if dtype.hasobject:
+        raise UnsupportedFormatError(f"{path}: {what} is a pickle, which may run code and is never read; save it as float32")
+    return shape, is_fortran, dtype
 
 
 @contextmanager
@@ -155,14 +176,5 @@ def _member(archive: zipfile.ZipFile, key: str, path: Path) -> Iterator[tuple[_M
     assert archive.fp is not None
     with open_bytes(path, container, archive.fp.tell()) as reader:
         member = _MemberReader(reader, info, path)
-        try:
-            version = np.lib.format.read_magic(member)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, is_fortran, dtype = read(member, MAX_ARRAY_HEADER)
-        except CrfRefineError:
-            raise
-        except Exception as error:  # numpy's parser raises errors of many kinds.
-            raise UnsupportedFormatError(f"{path}: the array {key!r} is damaged ({shorten(error)})") from None
-        if dtype.hasobject:
-            raise UnsupportedFormatError(f"{path}: the array {key!r} is a pickle, which may run code and is never read; save it as float32")
+        shape, is_fortran, dtype = read_array_header(member, path, f"the array {key!r}")
         yield member, shape, is_fortran, dtype

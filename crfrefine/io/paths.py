@@ -66,6 +66,7 @@ FORMATS = (
     Format("FreeSurfer MGH", (".mgz", ".mgh.gz", ".mgh"), "mgh"),
     Format("ITK", (".gipl.gz", ".gipl", ".vtk", ".mrc"), "itk", is_read_only=True),
     Format("nnU-Net npz", (".npz",), "npz", holds_scores_alone=True),
+    Format("NumPy array", (".npy",), "npy", holds_scores_alone=True),
 )
 VOLUME_SUFFIXES = tuple(suffix for known in FORMATS if not known.holds_scores_alone for suffix in known.suffixes)
 SCORES_SUFFIXES = tuple(suffix for known in FORMATS if known.holds_scores_alone for suffix in known.suffixes)
@@ -99,7 +100,6 @@ FOREIGN_KINDS = (
     ForeignKind("half of an Analyze or NIfTI pair", _PAIR, (".img", ".hdr.gz", ".img.gz"), lambda start: False),
     ForeignKind("a MINC volume", "convert it with mnc2nii IN.mnc OUT.nii", (".mnc",), lambda start: start[:4] == b"CDF\1"),
     ForeignKind("an HDF5 file (MINC?)", _ARRAY, (".h5", ".hdf5"), lambda start: start.startswith(b"\x89HDF\r\n\x1a\n")),
-    ForeignKind("a NumPy array (.npy)", _ARRAY, (".npy",), lambda start: start.startswith(b"\x93NUMPY")),
     ForeignKind("a file of PyTorch or a pickle", _ARRAY, (".pt", ".pth", ".pkl", ".pickle"), lambda start: b"/data.pkl" in start[:256]),
     ForeignKind("a picture", _PICTURE, (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif"), lambda start: start.startswith(_PICTURES)),
     ForeignKind("an archive", "unpack it", (".zip", ".bz2", ".xz", ".zst", ".7z"), lambda start: start.startswith(_ARCHIVES)),

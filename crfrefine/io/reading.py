@@ -35,11 +35,11 @@ from crfrefine.io.volume import MAX_BYTES, FileState, RareHeaderError, Volume, V
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from crfrefine.io import metaimage, mgh, nifti, npz, nrrd
+    from crfrefine.io import metaimage, mgh, nifti, npy, npz, nrrd
     from crfrefine.io.paths import FormatCode
 
     # So mypy checks that each has the functions.
-    _CODE: tuple[FormatCode, ...] = (metaimage, mgh, nifti, npz, nrrd)
+    _CODE: tuple[FormatCode, ...] = (metaimage, mgh, nifti, npy, npz, nrrd)
 
 
 def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -> VolumeHeader:

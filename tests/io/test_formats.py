@@ -94,7 +94,6 @@ FOREIGN = {
     "DICOM": (bytes(128) + b"DICM" + bytes(300), "a DICOM file: `crfrefine convert` makes NIfTI .*series"),
     "PNG": (PNG, "a picture: .*export the volume as NIfTI"),
     "zip": (b"PK\3\4" + bytes(500), "an archive: unpack it"),
-    "npy": (b"\x93NUMPY\1\0" + bytes(500), r"a NumPy array \(\.npy\): .*savez_compressed"),
     "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(500), r"an HDF5 file \(MINC\?\): .*savez_compressed"),
     "bzip2": (b"BZh9" + bytes(500), "an archive: unpack it"),
     "PyTorch": (b"PK\3\4" + bytes(26) + b"model/data.pkl" + bytes(300), "a file of PyTorch or a pickle: save its array"),
