@@ -13,6 +13,7 @@ Modules, imported when they are first used:
     layer               more for training: partial_cross_entropy, functional.mean_field (needs PyTorch)
     metrics             overlap, distances, calibration of label maps: overlap.measure_case
     monai               transforms of MONAI: CrfRefine, CrfRefined (needs MONAI)
+    nnunet              the export of nnU-Net's logits, refined on the image's grid: export_prediction
     parameters          the sections of CrfParameters: sections.SpatialParameters
     statistics          whether a difference is real: comparison.summarize, verdict.verdict
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from crfrefine import layer as layer
     from crfrefine import metrics as metrics
     from crfrefine import monai as monai
+    from crfrefine import nnunet as nnunet
     from crfrefine import parameters as parameters
     from crfrefine import statistics as statistics
     from crfrefine.arrays.region_scheme import RegionScheme as RegionScheme
@@ -67,7 +69,7 @@ _ERRORS = (
     "InputError",
     "UnsupportedFormatError",
 )
-_MODULES = ("errors", "layer", "metrics", "monai", "parameters", "statistics")
+_MODULES = ("errors", "layer", "metrics", "monai", "nnunet", "parameters", "statistics")
 _NEED_TORCH = ("CrfRnn", "crf_loss", "layer")
 _MODULE_OF = {
     "CrfParameters": "crfrefine.parameters.model",

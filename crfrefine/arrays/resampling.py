@@ -98,6 +98,11 @@ class GridMap:
             return sum(int(np.count_nonzero(self.inside(plane))) for plane in range(self.shape[0]))
         return int(np.prod([np.count_nonzero(axis.inside) for axis in self.axis_maps(axes)]))
 
+    def source_spacing(self, spacing: Sequence[float]) -> tuple[float, ...]:
+        """Return mm between samples of the source along each axis of the grid, at least those of the grid; both in the order x, y, z."""
+        lengths = np.linalg.norm(self.matrix, axis=0)[::-1]
+        return tuple(float(step / min(1.0, length)) for step, length in zip(spacing, lengths, strict=False))
+
     @property
     def num_voxels(self) -> int:
         """Number of voxels of the grid."""

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from crfrefine.arrays.region_scheme import RegionScheme
+    from crfrefine.arrays.resampling import GridMap
 
 __all__ = [
     "Case",
@@ -103,6 +104,8 @@ class Case:
     labels: NDArray[np.unsignedinteger[Any]] | None = None  # (*grid) the reference, if requested
     regions: RegionScheme | None = None  # the regions of the channels; None means that channels are labels
     channel_labels: tuple[int, ...] = ()  # the label of each channel; empty: 0, 1, 2 …
+    grid_map: GridMap | None = None  # of channels that are streamed from another grid: where the image's voxels lie on it
+    network_spacing: tuple[float, ...] | None = None  # mm between voxels of logits on another grid; None means that of the image
     absent_labels: tuple[int, ...] = ()  # labels that have a channel although the label map, if it is one, lacks them
     times: dict[str, float] = field(default_factory=dict)  # seconds of parts of reading
 
@@ -189,7 +192,7 @@ def read_case(
             values = parts["image"][i : i + header.num_channels].reshape(-1, *header.grid_shape[::-1])
             jobs.append(partial(io.read_into, header, values))
     else:
-        jobs.append(partial(read_part, "image", partial(_read_as_stored, images)))
+        jobs.append(partial(read_part, "image", partial(read_as_stored, images)))
     if headers.mask is not None:
         jobs.append(lambda: parts.update(mask=read_mask(headers.mask)))  # type: ignore[arg-type]
     run_all(jobs, threads)
@@ -204,6 +207,11 @@ def read_case(
     else:  # Channels of unknown type are logits until they are streamed.
         declared = network.kind if options.input_type == "auto" else options.input_type
         found = {"network": network, "input_kind": declared or "logits", "num_labels": network.num_labels, "notes": []}
+        if not first.on_same_grid(network.files[0]):
+            work = WorkGrid(first)
+            found["grid_map"] = grid_map = work.require_overlap(network.files[0], "logits")
+            found["network_spacing"] = grid_map.source_spacing(headers.spacing)
+            found["notes"] = work.describe(grid_map, network.files[0], "logits", "interpolated linearly", "become background")
     notes = found.pop("notes")
     mask = labels = None
     if headers.mask is not None:
@@ -262,10 +270,13 @@ def _plan_memory(
         needed += _FLOAT * math.prod(headers.mask.grid_shape) + grid
     # Only the number of channels decides about regions; a softmax of as many channels is rare, and read as a whole.
     has_regions = options.regions.scheme is not None or bool(options.regions.problem)
-    if may_stream and on_grid and not is_map and not has_regions and len(network.grid_shape) <= MAX_DIMS:
+    may_stream = may_stream and not is_map and not has_regions and len(network.grid_shape) <= MAX_DIMS
+    if may_stream and not on_grid:  # Channels on an oblique grid are interpolated as a whole.
+        may_stream = WorkGrid(first).require_overlap(network.files[0], "logits").source_axes is not None
+    if may_stream:
         largest = max(min(MAX_IN_MEMORY, limit.bytes // SHARE_IN_MEMORY), MIN_STREAMED)
-        run = voxels * (RUN_BYTES * num_labels + _FILTER_BYTES * headers.num_modalities)
-        if _FLOAT * num_labels * voxels >= largest or needed + run > limit.bytes:
+        run = grid * (RUN_BYTES * num_labels + _FILTER_BYTES * headers.num_modalities)
+        if _FLOAT * num_labels * max(grid, voxels) >= largest or needed + run > limit.bytes:
             image = sum(np.dtype(header.dtype).itemsize * header.num_channels * grid for header in headers.images)
             # A channel whose axes are turned is in memory twice.
             turned = 2 * _FLOAT * grid if network.files[0].turned is not None else 0
@@ -284,7 +295,7 @@ def _plan_memory(
     return False
 
 
-def _read_as_stored(images: Sequence[VolumeHeader]) -> NDArray[Any]:
+def read_as_stored(images: Sequence[VolumeHeader]) -> NDArray[Any]:
     """Return the modalities of a case, (M, [z,] y, x), in their stored type; float32 where types differ or values are scaled."""
     modalities: list[NDArray[Any]] = []
     for header in images:
@@ -347,7 +358,9 @@ def channels_of_scores(
     if kind == "probabilities":
         run_all([partial(convert, channel) for channel in values], threads)
     notes = [note]
+    network_spacing = None
     if not like.on_same_grid(header.files[0]):
+        network_spacing = WorkGrid(like).require_overlap(header.files[0], "logits").source_spacing(like.geometry()[1])
         # The logarithms, not the probabilities, so that it does not matter which of the two a network left behind.
         started = time.perf_counter()
         # Outside their grid, regions are undecided: log-odds of 0.
@@ -357,7 +370,8 @@ def channels_of_scores(
     values = values.reshape(len(values), *like.grid_shape[::-1])
     num_labels = len(values) if scheme is None else scheme.num_labels
     logits = file_order(values).to_user(values)
-    return {"network": logits, "input_kind": kind, "num_labels": num_labels, "regions": scheme, "notes": notes}
+    fields = {"network": logits, "input_kind": kind, "num_labels": num_labels, "regions": scheme, "notes": notes}
+    return fields | {"network_spacing": network_spacing}
 
 
 def channels_of_labels(found: LabelMap, options: ReadingOptions, *, as_logits: bool) -> dict[str, Any]:

@@ -64,7 +64,7 @@ class WorkGrid:
             resample_logits(grid_map, values, result, threads=threads)
         else:
             run_all(linear_jobs(grid_map, values, result), threads)
-        notes += self._describe(grid_map, other, what, "interpolated linearly", outside)
+        notes += self.describe(grid_map, other, what, "interpolated linearly", outside)
         return result
 
     def nearest(self, other: VolumeHeader, values: NDArray[Number], what: str, notes: list[str], *, outside: str) -> NDArray[Number]:
@@ -73,7 +73,7 @@ class WorkGrid:
         if self.header.on_same_grid(other):
             return values.reshape(shape)
         grid_map = self.require_overlap(other, what)
-        notes += self._describe(grid_map, other, what, "taken by nearest neighbor", outside)
+        notes += self.describe(grid_map, other, what, "taken by nearest neighbor", outside)
         return nearest(grid_map, values).reshape(shape)
 
     def require_overlap(self, other: VolumeHeader, what: str) -> GridMap:
@@ -85,12 +85,9 @@ class WorkGrid:
         like = self.header
         if order := self._order_of_axes(other):
             raise GridMismatchError(f"{other.path}: {what} on another grid than the {self.name}\n{like.difference_from(other)}\n  {order}")
-        if like.affine is None or other.affine is None:
-            raise GridMismatchError(
-                f"{other.path}: {what} on another grid than the {self.name}, and without the geometry to interpolate from\n"
-                f"{like.difference_from(other)}\n"
-                f"  Export them on the grid of the {self.name}, or give them geometry: crfrefine convert FILE.npz FILE.nii.gz --like VOLUME"
-            )
+        if other.affine is None:
+            return self._whole_view(other, what)
+        assert like.affine is not None
         overlap = _boxes_overlap(like, other)
         grid_map = map_grid(like.grid_shape, like.affine, other.grid_shape, other.affine) if overlap else None
         if grid_map is None or not grid_map.num_inside:  # The boxes of oblique grids may overlap nevertheless.
@@ -109,6 +106,21 @@ class WorkGrid:
                 f"  Do the files belong together? Where a network has seen only a part, crop the {self.name} to that part."
             )
         return grid_map
+
+    def _whole_view(self, other: VolumeHeader, what: str) -> GridMap:
+        """Return where the voxels of this grid lie on that of a file without geometry, which covers the same field of view."""
+        like = self.header
+        if like.affine is None or other.grid_shape == like.grid_shape[::-1]:
+            raise GridMismatchError(
+                f"{other.path}: {what} on another grid than the {self.name}, and without the geometry to interpolate from\n"
+                f"{like.difference_from(other)}\n"
+                f"  Its axes are those of the {self.name} in the other order: an .npz or .npy holds (label, z, y, x)."
+            )
+        factors = np.divide(like.grid_shape, other.grid_shape)
+        affine = like.affine.copy()
+        affine[:3, : len(factors)] *= factors
+        affine[:3, 3] += like.affine[:3, : len(factors)] @ (0.5 * factors - 0.5)
+        return map_grid(like.grid_shape, like.affine, other.grid_shape, affine)
 
     def _order_of_axes(self, other: VolumeHeader) -> str:
         """Return advice about a file whose sizes fit this grid with the label axis before others; else ""."""
@@ -137,9 +149,11 @@ class WorkGrid:
             return f"{hint}\n  The two do not overlap in the world. {_suspicion(self.header, other)}"
         return f"{hint}\n  Or give --resample, which interpolates onto the {self.name}'s grid."
 
-    def _describe(self, grid_map: GridMap, other: VolumeHeader, what: str, how: str, outside: str) -> list[str]:
+    def describe(self, grid_map: GridMap, other: VolumeHeader, what: str, how: str, outside: str) -> list[str]:
         """Return the note for the user about a file on another grid."""
         notes = [f"{what} {how} from {describe_grid(other.grid_shape, other.affine)} onto the grid of the {self.name}"]
+        if other.affine is None:
+            notes.append(f"{other.path.name} has no geometry: it is taken to cover the whole field of view of the {self.name}")
         share, num_outside = grid_map.num_inside / grid_map.num_voxels, grid_map.num_voxels - grid_map.num_inside
         if num_outside:
             notes.append(

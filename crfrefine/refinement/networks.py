@@ -30,6 +30,7 @@ from crfrefine.base.axes import StorageOrder
 from crfrefine.base.memory import memory_limit, require_memory
 from crfrefine.engines.grid_image import GridImage
 from crfrefine.errors import ConfigError, InputError
+from crfrefine.refinement.tiles.coarse import CoarseNetwork, plan_coarse
 from crfrefine.refinement.tiles.grid import MAX_DIMS
 from crfrefine.refinement.tiles.planning import TilePlan, plan_array, plan_label_map, plan_stream
 from crfrefine.refinement.tiles.streaming import StreamedNetwork
@@ -57,6 +58,7 @@ class ArrayNetwork:
     values: NDArray[np.floating[Any]]  # (L, *grid) logits or probabilities, or (R, *grid) log-odds or probabilities of regions
     input_type: str = "logits"  # "auto", "logits" or "probabilities"
     regions: RegionScheme | None = None  # of the channels; None means that they are labels
+    network_spacing: tuple[float, ...] | None = None  # mm between voxels of the network, if interpolated; None means unknown
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -91,7 +93,7 @@ class LabelMapNetwork:
         return StorageOrder.of_memory(self.labels)
 
 
-Network = ArrayNetwork | LabelMapNetwork | StreamedNetwork
+Network = ArrayNetwork | LabelMapNetwork | StreamedNetwork | CoarseNetwork
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +124,8 @@ def prepare(
         return _prepare_array(network, case, models, parameters, backend, context)
     if isinstance(network, StreamedNetwork):
         plan = plan_stream(network, case, models[0], parameters, context)
+    elif isinstance(network, CoarseNetwork):
+        plan = plan_coarse(network, case, models[0], parameters, context)
     else:
         labels = np.ascontiguousarray(network.order.to_storage(network.labels))
         numbers, spacing = channel_numbers(labels, network.channels), models[0].kernels.network_spacing

@@ -67,16 +67,20 @@ def refine_network(
     all labels everywhere. A case that does not fit into the memory of a GPU is computed on the CPU.
     """
     image = image[None] if image.ndim == len(network.shape) - 1 else image
-    if not isinstance(network, StreamedNetwork):  # Headers were compared before.
+    if isinstance(network, (ArrayNetwork, LabelMapNetwork)):  # Headers were compared before.
         channels = network.values if isinstance(network, ArrayNetwork) else np.broadcast_to(network.labels, network.shape)
         check_shapes(channels, image, mask, fewest_channels=1 if isinstance(network, ArrayNetwork) and network.regions else 2)
     spacing_mm = given_spacing(spacing, len(network.shape) - 1)
     if isinstance(network, LabelMapNetwork):
         result = _refine_label_map(network, image, spacing_mm, parameters, mask, backend, context)
-    elif parameters.volume.match_input:
-        raise ConfigError("volume.match_input: keeps the volumes of a label map, and logits are not one; set it to false")
     else:
-        result = _refine(network, image, spacing_mm, parameters, mask, backend, context)
+        network_spacing = None if isinstance(network, StreamedNetwork) else network.network_spacing
+        if parameters.volume.match_input and (network_spacing is None or (isinstance(network, ArrayNetwork) and network.regions)):
+            raise ConfigError(
+                "volume.match_input: keeps the volumes of a label map, and logits are not one (unless --resample brings them from the "
+                "network's coarser grid); set it to false"
+            )
+        result = _refine(network, image, spacing_mm, parameters, mask, backend, context, network_spacing)
     if not result.lost_to_rules:
         return result
     voxel_ml = math.prod(spacing_mm) / 1000.0 if len(spacing_mm) == 3 else None

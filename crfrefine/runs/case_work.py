@@ -132,6 +132,7 @@ def _refine(
     from crfrefine.io.logits import LogitsHeader
     from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork
     from crfrefine.refinement.refining import NARROW, refine_network
+    from crfrefine.refinement.tiles.coarse import CoarseNetwork, Interpolation
     from crfrefine.refinement.tiles.streaming import StreamedNetwork
 
     started = time.perf_counter()
@@ -142,6 +143,9 @@ def _refine(
     if isinstance(given, LogitsHeader):
         shape = given.grid_shape[::-1]
         network = StreamedNetwork(given.pieces, given.num_labels, shape, settings.reading.input_type, given.kind, given.path)
+        if case.grid_map is not None:
+            stored = tuple(reversed(case.like.grid_shape))
+            network = CoarseNetwork(network, Interpolation(case.grid_map), stored, case.network_spacing)
     elif isinstance(given, LabelMap):
         wide = given.file_spacing if options.network_spacing == AUTO and given.file_spacing else options.network_spacing
         network = LabelMapNetwork(given.labels, case.channel_labels, case.num_labels, wide)
@@ -149,7 +153,7 @@ def _refine(
         if segments:  # The input has names itself, such as in a NIfTI table.
             names = replace(names, labels={segment.label: segment.name for segment in segments})
     else:
-        network = ArrayNetwork(given, "logits", case.regions)
+        network = ArrayNetwork(given, "logits", case.regions, case.network_spacing)
     progress = partial(observer.stage_changed, record.case_id)
     result = refine_network(
         network,

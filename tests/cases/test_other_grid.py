@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813 - its customary name
 from io_helpers import OBLIQUE, affine_of, itk_resampled, numbers, save_itk, save_nifti, world_of
+from scipy.ndimage import zoom
 
 from crfrefine.cases.case import CaseFiles, ReadingOptions, load_case, read_case_headers
 from crfrefine.errors import GridMismatchError, InputError
@@ -203,11 +204,12 @@ def test_a_label_axis_that_is_not_the_last_one_is_named_with_the_transposition(o
 
 
 def test_an_archive_without_geometry(tmp_path):
+    """With --resample it covers the image's field of view, unless it seems to have its axes in another order."""
     files, interpolate = replace(make_case(tmp_path), logits=(tmp_path / "a.npz",)), "give --resample"
     full, coarse = scores(shape=SHAPE), scores()
     for array, options, text in (
         (full.transpose(3, 2, 1, 0), ReadingOptions(), r"An .npz holds \(label, z, y, x\); this one seems to hold \(z, y, x, label\)"),
-        (coarse.transpose(0, 3, 2, 1), RESAMPLE, "without the geometry to interpolate from"),
+        (full, RESAMPLE, "without the geometry to interpolate from"),
         (coarse.transpose(0, 3, 2, 1), ReadingOptions(), "logits and image are on different grids"),
     ):
         np.savez_compressed(tmp_path / "a.npz", logits=array)
@@ -216,3 +218,9 @@ def test_an_archive_without_geometry(tmp_path):
         assert interpolate not in str(caught.value)
     np.savez_compressed(tmp_path / "a.npz", logits=full.transpose(0, 3, 2, 1))
     np.testing.assert_array_equal(load_case(files, RESAMPLE).logits, full)
+    np.savez_compressed(tmp_path / "a.npz", logits=coarse.transpose(0, 3, 2, 1))
+    found = load_case(files, RESAMPLE)
+    factors = [new / old for new, old in zip(SHAPE, coarse.shape[1:], strict=True)]
+    expected = np.stack([zoom(channel, factors, order=1, mode="nearest", grid_mode=True) for channel in coarse])
+    np.testing.assert_allclose(found.logits, expected, atol=1e-4)
+    assert "a.npz has no geometry: it is taken to cover the whole field of view of the image" in found.notes

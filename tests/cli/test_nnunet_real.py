@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -135,3 +136,26 @@ def test_predictions_are_refined_with_what_was_learned(trained, root, network, t
         name = f"case{number}.nii.gz"
         np.testing.assert_array_equal(load_nifti(tmp_path / "as it is" / name), load_nifti(root / "predictions" / name))
         assert load_nifti(tmp_path / "refined" / name).shape == GRID_SHAPE
+
+
+def test_export_in_place_of_nnunets_own(root, network, tmp_path):
+    """The block of the guide runs; without the CRF it writes the labels that nnU-Net writes from the same logits."""
+    guide = (Path(__file__).parents[2] / "docs" / "guide" / "nnunet.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    case = f"case{NUM_CASES}"
+    images = root / "nnUNet_raw" / DATASET / "imagesTs"
+    block = block.replace("CASE_0", f"{images}/{case}_0").replace('"nnUNetTrainer__nnUNetPlans__3d_fullres"', repr(str(network)))
+    own = """
+from crfrefine import CrfParameters
+from nnunetv2.inference.export_prediction import export_prediction_from_logits
+for name, weight in (("ours", 0.0), ("strong", 50.0)):
+    model = CrfParameters().replace(**{"bilateral.weight": weight, "bilateral.theta_beta": 1.0})
+    export_prediction(logits, properties, files, name + ".nii.gz", parameters=model, transpose_forward=plans.transpose_forward)
+export_prediction_from_logits(logits, properties, configuration, plans, predictor.dataset_json, "theirs")
+"""
+    run = [sys.executable, "-c", block + own]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=1800, check=False, env=environment(root), cwd=tmp_path)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    np.testing.assert_array_equal(load_nifti(tmp_path / "ours.nii.gz"), load_nifti(tmp_path / "theirs.nii.gz"))
+    assert load_nifti(tmp_path / "CASE.nii.gz").shape == GRID_SHAPE
+    assert (load_nifti(tmp_path / "strong.nii.gz") != load_nifti(tmp_path / "theirs.nii.gz")).any()

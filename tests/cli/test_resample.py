@@ -12,6 +12,8 @@ from io_helpers import itk_resampled
 from io_helpers import save_nifti as save_on
 from oracles import softmax
 
+from crfrefine.refinement import networks
+
 COARSE = (11, 9, 8)
 
 
@@ -50,6 +52,43 @@ def test_infer_brings_logits_onto_the_grid_of_the_image(tmp_path):
     # Where two labels tie to a rounding, either may win.
     assert np.count_nonzero(np.asanyarray(refined.dataobj) != expected) <= 2
     assert np.unique(expected).tolist() == [0, 1, 3]
+
+
+@pytest.mark.parametrize("form", ["nii.gz", "npz", "npy", "mha"])
+def test_large_logits_are_interpolated_while_they_stream(form, tmp_path, monkeypatch):
+    """The results are those of the whole interpolated array: labels, volumes that a preset keeps, and saved logits."""
+    folders = write_folders(tmp_path, "a")
+    path = folders.logits / "a.nii.gz"
+    to_coarse(path)
+    stored = np.moveaxis(load_nifti(path), -1, 0)
+    if form in ("npz", "npy"):
+        by_axis = stored.transpose(0, 3, 2, 1).copy()
+        np.savez(folders.logits / "a.npz", logits=by_axis) if form == "npz" else np.save(folders.logits / "a.npy", by_axis)
+        path.unlink()
+    elif form == "mha":
+        run_here("convert", path, folders.logits / "a.mha", status=0)
+        path.unlink()
+    seen = []
+    plan = networks.plan_coarse
+    monkeypatch.setattr(networks, "plan_coarse", lambda *given: seen.append("streamed") or plan(*given))
+    results = {}
+    for name, limit in (("memory", 1 << 40), ("streamed", 0)):
+        for what in ("MAX_IN_MEMORY", "MIN_STREAMED"):
+            monkeypatch.setattr(f"crfrefine.cases.case.{what}", limit)
+        for preset in (("--set", "bilateral.weight=0"), ("-c", "default"), ("-c", "sharp")):
+            own = (*folders.arguments[:4], "-o", tmp_path / name / preset[1])
+            result = run_here("infer", *own, "--resample", "--save-logits", *preset, status=0)
+            assert "logits interpolated linearly from 11×9×8" in result.stderr
+            assert ("has no geometry" in result.stderr) == (form in ("npz", "npy"))
+            results[name, preset[1]] = load_nifti(tmp_path / name / preset[1] / "a.nii.gz")
+            logits = load_nifti(tmp_path / name / preset[1] / "a_logits.nii.gz")
+            assert np.mean(logits.argmax(axis=-1) != results[name, preset[1]]) < 1e-3
+    assert len(seen) == 3
+    for preset in ("bilateral.weight=0", "default", "sharp"):
+        assert np.mean(results["memory", preset] != results["streamed", preset]) < 1e-3
+    plain, sharp = (np.bincount(results["streamed", preset].ravel(), minlength=4) for preset in ("bilateral.weight=0", "sharp"))
+    assert (results["streamed", "sharp"] != results["streamed", "bilateral.weight=0"]).any()
+    assert np.abs(plain - sharp).max() <= 2
 
 
 def test_evaluate_brings_label_maps_onto_the_grid_of_the_reference(tmp_path):

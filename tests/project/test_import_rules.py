@@ -24,7 +24,7 @@ LAYERS = (
     ("arrays",),
     ("cases", "engines", "metrics"),
     ("refinement", "statistics"),
-    ("layer", "monai"),
+    ("layer", "monai", "nnunet"),
     ("runs",),
     ("evaluate", "train"),
     ("cli",),
@@ -146,7 +146,7 @@ def test_dir_shows_the_public_names_only():
     errors = {"BackendUnavailableError", "CapacityError", "ConfigError", "CrfRefineError", "ExportError", "GridMismatchError"}
     always = {"CrfParameters", "Plan", "RefinementResult", "RegionScheme", "refine"}
     others = {"CrfRnn", "InputError", "UnsupportedFormatError", "__version__", "crf_loss"}
-    modules = {"errors", "layer", "metrics", "parameters", "statistics"}
+    modules = {"errors", "layer", "metrics", "nnunet", "parameters", "statistics"}
     assert dir(crfrefine) == sorted(errors | always | others | modules)
     assert set(crfrefine.__all__) == always, "no errors, and nothing that needs PyTorch or MONAI"
     assert all(hasattr(crfrefine, name) for name in dir(crfrefine))

@@ -96,7 +96,7 @@ class StoredChannels(ChannelSource):
 
     def retain(self, label: int, wanted: Bool) -> None:
         """Forget a label's tiles except those that are True in `wanted`, (*tiles)."""
-        tiles, values = self._joined(label)
+        tiles, values = self.joined(label)
         chosen = wanted.reshape(-1)[tiles]
         if not chosen.all():
             self._parts[label] = [(tiles[chosen], values[chosen])]
@@ -105,7 +105,7 @@ class StoredChannels(ChannelSource):
         """Read tiles that are not kept yet; see `ChannelSource.ensure`."""
         missing = domains.copy()
         for label, tiles in enumerate(missing):
-            tiles.reshape(-1)[self._joined(label)[0]] = False
+            tiles.reshape(-1)[self.joined(label)[0]] = False
         if not missing.any():
             return
         assert self._read is not None
@@ -116,7 +116,7 @@ class StoredChannels(ChannelSource):
 
     def fill_entries(self, engine: Any, label: int, tiles: NDArray[np.int64], entries: NDArray[np.int64], out: Float32) -> None:
         """Write a label's logits in some tiles to the entries of an array; see `ChannelSource.fill_entries`."""
-        kept, values = self._joined(label)
+        kept, values = self.joined(label)
         if len(tiles) != len(kept):
             values = values[np.searchsorted(kept, tiles)]
         engine.fill_entries(values, False, tiles, self.is_probability, entries, out)
@@ -126,12 +126,13 @@ class StoredChannels(ChannelSource):
         first, end = first_tile(self.grid, start), first_tile(self.grid, stop + TILE[0] - 1)
         part = StoredChannels(TileGrid((stop - start, *self.grid.shape[1:])), self.num_labels, is_probability=self.is_probability)
         for label in range(self.num_labels):
-            tiles, values = self._joined(label)
+            tiles, values = self.joined(label)
             chosen = slice(*np.searchsorted(tiles, (first, end)))
             part.keep(label, tiles[chosen] - first, values[chosen])
         return part
 
-    def _joined(self, label: int) -> tuple[NDArray[np.int64], Array]:
+    def joined(self, label: int) -> tuple[NDArray[np.int64], Array]:
+        """Return a label's tiles as ascending flat numbers, and their values, (n, voxels of a tile)."""
         parts = self._parts[label]
         if not parts:
             return np.zeros(0, np.int64), np.zeros((0, math.prod(TILE)), np.float32)

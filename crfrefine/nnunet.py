@@ -1,0 +1,175 @@
+"""The export of nnU-Net version 2, with the CRF in it: from logits on the network's grid to a label map on the image's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crfrefine import io
+from crfrefine.arrays.region_scheme import given_regions
+from crfrefine.arrays.resampling import GridMap
+from crfrefine.base.axes import file_order
+from crfrefine.base.memory import memory_left, memory_limit
+from crfrefine.base.threads import check_threads
+from crfrefine.cases.case import read_as_stored
+from crfrefine.engines import get_backend
+from crfrefine.engines.base import RunContext
+from crfrefine.errors import ConfigError, GridMismatchError, InputError
+from crfrefine.io.volume import Volume
+from crfrefine.parameters.model import as_parameters
+from crfrefine.refinement.networks import ArrayNetwork
+from crfrefine.refinement.refining import refine_network
+from crfrefine.refinement.tiles.coarse import CoarseNetwork, Interpolation
+from crfrefine.refinement.tiles.streaming import StreamedNetwork
+
+if TYPE_CHECKING:
+    from crfrefine.arrays.region_scheme import GivenRegions
+    from crfrefine.engines.base import Progress
+    from crfrefine.parameters.model import CrfParameters
+    from crfrefine.refinement.networks import Network
+    from crfrefine.refinement.result import RefinementResult
+
+MAX_ANISOTROPY = 3.0
+"""Ratio of the largest to the smallest spacing above which nnU-Net takes the nearest slice along the axis of the largest one."""
+
+_PIECE_VOXELS = 1 << 23
+
+
+def export_prediction(
+    logits: Any,
+    properties: Mapping[str, Any],
+    image: str | Path | Sequence[str | Path],
+    output: str | Path,
+    *,
+    parameters: CrfParameters | str | Path | None = None,
+    transpose_forward: Sequence[int] = (0, 1, 2),
+    regions: GivenRegions | None = None,
+    threads: int | None = None,
+    max_memory: int | None = None,
+    progress: Progress | None = None,
+) -> RefinementResult:
+    """Interpolate a prediction of nnU-Net onto the image's grid, refine it, and write the label map.
+
+    It takes the place of `nnunetv2.inference.export_prediction.export_prediction_from_logits`. Labels are interpolated tile by tile, and
+    only where their probability is above 1e-4 nearby, so that many labels need neither the time nor the memory of their channels. Without
+    the CRF, `parameters=CrfParameters().replace(**{"bilateral.weight": 0})`, the labels are those of nnU-Net's linear export.
+
+    Args:
+        logits: (L, *network's grid), an array, a memory map or a tensor, as `predict_logits_from_preprocessed_data` returns them. With
+            `regions` (R, *network's grid), the log-odds of regions.
+        properties: of the case, from nnU-Net's preprocessing; it needs `spacing`, `shape_before_cropping`, `bbox_used_for_cropping` and
+            `shape_after_cropping_and_before_resampling`.
+        image: the file of the image, or one per channel, as nnU-Net read them.
+        output: file of the label map, such as CASE.nii.gz; a file that exists is replaced.
+        parameters: the model, or the name of a preset or the path of a TOML file; None means the preset `default`.
+        transpose_forward: of the plans: `predictor.plans_manager.transpose_forward`.
+        regions: overlapping regions as in `crfrefine.refine`, in the order of nnU-Net's `regions_class_order`; None means labels.
+        threads: CPU threads; None means the cores that this process may use.
+        max_memory: bytes of memory that the process may take; None means nine tenths of what the machine has.
+        progress: called as progress(stage, step, num_steps); may raise to stop.
+
+    Returns:
+        The refined case, as of `crfrefine.refine`; its arrays have the axes (x, y, z) of the file.
+
+    Raises:
+        InputError: properties that lack a value, or logits that are not finite.
+        GridMismatchError: logits, properties and image do not belong together, or nnU-Net has turned the image's axes.
+        ConfigError, CapacityError: as for `crfrefine.refine`.
+        UnsupportedFormatError: the image cannot be read, or the output cannot be written.
+
+    Examples:
+        docs/guide/nnunet.md shows it in nnU-Net's prediction.
+    """
+    check_threads(threads)
+    model = as_parameters(parameters)
+    paths = [image] if isinstance(image, (str, Path)) else list(image)
+    headers = [io.read_header(path) for path in paths]
+    first = headers[0]
+    stored = first.grid_shape[::-1]
+    grid_map, nearest = _grid_map(tuple(logits.shape[1:]), stored, properties, tuple(transpose_forward), first.path)
+    interpolation = Interpolation(grid_map, nearest)
+    wide = grid_map.source_spacing(first.geometry()[1])
+    network: Network
+    scheme = given_regions(regions)
+    if scheme is None:
+        channels = StreamedNetwork(lambda: _pieces(logits), len(logits), grid_map.source_shape, "logits", "logits", first.path)
+        network = CoarseNetwork(channels, interpolation, stored, wide)
+    else:
+        values = np.zeros((len(logits), *grid_map.shape), np.float32)
+        for channel, target in zip(logits, values, strict=True):
+            interpolation.fill(_as_array(channel), target)
+        network = ArrayNetwork(file_order(values).to_user(values.reshape(len(values), *stored)), "logits", scheme, wide)
+    values = read_as_stored(headers)
+    result = refine_network(
+        network,
+        file_order(values).to_user(values),
+        spacing=first.geometry()[1],
+        parameters=model,
+        backend=get_backend("cpu"),
+        context=RunContext(threads, progress, lambda: memory_left(memory_limit(max_memory))),
+    )
+    like = Volume(result.label_map, *first.geometry(), first.path, first)
+    io.write_label_map(output, result.label_map, like, threads=threads or 1)
+    return result
+
+
+def _as_array(channel: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Return a channel as float32; a tensor may be on a GPU and of any floating type."""
+    if hasattr(channel, "detach"):
+        channel = channel.detach().cpu().float().numpy()
+    return np.asarray(channel, np.float32)
+
+
+def _pieces(logits: Any) -> Iterator[io.Piece]:
+    """Yield some planes of a channel at a time."""
+    _, depth, *plane = logits.shape
+    step = max(1, _PIECE_VOXELS // int(np.prod(plane)))
+    for label in range(len(logits)):
+        for start in range(0, depth, step):
+            planes = slice(start, min(start + step, depth))
+            values = _as_array(logits[label, planes])
+            num_bad = values.size - int(np.count_nonzero(np.isfinite(values)))
+            if num_bad:
+                raise InputError(f"logits: channel {label} has {num_bad} values that are not finite (NaN or infinity)")
+            yield io.Piece(slice(label, label + 1), planes, values[None])
+
+
+def _grid_map(
+    shape: tuple[int, ...], stored: tuple[int, ...], properties: Mapping[str, Any], transpose: tuple[int, ...], path: Path
+) -> tuple[GridMap, int | None]:
+    """Return where the image's voxels lie on the network's grid, and the axis of that grid along which the nearest slice is taken."""
+    names = "spacing", "shape_before_cropping", "bbox_used_for_cropping", "shape_after_cropping_and_before_resampling"
+    missing = [name for name in names if name not in properties]
+    if missing:
+        raise InputError(f"properties: {', '.join(missing)} missing; expected the dictionary of nnU-Net version 2 for this case")
+    if sorted(transpose) != [0, 1, 2]:
+        raise ConfigError(f"transpose_forward: expected an order of 0, 1 and 2, got {transpose}")
+    nibabel_values, itk_values = properties.get("nibabel_stuff", {}), properties.get("sitk_stuff", {})
+    if "reoriented_affine" in nibabel_values or "original_orientation" in itk_values:
+        raise GridMismatchError(
+            f"{path}: nnU-Net has turned the image's axes (a reader with reorientation), so its arrays do not have the order of the file\n"
+            "  Export with nnU-Net and save_probabilities, and refine with `crfrefine infer`."
+        )
+    spacing, before, box, after = (properties[name] for name in names)
+    extents = (*(1,) * (3 - len(stored)), *stored)
+    cropped = tuple(int(stop) - int(start) for start, stop in box)
+    if len(shape) != 3 or tuple(before) != tuple(extents[axis] for axis in transpose) or cropped != tuple(after):
+        raise GridMismatchError(
+            f"{path}: the image has {extents} voxels (z, y, x); the logits are on {shape}, cropped from {tuple(before)} to {cropped}, "
+            f"which was resampled from {tuple(after)}; expected properties of this image, and transpose_forward of its plans"
+        )
+    wide = [spacing[axis] for axis in transpose]
+    network = [step * extent / size for step, extent, size in zip(wide, after, shape, strict=True)]
+    matrix, offset = np.zeros((3, 3)), np.zeros(3)
+    for number, (axis, (start, _), extent, size) in enumerate(zip(transpose, box, after, shape, strict=True)):
+        matrix[number, axis] = size / extent
+        offset[number] = (0.5 - start) * size / extent - 0.5
+    anisotropic = next((steps for steps in (network, wide) if max(steps) > MAX_ANISOTROPY * min(steps)), None)
+    nearest = None if anisotropic is None else int(np.argmax(anisotropic))
+    if anisotropic is not None and sum(step == max(anisotropic) for step in anisotropic) > 1:
+        nearest = None  # nnU-Net treats two coarse axes like fine ones.
+    shape_of_image = (int(extents[0]), int(extents[1]), int(extents[2]))
+    return GridMap(shape_of_image, (int(shape[0]), int(shape[1]), int(shape[2])), matrix, offset), nearest

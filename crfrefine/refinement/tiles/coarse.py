@@ -1,0 +1,334 @@
+"""Logits of a network on a coarser grid: interpolated linearly, tile by tile, and only where a label may matter."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crfrefine.arrays.intensity import fit_intensity
+from crfrefine.arrays.label_maps import bounding_box
+from crfrefine.arrays.padding import describe_padding, leave_out
+from crfrefine.arrays.probabilities import take_logarithms
+from crfrefine.base.axes import StorageOrder
+from crfrefine.base.parallel import run_all
+from crfrefine.base.threads import available_threads
+from crfrefine.refinement.tiles.grid import TILE, LabelSets, TileGrid
+from crfrefine.refinement.tiles.planning import MAX_SHARED_VOXELS, TilePlan
+from crfrefine.refinement.tiles.problem import TileProblem
+from crfrefine.refinement.tiles.sources import ChannelSource
+from crfrefine.refinement.tiles.stored import FIRST_LOOK, StoredChannels
+from crfrefine.refinement.tiles.streaming import StreamedNetwork, survey_stream
+from crfrefine.refinement.tiles.survey import Thresholds, find_thresholds
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from crfrefine.arrays.resampling import AxisMap, GridMap
+    from crfrefine.base.array_types import Bool, Float32, Labels
+    from crfrefine.engines.base import RunContext
+    from crfrefine.engines.grid_image import GridImage
+    from crfrefine.parameters.model import CrfParameters
+    from crfrefine.parameters.specs import ModelSpec
+
+MIN_PROBABILITY = 1e-4
+"""A label takes part in a tile if its probability is larger at a voxel of the network from which the tile is interpolated."""
+
+MARGIN = 5.0
+"""Nats below the smallest probability of a label that takes part down to which its logits are kept: interpolation needs both neighbors."""
+
+
+@dataclass(frozen=True, eq=False)
+class CoarseNetwork:
+    """A network's output on a grid of its own, whose axes are parallel to those of the image."""
+
+    channels: StreamedNetwork  # on the network's grid, with three axes
+    interpolation: Interpolation  # from that grid to the image's
+    grid_shape: tuple[int, ...]  # of the image, in storage order
+    network_spacing: tuple[float, ...] | None = None  # mm between voxels of that grid along each axis of the image
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(channels, *grid) of the image, in the user's order of axes."""
+        return self.channels.num_labels, *reversed(self.grid_shape)
+
+    @property
+    def order(self) -> StorageOrder:
+        """Of the axes in files."""
+        return StorageOrder.of_files(len(self.grid_shape))
+
+
+class Interpolation:
+    """Where the voxels of the image's grid lie between those of the network's, along each axis of the image in storage order."""
+
+    def __init__(self, grid_map: GridMap, nearest: int | None = None) -> None:
+        """Take a map between grids with parallel axes.
+
+        Args:
+            grid_map: where the image's voxels lie on the network's grid.
+            nearest: axis of the network's grid along which the nearest slice is taken; None means that all axes are interpolated.
+        """
+        axes = grid_map.source_axes
+        assert axes is not None
+        self.axes = axes  # the axis of the network's grid that is parallel to each axis of the image
+        self.maps: tuple[AxisMap, ...] = grid_map.axis_maps(axes)
+        self.neighbors = [axis.neighbors() for axis in self.maps]
+        if nearest is not None:
+            number = axes.index(nearest)
+            slices = self.maps[number].nearest()
+            self.neighbors[number] = (slices, slices, np.zeros(len(slices), np.float32))
+
+    def fill(self, source: Float32, target: Float32) -> None:
+        """Interpolate a whole channel onto the image's grid; voxels outside the network's grid keep their value in `target`."""
+        inside = [np.flatnonzero(axis.inside) for axis in self.maps]
+        box = [slice(int(part[0]), int(part[-1]) + 1) for part in inside]
+        target[tuple(box)] = self.values(source, (0, 0, 0), box)
+
+    def source_box(self, box: Sequence[slice]) -> tuple[slice, ...]:
+        """Return the voxels of the network's grid, in its own order of axes, from which a box of the image is interpolated."""
+        found = [slice(0, 0)] * len(box)
+        for axis, part, (below, above, _) in zip(self.axes, box, self.neighbors, strict=True):
+            found[axis] = slice(int(below[part].min()), int(above[part].max()) + 1)
+        return tuple(found)
+
+    def values(self, source: Float32, start: Sequence[int], box: Sequence[slice]) -> Float32:
+        """Return interpolated values of a box of the image; `source` begins at voxel `start` of the network's grid."""
+        values = source.transpose(self.axes)
+        for number in (2, 1, 0):
+            below, above, weights = self.neighbors[number]
+            part, first = box[number], start[self.axes[number]]
+            weight = weights[part].reshape(-1, *(1,) * (2 - number))
+            lower = values.take(below[part] - first, axis=number)
+            if weight.any():
+                lower *= np.float32(1) - weight
+                upper = values.take(above[part] - first, axis=number)
+                upper *= weight
+                lower += upper
+            values = lower
+        return values
+
+    def reduced(self, marked: Bool, start: Sequence[int], grid: TileGrid) -> Bool:
+        """Return the tiles of the image, (*tiles), that are interpolated from a marked voxel of a box of the network's grid."""
+        values = marked.transpose(self.axes)
+        for number, (axis, (below, above, _)) in enumerate(zip(self.maps, self.neighbors, strict=True)):
+            first = start[self.axes[number]]
+            rows = []
+            for tile in range(0, grid.shape[number], TILE[number]):
+                part = slice(tile, tile + TILE[number])
+                low, high = int(below[part].min()) - first, int(above[part].max()) + 1 - first
+                is_inside = axis.inside[part].any() and high > 0
+                rows.append(values[max(0, low) : high if is_inside else 0].any(axis=0))
+            values = np.moveaxis(np.stack(rows), 0, -1)  # The next axis comes first; after three axes the order is the first one.
+        return values
+
+
+class CoarseChannels(ChannelSource):
+    """A network's logits, kept in some tiles of its own grid, and interpolated where they are asked for."""
+
+    def __init__(
+        self,
+        store: StoredChannels,
+        floors: tuple[Float32, NDArray[np.float32]],
+        padding: Bool | None,
+        grid: TileGrid,
+        interpolation: Interpolation,
+        threads: int,
+        first_plane: int = 0,
+    ) -> None:
+        """Keep the parts.
+
+        Args:
+            store: logits or probabilities in tiles of the network's grid.
+            floors: (*network's grid) and (L,), the sum of which is a label's logit where none is kept.
+            padding: (*network's grid), True where all labels are equal, and count as 0; None means nowhere.
+            grid: the tiles of the image.
+            interpolation: from one grid to the other.
+            threads: number of threads.
+            first_plane: of the image, where the tiles begin.
+        """
+        self.store, self.floors, self.padding = store, floors, padding
+        self.grid, self.interpolation, self.threads, self.first_plane = grid, interpolation, threads, first_plane
+
+    def planes(self, start: int, stop: int) -> CoarseChannels:
+        """Return the source of some planes; see `ChannelSource.planes`."""
+        grid = TileGrid((stop - start, *self.grid.shape[1:]))
+        parts = self.store, self.floors, self.padding, grid, self.interpolation, self.threads
+        return CoarseChannels(*parts, self.first_plane + start)
+
+    def fill_entries(self, engine: Any, label: int, tiles: NDArray[np.int64], entries: NDArray[np.int64], out: Float32) -> None:
+        """Write a label's logits in some tiles to the entries of an array; see `ChannelSource.fill_entries`."""
+        places = np.stack(np.unravel_index(tiles, self.grid.counts))
+
+        def fill(row: int) -> None:
+            some = np.flatnonzero(places[0] == row)
+            first, last = places[:, some].min(axis=1), places[:, some].max(axis=1) + 1
+            ends = zip(first.tolist(), last.tolist(), TILE, self.grid.shape, strict=True)
+            depth, *plane = [slice(start * tile, min(stop * tile, extent)) for start, stop, tile, extent in ends]
+            box = (slice(depth.start + self.first_plane, depth.stop + self.first_plane), *plane)
+            values = self.values(label, box)
+            part = TileGrid(values.shape)
+            inner = np.ravel_multi_index(tuple(places[:, some] - first[:, None]), part.counts)
+            found = np.empty((len(some), out.shape[1]), np.float32)
+            part.engine(1).gather(np.ascontiguousarray(values), inner, found)
+            out[entries[some]] = found
+
+        run_all([partial(fill, row) for row in np.unique(places[0])], self.threads)
+
+    def values(self, label: int, box: Sequence[slice]) -> Float32:
+        """Return a label's interpolated logits in a box of the whole image."""
+        source_box = self.interpolation.source_box(box)
+        return self.interpolation.values(self.coarse(label, source_box), [axis.start for axis in source_box], box)
+
+    def coarse(self, label: int, box: Sequence[slice]) -> Float32:
+        """Return a label's logits in a box of the network's grid."""
+        grid = self.store.grid
+        tiles, values = self.store.joined(label)
+        places = np.stack(np.unravel_index(tiles, grid.counts))
+        first = np.array([axis.start // tile for axis, tile in zip(box, TILE, strict=True)])
+        stop = np.array([-(-axis.stop // tile) for axis, tile in zip(box, TILE, strict=True)])
+        some = np.flatnonzero(((places >= first[:, None]) & (places < stop[:, None])).all(axis=0))
+        start = first * TILE
+        part = TileGrid(tuple(np.minimum(stop * TILE, grid.shape) - start))
+        inner = np.ravel_multi_index(tuple(places[:, some] - first[:, None]), part.counts)
+        kept = values[some].astype(np.float32)
+        if self.store.is_probability:
+            take_logarithms(kept)
+        spread = part.spread(inner, kept, np.float32(np.nan))
+        logits = np.ascontiguousarray(spread[tuple(slice(a.start - s, a.stop - s) for a, s in zip(box, start.tolist(), strict=True))])
+        by_voxel, by_label = self.floors
+        np.copyto(logits, by_voxel[tuple(box)] + by_label[label], where=np.isnan(logits))
+        if self.padding is not None:
+            logits[self.padding[tuple(box)]] = 0.0
+        return logits
+
+
+def plan_coarse(network: CoarseNetwork, image: GridImage, spec: ModelSpec, parameters: CrfParameters, context: RunContext) -> TilePlan:
+    """Return the labels that are present in each tile of the image, from channels that stream by on the network's grid.
+
+    The network's label map is the label of the largest interpolated logit; voxels outside the network's grid are background. Errors are
+    those of `plan_stream`.
+    """
+    run, threads = spec.mean_field, context.threads or available_threads()
+    coarse_grid, grid = TileGrid.of(network.channels.grid_shape), TileGrid.of(network.grid_shape)
+    interpolation = network.interpolation
+    wanted = find_thresholds(parameters.mean_field.label_threshold, spec)
+    is_complete = wanted is None
+    if wanted is None:
+        lowest = np.full(run.num_labels, -np.inf)
+        wanted = Thresholds(lowest, lowest)
+    present_above = np.minimum(wanted.present, math.log(MIN_PROBABILITY))
+    matters_above = np.minimum(wanted.may_matter, present_above)
+    # A lower threshold for what is kept: a label's logits go on beside the voxels where it takes part.
+    kept_above = matters_above - MARGIN
+    survey, candidates, note = survey_stream(network.channels, coarse_grid, run, None, Thresholds(matters_above, kept_above), context)
+    padding = None
+    if survey.is_equal.any():
+        padding, (survey.mask, _) = survey.is_equal, leave_out(survey.is_equal, None, "logits")
+    largest = (survey.best if survey.best_biased is None else survey.best_biased).copy()
+    temperature = np.float32(run.temperature)
+    bias = np.zeros(run.num_labels, np.float32) if run.bias is None else np.asarray(run.bias, np.float32)
+    survey.release()
+    left = None if context.num_bytes is None else context.num_bytes()
+    store, near, _ = candidates.store(survey, (1, 1, 1), None if left is None else left - FIRST_LOOK)
+    by_voxel = survey.log_sum * temperature
+    if padding is not None:
+        by_voxel[padding] = 0.0
+        largest[padding] = 0.0
+    floors = by_voxel, (temperature * kept_above - bias).astype(np.float32)
+    source = CoarseChannels(store, floors, padding, grid, interpolation, threads)
+
+    present, may_matter = np.zeros((2, run.num_labels, *grid.counts), np.bool_)
+
+    def find_tiles(label: int) -> None:
+        tiles = bounding_box(near[label])
+        if tiles is None:
+            return
+        box = tuple(
+            slice(along.start * tile, min(along.stop * tile, extent))
+            for along, tile, extent in zip(tiles, TILE, coarse_grid.shape, strict=True)
+        )
+        margins = (source.coarse(label, box) - by_voxel[box] + bias[label]) / temperature
+        counts = True if padding is None else ~padding[box]
+        start = [axis.start for axis in box]
+        present[label] = interpolation.reduced((margins > present_above[label]) & counts, start, grid)
+        may_matter[label] = interpolation.reduced((margins > matters_above[label]) & counts, start, grid)
+
+    run_all([partial(find_tiles, label) for label in range(run.num_labels)], threads)
+    covered = _covered(interpolation, padding, grid)
+    labels, best = _interpolated(source, may_matter, largest, covered, image.mask, threads)
+    inside = None if image.mask is None else np.ascontiguousarray(image.mask).reshape(grid.shape)
+    notes, num_padding = [note], 0
+    if not covered.all():
+        inside, num_padding = leave_out(~covered, inside, "logits")
+        if num_padding:
+            notes.append(describe_padding(num_padding, inside.size))
+    problem = TileProblem(
+        grid,
+        source,
+        present,
+        may_matter,
+        replace(image, mask=None if inside is None else inside.reshape(network.grid_shape)),
+        spec,
+        None if is_complete else parameters.mean_field.label_threshold,
+        # Padding of the logits is not a property of the image: intensities are normalized as if there were no padding.
+        fit_intensity(image.values, parameters.intensity, image.mask),
+        settled=float(wanted.may_matter.min()),
+        precision=parameters.mean_field.label_threshold,
+        largest_slab=MAX_SHARED_VOXELS,
+    )
+    sets = problem.label_sets()
+    if not spec.kernels.kernels:
+        sets = LabelSets(grid, np.zeros_like(sets.domains))
+    stored = labels.reshape(network.grid_shape)
+    return TilePlan(problem, sets, best / run.temperature, None, labels=stored, notes=tuple(notes), num_padding=num_padding)
+
+
+def _covered(interpolation: Interpolation, padding: Bool | None, grid: TileGrid) -> Bool:
+    """Return (*grid), True at the voxels of the image that lie on the network's grid, and not in its padding alone."""
+    along = [axis.inside for axis in interpolation.maps]
+    covered = along[0][:, None, None] & along[1][:, None] & along[2]
+    if padding is not None:
+        for start in range(0, grid.shape[0], TILE[0]):
+            box = (slice(start, min(start + TILE[0], grid.shape[0])), *(slice(0, extent) for extent in grid.shape[1:]))
+            source_box = interpolation.source_box(box)
+            has_scores = (~padding[source_box]).astype(np.float32)
+            covered[box] &= interpolation.values(has_scores, [axis.start for axis in source_box], box) > 0
+    return covered
+
+
+def _interpolated(
+    source: CoarseChannels, domains: Bool, largest: Float32, covered: Bool, mask: Bool | None, threads: int
+) -> tuple[Labels, NDArray[np.float64]]:
+    """Return the label of the largest interpolated logit, (*grid), and the sum of the largest logits inside the mask, (*tiles).
+
+    Only sums of tiles with a single label are right: `largest` are the largest logits on the network's grid.
+    """
+    grid = source.grid
+    labels: Labels = np.zeros(grid.shape, np.min_scalar_type(len(domains) - 1))
+    best = np.zeros(grid.counts)
+
+    def fill(row: int) -> None:
+        planes = slice(row * TILE[0], min((row + 1) * TILE[0], grid.shape[0]))
+        part = source.planes(planes.start, planes.stop)
+        sets = LabelSets(part.grid, np.ascontiguousarray(domains[:, row : row + 1]))
+        values = np.empty((sets.num_entries, math.prod(TILE)), np.float32)
+        for label in np.unique(sets.labels):
+            part.fill_entries(None, int(label), *sets.entries_of(int(label)), values)
+        only = part.grid.voxels(sets.settled)
+        labels[planes] = np.where(only > 0, only, 0)
+        if sets.num_entries:
+            sets.engine(None, 1).decode(values, labels[planes])
+        box = (planes, *(slice(0, extent) for extent in grid.shape[1:]))
+        source_box = source.interpolation.source_box(box)
+        sums = source.interpolation.values(largest[source_box], [axis.start for axis in source_box], box)
+        counts = covered[planes] if mask is None else covered[planes] & mask.reshape(grid.shape)[planes]
+        best[row] = part.grid.reduced(np.add, sums, np.float64, counts)[0]
+
+    run_all([partial(fill, row) for row in range(grid.counts[0])], threads)
+    labels[~covered] = 0
+    return labels, best
