@@ -29,7 +29,7 @@ from report import write_between_markers
 from study_stages import Stages, crfrefine, link_files, listing, say
 from study_tables import ENVIRONMENT, EVALUATION, EVALUATION_LARGEST, LABEL_MAPS, REPORT, RIVALS, make_document, read_findings
 
-from crfrefine.arrays.components import postprocess
+from crfrefine.arrays.components import clean
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.arrays.padding import leave_out
@@ -248,7 +248,7 @@ def _rival_maps(case: Case, fold: dict[str, Any]) -> Iterator[tuple[str, np.ndar
     for method, found in changed.items():
         labels = found if inside is None else np.where(inside, found, network)
         yield method, labels
-        yield with_largest(method), postprocess(labels, keep, voxel_ml)
+        yield with_largest(method), clean(labels, keep, voxel_ml).label_map
 
 
 def _evaluate(study: Study, method: str, baselines: Sequence[str], options: Sequence[str], folder: Path) -> None:

@@ -17,8 +17,6 @@ from crfrefine.errors import InputError
 BOUNDS = f"from {SPACING_RANGE[0]:g} to {SPACING_RANGE[1]:g}; convert other units"
 """What distances are taken, for messages."""
 
-_NOT_FINITE = "the mask holds values that are not finite (NaN or infinity); expected zero outside and anything else inside"
-
 
 def given_array(value: Any, name: str) -> Array:
     """Return a caller's array of real numbers, anything that numpy can convert, as a numpy array; `name` is for errors.
@@ -33,13 +31,9 @@ def given_array(value: Any, name: str) -> Array:
         raise InputError(f"{name} is a {library} {type(value).__name__}; expected an array with the axes of the other arrays")
     # numpy imports numpy.ma when it is asked for; the time of that is a twentieth of a small case's.
     if type(value) is not np.ndarray and isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
-        advice = (
-            ""
-            if name == "mask"
-            else f", and where the model applies as mask=~np.ma.getmaskarray({name}), (*grid); of an array with channels, "
-            f"mask=~np.ma.getmaskarray({name}).any(0)"
-        )
-        raise InputError(f"{name} is a masked array, whose mask would be lost; give {name}.filled(0){advice}")
+        own = f"~np.ma.getmaskarray({name})"
+        advice = f", and where the model applies as mask={own}, (*grid); of an array with channels, mask={own}.any(0)"
+        raise InputError(f"{name} is a masked array, whose mask would be lost; give {name}.filled(0){'' if name == 'mask' else advice}")
     try:
         array = np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -52,44 +46,32 @@ def given_array(value: Any, name: str) -> Array:
     return array
 
 
-def check_shapes(logits: Array, image: Array, mask: Array | None, *, fewest_channels: int = 2) -> None:
-    """Raise InputError unless logits (L, *grid), image (M, *grid) and mask (*grid) fit together."""
+def check_shapes(logits: Array, image: Array, *, min_channels: int = 2) -> None:
+    """Raise InputError unless logits (L, *grid) and image (M, *grid) fit together."""
     if logits.ndim < 2:
         raise InputError(f"logits have shape {logits.shape}; expected (labels, *grid)")
     grid = logits.shape[1:]
     if math.prod(logits.shape) == 0:
         raise InputError(f"logits have shape {logits.shape}, which has no voxels")
     fits = image.shape[1:] == grid and image.ndim == logits.ndim and len(image) > 0
-    if len(logits) < fewest_channels:
+    if len(logits) < min_channels:
         # A grid has seldom more than three axes: a batch of one case is likelier.
-        advice = _describe_one_channel(logits) if fits and logits.ndim <= 4 else _describe_layout(logits.shape, image.shape)
+        advice = _describe_layout(logits.shape, image.shape)
+        if fits and logits.ndim <= 4 and _holds_whole_numbers(logits):
+            advice = (
+                "\n  They hold whole numbers from 0 up, as a label map does: give the label map (*grid), logits[0], with "
+                'input_type="labels" (crfrefine.monai takes its channel, too).'
+            )
+        elif fits and logits.ndim <= 4:
+            is_probability = logits.min() >= 0 and logits.max() <= 1
+            more = ' and input_type="probabilities".' if is_probability else "."
+            advice = f'\n  For the one channel of a sigmoid, give regions={{"structure": 1}}{more}'
         raise InputError(f"logits have 1 label; at least two are needed, the background among them{advice}")
     if not fits:
         raise InputError(
             f"image has shape {image.shape}; expected (modalities, *grid) or (*grid) with the logits' grid {grid}"
             + _describe_layout(logits.shape, image.shape)
         )
-    if mask is None:
-        return
-    if mask.shape != grid:
-        raise InputError(f"mask has shape {mask.shape}; expected the logits' grid {grid}")
-    if mask.dtype.kind == "f" and not np.isfinite(mask).all():
-        raise InputError(_NOT_FINITE)
-    if not np.any(mask):
-        raise InputError("the mask is empty: there is no voxel to refine")
-
-
-def _describe_one_channel(logits: Array) -> str:
-    """Return what one channel (1, *grid) may be, and what to give then."""
-    if _holds_whole_numbers(logits):
-        return (
-            '\n  They hold whole numbers from 0 up, as a label map does: give the label map (*grid), logits[0], with input_type="labels" '
-            "(crfrefine.monai takes its channel, too)."
-        )
-    is_probability = logits.min() >= 0 and logits.max() <= 1
-    return '\n  For the one channel of a sigmoid, give regions={"structure": 1}' + (
-        ' and input_type="probabilities".' if is_probability else "."
-    )
 
 
 def _describe_layout(logits: tuple[int, ...], image: tuple[int, ...]) -> str:
@@ -106,26 +88,20 @@ def _describe_layout(logits: tuple[int, ...], image: tuple[int, ...]) -> str:
 
 
 def given_voxels(mask: Any, grid: tuple[int, ...]) -> Bool:
-    """Return where a caller's mask is not zero, (*grid) for a grid of that shape; it may be empty.
-
-    Raises:
-        InputError: another shape, or values that are not finite.
-    """
+    """Return where a caller's mask is not zero, (*grid) for a grid of that shape; raise InputError for other shapes and infinite values."""
     values = given_array(mask, "mask")
     if values.shape != grid:
-        raise InputError(f"mask has shape {values.shape}; expected the result's grid {grid}")
+        raise InputError(f"mask has shape {values.shape}; expected the grid {grid}")
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise InputError(_NOT_FINITE)
-    where: Bool = values if values.dtype == np.bool_ else values != 0
-    return where
+        raise InputError("the mask holds values that are not finite (NaN or infinity); expected zero outside and anything else inside")
+    return values.astype(np.bool_, copy=False)
 
 
 def check_no_label_map(logits: Array, image: Array, input_type: str = "auto") -> None:
     """Raise InputError if logits are a label map: whole numbers, or an array of the image's shape.
 
     The shapes do not exclude one: a label map (x, y, z) and an image (x, y, z) could be x labels and x modalities on a grid (y, z).
-    Declared probabilities may have the image's shape, such as one-hot labels with as many modalities; their sums are checked later. So may
-    declared logits, such as those of a label map of two labels with two modalities.
+    Declared logits and probabilities may have the image's shape; the sums of probabilities are checked later.
     """
     advice = "logits are (labels, *grid), one channel per label, of floating-point numbers"
     if logits.dtype.kind != "f":
@@ -144,11 +120,7 @@ def check_no_label_map(logits: Array, image: Array, input_type: str = "auto") ->
 
 
 def given_label_map(labels: Array, image: Array) -> Labels:
-    """Return a caller's label map, (*grid) whole numbers from 0 up, in an unsigned type and its own memory order.
-
-    Raises:
-        InputError: another shape, or values that are not labels.
-    """
+    """Return a caller's label map, (*grid), in an unsigned type and its own memory order; raise InputError if it is none."""
     if labels.ndim < 1 or labels.shape not in (image.shape, image.shape[1:]):
         raise InputError(
             f"the label map has shape {labels.shape} and the image {image.shape}; expected a label map (*grid), one label per voxel, and "
@@ -169,11 +141,8 @@ def given_label_map(labels: Array, image: Array) -> Labels:
 
 
 def _holds_whole_numbers(values: Array) -> bool:
-    return all(_whole(plane) for plane in values)  # the first plane nearly always tells logits from labels
-
-
-def _whole(values: Array) -> bool:
-    return bool((values >= 0).all() and (values == np.floor(values)).all())
+    # The first plane nearly always tells logits from labels.
+    return all(bool((plane >= 0).all() and (plane == np.floor(plane)).all()) for plane in values)
 
 
 def given_spacing(spacing: ArrayLike, num_dims: int) -> tuple[float, ...]:

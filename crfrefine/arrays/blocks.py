@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -27,31 +26,14 @@ _MIN_PREDICTED = 5  # planes with changes
 _MIN_UNPREDICTED = 4  # planes
 
 
-@dataclass(frozen=True)
-class Blocks:
-    """Blocks of equal labels.
+def find_blocks(label_map: Labels) -> tuple[float, ...] | None:
+    """Return the mean size of blocks of equal labels in voxels per axis, 1 along an axis without blocks; None if no axis has them.
 
-    Attributes:
-        pitch: mean size of a block in voxels per axis of the label map; 1 without blocks.
-    """
-
-    pitch: tuple[float, ...]
-
-    def describe(self, spacing: Sequence[float]) -> str:
-        """Return the size of a block in words; spacing: mm per voxel, one number per axis."""
-        sizes = [pitch * step for pitch, step in zip(self.pitch, spacing, strict=True)]
-        voxels, millimeters = (" x ".join(f"{x:.3g}" for x in row) for row in (self.pitch, sizes))
-        return f"blocks of {voxels} voxels: {millimeters} mm"
-
-
-def find_blocks(label_map: Labels) -> Blocks | None:
-    """Return the blocks in (*grid) labels, of up to three axes; None if no axis has blocks.
-
-    Along an axis that nearest neighbor brought from a coarser grid, labels change only between
-    blocks. Linear interpolation leaves no blocks.
+    Along an axis that nearest neighbor brought from a coarser grid, labels change only between blocks. Linear interpolation leaves no
+    blocks. The labels are (*grid), of up to three axes.
     """
     pitch = tuple(_pitch(changes) for changes in _count_changes(label_map))
-    return Blocks(pitch) if any(size > 1 for size in pitch) else None
+    return pitch if any(size > 1 for size in pitch) else None
 
 
 def _count_changes(label_map: Labels) -> list[Integers]:
@@ -171,7 +153,6 @@ def find_network_spacing(given: Any, labels: Labels, spacing: Sequence[float]) -
     Raises:
         InputError: no blocks are found, the numbers are no spacing, or no axis is coarser than the grid.
     """
-    text = " x ".join(f"{step:.3g}" for step in spacing)
     if given is not None and not isinstance(given, str):
         try:
             network = given_spacing(given, labels.ndim)
@@ -179,26 +160,32 @@ def find_network_spacing(given: Any, labels: Labels, spacing: Sequence[float]) -
             raise InputError(f"network {error}") from None
         if all(wide <= step for wide, step in zip(network, spacing, strict=True)):
             raise InputError(
-                f"network spacing is {' x '.join(f'{wide:.3g}' for wide in network)} mm; expected more than the image's {text} mm along an "
-                "axis at least. If the network worked on the image's grid, leave it out"
+                f"network spacing is {_by(network)} mm; expected more than the image's {_by(spacing)} mm along an axis at least. If the "
+                "network worked on the image's grid, leave it out"
             )
-        sizes = " x ".join(f"{wide / step:.3g}" for wide, step in zip(network, spacing, strict=True))
-        note = f"the label map is taken as that of a coarser network: {sizes} voxels of the image"
-        return tuple(max(wide, step) for wide, step in zip(network, spacing, strict=True)), note
+        sizes = [wide / step for wide, step in zip(network, spacing, strict=True)]
+        note = f"the label map is taken as that of a coarser network: {_by(sizes)} voxels of the image"
+        return tuple(map(max, network, spacing)), note
     if given not in (None, AUTO):
         raise InputError(f"network spacing is {given!r}; expected 'auto', or mm: one number, or one per axis of the grid")
     blocks = find_blocks(labels) if labels.ndim <= _MAX_DIMS else None
-    if given is None:
-        if blocks is None:
-            return None, None
-        return None, (
-            "the label map looks like that of a coarser network, whose stairs stay; for a border at the image's resolution add "
-            f"--network-spacing auto, in Python network_spacing='auto': {blocks.describe(spacing)}"
-        )
     if blocks is None:
+        if given is None:
+            return None, None
         raise InputError(
             "network spacing 'auto': the label map has no blocks of a coarser grid, as maps have that nearest neighbor brought to the "
             f"image's grid; give the spacing of the network: {_OPTION}"
         )
-    network = tuple(step * max(1.0, pitch) for step, pitch in zip(spacing, blocks.pitch, strict=True))
-    return network, f"the label map is taken as that of a coarser network, found in it: {blocks.describe(spacing)}"
+    sizes = [pitch * step for pitch, step in zip(blocks, spacing, strict=True)]
+    text = f"blocks of {_by(blocks)} voxels: {_by(sizes)} mm"
+    if given is None:
+        return None, (
+            "the label map looks like that of a coarser network, whose stairs stay; for a border at the image's resolution add "
+            f"--network-spacing auto, in Python network_spacing='auto': {text}"
+        )
+    network = tuple(step * max(1.0, pitch) for step, pitch in zip(spacing, blocks, strict=True))
+    return network, f"the label map is taken as that of a coarser network, found in it: {text}"
+
+
+def _by(values: Sequence[float]) -> str:
+    return " x ".join(f"{value:.3g}" for value in values)

@@ -18,48 +18,6 @@ from crfrefine.base.text import counted, listed, shorten_value
 from crfrefine.errors import ConfigError
 from crfrefine.parameters.sections import PostprocessParameters
 
-
-@dataclass(frozen=True)
-class ObjectRule:
-    """What happens to the components and holes of a label, or of all foreground labels together."""
-
-    keeps_largest: bool = False  # whether only the largest component stays
-    min_ml: float = 0.0  # milliliters; smaller components are removed
-    fills_holes: bool = False  # whether its holes are filled
-
-    @property
-    def removes(self) -> bool:
-        """Whether it can remove a component."""
-        return self.keeps_largest or self.min_ml > 0.0
-
-
-def object_rules(parameters: PostprocessParameters, num_labels: int) -> tuple[ObjectRule, ...]:
-    """Return the rule for all foreground labels together, then that of each label from 1 on.
-
-    A single `min_component_ml` is for the components that `keep_largest` looks at: those of each label if it is "each" for any label, those
-    of all labels together otherwise.
-
-    Raises:
-        ConfigError: a list does not have one value per label, background included; the message names the key.
-    """
-    parameters.spread({"label": num_labels})  # checks the lengths
-    keeps = _by_label(parameters.keep_largest, num_labels)
-    fills = _by_label(parameters.fill_holes, num_labels)
-    size = parameters.min_component_ml
-    if isinstance(size, tuple):
-        sizes = size
-    else:
-        sizes = (0.0, *(size,) * (num_labels - 1)) if any(keeps[1:]) else (size, *(0.0,) * (num_labels - 1))
-    return tuple(map(ObjectRule, keeps, sizes, fills))
-
-
-def _by_label(words: str | tuple[str, ...], num_labels: int) -> tuple[bool, ...]:
-    """Return whether the rule is on, for all foreground labels together and for each label from 1 on."""
-    if isinstance(words, str):
-        return (words == "foreground", *(words == "each",) * (num_labels - 1))
-    return tuple(word != "none" for word in words)
-
-
 Label = TypeVar("Label", bound=np.integer[Any])
 
 NO_RULES = PostprocessParameters()
@@ -72,14 +30,9 @@ class Cleaned(Generic[Label]):
 
     label_map: NDArray[Label]  # (*grid), of the type and memory order of the one passed in
     voxels_removed: int = 0  # voxels of components that became background
-    voxels_filled: int = 0  # voxels of holes that got a label, among them such as had just been removed
+    voxels_filled: int = 0  # voxels of holes that got a label, including voxels that had just been removed
     # Voxels of each label before the rules, and how many of these voxels still have it, for labels that lost voxels.
     lost: Mapping[int, tuple[int, int]] = field(default_factory=dict)
-
-
-def postprocess(label_map: NDArray[Label], parameters: PostprocessParameters, voxel_volume_ml: float) -> NDArray[Label]:
-    """Return the label map after the small-object rules, as `clean` applies them."""
-    return clean(label_map, parameters, voxel_volume_ml).label_map
 
 
 def clean(label_map: NDArray[Label], parameters: PostprocessParameters, voxel_volume_ml: float) -> Cleaned[Label]:
@@ -89,7 +42,9 @@ def clean(label_map: NDArray[Label], parameters: PostprocessParameters, voxel_vo
     2. Then the same for the components of each label separately.
     3. Then holes are filled, also those that a removed component has left (`fill_holes`).
 
-    The largest component has the most voxels; of equal ones, that whose first voxel comes first in C order is kept.
+    The largest component has the most voxels; of equal ones, that whose first voxel comes first in C order is kept. A single
+    `min_component_ml` is for the components that `keep_largest` looks at: those of each label if it is "each" for any label, those of all
+    labels together otherwise.
 
     Args:
         label_map: (*grid) integers, 0 is background; any number of dimensions.
@@ -100,36 +55,43 @@ def clean(label_map: NDArray[Label], parameters: PostprocessParameters, voxel_vo
         The clean map, which is the one passed in if no rule is on, and the changes.
 
     Raises:
-        ConfigError: lists differ in length, or the map has a label beyond them.
+        ConfigError: lists differ in length, or the map has a label beyond them; the message names the key.
     """
     if parameters == NO_RULES:
         return Cleaned(label_map)
-    lengths = [len(value) for value in vars(parameters).values() if isinstance(value, tuple)]
-    together, *by_label = object_rules(parameters, max([int(label_map.max(initial=0)) + 1, *lengths]))
-    removed = filled = 0
-    if not any(rule.removes or rule.fills_holes for rule in (together, *by_label)):
+    num_labels = max([int(label_map.max(initial=0)) + 1, *map(len, parameters.label_lists.values())])
+    parameters.spread({"label": num_labels})  # checks the lengths
+    # The first rule is that of all foreground labels together.
+    keeps = _by_label(parameters.keep_largest, num_labels)
+    fills = _by_label(parameters.fill_holes, num_labels)
+    sizes = parameters.min_component_ml
+    if not isinstance(sizes, tuple):
+        sizes = (0.0, *(sizes,) * (num_labels - 1)) if any(keeps[1:]) else (sizes, *(0.0,) * (num_labels - 1))
+    removes = {label for label in range(num_labels) if keeps[label] or sizes[label] > 0.0}
+    if not removes and not any(fills):
         return Cleaned(label_map)
     result = label_map.copy(order="K")
-    if together.removes and (box := bounding_box(result != 0)) is not None:
-        removed += _remove(result[box], result[box] != 0, together, voxel_volume_ml)
-    if any(rule.removes for rule in by_label):
+    removed = filled = 0
+    if 0 in removes and (box := bounding_box(result != 0)) is not None:
+        removed += _remove(result[box], result[box] != 0, keeps[0], sizes[0] / voxel_volume_ml)
+    if removes - {0}:
         from scipy import ndimage
 
-        for label, (rule, box) in enumerate(zip(by_label, ndimage.find_objects(result), strict=False), start=1):
-            if rule.removes and box is not None:
-                removed += _remove(result[box], result[box] == label, rule, voxel_volume_ml)
-    to_fill = [label for label, rule in enumerate(by_label, start=1) if rule.fills_holes]
-    if together.fills_holes or to_fill:
-        filled = fill_holes(result, to_fill, any_hole=together.fills_holes)
+        for label, box in enumerate(ndimage.find_objects(result), start=1):
+            if label in removes and box is not None:
+                removed += _remove(result[box], result[box] == label, keeps[label], sizes[label] / voxel_volume_ml)
+    if any(fills):
+        filled = fill_holes(result, [label for label in range(1, num_labels) if fills[label]], any_hole=fills[0])
     fewer = np.bincount(label_map[label_map != result]) if removed else np.zeros(0, np.int64)
     totals = {int(label): int(np.count_nonzero(label_map == label)) for label in np.flatnonzero(fewer) if label}
-    lost = {label: (total, total - int(fewer[label])) for label, total in totals.items()}
-    return Cleaned(result, removed, filled, lost)
+    return Cleaned(result, removed, filled, {label: (total, total - int(fewer[label])) for label, total in totals.items()})
 
 
-def count_components(mask: Bool) -> int:
-    """Return the number of connected components of a mask of any number of dimensions."""
-    return label_components(mask)[1]
+def _by_label(words: str | tuple[str, ...], num_labels: int) -> tuple[bool, ...]:
+    """Return whether the rule is on, for all foreground labels together and for each label from 1 on."""
+    if isinstance(words, str):
+        return (words == "foreground", *(words == "each",) * (num_labels - 1))
+    return tuple(word != "none" for word in words)
 
 
 def label_components(mask: Bool) -> tuple[NDArray[np.int32], int]:
@@ -142,30 +104,27 @@ def label_components(mask: Bool) -> tuple[NDArray[np.int32], int]:
 
 def largest_component(mask: Bool) -> Bool:
     """Return the largest component of a mask; of equally large ones the first in C order."""
-    found = np.zeros(mask.shape, dtype=bool)
+    largest = np.zeros(mask.shape, dtype=bool)
     box = bounding_box(mask)
     if box is not None:
         components, _ = label_components(mask[box])
-        found[box] = components == 1 + np.bincount(components.ravel())[1:].argmax()
-    return found
+        largest[box] = components == 1 + np.bincount(components.ravel())[1:].argmax()
+    return largest
 
 
-def _remove(part: Array, group: Bool, rule: ObjectRule, voxel_ml: float) -> int:
+def _remove(part: Array, group: Bool, keeps_largest: bool, min_voxels: float) -> int:
     """Set the unwanted components of `group` to 0 in `part`, in place; return the number of their voxels."""
     components, count = label_components(group)
     sizes = np.bincount(components.ravel(), minlength=count + 1)
     # A component of exactly the smallest size stays, whatever the rounding of the division by the voxel's volume.
-    keep = sizes >= rule.min_ml / voxel_ml * (1.0 - 1e-9)
-    if rule.keeps_largest and count:
+    keep = sizes >= min_voxels * (1.0 - 1e-9)
+    if keeps_largest and count:
         # Components are numbered by their first voxel in C order, so the first of equally large ones is taken.
         keep &= np.arange(len(sizes)) == 1 + int(sizes[1:].argmax())
     keep[0] = True  # Number 0 is not a component.
     if not keep.all():
         part[~keep[components]] = 0
     return int(sizes[~keep].sum())
-
-
-# Holes of a label map: background that the labels enclose completely, and how it is filled.
 
 
 def fill_holes(label_map: Array, labels: Collection[int], *, any_hole: bool = False) -> int:
@@ -177,57 +136,38 @@ def fill_holes(label_map: Array, labels: Collection[int], *, any_hole: bool = Fa
     from scipy import ndimage
 
     box = bounding_box(label_map != 0)
-    if box is None:
+    axes = [axis for axis, extent in enumerate(label_map.shape) if extent > 1]
+    if box is None or not axes:
         return 0
     part = label_map[box]
     regions, count = ndimage.label(part == 0)
-    axes = [axis for axis in range(part.ndim) if label_map.shape[axis] > 1]
-    is_hole = np.ones(int(count) + 1, dtype=bool)
-    is_hole[0] = False
+    is_hole = np.arange(int(count) + 1) > 0
     for axis in axes:
-        # What reaches the end of the box is at the grid's border, or continues outside the box, where all is background.
+        # A region that reaches the end of the box is at the grid's border, or continues outside the box, where all is background.
         for end in (0, -1):
             is_hole[regions.take(end, axis=axis)] = False
     voxels = np.flatnonzero(is_hole[regions])
-    if not axes or voxels.size == 0:
+    if not voxels.size:
         return 0
-    numbers = regions.ravel()[voxels]
-    filling = _fillings(np.ascontiguousarray(part), numbers, voxels, axes, len(is_hole), labels, any_hole)[numbers]
-    voxels, filling = voxels[filling != 0], filling[filling != 0]
-    part[np.unravel_index(voxels, part.shape)] = filling
-    return int(voxels.size)
-
-
-def _fillings(
-    part: Array,
-    numbers: NDArray[np.integer[Any]],
-    voxels: NDArray[np.integer[Any]],
-    axes: Collection[int],
-    num_regions: int,
-    labels: Collection[int],
-    any_hole: bool,
-) -> Array:
-    """Return the label that fills each region, 0: none.
-
-    `voxels` are places in C order of `part`, none at the end of an axis, and `numbers` the hole of each.
-    """
     flat, base = part.ravel(), int(part.max()) + 1
-    pairs = []
+    numbers = regions.ravel()[voxels].astype(np.int64)
+    faces = []  # the hole times base plus the label, of each face between a hole and a label
     for axis in axes:
         stride = int(np.prod(part.shape[axis + 1 :], dtype=np.int64))
         for step in (-stride, stride):
             touched = flat[voxels + step]
-            is_label = touched != 0
-            pairs.append(numbers[is_label].astype(np.int64) * base + touched[is_label])
-    found, faces = np.unique(np.concatenate(pairs), return_counts=True)
-    hole, label = np.divmod(found, base)
-    order = np.lexsort((label, -faces, hole))
+            faces.append(numbers[touched != 0] * base + touched[touched != 0])
+    pairs, num_faces = np.unique(np.concatenate(faces), return_counts=True)
+    hole, label = np.divmod(pairs, base)
+    order = np.lexsort((label, -num_faces, hole))
     holes, first = np.unique(hole[order], return_index=True)
-    most = label[order][first]
-    is_filled = np.full(most.shape, True) if any_hole else (np.bincount(hole)[holes] == 1) & np.isin(most, list(labels))
-    result = np.zeros(num_regions, dtype=part.dtype)
-    result[holes[is_filled]] = most[is_filled]
-    return result
+    best = label[order][first]
+    is_filled = np.full(best.shape, True) if any_hole else (np.bincount(hole)[holes] == 1) & np.isin(best, list(labels))
+    filling = np.zeros(len(is_hole), part.dtype)
+    filling[holes[is_filled]] = best[is_filled]
+    values = filling[numbers]
+    part[np.unravel_index(voxels[values != 0], part.shape)] = values[values != 0]
+    return int(np.count_nonzero(values))
 
 
 MAX_LOSS = 0.1
@@ -254,18 +194,18 @@ def describe_losses(
     Raises:
         ConfigError: there are such structures, and rules may not do that.
     """
-    losses = {label: counts for label, counts in sorted(lost.items()) if counts[0] - counts[1] > MAX_LOSS * counts[0]}
-    if not losses:
-        return ()
     texts = []
-    for label, (before, after) in losses.items():
-        volumes = "" if voxel_ml is None else f" ({before * voxel_ml:.3g} → {after * voxel_ml:.3g} ml)"
-        texts.append(f"{names.get(label, f'label {label}')} {before:,} → {after:,} voxels{volumes}")
-    rule = " and ".join(f"{key} = {shorten_value(value)}" for key, value in rules.removing.items())
+    for label, (before, after) in sorted(lost.items()):
+        if before - after > MAX_LOSS * before:
+            volumes = "" if voxel_ml is None else f" ({before * voxel_ml:.3g} → {after * voxel_ml:.3g} ml)"
+            texts.append(f"{names.get(label, f'label {label}')} {before:,} → {after:,} voxels{volumes}")
+    if not texts:
+        return ()
+    rule, structures = " and ".join(f"{key} = {shorten_value(value)}" for key, value in rules.removing.items()), listed(texts, _MAX_NAMED)
     if allowed:
-        return (f"{REMOVED}, in whole or by more than {MAX_LOSS:.0%}, by {rule}: {listed(texts, _MAX_NAMED)}",)
+        return (f"{REMOVED}, in whole or by more than {MAX_LOSS:.0%}, by {rule}: {structures}",)
     off = " and ".join(f"{key} = {'0' if key.endswith('_ml') else 'none'}" for key in rules.removing)
     raise ConfigError(
-        f"{rule} would remove more than {MAX_LOSS:.0%} of {counted(len(losses), 'structure')}: {listed(texts, _MAX_NAMED)}\n"
+        f"{rule} would remove more than {MAX_LOSS:.0%} of {counted(len(texts), 'structure')}: {structures}\n"
         f"  Switch it off ({off}), or allow it: --allow-vanishing, in Python allow_vanishing=True."
     )

@@ -33,11 +33,7 @@ class _Opened:
 
 
 def open_images(given: dict[str, Any], spacing: ArrayLike | None) -> tuple[dict[str, Any], ArrayLike | None]:
-    """Return arrays for all images among the arguments, and their spacing; anything else unchanged.
-
-    Args:
-        given: the arguments by name.
-        spacing: as the caller gave it; None: that of the images.
+    """Return arrays for all images among the arguments, by name, and the caller's spacing or theirs; anything else unchanged.
 
     Raises:
         InputError: images of both libraries, whose arrays have opposite axes, or another spacing than the images have.
@@ -65,10 +61,7 @@ def open_images(given: dict[str, Any], spacing: ArrayLike | None) -> tuple[dict[
                 "`crfrefine infer --resample` does"
             )
     if spacing is not None and not np.allclose(given_spacing(spacing, len(first.spacing)), first.spacing, rtol=_SAME_SPACING, atol=0.0):
-        raise InputError(
-            f"spacing is {spacing!s}, but that of {first.name} is {_shown(first.spacing)}; leave spacing out, or give arrays "
-            "in place of images"
-        )
+        raise InputError(f"spacing is {spacing!s}, but that of {first.name} is {_shown(first.spacing)}; leave spacing out, or give arrays")
     return given | {found.name: found.values for found in opened}, first.spacing if spacing is None else spacing
 
 
@@ -78,9 +71,8 @@ def _of_nibabel(image: Any, name: str) -> _Opened:
         values = values[:, :, :, 0]
     num_axes = min(values.ndim, 3)
     if values.ndim > 4 or image.affine is None:
-        raise InputError(
-            f"{name} is a nibabel {type(image).__name__} of shape {values.shape}; expected a volume (x, y, z) or (x, y, z, channel)"
-        )
+        kind = type(image).__name__
+        raise InputError(f"{name} is a nibabel {kind} of shape {values.shape}; expected a volume (x, y, z) or (x, y, z, channel)")
     affine = np.array(image.affine, np.float64)
     if hasattr(image.header, "get_xyzt_units"):
         from crfrefine.io.nifti import mm_per_unit
@@ -99,9 +91,7 @@ def _of_simple_itk(image: Any, name: str) -> _Opened:
     if image.GetNumberOfComponentsPerPixel() > 1:
         values = np.moveaxis(values, -1, 0)
     if values.ndim > num_axes + 1:
-        raise InputError(
-            f"{name} is a SimpleITK image of {dimension} axes with several components; expected a volume, or one with channels"
-        )
+        raise InputError(f"{name} is a SimpleITK image of {dimension} axes with several components; expected a volume with or without them")
     spacing = image.GetSpacing()[:num_axes]
     affine = np.eye(4)
     affine[:num_axes, :num_axes] = np.reshape(image.GetDirection(), (dimension, dimension))[:num_axes, :num_axes] * spacing

@@ -1,7 +1,4 @@
-"""Image intensities on a common scale, and the feature vectors that kernels measure distances in.
-
-File formats and the origin of masks are not handled here: `crfrefine.cases` reads the arrays.
-"""
+"""Image intensities on a common scale, in which kernels measure distances."""
 
 from __future__ import annotations
 
@@ -51,9 +48,9 @@ def normalize_intensity(
     Args:
         image: (M, *grid), finite.
         parameters: one normalization for all modalities, or one per modality.
-        mask: (*grid), not empty; statistics come from the voxels where it is True; the map is applied everywhere. None: everywhere.
+        mask: (*grid), not empty: statistics come from the voxels where it is True. None means all voxels. The map is applied everywhere.
         box: the part of the grid to map; None means the whole grid.
-        threads: largest number of modalities at a time; None: the cores this process may use.
+        threads: largest number of modalities at a time; None means the cores this process may use.
 
     Returns:
         (M, *grid), or (M, *box), float32 with the axes in the same order in memory; the image itself, or a view of it, if there is nothing
@@ -68,14 +65,14 @@ def normalize_intensity(
     if all(kind == "none" for kind, _, _ in plans):
         return part.astype(np.float32, order="K", copy=False)
     result = np.empty_like(part, dtype=np.float32, order="K", subok=False)
+    order = StorageOrder.of_memory(image[0])
+    stored_mask = None if mask is None else order.to_storage(mask)
 
     def run(modality: int) -> None:
-        order = StorageOrder.of_memory(image[modality])
-        stored_mask = None if mask is None else order.to_storage(mask)
         fitted = _fit_modality(order.to_storage(image[modality]), *plans[modality], stored_mask)
         fitted.apply(order.to_storage(part[modality]), order.to_storage(result[modality]))
 
-    run_all([partial(run, modality) for modality in range(image.shape[0])], threads or available_threads())
+    run_all([partial(run, modality) for modality in range(len(image))], threads or available_threads())
     return result
 
 
@@ -113,15 +110,10 @@ def fit_intensity(
 
 
 def window_notes(image: NDArray[np.floating | np.integer], parameters: IntensityParameters, mask: Bool | None = None) -> tuple[str, ...]:
-    """Return a note for each modality whose window does not fit its values, such as a window of Hounsfield units for MRI.
+    """Return a note for each modality of (M, *grid) whose window does not fit, such as a window of Hounsfield units for MRI.
 
     A window does not fit if it clips at least MAX_CLIPPED of the voxels inside the mask. A window that begins below 0 does not fit
     either if hardly any value of the image is below 0: CT has air and fat, and MRI has at most ripples around 0.
-
-    Args:
-        image: (M, *grid).
-        parameters: of the normalization.
-        mask: (*grid); None: everywhere.
     """
     notes = []
     for modality, (values, (kind, _, window)) in enumerate(zip(image, parameters.by_modality(len(image)), strict=True)):
@@ -151,8 +143,7 @@ def _fit_modality(
         return IntensityMap()
     if kind == "window" and window is not None:
         return IntensityMap(window[0], 1.0 / (window[1] - window[0]), clip=True)
-    # Types with more digits than float32 keep their texture on a large offset only if it is subtracted first, in float64; the result does
-    # not depend on it.
+    # Types with more digits than float32 keep their texture on a large offset only if it is subtracted first, in float64.
     offset = float(source.flat[0]) if source.dtype.itemsize >= 4 and source.dtype.newbyteorder("=") != np.float32 else None
     values = source.reshape(-1)
     if mask is not None:
@@ -162,7 +153,10 @@ def _fit_modality(
     if kind == "zscore":
         shift, width = _mean_and_deviation(values.astype(np.float32, copy=False))
     else:
-        shift, width = _percentile_range(values, percentiles)
+        low, high = map(float, np.percentile(values, percentiles))
+        if high <= low:
+            low, high = float(values.min()), float(values.max())
+        shift, width = low, high - low
     return IntensityMap(shift, 1.0 / width if width > _CONSTANT else 0.0, offset=offset)  # A constant modality becomes 0.
 
 
@@ -177,18 +171,3 @@ def _mean_and_deviation(values: Float32) -> tuple[float, float]:
         squares += float(np.dot(part, part))
     mean = total / values.size
     return float(pivot) + mean, math.sqrt(max(0.0, squares / values.size - mean * mean))
-
-
-def _percentile_range(values: Array, percentiles: tuple[float, float]) -> tuple[float, float]:
-    """The lower percentile, interpolated between order statistics as numpy does by default, and its distance to the upper one."""
-    places = [(values.size - 1) * (percent / 100.0) for percent in percentiles]
-    firsts = [math.floor(place) for place in places]
-    lasts = [min(first + 1, values.size - 1) for first in firsts]
-    ordered = np.sort(values)  # Faster than partitions, with the vector instructions of numpy 2.
-    low, high = (
-        (start := float(ordered[first])) + (float(ordered[last]) - start) * (place - first)
-        for place, first, last in zip(places, firsts, lasts, strict=True)
-    )
-    if high <= low:
-        low, high = float(values.min()), float(values.max())
-    return low, high - low

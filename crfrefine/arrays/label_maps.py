@@ -48,29 +48,17 @@ def count_labels(labels: Array, num_labels: int) -> tuple[int, ...]:
 
 def foreground_labels(labels: Array) -> list[int]:
     """Return the labels above 0 that occur in (*grid) unsigned labels, ascending."""
-    box = bounding_box(labels != 0)
-    if box is None:
-        return []
-    part = np.moveaxis(labels[box], -1, 0)
-    occurs = np.zeros(int(part.max()) + 1, bool)
-    for plane in part:  # Counting widens each voxel to 64 bits.
-        occurs |= np.bincount(plane.ravel(order="K"), minlength=occurs.size) > 0
-    return [int(label) for label in np.flatnonzero(occurs) if label]
+    counts = count_labels(labels, int(labels.max(initial=0)) + 1)
+    return [label for label, count in enumerate(counts) if label and count]
 
 
 @dataclass(frozen=True)
 class LabelChanges:
-    """The changes of a label map.
+    """The changes of a label map."""
 
-    Attributes:
-        voxels_changed: voxels whose label differs.
-        voxels_before: voxels of each label before.
-        voxels_after: voxels of each label after.
-    """
-
-    voxels_changed: int
-    voxels_before: tuple[int, ...]
-    voxels_after: tuple[int, ...]
+    voxels_changed: int  # voxels whose label differs
+    voxels_before: tuple[int, ...]  # voxels of each label before
+    voxels_after: tuple[int, ...]  # voxels of each label after
 
 
 def vanished_labels(changes: LabelChanges) -> dict[int, int]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from crfrefine.arrays.label_maps import widen
+from crfrefine.arrays.label_maps import count_labels
 from crfrefine.base.axes import StorageOrder
 from crfrefine.base.labels import MAX_LABELS
 from crfrefine.base.text import listed
@@ -38,34 +38,24 @@ MAX_SHOWN = 12
 
 
 def present_labels(label_map: Array) -> tuple[int, ...]:
-    """Return the labels that occur among whole numbers from 0 up, ascending; raise InputError if they are more than MAX_LABELS."""
-    counts = np.zeros(0, np.int64)
-    flat = label_map.reshape(len(label_map), -1) if label_map.ndim > 1 else label_map.reshape(1, -1)
-    for plane in flat:  # Counting widens each voxel to 64 bits.
-        own = np.bincount(plane.astype(np.int64, copy=False))
-        if own.size > counts.size:
-            own[: counts.size] += counts
-            counts = own
-        else:
-            counts[: own.size] += own
-    found = np.flatnonzero(counts)
-    if len(found) > MAX_LABELS:
-        raise InputError(f"a label map with {len(found)} different labels; expected at most {MAX_LABELS}. Is it an image?")
-    return tuple(int(label) for label in found)
+    """Return the labels that occur in unsigned labels, ascending; raise InputError if they are more than MAX_LABELS."""
+    counts = count_labels(label_map, int(label_map.max(initial=0)) + 1)
+    present = tuple(label for label, count in enumerate(counts) if count)
+    if len(present) > MAX_LABELS:
+        raise InputError(f"a label map with {len(present)} different labels; expected at most {MAX_LABELS}. Is it an image?")
+    return present
 
 
 def channels_of(present: Sequence[int]) -> tuple[int, ...]:
     """Return the labels that get a channel: those that occur, the background, and at least two."""
-    channels = sorted({0, *present})
-    return tuple(channels) if len(channels) > 1 else (0, 1)
+    return tuple(sorted({0, *present})) if {*present} - {0} else (0, 1)
 
 
 def labels_of_one_hot(pieces: Iterable[tuple[int, slice, Array]], shape: tuple[int, ...]) -> Labels | None:
     """Return the label map, (*grid), of one-hot channels; None if channels are anything else.
 
     Args:
-        pieces: the number of the first channel, the planes and the values, (channels, planes, [y,] x), of
-            each; only the first ones are asked for where they already tell.
+        pieces: the number of the first channel, the planes and the values, (channels, planes, [y,] x), of each, as far as they are needed.
         shape: (L, *grid).
 
     Raises:
@@ -97,24 +87,16 @@ def one_hot_logits(label_map: Array, channels: Sequence[int], present: Sequence[
     Channels of labels that are not in `present`, if it is given, are ABSENT_LOGIT everywhere: they are not missing elsewhere by an error of
     the label map.
     """
-    logits = np.empty((len(channels), *label_map.shape), np.float32)
-    for number, label in enumerate(channels):
-        if present is not None and label not in present:
-            logits[number] = ABSENT_LOGIT
-        else:
-            np.multiply(label_map == label, np.float32(CONFIDENCE), out=logits[number])
+    logits = np.full((len(channels), *label_map.shape), ABSENT_LOGIT, np.float32)
+    for label, channel in zip(channels, logits, strict=True):
+        if present is None or label in present:
+            np.multiply(label_map == label, np.float32(CONFIDENCE), out=channel)
     return logits
 
 
 def take_part_nearby(num_channels: int, num_voxels: int) -> bool:
     """Return whether the labels of a label map take part only within the kernels' reach of where they occur."""
     return num_channels >= MANY_LABELS or 4 * num_channels * num_voxels > MAX_IN_MEMORY
-
-
-def leave_far_out(logits: Float32, reach: Sequence[int]) -> None:
-    """Set (channels, *grid) logits of a label to ABSENT_LOGIT where it does not occur within reach: in a box around the voxel."""
-    for channel in logits:
-        np.copyto(channel, np.float32(ABSENT_LOGIT), where=~widen(channel == CONFIDENCE, reach))
 
 
 def channel_numbers(labels: Labels, channels: Sequence[int]) -> Labels:
@@ -172,12 +154,7 @@ _TRUNCATE = 4.0
 
 
 def share_sigma(network_spacing: Sequence[float], spacing: Sequence[float]) -> tuple[float, ...]:
-    """Return the standard deviation along each axis in voxels of the grid; 0 along an axis that is not coarser.
-
-    Args:
-        network_spacing: mm between voxels of the network, one per axis, at least the spacing.
-        spacing: mm between voxels of the grid, one per axis.
-    """
+    """Return the standard deviation along each axis in voxels of the grid, whose spacing is in mm; 0 along an axis that is not coarser."""
     return tuple(SIGMA * wide / step if wide > step else 0.0 for wide, step in zip(network_spacing, spacing, strict=True))
 
 
@@ -187,14 +164,7 @@ def share_reach(sigma: Sequence[float]) -> tuple[int, ...]:
 
 
 def log_shares(labels: Labels, label: int, sigma: Sequence[float], box: Box) -> Float32:
-    """Return the logarithm of a label's share at the voxels of a box, at least that of MIN_SHARE.
-
-    Args:
-        labels: (*grid).
-        label: the label.
-        sigma: result of `share_sigma`, in the order of the axes of `labels`.
-        box: slices with a start and a stop.
-    """
+    """Return the logarithm of a label's share at the voxels of a box, at least that of MIN_SHARE; `sigma` is that of `share_sigma`."""
     from scipy.ndimage import gaussian_filter
 
     ends = [int(_TRUNCATE * width + 0.5) for width in sigma]
@@ -206,13 +176,7 @@ def log_shares(labels: Labels, label: int, sigma: Sequence[float], box: Box) -> 
 
 
 def share_logits(labels: Labels, num_labels: int, sigma: Sequence[float]) -> Float32:
-    """Return (num_labels, *grid) logarithms of the shares of labels 0 to num_labels - 1.
-
-    Args:
-        labels: (*grid).
-        num_labels: number of labels.
-        sigma: result of `share_sigma`.
-    """
+    """Return (num_labels, *grid) logarithms of the shares of labels 0 to num_labels - 1; `sigma` is that of `share_sigma`."""
     from scipy.ndimage import find_objects
 
     logits = np.full((num_labels, *labels.shape), np.log(np.float32(MIN_SHARE)), np.float32)

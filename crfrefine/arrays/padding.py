@@ -33,10 +33,7 @@ def plane_blocks(values: Array) -> Iterator[slice]:
 
 
 def all_equal(values: Array, to: float | None = None) -> Bool:
-    """Return where all channels of (channels, …) values are exactly equal, or equal to a number.
-
-    Later channels are read only if the first ones agree somewhere.
-    """
+    """Return where all channels of (channels, …) values are equal, or equal to a number; later ones are read if the first ones agree."""
     first, *others = values if to is None else (to, *values)
     same: Bool = others[0] == first
     for channel in others[1:]:
@@ -47,10 +44,10 @@ def all_equal(values: Array, to: float | None = None) -> Bool:
 
 
 def find_padding(channels: Array, *, are_regions: bool = False) -> Bool | None:
-    """Return (*grid), True where all labels of (L, *grid) have exactly the same value; None if they do nowhere.
+    """Return (*grid), True where all labels of (L, *grid) have exactly the same value; None if they do nowhere. It is fastest in C order.
 
-    Of regions: where all log-odds are exactly 0, which says nothing about any. Any other constant does, unlike in a softmax: probabilities
-    that are 0 in all channels are certain background. It is fastest in C order; only the first channels are read where these tell.
+    For regions: where all log-odds are exactly 0, which says nothing about any region. Any other constant does, unlike in a softmax:
+    probabilities that are 0 in all channels are certain background.
     """
     found: Bool | None = None
     for planes in plane_blocks(channels):
@@ -63,11 +60,7 @@ def find_padding(channels: Array, *, are_regions: bool = False) -> Bool | None:
 
 
 def leave_out(padding: Bool, mask: Bool | None, what: str) -> tuple[Bool, int]:
-    """Return a mask, (*grid), without the padding, and the number of voxels removed from it; `what` is for the error.
-
-    Raises:
-        InputError: almost nothing would be left.
-    """
+    """Return a mask, (*grid), without the padding, and the number of voxels removed from it; errors of `check_share` begin with `what`."""
     inside = ~padding if mask is None else mask & ~padding
     num_left = int(np.count_nonzero(inside))
     num_voxels = padding.size if mask is None else int(np.count_nonzero(mask))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ import numpy as np
 from crfrefine.arrays.padding import BLOCK_VOXELS
 from crfrefine.arrays.probabilities import BY_HAND, MIN_PROBABILITY, SUM_TOLERANCE, check_input_type, who_says
 from crfrefine.base.labels import MAX_LABEL
-from crfrefine.base.text import counted, listed, shorten, shorten_value
+from crfrefine.base.text import listed, shorten, shorten_value
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.parameters.sections import PostprocessParameters
 from crfrefine.parameters.specs import ModelSpec
@@ -35,12 +35,6 @@ _EXAMPLE = 'such as RegionScheme.of({"whole": [1, 2, 3], "core": [2, 3], "enhanc
 class RegionScheme:
     """The regions of a network with one sigmoid channel per region, in the order of its channels.
 
-    Attributes:
-        names: of the regions.
-        labels: the labels of each region, ascending; regions may overlap.
-        class_order: the label that each region writes into the label map, `regions_class_order` of nnU-Net: later regions overwrite
-            earlier ones.
-
     Raises:
         ConfigError: the three do not fit each other.
 
@@ -53,20 +47,26 @@ class RegionScheme:
     """
 
     names: tuple[str, ...]
-    labels: tuple[tuple[int, ...], ...]
+    labels: tuple[tuple[int, ...], ...]  # of each region, ascending; regions may overlap
+    # The label that each region writes into the label map, `regions_class_order` of nnU-Net: later regions overwrite earlier ones.
     class_order: tuple[int, ...]
 
     def __post_init__(self) -> None:
         """Check that names, labels and order fit each other."""
         if not self.names or len(self.names) != len(self.labels):
-            raise ConfigError(
-                f"regions: expected a name and labels for each region, got {len(self.names)} names and {len(self.labels)} sets"
-            )
+            counts = f"{len(self.names)} names and {len(self.labels)} sets"
+            raise ConfigError(f"regions: expected a name and labels for each region, got {counts}")
         twice = [name for name, count in Counter(self.names).items() if count > 1]
         if twice:
             raise ConfigError(f"region {shorten_value(twice[0])} appears twice")
         for name, labels in zip(self.names, self.labels, strict=True):
-            _check_labels(name, labels)
+            if not labels:
+                raise ConfigError(f"region {shorten_value(name)}: it has no labels")
+            if min(labels) < 1:
+                raise ConfigError(f"region {shorten_value(name)}: label 0 is the background; regions hold labels of at least 1")
+            if max(labels) > MAX_LABEL:
+                largest = shorten(max(labels), 20)
+                raise ConfigError(f"region {shorten_value(name)}: label {largest}: label maps hold labels up to {MAX_LABEL}")
         if len(self.class_order) != len(self.names):
             raise ConfigError(
                 f"the class order has {len(self.class_order)} labels for {len(self.names)} regions ({listed(self.names)}); "
@@ -74,10 +74,8 @@ class RegionScheme:
             )
         for name, labels, written in zip(self.names, self.labels, self.class_order, strict=True):
             if written not in labels:
-                raise ConfigError(
-                    f"the class order has label {written} for region {shorten_value(name)}, which consists of the labels "
-                    f"{_joined(labels)}; expected one of these"
-                )
+                region = f"region {shorten_value(name)}, which consists of the labels {_joined(labels)}"
+                raise ConfigError(f"the class order has label {written} for {region}; expected one of these")
 
     @classmethod
     def of(cls, regions: Mapping[str, int | Sequence[int]], class_order: Sequence[int] | None = None) -> RegionScheme:
@@ -85,10 +83,10 @@ class RegionScheme:
 
         Args:
             regions: name to label or labels, in the order of the channels.
-            class_order: the label that each region writes; None: the only label that belongs to the region and to none after it.
+            class_order: the label that each region writes; None means the only label that belongs to the region and to no later one.
 
         Raises:
-            ConfigError: the arguments do not fit each other, or a region does not have exactly one such label.
+            ConfigError: the arguments do not fit each other, or a region has no such label, or several.
         """
         if not isinstance(regions, Mapping) or not all(isinstance(name, str) for name in regions):
             raise ConfigError(f"regions: expected a mapping of names to labels, {_EXAMPLE}; got {shorten_value(regions)}")
@@ -98,8 +96,19 @@ class RegionScheme:
     @classmethod
     def named(cls, names: tuple[str, ...], labels: tuple[tuple[int, ...], ...], class_order: Sequence[int] | None = None) -> RegionScheme:
         """Return what `of` does, from names that may repeat, which is an error."""
-        order = derive_class_order(names, labels) if class_order is None else tuple(int(label) for label in class_order)
-        return cls(names, labels, order)
+        if class_order is not None:
+            return cls(names, labels, tuple(int(label) for label in class_order))
+        order = []
+        for number, (name, members) in enumerate(zip(names, labels, strict=True)):
+            own = sorted(set(members).difference(*labels[number + 1 :]))
+            if len(own) != 1:
+                raise ConfigError(
+                    f"region {shorten_value(name)} = {_joined(members)}: the label that it writes is not clear: expected exactly one label "
+                    f"that belongs to no later region, it has {_joined(own) if own else 'none'}\n"
+                    "  Give the label of each region, in the order of the regions: --regions-class-order 1,2,3, or class_order=(1, 2, 3)."
+                )
+            order.append(own[0])
+        return cls(names, labels, tuple(order))
 
     @property
     def num_regions(self) -> int:
@@ -114,11 +123,7 @@ class RegionScheme:
     def decode(self, log_odds: NDArray[Any]) -> NDArray[np.unsignedinteger[Any]]:
         """Return the label map: background, over which each region in turn writes its label where its probability is above one half.
 
-        Args:
-            log_odds: (R, *grid), above 0 where the probability is above 0.5.
-
-        Returns:
-            (*grid) in the memory layout of the log-odds, in the smallest unsigned type.
+        The log-odds are (R, *grid), above 0 where the probability is above 0.5; the map has their memory layout.
 
         Source: nnU-Net version 2, `convert_probabilities_to_segmentation`.
         """
@@ -140,55 +145,21 @@ class RegionScheme:
         }
 
 
-def derive_class_order(names: Sequence[str], labels: Sequence[Sequence[int]]) -> tuple[int, ...]:
-    """Return for each region the only label that belongs to it and to no region after it.
-
-    Raises:
-        ConfigError: the label of a region is missing or not unique; the message names it.
-    """
-    order = []
-    for number, (name, members) in enumerate(zip(names, labels, strict=True)):
-        later = {label for others in labels[number + 1 :] for label in others}
-        own = sorted(set(members) - later)
-        if len(own) != 1:
-            found = "has none" if not own else f"has {_joined(own)}"
-            raise ConfigError(
-                f"region {shorten_value(name)} = {_joined(members)}: the label that it writes is not clear: expected exactly one label "
-                f"that belongs to no later region, it {found}\n"
-                "  Give the label of each region, in the order of the regions: --regions-class-order 1,2,3, or class_order=(1, 2, 3)."
-            )
-        order.append(own[0])
-    return tuple(order)
-
-
 GivenRegions = RegionScheme | Mapping[str, int | Sequence[int]] | Sequence[tuple[str, int | Sequence[int]]]
 """Regions as callers may give them."""
 
 
 def given_regions(regions: GivenRegions | None) -> RegionScheme | None:
-    """Return the argument `regions` of a function as a RegionScheme, or None.
-
-    Args:
-        regions: a RegionScheme, a dictionary of names and their labels, or pairs of these, in the order of the channels.
-
-    Raises:
-        ConfigError: anything else, or regions that do not fit each other.
-    """
+    """Return the argument `regions` of a function as a RegionScheme, or None; raise ConfigError for anything else."""
     if regions is None or isinstance(regions, RegionScheme):
         return regions
-    if isinstance(regions, Mapping):
-        return RegionScheme.of(regions)
-    try:
-        pairs = [(name, labels) for name, labels in regions]
-        found = dict(pairs)
-    except (TypeError, ValueError):
+    pairs = list(regions.items() if isinstance(regions, Mapping) else regions) if isinstance(regions, Iterable) else None
+    if pairs is None or not all(isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs):
         raise ConfigError(
             f"regions: expected a dictionary of names and their labels, pairs of these, or a RegionScheme, {_EXAMPLE}; "
             f"got {shorten_value(regions)}"
-        ) from None
-    if len(found) < len(pairs):
-        raise ConfigError(f"regions: a name is there twice: {shorten_value(regions)}")
-    return RegionScheme.of(found)
+        )
+    return RegionScheme.named(tuple(name for name, _ in pairs), tuple(_labels(*pair) for pair in pairs))
 
 
 def _labels(name: str, value: Any) -> tuple[int, ...]:
@@ -197,15 +168,6 @@ def _labels(name: str, value: Any) -> tuple[int, ...]:
         if isinstance(label, bool) or not isinstance(label, int | np.integer):
             raise ConfigError(f"region {shorten_value(name)}: {shorten_value(label)} is not the number of a label")
     return tuple(sorted({int(label) for label in values}))
-
-
-def _check_labels(name: str, labels: Sequence[int]) -> None:
-    if not labels:
-        raise ConfigError(f"region {shorten_value(name)}: it has no labels")
-    if min(labels) < 1:
-        raise ConfigError(f"region {shorten_value(name)}: label 0 is the background; regions hold labels of at least 1")
-    if max(labels) > MAX_LABEL:
-        raise ConfigError(f"region {shorten_value(name)}: label {shorten(max(labels), 20)}: label maps hold labels up to {MAX_LABEL}")
 
 
 def _joined(labels: Sequence[int]) -> str:
@@ -217,20 +179,9 @@ MAX_LOG_ODDS = 1e4
 
 
 def identify_regions(values: Array, input_type: str, *, kind: str | None = None, name: str = "regions") -> tuple[str, str]:
-    """Decide whether the channels of regions are log-odds ("logits") or sigmoid probabilities.
+    """Decide whether the channels of regions, (R, *grid) finite, are log-odds ("logits") or sigmoid probabilities.
 
-    Args:
-        values: (R, *grid), finite.
-        input_type: "auto", "logits" or "probabilities", as the user says.
-        kind: "logits" or "probabilities" if the file declares it, else None.
-        name: where they came from, for errors.
-
-    Returns:
-        ("logits" or "probabilities", the reason).
-
-    Raises:
-        InputError: the values contradict the user or the file.
-        ConfigError: an unknown input type.
+    Other arguments, the result and errors are those of `crfrefine.arrays.probabilities.decide`.
     """
     check_input_type(input_type)
     said = kind if input_type == "auto" else input_type
@@ -300,19 +251,12 @@ def resolve_regions(parameters: CrfParameters, num_regions: int, num_modalities:
             "compatibility.matrix: it cannot be used with overlapping regions, each of which is a problem of two labels; "
             'set compatibility.kind = "potts" and leave the matrix out'
         )
-    kernels = [
-        (f"bilateral.{index}.weight" if len(parameters.bilateral) > 1 else "bilateral.weight", kernel.weight)
-        for index, kernel in enumerate(parameters.bilateral)
-    ]
-    for key, values in (*kernels, ("spatial.weight", parameters.spatial.weight), ("mean_field.bias", parameters.mean_field.bias)):
-        if isinstance(values, tuple) and len(values) != num_regions:
-            raise ConfigError(
-                f"{key}: it has {counted(len(values), 'value')}, but the case has {counted(num_regions, 'region')}; "
-                "give one number for all, or one per region"
-            )
     # The small-object rules are about the labels of the map, not about regions.
     without_rules = dataclasses.replace(parameters, postprocess=PostprocessParameters())
-    together = without_rules.resolve(num_regions, num_modalities, num_dims)
+    try:
+        together = without_rules.resolve(num_regions, num_modalities, num_dims)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("label", "region")) from None
     shared = dataclasses.replace(together.kernels, num_labels=2)
     potts = (1.0 - np.eye(2)).astype(np.float32)
     run = together.mean_field

@@ -20,10 +20,9 @@ from crfrefine.base.parallel import run_all
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from crfrefine.base.array_types import Float32
+    from crfrefine.base.array_types import Array, Bool, Float32, Float64
 
     Number = TypeVar("Number", bound=np.generic)
-    from crfrefine.base.array_types import Array, Bool, Float64
 
 
 POSITION_TOLERANCE = 1e-4
@@ -117,10 +116,9 @@ def map_grid(shape: Sequence[int], affine: Float64, source_shape: Sequence[int],
 
 def world_box(shape: Sequence[int], affine: Float64) -> Float64:
     """Return the smallest world box of all voxels, edges included: (2, 3) lowest and highest x, y, z in mm."""
-    sizes = np.array([*shape, 1][:3])
-    corners = np.array([[*corner, 1.0] for corner in np.ndindex(2, 2, 2)])
-    corners[:, :3] = corners[:, :3] * sizes - 0.5
-    world = (corners @ _in_space(shape, affine).T)[:, :3]
+    corners = np.array(list(np.ndindex(2, 2, 2))) * [*shape, 1][:3] - 0.5
+    full = _in_space(shape, affine)
+    world = corners @ full[:3, :3].T + full[:3, 3]
     return np.stack([world.min(axis=0), world.max(axis=0)])
 
 
@@ -204,7 +202,7 @@ def resample_logits(grid_map: GridMap, source: Float32, target: Float32, *, thre
     """Interpolate logits linearly, so that all labels are equal only outside the source and where only its padding contributes.
 
     Padding next to scores counts as 0 for all labels, whatever its constant was, and is set to 0 in the source: the scores fade out over
-    one voxel of it. If any labels are equal, a further channel is needed for a moment.
+    one voxel of it.
     """
     padding = find_padding(source)
     for channel in source if padding is not None else ():
@@ -227,26 +225,21 @@ def _linear_aligned(maps: tuple[AxisMap, ...], source: Float32, target: Float32,
     (below, above, weights), along_y, along_x = (axis.neighbors() for axis in maps)
     inside = [axis.inside for axis in maps]
     planes: dict[int, Float32] = {}
+
+    def interpolated(plane: Float32) -> Float32:
+        """Return a plane of the source, (y, x), interpolated along both axes."""
+        rows = _mix(plane[:, along_x[0]], plane[:, along_x[1]], along_x[2])
+        return _mix(rows[along_y[0]], rows[along_y[1]], along_y[2][:, np.newaxis])
+
     for z in range(part.start, part.stop):
         if not inside[0][z]:
             target[z] = 0.0
             continue
         wanted = (int(below[z]), int(above[z]))
-        planes = {plane: planes[plane] if plane in planes else _plane(source[plane], along_y, along_x) for plane in wanted}
+        planes = {plane: planes[plane] if plane in planes else interpolated(source[plane]) for plane in wanted}
         _mix(planes[wanted[0]], planes[wanted[1]], weights[z], target[z])
         target[z, ~inside[1]] = 0.0
         target[z][:, ~inside[2]] = 0.0
-
-
-_Neighbors = tuple["NDArray[np.intp]", "NDArray[np.intp]", "Float32"]
-
-
-def _plane(plane: Float32, along_y: _Neighbors, along_x: _Neighbors) -> Float32:
-    """Return a plane of the source, (y, x), interpolated along both axes."""
-    below, above, weights = along_x
-    rows = _mix(plane[:, below], plane[:, above], weights)
-    below, above, weights = along_y
-    return _mix(rows[below], rows[above], weights[:, np.newaxis])
 
 
 def _mix(below: Float32, above: Float32, weight: Any, out: Float32 | None = None) -> Float32:

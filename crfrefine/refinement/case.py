@@ -12,7 +12,6 @@ from crfrefine.arrays.arguments import check_no_label_map, given_array, given_la
 from crfrefine.arrays.images import ArrayOrImage, open_images
 from crfrefine.arrays.one_hot import channels_of, present_labels
 from crfrefine.arrays.region_scheme import GivenRegions, given_regions
-from crfrefine.base.axes import StorageOrder
 from crfrefine.base.notices import known_spacing
 from crfrefine.base.threads import check_threads
 from crfrefine.engines import get_backend
@@ -181,7 +180,6 @@ class Plan:
             )
         parameters = as_parameters("sharp" if parameters is None and network_spacing is not None else parameters)
         arrays, spacing = open_images({"logits": logits, "image": self._image, "mask": self._mask}, self._spacing)
-        mask = None if arrays["mask"] is None else given_array(arrays["mask"], "mask")
         given, intensities = given_array(arrays["logits"], "logits"), given_array(arrays["image"], "image")
         in_mm = parameters.mean_field.positions != "voxels" or network_spacing is not None or parameters.postprocess.min_component_ml != 0.0
         steps: Any = known_spacing(spacing, matters=in_mm)
@@ -190,7 +188,7 @@ class Plan:
             if regions is not None:
                 raise ConfigError("regions: they are those of the channels of logits, and a label map has none; leave regions out")
             labels = given_label_map(given, intensities)
-            channels = channels_of(present_labels(StorageOrder.of_memory(labels).to_storage(labels)))
+            channels = channels_of(present_labels(labels))
             num_labels = parameters.num_labels or channels[-1] + 1
             if channels[-1] >= num_labels:
                 raise InputError(
@@ -207,7 +205,7 @@ class Plan:
             intensities,
             spacing=steps,
             parameters=parameters,
-            mask=mask,
+            mask=arrays["mask"],
             backend=self._backend,
             context=context,
             allow_vanishing=allow_vanishing,

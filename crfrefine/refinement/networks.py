@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from crfrefine.arrays.intensity import normalize_intensity
-from crfrefine.arrays.label_maps import bounding_box
+from crfrefine.arrays.label_maps import bounding_box, widen
 from crfrefine.arrays.one_hot import (
     ABSENT_LOGIT,
+    CONFIDENCE,
     channel_numbers,
-    leave_far_out,
     one_hot_logits,
     share_logits,
     share_sigma,
@@ -166,7 +166,9 @@ def _logits_of_labels(
         return share_logits(numbers, num_channels, sigma)
     logits = one_hot_logits(numbers, range(num_channels))
     if is_nearby:
-        leave_far_out(logits, model.kernels.reach(case.spacing, numbers.shape))
+        reach = model.kernels.reach(case.spacing, numbers.shape)
+        for channel in logits:
+            np.copyto(channel, np.float32(ABSENT_LOGIT), where=~widen(channel == CONFIDENCE, reach))
     return logits
 
 

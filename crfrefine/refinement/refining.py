@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from crfrefine.arrays.arguments import check_shapes, given_spacing
+from crfrefine.arrays.arguments import check_shapes, given_spacing, given_voxels
 from crfrefine.arrays.blocks import find_network_spacing
 from crfrefine.arrays.components import Cleaned, clean, describe_losses
 from crfrefine.arrays.intensity import window_notes
@@ -34,7 +34,7 @@ from crfrefine.refinement.tiles.streaming import StreamedNetwork
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-    from crfrefine.base.array_types import Array
+    from crfrefine.base.array_types import Array, Bool
     from crfrefine.engines.base import Backend, RunContext
     from crfrefine.parameters.model import CrfParameters
     from crfrefine.parameters.specs import KernelSetSpec, ModelSpec
@@ -55,7 +55,7 @@ def refine_network(
     *,
     spacing: ArrayLike,
     parameters: CrfParameters,
-    mask: Array | None = None,
+    mask: ArrayLike | None = None,
     backend: Backend,
     context: RunContext = NO_CONTEXT,
     allow_vanishing: bool = False,
@@ -69,7 +69,11 @@ def refine_network(
     image = image[None] if image.ndim == len(network.shape) - 1 else image
     if isinstance(network, (ArrayNetwork, LabelMapNetwork)):  # Headers were compared before.
         channels = network.values if isinstance(network, ArrayNetwork) else np.broadcast_to(network.labels, network.shape)
-        check_shapes(channels, image, mask, fewest_channels=1 if isinstance(network, ArrayNetwork) and network.regions else 2)
+        check_shapes(channels, image, min_channels=1 if isinstance(network, ArrayNetwork) and network.regions else 2)
+    if mask is not None:
+        mask = given_voxels(mask, network.shape[1:])
+        if not mask.any():
+            raise InputError("the mask is empty: there is no voxel to refine")
     spacing_mm = given_spacing(spacing, len(network.shape) - 1)
     if isinstance(network, LabelMapNetwork):
         result = _refine_label_map(network, image, spacing_mm, parameters, mask, backend, context)
@@ -93,7 +97,7 @@ def _refine_label_map(
     image: Array,
     spacing: tuple[float, ...],
     parameters: CrfParameters,
-    mask: Array | None,
+    mask: Bool | None,
     backend: Backend,
     context: RunContext,
 ) -> RefinementResult:
@@ -130,7 +134,7 @@ def _refine(
     image: Array,
     spacing: tuple[float, ...],
     parameters: CrfParameters,
-    mask: Array | None,
+    mask: Bool | None,
     backend: Backend,
     context: RunContext,
     network_spacing: tuple[float, ...] | None = None,
@@ -150,7 +154,7 @@ def _refine(
         models = resolve_regions(parameters, num_channels, len(image), len(spacing))
     models = [replace(each, kernels=replace(each.kernels, network_spacing=network_spacing).in_storage(order)) for each in models]
     # The model does not depend on the order of axes, so the engine gets them in storage order: a volume read from a file is not copied.
-    stored_mask = None if mask is None else order.to_storage(mask.astype(np.bool_, copy=False))
+    stored_mask = None if mask is None else order.to_storage(mask)
     case = GridImage(order.to_storage(image), stored_mask, order.axes_to_storage(spacing), order.axes)
     prepared = prepare(network, case, models, parameters, backend, context)
     notes = prepared.notes

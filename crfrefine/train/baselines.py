@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import numpy as np
 import torch
 
-from crfrefine.arrays.components import postprocess
+from crfrefine.arrays.components import clean
 from crfrefine.parameters.sections import PostprocessParameters
 from crfrefine.train.crops import Crop
 from crfrefine.train.material import Material
@@ -117,7 +117,7 @@ def largest_scores(material: Material, workers: Workers) -> Scores[str]:
 
     def label_maps(crop: Crop) -> Iterator[NDArray[Any]]:
         network = network_labels(crop)
-        return (postprocess(network, PostprocessParameters(keep_largest=kind), 1.0) for kind in MAX_KINDS)
+        return (clean(network, PostprocessParameters(keep_largest=kind), 1.0).label_map for kind in MAX_KINDS)
 
     return score_choices(MAX_KINDS, material, workers, label_maps)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.arrays.components import postprocess
+from crfrefine.arrays.components import clean
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.padding import leave_out
 from crfrefine.metrics.calibration import measure_calibration
@@ -66,7 +66,7 @@ def measure_methods(case: Case, regions: Mapping[str, Sequence[int]], tuned: Tun
     maps[methods.DEFAULT] = crf(parameters=CrfParameters()).label_map
     keep, voxel_ml = PostprocessParameters(keep_largest=tuned.keep_largest), float(np.prod(case.spacing)) / 1000.0
     for name, labels in list(maps.items()):
-        maps[methods.LARGEST if name == NETWORK else with_largest(name)] = postprocess(labels, keep, voxel_ml)
+        maps[methods.LARGEST if name == NETWORK else with_largest(name)] = clean(labels, keep, voxel_ml).label_map
     known: dict[bytes, RegionValues] = {}
     values: MethodValues = {PROBABILITIES[NETWORK]: of_network, PROBABILITIES[TRAINED]: of_trained}
     for name in methods.MEASURED:

@@ -30,8 +30,8 @@ def make_coarse(pitch, seed, shape=SHAPE):
 def assert_pitch(label_map, expected):
     blocks = find_blocks(label_map)
     assert blocks is not None
-    assert blocks.pitch == pytest.approx(expected, rel=0.05)
-    assert [size == 1 for size in blocks.pitch] == [size == 1 for size in expected]
+    assert blocks == pytest.approx(expected, rel=0.05)
+    assert [size == 1 for size in blocks] == [size == 1 for size in expected]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -48,7 +48,7 @@ def test_memory_order_type_and_number_of_axes_do_not_matter(order):
     expected = find_blocks(label_map)
     assert expected == find_blocks(np.asarray(label_map.astype(np.uint32) * 70_000, order=order))
     turned = find_blocks(np.asarray(label_map.transpose(1, 2, 0), order=order)[:, ::-1])
-    assert turned.pitch == expected.pitch[1:] + expected.pitch[:1]
+    assert turned == expected[1:] + expected[:1]
     assert_pitch(make_coarse((2.5, 4.0), 1, (90, 121)), (2.5, 4.0))
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from crfrefine.arrays.components import clean, fill_holes, postprocess
+from crfrefine.arrays.components import clean, fill_holes
 from crfrefine.errors import ConfigError
 from crfrefine.parameters.sections import PostprocessParameters
 
@@ -68,7 +68,7 @@ def test_labels_are_cleaned(name):
 
 def test_sizes_do_not_suffer_from_rounding():
     """0.3 ml is 3 voxels of 0.1 ml, although 0.3 / 0.1 is 2.9999999999999996 and 3 * 0.1 is 0.30000000000000004."""
-    result = postprocess(drawing("111.11"), PostprocessParameters(min_component_ml=0.3), 0.1)
+    result = clean(drawing("111.11"), PostprocessParameters(min_component_ml=0.3), 0.1).label_map
     np.testing.assert_array_equal(result, drawing("111..."))
 
 
@@ -78,7 +78,7 @@ def test_corners_connect_in_any_dimension_and_any_order_of_memory(num_dims):
     label_map = np.zeros((5, 6, 4, 7)[:num_dims], dtype=np.int16, order="F")
     label_map[(0,) * num_dims] = label_map[(1,) * num_dims] = 300
     label_map[(3,) * num_dims] = 1
-    result = postprocess(label_map, PostprocessParameters(keep_largest="foreground"), 1.0)
+    result = clean(label_map, PostprocessParameters(keep_largest="foreground"), 1.0).label_map
     assert np.argwhere(result).tolist() == [[0] * num_dims, [1] * num_dims]
     assert result.dtype == np.int16
     assert result.max() == 300
@@ -87,15 +87,15 @@ def test_corners_connect_in_any_dimension_and_any_order_of_memory(num_dims):
 
 def test_where_there_is_nothing_to_do():
     label_map = drawing(*ISLANDS)
-    assert postprocess(label_map, PostprocessParameters(), 0.002) is label_map, "no copy for nothing"
-    assert not postprocess(np.zeros((3, 4, 5), np.uint8), PostprocessParameters("each", 0.01), 0.001).any()
+    assert clean(label_map, PostprocessParameters(), 0.002).label_map is label_map, "no copy for nothing"
+    assert not clean(np.zeros((3, 4, 5), np.uint8), PostprocessParameters("each", 0.01), 0.001).label_map.any()
 
 
 def test_lists_must_fit_the_label_map():
     """A label without a rule would silently stay as it is."""
     for name, values in (("min_component_ml", (0.0, 1.0, 1.0)), ("fill_holes", ("none",) * 3), ("keep_largest", ("none",) * 3)):
         with pytest.raises(ConfigError, match=rf"^postprocess\.{name}: it has 3 values, but the case has 4 labels"):
-            postprocess(drawing(*ISLANDS), PostprocessParameters(**{name: values}), 1.0)
+            clean(drawing(*ISLANDS), PostprocessParameters(**{name: values}), 1.0)
 
 
 def test_a_tunnel_to_the_border_is_no_hole():

@@ -118,7 +118,7 @@ def write_phantom(phantom: Phantom, folder: str | Path, case_id: str = "phantom"
 
 def compare_with_truth(folder: Path, refined: Path) -> Iterator[tuple[int, list[float], list[int]]]:
     """Yield each label with its Dice before and after, and its connected components in the truth, before and after."""
-    from crfrefine.arrays.components import count_components
+    from crfrefine.arrays.components import label_components
     from crfrefine.arrays.label_maps import argmax_labels
     from crfrefine.io import read_logits, read_volume
     from crfrefine.metrics.counts import OverlapCounts, dice
@@ -128,7 +128,7 @@ def compare_with_truth(folder: Path, refined: Path) -> Iterator[tuple[int, list[
     for label in range(1, NUM_LABELS):
         truth, *predictions = (labels == label for labels in maps)
         dices = [dice(OverlapCounts.of_masks(prediction, truth)) for prediction in predictions]
-        yield label, dices, [count_components(mask) for mask in (truth, *predictions)]
+        yield label, dices, [label_components(mask)[1] for mask in (truth, *predictions)]
 
 
 def _ellipsoid(grid_shape: tuple[int, ...], center: Sequence[float], radii: Sequence[float]) -> Float32:
