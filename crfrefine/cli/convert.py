@@ -12,7 +12,7 @@ import typer
 
 from crfrefine.base.text import for_terminal
 from crfrefine.cli import options as shared
-from crfrefine.cli.progress import print_failure
+from crfrefine.cli.main import print_failure
 
 Kind = StrEnum("Kind", {"LOGITS": "logits", "PROBABILITIES": "probabilities", "LABELS": "labels"})
 

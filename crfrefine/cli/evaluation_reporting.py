@@ -6,8 +6,8 @@ import sys
 from typing import TYPE_CHECKING
 
 from crfrefine.base.text import counted, for_terminal, listed, printable
-from crfrefine.cli.progress import NORMAL, QUIET, VERBOSE, RunReporter
-from crfrefine.cli.reporting import print_table
+from crfrefine.cli.reporting import QUIET, VERBOSE, RunReporter, print_table
+from crfrefine.evaluate.options import METRICS_NAME, REPORT_NAME, SUMMARY_NAME
 from crfrefine.evaluate.results import EvaluationObserver
 
 if TYPE_CHECKING:
@@ -59,9 +59,8 @@ class EvaluationReporter(RunReporter, EvaluationObserver):
         self._update(text=f"{stage}: {case_id} {step}/{num_steps}" if case_id else stage)
 
 
-def print_evaluation(evaluation: Evaluation, verbosity: int = NORMAL) -> None:
+def print_evaluation(evaluation: Evaluation, verbosity: int) -> None:
     """Print the comparison, the separate counts, the judgment of probabilities, the declines, and the verdict as the last line."""
-    from crfrefine.evaluate.options import METRICS_NAME, REPORT_NAME, SUMMARY_NAME
     from crfrefine.statistics.comparison import describe_families
 
     output, judged = evaluation.options.output, evaluation.verdict
@@ -90,7 +89,6 @@ def print_evaluation(evaluation: Evaluation, verbosity: int = NORMAL) -> None:
 
 def _print_means(evaluation: Evaluation, verbosity: int) -> None:
     """Print means and differences, and their units below; of many regions, such as the structures of a body, only their mean."""
-    from crfrefine.evaluate.options import METRICS_NAME
     from crfrefine.metrics.registry import metric_named
 
     rows = [row for row in evaluation.summary if metric_named(row.metric).in_overview]

@@ -25,7 +25,7 @@ def infer(
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Less: only errors.")] = False,
 ) -> None:
     """Refine one case or a folder of cases."""
-    part_id, num_parts, summary = (options[name] for name in ("part_id", "num_parts", "summary"))
+    part_id, num_parts, summary, spacing = (options[name] for name in ("part_id", "num_parts", "summary", "network_spacing"))
     if part_id is None and num_parts > 1:
         raise typer.BadParameter("--num-parts needs --part-id: the part for this process", param_hint="--part-id")
     if part_id is not None and part_id >= num_parts:
@@ -34,24 +34,20 @@ def infer(
         raise typer.BadParameter(shared.GONE["--summary FILE.jsonl"], param_hint="--summary")
     verbosity = shared.verbosity_of(verbose, quiet)
     shared.check_sources(options)
-    is_auto, is_sharp = config == shared.AUTO, False
-    if options["network_spacing"] is not None:
-        if options["input_type"] != "labels":
-            raise typer.BadParameter(
-                "it is that of label maps: add --input-type labels; coarser logits need --resample", param_hint="--network-spacing"
-            )
-        if is_auto:
-            raise typer.BadParameter("auto chooses no parameters for --network-spacing; leave it out", param_hint="--config")
-        source = ctx.get_parameter_source("config")
-        is_sharp = source is not None and source.name == "DEFAULT"
+    is_auto, source = config == shared.AUTO, ctx.get_parameter_source("config")
+    is_sharp = spacing is not None and source is not None and source.name == "DEFAULT"
+    if spacing is not None and options["input_type"] != "labels":
+        text = "it is that of label maps: add --input-type labels; coarser logits need --resample"
+        raise typer.BadParameter(text, param_hint="--network-spacing")
+    if spacing is not None and is_auto:
+        raise typer.BadParameter("auto chooses no parameters for --network-spacing; leave it out", param_hint="--config")
     from crfrefine.cli.reporting import Reporter, print_results
     from crfrefine.runs.run import run_inference
 
     parameters, entries = shared.parameters_of("sharp" if is_sharp else "default" if is_auto else config, overrides)
     # Whoever sets all rules that remove components by hand wants them.
-    are_set = "postprocess" in entries or parameters.postprocess.removing.keys() <= entries.keys()
-    options["allow_vanishing"] = options["allow_vanishing"] or are_set
-    scheme = shared.parse_scheme(regions, regions_class_order)
+    options["allow_vanishing"] |= "postprocess" in entries or parameters.postprocess.removing.keys() <= entries.keys()
+    scheme = shared.parse_scheme(regions, regions_class_order) if regions or regions_class_order else None
     run_options = InferenceOptions(**options, parameters=parameters, regions=scheme, command=tuple(ctx.obj or ()))
     if is_auto:
         from crfrefine.cli.training_reporting import TrainingReporter

@@ -9,7 +9,7 @@ import typer
 
 from crfrefine.base.text import counted, for_terminal, printable
 from crfrefine.cli import options as shared
-from crfrefine.cli.progress import indented, print_failure
+from crfrefine.cli.main import indented, print_failure
 from crfrefine.runs.options import InferenceOptions
 
 

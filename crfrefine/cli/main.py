@@ -22,16 +22,12 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from crfrefine.base.failures import describe_failure
+from crfrefine.base.failures import Failure, describe_failure
 from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.text import for_terminal, shorten
 from crfrefine.cli.commands import TYPER_SETTINGS, Commands
 from crfrefine.cli.options import GONE
-from crfrefine.cli.progress import print_failure
 from crfrefine.errors import CrfRefineError, InputError
-
-EXIT_FAILURE = 1
-EXIT_INTERRUPTED = 128 + signal.SIGINT
 
 _UsageError: Any = typer.BadParameter.__base__  # Typer has no public name for it.
 _MAX_OF_A_USAGE_ERROR = 500
@@ -45,17 +41,26 @@ _SPELLED = {"→": "->", "×": "x", "…": "...", "–": "-", "’": "'", "²": 
 class Terminated(KeyboardInterrupt):
     """SIGTERM, which job schedulers send before they kill, or SIGHUP, when the terminal closes: handled like Ctrl-C."""
 
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.number = number
-
 
 class _Stopped(BaseException):
     """Carries an interrupt past Typer, which would otherwise end the process itself."""
 
     def __init__(self, cause: KeyboardInterrupt) -> None:
-        self.status = 128 + cause.number if isinstance(cause, Terminated) else EXIT_INTERRUPTED
-        super().__init__(": ".join(["terminated" if isinstance(cause, Terminated) else "interrupted", *getattr(cause, "__notes__", ())]))
+        is_signal = isinstance(cause, Terminated)
+        self.status = 128 + (cause.args[0] if is_signal else signal.SIGINT)
+        super().__init__(": ".join(["terminated" if is_signal else "interrupted", *getattr(cause, "__notes__", ())]))
+
+
+def print_failure(failure: Failure, *, verbose: bool) -> None:
+    """Print a failure on standard error, with the traceback if it was unexpected and the traceback is wanted."""
+    print(for_terminal(f"crfrefine: error: {failure.message}"), file=sys.stderr)
+    if verbose and failure.traceback is not None:
+        print(for_terminal(indented(failure.traceback)), file=sys.stderr)
+
+
+def indented(text: str) -> str:
+    """Return a traceback as a part of a message: `for_terminal` keeps indented lines."""
+    return "\n".join(f"  {line}" for line in text.splitlines())
 
 
 @contextlib.contextmanager
@@ -131,13 +136,13 @@ class Group(TyperGroup):
                 return super().invoke(ctx)
         except CrfRefineError as error:
             print_failure(describe_failure(error), verbose=not {"-v", "--verbose"}.isdisjoint(arguments))
-            raise typer.Exit(EXIT_FAILURE) from error
+            raise typer.Exit(1) from error
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise  # Typer ends quietly if the reader has gone.
             with contextlib.suppress(OSError):
                 print(for_terminal(f"crfrefine: error: {error.filename or 'standard output'}: {error.strerror}"), file=sys.stderr)
-            raise typer.Exit(EXIT_FAILURE) from error
+            raise typer.Exit(1) from error
         except KeyboardInterrupt as interrupt:
             raise _Stopped(interrupt) from interrupt
 

@@ -62,7 +62,10 @@ usage_path = usage_checked(parse_path)
 
 
 def with_options(kind: type, names: str = "") -> Callable[[Command], Command]:
-    """Give a command the options of a dataclass, those of `names` or all, in its parameter `options`: a dict by field."""
+    """Give a command the options of a dataclass, those of `names` or all, in its parameter `options`: a dict by field.
+
+    The options of several dataclasses come together.
+    """
 
     def decorate(command: Command) -> Command:
         own = inspect.signature(command, eval_str=True).parameters
@@ -76,9 +79,10 @@ def with_options(kind: type, names: str = "") -> Callable[[Command], Command]:
                 parameters.append(_parameter(field.name, value_type, get_args(eval(text, module))[1], field.default))
         fields = [parameter.name for parameter in parameters]
 
-        def run(**values: Any) -> None:
-            options = {name: values.pop(name) for name in fields}
-            command(options=options | {name: tuple(options[name] or ()) for name in lists}, **values)
+        def run(options: Mapping[str, Any] | None = None, **values: Any) -> None:
+            own_options = {name: values.pop(name) for name in fields}
+            own_options |= {name: tuple(own_options[name] or ()) for name in lists}
+            command(options={**(options or {}), **own_options}, **values)
 
         parameters += [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for name, parameter in own.items() if name != "options"]
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -126,7 +130,7 @@ def complete_config(incomplete: str) -> list[tuple[str, str]]:
     return [found for found in presets + files if found[0].startswith(incomplete)]
 
 
-# Makers of options: without a default, of a path, of a number of threads or processes, of parameters.
+# Makers of options, and the options that several commands share.
 
 option: Any = partial(typer.Option, show_default=False)
 path_argument: Any = partial(typer.Argument, parser=usage_path, show_default=False)
@@ -146,7 +150,7 @@ RegionsOption = Annotated[
     option(
         "--regions",
         metavar="NAME=1+2+3",
-        help="A region with a sigmoid channel of its own; repeatable, in the order of the channels. Default: as in dataset.json.",
+        help="A region; if the network has a sigmoid channel for each, in their order. Repeatable. Default: as in dataset.json.",
     ),
 ]
 ClassOrderOption = Annotated[
@@ -157,11 +161,10 @@ ClassOrderOption = Annotated[
         help="The label that each of --regions writes; later ones overwrite earlier ones. Default: the one that no later region has.",
     ),
 ]
-StrictOption = Annotated[bool, typer.Option("--strict", help="Refuse incomplete cases; otherwise leave them out, and say which and why.")]
 
 
 def verbosity_of(verbose: bool, quiet: bool) -> int:
-    """Return a level of `cli.progress`."""
+    """Return a level of `cli.reporting`."""
     if verbose and quiet:
         raise typer.BadParameter("--verbose and --quiet exclude each other", param_hint="--verbose")
     return 1 + verbose - quiet
@@ -176,11 +179,10 @@ def check_sources(options: Mapping[str, Any]) -> None:
         raise typer.BadParameter(NNUNET_HAS_PROBABILITIES, param_hint="--input-type")
     if manifest is not None:
         others = {"--images": images, "--logits": logits, "--nnunet": nnunet, "--masks": masks != "nonzero" and masks}
-        for name, given in others.items():
-            if given:
-                raise typer.BadParameter(f"--manifest names the files of each case; leave {name} out", param_hint=name)
+        for name in (name for name, value in others.items() if value):
+            raise typer.BadParameter(f"--manifest names the files of each case; leave {name} out", param_hint=name)
     elif nnunet is None and not (images and logits):
-        missing = [name for name, given in (("--images", images), ("--logits", logits)) if not given]
+        missing = [name for name, value in (("--images", images), ("--logits", logits)) if not value]
         text = f"expected {' and '.join(missing)}, or a folder of nnU-Net with --nnunet, or a --manifest"
         raise typer.BadParameter(text, param_hint=missing[0])
 
@@ -196,13 +198,13 @@ def parameters_of(config: str, overrides: Sequence[str] | None) -> tuple[CrfPara
 
 def parse_scheme(regions: Sequence[str] | None, class_order: str | None) -> RegionScheme | None:
     """Return the regions that the options name, in the order of the network's channels; None without options."""
-    if not regions:
-        if class_order is not None:
-            raise ConfigError("--regions-class-order: it belongs to the regions of --regions, which are not given")
+    if not regions and class_order is None:
         return None
     from crfrefine.arrays.region_scheme import RegionScheme
     from crfrefine.metrics.regions import parse_region
 
+    if not regions:
+        raise ConfigError("--regions-class-order: it belongs to the regions of --regions, which are not given")
     parsed = [parse_region(text) for text in regions]
     names, labels = tuple(region.name for region in parsed), tuple(region.labels for region in parsed)
     return RegionScheme.named(names, labels, None if class_order is None else parse_class_order(class_order))

@@ -11,7 +11,7 @@ from crfrefine.base.text import counted, for_terminal, listed, printable, shorte
 from crfrefine.cli.options import usage_path
 
 if TYPE_CHECKING:
-    from crfrefine.runs.store import CaseState
+    from crfrefine.runs.records import CaseState
 
 _MAX_LISTED = 20
 _MAX_REASON = 300
@@ -27,8 +27,8 @@ def status(
     if not folders:
         raise typer.BadParameter("name output folders of runs", param_hint="FOLDER...")
     from crfrefine.errors import InputError
-    from crfrefine.runs.records import note_on_num_labels
-    from crfrefine.runs.store import case_states, read_records
+    from crfrefine.runs.records import case_states, read_records
+    from crfrefine.runs.run import note_on_num_labels
 
     is_complete, content = True, []
     for folder in folders:

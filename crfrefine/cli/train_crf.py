@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from crfrefine.base.option import MAX_PARTS
 from crfrefine.cli import options as shared
 from crfrefine.runs.options import InferenceOptions
+from crfrefine.train.options import DEFAULT_LEARN, TrainingOptions, UnlabeledOptions, locate, locate_folders, locate_nnunet
 
-MAX_SEED = 2**63 - 1  # Accepted by all random number generators.
-
-
-_WITH_LABELS = ("labels", "nnunet", "learn", "folds", "loss", "num_iterations", "regions", "config", "overrides", "device", "resume")
+_OF_TRAINING = ("num_folds", "loss", "num_optimizer_steps", "regions", "resume")
+_WITH_LABELS = (*_OF_TRAINING, "labels", "nnunet", "learn", "config", "overrides", "device")
 """Parameters that mean nothing where nothing is trained."""
-
-LossName = StrEnum("LossName", {"CE_DICE": "ce+dice", "CE": "ce", "DICE": "dice"})
 
 
 @shared.with_options(InferenceOptions, "nnunet input_type resample device threads")
+@shared.with_options(TrainingOptions)
 def train_crf(
     ctx: typer.Context,
     options: dict[str, Any],
@@ -32,7 +28,7 @@ def train_crf(
     ] = None,
     unlabeled: Annotated[
         bool,
-        typer.Option("--unlabeled", help="Choose among built-in parameters without labels, on synthetic cases made from the given ones."),
+        typer.Option("--unlabeled", help="Choose among built-in parameters without labels, on synthetic cases."),
     ] = False,
     images: Annotated[Path | None, shared.path_option("-i", "--images", metavar="FOLDER", help="Images.")] = None,
     labels: Annotated[Path | None, shared.path_option("-l", "--labels", metavar="FOLDER", help="Reference.")] = None,
@@ -46,28 +42,14 @@ def train_crf(
     overrides: shared.OverridesOption = None,
     learn: Annotated[
         str, typer.Option("--learn", metavar="GROUP,...", help="What to learn; the rest keeps its initial values.")
-    ] = "weights,compatibility,theta,temperature,bias,volume",
-    folds: Annotated[
-        int | None, shared.option("--folds", metavar="K", min=2, max=MAX_PARTS, help="Folds of cases. Default: 5, or the number of cases.")
-    ] = None,
-    loss: Annotated[LossName, typer.Option("--loss", help="Cross-entropy, soft Dice, or both.")] = LossName.CE_DICE,
-    num_iterations: Annotated[
-        int | None,
-        shared.option("--num-iterations", metavar="N", min=1, max=MAX_PARTS, help="Most optimizer steps of a start. Default: built-in."),
-    ] = None,
-    regions: Annotated[
-        list[str] | None,
-        shared.option("--regions", metavar="NAME=1+3+4", help="Labels that count together; repeatable. Default: each foreground label."),
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, max=MAX_SEED, help="The same seed gives the same result.")] = 0,
-    strict: shared.StrictOption = False,
-    resume: Annotated[bool, typer.Option("--continue", "--resume", help="Take the finished folds of a stopped run.")] = False,
+    ] = ",".join(DEFAULT_LEARN),
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="More: every step of the optimizer.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Less: only errors and the verdict.")] = False,
 ) -> None:
     """Fit the CRF to labeled cases, and say whether it helps."""
     verbosity = shared.verbosity_of(verbose, quiet)
     nnunet, device = options.pop("nnunet"), options.pop("device")
+    of_training = {name: options.pop(name) for name in _OF_TRAINING}  # The other options are those of both ways.
     if unlabeled:
         _refuse_with_unlabeled(ctx)
     if nnunet is None and folder is None and images is None and labels is None and logits is None:
@@ -79,16 +61,14 @@ def train_crf(
         raise typer.BadParameter(shared.NNUNET_HAS_PROBABILITIES, param_hint="--input-type")
     if nnunet is None and output is None:
         raise typer.BadParameter("name the file to write, such as -o params.toml", param_hint="--output")
-    common: dict[str, Any] = {**options, "strict": strict, "seed": seed}
     from crfrefine.cli.training_reporting import TrainingReporter, print_choice, print_training
 
     if unlabeled and output is not None:
-        from crfrefine.train.options import UnlabeledOptions, locate
         from crfrefine.train.unlabeled_run import run_unlabeled
 
         found = locate(folder, ("images", "logits"), {"images": images, "logits": logits, "masks": masks}, takes_files=True)
         unread, masks = found.pop("labels", None), found.pop("masks", None)
-        to_choose = UnlabeledOptions(images=found["images"], logits=found["logits"], output=output, masks=masks, unread=unread, **common)
+        to_choose = UnlabeledOptions(images=found["images"], logits=found["logits"], output=output, masks=masks, unread=unread, **options)
         with TrainingReporter(verbosity) as choosing:
             choice = run_unlabeled(to_choose, choosing)
         print_choice(choice, to_choose, verbosity)
@@ -97,7 +77,6 @@ def train_crf(
     from crfrefine.parameters.presets import find_config
 
     try:
-        from crfrefine.train.options import TrainingOptions, locate_folders, locate_nnunet
         from crfrefine.train.report import default_output
         from crfrefine.train.run import run_training
     except ImportError as error:
@@ -115,13 +94,9 @@ def train_crf(
         parameters=shared.parameters_of(config or "default", overrides)[0] if config is not None or overrides else None,
         config=None if config is None else find_config(config),
         learn=tuple(name.strip() for name in learn.split(",") if name.strip()),
-        num_folds=folds,
-        loss=loss.value,
-        num_optimizer_steps=num_iterations,
-        regions=tuple(regions or ()),
         device=device,
-        resume=resume,
-        **common,
+        **of_training,
+        **options,
     )
     with TrainingReporter(verbosity) as reporter:
         result = run_training(training_options, reporter)

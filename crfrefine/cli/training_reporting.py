@@ -7,8 +7,7 @@ import time
 from typing import TYPE_CHECKING, Self
 
 from crfrefine.base.text import for_terminal
-from crfrefine.cli.progress import NORMAL, QUIET, VERBOSE, RunReporter
-from crfrefine.cli.reporting import print_table
+from crfrefine.cli.reporting import NORMAL, QUIET, VERBOSE, RunReporter, print_table
 from crfrefine.train.observer import Step, TrainingObserver
 
 if TYPE_CHECKING:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
+import webbrowser
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,27 +18,15 @@ from crfrefine.runs.options import InferenceOptions
 @shared.with_options(InferenceOptions, "images logits nnunet manifest masks input_type resample device max_memory threads")
 def tune(
     options: dict[str, Any],
-    labels: Annotated[
-        Path | None, shared.path_option("-l", "--labels", metavar="PATH", help="References: folder or file; for Dice.")
-    ] = None,
+    labels: Annotated[Path | None, shared.path_option("-l", "--labels", metavar="PATH", help="Reference: folder or file.")] = None,
     output: Annotated[
         Path | None, shared.path_option("-o", "--output", metavar="FILE.toml", help="Where the page's button saves the parameters.")
     ] = None,
     config: shared.ConfigOption = "default",
     overrides: shared.OverridesOption = None,
-    regions: Annotated[
-        list[str] | None,
-        shared.option(
-            "--regions",
-            metavar="NAME=1+2+3",
-            help="Labels that count together in the table; repeatable. "
-            "If the network has a sigmoid channel for each, they are its channels.",
-        ),
-    ] = None,
+    regions: shared.RegionsOption = None,
     regions_class_order: shared.ClassOrderOption = None,
-    case: Annotated[
-        str | None, shared.option("--case", metavar="NAME", help="The case of a folder to show. Default: the first one.")
-    ] = None,
+    case: Annotated[str | None, shared.option("--case", metavar="NAME", help="The case of a folder to show. Default: the first.")] = None,
     port: Annotated[int, typer.Option("--port", metavar="N", min=0, max=65535, help="Port on 127.0.0.1; 0: any free one.")] = 0,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Whether to open the page in a browser.")] = True,
 ) -> None:
@@ -57,14 +48,8 @@ def tune(
     if output is not None:
         check_small_output(output)
     inputs = InferenceOptions(**options, output=Path(), parameters=parameters, preview=True)
-    tune_options = TuneOptions(
-        inputs,
-        labels,
-        output,
-        case,
-        regions=tuple(parse_region(text) for text in regions or ()),
-        class_order=None if regions_class_order is None else shared.parse_class_order(regions_class_order),
-    )
+    class_order = None if regions_class_order is None else shared.parse_class_order(regions_class_order)
+    tune_options = TuneOptions(inputs, labels, output, case, tuple(map(parse_region, regions or ())), class_order)
     get_backend(inputs.device)  # A device that is not there is an error before anything is read.
     print("crfrefine: reading the case", file=sys.stderr)
     session = Session(tune_options)
@@ -72,21 +57,12 @@ def tune(
     def tell(address: str) -> None:
         print("crfrefine: open this address in a browser of this machine; the page's button or Ctrl-C ends it", file=sys.stderr)
         print(address, flush=True)
-        if browser:
-            _open_browser(address)
+        # A server without a screen has no window, and a browser in the terminal would be in the way.
+        has_screen = any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
+        if browser and has_screen and "SSH_CONNECTION" not in os.environ:
+            threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
 
     try:
         serve(session, port, tell)
     finally:
         session.end()
-
-
-def _open_browser(address: str) -> None:
-    """Open a browser that has a window; a server without a screen has no window, and a browser in the terminal would be in the way."""
-    import os
-    import threading
-    import webbrowser
-
-    has_screen = any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
-    if has_screen and "SSH_CONNECTION" not in os.environ:
-        threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()

@@ -18,7 +18,7 @@ from crfrefine.evaluate.reading import Settings
 from crfrefine.metrics.overlap import measure_masks
 from crfrefine.metrics.regions import ALL_LABELS
 from crfrefine.metrics.registry import CALIBRATION_METRICS, DICE, MASK_METRICS, RegionValues
-from crfrefine.runs.records import Observer
+from crfrefine.runs.options import Observer
 from crfrefine.statistics.comparison import ResultTable, SummaryRow, correct, measurements_of, summarize
 from crfrefine.statistics.paired import ALPHA, smallest_p_value
 from crfrefine.statistics.verdict import Verdict, not_tested, power_text, verdict

@@ -28,7 +28,7 @@ from crfrefine.evaluate.structures import has_structures, pair_structures
 from crfrefine.io.atomic import check_replaceable, check_writable
 from crfrefine.io.paths import add_volumes, stem_of
 from crfrefine.parameters.model import TRAINED_ON
-from crfrefine.runs.store import Entry, read_records
+from crfrefine.runs.records import Entry, read_records
 
 
 class StoppedError(CrfRefineError):

@@ -17,9 +17,8 @@ from crfrefine.base.threads import available_threads
 from crfrefine.io.atomic import check_replaceable, write_small_file
 from crfrefine.io.paths import files_written, stem_of
 from crfrefine.io.volume import Segment, named_segments
-from crfrefine.runs.options import InferenceOptions
-from crfrefine.runs.records import VANISHED, CaseRecord, Observer, RunSummary
-from crfrefine.runs.store import time_of_change
+from crfrefine.runs.options import InferenceOptions, Observer
+from crfrefine.runs.records import VANISHED, CaseRecord, RunSummary, time_of_change
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""The options of `crfrefine infer`."""
+"""The options of `crfrefine infer`, and observers of runs: nothing is printed below `cli/`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
 from crfrefine.base.memory import parse_size
 from crfrefine.base.option import MAX_PARTS, MAX_THREADS, Option, parse_path, path_text
@@ -15,8 +15,35 @@ from crfrefine.errors import InputError
 if TYPE_CHECKING:
     from crfrefine.arrays.region_scheme import RegionScheme
     from crfrefine.parameters.model import CrfParameters
+    from crfrefine.runs.records import Record
 
 INPUT_TYPES = ("auto", "logits", "probabilities", "labels")
+
+
+RunT = TypeVar("RunT")
+RecordT = TypeVar("RecordT", bound="Record")
+
+
+class Observer(Generic[RunT, RecordT]):
+    """Receives the events of a run. Methods may be called from any thread, one call at a time; overriding them is optional."""
+
+    def run_started(self, run: RunT) -> None:
+        """The cases and the device are known."""
+
+    def case_started(self, case_id: str, number: int) -> None:
+        """The computation of a case begins; `number` counts from 1."""
+
+    def stage_changed(self, case_id: str, stage: str, step: int = 0, num_steps: int = 0) -> None:
+        """A case, or with an empty `case_id` the run, entered a stage, or the next step of it."""
+
+    def note(self, text: str, *, case_id: str = "") -> None:
+        """Something was assumed or ignored for a case, or with an empty `case_id`, for all cases."""
+
+    def case_ended(self, record: RecordT) -> None:
+        """A case is done, was done earlier, or failed."""
+
+    def run_ended(self, run: RunT) -> None:
+        """The run has ended."""
 
 
 def parse_network_spacing(text: str) -> float | tuple[float, ...] | str:

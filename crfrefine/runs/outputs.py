@@ -18,7 +18,7 @@ from crfrefine.errors import InputError
 from crfrefine.io.atomic import check_replaceable
 from crfrefine.io.paths import WRITTEN_SUFFIXES, files_read, files_written, stem_of, suffix_of, suffix_to_write
 from crfrefine.io.volume import Segment, named_segments, segments_of
-from crfrefine.runs.store import RECORD_FOLDER
+from crfrefine.runs.records import RECORD_FOLDER
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -23,8 +23,7 @@ from crfrefine.io.paths import LOGITS_SUFFIXES, SCORES_SUFFIXES, add_volumes, de
 from crfrefine.runs.case_work import CaseSettings, Task
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.outputs import OutputFiles, check_summary_path, plan_names_file, plan_outputs
-from crfrefine.runs.records import CaseRecord, RunSummary
-from crfrefine.runs.store import ADVICE, OTHER_VALUES, RecordedRuns, read_records, record_path, settings_of
+from crfrefine.runs.records import ADVICE, OTHER_VALUES, CaseRecord, RecordedRuns, RunSummary, read_records, record_path, settings_of
 
 
 @dataclass(frozen=True)
@@ -128,8 +127,6 @@ def plan_run(options: InferenceOptions) -> RunPlan:
     # The machine that gives cases to a cluster needs no GPU itself; "auto" is the same device on all workers.
     device = options.device if options.dask and options.device.startswith("cuda") else get_backend(options.device).name
     inputs, num_parts, part_id = find_inputs(options), options.num_parts, options.part_id or 0
-    if num_parts < 1 or not 0 <= part_id < num_parts:
-        raise InputError(f"part {part_id} of {num_parts}: parts are numbered from 0 to the number of parts minus 1")
     # The parts are disjoint and cover all cases.
     all_outputs = plan_outputs(inputs.cases, options, inputs.names.labels)
     cases, outputs = inputs.cases[part_id::num_parts], all_outputs[part_id::num_parts]

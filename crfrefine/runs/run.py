@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 import crfrefine
 from crfrefine.base.failures import describe_failure
 from crfrefine.base.inputs import keeping_inputs
-from crfrefine.base.text import MAX_OF_A_REASON, counted, see, shorten
+from crfrefine.base.text import MAX_OF_A_REASON, counted, listed, see, shorten
 from crfrefine.errors import BackendUnavailableError, CrfRefineError, DeviceLostError, InputError, StorageError
 from crfrefine.io.atomic import write_small_file
 from crfrefine.runs.case_work import CaseSettings, Task, finish_case, read_case
-from crfrefine.runs.options import InferenceOptions
-from crfrefine.runs.records import CaseRecord, Observer, RunSummary, note_on_num_labels
+from crfrefine.runs.options import InferenceOptions, Observer
+from crfrefine.runs.records import CaseRecord, RunSummary
 
 if TYPE_CHECKING:
     from crfrefine.runs.plan import RunPlan
@@ -51,7 +51,7 @@ def run_inference(options: InferenceOptions, observer: InferenceObserver | None 
         KeyboardInterrupt: passed on; a file that was being written is removed.
     """
     from crfrefine.runs.plan import plan_run
-    from crfrefine.runs.store import RecordFile
+    from crfrefine.runs.records import RecordFile
 
     options = options if options.dask is None else options.with_absolute_paths()
     observer = observer or Observer()
@@ -94,6 +94,21 @@ def run_inference(options: InferenceOptions, observer: InferenceObserver | None 
             if file is not None:
                 ending.callback(file.close)
     return summary
+
+
+def note_on_num_labels(records: Iterable[CaseRecord]) -> str | None:
+    """Return a note if the cases of a run have different numbers of labels, else None.
+
+    Label maps do not count: without a declaration, each has as many labels as its largest one says.
+    """
+    cases: dict[int, list[str]] = {}
+    for record in records:
+        if record.input_type in ("logits", "probabilities") and record.num_labels is not None:
+            cases.setdefault(record.num_labels, []).append(record.case_id)
+    if len(cases) < 2:
+        return None
+    groups = "; ".join(f"{number} of {listed(case_ids)}" for number, case_ids in sorted(cases.items()))
+    return f"cases have different numbers of labels, as results of different networks have: {groups}"
 
 
 def _refine_here(plan: RunPlan, observer: InferenceObserver) -> Generator[CaseRecord]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from crfrefine.runs.records import Observer, Record
+from crfrefine.runs.options import Observer
+from crfrefine.runs.records import Record
 
 SCREENING_SHARE = 0.1
 """Share of the shown progress for reading and for trying the starts; the trainings share the rest equally."""

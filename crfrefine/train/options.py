@@ -8,15 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import crfrefine
+from crfrefine.base.option import MAX_PARTS, Option
 from crfrefine.base.text import listed
-from crfrefine.cases.nnunet import locate_images, locate_labels, require_trained
 from crfrefine.errors import ConfigError, InputError
-from crfrefine.io.atomic import check_small_output, write_small_file
-from crfrefine.io.json import without_nonfinite
-from crfrefine.parameters.model import CrfParameters
+
+if TYPE_CHECKING:
+    from crfrefine.parameters.model import CrfParameters
 
 LEARNABLE = ("weights", "compatibility", "theta", "temperature", "bias")
 """Groups of parameters that gradients move."""
@@ -27,6 +27,8 @@ VOLUME_GROUP = "volume"
 DEFAULT_LEARN = (*LEARNABLE, VOLUME_GROUP)
 
 LOSSES = ("ce+dice", "ce", "dice")
+
+MAX_SEED = 2**63 - 1  # accepted by all random number generators
 
 WRITTEN_BY = "Written by crfrefine"
 """The first words of a parameter file."""
@@ -50,8 +52,8 @@ class CommonOptions:
     output: Path  # the parameter file; the report goes beside it, and so do finished folds until the run has ended
     input_type: str = "auto"  # or "logits", "probabilities" or "labels"
     resample: bool = False  # whether logits, labels and masks on another grid are interpolated onto the image's
-    strict: bool = False  # refuse cases that lack a file, which are left out otherwise
-    seed: int = 0  # of all that is drawn; the same seed gives the same result
+    strict: Annotated[bool, Option("--strict", "Refuse incomplete cases; otherwise leave them out, and say which and why.")] = False
+    seed: Annotated[int, Option("--seed", "The same seed gives the same result.", "N", limits=(0, MAX_SEED), show_default=True)] = 0
     threads: int | None = None  # None means the cores this process may use; the result does not depend on it
 
     def beside(self, ending: str) -> Path:
@@ -70,6 +72,8 @@ class CommonOptions:
 
     def check_files(self) -> None:
         """Raise InputError for files that cannot be written."""
+        from crfrefine.io.atomic import check_small_output
+
         if self.output.suffix != ".toml" or self.output.is_dir():
             raise InputError(f"{self.output}: name a file for the parameters, ending in .toml")
         for path in self.files:
@@ -77,6 +81,9 @@ class CommonOptions:
 
     def write(self, schema: int, report: Mapping[str, Any], parameters: CrfParameters, origin: str) -> None:
         """Write the report and, last, the parameters with a sentence on their origin: each whole or not at all."""
+        from crfrefine.io.atomic import write_small_file
+        from crfrefine.io.json import without_nonfinite
+
         now = datetime.now(UTC)
         head = {"schema": schema, "version": crfrefine.__version__, "written": now.isoformat(timespec="seconds")}
         text = json.dumps(without_nonfinite({**head, **report}), indent=2, default=str, allow_nan=False)
@@ -93,12 +100,19 @@ class TrainingOptions(CommonOptions):
     parameters: CrfParameters | None = None  # the model to start from; None means the built-in starts
     config: Path | None = None  # the file that the parameters came from
     learn: tuple[str, ...] = DEFAULT_LEARN  # the groups that are learned; the others stay as they start
-    num_folds: int | None = None  # None means 5, or the number of cases where that is smaller
-    loss: str = LOSSES[0]
-    num_optimizer_steps: int | None = None  # of each start; None means the built-in number
-    regions: tuple[str, ...] = ()  # `NAME=1+3+4`, for the comparison and the Dice loss; empty for each foreground label
+    num_folds: Annotated[
+        int | None, Option("--folds", "Folds of cases. Default: 5, or the number of cases if that is smaller.", "K", limits=(2, MAX_PARTS))
+    ] = None
+    loss: Annotated[str, Option("--loss", "Cross-entropy, soft Dice, or both.", choices=LOSSES, show_default=True)] = LOSSES[0]
+    num_optimizer_steps: Annotated[
+        int | None, Option("--num-iterations", "Most optimizer steps of a start. Default: built-in.", "N", limits=(1, MAX_PARTS))
+    ] = None
+    # For the comparison and the Dice loss.
+    regions: Annotated[
+        tuple[str, ...], Option("--regions", "Labels that count together; repeatable. Default: each foreground label.", "NAME=1+3+4")
+    ] = ()
     device: str = "auto"  # or "cpu", "cuda" or "cuda:N"
-    resume: bool = False  # take the finished folds of a run that was stopped
+    resume: Annotated[bool, Option("--continue --resume", "Take the finished folds of a stopped run.")] = False
 
 
 @dataclass(frozen=True)
@@ -168,6 +182,8 @@ def locate_nnunet(folder: Path, *, images: Path | None = None, labels: Path | No
     Raises:
         InputError: it is another folder, or images or labels are not found.
     """
+    from crfrefine.cases.nnunet import locate_images, locate_labels, require_trained
+
     network = require_trained(folder)
     masks = masks if masks is None else _existing(masks, "masks")
     images = locate_images(network, images)

@@ -24,7 +24,7 @@ from crfrefine.io.paths import add_volumes
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.plan import RunInputs, find_inputs, plan_run
-from crfrefine.runs.store import read_records
+from crfrefine.runs.records import read_records
 from crfrefine.train.observer import TrainingObserver
 from crfrefine.train.options import UnlabeledOptions
 from crfrefine.train.starts import voxel_length

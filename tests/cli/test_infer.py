@@ -27,7 +27,7 @@ from cli_helpers import (
     write_folders,
 )
 
-from crfrefine.runs.store import RECORD_FOLDER
+from crfrefine.runs.records import RECORD_FOLDER
 
 
 @pytest.fixture

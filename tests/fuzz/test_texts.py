@@ -22,8 +22,7 @@ from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.metrics.regions import parse_region
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.toml import parse_override
-from crfrefine.runs.records import SCHEMA
-from crfrefine.runs.store import case_states, read_records, record_path
+from crfrefine.runs.records import SCHEMA, case_states, read_records, record_path
 
 _REGIONS = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}
 _DESCRIPTION = {"channel_names": {"0": "T1", "1": "FLAIR"}, "labels": {**_REGIONS, "ignore": 4}, "file_ending": ".nii.gz"}

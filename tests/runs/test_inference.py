@@ -10,11 +10,10 @@ from cli_helpers import write_folders
 
 import crfrefine.cases.case
 from crfrefine.base.failures import Failure
-from crfrefine.errors import InputError
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.runs.options import InferenceOptions
-from crfrefine.runs.plan import find_inputs, plan_run
-from crfrefine.runs.records import CaseRecord, Observer, RunSummary
+from crfrefine.runs.options import InferenceOptions, Observer
+from crfrefine.runs.plan import find_inputs
+from crfrefine.runs.records import CaseRecord, RunSummary
 from crfrefine.runs.run import run_inference
 
 
@@ -94,13 +93,6 @@ def test_one_case_is_read_ahead_while_one_is_computed_and_one_is_written(tmp_pat
     monkeypatch.setattr(crfrefine.cases.case, "read_case_headers", counting_headers)
     assert run_inference(options_for(folders, threads=1), Started()).count("done") == 6
     assert (most_alive <= 2, max(ahead) <= 1, headers) == (True, True, list("abcdef"))
-
-
-def test_parts_are_numbered_from_0(tmp_path):
-    folders = write_folders(tmp_path, "a")
-    for num_parts, part_id in ((2, 2), (2, -1), (0, 0)):
-        with pytest.raises(InputError, match="numbered from 0"):
-            plan_run(options_for(folders, num_parts=num_parts, part_id=part_id))
 
 
 def test_a_summary_has_null_for_what_json_has_no_number_for_and_the_first_error_of_a_case():

@@ -209,21 +209,6 @@ def test_ct_has_the_usual_window_of_the_structure(block, tissue, expected):
     assert str(SOFT_TISSUE) == "−160 to 240"
 
 
-def test_the_modality_with_the_highest_contrast_at_the_border_is_chosen(block):
-    """Neither brighter numbers nor contrast elsewhere count."""
-    faint, clear = noise(1000, 20, 1), noise(5, 0.1, 2)
-    faint[block] += 30
-    clear[block] += 0.4
-    elsewhere = noise(0.5, 0.01, 3)
-    elsewhere[25:] = 40
-    modalities = [faint, elsewhere, clear]
-    windows = [choose_window(channel, block) for channel in modalities]
-    assert choose_modality(modalities, windows, block, STEPS) == 2
-    assert choose_modality(modalities[:2], windows[:2], block, STEPS) == 0
-    assert choose_modality(modalities, windows, NOTHING, STEPS) == 0
-    assert choose_modality([channel * np.nan for channel in modalities], windows, block, STEPS) == 0
-
-
 def test_what_is_no_tissue_gives_no_contrast(block):
     """A block at the edge of a skull-stripped brain: the zeros beside it stand out in every modality.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from cli_helpers import Folders, run_here, write_case, write_folders
 
-from crfrefine.runs.store import RECORD_FOLDER
+from crfrefine.runs.records import RECORD_FOLDER
 
 NAMES = ("a", "b", "c", "d", "e")
 QUICK = ("--set", "mean_field.num_iterations=1", "--set", "mean_field.filter=truncated", "--threads", 1)

@@ -12,8 +12,7 @@ import pytest
 from cli_helpers import command, infer, load_nifti, refined, run_here, save_nifti, wait_for, write_folders
 
 from crfrefine.errors import CrfRefineError
-from crfrefine.runs.records import CaseRecord, RunSummary
-from crfrefine.runs.store import RECORD_FOLDER, RecordFile, read_records, record_path
+from crfrefine.runs.records import RECORD_FOLDER, CaseRecord, RecordFile, RunSummary, read_records, record_path
 
 
 @pytest.fixture

@@ -1,7 +1,4 @@
-"""A synthetic two-modality volume with its labels and imperfect network logits, reproducible from a seed.
-
-For the demo and for tests that need a case without data; it is not evidence about real images.
-"""
+"""A synthetic volume with labels and imperfect logits, reproducible from a seed: for the demo and tests, no evidence on real images."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""Draw on pixels with Pillow: text, and the voxels and outlines of a plane enlarged to a panel.
+"""Draw on pixels with Pillow, which is imported only then: text, and the voxels and outlines of a plane enlarged to a panel.
 
-A picture has one byte per pixel, a gray level or the color of a label, which is written five times
-as fast as RGB. Pillow is imported only when a picture is drawn.
+A picture has one byte per pixel, a gray level or the color of a label, which is written five times as fast as RGB.
 """
 
 from __future__ import annotations
@@ -52,23 +51,18 @@ def label_levels(labels: Array) -> NDArray[np.uint8]:
 
 def enlarge(plane: Array, size: tuple[int, int]) -> Array:
     """Return a plane, (rows, columns), at another size, (across, down): each pixel has the value of the voxel that its middle is in."""
-    columns, rows = (
-        ((np.arange(pixels) + 0.5) * voxels / pixels).astype(np.intp) for pixels, voxels in zip(size, plane.shape[::-1], strict=True)
-    )
+    pairs = zip(size, plane.shape[::-1], strict=True)
+    columns, rows = (((np.arange(pixels) + 0.5) * voxels / pixels).astype(np.intp) for pixels, voxels in pairs)
     enlarged: Array = plane[:, columns].take(rows, axis=0)
     return enlarged
 
 
 def resize_gray(plane: NDArray[np.uint8], size: tuple[int, int], share: float = 1.0) -> NDArray[np.uint8]:
-    """Return the levels of a share of gray values from 0 to 255, at another size.
-
-    Voxels stay visible where they are enlarged, and are averaged where they are made smaller.
-    """
+    """Return the levels of a share of gray values from 0 to 255, at another size: enlarged voxels stay visible, others are averaged."""
     from PIL import Image
 
     gray = np.asarray(Image.fromarray(np.ascontiguousarray(plane)).resize(size, Image.Resampling.BOX))
-    levels: NDArray[np.uint8] = (gray * (share * WHITE / 255)).astype(np.uint8)
-    return levels
+    return (gray * (share * WHITE / 255)).astype(np.uint8)
 
 
 def outline(labels: Array) -> Bool:
@@ -87,8 +81,8 @@ def is_dashed_on(labels: Array) -> Bool:
     """
     rows, columns = np.ogrid[: labels.shape[0], : labels.shape[1]]
     period = 1 + np.maximum(labels.astype(np.int64) - 1, 0) // len(LABEL_COLORS) % 3
-    result: Bool = (rows + columns) // 4 % period == 0
-    return result
+    is_drawn: Bool = (rows + columns) // 4 % period == 0
+    return is_drawn
 
 
 class Canvas:
@@ -112,7 +106,6 @@ class Canvas:
         text: str,
         size: int,
         level: int,
-        *,
         anchor: str = "la",
         is_bold: bool = False,
         edge: int | None = None,
@@ -124,12 +117,8 @@ class Canvas:
     def sides(self, letters: str, corner: tuple[int, int], extent: tuple[int, int], size: int, level: int, edge: int) -> None:
         """Write letters at the left, right, bottom and top of a panel; an empty text writes none."""
         (left, top), (across, down) = corner, extent
-        places: tuple[tuple[float, float, str], ...] = (
-            (left + 5, top + down / 2, "lm"),
-            (left + across - 5, top + down / 2, "rm"),
-            (left + across / 2, top + down - 4, "md"),
-            (left + across / 2, top + 4, "ma"),
-        )
+        middle, center = left + across / 2, top + down / 2
+        places = ((left + 5, center, "lm"), (left + across - 5, center, "rm"), (middle, top + down - 4, "md"), (middle, top + 4, "ma"))
         for letter, (x, y, anchor) in zip(letters, places, strict=False):
             self.text((x, y), letter, size, level, anchor=anchor, edge=edge)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from crfrefine.errors import BackendUnavailableError, CrfRefineError, InputError
-from crfrefine.runs.tune.planes import View
+from crfrefine.runs.tune.case import View
 
 if TYPE_CHECKING:
     from types import FrameType

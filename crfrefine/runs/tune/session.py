@@ -32,8 +32,7 @@ from crfrefine.parameters.presets import list_presets
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.pictures.drawing import label_color
 from crfrefine.runs.plan import RunInputs, find_inputs
-from crfrefine.runs.tune.case import CaseRefiner, open_case
-from crfrefine.runs.tune.planes import View, describe_planes, draw_plane
+from crfrefine.runs.tune.case import CaseRefiner, View, describe_planes, draw_plane, open_case
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
