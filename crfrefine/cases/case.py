@@ -67,20 +67,14 @@ MIN_STREAMED = 1 << 26
 """Bytes of logits up to which they are always read as a whole: streaming takes as much for pieces on their way."""
 
 MAX_DIMS = 3
-"""Most axes of a grid that can be streamed: as many as `refinement.tiles`, which imports this room and not the other way round, can cut."""
+"""Most axes of a grid that can be streamed, as of `refinement.tiles`, which is above this room."""
 
-_FILTER_BYTES = 40
-"""Per voxel and modality: the features and the lattice of a usual image."""
-
+_FILTER_BYTES = 40  # per voxel and modality: the features and the lattice of a usual image
+# Per voxel, while channels are streamed: sum of exponentials, largest logit, its label, whether all are equal, and the label maps.
 _SURVEY_BYTES = 4 + 4 + 2 + 1 + 2
-"""Per voxel, while channels are streamed: sum of exponentials, largest logit, its label, whether all are equal, and the label maps."""
-
-_STREAM_BYTES = 3 * MAX_BYTES + 2 * PROCESS
-"""Pieces on their way from the file, and the process itself."""
-
+_STREAM_BYTES = 3 * MAX_BYTES + 2 * PROCESS  # pieces on their way from the file, and the process itself
 _FLOAT = 4
-_MIN_CHANNELS = 2
-"""A label map becomes one channel for each label that occurs, and for background; only its voxels tell how many."""
+_MIN_CHANNELS = 2  # of a label map as logits; only its voxels tell how many labels it has
 
 ChannelSource: TypeAlias = "NDArray[np.float32] | LabelMap | LogitsHeader"
 """The channels of a case: an array, a label map, or files from which they are streamed."""
@@ -156,15 +150,9 @@ def read_case(
     threads: int | None = None,
     with_labels: bool = False,
 ) -> Case:
-    """Read a case whose headers are read; raises like `load_case`.
+    """Read a case whose headers are read; arguments and errors as of `load_case`.
 
-    Args:
-        headers: result of `read_case_headers`.
-        options: how to read.
-        as_logits: whether a label map becomes logits.
-        may_stream: whether logits stay in their files if they are large.
-        threads: None means the cores this process may use.
-        with_labels: whether to read the reference too.
+    With `as_logits`, a label map becomes logits; with `may_stream`, large logits stay in their files.
     """
     images, network, first = headers.images, headers.logits, headers.images[0]
     if network is None:
@@ -215,7 +203,12 @@ def read_case(
     notes = found.pop("notes")
     mask = labels = None
     if headers.mask is not None:
-        mask = _mask_on_grid(first, headers.mask, parts["mask"], notes)
+        mask = parts["mask"]
+        if not mask.any():
+            raise InputError(f"{headers.mask.path}: the mask is empty: it has no voxel that is not zero")
+        mask = WorkGrid(first).nearest(headers.mask, mask, "mask", notes, outside="are outside the mask")
+        if not mask.any():
+            raise InputError(f"{headers.mask.path}: the mask is empty on the image's grid: no voxel of the image lies in it")
     elif options.mask_mode == "nonzero":
         mask = nonzero_mask(parts["image"], first.path)
     if with_labels and headers.labels is not None:
@@ -240,21 +233,9 @@ def read_case(
 def _plan_memory(
     headers: CaseHeaders, network: LogitsHeader, options: ReadingOptions, *, as_logits: bool, may_stream: bool, with_labels: bool
 ) -> bool:
-    """Return whether the logits of a case stay in their files, from which they are streamed.
+    """Return whether the logits of a case stay in their files: if they may, and take more than their share, or all would not fit.
 
-    They are streamed if they may be, and take more than their share, or if a run on all of them would not fit.
-    Results are not counted: this refuses only what certainly does not fit. Tiles are counted by `crfrefine.refinement.tiles.solving`.
-
-    Args:
-        headers: of the case.
-        network: of its network's output.
-        options: how it is read.
-        as_logits: whether a label map becomes logits.
-        may_stream: whether logits may stay in their files.
-        with_labels: whether the reference is read, too.
-
-    Raises:
-        CapacityError: the program and the arrays of the case take more memory than allowed.
+    Results are not counted: CapacityError refuses only what certainly does not fit. Tiles count themselves.
     """
     limit, first, is_map = memory_limit(options.max_memory), headers.images[0], network.kind == KIND
     name, grid = f"case {shorten(headers.files.case_id)!r}", math.prod(first.grid_shape)
@@ -312,16 +293,6 @@ def read_as_stored(images: Sequence[VolumeHeader]) -> NDArray[Any]:
     return np.concatenate(modalities).astype(types.pop() if len(types) == 1 else np.float32, copy=False)
 
 
-def _mask_on_grid(image: VolumeHeader, header: VolumeHeader, mask: NDArray[np.bool_], notes: list[str]) -> NDArray[np.bool_]:
-    """Return a mask as read, ([z,] y, x), on the image's grid; raise InputError if it is empty."""
-    if not mask.any():
-        raise InputError(f"{header.path}: the mask is empty: it has no voxel that is not zero")
-    mask = WorkGrid(image).nearest(header, mask, "mask", notes, outside="are outside the mask")
-    if not mask.any():
-        raise InputError(f"{header.path}: the mask is empty on the image's grid: no voxel of the image lies in it")
-    return mask
-
-
 def nonzero_mask(image: NDArray[Any], path: Path | None) -> NDArray[np.bool_]:
     """Return where any modality of an image is not 0; raise InputError, with the name of its file, if it is 0 everywhere."""
     mask: NDArray[np.bool_] = image[0] != 0
@@ -361,11 +332,12 @@ def channels_of_scores(
     network_spacing = None
     if not like.on_same_grid(header.files[0]):
         network_spacing = WorkGrid(like).require_overlap(header.files[0], "logits").source_spacing(like.geometry()[1])
-        # The logarithms, not the probabilities, so that it does not matter which of the two a network left behind.
         started = time.perf_counter()
+        # The logarithms, not the probabilities, so that it does not matter which of the two a network left behind.
         # Outside their grid, regions are undecided: log-odds of 0.
-        how: dict[str, Any] = {"outside": "become background", "are_of_labels": scheme is None, "threads": threads}
-        values = WorkGrid(like).linear(header.files[0], values, "logits", notes, **how)
+        values = WorkGrid(like).linear(
+            header.files[0], values, "logits", notes, outside="become background", are_of_labels=scheme is None, threads=threads
+        )
         times["resample"] = time.perf_counter() - started
     values = values.reshape(len(values), *like.grid_shape[::-1])
     num_labels = len(values) if scheme is None else scheme.num_labels

@@ -54,9 +54,8 @@ def discover_cases(
 
     Args:
         images: a folder; or the file or files of one case, one per modality.
-        logits: a folder; or one file with all labels, or one file per label in order; None if none
-            are needed. With the input type "labels": a folder of label maps, or of a folder per case
-            with one file per structure; a label map; or the folder or files of one case's structures.
+        logits: a folder; or one file with all labels, or one per label in order; None if none are needed. With the input type
+            "labels": a folder of label maps, or with a folder per case of one file per structure; a label map; or one case's structures.
         masks: a folder, or a file for one case.
         labels: the reference: a folder, or a file for one case.
         input_type: with "labels", label maps win over logits of the same case.
@@ -175,10 +174,10 @@ def _with_imageless(cases: CaseList, images: Path, labels: Path | None, logits: 
     """Add the cases that are known only from their labels or logits, each with its `problem`."""
     known = {case.case_id for case in cases}
     names: set[str] = set()
-    for source, suffixes, endings in (
-        *((path, VOLUME_SUFFIXES, LABEL_SUFFIXES) for path in (labels,) if path is not None),
-        *((path, LOGITS_SUFFIXES, LOGITS_NAMES) for path in logits),
-    ):
+    places: list[tuple[Path, tuple[str, ...], tuple[str, ...]]]
+    places = [(labels, VOLUME_SUFFIXES, LABEL_SUFFIXES)] if labels is not None else []
+    places += [(path, LOGITS_SUFFIXES, LOGITS_NAMES) for path in logits]
+    for source, suffixes, endings in places:
         if not source.is_dir() or source.samefile(images):
             continue
         for stem in map(stem_of, list_files(source, suffixes)):
@@ -225,21 +224,20 @@ def with_logits(cases: CaseList, logits: Sequence[Path]) -> CaseList:
         taken.update(candidates, of_labels)
         # nnU-Net puts its label map CASE.nii.gz beside CASE.npz, and so does this tool beside CASE_logits: explicit names win.
         telling = [path for path in candidates if suffix_of(path) in SCORES_SUFFIXES or stem_of(path) != name] or candidates
-        if len(telling) == 1:
-            found.append(replace(case, logits=(telling[0],)))
-        elif telling:
-            found.append(case.lacking(f"expected one file of logits, found {file_names(telling)} in {folder}"))
+        if telling:
+            case = _with_only(case, "logits", telling, "one file of logits", folder)
         elif of_labels and sorted(by_label[name]) == list(range(len(of_labels))):
-            found.append(replace(case, logits=tuple(of_labels)))
+            case = replace(case, logits=tuple(of_labels))
         elif of_labels:
-            found.append(case.lacking(f"expected one file for each label from 0, found {file_names(of_labels)} in {folder}"))
+            case = case.lacking(f"expected one file for each label from 0, found {file_names(of_labels)} in {folder}")
         else:
             hint = ""
             if label_map := next((path for ending in LABEL_SUFFIXES for path in by_stem.get(name + ending, [])), None):
                 hint = f"; for the label map {label_map.name}, give --input-type labels"
             elif (folder / name).is_dir() or (len(cases) == 1 and len(by_stem) > 1):
                 hint = "; for one binary file per structure, give --input-type labels"
-            found.append(case.lacking(f"no logits in {folder}; expected {logits_named(name)}{hint}", f"no logits in {folder}"))
+            case = case.lacking(f"no logits in {folder}; expected {logits_named(name)}{hint}", f"no logits in {folder}")
+        found.append(case)
     stray = sorted(path.name for paths in by_stem.values() for path in paths if path not in taken)
     notes = [f"{folder}: ignored {counted(len(stray), 'file')} of logits without images, such as {stray[0]}"] if stray else []
     return CaseList(found, [*cases.notes, *notes])
@@ -260,10 +258,8 @@ def _with_label_maps(cases: CaseList, paths: Sequence[Path], *, is_single: bool)
         structures = list_files(own, VOLUME_SUFFIXES) if own.is_dir() else []
         if not structures and is_single:
             structures = [path for paths in by_stem.values() for path in paths if path not in case.images]
-        if len(candidates) == 1:
-            found.append(replace(case, logits=(candidates[0],)))
-        elif candidates:
-            found.append(case.lacking(f"expected one label map, found {file_names(candidates)} in {folder}"))
+        if candidates:
+            found.append(_with_only(case, "logits", candidates, "one label map", folder))
         elif structures:
             found.append(_with_structures(case, structures))
         else:
@@ -313,20 +309,23 @@ def logits_named(case_id: str) -> str:
 def _with_companions(cases: CaseList, source: Path, what: str, endings: Sequence[str]) -> CaseList:
     """Add the mask or the labels of each case; `what` is "mask" or "labels"."""
     if not source.is_dir():
-        only: dict[str, Any] = {what: source}
-        return CaseList([replace(_only_case(cases, [source], VOLUME_SUFFIXES, what), **only)], cases.notes)
+        case = _only_case(cases, [source], VOLUME_SUFFIXES, what)
+        return CaseList([_with_only(case, what, [source], "", source)], cases.notes)
     by_stem = files_by_stem(source, VOLUME_SUFFIXES)
     found = []
     for case in cases:
         candidates = _label_maps(by_stem, case.case_id, endings)
-        if len(candidates) == 1:
-            chosen: dict[str, Any] = {what: candidates[0]}
-            found.append(replace(case, **chosen))
-        else:
-            there = f"found {file_names(candidates)}" if candidates else "found none"
-            missing = () if candidates else (f"no {what} in {source}",)
-            found.append(case.lacking(f"expected one file of {what} in {source}, {there}", *missing))
+        none = case.lacking(f"expected one file of {what} in {source}, found none", f"no {what} in {source}")
+        found.append(_with_only(case, what, candidates, f"one file of {what}", source) if candidates else none)
     return CaseList(found, cases.notes)
+
+
+def _with_only(case: CaseFiles, what: str, paths: Sequence[Path], expected: str, folder: Path) -> CaseFiles:
+    """Return the case with its "logits", "mask" or "labels", or with a problem if several files may be that."""
+    if len(paths) > 1:
+        return case.lacking(f"expected {expected}, found {file_names(paths)} in {folder}")
+    chosen: dict[str, Any] = {what: tuple(paths) if what == "logits" else paths[0]}
+    return replace(case, **chosen)
 
 
 def labels_of(cases: Sequence[CaseFiles], labels: Path) -> dict[str, Path]:
