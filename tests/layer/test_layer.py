@@ -417,7 +417,7 @@ def test_parameters_of_the_function_that_do_not_fit_are_named():
 
 def test_a_device_without_an_engine_is_named():
     logits, image = (tensor.to("meta") for tensor in batch(1))
-    with pytest.raises(BackendUnavailableError, match="no engine for tensors on meta.*; move the layer"):
+    with pytest.raises(BackendUnavailableError, match=r"no engine for tensors on meta.*; move the layer"):
         small_layer()(logits, image, SPACING)
 
 
