@@ -5,7 +5,6 @@ import doctest
 import importlib
 import re
 import runpy
-import shlex
 import tomllib
 import warnings
 from pathlib import Path
@@ -66,31 +65,26 @@ def broken_target(page, target):
     return None
 
 
-def broken_links(page, text):
-    targets = [target for target in _LINK.findall(without_code(text)) if "://" not in target]
-    return [problem for problem in (broken_target(page, target) for target in targets) if problem]
-
-
 def broken_documents(text):
     """Pages that a text names by their path from the root of the repository, and that do not exist or lack the heading."""
-    targets = (broken_target(ROOT / "README.md", path + anchor) for path, anchor in _DOCUMENT.findall(text))
-    return [problem for problem in targets if problem]
+    return [broken_target(ROOT / "README.md", path + anchor) for path, anchor in _DOCUMENT.findall(text)]
 
 
-def broken_paths(text):
-    """Paths from the root of the repository that do not exist; those in capitals, such as configs/NAME.toml, are placeholders."""
+def broken_links(page, text):
+    """Links, and paths from the root, that lead nowhere; those in capitals, such as configs/NAME.toml, are placeholders."""
+    links = [broken_target(page, target) for target in _LINK.findall(without_code(text)) if "://" not in target]
     paths = {path for path in _PATH.findall(text) if not re.search(r"[A-Z]{4,}\.", path)}
-    return [path for path in sorted(paths) if not (ROOT / path).exists()] + broken_documents(text)
+    return links + [path for path in paths if not (ROOT / path).exists()] + broken_documents(text)
 
 
 def of_each(paths, problems):
     """What is wrong with each of some files, by name: one test for all, since a test per file took longer than its check."""
-    found = {named(path): problems(path, path.read_text(encoding="utf-8")) for path in paths}
+    found = {named(path): set(problems(path, path.read_text(encoding="utf-8"))) - {None} for path in paths}
     return {name: wrong for name, wrong in found.items() if wrong}
 
 
 def test_every_link_and_path_leads_somewhere():
-    assert of_each(PAGES, lambda page, text: broken_links(page, text) + broken_paths(text)) == {}
+    assert of_each(PAGES, broken_links) == {}
     others = (path for path in TEXTS if path.suffix != ".md" and path != Path(__file__))
     assert of_each(others, lambda _, text: broken_documents(text)) == {}
 
@@ -131,13 +125,8 @@ COMMANDS = typer.main.get_command(app).commands
 
 
 def options_of(command):
-    names = {
-        name
-        for parameter in COMMANDS[command].params
-        if parameter.param_type_name == "option"
-        for name in (*parameter.opts, *parameter.secondary_opts)
-    }
-    return names - {"--help", "-h"}
+    options = [parameter for parameter in COMMANDS[command].params if parameter.param_type_name == "option"]
+    return {name for option in options for name in (*option.opts, *option.secondary_opts)} - {"--help", "-h"}
 
 
 def test_the_tables_of_options_are_those_of_the_commands():
@@ -147,21 +136,10 @@ def test_the_tables_of_options_are_those_of_the_commands():
     assert made == page, "run python docs/options.py"
 
 
-def shell_lines(text):
-    """The calls of crfrefine in the shell blocks of a page, as words."""
-    for language, block in _FENCE.findall(text):
-        if language == "sh":
-            lines = (line.strip() for line in block.replace("\\\n", " ").splitlines())
-            yield from (shlex.split(line, comments=True)[1:] for line in lines if line.startswith("crfrefine "))
-
-
 def unknown_options(_, text):
-    found = []
-    for command, *words in shell_lines(text):
-        words = words[: next((place for place, word in enumerate(words) if word in {"|", "||", "&&", ";"}), None)]
-        used = {word.partition("=")[0] for word in words if _OPTION.fullmatch(word.partition("=")[0])}
-        found += [f"{command} {option}" for option in sorted(used - options_of(command))]
-    return found
+    blocks = "\n".join(block for language, block in _FENCE.findall(text) if language == "sh").replace("\\\n", " ")
+    for command, words in re.findall(r"^\s*crfrefine ([a-z-]+)([^|;&#\n]*)", blocks, re.MULTILINE):
+        yield from (f"{command} {option}" for option in set(_OPTION.findall(words)) - options_of(command))
 
 
 def test_the_commands_of_examples_exist():

@@ -16,21 +16,21 @@ import crfrefine
 PACKAGE = Path(crfrefine.__file__).parent
 
 # Rooms from the bottom up: each imports from itself and from lines above its own, nothing else.
-LAYERS = (
-    ("errors",),
-    ("base",),
-    ("io",),
-    ("parameters",),
-    ("arrays",),
-    ("cases", "engines", "metrics"),
-    ("refinement", "statistics"),
-    ("layer", "monai", "nnunet"),
-    ("runs",),
-    ("evaluate", "train"),
-    ("cli",),
-    ("__main__",),
-)
-LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+LAYERS = """
+errors
+base
+io
+parameters
+arrays
+cases engines metrics
+refinement statistics
+layer monai nnunet
+runs
+evaluate train
+cli
+__main__
+"""
+LEVEL = {name: level for level, names in enumerate(LAYERS.split("\n")) for name in names.split()}
 
 # Library -> the only places that may import it; places are modules or folders of the package.
 HOMES = {
@@ -69,22 +69,16 @@ def imported_modules(tree):
             yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
 
 
-def unit_of(module):
-    """The line of the table that a module of the package belongs to; None for the package itself and its public names."""
-    _, _, inner = module.partition(".")
-    first = inner.partition(".")[0]
-    return first if first and ((PACKAGE / first).is_dir() or (PACKAGE / f"{first}.py").is_file()) else None
-
-
 def broken_rules(path):
     module, source = module_name(path), path.read_text(encoding="utf-8")
-    own, found = unit_of(f"crfrefine.{module}"), []
+    own, found = module.partition(".")[0], []
     for line, imported in imported_modules(ast.parse(source)):
-        homes = HOMES.get(imported.partition(".")[0])
-        if homes is not None and not any(module == home or module.startswith(home + ".") for home in homes):
+        library, _, inner = imported.partition(".")
+        if library in HOMES and not any(module == home or module.startswith(home + ".") for home in HOMES[library]):
             found.append(f"line {line}: {module} imports {imported}")
-        other = unit_of(imported) if imported.startswith("crfrefine") else None
-        if module and other not in (None, own) and LEVEL[other] >= LEVEL[own]:  # The package's __init__ gathers names from any layer.
+        other = inner.partition(".")[0]
+        # The package's __init__ gathers names from any layer, and its public names are in none.
+        if library == "crfrefine" and own and other != own and LEVEL.get(other, 0) >= LEVEL[own]:
             found.append(f"line {line}: {own} imports {imported}")
     if own != "cli" and re.search(r"^\s*print\(", source, re.MULTILINE):
         found.append(f"{module} prints")
