@@ -1,11 +1,10 @@
-"""Places and inputs that change under a run, and small files that promise much: a message, status 1, and the other cases are done.
+"""Inputs that change under a run, and small files that promise much: a message, status 1, and the other cases are done.
 
 Full and read-only disks are in `tests/cli/test_bad_input.py`, limits of file sizes, links and devices that are always full in
 `tests/io/test_atomic.py`.
 """
 
 import gzip
-import json
 import struct
 import subprocess
 import sys
@@ -16,38 +15,16 @@ from cli_helpers import Folders, command, files_in, load_nifti, run_here, write_
 import crfrefine.runs.run as infer_run
 
 
-def before(step, monkeypatch, case_id, fault):
-    """Let something happen when a case is about to be read (`read_case`), or refined (`finish_case`)."""
-    original = getattr(infer_run, step)
-
-    def faulty(settings, task, *rest):
-        if (getattr(task, "record", None) or task.files).case_id == case_id:
-            fault()
-        return original(settings, task, *rest)
-
-    monkeypatch.setattr(infer_run, step, faulty)
-
-
-def test_the_output_folder_is_moved_away_while_running(folders, tmp_path, monkeypatch):
-    summary = tmp_path / "summary.json"
-    before("finish_case", monkeypatch, "c", lambda: folders.output.rename(tmp_path / "elsewhere"))
-    result = run_here("infer", *folders.arguments, "--threads", 1, "--summary", summary, status=1)
-    assert f"cannot be written: there is no folder {folders.output}" in result.stderr
-    assert "Traceback" not in result.stderr
-    # The second case is written while the third is being refined: before or after the folder is gone.
-    statuses = [case["status"] for case in json.loads(summary.read_text())["cases"]]
-    assert (statuses[0], statuses[2]) == ("done", "failed")
-    monkeypatch.undo()
-    result = run_here("infer", *folders.arguments, "--threads", 1, "--continue", "--summary", summary, status=0)
-    assert files_in(folders.output) == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
-
-
 def test_inputs_that_vanish_after_they_were_found(folders, monkeypatch):
-    for folder, name in ((folders.images, "a_0001.nii.gz"), (folders.logits, "b.nii.gz")):
-        before("read_case", monkeypatch, name[0], (folder / name).unlink)
+    read, vanishing = infer_run.read_case, {"a": folders.images / "a_0001.nii.gz", "b": folders.logits / "b.nii.gz"}
+
+    def read_late(settings, task, *rest):
+        vanishing.get((getattr(task, "record", None) or task.files).case_id, folders.images / "none").unlink(missing_ok=True)
+        return read(settings, task, *rest)
+
+    monkeypatch.setattr(infer_run, "read_case", read_late)
     result = run_here("infer", *folders.arguments, "--threads", 1, status=1)
-    assert f"{folders.images / 'a_0001.nii.gz'}: " in result.stderr
-    assert f"{folders.logits / 'b.nii.gz'}: " in result.stderr
+    assert all(f"{path}: " in result.stderr for path in vanishing.values())
     assert "Traceback" not in result.stderr
     assert files_in(folders.output) == ["c.nii.gz"]
 

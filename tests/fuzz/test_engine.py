@@ -29,6 +29,7 @@ from crfrefine.errors import CapacityError, InputError
 from crfrefine.refinement.tiles.grid import TILE, TileGrid
 
 NUM_EXAMPLES = int(os.environ.get("CRFREFINE_TEST_EXAMPLES", "0"))
+SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
 EXTENTS = {1: (2, 5000), 2: (2, 70), 3: (2, 17), 4: (2, 7)}  # the engine leaves axes of one voxel out of the features
 
 
@@ -58,13 +59,7 @@ def cases(draw):
 
 
 @pytest.mark.long
-@settings(
-    max_examples=NUM_EXAMPLES or 40,
-    derandomize=not NUM_EXAMPLES,
-    deadline=None,
-    database=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
+@settings(max_examples=NUM_EXAMPLES or 40, derandomize=not NUM_EXAMPLES, deadline=None, database=None, suppress_health_check=SLOW)
 @given(cases(), st.sampled_from([1, 3]))
 def test_any_lattice_is_the_plain_one(case, threads):
     """In messages of most voxels: single precision puts a few points into another simplex, whose vertices may be others."""

@@ -80,16 +80,13 @@ def run_shell(block, folder):
 
 
 def run_statement(statement, folder):
-    if is_elsewhere(statement):
-        return
     words = [os.path.expandvars(word) for word in shlex.split(statement, comments=True)]
     if words[0] != "crfrefine" or {"|", "&&", ">"} & set(words):
-        return run_shell(statement, folder)
-    arguments = words[1:]
-    result = run_here(*arguments, *SHORT.get(arguments[0], ()))
+        run_shell(statement, folder)
+        return
+    result = run_here(*words[1:], *SHORT.get(words[1], ()))
     # `status` leaves with 1 where something is missing: here, the parts of a run that other jobs would do.
-    assert result.status <= (arguments[0] == "status"), f"{statement}\n{result.stdout}{result.stderr}"
-    return None
+    assert result.status <= (words[1] == "status"), f"{statement}\n{result.stdout}{result.stderr}"
 
 
 # ---- The files and arrays that the pages name
@@ -208,14 +205,11 @@ def write_new_cases(root):
 
 
 FILES = {
-    "README.md": (write_world, write_nnunet),
+    **dict.fromkeys(("README.md", "docs/guide/nnunet.md", "docs/guide/learning.md"), (write_world, write_nnunet)),
+    **dict.fromkeys(("docs/guide/logits.md", "docs/guide/monai.md"), ()),
     "docs/for/nnunet.md": (write_nnunet,),
-    "docs/guide/nnunet.md": (write_world, write_nnunet),
-    "docs/guide/learning.md": (write_world, write_nnunet),
     "docs/guide/refining.md": (write_world, write_manifest),
     "docs/guide/evaluating.md": (write_world, write_refined),
-    "docs/guide/logits.md": (),
-    "docs/guide/monai.md": (),
     "docs/for/radiology.md": (write_radiology,),
     "docs/reference/summary.md": (write_summaries,),
     "docs/tutorial.md": (write_new_cases,),
@@ -293,28 +287,20 @@ def monai_pipeline():
     }
 
 
+def pydensecrf_arrays():
+    arrays = case_arrays()
+    return {**arrays, "image": arrays["image"][0], "probabilities": softmax(arrays["logits"])}
+
+
 NAMES = {
-    "README.md": case_arrays,
-    "docs/guide/python.md": case_arrays,
+    **dict.fromkeys(("README.md", "docs/guide/python.md"), case_arrays),
+    **dict.fromkeys(("docs/guide/logits.md", "docs/guide/monai.md"), monai_pipeline),
     "docs/guide/layer.md": lambda: tensors(5, 4),
     "docs/guide/scribbles.md": lambda: tensors(4, 1),
-    "docs/guide/logits.md": monai_pipeline,
-    "docs/guide/monai.md": monai_pipeline,
-    "docs/for/pydensecrf.md": lambda: {
-        **case_arrays(),
-        "image": case_arrays()["image"][0],
-        "probabilities": softmax(case_arrays()["logits"]),
-    },
+    "docs/for/pydensecrf.md": pydensecrf_arrays,
     "docs/reference/metrics.md": measured_cases,
 }
 """What the Python blocks of a page take as given."""
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    """Leave out what takes much of the time and is no part of any page: intervals, drawing, and processes for cases."""
-    monkeypatch.setattr("crfrefine.statistics.paired.bootstrap_interval", lambda *_, **__: (0.0, 0.0))
-    monkeypatch.setattr("crfrefine.evaluate.run.available_threads", lambda: 1)
 
 
 def parameter(page):
@@ -322,13 +308,15 @@ def parameter(page):
     return pytest.param(page, marks=() if page.parent == ROOT else pytest.mark.long, id=page.relative_to(ROOT).as_posix())
 
 
-@pytest.mark.parametrize("page", [parameter(page) for page in PAGES])
-@pytest.mark.usefixtures("one_torch_thread", "quick")
+@pytest.mark.parametrize("page", list(map(parameter, PAGES)))
+@pytest.mark.usefixtures("one_torch_thread")
 def test_the_blocks_of_a_page_run(page, tmp_path, monkeypatch):
-    name = page.relative_to(ROOT).as_posix()
+    """Without what takes much of the time and is no part of any page: intervals, and processes for cases."""
+    monkeypatch.setattr("crfrefine.statistics.paired.bootstrap_interval", lambda *_, **__: (0.0, 0.0))
+    monkeypatch.setattr("crfrefine.evaluate.run.available_threads", lambda: 1)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "nnUNet_results"))
-    text = page.read_text(encoding="utf-8")
+    name, text = page.relative_to(ROOT).as_posix(), page.read_text(encoding="utf-8")
     blocks = [(text[: block.start()].count("\n") + 2, *block.groups()) for block in _BLOCK.finditer(text)]
     needs_files = any(language == "sh" and not all(map(is_elsewhere, statements(code))) for _, language, code in blocks)
     for write in FILES.get(name, (write_world,) if needs_files else ()):
@@ -336,12 +324,12 @@ def test_the_blocks_of_a_page_run(page, tmp_path, monkeypatch):
     names = NAMES.get(name, dict)() if any(language == "python" for _, language, _ in blocks) else {}
     for line, language, code in blocks:
         if language == "python":
-            if "pydensecrf" in code and importlib.util.find_spec("pydensecrf") is None:
-                continue
-            # Lines of the page, so that a traceback shows where it failed.
-            exec(compile("\n" * (line - 1) + code, page, "exec"), names)
+            if "pydensecrf" not in code or importlib.util.find_spec("pydensecrf") is not None:
+                # Lines of the page, so that a traceback shows where it failed.
+                exec(compile("\n" * (line - 1) + code, page, "exec"), names)
         elif code.startswith("#!"):
             run_shell(code, tmp_path)
         else:
             for statement in statements(code):
-                run_statement(statement, tmp_path)
+                if not is_elsewhere(statement):
+                    run_statement(statement, tmp_path)

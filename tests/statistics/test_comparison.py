@@ -97,10 +97,9 @@ def test_a_comparison_has_one_p_value_in_the_family_that_its_row_names():
     for region in ("1", "2", MEAN):
         assert found["iou", region].family is None
         assert math.isnan(found["iou", region].p_adjusted)
-    assert describe_families(found.values()) == (
-        "Wilcoxon's signed-rank test; Dice over the judged regions and negative log likelihood are tested alone; Holm's correction, within "
-        "each method, is over 2 tests of other metrics over the judged regions and over 7 tests in single regions"
-    )
+    told = describe_families(found.values())
+    assert "Dice over the judged regions and negative log likelihood are tested alone; Holm's correction" in told
+    assert told.endswith("over 2 tests of other metrics over the judged regions and over 7 tests in single regions")
 
 
 def test_volumes_are_described_and_their_differences_compared_by_magnitude():

@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 from crfrefine.metrics.regions import ALL_LABELS
-from crfrefine.statistics.comparison import MEAN, Family, Measurement, ResultTable, summarize
+from crfrefine.statistics.comparison import MEAN, Family, Measurement, ResultTable, format_p, summarize
 from crfrefine.statistics.harm import Change, judge_probabilities
 from crfrefine.statistics.paired import compare_pairs
 from crfrefine.statistics.verdict import verdict
@@ -35,10 +35,9 @@ def test_better_and_worse():
         p_value = compare_pairs(0.05 + sign * FALLS, 0.05 + 0 * FALLS).p_value
         wins = int((sign * FALLS < 0).sum())
         assert found.change == change
-        assert found.sentence == (
-            f"The probabilities of all labels got {word}: negative log likelihood 0.05000 → {0.05 + sign * FALLS.mean():.5f} "
-            f"(better in {wins} of 24 cases, p {p_value:.0e}), calibration error (ECE) 0.05000 → 0.04900, Brier score 0.05000 → 0.05200."
-        ).replace("e-0", "e-")
+        nll = f"negative log likelihood 0.05000 → {0.05 + sign * FALLS.mean():.5f} (better in {wins} of 24 cases, p {format_p(p_value)})"
+        others = "calibration error (ECE) 0.05000 → 0.04900, Brier score 0.05000 → 0.05200."
+        assert found.sentence == f"The probabilities of all labels got {word}: {nll}, {others}"
 
 
 def test_no_difference_and_too_few():
