@@ -22,8 +22,7 @@ from crfrefine.io.paths import (
     SCORES_SUFFIXES,
     VOLUME_SUFFIXES,
     describe_others,
-    format_to_read,
-    require_file,
+    file_to_read,
     stem_of,
     suffix_of,
 )
@@ -195,8 +194,7 @@ def _with_imageless(cases: CaseList, images: Path, labels: Path | None, logits: 
 
 def _case_of_files(paths: Sequence[Path]) -> CaseFiles:
     for path in paths:
-        format_to_read(path, VOLUME_SUFFIXES)
-        require_file(path)
+        file_to_read(path, VOLUME_SUFFIXES)
     # Without other files to compare with, only the first modality's number is certainly not part of the name.
     first_of = [match["case"] if match and int(match["number"]) == 0 else None for match in map(_MODALITY.fullmatch, map(stem_of, paths))]
     case_ids = sorted({name for name in first_of if name is not None})
@@ -354,8 +352,7 @@ def list_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
 def _only_case(cases: CaseList, paths: Sequence[Path], suffixes: tuple[str, ...], what: str) -> CaseFiles:
     """Return the only case; raise InputError for several, or unless its files are there and can be read by their names."""
     for path in paths:
-        require_file(path)
-        format_to_read(path, suffixes)
+        file_to_read(path, suffixes)
     if len(cases) != 1:
         raise InputError(f"{paths[0]}: a file of {what} for {len(cases)} cases; give a folder, or the images of one case")
     return cases[0]

@@ -32,8 +32,7 @@ from crfrefine.io.paths import (
     VOLUME_SUFFIXES,
     Format,
     describe_others,
-    format_to_read,
-    require_file,
+    file_to_read,
     stem_of,
     suffix_of,
 )
@@ -149,8 +148,7 @@ def incomplete_cases(*reasons: Mapping[str, Sequence[str]]) -> tuple[IncompleteC
 def _references(source: Path, notes: list[str]) -> dict[str, list[Path]]:
     """Return the label maps of each case: one, unless there are several candidates."""
     if not source.is_dir():
-        require_file(source)
-        format_to_read(source, VOLUME_SUFFIXES)
+        file_to_read(source, VOLUME_SUFFIXES)
         return {_case_of(source): [source]}
     paths = _without_probabilities(list_files(source, VOLUME_SUFFIXES))
     stems = {stem_of(path) for path in paths}
@@ -201,8 +199,7 @@ def _of_method(
 
 def _format_of_only_case(source: Path, case_ids: Sequence[str], suffixes: tuple[str, ...]) -> Format:
     """Return the format of a single file; raise InputError for several cases."""
-    require_file(source)
-    known = format_to_read(source, suffixes)
+    _, known = file_to_read(source, suffixes)
     if len(case_ids) != 1:
         raise InputError(f"{source}: a file for the {len(case_ids)} cases of the reference; give a folder, or one case's reference")
     return known

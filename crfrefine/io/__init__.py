@@ -16,16 +16,7 @@ from crfrefine.base.geometry import same_shape
 from crfrefine.base.labels import smallest_label_type
 from crfrefine.errors import GridMismatchError, InputError, UnsupportedFormatError
 from crfrefine.io.logits import LogitsFile, LogitsHeader, read_logits, read_logits_header
-from crfrefine.io.paths import (
-    LABELS_SUFFIXES,
-    LOGITS_SUFFIXES,
-    VOLUME_SUFFIXES,
-    WRITTEN_SUFFIXES,
-    files_written,
-    require_suffix,
-    stem_of,
-    suffix_of,
-)
+from crfrefine.io.paths import LOGITS_SUFFIXES, VOLUME_SUFFIXES, WRITTEN_SUFFIXES, files_written, require_suffix, stem_of, suffix_of
 from crfrefine.io.reading import Piece, allocate, is_whole, placed_on, read_header, read_into, read_labels, read_pieces, read_volume
 from crfrefine.io.volume import MAX_BYTES, Segment, Volume, VolumeHeader, VoxelsToWrite
 
@@ -128,6 +119,6 @@ def _stored(path: Path, values: NDArray[Any], like: Volume, *, num_leading: int 
 def _write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
     path, kind = voxels.path, voxels.kind
     known = require_suffix(path, WRITTEN_SUFFIXES) if kind == "labels" else require_suffix(path)
-    if kind != "labels" and suffix_of(path) in LABELS_SUFFIXES:
+    if kind != "labels" and path.name.lower().endswith(".seg.nrrd"):
         raise UnsupportedFormatError(f"{path}: a segmentation holds a label map alone, no {kind}; write NIfTI (.nii.gz) instead")
     known.load().write(replace(voxels, voxel_files=files_written(path)[1:]), like, threads)

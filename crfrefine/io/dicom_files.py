@@ -239,10 +239,11 @@ def _labels_of(path: Path, dataset: Any) -> dict[int, tuple[int, Any]]:
 def _require_same_identity(path: Path, dataset: Any, like: Path, other: Any) -> None:
     """Raise InputError if two files are of different patients or frames of reference; a missing value is no difference."""
     for keyword, name in _IDENTITY.items():
-        found, expected = (shorten(str(source.get(keyword) or "").strip()) for source in (dataset, other))
+        found, expected = (str(source.get(keyword) or "").strip() for source in (dataset, other))
         if found and expected and found != expected:
             raise InputError(
-                f"{path} and {like} are of different {name}\n  {keyword}: expected {expected!r} as in {like}, found {found!r} in {path}\n"
+                f"{path} and {like} are of different {name}\n"
+                f"  {keyword}: expected {shorten(expected)!r} as in {like}, found {shorten(found)!r} in {path}\n"
                 "  Name the files of one patient, whose segmentation was made on this series."
             )
 

@@ -169,13 +169,8 @@ def _content_size(file: BinaryIO, path: Path, name: str, start: bytes) -> tuple[
 def _convert(path: Path, source: BinaryIO | None, reader: str, target: BinaryIO, max_numbers: int, max_bytes: int) -> None:
     """Convert a file in a separate process; errors are those of the file `path`.
 
-    Args:
-        path: the file.
-        source: the open file to read; None means that ITK opens the file, whose header may name other files.
-        reader: the name of ITK's reader for it.
-        target: the open file to write.
-        max_numbers: that the source can hold.
-        max_bytes: of voxels that the source can hold.
+    The source is the open file to read; None means that ITK opens the file, whose header may name other files. It can hold
+    at most so many numbers and bytes of voxels.
     """
     memory = max(memory_left(memory_limit()), _MIN_MEMORY)
     files = [file.fileno() for file in (source, target) if file is not None]

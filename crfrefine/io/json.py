@@ -75,11 +75,7 @@ def without_nonfinite(value: Any) -> Any:
 
 
 def open_lines(path: Path) -> int:
-    """Return the descriptor of a file to add lines to; the file is created if it does not exist.
-
-    Raises:
-        CrfRefineError: the file is an input or not a regular file, or the system refuses to open it.
-    """
+    """Return the descriptor of a file to add lines to, created if it does not exist; raise CrfRefineError if that is refused."""
     (target,) = check_replaceable(path)
     try:
         return os.open(target, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)

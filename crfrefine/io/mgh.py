@@ -12,7 +12,7 @@ import numpy as np
 from crfrefine.base.geometry import spacing_of
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io.atomic import write_bytes
-from crfrefine.io.streams import GZIP_MAGIC, inflated, misnamed, open_bytes, read_start
+from crfrefine.io.streams import GZIP_MAGIC, inflated, open_bytes, read_start
 from crfrefine.io.volume import VolumeHeader, VoxelSource, volume_header
 
 if TYPE_CHECKING:
@@ -48,9 +48,8 @@ def read_header(path: Path) -> VolumeHeader:
     source = VoxelSource(path, path, encoding, dtype, sizes, math.prod(grid_shape), offset=_DATA_OFFSET)
     has_place = int.from_bytes(block[28:30], "big") > 0  # Else nibabel has filled it in.
     notes = () if has_place else ("no orientation in the header; coronal slices of 1 mm are assumed, as in nibabel",)
-    wrong_name = misnamed(path, compressed=encoding == "gzip")
     file_format = "MGH" + (", gzip" if encoding == "gzip" else "")
-    return volume_header(source, file_format, tuple(grid_shape), num_frames, affine, template=template, notes=notes, misnamed=wrong_name)
+    return volume_header(source, file_format, tuple(grid_shape), num_frames, affine, template=template, notes=notes)
 
 
 def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:

@@ -22,7 +22,7 @@ from crfrefine.base.labels import MAX_LABEL
 from crfrefine.base.text import shorten
 from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io.atomic import write_bytes
-from crfrefine.io.streams import GZIP_MAGIC, GZIP_SUFFIXES, inflated, misnamed, open_bytes, read_start
+from crfrefine.io.streams import GZIP_MAGIC, GZIP_SUFFIXES, inflated, open_bytes, read_start
 from crfrefine.io.volume import MAX_OF_A_NAME, Segment, VolumeHeader, VoxelSource, volume_header
 
 if TYPE_CHECKING:
@@ -42,11 +42,7 @@ _quiet.propagate = False
 
 
 def parse(block: bytes, path: Path, *, is_pair: bool = False) -> Any:
-    """Return nibabel's header of the first MAX_HEADER bytes of a file; the header of a pair may be Analyze's.
-
-    Raises:
-        UnsupportedFormatError: another header, damaged, or cut off.
-    """
+    """Return nibabel's header of the first MAX_HEADER bytes of a file; the header of a pair may be Analyze's."""
     import nibabel
 
     sizes = {int.from_bytes(block[:4], "little"), int.from_bytes(block[:4], "big")}
@@ -76,12 +72,7 @@ def parse(block: bytes, path: Path, *, is_pair: bool = False) -> Any:
 
 
 def interpret(header: Any, path: Path, voxels: Path, encoding: str) -> VolumeHeader:
-    """Return the content of a parsed header, after a check that the file with the voxels, "raw" or "gzip", is long enough.
-
-    Raises:
-        UnsupportedFormatError: an unsupported kind of voxel or layout, or the file is cut off.
-        InputError: the geometry is not usable.
-    """
+    """Return the content of a parsed header, after a check that the file with the voxels, "raw" or "gzip", is long enough."""
     is_nifti = "magic" in header
     is_single = bool(getattr(header, "is_single", False))
     grid_shape, num_channels = _layout(tuple(int(size) for size in header.get_data_shape()), path)
@@ -194,15 +185,11 @@ def read_header(path: Path) -> VolumeHeader:
             except ValueError as error:
                 notes += (f"the table of label names in its header cannot be read: {shorten(error, 80)}",)
     details = (("sform, qform", f"codes {int(template['sform_code'])}, {int(template['qform_code'])}"),)
-    return replace(header, segments=segments, notes=notes, details=details, misnamed=misnamed(path, compressed=is_gzip))
+    return replace(header, segments=segments, notes=notes, details=details)
 
 
 def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
-    """Write voxels with the geometry of another volume; channels get the fourth dimension of the file.
-
-    Both transforms of a NIfTI file with their codes and the units are kept bit for bit. A label map
-    gets the table of its segments, which `_labels_in` reads.
-    """
+    """Write voxels with the geometry of another volume; channels get the fourth dimension, a label map a table of its segments."""
     extension = b""
     if voxels.segments:
         entries = []
@@ -219,9 +206,7 @@ def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
 
 # Names and colors of labels in the extension of a NIfTI header: the XML table of Caret, which TotalSegmentator writes, too.
 
-MAX_EXTENSION_BYTES = 1 << 22
-"""Bytes of a file's extensions that are looked at."""
-
+MAX_EXTENSION_BYTES = 1 << 22  # of a file, that are looked at
 _MAX_TABLE_BYTES = 1 << 20  # A label takes about 100.
 # Code of the extension, as TotalSegmentator writes it; nibabel's `get_content` refuses Caret's, 30.
 _ANY_CODE = 0
@@ -230,11 +215,7 @@ _TABLE_TAIL = "</LabelTable><VolumeType>Label</VolumeType></VolumeInformation></
 
 
 def _labels_in(extensions: bytes, byte_order: str) -> tuple[Segment, ...]:
-    """Return the labels of the first table behind a header; none if there is no table.
-
-    Raises:
-        ValueError: the table cannot be read, or is larger than a table of labels.
-    """
+    """Return the labels of the first table behind a header, none if there is no table; raise ValueError if it cannot be read."""
     place = 4
     while extensions[:1] > b"\0" and place + 8 <= len(extensions):
         size = int.from_bytes(extensions[place : place + 4], "little" if byte_order == "<" else "big")

@@ -223,11 +223,7 @@ _ENTRIES = re.compile(r"none|\([^()]*\)", re.IGNORECASE)  # "none" for an axis o
 
 
 def _affine(fields: Fields, num_dims: int, axes: list[int], num_axes: int) -> NDArray[np.float64]:
-    """Return the affine to RAS+ mm of the grid, which has the first `num_axes` of the axes that are not channels.
-
-    Raises:
-        RareHeaderError: no vectors, or a space without a direction in the patient.
-    """
+    """Return the affine to RAS+ mm of the grid, which has the first `num_axes` of the axes that are not channels."""
     if "spacings" in fields:
         raise RareHeaderError("spacings")
     if not _IN_SPACE & set(fields):

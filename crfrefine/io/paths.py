@@ -20,7 +20,7 @@ import numpy as np
 
 from crfrefine.base.inputs import add_inputs
 from crfrefine.base.text import shorten
-from crfrefine.errors import InputError, UnsupportedFormatError
+from crfrefine.errors import CrfRefineError, InputError, UnsupportedFormatError
 from crfrefine.io.streams import cannot_read, read_start
 
 if TYPE_CHECKING:
@@ -138,11 +138,13 @@ def require_suffix(path: Path, suffixes: tuple[str, ...] = WRITTEN_SUFFIXES + SC
 
 def suffix_to_write(path: Path) -> str:
     """Return the suffix for files written like an image: its own, or its format's first, or NIfTI's if that is only read."""
-    suffix = suffix_of(path)
-    if suffix in WRITTEN_SUFFIXES:
+    suffix, known = suffix_of(path), format_of(path)
+    if known is None:
+        with suppress(CrfRefineError):
+            known = file_to_read(path)[1]
+    if known is None or suffix in WRITTEN_SUFFIXES:
         return suffix
-    kind = format_of(path) or recognize(path) or format_of(header_beside(path) or path)
-    return suffix if not isinstance(kind, Format) else FORMATS[0].suffixes[0] if kind.is_read_only else kind.suffixes[0]
+    return (FORMATS[0] if known.is_read_only else known).suffixes[0]
 
 
 def header_beside(path: Path) -> Path | None:
@@ -214,21 +216,25 @@ def recognize(path: Path) -> Format | ForeignKind | None:
     return next((kind for kind in FOREIGN_KINDS if kind.recognizes(start)), None)
 
 
-def format_to_read(path: Path, suffixes: tuple[str, ...]) -> Format:
-    """Return the format to read a file with: that of its name, or that of its content if the suffix is unknown.
+def file_to_read(path: Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -> tuple[Path, Format]:
+    """Return the file to read and its format, by its name or else its content; for voxels such as `NAME.img`, their header.
 
     Raises:
-        UnsupportedFormatError: neither matches one of these formats; the message says how to convert the file.
+        InputError: there is no such file.
+        UnsupportedFormatError: neither name nor content has one of these formats; the message says how to convert the file.
     """
     named = format_of(path)
     if named is not None and suffix_of(path) in suffixes:
-        return named
+        require_file(path)
+        return path, named
     kind = recognize(path)
     if isinstance(kind, Format) and set(kind.suffixes) <= set(suffixes):
-        return kind
+        return path, kind
     header = header_beside(path) if kind is None else None
     if header is not None:
-        return format_to_read(header, suffixes)
+        return file_to_read(header, suffixes)
+    if not is_there(path):
+        require_file(path)
     hint = conversion_hint(kind) or conversion_hint(named or _foreign_by_name(path), "By its name, it")
     message = f"{path}: unknown file type; expected one of {', '.join(suffixes)}"
     raise UnsupportedFormatError(f"{message}\n  {hint}" if hint else message)
@@ -243,13 +249,6 @@ def conversion_hint(kind: Format | ForeignKind | None, who: str = "It") -> str:
     if kind.holds_scores_alone:
         return f"{who} is a file of logits or probabilities ({kind.name}), which has no geometry: no image, mask or label map."
     return f"{who} is {kind.name} by its content: name it {' or '.join(kind.suffixes)}."
-
-
-def named_header(path: Path) -> Path:
-    """Return the header of a file with voxels that is given in its place, such as `NAME.img`; any other path unchanged."""
-    if format_of(path) is not None or path.is_dir() or recognize(path) is not None:
-        return path
-    return header_beside(path) or path
 
 
 def describe_others(folder: Path) -> str:
@@ -291,13 +290,11 @@ def is_dicom(path: Path) -> bool:
 
 def files_read(path: Path) -> tuple[Path, ...]:
     """Return the file, and the file with its voxels if its header names one."""
-    path = named_header(path)
-    known = format_of(path) or recognize(path)
-    if isinstance(known, Format) and known.voxel_endings and path.is_file():
-        # Reading the file later reports the error with its case; this function also looks at other cases.
-        with suppress(Exception), np.errstate(all="ignore"):
-            source = known.load().read_header(path).source
-            return (path, source.path) if source is not None and source.path != path else (path,)
+    # Reading the file later reports the error with its case; this function also looks at other cases.
+    with suppress(Exception), np.errstate(all="ignore"):
+        path, known = file_to_read(path)
+        source = known.load().read_header(path).source if known.voxel_endings else None
+        return (path,) if source is None or source.path == path else (path, source.path)
     return (path,)
 
 

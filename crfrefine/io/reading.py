@@ -17,19 +17,8 @@ from crfrefine.base.labels import MAX_LABEL
 from crfrefine.base.parallel import run_ahead
 from crfrefine.errors import CrfRefineError, InputError, UnsupportedFormatError
 from crfrefine.io.decode import Decoder, VoxelStream, allocate_array, as_bytes
-from crfrefine.io.paths import (
-    FORMATS,
-    LOGITS_SUFFIXES,
-    VOLUME_SUFFIXES,
-    Format,
-    conversion_hint,
-    format_of,
-    format_to_read,
-    named_header,
-    recognize,
-    require_file,
-)
-from crfrefine.io.streams import BlockReader
+from crfrefine.io.paths import FORMATS, LOGITS_SUFFIXES, VOLUME_SUFFIXES, Format, conversion_hint, file_to_read, format_of, recognize
+from crfrefine.io.streams import GZIP_SUFFIXES, BlockReader
 from crfrefine.io.volume import MAX_BYTES, FileState, RareHeaderError, Volume, VolumeHeader, iter_pieces
 
 if TYPE_CHECKING:
@@ -50,9 +39,7 @@ def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -
         InputError: the file does not exist or cannot be opened.
         UnexpectedError: the reader raised an unexpected exception.
     """
-    path = named_header(Path(path))
-    known = format_to_read(path, suffixes)
-    require_file(path)
+    path, known = file_to_read(Path(path), suffixes)
     with reading(path):
         if not path.stat().st_size:
             raise UnsupportedFormatError(f"{path}: the file is empty")
@@ -81,11 +68,15 @@ def _read_as(path: Path, known: Format) -> VolumeHeader:
 
             note = f"read through SimpleITK: its header has {rare}"
             header = replace(itk.read_header(path, known.name), family=itk.FAMILY, notes=(note,))
-    misnamed = header.misnamed
+    source, misnamed = header.source, None
     if format_of(path) is not known:
         misnamed = f"the file is {known.name}, although its name does not say so; it is read as such"
-    apart = header.source.path if header.source is not None and header.source.path != path else None
-    return replace(header, misnamed=misnamed, states=before if apart is None else before + _states(apart))
+    elif source is not None and (source.path, source.start) == (path, 0):  # Compressed as a whole, or not at all.
+        is_gzip = source.encoding == "gzip"
+        if is_gzip != path.name.lower().endswith(GZIP_SUFFIXES):
+            misnamed = f"the file is {'' if is_gzip else 'not '}compressed, although its name says otherwise"
+    states = before if source is None or source.path == path else before + _states(source.path)
+    return replace(header, misnamed=misnamed, states=states)
 
 
 def _states(path: Path) -> tuple[FileState, ...]:
@@ -178,13 +169,7 @@ def allocate(header: VolumeHeader) -> NDArray[np.float32]:
 
 
 def read_into(header: VolumeHeader, values: NDArray[np.float32]) -> None:
-    """Read the voxels of a file, scaled, into (channels, [z,] y, x) C-contiguous.
-
-    Raises:
-        UnsupportedFormatError: damaged or cut off.
-        InputError: values that are NaN or infinite.
-        UnexpectedError: the reader raised an unexpected exception.
-    """
+    """Read the voxels of a file, scaled, into (channels, [z,] y, x) C-contiguous; raises as `read_pieces`."""
     with reading(header.path), open_voxels(header) as stream:
         decoder = Decoder(stream, values.shape)
         decoder.fill(values)
@@ -310,13 +295,7 @@ def read_labels(path: str | Path, *, grid: VolumeHeader | None = None) -> Volume
 
 
 def read_whole_numbers(header: VolumeHeader) -> WholeNumbers:
-    """Read a file with one value per voxel as whole numbers; beyond the result it takes a few megabytes.
-
-    Raises:
-        InputError: several values per voxel; values that are NaN or infinite.
-        UnsupportedFormatError: damaged or cut off.
-        CapacityError: the labels do not fit into memory.
-    """
+    """Read a file with one value per voxel as whole numbers, beyond which it takes a few megabytes; raises as `read_pieces`."""
     require_scalar(header, "a label map")
     labels: NDArray[np.unsignedinteger[Any]] = allocate_array(header.grid_shape[::-1], header.path, np.dtype(np.uint8))
     off, low, high = 0.0, np.inf, -np.inf

@@ -133,13 +133,6 @@ def cannot_read(path: Path, error: OSError) -> InputError:
     return InputError(f"{path}: cannot be read: {error.strerror or error}")
 
 
-def misnamed(path: Path, *, compressed: bool) -> str | None:
-    """Return the note on a file whose name is wrong about compression; None if it is right."""
-    if compressed == path.name.lower().endswith(GZIP_SUFFIXES):
-        return None
-    return "the file is " + ("compressed, although its name does not say so" if compressed else "not compressed, although its name says so")
-
-
 def read_start(path: Path) -> bytes:
     """Return the first bytes of a regular file, b"" for anything else: bytes taken from a pipe would be missing later."""
     try:

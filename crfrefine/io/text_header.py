@@ -155,12 +155,9 @@ GeometryLines = Callable[["NDArray[np.float64]", "NDArray[np.float64]", tuple[fl
 
 
 def voxel_path(header_path: Path, name: str, *, is_compressed: bool) -> Path:
-    """Return the file that a header names, relative to its folder.
+    """Return the file that a header names, relative to its folder; raise RareHeaderError for a list or a pattern of files.
 
-    Raises:
-        RareHeaderError: the name means several files: a list, or a pattern with a running number.
-        InputError: the file is outside the folder, and CRFREFINE_OUTSIDE_FILES forbids that; so it does for several files.
-        UnsupportedFormatError: several files that are compressed, whose checksums SimpleITK would not compare.
+    CRFREFINE_OUTSIDE_FILES may forbid files outside the folder. SimpleITK would not compare the checksums of several files.
     """
     several = "%" in name or name.upper().split()[:1] == ["LIST"]
     rule = os.environ.get(OUTSIDE_FILES, "allow")

@@ -111,11 +111,6 @@ class Volume:
         """Voxels along each grid axis."""
         return self.data.shape[self.data.ndim - len(self.spacing) :]
 
-    @property
-    def channels(self) -> NDArray[Any]:
-        """The data as (channels, *grid), a view."""
-        return self.data if self.data.ndim > len(self.spacing) else self.data[np.newaxis]
-
 
 @dataclass(frozen=True)
 class VoxelSource:
@@ -162,20 +157,14 @@ class VoxelSource:
 def volume_header(
     source: VoxelSource, file_format: str, grid_shape: tuple[int, ...], num_channels: int, affine: NDArray[np.float64], **others: Any
 ) -> VolumeHeader:
-    """Return the header of a file with one source of voxels; `others` are further fields of `VolumeHeader`.
-
-    Raises:
-        UnsupportedFormatError: the file is cut off.
-        InputError: the file with the voxels is missing, or the geometry is not usable.
-    """
+    """Return the header of a file with one source of voxels, which is checked; `others` are further fields of `VolumeHeader`."""
     require_usable(affine, len(grid_shape), source.header_path)
     source.check()
     spacing, dtype = spacing_of(affine, len(grid_shape)), source.dtype.name
     return VolumeHeader(source.header_path, file_format, grid_shape, num_channels, dtype, spacing, affine, source=source, **others)
 
 
-MAX_OF_A_NAME = 64
-"""Characters of a segment's name: DICOM holds no more."""
+MAX_OF_A_NAME = 64  # Characters of a segment's name: DICOM holds no more.
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from io_helpers import affine_of, numbers, peak_memory, save_itk, save_nifti
 
 from crfrefine import io
 from crfrefine.base.memory import SMALL, MemoryLimit
-from crfrefine.errors import CapacityError, InputError
+from crfrefine.errors import CapacityError, InputError, UnsupportedFormatError
 from crfrefine.io import decode
 from crfrefine.io.reading import allocate, read_into, read_mask, read_pieces, read_whole_numbers
 from crfrefine.io.volume import Volume
@@ -49,6 +49,26 @@ def test_an_array_that_cannot_fit_is_refused_by_name_and_size(monkeypatch, tmp_p
     expected = "large.nii.gz: its voxels, read as float32, take 16.0 MiB of memory, more than the 16.0 MiB of the batch system (X)"
     with pytest.raises(CapacityError, match=re.escape(expected)):
         decode.allocate_array((SMALL // 4 + 256,), tmp_path / "large.nii.gz")
+
+
+PACKED = {"a.nii": False, "a.nii.gz": True, "a.mhd": True, "a.mha": False, "a.nrrd": True, "a.nhdr": False}
+
+
+@pytest.mark.parametrize(("name", "is_packed"), PACKED.items())
+def test_every_cut_is_noticed(name, is_packed, tmp_path, capfd):
+    """In a file that is not compressed, from the header alone, before any voxel is read."""
+    path = tmp_path / name
+    save_nifti(path, numbers(SHAPE)) if ".nii" in name else save_itk(path, numbers(SHAPE), compress=is_packed)
+    cut = next((file for file in tmp_path.iterdir() if file != path), path)  # The voxels, if they are apart.
+    assert io.is_whole(path)
+    content = cut.read_bytes()
+    for length in [0, 1, 10, 100, *range(300, len(content), 53), len(content) - 8, len(content) - 1]:
+        cut.write_bytes(content[:length])
+        for read in (io.read_volume, io.read_header)[: 1 if is_packed else 2]:
+            with pytest.raises(UnsupportedFormatError, match=r"a\..*(cut off|is empty|not compressed|not a|cannot read)"):
+                read(path)
+        assert not io.is_whole(path)
+    assert capfd.readouterr() == ("", ""), "only the error itself may report anything"
 
 
 CHANNELS = (4, 7, 6, 5)
@@ -110,6 +130,14 @@ def test_the_smallest_type_whatever_is_stored(dtype, name, largest, expected, tm
     read = io.read_labels(saved(tmp_path / name, labels))
     assert read.data.dtype == expected
     np.testing.assert_array_equal(read.data, labels)
+
+
+def test_labels_with_a_scaling(tmp_path):
+    """Some tools scale label maps: 1 comes back as 0.988, and truncation would make it 0."""
+    labels = numbers(SHAPE, dtype=np.int64) % 5
+    path = save_nifti(tmp_path / "a.nii.gz", np.rint(labels / 0.038).astype(np.uint8), slope=0.038)
+    assert np.abs(io.read_volume(path).data - labels).max() > 0.01
+    np.testing.assert_array_equal(io.read_labels(path).data, labels)
 
 
 def test_how_far_from_whole_numbers_is_told(tmp_path):
