@@ -35,7 +35,6 @@ WORTH_IT, WORTH_CHANNELS = 0.9, 0.5
 """Share of the work with all labels everywhere below which tiles are used: with direct sums, and with filters of the whole volume, for
 which values are copied to and from tiles."""
 
-
 ROWS_OF_UNCERTAIN, WORTH_ROWS = 6.0, 0.8
 """Share of a grid's rows that is filtered after the first step, over the share of uncertain voxels; and the share of the work with all
 labels everywhere below which a grid is used on tiles."""
@@ -55,10 +54,14 @@ def sums_are_direct(problem: TileProblem, sets: LabelSets) -> bool:
     name = problem.spec.kernels.filter
     if max(problem.reach) > MAX_DIRECT_REACH or name not in ("auto", "truncated"):
         return False
-    num_active = np.count_nonzero(sets.active)
+    pairs = window_voxels(problem) * np.count_nonzero(sets.active)
+    return bool(name == "truncated" or pairs <= PAIRS_OF_LARGE_FILTERS * _filtered_tiles(problem, sets))
+
+
+def _filtered_tiles(problem: TileProblem, sets: LabelSets) -> int:
+    """Return the tiles around the active ones that filters take, once for each group of channels."""
     num_around = np.count_nonzero(widen(sets.active, num_rings(problem.reach)))
-    groups = math.ceil(int(sets.num_labels_of.max()) / GROUP)
-    return bool(name == "truncated" or window_voxels(problem) * num_active <= PAIRS_OF_LARGE_FILTERS * groups * num_around)
+    return int(num_around) * math.ceil(int(sets.num_labels_of.max()) / GROUP)
 
 
 def choose_tiles(problem: TileProblem, sets: LabelSets, threads: int | None, uncertain: float) -> bool | None:
@@ -66,35 +69,26 @@ def choose_tiles(problem: TileProblem, sets: LabelSets, threads: int | None, unc
 
     `uncertain` is the share of voxels inside the mask where the network is not certain.
     """
-    tile, channels = math.prod(TILE), problem.spec.mean_field.num_channels
+    tile, channels, kernels = math.prod(TILE), problem.spec.mean_field.num_channels, problem.spec.kernels
     num_voxels = problem.image.num_voxels
-    num_dense = channels * num_voxels
-    if sets.num_entries * tile >= WORTH_IT * num_dense:
+    if sets.num_entries * tile >= WORTH_IT * channels * num_voxels:
         return None
-    name = _usual_filter(problem, threads)
+    name = kernels.filter
+    if name == "auto" and kernels.bilateral:  # The filter that the engine takes for the first kernel, with all labels everywhere.
+        name = CpuBackend().plan_filters(problem.image, kernels, threads)[0]
     if name == "exact":
         return None  # So small that it does not matter.
-    num_active, groups = np.count_nonzero(sets.active) * tile, math.ceil(channels / GROUP)
-    num_around = np.count_nonzero(widen(sets.active, num_rings(problem.reach))) * tile
-    own_groups = math.ceil(int(sets.num_labels_of.max()) / GROUP)
-    with_filters = min(float(num_around * own_groups), float(groups * num_voxels))
-    if max(problem.reach) <= MAX_DIRECT_REACH and problem.spec.kernels.filter in ("auto", "truncated"):
-        pairs = window_voxels(problem) * num_active
-        if name == "truncated" or pairs <= PAIRS_OF_FILTERS * with_filters:
+    everywhere = float(math.ceil(channels / GROUP) * num_voxels)
+    on_tiles = float(_filtered_tiles(problem, sets) * tile)
+    if max(problem.reach) <= MAX_DIRECT_REACH and kernels.filter in ("auto", "truncated"):
+        pairs = window_voxels(problem) * np.count_nonzero(sets.active) * tile
+        if name == "truncated" or pairs <= PAIRS_OF_FILTERS * min(on_tiles, everywhere):
             return True
     if name == "grid":
         # Besides the steps: normalization, twice with all labels everywhere, and what settled voxels send, the last label included.
-        steps = problem.spec.kernels.num_iterations * channels
-        most = int(sets.num_labels_of.max())
-        on_tiles = num_around * (1 + most) + num_voxels * steps * min(1.0, ROWS_OF_UNCERTAIN * uncertain)
-        if on_tiles < WORTH_ROWS * num_voxels * (2 + steps):
+        steps = kernels.num_iterations * channels
+        num_around = np.count_nonzero(widen(sets.active, num_rings(problem.reach))) * tile
+        work = num_around * (1 + int(sets.num_labels_of.max())) + num_voxels * steps * min(1.0, ROWS_OF_UNCERTAIN * uncertain)
+        if work < WORTH_ROWS * num_voxels * (2 + steps):
             return False
-    return False if num_around * own_groups < WORTH_CHANNELS * groups * num_voxels else None
-
-
-def _usual_filter(problem: TileProblem, threads: int | None) -> str:
-    """Return the filter that the engine takes for all labels everywhere; of several kernels, that of the first."""
-    spec = problem.spec.kernels
-    if spec.filter != "auto" or not spec.bilateral:
-        return spec.filter
-    return CpuBackend().plan_filters(problem.image, spec, threads)[0]
+    return False if on_tiles < WORTH_CHANNELS * everywhere else None

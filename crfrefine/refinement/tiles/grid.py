@@ -62,16 +62,12 @@ class TileGrid:
         return tiles
 
     def by_tile(self, inside: Bool | None, tiles: NDArray[np.int64]) -> Bool:
-        """Return (n, voxels of a tile), True at the voxels of n tiles that are in the grid and in a mask.
-
-        The mask is (*grid); None means everywhere.
-        """
+        """Return (n, voxels of a tile), True at the voxels of n tiles that are in the grid and in a mask (*grid), if there is one."""
         padded = np.zeros(tuple(count * tile for count, tile in zip(self.counts, TILE, strict=True)), np.bool_)
         padded[tuple(slice(0, extent) for extent in self.shape)] = True if inside is None else inside
         shape = [part for pair in zip(self.counts, TILE, strict=True) for part in pair]
         whole = padded.reshape(shape).transpose(0, 2, 4, 1, 3, 5)
-        found: Bool = whole[np.unravel_index(tiles, self.counts)].reshape(len(tiles), math.prod(TILE))
-        return found
+        return whole[np.unravel_index(tiles, self.counts)].reshape(len(tiles), math.prod(TILE))
 
     def spread(self, tiles: NDArray[np.int64], values: Float32, otherwise: np.float32) -> Float32:
         """Return (*grid) from (n, voxels of a tile) values of n tiles, named by their flat numbers; other voxels are `otherwise`."""
@@ -113,25 +109,15 @@ class LabelSets:
 
     An *active* tile has two labels or more; each pair of an active tile and a label in it is an entry. A tile with one label is settled:
     that label's marginal is 1.
-
-    Attributes:
-        grid: the tiles.
-        domains: (L, *tiles), where labels take part.
-        num_labels_of: (*tiles), number of labels that take part.
-        active: (*tiles), True where two labels or more take part.
-        tiles: flat numbers of the active tiles, ascending.
-        first_entry: (active tiles + 1), the first entry of each active tile, and the number of entries.
-        num_entries: pairs of an active tile and a label that takes part in it.
     """
 
     def __init__(self, grid: TileGrid, domains: Bool) -> None:
-        """Take where labels take part, (L, *tiles)."""
-        self.grid, self.domains = grid, domains
-        self.num_labels_of: NDArray[np.int64] = np.zeros(grid.counts, np.int64)
-        for label in domains:
-            self.num_labels_of += label
-        self.active: Bool = self.num_labels_of > 1
-        self.tiles = np.flatnonzero(self.active)
+        self.grid = grid
+        self.domains = domains  # (L, *tiles), where labels take part
+        self.num_labels_of: NDArray[np.int64] = domains.sum(axis=0, dtype=np.int64)  # (*tiles)
+        self.active: Bool = self.num_labels_of > 1  # (*tiles)
+        self.tiles = np.flatnonzero(self.active)  # flat numbers of the active tiles, ascending
+        # (active tiles + 1), the first entry of each active tile, and the number of entries.
         self.first_entry = np.concatenate([[0], np.cumsum(self.num_labels_of.reshape(-1)[self.tiles])]).astype(np.int64)
         self.num_entries = int(self.first_entry[-1])
 
@@ -177,7 +163,7 @@ class LabelSets:
         return found
 
     def engine(self, mask: Bool | None, threads: int | None) -> Any:
-        """Return the C++ engine's routines for these sets; `mask` (*grid) is True where the model applies, None: everywhere."""
+        """Return the C++ engine's routines for these sets; `mask` (*grid) is True where the model applies, or None."""
         return load_engine().LabelSets(
             self.grid.shape, TILE, mask, self.tiles, self.first_entry, self.labels, self.settled, threads or available_threads()
         )

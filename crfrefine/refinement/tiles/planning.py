@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from crfrefine.engines.grid_image import GridImage
     from crfrefine.parameters.model import CrfParameters
     from crfrefine.parameters.specs import ModelSpec
-    from crfrefine.refinement.tiles.grid import Extents
     from crfrefine.refinement.tiles.streaming import StreamedNetwork
 
 
@@ -139,7 +138,6 @@ MAX_PAIRS = 1000
 """Voxels in the windows up to which "auto" sums directly: on a whole body, windows of 600 voxels take half as long as the lattice, and less
 than half its memory."""
 
-
 MAX_SHARED_VOXELS = 40_000_000
 """Voxels of a label map of a coarser network that are refined at once. With filters of the whole volume, which such
 maps mostly need, they take about 2 GiB."""
@@ -162,26 +160,26 @@ def plan_label_map(
     labels = np.ascontiguousarray(numbers).reshape(grid.shape)
     inside = None if image.mask is None else np.ascontiguousarray(image.mask).reshape(grid.shape)
     reach = kernel_reach(spec.kernels, image.spacing, grid)
-    source: LabelMapChannels
+    # Messages reach farther than a label takes part, and penalize all labels there: by the same amount, which changes no marginal, if the
+    # model is a Potts model with one weight for all labels. The energy then lacks these pairs.
+    is_plain = run.is_potts and run.has_one_weight
+    farther = (0,) * MAX_DIMS if is_plain else reach
     if sigma is None:
-        source, settled, confidence = LabelMapChannels(labels, reach), settled_probability(spec), CONFIDENCE
-        extents = reach_of_messages(spec, reach)
+        source, near, confidence = LabelMapChannels(labels, reach), reach, CONFIDENCE
+        settled = settled_probability(spec) if is_plain else -math.inf
     else:
         sigma = (*(0.0,) * (MAX_DIMS - len(sigma)), *sigma)
-        source, confidence = ShareChannels(labels, sigma), 0.0
+        source, near, confidence = ShareChannels(labels, sigma), share_reach(sigma), 0.0
         thresholds = find_thresholds(parameters.mean_field.label_threshold, spec)
         settled = -math.inf if thresholds is None else float(thresholds.may_matter.min())
-        # Messages reach farther than shares, and matter there if they differ between labels.
-        farther = (0,) * MAX_DIMS if run.is_potts and run.has_one_weight else reach
-        extents = tuple(one + other for one, other in zip(share_reach(sigma), farther, strict=True))
-    near = find_tiles_near_labels(grid, labels, run.num_labels, extents, threads)
+    extents = tuple(extent + more for extent, more in zip(near, farther, strict=True))
     voxels = grid.reduced(np.add, np.broadcast_to(np.True_, grid.shape) if inside is None else inside, np.int64)
-    near &= voxels > 0
+    present = find_tiles_near_labels(grid, labels, run.num_labels, extents, threads) & (voxels > 0)
     problem = TileProblem(
         grid,
         source,
-        near,
-        near,
+        present,
+        present,
         replace(image, values=np.ascontiguousarray(image.values), mask=None if inside is None else inside.reshape(numbers.shape)),
         spec,
         None,  # No label was left out because its probability was low.
@@ -197,35 +195,22 @@ def plan_label_map(
         own += np.where(sets.settled < 0, 0.0, np.asarray(run.bias, np.float64)[sets.settled]) / run.temperature
     if not spec.kernels.kernels:  # Each voxel has only its own label within reach.
         sets = LabelSets(grid, np.zeros_like(sets.domains))
-    is_fine = spec.kernels.filter == "auto" and max(reach) <= MAX_DIRECT_REACH and window_voxels(problem) <= MAX_PAIRS
-    is_direct = True if is_fine else None
-    if sigma is not None and not is_fine and spec.kernels.filter == "auto":
+    is_auto, is_direct = spec.kernels.filter == "auto", None
+    if is_auto and max(reach) <= MAX_DIRECT_REACH and window_voxels(problem) <= MAX_PAIRS:
+        is_direct = True
+    elif is_auto and sigma is not None:
         is_direct = False  # Few voxels of active tiles are open, which a filter of the whole volume uses better.
     return TilePlan(problem, sets, voxels * own, is_direct, labels=labels.reshape(numbers.shape))
-
-
-def reach_of_messages(spec: ModelSpec, reach: Extents) -> Extents:
-    """Return how far from a label's voxels its messages matter, in voxels along each axis.
-
-    They arrive twice as far away as the label takes part. There they penalize all labels that do take part: by the same amount, which
-    changes no marginal, if the model is a Potts model with one weight for all labels. The energy then lacks these pairs.
-    """
-    run = spec.mean_field
-    if run.is_potts and run.has_one_weight:
-        return reach
-    return tuple(2 * extent for extent in reach)
 
 
 def settled_probability(spec: ModelSpec) -> float:
     """Return the logarithm of a probability that all labels have where they take part, and no others: those stay where they are.
 
-    Minus infinity where that cannot be said: with weights or temperatures that bring ABSENT_LOGIT near the other logits, and where the
-    energy of all pairs of voxels counts (see `reach_of_messages`).
+    Minus infinity where that cannot be said: with weights or temperatures that bring ABSENT_LOGIT near the other logits.
     """
     run = spec.mean_field
     strength = float(np.abs(run.weights).max(axis=1, initial=0.0).sum())
     if run.bias is not None:
         strength += float(run.bias.max() - run.bias.min()) / run.temperature
     half = 0.5 * ABSENT_LOGIT / run.temperature
-    is_plain = run.is_potts and run.has_one_weight
-    return half if is_plain and strength + math.log(run.num_labels) + CONFIDENCE / run.temperature < -0.5 * half else -math.inf
+    return half if strength + math.log(run.num_labels) + CONFIDENCE / run.temperature < -0.5 * half else -math.inf

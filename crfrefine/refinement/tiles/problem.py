@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -30,21 +30,7 @@ class Slab:
     start: int  # the first plane
     stop: int  # the end of the planes
     first: int  # the first plane that takes part in the computation
-    last: int  # the end of those
-
-    @property
-    def extent(self) -> int:
-        """Planes that take part."""
-        return self.last - self.first
-
-
-def cuts(num_planes: int, halo: int) -> Iterator[list[Slab]]:
-    """Yield the ways to cut a volume into slabs of equal height, whose last one may be lower; the fewest slabs come first."""
-    rows = math.ceil(num_planes / TILE[0])
-    for count in range(1, rows + 1):
-        height = math.ceil(rows / count) * TILE[0]
-        starts = range(0, num_planes, height)
-        yield [Slab(s, min(s + height, num_planes), max(0, s - halo), min(s + height + halo, num_planes)) for s in starts]
+    last: int  # the end of the planes that take part
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,26 +87,24 @@ class TileProblem:
 
     def with_origin(self) -> TileProblem:
         """Return the problem with the origin of features that engines would take by themselves."""
-        least = [math.inf] * len(self.image.values)
+        lowest = np.full(len(self.image.values), np.inf)
         for start in range(0, self.grid.shape[0], 2 * TILE[0]):
-            planes = slice(start, start + 2 * TILE[0])
-            if self.mask is None or self.mask[planes].any():
-                for modality, values in enumerate(self.normalized(planes.start, planes.stop)):
-                    least[modality] = min(least[modality], float((values if self.mask is None else values[self.mask[planes]]).min()))
+            values = self.normalized(start, start + 2 * TILE[0])
+            where = True if self.mask is None else self.mask[start : start + 2 * TILE[0]]
+            lowest = np.minimum(lowest, values.min(axis=(1, 2, 3), where=where, initial=np.inf))
         first = (0,) * self.num_dims if self.image.mask is None else first_inside(self.image.mask)
-        return replace(self, image=replace(self.image, origin=FeatureOrigin(first, tuple(least))))
+        return replace(self, image=replace(self.image, origin=FeatureOrigin(first, tuple(lowest.tolist()))))
 
     def in_slab(self, slab: Slab) -> TileProblem:
         """Return the planes that take part in a slab, with their normalized image; an origin is there."""
-        whole = replace(self.image, values=self.normalized(slab.first, slab.last), mask=None)
-        mask = None if self.mask is None else self.mask[slab.first : slab.last]
+        values, mask = self.normalized(slab.first, slab.last), None if self.mask is None else self.mask[slab.first : slab.last]
         return replace(
             self,
-            grid=TileGrid((slab.extent, *self.grid.shape[1:])),
+            grid=TileGrid((slab.last - slab.first, *self.grid.shape[1:])),
             source=self.source.planes(slab.first, slab.last),
             present=rows_of(self.present, slab),
             may_matter=rows_of(self.may_matter, slab),
-            image=replace(whole, mask=mask, origin=self.image.origin_from(slab.first)),
+            image=replace(self.image, values=values, mask=mask, origin=self.image.origin_from(slab.first)),
             maps=None,
         )
 

@@ -55,13 +55,10 @@ def nothing_refined(problem: TileProblem, sets: LabelSets) -> RefinedTiles:
 
 
 def pack(problem: TileProblem, sets: LabelSets, threads: int | None, *, is_direct: bool) -> tuple[Float32, NDArray[np.uint16]]:
-    """Return the logits of the labels that take part in each tile, with their bias, and the voxels that are not settled.
+    """Return (entries, voxels of a tile), the logits with their bias, and (active tiles, rows of a tile), the voxels that are not settled.
 
-    Only direct sums cost less for single settled voxels: with filters of the whole volume, a row is open if one of its voxels is.
-
-    Returns:
-        (entries, voxels of a tile), and (active tiles, rows of a tile), one bit for each voxel of a row, the lowest for the first: 1 where
-        it is not settled.
+    Each voxel of a row has a bit, the lowest for the first. Only direct sums cost less for single settled voxels: with filters of the
+    whole volume, a row is open if one of its voxels is.
     """
     tile_engine = problem.grid.engine(threads)
     logits = np.empty((sets.num_entries, math.prod(TILE)), np.float32)
@@ -82,7 +79,9 @@ def run_tiles(problem: TileProblem, sets: LabelSets, backend: Backend, context: 
     logits, is_open = pack(problem, sets, context.threads, is_direct=is_direct)
     started = time.perf_counter()
     image = problem.normalized()
-    built, shared, filters = None, (0, _NONE, _NONE), _describe(problem, sets)
+    how = f"direct in {len(sets.tiles)} of {sets.grid.num_tiles} tiles, {sets.num_entries / len(sets.tiles):.1f} labels each"
+    filters = tuple(f"{name}: {how}" for name in problem.spec.kernels.names)
+    built, shared = None, (0, _NONE, _NONE)
     if not is_direct and is_open.any():  # Without an open voxel there is nothing to filter.
         shared = share_channels(sets, num_rings(problem.reach))
         kernels = build_kernels(problem, rows_near(problem, sets, is_open), image, shared[0], backend, context)
@@ -138,10 +137,7 @@ def rows_near(problem: TileProblem, sets: LabelSets, is_open: NDArray[np.uint16]
 
 
 def build_kernels(problem: TileProblem, near: Bool, image: Float32, num_channels: int, backend: Backend, context: RunContext) -> CpuKernels:
-    """Return the kernels of the voxels that matter: those of rows with open voxels, and of all that they receive from.
-
-    A row counts within reach of the normalization of the sending voxels: twice the kernels' reach.
-    """
+    """Return the kernels of the voxels that matter: those of rows with open voxels, and of all that they receive from."""
     if problem.mask is not None:
         near &= problem.mask
     dims = problem.grid.shape[3 - problem.num_dims :]
@@ -151,23 +147,13 @@ def build_kernels(problem: TileProblem, near: Bool, image: Float32, num_channels
         replace(problem.spec.kernels, num_labels=num_channels + 1),
         context,
     )
-    if not isinstance(kernels, CpuKernels):
-        raise TypeError("label sets need the C++ engine")
+    assert isinstance(kernels, CpuKernels)
     return kernels
-
-
-def _describe(problem: TileProblem, sets: LabelSets) -> tuple[str, ...]:
-    """Return how the messages of each kernel are summed directly."""
-    how = f"direct in {len(sets.tiles)} of {sets.grid.num_tiles} tiles, {sets.num_entries / len(sets.tiles):.1f} labels each"
-    return tuple(f"{name}: {how}" for name in problem.spec.kernels.names)
 
 
 def _sigma(kernel: KernelSpec, steps: tuple[float, ...]) -> list[float]:
     """Return the standard deviation in voxels along the three axes."""
     return [1.0] * (3 - len(steps)) + [theta / step for theta, step in zip(kernel.theta_position, steps, strict=True)]
-
-
-# Channels that labels share: for filters that take dense channels of a whole volume.
 
 
 def share_channels(sets: LabelSets, rings: Extents) -> tuple[int, NDArray[np.int32], NDArray[np.int32]]:

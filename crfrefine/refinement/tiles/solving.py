@@ -14,7 +14,7 @@ from crfrefine.engines.base import MeanFieldReport, of_part
 from crfrefine.errors import CapacityError
 from crfrefine.refinement.tiles.choosing import sums_are_direct
 from crfrefine.refinement.tiles.grid import TILE, LabelSets
-from crfrefine.refinement.tiles.problem import Slab, cuts, rows_of
+from crfrefine.refinement.tiles.problem import Slab, rows_of
 from crfrefine.refinement.tiles.running import RefinedTiles, nothing_refined, run_tiles
 
 if TYPE_CHECKING:
@@ -88,12 +88,10 @@ def run_slabs(
         for stage, seconds in found.timings.items():
             timings[stage] = timings.get(stage, 0.0) + seconds
         del part, found  # The next slab needs their memory.
-    told = tuple(f"{line}, in {len(slabs)} slabs" for line in filters)
-    report = MeanFieldReport(run.num_iterations, False, (), told)
+    filters = tuple(f"{line}, in {len(slabs)} slabs" for line in filters)
+    report = MeanFieldReport(run.num_iterations, False, (), filters)
     return replace(nothing_refined(problem, sets), values=values, exceeds=exceeds, report=report, timings=timings)
 
-
-# The slabs of a volume whose tiles do not fit into the memory that a run may take.
 
 BYTES_PER_ENTRY = 5 * 4 + 1
 """Per voxel of an entry: logits, marginals, their changes, messages or refined logits, and messages of settled rows; the mask."""
@@ -110,7 +108,7 @@ See docs/reference/math.md for the measurements."""
 def slab_bytes(problem: TileProblem, sets: LabelSets, slab: Slab, *, is_direct: bool) -> int:
     """Return an estimate of the memory of a run on a slab."""
     rows = slice(slab.first // TILE[0], -(-slab.last // TILE[0]))
-    voxels = slab.extent * problem.grid.shape[1] * problem.grid.shape[2]
+    voxels = (slab.last - slab.first) * problem.grid.shape[1] * problem.grid.shape[2]
     entries = int(sets.num_labels_of[rows][sets.active[rows]].sum())
     image = 0 if problem.maps is None else 4 * len(problem.image.values) * voxels
     total = image + entries * math.prod(TILE) * BYTES_PER_ENTRY
@@ -121,21 +119,22 @@ def slab_bytes(problem: TileProblem, sets: LabelSets, slab: Slab, *, is_direct: 
 
 
 def plan_slabs(problem: TileProblem, sets: LabelSets, num_bytes: int | None, *, is_direct: bool) -> list[Slab]:
-    """Return as few slabs as fit into a number of bytes; None: any amount.
-
-    Raises:
-        CapacityError: not even a slab of one tile's height fits; the error has both numbers.
-    """
+    """Return as few slabs as fit into a number of bytes, where None means any amount; raise CapacityError if no slab fits."""
     needed, num_iterations = 0, problem.spec.mean_field.num_iterations
     # In each step messages come from within the reach, and their normalization from within the reach of those who send.
     # In small slabs, messages of two steps must cross: messages from farther away changed no label of a CT.
     num_crossed = num_iterations if problem.largest_slab is None else min(2, num_iterations)
     halo = math.ceil((num_crossed + 1) * problem.reach[0] / TILE[0]) * TILE[0]
-    for slabs in cuts(problem.grid.shape[0], halo):
+    num_planes = problem.grid.shape[0]
+    rows = math.ceil(num_planes / TILE[0])
+    for count in range(1, rows + 1):
+        height = math.ceil(rows / count) * TILE[0]  # The last slab may be lower.
+        starts = range(0, num_planes, height)
+        slabs = [Slab(s, min(s + height, num_planes), max(0, s - halo), min(s + height + halo, num_planes)) for s in starts]
         needed = max(slab_bytes(problem, sets, slab, is_direct=is_direct) for slab in slabs)
         if len(slabs) > 1:  # Beside a slab, the refined logits of all slabs.
             needed += sets.num_entries * math.prod(TILE) * BYTES_OF_RESULT
-        size = max(slab.extent for slab in slabs) * math.prod(problem.grid.shape[1:])
+        size = max(slab.last - slab.first for slab in slabs) * math.prod(problem.grid.shape[1:])
         # In slabs as low as their halos, the planes beside them take as long.
         is_small = problem.largest_slab is None or size <= problem.largest_slab or slabs[0].stop - slabs[0].start <= 2 * halo
         if is_small and (num_bytes is None or needed <= num_bytes):

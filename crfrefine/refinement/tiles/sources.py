@@ -60,11 +60,11 @@ class DenseChannels(ChannelSource):
         return channel if rows_are_contiguous else np.ascontiguousarray(channel)
 
     def fill_entries(self, engine: Any, label: int, tiles: NDArray[np.int64], entries: NDArray[np.int64], out: Float32) -> None:
-        """Write a label's logits in some tiles to the entries of an array; see `ChannelSource.fill_entries`."""
+        """See `ChannelSource`."""
         engine.fill_entries(self.channel(label), True, tiles, self.is_probability, entries, out)
 
     def planes(self, start: int, stop: int) -> DenseChannels:
-        """Return the source of some planes; see `ChannelSource.planes`."""
+        """See `ChannelSource`."""
         first = self.box[0].start + start
         return DenseChannels(self.values, (slice(first, first + stop - start), *self.box[1:]), is_probability=self.is_probability)
 
@@ -74,18 +74,13 @@ MAX_NEIGHBORHOOD = 1 << 17
 
 
 class LabelMapChannels(ChannelSource):
-    """The logits that `crfrefine.arrays.one_hot` describes, made where they are asked for.
-
-    Attributes:
-        numbers: (*grid) channel of each voxel's label.
-        reach: voxels along each axis within which a label takes part.
-    """
+    """The logits that `crfrefine.arrays.one_hot` describes, made where they are asked for."""
 
     def __init__(self, numbers: Labels, reach: Sequence[Any], first_plane: int = 0, num_planes: int | None = None) -> None:
         """Take a label map.
 
         Args:
-            numbers: (*grid) channel of each voxel's label, uint8 or uint16, C-contiguous; three axes.
+            numbers: (z, y, x) channel of each voxel's label, uint8 or uint16, C-contiguous.
             reach: voxels along each axis within which a label takes part.
             first_plane: the first plane that is asked for; the planes before and after count as neighbors.
             num_planes: number of planes; None means all from there on.
@@ -95,7 +90,7 @@ class LabelMapChannels(ChannelSource):
         self._num_planes = len(numbers) - first_plane if num_planes is None else num_planes
 
     def fill_entries(self, engine: Any, label: int, tiles: NDArray[np.int64], entries: NDArray[np.int64], out: Float32) -> None:
-        """Write a label's logits in some tiles to the entries of an array; see `ChannelSource.fill_entries`."""
+        """See `ChannelSource`."""
         if math.prod(tile + 2 * extent for tile, extent in zip(TILE, self.reach, strict=True)) > MAX_NEIGHBORHOOD:
             engine.fill_entries(self.channel(label), True, tiles, self.is_probability, entries, out)
             return
@@ -103,7 +98,7 @@ class LabelMapChannels(ChannelSource):
         engine.fill_labels(self.numbers, self._first_plane, label, self.reach, logits, tiles, entries, out)
 
     def planes(self, start: int, stop: int) -> LabelMapChannels:
-        """Return the source of some planes; see `ChannelSource.planes`."""
+        """See `ChannelSource`."""
         return type(self)(self.numbers, self.reach, self._first_plane + start, stop - start)
 
     def channel(self, label: int) -> NDArray[np.float16]:
@@ -121,10 +116,7 @@ class LabelMapChannels(ChannelSource):
 
 
 def find_tiles_near_labels(grid: TileGrid, numbers: Labels, num_channels: int, reach: Extents, threads: int | None) -> Bool:
-    """Return the tiles where a label may take part, (channels, *tiles): those with voxels within reach of it, and few others.
-
-    The numbers, (*grid) C-contiguous, are the channel of each voxel's label.
-    """
+    """Return the tiles where a label may take part, (channels, *tiles): those with voxels within reach of it, and few others."""
     near = np.zeros((num_channels, *grid.counts), np.bool_)
     grid.engine(threads).mark_near(numbers, reach, near.view(np.uint8))
     return near
@@ -138,7 +130,7 @@ class ShareChannels(LabelMapChannels):
     """Logarithms of the shares of labels in the map of a coarse network; `reach` is the result of `share_sigma`."""
 
     def fill_entries(self, engine: Any, label: int, tiles: NDArray[np.int64], entries: NDArray[np.int64], out: Float32) -> None:
-        """Write a label's logits in some tiles to the entries of an array; see `ChannelSource.fill_entries`."""
+        """See `ChannelSource`."""
         grid = TileGrid((self._num_planes, *self.numbers.shape[1:]))
         places = np.stack(np.unravel_index(tiles, grid.counts))
         for rows in np.unique(places[0] // _MAX_ROWS):

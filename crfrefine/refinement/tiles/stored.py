@@ -102,7 +102,7 @@ class StoredChannels(ChannelSource):
             self._parts[label] = [(tiles[chosen], values[chosen])]
 
     def ensure(self, domains: Bool, threads: int | None) -> None:
-        """Read tiles that are not kept yet; see `ChannelSource.ensure`."""
+        """Read tiles that are not kept yet."""
         missing = domains.copy()
         for label, tiles in enumerate(missing):
             tiles.reshape(-1)[self.joined(label)[0]] = False
@@ -115,14 +115,14 @@ class StoredChannels(ChannelSource):
             self.keep(brick.label, tiles + own.start, brick.gather(tiles, threads))
 
     def fill_entries(self, engine: Any, label: int, tiles: NDArray[np.int64], entries: NDArray[np.int64], out: Float32) -> None:
-        """Write a label's logits in some tiles to the entries of an array; see `ChannelSource.fill_entries`."""
+        """See `ChannelSource`."""
         kept, values = self.joined(label)
         if len(tiles) != len(kept):
             values = values[np.searchsorted(kept, tiles)]
         engine.fill_entries(values, False, tiles, self.is_probability, entries, out)
 
     def planes(self, start: int, stop: int) -> StoredChannels:
-        """Return the source of some planes; see `ChannelSource.planes`."""
+        """See `ChannelSource`."""
         first, end = first_tile(self.grid, start), first_tile(self.grid, stop + TILE[0] - 1)
         part = StoredChannels(TileGrid((stop - start, *self.grid.shape[1:])), self.num_labels, is_probability=self.is_probability)
         for label in range(self.num_labels):
@@ -157,19 +157,12 @@ FIRST_LOOK = 1 << 26
 class Candidates:
     """Tiles where a label may take part, kept while the channels are surveyed; if there is no room for them, they are read once more."""
 
-    def __init__(self, read: ReadPieces, thresholds: Thresholds, most_bytes: int | None, threads: int | None) -> None:
-        """Start with no tile.
-
-        Args:
-            read: returns the pieces once more.
-            thresholds: below which a label takes no part.
-            most_bytes: of the tiles that are kept; None: any amount.
-            threads: None: the cores this process may use.
-        """
+    def __init__(self, read: ReadPieces, thresholds: Thresholds, max_bytes: int | None, threads: int | None) -> None:
+        """Start with no tile; the tiles that are kept take `max_bytes`, where None means any amount."""
         self._read, self._thresholds, self._threads = read, thresholds, threads
-        self._most_bytes = math.inf if most_bytes is None else most_bytes
+        self._max_bytes = math.inf if max_bytes is None else max_bytes
         self._parts: dict[int, list[tuple[NDArray[np.int64], Array]]] | None = {}  # of each label; None if there was no room
-        self._num_bytes, self._next_look = 0, min(FIRST_LOOK, self._most_bytes)
+        self._num_bytes, self._next_look = 0, min(FIRST_LOOK, self._max_bytes)
 
     def add(self, survey: Survey, brick: Brick) -> None:
         """Keep the tiles of a brick, just surveyed, where its label may matter beside those so far."""
@@ -183,20 +176,17 @@ class Candidates:
         for label, parts in self._parts.items():
             parts[:] = [self._that_matter(survey, label, *part, math.inf)[:2] for part in parts]
         self._num_bytes = sum(values.nbytes for parts in self._parts.values() for _, values in parts)
-        self._next_look = min(max(2 * self._num_bytes, FIRST_LOOK), self._most_bytes)
-        if 2 * self._num_bytes > self._most_bytes:
+        self._next_look = min(max(2 * self._num_bytes, FIRST_LOOK), self._max_bytes)
+        if 2 * self._num_bytes > self._max_bytes:
             self._parts = None
 
     def store(self, survey: Survey, reach: Extents, num_bytes: int | None) -> tuple[StoredChannels, Bool, Bool]:
-        """Return the tiles where labels take part, once all channels were surveyed, and forget the candidates.
+        """Return the channels, where labels are present, and where they may matter, (L, *tiles); the candidates are forgotten.
 
         Args:
             survey: of all channels.
             reach: voxels along each axis within which labels take part.
             num_bytes: bytes that may be taken in addition to the present memory; None means any amount.
-
-        Returns:
-            (the channels, where labels are present, where they may matter), the latter (L, *tiles).
 
         Raises:
             CapacityError: the tiles do not fit.

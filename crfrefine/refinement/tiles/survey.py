@@ -1,7 +1,4 @@
-"""What one pass over a network's channels finds: sums of exponentials, largest logits, their labels, padding, and where labels are.
-
-And from which probability on a label counts as being somewhere.
-"""
+"""One pass over a network's channels: sums of exponentials, largest logits and their labels, padding, and where labels are present."""
 
 from __future__ import annotations
 
@@ -37,27 +34,16 @@ class Survey:
     """
 
     def __init__(self, grid: TileGrid, run: MeanFieldSpec, mask: Bool | None, threads: int | None, *, is_probability: bool = False) -> None:
-        """Start with no channel.
-
-        Args:
-            grid: the tiles.
-            run: with the temperature that divides the logits, and the bias that is added to them.
-            mask: (*grid) C-contiguous, True where the model applies; None: everywhere.
-            threads: None: the cores this process may use.
-            is_probability: whether the channels are probabilities, whose logarithm is taken.
-        """
-        self.grid = grid
-        self.num_labels = num_labels = run.num_labels
-        self.temperature = run.temperature
-        self._bias = np.zeros(num_labels) if run.bias is None else run.bias
-        self.is_probability = is_probability
-        self.mask = mask
+        """Start with no channel; the mask is (*grid) C-contiguous, and of probabilities the logarithm is taken."""
+        self.grid, self.mask, self.is_probability = grid, mask, is_probability
+        self.num_labels, self.temperature = run.num_labels, run.temperature
+        self._bias = np.zeros(self.num_labels) if run.bias is None else run.bias
         self.log_sum = np.empty(grid.shape, np.float32)
         self.best = np.empty(grid.shape, np.float32)
         self.labels = np.empty(grid.shape, np.uint16)
         self.is_equal = np.empty(grid.shape, np.bool_)
         self.best_biased = None if run.bias is None else np.empty(grid.shape, np.float32)
-        self.margins = np.full((num_labels, *grid.counts), -np.inf, np.float32)
+        self.margins = np.full((self.num_labels, *grid.counts), -np.inf, np.float32)
         self._lowest_sums: Float32 | None = None  # of each tile; None: channels were added since
         self._engine = grid.engine(threads)
 
@@ -88,8 +74,7 @@ class Survey:
     def best_by_tile(self) -> Float64:
         """Return, for each tile, the sum over its voxels inside the mask of the largest logit, bias included, over the temperature."""
         largest = self.best if self.best_biased is None else self.best_biased
-        sums: Float64 = self.grid.reduced(np.add, largest, np.float64, self.mask) / self.temperature
-        return sums
+        return self.grid.reduced(np.add, largest, np.float64, self.mask) / self.temperature
 
     def uncertain_share(self, log_probability: float) -> float:
         """Return about what share of the voxels inside the mask have labels, beside the likeliest, above a probability together.
@@ -108,24 +93,21 @@ class Survey:
     ) -> Float32:
         """Return the logarithm of a label's largest probability beside the channels so far in each of some tiles.
 
-        Where it is not above `exact_above`, it may be an upper bound that is not either. The values are the whole channel, (*grid), or
-        those of the tiles, (tiles, voxels of a tile).
+        Results that are not above `exact_above` may be upper bounds, which are not above it either. The values are the whole channel,
+        (*grid), or those of the tiles, (tiles, voxels of a tile).
         """
         if self._lowest_sums is None:
             self._lowest_sums = self.grid.reduced(np.minimum, self.log_sum, np.float32)
-        found = np.empty(len(tiles), np.float32)
+        margins = np.empty(len(tiles), np.float32)
         settings = self.is_probability, float(self._bias[label]), 1.0 / self.temperature
-        self._engine.margins(values, is_whole_grid, tiles, *settings, self.mask, self.log_sum, self._lowest_sums, exact_above, found)
-        return found
+        self._engine.margins(values, is_whole_grid, tiles, *settings, self.mask, self.log_sum, self._lowest_sums, exact_above, margins)
+        return margins
 
 
 def survey_array(
     grid: TileGrid, source: DenseChannels, run: MeanFieldSpec, mask: Bool | None, thresholds: Thresholds, threads: int | None
 ) -> tuple[Survey, Bool, Bool]:
-    """Return what one pass over channels in memory finds, where labels are present, and where they may matter, (L, *tiles) each.
-
-    The mask is C-contiguous.
-    """
+    """Return one pass over channels in memory, where labels are present, and where they may matter, (L, *tiles) each."""
     survey = Survey(grid, run, mask, threads, is_probability=source.is_probability)
     for label in range(run.num_labels):
         survey.add(label, source.channel(label))
@@ -140,8 +122,6 @@ def survey_array(
     return survey, present, may_matter
 
 
-# Below which probability a label takes no part in a tile: `mean_field.label_threshold`, and how far a marginal may rise.
-
 SHARE_OF_UNIFORM = 0.5
 """Share of 1 / L that the threshold may reach: each voxel's most probable label must be above it."""
 
@@ -151,8 +131,7 @@ class Thresholds:
     """When a label is present in a tile, and when it may matter there; logarithms of probabilities."""
 
     present: Float64  # (L,), a label above it is present
-    # (L,), the marginal of a label below it stays below the threshold, whatever the marginals around it are; minus infinity where that has
-    # no bound.
+    # (L,), the marginal of a label below it stays below the threshold, whatever the marginals around it are; -inf without such a bound.
     may_matter: Float64
 
 
@@ -162,11 +141,8 @@ def find_thresholds(threshold: float, spec: ModelSpec) -> Thresholds | None:
     A message raises a label's logarithm relative to the others by at most the sum of the weights times a row sum of the normalized kernel,
     1. A Potts model raises no label that is absent around a voxel: its penalty is largest. A penalty matrix may raise an absent label by
     the difference between the largest penalty of any label and the smallest of this one; the first threshold is lowered by as much. With
-    negative penalties or weights a region of one label may flip by itself (docs/reference/math.md).
-
-    Args:
-        threshold: `mean_field.label_threshold`, 0: all labels everywhere.
-        spec: the model.
+    negative penalties or weights a region of one label may flip by itself (docs/reference/math.md). The threshold is
+    `mean_field.label_threshold`, where 0 means all labels everywhere.
     """
     run = spec.mean_field
     if threshold <= 0.0 or (run.weights < 0).any() or (run.compatibility < 0).any():
