@@ -29,7 +29,7 @@ class RefinementResult(Reported):
 
     Attributes:
         label_map: (*grid), smallest unsigned integer type; postprocessed. Outside the mask: the label of the largest input logit.
-        network_label_map: (*grid), the same type: the label of the largest input logit at each voxel, the network's own result.
+        network_label_map: (*grid), the same type: the label of the largest input logit at each voxel.
         channels: the refined logits, in storage order.
         order: of the axes of `channels`.
         report: num_iterations, converged, energy and filters, which are also attributes of the result.
@@ -71,19 +71,18 @@ class RefinementResult(Reported):
         """Compare the values, arrays too: the dataclass's own comparison asks whether an array is true."""
         if not isinstance(other, RefinementResult):
             return NotImplemented
-        pairs = [
-            (getattr(self, entry.name), getattr(other, entry.name)) for entry in fields(self) if entry.compare and entry.name != "channels"
-        ]
+        names = [entry.name for entry in fields(self) if entry.compare and entry.name != "channels"]
+        pairs = [(getattr(self, name), getattr(other, name)) for name in names]
         same = all(np.array_equal(one, two) if isinstance(one, np.ndarray) else one == two for one, two in pairs)
         return same and np.array_equal(self.order.to_user(self.channels.dense()), other.order.to_user(other.channels.dense()))
 
     def __repr__(self) -> str:
         """Summarize the result in one line, without arrays."""
         grid = "×".join(str(extent) for extent in self.label_map.shape)
-        steps = f"{counted(self.num_iterations, 'step')}{', converged' if self.converged else ''}"
-        energy = f", energy {self.energy[-1]:.6g}" if self.energy else ""
+        details = counted(self.num_iterations, "step") + (", converged" if self.converged else "")
+        details += f", energy {self.energy[-1]:.6g}" if self.energy else ""
         channels = f"{self.channels.num_channels} {'labels' if self.regions is None else 'regions'}"
-        return f"<RefinementResult: {channels} on {grid} voxels, {steps}{energy}, on {self.device}>"
+        return f"<RefinementResult: {channels} on {grid} voxels, {details}, on {self.device}>"
 
     @cached_property
     def logits(self) -> NDArray[np.float32]:

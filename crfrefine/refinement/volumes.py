@@ -23,16 +23,15 @@ Rows = Any
 def matching_bias(entries: Sequence[tuple[Rows, Float32]], inside: Bool, wanted: NDArray[np.int64]) -> Float64:
     """Return (L,) biases after which each label is the best of about as many voxels as are wanted.
 
-    The voxels are (rows, voxels of a row). A label's voxels are counted from the one with the largest margin to the
-    best other label on. Voxels whose margin no bias can close keep their label.
+    A label's voxels are counted from the one with the largest margin to the best other label on. Voxels whose margin no bias can close
+    keep their label.
 
     Args:
         entries: the rows where each label takes part, and its logits there, (m, voxels of a row).
         inside: (rows, voxels of a row), True at the voxels that count.
         wanted: (L,) voxels of each label.
     """
-    num_labels = len(entries)
-    bias = np.zeros(num_labels)
+    bias = np.zeros(len(entries))
     for limit, num_rounds in STAGES:
         entries, inside, wanted = _open(entries, inside, wanted, np.float32(2 * limit))
         change = _balance(entries, len(inside), wanted, limit, num_rounds)
@@ -105,10 +104,7 @@ def _balance(
 
 
 def _threshold(distances: Float32, wanted: int, limit: float) -> float:
-    """Return the bias that lets a label win as many voxels as are wanted, or the nearest number where distances are equal.
-
-    It is within the limit; a label that would vanish gets up to twice the limit.
-    """
+    """Return the bias with which a label wins about as many voxels as are wanted: within the limit, or twice that if it would vanish."""
     if wanted <= 0:
         return -limit
     if wanted >= len(distances):

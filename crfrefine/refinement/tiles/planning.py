@@ -17,7 +17,7 @@ from crfrefine.refinement.tiles.problem import TileProblem
 from crfrefine.refinement.tiles.sources import DenseChannels, LabelMapChannels, ShareChannels, find_tiles_near_labels
 from crfrefine.refinement.tiles.stored import FIRST_LOOK
 from crfrefine.refinement.tiles.streaming import survey_stream
-from crfrefine.refinement.tiles.survey import Thresholds, find_thresholds, survey_array
+from crfrefine.refinement.tiles.survey import Survey, Thresholds, find_thresholds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,9 +73,19 @@ def plan_array(
         image = replace(image, mask=np.ascontiguousarray(image.mask))
     channels = values.reshape(len(values), *(1,) * lead, *values.shape[1:])
     source = DenseChannels(channels, (*(slice(0, 1),) * lead, *inner), is_probability=is_probability)
-    grid = TileGrid(source.shape)
+    grid = TileGrid.of([axis.stop - axis.start for axis in inner])
     inside = None if image.mask is None else image.mask.reshape(grid.shape)
-    survey, present, may_matter = survey_array(grid, source, spec.mean_field, inside, thresholds, threads)
+    survey = Survey(grid, spec.mean_field, inside, threads, is_probability=is_probability)
+    for label in range(len(values)):
+        survey.add(label, source.channel(label))
+    present, may_matter = np.zeros((2, *survey.margins.shape), np.bool_)
+    for label, margins in enumerate(survey.margins):
+        # The bound was taken before later labels added to the sum.
+        tiles = np.flatnonzero(margins > thresholds.may_matter[label])
+        if len(tiles):
+            exact = survey.margins_of(label, source.channel(label), tiles, is_whole_grid=True)
+            present[label].flat[tiles] = exact > thresholds.present[label]
+            may_matter[label].flat[tiles] = exact > thresholds.may_matter[label]
     labels = None
     if box is None and not is_probability:  # The smallest probabilities have one logarithm.
         labels = survey.labels.reshape(values.shape[1:]).astype(np.min_scalar_type(len(values) - 1), copy=False)

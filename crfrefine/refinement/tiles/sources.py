@@ -48,11 +48,6 @@ class DenseChannels(ChannelSource):
         self.box = box
         self.is_probability = is_probability
 
-    @property
-    def shape(self) -> Extents:
-        """Voxels along each axis of the box."""
-        return tuple(axis.stop - axis.start for axis in self.box)
-
     def channel(self, label: int) -> Float32:
         """Return a label's values in the box, with consecutive voxels along the last axis."""
         channel: Float32 = self.values[label][self.box]

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from crfrefine.base.array_types import Array, Bool, Float32, Float64
     from crfrefine.parameters.specs import MeanFieldSpec, ModelSpec
     from crfrefine.refinement.tiles.grid import TileGrid
-    from crfrefine.refinement.tiles.sources import DenseChannels
 
 
 SAMPLED_PLANES, MIN_DOUBT = 5, 1e-5
@@ -102,24 +101,6 @@ class Survey:
         settings = self.is_probability, float(self._bias[label]), 1.0 / self.temperature
         self._engine.margins(values, is_whole_grid, tiles, *settings, self.mask, self.log_sum, self._lowest_sums, exact_above, margins)
         return margins
-
-
-def survey_array(
-    grid: TileGrid, source: DenseChannels, run: MeanFieldSpec, mask: Bool | None, thresholds: Thresholds, threads: int | None
-) -> tuple[Survey, Bool, Bool]:
-    """Return one pass over channels in memory, where labels are present, and where they may matter, (L, *tiles) each."""
-    survey = Survey(grid, run, mask, threads, is_probability=source.is_probability)
-    for label in range(run.num_labels):
-        survey.add(label, source.channel(label))
-    present, may_matter = np.zeros((2, *survey.margins.shape), np.bool_)
-    for label, margins in enumerate(survey.margins):
-        # The bound was taken before later labels added to the sum.
-        tiles = np.flatnonzero(margins > thresholds.may_matter[label])
-        if len(tiles):
-            exact = survey.margins_of(label, source.channel(label), tiles, is_whole_grid=True)
-            present[label].flat[tiles] = exact > thresholds.present[label]
-            may_matter[label].flat[tiles] = exact > thresholds.may_matter[label]
-    return survey, present, may_matter
 
 
 SHARE_OF_UNIFORM = 0.5
