@@ -33,11 +33,15 @@ def info(
     def show_folder(report: FolderReport) -> None:
         counts = f"{counted(len(report.cases), 'case')} in order, {counted(len(report.problems), 'problem')}"
         print(f"{printable(str(report.path))}: {counts}")
-        _show({printable(case_id): line for case_id, line in report.cases.items()})
-        for text in (*(f"note: {note}" for note in report.notes), *(f"wrong: {problem}" for problem in report.problems)):
+        lines = {printable(case_id): line for case_id, line in report.cases.items()}
+        width = max(map(len, lines), default=0)
+        for name, line in lines.items():
+            print(f"  {name:<{width}}  {line}")
+        for text in (*(f"note: {note}" for note in report.notes), *(f"wrong: {problem.message}" for problem in report.problems)):
             print(for_terminal(f"  {text}"))
-        for trace in report.tracebacks if verbose else ():
-            print(for_terminal(indented(trace)), file=sys.stderr)
+        for problem in report.problems:
+            if verbose and problem.traceback is not None:
+                print(for_terminal(indented(problem.traceback)), file=sys.stderr)
 
     shown: list[dict[str, Any]] = []
     for number, path in enumerate(paths):
@@ -47,7 +51,7 @@ def info(
             print()
         if path.is_dir():
             report = inspect_folder(path, **options)
-            values |= {"cases": report.cases, "notes": report.notes, "problems": report.problems}
+            values |= {"cases": report.cases, "notes": report.notes, "problems": [problem.message for problem in report.problems]}
             if not as_json:
                 show_folder(report)
             continue
@@ -69,9 +73,3 @@ def info(
             print(for_terminal(f"{name:<12}  {text}"))
     if paths and not content["is_well"]:
         raise typer.Exit(1)
-
-
-def _show(lines: dict[str, str]) -> None:
-    width = max(map(len, lines), default=0)
-    for name, line in lines.items():
-        print(f"  {name:<{width}}  {line}")

@@ -11,15 +11,14 @@ from crfrefine.arrays.components import REMOVED
 from crfrefine.base.failures import Causes
 from crfrefine.base.text import counted, for_terminal, listed, printable
 from crfrefine.cli.main import indented
-from crfrefine.runs.records import VANISHED
-from crfrefine.runs.run import InferenceObserver
+from crfrefine.runs.options import Observer
+from crfrefine.runs.records import VANISHED, CaseRecord, RunSummary
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rich.progress import Progress, TaskID
 
-    from crfrefine.runs.records import CaseRecord, RunSummary
 
 QUIET, NORMAL, VERBOSE = range(3)
 
@@ -114,7 +113,7 @@ class RunReporter:
         self._causes = Causes()
 
 
-class Reporter(RunReporter, InferenceObserver):
+class Reporter(RunReporter, Observer[RunSummary, CaseRecord]):
     """Shows a run: a live bar with case, stage and remaining time on a terminal, else one plain line per case; VERBOSE: filters, times."""
 
     summary: RunSummary | None = None  # of the run that is shown

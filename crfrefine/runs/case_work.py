@@ -4,34 +4,43 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
+from crfrefine.arrays.blocks import AUTO
+from crfrefine.arrays.label_maps import vanished_labels
+from crfrefine.arrays.one_hot import ABSENT_LOGIT, expand_channels
 from crfrefine.base.axes import file_order
 from crfrefine.base.failures import failing_alone
+from crfrefine.base.memory import memory_left, memory_limit
 from crfrefine.base.parallel import run_all
 from crfrefine.base.text import counted, listed, printable
 from crfrefine.base.threads import available_threads
+from crfrefine.cases import case as cases
+from crfrefine.cases.case import Case, CaseFiles
+from crfrefine.cases.dataset_description import Names
+from crfrefine.cases.label_input import LabelMap
+from crfrefine.cases.reading_options import ReadingOptions
+from crfrefine.engines import get_backend
+from crfrefine.engines.base import RunContext
+from crfrefine.io import write_label_map, write_pieces
 from crfrefine.io.atomic import check_replaceable, write_small_file
+from crfrefine.io.logits import LogitsHeader
 from crfrefine.io.paths import files_written, stem_of
 from crfrefine.io.volume import Segment, named_segments
+from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
+from crfrefine.refinement.refining import NARROW, refine_network
+from crfrefine.refinement.result import RefinementResult
+from crfrefine.refinement.tiles.coarse import CoarseNetwork, Interpolation
+from crfrefine.refinement.tiles.streaming import StreamedNetwork
 from crfrefine.runs.options import InferenceOptions, Observer
+from crfrefine.runs.outputs import OutputFiles, is_complete
 from crfrefine.runs.records import VANISHED, CaseRecord, RunSummary, time_of_change
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from crfrefine.cases.case import Case, CaseFiles
-    from crfrefine.cases.dataset_description import Names
-    from crfrefine.cases.reading_options import ReadingOptions
-    from crfrefine.refinement.networks import Network
-    from crfrefine.refinement.result import RefinementResult
-    from crfrefine.runs.outputs import OutputFiles
 
 MAX_VANISHED = 50
 """Most labels that a note names; the record has all of them."""
@@ -74,10 +83,6 @@ class CaseInWork:
 
 def read_case(settings: CaseSettings, task: Task) -> CaseInWork:
     """Read a case, unless its outputs are complete; errors are in its record."""
-    from crfrefine.cases import case as cases
-    from crfrefine.engines import get_backend
-    from crfrefine.runs.outputs import is_complete
-
     record, parameters = CaseRecord(task.files.case_id), settings.options.parameters
     work = CaseInWork(task, record)
     with failing_alone(record.fail, *task.files.paths):
@@ -120,20 +125,6 @@ def _refine(
     settings: CaseSettings, case: Case, record: CaseRecord, observer: Observer[RunSummary, CaseRecord]
 ) -> tuple[RefinementResult, Names, tuple[Segment, ...]]:
     """Run the CRF, and record the outcome; return it with the names of labels, and their segments if the input has them."""
-    import numpy as np
-
-    from crfrefine.arrays.blocks import AUTO
-    from crfrefine.arrays.label_maps import vanished_labels
-    from crfrefine.base.memory import memory_left, memory_limit
-    from crfrefine.cases.label_input import LabelMap
-    from crfrefine.engines import get_backend
-    from crfrefine.engines.base import RunContext
-    from crfrefine.io.logits import LogitsHeader
-    from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork
-    from crfrefine.refinement.refining import NARROW, refine_network
-    from crfrefine.refinement.tiles.coarse import CoarseNetwork, Interpolation
-    from crfrefine.refinement.tiles.streaming import StreamedNetwork
-
     started = time.perf_counter()
     options, given, names = settings.options, case.network, settings.names
     segments: tuple[Segment, ...] = ()
@@ -190,8 +181,6 @@ def _refine(
 
 def _write(settings: CaseSettings, work: CaseInWork, result: RefinementResult, names: Names, segments: tuple[Segment, ...]) -> None:
     """Write a refined case, each file whole or not at all and the label map last, and close its record; the images are freed."""
-    from crfrefine.io import write_label_map, write_pieces
-
     assert work.case is not None
     started = time.perf_counter()
     record, outputs, threads = work.record, work.task.outputs, settings.options.threads or available_threads()
@@ -226,10 +215,6 @@ def _channels(result: RefinementResult, kind: str) -> tuple[int, Callable[[int, 
 
     Labels that have no channel in the result get one; channels of regions stay as they are.
     """
-    import numpy as np
-
-    from crfrefine.arrays.one_hot import ABSENT_LOGIT, expand_channels
-
     channels, is_logits = result.channels, kind == "logits"
     absent = ABSENT_LOGIT if is_logits else 0.0
     if not channels.is_streamed:

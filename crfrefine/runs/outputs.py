@@ -5,29 +5,27 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from crfrefine.base.inputs import check_no_input
 from crfrefine.base.text import shorten
+from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.dataset_description import read_dataset_description
 from crfrefine.cases.reading_options import RESERVED_NAMES
 from crfrefine.errors import InputError
+from crfrefine.io import is_whole, placed_on, read_header, read_labels
 from crfrefine.io.atomic import check_replaceable
 from crfrefine.io.paths import WRITTEN_SUFFIXES, files_read, files_written, stem_of, suffix_of, suffix_to_write
 from crfrefine.io.volume import Segment, named_segments, segments_of
+from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.records import RECORD_FOLDER
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from crfrefine.cases.case import CaseFiles
-    from crfrefine.runs.options import InferenceOptions
 
 NAMES_FILE = "dataset.json"
 _MAX_OF_A_STEM = 100
@@ -166,8 +164,6 @@ def check_summary_path(path: Path, plans: Sequence[OutputFiles]) -> None:
 
 def is_complete(outputs: OutputFiles, files: CaseFiles) -> bool:
     """Return whether every output of a case exists, can be read to its end, and is on the grid of the case."""
-    from crfrefine.io import is_whole, placed_on, read_header, read_labels
-
     volumes = [path for path in outputs.all() if path != outputs.preview]
     if not all(path.is_file() for path in outputs.all()) or not all(map(is_whole, volumes)):
         return False

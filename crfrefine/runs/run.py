@@ -14,7 +14,7 @@ from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import crfrefine
 from crfrefine.base.failures import describe_failure
@@ -24,19 +24,15 @@ from crfrefine.errors import BackendUnavailableError, CrfRefineError, DeviceLost
 from crfrefine.io.atomic import write_small_file
 from crfrefine.runs.case_work import CaseSettings, Task, finish_case, read_case
 from crfrefine.runs.options import InferenceOptions, Observer
-from crfrefine.runs.records import CaseRecord, RunSummary
-
-if TYPE_CHECKING:
-    from crfrefine.runs.plan import RunPlan
-
-InferenceObserver = Observer[RunSummary, CaseRecord]
+from crfrefine.runs.plan import RunPlan, plan_run
+from crfrefine.runs.records import CaseRecord, RecordFile, RunSummary
 
 RETRIES = 1
 """Further attempts for a case whose task raises an error: another worker may have the right version of the package."""
 
 
 @keeping_inputs()
-def run_inference(options: InferenceOptions, observer: InferenceObserver | None = None) -> RunSummary:
+def run_inference(options: InferenceOptions, observer: Observer[RunSummary, CaseRecord] | None = None) -> RunSummary:
     """Refine the cases that the options name; a bad case is recorded and the others continue.
 
     Args:
@@ -50,9 +46,6 @@ def run_inference(options: InferenceOptions, observer: InferenceObserver | None 
         CrfRefineError: the run is impossible: no case, no device, no place to write.
         KeyboardInterrupt: passed on; a file that was being written is removed.
     """
-    from crfrefine.runs.plan import plan_run
-    from crfrefine.runs.records import RecordFile
-
     options = options if options.dask is None else options.with_absolute_paths()
     observer = observer or Observer()
     plan, started = plan_run(options), time.perf_counter()
@@ -111,7 +104,7 @@ def note_on_num_labels(records: Iterable[CaseRecord]) -> str | None:
     return f"cases have different numbers of labels, as results of different networks have: {groups}"
 
 
-def _refine_here(plan: RunPlan, observer: InferenceObserver) -> Generator[CaseRecord]:
+def _refine_here(plan: RunPlan, observer: Observer[RunSummary, CaseRecord]) -> Generator[CaseRecord]:
     """Yield the record of each case; a thread reads the next case while one is refined."""
     settings, reader = plan.settings, ThreadPoolExecutor(1, "read")
     try:
@@ -131,7 +124,7 @@ def _refine_here(plan: RunPlan, observer: InferenceObserver) -> Generator[CaseRe
         reader.shutdown(wait=False, cancel_futures=True)
 
 
-def _refine_on_cluster(plan: RunPlan, address: str, observer: InferenceObserver) -> Generator[CaseRecord]:
+def _refine_on_cluster(plan: RunPlan, address: str, observer: Observer[RunSummary, CaseRecord]) -> Generator[CaseRecord]:
     """Yield the record of each case; a worker of a running Dask cluster does it from its first file to its last.
 
     Security, workers, their memory, and how often a lost task is tried again are Dask's own configuration

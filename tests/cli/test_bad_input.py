@@ -27,7 +27,7 @@ from cli_helpers import (
 from evaluation_helpers import write_study
 
 import crfrefine.io.nifti
-import crfrefine.refinement.refining
+import crfrefine.runs.case_work
 from crfrefine.io.volume import VoxelSource
 
 CASES = ("bad", "good")
@@ -290,7 +290,7 @@ def test_a_traceback_is_shown_on_request_alone_and_not_of_too_little_memory(fold
 
 @pytest.mark.parametrize("stage", ["refine", "write"])
 def test_a_bug_in_the_work_on_a_case_costs_the_case(folders, monkeypatch, stage):
-    module, name = (crfrefine.refinement.refining, "refine_network") if stage == "refine" else (crfrefine.io.nifti, "write")
+    module, name = (crfrefine.runs.case_work, "refine_network") if stage == "refine" else (crfrefine.io.nifti, "write")
     whole, calls = getattr(module, name), []
 
     def broken(*arguments, **options):

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from numpy.typing import NDArray
-
-    from crfrefine.base.array_types import Float32, Float64
+from crfrefine.arrays.components import label_components
+from crfrefine.arrays.label_maps import argmax_labels
+from crfrefine.base.array_types import Float32, Float64
+from crfrefine.io import read_logits, read_volume, write_channels, write_label_map
+from crfrefine.io.volume import Volume
+from crfrefine.metrics.counts import OverlapCounts, dice
 
 NUM_LABELS = 4
 
@@ -53,8 +55,6 @@ def make_phantom(
     """
     if min(grid_shape) < 8 or min(spacing) <= 0:
         raise ValueError(f"a phantom needs at least 8 voxels along each axis and positive spacing, not {grid_shape} at {spacing} mm")
-    from scipy.ndimage import gaussian_filter
-
     rng = np.random.default_rng(seed)
     scale = min(n * step for n, step in zip(grid_shape, spacing, strict=True)) / _HEAD_SCALE_MM
 
@@ -100,9 +100,6 @@ def make_phantom(
 
 def write_phantom(phantom: Phantom, folder: str | Path, case_id: str = "phantom") -> None:
     """Write a phantom as NIfTI files below `folder`: `images/CASE_0000.nii.gz` and `_0001`, `labels/CASE.nii.gz`, `logits/CASE.nii.gz`."""
-    from crfrefine.io import write_channels, write_label_map
-    from crfrefine.io.volume import Volume
-
     folder = Path(folder)
     for kind in ("images", "labels", "logits"):
         (folder / kind).mkdir(parents=True, exist_ok=True)
@@ -115,11 +112,6 @@ def write_phantom(phantom: Phantom, folder: str | Path, case_id: str = "phantom"
 
 def compare_with_truth(folder: Path, refined: Path) -> Iterator[tuple[int, list[float], list[int]]]:
     """Yield each label with its Dice before and after, and its connected components in the truth, before and after."""
-    from crfrefine.arrays.components import label_components
-    from crfrefine.arrays.label_maps import argmax_labels
-    from crfrefine.io import read_logits, read_volume
-    from crfrefine.metrics.counts import OverlapCounts, dice
-
     network = argmax_labels(read_logits([folder / "logits" / refined.name]).values)
     maps = [read_volume(folder / "labels" / refined.name).data, network, read_volume(refined).data]
     for label in range(1, NUM_LABELS):

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
+
+from crfrefine.base.array_types import Array, Bool
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from PIL import Image, ImageFont
-
-    from crfrefine.base.array_types import Array, Bool
 
 # Okabe & Ito 2008: distinguishable with every common color vision deficiency, and on gray.
 LABEL_COLORS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2")

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import label, maximum_filter, minimum_filter, uniform_filter
 
 from crfrefine.arrays.label_maps import bounding_box
+from crfrefine.base.array_types import Array, Bool, Float32, Float64
 from crfrefine.base.geometry import orientation_codes
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
-    from crfrefine.base.array_types import Array, Bool, Float32, Float64
 
 SIDES = ("RL", "PA", "IS")
 """Letters at the low and the high end of each axis of an upright volume."""
@@ -111,8 +107,6 @@ def choose_places(maps: Sequence[Array], changed: Bool, steps: Sequence[float]) 
 
 def _structure(maps: Sequence[Array]) -> Bool | None:
     """Return the largest connected part of the foreground of most maps, (*grid); None without any foreground."""
-    from scipy.ndimage import label
-
     votes = np.add.reduce([labels > 0 for labels in maps], dtype=np.uint8)
     box = bounding_box(votes > 0)
     if box is None:
@@ -127,8 +121,6 @@ def _structure(maps: Sequence[Array]) -> Bool | None:
 
 def _largest_change(changed: Bool, steps: Sequence[float]) -> tuple[int, ...] | None:
     """Return the changed voxel with the most changed voxels around it; None without changes."""
-    from scipy.ndimage import uniform_filter
-
     box = bounding_box(changed)
     if box is None:
         return None
@@ -202,8 +194,6 @@ def choose_modality(modalities: Sequence[Float32], windows: Sequence[Window], la
     The mean intensities of the labels explain most of its variance within 3 mm of a border (the correlation ratio): one label may be
     bright, another dark, and a long border counts for more than a short one. `labels` are unsigned, `steps` are mm per grid axis.
     """
-    from scipy.ndimage import maximum_filter, minimum_filter
-
     occupied = bounding_box(labels != 0)
     if len(modalities) == 1 or occupied is None:
         return 0

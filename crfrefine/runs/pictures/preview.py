@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crfrefine.arrays.label_maps import bounding_box, foreground_labels
+from crfrefine.base.array_types import Array, Float32, Float64
 from crfrefine.runs.pictures import drawing
 from crfrefine.runs.pictures.planes import CHANGE_WINDOW_MM, PLANES, Upright, choose_modality, choose_places, choose_window, planes_of
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from numpy.typing import NDArray
-
-    from crfrefine.base.array_types import Array, Float32, Float64
 
 _PAPER, _INK, _FAINT_INK, _FRAME = (drawing.gray_level(share) for share in (0.065, 0.95, 0.68, 0.8))
 _DIMMED = 0.55  # below changed voxels

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crfrefine import io
 from crfrefine.arrays.label_maps import argmax_labels
@@ -20,9 +20,6 @@ from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.atomic import check_replaceable
 from crfrefine.io.paths import add_volumes, files_written, is_dicom, require_suffix
 from crfrefine.io.volume import Volume, VolumeHeader, named_segments
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 
 @keeping_inputs()

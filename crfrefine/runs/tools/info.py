@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import metadata
@@ -16,7 +16,7 @@ import numpy as np
 import crfrefine
 from crfrefine import io
 from crfrefine.arrays.probabilities import TOLD_SUM_TOLERANCE, look_at
-from crfrefine.base.failures import Causes, Failure, failing_alone
+from crfrefine.base.failures import Causes, Failure, describe_failure, failing_alone
 from crfrefine.base.geometry import describe_grid
 from crfrefine.base.memory import format_size
 from crfrefine.base.text import TIMES, counted, listed
@@ -24,7 +24,7 @@ from crfrefine.base.threads import thread_limit
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.case_headers import read_case_headers
 from crfrefine.cases.dataset_description import read_descriptions
-from crfrefine.cases.discovery import case_folders, discover_cases, list_files, structures_folder
+from crfrefine.cases.discovery import case_folders, discover_cases, list_files
 from crfrefine.cases.nnunet import find_cases_to_refine, is_of_nnunet
 from crfrefine.cases.reading_options import ReadingOptions, RegionReading, find_regions
 from crfrefine.errors import CrfRefineError, InputError
@@ -41,14 +41,7 @@ class FolderReport:
     path: Path
     cases: dict[str, str] = field(default_factory=dict)  # name and a line about it: modalities, grid, labels, other files
     notes: list[str] = field(default_factory=list)  # on ignored files
-    problems: list[str] = field(default_factory=list)  # only the first of each cause is in full
-    tracebacks: list[str] = field(default_factory=list)  # of unexpected errors
-
-    def fail(self, failure: Failure) -> None:
-        """Record the problem of a case."""
-        self.problems.append(failure.message)
-        if failure.traceback is not None:
-            self.tracebacks.append(failure.traceback)
+    problems: list[Failure] = field(default_factory=list)  # only the first of each cause is in full
 
 
 def describe_header(header: VolumeHeader, *, values: bool = False) -> list[tuple[str, str]]:
@@ -111,21 +104,23 @@ def inspect_folder(folder: str | Path, *, resample: bool = False) -> FolderRepor
         elif list_files(folder, io.VOLUME_SUFFIXES) or not archives:
             cases, archives = _discover(folder), []
     except CrfRefineError as error:
-        return FolderReport(folder, problems=[str(error)])
+        return FolderReport(folder, problems=[describe_failure(error)])
     notes = list(cases.notes)
     places = [folder] if of_nnunet else [path.parent for files in cases[:1] for path in (*files.logits[:1], *files.images[:1])]
     regions = find_regions(None, read_descriptions(places or [folder], notes))
-    report, causes = FolderReport(folder, notes=notes, problems=[regions.problem] if regions.problem else []), Causes()
+    report, causes = FolderReport(folder, notes=notes), Causes()
+    if regions.problem:
+        report.problems.append(describe_failure(InputError(regions.problem)))
     num_labels: dict[str, int] = {}
     remarks: dict[str, list[str]] = {}
 
     def fail(files: CaseFiles, failure: Failure) -> None:
         message = f"case {files.case_id!r}: {failure.message}" if failure.traceback else "; ".join([failure.message, *files.missing[1:]])
         is_new = causes.is_new(files.case_id, message)
-        report.fail(replace(failure, message=message if is_new else message.partition("\n")[0]))
+        report.problems.append(replace(failure, message=message if is_new else message.partition("\n")[0]))
 
     for path in archives:  # logits without geometry
-        with failing_alone(report.fail, path):
+        with failing_alone(report.problems.append, path):
             header = io.read_header(path)
             regions.require_number(header.num_channels, path)
             report.cases[io.stem_of(path)] = f"{_channels(header.num_channels, regions)}, {describe_grid(header.grid_shape, header.affine)}"
@@ -151,7 +146,7 @@ def inspect_folder(folder: str | Path, *, resample: bool = False) -> FolderRepor
     for case_id, number in num_labels.items():
         own, others = (f"logits of {counted(count, 'label')}" if count else "a label map" for count in (number, usual))
         if number != usual:
-            report.problems.append(f"case {case_id!r}: has {own}, most cases have {others}")
+            report.problems.append(describe_failure(InputError(f"case {case_id!r}: has {own}, most cases have {others}")))
     return report
 
 
@@ -167,12 +162,12 @@ def _structures(folder: Path) -> dict[str, Path]:
 
 
 def _inspect_structures(folder: Path, structures: dict[str, Path]) -> FolderReport:
-    of_images = f" and -i {folder}" if any(structures_folder(folder / case_id) != folder / case_id for case_id in structures) else ""
+    of_images = f" and -i {folder}" if any(path != folder / case_id for case_id, path in structures.items()) else ""
     notes = [f"{folder}: one binary file per structure; refine them with -p {folder}{of_images} and --input-type labels"]
     report = FolderReport(folder, notes=notes)
     for case_id, path in structures.items():
         files = list_files(path, io.VOLUME_SUFFIXES)
-        with failing_alone(report.fail, *files):
+        with failing_alone(report.problems.append, *files):
             header = io.read_header(files[0])
             report.cases[case_id] = f"{counted(len(files), 'structure')}, {describe_grid(header.grid_shape, header.affine)}"
     return report
@@ -199,7 +194,7 @@ def installation() -> dict[str, str]:
     from crfrefine.engines import get_backend
     from crfrefine.engines.compiled import built_levels, processor_level
 
-    threads, limited_by = thread_limit()
+    threads, source = thread_limit()
     shown = {"version": f"crfrefine {crfrefine.__version__}, Python {platform.python_version()}, {platform.platform()}"}
     try:
         cpu: Any = get_backend("cpu")
@@ -212,23 +207,18 @@ def installation() -> dict[str, str]:
         shown["GPU"] = f"{properties['name']}, {format_size(properties['memory'])}"
     except CrfRefineError as error:
         shown["GPU"] = str(error)
-    return {**shown, "threads": f"{threads}: {limited_by}", **dict(_extras())}
-
-
-def _extras() -> Iterator[tuple[str, str]]:
-    """Yield each extra with the versions of its packages, or with the command that installs them."""
+    shown["threads"] = f"{threads}: {source}"
     try:
         lines = metadata.requires("crfrefine") or []
     except metadata.PackageNotFoundError:
-        yield "extras", "not known, as crfrefine is not installed: pip install it"
-        return
-    names: dict[str, list[str]] = {}
-    for line in lines:
-        match = re.match(r"([\w.-]+).*\bextra == ['\"]([\w-]+)['\"]", line)
-        if match and match[1] != "crfrefine":
-            names.setdefault(match[2], []).append(match[1])
-    for extra, packages in names.items():
+        return {**shown, "extras": "not known, as crfrefine is not installed: pip install it"}
+    extras: dict[str, list[str]] = {}
+    for match in filter(None, (re.match(r"([\w.-]+).*\bextra == ['\"]([\w-]+)['\"]", line) for line in lines)):
+        if match[1] != "crfrefine":
+            extras.setdefault(match[2], []).append(match[1])
+    for extra, packages in extras.items():
         try:
-            yield extra, ", ".join(f"{name} {metadata.version(name)}" for name in packages)
+            shown[extra] = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
         except metadata.PackageNotFoundError as error:
-            yield extra, f"{error.name} is not installed: pip install 'crfrefine[{extra}]'"
+            shown[extra] = f"{error.name} is not installed: pip install 'crfrefine[{extra}]'"
+    return shown

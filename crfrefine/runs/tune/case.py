@@ -5,30 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from crfrefine.arrays.intensity import normalize_intensity
+from crfrefine.arrays.label_maps import Box
+from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.cases.case import Case, nonzero_mask, read_case, read_case_headers
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.label_input import LabelMap
+from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.engines import get_backend
-from crfrefine.engines.base import RunContext
+from crfrefine.engines.base import Progress, RunContext
 from crfrefine.errors import InputError
+from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import NORMALIZED, PostprocessParameters
 from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
 from crfrefine.refinement.refining import refine_network
+from crfrefine.refinement.result import RefinementResult
 from crfrefine.runs.pictures import drawing
 from crfrefine.runs.pictures.planes import PLANES, Upright, Window, choose_places, choose_window, planes_of
-
-if TYPE_CHECKING:
-    from crfrefine.arrays.label_maps import Box
-    from crfrefine.base.array_types import Array, Bool, Float32, Labels
-    from crfrefine.cases.reading_options import ReadingOptions
-    from crfrefine.engines.base import Progress
-    from crfrefine.parameters.model import CrfParameters
-    from crfrefine.refinement.result import RefinementResult
 
 MAX_VALUES = 700_000
 """Logits of a box, voxels times labels: refined in about 0.2 s of processor time (docs/guide/tuning.md)."""

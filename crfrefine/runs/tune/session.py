@@ -8,17 +8,20 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from crfrefine.arrays.label_maps import foreground_labels
+from crfrefine.arrays.label_maps import Box, foreground_labels
 from crfrefine.arrays.region_scheme import RegionScheme
+from crfrefine.base.array_types import Array
 from crfrefine.base.text import counted, listed, printable, shorten
 from crfrefine.cases.case import read_case_headers
-from crfrefine.cases.case_files import CaseList
+from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.discovery import labels_of
 from crfrefine.cases.label_input import KIND as LABEL_MAP
 from crfrefine.cases.reading_options import RegionReading
@@ -33,15 +36,6 @@ from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.pictures.drawing import label_color
 from crfrefine.runs.plan import RunInputs, find_inputs
 from crfrefine.runs.tune.case import CaseRefiner, View, describe_planes, draw_plane, open_case
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
-
-    from crfrefine.arrays.label_maps import Box
-    from crfrefine.base.array_types import Array
-    from crfrefine.cases.case_files import CaseFiles
-
 
 AS_GIVEN = ""
 """Stands among the presets for the parameters that the page was opened with."""
