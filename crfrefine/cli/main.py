@@ -12,12 +12,12 @@ import shlex
 import signal
 import sys
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from typer.core import TyperGroup
@@ -63,29 +63,21 @@ def indented(text: str) -> str:
     return "\n".join(f"  {line}" for line in text.splitlines())
 
 
-@contextlib.contextmanager
-def _usage_errors() -> Generator[None]:
-    """Print Typer's errors about the command line in the form of all other errors, and shorten what they quote."""
-    try:
-        yield
-    except _UsageError as error:
-        if type(error).show is _UsageError.show:  # The help that answers a call without arguments has its own.
-            if (option := getattr(error, "option_name", None)) in GONE:
-                error.message, error.possibilities = GONE[option], None
-            advice = ""
-            if "unexpected extra argument" in error.message and re.search(r"\.(nii|npz|mha|mhd|nrrd|dcm)\b", error.message):
-                advice = "\n  An option takes one path: give the folder of many cases, or repeat the option for the files of one case."
-            error.message = for_terminal(error.message, _MAX_OF_A_USAGE_ERROR) + advice
-            error.show = partial(_show_usage_error, error)
-        raise
-
-
-def _show_usage_error(error: Any) -> None:
-    """Print the usage of the command, and the error as all others are printed."""
+def _usage_error(error: Any) -> Exception:
+    """Print Typer's error about the command line in the form of all other errors, and shorten what it quotes; return how to leave."""
+    if type(error).show is not _UsageError.show:  # The help that answers a call without arguments has its own.
+        return cast(Exception, error)
+    if (option := getattr(error, "option_name", None)) in GONE:
+        error.message, error.possibilities = GONE[option], None
+    advice = ""
+    if "unexpected extra argument" in error.message and re.search(r"\.(nii|npz|mha|mhd|nrrd|dcm)\b", error.message):
+        advice = "\n  An option takes one path: give the folder of many cases, or repeat the option for the files of one case."
+    error.message = for_terminal(error.message, _MAX_OF_A_USAGE_ERROR) + advice
     text = io.StringIO()
     _UsageError.show(error, text)
     with contextlib.suppress(OSError):
         print(re.sub(r"^Error: ", "crfrefine: error: ", text.getvalue(), count=1, flags=re.MULTILINE), end="", file=sys.stderr)
+    return typer.Exit(error.exit_code)
 
 
 def refuse_dicom(arguments: Sequence[str]) -> None:
@@ -118,22 +110,26 @@ class Group(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the options before the name of a command; a shell that one for completion names goes into the context."""
-        with _usage_errors():
+        try:
             if len(args) == 2 and args[0] in ("--install-completion", "--show-completion"):
                 if args[1] not in ("bash", "zsh", "fish"):
                     raise typer.BadParameter(f"{shorten(args[1])}: expected one of bash, zsh, fish", ctx=ctx, param_hint=args[0])
                 ctx.meta[_SHELL] = args.pop()
             return super().parse_args(ctx, args)
+        except _UsageError as error:
+            raise _usage_error(error) from error
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command named in the arguments."""
         arguments = ctx.obj = [*ctx._protected_args, *ctx.args]  # `obj` is what commands see.
         try:
-            with _usage_errors(), keeping_inputs():
+            with keeping_inputs():
                 if arguments and arguments[0] in GONE:
                     ctx.fail(GONE[arguments[0]])
                 refuse_dicom(arguments)
                 return super().invoke(ctx)
+        except _UsageError as error:
+            raise _usage_error(error) from error
         except CrfRefineError as error:
             print_failure(describe_failure(error), verbose=not {"-v", "--verbose"}.isdisjoint(arguments))
             raise typer.Exit(1) from error

@@ -65,7 +65,8 @@ def find_inputs(options: InferenceOptions) -> RunInputs:
     else:
         try:
             cases = discover_cases(options.images, options.logits, masks, input_type=options.input_type)
-            _require_any_output(cases, options.logits[0])
+            if all(files.missing for files in cases):
+                _require_any_output(cases, options.logits[0])
         except CrfRefineError as error:
             if _seem_exchanged(options.images, options.logits):
                 raise InputError(f"{error}\n  {EXCHANGED}") from None

@@ -65,7 +65,7 @@ def run_inference(options: InferenceOptions, observer: Observer[RunSummary, Case
                     with suppress(CrfRefineError):  # The line is written with the next one; `close` reports it.
                         file.append(record.to_dict())
                 observer.case_ended(record)
-                is_full = record.failed_by(StorageError)
+                is_full = bool(record.failures) and record.failed_by(StorageError)
                 if is_full or (options.fail_fast and record.failures):
                     break
         left = summary.num_cases - len(summary.cases)
@@ -116,7 +116,8 @@ def _refine_here(plan: RunPlan, observer: Observer[RunSummary, CaseRecord]) -> G
             reading += [reader.submit(read_case, settings, task) for task in plan.tasks[number : number + 1]]
             record = finish_case(settings, work, observer)
             del work  # Its arrays are freed before the next case is awaited.
-            if record.failed_by(DeviceLostError) and settings.options.device == "auto" and settings.device != "cpu":
+            can_change = settings.options.device == "auto" and settings.device != "cpu"
+            if record.failures and can_change and record.failed_by(DeviceLostError):
                 settings = replace(settings, device="cpu")
                 observer.note("the GPU stopped working: the other cases are computed on the CPU, as --device auto allows")
             yield record
