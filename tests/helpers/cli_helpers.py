@@ -9,6 +9,7 @@ from collections import namedtuple
 from dataclasses import dataclass
 from pathlib import Path
 
+import io_helpers
 import nibabel as nib
 import numpy as np
 
@@ -66,10 +67,7 @@ def run_here(*arguments, status=None):
 
 def save_nifti(path, values, affine=AFFINE):
     path.parent.mkdir(parents=True, exist_ok=True)
-    image = nib.Nifti1Image(values, affine)
-    image.header.set_xyzt_units("mm")
-    nib.save(image, path)
-    return path
+    return io_helpers.save_nifti(path, values, affine)
 
 
 def load_nifti(path):

@@ -1,17 +1,9 @@
 """The GPU engine without a GPU: its kernels compiled as C++, its arrays numpy's.
 
-The same orchestration and the same kernel sources run as on a device. Its threads run one after the other, in kernels with barriers inside
-each phase; with `order` 0 in reverse.
-
-Watched, each access of a kernel to memory is looked at (kernel_watch.cpp). It is a fault outside of the launch's arrays and of a thread's
-own, where nobody has written yet, and where two threads write, or one writes and another reads, with no barrier between: all threads of a
-launch count as running at once. Arithmetic is a GPU's then: multiplications and additions are fused where CuPy's options allow it,
-exponentials and logarithms are up to two units in the last place off, and single numbers below the normal ones are zero. Divisions and
-square roots are exact, as with those options. The order of threads is shuffled, with `order` as the seed.
-
-Not seen are: an access behind an array that lies within another one of the same launch; a read of 1 or 2 unwritten bytes next to written
-ones in a word of 4; of what is outside of kernels, numpy's reads of memory that nobody wrote; what threads that run at the same time
-do to each other through atomics, which happen one after the other here.
+Threads run one after the other (with `order` 0 in reverse), in kernels with barriers inside each phase. Watched, each access of a kernel
+to memory is looked at (kernel_watch.cpp): outside of the launch's arrays, where nobody has written, or where two threads meet with no
+barrier between, it is a fault. Arithmetic is a GPU's then, and `order` is the seed of the order of threads. Not seen are an access
+behind an array that lies within another one, numpy's reads of unwritten memory, and what threads do to each other through atomics.
 """
 
 import contextlib
@@ -66,25 +58,18 @@ class KernelFaultError(AssertionError):
     """Threads that get in each other's way, take what nobody wrote, or reach beyond their arrays."""
 
 
-def _folder():
-    folder = Path(tempfile.gettempdir()) / f"crfrefine-shim-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    return folder
-
-
 def _build(name, text, *options, libraries=()):
     """Compile a text unless that is done already; several processes may try at once."""
+    folder = Path(tempfile.gettempdir()) / f"crfrefine-shim-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
     known = hashlib.sha256((text + repr((options, libraries))).encode()).hexdigest()[:24]
     stem, _, suffix = name.partition(".")
-    path = _folder() / f"{stem}-{known}.{suffix}"
+    path = folder / f"{stem}-{known}.{suffix}"
     if not path.exists():
-        found = compiler()
-        assert found is not None
-        with tempfile.TemporaryDirectory(dir=path.parent) as work:
+        with tempfile.TemporaryDirectory(dir=folder) as work:
             source, built = Path(work) / "source.cpp", Path(work) / "built"
             source.write_text(text, encoding="utf-8")
-            command = [found, *options, source, *libraries, "-o", built]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            done = subprocess.run([compiler(), *options, source, *libraries, "-o", built], capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stderr
             built.replace(path)
     return path
@@ -134,16 +119,7 @@ def run_kernel(source, kernel, constants, num_items, arguments, *, order=1, is_w
         KernelFaultError: one that the watch notices.
     """
     packed = pack_arguments(source, kernel, constants, arguments)
-    try:
-        run_packed(source, kernel, num_items, packed, order=order, is_watched=is_watched)
-    except KernelFaultError as error:
-        raise KernelFaultError(f"{source.name}.{kernel} with {dict(constants)}: {error}") from None
-
-
-def run_packed(source, kernel, num_items, packed, *, order=1, is_watched=False):
-    """Run a kernel with arguments in the driver's form; see `run_kernel`."""
-    cells = [np.uint64(value.ctypes.data) if isinstance(value, np.ndarray) else value for value in packed]
-    held = [np.array(cell) for cell in cells]
+    held = [np.array(np.uint64(value.ctypes.data) if isinstance(value, np.ndarray) else value) for value in packed]
     pointers = (ctypes.c_void_p * len(held))(*(cell.ctypes.data for cell in held))
     run = getattr(library(source, is_watched=is_watched), f"launch_{kernel}")
     run.restype = ctypes.c_char_p
@@ -152,8 +128,8 @@ def run_packed(source, kernel, num_items, packed, *, order=1, is_watched=False):
             named = zip(source.kernels[kernel], packed, strict=True)
             _watch_arrays({parameter.name: value for parameter, value in named if isinstance(value, np.ndarray)})
         fault = run(ctypes.c_longlong(num_items), ctypes.c_int(order), pointers)
-        if fault is not None:
-            raise KernelFaultError(fault.decode())
+    if fault is not None:
+        raise KernelFaultError(f"{source.name}.{kernel} with {dict(constants)}: {fault.decode()}")
 
 
 _WATCHING = threading.Lock()  # there is one watch
