@@ -97,33 +97,27 @@ def _description_of(content: Any, path: Path) -> DatasetDescription:
     numbers: dict[str, int | tuple[int, ...]] = {}
     for name, value in labels.items():  # the number of a label, or those of a region
         place = f"labels.{shorten(name)}"
-        is_region = isinstance(value, list)
-        numbers[name] = (
-            tuple(_label_number(each, f"{place}[{i}]") for i, each in enumerate(value)) if is_region else _label_number(value, place)
-        )
+        several = [_label_number(each, f"{place}[{i}]") for i, each in enumerate(value)] if isinstance(value, list) else None
+        numbers[name] = _label_number(value, place) if several is None else tuple(several)
     ignore, order = numbers.get("ignore"), content.get("regions_class_order")
     if not isinstance(order, list | None):
         raise ValueError(f"regions_class_order: expected a list of labels, one per region, such as [1, 2, 3]; got {shorten_value(order)}")
     written = tuple(_label_number(number, f"regions_class_order[{index}]") for index, number in enumerate(order or ()))
     key = "channel_names" if "channel_names" in content else "modality"
-    return DatasetDescription(
-        path,
-        _channel_names(content.get(key, {}), key),
-        labels=numbers,
-        ignore_label=ignore if isinstance(ignore, int) else None,
-        regions_class_order=None if order is None else written,
-    )
-
-
-def _channel_names(channels: Any, key: str) -> tuple[str, ...]:
-    """Return the names in the order of their numbers."""
+    channels = content.get(key, {})
     if isinstance(channels, Mapping) and all(map(_is_number, channels)):
         channels = [channels[number] for number in sorted(channels, key=int)]
     if not isinstance(channels, list) or not all(isinstance(name, str) for name in channels):
         raise ValueError(f'{key}: expected names by number, such as {{"0": "T1", "1": "FLAIR"}}; got {shorten_value(channels)}')
     if len(channels) > _MAX_CHANNELS:
         raise ValueError(f"{key}: {len(channels)} channels; files of images are numbered from 0000 to {_MAX_CHANNELS - 1}")
-    return tuple(channels)
+    return DatasetDescription(
+        path,
+        tuple(channels),
+        labels=numbers,
+        ignore_label=ignore if isinstance(ignore, int) else None,
+        regions_class_order=None if order is None else written,
+    )
 
 
 def _label_number(value: Any, key: str) -> int:

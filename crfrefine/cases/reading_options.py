@@ -107,29 +107,21 @@ def find_regions(given: RegionScheme | None, descriptions: Iterable[DatasetDescr
     description = next(iter(descriptions), None)
     if description is None:
         return NO_REGIONS
-    try:
-        return RegionReading(_scheme_of(description), str(description.path), description.num_labels)
-    except InputError as error:
-        return RegionReading(None, str(description.path), description.num_labels, str(error))
-
-
-def _scheme_of(description: DatasetDescription) -> RegionScheme | None:
-    """Return the regions in the order of the network's channels; None if no region has several labels."""
-    order = description.regions_class_order
-    if order is None and not description.has_regions:
-        return None
-    if not description.has_regions:
-        problem = "it has regions_class_order, but no label of it is a list of several labels"
-    elif order is None:
+    order, problem, scheme = description.regions_class_order, "", None
+    if description.has_regions and order is None:
         problem = "it has regions of several labels, but no regions_class_order: the label that each region writes"
-    else:
+    elif description.has_regions and order is not None:
         # nnU-Net leaves the background out, too.
         named = {name: value for name, value in description.labels.items() if name != "ignore" and value not in (0, (0,))}
         try:
-            return RegionScheme.of({" ".join(name.split()): value for name, value in named.items()}, order)
+            scheme = RegionScheme.of({" ".join(name.split()): value for name, value in named.items()}, order)
         except ConfigError as error:
             problem = str(error)
-    raise InputError(f"{description.path}: {problem}\n  Region-based training of nnU-Net is described like this: {_WRITTEN_BY_NNUNET}")
+    elif order is not None:
+        problem = "it has regions_class_order, but no label of it is a list of several labels"
+    if problem:
+        problem = f"{description.path}: {problem}\n  Region-based training of nnU-Net is described like this: {_WRITTEN_BY_NNUNET}"
+    return RegionReading(scheme, str(description.path), description.num_labels, problem)
 
 
 @dataclass(frozen=True)

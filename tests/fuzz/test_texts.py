@@ -86,7 +86,7 @@ def _read_nnunet(path, rng):
             with patch.dict(os.environ, nnUNet_preprocessed=str(path.parent)):
                 nnunet._splits(nnunet.TrainedNetwork(path.parent, ".", "t", "p", "c"))
         case _:
-            nnunet._describe(path.parent)
+            read_dataset_description(path.parent)
 
 
 def _require_cases(cases):

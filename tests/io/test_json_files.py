@@ -34,7 +34,6 @@ BAD = {
     "escape": (b'{"labels": {"\\u001b[31m": -1}}', r"labels.\x1b[31m: expected a whole number"),
     "channel": (b'{"channel_names": {"a": "T1"}}', "channel_names: expected names by number"),
     "many channels": (json.dumps({"channel_names": ["x"] * 100_000}).encode(), "100000 channels; files of images are numbered"),
-    "file ending": (b'{"file_ending": 3}', "file_ending: expected a suffix"),
     "class order": (b'{"regions_class_order": "1,2"}', "expected a list of labels, one per region, such as [1, 2, 3]; got '1,2'"),
 }
 
