@@ -1,7 +1,6 @@
 """The interface of every backend: the kernels of a model on one image, the mean field on them, and a single filtering for checks.
 
-Methods take arrays and a spec (`crfrefine.parameters.specs`). The arrays are plain numpy, channel first, C-ordered; callers bring
-axes into storage order and check shapes beforehand, as `crfrefine.refine` does.
+Arrays are plain numpy, channel first, C-ordered; callers bring axes into storage order and check shapes beforehand.
 """
 
 from __future__ import annotations
@@ -31,8 +30,7 @@ def of_part(progress: Progress | None, number: int, count: int, what: str = "") 
     return tell
 
 
-Range = tuple[float, float]
-"""Smallest and largest value."""
+Range = tuple[float, float]  # smallest and largest value
 
 
 @dataclass(frozen=True)
@@ -131,16 +129,11 @@ class Kernels(Protocol):
     Arrays have the precision of the image they were built for, float32 or float64. Calls are served one at a time; others wait.
     """
 
-    filters: tuple[str, ...]
-    """How each kernel's messages are computed, one line per kernel."""
-    spec: KernelSetSpec
-    """The model that they were built from."""
-    num_voxels: int
-    """Inside the mask."""
-    image_shape: tuple[int, ...]
-    """(M, *grid), shape of the image they were built for."""
-    dtype: str
-    """"float32" or "float64": precision of all arrays."""
+    filters: tuple[str, ...]  # how each kernel's messages are computed, one line per kernel
+    spec: KernelSetSpec  # the model that they were built from
+    num_voxels: int  # inside the mask
+    image_shape: tuple[int, ...]  # (M, *grid) of the image that they were built for
+    dtype: str  # "float32" or "float64": precision of all arrays
 
     def run(self, logits: Array, spec: MeanFieldSpec, *, progress: Progress | None = None, is_last: bool = False) -> MeanFieldResult:
         """Run the mean field on (L, *grid) logits until its stopping rule is met.
@@ -148,25 +141,18 @@ class Kernels(Protocol):
         After the last run the kernels cannot be used: their memory may be free before the refined logits are written, so that both need
         not fit into memory together.
         """
-        ...
 
     def forward(self, logits: Array, spec: MeanFieldSpec) -> Tape:
         """Run the mean field on (L, *grid) logits and save the data of the backward pass; all steps are taken, the tolerance is ignored."""
-        ...
 
     def backward(
         self, tape: Tape, logits: Array, gradient: Array, *, wants_theta: bool = True, wants_image: bool = False
     ) -> MeanFieldGradients:
-        """Return the gradients of a loss with respect to all inputs of `forward` and to the bandwidths and image of the kernels.
+        """Return the gradients of a loss with respect to all inputs of `forward`, and to bandwidths and image if they are wanted.
 
-        Args:
-            tape: returned by `forward` for these logits and this run.
-            logits: (L, *grid), the same as in `forward`.
-            gradient: (L, *grid), gradient of the loss with respect to the tape's logits.
-            wants_theta: whether to compute the gradients with respect to the bandwidths, which cost several filterings per step.
-            wants_image: whether to compute the gradient with respect to the image.
+        The tape is that of `forward` for these logits (L, *grid); `gradient` is that of the loss with respect to the tape's logits.
+        Bandwidths cost several filterings per step.
         """
-        ...
 
 
 class Backend(Protocol):
@@ -176,30 +162,21 @@ class Backend(Protocol):
 
     def kernels(self, image: GridImage, spec: KernelSetSpec, context: RunContext = NO_CONTEXT) -> Kernels:
         """Build the kernels of a model on one image, which must not change while they are in use."""
-        ...
 
     def mean_field(self, logits: Float32, image: GridImage, spec: ModelSpec, context: RunContext = NO_CONTEXT) -> MeanFieldResult:
         """Build the kernels of a model for one case and run the mean field on them: `kernels`, then their only run.
 
         The image is released before the first step if no filter reads it again.
         """
-        ...
 
     def message(self, values: Float32, image: GridImage, spec: KernelSetSpec, *, threads: int | None = None) -> Float32:
-        """Filter (V, *grid) values once with the only kernel of a set.
-
-        Voxels outside the mask neither send nor receive: the result there is 0.
-        """
-        ...
+        """Filter (V, *grid) values once with the only kernel of a set; outside the mask the result is 0."""
 
     def label_map(self, logits: Float32, *, threads: int | None = None) -> Labels:
         """Return the label of the largest of (L, *grid) logits at each voxel, the lowest label on ties, in the smallest unsigned type."""
-        ...
 
     def softmax(self, logits: Float32, *, threads: int | None = None, out: Float32 | None = None) -> Float32:
         """Return the softmax over labels of (L, *grid) logits, in `out` if it is given; it may be the logits."""
-        ...
 
     def channel_ranges(self, channels: Float32, *, threads: int | None = None) -> list[Range]:
         """Return the smallest and largest value of each channel; both are NaN for a channel with a value that is not finite."""
-        ...

@@ -1,8 +1,7 @@
 """Finding and loading the compiled C++ engine.
 
-The engine is compiled for several instruction sets; the best of them for this processor is imported. The environment variable
-`CRFREFINE_CPU_LEVEL` (baseline, avx2, avx512) selects a lower one, for tests and comparisons. A build from source has the level
-of the machine and the baseline, wheels that are made for others have all (`CRFREFINE_LEVELS` of CMakeLists.txt).
+The best of its instruction sets for this processor is imported; `CRFREFINE_CPU_LEVEL` selects a lower one. A build from source has
+the level of the machine and the baseline, wheels that are made for others have all (`CRFREFINE_LEVELS` of CMakeLists.txt).
 """
 
 from __future__ import annotations
@@ -23,11 +22,7 @@ LEVELS = ("baseline", "avx2", "avx512")
 ASKED_LEVEL = "CRFREFINE_CPU_LEVEL"
 """Variable of the environment: the level to take."""
 
-INSTALL_ALL_LEVELS = "pip install --config-settings=cmake.define.CRFREFINE_LEVELS=all ."
-"""In a clone: install the engine with all levels."""
-
-_ADAPTER = "cpu.py"
-"""The module that calls the engine: where this file is the same, the engine fits."""
+_ADAPTER = "cpu.py"  # the module that calls the engine: where this file is the same, the engine fits
 
 
 def load_engine() -> Any:
@@ -38,20 +33,18 @@ def load_engine() -> Any:
             supported by the processor.
         ConfigError: the environment variable names no instruction set.
     """
-    asked = os.environ.get(ASKED_LEVEL)
-    if asked is None:
-        return _import_level(best_level())
-    if asked not in LEVELS:
-        raise ConfigError(f"{ASKED_LEVEL} is {asked!r}; expected one of {', '.join(LEVELS)}")
+    level = os.environ.get(ASKED_LEVEL, best_level())
+    if level not in LEVELS:
+        raise ConfigError(f"{ASKED_LEVEL} is {level!r}; expected one of {', '.join(LEVELS)}")
     supported, built = processor_level(), built_levels()
-    if LEVELS.index(asked) > LEVELS.index(supported):
-        raise BackendUnavailableError(f"{ASKED_LEVEL} asks for {asked}, but this processor runs only {supported}")
-    if asked not in built:
+    if LEVELS.index(level) > LEVELS.index(supported):
+        raise BackendUnavailableError(f"{ASKED_LEVEL} asks for {level}, but this processor runs only {supported}")
+    if level not in built:
         raise BackendUnavailableError(
-            f"{ASKED_LEVEL} asks for {asked}, but the engine was compiled for {' and '.join(built)}; unset it, or install all levels "
-            f"from a clone: {INSTALL_ALL_LEVELS}"
+            f"{ASKED_LEVEL} asks for {level}, but the engine was compiled for {' and '.join(built)}; unset it, or install all levels "
+            "from a clone: pip install --config-settings=cmake.define.CRFREFINE_LEVELS=all ."
         )
-    return _import_level(asked)
+    return _import_level(level)
 
 
 def best_level() -> str:
@@ -93,28 +86,15 @@ def _import_level(level: str) -> Any:
 
 
 def _installed_engine(level: str) -> Path:
-    """Return the compiled engine of the installed package, for a source tree that hides it.
-
-    Python started in the folder of a clone finds the source tree, which has no compiled engine, before the installed package.
-
-    Raises:
-        BackendUnavailableError: there is no installed engine, or it fits a different version of the adapter.
-    """
+    """Return the compiled engine of the installed package, for a source tree that Python, started in a clone, finds before it."""
     own = Path(__file__).resolve().with_name(_ADAPTER)
+    tree, place = own.parents[1], "install crfrefine from there or from the package index (building it needs a C++20 compiler)"
     for path in sys.path:
         package = Path(path, "crfrefine").resolve()
-        adapter = package / "engines" / _ADAPTER
-        engines = sorted(package.glob(f"_engine_{level}.*"))
-        if package == own.parents[1] or not engines or not adapter.is_file():
-            continue
-        if adapter.read_bytes() == own.read_bytes():
-            return engines[0]
-        raise BackendUnavailableError(
-            f"Python has found crfrefine's source tree {own.parents[1]}, which has no compiled engine, before the installed package "
-            f"{package}, whose engine is of another version; run Python outside of the source tree or with PYTHONSAFEPATH=1, or install "
-            "the tree again"
-        )
-    raise BackendUnavailableError(
-        f"the compiled CPU engine is missing from {own.parents[1]}; install crfrefine from there or from the package index "
-        "(building it needs a C++20 compiler)"
-    )
+        adapter, engines = package / "engines" / _ADAPTER, sorted(package.glob(f"_engine_{level}.*"))
+        if package != tree and engines and adapter.is_file():
+            if adapter.read_bytes() == own.read_bytes():
+                return engines[0]
+            place = f"that of the installed package {package} is of another version; run Python outside of the tree, or install it again"
+            break
+    raise BackendUnavailableError(f"the compiled CPU engine is missing from {tree}; {place}")

@@ -21,9 +21,7 @@ def region_mean_field(
 ) -> MeanFieldResult:
     """Run the binary mean field of each region, with the logits 0 outside and the region's log-odds, (R, *grid), inside.
 
-    All models have the same kernels. The result has refined log-odds; outside the mask the input divided by the temperature. The report is
-    that of all regions: the most steps of any region, whether all converged, and the sum of their energies, where a region that has stopped
-    keeps its last one.
+    All models have the same kernels. The result has refined log-odds; outside the mask the input divided by the temperature.
     """
     kernels = backend.kernels(replace(image, values=image.values.astype(np.float32, copy=False)), models[0].kernels, context)
     del image
@@ -43,9 +41,8 @@ def region_mean_field(
 
 
 def joined_report(reports: Sequence[MeanFieldReport]) -> MeanFieldReport:
-    """Return the report of all regions together; see `region_mean_field`."""
+    """Return the most steps of any region, whether all converged, and the sum of energies; a region that stopped keeps its last one."""
     num_iterations = max(report.num_iterations for report in reports)
-    is_known = all(report.energy for report in reports)
-    energies = [[*report.energy, *[report.energy[-1]] * (num_iterations - len(report.energy))] for report in reports if is_known]
-    energy = tuple(sum(of_step) for of_step in zip(*energies, strict=True))
+    energies = [[*report.energy, *report.energy[-1:] * (num_iterations - len(report.energy))] for report in reports]
+    energy = tuple(map(sum, zip(*energies, strict=False)))
     return MeanFieldReport(num_iterations, all(report.converged for report in reports), energy, reports[0].filters)

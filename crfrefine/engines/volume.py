@@ -17,18 +17,12 @@ from crfrefine.base.array_types import Array, Bool, Float64
 if TYPE_CHECKING:
     from crfrefine.parameters.specs import MeanFieldSpec
 
+# A voxel belongs to a component if the network gives its label more than this: below 1/2, so that a body may also grow, and not so far
+# below that doubtful voxels connect it with islands.
 BODY_PROBABILITY = 0.3
-"""A voxel belongs to a component if the network gives its label more than this: below 1/2, so that a body may also grow, and not so far
-below that doubtful voxels connect it with islands."""
-
-PSEUDO_VOXELS = 1.0
-"""Added to all masses, so that a label whose mass vanishes has a finite energy."""
-
-MAX_PASSES = 100
-"""More than any problem needs whose labels do not have to vanish."""
-
-RIDGE = 1e-9
-"""Relative; labels that no voxel is uncertain of would make the equations singular."""
+PSEUDO_VOXELS = 1.0  # added to all masses, so that a label whose mass vanishes has a finite energy
+MAX_PASSES = 100  # more than any problem needs whose labels do not have to vanish
+RIDGE = 1e-9  # relative; labels that no voxel is uncertain of would make the equations singular
 
 
 @dataclass(frozen=True)

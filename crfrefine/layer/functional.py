@@ -29,15 +29,12 @@ from crfrefine.refinement.tiles.survey import find_thresholds
 if TYPE_CHECKING:
     from crfrefine.engines.base import Kernels
 
-__all__ = ["build_kernels", "mean_field"]
-
-_HOST = torch.device("cpu")
-
 Values = Tensor | Sequence[float] | float | np.number[Any] | NDArray[Any]
 """One number for all labels, axes or modalities, or one each."""
 
-MIN_LEARNED = 1e-6
-"""Weight of the volume term instead of 0 where it is learned: it changes marginals by rounding, and its slope is that at 0."""
+_HOST = torch.device("cpu")
+# Weight of the volume term instead of 0 where it is learned: it changes marginals by rounding, and its slope is that at 0.
+_MIN_LEARNED = 1e-6
 
 
 @outside_graphs
@@ -63,8 +60,10 @@ def mean_field(
 ) -> Tensor:
     """Refine logits with the dense CRF, differentiable in logits, image and every parameter that is a tensor.
 
+    Logits, spacing, mask, kernels, result and errors are as of `CrfRnn.forward`, `threads` and `label_threshold` as of `CrfRnn`.
+
     Args:
-        logits: (B, L, *grid), higher is better. float64 is computed in float64, by plain tensor operations; other types in float32.
+        logits: (B, L, *grid), higher is better.
         image: (B, M, *grid), intensities on the scale of theta_beta, finite.
         bilateral: weight (one, or L), theta_alpha (one, or one per axis; mm) and theta_beta (one, or M) of each appearance kernel.
         spatial: weight and theta_gamma (one, or one per axis; mm) of the smoothness kernel; None means no smoothness kernel.
@@ -72,27 +71,18 @@ def mean_field(
         temperature: divides the logits, positive.
         bias: added to the logits inside the mask before the temperature divides them; one, or L.
         volume: weight (0 to 1) of the volume term; None means no volume term.
-        spacing: mm; one number, one per axis, or (B, axes). None means 1 mm, with a warning if it matters.
-        mask: nonzero where the model applies; (*grid), (B, *grid) or (B, 1, *grid). None means everywhere.
+        spacing: mm; one number, one per axis, or (B, axes).
+        mask: nonzero where the model applies.
         num_iterations: number of steps; all are taken.
         normalization: "symmetric" or "after".
         filter: "auto", "exact", "truncated", "lattice" or "grid" (one or two modalities; on the CPU float32).
         positions: "mm", or "voxels": bandwidths count voxels, the spacing is not used.
-        threads: None means as many as `torch.get_num_threads()`.
-        label_threshold: on the CPU in float32, on grids of up to three axes: labels whose marginals all stay below it around a tile take no
-            part there. 0 means all labels everywhere.
+        threads: CPU threads.
+        label_threshold: below which a label takes no part around a tile.
         kernels: one for each batch item, from `build_kernels`; image, bandwidths, spacing and mask are then ignored.
 
-    Returns:
-        (B, L, *grid) refined logits in the type of `logits` (under `torch.autocast` at least float32); their softmax over labels are
-        the marginals. Outside the mask: logits / temperature.
-
     Raises:
-        InputError: shapes do not fit, an empty mask, logits that hold NaN or +infinity inside the mask, an image that is not finite, a
-            bandwidth or temperature that is not positive.
-        ConfigError: a setting is not one of its allowed words, or is out of range.
-        BackendUnavailableError: there is no engine for the tensors' device.
-        CapacityError: not enough memory, or bandwidths too small for the lattice.
+        ConfigError: a setting is not one of its allowed words, or is out of range; for other errors see `CrfRnn.forward`.
 
     Source: Krähenbühl & Koltun 2011; Zheng et al. 2015; docs/reference/math.md.
     """
@@ -120,7 +110,7 @@ def mean_field(
     if volume is not None:
         kept = torch.as_tensor(volume, dtype=torch.float64, device=_HOST).reshape(())
         volume_weight = VolumeParameters(weight=float(kept.detach())).weight  # checked
-        volume_weight = max(volume_weight, MIN_LEARNED) if kept.requires_grad else volume_weight
+        volume_weight = max(volume_weight, _MIN_LEARNED) if kept.requires_grad else volume_weight
     run = MeanFieldSpec(
         _double(weight),
         _double(matrix),
@@ -153,14 +143,7 @@ def mean_field(
 
 
 def _present(logits: Tensor, inside: Tensor | None, run: MeanFieldSpec, thresholds: NDArray[np.float64]) -> Tensor | None:
-    """Return the labels whose probability exceeds their threshold somewhere inside the mask; None means all labels take part.
-
-    Args:
-        logits: (L, *grid).
-        inside: (*grid), True where the model applies; None means everywhere.
-        run: with temperature and bias.
-        thresholds: (L,) logarithms of probabilities.
-    """
+    """Return the labels whose log-probability exceeds their threshold (L,) somewhere inside the mask; None means all take part."""
     values = logits.detach().float()
     if run.bias is not None:
         values = values + torch.as_tensor(run.bias, dtype=values.dtype, device=values.device).reshape(-1, *[1] * (values.ndim - 1))

@@ -160,8 +160,7 @@ def masks_by_item(mask: Mask | None, num_items: int, grid_shape: Sequence[int]) 
 def without_padding(logits: Tensor, mask: Mask | None, kernels: Sequence[Kernels] | None) -> tuple[Tensor, Mask | None]:
     """Return logits (B, L, *grid), and a mask without the voxels where all labels have the same logit, which say nothing on labels.
 
-    Padding with a huge constant, such as the lowest number of the type, becomes 0: the gradient with
-    respect to the temperature sums such values times gradients that cancel up to rounding.
+    Padding with a huge constant becomes 0: the gradient with respect to the temperature sums such values times gradients that cancel.
 
     Raises:
         InputError: almost nothing would be left of an item, or its kernels were built with these voxels.

@@ -23,13 +23,8 @@ if TYPE_CHECKING:
 
     from crfrefine.engines.base import Kernels
 
-__all__ = ["crf_loss", "partial_cross_entropy"]
-
-_LEAST = -80.0
-"""Smallest logarithm of a probability, 1e-35: the engine takes logits that are finite."""
-
-_TOLD: set[str] = set()
-"""Warnings that this process has issued."""
+_LEAST = -80.0  # smallest logarithm of a probability, 1e-35: the engine takes logits that are finite
+_TOLD: set[str] = set()  # warnings that this process has issued
 
 
 @autograd.outside_graphs
@@ -55,7 +50,7 @@ def crf_loss(
     Args:
         logits: (B, L, *grid), higher is better; -inf forbids a label. float64 is computed in float64, every other type in float32.
         image: (B, M, *grid), raw intensities, finite, any real type.
-        spacing: distance between neighboring voxels in mm; one number, one per axis, or (B, axes).
+        spacing: mm between neighboring voxels; one number, one per axis, or (B, axes).
         theta_alpha: bandwidth of position in mm, positive; one number, or one per axis.
         theta_beta: bandwidth of normalized intensity, positive; one number, or one per modality.
         mask: nonzero where voxels count; (*grid), (B, *grid) or (B, 1, *grid). None means everywhere. The others neither send nor receive.

@@ -20,8 +20,6 @@ from crfrefine.layer.values import CrfValues
 if TYPE_CHECKING:
     from crfrefine.engines.base import Kernels
 
-__all__ = ["CrfRnn"]
-
 
 class CrfRnn(CrfValues):
     """Dense CRF with unrolled mean-field steps, whose parameters are learned by gradient descent.
@@ -30,11 +28,8 @@ class CrfRnn(CrfValues):
     or if `spatial` asks for it. A weight of 0 is the end of its range; training can move it away from there.
 
     Attributes:
-        num_labels: L.
-        num_modalities: M.
-        spatial_dims: axes of the grid.
-        per_label_weights: whether each label has its own weight.
-        anisotropic: whether each axis has its own bandwidth.
+        num_labels, num_modalities, spatial_dims: L, M, and axes of the grid.
+        per_label_weights, anisotropic: whether each label has its own weight, and each axis its own bandwidth.
         num_iterations: number of mean-field steps; all are taken.
         threads: CPU threads; None means as many as `torch.get_num_threads()`.
         label_threshold: labels whose marginals all stay below it around a tile take no part there, if this saves work; on the CPU, in
@@ -148,17 +143,10 @@ class CrfRnn(CrfValues):
     ) -> list[Kernels]:
         """Build everything that depends only on images and bandwidths, for many calls while these stay the same, as with frozen theta.
 
-        Args:
-            image: (B, M, *grid), raw intensities.
-            spacing: as in `forward`.
-            mask: as in `forward`.
-            dtype: float32, or float64 for float64 logits.
+        Arguments and errors are those of `forward`; `dtype` is float32, or float64 for float64 logits.
 
         Returns:
             One object for each batch item; each may be used in one call at a time.
-
-        Raises:
-            InputError, BackendUnavailableError, CapacityError: as `forward`.
         """
         inputs.check_image(image)
         self._check_image(image)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -210,28 +210,20 @@ class CrfValues(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def freeze(self, *groups: Group) -> Self:
-        """Freeze groups: any of "weights", "compatibility", "theta", "temperature", "bias", "volume"; without names, all.
-
-        Raises:
-            ConfigError: the group does not exist.
-        """
+        """Freeze groups, without names all; raises ConfigError if a group does not exist."""
         return self._set_learning(groups, learns=False)
 
     def unfreeze(self, *groups: Group) -> Self:
-        """Let groups learn; arguments and errors as of `freeze`."""
+        """Let groups learn, without names all; raises ConfigError if a group does not exist."""
         return self._set_learning(groups, learns=True)
 
-    def _set_learning(self, groups: Sequence[str], *, learns: bool) -> Self:
+    def _set_learning(self, groups: tuple[str, ...], *, learns: bool) -> Self:
         for parameter in [parameter for name in groups or GROUPS for parameter in self.group(name)]:
             parameter.requires_grad_(learns)
         return self
 
     def group(self, name: str) -> list[nn.Parameter]:
-        """Return the parameters of a group, e.g. for an optimizer with several learning rates.
-
-        Raises:
-            ConfigError: the group does not exist.
-        """
+        """Return the parameters of a group, e.g. for an optimizer with several learning rates; raises ConfigError if there is none."""
         if name not in _MEMBERS:
             raise ConfigError(f"there is no group {name!r}; expected any of {', '.join(GROUPS)}")
         return [getattr(self, member) for member in _MEMBERS[name] if getattr(self, member) is not None]

@@ -54,11 +54,10 @@ def test_the_lattice_is_that_of_the_same_source_as_cpp(engine, num_modalities, t
         with device.active():
             voxels = Voxels(device, case.image.shape[1:], case.spacing, case.mask)
             lattice = Lattice(BilateralInput(voxels, device.upload(case.image), [1.37] * 3, [theta_beta] * num_modalities))
-            names = ("vertex_low", "corner_vertex", "corner_weight", "after", "before")
+            names = ("vertex_low", "corner_vertex", "corner_weight", "after", "before", "entry_voxel", "entry_weight")
             arrays = {name: getattr(lattice, name) for name in names}
-            arrays |= {name: getattr(lattice.lists, name) for name in ("entry_voxel", "entry_weight")}
-            for level, pieces in enumerate(lattice.lists.levels):
-                arrays |= {f"begin {level}": pieces.begin, f"row {level}": pieces.row}
+            for level, (begin, row) in enumerate(lattice.levels):
+                arrays |= {f"begin {level}": begin, f"row {level}": row}
             lattices.append({name: device.download(array) for name, array in arrays.items()})
     for name, expected in lattices[1].items():
         np.testing.assert_array_equal(lattices[0][name], expected, err_msg=name)

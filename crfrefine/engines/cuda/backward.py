@@ -85,7 +85,12 @@ class Backward:
             given = (num_labels, record.shape[1], num_voxels, record[t])
             self._launch("end_step_back", *given, self._by_marginals, self._by_x, self._by_start)
         del self._marginals, self._by_message, self._by_marginals, self._filtered_back, self._messages
-        self._normalizations_back()
+        for m, moments in enumerate(self._moments):
+            if moments is not None:
+                unit = self._device.xp.ones((1, num_voxels, 1), dtype=np.float32)
+                by_ones, filtered_back = (self._device.xp.empty_like(unit) for _ in range(2))
+                self._launch("differentiate_ones", *self._penalty(m), num_labels, self._by_start, num_voxels, by_ones)
+                moments.finish(unit, by_ones, filtered_back)
         thetas = [None if moments is None else moments.thetas for moments in self._moments]
         del self._moments, self._filtered
         if self._by_image is not None:
@@ -105,17 +110,6 @@ class Backward:
         factors = (None, None) if moments is None else (moments.by_received, moments.by_sent)
         self._launch("take_messages", num_labels, num_voxels, *filtered, *factors, self._by_marginals, int(m > 0), self._messages)
         self._products[m].add(self._messages, self._by_x)
-
-    def _normalizations_back(self) -> None:
-        """Add the normalizations' part of the gradients of bandwidths and image."""
-        xp, num_voxels = self._device.xp, self._voxels.num_voxels
-        for m, moments in enumerate(self._moments):
-            if moments is not None:
-                unit = xp.ones((1, num_voxels, 1), dtype=np.float32)
-                by_ones, filtered_back = (xp.empty_like(unit) for _ in range(2))
-                arguments = (*self._penalty(m), self._spec.num_labels, self._by_start, num_voxels, by_ones)
-                self._launch("differentiate_ones", *arguments)
-                moments.finish(unit, by_ones, filtered_back)
 
     def _logits_back(self, by_out: Any, logits: Any) -> Any:
         """Return the gradient with respect to the logits, and keep its sums."""

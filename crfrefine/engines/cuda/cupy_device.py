@@ -19,20 +19,14 @@ from crfrefine.engines.cuda.sources import kernel_source, pack_arguments
 from crfrefine.engines.cuda.torch_memory import is_plain
 from crfrefine.errors import BackendUnavailableError
 
-BLOCK = 256
-"""Threads per block; no kernel depends on it."""
-
+BLOCK = 256  # threads; no kernel depends on it
+# Uploads of at least so many bytes bypass CuPy's staging memory, which is rounded up, page-locked and kept for good.
 _LARGE = 1 << 20
-"""Uploads of at least so many bytes bypass CuPy's staging memory, which is rounded up, page-locked and kept for good."""
-
 _INSTALL = (
     "install crfrefine[cuda12] or crfrefine[cuda13], whichever the driver supports (nvidia-smi shows its CUDA version), or use --device cpu"
 )
 _TOOLKIT = "where no CUDA toolkit is installed: pip install 'cupy-cuda12x[ctk]' or 'cupy-cuda13x[ctk]'"
-
-_STREAM_PER_THREAD = "CUPY_CUDA_PER_THREAD_DEFAULT_STREAM"
-"""A variable that CuPy reads when it is imported."""
-
+_STREAM_PER_THREAD = "CUPY_CUDA_PER_THREAD_DEFAULT_STREAM"  # CuPy reads it when it is imported
 _GPU_FILES = ("nvidia[0-9]*", "dxg", "nvhost-gpu", "nvgpu")  # Linux, Windows' Linux, boards with an integrated GPU
 _NO_DRIVER, _NO_DEVICE = -1, 100  # the second: CUDA_ERROR_NO_DEVICE
 _NOT_INITIALIZED = 3  # CUDA_ERROR_NOT_INITIALIZED: a forked process gets it if its parent has used the driver

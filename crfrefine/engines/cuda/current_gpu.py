@@ -13,11 +13,8 @@ from typing import Any
 from crfrefine.base.text import MAX_OF_A_REASON, shorten
 from crfrefine.errors import DeviceLostError, DeviceMemoryError
 
-OUT_OF_MEMORY = 2
-"""`cudaErrorMemoryAllocation` and `CUDA_ERROR_OUT_OF_MEMORY`."""
-
-_REFUSED = (OUT_OF_MEMORY, 46)  # The second, `cudaErrorDevicesUnavailable`: another process has the GPU for itself.
-
+OUT_OF_MEMORY = 2  # `cudaErrorMemoryAllocation` and `CUDA_ERROR_OUT_OF_MEMORY`
+_REFUSED = (OUT_OF_MEMORY, 46)  # the second, `cudaErrorDevicesUnavailable`: another process has the GPU for itself
 _is_own_process = False
 
 

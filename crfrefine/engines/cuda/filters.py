@@ -8,19 +8,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from crfrefine.base.array_types import Float32, Float64
+from crfrefine.base.array_types import Float64
 from crfrefine.engines.cuda.rows import Room, row_constants
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
 from crfrefine.errors import CapacityError
 
-TRUNCATION_RADIUS = 3.0
-"""Standard deviations of the spatial part of the kernel."""
-
-ROUNDING = 1e-6
-"""Relative tolerance: voxels on the window's surface belong to it."""
-
+TRUNCATION_RADIUS, SPATIAL_RADIUS = 3.0, 4.0  # standard deviations: of a window, and up to which a spatial tap counts in full
+ROUNDING = 1e-6  # relative tolerance: voxels on the window's surface belong to it
 _MAX_OFFSETS = 1 << 27
 _HALF_LOG2E = 0.5 * math.log2(math.e)  # exp(-d^2 / 2) = 2^-(d^2 times this)
 
@@ -75,18 +70,6 @@ def window_radius(bilateral: BilateralInput) -> list[int]:
     ]
 
 
-def list_neighbors(bilateral: BilateralInput, radius: Sequence[int], strides: Sequence[int]) -> tuple[NDArray[np.int64], Float32]:
-    """Linear distances of the window's voxels in ascending order, including the voxel itself, and minus log2 of their weights."""
-    squared: Any = np.zeros(())
-    linear: Any = np.zeros((), dtype=np.int64)
-    for theta, step, r, stride in zip(bilateral.theta_position, bilateral.voxels.spacing, radius, strides, strict=True):
-        distance = np.arange(-r, r + 1)
-        squared = squared[..., None] + (distance * (step / theta)) ** 2
-        linear = linear[..., None] + distance * stride
-    inside = squared <= TRUNCATION_RADIUS**2 * (1.0 + ROUNDING)
-    return linear[inside], (_HALF_LOG2E * squared[inside]).astype(np.float32)
-
-
 class TruncatedFilter(Filter):
     """The pairs of voxels up to three theta_alpha apart; see `Filter`."""
 
@@ -112,7 +95,15 @@ class TruncatedFilter(Filter):
         self._index = voxels.linear_index(padded) + lead
         self._number = xp.full(math.prod(padded) + 2 * lead, -1, dtype=np.int32)
         self._number[self._index] = xp.arange(voxels.num_voxels, dtype=np.int32)
-        offsets, distances = list_neighbors(bilateral, radius, strides)
+        # Linear distances of the window's voxels in ascending order, the voxel itself among them, and minus log2 of their weights.
+        squared: Any = np.zeros(())
+        linear: Any = np.zeros((), dtype=np.int64)
+        for theta, step, r, stride in zip(bilateral.theta_position, voxels.spacing, radius, strides, strict=True):
+            distance = np.arange(-r, r + 1)
+            squared = squared[..., None] + (distance * (step / theta)) ** 2
+            linear = linear[..., None] + distance * stride
+        inside = squared <= TRUNCATION_RADIUS**2 * (1.0 + ROUNDING)
+        offsets, distances = linear[inside], (_HALF_LOG2E * squared[inside]).astype(np.float32)
         self._neighbors = (self._device.upload(offsets), self._device.upload(distances), len(offsets))
         self.description = f"truncated ({len(offsets) // 2} pairs per voxel)"
 
@@ -120,10 +111,6 @@ class TruncatedFilter(Filter):
         constants = {"CRF_FEATURES": len(self._features), **row_constants(group)}
         window = (self._features, len(group), self._number, self._index, *self._neighbors)
         self._device.launch("direct", "filter_window", constants, len(group), *window, group, sent, *to)
-
-
-SPATIAL_RADIUS = 4.0
-"""Standard deviations up to which a tap of the spatial kernel counts in full."""
 
 
 def spatial_taps(sigma: float, extent: int, radius: float) -> tuple[Float64, Float64]:

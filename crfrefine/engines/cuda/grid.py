@@ -16,13 +16,9 @@ from crfrefine.engines.cuda.voxels import BilateralInput, Voxels, extremes
 from crfrefine.errors import CapacityError, InputError
 
 MAX_MODALITIES = 2
-
-OPERATIONS_A_BYTE = 8.0
-"""Arithmetic in the time in which a GPU moves a byte, estimated on paper (docs/decisions/gpu.md)."""
-
+OPERATIONS_A_BYTE = 8.0  # arithmetic in the time in which a GPU moves a byte, estimated on paper (docs/decisions/gpu.md)
 _SPAN, _CENTER_TAP, _SIDE_TAP = 4, 1.67591, 0.41632  # as in kernels/grid_math.h
-LANES = 32
-"""Places of a tile along its last axis: the threads of a warp."""
+LANES = 32  # places of a tile along its last axis: the threads of a warp
 _THREADS = 128
 _ROWS = _THREADS // LANES  # of a tile of voxels
 _SHARED_VALUES, _MAX_SHARED_VALUES = 4096, 12 * 1024  # of the cells of a block: as a rule; what every GPU has
@@ -101,7 +97,9 @@ class _Axis:
         else:
             position = _positions(bilateral, axis)
             whole = np.floor(position)
-            first_cell, weight = (whole - whole[0]).astype(np.int64), _spline_weights(position - whole)
+            first_cell, f = (whole - whole[0]).astype(np.int64), position - whole
+            middle, next_one = 2.0 / 3.0 - f**2 + f**3 / 2.0, (1.0 + 3.0 * f + 3.0 * f**2 - 3.0 * f**3) / 6.0
+            weight = np.stack([(1.0 - f) ** 3 / 6.0, middle, next_one, f**3 / 6.0], axis=1)
             reach = np.zeros((len(weight), _SPAN + 2))
             for k, tap in enumerate((_SIDE_TAP, _CENTER_TAP, _SIDE_TAP)):
                 reach[:, k : k + _SPAN] += tap * weight
@@ -116,15 +114,6 @@ def _positions(bilateral: BilateralInput, axis: int) -> Float64:
     voxels = bilateral.voxels
     place = bilateral.first[axis] + np.arange(voxels.box_shape[axis])
     return np.asarray(place * voxels.spacing[axis] / bilateral.theta_position[axis], dtype=np.float64)
-
-
-def _spline_weights(fraction: Float64) -> Float64:
-    """(place, 4) weights of the cells around points at these fractions of their cells."""
-    f, weight = fraction, np.empty((len(fraction), _SPAN))
-    weight[:, 0], weight[:, 3] = (1.0 - f) ** 3 / 6.0, f**3 / 6.0
-    weight[:, 1] = 2.0 / 3.0 - f**2 + f**3 / 2.0
-    weight[:, 2] = (1.0 + 3.0 * f + 3.0 * f**2 - 3.0 * f**3) / 6.0
-    return weight
 
 
 def list_tiles(voxels: Voxels, rows: int) -> Any:

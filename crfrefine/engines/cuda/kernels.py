@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from crfrefine.engines.grid_image import GridImage
     from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec
 
+# Attribute of errors of a caller's progress function: its lack of memory means nothing about the GPU's.
 _MARK = "_is_a_callers"
-"""Attribute of errors of a caller's progress function: its lack of memory means nothing about the GPU's."""
 
 
 class CudaKernels:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -11,81 +11,57 @@ import numpy as np
 from crfrefine.engines.cuda.voxels import BilateralInput
 from crfrefine.errors import CapacityError
 
-COMPILED_FEATURES = (*range(1, 13), 16, 20, 28)
-"""Dimensions that the CPU's lattice is compiled for: a case uses the next larger one, padded with zeros."""
+COMPILED_FEATURES = (*range(1, 13), 16, 20, 28)  # dimensions that the CPU's lattice is compiled for; features are padded with zeros
 
 _SAMPLED, _MIN_SAMPLE = 100, 4096  # One voxel of so many is looked at for the estimate, and at least so many voxels.
 
 
-@dataclass(frozen=True)
-class KeyLayout:
-    """How a vertex is packed into a number: fields for q_D (highest) .. q_1 and the remainder (lowest)."""
-
-    lowest: tuple[int, ...]  # (D + 1) smallest value of each q, which its field counts from; q_0 has no field
-    shift: tuple[int, ...]  # (D + 1) lowest bit of each field
-    remainder_bits: int  # width of the lowest field
-    total_bits: int  # width of all fields
-    bias: int  # minus the smallest values, in their fields: it shifts them to zero, modulo 2^128
-
-
-def feature_scales(num_features: int) -> list[float]:
-    """Factors of the features before elevation (docs/reference/math.md, section 6.1), rounded to single precision."""
-    return [float(np.float32((num_features + 1) * math.sqrt(2.0 / 3.0) / math.sqrt((i + 1.0) * (i + 2.0)))) for i in range(num_features)]
-
-
-def layout_keys(ranges: list[tuple[float, float]], scale: list[float]) -> KeyLayout:
-    """Choose the fields' widths from the (smallest, largest) of every coordinate, by interval arithmetic on the scaled elevation.
-
-    Raises:
-        CapacityError: a bandwidth is too small for the range of its feature, or the key has more than 128 bits.
-    """
-    num_features = len(scale)
-    low = [bounds[0] * factor for bounds, factor in zip(ranges, scale, strict=True)]
-    high = [bounds[1] * factor for bounds, factor in zip(ranges, scale, strict=True)]
-    lowest, width = [0] * (num_features + 1), [0] * (num_features + 1)
-    sum_low = sum_high = 0.0
-    for i in range(num_features, 0, -1):
-        # elevated_i = sum over j >= i of scaled_j - i scaled_(i-1). Margins: rounding, the wrap, a vertex below, a step either way.
-        least, most = sum_low - i * high[i - 1], sum_high - i * low[i - 1]
-        sum_low += low[i - 1]
-        sum_high += high[i - 1]
-        if most - least > 1e9:
-            raise CapacityError("a bandwidth is too small for the range of its feature")
-        lowest[i] = math.floor(least / (num_features + 1)) - 4
-        width[i] = (math.ceil(most / (num_features + 1)) + 4 - lowest[i]).bit_length()
-    width[0] = num_features.bit_length()
-    shift = [0] + [sum(width[:i]) for i in range(1, num_features + 1)]
-    total_bits = sum(width)
-    if total_bits > 128:
-        raise CapacityError(f"the lattice's cells need {total_bits}-bit numbers, and 128 is the most; use larger bandwidths")
-    bias = -sum(value << bits for value, bits in zip(lowest[1:], shift[1:], strict=True))
-    return KeyLayout(tuple(lowest), tuple(shift), width[0], total_bits, bias % 2**128)
-
-
 class Simplices:
-    """How the vertices of an image's voxels are computed.
+    """How the vertices around an image's voxels are computed, and packed into numbers.
+
+    The fields of a number are q_D (highest) .. q_1, each from its smallest value, and the remainder (lowest).
 
     Attributes:
         num_features: D of the lattice, at least that of the image.
-        layout: how a vertex is packed.
-        is_wide: whether its key has more than 64 bits.
+        is_wide: whether a number has more than 64 bits.
         constants: of the kernels in lattice_build.cu.
-        shift: (D + 1) the layout's, on the device.
+        shift: (D + 1) lowest bit of each field, on the device.
+        remainder_bits: width of the lowest field.
     """
 
     def __init__(self, bilateral: BilateralInput) -> None:
-        """Lay out the keys; raises CapacityError for too many features, or too fine cells."""
-        dimension = next((d for d in COMPILED_FEATURES if d >= bilateral.num_features), None)
-        if dimension is None:
+        """Choose the fields' widths, by interval arithmetic on the scaled elevation.
+
+        Raises:
+            CapacityError: too many features, a bandwidth that is too small for the range of its feature, or more than 128 bits.
+        """
+        size = next((size for size in COMPILED_FEATURES if size >= bilateral.num_features), None)
+        if size is None:
             raise CapacityError(f"the lattice holds at most 28 features (axes + modalities), not {bilateral.num_features}")
-        self.num_features = dimension
-        self._device = bilateral.voxels.device
-        self._padding = dimension - bilateral.num_features
-        scale = feature_scales(dimension)
-        self.layout = layout_keys([(0.0, 0.0)] * self._padding + bilateral.ranges, scale)
-        self.is_wide = self.layout.total_bits > 64
-        self.constants = {"CRF_FEATURES": dimension, "CRF_WIDE_KEYS": int(self.is_wide)}
-        self.shift = self._device.upload(np.array(self.layout.shift, dtype=np.int32))
+        self.num_features, self._padding, self._device = size, size - bilateral.num_features, bilateral.voxels.device
+        # Factors of the features before elevation (docs/reference/math.md, section 6.1), rounded to single precision.
+        scale = [float(np.float32((size + 1) * math.sqrt(2.0 / 3.0) / math.sqrt((i + 1.0) * (i + 2.0)))) for i in range(size)]
+        ranges = [(0.0, 0.0)] * self._padding + bilateral.ranges
+        lowest, width = [0] * (size + 1), [size.bit_length()] + [0] * size
+        sum_low = sum_high = 0.0
+        for i in range(size, 0, -1):
+            low, high = (bound * scale[i - 1] for bound in ranges[i - 1])
+            # elevated_i = sum over j >= i of scaled_j - i scaled_(i-1). Margins: rounding, the wrap, a vertex below, a step either way.
+            least, most = sum_low - i * high, sum_high - i * low
+            sum_low, sum_high = sum_low + low, sum_high + high
+            if most - least > 1e9:
+                raise CapacityError("a bandwidth is too small for the range of its feature")
+            lowest[i] = math.floor(least / (size + 1)) - 4
+            width[i] = (math.ceil(most / (size + 1)) + 4 - lowest[i]).bit_length()
+        total_bits = sum(width)
+        if total_bits > 128:
+            raise CapacityError(f"the lattice's cells need {total_bits}-bit numbers, and 128 is the most; use larger bandwidths")
+        shift = [0, *accumulate(width[:-1])]
+        # Minus the smallest values, in their fields: it shifts them to zero, modulo 2^128.
+        self._bias = -sum(value << bits for value, bits in zip(lowest[1:], shift[1:], strict=True)) % 2**128
+        self.is_wide, self.remainder_bits = total_bits > 64, width[0]
+        self.constants = {"CRF_FEATURES": size, "CRF_WIDE_KEYS": int(self.is_wide)}
+        self.shift = self._device.upload(np.array(shift, dtype=np.int32))
         self._scale = self._device.upload(np.array(scale, dtype=np.float32))
 
     def find(self, features: Any) -> tuple[Any, Any, Any]:
@@ -99,7 +75,7 @@ class Simplices:
         low = xp.empty(num_corners, dtype=np.uint64)
         high = xp.empty(num_corners, dtype=np.uint64) if self.is_wide else None
         weight = xp.empty((self.num_features + 1, num_voxels), dtype=np.uint16)
-        bias = self.layout.bias % 2**64, self.layout.bias >> 64
+        bias = self._bias % 2**64, self._bias >> 64
         arguments = (features, num_voxels, self._padding, self._scale, self.shift, *bias, low, high, weight)
         self._device.launch("lattice_build", "find_simplices", self.constants, num_voxels, *arguments)
         return low, high, weight

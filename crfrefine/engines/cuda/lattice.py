@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,7 @@ from crfrefine.engines.cuda.rows import Room, row_constants
 from crfrefine.engines.cuda.voxels import BilateralInput
 from crfrefine.errors import CapacityError
 
-MAX_TOGETHER = 32
-"""Entries of a list, or sums of entries, that one thread adds up: several levels of sums are a tree."""
-
+MAX_TOGETHER = 32  # entries of a list, or sums of entries, that one thread adds up: several levels of sums are a tree
 _EMPTY = np.uint64(2**64 - 1)
 _MAX_TABLE_BITS = 32
 
@@ -26,62 +23,37 @@ def table_bits_for(num_vertices: float) -> int:
     return max(4, math.ceil(math.log2(2.5 * max(num_vertices, 1.0))))
 
 
-@dataclass(frozen=True)
-class Pieces:
-    """Neighbors in a list that are added up."""
-
-    begin: Any  # (piece + 1) where each begins, among the entries or rows
-    row: Any  # (piece) of its sum: the row of the vertex if the list is in one piece, else a separate one
-
-    def __len__(self) -> int:
-        return int(self.row.size)
-
-
-class VertexLists:
-    """The voxels of each vertex.
-
-    Attributes:
-        entry_voxel, entry_weight: (entry) sorted by vertex, corner and voxel; weights in 1 / 65535.
-        levels: pieces of the entries, then of the rows, until each vertex has its sum.
-        num_rows: of the vertices, which come first, and of the pieces of longer lists.
-    """
-
-    def __init__(self, xp: Any, entry_voxel: Any, entry_weight: Any, begin: Any) -> None:
-        """Cut the lists, which begin at `begin` for each vertex, (vertex + 1) of them; none is empty."""
-        self.entry_voxel, self.entry_weight, self.levels = entry_voxel, entry_weight, list[Pieces]()
-        length, vertex = begin[1:] - begin[:-1], xp.arange(int(begin.size) - 1, dtype=np.int64)
-        first, free = 0, len(vertex)
-        while vertex.size:
-            num_lists = len(vertex)
-            pieces, length, vertex = _cut(xp, length, vertex, first, free)
-            self.levels.append(pieces)
-            # A list in one piece goes to its vertex, so the rows that were added are the pieces of the others.
-            first, free = free, free + len(pieces) - (num_lists - len(vertex))
-        self.num_rows = free
-
-
-def _cut(xp: Any, length: Any, vertex: Any, first: int, free: int) -> tuple[Pieces, Any, Any]:
-    """Cut lists into pieces of at most `MAX_TOGETHER`; return them, and of the lists in several pieces their number and the vertices.
+def cut_lists(xp: Any, begin: Any) -> tuple[list[tuple[Any, Any]], int]:
+    """Cut lists of entries into pieces of at most `MAX_TOGETHER`, whose sums are entries of further pieces, until each list has its sum.
 
     Args:
         xp: the device's array module.
-        length: (list) of each; they lie one behind the other.
-        vertex: (list) its vertex.
-        first: where the first list begins.
-        free: the first row that no vertex and no earlier piece has.
+        begin: (list + 1) where each list begins; none is empty.
+
+    Returns:
+        Pieces of the entries, then of the rows of their sums, one level after the other: (piece + 1) where each begins, and (piece) the
+        row of its sum, which is that of the list if it is in one piece, else a separate one. And the number of rows.
     """
-    num_pieces = (length + (MAX_TOGETHER - 1)) // MAX_TOGETHER
-    first_piece = xp.cumsum(num_pieces) - num_pieces
-    total = int(num_pieces.sum())
-    piece = xp.arange(total, dtype=np.int64)
-    owner = xp.searchsorted(first_piece, piece, side="right") - 1
-    begin = xp.empty(total + 1, dtype=np.uint32)
-    begin[:-1] = (first + xp.cumsum(length) - length)[owner] + (piece - first_piece[owner]) * MAX_TOGETHER
-    begin[-1] = first + length.sum()
-    is_one_of_several = num_pieces[owner] > 1
-    row = xp.where(is_one_of_several, free - 1 + xp.cumsum(is_one_of_several.astype(np.int64)), vertex[owner]).astype(np.uint32)
-    longer = xp.flatnonzero(num_pieces > 1)
-    return Pieces(begin, row), num_pieces[longer], vertex[longer]
+    levels: list[tuple[Any, Any]] = []
+    length, owner_list = begin[1:] - begin[:-1], xp.arange(int(begin.size) - 1, dtype=np.int64)
+    first, free = 0, len(owner_list)
+    while owner_list.size:
+        num_pieces = (length + (MAX_TOGETHER - 1)) // MAX_TOGETHER
+        first_piece = xp.cumsum(num_pieces) - num_pieces
+        total = int(num_pieces.sum())
+        piece = xp.arange(total, dtype=np.int64)
+        owner = xp.searchsorted(first_piece, piece, side="right") - 1
+        piece_begin = xp.empty(total + 1, dtype=np.uint32)
+        piece_begin[:-1] = (first + xp.cumsum(length) - length)[owner] + (piece - first_piece[owner]) * MAX_TOGETHER
+        piece_begin[-1] = first + length.sum()
+        is_one_of_several = num_pieces[owner] > 1
+        own_row = free - 1 + xp.cumsum(is_one_of_several.astype(np.int64))
+        levels.append((piece_begin, xp.where(is_one_of_several, own_row, owner_list[owner]).astype(np.uint32)))
+        longer = xp.flatnonzero(num_pieces > 1)
+        # A list in one piece goes to its own row, so the rows that were added are the pieces of the others.
+        first, free = free, free + total - (len(owner_list) - len(longer))
+        length, owner_list = num_pieces[longer], owner_list[longer]
+    return levels, free
 
 
 class Lattice:
@@ -92,7 +64,8 @@ class Lattice:
         num_vertices: K.
         vertex_low, vertex_high: (vertex) packed keys in ascending order; `vertex_high` is only used beyond 64 bits, else None.
         corner_vertex, corner_weight: (corner, voxel) vertex of each remainder, and its barycentric weight in 1 / 65535.
-        lists: the same sorted by vertex, as splatting reads them.
+        entry_voxel, entry_weight: (entry) the same sorted by vertex, corner and voxel, as splatting reads them.
+        levels, num_rows: pieces of the vertices' lists of entries, and rows of their sums, those of the vertices first; see `cut_lists`.
         before, after: (direction, vertex) neighbors, -1 = absent.
         table_bits: the hash table's capacity was 2^table_bits, at least twice the vertices.
     """
@@ -107,7 +80,7 @@ class Lattice:
         self.device, xp, num_voxels = voxels.device, voxels.device.xp, voxels.num_voxels
         simplices = Simplices(bilateral)
         dimension = self.num_features = simplices.num_features
-        self.layout, self._is_wide, self._constants = simplices.layout, simplices.is_wide, simplices.constants
+        self._is_wide, self._constants = simplices.is_wide, simplices.constants
         num_corners = num_voxels * (dimension + 1)
         if num_corners >= 2**32:
             raise CapacityError(f"{num_voxels} voxels with {dimension + 1} vertices each are more than 2^32; use a mask")
@@ -123,12 +96,12 @@ class Lattice:
         self.after = xp.empty((dimension + 1, self.num_vertices), dtype=np.int32)
         self.before = xp.full((dimension + 1, self.num_vertices), -1, dtype=np.int32)
         own, keys = (self.vertex_low, self.vertex_high, self.num_vertices), (key_low, key_high, table, self.table_bits)
-        layout = (slot_vertex, simplices.shift, self.layout.remainder_bits)
+        layout = (slot_vertex, simplices.shift, simplices.remainder_bits)
         self._launch("find_neighbors", self.num_vertices, *own, *keys, *layout, self.after, self.before)
         self.corner_vertex = xp.empty((dimension + 1, num_voxels), dtype=np.uint32)
         self._launch("number_corners", num_corners, corner_slot, slot_vertex, num_corners, self.corner_vertex)
         del table, slots, corner_slot, slot_vertex, key_low, key_high, read, keys, layout  # before more is allocated
-        self.lists = self._list_entries()
+        self._list_entries()
 
     def _launch(self, kernel: str, num_threads: int, *arguments: Any) -> None:
         self.device.launch("lattice_build", kernel, self._constants, num_threads, *arguments)
@@ -161,16 +134,16 @@ class Lattice:
         self._launch("number_slots", self.num_vertices, order.astype(np.int64), slots, self.num_vertices, slot_vertex)
         return slot_vertex
 
-    def _list_entries(self) -> VertexLists:
+    def _list_entries(self) -> None:
         """Sort the corners by their vertices, and turn them into lists."""
         xp, num_corners, num_voxels = self.device.xp, int(self.corner_vertex.size), self.corner_vertex.shape[1]
         vertex = self.corner_vertex.reshape(-1)
         order = xp.argsort(vertex, kind="stable").astype(np.int64, copy=False)
-        voxel, weight = xp.empty(num_corners, dtype=np.uint32), xp.empty(num_corners, dtype=np.uint16)
+        self.entry_voxel, self.entry_weight = xp.empty(num_corners, dtype=np.uint32), xp.empty(num_corners, dtype=np.uint16)
         begin = xp.empty(self.num_vertices + 1, dtype=np.int64)
-        arguments = (order, vertex, num_corners, num_voxels, self.corner_weight, voxel, weight, begin)
+        arguments = (order, vertex, num_corners, num_voxels, self.corner_weight, self.entry_voxel, self.entry_weight, begin)
         self._launch("list_entries", num_corners, *arguments)
-        return VertexLists(xp, voxel, weight, begin)
+        self.levels, self.num_rows = cut_lists(xp, begin)
 
     def amplitude(self) -> float:
         """Factor that gives the kernel the mass of exp(-d^2 / 2), with the blur's halves and the weights' unit (math.md, section 6)."""
@@ -189,25 +162,20 @@ class LatticeFilter(Filter):
         self._rows = Room(bilateral.voxels.device.xp)
 
     def _add(self, group: Any, sent: Any, to: tuple[Any, ...], *, transposed: bool) -> None:
-        lattice, num_voxels = self.lattice, len(group)
-        device, constants, directions = lattice.device, row_constants(group), range(lattice.num_features + 1)
-        rows, other = self.splat(group, sent)
+        lattice, (num_voxels, width) = self.lattice, group.shape
+        constants, directions, num_vertices = row_constants(group), range(lattice.num_features + 1), lattice.num_vertices
+
+        def launch(kernel: str, num_threads: int, *arguments: Any) -> None:
+            lattice.device.launch("lattice", kernel, constants, num_threads, *arguments)
+
+        both = self._rows.array(lattice.num_rows + num_vertices, width)
+        rows, other = both[: lattice.num_rows], both[lattice.num_rows :]
+        (begin, row), *levels = lattice.levels
+        launch("splat", len(row), group, sent, lattice.entry_voxel, lattice.entry_weight, begin, row, len(row), rows)
+        for begin, row in levels:
+            launch("sum_pieces", len(row), begin, row, len(row), rows)
         for j in reversed(directions) if transposed else directions:
-            neighbors = (lattice.before[j], lattice.after[j], lattice.num_vertices)
-            device.launch("lattice", "blur", constants, lattice.num_vertices, rows, *neighbors, other)
+            launch("blur", num_vertices, rows, lattice.before[j], lattice.after[j], num_vertices, other)
             rows, other = other, rows
         corners = (lattice.corner_vertex, lattice.corner_weight, len(directions), num_voxels)
-        device.launch("lattice", "slice_values", constants, num_voxels, rows, *corners, lattice.amplitude(), *to)
-
-    def splat(self, group: Any, sent: Any) -> tuple[Any, Any]:
-        """Add up a group of channels, (voxel, width), at each vertex; return the sums, until the next call, and room for as many."""
-        device, lists, num_vertices = self.lattice.device, self.lattice.lists, self.lattice.num_vertices
-        constants = row_constants(group)
-        both = self._rows.array(lists.num_rows + num_vertices, group.shape[1])
-        rows, other = both[: lists.num_rows], both[lists.num_rows :]
-        pieces, *levels = lists.levels
-        arguments = (group, sent, lists.entry_voxel, lists.entry_weight, pieces.begin, pieces.row, len(pieces), rows)
-        device.launch("lattice", "splat", constants, len(pieces), *arguments)
-        for pieces in levels:
-            device.launch("lattice", "sum_pieces", constants, len(pieces), pieces.begin, pieces.row, len(pieces), rows)
-        return rows, other
+        launch("slice_values", num_voxels, rows, *corners, lattice.amplitude(), *to)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -23,15 +22,13 @@ _NUM_SUMS = 5
 _NUM_STEPS, _CONVERGED, _NUM_STATES = 2, 3, 4
 
 
-@dataclass(frozen=True)
-class MeanFieldOutcome:
+class MeanFieldOutcome(NamedTuple):
     """Result of a run."""
 
     logits: Any  # (label, *grid) on the device
     converged: bool  # whether the stopping rule was met
     energy: tuple[float, ...]  # free energy of the marginals at the start of each step
-    # (step, channel, voxel) marginals at the start of each step, on the device, with a volume term those after the last step, too;
-    # None unless asked for.
+    # (step, channel, voxel) marginals at the start of each step, with a volume term those after the last step, too; None unless asked for
     record: Any
     volume_biases: Float64 | None  # (steps, label), those of the volume term; None without it
 

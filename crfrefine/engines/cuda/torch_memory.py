@@ -15,8 +15,7 @@ from typing import Any
 from crfrefine.base.text import shorten_value
 from crfrefine.errors import ConfigError
 
-VARIABLE = "CRFREFINE_CUDA"
-"""Variable of the environment that asks for plain mode."""
+VARIABLE = "CRFREFINE_CUDA"  # of the environment; asks for plain mode
 
 
 def is_plain() -> bool:

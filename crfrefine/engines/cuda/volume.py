@@ -15,8 +15,7 @@ from crfrefine.engines.volume import VolumeTerm
 if TYPE_CHECKING:
     from crfrefine.parameters.specs import MeanFieldSpec
 
-LAST_CHANGE = 1e-3
-"""Nats; a Newton step of this size is the last one."""
+LAST_CHANGE = 1e-3  # nats; a Newton step of this size is the last one
 
 
 class MassSums:
@@ -60,11 +59,7 @@ class MassSums:
         """Return the numbers of voxels where each label has the largest of (label, *grid) logits, (L,)."""
         device, index = self._voxels.device, self._voxels.grid_index
         index = index if self.part is None else index[self.part != 0]
-        largest, labels = logits[0].reshape(-1)[index], device.xp.zeros(index.size, dtype=np.int32)
-        for label in range(1, self._num_labels):
-            own = logits[label].reshape(-1)[index]
-            labels[own > largest] = label
-            largest = device.xp.maximum(own, largest)
+        labels = logits.reshape(self._num_labels, -1)[:, index].argmax(axis=0)
         return np.asarray(device.download(device.xp.bincount(labels, minlength=self._num_labels)), dtype=np.float64)
 
     def _with_bias(self, logits: Any, bias: Float64) -> Any:

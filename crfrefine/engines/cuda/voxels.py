@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from crfrefine.engines.cuda.cupy_device import CupyDevice
     from crfrefine.engines.grid_image import FeatureOrigin
 
-MAX_FEATURE = 1e6
-"""Single precision resolves a difference of one bandwidth up to about this many bandwidths."""
+MAX_FEATURE = 1e6  # bandwidths, up to which single precision resolves a difference of one of them
 
 
 class Voxels:
