@@ -5,9 +5,8 @@ The image must be normalized; `crfrefine.CrfRnn` takes raw intensities.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -88,21 +87,20 @@ def mean_field(
     """
     inputs.check_pair(logits, image)
     check_threads(threads)
-    settings = MeanFieldParameters(
+    MeanFieldParameters(  # checks the settings
         num_iterations=num_iterations, normalization=normalization, filter=filter, positions=positions, label_threshold=label_threshold
     )
     num_labels, dtype = logits.shape[1], inputs.compute_dtype(logits)
     out_dtype = dtype if torch.is_autocast_enabled(logits.device.type) else logits.dtype
-    bandwidths = _Bandwidths.of([kernel[1:] for kernel in bilateral], None if spatial is None else spatial[1], image)
+    terms, bandwidths = _bandwidths([kernel[1:] for kernel in bilateral], None if spatial is None else spatial[1], image)
     image_shape = tuple(image.shape[1:])
     # Given kernels were built from the image: it matters now only if its gradient is needed.
     image = image.to(dtype) if kernels is None or image.requires_grad else logits.new_empty(len(logits), 0)
     # The host reads these few numbers: from a GPU, each look at one would wait for it.
     weights = [_spread(weight, num_labels, f"bilateral.{m}.weight", dtype) for m, (weight, _, _) in enumerate(bilateral)]
     weights += [] if spatial is None else [_spread(spatial[0], num_labels, "spatial.weight", dtype)]
-    weight = torch.stack(weights) if weights else torch.zeros(0, num_labels, dtype=dtype, device=_HOST)
-    divisor, shift = _spread(temperature, 1, "temperature", dtype), _spread(bias, num_labels, "bias", dtype)
-    _positive(divisor, "temperature")
+    weight = _stack(weights, num_labels, dtype)
+    divisor, shift = _spread(temperature, 1, "temperature", dtype, is_positive=True), _spread(bias, num_labels, "bias", dtype)
     matrix = 1.0 - torch.eye(num_labels, dtype=dtype, device=_HOST) if compatibility is None else compatibility.to(_HOST, dtype)
     if matrix.shape != (num_labels, num_labels) or not torch.isfinite(matrix.detach()).all():
         raise InputError(f"compatibility: expected ({num_labels}, {num_labels}) finite penalties, got a tensor {tuple(matrix.shape)}")
@@ -119,11 +117,11 @@ def mean_field(
         bias=_double(shift) if shift.detach().any() else None,
         volume_weight=volume_weight,
     )
-    parameters = (weight, *bandwidths.stacked(image_shape), matrix, divisor[0], shift, kept)
+    parameters = (weight, *bandwidths, matrix, divisor[0], shift, kept)
     masks = inputs.masks_by_item(mask, len(logits), logits.shape[2:])
     labels: list[Tensor | None] = [None] * len(logits)
     if kernels is None:
-        wanted = bandwidths.resolve(settings, num_labels)
+        wanted = KernelSetSpec(terms, normalization, filter, num_labels, num_iterations, positions)
         if label_threshold > 0.0 and run.volume_weight == 0.0:
             thresholds = find_thresholds(label_threshold, ModelSpec(wanted, run))
             if thresholds is not None:
@@ -215,46 +213,28 @@ def build_kernels(
     """
     inputs.check_image(image)
     check_threads(threads)
-    settings = MeanFieldParameters(num_iterations=num_iterations, normalization=normalization, filter=filter, positions=positions)
-    wanted = _Bandwidths.of(bilateral, theta_gamma, image).resolve(settings, num_labels)
+    MeanFieldParameters(num_iterations=num_iterations, normalization=normalization, filter=filter, positions=positions)  # checks them
+    wanted = KernelSetSpec(_bandwidths(bilateral, theta_gamma, image)[0], normalization, filter, num_labels, num_iterations, positions)
     masks = inputs.masks_by_item(mask, len(image), image.shape[2:])
     return _build(image, [wanted] * len(image), spacing, masks, threads, copy=copy)
 
 
-_ALPHA, _BETA, _GAMMA = "bilateral.{}.theta_alpha", "bilateral.{}.theta_beta", "spatial.theta_gamma"
+def _bandwidths(
+    bilateral: Sequence[tuple[Values, Values]], gamma: Values | None, image: Tensor
+) -> tuple[tuple[KernelSpec, ...], tuple[Tensor, Tensor, Tensor | None]]:
+    """Return the kernels for images (B, M, *grid), and their bandwidths (kernels, axes), (kernels, M) and of the spatial kernel (axes,).
 
-
-@dataclass(frozen=True)
-class _Bandwidths:
-    """Bandwidths in float64: rounded ones would give a lattice with different vertices."""
-
-    position: list[Tensor]  # (axes,) of each appearance kernel
-    intensity: list[Tensor]  # (M,) of each appearance kernel
-    spatial: Tensor | None  # (axes,) of the spatial kernel
-
-    @staticmethod
-    def of(bilateral: Sequence[tuple[Values, Values]], gamma: Values | None, image: Tensor) -> _Bandwidths:
-        """Spread the bandwidths over the axes and modalities of images (B, M, *grid)."""
-        num_axes, double = image.ndim - 2, torch.float64
-        position = [_spread(alpha, num_axes, _ALPHA.format(m), double) for m, (alpha, _) in enumerate(bilateral)]
-        intensity = [_spread(beta, image.shape[1], _BETA.format(m), double) for m, (_, beta) in enumerate(bilateral)]
-        return _Bandwidths(position, intensity, None if gamma is None else _spread(gamma, num_axes, _GAMMA, double))
-
-    def stacked(self, image_shape: Sequence[int]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return the bandwidths (kernels, axes), (kernels, M) and (axes,) for an image (M, *grid)."""
-        if self.position:
-            return torch.stack(self.position), torch.stack(self.intensity), self.spatial
-        sizes = len(image_shape) - 1, image_shape[0]
-        position, intensity = (torch.zeros(0, size, dtype=torch.float64, device=_HOST) for size in sizes)
-        return position, intensity, self.spatial
-
-    def resolve(self, settings: MeanFieldParameters, num_labels: int) -> KernelSetSpec:
-        """Return the kernels; raise InputError for a bandwidth that is not positive."""
-        pairs = enumerate(zip(self.position, self.intensity, strict=True))
-        wanted = [KernelSpec(_positive(alpha, _ALPHA.format(m)), _positive(beta, _BETA.format(m))) for m, (alpha, beta) in pairs]
-        wanted += [] if self.spatial is None else [KernelSpec(_positive(self.spatial, _GAMMA))]
-        of_run = settings.normalization, settings.filter, num_labels, settings.num_iterations, settings.positions
-        return KernelSetSpec(tuple(wanted), *of_run)
+    The bandwidths are float64: rounded ones would give a lattice with different vertices.
+    """
+    num_modalities, num_axes, dtype = image.shape[1], image.ndim - 2, torch.float64
+    positions, intensities = [], []
+    for m, (alpha, beta) in enumerate(bilateral):
+        positions.append(_spread(alpha, num_axes, f"bilateral.{m}.theta_alpha", dtype, is_positive=True))
+        intensities.append(_spread(beta, num_modalities, f"bilateral.{m}.theta_beta", dtype, is_positive=True))
+    spatial = None if gamma is None else _spread(gamma, num_axes, "spatial.theta_gamma", dtype, is_positive=True)
+    terms = [KernelSpec(tuple(alpha.tolist()), tuple(beta.tolist())) for alpha, beta in zip(positions, intensities, strict=True)]
+    terms += [] if spatial is None else [KernelSpec(tuple(spatial.tolist()))]
+    return tuple(terms), (_stack(positions, num_axes, dtype), _stack(intensities, num_modalities, dtype), spatial)
 
 
 def _build(
@@ -282,9 +262,9 @@ def _build(
     return result
 
 
-def _spread(value: Values, size: int, name: str, dtype: torch.dtype) -> Tensor:
+def _spread(value: Values, size: int, name: str, dtype: torch.dtype, *, is_positive: bool = False) -> Tensor:
     """Return a tensor of `size` values on the CPU from one value for all, or from one each."""
-    expected = "expected one value" + (f" or {size}" if size > 1 else "")
+    expected = f"expected one value{f' or {size}' if size > 1 else ''}"
     if isinstance(value, list | tuple) and any(isinstance(entry, Tensor) for entry in value):
         raise InputError(f"{name} is a list of tensors, whose gradients would be lost; pass one tensor (torch.stack)")
     try:
@@ -294,17 +274,16 @@ def _spread(value: Values, size: int, name: str, dtype: torch.dtype) -> Tensor:
         raise InputError(f"{name} is {value!r}; {expected}") from error
     if tensor.numel() not in (1, size) or tensor.ndim > 1:
         raise InputError(f"{name} has shape {tuple(tensor.shape)}; {expected}")
-    if not torch.isfinite(tensor.detach()).all():
-        raise InputError(f"{name} holds values that are not finite (NaN or infinity)")
+    values = tensor.detach()
+    if not torch.isfinite(values).all() or (is_positive and not (values > 0.0).all()):
+        kind = "positive" if is_positive else "finite"
+        raise InputError(f"{name} is {values.tolist()}; expected {kind} numbers")
     return tensor.reshape(-1).expand(size)
 
 
-def _positive(tensor: Tensor, name: str) -> tuple[float, ...]:
-    """Return the numbers of a tensor; raise InputError unless they are positive."""
-    values: list[float] = tensor.detach().tolist()
-    if not all(0.0 < value < math.inf for value in values):
-        raise InputError(f"{name} is {values}; expected positive numbers")
-    return tuple(values)
+def _stack(rows: Sequence[Tensor], size: int, dtype: torch.dtype) -> Tensor:
+    """Return rows as a matrix, which may have none."""
+    return torch.cat([torch.zeros(0, size, dtype=dtype, device=_HOST), *(row[None] for row in rows)])
 
 
 def _double(tensor: Tensor) -> NDArray[np.float64]:
