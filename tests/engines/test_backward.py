@@ -22,21 +22,9 @@ needs_compiler = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++
 class Problem:
     """A random model with two bilateral kernels and a spatial one, and a random linear loss of its refined logits."""
 
-    def __init__(
-        self,
-        num_dims=3,
-        *,
-        num_labels=3,
-        num_modalities=2,
-        shape=None,
-        filter_name="exact",
-        normalization="symmetric",
-        masked=True,
-        per_label=True,
-        is_potts=False,
-        volume=0.0,
-        dtype=np.float64,
-    ):
+    def __init__(self, num_dims=3, *, num_labels=3, num_modalities=2, shape=None, masked=True, dtype=np.float64, volume=0.0, **model):
+        filter_name, normalization = model.get("filter_name", "exact"), model.get("normalization", "symmetric")
+        per_label, is_potts = model.get("per_label", True), model.get("is_potts", False)
         rng = np.random.default_rng(num_dims)
         shape = shape or SHAPES[num_dims]
         self.values = {
@@ -87,11 +75,7 @@ def assert_close(found, expected, tolerance, names=GRADIENTS, *, of_theta=None):
 
 @pytest.mark.parametrize(("normalization", "volume"), [("symmetric", 0.0), ("after", 0.0), ("symmetric", 0.6)])
 def test_gradients_are_the_slopes_of_the_loss(normalization, volume):
-    """Along a random direction, the derivative is the central difference of the loss.
-
-    In float64 a difference over 1e-5 has a truncation error of about 1e-10 of the third derivative and a rounding error of 1e-11 of the
-    loss (below 100): 1e-6 leaves room for both.
-    """
+    """A central difference over 1e-5 has a truncation error of some 1e-10 of the third derivative, and a rounding error of 1e-9."""
     problem = Problem(2, normalization=normalization, volume=volume)
     problem.values |= {"volume_weight": np.array(volume)} if volume else {}
     backend = torch64()
@@ -136,9 +120,7 @@ def test_gradients_agree_with_plain_tensor_operations(compiled_backend, settings
 
 @pytest.mark.parametrize(("num_modalities", "scale", "density"), [(4, 8.0, 0.7), (2, 5.0, 0.35)])
 def test_gradients_of_lattices_with_few_vertices(num_modalities, scale, density):
-    """With fewer vertices than voxels, and no gradient of the image, columns of features are filtered together: with four modalities along
-    chains of lists, else along chains of vertices.
-    """
+    """Columns of features are filtered together: with four modalities along chains of lists, else along chains of vertices."""
     found = []
     for backend, dtype in ((get_backend("cpu"), np.float32), (torch64(), np.float64)):
         problem = Problem(3, num_modalities=num_modalities, filter_name="lattice", dtype=dtype)
@@ -204,13 +186,10 @@ def test_every_filter_of_the_gpu_has_the_gradients_of_the_cpu(filter_name):
 
 def test_strong_weights_have_their_gradients(compiled_backend):
     """Six steps, in some of which the energy rises: rounding grows from step to step."""
-    problems = [Problem(3, dtype=np.float32), Problem(3)]
-    runs = [
-        problem.forward(one, 6, weights=8.0 * problem.values["weights"])
-        for problem, one in zip(problems, (compiled_backend, torch64()), strict=True)
-    ]
-    found, expected = (problem.backward(*run) for problem, run in zip(problems, runs, strict=True))
-    assert_close(found, expected, 5e-4, of_theta=5e-3)
+    found = []
+    for problem, backend in ((Problem(3, dtype=np.float32), compiled_backend), (Problem(3), torch64())):
+        found.append(problem.backward(*problem.forward(backend, 6, weights=8.0 * problem.values["weights"])))
+    assert_close(*found, 5e-4, of_theta=5e-3)
 
 
 @needs_compiler

@@ -1,7 +1,4 @@
-"""What is the GPU engine's own: its lattice's integers, its hash table, the order of its sums, its limits. The kernels run as C++.
-
-That its answers are right is also the business of test_filters.py and test_mean_field.py, which it passes as one of the backends.
-"""
+"""What is the GPU engine's own: its lattice's integers, its hash table, the order of its sums, its limits. The kernels run as C++."""
 
 import cuda_shim
 import numpy as np

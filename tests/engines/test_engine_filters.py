@@ -1,7 +1,6 @@
 """The compiled engines' lattice and grid against plain transcriptions of the same approximations: closer than the approximations are good.
 
-What they approximate is test_filters.py's business. Bandwidths are no multiples of the spacing, so that no voxel lies on the face of a
-simplex, where float32 and float64 may choose different sides.
+Bandwidths are no multiples of the spacing: on the face of a simplex, float32 and float64 may choose different sides.
 """
 
 import os
@@ -128,10 +127,7 @@ def test_an_interrupt_is_noticed_while_the_engine_works():
 
 @pytest.mark.parametrize("device", ["cpu", "torch"])
 def test_the_order_of_axes_in_memory_does_not_move_the_lattice(device):
-    """A file's arrays have x fastest, a tensor's z: cells that depended on it would change labels from one to the other.
-
-    Sums in another order differ by rounding; a vertex gained or lost would show as 1e-2.
-    """
+    """A file's arrays have x fastest, a tensor's z. Sums in another order differ by rounding; a vertex gained or lost shows as 1e-2."""
     case = random_case(3, masked=True, grid_shape=(7, 9, 6))
     changes = {"mean_field.filter": "lattice", "bilateral.theta_alpha": [2.0, 3.0, 4.0], "bilateral.theta_beta": 0.3}
     parameters = crfrefine.CrfParameters().replace(**changes, **{"mean_field.tolerance": 0.0})

@@ -97,10 +97,7 @@ def test_voxels_far_from_each_other_send_to_themselves(backend, filter_name):
 
 @functools.cache
 def _noisy(num_modalities):
-    """What the accuracy figures of the lattice were measured on: two regions, smooth noise of two scales and white noise.
-
-    And the probability of the brighter region, (1, *grid), from logits that follow it with noise.
-    """
+    """Two regions with smooth noise of two scales and white noise; and the probability of the brighter one, (1, *grid), with noise."""
     shape = (11, 16, 14)
     rng = np.random.default_rng(num_modalities)
     region = gaussian_filter(rng.normal(size=shape), 2.0) > 0.0
@@ -124,10 +121,9 @@ def _noisy_kernel(num_modalities, theta_alpha, theta_beta):
 @pytest.mark.parametrize("normalization", ["symmetric", "after"])
 @pytest.mark.parametrize(("num_modalities", "bound"), [(1, 0.0117), (2, 0.0133), (4, 0.0146)], ids=["D=4", "D=5", "D=7"])
 def test_lattice_messages_are_as_accurate_as_documented(backend, num_modalities, bound, normalization):
-    """RMSE against the exact Gaussian within the table of docs/reference/math.md, for marginals of noisy logits, as in a mean field.
+    """RMSE against the exact Gaussian within the table of docs/reference/math.md, whose volumes are fifteen theta_alpha wide.
 
-    Symmetric normalization sees how far the lattice's row sums are off from place to place, most where its vertices end; in a volume of
-    two theta_alpha that is everywhere, so 1.75 times the table's figures, which are from volumes of fifteen, are allowed.
+    Row sums are off most where the lattice's vertices end, here everywhere: symmetric normalization has 1.75 times the table's figures.
     """
     case, values = _noisy(num_modalities)
     kernel = normalize_kernel(_noisy_kernel(num_modalities, 8.0, 0.1), normalization)
@@ -140,10 +136,7 @@ def test_lattice_messages_are_as_accurate_as_documented(backend, num_modalities,
 
 @pytest.mark.parametrize("num_modalities", [1, 2])
 def test_lattice_sums_have_the_size_of_exact_ones(backend, num_modalities):
-    """Without normalization the lattice's amplitude shows: the mass of the Gaussian, less what is lost beyond the outermost vertices.
-
-    That loss grows with the dimension: 9 to 20 % at D = 4 and 5 where this was measured (docs/reference/math.md), hence 30 %.
-    """
+    """The lattice's amplitude is the mass of the Gaussian, less 9 to 20 % beyond the outermost vertices (docs/reference/math.md)."""
     case, values = _noisy(num_modalities)
     result = _message(backend, case, np.ones_like(values), 4.0, 0.1, filter="lattice")
     assert 0.7 < (result.ravel() / _noisy_kernel(num_modalities, 4.0, 0.1).sum(axis=1)).mean() < 1.0

@@ -37,19 +37,22 @@ def machine(monkeypatch):
     crfrefine.engines._cuda_backend.cache_clear()
 
 
-def with_cupy(machine, error):
-    """A CuPy that can be imported, whose first computation raises an error."""
-
-    def arange(count):
+def raising(error):
+    def call(*_):
         raise error
 
+    return call
+
+
+def with_cupy(machine, error):
+    """A CuPy that can be imported, whose first computation raises an error."""
     cuda = SimpleNamespace(
         compiler=SimpleNamespace(CompileException=CompileError),
         runtime=SimpleNamespace(CUDARuntimeError=CudaError, getDevice=lambda: 0, deviceSynchronize=lambda: None),
         driver=SimpleNamespace(CUDADriverError=CudaError),
     )
     machine.setattr(importlib.util, "find_spec", lambda name: object())
-    machine.setitem(sys.modules, "cupy", SimpleNamespace(arange=arange, cuda=cuda))
+    machine.setitem(sys.modules, "cupy", SimpleNamespace(arange=raising(error), cuda=cuda))
 
 
 def check_refused(message, device="cuda:0", *, warns=True):
@@ -60,13 +63,13 @@ def check_refused(message, device="cuda:0", *, warns=True):
         assert get_backend("auto").name == "cpu"
 
 
-OTHER_CUDA = "cudaErrorInsufficientDriver: CUDA driver version is insufficient for CUDA runtime version"
+OLD_DRIVER = "cudaErrorInsufficientDriver: CUDA driver version is insufficient for CUDA runtime version"
 
 
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (CudaError(35, OTHER_CUDA), rf"CuPy cannot use the GPU \({OTHER_CUDA}\).*crfrefine\[cuda12\] or crfrefine\[cuda13\]"),
+        (CudaError(35, OLD_DRIVER), rf"CuPy cannot use the GPU \({OLD_DRIVER}\).*crfrefine\[cuda12\] or crfrefine\[cuda13\]"),
         (ImportError("libnvrtc.so.12"), r"CuPy cannot use the GPU \(libnvrtc\.so\.12\).*cupy-cuda12x\[ctk\]"),
         (CompileError("nvrtc: invalid value for --gpu-architecture"), r"CuPy cannot use the GPU \(nvrtc: invalid value.*ctk"),
         (CudaError(2, "cudaErrorMemory"), r"the GPU has no memory left to begin with \(cudaErrorMemory.*nvidia-smi lists them"),
@@ -87,20 +90,12 @@ def test_a_gpu_without_cupy_is_refused_with_what_to_install(machine, tmp_path):
     check_refused(r"needs CuPy.*no such library.*install crfrefine\[cuda12\]")
 
 
-def test_a_forked_process_has_no_gpu(machine):
-    """Its parent has used the driver."""
-
-    def used_before():
-        raise cupy_device.ForkedError
-
+def test_forked_processes_and_default_streams_per_thread_are_refused(machine):
+    """The parent of a forked process has used the driver. Copies in one thread rely on the order of launches in another."""
     with_cupy(machine, ValueError("opened"))
-    machine.setattr(cupy_device, "ask_driver", used_before)
+    machine.setattr(cupy_device, "ask_driver", raising(cupy_device.ForkedError()))
     check_refused(r".*forked.*'spawn'")
-
-
-def test_a_default_stream_per_thread_is_refused(machine):
-    """Copies in one thread rely on the order of launches in another: on one default stream for all."""
-    with_cupy(machine, ValueError("opened"))
+    machine.setattr(cupy_device, "ask_driver", lambda: (1, 0))
     machine.setenv("CUPY_CUDA_PER_THREAD_DEFAULT_STREAM", "1")
     check_refused(r"expected one default stream for all threads, found CUPY_CUDA_PER_THREAD_DEFAULT_STREAM=1; unset it")
     machine.setenv("CUPY_CUDA_PER_THREAD_DEFAULT_STREAM", "0")
@@ -119,33 +114,27 @@ def test_a_default_stream_per_thread_is_refused(machine):
 )
 def test_a_driver_that_shows_no_gpu_says_why(status, message, warns, monkeypatch):
     """One that does not start is no machine without a GPU: `auto` warns."""
-
-    def load(name):
-        if status is None:
-            raise OSError(name)
-        return SimpleNamespace(cuInit=lambda flags: status, cuDeviceGetCount=lambda count: 0)
-
+    driver = SimpleNamespace(cuInit=lambda flags: status, cuDeviceGetCount=lambda count: 0)
     monkeypatch.setattr(cupy_device, "may_have_gpu", lambda: True)
-    monkeypatch.setattr(ctypes, "CDLL", load)
+    monkeypatch.setattr(ctypes, "CDLL", raising(OSError("no library")) if status is None else lambda name: driver)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     check_refused(rf"no NVIDIA GPU was found \({message}", "cuda:1", warns=warns)
 
 
-def test_a_gpu_that_is_not_there_is_named_with_those_that_are(machine):
+def test_devices_that_are_not_there_are_refused_with_those_that_are(machine):
     machine.setattr(cupy_device, "ask_driver", lambda: (2, 0))
     with pytest.raises(BackendUnavailableError, match=r"--device cuda:7: this machine has 2 NVIDIA GPUs, numbers 0 to 1; use one of these"):
-        cupy_device.CupyDevice(7)
+        get_backend("cuda:7")
+    for device in ("gpu", "cuda:", "cuda:x", "CPU", ""):
+        with pytest.raises(ConfigError, match=r"device: expected one of auto, cpu, cuda"):
+            get_backend(device)
 
 
 @pytest.mark.parametrize("missing", ["GPU", "CuPy"])
 def test_auto_leaves_the_driver_alone_where_something_is_missing(missing, monkeypatch):
     """The driver once asked, no process that is forked later can use a GPU."""
-
-    def asked():
-        raise AssertionError("the driver was asked")
-
-    monkeypatch.setattr(cupy_device, "ask_driver", asked)
+    monkeypatch.setattr(cupy_device, "ask_driver", raising(AssertionError("the driver was asked")))
     monkeypatch.setattr(cupy_device, "may_have_gpu", lambda: missing != "GPU")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if missing == "CuPy" else object())
     assert not cupy_device.is_available()
@@ -161,54 +150,33 @@ def test_gpus_that_the_environment_hides_are_not_there(visible, expected, monkey
     assert cupy_device.may_have_gpu() is expected
 
 
-@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "CPU", ""])
-def test_an_unknown_device_is_refused_with_the_known_ones(device):
-    with pytest.raises(ConfigError, match=r"device: expected one of auto, cpu, cuda"):
-        get_backend(device)
-
-
 def test_a_gpu_is_one_backend_under_all_its_names(machine):
     """Two would have two locks, and let two cases into the memory of one GPU."""
     machine.setattr(cupy_device, "CupyDevice", lambda index: SimpleNamespace(name=f"fake {index}"))
     first = get_backend("cuda")
     assert get_backend("cuda:0") is get_backend("cuda:00") is first
-    assert get_backend("cuda:1") is not first
     assert get_backend("cuda:1").name == "fake 1"
 
 
-def watch(*, answers):
-    def ask():
-        if not answers:
-            raise CudaError(719, "error 719")
-
-    return LossWatch("cuda:1", (CudaError,), ask)
-
-
 def test_a_gpu_that_does_not_answer_is_lost_for_good():
-    """The first error says why, the others that it is so; later work does not touch the GPU."""
-    watched = watch(answers=False)
+    """The first error says why, the others that it is so; later work does not touch the GPU. A lack of memory is no loss."""
+    lost = LossWatch("cuda:1", (CudaError,), raising(CudaError(719, "error 719")))
+    message = r"not enough memory on the GPU cuda:1 \(error 2\); use a mask.*--device cpu"
+    with pytest.raises(CapacityError, match=message), lost.watching():
+        raise CudaError(2, "error 2")
     message = r"--device cuda:1: the GPU stopped working in this case \(error 700\).*--device cpu"
-    with pytest.raises(DeviceLostError, match=message), watched.watching():
+    with pytest.raises(DeviceLostError, match=message), lost.watching():
         raise CudaError(700, "error 700")
-    with pytest.raises(DeviceLostError, match=r"stopped working earlier in this process \(error 700\).*--device cpu"), watched.watching():
+    with pytest.raises(DeviceLostError, match=r"stopped working earlier in this process \(error 700\).*--device cpu"), lost.watching():
         raise AssertionError("nothing may run")
 
 
 def test_a_gpu_that_answers_is_not_lost():
     """What it refused is a fault of the caller; what else is raised is no concern of CUDA."""
-    watched = watch(answers=True)
+    watched = LossWatch("cuda:1", (CudaError,), lambda: None)
     for error in (CudaError(1, "error 1"), RuntimeError("of a callback"), KeyboardInterrupt()):
         with pytest.raises(type(error)) as caught, watched.watching():
             raise error
         assert caught.value is error
-    with watched.watching():
-        pass
-
-
-def test_a_driver_without_memory_is_too_large_a_case():
-    """Not a lost GPU: the next case may be smaller."""
-    watched, message = watch(answers=False), r"not enough memory on the GPU cuda:1 \(error 2\); use a mask.*--device cpu"
-    with pytest.raises(CapacityError, match=message), watched.watching():
-        raise CudaError(2, "error 2")
     with watched.watching():
         pass

@@ -1,7 +1,4 @@
-"""The compiled module refuses arguments that do not fit each other, by a ValueError, before it reads what is not there.
-
-`tests/fuzz/test_engine.py` makes up many more such calls.
-"""
+"""The compiled module refuses arguments that do not fit each other, by a ValueError, before it reads what is not there."""
 
 import math
 

@@ -52,9 +52,9 @@ def test_the_networks_labels_are_those_of_its_largest_logits_and_changes_are_cou
 @pytest.mark.parametrize(("num_labels", "tolerance", "order"), [(2, 0.5, "F"), (6, 0.0, "C")])
 def test_marginals_that_the_engine_has_left_over_are_the_softmax_of_the_logits(num_labels, tolerance, order):
     """With a tolerance the run stops early, without knowing that its step is the last; the bits must not depend on who computes them."""
-    case = random_case(3, grid_shape=(7, 9, 11), num_labels=num_labels)
+    case = ordered(random_case(3, grid_shape=(7, 9, 11), num_labels=num_labels), order)
     changes = {"mean_field.tolerance": tolerance, "mean_field.num_iterations": 40 if tolerance else 3, "mean_field.temperature": 0.8}
-    result = refine(replace(case, logits=np.asarray(case.logits, order=order)), CrfParameters().replace(**changes))
+    result = refine(case, CrfParameters().replace(**changes))
     expected = get_backend("cpu").softmax(result.order.to_storage(result.logits))
     np.testing.assert_array_equal(result.order.to_storage(result.marginals), expected)
     assert result.converged == (result.channels.marginals is None) == (tolerance > 0.0)
@@ -64,9 +64,8 @@ def test_marginals_that_the_engine_has_left_over_are_the_softmax_of_the_logits(n
 def test_the_output_temperature_changes_neither_labels_nor_logits(backend, num_dims, temperature):
     """Marginals are those of the logits over the temperature, in the documented type."""
     case = random_case(num_dims, masked=num_dims > 1)
-    result, usual = (
-        refine(case, USUAL.replace(**{"mean_field.output_temperature": value}), device=backend.name) for value in (temperature, 1.0)
-    )
+    given = (USUAL.replace(**{"mean_field.output_temperature": value}) for value in (temperature, 1.0))
+    result, usual = (refine(case, parameters, device=backend.name) for parameters in given)
     np.testing.assert_array_equal(result.label_map, usual.label_map)
     np.testing.assert_array_equal(result.logits, usual.logits)
     np.testing.assert_allclose(result.marginals, softmax(usual.logits / temperature), atol=3e-6 * max(1.0, 1.0 / temperature))
@@ -74,6 +73,10 @@ def test_the_output_temperature_changes_neither_labels_nor_logits(backend, num_d
     dtype = np.float64 if backend.name == "torch" else np.float32
     for channels in (result.marginals, result.logits):
         assert (channels.shape, channels.dtype) == (case.logits.shape, dtype)
+
+
+def ordered(case, order):
+    return replace(case, logits=np.asarray(case.logits, order=order))
 
 
 def whole_grid(order="C"):
@@ -87,10 +90,6 @@ def mask_in_a_corner(order="C"):
 def overlapping_regions(order="C"):
     case = case_in_a_corner()
     return refine(ordered(replace(case, logits=case.logits - np.float32(0.4)), order), PARAMETERS, regions=REGIONS)
-
-
-def ordered(case, order):
-    return replace(case, logits=np.asarray(case.logits, order=order))
 
 
 def tiles(order="C"):
@@ -109,9 +108,8 @@ def label_map(order="C"):
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 20, (4, 5, 4)).repeat(5, 0).repeat(5, 1).repeat(5, 2)
     labels = np.asarray(coarse[:19, :22, :17], order=order)
-    parameters = ON_TILES.replace(**{"mean_field.label_threshold": 1e-4})
-    options = {"spacing": SPACING, "parameters": parameters, "mask": rng.random(SHAPE) < 0.95, "input_type": "labels"}
-    return crfrefine.refine(labels, 10.0 * labels + rng.normal(0, 4, SHAPE), **options)
+    options = {"spacing": SPACING, "parameters": ON_TILES.replace(**{"mean_field.label_threshold": 1e-4}), "input_type": "labels"}
+    return crfrefine.refine(labels, 10.0 * labels + rng.normal(0, 4, SHAPE), mask=rng.random(SHAPE) < 0.95, **options)
 
 
 KINDS = {
@@ -127,8 +125,8 @@ KINDS = {
 
 def masks():
     """The box that was refined, parts of the rest, a single voxel, and none."""
-    first = np.arange(19 * 22 * 17).reshape(SHAPE) == 0
     some = np.random.default_rng(1).random(SHAPE) < 0.1
+    first = np.arange(some.size).reshape(SHAPE) == 0
     return [case_in_a_corner().mask, some.astype(np.int16) * -3, first, np.zeros(SHAPE, bool)]
 
 
@@ -205,11 +203,10 @@ def test_a_run_in_the_box_gives_what_one_on_the_whole_grid_does(input_type, norm
     """Outside of it the network's logits; statistics of the intensities come from the mask, which is not the box."""
     case = case_in_a_corner(SMALL)
     changes = {"mean_field.temperature": 0.7, "mean_field.label_threshold": 0.0, "intensity.normalization": normalization}
-    changes |= {"volume.weight": 0.5} if input_type == "logits" else {}
-    parameters = CrfParameters().replace(**changes)
+    parameters = CrfParameters().replace(**changes, **{"volume.weight": 0.5 * (input_type == "logits")})
     values = softmax(case.logits).astype(np.float32) if input_type == "probabilities" else case.logits
     case = replace(case, logits=values, image=np.asarray(100 * case.image, dtype, order=order))
-    options = {"input_type": "auto", "regions": REGIONS} if input_type == "regions" else {"input_type": input_type}
+    options = {"regions": REGIONS} if input_type == "regions" else {"input_type": input_type}
     result = refine(case, parameters, **options)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("crfrefine.refinement.networks.WORTH_IT", 0.0)

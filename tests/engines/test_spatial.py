@@ -1,8 +1,4 @@
-"""The spatial kernel's window: no weight jumps when theta_gamma changes, and the derivative is that of what is computed.
-
-Grids are not cubic and spacings not equal. Four theta_gamma are 8 voxels of the first axis and 10 of the last: where the window used to
-end before one voxel and, a rounding error later, after it. Wide kernels are filtered on half as many rows.
-"""
+"""The spatial kernel's window: no weight jumps when theta_gamma changes, and the derivative is that of what is computed."""
 
 import numpy as np
 import pytest
@@ -28,14 +24,10 @@ def test_weights_fade_within_a_voxel_beyond_four_sigmas(compiled_backend, sigma,
     values = np.zeros((1, *GRID), np.float32)
     values[0, 5, 1, 7] = 1.0
     theta = [sigma * step for step in SPACING]
-    mask = np.ones(GRID, bool)
-    if masked:  # the voxel, and a few as far as the kernel reaches
-        mask[...] = False
-        mask[[5, 8, 2, 2, 5, 9], [1, 1, 3, 0, 0, 1], [7, 10, 4, 7, 4, 3]] = True
-    given = mask if masked else None
-    found = compiled_backend.message(
-        values, GridImage(np.zeros((0, *GRID), np.float32), given, SPACING), one_kernel(theta_alpha=theta, theta_beta=None)
-    )[0]
+    mask = np.full(GRID, not masked)
+    mask[[5, 8, 2, 2, 5, 9], [1, 1, 3, 0, 0, 1], [7, 10, 4, 7, 4, 3]] = True  # the voxel, and a few as far as the kernel reaches
+    image = GridImage(np.zeros((0, *GRID), np.float32), mask if masked else None, SPACING)
+    found = compiled_backend.message(values, image, one_kernel(theta, None))[0]
     axes = [_faded_gaussian(np.arange(n) - at, sigma) for n, at in zip(GRID, (5, 1, 7), strict=True)]
     expected = axes[0][:, None, None] * axes[1][:, None] * axes[2] * mask
     np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-12)

@@ -31,10 +31,6 @@ def _sparse_channels(grid_shape, num_channels, rng):
     return values
 
 
-def _without_negligible(values):
-    return np.where(np.abs(values) < NEGLIGIBLE, np.float32(0.0), values)
-
-
 def _kernel(filter_name, num_dims, num_modalities):
     theta = [0.9, 1.1, 0.8, 1.2][:num_dims]
     if filter_name == "spatial":
@@ -57,11 +53,7 @@ def _kernel(filter_name, num_dims, num_modalities):
     ],
 )
 def test_skipping_zeros_changes_no_bit(filter_name, num_dims, num_channels, masked):
-    """Compared with channels where tiny numbers stand for the zeros, so that nothing is skipped; at any number of threads.
-
-    Weights of the lattice and of the grid have few bits, so some products lie halfway between two floats, and a tiny number decides how
-    they are rounded: there a last bit may differ.
-    """
+    """Tiny numbers stand for the zeros, so that nothing is skipped; they decide roundings where weights have few bits (lattice, grid)."""
     rng = np.random.default_rng([num_dims, num_channels, masked])
     shape, num_modalities = GRIDS[num_dims], 1 + num_channels % 2
     image = rng.random((num_modalities, *shape)).astype(np.float32)
@@ -72,7 +64,8 @@ def test_skipping_zeros_changes_no_bit(filter_name, num_dims, num_channels, mask
         full = cpu.message(np.where(values == 0.0, TINY, values), grid, spec, threads=1)
         found = cpu.message(values, grid, spec, threads=1)
         last_bit = 2.5e-7 if filter_name in ("grid", "lattice") else 0.0
-        np.testing.assert_allclose(_without_negligible(found), _without_negligible(full), rtol=last_bit, atol=0.0)
+        plain = (np.where(np.abs(channels) < NEGLIGIBLE, np.float32(0.0), channels) for channels in (found, full))
+        np.testing.assert_allclose(*plain, rtol=last_bit, atol=0.0)
         np.testing.assert_array_equal(cpu.message(values, grid, spec, threads=3), found)
 
 
@@ -120,12 +113,11 @@ def test_ranges_tell_of_any_value_that_is_not_finite(value):
 @pytest.mark.parametrize("value", [np.nan, -np.inf])
 def test_an_image_that_is_not_finite_is_refused_wherever_it_is_so(value):
     image, values = np.ones((2, *SHAPE), np.float32), np.ones((1, *SHAPE), np.float32)
+    grid, spec = GridImage(image, None, (1.0, 1.5, 0.7)), one_kernel((2.0,) * 3, (0.1,) * 2, filter="truncated")
     for place in PLACES:
         image[1].flat[place] = value
         with pytest.raises(InputError, match="modality 1 of the image holds values that are not finite"):
-            get_backend("cpu").message(
-                values, GridImage(image, None, (1.0, 1.5, 0.7)), one_kernel((2.0,) * 3, (0.1,) * 2, filter="truncated")
-            )
+            get_backend("cpu").message(values, grid, spec)
         image[1].flat[place] = 1.0
 
 

@@ -54,14 +54,8 @@ def test_marginals_and_energy_match_a_solver_of_the_multipliers(backend, num_dim
     """Float32 logits of size 5; the energy is a sum over 300 voxels. Bodies connect at corners, the mask cuts them."""
     case = random_case(num_dims, masked=masked)
     case.logits[1:] -= 1.0
-    model = resolve(
-        case,
-        volume__weight=weight,
-        bilateral__weight=[1.0, 1.5, 1.2],
-        mean_field__bias=BIAS,
-        mean_field__temperature=1.2,
-        mean_field__normalization=normalization,
-    )
+    settings = {"mean_field__bias": BIAS, "mean_field__temperature": 1.2, "mean_field__normalization": normalization}
+    model = resolve(case, volume__weight=weight, bilateral__weight=[1.0, 1.5, 1.2], **settings)
     expected, energy = mean_field_by_multipliers(case, model)
     found = backend.mean_field(case.logits, case.grid, model)
     np.testing.assert_allclose(softmax(found.logits[:, case.inside]), expected, atol=2e-5)
