@@ -6,7 +6,7 @@ It checks shapes, devices and finite values, not the model.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -74,32 +74,27 @@ def check_pair(logits: Tensor, image: Tensor) -> None:
     engine_for(logits.device, logits.dtype)
 
 
-def warn_of_probabilities(logits: Tensor, told: set[str], warn: Callable[[str], None]) -> None:
-    """Warn, once for all calls that share `told`, of logits (B, L, *grid) that look like probabilities.
+def warn_of_probabilities(logits: Tensor, told: set[str]) -> None:
+    """Warn, once for all calls that share `told`, of logits (B, L, *grid) within [0, 1] that sum to 1 over labels.
 
-    The host has to wait for a GPU before it can look, so only the first call on a GPU looks.
+    A few voxels tell, padding does not count. The host has to wait for a GPU before it can look, so only the first call on a GPU looks.
     """
     if "probabilities" in told:
         return
-    are_probabilities = look_like_probabilities(logits)
-    if are_probabilities or logits.device.type != "cpu":
-        told.add("probabilities")
-    if are_probabilities:
-        warn(
-            "the logits look like probabilities: they lie in [0, 1] and sum to 1 over labels; the CRF takes logits, a network's output "
-            "before its softmax; for probabilities, pass probabilities.clamp_min(1e-7).log()"
-        )
-
-
-def look_like_probabilities(logits: Tensor) -> bool:
-    """Whether logits (B, L, *grid) are within [0, 1] and sum to 1 over labels; a few voxels tell, padding does not count."""
     places = tuple(slice(None, None, math.ceil(extent / _LOOKED_AT)) for extent in logits.shape[2:])
     some = logits.detach()[(slice(None), slice(None), *places)].float()
     tolerance = max(SUM_TOLERANCE, 4.0 * torch.finfo(logits.dtype).eps)
     low, high = some.amin(1), some.amax(1)
     fits = (low >= -tolerance) & (high <= 1.0 + tolerance) & ((some.sum(1) - 1.0).abs() <= tolerance)
     is_padding = low == high
-    return bool((fits | is_padding).all() & ~is_padding.all())
+    are_probabilities = bool((fits | is_padding).all() & ~is_padding.all())
+    if are_probabilities or logits.device.type != "cpu":
+        told.add("probabilities")
+    if are_probabilities:
+        notices.warn(
+            "the logits look like probabilities: they lie in [0, 1] and sum to 1 over labels; the CRF takes logits, a network's output "
+            "before its softmax; for probabilities, pass probabilities.clamp_min(1e-7).log()"
+        )
 
 
 def engine_for(device: torch.device, dtype: torch.dtype = torch.float32) -> Backend:

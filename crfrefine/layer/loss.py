@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from crfrefine.base import notices
 from crfrefine.base.threads import check_threads
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.layer import autograd, inputs
@@ -96,7 +95,7 @@ def crf_loss(
         raise ConfigError(
             f"intensity: expected a word such as 'percentile', or the `intensity` of CrfParameters; got {type(intensity).__name__}"
         )
-    inputs.warn_of_probabilities(logits, _TOLD, notices.warn)
+    inputs.warn_of_probabilities(logits, _TOLD)
     dtype = inputs.compute_dtype(logits)
     log_q = logits.detach().to(dtype).log_softmax(1)
     for index, item in enumerate(log_q):

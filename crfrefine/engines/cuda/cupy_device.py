@@ -36,7 +36,6 @@ class ForkedError(BackendUnavailableError):
     """CUDA does not work in this process, which was forked from a process that had used the GPU."""
 
     def __init__(self, name: str = "cuda") -> None:
-        """Say what to do."""
         super().__init__(
             f"--device {name}: the GPU cannot be used in a process that was forked from one that had used it; "
             "start processes by 'spawn' (multiprocessing.set_start_method), or use --device cpu in them"

@@ -18,21 +18,12 @@ import numpy as np
 _INCLUDE = re.compile(r'^#include "([^"]+)"\n', re.MULTILINE)
 _KERNEL = re.compile(r"^CRF_(?:BLOCK_)?KERNEL\((\w+),([^)]*)\)\s*\{", re.MULTILINE)
 
-_TYPES: dict[str, type[np.generic]] = {
-    "int": np.int32,
-    "int64": np.int64,
-    "uint8": np.uint8,
-    "uint16": np.uint16,
-    "uint32": np.uint32,
-    "uint64": np.uint64,
-    "float": np.float32,
-    "double": np.float64,
-    "Real": np.float32,
-    "Channels": np.float32,
-}
+_TYPES: dict[str, np.dtype[Any]] = {name: np.dtype(name) for name in ("int64", "uint8", "uint16", "uint32", "uint64")}
+_TYPES |= {"int": np.dtype("int32"), "double": np.dtype("float64")}
+_TYPES |= dict.fromkeys(("float", "Real", "Channels"), np.dtype("float32"))
 
+# Sources whose multiplications and additions must not be fused: integers that all engines share depend on them.
 UNCONTRACTED = frozenset({"lattice_build"})
-"""Sources whose multiplications and additions must not be fused: integers that all engines share depend on them."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +84,7 @@ def _signatures(name: str) -> dict[str, tuple[Parameter, ...]]:
         for declaration in match[2].split(","):
             kind, _, label = declaration.replace("const ", "").replace("__restrict__ ", "").strip().rpartition(" ")
             base = kind.rstrip("*")
-            parameters.append(Parameter(label, np.dtype(_TYPES[base]), kind.endswith("*"), base == "Channels"))
+            parameters.append(Parameter(label, _TYPES[base], kind.endswith("*"), base == "Channels"))
         kernels[match[1]] = tuple(parameters)
     return kernels
 

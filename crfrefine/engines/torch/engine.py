@@ -23,10 +23,9 @@ from crfrefine.engines.torch.filters import TRUNCATION_RADIUS, Filter, Lattice, 
 from crfrefine.engines.torch.mean_field import Trace, mean_field
 from crfrefine.engines.volume import volume_part
 from crfrefine.errors import BackendUnavailableError, CapacityError, ConfigError, InputError
-from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, ModelSpec
+from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec, ModelSpec
 
-EXACT_BELOW = 8192
-"""`auto` sums over all pairs of at most so many voxels, and takes the lattice for more."""
+EXACT_BELOW = 8192  # voxels, up to which `auto` sums over all pairs; it takes the lattice for more
 
 
 class TorchBackend:
@@ -152,19 +151,19 @@ class TorchKernels:
         for number, (kernel, theta) in enumerate(zip(self.spec.kernels, thetas, strict=True)):
             if progress is not None:
                 progress("build", number, len(thetas))
-            plain, text = self._filter(kernel, theta, intensities)
+            if kernel.is_spatial:
+                plain, text = spatial_filter(self.inside, self.spec.distances(self._grid.spacing), theta), "exact"
+            else:
+                plain, text = self._appearance_filter(theta, intensities)
             kernels.append(normalized(plain, intensities.new_ones((self.num_voxels, 1)), self.spec.normalization))
             texts.append(text)
         return kernels, texts
 
-    def _filter(self, kernel: KernelSpec, theta: Tensor, intensities: Tensor) -> tuple[Filter, str]:
+    def _appearance_filter(self, theta: Tensor, intensities: Tensor) -> tuple[Filter, str]:
         steps, num_axes, origin = self.spec.distances(self._grid.spacing), self.mask.ndim, self._grid.origin
-        if kernel.is_spatial:
-            return spatial_filter(self.inside, steps, theta), "exact"
         # From the mask's first voxel, a wider grid around it does not move the lattice's cells.
         places = np.argwhere(self.mask)
-        first_place = places.min(axis=0) if origin is None else origin.position
-        positions = self.tensor((places - first_place) * np.asarray(steps))
+        positions = self.tensor((places - (places.min(axis=0) if origin is None else origin.position)) * np.asarray(steps))
         lowest = intensities.detach().amin(0) if origin is None else self.tensor(origin.intensity)
         features = torch.cat([intensities - lowest, positions], dim=1) / theta
         if self._grid.axes is not None:  # Cells of a lattice depend on the order of the features.
@@ -175,10 +174,10 @@ class TorchKernels:
             return dense_filter(features), "exact"
         if name == "truncated":
             return dense_filter(features, features[:, -num_axes:]), f"truncated (radius {TRUNCATION_RADIUS:g} theta_alpha)"
-        if name in ("auto", "lattice"):
-            lattice = Lattice(features)
-            return lattice, f"lattice ({lattice.num_vertices} vertices)"
-        raise ConfigError(f"mean_field.filter: --device torch has exact, truncated and lattice, not '{name}'; use --device cpu")
+        if name == "grid":
+            raise ConfigError("mean_field.filter: --device torch has exact, truncated and lattice, not 'grid'; use --device cpu")
+        lattice = Lattice(features)
+        return lattice, f"lattice ({lattice.num_vertices} vertices)"
 
     def _inputs(self, logits: Array, spec: MeanFieldSpec) -> list[Tensor]:
         """Return the inputs of `mean_field`, the logits on the grid."""

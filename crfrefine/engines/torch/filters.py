@@ -16,12 +16,8 @@ from crfrefine.errors import CapacityError
 
 Filter = Callable[[Tensor], Tensor]
 
-TRUNCATION_RADIUS = 3.0
-"""Radius of the `truncated` filter, in bandwidths of position."""
-
-MAX_POINTS = 20_000
-"""The matrix of more points would take gigabytes."""
-
+TRUNCATION_RADIUS = 3.0  # of the `truncated` filter, in bandwidths of position
+MAX_POINTS = 20_000  # whose matrix takes gigabytes
 # Positions are multiples of spacing / theta: whether a pair at exactly the radius counts must not depend on rounding.
 _BALL_MARGIN = 1e-6
 

@@ -15,11 +15,8 @@ from crfrefine.engines.torch.filters import Filter
 from crfrefine.engines.volume import PSEUDO_VOXELS, VolumeTerm
 from crfrefine.parameters.specs import MeanFieldSpec
 
-FLIPPED_SHARE = 1e-4
-"""Share of voxels whose label may still change in a step that counts as converged."""
-
-_LAST_CHANGE = {torch.float64: 1e-7, torch.float32: 1e-5}
-"""Size in nats of the last Newton step of the volume term, by the precision of the marginals."""
+FLIPPED_SHARE = 1e-4  # of voxels whose label may still change in a step that counts as converged
+_LAST_CHANGE = {torch.float64: 1e-7, torch.float32: 1e-5}  # nats of the last Newton step of the volume term
 
 
 class Trace(NamedTuple):
