@@ -19,16 +19,14 @@ pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_every_item_has_its_result(num_processes):
     """Also of a single item, which needs no process, and results that are larger than a pipe takes at once."""
-    found = [(item, *result) for item, result in map_in_processes(pool_functions.square, [*range(5), 3], num_processes)]
-    assert sorted((number, square) for number, square, _ in found) == [(0, 0), (1, 1), (2, 4), (3, 9), (3, 9), (4, 16)]
-    processes = {process for _, _, process in found}
+    found = list(map_in_processes(pool_functions.square, [*range(5), 3], num_processes))
+    assert sorted((item, square) for item, (square, _) in found) == [(0, 0), (1, 1), (2, 4), (3, 9), (3, 9), (4, 16)]
+    processes = {process for _, (_, process) in found}
     assert processes == {os.getpid()} if num_processes == 1 else os.getpid() not in processes
     assert len(processes) <= 2
     assert list(map_in_processes(pool_functions.square, [3], num_processes)) == [(3, (9, os.getpid()))]
     assert list(map_in_processes(pool_functions.square, [], num_processes)) == []
-    sizes = [10, 1 << 14, 1 << 20]
-    results = map_in_processes(pool_functions.repeat, sizes, num_processes)
-    assert sorted((size, len(result)) for size, result in results) == [(size, size) for size in sizes]
+    assert all(len(result) == size for size, result in map_in_processes(pool_functions.repeat, [10, 1 << 14, 1 << 20], num_processes))
 
 
 @pytest.mark.parametrize("num_processes", [1, 2])
@@ -37,8 +35,7 @@ def test_an_error_costs_its_item_alone_and_says_where_it_was_raised(num_processe
     failure = outcomes.pop(2)
     assert outcomes == {0: 0, 1: 1, 3: 3}
     assert "ValueError" in failure.message
-    assert "no 2" in failure.traceback
-    assert "in fail_at_two" in failure.traceback
+    assert all(said in failure.traceback for said in ("no 2", "in fail_at_two"))
 
 
 def test_of_several_errors_the_one_of_the_first_item_is_raised():

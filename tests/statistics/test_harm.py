@@ -101,18 +101,19 @@ def test_many_labels_do_not_hide_what_is_worse_in_the_mean_and_long_lists_are_cu
 
 def test_where_nothing_is_worse_the_sentence_says_what_was_compared():
     """IoU is a function of Dice; precision that rises in 7 of 9 cases and falls far in two is no majority, but not "no worse" either."""
-    harm = _harm(_table({("dice", "1"): spread(9, -0.1, 0.01), ("iou", "1"): spread(9, -0.1, 0.01)}), ["1"])
-    assert (harm.num_comparisons, harm.sentence) == (0, "No other metric could be compared.")
-    steps = np.where(np.arange(9) < 7, 0.01, -0.2) + 1e-4 * np.arange(9)
-    assert steps.mean() < 0
-    harm = _harm(_table({("dice", "1"): spread(9, 0.1, 0.01), ("precision", "1"): steps}), ["1"])
-    assert (harm.significant, harm.in_most_cases) == ((), ())
-    assert harm.sentence == "No other metric got worse in most cases."
+    up, few_losses = spread(9, 0.1, 0.01), np.where(np.arange(9) < 7, 0.01, -0.2) + 1e-4 * np.arange(9)
+    assert few_losses.mean() < 0
     half = np.where(np.arange(8) < 4, 0.01, -0.02) + 1e-4 * np.arange(8)
-    assert _harm(_table({("dice", "1"): spread(8, 0.1, 0.01), ("precision", "1"): half}), ["1"]).in_most_cases == (), "half is not most"
-    harm = _harm(_table({(metric, region): spread(9, 0.1, 0.01) for metric in ("dice", "precision") for region in "12"}))
-    assert harm.sentence == "No other metric got worse in most cases, nor Dice in any region."
-    assert (harm.significant, harm.in_most_cases, harm.headline) == ((), (), "")
+    most = "No other metric got worse in most cases"
+    for changes, regions, num_comparisons, sentence in (
+        ({("dice", "1"): -up, ("iou", "1"): -up}, "1", 0, "No other metric could be compared."),
+        ({("dice", "1"): up, ("precision", "1"): few_losses}, "1", 1, f"{most}."),
+        ({("dice", "1"): up[:8], ("precision", "1"): half}, "1", 1, f"{most}."),
+        ({(metric, region): up for metric in ("dice", "precision") for region in "12"}, "12", 5, f"{most}, nor Dice in any region."),
+    ):
+        harm = _harm(_table(changes), list(regions))
+        assert (harm.num_comparisons, harm.sentence) == (num_comparisons, sentence)
+        assert (harm.significant, harm.in_most_cases, harm.headline) == ((), (), "")
 
 
 def test_with_few_cases_everything_is_named_as_not_significant():
@@ -126,13 +127,14 @@ def test_with_few_cases_everything_is_named_as_not_significant():
 
 
 def test_praise_ends_with_what_is_worse_than_with_the_baseline_and_other_sentences_stay():
-    table = _table({("dice", "1"): spread(20, 0.1, 0.01), ("precision", "1"): spread(20, -0.1, 0.01)})
+    falls = {("precision", "1"): spread(20, -0.1, 0.01)}
+    table = _table({("dice", "1"): spread(20, 0.1, 0.01), **falls})
     rival = [Measurement(line.case, line.region, line.metric, 0.5, "rival") for line in table if line.method == "network"]
     table = ResultTable([*table, *rival])
     judged = verdict(table, "crf", "network", rivals=["rival"], summary=summarize(table, "network"))
     assert " It gains more than every simple method, the best of which is rival: crf +10.01, rival +0.00 points (p " in judged.sentence
     assert judged.sentence.endswith(" But significantly worse than with network: precision.")
-    table = _table({("dice", "1"): spread(20, -0.1, 0.01), ("precision", "1"): spread(20, -0.1, 0.01)})
+    table = _table({("dice", "1"): spread(20, -0.1, 0.01), **falls})
     judged = verdict(table, "crf", "network", summary=summarize(table, "network"))
     assert judged.outcome == Outcome.HURTS
     assert judged.sentence == verdict(table, "crf", "network").sentence
