@@ -1,4 +1,4 @@
-"""The files of a run: `metrics.csv`, `summary.json` and `report.html`, each written atomically."""
+"""The tables of a run, `metrics.csv` and `summary.json`, each written atomically."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import json
 import math
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import crfrefine
 from crfrefine.base.plain import to_plain
@@ -18,9 +18,6 @@ from crfrefine.io.atomic import write_small_file
 from crfrefine.io.json import without_nonfinite
 from crfrefine.io.paths import working_folder
 from crfrefine.statistics.comparison import ResultTable, summary_dicts
-
-if TYPE_CHECKING:
-    pass
 
 SCHEMA = 1
 COLUMNS = ("case", "label", "metric", "value", "method")

@@ -21,7 +21,6 @@ from crfrefine.cases.reading_options import NO_REGIONS, RegionReading
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.evaluate.regions import RegionPlan
 from crfrefine.evaluate.structures import read_structures
-from crfrefine.io.reading import require_scalar
 from crfrefine.io.volume import Volume, VolumeHeader
 
 if TYPE_CHECKING:
@@ -84,13 +83,7 @@ class Reference:
 def read_reference(pair: CasePair, settings: Settings, warnings: list[str]) -> Reference:
     """Read the reference of a case: a label map, or structures, with sentences about them in `warnings`."""
     path, ignore_label = pair.reference, settings.plan.ignore_label
-    if pair.structures:
-        volume = read_structures(path, pair.structures, warnings)
-    else:
-        header = io.read_header(path, io.VOLUME_SUFFIXES)
-        require_scalar(header, "a label map")
-        header.geometry()
-        volume = io.read_labels(path)
+    volume = read_structures(path, pair.structures, warnings) if pair.structures else io.read_labels(path)
     assert volume.header is not None
     ignored = volume.data == ignore_label if ignore_label is not None else None
     if ignored is not None and ignored.all():

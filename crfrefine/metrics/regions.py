@@ -9,15 +9,9 @@ from crfrefine.base.labels import MAX_LABEL
 from crfrefine.base.text import shorten, shorten_value
 from crfrefine.errors import ConfigError
 
-RESERVED = "mean"
-"""Reserved name: reports use it for the mean over regions."""
-
-ALL_LABELS = "all"
-"""Name that tables use for the calibration of all labels together; with this row, no region may have this name."""
-
-MAX_OF_A_NAME = 200
-"""Most characters of a region's name, which appears in tables."""
-
+RESERVED = "mean"  # Reports use this name for the mean over regions.
+ALL_LABELS = "all"  # Tables use this name for the calibration of all labels together; with this row, no region may have it.
+MAX_OF_A_NAME = 200  # Most characters of a region's name, which appears in tables.
 _MAX_DIGITS = 9
 _EXAMPLE = 'such as "core=1+3+4"'
 

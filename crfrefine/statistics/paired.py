@@ -15,17 +15,10 @@ from crfrefine.metrics.registry import Better
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-ALPHA = 0.05
-"""Level of all tests, which are two-sided."""
-
-POWER = 0.8
-"""Probability with which the detectable difference is found."""
-
-NUM_RESAMPLES = 9999
-"""Of a bootstrap: the ends of a 95 % interval then vary by some hundredths of its width from seed to seed."""
-
-NUM_WORST = 3
-"""Worst cases that are listed."""
+ALPHA = 0.05  # Level of all tests, which are two-sided.
+POWER = 0.8  # Probability with which the detectable difference is found.
+NUM_RESAMPLES = 9999  # The ends of a 95 % interval vary by some hundredths of its width from seed to seed.
+NUM_WORST = 3  # Worst cases that are listed.
 
 # Differences below this, relative to the values, are rounding: the same counts in another order of summation.
 _ROUNDING = 1e-12
@@ -220,8 +213,7 @@ def signed_rank(differences: NDArray[np.float64]) -> tuple[float, float]:
     else:
         ranks = doubled / 2.0
         distance = float(ranks.sum()) / 2 - smaller / 2 - 0.5
-        deviation = math.sqrt(float((ranks**2).sum()) / 4)
-        p_value = math.erfc(max(distance, 0.0) / deviation / math.sqrt(2))
+        p_value = math.erfc(max(distance, 0.0) / math.sqrt(float((ranks**2).sum()) / 4) / math.sqrt(2))
     return min(1.0, p_value), (2 * positive - total) / total
 
 

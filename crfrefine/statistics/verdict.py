@@ -47,31 +47,18 @@ class Rival:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The verdict.
+    """The verdict on a method against a baseline, for programs and in a sentence, with the numbers that it rests on."""
 
-    Attributes:
-        outcome: for programs.
-        sentence: for users, the numbers first.
-        method: the judged method.
-        baseline: the method that it should improve.
-        regions: the regions over which Dice was averaged.
-        comparison: method minus baseline, mean Dice. This one question is tested by itself, so its p value is also that of the summary.
-        rivals: the methods that it should beat as well.
-        notes: further facts that the reader must know, one sentence each, such as cases left out.
-        harm: what got worse besides; None if no other metric was looked at.
-        probabilities: whether the probabilities got better or worse; None if they were not measured.
-    """
-
-    outcome: Outcome
-    sentence: str
+    outcome: Outcome  # For programs.
+    sentence: str  # For users, the numbers first.
     method: str
-    baseline: str
-    regions: tuple[str, ...]
-    comparison: PairedComparison
-    rivals: tuple[Rival, ...]
-    notes: tuple[str, ...]
-    harm: Harm | None = None
-    probabilities: ProbabilityChange | None = None
+    baseline: str  # The method that it should improve.
+    regions: tuple[str, ...]  # The regions over which Dice was averaged.
+    comparison: PairedComparison  # Mean Dice. This one question is tested by itself, so its p value is also that of the summary.
+    rivals: tuple[Rival, ...]  # The methods that it should beat as well.
+    notes: tuple[str, ...]  # Further facts that the reader must know, one sentence each, such as cases left out.
+    harm: Harm | None = None  # The metrics that got worse; None if no other metric was looked at.
+    probabilities: ProbabilityChange | None = None  # Whether they got better or worse; None if they were not measured.
 
     def to_dict(self) -> dict[str, Any]:
         """Return it for a JSON file: plain types, None for an undefined or infinite number."""
@@ -116,8 +103,8 @@ def verdict(
     if method == baseline or {method, baseline} & set(rivals) or len(set(rivals)) < len(rivals):
         raise InputError(f"the method {method!r}, the baseline {baseline!r} and the rivals {', '.join(map(repr, rivals))} must differ")
     primary = table.compare(method, baseline, MEAN, ENDPOINT, regions=regions)
-    undefined = [math.nan] * len(table.cases)
     compared = [table.compare(method, rival, MEAN, ENDPOINT, regions=regions) for rival in rivals]
+    undefined = [math.nan] * len(table.cases)
     compared += [compare_pairs(undefined, undefined) for _ in unmeasured]
     p_values = holm([comparison.p_value for comparison in compared])
     judged = tuple(
@@ -151,10 +138,7 @@ def power_text(difference: str) -> str:
 
 
 def _direction(comparison: PairedComparison, p_adjusted: float) -> int | None:
-    """Return 1 for better, -1 for worse, 0 for no significant difference, None if test and mean disagree.
-
-    The test uses ranks: with many small gains and a few large losses it can be significant although the mean is not.
-    """
+    """Return 1 for better, -1 for worse, 0 for no significant difference, None if ranks, which are tested, and mean disagree."""
     if not p_adjusted < ALPHA:
         return 0
     low, high = comparison.interval
