@@ -39,9 +39,8 @@ from crfrefine.cases.reading_options import DeclaredLabels, ReadingOptions
 from crfrefine.io import write_label_map
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import PostprocessParameters
-from crfrefine.train.baselines import VectorScaling
-from crfrefine.train.guided_filter import Guidance, guided_labels
-from crfrefine.train.methods import DEFAULT, GUIDED, LARGEST, NETWORK, SCALING, TRAINED, TRAINED_LARGEST, with_largest
+from crfrefine.train.baselines import Guidance, VectorScaling, guided_labels
+from crfrefine.train.comparison import DEFAULT, GUIDED, LARGEST, NETWORK, SCALING, TRAINED, TRAINED_LARGEST, with_largest
 
 QUICK_CASES = 6
 QUICK_TRAINING = ("--folds", "2", "--num-iterations", "6")

@@ -16,7 +16,7 @@ from report import markdown_table, provenance
 
 from crfrefine.statistics.comparison import MEAN, Measurement, ResultTable, format_p
 from crfrefine.statistics.paired import PairedComparison, holm
-from crfrefine.train.methods import DEFAULT, GUIDED, LARGEST, METHODS, NETWORK, SCALING, TRAINED, TRAINED_LARGEST
+from crfrefine.train.comparison import DEFAULT, GUIDED, LARGEST, METHODS, NETWORK, SCALING, TRAINED, TRAINED_LARGEST
 
 EVALUATION, EVALUATION_LARGEST = "evaluation", "evaluation_largest"
 REPORT = Path("training") / "params.report.json"

@@ -51,7 +51,7 @@ def infer(
     run_options = InferenceOptions(**options, parameters=parameters, regions=scheme, command=tuple(ctx.obj or ()))
     if is_auto:
         from crfrefine.cli.training_reporting import TrainingReporter
-        from crfrefine.train.unlabeled_run import choose_for
+        from crfrefine.train.unlabeled import choose_for
 
         with TrainingReporter(verbosity) as choosing:
             run_options = choose_for(run_options, entries, choosing)

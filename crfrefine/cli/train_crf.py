@@ -64,7 +64,7 @@ def train_crf(
     from crfrefine.cli.training_reporting import TrainingReporter, print_choice, print_training
 
     if unlabeled and output is not None:
-        from crfrefine.train.unlabeled_run import run_unlabeled
+        from crfrefine.train.unlabeled import run_unlabeled
 
         found = locate(folder, ("images", "logits"), {"images": images, "logits": logits, "masks": masks}, takes_files=True)
         unread, masks = found.pop("labels", None), found.pop("masks", None)
@@ -77,8 +77,7 @@ def train_crf(
     from crfrefine.parameters.presets import find_config
 
     try:
-        from crfrefine.train.report import default_output
-        from crfrefine.train.run import run_training
+        from crfrefine.train.run import default_output, run_training
     except ImportError as error:
         if error.name != "torch":
             raise

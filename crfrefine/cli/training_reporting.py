@@ -69,7 +69,7 @@ def print_training(result: TrainingResult, verbosity: int = NORMAL) -> None:
     """Print the comparison of the methods, the written files, the probabilities, what got worse, and the verdict as the last line."""
     from crfrefine.metrics.registry import metric_named
     from crfrefine.statistics.comparison import comparison_texts, describe_families
-    from crfrefine.train.methods import METHODS, METRICS
+    from crfrefine.train.comparison import METHODS, METRICS
 
     judged, summary = result.comparison.verdict, result.comparison.summary
     if verbosity > QUIET:

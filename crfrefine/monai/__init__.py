@@ -13,7 +13,7 @@ except ImportError as error:
 
     raise BackendUnavailableError(f"crfrefine.monai needs MONAI ({error}): pip install 'crfrefine[monai]'") from error
 
-from crfrefine.monai.array import CrfRefine as CrfRefine
-from crfrefine.monai.array import CrfRefined as CrfRefined
+from crfrefine.monai.transforms import CrfRefine as CrfRefine
+from crfrefine.monai.transforms import CrfRefined as CrfRefined
 
 CrfRefineD = CrfRefineDict = CrfRefined

@@ -14,7 +14,7 @@ from torch import Tensor
 from crfrefine.layer.forms import TEMPERATURE_RANGE
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import MAX_BIAS
-from crfrefine.train.baselines import VectorScaling, fit_scaling
+from crfrefine.train.baselines import CALIBRATION, VectorScaling, fit_scaling
 from crfrefine.train.candidates import FitResult
 from crfrefine.train.material import Material
 from crfrefine.train.model import Model, network_score
@@ -33,7 +33,7 @@ def calibrate(material: Material, cases: Sequence[int], base: CrfParameters, wor
 
     Temperature and biases are the model's own unless they are learned.
     """
-    learned = tuple(group for group in ("temperature", "bias") if group in material.learn)
+    learned = tuple(group for group in CALIBRATION if group in material.learn)
     if not learned:
         return None
     settings = base.mean_field
@@ -61,9 +61,7 @@ RANGE = (0.25, 20.0)
 """Of the temperature: cases without a single wrong voxel would ask for 0, which no new case should be judged by."""
 
 MAX_CASES = 48
-MAX_VALUES = 400_000
-"""Cases, and refined logits of each, that the temperature is fitted to: a single number needs no more."""
-
+MAX_VALUES = 400_000  # cases, and refined logits of each, that the temperature is fitted to: a single number needs no more
 _PRECISION = 1e-4  # Of its logarithm.
 
 Refined = tuple["NDArray[np.float32]", "NDArray[Any]"]

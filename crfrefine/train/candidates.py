@@ -19,17 +19,13 @@ from crfrefine.train.starts import rounded, without_crf
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-NO_CRF = "no CRF"
-"""Kind of a result that leaves the network's labels as they are; also the name of its start."""
+NO_CRF = "no CRF"  # kind of a result that leaves the network's labels as they are; also the name of its start
 
 CALIBRATION = "recalibration alone"
 """Kind of the candidate that has a temperature and biases, but no weights; also the name of its start."""
 
-UNTRAINED = "preset default, untrained"
-"""Kind of the preset as it is; also the name of its start."""
-
-CRF = "CRF"
-"""Kind of the best trained model, with the volume term of its start."""
+UNTRAINED = "preset default, untrained"  # kind of the preset as it is; also the name of its start
+CRF = "CRF"  # kind of the best trained model, with the volume term of its start
 
 ONE_WEIGHT = f"{CRF} with one weight"
 """Beginning of kinds with one weight for all labels, no biases, and a volume term: it does in each case what weights and biases per label
@@ -38,8 +34,7 @@ do on average."""
 VOLUMES = (VolumeParameters(0.5), VolumeParameters(0.75))
 """Volume terms that are tried once the rest is trained. The first protects at little cost: with it, a model is the gentler one."""
 
-HARM = 2.0
-"""Losses weigh twice as much as gains."""
+HARM = 2.0  # losses weigh twice as much as gains
 
 KEPT_GAIN = 0.95
 """Share of the best candidate's gain, losses counted HARM-fold, that a gentler one must keep to be taken instead."""
@@ -97,13 +92,12 @@ def pooled(trainings: Sequence[Sequence[Candidate]]) -> list[Candidate]:
 
     Start, parameters and step are those of the training that they gained most in.
     """
-    result = []
-    for first in trainings[0] if trainings else ():
-        same = [candidate for training in trainings for candidate in training if candidate.kind == first.kind]
-        if len(same) == len(trainings):
-            best = max(same, key=lambda candidate: float(np.sum(candidate.gains)))
-            result.append(replace(best, gains=tuple(gain for candidate in same for gain in candidate.gains)))
-    return result
+    kinds = [candidate.kind for candidate in trainings[0]] if trainings else []
+    by_kind = {kind: [candidate for training in trainings for candidate in training if candidate.kind == kind] for kind in kinds}
+    common = [same for same in by_kind.values() if len(same) == len(trainings)]
+    best = [max(same, key=lambda candidate: float(np.sum(candidate.gains))) for same in common]
+    gains = [tuple(gain for candidate in same for gain in candidate.gains) for same in common]
+    return [replace(candidate, gains=own) for candidate, own in zip(best, gains, strict=True)]
 
 
 def choose(candidates: Sequence[Candidate]) -> Candidate | None:

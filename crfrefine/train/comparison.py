@@ -1,33 +1,67 @@
-"""Comparison of the methods on cases that none of them was fitted to: the table, its summary, and the verdict."""
+"""The methods on cases that none was fitted to, measured with the code that `infer` runs; their table, its summary, and the verdict."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from crfrefine.arrays.components import clean
+from crfrefine.arrays.intensity import normalize_intensity
+from crfrefine.arrays.padding import leave_out
 from crfrefine.base.text import printable
+from crfrefine.metrics.calibration import measure_calibration
+from crfrefine.metrics.overlap import measure_case
 from crfrefine.metrics.regions import ALL_LABELS
+from crfrefine.metrics.registry import CALIBRATION_METRICS, MASK_METRICS, RegionValues
 from crfrefine.parameters.model import CrfParameters
+from crfrefine.parameters.sections import PostprocessParameters
+from crfrefine.refinement.case import refine
 from crfrefine.statistics.comparison import ResultTable, SummaryRow, measurements_of, summarize
 from crfrefine.statistics.harm import judge_probabilities
 from crfrefine.statistics.verdict import Outcome, Verdict, verdict
-from crfrefine.train.baselines import VectorScaling
-from crfrefine.train.candidates import FitResult
+from crfrefine.train.baselines import Tuned, guided_labels
+from crfrefine.train.crops import probabilities_of
 from crfrefine.train.folds import Split
-from crfrefine.train.guided_filter import UNGUIDED, Guidance
-from crfrefine.train.methods import LARGEST, MEASURED, NETWORK, PROBABILITIES, RIVALS, TRAINED, TRAINED_LARGEST, MethodValues, with_largest
-from crfrefine.train.plan import Plan
 from crfrefine.train.starts import rounded
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
-@dataclass(frozen=True)
-class Tuned:
-    """The trained CRF, and the rivals that it must beat, tuned on the same cases."""
+    from crfrefine.cases.case import Case
+    from crfrefine.train.plan import Plan
 
-    fit: FitResult
-    scaling: VectorScaling
-    keep_largest: str  # "foreground" or "each"
-    guidance: Guidance = UNGUIDED  # UNGUIDED means the network itself
+
+def with_largest(method: str) -> str:
+    """Return the name of a method after which the largest component is kept."""
+    return f"{method} + largest component"
+
+
+NETWORK = "network"
+SCALING = "vector scaling"
+GUIDED = "guided filter"
+DEFAULT = "default preset"
+RIVALS = (SCALING, GUIDED, DEFAULT)
+"""Simpler methods than a trained CRF. They are tuned on the same cases, except for the preset, which needs no cases."""
+
+LARGEST = "largest component"
+TRAINED = "trained CRF"
+TRAINED_LARGEST = with_largest(TRAINED)
+METHODS = (NETWORK, *RIVALS, LARGEST, TRAINED, TRAINED_LARGEST)  # the methods that are shown, in this order
+
+MEASURED = (*METHODS, *map(with_largest, RIVALS))
+"""The methods that are measured: those that are shown, and the rivals of the CRF with the largest component."""
+
+PROBABILITIES = {NETWORK: "probabilities of the network", TRAINED: "probabilities of the trained CRF"}
+"""The probabilities of two methods, which are measured by themselves."""
+
+METRICS = tuple(name for name, metric in MASK_METRICS.items() if metric.in_training)
+
+MethodValues = dict[str, RegionValues]
+"""Of one case, by method."""
 
 
 @dataclass(frozen=True)
@@ -116,3 +150,61 @@ def judge(
         return alone, alone
     subject, rivals = "the trained CRF with the largest component", tuple(map(with_largest, RIVALS))
     return verdict(table, TRAINED_LARGEST, LARGEST, rivals=rivals, subject=subject, summary=summary_of_largest), alone
+
+
+def measure_methods(case: Case, regions: Mapping[str, Sequence[int]], tuned: Tuned, device: str, threads: int) -> MethodValues:
+    """Return METRICS of every method on one case, and CALIBRATION_METRICS of PROBABILITIES.
+
+    Args:
+        case: read with its labels, where L marks voxels without a reference.
+        regions: labels of each region, by name.
+        tuned: on other cases.
+        device: of the CRF.
+        threads: for the CRF.
+    """
+    assert case.labels is not None
+    options: dict[str, Any] = {"spacing": case.spacing, "mask": case.mask, "regions": case.regions, "device": device, "threads": threads}
+    crf = partial(refine, case.logits, case.image, input_type="logits", **options)
+    fit, network, logits, inside = tuned.fit, case.decode(case.logits), case.logits, case.mask
+    padding = case.find_padding()
+    if padding is not None:
+        inside, _ = leave_out(padding, inside, f"the logits of case {case.case_id!r}")
+        logits = np.where(padding, np.float32(0.0), logits)  # any constant means the same, and a large one would dominate its neighbors
+
+    def within_mask(labels: NDArray[Any]) -> NDArray[Any]:
+        """As for the CRF, the network's labels stay outside the mask and in padding."""
+        return labels if inside is None else np.where(inside, labels, network)
+
+    refined = crf(parameters=replace(fit.parameters, postprocess=PostprocessParameters()))
+    maps = {NETWORK: network, TRAINED: refined.label_map, SCALING: within_mask(case.decode(tuned.scaling.apply(logits)))}
+    of_network = measure_probabilities(case, probabilities_of(case.logits, case.regions))
+    of_trained = of_network if fit.is_network else measure_probabilities(case, refined.marginals)
+    del refined
+    maps[GUIDED] = network
+    if tuned.guidance.radius_mm > 0:
+        image = normalize_intensity(case.image, fit.parameters.intensity, case.mask, threads=threads)
+        maps[GUIDED] = within_mask(guided_labels(logits, image, tuned.guidance, case.spacing, case.regions))
+    maps[DEFAULT] = crf(parameters=CrfParameters()).label_map
+    keep, voxel_ml = PostprocessParameters(keep_largest=tuned.keep_largest), float(np.prod(case.spacing)) / 1000.0
+    for name, labels in list(maps.items()):
+        maps[LARGEST if name == NETWORK else with_largest(name)] = clean(labels, keep, voxel_ml).label_map
+    known: dict[bytes, RegionValues] = {}
+    values: MethodValues = {PROBABILITIES[NETWORK]: of_network, PROBABILITIES[TRAINED]: of_trained}
+    for name in MEASURED:
+        # Methods often agree, and distances take most of the time.
+        key = maps[name].tobytes()
+        if key not in known:
+            known[key] = measure_case(maps[name], case.labels, regions, case.spacing, metrics=METRICS, ignore_label=case.num_labels)
+        values[name] = known[key]
+    return values
+
+
+def measure_probabilities(case: Case, probabilities: NDArray[np.floating[Any]]) -> RegionValues:
+    """Return CALIBRATION_METRICS over all labels, as the region ALL_LABELS; of overlapping regions, their means over the regions."""
+    assert case.labels is not None
+    if case.regions is None:
+        return measure_calibration(probabilities, case.labels, {}, ignore_label=case.num_labels)
+    regions = {str(number): labels for number, labels in enumerate(case.regions.labels)}
+    channels = case.regions.labels
+    values = measure_calibration(probabilities, case.labels, regions, channels=channels, ignore_label=case.num_labels)
+    return {ALL_LABELS: {name: float(np.mean([values[region][name] for region in regions])) for name in CALIBRATION_METRICS}}

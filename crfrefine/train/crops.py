@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.ndimage import distance_transform_edt
 
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import argmax_labels, bounding_box
@@ -30,8 +31,7 @@ if TYPE_CHECKING:
 MARGIN_MM = 10.0
 """Margin around the foreground: wider than the reach of any kernel that helped, yet narrow enough to exclude most of a head."""
 
-FOREGROUND_RATIO = 0.01
-"""A voxel is possible foreground if a label has at least this share of the background's probability."""
+FOREGROUND_RATIO = 0.01  # a voxel is possible foreground if a label has at least this share of the background's probability
 
 TILE_VOXELS = 100_000
 """Maximum number of masked voxels per gradient: larger crops are cut into tiles, one of which is drawn each time."""
@@ -56,9 +56,9 @@ class Crop:
     regions: RegionScheme | None = None  # the regions of the channels; None means that the channels are labels
 
     @property
-    def num_case_voxels(self) -> int:
-        """Number of voxels of the whole case that have a reference."""
-        return int(self.outside.sum()) + int(np.count_nonzero(self.labels[self.mask] < self.num_labels))
+    def num_bytes(self) -> int:
+        """Memory that the arrays take."""
+        return sum(getattr(self, name).nbytes for name in _ARRAYS)
 
     @property
     def num_labels(self) -> int:
@@ -101,8 +101,10 @@ def make_crop(case: Case, intensity: IntensityParameters) -> Crop:
         near &= case_mask
     if not near.any():
         near = np.ones_like(near) if case_mask is None else case_mask.copy()
-    box = _box_around(near, case.spacing)
-    mask = _dilated(near[box], case.spacing)
+    box = bounding_box(near) or tuple(slice(0, extent) for extent in near.shape)
+    margins = [math.ceil(MARGIN_MM / distance) for distance in case.spacing]
+    box = tuple(slice(max(0, part.start - margin), part.stop + margin) for part, margin in zip(box, margins, strict=True))
+    mask: NDArray[np.bool_] = distance_transform_edt(~near[box], sampling=case.spacing) <= MARGIN_MM
     if case_mask is not None:
         mask &= case_mask[box]
     image = normalize_intensity(case.image, intensity, case.mask)
@@ -140,24 +142,6 @@ def count_confusion(labels: NDArray[Any], predicted: NDArray[Any], num_labels: i
     return np.bincount(pairs, minlength=num_labels**2)[: num_labels**2].reshape(num_labels, num_labels).astype(np.int64)
 
 
-def _box_around(near: NDArray[np.bool_], spacing: Sequence[float]) -> Box:
-    """Return the box of the True voxels with MARGIN_MM around it; the whole grid if there are none."""
-    box = bounding_box(near) or tuple(slice(0, extent) for extent in near.shape)
-    margins = [math.ceil(MARGIN_MM / distance) for distance in spacing]
-    return tuple(
-        slice(max(0, part.start - margin), min(extent, part.stop + margin))
-        for part, margin, extent in zip(box, margins, near.shape, strict=True)
-    )
-
-
-def _dilated(near: NDArray[np.bool_], spacing: Sequence[float]) -> NDArray[np.bool_]:
-    """Return the voxels whose distance to `near` is at most MARGIN_MM."""
-    from scipy.ndimage import distance_transform_edt
-
-    distance: NDArray[np.float64] = distance_transform_edt(~near, sampling=spacing)
-    return distance <= MARGIN_MM
-
-
 def _split(mask: NDArray[np.bool_], spacing: Sequence[float], box: Box) -> Iterator[Box]:
     """Halve a box along its longest side, with as many masked voxels on both sides, until the parts are small enough."""
     part = mask[box]
@@ -174,15 +158,9 @@ def _split(mask: NDArray[np.bool_], spacing: Sequence[float], box: Box) -> Itera
         yield from _split(mask, spacing, (*box[:axis], half, *box[axis + 1 :]))
 
 
-MEMORY_BYTES = 1024**3
-"""Crops beyond this many bytes go to the temporary folder and are mapped from there."""
+MEMORY_BYTES = 1024**3  # crops beyond this many bytes go to the temporary folder and are mapped from there
 
 _ARRAYS = ("image", "logits", "labels", "mask")
-
-
-def num_bytes(crop: Crop) -> int:
-    """Return the memory that the arrays of a crop take."""
-    return sum(getattr(crop, name).nbytes for name in _ARRAYS)
 
 
 def map_from_disk(crop: Crop) -> Crop:

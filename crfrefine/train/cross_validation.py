@@ -22,25 +22,22 @@ from crfrefine.base.text import MAX_OF_A_REASON, shorten
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.atomic import write_small_file
 from crfrefine.io.paths import files_read
+from crfrefine.train.baselines import Tuned
 from crfrefine.train.calibration import MIN_CALIBRATED, calibrate, calibrate_output, with_calibrated
 from crfrefine.train.candidates import MIN_CASES, NO_CRF, NO_RIVALS, UNTRAINED, FitResult
-from crfrefine.train.comparison import FoldResult, Tuned
+from crfrefine.train.comparison import FoldResult, MethodValues, measure_methods
 from crfrefine.train.fitting import Fit, Task
 from crfrefine.train.folds import Split
 from crfrefine.train.material import Material
-from crfrefine.train.measuring import measure_methods
-from crfrefine.train.methods import MethodValues
 from crfrefine.train.model import Model, mean_defined, mean_dice
-from crfrefine.train.plan import Plan
-from crfrefine.train.preparation import Prepared
+from crfrefine.train.plan import Plan, Prepared
 from crfrefine.train.starts import NUM_TRAINED, Start
 from crfrefine.train.threads import Workers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-MAX_SCREENED = 40
-"""Cases that the starts are tried on, at most."""
+MAX_SCREENED = 40  # cases that the starts are tried on, at most
 
 
 def cross_validate(prepared: Prepared, finished: Mapping[int, FoldResult]) -> tuple[FoldResult, ...]:
@@ -49,7 +46,7 @@ def cross_validate(prepared: Prepared, finished: Mapping[int, FoldResult]) -> tu
     missing = [number for number in range(len(plan.folds)) if number not in finished]
     chosen = dict.fromkeys(missing, starts)
     if missing and len(starts) > NUM_TRAINED:
-        prepared.observer.stage_started(f"trying {len(starts)} starts")
+        prepared.progress.observer.stage_started(f"trying {len(starts)} starts")
         cases = sorted({int(number) for number in np.linspace(0, plan.num_cases - 1, min(plan.num_cases, MAX_SCREENED)).round()})
         table = screen(prepared.material, starts, cases, prepared.workers, prepared.progress.tried)
         chosen = {number: choose_starts(starts, table, cases, plan.folds[number].seen, NUM_TRAINED) for number in missing}
@@ -87,8 +84,8 @@ def choose_starts(
 
 def _run_fold(number: int, starts: Sequence[Start], prepared: Prepared) -> FoldResult:
     """Return the result of a fold, and write it into its file."""
-    plan, observer = prepared.plan, prepared.observer
-    split, name = plan.folds[number], plan.part_names[number]
+    plan, observer = prepared.plan, prepared.progress.observer
+    split, name = plan.folds[number], f"cross-validation fold {number + 1} of {len(plan.folds)}"
     observer.stage_started(name)
     fit = calibrate_output(_fit(name, split, starts, prepared), split.seen, prepared.material, prepared.workers)
     tuned = prepared.tune_rivals(fit, split.seen)
@@ -160,11 +157,7 @@ def fold_text(fold: FoldResult, digest: str) -> str:
 
 
 def read_folds(paths: Sequence[Path], digest: str) -> dict[int, FoldResult]:
-    """Return the folds that a stopped run has finished, by their numbers.
-
-    Raises:
-        InputError: a file belongs to other data or options, or is not that of a fold.
-    """
+    """Return the folds that a stopped run has finished, by their numbers; raise InputError for a file of another run, or of no fold."""
     finished = {}
     for number, path in enumerate(paths):
         if not path.exists():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,10 +38,10 @@ _MAX_NAMED = 3
 Result = TypeVar("Result")
 
 
-def attempt(work: Callable[[], Result], case: CaseFiles) -> Result | CrfRefineError:
+def attempt(work: Callable[[CaseFiles], Result], case: CaseFiles) -> Result | CrfRefineError:
     """Return the result of the work on a case, or its error, so that all bad cases can be named at once."""
     try:
-        return work()
+        return work(case)
     except Exception as error:
         named = expected_error(error, *case.images, *case.logits, case.labels, case.mask)
         if repr(case.case_id) not in str(named):
@@ -50,28 +49,23 @@ def attempt(work: Callable[[], Result], case: CaseFiles) -> Result | CrfRefineEr
         return named
 
 
-def raise_all(failed: Sequence[CrfRefineError], num_cases: int, folder: Path) -> None:
-    """Raise if any case failed: a training without it would have to be repeated once it is fixed.
+def require_all(results: Sequence[Result | CrfRefineError], folder: Path) -> list[Result]:
+    """Return the results of all cases; raise the error of a single bad case, or an error that names the first few and their causes.
 
-    Raises:
-        CrfRefineError: the error of the only case that failed; or one that names the first few cases, with the first ones of a cause.
+    A training without the bad cases would have to be repeated once they are fixed.
     """
+    failed = [result for result in results if isinstance(result, CrfRefineError)]
     if len(failed) == 1:
         raise failed[0]
     if not failed:
-        return
-    causes = Causes()
-    first = [str(error) for error in failed if causes.is_new(_case_of(str(error)), str(error))]
+        return [result for result in results if not isinstance(result, CrfRefineError)]
+    causes, messages = Causes(), [str(error) for error in failed]
+    # A message begins with the name of the case or of a file.
+    first = [text for text in messages if causes.is_new(text.removeprefix("case ").partition(":")[0].strip("'"), text)]
     more = [f"and {len(first) - _MAX_NAMED} more"] if len(first) > _MAX_NAMED else []
-    lines = [f"{folder}: {len(failed)} of {num_cases} cases cannot be trained on:", *first[:_MAX_NAMED], *causes.others(), *more]
+    lines = [f"{folder}: {len(failed)} of {len(results)} cases cannot be trained on:", *first[:_MAX_NAMED], *causes.others(), *more]
     unexpected = next((error for error in failed if isinstance(error, UnexpectedError)), None)
     raise type(unexpected or InputError())("\n  ".join(lines)) from unexpected
-
-
-def _case_of(problem: str) -> str:
-    """Return the name of the case that a message begins with; otherwise its beginning, such as the name of a file."""
-    named = re.match(r"case '([^']*)': ", problem)
-    return problem.partition(":")[0] if named is None else named[1]
 
 
 @dataclass(frozen=True)
@@ -107,21 +101,12 @@ class LabeledCases:
 
 
 def find_cases(
-    data: DataFolders,
-    *,
-    strict: bool = False,
-    input_type: str = "auto",
-    resample: bool = False,
-    num_labels: int | None = None,
+    data: DataFolders, *, strict: bool = False, input_type: str = "auto", resample: bool = False, num_labels: int | None = None
 ) -> LabeledCases:
     """Find the complete cases and compare their headers: all must have the same labels, modalities and axes.
 
     A case that lacks a file is left out. A file that exists but cannot be used is an error: it can be fixed, and a long training without
-    the case would have to be repeated.
-
-    Raises:
-        InputError: a case is ambiguous or differs from the others; fewer than two cases are complete; with `strict`, a case lacks a file.
-        GridMismatchError: files of one case are on different grids.
+    the case would have to be repeated. Raise InputError also for fewer than two complete cases, and with `strict`, if a case lacks a file.
     """
     cases, description, advice = _discover(data, input_type)
     add_volumes(data.images, data.labels, data.logits, data.masks, *(path for case in cases for path in case.paths))
@@ -129,7 +114,7 @@ def find_cases(
     if strict:
         require_all_complete(left_out, len(cases), advice)
     files = [case for case in cases if not case.missing]
-    raise_all([InputError(case.problem) for case in files if case.problem], len(files), data.images)
+    require_all([InputError(case.problem) if case.problem else case for case in files], data.images)
     if len(files) < 2:
         needed = "image, labels, logits and mask" if data.masks is not None else "image, labels and logits"
         expected = f"at least two cases with {needed}: training holds cases out to measure on"
@@ -138,7 +123,14 @@ def find_cases(
     descriptions = list(read_descriptions([data.logits, data.images]))
     reading = ReadingOptions(input_type, resample=resample, regions=find_regions(None, descriptions))
     elsewhere: dict[str, list[str]] = {}
-    num_channels, num_modalities, num_dims = _common_sizes(files, data, reading, elsewhere)
+    sizes = require_all([attempt(lambda case: _sizes(case, data, reading, elsewhere), case) for case in files], data.images)
+    what = "labels" if reading.regions.scheme is None else "channels"
+    for case, own_sizes in zip(files, sizes, strict=True):
+        for name, size, first in zip((f"{what} in the logits", "modalities", "axes"), own_sizes, sizes[0], strict=True):
+            if size != first:
+                this, other = (f"{number} {name}" if number else "a label map" for number in (size, first))
+                raise InputError(f"case {case.case_id!r}: {this}, but case {files[0].case_id!r} has {other}; all must be alike")
+    num_channels, num_modalities, num_dims = sizes[0]
     regions = None
     if num_channels and reading.regions.declares(num_channels):
         # Where the number of channels does not tell whether they are regions, the values of a case do.
@@ -152,19 +144,8 @@ def find_cases(
     if count == 0:
         declared = declared_labels(files, descriptions, num_labels) or _largest_label(files, data)
         count = declared.num_labels
-    return LabeledCases(
-        tuple(files),
-        count,
-        num_modalities,
-        num_dims,
-        _label_names(description, count),
-        description,
-        tuple(notes),
-        left_out,
-        reading.regions,
-        regions,
-        declared,
-    )
+    sizes_and_names = (count, num_modalities, num_dims, _label_names(description, count))
+    return LabeledCases(tuple(files), *sizes_and_names, description, tuple(notes), left_out, reading.regions, regions, declared)
 
 
 def _discover(data: DataFolders, input_type: str) -> tuple[CaseList, DatasetDescription | None, tuple[str, ...]]:
@@ -176,29 +157,8 @@ def _discover(data: DataFolders, input_type: str) -> tuple[CaseList, DatasetDesc
     return trained.cases, trained.description or read_dataset_description(data.images), trained.advice
 
 
-def _common_sizes(
-    files: Sequence[CaseFiles], data: DataFolders, reading: ReadingOptions, elsewhere: dict[str, list[str]]
-) -> tuple[int, int, int]:
-    """Return the numbers of channels (0 for label maps), modalities and axes of all cases; `elsewhere` lists those on another grid."""
-    names = "labels in the logits" if reading.regions.scheme is None else "channels in the logits", "modalities", "axes"
-    first: tuple[int, int, int] | None = None
-    failed: list[CrfRefineError] = []
-    for case in files:
-        sizes = attempt(lambda case=case: _sizes(case, data, reading, elsewhere), case)  # type: ignore[misc]
-        if isinstance(sizes, CrfRefineError):
-            failed.append(sizes)
-            continue
-        first = first or sizes
-        for what, size, expected in zip(names, sizes, first, strict=True):
-            if size != expected:
-                own, other = (f"{number} {what}" if number else "a label map" for number in (size, expected))
-                raise InputError(f"case {case.case_id!r}: {own}, but case {files[0].case_id!r} has {other}; all must be alike")
-    raise_all(failed, len(files), data.images)
-    assert first is not None
-    return first
-
-
 def _sizes(case: CaseFiles, data: DataFolders, reading: ReadingOptions, elsewhere: dict[str, list[str]]) -> tuple[int, int, int]:
+    """Return the numbers of channels (0 for a label map), modalities and axes; `elsewhere` lists the cases on another grid."""
     if case.are_structures:
         raise InputError(
             f"case {case.case_id!r}: {case.logits[0].parent} has one file per structure; training needs label maps with the numbers of the "
@@ -221,17 +181,15 @@ def _largest_label(files: Sequence[CaseFiles], data: DataFolders) -> DeclaredLab
     def largest_of(case: CaseFiles) -> int:
         return max(int(io.read_labels(path).data.max(initial=1)) for path in (*case.logits, case.labels) if path is not None)
 
-    results = [attempt(lambda case=case: largest_of(case), case) for case in files]  # type: ignore[misc]
-    raise_all([result for result in results if isinstance(result, CrfRefineError)], len(files), data.images)
-    largest = max(result for result in results if isinstance(result, int))
-    return DeclaredLabels(tuple(range(largest + 1)), "the label maps and references")
+    largest = require_all([attempt(largest_of, case) for case in files], data.images)
+    return DeclaredLabels(tuple(range(max(largest) + 1)), "the label maps and references")
 
 
 def _label_names(description: DatasetDescription | None, num_labels: int) -> tuple[str, ...]:
     names = {0: "background"}
     if description is not None:
-        names.update({value: name for name, value in description.labels.items() if isinstance(value, int)})
-        names.update({value[0]: name for name, value in description.labels.items() if isinstance(value, tuple) and len(value) == 1})
+        values = {name: (value,) if isinstance(value, int) else value for name, value in description.labels.items()}
+        names.update({value[0]: name for name, value in values.items() if len(value) == 1})
     # No tabs or line breaks in tables.
     return tuple(shorten(" ".join(names.get(label, "").split())) or f"label {label}" for label in range(num_labels))
 
@@ -239,12 +197,8 @@ def _label_names(description: DatasetDescription | None, num_labels: int) -> tup
 def read_labeled(files: CaseFiles, cases: LabeledCases, reading: ReadingOptions, *, threads: int) -> Case:
     """Read one case with its reference and check that labels and logits fit.
 
-    Voxels with the ignore label get the label L, one above the last: they take part in the model but are not counted.
-
-    Raises:
-        InputError: the reference has a label that the logits have no channel for, or files cannot be used.
-        GridMismatchError: files are on different grids.
-        UnsupportedFormatError: a file is damaged.
+    Voxels with the ignore label get the label L, one above the last: they take part in the model but are not counted. Raise InputError if
+    the reference has a label that the logits have no channel for, and the errors of `load_case`.
     """
     case = load_case(files, reading, threads=threads, with_labels=True)
     if case.labels is None:

@@ -16,7 +16,6 @@ from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import BANDWIDTHS
 from crfrefine.train import starts as setup
 from crfrefine.train.candidates import CALIBRATION, CRF, NO_RIVALS, UNTRAINED, Candidate, FitResult, Rivals, choose, no_crf, taken, variants
-from crfrefine.train.device import CPU, TrainingDevice
 from crfrefine.train.folds import Split
 from crfrefine.train.material import Material
 from crfrefine.train.model import CaseScore, Model, mean_defined, mean_dice, network_score
@@ -33,30 +32,19 @@ LAST_STEP_LENGTH = 0.05
 MAX_GRADIENT = 10.0
 """Longer gradients are shortened: near a temperature or bandwidth that makes no sense they can be of any size."""
 
-MAX_DECIDING = 48
-"""More deciding cases take longer without improving the decision."""
+MAX_DECIDING = 48  # more deciding cases take longer without improving the decision
 
 
 class Trajectory:
     """The training of one start: the model, Adam, the history, and the best values so far; `prior` pulls it back to its start."""
 
-    def __init__(
-        self,
-        start: Start,
-        learn: Sequence[str],
-        sizes: tuple[int, int, int],
-        num_optimizer_steps: int,
-        *,
-        step_length: float = 1.0,
-        prior: float = 0.0,
-        device: TrainingDevice = CPU,
-    ) -> None:
+    def __init__(self, start: Start, material: Material, num_optimizer_steps: int, step_length: float = 1.0, prior: float = 0.0) -> None:
         self.start = start
         self.optimizer_step = 0
         self.history: list[dict[str, Any]] = []
         self.best_score, self.best_optimizer_step = -math.inf, 0
         self.best_parameters: CrfParameters | None = None  # as a file holds them; None until the first evaluation
-        self.model = Model(start.parameters, learn, sizes, device)
+        self.model = Model(start.parameters, material.learn, material.sizes, material.device)
         self._origin, self._prior, self._num_optimizer_steps = self.model.positions(), prior, num_optimizer_steps
         self._step_lengths = [step_length * setup.STEP_LENGTHS[group] for group in self.model.groups]
         self._optimizer = torch.optim.Adam([{"params": values} for values in self.model.groups.values()], betas=(0.8, 0.95))
@@ -120,11 +108,8 @@ class Fit:
 
     def __init__(self, material: Material, task: Task, workers: Workers, stepped: Callable[[Step], object] = lambda _: None) -> None:
         self._material, self._task, self._workers, self._stepped = material, task, workers, stepped
-        settings = {"step_length": task.step_length, "prior": setup.PRIOR / len(task.split.training)}
-        self._trajectories = [
-            Trajectory(start, material.learn, material.sizes, task.num_optimizer_steps, device=material.device, **settings)
-            for start in task.starts
-        ]
+        prior = setup.PRIOR / len(task.split.training)
+        self._trajectories = [Trajectory(start, material, task.num_optimizer_steps, task.step_length, prior) for start in task.starts]
         deciding = task.split.deciding
         self._deciding = deciding[:: max(1, math.ceil(len(deciding) / MAX_DECIDING))]
 

@@ -11,8 +11,7 @@ from crfrefine.errors import ConfigError
 
 DEFAULT_NUM_FOLDS = 5
 DECIDING_SHARE = 0.2
-MIN_DECIDING = 16
-"""Number of deciding cases, if a fifth of the cases is less; of few cases, half of them decide."""
+MIN_DECIDING = 16  # number of deciding cases, if a fifth of the cases is less; of few cases, half of them decide
 
 
 @dataclass(frozen=True)
@@ -30,11 +29,7 @@ class Split:
 
 
 def choose_num_folds(asked: int | None, num_cases: int) -> int:
-    """Return the number of folds.
-
-    Raises:
-        ConfigError: fewer than two folds, or more folds than cases.
-    """
+    """Return the number of folds; raise ConfigError for fewer than two folds, or more folds than cases."""
     if asked is None:
         return min(DEFAULT_NUM_FOLDS, num_cases)
     if not 2 <= asked <= num_cases:

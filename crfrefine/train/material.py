@@ -1,8 +1,9 @@
-"""Data and settings that all trainings of a run share, and the cases that each optimizer step draws."""
+"""Data, settings and the device that all trainings of a run share, and the cases that each optimizer step draws."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -11,22 +12,74 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from crfrefine.engines import get_backend
+from crfrefine.errors import BackendUnavailableError
 from crfrefine.train.crops import Crop, probabilities_of
-from crfrefine.train.device import CPU, TrainingDevice
-from crfrefine.train.losses import Loss
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-MAX_VOXELS = 65_536
-"""Voxels of a case, at most: with ten cases and a few values to fit, more change the third digit."""
+    from crfrefine.train.crops import Crop
+
+
+@dataclass(frozen=True)
+class CropTensors:
+    """A crop, or a tile of one, as tensors on a device."""
+
+    logits: Tensor  # (L, *box) float16
+    image: Tensor  # (M, *box) float32
+    mask: Tensor  # (*box), on the CPU, where the engine counts its voxels
+    index: Tensor  # (N,) places of the voxels in the mask that have a reference
+    labels: Tensor  # (N,) their reference
+
+
+@dataclass(frozen=True)
+class TrainingDevice:
+    """A device for training."""
+
+    name: str = "cpu"  # the engine's
+    tensors: str = "cpu"  # PyTorch's
+    note: str = ""  # a remark on the choice
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether one case at a time keeps the device busy."""
+        return self.tensors.startswith("cuda")
+
+    def crop(self, crop: Crop) -> CropTensors:
+        """Return a crop on the device; the backward pass reads it, so it must not be overwritten."""
+        counted = crop.mask & (crop.labels < crop.num_labels)
+        logits, image = np.array(crop.logits, order="C"), np.array(crop.image, dtype=np.float32, order="C")
+        arrays = logits, image, np.flatnonzero(counted), crop.labels[counted].astype(np.int64)
+        logits_there, image_there, index, labels = (torch.from_numpy(array).to(self.tensors) for array in arrays)
+        return CropTensors(logits_there, image_there, torch.from_numpy(np.array(crop.mask)), index, labels)
+
+
+CPU = TrainingDevice()
+
+
+def choose_device(requested: str) -> TrainingDevice:
+    """Return the engine's device for a request, if PyTorch has it too; raise BackendUnavailableError for a named device that is missing."""
+    engine = get_backend(requested).name
+    gpu = re.fullmatch(r"cuda(?::([0-9]+))?", engine)
+    if gpu is None:
+        return TrainingDevice(engine)
+    number = int(gpu[1] or 0)
+    if torch.cuda.is_available() and number < torch.cuda.device_count():
+        return TrainingDevice(engine, f"cuda:{number}")
+    missing = f"this PyTorch ({torch.__version__}) cannot use the GPU {engine}: install one for CUDA (pytorch.org)"
+    if requested == "auto":
+        return TrainingDevice(note=f"training on the CPU: {missing}")
+    raise BackendUnavailableError(f"--device {requested}: {missing}, or use --device cpu")
+
+
+MAX_VOXELS = 65_536  # voxels of a case, at most: with ten cases and a few values to fit, more change the third digit
 
 NUM_SAMPLED = 8
 """Tiles of a crop that models are compared on; a crop of no more tiles is taken as it is. On ten atria of 16 to 32 tiles, the gains of
 two starts that eight tiles tell are off by 0.2 and 0.4 points (root mean square); the gains of these cases differ by 0.25 and 0.6."""
 
-_EVEN_SHARE = 0.1
-"""Share of the weights with which tiles are drawn for training, so that none is drawn almost never."""
+_EVEN_SHARE = 0.1  # share of the weights with which tiles are drawn for training, so that none is drawn almost never
 
 _GOLDEN = 0.6180339887498949
 """Multiples of it, without their whole part, fill the unit interval evenly, however many there are."""
@@ -86,6 +139,10 @@ def _tile_weights(crop: Crop, logits: NDArray[np.float32]) -> NDArray[np.float64
     by_tile = np.array([doubt[tile].sum(dtype=np.float64) for tile in crop.tiles])
     total = float(by_tile.sum())
     return even if total == 0.0 else _EVEN_SHARE * even + (1.0 - _EVEN_SHARE) * by_tile / total
+
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Takes refined logits (L, N) and reference labels (N,), returns a number."""
 
 
 @dataclass(frozen=True)

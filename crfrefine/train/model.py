@@ -1,4 +1,4 @@
-"""The trainable layer on a crop: losses and gradients of one case, its Dice, and the layer made from parameters and back."""
+"""The losses, and the trainable layer on a crop: loss and gradient of one case, its Dice, the layer made from parameters and back."""
 
 from __future__ import annotations
 
@@ -15,20 +15,61 @@ from crfrefine.layer.module import CrfRnn
 from crfrefine.metrics.counts import OverlapCounts, dice
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.train.crops import Crop
-from crfrefine.train.device import CPU, CropTensors, TrainingDevice
-from crfrefine.train.material import Sample
+from crfrefine.train.material import CPU, CropTensors, Loss, Sample, TrainingDevice
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crfrefine.arrays.region_scheme import RegionScheme
     from crfrefine.engines.base import Kernels
-    from crfrefine.train.losses import Loss
 
-MAX_CACHED_VOXELS = 2_000_000
-"""Voxels whose kernels are kept while theta does not move: about 1 GiB at worst."""
 
-_SMALLEST = 0.01
-"""Added to values before their logarithm: to the prior, smaller weights are like none."""
+CROSS_ENTROPY_SHARE = 0.1  # weight of cross-entropy in "ce+dice": a larger one buys likelihood with Dice
+DICE_SMOOTHING = 1.0  # voxels added to numerator and denominator of soft Dice, so that an absent region has a gradient
+
+
+def make_loss(name: str, regions: Sequence[Sequence[int]]) -> Loss:
+    """Return the loss of a case: one of LOSSES, by the regions whose Dice counts."""
+
+    def soft_dice(marginals: Tensor, labels: Tensor) -> Tensor:
+        losses = []
+        for region in regions:
+            predicted = torch.stack([marginals[label] for label in region]).sum(0)
+            expected = torch.stack([labels == label for label in region]).any(0).to(predicted)
+            num_expected = expected.sum()
+            if not bool(num_expected):
+                continue  # Cross-entropy penalizes false positives; a Dice of 0 for a voxel too many would outweigh everything.
+            overlap = (predicted * expected).sum()
+            losses.append(1.0 - (2.0 * overlap + DICE_SMOOTHING) / (predicted.sum() + num_expected + DICE_SMOOTHING))
+        return torch.stack(losses).mean() if losses else marginals.sum() * 0.0
+
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        log_marginals = logits.log_softmax(0)
+        if name == "dice":
+            return soft_dice(log_marginals.exp(), labels)
+        # As an image whose second axis are the labels: PyTorch would transpose (N, L) first, which takes several times as long.
+        cross_entropy = torch.nn.functional.nll_loss(log_marginals[None], labels[None])
+        return cross_entropy if name == "ce" else CROSS_ENTROPY_SHARE * cross_entropy + soft_dice(log_marginals.exp(), labels)
+
+    return loss
+
+
+def make_region_loss(name: str, scheme: RegionScheme) -> Loss:
+    """Return the loss of refined log-odds (R, N): the mean over overlapping regions, each a problem of two labels."""
+    binary_loss = make_loss(name, [(1,)])
+
+    def loss(log_odds: Tensor, labels: Tensor) -> Tensor:
+        values = []
+        for channel, members in zip(log_odds, scheme.labels, strict=True):
+            inside = torch.isin(labels, torch.tensor(members, device=labels.device)).long()
+            values.append(binary_loss(torch.stack([torch.zeros_like(channel), channel]), inside))
+        return torch.stack(values).mean()
+
+    return loss
+
+
+MAX_CACHED_VOXELS = 2_000_000  # voxels whose kernels are kept while theta does not move: about 1 GiB at worst
+_SMALLEST = 0.01  # added to values before their logarithm: to the prior, smaller weights are like none
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import crfrefine
 from crfrefine.base.option import MAX_PARTS, Option
-from crfrefine.base.text import listed
-from crfrefine.errors import ConfigError, InputError
+from crfrefine.errors import InputError
 
 if TYPE_CHECKING:
     from crfrefine.parameters.model import CrfParameters
 
-LEARNABLE = ("weights", "compatibility", "theta", "temperature", "bias")
-"""Groups of parameters that gradients move."""
+LEARNABLE = ("weights", "compatibility", "theta", "temperature", "bias")  # groups of parameters that gradients move
 
 VOLUME_GROUP = "volume"
 """The volume term: chosen once the rest is trained; where the model begins with one, gradients move its weight."""
@@ -29,9 +27,7 @@ DEFAULT_LEARN = (*LEARNABLE, VOLUME_GROUP)
 LOSSES = ("ce+dice", "ce", "dice")
 
 MAX_SEED = 2**63 - 1  # accepted by all random number generators
-
-WRITTEN_BY = "Written by crfrefine"
-"""The first words of a parameter file."""
+WRITTEN_BY = "Written by crfrefine"  # the first words of a parameter file
 
 
 @dataclass(frozen=True)
@@ -125,30 +121,18 @@ class UnlabeledOptions(CommonOptions):
     unread: Path | None = None  # a folder of labels, which are not read
 
 
-_NAMES = {
-    "images": ("images", "imagesTr"),
-    "labels": ("labels", "labelsTr"),
-    "logits": ("logits",),
-    "masks": ("masks",),
-}
+_NAMES = {"images": ("images", "imagesTr"), "labels": ("labels", "labelsTr"), "logits": ("logits",), "masks": ("masks",)}
 
 
 def locate_folders(folder: Path | None, **named: Path | None) -> DataFolders:
-    """Return the folders of images, labels, logits and masks: those in `folder`, unless they are named.
-
-    Raises:
-        InputError: one of them does not exist.
-    """
+    """Return the folders of images, labels, logits and masks: those in `folder`, unless named; raise InputError if one is missing."""
     return DataFolders(**locate(folder, ("images", "labels", "logits"), named))
 
 
 def locate(folder: Path | None, needed: Sequence[str], named: Mapping[str, Path | None], *, takes_files: bool = False) -> dict[str, Path]:
     """Return where images, labels, logits and masks are, by these names: in `folder`, unless they are named.
 
-    With `takes_files`, names may be those of the files of one case.
-
-    Raises:
-        InputError: a path does not exist, or one of those that are needed is not found.
+    With `takes_files`, names may be those of the files of one case. Raise InputError if a path does not exist or is missing.
     """
     places: dict[str, Path] = {}
     if folder is not None and not folder.is_dir():
@@ -175,12 +159,9 @@ def _existing(path: Path, what: str, *, takes_files: bool = False) -> Path:
 
 
 def locate_nnunet(folder: Path, *, images: Path | None = None, labels: Path | None = None, masks: Path | None = None) -> DataFolders:
-    """Return where nnU-Net has images, labels and probabilities of a trained network, unless they are named.
+    """Return where nnU-Net has images, labels and probabilities of a trained network, unless they are named; raise InputError if not found.
 
     `folder` is `nnUNet_results/DatasetXXX_NAME/TRAINER__PLANS__CONFIGURATION`.
-
-    Raises:
-        InputError: it is another folder, or images or labels are not found.
     """
     from crfrefine.cases.nnunet import locate_images, locate_labels, require_trained
 
@@ -188,11 +169,3 @@ def locate_nnunet(folder: Path, *, images: Path | None = None, labels: Path | No
     masks = masks if masks is None else _existing(masks, "masks")
     images = locate_images(network, images)
     return DataFolders(images, locate_labels(network, images, labels), network.folder, masks, network.folder)
-
-
-def check_options(options: TrainingOptions) -> None:
-    """Raise ConfigError or InputError for invalid options, before anything is read."""
-    if not options.learn or not set(options.learn) <= set(DEFAULT_LEARN):
-        groups = listed(options.learn) or "nothing"
-        raise ConfigError(f"--learn: expected some of {', '.join(DEFAULT_LEARN)}, separated by commas; got {groups}")
-    options.check_files()

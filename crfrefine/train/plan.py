@@ -1,4 +1,4 @@
-"""The plan of a run, made before any case is read: its cases, regions, folds, and the initial model."""
+"""The first stages: the plan, made before any case is read, and the cases, read and prepared for all parts of the run."""
 
 from __future__ import annotations
 
@@ -8,19 +8,28 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from crfrefine.arrays.region_scheme import resolve_regions
 from crfrefine.base.text import counted, shorten
-from crfrefine.cases.case import Case
+from crfrefine.cases.case import Case, CaseFiles
 from crfrefine.cases.reading_options import ReadingOptions
-from crfrefine.errors import ConfigError, InputError
+from crfrefine.errors import ConfigError, CrfRefineError, InputError
 from crfrefine.metrics.regions import RESERVED, Region, parse_region
 from crfrefine.parameters.model import CrfParameters
+from crfrefine.train import crops as cropping
 from crfrefine.train import starts as setup
-from crfrefine.train.candidates import VOLUMES, Rivals
-from crfrefine.train.dataset import LabeledCases, find_cases, read_labeled
-from crfrefine.train.device import TrainingDevice
+from crfrefine.train.baselines import Guidance, Scores, Tuned, fit_scaling, largest_scores, score_guided
+from crfrefine.train.candidates import VOLUMES, FitResult, Rivals
+from crfrefine.train.crops import Crop, make_crop
+from crfrefine.train.dataset import LabeledCases, attempt, find_cases, read_labeled, require_all
 from crfrefine.train.folds import Split, choose_num_folds, make_folds
+from crfrefine.train.material import Material, TrainingDevice
+from crfrefine.train.model import dice_of, make_loss, make_region_loss, mean_defined
+from crfrefine.train.observer import Progress
 from crfrefine.train.options import LEARNABLE, VOLUME_GROUP, TrainingOptions
+from crfrefine.train.starts import Start, make_starts
+from crfrefine.train.threads import Workers
 
 
 @dataclass(frozen=True)
@@ -35,12 +44,6 @@ class Plan:
     base: CrfParameters
 
     @property
-    def part_names(self) -> tuple[str, ...]:
-        """Of the folds and of the training on all cases, which comes last."""
-        num_folds = len(self.folds)
-        return (*(f"cross-validation fold {fold + 1} of {num_folds}" for fold in range(num_folds)), "all cases")
-
-    @property
     def fold_files(self) -> tuple[Path, ...]:
         """The file of each finished fold, from which a stopped run goes on; they are removed when the run has ended."""
         return tuple(self.options.beside(f".fold{fold + 1}.json") for fold in range(len(self.folds)))
@@ -49,11 +52,6 @@ class Plan:
     def num_cases(self) -> int:
         """Number of cases."""
         return len(self.cases.files)
-
-    @property
-    def groups(self) -> tuple[tuple[int, ...], ...]:
-        """Labels of each region."""
-        return tuple(region.labels for region in self.regions)
 
     @property
     def learn(self) -> tuple[str, ...]:
@@ -105,11 +103,7 @@ class Plan:
 
 
 def make_plan(options: TrainingOptions, device: TrainingDevice) -> Plan:
-    """Find the cases, and plan the run.
-
-    Raises:
-        CrfRefineError: cases, regions, folds or parameters do not fit each other.
-    """
+    """Find the cases, and plan the run; raise a CrfRefineError if cases, regions, folds or parameters do not fit each other."""
     base = CrfParameters() if options.parameters is None else options.parameters
     cases = find_cases(
         options.data, strict=options.strict, input_type=options.input_type, resample=options.resample, num_labels=base.num_labels
@@ -130,21 +124,15 @@ def make_plan(options: TrainingOptions, device: TrainingDevice) -> Plan:
 
 
 def choose_regions(texts: Sequence[str], cases: LabeledCases) -> tuple[Region, ...]:
-    """Return the requested regions, or those of the channels, or each foreground label.
-
-    Raises:
-        ConfigError: a region is malformed, is there twice, or has labels that the logits do not have.
-    """
+    """Return the requested regions, or those of the channels, or each foreground label; raise ConfigError for unusable regions."""
     if not texts and cases.regions is not None:
         names = [f"region {name}" if name == RESERVED else name for name in cases.regions.names]
         return tuple(Region(name, labels) for name, labels in zip(names, cases.regions.labels, strict=True))
     if not texts:
         # Each foreground label by its name if that is usable, except the one without a reference.
-        counts = Counter(cases.label_names[1:])
-        labels = [label for label in range(1, cases.num_labels) if label != cases.ignore_label]
-        names = [cases.label_names[label] for label in labels]
-        names = [name if counts[name] == 1 and name != RESERVED else f"label {label}" for name, label in zip(names, labels, strict=True)]
-        return tuple(Region(name, (label,)) for name, label in zip(names, labels, strict=True))
+        by_label, labels = cases.label_names, [label for label in range(1, cases.num_labels) if label != cases.ignore_label]
+        usable = {name for name, count in Counter(by_label[1:]).items() if count == 1 and name != RESERVED}
+        return tuple(Region(by_label[label] if by_label[label] in usable else f"label {label}", (label,)) for label in labels)
     regions = tuple(parse_region(text) for text in texts)
     for region in regions:
         if max(region.labels) >= cases.num_labels:
@@ -154,3 +142,94 @@ def choose_regions(texts: Sequence[str], cases: LabeledCases) -> tuple[Region, .
         if [other.name for other in regions].count(region.name) > 1:
             raise ConfigError(f"--regions: {region.name} is there twice")
     return regions
+
+
+LARGE_CASE_VOXELS = 4_000_000
+"""Cases of more voxels are read and measured one at a time: several of them in memory would be too much."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What all parts of a run share: the material, the models that training may start from, and how good the simple rivals are."""
+
+    plan: Plan
+    workers: Workers
+    progress: Progress
+    material: Material
+    starts: Sequence[Start]
+    largest: Scores[str]
+    guided: Scores[Guidance]
+    has_large_cases: bool  # cases are in memory one at a time then
+
+    def tune_rivals(self, fit: FitResult, cases: Sequence[int]) -> Tuned:
+        """Tune the rivals of a trained CRF on the cases that it may have seen."""
+        return Tuned(fit, fit_scaling(self.material, cases, self.workers), self.largest.best(cases), self.guided.best(cases))
+
+
+def prepare(plan: Plan, workers: Workers, progress: Progress) -> Prepared:
+    """Read the cases and set up what all parts share; raise a CrfRefineError if cases cannot be trained on."""
+    progress.observer.stage_started("reading")
+    cases, options, groups = plan.cases, plan.options, tuple(region.labels for region in plan.regions)
+    crops, has_large_cases = _read_crops(plan, workers)
+    spacing = tuple(float(distance) for distance in np.median(np.array([crop.spacing for crop in crops]), axis=0))
+    if not any((crop.labels[crop.mask] % cases.num_labels).any() for crop in crops):  # The label L has no reference.
+        raise InputError(f"{options.data.labels}: no case has a foreground label; there is nothing to learn from")
+    loss = make_loss(options.loss, groups) if cases.regions is None else make_region_loss(options.loss, cases.regions)
+    sizes = cases.num_channels, cases.num_modalities, cases.num_dims
+    for note in oddities(crops, groups):
+        progress.observer.note(note)
+    starts = make_starts(options.parameters, plan.learn, cases.num_channels, cases.num_modalities, spacing)
+    material = Material(crops, loss, groups, plan.learn, sizes, options.seed, plan.device)
+    largest, guided = largest_scores(material, workers), score_guided(material, spacing, workers)
+    return Prepared(plan, workers, progress, material, starts, largest, guided, has_large_cases)
+
+
+def _read_crops(plan: Plan, workers: Workers) -> tuple[list[Crop], bool]:
+    """Return the part of every case that training uses, and whether any case is large; all bad cases are named at once."""
+    crops: list[Crop | CrfRefineError] = []
+    memory_left, has_large_cases = cropping.MEMORY_BYTES, False
+
+    def try_to_read(number: int, threads: int) -> tuple[Crop, bool] | CrfRefineError:
+        def read(_: CaseFiles) -> tuple[Crop, bool]:
+            case = plan.read(number, threads)
+            return make_crop(case, plan.base.intensity), bool(case.logits[0].size > LARGE_CASE_VOXELS)
+
+        return attempt(read, plan.cases.files[number])
+
+    for first in range(0, plan.num_cases, workers.threads):
+        numbers = range(first, min(first + workers.threads, plan.num_cases))
+        for result in workers.run(try_to_read, numbers, one_by_one=has_large_cases):
+            if isinstance(result, CrfRefineError):
+                crops.append(result)
+                continue
+            crop, is_of_large_case = result
+            has_large_cases |= is_of_large_case
+            fits = crop.num_bytes <= memory_left
+            memory_left -= crop.num_bytes if fits else 0
+            crops.append(crop if fits else cropping.map_from_disk(crop))
+    return require_all(crops, plan.options.data.images), has_large_cases
+
+
+LOW_DICE = 0.05  # a mean Dice below this most likely means that the logits do not belong to the reference
+
+
+def oddities(crops: Sequence[Crop], regions: Sequence[tuple[int, ...]]) -> list[str]:
+    """Return one sentence per suspicious finding: almost no agreement, padded logits, cases without foreground."""
+    confusions = [crop.confusion(crop.decode(crop.logits)) for crop in crops]
+    dice, notes = np.array([dice_of(confusion, regions) for confusion in confusions]), []
+    if (mean := mean_defined(dice.ravel())) < LOW_DICE:
+        channels = "labels" if crops[0].regions is None else "regions"
+        notes.append(
+            f"the network agrees with the reference to a mean Dice of {mean:.3f}: "
+            f"are the logits' channels in the order of the {channels}, and do logits and labels belong together?"
+        )
+    share = sum(crop.num_padding_voxels for crop in crops) / max(1, sum(int(confusion.sum()) for confusion in confusions))
+    equal = f"voxels whose logits are equal for all labels, as where a cropped output was padded ({share:.1%} of all voxels)"
+    for what, odd in (
+        (f"{equal}; they take no part and count as background", [crop for crop in crops if crop.num_padding_voxels]),
+        ("no foreground in reference and network", [crop for crop, row in zip(crops, dice, strict=True) if np.isnan(row).all()]),
+    ):
+        if odd:
+            names = ", ".join(crop.case_id for crop in odd[:3]) + (" ..." if len(odd) > 3 else "")
+            notes.append(f"{len(odd)} of {len(crops)} cases have {what}: {names}")
+    return notes

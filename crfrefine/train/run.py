@@ -3,64 +3,61 @@
 from __future__ import annotations
 
 import math
+import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from crfrefine.base.inputs import add_inputs, check_no_input, keeping_inputs
+from crfrefine.base.plain import to_plain
+from crfrefine.base.text import MAX_OF_A_LINE, listed
 from crfrefine.base.threads import available_threads
+from crfrefine.errors import ConfigError, InputError
 from crfrefine.io.atomic import check_replaceable
+from crfrefine.statistics.comparison import summary_dicts
 from crfrefine.train import starts as setup
+from crfrefine.train.baselines import Tuned
 from crfrefine.train.calibration import calibrate, calibrate_output
 from crfrefine.train.candidates import CALIBRATION, UNTRAINED, Candidate, FitResult, choose, is_gain, no_crf, pooled, taken
-from crfrefine.train.comparison import FoldResult, TrainingResult, compare
+from crfrefine.train.comparison import NETWORK, TRAINED, FoldResult, TrainingResult, compare
 from crfrefine.train.cross_validation import cross_validate, fingerprint, read_folds
-from crfrefine.train.device import choose_device
 from crfrefine.train.fitting import Fit, Task
 from crfrefine.train.folds import Split
-from crfrefine.train.methods import NETWORK, TRAINED
+from crfrefine.train.material import choose_device
 from crfrefine.train.model import mean_defined
 from crfrefine.train.observer import Progress, TrainingObserver
-from crfrefine.train.options import TrainingOptions, check_options
-from crfrefine.train.plan import Plan, make_plan
-from crfrefine.train.preparation import Prepared, prepare
-from crfrefine.train.report import write_results
+from crfrefine.train.options import DEFAULT_LEARN, WRITTEN_BY, TrainingOptions
+from crfrefine.train.plan import Plan, Prepared, make_plan, prepare
 from crfrefine.train.starts import Start
 from crfrefine.train.threads import Workers
 
 
 @keeping_inputs()
 def run_training(options: TrainingOptions, observer: TrainingObserver | None = None) -> TrainingResult:
-    """Fit the CRF to labeled cases, write the results, and return them.
+    """Fit the CRF to labeled cases, write the results, and return them; finished folds stay in their files if the run is stopped.
 
-    Args:
-        options: the options of the run.
-        observer: receives the progress.
-
-    Raises:
-        CrfRefineError: nothing can be done: cases that do not fit, a device that is not there, a place that cannot be written to.
-        KeyboardInterrupt: passed on; finished folds are in their files.
+    Raise a CrfRefineError if nothing can be done: cases that do not fit, a device that is not there, a place that cannot be written to.
     """
     started = time.monotonic()
     add_inputs(*filter(None, [options.config]))
-    check_options(options)
+    if not options.learn or not set(options.learn) <= set(DEFAULT_LEARN):
+        groups = listed(options.learn) or "nothing"
+        raise ConfigError(f"--learn: expected some of {', '.join(DEFAULT_LEARN)}, separated by commas; got {groups}")
+    options.check_files()
     plan = make_plan(options, choose_device(options.device))
-    with _torch_in_one_thread(), Workers(options.threads or available_threads(), one_by_one=plan.device.is_gpu) as workers:
-        return _run_stages(plan, observer or TrainingObserver(), workers, started)
-
-
-@contextmanager
-def _torch_in_one_thread() -> Iterator[None]:
-    """Sums of several threads depend on how many there are; the time is spent in the engine anyway."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    observer, torch_threads = observer or TrainingObserver(), torch.get_num_threads()
+    torch.set_num_threads(1)  # Sums of several threads depend on how many there are; the time is spent in the engine anyway.
     try:
-        yield
+        with Workers(options.threads or available_threads(), one_by_one=plan.device.is_gpu) as workers:
+            return _run_stages(plan, observer, workers, started)
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(torch_threads)
 
 
 def _run_stages(plan: Plan, observer: TrainingObserver, workers: Workers, started: float) -> TrainingResult:
@@ -102,8 +99,8 @@ def train_on_all_cases(prepared: Prepared, folds: Sequence[FoldResult]) -> FitRe
     network_mean = mean_defined([fit.network_score for fit in fits])
     if not helping or not is_gain(gains):
         return no_crf(fits[0].parameters, network_mean, gains)
-    name = plan.part_names[-1]
-    prepared.observer.stage_started(name)
+    name = "all cases"
+    prepared.progress.observer.stage_started(name)
     calibrated = calibrate(prepared.material, everything, prepared.starts[0].parameters, prepared.workers)
     # The deciding cases of all folds choose the kind; it is mostly the kind that was measured on the cases held out.
     chosen = choose(pooled([fit.candidates for fit in fits]))
@@ -126,7 +123,7 @@ def train_on_all_cases(prepared: Prepared, folds: Sequence[FoldResult]) -> FitRe
             kind=kind,
         )
         fit = Fit(prepared.material, task, prepared.workers, prepared.progress.stepped).run()
-    prepared.observer.stage_ended(f"{name}: {fit.describe()}")
+    prepared.progress.observer.stage_ended(f"{name}: {fit.describe()}")
     return fit
 
 
@@ -138,3 +135,86 @@ def gains_held_out(folds: Sequence[FoldResult]) -> tuple[float, ...]:
         defined = [change for change in changes if not math.isnan(change)]
         gains += [sum(defined) / len(defined)] if defined else []
     return tuple(gains)
+
+
+SCHEMA = 1
+
+
+def write_results(result: TrainingResult) -> None:
+    """Write the report and the parameters; raise a CrfRefineError if a file cannot be written."""
+    options = result.plan.options
+    origin = (
+        f" train-crf on {datetime.now(UTC):%Y-%m-%d} from {result.plan.num_cases} cases: "
+        f"{options.report.name} has the verdict, and the values of each fold."
+    )
+    options.write(SCHEMA, make_report(result), result.parameters, origin)
+
+
+def make_report(result: TrainingResult) -> dict[str, Any]:
+    """Return the content of the report, as JSON has it."""
+    plan, comparison = result.plan, result.comparison
+    options, cases, data = plan.options, plan.cases, plan.options.data
+    return {
+        "seconds": result.seconds,
+        "device": plan.device.name,
+        "threads": result.threads,
+        "options": {
+            **{name: getattr(data, name) for name in ("images", "labels", "logits", "masks")},
+            "input_type": "labels" if cases.declared is not None else options.input_type,
+            "nnunet": data.nnunet,
+            "learn": options.learn,
+            "loss": options.loss,
+            "num_folds": len(plan.folds),
+            "num_iterations": options.num_optimizer_steps,
+            **{name: getattr(options, name) for name in ("seed", "resample", "config")},
+        },
+        "cases": cases.case_ids,
+        "left_out": [case.to_dict() for case in cases.left_out],
+        "label_names": cases.label_names,
+        "channels": to_plain(cases.regions),
+        "regions": {region.name: region.labels for region in plan.regions},
+        "verdict": comparison.verdict.to_dict(),
+        "verdict_without_postprocessing": comparison.verdict_alone.to_dict(),
+        "parameters": result.parameters.to_dict(),
+        **_tuned_dict("final", result.final),
+        "folds": [
+            {
+                "name": fold.name,
+                **{name: [cases.case_ids[case] for case in chosen] for name, chosen in vars(fold.split).items()},
+                **_tuned_dict("fit", fold.tuned),
+            }
+            for fold in result.folds
+        ],
+        "comparison": summary_dicts(comparison.summary),
+        "comparison_with_largest_component": summary_dicts(comparison.summary_of_largest),
+        "comparison_of_probabilities": summary_dicts(comparison.summary_of_probabilities),
+        "measurements": [asdict(line) for line in comparison.table],
+    }
+
+
+def _tuned_dict(name: str, tuned: Tuned) -> dict[str, Any]:
+    fit = tuned.fit
+    return {
+        name: {**to_plain(fit), "is_network": fit.is_network, "is_calibration": fit.is_calibration},
+        "vector_scaling": to_plain(tuned.scaling),
+        "guided_filter": to_plain(tuned.guidance),
+        "keep_largest": tuned.keep_largest,
+    }
+
+
+DEFAULT_NAME = "crfrefine.toml"  # the parameter file in the folder of a trained network of nnU-Net
+
+
+def default_output(folder: Path) -> Path:
+    """Return the parameter file to write in a folder; raise InputError if it holds a file of that name that `train-crf` has not written."""
+    path = folder / DEFAULT_NAME
+    if not os.path.lexists(path):
+        return path
+    problem = "" if path.is_file() else "is not a regular file"
+    if not problem:
+        with path.open("rb") as file:
+            is_own = file.readline(MAX_OF_A_LINE).startswith(f"# {WRITTEN_BY}".encode())
+        problem = "" if is_own else "was not written by train-crf"
+    if problem:
+        raise InputError(f"{path}: {problem}, so it is not replaced; name another file with --output")
+    return path

@@ -18,11 +18,8 @@ from crfrefine.parameters.sections import CompatibilityParameters, PostprocessPa
 THETA_ALPHA_VOXELS = (1.0, 3.0, 6.0, 12.0)
 THETA_BETAS = (0.06, 0.15)
 WEIGHTS = (2.5, 8.0)
-TEMPERATURE = 0.7
-"""Below 1: soft Dice comes near the Dice of labels where marginals are sharp."""
-
-NUM_ITERATIONS = 5
-"""Mean-field steps, in training and afterwards: a model that was trained with five must run with five."""
+TEMPERATURE = 0.7  # below 1: soft Dice comes near the Dice of labels where marginals are sharp
+NUM_ITERATIONS = 5  # mean-field steps, in training and afterwards: a model that was trained with five must run with five
 
 STEP_LENGTHS = {"weights": 0.2, "compatibility": 0.05, "theta": 0.06, "temperature": 0.04, "bias": 0.05, "volume": 0.05}
 """Of Adam's first steps (its learning rates), in the layer's own parameters: logarithms for theta and temperature."""
@@ -31,14 +28,12 @@ PRIOR = 0.15
 """Gaussian prior around the start: `PRIOR / cases * Σ log²(value / start)` is added to the loss; for a bias, its squared difference.
 With a hundred cases it is nothing; with three it keeps bandwidths from where a single case wants them."""
 
-NUM_TRAINED = 2
-"""Number of starts that are trained to their ends; the others are only tried."""
+NUM_TRAINED = 2  # number of starts that are trained to their ends; the others are only tried
 
 NUM_OPTIMIZER_STEPS = 40
 BATCH_SIZE = 8
 EVALUATE_EVERY = 8
-PATIENCE = 3
-"""Evaluations without a better Dice after which training stops."""
+PATIENCE = 3  # evaluations without a better Dice after which training stops
 
 
 @dataclass(frozen=True)
@@ -79,7 +74,6 @@ def voxel_length(spacing: Sequence[float]) -> float:
 
 
 def _like(value: float | tuple[float, ...], number: float) -> float | tuple[float, ...]:
-    """Return the number, as often as there are values."""
     return (number,) * len(value) if isinstance(value, tuple) else number
 
 
@@ -115,8 +109,7 @@ def without_crf(parameters: CrfParameters) -> CrfParameters:
     )
 
 
-DIGITS = 6
-"""Digits of a trained number; the folds differ in the second or third."""
+DIGITS = 6  # digits of a trained number; the folds differ in the second or third
 
 _SECTIONS = ("bilateral", "spatial", "compatibility", "mean_field")
 

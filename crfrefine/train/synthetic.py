@@ -27,15 +27,11 @@ if TYPE_CHECKING:
 
     from crfrefine.arrays.region_scheme import RegionScheme
 
+# Widths of the noise in voxels of the network, in equal parts: errors of a voxel, which any smoothing removes, and errors that look like
+# structures.
 NOISE_SIGMAS = (1.0, 2.0)
-"""Widths of the noise in voxels of the network, in equal parts: errors of a voxel, which any smoothing removes, and such as look like
-structures."""
-
-MIN_VOXELS = 30
-"""A label with fewer voxels has no part in a mean Dice: a few voxels would decide it."""
-
-DICE_TOLERANCE = 0.002
-"""How near the noise comes to the Dice that is asked for: a fifth of what a choice of parameters must gain to be looked at."""
+MIN_VOXELS = 30  # a label with fewer voxels has no part in a mean Dice: a few voxels would decide it
+DICE_TOLERANCE = 0.002  # of the noise: a fifth of what a choice of parameters must gain to be looked at
 
 _MAX_HALVINGS = 16
 _MAX_SCALE = 1024.0
@@ -77,34 +73,28 @@ class Channels:
         if self.regions is not None:
             inside = np.stack([np.isin(truth, labels) for labels in self.regions.labels])
             return np.where(inside, np.maximum(np.abs(logits), np.finfo(np.float32).tiny), -np.abs(logits))
-        found = logits.copy()
-        said = argmax_labels(logits)
-        wrong = np.nonzero(said != truth)
-        highest, own = (said[wrong], *wrong), (truth[wrong], *wrong)
-        found[highest] = logits[own]
-        found[own] = np.nextafter(logits[highest], np.float32(np.inf))  # Of equal logits, the lower label would win.
-        return found
+        changed, labels = logits.copy(), argmax_labels(logits)
+        wrong = np.nonzero(labels != truth)
+        highest, own = (labels[wrong], *wrong), (truth[wrong], *wrong)
+        changed[highest] = logits[own]
+        changed[own] = np.nextafter(logits[highest], np.float32(np.inf))  # Of equal logits, the lower label would win.
+        return changed
 
 
-def dice_of(found: NDArray[Any], truth: NDArray[Any], groups: Sequence[Sequence[int]]) -> float:
+def dice_of(labels: NDArray[Any], truth: NDArray[Any], groups: Sequence[Sequence[int]]) -> float:
     """Return the mean Dice of two (*grid) label maps over the groups of labels with MIN_VOXELS in the truth; NaN if none has."""
-    num_labels = 1 + max(int(found.max()), int(truth.max()), *(max(labels) for labels in groups))
-    confusion = count_confusion(truth, found, num_labels)
-    of_groups = [counts.OverlapCounts.of_confusion(confusion, labels) for labels in groups]
-    values = [counts.dice(one) for one in of_groups if one.num_reference >= MIN_VOXELS]
+    num_labels = 1 + max(int(labels.max()), int(truth.max()), *(max(group) for group in groups))
+    confusion = count_confusion(truth, labels, num_labels)
+    overlaps = [counts.OverlapCounts.of_confusion(confusion, group) for group in groups]
+    values = [counts.dice(overlap) for overlap in overlaps if overlap.num_reference >= MIN_VOXELS]
     return float(np.mean(values)) if values else float("nan")
 
 
 def expected_dice(logits: NDArray[np.float32], mask: NDArray[np.bool_], channels: Channels) -> float:
     """Return the mean Dice that a network expects of itself, if its probabilities are right: 2 sum(p inside) / (voxels inside + sum(p)).
 
-    Args:
-        logits: (channels, *grid).
-        mask: (*grid), where voxels count.
-        channels: what the channels are.
-
-    Returns:
-        The mean over labels or regions that the network gives MIN_VOXELS; NaN if there are none.
+    It is the mean over labels or regions that the network's (channels, *grid) logits give MIN_VOXELS in the (*grid) mask; NaN if there
+    are none.
     """
     labels, probabilities = channels.decode(logits), channels.probabilities(logits)
     values = []
@@ -128,15 +118,9 @@ def make_noise(shape: Sequence[int], voxel: float, random: np.random.Generator) 
 def noise_scale(
     logits: NDArray[np.float32], noise: NDArray[np.float32], truth: NDArray[Any], mask: NDArray[np.bool_], dice: float, channels: Channels
 ) -> float:
-    """Return by what noise is multiplied to bring logits down to a Dice to the truth, within DICE_TOLERANCE where that is possible.
+    """Return the factor on (channels, *grid) noise that brings logits down to a Dice to the truth, within DICE_TOLERANCE where possible.
 
-    Args:
-        logits: (channels, *grid) that decode to the truth.
-        noise: (channels, *grid), added to them.
-        truth: (*grid) labels.
-        mask: (*grid), where voxels count.
-        dice: what to come to.
-        channels: what the channels are.
+    The logits decode to the (*grid) truth; voxels count in the (*grid) mask.
     """
 
     def reached(scale: float) -> float:
@@ -147,9 +131,9 @@ def noise_scale(
         low, high = high, 2.0 * high
     for _ in range(_MAX_HALVINGS):
         middle = (low + high) / 2.0
-        if abs((found := reached(middle)) - dice) <= DICE_TOLERANCE:
+        if abs((present := reached(middle)) - dice) <= DICE_TOLERANCE:
             return middle
-        low, high = (middle, high) if found > dice else (low, middle)
+        low, high = (middle, high) if present > dice else (low, middle)
     return high
 
 
@@ -161,8 +145,7 @@ def halving(shape: Sequence[int], spacing: Sequence[float]) -> list[int]:
 
 def block_means(values: NDArray[Any], factors: Sequence[int]) -> NDArray[np.float32]:
     """Return the means of blocks of (channels, *grid) values, of `factors` voxels along each axis; what fills no block is left out."""
-    shape: list[int] = [len(values)]
-    for size, factor in zip(values.shape[1:], factors, strict=True):
-        shape += [size // factor, factor]
-    whole = values[(slice(None), *(slice(size // factor * factor) for size, factor in zip(values.shape[1:], factors, strict=True)))]
-    return np.asarray(whole.reshape(shape).mean(axis=tuple(range(2, len(shape), 2))), np.float32)
+    num_blocks = [size // factor for size, factor in zip(values.shape[1:], factors, strict=True)]
+    filled = values[(slice(None), *(slice(count * factor) for count, factor in zip(num_blocks, factors, strict=True)))]
+    shape = [length for pair in zip(num_blocks, factors, strict=True) for length in pair]
+    return np.asarray(filled.reshape(len(values), *shape).mean(axis=tuple(range(2, 2 * len(factors) + 1, 2))), np.float32)

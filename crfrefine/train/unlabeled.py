@@ -1,12 +1,16 @@
-"""Choose the parameters of a CRF without labels: those that best restore synthetic cases like the given ones (`synthetic.py`).
+"""Choose the parameters of a CRF without labels, for `train-crf --unlabeled` and `infer -c auto`: those that best restore synthetic cases.
 
-Everything that was settled by measuring stands at the beginning, and that of the noise in `synthetic.py`.
+The numbers at the beginning, and those of the noise in `synthetic.py`, were settled by measuring. No part of it needs PyTorch.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+import math
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -15,77 +19,61 @@ import numpy as np
 
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import bounding_box
+from crfrefine.base.failures import Causes, expected_error
+from crfrefine.base.inputs import check_no_input, keeping_inputs
 from crfrefine.base.text import counted
-from crfrefine.errors import InputError
+from crfrefine.base.threads import available_threads
+from crfrefine.cases.case import Case, CaseFiles, read_case, read_case_headers
+from crfrefine.errors import ConfigError, InputError
+from crfrefine.io.paths import add_volumes
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import NORMALIZED
 from crfrefine.refinement.case import Plan, refine
-from crfrefine.train.starts import NUM_ITERATIONS, TEMPERATURE, voxel_length
+from crfrefine.runs.options import InferenceOptions
+from crfrefine.runs.plan import RunInputs, find_inputs, plan_run
+from crfrefine.runs.records import read_records
+from crfrefine.train.observer import TrainingObserver
+from crfrefine.train.options import UnlabeledOptions
+from crfrefine.train.starts import NUM_ITERATIONS, TEMPERATURE, Start, voxel_length
 from crfrefine.train.synthetic import MIN_VOXELS, Channels, block_means, dice_of, expected_dice, halving, make_noise, noise_scale
+from crfrefine.train.threads import Workers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from crfrefine.cases.case import Case
-
-THETA_ALPHA_VOXELS = (1.0, 1.5, 2.0, 3.0, 6.0, 12.0)
-"""Bandwidths of position, in voxels: those that fit differ tenfold between data sets."""
+THETA_ALPHA_VOXELS = (1.0, 1.5, 2.0, 3.0, 6.0, 12.0)  # bandwidths of position: those that fit differ tenfold between data sets
+# The edges of a synthetic truth lie where the network put them, so that synthetic cases prefer to look at the image less than is good
+# for real ones: this bandwidth is not chosen.
 THETA_BETA = 0.06
-"""The edges of a synthetic truth lie where the network put them, so that synthetic cases prefer to look at the image less than is good for
-real ones: it is not chosen."""
-WEIGHTS = (2.5, 8.0)
-"""As in `starts.py`: little is gained in between."""
-VOLUME_WEIGHTS = (0.0, 0.75)
-"""Without the volume term, and with one that keeps much of each label's main body."""
-
-MAX_CASES = 20
-"""Cases that are looked at, evenly spread: the parameters are a handful of numbers, which more cases hardly change."""
-MAX_CASES_OF_A_RUN = 10
-"""The same for `infer`, whose user waits for results."""
-FEW_CASES = 4
-"""With fewer, the noise seeds of each case count by themselves where chance is judged."""
-NUM_SEEDS = 2
-"""Seeds of the noise for each case; of few cases as many as give MIN_DRAWS."""
+WEIGHTS = (2.5, 8.0)  # as in `starts.py`: little is gained in between
+VOLUME_WEIGHTS = (0.0, 0.75)  # without the volume term, and with one that keeps much of each label's main body
+MAX_CASES = 20  # evenly spread: the parameters are a handful of numbers, which more cases hardly change
+MAX_CASES_OF_A_RUN = 10  # the same for `infer`, whose user waits for results
+FEW_CASES = 4  # with fewer, the noise seeds of each case count by themselves where chance is judged
+NUM_SEEDS = 2  # of the noise for each case; of few cases as many as give MIN_DRAWS
 MIN_DRAWS = 8
-MIN_UNITS = 4
-"""Cases, or draws of few cases, with fewer of which nothing is sure: two for each half."""
+MIN_UNITS = 4  # cases, or draws of few cases: with fewer nothing is sure; two for each half
+MAX_VOXELS = 400_000  # of a synthetic case, which is coarsened to this: all candidates on it take half a minute at most
+MARGIN = 16  # voxels around the foreground that belong to a synthetic case: more than most kernels reach
+NOISE_LEVELS = (1.0, 1.5)  # factors on the noise that the network expects of itself: networks expect too much of themselves
 
-MAX_VOXELS = 400_000
-"""Of a synthetic case, which is coarsened to this: all candidates on it take half a minute at most."""
-MARGIN = 16
-"""Voxels around the foreground that belong to a synthetic case: more than most kernels reach."""
-NOISE_LEVELS = (1.0, 1.5)
-"""What the noise that the network expects of itself is multiplied by: networks expect too much of themselves."""
-
+# Dice above `default` that a choice must gain in every kind of synthetic case. On real cases, larger promises became gains, though not as
+# large; smaller promises were worth nothing (docs/decisions/unlabeled.md).
 MIN_GAIN = 0.01
-"""Dice above `default` that a choice must gain in every kind of synthetic case. On real cases, larger promises became gains, though not as
-large; smaller promises were worth nothing (docs/decisions/unlabeled.md)."""
+# Dice between the two truths below which it stays with `default`: where this changes more of the network's labels, neither is like the
+# case. On phantoms of white noise the choice did harm there; on real cases they agree by 0.92 to 0.98.
 MIN_AGREEMENT = 0.85
-"""Dice between the two truths below which it stays with `default`: where this changes more of the network's labels, neither is like the
-case. On phantoms of white noise the choice did harm there; on real cases they agree by 0.92 to 0.98."""
-MIN_UNIT = 0.001
-"""Smallest gain over the network that gains are measured in, so that a kind of synthetic case without errors does not decide."""
+MIN_UNIT = 0.001  # smallest gain over the network that gains are measured in: a kind without errors does not decide
 
 DEFAULT = "default"
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """Parameters to choose from, and what they are called."""
-
-    name: str
-    parameters: CrfParameters
-
-
-def make_candidates(voxel: float, overrides: Mapping[str, Any]) -> list[Candidate]:
+def make_candidates(voxel: float, overrides: Mapping[str, Any]) -> list[Start]:
     """Return `default` and the built-in sets, those with the same kernels one after the other.
 
-    Args:
-        voxel: side of a typical voxel in mm.
-        overrides: entries that all of them have, by their dotted keys.
+    `voxel` is the side of a typical voxel in mm; `overrides` are entries that all sets have, by their dotted keys.
     """
-    default = CrfParameters()
-    found = [Candidate(DEFAULT, default.replace(**overrides))]
+    candidates = [Start(DEFAULT, CrfParameters().replace(**overrides))]
     for alpha, weight, volume in itertools.product(THETA_ALPHA_VOXELS, WEIGHTS, VOLUME_WEIGHTS):
         changes = {
             "bilateral.theta_alpha": float(f"{alpha * voxel:.3g}"),
@@ -96,12 +84,13 @@ def make_candidates(voxel: float, overrides: Mapping[str, Any]) -> list[Candidat
             "mean_field.tolerance": 0.0,
             "volume.weight": volume,
         }
-        parameters = default.replace(**{**changes, **overrides})
-        if parameters not in [each.parameters for each in found]:  # Overrides may make some equal.
-            kernel, own_volume = parameters.bilateral[0], parameters.volume.weight
+        parameters = CrfParameters().replace(**{**changes, **overrides})
+        if parameters not in [candidate.parameters for candidate in candidates]:  # Overrides may make some equal.
+            kernel = parameters.bilateral[0]
             length, strength = (" ".join(f"{number:g}" for number in np.atleast_1d(own)) for own in (kernel.theta_alpha, kernel.weight))
-            found.append(Candidate(f"theta_alpha {length} mm, weight {strength}, volume.weight {own_volume:g}", parameters))
-    return found
+            name = f"theta_alpha {length} mm, weight {strength}, volume.weight {parameters.volume.weight:g}"
+            candidates.append(Start(name, parameters))
+    return candidates
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,32 +122,25 @@ def make_source(case: Case, default: CrfParameters, threads: int, noise_voxels: 
         )
     channels = Channels(len(case.logits), case.regions)
     image = normalize_intensity(case.image, default.intensity, case.mask, threads=threads)
-    result = refine(
-        case.logits,
-        image,
-        spacing=case.spacing,
-        parameters=replace(default, intensity=NORMALIZED),
-        mask=case.mask,
-        input_type="logits",
-        regions=case.regions,
-        threads=threads,
-        allow_vanishing=True,  # Rules are those that were set by hand.
-    )
+    options: dict[str, Any] = {"spacing": case.spacing, "mask": case.mask, "regions": case.regions, "threads": threads}
+    normalized = replace(default, intensity=NORMALIZED)
+    # Rules that remove much are those that were set by hand.
+    result = refine(case.logits, image, parameters=normalized, input_type="logits", allow_vanishing=True, **options)
     padding = case.find_padding()
     mask = np.ones(case.logits.shape[1:], np.bool_) if case.mask is None else case.mask
     mask = mask if padding is None else mask & ~padding
     expected = expected_dice(case.logits, mask, channels)
     foreground = ((result.label_map != 0) | (channels.decode(case.logits) != 0)) & mask
-    box = tuple(slice(max(0, one.start - MARGIN), one.stop + MARGIN) for one in bounding_box(foreground) or ())
+    box = tuple(slice(max(0, part.start - MARGIN), part.stop + MARGIN) for part in bounding_box(foreground) or ())
     image, mask, spacing = image[(slice(None), *box)], mask[box], np.array(case.spacing, dtype=float)
     # Without what is outside the mask, such as the constant of padding, which may be the lowest float32.
-    logits, refined = (np.where(mask, found[(slice(None), *box)], np.float32(0.0)) for found in (case.logits, result.logits))
+    logits, refined = (np.where(mask, values[(slice(None), *box)], np.float32(0.0)) for values in (case.logits, result.logits))
     while mask.size > MAX_VOXELS:
         factors = halving(mask.shape, spacing.tolist())
         refined = channels.logits(block_means(channels.probabilities(refined), factors))
         logits, image, mask = block_means(logits, factors), block_means(image, factors), block_means(mask[None], factors)[0] >= 0.5
         spacing *= factors
-    truths = [np.where(mask, channels.decode(found), 0) for found in (refined, logits)]
+    truths = [np.where(mask, channels.decode(values), 0) for values in (refined, logits)]
     if np.isnan([expected, *(dice_of(truth, truth, channels.groups) for truth in truths)]).any():
         raise InputError(f"case {case.case_id!r}: no label has {MIN_VOXELS} voxels, which a comparison needs")
     agreement = dice_of(truths[1], truths[0], channels.groups)
@@ -168,7 +150,7 @@ def make_source(case: Case, default: CrfParameters, threads: int, noise_voxels: 
 
 
 def score_candidates(
-    source: Source, candidates: Sequence[Candidate], seed: Sequence[int], threads: int, check: Callable[[], None]
+    source: Source, candidates: Sequence[Start], seed: Sequence[int], threads: int, check: Callable[[], None]
 ) -> NDArray[np.float64]:
     """Return how well each candidate restores the truths of a case from noise of a seed; `check` may raise to stop.
 
@@ -181,16 +163,16 @@ def score_candidates(
         scale = noise_scale(logits, noise, truth, source.mask, source.dice, channels)
         draws += [(truth, logits + np.float32(level * scale) * noise) for level in NOISE_LEVELS]
 
-    def dice(truth: NDArray[Any], labels: NDArray[Any]) -> float:
-        return dice_of(np.where(source.mask, labels, 0), truth, channels.groups)
+    def dice(label_maps: Iterable[NDArray[Any]]) -> list[float]:
+        masked = (np.where(source.mask, labels, 0) for labels in label_maps)
+        return [dice_of(labels, truth, channels.groups) for labels, (truth, _) in zip(masked, draws, strict=True)]
 
     plan = Plan(source.image, spacing=source.spacing, mask=source.mask, threads=threads)
-    columns = [[dice(truth, channels.decode(noisy)) for truth, noisy in draws]]
+    columns = [dice(channels.decode(noisy) for _, noisy in draws)]
     for candidate in candidates:  # Those with the same kernels follow each other, so that these are built once.
         check()
         parameters = replace(candidate.parameters, intensity=NORMALIZED)
-        refined = (plan.run(noisy, parameters, input_type="logits", regions=channels.regions).label_map for _, noisy in draws)
-        columns.append([dice(truth, labels) for (truth, _), labels in zip(draws, refined, strict=True)])
+        columns.append(dice(plan.run(noisy, parameters, input_type="logits", regions=channels.regions).label_map for _, noisy in draws))
     return np.array(columns).T
 
 
@@ -222,7 +204,7 @@ def pick(table: NDArray[np.float64]) -> int:
 class Choice:
     """The chosen parameters, and why: `default` whenever nothing else is sure to be better on the synthetic cases."""
 
-    candidates: tuple[Candidate, ...]  # `default` first
+    candidates: tuple[Start, ...]  # `default` first
     table: NDArray[np.float64]  # (cases, seeds, kinds, 1 + candidates) Dice, of the network first
     case_ids: tuple[str, ...]
     agreements: tuple[float, ...]  # Dice of the network's own labels to those refined with `default`, of each case
@@ -239,44 +221,178 @@ class Choice:
         return [float(gain) for gain in gains_of(self._units)[0].mean(axis=(0, 1))] if len(self._units) else []
 
     @cached_property
-    def _best(self) -> int:
-        return pick(self._units) if len(self._units) > 1 else 0
-
-    @cached_property
-    def doubt(self) -> str:
-        """Why it stays with `default`; empty if it does not."""
+    def decision(self) -> tuple[int, str]:
+        """The number of the set that is taken, and why it is `default`; empty for another set."""
         units = self._units
         if len(units) < MIN_UNITS:
-            return "no case could be used"
+            return 0, "no case could be used"
         if float(np.median(self.agreements)) < MIN_AGREEMENT:
-            return "`default` changes so many of the network's labels that synthetic cases would not be like the real ones"
-        if self._best == 0:
-            return f"no other set gains {100 * MIN_GAIN:g} point of Dice over `{DEFAULT}` in all four kinds of synthetic case"
+            return 0, "`default` changes so many of the network's labels that synthetic cases would not be like the real ones"
+        best = pick(units)
+        if best == 0:
+            return 0, f"no other set gains {100 * MIN_GAIN:g} point of Dice over `{DEFAULT}` in all four kinds of synthetic case"
         scores = gains_of(units)[1]
         if sum(scores[1 - start :: 2, pick(units[start::2])].mean() for start in (0, 1)) <= 0.0:
-            return "what one half of the synthetic cases would choose does not help the other half"
-        return ""
+            return 0, "what one half of the synthetic cases would choose does not help the other half"
+        return best, ""
 
     @property
-    def chosen(self) -> Candidate:
+    def chosen(self) -> Start:
         """The set that is taken."""
-        return self.candidates[0 if self.doubt else self._best]
+        return self.candidates[self.decision[0]]
 
     def describe(self) -> str:
         """Return the verdict in plain English."""
+        number, doubt = self.decision
         on = f"on synthetic cases made from {counted(len(self.case_ids), 'case')}"
-        if self.doubt:
-            return f"it stays with `{DEFAULT}`: {self.doubt}" + (f", {on}" if self.case_ids else "")
-        gain = f"{100 * self.gains[self._best]:+.2f} points of Dice against `{DEFAULT}`"
+        if doubt:
+            return f"it stays with `{DEFAULT}`: {doubt}" + (f", {on}" if self.case_ids else "")
+        gain = f"{100 * self.gains[number]:+.2f} points of Dice against `{DEFAULT}`"
         return f"chosen: {self.chosen.name}: {gain} {on}. That is no proof: look at the results, or measure with labels"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what a record of a run keeps of the choice."""
+        """Return the entry in the record of a run."""
+        number, doubt = self.decision
         return {
             "chosen": self.chosen.name,
-            "gain": 0.0 if self.doubt else self.gains[self._best],
-            "doubt": self.doubt,
+            "gain": self.gains[number] if number else 0.0,
+            "doubt": doubt,
             "sentence": self.describe(),
             "cases": list(self.case_ids),
             "left_out": dict(self.left_out),
         }
+
+
+@keeping_inputs()
+def run_unlabeled(options: UnlabeledOptions, observer: TrainingObserver) -> Choice:
+    """Choose parameters, write them with a report, and return the choice.
+
+    Raises:
+        CrfRefineError: no case can be used, or a file cannot be written.
+    """
+    options.check_files()
+    reading = {name: getattr(options, name) for name in ("masks", "input_type", "resample")}
+    inputs = find_inputs(InferenceOptions((options.images,), (options.logits,), options.output.parent, **reading))
+    add_volumes(options.unread)
+    for path in options.files:
+        check_no_input(path)
+    if options.unread is not None:
+        observer.note(f"{options.unread} is not read: --unlabeled chooses without labels")
+    for note in inputs.notes:
+        observer.note(note)
+    if (problems := [files.problem for files in inputs.cases if files.problem]) and options.strict:
+        raise InputError("\n  ".join(["--strict: cases that cannot be used:", *problems]))
+    choice = choose(inputs, observer, seed=options.seed, threads=options.threads)
+    if not choice.case_ids:
+        raise InputError("\n  ".join([f"{options.logits}: no case can be used to choose parameters", *_causes_of(choice.left_out)]))
+    report = {
+        "options": {name: str(getattr(options, name)) for name in ("images", "logits", "masks", "input_type", "resample", "seed")},
+        "choice": choice.to_dict(),
+        "parameters": choice.chosen.parameters.to_dict(),
+        "candidates": [{"name": each.name, "parameters": each.parameters.to_dict()} for each in choice.candidates],
+        "gains": choice.gains,
+        # Cases, seeds, kinds (truth and level of noise), the network and the candidates.
+        "dice": choice.table.tolist(),
+    }
+    origin = f": chosen without labels on synthetic cases made from {counted(len(choice.case_ids), 'case')}; "
+    options.write(2, report, choice.chosen.parameters, f"{origin}{options.report.name} has the reasons.")
+    return choice
+
+
+def choose_for(options: InferenceOptions, overrides: Mapping[str, Any], observer: TrainingObserver) -> InferenceOptions:
+    """Return the options of a run with parameters that are chosen for its cases; with `resume`, as an earlier run of them has chosen.
+
+    All parameters to choose from have the entries of `overrides`, by their dotted keys; an earlier run that lacks them does not count.
+    """
+    plan = plan_run(options)
+    if options.parameters.mean_field.positions != "mm":
+        raise ConfigError("mean_field.positions: built-in parameters to choose from are in mm; leave it out, or name parameters")
+    runs = read_records(options.output).runs if options.resume and not options.writes_file else []
+    heads = [run.head for run in runs if isinstance(run.head.get("choice"), dict) and run.head["inputs"] == list(plan.summary.inputs)]
+    if heads and (chosen := CrfParameters.from_dict(heads[-1]["parameters"])) == chosen.replace(**overrides):
+        observer.note(f"parameters as an earlier run into this folder has chosen them: {heads[-1]['choice'].get('chosen')}")
+        return replace(options, parameters=chosen, choice=heads[-1]["choice"])
+    choice = choose(plan.inputs, observer, max_cases=MAX_CASES_OF_A_RUN, overrides=overrides, threads=options.threads)
+    if not choice.case_ids:
+        observer.note("\n  ".join(_causes_of(choice.left_out)))
+    observer.stage_ended(choice.describe())
+    return replace(options, parameters=choice.chosen.parameters, choice=choice.to_dict())
+
+
+def _causes_of(left_out: Mapping[str, str]) -> list[str]:
+    """Return why cases are left out; of several with one cause, the first is told in full and the others in a line."""
+    causes = Causes()
+    return [*(reason for case_id, reason in left_out.items() if causes.is_new(case_id, reason)), *causes.others()]
+
+
+def choose(
+    inputs: RunInputs,
+    observer: TrainingObserver,
+    *,
+    max_cases: int = MAX_CASES,
+    overrides: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+) -> Choice:
+    """Read some of the cases with all files, evenly spread, try all candidates on synthetic ones, and return the choice.
+
+    A case that cannot be used is left out. All candidates have the entries of `overrides`, by their dotted keys; the seed is that of the
+    noise. The choice does not depend on the number of threads; None means the cores that this process may use.
+    """
+    overrides = overrides or {}
+    default = CrfParameters().replace(**overrides)
+    complete = [case for case in inputs.cases if not case.problem]
+    places = np.linspace(0, len(complete) - 1, min(len(complete), max_cases))
+    files = [complete[number] for number in sorted({round(place) for place in places})]
+    left_out = {case.case_id: case.problem for case in inputs.cases if case.problem}
+    sources: list[Source] = []
+
+    def add_source(case: CaseFiles, threads: int) -> None:
+        try:
+            headers = read_case_headers(case, inputs.reading)
+            of_network = headers.logits.files[0].spacing if headers.logits is not None else None
+            # How many of the image's voxels a voxel of the network is long.
+            coarseness = 1.0 if of_network is None else max(1.0, voxel_length(of_network) / voxel_length(headers.spacing))
+            sources.append(make_source(read_case(headers, inputs.reading, threads=threads), default, threads, coarseness))
+        except Exception as error:
+            left_out[case.case_id] = str(expected_error(error, *case.images, *case.logits, case.mask))
+        observer.progressed(0.0, None, f"{len(sources)} of {counted(len(files), 'case')} read")
+
+    lock = threading.Lock()  # of the observer and of the number of trials
+    num_begun, num_trials, started, is_over = 0, 0, 0.0, False
+
+    def begin_trial() -> None:
+        """Report the progress; raise CancelledError if the run has ended, as after Ctrl-C: threads end before their next trial."""
+        nonlocal num_begun
+        if is_over:
+            raise CancelledError
+        with lock:
+            share = num_begun / num_trials
+            left = (time.monotonic() - started) * (1.0 - share) / share if share else None
+            observer.progressed(share, left, f"{num_begun} of {num_trials} trials")
+            num_begun += 1
+
+    def score(cell: tuple[int, int], threads: int) -> NDArray[np.float64]:
+        case, own_seed = cell
+        return score_candidates(sources[case], candidates, (seed, own_seed, case), threads, begin_trial)
+
+    observer.run_started(f"choosing parameters without labels: {counted(len(files), 'case')}")
+    observer.stage_started("reading cases")
+    with Workers(threads or available_threads()) as workers:
+        workers.run(add_source, files, one_by_one=True)
+        if sources and left_out:
+            observer.note("\n  ".join([f"{counted(len(left_out), 'case')} not used:", *_causes_of(left_out)]))
+        candidates = make_candidates(float(np.median([source.voxel for source in sources])) if sources else 1.0, overrides)
+        num_seeds = max(NUM_SEEDS, math.ceil(MIN_DRAWS / max(1, len(sources))))
+        table = np.full((len(sources), num_seeds, 2 * len(NOISE_LEVELS), 1 + len(candidates)), np.nan)
+        cells = [(case, own_seed) for own_seed in range(num_seeds) for case in range(len(sources))]
+        num_trials, started = len(cells) * len(candidates), time.monotonic()
+        try:
+            if cells:
+                observer.stage_started(f"trying {counted(len(candidates), 'set')} of parameters")
+            for cell, dice in zip(cells, workers.run(score, cells), strict=True):
+                table[cell] = dice
+        finally:
+            is_over = True
+    case_ids, agreements = (tuple(getattr(source, name) for source in sources) for name in ("case_id", "agreement"))
+    return Choice(tuple(candidates), table, case_ids, agreements, left_out)

@@ -16,8 +16,8 @@ from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.demo.phantom import write_phantom
 from crfrefine.statistics.verdict import Outcome
 from crfrefine.train import fitting
-from crfrefine.train.device import choose_device
-from crfrefine.train.methods import MEASURED, METHODS
+from crfrefine.train.comparison import MEASURED, METHODS
+from crfrefine.train.material import choose_device
 
 SHORT = ("--folds", 2, "--num-iterations", 4)
 # For tests that do not look at the learned values: thetas that are learned have many starts, which take ten times as long.

@@ -8,14 +8,14 @@ from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import IntensityParameters
 from crfrefine.runs.demo.phantom import NUM_LABELS, Phantom, make_phantom, write_phantom
 from crfrefine.statistics.comparison import Measurement, ResultTable
-from crfrefine.train.baselines import VectorScaling
+from crfrefine.train.baselines import Tuned, VectorScaling
 from crfrefine.train.candidates import no_crf
-from crfrefine.train.comparison import FoldResult, Tuned
+from crfrefine.train.comparison import FoldResult
 from crfrefine.train.crops import make_crop
 from crfrefine.train.fitting import Fit, Task
 from crfrefine.train.folds import Split, split_training
-from crfrefine.train.losses import make_loss
 from crfrefine.train.material import Material
+from crfrefine.train.model import make_loss
 from crfrefine.train.options import LEARNABLE
 from crfrefine.train.starts import Start, prepare
 from crfrefine.train.threads import Workers

@@ -12,12 +12,10 @@ from training_helpers import as_case, phantom
 
 from crfrefine import CrfParameters, CrfRnn, InputError
 from crfrefine.parameters.sections import IntensityParameters
-from crfrefine.train.baselines import VectorScaling
+from crfrefine.train.baselines import Tuned, VectorScaling
 from crfrefine.train.candidates import FitResult
-from crfrefine.train.comparison import Tuned
+from crfrefine.train.comparison import NETWORK, SCALING, measure_methods
 from crfrefine.train.crops import make_crop
-from crfrefine.train.measuring import measure_methods
-from crfrefine.train.methods import NETWORK, SCALING
 
 GRID = (11, 9, 7)
 SPACING = (1.0, 0.6, 1.7)

@@ -10,7 +10,7 @@ from training_helpers import shorten, start, write_cases
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import VolumeParameters
 from crfrefine.train.candidates import CALIBRATION, CRF, ONE_WEIGHT, UNTRAINED, VOLUMES, Candidate, Rivals, choose, pooled, variants
-from crfrefine.train.device import TrainingDevice
+from crfrefine.train.material import TrainingDevice
 from crfrefine.train.options import TrainingOptions, locate_folders
 from crfrefine.train.plan import make_plan
 from crfrefine.train.run import run_training

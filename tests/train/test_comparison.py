@@ -8,11 +8,10 @@ from crfrefine.metrics.overlap import measure_case
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.refinement.case import refine
 from crfrefine.statistics.verdict import Outcome
-from crfrefine.train import methods
-from crfrefine.train.baselines import VectorScaling
+from crfrefine.train import comparison as methods
+from crfrefine.train.baselines import Tuned, VectorScaling
 from crfrefine.train.candidates import FitResult
-from crfrefine.train.comparison import Tuned, judge
-from crfrefine.train.measuring import measure_methods
+from crfrefine.train.comparison import judge, measure_methods
 
 WITH_LARGEST = {methods.with_largest(name) for name in methods.RIVALS}
 

@@ -20,8 +20,8 @@ from crfrefine.train import crops as cropping
 from crfrefine.train.crops import count_confusion, make_crop, map_from_disk
 from crfrefine.train.cross_validation import fingerprint
 from crfrefine.train.dataset import find_cases, read_labeled
-from crfrefine.train.device import CPU
 from crfrefine.train.folds import choose_num_folds, make_folds
+from crfrefine.train.material import CPU
 from crfrefine.train.options import TrainingOptions, locate_folders
 from crfrefine.train.plan import choose_regions, make_plan
 

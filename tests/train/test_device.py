@@ -21,7 +21,7 @@ from crfrefine.engines.cuda.cupy_device import is_available  # noqa: E402
 from crfrefine.errors import BackendUnavailableError  # noqa: E402
 from crfrefine.layer import inputs  # noqa: E402
 from crfrefine.train import crops as cropping  # noqa: E402
-from crfrefine.train.device import CPU, TrainingDevice, choose_device  # noqa: E402
+from crfrefine.train.material import CPU, TrainingDevice, choose_device  # noqa: E402
 from crfrefine.train.model import Model, network_score  # noqa: E402
 from crfrefine.train.options import LEARNABLE  # noqa: E402
 from crfrefine.train.threads import Workers  # noqa: E402

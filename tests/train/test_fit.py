@@ -75,10 +75,10 @@ def test_no_crf_is_the_outcome_where_logits_are_right_or_without_foreground_and_
 def test_a_weight_near_zero_can_be_reached_and_left(kind, weight, grid):
     """From 0 the CRF grows where it helps; where labels are single voxels, those of the labels shrink to a fraction."""
     (crop,) = crops(1, kind, **grid)
-    loss = material([crop]).loss
-    trajectory = Trajectory(start(6.0, weight=weight), ("weights",), SIZES, 100)
+    shared = material([crop], ("weights",))
+    trajectory = Trajectory(start(6.0, weight=weight), shared, 100)
     for _ in range(7):
-        trajectory.step(trajectory.model.gradient(crop, loss, 1)[1], 0.0)
+        trajectory.step(trajectory.model.gradient(crop, shared.loss, 1)[1], 0.0)
     weights = trajectory.model.to_parameters().bilateral[0].weight
     assert min(weights) > 0.3 if kind == "useful" else max(weights[1:]) < 0.1
 
@@ -135,7 +135,7 @@ def test_the_prior_pulls_values_back_to_where_they_began(useful):
     assert all(not gradient.any() for gradient in gradients.values())
     shared, moved = material(useful), []
     for prior in (0.0, 10.0):
-        trajectory = Trajectory(start(8.0), LEARNABLE, SIZES, 4, prior=prior)
+        trajectory = Trajectory(start(8.0), shared, 4, prior=prior)
         for _ in range(4):
             trajectory.step(trajectory.model.gradient(useful[0], shared.loss, 1)[1], 0.0)
         moved.append(sum(float(((now - then) ** 2).sum().detach()) for now, then in zip(trajectory.model.positions(), origin, strict=True)))

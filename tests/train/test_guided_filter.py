@@ -5,8 +5,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from training_helpers import LARGER, REGIONS, crops, material
 
 from crfrefine.arrays.region_scheme import RegionScheme
+from crfrefine.train.baselines import EPSILONS, RADII_VOXELS, UNGUIDED, Guidance, Guide, guided_labels, score_guided
 from crfrefine.train.crops import probabilities_of
-from crfrefine.train.guided_filter import EPSILONS, RADII_VOXELS, UNGUIDED, Guidance, Guide, guided_labels, score_guided
 from crfrefine.train.model import mean_dice
 from crfrefine.train.threads import Workers
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from crfrefine.train.losses import make_loss
+from crfrefine.train.model import make_loss
 
 LABELS = torch.tensor([0, 0, 0, 1, 1, 2])
 

@@ -12,7 +12,7 @@ from training_helpers import SIZES, SPACING, as_case, crops, fit, material, phan
 import crfrefine
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.train.calibration import RANGE, calibrate_output, fit_output_temperature, negative_log_likelihood
-from crfrefine.train.measuring import measure_probabilities
+from crfrefine.train.comparison import measure_probabilities
 from crfrefine.train.model import Model
 from crfrefine.train.options import TrainingOptions, locate_folders
 from crfrefine.train.run import run_training

@@ -19,9 +19,8 @@ from crfrefine.train.baselines import fit_scaling
 from crfrefine.train.calibration import calibrate
 from crfrefine.train.crops import FOREGROUND_RATIO, count_confusion, make_crop
 from crfrefine.train.folds import split_training
-from crfrefine.train.losses import make_loss, make_region_loss
 from crfrefine.train.material import Material
-from crfrefine.train.model import Model, network_score
+from crfrefine.train.model import Model, make_loss, make_region_loss, network_score
 from crfrefine.train.threads import Workers
 
 SCHEME = RegionScheme.of({"whole": [1, 2], "core": 2, "cyst": 3})

@@ -4,6 +4,7 @@ import json
 import sys
 import threading
 import time
+from concurrent.futures import CancelledError
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +17,7 @@ from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.cli import training_reporting
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.presets import list_presets
-from crfrefine.train import synthetic, unlabeled, unlabeled_run
+from crfrefine.train import synthetic, unlabeled
 from crfrefine.train.synthetic import Channels, dice_of, expected_dice, halving, make_noise, noise_scale
 
 GRID_SHAPE = (34, 29, 17)  # no two axes alike
@@ -66,8 +67,8 @@ def disturbed(channels, logits, truth, mask, dice):
 @pytest.fixture
 def few(monkeypatch):
     """Fewer sets of parameters and seeds, for what does not depend on their number."""
-    monkeypatch.setattr(unlabeled_run, "NUM_SEEDS", 1)
-    monkeypatch.setattr(unlabeled_run, "MIN_DRAWS", 4)
+    monkeypatch.setattr(unlabeled, "NUM_SEEDS", 1)
+    monkeypatch.setattr(unlabeled, "MIN_DRAWS", 4)
     monkeypatch.setattr(unlabeled, "THETA_ALPHA_VOXELS", (1.0, 3.0))
 
 
@@ -227,8 +228,8 @@ def test_the_rule_takes_what_surely_gains_a_point_in_every_kind_of_case():
     scattered = table_of([0.1, 0.1], spread=0.6)
     for table, chosen in ((table_of([0.02, 0.04, 0.03]), "2"), (table_of([0.0, -0.01]), "0"), (scattered, "0"), (hurt, "1")):
         assert choice(table).chosen.name == chosen
-    assert choice(table_of([0.02, 0.04]), (0.9, 0.8, 0.9, 0.8, 0.8, 0.8)).doubt.startswith("`default` changes so many of the network's")
-    assert choice(table_of([0.008, 0.004])).doubt.startswith("no other set gains 1 point of Dice over `default` in all four kinds")
+    assert choice(table_of([0.02, 0.04]), (0.9, 0.8, 0.9, 0.8, 0.8, 0.8)).decision[1].startswith("`default` changes so many")
+    assert choice(table_of([0.008, 0.004])).decision[1].startswith("no other set gains 1 point of Dice")
 
 
 def test_sets_are_named_by_what_they_hold_and_tried_once():
@@ -243,8 +244,8 @@ def test_cases_that_lack_a_file_take_no_place_of_others(tmp_path, monkeypatch):
     write_data(tmp_path, "noisy", 5)
     for number in (1, 2, 3):
         save_nifti(tmp_path / "images" / f"case{number}_0001.nii.gz", np.ones(GRID_SHAPE, np.float32), AFFINE)
-    monkeypatch.setattr(unlabeled_run, "MAX_CASES", 3)
-    monkeypatch.setattr(unlabeled_run, "score_candidates", lambda *_: np.zeros((4, 10)))
+    monkeypatch.setattr(unlabeled, "MAX_CASES", 3)
+    monkeypatch.setattr(unlabeled, "score_candidates", lambda *_: np.zeros((4, 10)))
     result = choose(tmp_path)
     assert report_of(tmp_path)["choice"]["cases"] == ["case1", "case2", "case3"]
     assert "note: 2 cases not used:\n  case 'case0': expected the modalities 0000, 0001, as in the other cases; " in result.stderr
@@ -283,11 +284,11 @@ def test_an_interrupt_ends_all_threads_at_once(tmp_path, monkeypatch):
             for _ in range(100):
                 check()
                 time.sleep(0.1)
-        except unlabeled_run._StoppedError:
+        except CancelledError:
             stopped.append(seed)
             raise
 
-    monkeypatch.setattr(unlabeled_run, "score_candidates", score)
+    monkeypatch.setattr(unlabeled, "score_candidates", score)
     with pytest.raises(BaseException, match="interrupted"):
         choose(write_data(tmp_path, "noisy"), "--threads", 2)
     assert stopped
@@ -341,7 +342,7 @@ def test_infer_chooses_records_and_continues_with_what_it_chose(tmp_path, monkey
     run_here(*arguments, "--set", "postprocess.fill_holes=each", status=0)
 
     (tmp_path / "out" / "case1.nii.gz").unlink()
-    monkeypatch.delattr(unlabeled_run, "make_source")  # It is not to choose again.
+    monkeypatch.delattr(unlabeled, "make_source")  # It is not to choose again.
     again = run_here(*arguments, "--continue", status=0)
     assert "parameters as an earlier run into this folder has chosen them: theta_alpha 4.39 mm, " in again.stderr
     assert [line.split("\t")[1] for line in again.stdout.splitlines()[1:]] == ["skipped", "done"]
