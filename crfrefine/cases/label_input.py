@@ -115,7 +115,7 @@ def read_one_hot(header: LogitsHeader, values: NDArray[np.float32] | None, like:
     if options.input_type != "auto":
         return None
     pieces = (
-        ((piece.channels.start, piece.planes, piece.values) for piece in header.pieces())
+        ((piece.channels.start, piece.planes, piece.values) for piece in io.read_pieces(*header.files))
         if values is None
         else ((0, planes, values[:, planes]) for planes in plane_blocks(values))
     )

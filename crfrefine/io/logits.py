@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,11 +12,11 @@ import numpy as np
 
 from crfrefine.base.axes import file_order
 from crfrefine.base.labels import require_few_labels
-from crfrefine.base.parallel import run_ahead, run_all
+from crfrefine.base.parallel import run_all
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.decode import allocate_array
-from crfrefine.io.reading import ALL_PLANES, Piece, decoded_pieces, placed_on, read_header, read_into
-from crfrefine.io.volume import MAX_BYTES, VolumeHeader
+from crfrefine.io.reading import placed_on, read_header, read_into
+from crfrefine.io.volume import VolumeHeader
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -48,22 +48,6 @@ class LogitsHeader:
         values: NDArray[np.float32] = allocate_array((self.num_labels, *self.grid_shape[::-1]), self.path)
         parts = [values] if len(self.files) == 1 else [values[i : i + 1] for i in range(len(self.files))]
         return values, [partial(read_into, file, part) for file, part in zip(self.files, parts, strict=True)]
-
-    def pieces(self, *, planes: slice = ALL_PLANES, most_bytes: int = MAX_BYTES) -> Generator[Piece, None, None]:
-        """Read the values piece by piece, one file after the other; see `read_pieces`.
-
-        Channels are numbered over all files. Pieces of different files may have different types.
-        """
-
-        def pieces_of_all() -> Generator[Piece, None, None]:
-            first = 0
-            for file in self.files:
-                for piece in decoded_pieces(file, planes, most_bytes):
-                    channels = slice(piece.channels.start + first, piece.channels.stop + first)
-                    yield Piece(channels, piece.planes, piece.values)
-                first += file.num_channels
-
-        return run_ahead(pieces_of_all())
 
 
 @dataclass(frozen=True)

@@ -193,15 +193,15 @@ class Piece:
     values: NDArray[Any]
 
 
-def read_pieces(header: VolumeHeader, *, planes: slice = ALL_PLANES, most_bytes: int = MAX_BYTES) -> Generator[Piece, None, None]:
-    """Read a file piece by piece, while a thread reads one piece ahead; close the generator, or forget it, to stop early.
+def read_pieces(*headers: VolumeHeader, planes: slice = ALL_PLANES, most_bytes: int = MAX_BYTES) -> Generator[Piece, None, None]:
+    """Read files piece by piece, while a thread reads one piece ahead; close the generator, or forget it, to stop early.
 
     A piece has planes of one channel where one channel follows the other in the file (NIfTI, .npz), else planes of all
     channels (MetaImage and NRRD vectors). Two pieces are in memory, a third one while the caller gets it. Only an .npz in
     Fortran order is read as a whole: its last voxels may be those of the first plane of the first channel.
 
     Args:
-        header: result of `read_header`.
+        headers: results of `read_header`, on one grid; channels are numbered over all of them.
         planes: consecutive planes to read. The others are skipped, or inflated but not looked at.
         most_bytes: of a piece; a piece has at least one plane, whatever its size.
 
@@ -211,7 +211,16 @@ def read_pieces(header: VolumeHeader, *, planes: slice = ALL_PLANES, most_bytes:
         CapacityError: a piece does not fit into memory.
         UnexpectedError: the reader raised an unexpected exception.
     """
-    return run_ahead(decoded_pieces(header, planes, most_bytes))
+
+    def pieces() -> Generator[Piece, None, None]:
+        first = 0
+        for header in headers:
+            for piece in decoded_pieces(header, planes, most_bytes):
+                yield replace(piece, channels=slice(first + piece.channels.start, first + piece.channels.stop))
+                del piece
+            first += header.num_channels
+
+    return run_ahead(pieces())
 
 
 def decoded_pieces(header: VolumeHeader, planes: slice = ALL_PLANES, most_bytes: int = MAX_BYTES) -> Generator[Piece, None, None]:

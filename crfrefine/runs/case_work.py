@@ -28,7 +28,7 @@ from crfrefine.cases.label_input import LabelMap
 from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import RunContext
-from crfrefine.io import write_label_map, write_pieces
+from crfrefine.io import read_pieces, write_label_map, write_pieces
 from crfrefine.io.atomic import check_replaceable, write_small_file
 from crfrefine.io.logits import LogitsHeader
 from crfrefine.io.paths import files_written, stem_of
@@ -131,8 +131,8 @@ def _refine(
     lost: Mapping[int, int] = {}
     network: Network
     if isinstance(given, LogitsHeader):
-        shape = given.grid_shape[::-1]
-        network = StreamedNetwork(given.pieces, given.num_labels, shape, settings.reading.input_type, given.kind, given.path)
+        shape, read = given.grid_shape[::-1], partial(read_pieces, *given.files)
+        network = StreamedNetwork(read, given.num_labels, shape, settings.reading.input_type, given.kind, given.path)
         if case.grid_map is not None:
             stored = tuple(reversed(case.like.grid_shape))
             network = CoarseNetwork(network, Interpolation(case.grid_map), stored, case.network_spacing)

@@ -1,4 +1,4 @@
-"""nnU-Net's .npz, against numpy."""
+"""nnU-Net's .npz and NumPy's .npy, against numpy."""
 
 import pickle
 import zipfile
@@ -7,43 +7,47 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from io_helpers import affine_of, numbers
+from io_helpers import affine_of, numbers, volume
 
 from crfrefine import io
 from crfrefine.errors import UnsupportedFormatError
-from crfrefine.io.volume import Volume
+
+SAVED = {
+    "compressed half": ("a.npz", "logits", np.savez_compressed, "f2"),
+    "Fortran double": ("a.npz", "probabilities", np.savez, "f8"),
+    "big-endian": ("a.npz", "logits", np.savez, ">f4"),
+    "npy of half": ("a.npy", None, np.save, "f2"),
+    "npy of integers": ("a.npy", None, np.save, ">i2"),
+    "npy of double": ("a.npy", None, np.save, "f8"),
+}
 
 
-@pytest.mark.parametrize(
-    ("key", "save", "dtype"), [("probabilities", np.savez, "f8"), ("logits", np.savez_compressed, "f2"), ("logits", np.savez, ">f4")]
-)
-def test_label_z_y_x_becomes_label_x_y_z(key, save, dtype, tmp_path):
+@pytest.mark.parametrize(("name", "key", "save", "dtype"), SAVED.values(), ids=SAVED)
+def test_label_z_y_x_becomes_label_x_y_z(name, key, save, dtype, tmp_path):
     """float16 keeps whole numbers up to 2048: all that are here."""
     stored = numbers((3, 6, 5, 4)).astype(dtype)
     stored = np.asfortranarray(stored) if key == "probabilities" else stored
-    save(tmp_path / "case.npz", spacing=np.ones(3), **{key: stored})
-    logits = io.read_logits([tmp_path / "case.npz"])
+    save(tmp_path / name, *([stored] if key is None else []), **({} if key is None else {"spacing": np.ones(3), key: stored}))
+    logits = io.read_logits([tmp_path / name])
     assert logits.values.dtype == np.float32
     np.testing.assert_array_equal(logits.values, stored.transpose(0, 3, 2, 1))
     assert (logits.kind, logits.affine, logits.header.grid_shape) == (key, None, (4, 5, 6))
-    header = io.read_header(tmp_path / "case.npz")
+    header = io.read_header(tmp_path / name)
     assert (header.num_channels, header.grid_shape, header.dtype, header.orientation) == (3, (4, 5, 6), np.dtype(dtype).name, None)
 
 
-@pytest.mark.parametrize("kind", ["logits", "probabilities"])
-def test_numpy_reads_what_is_written(kind, tmp_path):
+@pytest.mark.parametrize(("suffix", "kind"), [(".npz", "logits"), (".npz", "probabilities"), (".npy", None)])
+def test_numpy_reads_what_is_written(suffix, kind, tmp_path):
     values = numbers((3, 4, 5, 6)) / 7
-    like = Volume(values[0], affine_of((1, 2, 3)), (1.0, 2.0, 3.0))
-    written = set()
-    for name in ("a.npz", "b.npz"):
-        io.write_channels(tmp_path / name, values, like, kind=kind)
-        written.add((tmp_path / name).read_bytes())
-    assert len(written) == 1, "the same data give the same bytes"
-    with np.load(tmp_path / "a.npz", allow_pickle=False) as archive:
-        assert archive.files == [kind]
-        np.testing.assert_array_equal(archive[kind], values.transpose(0, 3, 2, 1))
-    assert io.read_logits([tmp_path / "a.npz"]).kind == kind
-    assert io.is_whole(tmp_path / "a.npz")
+    paths = [tmp_path / f"{name}{suffix}" for name in "ab"]
+    for path in paths:
+        io.write_channels(path, values, volume(values[0], affine_of((1, 2, 3))), kind=kind or "logits")
+    assert paths[0].read_bytes() == paths[1].read_bytes(), "the same data give the same bytes"
+    loaded = np.load(paths[0], allow_pickle=False)
+    assert kind is None or loaded.files == [kind]
+    np.testing.assert_array_equal(loaded if kind is None else loaded[kind], values.transpose(0, 3, 2, 1))
+    assert io.read_logits(paths[:1]).kind == kind
+    assert io.is_whole(paths[0])
 
 
 class Bomb:
@@ -109,3 +113,29 @@ def test_what_is_no_archive_of_logits_is_explained(write, message, tmp_path, mon
     assert len(str(caught.value).removeprefix(str(tmp_path))) < 400
     assert not io.is_whole(tmp_path / "case.npz")
     assert not Path("exploded").exists()
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (np.array([None, {}], dtype=object), "pickle"),
+        (np.zeros((4, 5), "f4"), "has shape"),
+        (np.zeros((2, 3, 4, 5), "c8"), "real numbers"),
+        (np.asfortranarray(numbers((3, 6, 5, 4))), "Fortran order"),
+    ],
+)
+def test_an_npy_that_holds_no_scores(array, words, tmp_path):
+    np.save(tmp_path / "case.npy", array, allow_pickle=True)
+    with pytest.raises(UnsupportedFormatError, match=words):
+        io.read_header(tmp_path / "case.npy")
+
+
+def test_an_npy_that_is_cut_off(tmp_path):
+    path = tmp_path / "case.npy"
+    np.save(path, numbers((3, 6, 5, 4)).astype("f4"))
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(UnsupportedFormatError, match="cut off"):
+        io.read_header(path)
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(UnsupportedFormatError, match="damaged"):
+        io.read_header(path)

@@ -12,7 +12,6 @@ from io_helpers import affine_of, meta_text, nrrd_text, peak_memory, save_nifti
 
 from crfrefine import io
 from crfrefine.errors import CapacityError, GridMismatchError, InputError, UnsupportedFormatError
-from crfrefine.io.logits import read_logits_header
 from crfrefine.io.volume import Volume
 
 SHAPE = (3, 7, 5, 4)  # channels, z, y, x
@@ -136,9 +135,9 @@ def test_blocks_larger_than_those_of_the_decoder(tmp_path):
 
 def test_one_file_per_label_counts_its_channels_over_files(tmp_path):
     values = values_of("uint8")
-    header = read_logits_header([save_nifti(tmp_path / f"{name}.nii.gz", channel.T) for name, channel in zip("abc", values, strict=True)])
+    paths = [save_nifti(tmp_path / f"{name}.nii.gz", channel.T) for name, channel in zip("abc", values, strict=True)]
     whole = np.zeros_like(values)
-    for piece in header.pieces(most_bytes=100):
+    for piece in io.read_pieces(*map(io.read_header, paths), most_bytes=100):
         whole[piece.channels, piece.planes] += piece.values
     np.testing.assert_array_equal(whole, values)
 
