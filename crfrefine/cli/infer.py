@@ -45,7 +45,7 @@ def infer(
     from crfrefine.runs.run import run_inference
 
     parameters, entries = shared.parameters_of("sharp" if is_sharp else "default" if is_auto else config, overrides)
-    # Whoever sets all rules that remove components by hand wants them.
+    # A user who sets all rules that remove components by hand wants them.
     options["allow_vanishing"] |= "postprocess" in entries or parameters.postprocess.removing.keys() <= entries.keys()
     scheme = shared.parse_scheme(regions, regions_class_order) if regions or regions_class_order else None
     run_options = InferenceOptions(**options, parameters=parameters, regions=scheme, command=tuple(ctx.obj or ()))

@@ -64,7 +64,7 @@ def indented(text: str) -> str:
 
 
 def _usage_error(error: Any) -> Exception:
-    """Print Typer's error about the command line in the form of all other errors, and shorten what it quotes; return how to leave."""
+    """Print Typer's error about the command line in the form of all other errors, and shorten its quotes; return the exception to raise."""
     if type(error).show is not _UsageError.show:  # The help that answers a call without arguments has its own.
         return cast(Exception, error)
     if (option := getattr(error, "option_name", None)) in GONE:

@@ -57,7 +57,7 @@ class Task:
     number: int  # from 1
     files: CaseFiles
     outputs: OutputFiles
-    # With --continue, what is known of the outputs that are there; None means that the case is refined.
+    # The record of existing outputs, with --continue; None means that the case is refined.
     earlier: CaseRecord | None = None
 
 

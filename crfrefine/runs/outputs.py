@@ -36,10 +36,7 @@ _PNG_ENDS = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
 
 @dataclass(frozen=True)
 class LabelFiles:
-    """Where the binary files of the labels of a case go, for `--save-structures` where the input has no such files.
-
-    The label map alone tells which labels there are.
-    """
+    """The binary files of the labels of a case, for `--save-structures` of other inputs than structures; the label map decides which."""
 
     folder: Path  # holds nothing else
     suffix: str

@@ -47,7 +47,7 @@ class RunPlan:
     summary: RunSummary  # without its cases
     notes: tuple[str, ...]
     names_file: tuple[Path, bytes] | None  # where the names of structures are written, and its content; None means nowhere
-    record: Path | None  # in the output folder; None means that there is none
+    record: Path | None  # in the output folder; None means no record
 
 
 def find_inputs(options: InferenceOptions) -> RunInputs:

@@ -45,7 +45,7 @@ ADVICE = {
     CHANGED: "skipped, and its record left out",
     OTHER_INPUTS: "skipped; omit --continue to refine all cases again",
 }
-"""What --continue does with a case that is done, but for a doubt."""
+"""The consequence for --continue of each doubt about a case that is done."""
 
 
 @dataclass
@@ -112,7 +112,7 @@ class CaseRecord(Record):
         self.output = self.written = self.probabilities = self.logits = self.preview = self.structures = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as they stand in a JSON file."""
+        """Return the fields of the JSON file."""
         fields = {**vars(self)}
         last = {name: fields.pop(name) for name in ("times", "notes")}
         failure = vars(next(iter(fields.pop("failures")), Failure("", "")))
@@ -197,7 +197,7 @@ class RecordFile:
     def __init__(self, path: Path, summary: RunSummary) -> None:
         self._path = path
         self._run = uuid.uuid4().hex[:12]
-        self._waiting = b""  # what the disk has not taken
+        self._waiting = b""  # lines that the disk has not taken
         self._file = open_lines(path)
         try:
             self.append(summary.head())
@@ -215,7 +215,7 @@ class RecordFile:
         self._waiting = b""
 
     def close(self) -> None:
-        """Write what is left, and close the file."""
+        """Write the waiting lines, and close the file."""
         try:
             if self._waiting:
                 self.append()
@@ -374,7 +374,7 @@ def time_of_change(path: Path) -> str | None:
     """Return the time of a file's last change, UTC; None if it does not exist."""
     try:
         changed = path.stat().st_mtime_ns
-    except (OSError, ValueError):  # A name in a record may be one that no system takes.
+    except (OSError, ValueError):  # A record may hold a name that the system refuses.
         return None
     return datetime.fromtimestamp(changed / 1e9, UTC).isoformat(timespec="microseconds")
 

@@ -23,7 +23,7 @@ CHANGE_WINDOW_MM = 12.0
 """Edge of the box in which changed voxels are counted."""
 
 _LARGE_SECTION = 0.8
-"""Planes with this share of the largest cross-section show the structure equally well; of them the one that changed most is shown."""
+"""Planes with this share of the largest cross-section show the structure equally well; the plane that changed most among them is shown."""
 
 LOWEST_WITHOUT_AIR = -500.0
 """Images with a smaller value are taken for CT in Hounsfield units: air is -1000, and no other modality has such numbers."""

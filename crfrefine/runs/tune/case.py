@@ -33,13 +33,13 @@ MAX_VALUES = 700_000
 _MIN_LABELS = 3  # With two labels, kernels take most of the time.
 
 _CROSSHAIR, _FRAME, _EDGE = (drawing.gray_level(share) for share in (0.55, 1.0, 0.0))
-# Pixels, of which the page shows two as one: the gap between the place and the lines of the crosshair, dashes, letters.
+# Pixels, two of them for each one of the page: the gap between the place and the lines of the crosshair, dashes, letters.
 _GAP, _DASH, _LETTER = 18, 6, 24
 _MAX_PIXELS = 4096
 
 
 class TuneCase(Case):
-    """A case with what the page shows of it. Places and boxes of the page are those of the upright grid."""
+    """A case, and the views that the page shows. Places and boxes of the page are those of the upright grid."""
 
     @cached_property
     def network_labels(self) -> Labels:
@@ -53,12 +53,12 @@ class TuneCase(Case):
 
     @property
     def upright_grid(self) -> tuple[int, ...]:
-        """Voxels along each axis of what is shown."""
+        """Voxels along each axis of the upright arrays."""
         return self.pose.turn(self.network_labels).shape
 
     @property
     def upright_spacing(self) -> tuple[float, ...]:
-        """Mm, one per axis of what is shown."""
+        """Mm, one per axis of the upright arrays."""
         return tuple(float(self.spacing[axis]) for axis in self.pose.axis_order)
 
     @cached_property
@@ -67,7 +67,7 @@ class TuneCase(Case):
         return tuple(choose_window(modality, self.network_labels > 0) for modality in self.image)
 
     def has_voxel(self, place: Sequence[int]) -> bool:
-        """Return whether a place lies in the upright grid."""
+        """Return whether the upright grid has this voxel."""
         grid = self.upright_grid
         return len(place) == len(grid) and all(0 <= at < size for at, size in zip(place, grid, strict=True))
 
@@ -92,7 +92,7 @@ class TuneCase(Case):
         grid, spacing, most = self.upright_grid, self.upright_spacing, MAX_VALUES / max(num_channels, _MIN_LABELS)
         if np.prod(grid) <= most:
             return None
-        # Axes that the cube does not fit into are taken whole, the shortest first, and the others get what is left.
+        # Axes that the cube does not fit into are taken whole, the shortest first, and the others share the rest.
         order = sorted(range(len(grid)), key=lambda axis: grid[axis] * spacing[axis])
         box = [slice(0)] * len(grid)
         for done, axis in enumerate(order):
@@ -128,7 +128,7 @@ class CaseRefiner:
     def refine(self, parameters: CrfParameters, box: Box | None = None, progress: Progress | None = None) -> RefinementResult:
         """Return the refined case, as `infer` refines it, or a box of the arrays, refined by itself; raises as `infer` does.
 
-        The box differs from the whole case near its faces and in what the volume term keeps, and it
+        The box differs from the whole case near its faces and in the volumes that are kept, and it
         has no rules for small objects, which need whole objects. The kernels of the whole case are
         kept for the next call, so that one call at a time may refine it. `progress` is called between
         stages and may raise to stop.

@@ -62,7 +62,7 @@ Row = dict[str, int | float | str | None]
 
 @dataclass(frozen=True)
 class TuneOptions:
-    """What the page shows, and where it saves."""
+    """The case that the page shows, and the file that it saves."""
 
     inputs: InferenceOptions  # images, logits, masks, the parameters to start from, and how to read; as for `infer`
     labels: Path | None = None  # the references; None means those that a network of nnU-Net was trained on, if any
@@ -125,7 +125,7 @@ class Session:
         """Refine the whole case, or a box around a voxel of the upright grid; return result, controls and text of the file.
 
         The parameters are those of a preset with changed entries, as `CrfParameters.replace` takes them.
-        The result is None if nothing in the box can be refined. A state that is not the newest is not
+        The result is None if the box has nothing to refine. A state that is not the newest is not
         computed: the answer is `{"is_stale": True}`.
         """
         parameters = self._parameters(preset, changes)
@@ -169,7 +169,7 @@ class Session:
         except Exception:
             if part is None:
                 raise
-            return None  # A box may lack what the whole case has, which tells of its own errors.
+            return None  # Only a box may have nothing to refine; the whole case reports its own errors.
         reference = None if case.labels is None else case.labels[part or ()]
         rows, num_changed = score_labels(case.network_labels[part or ()], result.label_map, reference, case.num_labels, self._regions)
         check()
