@@ -75,10 +75,7 @@ class Record:
 
 @dataclass
 class CaseRecord(Record):
-    """The outcome of a case: `status` is "done", "skipped" (its output existed) or "failed".
-
-    Fields that the case did not reach keep their defaults.
-    """
+    """The outcome of a case: "done", "skipped" (its output existed) or "failed"; fields that it did not reach keep their defaults."""
 
     output: Path | None = None  # the label map
     written: str | None = None  # time of its last change, UTC
@@ -199,11 +196,7 @@ class RecordFile:
         self._run = uuid.uuid4().hex[:12]
         self._waiting = b""  # lines that the disk has not taken
         self._file = open_lines(path)
-        try:
-            self.append(summary.head())
-        except BaseException:
-            os.close(self._file)
-            raise
+        self.append(summary.head())
 
     def append(self, *lines: Mapping[str, Any]) -> None:
         """Add lines, after those that the disk did not take before; raise CrfRefineError if it does not take them now."""
