@@ -12,7 +12,7 @@ from crfrefine.runs.options import InferenceOptions
 from crfrefine.train.options import DEFAULT_LEARN, TrainingOptions, UnlabeledOptions, locate, locate_folders, locate_nnunet
 
 _OF_TRAINING = ("num_folds", "loss", "num_optimizer_steps", "regions", "resume")
-_WITH_LABELS = (*_OF_TRAINING, "labels", "nnunet", "learn", "config", "overrides", "device")
+_WITH_LABELS = ("labels", "nnunet", "learn", *_OF_TRAINING[:-1], "config", "overrides", "device", "resume")
 """Parameters that mean nothing where nothing is trained."""
 
 
@@ -104,11 +104,8 @@ def train_crf(
 
 def _refuse_with_unlabeled(ctx: typer.Context) -> None:
     """Raise BadParameter if options are given that belong to a training."""
-    given = [
-        max(parameter.opts, key=len)
-        for parameter in ctx.command.params
-        if parameter.name in _WITH_LABELS and getattr(ctx.get_parameter_source(parameter.name), "name", "") == "COMMANDLINE"
-    ]
+    flags = {parameter.name: max(parameter.opts, key=len) for parameter in ctx.command.params}
+    given = [flags[name] for name in _WITH_LABELS if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"]
     if given:
         text = f"it chooses among built-in parameters, on the CPU, without labels or training; leave out {', '.join(given)}"
         raise typer.BadParameter(text, param_hint="--unlabeled")
