@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from crfrefine.arrays.padding import find_padding
-from crfrefine.base.parallel import run_all
+from crfrefine.base.threads import run_all
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -19,9 +19,8 @@ from crfrefine.arrays.probabilities import identify, take_logarithms
 from crfrefine.arrays.region_scheme import take_log_odds
 from crfrefine.base.axes import StorageOrder, file_order
 from crfrefine.base.memory import PROCESS, RUN_BYTES, memory_limit, require_memory
-from crfrefine.base.parallel import run_all
 from crfrefine.base.text import TIMES, shorten
-from crfrefine.base.threads import available_threads
+from crfrefine.base.threads import available_threads, run_all
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.case_headers import CaseHeaders, read_case_headers
 from crfrefine.cases.dataset_description import DatasetDescription, read_dataset_description

@@ -189,8 +189,7 @@ def check_sources(options: Mapping[str, Any]) -> None:
 
 def parameters_of(config: str, overrides: Sequence[str] | None) -> tuple[CrfParameters, dict[str, Any]]:
     """Return the parameters of a preset or file with the entries of `--set`, and these entries by their dotted keys."""
-    from crfrefine.parameters.model import CrfParameters
-    from crfrefine.parameters.toml import parse_override
+    from crfrefine.parameters.model import CrfParameters, parse_override
 
     entries = dict(parse_override(text) for text in overrides or ())
     return CrfParameters.load(config).replace(**entries), entries

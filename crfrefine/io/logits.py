@@ -12,7 +12,7 @@ import numpy as np
 
 from crfrefine.base.axes import file_order
 from crfrefine.base.labels import require_few_labels
-from crfrefine.base.parallel import run_all
+from crfrefine.base.threads import run_all
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.decode import allocate_array
 from crfrefine.io.reading import placed_on, read_header, read_into

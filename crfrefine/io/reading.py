@@ -14,7 +14,7 @@ from crfrefine.base.axes import StorageOrder, file_order
 from crfrefine.base.failures import reading
 from crfrefine.base.geometry import reorientation
 from crfrefine.base.labels import MAX_LABEL
-from crfrefine.base.parallel import run_ahead
+from crfrefine.base.threads import run_ahead
 from crfrefine.errors import CrfRefineError, InputError, UnsupportedFormatError
 from crfrefine.io.decode import Decoder, VoxelStream, allocate_array, as_bytes
 from crfrefine.io.paths import FORMATS, LOGITS_SUFFIXES, VOLUME_SUFFIXES, Format, conversion_hint, file_to_read, format_of, recognize

@@ -6,6 +6,7 @@ sections.py defines the tables and their keys; docs/reference/math.md defines th
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 
 from crfrefine.base.inputs import add_inputs
 from crfrefine.base.plain import to_plain
-from crfrefine.base.text import listed, shorten, shorten_value
+from crfrefine.base.text import MAX_OF_A_REASON, listed, shorten, shorten_value
 from crfrefine.errors import ConfigError, CrfRefineError
 from crfrefine.parameters.checks import GONE_KEYS, unknown_key
 from crfrefine.parameters.presets import find_config
@@ -33,7 +34,6 @@ from crfrefine.parameters.sections import (
     section_of,
 )
 from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, ModelSpec
-from crfrefine.parameters.toml import toml_entry, toml_problem, toml_value
 
 SCHEMA = 1
 TRAINED_ON = "trained_on"
@@ -111,7 +111,7 @@ class CrfParameters:
         try:
             table = tomllib.loads(text)
         except (ValueError, RecursionError) as error:
-            raise ConfigError(f"not valid TOML: {toml_problem(error)}") from error
+            raise ConfigError(f"not valid TOML: {_toml_problem(error)}") from error
         return cls.from_dict(table)
 
     @classmethod
@@ -152,7 +152,7 @@ class CrfParameters:
         text = "".join(f"# {line}".rstrip() + "\n" for line in comment.splitlines()) + ("\n" if comment else "")
         text += f"schema = {SCHEMA}\n"
         if self.trained_on:
-            names = "".join(f"  {toml_value(name)},\n" for name in self.trained_on)
+            names = "".join(f"  {_toml_value(name)},\n" for name in self.trained_on)
             text += "# The cases that the values were learned on, which are no evidence for new cases.\n"
             text += f"{TRAINED_ON} = [\n{names}]\n"
         for name, prefix, section in self._tables():
@@ -160,7 +160,7 @@ class CrfParameters:
             text += f"\n# {(section.__doc__ or '').splitlines()[0]}\n" if is_first else "\n"
             text += f"[[{name}]]\n" if name == "bilateral" and len(self.bilateral) > 1 else f"[{name}]\n"
             for key in dataclasses.fields(section):
-                text += toml_entry(key.name, getattr(section, key.name), key.metadata["comment"])
+                text += _toml_entry(key.name, getattr(section, key.name), key.metadata["comment"])
         return text
 
     def save(self, path: str | Path, comment: str = "") -> None:
@@ -295,3 +295,55 @@ def as_parameters(parameters: CrfParameters | str | Path | None) -> CrfParameter
         f"parameters: expected CrfParameters, a preset's name or a file's path, got {shorten_value(parameters)}; "
         "CrfParameters.from_dict takes nested dictionaries"
     )
+
+
+def _toml_value(value: object) -> str:
+    """TOML text of a string, number, or nested sequence of these; a matrix takes a line for each row."""
+    if isinstance(value, Sequence) and value and isinstance(value[0], list | tuple):
+        return "[\n" + "".join(f"  {_toml_value(row)},\n" for row in value) + "]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _toml_entry(name: str, value: object, comment: str) -> str:
+    """One `name = value  # comment` line; a key without a value is shown commented out, with its meaning."""
+    text = f"# {name}: not set" if value is None else f"{name} = {_toml_value(value)}"
+    return f"# {comment}\n{text}\n" if "\n" in text else f"{text:<31} # {comment}\n"
+
+
+def _toml_problem(error: ValueError | RecursionError) -> str:
+    """Return the fault of a text that `tomllib` could not read, for messages."""
+    if isinstance(error, RecursionError):
+        return "lists or tables are nested too deeply"
+    # Python reads integers of at most 4300 digits; its message about that is not for users.
+    is_known = isinstance(error, tomllib.TOMLDecodeError)
+    return shorten(error, MAX_OF_A_REASON) if is_known else "a number with too many digits, or an invalid date"
+
+
+_BARE_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]*")
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Split `KEY=VALUE` into a dotted key and a value for `CrfParameters.replace`.
+
+    Args:
+        text: the value in TOML's syntax; a single word needs no quotes.
+
+    Raises:
+        ConfigError: there is no `=`, or the value cannot be read.
+    """
+    key, sign, raw = text.partition("=")
+    key, raw = key.strip(), raw.strip()
+    if not sign or not key or not raw:
+        raise ConfigError(f"{shorten_value(text)}: expected KEY=VALUE, e.g. bilateral.theta_alpha=6")
+    try:
+        parsed = tomllib.loads(f"value = {raw}")
+    except (ValueError, RecursionError) as error:
+        if _BARE_WORD.fullmatch(raw):
+            return key, raw
+        raise ConfigError(
+            f"{shorten(key)}: cannot read the value {shorten_value(raw)}: {_toml_problem(error)}; "
+            'numbers, [lists], and in lists words in "quotes"'
+        ) from error
+    if set(parsed) != {"value"}:
+        raise ConfigError(f"{shorten(key)}: expected one value, got {shorten_value(raw)}")
+    return key, parsed["value"]

@@ -18,9 +18,8 @@ from crfrefine.arrays.one_hot import ABSENT_LOGIT, expand_channels
 from crfrefine.base.axes import file_order
 from crfrefine.base.failures import failing_alone
 from crfrefine.base.memory import memory_left, memory_limit
-from crfrefine.base.parallel import run_all
 from crfrefine.base.text import counted, listed, printable
-from crfrefine.base.threads import available_threads
+from crfrefine.base.threads import available_threads, run_all
 from crfrefine.cases import case as cases
 from crfrefine.cases.case import Case, CaseFiles
 from crfrefine.cases.dataset_description import Names

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from io_helpers import affine_of, itk_resampled, numbers, rotation, world_of
 
 from crfrefine.arrays.resampling import linear_jobs, map_grid, nearest, resample_logits
-from crfrefine.base.parallel import run_all
+from crfrefine.base.threads import run_all
 
 SHEARED = np.array([[1.0, 0.3, 0.0], [0.0, 1.0, -0.2], [0.0, 0.0, 1.0]])  # such as only NIfTI and NRRD can hold, and SimpleITK cannot
 PERMUTED = np.array([[0.0, -1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])

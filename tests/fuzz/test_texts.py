@@ -20,8 +20,7 @@ from crfrefine.cases.manifest import read_manifest
 from crfrefine.cases.reading_options import find_regions
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.metrics.regions import parse_region
-from crfrefine.parameters.model import CrfParameters
-from crfrefine.parameters.toml import parse_override
+from crfrefine.parameters.model import CrfParameters, parse_override
 from crfrefine.runs.records import SCHEMA, case_states, read_records, record_path
 
 _REGIONS = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}

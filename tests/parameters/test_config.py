@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crfrefine.errors import ConfigError
-from crfrefine.parameters.model import CrfParameters
+from crfrefine.parameters.model import CrfParameters, parse_override
 from crfrefine.parameters.presets import CONFIGS, REMOVED_PRESETS, list_presets
 from crfrefine.parameters.sections import (
     BilateralParameters,
@@ -22,7 +22,6 @@ from crfrefine.parameters.sections import (
     SpatialParameters,
 )
 from crfrefine.parameters.specs import KernelSpec
-from crfrefine.parameters.toml import parse_override
 
 MATRIX = "[compatibility]\nkind = 'matrix'\nmatrix = "
 PRESETS = list_presets()

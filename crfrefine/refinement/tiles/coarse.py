@@ -14,8 +14,7 @@ from crfrefine.arrays.label_maps import bounding_box
 from crfrefine.arrays.padding import describe_padding, leave_out
 from crfrefine.arrays.probabilities import take_logarithms
 from crfrefine.base.axes import StorageOrder
-from crfrefine.base.parallel import run_all
-from crfrefine.base.threads import available_threads
+from crfrefine.base.threads import available_threads, run_all
 from crfrefine.refinement.tiles.grid import TILE, LabelSets, TileGrid
 from crfrefine.refinement.tiles.planning import MAX_SHARED_VOXELS, TilePlan
 from crfrefine.refinement.tiles.problem import TileProblem
