@@ -19,8 +19,7 @@ from crfrefine.io.reading import Piece
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.refinement.refining import refine_network
 from crfrefine.refinement.tiles.planning import plan_stream
-from crfrefine.refinement.tiles.stored import FIRST_LOOK
-from crfrefine.refinement.tiles.streaming import StreamedNetwork
+from crfrefine.refinement.tiles.streaming import FIRST_LOOK, StreamedNetwork
 
 MODEL = ("--set", "mean_field.filter=truncated", "--set", "bilateral.theta_alpha=1.5", "--device", "cpu")
 NUM_LABELS = 4
@@ -253,7 +252,7 @@ def test_channels_are_read_once_where_their_tiles_fit(num_planes, monkeypatch):
     parameters = CrfParameters().replace(**{"mean_field.filter": "truncated", "mean_field.num_iterations": 3})
     once, looked, twice = (Pieces(case, num_planes) for _ in range(3))
     results = [once.refined(parameters)]
-    monkeypatch.setattr("crfrefine.refinement.tiles.stored.FIRST_LOOK", 1 << 12)
+    monkeypatch.setattr("crfrefine.refinement.tiles.streaming.FIRST_LOOK", 1 << 12)
     results.append(looked.refined(parameters))
     left = iter((4000, 1 << 40, 1 << 40))  # at the survey, at the second reading, and at the run
     results.append(twice.refined(parameters, num_bytes=lambda: next(left)))

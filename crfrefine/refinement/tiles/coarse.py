@@ -19,8 +19,7 @@ from crfrefine.refinement.tiles.grid import TILE, LabelSets, TileGrid
 from crfrefine.refinement.tiles.planning import MAX_SHARED_VOXELS, TilePlan
 from crfrefine.refinement.tiles.problem import TileProblem
 from crfrefine.refinement.tiles.sources import ChannelSource
-from crfrefine.refinement.tiles.stored import FIRST_LOOK, StoredChannels
-from crfrefine.refinement.tiles.streaming import StreamedNetwork, survey_stream
+from crfrefine.refinement.tiles.streaming import FIRST_LOOK, StoredChannels, StreamedNetwork, survey_stream
 from crfrefine.refinement.tiles.survey import Thresholds, find_thresholds
 
 if TYPE_CHECKING:

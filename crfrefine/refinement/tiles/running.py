@@ -13,8 +13,8 @@ from crfrefine.arrays.label_maps import widen
 from crfrefine.engines.base import MeanFieldReport
 from crfrefine.engines.cpu import CpuKernels, model_argument
 from crfrefine.engines.grid_image import default_origin
-from crfrefine.refinement.tiles.choosing import GROUP
 from crfrefine.refinement.tiles.grid import TILE, num_rings
+from crfrefine.refinement.tiles.planning import GROUP
 from crfrefine.refinement.tiles.sources import DenseChannels
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import numpy as np
 from crfrefine.base.memory import format_size
 from crfrefine.engines.base import MeanFieldReport, of_part
 from crfrefine.errors import CapacityError
-from crfrefine.refinement.tiles.choosing import sums_are_direct
 from crfrefine.refinement.tiles.grid import TILE, LabelSets
+from crfrefine.refinement.tiles.planning import sums_are_direct
 from crfrefine.refinement.tiles.problem import Slab, rows_of
 from crfrefine.refinement.tiles.running import RefinedTiles, nothing_refined, run_tiles
 
