@@ -57,20 +57,19 @@ def refine(
         logits: (L, *grid), higher is better, finite; L >= 2. With `regions`: (R, *grid), one log-odds per region, above 0 inside. With
             `input_type="labels"`: (*grid) labels, whole numbers from 0 up.
         image: (M, *grid) or (*grid), raw intensities, which are normalized as the parameters specify.
-        spacing: distance between neighboring voxels in mm, from 1e-6 to 1e9, one per grid axis or one for all. None: that of
-            the images, or 1 mm, with a warning if it matters.
-        parameters: the model, or the name of a preset or the path of a TOML file to load; None: the `default` preset, with
-            `network_spacing` the `sharp` preset.
-        mask: (*grid), nonzero where the model applies; None: everywhere.
-        input_type: "probabilities": `logits` are probabilities, and their logarithm is taken. "auto": they are logits, and values that look
-            like probabilities are refused; "logits": they are logits even if they look like probabilities; "labels": a label map.
+        spacing: mm between neighboring voxels, from 1e-6 to 1e9, one per grid axis or one for all. None means that of the images, or 1 mm,
+            with a warning if it matters.
+        parameters: the model, or a preset's name or the path of a TOML file. None means `default`, with `network_spacing` `sharp`.
+        mask: (*grid), nonzero where the model applies; None means everywhere.
+        input_type: "probabilities", whose logarithm is taken; "auto" for logits, where values that look like probabilities are refused;
+            "logits" even if they look like probabilities; or "labels" for a label map.
         network_spacing: mm between the voxels of the network that made the label map, one per grid axis or one for all, if they are
             larger than the image's; "auto" means that blocks in the map show it. None means that each voxel's label is taken as it is.
         regions: overlapping regions, one sigmoid channel each, as of nnU-Net's region-based training: each is refined as a problem of two
             labels on the same kernels, and together they become the label map. A dictionary of names and their labels, pairs of these, or a
-            RegionScheme. None: the channels are labels, together one softmax.
+            RegionScheme. None means that the channels are labels, together one softmax.
         device: "auto", "cpu", "cuda", "cuda:N", "torch" or "torch:cuda"; "auto" is the CPU, with a note, if volumes are to be kept.
-        threads: CPU threads; None: the cores this process may use.
+        threads: CPU threads; None means the cores this process may use.
         progress: called as progress(stage, step, num_steps) between stages; may raise to stop.
         allow_vanishing: whether the rules of `postprocess` may empty a label, or remove more than a tenth of its voxels.
 
@@ -145,17 +144,7 @@ class Plan:
     ) -> None:
         """Take the image; nothing is computed.
 
-        Args:
-            image: (M, *grid) or (*grid), as `refine` takes it.
-            spacing: mm, as `refine` takes it.
-            mask: (*grid), as `refine` takes it.
-            device: as `refine` takes it; GPUs keep no kernels.
-            threads: CPU threads; None means the cores this process may use.
-            keeps_kernels: False gives their memory back after each run.
-
-        Raises:
-            ConfigError: a number of threads below 1, or an unknown device.
-            BackendUnavailableError: the device is not available.
+        Arguments and errors are those of `refine`. GPUs keep no kernels; with `keeps_kernels=False` the CPU gives their memory back, too.
         """
         check_threads(threads)
         self._image, self._spacing, self._mask, self._threads = image, spacing, mask, threads
@@ -180,14 +169,14 @@ class Plan:
             )
         parameters = as_parameters("sharp" if parameters is None and network_spacing is not None else parameters)
         arrays, spacing = open_images({"logits": logits, "image": self._image, "mask": self._mask}, self._spacing)
-        given, intensities = given_array(arrays["logits"], "logits"), given_array(arrays["image"], "image")
+        values, image = given_array(arrays["logits"], "logits"), given_array(arrays["image"], "image")
         in_mm = parameters.mean_field.positions != "voxels" or network_spacing is not None or parameters.postprocess.min_component_ml != 0.0
-        steps: Any = known_spacing(spacing, matters=in_mm)
+        spacing_mm: Any = known_spacing(spacing, matters=in_mm)
         network: Network
         if input_type == "labels":
             if regions is not None:
                 raise ConfigError("regions: they are those of the channels of logits, and a label map has none; leave regions out")
-            labels = given_label_map(given, intensities)
+            labels = given_label_map(values, image)
             channels = channels_of(present_labels(labels))
             num_labels = parameters.num_labels or channels[-1] + 1
             if channels[-1] >= num_labels:
@@ -197,16 +186,15 @@ class Plan:
                 )
             network = LabelMapNetwork(labels, channels, num_labels, network_spacing)
         else:
-            check_no_label_map(given, intensities, input_type)
-            network = ArrayNetwork(given, input_type, given_regions(regions))
-        context = RunContext(self._threads, progress)
+            check_no_label_map(values, image, input_type)
+            network = ArrayNetwork(values, input_type, given_regions(regions))
         return refine_network(
             network,
-            intensities,
-            spacing=steps,
+            image,
+            spacing=spacing_mm,
             parameters=parameters,
             mask=arrays["mask"],
             backend=self._backend,
-            context=context,
+            context=RunContext(self._threads, progress),
             allow_vanishing=allow_vanishing,
         )

@@ -13,15 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import bounding_box, widen
-from crfrefine.arrays.one_hot import (
-    ABSENT_LOGIT,
-    CONFIDENCE,
-    channel_numbers,
-    one_hot_logits,
-    share_logits,
-    share_sigma,
-    take_part_nearby,
-)
+from crfrefine.arrays.one_hot import ABSENT_LOGIT, CONFIDENCE, channel_numbers, one_hot_logits, share_logits, share_sigma, take_part_nearby
 from crfrefine.arrays.padding import describe_padding, find_padding, leave_out
 from crfrefine.arrays.probabilities import MIN_PROBABILITY, SUM_TOLERANCE, identify_array
 from crfrefine.arrays.region_scheme import MAX_LOG_ODDS, identify_regions, take_log_odds

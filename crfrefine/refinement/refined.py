@@ -60,7 +60,7 @@ class RefinedChannels:
 
     def __init__(
         self,
-        found: MeanFieldResult | RefinedTiles,
+        outcome: MeanFieldResult | RefinedTiles,
         grid_shape: tuple[int, ...],
         num_channels: int,
         *,
@@ -71,18 +71,18 @@ class RefinedChannels:
         """Keep the parts.
 
         Args:
-            found: (channels, *grid), or (channels, *box), or the tiles that took part.
+            outcome: (channels, *grid), or (channels, *box), or the tiles that took part.
             grid_shape: of the case.
             num_channels: labels, or regions.
-            network: logits in memory; None means that `found` is the whole grid, or `labels` holds the voxels that took no part.
+            network: logits in memory; None means that `outcome` is the whole grid, or `labels` holds the voxels that took no part.
             labels: (*grid) of tiles whose logits are not in memory: voxels that took no part have theirs.
             settled_energy: energy of the voxels of tiles that took no part.
         """
-        self._found, self._shape, self._network = found, grid_shape, network
+        self._outcome, self._shape, self._network = outcome, grid_shape, network
         self._box = tuple(slice(0, extent) for extent in grid_shape) if network is None else network.box
         self.num_channels = num_channels
-        self.tiles = None if isinstance(found, MeanFieldResult) else found
-        self.report, self.timings = found.report, dict(found.timings)
+        self.tiles = None if isinstance(outcome, MeanFieldResult) else outcome
+        self.report, self.timings = outcome.report, dict(outcome.timings)
         self._log_sums: dict[float, Float32] = {}
         self._labels = None
         if labels is not None:
@@ -90,8 +90,8 @@ class RefinedChannels:
             self._labels = self._settled(labels)
         if self.tiles is not None:
             # If every voxel is settled, no step is taken, and the energy is that of the network's output.
-            energy = tuple(value + settled_energy for value in found.report.energy) if self.tiles.sets.num_entries else (settled_energy,)
-            self.report = replace(found.report, energy=energy)
+            energy = tuple(value + settled_energy for value in outcome.report.energy) if self.tiles.sets.num_entries else (settled_energy,)
+            self.report = replace(outcome.report, energy=energy)
 
     @property
     def is_array(self) -> bool:
@@ -106,11 +106,11 @@ class RefinedChannels:
     @property
     def marginals(self) -> Float32 | None:
         """The softmax of the whole array, if the engine computed it."""
-        return self._found.marginals if isinstance(self._found, MeanFieldResult) and self.is_array else None
+        return self._outcome.marginals if isinstance(self._outcome, MeanFieldResult) and self.is_array else None
 
     def computed(self) -> Float32:
         """Return the result of the engine."""
-        return self._found.logits if isinstance(self._found, MeanFieldResult) else self._found.values[None]
+        return self._outcome.logits if isinstance(self._outcome, MeanFieldResult) else self._outcome.values[None]
 
     def match_volumes(self, counts: Sequence[int], network: Labels, mask: Bool | None) -> None:
         """Add a bias to each label's refined logits after which the labels have about these numbers of voxels.
@@ -120,16 +120,16 @@ class RefinedChannels:
             network: (*grid) the network's label map.
             mask: (*grid), True where the model applies; None means everywhere.
         """
-        if isinstance(self._found, MeanFieldResult):
-            logits = self._found.logits.reshape(self.num_channels, len(self._found.logits[0]), -1)
+        if isinstance(self._outcome, MeanFieldResult):
+            logits = self._outcome.logits.reshape(self.num_channels, len(self._outcome.logits[0]), -1)
             whole = np.ones(self._shape, np.bool_) if mask is None else mask
             inside = whole[self._box].reshape(logits.shape[1:])
             biases = matching_bias([(slice(None), channel) for channel in logits], inside, np.array(counts))
             for channel, bias in zip(logits, biases, strict=True):
                 np.add(channel, np.float32(bias), out=channel, where=inside)
-            self._found = replace(self._found, marginals=None)
+            self._outcome = replace(self._outcome, marginals=None)
             return
-        sets, mask = self._found.sets, self._found.mask
+        sets, mask = self._outcome.sets, self._outcome.mask
         # The voxels of settled tiles keep their label.
         fixed = ~sets.grid.voxels(sets.active)
         if mask is not None:
@@ -137,10 +137,10 @@ class RefinedChannels:
         settled = self._settled(network)[self._box].reshape(sets.grid.shape)[fixed]
         wanted = np.array(counts) - np.bincount(settled, minlength=self.num_channels)
         places = [sets.entries_of(label) for label in range(self.num_channels)]
-        entries = [(np.searchsorted(sets.tiles, tiles), self._found.values[own]) for tiles, own in places]
+        entries = [(np.searchsorted(sets.tiles, tiles), self._outcome.values[own]) for tiles, own in places]
         biases = matching_bias(entries, sets.grid.by_tile(mask, sets.tiles), wanted)
         for (_, own), bias in zip(places, biases, strict=True):
-            self._found.values[own] += np.float32(bias)
+            self._outcome.values[own] += np.float32(bias)
 
     def label_map(self, network: Labels, decode: Callable[[Float32], Labels], *, threads: int | None = None) -> Labels:
         """Return the refined label map, (*grid), from the network's; `decode` turns logits into labels. Tiles have their own way."""
@@ -178,15 +178,15 @@ class RefinedChannels:
         logits in memory it is ABSENT_LOGIT, and 0 where it was the only one. Voxels that took no part have the network's logits over the
         temperature.
         """
-        if isinstance(self._found, MeanFieldResult):
+        if isinstance(self._outcome, MeanFieldResult):
             if self._network is None:
-                return self._found.logits[label, planes]
+                return self._outcome.logits[label, planes]
             piece = self._network.channel(label, planes)
             ours, of_box = overlap(planes, self._box)
-            piece[ours] = self._found.logits[label, of_box]
+            piece[ours] = self._outcome.logits[label, of_box]
             return piece
         if self._network is None:
-            return self._streamed(label, planes, (0.0, ABSENT_LOGIT), None)
+            return self._streamed(label, planes, 0.0, ABSENT_LOGIT)
         piece = self._network.channel(label, planes)
         ours, of_box = overlap(planes, self._box)
         refined, where = self._spread(label, of_box)
@@ -196,7 +196,7 @@ class RefinedChannels:
 
     def probabilities(self, label: int, planes: slice, *, output_temperature: float = 1.0) -> Float32:
         """Return planes of a label's marginals of a streamed case: 1 or 0 where one label took part, and outside the mask."""
-        return self._streamed(label, planes, (1.0, 0.0), output_temperature)
+        return self._streamed(label, planes, 1.0, 0.0, output_temperature)
 
     def dense(self) -> Float32:
         """Return (channels, *grid) refined logits."""
@@ -217,15 +217,12 @@ class RefinedChannels:
             row[:] = order.to_user(self.channel(label, planes)[(slice(None), *others)])[inside]
         return values
 
-    def _streamed(self, label: int, planes: slice, only: tuple[float, float], output_temperature: float | None) -> Float32:
-        """Return planes of a label's probabilities with an output temperature; None means its logits.
-
-        `only` are the values where it is the only label of a tile, and where another label is.
-        """
+    def _streamed(self, label: int, planes: slice, only: float, absent: float, output_temperature: float | None = None) -> Float32:
+        """Return planes of a label's logits, or probabilities: `only` where it is the single label, `absent` where it took no part."""
         assert self._labels is not None
-        piece = np.where(self._labels[planes] == label, np.float32(only[0]), np.float32(only[1]))
+        piece = np.where(self._labels[planes] == label, np.float32(only), np.float32(absent))
         refined, where = self._spread(label, planes, output_temperature)
-        np.copyto(piece, np.where(np.isnan(refined), np.float32(only[1]), refined), where=where)
+        np.copyto(piece, np.where(np.isnan(refined), np.float32(absent), refined), where=where)
         return piece
 
     @cached_property

@@ -34,7 +34,7 @@ from crfrefine.refinement.tiles.streaming import StreamedNetwork
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-    from crfrefine.base.array_types import Array, Bool
+    from crfrefine.base.array_types import Array
     from crfrefine.engines.base import Backend, RunContext
     from crfrefine.parameters.model import CrfParameters
     from crfrefine.parameters.specs import KernelSetSpec, ModelSpec
@@ -75,8 +75,9 @@ def refine_network(
         if not mask.any():
             raise InputError("the mask is empty: there is no voxel to refine")
     spacing_mm = given_spacing(spacing, len(network.shape) - 1)
+    case = GridImage(image, mask, spacing_mm)
     if isinstance(network, LabelMapNetwork):
-        result = _refine_label_map(network, image, spacing_mm, parameters, mask, backend, context)
+        result = _refine_label_map(network, case, parameters, backend, context)
     else:
         network_spacing = None if isinstance(network, StreamedNetwork) else network.network_spacing
         if parameters.volume.match_input and (network_spacing is None or (isinstance(network, ArrayNetwork) and network.regions)):
@@ -84,7 +85,7 @@ def refine_network(
                 "volume.match_input: keeps the volumes of a label map, and logits are not one (unless --resample brings them from the "
                 "network's coarser grid); set it to false"
             )
-        result = _refine(network, image, spacing_mm, parameters, mask, backend, context, network_spacing)
+        result = _refine(network, case, parameters, backend, context, network_spacing)
     if not result.lost_to_rules:
         return result
     voxel_ml = math.prod(spacing_mm) / 1000.0 if len(spacing_mm) == 3 else None
@@ -93,24 +94,18 @@ def refine_network(
 
 
 def _refine_label_map(
-    network: LabelMapNetwork,
-    image: Array,
-    spacing: tuple[float, ...],
-    parameters: CrfParameters,
-    mask: Bool | None,
-    backend: Backend,
-    context: RunContext,
+    network: LabelMapNetwork, case: GridImage, parameters: CrfParameters, backend: Backend, context: RunContext
 ) -> RefinementResult:
     """Refine the numbers of the labels that occur, and return the result in labels."""
     labels = tuple(network.channels)
     parameters = parameters.select_labels(labels, network.num_labels)
-    network_spacing, note = find_network_spacing(network.network_spacing, network.labels, spacing)
+    network_spacing, note = find_network_spacing(network.network_spacing, network.labels, case.spacing)
     numbers = channel_numbers(network.labels, labels)
     before = Cleaned(numbers)
     if parameters.volume.match_input:  # Islands that rules remove belong to no label's volume.
-        before = clean(numbers, parameters.postprocess, math.prod(spacing) / 1000.0)
+        before = clean(numbers, parameters.postprocess, math.prod(case.spacing) / 1000.0)
     numbered = LabelMapNetwork(before.label_map, range(len(labels)), network.num_labels)
-    result = _refine(numbered, image, spacing, parameters, mask, backend, context, network_spacing)
+    result = _refine(numbered, case, parameters, backend, context, network_spacing)
     lost = dict(result.lost_to_rules)
     for number, (total, left) in before.lost.items():  # Rules were applied twice.
         again = lost.get(number, (left, left))
@@ -131,10 +126,8 @@ def _refine_label_map(
 
 def _refine(
     network: Network,
-    image: Array,
-    spacing: tuple[float, ...],
+    case: GridImage,
     parameters: CrfParameters,
-    mask: Bool | None,
     backend: Backend,
     context: RunContext,
     network_spacing: tuple[float, ...] | None = None,
@@ -143,7 +136,7 @@ def _refine(
     num_channels, order, threads = network.shape[0], network.order, context.threads
     regions = network.regions if isinstance(network, ArrayNetwork) else None
     if regions is None:
-        models: Sequence[ModelSpec] = [parameters.resolve(num_channels, len(image), len(spacing))]
+        models: Sequence[ModelSpec] = [parameters.resolve(num_channels, len(case.values), len(case.spacing))]
     else:
         if num_channels != regions.num_regions:
             raise InputError(
@@ -151,11 +144,12 @@ def _refine(
                 f"{regions.describe()}"
             )
         parameters.postprocess.spread({"label": regions.num_labels})  # checks the lengths
-        models = resolve_regions(parameters, num_channels, len(image), len(spacing))
+        models = resolve_regions(parameters, num_channels, len(case.values), len(case.spacing))
     models = [replace(each, kernels=replace(each.kernels, network_spacing=network_spacing).in_storage(order)) for each in models]
     # The model does not depend on the order of axes, so the engine gets them in storage order: a volume read from a file is not copied.
-    stored_mask = None if mask is None else order.to_storage(mask)
-    case = GridImage(order.to_storage(image), stored_mask, order.axes_to_storage(spacing), order.axes)
+    mask = None if case.mask is None else order.to_storage(case.mask)
+    spacing, voxel_ml = tuple(case.spacing), math.prod(case.spacing) / 1000.0
+    case = GridImage(order.to_storage(case.values), mask, order.axes_to_storage(spacing), order.axes)
     prepared = prepare(network, case, models, parameters, backend, context)
     notes = prepared.notes
     try:
@@ -176,7 +170,7 @@ def _refine(
     labels = refined.label_map(network_labels, decode, threads=threads)
     if network_spacing is not None and prepared.mask is not None:  # The largest share may be that of another label.
         labels = np.where(prepared.mask, labels, network_labels)
-    cleaned = clean(order.to_user(labels), parameters.postprocess, math.prod(spacing) / 1000.0)
+    cleaned = clean(order.to_user(labels), parameters.postprocess, voxel_ml)
     notes += window_notes(case.values, parameters.intensity, case.mask)
     return RefinementResult(
         label_map=cleaned.label_map,

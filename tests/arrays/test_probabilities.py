@@ -11,14 +11,6 @@ from crfrefine.errors import ConfigError, InputError
 PATH = Path("logits/case.npz")
 
 
-def to_logits(values, input_type, kind):
-    """Identify the values, and turn probabilities into logits in place."""
-    found, note = identify(values, input_type, kind, PATH)
-    if found == "probabilities":
-        take_logarithms(values)
-    return found, note
-
-
 def softmax(shape=(3, 6, 5, 4), dtype=np.float32):
     """(L, z, y, x), confident here and there."""
     logits = 4 * np.random.default_rng(1).standard_normal(shape)
@@ -31,7 +23,8 @@ def test_a_distribution_at_each_voxel_becomes_its_logarithm(kind, dtype):
     """float16 sums to 1 within a few times its 2^-11."""
     values = softmax(dtype=dtype)
     expected = np.log(np.clip(values, np.float32(1e-7), 1))
-    found, note = to_logits(values, "auto", kind)
+    found, note = identify(values, "auto", kind, PATH)
+    take_logarithms(values)
     assert found == "probabilities"
     assert note == "case.npz is taken as probabilities: all values lie in [0, 1] and sum to 1 at each voxel"
     np.testing.assert_array_equal(values, expected)
@@ -41,7 +34,8 @@ def test_exact_zeros_do_not_become_hard_constraints():
     """Outside of its crop nnU-Net writes background 1 and the rest 0: finite logits."""
     values = np.zeros((3, 6, 5, 4), np.float32)
     values[0] = 1
-    to_logits(values, "auto", None)
+    assert identify(values, "auto", None, PATH)[0] == "probabilities"
+    take_logarithms(values)
     np.testing.assert_array_equal(values[0], 0)
     np.testing.assert_allclose(values[1:], np.log(1e-7), rtol=1e-6)
     values = softmax((2, 41, 59, 67))  # more than a block
@@ -52,10 +46,7 @@ def test_exact_zeros_do_not_become_hard_constraints():
 
 @pytest.mark.parametrize(("input_type", "kind"), [("logits", None), ("logits", "probabilities"), ("auto", "logits")])
 def test_the_word_of_the_user_or_the_file_counts(input_type, kind):
-    values = softmax()
-    before = values.copy()
-    assert to_logits(values, input_type, kind)[0] == "logits"
-    np.testing.assert_array_equal(values, before)
+    assert identify(softmax(), input_type, kind, PATH)[0] == "logits"
 
 
 def test_eight_bit_probabilities_are_taken_on_the_users_word():

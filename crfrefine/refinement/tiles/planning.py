@@ -155,12 +155,7 @@ maps mostly need, they take about 2 GiB."""
 
 
 def plan_label_map(
-    numbers: Labels,
-    image: GridImage,
-    spec: ModelSpec,
-    parameters: CrfParameters,
-    threads: int | None,
-    sigma: Sequence[float] | None = None,
+    numbers: Labels, image: GridImage, spec: ModelSpec, parameters: CrfParameters, threads: int | None, sigma: Sequence[float] | None = None
 ) -> TilePlan:
     """Return where the labels of a label map take part: within the kernels' reach of where they occur, with the logit 0.
 
