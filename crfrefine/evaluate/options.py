@@ -107,8 +107,8 @@ class EvaluationOptions:
     @property
     def inputs(self) -> tuple[Path, ...]:
         """The folders and files in which cases are found."""
-        found = (self.labels, *self.methods.values(), *(path for _, path in self.probabilities), self.images)
-        return tuple(path for path in found if path is not None)
+        paths = (self.labels, *self.methods.values(), *(path for _, path in self.probabilities), self.images)
+        return tuple(path for path in paths if path is not None)
 
     @property
     def baseline(self) -> str | None:

@@ -50,10 +50,10 @@ class MethodFiles:
     # One value per voxel, or probabilities of all labels (only the header tells). None means that they come from `probabilities`.
     label_map: Path | None = None
     probabilities: tuple[Path, ...] = ()  # Logits or probabilities of all labels: one file, or one per label; empty without any.
-    asked_for_probabilities: bool = False  # Whether the user named them; otherwise they were found beside the label map.
+    asked_for_probabilities: bool = False  # True if the user named them; otherwise they were found beside the label map.
     problem: str | None = None  # Why the method cannot be measured in this case, judged by file names.
     probabilities_problem: str | None = None  # Why there is no calibration, although probabilities were requested.
-    is_missing: bool = False  # Whether there is no file at all.
+    is_missing: bool = False  # True if there is no file at all.
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -62,7 +62,7 @@ class MethodFiles:
 
     @property
     def lacks_probabilities(self) -> bool:
-        """Whether the user named a folder of probabilities without a file for this case."""
+        """True if the user named a folder of probabilities without a file for this case."""
         return self.asked_for_probabilities and not self.probabilities and self.probabilities_problem is None
 
 
@@ -155,8 +155,8 @@ def _references(source: Path, notes: list[str]) -> dict[str, list[Path]]:
     images = [path for path in paths if (match := _MODALITY.fullmatch(stem_of(path))) and match["case"] in stems]
     paths = [path for path in paths if path not in images]
     if not paths:
-        found = "it is empty" if not any(source.iterdir()) else f"it has no file with one of these suffixes: {', '.join(VOLUME_SUFFIXES)}"
-        raise InputError(f"{source}: no label map found: {found}{describe_others(source)}")
+        reason = "it is empty" if not any(source.iterdir()) else f"it has no file with one of these suffixes: {', '.join(VOLUME_SUFFIXES)}"
+        raise InputError(f"{source}: no label map found: {reason}{describe_others(source)}")
     telling: dict[str, list[Path]] = {}
     plain: dict[str, list[Path]] = {}
     for path in paths:
@@ -178,8 +178,8 @@ def _of_method(
         holds_scores = _format_of_only_case(source, case_ids, LOGITS_SUFFIXES).holds_scores_alone
         return {case_ids[0]: MethodFiles(probabilities=(source,)) if holds_scores else MethodFiles(source)}
     by_stem = files_by_stem(source, LOGITS_SUFFIXES)
-    found = {case_id: _choose(case_id, by_stem, source) for case_id in case_ids}
-    for case_id, files in found.items():
+    files_of = {case_id: _choose(case_id, by_stem, source) for case_id in case_ids}
+    for case_id, files in files_of.items():
         if files.is_missing:
             lacking.setdefault(case_id, []).append(f"no prediction in {source}")
     taken = {case_id + ending for case_id in case_ids for ending in ("", *LABEL_SUFFIXES, *_SCORES)}
@@ -194,7 +194,7 @@ def _of_method(
             others.append(path)
     if others:
         notes.append(f"{source}: not measured: {counted(len(others), 'file')} without a reference, such as {others[0].name}")
-    return found
+    return files_of
 
 
 def _format_of_only_case(source: Path, case_ids: Sequence[str], suffixes: tuple[str, ...]) -> Format:
@@ -230,13 +230,13 @@ def _choose(case_id: str, by_stem: Mapping[str, Sequence[Path]], folder: Path) -
     return MethodFiles(label_map, tuple(probabilities), is_missing=not label_maps and not probabilities)
 
 
-def _with_probabilities(found: Mapping[str, MethodFiles], source: Path, notes: list[str]) -> dict[str, MethodFiles]:
+def _with_probabilities(files_of: Mapping[str, MethodFiles], source: Path, notes: list[str]) -> dict[str, MethodFiles]:
     """Replace the probabilities of a method with those of another folder."""
-    cases = with_logits(CaseList([CaseFiles(case_id, ()) for case_id in found]), [source])
+    cases = with_logits(CaseList([CaseFiles(case_id, ()) for case_id in files_of]), [source])
     notes += cases.notes
     replaced = {}
     for case in cases:
-        own = found[case.case_id]
+        own = files_of[case.case_id]
         problem = None if case.problem is None or case.missing else case.problem.removeprefix(f"case {case.case_id!r}: ")
         # The masks still come from the method's own file, even if that holds probabilities.
         label_map = own.probabilities[0] if own.label_map is None and own.probabilities else own.label_map
@@ -251,11 +251,11 @@ def find_images(source: Path | None, case_ids: Sequence[str], complete: Sequence
     if not source.is_dir():
         _format_of_only_case(source, case_ids, VOLUME_SUFFIXES)
         return {case_ids[0]: (source,)}
-    found = {case.case_id: case.images for case in discover_cases(source, None)}
-    missing = [case_id for case_id in complete if case_id not in found]
+    images = {case.case_id: case.images for case in discover_cases(source, None)}
+    missing = [case_id for case_id in complete if case_id not in images]
     if missing:
         notes.append(f"{source}: no image of {len(missing)} of {len(complete)} cases, such as {missing[0]}; the report shows them without")
-    return found
+    return images
 
 
 def _case_of(path: Path) -> str:

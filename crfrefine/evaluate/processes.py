@@ -104,7 +104,7 @@ class _Process:
 
     @property
     def is_running(self) -> bool:
-        """Whether the process may get another item."""
+        """True if the process may get another item."""
         return self._process.poll() is None
 
     def end(self) -> None:

@@ -35,7 +35,7 @@ class Settings:
 
     plan: RegionPlan  # Regions, and the label to ignore.
     tolerance_mm: float  # Tolerance of the surface Dice.
-    resample: bool = False  # Whether predictions on another grid are interpolated onto that of the reference.
+    resample: bool = False  # True if predictions on another grid are interpolated onto that of the reference.
     channels: Mapping[str, RegionReading] = field(default_factory=dict)  # By method, which channels of its files are regions.
 
 
@@ -45,8 +45,8 @@ class SoftLabels:
 
     label_map: Labels  # (*grid) the most probable label; of regions as nnU-Net combines them.
     probabilities: Float32  # (L, *grid) float32; of regions: (R, *grid).
-    note: str  # Whether they were taken as logits or as probabilities, and why.
-    regions: RegionScheme | None = None  # The regions of the channels; None: the channels are labels.
+    note: str  # Says whether they were taken as logits or as probabilities, and why.
+    regions: RegionScheme | None = None  # The regions of the channels; None means that the channels are labels.
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class Reference:
     """The label map that the methods of a case are measured against; files on another grid are interpolated onto its own on request."""
 
     volume: Volume  # As read.
-    header: VolumeHeader  # Of the volume.
-    settings: Settings  # Of the run.
+    header: VolumeHeader  # The header of the volume.
+    settings: Settings  # The settings of the run.
     structures: Mapping[str, int]  # As of `CasePair`.
     ignored: Bool | None = None  # (*grid) True where voxels are ignored; None means no voxel.
     notes: list[str] = field(default_factory=list)  # Gets a sentence about each file that was interpolated.
@@ -107,12 +107,12 @@ def read_masks(files: MethodFiles, reference: Reference, regions: RegionReading,
     return soft.label_map, soft
 
 
-def _onto(reference: Reference, found: Volume, what: str) -> Labels:
+def _onto(reference: Reference, volume: Volume, what: str) -> Labels:
     """Return labels on the grid of the reference, (*grid)."""
-    assert found.header is not None
-    reference.check(found.header, what)
-    stored = StorageOrder.of_files(found.data.ndim).to_storage(found.data)
-    labels: Labels = reference.work.nearest(found.header, stored, what, reference.notes, outside="are background")
+    assert volume.header is not None
+    reference.check(volume.header, what)
+    stored = StorageOrder.of_files(volume.data.ndim).to_storage(volume.data)
+    labels: Labels = reference.work.nearest(volume.header, stored, what, reference.notes, outside="are background")
     return StorageOrder.of_files(labels.ndim).to_user(labels)
 
 

@@ -50,7 +50,7 @@ class Evaluation:
     notes: Sequence[str] = ()  # Notes on assumptions and ignored files, one sentence each.
     num_processes: int = 1  # Cases measured at a time.
     seconds: float = 0.0  # Duration of the run.
-    has_report: bool = False  # Whether `report.html` is written.
+    has_report: bool = False  # True once `report.html` is written.
     left_out: Sequence[IncompleteCase] = ()  # The incomplete cases, which no number includes.
     learned: Mapping[str, Sequence[str]] = field(default_factory=dict)  # By method, the cases that its parameters were learned on.
 
@@ -195,27 +195,27 @@ class Evaluation:
     def empty_masks(self) -> dict[str, dict[str, EmptyMasks]]:
         """Counts of cases with empty masks, by region and method."""
         table = self.table
-        found: dict[str, dict[str, EmptyMasks]] = {}
+        counts_of: dict[str, dict[str, EmptyMasks]] = {}
         for region in self.regions if table.cases else ():
             for method in table.methods:
                 measured = ~np.isin(table.cases, table.missing_cases(method))
                 reference, prediction = (empty & measured for empty in _empty(table, method, region))
                 counts = (int(empty.sum()) for empty in (reference, prediction, reference & prediction, measured))
-                found.setdefault(region, {})[method] = EmptyMasks(*counts)
-        return found
+                counts_of.setdefault(region, {})[method] = EmptyMasks(*counts)
+        return counts_of
 
     @cached_property
     def empty_predictions(self) -> dict[str, tuple[str, ...]]:
         """The cases whose prediction has no foreground although the reference has, by method; methods without any are left out."""
-        table, found = self.full_table, {}
+        table, empty_cases = self.full_table, {}
         regions = [region for region in self.regions if region in table.regions]
         for method in table.methods if regions else ():
             empty: Array = np.all([_empty(table, method, region) for region in regions], axis=0)
             is_missed = ~empty[0] & empty[1]
             cases = tuple(case for case, missed in zip(table.cases, is_missed, strict=True) if missed)
             if cases:
-                found[method] = cases
-        return found
+                empty_cases[method] = cases
+        return empty_cases
 
     @property
     def empty_notes(self) -> tuple[str, ...]:

@@ -81,13 +81,13 @@ def run_evaluation(options: EvaluationOptions, observer: EvaluationObserver | No
 def _channels(method: str, options: EvaluationOptions, notes: list[str]) -> RegionReading:
     """Return which channels of a method's files are regions: as the `dataset.json` beside them says, or that of the reference.
 
-    One that cannot be read is noted, once for all methods.
+    A description that cannot be read is noted, once for all methods.
     """
     folder, own = options.methods[method], list[str]()
     paths = (dict(options.probabilities).get(method, folder), folder, options.labels)
-    found = find_regions(None, read_descriptions([path if path.is_dir() else path.parent for path in paths], own))
+    regions = find_regions(None, read_descriptions([path if path.is_dir() else path.parent for path in paths], own))
     notes += [note for note in own if note not in notes]
-    return found
+    return regions
 
 
 def _measure(evaluation: Evaluation, observer: EvaluationObserver) -> None:
@@ -96,18 +96,18 @@ def _measure(evaluation: Evaluation, observer: EvaluationObserver) -> None:
     observer.run_started(evaluation)
     for note in (*([evaluation.left_out_text] if evaluation.left_out else []), *evaluation.notes):
         observer.note(note)
-    found = {}
+    results = {}
     measure = partial(measure_pair, evaluation.settings)
     with closing(map_in_processes(measure, evaluation.pairs, evaluation.num_processes)) as outcomes:
         for pair, outcome in outcomes:
             result = outcome if isinstance(outcome, CaseResult) else CaseResult(pair.case_id)
             if isinstance(outcome, Failure):
                 result.fail(outcome)
-            found[pair.case_id] = result
+            results[pair.case_id] = result
             observer.case_ended(result)
             if result.failures and evaluation.options.fail_fast:
                 raise StoppedError(f"stopped at case {result.case_id!r} (--fail-fast): {result.failures[0].message}")
-    evaluation.results = [found[pair.case_id] for pair in evaluation.pairs]
+    evaluation.results = [results[pair.case_id] for pair in evaluation.pairs]
 
 
 def cases_learned_on(pairs: Sequence[CasePair], notes: list[str]) -> dict[str, tuple[str, ...]]:

@@ -36,9 +36,9 @@ class OverlapCounts:
         return cls(int(columns.sum()), int(rows.sum()), int(confusion[np.ix_(members, members)].sum()))
 
 
-def ratio(part: int, whole: int) -> float:
-    """Return part / whole; NaN if the whole is 0."""
-    return part / whole if whole else math.nan
+def ratio(part: int, total: int) -> float:
+    """Return part / total; NaN if the total is 0."""
+    return part / total if total else math.nan
 
 
 def dice(counts: OverlapCounts) -> float:

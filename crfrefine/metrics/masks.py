@@ -30,7 +30,7 @@ class MaskPair:
     reference: Bool  # (*grid)
     spacing: Sequence[float]  # mm, one per grid axis.
     voxel_volume: float  # Cubic mm.
-    tolerance_mm: float  # Of the surface Dice.
+    tolerance_mm: float  # Tolerance of the surface Dice.
 
     @cached_property
     def counts(self) -> OverlapCounts:

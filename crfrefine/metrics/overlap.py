@@ -67,13 +67,13 @@ def measure_case(
     box = bounding_box((prediction != 0) | (reference != 0)) or _ONE_VOXEL
     # Along an axis with a single voxel, every voxel of a slice would be boundary. The crop may have more of these axes.
     kept = [axis for axis, size in enumerate(prediction.shape) if size > 1]
-    found, wanted = (labels[box].reshape([labels[box].shape[axis] for axis in kept] or [1]) for labels in (prediction, reference))
+    predicted, wanted = (labels[box].reshape([labels[box].shape[axis] for axis in kept] or [1]) for labels in (prediction, reference))
     is_measured = True if ignore_label is None else wanted != ignore_label
     values = {}
     sides, voxel_volume = tuple(float(spacing[axis]) for axis in kept) or (1.0,), math.prod(map(float, spacing))
     for name, region in regions.items():
         members = tuple(region)
-        masks = np.isin(found, members) & is_measured, np.isin(wanted, members) & is_measured
+        masks = np.isin(predicted, members) & is_measured, np.isin(wanted, members) & is_measured
         around = bounding_box(masks[0] | masks[1]) or _ONE_VOXEL
         pair = MaskPair(masks[0][around], masks[1][around], sides, voxel_volume, tolerance_mm)
         values[name] = {metric: MASK_METRICS[metric].measure(pair) for metric in metrics}

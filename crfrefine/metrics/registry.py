@@ -33,11 +33,11 @@ class Metric:
     title: str  # In headings and charts.
     measure: Callable[[Any], float] = lambda _: math.nan  # Function of a MaskPair, or of the ReliabilitySums of at least one voxel.
     better: Better | None = None  # Which values are better; None if it only describes.
-    unit: str = ""  # Of its values; empty without a unit.
+    unit: str = ""  # Unit of its values; empty without one.
     digits: int = 2  # Decimals of a value.
-    is_ratio: bool = False  # Whether its values are from 0 to 1, and their differences shown in points.
-    in_overview: bool = False  # Whether the terminal shows it after `evaluate`; files and report show all metrics.
-    in_training: bool = False  # Whether `train-crf` measures it too; it shows those that are in the overview.
+    is_ratio: bool = False  # True if its values are from 0 to 1, and their differences shown in points.
+    in_overview: bool = False  # True if the terminal shows it after `evaluate`; files and report show all metrics.
+    in_training: bool = False  # True if `train-crf` measures it too; it shows those that are in the overview.
     noun: str = ""  # Name inside of a sentence on the metrics that got worse, if the title would not do.
     follows: str = ""  # Name of another metric that determines it: a loss in it is not reported again.
 

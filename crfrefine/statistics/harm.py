@@ -1,4 +1,4 @@
-"""Metrics that got worse, and what became of the probabilities, beside a verdict on Dice (rules: `docs/reference/metrics.md`)."""
+"""Metrics that got worse, and the change of the probabilities, beside a verdict on Dice (rules: `docs/reference/metrics.md`)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Decline:
     metric: str
     region: str  # Name of the region, or MEAN.
     name: str  # Both in words, such as "sensitivity" for the mean over regions or "Dice of 2 posterior".
-    is_overall: bool  # Whether it is the mean over the judged regions, or the only judged region.
+    is_overall: bool  # True if it is the mean over the judged regions, or the only judged region.
     comparison: PairedComparison  # Method minus baseline; `losses` cases are worse, `wins` better.
     p_adjusted: float  # Its p value in the summary, after Holm's correction over its family.
 

@@ -39,14 +39,14 @@ class PairedComparison:
     num_only_method: int  # Cases left out because only the method has a value.
     num_only_baseline: int  # Cases left out because only the baseline has a value.
     num_neither: int  # Cases left out because neither has a value.
-    mean: float  # Of the method.
+    mean: float  # Mean of the method.
     mean_baseline: float
-    median: float  # Of the method.
+    median: float  # Median of the method.
     median_baseline: float
     mean_difference: float
     median_difference: float
     interval: tuple[float, float]  # 95 % bootstrap confidence interval of the mean difference; NaN with fewer than two pairs.
-    standard_deviation: float  # Of the differences (n - 1); NaN with fewer than two pairs.
+    standard_deviation: float  # That of the differences (n - 1); NaN with fewer than two pairs.
     p_value: float  # Two-sided Wilcoxon signed-rank test; NaN without pairs.
     effect_size: float  # Matched-pairs rank-biserial correlation; 1 if every difference is positive.
     wins: int  # Cases where the method is better.
@@ -135,8 +135,8 @@ def bootstrap_interval(differences: NDArray[np.float64], *, seed: int = 0) -> tu
 
     random, batch = np.random.default_rng(seed), max(1, 2_000_000 // len(differences))
     # BCa with a confidence of 95 % are the defaults.
-    found = bootstrap((differences,), np.mean, n_resamples=NUM_RESAMPLES, batch=batch, random_state=random).confidence_interval
-    return float(found.low), float(found.high)
+    interval = bootstrap((differences,), np.mean, n_resamples=NUM_RESAMPLES, batch=batch, random_state=random).confidence_interval
+    return float(interval.low), float(interval.high)
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:

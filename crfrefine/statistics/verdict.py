@@ -42,7 +42,7 @@ class Rival:
     comparison: PairedComparison  # The judged method minus the rival; without pairs if no case has both.
     gain: float  # Its mean Dice minus the baseline's; NaN without a case that both have.
     p_adjusted: float  # After Holm's correction over the rivals; NaN without pairs.
-    is_beaten: bool  # Whether the judged method is significantly better.
+    is_beaten: bool  # True if the judged method is significantly better.
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Verdict:
     rivals: tuple[Rival, ...]  # The methods that it should beat as well.
     notes: tuple[str, ...]  # Further facts that the reader must know, one sentence each, such as cases left out.
     harm: Harm | None = None  # The metrics that got worse; None if no other metric was looked at.
-    probabilities: ProbabilityChange | None = None  # Whether they got better or worse; None if they were not measured.
+    probabilities: ProbabilityChange | None = None  # Their change; None if they were not measured.
 
     def to_dict(self) -> dict[str, Any]:
         """Return it for a JSON file: plain types, None for an undefined or infinite number."""
@@ -156,7 +156,7 @@ def _gain(table: ResultTable, rival: str, baseline: str, regions: Sequence[str] 
 
 
 def _outcome(primary: PairedComparison) -> Outcome:
-    """Return the outcome against the baseline alone."""
+    """Return the outcome of the comparison with the baseline, without rivals."""
     if primary.num_pairs and primary.ties == primary.num_pairs:
         return Outcome.NO_DIFFERENCE
     if smallest_p_value(primary.num_pairs) > ALPHA:
@@ -166,7 +166,7 @@ def _outcome(primary: PairedComparison) -> Outcome:
 
 
 def _sentence(outcome: Outcome, subject: str, baseline: str, primary: PairedComparison) -> str:
-    """Return the numbers, and what follows from them."""
+    """Return the numbers, and the conclusion."""
     needed = next(number for number in range(1, 64) if smallest_p_value(number) <= ALPHA)
     worst = ", ".join(f"{case} {DICE.difference_text(difference)}" for case, difference in primary.worst)
     follows = {

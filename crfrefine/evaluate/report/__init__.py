@@ -235,7 +235,7 @@ def _short(name: str) -> str:
 def write_report(
     path: Path, evaluation: Evaluation, note: Callable[[str], None], *, num_shown: int = 3, progress: Progress = lambda *_: None
 ) -> None:
-    """Write the report atomically; `note` is called with what it lacks, such as the charts without matplotlib.
+    """Write the report atomically; `note` is called with a sentence about each missing part, such as charts without matplotlib.
 
     A case whose volumes cannot be read is named on the page. At most `num_shown` cases each are shown with the lowest, median and highest
     difference; before each is drawn, `progress` is called with its name, the number of cases done, and of those to draw.
