@@ -31,7 +31,7 @@ def known_spacing(
     """Return the spacing, or 1 mm with a warning: the rule of every function whose spacing may be left out.
 
     Args:
-        spacing: as the caller gave it; None means that it was left out.
+        spacing: as the caller gave it.
         matters: whether the result depends on it; if not, there is no warning.
         told: names of the warnings given before, to which this one is added; None means that every call warns.
         tell: called with the text of the warning.

@@ -105,15 +105,8 @@ def find_trained_cases(
 ) -> TrainedCases:
     """Find the cases that a network was trained and validated on.
 
-    Args:
-        network: result of `require_trained`.
-        images: folder of the images; None means where nnU-Net has them.
-        labels: folder of the labels, likewise.
-        masks: folder of masks, or None.
-        with_labels: whether labels are needed.
-
-    Raises:
-        InputError: images or labels are not found, or the only fold was trained on all cases.
+    Folders of `images` and `labels` are where nnU-Net has them unless they are named; labels are needed only `with_labels`.
+    Raises InputError if images or labels are not found, or the only fold was trained on all cases.
     """
     folds = network.folds
     if list(folds) == [ALL]:

@@ -44,16 +44,9 @@ class WorkGrid:
     ) -> NDArray[np.float32]:
         """Return channels, interpolated linearly: (channels, [z,] y, x) on this grid; 0 outside their own.
 
-        Nothing but the result is allocated; the result does not depend on the number of threads.
-
-        Args:
-            other: header of the file; values of a file on this grid are returned as they are.
-            values: (channels, [z,] y, x).
-            what: their content, such as "image".
-            notes: gets sentences about the interpolation and the voxels outside.
-            outside: the fate of voxels outside, such as "become background".
-            are_of_labels: whether these are logits of labels, which are all equal only outside their grid and in padding.
-            threads: number of threads.
+        `values` are the channels of the file `other`, (channels, [z,] y, x); on this grid they are returned as they are. `what` names them
+        in `notes`, which get sentences about the interpolation and the voxels `outside`, such as "become background". `are_of_labels`:
+        logits of labels are all equal only outside their grid and in padding. Nothing but the result is allocated.
         """
         shape = (len(values), *self.header.grid_shape[::-1])
         if self.header.on_same_grid(other):

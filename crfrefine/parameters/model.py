@@ -323,13 +323,9 @@ _BARE_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]*")
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """Split `KEY=VALUE` into a dotted key and a value for `CrfParameters.replace`.
+    """Split `KEY=VALUE` into a dotted key and a value for `CrfParameters.replace`; raise ConfigError if it cannot be read.
 
-    Args:
-        text: the value in TOML's syntax; a single word needs no quotes.
-
-    Raises:
-        ConfigError: there is no `=`, or the value cannot be read.
+    The value is in TOML's syntax; a single word needs no quotes.
     """
     key, sign, raw = text.partition("=")
     key, raw = key.strip(), raw.strip()

@@ -56,14 +56,9 @@ class Section:
                 raise ConfigError(f"{key}: needed by {self.section}.{other} = {word!r}; {entry.metadata['comment']}")
 
     def spread(self, sizes: Mapping[str, int], prefix: str = "") -> dict[str, Any]:
-        """Return the values by key, with one value per label, modality or axis where these may differ.
+        """Return the values by key, with one value per "label", "modality" or "axis" for which `sizes` has a number.
 
-        Args:
-            sizes: numbers of "label", "modality" and "axis"; without a number, values stay as they are.
-            prefix: the key of the section in errors; empty means its name.
-
-        Raises:
-            ConfigError: a list has another length; the message names the key.
+        Raise ConfigError for a list of another length; `prefix` is the key of the section in errors, its name unless given.
         """
         values = {}
         for entry in dataclasses.fields(self):
