@@ -109,6 +109,9 @@ def test_volumes_are_described_and_their_differences_compared_by_magnitude():
     comparison = next(row.comparison for row in rows if (row.method, row.region) == ("b", MEAN))
     assert comparison.mean_difference == pytest.approx((0.375 + 0.25) / 2 - 1.0)
     assert comparison.wins == 2
+    signed = _table({("a", "x"): [0.0, 0.0], ("b", "x"): [3.0, 0.0]}, "volume_difference_ml")
+    table = ResultTable([Measurement("case_1", "x", "dice", 0.5, "a"), *signed])
+    assert table.compare("b", "a", MEAN, "volume_difference_ml").worst == (("case_0", 3.0),), "in any order of the cases"
     described = summarize(_table(values, "volume_ml"), "a")
     assert [row.region for row in described] == ["x", "y", MEAN] * 2
     assert all(row.comparison is None for row in described)
