@@ -147,8 +147,8 @@ def _series(path: Path, request: Mapping[str, Any], notes: list[str]) -> _Series
         differences = np.abs(values - values[0]).max(axis=1)
         if differences.max() > tolerance:
             other = int(np.argmax(differences > tolerance))
-            found = f"{names[0]} has {values[0].tolist()}, {names[other]} has {values[other].tolist()}"
-            raise InputError(f"{path}: slices of different {what}: {found}; a localizer? Give each volume a folder of its own")
+            examples = f"{names[0]} has {values[0].tolist()}, {names[other]} has {values[other].tolist()}"
+            raise InputError(f"{path}: slices of different {what}: {examples}; a localizer? Give each volume a folder of its own")
     axes = directions[0].reshape(2, 3)
     axes /= np.linalg.norm(axes, axis=1, keepdims=True)
     normal = np.cross(*axes)

@@ -182,17 +182,17 @@ def _convert(path: Path, source: BinaryIO | None, reader: str, target: BinaryIO,
         done = subprocess.run(command, capture_output=True, errors="replace", timeout=MAX_SECONDS, check=False, pass_fds=files)
     except subprocess.TimeoutExpired:
         raise UnsupportedFormatError(f"{path}: ITK did not end within {MAX_SECONDS:g} s: the file is damaged, or too large") from None
-    said = (done.stderr.strip().splitlines() or [""])[-1]
+    message = (done.stderr.strip().splitlines() or [""])[-1]
     if done.returncode == 0:
         return
-    if said.startswith("cut off: "):
-        held = max_numbers if said.endswith("numbers") else max_bytes
-        raise cut_off(path, said.removeprefix("cut off: "), f"it holds {held}")
-    if said == "ModuleNotFoundError: No module named 'SimpleITK'":
+    if message.startswith("cut off: "):
+        held = max_numbers if message.endswith("numbers") else max_bytes
+        raise cut_off(path, message.removeprefix("cut off: "), f"it holds {held}")
+    if message == "ModuleNotFoundError: No module named 'SimpleITK'":
         raise InputError(f"{path}: such files need SimpleITK, which is not installed: pip install 'crfrefine[itk]'")
-    if "MemoryError" in said or "bad_alloc" in said or "Failed to allocate memory" in said:
-        raise CapacityError(f"{path}: ITK needs more memory for this file than there is: {shorten(said)}")
+    if "MemoryError" in message or "bad_alloc" in message or "Failed to allocate memory" in message:
+        raise CapacityError(f"{path}: ITK needs more memory for this file than there is: {shorten(message)}")
     if done.returncode < 0:
         raise UnsupportedFormatError(f"{path}: ITK crashed on this file (signal {-done.returncode}): it is damaged; export it again")
-    said = re.sub(r"/dev/fd/\d+", path.name, said)
-    raise UnsupportedFormatError(f"{path}: ITK cannot convert this file: {shorten(said)}")
+    message = re.sub(r"/dev/fd/\d+", path.name, message)
+    raise UnsupportedFormatError(f"{path}: ITK cannot convert this file: {shorten(message)}")

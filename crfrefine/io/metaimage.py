@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 NAME = "MetaImage"
 
 _GEOMETRY_KEYS = ("TransformMatrix", "Offset", "ElementSpacing", "ElementSize")
-# The usual name of a key, and others, which are rare but for that of the byte order.
+# The usual name of a key, and its other names; both names of the byte order are common.
 _BYTE_ORDER = ("BinaryDataByteOrderMSB", "ElementByteOrderMSB")
 _NAMES = (("TransformMatrix", "Rotation", "Orientation"), ("Offset", "Origin", "Position", "ImagePosition"), _BYTE_ORDER)
 _KEYS = (

@@ -1,4 +1,4 @@
-"""The supported formats, and what a file is by its name, or by its first bytes where the name is unknown or wrong.
+"""The supported formats, and the kind of a file: by its name, or by its first bytes if the name is unknown or wrong.
 
 The code of each format is a separate module, which is imported when a file needs it.
 """

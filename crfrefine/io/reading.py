@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -> VolumeHeader:
-    """Read the header of a file of the formats with these suffixes; if its content has another format, `misnamed` says so.
+    """Read the header of a file in one of the formats with these suffixes; `misnamed` tells if its name has another format.
 
     Raises:
         UnsupportedFormatError: unknown suffix, damaged or cut off, or an ambiguous layout.
