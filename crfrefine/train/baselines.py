@@ -6,14 +6,16 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
 
 from crfrefine.arrays.components import clean
 from crfrefine.arrays.label_maps import argmax_labels
+from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.parameters.sections import PostprocessParameters
 from crfrefine.train.candidates import FitResult
 from crfrefine.train.crops import Crop, probabilities_of
@@ -22,16 +24,9 @@ from crfrefine.train.model import mean_defined, mean_dice
 from crfrefine.train.starts import BATCH_SIZE, voxel_length
 from crfrefine.train.threads import Workers
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from crfrefine.arrays.region_scheme import RegionScheme
-
-
 Choice = TypeVar("Choice")
 
 MAX_KINDS = ("foreground", "each")  # which largest component is kept: that of all labels together, or that of each label
-
 CALIBRATION = ("temperature", "bias")
 SCALING_STEPS = 60
 SCALING_STEP_LENGTH = 0.1  # length of the first optimizer steps of vector scaling; it falls to zero at the end
@@ -125,9 +120,8 @@ def network_labels(crop: Crop) -> NDArray[np.unsignedinteger[Any]]:
 
 
 RADII_VOXELS = (1.0, 2.0, 4.0, 8.0)  # half-widths of the windows that are tried, in typical voxels
-
+# Variances of the normalized intensity that are tried: contrasts below their root are smoothed over.
 EPSILONS = (0.001, 0.01, 0.1)
-"""Variances of the normalized intensity that are tried: contrasts below their root are smoothed over."""
 
 
 @dataclass(frozen=True)
@@ -142,12 +136,7 @@ UNGUIDED = Guidance()  # no filter
 
 
 class Guide:
-    """An image's windows: their means and covariances.
-
-    Args:
-        image: (M, *grid) float32, normalized.
-        radius_mm: half-width of the windows, rounded to voxels along each axis.
-        spacing: mm, one per grid axis.
+    """The windows of an image (M, *grid) float32, normalized: their means and covariances; half-widths are rounded to voxels.
 
     Source: He, Sun & Tang, Guided image filtering (TPAMI 35, 2013), equations 14 to 16, of which 5, 6 and 8 are the case of one modality.
     """

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from crfrefine.layer.forms import TEMPERATURE_RANGE
@@ -21,11 +22,8 @@ from crfrefine.train.model import Model, network_score
 from crfrefine.train.starts import Start, rounded, without_crf
 from crfrefine.train.threads import Workers
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+# Cases that a training must have to start on the recalibrated network, too: on fewer, temperature and biases follow single cases.
 MIN_CALIBRATED = 8
-"""Cases that a training must have to start on the recalibrated network, too: on fewer, temperature and biases follow single cases."""
 
 
 def calibrate(material: Material, cases: Sequence[int], base: CrfParameters, workers: Workers) -> CrfParameters | None:
@@ -57,15 +55,14 @@ def with_calibrated(start: Start, calibrated: CrfParameters) -> Start:
 
 # The output temperature, which makes the marginals of a fitted CRF likeliest.
 
+# Of the temperature: cases without a single wrong voxel would ask for 0, which no new case should be judged by.
 RANGE = (0.25, 20.0)
-"""Of the temperature: cases without a single wrong voxel would ask for 0, which no new case should be judged by."""
-
 MAX_CASES = 48
 MAX_VALUES = 400_000  # cases, and refined logits of each, that the temperature is fitted to: a single number needs no more
 _PRECISION = 1e-4  # Of its logarithm.
 
-Refined = tuple["NDArray[np.float32]", "NDArray[Any]"]
-"""Refined logits (L, N) and labels (N,) of voxels, or log-odds (R, N) of regions and (R, N) 1 inside and -1 outside."""
+# Refined logits (L, N) and labels (N,) of voxels, or log-odds (R, N) of regions and (R, N) 1 inside and -1 outside.
+Refined = tuple[NDArray[np.float32], NDArray[Any]]
 
 
 def calibrate_output(fit: FitResult, cases: Sequence[int], material: Material, workers: Workers) -> FitResult:

@@ -8,42 +8,32 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import VolumeParameters
 from crfrefine.train.starts import rounded, without_crf
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
 NO_CRF = "no CRF"  # kind of a result that leaves the network's labels as they are; also the name of its start
-
+# Kind of the candidate that has a temperature and biases, but no weights; also the name of its start.
 CALIBRATION = "recalibration alone"
-"""Kind of the candidate that has a temperature and biases, but no weights; also the name of its start."""
-
 UNTRAINED = "preset default, untrained"  # kind of the preset as it is; also the name of its start
 CRF = "CRF"  # kind of the best trained model, with the volume term of its start
-
+# Beginning of kinds with one weight for all labels, no biases, and a volume term: it does in each case what weights and biases per label
+# do on average.
 ONE_WEIGHT = f"{CRF} with one weight"
-"""Beginning of kinds with one weight for all labels, no biases, and a volume term: it does in each case what weights and biases per label
-do on average."""
-
+# Volume terms that are tried once the rest is trained. The first protects at little cost: with it, a model is the gentler one.
 VOLUMES = (VolumeParameters(0.5), VolumeParameters(0.75))
-"""Volume terms that are tried once the rest is trained. The first protects at little cost: with it, a model is the gentler one."""
-
 HARM = 2.0  # losses weigh twice as much as gains
-
+# Share of the best candidate's gain, losses counted HARM-fold, that a gentler one must keep to be taken instead.
 KEPT_GAIN = 0.95
-"""Share of the best candidate's gain, losses counted HARM-fold, that a gentler one must keep to be taken instead."""
-
+# Fewer deciding cases never prefer the trained model, without a volume term, to a gentler one: they say little of cases unlike them.
 MIN_DECIDING = 8
-"""Fewer deciding cases never prefer the trained model, without a volume term, to a gentler one: they say little of cases unlike them."""
-
+# Fewer cases cannot tell many candidates apart: then only the recalibrated network and the trained model are candidates.
 MIN_CASES = 3
-"""Fewer cases cannot tell many candidates apart: then only the recalibrated network and the trained model are candidates."""
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crfrefine.arrays.components import clean
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.padding import leave_out
 from crfrefine.base.text import printable
+from crfrefine.cases.case import Case
 from crfrefine.metrics.calibration import measure_calibration
 from crfrefine.metrics.overlap import measure_case
 from crfrefine.metrics.regions import ALL_LABELS
@@ -26,13 +28,8 @@ from crfrefine.statistics.verdict import Outcome, Verdict, verdict
 from crfrefine.train.baselines import Tuned, guided_labels
 from crfrefine.train.crops import probabilities_of
 from crfrefine.train.folds import Split
+from crfrefine.train.plan import Plan
 from crfrefine.train.starts import rounded
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from crfrefine.cases.case import Case
-    from crfrefine.train.plan import Plan
 
 
 def with_largest(method: str) -> str:
@@ -44,24 +41,20 @@ NETWORK = "network"
 SCALING = "vector scaling"
 GUIDED = "guided filter"
 DEFAULT = "default preset"
+# Simpler methods than a trained CRF. They are tuned on the same cases, except for the preset, which needs no cases.
 RIVALS = (SCALING, GUIDED, DEFAULT)
-"""Simpler methods than a trained CRF. They are tuned on the same cases, except for the preset, which needs no cases."""
-
 LARGEST = "largest component"
 TRAINED = "trained CRF"
 TRAINED_LARGEST = with_largest(TRAINED)
 METHODS = (NETWORK, *RIVALS, LARGEST, TRAINED, TRAINED_LARGEST)  # the methods that are shown, in this order
-
+# The methods that are measured: those that are shown, and the rivals of the CRF with the largest component.
 MEASURED = (*METHODS, *map(with_largest, RIVALS))
-"""The methods that are measured: those that are shown, and the rivals of the CRF with the largest component."""
-
+# The probabilities of two methods, which are measured by themselves.
 PROBABILITIES = {NETWORK: "probabilities of the network", TRAINED: "probabilities of the trained CRF"}
-"""The probabilities of two methods, which are measured by themselves."""
-
 METRICS = tuple(name for name, metric in MASK_METRICS.items() if metric.in_training)
 
+# Of one case, by method.
 MethodValues = dict[str, RegionValues]
-"""Of one case, by method."""
 
 
 @dataclass(frozen=True)
@@ -155,12 +148,8 @@ def judge(
 def measure_methods(case: Case, regions: Mapping[str, Sequence[int]], tuned: Tuned, device: str, threads: int) -> MethodValues:
     """Return METRICS of every method on one case, and CALIBRATION_METRICS of PROBABILITIES.
 
-    Args:
-        case: read with its labels, where L marks voxels without a reference.
-        regions: labels of each region, by name.
-        tuned: on other cases.
-        device: of the CRF.
-        threads: for the CRF.
+    The case is read with its labels, where L marks voxels without a reference; `regions` has the labels of each region, by name; the
+    methods are tuned on other cases; device and threads are for the CRF.
     """
     assert case.labels is not None
     options: dict[str, Any] = {"spacing": case.spacing, "mask": case.mask, "regions": case.regions, "device": device, "threads": threads}

@@ -9,32 +9,26 @@ import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import argmax_labels, bounding_box
 from crfrefine.arrays.padding import leave_out
 from crfrefine.arrays.probabilities import softmax
-from crfrefine.arrays.region_scheme import sigmoid
+from crfrefine.arrays.region_scheme import RegionScheme, sigmoid
+from crfrefine.cases.case import Case
 from crfrefine.cases.label_input import KIND
 from crfrefine.parameters.sections import IntensityParameters
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from crfrefine.arrays.region_scheme import RegionScheme
-    from crfrefine.cases.case import Case
-
+# Margin around the foreground: wider than the reach of any kernel that helped, yet narrow enough to exclude most of a head.
 MARGIN_MM = 10.0
-"""Margin around the foreground: wider than the reach of any kernel that helped, yet narrow enough to exclude most of a head."""
-
 FOREGROUND_RATIO = 0.01  # a voxel is possible foreground if a label has at least this share of the background's probability
-
+# Maximum number of masked voxels per gradient: larger crops are cut into tiles, one of which is drawn each time.
 TILE_VOXELS = 100_000
-"""Maximum number of masked voxels per gradient: larger crops are cut into tiles, one of which is drawn each time."""
 
 Box = tuple[slice, ...]
 
@@ -159,7 +153,6 @@ def _split(mask: NDArray[np.bool_], spacing: Sequence[float], box: Box) -> Itera
 
 
 MEMORY_BYTES = 1024**3  # crops beyond this many bytes go to the temporary folder and are mapped from there
-
 _ARRAYS = ("image", "logits", "labels", "mask")
 
 

@@ -11,10 +11,11 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 import crfrefine
 from crfrefine.base.plain import from_plain, to_plain
@@ -22,7 +23,6 @@ from crfrefine.base.text import MAX_OF_A_REASON, shorten
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.atomic import write_small_file
 from crfrefine.io.paths import files_read
-from crfrefine.train.baselines import Tuned
 from crfrefine.train.calibration import MIN_CALIBRATED, calibrate, calibrate_output, with_calibrated
 from crfrefine.train.candidates import MIN_CASES, NO_CRF, NO_RIVALS, UNTRAINED, FitResult
 from crfrefine.train.comparison import FoldResult, MethodValues, measure_methods
@@ -33,9 +33,6 @@ from crfrefine.train.model import Model, mean_defined, mean_dice
 from crfrefine.train.plan import Plan, Prepared
 from crfrefine.train.starts import NUM_TRAINED, Start
 from crfrefine.train.threads import Workers
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 MAX_SCREENED = 40  # cases that the starts are tried on, at most
 
@@ -90,7 +87,15 @@ def _run_fold(number: int, starts: Sequence[Start], prepared: Prepared) -> FoldR
     fit = calibrate_output(_fit(name, split, starts, prepared), split.seen, prepared.material, prepared.workers)
     tuned = prepared.tune_rivals(fit, split.seen)
     observer.stage_started(f"{name}: measuring the cases held out")
-    result = FoldResult(name, split, tuned, _measure(split, prepared, tuned))
+    regions = {region.name: region.labels for region in plan.regions}
+    if plan.device.is_gpu:
+        torch.cuda.empty_cache()  # The engine allocates without PyTorch.
+
+    def measure(case: int, threads: int) -> MethodValues:
+        return measure_methods(plan.read(case, threads), regions, tuned, plan.device.name, threads)
+
+    values = prepared.workers.run(measure, split.held_out, one_by_one=prepared.has_large_cases)
+    result = FoldResult(name, split, tuned, dict(zip((plan.cases.case_ids[case] for case in split.held_out), values, strict=True)))
     write_small_file(plan.fold_files[number], fold_text(result, fingerprint(plan)).encode())
     prepared.progress.part_ended()
     observer.stage_ended(f"{name}: {fit.describe()}")
@@ -113,30 +118,11 @@ def _fit(name: str, split: Split, starts: Sequence[Start], prepared: Prepared) -
     calibrated = calibrate(material, seen, first.parameters, workers)
     if fit.is_calibration:
         return fit if calibrated is None else replace(fit, parameters=calibrated)
-    named = {start.name: start for start in starts}
-    if calibrated is not None:
-        start = with_calibrated(first, calibrated)
-        named[start.name] = start
+    recalibrated = [] if calibrated is None else [with_calibrated(first, calibrated)]
+    named = {start.name: start for start in (*starts, *recalibrated)}
     task = replace(task, split=Split(seen, seen, ()), starts=[named[fit.start]], num_optimizer_steps=fit.best_optimizer_step, kind=fit.kind)
     fitted = Fit(material, task, workers, prepared.progress.stepped).run()
     return fit if fitted.is_network else replace(fit, parameters=fitted.parameters, trained=fitted.trained)
-
-
-def _measure(split: Split, prepared: Prepared, tuned: Tuned) -> dict[str, MethodValues]:
-    """Return the values of all methods on the cases held out, by the names of the cases."""
-    plan = prepared.plan
-    regions = {region.name: region.labels for region in plan.regions}
-    if plan.device.is_gpu:
-        torch.cuda.empty_cache()  # The engine allocates without PyTorch.
-
-    def measure(number: int, threads: int) -> MethodValues:
-        return measure_methods(plan.read(number, threads), regions, tuned, plan.device.name, threads)
-
-    values = prepared.workers.run(measure, split.held_out, one_by_one=prepared.has_large_cases)
-    return dict(zip((plan.cases.case_ids[case] for case in split.held_out), values, strict=True))
-
-
-# The files of finished folds.
 
 
 def fingerprint(plan: Plan) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from crfrefine.base.plain import to_plain
@@ -23,15 +24,10 @@ from crfrefine.train.observer import Step
 from crfrefine.train.starts import Start, rounded
 from crfrefine.train.threads import Workers
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+# Length of the last optimizer steps, as a share of that of the first ones; between them half a cosine.
 LAST_STEP_LENGTH = 0.05
-"""Length of the last optimizer steps, as a share of that of the first ones; between them half a cosine."""
-
+# Longer gradients are shortened: near a temperature or bandwidth that makes no sense they can be of any size.
 MAX_GRADIENT = 10.0
-"""Longer gradients are shortened: near a temperature or bandwidth that makes no sense they can be of any size."""
-
 MAX_DECIDING = 48  # more deciding cases take longer without improving the decision
 
 

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from crfrefine.arrays.region_scheme import RegionScheme
+from crfrefine.engines.base import Kernels
 from crfrefine.layer import functional
 from crfrefine.layer.module import CrfRnn
 from crfrefine.metrics.counts import OverlapCounts, dice
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.train.crops import Crop
 from crfrefine.train.material import CPU, CropTensors, Loss, Sample, TrainingDevice
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from crfrefine.arrays.region_scheme import RegionScheme
-    from crfrefine.engines.base import Kernels
-
 
 CROSS_ENTROPY_SHARE = 0.1  # weight of cross-entropy in "ce+dice": a larger one buys likelihood with Dice
 DICE_SMOOTHING = 1.0  # voxels added to numerator and denominator of soft Dice, so that an absent region has a gradient

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from crfrefine.runs.options import Observer
 from crfrefine.runs.records import Record
 
+# Share of the shown progress for reading and for trying the starts; the trainings share the rest equally.
 SCREENING_SHARE = 0.1
-"""Share of the shown progress for reading and for trying the starts; the trainings share the rest equally."""
 
 
 @dataclass(frozen=True)

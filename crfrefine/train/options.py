@@ -18,14 +18,10 @@ if TYPE_CHECKING:
     from crfrefine.parameters.model import CrfParameters
 
 LEARNABLE = ("weights", "compatibility", "theta", "temperature", "bias")  # groups of parameters that gradients move
-
+# The volume term: chosen once the rest is trained; where the model begins with one, gradients move its weight.
 VOLUME_GROUP = "volume"
-"""The volume term: chosen once the rest is trained; where the model begins with one, gradients move its weight."""
-
 DEFAULT_LEARN = (*LEARNABLE, VOLUME_GROUP)
-
 LOSSES = ("ce+dice", "ce", "dice")
-
 MAX_SEED = 2**63 - 1  # accepted by all random number generators
 WRITTEN_BY = "Written by crfrefine"  # the first words of a parameter file
 

@@ -144,8 +144,8 @@ def choose_regions(texts: Sequence[str], cases: LabeledCases) -> tuple[Region, .
     return regions
 
 
+# Cases of more voxels are read and measured one at a time: several of them in memory would be too much.
 LARGE_CASE_VOXELS = 4_000_000
-"""Cases of more voxels are read and measured one at a time: several of them in memory would be too much."""
 
 
 @dataclass(frozen=True)

@@ -81,14 +81,18 @@ def _run_stages(plan: Plan, observer: TrainingObserver, workers: Workers, starte
             interrupt.add_note(f"finished folds are beside {options.output}, run again with --resume for the rest")
         raise
     result = TrainingResult(plan, folds, final, compare(folds, plan), time.monotonic() - started, workers.threads)
-    write_results(result)
+    origin = (
+        f" train-crf on {datetime.now(UTC):%Y-%m-%d} from {plan.num_cases} cases: "
+        f"{options.report.name} has the verdict, and the values of each fold."
+    )
+    options.write(SCHEMA, make_report(result), result.parameters, origin)
     for path in plan.fold_files:
         path.unlink(missing_ok=True)
     return result
 
 
+# Step length in the training on all cases, which starts where the folds ended, relative to that in the folds.
 STEP_LENGTH = 0.3
-"""Step length in the training on all cases, which starts where the folds ended, relative to that in the folds."""
 
 
 def train_on_all_cases(prepared: Prepared, folds: Sequence[FoldResult]) -> FitResult:
@@ -138,16 +142,6 @@ def gains_held_out(folds: Sequence[FoldResult]) -> tuple[float, ...]:
 
 
 SCHEMA = 1
-
-
-def write_results(result: TrainingResult) -> None:
-    """Write the report and the parameters; raise a CrfRefineError if a file cannot be written."""
-    options = result.plan.options
-    origin = (
-        f" train-crf on {datetime.now(UTC):%Y-%m-%d} from {result.plan.num_cases} cases: "
-        f"{options.report.name} has the verdict, and the values of each fold."
-    )
-    options.write(SCHEMA, make_report(result), result.parameters, origin)
 
 
 def make_report(result: TrainingResult) -> dict[str, Any]:

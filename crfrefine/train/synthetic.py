@@ -11,28 +11,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.arrays.probabilities import softmax
-from crfrefine.arrays.region_scheme import sigmoid
+from crfrefine.arrays.region_scheme import RegionScheme, sigmoid
 from crfrefine.metrics import counts
 from crfrefine.train.crops import count_confusion
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from crfrefine.arrays.region_scheme import RegionScheme
 
 # Widths of the noise in voxels of the network, in equal parts: errors of a voxel, which any smoothing removes, and errors that look like
 # structures.
 NOISE_SIGMAS = (1.0, 2.0)
 MIN_VOXELS = 30  # a label with fewer voxels has no part in a mean Dice: a few voxels would decide it
 DICE_TOLERANCE = 0.002  # of the noise: a fifth of what a choice of parameters must gain to be looked at
-
 _MAX_HALVINGS = 16
 _MAX_SCALE = 1024.0
 _MIN_PROBABILITY = 1e-12

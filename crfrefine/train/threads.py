@@ -4,29 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class Workers:
+class Workers(ThreadPoolExecutor):
     """Divides threads between items and the computation of each; the engine and torch release the interpreter's lock while they compute.
 
     With `one_by_one`, computations of the model run one at a time: a case keeps a GPU busy, and several would share its memory.
     """
 
     def __init__(self, threads: int, *, one_by_one: bool = False) -> None:
-        self.threads = threads
-        self._one_by_one = one_by_one
-        self._pool = ThreadPoolExecutor(threads, "case")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        super().__init__(threads, "case")
+        self.threads, self._one_by_one = threads, one_by_one
 
     def run_on_device(self, function: Callable[[Item, int], Result], items: Sequence[Item]) -> list[Result]:
         """Like `run`, for computations of the model."""
@@ -39,4 +31,4 @@ class Workers:
         """
         if one_by_one or len(items) < self.threads or self.threads == 1:
             return [function(item, self.threads) for item in items]
-        return list(self._pool.map(lambda item: function(item, 1), items))
+        return list(self.map(lambda item: function(item, 1), items))

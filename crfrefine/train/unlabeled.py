@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import bounding_box
@@ -38,9 +39,6 @@ from crfrefine.train.starts import NUM_ITERATIONS, TEMPERATURE, Start, voxel_len
 from crfrefine.train.synthetic import MIN_VOXELS, Channels, block_means, dice_of, expected_dice, halving, make_noise, noise_scale
 from crfrefine.train.threads import Workers
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
 THETA_ALPHA_VOXELS = (1.0, 1.5, 2.0, 3.0, 6.0, 12.0)  # bandwidths of position: those that fit differ tenfold between data sets
 # The edges of a synthetic truth lie where the network put them, so that synthetic cases prefer to look at the image less than is good
 # for real ones: this bandwidth is not chosen.
@@ -56,7 +54,6 @@ MIN_UNITS = 4  # cases, or draws of few cases: with fewer nothing is sure; two f
 MAX_VOXELS = 400_000  # of a synthetic case, which is coarsened to this: all candidates on it take half a minute at most
 MARGIN = 16  # voxels around the foreground that belong to a synthetic case: more than most kernels reach
 NOISE_LEVELS = (1.0, 1.5)  # factors on the noise that the network expects of itself: networks expect too much of themselves
-
 # Dice above `default` that a choice must gain in every kind of synthetic case. On real cases, larger promises became gains, though not as
 # large; smaller promises were worth nothing (docs/decisions/unlabeled.md).
 MIN_GAIN = 0.01
@@ -64,7 +61,6 @@ MIN_GAIN = 0.01
 # case. On phantoms of white noise the choice did harm there; on real cases they agree by 0.92 to 0.98.
 MIN_AGREEMENT = 0.85
 MIN_UNIT = 0.001  # smallest gain over the network that gains are measured in: a kind without errors does not decide
-
 DEFAULT = "default"
 
 
@@ -112,8 +108,7 @@ class Source:
 def make_source(case: Case, default: CrfParameters, threads: int, noise_voxels: float = 1.0) -> Source:
     """Return the source of a case's synthetic ones: truths are the case refined with `default`, and the network's own labels.
 
-    Raises:
-        InputError: a label map, which does not say how sure the network is; the case has no label of MIN_VOXELS.
+    Raise InputError for a label map, which does not say how sure the network is, and for a case without a label of MIN_VOXELS.
     """
     if case.input_kind == "labels":
         raise InputError(
@@ -154,8 +149,7 @@ def score_candidates(
 ) -> NDArray[np.float64]:
     """Return how well each candidate restores the truths of a case from noise of a seed; `check` may raise to stop.
 
-    Returns:
-        (kinds, 1 + candidates) Dice to the truth, of the disturbed network first; a kind is a truth with a level of noise.
+    The (kinds, 1 + candidates) Dice to the truth has the disturbed network first; a kind is a truth with a level of noise.
     """
     channels, draws = source.channels, []
     for number, (truth, logits) in enumerate(source.truths):
@@ -265,11 +259,7 @@ class Choice:
 
 @keeping_inputs()
 def run_unlabeled(options: UnlabeledOptions, observer: TrainingObserver) -> Choice:
-    """Choose parameters, write them with a report, and return the choice.
-
-    Raises:
-        CrfRefineError: no case can be used, or a file cannot be written.
-    """
+    """Choose parameters, write them with a report, and return the choice; raise InputError if no case can be used."""
     options.check_files()
     reading = {name: getattr(options, name) for name in ("masks", "input_type", "resample")}
     inputs = find_inputs(InferenceOptions((options.images,), (options.logits,), options.output.parent, **reading))

@@ -25,6 +25,7 @@ SPACING = (5.4, 5.5, 7.6)  # mm, nor two spacings
 FINER = {"shape": (14, 13, 9), "spacing": (4.6, 4.7, 6.7)}  # the same anatomy, for what needs more of its details,
 LARGER = {"shape": (18, 15, 11), "spacing": (3.6, 4.1, 5.5)}  # or many more: a training takes twice as long with each
 SIZES = (NUM_LABELS, 2, 3)
+WORKERS = Workers(2)
 REGIONS = tuple((label,) for label in range(1, NUM_LABELS))
 
 

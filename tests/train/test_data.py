@@ -8,22 +8,26 @@ import tempfile
 import numpy as np
 import pytest
 from cli_helpers import save_nifti
-from training_helpers import GRID_SHAPE, as_case, crops, phantom, write_cases
+from training_helpers import FINER, GRID_SHAPE, REGIONS, as_case, crops, material, phantom, write_cases
 
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.cases.case import CaseFiles, ReadingOptions
 from crfrefine.errors import ConfigError, InputError
+from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import IntensityParameters
-from crfrefine.runs.demo.phantom import NUM_LABELS
+from crfrefine.runs.demo.phantom import NUM_LABELS, write_phantom
 from crfrefine.train import crops as cropping
 from crfrefine.train.crops import count_confusion, make_crop, map_from_disk
 from crfrefine.train.cross_validation import fingerprint
 from crfrefine.train.dataset import find_cases, read_labeled
 from crfrefine.train.folds import choose_num_folds, make_folds
-from crfrefine.train.material import CPU
+from crfrefine.train.material import CPU, NUM_SAMPLED, make_sample
+from crfrefine.train.model import mean_dice, network_score
 from crfrefine.train.options import TrainingOptions, locate_folders
 from crfrefine.train.plan import choose_regions, make_plan
+
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 def read_all(folder):
@@ -40,8 +44,8 @@ def rewrite_labels(folder, case_id, place, value, dtype=np.uint8):
 def test_folders_are_found_or_named(tmp_path):
     write_cases(tmp_path / "data", 1)
     (tmp_path / "data" / "labels").rename(tmp_path / "data" / "labelsTr")
-    found = locate_folders(tmp_path / "data")
-    assert (found.labels.name, found.masks) == ("labelsTr", None)
+    places = locate_folders(tmp_path / "data")
+    assert (places.labels.name, places.masks) == ("labelsTr", None)
     assert locate_folders(tmp_path / "data", labels=tmp_path).labels == tmp_path
     (tmp_path / "data" / "logits").rename(tmp_path / "data" / "softmax")
     for name, message in (("data", r"no folder of logits: expected .*/logits/; or name them with --logits"), ("no", "no: no such folder")):
@@ -116,11 +120,7 @@ def test_ignored_voxels_count_nowhere(tmp_path):
     rewrite_labels(tmp_path, "case0", slice(0, GRID_SHAPE[0] // 2), 4)
     case = read_all(tmp_path)[0]
     crop = make_crop(case, IntensityParameters())
-    confusion = count_confusion(crop.labels[crop.mask], argmax_labels(crop.logits)[crop.mask], NUM_LABELS) + crop.outside
-    assert confusion.sum() == np.prod(GRID_SHAPE) // 2
-    (tmp_path / "dataset.json").write_text('{"labels": [1, 2]}')
-    with pytest.raises(InputError, match=r"dataset\.json: not a dataset\.json as nnU-Net writes it"):
-        find_cases(locate_folders(tmp_path))
+    assert crop.confusion(argmax_labels(crop.logits)).sum() == np.prod(GRID_SHAPE) // 2
 
 
 def test_default_regions_have_names_that_tables_can_hold(tmp_path):
@@ -163,9 +163,8 @@ def test_a_crop_and_what_is_outside_of_it_make_up_the_case(monkeypatch):
     case = dataclasses.replace(case, mask=mask)
     crop = make_crop(case, IntensityParameters())
     assert crop.mask.sum() < 0.7 * case.labels.size
-    inside = count_confusion(crop.labels[crop.mask], argmax_labels(crop.logits)[crop.mask], NUM_LABELS)
-    whole = count_confusion(case.labels, argmax_labels(case.logits), NUM_LABELS)
-    np.testing.assert_array_equal(inside + crop.outside, whole)
+    everything = count_confusion(case.labels, argmax_labels(case.logits), NUM_LABELS)
+    np.testing.assert_array_equal(crop.confusion(argmax_labels(crop.logits)), everything)
     assert crop.outside[0, 2] == 1
     assert np.isin(crop.image, normalize_intensity(case.image, IntensityParameters(), mask)).all(), "as the whole case"
 
@@ -197,3 +196,99 @@ def test_each_case_is_held_out_once_and_decides_nothing_there():
     for asked in (1, 8):
         with pytest.raises(ConfigError, match="--folds: expected 2 to 7"):
             choose_num_folds(asked, 7)
+
+
+def write_label_maps(root, count):
+    """Cases whose logits are label maps; case 0 lacks the label 3."""
+    write_cases(root, count)
+    for seed in range(count):
+        labels = phantom(seed).logits.argmax(axis=0).astype(np.uint8)
+        if seed == 0:
+            labels[labels == 3] = 2
+        save_nifti(root / "logits" / f"case{seed}.nii.gz", labels, phantom(seed).affine)
+    return root
+
+
+def read_case(cases, number):
+    reading = ReadingOptions("labels", declared=cases.declared, all_labels=True)
+    return read_labeled(cases.files[number], cases, reading, threads=1)
+
+
+def test_all_cases_have_the_same_labels(tmp_path):
+    """Those of the largest label map or reference, if nothing else says. All are label maps, or none."""
+    write_label_maps(tmp_path, 2)
+    for input_type in ("auto", "labels"):
+        cases = find_cases(locate_folders(tmp_path), input_type=input_type)
+        assert (cases.num_labels, cases.declared.source) == (4, "the label maps and references")
+        case = read_case(cases, 0)
+        assert (len(case.logits), case.absent_labels) == (4, (3,))
+    # A reference that no parameters can give is not trained on: its loss would be a constant of ten thousand per voxel.
+    crop = make_crop(case, IntensityParameters())
+    inside = tuple(slice(0, size) for size in crop.labels.shape)
+    assert (case.labels == 3).any()
+    assert not (crop.labels == 3).any()
+    assert (crop.labels == 4).sum() == (case.labels[inside] == 3).sum()
+    write_phantom(phantom(0), tmp_path, "case0")
+    with pytest.raises(InputError, match="case 'case1': a label map, but case 'case0' has 4 labels in the logits; all must be alike"):
+        find_cases(locate_folders(tmp_path))
+    (tmp_path / "logits" / "case0").mkdir()
+    (tmp_path / "logits" / "case0.nii.gz").rename(tmp_path / "logits" / "case0" / "liver.nii.gz")
+    with pytest.raises(InputError, match=r"case 'case0': .*has one file per structure; training needs label maps"):
+        find_cases(locate_folders(tmp_path), input_type="labels")
+
+
+def test_the_dataset_declares_the_labels(tmp_path):
+    write_label_maps(tmp_path, 2)
+    found = []
+    for labels in ({"a": 1, "b": 2, "c": 3, "d": 4}, {"a": 1, "b": 2}):
+        (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, **labels}}))
+        found.append(find_cases(locate_folders(tmp_path), input_type="labels"))
+    assert (found[0].num_labels, found[0].label_names[4]) == (5, "d")
+    for number, message in (
+        (1, r"logits/case1\.nii\.gz: has labels that are not declared: 3"),
+        (0, r"the reference has a label 3, but there are 3 labels \(0 to 2\) according to .*dataset"),
+    ):
+        with pytest.raises(InputError, match=message):
+            read_case(found[1], number)
+
+
+def test_only_what_is_near_foreground_is_cropped(tmp_path):
+    """A confidence of 2 leaves background at 12 %: as logits, the whole volume would be possible foreground."""
+    shape, affine = (40, 12, 10), np.diag([3.0, 2.0, 4.0, 1.0])
+    labels = np.zeros(shape, np.uint8)
+    labels[2:5, 4:7, 3:6] = 1
+    for number in range(2):
+        save_nifti(tmp_path / "images" / f"c{number}.nii.gz", np.arange(labels.size, dtype=np.int16).reshape(shape), affine)
+        for what in ("labels", "logits"):
+            save_nifti(tmp_path / what / f"c{number}.nii.gz", labels, affine)
+    crop = make_crop(read_case(find_cases(locate_folders(tmp_path), input_type="labels"), 0), IntensityParameters())
+    assert crop.mask.shape[0] == 5 + 4, "up to 10 mm from the label"
+
+
+BIASED = CrfParameters().replace(**{"mean_field.bias": (0.0, 6.0, -1.0, 4.0), "mean_field.temperature": 1.3})
+
+
+@pytest.fixture
+def tiled(monkeypatch):
+    monkeypatch.setattr(cropping, "TILE_VOXELS", 60)
+    (crop,) = crops(1, **FINER)
+    assert len(crop.tiles) > 3 * NUM_SAMPLED
+    return crop
+
+
+def test_what_is_estimated_is_right_on_average(tiled):
+    """A recalibration changes each voxel by itself, so that tiles together change what the whole changes.
+
+    The counts of the network need no estimate: what is extrapolated is the change that a model makes. The tiles of cases differ.
+    """
+    loss = material([tiled]).loss
+    network, whole = network_score(tiled, loss).confusion, network_score(tiled, loss, calibrated=BIASED).confusion
+    samples = [make_sample(tiled, number) for number in range(200)]
+    assert len({frozenset(part.image.tobytes() for part in sample.parts) for sample in samples[:8]}) == 8
+    np.testing.assert_array_equal(network_score(samples[3], loss).confusion, network)
+    found = [network_score(sample, loss, calibrated=BIASED).confusion for sample in samples]
+    assert np.abs(whole - network).max() > 100
+    np.testing.assert_allclose(np.mean(found, axis=0) - network, whole - network, atol=0.05 * np.abs(whole - network).max())
+    assert np.min(found) >= 0
+    errors = [mean_dice(one, REGIONS) - mean_dice(whole, REGIONS) for one in found]
+    assert np.std(errors) < 0.5 * (mean_dice(network, REGIONS) - mean_dice(whole, REGIONS))

@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from training_helpers import LARGER, REGIONS, SIZES, SPACING, crops, fit, material, start
+from training_helpers import LARGER, REGIONS, SIZES, SPACING, WORKERS, crops, fit, material, start
 
 from crfrefine.base.plain import from_plain, to_plain
 from crfrefine.parameters.model import CrfParameters
@@ -18,7 +18,6 @@ from crfrefine.train.folds import split_training
 from crfrefine.train.model import Model, mean_dice, network_score
 from crfrefine.train.options import LEARNABLE
 from crfrefine.train.starts import Start, make_starts, rounded, without_crf
-from crfrefine.train.threads import Workers
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -89,8 +88,7 @@ def test_a_training_has_the_same_bits_on_another_number_of_threads(useful, whole
 
 def test_of_starts_that_are_only_tried_the_best_is_trained(useful):
     task = Task("", split_training(range(3), seed=1), [start(40.0), start(8.0)], 2, trains_best=True)
-    with Workers(2) as workers:
-        found = Fit(material(useful[:3]), task, workers).run()
+    found = Fit(material(useful[:3]), task, WORKERS).run()
     assert {name: len(history) for name, history in found.histories.items()} == {"theta_alpha 40": 1, "theta_alpha 8": 3}
 
 
@@ -113,8 +111,7 @@ def test_starts_span_the_scales_of_the_data_and_keep_the_structure_of_a_given_mo
 
 def test_starts_are_chosen_on_the_cases_of_the_fold_alone(useful):
     starts = [start(4.0), start(8.0), start(40.0)]
-    with Workers(2) as workers:
-        table = screen(material(useful), starts, [0, 1, 2], workers)
+    table = screen(material(useful), starts, [0, 1, 2], WORKERS)
     assert table.shape == (3, 3)
     table[2] = [0.0, 0.0, 9.0]
     assert [chosen.name for chosen in choose_starts(starts, table, [0, 1, 2], (0, 1), 2)] != ["theta_alpha 40"]
@@ -148,9 +145,8 @@ def test_the_volume_term_is_learned_where_asked():
     begin = Start(begin.name, begin.parameters.replace(**{"volume.weight": 0.5}))
     cases = crops(3)
     shared = material(cases, ("volume",))
-    with Workers(2) as workers:
-        fit = Fit(shared, Task("", split_training(range(3), seed=1), [begin], 1), workers)
-        assert 0.0 < abs(fit.run().trained.volume.weight - 0.5) < 0.2
+    fit = Fit(shared, Task("", split_training(range(3), seed=1), [begin], 1), WORKERS)
+    assert 0.0 < abs(fit.run().trained.volume.weight - 0.5) < 0.2
     others = {"mean_field.bias": [1.0, -9.0, 0.0, 3.0], "postprocess.keep_largest": "each", "postprocess.min_component_ml": 2.0}
     nothing = without_crf(begin.parameters.replace(**others))
     assert nothing.volume.weight == 0.0

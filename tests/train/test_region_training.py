@@ -1,4 +1,4 @@
-"""Training on overlapping regions: the binary problems, their loss and gradients, and the command from folders to files."""
+"""The losses; and training on overlapping regions: the binary problems and the command from folders to files."""
 
 import dataclasses
 import json
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from cli_helpers import load_nifti, run_here, save_nifti
-from training_helpers import FINER, SIZES, as_case, phantom, shorten
+from training_helpers import FINER, SIZES, WORKERS, as_case, phantom, shorten
 
 import crfrefine
 from crfrefine import CrfParameters, RegionScheme
@@ -21,7 +21,49 @@ from crfrefine.train.crops import FOREGROUND_RATIO, count_confusion, make_crop
 from crfrefine.train.folds import split_training
 from crfrefine.train.material import Material
 from crfrefine.train.model import Model, make_loss, make_region_loss, network_score
-from crfrefine.train.threads import Workers
+
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
+
+
+LABELS = torch.tensor([0, 0, 0, 1, 1, 2])
+
+
+def sure(labels):
+    """Logits that leave no doubt."""
+    return 40.0 * torch.nn.functional.one_hot(labels, 3).t().double()
+
+
+@pytest.mark.parametrize("name", ["ce", "dice", "ce+dice"])
+def test_the_truth_costs_nothing_and_gradients_agree_with_differences(name):
+    loss = make_loss(name, [(1,), (1, 2)])
+    assert float(loss(sure(LABELS), LABELS)) == pytest.approx(0.0, abs=1e-12)  # e^-40 is the probability left for other labels
+    logits = torch.randn(3, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda values: loss(values, LABELS), logits)
+
+
+def test_cross_entropy_counts_voxels_alike():
+    loss = make_loss("ce", [(1,)])
+    assert float(loss(torch.zeros(3, 6), LABELS)) == pytest.approx(math.log(3), rel=1e-6)
+    missed = LABELS.clone()
+    missed[5] = 0
+    assert float(loss(sure(missed), LABELS)) == pytest.approx(40 / 6)
+
+
+def test_soft_dice_of_sure_marginals_is_that_of_labels():
+    """Label 1 found in 3 voxels, 2 of them right: with one voxel of smoothing 1 - (4 + 1) / (3 + 2 + 1); label 2 missed: 1 - 1 / 2."""
+    found = LABELS.clone()
+    found[5] = 1
+    assert float(make_loss("dice", [(1,), (2,)])(sure(found), LABELS)) == pytest.approx((1 / 6 + 1 / 2) / 2)
+    assert float(make_loss("dice", [(1, 2)])(sure(found), LABELS)) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_a_case_without_the_region_has_a_gradient_of_zero_not_nan():
+    logits = torch.randn(3, 6, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    loss = make_loss("dice", [(1,), (2,)])(logits, torch.zeros(6, dtype=torch.long))
+    loss.backward()
+    assert float(loss.detach()) == 0.0
+    assert not logits.grad.any()
+
 
 SCHEME = RegionScheme.of({"whole": [1, 2], "core": 2, "cyst": 3})
 DESCRIPTION = {"labels": {"background": 0, "whole": [1, 2], "core": 2, "cyst": 3}, "regions_class_order": [1, 2, 3]}
@@ -65,7 +107,7 @@ def test_a_crop_holds_what_may_be_in_a_region(monkeypatch):
     likely = (case.logits.max(0) > math.log(FOREGROUND_RATIO)) | (case.labels > 0)
     assert 0 < crop.mask.sum() == likely.sum() < likely.size
     pairs = count_confusion(case.labels, SCHEME.decode(case.logits), 4)
-    np.testing.assert_array_equal(crop.outside + crop.count(crop.decode(crop.logits)), pairs)
+    np.testing.assert_array_equal(crop.confusion(crop.decode(crop.logits)), pairs)
 
 
 @pytest.mark.parametrize(("weight", "learn"), [(WEIGHTS, ()), (4.0, ("weights", "theta", "temperature"))], ids=["fixed", "learned"])
@@ -107,9 +149,8 @@ def test_the_biases_of_regions_are_not_centered():
     """A constant in all biases of a softmax changes nothing; in those of regions it moves every border."""
     shifted = [dataclasses.replace(crop_of(seed), logits=crop_of(seed).logits - np.float16(2.0)) for seed in range(2)]
     shared = Material(shifted, make_region_loss("ce+dice", SCHEME), SCHEME.labels, ("bias",), (3, *SIZES[1:]), seed=1)
-    with Workers(2) as workers:
-        scaling = fit_scaling(shared, split_training(range(2), seed=1).seen, workers)
-        found = calibrate(shared, (0,), PARAMETERS.replace(**{"mean_field.temperature": 0.9}), workers)
+    scaling = fit_scaling(shared, split_training(range(2), seed=1).seen, WORKERS)
+    found = calibrate(shared, (0,), PARAMETERS.replace(**{"mean_field.temperature": 0.9}), WORKERS)
     assert len(scaling.bias) == len(found.mean_field.bias) == 3
     assert np.mean(scaling.bias) > 0.3
     one, other = network_score(crop_of(), shared.loss, calibrated=found), Model(found, (), shared.sizes).score(crop_of(), shared.loss, 1)

@@ -59,14 +59,9 @@ def as_regions(labels, kind, seed):
     return np.stack([np.maximum(logits[1], logits[2]) - logits[0], logits[2] - np.maximum(logits[0], logits[1])])
 
 
-def disturbed(channels, logits, truth, mask, dice):
-    noise = make_noise(logits.shape, 1.0, np.random.default_rng(5)) * mask
-    return logits + np.float32(noise_scale(logits, noise, truth, mask, dice, channels)) * noise
-
-
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def few(monkeypatch):
-    """Fewer sets of parameters and seeds, for what does not depend on their number."""
+    """Fewer sets of parameters and seeds."""
     monkeypatch.setattr(unlabeled, "NUM_SEEDS", 1)
     monkeypatch.setattr(unlabeled, "MIN_DRAWS", 4)
     monkeypatch.setattr(unlabeled, "THETA_ALPHA_VOXELS", (1.0, 3.0))
@@ -74,6 +69,10 @@ def few(monkeypatch):
 
 def choose(root, *options, status=0):
     return run_here("train-crf", "--unlabeled", root, "-o", root / "out" / "params.toml", *options, status=status)
+
+
+def infer(root, *options, status=0):
+    return run_here("infer", "-i", root / "images", "-p", root / "logits", "-o", root / "out", "-c", "auto", *options, status=status)
 
 
 def report_of(root):
@@ -89,25 +88,24 @@ def test_the_noise_reaches_the_dice_that_is_asked_for(shape, scheme, dice):
     logits = channels.agreeing((network if scheme is None else as_regions)(anatomy(2, shape), "noisy", 0), truth)
     mask = np.ones(shape, bool)
     mask[:2] = False
-    noisy = disturbed(channels, logits, truth, mask, dice)
+    noise = make_noise(logits.shape, 1.0, np.random.default_rng(5)) * mask
+    noisy = logits + np.float32(noise_scale(logits, noise, truth, mask, dice, channels)) * noise
     assert dice_of(np.where(mask, channels.decode(noisy), 0), truth, channels.groups) == pytest.approx(dice, abs=0.01)
     np.testing.assert_array_equal(noisy[:, ~mask], logits[:, ~mask])
 
 
-def test_changed_logits_say_the_truth_and_keep_their_doubt():
-    truth, said = anatomy(1), anatomy(2)
-    logits = network(said, "noisy", 0)
+@pytest.mark.parametrize("scheme", [None, REGIONS], ids=["labels", "regions"])
+def test_changed_logits_say_the_truth_and_keep_their_doubt(scheme):
+    truth, decode = anatomy(1), Channels(3 if scheme is None else 2, scheme).decode
+    logits = (network if scheme is None else as_regions)(anatomy(2), "noisy", 0)
     logits[:, truth > 1] = 0.0  # equal for all labels
-    changed = Channels(3).agreeing(logits, truth)
-    np.testing.assert_array_equal(changed.argmax(axis=0), truth)
-    np.testing.assert_allclose(np.sort(changed, axis=0), np.sort(logits, axis=0), atol=1e-6)
-    right = logits.argmax(axis=0) == truth
-    np.testing.assert_array_equal(changed[:, right], logits[:, right])
-    log_odds = as_regions(said, "noisy", 0)
-    log_odds[:, truth > 1] = 0.0
-    changed = Channels(2, REGIONS).agreeing(log_odds, truth)
-    np.testing.assert_array_equal(REGIONS.decode(changed), truth)
-    np.testing.assert_allclose(np.abs(changed), np.abs(log_odds), atol=1e-30)
+    changed = Channels(len(logits), scheme).agreeing(logits, truth)
+    np.testing.assert_array_equal(decode(changed), truth)
+    doubts = [np.sort(values, axis=0) if scheme is None else np.abs(values) for values in (changed, logits)]
+    np.testing.assert_allclose(*doubts, atol=1e-6 if scheme is None else 1e-30)
+    right = decode(logits) == truth
+    if scheme is None:
+        np.testing.assert_array_equal(changed[:, right], logits[:, right])
 
 
 def test_the_dice_that_a_network_expects_is_its_mean_over_maps_drawn_from_it():
@@ -129,7 +127,6 @@ def test_few_voxels_have_no_part_and_thick_slices_stay():
     assert [halving(*grid) for grid in grids] == [[2, 1, 1], [1, 2, 1], [2, 1, 1]]
 
 
-@pytest.mark.usefixtures("few")
 def test_a_noisy_network_gets_a_stronger_model_and_a_clean_one_stays_with_default(tmp_path):
     verdicts = {kind: choose(write_data(tmp_path / kind, kind)).stdout.splitlines()[-1] for kind in ("noisy", "clean", "wreck")}
     assert verdicts["noisy"].startswith("verdict: chosen: theta_alpha 4.39 mm, ")
@@ -140,11 +137,8 @@ def test_a_noisy_network_gets_a_stronger_model_and_a_clean_one_stays_with_defaul
     found = CrfParameters.load(tmp_path / "noisy" / "out" / "params.toml")
     assert (found.bilateral[0].theta_alpha, found.bilateral[0].weight, found.mean_field.num_iterations) == (4.39, 8.0, 5)
     truth, image, logits = anatomy(0), load_nifti(tmp_path / "noisy/images/case0_0000.nii.gz"), network(anatomy(0), "noisy", 0)
-    gains = [
-        dice_of(crfrefine.refine(logits, image, spacing=SPACING, parameters=each).label_map, truth, ((1,), (2,)))
-        for each in (found, CrfParameters())
-    ]
-    assert gains[0] > gains[1]
+    labels = [crfrefine.refine(logits, image, spacing=SPACING, parameters=each).label_map for each in (found, CrfParameters())]
+    assert dice_of(labels[0], truth, ((1,), (2,))) > dice_of(labels[1], truth, ((1,), (2,)))
     report = report_of(tmp_path / "noisy")
     best = max(range(9), key=lambda number: report["gains"][number])
     assert report["choice"]["chosen"] == report["candidates"][best]["name"]
@@ -153,7 +147,6 @@ def test_a_noisy_network_gets_a_stronger_model_and_a_clean_one_stays_with_defaul
     assert files_in(tmp_path / "noisy" / "out") == ["params.report.json", "params.toml"]
 
 
-@pytest.mark.usefixtures("few")
 def test_the_choice_depends_on_the_seed_and_not_on_the_threads(tmp_path):
     write_data(tmp_path, "noisy", 4)
     found = []
@@ -163,7 +156,6 @@ def test_the_choice_depends_on_the_seed_and_not_on_the_threads(tmp_path):
     assert found[0] == found[1] != found[2]
 
 
-@pytest.mark.usefixtures("few")
 def test_one_case_and_what_cannot_be_used(tmp_path):
     """Files of one case; a folder of three, of which one has background alone and one is damaged."""
     write_data(tmp_path, "noisy", 3)
@@ -186,7 +178,6 @@ def test_one_case_and_what_cannot_be_used(tmp_path):
     assert "a label map does not say how sure the network is" in refused
 
 
-@pytest.mark.usefixtures("few")
 @pytest.mark.parametrize("kind", ["regions", "masks", "another grid", "two axes"])
 def test_other_inputs(tmp_path, kind):
     write_data(tmp_path, "noisy", 1, channels=as_regions if kind == "regions" else network)
@@ -239,7 +230,6 @@ def test_sets_are_named_by_what_they_hold_and_tried_once():
     assert all(each.parameters == each.parameters.replace(**held) for each in found)
 
 
-@pytest.mark.usefixtures("few")
 def test_cases_that_lack_a_file_take_no_place_of_others(tmp_path, monkeypatch):
     write_data(tmp_path, "noisy", 5)
     for number in (1, 2, 3):
@@ -252,17 +242,15 @@ def test_cases_that_lack_a_file_take_no_place_of_others(tmp_path, monkeypatch):
     assert "1 more case failed like 'case0' (case4)" in result.stderr
 
 
-@pytest.mark.usefixtures("few")
 def test_what_differs_in_lines_is_told_whole(tmp_path):
     write_data(tmp_path, "noisy", 2)
     for path in (tmp_path / "logits").iterdir():
         save_nifti(path, np.moveaxis(network(anatomy(0), "noisy", 0), 0, -1)[:, :, 3:], AFFINE)
     assert "Or give --resample" in choose(tmp_path, status=1).stderr
-    said = run_here("infer", "-i", tmp_path / "images", "-p", tmp_path / "logits", "-o", tmp_path / "out", "-c", "auto", status=1).stderr
+    said = infer(tmp_path, status=1).stderr
     assert "Or give --resample" in said.partition("it stays with `default`: no case could be used\n")[0]
 
 
-@pytest.mark.usefixtures("few")
 def test_progress_is_told_where_there_is_no_terminal(tmp_path, monkeypatch):
     monkeypatch.setattr(training_reporting, "_SECONDS_BETWEEN_LINES", 0.0)
     lines = choose(write_data(tmp_path, "noisy"), "--threads", 1).stderr.splitlines()
@@ -270,7 +258,6 @@ def test_progress_is_told_where_there_is_no_terminal(tmp_path, monkeypatch):
     assert any(line.startswith("  35 of 36 trials; about ") for line in lines)
 
 
-@pytest.mark.usefixtures("few")
 def test_an_interrupt_ends_all_threads_at_once(tmp_path, monkeypatch):
     """Another thread may be in the midst of minutes of work."""
     second_runs, stopped = threading.Event(), []
@@ -310,7 +297,6 @@ def test_what_makes_no_sense_without_labels_is_refused_at_once(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.usefixtures("few")
 def test_pytorch_is_not_needed(tmp_path, monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] == "torch"]:
         monkeypatch.delitem(sys.modules, name)
@@ -319,11 +305,9 @@ def test_pytorch_is_not_needed(tmp_path, monkeypatch):
     assert files_in(tmp_path / "out") == ["params.report.json", "params.toml"]
 
 
-@pytest.mark.usefixtures("few")
 def test_infer_chooses_records_and_continues_with_what_it_chose(tmp_path, monkeypatch):
     write_data(tmp_path, "noisy", 2)
-    arguments = ("infer", "-i", tmp_path / "images", "-p", tmp_path / "logits", "-o", tmp_path / "out", "-c", "auto")
-    first = run_here(*arguments, "--set", "postprocess.fill_holes=each", status=0)
+    first = infer(tmp_path, "--set", "postprocess.fill_holes=each")
     assert "chosen: theta_alpha 4.39 mm, " in first.stderr
     assert files_in(tmp_path / "out") == ["case0.nii.gz", "case1.nii.gz"]
     (record,) = (tmp_path / "out" / ".crfrefine").iterdir()
@@ -335,15 +319,13 @@ def test_infer_chooses_records_and_continues_with_what_it_chose(tmp_path, monkey
     expected = crfrefine.refine(logits, image, spacing=SPACING, parameters=used).label_map
     np.testing.assert_array_equal(load_nifti(tmp_path / "out" / "case1.nii.gz"), expected)
     assert run_here("status", tmp_path / "out").status == 0
-
-    other = run_here(*arguments, "--continue", "--set", "bilateral.weight=3", "--summary", tmp_path / "other.json", status=0)
+    other = infer(tmp_path, "--continue", "--set", "bilateral.weight=3", "--summary", tmp_path / "other.json")
     assert "trying 5 sets of parameters" in other.stderr  # Others than those that it had chosen from.
     assert "weight 3" in json.loads((tmp_path / "other.json").read_text())["choice"]["sentence"]
-    run_here(*arguments, "--set", "postprocess.fill_holes=each", status=0)
-
+    infer(tmp_path, "--set", "postprocess.fill_holes=each")
     (tmp_path / "out" / "case1.nii.gz").unlink()
     monkeypatch.delattr(unlabeled, "make_source")  # It is not to choose again.
-    again = run_here(*arguments, "--continue", status=0)
+    again = infer(tmp_path, "--continue")
     assert "parameters as an earlier run into this folder has chosen them: theta_alpha 4.39 mm, " in again.stderr
     assert [line.split("\t")[1] for line in again.stdout.splitlines()[1:]] == ["skipped", "done"]
     np.testing.assert_array_equal(load_nifti(tmp_path / "out" / "case1.nii.gz"), expected)

@@ -1,0 +1,243 @@
+"""The guided filter as a rival; the network recalibrated, a start of the training and a candidate; and the output temperature."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from numpy.lib.stride_tricks import sliding_window_view
+from scipy.special import expit, log_softmax
+from training_helpers import LARGER, REGIONS, SIZES, SPACING, WORKERS, as_case, crops, fit, material, phantom, start, write_cases
+
+import crfrefine
+from crfrefine.arrays.region_scheme import RegionScheme
+from crfrefine.base.plain import from_plain, to_plain
+from crfrefine.parameters.model import CrfParameters
+from crfrefine.runs.demo.phantom import write_phantom
+from crfrefine.train.baselines import EPSILONS, RADII_VOXELS, UNGUIDED, Guidance, Guide, fit_scaling, guided_labels, score_guided
+from crfrefine.train.calibration import RANGE, calibrate, calibrate_output, fit_output_temperature, negative_log_likelihood, with_calibrated
+from crfrefine.train.candidates import CALIBRATION as CALIBRATED
+from crfrefine.train.candidates import CRF, FitResult
+from crfrefine.train.comparison import measure_probabilities
+from crfrefine.train.crops import probabilities_of
+from crfrefine.train.folds import Split
+from crfrefine.train.model import Model, mean_dice, network_score
+from crfrefine.train.options import TrainingOptions, locate_folders
+from crfrefine.train.run import run_training
+
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
+
+
+SHAPE = (11, 6, 9)
+MM = (1.0, 2.1, 1.4)
+RADIUS = 2.0  # mm: 2, 1 and 1 voxels
+WINDOW = (2, 1, 1)
+INSIDE = tuple(slice(2 * width, -2 * width) for width in WINDOW)
+
+
+def by_definition(channel, image, epsilon):
+    """Equations 14 to 16 of He, Sun & Tang, where windows of windows lie in the grid: averages of a linear function per window."""
+    sizes = tuple(2 * width + 1 for width in WINDOW)
+    windows = sliding_window_view(np.concatenate([image, channel[None]]), sizes, axis=(1, 2, 3))
+    windows = windows.reshape(*windows.shape[:4], -1).astype(float)
+    means = windows.mean(axis=-1)
+    products = np.einsum("i...n,j...n->...ij", windows, windows) / windows.shape[-1] - np.einsum("i...,j...->...ij", means, means)
+    slopes = np.linalg.solve(products[..., :3, :3] + epsilon * np.eye(3), products[..., :3, 3:])[..., 0]
+    offsets = means[3] - np.einsum("...i,i...->...", slopes, means[:3])
+    averaged = sliding_window_view(np.stack([*np.moveaxis(slopes, -1, 0), offsets]), sizes, axis=(1, 2, 3)).mean(axis=(-3, -2, -1))
+    return (averaged[:3] * image[:, *INSIDE]).sum(axis=0) + averaged[3]
+
+
+def test_windows_are_those_of_the_definition():
+    """Inside, where windows of windows lie in the grid: at its border each filter repeats the outermost values by itself."""
+    random = np.random.default_rng(0)
+    image = random.random((3, *SHAPE)).astype(np.float32)
+    channel = random.random(SHAPE).astype(np.float32)
+    epsilons = EPSILONS[:: len(EPSILONS) - 1]
+    for epsilon, own in zip(epsilons, Guide(image, RADIUS, MM).filter(channel, epsilons), strict=True):
+        # Covariances in float32 are differences of numbers near 0.3, so that they are known to 1e-7; divided by epsilon that is 1e-4.
+        np.testing.assert_allclose(own[INSIDE], by_definition(channel, image, epsilon), atol=1e-3)
+
+
+def test_it_is_chosen_where_the_image_helps_and_not_where_logits_are_right():
+    """The scores are of the labels that are measured."""
+    cases, right = crops(2, **LARGER), crops(2, "right", **LARGER)
+    useful, unguided = (score_guided(material(given), LARGER["spacing"], WORKERS) for given in (cases, right))
+    assert useful.dice.shape == (2, 1 + len(RADII_VOXELS) * len(EPSILONS))
+    chosen = useful.best([0, 1])
+    assert chosen.radius_mm > 0
+    gain = useful.dice[:, useful.choices.index(chosen)] - useful.dice[:, 0]
+    # The phantom's labels differ in intensity: a filter that sees the image gains points.
+    assert gain.min() > 0.02
+    assert unguided.best([0, 1]) == UNGUIDED
+    labels = guided_labels(cases[0].logits.astype(np.float32), cases[0].image, useful.choices[5], cases[0].spacing, None)
+    assert useful.dice[0, 5] == mean_dice(cases[0].confusion(labels), REGIONS)
+
+
+def test_regions_are_filtered_one_by_one():
+    crop = crops(1)[0]
+    scheme = RegionScheme.of({"all": [1, 2, 3], "inner": [2, 3]}, class_order=(1, 2))
+    log_odds = crop.logits[1:3].astype(np.float32)
+    guide = Guide(crop.image, 4.0, crop.spacing)
+    inside = [guide.filter(channel, [0.01])[0] > 0.5 for channel in probabilities_of(log_odds, scheme)]
+    labels = guided_labels(log_odds, crop.image, Guidance(4.0, 0.01), crop.spacing, scheme)
+    np.testing.assert_array_equal(labels, np.where(inside[1], 2, np.where(inside[0], 1, 0)))
+
+
+SHIFT, CALIBRATION = 8.0, ("temperature", "bias")
+
+
+@pytest.fixture(scope="module")
+def shifted():
+    """Cases whose logits are right but for a bias of label 2."""
+    cases = crops(3, "right")
+    for crop in cases:
+        crop.logits[2] -= SHIFT
+    return cases
+
+
+def test_the_recalibrated_network_is_vector_scaling_as_a_crf_without_weights(shifted, monkeypatch):
+    """Which finds the bias that was put in."""
+    monkeypatch.setattr("crfrefine.train.baselines.SCALING_STEPS", 30)
+    split = Split((0,), (0,), ())
+    shared = material(shifted)
+    scaling = fit_scaling(shared, split.seen, WORKERS)
+    found = calibrate(shared, split.training, start(4.0).parameters, WORKERS)
+    assert scaling.bias[2] - np.mean([scaling.bias[label] for label in (0, 1, 3)]) > 1.0
+    assert sum(scaling.bias) == pytest.approx(0.0, abs=1e-5)
+    assert found.bilateral[0].weight == 0.0
+    assert found.mean_field.temperature == pytest.approx(scaling.temperature, rel=1e-5)
+    np.testing.assert_allclose(found.mean_field.bias, np.array(scaling.bias) * scaling.temperature, rtol=1e-4, atol=1e-5)
+    assert found == CrfParameters.from_toml(found.to_toml())
+    one, other = network_score(shifted[0], shared.loss, calibrated=found), Model(found, (), SIZES).score(shifted[0], shared.loss, 1)
+    np.testing.assert_array_equal(one.confusion, other.confusion)
+    assert one.loss == pytest.approx(other.loss, rel=1e-5)
+
+
+def test_what_is_not_learned_of_the_calibration_stays(shifted):
+    base = start(4.0).parameters.replace(**{"mean_field.bias": [0.5, 0.0, 2.0, 0.0], "mean_field.temperature": 0.8})
+    temperature, bias = (calibrate(material(shifted, (name,)), range(3), base, WORKERS).mean_field for name in CALIBRATION)
+    assert calibrate(material(shifted, ("weights",)), range(3), base, WORKERS) is None
+    assert bias.temperature == 0.8 != temperature.temperature
+    assert bias.bias[2] - np.mean([bias.bias[0], bias.bias[1], bias.bias[3]]) > 0.8
+    np.testing.assert_allclose(temperature.bias, base.mean_field.bias, rtol=1e-5)
+
+
+def test_the_best_start_is_tried_on_the_recalibrated_network_too():
+    best, base = start(4.0), start(6.0).parameters
+    calibrated = replace(base, mean_field=replace(base.mean_field, temperature=1.5, bias=(1.0, 0.0, 0.0, -1.0)))
+    added = with_calibrated(best, calibrated)
+    assert added.name == "theta_alpha 4, recalibrated"
+    assert added.parameters.bilateral == best.parameters.bilateral
+    assert added.parameters.mean_field == replace(best.parameters.mean_field, temperature=1.5, bias=(1.0, 0.0, 0.0, -1.0))
+
+
+def test_a_run_does_not_lose_to_vector_scaling(tmp_path, monkeypatch):
+    """With weights that do harm and stay as they are, each case held out has the values of vector scaling, and the file says what it is."""
+    monkeypatch.setattr("crfrefine.train.baselines.SCALING_STEPS", 20)
+    for seed in range(4):
+        case = phantom(seed, "right")
+        case.logits[2] -= SHIFT
+        write_phantom(case, tmp_path / "data", f"case{seed}")
+    steps = {"learn": CALIBRATION, "num_folds": 2, "num_optimizer_steps": 2, "threads": 2}
+    parameters = CrfParameters().replace(**{"bilateral.weight": 200.0})
+    result = run_training(TrainingOptions(locate_folders(tmp_path / "data"), parameters, output=tmp_path / "params.toml", **steps))
+    values = [methods for fold in result.folds for methods in fold.measured.values()]
+    assert len(values) == 4
+    for methods in values:
+        assert methods["trained CRF"] == methods["vector scaling"]
+        trained, network = (np.mean([row["dice"] for row in methods[name].values()]) for name in ("trained CRF", "network"))
+        assert trained > network
+    assert {one.kind for fold in result.folds for one in fold.tuned.fit.candidates} == {CALIBRATED, CRF}
+    final = result.final.fit
+    assert final.describe().startswith("no CRF is better than the network recalibrated: Dice 0.")
+    assert from_plain(FitResult, json.loads(json.dumps(to_plain(final)))) == final
+    assert json.loads((tmp_path / "params.report.json").read_text())["final"]["is_calibration"]
+    written = CrfParameters.load(tmp_path / "params.toml")
+    assert (written.bilateral[0].weight, written.mean_field.bias[2] > 0.5) == (0.0, True)
+
+
+@pytest.fixture(scope="module")
+def cases():
+    return crops(3)
+
+
+@pytest.fixture(scope="module")
+def trained(cases):
+    return fit(cases, num_optimizer_steps=2)
+
+
+def drawn(seed, temperature, count=20_000):
+    """Logits that are `temperature` times too sharp, and labels drawn from what they should be."""
+    random = np.random.default_rng(seed)
+    logits = random.normal(0, 2, (3, count)).astype(np.float32)
+    probabilities = np.exp(log_softmax(logits.astype(np.float64), axis=0))
+    labels = (random.random(count) > probabilities.cumsum(axis=0)[:-1, :]).sum(axis=0)
+    return temperature * logits, labels
+
+
+def test_the_temperature_of_drawn_labels_is_found_and_what_is_certain_does_not_become_a_step():
+    for temperature in (0.5, 3.0):
+        cases = [drawn(seed, temperature) for seed in range(2)]
+        assert fit_output_temperature(cases) == pytest.approx(temperature, rel=0.04)
+    logits, labels = drawn(0, 1.0, count=300)
+    for said, expected in ((logits.argmax(axis=0), RANGE[0]), ((labels + 1) % 3, RANGE[1])):
+        assert fit_output_temperature([(logits, said)]) == pytest.approx(expected, rel=1e-3)
+    assert fit_output_temperature([]) == 1.0
+
+
+def test_log_odds_of_regions_share_one():
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 3, 20_000)
+    truth = np.stack([labels > 0, labels == 2])
+    # The log-odds of a noisy sign, twice as large as they should be.
+    seen = np.where(truth, 1.0, -1.0) + random.normal(0, 1, truth.shape)
+    prior = np.log([[2.0], [0.5]])
+    logits, signs = (2.0 * (2.0 * seen + prior)).astype(np.float32), np.where(truth, np.float32(1.0), np.float32(-1.0))
+    expected = -np.log(np.where(truth, expit(logits / 3.0), expit(-logits / 3.0))).mean()
+    assert negative_log_likelihood(logits, signs, 3.0) == pytest.approx(expected, rel=1e-5)
+    assert fit_output_temperature([(logits, signs)]) == pytest.approx(2.0, rel=0.05)
+
+
+def test_a_fit_gets_one_and_labels_stay(cases, trained, monkeypatch):
+    """The likeliest one of its own marginals; few voxels of many are enough."""
+    assert not trained.is_network
+    shared = material(cases)
+    found = calibrate_output(trained, range(3), shared, WORKERS)
+    monkeypatch.setattr("crfrefine.train.calibration.MAX_VALUES", 4 * 900)
+    few = calibrate_output(trained, range(3), shared, WORKERS).parameters.mean_field.output_temperature
+    temperature = found.parameters.mean_field.output_temperature
+    assert len({few, temperature, 1.0}) == 3
+    assert few == pytest.approx(temperature, rel=0.25)
+    assert replace(found, parameters=trained.parameters) == trained
+    assert found.parameters.replace(**{"mean_field.output_temperature": 1.0}) == trained.parameters
+    model, losses = Model(trained.parameters, (), SIZES), []
+    for scale in (temperature, 1.1 * temperature, temperature / 1.1):
+
+        def loss(logits, labels, scale=scale):
+            return torch.nn.functional.cross_entropy((logits / scale).t(), labels)
+
+        losses.append(np.mean([model.score(crop, loss, 1).loss for crop in cases]))
+    assert min(losses) == losses[0]
+
+
+def test_a_run_measures_probabilities_and_says_what_became_of_them(tmp_path):
+    data = locate_folders(write_cases(tmp_path / "data", 4))
+    steps = {"num_folds": 2, "num_optimizer_steps": 1, "threads": 2}
+    result = run_training(TrainingOptions(data, start(8.0).parameters, output=tmp_path / "params.toml", learn=("weights",), **steps))
+    assert not result.final.fit.is_network
+    written = CrfParameters.load(tmp_path / "params.toml")
+    assert written == result.parameters
+    assert written.mean_field.output_temperature != 1.0
+    report = json.loads((tmp_path / "params.report.json").read_text())
+    rows = {(row["method"], row["metric"]): row["mean"] for row in report["comparison_of_probabilities"]}
+    assert {metric for _, metric in rows} == {"ece", "brier", "nll"}
+    assert report["verdict"]["probabilities"]["change"] == "too few cases"
+    losses = []
+    for fold in result.folds:
+        for name in fold.measured:
+            case = as_case(phantom(int(name.removeprefix("case"))))
+            refined = crfrefine.refine(case.logits, case.image, spacing=SPACING, parameters=fold.tuned.fit.parameters)
+            losses.append(measure_probabilities(case, refined.marginals)["all"]["nll"])
+    assert rows["trained CRF", "nll"] == pytest.approx(np.mean(losses), rel=1e-3)
