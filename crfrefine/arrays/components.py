@@ -182,17 +182,10 @@ _MAX_NAMED = 50
 def describe_losses(
     lost: Mapping[int, tuple[int, int]], rules: PostprocessParameters, names: Mapping[int, str], voxel_ml: float | None, *, allowed: bool
 ) -> tuple[str, ...]:
-    """Return a note on the structures that lost more than MAX_LOSS of their voxels to rules; no note without such structures.
+    """Return a note on the structures that lost more than MAX_LOSS of their voxels to rules; raise ConfigError if that is not allowed.
 
-    Args:
-        lost: voxels before the rules, and how many of them are left, of each label that lost voxels.
-        rules: the rules that were applied.
-        names: of the labels, where they are known.
-        voxel_ml: volume of a voxel in ml; None for grids that do not have three axes.
-        allowed: whether rules may do that.
-
-    Raises:
-        ConfigError: there are such structures, and rules may not do that.
+    `lost` has the voxels before the rules, and how many of them are left, of each label that lost voxels; `voxel_ml` is the volume of a
+    voxel, None on grids that do not have three axes.
     """
     texts = []
     for label, (before, after) in sorted(lost.items()):

@@ -82,11 +82,7 @@ def labels_of_one_hot(pieces: Iterable[tuple[int, slice, Array]], shape: tuple[i
 
 
 def one_hot_logits(label_map: Array, channels: Sequence[int], present: Sequence[int] | None = None) -> Float32:
-    """Return (channels, *grid) logits of a label map: CONFIDENCE for the label of a voxel, 0 for the other labels.
-
-    Channels of labels that are not in `present`, if it is given, are ABSENT_LOGIT everywhere: they are not missing elsewhere by an error of
-    the label map.
-    """
+    """Return (channels, *grid) logits of a label map: CONFIDENCE for a voxel's label, 0 for others, ABSENT_LOGIT for labels not present."""
     logits = np.full((len(channels), *label_map.shape), ABSENT_LOGIT, np.float32)
     for label, channel in zip(channels, logits, strict=True):
         if present is None or label in present:
@@ -106,7 +102,7 @@ def channel_numbers(labels: Labels, channels: Sequence[int]) -> Labels:
         return labels.astype(dtype, copy=False)
     table = np.zeros(channels[-1] + 1, dtype)
     table[list(channels)] = np.arange(len(channels))
-    return _looked_up(table, labels)
+    return _look_up(table, labels)
 
 
 def renumber(indices: Array, channels: Sequence[int]) -> Labels:
@@ -114,16 +110,16 @@ def renumber(indices: Array, channels: Sequence[int]) -> Labels:
     table = np.asarray(channels).astype(np.min_scalar_type(max(channels)))
     if channels[-1] == len(channels) - 1:
         return indices.astype(table.dtype, copy=False)
-    return _looked_up(table, indices)
+    return _look_up(table, indices)
 
 
-def _looked_up(table: Array, indices: Array) -> Array:
+def _look_up(table: Array, indices: Array) -> Array:
     """Return (*grid) entries of a table in the memory layout of the indices; numpy widens indices to 64 bits, so a plane at a time."""
-    found = np.empty_like(indices, dtype=table.dtype)
+    entries = np.empty_like(indices, dtype=table.dtype)
     order = StorageOrder.of_memory(indices)
-    for plane, target in zip(np.atleast_2d(order.to_storage(indices)), np.atleast_2d(order.to_storage(found)), strict=True):
+    for plane, target in zip(np.atleast_2d(order.to_storage(indices)), np.atleast_2d(order.to_storage(entries)), strict=True):
         target[...] = table[plane]
-    return found
+    return entries
 
 
 def expand_channels(values: Float32, channels: Sequence[int], num_labels: int, absent: float) -> Float32:
@@ -184,9 +180,7 @@ def share_logits(labels: Labels, num_labels: int, sigma: Sequence[float]) -> Flo
     reach = share_reach(sigma)
     for label, box in enumerate([whole, *find_objects(labels, num_labels - 1)][:num_labels]):
         if box is not None:
-            near = tuple(
-                slice(max(0, axis.start - extent), min(size, axis.stop + extent))
-                for axis, extent, size in zip(box, reach, labels.shape, strict=True)
-            )
+            sides = zip(box, reach, labels.shape, strict=True)
+            near = tuple(slice(max(0, axis.start - extent), min(size, axis.stop + extent)) for axis, extent, size in sides)
             logits[label][near] = log_shares(labels, label, sigma, near)
     return logits

@@ -49,14 +49,14 @@ def find_padding(channels: Array, *, are_regions: bool = False) -> Bool | None:
     For regions: where all log-odds are exactly 0, which says nothing about any region. Any other constant does, unlike in a softmax:
     probabilities that are 0 in all channels are certain background.
     """
-    found: Bool | None = None
+    padding: Bool | None = None
     for planes in plane_blocks(channels):
         same = all_equal(channels[:, planes], 0.0 if are_regions else None)
         if same.any():
-            if found is None:
-                found = np.zeros(channels.shape[1:], np.bool_)
-            found[planes] = same
-    return found
+            if padding is None:
+                padding = np.zeros(channels.shape[1:], np.bool_)
+            padding[planes] = same
+    return padding
 
 
 def leave_out(padding: Bool, mask: Bool | None, what: str) -> tuple[Bool, int]:

@@ -157,8 +157,8 @@ def identify(values: Float32, input_type: str, kind: str | None, path: Path) -> 
 
     Arguments and errors are those of `decide`.
     """
-    found, reason = decide(look_at(values), input_type, kind, str(path))
-    return found, f"{path.name} is taken as {found}: {reason}"
+    decided, reason = decide(look_at(values), input_type, kind, str(path))
+    return decided, f"{path.name} is taken as {decided}: {reason}"
 
 
 def identify_array(values: NDArray[np.floating[Any]], input_type: str) -> str:
@@ -166,14 +166,14 @@ def identify_array(values: NDArray[np.floating[Any]], input_type: str) -> str:
     if input_type == "logits":
         return "logits"
     look = look_at(values)
-    found, _ = decide(look, input_type, None, "logits" if input_type == "auto" else input_type)
-    if found == "probabilities" and input_type == "auto":
+    decided, _ = decide(look, input_type, None, "logits" if input_type == "auto" else input_type)
+    if decided == "probabilities" and input_type == "auto":
         raise InputError(
             "expected logits, found values that all lie in [0, 1] and sum to 1 over the labels at each voxel, as probabilities do\n"
             '  For probabilities, give input_type="probabilities"; if these are logits nevertheless, input_type="logits".'
             + ('\n  For one-hot labels, give logits.argmax(axis=0) and input_type="labels".' if look.is_binary else "")
         )
-    return found
+    return decided
 
 
 def who_says(input_type: str) -> str:

@@ -68,10 +68,8 @@ class RegionScheme:
                 largest = shorten(max(labels), 20)
                 raise ConfigError(f"region {shorten_value(name)}: label {largest}: label maps hold labels up to {MAX_LABEL}")
         if len(self.class_order) != len(self.names):
-            raise ConfigError(
-                f"the class order has {len(self.class_order)} labels for {len(self.names)} regions ({listed(self.names)}); "
-                "expected one label per region: the one that the region writes into the label map"
-            )
+            counts = f"{len(self.class_order)} labels for {len(self.names)} regions ({listed(self.names)})"
+            raise ConfigError(f"the class order has {counts}; expected the label that each region writes into the label map")
         for name, labels, written in zip(self.names, self.labels, self.class_order, strict=True):
             if written not in labels:
                 region = f"region {shorten_value(name)}, which consists of the labels {_joined(labels)}"

@@ -108,10 +108,7 @@ class Prepared:
 def prepare(
     network: Network, case: GridImage, models: Sequence[ModelSpec], parameters: CrfParameters, backend: Backend, context: RunContext
 ) -> Prepared:
-    """Return a network's output, checked, with a plan of tiles where these save work, or where channels are not in memory.
-
-    The image of `case` has any type. Errors are those of `crfrefine.refine`.
-    """
+    """Return a network's output, checked, with a plan of tiles where these save work, or where channels are not in memory."""
     if isinstance(network, ArrayNetwork):
         return _prepare_array(network, case, models, parameters, backend, context)
     if isinstance(network, StreamedNetwork):
@@ -149,10 +146,8 @@ def _logits_of_labels(
         is_for_tiles = parameters.mean_field.label_threshold > 0 and parameters.volume.weight <= 0
         if backend.name == "cpu" and numbers.ndim <= MAX_DIMS and is_for_tiles:
             return None
-        what = (
-            f"the logits of {num_channels} labels, which only the CPU with mean_field.label_threshold above 0 and volume.weight = 0 "
-            "can do without, take"
-        )
+        where = "the CPU with mean_field.label_threshold above 0 and volume.weight = 0"
+        what = f"the logits of {num_channels} labels, which only {where} can do without, take"
         require_memory(4 * num_channels * numbers.size, what, memory_limit())
     if sigma is not None:
         return share_logits(numbers, num_channels, sigma)

@@ -113,7 +113,7 @@ def _threshold(distances: Float32, wanted: int, limit: float) -> float:
     below, above = distances < last, distances > last
     num_below, num_with = np.count_nonzero(below), len(distances) - np.count_nonzero(above)
     if num_below and wanted - num_below < num_with - wanted:
-        found = 0.5 * (last + distances[below].max())
+        bias = 0.5 * (last + distances[below].max())
     else:
-        found = 0.5 * (last + distances[above].min()) if num_with < len(distances) else last + limit
-    return float(np.clip(found, -limit, limit if distances.min() < limit else 2 * limit))
+        bias = 0.5 * (last + distances[above].min()) if num_with < len(distances) else last + limit
+    return float(np.clip(bias, -limit, limit if distances.min() < limit else 2 * limit))

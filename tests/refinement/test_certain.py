@@ -16,23 +16,19 @@ def refine(logits, image, threads=1, **changes):
     return crfrefine.refine(logits, image, spacing=SPACING, parameters=PARAMETERS.replace(**changes), threads=threads)
 
 
-@pytest.fixture(scope="module")
-def case():
-    """Noise near the first of two labels' border, and no doubt elsewhere; the image shows the labels."""
-    rng = np.random.default_rng(5)
-    row = np.arange(SHAPE[1])[:, None]
-    is_body = np.broadcast_to(row < 3 + rng.integers(0, 2, SHAPE[2]), SHAPE)
-    image = is_body + 0.3 * rng.standard_normal(SHAPE)
-    logits = np.stack([np.where(is_body, -15.0, 15.0), np.where(is_body, 15.0, -15.0)])
-    near = np.broadcast_to(row < 6, SHAPE)
+def noisy_case(is_body, near, rng):
+    """Noise where it is near the border of two labels, and no doubt elsewhere; the image shows the labels."""
+    logits = np.where(is_body, 15.0, -15.0) * np.array([-1.0, 1.0])[:, None, None, None]
     logits[:, near] = 0.1 * logits[:, near] + rng.standard_normal((2, np.count_nonzero(near)))
-    return logits.astype(np.float32), image.astype(np.float32)
+    return logits.astype(np.float32), (is_body + 0.3 * rng.standard_normal(is_body.shape)).astype(np.float32)
 
 
 @pytest.mark.parametrize("theta_alpha", [1.0, 1.9])
-def test_a_grid_on_tiles_is_as_close_to_brute_force_as_everywhere_with_any_number_of_threads(case, theta_alpha):
+def test_a_grid_on_tiles_is_as_close_to_brute_force_as_everywhere_with_any_number_of_threads(theta_alpha):
     """Certain voxels beside uncertain ones, in the same cells, too; a network that is nowhere certain has all labels everywhere."""
-    case = [np.ascontiguousarray(array[..., ::-1, :]) for array in case]
+    rng, row = np.random.default_rng(5), np.arange(SHAPE[1])[::-1, None]
+    is_body = np.broadcast_to(row < 3 + rng.integers(0, 2, SHAPE[2]), SHAPE)
+    case = noisy_case(is_body, np.broadcast_to(row < 6, SHAPE), rng)
     changes = {"bilateral.theta_alpha": theta_alpha}
     found, threaded = refine(*case, **changes), refine(*case, threads=3, **changes)
     assert found.channels.tiles is not None
@@ -53,10 +49,7 @@ def test_a_grid_filters_the_parts_of_long_rows_that_count(borders):
     shape = (9, 26, 250)
     place = np.arange(shape[2]) + rng.integers(0, 2, shape[:2])[..., None]
     is_body = sum(place > border for border in borders) % 2 == 1
-    logits = np.where(is_body, 15.0, -15.0) * np.array([-1.0, 1.0])[:, None, None, None]
-    near = np.min([np.abs(place - border) for border in borders], axis=0) < 3
-    logits[:, near] = 0.1 * logits[:, near] + rng.standard_normal((2, np.count_nonzero(near)))
-    given = logits.astype(np.float32), (is_body + 0.3 * rng.standard_normal(shape)).astype(np.float32)
+    given = noisy_case(is_body, np.min([np.abs(place - border) for border in borders], axis=0) < 3, rng)
     found, everywhere = refine(*given), refine(*given, **{"mean_field.label_threshold": 0.0})
     assert found.channels.tiles is not None
     assert (everywhere.label_map != everywhere.network_label_map).sum() > 20

@@ -120,13 +120,6 @@ def cut_off(folders):
     path.write_bytes(path.read_bytes()[:-5000])
 
 
-def padded(folders, padding, factor=1.0):
-    """Probabilities, times a factor; logits without one. Where the network did not look, all labels have one value."""
-    channels = factor * softmax(logits_of(folders)) if factor else logits_of(folders)
-    channels[:, :3] = padding
-    save_nifti(folders.logits / "a.nii.gz", np.moveaxis(channels, 0, -1).astype(np.float32))
-
-
 RANDOM = np.random.default_rng(0).uniform(-9, 9, (3, 1, 1)).astype(np.float32)  # a value for each plane, equal in all labels
 
 
@@ -136,7 +129,9 @@ RANDOM = np.random.default_rng(0).uniform(-9, 9, (3, 1, 1)).astype(np.float32)  
 )
 def test_padding_of_any_value_does_not_decide_what_values_are(padding, factor, words, tmp_path, monkeypatch):
     folders = write_folders(tmp_path, "a")
-    padded(folders, padding, factor)
+    channels = factor * softmax(logits_of(folders)) if factor else logits_of(folders)
+    channels[:, :3] = padding  # Where the network did not look, all labels have one value.
+    save_nifti(folders.logits / "a.nii.gz", np.moveaxis(channels, 0, -1).astype(np.float32))
     found = []
     for name, streams in (("memory", False), ("streamed", True)):
         own = Folders(folders.images, folders.logits, tmp_path / name)

@@ -156,11 +156,11 @@ class LabelSets:
         """Return (L, *tiles), the labels and tiles of the entries whose flag is not 0; None if no entry is flagged."""
         if not flags.any():
             return None
-        found = np.zeros_like(self.domains)
+        flagged = np.zeros_like(self.domains)
         for label in np.unique(self.labels[flags != 0]):
             tiles, entries = self.entries_of(int(label))
-            found[label].flat[tiles[flags[entries] != 0]] = True
-        return found
+            flagged[label].flat[tiles[flags[entries] != 0]] = True
+        return flagged
 
     def engine(self, mask: Bool | None, threads: int | None) -> Any:
         """Return the C++ engine's routines for these sets; `mask` (*grid) is True where the model applies, or None."""

@@ -40,14 +40,14 @@ def solve(problem: TileProblem, sets: LabelSets, backend: Backend, context: RunC
         is_direct = sums_are_direct(problem, sets) if is_direct is None else is_direct
         slabs = plan_slabs(problem, sets, None if context.num_bytes is None else context.num_bytes(), is_direct=is_direct)
         if len(slabs) == 1:
-            found = run_tiles(problem, sets, backend, context, is_direct=is_direct)
+            refined = run_tiles(problem, sets, backend, context, is_direct=is_direct)
         else:
-            found = run_slabs(problem, sets, slabs, backend, context, is_direct=is_direct)
+            refined = run_slabs(problem, sets, slabs, backend, context, is_direct=is_direct)
         # Where a label's marginal was not negligible near the border of its domain.
-        exceeding = None if problem.threshold is None else sets.flagged(found.exceeds)
+        exceeding = None if problem.threshold is None else sets.flagged(refined.exceeds)
         if exceeding is None:
-            return found
-        del found  # The next run needs its memory.
+            return refined
+        del refined  # The next run needs its memory.
         repeats += 1
         if repeats >= MAX_REPEATS:
             exceeding[exceeding.any(axis=(1, 2, 3))] = True
@@ -77,17 +77,17 @@ def run_slabs(
         own_context = replace(context, progress=of_part(context.progress, number, len(slabs), "slab"))
         if own_context.progress is not None:
             own_context.progress("label sets", 0, 1)
-        found = run_tiles(part, part_sets, backend, own_context, is_direct=is_direct)
+        refined = run_tiles(part, part_sets, backend, own_context, is_direct=is_direct)
         own = np.searchsorted(sets.tiles, [row // TILE[0] * per_row for row in (slab.start, slab.stop + TILE[0] - 1)])
         inner = np.searchsorted(
             part_sets.tiles, [row // TILE[0] * per_row for row in (slab.start - slab.first, slab.stop - slab.first + TILE[0] - 1)]
         )
         to, source = slice(*sets.first_entry[own]), slice(*part_sets.first_entry[inner])
-        values[to], exceeds[to] = found.values[source], found.exceeds[source]
-        filters = filters or found.report.filters
-        for stage, seconds in found.timings.items():
+        values[to], exceeds[to] = refined.values[source], refined.exceeds[source]
+        filters = filters or refined.report.filters
+        for stage, seconds in refined.timings.items():
             timings[stage] = timings.get(stage, 0.0) + seconds
-        del part, found  # The next slab needs their memory.
+        del part, refined  # The next slab needs their memory.
     filters = tuple(f"{line}, in {len(slabs)} slabs" for line in filters)
     report = MeanFieldReport(run.num_iterations, False, (), filters)
     return replace(nothing_refined(problem, sets), values=values, exceeds=exceeds, report=report, timings=timings)

@@ -139,6 +139,6 @@ class ShareChannels(LabelMapChannels):
             values = log_shares(self.numbers, label, self.reach, (planes, *box[1:]))
             part = TileGrid(values.shape)
             inner = np.ravel_multi_index(tuple(places[:, some] - first[:, None]), part.counts)
-            found = np.empty((len(some), out.shape[1]), np.float32)
-            part.engine(None).gather(np.ascontiguousarray(values), inner, found)
-            out[entries[some]] = found
+            gathered = np.empty((len(some), out.shape[1]), np.float32)
+            part.engine(None).gather(np.ascontiguousarray(values), inner, gathered)
+            out[entries[some]] = gathered
