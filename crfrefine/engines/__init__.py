@@ -25,7 +25,7 @@ def get_backend(device: str, *, keeps_kernels: bool = False) -> Backend:
         device: "auto" (the GPU if there is one and CuPy is installed, else the CPU; warns if both are there but do not work),
             "cpu", "cuda" (the first GPU, the same backend as "cuda:0"), "cuda:N", or "torch", "torch:cuda" and "torch:cuda:N" for plain
             tensor operations of PyTorch, which are slower.
-        keeps_kernels: whether the newest kernels stay in memory for the next run; on the CPU alone, others keep nothing.
+        keeps_kernels: whether the newest kernels stay in memory for the next run; only the CPU engine can keep them.
 
     Raises:
         BackendUnavailableError: the device has no engine in this build.

@@ -5,9 +5,13 @@ Arrays are plain numpy, channel first, C-ordered; callers bring axes into storag
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
 
 if TYPE_CHECKING:
     from crfrefine.base.array_types import Array, Bool, Float32, Float64, Labels
@@ -155,11 +159,12 @@ class Kernels(Protocol):
         """
 
 
-class Backend(Protocol):
+class Backend(ABC):
     """One way to compute the model; all backends agree to within the accuracy of their filters."""
 
     name: str
 
+    @abstractmethod
     def kernels(self, image: GridImage, spec: KernelSetSpec, context: RunContext = NO_CONTEXT) -> Kernels:
         """Build the kernels of a model on one image, which must not change while they are in use."""
 
@@ -168,15 +173,25 @@ class Backend(Protocol):
 
         The image is released before the first step if no filter reads it again.
         """
+        return self.kernels(image, spec.kernels, context).run(logits, spec.mean_field, progress=context.progress)
 
+    @abstractmethod
     def message(self, values: Float32, image: GridImage, spec: KernelSetSpec, *, threads: int | None = None) -> Float32:
         """Filter (V, *grid) values once with the only kernel of a set; outside the mask the result is 0."""
 
     def label_map(self, logits: Float32, *, threads: int | None = None) -> Labels:
         """Return the label of the largest of (L, *grid) logits at each voxel, the lowest label on ties, in the smallest unsigned type."""
+        labels: Labels = np.argmax(logits, axis=0).astype(np.min_scalar_type(len(logits) - 1))
+        return labels
 
     def softmax(self, logits: Float32, *, threads: int | None = None, out: Float32 | None = None) -> Float32:
         """Return the softmax over labels of (L, *grid) logits, in `out` if it is given; it may be the logits."""
+        exponentials = np.exp(logits.astype(np.float64) - logits.max(axis=0))
+        marginals = np.empty_like(logits) if out is None else out
+        np.divide(exponentials, exponentials.sum(axis=0), out=marginals, casting="same_kind")
+        return marginals
 
     def channel_ranges(self, channels: Float32, *, threads: int | None = None) -> list[Range]:
         """Return the smallest and largest value of each channel; both are NaN for a channel with a value that is not finite."""
+        ends = [(float(channel.min()), float(channel.max())) for channel in channels]
+        return [pair if all(map(math.isfinite, pair)) else (math.nan, math.nan) for pair in ends]

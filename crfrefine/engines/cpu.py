@@ -12,7 +12,17 @@ import numpy as np
 
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.base.threads import available_threads
-from crfrefine.engines.base import NO_CONTEXT, MeanFieldGradients, MeanFieldReport, MeanFieldResult, Progress, Range, RunContext, Tape
+from crfrefine.engines.base import (
+    NO_CONTEXT,
+    Backend,
+    MeanFieldGradients,
+    MeanFieldReport,
+    MeanFieldResult,
+    Progress,
+    Range,
+    RunContext,
+    Tape,
+)
 from crfrefine.engines.compiled import load_engine
 from crfrefine.engines.volume import volume_part
 from crfrefine.errors import CapacityError, InputError
@@ -22,7 +32,7 @@ if TYPE_CHECKING:
     from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec, ModelSpec
 
 
-class CpuBackend:
+class CpuBackend(Backend):
     """The C++ engine: permutohedral lattice, bilateral grid, truncated and exact sums, separable spatial filter."""
 
     name = "cpu"
@@ -221,7 +231,7 @@ def _floats(values: Any) -> list[float]:
 
 
 def _equal(first: Array | None, second: Array | None) -> bool:
-    """Whether two arrays are equal in type and values, or both are None."""
+    """Whether both arrays are None, or equal in type and values."""
     if first is None or second is None:
         return first is second
     return first.dtype == second.dtype and np.array_equal(first, second)

@@ -282,7 +282,7 @@ def _spread(value: Values, size: int, name: str, dtype: torch.dtype, *, is_posit
 
 
 def _stack(rows: Sequence[Tensor], size: int, dtype: torch.dtype) -> Tensor:
-    """Return rows as a matrix, which may have none."""
+    """Return the matrix of any number of rows."""
     return torch.cat([torch.zeros(0, size, dtype=dtype, device=_HOST), *(row[None] for row in rows)])
 
 

@@ -57,15 +57,13 @@ def _normalize(image: Tensor, parameters: IntensityParameters, mask: Tensor | No
             channels.append(((channel - window[0]) / (window[1] - window[0])).clamp(0.0, 1.0))
         else:
             values = channel.flatten() if mask is None else channel[mask]
-            shift, width = _mean_and_deviation(values) if kind == "zscore" else _percentile_range(values, percentiles)
+            if kind == "zscore":  # The (population) deviation of a constant is 0 and has no gradient.
+                variance, shift = torch.var_mean(values, correction=0)
+                width = variance.sqrt() if float(variance.detach()) > 0.0 else torch.zeros_like(variance)
+            else:
+                shift, width = _percentile_range(values, percentiles)
             channels.append((channel - shift) / width if float(width.detach()) > _CONSTANT else torch.zeros_like(channel))
     return torch.stack(channels).to(dtype)
-
-
-def _mean_and_deviation(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and (population) standard deviation; the deviation of a constant is 0 and has no gradient."""
-    variance, mean = torch.var_mean(values, correction=0)
-    return mean, variance.sqrt() if float(variance.detach()) > 0.0 else torch.zeros_like(variance)
 
 
 def _percentile_range(values: Tensor, percentiles: tuple[float, float]) -> tuple[Tensor, Tensor]:

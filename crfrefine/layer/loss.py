@@ -62,12 +62,9 @@ def crf_loss(
         () float32, or float64 for float64 logits. From 0 to 1 - 1 / L, up to the error of the filter.
 
     Raises:
-        InputError: shapes do not fit each other, logits that are no floating-point numbers or hold NaN, an image that is not finite, a
-            spacing or bandwidth that is not positive, an image or bandwidth that requires a gradient, an empty mask.
+        InputError: as `CrfRnn.forward`; also an image or bandwidth that requires a gradient.
         ConfigError: `filter` or `intensity` is not one of the words.
-        ExportError: `torch.jit`, `torch.export` or `torch.onnx` tries to make a graph of it.
-        BackendUnavailableError: there is no engine for the tensors' device.
-        CapacityError: not enough memory, or bandwidths too small for the lattice.
+        ExportError, BackendUnavailableError, CapacityError: as `CrfRnn.forward`.
 
     Examples:
         >>> import torch

@@ -223,7 +223,7 @@ class CrfValues(nn.Module):
         return self
 
     def group(self, name: str) -> list[nn.Parameter]:
-        """Return the parameters of a group, e.g. for an optimizer with several learning rates; raises ConfigError if there is none."""
+        """Return the parameters of a group, e.g. for an optimizer with several learning rates; raises ConfigError if it does not exist."""
         if name not in _MEMBERS:
             raise ConfigError(f"there is no group {name!r}; expected any of {', '.join(GROUPS)}")
         return [getattr(self, member) for member in _MEMBERS[name] if getattr(self, member) is not None]

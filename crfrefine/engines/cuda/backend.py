@@ -5,11 +5,10 @@ from __future__ import annotations
 import threading
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from crfrefine.base.array_types import Float32
-from crfrefine.engines import host
-from crfrefine.engines.base import NO_CONTEXT, MeanFieldResult, RunContext
+from crfrefine.engines.base import NO_CONTEXT, Backend, MeanFieldResult, RunContext
 from crfrefine.engines.cpu import CpuBackend
 from crfrefine.engines.cuda.kernels import CudaKernels
 from crfrefine.errors import BackendUnavailableError
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from crfrefine.parameters.specs import KernelSetSpec, ModelSpec
 
 
-class CudaBackend:
+class CudaBackend(Backend):
     """Permutohedral lattice, bilateral grid, truncated and exact sums, separable spatial filter: float32, the same bits on every run."""
 
     def __init__(self, device: CupyDevice) -> None:
@@ -28,11 +27,10 @@ class CudaBackend:
         self.device = device
         self.name = device.name
         self._lock = threading.Lock()  # one case at a time: each may need all of the memory
-        # Computed on the host.
-        self.label_map, self.softmax, self.channel_ranges = host.label_map, host.softmax, host.channel_ranges
-        with suppress(BackendUnavailableError):  # without the compiled engine numpy gives the same answers, more slowly
-            cpu = CpuBackend()
-            self.label_map, self.softmax, self.channel_ranges = cpu.label_map, cpu.softmax, cpu.channel_ranges
+        with suppress(BackendUnavailableError):  # Without the compiled engine numpy gives the same answers, more slowly.
+            cpu: Any = CpuBackend()
+            for name in ("label_map", "softmax", "channel_ranges"):
+                setattr(self, name, getattr(cpu, name))
 
     def kernels(self, image: GridImage, spec: KernelSetSpec, context: RunContext = NO_CONTEXT) -> CudaKernels:
         """Build the kernels of a model on one image; see `Backend.kernels`. The number of threads has no effect here.

@@ -1,4 +1,4 @@
-"""How channels lie in rows, and memory that filterings share."""
+"""Rows of channels, and memory that filterings share."""
 
 from __future__ import annotations
 

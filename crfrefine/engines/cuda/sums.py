@@ -10,7 +10,7 @@ from crfrefine.base.array_types import Float64
 from crfrefine.engines.cuda.cupy_device import CupyDevice
 
 MAX_THREADS = 1 << 16  # of the kernels that sum over voxels: enough to fill a GPU, few enough that their sums are quickly added up
-_THREADS, _PAIR_THREADS = 512, 128  # of a block that adds up, and of one that sums products of pairs of rows
+_THREADS, _PAIR_THREADS = 512, 128  # of blocks that add up, and of blocks that sum products of pairs of rows
 _SHARED_VALUES = 12 * 1024  # of a block
 _PAIR_SUMS = 1 << 19
 _MIN_PAIR_BLOCKS, _MAX_PAIR_BLOCKS = 256, 2048

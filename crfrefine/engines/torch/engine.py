@@ -16,22 +16,19 @@ import torch
 from torch import Tensor
 
 from crfrefine.base.array_types import Array, Float32
-from crfrefine.engines import host
-from crfrefine.engines.base import NO_CONTEXT, MeanFieldGradients, MeanFieldReport, MeanFieldResult, Progress, RunContext, Tape
+from crfrefine.engines.base import NO_CONTEXT, Backend, MeanFieldGradients, MeanFieldReport, MeanFieldResult, Progress, RunContext, Tape
 from crfrefine.engines.grid_image import GridImage
 from crfrefine.engines.torch.filters import TRUNCATION_RADIUS, Filter, Lattice, dense_filter, normalized, spatial_filter
 from crfrefine.engines.torch.mean_field import Trace, mean_field
 from crfrefine.engines.volume import volume_part
 from crfrefine.errors import BackendUnavailableError, CapacityError, ConfigError, InputError
-from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec, ModelSpec
+from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec
 
 EXACT_BELOW = 8192  # voxels, up to which `auto` sums over all pairs; it takes the lattice for more
 
 
-class TorchBackend:
+class TorchBackend(Backend):
     """Exact and truncated sums over all pairs, the permutohedral lattice, a separable spatial filter."""
-
-    label_map, softmax, channel_ranges = staticmethod(host.label_map), staticmethod(host.softmax), staticmethod(host.channel_ranges)
 
     def __init__(self, device: str = "cpu") -> None:
         """Take a device of PyTorch: "cpu", "cuda" or "cuda:N".
@@ -53,10 +50,6 @@ class TorchBackend:
             CapacityError: too many voxels for the exact filter, or too little memory.
         """
         return TorchKernels(image, spec, self._device, context)
-
-    def mean_field(self, logits: Float32, image: GridImage, spec: ModelSpec, context: RunContext = NO_CONTEXT) -> MeanFieldResult:
-        """Run the mean field on one case; see `Backend.mean_field` and `kernels`."""
-        return self.kernels(image, spec.kernels, context).run(logits, spec.mean_field, progress=context.progress)
 
     def message(self, values: Float32, image: GridImage, spec: KernelSetSpec, *, threads: int | None = None) -> Float32:
         """Filter values once; see `Backend.message`."""
