@@ -78,16 +78,7 @@ class GridSize:
 
 
 class _Axis:
-    """The cells under the splines of an axis's places.
-
-    Attributes:
-        num_places: along the axis of the box.
-        num_cells: that they reach.
-        first_cell: (place) int32, the first of the four under its spline.
-        begin: (cell + 1) int32, the first place with this or a later first cell.
-        weight: (place, 4) of these cells.
-        reach: (place, 6) weights of these cells and their neighbors, with the three taps.
-    """
+    """The cells under the splines of an axis's places."""
 
     def __init__(self, bilateral: BilateralInput, axis: int | None) -> None:
         """Compute them for an axis of the box; None: for a single place on the first of its cells."""
@@ -104,8 +95,10 @@ class _Axis:
             for k, tap in enumerate((_SIDE_TAP, _CENTER_TAP, _SIDE_TAP)):
                 reach[:, k : k + _SPAN] += tap * weight
         self.num_places, self.num_cells = len(first_cell), int(first_cell[-1]) + _SPAN
-        self.first_cell = upload(first_cell.astype(np.int32))
+        self.first_cell = upload(first_cell.astype(np.int32))  # (place), the first of the four under its spline
+        # (cell + 1), the first place with this or a later first cell.
         self.begin = upload(np.searchsorted(first_cell, np.arange(self.num_cells + 1)).astype(np.int32))
+        # (place, 4) weights of these cells, and (place, 6) of these and their neighbors, with the three taps.
         self.weight, self.reach = upload(weight.astype(np.float32)), upload(reach.astype(np.float32))
 
 

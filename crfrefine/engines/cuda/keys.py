@@ -95,11 +95,8 @@ def estimated_vertices(bilateral: BilateralInput, simplices: Simplices) -> float
     low, high, _ = simplices.find(xp.ascontiguousarray(bilateral.features[:, place.astype(np.int64)]))
     if high is not None:
         low = low * np.uint64(0x9E3779B97F4A7C15) + high  # of two different keys one in 2^64 is taken for the same
-    key = xp.sort(low)
-    is_first = xp.concatenate([xp.ones(1, dtype=bool), key[1:] != key[:-1]])
-    begin = xp.flatnonzero(is_first)
-    met = xp.concatenate([begin[1:], xp.full(1, key.size, dtype=begin.dtype)]) - begin
-    distinct = float(begin.size)
+    _, met = xp.unique(low, return_counts=True)
+    distinct = float(met.size)
     if every == 1:
         return distinct
     once, twice = map(float, voxels.device.download(xp.stack([(met == 1).sum(), (met == 2).sum()])))
