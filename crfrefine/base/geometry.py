@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SPACING_RANGE = (1e-6, 1e9)
-"""mm between neighboring voxels: from an electron microscope's to the limit of positions in float32. Bodies have 1e-4 to 1e3."""
+"""mm between neighboring voxels: from an electron microscope's to the limit of positions in float32."""
 
 GRID_TOLERANCE = 0.01
 """Largest distance, in smallest spacings, between corners of grids that count as equal: headers keep float32 or six printed digits."""

@@ -62,8 +62,8 @@ def format_size(size: float) -> str:
 def memory_limit(given: int | None = None) -> MemoryLimit:
     """Return the memory that this process may take: the smallest of the user's limit, its control groups' and the machine's.
 
-    The machine's is what is free or can be freed, with what this process has, less a reserve for everything else: a twentieth,
-    at most 1 GiB. Swap space does not count: a run that swaps does not end.
+    The machine's is its free memory and that of this process, less a reserve for everything else: a twentieth, at most 1 GiB.
+    Swap space does not count: a run that swaps does not end.
     """
     import psutil
 

@@ -64,7 +64,7 @@ def read_descriptions(folders: Iterable[Path], notes: list[str] | None = None) -
     A file that cannot be used becomes a sentence in `notes`, and the next one counts.
 
     Raises:
-        InputError: a file is not what nnU-Net writes, and `notes` is None; the message names the key.
+        InputError: a file is not as nnU-Net writes it, and `notes` is None; the message names the key.
     """
     known: set[Path] = set()
     for folder in folders:

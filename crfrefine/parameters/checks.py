@@ -28,7 +28,7 @@ GONE_KEYS = {
     "volume.keep": "this key is gone: the volume term keeps the voxels of each label's largest component; leave it out",
     "mean_field.damping": "this key is gone: each step is the plain parallel update; leave it out",
 }
-"""Dotted keys of earlier versions, and what became of them."""
+"""Dotted keys of earlier versions, with the reason why each one is gone."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Rule:
     high: float = math.inf  # largest number
     low_open: bool = False  # whether `low` itself is refused
     words: tuple[str, ...] = ()
-    # Words in a list per label: of the background, which stands for all foreground labels together,
-    # and of the other labels. None means `words`.
+    # Words in a list per label: for the background, which means all foreground labels together, and for the others.
+    # None means `words`.
     words_of_list: tuple[tuple[str, ...], tuple[str, ...]] | None = None
     per: str | None = None  # "label", "modality" or "axis": a list with a value for each may be given
     shape: str = "single"  # "pair": two increasing numbers; "matrix": square, with a zero diagonal
@@ -85,7 +85,8 @@ class Rule:
         elif not abs(value) <= sys.float_info.max:  # also NaN
             expected = "expected a finite number,"
         elif not self.low <= value <= self.high or (self.low_open and value == self.low):
-            upper = "" if self.high == math.inf else f" and at most {self.high:g}"
+            high = str(self.high) if self.kind is int else f"{self.high:g}"
+            upper = "" if self.high == math.inf else f" and at most {high}"
             expected = f"must be {'greater than' if self.low_open else 'at least'} {self.low:g}{upper},"
         else:
             return self.kind(value)

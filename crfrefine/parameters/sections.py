@@ -29,7 +29,7 @@ _COMPONENTS = Rule(str, words=("none", "foreground", "each"), words_of_list=(("n
 
 
 def _key(default: Any, rule: Rule, comment: str, needed_by: tuple[str, str] | None = None) -> Any:
-    """A key of a table; one that may be None is `needed_by` a word of another key."""
+    """A key of a table; `needed_by` is the word of another key that does not allow None here."""
     return field(default=default, metadata={"rule": rule, "comment": comment, "needed_by": needed_by})
 
 

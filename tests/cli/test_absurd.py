@@ -32,7 +32,7 @@ def require_short(result, status):
 
 
 OVERRIDES = {
-    "mean_field.num_iterations=2147483648": "mean_field.num_iterations: must be at most 1000000, got 2147483648",
+    "mean_field.num_iterations=2147483648": "mean_field.num_iterations: must be at least 1 and at most 1000000, got 2147483648",
     f"mean_field.num_iterations={DIGITS}": "a number with too many digits",
     f"bilateral.weight=0x{'f' * 9000}": "bilateral.weight: expected a finite number, got a whole number",
     f"bilateral.weight={'[' * 9000}": "lists or tables are nested too deeply",

@@ -159,7 +159,7 @@ def test_a_file_that_cannot_be_read_or_written_is_named(tmp_path):
         (f"{MATRIX}[[0.0, 1.0], [1.0, 0.5]]", r"compatibility\.matrix\[1\]\[1\]: the diagonal must be zero"),
         (f"{MATRIX}[[0.0, 1.0], [1.0]]", r"compatibility\.matrix: expected a square matrix .*\[1\.0\]\]"),
         (f"{MATRIX}[[0.0, nan], [1.0, 0.0]]", r"compatibility\.matrix\[0\]\[1\]: expected a finite number"),
-        ("[mean_field]\nnum_iterations = 0", r"mean_field\.num_iterations: must be at least 1 and at most 1e\+06, got 0"),
+        ("[mean_field]\nnum_iterations = 0", r"mean_field\.num_iterations: must be at least 1 and at most 1000000, got 0"),
         ("[mean_field]\nnum_iterations = 5.0", r"mean_field\.num_iterations: expected a whole number, got 5\.0"),
         ("[mean_field]\ntolerance = -1e-5", r"mean_field\.tolerance: must be at least 0"),
         ("[mean_field]\ntemperature = 0.0", r"mean_field\.temperature: must be greater than 0"),
