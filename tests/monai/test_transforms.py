@@ -232,7 +232,7 @@ def test_input_that_does_not_fit():
         ({"spacing": (1.0, -1.0)}, "spacing is .*; expected 2 positive distances"),
         ({"parameters": {"bilateral": {"theta": 1.0}}}, "bilateral.theta"),
         ({"regions": "core"}, "regions: expected a dictionary of names and their labels"),
-        ({"regions": [("core", 1), ("core", 2)]}, "regions: a name is there twice"),
+        ({"regions": [("core", 1), ("core", 2)]}, "region 'core' appears twice"),
     ],
 )
 def test_settings_are_checked_when_the_transform_is_made(settings, message):
