@@ -196,7 +196,7 @@ class Guide:
         if regions is not None:
             filtered = [self.filter(channel, epsilons) for channel in probabilities]
             return [regions.decode(np.stack(own) - np.float32(0.5)) for own in zip(*filtered, strict=True)]
-        # Filtered probabilities sum to 1 as the unfiltered do, so background needs no filter of its own.
+        # Filtered probabilities sum to 1 as the unfiltered do, so background needs no filter.
         filtered = [self.filter(channel, epsilons) for channel in probabilities[1:]]
         return [argmax_labels(np.stack([np.float32(1.0) - sum(own), *own])) for own in zip(*filtered, strict=True)]
 

@@ -1,4 +1,4 @@
-"""The network recalibrated, a special case of the CRF: where training starts, too, and what a CRF must beat to be taken."""
+"""The network recalibrated, a special case of the CRF: another start of the training, and a candidate that a CRF must beat."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def negative_log_likelihood(logits: NDArray[np.float32], truth: NDArray[Any], te
 
 
 def _refine_some(fit: FitResult, model: Model | None, material: Material, case: int, threads: int) -> Refined | None:
-    """Return refined voxels of a crop that have a reference, at most MAX_VALUES logits; None if it has no such voxel."""
+    """Return refined voxels of a crop that have a reference, at most MAX_VALUES logits; None without any."""
     crop = material.crops[case]
     kept: list[tuple[Tensor, Tensor]] = []
 

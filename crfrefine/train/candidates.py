@@ -50,7 +50,7 @@ NO_RIVALS = Rivals()
 
 @dataclass(frozen=True)
 class Candidate:
-    """A way to refine, and what it does to the cases that decide."""
+    """A way to refine, and its gains on the cases that decide."""
 
     kind: str  # the same in all trainings of a run
     start: str

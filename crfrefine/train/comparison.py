@@ -73,7 +73,7 @@ class Comparison:
 
     table: ResultTable  # every method on every case, each measured in the fold that held it out
     summary: list[SummaryRow]  # each method against the network alone
-    summary_of_largest: list[SummaryRow]  # the trained CRF with the largest component kept, against the largest component alone
+    summary_of_largest: list[SummaryRow]  # the trained CRF with the largest component kept, against that component
     summary_of_probabilities: list[SummaryRow]  # of the trained CRF against the network's, over all labels or as a mean over regions
     verdict: Verdict  # the one to read
     verdict_alone: Verdict  # the one on the CRF without postprocessing

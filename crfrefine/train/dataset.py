@@ -78,11 +78,11 @@ class LabeledCases:
     num_dims: int
     label_names: tuple[str, ...]  # one per label, background first
     description: DatasetDescription | None  # content of `dataset.json`
-    notes: tuple[str, ...]  # what was ignored, and why
+    notes: tuple[str, ...]  # ignored files, and why
     left_out: tuple[IncompleteCase, ...] = ()  # the cases that lack a file, sorted by name
     reading: RegionReading = NO_REGIONS  # which channels are regions, and not labels
     regions: RegionScheme | None = None  # the regions of the channels; None means that the channels are labels
-    declared: DeclaredLabels | None = None  # the labels of label maps instead of logits; None means that there are logits
+    declared: DeclaredLabels | None = None  # the labels of label maps; None for logits
 
     @property
     def case_ids(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""One training: each start is trained to its end, and the network and its recalibration are what it must beat."""
+"""One training: each start is trained to its end, and must beat the network and its recalibration."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ STEP_LENGTH = 0.3
 
 
 def train_on_all_cases(prepared: Prepared, folds: Sequence[FoldResult]) -> FitResult:
-    """Return what was fitted to all cases; no CRF if no fold found one that helps the cases held out."""
+    """Return the result of the training on all cases; no CRF if the CRFs of the folds do not help the cases held out."""
     plan, everything, fits = prepared.plan, tuple(range(prepared.plan.num_cases)), [fold.tuned.fit for fold in folds]
     gains = gains_held_out(folds)
     helping = [fit for fit in fits if not fit.is_network]

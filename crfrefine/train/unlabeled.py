@@ -310,7 +310,7 @@ def choose_for(options: InferenceOptions, overrides: Mapping[str, Any], observer
 
 
 def _causes_of(left_out: Mapping[str, str]) -> list[str]:
-    """Return why cases are left out; of several with one cause, the first is told in full and the others in a line."""
+    """Return why cases are left out; of several with one cause, the first is printed in full and the others in a line."""
     causes = Causes()
     return [*(reason for case_id, reason in left_out.items() if causes.is_new(case_id, reason)), *causes.others()]
 
