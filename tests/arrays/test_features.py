@@ -2,6 +2,9 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from crfrefine.arrays.intensity import normalize_intensity, window_notes
 from crfrefine.errors import ConfigError
@@ -87,6 +90,21 @@ def test_an_image_with_few_values_that_differ_keeps_them():
     result = normalize_intensity(image, IntensityParameters())
     assert result[0, 3, 4] == 1.0
     assert np.count_nonzero(result) == 1
+
+
+@given(
+    arrays(np.float32, st.integers(1, 400), elements=st.one_of(st.sampled_from([0.0, 1.0]), st.floats(-1e4, 1e4, width=32))),
+    st.floats(0.0, 49.0),
+    st.floats(51.0, 100.0),
+)
+@settings(deadline=None)
+def test_percentiles_are_numpys_for_any_values(values, low, high):
+    """Ties, few values, extreme percentiles: the same order statistics, the same interpolation."""
+    start, end = np.percentile(values.astype(np.float64), [low, high])
+    result = normalize_intensity(values[None], IntensityParameters(percentiles=(low, high)))
+    if end - start > 1e-3:
+        # float32 values of 1e4 over a spread of at least 1e-3.
+        np.testing.assert_allclose(result[0] * (end - start) + start, values, atol=2e-2)
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.uint32])
