@@ -66,11 +66,6 @@ def parse_device(text: str) -> str:
     return text
 
 
-def parse_masks(text: str) -> Path | str:
-    """Return "nonzero", or the path."""
-    return text if text == "nonzero" else parse_path(text)
-
-
 def _default_parameters() -> CrfParameters:
     from crfrefine.parameters.model import CrfParameters
 
@@ -93,7 +88,7 @@ class InferenceOptions:
             "-m --masks",
             "Folder or file; 'nonzero': where any modality is not 0. Default: as in the config. Outside the mask: the plain argmax.",
             "PATH|nonzero",
-            parse_masks,
+            lambda text: text if text == "nonzero" else parse_path(text),
         ),
     ] = None
     parameters: CrfParameters = field(default_factory=_default_parameters)

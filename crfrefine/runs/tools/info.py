@@ -32,6 +32,8 @@ from crfrefine.io.paths import SCORES_SUFFIXES
 from crfrefine.io.volume import VolumeHeader
 
 _MAX_LISTED_VALUES = 32
+_NAMED = ("images", "imagesTr", "imagesTs", "labels", "labelsTr", "labelsTs", "logits", "masks")
+"""Folders of a data set."""
 
 
 @dataclass(frozen=True)
@@ -99,10 +101,12 @@ def inspect_folder(folder: str | Path, *, resample: bool = False) -> FolderRepor
                 if not archives:
                     raise
                 cases = CaseList(notes=[str(error).partition("\n")[0]])
-        elif not list_files(folder, io.VOLUME_SUFFIXES) and (structures := _structures(folder)):
-            return _inspect_structures(folder, structures)
-        elif list_files(folder, io.VOLUME_SUFFIXES) or not archives:
+        elif list_files(folder, io.VOLUME_SUFFIXES):
             cases, archives = _discover(folder), []
+        elif (structures := case_folders(folder)) and not structures.keys() & set(_NAMED):  # nothing but folders of structures
+            return _inspect_structures(folder, structures)
+        elif not archives:
+            cases = _discover(folder)
     except CrfRefineError as error:
         return FolderReport(folder, problems=[describe_failure(error)])
     notes = list(cases.notes)
@@ -155,12 +159,6 @@ def _channels(number: int, regions: RegionReading) -> str:
     return counted(number, "region" if is_regions else "label")
 
 
-def _structures(folder: Path) -> dict[str, Path]:
-    """Return the folders of structures by case, if the folder holds nothing but such folders."""
-    folders = case_folders(folder)
-    return {} if {"images", "imagesTr", "imagesTs", "labels", "labelsTr", "logits", "masks"} & set(folders) else folders
-
-
 def _inspect_structures(folder: Path, structures: dict[str, Path]) -> FolderReport:
     of_images = f" and -i {folder}" if any(path != folder / case_id for case_id, path in structures.items()) else ""
     notes = [f"{folder}: one binary file per structure; refine them with -p {folder}{of_images} and --input-type labels"]
@@ -174,14 +172,13 @@ def _inspect_structures(folder: Path, structures: dict[str, Path]) -> FolderRepo
 
 
 def _discover(folder: Path) -> CaseList:
-    names = ("images", "imagesTr", "imagesTs", "labels", "labelsTr", "labelsTs", "logits", "masks")
-    inside = {name: folder / name for name in names if (folder / name).is_dir()}
-    images = next((inside[name] for name in names[:3] if name in inside), None)
+    inside = {name: folder / name for name in _NAMED if (folder / name).is_dir()}
+    images = next((inside[name] for name in _NAMED[:3] if name in inside), None)
     if images is None:
         try:
             return discover_cases(folder, None)
         except InputError as error:
-            raise InputError(f"{error}\n  Looked for images in it, and in {listed(names[:3])}; name the folder of the images.") from None
+            raise InputError(f"{error}\n  Looked for images in it, and in {listed(_NAMED[:3])}; name the folder of the images.") from None
     labels = inside.get("labels", inside.get("labelsTs" if images.name == "imagesTs" else "labelsTr"))
     cases = discover_cases(images, inside.get("logits"), inside.get("masks"), labels, include_imageless=True)
     if "logits" not in inside:
