@@ -38,7 +38,7 @@ from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec,
 SCHEMA = 1
 TRAINED_ON = "trained_on"
 _MAX_BYTES = 1 << 24  # Largest size of a file; one with a penalty for each pair of a thousand labels has five megabytes.
-_DOTTED_KEY = re.compile(r"(\w+)\.(?:([0-9]{1,9})\.)?(\w+)")
+_DOTTED_KEY = re.compile(r"(\w+)\.(?:([0-9]+)\.)?(\w+)")
 
 
 @dataclass(frozen=True, match_args=False)  # Fields have names, no promised order.
@@ -199,7 +199,7 @@ class CrfParameters:
             if number is None and len(tables) > 1:
                 names = listed([f"{name}.{number}.{entry}" for number in range(len(tables))])
                 raise ConfigError(f"{shorten(key)}: there are {len(tables)} kernels; say which: {names}")
-            if int(number or 0) >= len(tables):
+            if len(number or "") > 9 or int(number or 0) >= len(tables):
                 there = "is 1 kernel" if len(tables) == 1 else f"are {len(tables)} kernels"
                 raise ConfigError(f"{shorten(key)}: there {there}, counted from 0")
             tables[int(number or 0)][entry] = value
