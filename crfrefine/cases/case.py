@@ -25,7 +25,7 @@ from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.case_headers import CaseHeaders, read_case_headers
 from crfrefine.cases.dataset_description import DatasetDescription, read_dataset_description
 from crfrefine.cases.discovery import discover_cases
-from crfrefine.cases.label_input import KIND, LabelMap, read_label_map, read_one_hot, refuse_structures
+from crfrefine.cases.label_input import KIND, LabelMap, coarse_shares, read_label_map, read_one_hot, refuse_structures
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import DEFAULT_READING, ReadingOptions
 from crfrefine.errors import InputError
@@ -99,6 +99,8 @@ class Case:
     channel_labels: tuple[int, ...] = ()  # the label of each channel; empty: 0, 1, 2 …
     grid_map: GridMap | None = None  # of channels that are streamed from another grid: where the image's voxels lie on it
     network_spacing: tuple[float, ...] | None = None  # mm between voxels of logits on another grid; None means that of the image
+    # (*grid) map of a coarser network, from whose shares the logits were made; None means that they were not
+    label_map: NDArray[np.unsignedinteger[Any]] | None = None
     absent_labels: tuple[int, ...] = ()  # labels that have a channel although the label map, if it is one, lacks them
     times: dict[str, float] = field(default_factory=dict)  # seconds of parts of reading
 
@@ -116,6 +118,8 @@ class Case:
     def find_padding(self) -> NDArray[np.bool_] | None:
         """Return (*grid), True where the logits say nothing, such as padding; None if they do everywhere."""
         order = file_order(self.logits)
+        if self.label_map is not None:  # Shares may be equal.
+            return None
         padding = find_padding(order.to_storage(self.logits), are_regions=self.regions is not None)
         return None if padding is None else order.to_user(padding)
 
@@ -186,11 +190,11 @@ def read_case(
     del jobs  # They hold the values of the files, which are not needed beside interpolated ones.
 
     if is_map:
-        found = channels_of_labels(parts["labels"], options, as_logits=as_logits)
+        found = channels_of_labels(parts["labels"], options, headers.spacing, as_logits=as_logits)
     elif scores is not None:
         found = channels_of_scores(network, scores, first, options, threads, times, as_logits=as_logits)
     elif (one_hot := read_one_hot(network, None, first, options)) is not None:
-        found = channels_of_labels(one_hot, options, as_logits=as_logits)
+        found = channels_of_labels(one_hot, options, headers.spacing, as_logits=as_logits)
     else:  # Channels of unknown type are logits until they are streamed.
         declared = network.kind if options.input_type == "auto" else options.input_type
         found = {"network": network, "input_kind": declared or "logits", "num_labels": network.num_labels, "notes": []}
@@ -322,7 +326,7 @@ def channels_of_scores(
         refuse_structures(values, header.path)
     one_hot = read_one_hot(header, values, like, options) if scheme is None else None
     if one_hot is not None:
-        return channels_of_labels(one_hot, options, as_logits=as_logits)
+        return channels_of_labels(one_hot, options, like.geometry()[1], as_logits=as_logits)
     decide, convert = (identify, take_logarithms) if scheme is None else (regions.identify, take_log_odds)
     kind, note = decide(values, options.input_type, header.kind, header.path)
     if kind == "probabilities":
@@ -345,14 +349,17 @@ def channels_of_scores(
     return fields | {"network_spacing": network_spacing}
 
 
-def channels_of_labels(found: LabelMap, options: ReadingOptions, *, as_logits: bool) -> dict[str, Any]:
+def channels_of_labels(found: LabelMap, options: ReadingOptions, spacing: tuple[float, ...], *, as_logits: bool) -> dict[str, Any]:
     """Return fields of `Case`: a label map, or the logits of its labels; with `options.all_labels`, of all that are declared."""
     fields = {"input_kind": KIND, "num_labels": found.num_labels, "notes": [*found.notes]}
-    present = found.channel_labels
+    present, order = found.channel_labels, StorageOrder.of_files(found.labels.ndim)
     if not as_logits:
-        order = StorageOrder.of_files(found.labels.ndim)
         return fields | {"network": replace(found, labels=order.to_user(found.labels)), "channel_labels": present}
     channels = tuple(range(found.num_labels)) if options.all_labels else present
-    values = one_hot_logits(found.labels, channels, present)
+    if options.network_spacing is None:
+        values = one_hot_logits(found.labels, channels, present)
+    else:
+        values, wide, note = coarse_shares(found, channels, options.network_spacing, spacing)
+        fields |= {"notes": [*found.notes, note], "network_spacing": wide, "label_map": order.to_user(found.labels)}
     absent = tuple(label for label in channels if label not in present)
     return fields | {"network": file_order(values).to_user(values), "channel_labels": channels, "absent_labels": absent}

@@ -10,9 +10,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from crfrefine import io
+from crfrefine.arrays.blocks import AUTO, find_network_spacing
 from crfrefine.arrays.label_maps import count_labels
-from crfrefine.arrays.one_hot import MAX_SHOWN, channels_of, describe_labels, labels_of_one_hot, present_labels
+from crfrefine.arrays.one_hot import (
+    MAX_SHOWN,
+    channel_numbers,
+    channels_of,
+    describe_labels,
+    labels_of_one_hot,
+    present_labels,
+    share_logits,
+    share_sigma,
+)
 from crfrefine.arrays.padding import plane_blocks
+from crfrefine.base.axes import StorageOrder
 from crfrefine.base.text import counted, listed, shorten
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.errors import GridMismatchError, InputError
@@ -182,6 +193,25 @@ def _read_one(file: VolumeHeader, options: ReadingOptions) -> tuple[NDArray[np.u
             "  Add them there, or merge them in the label map; parameters with a value per label need a value for each."
         )
     return found.labels, present
+
+
+def coarse_shares(
+    found: LabelMap, channels: Sequence[int], given: Any, spacing: tuple[float, ...]
+) -> tuple[NDArray[np.float32], tuple[float, ...], str]:
+    """Return the logarithms of the shares of labels in the map of a coarser network, its spacing, and a note.
+
+    Args:
+        found: as read.
+        channels: the labels, (L,).
+        given: mm between voxels of the network, or "auto": those of a file on its own grid, else found in the map.
+        spacing: mm, one per axis of the grid.
+    """
+    order = StorageOrder.of_files(found.labels.ndim)
+    given = found.file_spacing if given == AUTO and found.file_spacing else given
+    wide, note = find_network_spacing(given, order.to_user(found.labels), spacing)
+    assert wide is not None
+    sigma = share_sigma(order.axes_to_storage(wide), order.axes_to_storage(spacing))
+    return share_logits(channel_numbers(found.labels, channels), len(channels), sigma), wide, note or ""
 
 
 @dataclass

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -185,6 +185,8 @@ class ReadingOptions:
     regions: RegionReading = NO_REGIONS  # which channels are regions, and not labels
     declared: DeclaredLabels | None = None  # the labels that label maps may hold; None means any
     all_labels: bool = False  # whether label maps get a channel for each declared label, not only for those that occur
+    # Of the network that made the label maps: mm, one number or one per axis; "auto" means that blocks in the map show it.
+    network_spacing: Any = None
     max_memory: int | None = None  # bytes that the arrays of a case may take; at most, and by default, the system's limit
 
 

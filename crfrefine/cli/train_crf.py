@@ -12,11 +12,11 @@ from crfrefine.runs.options import InferenceOptions
 from crfrefine.train.options import DEFAULT_LEARN, TrainingOptions, UnlabeledOptions, locate, locate_folders, locate_nnunet
 
 _OF_TRAINING = ("num_folds", "loss", "num_optimizer_steps", "regions", "resume")
-_WITH_LABELS = ("labels", "nnunet", "learn", *_OF_TRAINING[:-1], "config", "overrides", "device", "resume")
+_WITH_LABELS = ("labels", "network_spacing", "nnunet", "learn", *_OF_TRAINING[:-1], "config", "overrides", "device", "resume")
 """Parameters that mean nothing where nothing is trained."""
 
 
-@shared.with_options(InferenceOptions, "nnunet input_type resample device threads")
+@shared.with_options(InferenceOptions, "nnunet input_type network_spacing resample device threads")
 @shared.with_options(TrainingOptions)
 def train_crf(
     ctx: typer.Context,
@@ -48,7 +48,7 @@ def train_crf(
 ) -> None:
     """Fit the CRF to labeled cases, and say whether it helps."""
     verbosity = shared.verbosity_of(verbose, quiet)
-    nnunet, device = options.pop("nnunet"), options.pop("device")
+    nnunet, device, network_spacing = options.pop("nnunet"), options.pop("device"), options.pop("network_spacing")
     of_training = {name: options.pop(name) for name in _OF_TRAINING}  # The other options are those of both ways.
     if unlabeled:
         _refuse_with_unlabeled(ctx)
@@ -94,6 +94,7 @@ def train_crf(
         config=None if config is None else find_config(config),
         learn=tuple(name.strip() for name in learn.split(",") if name.strip()),
         device=device,
+        network_spacing=network_spacing,
         **of_training,
         **options,
     )

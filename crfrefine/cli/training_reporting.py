@@ -78,6 +78,8 @@ def print_training(result: TrainingResult, verbosity: int = NORMAL) -> None:
         found = {(row.metric, row.region, row.method): row for row in summary}
         rows = []
         for region, method in [(region, method) for region in dict.fromkeys(row.region for row in summary) for method in METHODS]:
+            if (first.name, region, method) not in found:  # Rivals for the output of a coarser network, or those for any other.
+                continue
             row = found[first.name, region, method]
             means = [metric.value_text(found[metric.name, region, method].mean) for metric in others]
             rows.append((region, method, first.value_text(row.mean), *comparison_texts(row), *means))

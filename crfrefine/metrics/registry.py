@@ -88,7 +88,7 @@ _MASK_METRICS = (
     _ratio("precision", "Precision", lambda pair: counts.precision(pair.counts), noun="precision", in_training=True),
     Metric("volume_ml", "Volume", masks.volume_ml, unit="ml"),
     _difference("volume_difference_ml", "Volume difference", masks.volume_difference_ml, noun="volume error", in_training=True),
-    _ratio("surface_dice", "Surface Dice", masks.surface_dice, noun="surface Dice", in_overview=True),
+    _ratio("surface_dice", "Surface Dice", masks.surface_dice, noun="surface Dice", in_overview=True, in_training=True),
     _distance("hd_mm", "Hausdorff distance", masks.hausdorff_mm),
     _distance("hd95_mm", "HD95", masks.hausdorff_95_mm, in_overview=True, in_training=True),
     _distance("assd_mm", "ASSD", masks.average_distance_mm, digits=3, in_overview=True, in_training=True),

@@ -17,6 +17,7 @@ from crfrefine.arrays.components import clean
 from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.parameters.sections import PostprocessParameters
+from crfrefine.refinement.volumes import matching_bias
 from crfrefine.train.candidates import FitResult
 from crfrefine.train.crops import Crop, probabilities_of
 from crfrefine.train.material import Material
@@ -116,7 +117,8 @@ def largest_scores(material: Material, workers: Workers) -> Scores[str]:
 
 def network_labels(crop: Crop) -> NDArray[np.unsignedinteger[Any]]:
     """Return the network's labels (*box) of a crop, background outside its mask: far from any possible foreground."""
-    return np.where(crop.mask, crop.decode(crop.logits.astype(np.float32)), 0).astype(np.min_scalar_type(crop.num_labels - 1))
+    labels = crop.decode(crop.logits.astype(np.float32)) if crop.label_map is None else crop.label_map
+    return np.where(crop.mask, labels, 0).astype(np.min_scalar_type(crop.num_labels - 1))
 
 
 RADII_VOXELS = (1.0, 2.0, 4.0, 8.0)  # half-widths of the windows that are tried, in typical voxels
@@ -133,6 +135,7 @@ class Guidance:
 
 
 UNGUIDED = Guidance()  # no filter
+_MIN_FILTERED = 1e-6  # filtered probabilities may be below 0
 
 
 class Guide:
@@ -190,15 +193,32 @@ class Guide:
         return solution
 
     def labels(
-        self, probabilities: NDArray[np.float32], epsilons: Sequence[float], regions: RegionScheme | None
+        self,
+        probabilities: NDArray[np.float32],
+        epsilons: Sequence[float],
+        regions: RegionScheme | None,
+        volumes_of: NDArray[np.unsignedinteger[Any]] | None = None,
     ) -> list[NDArray[np.unsignedinteger[Any]]]:
-        """Return the labels of the filtered probabilities (L, *grid) or (R, *grid): with each epsilon."""
+        """Return the labels of the filtered probabilities (L, *grid) or (R, *grid): with each epsilon.
+
+        `volumes_of`, (*grid), is a label map whose volumes a bias for each label keeps; None means that volumes may change.
+        """
         if regions is not None:
             filtered = [self.filter(channel, epsilons) for channel in probabilities]
             return [regions.decode(np.stack(own) - np.float32(0.5)) for own in zip(*filtered, strict=True)]
         # Filtered probabilities sum to 1 as the unfiltered do, so background needs no filter.
         filtered = [self.filter(channel, epsilons) for channel in probabilities[1:]]
-        return [argmax_labels(np.stack([np.float32(1.0) - sum(own), *own])) for own in zip(*filtered, strict=True)]
+        maps = [np.stack([np.float32(1.0) - sum(own), *own]) for own in zip(*filtered, strict=True)]
+        return [argmax_labels(own if volumes_of is None else _with_volumes(own, volumes_of)) for own in maps]
+
+
+def _with_volumes(probabilities: NDArray[np.float32], label_map: NDArray[np.unsignedinteger[Any]]) -> NDArray[np.float32]:
+    """Return the logarithms of probabilities (L, *grid), biased so that each label has about as many voxels as in a label map."""
+    logits = np.log(np.maximum(probabilities, np.float32(_MIN_FILTERED)))
+    rows = [(slice(None), channel.reshape(1, -1)) for channel in logits]
+    wanted = np.bincount(label_map.ravel(), minlength=len(logits))
+    bias = matching_bias(rows, np.ones((1, label_map.size), np.bool_), wanted)
+    return logits + bias.astype(np.float32).reshape(-1, *(1,) * label_map.ndim)
 
 
 def guided_labels(
@@ -207,9 +227,14 @@ def guided_labels(
     guidance: Guidance,
     spacing: Sequence[float],
     regions: RegionScheme | None,
+    volumes_of: NDArray[np.unsignedinteger[Any]] | None = None,
 ) -> NDArray[np.unsignedinteger[Any]]:
-    """Return the labels of the filtered probabilities of logits (L, *grid) or log-odds (R, *grid); the image (M, *grid) is normalized."""
-    return Guide(image, guidance.radius_mm, spacing).labels(probabilities_of(logits, regions), [guidance.epsilon], regions)[0]
+    """Return the labels of the filtered probabilities of logits (L, *grid) or log-odds (R, *grid); the image (M, *grid) is normalized.
+
+    `volumes_of` is that of `Guide.labels`.
+    """
+    probabilities = probabilities_of(logits, regions)
+    return Guide(image, guidance.radius_mm, spacing).labels(probabilities, [guidance.epsilon], regions, volumes_of)[0]
 
 
 def score_guided(material: Material, spacing: Sequence[float], workers: Workers) -> Scores[Guidance]:
@@ -218,9 +243,11 @@ def score_guided(material: Material, spacing: Sequence[float], workers: Workers)
 
     def label_maps(crop: Crop) -> Iterator[NDArray[Any]]:
         probabilities = probabilities_of(crop.logits.astype(np.float32), crop.regions)
-        yield network_labels(crop)
+        network = network_labels(crop)
+        volumes_of = None if crop.network_spacing is None else network
+        yield network
         for radius in radii:
-            yield from Guide(crop.image, radius, crop.spacing).labels(probabilities, EPSILONS, crop.regions)
+            yield from Guide(crop.image, radius, crop.spacing).labels(probabilities, EPSILONS, crop.regions, volumes_of)
 
     choices = (UNGUIDED, *(Guidance(radius, epsilon) for radius, epsilon in itertools.product(radii, EPSILONS)))
     return score_choices(choices, material, workers, label_maps)

@@ -12,16 +12,21 @@ from numpy.typing import NDArray
 
 from crfrefine.arrays.components import clean
 from crfrefine.arrays.intensity import normalize_intensity
+from crfrefine.arrays.one_hot import channels_of, expand_channels, present_labels
 from crfrefine.arrays.padding import leave_out
 from crfrefine.base.text import printable
 from crfrefine.cases.case import Case
+from crfrefine.engines import get_backend
+from crfrefine.engines.base import RunContext
 from crfrefine.metrics.calibration import measure_calibration
 from crfrefine.metrics.overlap import measure_case
 from crfrefine.metrics.regions import ALL_LABELS
 from crfrefine.metrics.registry import CALIBRATION_METRICS, MASK_METRICS, RegionValues
-from crfrefine.parameters.model import CrfParameters
+from crfrefine.parameters.model import CrfParameters, as_parameters
 from crfrefine.parameters.sections import PostprocessParameters
-from crfrefine.refinement.case import refine
+from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
+from crfrefine.refinement.refining import refine_network
+from crfrefine.refinement.result import RefinementResult
 from crfrefine.statistics.comparison import ResultTable, SummaryRow, measurements_of, summarize
 from crfrefine.statistics.harm import judge_probabilities
 from crfrefine.statistics.verdict import Outcome, Verdict, verdict
@@ -43,15 +48,18 @@ GUIDED = "guided filter"
 DEFAULT = "default preset"
 # Simpler methods than a trained CRF. They are tuned on the same cases, except for the preset, which needs no cases.
 RIVALS = (SCALING, GUIDED, DEFAULT)
+SOFTENED, GUIDED_VOLUMES, SHARP = "softened + volumes", "guided filter + volumes", "sharp preset"
+# Those for a coarser network: its shares or interpolated logits without a CRF, a filter, and the preset; all keep volumes.
+COARSE_RIVALS = (SOFTENED, GUIDED_VOLUMES, SHARP)
 LARGEST = "largest component"
 TRAINED = "trained CRF"
 TRAINED_LARGEST = with_largest(TRAINED)
-METHODS = (NETWORK, *RIVALS, LARGEST, TRAINED, TRAINED_LARGEST)  # the methods that are shown, in this order
+METHODS = (NETWORK, *RIVALS, *COARSE_RIVALS, LARGEST, TRAINED, TRAINED_LARGEST)  # the methods that are shown, in this order
 # The methods that are measured: those that are shown, and the rivals of the CRF with the largest component.
-MEASURED = (*METHODS, *map(with_largest, RIVALS))
+MEASURED = (*METHODS, *map(with_largest, RIVALS), *map(with_largest, COARSE_RIVALS))
 # The probabilities of two methods, which are measured by themselves.
 PROBABILITIES = {NETWORK: "probabilities of the network", TRAINED: "probabilities of the trained CRF"}
-METRICS = tuple(name for name, metric in MASK_METRICS.items() if metric.in_training)
+METRICS = tuple(name for name, metric in MASK_METRICS.items() if metric.in_training)  # the surface Dice within one voxel
 
 # Of one case, by method.
 MethodValues = dict[str, RegionValues]
@@ -137,11 +145,13 @@ def judge(
     They are the same unless the largest component alone is the only rival that the CRF does not beat. The two can be combined: the verdict
     is then on what the CRF adds to the largest component, and the rivals keep the largest component too.
     """
-    alone = verdict(table, TRAINED, NETWORK, rivals=(*RIVALS, LARGEST), subject="the trained CRF", summary=summary)
+    measured = {line.method for line in table}
+    own = tuple(rival for rival in (*RIVALS, *COARSE_RIVALS) if rival in measured)
+    alone = verdict(table, TRAINED, NETWORK, rivals=(*own, LARGEST), subject="the trained CRF", summary=summary)
     unbeaten = [rival.name for rival in alone.rivals if not rival.is_beaten]
     if alone.outcome not in (Outcome.HELPS, Outcome.NOT_BETTER_THAN_SIMPLE) or unbeaten != [LARGEST]:
         return alone, alone
-    subject, rivals = "the trained CRF with the largest component", tuple(map(with_largest, RIVALS))
+    subject, rivals = "the trained CRF with the largest component", tuple(map(with_largest, own))
     return verdict(table, TRAINED_LARGEST, LARGEST, rivals=rivals, subject=subject, summary=summary_of_largest), alone
 
 
@@ -152,9 +162,14 @@ def measure_methods(case: Case, regions: Mapping[str, Sequence[int]], tuned: Tun
     methods are tuned on other cases; device and threads are for the CRF.
     """
     assert case.labels is not None
-    options: dict[str, Any] = {"spacing": case.spacing, "mask": case.mask, "regions": case.regions, "device": device, "threads": threads}
-    crf = partial(refine, case.logits, case.image, input_type="logits", **options)
+    given: Network = ArrayNetwork(case.logits, "logits", case.regions, case.network_spacing)
     fit, network, logits, inside = tuned.fit, case.decode(case.logits), case.logits, case.mask
+    if case.label_map is not None:
+        network = case.label_map
+        given = LabelMapNetwork(network, channels_of(present_labels(network)), case.num_labels, case.network_spacing)
+    options: dict[str, Any] = {"spacing": case.spacing, "mask": case.mask}
+    options |= {"backend": get_backend(device), "context": RunContext(threads)}
+    crf = partial(refine_network, given, case.image, **options)
     padding = case.find_padding()
     if padding is not None:
         inside, _ = leave_out(padding, inside, f"the logits of case {case.case_id!r}")
@@ -165,27 +180,43 @@ def measure_methods(case: Case, regions: Mapping[str, Sequence[int]], tuned: Tun
         return labels if inside is None else np.where(inside, labels, network)
 
     refined = crf(parameters=replace(fit.parameters, postprocess=PostprocessParameters()))
-    maps = {NETWORK: network, TRAINED: refined.label_map, SCALING: within_mask(case.decode(tuned.scaling.apply(logits)))}
+    maps = {NETWORK: network, TRAINED: refined.label_map}
+    is_coarse = fit.parameters.mean_field.positions == "network"
     of_network = measure_probabilities(case, probabilities_of(case.logits, case.regions))
-    of_trained = of_network if fit.is_network else measure_probabilities(case, refined.marginals)
+    of_trained = of_network if fit.is_network else measure_probabilities(case, _of_all_labels(refined))
     del refined
-    maps[GUIDED] = network
+    guided = network
     if tuned.guidance.radius_mm > 0:
         image = normalize_intensity(case.image, fit.parameters.intensity, case.mask, threads=threads)
-        maps[GUIDED] = within_mask(guided_labels(logits, image, tuned.guidance, case.spacing, case.regions))
-    maps[DEFAULT] = crf(parameters=CrfParameters()).label_map
+        volumes_of = network if is_coarse else None
+        guided = within_mask(guided_labels(logits, image, tuned.guidance, case.spacing, case.regions, volumes_of))
+    if is_coarse:
+        sharp = as_parameters("sharp")
+        softened = crf(parameters=sharp.replace(**{"bilateral.weight": 0.0})).label_map
+        maps |= {SOFTENED: softened, GUIDED_VOLUMES: guided, SHARP: crf(parameters=sharp).label_map}
+    else:
+        maps |= {SCALING: within_mask(case.decode(tuned.scaling.apply(logits))), GUIDED: guided}
+        maps[DEFAULT] = crf(parameters=CrfParameters()).label_map
     keep, voxel_ml = PostprocessParameters(keep_largest=tuned.keep_largest), float(np.prod(case.spacing)) / 1000.0
     for name, labels in list(maps.items()):
         maps[LARGEST if name == NETWORK else with_largest(name)] = clean(labels, keep, voxel_ml).label_map
     known: dict[bytes, RegionValues] = {}
     values: MethodValues = {PROBABILITIES[NETWORK]: of_network, PROBABILITIES[TRAINED]: of_trained}
-    for name in MEASURED:
+    for name in maps:
         # Methods often agree, and distances take most of the time.
         key = maps[name].tobytes()
         if key not in known:
-            known[key] = measure_case(maps[name], case.labels, regions, case.spacing, metrics=METRICS, ignore_label=case.num_labels)
+            how: dict[str, Any] = {"tolerance_mm": max(case.spacing), "metrics": METRICS, "ignore_label": case.num_labels}
+            known[key] = measure_case(maps[name], case.labels, regions, case.spacing, **how)
         values[name] = known[key]
     return values
+
+
+def _of_all_labels(refined: RefinementResult) -> NDArray[np.float32]:
+    """Return the marginals with a channel for each label; a label that a label map lacks has none."""
+    if refined.regions is not None or len(refined.channel_labels) == refined.num_labels:
+        return refined.marginals
+    return expand_channels(refined.marginals, refined.channel_labels, refined.num_labels, 0.0)
 
 
 def measure_probabilities(case: Case, probabilities: NDArray[np.floating[Any]]) -> RegionValues:

@@ -48,6 +48,8 @@ class Crop:
     tile_weights: tuple[float, ...]  # probability of drawing each tile; sums to 1
     num_padding_voxels: int = 0  # voxels of the case's mask that `mask` lacks because all labels have the same logit there
     regions: RegionScheme | None = None  # the regions of the channels; None means that the channels are labels
+    network_spacing: tuple[float, ...] | None = None  # mm, one per grid axis, of a coarser network; None means that of the grid
+    label_map: NDArray[np.unsignedinteger[Any]] | None = None  # (*box) of a coarser network; None means that of the logits
 
     @property
     def num_bytes(self) -> int:
@@ -77,7 +79,14 @@ class Crop:
         if len(self.tiles) == 1:
             return self
         every = (slice(None), *box)
-        return replace(self, image=self.image[every], logits=self.logits[every], labels=self.labels[box], mask=self.mask[box])
+        return replace(
+            self,
+            image=self.image[every],
+            logits=self.logits[every],
+            labels=self.labels[box],
+            mask=self.mask[box],
+            label_map=None if self.label_map is None else self.label_map[box],
+        )
 
 
 def make_crop(case: Case, intensity: IntensityParameters) -> Crop:
@@ -102,7 +111,7 @@ def make_crop(case: Case, intensity: IntensityParameters) -> Crop:
     if case_mask is not None:
         mask &= case_mask[box]
     image = normalize_intensity(case.image, intensity, case.mask)
-    network = case.decode(logits)
+    network = case.decode(logits) if case.label_map is None else case.label_map
     confusion = count_confusion(labels, network, case.num_labels)
     inside = count_confusion(labels[box][mask], network[box][mask], case.num_labels)
     tiles = tuple(_split(mask, case.spacing, tuple(slice(0, extent) for extent in mask.shape)))
@@ -127,6 +136,8 @@ def make_crop(case: Case, intensity: IntensityParameters) -> Crop:
         tile_weights=tuple(float(share) for share in shares / shares.sum()),
         num_padding_voxels=num_padding,
         regions=case.regions,
+        network_spacing=case.network_spacing,
+        label_map=None if case.label_map is None else np.ascontiguousarray(case.label_map[box]),
     )
 
 

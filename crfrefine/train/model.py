@@ -17,6 +17,7 @@ from crfrefine.layer import functional
 from crfrefine.layer.module import CrfRnn
 from crfrefine.metrics.counts import OverlapCounts, dice
 from crfrefine.parameters.model import CrfParameters
+from crfrefine.refinement.volumes import matching_bias
 from crfrefine.train.crops import Crop
 from crfrefine.train.material import CPU, CropTensors, Loss, Sample, TrainingDevice
 
@@ -86,10 +87,15 @@ class Model:
         self._device, self._base = device, parameters
         has_matrix = parameters.compatibility.matrix is not None
         has_volume = True if "volume" in learn else None
-        self.layer = CrfRnn(*sizes, parameters, compatibility="full" if has_matrix else "potts", volume=has_volume, learn=tuple(learn))
+        # Bandwidths in voxels of a coarser network are lengths where the spacing counts those voxels.
+        self._is_coarse = parameters.mean_field.positions == "network"
+        in_mm = parameters.replace(**{"mean_field.positions": "mm"}) if self._is_coarse else parameters
+        self.layer = CrfRnn(*sizes, in_mm, compatibility="full" if has_matrix else "potts", volume=has_volume, learn=tuple(learn))
         if not learn:
             # A layer that does not move has the values of a file to the last digit, so that it labels as `infer` does.
             self.layer.double()
+        if self._is_coarse:
+            self.layer.log_theta_alpha.requires_grad_(False)
         groups = {name: [p for p in self.layer.group(name) if p.requires_grad] for name in learn}
         self.groups = {name: parameters for name, parameters in groups.items() if parameters}
         # Without anything to learn, no crop is refined twice.
@@ -104,7 +110,10 @@ class Model:
 
     def to_parameters(self) -> CrfParameters:
         """Return the present parameters."""
-        return replace(self.layer.to_parameters(), postprocess=self._base.postprocess)
+        found = replace(self.layer.to_parameters(), postprocess=self._base.postprocess)
+        if not self._is_coarse:
+            return found
+        return replace(found, volume=self._base.volume, mean_field=replace(found.mean_field, positions="network"))
 
     def positions(self) -> list[Tensor]:
         """Return where the learned values are: logarithms, except for penalties, biases and the volume's weight."""
@@ -137,21 +146,25 @@ class Model:
         """Return refined logits (L, N), of regions log-odds (R, N), and labels (N,) of the voxels in the mask that have a reference."""
         values = self._device.crop(crop)
         image, mask, logits, are_regions = values.image[None], values.mask, values.logits.float(), crop.regions is not None
+        spacing = crop.spacing
+        if self._is_coarse and crop.network_spacing is not None:
+            spacing = tuple(step / wide for step, wide in zip(spacing, crop.network_spacing, strict=True))
         # A tile may begin at the same address as its crop.
         key = crop.image.__array_interface__["data"][0], crop.image.shape, crop.image.strides
         kernels = self._kernels.get(key)
         # Unless theta is learned, kernels stay the same, and are cached if memory allows.
         is_cached = kernels is None and self._has_fixed_kernels and self._cached_voxels <= MAX_CACHED_VOXELS
         if is_cached or (are_regions and kernels is None):
-            kernels = self.layer.build_normalized(image, crop.spacing, mask, num_labels=2 if are_regions else None, threads=threads)
+            kernels = self.layer.build_normalized(image, spacing, mask, num_labels=2 if are_regions else None, threads=threads)
         if is_cached and kernels is not None:
             self._kernels[key] = kernels
             self._cached_voxels += int(mask.sum()) * (len(self._base.bilateral) + 1)
         if are_regions and kernels is not None:
             refined = _refine_regions(self.layer, logits, image, threads, kernels)
         else:
-            refined = self.layer.refine_normalized(logits[None], image, crop.spacing, mask, threads=threads, kernels=kernels)[0]
-        return _with_reference(refined, values), values.labels
+            refined = self.layer.refine_normalized(logits[None], image, spacing, mask, threads=threads, kernels=kernels)[0]
+        refined = _with_reference(refined, values)
+        return (_with_volumes(refined, crop, values) if self._is_coarse else refined), values.labels
 
 
 def network_score(crop: Crop | Sample, loss: Loss, device: TrainingDevice = CPU, calibrated: CrfParameters | None = None) -> CaseScore:
@@ -160,12 +173,27 @@ def network_score(crop: Crop | Sample, loss: Loss, device: TrainingDevice = CPU,
     def logits_of(part: Crop) -> tuple[Tensor, Tensor]:
         values = device.crop(part)
         logits = _with_reference(values.logits, values).float()
+        if part.network_spacing is not None:
+            logits = _with_volumes(logits, part, values)
         if calibrated is not None:
             bias = torch.tensor(calibrated.mean_field.bias, dtype=logits.dtype, device=logits.device)
             logits = (logits + bias.reshape(-1, 1)) / calibrated.mean_field.temperature
         return logits, values.labels
 
     return _score(crop, loss, logits_of)
+
+
+def _with_volumes(refined: Tensor, crop: Crop, values: CropTensors) -> Tensor:
+    """Return (L, N) logits, biased so that each label has the volume that the coarser network gives it, as after `infer`.
+
+    The bias is a constant to the gradient.
+    """
+    given = crop.decode(crop.logits) if crop.label_map is None else crop.label_map
+    labels = given.ravel()[values.index.cpu().numpy()]
+    channels = refined.detach().float().cpu().numpy()
+    rows = [(slice(None), channel[None]) for channel in channels]
+    bias = matching_bias(rows, np.ones((1, len(labels)), np.bool_), np.bincount(labels, minlength=len(channels)))
+    return refined + torch.from_numpy(bias).to(refined)[:, None]
 
 
 def _with_reference(channels: Tensor, values: CropTensors) -> Tensor:

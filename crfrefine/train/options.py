@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from crfrefine.parameters.model import CrfParameters
 
 LEARNABLE = ("weights", "compatibility", "theta", "temperature", "bias")  # groups of parameters that gradients move
+COARSE_LEARN = ("weights", "theta", "temperature")  # of those, for a coarser network; theta_alpha stays in its voxels
 # The volume term: chosen once the rest is trained; where the model begins with one, gradients move its weight.
 VOLUME_GROUP = "volume"
 DEFAULT_LEARN = (*LEARNABLE, VOLUME_GROUP)
@@ -92,6 +93,7 @@ class TrainingOptions(CommonOptions):
     parameters: CrfParameters | None = None  # the model to start from; None means the built-in starts
     config: Path | None = None  # the file that the parameters came from
     learn: tuple[str, ...] = DEFAULT_LEARN  # the groups that are learned; the others stay as they start
+    network_spacing: float | tuple[float, ...] | str | None = None  # of the network that made the label maps, as `infer` takes it
     num_folds: Annotated[
         int | None, Option("--folds", "Folds of cases. Default: 5, or the number of cases if that is smaller.", "K", limits=(2, MAX_PARTS))
     ] = None

@@ -16,7 +16,7 @@ from crfrefine.cases.case import Case, CaseFiles
 from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.errors import ConfigError, CrfRefineError, InputError
 from crfrefine.metrics.regions import RESERVED, Region, parse_region
-from crfrefine.parameters.model import CrfParameters
+from crfrefine.parameters.model import CrfParameters, as_parameters
 from crfrefine.train import crops as cropping
 from crfrefine.train import starts as setup
 from crfrefine.train.baselines import Guidance, Scores, Tuned, fit_scaling, largest_scores, score_guided
@@ -27,7 +27,7 @@ from crfrefine.train.folds import Split, choose_num_folds, make_folds
 from crfrefine.train.material import Material, TrainingDevice
 from crfrefine.train.model import dice_of, make_loss, make_region_loss, mean_defined
 from crfrefine.train.observer import Progress
-from crfrefine.train.options import LEARNABLE, VOLUME_GROUP, TrainingOptions
+from crfrefine.train.options import COARSE_LEARN, LEARNABLE, VOLUME_GROUP, TrainingOptions
 from crfrefine.train.starts import Start, make_starts
 from crfrefine.train.threads import Workers
 
@@ -54,12 +54,19 @@ class Plan:
         return len(self.cases.files)
 
     @property
+    def is_coarse(self) -> bool:
+        """Whether bandwidths count voxels of a coarser network, as in the preset `sharp`."""
+        return self.base.mean_field.positions == "network"
+
+    @property
     def learn(self) -> tuple[str, ...]:
         """The groups that gradients move, in the order of LEARNABLE; regions, each a problem of two labels, have no compatibility to learn.
 
         The volume term is among them where the model begins with one, or nothing else is learned; otherwise it is chosen afterwards.
         """
         fixed = ("compatibility",) if self.cases.regions is not None else ()
+        if self.is_coarse:  # Volumes are kept afterwards, which leaves no bias to learn.
+            return tuple(group for group in COARSE_LEARN if group in self.options.learn)
         moved = tuple(group for group in LEARNABLE if group in self.options.learn and group not in fixed)
         has_volume = self.base.volume.weight > 0.0 or not moved
         return (*moved, VOLUME_GROUP) if VOLUME_GROUP in self.options.learn and has_volume else moved
@@ -67,6 +74,8 @@ class Plan:
     @property
     def rivals(self) -> Rivals:
         """Candidates beside the recalibrated network and the trained model."""
+        if self.is_coarse:
+            return Rivals(untrained=self.base)
         is_free = self.options.parameters is None and set(LEARNABLE) <= set(self.options.learn) and self.cases.declared is None
         sizes = self.cases.num_channels, self.cases.num_modalities
         has_volume = self.base.volume.weight > 0.0
@@ -81,8 +90,16 @@ class Plan:
         """Read one case with its reference."""
         options, cases = self.options, self.cases
         mask_mode = self.base.intensity.mask if options.data.masks is None else "none"
-        reading = ReadingOptions(options.input_type, mask_mode, options.resample, cases.reading, cases.declared, all_labels=True)
-        return read_labeled(cases.files[number], cases, reading, threads=threads)
+        reading = ReadingOptions(
+            options.input_type, mask_mode, options.resample, cases.reading, cases.declared, True, options.network_spacing
+        )
+        case = read_labeled(cases.files[number], cases, reading, threads=threads)
+        if self.is_coarse and case.network_spacing is None:
+            raise InputError(
+                f"case {case.case_id!r}: bandwidths in voxels of the network need their size: give --network-spacing MM for label maps, or "
+                "--resample for logits on the network's grid"
+            )
+        return case
 
     @property
     def num_optimizer_steps(self) -> int:
@@ -104,7 +121,10 @@ class Plan:
 
 def make_plan(options: TrainingOptions, device: TrainingDevice) -> Plan:
     """Find the cases, and plan the run; raise a CrfRefineError if cases, regions, folds or parameters do not fit each other."""
-    base = CrfParameters() if options.parameters is None else options.parameters
+    is_coarse = options.network_spacing is not None
+    base = as_parameters("sharp" if is_coarse else "default") if options.parameters is None else options.parameters
+    if is_coarse and base.mean_field.positions != "network":
+        raise ConfigError("--network-spacing: expected parameters with mean_field.positions = 'network', such as -c sharp")
     cases = find_cases(
         options.data, strict=options.strict, input_type=options.input_type, resample=options.resample, num_labels=base.num_labels
     )
@@ -178,7 +198,7 @@ def prepare(plan: Plan, workers: Workers, progress: Progress) -> Prepared:
     sizes = cases.num_channels, cases.num_modalities, cases.num_dims
     for note in oddities(crops, groups):
         progress.observer.note(note)
-    starts = make_starts(options.parameters, plan.learn, cases.num_channels, cases.num_modalities, spacing)
+    starts = make_starts(plan.base if plan.is_coarse else options.parameters, plan.learn, cases.num_channels, cases.num_modalities, spacing)
     material = Material(crops, loss, groups, plan.learn, sizes, options.seed, plan.device)
     largest, guided = largest_scores(material, workers), score_guided(material, spacing, workers)
     return Prepared(plan, workers, progress, material, starts, largest, guided, has_large_cases)

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import CompatibilityParameters, PostprocessParameters
 
@@ -52,10 +54,15 @@ def make_starts(
     starts = [] if base is None else [Start("given", model)]
     if base is not None and "theta" not in learn:
         return starts
-    voxel, unit = (1.0, "voxels") if model.mean_field.positions == "voxels" else (voxel_length(spacing), "mm")
+    if model.mean_field.positions == "network":
+        alphas: tuple[float, ...] = (1.0,)
+        voxel, unit = float(np.max(model.bilateral[0].theta_alpha)), "voxels of the network"
+    else:
+        alphas = THETA_ALPHA_VOXELS
+        voxel, unit = (1.0, "voxels") if model.mean_field.positions == "voxels" else (voxel_length(spacing), "mm")
     first = model.bilateral[0]
     weights = WEIGHTS if "weights" in learn else WEIGHTS[:1]
-    for alpha, beta, weight in itertools.product(THETA_ALPHA_VOXELS, THETA_BETAS, weights):
+    for alpha, beta, weight in itertools.product(alphas, THETA_BETAS, weights):
         kernel = replace(first, theta_alpha=_like(first.theta_alpha, alpha * voxel), theta_beta=_like(first.theta_beta, beta))
         name = f"theta_alpha {alpha * voxel:.3g} {unit}, theta_beta {beta:g}"
         if "weights" in learn:
@@ -80,7 +87,7 @@ def prepare(parameters: CrfParameters, learn: Sequence[str], num_labels: int, nu
         return value if isinstance(value, tuple) else (value,) * count
 
     kernels = list(parameters.bilateral)
-    if "weights" in learn:
+    if "weights" in learn and parameters.mean_field.positions != "network":
         kernels = [replace(kernel, weight=spread(kernel.weight, num_labels)) for kernel in kernels]
     if "theta" in learn:
         kernels = [replace(kernel, theta_beta=spread(kernel.theta_beta, num_modalities)) for kernel in kernels]

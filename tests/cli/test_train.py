@@ -16,7 +16,7 @@ from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.demo.phantom import write_phantom
 from crfrefine.statistics.verdict import Outcome
 from crfrefine.train import fitting
-from crfrefine.train.comparison import MEASURED, METHODS
+from crfrefine.train.comparison import COARSE_RIVALS, MEASURED, METHODS, METRICS
 from crfrefine.train.material import choose_device
 
 SHORT = ("--folds", 2, "--num-iterations", 4)
@@ -74,14 +74,15 @@ def test_the_table_and_the_verdict_are_on_standard_output(trained):
     lines, rows = result.stdout.splitlines(), rows_of(result)
     assert lines[-4].startswith("p (Holm): Wilcoxon's signed-rank test; Dice over the judged regions is tested alone; ")
     assert lines[0].split("\t")[:3] == ["region", "method", "Dice"]
-    assert list(rows) == [(region, method) for region in ("whole", "cyst", "mean") for method in METHODS]
+    methods = [method for method in METHODS if method not in COARSE_RIVALS]
+    assert list(rows) == [(region, method) for region in ("whole", "cyst", "mean") for method in methods]
     assert float(rows["mean", "trained CRF"][2]) > float(rows["mean", "network"][2]) + 0.02
     assert lines[-1].endswith(": too few cases, at least 6 are needed for p < 0.05.")
     judged = json.loads(output.with_name("params.report.json").read_text())["verdict"]
     assert lines[-3:-1] == [judged["probabilities"]["sentence"], judged["harm"]["sentence"]]
     assert lines[-3].startswith("Too few cases to tell whether the probabilities of all labels got better: negative log likelihood ")
-    # Dice is judged in the mean over two regions; sensitivity, precision, volume, HD95 and ASSD are looked at there too.
-    assert judged["harm"]["num_comparisons"] == 5 * 3 + 2
+    # Dice is judged in the mean over two regions; sensitivity, precision, volume and surfaces are looked at there too.
+    assert judged["harm"]["num_comparisons"] == 6 * 3 + 2
 
 
 def test_the_report_holds_what_was_found(trained, data):
@@ -98,7 +99,7 @@ def test_the_report_holds_what_was_found(trained, data):
         assert fold["vector_scaling"]["temperature"] > 0
     assert CrfParameters.from_dict(report["parameters"]) == CrfParameters.load(output)
     measured = {(line["case"], line["method"], line["region"], line["metric"]): line["value"] for line in report["measurements"]}
-    assert len(measured) == 4 * len(MEASURED) * 2 * 6
+    assert len(measured) == 4 * (len(MEASURED) - 2 * len(COARSE_RIVALS)) * 2 * len(METRICS)
     truth, network = load_nifti(data / "labels" / "case2.nii.gz") == 3, load_nifti(data / "logits" / "case2.nii.gz").argmax(-1) == 3
     by_hand = 2 * (truth & network).sum() / (truth.sum() + network.sum())
     assert measured["case2", "network", "cyst", "dice"] == pytest.approx(by_hand)
