@@ -115,11 +115,7 @@ def points(difference: float) -> str:
 def make_document(studies: Sequence[Findings]) -> dict[str, str]:
     """Return the text of each pair of markers."""
     of_logits = [findings for findings in studies if not findings.is_of_label_maps]
-    return {
-        "summary": summary_table(of_logits),
-        "study": "\n".join(map(study_section, of_logits)),
-        "label-maps": label_maps_table(studies),
-    }
+    return {"summary": summary_table(of_logits), "study": "\n".join(map(study_section, of_logits)), "label-maps": label_maps_table(studies)}
 
 
 def summary_table(studies: Sequence[Findings]) -> str:

@@ -71,7 +71,7 @@ def test_a_source_tree_takes_the_engine_of_the_same_package_installed(tmp_path):
     with (installed / "crfrefine" / "engines" / "cpu.py").open("a", encoding="utf-8") as adapter:
         adapter.write("# changed\n")
     done = subprocess.run([sys.executable, "-S", "-c", code], **options)
-    assert f"source tree {clone / 'crfrefine'}, which has no compiled engine, before the installed package" in done.stderr
+    assert f"missing from {clone / 'crfrefine'}; that of the installed package {installed / 'crfrefine'} is of another" in done.stderr
 
 
 def test_the_citation_has_the_packages_version():
