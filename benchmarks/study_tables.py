@@ -20,10 +20,8 @@ from crfrefine.train.comparison import DEFAULT, GUIDED, LARGEST, METHODS, NETWOR
 
 EVALUATION, EVALUATION_LARGEST = "evaluation", "evaluation_largest"
 REPORT = Path("training") / "params.report.json"
-ENVIRONMENT = Path("training") / "environment.json"
-"""What the training ran on, and its memory."""
-LABEL_MAPS = "label_maps_of_"
-"""Name of the study of the label maps of logits: this and the name of the logits."""
+ENVIRONMENT = Path("training") / "environment.json"  # what the training ran on, and its memory
+LABEL_MAPS = "label_maps_of_"  # name of the study of the label maps of logits: this and the name of the logits
 
 RIVALS = (SCALING, GUIDED, LARGEST, DEFAULT)
 TITLES = {
@@ -77,7 +75,7 @@ class Findings:
     @cached_property
     def comparisons(self) -> dict[str, tuple[PairedComparison, float]]:
         """Each method's mean Dice against the network's, and its p after Holm's correction over the methods."""
-        methods = [method for method in METHODS if method != NETWORK]
+        methods = [method for method in METHODS if method != NETWORK and method in self.table.methods]
         compared = [self.table.compare(method, NETWORK, MEAN, "dice", regions=self.regions) for method in methods]
         adjusted = holm([comparison.p_value for comparison in compared])
         return dict(zip(methods, zip(compared, adjusted, strict=True), strict=True))
@@ -159,7 +157,7 @@ def _methods_table(findings: Findings) -> str:
     table, regions, comparisons = findings.table, findings.regions, findings.comparisons
     places = (*regions, MEAN) if len(regions) > 1 else regions
     rows = []
-    for method in METHODS:
+    for method in (NETWORK, *comparisons):
         cells = [TITLES.get(method, method)]
         for place in places:
             compared = table.compare(method, NETWORK, place, "dice", regions=regions)
