@@ -226,6 +226,11 @@ class CrfParameters:
         weights = [kernel.weight for kernel in self.bilateral] + [self.spatial.weight, self.volume.weight]
         return any(any(weight) if isinstance(weight, tuple) else weight for weight in weights)
 
+    @property
+    def counts_network_voxels(self) -> bool:
+        """Whether bandwidths count voxels of a network that is coarser than the image."""
+        return self.mean_field.positions == "network"
+
     def select_labels(self, labels: Sequence[int], num_labels: int) -> CrfParameters:
         """A copy for a case in which only some labels take part: values per label are those of these labels.
 

@@ -56,7 +56,7 @@ class Plan:
     @property
     def is_coarse(self) -> bool:
         """Whether bandwidths count voxels of a coarser network, as in the preset `sharp`."""
-        return self.base.mean_field.positions == "network"
+        return self.base.counts_network_voxels
 
     @property
     def learn(self) -> tuple[str, ...]:
@@ -99,7 +99,7 @@ class Plan:
                 f"case {case.case_id!r}: bandwidths in voxels of the network need their size: give --network-spacing MM for label maps, or "
                 "--resample for logits on the network's grid"
             )
-        return case
+        return case if self.is_coarse else replace(case, network_spacing=None)
 
     @property
     def num_optimizer_steps(self) -> int:
@@ -123,7 +123,7 @@ def make_plan(options: TrainingOptions, device: TrainingDevice) -> Plan:
     """Find the cases, and plan the run; raise a CrfRefineError if cases, regions, folds or parameters do not fit each other."""
     is_coarse = options.network_spacing is not None
     base = as_parameters("sharp" if is_coarse else "default") if options.parameters is None else options.parameters
-    if is_coarse and base.mean_field.positions != "network":
+    if is_coarse and not base.counts_network_voxels:
         raise ConfigError("--network-spacing: expected parameters with mean_field.positions = 'network', such as -c sharp")
     cases = find_cases(
         options.data, strict=options.strict, input_type=options.input_type, resample=options.resample, num_labels=base.num_labels

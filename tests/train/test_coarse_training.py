@@ -1,6 +1,7 @@
 """Training on label maps of a network whose voxels are larger than the image's."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,9 +16,10 @@ from crfrefine.refinement.refining import refine_network
 from crfrefine.runs.demo.phantom import write_phantom
 from crfrefine.train.crops import make_crop
 from crfrefine.train.dataset import find_cases, read_labeled
-from crfrefine.train.material import Sample
+from crfrefine.train.material import CPU, Sample
 from crfrefine.train.model import Model
-from crfrefine.train.options import locate_folders
+from crfrefine.train.options import TrainingOptions, locate_folders
+from crfrefine.train.plan import make_plan
 
 FACTORS = (2, 3, 2)
 WIDE = tuple(factor * step for factor, step in zip(FACTORS, LARGER["spacing"], strict=True))
@@ -81,3 +83,16 @@ def test_a_run_on_label_maps_of_a_coarser_network(tmp_path, monkeypatch):
     assert "positions = 'network'" in result.stderr
     result = run_here(*arguments, "-c", "sharp", *short, status=1)
     assert "give --network-spacing MM" in result.stderr
+
+
+def test_only_parameters_in_voxels_of_the_network_keep_volumes(tmp_path):
+    """Other parameters train on logits of a coarser grid as on any others."""
+    for seed in range(2):
+        case = phantom(seed, **LARGER)
+        write_phantom(case, tmp_path, f"case{seed}")
+        coarse = np.moveaxis(case.logits[:, ::2, ::2, ::2], 0, -1)
+        save_nifti(tmp_path / "logits" / f"case{seed}.nii.gz", coarse, case.affine @ np.diag([2.0, 2.0, 2.0, 1.0]))
+    options = TrainingOptions(locate_folders(tmp_path), output=tmp_path / "t.toml", resample=True)
+    plain, sharp = (make_plan(replace(options, parameters=as_parameters(name)), CPU) for name in ("default", "sharp"))
+    assert plain.read(0, 1).network_spacing is None
+    assert sharp.read(0, 1).network_spacing == pytest.approx([2 * step for step in LARGER["spacing"]])
