@@ -10,10 +10,10 @@ import numpy as np
 
 from crfrefine import io
 from crfrefine.arrays.region_scheme import given_regions
-from crfrefine.arrays.resampling import GridMap
+from crfrefine.arrays.resampling import GridMap, Interpolation
 from crfrefine.base.axes import file_order
 from crfrefine.base.memory import memory_left, memory_limit
-from crfrefine.base.threads import check_threads
+from crfrefine.base.threads import available_threads, check_threads
 from crfrefine.cases.case import read_as_stored
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import RunContext
@@ -22,7 +22,7 @@ from crfrefine.io.volume import Volume
 from crfrefine.parameters.model import as_parameters
 from crfrefine.refinement.networks import ArrayNetwork
 from crfrefine.refinement.refining import refine_network
-from crfrefine.refinement.tiles.coarse import CoarseNetwork, Interpolation
+from crfrefine.refinement.tiles.coarse import CoarseNetwork
 from crfrefine.refinement.tiles.streaming import StreamedNetwork
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def export_prediction(
         channels = StreamedNetwork(lambda: _pieces(logits), len(logits), grid_map.source_shape, "logits", "logits", first.path)
         network = CoarseNetwork(channels, interpolation, stored, wide)
     else:
-        values = np.zeros((len(logits), *grid_map.shape), np.float32)
+        values = np.empty((len(logits), *grid_map.shape), np.float32)
         for channel, target in zip(logits, values, strict=True):
             interpolation.fill(_as_array(channel), target)
         network = ArrayNetwork(file_order(values).to_user(values.reshape(len(values), *stored)), "logits", scheme, wide)
@@ -112,7 +112,7 @@ def export_prediction(
         context=RunContext(threads, progress, lambda: memory_left(memory_limit(max_memory))),
     )
     like = Volume(result.label_map, *first.geometry(), first.path, first)
-    io.write_label_map(output, result.label_map, like, threads=threads or 1)
+    io.write_label_map(output, result.label_map, like, threads=threads or available_threads())
     return result
 
 

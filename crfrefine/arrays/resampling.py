@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import permutations
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from crfrefine.base.threads import run_all
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crfrefine.arrays.label_maps import Box
     from crfrefine.base.array_types import Array, Bool, Float32, Float64
 
     Number = TypeVar("Number", bound=np.generic)
@@ -108,6 +109,56 @@ class GridMap:
         return self.shape[0] * self.shape[1] * self.shape[2]
 
 
+class Interpolation:
+    """Linear interpolation between grids with parallel axes, one axis after the other."""
+
+    def __init__(self, grid_map: GridMap, nearest: int | None = None) -> None:
+        """Take a map between grids with parallel axes.
+
+        Args:
+            grid_map: where the voxels of the grid to fill lie on the source.
+            nearest: axis of the source along which the nearest slice is taken; None means that all axes are interpolated.
+        """
+        axes = grid_map.source_axes
+        assert axes is not None
+        self.axes = axes  # the axis of the source that is parallel to each axis of the grid to fill
+        self.maps: tuple[AxisMap, ...] = grid_map.axis_maps(axes)
+        self.neighbors = [axis.neighbors() for axis in self.maps]
+        if nearest is not None:
+            number = axes.index(nearest)
+            slices = self.maps[number].nearest()
+            self.neighbors[number] = (slices, slices, np.zeros(len(slices), np.float32))
+
+    def fill(self, source: Float32, target: Float32, planes: slice = slice(None)) -> None:
+        """Write planes of a channel on the grid to fill, (z, y, x); voxels outside of the source become 0."""
+        inside = [np.flatnonzero(axis.inside[part]) for axis, part in zip(self.maps, (planes, slice(None), slice(None)), strict=True)]
+        target[planes] = 0.0
+        if all(part.size for part in inside):
+            first = planes.start or 0
+            depth, *plane = (slice(int(part[0]), int(part[-1]) + 1) for part in inside)
+            box = (slice(depth.start + first, depth.stop + first), *plane)
+            target[box] = self.of_box(lambda source_box: source[source_box], box)
+
+    def of_box(self, read: Callable[[Box], Float32], box: Box) -> Float32:
+        """Return the values of a box of the grid to fill; `read` returns those of a box of the source, in its own order of axes."""
+        source_box = [slice(0, 0)] * len(box)
+        for axis, part, (below, above, _) in zip(self.axes, box, self.neighbors, strict=True):
+            source_box[axis] = slice(int(below[part].min()), int(above[part].max()) + 1)
+        values = read(tuple(source_box)).transpose(self.axes)
+        for number in (2, 1, 0):
+            below, above, weights = self.neighbors[number]
+            part, first = box[number], source_box[self.axes[number]].start
+            weight = weights[part].reshape(-1, *(1,) * (2 - number))
+            lower = values.take(below[part] - first, axis=number)
+            if weight.any():  # Not lower + weight * (upper - lower): the difference of two finite values may overflow.
+                lower *= np.float32(1) - weight
+                upper = values.take(above[part] - first, axis=number)
+                upper *= weight
+                lower += upper
+            values = lower
+        return values
+
+
 def map_grid(shape: Sequence[int], affine: Float64, source_shape: Sequence[int], source_affine: Float64) -> GridMap:
     """Return where the voxels of a grid lie on another one; shapes are voxels along x, y(, z), affines lead from voxels to world mm."""
     to_source = np.linalg.solve(_in_space(source_shape, source_affine), _in_space(shape, affine)).astype(np.float64, copy=False)
@@ -166,12 +217,8 @@ def linear_jobs(grid_map: GridMap, source: Float32, target: Float32) -> list[Cal
     axes = grid_map.source_axes
     if axes is None:
         return [partial(_linear_oblique, grid_map, *pair, part) for pair in zip(sources, targets, strict=True) for part in parts]
-    maps = grid_map.axis_maps(axes)
-    return [
-        partial(_linear_aligned, maps, channel.transpose(axes), filled, part)
-        for channel, filled in zip(sources, targets, strict=True)
-        for part in parts
-    ]
+    interpolation = Interpolation(grid_map)
+    return [partial(interpolation.fill, *pair, part) for pair in zip(sources, targets, strict=True) for part in parts]
 
 
 def nearest(grid_map: GridMap, source: NDArray[Number]) -> NDArray[Number]:
@@ -218,35 +265,6 @@ def resample_logits(grid_map: GridMap, source: Float32, target: Float32, *, thre
     tied &= share_of_scores[0] > 0
     equal = target[0][tied]
     target[0][tied] = equal + _TIE_STEP * np.maximum(np.abs(equal), np.float32(1))
-
-
-def _linear_aligned(maps: tuple[AxisMap, ...], source: Float32, target: Float32, part: slice) -> None:
-    """Fill some planes. A plane of the source is interpolated along x and y once, and used by all planes that it is a neighbor of."""
-    (below, above, weights), along_y, along_x = (axis.neighbors() for axis in maps)
-    inside = [axis.inside for axis in maps]
-    planes: dict[int, Float32] = {}
-
-    def interpolated(plane: Float32) -> Float32:
-        """Return a plane of the source, (y, x), interpolated along both axes."""
-        rows = _mix(plane[:, along_x[0]], plane[:, along_x[1]], along_x[2])
-        return _mix(rows[along_y[0]], rows[along_y[1]], along_y[2][:, np.newaxis])
-
-    for z in range(part.start, part.stop):
-        if not inside[0][z]:
-            target[z] = 0.0
-            continue
-        wanted = (int(below[z]), int(above[z]))
-        planes = {plane: planes[plane] if plane in planes else interpolated(source[plane]) for plane in wanted}
-        _mix(planes[wanted[0]], planes[wanted[1]], weights[z], target[z])
-        target[z, ~inside[1]] = 0.0
-        target[z][:, ~inside[2]] = 0.0
-
-
-def _mix(below: Float32, above: Float32, weight: Any, out: Float32 | None = None) -> Float32:
-    # Not below + weight * (above - below): the difference of two finite values may overflow.
-    mixed: Float32 = np.multiply(below, np.float32(1) - weight, out=out)
-    mixed += above * weight
-    return mixed
 
 
 def _linear_oblique(grid_map: GridMap, source: Float32, target: Float32, part: slice) -> None:

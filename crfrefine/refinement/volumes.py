@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from crfrefine.base.array_types import Bool, Float32, Float64
+    from crfrefine.base.array_types import Bool, Float32, Float64, Labels
 
 STAGES = ((6.0, 2), (2.0, 8))
 """Largest magnitude of the change of a bias, and rounds over all labels, of each stage: the bias of one label changes the
@@ -38,6 +38,12 @@ def matching_bias(entries: Sequence[tuple[Rows, Float32]], inside: Bool, wanted:
         entries = [(voxels, values + np.float32(more)) for (voxels, values), more in zip(entries, change, strict=True)]
         bias += change
     return bias
+
+
+def volume_bias(logits: Float32, label_map: Labels) -> Float64:
+    """Return (L,) biases after which logits, (L, …), give each label about as many voxels as a label map, (…), has."""
+    rows = [(slice(None), channel.reshape(1, -1)) for channel in logits]
+    return matching_bias(rows, np.ones((1, label_map.size), np.bool_), np.bincount(label_map.ravel(), minlength=len(logits)))
 
 
 def _open(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from crfrefine.arrays.blocks import AUTO
 from crfrefine.arrays.label_maps import vanished_labels
 from crfrefine.arrays.one_hot import ABSENT_LOGIT, expand_channels
+from crfrefine.arrays.resampling import Interpolation
 from crfrefine.base.axes import file_order
 from crfrefine.base.failures import failing_alone
 from crfrefine.base.memory import memory_left, memory_limit
@@ -35,7 +36,7 @@ from crfrefine.io.volume import Segment, named_segments
 from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
 from crfrefine.refinement.refining import NARROW, refine_network
 from crfrefine.refinement.result import RefinementResult
-from crfrefine.refinement.tiles.coarse import CoarseNetwork, Interpolation
+from crfrefine.refinement.tiles.coarse import CoarseNetwork
 from crfrefine.refinement.tiles.streaming import StreamedNetwork
 from crfrefine.runs.options import InferenceOptions, Observer
 from crfrefine.runs.outputs import OutputFiles, is_complete

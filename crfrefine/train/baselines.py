@@ -17,7 +17,7 @@ from crfrefine.arrays.components import clean
 from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.parameters.sections import PostprocessParameters
-from crfrefine.refinement.volumes import matching_bias
+from crfrefine.refinement.volumes import volume_bias
 from crfrefine.train.candidates import FitResult
 from crfrefine.train.crops import Crop, probabilities_of
 from crfrefine.train.material import Material
@@ -209,16 +209,11 @@ class Guide:
         # Filtered probabilities sum to 1 as the unfiltered do, so background needs no filter.
         filtered = [self.filter(channel, epsilons) for channel in probabilities[1:]]
         maps = [np.stack([np.float32(1.0) - sum(own), *own]) for own in zip(*filtered, strict=True)]
-        return [argmax_labels(own if volumes_of is None else _with_volumes(own, volumes_of)) for own in maps]
-
-
-def _with_volumes(probabilities: NDArray[np.float32], label_map: NDArray[np.unsignedinteger[Any]]) -> NDArray[np.float32]:
-    """Return the logarithms of probabilities (L, *grid), biased so that each label has about as many voxels as in a label map."""
-    logits = np.log(np.maximum(probabilities, np.float32(_MIN_FILTERED)))
-    rows = [(slice(None), channel.reshape(1, -1)) for channel in logits]
-    wanted = np.bincount(label_map.ravel(), minlength=len(logits))
-    bias = matching_bias(rows, np.ones((1, label_map.size), np.bool_), wanted)
-    return logits + bias.astype(np.float32).reshape(-1, *(1,) * label_map.ndim)
+        if volumes_of is not None:
+            for own in maps:
+                np.log(np.maximum(own, np.float32(_MIN_FILTERED)), out=own)
+                own += volume_bias(own, volumes_of).astype(np.float32).reshape(-1, *(1,) * volumes_of.ndim)
+        return [argmax_labels(own) for own in maps]
 
 
 def guided_labels(

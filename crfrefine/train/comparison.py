@@ -181,7 +181,7 @@ def measure_methods(case: Case, regions: Mapping[str, Sequence[int]], tuned: Tun
 
     refined = crf(parameters=replace(fit.parameters, postprocess=PostprocessParameters()))
     maps = {NETWORK: network, TRAINED: refined.label_map}
-    is_coarse = fit.parameters.mean_field.positions == "network"
+    is_coarse = fit.parameters.counts_network_voxels
     of_network = measure_probabilities(case, probabilities_of(case.logits, case.regions))
     of_trained = of_network if fit.is_network else measure_probabilities(case, _of_all_labels(refined))
     del refined

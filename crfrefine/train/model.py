@@ -17,7 +17,7 @@ from crfrefine.layer import functional
 from crfrefine.layer.module import CrfRnn
 from crfrefine.metrics.counts import OverlapCounts, dice
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.refinement.volumes import matching_bias
+from crfrefine.refinement.volumes import volume_bias
 from crfrefine.train.crops import Crop
 from crfrefine.train.material import CPU, CropTensors, Loss, Sample, TrainingDevice
 
@@ -88,7 +88,7 @@ class Model:
         has_matrix = parameters.compatibility.matrix is not None
         has_volume = True if "volume" in learn else None
         # Bandwidths in voxels of a coarser network are lengths where the spacing counts those voxels.
-        self._is_coarse = parameters.mean_field.positions == "network"
+        self._is_coarse = parameters.counts_network_voxels
         in_mm = parameters.replace(**{"mean_field.positions": "mm"}) if self._is_coarse else parameters
         self.layer = CrfRnn(*sizes, in_mm, compatibility="full" if has_matrix else "potts", volume=has_volume, learn=tuple(learn))
         if not learn:
@@ -190,9 +190,7 @@ def _with_volumes(refined: Tensor, crop: Crop, values: CropTensors) -> Tensor:
     """
     given = crop.decode(crop.logits) if crop.label_map is None else crop.label_map
     labels = given.ravel()[values.index.cpu().numpy()]
-    channels = refined.detach().float().cpu().numpy()
-    rows = [(slice(None), channel[None]) for channel in channels]
-    bias = matching_bias(rows, np.ones((1, len(labels)), np.bool_), np.bincount(labels, minlength=len(channels)))
+    bias = volume_bias(refined.detach().float().cpu().numpy(), labels)
     return refined + torch.from_numpy(bias).to(refined)[:, None]
 
 

@@ -54,7 +54,7 @@ def make_starts(
     starts = [] if base is None else [Start("given", model)]
     if base is not None and "theta" not in learn:
         return starts
-    if model.mean_field.positions == "network":
+    if model.counts_network_voxels:
         alphas: tuple[float, ...] = (1.0,)
         voxel, unit = float(np.max(model.bilateral[0].theta_alpha)), "voxels of the network"
     else:
@@ -87,7 +87,7 @@ def prepare(parameters: CrfParameters, learn: Sequence[str], num_labels: int, nu
         return value if isinstance(value, tuple) else (value,) * count
 
     kernels = list(parameters.bilateral)
-    if "weights" in learn and parameters.mean_field.positions != "network":
+    if "weights" in learn and not parameters.counts_network_voxels:
         kernels = [replace(kernel, weight=spread(kernel.weight, num_labels)) for kernel in kernels]
     if "theta" in learn:
         kernels = [replace(kernel, theta_beta=spread(kernel.theta_beta, num_modalities)) for kernel in kernels]

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from crfrefine.arrays.resampling import AxisMap, GridMap
+    from crfrefine.arrays.label_maps import Box
+    from crfrefine.arrays.resampling import Interpolation
     from crfrefine.base.array_types import Bool, Float32, Labels
     from crfrefine.engines.base import RunContext
     from crfrefine.engines.grid_image import GridImage
@@ -59,70 +60,6 @@ class CoarseNetwork:
     def order(self) -> StorageOrder:
         """Of the axes in files."""
         return StorageOrder.of_files(len(self.grid_shape))
-
-
-class Interpolation:
-    """Where the voxels of the image's grid lie between those of the network's, along each axis of the image in storage order."""
-
-    def __init__(self, grid_map: GridMap, nearest: int | None = None) -> None:
-        """Take a map between grids with parallel axes.
-
-        Args:
-            grid_map: where the image's voxels lie on the network's grid.
-            nearest: axis of the network's grid along which the nearest slice is taken; None means that all axes are interpolated.
-        """
-        axes = grid_map.source_axes
-        assert axes is not None
-        self.axes = axes  # the axis of the network's grid that is parallel to each axis of the image
-        self.maps: tuple[AxisMap, ...] = grid_map.axis_maps(axes)
-        self.neighbors = [axis.neighbors() for axis in self.maps]
-        if nearest is not None:
-            number = axes.index(nearest)
-            slices = self.maps[number].nearest()
-            self.neighbors[number] = (slices, slices, np.zeros(len(slices), np.float32))
-
-    def fill(self, source: Float32, target: Float32) -> None:
-        """Interpolate a whole channel onto the image's grid; voxels outside the network's grid keep their value in `target`."""
-        inside = [np.flatnonzero(axis.inside) for axis in self.maps]
-        box = [slice(int(part[0]), int(part[-1]) + 1) for part in inside]
-        target[tuple(box)] = self.values(source, (0, 0, 0), box)
-
-    def source_box(self, box: Sequence[slice]) -> tuple[slice, ...]:
-        """Return the voxels of the network's grid, in its own order of axes, from which a box of the image is interpolated."""
-        found = [slice(0, 0)] * len(box)
-        for axis, part, (below, above, _) in zip(self.axes, box, self.neighbors, strict=True):
-            found[axis] = slice(int(below[part].min()), int(above[part].max()) + 1)
-        return tuple(found)
-
-    def values(self, source: Float32, start: Sequence[int], box: Sequence[slice]) -> Float32:
-        """Return interpolated values of a box of the image; `source` begins at voxel `start` of the network's grid."""
-        values = source.transpose(self.axes)
-        for number in (2, 1, 0):
-            below, above, weights = self.neighbors[number]
-            part, first = box[number], start[self.axes[number]]
-            weight = weights[part].reshape(-1, *(1,) * (2 - number))
-            lower = values.take(below[part] - first, axis=number)
-            if weight.any():
-                lower *= np.float32(1) - weight
-                upper = values.take(above[part] - first, axis=number)
-                upper *= weight
-                lower += upper
-            values = lower
-        return values
-
-    def reduced(self, marked: Bool, start: Sequence[int], grid: TileGrid) -> Bool:
-        """Return the tiles of the image, (*tiles), that are interpolated from a marked voxel of a box of the network's grid."""
-        values = marked.transpose(self.axes)
-        for number, (axis, (below, above, _)) in enumerate(zip(self.maps, self.neighbors, strict=True)):
-            first = start[self.axes[number]]
-            rows = []
-            for tile in range(0, grid.shape[number], TILE[number]):
-                part = slice(tile, tile + TILE[number])
-                low, high = int(below[part].min()) - first, int(above[part].max()) + 1 - first
-                is_inside = axis.inside[part].any() and high > 0
-                rows.append(values[max(0, low) : high if is_inside else 0].any(axis=0))
-            values = np.moveaxis(np.stack(rows), 0, -1)  # The next axis comes first; after three axes the order is the first one.
-        return values
 
 
 class CoarseChannels(ChannelSource):
@@ -177,12 +114,11 @@ class CoarseChannels(ChannelSource):
 
         run_all([partial(fill, row) for row in np.unique(places[0])], self.threads)
 
-    def values(self, label: int, box: Sequence[slice]) -> Float32:
+    def values(self, label: int, box: Box) -> Float32:
         """Return a label's interpolated logits in a box of the whole image."""
-        source_box = self.interpolation.source_box(box)
-        return self.interpolation.values(self.coarse(label, source_box), [axis.start for axis in source_box], box)
+        return self.interpolation.of_box(lambda source_box: self.coarse(label, source_box), box)
 
-    def coarse(self, label: int, box: Sequence[slice]) -> Float32:
+    def coarse(self, label: int, box: Box) -> Float32:
         """Return a label's logits in a box of the network's grid."""
         grid = self.store.grid
         tiles, values = self.store.joined(label)
@@ -199,9 +135,9 @@ class CoarseChannels(ChannelSource):
         spread = part.spread(inner, kept, np.float32(np.nan))
         logits = np.ascontiguousarray(spread[tuple(slice(a.start - s, a.stop - s) for a, s in zip(box, start.tolist(), strict=True))])
         by_voxel, by_label = self.floors
-        np.copyto(logits, by_voxel[tuple(box)] + by_label[label], where=np.isnan(logits))
+        np.copyto(logits, by_voxel[box] + by_label[label], where=np.isnan(logits))
         if self.padding is not None:
-            logits[self.padding[tuple(box)]] = 0.0
+            logits[self.padding[box]] = 0.0
         return logits
 
 
@@ -214,11 +150,7 @@ def plan_coarse(network: CoarseNetwork, image: GridImage, spec: ModelSpec, param
     run, threads = spec.mean_field, context.threads or available_threads()
     coarse_grid, grid = TileGrid.of(network.channels.grid_shape), TileGrid.of(network.grid_shape)
     interpolation = network.interpolation
-    wanted = find_thresholds(parameters.mean_field.label_threshold, spec)
-    is_complete = wanted is None
-    if wanted is None:
-        lowest = np.full(run.num_labels, -np.inf)
-        wanted = Thresholds(lowest, lowest)
+    wanted = find_thresholds(parameters.mean_field.label_threshold, spec) or Thresholds.everywhere(run.num_labels)
     present_above = np.minimum(wanted.present, math.log(MIN_PROBABILITY))
     matters_above = np.minimum(wanted.may_matter, present_above)
     # A lower threshold for what is kept: a label's logits go on beside the voxels where it takes part.
@@ -253,8 +185,8 @@ def plan_coarse(network: CoarseNetwork, image: GridImage, spec: ModelSpec, param
         margins = (source.coarse(label, box) - by_voxel[box] + bias[label]) / temperature
         counts = True if padding is None else ~padding[box]
         start = [axis.start for axis in box]
-        present[label] = interpolation.reduced((margins > present_above[label]) & counts, start, grid)
-        may_matter[label] = interpolation.reduced((margins > matters_above[label]) & counts, start, grid)
+        present[label] = _tiles_from(interpolation, (margins > present_above[label]) & counts, start, grid)
+        may_matter[label] = _tiles_from(interpolation, (margins > matters_above[label]) & counts, start, grid)
 
     run_all([partial(find_tiles, label) for label in range(run.num_labels)], threads)
     covered = _covered(interpolation, padding, grid)
@@ -272,7 +204,7 @@ def plan_coarse(network: CoarseNetwork, image: GridImage, spec: ModelSpec, param
         may_matter,
         replace(image, mask=None if inside is None else inside.reshape(network.grid_shape)),
         spec,
-        None if is_complete else parameters.mean_field.label_threshold,
+        None if wanted.leave_out_nothing else parameters.mean_field.label_threshold,
         # Padding of the logits is not a property of the image: intensities are normalized as if there were no padding.
         fit_intensity(image.values, parameters.intensity, image.mask),
         settled=float(wanted.may_matter.min()),
@@ -286,6 +218,21 @@ def plan_coarse(network: CoarseNetwork, image: GridImage, spec: ModelSpec, param
     return TilePlan(problem, sets, best / run.temperature, None, labels=stored, notes=tuple(notes), num_padding=num_padding)
 
 
+def _tiles_from(interpolation: Interpolation, marked: Bool, start: Sequence[int], grid: TileGrid) -> Bool:
+    """Return the tiles of the image, (*tiles), that are interpolated from a marked voxel of a box of the network's grid."""
+    values = marked.transpose(interpolation.axes)
+    for number, (axis, (below, above, _)) in enumerate(zip(interpolation.maps, interpolation.neighbors, strict=True)):
+        first = start[interpolation.axes[number]]
+        rows = []
+        for tile in range(0, grid.shape[number], TILE[number]):
+            part = slice(tile, tile + TILE[number])
+            low, high = int(below[part].min()) - first, int(above[part].max()) + 1 - first
+            is_inside = axis.inside[part].any() and high > 0
+            rows.append(values[max(0, low) : high if is_inside else 0].any(axis=0))
+        values = np.moveaxis(np.stack(rows), 0, -1)  # The next axis comes first; after three axes the order is the first one.
+    return values
+
+
 def _covered(interpolation: Interpolation, padding: Bool | None, grid: TileGrid) -> Bool:
     """Return (*grid), True at the voxels of the image that lie on the network's grid, and not in its padding alone."""
     along = [axis.inside for axis in interpolation.maps]
@@ -293,9 +240,7 @@ def _covered(interpolation: Interpolation, padding: Bool | None, grid: TileGrid)
     if padding is not None:
         for start in range(0, grid.shape[0], TILE[0]):
             box = (slice(start, min(start + TILE[0], grid.shape[0])), *(slice(0, extent) for extent in grid.shape[1:]))
-            source_box = interpolation.source_box(box)
-            has_scores = (~padding[source_box]).astype(np.float32)
-            covered[box] &= interpolation.values(has_scores, [axis.start for axis in source_box], box) > 0
+            covered[box] &= interpolation.of_box(lambda source_box: (~padding[source_box]).astype(np.float32), box) > 0
     return covered
 
 
@@ -322,8 +267,7 @@ def _interpolated(
         if sets.num_entries:
             sets.engine(None, 1).decode(values, labels[planes])
         box = (planes, *(slice(0, extent) for extent in grid.shape[1:]))
-        source_box = source.interpolation.source_box(box)
-        sums = source.interpolation.values(largest[source_box], [axis.start for axis in source_box], box)
+        sums = source.interpolation.of_box(lambda source_box: largest[source_box], box)
         counts = covered[planes] if mask is None else covered[planes] & mask.reshape(grid.shape)[planes]
         best[row] = part.grid.reduced(np.add, sums, np.float64, counts)[0]
 

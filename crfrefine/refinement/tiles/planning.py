@@ -108,11 +108,7 @@ def plan_stream(network: StreamedNetwork, image: GridImage, spec: ModelSpec, par
         CapacityError: the tiles do not fit into the memory that is left.
     """
     grid, threshold = TileGrid.of(network.grid_shape), parameters.mean_field.label_threshold
-    thresholds = find_thresholds(threshold, spec)
-    is_complete = thresholds is None
-    if thresholds is None:
-        lowest = np.full(network.num_labels, -np.inf)
-        thresholds = Thresholds(lowest, lowest)
+    thresholds = find_thresholds(threshold, spec) or Thresholds.everywhere(network.num_labels)
     inside = None if image.mask is None else np.ascontiguousarray(image.mask).reshape(grid.shape)
     survey, candidates, note = survey_stream(network, grid, spec.mean_field, inside, thresholds, context)
     notes, num_padding = [note], 0
@@ -135,7 +131,7 @@ def plan_stream(network: StreamedNetwork, image: GridImage, spec: ModelSpec, par
         may_matter,
         replace(image, mask=None if inside is None else inside.reshape(network.grid_shape)),
         spec,
-        None if is_complete else threshold,
+        None if thresholds.leave_out_nothing else threshold,
         # Padding of the logits is not a property of the image: intensities are normalized as if there were no padding.
         fit_intensity(image.values, parameters.intensity, image.mask),
         settled=float(thresholds.may_matter.min()),

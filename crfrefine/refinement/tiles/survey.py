@@ -115,6 +115,16 @@ class Thresholds:
     # (L,), the marginal of a label below it stays below the threshold, whatever the marginals around it are; -inf without such a bound.
     may_matter: Float64
 
+    @classmethod
+    def everywhere(cls, num_labels: int) -> Thresholds:
+        """Return those that leave no label out."""
+        return cls(np.full(num_labels, -np.inf), np.full(num_labels, -np.inf))
+
+    @property
+    def leave_out_nothing(self) -> bool:
+        """Whether all labels take part everywhere."""
+        return bool(np.isneginf(self.present).all())
+
 
 def find_thresholds(threshold: float, spec: ModelSpec) -> Thresholds | None:
     """Return the thresholds of a model; None if all labels must take part everywhere.
