@@ -10,8 +10,7 @@ from cli_helpers import run_here
 from io_helpers import numbers, save_itk, save_nifti
 
 from crfrefine import io
-from crfrefine.cases.discovery import discover_cases
-from crfrefine.errors import InputError, UnsupportedFormatError
+from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io.paths import FORMATS, files_read, format_of, recognize, stem_of
 
 SUFFIXES = [suffix for known in FORMATS for suffix in known.suffixes]
@@ -111,21 +110,6 @@ def test_what_is_not_read_is_told_with_a_way_out(content, expected, tmp_path):
                 read(path)
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("a.IMA", "By its name, it is a DICOM file: .*convert"),
-        ("a.img", "By its name, it is half of an Analyze or NIfTI pair"),
-        ("a.pt", "By its name, it is a file of PyTorch"),
-        ("a.npz", "By its name, it is a file of logits or probabilities .*, which has no geometry"),
-    ],
-)
-def test_a_name_alone_gives_a_hint(name, expected, tmp_path):
-    (tmp_path / name).write_bytes(b"\1" * 300)
-    with pytest.raises(UnsupportedFormatError, match=rf"{name}: unknown file type; expected one of .*\n  {expected}"):
-        io.read_volume(tmp_path / name)
-
-
 @pytest.mark.parametrize("name", ["a.npz", "a.nii.gz", "a.bin"])
 def test_an_archive_of_logits_is_no_image_whatever_its_name(name, tmp_path):
     with (tmp_path / name).open("wb") as file:
@@ -143,19 +127,3 @@ def test_a_pipe_is_not_looked_into(tmp_path):
     assert recognize(tmp_path / "a.bin") is None
     with pytest.raises(UnsupportedFormatError, match="unknown file type"):
         io.read_header(tmp_path / "a.bin")
-
-
-def test_a_folder_with_nothing_else_tells_what_there_is(tmp_path):
-    images = tmp_path / "images"
-    images.mkdir()
-    for name in ("a", "b", ".hidden"):
-        (images / name).write_bytes(PNG)
-    write_as(images / "c.img", ".nii")
-    with pytest.raises(InputError, match=r"no case found: .*\n  There is a, which is a picture: .* as NIfTI\.$"):
-        discover_cases(images, None)
-    for name in ("a", "b"):
-        (images / name).unlink()
-    with pytest.raises(InputError, match=r"There is c\.img, which is NIfTI by its content: name it \.nii\.gz or \.nii\.$"):
-        discover_cases(images, None)
-    save_nifti(images / "b.nii.gz", numbers(SHAPE))
-    assert [case.case_id for case in discover_cases(images, None)] == ["b"], "beside known files, others are passed over"

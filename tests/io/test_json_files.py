@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 
@@ -58,21 +57,6 @@ def test_what_nobody_looks_at_may_be_anything(tmp_path):
     """Scripts write NaN and repeat keys in entries of their own."""
     content = b'\xef\xbb\xbf{"mine": NaN, "mine": [1e999], "labels": {"background": "0", "a": 1}}'
     assert dict(read_dataset_description(described(tmp_path, content)).labels) == {"background": 0, "a": 1}
-
-
-@pytest.mark.parametrize(
-    ("make", "words"),
-    [
-        (Path.mkdir, "this is a folder"),
-        (os.mkfifo, "expected a regular file, this is a pipe"),
-        (lambda path: path.symlink_to("nothing"), "a link to a file that is not there"),
-        (lambda path: path.symlink_to(path), "a link to a file that is not there|symbolic links"),
-    ],
-)
-def test_what_is_no_file_is_not_passed_over(tmp_path, make, words):
-    make(tmp_path / "dataset.json")
-    with pytest.raises(InputError, match=rf"dataset\.json: .*{words}"):
-        read_dataset_description(tmp_path)
 
 
 def test_a_file_of_any_size_is_not_read(tmp_path):

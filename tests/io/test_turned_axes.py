@@ -52,13 +52,6 @@ def test_every_order_of_axes_is_found_as_the_world_coordinates_tell(shape):
     assert (same.axes, any(same.mirrored)) == ((0, 1, 2), False)
 
 
-def test_a_plane_is_found_as_a_slice_and_with_exchanged_axes():
-    plane = affine_of((1.5, 2.5, 1.0))
-    found = reorientation((5, 4), plane, (4, 5), plane[:, [1, 0, 2, 3]])
-    values = np.arange(20).reshape(1, 5, 4)
-    np.testing.assert_array_equal(found.apply(values)[0], values[0].T)
-
-
 @pytest.mark.parametrize("orientation", [ORNT, [[0, -1], [1, 1], [2, 1]], [[1, 1], [0, 1], [2, -1]]])
 @pytest.mark.parametrize("name", ["a.nii.gz", "a.nrrd", "a.mha"])
 def test_channels_are_read_on_the_grid_of_the_image(name, orientation, tmp_path):
@@ -158,12 +151,3 @@ def test_files_of_one_label_each_may_have_different_axes(tmp_path):
         paths.append(tmp_path / f"label{label}.nii.gz")
         nib.save(image if label == 0 else turned(image, np.array([[label, 1], [0, -1], [3 - label, 1]])), paths[-1])
     np.testing.assert_array_equal(load_case(CaseFiles("a", (grid,), tuple(paths))).logits, np.moveaxis(scores(), -1, 0))
-
-
-def test_half_a_voxel_is_another_grid_and_the_error_names_the_way_out(tmp_path):
-    grid = save_nifti(tmp_path / "a_0000.nii.gz", numbers(SHAPE), AFFINE)
-    moved = AFFINE.copy()
-    moved[:3, 3] += AFFINE[:3, 0] / 2
-    nib.save(turned(nib.Nifti1Image(scores(), moved)), tmp_path / "a.nii.gz")
-    done = run_here("convert", tmp_path / "a.nii.gz", tmp_path / "b.nii.gz", "--like", grid, status=1)
-    assert "Leave --like out to keep the file's own grid" in done.stderr

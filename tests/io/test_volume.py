@@ -1,7 +1,5 @@
 """The geometry of grids, as pure functions."""
 
-from pathlib import Path
-
 import nibabel as nib
 import numpy as np
 import pytest
@@ -9,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from io_helpers import affine_of, affines, rotation
 
-from crfrefine.base.geometry import describe_difference, is_sheared, orientation_codes, same_grid, same_shape, spacing_of
+from crfrefine.base.geometry import is_sheared, orientation_codes, same_grid, same_shape, spacing_of
 
 
 @given(affines())
@@ -52,12 +50,3 @@ def test_a_plane_equals_a_single_slice(shape, other, same):
     if len(shape) == 2 and len(other) == 3 and same:
         assert same_grid(shape, np.eye(4), other, affine_of((1, 1, 5)))
         assert same_grid(other, affine_of((1, 1, 5)), shape, np.eye(4))
-
-
-def test_a_difference_is_always_visible():
-    """Where shape and spacing are the same, the description goes on until the two lines differ."""
-    first, moved, turned = affine_of(), affine_of(origin=(0, 0, 7)), affine_of(direction=rotation(2, 1e-3))
-    for other in (moved, turned):
-        lines = describe_difference(Path("a.nii"), (9, 9, 9), first, Path("longer.nii"), (9, 9, 9), other).split("\n  longer.nii")
-        assert lines[0].replace("a.nii     ", "") != lines[1]
-    assert "(0.00, 0.00, 7.00)" in describe_difference("a", (9, 9, 9), first, "b", (9, 9, 9), moved)
