@@ -24,7 +24,6 @@ from cli_helpers import (
     statuses,
     write_folders,
 )
-from evaluation_helpers import write_study
 
 import crfrefine.io.nifti
 import crfrefine.runs.case_work
@@ -233,13 +232,6 @@ def test_a_full_disk_keeps_the_old_summary(folders, small_disk):
     assert files_in(small_disk) == ["ballast", "logits.mhd", "logits.zraw", "summary.json"]
 
 
-def test_a_read_only_disk_is_named(folders, small_disk):
-    """It stops the superuser too, and is found out before anything is computed."""
-    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    result = run_here("infer", "-i", folders.images, "-p", folders.logits, "-o", small_disk)
-    assert (result.status, result.stderr) == (1, f"crfrefine: error: {small_disk}: cannot write to this folder: Read-only file system\n")
-
-
 # ---- Errors that nobody foresaw
 
 BUG = KeyError("There is no item named 'logits.npy'")
@@ -306,16 +298,3 @@ def test_a_bug_in_the_work_on_a_case_costs_the_case(folders, monkeypatch, stage)
     assert "unexpected ZeroDivisionError (a bug): a bug, please report it" in line
     assert ", in broken\n" in result.stderr
     assert files_in(folders.output) == ["good.nii.gz"]
-
-
-def test_evaluate_goes_on_after_whatever_a_reader_raises(tmp_path, monkeypatch):
-    study = write_study(tmp_path)
-    break_reader(monkeypatch, BUG, "after/case1")
-    result = run_here(*study.arguments, status=1)
-    (line,) = errors(result.stderr)
-    assert line.startswith("crfrefine: error: case 'case1': ")
-    assert f"{study.after / 'case1.nii.gz'}: cannot be read: unexpected KeyError" in line
-    assert "please report it" in line
-    assert "Traceback" not in result.stderr
-    assert study.statuses() == ["measured", "failed", "measured"]
-    assert ", in broken\n" in run_here(*study.arguments, "-v").stderr

@@ -113,17 +113,6 @@ def test_the_fields_of_the_summary_are_documented(judged):
         assert [name for name in part if f"`{name}`" not in text] == []
 
 
-def test_single_files_and_names_that_stay_on_one_line(tmp_path):
-    study = write_study(tmp_path, 1)
-    files = [folder / "case0.nii.gz" for folder in (study.after, study.labels, study.before)]
-    result = run_here("evaluate", files[0], files[1], "-b", f"a\nb={files[2]}", "--name", " my\tcrf\n", "--no-report", "-o", study.output)
-    assert result.status == 0, result.stderr
-    found = read_metrics(study.output)
-    assert {method for *_, method in found} == {"my crf", "a b"}
-    assert len({line.count("\t") for line in result.stdout.splitlines() if line.startswith("dice")}) == 1
-    assert_equal(found, "case0", "2", "my crf", study.overlap("case0", (2,)))
-
-
 def test_probabilities_are_found_and_their_calibration_equals_the_brute_force(tmp_path):
     """Each case has them in another way; in the last one, the fourth label is never the likeliest. Those of the baseline are named."""
     kinds = ("npz", "npz beside", "4-D", "4-D probabilities", "beside", "four labels")
@@ -261,25 +250,6 @@ def test_a_label_among_the_regions_of_dataset_json_is_there_once(tmp_path):
     assert summary["judged_regions"] == ["2", "whole", "back"]
     shown = [line.split("\t")[1] for line in result.stdout.splitlines() if line.startswith("dice\t")]
     assert shown == ["1 core", "2 rim", "whole", "back", "mean"]
-
-
-def test_regions_may_be_empty_or_long_and_the_mean_is_over_those_that_were_asked_for(tmp_path):
-    study = write_study(tmp_path, 2)
-    bones = "bones=" + "+".join(map(str, range(1, 120)))
-    assert len(bones) > 255
-    found = evaluated(study, "-r", "9=9", "-r", "2=2", "-r", bones)
-    assert {label for _, label, _, _ in found} == {"1", "2", "9", "bones"}
-    assert_equal(found, "case0", "9", "prediction", expected_overlap(NOTHING, NOTHING))
-    assert_equal(found, "case0", "bones", "prediction", study.overlap("case0", (1, 2)))
-    summary = study.summary()
-    assert summary["judged_regions"] == ["9", "2", "bones"]
-    (mean,) = [row for row in summary["summary"] if (row["metric"], row["region"], row["method"]) == ("dice", "mean", "prediction")]
-    after, before = (
-        np.mean([study.overlap(case, members, name)["dice"] for case in ("case0", "case1") for members in ((2,), (1, 2))])
-        for name in ("after", "before")
-    )
-    assert mean["mean"] == pytest.approx(after)
-    assert mean["comparison"]["mean_difference"] == pytest.approx(after - before)
 
 
 def test_a_slice_is_measured_as_a_plane(tmp_path):

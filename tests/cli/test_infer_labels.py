@@ -139,22 +139,6 @@ def test_results_are_not_written_among_the_structures(structures):
         assert {path: path.read_bytes() for path in structures.logits.rglob("*.nii.gz")} == before
 
 
-def test_labels_that_vanish_are_told(maps):
-    """A kernel that is wider than the structures outvotes all of their voxels at once."""
-    summary = maps.output.with_name("summary.json")
-    options = ("--set", "bilateral.weight=60", "--set", "bilateral.theta_beta=5", "--summary", summary)
-    result = infer(maps, *options, status=0)
-    counts = [", ".join(f"{10 * label} ({(network_labels(seed) == label).sum()} voxels)" for label in (1, 2, 3)) for seed in range(2)]
-    note = f"labels that vanished: {counts[0]}; a lower bilateral.weight or mean_field.temperature changes less"
-    assert f"a: {note}\n" in result.stderr
-    assert f"b: labels that vanished: {counts[1]}\n" in result.stderr, "said of every case, the advice once"
-    assert "labels that vanished in 2 cases: a, b\n" in result.stderr
-    record = json.loads(summary.read_text())["cases"][0]
-    assert note in record["notes"]
-    assert record["vanished_labels"] == [10, 20, 30]
-    assert set(np.unique(load_nifti(maps.output / "a.nii.gz"))) == {0}
-
-
 # ---- Many labels
 
 SHAPE = (35, 26, 19)

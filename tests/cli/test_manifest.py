@@ -116,9 +116,3 @@ def test_cases_share_no_output_and_replace_no_input(manifest, tmp_path, output, 
     arguments = ("infer", "--manifest", manifest, "-o", tmp_path / "out", *options, "--num-parts", 2, "--part-id", 0)
     assert message in run_here(*arguments, status=1).stderr
     assert not (tmp_path / "out").exists()
-
-
-def test_other_inputs_beside_it_are_wrong_usage(manifest, tmp_path):
-    for option in ("-i", "-p", "--nnunet", "-m"):
-        result = run_here("infer", "--manifest", manifest, "-o", tmp_path / "out", option, "x", status=2)
-        assert "--manifest names the files of each case; leave" in result.stderr

@@ -1,9 +1,8 @@
 """Inputs that are not what the user takes them for, one cause that fails many cases, cases that lack a file: told once."""
 
 import numpy as np
-from cli_helpers import GRID_SHAPE, errors, files_in, infer, load_nifti, run_here, save_nifti
+from cli_helpers import GRID_SHAPE, errors, infer, load_nifti, run_here, save_nifti
 from evaluation_helpers import read_metrics, write_study
-from training_helpers import write_cases
 
 CASES = ("c0", "c1", "c2")
 EXCHANGED = "-i and -p seem to be exchanged"
@@ -83,20 +82,6 @@ def test_many_files_after_one_option_are_told_to_be_a_folder(folders):
     assert "An option takes one path: give the folder of many cases, or repeat the option for the files of one case." in result.stderr
     result = run_here("infer", "-i", first, "-i", second, "-p", folders.logits, "-o", folders.output, status=1)
     assert errors(result.stderr) == [f"crfrefine: error: {first}: files of 2 cases, c0, c1; give the folder of the images"]
-
-
-def test_strict_training_refuses_and_names_every_case(tmp_path):
-    half, lacking = write_cases(tmp_path / "half", 7), [f"case{number}" for number in range(2, 7)]
-    for case in lacking:
-        (half / "logits" / f"{case}.nii.gz").unlink()
-    result = run_here("train-crf", half, "-o", tmp_path / "new" / "p.toml", "--strict", status=1)
-    assert "crfrefine: error: 5 of 7 cases are incomplete, which --strict refuses:\n" in result.stderr
-    assert f"  no logits in {half / 'logits'} (5): {', '.join(lacking)}\n" in result.stderr
-    (half / "logits" / "case1.nii.gz").write_bytes(b"not an image")
-    result = run_here("train-crf", half, "-o", tmp_path / "new" / "p.toml", status=1)
-    assert "logits/case1.nii.gz" in result.stderr
-    assert "cases are left out" not in result.stderr
-    assert files_in(tmp_path / "new") == []
 
 
 def test_evaluate_is_over_the_cases_that_every_method_has(tmp_path):

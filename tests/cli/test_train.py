@@ -4,11 +4,10 @@ import json
 import os
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_helpers import errors, files_in, load_nifti, run_here, run_process
+from cli_helpers import errors, files_in, load_nifti, run_here
 from training_helpers import phantom, shorten, write_cases
 
 import crfrefine.cli.main
@@ -197,17 +196,3 @@ def test_what_cannot_be_followed_is_refused_in_one_message(data, tmp_path, optio
     assert REFUSED[options] in result.stderr
     assert files_in(tmp_path) == before
     assert (tmp_path / "piped.fold1.json").is_fifo()
-
-
-def test_wrong_usage_is_status_2():
-    for arguments in ("-o p.toml", "data", "data -o p.toml -v -q", "data -o p.toml --loss x"):
-        assert run_here("train-crf", *arguments.split()).status == 2, arguments
-
-
-@pytest.mark.long
-def test_without_pytorch_it_says_what_to_install(data, tmp_path):
-    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(name='torch')\n", encoding="utf-8")
-    environment = {"PYTHONPATH": f"{tmp_path}:{Path(crfrefine.__file__).parents[1]}"}
-    result = run_process("train-crf", data, "-o", tmp_path / "p.toml", env=environment, status=1)
-    assert "pip install 'crfrefine[train]'" in result.stderr
-    assert not list(tmp_path.glob("*p.*"))

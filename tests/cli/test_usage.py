@@ -6,13 +6,12 @@ import shlex
 import shutil
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 import typer.main
 from cli_helpers import files_in, run_here, run_process, write_folders
 
-from crfrefine.cli.commands import COMMANDS, PANELS, _process_value
+from crfrefine.cli.commands import COMMANDS, PANELS
 from crfrefine.cli.main import app
 from crfrefine.cli.options import GONE
 
@@ -29,12 +28,6 @@ def test_help_has_panels_and_every_option_in_one(name, monkeypatch):
     shown = re.findall(r"^  .*?(--[a-z-]+)", text, re.MULTILINE)
     options = [parameter for parameter in typer.main.get_command(app).commands[name].params if parameter.param_type_name == "option"]
     assert {max(option.opts, key=len) for option in options} <= set(shown)
-
-
-def test_an_older_typer_converts_by_itself():
-    """Before 0.29 its parameters say nothing of their types."""
-    parameter = SimpleNamespace(multiple=False, nargs=1, required=True, callback=None)
-    assert _process_value(parameter, lambda _, value: int(value), None, "3") == 3
 
 
 WRONG = (
