@@ -184,25 +184,6 @@ def test_every_filter_of_the_gpu_has_the_gradients_of_the_cpu(filter_name):
     assert_close(found, problem.gradients(get_backend("cpu")), 2e-5, of_theta=4e-4)
 
 
-def test_strong_weights_have_their_gradients(compiled_backend):
-    """Six steps, in some of which the energy rises: rounding grows from step to step."""
-    found = []
-    for problem, backend in ((Problem(3, dtype=np.float32), compiled_backend), (Problem(3), torch64())):
-        found.append(problem.backward(*problem.forward(backend, 6, weights=8.0 * problem.values["weights"])))
-    assert_close(*found, 5e-4, of_theta=5e-3)
-
-
-@needs_compiler
-def test_a_forbidden_label_leaves_all_gradients_finite():
-    """A logit of minus infinity, of the label that follows from the others and of another one."""
-    problem = Problem(3, num_labels=4, per_label=False, is_potts=True, masked=False, dtype=np.float32)
-    problem.values["logits"][3, 0] = problem.values["logits"][1, 3] = -np.inf
-    found = problem.gradients(watched_backend())
-    for name in GRADIENTS:
-        assert np.isfinite(getattr(found, name)).all(), name
-    assert_close(found, problem.gradients(get_backend("cpu")), 1e-4, of_theta=2e-3)
-
-
 @needs_compiler
 def test_cuda_blocks_and_threads_that_take_several_voxels_find_the_same(monkeypatch):
     """As on large volumes: three blocks and seven threads for all voxels. Sums are grouped otherwise, so they agree to rounding."""

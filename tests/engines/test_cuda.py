@@ -3,26 +3,14 @@
 import cuda_shim
 import numpy as np
 import pytest
-from cuda_shim import ShimDevice, watched_backend
-from oracles import Case, one_kernel, random_case, resolve, softmax
-from strict_device import StrictDevice, use
+from cuda_shim import watched_backend
+from oracles import one_kernel, random_case, resolve
 
-from crfrefine import refine
-from crfrefine.engines import cpu, get_backend
+from crfrefine.engines import get_backend
 from crfrefine.engines.cuda import lattice
-from crfrefine.engines.cuda.backend import CudaBackend
-from crfrefine.engines.cuda.kernel_set import choose_filter
-from crfrefine.engines.cuda.volume import MassSums
-from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
-from crfrefine.errors import BackendUnavailableError, CapacityError
+from crfrefine.errors import CapacityError
 
 pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
-
-
-def _input(case, theta_alpha, theta_beta, device=None):
-    voxels = Voxels(device or ShimDevice(is_watched=True), case.image.shape[1:], case.spacing, case.mask)
-    alphas = voxels.of_box_axes(np.broadcast_to(theta_alpha, len(case.spacing)))
-    return BilateralInput(voxels, case.image, alphas, [theta_beta] * len(case.image))
 
 
 def _refined(engine, case, **changes):
@@ -60,23 +48,6 @@ def test_tables_that_are_full_grow_and_long_lists_are_trees(setting, monkeypatch
     np.testing.assert_allclose(found.logits, plain.logits, rtol=0.0, atol=1e-5 if setting[1] == "MAX_TOGETHER" else 0.0)
 
 
-def test_without_the_compiled_engine_the_host_has_numpy(monkeypatch):
-    """In a checkout that is not built: the same ranges, label maps, and refined logits."""
-    case = random_case(3, num_modalities=2, num_labels=4, masked=True, grid_shape=(7, 6, 9))
-    use(watched_backend(), monkeypatch)
-
-    def not_built():
-        raise BackendUnavailableError("the compiled engine is missing")
-
-    found = []
-    for loads in (cpu.load_engine, not_built):
-        monkeypatch.setattr(cpu, "load_engine", loads)
-        found.append(refine(case.logits, case.image, mask=case.mask, spacing=case.spacing, device="cuda"))
-    assert found[1].label_map.dtype == found[0].label_map.dtype
-    np.testing.assert_array_equal(found[1].label_map, found[0].label_map)
-    np.testing.assert_array_equal(found[1].logits, found[0].logits)
-
-
 def _grid_message(engine, case, theta_alpha, theta_beta):
     values = np.random.default_rng(3).random((8, *case.logits.shape[1:])).astype(np.float32)
     return engine.message(values, case.grid, one_kernel((theta_alpha,) * 3, (theta_beta,), filter="grid"))
@@ -100,41 +71,3 @@ def test_any_grouping_of_cells_has_the_sums_of_the_cpu(grid_shape, theta_alpha, 
 def test_cells_of_a_tile_beyond_the_shared_memory_are_refused():
     with pytest.raises(CapacityError, match="too many cells for these bandwidths"):
         _grid_message(cuda_shim.shim_backend(), random_case(3, 1, grid_shape=(5, 9, 70)), 0.13, 0.5)
-
-
-def test_a_step_of_the_volume_term_brings_back_a_few_numbers():
-    """Under a GPU's rules, however many voxels there are: bodies are found before the first step."""
-    case, downloaded = random_case(3, num_modalities=2, num_labels=4, masked=True), []
-    for num_iterations in (3, 6):
-        device = StrictDevice(is_watched=True)
-        _refined(CudaBackend(device), case, volume__weight=0.9, mean_field__num_iterations=num_iterations)
-        downloaded.append(device.downloaded_bytes)
-    assert 0 < downloaded[1] - downloaded[0] < 4 * 1024
-
-
-def test_sums_for_the_volume_term_are_those_of_marginals():
-    """Masses and covariances of logits with a bias where the term applies: a step would come to the same end with others, only later."""
-    random, shape, device = np.random.default_rng(4), (7, 9, 13), ShimDevice(is_watched=True)
-    mask, logits = random.random(shape) < 0.8, random.normal(size=(4, *shape), scale=3.0).astype(np.float32)
-    part, bias = random.random(int(mask.sum())) < 0.6, random.normal(size=4)
-    sums = MassSums(Voxels(device, shape, (1.0, 0.7, 1.6), mask), 4, part)
-    marginals = softmax(logits[:, mask][:, part] + bias[:, None])
-    expected = marginals.sum(axis=1)
-    masses, covariance = sums.of_logits(logits, bias)
-    np.testing.assert_allclose(masses, expected, rtol=1e-5)
-    np.testing.assert_allclose(covariance, np.diag(expected) - marginals @ marginals.T, atol=1e-5 * expected.max())
-
-
-def test_the_automatic_choice_follows_the_work():
-    """Few voxels: all pairs. Many, with a fine kernel: the window; with a coarse one: the lattice, where the grid cannot be."""
-    assert choose_filter(_input(random_case(3), 4.0, 0.1), 2, 5)[0] == "exact"
-    one, three = (random_case(3, num_modalities, grid_shape=(61, 70, 57)) for num_modalities in (1, 3))
-    assert choose_filter(_input(one, 1.0, 0.1, ShimDevice()), 2, 5)[0] == "truncated"
-    assert choose_filter(_input(one, 12.0, 0.1, ShimDevice()), 4, 5)[0] == "grid"
-    assert choose_filter(_input(three, 12.0, 0.1, ShimDevice()), 4, 5)[0] == "lattice"
-    # Too many features for the lattice, or cells too fine to be numbered: a window is left.
-    image = np.random.default_rng(2).random((26, 20, 19, 21)).astype(np.float32)
-    many = _input(Case(np.zeros((2, 20, 19, 21), np.float32), image, None, (1.0, 1.2, 0.8)), 3.0, 0.4)
-    fine = _input(random_case(4, num_modalities=8, grid_shape=(16, 17, 15, 14)), 1.5, 1e-5)
-    for bilateral in (many, fine):
-        assert choose_filter(bilateral, 2, 5) == ("truncated", None)

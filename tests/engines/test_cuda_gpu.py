@@ -1,9 +1,7 @@
 """What only a real GPU can show: PyTorch's streams and memory, other GPUs than the first. Skipped where there is none."""
 
 import gc
-import multiprocessing
 import threading
-import warnings
 
 import cuda_shim
 import numpy as np
@@ -15,7 +13,6 @@ from crfrefine.engines.cuda.backend import CudaBackend
 from crfrefine.engines.cuda.cupy_device import ask_driver, is_available
 from crfrefine.engines.cuda.lattice import Lattice
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
-from crfrefine.errors import BackendUnavailableError
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not is_available(), reason="needs a GPU and CuPy")]
 
@@ -123,37 +120,6 @@ def test_memory_is_pytorchs_and_goes_back_from_any_thread(torch):
     assert torch.cuda.max_memory_allocated(0) > used
     assert torch.cuda.memory_allocated(0) == used
     assert cupy.get_default_memory_pool().used_bytes() == pooled
-
-
-def _ask_for_engines(results):
-    """What each device is in this process, or the error, and the warnings."""
-    for device in ("cuda", "auto"):
-        with warnings.catch_warnings(record=True) as warned:
-            warnings.simplefilter("always", RuntimeWarning)
-            try:
-                found = get_backend(device).name
-            except BackendUnavailableError as error:
-                found = str(error)
-        results.put((found, [str(warning.message) for warning in warned]))
-
-
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-@pytest.mark.parametrize("first", ["cuda", "auto"])
-def test_a_forked_process_is_told(first):
-    """By name: an error that says 'spawn'. By `auto`: the CPU, with a warning, never without a word; the parent goes on."""
-    assert get_backend(first).name == "cuda"
-    context = multiprocessing.get_context("fork")
-    results = context.Queue()
-    child = context.Process(target=_ask_for_engines, args=(results,))
-    child.start()
-    child.join(60)
-    assert child.exitcode == 0
-    (message, _), (name, warned) = (results.get(timeout=5) for _ in range(2))
-    assert "'spawn'" in message
-    assert name == "cpu"
-    assert "forked" in warned[0]
-    case = random_case(3, masked=True)
-    get_backend("cuda").mean_field(case.logits, case.grid, resolve(case))
 
 
 @pytest.mark.skipif(ask_driver()[0] < 2, reason="needs two GPUs")

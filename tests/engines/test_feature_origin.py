@@ -77,26 +77,3 @@ def test_lattices_around_any_origin_are_those_of_the_reference(compiled_backend)
     expected = _pairwise(torch64(), case, spec, origin)
     _assert_near(_pairwise(compiled_backend, case, spec, origin), expected, 2e-4)
     assert np.abs(_pairwise(compiled_backend, case, spec, None) - expected).max() > 1e-2 * np.abs(expected).max()
-
-
-def test_the_origin_has_the_order_of_the_grids_axes(backend):
-    """Transposed arrays with a transposed origin, told the user's axes: the same messages."""
-    case, order = _case((5, 8, 7), 2), (2, 0, 1)
-    spec, origin = _spec(case, "lattice"), FeatureOrigin((3, -2, 5), (0.4, -0.3))
-    expected = _pairwise(backend, case, spec, origin)
-    grid = tuple(axis + 1 for axis in order)
-    assert case.mask is not None
-    turned = replace(spec.kernels.kernels[0], theta_position=tuple(ALPHA[axis] for axis in order))
-    result = backend.mean_field(
-        np.ascontiguousarray(case.logits.transpose(0, *grid)),
-        GridImage(
-            np.ascontiguousarray(case.image.transpose(0, *grid)),
-            np.ascontiguousarray(case.mask.transpose(order)),
-            [case.spacing[axis] for axis in order],
-            axes=order,
-            origin=replace(origin, position=tuple(origin.position[axis] for axis in order)),
-        ),
-        replace(spec, kernels=replace(spec.kernels, kernels=(turned,))),
-    )
-    found = case.logits - np.transpose(result.logits, (0, *(1 + np.argsort(order))))
-    _assert_near(found, expected, ROUNDING)

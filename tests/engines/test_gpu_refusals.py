@@ -150,14 +150,6 @@ def test_gpus_that_the_environment_hides_are_not_there(visible, expected, monkey
     assert cupy_device.may_have_gpu() is expected
 
 
-def test_a_gpu_is_one_backend_under_all_its_names(machine):
-    """Two would have two locks, and let two cases into the memory of one GPU."""
-    machine.setattr(cupy_device, "CupyDevice", lambda index: SimpleNamespace(name=f"fake {index}"))
-    first = get_backend("cuda")
-    assert get_backend("cuda:0") is get_backend("cuda:00") is first
-    assert get_backend("cuda:1").name == "fake 1"
-
-
 def test_a_gpu_that_does_not_answer_is_lost_for_good():
     """The first error says why, the others that it is so; later work does not touch the GPU. A lack of memory is no loss."""
     lost = LossWatch("cuda:1", (CudaError,), raising(CudaError(719, "error 719")))
@@ -169,14 +161,3 @@ def test_a_gpu_that_does_not_answer_is_lost_for_good():
         raise CudaError(700, "error 700")
     with pytest.raises(DeviceLostError, match=r"stopped working earlier in this process \(error 700\).*--device cpu"), lost.watching():
         raise AssertionError("nothing may run")
-
-
-def test_a_gpu_that_answers_is_not_lost():
-    """What it refused is a fault of the caller; what else is raised is no concern of CUDA."""
-    watched = LossWatch("cuda:1", (CudaError,), lambda: None)
-    for error in (CudaError(1, "error 1"), RuntimeError("of a callback"), KeyboardInterrupt()):
-        with pytest.raises(type(error)) as caught, watched.watching():
-            raise error
-        assert caught.value is error
-    with watched.watching():
-        pass

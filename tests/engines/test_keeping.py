@@ -4,9 +4,6 @@ import numpy as np
 import pytest
 
 from crfrefine import CrfParameters, Plan, refine
-from crfrefine.engines import get_backend
-from crfrefine.engines.cpu import CpuBackend, CpuKernels
-from crfrefine.errors import CapacityError
 from crfrefine.runs.demo.phantom import make_phantom
 
 SPACING = (0.9, 0.7, 1.8)
@@ -62,33 +59,6 @@ def test_results_have_the_same_bits_and_only_bandwidths_build_anew(mask, filter_
     assert num_changed > 30
 
 
-def test_other_images_masks_and_spacings_get_kernels_of_their_own():
-    """The engine compares what it has built with what is asked for."""
-    backend = get_backend("cpu", keeps_kernels=True)
-    other_image = PHANTOM.image * [[[[2.0]]]] + PHANTOM.image**2
-    for more in ({}, {"image": other_image}, {"mask": MASK}, {"mask": ~MASK}, {"spacing": (1.0, 0.7, 1.8)}):
-        plan = plan_of(**more)
-        plan._backend = backend
-        found, built = run(DENSE, plan)
-        assert built == 1, list(more)
-        np.testing.assert_array_equal(found.logits, refine_once(DENSE, **more).logits)
-
-
-def test_more_steps_may_get_another_filter(monkeypatch):
-    """`auto` decides by the number of steps, too: kept kernels serve only if it would take the same filter again."""
-    plan = plan_of()
-    run(DENSE, plan)
-    assert run(DENSE.replace(**{"mean_field.num_iterations": 6}), plan)[1] == 0
-    plan_filters = CpuBackend.plan_filters
-
-    def plan_another(self, image, spec, *more):
-        found = plan_filters(self, image, spec, *more)
-        return found if spec.num_iterations < 9 else ("lattice",) * len(found)
-
-    monkeypatch.setattr(CpuBackend, "plan_filters", plan_another)
-    assert run(DENSE.replace(**{"mean_field.num_iterations": 9}), plan)[1] == 1
-
-
 def test_a_run_that_is_stopped_leaves_kernels_that_can_be_used():
     plan = plan_of()
 
@@ -101,21 +71,3 @@ def test_a_run_that_is_stopped_leaves_kernels_that_can_be_used():
     found, built = run(DENSE, plan)
     assert built == 0
     np.testing.assert_array_equal(found.logits, refine_once(DENSE).logits)
-
-
-def test_where_kept_kernels_do_not_fit_none_are_kept(monkeypatch):
-    plan = plan_of()
-    run(DENSE, plan)
-
-    run_kernels = CpuKernels.run
-
-    def refuse(kernels, *arguments, **more):
-        if kernels.is_kept:
-            raise CapacityError("not enough memory")
-        return run_kernels(kernels, *arguments, **more)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("crfrefine.engines.cpu.CpuKernels.run", refuse)
-        found, _ = run(DENSE, plan)
-    np.testing.assert_array_equal(found.logits, refine_once(DENSE).logits)
-    assert run(DENSE, plan)[1] == 1

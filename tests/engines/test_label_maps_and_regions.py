@@ -143,11 +143,6 @@ def test_probabilities_of_zero_are_background_and_not_padding():
     assert np.abs(certain.logits - padded.logits)[:, :, 3:].max() > 0.1, "certain background speaks to its neighbors, padding does not"
 
 
-def test_regions_given_as_pairs_are_a_scheme():
-    pairs = list(zip(NESTED.names, map(list, NESTED.labels), strict=True))
-    assert refined_regions(case_of(NESTED), pairs) == refined_regions(case_of(NESTED), NESTED)
-
-
 @pytest.mark.parametrize(
     ("change", "changes", "message"),
     [

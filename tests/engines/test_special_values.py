@@ -9,7 +9,6 @@ from oracles import SPACINGS, kernel_set, one_kernel
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import RunContext
 from crfrefine.engines.grid_image import GridImage
-from crfrefine.errors import InputError
 from crfrefine.parameters.specs import MeanFieldSpec
 
 GRIDS = {1: (150,), 2: (37, 70), 3: (21, 18, 45), 4: (6, 9, 7, 33)}
@@ -108,17 +107,6 @@ def test_ranges_tell_of_any_value_that_is_not_finite(value):
         assert np.isnan(second).all()
         spoiled[1].flat[place] = 100.0
         assert cpu.channel_ranges(spoiled)[1][1] == 100.0
-
-
-@pytest.mark.parametrize("value", [np.nan, -np.inf])
-def test_an_image_that_is_not_finite_is_refused_wherever_it_is_so(value):
-    image, values = np.ones((2, *SHAPE), np.float32), np.ones((1, *SHAPE), np.float32)
-    grid, spec = GridImage(image, None, (1.0, 1.5, 0.7)), one_kernel((2.0,) * 3, (0.1,) * 2, filter="truncated")
-    for place in PLACES:
-        image[1].flat[place] = value
-        with pytest.raises(InputError, match="modality 1 of the image holds values that are not finite"):
-            get_backend("cpu").message(values, grid, spec)
-        image[1].flat[place] = 1.0
 
 
 SMALLEST = float(np.finfo(np.float32).tiny)  # the smallest normal number

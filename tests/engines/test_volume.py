@@ -79,15 +79,6 @@ def test_labels_that_occur_nowhere_stay_away(backend, weight):
         np.testing.assert_allclose(masses, volumes_of(case.logits[:, bodies]), rtol=1e-5, atol=1e-3)
 
 
-def test_label_maps_with_many_labels_keep_volumes():
-    """Where logits of all labels would not be stored without the term."""
-    labels = np.repeat(np.arange(17, dtype=np.uint8), 8).reshape(17, 4, 2)
-    image = np.random.default_rng(0).normal(size=labels.shape)
-    found = refine(labels, image, spacing=1.0, parameters=KEEPING.replace(**{"mean_field.temperature": 0.5}), input_type="labels")
-    # Beyond the bodies, two labels exchange a little mass.
-    np.testing.assert_allclose(found.marginals.reshape(17, -1).sum(axis=1)[1:], 8.0, rtol=6e-3)
-
-
 @pytest.mark.parametrize(("weight", "num_labels"), [(0.9, 3), (1.0, 11)])
 def test_the_rule_for_stopping_counts_the_biases(compiled_backend, weight, num_labels):
     """Strong weights per label, with which the energy of some steps rises, until the tolerance is met."""
