@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 from torch_gpu import gpu_tensors  # noqa: E402
 
 from crfrefine import CrfParameters, crf_loss  # noqa: E402
-from crfrefine.errors import ConfigError, ExportError, InputError  # noqa: E402
+from crfrefine.errors import ConfigError, InputError  # noqa: E402
 from crfrefine.layer import partial_cross_entropy  # noqa: E402
 from crfrefine.parameters.sections import IntensityParameters  # noqa: E402
 
@@ -116,23 +116,6 @@ def test_half_precision_is_computed_in_single():
     counts, strided = (1000 * image).to(torch.int16), logits.detach().movedim(1, -1).contiguous().movedim(-1, 1)
     expected = crf_loss(logits, counts.float(), case.spacing, **options).detach()
     assert torch.equal(crf_loss(strided, counts, case.spacing, **options), expected)
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's, of the older exporter
-def test_there_is_no_graph_without_gradients_no_second_derivative_and_no_export():
-    case = random_case(3, 1, 2)
-    logits, image, _ = tensors(case)
-
-    def loss(values):
-        return crf_loss(values, image, case.spacing, theta_alpha=THETA_ALPHA, theta_beta=THETA_BETA)
-
-    with torch.no_grad():
-        assert loss(logits).grad_fn is None
-    (slope,) = torch.autograd.grad(loss(logits), logits, create_graph=True)
-    with pytest.raises(RuntimeError):
-        slope.sum().backward()
-    with pytest.raises(ExportError, match=r"torch\.jit\.trace cannot take the CRF .* export the network without it"):
-        torch.jit.trace(loss, (logits.detach(),))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ import pytest
 import torch
 from oracles import SPACINGS
 
-import crfrefine
 from crfrefine import CrfParameters, CrfRnn
 from crfrefine.layer import functional
 
@@ -92,15 +91,6 @@ def test_all_labels_take_part_where_penalties_or_the_volume_ask_for_it(counts):
     layer = layer_of(1e-5)
     layer(logits, image, SPACING, kernels=layer.build_kernels(image, SPACING))  # They were built for all labels.
     assert counts == [NUM_LABELS] * 3
-
-
-def test_the_threshold_comes_from_the_parameters_and_goes_back():
-    parameters = CrfParameters().replace(**{"mean_field.label_threshold": 3e-4})
-    assert CrfRnn(3, 1, 3, parameters).label_threshold == 3e-4
-    layer = CrfRnn(3, 1, 3, parameters, label_threshold=0.0)
-    assert layer.to_parameters().mean_field.label_threshold == 0.0
-    with pytest.raises(crfrefine.ConfigError, match="label_threshold"):
-        CrfRnn(3, 1, 3, label_threshold=0.5)
 
 
 def test_outside_the_mask_the_input_is_divided_by_the_temperature():

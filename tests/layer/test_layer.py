@@ -12,7 +12,7 @@ from oracles import SPACINGS, random_case
 from torch import nn
 
 from crfrefine import CrfParameters, CrfRnn, refine
-from crfrefine.errors import BackendUnavailableError, ConfigError, InputError
+from crfrefine.errors import ConfigError, InputError
 from crfrefine.layer.functional import mean_field
 from crfrefine.parameters.presets import list_presets
 
@@ -157,31 +157,6 @@ def test_a_model_without_kernels_only_divides_by_the_temperature():
     assert not image.grad.any()
 
 
-def test_lists_and_matrices_come_back_as_they_went_in(tmp_path):
-    kernels = [
-        {"weight": [1.0, 2.5, 0.0], "theta_alpha": [1.0, 2.0, 3.3], "theta_beta": [0.05, 0.7]},
-        {"weight": [0.1, 0.2, 0.3], "theta_alpha": [9.0, 8.0, 7.0], "theta_beta": 0.11},
-    ]
-    parameters = parameters_with(
-        bilateral=kernels,
-        spatial__weight=[0.0, 3.0, 0.5],
-        spatial__theta_gamma=[1.2, 1.3, 1.4],
-        **MATRIX,
-        intensity__normalization=("zscore", "none"),
-        mean_field__temperature=1.37,
-        mean_field__bias=2.0,
-        mean_field__tolerance=0.0,
-        mean_field__num_iterations=3,
-        mean_field__normalization="after",
-        postprocess__keep_largest="each",
-    )
-    layer = CrfRnn(3, 2, 3, parameters)
-    assert (layer.bilateral_weight.shape, layer.theta_alpha.shape, layer.theta_beta.shape) == ((2, 3), (2, 3), (2, 2))
-    assert layer.to_parameters() == parameters
-    layer.to_parameters().save(tmp_path / "trained.toml")
-    assert CrfParameters.load(tmp_path / "trained.toml") == parameters
-
-
 def test_learned_values_come_back_to_the_precision_of_the_tensors():
     """A few roundings of float32; penalties keep a zero diagonal and their symmetry."""
     layers = small_layer(), CrfRnn(3, 2, 3, parameters_with(), symmetric_compatibility=False)
@@ -208,15 +183,6 @@ def test_checkpoints_of_layers_without_a_bias_load():
     del old["0.log_temperature"]
     with pytest.raises(RuntimeError, match="log_temperature"):
         whole.load_state_dict(old)
-
-
-def test_a_spatial_term_exists_if_it_has_a_weight_or_is_asked_for():
-    assert CrfRnn(3, 2).spatial_weight is CrfRnn(3, 2).theta_gamma is None
-    asked = CrfRnn(3, 2, spatial=True)
-    assert asked.spatial_weight.item() == 0.0
-    assert asked.to_parameters() == CrfRnn(3, 2).to_parameters()
-    assert CrfRnn(3, 2, 3, parameters_with()).spatial_weight is not None
-    assert CrfRnn(3, 2, 3, parameters_with(), spatial=False).to_parameters().spatial.weight == 0.0
 
 
 def test_learned_groups_can_be_chosen():
@@ -400,12 +366,6 @@ def test_parameters_of_the_function_that_do_not_fit_are_named():
     ):
         with pytest.raises(InputError, match=re.escape(name)):
             mean_field(logits, image, **changes)
-
-
-def test_a_device_without_an_engine_is_named():
-    logits, image = (tensor.to("meta") for tensor in batch(1))
-    with pytest.raises(BackendUnavailableError, match=r"no engine for tensors on meta.*; move the layer"):
-        small_layer()(logits, image, SPACING)
 
 
 def test_without_pytorch_the_error_says_what_to_install():

@@ -8,7 +8,6 @@ import torch
 from oracles import SPACINGS, random_case
 
 from crfrefine import CrfParameters, CrfRnn
-from crfrefine.errors import ConfigError
 from crfrefine.layer.functional import build_kernels, mean_field
 
 # Small: a finite difference by each of their voxels and labels.
@@ -214,14 +213,3 @@ def test_the_weight_of_the_volume_term_has_a_slope_from_end_to_end(weight):
         (found,) = torch.autograd.grad(sign * loss(weight), [layer.raw_volume_weight])
         is_outward = (weight == 0.0 and sign * expected > 0.0) or (weight == 1.0 and sign * expected < 0.0)
         assert float(found) == (0.0 if is_outward else pytest.approx(sign * expected, rel=5e-3))
-
-
-def test_without_the_volume_term_there_is_nothing_to_learn():
-    """Its absence is not a weight of 0: such a layer computes as before, and its checkpoints are as before."""
-    layer = CrfRnn(3, 2)
-    assert layer.volume_weight is None
-    assert layer.group("volume") == []
-    assert not any("volume" in name for name in layer.state_dict())
-    assert layer.to_parameters().volume.weight == 0.0
-    with pytest.raises(ConfigError, match=r"volume\.weight"):
-        mean_field(*batch(1), bilateral=[(1.0, 1.0, 1.0)], volume=1.5)

@@ -11,8 +11,6 @@ from oracles import SPACINGS
 from torch import nn
 
 import crfrefine
-from crfrefine.layer import loss
-from crfrefine.layer.functional import build_kernels, mean_field
 
 GRID = (6, 5, 7)
 SPACING = SPACINGS[3]
@@ -92,34 +90,6 @@ def test_a_missing_spacing_is_said_once_by_each_layer_at_the_caller_s_line(given
         torch.testing.assert_close(twin(logits, image, SPACING), layer(logits, image, SPACING), rtol=0.0, atol=0.0)
 
 
-def test_every_function_takes_1_mm_with_a_warning_and_is_silent_where_spacing_does_not_matter(given):
-    logits, image = given
-    layer = crfrefine.CrfRnn(3, 2)
-    arrays = logits[0].numpy(), image[0].numpy()
-    for call in (
-        lambda **spacing: layer.refine_normalized(logits, image, **spacing),
-        lambda **spacing: crfrefine.CrfRnn(3, 2).build_kernels(image, **spacing),
-        lambda **spacing: mean_field(logits, image, bilateral=[(1.0, 1.0, 0.1)], **spacing),
-        lambda **spacing: build_kernels(image, bilateral=[(1.0, 0.1)], num_labels=3, **spacing),
-        lambda **spacing: crfrefine.refine(*arrays, input_type="logits", **spacing),
-    ):
-        seen = shout_of(call)
-        assert [str(warning.message).partition(",")[0] for warning in seen] == ["no spacing was given"]
-        assert seen[0].filename == __file__
-        assert shout_of(lambda call=call: call(spacing=1.0)) == []
-    kernels = layer.build_kernels(image, SPACING)
-    voxels = crfrefine.CrfParameters().replace(**{"mean_field.positions": "voxels"})
-    for call in (
-        lambda: crfrefine.CrfRnn(3, 2)(logits, image, kernels=kernels),
-        lambda: crfrefine.CrfRnn(3, 2, parameters=voxels)(logits, image),
-        lambda: mean_field(logits, image, bilateral=[]),
-        lambda: crfrefine.refine(*arrays, input_type="logits", parameters=voxels),
-    ):
-        assert shout_of(call) == []
-    in_ml = voxels.replace(**{"postprocess.min_component_ml": 0.01})
-    assert len(shout_of(lambda: crfrefine.refine(*arrays, input_type="logits", parameters=in_ml))) == 1
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_probabilities_are_said_once_for_each_layer_at_the_caller_s_line(dtype):
     """Of three labels, with padding of zeros beside them, as of a crop."""
@@ -168,34 +138,3 @@ def test_compiling_gives_the_same_bits():
         (found - found.detach().roll(1)).square().sum().backward()
         results.append([found.detach(), given.grad, *(parameter.grad for parameter in owner.parameters())])
     torch.testing.assert_close(*results, rtol=0.0, atol=0.0)
-
-
-@pytest.mark.long
-@COMPILED
-def test_errors_and_warnings_come_out_of_a_graph(monkeypatch):
-    monkeypatch.setattr(loss, "_TOLD", set())
-    graph = compiled(Segmenter())
-    with torch.no_grad():
-        graph(random_tensor(2, 5))
-    broken = random_tensor(2, 5)
-    broken[1, 0, 2, 3, 4] = torch.nan
-    with pytest.raises(crfrefine.InputError, match=r"image: modality 0 of batch item 1 has 1 values that are not finite"):
-        graph(broken)
-    with pytest.raises(crfrefine.InputError, match=r"mask of batch item 0 is empty"):
-        graph(random_tensor(2, 5), torch.zeros(GRID, dtype=torch.bool))
-    layer = Segmenter().crf
-
-    def step(logits, image):
-        given = logits.softmax(1)
-        return layer(given, image, SPACING).square().mean() + crfrefine.crf_loss(given, image, SPACING, theta_alpha=2.0, theta_beta=0.3)
-
-    of_probabilities, logits = compiled(step), random_tensor(3, 1).requires_grad_()
-    with warnings.catch_warnings(record=True) as seen:
-        warnings.simplefilter("always")
-        for _ in range(3):
-            graph(random_tensor(2, 5), None, None)
-            found = of_probabilities(logits, random_tensor(2, 5))
-    told = [str(warning.message) for warning in seen]
-    assert sum(text.startswith("no spacing was given") for text in told) == 1
-    assert sum("look like probabilities" in text for text in told) == 2  # the layer's and the loss's
-    torch.testing.assert_close(found, step(logits, random_tensor(2, 5)), rtol=0.0, atol=0.0)

@@ -82,13 +82,6 @@ def test_huge_padding_does_not_drown_the_gradient_of_the_temperature(dtype):
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-6)
 
 
-def test_an_item_of_nothing_but_padding_is_refused():
-    logits, image, _ = batch()
-    logits[1] = 2.0
-    with pytest.raises(InputError, match=f"batch item 1: all labels have the same value at {np.prod(GRID)} of {np.prod(GRID)} voxels"):
-        layer()(logits, image, SPACING)
-
-
 def test_kernels_that_were_built_without_regard_to_padding_are_refused():
     logits, image, padding = batch()
     model = layer()
