@@ -15,11 +15,9 @@ from crfrefine.statistics.verdict import Outcome
 from crfrefine.train import candidates
 from crfrefine.train import comparison as methods
 from crfrefine.train.baselines import Tuned, VectorScaling
-from crfrefine.train.candidates import CALIBRATION, CRF, ONE_WEIGHT, UNTRAINED, VOLUMES, Candidate, Rivals, choose, pooled, variants
+from crfrefine.train.candidates import CALIBRATION, CRF, ONE_WEIGHT, UNTRAINED, Candidate, choose, pooled
 from crfrefine.train.comparison import judge, measure_methods
-from crfrefine.train.material import TrainingDevice
 from crfrefine.train.options import TrainingOptions, locate_folders
-from crfrefine.train.plan import make_plan
 from crfrefine.train.run import run_training
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
@@ -79,36 +77,9 @@ def test_trainings_on_other_cases_add_their_cases():
     assert pooled([]) == []
 
 
-def test_gentler_models_come_before_the_trained_one():
-    untrained = CrfParameters().replace(**{"bilateral.theta_alpha": 2.0})
-    trained = start(8.0).parameters.replace(**{"bilateral.weight": [6.0, 2.0, 4.0, 8.0], "mean_field.bias": [1.0, -1.0, 0.0, 0.5]})
-    assert variants(trained, Rivals(untrained=untrained)) == [(UNTRAINED, untrained), (CRF, trained)]
-    protected = variants(trained, Rivals(VOLUMES, untrained, prefers_first_volume=True))
-    names = [UNTRAINED, f"{ONE_WEIGHT}, volume 0.5", CRF, f"{ONE_WEIGHT}, volume 0.75"]
-    assert [kind for kind, _ in protected] == names
-    gentle = protected[1][1]
-    assert (gentle.bilateral[0].weight, gentle.mean_field.bias, gentle.volume) == (5.0, 0.0, VOLUMES[0])
-    assert protected[2] == (CRF, trained)
-
-
 def options(root, **changes):
     settings = {"num_folds": 2, "num_optimizer_steps": 1, "threads": 2, **changes}
     return TrainingOptions(locate_folders(root / "data"), output=root / "params.toml", **settings)
-
-
-def test_volume_terms_are_tried_on_every_device(tmp_path):
-    """By default; a model's own volume term is learned instead."""
-    write_cases(tmp_path / "data", 2)
-    own = CrfParameters().replace(**{"volume.weight": 0.5})
-    for device, changes, volumes, is_learned in (
-        (TrainingDevice(), {}, [0.5, 0.75], False),
-        (TrainingDevice("cuda:0"), {}, [0.5, 0.75], False),
-        (TrainingDevice(), {"learn": ("weights", "theta")}, [], False),
-        (TrainingDevice(), {"parameters": own}, [0.0], True),
-    ):
-        plan = make_plan(options(tmp_path, **changes), device)
-        assert [volume.weight for volume in plan.rivals.volumes] == volumes
-        assert ("volume" in plan.learn) == is_learned
 
 
 def test_the_kind_that_is_chosen_is_written(tmp_path, monkeypatch):

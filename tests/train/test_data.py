@@ -25,7 +25,7 @@ from crfrefine.train.folds import choose_num_folds, make_folds
 from crfrefine.train.material import CPU, NUM_SAMPLED, make_sample
 from crfrefine.train.model import mean_dice, network_score
 from crfrefine.train.options import TrainingOptions, locate_folders
-from crfrefine.train.plan import choose_regions, make_plan
+from crfrefine.train.plan import make_plan
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -41,18 +41,6 @@ def rewrite_labels(folder, case_id, place, value, dtype=np.uint8):
     save_nifti(folder / "labels" / f"{case_id}.nii.gz", labels, phantom(0).affine)
 
 
-def test_folders_are_found_or_named(tmp_path):
-    write_cases(tmp_path / "data", 1)
-    (tmp_path / "data" / "labels").rename(tmp_path / "data" / "labelsTr")
-    places = locate_folders(tmp_path / "data")
-    assert (places.labels.name, places.masks) == ("labelsTr", None)
-    assert locate_folders(tmp_path / "data", labels=tmp_path).labels == tmp_path
-    (tmp_path / "data" / "logits").rename(tmp_path / "data" / "softmax")
-    for name, message in (("data", r"no folder of logits: expected .*/logits/; or name them with --logits"), ("no", "no: no such folder")):
-        with pytest.raises(InputError, match=message):
-            locate_folders(tmp_path / name)
-
-
 def test_labels_that_do_not_fit_name_the_case_or_the_file(tmp_path):
     write_cases(tmp_path, 2)
     for value, dtype, message in (
@@ -65,27 +53,6 @@ def test_labels_that_do_not_fit_name_the_case_or_the_file(tmp_path):
     save_nifti(tmp_path / "logits" / "case1.nii.gz", np.moveaxis(phantom(1).logits[:3], 0, -1), phantom(1).affine)
     with pytest.raises(InputError, match="case 'case1': 3 labels in the logits, but case 'case0' has 4"):
         find_cases(locate_folders(tmp_path))
-
-
-def test_cases_with_one_cause_are_told_together(tmp_path):
-    """Of three cases with logits on another grid the first is told with its grids; another cause by itself."""
-    write_cases(tmp_path, 5)
-    (tmp_path / "labels" / "case4.nii").touch()
-    with pytest.raises(InputError, match="case 'case4': expected one file of labels"):
-        find_cases(locate_folders(tmp_path))
-    (tmp_path / "labels" / "case4.nii").unlink()
-    (tmp_path / "images" / "case4_0001.nii.gz").write_bytes(b"")
-    for number in range(1, 4):
-        logits = np.moveaxis(phantom(number).logits, 0, -1)[:-2]
-        save_nifti(tmp_path / "logits" / f"case{number}.nii.gz", logits, phantom(number).affine)
-    with pytest.raises(InputError, match="4 of 5 cases cannot be trained on") as caught:
-        find_cases(locate_folders(tmp_path))
-    lines = str(caught.value).splitlines()
-    assert [line for line in lines if line.startswith("  case")] == [
-        "  case 'case1': logits and image are on different grids",
-        f"  case 'case4': {tmp_path}/images/case4_0001.nii.gz: the file is empty",
-    ]
-    assert lines[-1] == "  2 more cases failed like 'case1' (case2, case3): logits and image are on different grids"
 
 
 def test_a_case_that_lacks_a_file_is_left_out_with_the_reason(tmp_path):
@@ -121,18 +88,6 @@ def test_ignored_voxels_count_nowhere(tmp_path):
     case = read_all(tmp_path)[0]
     crop = make_crop(case, IntensityParameters())
     assert crop.confusion(argmax_labels(crop.logits)).sum() == np.prod(GRID_SHAPE) // 2
-
-
-def test_default_regions_have_names_that_tables_can_hold(tmp_path):
-    write_cases(tmp_path, 2)
-    for labels, names in (
-        ({"mean": 1, "a\tb\n c": 2, " ": 3}, ["label 1", "a b c", "label 3"]),
-        ({"a": 1, " a": 2, "b": 3}, ["label 1", "label 2", "b"]),
-        ({"a": 1, "b": 2, "c": 3, "ignore": 4}, ["a", "b", "c"]),
-    ):
-        (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, **labels}}))
-        regions = choose_regions((), find_cases(locate_folders(tmp_path)))
-        assert [(region.name, region.labels) for region in regions] == [(name, (n,)) for n, name in enumerate(names, start=1)]
 
 
 def test_the_fingerprint_knows_of_voxels_in_a_file_of_their_own(tmp_path):
@@ -235,34 +190,6 @@ def test_all_cases_have_the_same_labels(tmp_path):
     (tmp_path / "logits" / "case0.nii.gz").rename(tmp_path / "logits" / "case0" / "liver.nii.gz")
     with pytest.raises(InputError, match=r"case 'case0': .*has one file per structure; training needs label maps"):
         find_cases(locate_folders(tmp_path), input_type="labels")
-
-
-def test_the_dataset_declares_the_labels(tmp_path):
-    write_label_maps(tmp_path, 2)
-    found = []
-    for labels in ({"a": 1, "b": 2, "c": 3, "d": 4}, {"a": 1, "b": 2}):
-        (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, **labels}}))
-        found.append(find_cases(locate_folders(tmp_path), input_type="labels"))
-    assert (found[0].num_labels, found[0].label_names[4]) == (5, "d")
-    for number, message in (
-        (1, r"logits/case1\.nii\.gz: has labels that are not declared: 3"),
-        (0, r"the reference has a label 3, but there are 3 labels \(0 to 2\) according to .*dataset"),
-    ):
-        with pytest.raises(InputError, match=message):
-            read_case(found[1], number)
-
-
-def test_only_what_is_near_foreground_is_cropped(tmp_path):
-    """A confidence of 2 leaves background at 12 %: as logits, the whole volume would be possible foreground."""
-    shape, affine = (40, 12, 10), np.diag([3.0, 2.0, 4.0, 1.0])
-    labels = np.zeros(shape, np.uint8)
-    labels[2:5, 4:7, 3:6] = 1
-    for number in range(2):
-        save_nifti(tmp_path / "images" / f"c{number}.nii.gz", np.arange(labels.size, dtype=np.int16).reshape(shape), affine)
-        for what in ("labels", "logits"):
-            save_nifti(tmp_path / what / f"c{number}.nii.gz", labels, affine)
-    crop = make_crop(read_case(find_cases(locate_folders(tmp_path), input_type="labels"), 0), IntensityParameters())
-    assert crop.mask.shape[0] == 5 + 4, "up to 10 mm from the label"
 
 
 BIASED = CrfParameters().replace(**{"mean_field.bias": (0.0, 6.0, -1.0, 4.0), "mean_field.temperature": 1.3})

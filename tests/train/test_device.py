@@ -3,8 +3,6 @@
 Without a GPU the engine's shim stands for one, and tensors stay on the CPU.
 """
 
-import time
-
 import cuda_shim
 import numpy as np
 import pytest
@@ -20,11 +18,9 @@ from crfrefine.engines.cuda.backend import CudaBackend  # noqa: E402
 from crfrefine.engines.cuda.cupy_device import is_available  # noqa: E402
 from crfrefine.errors import BackendUnavailableError  # noqa: E402
 from crfrefine.layer import inputs  # noqa: E402
-from crfrefine.train import crops as cropping  # noqa: E402
 from crfrefine.train.material import CPU, TrainingDevice, choose_device  # noqa: E402
 from crfrefine.train.model import Model, network_score  # noqa: E402
 from crfrefine.train.options import LEARNABLE  # noqa: E402
-from crfrefine.train.threads import Workers  # noqa: E402
 
 needs_compiler = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
 
@@ -64,33 +60,6 @@ def test_a_gpu_computes_what_the_cpu_computes(device):
         assert found_score.loss == pytest.approx(score.loss, rel=1e-5)
         assert np.abs(found_score.confusion - score.confusion).sum() <= 2  # a voxel between two labels may fall either way
         np.testing.assert_array_equal(found_network.confusion, network_score(crop, shared.loss).confusion)
-
-
-def test_kept_kernels_are_those_of_the_tile(monkeypatch):
-    """A tile is not taken for the crop that it begins."""
-    monkeypatch.setattr(cropping, "TILE_VOXELS", 400)
-    (crop,) = crops(1)
-    first, loss = crop.tile(0), material([crop]).loss
-    model, fresh = (Model(start(4.0).parameters, ("weights",), SIZES) for _ in range(2))
-    tile, again = model.gradient(first, loss, 1), fresh.score(crop, loss, 1)
-    assert (model.score(crop, loss, 1).loss, tile[0]) == (again.loss, fresh.gradient(first, loss, 1)[0])
-
-
-@pytest.mark.parametrize(("one_by_one", "most", "threads"), [(True, 1, 3), (False, 3, 1)])
-def test_one_case_at_a_time_on_a_gpu(one_by_one, most, threads):
-    """However many threads there are; elsewhere they run side by side."""
-    running, seen = [], []
-
-    def work(item, threads):
-        running.append(item)
-        time.sleep(0.02)
-        seen.append(len(running))
-        running.remove(item)
-        return item, threads
-
-    with Workers(3, one_by_one=one_by_one) as workers:
-        assert list(workers.run_on_device(work, range(6))) == [(item, threads) for item in range(6)]
-    assert max(seen) == most
 
 
 @needs_compiler

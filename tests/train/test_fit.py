@@ -6,13 +6,12 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from training_helpers import LARGER, REGIONS, SIZES, SPACING, WORKERS, crops, fit, material, start
+from training_helpers import REGIONS, SIZES, SPACING, WORKERS, crops, fit, material, start
 
 from crfrefine.base.plain import from_plain, to_plain
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.train.baselines import Scores
 from crfrefine.train.candidates import FitResult
-from crfrefine.train.cross_validation import choose_starts, screen
 from crfrefine.train.fitting import Fit, Task, Trajectory
 from crfrefine.train.folds import split_training
 from crfrefine.train.model import Model, mean_dice, network_score
@@ -69,27 +68,8 @@ def test_no_crf_is_the_outcome_where_logits_are_right_or_without_foreground_and_
     assert Scores((0.0, 1.0, 2.0), np.full((2, 3), np.nan)).best([0, 1]) == 0.0
 
 
-@pytest.mark.long
-@pytest.mark.parametrize(("kind", "weight", "grid"), [("useful", 0.0, {}), ("scattered", 0.3, LARGER)])
-def test_a_weight_near_zero_can_be_reached_and_left(kind, weight, grid):
-    """From 0 the CRF grows where it helps; where labels are single voxels, those of the labels shrink to a fraction."""
-    (crop,) = crops(1, kind, **grid)
-    shared = material([crop], ("weights",))
-    trajectory = Trajectory(start(6.0, weight=weight), shared, 100)
-    for _ in range(7):
-        trajectory.step(trajectory.model.gradient(crop, shared.loss, 1)[1], 0.0)
-    weights = trajectory.model.to_parameters().bilateral[0].weight
-    assert min(weights) > 0.3 if kind == "useful" else max(weights[1:]) < 0.1
-
-
 def test_a_training_has_the_same_bits_on_another_number_of_threads(useful, whole):
     assert fit(useful[:3], threads=1) == whole
-
-
-def test_of_starts_that_are_only_tried_the_best_is_trained(useful):
-    task = Task("", split_training(range(3), seed=1), [start(40.0), start(8.0)], 2, trains_best=True)
-    found = Fit(material(useful[:3]), task, WORKERS).run()
-    assert {name: len(history) for name, history in found.histories.items()} == {"theta_alpha 40": 1, "theta_alpha 8": 3}
 
 
 def test_starts_span_the_scales_of_the_data_and_keep_the_structure_of_a_given_model():
@@ -107,15 +87,6 @@ def test_starts_span_the_scales_of_the_data_and_keep_the_structure_of_a_given_mo
     several = make_starts(given, LEARNABLE, 4, 2, SPACING)
     assert several[0].name == "given"
     assert {(one.parameters.bilateral[1].theta_alpha, one.parameters.spatial.weight) for one in several} == {(9.0, 0.5)}
-
-
-def test_starts_are_chosen_on_the_cases_of_the_fold_alone(useful):
-    starts = [start(4.0), start(8.0), start(40.0)]
-    table = screen(material(useful), starts, [0, 1, 2], WORKERS)
-    assert table.shape == (3, 3)
-    table[2] = [0.0, 0.0, 9.0]
-    assert [chosen.name for chosen in choose_starts(starts, table, [0, 1, 2], (0, 1), 2)] != ["theta_alpha 40"]
-    assert choose_starts(starts, table, [0, 1, 2], (2,), 1)[0].name == "theta_alpha 40"
 
 
 def test_the_prior_pulls_values_back_to_where_they_began(useful):

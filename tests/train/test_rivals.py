@@ -11,16 +11,14 @@ from scipy.special import expit, log_softmax
 from training_helpers import LARGER, REGIONS, SIZES, SPACING, WORKERS, as_case, crops, fit, material, phantom, start, write_cases
 
 import crfrefine
-from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.base.plain import from_plain, to_plain
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.demo.phantom import write_phantom
-from crfrefine.train.baselines import EPSILONS, RADII_VOXELS, UNGUIDED, Guidance, Guide, fit_scaling, guided_labels, score_guided
-from crfrefine.train.calibration import RANGE, calibrate, calibrate_output, fit_output_temperature, negative_log_likelihood, with_calibrated
+from crfrefine.train.baselines import EPSILONS, RADII_VOXELS, UNGUIDED, Guide, fit_scaling, guided_labels, score_guided
+from crfrefine.train.calibration import RANGE, calibrate, calibrate_output, fit_output_temperature, negative_log_likelihood
 from crfrefine.train.candidates import CALIBRATION as CALIBRATED
 from crfrefine.train.candidates import CRF, FitResult
 from crfrefine.train.comparison import measure_probabilities
-from crfrefine.train.crops import probabilities_of
 from crfrefine.train.folds import Split
 from crfrefine.train.model import Model, mean_dice, network_score
 from crfrefine.train.options import TrainingOptions, locate_folders
@@ -75,16 +73,6 @@ def test_it_is_chosen_where_the_image_helps_and_not_where_logits_are_right():
     assert useful.dice[0, 5] == mean_dice(cases[0].confusion(labels), REGIONS)
 
 
-def test_regions_are_filtered_one_by_one():
-    crop = crops(1)[0]
-    scheme = RegionScheme.of({"all": [1, 2, 3], "inner": [2, 3]}, class_order=(1, 2))
-    log_odds = crop.logits[1:3].astype(np.float32)
-    guide = Guide(crop.image, 4.0, crop.spacing)
-    inside = [guide.filter(channel, [0.01])[0] > 0.5 for channel in probabilities_of(log_odds, scheme)]
-    labels = guided_labels(log_odds, crop.image, Guidance(4.0, 0.01), crop.spacing, scheme)
-    np.testing.assert_array_equal(labels, np.where(inside[1], 2, np.where(inside[0], 1, 0)))
-
-
 SHIFT, CALIBRATION = 8.0, ("temperature", "bias")
 
 
@@ -113,24 +101,6 @@ def test_the_recalibrated_network_is_vector_scaling_as_a_crf_without_weights(shi
     one, other = network_score(shifted[0], shared.loss, calibrated=found), Model(found, (), SIZES).score(shifted[0], shared.loss, 1)
     np.testing.assert_array_equal(one.confusion, other.confusion)
     assert one.loss == pytest.approx(other.loss, rel=1e-5)
-
-
-def test_what_is_not_learned_of_the_calibration_stays(shifted):
-    base = start(4.0).parameters.replace(**{"mean_field.bias": [0.5, 0.0, 2.0, 0.0], "mean_field.temperature": 0.8})
-    temperature, bias = (calibrate(material(shifted, (name,)), range(3), base, WORKERS).mean_field for name in CALIBRATION)
-    assert calibrate(material(shifted, ("weights",)), range(3), base, WORKERS) is None
-    assert bias.temperature == 0.8 != temperature.temperature
-    assert bias.bias[2] - np.mean([bias.bias[0], bias.bias[1], bias.bias[3]]) > 0.8
-    np.testing.assert_allclose(temperature.bias, base.mean_field.bias, rtol=1e-5)
-
-
-def test_the_best_start_is_tried_on_the_recalibrated_network_too():
-    best, base = start(4.0), start(6.0).parameters
-    calibrated = replace(base, mean_field=replace(base.mean_field, temperature=1.5, bias=(1.0, 0.0, 0.0, -1.0)))
-    added = with_calibrated(best, calibrated)
-    assert added.name == "theta_alpha 4, recalibrated"
-    assert added.parameters.bilateral == best.parameters.bilateral
-    assert added.parameters.mean_field == replace(best.parameters.mean_field, temperature=1.5, bias=(1.0, 0.0, 0.0, -1.0))
 
 
 def test_a_run_does_not_lose_to_vector_scaling(tmp_path, monkeypatch):

@@ -1,7 +1,6 @@
 """Parameters chosen without labels: synthetic cases as asked for, the choice, `train-crf --unlabeled` and `infer -c auto`."""
 
 import json
-import sys
 import threading
 import time
 from concurrent.futures import CancelledError
@@ -14,11 +13,9 @@ from scipy.ndimage import gaussian_filter, zoom
 
 import crfrefine
 from crfrefine.arrays.region_scheme import RegionScheme
-from crfrefine.cli import training_reporting
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.parameters.presets import list_presets
-from crfrefine.train import synthetic, unlabeled
-from crfrefine.train.synthetic import Channels, dice_of, expected_dice, halving, make_noise, noise_scale
+from crfrefine.train import unlabeled
+from crfrefine.train.synthetic import Channels, dice_of, expected_dice, make_noise, noise_scale
 
 GRID_SHAPE = (34, 29, 17)  # no two axes alike
 SPACING = (1.0, 1.25, 2.5)  # mm, nor two spacings
@@ -117,16 +114,6 @@ def test_the_dice_that_a_network_expects_is_its_mean_over_maps_drawn_from_it():
     assert expected_dice(logits, p >= 0, Channels(2)) == pytest.approx(np.mean(drawn), abs=0.003)
 
 
-def test_few_voxels_have_no_part_and_thick_slices_stay():
-    truth, found = np.zeros((2, 20, 30), np.uint8)
-    truth[:10], truth[15, : synthetic.MIN_VOXELS - 1] = 1, 2
-    found[:5] = 1
-    assert dice_of(found, truth, ((1,), (2,))) == pytest.approx(2 / 3)
-    assert np.isnan(dice_of(found, truth, ((2,),)))
-    grids = (((9, 8, 7), (1.0, 1.4, 2.5)), ((7, 8, 7), (1.0, 1.0, 2.5)), ((9, 8, 1), (1.0, 1.4, 0.5)))  # The last one stays a picture.
-    assert [halving(*grid) for grid in grids] == [[2, 1, 1], [1, 2, 1], [2, 1, 1]]
-
-
 def test_a_noisy_network_gets_a_stronger_model_and_a_clean_one_stays_with_default(tmp_path):
     verdicts = {kind: choose(write_data(tmp_path / kind, kind)).stdout.splitlines()[-1] for kind in ("noisy", "clean", "wreck")}
     assert verdicts["noisy"].startswith("verdict: chosen: theta_alpha 4.39 mm, ")
@@ -223,41 +210,6 @@ def test_the_rule_takes_what_surely_gains_a_point_in_every_kind_of_case():
     assert choice(table_of([0.008, 0.004])).decision[1].startswith("no other set gains 1 point of Dice")
 
 
-def test_sets_are_named_by_what_they_hold_and_tried_once():
-    held = {"bilateral.theta_alpha": [5.0, 5.0, 9.0], "bilateral.weight": 3.0}
-    found = unlabeled.make_candidates(1.46, held)
-    assert [each.name for each in found[1:]] == [f"theta_alpha 5 5 9 mm, weight 3, volume.weight {volume}" for volume in ("0", "0.75")]
-    assert all(each.parameters == each.parameters.replace(**held) for each in found)
-
-
-def test_cases_that_lack_a_file_take_no_place_of_others(tmp_path, monkeypatch):
-    write_data(tmp_path, "noisy", 5)
-    for number in (1, 2, 3):
-        save_nifti(tmp_path / "images" / f"case{number}_0001.nii.gz", np.ones(GRID_SHAPE, np.float32), AFFINE)
-    monkeypatch.setattr(unlabeled, "MAX_CASES", 3)
-    monkeypatch.setattr(unlabeled, "score_candidates", lambda *_: np.zeros((4, 10)))
-    result = choose(tmp_path)
-    assert report_of(tmp_path)["choice"]["cases"] == ["case1", "case2", "case3"]
-    assert "note: 2 cases not used:\n  case 'case0': expected the modalities 0000, 0001, as in the other cases; " in result.stderr
-    assert "1 more case failed like 'case0' (case4)" in result.stderr
-
-
-def test_what_differs_in_lines_is_told_whole(tmp_path):
-    write_data(tmp_path, "noisy", 2)
-    for path in (tmp_path / "logits").iterdir():
-        save_nifti(path, np.moveaxis(network(anatomy(0), "noisy", 0), 0, -1)[:, :, 3:], AFFINE)
-    assert "Or give --resample" in choose(tmp_path, status=1).stderr
-    said = infer(tmp_path, status=1).stderr
-    assert "Or give --resample" in said.partition("it stays with `default`: no case could be used\n")[0]
-
-
-def test_progress_is_told_where_there_is_no_terminal(tmp_path, monkeypatch):
-    monkeypatch.setattr(training_reporting, "_SECONDS_BETWEEN_LINES", 0.0)
-    lines = choose(write_data(tmp_path, "noisy"), "--threads", 1).stderr.splitlines()
-    assert {"  1 of 2 cases read", "  2 of 2 cases read", "  0 of 36 trials"} <= set(lines)
-    assert any(line.startswith("  35 of 36 trials; about ") for line in lines)
-
-
 def test_an_interrupt_ends_all_threads_at_once(tmp_path, monkeypatch):
     """Another thread may be in the midst of minutes of work."""
     second_runs, stopped = threading.Event(), []
@@ -297,14 +249,6 @@ def test_what_makes_no_sense_without_labels_is_refused_at_once(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_pytorch_is_not_needed(tmp_path, monkeypatch):
-    for name in [name for name in sys.modules if name.split(".")[0] == "torch"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "torch", None)
-    choose(write_data(tmp_path, "noisy", 1))
-    assert files_in(tmp_path / "out") == ["params.report.json", "params.toml"]
-
-
 def test_infer_chooses_records_and_continues_with_what_it_chose(tmp_path, monkeypatch):
     write_data(tmp_path, "noisy", 2)
     first = infer(tmp_path, "--set", "postprocess.fill_holes=each")
@@ -329,14 +273,3 @@ def test_infer_chooses_records_and_continues_with_what_it_chose(tmp_path, monkey
     assert "parameters as an earlier run into this folder has chosen them: theta_alpha 4.39 mm, " in again.stderr
     assert [line.split("\t")[1] for line in again.stdout.splitlines()[1:]] == ["skipped", "done"]
     np.testing.assert_array_equal(load_nifti(tmp_path / "out" / "case1.nii.gz"), expected)
-
-
-def test_auto_is_no_preset_and_a_file_of_this_name_is_a_path(tmp_path, monkeypatch):
-    assert "auto" not in list_presets()
-    write_data(tmp_path, "clean", 1)
-    CrfParameters().save(tmp_path / "auto")
-    monkeypatch.chdir(tmp_path)
-    files = ("infer", "-i", "images", "-p", "logits", "-o")
-    for options, status in ((("out", "-c", "./auto"), 0), (("images", "-c", "auto"), 1)):  # What is impossible is found out first.
-        assert "choosing parameters" not in run_here(*files, *options, status=status).stderr
-    assert "mean_field.positions: " in run_here(*files, "out2", "-c", "auto", "--set", "mean_field.positions=voxels", status=1).stderr
