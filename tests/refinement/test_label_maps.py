@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 import crfrefine
-from crfrefine.arrays import one_hot
-from crfrefine.arrays.one_hot import ABSENT_LOGIT, MANY_LABELS
+from crfrefine.arrays.one_hot import ABSENT_LOGIT
 from crfrefine.base.memory import MemoryLimit
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import RunContext
@@ -112,39 +111,6 @@ def test_slabs_give_the_same_as_the_volume_at_once():
     np.testing.assert_array_equal(cut.label_map, whole.label_map)
 
 
-def test_the_networks_labels_that_logits_are_made_of_cannot_be_changed():
-    labels, image = blocks(SHAPE, 40)
-    labels = np.unique(labels, return_inverse=True)[1].reshape(SHAPE)  # Without gaps they are the channels' numbers.
-    given = labels.astype(np.uint8)
-    found = refined(given, image, mask=labels > 3)
-    assert is_on_tiles(found)
-    with pytest.raises(ValueError, match="read-only"):
-        found.network_label_map[...] = 0
-    np.testing.assert_array_equal(found.network_label_map, labels)
-    assert found.label_map.flags.writeable
-    assert given.flags.writeable
-
-
-@pytest.mark.parametrize(("num_labels", "nearby"), [(MANY_LABELS - 1, False), (MANY_LABELS, True)])
-def test_few_labels_take_part_everywhere(num_labels, nearby):
-    labels = np.zeros((40, 9, 8), np.uint8)
-    labels[0, 0, :num_labels] = 0
-    labels[:2].flat[:num_labels] = np.arange(num_labels)
-    found = refined(labels, np.zeros(labels.shape))
-    far = found.marginals[:, -1, 4, 4]
-    assert (far[1:] == 0).all() == nearby
-
-
-def test_labels_that_would_not_fit_as_logits_take_part_nearby(monkeypatch):
-    labels, image = blocks((9, 16, 23), 5, size=9)
-    assert not is_on_tiles(refined(labels, image, {"mean_field.filter": "exact"}))
-    monkeypatch.setattr(one_hot, "MAX_IN_MEMORY", 4 * 5 * labels.size - 1)
-    found, whole = (refined(labels, image, changes) for changes in ({}, DENSE))
-    assert is_on_tiles(found)
-    assert (found.marginals == 0).any()
-    np.testing.assert_array_equal(found.label_map, whole.label_map)
-
-
 def test_logits_beyond_the_memory_are_refused(monkeypatch):
     labels = blocks(SHAPE, 20)[0].astype(np.uint8)
     num_labels = len(np.unique(labels))
@@ -152,10 +118,3 @@ def test_logits_beyond_the_memory_are_refused(monkeypatch):
     with pytest.raises(CapacityError, match=rf"logits of {num_labels} labels, which only the CPU .* MiB of memory, more than .* of a test"):
         refined(labels, np.zeros(SHAPE), DENSE)
     assert is_on_tiles(refined(labels, np.zeros(SHAPE)))
-
-
-@pytest.mark.parametrize(("theta_alpha", "is_direct"), [(1.6, True), (12.0, False)])
-def test_fine_kernels_are_summed_directly(theta_alpha, is_direct):
-    labels, image = blocks(SHAPE, 20)
-    found = refined(labels, image, {"mean_field.filter": "auto", "spatial.weight": 0.0, "bilateral.theta_alpha": theta_alpha})
-    assert is_on_tiles(found) == is_direct

@@ -177,21 +177,6 @@ def test_auto_finds_the_blocks_and_says_what_it_did():
         refined(truth, image, network_spacing="auto")
 
 
-def test_an_axis_that_is_not_coarser_keeps_its_labels_apart():
-    """A network spacing below the image's counts as the image's; along all axes it is an error."""
-    truth, image = balls(3)
-    labels = coarse(truth, (1, 4, 2))
-    given, equal = (refined(labels, image, network_spacing=(step, *NETWORK[1:])) for step in (0.2, SPACING[0]))
-    np.testing.assert_array_equal(given.label_map, equal.label_map)
-    single = np.zeros(SHAPE, np.uint8)
-    single[20] = 1
-    share = refined(single, image, PLAIN, network_spacing=(0.2, *NETWORK[1:])).logits[1]
-    np.testing.assert_allclose(share[20], 0.0, atol=1e-6)
-    for wrong in ((0.7, 1.1, 1.6), 0.1):
-        with pytest.raises(InputError, match=r"network spacing is .* mm; expected more than the image's 0.7 x 1.1 x 1.6 mm"):
-            refined(labels, image, network_spacing=wrong)
-
-
 def test_wrong_arguments():
     truth, image = balls(2)
     logits = np.stack([truth == 0, truth > 0]).astype(float)

@@ -14,12 +14,11 @@ from tile_cases import TileCase, make_case, refine
 
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import RunContext
-from crfrefine.errors import CapacityError
 from crfrefine.io.reading import Piece
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.refinement.refining import refine_network
 from crfrefine.refinement.tiles.planning import plan_stream
-from crfrefine.refinement.tiles.streaming import FIRST_LOOK, StreamedNetwork
+from crfrefine.refinement.tiles.streaming import StreamedNetwork
 
 MODEL = ("--set", "mean_field.filter=truncated", "--set", "bilateral.theta_alpha=1.5", "--device", "cpu")
 NUM_LABELS = 4
@@ -145,16 +144,6 @@ def test_padding_of_any_value_does_not_decide_what_values_are(padding, factor, w
         np.testing.assert_array_equal(*found)
 
 
-def test_a_constant_first_channel_is_no_padding(tmp_path, monkeypatch):
-    """Its only value outside [0, 1] is that of padding, but the other labels differ from it."""
-    folders = write_folders(tmp_path, "a")
-    channels = softmax(logits_of(folders))
-    channels[0] = -5.0
-    save_nifti(folders.logits / "a.nii.gz", np.moveaxis(channels, 0, -1).astype(np.float32))
-    for streams in (False, True):
-        assert "a.nii.gz is taken as logits: it has values outside [0, 1]" in run(folders, monkeypatch, "-v", streams=streams).stderr
-
-
 @pytest.mark.parametrize("streams", [False, True])
 @pytest.mark.parametrize("dtype", ["u1", "f4"])
 def test_one_hot_files_are_label_maps(dtype, streams, tmp_path, monkeypatch):
@@ -230,14 +219,6 @@ def test_tiles_are_read_again_where_domains_grow(num_planes):
         read = Pieces(case, num_planes)
         np.testing.assert_array_equal(read.refined(parameters, num_bytes).label_map.T, expected)
         assert read.num_readings > least
-
-
-def test_tiles_that_do_not_fit_at_the_second_reading_are_an_error():
-    case = make_case(3, (19, 26, 75), 6, margin=30.0, with_mask=True)
-    left = iter((4000, FIRST_LOOK + 4000))  # at the survey, and at the second reading
-    message = r"labels that may take part need more than the 3\.91 KiB that are left, up to label \d of 5; allow more memory"
-    with pytest.raises(CapacityError, match=message):
-        Pieces(case, 5).refined(CrfParameters().replace(**{"mean_field.filter": "truncated"}), num_bytes=lambda: next(left))
 
 
 @pytest.mark.parametrize("num_planes", [5, 50])
