@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from io_helpers import OBLIQUE, affine_of, numbers, save_itk, save_nifti
+from io_helpers import OBLIQUE, affine_of, numbers, save_nifti
 
 from crfrefine.cases.case import CaseFiles, ReadingOptions, load_case, read_case_headers
 from crfrefine.errors import GridMismatchError, InputError
@@ -67,27 +67,6 @@ def test_probabilities_of_nnunet(tmp_path):
     assert load_case(replace(files, logits=(tmp_path / "logits.npz",))).input_kind == "logits", "its array is named so"
 
 
-def test_formats_may_be_mixed(tmp_path):
-    """The image in LPS text, the logits in RAS NIfTI and the other way round: the same grid."""
-    direction = np.diag([-1.0, -1.0, 1.0])
-    image = save_itk(tmp_path / "image.nrrd", numbers(SHAPE), direction=direction, spacing=(1.0, 1.5, 2.25), origin=(3.0, 4.0, 5.0))
-    affine = affine_of((1.0, 1.5, 2.25), (-3.0, -4.0, 5.0))
-    logits = save_nifti(tmp_path / "logits.nii.gz", np.moveaxis(logits_values(), 0, -1), affine)
-    case = load_case(CaseFiles("a", (image,), (logits,)))
-    np.testing.assert_array_equal(case.image[0], numbers(SHAPE))
-    np.testing.assert_array_equal(case.logits, logits_values())
-
-
-def test_a_plane(tmp_path):
-    """ITK writes a plane's channels as (x, y, 1, 1, channel)."""
-    image = save_itk(tmp_path / "image.nii.gz", numbers((5, 6)))
-    logits = save_itk(tmp_path / "logits.nii.gz", logits_values(shape=(5, 6)), channels=True)
-    case = load_case(CaseFiles("a", (image,), (logits,)), ReadingOptions(mask_mode="nonzero"))
-    assert (case.image.shape, case.logits.shape, len(case.spacing)) == ((1, 5, 6), (3, 5, 6), 2)
-    np.testing.assert_array_equal(case.logits, logits_values(shape=(5, 6)))
-    assert case.mask.shape == (5, 6)
-
-
 def test_masks_of_a_file_and_of_what_is_not_zero_in_any_modality(tmp_path):
     nonzero, files, images = ReadingOptions(mask_mode="nonzero"), make_case(tmp_path), np.zeros((2, *SHAPE), np.float32)
     images[0, 1, 2, 3], images[1, 4, 5, 6] = -1, 2
@@ -133,17 +112,6 @@ def test_a_file_on_another_grid_is_named_beside_the_image(role, message, shape, 
     assert lines[1].split(maxsplit=1)[1] != lines[2].split(maxsplit=1)[1], "what differs is seen"
     assert "5×6×7, 1.00×1.50×2.25 mm" in lines[1]
     assert all(line.startswith("  ") for line in lines[1:])
-
-
-@pytest.mark.parametrize(
-    ("shape", "hint"),
-    [((3, 4, 5, 4), "network's cropped grid; export them on the image's grid"), ((3, *SHAPE), r"holds \(label, z, y, x\)")],
-)
-def test_arrays_without_geometry_are_compared_by_shape(shape, hint, tmp_path):
-    files = make_case(tmp_path)
-    np.savez(tmp_path / "a.npz", logits=np.zeros(shape, np.float32))
-    with pytest.raises(GridMismatchError, match=hint):
-        load_case(replace(files, logits=(tmp_path / "a.npz",)))
 
 
 def test_headers_alone_and_cases_that_lack_something(tmp_path):

@@ -8,7 +8,7 @@ from cli_helpers import save_nifti
 from io_helpers import OBLIQUE, affine_of, numbers
 
 from crfrefine.arrays.one_hot import ABSENT_LOGIT, CONFIDENCE
-from crfrefine.cases.case import ReadingOptions, load_case, read_case_headers
+from crfrefine.cases.case import ReadingOptions, load_case
 from crfrefine.cases.dataset_description import read_descriptions
 from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.reading_options import DeclaredLabels, declared_labels
@@ -91,15 +91,6 @@ def test_beside_logits_the_input_type_decides(folder):
     assert ([case.logits[0].name for case in cases], cases.notes) == (["a_seg.nii.gz", "b.nii.gz"], [])
 
 
-def test_label_maps_without_images_are_told(folder):
-    save_nifti(folder / "maps" / "c.nii.gz", LABELS.astype(np.uint8), AFFINE)
-    (folder / "maps" / "b.nii.gz").unlink()
-    cases = discover_cases(folder / "images", folder / "maps", input_type="labels")
-    assert cases.notes == [f"{folder / 'maps'}: ignored 1 label map without images, such as c.nii.gz"]
-    assert cases[1].missing == (f"no label map in {folder / 'maps'}",)
-    assert "expected b.nii.gz or the like, or a folder b with" in cases[1].problem
-
-
 @pytest.mark.parametrize(
     ("values", "options", "message"),
     [
@@ -163,13 +154,6 @@ def test_where_structures_overlap_the_smallest_one_keeps_the_voxel(folder):
     assert case.notes[1].startswith(f"structures overlap, and the smaller one keeps the voxel: {num_shared} voxels, such as of ")
 
 
-def test_the_structures_of_one_case_may_be_named_alone(folder):
-    own = folder / "structures" / "a"
-    (case,) = discover_cases(folder / "images" / "a_0000.nii.gz", sorted(own.iterdir(), reverse=True), input_type="labels")
-    assert case.are_structures
-    assert [path.name for path in case.logits] == ["empty.nii.gz", "liver.nii.gz", "tumor.nii.gz"]
-
-
 @pytest.mark.parametrize(
     ("name", "values", "message"),
     [
@@ -185,13 +169,6 @@ def test_what_is_no_structure_is_refused(folder, name, values, message):
     save_nifti(folder / "structures" / name, values.astype(np.float32), AFFINE)
     with pytest.raises((InputError, GridMismatchError), match=f"(?s){message}"):
         structures(folder)
-
-
-def test_without_the_input_type_the_error_says_how_to_read_structures(folder):
-    for images, logits in (("images", "structures"), ("images/a_0000.nii.gz", "structures/a")):
-        case = discover_cases(folder / images, folder / logits)[0]
-        with pytest.raises(InputError, match="for one binary file per structure, give --input-type labels"):
-            read_case_headers(case)
 
 
 def test_structures_are_not_taken_for_labels_in_order(folder):

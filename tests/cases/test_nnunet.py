@@ -53,14 +53,6 @@ def test_images_and_labels_are_where_the_environment_says(tree, tmp_path, monkey
     assert case.labels == tree.preprocessed / "gt_segmentations" / "case2.nii.gz"
 
 
-@pytest.mark.parametrize("what", ["images", "labels"])
-def test_places_that_were_looked_at_are_named(tree, what):
-    shutil.rmtree(tree.raw / f"{what}Tr")
-    with pytest.raises(InputError, match=rf"{tree.raw}/{what}Tr") as error:
-        trained_cases(tree)
-    assert all(name in str(error.value) for name in (f"--{what}", "nnUNet_raw"))
-
-
 def test_a_fold_that_is_not_done_is_named_with_the_command(tree):
     for path in tree.validation(1).glob("*.npz"):
         path.unlink()

@@ -158,25 +158,6 @@ def test_grids_that_do_not_overlap(options, tmp_path):
         assert (x.min() - start, stop - x.max()) == (pytest.approx(1.15, abs=1.15), pytest.approx(1.15, abs=1.15))
 
 
-def test_the_signs_of_lps_are_suspected(tmp_path):
-    """The same grid, written as RAS although its numbers are those of LPS."""
-    moved = AFFINE + np.array([[0, 0, 0, 100.0], [0, 0, 0, -70.0], [0] * 4, [0] * 4])
-    files = make_case(tmp_path, moved)
-    image = save_nifti(tmp_path / "m.nii.gz", numbers(SHAPE), np.diag([-1.0, -1.0, 1.0, 1.0]) @ moved)
-    with pytest.raises(GridMismatchError, match="With the signs of world x and y exchanged they would"):
-        read_case_headers(replace(files, images=(image,)), RESAMPLE)
-
-
-def test_boxes_that_overlap_without_a_common_voxel(tmp_path):
-    """A thin slab in the empty corner of an oblique volume's box: only its voxels tell."""
-    affine = affine_of((1.0, 1.5, 2.0), direction=OBLIQUE)
-    image = save_nifti(tmp_path / "image.nii.gz", numbers((40, 3, 2)), affine)
-    corner = affine_of((0.5, 0.4, 0.3), (world_of((40, 3, 2), affine)[39, 0, 0, 0], -1.5, -0.3))
-    logits = save_scores(tmp_path / "logits.nii.gz", scores(2, (3, 4, 2)), corner)
-    with pytest.raises(GridMismatchError, match="do not overlap in the world"):
-        read_case_headers(CaseFiles("a", (image,), (logits,)), RESAMPLE)
-
-
 @pytest.mark.parametrize("direction", [np.eye(3), OBLIQUE], ids=["oblique", "parallel"])
 def test_logits_that_cover_less_than_half_of_the_image_are_refused(direction, tmp_path):
     assert inside(load_case(make_case(tmp_path, beside(direction, shift=2.0)), RESAMPLE)).mean() > 0.5
