@@ -13,7 +13,6 @@ import pytest
 import typer.main
 
 import crfrefine
-from crfrefine.base.text import PAGE_TITLES
 from crfrefine.cli.main import app
 from crfrefine.parameters.sections import SECTIONS
 
@@ -87,15 +86,6 @@ def test_every_link_and_path_leads_somewhere():
     assert of_each(PAGES, broken_links) == {}
     others = (path for path in TEXTS if path.suffix != ".md" and path != Path(__file__))
     assert of_each(others, lambda _, text: broken_documents(text)) == {}
-
-
-def test_messages_name_pages_by_the_titles_of_the_site():
-    """The user of an installed package has no folder `docs`."""
-    for path in (ROOT / "crfrefine").rglob("*.py"):
-        assert set(re.findall(r"see\(.(docs/[\w/.-]+)", path.read_text(encoding="utf-8"))) <= PAGE_TITLES.keys(), path
-    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
-    for page, title in PAGE_TITLES.items():
-        assert f"- {title}: {page.removeprefix('docs/')}\n" in navigation
 
 
 def test_every_page_is_on_the_map_and_the_readme_is_short():
