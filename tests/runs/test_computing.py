@@ -10,7 +10,7 @@ from tune_helpers import options_for, write_labeled, write_large
 from crfrefine.io import read_volume
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.refinement.case import refine
-from crfrefine.runs.tune.case import MAX_VALUES, CaseRefiner, open_case
+from crfrefine.runs.tune.case import CaseRefiner, open_case
 from crfrefine.runs.tune.session import find_case
 
 
@@ -23,18 +23,6 @@ def opened(options):
 def large(tmp_path_factory):
     folders, labels = write_large(tmp_path_factory.mktemp("large"))
     return opened(options_for(folders, labels))
-
-
-def test_a_box_holds_the_place_and_is_a_cube_in_mm_as_far_as_the_grid_goes(large):
-    for place in ((0, 0, 0), (26, 38, 30), (51, 75, 59)):
-        box = large.box_around(place)
-        extents = [axis.stop - axis.start for axis in box]
-        for axis, at, size in zip(box, place, large.upright_grid, strict=True):
-            assert 0 <= axis.start <= at < axis.stop <= size
-        assert 0.7 < np.prod(extents) * len(large.logits) / MAX_VALUES < 1.1
-        lengths = [extent * step for extent, step in zip(extents, large.upright_spacing, strict=True)]
-        free = [length for length, extent, size in zip(lengths, extents, large.upright_grid, strict=True) if extent < size]
-        assert max(free) - min(free) < 2.6, "one voxel of the longest spacing"
 
 
 def chosen(**changes):

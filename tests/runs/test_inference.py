@@ -1,6 +1,5 @@
 """The folder run: order, overlap, memory and the account of each case; the command's view of it is in test_cli_infer.py."""
 
-import json
 import threading
 import time
 import weakref
@@ -9,11 +8,9 @@ import pytest
 from cli_helpers import write_folders
 
 import crfrefine.cases.case
-from crfrefine.base.failures import Failure
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.options import InferenceOptions, Observer
 from crfrefine.runs.plan import find_inputs
-from crfrefine.runs.records import CaseRecord, RunSummary
 from crfrefine.runs.run import run_inference
 
 
@@ -93,18 +90,6 @@ def test_one_case_is_read_ahead_while_one_is_computed_and_one_is_written(tmp_pat
     monkeypatch.setattr(crfrefine.cases.case, "read_case_headers", counting_headers)
     assert run_inference(options_for(folders, threads=1), Started()).count("done") == 6
     assert (most_alive <= 2, max(ahead) <= 1, headers) == (True, True, list("abcdef"))
-
-
-def test_a_summary_has_null_for_what_json_has_no_number_for_and_the_first_error_of_a_case():
-    record = CaseRecord("a", status="done", energy=(1.5, float("nan"), float("-inf")))
-    for message in ("a.nii: cut off", "of what followed"):
-        record.fail(Failure(message, "InputError"))
-    summary = RunSummary("cpu", 1, {"bilateral": [{"weight": [float("inf"), 2.0]}]}, cases=[record])
-    content = json.loads(summary.to_json(), parse_constant=pytest.fail)
-    (case,) = content["cases"]
-    assert case["energy"] == [1.5, None, None]
-    assert (case["status"], case["error"], case["error_kind"]) == ("failed", "a.nii: cut off", "InputError")
-    assert content["parameters"]["bilateral"] == [{"weight": [None, 2.0]}]
 
 
 def test_an_interrupt_ends_the_run_with_the_cases_so_far(tmp_path):

@@ -8,7 +8,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 from crfrefine.runs.pictures import drawing
-from crfrefine.runs.pictures.planes import BONE, LUNG, PLANES, SOFT_TISSUE, Window, choose_modality, choose_places, choose_window
+from crfrefine.runs.pictures.planes import BONE, LUNG, SOFT_TISSUE, Window, choose_window
 from crfrefine.runs.pictures.preview import cut_planes, draw_preview
 
 GRID_SHAPE = (40, 30, 12)
@@ -127,55 +127,9 @@ def test_right_of_the_patient_is_shown_at_the_left_however_the_array_is_stored(c
     np.testing.assert_array_equal(pixels(found), pixels(draw_preview(image, before, after, SPACING, affine=AFFINE)))
 
 
-# ---- Places
-
-PYRAMID_SHAPE = (60, 44, 18)
-PYRAMID_STEPS = (1.0, 1.5, 4.0)
-
-
-@pytest.fixture
-def pyramid():
-    """Labels whose largest cross-sections are known: across x at 20, across y at 14, across z at 8."""
-    labels = np.zeros(PYRAMID_SHAPE, np.uint8)
-    labels[12:29, 8:21, 6:11] = 1
-    labels[20, 4:26, 4:13] = 1
-    labels[8:33, 14, 4:13] = 2
-    labels[8:33, 4:26, 8] = 1
-    return labels
-
-
-def test_planes_have_the_largest_cross_section_and_of_equal_ones_the_middle_or_the_one_that_changed_most(pyramid):
-    places = choose_places([pyramid, pyramid], np.zeros(PYRAMID_SHAPE, bool), PYRAMID_STEPS)
-    assert (places.structure, places.change) == ((20, 14, 8), None)
-    block = np.zeros(PYRAMID_SHAPE, np.uint8)
-    block[10:21, 20:29, 5:12] = 3
-    assert choose_places([block], block > 9, PYRAMID_STEPS).structure == (15, 24, 8)
-    after = block.copy()
-    after[12, 20:24, 6:10] = 2  # relabeled: part of the structure
-    places = choose_places([block, after], block != after, PYRAMID_STEPS)
-    assert places.structure[0] == 12
-    assert 20 <= places.structure[1] < 24
-    assert 6 <= places.structure[2] < 10
-    assert places.change is None, "the planes show it"
-
-
-def test_many_false_islands_of_one_map_do_not_move_the_planes(pyramid):
-    """As around a brain tumor: the network's islands, which the CRF removes, cover more of a plane than the tumor."""
-    before = pyramid.copy()
-    before[:, 30:, 1:3] = 1
-    before[50:, :, 1:3] = 1
-    assert before[..., 2].astype(bool).sum() > 2 * pyramid[..., 8].astype(bool).sum()
-    places = choose_places([before, pyramid], before != pyramid, PYRAMID_STEPS)
-    assert places.structure == (20, 14, 8)
-    assert before[places.change] != pyramid[places.change]
-    assert places.change[2] in (1, 2)
-    assert PLANES[places.change_plane][0] == "axial", "where most of it lies"
-
-
 # ---- Gray values
 
 WINDOW_SHAPE = (30, 24, 10)
-STEPS = (1.0, 1.5, 4.0)
 NOTHING = np.zeros(WINDOW_SHAPE, bool)
 
 
@@ -184,10 +138,6 @@ def block():
     inside = np.zeros(WINDOW_SHAPE, bool)
     inside[8:18, 9:17, 3:7] = True
     return inside
-
-
-def noise(mean, spread, seed=0):
-    return np.random.default_rng(seed).normal(mean, spread, WINDOW_SHAPE).astype(np.float32)
 
 
 def test_the_window_holds_nearly_all_numbers_that_are_no_background():
@@ -209,31 +159,7 @@ def test_ct_has_the_usual_window_of_the_structure(block, tissue, expected):
     assert str(SOFT_TISSUE) == "−160 to 240"
 
 
-def test_what_is_no_tissue_gives_no_contrast(block):
-    """A block at the edge of a skull-stripped brain: the zeros beside it stand out in every modality.
-
-    Voxels may lie so close to each other that the border's width would not fit into memory: it is no wider than the grid.
-    """
-    strong, weak = noise(100, 5, 4), noise(100, 5, 5)
-    strong[block] += 20
-    weak[block] += 400
-    windows = [choose_window(channel, block) for channel in (strong, weak)]
-    assert choose_modality([strong, weak], windows, block, (1e-12, 1e-12, 4.0)) == 1
-    weak[~block] = 0
-    windows = [choose_window(channel, block) for channel in (strong, weak)]
-    assert choose_modality([strong, weak], windows, block, STEPS) == 0
-
-
 # ---- Pixels
-
-
-def test_a_pixel_has_the_value_of_the_voxel_that_its_middle_is_in_and_smaller_gray_values_are_means():
-    found = drawing.enlarge(np.array([[1, 2, 3], [4, 5, 6]]), (7, 4))
-    assert found[0].tolist() == [1, 1, 2, 2, 2, 3, 3]  # middles at 0.21, 0.64, 1.07 … of three columns
-    assert found[:, 0].tolist() == [1, 1, 4, 4]
-    plane = np.array([[0, 100, 10, 30], [100, 200, 30, 10]], np.uint8)
-    for size, grays in (((2, 1), [100, 20]), ((8, 2), [0, 0, 100, 100, 10, 10, 30, 30])):
-        assert drawing.resize_gray(plane, size)[0].tolist() == [gray * drawing.WHITE // 255 for gray in grays]
 
 
 def test_outlines_lie_inside_of_each_label_along_its_edge():

@@ -111,16 +111,6 @@ CENTER = [20, 20, 20]
 STEPS = {"mean_field.tolerance": 1e-9, "mean_field.num_iterations": 4, "mean_field.label_threshold": 0.0}
 
 
-def test_a_box_is_refined_on_request_and_the_whole_case_replaces_it(large):
-    with open_session(options_for(*large, **STEPS)) as session:
-        first = session.refine(1, "", {}, CENTER, is_whole=False)["result"]
-        labels, box = session.shown[0], session.case.stored_box(session.shown[1])
-        assert (first["is_whole"], labels.shape) == (False, tuple(axis.stop - axis.start for axis in box))
-        last, case = session.refine(1, "", {}, CENTER, is_whole=True)["result"], session.case
-        assert (last["is_whole"], last["num_iterations"], session.shown[1]) == (True, 4, None)
-        assert last["voxels_changed"] == np.count_nonzero(session.shown[0] != case.network_labels)
-
-
 def test_a_newer_state_stops_an_older_one_and_the_older_answer_has_no_result(large, monkeypatch):
     begun, may_go, answers = threading.Event(), threading.Event(), []
     refine = CaseRefiner.refine

@@ -114,32 +114,6 @@ def test_results_of_an_earlier_run_are_not_taken_for_those_of_a_run_that_begins_
     assert "2 skipped" in said
 
 
-def test_other_parameters_in_the_last_run_make_a_case_missing(folders):
-    infer(folders)
-    part(folders, 0, "--set", "bilateral.weight=9", num_parts=2)
-    found = states(exit_status=1)
-    assert [name for name in NAMES if found[name][0] == "done"] == ["a", "c", "e"]
-    assert found["b"] == ("missing", "refined with other values of bilateral.weight")
-
-
-def test_cases_that_appear_between_two_parts_are_not_lost(folders):
-    """A new case moves all cases behind it into other parts: c was in part 2, and is in part 0 now."""
-    part(folders, 0)
-    write_case(folders, "aa", 9)
-    for part_id in (1, 2):
-        part(folders, part_id)
-    assert names_in("missing", exit_status=1) == ["c"]
-    part(folders, 0, "--continue")
-    states(exit_status=0)
-
-
-def test_a_loop_over_cases_is_one_line(folders):
-    for name in "abc":
-        run_here("infer", *one_case(name), "-o", "out", *QUICK, status=0)
-    assert run_here("status", "out", status=0).stdout.splitlines() == ["out: 3 cases: 3 done, 0 failed, 0 missing"]
-    assert [path.name for path in (folders.output / RECORD_FOLDER).iterdir()] == ["record.jsonl"]
-
-
 def test_wrong_usage_and_what_leaves_no_record(folders):
     assert run_here("status").status == 2
     assert "holds no record of `infer`; name the output folder of a run" in run_here("status", "nowhere", status=1).stderr

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from cli_helpers import command, infer, load_nifti, refined, run_here, save_nifti, wait_for, write_folders
 
-from crfrefine.errors import CrfRefineError
-from crfrefine.runs.records import RECORD_FOLDER, CaseRecord, RecordFile, RunSummary, read_records, record_path
+from crfrefine.runs.records import RECORD_FOLDER, read_records, record_path
 
 
 @pytest.fixture
@@ -157,46 +156,6 @@ def test_lines_that_cannot_be_used_are_named_and_left_out(folders):
         assert expected in said
         assert "3 skipped" in said
         assert expected in run_here("status", folders.output, status=1).stdout
-
-
-def test_a_label_map_whose_name_no_system_takes_is_missing(folders):
-    run(folders)
-    head, *rest = lines_of(folders)
-    for name in ("x" * 5000, "\ud800", "a\0b"):
-        changed = json.loads(head)
-        changed["all_cases"]["b"] = name
-        record_path(folders.output).write_bytes(b"".join([json.dumps(changed).encode() + b"\n", *rest]))
-        content = json.loads(run_here("status", folders.output, "--json", status=1).stdout)
-        assert [case["state"] for case in content["folders"][0]["cases"]] == ["done", "missing", "done"]
-
-
-def test_lines_that_the_disk_does_not_take_are_written_later(tmp_path, monkeypatch):
-    """Half a line, then nothing for a while: no byte is lost, none is written twice."""
-    path = record_path(tmp_path)
-    path.parent.mkdir()
-    file = RecordFile(path, RunSummary("cpu", 1, {}, all_cases=dict.fromkeys("abc", "x")))
-    real, left = os.write, [20]
-
-    def write(descriptor, content):
-        if not left[0]:
-            raise OSError(28, "No space left on device")
-        taken = real(descriptor, content[: left[0]])
-        left[0] -= taken
-        return taken
-
-    monkeypatch.setattr("crfrefine.io.json.os.write", write)
-    full = pytest.raises(CrfRefineError, match="the disk is full")
-    for name in "ab":
-        with full:
-            file.append(CaseRecord(name, "done").to_dict())
-    left[0] = 10**6
-    file.append(CaseRecord("c", "done").to_dict())
-    assert [entry.record.case_id for entry in read_records(tmp_path).entries] == ["a", "b", "c"]
-    left[0] = 0
-    with full:
-        file.append(CaseRecord("d", "done").to_dict())
-    with full:
-        file.close()
 
 
 @pytest.mark.long

@@ -1,16 +1,14 @@
 """`crfrefine tune` as users start it: bad input is an error before a page opens, and only those who know the address get the page."""
 
 import json
-import os
 import signal
 import socket
 
 import numpy as np
 import pytest
 from cli_helpers import run_here, save_nifti
-from tune_helpers import missing_server, open_page, write_labeled
+from tune_helpers import missing_server, open_page
 
-from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.tune import server
 
 needs_server = pytest.mark.skipif(bool(missing_server()), reason=missing_server() or "there is a server")
@@ -83,17 +81,3 @@ def test_only_the_right_address_gets_answers_and_they_forbid_what_the_page_does_
         told = page.process.stderr.read().splitlines()
         assert told[-1] == "crfrefine: interrupted"
         assert all(line.startswith("crfrefine: ") for line in told)
-
-
-@needs_server
-def test_a_case_whose_name_is_not_utf_8_is_shown_like_others(tmp_path):
-    labeled_folders, labels = write_labeled(tmp_path, "first", "second")
-    for path in list(tmp_path.rglob("second*")):
-        path.rename(os.fsdecode(bytes(path).replace(b"second", b"sec\xffond")))
-    output = tmp_path / "chosen.toml"
-    with open_page(*arguments((labeled_folders, labels)), "--case", "sec\udcffond", "-o", output) as page:
-        described = page.json("describe")
-        assert described["case"] == "sec\udcffond"
-        assert "sec\\udcffond" in described["toml"]
-        page.json("save", {"preset": "", "changes": {}})
-    assert CrfParameters.load(output) == CrfParameters()
