@@ -1,6 +1,5 @@
 """Whether probabilities got better or worse: the test, its direction, and the sentence."""
 
-import json
 import math
 
 import numpy as np
@@ -9,7 +8,6 @@ from crfrefine.metrics.regions import ALL_LABELS
 from crfrefine.statistics.comparison import MEAN, Family, Measurement, ResultTable, format_p, summarize
 from crfrefine.statistics.harm import Change, judge_probabilities
 from crfrefine.statistics.paired import compare_pairs
-from crfrefine.statistics.verdict import verdict
 
 
 def table(steps, region=ALL_LABELS, base=0.05):
@@ -64,16 +62,3 @@ def test_regions_without_a_distribution_over_labels():
     assert judged({"nll": FALLS}, region="1").region == "1"
     assert judged({"nll": math.nan * FALLS}) is None
     assert judged({"dice": FALLS}) is None
-
-
-def test_the_verdict_has_it_and_its_praise_ends_with_it():
-    for steps, change in ((FALLS, Change.BETTER), (-FALLS, Change.WORSE)):
-        whole = ResultTable([*table({"dice": 0.01 + 0.001 * np.arange(24)}, "1", 0.8), *table({"nll": steps})])
-        rows = summarize(whole, "network", metrics=("dice",), regions=("1",))
-        rows += summarize(whole, "network", metrics=("nll",), regions=("all",))
-        found = verdict(whole, "crf", "network", regions=("1",), summary=rows)
-        assert found.probabilities.change == change
-        assert json.loads(json.dumps(found.to_dict()))["probabilities"]["sentence"] == found.probabilities.sentence
-        said = " But significantly worse than with network: the probabilities."
-        assert found.sentence.endswith(said) == (change == Change.WORSE)
-    assert verdict(whole, "crf", "network", regions=("1",)).probabilities is None
