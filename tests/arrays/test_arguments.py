@@ -136,18 +136,6 @@ def test_values_beyond_float32_are_refused_by_every_engine(backend):
         refined(image=image, device=backend.name)
 
 
-def test_parameters_by_name_and_path(tmp_path):
-    parameters = CrfParameters.load("krahenbuhl")
-    parameters.save(tmp_path / "own.toml")
-    expected = refined(parameters=parameters)
-    for given in ("krahenbuhl", tmp_path / "own.toml"):
-        np.testing.assert_array_equal(refined(parameters=given).logits, expected.logits)
-    with pytest.raises(ConfigError, match="no such file or preset"):
-        refined(parameters="krahenbul")
-    with pytest.raises(ConfigError, match=r"expected CrfParameters, a preset's name or a file's path, got \{'bilateral'"):
-        refined(parameters={"bilateral": {"weight": 2.0}})
-
-
 def test_the_largest_weights_stay_finite(backend):
     largest = CrfParameters().replace(**{"bilateral.weight": 1e6, "spatial.weight": 1e6, "mean_field.filter": "exact"})
     result = refined(parameters=largest, device=backend.name)

@@ -44,11 +44,6 @@ def test_exact_zeros_do_not_become_hard_constraints():
     np.testing.assert_array_equal(values, expected)
 
 
-@pytest.mark.parametrize(("input_type", "kind"), [("logits", None), ("logits", "probabilities"), ("auto", "logits")])
-def test_the_word_of_the_user_or_the_file_counts(input_type, kind):
-    assert identify(softmax(), input_type, kind, PATH)[0] == "logits"
-
-
 def test_eight_bit_probabilities_are_taken_on_the_users_word():
     values = np.rint(softmax() * 255).astype(np.float32) / 255
     values[:, 0, 0, 0] = (0.5, 0.3, 0.196)

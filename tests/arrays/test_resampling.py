@@ -107,18 +107,6 @@ def test_a_linear_function_of_the_world_is_reproduced(direction, is_parallel):
     np.testing.assert_allclose(found[within], field(world_of(shape, affine))[within], atol=1e-5)
 
 
-def test_twice_the_resolution_with_an_origin_half_a_voxel_aside():
-    """Weights of a quarter and three quarters; within half a voxel outside the outermost samples, their value."""
-    source = np.array([0.0, 8.0, 4.0], np.float32).reshape(3, 1, 1)
-    affine, source_affine = affine_of((1.0, 2.0, 3.0), (-0.5, 0.0, 0.0)), affine_of((2.0, 2.0, 3.0))
-    grid_map = map_grid((6, 1, 1), affine, (3, 1, 1), source_affine)
-    assert linear(grid_map, source[np.newaxis], (6, 1, 1)).ravel().tolist() == [0.0, 2.0, 6.0, 7.0, 5.0, 4.0]
-    assert nearest(grid_map, source.transpose()).ravel().tolist() == [0, 0, 8, 8, 4, 4]
-    wider = map_grid((8, 1, 1), affine_of((1.0, 2.0, 3.0), (-1.5, 0.0, 0.0)), (3, 1, 1), source_affine)
-    assert linear(wider, source[np.newaxis] + 1, (8, 1, 1)).ravel().tolist() == [0.0, 1.0, 3.0, 7.0, 8.0, 6.0, 5.0, 0.0]
-    assert wider.num_inside == 6
-
-
 def test_halfway_between_two_samples_the_one_with_the_larger_index_counts():
     """Also where the header's rounding puts the voxel just below the middle."""
     source = np.arange(1, 5, dtype=np.uint8).reshape(1, 1, 4)
