@@ -257,30 +257,6 @@ def test_a_label_map_is_refined_as_its_error_advises():
         CrfRefine(PARAMETERS, input_type="labels")(placed(logits), placed(image))
 
 
-def test_the_layer_takes_tensors_with_metadata():
-    logits, image = (torch.as_tensor(array)[None] for array in make_case())
-    layer, tagged = crfrefine.CrfRnn(3, 2), placed(logits)
-    logits.requires_grad_()
-    tagged.requires_grad_()
-    pairs = [(given, layer(given, picture, SPACING)) for given, picture in ((logits, image), (tagged, placed(image)))]
-    for _, refined in pairs:
-        refined.square().sum().backward()
-    (logits, expected), (tagged, found) = pairs
-    torch.testing.assert_close(torch.Tensor(found), expected, rtol=0.0, atol=0.0)
-    torch.testing.assert_close(torch.Tensor(tagged.grad), logits.grad, rtol=0.0, atol=0.0)
-
-
-def test_rules_that_remove_more_than_a_tenth_of_a_label_need_permission():
-    """Logits and probabilities have no rules."""
-    logits, image = make_case()
-    parameters = PARAMETERS.replace(**{"postprocess.min_component_ml": 1000.0})
-    data = {"pred": placed(logits), "image": placed(image)}
-    with pytest.raises(ConfigError, match=r"case7_0000.*: postprocess.min_component_ml = 1000.0 would remove more than 10% of 2"):
-        CrfRefined("pred", parameters=parameters, output="labels")(data)
-    assert not CrfRefined("pred", parameters=parameters, output="labels", allow_vanishing=True)(data)["pred"].any()
-    np.testing.assert_array_equal(CrfRefine(parameters)(data["pred"], data["image"]), CrfRefine(PARAMETERS)(data["pred"], data["image"]))
-
-
 def test_label_maps_of_a_coarse_network():
     labels = np.repeat(np.repeat(np.random.default_rng(0).integers(0, 3, (3, 4, 6)), 3, 0), 2, 1)[:, :7]
     image = 10.0 * labels[None] + np.random.default_rng(1).normal(size=(1, *GRID))
