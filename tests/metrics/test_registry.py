@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from crfrefine.metrics.overlap import measure_masks
-from crfrefine.metrics.registry import CALIBRATION_METRICS, DICE, MASK_METRICS, METRICS
+from crfrefine.metrics.registry import CALIBRATION_METRICS, MASK_METRICS
 
 DOCS = Path(__file__).parents[2] / "docs"
 BETTER = {"higher": "higher", "lower": "lower", "nearer 0": "nearer_zero", "–": None}
@@ -49,11 +49,3 @@ def test_metrics_are_undefined_where_the_page_says(page, empty):
     column = 1 + ["both", "prediction", "reference"].index(empty)
     said = {name.strip("` ") for row in rows_of(page, "| | both empty |") if row[column] == "undefined" for name in row[0].split(",")}
     assert undefined == said
-
-
-def test_ratios_are_shown_as_they_are_and_their_differences_in_points():
-    assert DICE.value_text(0.8321) == "0.8321"
-    assert DICE.difference_text(0.0123) == "+1.23"
-    assert DICE.interval_text(-0.001, 0.0301, sign="") == "-0.10 to 3.01"
-    assert METRICS["hd95_mm"].difference_text(-1.5) == "-1.50"
-    assert DICE.value_text(math.nan) == DICE.difference_text(math.inf) == ""
