@@ -75,9 +75,9 @@ def _of_nibabel(image: Any, name: str) -> _Opened:
         raise InputError(f"{name} is a nibabel {kind} of shape {values.shape}; expected a volume (x, y, z) or (x, y, z, channel)")
     affine = np.array(image.affine, np.float64)
     if hasattr(image.header, "get_xyzt_units"):
-        from crfrefine.io.nifti import mm_per_unit
+        from crfrefine.io.nifti import MM_PER_UNIT
 
-        affine[:3] *= mm_per_unit(image.header)
+        affine[:3] *= MM_PER_UNIT.get(int(image.header["xyzt_units"]) & 7, 1.0)
     spacing = spacing_of(affine, num_axes)  # As the commands do: pixdim may say something else.
     shape = values.shape[:num_axes]
     return _Opened(name, "nibabel", np.moveaxis(values, 3, 0) if values.ndim == 4 else values, affine, shape, spacing)

@@ -1,10 +1,6 @@
-"""The labels that a label map may hold, and their type."""
+"""The labels that a label map may hold."""
 
 from __future__ import annotations
-
-from typing import Any
-
-import numpy as np
 
 from crfrefine.errors import CapacityError
 
@@ -23,14 +19,3 @@ def require_few_labels(num_labels: int, owner: str) -> None:
             f"{owner}: {num_labels} labels; at most {MAX_LABELS} can be refined together\n"
             "  Merge labels, or split the case. If it is no output of a network, name another file."
         )
-
-
-def smallest_label_type(largest_label: int) -> type[np.unsignedinteger[Any]]:
-    """Return the smallest of uint8 and uint16 that holds the label.
-
-    Raises:
-        CapacityError: a label above 65535.
-    """
-    if largest_label > MAX_LABEL:
-        raise CapacityError(f"label {largest_label} does not fit: label maps hold labels up to {MAX_LABEL}")
-    return np.uint8 if largest_label <= 255 else np.uint16

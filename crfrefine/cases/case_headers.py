@@ -59,7 +59,8 @@ class CaseHeaders:
         for header in (*self.images, *self.companions):
             # The case, named before a note, may be called as its file.
             name = "" if header.path.name == self.files.case_id else f"{header.path.name}: "
-            found += [f"{name}{text}" for text in header.remarks if header in self.images or text not in first.notes]
+            texts = (text for text in header.notes if header in self.images or text == header.misnamed or text not in first.notes)
+            found += [f"{name}{text}" for text in texts]
         return found + self.turnings
 
 
@@ -96,13 +97,13 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
         fewest = regions.fewest_channels
         # The one channel of a single region is no label map, unless the user declares it.
         if fewest > 1 or options.input_type == KIND:
-            logits = read_label_header(files.logits, files.are_structures, options)
+            logits = read_label_header(files.logits, files.are_structures, options, image)
         if logits is not None and regions.is_given:
             raise InputError(
                 f"{files.logits[0]}: expected channels of the regions of {regions.source}, found one value per voxel; a label map is "
                 f"refined as it is: leave {regions.source} out"
             )
-        logits = (logits or io.read_logits_header(files.logits, fewest=fewest)).placed_on(image)
+        logits = logits or io.read_logits_header(files.logits, fewest=fewest, grid=image)
         what = "structure" if files.are_structures else "label map" if logits.kind == KIND else "logits"
         for file in logits.files if files.are_structures else logits.files[:1]:
             _require_overlap(files, what, image, file, resample=options.resample)

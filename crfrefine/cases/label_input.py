@@ -65,8 +65,11 @@ class LabelMap:
     file_spacing: tuple[float, ...] | None = None
 
 
-def read_label_header(paths: Sequence[Path], are_structures: bool, options: ReadingOptions) -> LogitsHeader | None:
-    """Read the headers of a label map or of structures; return None if the files are to be read as logits or probabilities."""
+def read_label_header(paths: Sequence[Path], are_structures: bool, options: ReadingOptions, image: VolumeHeader) -> LogitsHeader | None:
+    """Read the headers of a label map or of structures, with their axes turned to those of the image.
+
+    None means that the files are to be read as logits or probabilities.
+    """
     if options.input_type not in ("auto", KIND) or (len(paths) > 1 and not are_structures):
         return None
     files = tuple(io.read_header(path) for path in paths)
@@ -80,6 +83,7 @@ def read_label_header(paths: Sequence[Path], are_structures: bool, options: Read
             "--input-type labels out"
         )
     num_labels = 0 if options.declared is None else options.declared.num_labels  # Without a declaration, only the voxels tell.
+    files = tuple(io.placed_on(file, image) for file in files)
     return LogitsHeader(files, num_labels, files[0].grid_shape, files[0].affine, KIND)
 
 

@@ -13,7 +13,7 @@ from crfrefine.base.text import counted, listed, shorten, shorten_value
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.discovery import discover_cases
 from crfrefine.errors import CrfRefineError, InputError
-from crfrefine.io.paths import WRITTEN_SUFFIXES, is_there, require_file, suffix_of
+from crfrefine.io.paths import WRITTEN_SUFFIXES, require_file, suffix_of
 
 REQUIRED = ("case", "images", "logits")
 OPTIONAL = ("mask", "output", "spacing")
@@ -118,7 +118,7 @@ def _files_of(cells: Mapping[str, Sequence[str]], folder: Path, input_type: str)
     paths = {name: [folder / part for part in cells.get(name, ())] for name in ("images", "logits", "mask")}
     problems = []
     for name, path in ((name, path) for name, several in paths.items() for path in several):
-        if name == "logits" and input_type == "labels" and len(paths[name]) == 1 and is_there(path) and path.is_dir():
+        if name == "logits" and input_type == "labels" and len(paths[name]) == 1 and os.path.isdir(path):  # noqa: PTH112 - no exception for odd names
             continue  # the folder of structures
         try:
             require_file(path)

@@ -20,7 +20,7 @@ from crfrefine.cases.discovery import discover_cases, list_files
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io import read_header
 from crfrefine.io.json import read_json
-from crfrefine.io.paths import SCORES_SUFFIXES, is_there, stem_of
+from crfrefine.io.paths import SCORES_SUFFIXES, stem_of
 
 PLANS = "plans.json"
 PREDICTION_ARGUMENTS = "predict_from_raw_data_args.json"
@@ -219,7 +219,7 @@ def _predicted_cases(folder: Path, images: Path | None, masks: Path | None) -> C
     if images is None:
         path = folder / PREDICTION_ARGUMENTS
         source = _read_table(path).get("list_of_lists_or_source_folder") if path.is_file() else None
-        if not isinstance(source, str) or not is_there(Path(source)) or not Path(source).is_dir():
+        if not isinstance(source, str) or not os.path.isdir(source):  # noqa: PTH112 - no exception for odd names
             named = isinstance(source, str)
             were = f"the images were in {shorten(source, MAX_OF_A_PATH)}, which is no folder here" if named else "names no folder of images"
             raise InputError(f"{path}: {were}\n  Name the folder of the images with -i.")

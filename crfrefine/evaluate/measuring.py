@@ -49,7 +49,7 @@ def measure_pair(settings: Settings, pair: CasePair) -> CaseResult:
         warnings: list[str] = []
         reference = read_reference(pair, settings, warnings)
         result.warnings += [f"reference: {text}" for text in warnings]
-        result.notes += [f"reference: {note}" for note in reference.header.remarks]
+        result.notes += [f"reference: {note}" for note in reference.header.notes]
         for name, files in pair.methods.items():
             with failing_alone(partial(_fail_method, result, name), *files.paths):
                 _measure_method(name, files, replace(reference, notes=[]), result)

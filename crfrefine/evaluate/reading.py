@@ -119,7 +119,7 @@ def _onto(reference: Reference, volume: Volume, what: str) -> Labels:
 def read_probabilities(paths: tuple[Path, ...], reference: Reference, regions: RegionReading = NO_REGIONS) -> SoftLabels:
     """Read logits or probabilities, one file or one per label, on the grid of the reference; on another, logits are interpolated."""
     grid = reference.header
-    header = io.read_logits_header(paths, fewest=regions.fewest_channels).placed_on(grid)
+    header = io.read_logits_header(paths, fewest=regions.fewest_channels, grid=grid)
     file, name = header.files[0], header.path
     reference.check(file, "logits")
     read = io.read_logits(paths, fewest=regions.fewest_channels, grid=grid)

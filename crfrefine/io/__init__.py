@@ -13,8 +13,8 @@ import numpy as np
 
 from crfrefine.base.axes import StorageOrder
 from crfrefine.base.geometry import same_shape
-from crfrefine.base.labels import smallest_label_type
-from crfrefine.errors import GridMismatchError, InputError, UnsupportedFormatError
+from crfrefine.base.labels import MAX_LABEL
+from crfrefine.errors import CapacityError, GridMismatchError, InputError, UnsupportedFormatError
 from crfrefine.io.logits import LogitsFile, LogitsHeader, read_logits, read_logits_header
 from crfrefine.io.paths import LOGITS_SUFFIXES, VOLUME_SUFFIXES, WRITTEN_SUFFIXES, files_written, require_suffix, stem_of, suffix_of
 from crfrefine.io.reading import Piece, allocate, is_whole, placed_on, read_header, read_into, read_labels, read_pieces, read_volume
@@ -53,7 +53,9 @@ def write_label_map(
         raise InputError(f"{path}: a label map holds integers, not {labels.dtype}")
     if labels.dtype.kind == "i" and labels.size and labels.min() < 0:
         raise InputError(f"{path}: a label map holds no negative labels, this one has {labels.min()}")
-    dtype = np.dtype(smallest_label_type(int(labels.max(initial=0))))
+    if (largest := int(labels.max(initial=0))) > MAX_LABEL:
+        raise CapacityError(f"label {largest} does not fit: label maps hold labels up to {MAX_LABEL}")
+    dtype = np.dtype(np.uint8 if largest <= 255 else np.uint16)
     stored = _stored(path, labels, like)
     voxels = VoxelsToWrite(path, "labels", None, stored.shape, dtype, lambda _, planes: stored[planes], segments=tuple(segments))
     _write(voxels, like, threads)

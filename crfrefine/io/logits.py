@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,11 +38,6 @@ class LogitsHeader:
         """The file, or the first one of several."""
         return self.files[0].path
 
-    def placed_on(self, grid: VolumeHeader) -> LogitsHeader:
-        """Return the headers as `crfrefine.io.placed_on` does for each file."""
-        files = tuple(placed_on(file, grid) for file in self.files)
-        return replace(self, files=files, grid_shape=files[0].grid_shape, affine=files[0].affine)
-
     def reading(self) -> tuple[NDArray[np.float32], list[Callable[[], None]]]:
         """Return an array for the values, (L, [z,] y, x), and the jobs that fill it, one per file; they may run at the same time."""
         values: NDArray[np.float32] = allocate_array((self.num_labels, *self.grid_shape[::-1]), self.path)
@@ -60,12 +55,13 @@ class LogitsFile:
     header: LogitsHeader  # the headers of the files
 
 
-def read_logits_header(paths: Sequence[str | Path], *, fewest: int = 2) -> LogitsHeader:
+def read_logits_header(paths: Sequence[str | Path], *, fewest: int = 2, grid: VolumeHeader | None = None) -> LogitsHeader:
     """Read the headers of a case's logits.
 
     Args:
         paths: one file with all labels, or one file per label in label order.
         fewest: channels; 1 if the only channel is that of a region, whose background it implies.
+        grid: header of the image, to which axes are turned; None means as in the files.
 
     Raises:
         InputError: only one label, or a file with several labels among single-label files.
@@ -89,7 +85,9 @@ def read_logits_header(paths: Sequence[str | Path], *, fewest: int = 2) -> Logit
             raise InputError(f"{file.path}: expected one label, as in each of the {len(files)} files, this one has {file.num_channels}")
         if file.grid_shape != first.grid_shape or not file.on_same_grid(first):
             raise GridMismatchError(f"{file.path}: the logits of two labels are on different grids\n{first.difference_from(file)}")
-    return LogitsHeader(files, num_labels, first.grid_shape, first.affine, first.kind)
+    if grid is not None:
+        files = tuple(placed_on(file, grid) for file in files)
+    return LogitsHeader(files, num_labels, files[0].grid_shape, files[0].affine, first.kind)
 
 
 def read_logits(paths: Sequence[str | Path], *, threads: int = 1, fewest: int = 2, grid: VolumeHeader | None = None) -> LogitsFile:
@@ -97,12 +95,11 @@ def read_logits(paths: Sequence[str | Path], *, threads: int = 1, fewest: int = 
 
     Args:
         paths: one file with all labels, or one file per label in label order.
-        fewest: as in `read_logits_header`.
         threads: number of files to read at the same time.
-        grid: header of the image, to which axes are turned; None means as in the files.
+        fewest: as in `read_logits_header`.
+        grid: as in `read_logits_header`.
     """
-    header = read_logits_header(paths, fewest=fewest)
-    header = header if grid is None else header.placed_on(grid)
+    header = read_logits_header(paths, fewest=fewest, grid=grid)
     values, jobs = header.reading()
     run_all(jobs, threads)
     return LogitsFile(file_order(values).to_user(values), header.affine, header.kind, header)

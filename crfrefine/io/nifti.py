@@ -22,7 +22,7 @@ from crfrefine.base.labels import MAX_LABEL
 from crfrefine.base.text import shorten
 from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io.atomic import write_bytes
-from crfrefine.io.streams import GZIP_MAGIC, GZIP_SUFFIXES, inflated, open_bytes, read_start
+from crfrefine.io.streams import GZIP_MAGIC, GZIP_SUFFIXES, START_BYTES, inflated, open_bytes
 from crfrefine.io.volume import MAX_OF_A_NAME, Segment, VolumeHeader, VoxelSource, volume_header
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ MAX_HEADER = 540
 """Bytes of the longer header, that of NIfTI-2."""
 
 # Codes of the header's xyzt_units: meters, millimeters, micrometers; unknown ones are millimeters in practice.
-_MM_PER_UNIT = {1: 1000.0, 2: 1.0, 3: 0.001}
+MM_PER_UNIT = {1: 1000.0, 2: 1.0, 3: 0.001}
 _ANALYZE_NOTE = "Analyze 7.5 does not say which side is left: its axes are taken as nibabel does"
 
 _quiet = logging.getLogger("crfrefine.io.nifti")
@@ -41,14 +41,17 @@ _quiet.addHandler(logging.NullHandler())
 _quiet.propagate = False
 
 
-def parse(block: bytes, path: Path, *, is_pair: bool = False) -> Any:
-    """Return nibabel's header of the first MAX_HEADER bytes of a file; the header of a pair may be Analyze's."""
+def parse(block: bytes, path: Path, voxels: Path, encoding: str, *, is_pair: bool = False) -> VolumeHeader:
+    """Return the header of a file from its first MAX_HEADER bytes; the header of a pair may be Analyze's.
+
+    The file with the voxels, "raw" or "gzip", is checked to be long enough.
+    """
     import nibabel
 
-    sizes = {int.from_bytes(block[:4], "little"), int.from_bytes(block[:4], "big")}
-    if not sizes & {348, 540}:
+    lengths = {int.from_bytes(block[:4], "little"), int.from_bytes(block[:4], "big")}
+    if not lengths & {348, 540}:
         raise UnsupportedFormatError(f"{path}: not a NIfTI file, although its name says so: it begins with {block[:12]!r}")
-    length = 348 if 348 in sizes else 540
+    length = 348 if 348 in lengths else 540
     single, pair = (nibabel.Nifti1Image, nibabel.Nifti1Pair) if length == 348 else (nibabel.Nifti2Image, nibabel.Nifti2Pair)
     if len(block) < length:
         raise UnsupportedFormatError(f"{path}: the file is cut off within its header ({len(block)} of {length} bytes)")
@@ -68,11 +71,6 @@ def parse(block: bytes, path: Path, *, is_pair: bool = False) -> Any:
         raise UnsupportedFormatError(f"{path}: damaged NIfTI header: its scl_slope is infinite; expected a number, or 0 for no scaling")
     if not np.isfinite(header["vox_offset"]) or header["vox_offset"] < 0:
         raise UnsupportedFormatError(f"{path}: damaged NIfTI header: the voxels begin at byte {header['vox_offset']}")
-    return header
-
-
-def interpret(header: Any, path: Path, voxels: Path, encoding: str) -> VolumeHeader:
-    """Return the content of a parsed header, after a check that the file with the voxels, "raw" or "gzip", is long enough."""
     is_nifti = "magic" in header
     is_single = bool(getattr(header, "is_single", False))
     grid_shape, num_channels = _layout(tuple(int(size) for size in header.get_data_shape()), path)
@@ -87,7 +85,7 @@ def interpret(header: Any, path: Path, voxels: Path, encoding: str) -> VolumeHea
     try:
         affine = np.array(header.get_best_affine(), np.float64)
         if is_nifti:
-            affine[:3] *= mm_per_unit(header)
+            affine[:3] *= MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
             qform, sform = header.get_qform(coded=True)[0], header.get_sform(coded=True)[0]
             if qform is None and sform is None:
                 notes = ("no orientation in the header (sform and qform codes are 0)",)
@@ -120,11 +118,6 @@ def _layout(shape: tuple[int, ...], path: Path) -> tuple[tuple[int, ...], int]:
             "  Expected (x, y, z), (x, y, z, channel) or (x, y, z, 1, channel)."
         )
     return shape[:3], time_steps * channels
-
-
-def mm_per_unit(header: Any) -> float:
-    """Return the unit of lengths of a NIfTI header in mm."""
-    return _MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
 
 
 def header_to_write(voxels: VoxelsToWrite, like: Volume, *, is_pair: bool, extension: bytes = b"") -> bytes:
@@ -167,19 +160,18 @@ def recognizes(start: bytes) -> bool:
 
 def read_header(path: Path) -> VolumeHeader:
     """Read only the header; only the beginning of a compressed file is inflated."""
-    start = read_start(path)
+    with open_bytes(path, "raw") as reader:
+        start = reader.read(START_BYTES)
     is_gzip = start.startswith(GZIP_MAGIC) or (path.name.lower().endswith(GZIP_SUFFIXES) and not recognizes(start))
     encoding = "gzip" if is_gzip else "raw"
     with open_bytes(path, encoding) as reader:
         block = reader.read(MAX_HEADER)
-        template = parse(block, path)
-        header = interpret(template, path, path, encoding)
-        segments: tuple[Segment, ...] = ()
-        notes = header.notes
-        if header.num_channels == 1:
-            assert header.source is not None
-            size, end = int(template["sizeof_hdr"]), header.source.offset
-            block += reader.read(max(0, min(end, size + MAX_EXTENSION_BYTES) - len(block)))
+        header = parse(block, path, path, encoding)
+        assert header.source is not None
+        template, segments, notes = header.template, tuple[Segment, ...](), header.notes
+        size, end = int(template["sizeof_hdr"]), header.source.offset
+        block += reader.read(max(0, min(end, size + MAX_EXTENSION_BYTES) - len(block)))
+        if header.num_channels == 1 and block[size : size + 1] > b"\0":
             try:
                 segments = _labels_in(block[size:end], template.endianness)
             except ValueError as error:
@@ -215,9 +207,9 @@ _TABLE_TAIL = "</LabelTable><VolumeType>Label</VolumeType></VolumeInformation></
 
 
 def _labels_in(extensions: bytes, byte_order: str) -> tuple[Segment, ...]:
-    """Return the labels of the first table behind a header, none if there is no table; raise ValueError if it cannot be read."""
+    """Return the labels of the first table among extensions, none if there is no table; raise ValueError if it cannot be read."""
     place = 4
-    while extensions[:1] > b"\0" and place + 8 <= len(extensions):
+    while place + 8 <= len(extensions):
         size = int.from_bytes(extensions[place : place + 4], "little" if byte_order == "<" else "big")
         content = extensions[place + 8 : place + size]
         if size < 8:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crfrefine.errors import InputError
 from crfrefine.io.atomic import atomic_files
-from crfrefine.io.nifti import MAX_HEADER, header_to_write, interpret, parse
+from crfrefine.io.nifti import MAX_HEADER, header_to_write, parse
 from crfrefine.io.streams import inflated, open_bytes
 
 if TYPE_CHECKING:
@@ -28,12 +27,10 @@ def recognizes(start: bytes) -> bool:
 def read_header(path: Path) -> VolumeHeader:
     """Read only the header; the voxels have the same name, with an ending in upper case where the header's is."""
     with open_bytes(path, "raw") as reader:
-        header = parse(reader.read(MAX_HEADER), path, is_pair=True)
-    stem = path.name[:-4]
-    for ending in (".img", ".IMG", ".img.gz", ".IMG.GZ"):
-        if (voxels := path.with_name(stem + ending)).exists():
-            return interpret(header, path, voxels, "gzip" if ending.lower().endswith(".gz") else "raw")
-    raise InputError(f"{path}: its voxels are missing; expected them in {stem}.img beside it, put both files into one folder")
+        block = reader.read(MAX_HEADER)
+    names = [path.with_name(path.name[:-4] + ending) for ending in (".img", ".IMG", ".img.gz", ".IMG.GZ")]
+    voxels = next((name for name in names if name.exists()), names[0])
+    return parse(block, path, voxels, "gzip" if voxels.name.lower().endswith(".gz") else "raw", is_pair=True)
 
 
 def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:

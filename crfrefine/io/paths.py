@@ -68,6 +68,7 @@ FORMATS = (
     Format("nnU-Net npz", (".npz",), "npz", holds_scores_alone=True),
     Format("NumPy array", (".npy",), "npy", holds_scores_alone=True),
 )
+FORMAT_OF_SUFFIX = {suffix: known for known in FORMATS for suffix in known.suffixes}
 VOLUME_SUFFIXES = tuple(suffix for known in FORMATS if not known.holds_scores_alone for suffix in known.suffixes)
 SCORES_SUFFIXES = tuple(suffix for known in FORMATS if known.holds_scores_alone for suffix in known.suffixes)
 LOGITS_SUFFIXES = VOLUME_SUFFIXES + SCORES_SUFFIXES
@@ -122,23 +123,18 @@ def stem_of(path: Path) -> str:
     return path.name[: len(path.name) - len(suffix)] if suffix else path.stem
 
 
-def format_of(path: Path) -> Format | None:
-    """Return the format that a file's name implies; None for an unknown suffix."""
-    suffix = suffix_of(path)
-    return next((known for known in FORMATS if suffix in known.suffixes), None)
-
-
 def require_suffix(path: Path, suffixes: tuple[str, ...] = WRITTEN_SUFFIXES + SCORES_SUFFIXES) -> Format:
     """Return the format of a file to write, or raise UnsupportedFormatError if its suffix is not one of `suffixes`."""
-    known = format_of(path)
-    if known is None or suffix_of(path) not in suffixes:
+    suffix = suffix_of(path)
+    if suffix not in suffixes:
         raise UnsupportedFormatError(f"{path}: unknown file type; expected one of {', '.join(suffixes)}")
-    return known
+    return FORMAT_OF_SUFFIX[suffix]
 
 
 def suffix_to_write(path: Path) -> str:
     """Return the suffix for files written like an image: its own, or its format's first, or NIfTI's if that is only read."""
-    suffix, known = suffix_of(path), format_of(path)
+    suffix = suffix_of(path)
+    known = FORMAT_OF_SUFFIX.get(suffix)
     if known is None:
         with suppress(CrfRefineError):
             known = file_to_read(path)[1]
@@ -162,17 +158,9 @@ def header_beside(path: Path) -> Path | None:
 
 def files_written(path: Path) -> tuple[Path, ...]:
     """Return the file, and the file with its voxels if the format separates them."""
-    known = format_of(path)
-    ending = known.voxel_endings.get(suffix_of(path)) if known is not None else None
+    suffix = suffix_of(path)
+    ending = FORMAT_OF_SUFFIX[suffix].voxel_endings.get(suffix) if suffix else None
     return (path,) if ending is None else (path, path.with_name(stem_of(path) + ending))
-
-
-def is_there(path: Path) -> bool:
-    """Return whether a path exists; no path exists under a name that the system does not accept."""
-    try:
-        return path.exists()
-    except (OSError, ValueError):
-        return False
 
 
 def require_file(path: Path) -> None:
@@ -208,7 +196,7 @@ def recognize(path: Path) -> Format | ForeignKind | None:
     start = read_start(path)
     if not start:
         return None
-    named = format_of(path)
+    named = FORMAT_OF_SUFFIX.get(suffix_of(path))
     # Most files have the format of their name; the modules of the other formats are then not needed.
     for known in sorted(FORMATS, key=lambda known: known is not named):
         if known.load().recognizes(start):
@@ -223,8 +211,9 @@ def file_to_read(path: Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -> tup
         InputError: there is no such file.
         UnsupportedFormatError: neither name nor content has one of these formats; the message says how to convert the file.
     """
-    named = format_of(path)
-    if named is not None and suffix_of(path) in suffixes:
+    suffix = suffix_of(path)
+    named = FORMAT_OF_SUFFIX.get(suffix)
+    if named is not None and suffix in suffixes:
         require_file(path)
         return path, named
     kind = recognize(path)
@@ -233,7 +222,7 @@ def file_to_read(path: Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -> tup
     header = header_beside(path) if kind is None else None
     if header is not None:
         return file_to_read(header, suffixes)
-    if not is_there(path):
+    if not os.path.exists(path):  # noqa: PTH110 - no exception for names that the system refuses
         require_file(path)
     hint = conversion_hint(kind) or conversion_hint(named or _foreign_by_name(path), "By its name, it")
     message = f"{path}: unknown file type; expected one of {', '.join(suffixes)}"
@@ -280,7 +269,7 @@ def is_series(path: Path) -> bool:
 
 def is_dicom(path: Path) -> bool:
     """Return whether a path is a DICOM file, or a folder of them, by content, or by its name if it does not exist."""
-    if not is_there(path):
+    if not os.path.exists(path):  # noqa: PTH110 - no exception for names that the system refuses
         return path.name.lower().endswith(_DICOM.suffixes)
     return is_series(path) if path.is_dir() else not suffix_of(path) and recognize(path) is _DICOM
 

@@ -17,7 +17,17 @@ from crfrefine.base.labels import MAX_LABEL
 from crfrefine.base.threads import run_ahead
 from crfrefine.errors import CrfRefineError, InputError, UnsupportedFormatError
 from crfrefine.io.decode import Decoder, VoxelStream, allocate_array, as_bytes
-from crfrefine.io.paths import FORMATS, LOGITS_SUFFIXES, VOLUME_SUFFIXES, Format, conversion_hint, file_to_read, format_of, recognize
+from crfrefine.io.paths import (
+    FORMAT_OF_SUFFIX,
+    FORMATS,
+    LOGITS_SUFFIXES,
+    VOLUME_SUFFIXES,
+    Format,
+    conversion_hint,
+    file_to_read,
+    recognize,
+    suffix_of,
+)
 from crfrefine.io.streams import GZIP_SUFFIXES, BlockReader
 from crfrefine.io.volume import MAX_BYTES, FileState, RareHeaderError, Volume, VolumeHeader, iter_pieces
 
@@ -69,14 +79,15 @@ def _read_as(path: Path, known: Format) -> VolumeHeader:
             note = f"read through SimpleITK: its header has {rare}"
             header = replace(itk.read_header(path, known.name), family=itk.FAMILY, notes=(note,))
     source, misnamed = header.source, None
-    if format_of(path) is not known:
+    if FORMAT_OF_SUFFIX.get(suffix_of(path)) is not known:
         misnamed = f"the file is {known.name}, although its name does not say so; it is read as such"
     elif source is not None and (source.path, source.start) == (path, 0):  # Compressed as a whole, or not at all.
         is_gzip = source.encoding == "gzip"
         if is_gzip != path.name.lower().endswith(GZIP_SUFFIXES):
             misnamed = f"the file is {'' if is_gzip else 'not '}compressed, although its name says otherwise"
     states = before if source is None or source.path == path else before + _states(source.path)
-    return replace(header, misnamed=misnamed, states=states)
+    notes = header.notes if misnamed is None else (misnamed, *header.notes)
+    return replace(header, misnamed=misnamed, notes=notes, states=states)
 
 
 def _states(path: Path) -> tuple[FileState, ...]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import stat
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,7 +21,7 @@ from crfrefine.base.geometry import describe_difference, orientation_codes, requ
 from crfrefine.base.text import shorten
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.decode import VoxelStream, as_bytes
-from crfrefine.io.streams import BLOCK_BYTES, MAX_RATIO, BlockReader, cut_off, open_bytes, skip
+from crfrefine.io.streams import BLOCK_BYTES, MAX_RATIO, cut_off, open_bytes, skip
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -49,11 +49,11 @@ class VolumeHeader:
     spacing: tuple[float, ...] | None  # mm, one per grid axis; None if the file has no geometry
     affine: NDArray[np.float64] | None  # (4, 4) voxel to world RAS+ mm; None if the file has no geometry
     template: Any = field(default=None, repr=False)  # format-specific; lets the writer restore properties that an affine cannot express
-    notes: tuple[str, ...] = ()  # facts that users should know, such as two geometries that disagree
+    notes: tuple[str, ...] = ()  # facts that users should know, such as a misleading name, or two geometries that disagree
     family: str = ""  # name of the format in the table of `crfrefine.io.paths`
     kind: str | None = None  # "logits" or "probabilities" if the file declares it
     details: tuple[tuple[str, str], ...] = ()  # further facts to show, as pairs of name and value
-    misnamed: str | None = None  # the format it was read as, if its name says something else
+    misnamed: str | None = None  # the format it was read as, if its name says something else; it is also the first note
     segments: tuple[Segment, ...] = ()  # names and colors of the labels, if the file has them
     # The header of the file itself, and how its axes become those of this one, if they were turned.
     turned: tuple[VolumeHeader, Reorientation] | None = field(default=None, repr=False)
@@ -61,11 +61,6 @@ class VolumeHeader:
     source: VoxelSource | None = field(default=None, repr=False)
     # Of the file and of those with its voxels when the header was read.
     states: tuple[FileState, ...] = field(default=(), repr=False, compare=False)
-
-    @property
-    def remarks(self) -> tuple[str, ...]:
-        """Facts that users should know: a misleading file name, if it is one, and the notes."""
-        return self.notes if self.misnamed is None else (self.misnamed, *self.notes)
 
     @property
     def turning(self) -> str:
@@ -239,26 +234,23 @@ class VoxelsToWrite:
         Args:
             interleaved: the channels of a voxel are together; else one channel follows the other.
         """
-
-        def parts() -> Generator[memoryview, None, None]:
-            shape = (self.num_channels or 1, *self.grid_shape)
-            for channels, planes in iter_pieces(shape, self.dtype.itemsize, self.most_bytes, by_channel=not interleaved):
-                numbers = range(channels.start, channels.stop)
-                values = [self._values(number, planes) for number in numbers]
-                yield as_bytes(np.ascontiguousarray(values[0]) if len(values) == 1 else np.stack(values, axis=-1))
-
-        reader = BlockReader(parts())
-        return iter(partial(reader.read, BLOCK_BYTES), b"")
-
-    def _values(self, channel: int, planes: slice) -> NDArray[Any]:
-        values = np.asarray(self.piece(channel, planes))
-        expected = (planes.stop - planes.start, *self.grid_shape[1:])
-        if values.shape != expected:
-            raise GridMismatchError(
-                f"{self.path}: cannot write planes {planes.start} to {planes.stop - 1} of channel {channel}: expected an array of shape "
-                f"{expected}, found {values.shape}"
-            )
-        return values.astype(self.dtype, copy=False)
+        shape, waiting = (self.num_channels or 1, *self.grid_shape), bytearray()
+        for channels, planes in iter_pieces(shape, self.dtype.itemsize, self.most_bytes, by_channel=not interleaved):
+            expected = (planes.stop - planes.start, *self.grid_shape[1:])
+            values = [np.asarray(self.piece(channel, planes)) for channel in range(channels.start, channels.stop)]
+            for channel, found in enumerate(values, channels.start):
+                if found.shape != expected:
+                    raise GridMismatchError(
+                        f"{self.path}: cannot write planes {planes.start} to {planes.stop - 1} of channel {channel}: expected an array "
+                        f"of shape {expected}, found {found.shape}"
+                    )
+            part = values[0] if len(values) == 1 else np.stack(values, axis=-1)
+            waiting += as_bytes(np.ascontiguousarray(part, self.dtype))
+            while len(waiting) >= BLOCK_BYTES:
+                yield bytes(waiting[:BLOCK_BYTES])
+                del waiting[:BLOCK_BYTES]
+        if waiting:
+            yield bytes(waiting)
 
 
 def iter_pieces(shape: tuple[int, ...], itemsize: int, most_bytes: int, *, by_channel: bool) -> Iterator[tuple[slice, slice]]:

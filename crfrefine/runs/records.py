@@ -24,7 +24,7 @@ from crfrefine.base.text import MAX_OF_A_REASON, counted, listed, shorten, short
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.io.atomic import cannot_write
 from crfrefine.io.json import append_lines, open_lines, parse_line, without_nonfinite
-from crfrefine.io.paths import is_there, require_file
+from crfrefine.io.paths import require_file
 from crfrefine.parameters.model import CrfParameters
 
 FAILED = "failed"
@@ -288,7 +288,7 @@ class RecordedRuns:
         if entry is not None and entry.record.status == FAILED:
             failures = entry.record.failures
             return CaseState(case_id, "failed", label_map, failures[0].message if failures else "no reason is recorded")
-        gone = next((path for path in (label_map, *others) if not is_there(path)), None)
+        gone = next((path for path in (label_map, *others) if not os.path.exists(path)), None)  # noqa: PTH110 - no exception for odd names
         begun = self._begun.get(case_id)
         # Files of an earlier run are not results of the run that is continued.
         is_older = entry is None and written is not None and begun is not None and datetime.fromisoformat(written) < begun

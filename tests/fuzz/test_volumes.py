@@ -58,7 +58,7 @@ def _read_volume(path, rng):
 def _require_header(header):
     assert len(header.grid_shape) in (1, 2, 3)
     assert all(isinstance(size, int) and size >= 1 for size in (*header.grid_shape, header.num_channels))
-    assert all(remark.isprintable() and len(remark) < 500 for remark in (header.dtype, *header.remarks))
+    assert all(remark.isprintable() and len(remark) < 500 for remark in (header.dtype, *header.notes))
     if header.affine is not None and header.spacing is not None:
         assert np.isfinite(header.affine).all()
         assert all(0 < size < np.inf for size in header.spacing)

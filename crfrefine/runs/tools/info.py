@@ -60,7 +60,7 @@ def describe_header(header: VolumeHeader, *, values: bool = False) -> list[tuple
         lines += [("orientation", f"{header.orientation}"), ("first voxel", f"({first}) mm in RAS+")]
     names = {segment.label: f"{segment.label} {segment.name}" for segment in header.segments}
     lines += [*header.details, *([("labels", listed(names.values(), _MAX_LISTED_VALUES))] if names else [])]
-    lines += [("note", note) for note in header.remarks]
+    lines += [("note", note) for note in header.notes]
     return [*lines, *(_describe_values(header, names) if values else [])]
 
 
@@ -143,7 +143,7 @@ def inspect_folder(folder: str | Path, *, resample: bool = False) -> FolderRepor
                 parts.append(f"{listed(elsewhere, 3)} on another grid")
             report.cases[files.case_id] = ", ".join([*parts, *headers.turnings])
             for modality in headers.images:
-                for remark in modality.remarks:
+                for remark in modality.notes:
                     remarks.setdefault(remark, []).append(modality.path.name)
     report.notes.extend(f"{listed(names, 3)}: {remark}" for remark, names in remarks.items())
     usual = max(num_labels.values(), key=list(num_labels.values()).count, default=0)
