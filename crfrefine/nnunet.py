@@ -11,7 +11,7 @@ import numpy as np
 from crfrefine import io
 from crfrefine.arrays.region_scheme import given_regions
 from crfrefine.arrays.resampling import GridMap, Interpolation
-from crfrefine.base.axes import file_order
+from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.memory import memory_left, memory_limit
 from crfrefine.base.threads import available_threads, check_threads
 from crfrefine.cases.case import read_as_stored
@@ -101,11 +101,11 @@ def export_prediction(
         values = np.empty((len(logits), *grid_map.shape), np.float32)
         for channel, target in zip(logits, values, strict=True):
             interpolation.fill(_as_array(channel), target)
-        network = ArrayNetwork(file_order(values).to_user(values.reshape(len(values), *stored)), "logits", scheme, wide)
+        network = ArrayNetwork(reverse_grid(values.reshape(len(values), *stored)), "logits", scheme, wide)
     values = read_as_stored(headers)
     result = refine_network(
         network,
-        file_order(values).to_user(values),
+        reverse_grid(values),
         spacing=first.geometry()[1],
         parameters=model,
         backend=get_backend("cpu"),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from crfrefine.arrays.label_maps import count_labels
-from crfrefine.base.axes import StorageOrder
+from crfrefine.base.geometry import StorageOrder
 from crfrefine.base.labels import MAX_LABELS
 from crfrefine.base.text import listed
 from crfrefine.errors import InputError

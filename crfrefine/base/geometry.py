@@ -1,18 +1,19 @@
-"""The geometry of grids, as pure functions of a shape and an affine.
+"""The geometry of grids, as pure functions of a shape and an affine, and the order of a grid's axes.
 
-The affine takes voxel indices (x, y, z) to world millimeters in RAS+ (right, anterior, superior).
+The affine takes voxel indices (x, y, z) to world millimeters in RAS+ (right, anterior, superior). Users index (x, y, z); memory
+and files store axes slowest first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import permutations, product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.base.axes import Reorientation
 from crfrefine.base.text import TIMES
 from crfrefine.errors import InputError
 
@@ -149,3 +150,48 @@ def describe_difference(
 
 def _rows(affine: NDArray[np.float64]) -> str:
     return "; ".join(" ".join(f"{value:g}" for value in row) for row in affine[:3])
+
+
+# ---- The order of axes
+
+
+@dataclass(frozen=True)
+class StorageOrder:
+    """The order in which the user's axes are stored. Arrays are transposed as views; nothing is copied."""
+
+    axes: tuple[int, ...]  # for each axis in storage, slowest first, the user's number of it
+
+    @classmethod
+    def of_memory(cls, grid: NDArray[Any]) -> StorageOrder:
+        """Return the memory order of the axes of an array (*grid)."""
+        return cls(tuple(sorted(range(grid.ndim), key=lambda axis: -abs(grid.strides[axis]))))
+
+    def to_storage(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Return a user's array (*grid) or (channels, *grid) with its axes in storage order."""
+        num_leading = array.ndim - len(self.axes)
+        return array.transpose(*range(num_leading), *(axis + num_leading for axis in self.axes))
+
+    def to_user(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Return an array (*grid) or (channels, *grid) in storage order with its axes in the user's order."""
+        places = sorted(range(len(self.axes)), key=self.axes.__getitem__)  # of each of the user's axes
+        return StorageOrder(tuple(places)).to_storage(array)
+
+
+@dataclass(frozen=True)
+class Reorientation:
+    """How the axes of a stored grid become those of another one: exchanged, mirrored, or both."""
+
+    axes: tuple[int, ...]  # for each axis (x, y, z) of the other grid, the number of the stored axis
+    mirrored: tuple[bool, ...]  # for each of them, whether the stored axis runs the other way
+
+    def apply(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Return a view of an array ([channels,] z, y, x) of the stored grid on the other grid."""
+        num_leading = values.ndim - 3
+        order = (*range(num_leading), *(num_leading + 2 - axis for axis in reversed(self.axes)))
+        z, y, x = (slice(None, None, -1 if is_mirrored else 1) for is_mirrored in reversed(self.mirrored))
+        return values.transpose(order)[..., z, y, x]
+
+
+def reverse_grid(channels: NDArray[Any]) -> NDArray[Any]:
+    """Return (channels, *grid) with the grid's axes in the other order: from files, x last, to users, x first, or back."""
+    return channels.transpose(0, *range(channels.ndim - 1, 0, -1))

@@ -17,7 +17,7 @@ from crfrefine.arrays.one_hot import one_hot_logits
 from crfrefine.arrays.padding import find_padding
 from crfrefine.arrays.probabilities import identify, take_logarithms
 from crfrefine.arrays.region_scheme import take_log_odds
-from crfrefine.base.axes import StorageOrder, file_order
+from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.memory import PROCESS, RUN_BYTES, memory_limit, require_memory
 from crfrefine.base.text import TIMES, shorten
 from crfrefine.base.threads import available_threads, run_all
@@ -117,11 +117,10 @@ class Case:
 
     def find_padding(self) -> NDArray[np.bool_] | None:
         """Return (*grid), True where the logits say nothing, such as padding; None if they do everywhere."""
-        order = file_order(self.logits)
         if self.label_map is not None:  # Shares may be equal.
             return None
-        padding = find_padding(order.to_storage(self.logits), are_regions=self.regions is not None)
-        return None if padding is None else order.to_user(padding)
+        padding = find_padding(reverse_grid(self.logits), are_regions=self.regions is not None)
+        return None if padding is None else padding.T
 
 
 def load_case(
@@ -215,20 +214,18 @@ def read_case(
     elif options.mask_mode == "nonzero":
         mask = nonzero_mask(parts["image"], first.path)
     if with_labels and headers.labels is not None:
-        values = io.read_labels(headers.labels.path, grid=first).data
-        values = StorageOrder.of_files(values.ndim).to_storage(values)
+        values = io.read_labels(headers.labels.path, grid=first).data.T
         labels = WorkGrid(first).nearest(headers.labels, values, "labels", notes, outside="are background")
-    order = StorageOrder.of_files(len(first.grid_shape))
-    image = order.to_user(parts["image"])
+    image = reverse_grid(parts["image"])
     return Case(
         **found,
         notes=[*notes, *headers.notes],
         case_id=headers.files.case_id,
         image=image,
-        mask=None if mask is None else order.to_user(mask),
+        mask=None if mask is None else mask.T,
         like=Volume(image[0], *first.geometry(), first.path, first),
         spacing=headers.spacing,
-        labels=None if labels is None else order.to_user(labels),
+        labels=None if labels is None else labels.T,
         times=times,
     )
 
@@ -344,7 +341,7 @@ def channels_of_scores(
         times["resample"] = time.perf_counter() - started
     values = values.reshape(len(values), *like.grid_shape[::-1])
     num_labels = len(values) if scheme is None else scheme.num_labels
-    logits = file_order(values).to_user(values)
+    logits = reverse_grid(values)
     fields = {"network": logits, "input_kind": kind, "num_labels": num_labels, "regions": scheme, "notes": notes}
     return fields | {"network_spacing": network_spacing}
 
@@ -352,14 +349,14 @@ def channels_of_scores(
 def channels_of_labels(found: LabelMap, options: ReadingOptions, spacing: tuple[float, ...], *, as_logits: bool) -> dict[str, Any]:
     """Return fields of `Case`: a label map, or the logits of its labels; with `options.all_labels`, of all that are declared."""
     fields = {"input_kind": KIND, "num_labels": found.num_labels, "notes": [*found.notes]}
-    present, order = found.channel_labels, StorageOrder.of_files(found.labels.ndim)
+    present = found.channel_labels
     if not as_logits:
-        return fields | {"network": replace(found, labels=order.to_user(found.labels)), "channel_labels": present}
+        return fields | {"network": replace(found, labels=found.labels.T), "channel_labels": present}
     channels = tuple(range(found.num_labels)) if options.all_labels else present
     if options.network_spacing is None:
         values = one_hot_logits(found.labels, channels, present)
     else:
         values, wide, note = coarse_shares(found, channels, options.network_spacing, spacing)
-        fields |= {"notes": [*found.notes, note], "network_spacing": wide, "label_map": order.to_user(found.labels)}
+        fields |= {"notes": [*found.notes, note], "network_spacing": wide, "label_map": found.labels.T}
     absent = tuple(label for label in channels if label not in present)
-    return fields | {"network": file_order(values).to_user(values), "channel_labels": channels, "absent_labels": absent}
+    return fields | {"network": reverse_grid(values), "channel_labels": channels, "absent_labels": absent}

@@ -23,7 +23,6 @@ from crfrefine.arrays.one_hot import (
     share_sigma,
 )
 from crfrefine.arrays.padding import plane_blocks
-from crfrefine.base.axes import StorageOrder
 from crfrefine.base.text import counted, listed, shorten
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.errors import GridMismatchError, InputError
@@ -210,11 +209,10 @@ def coarse_shares(
         given: mm between voxels of the network, or "auto": those of a file on its own grid, else found in the map.
         spacing: mm, one per axis of the grid.
     """
-    order = StorageOrder.of_files(found.labels.ndim)
     given = found.file_spacing if given == AUTO and found.file_spacing else given
-    wide, note = find_network_spacing(given, order.to_user(found.labels), spacing)
+    wide, note = find_network_spacing(given, found.labels.T, spacing)
     assert wide is not None
-    sigma = share_sigma(order.axes_to_storage(wide), order.axes_to_storage(spacing))
+    sigma = share_sigma(wide[::-1], spacing[::-1])
     return share_logits(channel_numbers(found.labels, channels), len(channels), sigma), wide, note or ""
 
 

@@ -14,7 +14,7 @@ from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.arrays.padding import BLOCK_VOXELS, check_share, find_padding
 from crfrefine.arrays.probabilities import SUM_TOLERANCE, identify, softmax, take_logarithms
 from crfrefine.arrays.region_scheme import sigmoid, take_log_odds
-from crfrefine.base.axes import StorageOrder, file_order
+from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.text import see
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import NO_REGIONS, RegionReading
@@ -111,9 +111,8 @@ def _onto(reference: Reference, volume: Volume, what: str) -> Labels:
     """Return labels on the grid of the reference, (*grid)."""
     assert volume.header is not None
     reference.check(volume.header, what)
-    stored = StorageOrder.of_files(volume.data.ndim).to_storage(volume.data)
-    labels: Labels = reference.work.nearest(volume.header, stored, what, reference.notes, outside="are background")
-    return StorageOrder.of_files(labels.ndim).to_user(labels)
+    labels: Labels = reference.work.nearest(volume.header, volume.data.T, what, reference.notes, outside="are background")
+    return labels.T
 
 
 def read_probabilities(paths: tuple[Path, ...], reference: Reference, regions: RegionReading = NO_REGIONS) -> SoftLabels:
@@ -123,7 +122,7 @@ def read_probabilities(paths: tuple[Path, ...], reference: Reference, regions: R
     file, name = header.files[0], header.path
     reference.check(file, "logits")
     read = io.read_logits(paths, fewest=regions.fewest_channels, grid=grid)
-    stored = file_order(read.values).to_storage(read.values)  # contiguous
+    stored = reverse_grid(read.values)  # contiguous
     scheme = regions.scheme_of(stored, name)
     decide, convert = (identify, take_logarithms) if scheme is None else (regions.identify, take_log_odds)
     kind, note = decide(stored, "auto", read.kind, name)
@@ -138,9 +137,8 @@ def read_probabilities(paths: tuple[Path, ...], reference: Reference, regions: R
         stored = reference.work.linear(file, stored, "logits", reference.notes, outside="are background", are_of_labels=of_labels)
     labels = _decode(stored, kind, str(name), is_elsewhere) if scheme is None else _decode_regions(stored, scheme, kind, note)
     shape = grid.grid_shape[::-1]
-    order = StorageOrder.of_files(len(shape))
-    probabilities = order.to_user(stored.reshape(len(stored), *shape))
-    return SoftLabels(order.to_user(labels.reshape(shape)), probabilities, note, scheme)
+    probabilities = reverse_grid(stored.reshape(len(stored), *shape))
+    return SoftLabels(labels.reshape(shape).T, probabilities, note, scheme)
 
 
 def _decode(stored: Float32, kind: str, name: str, is_elsewhere: bool) -> Array:
@@ -179,4 +177,4 @@ def read_image(path: Path, reference: Reference) -> Float32:
     values = io.allocate(header)
     io.read_into(header, values)
     image = reference.work.linear(header, values, "image", reference.notes, outside="are 0")
-    return StorageOrder.of_files(image.ndim - 1).to_user(image)
+    return reverse_grid(image)

@@ -10,7 +10,6 @@ import numpy as np
 
 from crfrefine import io
 from crfrefine.arrays.label_maps import foreground_labels
-from crfrefine.base.axes import StorageOrder
 from crfrefine.base.text import counted
 from crfrefine.cases.case_files import CaseFiles, require_all_complete, too_few_complete
 from crfrefine.cases.dataset_description import read_dataset_description
@@ -132,7 +131,7 @@ def read_structures(path: Path, numbers: Mapping[str, int], warnings: list[str],
     labels, overlap = merge_structures(headers, numbers)
     if overlap.lost:
         warnings.append(f"{overlap.lost}; to measure a union of others, leave its file out and give its parts with --regions")
-    return Volume(StorageOrder.of_files(labels.ndim).to_user(labels), *headers[0].geometry(), headers[0].path, headers[0])
+    return Volume(labels.T, *headers[0].geometry(), headers[0].path, headers[0])
 
 
 def names_of(path: Path) -> dict[str, int]:

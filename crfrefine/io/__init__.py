@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.base.axes import StorageOrder
-from crfrefine.base.geometry import same_shape
+from crfrefine.base.geometry import reverse_grid, same_shape
 from crfrefine.base.labels import MAX_LABEL
 from crfrefine.errors import CapacityError, GridMismatchError, InputError, UnsupportedFormatError
 from crfrefine.io.logits import LogitsFile, LogitsHeader, read_logits, read_logits_header
@@ -114,7 +113,7 @@ def _stored(path: Path, values: NDArray[Any], like: Volume, *, num_leading: int 
         raise GridMismatchError(
             f"{path}: cannot write an array of shape {shape} on the grid {like.grid_shape} of {like.path or 'the volume'}"
         )
-    stored = StorageOrder.of_files(len(shape)).to_storage(values)
+    stored = reverse_grid(values) if num_leading else values.T
     return stored.reshape(*values.shape[:num_leading], *like.grid_shape[::-1])
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from crfrefine.base.axes import file_order
+from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.labels import require_few_labels
 from crfrefine.base.threads import run_all
 from crfrefine.errors import GridMismatchError, InputError
@@ -102,4 +102,4 @@ def read_logits(paths: Sequence[str | Path], *, threads: int = 1, fewest: int = 
     header = read_logits_header(paths, fewest=fewest, grid=grid)
     values, jobs = header.reading()
     run_all(jobs, threads)
-    return LogitsFile(file_order(values).to_user(values), header.affine, header.kind, header)
+    return LogitsFile(reverse_grid(values), header.affine, header.kind, header)

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.base.axes import StorageOrder, file_order
 from crfrefine.base.failures import reading
-from crfrefine.base.geometry import reorientation
+from crfrefine.base.geometry import reorientation, reverse_grid
 from crfrefine.base.labels import MAX_LABEL
 from crfrefine.base.threads import run_ahead
 from crfrefine.errors import CrfRefineError, InputError, UnsupportedFormatError
@@ -170,7 +169,7 @@ def read_volume(path: str | Path) -> Volume:
     header = read_header(path, VOLUME_SUFFIXES)
     values = allocate(header)
     read_into(header, values)
-    channels = file_order(values).to_user(values)
+    channels = reverse_grid(values)
     return Volume(channels if header.num_channels > 1 else channels[0], *header.geometry(), header.path, header)
 
 
@@ -311,7 +310,7 @@ def read_labels(path: str | Path, *, grid: VolumeHeader | None = None) -> Volume
             "it may be a probability map or an image"
         )
     numbers.require_range(header.path)
-    return Volume(StorageOrder.of_files(numbers.labels.ndim).to_user(numbers.labels), *geometry, header.path, header)
+    return Volume(numbers.labels.T, *geometry, header.path, header)
 
 
 def read_whole_numbers(header: VolumeHeader) -> WholeNumbers:

@@ -26,7 +26,7 @@ from crfrefine.io.streams import BLOCK_BYTES, MAX_RATIO, cut_off, open_bytes, sk
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from crfrefine.base.axes import Reorientation
+    from crfrefine.base.geometry import Reorientation
 
 
 FileState: TypeAlias = tuple[Path, int, int, int]

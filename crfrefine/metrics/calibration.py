@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.base.axes import file_order
+from crfrefine.base.geometry import reverse_grid
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.metrics.regions import ALL_LABELS
 from crfrefine.metrics.registry import CALIBRATION_METRICS, RegionValues
@@ -72,9 +72,8 @@ def _blocks(probabilities: NDArray[np.floating[Any]], reference: Array, ignore_l
         raise GridMismatchError(f"probabilities of shape {probabilities.shape[1:]}, but a reference of shape {reference.shape}")
     if reference.dtype.kind not in "biu":
         raise InputError(f"the reference has values of type {reference.dtype}; expected a label map of integers")
-    order = file_order(probabilities)  # of what files hold nothing is copied then
-    values = order.to_storage(probabilities).reshape(len(probabilities), -1)
-    labels = order.to_storage(reference).reshape(-1)
+    values = reverse_grid(probabilities).reshape(len(probabilities), -1)  # In the order of files, whose values are not copied then.
+    labels = reference.T.reshape(-1)
     for start in range(0, labels.size, _BLOCK_VOXELS):
         block, truth = values[:, start : start + _BLOCK_VOXELS], labels[start : start + _BLOCK_VOXELS]
         if ignore_label is not None and (truth == ignore_label).any():

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from crfrefine.base.axes import StorageOrder
-
 
 REACH, SPATIAL_REACH = 3.0, 4.0
 """Bandwidths at which appearance and spatial kernels end: where the truncated sum and the spatial filter of the C++ engine are cut off."""
@@ -90,10 +88,10 @@ class KernelSetSpec:
             reach.append(math.ceil(min(max(widths, default=0.0), extent - 1)))
         return tuple(reach)
 
-    def in_storage(self, order: StorageOrder) -> KernelSetSpec:
-        """Return the kernels for a grid whose axes are in storage order."""
-        kernels = (dataclasses.replace(kernel, theta_position=order.axes_to_storage(kernel.theta_position)) for kernel in self.kernels)
-        network = None if self.network_spacing is None else order.axes_to_storage(self.network_spacing)
+    def in_storage(self, axes: Sequence[int]) -> KernelSetSpec:
+        """Return the kernels for a grid whose axes are in storage order, which have these numbers in the user's order."""
+        kernels = (dataclasses.replace(each, theta_position=tuple(each.theta_position[axis] for axis in axes)) for each in self.kernels)
+        network = None if self.network_spacing is None else tuple(self.network_spacing[axis] for axis in axes)
         return dataclasses.replace(self, kernels=tuple(kernels), network_spacing=network)
 
 

@@ -18,7 +18,7 @@ from crfrefine.arrays.padding import describe_padding, find_padding, leave_out
 from crfrefine.arrays.probabilities import MIN_PROBABILITY, SUM_TOLERANCE, identify_array
 from crfrefine.arrays.region_scheme import MAX_LOG_ODDS, identify_regions, take_log_odds
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
-from crfrefine.base.axes import StorageOrder
+from crfrefine.base.geometry import StorageOrder
 from crfrefine.base.memory import memory_limit, require_memory
 from crfrefine.engines.grid_image import GridImage
 from crfrefine.errors import ConfigError, InputError

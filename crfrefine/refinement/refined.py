@@ -19,7 +19,7 @@ from crfrefine.refinement.volumes import matching_bias
 if TYPE_CHECKING:
     from crfrefine.arrays.label_maps import Box
     from crfrefine.base.array_types import Bool, Float32, Labels
-    from crfrefine.base.axes import StorageOrder
+    from crfrefine.base.geometry import StorageOrder
     from crfrefine.parameters.specs import MeanFieldSpec
     from crfrefine.refinement.tiles.running import RefinedTiles
 
@@ -210,7 +210,7 @@ class RefinedChannels:
     def at(self, where: Bool, order: StorageOrder) -> Float32:
         """Return (channels, N) refined logits at the voxels of a mask, (*grid) in the user's order of axes, one label after the other."""
         box = bounding_box(where) or (slice(0, 0),) * where.ndim
-        planes, *others = order.axes_to_storage(box)
+        planes, *others = (box[axis] for axis in order.axes)
         inside = where[box]
         values = np.empty((self.num_channels, int(np.count_nonzero(inside))), np.float32)
         for label, row in enumerate(values):

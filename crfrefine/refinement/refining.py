@@ -145,11 +145,11 @@ def _refine(
             )
         parameters.postprocess.spread({"label": regions.num_labels})  # checks the lengths
         models = resolve_regions(parameters, num_channels, len(case.values), len(case.spacing))
-    models = [replace(each, kernels=replace(each.kernels, network_spacing=network_spacing).in_storage(order)) for each in models]
+    models = [replace(each, kernels=replace(each.kernels, network_spacing=network_spacing).in_storage(order.axes)) for each in models]
     # The model does not depend on the order of axes, so the engine gets them in storage order: a volume read from a file is not copied.
     mask = None if case.mask is None else order.to_storage(case.mask)
     spacing, voxel_ml = tuple(case.spacing), math.prod(case.spacing) / 1000.0
-    case = GridImage(order.to_storage(case.values), mask, order.axes_to_storage(spacing), order.axes)
+    case = GridImage(order.to_storage(case.values), mask, tuple(spacing[axis] for axis in order.axes), order.axes)
     prepared = prepare(network, case, models, parameters, backend, context)
     notes = prepared.notes
     try:

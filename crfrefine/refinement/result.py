@@ -14,7 +14,7 @@ from crfrefine.arrays.arguments import given_voxels
 from crfrefine.arrays.label_maps import LabelChanges, count_labels
 from crfrefine.arrays.probabilities import over_output_temperature
 from crfrefine.arrays.region_scheme import RegionScheme, sigmoid
-from crfrefine.base.axes import StorageOrder
+from crfrefine.base.geometry import StorageOrder
 from crfrefine.base.text import counted
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import MeanFieldReport, Reported

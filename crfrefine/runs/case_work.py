@@ -16,8 +16,8 @@ from crfrefine.arrays.blocks import AUTO
 from crfrefine.arrays.label_maps import vanished_labels
 from crfrefine.arrays.one_hot import ABSENT_LOGIT, expand_channels
 from crfrefine.arrays.resampling import Interpolation
-from crfrefine.base.axes import file_order
 from crfrefine.base.failures import failing_alone
+from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.memory import memory_left, memory_limit
 from crfrefine.base.text import counted, listed, printable
 from crfrefine.base.threads import available_threads, run_all
@@ -221,7 +221,7 @@ def _channels(result: RefinementResult, kind: str) -> tuple[int, Callable[[int, 
         values = result.logits if is_logits else result.marginals
         if result.regions is None and len(values) < result.num_labels:
             values = expand_channels(values, result.channel_labels, result.num_labels, absent)
-        stored = file_order(values).to_storage(values)
+        stored = reverse_grid(values)
         return len(stored), lambda channel, planes: stored[channel, planes]
     make = channels.channel if is_logits else partial(channels.probabilities, output_temperature=result.output_temperature)
     numbers = {label: number for number, label in enumerate(result.channel_labels)}

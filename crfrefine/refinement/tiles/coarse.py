@@ -13,7 +13,7 @@ from crfrefine.arrays.intensity import fit_intensity
 from crfrefine.arrays.label_maps import bounding_box
 from crfrefine.arrays.padding import describe_padding, leave_out
 from crfrefine.arrays.probabilities import take_logarithms
-from crfrefine.base.axes import StorageOrder
+from crfrefine.base.geometry import StorageOrder
 from crfrefine.base.threads import available_threads, run_all
 from crfrefine.refinement.tiles.grid import TILE, LabelSets, TileGrid
 from crfrefine.refinement.tiles.planning import MAX_SHARED_VOXELS, TilePlan
@@ -59,7 +59,7 @@ class CoarseNetwork:
     @property
     def order(self) -> StorageOrder:
         """Of the axes in files."""
-        return StorageOrder.of_files(len(self.grid_shape))
+        return StorageOrder(tuple(reversed(range(len(self.grid_shape)))))
 
 
 class CoarseChannels(ChannelSource):

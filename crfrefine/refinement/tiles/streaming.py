@@ -15,7 +15,7 @@ import numpy as np
 
 from crfrefine.arrays.label_maps import widen
 from crfrefine.arrays.probabilities import SUM_TOLERANCE, Look, decide
-from crfrefine.base.axes import StorageOrder
+from crfrefine.base.geometry import StorageOrder
 from crfrefine.base.memory import format_size
 from crfrefine.errors import CapacityError
 from crfrefine.refinement.tiles.grid import TILE, TileGrid, num_rings
@@ -55,7 +55,7 @@ class StreamedNetwork:
     @property
     def order(self) -> StorageOrder:
         """Of the axes in files."""
-        return StorageOrder.of_files(len(self.grid_shape))
+        return StorageOrder(tuple(reversed(range(len(self.grid_shape)))))
 
     def check_shapes(self, image: Array, mask: Array | None) -> None:
         """Headers were compared before: do nothing."""

@@ -11,7 +11,7 @@ from crfrefine import io
 from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.arrays.probabilities import identify, softmax, take_logarithms
 from crfrefine.arrays.region_scheme import identify_regions, sigmoid, take_log_odds
-from crfrefine.base.axes import file_order
+from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.inputs import add_inputs, keeping_inputs
 from crfrefine.base.text import TIMES, counted
 from crfrefine.cases.dataset_description import read_descriptions, read_names
@@ -116,8 +116,7 @@ def _convert_channels(header: VolumeHeader, target: Path, to: str | None, like: 
         io.write_label_map(target, argmax_labels(values).reshape(like.grid_shape), like, segments=segments)
         return f"{source} -> {target}: label map"
     if needs_kind:
-        order = file_order(values)
-        logits = order.to_storage(values).copy()  # contiguous
+        logits = reverse_grid(values).copy()  # contiguous
         if scheme is None:
             kind, _ = identify(logits, "auto", kind, header.path)
         else:
@@ -125,11 +124,11 @@ def _convert_channels(header: VolumeHeader, target: Path, to: str | None, like: 
         if kind == "probabilities":
             (take_logarithms if scheme is None else take_log_odds)(logits)
         if scheme is not None and to == "labels":
-            io.write_label_map(target, scheme.decode(order.to_user(logits)).reshape(like.grid_shape), like)
+            io.write_label_map(target, scheme.decode(reverse_grid(logits)).reshape(like.grid_shape), like)
             return f"{source} -> {target}: label map"
         if to not in (None, kind):
             kind, to_probabilities = to, softmax if scheme is None else sigmoid
-            values = order.to_user(logits if kind == "logits" else to_probabilities(logits))
+            values = reverse_grid(logits if kind == "logits" else to_probabilities(logits))
     io.write_channels(target, values.reshape(len(values), *like.grid_shape), like, kind=kind or "logits")
     return f"{source} -> {target}: {kind or 'the same values'}"
 
