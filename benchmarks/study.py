@@ -221,7 +221,7 @@ def _write_rivals(study: Study, report: dict[str, Any], folder: Path) -> None:
     """Write the label maps that no command writes, each as the fold that held a case out has tuned it."""
     tuned = {case: fold for fold in report["folds"] for case in fold["held_out"]}
     declared = DeclaredLabels(tuple(range(len(report["label_names"]))), "the report of the training")
-    reading = ReadingOptions(resample=bool(study.grid), declared=declared, all_labels=True)
+    reading = ReadingOptions(resample="linear" if study.grid else None, declared=declared, all_labels=True)
     for files in labeled_cases(study.data, study.network):
         case = load_case(files, reading, threads=study.threads)
         for method, labels in _rival_maps(case, tuned[files.case_id]):

@@ -13,6 +13,7 @@ from crfrefine.arrays.region_scheme import given_regions
 from crfrefine.arrays.resampling import GridMap, Interpolation
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.memory import memory_left, memory_limit
+from crfrefine.base.option import CUBIC, INTERPOLATIONS, LINEAR
 from crfrefine.base.threads import available_threads, check_threads
 from crfrefine.cases.case import read_as_stored
 from crfrefine.engines import get_backend
@@ -47,6 +48,7 @@ def export_prediction(
     parameters: CrfParameters | str | Path | None = None,
     transpose_forward: Sequence[int] = (0, 1, 2),
     regions: GivenRegions | None = None,
+    resample: str = LINEAR,
     threads: int | None = None,
     max_memory: int | None = None,
     progress: Progress | None = None,
@@ -67,6 +69,7 @@ def export_prediction(
         parameters: the model, or the name of a preset or the path of a TOML file; None means the preset `default`.
         transpose_forward: of the plans: `predictor.plans_manager.transpose_forward`.
         regions: overlapping regions as in `crfrefine.refine`, in the order of nnU-Net's `regions_class_order`; None means labels.
+        resample: how logits are interpolated: "linear", or "cubic", which is sharper, and close to nnU-Net's order 3.
         threads: CPU threads; None means the cores that this process may use.
         max_memory: bytes of memory that the process may take; None means nine tenths of what the machine has.
         progress: called as progress(stage, step, num_steps); may raise to stop.
@@ -90,7 +93,9 @@ def export_prediction(
     first = headers[0]
     stored = first.grid_shape[::-1]
     grid_map, nearest = _grid_map(tuple(logits.shape[1:]), stored, properties, tuple(transpose_forward), first.path)
-    interpolation = Interpolation(grid_map, nearest)
+    if resample not in INTERPOLATIONS:
+        raise ConfigError(f"resample: expected one of {', '.join(INTERPOLATIONS)}, got {resample!r}")
+    interpolation = Interpolation(grid_map, nearest, is_cubic=resample == CUBIC)
     wide = grid_map.source_spacing(first.geometry()[1])
     network: Network
     scheme = given_regions(regions)

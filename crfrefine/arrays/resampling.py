@@ -1,4 +1,4 @@
-"""Where the voxels of a grid lie on another grid of the same world, and its values there, linear or of the nearest neighbor.
+"""Where the voxels of a grid lie on another grid of the same world, and its values there: linear, cubic or of the nearest neighbor.
 
 Axes are parallel as a rule; there, interpolating one axis after the other takes an eighth to a twelfth of the time of scipy's general
 transformation, which does oblique grids.
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from crfrefine.base.array_types import Array, Bool, Float32, Float64
 
     Number = TypeVar("Number", bound=np.generic)
+    Taps = tuple[NDArray[np.intp], Float32]  # (taps, n) ascending samples of n voxels, and their weights
 
 
 POSITION_TOLERANCE = 1e-4
@@ -31,6 +32,10 @@ POSITION_TOLERANCE = 1e-4
 
 TILT_TOLERANCE = 1e-4
 """In voxels: axes that drift apart by no more than this from one end of the volume to the other count as parallel."""
+
+
+CATMULL_ROM = np.array([[0, -1, 2, -1], [2, 0, -5, 3], [0, 1, 4, -3], [0, 0, -1, 1]]) / 2
+"""Weights of the samples at -1, 0, 1 and 2 as polynomials of the position between 0 and 1, one row per sample."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +54,17 @@ class AxisMap:
         """Return the index of the nearest sample, (n,); halfway between two, the one with the larger index."""
         return np.clip(np.floor(self.positions + (0.5 + POSITION_TOLERANCE)), 0, self.size - 1).astype(np.intp)
 
-    def neighbors(self) -> tuple[NDArray[np.intp], NDArray[np.intp], Float32]:
-        """Return the samples below and above, and the weight of the upper one, (n,) each; beyond the outermost samples, their value."""
+    def taps(self, *, is_cubic: bool = False) -> Taps:
+        """Return the samples that a value is interpolated from; the outermost samples go on beyond them."""
         clipped = np.clip(self.positions, 0, self.size - 1)
         below = np.minimum(np.floor(clipped), max(self.size - 2, 0)).astype(np.intp)
-        return below, np.minimum(below + 1, self.size - 1), (clipped - below).astype(np.float32)
+        upper = (clipped - below).astype(np.float32)
+        if not is_cubic:
+            return np.stack([below, np.minimum(below + 1, self.size - 1)]), np.stack([np.float32(1) - upper, upper])
+        samples = np.clip(below + np.arange(-1, 3)[:, None], 0, self.size - 1)
+        t = clipped - below
+        powers = np.stack([np.ones_like(t), t, t**2, t**3])
+        return samples, (CATMULL_ROM @ powers).astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,24 +121,35 @@ class GridMap:
 
 
 class Interpolation:
-    """Linear interpolation between grids with parallel axes, one axis after the other."""
+    """Interpolation between grids with parallel axes, one axis after the other.
 
-    def __init__(self, grid_map: GridMap, nearest: int | None = None) -> None:
+    Cubic is Catmull and Rom's: a value comes from four samples along each axis. The B-spline of order 3, which nnU-Net's export takes,
+    depends on all samples of a line, and so does not go by tile. Both pass through the samples and are exact for quadratic functions.
+    """
+
+    def __init__(self, grid_map: GridMap, nearest: int | None = None, *, is_cubic: bool = False) -> None:
         """Take a map between grids with parallel axes.
 
         Args:
             grid_map: where the voxels of the grid to fill lie on the source.
             nearest: axis of the source along which the nearest slice is taken; None means that all axes are interpolated.
+            is_cubic: whether interpolation is cubic and not linear.
         """
         axes = grid_map.source_axes
         assert axes is not None
+        self.grid_map, self.nearest = grid_map, nearest
         self.axes = axes  # the axis of the source that is parallel to each axis of the grid to fill
         self.maps: tuple[AxisMap, ...] = grid_map.axis_maps(axes)
-        self.neighbors = [axis.neighbors() for axis in self.maps]
+        self.reach = 2 if is_cubic else 1  # samples on either side of a voxel that its value comes from
+        self.taps = [axis.taps(is_cubic=is_cubic) for axis in self.maps]
         if nearest is not None:
             number = axes.index(nearest)
-            slices = self.maps[number].nearest()
-            self.neighbors[number] = (slices, slices, np.zeros(len(slices), np.float32))
+            slices = self.maps[number].nearest()[None]
+            self.taps[number] = slices, np.ones(slices.shape, np.float32)
+
+    def as_linear(self) -> Interpolation:
+        """Return the linear interpolation between the same grids."""
+        return Interpolation(self.grid_map, self.nearest)
 
     def fill(self, source: Float32, target: Float32, planes: slice = slice(None)) -> None:
         """Write planes of a channel on the grid to fill, (z, y, x); voxels outside of the source become 0."""
@@ -142,20 +164,21 @@ class Interpolation:
     def of_box(self, read: Callable[[Box], Float32], box: Box) -> Float32:
         """Return the values of a box of the grid to fill; `read` returns those of a box of the source, in its own order of axes."""
         source_box = [slice(0, 0)] * len(box)
-        for axis, part, (below, above, _) in zip(self.axes, box, self.neighbors, strict=True):
-            source_box[axis] = slice(int(below[part].min()), int(above[part].max()) + 1)
+        for axis, part, (samples, _) in zip(self.axes, box, self.taps, strict=True):
+            source_box[axis] = slice(int(samples[0, part].min()), int(samples[-1, part].max()) + 1)
         values = read(tuple(source_box)).transpose(self.axes)
         for number in (2, 1, 0):
-            below, above, weights = self.neighbors[number]
+            samples, weights = self.taps[number]
             part, first = box[number], source_box[self.axes[number]].start
-            weight = weights[part].reshape(-1, *(1,) * (2 - number))
-            lower = values.take(below[part] - first, axis=number)
-            if weight.any():  # Not lower + weight * (upper - lower): the difference of two finite values may overflow.
-                lower *= np.float32(1) - weight
-                upper = values.take(above[part] - first, axis=number)
-                upper *= weight
-                lower += upper
-            values = lower
+            total = None
+            for sample, weight in zip(samples[:, part] - first, weights[:, part], strict=True):
+                if weight.any():  # Weighted values and no differences, which may overflow for two finite values.
+                    term = values.take(sample, axis=number)
+                    if (weight != 1).any():
+                        term *= weight.reshape(-1, *(1,) * (2 - number))
+                    total = term if total is None else np.add(total, term, out=total)
+            assert total is not None
+            values = total
         return values
 
 
@@ -204,8 +227,8 @@ _TIE_STEP = np.float32(1e-6)
 """Of a score: a few roundings in float32, far below anything that counts."""
 
 
-def linear_jobs(grid_map: GridMap, source: Float32, target: Float32) -> list[Callable[[], None]]:
-    """Return the jobs that interpolate channels linearly; they may run at the same time, in any order, with the same result.
+def interpolation_jobs(grid_map: GridMap, source: Float32, target: Float32, *, is_cubic: bool = False) -> list[Callable[[], None]]:
+    """Return the jobs that interpolate channels; they may run at the same time, in any order, with the same result.
 
     The target, (channels, [z,] y, x) C-contiguous, is written to. Voxels up to half a voxel beyond the outermost samples get the value
     at the edge, those farther out 0.
@@ -216,8 +239,9 @@ def linear_jobs(grid_map: GridMap, source: Float32, target: Float32) -> list[Cal
     parts = [slice(start, min(start + step, grid_map.shape[0])) for start in range(0, grid_map.shape[0], step)]
     axes = grid_map.source_axes
     if axes is None:
-        return [partial(_linear_oblique, grid_map, *pair, part) for pair in zip(sources, targets, strict=True) for part in parts]
-    interpolation = Interpolation(grid_map)
+        order = 3 if is_cubic else 1  # Cubic is the B-spline here.
+        return [partial(_fill_oblique, grid_map, *pair, part, order) for pair in zip(sources, targets, strict=True) for part in parts]
+    interpolation = Interpolation(grid_map, is_cubic=is_cubic)
     return [partial(interpolation.fill, *pair, part) for pair in zip(sources, targets, strict=True) for part in parts]
 
 
@@ -245,8 +269,8 @@ def nearest(grid_map: GridMap, source: NDArray[Number]) -> NDArray[Number]:
     return target
 
 
-def resample_logits(grid_map: GridMap, source: Float32, target: Float32, *, threads: int = 1) -> None:
-    """Interpolate logits linearly, so that all labels are equal only outside the source and where only its padding contributes.
+def resample_logits(grid_map: GridMap, source: Float32, target: Float32, *, is_cubic: bool = False, threads: int = 1) -> None:
+    """Interpolate logits, so that all labels are equal only outside the source and where only its padding contributes.
 
     Padding next to scores counts as 0 for all labels, whatever its constant was, and is set to 0 in the source: the scores fade out over
     one voxel of it.
@@ -254,25 +278,30 @@ def resample_logits(grid_map: GridMap, source: Float32, target: Float32, *, thre
     padding = find_padding(source)
     for channel in source if padding is not None else ():
         channel[padding] = 0.0
-    run_all(linear_jobs(grid_map, source, target), threads)
-    tied = find_padding(target)
-    if tied is None:
+    run_all(interpolation_jobs(grid_map, source, target, is_cubic=is_cubic), threads)
+    tied, may_overshoot = find_padding(target), is_cubic and padding is not None
+    if tied is None and not may_overshoot:
         return
     has_scores = np.ones((1, *source.shape[1:]), np.float32) if padding is None else (~padding)[np.newaxis].astype(np.float32)
     share_of_scores = np.empty((1, *target.shape[1:]), np.float32)
-    run_all(linear_jobs(grid_map, has_scores, share_of_scores), threads)
+    run_all(interpolation_jobs(grid_map, has_scores, share_of_scores), threads)
+    if may_overshoot:  # Cubic values reach one voxel further into padding than linear ones.
+        for channel in target:
+            channel[share_of_scores[0] == 0] = 0.0
+    if tied is None:
+        return
     # Scores of 8 or 16 bits meet by chance in a few of a million voxels, which are not padding.
     tied &= share_of_scores[0] > 0
     equal = target[0][tied]
     target[0][tied] = equal + _TIE_STEP * np.maximum(np.abs(equal), np.float32(1))
 
 
-def _linear_oblique(grid_map: GridMap, source: Float32, target: Float32, part: slice) -> None:
+def _fill_oblique(grid_map: GridMap, source: Float32, target: Float32, part: slice, order: int) -> None:
     """Fill some planes."""
     from scipy.ndimage import affine_transform
 
     filled = target[part]
     offset = grid_map.offset + grid_map.matrix[:, 0] * part.start
-    affine_transform(source, grid_map.matrix, offset, filled.shape, output=filled, order=1, mode="nearest", prefilter=False)
+    affine_transform(source, grid_map.matrix, offset, filled.shape, output=filled, order=order, mode="nearest")
     for z in range(part.start, part.stop):
         target[z][~grid_map.inside(z)] = 0.0

@@ -19,6 +19,7 @@ from crfrefine.arrays.probabilities import identify, take_logarithms
 from crfrefine.arrays.region_scheme import take_log_odds
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.memory import PROCESS, RUN_BYTES, memory_limit, require_memory
+from crfrefine.base.option import CUBIC
 from crfrefine.base.text import TIMES, shorten
 from crfrefine.base.threads import available_threads, run_all
 from crfrefine.cases.case_files import CaseFiles, CaseList
@@ -26,7 +27,7 @@ from crfrefine.cases.case_headers import CaseHeaders, read_case_headers
 from crfrefine.cases.dataset_description import DatasetDescription, read_dataset_description
 from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.label_input import KIND, LabelMap, coarse_shares, read_label_map, read_one_hot, refuse_structures
-from crfrefine.cases.other_grid import WorkGrid
+from crfrefine.cases.other_grid import HOW, WorkGrid
 from crfrefine.cases.reading_options import DEFAULT_READING, ReadingOptions
 from crfrefine.errors import InputError
 from crfrefine.io.decode import allocate_array
@@ -201,7 +202,7 @@ def read_case(
             work = WorkGrid(first)
             found["grid_map"] = grid_map = work.require_overlap(network.files[0], "logits")
             found["network_spacing"] = grid_map.source_spacing(headers.spacing)
-            found["notes"] = work.describe(grid_map, network.files[0], "logits", "interpolated linearly", "become background")
+            found["notes"] = work.describe(grid_map, network.files[0], "logits", HOW[options.resample == CUBIC], "become background")
     notes = found.pop("notes")
     mask = labels = None
     if headers.mask is not None:
@@ -335,9 +336,8 @@ def channels_of_scores(
         started = time.perf_counter()
         # The logarithms, not the probabilities, so that it does not matter which of the two a network left behind.
         # Outside their grid, regions are undecided: log-odds of 0.
-        values = WorkGrid(like).linear(
-            header.files[0], values, "logits", notes, outside="become background", are_of_labels=scheme is None, threads=threads
-        )
+        how = {"are_of_labels": scheme is None, "is_cubic": options.resample == CUBIC}
+        values = WorkGrid(like).interpolated(header.files[0], values, "logits", notes, outside="become background", threads=threads, **how)
         times["resample"] = time.perf_counter() - started
     values = values.reshape(len(values), *like.grid_shape[::-1])
     num_labels = len(values) if scheme is None else scheme.num_labels

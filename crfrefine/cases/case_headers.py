@@ -119,7 +119,7 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
     return CaseHeaders(files, images, logits, mask, labels, num_modalities, files.spacing or spacing)
 
 
-def _require_overlap(files: CaseFiles, what: str, image: VolumeHeader, other: VolumeHeader, *, resample: bool) -> None:
+def _require_overlap(files: CaseFiles, what: str, image: VolumeHeader, other: VolumeHeader, *, resample: str | None) -> None:
     """Raise GridMismatchError unless a file is on the image's grid, or may be interpolated and covers the image."""
     if image.on_same_grid(other):
         return

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from crfrefine.arrays.resampling import GridMap, boxes_overlap, linear_jobs, map_grid, nearest, resample_logits, world_box
+from crfrefine.arrays.resampling import GridMap, boxes_overlap, interpolation_jobs, map_grid, nearest, resample_logits, world_box
 from crfrefine.base.geometry import describe_grid
 from crfrefine.base.threads import run_all
 from crfrefine.errors import GridMismatchError
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 SMALL_OVERLAP = 0.5
 """If a smaller part of the grid of work lies on another grid, logits are refused, others get a note."""
 
+HOW = ("interpolated linearly", "interpolated cubically")
+
 
 @dataclass(frozen=True)
 class WorkGrid:
@@ -31,7 +33,7 @@ class WorkGrid:
     header: VolumeHeader  # of the file that defines it
     name: str = "image"  # the user's word for the file: "image" or "reference"
 
-    def linear(
+    def interpolated(
         self,
         other: VolumeHeader,
         values: NDArray[np.float32],
@@ -40,9 +42,10 @@ class WorkGrid:
         *,
         outside: str,
         are_of_labels: bool = False,
+        is_cubic: bool = False,
         threads: int = 1,
     ) -> NDArray[np.float32]:
-        """Return channels, interpolated linearly: (channels, [z,] y, x) on this grid; 0 outside their own.
+        """Return channels, interpolated: (channels, [z,] y, x) on this grid; 0 outside their own.
 
         `values` are the channels of the file `other`, (channels, [z,] y, x); on this grid they are returned as they are. `what` names them
         in `notes`, which get sentences about the interpolation and the voxels `outside`, such as "become background". `are_of_labels`:
@@ -54,10 +57,10 @@ class WorkGrid:
         grid_map = self.require_overlap(other, what)
         result = allocate_array(shape, other.path)
         if are_of_labels:
-            resample_logits(grid_map, values, result, threads=threads)
+            resample_logits(grid_map, values, result, is_cubic=is_cubic, threads=threads)
         else:
-            run_all(linear_jobs(grid_map, values, result), threads)
-        notes += self.describe(grid_map, other, what, "interpolated linearly", outside)
+            run_all(interpolation_jobs(grid_map, values, result, is_cubic=is_cubic), threads)
+        notes += self.describe(grid_map, other, what, HOW[is_cubic], outside)
         return result
 
     def nearest(self, other: VolumeHeader, values: NDArray[Number], what: str, notes: list[str], *, outside: str) -> NDArray[Number]:

@@ -180,8 +180,9 @@ class ReadingOptions:
     # "auto", "logits", "probabilities" or "labels"; "auto" inspects the values and reports its choice in the notes.
     input_type: str = "auto"
     mask_mode: str = "none"  # "none" or "nonzero" (any modality is not 0), if there is no mask file
-    # Whether logits, masks and labels on another grid are interpolated onto the image's; otherwise they are an error.
-    resample: bool = False
+    # "linear" or "cubic": how logits on another grid are interpolated onto the image's. Masks and labels get the nearest value.
+    # None means that another grid is an error.
+    resample: str | None = None
     regions: RegionReading = NO_REGIONS  # which channels are regions, and not labels
     declared: DeclaredLabels | None = None  # the labels that label maps may hold; None means any
     all_labels: bool = False  # whether label maps get a channel for each declared label, not only for those that occur

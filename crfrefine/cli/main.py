@@ -24,6 +24,7 @@ from typer.core import TyperGroup
 
 from crfrefine.base.failures import Failure, describe_failure
 from crfrefine.base.inputs import keeping_inputs
+from crfrefine.base.option import INTERPOLATIONS, LINEAR
 from crfrefine.base.text import for_terminal, shorten
 from crfrefine.cli.commands import TYPER_SETTINGS, Commands
 from crfrefine.cli.options import GONE
@@ -101,6 +102,19 @@ def refuse_dicom(arguments: Sequence[str]) -> None:
     raise InputError(f"{dicom[0]}: is DICOM, which only `convert` reads and writes; run\n{shown}")
 
 
+def with_interpolation(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments of a call with a value after each bare --resample, since Typer's options always take one."""
+    if arguments[:1] == ["evaluate"]:  # It has a switch of this name.
+        return [*arguments]
+    options = list[str]()
+    for text in arguments:
+        if options[-1:] == ["--resample"]:
+            options[-1:] = ["--resample", text] if text in INTERPOLATIONS else [f"--resample={LINEAR}", text]
+        else:
+            options.append(text)
+    return [*options[:-1], f"--resample={LINEAR}"] if options[-1:] == ["--resample"] else options
+
+
 class Group(TyperGroup):
     """The commands; user and system errors become one message on standard error, other exceptions keep their traceback."""
 
@@ -115,7 +129,7 @@ class Group(TyperGroup):
                 if args[1] not in ("bash", "zsh", "fish"):
                     raise typer.BadParameter(f"{shorten(args[1])}: expected one of bash, zsh, fish", ctx=ctx, param_hint=args[0])
                 ctx.meta[_SHELL] = args.pop()
-            return super().parse_args(ctx, args)
+            return super().parse_args(ctx, with_interpolation(args))
         except _UsageError as error:
             raise _usage_error(error) from error
 

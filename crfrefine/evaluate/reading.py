@@ -134,7 +134,7 @@ def read_probabilities(paths: tuple[Path, ...], reference: Reference, regions: R
             kind = "logits"
         del read
         of_labels = scheme is None
-        stored = reference.work.linear(file, stored, "logits", reference.notes, outside="are background", are_of_labels=of_labels)
+        stored = reference.work.interpolated(file, stored, "logits", reference.notes, outside="are background", are_of_labels=of_labels)
     labels = _decode(stored, kind, str(name), is_elsewhere) if scheme is None else _decode_regions(stored, scheme, kind, note)
     shape = grid.grid_shape[::-1]
     probabilities = reverse_grid(stored.reshape(len(stored), *shape))
@@ -176,5 +176,5 @@ def read_image(path: Path, reference: Reference) -> Float32:
     reference.check(header, "image")
     values = io.allocate(header)
     io.read_into(header, values)
-    image = reference.work.linear(header, values, "image", reference.notes, outside="are 0")
+    image = reference.work.interpolated(header, values, "image", reference.notes, outside="are 0")
     return reverse_grid(image)

@@ -19,6 +19,7 @@ from crfrefine.arrays.resampling import Interpolation
 from crfrefine.base.failures import failing_alone
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.memory import memory_left, memory_limit
+from crfrefine.base.option import CUBIC
 from crfrefine.base.text import counted, listed, printable
 from crfrefine.base.threads import available_threads, run_all
 from crfrefine.cases import case as cases
@@ -135,7 +136,8 @@ def _refine(
         network = StreamedNetwork(read, given.num_labels, shape, settings.reading.input_type, given.kind, given.path)
         if case.grid_map is not None:
             stored = tuple(reversed(case.like.grid_shape))
-            network = CoarseNetwork(network, Interpolation(case.grid_map), stored, case.network_spacing)
+            interpolation = Interpolation(case.grid_map, is_cubic=options.resample == CUBIC)
+            network = CoarseNetwork(network, interpolation, stored, case.network_spacing)
     elif isinstance(given, LabelMap):
         wide = given.file_spacing if options.network_spacing == AUTO and given.file_spacing else options.network_spacing
         network = LabelMapNetwork(given.labels, case.channel_labels, case.num_labels, wide)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
 from crfrefine.base.memory import parse_size
-from crfrefine.base.option import MAX_PARTS, MAX_THREADS, Option, parse_path, path_text
+from crfrefine.base.option import INTERPOLATIONS, MAX_PARTS, MAX_THREADS, Option, parse_path, path_text
 from crfrefine.errors import InputError
 
 if TYPE_CHECKING:
@@ -105,7 +105,15 @@ class InferenceOptions:
         ),
     ] = None
     regions: RegionScheme | None = None  # of sigmoid channels; None means those of a `dataset.json` beside logits or images
-    resample: Annotated[bool, Option("--resample", "Interpolate logits, masks and label maps on another grid; else an error.")] = False
+    resample: Annotated[
+        str | None,
+        Option(
+            "--resample",
+            "Interpolate logits, masks and label maps on another grid, which is an error otherwise. A bare --resample is linear; "
+            "cubic is sharper, for logits alone.",
+            choices=INTERPOLATIONS,
+        ),
+    ] = None
     device: Annotated[str, Option("--device", "Where to compute.", "auto|cpu|cuda|torch|torch:cuda", parse_device, show_default=True)] = (
         "auto"
     )

@@ -101,7 +101,7 @@ class LabeledCases:
 
 
 def find_cases(
-    data: DataFolders, *, strict: bool = False, input_type: str = "auto", resample: bool = False, num_labels: int | None = None
+    data: DataFolders, *, strict: bool = False, input_type: str = "auto", resample: str | None = None, num_labels: int | None = None
 ) -> LabeledCases:
     """Find the complete cases and compare their headers: all must have the same labels, modalities and axes.
 

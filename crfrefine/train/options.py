@@ -44,7 +44,7 @@ class CommonOptions:
 
     output: Path  # the parameter file; the report goes beside it, and so do finished folds until the run has ended
     input_type: str = "auto"  # or "logits", "probabilities" or "labels"
-    resample: bool = False  # whether logits, labels and masks on another grid are interpolated onto the image's
+    resample: str | None = None  # as of `infer`: "linear", "cubic" or None
     strict: Annotated[bool, Option("--strict", "Refuse incomplete cases; otherwise leave them out, and say which and why.")] = False
     seed: Annotated[int, Option("--seed", "The same seed gives the same result.", "N", limits=(0, MAX_SEED), show_default=True)] = 0
     threads: int | None = None  # None means the cores this process may use; the result does not depend on it

@@ -8,19 +8,21 @@ import SimpleITK as sitk  # noqa: N813 - its customary name
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from io_helpers import affine_of, itk_resampled, numbers, rotation, world_of
+from scipy.interpolate import CubicHermiteSpline
+from scipy.ndimage import gaussian_filter, zoom
 
-from crfrefine.arrays.resampling import linear_jobs, map_grid, nearest, resample_logits
+from crfrefine.arrays.resampling import interpolation_jobs, map_grid, nearest, resample_logits
 from crfrefine.base.threads import run_all
 
 SHEARED = np.array([[1.0, 0.3, 0.0], [0.0, 1.0, -0.2], [0.0, 0.0, 1.0]])  # such as only NIfTI and NRRD can hold, and SimpleITK cannot
 PERMUTED = np.array([[0.0, -1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
 
 
-def linear(grid_map, channels, shape, threads=1):
+def linear(grid_map, channels, shape, threads=1, *, is_cubic=False):
     """Interpolate (channels, x, y, z), and return the same order of axes."""
     stored = np.ascontiguousarray(channels.transpose(0, *range(channels.ndim - 1, 0, -1)))
     target = np.full((len(stored), *shape[::-1]), np.nan, np.float32)
-    run_all(linear_jobs(grid_map, stored, target), threads)
+    run_all(interpolation_jobs(grid_map, stored, target, is_cubic=is_cubic), threads)
     return target.transpose(0, *range(target.ndim - 1, 0, -1))
 
 
@@ -122,10 +124,57 @@ def test_labels_that_meet_by_chance_do_not_become_padding():
     source[:, 0, 0, 2:] = -3.4e38  # as some programs pad: next to it, no digit of a score would be left
     grid_map = map_grid((10, 1, 1), affine_of((0.5, 2.0, 3.0), (0.0, 0.0, 0.0)), (4, 1, 1), affine_of((1.0, 2.0, 3.0)))
     target = np.empty((2, 1, 1, 10), np.float32)
-    run_all(linear_jobs(grid_map, source, target), 1)
+    run_all(interpolation_jobs(grid_map, source, target), 1)
     assert target[0, 0, 0, 1] == target[1, 0, 0, 1] == 2.0
     resample_logits(grid_map, source, target)
     assert (target[0] == target[1]).ravel().tolist() == [False, False, False, False, True, True, True, True, True, True]
     assert target[:, 0, 0, 3].tolist() == [1.5, 0.5]
     assert target[:, 0, 0, 1] == pytest.approx([2.0, 2.0], rel=1e-5)
     assert target[0, 0, 0, 1] > target[1, 0, 0, 1], "the background wins, as in an argmax of equal labels"
+
+
+def test_cubic_is_a_spline_with_central_differences_along_each_axis():
+    """Another grid of other extent, flipped, with unequal spacings: one axis after the other, outermost samples go on."""
+    shape, affine = (19, 13, 23), affine_of((0.7, 1.1, 0.9), (-2.5, -2.0, 0.3), direction=np.diag([1.0, -1.0, 1.0]))
+    source_shape, source_affine = (9, 11, 7), affine_of((1.9, 1.4, 3.1), (0.0, -15.0, 0.0))
+    grid_map = map_grid(shape, affine, source_shape, source_affine)
+    source = np.random.default_rng(4).normal(size=(2, *source_shape)).astype(np.float32)
+    found = linear(grid_map, source, shape, is_cubic=True)
+    expected = source.astype(np.float64)
+    at = positions_of(grid_map)
+    for axis, size in enumerate(source_shape):
+        ends = [np.take(expected, [end], axis=1 + axis) for end in (0, -1)]
+        wide = np.concatenate([ends[0], ends[0], expected, ends[1], ends[1]], axis=1 + axis)
+        slopes = (np.roll(wide, -1, axis=1 + axis) - np.roll(wide, 1, axis=1 + axis)) / 2
+        line = tuple(slice(None) if other == axis else 0 for other in range(3))
+        places = np.clip(at[..., axis][line], 0, size - 1)
+        expected = CubicHermiteSpline(np.arange(-2, size + 2), wide, slopes, axis=1 + axis)(places)
+    inside = np.logical_and.reduce([(at[..., i] > -0.5) & (at[..., i] < n - 0.5) for i, n in enumerate(source_shape)])
+    assert 0.3 < inside.mean() < 1
+    np.testing.assert_allclose(found[:, inside], expected[:, inside], atol=2e-6)
+    assert not found[:, ~inside].any()
+    assert np.abs(linear(grid_map, source, shape) - found).max() > 0.1
+
+
+def test_cubic_is_close_to_the_spline_of_scipy():
+    """Order 3 of `scipy.ndimage`, as of nnU-Net's export, on a smooth channel: much closer than linear."""
+    source_shape, shape = (12, 15, 9), (36, 30, 31)
+    source = gaussian_filter(np.random.default_rng(6).normal(size=source_shape), 1.5).astype(np.float32)[None] * 10
+    factors = [new / old for new, old in zip(shape, source_shape, strict=True)]
+    affine = affine_of([1.5 / factor for factor in factors], [0.75 / factor - 0.75 for factor in factors])
+    grid_map = map_grid(shape, affine, source_shape, affine_of((1.5, 1.5, 1.5)))
+    expected = zoom(source[0], factors, order=3, mode="nearest", grid_mode=True)
+    errors = [np.abs(linear(grid_map, source, shape, is_cubic=cubic)[0] - expected).mean() for cubic in (False, True)]
+    assert errors[1] < 0.3 * errors[0]
+
+
+def test_cubic_values_end_where_linear_ones_end_in_padding():
+    source = np.zeros((2, 1, 1, 9), np.float32)
+    source[:, 0, 0, :4] = [[1.0, 3.0, 2.0, -1.0], [3.0, 1.0, 0.5, 4.0]]
+    grid_map = map_grid((18, 1, 1), affine_of((0.5, 2.0, 3.0)), (9, 1, 1), affine_of((1.0, 2.0, 3.0)))
+    targets = np.empty((2, 2, 1, 1, 18), np.float32)
+    for target, is_cubic in zip(targets, (False, True), strict=True):
+        resample_logits(grid_map, source.copy(), target, is_cubic=is_cubic)
+    ties = [(target[0] == target[1]).ravel() for target in targets]
+    np.testing.assert_array_equal(*ties)
+    assert np.flatnonzero(~ties[1]).tolist() == list(range(8))

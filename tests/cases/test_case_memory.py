@@ -43,7 +43,7 @@ def make_case(folder, kind):
         files, how, bytes_per_voxel = replace(files, labels=labels), {"with_labels": True}, 8 + 12 + 4
     elif kind == "another grid":  # Logits are there twice: as they are in the file, and interpolated.
         coarse = save_logits(folder / "a_coarse.nii.gz", (3, 4, 4), affine_of((2.0, 2.5, 4.5)))
-        files, how, more = replace(files, logits=(coarse,)), {"resample": True}, 3 * 4 * 4 * 12
+        files, how, more = replace(files, logits=(coarse,)), {"resample": "linear"}, 3 * 4 * 4 * 12
     else:  # its values, and two channels or more
         files, how, bytes_per_voxel = replace(files, logits=(labels,)), {"input_type": "labels"}, 8 + 4 * (1 + 2)
     return files, how, PROCESS + math.prod(SHAPE) * bytes_per_voxel + more

@@ -14,7 +14,7 @@ from crfrefine.errors import GridMismatchError, InputError
 
 SHAPE, COARSE = (13, 12, 10), (6, 9, 7)
 AFFINE = affine_of((1.0, 1.5, 2.0), (3.0, -4.0, 5.0), OBLIQUE)
-RESAMPLE = ReadingOptions(resample=True)
+RESAMPLE = ReadingOptions(resample="linear")
 
 
 def beside(direction=OBLIQUE, shift=0.0, shape=COARSE, spacing=(2.3, 2.1, 3.1)):

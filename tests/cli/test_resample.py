@@ -54,8 +54,8 @@ def test_infer_brings_logits_onto_the_grid_of_the_image(tmp_path):
     assert np.unique(expected).tolist() == [0, 1, 3]
 
 
-@pytest.mark.parametrize("form", ["nii.gz", "npz", "npy", "mha"])
-def test_large_logits_are_interpolated_while_they_stream(form, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("form", "how"), [("nii.gz", "linear"), ("npz", "cubic"), ("npy", "linear"), ("mha", "cubic")])
+def test_large_logits_are_interpolated_while_they_stream(form, how, tmp_path, monkeypatch):
     """The results are those of the whole interpolated array: labels, volumes that a preset keeps, and saved logits."""
     folders = write_folders(tmp_path, "a")
     path = folders.logits / "a.nii.gz"
@@ -77,8 +77,9 @@ def test_large_logits_are_interpolated_while_they_stream(form, tmp_path, monkeyp
             monkeypatch.setattr(f"crfrefine.cases.case.{what}", limit)
         for preset in (("--set", "bilateral.weight=0"), ("-c", "default"), ("-c", "sharp")):
             own = (*folders.arguments[:4], "-o", tmp_path / name / preset[1])
-            result = run_here("infer", *own, "--resample", "--save-logits", *preset, status=0)
-            assert "logits interpolated linearly from 11×9×8" in result.stderr
+            words = ("--resample",) if how == "linear" else ("--resample", how)
+            result = run_here("infer", *own, *words, "--save-logits", *preset, status=0)
+            assert f"logits interpolated {'linearly' if how == 'linear' else 'cubically'} from 11×9×8" in result.stderr
             assert ("has no geometry" in result.stderr) == (form in ("npz", "npy"))
             results[name, preset[1]] = load_nifti(tmp_path / name / preset[1] / "a.nii.gz")
             logits = load_nifti(tmp_path / name / preset[1] / "a_logits.nii.gz")

@@ -1,4 +1,4 @@
-"""Logits of a network on a coarser grid: interpolated linearly, tile by tile, and only where a label may matter."""
+"""Logits of a network on a coarser grid: interpolated tile by tile, and only where a label may matter."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ MIN_PROBABILITY = 1e-4
 """A label takes part in a tile if its probability is larger at a voxel of the network from which the tile is interpolated."""
 
 MARGIN = 5.0
-"""Nats below the smallest probability of a label that takes part down to which its logits are kept: interpolation needs both neighbors."""
+"""Nats below the smallest probability of a label that takes part down to which its logits are kept: interpolation needs all neighbors."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +164,7 @@ def plan_coarse(network: CoarseNetwork, image: GridImage, spec: ModelSpec, param
     bias = np.zeros(run.num_labels, np.float32) if run.bias is None else np.asarray(run.bias, np.float32)
     survey.release()
     left = None if context.num_bytes is None else context.num_bytes()
-    store, near, _ = candidates.store(survey, (1, 1, 1), None if left is None else left - FIRST_LOOK)
+    store, near, _ = candidates.store(survey, (interpolation.reach,) * 3, None if left is None else left - FIRST_LOOK)
     by_voxel = survey.log_sum * temperature
     if padding is not None:
         by_voxel[padding] = 0.0
@@ -221,12 +221,12 @@ def plan_coarse(network: CoarseNetwork, image: GridImage, spec: ModelSpec, param
 def _tiles_from(interpolation: Interpolation, marked: Bool, start: Sequence[int], grid: TileGrid) -> Bool:
     """Return the tiles of the image, (*tiles), that are interpolated from a marked voxel of a box of the network's grid."""
     values = marked.transpose(interpolation.axes)
-    for number, (axis, (below, above, _)) in enumerate(zip(interpolation.maps, interpolation.neighbors, strict=True)):
+    for number, (axis, (samples, _)) in enumerate(zip(interpolation.maps, interpolation.taps, strict=True)):
         first = start[interpolation.axes[number]]
         rows = []
         for tile in range(0, grid.shape[number], TILE[number]):
             part = slice(tile, tile + TILE[number])
-            low, high = int(below[part].min()) - first, int(above[part].max()) + 1 - first
+            low, high = int(samples[0, part].min()) - first, int(samples[-1, part].max()) + 1 - first
             is_inside = axis.inside[part].any() and high > 0
             rows.append(values[max(0, low) : high if is_inside else 0].any(axis=0))
         values = np.moveaxis(np.stack(rows), 0, -1)  # The next axis comes first; after three axes the order is the first one.
@@ -238,9 +238,10 @@ def _covered(interpolation: Interpolation, padding: Bool | None, grid: TileGrid)
     along = [axis.inside for axis in interpolation.maps]
     covered = along[0][:, None, None] & along[1][:, None] & along[2]
     if padding is not None:
+        linear = interpolation.as_linear()
         for start in range(0, grid.shape[0], TILE[0]):
             box = (slice(start, min(start + TILE[0], grid.shape[0])), *(slice(0, extent) for extent in grid.shape[1:]))
-            covered[box] &= interpolation.of_box(lambda source_box: (~padding[source_box]).astype(np.float32), box) > 0
+            covered[box] &= linear.of_box(lambda source_box: (~padding[source_box]).astype(np.float32), box) > 0
     return covered
 
 

@@ -84,7 +84,7 @@ def _describe_values(header: VolumeHeader, names: Mapping[int, str]) -> list[tup
     return lines
 
 
-def inspect_folder(folder: str | Path, *, resample: bool = False) -> FolderReport:
+def inspect_folder(folder: str | Path, *, resample: str | None = None) -> FolderReport:
     """Describe the cases of a folder: images in nnU-Net's naming, with logits or labels, or a folder with `images` and more.
 
     Beside `images` (or `imagesTr`, `imagesTs`), `logits`, `masks` and `labels` (or `labelsTr`,
