@@ -61,12 +61,6 @@ class LabelChanges:
     voxels_after: tuple[int, ...]  # voxels of each label after
 
 
-def vanished_labels(changes: LabelChanges) -> dict[int, int]:
-    """Return the labels that a label map had before and has no longer, ascending, with their voxels before."""
-    pairs = enumerate(zip(changes.voxels_before, changes.voxels_after, strict=True))
-    return {label: before for label, (before, after) in pairs if before and not after}
-
-
 def widen(mask: Bool, reach: Sequence[int]) -> Bool:
     """Return where a True voxel is within reach, to both sides of each axis: in a box around each voxel, cut off by the grid."""
     near = mask.copy()

@@ -76,7 +76,15 @@ def discover_cases(
         raise InputError(f"{absent}: no such file or folder")
     folder = next((path for path in image_paths if path.is_dir()), None)
     if folder is None:
-        cases = CaseList([_case_of_files(image_paths)])
+        for path in image_paths:
+            file_to_read(path, VOLUME_SUFFIXES)
+        # Without other files to compare with, only the first modality's number is certainly not part of the name.
+        matches = [_MODALITY.fullmatch(stem_of(path)) for path in image_paths]
+        names = [match["case"] if match and int(match["number"]) == 0 else None for match in matches]
+        case_ids = sorted({name for name in names if name is not None})
+        if len(case_ids) > 1:
+            raise InputError(f"{image_paths[0]}: files of {len(case_ids)} cases, {listed(case_ids)}; give the folder of the images")
+        cases = CaseList([CaseFiles(names[0] or stem_of(image_paths[0]), image_paths)])
     elif len(image_paths) > 1:
         raise InputError(f"{folder}: give one folder of images, or the files of one case")
     else:
@@ -190,17 +198,6 @@ def _with_imageless(cases: CaseList, images: Path, labels: Path | None, logits: 
     problem = f"{lacking}; expected CASE or CASE_0000 with one of {', '.join(VOLUME_SUFFIXES)}"
     added = [CaseFiles(name, ()).lacking(problem, lacking) for name in names if name]
     return CaseList(sorted([*cases, *added], key=lambda case: case.case_id), cases.notes)
-
-
-def _case_of_files(paths: Sequence[Path]) -> CaseFiles:
-    for path in paths:
-        file_to_read(path, VOLUME_SUFFIXES)
-    # Without other files to compare with, only the first modality's number is certainly not part of the name.
-    first_of = [match["case"] if match and int(match["number"]) == 0 else None for match in map(_MODALITY.fullmatch, map(stem_of, paths))]
-    case_ids = sorted({name for name in first_of if name is not None})
-    if len(case_ids) > 1:
-        raise InputError(f"{paths[0]}: files of {len(case_ids)} cases, {listed(case_ids)}; give the folder of the images")
-    return CaseFiles(first_of[0] or stem_of(paths[0]), tuple(paths))
 
 
 def with_logits(cases: CaseList, logits: Sequence[Path]) -> CaseList:

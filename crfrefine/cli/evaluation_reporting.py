@@ -47,7 +47,7 @@ class EvaluationReporter(RunReporter, EvaluationObserver):
             self._say(f"[{self._ended}/{self._num_cases}] {result.case_id}: {result.seconds:.2f} s")
         for warning in result.warnings:
             method = warning.partition(":")[0]
-            if self._verbosity >= VERBOSE or method not in self._known:
+            if self.verbosity >= VERBOSE or method not in self._known:
                 self._say(f"note: case {result.case_id!r}: {warning}")
             self._known.add(method)
         for note in result.notes:

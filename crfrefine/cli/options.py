@@ -46,10 +46,12 @@ _PLAIN = {"bool": bool, "int": int, "float": float}
 Command = Callable[..., None]
 
 
-def usage_checked(parse: Callable[[str], Any]) -> Callable[[Any], Any]:
-    """Return a parser of texts whose InputError is an error of usage; a default is a value already."""
+def usage_checked(parse: Callable[[str], Any], choices: tuple[str, ...] = ()) -> Callable[[Any], Any]:
+    """Return a parser of texts, perhaps of a few choices, whose InputError is an error of usage; a default is a value already."""
 
     def parsed(text: Any) -> Any:
+        if choices and text not in choices:
+            raise typer.BadParameter(f"{shorten_value(text)} is not one of {', '.join(choices)}")
         try:
             return parse(text) if isinstance(text, str) else text
         except InputError as error:
@@ -98,16 +100,11 @@ def _parameter(name: str, value_type: str, option: Option, default: Any) -> insp
     is_list, choices, (minimum, maximum) = value_type.startswith("tuple["), option.choices, option.limits
     plain = value_type.removeprefix("tuple[").removesuffix(", ...]").removesuffix(" | None")
 
-    def parse_choice(text: str) -> str:
-        if text not in choices:
-            raise InputError(f"{shorten_value(text)} is not one of {', '.join(choices)}")
-        return text
-
-    parse = parse_choice if choices else parse_path if plain == "Path" and option.parse is None else option.parse
+    parse = str if choices else parse_path if plain == "Path" and option.parse is None else option.parse
     settings: dict[str, Any] = {
         "metavar": "|".join(choices) or option.metavar,
         "help": option.help,
-        "parser": parse and usage_checked(parse),
+        "parser": parse and usage_checked(parse, choices),
     }
     if choices:
         settings["autocompletion"] = lambda incomplete: [choice for choice in choices if choice.startswith(incomplete)]

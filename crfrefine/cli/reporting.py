@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from crfrefine.arrays.components import REMOVED
 from crfrefine.base.failures import Causes
@@ -28,23 +30,16 @@ SILENT_SECONDS = 30.0
 """Seconds that a case may take without a line about it."""
 
 
-class RunReporter:
-    """Display of the three commands that run cases: on a terminal a line that is redrawn, with messages above it, else only the messages.
+@dataclass(eq=False)
+class RunReporter(AbstractContextManager[Any]):
+    """Display of the three commands that run cases: on a terminal a line that is redrawn, below messages; else only these."""
 
-    Args:
-        verbosity: QUIET: no line, and only errors; NORMAL; VERBOSE: further details of the command.
-    """
-
-    def __init__(self, verbosity: int = NORMAL) -> None:
-        self._verbosity = verbosity
-        self._bar: Progress | None = None  # Its content need not be printed.
-        self._task: TaskID | None = None
-        self._ended = 0
-        self._known: set[str] = set()  # Messages about one case that probably apply to all.
-        self._causes = Causes()
-
-    def __enter__(self) -> Self:
-        return self
+    verbosity: int = NORMAL  # QUIET: no line, and only errors; VERBOSE: further details of the command
+    _bar: Progress | None = None  # Its content need not be printed.
+    _task: TaskID | None = None
+    _ended: int = 0
+    _known: set[str] = field(default_factory=set)  # Messages about one case that probably apply to all.
+    _causes: Causes | None = None  # of the failures so far, if there are any
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stop()
@@ -61,7 +56,7 @@ class RunReporter:
 
     def _start(self, total: float, *, counts: bool, detail: str = "") -> None:
         """Show the bar, on a terminal and unless QUIET; it counts things up to a total, or shows percentages of it."""
-        if self._verbosity <= QUIET or not sys.stderr.isatty():
+        if self.verbosity <= QUIET or not sys.stderr.isatty():
             return
         from rich import progress
         from rich.console import Console
@@ -89,7 +84,7 @@ class RunReporter:
 
     def _say(self, text: str, at_least: int = NORMAL) -> None:
         """Print a message if the verbosity is high enough."""
-        if self._verbosity < at_least:
+        if self.verbosity < at_least:
             return
         text = for_terminal(text)
         if self._bar is not None:
@@ -99,7 +94,8 @@ class RunReporter:
 
     def _say_failure(self, case_id: str, text: str, traceback: str | None) -> None:
         """Print the failure of a case; of several with one cause only the first, unless VERBOSE, which also shows tracebacks."""
-        if self._causes.is_new(case_id, text) or self._verbosity >= VERBOSE:
+        self._causes = self._causes or Causes()
+        if self._causes.is_new(case_id, text) or self.verbosity >= VERBOSE:
             self._say(f"crfrefine: error: {text}", at_least=QUIET)
         if traceback is not None:
             self._say(indented(traceback), at_least=VERBOSE)
@@ -108,9 +104,9 @@ class RunReporter:
         """Remove the bar, and print a line for each cause of several failures; once, at the end of a run."""
         if self._bar is not None:
             self._bar.stop()
-        for line in self._causes.others() if self._verbosity < VERBOSE else ():
+        for line in self._causes.others() if self._causes is not None and self.verbosity < VERBOSE else ():
             self._say(f"crfrefine: error: {line}", at_least=QUIET)
-        self._causes = Causes()
+        self._causes = None
 
 
 class Reporter(RunReporter, Observer[RunSummary, CaseRecord]):
@@ -161,7 +157,7 @@ class Reporter(RunReporter, Observer[RunSummary, CaseRecord]):
         """Print an assumption; an assumption about many cases is printed for the first one, or for each if verbose."""
         # A note begins with the name of a file, and the text after a colon may have the case's numbers.
         gist = text.partition(" ")[2].partition(":")[0] if case_id else text
-        if self._verbosity >= VERBOSE or gist not in self._known:
+        if self.verbosity >= VERBOSE or gist not in self._known:
             self._say(f"{case_id}: {text}" if case_id else text)
         elif text.startswith((VANISHED, REMOVED)):  # Every case names its losses.
             self._say(f"{case_id}: {text.partition(';')[0]}")
@@ -178,7 +174,7 @@ class Reporter(RunReporter, Observer[RunSummary, CaseRecord]):
             self._say_failure(record.case_id, failure.message if is_named else f"case {name}: {failure.message}", failure.traceback)
         elif record.status == "skipped":
             self._say(f"{head}: exists, skipped")
-        elif self._bar is None or self._verbosity >= VERBOSE:
+        elif self._bar is None or self.verbosity >= VERBOSE:
             self._say(f"{head}: {describe_change(record)}, {record.seconds:.2f} s -> {record.output}")
         if record.status == "done":
             for line in (*record.filters, ", ".join(f"{stage} {seconds:.3f} s" for stage, seconds in record.times.items())):

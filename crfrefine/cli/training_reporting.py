@@ -45,7 +45,7 @@ class TrainingReporter(RunReporter, TrainingObserver):
         score = "" if step.score is None else f", Dice {step.score:.4f}"
         text = f"{step.optimizer_step}/{step.num_optimizer_steps}: loss {step.loss:.4f}{score}, {step.thetas}"
         self._update(text=f"{step.stage} {text}")
-        self._say_if_due(f"  {step.stage} [{step.start}] {text}", is_wanted=self._verbosity >= VERBOSE)
+        self._say_if_due(f"  {step.stage} [{step.start}] {text}", is_wanted=self.verbosity >= VERBOSE)
 
     def progressed(self, fraction: float, seconds_left: float | None, done: str = "") -> None:
         """Move the bar; without one, print the progress occasionally."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ from crfrefine.io.paths import (
     suffix_of,
 )
 from crfrefine.io.streams import GZIP_SUFFIXES, BlockReader
-from crfrefine.io.volume import MAX_BYTES, FileState, RareHeaderError, Volume, VolumeHeader, iter_pieces
+from crfrefine.io.volume import MAX_BYTES, RareHeaderError, Volume, VolumeHeader, iter_pieces
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -67,7 +67,7 @@ def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -
 
 
 def _read_as(path: Path, known: Format) -> VolumeHeader:
-    before = _states(path)
+    files = {path: path.stat()}
     # The checks find numbers of a damaged header that are out of range; warnings about them are not needed.
     with np.errstate(all="ignore"):
         try:
@@ -84,17 +84,11 @@ def _read_as(path: Path, known: Format) -> VolumeHeader:
         is_gzip = source.encoding == "gzip"
         if is_gzip != path.name.lower().endswith(GZIP_SUFFIXES):
             misnamed = f"the file is {'' if is_gzip else 'not '}compressed, although its name says otherwise"
-    states = before if source is None or source.path == path else before + _states(source.path)
+    if source is not None and source.path != path:
+        files[source.path] = source.path.stat()
+    states = tuple((file, status.st_ino, status.st_size, status.st_mtime_ns) for file, status in files.items())
     notes = header.notes if misnamed is None else (misnamed, *header.notes)
     return replace(header, misnamed=misnamed, notes=notes, states=states)
-
-
-def _states(path: Path) -> tuple[FileState, ...]:
-    """Return the state of a file; none if it is missing, which reading reports."""
-    with suppress(OSError, ValueError):
-        status = path.stat()
-        return ((path, status.st_ino, status.st_size, status.st_mtime_ns),)
-    return ()
 
 
 def _require_unchanged(header: VolumeHeader) -> None:

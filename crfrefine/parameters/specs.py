@@ -81,9 +81,13 @@ class KernelSetSpec:
         return tuple(float(step) / wide for step, wide in zip(spacing, self.network_spacing, strict=True))
 
     def reach(self, spacing: Sequence[float], shape: Sequence[int]) -> tuple[int, ...]:
-        """Return the voxels along each axis after which every kernel ends, or the grid: nothing is farther, however wide a kernel is."""
-        reach = []
-        for axis, (step, extent) in enumerate(zip(self.distances(spacing), shape, strict=True)):
+        """Return the voxels along each axis after which every kernel ends, or the grid: nothing is farther, however wide a kernel is.
+
+        The shape may begin with further axes, along which nothing is within reach.
+        """
+        num_further = len(shape) - len(spacing)
+        reach = [0] * num_further
+        for axis, (step, extent) in enumerate(zip(self.distances(spacing), shape[num_further:], strict=True)):
             widths = [(SPATIAL_REACH if kernel.is_spatial else REACH) * kernel.theta_position[axis] / step for kernel in self.kernels]
             reach.append(math.ceil(min(max(widths, default=0.0), extent - 1)))
         return tuple(reach)

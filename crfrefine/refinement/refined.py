@@ -54,6 +54,8 @@ class RefinedChannels:
     Attributes:
         num_channels: labels, or regions.
         tiles: those that took part; None means all labels everywhere.
+        is_array: whether the logits are an array already.
+        is_streamed: whether neither the network's logits nor the refined ones were ever in memory together.
         report: steps, energy and filters.
         timings: seconds of each stage.
     """
@@ -82,6 +84,7 @@ class RefinedChannels:
         self._box = tuple(slice(0, extent) for extent in grid_shape) if network is None else network.box
         self.num_channels = num_channels
         self.tiles = None if isinstance(outcome, MeanFieldResult) else outcome
+        self.is_array, self.is_streamed = self.tiles is None and network is None, labels is not None
         self.report, self.timings = outcome.report, dict(outcome.timings)
         self._log_sums: dict[float, Float32] = {}
         self._labels = None
@@ -92,16 +95,6 @@ class RefinedChannels:
             # If every voxel is settled, no step is taken, and the energy is that of the network's output.
             energy = tuple(value + settled_energy for value in outcome.report.energy) if self.tiles.sets.num_entries else (settled_energy,)
             self.report = replace(outcome.report, energy=energy)
-
-    @property
-    def is_array(self) -> bool:
-        """Whether the logits are an array already."""
-        return self.tiles is None and self._network is None
-
-    @property
-    def is_streamed(self) -> bool:
-        """Whether neither the network's logits nor the refined ones were ever in memory together."""
-        return self._labels is not None
 
     @property
     def marginals(self) -> Float32 | None:

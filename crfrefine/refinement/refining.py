@@ -218,16 +218,34 @@ def _run(prepared: Prepared, models: Sequence[ModelSpec], backend: Backend, cont
 
     Raises:
         InputError: the model left the range of float32: the label map would be noise.
+        CapacityError: there is not enough memory.
     """
-    plan, spec, logits = prepared.plan, models[0].mean_field, prepared.logits
+    plan, spec, logits, network = prepared.plan, models[0].mean_field, prepared.logits, None
     if plan is None:
-        refined = _run_everywhere(prepared, models, backend, context)
+        values = logits[(slice(None), *(prepared.box or ()))]
+        needed = values.size * RUN_BYTES
+        left = context.num_bytes() if context.num_bytes is not None and backend.name == "cpu" and needed > SMALL else None
+        if left is not None and needed > left:
+            raise CapacityError(
+                f"the case needs about {format_size(needed)} beyond what is in memory already; {format_size(left)} are left; allow more "
+                "memory (--max-memory), or use a mask or a smaller region"
+            )
+        if prepared.is_probability:
+            values = np.array(values, order="C")
+            take_logarithms(values)
+        if prepared.are_regions:
+            outcome = region_mean_field(backend, values, prepared.image, models, context)
+        else:
+            outcome = backend.mean_field(values, prepared.image, models[0], context)
+        if prepared.box is not None:
+            network = NetworkLogits(logits, prepared.is_probability, replace(spec, bias=None), prepared.box, None)
+        refined = RefinedChannels(outcome, logits.shape[1:], len(logits), network=network)
     else:
         if len(logits):
             # Logits in memory were checked to fit before they were read; tiles take little beside them, and slabs would change the result.
             context = replace(context, num_bytes=None)
         tiles = solve(plan.problem, plan.sets, backend, context, is_direct=plan.is_direct)
-        network, shape = None, prepared.logits.shape[1:]
+        shape = logits.shape[1:]
         if len(logits):
             box = plan.box or tuple(slice(0, extent) for extent in shape)
             network = NetworkLogits(logits, prepared.is_probability, spec, box, plan.problem.image.mask)
@@ -243,27 +261,3 @@ def _run(prepared: Prepared, models: Sequence[ModelSpec], backend: Backend, cont
             "compatibility of a few orders of magnitude around 1"
         )
     return refined
-
-
-def _run_everywhere(prepared: Prepared, models: Sequence[ModelSpec], backend: Backend, context: RunContext) -> RefinedChannels:
-    """Run the mean field for all labels, or regions, in the mask's box."""
-    logits, box = prepared.logits, prepared.box
-    values = logits[(slice(None), *(box or ()))]
-    needed = values.size * RUN_BYTES
-    left = context.num_bytes() if context.num_bytes is not None and backend.name == "cpu" and needed > SMALL else None
-    if left is not None and needed > left:
-        raise CapacityError(
-            f"the case needs about {format_size(needed)} beyond what is in memory already; {format_size(left)} are left; allow more "
-            "memory (--max-memory), or use a mask or a smaller region"
-        )
-    if prepared.is_probability:
-        values = np.array(values, order="C")
-        take_logarithms(values)
-    if prepared.are_regions:
-        outcome = region_mean_field(backend, values, prepared.image, models, context)
-    else:
-        outcome = backend.mean_field(values, prepared.image, models[0], context)
-    network = None
-    if box is not None:
-        network = NetworkLogits(logits, prepared.is_probability, replace(models[0].mean_field, bias=None), box, None)
-    return RefinedChannels(outcome, logits.shape[1:], len(logits), network=network)

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.arrays.blocks import AUTO
-from crfrefine.arrays.label_maps import vanished_labels
 from crfrefine.arrays.one_hot import ABSENT_LOGIT, expand_channels
 from crfrefine.arrays.resampling import Interpolation
 from crfrefine.base.failures import failing_alone
@@ -158,7 +157,9 @@ def _refine(
         allow_vanishing=options.allow_vanishing,
         names=names.labels,
     )
-    changes, outvoted, notes = result.changes, vanished_labels(result.changes), list(result.notes)
+    changes, notes = result.changes, list(result.notes)
+    counts = enumerate(zip(changes.voxels_before, changes.voxels_after, strict=True))
+    outvoted = {label: before for label, (before, after) in counts if before and not after}
     record.times["refine"] = time.perf_counter() - started
     record.times.update({f"refine.{stage}": seconds for stage, seconds in result.timings.items()})
     vars(record).update({name: getattr(result, name) for name in _OF_RESULT})

@@ -148,7 +148,7 @@ def plan_coarse(network: CoarseNetwork, image: GridImage, spec: ModelSpec, param
     those of `plan_stream`.
     """
     run, threads = spec.mean_field, context.threads or available_threads()
-    coarse_grid, grid = TileGrid.of(network.channels.grid_shape), TileGrid.of(network.grid_shape)
+    coarse_grid, grid = TileGrid(network.channels.grid_shape), TileGrid(network.grid_shape)
     interpolation = network.interpolation
     wanted = find_thresholds(parameters.mean_field.label_threshold, spec) or Thresholds.everywhere(run.num_labels)
     present_above = np.minimum(wanted.present, math.log(MIN_PROBABILITY))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
     from crfrefine.base.array_types import Array, Bool, Float32
-    from crfrefine.parameters.specs import KernelSetSpec
 
 
 TILE = (8, 8, 16)
@@ -30,26 +28,20 @@ MAX_DIMS = 3
 Extents = tuple[int, ...]
 
 
-@dataclass(frozen=True)
 class TileGrid:
-    """A grid of three axes in storage order, cut into tiles of TILE voxels; those at its end may be smaller."""
+    """A grid in storage order, cut into tiles of TILE voxels; those at its end may be smaller.
 
-    shape: Extents  # voxels along each axis, slowest first; grids of fewer axes have leading axes of one voxel
+    Attributes:
+        shape: voxels along each of three axes, slowest first; grids of fewer axes have leading axes of one voxel.
+        counts: number of tiles along each axis.
+        num_tiles: number of tiles of the grid.
+    """
 
-    @classmethod
-    def of(cls, grid_shape: Sequence[int]) -> TileGrid:
-        """Return the tiles of a grid of one to three axes."""
-        return cls((1,) * (MAX_DIMS - len(grid_shape)) + tuple(int(extent) for extent in grid_shape))
-
-    @cached_property
-    def counts(self) -> Extents:
-        """Number of tiles along each axis."""
-        return tuple(-(-extent // tile) for extent, tile in zip(self.shape, TILE, strict=True))
-
-    @property
-    def num_tiles(self) -> int:
-        """Number of tiles of the grid."""
-        return math.prod(self.counts)
+    def __init__(self, grid_shape: Sequence[int]) -> None:
+        """Cut a grid of one to three axes."""
+        self.shape: Extents = (1,) * (MAX_DIMS - len(grid_shape)) + tuple(int(extent) for extent in grid_shape)
+        self.counts: Extents = tuple(-(-extent // tile) for extent, tile in zip(self.shape, TILE, strict=True))
+        self.num_tiles = math.prod(self.counts)
 
     def engine(self, threads: int | None) -> Any:
         """Return the C++ engine's routines for these tiles."""
@@ -88,12 +80,6 @@ class TileGrid:
                 of_tiles = ufunc.reduceat(of_tiles, range(0, of_tiles.shape[axis], TILE[axis + 1]), axis=axis)
             reduced[row] = of_tiles
         return reduced
-
-
-def kernel_reach(spec: KernelSetSpec, spacing: Sequence[float], grid: TileGrid) -> Extents:
-    """Return the voxels along each axis of the tiles' grid after which every kernel ends, or the grid; all in storage order."""
-    leading = MAX_DIMS - len(spacing)
-    return (0,) * leading + spec.reach(spacing, grid.shape[leading:])
 
 
 def num_rings(reach: Extents) -> Extents:

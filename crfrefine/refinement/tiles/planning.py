@@ -14,7 +14,7 @@ from crfrefine.arrays.one_hot import ABSENT_LOGIT, CONFIDENCE, share_reach
 from crfrefine.arrays.padding import describe_padding, leave_out
 from crfrefine.engines.cpu import CpuBackend
 from crfrefine.parameters.specs import REACH
-from crfrefine.refinement.tiles.grid import MAX_DIMS, TILE, LabelSets, TileGrid, kernel_reach, num_rings
+from crfrefine.refinement.tiles.grid import MAX_DIMS, TILE, LabelSets, TileGrid, num_rings
 from crfrefine.refinement.tiles.problem import TileProblem
 from crfrefine.refinement.tiles.sources import DenseChannels, LabelMapChannels, ShareChannels, find_tiles_near_labels
 from crfrefine.refinement.tiles.streaming import FIRST_LOOK, survey_stream
@@ -74,7 +74,7 @@ def plan_array(
         image = replace(image, mask=np.ascontiguousarray(image.mask))
     channels = values.reshape(len(values), *(1,) * lead, *values.shape[1:])
     source = DenseChannels(channels, (*(slice(0, 1),) * lead, *inner), is_probability=is_probability)
-    grid = TileGrid.of([axis.stop - axis.start for axis in inner])
+    grid = TileGrid([axis.stop - axis.start for axis in inner])
     inside = None if image.mask is None else image.mask.reshape(grid.shape)
     survey = Survey(grid, spec.mean_field, inside, threads, is_probability=is_probability)
     for label in range(len(values)):
@@ -93,7 +93,7 @@ def plan_array(
     settled = float(thresholds.may_matter.min())
     problem = TileProblem(grid, source, present, may_matter, image, spec, threshold, settled=settled, precision=threshold)
     sets = problem.label_sets()
-    is_direct = choose_tiles(problem, sets, threads, survey.uncertain_share(settled)) if sets.active.any() else True
+    is_direct = choose_tiles(problem, sets, threads, survey) if sets.active.any() else True
     if is_direct is None:
         return None, labels
     return TilePlan(problem, sets, survey.best_by_tile(), is_direct, box=box, labels=labels), labels
@@ -107,7 +107,7 @@ def plan_stream(network: StreamedNetwork, image: GridImage, spec: ModelSpec, par
             are equal for all labels nearly everywhere.
         CapacityError: the tiles do not fit into the memory that is left.
     """
-    grid, threshold = TileGrid.of(network.grid_shape), parameters.mean_field.label_threshold
+    grid, threshold = TileGrid(network.grid_shape), parameters.mean_field.label_threshold
     thresholds = find_thresholds(threshold, spec) or Thresholds.everywhere(network.num_labels)
     inside = None if image.mask is None else np.ascontiguousarray(image.mask).reshape(grid.shape)
     survey, candidates, note = survey_stream(network, grid, spec.mean_field, inside, thresholds, context)
@@ -120,7 +120,7 @@ def plan_stream(network: StreamedNetwork, image: GridImage, spec: ModelSpec, par
     best = survey.best_by_tile()
     labels = survey.labels.astype(np.min_scalar_type(network.num_labels - 1), copy=False)
     survey.release()
-    reach = kernel_reach(spec.kernels, image.spacing, grid)
+    reach = spec.kernels.reach(image.spacing, grid.shape)
     left = None if context.num_bytes is None else context.num_bytes()
     # Pieces on their way need the rest.
     store, present, may_matter = candidates.store(survey, reach, None if left is None else left - FIRST_LOOK)
@@ -158,10 +158,10 @@ def plan_label_map(
     With the `sigma` of a coarser network (`crfrefine.arrays.one_hot`), labels take part where they have a share.
     The numbers, (*grid) of at most three axes in storage order, are the channel of each voxel's label.
     """
-    grid, run = TileGrid.of(numbers.shape), spec.mean_field
+    grid, run = TileGrid(numbers.shape), spec.mean_field
     labels = np.ascontiguousarray(numbers).reshape(grid.shape)
     inside = None if image.mask is None else np.ascontiguousarray(image.mask).reshape(grid.shape)
-    reach = kernel_reach(spec.kernels, image.spacing, grid)
+    reach = spec.kernels.reach(image.spacing, grid.shape)
     # Messages reach farther than a label takes part, and penalize all labels there: by the same amount, which changes no marginal, if the
     # model is a Potts model with one weight for all labels. The energy then lacks these pairs.
     is_plain = run.is_potts and run.has_one_weight
@@ -266,10 +266,10 @@ def _filtered_tiles(problem: TileProblem, sets: LabelSets) -> int:
     return int(num_around) * math.ceil(int(sets.num_labels_of.max()) / GROUP)
 
 
-def choose_tiles(problem: TileProblem, sets: LabelSets, threads: int | None, uncertain: float) -> bool | None:
-    """Return how a case in memory is computed: True for direct sums on tiles, False for filters on tiles, None for all labels everywhere.
+def choose_tiles(problem: TileProblem, sets: LabelSets, threads: int | None, survey: Survey) -> bool | None:
+    """Return how a case in memory is computed.
 
-    `uncertain` is the share of voxels inside the mask where the network is not certain.
+    True means direct sums on tiles, False filters on tiles, None all labels everywhere.
     """
     tile, channels, kernels = math.prod(TILE), problem.spec.mean_field.num_channels, problem.spec.kernels
     num_voxels = problem.image.num_voxels
@@ -290,7 +290,8 @@ def choose_tiles(problem: TileProblem, sets: LabelSets, threads: int | None, unc
         # Besides the steps: normalization, twice with all labels everywhere, and what settled voxels send, the last label included.
         steps = kernels.num_iterations * channels
         num_around = np.count_nonzero(widen(sets.active, num_rings(problem.reach))) * tile
-        work = num_around * (1 + int(sets.num_labels_of.max())) + num_voxels * steps * min(1.0, ROWS_OF_UNCERTAIN * uncertain)
+        share = min(1.0, ROWS_OF_UNCERTAIN * survey.uncertain_share(problem.settled))
+        work = num_around * (1 + int(sets.num_labels_of.max())) + num_voxels * steps * share
         if work < WORTH_ROWS * num_voxels * (2 + steps):
             return False
     return False if on_tiles < WORTH_CHANNELS * everywhere else None

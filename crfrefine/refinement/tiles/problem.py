@@ -12,7 +12,7 @@ import numpy as np
 
 from crfrefine.arrays.label_maps import widen
 from crfrefine.engines.grid_image import FeatureOrigin, first_inside
-from crfrefine.refinement.tiles.grid import TILE, LabelSets, TileGrid, kernel_reach, num_rings
+from crfrefine.refinement.tiles.grid import TILE, LabelSets, TileGrid, num_rings
 
 if TYPE_CHECKING:
     from crfrefine.arrays.intensity import IntensityMap
@@ -63,7 +63,7 @@ class TileProblem:
     @cached_property
     def reach(self) -> Extents:
         """Voxels along each axis after which every kernel ends, or the grid."""
-        return kernel_reach(self.spec.kernels, self.image.spacing, self.grid)
+        return self.spec.kernels.reach(self.image.spacing, self.grid.shape)
 
     def label_sets(self) -> LabelSets:
         """Return the labels of each tile: those that are present around it and may matter there.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from crfrefine.refinement.tiles.grid import TILE, TileGrid
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crfrefine.arrays.label_maps import Box
     from crfrefine.base.array_types import Bool, Float32, Labels
     from crfrefine.refinement.tiles.grid import Extents
 
@@ -39,14 +41,13 @@ class ChannelSource(ABC):
         """Return the source of some planes of the slowest axis, which begin and end with a tile (or with the grid)."""
 
 
+@dataclass(eq=False)
 class DenseChannels(ChannelSource):
     """Channels in an array: a box of its grid."""
 
-    def __init__(self, values: Float32, box: tuple[slice, ...], *, is_probability: bool = False) -> None:
-        """Take (L, *grid) float32 channels of three grid axes, cut to a box."""
-        self.values = values
-        self.box = box
-        self.is_probability = is_probability
+    values: Float32  # (L, *grid), of three grid axes
+    box: Box
+    is_probability: bool = False
 
     def channel(self, label: int) -> Float32:
         """Return a label's values in the box, with consecutive voxels along the last axis."""

@@ -72,13 +72,13 @@ class Brick:
     def tiles(self, grid: TileGrid) -> slice:
         """Return the flat numbers of its tiles."""
         first = first_tile(grid, self.first_plane)
-        return slice(first, first + TileGrid.of(self.values.shape).num_tiles)
+        return slice(first, first + TileGrid(self.values.shape).num_tiles)
 
     def gather(self, tiles: NDArray[np.int64], threads: int | None) -> Array:
         """Return (n, voxels of a tile), the values of some of its tiles, counted from its first one."""
         values = np.empty((len(tiles), math.prod(TILE)), self.values.dtype)
         if len(tiles):
-            TileGrid.of(self.values.shape).engine(threads).gather(self.values, tiles, values)
+            TileGrid(self.values.shape).engine(threads).gather(self.values, tiles, values)
         return values
 
 
