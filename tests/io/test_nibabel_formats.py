@@ -51,24 +51,33 @@ def test_analyze_is_read_as_by_nibabel(kind, tmp_path):
     assert "which side is left" in read.header.notes[0]
 
 
-@pytest.mark.parametrize(("from_pair", "largest"), [(True, 300), (False, 3)])
-def test_label_maps_are_read_by_others(from_pair, largest, tmp_path):
-    like = io.read_volume(save(tmp_path / "in") if from_pair else save_nifti(tmp_path / "like.nii.gz", numbers(SHAPE), AFFINE))
+@pytest.mark.parametrize(
+    ("name", "like"), [("a.hdr", "pair"), ("a.hdr", "nifti"), ("a.mgz", "mgz"), ("a.mgh", "mgz"), ("a.mgh.gz", "nifti")]
+)
+@pytest.mark.parametrize("largest", [3, 300])
+def test_label_maps_are_read_by_others(name, like, largest, tmp_path):
+    makers = {
+        "pair": lambda: save(tmp_path / "in"),
+        "nifti": lambda: save_nifti(tmp_path / "like.nii.gz", numbers(SHAPE), AFFINE),
+        "mgz": lambda: save_mgh(tmp_path / "like.mgz", numbers(SHAPE)),
+    }
+    like, path = io.read_volume(makers[like]()), tmp_path / name
     labels = numbers(SHAPE, dtype=np.int32) % 4 * (largest // 3)
-    io.write_label_map(tmp_path / "out.hdr", labels, like)
-    written = nib.load(tmp_path / "out.img")
-    assert isinstance(written, nib.Nifti1Pair)
+    io.write_label_map(path, labels, like)
+    written = nib.load(path) if name == "a.hdr" else read_mgh(path)
     np.testing.assert_array_equal(np.asarray(written.dataobj), labels)
-    np.testing.assert_allclose(written.affine, like.affine, atol=1e-6)
-    image = sitk.ReadImage(str(tmp_path / "out.hdr"))
-    np.testing.assert_array_equal(itk_array(image), labels)
-    np.testing.assert_allclose(itk_affine(image), like.affine, atol=1e-4)
-    assert io.is_whole(tmp_path / "out.hdr")
-    io.write_label_map(tmp_path / "b.nii.gz", labels, like)
-    np.testing.assert_array_equal(nib.load(tmp_path / "b.nii.gz").affine, written.affine)
-    channels = numbers((3, *SHAPE))
-    io.write_channels(tmp_path / "scores.hdr", channels, like)
-    np.testing.assert_array_equal(io.read_logits([tmp_path / "scores.hdr"]).values, channels)
+    np.testing.assert_allclose(written.affine, like.affine, atol=1e-5)
+    np.testing.assert_array_equal(io.read_labels(path).data, labels)
+    assert io.is_whole(path)
+    if name == "a.hdr":
+        assert isinstance(written, nib.Nifti1Pair)
+        image = sitk.ReadImage(str(path))
+        np.testing.assert_array_equal(itk_array(image), labels)
+        np.testing.assert_allclose(itk_affine(image), like.affine, atol=1e-4)
+        io.write_channels(tmp_path / "scores.hdr", numbers((3, *SHAPE)), like)
+        np.testing.assert_array_equal(io.read_logits([tmp_path / "scores.hdr"]).values, numbers((3, *SHAPE)))
+    else:
+        assert written.get_data_dtype() == (">u1" if largest == 3 else ">i4")
 
 
 def test_a_missing_half_is_told(tmp_path):
@@ -123,19 +132,6 @@ def test_a_header_without_place_is_said(tmp_path):
 def read_mgh(path):
     content = path.read_bytes()
     return nib.MGHImage.from_bytes(gzip.decompress(content) if path.name.endswith("z") else content)
-
-
-@pytest.mark.parametrize(("name", "largest"), [("out.mgz", 3), ("out.mgh", 300), ("out.mgh.gz", 300)])
-def test_label_maps_are_read_by_nibabel(name, largest, tmp_path):
-    like = io.read_volume(save_mgh(tmp_path / "like.mgz", numbers(SHAPE)))
-    labels = numbers(SHAPE, dtype=np.int32) % 4 * (largest // 3)
-    io.write_label_map(tmp_path / name, labels, like)
-    written = read_mgh(tmp_path / name)
-    np.testing.assert_array_equal(np.asarray(written.dataobj), labels)
-    np.testing.assert_array_equal(written.affine, like.affine)
-    assert written.get_data_dtype() == (">u1" if largest == 3 else ">i4")
-    np.testing.assert_array_equal(io.read_labels(tmp_path / name).data, labels)
-    assert io.is_whole(tmp_path / name)
 
 
 @pytest.mark.parametrize("shape", [SHAPE, (5, 6)])

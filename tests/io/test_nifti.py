@@ -239,28 +239,6 @@ def test_fields_that_cannot_be(offset, layout, values, message, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("text.nii", b"patient,dice\n" * 100, "not a NIfTI file, although its name says so: it begins with b'patient,dice'"),
-        ("text.nii.gz", b"patient,dice\n" * 100, "is not compressed with gzip, although its name"),
-        ("empty.nii", b"", "the file is empty"),
-        ("empty.nii.gz", b"", "the file is empty"),
-        ("text.nii.gz", gzip.compress(b"patient,dice\n" * 100), "not a NIfTI file"),
-        ("short.nii", struct.pack("<i", 348) + bytes(40), "cut off within its header"),
-        ("analyze.nii", struct.pack("<i", 348) + bytes(400), "not a single-file NIfTI"),
-    ],
-    ids=["text", "text named gz", "empty", "empty gz", "compressed text", "short", "analyze"],
-)
-def test_what_is_no_nifti(name, content, message, tmp_path):
-    (tmp_path / name).write_bytes(content)
-    for read in (io.read_header, lambda path: io.read_logits([path])):
-        with pytest.raises(UnsupportedFormatError, match=message) as caught:
-            read(tmp_path / name)
-        assert str(tmp_path / name) in str(caught.value)
-        assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
     ("data", "message"),
     [
         (np.zeros((3, 4, 5), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")]), "a color .RGB. image"),
