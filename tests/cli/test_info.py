@@ -92,21 +92,6 @@ def test_what_is_wrong_with_cases(root):
     assert "'b': logits and image are on different grids" in wrong[1]
 
 
-def test_dataset_json_decides_whose_number_of_labels_is_wrong(root):
-    for case_id in "ab":
-        path = root / "logits" / f"{case_id}.nii.gz"
-        save_nifti(path, load_nifti(path)[..., :3])
-    assert "  wrong: case 'c': has logits of 4 labels, most cases have logits of 3 labels" in run_here("info", root).stdout
-    (root / "dataset.json").write_text('{"labels": {"background": 0, "one": 1, "two": 2, "three": 3}}')
-    result = run_here("info", root, status=1)
-    wrong = [line for line in result.stdout.splitlines() if "wrong:" in line]
-    expected = f"the network's output has 3 channels, expected 4, one for each label from 0 to 3 of {root / 'dataset.json'}"
-    assert wrong == [f"  wrong: {root / 'logits' / case_id}.nii.gz: {expected}" for case_id in "ab"]
-    (root / "images").rename(root / "pictures")
-    told = run_here("info", root, status=1).stdout
-    assert "\n  Looked for images in it, and in images, imagesTr, imagesTs; name" in told
-
-
 def test_without_a_file_it_shows_what_is_installed(tmp_path, monkeypatch):
     """The metadata are made, as crfrefine need not be installed."""
     folder = tmp_path / "crfrefine-0.0.9.dist-info"
