@@ -100,24 +100,6 @@ def test_intensities_are_normalized_as_the_layer_does():
         assert float(found) == pytest.approx(value, rel=1e-9)
 
 
-def test_half_precision_is_computed_in_single():
-    """Integer images and strided tensors are taken, too."""
-    case = random_case(3, 2, 3)
-    logits, image, _ = tensors(case)
-    options = {"theta_alpha": THETA_ALPHA, "theta_beta": THETA_BETA}
-    halved = logits.detach().half().requires_grad_()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = crf_loss(halved, image.half(), case.spacing, **options)
-    assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss.detach(), crf_loss(halved.detach().float(), image.half().float(), case.spacing, **options))
-    loss.backward()
-    assert halved.grad is not None
-    assert halved.grad.dtype == torch.float16
-    counts, strided = (1000 * image).to(torch.int16), logits.detach().movedim(1, -1).contiguous().movedim(-1, 1)
-    expected = crf_loss(logits, counts.float(), case.spacing, **options).detach()
-    assert torch.equal(crf_loss(strided, counts, case.spacing, **options), expected)
-
-
 @pytest.mark.parametrize(
     ("engine", "filter_name"),
     [("cuda-shim", "truncated"), *(pytest.param("cuda", name, marks=pytest.mark.gpu) for name in ("exact", "truncated", "lattice"))],

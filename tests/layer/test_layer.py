@@ -1,6 +1,5 @@
 """The trainable layer: its values against `crfrefine.refine`, its parameters there and back, and its manners as a PyTorch module."""
 
-import re
 import subprocess
 import sys
 import weakref
@@ -317,21 +316,6 @@ def test_one_voxel_that_is_not_finite_does_not_become_the_whole_item():
         torch.testing.assert_close(found[mask.unsqueeze(1).expand_as(found)], expected[mask.unsqueeze(1).expand_as(found)], rtol=0, atol=0)
 
 
-def test_kernels_for_another_model_and_tensors_of_other_types_are_refused():
-    logits, image = batch(1)
-    layer = small_layer()
-    kernels = layer.build_kernels(image, SPACING)
-    for values, channels, given, text in (
-        (logits, image, CrfRnn(3, 2).build_kernels(image, SPACING), r"built for 1 terms.*the call has 3 terms"),
-        (logits, image, layer.build_kernels(image[..., :5], SPACING), r"an image of shape \(2, 6, 5, 5\).*build them anew"),
-        (logits.double(), image, kernels, r"in float32.*the call has .* in float64"),
-        (logits.long(), image, None, "floating-point"),
-        (logits, image.to(torch.complex64), None, "real numbers"),
-    ):
-        with pytest.raises(InputError, match=text):
-            layer(values, channels, SPACING, kernels=given)
-
-
 def test_minus_infinity_forbids_a_label_and_leaves_gradients_finite():
     """As good as a logit 200 below (a marginal of 1e-87), for the output and every gradient: 1e-9 of 200 voxels is rounding."""
     case = random_case(3, 2, 3, masked=True, grid_shape=GRID)
@@ -349,23 +333,6 @@ def test_minus_infinity_forbids_a_label_and_leaves_gradients_finite():
         results.append([refined.softmax(1).detach(), forbidden.grad, *(parameter.grad for parameter in layer.parameters())])
     for found, wanted in zip(*results, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
-
-
-def test_parameters_of_the_function_that_do_not_fit_are_named():
-    logits, image = batch(1)
-    for name, changes in (
-        ("bilateral.0.weight", {"bilateral": [((1.0, 2.0), 1.0, 0.1)]}),
-        ("bilateral.0.theta_beta", {"bilateral": [(1.0, 1.0, torch.ones(2, 1))]}),
-        ("spatial.theta_gamma", {"bilateral": [], "spatial": (1.0, (1.0, 2.0))}),
-        ("compatibility", {"bilateral": [(1.0, 1.0, 0.1)], "compatibility": torch.eye(2)}),
-        ("bilateral.0.weight is nan; expected finite", {"bilateral": [(torch.tensor(torch.nan), 1.0, 0.1)]}),
-        ("bilateral.0.theta_alpha", {"bilateral": [(1.0, 0.0, 0.1)]}),
-        ("temperature", {"bilateral": [], "temperature": 0.0}),
-        ("bias has shape", {"bilateral": [(1.0, 1.0, 0.1)], "bias": [1.0, 2.0]}),
-        ("bias is [1.0, 2.0, nan]", {"bilateral": [(1.0, 1.0, 0.1)], "bias": [1.0, 2.0, torch.nan]}),
-    ):
-        with pytest.raises(InputError, match=re.escape(name)):
-            mean_field(logits, image, **changes)
 
 
 def test_without_pytorch_the_error_says_what_to_install():
