@@ -96,18 +96,6 @@ def test_random_cases_agree(given, model, threshold, weight, more):
     assert_agree(*run_both(case, CrfParameters().replace(**model), threshold), threshold)
 
 
-@pytest.mark.parametrize(("shape", "with_matrix"), [((70,), False), ((11, 34), True), ((9, 10, 17), False)])
-def test_tiles_agree_with_the_reference(shape, with_matrix):
-    """The reference sums all pairs: 3 % of the kernel's mass lies beyond the window of direct sums, so the lattice-free spatial kernel
-    is compared, whose tail is 6e-5."""
-    case = make_case(3, shape, 5, with_mask=True)
-    model = {"bilateral.weight": 0.0, "spatial.weight": 3.0, "spatial.theta_gamma": 1.1, "mean_field.tolerance": 0.0}
-    parameters = CrfParameters().replace(**model, **(matrix(3, 5) if with_matrix else {}))
-    tiles, reference = refine(case, parameters, 1e-4), refine(case, parameters, 0.0, device="torch")
-    np.testing.assert_allclose(tiles.marginals, reference.marginals, atol=3 * 5 * 1e-4)
-    np.testing.assert_allclose(tiles.energy, reference.energy, rtol=1e-3)
-
-
 @pytest.mark.parametrize("weight", [3.0, (3.0, 1.0, 2.0, 5.0, 4.0, 3.0)])
 def test_settled_voxels_count_in_both_directions_or_there_is_no_energy(weight):
     """Pairs of settled voxels, a constant, are left out: changes from step to step are compared. They do not receive, so with a weight per
@@ -154,21 +142,6 @@ def test_many_steps_agree(filter_name, num_labels, changes):
     tiles, dense = run_both(case, CrfParameters().replace(**SHARP, **changes, **{"mean_field.filter": filter_name}), 1e-4)
     assert_agree(tiles, dense, 1e-4)
     assert tiles.num_iterations == dense.num_iterations == 12
-
-
-def test_settled_everywhere_takes_no_step_and_has_the_energy_of_the_network():
-    """Two halves, each certain, as far apart as the kernels reach: their tiles have one label each."""
-    logits = np.zeros((2, 16, 26, 37), np.float32)
-    logits[1] = -30.0
-    case = TileCase(logits, np.random.default_rng(0).normal(size=logits.shape[1:]), (1.0, 1.25, 0.8))
-    parameters = CrfParameters().replace(**SHARP, **{"mean_field.filter": "truncated"})
-    result = refine(case, parameters, 1e-4)
-    assert (result.num_iterations, result.converged) == (0, True)
-    # The largest logit is 0 at each voxel.
-    assert result.energy == (0.0,)
-    assert not result.label_map.any()
-    biased = refine(case, parameters.replace(**{"mean_field.bias": (0.6, 0.0)}), 1e-4)
-    np.testing.assert_allclose(biased.energy, [-0.6 / 0.3 * logits[0].size], rtol=1e-6)
 
 
 @pytest.mark.parametrize(("softness", "theta_alpha", "num_labels"), [(0.0, 0.7, 5), (0.0, 3.0, 2), (2.5, 1.6, 5)])
@@ -230,24 +203,6 @@ def test_domains_grow_where_a_label_passes_and_is_gone_at_the_end():
     assert assert_same(as_case(probabilities), CrfParameters().replace(**WINDOW, **model)).all()
 
 
-def test_a_hub_with_a_large_row_sum():
-    """Intensities that lie around one voxel's on all sides, each far from the others: that voxel's row sum is above 1."""
-    shape, middle = (9, 17, 33), (4, 8, 16)
-    rng = np.random.default_rng(1)
-    directions = np.concatenate([np.eye(6), -np.eye(6)])
-    image = directions[rng.integers(0, 12, shape)].transpose(3, 0, 1, 2).astype(np.float32)
-    image[(slice(None), *middle)] = 0.0
-    probabilities = np.full((3, *shape), 0.9e-4)
-    probabilities[1, :, :, :4] = 0.9
-    probabilities[2] = 1e-9
-    probabilities[(2, *middle)] = 0.5
-    probabilities[0] = 1 - probabilities[1:].sum(axis=0)
-    model = {"bilateral.weight": 8.0, "bilateral.theta_beta": 0.8, "intensity.normalization": "none"}
-    parameters = CrfParameters().replace(**WINDOW, **model)
-    case = as_case(probabilities, image)
-    assert_same(TileCase(case.logits, image, (1.0, 1.25, 0.8), None, "logits"), parameters, 1e-4)
-
-
 @pytest.mark.parametrize("corner", [(8, 8, 16), (17, 20, 36)], ids=str)
 def test_a_label_at_one_corner_of_a_tile(corner):
     """The last corner is that of the grid, whose tiles are cut."""
@@ -256,15 +211,6 @@ def test_a_label_at_one_corner_of_a_tile(corner):
     probabilities[(slice(None), *corner)] = [0.3, 0.6, 0.1]
     took_part = assert_same(as_case(probabilities), CrfParameters().replace(**WINDOW), 1e-4)
     assert took_part[tuple(index // tile for index, tile in zip(corner, (8, 8, 16), strict=True))]
-
-
-def test_tiles_outside_the_mask_take_no_part():
-    case = make_case(4, (26, 25, 50), 4)
-    mask = np.zeros((26, 25, 50), np.bool_)
-    mask[2:7, 3:7, 4:14] = mask[18:25, 17:24, 34:49] = True
-    masked = TileCase(case.logits, case.image, case.spacing, mask, "logits")
-    assert_same(masked, CrfParameters().replace(**WINDOW), 1e-4)
-    assert num_active(refine(masked, CrfParameters().replace(**WINDOW), 1e-4)) <= 2 + 8  # each block touches one tile, or 2 x 2 x 2
 
 
 def test_no_label_is_left_out_with_a_negative_penalty():
