@@ -7,7 +7,7 @@ import pytest
 from io_helpers import OBLIQUE, affine_of, numbers, save_nifti
 
 from crfrefine.cases.case import CaseFiles, ReadingOptions, load_case, read_case_headers
-from crfrefine.errors import GridMismatchError, InputError
+from crfrefine.errors import InputError
 
 SHAPE = (5, 6, 7)
 AFFINE = affine_of((1.0, 1.5, 2.25), (3.0, -4.0, 5.0), OBLIQUE)
@@ -65,53 +65,6 @@ def test_probabilities_of_nnunet(tmp_path):
     assert cases[0].notes == ["probabilities.npz is taken as probabilities: all values lie in [0, 1] and sum to 1 at each voxel"]
     assert load_case(files, ReadingOptions("logits")).input_kind == "logits"
     assert load_case(replace(files, logits=(tmp_path / "logits.npz",))).input_kind == "logits", "its array is named so"
-
-
-def test_masks_of_a_file_and_of_what_is_not_zero_in_any_modality(tmp_path):
-    nonzero, files, images = ReadingOptions(mask_mode="nonzero"), make_case(tmp_path), np.zeros((2, *SHAPE), np.float32)
-    images[0, 1, 2, 3], images[1, 4, 5, 6] = -1, 2
-    for path, image in zip(files.images, images, strict=True):
-        save_nifti(path, image, AFFINE)
-    np.testing.assert_array_equal(np.argwhere(load_case(files, nonzero).mask), [[1, 2, 3], [4, 5, 6]])
-    assert load_case(files, ReadingOptions(mask_mode="none")).mask is None
-    mask = numbers(SHAPE, dtype=np.int16) % 3 - 1
-    with_file = replace(files, mask=save_nifti(tmp_path / "mask.nii.gz", mask, AFFINE))
-    np.testing.assert_array_equal(load_case(with_file, nonzero).mask, mask != 0)
-    save_nifti(tmp_path / "mask.nii.gz", mask * 0, AFFINE)
-    with pytest.raises(InputError, match=r"mask\.nii\.gz: the mask is empty"):
-        load_case(with_file)
-    for path in files.images:
-        save_nifti(path, images[0] * 0, AFFINE)
-    with pytest.raises(InputError, match=r"a_0000\.nii\.gz: the mask `nonzero` is empty: the image is zero everywhere"):
-        load_case(files, nonzero)
-
-
-@pytest.mark.parametrize(
-    ("role", "message", "shape", "affine"),
-    [
-        ("logits", "logits and image are on different grids", (5, 7, 6), AFFINE),
-        ("images", "two modalities are on different grids", SHAPE, affine_of((1.0, 1.5, 2.5), (3.0, -4.0, 5.0), OBLIQUE)),
-        ("mask", "image and mask are on different grids", SHAPE, affine_of((1.0, 1.5, 2.25), (3.0, -4.0, 6.0), OBLIQUE)),
-        ("labels", "image and labels are on different grids", SHAPE, AFFINE @ np.diag([-1.0, 1.0, 1.0, 1.0])),
-    ],
-    ids=["shape", "spacing", "position", "flip"],
-)
-def test_a_file_on_another_grid_is_named_beside_the_image(role, message, shape, affine, tmp_path):
-    """Before any voxel is read: those of the images are damaged."""
-    files = make_case(tmp_path)
-    for path in files.images:
-        path.write_bytes(path.read_bytes()[:-20])
-    other = save_nifti(tmp_path / f"other_{role}.nii.gz", numbers(shape + ((3,) if role == "logits" else ())), affine)
-    value = {"logits": (other,), "images": (files.images[0], other)}.get(role, other)
-    with pytest.raises(GridMismatchError) as caught:
-        load_case(replace(files, **{role: value}))
-    lines = str(caught.value).splitlines()
-    assert lines[0] == f"case 'a': {message}"
-    assert lines[1].split()[0] == str(files.images[0])
-    assert lines[2].split()[0] == str(other)
-    assert lines[1].split(maxsplit=1)[1] != lines[2].split(maxsplit=1)[1], "what differs is seen"
-    assert "5×6×7, 1.00×1.50×2.25 mm" in lines[1]
-    assert all(line.startswith("  ") for line in lines[1:])
 
 
 def test_headers_alone_and_cases_that_lack_something(tmp_path):

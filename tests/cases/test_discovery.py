@@ -6,7 +6,7 @@ import pytest
 
 from crfrefine.cases.dataset_description import Names, read_dataset_description, read_names
 from crfrefine.cases.discovery import discover_cases
-from crfrefine.errors import InputError, UnsupportedFormatError
+from crfrefine.errors import InputError
 
 
 def folder(root, name, *files):
@@ -143,28 +143,6 @@ def test_single_files(tmp_path):
     for arguments in ((images, logits / "other.npz"), (images, None, logits / "mask.nii")):
         with pytest.raises(InputError, match="for 2 cases; give a folder"):
             discover_cases(*arguments)
-
-
-@pytest.mark.parametrize(
-    ("images", "error", "message"),
-    [
-        ("missing", InputError, "missing: no such file or folder"),
-        ("empty", InputError, "empty: no case found: it is empty"),
-        ("others", InputError, r"others: no case found: it has no file with one of these suffixes \(\.nii\.gz, "),
-        ("others/a.dat", UnsupportedFormatError, r"a\.dat: unknown file type; expected one of \.nii\.gz"),
-        (["others", "empty"], InputError, "others: give one folder of images, or the files of one case"),
-        (["others/a.dat", "others"], InputError, "others: give one folder of images, or the files of one case"),
-        ([], InputError, "no images given"),
-    ],
-)
-def test_nothing_to_do_is_an_error(images, error, message, tmp_path):
-    folder(tmp_path, "empty")
-    folder(tmp_path, "others", "a.dat", "a.npz")
-    several = [tmp_path / image for image in images] if isinstance(images, list) else tmp_path / images
-    with pytest.raises(error, match=message):
-        discover_cases(several, None)
-    with pytest.raises(InputError, match="no logits given"):
-        discover_cases(folder(tmp_path, "images", "a.nii"), [])
 
 
 def write_description(tmp_path, content):
