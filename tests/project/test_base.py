@@ -57,14 +57,6 @@ def test_the_smallest_limit_counts(groups):
     assert memory_limit().source == "the memory available on this machine"
 
 
-def test_the_group_is_found_inside_of_what_is_mounted(groups):
-    for number, folder in enumerate((groups, groups.parent, threads.ROOT)):
-        (folder / "memory.max").write_text(str(number), encoding="ascii")
-    for path, numbers in (("/pod/job", [[0], [1], [2]]), ("/elsewhere", [[2]]), ("/../../outside", [[2]]), ("", [[2]])):
-        threads.OWN_GROUP.write_text(f"12:cpuset:/x\n0::{path}\n", encoding="ascii")
-        assert threads.group_numbers("memory.max") == numbers
-
-
 def test_what_does_not_fit_is_refused_with_sizes_and_a_way_out():
     with pytest.raises(CapacityError) as caught:
         require_memory(5 * GIB, "a.nii.gz: its voxels take\n  a.nii.gz  1000 voxels", MemoryLimit(GIB, "--max-memory"))
@@ -72,15 +64,6 @@ def test_what_does_not_fit_is_refused_with_sizes_and_a_way_out():
     assert lines[:2] == ["a.nii.gz: its voxels take 5.00 GiB of memory, more than the 1.00 GiB of --max-memory", "  a.nii.gz  1000 voxels"]
     assert "raise it" in lines[2]
     require_memory(GIB, "exactly as much: takes", MemoryLimit(GIB, "--max-memory"))
-
-
-def test_the_smallest_quota_of_all_groups_above_counts(groups):
-    for contents, quota in ((("max 100000", "150000 100000"), 1.5), (("40000 10000", "max"), 4.0), (("0 100000", "1 2 3"), None)):
-        for folder, content in zip((groups, groups.parent), contents, strict=True):
-            (folder / "cpu.max").write_text(f"{content}\n", encoding="ascii")
-        threads._quota.cache_clear()
-        assert threads._quota() == quota
-    threads._quota.cache_clear()
 
 
 def test_affinity_and_quota_limit_the_threads(monkeypatch):
