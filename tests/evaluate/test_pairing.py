@@ -73,15 +73,6 @@ def test_extra_predictions_are_cases_without_a_reference_each_once(tmp_path):
     assert "not measured: 1 file without a reference, such as a_0000.nii" in with_image.notes[0]
 
 
-def test_what_is_twice_is_a_problem_of_the_method(tmp_path):
-    cases = pair(tmp_path, "a.nii b.nii c.nii", "a.nii a.mha b_seg.nii b_dseg.nii c.nii c_logits.nii c_logits.npz").cases
-    assert {case.problem for case in cases} == {None}
-    found = [case.methods["prediction"].problem for case in cases]
-    assert "expected one label map, found a.mha, a.nii in" in found[0]
-    assert "expected one label map, found b_dseg.nii, b_seg.nii in" in found[1]
-    assert "expected one file of probabilities, found c_logits.nii, c_logits.npz in" in found[2]
-
-
 def test_named_probabilities_replace_those_beside(tmp_path):
     (tmp_path / "scores").mkdir()
     for name in ("a.nii.gz", "a.npz", "b_ProbMapClass0.mha", "b_ProbMapClass1.mha"):
