@@ -141,18 +141,12 @@ def test_a_file_that_cannot_be_read_or_written_is_named(tmp_path):
         ("[bilaterl]\nweight = 1", r"bilaterl: unknown key; did you mean 'bilateral'\?"),
         ("[mean_field]\nzzz = 3", r"mean_field\.zzz: unknown key; known: num_iterations, tolerance"),
         ("schema = 2", r"schema: expected 1, got 2; the file is from another version"),
-        ("schema = '1'", r"schema: expected 1, got '1'"),
         ("bilateral = 3", r"bilateral: expected a table of keys, got 3"),
-        ("spatial = 'none'", r"spatial: expected a table of keys, got 'none'"),
         ("[bilateral]\ntheta_alpha = 0", r"bilateral\.theta_alpha: must be greater than 0, got 0"),
-        ("[bilateral]\ntheta_beta = [0.1, -0.2]", r"bilateral\.theta_beta\[1\]: must be greater than 0, got -0\.2"),
         ("[bilateral]\nweight = true", r"bilateral\.weight: expected a number, got True"),
         ("[[bilateral]]\n[[bilateral]]\ntheta = -1", r"bilateral\.1\.theta: unknown key"),
-        ("[spatial]\ntheta_gamma = -1.5", r"spatial\.theta_gamma: must be greater than 0, got -1\.5"),
         ("[intensity]\nnormalization = 'z-score'", r"intensity\.normalization: expected one of none, zscore.*did you mean 'zscore'\?"),
-        ("[intensity]\nnormalization = ['zscore', 3]", r"intensity\.normalization\[1\]: expected one of"),
         ("[intensity]\npercentiles = [99.0, 1.0]", r"intensity\.percentiles: the first number must be smaller"),
-        ("[intensity]\npercentiles = [1.0, 101.0]", r"intensity\.percentiles\[1\]: must be at least 0 and at most 100, got 101\.0"),
         ("[intensity]\nnormalization = 'window'", r"intensity\.window: needed by intensity\.normalization = 'window'"),
         ("[compatibility]\nkind = 'matrix'", r"compatibility\.matrix: needed by"),
         ("[compatibility]\nmatrix = [[0.0, 1.0], [1.0, 0.0]]", r"compatibility\.matrix: not used by compatibility\.kind = 'potts'"),
@@ -161,25 +155,15 @@ def test_a_file_that_cannot_be_read_or_written_is_named(tmp_path):
         (f"{MATRIX}[[0.0, nan], [1.0, 0.0]]", r"compatibility\.matrix\[0\]\[1\]: expected a finite number"),
         ("[mean_field]\nnum_iterations = 0", r"mean_field\.num_iterations: must be at least 1 and at most 1000000, got 0"),
         ("[mean_field]\nnum_iterations = 5.0", r"mean_field\.num_iterations: expected a whole number, got 5\.0"),
-        ("[mean_field]\ntolerance = -1e-5", r"mean_field\.tolerance: must be at least 0"),
-        ("[mean_field]\ntemperature = 0.0", r"mean_field\.temperature: must be greater than 0"),
         ("[mean_field]\noutput_temperature = 0.009", r"mean_field\.output_temperature: "),
-        ("[mean_field]\noutput_temperature = 101.0", r"mean_field\.output_temperature: "),
-        ("[mean_field]\nbias = [0.0, -inf]", r"mean_field\.bias\[1\]: expected a finite number"),
         ("[mean_field]\nbias = [0.0, 1001]", r"mean_field\.bias\[1\]: must be at least -1000 and at most 1000, got 1001"),
         ("[mean_field]\ndamping = 0.0", r"mean_field\.damping: this key is gone: each step is the plain parallel update; leave it out"),
-        ("[mean_field]\nfilter = 'fast'", r"mean_field\.filter: expected one of auto, exact, truncated, "),
         ("[postprocess]\nkeep_largest = ['each', 'none']", r"postprocess\.keep_largest\[0\]: expected one of none, foreground; got 'each'"),
-        ("[postprocess]\nkeep_largest = ['none', 'foreground']", r"postprocess\.keep_largest\[1\]: expected one of none, each; got"),
         ("[postprocess]\nkeep_largest = []", r"postprocess\.keep_largest: the list is empty"),
-        ("[postprocess]\nnum_components = 1", r"postprocess\.num_components: this key is gone: keep_largest keeps one component"),
-        ("[postprocess]\ndecision = 'argmax'", r"postprocess\.decision: this key is gone: each voxel gets its likeliest label"),
         (
             "[mean_field]\ndamping = 0.0\n[volume]\nkeep = 'largest'",
             r"from an earlier version of crfrefine: leave out these keys\n  volume\.keep: this key is gone: .*\n  mean_field\.damping: ",
         ),
-        ("[mean_field]\nprecision = 'half'", r"mean_field\.precision: this key is gone: everything is computed in single precision"),
-        ("[postprocess]\nfill_holes = true", r"postprocess\.fill_holes: expected one of none, foreground, each; got True"),
         ("[postprocess]\nmin_component_ml = [0.0, -1]", r"postprocess\.min_component_ml\[1\]: must be at least 0, got -1"),
     ],
 )
@@ -226,21 +210,6 @@ def test_replace_changes_entries_and_sections_of_a_copy_and_names_one_of_several
     ):
         with pytest.raises(ConfigError, match=message):
             parameters.replace(**{key: -1.0})
-
-
-@pytest.mark.parametrize(
-    ("key", "message"),
-    [
-        ("bilateral.theta", r"bilateral\.theta: unknown key; did you mean 'theta_(alpha|beta)'\?"),
-        ("bilatral.weight", r"bilatral\.weight: unknown key; did you mean 'bilateral\.weight'\?"),
-        ("weight", r"weight: unknown key; did you mean 'bilateral\.weight' or 'spatial\.weight' or 'volume\.weight'\?"),
-        ("schema", r"schema: unknown key"),
-        ("", r": unknown key"),
-    ],
-)
-def test_replace_refuses_unknown_keys(key, message):
-    with pytest.raises(ConfigError, match=message):
-        CrfParameters().replace(**{key: 1.0})
 
 
 def test_going_back_to_potts_drops_the_matrix():
