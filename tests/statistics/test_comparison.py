@@ -118,16 +118,3 @@ def test_volumes_are_described_and_their_differences_compared_by_magnitude():
     assert described[-1].mean == (0.5 + 0.25 + 0.5 + 0.0) / 4
     with pytest.raises(InputError, match="volume_ml has no better values"):
         _table(values, "volume_ml").compare("b", "a", "x", "volume_ml")
-
-
-def test_what_cannot_be_told_apart_or_found_is_refused():
-    item = Measurement("c", "x", "dice", 0.5, "a")
-    for act, text in (
-        (lambda: summarize(_table(), "net"), "no method 'net' in the table; there are network, crf, other"),
-        (lambda: summarize(_table(), "network", regions=["edema"]), "no region 'edema' in the table; there are whole, core"),
-        (lambda: summarize(_table(), "network", metrics=["iou"]), "no metric 'iou' in the table; there are dice"),
-        (lambda: ResultTable([item, item]), "case 'c', region 'x': dice of 'a' appears twice"),
-        (lambda: ResultTable([Measurement("c", MEAN, "dice", 0.5, "a")]), 'a region is called "mean"'),
-    ):
-        with pytest.raises(InputError, match=text):
-            act()

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from report_helpers import spread
 
-from crfrefine.errors import InputError
 from crfrefine.statistics.comparison import Measurement, ResultTable
 from crfrefine.statistics.paired import holm
 from crfrefine.statistics.verdict import Outcome, not_tested, verdict
@@ -145,18 +144,6 @@ def test_what_is_left_out_is_said():
         "crf has no measurements of c11.",
         "Regions that one of the two methods finds although the reference lacks them, which the mean leaves out: 1 by crf, 1 by network.",
     )
-
-
-@pytest.mark.parametrize(
-    ("baseline", "rivals", "text"),
-    [
-        *((baseline, rivals, "must differ") for baseline, rivals in (("crf", ()), ("network", ("network",)), ("network", ("a", "a")))),
-        ("network", ("scaling",), "no method 'scaling' in the table; there are network, crf, a"),
-    ],
-)
-def test_methods_must_differ_and_be_there(baseline, rivals, text):
-    with pytest.raises(InputError, match=text):
-        verdict(_table({"crf": [1.0], "a": [2.0]}), "crf", baseline, rivals=rivals)
 
 
 def test_a_rival_without_a_case_in_common_is_not_beaten():
