@@ -52,20 +52,6 @@ def test_memory_order_type_and_number_of_axes_do_not_matter(order):
     assert_pitch(make_coarse((2.5, 4.0), 1, (90, 121)), (2.5, 4.0))
 
 
-def test_a_label_map_that_is_smooth_in_one_half_has_no_blocks():
-    label_map = make_coarse((3.0, 3.0, 3.0), 6)
-    label_map[:, :35] = make_blobs(SHAPE, 6)[:, :35]
-    assert find_blocks(label_map) is None
-
-
-@pytest.mark.parametrize("factor", [1.5, 2, 3, 4])
-def test_linear_interpolation_leaves_no_blocks(factor):
-    coarse = make_blobs((24, 30, 20), 8, sigma=2.0)
-    one_hot = (coarse == np.arange(4).reshape(-1, 1, 1, 1)).astype(np.float32)
-    shares = ndimage.zoom(one_hot, (1, factor, factor, factor), order=1)
-    assert find_blocks(np.argmax(shares, axis=0).astype(np.uint8)) is None
-
-
 @pytest.mark.parametrize("seed", range(12))
 def test_smooth_label_maps_and_a_few_boxes_have_no_blocks(seed):
     """Some pitch predicts any few planes: chance is no evidence."""
