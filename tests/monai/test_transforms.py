@@ -222,27 +222,6 @@ def test_input_that_does_not_fit():
             CrfRefine(PARAMETERS, device="cuda")(*given)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"output": "mask"}, "output: expected one of logits, probabilities, labels; got 'mask'"),
-        ({"input_type": "labels", "output": "logits"}, "output: a label map becomes a label map, .* it is 'labels'; got 'logits'"),
-        ({"threads": 0}, "threads: expected a whole number of at least 1"),
-        ({"spacing": 0.0}, "spacing is 0.0; expected"),
-        ({"spacing": (1.0, -1.0)}, "spacing is .*; expected 2 positive distances"),
-        ({"parameters": {"bilateral": {"theta": 1.0}}}, "bilateral.theta"),
-        ({"regions": "core"}, "regions: expected a dictionary of names and their labels"),
-        ({"regions": [("core", 1), ("core", 2)]}, "region 'core' appears twice"),
-    ],
-)
-def test_settings_are_checked_when_the_transform_is_made(settings, message):
-    """And their names, which are those of the transform of one case, too."""
-    with pytest.raises(ConfigError, match=message):
-        CrfRefined("pred", **settings)
-    with pytest.raises(TypeError, match=r"CrfRefine\.__init__\(\) got an unexpected keyword argument 'ouput'"):
-        CrfRefined("pred", ouput="labels")
-
-
 def test_a_label_map_is_refined_as_its_error_advises():
     """With a channel, as LoadImaged and EnsureChannelFirstd leave it, of floats; the result is a label map, too."""
     logits, image = make_case(30)
