@@ -96,6 +96,8 @@ class Case:
     input_kind: str  # "logits", "probabilities" or "labels", the type of the network's output
     notes: list[str] = field(default_factory=list)  # facts that the user should know, one sentence each
     labels: NDArray[np.unsignedinteger[Any]] | None = None  # (*grid) the reference, if requested
+    # The path and the (*grid) whole numbers of each file of strokes.
+    strokes: tuple[tuple[Path, NDArray[np.unsignedinteger[Any]]], ...] = ()
     regions: RegionScheme | None = None  # the regions of the channels; None means that channels are labels
     channel_labels: tuple[int, ...] = ()  # the label of each channel; empty: 0, 1, 2 …
     grid_map: GridMap | None = None  # of channels that are streamed from another grid: where the image's voxels lie on it
@@ -218,6 +220,7 @@ def read_case(
         values = io.read_labels(headers.labels.path, grid=first).data.T
         labels = WorkGrid(first).nearest(headers.labels, values, "labels", notes, outside="are background")
     image = reverse_grid(parts["image"])
+    strokes = tuple((header.path, io.read_labels(header.path, grid=first).data) for header in headers.strokes)
     return Case(
         **found,
         notes=[*notes, *headers.notes],
@@ -227,6 +230,7 @@ def read_case(
         like=Volume(image[0], *first.geometry(), first.path, first),
         spacing=headers.spacing,
         labels=None if labels is None else labels.T,
+        strokes=strokes,
         times=times,
     )
 

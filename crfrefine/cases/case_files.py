@@ -20,6 +20,7 @@ class CaseFiles:
     logits: tuple[Path, ...] = ()  # one with all labels, or one per label in order; empty if no logits were requested
     mask: Path | None = None  # where the model applies, if given
     labels: Path | None = None  # the reference, if given
+    strokes: tuple[Path, ...] = ()  # files of voxels that somebody drew to correct the result
     problem: str | None = None  # the error of the case that its names show; reading the case raises it
     missing: tuple[str, ...] = ()  # the missing files of the case, such as "no logits in study/logits"
     are_structures: bool = False  # whether the logits are binary masks, one file per structure, which has the name of its file
@@ -29,7 +30,7 @@ class CaseFiles:
     @property
     def paths(self) -> tuple[Path, ...]:
         """All files of the case."""
-        return tuple(path for path in (*self.images, *self.logits, self.mask, self.labels) if path is not None)
+        return tuple(path for path in (*self.images, *self.logits, self.mask, self.labels, *self.strokes) if path is not None)
 
     def lacking(self, problem: str, *missing: str) -> CaseFiles:
         """Return the case with a problem, unless it has one already, and with more missing files."""

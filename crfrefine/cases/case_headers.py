@@ -25,15 +25,16 @@ class CaseHeaders:
     logits: io.LogitsHeader | None  # of all labels; None if no logits were requested
     mask: VolumeHeader | None  # the mask's header, if there is one
     labels: VolumeHeader | None  # the reference's header, if there is one
+    strokes: tuple[VolumeHeader, ...]  # the headers of the strokes
 
     num_modalities: int  # M
     spacing: tuple[float, ...]  # mm to compute with, one per grid axis: given for the case, or the image's
 
     @property
     def companions(self) -> list[VolumeHeader]:
-        """The headers of the network's output, the mask and the reference."""
+        """The headers of the network's output, the mask, the reference and the strokes."""
         logits = () if self.logits is None else self.logits.files
-        return [header for header in (*logits, self.mask, self.labels) if header is not None]
+        return [header for header in (*logits, self.mask, self.labels, *self.strokes) if header is not None]
 
     @property
     def turnings(self) -> list[str]:
@@ -115,8 +116,13 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
         if header is not None:
             require_scalar(header, what)
             _require_overlap(files, what, image, header, resample=options.resample)
+    strokes = tuple(io.placed_on(io.read_header(path, io.VOLUME_SUFFIXES), image) for path in files.strokes)
+    for header in strokes:
+        require_scalar(header, "strokes")
+        if not image.on_same_grid(header):
+            raise _mismatch(files, "strokes", image, header, "Draw them on the image; strokes are not resampled.")
     num_modalities = sum(header.num_channels for header in images)
-    return CaseHeaders(files, images, logits, mask, labels, num_modalities, files.spacing or spacing)
+    return CaseHeaders(files, images, logits, mask, labels, strokes, num_modalities, files.spacing or spacing)
 
 
 def _require_overlap(files: CaseFiles, what: str, image: VolumeHeader, other: VolumeHeader, *, resample: str | None) -> None:

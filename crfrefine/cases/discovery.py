@@ -29,6 +29,7 @@ from crfrefine.io.paths import (
 
 LABEL_SUFFIXES = ("_segmentation", "_seg", "_dseg", "_label", "_labels")
 MASK_SUFFIXES = ("_mask", "_brainmask")
+STROKES_SUFFIXES = ("_strokes", "_scribbles")
 LOGITS_NAMES = ("_logits", "_probabilities", "_probseg", "_softmax")
 _IMAGES_OF_CASE_FOLDERS = ("ct", "mri")
 """Names of the image in TotalSegmentator's data sets, which have a folder per case."""
@@ -313,6 +314,37 @@ def _with_companions(cases: CaseList, source: Path, what: str, endings: Sequence
         none = case.lacking(f"expected one file of {what} in {source}, found none", f"no {what} in {source}")
         found.append(_with_only(case, what, candidates, f"one file of {what}", source) if candidates else none)
     return CaseList(found, cases.notes)
+
+
+def with_strokes(cases: CaseList, sources: Sequence[Path]) -> CaseList:
+    """Add the strokes of each case that has some: of a folder by the case's name, or the files of the only case.
+
+    Raises:
+        InputError: a file that does not exist, or files for several cases; a folder without strokes of any case.
+    """
+    folder = sources[0]
+    if not folder.is_dir():
+        case = _only_case(cases, sources, VOLUME_SUFFIXES, "strokes")
+        return CaseList([replace(case, strokes=tuple(sources))], cases.notes)
+    if len(sources) > 1:
+        raise InputError(f"{folder}: give one folder of strokes, or the files of one case")
+    by_stem = files_by_stem(folder, VOLUME_SUFFIXES)
+    names = {case.case_id: [case.case_id + ending for ending in ("", *STROKES_SUFFIXES)] for case in cases}
+    found = CaseList((), cases.notes)
+    for case in cases:
+        own = tuple(path for name in names[case.case_id] for path in by_stem.get(name, ()))
+        found.append(replace(case, strokes=own))
+    stray = by_stem.keys() - {name for several in names.values() for name in several}
+    number = sum(bool(case.strokes) for case in found)
+    if not number:
+        raise InputError(
+            f"{folder}: has strokes of none of the cases, {listed([*names])}; expected names such as {next(iter(names))}.nii.gz"
+        )
+    if stray:
+        raise InputError(f"{folder}: {listed(sorted(stray))}: strokes of no case; the cases are {listed([*names])}")
+    if number < len(found):
+        found.notes.append(f"{folder}: strokes of {number} of {counted(len(found), 'case')}; the others are refined without")
+    return found
 
 
 def _with_only(case: CaseFiles, what: str, paths: Sequence[Path], expected: str, folder: Path) -> CaseFiles:

@@ -34,13 +34,14 @@ _MIN_OF_PANELS = 12
 _MORE = "More options"
 PANELS = {
     "Input": "--images --logits --labels --baseline --masks --nnunet --manifest --input-type --network-spacing "
-    "--regions --probabilities --resample --case",
+    "--regions --probabilities --resample --strokes --case",
     "Output": "--output --continue --resume --preview --save-probabilities --save-logits --save-structures --output-format --summary "
     "--name --report",
     "Model": "--config --set --allow-vanishing --unlabeled --learn --folds --loss",
     "Resources": "--device --threads --processes --max-memory",
     "Cluster": "--dask",
-    "Rarely needed": "--regions-class-order --tolerance --ignore-label --structures --num-parts --part-id --fail-fast "
+    "Rarely needed": "--regions-class-order --strokes-background --strokes-ignore "
+    "--tolerance --ignore-label --structures --num-parts --part-id --fail-fast "
     "--strict --num-iterations --seed --port --browser",
     _MORE: "",
     "Messages": "--verbose --quiet --help",

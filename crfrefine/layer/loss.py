@@ -148,15 +148,20 @@ class _Energy(torch.autograd.Function):
         return (grad * gradient).to(ctx.dtype), None, None
 
 
-def partial_cross_entropy(logits: Tensor, scribbles: Tensor, *, ignore_index: int) -> Tensor:
+_UNLABELED = -100
+
+
+def partial_cross_entropy(logits: Tensor, scribbles: Tensor, *, ignore_index: int, background: int = 0) -> Tensor:
     """Return the mean cross-entropy over the labeled voxels of a batch; 0, with a gradient of 0, without labeled voxels.
 
     `torch.nn.functional.cross_entropy(..., ignore_index=...)` is the same where there is a labeled voxel, and NaN without labeled voxels.
 
     Args:
         logits: (B, L, *grid), higher is better.
-        scribbles: (B, *grid) integers: 0 to L - 1 where someone labeled a voxel, `ignore_index` elsewhere.
-        ignore_index: the value of voxels without a label; not one of 0 to L - 1.
+        scribbles: (B, *grid) integers: 1 to L - 1 or `background` where someone labeled a voxel, `ignore_index` elsewhere.
+        ignore_index: the value of voxels without a label; no label, and not `background`.
+        background: the value of voxels labeled as background, label 0. Files of `crfrefine infer --strokes` have `ignore_index=0` and
+            `background=255`.
 
     Returns:
         () in the type of the logits; under `torch.autocast` at least float32, as PyTorch's.
@@ -174,16 +179,20 @@ def partial_cross_entropy(logits: Tensor, scribbles: Tensor, *, ignore_index: in
             f"scribbles have shape {tuple(scribbles.shape)} and type {scribbles.dtype}; the logits {tuple(logits.shape)} need integers of "
             f"shape {expected}: no label axis (scribbles.long())"
         )
-    if 0 <= ignore_index < num_labels:
-        raise InputError(f"ignore_index is {ignore_index}, which is one of the {num_labels} labels; expected another number")
+    for name, value in (("ignore_index", ignore_index), ("background", background)):
+        if 0 < value < num_labels:
+            raise InputError(f"{name} is {value}, which is one of the {num_labels} labels; expected another number")
+    if ignore_index == background:
+        raise InputError(f"ignore_index and background are both {background}; expected two numbers")
     labels = scribbles.long()  # In a narrow type, the values that they are compared with would wrap around.
-    other = (labels != ignore_index) & ((labels < 0) | (labels >= num_labels))
+    is_labeled, is_background = labels != ignore_index, labels == background
+    other = is_labeled & ~is_background & ((labels < 1) | (labels >= num_labels))
     if other.any():
-        raise InputError(
-            f"scribbles hold the value {int(labels[other][0])}; expected 0 to {num_labels - 1}, or {ignore_index} without a label"
-        )
+        expected_values = f"0 to {num_labels - 1}" if background == 0 else f"1 to {num_labels - 1}, {background} for background"
+        raise InputError(f"scribbles hold the value {int(labels[other][0])}; expected {expected_values}, or {ignore_index} without a label")
+    labels = labels.masked_fill(is_background, 0).masked_fill(~is_labeled, _UNLABELED)
     values = logits.to(torch.promote_types(logits.dtype, torch.float32))  # float16 cannot hold the sum of many voxels
-    total: Tensor = torch.nn.functional.cross_entropy(values, labels, ignore_index=ignore_index, reduction="sum")
-    mean = total / (labels != ignore_index).sum().clamp(min=1)
+    total: Tensor = torch.nn.functional.cross_entropy(values, labels, ignore_index=_UNLABELED, reduction="sum")
+    mean = total / is_labeled.sum().clamp(min=1)
     # A loss in float16 could not take the gradient that a GradScaler starts with, 65536.
     return mean if torch.is_autocast_enabled(logits.device.type) else mean.to(logits.dtype)

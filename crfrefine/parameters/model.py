@@ -30,6 +30,7 @@ from crfrefine.parameters.sections import (
     PostprocessParameters,
     Section,
     SpatialParameters,
+    StrokesParameters,
     VolumeParameters,
     section_of,
 )
@@ -66,6 +67,7 @@ class CrfParameters:
     volume: VolumeParameters = field(default_factory=VolumeParameters)  # the term that keeps each label's volume
     mean_field: MeanFieldParameters = field(default_factory=MeanFieldParameters)  # the iteration
     postprocess: PostprocessParameters = field(default_factory=PostprocessParameters)  # the cleaning of the label map
+    strokes: StrokesParameters = field(default_factory=StrokesParameters)  # the reach of strokes
     trained_on: tuple[str, ...] = ()  # names of the cases that `train-crf` learned the values on; empty if unknown
 
     def __post_init__(self) -> None:

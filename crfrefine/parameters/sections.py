@@ -216,6 +216,15 @@ class PostprocessParameters(Section):
         return {f"{self.section}.{key}": rules[key] for key in rules if values[key] - {"none", 0.0}}
 
 
+@dataclass(frozen=True)
+class StrokesParameters(Section):
+    """How far strokes that correct a result reach."""
+
+    section: ClassVar[str] = "strokes"
+    reach: float = _key(6.0, Rule(low=0.0), "mm; a stroke reaches as far as the error that it corrects, and at most this")
+    likeness: float = _key(0.2, Rule(low=0.0, low_open=True), "normalized intensity; smaller: only voxels like the drawn ones follow")
+
+
 SECTIONS: dict[str, type[Section]] = {
     "intensity": IntensityParameters,
     "bilateral": BilateralParameters,
@@ -224,6 +233,7 @@ SECTIONS: dict[str, type[Section]] = {
     "volume": VolumeParameters,
     "mean_field": MeanFieldParameters,
     "postprocess": PostprocessParameters,
+    "strokes": StrokesParameters,
 }
 
 KEYS = [f"{name}.{entry.name}" for name, kind in SECTIONS.items() for entry in dataclasses.fields(kind)]

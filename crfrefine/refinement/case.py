@@ -8,10 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from crfrefine.arrays.arguments import check_no_label_map, given_array, given_label_map
 from crfrefine.arrays.images import ArrayOrImage, open_images
 from crfrefine.arrays.one_hot import channels_of, present_labels
 from crfrefine.arrays.region_scheme import GivenRegions, given_regions
+from crfrefine.base.labels import MAX_LABELS
 from crfrefine.base.notices import known_spacing
 from crfrefine.base.threads import check_threads
 from crfrefine.engines import get_backend
@@ -20,6 +23,7 @@ from crfrefine.errors import ConfigError, InputError
 from crfrefine.parameters.model import CrfParameters, as_parameters
 from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
 from crfrefine.refinement.refining import refine_network
+from crfrefine.refinement.strokes import Strokes
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -43,6 +47,9 @@ def refine(
     threads: int | None = None,
     progress: Progress | None = None,
     allow_vanishing: bool = False,
+    strokes: ArrayOrImage | None = None,
+    strokes_background: int | None = None,
+    strokes_ignore: int = 0,
 ) -> RefinementResult:
     """Refine a network's logits, or a label map, with the dense CRF.
 
@@ -72,6 +79,10 @@ def refine(
         threads: CPU threads; None means the cores this process may use.
         progress: called as progress(stage, step, num_steps) between stages; may raise to stop.
         allow_vanishing: whether the rules of `postprocess` may empty a label, or remove more than a tenth of its voxels.
+        strokes: (*grid) whole numbers, voxels that somebody drew to correct the network: 0 where nothing is drawn, a label, or 255 for
+            background. Drawn voxels are fixed, and like voxels near them follow. None means no stroke.
+        strokes_background: the value of drawn background. None means 255, or 0 with another `strokes_ignore`.
+        strokes_ignore: the value of voxels where nothing is drawn.
 
     Returns:
         The refined case. Its arrays have the same memory order as `logits`.
@@ -113,6 +124,9 @@ def refine(
         regions=regions,
         progress=progress,
         allow_vanishing=allow_vanishing,
+        strokes=strokes,
+        strokes_background=strokes_background,
+        strokes_ignore=strokes_ignore,
     )
 
 
@@ -160,6 +174,9 @@ class Plan:
         regions: GivenRegions | None = None,
         progress: Progress | None = None,
         allow_vanishing: bool = False,
+        strokes: ArrayOrImage | None = None,
+        strokes_background: int | None = None,
+        strokes_ignore: int = 0,
     ) -> RefinementResult:
         """Refine a network's logits, or a label map; arguments, result and errors as of `refine`."""
         if network_spacing is not None and input_type != "labels":
@@ -168,16 +185,25 @@ class Plan:
                 "onto the image's before. For a label map, input_type='labels'"
             )
         parameters = as_parameters("sharp" if parameters is None and network_spacing is not None else parameters)
-        arrays, spacing = open_images({"logits": logits, "image": self._image, "mask": self._mask}, self._spacing)
+        arrays, spacing = open_images({"logits": logits, "image": self._image, "mask": self._mask, "strokes": strokes}, self._spacing)
         values, image = given_array(arrays["logits"], "logits"), given_array(arrays["image"], "image")
         in_mm = parameters.mean_field.positions != "voxels" or network_spacing is not None or parameters.postprocess.min_component_ml != 0.0
         spacing_mm: Any = known_spacing(spacing, matters=in_mm)
         network: Network
+
+        def read_strokes(shape: tuple[int, ...], num_labels: int) -> Strokes | None:
+            if strokes is None:
+                return None
+            values = np.asarray(arrays["strokes"])
+            return Strokes.of_array(values, shape, num_labels, background=strokes_background, ignore=strokes_ignore)
+
         if input_type == "labels":
             if regions is not None:
                 raise ConfigError("regions: they are those of the channels of logits, and a label map has none; leave regions out")
             labels = given_label_map(values, image)
-            channels = channels_of(present_labels(labels))
+            present = present_labels(labels)
+            drawn = read_strokes(labels.shape, parameters.num_labels or MAX_LABELS)
+            channels = channels_of(present if drawn is None else sorted({*present, *drawn.labels.tolist()}))
             num_labels = parameters.num_labels or channels[-1] + 1
             if channels[-1] >= num_labels:
                 raise InputError(
@@ -187,7 +213,9 @@ class Plan:
             network = LabelMapNetwork(labels, channels, num_labels, network_spacing)
         else:
             check_no_label_map(values, image, input_type)
-            network = ArrayNetwork(values, input_type, given_regions(regions))
+            scheme = given_regions(regions)
+            network = ArrayNetwork(values, input_type, scheme)
+            drawn = read_strokes(values.shape[1:], len(values) if scheme is None else scheme.num_labels)
         return refine_network(
             network,
             image,
@@ -197,4 +225,5 @@ class Plan:
             backend=self._backend,
             context=RunContext(self._threads, progress),
             allow_vanishing=allow_vanishing,
+            strokes=drawn,
         )

@@ -6,22 +6,24 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from crfrefine.arrays.intensity import normalize_intensity
-from crfrefine.arrays.label_maps import bounding_box, widen
+from crfrefine.arrays.label_maps import bounding_box, count_labels, widen
 from crfrefine.arrays.one_hot import ABSENT_LOGIT, CONFIDENCE, channel_numbers, one_hot_logits, share_logits, share_sigma, take_part_nearby
 from crfrefine.arrays.padding import describe_padding, find_padding, leave_out
-from crfrefine.arrays.probabilities import MIN_PROBABILITY, SUM_TOLERANCE, identify_array
+from crfrefine.arrays.probabilities import MIN_PROBABILITY, SUM_TOLERANCE, identify_array, take_logarithms
 from crfrefine.arrays.region_scheme import MAX_LOG_ODDS, identify_regions, take_log_odds
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.base.geometry import StorageOrder
 from crfrefine.base.memory import memory_limit, require_memory
 from crfrefine.engines.grid_image import GridImage
 from crfrefine.errors import ConfigError, InputError
+from crfrefine.refinement.strokes import STRENGTH, STRENGTH_OF_LABELS, STRENGTH_OF_SHARES, Edits, StrokeModel
 from crfrefine.refinement.tiles.coarse import CoarseNetwork, plan_coarse
 from crfrefine.refinement.tiles.grid import MAX_DIMS
 from crfrefine.refinement.tiles.planning import TilePlan, plan_array, plan_label_map, plan_stream
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from crfrefine.engines.base import Backend, RunContext
     from crfrefine.parameters.model import CrfParameters
     from crfrefine.parameters.specs import ModelSpec
+    from crfrefine.refinement.strokes import Strokes
 
 WORTH_IT = 0.9
 """Share of the grid below which the mask's bounding box is refined by itself: the voxels outside cost one pass of reading and writing."""
@@ -103,14 +106,22 @@ class Prepared:
     is_probability: bool = False  # whether `logits` are probabilities of labels, whose logarithm is still to be taken
     are_regions: bool = False  # whether the channels are regions
     timings: dict[str, float] = field(default_factory=dict)  # seconds of each stage
+    # (L,), voxels that each label gains by strokes before the mean field; None means none
+    gained: NDArray[np.int64] | None = None
 
 
 def prepare(
-    network: Network, case: GridImage, models: Sequence[ModelSpec], parameters: CrfParameters, backend: Backend, context: RunContext
+    network: Network,
+    case: GridImage,
+    models: Sequence[ModelSpec],
+    parameters: CrfParameters,
+    backend: Backend,
+    context: RunContext,
+    strokes: Strokes | None = None,
 ) -> Prepared:
     """Return a network's output, checked, with a plan of tiles where these save work, or where channels are not in memory."""
     if isinstance(network, ArrayNetwork):
-        return _prepare_array(network, case, models, parameters, backend, context)
+        return _prepare_array(network, case, models, parameters, backend, context, strokes=strokes)
     if isinstance(network, StreamedNetwork):
         plan = plan_stream(network, case, models[0], parameters, context)
     elif isinstance(network, CoarseNetwork):
@@ -122,13 +133,34 @@ def prepare(
         logits = _logits_of_labels(numbers, len(network.channels), sigma, case, models[0], parameters, backend)
         if logits is not None:
             in_memory = ArrayNetwork(network.order.to_user(logits))
-            return _prepare_array(in_memory, case, models, parameters, backend, context, labels=numbers)
+            return _prepare_array(in_memory, case, models, parameters, backend, context, labels=numbers, strokes=strokes)
         _check_temperature(models, -ABSENT_LOGIT)
         _finite_range(backend, case.values, "image", context.threads)
         plan = plan_label_map(numbers, case, models[0], parameters, context.threads, sigma)
     assert plan.labels is not None
-    nothing = np.zeros((0, *plan.labels.shape), np.float32)
-    return Prepared(nothing, case, plan, plan.problem.image.mask, labels=plan.labels, num_padding=plan.num_padding, notes=plan.notes)
+    nothing, gained, problem = np.zeros((0, *plan.labels.shape), np.float32), None, plan.problem
+    if strokes is not None:
+        strength = _stroke_strength(models[0], is_label_map=isinstance(network, LabelMapNetwork))
+        spacing = (*(1.0,) * (MAX_DIMS - len(case.spacing)), *case.spacing)
+
+        def normalized(box: Box) -> Float32:
+            return problem.normalized(box[0].start, box[0].stop)[(slice(None), slice(None), *box[1:])]
+
+        model = StrokeModel(parameters.strokes, spacing, problem.mask, normalized, strength)
+        labels = plan.labels.reshape(problem.grid.shape)
+        lifts_absent = isinstance(network, LabelMapNetwork)
+        edits = Edits.of_labels(strokes.on_tiles(), model, labels, network.shape[0], lifts_absent=lifts_absent)
+        plan, gained = edits.edit_plan(plan)
+    mask = plan.problem.image.mask
+    return Prepared(nothing, case, plan, mask, labels=plan.labels, num_padding=plan.num_padding, notes=plan.notes, gained=gained)
+
+
+def _stroke_strength(model: ModelSpec, *, is_label_map: bool) -> float:
+    """Return the rise of a logit at a drawn voxel."""
+    strength = STRENGTH
+    if is_label_map:
+        strength = STRENGTH_OF_LABELS if model.kernels.network_spacing is None else STRENGTH_OF_SHARES
+    return strength * model.mean_field.temperature
 
 
 def _logits_of_labels(
@@ -167,9 +199,11 @@ def _prepare_array(
     backend: Backend,
     context: RunContext,
     labels: Labels | None = None,
+    strokes: Strokes | None = None,
 ) -> Prepared:
     """Prepare channels in memory; `labels` are the channels' numbers of the label map that they were made from."""
-    threads, mask, are_regions = context.threads, case.mask, network.regions is not None
+    threads, mask, regions = context.threads, case.mask, network.regions
+    are_regions, is_label_map = regions is not None, labels is not None
     with np.errstate(over="ignore"):
         channels = network.order.to_storage(network.values.astype(np.float32, copy=False))
     lowest, largest = _finite_range(backend, channels, "logits", threads)
@@ -204,13 +238,46 @@ def _prepare_array(
     values = normalize_intensity(case.values, parameters.intensity, case.mask, box=box, threads=threads)
     image = replace(case, values=values, mask=mask if box is None or mask is None else mask[box])
     timings = {"normalize": time.perf_counter() - started}
-    plan = None
+    plan = gained = None
+    if strokes is not None:
+        if labels is None:
+            labels = backend.label_map(channels, threads=threads) if regions is None else regions.decode(channels)
+        channels = np.array(channels, order="C")
+        if is_probability:
+            take_logarithms(channels)
+            is_probability = False
+
+        strength = _stroke_strength(models[0], is_label_map=is_label_map)
+        normalized = partial(_part_of, values, box or tuple(slice(0, extent) for extent in channels.shape[1:]))
+        model = StrokeModel(parameters.strokes, case.spacing, mask, normalized, strength)
+        if regions is not None:
+            edits = Edits.of_regions(strokes, model, channels, regions)
+        else:
+            edits = Edits.of_labels(strokes, model, labels, len(channels), lifts_absent=is_label_map)
+            notes += () if is_label_map else edits.find_ruled_out(channels, models[0].mean_field.temperature)
+        before = backend.label_map(channels, threads=threads)
+        edits.apply(channels)
+        after = backend.label_map(channels, threads=threads)
+        gained = np.subtract(count_labels(after, len(channels)), count_labels(before, len(channels)), dtype=np.int64)
     if not are_regions and backend.name == "cpu":
         inner = image if exact is None or box is not None else image.in_box(exact)
         threshold = parameters.mean_field.label_threshold
         plan, surveyed = plan_array(channels, exact, inner, models[0], threshold, threads, is_probability=is_probability)
         labels = surveyed if labels is None else labels
-    return Prepared(channels, image, plan, mask, box, labels, num_padding, notes, is_probability, are_regions, timings)
+    return Prepared(channels, image, plan, mask, box, labels, num_padding, notes, is_probability, are_regions, timings, gained)
+
+
+def _part_of(values: Float32, box: Box, part: Box) -> Float32:
+    """Return an image, (M, *box), in a part of the grid, (M, *part); it is 0 outside the box."""
+    result = np.zeros((len(values), *(axis.stop - axis.start for axis in part)), np.float32)
+    target, source = [], []
+    for own, wanted in zip(box, part, strict=True):
+        start = max(own.start, wanted.start)
+        stop = max(start, min(own.stop, wanted.stop))
+        target.append(slice(start - wanted.start, stop - wanted.start))
+        source.append(slice(start - own.start, stop - own.start))
+    result[(slice(None), *target)] = values[(slice(None), *source)]
+    return result
 
 
 def _check_temperature(models: Sequence[ModelSpec], largest: float) -> None:

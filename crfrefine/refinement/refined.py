@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -17,6 +17,8 @@ from crfrefine.refinement.tiles.grid import MAX_DIMS, TILE, TileGrid
 from crfrefine.refinement.volumes import matching_bias
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from crfrefine.arrays.label_maps import Box
     from crfrefine.base.array_types import Bool, Float32, Labels
     from crfrefine.base.geometry import StorageOrder
@@ -105,7 +107,7 @@ class RefinedChannels:
         """Return the result of the engine."""
         return self._outcome.logits if isinstance(self._outcome, MeanFieldResult) else self._outcome.values[None]
 
-    def match_volumes(self, counts: Sequence[int], network: Labels, mask: Bool | None) -> None:
+    def match_volumes(self, counts: NDArray[np.int64], network: Labels, mask: Bool | None) -> None:
         """Add a bias to each label's refined logits after which the labels have about these numbers of voxels.
 
         Args:
@@ -117,7 +119,7 @@ class RefinedChannels:
             logits = self._outcome.logits.reshape(self.num_channels, len(self._outcome.logits[0]), -1)
             whole = np.ones(self._shape, np.bool_) if mask is None else mask
             inside = whole[self._box].reshape(logits.shape[1:])
-            biases = matching_bias([(slice(None), channel) for channel in logits], inside, np.array(counts))
+            biases = matching_bias([(slice(None), channel) for channel in logits], inside, counts)
             for channel, bias in zip(logits, biases, strict=True):
                 np.add(channel, np.float32(bias), out=channel, where=inside)
             self._outcome = replace(self._outcome, marginals=None)
@@ -128,7 +130,7 @@ class RefinedChannels:
         if mask is not None:
             fixed &= mask
         settled = self._settled(network)[self._box].reshape(sets.grid.shape)[fixed]
-        wanted = np.array(counts) - np.bincount(settled, minlength=self.num_channels)
+        wanted = counts - np.bincount(settled, minlength=self.num_channels)
         places = [sets.entries_of(label) for label in range(self.num_channels)]
         entries = [(np.searchsorted(sets.tiles, tiles), self._outcome.values[own]) for tiles, own in places]
         biases = matching_bias(entries, sets.grid.by_tile(mask, sets.tiles), wanted)

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from crfrefine.engines.base import Backend, RunContext
     from crfrefine.parameters.model import CrfParameters
     from crfrefine.parameters.specs import KernelSetSpec, ModelSpec
+    from crfrefine.refinement.strokes import Strokes
 
 NARROW = "kernels are narrower than the voxels"
 """The note on kernels that end before the next voxel begins with it."""
@@ -60,6 +61,7 @@ def refine_network(
     context: RunContext = NO_CONTEXT,
     allow_vanishing: bool = False,
     names: Mapping[int, str] | None = None,
+    strokes: Strokes | None = None,
 ) -> RefinementResult:
     """Refine a network's output; arguments, results and errors as of `crfrefine.refine`. `names` are those of labels, for messages.
 
@@ -77,7 +79,7 @@ def refine_network(
     spacing_mm = given_spacing(spacing, len(network.shape) - 1)
     case = GridImage(image, mask, spacing_mm)
     if isinstance(network, LabelMapNetwork):
-        result = _refine_label_map(network, case, parameters, backend, context)
+        result = _refine_label_map(network, case, parameters, backend, context, strokes)
     else:
         network_spacing = None if isinstance(network, StreamedNetwork) else network.network_spacing
         if parameters.volume.match_input and (network_spacing is None or (isinstance(network, ArrayNetwork) and network.regions)):
@@ -85,7 +87,7 @@ def refine_network(
                 "volume.match_input: keeps the volumes of a label map, and logits are not one (unless --resample brings them from the "
                 "network's coarser grid); set it to false"
             )
-        result = _refine(network, case, parameters, backend, context, network_spacing)
+        result = _refine(network, case, parameters, backend, context, network_spacing, strokes)
     if not result.lost_to_rules:
         return result
     voxel_ml = math.prod(spacing_mm) / 1000.0 if len(spacing_mm) == 3 else None
@@ -94,7 +96,12 @@ def refine_network(
 
 
 def _refine_label_map(
-    network: LabelMapNetwork, case: GridImage, parameters: CrfParameters, backend: Backend, context: RunContext
+    network: LabelMapNetwork,
+    case: GridImage,
+    parameters: CrfParameters,
+    backend: Backend,
+    context: RunContext,
+    strokes: Strokes | None = None,
 ) -> RefinementResult:
     """Refine the numbers of the labels that occur, and return the result in labels."""
     labels = tuple(network.channels)
@@ -105,7 +112,8 @@ def _refine_label_map(
     if parameters.volume.match_input:  # Islands that rules remove belong to no label's volume.
         before = clean(numbers, parameters.postprocess, math.prod(case.spacing) / 1000.0)
     numbered = LabelMapNetwork(before.label_map, range(len(labels)), network.num_labels)
-    result = _refine(numbered, case, parameters, backend, context, network_spacing)
+    strokes = None if strokes is None else strokes.numbered(labels)
+    result = _refine(numbered, case, parameters, backend, context, network_spacing, strokes)
     lost = dict(result.lost_to_rules)
     for number, (total, left) in before.lost.items():  # Rules were applied twice.
         again = lost.get(number, (left, left))
@@ -131,6 +139,7 @@ def _refine(
     backend: Backend,
     context: RunContext,
     network_spacing: tuple[float, ...] | None = None,
+    strokes: Strokes | None = None,
 ) -> RefinementResult:
     """Prepare the case, run the mean field, make the label map and clean it. The labels of a label map are its channels' numbers."""
     num_channels, order, threads = network.shape[0], network.order, context.threads
@@ -150,7 +159,8 @@ def _refine(
     mask = None if case.mask is None else order.to_storage(case.mask)
     spacing, voxel_ml = tuple(case.spacing), math.prod(case.spacing) / 1000.0
     case = GridImage(order.to_storage(case.values), mask, tuple(spacing[axis] for axis in order.axes), order.axes)
-    prepared = prepare(network, case, models, parameters, backend, context)
+    drawn = None if strokes is None else strokes.in_storage(order)
+    prepared = prepare(network, case, models, parameters, backend, context, drawn)
     notes = prepared.notes
     try:
         refined, shortage = _run(prepared, models, backend, context), ""
@@ -166,14 +176,19 @@ def _refine(
     network_labels = decode(prepared.logits) if prepared.labels is None else prepared.labels
     if parameters.volume.match_input:
         inside = network_labels if prepared.mask is None else network_labels[prepared.mask]
-        refined.match_volumes(count_labels(inside, num_channels), network_labels, prepared.mask)
+        counts = np.array(count_labels(inside, num_channels))
+        if prepared.gained is not None:
+            counts = np.maximum(counts + prepared.gained, 0)
+        refined.match_volumes(counts, network_labels, prepared.mask)
     labels = refined.label_map(network_labels, decode, threads=threads)
     if network_spacing is not None and prepared.mask is not None:  # The largest share may be that of another label.
         labels = np.where(prepared.mask, labels, network_labels)
     cleaned = clean(order.to_user(labels), parameters.postprocess, voxel_ml)
     notes += window_notes(case.values, parameters.intensity, case.mask)
+    if drawn is not None:
+        notes += (drawn.describe(),)
     return RefinementResult(
-        label_map=cleaned.label_map,
+        label_map=cleaned.label_map if strokes is None else strokes.draw(cleaned.label_map),
         network_label_map=order.to_user(network_labels),
         channels=refined,
         order=order,

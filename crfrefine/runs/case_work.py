@@ -17,6 +17,7 @@ from crfrefine.arrays.one_hot import ABSENT_LOGIT, expand_channels
 from crfrefine.arrays.resampling import Interpolation
 from crfrefine.base.failures import failing_alone
 from crfrefine.base.geometry import reverse_grid
+from crfrefine.base.labels import MAX_LABELS
 from crfrefine.base.memory import memory_left, memory_limit
 from crfrefine.base.option import CUBIC
 from crfrefine.base.text import counted, listed, printable
@@ -36,11 +37,12 @@ from crfrefine.io.volume import Segment, named_segments
 from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
 from crfrefine.refinement.refining import NARROW, refine_network
 from crfrefine.refinement.result import RefinementResult
+from crfrefine.refinement.strokes import Strokes, combine
 from crfrefine.refinement.tiles.coarse import CoarseNetwork
 from crfrefine.refinement.tiles.streaming import StreamedNetwork
 from crfrefine.runs.options import InferenceOptions, Observer
 from crfrefine.runs.outputs import OutputFiles, is_complete
-from crfrefine.runs.records import VANISHED, CaseRecord, RunSummary, time_of_change
+from crfrefine.runs.records import VANISHED, CaseRecord, RunSummary, time_of_change, times_of_strokes
 
 MAX_VANISHED = 50
 """Most labels that a note names; the record has all of them."""
@@ -103,6 +105,7 @@ def read_case(settings: CaseSettings, task: Task) -> CaseInWork:
         record.num_modalities, record.num_labels = len(case.image), case.num_labels
         record.regions = None if case.regions is None else case.regions.to_dict()
         record.input_type, record.notes = case.input_kind, list(case.notes)
+        record.strokes = times_of_strokes(task.files)
         work.case = case
     return work
 
@@ -145,6 +148,10 @@ def _refine(
             names = replace(names, labels={segment.label: segment.name for segment in segments})
     else:
         network = ArrayNetwork(given, "logits", case.regions, case.network_spacing)
+    strokes = _strokes_of(settings, case, network)
+    if isinstance(network, LabelMapNetwork) and strokes is not None:
+        drawn = {*case.channel_labels, *strokes.labels.tolist()}
+        network = replace(network, channels=tuple(sorted(drawn)), num_labels=max(case.num_labels, max(drawn) + 1))
     progress = partial(observer.stage_changed, record.case_id)
     result = refine_network(
         network,
@@ -156,6 +163,7 @@ def _refine(
         context=RunContext(options.threads, progress, lambda: memory_left(memory_limit(options.max_memory))),
         allow_vanishing=options.allow_vanishing,
         names=names.labels,
+        strokes=strokes,
     )
     changes, notes = result.changes, list(result.notes)
     counts = enumerate(zip(changes.voxels_before, changes.voxels_after, strict=True))
@@ -180,6 +188,21 @@ def _refine(
         observer.note(text, case_id=record.case_id)
     record.notes += notes
     return result, names, segments
+
+
+def _strokes_of(settings: CaseSettings, case: Case, network: Network) -> Strokes | None:
+    """Return what was drawn for a case; None means nothing."""
+    options, num_labels = settings.options, case.num_labels
+    if isinstance(network, LabelMapNetwork):  # The network may never have predicted the label.
+        declared = settings.reading.declared
+        fixed = options.parameters.num_labels or (None if declared is None else declared.num_labels)
+        num_labels = fixed or MAX_LABELS
+    background, ignore = options.strokes_background, options.strokes_ignore
+    drawn = [
+        Strokes.of_array(values, values.shape, num_labels, background=background, ignore=ignore, name=str(path))
+        for path, values in case.strokes
+    ]
+    return combine([strokes for strokes in drawn if strokes is not None], [str(path) for path, _ in case.strokes])
 
 
 def _write(settings: CaseSettings, work: CaseInWork, result: RefinementResult, names: Names, segments: tuple[Segment, ...]) -> None:

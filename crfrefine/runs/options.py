@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
 from crfrefine.base.memory import parse_size
-from crfrefine.base.option import INTERPOLATIONS, MAX_PARTS, MAX_THREADS, Option, parse_path, path_text
+from crfrefine.base.option import INTERPOLATIONS, MAX_PARTS, MAX_STROKE, MAX_THREADS, Option, parse_path, path_text
 from crfrefine.errors import InputError
 
 if TYPE_CHECKING:
@@ -145,6 +145,27 @@ class InferenceOptions:
     ] = None  # None means 0
     fail_fast: Annotated[bool, Option("--fail-fast", "Stop at the first bad case; otherwise list the failures at the end.")] = False
     summary: Annotated[Path | None, Option("--summary", "Write the record of each case as JSON when the run ends.", "FILE.json")] = None
+    strokes: Annotated[
+        tuple[Path, ...],
+        Option(
+            "--strokes",
+            "Folder or file of voxels that somebody drew to correct the result: 0 nothing, a label, or 255 background.",
+            "PATH",
+        ),
+    ] = ()
+    strokes_background: Annotated[
+        int | None, Option("--strokes-background", "Value of drawn background. Default: 255.", "VALUE", limits=(0, MAX_STROKE))
+    ] = None
+    strokes_ignore: Annotated[
+        int,
+        Option(
+            "--strokes-ignore",
+            "Value of voxels where nothing is drawn; with another one than 0, 0 is drawn background.",
+            "VALUE",
+            limits=(0, MAX_STROKE),
+            show_default=True,
+        ),
+    ] = 0
     choice: Mapping[str, Any] | None = None  # how `-c auto` chose the parameters, for the record; None means that they were given
     nnunet: Annotated[
         Path | None, Option("--nnunet", "Folder of nnU-Net v2: a trained network, or predictions. It leads to the other files.", "FOLDER")
@@ -173,7 +194,7 @@ class InferenceOptions:
     def with_absolute_paths(self) -> InferenceOptions:
         """Return these options for workers, which run in other folders."""
         changes: dict[str, Any] = {name: value.absolute() for name, value in vars(self).items() if isinstance(value, Path)}
-        changes |= {name: tuple(path.absolute() for path in getattr(self, name)) for name in ("images", "logits")}
+        changes |= {name: tuple(path.absolute() for path in getattr(self, name)) for name in ("images", "logits", "strokes")}
         return replace(self, **changes)
 
     @property

@@ -12,7 +12,7 @@ from crfrefine.base.text import counted, listed, printable
 from crfrefine.base.threads import available_threads
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.dataset_description import Names, read_descriptions
-from crfrefine.cases.discovery import discover_cases, list_files, logits_named
+from crfrefine.cases.discovery import discover_cases, list_files, logits_named, with_strokes
 from crfrefine.cases.label_input import EXCHANGED
 from crfrefine.cases.manifest import read_manifest
 from crfrefine.cases.reading_options import ReadingOptions, declared_labels, find_regions
@@ -23,7 +23,18 @@ from crfrefine.io.paths import LOGITS_SUFFIXES, SCORES_SUFFIXES, add_volumes, de
 from crfrefine.runs.case_work import CaseSettings, Task
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.outputs import OutputFiles, check_summary_path, plan_names_file, plan_outputs
-from crfrefine.runs.records import ADVICE, OTHER_VALUES, CaseRecord, RecordedRuns, RunSummary, read_records, record_path, settings_of
+from crfrefine.runs.records import (
+    ADVICE,
+    OTHER_STROKES,
+    OTHER_VALUES,
+    CaseRecord,
+    RecordedRuns,
+    RunSummary,
+    read_records,
+    record_path,
+    settings_of,
+    times_of_strokes,
+)
 
 
 @dataclass(frozen=True)
@@ -53,7 +64,7 @@ class RunPlan:
 def find_inputs(options: InferenceOptions) -> RunInputs:
     """Find the cases of a run and what describes them. No voxels are read."""
     masks = options.masks if isinstance(options.masks, Path) else None
-    add_volumes(*options.inputs, masks)
+    add_volumes(*options.inputs, masks, *options.strokes)
     # A `dataset.json` describes the labels beside the manifest, or beside the network's output and beside the images.
     places = [options.manifest or options.nnunet or options.logits[0]]
     if options.manifest is not None:
@@ -71,6 +82,8 @@ def find_inputs(options: InferenceOptions) -> RunInputs:
             if _seem_exchanged(options.images, options.logits):
                 raise InputError(f"{error}\n  {EXCHANGED}") from None
             raise
+    if options.strokes:
+        cases = with_strokes(cases, options.strokes)
     add_volumes(*(path for files in cases for path in files.paths))
     notes = list(cases.notes)
     if not options.parameters.has_weight:  # As after a training that found no CRF better than the network.
@@ -189,7 +202,9 @@ def _take_up(
     by_reason: dict[str, list[str]] = {}
     for files, plan in zip(cases, outputs, strict=True):
         case = recorded.state_of(files.case_id, plan.label_map, plan.all(), settings, inputs)
-        if case.state == "done":
+        if case.state == "done" and case.record is not None and case.record.strokes != times_of_strokes(files):
+            by_reason.setdefault(OTHER_STROKES, []).append(files.case_id)
+        elif case.state == "done":
             done[files.case_id] = case.record or CaseRecord(files.case_id)
         if case.reason in ADVICE or case.reason.startswith(OTHER_VALUES):
             by_reason.setdefault(case.reason, []).append(files.case_id)

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Self
 import crfrefine
 from crfrefine.base.failures import Failure
 from crfrefine.base.text import MAX_OF_A_REASON, counted, listed, shorten, shorten_value
+from crfrefine.cases.case_files import CaseFiles
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.io.atomic import cannot_write
 from crfrefine.io.json import append_lines, open_lines, parse_line, without_nonfinite
@@ -40,6 +41,7 @@ OTHER_VALUES = "refined with other values of"
 NO_RECORD = "no record of its label map, as after a kill"
 CHANGED = "its label map was changed since it was recorded"
 OTHER_INPUTS = "refined from other inputs"
+OTHER_STROKES = "refined with other strokes"
 ADVICE = {
     NO_RECORD: "skipped, though other parameters may have made it",
     CHANGED: "skipped, and its record left out",
@@ -93,6 +95,7 @@ class CaseRecord(Record):
     voxels_filled: int | None = None  # of holes that they filled
     input_type: str | None = None  # "logits", "probabilities" or "labels"
     regions: dict[str, Any] | None = None  # of the sigmoid channels; None means that channels are labels
+    strokes: dict[str, str | None] = field(default_factory=dict)  # the time of the last change of each file of strokes, by its name
     device: str | None = None
     num_iterations: int | None = None
     converged: bool | None = None
@@ -370,6 +373,11 @@ def time_of_change(path: Path) -> str | None:
     except (OSError, ValueError):  # A record may hold a name that the system refuses.
         return None
     return datetime.fromtimestamp(changed / 1e9, UTC).isoformat(timespec="microseconds")
+
+
+def times_of_strokes(files: CaseFiles) -> dict[str, str | None]:
+    """Return the time of the last change of each file of a case's strokes, by its name."""
+    return {path.name: time_of_change(path) for path in files.strokes}
 
 
 def _differing(one: Any, other: Any, key: str = "") -> list[str]:

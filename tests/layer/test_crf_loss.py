@@ -201,3 +201,15 @@ BAD_SCRIBBLES = {
 def test_scribbles_that_do_not_fit_are_refused(scribbles, ignore_index, message):
     with pytest.raises(InputError, match=message):
         partial_cross_entropy(ZEROS, scribbles, ignore_index=ignore_index)
+
+
+def test_files_of_strokes_are_scribbles_of_another_convention():
+    logits = torch.randn(2, 3, 5, 4, 6, generator=torch.Generator().manual_seed(1))
+    scribbles = torch.randint(0, 4, (2, 5, 4, 6), generator=torch.Generator().manual_seed(2))  # 3: nothing is drawn
+    strokes = torch.where(scribbles == 3, 0, torch.where(scribbles == 0, 255, scribbles))
+    expected = partial_cross_entropy(logits, scribbles, ignore_index=3)
+    assert partial_cross_entropy(logits, strokes, ignore_index=0, background=255) == expected
+    with pytest.raises(InputError, match="hold the value 0; expected 1 to 2, 255 for background, or 9 without"):
+        partial_cross_entropy(logits, strokes, ignore_index=9, background=255)
+    with pytest.raises(InputError, match="both 0"):
+        partial_cross_entropy(logits, strokes, ignore_index=0)

@@ -1,0 +1,210 @@
+"""Strokes: fixed where they are drawn, followed by like voxels around them, the same in every representation of a network's output."""
+
+import numpy as np
+import pytest
+
+import crfrefine
+from crfrefine import CrfParameters, Plan, refine
+from crfrefine.errors import InputError
+from crfrefine.refinement.strokes import NUM_RADII
+
+SHAPE, SPACING = (22, 27, 34), (1.5, 1.0, 1.25)
+ALL_LABELS = {"mean_field.label_threshold": 0.0}
+
+
+@pytest.fixture(scope="module")
+def ball():
+    """Two bright balls in noise, of which the network sees one; returns (image, logits, the labels 0, 1 and 2)."""
+    rng = np.random.default_rng(5)
+    distance = [
+        np.sqrt(sum(((axis - at) * step) ** 2 for axis, at, step in zip(np.indices(SHAPE), center, SPACING, strict=True)))
+        for center in ((9, 8, 9), (12, 18, 25))
+    ]
+    truth = np.where(distance[0] < 5.0, 1, np.where(distance[1] < 6.0, 2, 0)).astype(np.uint8)
+    image = (100.0 * (truth > 0) + rng.normal(0.0, 3.0, SHAPE)).astype(np.float32)
+    logits = np.zeros((3, *SHAPE), np.float32)
+    logits[0], logits[1], logits[2] = 2.0, np.where(truth == 1, 4.0, -3.0), -1.5
+    logits[1:] += rng.normal(0.0, 0.2, (2, *SHAPE))
+    return image, logits, truth
+
+
+@pytest.fixture
+def strokes():
+    """A short line in the ball that the network misses, and a point of background."""
+    drawn = np.zeros(SHAPE, np.uint8)
+    drawn[12, 17:20, 24] = 2
+    drawn[2, 3, 30] = 255
+    return drawn
+
+
+def test_like_voxels_follow_a_stroke_and_others_do_not(ball, strokes):
+    image, logits, truth = ball
+    before, after = (refine(logits, image, spacing=SPACING, strokes=drawn) for drawn in (None, strokes))
+    missed = truth == 2
+    assert (before.label_map[missed] == 2).mean() == 0.0
+    assert (after.label_map[missed] == 2).mean() > 0.8
+    np.testing.assert_array_equal(after.label_map[~missed], before.label_map[~missed])
+    np.testing.assert_array_equal(after.network_label_map, before.network_label_map)
+    assert any("3 voxels of label 2" in note for note in after.notes)
+
+
+def test_a_stroke_ends_where_its_radius_ends(ball):
+    image, logits, _ = ball
+    drawn = np.zeros(SHAPE, np.uint8)
+    drawn[12, 18, 25] = 2
+    flat = np.zeros_like(image)
+    changes = {"intensity.normalization": "none", "strokes.reach": 4.0, "bilateral.weight": 0.0, **ALL_LABELS}
+    parameters = CrfParameters().replace(**changes)
+    edited, plain = (refine(logits, flat, spacing=SPACING, parameters=parameters, strokes=part).logits for part in (drawn, None))
+    squared = sum(((axis - at) * step) ** 2 for axis, at, step in zip(np.indices(SHAPE), (12, 18, 25), SPACING, strict=True))
+    inside = squared <= (NUM_RADII * 4.0) ** 2
+    rise = np.where(inside, 6.0 * np.exp(-squared / (2 * 4.0**2)), 0.0)
+    difference = (edited[2] - edited[0]) - (plain[2] - plain[0])
+    away = drawn == 0
+    np.testing.assert_allclose(difference[away], rise[away], atol=2e-5)
+    np.testing.assert_array_equal(edited[:2, away], plain[:2, away])
+
+
+@pytest.mark.parametrize("input_type", ["logits", "probabilities", "labels"])
+def test_labels_that_are_left_out_do_not_matter(ball, strokes, input_type):
+    image, logits, _ = ball
+    logits = 3.0 * logits
+    network = {
+        "logits": logits,
+        "probabilities": np.exp(logits) / np.exp(logits).sum(axis=0),
+        "labels": logits.argmax(axis=0).astype(np.uint8),
+    }[input_type]
+    results = []
+    for threshold in (1e-4, 0.0):
+        parameters = CrfParameters().replace(**{"mean_field.label_threshold": threshold, "mean_field.temperature": 3.0})
+        results.append(refine(network, image, spacing=SPACING, parameters=parameters, strokes=strokes, input_type=input_type))
+    assert (results[0].label_map != results[1].label_map).mean() < 1e-3
+    assert (results[0].label_map == 2).sum() > 100
+
+
+@pytest.mark.parametrize("num_labels", [4, 40])
+def test_a_stroke_brings_a_label_that_a_label_map_lacks(ball, strokes, num_labels):
+    image, _, truth = ball
+    labels = np.where(truth == 1, 1, 0).astype(np.uint8)
+    if num_labels == 40:  # Labels then take part only near where they occur.
+        labels[::7, ::9, 0] = np.arange(3, 3 + labels[::7, ::9, 0].size).reshape(labels[::7, ::9, 0].shape)
+    drawn = np.where(strokes == 2, num_labels + 5, strokes)
+    result = refine(labels, image, spacing=SPACING, input_type="labels", strokes=drawn)
+    assert (result.label_map[truth == 2] == num_labels + 5).mean() > 0.5
+    assert (result.label_map[truth != 2] == num_labels + 5).sum() == 0
+    without = refine(labels, image, spacing=SPACING, input_type="labels")
+    np.testing.assert_array_equal(result.label_map[truth == 1], without.label_map[truth == 1])
+
+
+def test_a_drawn_voxel_outlives_the_rules_for_small_objects(ball):
+    image, logits, _ = ball
+    drawn = np.zeros(SHAPE, np.uint8)
+    drawn[2, 24, 3] = 1
+    parameters = CrfParameters().replace(**{"postprocess.keep_largest": "each"})
+    result = refine(logits, image, spacing=SPACING, parameters=parameters, strokes=drawn)
+    assert result.label_map[2, 24, 3] == 1
+    assert result.label_map[2, 24, 4] == 0
+
+
+def test_a_right_stroke_changes_next_to_nothing(ball):
+    image, logits, truth = ball
+    drawn = np.zeros(SHAPE, np.uint8)
+    drawn[8:11, 8, 9] = 1
+    before, after = (refine(logits, image, spacing=SPACING, strokes=part).label_map for part in (None, drawn))
+    assert (before != after).sum() <= 1e-3 * (truth == 1).sum()
+
+
+def test_volumes_that_are_kept_follow_strokes(ball):
+    image, _, truth = ball
+    seen = np.where((truth == 2) & (np.indices(SHAPE)[2] > 25), 0, truth)
+    coarse = seen[::2, ::2, ::2].repeat(2, 0).repeat(2, 1).repeat(2, 2)[: SHAPE[0], : SHAPE[1], : SHAPE[2]]
+    drawn = np.zeros(SHAPE, np.uint8)
+    drawn[12, 16:21, 27:29] = 2
+    options = {"spacing": SPACING, "input_type": "labels", "network_spacing": (3.0, 2.0, 2.5)}
+    before, after = (refine(coarse, image, strokes=part, **options).label_map for part in (None, drawn))
+    assert (after == 2).sum() > (before == 2).sum() + 3 * (drawn == 2).sum()
+    assert ((after == 2) & (truth != 2)).sum() <= ((before == 2) & (truth != 2)).sum() + 5
+    assert abs(int((after == 1).sum()) - int((before == 1).sum())) <= 2
+
+
+def test_regions_take_a_label_as_inside_and_outside(ball, strokes):
+    image, logits, truth = ball
+    log_odds = np.stack([np.maximum(logits[1], logits[2]) - logits[0], logits[2] - logits[0]])
+    regions = {"whole": (1, 2), "core": 2}
+    drawn = strokes.copy()
+    drawn[9, 8, 9] = 2
+    result = refine(log_odds, image, spacing=SPACING, regions=regions, strokes=drawn)
+    assert (result.label_map[truth == 2] == 2).mean() > 0.8
+    assert result.label_map[9, 8, 9] == 2
+    outside = np.where(truth == 1, 255, 0) * (np.indices(SHAPE)[2] == 9)
+    erased = refine(log_odds, image, spacing=SPACING, regions=regions, strokes=outside).label_map
+    assert (erased[truth == 1] != 0).sum() < 0.2 * (truth == 1).sum()
+
+
+def test_a_mask_bounds_what_follows_and_not_what_is_drawn(ball, strokes):
+    image, logits, truth = ball
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[:, :, :25] = 1
+    result = refine(logits, image, spacing=SPACING, mask=mask, strokes=strokes)
+    assert (result.label_map[(truth == 2) & (mask == 1)] == 2).mean() > 0.7
+    assert (result.label_map[mask == 0] == 2).sum() == 0
+    strokes[12, 17:20, 27] = 2
+    assert (refine(logits, image, spacing=SPACING, mask=mask, strokes=strokes).label_map[mask == 0] == 2).sum() == 3
+
+
+def test_a_plan_gives_the_bits_of_refine_and_undo_is_deleting(ball, strokes):
+    image, logits, _ = ball
+    plan = Plan(image, spacing=SPACING)
+    first, drawn, again = (plan.run(logits, strokes=part) for part in (None, strokes, None))
+    assert first == again
+    assert drawn == refine(logits, image, spacing=SPACING, strokes=strokes)
+    turned = refine(np.asfortranarray(logits), np.asfortranarray(image), spacing=SPACING, strokes=np.asfortranarray(strokes))
+    assert (turned.label_map != drawn.label_map).mean() < 1e-3
+
+
+def test_grids_of_two_and_four_axes(ball, strokes):
+    image, logits, _ = ball
+    flat = refine(logits[:, 12], image[12], spacing=SPACING[1:], strokes=strokes[12])
+    assert (flat.label_map == 2).sum() > 10
+    deep = [np.stack([part, part], axis=-1) for part in (logits[:, 8:16], image[8:16], strokes[8:16])]
+    assert (refine(*deep[:2], spacing=(*SPACING, 2.0), strokes=deep[2]).label_map == 2).sum() > 100
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda drawn: drawn[1:], "expected that of the image"),
+        (lambda drawn: drawn + np.float32(0.5), "whole numbers"),
+        (lambda drawn: np.where(drawn, 7, 0), "has the values 7"),
+        (lambda drawn: np.where(drawn, -1, 0), "has the values -1"),
+        (lambda drawn: np.ones_like(drawn), "are drawn; expected a few strokes"),
+    ],
+    ids=["shape", "fractions", "label", "negative", "label map"],
+)
+def test_bad_strokes_are_refused(ball, strokes, change, message):
+    image, logits, _ = ball
+    with pytest.raises(InputError, match=message):
+        refine(logits, image, spacing=SPACING, strokes=change(strokes))
+
+
+def test_files_of_another_convention(ball, strokes):
+    image, logits, _ = ball
+    expected = refine(logits, image, spacing=SPACING, strokes=strokes)
+    scribbles = np.where(strokes == 0, 4, np.where(strokes == 255, 0, strokes))
+    assert refine(logits, image, spacing=SPACING, strokes=scribbles, strokes_ignore=4) == expected
+    nine = np.where(strokes == 255, 9, strokes)
+    assert refine(logits, image, spacing=SPACING, strokes=nine, strokes_background=9) == expected
+    with pytest.raises(InputError, match="both"):
+        refine(logits, image, spacing=SPACING, strokes=nine, strokes_background=0)
+    empty = refine(logits, image, spacing=SPACING, strokes=np.zeros_like(strokes))
+    assert empty == crfrefine.refine(logits, image, spacing=SPACING)
+
+
+def test_a_label_that_the_network_rules_out_is_said(ball, strokes):
+    image, logits, _ = ball
+    certain = logits.copy()
+    certain[2] -= 25.0
+    result = refine(certain, image, spacing=SPACING, strokes=strokes)
+    assert any("rules out label 2" in note for note in result.notes)
+    assert not any("rules out" in note for note in refine(logits, image, spacing=SPACING, strokes=strokes).notes)
+    assert (result.label_map == 2).sum() >= 3
