@@ -1,12 +1,17 @@
 """`--nnunet` on the command line: the same results as by hand, usage errors, and what is written where."""
 
 import json
+import pickle
 import shlex
+from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from cli_helpers import FAST, files_in, load_nifti, run_here
-from nnunet_helpers import write_predictions, write_tree
+from nnunet_helpers import Trap, write_predictions, write_tree
+from oracles import softmax
+from scipy.ndimage import zoom
 from training_helpers import shorten
 
 STRONG = (*FAST, "--set", "bilateral.weight=60", "--set", "bilateral.theta_beta=5", "--set", "bilateral.theta_alpha=6")
@@ -64,6 +69,30 @@ def test_for_label_maps_alone_the_command_that_refines_them_is_named(tmp_path):
     command = line.partition(": crfrefine ")[2].replace("IMAGES", str(tree.raw / "imagesTs")).replace("OUTPUT", str(tmp_path / "maps"))
     assert run_here(*shlex.split(command), *FAST).status == 0
     assert files_in(tmp_path / "maps") == ["case0.nii.gz", "case1.nii.gz", "case2.nii.gz"]
+
+
+def test_probabilities_of_totalsegmentator_get_their_place(tmp_path, monkeypatch):
+    """A CT toward LPS, turned to RAS and resampled between its first and last voxels; nnU-Net's export of that; the lines of the page."""
+    monkeypatch.chdir(tmp_path)
+    shape, affine = (60, 44, 38), np.array([[-0.8, 0, 0, 20.0], [0, -1.1, 0, 30.0], [0, 0, 1.4, -5.0], [0, 0, 0, 1]])
+    axes = np.meshgrid(*(np.arange(extent) for extent in shape), indexing="ij")
+    labels = np.zeros(shape, np.uint8)
+    for label, center, radii in ((1, (19, 15, 12), (9, 10, 7)), (2, (44, 30, 27), (7, 9, 8)), (3, (40, 12, 20), (8, 5, 9))):
+        labels[sum(((axis - c) / r) ** 2 for axis, c, r in zip(axes, center, radii, strict=True)) < 1] = label
+    nib.save(nib.Nifti1Image(labels * np.int16(100), affine), "ct.nii.gz")
+    canonical = nib.as_closest_canonical(nib.Nifti1Image(labels, affine))
+    seen = [zoom((canonical.get_fdata() == label) * 8.0, np.array(canonical.header.get_zooms()) / 3.0, order=3) for label in range(4)]
+    probabilities = softmax(np.array(seen)).astype(np.float32)
+    np.savez_compressed("fast.npz", probabilities=probabilities.transpose(0, 3, 2, 1))
+    Path("fast.pkl").write_bytes(pickle.dumps(Trap(tmp_path / "unpickled")))
+    page = (Path(__file__).parents[2] / "docs" / "for" / "totalsegmentator.md").read_text(encoding="utf-8")
+    exec(page.partition("```python\n")[2].partition("```")[0], {})
+    common = ("-i", "ct.nii.gz", "-p", "fast_probabilities.nii.gz", "--resample")
+    run_here("infer", *common, "-o", "plain.nii.gz", "--set", "bilateral.weight=0", status=0)
+    run_here("infer", *common, "-o", "sharp.nii.gz", "-c", "sharp", status=0)
+    wrong = [np.mean(np.asanyarray(nib.load(f"{name}.nii.gz").dataobj) != labels) for name in ("plain", "sharp")]
+    assert wrong[1] < wrong[0] < 0.0105, "with the edges of both grids in one place, 0.0128 are wrong"
+    assert not (tmp_path / "unpickled").exists()
 
 
 def test_what_excludes_or_needs_each_other_is_wrong_usage():

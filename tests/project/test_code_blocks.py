@@ -156,6 +156,7 @@ def write_world(root):
     save_channels(root / "logits.nii.gz", case.logits)
     save_channels(root / "probabilities.nii.gz", probabilities)
     np.savez(root / "CASE.npz", probabilities=probabilities.transpose(0, 3, 2, 1))
+    np.savez(root / "fast.npz", probabilities=probabilities[:, ::-2, ::-2, ::2].transpose(0, 3, 2, 1))  # AFFINE leads toward LPS
     for name, values in {"t2.mhd": case.image[0], "background.mha": case.logits[0], "prostate.mha": case.logits[1]}.items():
         SimpleITK.WriteImage(SimpleITK.GetImageFromArray(np.ascontiguousarray(values.T)), root / name)
     vectors = SimpleITK.GetImageFromArray(np.ascontiguousarray(case.logits.transpose(3, 2, 1, 0)), isVector=True)
