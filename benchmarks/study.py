@@ -32,7 +32,7 @@ from study_tables import ENVIRONMENT, EVALUATION, EVALUATION_LARGEST, LABEL_MAPS
 from crfrefine.arrays.components import clean
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import argmax_labels
-from crfrefine.arrays.padding import leave_out
+from crfrefine.arrays.probabilities import leave_out
 from crfrefine.cases.case import Case, CaseFiles, load_case
 from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.reading_options import DeclaredLabels, ReadingOptions

@@ -12,9 +12,8 @@ from crfrefine import io
 from crfrefine.arrays.region_scheme import given_regions
 from crfrefine.arrays.resampling import GridMap, Interpolation
 from crfrefine.base.geometry import reverse_grid
-from crfrefine.base.memory import memory_left, memory_limit
+from crfrefine.base.limits import available_threads, check_threads, memory_left, memory_limit
 from crfrefine.base.option import CUBIC, INTERPOLATIONS, LINEAR
-from crfrefine.base.threads import available_threads, check_threads
 from crfrefine.cases.case import read_as_stored
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import RunContext

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from crfrefine.base.array_types import Array, Bool, Labels
 from crfrefine.base.geometry import SPACING_RANGE, is_plausible
-from crfrefine.base.labels import MAX_LABEL
+from crfrefine.base.limits import MAX_LABEL
 from crfrefine.errors import InputError
 
 BOUNDS = f"from {SPACING_RANGE[0]:g} to {SPACING_RANGE[1]:g}; convert other units"

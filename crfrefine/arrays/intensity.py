@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from crfrefine.arrays.label_maps import Box
 from crfrefine.base.array_types import Array, Bool, Float32
 from crfrefine.base.geometry import StorageOrder
-from crfrefine.base.threads import available_threads, run_all
+from crfrefine.base.limits import available_threads, run_all
 from crfrefine.parameters.sections import IntensityParameters
 
 # Elements processed at a time, so that later passes over a block find it in the second-level cache.

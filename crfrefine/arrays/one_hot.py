@@ -12,7 +12,7 @@ import numpy as np
 
 from crfrefine.arrays.label_maps import count_labels
 from crfrefine.base.geometry import StorageOrder
-from crfrefine.base.labels import MAX_LABELS
+from crfrefine.base.limits import MAX_LABELS
 from crfrefine.base.text import listed
 from crfrefine.errors import InputError
 

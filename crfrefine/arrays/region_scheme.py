@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.arrays.padding import BLOCK_VOXELS
-from crfrefine.arrays.probabilities import BY_HAND, MIN_PROBABILITY, SUM_TOLERANCE, check_input_type, who_says
-from crfrefine.base.labels import MAX_LABEL
+from crfrefine.arrays.probabilities import BLOCK_VOXELS, BY_HAND, MIN_PROBABILITY, SUM_TOLERANCE, check_input_type, who_says
+from crfrefine.base.limits import MAX_LABEL
 from crfrefine.base.text import listed, shorten, shorten_value
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.parameters.sections import PostprocessParameters

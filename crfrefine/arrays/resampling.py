@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from crfrefine.arrays.padding import find_padding
-from crfrefine.base.threads import run_all
+from crfrefine.arrays.probabilities import find_padding
+from crfrefine.base.limits import run_all
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -14,14 +14,12 @@ import numpy as np
 from crfrefine import io
 from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.arrays.one_hot import one_hot_logits
-from crfrefine.arrays.padding import find_padding
-from crfrefine.arrays.probabilities import identify, take_logarithms
+from crfrefine.arrays.probabilities import find_padding, identify, take_logarithms
 from crfrefine.arrays.region_scheme import take_log_odds
 from crfrefine.base.geometry import reverse_grid
-from crfrefine.base.memory import PROCESS, RUN_BYTES, memory_limit, require_memory
+from crfrefine.base.limits import PROCESS, RUN_BYTES, available_threads, memory_limit, require_memory, run_all
 from crfrefine.base.option import CUBIC
 from crfrefine.base.text import TIMES, shorten
-from crfrefine.base.threads import available_threads, run_all
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.case_headers import CaseHeaders, read_case_headers
 from crfrefine.cases.dataset_description import DatasetDescription, read_dataset_description
@@ -30,9 +28,8 @@ from crfrefine.cases.label_input import KIND, LabelMap, coarse_shares, read_labe
 from crfrefine.cases.other_grid import HOW, WorkGrid
 from crfrefine.cases.reading_options import DEFAULT_READING, ReadingOptions
 from crfrefine.errors import InputError
-from crfrefine.io.decode import allocate_array
-from crfrefine.io.logits import LogitsHeader
-from crfrefine.io.reading import read_mask, read_pieces
+from crfrefine.io.reading import LogitsHeader, read_mask, read_pieces
+from crfrefine.io.streams import allocate_array
 from crfrefine.io.volume import MAX_BYTES, Volume, VolumeHeader
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from crfrefine.base.inputs import add_inputs
-from crfrefine.base.labels import MAX_LABEL
+from crfrefine.base.limits import MAX_LABEL
 from crfrefine.base.text import shorten, shorten_value
 from crfrefine.errors import InputError
 from crfrefine.io.json import read_json

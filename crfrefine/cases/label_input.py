@@ -22,13 +22,12 @@ from crfrefine.arrays.one_hot import (
     share_logits,
     share_sigma,
 )
-from crfrefine.arrays.padding import plane_blocks
+from crfrefine.arrays.probabilities import plane_blocks
 from crfrefine.base.text import counted, listed, shorten
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.errors import GridMismatchError, InputError
-from crfrefine.io.logits import LogitsHeader
 from crfrefine.io.paths import stem_of
-from crfrefine.io.reading import LABEL_TOLERANCE, read_mask, read_whole_numbers
+from crfrefine.io.reading import LABEL_TOLERANCE, LogitsHeader, read_mask, read_whole_numbers
 from crfrefine.io.volume import Segment
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ import numpy as np
 
 from crfrefine.arrays.resampling import GridMap, boxes_overlap, interpolation_jobs, map_grid, nearest, resample_logits, world_box
 from crfrefine.base.geometry import describe_grid
-from crfrefine.base.threads import run_all
+from crfrefine.base.limits import run_all
 from crfrefine.errors import GridMismatchError
-from crfrefine.io.decode import allocate_array
+from crfrefine.io.streams import allocate_array
 from crfrefine.io.volume import VolumeHeader
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import numpy as np
 from crfrefine import io
 from crfrefine.arrays.probabilities import SUM_TOLERANCE, look_at
 from crfrefine.arrays.region_scheme import RegionScheme, identify_regions
-from crfrefine.base.labels import MAX_LABEL
+from crfrefine.base.limits import MAX_LABEL
 from crfrefine.base.text import counted, listed, shorten
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.dataset_description import DatasetDescription

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
-from crfrefine.base.threads import available_threads
+from crfrefine.base.limits import available_threads
 from crfrefine.engines.base import (
     NO_CONTEXT,
     Backend,

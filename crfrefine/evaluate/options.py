@@ -118,7 +118,7 @@ class EvaluationOptions:
 
 def check_options(options: EvaluationOptions) -> None:
     """Raise ConfigError or InputError for invalid options, before anything is read."""
-    from crfrefine.base.labels import MAX_LABEL  # It imports numpy, which `--help` does without.
+    from crfrefine.base.limits import MAX_LABEL  # It imports numpy, which `--help` does without.
 
     names = [options.name, *(name for name, _ in options.baselines)]
     if not all(names):

@@ -11,8 +11,7 @@ import numpy as np
 
 from crfrefine import io
 from crfrefine.arrays.label_maps import argmax_labels
-from crfrefine.arrays.padding import BLOCK_VOXELS, check_share, find_padding
-from crfrefine.arrays.probabilities import SUM_TOLERANCE, identify, softmax, take_logarithms
+from crfrefine.arrays.probabilities import BLOCK_VOXELS, SUM_TOLERANCE, check_share, find_padding, identify, softmax, take_logarithms
 from crfrefine.arrays.region_scheme import sigmoid, take_log_odds
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.text import see

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from crfrefine.base.failures import Failure
 from crfrefine.base.inputs import keeping_inputs
+from crfrefine.base.limits import available_threads
 from crfrefine.base.text import printable
-from crfrefine.base.threads import available_threads
 from crfrefine.cases.dataset_description import read_descriptions
 from crfrefine.cases.reading_options import RegionReading, find_regions
 from crfrefine.errors import CrfRefineError

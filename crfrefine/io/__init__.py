@@ -12,11 +12,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.base.geometry import reverse_grid, same_shape
-from crfrefine.base.labels import MAX_LABEL
+from crfrefine.base.limits import MAX_LABEL
 from crfrefine.errors import CapacityError, GridMismatchError, InputError, UnsupportedFormatError
-from crfrefine.io.logits import LogitsFile, LogitsHeader, read_logits, read_logits_header
 from crfrefine.io.paths import LOGITS_SUFFIXES, VOLUME_SUFFIXES, WRITTEN_SUFFIXES, files_written, require_suffix, stem_of, suffix_of
-from crfrefine.io.reading import Piece, allocate, is_whole, placed_on, read_header, read_into, read_labels, read_pieces, read_volume
+from crfrefine.io.reading import (
+    LogitsFile,
+    LogitsHeader,
+    Piece,
+    allocate,
+    is_whole,
+    placed_on,
+    read_header,
+    read_into,
+    read_labels,
+    read_logits,
+    read_logits_header,
+    read_pieces,
+    read_volume,
+)
 from crfrefine.io.volume import MAX_BYTES, Segment, Volume, VolumeHeader, VoxelsToWrite
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from crfrefine.base.text import shorten
 from crfrefine.errors import CrfRefineError, UnsupportedFormatError
 from crfrefine.io import dicom_files
 from crfrefine.io.atomic import write_small_file
-from crfrefine.io.decode import as_bytes
+from crfrefine.io.streams import as_bytes
 from crfrefine.io.volume import Segment, Volume, VolumeHeader, segments_of
 
 if TYPE_CHECKING:

@@ -17,8 +17,7 @@ import numpy as np
 from crfrefine.base.geometry import describe_difference, same_grid
 from crfrefine.base.text import counted, listed, shorten
 from crfrefine.errors import GridMismatchError, InputError, UnsupportedFormatError
-from crfrefine.io.decode import as_bytes
-from crfrefine.io.streams import MAX_RATIO, cut_off
+from crfrefine.io.streams import MAX_RATIO, as_bytes, cut_off
 from crfrefine.io.volume import MAX_OF_A_NAME, Segment
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
-from crfrefine.base.memory import memory_left, memory_limit
+from crfrefine.base.limits import memory_left, memory_limit
 from crfrefine.base.text import shorten
 from crfrefine.errors import CapacityError, CrfRefineError, InputError, UnsupportedFormatError
 from crfrefine.io import nrrd
@@ -26,7 +26,7 @@ from crfrefine.io.streams import BLOCK_BYTES, cut_off, inflated, open_bytes, rea
 from crfrefine.io.volume import VolumeHeader
 
 if TYPE_CHECKING:
-    from crfrefine.io.decode import VoxelStream
+    from crfrefine.io.streams import VoxelStream
 
 FAMILY = "ITK"  # Name of these formats in the table of `crfrefine.io.paths`.
 MAX_SECONDS = 600.0  # The conversion is given up after this time.

@@ -15,8 +15,19 @@ import numpy as np
 from crfrefine.base.text import listed, see, shorten, shorten_value
 from crfrefine.errors import CrfRefineError, UnsupportedFormatError
 from crfrefine.io.atomic import atomic_files
-from crfrefine.io.decode import VoxelStream, allocate_array, as_bytes
-from crfrefine.io.streams import BLOCK_BYTES, MAX_RATIO, BlockReader, ByteReader, cannot_read, cut_off, open_bytes, skip
+from crfrefine.io.streams import (
+    BLOCK_BYTES,
+    MAX_RATIO,
+    BlockReader,
+    ByteReader,
+    VoxelStream,
+    allocate_array,
+    as_bytes,
+    cannot_read,
+    cut_off,
+    open_bytes,
+    skip,
+)
 from crfrefine.io.volume import VolumeHeader
 
 if TYPE_CHECKING:

@@ -20,8 +20,7 @@ import numpy as np
 from crfrefine.base.geometry import describe_difference, orientation_codes, require_usable, same_grid, same_shape, spacing_of
 from crfrefine.base.text import shorten
 from crfrefine.errors import GridMismatchError, InputError
-from crfrefine.io.decode import VoxelStream, as_bytes
-from crfrefine.io.streams import BLOCK_BYTES, MAX_RATIO, cut_off, open_bytes, skip
+from crfrefine.io.streams import BLOCK_BYTES, MAX_RATIO, VoxelStream, as_bytes, cut_off, open_bytes, skip
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from crfrefine.base import notices
-from crfrefine.base.threads import check_threads
+from crfrefine.base.limits import check_threads
 from crfrefine.engines.base import RunContext
 from crfrefine.engines.grid_image import GridImage
 from crfrefine.errors import InputError

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from crfrefine.arrays.arguments import given_array, given_spacing
-from crfrefine.arrays.padding import check_share, describe_padding
-from crfrefine.arrays.probabilities import SUM_TOLERANCE
+from crfrefine.arrays.probabilities import SUM_TOLERANCE, check_share, describe_padding
 from crfrefine.base import notices
 from crfrefine.base.array_types import Array
 from crfrefine.engines import get_backend

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from crfrefine.base.threads import check_threads
+from crfrefine.base.limits import check_threads
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.layer import autograd, inputs
 from crfrefine.layer.functional import Values, build_kernels

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from crfrefine.base.threads import check_threads
+from crfrefine.base.limits import check_threads
 from crfrefine.errors import ConfigError
 from crfrefine.layer import forms
 from crfrefine.parameters.model import CrfParameters, as_parameters

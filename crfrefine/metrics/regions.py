@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from crfrefine.base.labels import MAX_LABEL
+from crfrefine.base.limits import MAX_LABEL
 from crfrefine.base.text import shorten, shorten_value
 from crfrefine.errors import ConfigError
 

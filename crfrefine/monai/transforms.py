@@ -21,8 +21,8 @@ from crfrefine.arrays.arguments import given_spacing
 from crfrefine.arrays.probabilities import INPUT_TYPES, InputType
 from crfrefine.arrays.region_scheme import GivenRegions, given_regions
 from crfrefine.base.geometry import describe_difference, same_grid, spacing_of
+from crfrefine.base.limits import check_threads
 from crfrefine.base.text import MAX_OF_A_PATH, shorten, shorten_value
-from crfrefine.base.threads import check_threads
 from crfrefine.errors import ConfigError, CrfRefineError, GridMismatchError, InputError
 from crfrefine.parameters.model import CrfParameters, as_parameters
 from crfrefine.refinement.case import refine

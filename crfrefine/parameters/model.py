@@ -258,12 +258,12 @@ class CrfParameters:
             num_dims: axes of the grid.
 
         Raises:
-            CapacityError: more labels than `crfrefine.base.labels.MAX_LABELS`.
+            CapacityError: more labels than `crfrefine.base.limits.MAX_LABELS`.
             ConfigError: a list has the wrong length; the message names the key.
         """
         import numpy as np
 
-        from crfrefine.base.labels import require_few_labels
+        from crfrefine.base.limits import require_few_labels
 
         require_few_labels(num_labels, "the case")
         sizes = {"label": num_labels, "modality": num_modalities, "axis": num_dims}

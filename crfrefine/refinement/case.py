@@ -14,9 +14,8 @@ from crfrefine.arrays.arguments import check_no_label_map, given_array, given_la
 from crfrefine.arrays.images import ArrayOrImage, open_images
 from crfrefine.arrays.one_hot import channels_of, present_labels
 from crfrefine.arrays.region_scheme import GivenRegions, given_regions
-from crfrefine.base.labels import MAX_LABELS
+from crfrefine.base.limits import MAX_LABELS, check_threads
 from crfrefine.base.notices import known_spacing
-from crfrefine.base.threads import check_threads
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import RunContext
 from crfrefine.errors import ConfigError, InputError

@@ -15,12 +15,19 @@ from numpy.typing import ArrayLike, NDArray
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import bounding_box, count_labels, widen
 from crfrefine.arrays.one_hot import ABSENT_LOGIT, CONFIDENCE, channel_numbers, one_hot_logits, share_logits, share_sigma, take_part_nearby
-from crfrefine.arrays.padding import describe_padding, find_padding, leave_out
-from crfrefine.arrays.probabilities import MIN_PROBABILITY, SUM_TOLERANCE, identify_array, take_logarithms
+from crfrefine.arrays.probabilities import (
+    MIN_PROBABILITY,
+    SUM_TOLERANCE,
+    describe_padding,
+    find_padding,
+    identify_array,
+    leave_out,
+    take_logarithms,
+)
 from crfrefine.arrays.region_scheme import MAX_LOG_ODDS, identify_regions, take_log_odds
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.base.geometry import StorageOrder
-from crfrefine.base.memory import memory_limit, require_memory
+from crfrefine.base.limits import memory_limit, require_memory
 from crfrefine.engines.grid_image import GridImage
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.refinement.strokes import STRENGTH, STRENGTH_OF_LABELS, STRENGTH_OF_SHARES, Edits, StrokeModel

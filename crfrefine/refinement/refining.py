@@ -19,7 +19,7 @@ from crfrefine.arrays.label_maps import count_labels
 from crfrefine.arrays.one_hot import channel_numbers, renumber
 from crfrefine.arrays.probabilities import take_logarithms
 from crfrefine.arrays.region_scheme import resolve_regions
-from crfrefine.base.memory import RUN_BYTES, SMALL, format_size
+from crfrefine.base.limits import RUN_BYTES, SMALL, format_size
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import NO_CONTEXT
 from crfrefine.engines.grid_image import GridImage

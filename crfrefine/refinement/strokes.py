@@ -21,7 +21,7 @@ from crfrefine.arrays.label_maps import count_labels, widen
 from crfrefine.arrays.one_hot import ABSENT_LOGIT
 from crfrefine.errors import InputError
 from crfrefine.refinement.tiles.grid import MAX_DIMS, TILE, LabelSets, TileGrid
-from crfrefine.refinement.tiles.sources import ChannelSource
+from crfrefine.refinement.tiles.problem import ChannelSource
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -17,11 +17,9 @@ from crfrefine.arrays.one_hot import ABSENT_LOGIT, expand_channels
 from crfrefine.arrays.resampling import Interpolation
 from crfrefine.base.failures import failing_alone
 from crfrefine.base.geometry import reverse_grid
-from crfrefine.base.labels import MAX_LABELS
-from crfrefine.base.memory import memory_left, memory_limit
+from crfrefine.base.limits import MAX_LABELS, available_threads, memory_left, memory_limit, run_all
 from crfrefine.base.option import CUBIC
 from crfrefine.base.text import counted, listed, printable
-from crfrefine.base.threads import available_threads, run_all
 from crfrefine.cases import case as cases
 from crfrefine.cases.case import Case, CaseFiles
 from crfrefine.cases.dataset_description import Names
@@ -31,8 +29,8 @@ from crfrefine.engines import get_backend
 from crfrefine.engines.base import RunContext
 from crfrefine.io import read_pieces, write_label_map, write_pieces
 from crfrefine.io.atomic import check_replaceable, write_small_file
-from crfrefine.io.logits import LogitsHeader
 from crfrefine.io.paths import files_written, stem_of
+from crfrefine.io.reading import LogitsHeader
 from crfrefine.io.volume import Segment, named_segments
 from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
 from crfrefine.refinement.refining import NARROW, refine_network

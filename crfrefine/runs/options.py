@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
-from crfrefine.base.memory import parse_size
+from crfrefine.base.limits import parse_size
 from crfrefine.base.option import INTERPOLATIONS, MAX_PARTS, MAX_STROKE, MAX_THREADS, Option, parse_path, path_text
 from crfrefine.errors import InputError
 

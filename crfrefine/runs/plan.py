@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from crfrefine.base.memory import memory_limit
+from crfrefine.base.limits import available_threads, memory_limit
 from crfrefine.base.text import counted, listed, printable
-from crfrefine.base.threads import available_threads
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.dataset_description import Names, read_descriptions
 from crfrefine.cases.discovery import discover_cases, list_files, logits_named, with_strokes

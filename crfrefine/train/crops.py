@@ -17,8 +17,7 @@ from scipy.ndimage import distance_transform_edt
 
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import argmax_labels, bounding_box
-from crfrefine.arrays.padding import leave_out
-from crfrefine.arrays.probabilities import softmax
+from crfrefine.arrays.probabilities import leave_out, softmax
 from crfrefine.arrays.region_scheme import RegionScheme, sigmoid
 from crfrefine.cases.case import Case
 from crfrefine.cases.label_input import KIND

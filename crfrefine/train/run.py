@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from crfrefine.base.inputs import add_inputs, check_no_input, keeping_inputs
+from crfrefine.base.limits import available_threads
 from crfrefine.base.plain import to_plain
 from crfrefine.base.text import MAX_OF_A_LINE, listed
-from crfrefine.base.threads import available_threads
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.io.atomic import check_replaceable
 from crfrefine.statistics.comparison import summary_dicts

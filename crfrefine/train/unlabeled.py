@@ -22,8 +22,8 @@ from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import bounding_box
 from crfrefine.base.failures import Causes, expected_error
 from crfrefine.base.inputs import check_no_input, keeping_inputs
+from crfrefine.base.limits import available_threads
 from crfrefine.base.text import counted
-from crfrefine.base.threads import available_threads
 from crfrefine.cases.case import Case, CaseFiles, read_case, read_case_headers
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.io.paths import add_volumes

@@ -12,7 +12,7 @@ from scipy.interpolate import CubicHermiteSpline
 from scipy.ndimage import gaussian_filter, zoom
 
 from crfrefine.arrays.resampling import interpolation_jobs, map_grid, nearest, resample_logits
-from crfrefine.base.threads import run_all
+from crfrefine.base.limits import run_all
 
 SHEARED = np.array([[1.0, 0.3, 0.0], [0.0, 1.0, -0.2], [0.0, 0.0, 1.0]])  # such as only NIfTI and NRRD can hold, and SimpleITK cannot
 PERMUTED = np.array([[0.0, -1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])

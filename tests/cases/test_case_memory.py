@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 from io_helpers import affine_of, numbers, save_nifti
 
-from crfrefine.base.memory import PROCESS
+from crfrefine.base.limits import PROCESS
 from crfrefine.cases import case as cases
 from crfrefine.cases.case import CaseFiles, ReadingOptions, load_case
 from crfrefine.errors import CapacityError
-from crfrefine.io import logits as io_logits
 from crfrefine.io import reading
 
 SHAPE = (5, 6, 7)
@@ -61,7 +60,7 @@ def test_a_case_is_read_if_it_just_fits_and_refused_one_byte_earlier(kind, tmp_p
     def no_array(*_):
         raise AssertionError("an array was allocated")
 
-    for module in (reading, io_logits, cases):
+    for module in (reading, cases):
         monkeypatch.setattr(module, "allocate_array", no_array)
     with pytest.raises(CapacityError) as caught:
         load_case(files, ReadingOptions(max_memory=needed - 1, **how), with_labels=with_labels)
@@ -76,6 +75,6 @@ def test_a_reference_that_is_not_read_does_not_count_and_without_an_option_the_s
     files, _, needed = make_case(tmp_path, "reference")
     needed -= 4 * math.prod(SHAPE)
     load_case(files, ReadingOptions(max_memory=needed))
-    monkeypatch.setattr("crfrefine.base.memory.group_numbers", lambda name: [[needed - 1]])
+    monkeypatch.setattr("crfrefine.base.limits.group_numbers", lambda name: [[needed - 1]])
     with pytest.raises(CapacityError, match=r"of the control group \(cgroup\)"):
         load_case(files)

@@ -9,7 +9,7 @@ import pytest
 from cli_helpers import AFFINE, GRID_SHAPE, NUM_LABELS, load_nifti, run_here, run_process, save_nifti, write_folders
 
 import crfrefine
-from crfrefine.base.threads import available_threads
+from crfrefine.base.limits import available_threads
 from crfrefine.engines import get_backend
 
 

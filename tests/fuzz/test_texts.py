@@ -11,7 +11,7 @@ import pytest
 from fuzz_mutations import mutated, mutated_text, wrong_somewhere
 from fuzzing import MAX_CHARACTERS, Target
 
-from crfrefine.base import memory
+from crfrefine.base import limits
 from crfrefine.base.text import for_terminal
 from crfrefine.cases import nnunet
 from crfrefine.cases.dataset_description import read_dataset_description, read_descriptions
@@ -126,7 +126,7 @@ _OPTIONS = (b"core=1+3+4", b"whole=1", b"8GiB", b"512 MB", b"1.5G", b"bilateral.
 
 def _read_option(path, rng):
     text = path.read_bytes().decode("utf-8", "surrogateescape")
-    for read in (parse_region, memory.parse_size):
+    for read in (parse_region, limits.parse_size):
         try:
             read(text)
         except CrfRefineError as error:

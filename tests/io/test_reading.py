@@ -10,9 +10,9 @@ import pytest
 from io_helpers import affine_of, numbers, peak_memory, save_itk, save_nifti
 
 from crfrefine import io
-from crfrefine.base.memory import SMALL, MemoryLimit
+from crfrefine.base.limits import SMALL, MemoryLimit
 from crfrefine.errors import CapacityError, InputError, UnsupportedFormatError
-from crfrefine.io import decode
+from crfrefine.io import streams
 from crfrefine.io.reading import allocate, read_into, read_mask, read_pieces, read_whole_numbers
 from crfrefine.io.volume import Volume
 
@@ -44,11 +44,11 @@ def test_an_npz_of_zeros_is_read(tmp_path):
 
 
 def test_an_array_that_cannot_fit_is_refused_by_name_and_size(monkeypatch, tmp_path):
-    monkeypatch.setattr(decode, "memory_limit", lambda: MemoryLimit(SMALL, "the batch system (X)"))
-    decode.allocate_array((SMALL // 4,), tmp_path / "fits.nii.gz")
+    monkeypatch.setattr(streams, "memory_limit", lambda: MemoryLimit(SMALL, "the batch system (X)"))
+    streams.allocate_array((SMALL // 4,), tmp_path / "fits.nii.gz")
     expected = "large.nii.gz: its voxels, read as float32, take 16.0 MiB of memory, more than the 16.0 MiB of the batch system (X)"
     with pytest.raises(CapacityError, match=re.escape(expected)):
-        decode.allocate_array((SMALL // 4 + 256,), tmp_path / "large.nii.gz")
+        streams.allocate_array((SMALL // 4 + 256,), tmp_path / "large.nii.gz")
 
 
 PACKED = {"a.nii": False, "a.nii.gz": True, "a.mhd": True, "a.mha": False, "a.nrrd": True, "a.nhdr": False}

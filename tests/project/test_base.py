@@ -6,10 +6,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crfrefine.base import threads
-from crfrefine.base.memory import MemoryLimit, format_size, memory_left, memory_limit, parse_size, require_memory
+from crfrefine.base import limits
+from crfrefine.base.limits import (
+    MemoryLimit,
+    available_threads,
+    format_size,
+    memory_left,
+    memory_limit,
+    parse_size,
+    require_memory,
+    thread_limit,
+)
 from crfrefine.base.text import MAX_CHARACTERS, for_terminal, listed, printable, shorten, shorten_value
-from crfrefine.base.threads import available_threads, thread_limit
 from crfrefine.errors import CapacityError, InputError
 
 GIB = 1 << 30
@@ -36,8 +44,8 @@ def groups(tmp_path, monkeypatch):
     (tmp_path / "cgroup").write_text("0::/pod/job\n", encoding="ascii")
     job = tmp_path / "sys/pod/job"
     job.mkdir(parents=True)
-    monkeypatch.setattr(threads, "ROOT", tmp_path / "sys")
-    monkeypatch.setattr(threads, "OWN_GROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(limits, "ROOT", tmp_path / "sys")
+    monkeypatch.setattr(limits, "OWN_GROUP", tmp_path / "cgroup")
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=16 * GIB, available=12 * GIB))
     monkeypatch.setattr("psutil.Process.memory_info", lambda self: SimpleNamespace(rss=GIB, shared=0))
     return job
@@ -68,7 +76,7 @@ def test_what_does_not_fit_is_refused_with_sizes_and_a_way_out():
 
 def test_affinity_and_quota_limit_the_threads(monkeypatch):
     """A machine with 16 cores, of which this process may use 12; a part of a core is one."""
-    monkeypatch.setattr(threads.os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(limits.os, "cpu_count", lambda: 16)
     for cores, quota, number, source in (
         (16, None, 16, "the cores of this machine"),
         (12, None, 12, "affinity"),
@@ -77,8 +85,8 @@ def test_affinity_and_quota_limit_the_threads(monkeypatch):
         (12, 0.1, 1, "quota"),
         (12, 40.0, 12, "affinity"),
     ):
-        monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)), raising=False)
-        monkeypatch.setattr(threads, "_quota", lambda quota=quota: quota)
+        monkeypatch.setattr(limits.os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)), raising=False)
+        monkeypatch.setattr(limits, "_quota", lambda quota=quota: quota)
         assert thread_limit()[0] == available_threads() == number
         assert source in thread_limit()[1]
 

@@ -5,7 +5,7 @@ import pytest
 
 import crfrefine
 from crfrefine.arrays.one_hot import ABSENT_LOGIT
-from crfrefine.base.memory import MemoryLimit
+from crfrefine.base.limits import MemoryLimit
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import RunContext
 from crfrefine.errors import CapacityError

@@ -8,7 +8,7 @@ import pytest
 from cli_helpers import save_nifti
 
 import crfrefine
-from crfrefine.base.labels import MAX_LABELS
+from crfrefine.base.limits import MAX_LABELS
 from crfrefine.errors import CapacityError, InputError
 
 SHAPE = (5, 33, 26)  # More voxels than labels.

@@ -11,14 +11,12 @@ import numpy as np
 
 from crfrefine.arrays.intensity import fit_intensity
 from crfrefine.arrays.label_maps import bounding_box
-from crfrefine.arrays.padding import describe_padding, leave_out
-from crfrefine.arrays.probabilities import take_logarithms
+from crfrefine.arrays.probabilities import describe_padding, leave_out, take_logarithms
 from crfrefine.base.geometry import StorageOrder
-from crfrefine.base.threads import available_threads, run_all
+from crfrefine.base.limits import available_threads, run_all
 from crfrefine.refinement.tiles.grid import TILE, LabelSets, TileGrid
 from crfrefine.refinement.tiles.planning import MAX_SHARED_VOXELS, TilePlan
-from crfrefine.refinement.tiles.problem import TileProblem
-from crfrefine.refinement.tiles.sources import ChannelSource
+from crfrefine.refinement.tiles.problem import ChannelSource, TileProblem
 from crfrefine.refinement.tiles.streaming import FIRST_LOOK, StoredChannels, StreamedNetwork, survey_stream
 from crfrefine.refinement.tiles.survey import Thresholds, find_thresholds
 

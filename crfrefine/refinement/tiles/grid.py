@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.arrays.label_maps import Box
-from crfrefine.base.threads import available_threads
+from crfrefine.base.limits import available_threads
 from crfrefine.engines.compiled import load_engine
 
 if TYPE_CHECKING:

@@ -11,12 +11,11 @@ import numpy as np
 from crfrefine.arrays.intensity import fit_intensity
 from crfrefine.arrays.label_maps import widen
 from crfrefine.arrays.one_hot import ABSENT_LOGIT, CONFIDENCE, share_reach
-from crfrefine.arrays.padding import describe_padding, leave_out
+from crfrefine.arrays.probabilities import describe_padding, leave_out
 from crfrefine.engines.cpu import CpuBackend
 from crfrefine.parameters.specs import REACH
 from crfrefine.refinement.tiles.grid import MAX_DIMS, TILE, LabelSets, TileGrid, num_rings
-from crfrefine.refinement.tiles.problem import TileProblem
-from crfrefine.refinement.tiles.sources import DenseChannels, LabelMapChannels, ShareChannels, find_tiles_near_labels
+from crfrefine.refinement.tiles.problem import DenseChannels, LabelMapChannels, ShareChannels, TileProblem, find_tiles_near_labels
 from crfrefine.refinement.tiles.streaming import FIRST_LOOK, survey_stream
 from crfrefine.refinement.tiles.survey import Survey, Thresholds, find_thresholds
 

@@ -15,7 +15,7 @@ from crfrefine.engines.cpu import CpuKernels, model_argument
 from crfrefine.engines.grid_image import default_origin
 from crfrefine.refinement.tiles.grid import TILE, num_rings
 from crfrefine.refinement.tiles.planning import GROUP
-from crfrefine.refinement.tiles.sources import DenseChannels
+from crfrefine.refinement.tiles.problem import DenseChannels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

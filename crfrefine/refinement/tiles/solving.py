@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from crfrefine.base.memory import format_size
+from crfrefine.base.limits import format_size
 from crfrefine.engines.base import MeanFieldReport, of_part
 from crfrefine.errors import CapacityError
 from crfrefine.refinement.tiles.grid import TILE, LabelSets

@@ -16,10 +16,10 @@ import numpy as np
 from crfrefine.arrays.label_maps import widen
 from crfrefine.arrays.probabilities import SUM_TOLERANCE, Look, decide
 from crfrefine.base.geometry import StorageOrder
-from crfrefine.base.memory import format_size
+from crfrefine.base.limits import format_size
 from crfrefine.errors import CapacityError
 from crfrefine.refinement.tiles.grid import TILE, TileGrid, num_rings
-from crfrefine.refinement.tiles.sources import ChannelSource
+from crfrefine.refinement.tiles.problem import ChannelSource
 from crfrefine.refinement.tiles.survey import Survey
 
 if TYPE_CHECKING:

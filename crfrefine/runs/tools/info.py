@@ -18,9 +18,8 @@ from crfrefine import io
 from crfrefine.arrays.probabilities import TOLD_SUM_TOLERANCE, look_at
 from crfrefine.base.failures import Causes, Failure, describe_failure, failing_alone
 from crfrefine.base.geometry import describe_grid
-from crfrefine.base.memory import format_size
+from crfrefine.base.limits import format_size, thread_limit
 from crfrefine.base.text import TIMES, counted, listed
-from crfrefine.base.threads import thread_limit
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.case_headers import read_case_headers
 from crfrefine.cases.dataset_description import read_descriptions
