@@ -166,8 +166,8 @@ class CpuKernels:
             logits = np.ascontiguousarray(logits, dtype=np.float32)
         started, out = time.perf_counter(), np.empty(logits.shape, np.float32)
         with _engine_errors(self._engine, logits.shape):
-            model = model_argument(spec.rounded(np.float32), volume_part(logits, self._mask, spec))
-            outcome = self.built.run(logits, model, spec.num_iterations, spec.tolerance, is_last and not self.is_kept, progress, out)
+            part = volume_part(logits, self._mask, spec)
+            outcome = self.built.run(logits, spec, part, is_last and not self.is_kept, progress, out)
         report = MeanFieldReport(outcome["num_iterations"], outcome["converged"], tuple(outcome["energy"]), self.filters)
         timings = {"build": self._build_seconds, "steps": time.perf_counter() - started}
         return MeanFieldResult(out, report, timings, outcome["marginals"])
@@ -181,7 +181,7 @@ class CpuKernels:
                 out, record = np.empty_like(logits), np.empty((num_recorded, spec.num_channels, self.num_voxels), np.float32)
             except MemoryError as error:
                 raise self._engine.EngineMemoryError from error
-            biases = self.built.forward(logits, model_argument(spec, part), out, record)
+            biases = self.built.forward(logits, spec, part, out, record)
         return Tape(out, record, spec, volume_biases=np.array(biases) if biases else None, volume_part=part)
 
     def backward(
@@ -190,10 +190,9 @@ class CpuKernels:
         """Return the gradients of a loss; see `Kernels.backward`."""
         logits, gradient = np.ascontiguousarray(logits, np.float32), np.ascontiguousarray(gradient, np.float32)
         by_logits, by_image = np.empty_like(logits), np.zeros(self.image_shape, np.float32) if wants_image else None
-        model = model_argument(tape.spec, tape.volume_part)
         biases = [] if tape.volume_biases is None else tape.volume_biases.tolist()
         with _engine_errors(self._engine, logits.shape):
-            sums = self.built.backward(logits, tape.record, biases, gradient, model, wants_theta, by_logits, by_image)
+            sums = self.built.backward(logits, tape.record, biases, gradient, tape.spec, tape.volume_part, wants_theta, by_logits, by_image)
         num_modalities, num_axes = self.image_shape[0], len(self.image_shape) - 1
         num_bilateral, num_labels = len(self.spec.bilateral), tape.spec.num_labels
         bilateral = np.zeros((num_bilateral, num_modalities + num_axes))
@@ -218,16 +217,6 @@ def _kernel_arguments(spec: KernelSetSpec, spacing: Sequence[float]) -> tuple[An
     bilateral = [(list(kernel.theta_position), list(kernel.theta_intensity or ())) for kernel in spec.bilateral]
     gamma = [] if spec.spatial is None else list(spec.spatial.theta_position)
     return list(spec.distances(spacing)), bilateral, gamma, spec.normalization, spec.filter
-
-
-def model_argument(spec: MeanFieldSpec, part: Bool | None = None) -> tuple[Any, ...]:
-    """Return the settings of a run that the C++ engine takes, forward and backward."""
-    model = (spec.weights.tolist(), [] if spec.is_potts else _floats(spec.compatibility), spec.is_potts, spec.temperature)
-    return *model, [] if spec.bias is None else _floats(spec.bias), (spec.volume_slack, part)
-
-
-def _floats(values: Any) -> list[float]:
-    return np.asarray(values, dtype=np.float64).ravel().tolist()
 
 
 def _equal(first: Array | None, second: Array | None) -> bool:

@@ -22,7 +22,7 @@ from crfrefine.errors import InputError
 from crfrefine.layer import inputs
 from crfrefine.layer.autograd import MeanField, outside_graphs, to_array
 from crfrefine.parameters.sections import MeanFieldParameters, VolumeParameters
-from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, ModelSpec
+from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, ModelSpec, own_fields
 from crfrefine.refinement.tiles.survey import find_thresholds
 
 if TYPE_CHECKING:
@@ -49,13 +49,10 @@ def mean_field(
     volume: Tensor | float | None = None,
     spacing: inputs.Spacing | None = None,
     mask: inputs.Mask | None = None,
-    num_iterations: int = 5,
-    normalization: str = "symmetric",
-    filter: str = "auto",  # noqa: A002 - the parameter's name in the configuration
-    positions: str = "mm",
     threads: int | None = None,
     label_threshold: float = 0.0,
     kernels: Sequence[Kernels] | None = None,
+    **settings: Any,
 ) -> Tensor:
     """Refine logits with the dense CRF, differentiable in logits, image and every parameter that is a tensor.
 
@@ -72,13 +69,11 @@ def mean_field(
         volume: weight (0 to 1) of the volume term; None means no volume term.
         spacing: mm; one number, one per axis, or (B, axes).
         mask: nonzero where the model applies.
-        num_iterations: number of steps; all are taken.
-        normalization: "symmetric" or "after".
-        filter: "auto", "exact", "truncated", "lattice" or "grid" (one or two modalities; on the CPU float32).
-        positions: "mm", or "voxels": bandwidths count voxels, the spacing is not used.
         threads: CPU threads.
         label_threshold: below which a label takes no part around a tile.
         kernels: one for each batch item, from `build_kernels`; image, bandwidths, spacing and mask are then ignored.
+        settings: other keys of `[mean_field]` with their defaults (docs/reference/parameters.md): `num_iterations`, `normalization`,
+            `filter` and `positions`. All steps are taken; `tolerance` and `output_temperature` have no effect.
 
     Raises:
         ConfigError: a setting is not one of its allowed words, or is out of range; for other errors see `CrfRnn.forward`.
@@ -87,9 +82,7 @@ def mean_field(
     """
     inputs.check_pair(logits, image)
     check_threads(threads)
-    MeanFieldParameters(  # checks the settings
-        num_iterations=num_iterations, normalization=normalization, filter=filter, positions=positions, label_threshold=label_threshold
-    )
+    checked = vars(MeanFieldParameters(label_threshold=label_threshold, **settings))
     num_labels, dtype = logits.shape[1], inputs.compute_dtype(logits)
     out_dtype = dtype if torch.is_autocast_enabled(logits.device.type) else logits.dtype
     terms, bandwidths = _bandwidths([kernel[1:] for kernel in bilateral], None if spatial is None else spatial[1], image)
@@ -109,19 +102,14 @@ def mean_field(
         kept = torch.as_tensor(volume, dtype=torch.float64, device=_HOST).reshape(())
         volume_weight = VolumeParameters(weight=float(kept.detach())).weight  # checked
         volume_weight = max(volume_weight, _MIN_LEARNED) if kept.requires_grad else volume_weight
-    run = MeanFieldSpec(
-        _double(weight),
-        _double(matrix),
-        num_iterations,
-        temperature=float(divisor[0].detach()),
-        bias=_double(shift) if shift.detach().any() else None,
-        volume_weight=volume_weight,
-    )
+    values = {"temperature": float(divisor[0].detach()), "bias": _double(shift) if shift.detach().any() else None, "tolerance": 0.0}
+    own = own_fields(MeanFieldSpec, checked | values)
+    run = MeanFieldSpec(_double(weight), _double(matrix), volume_weight=volume_weight, **own)
     parameters = (weight, *bandwidths, matrix, divisor[0], shift, kept)
     masks = inputs.masks_by_item(mask, len(logits), logits.shape[2:])
     labels: list[Tensor | None] = [None] * len(logits)
     if kernels is None:
-        wanted = KernelSetSpec(terms, normalization, filter, num_labels, num_iterations, positions)
+        wanted = KernelSetSpec(terms, num_labels=num_labels, **own_fields(KernelSetSpec, checked))
         if label_threshold > 0.0 and run.volume_weight == 0.0:
             thresholds = find_thresholds(label_threshold, ModelSpec(wanted, run))
             if thresholds is not None:
@@ -192,13 +180,10 @@ def build_kernels(
     theta_gamma: Values | None = None,
     spacing: inputs.Spacing | None = None,
     mask: inputs.Mask | None = None,
-    normalization: str = "symmetric",
-    filter: str = "auto",  # noqa: A002 - the parameter's name in the configuration
-    positions: str = "mm",
     num_labels: int,
-    num_iterations: int = 5,
     threads: int | None = None,
     copy: bool = True,
+    **settings: Any,
 ) -> list[Kernels]:
     """Build everything that depends only on images and bandwidths, for many calls of `mean_field` while these stay the same.
 
@@ -213,8 +198,8 @@ def build_kernels(
     """
     inputs.check_image(image)
     check_threads(threads)
-    MeanFieldParameters(num_iterations=num_iterations, normalization=normalization, filter=filter, positions=positions)  # checks them
-    wanted = KernelSetSpec(_bandwidths(bilateral, theta_gamma, image)[0], normalization, filter, num_labels, num_iterations, positions)
+    own = own_fields(KernelSetSpec, vars(MeanFieldParameters(**settings)))
+    wanted = KernelSetSpec(_bandwidths(bilateral, theta_gamma, image)[0], num_labels=num_labels, **own)
     masks = inputs.masks_by_item(mask, len(image), image.shape[2:])
     return _build(image, [wanted] * len(image), spacing, masks, threads, copy=copy)
 

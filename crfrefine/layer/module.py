@@ -128,14 +128,11 @@ class CrfRnn(CrfValues):
             bilateral=list(zip(self.bilateral_weight, self.theta_alpha, self.theta_beta, strict=True)),
             spatial=None if spatial_weight is None or gamma is None else (spatial_weight, gamma),
             compatibility=self.compatibility,
-            temperature=self.temperature,
-            bias=self.bias,
             volume=self.volume_weight,
             spacing=1.0 if kernels is not None else self._known_spacing(spacing),
             mask=mask,
-            label_threshold=self.label_threshold,
             kernels=kernels,
-            **self._settings(threads),
+            **self.settings(threads) | {"temperature": self.temperature, "bias": self.bias},
         )
 
     def build_kernels(
@@ -175,14 +172,13 @@ class CrfRnn(CrfValues):
                 spacing=self._known_spacing(spacing),
                 mask=mask,
                 num_labels=num_labels or self.num_labels,
-                **self._settings(threads),
+                **self.settings(threads),
             )
 
-    def _settings(self, threads: int | None) -> dict[str, Any]:
-        """Return the settings that building kernels and running on them share."""
-        settings = self._start.mean_field
-        own = {name: getattr(settings, name) for name in ("normalization", "filter", "positions")}
-        return {**own, "num_iterations": self.num_iterations, "threads": self.threads if threads is None else threads}
+    def settings(self, threads: int | None) -> dict[str, Any]:
+        """Return the keys of `[mean_field]`, and the number of threads: for building kernels, and for running on them."""
+        own = {"num_iterations": self.num_iterations, "label_threshold": self.label_threshold}
+        return vars(self._start.mean_field) | own | {"threads": self.threads if threads is None else threads}
 
     def _known_spacing(self, spacing: inputs.Spacing | None) -> inputs.Spacing:
         """Return the spacing, or 1 mm with a warning, once per layer."""

@@ -34,7 +34,7 @@ from crfrefine.parameters.sections import (
     VolumeParameters,
     section_of,
 )
-from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, ModelSpec
+from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, ModelSpec, own_fields
 
 SCHEMA = 1
 TRAINED_ON = "trained_on"
@@ -279,16 +279,10 @@ class CrfParameters:
         compatibility = 1 - np.eye(num_labels, dtype=np.float32) if matrix is None else np.asarray(matrix, np.float32)
         bias = np.array(values["mean_field"]["bias"], np.float32)
         settings = values["mean_field"] | {"bias": bias if bias.any() else None}
-
-        # Keys of [mean_field] go to the fields of the same name.
-        of_kernels, of_run = (
-            {entry.name: settings[entry.name] for entry in dataclasses.fields(spec) if entry.name in settings}
-            for spec in (KernelSetSpec, MeanFieldSpec)
-        )
         weights = np.array([weights for weights, _ in weighted], np.float32).reshape(len(weighted), num_labels)
         return ModelSpec(
-            KernelSetSpec(tuple(kernel for _, kernel in weighted), num_labels=num_labels, **of_kernels),
-            MeanFieldSpec(weights, compatibility, volume_weight=self.volume.weight, **of_run),
+            KernelSetSpec(tuple(kernel for _, kernel in weighted), num_labels=num_labels, **own_fields(KernelSetSpec, settings)),
+            MeanFieldSpec(weights, compatibility, volume_weight=self.volume.weight, **own_fields(MeanFieldSpec, settings)),
         )
 
 

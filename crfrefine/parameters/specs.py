@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -149,9 +149,20 @@ class MeanFieldSpec:
         if self.volume_weight > 0.0:
             raise ConfigError("volume.weight: volumes are not kept where labels are left out; set it or mean_field.label_threshold to 0")
 
+    def require_known(self, known: Collection[str], device: str) -> None:
+        """Raise ConfigError if a field that the engine of a device does not know has another value than its default."""
+        for entry in dataclasses.fields(self):
+            if entry.name not in known and getattr(self, entry.name) != entry.default:
+                raise ConfigError(f"{entry.name}: --device {device} has {entry.default} only; use --device cpu")
+
     def rounded(self, dtype: Any) -> MeanFieldSpec:
         """Return the spec with weights in the precision of a run, which determine `num_channels`."""
         return dataclasses.replace(self, weights=self.weights.astype(dtype))
+
+
+def own_fields(spec: type[KernelSetSpec] | type[MeanFieldSpec], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that go to the fields of the same name: those of `[mean_field]` are for the kernels, for the run, or both."""
+    return {entry.name: settings[entry.name] for entry in dataclasses.fields(spec) if entry.name in settings}
 
 
 @dataclass(frozen=True, eq=False)

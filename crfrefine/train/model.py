@@ -247,12 +247,10 @@ def _refine_regions(layer: CrfRnn, log_odds: Tensor, image: Tensor, threads: int
                 for weight, alpha, beta in zip(layer.bilateral_weight, layer.theta_alpha, layer.theta_beta, strict=True)
             ],
             spatial=None if spatial_weight is None or gamma is None else (weight_of(region, spatial_weight), gamma),
-            temperature=layer.temperature,
-            bias=torch.stack([torch.zeros_like(biases[region]), biases[region]]),
             volume=layer.volume_weight,
-            num_iterations=layer.num_iterations,
-            threads=threads,
             kernels=kernels,
+            **layer.settings(threads)
+            | {"temperature": layer.temperature, "bias": torch.stack([torch.zeros_like(biases[region]), biases[region]])},
         )[0]
         refined.append(inside - outside)
     return torch.stack(refined)

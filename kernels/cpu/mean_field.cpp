@@ -182,13 +182,9 @@ class MeanField {
                 all = ones;
             }
             for (int l = 0; l < num_labels; ++l) {
-                vfloat pairwise{};
-                if (options_.is_potts) {
-                    pairwise = all - load(s + l * kBlockRow + i);
-                } else {
-                    for (int k = 0; k < num_labels; ++k)
-                        pairwise += load(s + k * kBlockRow + i) * options_.compatibility[k * num_labels + l];
-                }
+                const auto message = [&](int k) { return load(s + k * kBlockRow + i); };
+                const auto penalty = [&](int k) { return options_.compatibility[k * num_labels + l]; };
+                const vfloat pairwise = pairwise_term(options_, num_labels, l, all, message, penalty);
                 const vfloat a = load(x + l * kBlockRow + i);
                 quadratic += select(valid, pairwise * load(q + l * kBlockRow + i), vfloat{});
                 // A label with a logit of minus infinity is excluded from the energy.

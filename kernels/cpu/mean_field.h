@@ -2,21 +2,38 @@
 #pragma once
 
 #include "cpu/filter.h"
+#include "cpu/simd.h"
 #include "cpu/voxel_rows.h"
 
 namespace crf {
 
+// The model of a run, and how it is made.
 struct MeanFieldOptions {
     int num_labels = 0;                      // L
     std::vector<std::vector<float>> weight;  // (kernel, label)
+    bool is_potts = true;
     std::vector<float>
         compatibility;  // (label, label), penalty, zero diagonal; row: the neighbor's label, column: the voxel's own; Potts: empty
-    bool is_potts = true;
     int num_iterations = 5;
     double tolerance = 0;
     float temperature = 1;
     std::vector<float> bias;                                        // (label), added to the logits inside the mask; empty: none
     double volume_slack = std::numeric_limits<double>::infinity();  // inverse strength of the volume term; infinity: there is none
+
+    // Calls read(name, field) for the fields of the model; the names are those of `MeanFieldSpec` in crfrefine/parameters/specs.py.
+    template <class Read>
+    void read_model(Read&& read) {
+        read("num_labels", num_labels);
+        read("weights", weight);
+        read("is_potts", is_potts);
+        if (!is_potts) read("compatibility", compatibility);
+        read("num_iterations", num_iterations);
+        read("tolerance", tolerance);
+        read("temperature", temperature);
+        read("bias", bias);
+        read("volume_slack", volume_slack);
+    }
+
     std::vector<float> volume_part;   // (voxel), 1 where the volume term applies and 0 elsewhere; empty: everywhere
     bool is_last_run = false;         // free kernels and workspace before the last step's logits are written: they need not fit together
     bool gives_marginals = false;     // keep those after the last step for the caller
@@ -29,6 +46,17 @@ struct MeanFieldOptions {
     bool keeps_volumes() const { return volume_slack < std::numeric_limits<double>::infinity(); }
     int num_channels() const { return last_is_implied() ? num_labels - 1 : num_labels; }
 };
+
+// The pairwise term of a label, sum_k penalty(k) message(k), where penalty(k) = compatibility[k][label]; all: the sum of the messages.
+// Backward, from gradients with respect to the pairwise terms to those with respect to the messages, the penalties are transposed.
+template <class Message, class Penalty>
+vfloat pairwise_term(const MeanFieldOptions& options, int num_labels, int label, const vfloat& all, const Message& message,
+                     const Penalty& penalty) {
+    if (options.is_potts) return all - message(label);
+    vfloat sum{};
+    for (int k = 0; k < num_labels; ++k) sum += message(k) * penalty(k);
+    return sum;
+}
 
 struct MeanFieldOutcome {
     int num_iterations = 0;

@@ -142,17 +142,12 @@ class Backward {
     // z_k = sum_l compatibility[k][l] y_l
     void compatibility_times(const float* y, float* z) const {
         for (int64_t i = 0; i < kVoxelBlock; i += kLanes) {
-            if (options_.is_potts) {
-                vfloat all{};
-                for (int l = 0; l < num_labels_; ++l) all += load(y + l * kBlockRow + i);
-                for (int k = 0; k < num_labels_; ++k) store(z + k * kBlockRow + i, all - load(y + k * kBlockRow + i));
-            } else {
-                for (int k = 0; k < num_labels_; ++k) {
-                    vfloat total{};
-                    for (int l = 0; l < num_labels_; ++l)
-                        total += load(y + l * kBlockRow + i) * options_.compatibility[k * num_labels_ + l];
-                    store(z + k * kBlockRow + i, total);
-                }
+            const auto gradient = [&](int l) { return load(y + l * kBlockRow + i); };
+            vfloat all{};
+            for (int l = 0; l < num_labels_; ++l) all += gradient(l);
+            for (int k = 0; k < num_labels_; ++k) {
+                const auto penalty = [&](int l) { return options_.compatibility[k * num_labels_ + l]; };
+                store(z + k * kBlockRow + i, pairwise_term(options_, num_labels_, k, all, gradient, penalty));
             }
         }
     }

@@ -138,24 +138,16 @@ KernelSpecs make_specs(const FloatArray& image, const std::optional<MaskArray>& 
     return specs;
 }
 
-MeanFieldOptions make_options(const Model& model, size_t num_kernels, size_t num_labels, int num_iterations, double tolerance) {
-    const auto& [weights, compatibility, is_potts, temperature, bias, volume] = model;
-    require(
-        weights.size() == num_kernels && std::all_of(weights.begin(), weights.end(), [&](const auto& w) { return w.size() == num_labels; }),
-        "expected one list of weights per kernel, with one weight per label");
-    require(compatibility.size() == (is_potts ? 0 : num_labels * num_labels), "expected one penalty per pair of labels, for Potts none");
-    require(bias.empty() || bias.size() == num_labels, "expected one bias per label");
-    require(num_iterations >= 0, "expected 0 iterations or more");
-    MeanFieldOptions options;
-    options.num_labels = static_cast<int>(num_labels);
-    options.weight = weights;
-    options.compatibility = compatibility;
-    options.is_potts = is_potts;
-    options.num_iterations = num_iterations;
-    options.tolerance = tolerance;
-    options.temperature = static_cast<float>(temperature);
-    options.bias = bias;
-    return options;
+void require_model(const MeanFieldOptions& model, size_t num_kernels) {
+    require_labels(model.num_labels);
+    const size_t num_labels = static_cast<size_t>(model.num_labels);
+    require(model.weight.size() == num_kernels &&
+                std::all_of(model.weight.begin(), model.weight.end(), [&](const auto& w) { return w.size() == num_labels; }),
+            "expected one list of weights per kernel, with one weight per label");
+    require(model.is_potts || model.compatibility.size() == num_labels * num_labels, "expected one penalty per pair of labels");
+    require(model.bias.empty() || model.bias.size() == num_labels, "expected one bias per label");
+    require(model.num_iterations >= 0, "expected 0 iterations or more");
+    require(model.volume_slack >= 0, "expected a slack of 0 or more");
 }
 
 nb::dict as_dict(const MeanFieldOutcome& outcome) {

@@ -22,10 +22,6 @@ using FloatArray = Contiguous<const float>;
 using FloatOut = Contiguous<float>;
 using MaskArray = Contiguous<const bool>;
 
-// The slack, infinity without a volume term; (voxel) where the term applies, None: everywhere.
-using Volume = std::tuple<double, std::optional<MaskArray>>;
-// (kernel, label) weights, compatibility, is_potts, temperature, bias, volume.
-using Model = std::tuple<std::vector<std::vector<float>>, std::vector<float>, bool, double, std::vector<float>, Volume>;
 // Position and intensity of a feature origin.
 using Origin = std::pair<std::vector<int64_t>, std::vector<double>>;
 
@@ -77,8 +73,8 @@ KernelSpecs make_specs(const FloatArray& image, const std::optional<MaskArray>& 
                        const Bandwidths& bilateral, const std::vector<double>& theta_gamma, const std::string& normalization,
                        const std::string& filter, int num_channels, int num_iterations, const std::optional<Origin>& origin = std::nullopt);
 
-// Without the volume term.
-MeanFieldOptions make_options(const Model& model, size_t num_kernels, size_t num_labels, int num_iterations, double tolerance);
+// Raises an error unless the values of a model fit its number of labels, and the number of kernels.
+void require_model(const MeanFieldOptions& model, size_t num_kernels);
 
 nanobind::dict as_dict(const MeanFieldOutcome& outcome);
 
@@ -108,4 +104,41 @@ std::pair<KernelSet*, std::vector<int64_t>> kernels_in(const nanobind::handle& k
 void define_kernels(nanobind::module_& m);
 void define_tiles(nanobind::module_& m);
 
+// Read a field of a model from a value of Python; false if it is of another type. None is an empty list.
+template <class T>
+bool read_field(const nanobind::handle& value, T& field) {
+    return nanobind::try_cast(value, field);
+}
+
+inline bool read_field(const nanobind::handle& value, std::vector<float>& field) {
+    FloatArray array;
+    if (value.is_none()) return true;
+    if (!nanobind::try_cast(value, array)) return false;
+    field.assign(array.data(), array.data() + array.size());
+    return true;
+}
+
+inline bool read_field(const nanobind::handle& value, std::vector<std::vector<float>>& field) {
+    FloatArray array;
+    if (!nanobind::try_cast(value, array) || array.ndim() != 2) return false;
+    const size_t size = array.shape(1);
+    for (size_t row = 0; row < array.shape(0); ++row) field.emplace_back(array.data() + row * size, array.data() + (row + 1) * size);
+    return true;
+}
+
 }  // namespace crf
+
+// A model in Python is any object with the fields that `read_model` asks for, by name.
+template <>
+struct nanobind::detail::type_caster<crf::MeanFieldOptions> {
+    NB_TYPE_CASTER(crf::MeanFieldOptions, const_name("MeanFieldSpec"))
+
+    bool from_python(handle model, uint32_t, cleanup_list*) noexcept {
+        bool fits = true;
+        value.read_model([&](const char* name, auto& field) {
+            const object own = getattr(model, name, object());
+            fits = fits && own.is_valid() && crf::read_field(own, field);
+        });
+        return fits;
+    }
+};

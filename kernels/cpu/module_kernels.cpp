@@ -46,10 +46,10 @@ class Kernels {
 
     // Runs until the stopping rule is met. The last run gives the image up before the first step, and the kernels before the last step's
     // logits are written. Without a mask it also returns the marginals after the last possible step, (label, *grid): they are there anyway.
-    // out: (label, *grid) or (label, *box of the mask).
-    nb::dict run(const PartOfArray& logits, const Model& model, int num_iterations, double tolerance, bool is_last_run,
+    // part: (voxel) where the volume term applies; None: everywhere. out: (label, *grid) or (label, *box of the mask).
+    nb::dict run(const PartOfArray& logits, const MeanFieldOptions& model, const std::optional<MaskArray>& part, bool is_last_run,
                  const nb::object& progress, const FloatOut& out) {
-        MeanFieldOptions options = options_of(model, num_iterations, tolerance);
+        MeanFieldOptions options = options_of(model, part);
         options.is_last_run = is_last_run;
         const bool reads_box = is_on_box(logits), writes_box = is_on_box(out);
         require(writes_box || !reads_box, "expected room for the whole grid only where there are logits on it");
@@ -83,8 +83,9 @@ class Kernels {
 
     // record: (step, channel, voxel), filled in; one channel fewer than labels where each kernel has one weight for all labels, one entry
     // more than steps with a volume term. Returns the biases of each step with a volume term.
-    std::vector<std::vector<double>> forward(const FloatArray& logits, const Model& model, const FloatOut& out, const FloatOut& record) {
-        const MeanFieldOptions options = options_of_record(model, record);
+    std::vector<std::vector<double>> forward(const FloatArray& logits, const MeanFieldOptions& model, const std::optional<MaskArray>& part,
+                                             const FloatOut& out, const FloatOut& record) {
+        const MeanFieldOptions options = options_of_record(model, part, record);
         for (const auto& shape : {shape_of(logits), shape_of(out)}) require_whole(shape, num_labels_);
         Call call(*this);
         const GridView<const float> from = dense_view(logits.data(), grid_shape_);
@@ -94,9 +95,9 @@ class Kernels {
     }
 
     nb::dict backward(const FloatArray& logits, const FloatArray& record, const std::vector<std::vector<double>>& volume_bias,
-                      const FloatArray& gradient, const Model& model, bool wants_theta, const FloatOut& grad_logits,
-                      const std::optional<FloatOut>& grad_image) {
-        const MeanFieldOptions options = options_of_record(model, record);
+                      const FloatArray& gradient, const MeanFieldOptions& model, const std::optional<MaskArray>& part, bool wants_theta,
+                      const FloatOut& grad_logits, const std::optional<FloatOut>& grad_image) {
+        const MeanFieldOptions options = options_of_record(model, part, record);
         require(!options.keeps_volumes() ||
                     (static_cast<int>(volume_bias.size()) == options.num_iterations &&
                      std::all_of(volume_bias.begin(), volume_bias.end(), [&](const auto& b) { return b.size() == size_t(num_labels_); })),
@@ -168,12 +169,11 @@ class Kernels {
         return view;
     }
 
-    MeanFieldOptions options_of(const Model& model, int num_iterations, double tolerance) const {
+    MeanFieldOptions options_of(const MeanFieldOptions& model, const std::optional<MaskArray>& part) const {
         require(!is_spent_, "these kernels have had their last run; build them anew");
-        MeanFieldOptions options = make_options(model, set_->kernels.size(), num_labels_, num_iterations, tolerance);
-        const auto& [slack, part] = std::get<Volume>(model);
-        require(slack >= 0, "expected a slack of 0 or more");
-        options.volume_slack = slack;
+        require_model(model, set_->kernels.size());
+        require(model.num_labels == num_labels_, "expected the labels that the kernels were built for");
+        MeanFieldOptions options = model;
         if (part) {
             require_size(*part, num_voxels(), "expected one value per voxel of the mask for the part of the volumes");
             options.volume_part.assign(part->data(), part->data() + part->size());
@@ -181,14 +181,14 @@ class Kernels {
         return options;
     }
 
-    // With a volume term, the marginals after the last step are recorded, too.
+    // All steps are taken. With a volume term, the marginals after the last step are recorded, too.
     template <class Record>
-    MeanFieldOptions options_of_record(const Model& model, const Record& record) const {
-        require(record.ndim() == 3, "expected a record (steps, channels, voxels)");
-        const bool has_volumes = std::get<0>(std::get<Volume>(model)) < std::numeric_limits<double>::infinity();
-        const MeanFieldOptions options = options_of(model, static_cast<int>(record.shape(0)) - has_volumes, 0);
-        require(static_cast<int64_t>(record.shape(1)) == options.num_channels() && static_cast<int64_t>(record.shape(2)) == num_voxels(),
-                "expected a record (steps, channels, voxels) of forward() with these weights");
+    MeanFieldOptions options_of_record(const MeanFieldOptions& model, const std::optional<MaskArray>& part, const Record& record) const {
+        MeanFieldOptions options = options_of(model, part);
+        options.tolerance = 0;
+        require(shape_of(record) ==
+                    std::vector<int64_t>{int64_t{options.num_iterations} + options.keeps_volumes(), options.num_channels(), num_voxels()},
+                "expected a record (steps, channels, voxels) of forward() with this model");
         return options;
     }
 
@@ -230,10 +230,9 @@ void define_kernels(nb::module_& m) {
              "num_iterations"_a, "user_axis"_a, "origin"_a.none(), "threads"_a, "progress"_a.none())
         .def("num_voxels", &K::num_voxels)
         .def("descriptions", &K::descriptions)
-        .def("run", &K::run, "logits"_a, "model"_a, "num_iterations"_a, "tolerance"_a, "is_last_run"_a, "progress"_a.none(),
-             "out"_a.noconvert())
-        .def("forward", &K::forward, "logits"_a, "model"_a, "out"_a.noconvert(), "record"_a.noconvert())
-        .def("backward", &K::backward, "logits"_a, "record"_a, "volume_bias"_a, "gradient"_a, "model"_a, "wants_theta"_a,
+        .def("run", &K::run, "logits"_a, "model"_a, "part"_a.none(), "is_last_run"_a, "progress"_a.none(), "out"_a.noconvert())
+        .def("forward", &K::forward, "logits"_a, "model"_a, "part"_a.none(), "out"_a.noconvert(), "record"_a.noconvert())
+        .def("backward", &K::backward, "logits"_a, "record"_a, "volume_bias"_a, "gradient"_a, "model"_a, "part"_a.none(), "wants_theta"_a,
              "grad_logits"_a.noconvert(), "grad_image"_a.noconvert().none());
 }
 

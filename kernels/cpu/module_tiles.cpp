@@ -232,16 +232,15 @@ class LabelSets {
     // theta_beta, or empty. exceeds: (entry) set to 1 where a label was above `threshold`, after any step, within `reach` of a tile where
     // it takes no part although `may_matter` (label, tile) says that it might; None: no such check.
     nb::dict run(const nb::object& kernels, int num_channels, const Labels& of_entry, const Labels& of_settled, const FloatArray& image,
-                 const Bandwidths& bilateral, const std::vector<double>& spatial, const std::string& normalization, const Model& model,
-                 int num_iterations, double tolerance, const Contiguous<const LaneMask>& open, int64_t num_voxels,
-                 const nb::object& progress, const FloatArray& logits, const FloatOut& out, const std::optional<MaskArray>& may_matter,
-                 const Extents& reach, double threshold, const Contiguous<uint8_t>& exceeds, double unsent, bool has_room) const {
+                 const Bandwidths& bilateral, const std::vector<double>& spatial, const std::string& normalization,
+                 const MeanFieldOptions& model, const Contiguous<const LaneMask>& open, int64_t num_voxels, const nb::object& progress,
+                 const FloatArray& logits, const FloatOut& out, const std::optional<MaskArray>& may_matter, const Extents& reach,
+                 double threshold, const Contiguous<uint8_t>& exceeds, double unsent, bool has_room) const {
         const Tiling& tiling = set_.tiling;
         KernelSet* const built = kernels.is_none() ? nullptr : kernels_in(kernels).first;
-        const auto& weights = std::get<0>(model);
-        require(!weights.empty() && weights.front().size() > static_cast<size_t>(largest_), "expected a kernel, with one weight per label");
-        MeanFieldOptions options = make_options(model, built ? built->kernels.size() : bilateral.size() + !spatial.empty(),
-                                                weights.front().size(), num_iterations, tolerance);
+        require(!model.weight.empty() && model.num_labels > largest_, "expected a kernel, with one weight per label");
+        require_model(model, built ? built->kernels.size() : bilateral.size() + !spatial.empty());
+        MeanFieldOptions options = model;
         require(image.ndim() > 0, "expected an image (modality, *grid)");
         require_size(image, static_cast<int64_t>(image.shape(0)) * tiling.num_voxels(), "expected an image (modality, *grid)");
         require_bandwidths(bilateral, spatial, 3, image.shape(0));
@@ -342,9 +341,8 @@ void define_tiles(nb::module_& m) {
                       const Labels&, int>(),
              "shape"_a, "tile"_a, "mask"_a.none(), "active"_a, "first_entry"_a, "label"_a, "settled"_a, "threads"_a)
         .def("run", &LabelSets::run, "kernels"_a.none(), "num_channels"_a, "of_entry"_a, "of_settled"_a, "image"_a, "bilateral"_a,
-             "spatial"_a, "normalization"_a, "model"_a, "num_iterations"_a, "tolerance"_a, "open"_a, "num_voxels"_a, "progress"_a.none(),
-             "logits"_a, "out"_a.noconvert(), "may_matter"_a.none(), "reach"_a, "threshold"_a, "exceeds"_a.noconvert(), "unsent"_a,
-             "has_room"_a)
+             "spatial"_a, "normalization"_a, "model"_a, "open"_a, "num_voxels"_a, "progress"_a.none(), "logits"_a, "out"_a.noconvert(),
+             "may_matter"_a.none(), "reach"_a, "threshold"_a, "exceeds"_a.noconvert(), "unsent"_a, "has_room"_a)
         .def("open_voxels", &LabelSets::open_voxels, "logits"_a, "temperature"_a, "settled"_a, "whole_rows"_a, "open"_a.noconvert());
     nb::class_<Tiles> tiles(m, "Tiles");
     tiles.def(nb::init<const Extents&, const Extents&, int>(), "shape"_a, "tile"_a, "threads"_a);

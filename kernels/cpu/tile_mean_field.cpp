@@ -183,19 +183,15 @@ class TileMeanField {
     void find_pairwise(int64_t tile, int64_t row, const float* messages, float* pairwise) const {
         const int labels = num_labels(tile);
         const int32_t* const label = set_.label + set_.first_entry[tile];
-        const float* const message = entries(messages, tile) + row * kLanes;
+        const float* const from = entries(messages, tile) + row * kLanes;
+        const auto message = [&](int l) { return load(from + l * voxels_); };
         vfloat all{};
-        for (int l = 0; l < labels; ++l) all += load(message + l * voxels_);
+        for (int l = 0; l < labels; ++l) all += message(l);
         for (int l = 0; l < labels; ++l) {
-            vfloat sum{};
-            if (options_.is_potts) {
-                sum = all - load(message + l * voxels_);
-            } else {
-                for (int k = 0; k < labels; ++k)
-                    sum += load(message + k * voxels_) *
-                           options_.compatibility[static_cast<int64_t>(label[k]) * options_.num_labels + label[l]];
-            }
-            store(pairwise + l * kLanes, sum);
+            const auto penalty = [&](int k) {
+                return options_.compatibility[static_cast<int64_t>(label[k]) * options_.num_labels + label[l]];
+            };
+            store(pairwise + l * kLanes, pairwise_term(options_, labels, l, all, message, penalty));
         }
     }
 

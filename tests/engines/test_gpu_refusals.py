@@ -4,15 +4,19 @@ import contextlib
 import ctypes
 import importlib.util
 import sys
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 import crfrefine.engines
 from crfrefine.engines import get_backend
 from crfrefine.engines.cuda import cupy_device
 from crfrefine.engines.cuda.current_gpu import LossWatch
+from crfrefine.engines.cuda.mean_field import MeanFieldRun
 from crfrefine.errors import BackendUnavailableError, CapacityError, ConfigError, DeviceLostError
+from crfrefine.parameters.specs import MeanFieldSpec
 
 
 class CudaError(RuntimeError):
@@ -161,3 +165,16 @@ def test_a_gpu_that_does_not_answer_is_lost_for_good():
         raise CudaError(700, "error 700")
     with pytest.raises(DeviceLostError, match=r"stopped working earlier in this process \(error 700\).*--device cpu"), lost.watching():
         raise AssertionError("nothing may run")
+
+
+def test_an_option_of_the_mean_field_that_the_engine_does_not_know_is_refused():
+    """Unless it has its default: nothing is left out without an error."""
+
+    @dataclass(frozen=True, eq=False)
+    class Longer(MeanFieldSpec):
+        new: float = 1.0
+
+    spec = Longer(np.ones((1, 2)), 1.0 - np.eye(2), 5, new=0.5)
+    with pytest.raises(ConfigError, match=r"new: --device cuda has 1\.0 only; use --device cpu"):
+        MeanFieldRun(None, [], spec, None, None)
+    replace(spec, new=1.0).require_known(["weights", "compatibility", "num_iterations"], "cuda")

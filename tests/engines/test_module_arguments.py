@@ -9,7 +9,7 @@ from crfrefine.engines import get_backend
 from crfrefine.engines.compiled import load_engine
 from crfrefine.engines.grid_image import GridImage
 from crfrefine.errors import CapacityError
-from crfrefine.parameters.specs import KernelSetSpec, KernelSpec
+from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec
 from crfrefine.refinement.tiles.grid import TILE
 
 SHAPE = (8, 9, 10)
@@ -32,9 +32,9 @@ def built(engine, num_labels=2, user_axis=()):
     return engine.Kernels(num_labels=num_labels, user_axis=list(user_axis), **image, **settings)
 
 
-def run(engine, shape=SHAPE, weights=(1.0, 1.0), compatibility=(0.0, 1.0, 1.0, 0.0)):
-    model = [list(weights)], list(compatibility), False, 1.0, [], (math.inf, None)
-    settings = {"num_iterations": 2, "tolerance": 0.0, "is_last_run": True, "progress": None, "out": values(2, *SHAPE)}
+def run(engine, shape=SHAPE, weights=(1.0, 1.0), compatibility=((0.0, 1.0), (1.0, 0.0))):
+    model = MeanFieldSpec(np.array([weights]), np.array(compatibility), num_iterations=2)
+    settings = {"part": None, "is_last_run": True, "progress": None, "out": values(2, *SHAPE)}
     return built(engine).run(logits=values(2, *shape), model=model, **settings)
 
 
@@ -55,7 +55,7 @@ WRONG = {
     "axes twice": ("each axis of the user once", lambda e: built(e, user_axis=[0, 1, 1])),
     "logits, another grid": ("or on the box of its mask", lambda e: run(e, shape=(8, 9, 9))),
     "weights, too few": ("one weight per label", lambda e: run(e, weights=[1.0])),
-    "compatibility, too few": ("one penalty per pair", lambda e: run(e, compatibility=[0.0])),
+    "compatibility, too few": ("one penalty per pair", lambda e: run(e, compatibility=[[0.0], [1.0]])),
     "Tiles, more than can be counted": ("a grid with voxels", lambda e: e.Tiles((2**40, 2**40, 2**40), TILE, 1)),
     "sets, a tile of no grid": ("tiles of the grid", lambda e: label_sets(e, active=2)),
     "sets, mask of 8 voxels": ("one value per voxel of the grid", lambda e: label_sets(e, mask=np.ones((2, 2, 2), np.bool_))),

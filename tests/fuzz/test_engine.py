@@ -9,7 +9,7 @@ import copy
 import math
 import os
 import pickle
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cache
 from unittest import mock
 
@@ -26,6 +26,7 @@ from crfrefine.engines import compiled, get_backend
 from crfrefine.engines.base import RunContext
 from crfrefine.engines.grid_image import GridImage
 from crfrefine.errors import CapacityError, InputError
+from crfrefine.parameters.specs import MeanFieldSpec
 from crfrefine.refinement.tiles.grid import TILE, TileGrid
 
 NUM_EXAMPLES = int(os.environ.get("CRFREFINE_TEST_EXAMPLES", "0"))
@@ -163,6 +164,11 @@ def _damage(rng, arguments):
             value[-1:] = rng.choice(([], [value[-1], copy.deepcopy(value[-1])]))
     elif isinstance(value, dict) and rng.random() < 0.8:
         _damage(rng, value["made"][-1][1])
+    elif isinstance(value, MeanFieldSpec) and rng.random() < 0.9:
+        name = rng.choice([field.name for field in fields(MeanFieldSpec)])
+        own = [getattr(value, name)]
+        _damage(rng, own)
+        arguments[place] = replace(value, **{name: own[0]})
     elif isinstance(value, np.ndarray) and rng.random() < 0.9:
         arguments[place] = _damaged_array(rng, value)
     else:

@@ -17,6 +17,16 @@ from crfrefine.engines.cuda.voxels import Voxels
 if TYPE_CHECKING:
     from crfrefine.parameters.specs import MeanFieldSpec
 
+_FIELDS = (
+    "weights",
+    "compatibility",
+    "num_iterations",
+    "temperature",
+    "tolerance",
+    "bias",
+    "volume_weight",
+)  # of a spec; others are refused
+
 # The same as in kernels/cuda/mean_field.cu.
 _NUM_SUMS = 5
 _NUM_STEPS, _CONVERGED, _NUM_STATES = 2, 3, 4
@@ -44,6 +54,7 @@ class MeanFieldRun:
         `part` is where the volume term applies, (voxel); None means everywhere, or no term. If it `records`, data of the backward
         pass are saved.
         """
+        spec.require_known(_FIELDS, "cuda")
         self._voxels, self._spec, self._logits = voxels, spec, logits
         device, xp = voxels.device, voxels.device.xp
         num_labels, num_channels, num_voxels = len(logits), spec.num_channels, voxels.num_voxels

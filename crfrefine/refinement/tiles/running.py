@@ -11,7 +11,7 @@ import numpy as np
 
 from crfrefine.arrays.label_maps import widen
 from crfrefine.engines.base import MeanFieldReport
-from crfrefine.engines.cpu import CpuKernels, model_argument
+from crfrefine.engines.cpu import CpuKernels
 from crfrefine.engines.grid_image import default_origin
 from crfrefine.refinement.tiles.grid import TILE, num_rings
 from crfrefine.refinement.tiles.planning import GROUP
@@ -98,9 +98,7 @@ def run_tiles(problem: TileProblem, sets: LabelSets, backend: Backend, context: 
         [(_sigma(kernel, steps), list(kernel.theta_intensity or ())) for kernel in spec.bilateral],
         [] if spec.spatial is None else _sigma(spec.spatial, steps),
         spec.normalization,
-        model_argument(run),
-        run.num_iterations,
-        run.tolerance,
+        run,
         is_open,
         problem.image.num_voxels,
         context.progress,
