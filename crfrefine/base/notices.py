@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable
 from typing import TypeVar
 
 _S = TypeVar("_S")
@@ -25,21 +24,18 @@ def warn(text: str) -> None:
     warnings.warn(text, stacklevel=level + 1)
 
 
-def known_spacing(
-    spacing: _S | None, *, matters: bool = True, told: set[str] | None = None, tell: Callable[[str], None] = warn
-) -> _S | float:
+def known_spacing(spacing: _S | None, *, matters: bool, told: set[str] | None = None) -> _S | float:
     """Return the spacing, or 1 mm with a warning: the rule of every function whose spacing may be left out.
 
     Args:
         spacing: as the caller gave it.
         matters: whether the result depends on it; if not, there is no warning.
         told: names of the warnings given before, to which this one is added; None means that every call warns.
-        tell: called with the text of the warning.
     """
     if spacing is not None:
         return spacing
     if matters and "spacing" not in (told or ()):
         if told is not None:
             told.add("spacing")
-        tell(_NO_SPACING)
+        warn(_NO_SPACING)
     return 1.0

@@ -19,6 +19,7 @@ MAX_OF_A_LINE = 5000
 PAGE_TITLES = {"docs/guide/clusters.md": "Scripts and clusters", "docs/reference/formats.md": "File formats"}
 """Titles in the navigation of the site (`mkdocs.yml`)."""
 
+_MAX_OF_A_VALUE = 60
 _MAX_BITS = 1000  # Python refuses to write integers of more than 4300 digits.
 
 
@@ -36,14 +37,14 @@ def shorten(text: object, most: int = MAX_CHARACTERS) -> str:
     return shown if len(whole) <= most and len(shown) <= most else shown[: most - 1] + "…"
 
 
-def shorten_value(value: object, most: int = 60) -> str:
+def shorten_value(value: object) -> str:
     """Return the repr of a value, shortened like `shorten`."""
     if isinstance(value, int) and value.bit_length() > _MAX_BITS:
         return f"a whole number of about {int(value.bit_length() * 0.30103) + 1} digits"
     if isinstance(value, str):
-        value = value[: most + 1]
+        value = value[: _MAX_OF_A_VALUE + 1]
     try:
-        return shorten(repr(value), most)
+        return shorten(repr(value), _MAX_OF_A_VALUE)
     except (ValueError, RecursionError):  # Such an integer inside a list; deeply nested lists.
         return f"a {type(value).__name__} too large to show"
 

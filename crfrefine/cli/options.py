@@ -37,7 +37,6 @@ GONE = {
     "--dask": "`--dask` is gone from this command, which runs on this machine; only infer takes it",
     "--workers": "`--workers` is gone: start a Dask scheduler and workers and give its address with --dask",
     "--summary FILE.jsonl": "a summary of JSON lines is gone: OUTPUT/.crfrefine/record.jsonl gets a line as each case ends",
-    "cuda:all": "several GPUs are gone: run one `infer --device cuda:N` per GPU with --num-parts and --part-id",
 }
 """Name of a command or option that is gone, such as "describe" or "--workers", to the sentence that its user gets."""
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from crfrefine.base.failures import reading
 from crfrefine.base.geometry import reorientation, reverse_grid
-from crfrefine.base.limits import MAX_LABEL, require_few_labels, run_ahead, run_all
+from crfrefine.base.limits import MAX_LABEL, require_few_labels, run_ahead
 from crfrefine.errors import CrfRefineError, GridMismatchError, InputError, UnsupportedFormatError
 from crfrefine.io.paths import (
     FORMAT_OF_SUFFIX,
@@ -185,9 +185,6 @@ def read_into(header: VolumeHeader, values: NDArray[np.float32]) -> None:
 # ---- Voxels piece by piece, in the stored type
 
 
-ALL_PLANES = slice(None)
-
-
 @dataclass(frozen=True)
 class Piece:
     """Consecutive planes of one channel, or of all channels."""
@@ -199,7 +196,7 @@ class Piece:
     values: NDArray[Any]
 
 
-def read_pieces(*headers: VolumeHeader, planes: slice = ALL_PLANES, most_bytes: int = MAX_BYTES) -> Generator[Piece, None, None]:
+def read_pieces(*headers: VolumeHeader, most_bytes: int = MAX_BYTES) -> Generator[Piece, None, None]:
     """Read files piece by piece, while a thread reads one piece ahead; close the generator, or forget it, to stop early.
 
     A piece has planes of one channel where one channel follows the other in the file (NIfTI, .npz), else planes of all
@@ -208,7 +205,6 @@ def read_pieces(*headers: VolumeHeader, planes: slice = ALL_PLANES, most_bytes: 
 
     Args:
         headers: results of `read_header`, on one grid; channels are numbered over all of them.
-        planes: consecutive planes to read. The others are skipped, or inflated but not looked at.
         most_bytes: of a piece; a piece has at least one plane, whatever its size.
 
     Raises:
@@ -221,7 +217,7 @@ def read_pieces(*headers: VolumeHeader, planes: slice = ALL_PLANES, most_bytes: 
     def pieces() -> Generator[Piece, None, None]:
         first = 0
         for header in headers:
-            for piece in decoded_pieces(header, planes, most_bytes):
+            for piece in decoded_pieces(header, most_bytes):
                 yield replace(piece, channels=slice(first + piece.channels.start, first + piece.channels.stop))
                 del piece
             first += header.num_channels
@@ -229,25 +225,16 @@ def read_pieces(*headers: VolumeHeader, planes: slice = ALL_PLANES, most_bytes: 
     return run_ahead(pieces())
 
 
-def decoded_pieces(header: VolumeHeader, planes: slice = ALL_PLANES, most_bytes: int = MAX_BYTES) -> Generator[Piece, None, None]:
+def decoded_pieces(header: VolumeHeader, most_bytes: int = MAX_BYTES) -> Generator[Piece, None, None]:
     """Read a file piece by piece in the calling thread; otherwise as `read_pieces`."""
     shape = (header.num_channels, *header.grid_shape[::-1])
-    first, last, step = planes.indices(shape[1])
-    if step != 1 or first >= last:
-        raise ValueError(f"expected consecutive planes of the {shape[1]} of {header.path}, got {planes}")
     with reading(header.path), open_voxels(header) as stream:
         decoder, dtype = Decoder(stream, shape), stream.kept_type
-        wanted = (shape[0], last - first, *shape[2:])
-        for channels, inside in iter_pieces(wanted, dtype.itemsize, most_bytes, by_channel=decoder.is_by_channel):
-            here = slice(first + inside.start, first + inside.stop)
-            if here.start == first:
-                decoder.skip(first)
-            values = allocate_array((channels.stop - channels.start, here.stop - here.start, *shape[2:]), header.path, dtype)
-            decoder.fill(values, channels.start, here.start)
+        for channels, planes in iter_pieces(shape, dtype.itemsize, most_bytes, by_channel=decoder.is_by_channel):
+            values = allocate_array((channels.stop - channels.start, planes.stop - planes.start, *shape[2:]), header.path, dtype)
+            decoder.fill(values, channels.start, planes.start)
             if not decoder.num_bad:
-                yield Piece(channels, here, values)
-            if here.stop == last:
-                decoder.skip(shape[1] - last)
+                yield Piece(channels, planes, values)
         decoder.finish()
 
 
@@ -415,16 +402,16 @@ def read_logits_header(paths: Sequence[str | Path], *, fewest: int = 2, grid: Vo
     return LogitsHeader(files, num_labels, files[0].grid_shape, files[0].affine, first.kind)
 
 
-def read_logits(paths: Sequence[str | Path], *, threads: int = 1, fewest: int = 2, grid: VolumeHeader | None = None) -> LogitsFile:
+def read_logits(paths: Sequence[str | Path], *, fewest: int = 2, grid: VolumeHeader | None = None) -> LogitsFile:
     """Read a case's logits or probabilities; raises as `read_logits_header`, and InputError for values that are NaN or infinite.
 
     Args:
         paths: one file with all labels, or one file per label in label order.
-        threads: number of files to read at the same time.
         fewest: as in `read_logits_header`.
         grid: as in `read_logits_header`.
     """
     header = read_logits_header(paths, fewest=fewest, grid=grid)
     values, jobs = header.reading()
-    run_all(jobs, threads)
+    for job in jobs:
+        job()
     return LogitsFile(reverse_grid(values), header.affine, header.kind, header)

@@ -12,7 +12,6 @@ import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import SEEK_CUR, FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
@@ -257,7 +256,10 @@ class Decoder:
         """
         stream, suspicious = self._stream, False
         for target in self._targets(values):
-            data = self._read(target.size * stream.dtype.itemsize)
+            data = stream.reader.read(target.size * stream.dtype.itemsize)
+            self._num_bytes += len(data)
+            if len(data) < target.size * stream.dtype.itemsize:
+                raise self._cut_off()
             stored = np.frombuffer(data, stream.dtype).reshape(target.shape)
             is_scaled = (stream.slope, stream.intercept) != (1.0, 0.0)
             # 16-bit integers are exact in float32; wider ones are scaled in float64, else an intercept would cancel digits away.
@@ -275,17 +277,6 @@ class Decoder:
                 suspicious = suspicious or not (self._is_surely_finite or np.isfinite(target.sum(dtype=np.float32)))
         if suspicious:
             self._count_bad(values, first_channel, first_plane)
-
-    def skip(self, num_planes: int) -> None:
-        """Go past the next planes, of one channel or of all, whichever come next; their values are not checked."""
-        num_channels = 1 if self.is_by_channel else self.shape[0]
-        missing = num_planes * num_channels * math.prod(self.shape[2:]) * self._stream.dtype.itemsize
-        if isinstance(self._stream.reader, FileIO):  # Not compressed: that it is long enough was checked with the header.
-            self._stream.reader.seek(missing, SEEK_CUR)
-            self._num_bytes += missing
-            return
-        while missing:
-            missing -= len(self._read(min(missing, BLOCK_BYTES)))
 
     def finish(self) -> None:
         """Read the rest of the file.
@@ -305,17 +296,14 @@ class Decoder:
             "  Export finite values, or replace them before refining."
         )
 
-    def _read(self, size: int) -> bytes:
-        data = self._stream.reader.read(size)
-        self._num_bytes += len(data)
-        if len(data) == size:
-            return data
+    def _cut_off(self) -> UnsupportedFormatError:
+        """Return the error of a stream that ends too early."""
         itemsize, where = self._stream.dtype.itemsize, ""
         if self.is_by_channel and self.shape[0] > 1:
             channel = self._num_bytes // (math.prod(self.shape[1:]) * itemsize)
             where = f", which end in channel {channel} of 0 to {self.shape[0] - 1}"
         promised = f"{math.prod(self.shape) * itemsize} bytes of voxels"
-        raise cut_off(self._stream.path, promised, f"it holds {self._num_bytes}{where}")
+        return cut_off(self._stream.path, promised, f"it holds {self._num_bytes}{where}")
 
     def _targets(self, values: NDArray[Any]) -> Iterator[NDArray[Any]]:
         """Yield views of an array in the order of the stream, of about a block each."""

@@ -265,7 +265,7 @@ def test_values_near_the_largest_float32_are_finite_and_scalings_beyond_it_are_n
 def test_one_file_a_label(tmp_path):
     channels = numbers((3, 4, 5, 6))
     paths = [save_nifti(tmp_path / f"label{i}.nii.gz", channel) for i, channel in enumerate(channels)]
-    logits = io.read_logits(paths, threads=2)
+    logits = io.read_logits(paths)
     np.testing.assert_array_equal(logits.values, channels)
     assert logits.kind is None
     moved = save_nifti(tmp_path / "moved.nii.gz", channels[0], affine_of((1.0, 1.5, 2.25), (3.0, -4.0, 6.0)))

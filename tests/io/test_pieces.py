@@ -112,18 +112,6 @@ def test_pieces_are_the_dense_array_in_the_stored_type(writer, dtype, shape, mos
     np.testing.assert_array_equal(found, dense(header))
 
 
-@pytest.mark.parametrize("writer", WRITERS)
-def test_a_slab_is_read_alone(writer, tmp_path):
-    values = values_of("uint8")
-    header = io.read_header(WRITERS[writer](tmp_path, values))
-    for start, stop, most_bytes in ((0, 3, 1), (2, 5, 1 << 26), (2, 5, 1), (6, 7, 1 << 26), (0, 7, 1)):
-        found, expected = np.zeros_like(values), np.zeros_like(values)
-        for piece in io.read_pieces(header, planes=slice(start, stop), most_bytes=most_bytes):
-            found[piece.channels, piece.planes] += piece.values
-        expected[:, start:stop] = values[:, start:stop]
-        np.testing.assert_array_equal(found, expected)
-
-
 def test_blocks_larger_than_those_of_the_decoder(tmp_path):
     """The units of a stream of (z, channel, y, x) are larger than what is decoded at once."""
     values = np.random.default_rng(0).standard_normal((5, 3, 300, 200)).astype("f4")

@@ -72,9 +72,9 @@ def test_channels_are_read_on_the_grid_of_the_image(name, orientation, tmp_path)
     io.read_into(header, values)
     np.testing.assert_array_equal(values.transpose(3, 2, 1, 0), scores())
     pieces = np.full_like(values, np.nan)
-    for piece in read_pieces(header, planes=slice(1, 3), most_bytes=200):
+    for piece in read_pieces(header, most_bytes=200):
         pieces[piece.channels, piece.planes] = piece.values
-    np.testing.assert_array_equal(pieces[:, 1:3], values[:, 1:3])
+    np.testing.assert_array_equal(pieces, values)
     np.testing.assert_array_equal(io.read_logits([tmp_path / name], grid=grid).values, np.moveaxis(scores(), -1, 0))
 
 
