@@ -134,18 +134,6 @@ def test_links_that_cannot_be_followed_are_named_and_stay(linked):
     assert (names(here), names(scratch)) == ({"a", "b", "a.mhd"}, set())
 
 
-@pytest.mark.parametrize(("mask", "mode"), [(0o077, 0o600), (0o002, 0o664)])
-def test_ordinary_permissions(mask, mode, tmp_path):
-    """As any program's files: a private temporary file would lock out the group."""
-    before = os.umask(mask)
-    try:
-        write_small_file(tmp_path / "a.json", b"{}")
-        write_pair(tmp_path)
-    finally:
-        os.umask(before)
-    assert {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == dict.fromkeys(("a.json", "a.zraw", "a.mhd"), mode)
-
-
 WRITE = """
 import resource, sys
 import numpy as np

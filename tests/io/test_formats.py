@@ -110,17 +110,6 @@ def test_what_is_not_read_is_told_with_a_way_out(content, expected, tmp_path):
                 read(path)
 
 
-@pytest.mark.parametrize("name", ["a.npz", "a.nii.gz", "a.bin"])
-def test_an_archive_of_logits_is_no_image_whatever_its_name(name, tmp_path):
-    with (tmp_path / name).open("wb") as file:
-        np.savez(file, logits=numbers((3, 7, 6, 5)))
-    with pytest.raises(UnsupportedFormatError, match=r"It is a file of logits or probabilities \(nnU-Net npz\)"):
-        io.read_volume(tmp_path / name)
-    read = io.read_logits([tmp_path / name])
-    np.testing.assert_array_equal(read.values.transpose(0, 3, 2, 1), numbers((3, 7, 6, 5)))
-    assert read.kind == "logits"
-
-
 def test_a_pipe_is_not_looked_into(tmp_path):
     """Opening it would wait for ever for somebody who writes."""
     os.mkfifo(tmp_path / "a.bin")

@@ -1,7 +1,6 @@
 """JSON: files as nobody should write them, and lines that several processes write at a time."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -9,7 +8,6 @@ from contextlib import suppress
 
 import pytest
 
-from crfrefine.base.inputs import add_inputs, keeping_inputs
 from crfrefine.cases.dataset_description import read_dataset_description
 from crfrefine.errors import InputError
 from crfrefine.io.json import append_lines, open_lines, read_json
@@ -141,14 +139,3 @@ def test_a_full_disk_takes_whole_lines_or_none(small_disk):
     ballast.unlink()
     append(path, {"name": "end"})
     assert [line["name"] for line in read(path)] == [*taken, "end"]
-
-
-def test_an_input_is_not_added_to(tmp_path):
-    path = tmp_path / "record.jsonl"
-    path.symlink_to(tmp_path / "input.json")
-    (tmp_path / "input.json").write_text("{}\n")
-    with keeping_inputs():
-        add_inputs(tmp_path / "input.json")
-        with pytest.raises(InputError, match="would replace an input"):
-            open_lines(path)
-    os.close(open_lines(path))

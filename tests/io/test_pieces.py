@@ -120,15 +120,6 @@ def test_blocks_larger_than_those_of_the_decoder(tmp_path):
     np.testing.assert_array_equal(dense(header), values)
 
 
-def test_one_file_per_label_counts_its_channels_over_files(tmp_path):
-    values = values_of("uint8")
-    paths = [save_nifti(tmp_path / f"{name}.nii.gz", channel.T) for name, channel in zip("abc", values, strict=True)]
-    whole = np.zeros_like(values)
-    for piece in io.read_pieces(*map(io.read_header, paths), most_bytes=100):
-        whole[piece.channels, piece.planes] += piece.values
-    np.testing.assert_array_equal(whole, values)
-
-
 @pytest.mark.parametrize("writer", WRITERS)
 def test_values_that_are_not_finite_are_named_as_by_the_dense_reader(writer, tmp_path):
     values = values_of("float16" if writer == "npz" else "float32")

@@ -139,20 +139,6 @@ def test_metaimage_files_that_itk_would_misread_are_refused(line, tmp_path):
         io.read_volume(mha(tmp_path, *lines, data=b"a.raw\n", name="a.mhd"))
 
 
-@pytest.mark.parametrize(("suffix", "compress"), [(".mhd", True), (".nrrd", False)])
-def test_four_dimensions(suffix, compress, tmp_path):
-    image = sitk.GetImageFromArray(numbers((3, 4, 5, 6)), isVector=False)
-    image.SetDirection(np.block([[OBLIQUE, np.zeros((3, 1))], [np.zeros((1, 3)), np.eye(1)]]).ravel())
-    image.SetSpacing((0.5, 1.25, 3.0, 2.0))
-    image.SetOrigin((-7.0, 8.0, 9.5, 1.0))
-    sitk.WriteImage(image, str(tmp_path / f"a{suffix}"), compress)
-    assert_as_simpleitk(tmp_path / f"a{suffix}")
-    volume = io.read_volume(tmp_path / f"a{suffix}")
-    assert volume.spacing == (0.5, 1.25, 3.0)
-    io.write_label_map(tmp_path / f"labels{suffix}", np.ones((6, 5, 4), np.uint8), volume)
-    np.testing.assert_array_equal(io.read_labels(tmp_path / f"labels{suffix}").affine, volume.affine)
-
-
 SPACE = ["space directions: (1,0.5,0) (0,2,0) (-.5,0,3e0)", "space origin: (7,-8,9)"]
 
 

@@ -12,7 +12,6 @@ from io_helpers import OBLIQUE, affine_of, numbers, save_itk, save_nifti, world_
 from crfrefine import io
 from crfrefine.base.geometry import reorientation
 from crfrefine.cases.case import CaseFiles, load_case
-from crfrefine.errors import InputError
 from crfrefine.io.reading import read_pieces
 from crfrefine.train.dataset import find_cases
 from crfrefine.train.options import locate_folders
@@ -76,16 +75,6 @@ def test_channels_are_read_on_the_grid_of_the_image(name, orientation, tmp_path)
         pieces[piece.channels, piece.planes] = piece.values
     np.testing.assert_array_equal(pieces, values)
     np.testing.assert_array_equal(io.read_logits([tmp_path / name], grid=grid).values, np.moveaxis(scores(), -1, 0))
-
-
-def test_values_that_are_not_finite_are_named_by_their_place_in_the_file(tmp_path):
-    data = scores()
-    data[2, 3, 1, 1] = np.nan
-    grid = io.read_header(save_nifti(tmp_path / "grid.nii.gz", np.zeros(SHAPE, np.uint8), AFFINE))
-    nib.save(turned(nib.Nifti1Image(data, AFFINE), [[0, -1], [1, 1], [2, 1]]), tmp_path / "a.nii.gz")
-    header = io.placed_on(io.read_header(tmp_path / "a.nii.gz"), grid)
-    with pytest.raises(InputError, match=r"a.nii.gz: 1 of 504 values are NaN.*voxel \(4, 3, 1\) of channel 1"):
-        io.read_into(header, io.allocate(header))
 
 
 def study(folder, turn):
