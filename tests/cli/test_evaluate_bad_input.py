@@ -171,11 +171,6 @@ def test_options_that_cannot_be_followed(one, options, message):
     assert "metrics.csv" not in files_in(one.output) + files_in(one.after)
 
 
-def test_wrong_usage(one):
-    for options in ("-b nameless", "-b =folder", "--probabilities x=", "--processes 0", "-v -q"):
-        assert run_here(*one.arguments, *options.split()).status == 2, options
-
-
 def test_a_region_that_cannot_be_called_so_does_not_bring_back_the_ignored_label(tmp_path):
     study = write_study(tmp_path, 1)
     described = {"labels": {"background": 0, "core": 1, "mean": [1, 3], "ignore": 2}}

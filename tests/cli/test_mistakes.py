@@ -8,19 +8,6 @@ CASES = ("c0", "c1", "c2")
 EXCHANGED = "-i and -p seem to be exchanged"
 
 
-def test_logits_that_no_case_has_are_one_error(folders):
-    for path in sorted(folders.logits.iterdir()):
-        path.rename(path.with_name(f"other{path.name}"))
-    result = run_here("infer", *folders.arguments, status=1)
-    (line,) = errors(result.stderr)
-    assert line.endswith(
-        f"{folders.logits}: no logits of any of the 3 cases, c0, c1, c2; expected names such as c0.nii.gz, c0.npz or the like"
-    )
-    assert "There are otherc0.nii.gz, otherc1.nii.gz, otherc2.nii.gz." in result.stderr
-    assert EXCHANGED not in result.stderr
-    assert not folders.output.exists()
-
-
 def test_one_cause_is_told_once_and_the_other_cases_named(folders):
     """By the message without names and numbers; another cause is told apart."""
     for case_id in ("c0", "c1", "c2"):
