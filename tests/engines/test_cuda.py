@@ -3,11 +3,13 @@
 import cuda_shim
 import numpy as np
 import pytest
-from cuda_shim import watched_backend
-from oracles import one_kernel, random_case, resolve
+from cuda_shim import ShimDevice, watched_backend
+from oracles import Case, one_kernel, random_case, resolve
 
 from crfrefine.engines import get_backend
 from crfrefine.engines.cuda import lattice
+from crfrefine.engines.cuda.kernel_set import choose_filter
+from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
 from crfrefine.errors import CapacityError
 
 pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
@@ -71,3 +73,24 @@ def test_any_grouping_of_cells_has_the_sums_of_the_cpu(grid_shape, theta_alpha, 
 def test_cells_of_a_tile_beyond_the_shared_memory_are_refused():
     with pytest.raises(CapacityError, match="too many cells for these bandwidths"):
         _grid_message(cuda_shim.shim_backend(), random_case(3, 1, grid_shape=(5, 9, 70)), 0.13, 0.5)
+
+
+def _input(case, theta_alpha, theta_beta, device=None):
+    voxels = Voxels(device or ShimDevice(is_watched=True), case.image.shape[1:], case.spacing, case.mask)
+    alphas = voxels.of_box_axes(np.broadcast_to(theta_alpha, len(case.spacing)))
+    return BilateralInput(voxels, case.image, alphas, [theta_beta] * len(case.image))
+
+
+def test_the_automatic_choice_follows_the_work():
+    """Few voxels: all pairs. Many, with a fine kernel: the window; with a coarse one: the lattice, where the grid cannot be."""
+    assert choose_filter(_input(random_case(3), 4.0, 0.1), 2, 5)[0] == "exact"
+    one, three = (random_case(3, num_modalities, grid_shape=(61, 70, 57)) for num_modalities in (1, 3))
+    assert choose_filter(_input(one, 1.0, 0.1, ShimDevice()), 2, 5)[0] == "truncated"
+    assert choose_filter(_input(one, 12.0, 0.1, ShimDevice()), 4, 5)[0] == "grid"
+    assert choose_filter(_input(three, 12.0, 0.1, ShimDevice()), 4, 5)[0] == "lattice"
+    # Too many features for the lattice, or cells too fine to be numbered: a window is left.
+    image = np.random.default_rng(2).random((26, 20, 19, 21)).astype(np.float32)
+    many = _input(Case(np.zeros((2, 20, 19, 21), np.float32), image, None, (1.0, 1.2, 0.8)), 3.0, 0.4)
+    fine = _input(random_case(4, num_modalities=8, grid_shape=(16, 17, 15, 14)), 1.5, 1e-5)
+    for bilateral in (many, fine):
+        assert choose_filter(bilateral, 2, 5) == ("truncated", None)

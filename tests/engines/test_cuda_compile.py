@@ -94,21 +94,3 @@ def test_instructions_are_those_that_were_meant():
     window = nvrtc.intermediate_code(kernel_source("direct", HOT["direct"][0]))["filter_window"]
     assert window.count("ex2.approx.ftz.f32") > 0
     assert re.search(r"ex2\.approx\.f32|call", window) is None
-
-
-@pytest.mark.long
-@needs_compiler
-@pytest.mark.parametrize(
-    ("name", "constants"),
-    [
-        ("lattice_build", {"CRF_FEATURES": 28, "CRF_WIDE_KEYS": 1}),
-        ("direct", {"CRF_FEATURES": 28, "CRF_WIDTH": 8}),
-        ("mean_field", {"CRF_LABELS": 1000, "CRF_CHANNELS": 1000, "CRF_WIDTH": 8}),
-    ],
-)
-def test_large_problems_compile(name, constants):
-    """Dimensions and labels have no limit of their own; a thousand labels cannot stay in registers."""
-    source = kernel_source(name, constants)
-    usage = nvrtc.compile_for("sm_80", source)
-    assert set(usage) == set(source.kernels)
-    assert name != "mean_field" or usage["update"].stack_bytes > 0

@@ -75,21 +75,3 @@ def test_a_case_of_any_kind_is_refined_as_on_the_cpu(gpu_engine, kind, changes, 
     assert found.changes == expected.changes
     assert found.changes.voxels_changed > 0
     assert (found.voxels_removed > 0) == ("postprocess.keep_largest" in changes)
-
-
-def test_only_the_masks_box_goes_up(monkeypatch):
-    """Image, mask and logits once, as far as the box goes, and small tables; the refined logits of the box come back once."""
-    if cuda_shim.compiler() is None:
-        pytest.skip("no C++ compiler to compile the GPU's kernels with")
-    case = random_case(3, num_modalities=2, num_labels=4, grid_shape=(19, 23, 17))
-    box, mask = (slice(4, 14), slice(3, 20), slice(5, 13)), np.zeros((19, 23, 17), bool)
-    mask[box] = True
-    num_voxels = case.inside[box].size
-    device = StrictDevice()
-    use(CudaBackend(device), monkeypatch)
-    found = refined(Case(case.logits, case.image, mask, case.spacing), "cuda")
-    *tables, first, second = sorted(device.uploads)
-    assert [first, second] == [4 * 2 * num_voxels, 4 * 4 * num_voxels]
-    assert sum(tables) <= num_voxels + 8192
-    _ = found.label_map, found.logits, found.marginals, found.changes
-    assert 0 <= device.downloaded_bytes - 4 * 4 * num_voxels <= 8192

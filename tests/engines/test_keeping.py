@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from crfrefine import CrfParameters, Plan, refine
+from crfrefine.engines.cpu import CpuKernels
+from crfrefine.errors import CapacityError
 from crfrefine.runs.demo.phantom import make_phantom
 
 SPACING = (0.9, 0.7, 1.8)
@@ -71,3 +73,21 @@ def test_a_run_that_is_stopped_leaves_kernels_that_can_be_used():
     found, built = run(DENSE, plan)
     assert built == 0
     np.testing.assert_array_equal(found.logits, refine_once(DENSE).logits)
+
+
+def test_where_kept_kernels_do_not_fit_none_are_kept(monkeypatch):
+    plan = plan_of()
+    run(DENSE, plan)
+
+    run_kernels = CpuKernels.run
+
+    def refuse(kernels, *arguments, **more):
+        if kernels.is_kept:
+            raise CapacityError("not enough memory")
+        return run_kernels(kernels, *arguments, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("crfrefine.engines.cpu.CpuKernels.run", refuse)
+        found, _ = run(DENSE, plan)
+    np.testing.assert_array_equal(found.logits, refine_once(DENSE).logits)
+    assert run(DENSE, plan)[1] == 1

@@ -47,19 +47,6 @@ def test_a_label_map_is_one_hot_logits(dtype, order):
     assert found.num_padding_voxels == 0
 
 
-@pytest.mark.parametrize(
-    ("change", "weight", "message"),
-    [
-        (lambda labels: labels - 1, 1.0, r"holds values from -1 to 51; expected labels from 0 to 65535"),
-        (lambda labels: labels + 0.5, 1.0, "values that are not whole numbers; for logits or probabilities, leave input_type"),
-        (lambda labels: labels, [1.0, 2.0, 3.0], "labels up to 52, but the parameters have values for 3 labels"),
-    ],
-)
-def test_what_is_no_label_map_is_refused(change, weight, message):
-    with pytest.raises(InputError, match=message):
-        refined(change(LABELS), IMAGE, parameters=PARAMETERS.replace(**{"bilateral.weight": weight}))
-
-
 @pytest.mark.parametrize(("device", "changes"), [("cpu", {}), ("cpu", {"mean_field.label_threshold": 0.0}), ("torch", {})])
 def test_a_kernel_may_be_far_wider_than_the_grid(changes, device):
     """From a thousand times the grid on all its weights are 1 to single precision: nothing depends on its width, nor does the memory."""
@@ -110,20 +97,6 @@ def test_each_region_is_a_binary_refinement_of_its_own(backend, scheme, order):
     assert (result.label_map != result.network_label_map).any(), "the case has something to refine"
     assert result.changes.voxels_after == tuple(np.bincount(label_map.ravel(), minlength=len(result.changes.voxels_after)))
     assert repr(result).startswith(f"<RefinementResult: {scheme.num_regions} region")
-
-
-def test_probabilities_become_log_odds():
-    """Each with a share of at least 1e-7 inside and outside; the label map is the one of the log-odds."""
-    case = case_of(NESTED)
-    probabilities = expit(case.logits.astype(float)).astype(np.float32)
-    probabilities[:, 0, 0, 0], probabilities[:, 0, 0, 1] = 0.0, 1.0
-    case = dataclasses.replace(case, mask=None)
-    still = OF_REGIONS.replace(**{"bilateral.weight": 0.0, "spatial.weight": 0.0, "mean_field.temperature": 1.0})
-    result = refined_regions(dataclasses.replace(case, logits=probabilities), NESTED, still, input_type="probabilities")
-    # A float32 near 1 has seven digits, and 1 - p has as many fewer as p has nines.
-    np.testing.assert_allclose(result.logits[:, 1:], case.logits[:, 1:], atol=1e-4)
-    np.testing.assert_allclose(result.logits[:, 0, 0, 0], -np.log(1e7), rtol=1e-6)
-    np.testing.assert_allclose(result.logits[:, 0, 0, 1], np.log(1e7), rtol=1e-6)
 
 
 def test_probabilities_of_zero_are_background_and_not_padding():

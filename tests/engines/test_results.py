@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import scipy.special
 import tile_cases
-from oracles import random_case, resolve, softmax
+from oracles import random_case, softmax
 
 import crfrefine
 from crfrefine import CrfParameters, RegionScheme
-from crfrefine.engines import get_backend
 
 SHAPE, SPACING = (19, 22, 17), (1.0, 1.4, 2.2)
 SMALL = (9, 13, 11)
@@ -143,18 +142,6 @@ def test_values_at_voxels_are_those_of_the_whole_arrays_with_any_output_temperat
         np.testing.assert_array_equal(result.logits, usual.logits)
         np.testing.assert_array_equal(result.label_map, usual.label_map)
     np.testing.assert_array_equal(replace(usual, output_temperature=1.0).marginals, usual.marginals)
-
-
-def test_rows_may_lie_anywhere_in_memory():
-    """Reversed, spread out, and in float64: the last is converted, the others are read where they are."""
-    case = case_in_a_corner(SMALL)
-    backend, model = get_backend("cpu"), resolve(case)
-    plain = backend.mean_field(case.logits, case.grid, model).logits
-    reversed_rows = np.ascontiguousarray(case.logits[:, ::-1])[:, ::-1]
-    spread = np.repeat(np.repeat(case.logits, 2, axis=0), 3, axis=2)[::2, :, ::3]
-    turned = np.ascontiguousarray(case.logits.transpose(0, 3, 2, 1)).transpose(0, 3, 2, 1)
-    for logits in (reversed_rows, spread, turned, case.logits[..., ::-1][..., ::-1], case.logits.astype(np.float64)):
-        np.testing.assert_array_equal(backend.mean_field(logits, case.grid, model).logits, plain)
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,10 @@ import pytest
 from oracles import Case, brute_force_mean_field, main_bodies, random_case, resolve, scores_of, softmax, torch64
 from scipy.optimize import root
 
-from crfrefine import CrfParameters, refine
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import RunContext
 
 SPACING = (0.9, 0.7, 1.8)
-KEEPING = CrfParameters().replace(**{"volume.weight": 1.0})
 STRENGTH = 10.0
 BIAS = (0.3, -0.25, 0.75)
 
@@ -105,32 +103,6 @@ def test_the_same_bits_on_any_number_of_threads():
         found.append((tape.logits, tape.volume_biases, gradients.logits, gradients.volume_weight))
     for single, several in zip(*found, strict=True):
         np.testing.assert_array_equal(single, several)
-
-
-def scene():
-    """Logits of a body that is doubtful at its surface, and of two islands that nothing in the image supports; the image."""
-    shape = (12, 17, 15)
-    grid = np.stack(np.meshgrid(*(np.arange(extent) * step for extent, step in zip(shape, SPACING, strict=True)), indexing="ij"))
-    distance = np.sqrt(((grid - np.array([5.0, 5.0, 13.0]).reshape(3, 1, 1, 1)) ** 2).sum(axis=0))
-    score = np.clip(2.0 * (3.6 - distance), -4.0, 4.0)
-    score[2, 14, 2] = score[9, 13, 3] = 1.5
-    return np.stack([np.zeros(shape), score]).astype(np.float32), np.where(distance < 4.5, 100.0, 0.0)
-
-
-def test_islands_go_and_the_body_stays():
-    """The body keeps its voxels; without the term, it shrinks."""
-    logits, image = scene()
-    flat = np.zeros_like(image)  # nothing but neighbors: the model that shrinks
-    bodies = main_bodies(Case(logits, flat.astype(np.float32), None, SPACING), KEEPING.resolve(2, 1, 3).mean_field)
-    size = int((logits[1] > 0.0)[bodies].sum())
-    weak = {"bilateral.weight": 6.0, "bilateral.theta_alpha": 2.0}
-    found = {}
-    for weight in (0.0, 1.0):
-        result = refine(logits, flat, spacing=SPACING, parameters=KEEPING.replace(**weak, **{"volume.weight": weight}))
-        assert not result.label_map[2, 14, 2]
-        found[weight] = result.marginals[1][bodies].sum()
-    assert found[0.0] < size - 5.0
-    assert found[1.0] == pytest.approx(size, abs=0.05)
 
 
 def test_a_body_in_a_corner_keeps_its_volume():
