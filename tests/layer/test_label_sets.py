@@ -1,6 +1,5 @@
 """The layer where some labels are nowhere in a crop: these take no part, and marginals and gradients are those of all labels."""
 
-import numpy as np
 import pytest
 import torch
 from oracles import SPACINGS
@@ -91,12 +90,3 @@ def test_all_labels_take_part_where_penalties_or_the_volume_ask_for_it(counts):
     layer = layer_of(1e-5)
     layer(logits, image, SPACING, kernels=layer.build_kernels(image, SPACING))  # They were built for all labels.
     assert counts == [NUM_LABELS] * 3
-
-
-def test_outside_the_mask_the_input_is_divided_by_the_temperature():
-    logits, image = tensors()
-    mask = np.zeros(SHAPE, bool)
-    mask[1:4, 2:6, 1:8] = True
-    refined = layer_of(1e-5, {"mean_field.temperature": 2.0})(logits, image, SPACING, mask)
-    outside = torch.from_numpy(~mask)
-    torch.testing.assert_close(refined[0][:, outside], logits[0][:, outside] / 2.0, rtol=1e-5, atol=1e-5)

@@ -345,3 +345,18 @@ def test_without_pytorch_the_error_says_what_to_install():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=100)
     assert done.stdout.count("pip install 'crfrefine[train]'") == 2
+
+
+def test_kernels_for_another_model_and_tensors_of_other_types_are_refused():
+    logits, image = batch(1)
+    layer = small_layer()
+    kernels = layer.build_kernels(image, SPACING)
+    for values, channels, given, text in (
+        (logits, image, CrfRnn(3, 2).build_kernels(image, SPACING), r"built for 1 terms.*the call has 3 terms"),
+        (logits, image, layer.build_kernels(image[..., :5], SPACING), r"an image of shape \(2, 6, 5, 5\).*build them anew"),
+        (logits.double(), image, kernels, r"in float32.*the call has .* in float64"),
+        (logits.long(), image, None, "floating-point"),
+        (logits, image.to(torch.complex64), None, "real numbers"),
+    ):
+        with pytest.raises(InputError, match=text):
+            layer(values, channels, SPACING, kernels=given)

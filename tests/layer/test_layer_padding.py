@@ -82,18 +82,6 @@ def test_huge_padding_does_not_drown_the_gradient_of_the_temperature(dtype):
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-6)
 
 
-def test_kernels_that_were_built_without_regard_to_padding_are_refused():
-    logits, image, padding = batch()
-    model = layer()
-    with pytest.raises(InputError, match="its kernels were built with these voxels inside the mask"):
-        model(logits, image, SPACING, kernels=model.build_kernels(image, SPACING))
-    mask = torch.stack([torch.ones(GRID, dtype=torch.bool), ~padding])
-    expected = model(logits, image, SPACING, mask)
-    with pytest.warns(UserWarning, match="batch item 1"):
-        refined = model(logits, image, SPACING, kernels=model.build_kernels(image, SPACING, mask))
-    torch.testing.assert_close(refined, expected, rtol=0, atol=0)
-
-
 def test_training_leaves_padding_out_of_its_crops_and_forgets_its_constant():
     """Rivals of the CRF label none of it either, whatever its constant: a bias would win in every padded voxel."""
     case = phantom(3)
@@ -119,3 +107,15 @@ def test_training_leaves_padding_out_of_its_crops_and_forgets_its_constant():
     found, of_zeros, expected = (measure_methods(item, regions, tuned, "cpu", 1) for item in given)
     assert found == of_zeros
     assert found[SCALING] == expected[SCALING] != expected[NETWORK]
+
+
+def test_kernels_that_were_built_without_regard_to_padding_are_refused():
+    logits, image, padding = batch()
+    model = layer()
+    with pytest.raises(InputError, match="its kernels were built with these voxels inside the mask"):
+        model(logits, image, SPACING, kernels=model.build_kernels(image, SPACING))
+    mask = torch.stack([torch.ones(GRID, dtype=torch.bool), ~padding])
+    expected = model(logits, image, SPACING, mask)
+    with pytest.warns(UserWarning, match="batch item 1"):
+        refined = model(logits, image, SPACING, kernels=model.build_kernels(image, SPACING, mask))
+    torch.testing.assert_close(refined, expected, rtol=0, atol=0)
