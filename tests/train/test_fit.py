@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from training_helpers import REGIONS, SIZES, SPACING, WORKERS, crops, fit, material, start
+from training_helpers import REGIONS, SIZES, WORKERS, crops, fit, material, start
 
 from crfrefine.base.plain import from_plain, to_plain
 from crfrefine.parameters.model import CrfParameters
@@ -16,7 +16,7 @@ from crfrefine.train.fitting import Fit, Task, Trajectory
 from crfrefine.train.folds import split_training
 from crfrefine.train.model import Model, mean_dice, network_score
 from crfrefine.train.options import LEARNABLE
-from crfrefine.train.starts import Start, make_starts, rounded, without_crf
+from crfrefine.train.starts import Start, rounded, without_crf
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -70,23 +70,6 @@ def test_no_crf_is_the_outcome_where_logits_are_right_or_without_foreground_and_
 
 def test_a_training_has_the_same_bits_on_another_number_of_threads(useful, whole):
     assert fit(useful[:3], threads=1) == whole
-
-
-def test_starts_span_the_scales_of_the_data_and_keep_the_structure_of_a_given_model():
-    starts = make_starts(None, LEARNABLE, 4, 2, SPACING)
-    voxel = np.prod(SPACING) ** (1 / 3)
-    alphas = sorted({one.parameters.bilateral[0].theta_alpha for one in starts})
-    assert alphas[0] == pytest.approx(voxel)
-    assert alphas[-1] >= 8 * voxel
-    starts = make_starts(CrfParameters().replace(**{"mean_field.positions": "voxels"}), LEARNABLE, 4, 2, SPACING)[1:]
-    assert sorted({one.parameters.bilateral[0].theta_alpha for one in starts}) == [1.0, 3.0, 6.0, 12.0]
-    assert all(" voxels, " in one.name for one in starts)
-    given = CrfParameters().replace(bilateral=[{"theta_alpha": 2.0}, {"theta_alpha": 9.0, "weight": 1.0}], **{"spatial.weight": 0.5})
-    (only,) = make_starts(given, ("weights",), 4, 2, SPACING)
-    assert [kernel.theta_alpha for kernel in only.parameters.bilateral] == [2.0, 9.0]
-    several = make_starts(given, LEARNABLE, 4, 2, SPACING)
-    assert several[0].name == "given"
-    assert {(one.parameters.bilateral[1].theta_alpha, one.parameters.spatial.weight) for one in several} == {(9.0, 0.5)}
 
 
 def test_the_prior_pulls_values_back_to_where_they_began(useful):

@@ -8,19 +8,15 @@ import numpy as np
 import pytest
 import torch
 from cli_helpers import load_nifti, run_here, save_nifti
-from training_helpers import FINER, SIZES, WORKERS, as_case, phantom, shorten
+from training_helpers import FINER, SIZES, as_case, phantom, shorten
 
 import crfrefine
 from crfrefine import CrfParameters, RegionScheme
 from crfrefine.parameters.sections import IntensityParameters
 from crfrefine.runs.demo.phantom import write_phantom
 from crfrefine.train import crops
-from crfrefine.train.baselines import fit_scaling
-from crfrefine.train.calibration import calibrate
 from crfrefine.train.crops import FOREGROUND_RATIO, count_confusion, make_crop
-from crfrefine.train.folds import split_training
-from crfrefine.train.material import Material
-from crfrefine.train.model import Model, make_loss, make_region_loss, network_score
+from crfrefine.train.model import Model, make_loss, make_region_loss
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -39,14 +35,6 @@ def test_the_truth_costs_nothing_and_gradients_agree_with_differences(name):
     assert float(loss(sure(LABELS), LABELS)) == pytest.approx(0.0, abs=1e-12)  # e^-40 is the probability left for other labels
     logits = torch.randn(3, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda values: loss(values, LABELS), logits)
-
-
-def test_soft_dice_of_sure_marginals_is_that_of_labels():
-    """Label 1 found in 3 voxels, 2 of them right: with one voxel of smoothing 1 - (4 + 1) / (3 + 2 + 1); label 2 missed: 1 - 1 / 2."""
-    found = LABELS.clone()
-    found[5] = 1
-    assert float(make_loss("dice", [(1,), (2,)])(sure(found), LABELS)) == pytest.approx((1 / 6 + 1 / 2) / 2)
-    assert float(make_loss("dice", [(1, 2)])(sure(found), LABELS)) == pytest.approx(0.0, abs=1e-12)
 
 
 def test_a_case_without_the_region_has_a_gradient_of_zero_not_nan():
@@ -135,20 +123,6 @@ def test_gradients_are_those_of_differences():
             # Central differences of a loss in float32: 1e-7 / 0.04, and the curvature.
             expected = (values[0] - values[1]) / (2 * step)
             assert float(found[name][index]) == pytest.approx(expected, rel=0.05, abs=3e-5), (name, index)
-
-
-def test_the_biases_of_regions_are_not_centered():
-    """A constant in all biases of a softmax changes nothing; in those of regions it moves every border."""
-    shifted = [dataclasses.replace(crop_of(seed), logits=crop_of(seed).logits - np.float16(2.0)) for seed in range(2)]
-    shared = Material(shifted, make_region_loss("ce+dice", SCHEME), SCHEME.labels, ("bias",), (3, *SIZES[1:]), seed=1)
-    scaling = fit_scaling(shared, split_training(range(2), seed=1).seen, WORKERS)
-    found = calibrate(shared, (0,), PARAMETERS.replace(**{"mean_field.temperature": 0.9}), WORKERS)
-    assert len(scaling.bias) == len(found.mean_field.bias) == 3
-    assert np.mean(scaling.bias) > 0.3
-    one, other = network_score(crop_of(), shared.loss, calibrated=found), Model(found, (), shared.sizes).score(crop_of(), shared.loss, 1)
-    assert found.mean_field.temperature == 0.9
-    np.testing.assert_array_equal(one.confusion, other.confusion)
-    assert one.loss == pytest.approx(other.loss, rel=1e-5)
 
 
 def write_region_cases(root, count, description=DESCRIPTION):

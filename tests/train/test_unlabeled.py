@@ -91,20 +91,6 @@ def test_the_noise_reaches_the_dice_that_is_asked_for(shape, scheme, dice):
     np.testing.assert_array_equal(noisy[:, ~mask], logits[:, ~mask])
 
 
-@pytest.mark.parametrize("scheme", [None, REGIONS], ids=["labels", "regions"])
-def test_changed_logits_say_the_truth_and_keep_their_doubt(scheme):
-    truth, decode = anatomy(1), Channels(3 if scheme is None else 2, scheme).decode
-    logits = (network if scheme is None else as_regions)(anatomy(2), "noisy", 0)
-    logits[:, truth > 1] = 0.0  # equal for all labels
-    changed = Channels(len(logits), scheme).agreeing(logits, truth)
-    np.testing.assert_array_equal(decode(changed), truth)
-    doubts = [np.sort(values, axis=0) if scheme is None else np.abs(values) for values in (changed, logits)]
-    np.testing.assert_allclose(*doubts, atol=1e-6 if scheme is None else 1e-30)
-    right = decode(logits) == truth
-    if scheme is None:
-        np.testing.assert_array_equal(changed[:, right], logits[:, right])
-
-
 def test_the_dice_that_a_network_expects_is_its_mean_over_maps_drawn_from_it():
     """Of one label, independent voxels: 2 E(both) / (E(found) + E(true)), up to the ratio of means."""
     random = np.random.default_rng(0)
