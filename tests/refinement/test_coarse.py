@@ -143,18 +143,6 @@ def test_tensors_and_regions(tmp_path):
     assert np.mean(result.label_map.transpose() != expected) < 1e-4
 
 
-def test_padding_of_the_network_is_background(tmp_path):
-    stored, network = (24, 20, 36), (12, 10, 18)
-    logits = smooth_logits(3, network, 6) + np.array([-30, 0, 0], np.float32)[:, None, None, None]
-    logits[:, :3] = -1e4
-    box = [(0, extent) for extent in stored]
-    result = nnunet.export_prediction(logits, properties_of(stored, box, (0, 1, 2)), save_image(tmp_path, stored), tmp_path / "o.nii")
-    labels = result.label_map.transpose()
-    assert not labels[:5].any()
-    assert labels[7:].all()
-    assert result.num_padding_voxels == 5 * 20 * 36
-
-
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
@@ -182,3 +170,15 @@ def test_bad_arguments(tmp_path):
     logits[1, 3, 4, 5] = np.nan
     with pytest.raises(InputError, match="not finite"):
         nnunet.export_prediction(logits, *arguments)
+
+
+def test_padding_of_the_network_is_background(tmp_path):
+    stored, network = (24, 20, 36), (12, 10, 18)
+    logits = smooth_logits(3, network, 6) + np.array([-30, 0, 0], np.float32)[:, None, None, None]
+    logits[:, :3] = -1e4
+    box = [(0, extent) for extent in stored]
+    result = nnunet.export_prediction(logits, properties_of(stored, box, (0, 1, 2)), save_image(tmp_path, stored), tmp_path / "o.nii")
+    labels = result.label_map.transpose()
+    assert not labels[:5].any()
+    assert labels[7:].all()
+    assert result.num_padding_voxels == 5 * 20 * 36

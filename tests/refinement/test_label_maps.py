@@ -118,3 +118,10 @@ def test_logits_beyond_the_memory_are_refused(monkeypatch):
     with pytest.raises(CapacityError, match=rf"logits of {num_labels} labels, which only the CPU .* MiB of memory, more than .* of a test"):
         refined(labels, np.zeros(SHAPE), DENSE)
     assert is_on_tiles(refined(labels, np.zeros(SHAPE)))
+
+
+@pytest.mark.parametrize(("theta_alpha", "is_direct"), [(1.6, True), (12.0, False)])
+def test_fine_kernels_are_summed_directly(theta_alpha, is_direct):
+    labels, image = blocks(SHAPE, 20)
+    found = refined(labels, image, {"mean_field.filter": "auto", "spatial.weight": 0.0, "bilateral.theta_alpha": theta_alpha})
+    assert is_on_tiles(found) == is_direct

@@ -37,18 +37,3 @@ def test_a_tenth_of_a_label_may_go():
     assert result.lost_to_rules == {7: (101, 90)}
     (note,) = result.notes
     assert "label 7 101 → 90 voxels" in note
-
-
-def test_images_of_two_axes_have_no_volume():
-    labels = labels_with_island(21, largest=90).reshape(40, 45)
-    with pytest.raises(ConfigError, match=r"label 1 111 → 90 voxels, label 2 12 → 4 voxels\n"):
-        refine(labels, spacing=(1.0, 2.0))
-
-
-def test_a_region_s_label_is_a_label():
-    labels = labels_with_island(21, largest=90)
-    log_odds = np.where(np.stack([labels > 0, labels == 2]), 3.0, -3.0)
-    settings = {"spacing": SPACING, "regions": {"whole": [1, 2], "core": [2]}, "parameters": STILL}
-    with pytest.raises(ConfigError, match="label 1 111 → 90"):
-        crfrefine.refine(log_odds, np.zeros(labels.shape), **settings)
-    assert crfrefine.refine(log_odds, np.zeros(labels.shape), **settings, allow_vanishing=True).lost_to_rules == {1: (111, 90)}
