@@ -21,16 +21,6 @@ def names(paths):
     return [path.name for path in paths]
 
 
-def test_modalities_are_numbered_and_cases_sorted(tmp_path):
-    images = folder(tmp_path, "images", "b_0001.nii.gz", "b_0000.nii.gz", "a_1_0000.nii.gz", "a_1_0001.nii.gz")
-    logits = folder(tmp_path, "logits", "b.nii.gz", "a_1.npz")
-    cases = discover_cases(images, logits)
-    assert [case.case_id for case in cases] == ["a_1", "b"]
-    assert names(cases[1].images) == ["b_0000.nii.gz", "b_0001.nii.gz"]
-    assert [names(case.logits) for case in cases] == [["a_1.npz"], ["b.nii.gz"]]
-    assert (cases[0].mask, cases[0].labels, cases[0].problem, cases.notes) == (None, None, None, [])
-
-
 @pytest.mark.parametrize(
     ("image", "logits", "case_id"),
     [

@@ -43,16 +43,6 @@ def one_hot(labels, channels):
     return CONFIDENCE * np.stack([labels == channel for channel in channels])
 
 
-@pytest.mark.parametrize(("input_type", "dtype"), [("labels", np.float32), ("auto", np.int16)])
-def test_a_label_map_is_read_as_one_hot_logits(folder, input_type, dtype):
-    save_nifti(folder / "maps" / "a.nii.gz", LABELS.astype(dtype), AFFINE)
-    case = read(folder, "maps", input_type=input_type)
-    np.testing.assert_array_equal(case.logits, one_hot(LABELS, (0, 5, 10)))
-    assert (case.channel_labels, case.num_labels, case.input_kind) == ((0, 5, 10), 11, "labels")
-    reason = "requested" if input_type == "labels" else "it has one value per voxel, whole numbers from 0 up"
-    assert case.notes == [f"a.nii.gz is taken as a label map: {reason}"]
-
-
 def test_declared_labels_that_do_not_occur_are_far_below_and_others_are_an_error(folder):
     case = read(folder, "maps", declared=DeclaredLabels(tuple(range(12)), "dataset.json"), all_labels=True)
     assert case.logits.shape == (12, *SHAPE)
@@ -133,13 +123,6 @@ def structures(folder, **options):
 
 def merged(case):
     return np.asarray(case.channel_labels)[case.logits.argmax(axis=0)]
-
-
-def test_structures_are_numbered_in_the_order_of_their_names_over_all_cases(folder):
-    cases = discover_cases(folder / "images", folder / "structures", input_type="labels")
-    assert [case.are_structures for case in cases] == [True, True]
-    declared = declared_labels(cases, (), None)
-    assert (declared.structures, declared.num_labels) == ({"empty": 1, "liver": 2, "spleen": 3, "tumor": 4}, 5)
 
 
 def test_where_structures_overlap_the_smallest_one_keeps_the_voxel(folder):

@@ -1,7 +1,6 @@
 """Manifests: every problem of the table and of the names in it is told, with its line, before any case is read."""
 
 import csv
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,16 +30,6 @@ def write(path, *rows, head=HEAD):
 
 ONE = ["one", "p1/scan.nii.gz;p1/other scan.nii.gz", "p1/net.nii.gz", "masks/1.nii.gz", "deep/er.nii.gz", "1;1.25;2.5"]
 TWO = ["two", "p2/x.nii.gz", "net_of_p2.nii.gz"]
-
-
-def test_paths_begin_in_the_folder_of_the_manifest(archive):
-    path = write(archive / "cases.csv", TWO, ONE)
-    one, two = read_manifest(path)
-    assert (one.case_id, two.case_id) == ("one", "two")
-    assert one.images == (archive / "p1/scan.nii.gz", archive / "p1/other scan.nii.gz")
-    assert one.logits == (archive / "p1/net.nii.gz",)
-    assert (one.mask, one.output, one.spacing) == (archive / "masks/1.nii.gz", Path("deep/er.nii.gz"), (1.0, 1.25, 2.5))
-    assert (two.mask, two.output, two.spacing) == (None, None, None)
 
 
 def test_what_spreadsheets_write_is_read(archive):

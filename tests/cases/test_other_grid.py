@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813 - its customary name
-from io_helpers import OBLIQUE, affine_of, itk_resampled, numbers, save_itk, save_nifti, world_of
+from io_helpers import OBLIQUE, affine_of, itk_resampled, numbers, save_nifti, world_of
 from scipy.ndimage import zoom
 
 from crfrefine.cases.case import CaseFiles, ReadingOptions, load_case, read_case_headers
@@ -44,74 +44,6 @@ def make_case(folder, affine=None, values=None):
 
 def inside(case):
     return ~(case.logits == case.logits[0]).all(axis=0)
-
-
-@pytest.mark.parametrize("direction", [OBLIQUE @ np.diag([-1.0, 1.0, -1.0]), np.eye(3)], ids=["flipped", "oblique"])
-def test_logits_are_interpolated_onto_the_grid_of_the_image(direction, tmp_path):
-    affine = beside(direction)
-    files = make_case(tmp_path, affine)
-    case = load_case(files, RESAMPLE)
-    paths = tuple(save_nifti(tmp_path / f"label{number}.nii.gz", channel, affine) for number, channel in enumerate(scores()))
-    np.testing.assert_array_equal(load_case(replace(files, logits=paths), RESAMPLE, threads=3).logits, case.logits)
-    expected = np.stack([itk_resampled(channel, affine, SHAPE, AFFINE) for channel in scores()])
-    covered = inside(case)
-    assert 0.3 < covered.mean() <= 1.0
-    # The headers keep float32: positions are off by some 1e-6 voxels, and scores differ by up to 20 from voxel to voxel.
-    np.testing.assert_allclose(case.logits[:, covered], expected[:, covered], atol=1e-4)
-    assert not case.logits[:, ~covered].any()
-    assert np.abs(expected[:, ~covered]).max(initial=0.0) == 0.0
-    assert case.logits.strides == (4 * 13 * 12 * 10, 4, 52, 624), "x fastest, channels slowest, and nothing of the file is kept"
-    assert set(case.times) == {"resample"}
-    assert "logits interpolated linearly from 6×9×7, 2.30×2.10×3.10 mm onto the grid of the image" in case.notes
-    if num_outside := int(np.count_nonzero(~covered)):
-        told = f"voxels outside the grid of the logits become background: {num_outside} of 1560 voxels ({num_outside / 1560:.1%})"
-        assert case.notes[2].startswith(told)
-
-
-def test_without_the_option_the_error_names_it(tmp_path):
-    files = make_case(tmp_path)
-    with pytest.raises(
-        GridMismatchError, match=r"(?s)case 'a': logits and image are on different grids.*give --resample, which interpolates"
-    ):
-        load_case(files)
-    mask = save_nifti(tmp_path / "mask.nii.gz", np.ones(COARSE, np.uint8), beside())
-    on_grid = save_scores(tmp_path / "b.nii.gz", scores(shape=SHAPE), AFFINE)
-    for role in ("mask", "labels"):
-        with pytest.raises(GridMismatchError, match=rf"(?s)image and {role} are on different grids.*--resample"):
-            read_case_headers(replace(files, logits=(on_grid,), **{role: mask}))
-    with pytest.raises(GridMismatchError, match=r"(?s)two modalities are on different grids.*Resample the modalities to one grid"):
-        load_case(replace(files, images=(*files.images, mask)), RESAMPLE)
-    case = load_case(replace(files, logits=(on_grid,)), RESAMPLE)
-    np.testing.assert_array_equal(case.logits, scores(shape=SHAPE))
-    assert not case.times
-    assert len(case.notes) == 1
-
-
-def test_probabilities_lead_to_the_same_logits_as_the_logits_they_come_from(tmp_path):
-    """The logarithms are interpolated: they differ from logits by a number per voxel, the same for all labels, before and after."""
-    exponentials = np.exp(scores().astype(np.float64))
-    case = load_case(make_case(tmp_path), RESAMPLE)
-    other = load_case(make_case(tmp_path, values=(exponentials / exponentials.sum(axis=0)).astype(np.float32)), RESAMPLE)
-    assert other.input_kind == "probabilities"
-    np.testing.assert_array_equal(inside(other), inside(case))
-    differences = [(found - found[0])[:, inside(case)] for found in (case.logits, other.logits)]
-    # Rounding of probabilities to float32 moves their logarithm by 1e-7 of its size; the smallest here is about e^-15.
-    np.testing.assert_allclose(differences[0], differences[1], atol=1e-4)
-
-
-def test_an_image_is_a_plane(tmp_path):
-    spacing, turned = (0.5, 0.75), np.array([[0.0, -1.0], [1.0, 0.0]])
-    image = save_itk(tmp_path / "a.mha", numbers((11, 8)), spacing=spacing, origin=(20.0, 30.0))
-    values = scores(2, (7, 9))
-    # The first axis of the logits runs along world y, the second one against world x; a sixth of the columns have none.
-    logits = save_itk(tmp_path / "s.mha", values, channels=True, spacing=(1.0, 0.6), origin=(24.5, 30.0), direction=turned)
-    case = load_case(CaseFiles("a", (image,), (logits,)), RESAMPLE)
-    lps = np.diag([-1.0, -1.0, 1.0, 1.0])
-    affine, source = lps @ affine_of((*spacing, 1.0), (20.0, 30.0, 0.0)), np.eye(4)
-    source[:2, :2], source[:2, 3] = turned * [1.0, 0.6], (24.5, 30.0)
-    expected = np.stack([itk_resampled(channel, lps @ source, (11, 8), affine) for channel in values])
-    np.testing.assert_allclose(case.logits, expected, atol=1e-5)
-    assert 0 < np.count_nonzero(~inside(case)) < 30
 
 
 def test_masks_and_labels_are_those_of_the_nearest_voxel(tmp_path):

@@ -130,24 +130,3 @@ def test_the_description_beside_the_logits_comes_first(tmp_path):
     found = find_regions(None, read_descriptions(places))
     assert (found.scheme, found.num_labels) == (SCHEME, 4)
     assert find_regions(None, read_descriptions(places[1:])).scheme != SCHEME
-
-
-@pytest.mark.parametrize(
-    ("labels", "num_channels"),
-    [
-        ({"background": 0, "a": 1, "b": 2}, 3),
-        ({"background": 0, "a": 1, "b": 2, "ignore": 3}, 3),  # the label to be ignored has no channel
-        ({"background": 0, "a": 1, "c": 3}, 4),  # channel 2 is that of label 2, which no voxel has
-        ({"0": "background", "1": "a", "2": "b"}, 3),
-        ({}, None),
-    ],
-)
-def test_a_wrong_number_of_labels_is_an_error(tmp_path, labels, num_channels):
-    for number, input_type in ((2, "auto"), (3, "auto"), (3, "logits"), (4, "logits"), (5, "auto")):
-        arguments = np.random.default_rng(1).normal(0, 3, (number, *SHAPE)), {"labels": labels}
-        if num_channels in (None, number):
-            assert load(tmp_path, *arguments, input_type=input_type).num_labels == number
-            continue
-        message = refusal(tmp_path, *arguments, input_type=input_type)
-        assert f"has {number} channels, expected {num_channels}, one for each label from 0 to {num_channels - 1} of {tmp_path}/" in message
-        assert "put the\n  dataset.json of this one beside its output" in message
