@@ -33,12 +33,12 @@ from crfrefine.arrays.components import clean
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.arrays.probabilities import leave_out
-from crfrefine.cases.case import Case, CaseFiles, load_case
-from crfrefine.cases.discovery import discover_cases
-from crfrefine.cases.reading_options import DeclaredLabels, ReadingOptions
 from crfrefine.io import write_label_map
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import PostprocessParameters
+from crfrefine.runs.cases.case import Case, CaseFiles, load_case
+from crfrefine.runs.cases.discovery import discover_cases
+from crfrefine.runs.cases.reading_options import DeclaredLabels, ReadingOptions
 from crfrefine.train.baselines import Guidance, VectorScaling, guided_labels
 from crfrefine.train.comparison import DEFAULT, GUIDED, LARGEST, NETWORK, SCALING, TRAINED, TRAINED_LARGEST, with_largest
 

@@ -14,7 +14,6 @@ from crfrefine.arrays.resampling import GridMap, Interpolation
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.limits import available_threads, check_threads, memory_left, memory_limit
 from crfrefine.base.option import CUBIC, INTERPOLATIONS, LINEAR
-from crfrefine.cases.case import read_as_stored
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import RunContext
 from crfrefine.errors import ConfigError, GridMismatchError, InputError
@@ -24,6 +23,7 @@ from crfrefine.refinement.networks import ArrayNetwork
 from crfrefine.refinement.refining import refine_network
 from crfrefine.refinement.tiles.coarse import CoarseNetwork
 from crfrefine.refinement.tiles.streaming import StreamedNetwork
+from crfrefine.runs.cases.case import read_as_stored
 
 if TYPE_CHECKING:
     from crfrefine.arrays.region_scheme import GivenRegions

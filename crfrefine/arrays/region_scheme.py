@@ -1,6 +1,6 @@
 """The overlapping regions of a network's sigmoid channels: their log-odds, and the label map made of them, as in nnU-Net.
 
-How files declare them is in `cases/`.
+How files declare them is in `runs/cases/`.
 """
 
 from __future__ import annotations

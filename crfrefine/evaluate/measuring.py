@@ -12,13 +12,13 @@ import numpy as np
 from crfrefine import io
 from crfrefine.arrays.label_maps import foreground_labels
 from crfrefine.base.failures import Failure, failing_alone
-from crfrefine.cases.reading_options import NO_REGIONS
 from crfrefine.errors import InputError
 from crfrefine.evaluate.pairing import CasePair, MethodFiles
 from crfrefine.evaluate.reading import Reference, Settings, SoftLabels, read_masks, read_probabilities, read_reference
 from crfrefine.metrics.calibration import measure_calibration
 from crfrefine.metrics.overlap import measure_case
 from crfrefine.metrics.registry import RegionValues
+from crfrefine.runs.cases.reading_options import NO_REGIONS
 from crfrefine.runs.records import Record
 
 if TYPE_CHECKING:

@@ -11,18 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from crfrefine.base.text import counted
-from crfrefine.cases.case_files import CaseFiles, CaseList, IncompleteCase, require_all_complete, too_few_complete
-from crfrefine.cases.discovery import (
-    LABEL_SUFFIXES,
-    LOGITS_NAMES,
-    discover_cases,
-    file_names,
-    files_by_stem,
-    list_files,
-    probabilities_beside,
-    segmentations_first,
-    with_logits,
-)
 from crfrefine.errors import InputError
 from crfrefine.evaluate.options import EvaluationOptions
 from crfrefine.io.paths import (
@@ -35,6 +23,18 @@ from crfrefine.io.paths import (
     file_to_read,
     stem_of,
     suffix_of,
+)
+from crfrefine.runs.cases.case_files import CaseFiles, CaseList, IncompleteCase, require_all_complete, too_few_complete
+from crfrefine.runs.cases.discovery import (
+    LABEL_SUFFIXES,
+    LOGITS_NAMES,
+    discover_cases,
+    file_names,
+    files_by_stem,
+    list_files,
+    probabilities_beside,
+    segmentations_first,
+    with_logits,
 )
 
 _MODALITY = re.compile(r"(?P<case>.+)_[0-9]{4}", re.DOTALL)

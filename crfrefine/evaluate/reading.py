@@ -15,12 +15,12 @@ from crfrefine.arrays.probabilities import BLOCK_VOXELS, SUM_TOLERANCE, check_sh
 from crfrefine.arrays.region_scheme import sigmoid, take_log_odds
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.text import see
-from crfrefine.cases.other_grid import WorkGrid
-from crfrefine.cases.reading_options import NO_REGIONS, RegionReading
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.evaluate.regions import RegionPlan
 from crfrefine.evaluate.structures import read_structures
 from crfrefine.io.volume import Volume, VolumeHeader
+from crfrefine.runs.cases.other_grid import WorkGrid
+from crfrefine.runs.cases.reading_options import NO_REGIONS, RegionReading
 
 if TYPE_CHECKING:
     from crfrefine.arrays.region_scheme import RegionScheme

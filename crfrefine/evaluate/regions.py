@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from crfrefine.base.text import shorten
-from crfrefine.cases.dataset_description import read_descriptions
 from crfrefine.errors import ConfigError
 from crfrefine.metrics.regions import ALL_LABELS, Region, make_region, parse_region
+from crfrefine.runs.cases.dataset_description import read_descriptions
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from crfrefine.base.text import counted, listed
-from crfrefine.cases.case_files import describe_left_out
 from crfrefine.evaluate.measuring import CaseResult
 from crfrefine.evaluate.options import DEFAULT_NAME, EvaluationOptions
 from crfrefine.evaluate.reading import Settings
 from crfrefine.metrics.overlap import measure_masks
 from crfrefine.metrics.regions import ALL_LABELS
 from crfrefine.metrics.registry import CALIBRATION_METRICS, DICE, MASK_METRICS, RegionValues
+from crfrefine.runs.cases.case_files import describe_left_out
 from crfrefine.runs.options import Observer
 from crfrefine.statistics.comparison import ResultTable, SummaryRow, correct, measurements_of, summarize
 from crfrefine.statistics.paired import ALPHA, smallest_p_value
@@ -25,8 +25,8 @@ from crfrefine.statistics.verdict import Verdict, not_tested, power_text, verdic
 
 if TYPE_CHECKING:
     from crfrefine.base.array_types import Array, Bool
-    from crfrefine.cases.case_files import IncompleteCase
     from crfrefine.evaluate.pairing import CasePair
+    from crfrefine.runs.cases.case_files import IncompleteCase
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,6 @@ from crfrefine.base.failures import Failure
 from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.limits import available_threads
 from crfrefine.base.text import printable
-from crfrefine.cases.dataset_description import read_descriptions
-from crfrefine.cases.reading_options import RegionReading, find_regions
 from crfrefine.errors import CrfRefineError
 from crfrefine.evaluate.measuring import CaseResult, measure_pair
 from crfrefine.evaluate.options import METRICS_NAME, REPORT_NAME, SUMMARY_NAME, EvaluationOptions, check_options
@@ -28,6 +26,8 @@ from crfrefine.evaluate.structures import has_structures, pair_structures
 from crfrefine.io.atomic import check_replaceable, check_writable
 from crfrefine.io.paths import add_volumes, stem_of
 from crfrefine.parameters.model import TRAINED_ON
+from crfrefine.runs.cases.dataset_description import read_descriptions
+from crfrefine.runs.cases.reading_options import RegionReading, find_regions
 from crfrefine.runs.records import Entry, read_records
 
 

@@ -11,17 +11,17 @@ import numpy as np
 from crfrefine import io
 from crfrefine.arrays.label_maps import foreground_labels
 from crfrefine.base.text import counted
-from crfrefine.cases.case_files import CaseFiles, require_all_complete, too_few_complete
-from crfrefine.cases.dataset_description import read_dataset_description
-from crfrefine.cases.discovery import case_folders, list_files, probabilities_beside
-from crfrefine.cases.label_input import merge_structures
-from crfrefine.cases.reading_options import number_structures
 from crfrefine.errors import InputError
 from crfrefine.evaluate.options import EvaluationOptions
 from crfrefine.evaluate.pairing import CasePair, MethodFiles, Pairing, find_images, incomplete_cases
 from crfrefine.io.paths import VOLUME_SUFFIXES, require_file, stem_of
 from crfrefine.io.reading import require_scalar
 from crfrefine.io.volume import Volume, VolumeHeader
+from crfrefine.runs.cases.case_files import CaseFiles, require_all_complete, too_few_complete
+from crfrefine.runs.cases.dataset_description import read_dataset_description
+from crfrefine.runs.cases.discovery import case_folders, list_files, probabilities_beside
+from crfrefine.runs.cases.label_input import merge_structures
+from crfrefine.runs.cases.reading_options import number_structures
 
 
 @dataclass(frozen=True)

@@ -342,7 +342,7 @@ class LogitsHeader:
     num_labels: int  # L, background included
     grid_shape: tuple[int, ...]  # voxels along x, y(, z)
     affine: NDArray[np.float64] | None  # voxel to world RAS+ mm; None for .npz
-    # "logits" or "probabilities" if the file declares it, "labels" for a label map (by `crfrefine.cases.label_input`), else None.
+    # "logits" or "probabilities" if the file declares it, "labels" for a label map (by `crfrefine.runs.cases.label_input`), else None.
     kind: str | None
 
     @property

@@ -1,6 +1,6 @@
 """Refine one case: the library's main function, from raw intensities and logits to a label map.
 
-`crfrefine.cases.case` handles files, and `crfrefine.runs.run` handles folders.
+`crfrefine.runs.cases.case` handles files, and `crfrefine.runs.run` handles folders.
 """
 
 from __future__ import annotations

@@ -20,11 +20,6 @@ from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.limits import MAX_LABELS, available_threads, memory_left, memory_limit, run_all
 from crfrefine.base.option import CUBIC
 from crfrefine.base.text import counted, listed, printable
-from crfrefine.cases import case as cases
-from crfrefine.cases.case import Case, CaseFiles
-from crfrefine.cases.dataset_description import Names
-from crfrefine.cases.label_input import LabelMap
-from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import RunContext
 from crfrefine.io import read_pieces, write_label_map, write_pieces
@@ -38,6 +33,11 @@ from crfrefine.refinement.result import RefinementResult
 from crfrefine.refinement.strokes import Strokes, combine
 from crfrefine.refinement.tiles.coarse import CoarseNetwork
 from crfrefine.refinement.tiles.streaming import StreamedNetwork
+from crfrefine.runs.cases import case as cases
+from crfrefine.runs.cases.case import Case, CaseFiles
+from crfrefine.runs.cases.dataset_description import Names
+from crfrefine.runs.cases.label_input import LabelMap
+from crfrefine.runs.cases.reading_options import ReadingOptions
 from crfrefine.runs.options import InferenceOptions, Observer
 from crfrefine.runs.outputs import OutputFiles, is_complete
 from crfrefine.runs.records import VANISHED, CaseRecord, RunSummary, time_of_change, times_of_strokes

@@ -9,17 +9,17 @@ from pathlib import Path
 
 from crfrefine.base.limits import available_threads, memory_limit
 from crfrefine.base.text import counted, listed, printable
-from crfrefine.cases.case_files import CaseFiles, CaseList
-from crfrefine.cases.dataset_description import Names, read_descriptions
-from crfrefine.cases.discovery import discover_cases, list_files, logits_named, with_strokes
-from crfrefine.cases.label_input import EXCHANGED
-from crfrefine.cases.manifest import read_manifest
-from crfrefine.cases.reading_options import ReadingOptions, declared_labels, find_regions
 from crfrefine.engines import get_backend
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.atomic import check_small_output, check_writable
 from crfrefine.io.paths import LOGITS_SUFFIXES, SCORES_SUFFIXES, add_volumes, describe_others, stem_of, suffix_of, working_folder
 from crfrefine.runs.case_work import CaseSettings, Task
+from crfrefine.runs.cases.case_files import CaseFiles, CaseList
+from crfrefine.runs.cases.dataset_description import Names, read_descriptions
+from crfrefine.runs.cases.discovery import discover_cases, list_files, logits_named, with_strokes
+from crfrefine.runs.cases.label_input import EXCHANGED
+from crfrefine.runs.cases.manifest import read_manifest
+from crfrefine.runs.cases.reading_options import ReadingOptions, declared_labels, find_regions
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.outputs import OutputFiles, check_summary_path, plan_names_file, plan_outputs
 from crfrefine.runs.records import (
@@ -69,7 +69,7 @@ def find_inputs(options: InferenceOptions) -> RunInputs:
     if options.manifest is not None:
         cases = read_manifest(options.manifest, input_type=options.input_type)
     elif options.nnunet is not None:
-        from crfrefine.cases.nnunet import find_cases_to_refine
+        from crfrefine.runs.cases.nnunet import find_cases_to_refine
 
         cases = find_cases_to_refine(options.nnunet, options.images, masks)
     else:

@@ -21,12 +21,12 @@ from typing import Any, NamedTuple, Self
 import crfrefine
 from crfrefine.base.failures import Failure
 from crfrefine.base.text import MAX_OF_A_REASON, counted, listed, shorten, shorten_value
-from crfrefine.cases.case_files import CaseFiles
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.io.atomic import cannot_write
 from crfrefine.io.json import append_lines, open_lines, parse_line, without_nonfinite
 from crfrefine.io.paths import require_file
 from crfrefine.parameters.model import CrfParameters
+from crfrefine.runs.cases.case_files import CaseFiles
 
 FAILED = "failed"
 SCHEMA = 2

@@ -15,7 +15,6 @@ from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.one_hot import channels_of, expand_channels, present_labels
 from crfrefine.arrays.probabilities import leave_out
 from crfrefine.base.text import printable
-from crfrefine.cases.case import Case
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import RunContext
 from crfrefine.metrics.calibration import measure_calibration
@@ -27,6 +26,7 @@ from crfrefine.parameters.sections import PostprocessParameters
 from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
 from crfrefine.refinement.refining import refine_network
 from crfrefine.refinement.result import RefinementResult
+from crfrefine.runs.cases.case import Case
 from crfrefine.statistics.comparison import ResultTable, SummaryRow, measurements_of, summarize
 from crfrefine.statistics.harm import judge_probabilities
 from crfrefine.statistics.verdict import Outcome, Verdict, verdict

@@ -13,7 +13,9 @@ from crfrefine import io
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.base.failures import Causes, expected_error
 from crfrefine.base.text import listed, see, shorten
-from crfrefine.cases.case import (
+from crfrefine.errors import CrfRefineError, InputError, UnexpectedError
+from crfrefine.io.paths import add_volumes
+from crfrefine.runs.cases.case import (
     Case,
     CaseFiles,
     CaseList,
@@ -23,14 +25,12 @@ from crfrefine.cases.case import (
     read_case_headers,
     read_dataset_description,
 )
-from crfrefine.cases.case_files import IncompleteCase, describe_left_out, require_all_complete, too_few_complete
-from crfrefine.cases.dataset_description import read_descriptions
-from crfrefine.cases.discovery import discover_cases
-from crfrefine.cases.label_input import KIND
-from crfrefine.cases.nnunet import find_trained_cases, require_trained
-from crfrefine.cases.reading_options import NO_REGIONS, DeclaredLabels, RegionReading, declared_labels, find_regions
-from crfrefine.errors import CrfRefineError, InputError, UnexpectedError
-from crfrefine.io.paths import add_volumes
+from crfrefine.runs.cases.case_files import IncompleteCase, describe_left_out, require_all_complete, too_few_complete
+from crfrefine.runs.cases.dataset_description import read_descriptions
+from crfrefine.runs.cases.discovery import discover_cases
+from crfrefine.runs.cases.label_input import KIND
+from crfrefine.runs.cases.nnunet import find_trained_cases, require_trained
+from crfrefine.runs.cases.reading_options import NO_REGIONS, DeclaredLabels, RegionReading, declared_labels, find_regions
 from crfrefine.train.options import DataFolders
 
 _MAX_NAMED = 3

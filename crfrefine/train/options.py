@@ -161,7 +161,7 @@ def locate_nnunet(folder: Path, *, images: Path | None = None, labels: Path | No
 
     `folder` is `nnUNet_results/DatasetXXX_NAME/TRAINER__PLANS__CONFIGURATION`.
     """
-    from crfrefine.cases.nnunet import locate_images, locate_labels, require_trained
+    from crfrefine.runs.cases.nnunet import locate_images, locate_labels, require_trained
 
     network = require_trained(folder)
     masks = masks if masks is None else _existing(masks, "masks")

@@ -12,11 +12,11 @@ import numpy as np
 
 from crfrefine.arrays.region_scheme import resolve_regions
 from crfrefine.base.text import counted, shorten
-from crfrefine.cases.case import Case, CaseFiles
-from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.errors import ConfigError, CrfRefineError, InputError
 from crfrefine.metrics.regions import RESERVED, Region, parse_region
 from crfrefine.parameters.model import CrfParameters, as_parameters
+from crfrefine.runs.cases.case import Case, CaseFiles
+from crfrefine.runs.cases.reading_options import ReadingOptions
 from crfrefine.train import crops as cropping
 from crfrefine.train import starts as setup
 from crfrefine.train.baselines import Guidance, Scores, Tuned, fit_scaling, largest_scores, score_guided

@@ -8,10 +8,10 @@ import pytest
 from io_helpers import affine_of, numbers, save_nifti
 
 from crfrefine.base.limits import PROCESS
-from crfrefine.cases import case as cases
-from crfrefine.cases.case import CaseFiles, ReadingOptions, load_case
 from crfrefine.errors import CapacityError
 from crfrefine.io import reading
+from crfrefine.runs.cases import case as cases
+from crfrefine.runs.cases.case import CaseFiles, ReadingOptions, load_case
 
 SHAPE = (5, 6, 7)
 AFFINE = affine_of((1.0, 1.5, 2.25))

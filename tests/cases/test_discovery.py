@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from crfrefine.cases.dataset_description import Names, read_dataset_description, read_names
-from crfrefine.cases.discovery import discover_cases
 from crfrefine.errors import InputError
+from crfrefine.runs.cases.dataset_description import Names, read_dataset_description, read_names
+from crfrefine.runs.cases.discovery import discover_cases
 
 
 def folder(root, name, *files):

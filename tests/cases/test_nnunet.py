@@ -7,8 +7,8 @@ import nibabel as nib
 import pytest
 from nnunet_helpers import AFFINE, DATASET, plans, write_fold, write_json, write_predictions, write_tree
 
-from crfrefine.cases.nnunet import find_cases_to_refine, find_trained_cases, require_trained
 from crfrefine.errors import InputError
+from crfrefine.runs.cases.nnunet import find_cases_to_refine, find_trained_cases, require_trained
 
 TRAIN = f"nnUNetv2_train {DATASET} 3d_fullres"
 NAMES = "-tr nnUNetTrainer -p nnUNetPlans"

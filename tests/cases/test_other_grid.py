@@ -9,8 +9,8 @@ import SimpleITK as sitk  # noqa: N813 - its customary name
 from io_helpers import OBLIQUE, affine_of, itk_resampled, numbers, save_nifti, world_of
 from scipy.ndimage import zoom
 
-from crfrefine.cases.case import CaseFiles, ReadingOptions, load_case, read_case_headers
 from crfrefine.errors import GridMismatchError, InputError
+from crfrefine.runs.cases.case import CaseFiles, ReadingOptions, load_case, read_case_headers
 
 SHAPE, COARSE = (13, 12, 10), (6, 9, 7)
 AFFINE = affine_of((1.0, 1.5, 2.0), (3.0, -4.0, 5.0), OBLIQUE)

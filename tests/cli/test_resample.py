@@ -74,7 +74,7 @@ def test_large_logits_are_interpolated_while_they_stream(form, how, tmp_path, mo
     results = {}
     for name, limit in (("memory", 1 << 40), ("streamed", 0)):
         for what in ("MAX_IN_MEMORY", "MIN_STREAMED"):
-            monkeypatch.setattr(f"crfrefine.cases.case.{what}", limit)
+            monkeypatch.setattr(f"crfrefine.runs.cases.case.{what}", limit)
         for preset in (("--set", "bilateral.weight=0"), ("-c", "default"), ("-c", "sharp")):
             own = (*folders.arguments[:4], "-o", tmp_path / name / preset[1])
             words = ("--resample",) if how == "linear" else ("--resample", how)

@@ -8,7 +8,7 @@ import SimpleITK as sitk  # noqa: N813
 from cli_helpers import AFFINE, FAST, GRID_SHAPE, SPACING, infer, load_nifti, run_here, save_nifti, statuses, write_folders
 
 import crfrefine
-from crfrefine.cases import case as cases
+from crfrefine.runs.cases import case as cases
 
 STROKE = (slice(6, 10), 7, 5)
 

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from crfrefine.cases.case import Case
 from crfrefine.io.volume import Volume
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import IntensityParameters
+from crfrefine.runs.cases.case import Case
 from crfrefine.runs.demo.phantom import NUM_LABELS, Phantom, make_phantom, write_phantom
 from crfrefine.statistics.comparison import Measurement, ResultTable
 from crfrefine.train.baselines import Tuned, VectorScaling

@@ -8,9 +8,9 @@ from contextlib import suppress
 
 import pytest
 
-from crfrefine.cases.dataset_description import read_dataset_description
 from crfrefine.errors import InputError
 from crfrefine.io.json import append_lines, open_lines, read_json
+from crfrefine.runs.cases.dataset_description import read_dataset_description
 
 DIGITS = "9" * 5000
 

@@ -22,11 +22,11 @@ base
 io
 parameters
 arrays
-cases engines metrics
+engines metrics
 refinement statistics
-layer monai nnunet
+layer monai
 runs
-evaluate train
+evaluate nnunet train
 cli
 __main__
 """

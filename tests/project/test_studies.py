@@ -12,9 +12,9 @@ from cli_helpers import load_nifti, run_here
 from script_imports import importing_from
 from training_helpers import shorten, write_cases
 
-from crfrefine.cases.case import ReadingOptions, discover_cases, load_case
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.refinement.case import refine
+from crfrefine.runs.cases.case import ReadingOptions, discover_cases, load_case
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("one_torch_thread")]
 

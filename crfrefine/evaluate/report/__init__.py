@@ -18,12 +18,12 @@ import numpy as np
 import crfrefine
 from crfrefine.base.geometry import spacing_of
 from crfrefine.base.text import printable
-from crfrefine.cases.dataset_description import Names, read_names
 from crfrefine.errors import BackendUnavailableError, CrfRefineError
 from crfrefine.evaluate.reading import read_image, read_masks, read_reference
 from crfrefine.evaluate.results import Evaluation
 from crfrefine.io.atomic import write_small_file
 from crfrefine.metrics.registry import DICE, Metric, metric_named
+from crfrefine.runs.cases.dataset_description import Names, read_names
 from crfrefine.runs.pictures.drawing import drawable
 from crfrefine.runs.pictures.preview import draw_preview
 from crfrefine.statistics.comparison import MEAN, SummaryRow, describe_families, format_p

@@ -14,12 +14,12 @@ from crfrefine.arrays.region_scheme import identify_regions, sigmoid, take_log_o
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.inputs import add_inputs, keeping_inputs
 from crfrefine.base.text import TIMES, counted
-from crfrefine.cases.dataset_description import read_descriptions, read_names
-from crfrefine.cases.reading_options import RegionReading, find_regions
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.atomic import check_replaceable
 from crfrefine.io.paths import add_volumes, files_written, is_dicom, require_suffix
 from crfrefine.io.volume import Volume, VolumeHeader, named_segments
+from crfrefine.runs.cases.dataset_description import read_descriptions, read_names
+from crfrefine.runs.cases.reading_options import RegionReading, find_regions
 
 
 @keeping_inputs()

@@ -20,15 +20,15 @@ from crfrefine.base.failures import Causes, Failure, describe_failure, failing_a
 from crfrefine.base.geometry import describe_grid
 from crfrefine.base.limits import format_size, thread_limit
 from crfrefine.base.text import TIMES, counted, listed
-from crfrefine.cases.case_files import CaseFiles, CaseList
-from crfrefine.cases.case_headers import read_case_headers
-from crfrefine.cases.dataset_description import read_descriptions
-from crfrefine.cases.discovery import case_folders, discover_cases, list_files
-from crfrefine.cases.nnunet import find_cases_to_refine, is_of_nnunet
-from crfrefine.cases.reading_options import ReadingOptions, RegionReading, find_regions
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.paths import SCORES_SUFFIXES
 from crfrefine.io.volume import VolumeHeader
+from crfrefine.runs.cases.case_files import CaseFiles, CaseList
+from crfrefine.runs.cases.case_headers import read_case_headers
+from crfrefine.runs.cases.dataset_description import read_descriptions
+from crfrefine.runs.cases.discovery import case_folders, discover_cases, list_files
+from crfrefine.runs.cases.nnunet import find_cases_to_refine, is_of_nnunet
+from crfrefine.runs.cases.reading_options import ReadingOptions, RegionReading, find_regions
 
 _MAX_LISTED_VALUES = 32
 _NAMED = ("images", "imagesTr", "imagesTs", "labels", "labelsTr", "labelsTs", "logits", "masks")

@@ -12,10 +12,6 @@ import numpy as np
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import Box
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
-from crfrefine.cases.case import Case, nonzero_mask, read_case, read_case_headers
-from crfrefine.cases.case_files import CaseFiles
-from crfrefine.cases.label_input import LabelMap
-from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import Progress, RunContext
 from crfrefine.errors import InputError
@@ -24,6 +20,10 @@ from crfrefine.parameters.sections import NORMALIZED, PostprocessParameters
 from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
 from crfrefine.refinement.refining import refine_network
 from crfrefine.refinement.result import RefinementResult
+from crfrefine.runs.cases.case import Case, nonzero_mask, read_case, read_case_headers
+from crfrefine.runs.cases.case_files import CaseFiles
+from crfrefine.runs.cases.label_input import LabelMap
+from crfrefine.runs.cases.reading_options import ReadingOptions
 from crfrefine.runs.pictures import drawing
 from crfrefine.runs.pictures.planes import PLANES, Upright, Window, choose_places, choose_window, planes_of
 

@@ -20,11 +20,6 @@ from crfrefine.arrays.label_maps import Box, foreground_labels
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.base.array_types import Array
 from crfrefine.base.text import counted, listed, printable, shorten
-from crfrefine.cases.case import read_case_headers
-from crfrefine.cases.case_files import CaseFiles, CaseList
-from crfrefine.cases.discovery import labels_of
-from crfrefine.cases.label_input import KIND as LABEL_MAP
-from crfrefine.cases.reading_options import RegionReading
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.io.atomic import check_replaceable, write_small_file
 from crfrefine.io.paths import add_volumes
@@ -32,6 +27,11 @@ from crfrefine.metrics.counts import OverlapCounts, dice
 from crfrefine.metrics.regions import Region
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.presets import list_presets
+from crfrefine.runs.cases.case import read_case_headers
+from crfrefine.runs.cases.case_files import CaseFiles, CaseList
+from crfrefine.runs.cases.discovery import labels_of
+from crfrefine.runs.cases.label_input import KIND as LABEL_MAP
+from crfrefine.runs.cases.reading_options import RegionReading
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.pictures.drawing import label_color
 from crfrefine.runs.plan import RunInputs, find_inputs
@@ -210,7 +210,7 @@ def find_case(options: TuneOptions) -> tuple[RunInputs, CaseFiles]:
         if not references:
             raise InputError(f"{options.labels}: no labels of any of the {counted(len(inputs.cases), 'case')}")
     elif options.inputs.nnunet is not None:
-        from crfrefine.cases.nnunet import locate_images, locate_labels, require_trained
+        from crfrefine.runs.cases.nnunet import locate_images, locate_labels, require_trained
 
         with suppress(InputError):  # The page is of use without the labels that the network was trained on.
             network = require_trained(options.inputs.nnunet)

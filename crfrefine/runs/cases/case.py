@@ -1,4 +1,4 @@
-"""Read and check a case: its modalities, the network's output, mask and labels, as found by `crfrefine.cases.discovery`."""
+"""Read and check a case: its modalities, the network's output, mask and labels, as found by `crfrefine.runs.cases.discovery`."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.limits import PROCESS, RUN_BYTES, available_threads, memory_limit, require_memory, run_all
 from crfrefine.base.option import CUBIC
 from crfrefine.base.text import TIMES, shorten
-from crfrefine.cases.case_files import CaseFiles, CaseList
-from crfrefine.cases.case_headers import CaseHeaders, read_case_headers
-from crfrefine.cases.dataset_description import DatasetDescription, read_dataset_description
-from crfrefine.cases.discovery import discover_cases
-from crfrefine.cases.label_input import KIND, LabelMap, coarse_shares, read_label_map, read_one_hot, refuse_structures
-from crfrefine.cases.other_grid import HOW, WorkGrid
-from crfrefine.cases.reading_options import DEFAULT_READING, ReadingOptions
 from crfrefine.errors import InputError
 from crfrefine.io.reading import LogitsHeader, read_mask, read_pieces
 from crfrefine.io.streams import allocate_array
 from crfrefine.io.volume import MAX_BYTES, Volume, VolumeHeader
+from crfrefine.runs.cases.case_files import CaseFiles, CaseList
+from crfrefine.runs.cases.case_headers import CaseHeaders, read_case_headers
+from crfrefine.runs.cases.dataset_description import DatasetDescription, read_dataset_description
+from crfrefine.runs.cases.discovery import discover_cases
+from crfrefine.runs.cases.label_input import KIND, LabelMap, coarse_shares, read_label_map, read_one_hot, refuse_structures
+from crfrefine.runs.cases.other_grid import HOW, WorkGrid
+from crfrefine.runs.cases.reading_options import DEFAULT_READING, ReadingOptions
 
 if TYPE_CHECKING:
     from pathlib import Path

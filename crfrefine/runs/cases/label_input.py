@@ -24,19 +24,19 @@ from crfrefine.arrays.one_hot import (
 )
 from crfrefine.arrays.probabilities import plane_blocks
 from crfrefine.base.text import counted, listed, shorten
-from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.paths import stem_of
 from crfrefine.io.reading import LABEL_TOLERANCE, LogitsHeader, read_mask, read_whole_numbers
 from crfrefine.io.volume import Segment
+from crfrefine.runs.cases.other_grid import WorkGrid
 
 if TYPE_CHECKING:
     from typing import Any
 
     from numpy.typing import NDArray
 
-    from crfrefine.cases.reading_options import ReadingOptions
     from crfrefine.io.volume import VolumeHeader
+    from crfrefine.runs.cases.reading_options import ReadingOptions
 
 KIND = "labels"
 """`LogitsHeader.kind` of a label map."""

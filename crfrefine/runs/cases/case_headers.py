@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from crfrefine import io
 from crfrefine.base.geometry import same_shape
 from crfrefine.base.text import TIMES, listed, see
-from crfrefine.cases.case_files import CaseFiles
-from crfrefine.cases.label_input import KIND, read_label_header
-from crfrefine.cases.other_grid import WorkGrid
-from crfrefine.cases.reading_options import DEFAULT_READING, ReadingOptions
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.reading import require_scalar
 from crfrefine.io.volume import VolumeHeader
+from crfrefine.runs.cases.case_files import CaseFiles
+from crfrefine.runs.cases.label_input import KIND, read_label_header
+from crfrefine.runs.cases.other_grid import WorkGrid
+from crfrefine.runs.cases.reading_options import DEFAULT_READING, ReadingOptions
 
 
 @dataclass(frozen=True)

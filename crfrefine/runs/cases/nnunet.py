@@ -14,13 +14,13 @@ from typing import Any
 
 from crfrefine.base.inputs import add_inputs
 from crfrefine.base.text import MAX_OF_A_PATH, shorten
-from crfrefine.cases.case_files import CaseFiles, CaseList, IncompleteCase, describe_left_out, too_few_complete
-from crfrefine.cases.dataset_description import DatasetDescription, read_dataset_description
-from crfrefine.cases.discovery import discover_cases, list_files
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io import read_header
 from crfrefine.io.json import read_json
 from crfrefine.io.paths import SCORES_SUFFIXES, stem_of
+from crfrefine.runs.cases.case_files import CaseFiles, CaseList, IncompleteCase, describe_left_out, too_few_complete
+from crfrefine.runs.cases.dataset_description import DatasetDescription, read_dataset_description
+from crfrefine.runs.cases.discovery import discover_cases, list_files
 
 PLANS = "plans.json"
 PREDICTION_ARGUMENTS = "predict_from_raw_data_args.json"
