@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from crfrefine.base.text import see
-from crfrefine.errors import ConfigError, InputError
+from crfrefine.errors import InputError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -210,9 +210,7 @@ def decide(look: Look, input_type: str, kind: str | None, name: str) -> tuple[st
     Raises:
         InputError: probabilities that are negative, that do not sum to 1, or that are almost zero at a voxel without being equal; sigmoid
             channels; values with another sum than 1 at all voxels, such as percent, unless the user calls them logits.
-        ConfigError: an unknown input type.
     """
-    check_input_type(input_type)
     said = kind if input_type == "auto" else input_type
     if look.outside is None:
         is_declared = said == "logits" or input_type == "probabilities"
@@ -258,12 +256,6 @@ def identify_array(values: NDArray[np.floating[Any]], input_type: str) -> str:
 def who_says(input_type: str) -> str:
     """Return the reason for a declared kind of values: the user's word, else the file's."""
     return "its array is named so" if input_type == "auto" else "requested"
-
-
-def check_input_type(input_type: str) -> None:
-    """Raise ConfigError unless an input type is one of INPUT_TYPES."""
-    if input_type not in INPUT_TYPES:
-        raise ConfigError(f"input type {input_type!r}: expected one of {', '.join(INPUT_TYPES)}")
 
 
 def take_logarithms(probabilities: Float32) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.arrays.probabilities import BLOCK_VOXELS, BY_HAND, MIN_PROBABILITY, SUM_TOLERANCE, check_input_type, who_says
+from crfrefine.arrays.probabilities import BLOCK_VOXELS, BY_HAND, MIN_PROBABILITY, SUM_TOLERANCE, who_says
 from crfrefine.base.limits import MAX_LABEL
 from crfrefine.base.text import listed, shorten, shorten_value
 from crfrefine.errors import ConfigError, InputError
@@ -180,7 +180,6 @@ def identify_regions(values: Array, input_type: str, *, kind: str | None = None,
 
     Other arguments, the result and errors are those of `crfrefine.arrays.probabilities.decide`.
     """
-    check_input_type(input_type)
     said = kind if input_type == "auto" else input_type
     lowest, highest = float(values.min()), float(values.max())
     is_inside = lowest >= -SUM_TOLERANCE and highest <= 1 + SUM_TOLERANCE

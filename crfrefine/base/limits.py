@@ -45,22 +45,23 @@ OWN_GROUP = Path("/proc/self/cgroup")
 
 
 def available_threads() -> int:
-    """Return the number of cores that this process may use."""
-    return thread_limit()[0]
-
-
-def thread_limit() -> tuple[int, str]:
-    """Return the cores that this process may use, and what limits them, a phrase for messages.
+    """Return the number of cores that this process may use.
 
     A quota of the control group, as containers set it (`docker run --cpus`), is time and not cores: more threads than it pays
     for would all be halted together for a part of each period. A part of a core counts as one.
     """
     allowed, quota = len(os.sched_getaffinity(0)), _quota()
-    if quota is not None and math.ceil(quota) < allowed:
-        return math.ceil(quota), "the CPU quota of the control group (cgroup) of this process"
+    return allowed if quota is None else min(allowed, math.ceil(quota))
+
+
+def thread_limit() -> tuple[int, str]:
+    """Return the cores that this process may use, and what limits them, a phrase for messages."""
+    allowed, number = len(os.sched_getaffinity(0)), available_threads()
+    if number < allowed:
+        return number, "the CPU quota of the control group (cgroup) of this process"
     if allowed < (os.cpu_count() or 1):
-        return allowed, "the affinity of this process, which taskset and batch systems set"
-    return allowed, "the cores of this machine"
+        return number, "the affinity of this process, which taskset and batch systems set"
+    return number, "the cores of this machine"
 
 
 def check_threads(threads: int | None) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from crfrefine.arrays.arguments import check_no_label_map, given_array, given_label_map
 from crfrefine.arrays.images import ArrayOrImage, open_images
 from crfrefine.arrays.one_hot import channels_of, present_labels
+from crfrefine.arrays.probabilities import INPUT_TYPES
 from crfrefine.arrays.region_scheme import GivenRegions, given_regions
 from crfrefine.base.limits import MAX_LABELS, check_threads
 from crfrefine.base.notices import known_spacing
@@ -178,6 +179,8 @@ class Plan:
         strokes_ignore: int = 0,
     ) -> RefinementResult:
         """Refine a network's logits, or a label map; arguments, result and errors as of `refine`."""
+        if input_type not in INPUT_TYPES:
+            raise ConfigError(f"input type {input_type!r}: expected one of {', '.join(INPUT_TYPES)}")
         if network_spacing is not None and input_type != "labels":
             raise ConfigError(
                 f"network_spacing: it is that of a label map, and input_type is '{input_type}'; logits on a coarser grid are interpolated "

@@ -62,16 +62,6 @@ class ArrayNetwork:
     regions: RegionScheme | None = None  # of the channels; None means that they are labels
     network_spacing: tuple[float, ...] | None = None  # mm between voxels of the network, if interpolated; None means unknown
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(channels, *grid)."""
-        return self.values.shape
-
-    @property
-    def order(self) -> StorageOrder:
-        """Of the axes in memory."""
-        return StorageOrder.of_memory(self.values[0])
-
 
 @dataclass(frozen=True, eq=False)
 class LabelMapNetwork:
@@ -84,18 +74,18 @@ class LabelMapNetwork:
     # None means that each voxel's label is taken as it is.
     network_spacing: ArrayLike | None = None
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(channels, *grid)."""
-        return len(self.channels), *self.labels.shape
-
-    @property
-    def order(self) -> StorageOrder:
-        """Of the axes in memory."""
-        return StorageOrder.of_memory(self.labels)
-
 
 Network = ArrayNetwork | LabelMapNetwork | StreamedNetwork | CoarseNetwork
+
+
+def layout_of(network: Network) -> tuple[tuple[int, ...], StorageOrder]:
+    """Return the shape of a network's output, (channels, *grid) in the user's order of axes, and the order in which it is stored."""
+    if isinstance(network, ArrayNetwork):
+        return network.values.shape, StorageOrder.of_memory(network.values[0])
+    if isinstance(network, LabelMapNetwork):
+        return (len(network.channels), *network.labels.shape), StorageOrder.of_memory(network.labels)
+    num_channels = network.channels.num_labels if isinstance(network, CoarseNetwork) else network.num_labels
+    return (num_channels, *network.grid_shape[::-1]), StorageOrder(tuple(range(len(network.grid_shape)))[::-1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +109,7 @@ class Prepared:
 
 def prepare(
     network: Network,
+    order: StorageOrder,
     case: GridImage,
     models: Sequence[ModelSpec],
     parameters: CrfParameters,
@@ -126,21 +117,23 @@ def prepare(
     context: RunContext,
     strokes: Strokes | None = None,
 ) -> Prepared:
-    """Return a network's output, checked, with a plan of tiles where these save work, or where channels are not in memory."""
+    """Return a network's output, checked, in storage order, with a plan of tiles where these save work or channels are not in memory."""
     if isinstance(network, ArrayNetwork):
-        return _prepare_array(network, case, models, parameters, backend, context, strokes=strokes)
+        with np.errstate(over="ignore"):
+            channels = order.to_storage(network.values.astype(np.float32, copy=False))
+        return _prepare_array(network, channels, case, models, parameters, backend, context, strokes=strokes)
     if isinstance(network, StreamedNetwork):
         plan = plan_stream(network, case, models[0], parameters, context)
     elif isinstance(network, CoarseNetwork):
         plan = plan_coarse(network, case, models[0], parameters, context)
     else:
-        labels = np.ascontiguousarray(network.order.to_storage(network.labels))
+        labels = np.ascontiguousarray(order.to_storage(network.labels))
         numbers, spacing = channel_numbers(labels, network.channels), models[0].kernels.network_spacing
         sigma = None if spacing is None else share_sigma(spacing, case.spacing)
         logits = _logits_of_labels(numbers, len(network.channels), sigma, case, models[0], parameters, backend)
         if logits is not None:
-            in_memory = ArrayNetwork(network.order.to_user(logits))
-            return _prepare_array(in_memory, case, models, parameters, backend, context, labels=numbers, strokes=strokes)
+            in_memory = ArrayNetwork(logits)
+            return _prepare_array(in_memory, logits, case, models, parameters, backend, context, labels=numbers, strokes=strokes)
         _check_temperature(models, -ABSENT_LOGIT)
         _finite_range(backend, case.values, "image", context.threads)
         plan = plan_label_map(numbers, case, models[0], parameters, context.threads, sigma)
@@ -156,7 +149,7 @@ def prepare(
         model = StrokeModel(parameters.strokes, spacing, problem.mask, normalized, strength)
         labels = plan.labels.reshape(problem.grid.shape)
         lifts_absent = isinstance(network, LabelMapNetwork)
-        edits = Edits.of_labels(strokes.on_tiles(), model, labels, network.shape[0], lifts_absent=lifts_absent)
+        edits = Edits.of_labels(strokes.on_tiles(), model, labels, models[0].mean_field.num_labels, lifts_absent=lifts_absent)
         plan, gained = edits.edit_plan(plan)
     mask = plan.problem.image.mask
     return Prepared(nothing, case, plan, mask, labels=plan.labels, num_padding=plan.num_padding, notes=plan.notes, gained=gained)
@@ -200,6 +193,7 @@ def _logits_of_labels(
 
 def _prepare_array(
     network: ArrayNetwork,
+    channels: Float32,
     case: GridImage,
     models: Sequence[ModelSpec],
     parameters: CrfParameters,
@@ -208,11 +202,9 @@ def _prepare_array(
     labels: Labels | None = None,
     strokes: Strokes | None = None,
 ) -> Prepared:
-    """Prepare channels in memory; `labels` are the channels' numbers of the label map that they were made from."""
+    """Prepare channels in storage order; `labels` are the channels' numbers of the label map that they were made from."""
     threads, mask, regions = context.threads, case.mask, network.regions
     are_regions, is_label_map = regions is not None, labels is not None
-    with np.errstate(over="ignore"):
-        channels = network.order.to_storage(network.values.astype(np.float32, copy=False))
     lowest, largest = _finite_range(backend, channels, "logits", threads)
     if are_regions:
         # "auto" expects log-odds, and refuses values that look like probabilities.

@@ -25,7 +25,7 @@ from crfrefine.engines.base import NO_CONTEXT
 from crfrefine.engines.grid_image import GridImage
 from crfrefine.engines.regions import region_mean_field
 from crfrefine.errors import CapacityError, ConfigError, DeviceMemoryError, InputError
-from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network, Prepared, prepare
+from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network, Prepared, layout_of, prepare
 from crfrefine.refinement.refined import NetworkLogits, RefinedChannels
 from crfrefine.refinement.result import RefinementResult
 from crfrefine.refinement.tiles.solving import solve
@@ -68,15 +68,16 @@ def refine_network(
     It is done on tiles, each with the labels that are present near it, where that is less work or the channels are not in memory; else with
     all labels everywhere. A case that does not fit into the memory of a GPU is computed on the CPU.
     """
-    image = image[None] if image.ndim == len(network.shape) - 1 else image
+    shape, _ = layout_of(network)
+    image = image[None] if image.ndim == len(shape) - 1 else image
     if isinstance(network, (ArrayNetwork, LabelMapNetwork)):  # Headers were compared before.
-        channels = network.values if isinstance(network, ArrayNetwork) else np.broadcast_to(network.labels, network.shape)
+        channels = network.values if isinstance(network, ArrayNetwork) else np.broadcast_to(network.labels, shape)
         check_shapes(channels, image, min_channels=1 if isinstance(network, ArrayNetwork) and network.regions else 2)
     if mask is not None:
-        mask = given_voxels(mask, network.shape[1:])
+        mask = given_voxels(mask, shape[1:])
         if not mask.any():
             raise InputError("the mask is empty: there is no voxel to refine")
-    spacing_mm = given_spacing(spacing, len(network.shape) - 1)
+    spacing_mm = given_spacing(spacing, len(shape) - 1)
     case = GridImage(image, mask, spacing_mm)
     if isinstance(network, LabelMapNetwork):
         result = _refine_label_map(network, case, parameters, backend, context, strokes)
@@ -142,14 +143,15 @@ def _refine(
     strokes: Strokes | None = None,
 ) -> RefinementResult:
     """Prepare the case, run the mean field, make the label map and clean it. The labels of a label map are its channels' numbers."""
-    num_channels, order, threads = network.shape[0], network.order, context.threads
+    (num_channels, *grid), order = layout_of(network)
+    threads = context.threads
     regions = network.regions if isinstance(network, ArrayNetwork) else None
     if regions is None:
         models: Sequence[ModelSpec] = [parameters.resolve(num_channels, len(case.values), len(case.spacing))]
     else:
         if num_channels != regions.num_regions:
             raise InputError(
-                f"the log-odds have shape {network.shape}; expected ({regions.num_regions}, *grid), one channel per region: "
+                f"the log-odds have shape {(num_channels, *grid)}; expected ({regions.num_regions}, *grid), one channel per region: "
                 f"{regions.describe()}"
             )
         parameters.postprocess.spread({"label": regions.num_labels})  # checks the lengths
@@ -160,7 +162,7 @@ def _refine(
     spacing, voxel_ml = tuple(case.spacing), math.prod(case.spacing) / 1000.0
     case = GridImage(order.to_storage(case.values), mask, tuple(spacing[axis] for axis in order.axes), order.axes)
     drawn = None if strokes is None else strokes.in_storage(order)
-    prepared = prepare(network, case, models, parameters, backend, context, drawn)
+    prepared = prepare(network, order, case, models, parameters, backend, context, drawn)
     notes = prepared.notes
     try:
         refined, shortage = _run(prepared, models, backend, context), ""

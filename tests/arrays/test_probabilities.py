@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import crfrefine
 from crfrefine.arrays.probabilities import identify, identify_array, take_logarithms
 from crfrefine.errors import ConfigError, InputError
 
@@ -80,7 +81,7 @@ def test_voxels_with_next_to_no_probability_are_counted_and_located():
     with pytest.raises(InputError, match=r"of all labels are almost zero at 2 of 120 voxels; the first one is voxel \(3, 1, 2\)"):
         identify(values, "auto", None, PATH)
     with pytest.raises(ConfigError, match="input type 'softmax': expected one of auto, logits, probabilities, labels"):
-        identify(softmax(), "softmax", None, PATH)
+        crfrefine.refine(softmax(), softmax()[0], input_type="softmax")
     values[:], values[0], values[1, 2, 3, 1] = 0, 1, 1  # two structures that overlap at a voxel
     with pytest.raises(InputError, match="All values are 0 or 1: for one binary file per structure, give --input-type labels"):
         identify(values, "auto", None, PATH)

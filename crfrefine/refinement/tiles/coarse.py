@@ -12,7 +12,6 @@ import numpy as np
 from crfrefine.arrays.intensity import fit_intensity
 from crfrefine.arrays.label_maps import bounding_box
 from crfrefine.arrays.probabilities import describe_padding, leave_out, take_logarithms
-from crfrefine.base.geometry import StorageOrder
 from crfrefine.base.limits import available_threads, run_all
 from crfrefine.refinement.tiles.grid import TILE, LabelSets, TileGrid
 from crfrefine.refinement.tiles.planning import MAX_SHARED_VOXELS, TilePlan
@@ -48,16 +47,6 @@ class CoarseNetwork:
     interpolation: Interpolation  # from that grid to the image's
     grid_shape: tuple[int, ...]  # of the image, in storage order
     network_spacing: tuple[float, ...] | None = None  # mm between voxels of that grid along each axis of the image
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(channels, *grid) of the image, in the user's order of axes."""
-        return self.channels.num_labels, *reversed(self.grid_shape)
-
-    @property
-    def order(self) -> StorageOrder:
-        """Of the axes in files."""
-        return StorageOrder(tuple(reversed(range(len(self.grid_shape)))))
 
 
 class CoarseChannels(ChannelSource):

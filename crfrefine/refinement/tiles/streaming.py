@@ -15,7 +15,6 @@ import numpy as np
 
 from crfrefine.arrays.label_maps import widen
 from crfrefine.arrays.probabilities import SUM_TOLERANCE, Look, decide
-from crfrefine.base.geometry import StorageOrder
 from crfrefine.base.limits import format_size
 from crfrefine.errors import CapacityError
 from crfrefine.refinement.tiles.grid import TILE, TileGrid, num_rings
@@ -46,19 +45,6 @@ class StreamedNetwork:
     input_type: str  # "auto", "logits" or "probabilities"
     kind: str | None  # the same if the file declares it
     path: Path  # the file, for messages
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(channels, *grid) in the user's order of axes."""
-        return self.num_labels, *reversed(self.grid_shape)
-
-    @property
-    def order(self) -> StorageOrder:
-        """Of the axes in files."""
-        return StorageOrder(tuple(reversed(range(len(self.grid_shape)))))
-
-    def check_shapes(self, image: Array, mask: Array | None) -> None:
-        """Headers were compared before: do nothing."""
 
 
 @dataclass(frozen=True)
