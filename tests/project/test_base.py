@@ -14,11 +14,10 @@ from crfrefine.base.limits import (
     memory_left,
     memory_limit,
     parse_size,
-    require_memory,
     thread_limit,
 )
-from crfrefine.base.text import MAX_CHARACTERS, for_terminal, listed, printable, shorten, shorten_value
-from crfrefine.errors import CapacityError, InputError
+from crfrefine.base.text import MAX_CHARACTERS, for_terminal, printable, shorten
+from crfrefine.errors import InputError
 
 GIB = 1 << 30
 
@@ -65,15 +64,6 @@ def test_the_smallest_limit_counts(groups):
     assert memory_limit().source == "the memory available on this machine"
 
 
-def test_what_does_not_fit_is_refused_with_sizes_and_a_way_out():
-    with pytest.raises(CapacityError) as caught:
-        require_memory(5 * GIB, "a.nii.gz: its voxels take\n  a.nii.gz  1000 voxels", MemoryLimit(GIB, "--max-memory"))
-    lines = str(caught.value).splitlines()
-    assert lines[:2] == ["a.nii.gz: its voxels take 5.00 GiB of memory, more than the 1.00 GiB of --max-memory", "  a.nii.gz  1000 voxels"]
-    assert "raise it" in lines[2]
-    require_memory(GIB, "exactly as much: takes", MemoryLimit(GIB, "--max-memory"))
-
-
 def test_affinity_and_quota_limit_the_threads(monkeypatch):
     """A machine with 16 cores, of which this process may use 12; a part of a core is one."""
     monkeypatch.setattr(limits.os, "cpu_count", lambda: 16)
@@ -105,21 +95,6 @@ def test_what_does_not_print_is_written_as_in_python_and_long_texts_end_in_an_el
     assert shorten("x" * 80) == "x" * 80
     assert shorten("x" * 81) == "x" * 79 + "…"
     assert len(shorten("\0" * 60)) == MAX_CHARACTERS  # Escaped, it is longer.
-
-
-def test_values():
-    for value, shown in (
-        (2.5, "2.5"),
-        ("a\n", r"'a\n'"),
-        ("x" * 100_000, "'" + "x" * 58 + "…"),
-        (1 << 40_000, "a whole number of about 12042 digits"),
-        ([1 << 40_000], "a list too large to show"),
-        (list(range(1000)), "[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, …"),
-    ):
-        assert shorten_value(value) == shown
-        assert len(shorten_value(value)) <= 60
-    assert listed(range(100_000)) == "0, 1, 2, 3, 4 and 99995 more"
-    assert listed(["x" * 100, "y"], most=1) == "x" * 79 + "… and 1 more"
 
 
 def test_the_lines_of_a_message_stay_and_those_of_names_do_not():

@@ -53,11 +53,3 @@ def test_each_segmentation_is_refined_into_a_derived_dataset(tmp_path):
     described = json.loads((output / "dataset_description.json").read_text(encoding="utf-8"))
     assert described["DatasetType"] == "derivative"
     assert (output / described["DatasetLinks"]["raw"]).samefile(dataset)
-
-
-def test_a_case_without_its_image_is_an_error(tmp_path):
-    write_dataset(tmp_path)
-    (tmp_path / "sub-01" / "anat" / "sub-01_acq-x_T1w.nii.gz").unlink()
-    done = run_example(tmp_path, "net", tmp_path / "out")
-    assert done.returncode == 1
-    assert "sub-01_acq-x_T1w.nii.gz" in done.stderr
