@@ -7,7 +7,6 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from crfrefine.runs.pictures import drawing
 from crfrefine.runs.pictures.planes import BONE, LUNG, SOFT_TISSUE, Window, choose_window
 from crfrefine.runs.pictures.preview import cut_planes, draw_preview
 
@@ -160,22 +159,3 @@ def test_ct_has_the_usual_window_of_the_structure(block, tissue, expected):
 
 
 # ---- Pixels
-
-
-def test_outlines_lie_inside_of_each_label_along_its_edge():
-    voxels = np.zeros((5, 6), np.uint8)
-    voxels[1:4, 1:3] = 1
-    voxels[1:4, 3:5] = 9
-    labels = drawing.enlarge(voxels, (60, 50))
-    drawn = drawing.outline(labels)
-    assert not drawn[labels == 0].any()
-    rows, columns = np.indices(labels.shape)
-    for label, (left, right) in ((1, (10, 30)), (9, (30, 50))):
-        depth = np.minimum.reduce([columns - left, right - 1 - columns, rows - 10, 39 - rows])
-        expected = (labels == label) & (depth < drawing.LINE_WIDTH)
-        if label == 1:
-            np.testing.assert_array_equal(drawn & (labels == label), expected)
-        else:  # its color is that of a lower label: dashed
-            assert (drawn & (labels == label) <= expected).all()
-            assert 0.2 < drawn[expected].mean() < 0.9
-    assert drawing.outline(np.ones((9, 12), np.uint8)).sum() == 9 * 12 - 5 * 8, "closed at the edge of the plane"

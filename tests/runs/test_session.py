@@ -67,18 +67,6 @@ def test_a_state_that_is_not_allowed_changes_nothing_and_the_next_one_goes_on(se
     assert CrfParameters.from_toml(changed["toml"]) == CrfParameters.load("default").replace(**{"bilateral.weight": 3.0})
 
 
-def test_without_an_output_nothing_is_saved_and_references_of_some_cases_are_enough(labeled_folders, tmp_path):
-    (tmp_path / "second.nii.gz").write_bytes((labeled_folders[1] / "second.nii.gz").read_bytes())
-    with open_session(options_for(labeled_folders[0], tmp_path)) as session:
-        with pytest.raises(ConfigError, match=r"-o FILE\.toml"):
-            session.save("", {})
-        assert session.case.labels is None
-        assert all(row["dice_after"] is None for row in whole_result(session)["labels"]), "there is no reference"
-    with open_session(replace(options_for(labeled_folders[0], tmp_path), first="second")) as session:
-        assert session.describe()["has_reference"]
-        assert session.describe()["case"] == "second"
-
-
 def test_planes_are_upright_and_refined_labels_stay_in_their_box(large):
     with open_session(options_for(*large)) as session:
         case = session.case

@@ -66,16 +66,6 @@ def test_a_part_that_never_started_is_seen(folders):
         assert Path(f"out/{name}.nii.gz").read_bytes() == Path(f"undisturbed/{name}.nii.gz").read_bytes()
 
 
-def test_files_that_are_gone_are_missing_and_are_made_again(folders):
-    infer(folders, "--save-logits")
-    for name in ("b_logits", "c"):
-        Path(f"out/{name}.nii.gz").unlink()
-    found = states(exit_status=1)
-    assert (found["b"], found["c"]) == (("missing", "out/b_logits.nii.gz is gone"), ("missing", "out/c.nii.gz is gone"))
-    assert "3 skipped in" in infer(folders, "--save-logits", "--continue").stderr
-    states(exit_status=0)
-
-
 def test_a_failed_case_has_its_error_until_it_is_done(folders):
     content = Path("logits/b.nii.gz").read_bytes()
     Path("logits/b.nii.gz").write_bytes(content[:100])
@@ -86,14 +76,6 @@ def test_a_failed_case_has_its_error_until_it_is_done(folders):
     Path("logits/b.nii.gz").write_bytes(content)
     infer(folders, "--continue")
     states(exit_status=0)
-
-
-def test_a_folder_that_was_moved_may_be_continued(folders):
-    infer(folders)
-    Path("out").rename("elsewhere")
-    assert names_in("done", exit_status=0, folder="elsewhere") == list(NAMES)
-    Path("elsewhere/b.nii.gz").unlink()
-    assert "1 done, 4 skipped" in infer(Folders(folders.images, folders.logits, Path("elsewhere")), "--continue").stderr
 
 
 def test_results_of_an_earlier_run_are_not_taken_for_those_of_a_run_that_begins_anew(folders):

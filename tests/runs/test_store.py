@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import time
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -103,17 +102,6 @@ def test_another_network_spacing_is_another_setting(tmp_path):
     said = run(folders, *options, "3,3.75,7.5", "--continue")
     assert "other values of network_spacing;" in said
     assert "1 done" in said
-
-
-def test_cases_of_other_inputs_are_named(folders, tmp_path):
-    """The same names in another folder may be the output of another network."""
-    run(folders)
-    shutil.copytree(folders.logits, tmp_path / "other")
-    for _ in range(2):
-        said = run(replace(folders, logits=tmp_path / "other"), "--continue")
-        assert "3 cases (a, b, c): refined from other inputs; " in said
-        assert "3 skipped in" in said
-    assert "inputs" not in run(folders, "--continue")
 
 
 def test_a_parameter_that_an_older_version_did_not_have_is_at_its_default(folders):
