@@ -51,12 +51,6 @@ def test_names_that_belong_together(tmp_path, labels, predictions, expected):
     assert not any("without a reference" in note for note in pairing.notes)
 
 
-def test_images_beside_label_maps_are_noted(tmp_path):
-    pairing = pair(tmp_path, "a.mhd a_segmentation.mhd b_0000.nii b.nii", "a.mhd b.nii")
-    assert [case.reference.name for case in pairing.cases] == ["a_segmentation.mhd", "b.nii"]
-    assert ": 2 files beside label maps" in pairing.notes[0]
-
-
 def test_extra_predictions_are_cases_without_a_reference_each_once(tmp_path):
     """Of one reference they are a note, as whoever names one file asks for that case; and so is an image beside its label map."""
 

@@ -3,7 +3,6 @@
 import base64
 import html.parser
 import io
-import itertools
 import math
 import re
 import sys
@@ -24,8 +23,8 @@ from crfrefine.evaluate.reading import Settings
 from crfrefine.evaluate.regions import RegionPlan
 from crfrefine.evaluate.report import Report, draw_charts, write_report
 from crfrefine.evaluate.results import Evaluation
-from crfrefine.statistics.comparison import MEAN, Measurement, ResultTable, format_p, measurements_of, summarize
-from crfrefine.statistics.verdict import Outcome, verdict
+from crfrefine.statistics.comparison import Measurement, ResultTable, format_p, measurements_of, summarize
+from crfrefine.statistics.verdict import verdict
 
 NASTY = "</script><img src=x onerror=alert(1)>\"'&amp;"
 TURNED = "☃\u200e\u202egpj\u2066\u2069"
@@ -104,7 +103,6 @@ def make_evaluation(table, method="crf", *, compared=True, titles=(("1", "1 fron
 
 
 EVALUATION = make_evaluation(make_table())
-ALONE = make_evaluation(make_table(methods=("crf",)), compared=False)
 
 
 def written(tmp_path, evaluation, **options):
@@ -162,26 +160,6 @@ def test_the_verdict_comes_first_and_the_numbers_are_those_of_the_comparison(tex
     assert expected.replace("-", "\u2212") in shown
 
 
-def test_what_got_worse_stands_beside_the_verdict_and_takes_away_its_color(tmp_path):
-    """Dice rises in every case; the size of the volume difference, too."""
-    lines = []
-    for number, (method, sign) in itertools.product(range(12), (("network", 0), ("crf", 1))):
-        step = sign * (1 + number / 50)
-        row = {"dice": 0.6 + 0.1 * step, "volume_difference_ml": 0.2 + 0.3 * step}
-        lines += measurements_of(f"case {number}", method, {"1": row, "2": row})
-    evaluation = make_evaluation(ResultTable(lines))
-    judged, found = evaluation.verdict, Page(written(tmp_path, evaluation, num_shown=1))
-    assert judged.outcome == Outcome.HELPS
-    assert f"Verdict {judged.sentence} {judged.harm.sentence} " in found.text
-    assert "But significantly worse than with network: volume error. What got worse: volume error in 12 of 12 cases (" in found.text
-    assert any(attributes.get("class") == "verdict open" for _, attributes in found.elements)
-    mean, front = judged.harm.significant[:2]
-    for decline, name in ((mean, "mean over regions"), (front, "1 front <part>")):
-        change = f"{decline.comparison.mean_difference:+.2f} ml"
-        assert f"Volume difference {name} 0 / 0 / 12 {change} " in found.text
-    assert f" {format_p(mean.p_adjusted)} Volume difference 1 front" in found.text
-
-
 def pictures(text, kind):
     """The pictures in the page by their alternative text: charts, or those of cases."""
     shown = [attributes for tag, attributes in Page(text).elements if tag == "img"]
@@ -232,18 +210,6 @@ def test_marks_of_the_charts_lie_at_the_values_of_their_cases(monkeypatch):
     np.testing.assert_allclose(
         interval, np.multiply(100, next(row.comparison.interval for row in evaluation.summary if row.method == "$x_$"))
     )
-
-
-def test_without_a_baseline_the_method_is_shown_alone(tmp_path):
-    found = Page(written(tmp_path, ALONE, num_shown=1))
-    assert "there is no verdict" in found.text
-    assert "Bland-Altman" not in found.text
-    assert "Difference" not in found.text
-    assert "highest Dice (mean over regions)" in found.text
-    assert Report(ALONE).regions_of("dice") == (MEAN, "1", "2")
-    signed = ALONE.table.values("crf", "1", "volume_difference_ml").mean()
-    assert f" 1 front <part> {signed:.2f} 13 0 ".replace("-", "\u2212") in found.text
-    assert "without its sign" not in found.text
 
 
 def test_what_cannot_be_shown_is_named_on_the_page_and_a_bug_leaves_the_old_page(tmp_path, monkeypatch):

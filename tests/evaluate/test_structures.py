@@ -100,3 +100,16 @@ def test_a_union_that_its_parts_cover_is_named_on_both_sides(study):
         assert result.stderr.count(f"note: case 'p1': {part}: {told}") == 1
         assert all(any(note.startswith(f"{part}: {told}") for note in case["notes"]) for case in summary["cases"])
     assert "case 'p2'" not in result.stderr, "once per side"
+
+
+def test_of_many_structures_the_terminal_shows_means(tmp_path):
+    labels = np.arange(np.prod(SHAPE)).reshape(SHAPE) % 25
+    names = {f"organ_{chr(97 + number)}": number for number in range(1, 25)}
+    for what, found in (("pred", np.roll(labels, 1, axis=1)), ("ref", labels)):
+        write_structures(tmp_path / what, np.where(np.indices(SHAPE)[0] < 9, found, labels), names)
+    arguments = (tmp_path, tmp_path / "pred", tmp_path / "ref", "--structures", "--no-report")
+    result, summary = evaluate(*arguments)
+    assert "24 regions: the table has their means" in result.stderr
+    assert [line.split("\t")[1] for line in result.stdout.splitlines()[1:]] == ["mean"] * 4
+    assert len(summary["regions"]) == 24
+    assert len([line for line in evaluate(*arguments, "-v")[0].stdout.splitlines() if line.startswith("dice")]) == 25
