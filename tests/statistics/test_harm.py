@@ -100,18 +100,3 @@ def test_where_nothing_is_worse_the_sentence_says_what_was_compared():
         harm = _harm(_table(changes), list(regions))
         assert (harm.num_comparisons, harm.sentence) == (num_comparisons, sentence)
         assert (harm.significant, harm.in_most_cases, harm.headline) == ((), (), "")
-
-
-def test_praise_ends_with_what_is_worse_than_with_the_baseline_and_other_sentences_stay():
-    falls = {("precision", "1"): spread(20, -0.1, 0.01)}
-    table = _table({("dice", "1"): spread(20, 0.1, 0.01), **falls})
-    rival = [Measurement(line.case, line.region, line.metric, 0.5, "rival") for line in table if line.method == "network"]
-    table = ResultTable([*table, *rival])
-    judged = verdict(table, "crf", "network", rivals=["rival"], summary=summarize(table, "network"))
-    assert " It gains more than every simple method, the best of which is rival: crf +10.01, rival +0.00 points (p " in judged.sentence
-    assert judged.sentence.endswith(" But significantly worse than with network: precision.")
-    table = _table({("dice", "1"): spread(20, -0.1, 0.01), **falls})
-    judged = verdict(table, "crf", "network", summary=summarize(table, "network"))
-    assert judged.outcome == Outcome.HURTS
-    assert judged.sentence == verdict(table, "crf", "network").sentence
-    assert judged.harm.headline == "precision"

@@ -1,11 +1,9 @@
 """Whether probabilities got better or worse: the test, its direction, and the sentence."""
 
-import math
-
 import numpy as np
 
 from crfrefine.metrics.regions import ALL_LABELS
-from crfrefine.statistics.comparison import MEAN, Family, Measurement, ResultTable, format_p, summarize
+from crfrefine.statistics.comparison import Measurement, ResultTable, format_p, summarize
 from crfrefine.statistics.harm import Change, judge_probabilities
 from crfrefine.statistics.paired import compare_pairs
 
@@ -46,19 +44,3 @@ def test_no_difference_and_too_few():
     for same in (judged({"nll": 0 * FALLS, "ece": 0 * FALLS}), judged({"nll": -1e-9 - 1e-10 * np.arange(24)})):
         assert same.change == Change.NO_DIFFERENCE
         assert same.sentence == "The probabilities of all labels are as good as before: negative log likelihood 0.05000 with both."
-
-
-def test_regions_without_a_distribution_over_labels():
-    """Sigmoid channels: the mean over regions, or the only one; all labels together are undefined."""
-    lines = list(table({"nll": FALLS}, "1")) + list(table({"nll": FALLS - 0.001}, "2")) + list(table({"nll": math.nan * FALLS}))
-    summary = summarize(ResultTable(lines), "network", regions=("1", "2"))
-    found = judge_probabilities(summary, "crf")
-    assert found.region == MEAN
-    assert found.sentence.startswith("The probabilities of the regions, on average, got better: ")
-    named = judge_probabilities(summarize(table({"nll": FALLS}, "1"), "network"), "crf", titles={"1": "1 rim"})
-    assert named.sentence.startswith("The probabilities of 1 rim got better: ")
-    only = summarize(ResultTable(lines), "network", mean_regions=("2",))
-    assert {row.region for row in only if row.family == Family.PROBABILITIES} == {"2"}, "the only judged one, though not the first"
-    assert judged({"nll": FALLS}, region="1").region == "1"
-    assert judged({"nll": math.nan * FALLS}) is None
-    assert judged({"dice": FALLS}) is None

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from report_helpers import spread
 
+from crfrefine.errors import InputError
 from crfrefine.statistics.comparison import Measurement, ResultTable
 from crfrefine.statistics.paired import holm
 from crfrefine.statistics.verdict import Outcome, not_tested, verdict
@@ -162,3 +163,12 @@ def test_a_rival_without_a_case_in_common_is_not_beaten():
     assert "It gains more than every other method that could be compared, the best of which is rival: crf +1.00," in judged.sentence
     assert judged.sentence.endswith("17 of 19 cases better). No case allows a comparison with other.")
     assert judged.notes[0] == "The comparison with rival is over 19 cases, not 20."
+
+
+def test_methods_must_differ_and_be_measured_once():
+    table = _table({"crf": [1.0], "a": [2.0]})
+    for rivals, text in ((("network",), "must differ"), (("scaling",), "no method 'scaling' in the table; there are network, crf, a")):
+        with pytest.raises(InputError, match=text):
+            verdict(table, "crf", "network", rivals=rivals)
+    with pytest.raises(InputError, match="case 'case_000', region 'left': dice of 'network' appears twice"):
+        ResultTable([*table, *table])
