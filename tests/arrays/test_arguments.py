@@ -54,6 +54,8 @@ WRONG = [
     ({"logits": ONE_HOT}, r"as probabilities do\n(?s:.*)give logits\.argmax\(axis=0\) and input_type=\"labels\""),
     ({"logits": 100 * PROBABILITIES}, r"logits: no value is negative, and the labels sum to 100"),
     ({"logits": LABELS}, f"logits have type {LABELS.dtype} and shape .*, as a label map has"),
+    ({"logits": LABELS - 1, "input_type": "labels"}, r"holds values from -1 to 1; expected labels from 0 to 65535"),
+    ({"logits": LABELS + 0.5, "input_type": "labels"}, "values that are not whole numbers; for logits or probabilities, leave input_type"),
     ({"logits": np.stack([LABELS > 0] * 2)}, "logits have type bool and shape .*, as a mask has; logits are"),
 ]
 

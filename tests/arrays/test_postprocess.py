@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from crfrefine.arrays.components import clean, fill_holes
-from crfrefine.errors import ConfigError
 from crfrefine.parameters.sections import PostprocessParameters
 
 ISLANDS = ("11..2...", "12.....3", ".2...2..", "....1...")
@@ -83,19 +82,6 @@ def test_corners_connect_in_any_dimension_and_any_order_of_memory(num_dims):
     assert result.dtype == np.int16
     assert result.max() == 300
     assert result.flags.f_contiguous
-
-
-def test_where_there_is_nothing_to_do():
-    label_map = drawing(*ISLANDS)
-    assert clean(label_map, PostprocessParameters(), 0.002).label_map is label_map, "no copy for nothing"
-    assert not clean(np.zeros((3, 4, 5), np.uint8), PostprocessParameters("each", 0.01), 0.001).label_map.any()
-
-
-def test_lists_must_fit_the_label_map():
-    """A label without a rule would silently stay as it is."""
-    for name, values in (("min_component_ml", (0.0, 1.0, 1.0)), ("fill_holes", ("none",) * 3), ("keep_largest", ("none",) * 3)):
-        with pytest.raises(ConfigError, match=rf"^postprocess\.{name}: it has 3 values, but the case has 4 labels"):
-            clean(drawing(*ISLANDS), PostprocessParameters(**{name: values}), 1.0)
 
 
 def test_a_tunnel_to_the_border_is_no_hole():

@@ -34,14 +34,6 @@ def test_the_label_map_is_nnunets(scheme, order):
     assert found.flags[f"{order}_CONTIGUOUS"]
 
 
-def test_a_large_label_gets_a_larger_type():
-    scheme = RegionScheme.of({"a": [1, 300], "b": 300}, class_order=(1, 300))
-    assert scheme.num_labels == 301
-    found = scheme.decode(np.array([[1.0, 1.0, -1.0], [-1.0, 1.0, -1.0]]))
-    assert found.dtype == np.uint16
-    assert found.tolist() == [1, 300, 0]
-
-
 def test_nested_regions_write_the_label_that_no_later_region_has():
     assert NESTED.class_order == (1, 2, 3)
     assert RegionScheme.of({"kidney": (1, 2, 3), "masses": (2, 3), "tumor": 2}).class_order == (1, 3, 2)

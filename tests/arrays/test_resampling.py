@@ -109,14 +109,6 @@ def test_a_linear_function_of_the_world_is_reproduced(direction, is_parallel):
     np.testing.assert_allclose(found[within], field(world_of(shape, affine))[within], atol=1e-5)
 
 
-def test_halfway_between_two_samples_the_one_with_the_larger_index_counts():
-    """Also where the header's rounding puts the voxel just below the middle."""
-    source = np.arange(1, 5, dtype=np.uint8).reshape(1, 1, 4)
-    for noise in (0.0, -1e-5, 1e-5):
-        grid_map = map_grid((3, 1, 1), affine_of((1.0, 2.0, 3.0), (0.5 + noise, 0.0, 0.0)), (4, 1, 1), affine_of((1.0, 2.0, 3.0)))
-        assert nearest(grid_map, source).ravel().tolist() == [2, 3, 4]
-
-
 def test_labels_that_meet_by_chance_do_not_become_padding():
     """A voxel in the middle of 1 against 3 and 3 against 1 is undecided; one outside, or in the padding of the file, has no scores."""
     source = np.zeros((2, 1, 1, 4), np.float32)
