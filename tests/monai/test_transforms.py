@@ -147,15 +147,6 @@ def test_several_keys_and_missing_ones():
     assert CrfRefineDict is CrfRefined
 
 
-def test_probabilities_are_taken_as_such_only_if_declared():
-    logits, image = make_case(15)
-    probabilities = torch.softmax(torch.as_tensor(logits), 0).numpy()
-    with pytest.raises(InputError, match=r"case7_0000\.nii\.gz: .*probabilities"):
-        CrfRefine(PARAMETERS)(placed(probabilities), placed(image))
-    found = CrfRefine(PARAMETERS, input_type="probabilities")(placed(probabilities), placed(image))
-    np.testing.assert_array_equal(found.numpy(), wanted(probabilities, image, input_type="probabilities").logits)
-
-
 def test_threads_and_workers_of_a_loader_share_one_transform():
     items = [{"pred": placed(logits), "image": placed(image)} for logits, image in (make_case(seed) for seed in range(20, 24))]
     expected = [wanted(item["pred"].numpy(), item["image"].numpy()).logits for item in items]
@@ -208,6 +199,10 @@ def test_input_that_does_not_fit():
     for kind, options, tensors, message in (
         (InputError, {}, (placed(logits[:1]), given[1]), r"case7_0000\.nii\.gz: logits have 1 label; at least two"),
         (ConfigError, {"parameters": three}, given, r"case7_0000\.nii\.gz: bilateral\.theta_beta.*3.*2"),
+        (ConfigError, {"output": "mask"}, given, "output: expected one of logits, probabilities, labels; got 'mask'"),
+        (ConfigError, {"input_type": "labels", "output": "logits"}, given, "a label map becomes a label map, .* it is 'labels'"),
+        (ConfigError, {"network_spacing": 3.0}, given, "network_spacing: it is that of label maps"),
+        (ConfigError, {"regions": "core"}, given, "regions: expected a dictionary of names and their labels"),
         (InputError, {"spacing": [1.0]}, given, "spacing has 1 distances"),
         (InputError, {"spacing": (1.0, 2.0)}, given, r"batches of 3 and 2 cases"),
         (InputError, {}, (*given, placed(np.ones((2, *GRID)))), r"the mask has shape \(2, 9, 7, 6\); expected one channel"),
@@ -234,18 +229,3 @@ def test_a_label_map_is_refined_as_its_error_advises():
     assert found.dtype == torch.uint8
     with pytest.raises(InputError, match=r"the label map has shape \(3, 9, 7, 6\); expected one channel"):
         CrfRefine(PARAMETERS, input_type="labels")(placed(logits), placed(image))
-
-
-def test_label_maps_of_a_coarse_network():
-    labels = np.repeat(np.repeat(np.random.default_rng(0).integers(0, 3, (3, 4, 6)), 3, 0), 2, 1)[:, :7]
-    image = 10.0 * labels[None] + np.random.default_rng(1).normal(size=(1, *GRID))
-    network = (2.7, 2.8, 2.5)
-    expected = crfrefine.refine(labels, image, spacing=SPACING, input_type="labels", network_spacing=network)
-    found = CrfRefine(input_type="labels", network_spacing=network)(placed(labels[None]), placed(image))
-    assert isinstance(found, MetaTensor)
-    np.testing.assert_array_equal(found.numpy()[0], expected.label_map)
-    data = {"pred": placed(labels[None]), "image": placed(image)}
-    in_dictionary = CrfRefined("pred", input_type="labels", network_spacing=network)(data)["pred"]
-    np.testing.assert_array_equal(in_dictionary.numpy(), found.numpy())
-    with pytest.raises(ConfigError, match="network_spacing: it is that of label maps"):
-        CrfRefine(network_spacing=3.0)
