@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import os
 import shlex
 import subprocess
 from pathlib import Path
@@ -205,17 +204,6 @@ def test_a_link_to_nothing_fails_its_case_and_is_not_passed_over(folders, tmp_pa
 
 
 # ---- Devices, pipes and links where the command writes, and disks that take nothing
-
-
-def test_a_bad_place_is_one_case_s_failure_found_before_it_is_computed(folders):
-    folders.output.mkdir()
-    pipes = [folders.output / name for name in ("bad_preview.png", "good_logits.nii.gz")]
-    for pipe in pipes:
-        os.mkfifo(pipe)
-    result = infer(folders, "--preview", "--save-logits", "--continue", "-v", status=1)
-    assert all(f"{pipe}: cannot be written: it is a device, pipe or socket" in result.stderr for pipe in pipes)
-    assert all(pipe.is_fifo() for pipe in pipes)
-    assert files_in(folders.output) == [pipe.name for pipe in pipes]
 
 
 def test_a_full_disk_keeps_the_old_summary(folders, small_disk):

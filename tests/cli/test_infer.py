@@ -8,7 +8,6 @@ import subprocess
 import nibabel as nib
 import numpy as np
 import pytest
-import SimpleITK as sitk  # noqa: N813 - its customary name
 from cli_helpers import (
     AFFINE,
     FAST,
@@ -63,17 +62,6 @@ def test_single_files(folders, tmp_path):
     run_here("infer", *images, *per_label, "-o", target, "--save-probabilities", "--preview", *FAST, status=0)
     assert files_in(target.parent) == ["refined.nii", "refined_preview.png", "refined_probabilities.nii.gz"]
     np.testing.assert_array_equal(load_nifti(target), refined(folders, "a"))
-
-
-def test_outputs_have_the_format_of_the_images(one, tmp_path):
-    (tmp_path / "mhd").mkdir()
-    image = sitk.ReadImage(str(one.images / "a_0000.nii.gz"))
-    sitk.WriteImage(image, str(tmp_path / "mhd" / "a.mhd"))
-    run_here("infer", "-i", tmp_path / "mhd", "-p", one.logits, "-o", one.output, "--save-logits", *FAST, status=0)
-    assert files_in(one.output) == ["a.mhd", "a.zraw", "a_logits.nii.gz"]
-    labels = sitk.ReadImage(str(one.output / "a.mhd"))
-    for get in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
-        assert getattr(labels, get)() == getattr(image, get)()
 
 
 def test_summary_has_a_record_of_each_case(folders):

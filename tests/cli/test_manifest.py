@@ -87,17 +87,6 @@ def test_spacing_and_mask_are_per_case_and_the_output_keeps_the_image_s_grid(man
     np.testing.assert_allclose(nib.load(tmp_path / "out" / "a.nii.gz").affine, AFFINE)
 
 
-def test_a_bad_table_ends_the_run_before_anything_is_written(manifest, tmp_path):
-    (manifest.parent / "net" / "2" / "output.nii.gz").unlink()
-    result = run_here("infer", "--manifest", manifest, "-o", tmp_path / "out", "--summary", tmp_path / "s.json", status=1)
-    assert result.stderr == (
-        f"crfrefine: error: {manifest}: 1 problem; no case is refined\n"
-        f"  line 4: logits: {manifest.parent}/net/2/output.nii.gz: no such file\n"
-    )
-    assert not (tmp_path / "out").exists()
-    assert not (tmp_path / "s.json").exists()
-
-
 @pytest.mark.parametrize(
     ("output", "options", "message"),
     [
