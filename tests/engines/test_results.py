@@ -44,21 +44,6 @@ def test_the_networks_labels_are_those_of_its_largest_logits_and_changes_are_cou
     assert result.changes.voxels_after == tuple(np.bincount(after.ravel(), minlength=3))
 
 
-@pytest.mark.parametrize(("num_dims", "temperature"), [(1, 3.0), (2, 100.0), (3, 0.01), (4, 2.0)])
-def test_the_output_temperature_changes_neither_labels_nor_logits(backend, num_dims, temperature):
-    """Marginals are those of the logits over the temperature, in the documented type."""
-    case = random_case(num_dims, masked=num_dims > 1)
-    given = (USUAL.replace(**{"mean_field.output_temperature": value}) for value in (temperature, 1.0))
-    result, usual = (refine(case, parameters, device=backend.name) for parameters in given)
-    np.testing.assert_array_equal(result.label_map, usual.label_map)
-    np.testing.assert_array_equal(result.logits, usual.logits)
-    np.testing.assert_allclose(result.marginals, softmax(usual.logits / temperature), atol=3e-6 * max(1.0, 1.0 / temperature))
-    assert result.output_temperature == temperature
-    dtype = np.float64 if backend.name == "torch" else np.float32
-    for channels in (result.marginals, result.logits):
-        assert (channels.shape, channels.dtype) == (case.logits.shape, dtype)
-
-
 def ordered(case, order):
     return replace(case, logits=np.asarray(case.logits, order=order))
 
