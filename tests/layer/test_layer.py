@@ -148,14 +148,6 @@ def test_positions_in_voxels_do_not_look_at_the_spacing_and_those_of_a_network_a
     assert not torch.allclose(in_mm(logits, image, SPACING), in_mm(logits, image, 1.0))
 
 
-def test_a_model_without_kernels_only_divides_by_the_temperature():
-    logits, image = batch()
-    torch.testing.assert_close(mean_field(logits, image, bilateral=[], temperature=1.7), logits / 1.7)
-    image.requires_grad_()
-    mean_field(logits, image, spacing=SPACING, bilateral=[], spatial=(1.0, 2.0)).square().sum().backward()
-    assert not image.grad.any()
-
-
 def test_learned_values_come_back_to_the_precision_of_the_tensors():
     """A few roundings of float32; penalties keep a zero diagonal and their symmetry."""
     layers = small_layer(), CrfRnn(3, 2, 3, parameters_with(), symmetric_compatibility=False)
