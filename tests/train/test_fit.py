@@ -6,17 +6,17 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from training_helpers import REGIONS, SIZES, WORKERS, crops, fit, material, start
+from training_helpers import REGIONS, SIZES, crops, fit, material, start
 
 from crfrefine.base.plain import from_plain, to_plain
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.train.baselines import Scores
 from crfrefine.train.candidates import FitResult
-from crfrefine.train.fitting import Fit, Task, Trajectory
+from crfrefine.train.fitting import Trajectory
 from crfrefine.train.folds import split_training
 from crfrefine.train.model import Model, mean_dice, network_score
 from crfrefine.train.options import LEARNABLE
-from crfrefine.train.starts import Start, rounded, without_crf
+from crfrefine.train.starts import rounded
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -91,19 +91,3 @@ def test_the_prior_pulls_values_back_to_where_they_began(useful):
             trajectory.step(trajectory.model.gradient(useful[0], shared.loss, 1)[1], 0.0)
         moved.append(sum(float(((now - then) ** 2).sum().detach()) for now, then in zip(trajectory.model.positions(), origin, strict=True)))
     assert moved[1] < 0.5 * moved[0]
-
-
-def test_the_volume_term_is_learned_where_asked():
-    """From the start's weight; the network's own labels have no such term, nor a bias or postprocessing."""
-    begin = start(4.0)
-    begin = Start(begin.name, begin.parameters.replace(**{"volume.weight": 0.5}))
-    cases = crops(3)
-    shared = material(cases, ("volume",))
-    fit = Fit(shared, Task("", split_training(range(3), seed=1), [begin], 1), WORKERS)
-    assert 0.0 < abs(fit.run().trained.volume.weight - 0.5) < 0.2
-    others = {"mean_field.bias": [1.0, -9.0, 0.0, 3.0], "postprocess.keep_largest": "each", "postprocess.min_component_ml": 2.0}
-    nothing = without_crf(begin.parameters.replace(**others))
-    assert nothing.volume.weight == 0.0
-    assert nothing.postprocess == CrfParameters().postprocess
-    score = Model(nothing, (), SIZES).score(cases[0], shared.loss, 1)
-    np.testing.assert_array_equal(score.confusion, network_score(cases[0], shared.loss).confusion)
