@@ -92,22 +92,6 @@ def test_cubic_export_is_close_to_the_spline(tmp_path):
         nnunet.export_prediction(*arguments, resample="quintic")
 
 
-def test_many_labels_take_part_where_they_matter(tmp_path):
-    """Labels far apart: few entries per tile, and nothing of the export is lost."""
-    stored, network = (48, 40, 60), (24, 20, 30)
-    centers = np.random.default_rng(5).uniform(2, np.array(network) - 2, (30, 3))
-    grid = np.moveaxis(np.indices(network), 0, -1)
-    distances = np.linalg.norm(grid[None] - centers[:, None, None, None], axis=-1)
-    logits = np.concatenate([np.zeros((1, *network)), 12.0 - 6.0 * distances]).astype(np.float32)
-    box = [(0, extent) for extent in stored]
-    arguments = logits, properties_of(stored, box, (0, 1, 2)), save_image(tmp_path, stored), tmp_path / "out.nii"
-    plain = nnunet.export_prediction(*arguments, parameters=NO_CRF)
-    assert (plain.label_map.transpose() == expected_export(logits, box, stored, (0, 1, 2))).all()
-    refined = nnunet.export_prediction(*arguments, parameters="default")
-    assert 0 < refined.changes.voxels_changed < 0.05 * refined.label_map.size
-    assert refined.filters
-
-
 def test_refined_as_the_dense_interpolation(tmp_path):
     """The CRF on tiles of interpolated logits is that on the whole interpolated array."""
     from crfrefine import refine

@@ -8,14 +8,12 @@ import crfrefine
 from crfrefine.arrays import one_hot
 from crfrefine.arrays.one_hot import MIN_SHARE
 from crfrefine.errors import ConfigError, InputError
-from crfrefine.refinement import networks
 from crfrefine.refinement.tiles import planning
 
 SHAPE, SPACING, FACTORS = (47, 41, 33), (0.7, 1.1, 1.6), (3, 4, 2)
 NETWORK = tuple(step * factor for step, factor in zip(SPACING, FACTORS, strict=True))
 SHARP = crfrefine.CrfParameters.load("sharp")
 PLAIN = SHARP.replace(**{"bilateral.weight": 0.0, "volume.match_input": False})
-PLAIN_MM = PLAIN.replace(**{"mean_field.positions": "mm"})
 
 
 def coarse(truth, factors=FACTORS):
@@ -134,19 +132,6 @@ def test_small_labels_do_not_vanish(order, many, monkeypatch):
     before, after = volumes(result)
     np.testing.assert_allclose(after[:4], before[:4], rtol=0.02)
     assert after[4] > 0
-
-
-def test_one_label_and_equal_shares(monkeypatch):
-    """A map of one label stays; equal shares of two labels are no padding."""
-    image = np.zeros(SHAPE)
-    full = refined(np.full(SHAPE, 7), image)
-    assert (full.label_map == 7).all()
-    assert not refined(np.zeros(SHAPE, int), image).label_map.any()
-    equal = np.zeros((2, 8, 7), np.float32)
-    equal[1, 4:] = 1.0
-    monkeypatch.setattr(networks, "share_logits", lambda *_: equal)
-    assert refined(equal[1] > 0, image[:8, :7, 0], PLAIN_MM).num_padding_voxels == 0
-    assert crfrefine.refine(equal, image[:8, :7, 0], spacing=1.0, parameters=PLAIN_MM, input_type="logits").num_padding_voxels == 28
 
 
 def test_islands_that_a_rule_removes_have_no_volume():
