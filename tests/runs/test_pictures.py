@@ -77,22 +77,6 @@ def test_contours_have_the_colors_of_their_labels_and_names_change_the_legend_al
     assert different.min() > len(plain) - 40, "at the bottom"
 
 
-def test_a_reference_has_a_panel_of_its_own_and_is_part_of_the_structure(case):
-    """Without an image, panels are black; where the reference is drawn instead of a network, changes are errors."""
-    image, before, after = case
-    reference = np.zeros_like(after)
-    reference[4:24, 3:24, 1:11] = 3
-    planes, shown = cut_planes(None, before, after, SPACING, AFFINE, (), reference)
-    assert shown == "no image"
-    assert planes[0].reference.shape == planes[0].after.shape
-    assert [int((plane.reference == 3).sum()) for plane in planes] == [20 * 21, 20 * 10, 21 * 10]
-    wide = pixels(draw_preview(image, before, after, SPACING, affine=AFFINE, reference=reference))
-    plain = pixels(draw_preview(image, before, after, SPACING, affine=AFFINE))
-    assert wide.shape[1] == plain.shape[1] + 320 + 8
-    names = {"affine": AFFINE, "before_name": "reference", "after_name": "crf"}
-    assert draw_preview(None, before, after, SPACING, **names) != draw_preview(None, before, after, SPACING, shows_errors=True, **names)
-
-
 def test_two_dimensions_and_cases_without_contrast_or_labels():
     nothing, many = np.zeros(GRID_SHAPE, np.uint8), (np.indices(GRID_SHAPE)[0] // 2).astype(np.uint8)
     for before, after in ((nothing, nothing), (nothing, many), (many[..., 0], nothing[..., 0])):
