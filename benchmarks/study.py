@@ -254,8 +254,8 @@ def _evaluate(study: Study, method: str, baselines: Sequence[str], options: Sequ
     maps = {NETWORK: study.network} | {name: folder.parent / path for name, path in FOLDERS.items()}
     compared = [word for name in baselines for word in ("--baseline", f"{name}={maps[name]}")]
     words = [maps[method], study.data / "labels", "--name", method, *compared, "-i", study.data / "images"]
-    words += [*study.regions, *study.grid, *options, "--processes", study.threads, "--strict", "-o", folder]
-    crfrefine("evaluate", *words, log=folder / "standard_output.txt")
+    words += [*study.regions, *study.grid, *options, "--tolerance", "voxel", "--processes", study.threads]
+    crfrefine("evaluate", *words, "--strict", "-o", folder, log=folder / "standard_output.txt")
 
 
 def main() -> None:

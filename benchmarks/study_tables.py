@@ -32,7 +32,7 @@ TITLES = {
     TRAINED: "**trained CRF**",
     TRAINED_LARGEST: "trained CRF, then largest component",
 }
-SURFACES = (("surface_dice", "surface Dice", 4), ("hd95_mm", "HD95, mm", 2), ("assd_mm", "ASSD, mm", 3))
+SURFACES = (("surface_dice", "surface Dice, one voxel", 4), ("hd95_mm", "HD95, mm", 2), ("assd_mm", "ASSD, mm", 3))
 TESTS = ["p (Holm)", "better / equal / worse"]
 CHANGES = ["cases", "network's Dice", "`default`, untrained", "**trained CRF**, points (95 % interval)", *TESTS]
 

@@ -41,7 +41,7 @@ PANELS = {
     "Resources": "--device --threads --processes --max-memory",
     "Cluster": "--dask",
     "Rarely needed": "--regions-class-order --strokes-background --strokes-ignore "
-    "--tolerance --ignore-label --structures --num-parts --part-id --fail-fast "
+    "--ceiling --tolerance --ignore-label --structures --num-parts --part-id --fail-fast "
     "--strict --num-iterations --seed --port --browser",
     _MORE: "",
     "Messages": "--verbose --quiet --help",

@@ -72,6 +72,7 @@ def print_evaluation(evaluation: Evaluation, verbosity: int) -> None:
             shown = [*shown, f"{len(lines) - len(shown)} more regions in {output / SUMMARY_NAME}; -v prints them"]
         texts = [f"empty masks: {line}" for line in shown]
         texts += [f"note: {note}" for note in (judged.notes if judged is not None else evaluation.empty_notes)]
+        texts += [evaluation.recovered_text] if evaluation.recovered_text else []
         texts += [f"power: {evaluation.power_note}"] if evaluation.power_note else []
         texts += [f"p (Holm): {families}"] if (families := describe_families(evaluation.summary)) else []
         for part in (judged.probabilities, judged.harm) if judged is not None else ():

@@ -16,7 +16,7 @@ from crfrefine.errors import InputError
 from crfrefine.evaluate.pairing import CasePair, MethodFiles
 from crfrefine.evaluate.reading import Reference, Settings, SoftLabels, read_masks, read_probabilities, read_reference
 from crfrefine.metrics.calibration import measure_calibration
-from crfrefine.metrics.overlap import measure_case
+from crfrefine.metrics.overlap import measure_case, one_voxel
 from crfrefine.metrics.registry import RegionValues
 from crfrefine.runs.cases.reading_options import NO_REGIONS
 from crfrefine.runs.records import Record
@@ -99,7 +99,8 @@ def _measure_masks(label_map: Array, reference: Reference) -> RegionValues:
             f"the label map and the reference have {len(labels)} different labels; expected at most {MAX_MEASURED}: "
             "is one of them an image?"
         )
-    regions, tolerance_mm = plan.all_regions(labels), reference.settings.tolerance_mm
+    regions, given = plan.all_regions(labels), reference.settings.tolerance_mm
+    tolerance_mm = one_voxel(wanted.spacing) if isinstance(given, str) else given
     return measure_case(label_map, wanted.data, regions, wanted.spacing, tolerance_mm=tolerance_mm, ignore_label=plan.ignore_label)
 
 

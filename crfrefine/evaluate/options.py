@@ -16,6 +16,7 @@ METRICS_NAME, SUMMARY_NAME, REPORT_NAME = "metrics.csv", "summary.json", "report
 """Names in the output folder."""
 
 DEFAULT_NAME = "prediction"
+VOXEL = "voxel"  # as a tolerance: one voxel of the reference
 
 
 MAX_OF_A_NAME = 200  # Most characters of a method's name, which appears in tables.
@@ -34,6 +35,14 @@ def parse_name(text: str) -> str:
     if len(text) > MAX_OF_A_NAME:
         raise InputError(f"{shorten(text)}: a name of {len(text)} characters; at most {MAX_OF_A_NAME}")
     return " ".join(text.split())
+
+
+def parse_tolerance(text: str) -> float | str:
+    """Return a number of mm, or VOXEL; raise InputError for another text."""
+    try:
+        return text if text == VOXEL else float(text)
+    except ValueError:
+        raise InputError(f"{shorten_value(text)}: expected mm, or {VOXEL}") from None
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,26 @@ class EvaluationOptions:
             "-r --regions", "Labels that count together, such as core=1+3+4; repeatable. The verdict is then about these.", "NAME=1+3+4"
         ),
     ] = ()
-    tolerance_mm: Annotated[float, Option("--tolerance", "Tolerance of the surface Dice.", "MM", show_default=True)] = 1.0
+    ceiling: Annotated[
+        str | None,
+        Option(
+            "--ceiling",
+            "The baseline that is the best possible, such as the network at the image's resolution. It is no rival: the share of "
+            "its lead over the first baseline that PREDICTIONS recover is reported.",
+            "NAME",
+            parse_name,
+        ),
+    ] = None
+    tolerance_mm: Annotated[
+        float | str,
+        Option(
+            "--tolerance",
+            "Tolerance of the surface Dice; voxel: the shortest side of the reference's voxels.",
+            "MM|voxel",
+            parse_tolerance,
+            show_default=True,
+        ),
+    ] = 1.0
     ignore_label: Annotated[
         int | None, Option("--ignore-label", "Voxels where the reference has this label are ignored. Default: as in dataset.json.", "N")
     ] = None
@@ -129,7 +157,10 @@ def check_options(options: EvaluationOptions) -> None:
     for name, _ in options.probabilities:
         if name not in names:
             raise ConfigError(f"--probabilities {shorten(name)}: no such method; there are {listed(names)}")
-    if not 0 <= options.tolerance_mm < math.inf:
+    if options.ceiling is not None and options.ceiling not in names[2:]:
+        others = f"; there are {listed(names[2:])}" if names[2:] else ""
+        raise ConfigError(f"--ceiling {shorten(options.ceiling)}: expected the name of a --baseline after the first{others}")
+    if not isinstance(options.tolerance_mm, str) and not 0 <= options.tolerance_mm < math.inf:
         raise ConfigError(f"--tolerance: expected a number of mm, at least 0, got {options.tolerance_mm:g}")
     if options.ignore_label is not None and not 1 <= options.ignore_label <= MAX_LABEL:
         raise ConfigError(f"--ignore-label: expected a label from 1 to {MAX_LABEL}, got {shorten_value(options.ignore_label)}")

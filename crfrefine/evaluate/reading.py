@@ -33,7 +33,7 @@ class Settings:
     """The settings that the values of a case depend on, besides its files."""
 
     plan: RegionPlan  # Regions, and the label to ignore.
-    tolerance_mm: float  # Tolerance of the surface Dice.
+    tolerance_mm: float | str  # Tolerance of the surface Dice, as of the options.
     resample: bool = False  # True if predictions on another grid are interpolated onto that of the reference.
     channels: Mapping[str, RegionReading] = field(default_factory=dict)  # By method, which channels of its files are regions.
 

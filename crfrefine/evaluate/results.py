@@ -16,7 +16,7 @@ from crfrefine.evaluate.options import DEFAULT_NAME, EvaluationOptions
 from crfrefine.evaluate.reading import Settings
 from crfrefine.metrics.overlap import measure_masks
 from crfrefine.metrics.regions import ALL_LABELS
-from crfrefine.metrics.registry import CALIBRATION_METRICS, DICE, MASK_METRICS, RegionValues
+from crfrefine.metrics.registry import CALIBRATION_METRICS, DICE, MASK_METRICS, RegionValues, metric_named
 from crfrefine.runs.cases.case_files import describe_left_out
 from crfrefine.runs.options import Observer
 from crfrefine.statistics.comparison import ResultTable, SummaryRow, correct, measurements_of, summarize
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from crfrefine.base.array_types import Array, Bool
     from crfrefine.evaluate.pairing import CasePair
     from crfrefine.runs.cases.case_files import IncompleteCase
+
+
+OF_RESOLUTION = (DICE.name, "surface_dice")
+"""Metrics of which `--ceiling` reports the recovered share."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +142,7 @@ class Evaluation:
             reason = f"{self.learned_text}; the verdict of train-crf is on cases held out"
             judged = not_tested(options.name, options.baseline, self.judged_regions, reason)
             return replace(judged, notes=self.empty_notes)
-        others = [name for name, _ in options.baselines[1:]]
+        others = [name for name, _ in options.baselines[1:] if name != options.ceiling]
         judged = verdict(
             table,
             options.name,
@@ -154,6 +158,29 @@ class Evaluation:
         them = "it" if len(self._learned_cases) == 1 else "them"
         start = f"{self.learned_text}. Without {them}: " if self.learned else ""
         return replace(judged, sentence=start + judged.sentence, notes=(*judged.notes, *self.empty_notes))
+
+    @cached_property
+    def recovered(self) -> dict[str, dict[str, float]]:
+        """Share of the ceiling's lead over the baseline that the judged method has, by metric and region, where there is a lead."""
+        name, ceiling = self.options.name, self.options.ceiling
+        rows = {(row.metric, row.region, row.method): row.comparison for row in self.summary} if ceiling is not None else {}
+        shares: dict[str, dict[str, float]] = {}
+        for (metric, region, method), comparison in rows.items():
+            best = rows.get((metric, region, str(ceiling)))
+            if metric in OF_RESOLUTION and method == name and comparison and best and best.mean_difference > 0:
+                shares.setdefault(metric, {})[region] = comparison.mean_difference / best.mean_difference
+        return shares
+
+    @property
+    def recovered_text(self) -> str:
+        """One line on the shares that are recovered, of the mean over regions if there are several; empty without a ceiling."""
+        options = self.options
+        if options.ceiling is None:
+            return ""
+        shares = {metric_named(metric).title: [*row.values()][-1] for metric, row in self.recovered.items()}  # The mean is last.
+        parts = [f"{100 * share:.0f} % of {title}" for title, share in shares.items()]
+        lost = f"what {options.baseline} loses against {options.ceiling}"
+        return f"{_subject(options.name)} recovers, of {lost}: {listed(parts)}" if parts else f"{options.ceiling} has no lead to recover"
 
     @property
     def learned_text(self) -> str:

@@ -21,6 +21,11 @@ _ONE_VOXEL = (slice(0, 1), ...)
 """The box to measure if both masks are empty."""
 
 
+def one_voxel(spacing: Sequence[float]) -> float:
+    """Return a tolerance of one voxel in mm: its shortest side, since thick slices would forgive errors of many voxels in plane."""
+    return min(spacing)
+
+
 def measure_case(
     prediction: NDArray[Any],
     reference: NDArray[Any],

@@ -18,7 +18,7 @@ from crfrefine.base.text import printable
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import RunContext
 from crfrefine.metrics.calibration import measure_calibration
-from crfrefine.metrics.overlap import measure_case
+from crfrefine.metrics.overlap import measure_case, one_voxel
 from crfrefine.metrics.regions import ALL_LABELS
 from crfrefine.metrics.registry import CALIBRATION_METRICS, MASK_METRICS, RegionValues
 from crfrefine.parameters.model import CrfParameters, as_parameters
@@ -206,7 +206,7 @@ def measure_methods(case: Case, regions: Mapping[str, Sequence[int]], tuned: Tun
         # Methods often agree, and distances take most of the time.
         key = maps[name].tobytes()
         if key not in known:
-            how: dict[str, Any] = {"tolerance_mm": max(case.spacing), "metrics": METRICS, "ignore_label": case.num_labels}
+            how: dict[str, Any] = {"tolerance_mm": one_voxel(case.spacing), "metrics": METRICS, "ignore_label": case.num_labels}
             known[key] = measure_case(maps[name], case.labels, regions, case.spacing, **how)
         values[name] = known[key]
     return values

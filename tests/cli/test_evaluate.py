@@ -9,6 +9,7 @@ import pytest
 from cli_helpers import files_in, run_here
 from evaluation_helpers import (
     SHAPE,
+    SPACING,
     Study,
     assert_equal,
     expected_calibration,
@@ -90,6 +91,27 @@ def test_the_verdict_is_on_the_named_regions_and_asks_about_the_rivals(judged):
     assert lines[-5].endswith(found)
     assert sum("over the judged regions" in line for line in lines) == 1, "families of tests are explained once"
     assert "units: differences of dice, surface_dice in points (hundredths)" in lines
+
+
+def test_the_share_of_what_the_ceiling_leads_by(tmp_path):
+    """Against labels as the ceiling Dice goes to 1; the ceiling is no rival, and the tolerance is the shortest side of a voxel."""
+    study = write_study(tmp_path, 6)
+    options = ("-b", f"full={study.root / 'labels'}", "--ceiling", "full", "--tolerance", "voxel")
+    result = run_here(*[word for word in study.arguments if word != "--no-report"], *options, status=0)
+    told, side = study.summary(), min(SPACING)
+    for metric in ("dice", "surface_dice"):
+        means = []
+        for folder in ("before", "after"):
+            rows = [[study.overlap(f"case{n}", (label,), folder, tolerance_mm=side)[metric] for label in (1, 2)] for n in range(6)]
+            means.append(np.nanmean(rows, axis=1).mean())
+        share = (means[1] - means[0]) / (1 - means[0])
+        assert told["recovered"][metric]["mean"] == pytest.approx(share)
+        assert f"{100 * share:.0f} % of " in next(line for line in result.stdout.splitlines() if line.startswith("the refinement recovers"))
+    assert told["recovered"]["dice"].keys() == {"1", "2", "mean"}
+    assert told["verdict"]["outcome"] == "helps"
+    assert told["verdict"]["rivals"] == []
+    assert told["settings"]["tolerance_mm"] == "voxel"
+    assert "of what before loses against full" in (study.output / "report.html").read_text(encoding="utf-8")
 
 
 def test_better_probabilities_are_told_in_the_files_and_on_the_page(judged):

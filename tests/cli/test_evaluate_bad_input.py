@@ -157,6 +157,7 @@ def one(tmp_path_factory):
         (["-r", "a=1+9", "--ignore-label", "9"], "label 9 marks voxels that are ignored"),
         (["--tolerance", "-1"], "--tolerance: expected a number of mm, at least 0, got -1"),
         (["--tolerance", "nan"], "--tolerance"),
+        (["--ceiling", "before"], "--ceiling before: expected the name of a --baseline after the first"),
         (["-i", "{root}/none"], "no such file or folder"),
         (["-o", "{after}"], "is an input of this run"),
         (["-o", "{after}/case0.nii.gz"], "is a file; name a folder"),
