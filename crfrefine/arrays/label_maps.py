@@ -1,15 +1,24 @@
-"""Label maps as plain arrays: the best label of each voxel, and the number of voxels of each label."""
+"""Label maps as plain arrays, and as logits: a fixed value for the label of each voxel, or shares of a coarser network's labels.
+
+See docs/reference/math.md#7-before-and-after and docs/reference/math.md#label-maps-of-a-coarser-network.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from crfrefine.base.geometry import StorageOrder
+from crfrefine.base.limits import MAX_LABELS
+from crfrefine.base.text import listed
+from crfrefine.errors import InputError
+
 if TYPE_CHECKING:
-    from crfrefine.base.array_types import Array, Bool
+    from crfrefine.base.array_types import Array, Bool, Float32, Labels
+
 
 Box = tuple[slice, ...]
 """A part of a grid: one slice per axis, with a start and a stop."""
@@ -85,3 +94,171 @@ def bounding_box(mask: Bool) -> Box | None:
             return None
         box.append(slice(int(occupied[0]), int(occupied[-1]) + 1))
     return tuple(box)
+
+
+# ---- Label maps as logits
+
+
+CONFIDENCE = 2.0
+"""Logit of a voxel's label; that of the other labels is 0. Division by the temperature makes it stronger or weaker."""
+
+ABSENT_LOGIT = -1e4
+"""Logit of a label that does not occur in the case, where it has a channel at all. Its marginal is 0, and float16 holds the value."""
+
+MANY_LABELS = 16
+"""Channels from which on a label takes part only near where it occurs: e^0 for each of many others would outweigh a voxel's own label."""
+
+MAX_IN_MEMORY = 1 << 29
+"""Bytes of logits in float32 that are not made from a label map: beyond them, too, a label takes part only near where it occurs."""
+
+MAX_SHOWN = 12
+"""Most labels that a message lists."""
+
+
+def present_labels(label_map: Array) -> tuple[int, ...]:
+    """Return the labels that occur in unsigned labels, ascending; raise InputError if they are more than MAX_LABELS."""
+    counts = count_labels(label_map, int(label_map.max(initial=0)) + 1)
+    present = tuple(label for label, count in enumerate(counts) if count)
+    if len(present) > MAX_LABELS:
+        raise InputError(f"a label map with {len(present)} different labels; expected at most {MAX_LABELS}. Is it an image?")
+    return present
+
+
+def channels_of(present: Sequence[int]) -> tuple[int, ...]:
+    """Return the labels that get a channel: those that occur, the background, and at least two."""
+    return tuple(sorted({0, *present})) if {*present} - {0} else (0, 1)
+
+
+def labels_of_one_hot(pieces: Iterable[tuple[int, slice, Array]], shape: tuple[int, ...]) -> Labels | None:
+    """Return the label map, (*grid), of one-hot channels; None if channels are anything else.
+
+    Args:
+        pieces: the number of the first channel, the planes and the values, (channels, planes, [y,] x), of each, as far as they are needed.
+        shape: (L, *grid).
+
+    Raises:
+        InputError: some voxels have no label: background may lack a channel, and labels would be off by one.
+    """
+    labels = np.zeros(shape[1:], np.min_scalar_type(shape[0] - 1))
+    is_labeled = np.zeros(shape[1:], np.bool_)
+    for first, planes, values in pieces:
+        for label, channel in enumerate(values, first):
+            inside = channel == 1
+            if (is_labeled[planes] & inside).any() or not (inside | (channel == 0)).all():
+                return None
+            is_labeled[planes] |= inside
+            labels[planes][inside] = label
+    if not is_labeled.any():
+        return None
+    if not is_labeled.all():
+        without = is_labeled.size - int(np.count_nonzero(is_labeled))
+        raise InputError(
+            f"the channels are 1 for the label of a voxel and else 0, but {without} of {is_labeled.size} voxels have no label. "
+            "If background has no channel, put one before the others; if these voxels are padding, give them background"
+        )
+    return labels
+
+
+def one_hot_logits(label_map: Array, channels: Sequence[int], present: Sequence[int] | None = None) -> Float32:
+    """Return (channels, *grid) logits of a label map: CONFIDENCE for a voxel's label, 0 for others, ABSENT_LOGIT for labels not present."""
+    logits = np.full((len(channels), *label_map.shape), ABSENT_LOGIT, np.float32)
+    for label, channel in zip(channels, logits, strict=True):
+        if present is None or label in present:
+            np.multiply(label_map == label, np.float32(CONFIDENCE), out=channel)
+    return logits
+
+
+def take_part_nearby(num_channels: int, num_voxels: int) -> bool:
+    """Return whether the labels of a label map take part only within the kernels' reach of where they occur."""
+    return num_channels >= MANY_LABELS or 4 * num_channels * num_voxels > MAX_IN_MEMORY
+
+
+def channel_numbers(labels: Labels, channels: Sequence[int]) -> Labels:
+    """Return the number of the channel of each label, in the smallest unsigned type; channels ascend, and have every label."""
+    dtype = np.min_scalar_type(len(channels) - 1)
+    if channels[-1] == len(channels) - 1:
+        return labels.astype(dtype, copy=False)
+    table = np.zeros(channels[-1] + 1, dtype)
+    table[list(channels)] = np.arange(len(channels))
+    return _look_up(table, labels)
+
+
+def renumber(indices: Array, channels: Sequence[int]) -> Labels:
+    """Return a label map from (*grid) channel numbers, in the smallest unsigned type and the same memory layout."""
+    table = np.asarray(channels).astype(np.min_scalar_type(max(channels)))
+    if channels[-1] == len(channels) - 1:
+        return indices.astype(table.dtype, copy=False)
+    return _look_up(table, indices)
+
+
+def _look_up(table: Array, indices: Array) -> Array:
+    """Return (*grid) entries of a table in the memory layout of the indices; numpy widens indices to 64 bits, so a plane at a time."""
+    entries = np.empty_like(indices, dtype=table.dtype)
+    order = StorageOrder.of_memory(indices)
+    for plane, target in zip(np.atleast_2d(order.to_storage(indices)), np.atleast_2d(order.to_storage(entries)), strict=True):
+        target[...] = table[plane]
+    return entries
+
+
+def expand_channels(values: Float32, channels: Sequence[int], num_labels: int, absent: float) -> Float32:
+    """Return (num_labels, *grid) values from those of some labels, in the same order of the grid's axes in memory; others are `absent`."""
+    order = StorageOrder.of_memory(values[0])
+    expanded = order.to_user(np.full((num_labels, *order.to_storage(values[0]).shape), absent, np.float32))
+    for channel, label in zip(values, channels, strict=True):
+        expanded[label] = channel
+    return expanded
+
+
+def describe_labels(labels: Sequence[int]) -> str:
+    """Return the labels as a list for a message."""
+    return listed([str(label) for label in labels], MAX_SHOWN)
+
+
+SIGMA = 0.5
+"""Standard deviation of the Gaussian that makes shares of labels, in voxels of the network."""
+
+MIN_SHARE = 1e-3
+"""Smaller shares count as this share."""
+
+REACH = 1.6
+"""Voxels of the network beyond which a flat border leaves a share below MIN_SHARE."""
+
+_TRUNCATE = 4.0
+"""Standard deviations at which the Gaussian ends."""
+
+
+def share_sigma(network_spacing: Sequence[float], spacing: Sequence[float]) -> tuple[float, ...]:
+    """Return the standard deviation along each axis in voxels of the grid, whose spacing is in mm; 0 along an axis that is not coarser."""
+    return tuple(SIGMA * wide / step if wide > step else 0.0 for wide, step in zip(network_spacing, spacing, strict=True))
+
+
+def share_reach(sigma: Sequence[float]) -> tuple[int, ...]:
+    """Return the voxels along each axis within which a label has a share above MIN_SHARE."""
+    return tuple(int(np.ceil(REACH / SIGMA * width)) for width in sigma)
+
+
+def log_shares(labels: Labels, label: int, sigma: Sequence[float], box: Box) -> Float32:
+    """Return the logarithm of a label's share at the voxels of a box, at least that of MIN_SHARE; `sigma` is that of `share_sigma`."""
+    from scipy.ndimage import gaussian_filter
+
+    ends = [int(_TRUNCATE * width + 0.5) for width in sigma]
+    wide = tuple(slice(max(0, axis.start - end), axis.stop + end) for axis, end in zip(box, ends, strict=True))
+    share = gaussian_filter(labels[wide] == label, sigma, output=np.float32, mode="nearest", truncate=_TRUNCATE)
+    inner = share[tuple(slice(axis.start - out.start, axis.stop - out.start) for axis, out in zip(box, wide, strict=True))]
+    logits: Float32 = np.log(np.maximum(inner, np.float32(MIN_SHARE)))
+    return logits
+
+
+def share_logits(labels: Labels, num_labels: int, sigma: Sequence[float]) -> Float32:
+    """Return (num_labels, *grid) logarithms of the shares of labels 0 to num_labels - 1; `sigma` is that of `share_sigma`."""
+    from scipy.ndimage import find_objects
+
+    logits = np.full((num_labels, *labels.shape), np.log(np.float32(MIN_SHARE)), np.float32)
+    whole = tuple(slice(0, extent) for extent in labels.shape)
+    reach = share_reach(sigma)
+    for label, box in enumerate([whole, *find_objects(labels, num_labels - 1)][:num_labels]):
+        if box is not None:
+            sides = zip(box, reach, labels.shape, strict=True)
+            near = tuple(slice(max(0, axis.start - extent), min(size, axis.stop + extent)) for axis, extent, size in sides)
+            logits[label][near] = log_shares(labels, label, sigma, near)
+    return logits

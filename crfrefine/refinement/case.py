@@ -12,7 +12,7 @@ import numpy as np
 
 from crfrefine.arrays.arguments import check_no_label_map, given_array, given_label_map
 from crfrefine.arrays.images import ArrayOrImage, open_images
-from crfrefine.arrays.one_hot import channels_of, present_labels
+from crfrefine.arrays.label_maps import channels_of, present_labels
 from crfrefine.arrays.probabilities import INPUT_TYPES
 from crfrefine.arrays.region_scheme import GivenRegions, given_regions
 from crfrefine.base.limits import MAX_LABELS, check_threads

@@ -13,8 +13,18 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from crfrefine.arrays.intensity import normalize_intensity
-from crfrefine.arrays.label_maps import bounding_box, count_labels, widen
-from crfrefine.arrays.one_hot import ABSENT_LOGIT, CONFIDENCE, channel_numbers, one_hot_logits, share_logits, share_sigma, take_part_nearby
+from crfrefine.arrays.label_maps import (
+    ABSENT_LOGIT,
+    CONFIDENCE,
+    bounding_box,
+    channel_numbers,
+    count_labels,
+    one_hot_logits,
+    share_logits,
+    share_sigma,
+    take_part_nearby,
+    widen,
+)
 from crfrefine.arrays.probabilities import (
     MIN_PROBABILITY,
     SUM_TOLERANCE,
@@ -68,7 +78,7 @@ class LabelMapNetwork:
     """A label map instead of a network's output: only labels that occur take part, and if there are many, only near where they occur."""
 
     labels: Labels  # (*grid), in an unsigned type
-    channels: Sequence[int]  # the labels that occur, background, and at least two (`crfrefine.arrays.one_hot.channels_of`)
+    channels: Sequence[int]  # the labels that occur, background, and at least two (`crfrefine.arrays.label_maps.channels_of`)
     num_labels: int  # L, background included, as values per label in the parameters have it
     # mm between voxels of the network that made the map, one number or one per axis; "auto" means that blocks in the map show it.
     # None means that each voxel's label is taken as it is.

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from crfrefine.arrays.label_maps import bounding_box
-from crfrefine.arrays.one_hot import ABSENT_LOGIT
+from crfrefine.arrays.label_maps import ABSENT_LOGIT, bounding_box
 from crfrefine.arrays.probabilities import over_output_temperature, take_logarithms
 from crfrefine.engines.base import MeanFieldResult
 from crfrefine.refinement.tiles.grid import MAX_DIMS, TILE, TileGrid

@@ -15,8 +15,7 @@ from crfrefine.arrays.arguments import check_shapes, given_spacing, given_voxels
 from crfrefine.arrays.blocks import find_network_spacing
 from crfrefine.arrays.components import Cleaned, clean, describe_losses
 from crfrefine.arrays.intensity import window_notes
-from crfrefine.arrays.label_maps import count_labels
-from crfrefine.arrays.one_hot import channel_numbers, renumber
+from crfrefine.arrays.label_maps import channel_numbers, count_labels, renumber
 from crfrefine.arrays.probabilities import take_logarithms
 from crfrefine.arrays.region_scheme import resolve_regions
 from crfrefine.base.limits import RUN_BYTES, SMALL, format_size

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.arrays.label_maps import count_labels, widen
-from crfrefine.arrays.one_hot import ABSENT_LOGIT
+from crfrefine.arrays.label_maps import ABSENT_LOGIT, count_labels, widen
 from crfrefine.errors import InputError
 from crfrefine.refinement.tiles.grid import MAX_DIMS, TILE, LabelSets, TileGrid
 from crfrefine.refinement.tiles.problem import ChannelSource

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.arrays.blocks import AUTO
-from crfrefine.arrays.one_hot import ABSENT_LOGIT, expand_channels
+from crfrefine.arrays.label_maps import ABSENT_LOGIT, expand_channels
 from crfrefine.arrays.resampling import Interpolation
 from crfrefine.base.failures import failing_alone
 from crfrefine.base.geometry import reverse_grid

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from crfrefine.arrays.components import clean
 from crfrefine.arrays.intensity import normalize_intensity
-from crfrefine.arrays.one_hot import channels_of, expand_channels, present_labels
+from crfrefine.arrays.label_maps import channels_of, expand_channels, present_labels
 from crfrefine.arrays.probabilities import leave_out
 from crfrefine.base.text import printable
 from crfrefine.engines import get_backend

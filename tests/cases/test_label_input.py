@@ -7,7 +7,7 @@ import pytest
 from cli_helpers import save_nifti
 from io_helpers import OBLIQUE, affine_of, numbers
 
-from crfrefine.arrays.one_hot import ABSENT_LOGIT, CONFIDENCE
+from crfrefine.arrays.label_maps import ABSENT_LOGIT, CONFIDENCE
 from crfrefine.errors import GridMismatchError, InputError, UnsupportedFormatError
 from crfrefine.runs.cases.case import ReadingOptions, load_case
 from crfrefine.runs.cases.dataset_description import read_descriptions

@@ -23,7 +23,7 @@ from cli_helpers import (
 
 import crfrefine
 from crfrefine import io
-from crfrefine.arrays.one_hot import ABSENT_LOGIT
+from crfrefine.arrays.label_maps import ABSENT_LOGIT
 from crfrefine.runs.demo.phantom import make_phantom
 
 NAMES = {1: "aorta", 2: "kidney", 3: "liver"}

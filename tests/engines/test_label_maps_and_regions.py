@@ -10,7 +10,7 @@ from scipy.special import expit
 
 import crfrefine
 from crfrefine import ConfigError, CrfParameters, InputError, RegionScheme
-from crfrefine.arrays.one_hot import CONFIDENCE
+from crfrefine.arrays.label_maps import CONFIDENCE
 
 SHAPE = (9, 7, 6)
 SPACING = (1.0, 1.3, 2.2)

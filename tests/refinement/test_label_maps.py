@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import crfrefine
-from crfrefine.arrays.one_hot import ABSENT_LOGIT
+from crfrefine.arrays.label_maps import ABSENT_LOGIT
 from crfrefine.base.limits import MemoryLimit
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import RunContext

@@ -5,8 +5,8 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 import crfrefine
-from crfrefine.arrays import one_hot
-from crfrefine.arrays.one_hot import MIN_SHARE
+from crfrefine.arrays import label_maps
+from crfrefine.arrays.label_maps import MIN_SHARE
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.refinement.tiles import planning
 
@@ -74,7 +74,7 @@ def test_tiles_and_the_whole_agree(order, with_mask, monkeypatch):
         mask[12:30, 10:30, 8:25] = False
     parameters = SHARP.replace(**{"mean_field.filter": "truncated"})
     whole = refined(labels, image, parameters.replace(**{"mean_field.label_threshold": 0.0}), mask=mask)
-    monkeypatch.setattr(one_hot, "MANY_LABELS", 2)
+    monkeypatch.setattr(label_maps, "MANY_LABELS", 2)
     tiles = refined(labels, image, parameters, mask=mask)
     assert "tiles" in tiles.filters[0]
     assert "tiles" not in whole.filters[0]
@@ -92,7 +92,7 @@ def test_tiles_and_the_whole_agree(order, with_mask, monkeypatch):
 def test_small_slabs_change_no_label(monkeypatch):
     truth, image = balls(5, (120, 34, 29))
     # Enough labels for tiles.
-    monkeypatch.setattr(one_hot, "MANY_LABELS", 2)
+    monkeypatch.setattr(label_maps, "MANY_LABELS", 2)
     parameters = SHARP.replace(**{"mean_field.tolerance": 0.0, "mean_field.filter": "lattice"})
     options = {"parameters": parameters, "spacing": (0.7, 0.8, 1.6)}
     whole = refined(coarse(truth), image, **options)
@@ -124,7 +124,7 @@ def test_volumes_stay_and_borders_come_back():
 @pytest.mark.parametrize("many", [False, True])
 def test_small_labels_do_not_vanish(order, many, monkeypatch):
     """A block, a plate and three voxels, in a large label that the image cannot tell from them."""
-    monkeypatch.setattr(one_hot, "MANY_LABELS", 2 if many else 99)
+    monkeypatch.setattr(label_maps, "MANY_LABELS", 2 if many else 99)
     labels = np.zeros(SHAPE, np.uint8, order=order)
     labels[6:42, 4:36, 4:28] = 1
     labels[12:15, 12:16, 12:14], labels[21:24, 8:32, 6:26], labels[33:36, 20, 20] = 2, 3, 4

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from crfrefine.arrays.intensity import fit_intensity
-from crfrefine.arrays.label_maps import widen
-from crfrefine.arrays.one_hot import ABSENT_LOGIT, CONFIDENCE, share_reach
+from crfrefine.arrays.label_maps import ABSENT_LOGIT, CONFIDENCE, share_reach, widen
 from crfrefine.arrays.probabilities import describe_padding, leave_out
 from crfrefine.engines.cpu import CpuBackend
 from crfrefine.parameters.specs import REACH
@@ -154,7 +153,7 @@ def plan_label_map(
 ) -> TilePlan:
     """Return where the labels of a label map take part: within the kernels' reach of where they occur, with the logit 0.
 
-    With the `sigma` of a coarser network (`crfrefine.arrays.one_hot`), labels take part where they have a share.
+    With the `sigma` of a coarser network (`crfrefine.arrays.label_maps`), labels take part where they have a share.
     The numbers, (*grid) of at most three axes in storage order, are the channel of each voxel's label.
     """
     grid, run = TileGrid(numbers.shape), spec.mean_field

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.arrays.label_maps import bounding_box, widen
-from crfrefine.arrays.one_hot import ABSENT_LOGIT, CONFIDENCE, log_shares
+from crfrefine.arrays.label_maps import ABSENT_LOGIT, CONFIDENCE, bounding_box, log_shares, widen
 from crfrefine.engines.grid_image import FeatureOrigin, first_inside
 from crfrefine.refinement.tiles.grid import TILE, LabelSets, TileGrid, num_rings
 
@@ -78,7 +77,7 @@ MAX_NEIGHBORHOOD = 1 << 17
 
 
 class LabelMapChannels(ChannelSource):
-    """The logits that `crfrefine.arrays.one_hot` describes, made where they are asked for."""
+    """The logits that `crfrefine.arrays.label_maps` describes, made where they are asked for."""
 
     def __init__(self, numbers: Labels, reach: Sequence[Any], first_plane: int = 0, num_planes: int | None = None) -> None:
         """Take a label map.

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from crfrefine import io
-from crfrefine.arrays.label_maps import argmax_labels
-from crfrefine.arrays.one_hot import one_hot_logits
+from crfrefine.arrays.label_maps import argmax_labels, one_hot_logits
 from crfrefine.arrays.probabilities import find_padding, identify, take_logarithms
 from crfrefine.arrays.region_scheme import take_log_odds
 from crfrefine.base.geometry import reverse_grid

@@ -11,11 +11,11 @@ import numpy as np
 
 from crfrefine import io
 from crfrefine.arrays.blocks import AUTO, find_network_spacing
-from crfrefine.arrays.label_maps import count_labels
-from crfrefine.arrays.one_hot import (
+from crfrefine.arrays.label_maps import (
     MAX_SHOWN,
     channel_numbers,
     channels_of,
+    count_labels,
     describe_labels,
     labels_of_one_hot,
     present_labels,
