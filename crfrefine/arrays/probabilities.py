@@ -239,9 +239,7 @@ def identify(values: Float32, input_type: str, kind: str | None, path: Path) -> 
 
 
 def identify_array(values: NDArray[np.floating[Any]], input_type: str) -> str:
-    """Decide on (L, *grid) of a caller as `decide` does; "auto" expects logits, and probabilities are an InputError, too."""
-    if input_type == "logits":
-        return "logits"
+    """Decide on (L, *grid) of a caller, who does not say "logits", as `decide` does; under "auto" probabilities are an InputError, too."""
     look = look_at(values)
     decided, _ = decide(look, input_type, None, "logits" if input_type == "auto" else input_type)
     if decided == "probabilities" and input_type == "auto":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +16,7 @@ from crfrefine.runs.options import InferenceOptions
 _PARAMETERS = {"bilateral.weight": 5.0, "bilateral.theta_alpha": 2.5, "bilateral.theta_beta": 0.1}
 
 
-@shared.with_options(InferenceOptions, "threads")
+@partial(shared.with_options, InferenceOptions, names="threads")
 def demo(
     options: dict[str, Any],
     output: Annotated[Path, shared.path_option("-o", "--output", metavar="FOLDER", help="Folder to write to.", show_default=True)] = Path(

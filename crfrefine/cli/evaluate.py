@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -11,7 +12,7 @@ from crfrefine.cli import options as shared
 from crfrefine.evaluate.options import EvaluationOptions
 
 
-@shared.with_options(EvaluationOptions)
+@partial(shared.with_options, EvaluationOptions)
 def evaluate(
     ctx: typer.Context,
     options: dict[str, Any],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -11,7 +12,7 @@ from crfrefine.errors import CrfRefineError
 from crfrefine.runs.options import InferenceOptions
 
 
-@shared.with_options(InferenceOptions)
+@partial(shared.with_options, InferenceOptions)
 def infer(
     ctx: typer.Context,
     options: dict[str, Any],

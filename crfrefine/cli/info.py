@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -13,7 +14,7 @@ from crfrefine.cli.main import indented, print_failure
 from crfrefine.runs.options import InferenceOptions
 
 
-@shared.with_options(InferenceOptions, "resample")
+@partial(shared.with_options, InferenceOptions, names="resample")
 def info(
     ctx: typer.Context,
     options: dict[str, Any],

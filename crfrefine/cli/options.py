@@ -62,36 +62,32 @@ def usage_checked(parse: Callable[[str], Any], choices: tuple[str, ...] = ()) ->
 usage_path = usage_checked(parse_path)
 
 
-def with_options(kind: type, names: str = "") -> Callable[[Command], Command]:
-    """Give a command the options of a dataclass, those of `names` or all, in its parameter `options`: a dict by field.
+def with_options(kind: type, command: Command, names: str = "") -> Command:
+    """Return a command with the options of a dataclass, those of `names` or all, in its parameter `options`: a dict by field.
 
     The options of several dataclasses come together.
     """
+    own = inspect.signature(command, eval_str=True).parameters
+    module = {**vars(sys.modules[kind.__module__]), "Annotated": Annotated}
+    parameters, lists = [], []
+    for field in dataclasses.fields(kind):
+        text = str(field.type)  # Annotations are texts; types of other fields may not be imported.
+        if text.startswith("Annotated[") and field.name not in own and field.name in (names.split() or (field.name,)):
+            value_type = text.removeprefix("Annotated[").partition(", Option(")[0]
+            lists += [field.name] if value_type.startswith("tuple[") else []
+            parameters.append(_parameter(field.name, value_type, get_args(eval(text, module))[1], field.default))
+    fields = [parameter.name for parameter in parameters]
 
-    def decorate(command: Command) -> Command:
-        own = inspect.signature(command, eval_str=True).parameters
-        module = {**vars(sys.modules[kind.__module__]), "Annotated": Annotated}
-        parameters, lists = [], []
-        for field in dataclasses.fields(kind):
-            text = str(field.type)  # Annotations are texts; types of other fields may not be imported.
-            if text.startswith("Annotated[") and field.name not in own and field.name in (names.split() or (field.name,)):
-                value_type = text.removeprefix("Annotated[").partition(", Option(")[0]
-                lists += [field.name] if value_type.startswith("tuple[") else []
-                parameters.append(_parameter(field.name, value_type, get_args(eval(text, module))[1], field.default))
-        fields = [parameter.name for parameter in parameters]
+    def run(options: Mapping[str, Any] | None = None, **values: Any) -> None:
+        own_options = {name: values.pop(name) for name in fields}
+        own_options |= {name: tuple(own_options[name] or ()) for name in lists}
+        command(options={**(options or {}), **own_options}, **values)
 
-        def run(options: Mapping[str, Any] | None = None, **values: Any) -> None:
-            own_options = {name: values.pop(name) for name in fields}
-            own_options |= {name: tuple(own_options[name] or ()) for name in lists}
-            command(options={**(options or {}), **own_options}, **values)
-
-        parameters += [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for name, parameter in own.items() if name != "options"]
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        run.__doc__, run.__name__ = command.__doc__, command.__name__
-        return run
-
-    return decorate
+    parameters += [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for name, parameter in own.items() if name != "options"]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    run.__doc__, run.__name__ = command.__doc__, command.__name__
+    return run
 
 
 def _parameter(name: str, value_type: str, option: Option, default: Any) -> inspect.Parameter:

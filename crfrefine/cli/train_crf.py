@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,8 +17,8 @@ _WITH_LABELS = ("labels", "network_spacing", "nnunet", "learn", *_OF_TRAINING[:-
 """Parameters that mean nothing where nothing is trained."""
 
 
-@shared.with_options(InferenceOptions, "nnunet input_type network_spacing resample device threads")
-@shared.with_options(TrainingOptions)
+@partial(shared.with_options, InferenceOptions, names="nnunet input_type network_spacing resample device threads")
+@partial(shared.with_options, TrainingOptions)
 def train_crf(
     ctx: typer.Context,
     options: dict[str, Any],

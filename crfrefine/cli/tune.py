@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import webbrowser
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +16,7 @@ from crfrefine.cli import options as shared
 from crfrefine.runs.options import InferenceOptions
 
 
-@shared.with_options(InferenceOptions, "images logits nnunet manifest masks input_type resample device max_memory threads")
+@partial(shared.with_options, InferenceOptions, names="images logits nnunet manifest masks input_type resample device max_memory threads")
 def tune(
     options: dict[str, Any],
     labels: Annotated[Path | None, shared.path_option("-l", "--labels", metavar="PATH", help="Reference: folder or file.")] = None,

@@ -234,7 +234,8 @@ def _prepare_array(
             _, largest = _finite_range(backend, channels, "logits", threads)
     is_probability = False
     # A negative value that is no padding, of which there is none, belongs to logits.
-    if not are_regions and (network.input_type != "auto" or padding is not None or lowest >= -SUM_TOLERANCE):
+    are_surely_logits = network.input_type == "logits" or (network.input_type == "auto" and padding is None and lowest < -SUM_TOLERANCE)
+    if not are_regions and not are_surely_logits:
         is_probability = identify_array(channels, network.input_type) == "probabilities"
     _check_temperature(models, -math.log(MIN_PROBABILITY) if is_probability else largest)
 
