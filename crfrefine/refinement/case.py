@@ -194,8 +194,6 @@ class Plan:
         network: Network
 
         def read_strokes(shape: tuple[int, ...], num_labels: int) -> Strokes | None:
-            if strokes is None:
-                return None
             values = np.asarray(arrays["strokes"])
             return Strokes.of_array(values, shape, num_labels, background=strokes_background, ignore=strokes_ignore)
 
@@ -204,7 +202,7 @@ class Plan:
                 raise ConfigError("regions: they are those of the channels of logits, and a label map has none; leave regions out")
             labels = given_label_map(values, image)
             present = present_labels(labels)
-            drawn = read_strokes(labels.shape, parameters.num_labels or MAX_LABELS)
+            drawn = None if strokes is None else read_strokes(labels.shape, parameters.num_labels or MAX_LABELS)
             channels = channels_of(present if drawn is None else sorted({*present, *drawn.labels.tolist()}))
             num_labels = parameters.num_labels or channels[-1] + 1
             if channels[-1] >= num_labels:
@@ -217,7 +215,8 @@ class Plan:
             check_no_label_map(values, image, input_type)
             scheme = given_regions(regions)
             network = ArrayNetwork(values, input_type, scheme)
-            drawn = read_strokes(values.shape[1:], len(values) if scheme is None else scheme.num_labels)
+            num_labels = len(values) if scheme is None else scheme.num_labels
+            drawn = None if strokes is None else read_strokes(values.shape[1:], num_labels)
         return refine_network(
             network,
             image,

@@ -55,6 +55,7 @@ class RefinedChannels:
     Attributes:
         num_channels: labels, or regions.
         tiles: those that took part; None means all labels everywhere.
+        computed: the result of the engine: logits, or (1, entries, voxels of a tile) those of the tiles.
         is_array: whether the logits are an array already.
         is_streamed: whether neither the network's logits nor the refined ones were ever in memory together.
         report: steps, energy and filters.
@@ -85,6 +86,7 @@ class RefinedChannels:
         self._box = tuple(slice(0, extent) for extent in grid_shape) if network is None else network.box
         self.num_channels = num_channels
         self.tiles = None if isinstance(outcome, MeanFieldResult) else outcome
+        self.computed: Float32 = outcome.logits if isinstance(outcome, MeanFieldResult) else outcome.values[None]
         self.is_array, self.is_streamed = self.tiles is None and network is None, labels is not None
         self.report, self.timings = outcome.report, dict(outcome.timings)
         self._log_sums: dict[float, Float32] = {}
@@ -101,10 +103,6 @@ class RefinedChannels:
     def marginals(self) -> Float32 | None:
         """The softmax of the whole array, if the engine computed it."""
         return self._outcome.marginals if isinstance(self._outcome, MeanFieldResult) and self.is_array else None
-
-    def computed(self) -> Float32:
-        """Return the result of the engine."""
-        return self._outcome.logits if isinstance(self._outcome, MeanFieldResult) else self._outcome.values[None]
 
     def match_volumes(self, counts: NDArray[np.int64], network: Labels, mask: Bool | None) -> None:
         """Add a bias to each label's refined logits after which the labels have about these numbers of voxels.
@@ -139,11 +137,11 @@ class RefinedChannels:
     def label_map(self, network: Labels, decode: Callable[[Float32], Labels], *, threads: int | None = None) -> Labels:
         """Return the refined label map, (*grid), from the network's; `decode` turns logits into labels. Tiles have their own way."""
         if self.is_array:
-            return decode(self.computed())
+            return decode(self.computed)
         labels = self._settled(network).copy()
         part = labels[self._box]
         if self.tiles is None:
-            part[...] = decode(self.computed())
+            part[...] = decode(self.computed)
         elif self.tiles.sets.num_entries:
             inner = np.ascontiguousarray(part).reshape(self.tiles.sets.grid.shape)
             self.tiles.sets.engine(self.tiles.mask, threads).decode(self.tiles.values, inner)
@@ -195,7 +193,7 @@ class RefinedChannels:
     def dense(self) -> Float32:
         """Return (channels, *grid) refined logits."""
         if self.is_array:
-            return self.computed()
+            return self.computed
         logits = np.empty((self.num_channels, *self._shape), np.float32)
         for label, channel in enumerate(logits):
             channel[...] = self.channel(label, slice(0, self._shape[0]))

@@ -268,7 +268,7 @@ def _run(prepared: Prepared, models: Sequence[ModelSpec], backend: Backend, cont
         labels = plan.labels if network is None else None
         energy = -float(plan.best[~tiles.sets.active].sum())
         refined = RefinedChannels(tiles, shape, spec.num_labels, network=network, labels=labels, settled_energy=energy)
-    numbers, computed = [*refined.report.energy], refined.computed()
+    numbers, computed = [*refined.report.energy], refined.computed
     if all(map(math.isfinite, numbers)) and computed.size:
         numbers = [bound for pair in backend.channel_ranges(computed, threads=context.threads) for bound in pair]
     if not all(map(math.isfinite, numbers)):

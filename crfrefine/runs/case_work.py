@@ -45,9 +45,10 @@ from crfrefine.runs.records import VANISHED, CaseRecord, RunSummary, time_of_cha
 MAX_VANISHED = 50
 """Most labels that a note names; the record has all of them."""
 
-_OF_RESULT = ("device", "num_iterations", "converged", "energy", "filters", "num_padding_voxels", "voxels_removed", "voxels_filled")
+_OF_RESULT = ("device", "num_padding_voxels", "voxels_removed", "voxels_filled")
+_OF_REPORT = ("num_iterations", "converged", "energy", "filters")
 _OF_CHANGES = ("voxels_changed", "voxels_before", "voxels_after")
-"""Fields of a record that are copied from the result, and from its changes."""
+"""Fields of a record that are copied from the result, from its report, and from its changes."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ def _refine(
             names = replace(names, labels={segment.label: segment.name for segment in segments})
     else:
         network = ArrayNetwork(given, "logits", case.regions, case.network_spacing)
-    strokes = _strokes_of(settings, case, network)
+    strokes = _strokes_of(settings, case, network) if case.strokes else None
     if isinstance(network, LabelMapNetwork) and strokes is not None:
         drawn = {*case.channel_labels, *strokes.labels.tolist()}
         network = replace(network, channels=tuple(sorted(drawn)), num_labels=max(case.num_labels, max(drawn) + 1))
@@ -169,6 +170,7 @@ def _refine(
     record.times["refine"] = time.perf_counter() - started
     record.times.update({f"refine.{stage}": seconds for stage, seconds in result.timings.items()})
     vars(record).update({name: getattr(result, name) for name in _OF_RESULT})
+    vars(record).update({name: getattr(result.report, name) for name in _OF_REPORT})
     vars(record).update({name: getattr(changes, name) for name in _OF_CHANGES})
     record.num_voxels_in_mask = result.label_map.size if case.mask is None else int(np.count_nonzero(case.mask))
     vanished = dict(sorted({**lost, **outvoted}.items()))
@@ -189,7 +191,7 @@ def _refine(
 
 
 def _strokes_of(settings: CaseSettings, case: Case, network: Network) -> Strokes | None:
-    """Return what was drawn for a case; None means nothing."""
+    """Return what was drawn for a case that has files of strokes; None means nothing."""
     options, num_labels = settings.options, case.num_labels
     if isinstance(network, LabelMapNetwork):  # The network may never have predicted the label.
         declared = settings.reading.declared

@@ -100,7 +100,7 @@ def test_slabs_give_the_same_as_the_volume_at_once():
     changes = {"mean_field.num_iterations": 2, "mean_field.tolerance": 0.0}
     channels = tuple(int(label) for label in np.unique(labels))
     whole, told = refined(labels, image, changes), []
-    limit = int(whole.channels.computed().size * 17 * 1.1)
+    limit = int(whole.channels.computed.size * 17 * 1.1)
     options = {"spacing": SPACING, "parameters": PARAMETERS.replace(**changes)}
     context = RunContext(None, lambda *of: told.append(of), lambda: limit)
     cut = refine_network(networks.LabelMapNetwork(labels, channels, 30), image, **options, context=context, backend=get_backend("cpu"))
