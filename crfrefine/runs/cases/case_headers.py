@@ -26,24 +26,10 @@ class CaseHeaders:
     mask: VolumeHeader | None  # the mask's header, if there is one
     labels: VolumeHeader | None  # the reference's header, if there is one
     strokes: tuple[VolumeHeader, ...]  # the headers of the strokes
-
+    companions: tuple[VolumeHeader, ...]  # the headers of the network's output, the mask, the reference and the strokes
+    turnings: tuple[str, ...]  # notes on the files whose voxel axes are turned to those of the image
     num_modalities: int  # M
     spacing: tuple[float, ...]  # mm to compute with, one per grid axis: given for the case, or the image's
-
-    @property
-    def companions(self) -> list[VolumeHeader]:
-        """The headers of the network's output, the mask, the reference and the strokes."""
-        logits = () if self.logits is None else self.logits.files
-        return [header for header in (*logits, self.mask, self.labels, *self.strokes) if header is not None]
-
-    @property
-    def turnings(self) -> list[str]:
-        """Notes on the files whose voxel axes are turned to those of the image."""
-        names_by_turning: dict[str, list[str]] = {}
-        for header in (*self.images, *self.companions):
-            if header.turned is not None:
-                names_by_turning.setdefault(header.turning, []).append(header.path.name)
-        return [f"{listed(names, 3)}: {turning}" for turning, names in names_by_turning.items()]
 
     @property
     def on_other_grids(self) -> list[VolumeHeader]:
@@ -62,7 +48,7 @@ class CaseHeaders:
             name = "" if header.path.name == self.files.case_id else f"{header.path.name}: "
             texts = (text for text in header.notes if header in self.images or text == header.misnamed or text not in first.notes)
             found += [f"{name}{text}" for text in texts]
-        return found + self.turnings
+        return [*found, *self.turnings]
 
 
 def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READING) -> CaseHeaders:
@@ -121,8 +107,15 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
         require_scalar(header, "strokes")
         if not image.on_same_grid(header):
             raise _mismatch(files, "strokes", image, header, "Draw them on the image; strokes are not resampled.")
+    given = (*(() if logits is None else logits.files), mask, labels, *strokes)
+    companions = tuple(header for header in given if header is not None)
+    turned: dict[str, list[str]] = {}
+    for header in (*images, *companions):
+        if header.turned is not None:
+            turned.setdefault(header.turning, []).append(header.path.name)
+    turnings = tuple(f"{listed(names, 3)}: {turning}" for turning, names in turned.items())
     num_modalities = sum(header.num_channels for header in images)
-    return CaseHeaders(files, images, logits, mask, labels, strokes, num_modalities, files.spacing or spacing)
+    return CaseHeaders(files, images, logits, mask, labels, strokes, companions, turnings, num_modalities, files.spacing or spacing)
 
 
 def _require_overlap(files: CaseFiles, what: str, image: VolumeHeader, other: VolumeHeader, *, resample: str | None) -> None:
