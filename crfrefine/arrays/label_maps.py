@@ -1,6 +1,7 @@
-"""Label maps as plain arrays, and as logits: a fixed value for the label of each voxel, or shares of a coarser network's labels.
+"""Label maps as plain arrays, and as logits.
 
-See docs/reference/math.md#7-before-and-after and docs/reference/math.md#label-maps-of-a-coarser-network.
+Logits are a fixed value for the label of each voxel, or shares of the labels of a coarser network: see
+docs/reference/math.md#7-before-and-after, and #label-maps-of-a-coarser-network there.
 """
 
 from __future__ import annotations

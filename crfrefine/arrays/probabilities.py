@@ -1,7 +1,8 @@
-"""A network's outputs: padding, which says nothing; logits or probabilities, and how these become logits.
+"""A network's outputs: padding; logits or probabilities, and how probabilities become logits.
 
-Padding are voxels where all labels have exactly the same logit, or the log-odds of all regions are 0. Undoing a crop pads logits
-with a constant. To the CRF such voxels look undecided, and their neighbors' labels would spread over them.
+Padding are voxels where all labels have exactly the same logit, or the log-odds of all regions are
+0. Undoing a crop pads logits with a constant. To the CRF such voxels look undecided, and their
+neighbors' labels would spread over them.
 """
 
 from __future__ import annotations
@@ -239,7 +240,10 @@ def identify(values: Float32, input_type: str, kind: str | None, path: Path) -> 
 
 
 def identify_array(values: NDArray[np.floating[Any]], input_type: str) -> str:
-    """Decide on (L, *grid) of a caller, who does not say "logits", as `decide` does; under "auto" probabilities are an InputError, too."""
+    """Decide on (L, *grid) of a caller, who does not say "logits", as `decide` does.
+
+    Under "auto" probabilities are an InputError, too.
+    """
     look = look_at(values)
     decided, _ = decide(look, input_type, None, "logits" if input_type == "auto" else input_type)
     if decided == "probabilities" and input_type == "auto":

@@ -1,7 +1,7 @@
-"""The geometry of grids, as pure functions of a shape and an affine, and the order of a grid's axes.
+"""The geometry of grids, as pure functions of a shape and an affine, and the order of their axes.
 
-The affine takes voxel indices (x, y, z) to world millimeters in RAS+ (right, anterior, superior). Users index (x, y, z); memory
-and files store axes slowest first.
+The affine takes voxel indices (x, y, z) to world millimeters in RAS+ (right, anterior, superior).
+Users index (x, y, z); memory and files store axes slowest first.
 """
 
 from __future__ import annotations
@@ -193,5 +193,5 @@ class Reorientation:
 
 
 def reverse_grid(channels: NDArray[Any]) -> NDArray[Any]:
-    """Return (channels, *grid) with the grid's axes in the other order: from files, x last, to users, x first, or back."""
+    """Return (channels, *grid) with its grid reversed: from files, x last, to users, x first, or back."""
     return channels.transpose(0, *range(channels.ndim - 1, 0, -1))

@@ -1,4 +1,4 @@
-"""Limits of a run: different labels, cores and memory that this process may use; threads, and sizes as text.
+"""Limits of a run: labels, cores and memory that this process may use; threads, sizes as text.
 
 The files of control groups (cgroups) are those of version 2.
 """

@@ -46,7 +46,10 @@ Command = Callable[..., None]
 
 
 def usage_checked(parse: Callable[[str], Any], choices: tuple[str, ...] = ()) -> Callable[[Any], Any]:
-    """Return a parser of texts, perhaps of a few choices, whose InputError is an error of usage; a default is a value already."""
+    """Return a parser whose InputError is an error of usage; a default is a value already.
+
+    With `choices`, other texts are errors of usage, too.
+    """
 
     def parsed(text: Any) -> Any:
         if choices and text not in choices:
@@ -63,9 +66,9 @@ usage_path = usage_checked(parse_path)
 
 
 def with_options(kind: type, command: Command, names: str = "") -> Command:
-    """Return a command with the options of a dataclass, those of `names` or all, in its parameter `options`: a dict by field.
+    """Return a command with the options of a dataclass, those of `names` or all.
 
-    The options of several dataclasses come together.
+    They are in its parameter `options`, a dict by field; those of several dataclasses come together.
     """
     own = inspect.signature(command, eval_str=True).parameters
     module = {**vars(sys.modules[kind.__module__]), "Annotated": Annotated}

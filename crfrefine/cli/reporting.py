@@ -32,7 +32,7 @@ SILENT_SECONDS = 30.0
 
 @dataclass(eq=False)
 class RunReporter(AbstractContextManager[Any]):
-    """Display of the three commands that run cases: on a terminal a line that is redrawn, below messages; else only these."""
+    """Display of the commands that run cases: messages, and on a terminal a line that is redrawn."""
 
     verbosity: int = NORMAL  # QUIET: no line, and only errors; VERBOSE: further details of the command
     _bar: Progress | None = None  # Its content need not be printed.

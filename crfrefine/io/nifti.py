@@ -42,7 +42,7 @@ _quiet.propagate = False
 
 
 def parse(block: bytes, path: Path, voxels: Path, encoding: str, *, is_pair: bool = False) -> VolumeHeader:
-    """Return the header of a file from its first MAX_HEADER bytes; the header of a pair may be Analyze's.
+    """Return the header of a file by its first MAX_HEADER bytes; that of a pair may be Analyze's.
 
     The file with the voxels, "raw" or "gzip", is checked to be long enough.
     """
@@ -207,7 +207,7 @@ _TABLE_TAIL = "</LabelTable><VolumeType>Label</VolumeType></VolumeInformation></
 
 
 def _labels_in(extensions: bytes, byte_order: str) -> tuple[Segment, ...]:
-    """Return the labels of the first table among extensions, none if there is no table; raise ValueError if it cannot be read."""
+    """Return the labels of the first table among extensions, none without; raise ValueError if it is bad."""
     place = 4
     while place + 8 <= len(extensions):
         size = int.from_bytes(extensions[place : place + 4], "little" if byte_order == "<" else "big")

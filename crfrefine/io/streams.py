@@ -1,7 +1,7 @@
-"""Bytes read and written block by block, deflated or not, and voxels decoded from them: no file is held in memory as a whole.
+"""Bytes read and written block by block, deflated or not, and voxels decoded from them.
 
-Voxels are converted block by block while they are in the processor's cache, and checked for NaN and infinity: the same for all
-formats.
+No file is held in memory as a whole. Voxels of all formats are converted while a block is in the
+processor's cache, and checked for NaN and infinity.
 """
 
 from __future__ import annotations

@@ -48,11 +48,11 @@ class VolumeHeader:
     spacing: tuple[float, ...] | None  # mm, one per grid axis; None if the file has no geometry
     affine: NDArray[np.float64] | None  # (4, 4) voxel to world RAS+ mm; None if the file has no geometry
     template: Any = field(default=None, repr=False)  # format-specific; lets the writer restore properties that an affine cannot express
-    notes: tuple[str, ...] = ()  # facts that users should know, such as a misleading name, or two geometries that disagree
+    notes: tuple[str, ...] = ()  # facts that users should know, such as two geometries that disagree
     family: str = ""  # name of the format in the table of `crfrefine.io.paths`
     kind: str | None = None  # "logits" or "probabilities" if the file declares it
     details: tuple[tuple[str, str], ...] = ()  # further facts to show, as pairs of name and value
-    misnamed: str | None = None  # the format it was read as, if its name says something else; it is also the first note
+    misnamed: str | None = None  # the format, if the name says something else; also the first note
     segments: tuple[Segment, ...] = ()  # names and colors of the labels, if the file has them
     # The header of the file itself, and how its axes become those of this one, if they were turned.
     turned: tuple[VolumeHeader, Reorientation] | None = field(default=None, repr=False)

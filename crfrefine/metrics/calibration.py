@@ -72,7 +72,8 @@ def _blocks(probabilities: NDArray[np.floating[Any]], reference: Array, ignore_l
         raise GridMismatchError(f"probabilities of shape {probabilities.shape[1:]}, but a reference of shape {reference.shape}")
     if reference.dtype.kind not in "biu":
         raise InputError(f"the reference has values of type {reference.dtype}; expected a label map of integers")
-    values = reverse_grid(probabilities).reshape(len(probabilities), -1)  # In the order of files, whose values are not copied then.
+    # In the order of files, whose values are not copied then.
+    values = reverse_grid(probabilities).reshape(len(probabilities), -1)
     labels = reference.T.reshape(-1)
     for start in range(0, labels.size, _BLOCK_VOXELS):
         block, truth = values[:, start : start + _BLOCK_VOXELS], labels[start : start + _BLOCK_VOXELS]

@@ -93,7 +93,7 @@ class KernelSetSpec:
         return tuple(reach)
 
     def in_storage(self, axes: Sequence[int]) -> KernelSetSpec:
-        """Return the kernels for a grid whose axes are in storage order, which have these numbers in the user's order."""
+        """Return the kernels for a grid in storage order; `axes` are the user's numbers of its axes."""
         kernels = (dataclasses.replace(each, theta_position=tuple(each.theta_position[axis] for axis in axes)) for each in self.kernels)
         network = None if self.network_spacing is None else tuple(self.network_spacing[axis] for axis in axes)
         return dataclasses.replace(self, kernels=tuple(kernels), network_spacing=network)

@@ -89,7 +89,7 @@ Network = ArrayNetwork | LabelMapNetwork | StreamedNetwork | CoarseNetwork
 
 
 def layout_of(network: Network) -> tuple[tuple[int, ...], StorageOrder]:
-    """Return the shape of a network's output, (channels, *grid) in the user's order of axes, and the order in which it is stored."""
+    """Return the shape (channels, *grid) of a network's output for users, and the order it is stored in."""
     if isinstance(network, ArrayNetwork):
         return network.values.shape, StorageOrder.of_memory(network.values[0])
     if isinstance(network, LabelMapNetwork):
@@ -127,7 +127,10 @@ def prepare(
     context: RunContext,
     strokes: Strokes | None = None,
 ) -> Prepared:
-    """Return a network's output, checked, in storage order, with a plan of tiles where these save work or channels are not in memory."""
+    """Return a network's output, checked, in storage order.
+
+    It has a plan of tiles where these save work, or where channels are not in memory.
+    """
     if isinstance(network, ArrayNetwork):
         with np.errstate(over="ignore"):
             channels = order.to_storage(network.values.astype(np.float32, copy=False))
@@ -212,7 +215,7 @@ def _prepare_array(
     labels: Labels | None = None,
     strokes: Strokes | None = None,
 ) -> Prepared:
-    """Prepare channels in storage order; `labels` are the channels' numbers of the label map that they were made from."""
+    """Prepare channels in storage order; `labels` are numbers of channels, if they come from a label map."""
     threads, mask, regions = context.threads, case.mask, network.regions
     are_regions, is_label_map = regions is not None, labels is not None
     lowest, largest = _finite_range(backend, channels, "logits", threads)

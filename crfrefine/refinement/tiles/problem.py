@@ -1,4 +1,4 @@
-"""A volume, or a slab of one, with the labels that may take part in its tiles, and the logits of these labels.
+"""A volume, or a slab of one, with the labels that may take part in its tiles, and their logits.
 
 The logits come from an array, a label map, or the label map of a coarse network.
 """

@@ -26,7 +26,7 @@ class CaseHeaders:
     mask: VolumeHeader | None  # the mask's header, if there is one
     labels: VolumeHeader | None  # the reference's header, if there is one
     strokes: tuple[VolumeHeader, ...]  # the headers of the strokes
-    companions: tuple[VolumeHeader, ...]  # the headers of the network's output, the mask, the reference and the strokes
+    companions: tuple[VolumeHeader, ...]  # of the network's output, the mask, the reference and the strokes
     turnings: tuple[str, ...]  # notes on the files whose voxel axes are turned to those of the image
     num_modalities: int  # M
     spacing: tuple[float, ...]  # mm to compute with, one per grid axis: given for the case, or the image's

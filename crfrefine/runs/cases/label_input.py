@@ -64,7 +64,7 @@ class LabelMap:
 
 
 def read_label_header(paths: Sequence[Path], are_structures: bool, options: ReadingOptions, image: VolumeHeader) -> LogitsHeader | None:
-    """Read the headers of a label map or of structures, with their axes turned to those of the image.
+    """Read the headers of a label map or structures, with their axes turned to the image's.
 
     None means that the files are to be read as logits or probabilities.
     """
