@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from types import ModuleType
 
 
-def on_first_use(package: str) -> tuple[Callable[[str], ModuleType], Callable[[], list[str]]]:
-    """Return the `__getattr__` and the `__dir__` of a package, which imports its modules when they are first used."""
+def attributes_of(package: str) -> list[str]:
+    """Return the names of a package's attributes, its modules with them: its `__dir__`."""
+    from pkgutil import iter_modules
 
-    def names() -> list[str]:
-        from pkgutil import iter_modules
+    own = sys.modules[package]
+    return sorted({*vars(own), *(module.name for module in iter_modules(own.__path__))})
 
-        return [found.name for found in iter_modules(sys.modules[package].__path__)]
 
-    def get(name: str) -> ModuleType:
-        if name.startswith("_") or name not in names():
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        from importlib import import_module
+def module_of(package: str, name: str) -> ModuleType:
+    """Return a module of a package, imported: its `__getattr__`."""
+    if name.startswith("_") or name not in attributes_of(package):
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+    from importlib import import_module
 
-        return import_module(f"{package}.{name}")
-
-    return get, lambda: sorted({*vars(sys.modules[package]), *names()})
+    return import_module(f"{package}.{name}")

@@ -1,10 +1,11 @@
 """Metrics of label maps: overlap, distances, calibration, connected components; for labels and regions."""
 
+from functools import partial
 from typing import TYPE_CHECKING
 
-from crfrefine.base.submodules import on_first_use
+from crfrefine.base.submodules import attributes_of, module_of
 
 if TYPE_CHECKING:
     from crfrefine.metrics import overlap as overlap
 
-__getattr__, __dir__ = on_first_use(__name__)
+__getattr__, __dir__ = partial(module_of, __name__), partial(attributes_of, __name__)

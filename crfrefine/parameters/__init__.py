@@ -1,11 +1,12 @@
 """Parameters: the tables of a parameter file, their checks, TOML, presets, and their resolution for a case."""
 
+from functools import partial
 from typing import TYPE_CHECKING
 
-from crfrefine.base.submodules import on_first_use
+from crfrefine.base.submodules import attributes_of, module_of
 
 if TYPE_CHECKING:
     from crfrefine.parameters import model as model
     from crfrefine.parameters import sections as sections
 
-__getattr__, __dir__ = on_first_use(__name__)
+__getattr__, __dir__ = partial(module_of, __name__), partial(attributes_of, __name__)

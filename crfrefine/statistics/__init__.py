@@ -1,11 +1,12 @@
 """Statistics of differences: paired tests, intervals, corrections, comparison, verdict."""
 
+from functools import partial
 from typing import TYPE_CHECKING
 
-from crfrefine.base.submodules import on_first_use
+from crfrefine.base.submodules import attributes_of, module_of
 
 if TYPE_CHECKING:
     from crfrefine.statistics import comparison as comparison
     from crfrefine.statistics import verdict as verdict
 
-__getattr__, __dir__ = on_first_use(__name__)
+__getattr__, __dir__ = partial(module_of, __name__), partial(attributes_of, __name__)
