@@ -77,6 +77,23 @@ def test_export_without_crf_is_linear_export(tmp_path, transpose, network_shape,
     assert (result.label_map.transpose() == written).all()
 
 
+def test_labels_far_apart_are_kept_where_they_are_near_in_any_pieces(tmp_path, monkeypatch):
+    """Each label is kept in few tiles, also across the planes that come together; nothing of the export is lost."""
+    stored, network = (80, 34, 40), (40, 20, 30)
+    centers = np.random.default_rng(5).uniform(2, np.array(network) - 2, (30, 3))
+    distances = np.linalg.norm(np.moveaxis(np.indices(network), 0, -1)[None] - centers[:, None, None, None], axis=-1)
+    logits = np.concatenate([np.zeros((1, *network)), 12.0 - 6.0 * distances]).astype(np.float32)
+    box = [(0, extent) for extent in stored]
+    arguments = logits, properties_of(stored, box, (0, 1, 2)), save_image(tmp_path, stored), tmp_path / "out.nii"
+    expected, refined = expected_export(logits, box, stored, (0, 1, 2)), []
+    for planes in (40, 8):
+        monkeypatch.setattr(nnunet, "_PIECE_VOXELS", planes * 20 * 30)
+        assert (nnunet.export_prediction(*arguments, parameters=NO_CRF).label_map.transpose() == expected).all()
+        refined.append(nnunet.export_prediction(*arguments, parameters="default").label_map)
+    np.testing.assert_array_equal(*refined)
+    assert 0 < np.count_nonzero(refined[0].transpose() != expected) < 0.05 * expected.size
+
+
 def test_cubic_export_is_close_to_the_spline(tmp_path):
     """Labels of nnU-Net's order 3, but for a few voxels on borders: a quarter of those where linear ones differ."""
     stored, network = (31, 38, 26), (15, 17, 12)

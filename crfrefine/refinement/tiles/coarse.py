@@ -142,7 +142,8 @@ def plan_coarse(network: CoarseNetwork, image: GridImage, spec: ModelSpec, param
     matters_above = np.minimum(wanted.may_matter, present_above)
     # A lower threshold for what is kept: a label's logits go on beside the voxels where it takes part.
     kept_above = matters_above - MARGIN
-    survey, candidates, note = survey_stream(network.channels, coarse_grid, run, None, Thresholds(matters_above, kept_above), context)
+    kept, reach = Thresholds(matters_above, kept_above), (interpolation.reach,) * 3
+    survey, candidates, note = survey_stream(network.channels, coarse_grid, run, None, kept, context, reach)
     padding = None
     if survey.is_equal.any():
         padding, (survey.mask, _) = survey.is_equal, leave_out(survey.is_equal, None, "logits")
@@ -151,7 +152,7 @@ def plan_coarse(network: CoarseNetwork, image: GridImage, spec: ModelSpec, param
     bias = np.zeros(run.num_labels, np.float32) if run.bias is None else np.asarray(run.bias, np.float32)
     survey.release()
     left = None if context.num_bytes is None else context.num_bytes()
-    store, near, _ = candidates.store(survey, (interpolation.reach,) * 3, None if left is None else left - FIRST_LOOK)
+    store, near, _ = candidates.store(survey, reach, None if left is None else left - FIRST_LOOK)
     by_voxel = survey.log_sum * temperature
     if padding is not None:
         by_voxel[padding] = 0.0
@@ -160,6 +161,7 @@ def plan_coarse(network: CoarseNetwork, image: GridImage, spec: ModelSpec, param
     source = CoarseChannels(store, floors, padding, grid, interpolation, threads)
 
     present, may_matter = np.zeros((2, run.num_labels, *grid.counts), np.bool_)
+    windows = _windows(interpolation, grid)
 
     def find_tiles(label: int) -> None:
         tiles = bounding_box(near[label])
@@ -170,10 +172,12 @@ def plan_coarse(network: CoarseNetwork, image: GridImage, spec: ModelSpec, param
             for along, tile, extent in zip(tiles, TILE, coarse_grid.shape, strict=True)
         )
         margins = (source.coarse(label, box) - by_voxel[box] + bias[label]) / temperature
-        counts = True if padding is None else ~padding[box]
-        start = [axis.start for axis in box]
-        present[label] = _tiles_from(interpolation, (margins > present_above[label]) & counts, start, grid)
-        may_matter[label] = _tiles_from(interpolation, (margins > matters_above[label]) & counts, start, grid)
+        levels = (margins > matters_above[label]).astype(np.uint8)
+        levels += margins > present_above[label]
+        if padding is not None:
+            levels[padding[box]] = 0
+        highest = _highest(levels.transpose(interpolation.axes), [box[axis].start for axis in interpolation.axes], windows)
+        may_matter[label], present[label] = highest > 0, highest > 1
 
     run_all([partial(find_tiles, label) for label in range(run.num_labels)], threads)
     covered = _covered(interpolation, padding, grid)
@@ -205,19 +209,26 @@ def plan_coarse(network: CoarseNetwork, image: GridImage, spec: ModelSpec, param
     return TilePlan(problem, sets, best / run.temperature, None, labels=stored, notes=tuple(notes), num_padding=num_padding)
 
 
-def _tiles_from(interpolation: Interpolation, marked: Bool, start: Sequence[int], grid: TileGrid) -> Bool:
-    """Return the tiles of the image, (*tiles), that are interpolated from a marked voxel of a box of the network's grid."""
-    values = marked.transpose(interpolation.axes)
-    for number, (axis, (samples, _)) in enumerate(zip(interpolation.maps, interpolation.taps, strict=True)):
-        first = start[interpolation.axes[number]]
-        rows = []
-        for tile in range(0, grid.shape[number], TILE[number]):
-            part = slice(tile, tile + TILE[number])
-            low, high = int(samples[0, part].min()) - first, int(samples[-1, part].max()) + 1 - first
-            is_inside = axis.inside[part].any() and high > 0
-            rows.append(values[max(0, low) : high if is_inside else 0].any(axis=0))
-        values = np.moveaxis(np.stack(rows), 0, -1)  # The next axis comes first; after three axes the order is the first one.
-    return values
+def _windows(interpolation: Interpolation, grid: TileGrid) -> list[list[tuple[int, int]]]:
+    """Return, along each axis of the image, the samples that each tile is interpolated from; none where a tile is outside of them."""
+    windows = []
+    for axis, (samples, _), tile in zip(interpolation.maps, interpolation.taps, TILE, strict=True):
+        inside = axis.inside
+        parts = [slice(start, start + tile) for start in range(0, len(inside), tile)]
+        ends = [(int(samples[0, part].min()), int(samples[-1, part].max()) + 1) for part in parts]
+        windows.append([end if inside[part].any() else (0, 0) for end, part in zip(ends, parts, strict=True)])
+    return windows
+
+
+def _highest(levels: NDArray[np.uint8], start: Sequence[int], windows: list[list[tuple[int, int]]]) -> NDArray[np.uint8]:
+    """Return the highest level that each tile of the image is interpolated from, (*tiles).
+
+    `levels` are those of a box that begins at `start`, in the image's order of axes; they are 0 elsewhere.
+    """
+    for first, ends in zip(start, windows, strict=True):
+        rows = [levels[max(0, low - first) : max(0, high - first)].max(axis=0, initial=0) for low, high in ends]
+        levels = np.moveaxis(np.stack(rows), 0, -1)  # The next axis comes first; after three axes the order is the first one.
+    return levels
 
 
 def _covered(interpolation: Interpolation, padding: Bool | None, grid: TileGrid) -> Bool:

@@ -176,9 +176,15 @@ FIRST_LOOK = 1 << 26
 class Candidates:
     """Tiles where a label may take part, kept while the channels are surveyed; if there is no room for them, they are read once more."""
 
-    def __init__(self, read: ReadPieces, thresholds: Thresholds, max_bytes: int | None, threads: int | None) -> None:
-        """Start with no tile; the tiles that are kept take `max_bytes`, where None means any amount."""
+    def __init__(
+        self, read: ReadPieces, thresholds: Thresholds, max_bytes: int | None, threads: int | None, reach: Extents | None = None
+    ) -> None:
+        """Start with no tile; the tiles that are kept take `max_bytes`, where None means any amount.
+
+        With `reach`, as of `store`, tiles farther from those where a label may be present are not kept: `store` would forget them.
+        """
         self._read, self._thresholds, self._threads = read, thresholds, threads
+        self._rings = None if reach is None else num_rings(reach)
         self._max_bytes = math.inf if max_bytes is None else max_bytes
         self._parts: dict[int, list[tuple[NDArray[np.int64], Array]]] | None = {}  # of each label; None if there was no room
         self._num_bytes, self._next_look = 0, min(FIRST_LOOK, self._max_bytes)
@@ -242,7 +248,17 @@ class Candidates:
     def _tiles_of(self, survey: Survey, brick: Brick) -> tuple[NDArray[np.int64], Array]:
         """Return the tiles of a brick where its label mattered when it was surveyed."""
         own = brick.tiles(survey.grid)
-        tiles = np.flatnonzero(survey.margins[brick.label].flat[own] > self._thresholds.may_matter[brick.label])
+        margins = survey.margins[brick.label].reshape(-1)[own]
+        matters = margins > self._thresholds.may_matter[brick.label]
+        if self._rings is not None:
+            near = widen((margins > self._thresholds.present[brick.label]).reshape(-1, *survey.grid.counts[1:]), self._rings)
+            rows = self._rings[0]
+            if brick.first_plane > 0:  # Tiles of the bricks before and behind it may be near.
+                near[:rows] = True
+            if brick.first_plane + len(brick.values) < survey.grid.shape[0]:
+                near[-rows:] = True
+            matters &= near.reshape(-1)
+        tiles = np.flatnonzero(matters)
         return tiles + own.start, brick.gather(tiles, self._threads)
 
     def _that_matter(
@@ -261,12 +277,18 @@ SHARE_OF_CANDIDATES = 4
 
 
 def survey_stream(
-    stream: StreamedNetwork, grid: TileGrid, run: MeanFieldSpec, mask: Bool | None, thresholds: Thresholds, context: RunContext
+    stream: StreamedNetwork,
+    grid: TileGrid,
+    run: MeanFieldSpec,
+    mask: Bool | None,
+    thresholds: Thresholds,
+    context: RunContext,
+    reach: Extents | None = None,
 ) -> tuple[Survey, Candidates, str]:
     """Return what one pass over the channels finds, the tiles where labels may take part, and a sentence on the kind of the channels.
 
     Padding is known after the last channel, so a kind that is not declared is guessed from the first brick. After a wrong guess the
-    channels are read again.
+    channels are read again. `reach` is that of `Candidates`.
     """
     left = None if context.num_bytes is None else context.num_bytes()
     max_bytes = None if left is None else left // SHARE_OF_CANDIDATES
@@ -274,7 +296,7 @@ def survey_stream(
     is_probability = None if said is None else said == "probabilities"
     while True:
         survey, values = Survey(grid, run, mask, context.threads), _StreamedValues(grid)
-        candidates = Candidates(stream.read, thresholds, max_bytes, context.threads)
+        candidates = Candidates(stream.read, thresholds, max_bytes, context.threads, reach)
         for brick in read_bricks(stream.read, grid):
             if is_probability is None:
                 outside = brick.values[(brick.values < -SUM_TOLERANCE) | (brick.values > 1 + SUM_TOLERANCE)]
