@@ -36,7 +36,7 @@ PANELS = {
     "Input": "--images --logits --labels --baseline --masks --nnunet --manifest --input-type --network-spacing "
     "--regions --probabilities --resample --strokes --case",
     "Output": "--output --continue --resume --preview --save-probabilities --save-logits --save-structures --output-format --summary "
-    "--name --report",
+    "--name --report --corrections",
     "Model": "--config --set --allow-vanishing --unlabeled --learn --folds --loss",
     "Resources": "--device --threads --processes --max-memory",
     "Cluster": "--dask",

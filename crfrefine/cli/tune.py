@@ -16,12 +16,20 @@ from crfrefine.cli import options as shared
 from crfrefine.runs.options import InferenceOptions
 
 
-@partial(shared.with_options, InferenceOptions, names="images logits nnunet manifest masks input_type resample device max_memory threads")
+@partial(
+    shared.with_options, InferenceOptions, names="images logits nnunet manifest masks input_type resample strokes device max_memory threads"
+)
 def tune(
     options: dict[str, Any],
     labels: Annotated[Path | None, shared.path_option("-l", "--labels", metavar="PATH", help="Reference: folder or file.")] = None,
     output: Annotated[
         Path | None, shared.path_option("-o", "--output", metavar="FILE.toml", help="Where the page's button saves the parameters.")
+    ] = None,
+    corrections: Annotated[
+        Path | None,
+        shared.path_option(
+            "--corrections", metavar="FOLDER", help="Where the page saves strokes and the refined case; strokes there are shown."
+        ),
     ] = None,
     config: shared.ConfigOption = "default",
     overrides: shared.OverridesOption = None,
@@ -31,7 +39,7 @@ def tune(
     port: Annotated[int, typer.Option("--port", metavar="N", min=0, max=65535, help="Port on 127.0.0.1; 0: any free one.")] = 0,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Whether to open the page in a browser.")] = True,
 ) -> None:
-    """Choose parameters by eye, on a page with sliders.
+    """Choose parameters by eye, on a page with sliders, and correct a case with strokes.
 
     The page is served on this machine only, and ends with its own button or with Ctrl-C.
     """
@@ -50,7 +58,7 @@ def tune(
         check_small_output(output)
     inputs = InferenceOptions(**options, output=Path(), parameters=parameters, preview=True)
     class_order = None if regions_class_order is None else shared.parse_class_order(regions_class_order)
-    tune_options = TuneOptions(inputs, labels, output, case, tuple(map(parse_region, regions or ())), class_order)
+    tune_options = TuneOptions(inputs, labels, output, corrections, case, tuple(map(parse_region, regions or ())), class_order)
     get_backend(inputs.device)  # A device that is not there is an error before anything is read.
     print("crfrefine: reading the case", file=sys.stderr)
     session = Session(tune_options)

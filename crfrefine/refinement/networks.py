@@ -84,6 +84,13 @@ class LabelMapNetwork:
     # None means that each voxel's label is taken as it is.
     network_spacing: ArrayLike | None = None
 
+    def with_strokes(self, strokes: Strokes | None) -> LabelMapNetwork:
+        """Return the map with a channel for each drawn label, too."""
+        if strokes is None:
+            return self
+        drawn = {*self.channels, *strokes.labels.tolist()}
+        return replace(self, channels=tuple(sorted(drawn)), num_labels=max(self.num_labels, max(drawn) + 1))
+
 
 Network = ArrayNetwork | LabelMapNetwork | StreamedNetwork | CoarseNetwork
 
@@ -113,7 +120,7 @@ class Prepared:
     is_probability: bool = False  # whether `logits` are probabilities of labels, whose logarithm is still to be taken
     are_regions: bool = False  # whether the channels are regions
     timings: dict[str, float] = field(default_factory=dict)  # seconds of each stage
-    # (L,), voxels that each label gains by strokes before the mean field; None means none
+    # (L,), voxels that each label gains by strokes before the mean field; None means none, or that no volumes are kept
     gained: NDArray[np.int64] | None = None
 
 
@@ -268,10 +275,12 @@ def _prepare_array(
         else:
             edits = Edits.of_labels(strokes, model, labels, len(channels), lifts_absent=is_label_map)
             notes += () if is_label_map else edits.find_ruled_out(channels, models[0].mean_field.temperature)
-        before = backend.label_map(channels, threads=threads)
+        keeps_volumes = parameters.volume.match_input  # Only these need what labels gain.
+        before = backend.label_map(channels, threads=threads) if keeps_volumes else None
         edits.apply(channels)
-        after = backend.label_map(channels, threads=threads)
-        gained = np.subtract(count_labels(after, len(channels)), count_labels(before, len(channels)), dtype=np.int64)
+        if before is not None:
+            after = backend.label_map(channels, threads=threads)
+            gained = np.subtract(count_labels(after, len(channels)), count_labels(before, len(channels)), dtype=np.int64)
     if not are_regions and backend.name == "cpu":
         inner = image if exact is None or box is not None else image.in_box(exact)
         threshold = parameters.mean_field.label_threshold

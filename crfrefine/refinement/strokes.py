@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.arrays.label_maps import ABSENT_LOGIT, count_labels, widen
+from crfrefine.base.geometry import StorageOrder
 from crfrefine.errors import InputError
 from crfrefine.refinement.tiles.grid import MAX_DIMS, TILE, LabelSets, TileGrid
 from crfrefine.refinement.tiles.problem import ChannelSource
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from crfrefine.arrays.label_maps import Box
     from crfrefine.arrays.region_scheme import RegionScheme
     from crfrefine.base.array_types import Array, Bool, Float32, Labels
-    from crfrefine.base.geometry import StorageOrder
     from crfrefine.parameters.sections import StrokesParameters
     from crfrefine.refinement.tiles.planning import TilePlan
 
@@ -87,9 +87,12 @@ class Strokes:
             background = BACKGROUND if ignore == 0 else 0
         if background == ignore:
             raise InputError(f"{name}: {ignore} cannot mean both that nothing is drawn and that background is")
-        drawn = values != ignore
-        positions = np.stack(np.nonzero(drawn))
-        labels = values[drawn].astype(np.int64)
+        order = StorageOrder.of_memory(values)
+        drawn = order.to_storage(values != ignore)
+        stored = np.unravel_index(np.flatnonzero(drawn), drawn.shape)  # faster than np.nonzero by far
+        positions = np.stack([stored[order.axes.index(axis)] for axis in range(values.ndim)])
+        positions = positions[:, np.lexsort(positions[::-1])]
+        labels = values[tuple(positions)].astype(np.int64)
         unknown = (labels != background) & ((labels < (0 if ignore else 1)) | (labels >= num_labels))
         if unknown.any():
             numbers = ", ".join(map(str, np.unique(labels[unknown])[:5].tolist()))

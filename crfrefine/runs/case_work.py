@@ -37,7 +37,7 @@ from crfrefine.runs.cases import case as cases
 from crfrefine.runs.cases.case import Case, CaseFiles
 from crfrefine.runs.cases.dataset_description import Names
 from crfrefine.runs.cases.label_input import LabelMap
-from crfrefine.runs.cases.reading_options import ReadingOptions
+from crfrefine.runs.cases.reading_options import DeclaredLabels, ReadingOptions
 from crfrefine.runs.options import InferenceOptions, Observer
 from crfrefine.runs.outputs import OutputFiles, is_complete
 from crfrefine.runs.records import VANISHED, CaseRecord, RunSummary, time_of_change, times_of_strokes
@@ -147,10 +147,9 @@ def _refine(
             names = replace(names, labels={segment.label: segment.name for segment in segments})
     else:
         network = ArrayNetwork(given, "logits", case.regions, case.network_spacing)
-    strokes = _strokes_of(settings, case, network) if case.strokes else None
-    if isinstance(network, LabelMapNetwork) and strokes is not None:
-        drawn = {*case.channel_labels, *strokes.labels.tolist()}
-        network = replace(network, channels=tuple(sorted(drawn)), num_labels=max(case.num_labels, max(drawn) + 1))
+    strokes = read_strokes(options, case, settings.reading.declared) if case.strokes else None
+    if isinstance(network, LabelMapNetwork):
+        network = network.with_strokes(strokes)
     progress = partial(observer.stage_changed, record.case_id)
     result = refine_network(
         network,
@@ -190,11 +189,10 @@ def _refine(
     return result, names, segments
 
 
-def _strokes_of(settings: CaseSettings, case: Case, network: Network) -> Strokes | None:
-    """Return what was drawn for a case that has files of strokes; None means nothing."""
-    options, num_labels = settings.options, case.num_labels
-    if isinstance(network, LabelMapNetwork):  # The network may never have predicted the label.
-        declared = settings.reading.declared
+def read_strokes(options: InferenceOptions, case: Case, declared: DeclaredLabels | None) -> Strokes | None:
+    """Return the voxels that the files of a case's strokes have; None means nothing is drawn."""
+    num_labels = case.num_labels
+    if isinstance(case.network, LabelMap):  # The network may never have predicted the label.
         fixed = options.parameters.num_labels or (None if declared is None else declared.num_labels)
         num_labels = fixed or MAX_LABELS
     background, ignore = options.strokes_background, options.strokes_ignore

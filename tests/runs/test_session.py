@@ -93,6 +93,48 @@ def test_planes_are_upright_and_refined_labels_stay_in_their_box(large):
     assert np.argwhere(case.pose.turn(marked)).tolist() == [list(place)]
 
 
+# ---- Strokes
+
+STROKE = {"plane": 1, "place": PLACE, "voxels": [5 + 15 * 2, 6 + 15 * 2, 6 + 15 * 3], "value": 3}
+
+
+@pytest.mark.parametrize("input_type", ["auto", "labels"])
+def test_strokes_are_kept_in_a_folder_and_infer_gives_the_labels_that_were_shown(labeled_folders, tmp_path, input_type):
+    cases, labels = labeled_folders
+    network, folder = (cases.logits, labels)[input_type == "labels"], tmp_path / "corrections"
+    options = options_for(cases)
+    options = replace(options, inputs=replace(options.inputs, logits=(network,), input_type=input_type), corrections=folder)
+    with open_session(options) as session:
+        before = whole_result(session) and session.shown[0]
+        assert session.draw(**STROKE) == {"drawn": 3, "can_undo": True}
+        assert session.draw(**STROKE | {"voxels": [7 + 15 * 3, 7 + 15 * 3], "value": 255}) == {"drawn": 4, "can_undo": True}
+        assert session.draw(**STROKE | {"value": 0}) == {"drawn": 1, "can_undo": True}
+        assert session.undo() == {"drawn": 4, "can_undo": True}
+        whole_result(session)
+        shown, drawn = session.shown[0], session.strokes
+        assert (shown != before).any()
+        assert sorted(drawn[drawn > 0]) == [3, 3, 3, 255]
+        np.testing.assert_array_equal(session.case.plane(shown, 1, PLACE)[[5, 6, 6, 7], [2, 2, 3, 3]], [3, 3, 3, 0])
+        session.save_case("", {})
+    np.testing.assert_array_equal(read_volume(folder / "refined" / "first.nii.gz").data, shown)
+    (tmp_path / "saved.toml").write_text(options.inputs.parameters.to_toml())
+    inputs = ("-i", cases.images, "-p", network, "--input-type", input_type, "-c", tmp_path / "saved.toml", "--strokes", folder / "strokes")
+    run_here("infer", *inputs, "-o", tmp_path / "out", "--threads", 1, status=0)
+    np.testing.assert_array_equal(read_volume(tmp_path / "out" / "first.nii.gz").data, shown)
+    with open_session(options) as session:
+        np.testing.assert_array_equal(session.strokes, drawn)
+        assert session.undo() == {"drawn": 4, "can_undo": False}
+
+
+def test_strokes_that_make_no_sense_change_nothing(session):
+    for changes in ({"plane": 3}, {"place": [0, 0, 99]}, {"voxels": []}, {"voxels": [-1]}, {"voxels": [15 * 11]}, {"value": NUM_LABELS}):
+        with pytest.raises(InputError, match="no such"):
+            session.draw(**STROKE | changes)
+    assert not session.strokes.any()
+    with pytest.raises(ConfigError, match="--corrections FOLDER"):
+        session.save_case("", {})
+
+
 # ---- What is computed when: the box, then all of the case, and only for the newest state
 
 CENTER = [20, 20, 20]
@@ -103,11 +145,11 @@ def test_a_newer_state_stops_an_older_one_and_the_older_answer_has_no_result(lar
     begun, may_go, answers = threading.Event(), threading.Event(), []
     refine = CaseRefiner.refine
 
-    def slow(refiner, parameters, box, progress):
+    def slow(refiner, parameters, box, progress, strokes):
         if box is None:
             begun.set()
             assert may_go.wait(60)
-        return refine(refiner, parameters, box, progress)
+        return refine(refiner, parameters, box, progress, strokes)
 
     monkeypatch.setattr(CaseRefiner, "refine", slow)
     with open_session(options_for(*large, **STEPS)) as session:

@@ -6,7 +6,11 @@ import shutil
 
 import numpy as np
 import pytest
-from tune_helpers import missing_server, open_page
+from cli_helpers import run_here
+from tune_helpers import missing_server, open_page, open_session, options_for
+
+from crfrefine.io import read_volume
+from crfrefine.runs.pictures.planes import PLANES
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), None)
 # Nothing of it is to reach out for the network, and a container's root has no sandbox.
@@ -57,16 +61,16 @@ def wait(driver, condition):
     WebDriverWait(driver, 60, poll_frequency=0.02).until(lambda driver: driver.execute_script(f"return Boolean({condition})"), condition)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def saved(tmp_path_factory):
     return tmp_path_factory.mktemp("out") / "params.toml"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def running(labeled_folders, saved):
-    with open_page(
-        "-i", labeled_folders[0].images, "-p", labeled_folders[0].logits, "-l", labeled_folders[1], "-o", saved, "-c", "default"
-    ) as page:
+    cases, labels = labeled_folders
+    outputs = ("-o", saved, "--corrections", saved.with_name("corrections"))
+    with open_page("-i", cases.images, "-p", cases.logits, "-l", labels, *outputs, "-c", "default") as page:
         yield page
 
 
@@ -168,3 +172,105 @@ def test_sliders_change_what_is_shown_and_saved(page, running, saved):
     page.find_element("id", "end").click()
     assert running.process.wait(30) == 0
     wait(page, "document.body.dataset.state === 'ended'")
+
+
+# ---- Strokes
+
+UPRIGHT = (15, 18, 11)  # voxels of the phantom, upright
+
+
+def drag(driver, number, start, end, kind):
+    """Press a pointer on a voxel of a plane, (across, up), move it to another voxel, and let it go.
+
+    The page has then `before`, the voxels that the plane's canvas showed, and `overlaid()`, those that it shows.
+    """
+    from selenium.webdriver.common.actions.action_builder import ActionBuilder
+    from selenium.webdriver.common.actions.pointer_input import PointerInput
+
+    places = driver.execute_script(
+        "const box = document.querySelectorAll('.plane img')[arguments[0]].getBoundingClientRect(), [across, up] = arguments[1];"
+        "return arguments[2].map(([x, y]) => [box.left + (x + 0.5) * box.width / across, box.bottom - (y + 0.5) * box.height / up])",
+        number,
+        [UPRIGHT[axis] for axis in PLANES[number][1:3]],
+        [start, end],
+    )
+    driver.execute_script(
+        """
+        const shown = document.querySelectorAll('.plane canvas')[arguments[0]], { width, height } = shown;
+        window.overlaid = () => {
+          const pen = Object.assign(document.createElement('canvas'), { width, height }).getContext('2d');
+          pen.drawImage(shown, 0, 0);
+          return pen.getImageData(0, 0, width, height).data.filter((value, place) => place % 4 === 3 && value).length;
+        };
+        document.addEventListener('pointerup', () => { window.before = window.overlaid(); }, { once: true, capture: true });
+        """,
+        number,
+    )
+    actions = ActionBuilder(driver, mouse=PointerInput(kind, kind), duration=20)
+    actions.pointer_action.move_to_location(*map(round, places[0])).pointer_down()
+    actions.pointer_action.move_to_location(*map(round, places[1])).pointer_up()
+    actions.perform()
+
+
+def drawn(driver):
+    return int(driver.execute_script("return document.querySelector('#saved-case').textContent").split()[0])
+
+
+def press(driver, key):
+    driver.find_element("tag name", "body").send_keys(key)
+
+
+def test_strokes_are_drawn_in_each_plane_undone_and_saved_for_infer(page, running, saved, labeled_folders, tmp_path):
+
+    names = page.execute_script("return [...document.querySelectorAll('#brushes label')].map((node) => node.textContent)")
+    assert names == ["crosshair", "label 1", "label 2", "label 3", "background", "erase"]
+    x, y, z = running.json("describe")["place"]
+    expected, before = np.zeros(UPRIGHT, int), dice(page)
+    press(page, "[[")  # a brush of one voxel
+    strokes = (  # plane, first and last voxel, key, value, pointer
+        (0, (2, 3), (6, 3), "2", 2, "mouse"),
+        (1, (8, 1), (8, 5), "0", 255, "touch"),
+        (2, (4, 6), (7, 9), "3", 3, "pen"),
+        (0, (3, 3), (4, 3), "e", 0, "touch"),
+    )
+    for plane, start, end, key, value, pointer in strokes:
+        former = number(page), picture(page)
+        press(page, key)
+        drag(page, plane, start, end, pointer)
+        wait_until_done(page, former[0])
+        _, across, up, _ = PLANES[plane]
+        steps = max(abs(end[0] - start[0]), abs(end[1] - start[1]))
+        place = [x, y, z]
+        for step in range(steps + 1):
+            place[across], place[up] = (a + (b - a) * step // steps for a, b in zip(start, end, strict=True))
+            expected[tuple(place)] = value
+        x, y, z = place
+        assert drawn(page) == np.count_nonzero(expected)
+        assert picture(page) != former[1]
+        assert page.execute_script("return [window.before, window.overlaid()]") == [steps + 1, 0]
+    assert dice(page) != before
+
+    # The keyboard draws, too, and takes back what it drew.
+    last = number(page)
+    press(page, "2]")
+    page.find_element("css selector", ".plane img").send_keys(" ")
+    wait_until_done(page, last)
+    assert drawn(page) > np.count_nonzero(expected)
+    last = number(page)
+    press(page, "z")
+    wait_until_done(page, last)
+    assert drawn(page) == np.count_nonzero(expected)
+
+    for button, told in (("save", "#saved"), ("save-case", "#saved-case")):
+        page.find_element("id", button).click()
+        wait(page, f"document.querySelector('{told}').textContent.startsWith('saved')")
+    folder, cases = saved.with_name("corrections"), labeled_folders[0]
+    values = read_volume(folder / "strokes" / "first.nii.gz").data
+    with open_session(options_for(cases)) as session:
+        np.testing.assert_array_equal(session.case.pose.turn(values), expected)
+    inputs = ("-i", cases.images, "-p", cases.logits, "-c", saved, "--strokes", folder / "strokes")
+    run_here("infer", *inputs, "-o", tmp_path / "out", "--threads", 1, status=0)
+    refined = read_volume(folder / "refined" / "first.nii.gz").data
+    np.testing.assert_array_equal(refined, read_volume(tmp_path / "out" / "first.nii.gz").data)
+    shown = page.execute_script("return [...document.querySelectorAll('#scores tbody tr')].map((row) => row.cells[4].textContent)")
+    assert shown == [str(np.count_nonzero(refined == label)) for label in (1, 2, 3)]

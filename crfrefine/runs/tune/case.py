@@ -20,6 +20,7 @@ from crfrefine.parameters.sections import NORMALIZED, PostprocessParameters
 from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
 from crfrefine.refinement.refining import refine_network
 from crfrefine.refinement.result import RefinementResult
+from crfrefine.refinement.strokes import BACKGROUND, Strokes
 from crfrefine.runs.cases.case import Case, nonzero_mask, read_case, read_case_headers
 from crfrefine.runs.cases.case_files import CaseFiles
 from crfrefine.runs.cases.label_input import LabelMap
@@ -70,6 +71,16 @@ class TuneCase(Case):
         """Return whether the upright grid has this voxel."""
         grid = self.upright_grid
         return len(place) == len(grid) and all(0 <= at < size for at, size in zip(place, grid, strict=True))
+
+    def has_plane(self, number: int, place: Sequence[int]) -> bool:
+        """Return whether the page shows this plane, and the upright grid has this voxel."""
+        return self.has_voxel(place) and number in planes_of(self.upright_grid)
+
+    def plane(self, array: Array, number: int, place: Sequence[int]) -> Array:
+        """Return the plane of an array through a voxel of the upright grid, (across, up), a view."""
+        _, across, up, _ = PLANES[number]
+        plane: Array = self.pose.turn(array)[tuple(slice(None) if axis in (across, up) else at for axis, at in enumerate(place))]
+        return plane
 
     def stored_box(self, box: Box) -> Box:
         """Return the box of the arrays that a box of the upright grid is."""
@@ -125,8 +136,12 @@ class CaseRefiner:
         self._normalized: tuple[object, Float32 | None] = None, None  # the normalized image of the whole case, and for which parameters
         self._nonzero: Bool | None = None
 
-    def refine(self, parameters: CrfParameters, box: Box | None = None, progress: Progress | None = None) -> RefinementResult:
+    def refine(
+        self, parameters: CrfParameters, box: Box | None = None, progress: Progress | None = None, strokes: Strokes | None = None
+    ) -> RefinementResult:
         """Return the refined case, as `infer` refines it, or a box of the arrays, refined by itself; raises as `infer` does.
+
+        `strokes` are those of the case, or of the box.
 
         The box differs from the whole case near its faces and in the volumes that are kept, and it
         has no rules for small objects, which need whole objects. The kernels of the whole case are
@@ -143,9 +158,9 @@ class CaseRefiner:
             self._normalized = parameters.intensity, image
         network: Network
         if isinstance(case.network, LabelMap):
-            network = LabelMapNetwork(case.network.labels[part], case.channel_labels, case.num_labels)
+            network = LabelMapNetwork(case.network.labels[part], case.channel_labels, case.num_labels).with_strokes(strokes)
         else:
-            network = ArrayNetwork(case.logits[(slice(None), *part)], "logits", case.regions)
+            network = ArrayNetwork(case.logits[(slice(None), *part)], "logits", case.regions, case.network_spacing)
         rules = parameters.postprocess if box is None else PostprocessParameters()
         return refine_network(
             network,
@@ -156,6 +171,7 @@ class CaseRefiner:
             backend=self._keeping_backend if box is None else self._backend,
             context=RunContext(self._threads, progress),
             allow_vanishing=True,
+            strokes=strokes,
         )
 
 
@@ -167,7 +183,7 @@ class View:
     place: Sequence[int]  # the voxel of the upright grid under the crosshair
     modality: int  # number of the image
     size: Sequence[int]  # pixels across and down
-    shown: Sequence[str]  # of "network", "refined", "reference" and "changes"
+    shown: Sequence[str]  # of "network", "refined", "reference", "changes" and "strokes"
     hidden: Sequence[int]  # labels without contours and changes
 
 
@@ -182,10 +198,13 @@ def describe_planes(case: TuneCase) -> list[dict[str, Any]]:
     return planes
 
 
-def draw_plane(case: TuneCase, refined: Array | None, box: Box | None, view: View) -> bytes:
-    """Return a picture as PNG; the refined labels cover a box of the upright grid, or all of it (None)."""
+def draw_plane(case: TuneCase, refined: Array | None, box: Box | None, view: View, strokes: Array | None = None) -> bytes:
+    """Return a picture as PNG; the refined labels cover a box of the upright grid, or all of it (None).
+
+    `strokes` are (*grid) values as in a file of strokes; None means that nothing is drawn.
+    """
     grid, place, size = case.upright_grid, view.place, (view.size[0], view.size[1])
-    is_there = case.has_voxel(place) and view.plane in planes_of(grid) and 0 <= view.modality < len(case.image)
+    is_there = case.has_plane(view.plane, place) and 0 <= view.modality < len(case.image)
     if not is_there or not all(8 <= pixels <= _MAX_PIXELS for pixels in size):
         raise InputError("no such plane")
     _, across, up, _ = PLANES[view.plane]
@@ -193,9 +212,7 @@ def draw_plane(case: TuneCase, refined: Array | None, box: Box | None, view: Vie
 
     def cut(array: Array, corner: Sequence[int] = (0, 0, 0)) -> Array:
         """Return the plane of an array that begins at a voxel of the upright grid."""
-        where = tuple(slice(None) if axis in (across, up) else at - corner[axis] for axis, at in enumerate(place))
-        plane: Array = case.pose.turn(array)[where].T[::-1]
-        return plane
+        return case.plane(array, view.plane, [at - first for at, first in zip(place, corner, strict=False)]).T[::-1]
 
     def enlarge(labels: Array) -> Array:
         return drawing.enlarge(np.where(np.isin(labels, view.hidden), 0, labels), size)
@@ -213,6 +230,9 @@ def draw_plane(case: TuneCase, refined: Array | None, box: Box | None, view: Vie
     network, labels = enlarge(before), enlarge(after)
     if "changes" in view.shown:
         pixels = np.where(network != labels, drawing.label_levels(labels), pixels)
+    if "strokes" in view.shown and strokes is not None:
+        drawn = drawing.enlarge(cut(strokes), size)
+        pixels = np.where(drawn > 0, drawing.label_levels(np.where(drawn == BACKGROUND, 0, drawn)), pixels)
     if "reference" in view.shown and case.labels is not None:
         pixels[drawing.outline(enlarge(cut(case.labels)))] = drawing.WHITE
     is_refined = np.zeros(pixels.shape, bool)

@@ -29,6 +29,7 @@ HOST = "127.0.0.1"
 _HOSTS = [HOST, "localhost"]
 _LIBRARIES = ("starlette", "uvicorn")
 _PARAMETERS: dict[str, type] = {"preset": str, "changes": dict}
+_STROKE: dict[str, type] = {"plane": int, "place": list, "voxels": list, "value": int}
 _VIEW: dict[str, type] = {"plane": int, "place": list, "modality": int, "size": list, "shown": list, "hidden": list}
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
@@ -115,7 +116,10 @@ def make_app(session: Session, token: str, end: Callable[[], None]) -> ASGIApp:
         Route("/describe", lambda request: as_json(session.describe())),
         Route("/plane/{version}", plane),
         post("refine", session.refine, {"counter": int, **_PARAMETERS, "place": list, "is_whole": bool}),
+        post("draw", session.draw, _STROKE),
+        post("undo", session.undo, {}),
         post("save", session.save, _PARAMETERS),
+        post("save-case", session.save_case, _PARAMETERS),
         post("end", close, {}),
         Mount("/", StaticFiles(packages=[("crfrefine.runs.tune", "assets")], html=True)),
     ]

@@ -21,16 +21,21 @@ from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.base.array_types import Array
 from crfrefine.base.text import counted, listed, printable, shorten
 from crfrefine.errors import ConfigError, InputError
-from crfrefine.io.atomic import check_replaceable, write_small_file
+from crfrefine.io import write_label_map
+from crfrefine.io.atomic import check_replaceable, check_small_output, write_small_file
 from crfrefine.io.paths import add_volumes
+from crfrefine.io.volume import named_segments
 from crfrefine.metrics.counts import OverlapCounts, dice
 from crfrefine.metrics.regions import Region
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.presets import list_presets
+from crfrefine.refinement.strokes import BACKGROUND, Strokes
+from crfrefine.runs.case_work import read_strokes
 from crfrefine.runs.cases.case import read_case_headers
 from crfrefine.runs.cases.case_files import CaseFiles, CaseList
 from crfrefine.runs.cases.discovery import labels_of
 from crfrefine.runs.cases.label_input import KIND as LABEL_MAP
+from crfrefine.runs.cases.label_input import LabelMap
 from crfrefine.runs.cases.reading_options import RegionReading
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.pictures.drawing import label_color
@@ -67,6 +72,7 @@ class TuneOptions:
     inputs: InferenceOptions  # images, logits, masks, the parameters to start from, and how to read; as for `infer`
     labels: Path | None = None  # the references; None means those that a network of nnU-Net was trained on, if any
     output: Path | None = None  # the TOML file to save to; None means that the page only shows the text
+    corrections: Path | None = None  # the folder where strokes are read from, and saved to with the refined case; None means nowhere
     first: str | None = None  # the case to show; None means the first one
     regions: tuple[Region, ...] = ()  # sigmoid channels of the network, if it has one for each; else labels that count together
     class_order: tuple[int, ...] | None = None  # the label that each region writes, if they are channels
@@ -85,8 +91,23 @@ class Session:
         add_volumes(options.labels, *files.paths)
         if options.output is not None:
             check_replaceable(options.output)
+        self._outputs: tuple[Path, ...] = ()  # the files of the strokes and of the refined case
+        if options.corrections is not None:
+            self._outputs = tuple(options.corrections / kind / f"{files.case_id}.nii.gz" for kind in ("strokes", "refined"))
+            for path in self._outputs:
+                check_small_output(path)
+            files = replace(files, strokes=(*files.strokes, *filter(Path.exists, self._outputs[:1])))
         threads = options.inputs.threads
         self.case = open_case(files, self._inputs.reading, threads)
+        drawn = read_strokes(options.inputs, self.case, self._inputs.reading.declared)
+        self._num_labels = max(self.case.num_labels, 0 if drawn is None else int(drawn.labels.max()) + 1)
+        # (*grid), as in a file of strokes; the array of an older state stays as it is.
+        self.strokes = np.zeros_like(self.case.network_labels, np.min_scalar_type(max(BACKGROUND, self._num_labels - 1)))
+        if drawn is not None:
+            self.strokes[tuple(drawn.positions)] = np.where(drawn.labels == 0, BACKGROUND, drawn.labels)
+        # Plane, place, indices in the plane, and the former values of each stroke.
+        self._undoing: list[tuple[int, Sequence[int], tuple[Array, ...], Array]] = []
+        self._strokes_lock = threading.Lock()
         # The newest labels, and the box of the upright grid that they cover.
         self.shown: tuple[Array | None, Box | None] = None, None
         self._refiner = CaseRefiner(self.case, threads, options.inputs.device)
@@ -96,7 +117,7 @@ class Session:
         if not self._regions and (scheme := self.case.regions) is not None:
             self._regions = tuple(map(Region, scheme.names, scheme.labels))
         titles = self._inputs.names.titles
-        self._labels = ["background", *(titles.get(label, f"label {label}") for label in range(1, self.case.num_labels))]
+        self._labels = ["background", *(titles.get(label, f"label {label}") for label in range(1, self._num_labels))]
 
     def end(self) -> None:
         """Stop computing at the next step."""
@@ -117,6 +138,7 @@ class Session:
             "has_reference": case.labels is not None,
             "notes": [*self._inputs.notes, *case.notes],
             "presets": [AS_GIVEN, *list_presets()],
+            "strokes": self._describe_strokes(),
             "output": None if self._options.output is None else str(self._options.output),
             **self._describe_parameters(self._options.inputs.parameters),
         }
@@ -154,16 +176,62 @@ class Session:
         write_small_file(self._options.output, described["toml"].encode())
         return {"saved": str(self._options.output), **described}
 
+    def draw(self, plane: int, place: Sequence[int], voxels: Sequence[int], value: int) -> dict[str, Any]:
+        """Draw a label, 255 for background or 0 for nothing at voxels of a plane: place across + width * place up."""
+        shape = self.case.plane(self.strokes, plane, place).shape if self.case.has_plane(plane, place) else (0, 0)
+        if not voxels or not all(0 <= voxel < math.prod(shape) for voxel in voxels):
+            raise InputError("no such voxels")
+        if value != BACKGROUND and not 0 <= value < self._num_labels:
+            raise InputError(f"{value}: no such label")
+        where = np.unravel_index(np.array(voxels), shape, order="F")
+        with self._strokes_lock:
+            self._undoing.append((plane, place, where, self._put(plane, place, where, value)))
+        return self._describe_strokes()
+
+    def undo(self) -> dict[str, Any]:
+        """Take the last stroke back, if any."""
+        with self._strokes_lock:
+            if self._undoing:
+                self._put(*self._undoing.pop())
+        return self._describe_strokes()
+
+    def save_case(self, preset: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Write the strokes, and the whole case refined with them and these parameters; return their folder."""
+        if not self._outputs:
+            raise ConfigError("no folder to save to: start with --corrections FOLDER")
+        parameters, strokes = self._parameters(preset, changes), self.strokes
+        with self._whole_lock:
+            labels = self._refiner.refine(parameters, strokes=self._strokes_of(strokes)).label_map
+        network, like = self.case.network, self.case.like
+        segments = (network.segments if isinstance(network, LabelMap) else ()) or named_segments(self._inputs.names.labels)
+        write_label_map(self._outputs[0], strokes, replace(like, data=strokes))
+        write_label_map(self._outputs[1], labels, replace(like, data=labels), segments=segments)
+        return {"saved": " and ".join(map(str, self._outputs)), **self._describe_parameters(parameters)}
+
     def plane(self, view: View) -> bytes:
         """Return a picture with the newest labels as PNG."""
-        return draw_plane(self.case, *self.shown, view)
+        return draw_plane(self.case, *self.shown, view, self.strokes)
+
+    def _put(self, plane: int, place: Sequence[int], where: tuple[Array, ...], values: Array | int) -> Array:
+        """Replace strokes in a plane; return the former values."""
+        strokes = self.strokes.copy(order="K")
+        target = self.case.plane(strokes, plane, place)
+        former, target[where] = target[where], values
+        self.strokes = strokes
+        return former
+
+    def _strokes_of(self, values: Array) -> Strokes | None:
+        return Strokes.of_array(values, values.shape, self._num_labels)
+
+    def _describe_strokes(self) -> dict[str, Any]:
+        return {"drawn": int(np.count_nonzero(self.strokes)), "can_undo": bool(self._undoing)}
 
     def _result(self, parameters: CrfParameters, box: Box | None, check: Callable[..., None]) -> dict[str, Any] | None:
         """Return the facts of a result, and keep its labels to show; None if nothing in the box can be refined."""
         started = time.perf_counter()
         case, part = self.case, None if box is None else self.case.stored_box(box)
         try:
-            result = self._refiner.refine(parameters, part, check)
+            result = self._refiner.refine(parameters, part, check, self._strokes_of(self.strokes[part or ()]))
         except (ConfigError, _StaleError):
             raise
         except Exception:
@@ -171,7 +239,7 @@ class Session:
                 raise
             return None  # Only a box may have nothing to refine; the whole case reports its own errors.
         reference = None if case.labels is None else case.labels[part or ()]
-        rows, num_changed = score_labels(case.network_labels[part or ()], result.label_map, reference, case.num_labels, self._regions)
+        rows, num_changed = score_labels(case.network_labels[part or ()], result.label_map, reference, self._num_labels, self._regions)
         check()
         self.shown = result.label_map, box
         facts = {name: getattr(result, name) for name in ("num_iterations", "converged", "filters", "notes", "device")}

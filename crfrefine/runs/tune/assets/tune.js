@@ -3,9 +3,10 @@ import { make, Plane } from "./planes.js";
 import { buildControls } from "./sliders.js";
 
 const find = (id) => document.getElementById(id);
-const page = { place: [], grid: [], modality: 0, version: 0, shown: new Set(), hidden: new Set(), hasEnded: false,
-  move: (place) => { page.place = place; drawAll(); } };
-const CHANGED = "changed", KEYS = { network: "n", refined: "r", reference: "l", changes: "c" };
+const page = { place: [], grid: [], spacing: [], modality: 0, version: 0, shown: new Set(), hidden: new Set(), hasEnded: false,
+  move: (place) => { page.place = place; drawAll(); }, draw: (stroke) => edit("draw", stroke),
+  brush: () => ({ ...document.querySelector("[name=brush]:checked").brush, size: find("size").valueAsNumber || 1 }) };
+const CHANGED = "changed", SHOWN = ["network", "refined", "reference", "changes", "strokes"];
 let planes = [], about = null, result = null;
 
 async function ask(address, sent) {
@@ -15,15 +16,12 @@ async function ask(address, sent) {
   return content;
 }
 
-function tell(text) {
-  find("error").textContent = text;
-  find("error").hidden = !text;
-}
+const tell = (text) => Object.assign(find("error"), { textContent: text, hidden: !text });
+const swatch = (color) => make("span", { className: "swatch", style: `background: ${color}` });
 
 // ---- The case
-
 function showCase() {
-  Object.assign(page, { place: about.place, grid: about.grid });
+  Object.assign(page, { place: about.place, grid: about.grid, spacing: about.spacing });
   find("case").textContent = about.case;
   find("grid").textContent = `${about.grid.join("×")} voxels of ${about.spacing.map((step) => Number(step.toPrecision(3))).join("×")} mm`;
   options(find("preset"), [...about.presets.map((name) => [name, name || "as opened"]), [CHANGED, CHANGED]], "");
@@ -34,6 +32,13 @@ function showCase() {
   find("save").hidden = about.output === null;
   find("save").title = about.output ?? "";
   showNotes(about.notes);
+  const own = about.labels.filter(({ label }) => label !== 255).map(({ label, name, color }) => [String(label), name, label, color]);
+  for (const [key, name, value, color] of [["m", "crosshair", null, "transparent"], ...own, ["0", "background", 255, "#fff"], ["e", "erase", 0, "#888"]]) {
+    const box = make("input", { type: "radio", name: "brush", checked: value === null, brush: { value, color } });
+    box.dataset.key = key;
+    find("brushes").append(make("label", { className: "choice" }, box, swatch(color), name));
+  }
+  showStrokes(about.strokes);
   planes = about.planes.map((spec) => new Plane(spec, page));
   find("planes").replaceChildren(...planes.map((plane) => plane.node));
 }
@@ -51,7 +56,6 @@ function options(select, pairs, chosen) {
 const drawAll = () => planes.forEach((plane) => plane.draw());
 
 // ---- Parameters: the page keeps them, and sends all of them with a counter; the newest state wins
-
 let preset = "", changes = {}, counter = 0, running = null;
 
 function showText(toml) {
@@ -73,6 +77,16 @@ function refine() {
     return why;
   })();
   return running;
+}
+
+// Draw or undo after the edits before, then refine.
+let edits = Promise.resolve();
+const edit = (name, sent) => (edits = edits.then(() => ask(name, sent))
+  .then((strokes) => { showStrokes(strokes); refine(); }, (error) => tell(error.message)).then(() => { page.version += 1; }));
+
+function showStrokes({ drawn, can_undo: canUndo }) {
+  find("saved-case").textContent = `${count(drawn)} voxel${drawn === 1 ? "" : "s"} drawn`;
+  find("undo").disabled = !canUndo;
 }
 
 async function compute(isWhole) {
@@ -121,7 +135,6 @@ async function change(key, value) {
 }
 
 // ---- Results
-
 function showEnd() {
   page.hasEnded = true;
   document.body.dataset.state = "ended";
@@ -145,19 +158,14 @@ const count = (value) => value.toLocaleString("en");
 function showResult() {
   const rows = result.labels.map((row) => {
     const label = about.labels[row.label - 1];
-    const box = make("input", { type: "checkbox", checked: !page.hidden.has(row.label) }), swatch = make("span", { className: "swatch" });
-    swatch.style.background = label?.color;
-    box.addEventListener("change", () => {
-      if (box.checked) page.hidden.delete(row.label);
-      else page.hidden.add(row.label);
-      drawAll();
-    });
+    const box = make("input", { type: "checkbox", checked: !page.hidden.has(row.label) });
+    box.addEventListener("change", () => { page.hidden[box.checked ? "delete" : "add"](row.label); drawAll(); });
     const gain = row.dice_before === null || row.dice_after === null ? 0 : row.dice_after - row.dice_before;
     const mark = Math.abs(gain) < 5e-5 ? "" : gain > 0 ? "▲ " : "▼ ";
     const after = make("td", { className: `number dice ${mark ? (gain > 0 ? "better" : "worse") : ""}`, textContent: mark + percent(row.dice_after) });
     const dice = [make("td", { className: "number dice", textContent: percent(row.dice_before) }), after];
     for (const cell of dice) cell.hidden = !about.has_reference;
-    const name = row.region === undefined ? make("label", {}, box, swatch, label.name) : row.region;
+    const name = row.region === undefined ? make("label", {}, box, swatch(label.color), label.name) : row.region;
     return make("tr", { className: row.region === undefined ? "" : "region" }, make("td", {}, name), ...dice,
       make("td", { className: "number", textContent: count(row.before) }), make("td", { className: "number", textContent: count(row.after) }));
   });
@@ -170,16 +178,17 @@ function showResult() {
 }
 
 // ---- What people press
-
-for (const [name, key] of Object.entries(KEYS)) {
+for (const name of SHOWN) {
   const box = find(`show-${name}`), choose = () => { page.shown[box.checked ? "add" : "delete"](name); drawAll(); };
   box.addEventListener("change", choose);
   choose();
-  document.addEventListener("keydown", (event) => {
-    if (event.key.toLowerCase() !== key || event.ctrlKey || event.altKey || event.metaKey || event.target.closest("input[type=number], select, pre")) return;
-    if (!box.disabled && box.checkVisibility()) box.click();
-  });
 }
+document.addEventListener("keydown", (event) => {
+  const key = event.key.toLowerCase(), isPlain = !event.ctrlKey && !event.metaKey, node = document.querySelector(`[data-key="${CSS.escape(key)}"]`);
+  if (!(isPlain || (key === "z" && !event.shiftKey)) || event.altKey || event.target.closest("input[type=number], select, pre")) return;
+  if (key === "[" || key === "]") find("size")[key === "[" ? "stepDown" : "stepUp"]();
+  if (node && !node.disabled && node.checkVisibility()) node.click();
+});
 for (const [id, isShown] of [["all-labels", true], ["no-labels", false]]) {
   find(id).addEventListener("click", () => {
     page.hidden = new Set(isShown ? [] : about.labels.map(({ label }) => label));
@@ -189,13 +198,15 @@ for (const [id, isShown] of [["all-labels", true], ["no-labels", false]]) {
 }
 find("modality").addEventListener("change", () => { page.modality = Number(find("modality").value); drawAll(); });
 find("preset").addEventListener("change", () => {
-  preset = find("preset").value;
-  changes = {};
+  [preset, changes] = [find("preset").value, {}];
   delete find("sliders").dataset.preset;
   refine();
 });
-find("save").addEventListener("click", () => ask("save", { preset, changes }).then(
-  (answer) => { showText(answer.toml); find("saved").textContent = `saved to ${answer.saved}`; }, (error) => tell(error.message)));
+for (const id of ["save", "save-case"]) {
+  find(id).addEventListener("click", () => edits.then(() => ask(id, { preset, changes })).then(
+    (answer) => { showText(answer.toml); find(id.replace("save", "saved")).textContent = `saved to ${answer.saved}`; }, (error) => tell(error.message)));
+}
+find("undo").addEventListener("click", () => edit("undo", {}).then(drawAll));
 find("end").addEventListener("click", () => {
   showEnd();  // Before the server goes, so that nothing more is asked of it.
   ask("end", {}).catch(() => {});
