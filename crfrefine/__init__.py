@@ -4,6 +4,9 @@
     Plan                the CRF on one image, to refine it again with other logits or parameters
     RefinementResult    what `refine` returns: label map, marginals, logits, what changed, energy
     RegionScheme        overlapping regions, one sigmoid channel each, and the labels they become
+    gaussian_filter     the fast Gaussian filter on any features, for arrays and tensors
+    Lattice             its kernel, built once for many values
+    bilateral_filter    smooth a volume and keep its edges
     CrfParameters       the parameters of the CRF: presets, TOML files, dotted keys
     CrfRnn              the CRF as a PyTorch module, to train it behind a network (needs PyTorch)
     crf_loss            the CRF as a term of a loss, to train a network from scribbles (needs PyTorch)
@@ -42,6 +45,9 @@ if TYPE_CHECKING:
     from crfrefine import parameters as parameters
     from crfrefine import statistics as statistics
     from crfrefine.arrays.region_scheme import RegionScheme as RegionScheme
+    from crfrefine.engines.points import Lattice as Lattice
+    from crfrefine.engines.points import bilateral_filter as bilateral_filter
+    from crfrefine.engines.points import gaussian_filter as gaussian_filter
     from crfrefine.errors import BackendUnavailableError as BackendUnavailableError
     from crfrefine.errors import CapacityError as CapacityError
     from crfrefine.errors import ConfigError as ConfigError
@@ -74,10 +80,13 @@ _NEED_TORCH = ("CrfRnn", "crf_loss", "layer")
 _MODULE_OF = {
     "CrfParameters": "crfrefine.parameters.model",
     "CrfRnn": "crfrefine.layer.module",
+    "Lattice": "crfrefine.engines.points",
     "Plan": "crfrefine.refinement.case",
     "RefinementResult": "crfrefine.refinement.result",
     "RegionScheme": "crfrefine.arrays.region_scheme",
+    "bilateral_filter": "crfrefine.engines.points",
     "crf_loss": "crfrefine.layer.loss",
+    "gaussian_filter": "crfrefine.engines.points",
     "refine": "crfrefine.refinement.case",
     **dict.fromkeys(_ERRORS, "crfrefine.errors"),
 }
@@ -85,7 +94,16 @@ _MODULE_OF = {
 # What `import *` binds, and `help(crfrefine)` prints in full. The names that need PyTorch are not among them: importing it takes
 # seconds, and the page of CrfRnn has a thousand lines on the methods of every PyTorch module. Nor are the errors, whose pages have a
 # hundred lines each on the methods of every exception.
-__all__ = ["CrfParameters", "Plan", "RefinementResult", "RegionScheme", "refine"]
+__all__ = [
+    "CrfParameters",
+    "Lattice",
+    "Plan",
+    "RefinementResult",
+    "RegionScheme",
+    "bilateral_filter",
+    "gaussian_filter",
+    "refine",
+]
 
 
 def __getattr__(name: str) -> Any:

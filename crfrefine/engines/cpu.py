@@ -66,7 +66,7 @@ class CpuBackend(Backend):
     def _build(self, image: GridImage, spec: KernelSetSpec, context: RunContext) -> CpuKernels:
         values = np.ascontiguousarray(image.values, dtype=np.float32)
         started, origin = time.perf_counter(), image.origin
-        with _engine_errors(self._engine, values.shape):
+        with engine_errors(self._engine, values.shape):
             built = self._engine.Kernels(
                 values,
                 _mask(image.mask),
@@ -97,7 +97,7 @@ class CpuBackend(Backend):
         values = np.ascontiguousarray(image.values, dtype=np.float32)
         distances, bilateral, _, _, name = _kernel_arguments(spec, image.spacing)
         settings = (distances, bilateral, name, spec.num_labels, spec.num_iterations, threads or available_threads())
-        with _engine_errors(self._engine, values.shape):
+        with engine_errors(self._engine, values.shape):
             return tuple(self._engine.plan_filters(values, _mask(image.mask), *settings))
 
     def mean_field(self, logits: Float32, image: GridImage, spec: ModelSpec, context: RunContext = NO_CONTEXT) -> MeanFieldResult:
@@ -118,7 +118,7 @@ class CpuBackend(Backend):
         values = np.ascontiguousarray(values, dtype=np.float32)
         guide, settings = np.ascontiguousarray(image.values, dtype=np.float32), _kernel_arguments(spec, image.spacing)
         out = np.zeros_like(values)
-        with _engine_errors(self._engine, values.shape):
+        with engine_errors(self._engine, values.shape):
             self._engine.message(values, guide, _mask(image.mask), *settings, threads or available_threads(), out)
         return out
 
@@ -165,7 +165,7 @@ class CpuKernels:
         if logits.dtype != np.float32 or logits.strides[-1] != logits.itemsize:
             logits = np.ascontiguousarray(logits, dtype=np.float32)
         started, out = time.perf_counter(), np.empty(logits.shape, np.float32)
-        with _engine_errors(self._engine, logits.shape):
+        with engine_errors(self._engine, logits.shape):
             part = volume_part(logits, self._mask, spec)
             outcome = self.built.run(logits, spec, part, is_last and not self.is_kept, progress, out)
         report = MeanFieldReport(outcome["num_iterations"], outcome["converged"], tuple(outcome["energy"]), self.filters)
@@ -176,7 +176,7 @@ class CpuKernels:
         """Run the mean field and save the data of the backward pass; see `Kernels.forward`."""
         logits, spec = np.ascontiguousarray(logits, np.float32), spec.rounded(np.float32)
         part, num_recorded = volume_part(logits, self._mask, spec), spec.num_iterations + (spec.volume_weight > 0.0)
-        with _engine_errors(self._engine, logits.shape):
+        with engine_errors(self._engine, logits.shape):
             try:
                 out, record = np.empty_like(logits), np.empty((num_recorded, spec.num_channels, self.num_voxels), np.float32)
             except MemoryError as error:
@@ -191,7 +191,7 @@ class CpuKernels:
         logits, gradient = np.ascontiguousarray(logits, np.float32), np.ascontiguousarray(gradient, np.float32)
         by_logits, by_image = np.empty_like(logits), np.zeros(self.image_shape, np.float32) if wants_image else None
         biases = [] if tape.volume_biases is None else tape.volume_biases.tolist()
-        with _engine_errors(self._engine, logits.shape):
+        with engine_errors(self._engine, logits.shape):
             sums = self.built.backward(logits, tape.record, biases, gradient, tape.spec, tape.volume_part, wants_theta, by_logits, by_image)
         num_modalities, num_axes = self.image_shape[0], len(self.image_shape) - 1
         num_bilateral, num_labels = len(self.spec.bilateral), tape.spec.num_labels
@@ -231,7 +231,7 @@ def _mask(mask: Bool | None) -> Bool | None:
 
 
 @contextmanager
-def _engine_errors(engine: Any, shape: tuple[int, ...]) -> Iterator[None]:
+def engine_errors(engine: Any, shape: tuple[int, ...]) -> Iterator[None]:
     """Turn the engine's own errors into errors that a user can act on; others, such as those of a progress callback, pass unchanged."""
     try:
         yield

@@ -21,6 +21,7 @@ from crfrefine.engines.grid_image import GridImage
 from crfrefine.errors import InputError
 from crfrefine.layer import inputs
 from crfrefine.layer.autograd import MeanField, outside_graphs, to_array
+from crfrefine.layer.gaussian import gaussian_filter as gaussian_filter
 from crfrefine.parameters.sections import MeanFieldParameters, VolumeParameters
 from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, ModelSpec, own_fields
 from crfrefine.refinement.tiles.survey import find_thresholds

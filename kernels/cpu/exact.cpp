@@ -17,7 +17,7 @@ class ExactFilter final : public Filter {
           num_voxels_(input.voxels->num_voxels),
           num_features_(num_features(input)),
           num_modalities_(static_cast<int>(input.intensity.size())),
-          axis_feature_(input.voxels->feature, input.voxels->feature + input.voxels->num_axes) {
+          axis_feature_(input.voxels->feature, input.voxels->feature + input.theta_position.size()) {
         padded_ = (num_voxels_ + kLanes - 1) / kLanes * kLanes;
         features_ = Buffer<float>(padded_ * num_features_);
         std::fill(features_.get(), features_.get() + features_.size, 0.0f);

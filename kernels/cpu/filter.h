@@ -78,7 +78,7 @@ struct FeatureOrigin {
 // The bilateral kernel's inputs, not divided by bandwidths.
 struct BilateralInput {
     const Voxels* voxels = nullptr;
-    std::vector<double> theta_position;   // mm, one per box axis
+    std::vector<double> theta_position;   // mm, one per box axis; empty for points, whose features are the intensities alone
     std::vector<double> theta_beta;       // one per modality
     std::vector<const float*> intensity;  // whole grid, one array per modality
     std::vector<float> lowest, highest;   // of each modality, inside the mask
@@ -109,7 +109,7 @@ void gather_features(const BilateralInput& input, int64_t first, int64_t count, 
 // The same for `length` voxels that follow one another in a row, from a place in the whole grid and coordinates in the box.
 void piece_features(const BilateralInput& input, int64_t grid, const int32_t* coordinate, int64_t length, float* features, int64_t stride);
 
-inline int num_features(const BilateralInput& input) { return static_cast<int>(input.intensity.size()) + input.voxels->num_axes; }
+inline int num_features(const BilateralInput& input) { return static_cast<int>(input.intensity.size() + input.theta_position.size()); }
 
 std::unique_ptr<Filter> make_exact_filter(const BilateralInput& input, ThreadPool& pool);
 std::unique_ptr<Filter> make_truncated_filter(const BilateralInput& input, ThreadPool& pool);

@@ -125,7 +125,7 @@ BilateralInput::BilateralInput(const Voxels& voxels_in, std::vector<double> thet
 }
 
 void BilateralInput::check_span() const {
-    for (int a = 0; a < voxels->num_axes; ++a) {
+    for (int a = 0; a < static_cast<int>(theta_position.size()); ++a) {
         const int64_t farthest = std::max(std::abs(first[a]), std::abs(first[a] + voxels->box_shape[a]));
         if (in_bandwidths(a, farthest) > kLargestFeature)
             throw CapacityError("theta_alpha " + printed(theta_position[a]) + " is less than a millionth of the volume's extent, " +
@@ -144,7 +144,7 @@ void BilateralInput::check_span() const {
 void piece_features(const BilateralInput& input, int64_t grid, const int32_t* coordinate, int64_t length, float* features, int64_t stride) {
     const Voxels& voxels = *input.voxels;
     const int num_modalities = static_cast<int>(input.intensity.size());
-    const int num_axes = voxels.num_axes;
+    const int num_axes = static_cast<int>(input.theta_position.size());
     for (int m = 0; m < num_modalities; ++m) {
         const float* intensity = input.intensity[m];
         const float zero = input.zero[m];

@@ -255,6 +255,9 @@ void find_neighbors(const LatticeVertices<Key>& vertices, const VertexOrder<Key>
     lattice.first_of_list = lists.take_begins();
 }
 
+// Features of points by which vertices are sorted into blocks.
+constexpr int kAxesOfPoints = 3;
+
 // Number of tiles for the estimate of the number of vertices.
 constexpr int64_t kSampledTiles = 8;
 
@@ -263,8 +266,10 @@ Lattice build(const BilateralInput& input, const LatticeGeometry& geometry, cons
     Lattice lattice;
     lattice.num_features = geometry.num_features;
     LatticeTiles<Key> tiles = embed_tiles(input, geometry, space, pool);
-    const BlockLayout layout = lay_out_blocks(space.layout(), *input.voxels);
-    const VertexOrder<Key> order(space.layout(), input.voxels->num_axes);
+    // Points have no position: some of their features take its place in the order of vertices.
+    const int num_axes = input.theta_position.empty() ? std::min(kAxesOfPoints, geometry.num_features) : input.voxels->num_axes;
+    const BlockLayout layout = lay_out_blocks(space.layout(), num_axes, input.voxels->num_voxels);
+    const VertexOrder<Key> order(space.layout(), num_axes);
     BlockRecords<Key> records = sort_by_block(tiles, layout, pool);
     // The tiles' own lists, before those of the vertices are allocated.
     BlockCache::release_idle(input.voxels->num_voxels * (geometry.num_features + 1) * static_cast<int64_t>(sizeof(float)));

@@ -22,13 +22,13 @@ KeyLayout layout_keys(const BilateralInput& input, const LatticeGeometry& geomet
     const Voxels& voxels = *input.voxels;
     const int d = geometry.num_features;
     const int num_modalities = static_cast<int>(input.intensity.size());
-    const int padding = d - num_modalities - voxels.num_axes;
+    const int num_positions = static_cast<int>(input.theta_position.size()), padding = d - num_modalities - num_positions;
     std::vector<double> low(d, 0.0), high(d, 0.0);  // of the scaled features; of those that the image lacks, 0
     for (int m = 0; m < num_modalities; ++m) {
         low[padding + m] = (input.lowest[m] - input.zero[m]) / input.theta_beta[m] * geometry.scale[padding + m];
         high[padding + m] = (input.highest[m] - input.zero[m]) / input.theta_beta[m] * geometry.scale[padding + m];
     }
-    for (int a = 0; a < voxels.num_axes; ++a) {
+    for (int a = 0; a < num_positions; ++a) {
         const int i = padding + num_modalities + voxels.feature[a];
         low[i] = input.in_bandwidths(a, input.first[a]) * geometry.scale[i];
         high[i] = input.in_bandwidths(a, input.first[a] + voxels.box_shape[a] - 1) * geometry.scale[i];

@@ -49,11 +49,11 @@ constexpr double kFewBlocks = 4096, kVoxelsPerBlock = 32;
 // Tiles are divided into this many groups that count and write independently. Each needs a counter per block.
 constexpr int64_t kTileGroups = 16;
 
-inline BlockLayout lay_out_blocks(const KeyLayout& keys, const Voxels& voxels) {
+inline BlockLayout lay_out_blocks(const KeyLayout& keys, int num_axes, int64_t num_voxels) {
     BlockLayout layout;
-    layout.num_axes = voxels.num_axes;
+    layout.num_axes = num_axes;
     const int d = keys.num_features;
-    const double most = std::max(kFewBlocks, static_cast<double>(voxels.num_voxels) / kVoxelsPerBlock);
+    const double most = std::max(kFewBlocks, static_cast<double>(num_voxels) / kVoxelsPerBlock);
     // The lowest bits of each coordinate are dropped until there are few enough blocks.
     int coarser = 0;
     double blocks = 0;

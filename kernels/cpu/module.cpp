@@ -179,6 +179,7 @@ void define_module(nb::module_& m) {
     m.def("plan_filters", &plan_filters, "image"_a, "mask"_a.none(), "spacing"_a, "bilateral"_a, "filter"_a, "num_labels"_a,
           "num_iterations"_a, "threads"_a);
     define_kernels(m);
+    define_points(m);
     define_tiles(m);
     m.def("label_map", &label_map_of<uint8_t>, "logits"_a, "threads"_a, "out"_a.noconvert());
     m.def("label_map", &label_map_of<uint16_t>, "logits"_a, "threads"_a, "out"_a.noconvert());

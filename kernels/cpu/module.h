@@ -102,6 +102,7 @@ auto run_pool(int threads, Body&& body) {
 std::pair<KernelSet*, std::vector<int64_t>> kernels_in(const nanobind::handle& kernels);
 
 void define_kernels(nanobind::module_& m);
+void define_points(nanobind::module_& m);
 void define_tiles(nanobind::module_& m);
 
 // Read a field of a model from a value of Python; false if it is of another type. None is an empty list.

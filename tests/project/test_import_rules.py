@@ -138,7 +138,7 @@ def test_a_result_is_equal_to_what_was_pickled_and_to_nothing_else(kind):
 
 def test_dir_shows_the_public_names_only():
     errors = {"BackendUnavailableError", "CapacityError", "ConfigError", "CrfRefineError", "ExportError", "GridMismatchError"}
-    always = {"CrfParameters", "Plan", "RefinementResult", "RegionScheme", "refine"}
+    always = {"CrfParameters", "Lattice", "Plan", "RefinementResult", "RegionScheme", "bilateral_filter", "gaussian_filter", "refine"}
     others = {"CrfRnn", "InputError", "UnsupportedFormatError", "__version__", "crf_loss"}
     modules = {"errors", "layer", "metrics", "nnunet", "parameters", "statistics"}
     assert dir(crfrefine) == sorted(errors | always | others | modules)

@@ -1,0 +1,204 @@
+"""The Gaussian filter on points of any features, for tensors, with gradients with respect to values and features."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from crfrefine.base.limits import check_threads
+from crfrefine.engines.points import MAX_EXACT, METHODS, NORMALIZATIONS, CompiledPoints, require_shared
+from crfrefine.errors import BackendUnavailableError, ConfigError, InputError
+from crfrefine.layer.autograd import outside_graphs
+
+if TYPE_CHECKING:
+    from crfrefine.base.array_types import Float32
+
+_TINY = float(np.finfo(np.float32).tiny)
+
+
+@outside_graphs
+def gaussian_filter(
+    values: Tensor,
+    features: Tensor,
+    *,
+    method: str = "auto",
+    normalization: str = "none",
+    mask: Any = None,
+    threads: int | None = None,
+) -> Tensor:
+    """Filter values with the Gaussian of any features, item by item: out_i = sum_j exp(-|f_i - f_j|² / 2) values_j.
+
+    The gradient with respect to the values is the transpose of what was computed, to the last bit. That with respect to the features is
+    the derivative of the Gaussian itself: exact with method="exact", and with the lattice as far off as its values are. float32 on the CPU
+    runs in the C++ engine; float64, and any GPU, in plain operations of PyTorch. `torch.func.grad` and `vjp` work, `vmap` does not.
+
+    Args:
+        values: (B, V, N) or (B, V, *grid).
+        features: (B, N, D) or (B, D, *grid), each divided by its bandwidth; finite.
+        method: "exact", "lattice" or "auto", as of `crfrefine.gaussian_filter`.
+        normalization: "none", "after" or "symmetric".
+        mask: (N,) or (*grid), nonzero where points count; None means all.
+        threads: CPU threads; None means as many as `torch.get_num_threads()`.
+
+    Returns:
+        The shape and type of the values; float16 and bfloat16 are computed in float32.
+
+    Raises:
+        InputError: shapes, types or devices do not fit, values that are not finite, or points that share no simplex of the lattice.
+        ConfigError: a word that is not known.
+        CapacityError: more features than the lattice takes.
+
+    Source: Adams, Baek & Davis 2010; docs/reference/math.md, sections 6 and 9.
+    """
+    check_threads(threads)
+    for name, value, known in (("method", method, METHODS), ("normalization", normalization, NORMALIZATIONS)):
+        if value not in known:
+            raise ConfigError(f"{name}: expected {', '.join(known)}, got {value!r}")
+    for name, tensor in (("values", values), ("features", features)):
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.ndim < 3:
+            kind = f"{tuple(tensor.shape)} of {tensor.dtype}" if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise InputError(f"{name}: expected floating-point numbers with a batch, a channel and a grid, got {kind}")
+    if features.ndim == 3:
+        features = features.transpose(1, 2)
+    if len(values) != len(features) or values.shape[2:] != features.shape[2:] or values.device != features.device:
+        raise InputError(
+            f"values {tuple(values.shape)} on {values.device} and features (batch, feature, *grid) {tuple(features.shape)} on "
+            f"{features.device} do not fit each other"
+        )
+    dtype = torch.float64 if torch.float64 in (values.dtype, features.dtype) else torch.float32
+    sent, points = (tensor.to(dtype).flatten(2) for tensor in (values, features))
+    inside = None
+    if mask is not None:
+        inside = torch.as_tensor(mask, device=values.device) != 0
+        if inside.shape != values.shape[2:]:
+            raise InputError(f"mask has shape {tuple(inside.shape)}; expected the grid {tuple(values.shape[2:])}")
+        inside = inside.flatten()
+        sent, points = sent[..., inside], points[..., inside]
+    if not points.numel():
+        raise InputError(f"there are {points.shape[2]} points of {points.shape[1]} features; expected one or more of each")
+    for name, tensor in (("values", sent), ("features", points)):
+        if not torch.isfinite(tensor.detach()).all():
+            raise InputError(f"{name}: expected finite numbers, found NaN or infinity; has the training diverged?")
+    num_points = points.shape[2]
+    chosen = method if method != "auto" else "exact" if num_points <= MAX_EXACT else "lattice"
+    filtered = torch.stack([_normalized(v, f, chosen, normalization, threads) for v, f in zip(sent, points, strict=True)])
+    if inside is not None:
+        whole = filtered.new_zeros(*filtered.shape[:2], len(inside))
+        whole[..., inside] = filtered
+        filtered = whole
+    return filtered.reshape(values.shape).to(values.dtype)
+
+
+def _normalized(values: Tensor, features: Tensor, method: str, normalization: str, threads: int | None) -> Tensor:
+    """Filter (V, N) values with (D, N) features."""
+    if values.dtype == torch.float32 and values.device.type == "cpu":
+        kept = _Kept()
+
+        def apply(channels: Tensor) -> Tensor:
+            filtered: Tensor = _Filter.apply(channels, features, kept, method, threads)  # type: ignore[no-untyped-call]
+            return filtered
+    else:
+        from crfrefine.engines.torch.filters import Lattice, dense_filter
+
+        kernel: Any = Lattice(features.T) if method == "lattice" else dense_filter(features.T)
+        if method == "lattice":
+            require_shared(kernel.num_vertices, features.shape[1], features.shape[0])
+
+        def apply(channels: Tensor) -> Tensor:
+            filtered: Tensor = kernel(channels.T)
+            return filtered.T
+
+    if normalization == "none":
+        return apply(values)
+    ones = values.new_ones(1, values.shape[1])
+    if normalization == "after":
+        both = apply(torch.cat([values, ones]))
+        return both[:-1] / both[-1:].clamp(min=_TINY)
+    scale = apply(ones).clamp(min=_TINY).rsqrt()
+    return apply(values * scale) * scale
+
+
+class _Kept:
+    """The kernel of some features, once it is built."""
+
+    kernel: CompiledPoints | None = None
+
+
+class _Filter(torch.autograd.Function):
+    """The C++ engine's filter, without normalization."""
+
+    @staticmethod
+    def forward(values: Tensor, features: Tensor, kept: _Kept, method: str, threads: int | None) -> Tensor:
+        """Filter (V, N) values with (D, N) features; the kernel is built if it is not kept yet."""
+        if kept.kernel is None:
+            points = features.detach().contiguous().numpy()
+            kept.kernel = CompiledPoints(points, method, threads or torch.get_num_threads())
+        return torch.from_numpy(kept.kernel.apply(values.detach().contiguous().numpy()))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Save the values and the kernel."""
+        values, _, kept, _, _ = inputs
+        ctx.save_for_backward(values)
+        ctx.kernel = kept.kernel
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients with respect to values and features."""
+        (values,) = ctx.saved_tensors
+        of_values, of_features = ctx.needs_input_grad[:2]
+        grads = _Gradients.apply(grad, values, ctx.kernel, of_values, of_features)  # type: ignore[no-untyped-call]
+        return *grads, None, None, None
+
+
+class _Gradients(torch.autograd.Function):
+    """The gradients of `_Filter`, as a node of their own: transforms of functions reach the engine through it."""
+
+    @staticmethod
+    def forward(
+        grad: Tensor, values: Tensor, kernel: CompiledPoints, of_values: bool, of_features: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Return the gradients that are wanted."""
+        given = grad.detach().contiguous().numpy()
+        left = torch.from_numpy(kernel.apply(given, transposed=True)) if of_values else None
+        if not of_features:
+            return left, None
+        return left, torch.from_numpy(kernel.feature_gradient(given, values.detach().contiguous().numpy()))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
+        """Save nothing."""
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[None, ...]:
+        """Refuse: second derivatives need float64."""
+        raise InputError("gaussian_filter has no second derivatives in float32 on the CPU; float64 has them")
+
+
+class TorchPoints:
+    """The kernel of points in operations of PyTorch, for arrays."""
+
+    def __init__(self, points: Float32, method: str, device: str) -> None:
+        """Build the kernel of (D, N) features; `device` is "torch" or "torch:cuda"."""
+        from crfrefine.engines.torch.filters import Lattice, dense_filter
+
+        if device != "torch" and not torch.cuda.is_available():
+            raise BackendUnavailableError("device 'torch:cuda': PyTorch finds no GPU; use 'torch' or 'cpu'")
+        self._device = "cpu" if device == "torch" else "cuda"
+        features = torch.from_numpy(points.T.copy()).to(self._device)
+        self.description = f"{method}, in operations of PyTorch on {self._device}"
+        if method == "exact":
+            self._kernel = dense_filter(features)
+            return
+        lattice = Lattice(features)
+        require_shared(lattice.num_vertices, points.shape[1], len(points))
+        self._kernel = lattice
+
+    def apply(self, values: Float32) -> Float32:
+        """Filter (V, N) values."""
+        filtered = self._kernel(torch.from_numpy(values.T.copy()).to(self._device)).cpu().numpy()
+        result: Float32 = np.ascontiguousarray(filtered.T)
+        return result

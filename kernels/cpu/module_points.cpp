@@ -1,0 +1,113 @@
+// The Python class of the Gaussian filter on points of any features.
+#include <mutex>
+
+#include "cpu/module.h"
+#include "cpu/moments.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace crf {
+
+namespace {
+
+// The kernel exp(-|x_n - x_m|^2 / 2) of points, kept between calls; one call at a time.
+class Points {
+   public:
+    // features: (feature, point), divided by their bandwidths. filter: "exact" or "lattice".
+    Points(const FloatArray& features, const std::string& filter, int threads) : features_(features) {
+        require(features.ndim() == 2 && features.shape(0) > 0 && features.shape(1) > 0, "expected features (feature, point), one or more");
+        require(features.shape(1) <= std::numeric_limits<int32_t>::max(), "expected at most 2^31 - 1 points");
+        require(filter == "exact" || filter == "lattice", "expected the filter \"exact\" or \"lattice\"");
+        nb::gil_scoped_release release;
+        const BlockCache cache;
+        pool_ = std::make_unique<ThreadPool>(threads);
+        pool_->poll = check_signals;
+        pool_->subnormals_are_zeros = true;
+        const Rest rest{*pool_};
+        voxels_ = std::make_unique<Voxels>(std::vector<int64_t>{num_points()}, std::vector<double>{1.0}, nullptr);
+        const BilateralInput input(*voxels_, {}, std::vector<double>(features.shape(0), 1.0), pointers(), *pool_);
+        filter_ = filter == "exact" ? make_exact_filter(input, *pool_) : make_lattice_filter(input, *pool_);
+    }
+
+    std::string description() const { return filter_->description(); }
+
+    // out = K values, or its transpose times values; both (channel, point).
+    void apply(const FloatArray& values, bool transposed, const FloatOut& out) {
+        require_points(values);
+        require(shape_of(out) == shape_of(values), "expected room for the result in the shape of the values");
+        Call call(*this);
+        std::fill(out.data(), out.data() + out.size(), 0.0f);
+        filter_values(values, transposed, out.data(), call.workspace);
+    }
+
+    // gradient = the derivative of sum(u * K v) with respect to the features, (feature, point), of the Gaussian itself.
+    void feature_gradient(const FloatArray& u, const FloatArray& v, const FloatOut& gradient) {
+        for (const FloatArray* channels : {&u, &v}) require_points(*channels);
+        require(u.shape(0) == v.shape(0), "expected two arrays of the same channels");
+        require(shape_of(gradient) == shape_of(features_), "expected room for the gradient in the shape of the features");
+        Call call(*this);
+        const int num_channels = static_cast<int>(u.shape(0));
+        Buffer<float> kv(num_channels * num_points()), ktu(num_channels * num_points());
+        for (Buffer<float>* filtered : {&kv, &ktu}) std::fill(filtered->get(), filtered->get() + filtered->size, 0.0f);
+        filter_values(v, false, kv.get(), call.workspace);
+        filter_values(u, true, ktu.get(), call.workspace);
+        std::fill(gradient.data(), gradient.data() + gradient.size(), 0.0f);
+        const FeatureColumns columns(*voxels_, {}, std::vector<double>(features_.shape(0), 1.0), pointers());
+        std::vector<double> squared(features_.shape(0));
+        Moments moments(num_points(), *pool_, call.workspace);
+        moments.add(*filter_, columns, {u.data(), v.data(), kv.get(), ktu.get(), num_channels}, squared.data(), gradient.data());
+    }
+
+   private:
+    // Lets the threads sleep until the next call.
+    struct Rest {
+        ThreadPool& pool;
+        ~Rest() { pool.rest(); }
+    };
+
+    // A call from Python, which waits for other calls without Python's lock.
+    struct Call {
+        explicit Call(Points& points) : lock(points.mutex_), rest{*points.pool_} {}
+
+        nb::gil_scoped_release release;
+        const std::lock_guard<std::mutex> lock;
+        const Rest rest;
+        const BlockCache cache;
+        Workspace workspace;
+    };
+
+    int64_t num_points() const { return static_cast<int64_t>(features_.shape(1)); }
+    std::vector<const float*> pointers() const { return channel_pointers(features_, num_points()); }
+
+    void require_points(const FloatArray& channels) const {
+        require(channels.ndim() == 2 && static_cast<int64_t>(channels.shape(1)) == num_points(), "expected values (channel, point)");
+    }
+
+    void filter_values(const FloatArray& values, bool transposed, float* out, Workspace& workspace) {
+        const int num_channels = static_cast<int>(values.shape(0));
+        const std::vector<float> weight(num_channels, 1.0f);
+        if (transposed)
+            filter_->accumulate_transposed(values.data(), num_channels, nullptr, nullptr, weight.data(), out, workspace);
+        else
+            filter_->accumulate(values.data(), num_channels, nullptr, nullptr, weight.data(), out, workspace);
+    }
+
+    const FloatArray features_;
+    std::unique_ptr<ThreadPool> pool_;
+    std::unique_ptr<Voxels> voxels_;
+    std::unique_ptr<Filter> filter_;
+    std::mutex mutex_;
+};
+
+}  // namespace
+
+void define_points(nb::module_& m) {
+    nb::class_<Points>(m, "Points")
+        .def(nb::init<const FloatArray&, const std::string&, int>(), "features"_a, "filter"_a, "threads"_a)
+        .def("description", &Points::description)
+        .def("apply", &Points::apply, "values"_a, "transposed"_a, "out"_a.noconvert())
+        .def("feature_gradient", &Points::feature_gradient, "u"_a, "v"_a, "gradient"_a.noconvert());
+}
+
+}  // namespace crf

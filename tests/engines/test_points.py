@@ -1,0 +1,138 @@
+"""The Gaussian filter on points of any features: values against all pairs in float64, its transpose, gradients, and errors."""
+
+import numpy as np
+import pytest
+
+import crfrefine
+from crfrefine import Lattice, bilateral_filter, gaussian_filter
+from crfrefine.engines import points
+from crfrefine.engines.points import CompiledPoints
+from crfrefine.errors import CapacityError, ConfigError, InputError
+
+MAX_ERROR = {1: 0.03, 2: 0.05, 3: 0.06, 4: 0.08, 6: 0.2}
+"""Root mean square error of the lattice over that of the result, for points as dense as those of an image."""
+
+
+def make(num_features, num_points=1501, num_channels=3, seed=0):
+    """Points of a normal distribution whose width of a bandwidth shrinks with the dimension, as neighbors in an image do."""
+    rng = np.random.default_rng(seed)
+    features = rng.normal(0.0, 1.0, (num_points, num_features)).astype(np.float32)
+    return rng.random((num_channels, num_points)).astype(np.float32), features
+
+
+def kernel_of(features):
+    differences = features[:, None, :].astype(np.float64) - features[None, :, :]
+    return np.exp(-0.5 * (differences**2).sum(-1))
+
+
+def normalized(kernel, values, normalization):
+    sums = kernel.sum(axis=1)
+    if normalization == "none":
+        return values @ kernel
+    if normalization == "after":
+        return values @ kernel / sums
+    return (values / np.sqrt(sums)) @ kernel / np.sqrt(sums)
+
+
+@pytest.mark.parametrize("normalization", ["none", "after", "symmetric"])
+@pytest.mark.parametrize("num_features", [1, 4, 9])
+def test_exact_is_the_sum_over_all_pairs(num_features, normalization):
+    values, features = make(num_features)
+    found = gaussian_filter(values, features, method="exact", normalization=normalization, threads=2)
+    np.testing.assert_allclose(found, normalized(kernel_of(features), values, normalization), rtol=3e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_features", MAX_ERROR)
+@pytest.mark.parametrize("device", ["cpu", "torch"])
+def test_the_lattice_is_as_accurate_as_the_guide_says(num_features, device):
+    pytest.importorskip("torch")
+    values, features = make(num_features)
+    found = gaussian_filter(values, features, method="lattice", device=device)
+    expected = normalized(kernel_of(features), values, "none")
+    error = np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected**2))
+    assert error < MAX_ERROR[num_features]
+
+
+def test_a_lattice_is_built_once_and_filters_many_times_on_a_grid_with_a_mask():
+    shape = (5, 8, 11)
+    rng = np.random.default_rng(3)
+    image = rng.normal(size=shape)
+    features = np.stack([*(axis / 2.0 for axis in np.indices(shape)), image])
+    mask = rng.random(shape) > 0.3
+    values = rng.random((2, *shape))
+    for method in ("exact", "lattice"):
+        lattice = Lattice(features, method=method, mask=mask)
+        assert method in lattice.description
+        assert lattice.num_points == mask.sum()
+        for part in (values, values[:1]):
+            found = lattice(part, normalization="after")
+            inside = gaussian_filter(part[:, mask], features[:, mask].T, method=method, normalization="after")
+            np.testing.assert_array_equal(found[:, mask], inside)
+            assert not found[:, ~mask].any()
+
+
+def test_the_result_does_not_depend_on_threads_and_its_transpose_is_exact():
+    values, features = make(5)
+    first, second = (gaussian_filter(values, features, method="lattice", threads=threads) for threads in (1, 3))
+    np.testing.assert_array_equal(first, second)
+    kernel = CompiledPoints(np.ascontiguousarray(features.T), "lattice", 2)
+    left = make(5, seed=9)[0]
+    forth = np.vdot(kernel.apply(values).astype(np.float64), left)
+    back = np.vdot(values, kernel.apply(left, transposed=True).astype(np.float64))
+    assert abs(forth - back) <= 1e-6 * abs(forth)
+
+
+def test_auto_is_exact_for_few_points(monkeypatch):
+    values, features = make(4)
+    assert "exact" in Lattice(features).description
+    monkeypatch.setattr(points, "MAX_EXACT", len(features) - 1)
+    assert "lattice" in Lattice(features).description
+    assert not np.array_equal(gaussian_filter(values, features), gaussian_filter(values, features, method="exact"))
+
+
+@pytest.mark.parametrize(
+    ("values", "features", "options", "error", "message"),
+    [
+        (np.ones((1, 5)), np.ones((6, 2)), {}, InputError, r"values have shape \(1, 5\); expected \(V, 6\)"),
+        (np.ones(6), np.ones((6, 2)), {}, InputError, "expected"),
+        (np.ones((1, 6)), np.ones(6), {}, InputError, r"expected \(N, D\), or \(D, \*grid\)"),
+        (np.ones((1, 0)), np.ones((0, 2)), {}, InputError, "0 points of 2 features"),
+        (np.ones((1, 6)), np.ones((6, 0)), {}, InputError, "6 points of 0 features"),
+        (np.ones((1, 6)), np.full((6, 2), np.nan), {}, InputError, "features: expected values that are finite"),
+        (np.full((1, 6), np.inf), np.ones((6, 2)), {}, InputError, "values: expected values that are finite"),
+        (np.ones((1, 6)), np.ones((6, 2)), {"method": "fast"}, ConfigError, "method: expected auto"),
+        (np.ones((1, 6)), np.ones((6, 2)), {"normalization": "before"}, ConfigError, "normalization: expected"),
+        (np.ones((1, 6)), np.ones((6, 2)), {"device": "tpu"}, ConfigError, "device: expected"),
+        (np.ones((1, 6)), np.ones((6, 2)), {"mask": np.zeros(6)}, InputError, "0 points of 2 features"),
+        (np.ones((1, 6)), np.ones((6, 40)), {"method": "lattice"}, CapacityError, "at most 28"),
+        (np.ones((1, 6)), 100.0 * np.arange(12.0).reshape(6, 2), {"method": "lattice"}, InputError, "a simplex of the lattice for itself"),
+    ],
+)
+def test_bad_input_is_refused(values, features, options, error, message):
+    with pytest.raises(error, match=message):
+        gaussian_filter(values, features, **options)
+
+
+@pytest.mark.parametrize("num_guides", [0, 1, 3])
+def test_the_bilateral_filter_is_the_mean_of_like_neighbors(num_guides):
+    rng = np.random.default_rng(4)
+    shape, spacing = (6, 9, 7), (2.0, 1.0, 1.25)
+    image = np.where(np.indices(shape)[1] < 4, 10.0, 60.0) + rng.normal(0.0, 2.0, shape)
+    guide = None if num_guides == 0 else np.stack([image + number for number in range(num_guides)])
+    mask = rng.random(shape) > 0.1
+    found = bilateral_filter(image, spacing=spacing, theta_alpha=(3.0, 2.0, 2.5), theta_beta=8.0, guide=guide, mask=mask, method="exact")
+    positions = [axis * step / theta for axis, step, theta in zip(np.indices(shape), spacing, (3.0, 2.0, 2.5), strict=True)]
+    features = np.stack([*positions, *([image / 8.0] if guide is None else guide / 8.0)])
+    expected = gaussian_filter(image[None], features, mask=mask, normalization="after", method="exact")[0]
+    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-4)
+    assert found.shape == shape
+    two = bilateral_filter(np.stack([image, image]), spacing=spacing, theta_alpha=2.0, theta_beta=8.0, guide=guide)
+    assert two.shape == (2, *shape)
+    with pytest.raises(ConfigError, match="theta_beta"):
+        bilateral_filter(image, spacing=spacing, theta_alpha=2.0, theta_beta=0.0)
+    with pytest.raises(InputError, match="shape"):
+        bilateral_filter(image[0], spacing=spacing, theta_alpha=2.0, theta_beta=1.0)
+
+
+def test_the_operators_are_public():
+    assert {"gaussian_filter", "Lattice", "bilateral_filter"} <= set(crfrefine.__all__)

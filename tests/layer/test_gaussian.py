@@ -1,0 +1,99 @@
+"""The Gaussian filter on tensors: gradients with respect to values and features, batches, types, transforms."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import crfrefine  # noqa: E402
+from crfrefine.errors import ConfigError, InputError  # noqa: E402
+from crfrefine.layer.functional import gaussian_filter  # noqa: E402
+
+
+def make(num_points=60, num_features=4, num_channels=2, dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.rand(2, num_channels, num_points, generator=generator, dtype=torch.float64).to(dtype)
+    return values, torch.randn(2, num_points, num_features, generator=generator, dtype=torch.float64).to(dtype)
+
+
+@pytest.mark.parametrize("normalization", ["none", "after", "symmetric"])
+def test_gradcheck_in_float64(normalization):
+    values, features = make(12, 3, dtype=torch.float64)
+    values.requires_grad_()
+    features.requires_grad_()
+    assert torch.autograd.gradcheck(lambda v, f: gaussian_filter(v, f, method="exact", normalization=normalization), (values, features))
+
+
+@pytest.mark.parametrize("normalization", ["none", "after", "symmetric"])
+@pytest.mark.parametrize(("method", "tolerance"), [("exact", 2e-5), ("lattice", 0.35)])
+def test_gradients_of_the_engine_are_those_of_the_sum_over_all_pairs(method, tolerance, normalization):
+    grads = []
+    for dtype, own in ((torch.float64, "exact"), (torch.float32, method)):
+        values, features = make(300, 3, dtype=dtype)
+        values.requires_grad_()
+        features.requires_grad_()
+        gaussian_filter(values, features, method=own, normalization=normalization).square().sum().backward()
+        grads.append((values.grad.double(), features.grad.double()))
+    for expected, found in zip(*grads, strict=True):
+        assert (found - expected).norm() <= tolerance * expected.norm()
+
+
+def test_tensors_and_arrays_give_the_same_values():
+    values, features = make()
+    for normalization in ("none", "after", "symmetric"):
+        found = gaussian_filter(values, features, method="lattice", normalization=normalization)
+        for item in range(2):
+            expected = crfrefine.gaussian_filter(
+                values[item].numpy(), features[item].numpy(), method="lattice", normalization=normalization
+            )
+            np.testing.assert_allclose(found[item].numpy(), expected, rtol=2e-6)
+            of_item = crfrefine.gaussian_filter(values[item], features[item], method="lattice", normalization=normalization)
+            torch.testing.assert_close(of_item, found[item])
+
+
+def test_grids_masks_and_types():
+    shape = (4, 5, 7)
+    values, features = torch.rand(2, 3, *shape), torch.randn(2, 4, *shape)
+    mask = torch.rand(shape) > 0.3
+    found = gaussian_filter(values, features, mask=mask)
+    inside = gaussian_filter(values[:, :, mask], features[:, :, mask].transpose(1, 2))
+    torch.testing.assert_close(found[:, :, mask], inside)
+    assert not found[:, :, ~mask].any()
+    half = gaussian_filter(values.half(), features.half(), normalization="after")
+    assert half.dtype == torch.float16
+    assert gaussian_filter(values.double(), features).dtype == torch.float64
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert gaussian_filter(values, features).dtype == torch.float32
+
+
+def test_transforms_of_functions():
+    values, features = make()
+
+    def loss(v, f):
+        return gaussian_filter(v, f, normalization="after").square().sum()
+
+    by_values, by_features = torch.func.grad(loss, argnums=(0, 1))(values, features)
+    values.requires_grad_()
+    features.requires_grad_()
+    loss(values, features).backward()
+    torch.testing.assert_close(by_values, values.grad)
+    torch.testing.assert_close(by_features, features.grad)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda v, f: (v[:, :, 1:], f, {}), InputError, "do not fit each other"),
+        (lambda v, f: (v[0], f, {}), InputError, "values: expected floating-point numbers with a batch"),
+        (lambda v, f: (v.long(), f, {}), InputError, "values: expected floating-point"),
+        (lambda v, f: (v, f * float("nan"), {}), InputError, "finite"),
+        (lambda v, f: (v * float("inf"), f, {}), InputError, "finite"),
+        (lambda v, f: (v, f, {"mask": torch.ones(3)}), InputError, "mask has shape"),
+        (lambda v, f: (v, f, {"method": "grid"}), ConfigError, "method"),
+        (lambda v, f: (v, f * 1e4, {"method": "lattice"}), InputError, "for itself"),
+    ],
+)
+def test_bad_input_is_refused(change, error, message):
+    values, features, options = change(*make())
+    with pytest.raises(error, match=message):
+        gaussian_filter(values, features, **options)
