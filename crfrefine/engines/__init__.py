@@ -32,13 +32,16 @@ def get_backend(device: str, *, keeps_kernels: bool = False) -> Backend:
         ConfigError: the device does not exist.
     """
     for pattern, load in _TABLE:
-        if re.fullmatch(pattern, device):
-            backend = load(device)
-            return _cpu(device, keeps_kernels=True) if keeps_kernels and backend.name == "cpu" else backend
-    raise ConfigError(f"device: expected one of {', '.join(DEVICES)}; got {shorten_value(device)}")
+        if re.fullmatch(pattern, device) and (backend := load(device)) is not None:
+            return backend
+    if device not in ("auto", "cpu"):
+        raise ConfigError(f"device: expected one of {', '.join(DEVICES)}; got {shorten_value(device)}")
+    from crfrefine.engines.cpu import CpuBackend
+
+    return CpuBackend(keeps_kernels)
 
 
-def _auto(_: str) -> Backend:
+def _auto(_: str) -> Backend | None:
     from crfrefine.engines.cuda.cupy_device import is_available
 
     if is_available():
@@ -46,13 +49,7 @@ def _auto(_: str) -> Backend:
             return _cuda("cuda")
         except BackendUnavailableError as error:
             warnings.warn(f"--device auto takes the CPU, as the GPU cannot be used ({error})", RuntimeWarning, stacklevel=3)
-    return _cpu("cpu")
-
-
-def _cpu(_: str, *, keeps_kernels: bool = False) -> Backend:
-    from crfrefine.engines.cpu import CpuBackend
-
-    return CpuBackend(keeps_kernels=keeps_kernels)
+    return None
 
 
 def _cuda(device: str) -> Backend:
@@ -80,9 +77,9 @@ def _torch(device: str) -> Backend:
     return TorchBackend(device.partition(":")[2] or "cpu")
 
 
-_TABLE: tuple[tuple[str, Callable[[str], Backend]], ...] = (
+# Patterns of devices beside the CPU, which `auto` means where there is no GPU.
+_TABLE: tuple[tuple[str, Callable[[str], Backend | None]], ...] = (
     (r"auto", _auto),
-    (r"cpu", _cpu),
     (r"cuda(:[0-9]{1,9})?", _cuda),
     (r"torch(:cuda(:[0-9]{1,9})?)?", _torch),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,21 +32,19 @@ if TYPE_CHECKING:
     from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec, ModelSpec
 
 
+@dataclass(eq=False)
 class CpuBackend(Backend):
-    """The C++ engine: permutohedral lattice, bilateral grid, truncated and exact sums, separable spatial filter."""
+    """The C++ engine: permutohedral lattice, bilateral grid, truncated and exact sums, separable spatial filter.
+
+    Attributes:
+        keeps_kernels: whether the kernels of the newest whole volume stay in memory for the next `mean_field`, which takes them if image,
+            mask, spacing and bandwidths are equal. Runs then come one at a time; results have the same bits.
+    """
 
     name = "cpu"
-
-    def __init__(self, *, keeps_kernels: bool = False) -> None:
-        """Load the engine.
-
-        Args:
-            keeps_kernels: whether the kernels of the newest whole volume stay in memory for the next run, which takes them if image,
-                mask, spacing and bandwidths are equal. Runs then come one at a time; results have the same bits.
-        """
-        self._engine = load_engine()
-        self._keeps_kernels = keeps_kernels
-        self._kept: tuple[CpuKernels, GridImage, int | None] | None = None
+    keeps_kernels: bool = False
+    _engine: Any = field(default_factory=load_engine, init=False)
+    _kept: tuple[CpuKernels, GridImage, int | None] | None = field(default=None, init=False)  # with their image and threads
 
     @property
     def level(self) -> str:
@@ -54,22 +52,13 @@ class CpuBackend(Backend):
         return str(self._engine.__name__).rpartition("_")[2]
 
     def kernels(self, image: GridImage, spec: KernelSetSpec, context: RunContext = NO_CONTEXT) -> CpuKernels:
-        """Build the kernels of a model on one image; see `Backend.kernels`. Kernels of parts of a volume are never kept."""
-        if not self._keeps_kernels or image.origin is not None:
-            return self._build(image, spec, context)
-        if self._kept is None or not self._fits(*self._kept, image, spec, context.threads):
-            self._kept = None  # Memory need not hold two of them.
-            self._kept = self._build(image, spec, context), image, context.threads
-            self._kept[0].is_kept = True
-        return self._kept[0]
-
-    def _build(self, image: GridImage, spec: KernelSetSpec, context: RunContext) -> CpuKernels:
+        """Build the kernels of a model on one image; see `Backend.kernels`."""
         values = np.ascontiguousarray(image.values, dtype=np.float32)
         started, origin = time.perf_counter(), image.origin
         with engine_errors(self._engine, values.shape):
             built = self._engine.Kernels(
                 values,
-                _mask(image.mask),
+                image.mask,
                 *_kernel_arguments(spec, image.spacing),
                 spec.num_labels,
                 spec.num_iterations,
@@ -78,7 +67,8 @@ class CpuBackend(Backend):
                 context.threads or available_threads(),
                 context.progress,
             )
-        return CpuKernels(self._engine, built, values.shape, image.mask, spec, time.perf_counter() - started)
+        text = tuple(built.descriptions())
+        return CpuKernels(self._engine, built, spec, values.shape, image.mask, built.num_voxels(), text, time.perf_counter() - started)
 
     def _fits(
         self, kept: CpuKernels, built: GridImage, built_threads: int | None, image: GridImage, spec: KernelSetSpec, threads: int | None
@@ -98,18 +88,19 @@ class CpuBackend(Backend):
         distances, bilateral, _, _, name = _kernel_arguments(spec, image.spacing)
         settings = (distances, bilateral, name, spec.num_labels, spec.num_iterations, threads or available_threads())
         with engine_errors(self._engine, values.shape):
-            return tuple(self._engine.plan_filters(values, _mask(image.mask), *settings))
+            return tuple(self._engine.plan_filters(values, image.mask, *settings))
 
     def mean_field(self, logits: Float32, image: GridImage, spec: ModelSpec, context: RunContext = NO_CONTEXT) -> MeanFieldResult:
         """Run the mean field on one case; see `Backend.mean_field`."""
-        kernels = self.kernels(image, spec.kernels, context)
-        if kernels.is_kept:
+        if self.keeps_kernels and image.origin is None:  # Kernels of parts of a volume are never kept.
+            if self._kept is None or not self._fits(*self._kept, image, spec.kernels, context.threads):
+                self._kept = None  # Memory need not hold two of them.
+                self._kept = self.kernels(image, spec.kernels, context), image, context.threads
             try:
-                return kernels.run(logits, spec.mean_field, progress=context.progress)
+                return self._kept[0].run(logits, spec.mean_field, progress=context.progress)
             except CapacityError:  # Kept kernels and a run may not fit into memory together.
-                del kernels
                 self._kept = None
-            kernels = self._build(image, spec.kernels, context)
+        kernels = self.kernels(image, spec.kernels, context)
         del image
         return kernels.run(logits, spec.mean_field, progress=context.progress, is_last=True)
 
@@ -119,7 +110,7 @@ class CpuBackend(Backend):
         guide, settings = np.ascontiguousarray(image.values, dtype=np.float32), _kernel_arguments(spec, image.spacing)
         out = np.zeros_like(values)
         with engine_errors(self._engine, values.shape):
-            self._engine.message(values, guide, _mask(image.mask), *settings, threads or available_threads(), out)
+            self._engine.message(values, guide, image.mask, *settings, threads or available_threads(), out)
         return out
 
     def label_map(self, logits: Float32, *, threads: int | None = None) -> Labels:
@@ -141,24 +132,19 @@ class CpuBackend(Backend):
         return list(zip(ends[::2], ends[1::2], strict=True))
 
 
+@dataclass(eq=False)
 class CpuKernels:
-    """Kernels built by the C++ engine; see `Kernels`.
-
-    Attributes:
-        built: the engine's own object, for runs on tiles.
-        is_kept: whether the last run, too, leaves the kernels for further runs.
-    """
+    """Kernels built by the C++ engine; see `Kernels`."""
 
     dtype = "float32"
-
-    def __init__(
-        self, engine: Any, built: Any, image_shape: tuple[int, ...], mask: Bool | None, spec: KernelSetSpec, build_seconds: float
-    ) -> None:
-        self._engine, self.built, self._mask, self._build_seconds = engine, built, mask, build_seconds
-        self.spec, self.image_shape = spec, image_shape
-        self.num_voxels = int(built.num_voxels())
-        self.filters = tuple(built.descriptions())
-        self.is_kept = False
+    _engine: Any
+    built: Any  # the engine's own object, for runs on tiles
+    spec: KernelSetSpec
+    image_shape: tuple[int, ...]
+    _mask: Bool | None
+    num_voxels: int
+    filters: tuple[str, ...]
+    _build_seconds: float
 
     def run(self, logits: Array, spec: MeanFieldSpec, *, progress: Progress | None = None, is_last: bool = False) -> MeanFieldResult:
         """Run the mean field until its stopping rule is met; see `Kernels.run`."""
@@ -167,7 +153,7 @@ class CpuKernels:
         started, out = time.perf_counter(), np.empty(logits.shape, np.float32)
         with engine_errors(self._engine, logits.shape):
             part = volume_part(logits, self._mask, spec)
-            outcome = self.built.run(logits, spec, part, is_last and not self.is_kept, progress, out)
+            outcome = self.built.run(logits, spec, part, is_last, progress, out)
         report = MeanFieldReport(outcome["num_iterations"], outcome["converged"], tuple(outcome["energy"]), self.filters)
         timings = {"build": self._build_seconds, "steps": time.perf_counter() - started}
         return MeanFieldResult(out, report, timings, outcome["marginals"])
@@ -214,8 +200,9 @@ class CpuKernels:
 
 def _kernel_arguments(spec: KernelSetSpec, spacing: Sequence[float]) -> tuple[Any, ...]:
     """Return the settings of the kernels that the C++ engine takes: spacing, bandwidths, normalization, filter."""
-    bilateral = [(list(kernel.theta_position), list(kernel.theta_intensity or ())) for kernel in spec.bilateral]
-    gamma = [] if spec.spatial is None else list(spec.spatial.theta_position)
+    kernels = [(list(kernel.theta_position), kernel.theta_intensity) for kernel in spec.kernels]
+    bilateral = [(position, list(intensity)) for position, intensity in kernels if intensity is not None]
+    gamma = next((position for position, intensity in kernels if intensity is None), [])
     return list(spec.distances(spacing)), bilateral, gamma, spec.normalization, spec.filter
 
 
@@ -224,10 +211,6 @@ def _equal(first: Array | None, second: Array | None) -> bool:
     if first is None or second is None:
         return first is second
     return first.dtype == second.dtype and np.array_equal(first, second)
-
-
-def _mask(mask: Bool | None) -> Bool | None:
-    return None if mask is None else np.ascontiguousarray(mask, dtype=np.bool_)
 
 
 @contextmanager

@@ -33,10 +33,6 @@ def _key(default: Any, rule: Rule, comment: str, needed_by: tuple[str, str] | No
     return field(default=default, metadata={"rule": rule, "comment": comment, "needed_by": needed_by})
 
 
-def _words(*words: str, per: str | None = None) -> Rule:
-    return Rule(str, words=words, per=per)
-
-
 @dataclass(frozen=True)
 class Section:
     """A table of the file: checks its fields on construction and turns lists into tuples."""
@@ -85,7 +81,7 @@ class IntensityParameters(Section):
     section: ClassVar[str] = "intensity"
     normalization: str | tuple[str, ...] = _key(
         "percentile",
-        _words("none", "zscore", "percentile", "window", per="modality"),
+        Rule(str, words=("none", "zscore", "percentile", "window"), per="modality"),
         "none | zscore | percentile | window; one, or one per modality; taken inside the mask",
     )
     percentiles: tuple[float, float] | tuple[tuple[float, float], ...] = _key(
@@ -97,7 +93,7 @@ class IntensityParameters(Section):
         'intensity [low, high]; for "window": mapped to 0 and 1 and clipped, e.g. Hounsfield units',
         needed_by=("normalization", "window"),
     )
-    mask: str = _key("none", _words("none", "nonzero"), "none | nonzero (any modality); used when no mask file is given")
+    mask: str = _key("none", Rule(str, words=("none", "nonzero")), "none | nonzero (any modality); used when no mask file is given")
 
     def by_modality(self, num_modalities: int) -> list[tuple[str, tuple[float, float], tuple[float, float] | None]]:
         """Return normalization, percentiles and window of each modality; raise ConfigError if a list has the wrong length."""
@@ -139,7 +135,7 @@ class CompatibilityParameters(Section):
     """The penalty for neighbors with different labels."""
 
     section: ClassVar[str] = "compatibility"
-    kind: str = _key("potts", _words("potts", "matrix"), "potts (1 for any two different labels) | matrix")
+    kind: str = _key("potts", Rule(str, words=("potts", "matrix")), "potts (1 for any two different labels) | matrix")
     matrix: tuple[tuple[float, ...], ...] | None = _key(
         None,
         Rule(per="label", shape="matrix"),
@@ -177,14 +173,14 @@ class MeanFieldParameters(Section):
     output_temperature: float = _key(
         1.0, Rule(float, *OUTPUT_TEMPERATURE_RANGE), "divides the refined logits where they become probabilities"
     )
-    normalization: str = _key("symmetric", _words("symmetric", "after"), "symmetric | after")
+    normalization: str = _key("symmetric", Rule(str, words=("symmetric", "after")), "symmetric | after")
     filter: str = _key(
         "auto",
-        _words("auto", "exact", "truncated", "lattice", "grid"),
+        Rule(str, words=("auto", "exact", "truncated", "lattice", "grid")),
         "auto | exact | truncated | lattice | grid (at most 2 modalities): how bilateral messages are computed",
     )
     positions: str = _key(
-        "mm", _words("mm", "voxels", "network"), "mm | voxels | network (its voxels): unit of theta_alpha and theta_gamma"
+        "mm", Rule(str, words=("mm", "voxels", "network")), "mm | voxels | network (its voxels): unit of theta_alpha and theta_gamma"
     )
     label_threshold: float = _key(
         1e-4,

@@ -33,11 +33,6 @@ class KernelSpec:
     theta_position: tuple[float, ...]  # bandwidth along each grid axis: theta_alpha or theta_gamma
     theta_intensity: tuple[float, ...] | None = None  # theta_beta of each modality; None for the spatial kernel
 
-    @property
-    def is_spatial(self) -> bool:
-        """Whether the kernel depends on positions only."""
-        return self.theta_intensity is None
-
 
 @dataclass(frozen=True)
 class KernelSetSpec:
@@ -55,17 +50,17 @@ class KernelSetSpec:
     @property
     def bilateral(self) -> tuple[KernelSpec, ...]:
         """The appearance kernels."""
-        return tuple(kernel for kernel in self.kernels if not kernel.is_spatial)
+        return tuple(kernel for kernel in self.kernels if kernel.theta_intensity is not None)
 
     @property
     def spatial(self) -> KernelSpec | None:
         """The spatial kernel; None without one."""
-        return next((kernel for kernel in self.kernels if kernel.is_spatial), None)
+        return next((kernel for kernel in self.kernels if kernel.theta_intensity is None), None)
 
     @property
     def names(self) -> tuple[str, ...]:
         """What reports call the kernels."""
-        return tuple("spatial" if kernel.is_spatial else f"bilateral.{number}" for number, kernel in enumerate(self.kernels))
+        return tuple("spatial" if kernel.theta_intensity is None else f"bilateral.{number}" for number, kernel in enumerate(self.kernels))
 
     def distances(self, spacing: Sequence[float]) -> tuple[float, ...]:
         """Return the distance between neighbors along each axis in the unit of the bandwidths; raise ConfigError if that is unknown."""
@@ -88,7 +83,9 @@ class KernelSetSpec:
         num_further = len(shape) - len(spacing)
         reach = [0] * num_further
         for axis, (step, extent) in enumerate(zip(self.distances(spacing), shape[num_further:], strict=True)):
-            widths = [(SPATIAL_REACH if kernel.is_spatial else REACH) * kernel.theta_position[axis] / step for kernel in self.kernels]
+            widths = [
+                (SPATIAL_REACH if kernel.theta_intensity is None else REACH) * kernel.theta_position[axis] / step for kernel in self.kernels
+            ]
             reach.append(math.ceil(min(max(widths, default=0.0), extent - 1)))
         return tuple(reach)
 
@@ -135,14 +132,9 @@ class MeanFieldSpec:
         return not np.diagonal(self.compatibility).any() and int(np.count_nonzero(self.compatibility == 1.0)) == others
 
     @cached_property
-    def has_one_weight(self) -> bool:
-        """Whether each kernel has the same weight for all labels."""
-        return bool((self.weights == self.weights[:, :1]).all())
-
-    @cached_property
     def num_channels(self) -> int:
-        """Channels of the marginals that are filtered: with one weight for all labels, the last message follows from the others."""
-        return self.num_labels - 1 if self.has_one_weight else self.num_labels
+        """Channels that are filtered: if each kernel has one weight for all labels, the last label's message follows from the others'."""
+        return self.num_labels - bool((self.weights == self.weights[:, :1]).all())
 
     def check_tiles(self) -> None:
         """Raise ConfigError if a run on tiles has a volume term: volumes are sums over all voxels."""

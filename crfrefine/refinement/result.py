@@ -79,8 +79,9 @@ class RefinementResult(Reported):
     def __repr__(self) -> str:
         """Summarize the result in one line, without arrays."""
         grid = "×".join(str(extent) for extent in self.label_map.shape)
-        details = counted(self.num_iterations, "step") + (", converged" if self.converged else "")
-        details += f", energy {self.energy[-1]:.6g}" if self.energy else ""
+        report = self.report
+        details = counted(report.num_iterations, "step") + (", converged" if report.converged else "")
+        details += f", energy {report.energy[-1]:.6g}" if report.energy else ""
         channels = f"{self.channels.num_channels} {'labels' if self.regions is None else 'regions'}"
         return f"<RefinementResult: {channels} on {grid} voxels, {details}, on {self.device}>"
 

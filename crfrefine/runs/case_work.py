@@ -46,7 +46,6 @@ MAX_VANISHED = 50
 """Most labels that a note names; the record has all of them."""
 
 _OF_RESULT = ("device", "num_padding_voxels", "voxels_removed", "voxels_filled")
-_OF_REPORT = ("num_iterations", "converged", "energy", "filters")
 _OF_CHANGES = ("voxels_changed", "voxels_before", "voxels_after")
 """Fields of a record that are copied from the result, from its report, and from its changes."""
 
@@ -168,8 +167,7 @@ def _refine(
     outvoted = {label: before for label, (before, after) in counts if before and not after}
     record.times["refine"] = time.perf_counter() - started
     record.times.update({f"refine.{stage}": seconds for stage, seconds in result.timings.items()})
-    vars(record).update({name: getattr(result, name) for name in _OF_RESULT})
-    vars(record).update({name: getattr(result.report, name) for name in _OF_REPORT})
+    vars(record).update(vars(result.report) | {name: getattr(result, name) for name in _OF_RESULT})
     vars(record).update({name: getattr(changes, name) for name in _OF_CHANGES})
     record.num_voxels_in_mask = result.label_map.size if case.mask is None else int(np.count_nonzero(case.mask))
     vanished = dict(sorted({**lost, **outvoted}.items()))
@@ -262,7 +260,7 @@ def _draw(case: Case, result: RefinementResult, names: Names) -> bytes:
 
     changes, num_voxels, voxel_ml = result.changes, result.label_map.size, math.prod(case.spacing) / 1000
     share = changes.voxels_changed / num_voxels
-    parts = [f"{result.num_iterations} steps", f"{changes.voxels_changed:,} of {num_voxels:,} voxels changed ({share:.2%})"]
+    parts = [f"{result.report.num_iterations} steps", f"{changes.voxels_changed:,} of {num_voxels:,} voxels changed ({share:.2%})"]
     pairs = list(enumerate(zip(changes.voxels_before, changes.voxels_after, strict=True)))[1:]
     volumes = [
         f"{names.titles.get(label, f'label {label}')}: {before * voxel_ml:.3g} → {after * voxel_ml:.3g}"

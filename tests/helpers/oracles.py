@@ -113,7 +113,7 @@ def kernels_of(case, model):
     spacing = case.spacing if kernels.positions == "mm" else (1.0,) * len(case.spacing)
     terms = []
     for term, weight in zip(kernels.kernels, model.mean_field.weights, strict=True):
-        radius = 3.0 if kernels.filter == "truncated" and not term.is_spatial else np.inf
+        radius = 3.0 if kernels.filter == "truncated" and term.theta_intensity is not None else np.inf
         kernel = brute_force_kernel(case.image, case.inside, spacing, term.theta_position, term.theta_intensity, radius=radius)
         terms.append((normalize_kernel(kernel, kernels.normalization), weight.astype(np.float64)))
     return terms

@@ -56,7 +56,7 @@ class Backward:
         self._moments: list[Moments | None] = []
         for kernel, own in zip(kernels, self._set.kernels, strict=True):
             given = (kernel, own, voxels, image, self._sums, self._filtered.reshape(-1))
-            is_wanted = wants_theta or (wants_image and not own.is_spatial)
+            is_wanted = wants_theta or (wants_image and own.theta_intensity is not None)
             self._moments.append(Moments(*given, wants_theta=wants_theta, by_image=self._by_intensity) if is_wanted else None)
         self._by_x, self._by_start, self._messages = (xp.empty((num_labels, num_voxels), dtype=np.float32) for _ in range(3))
         self._unit = xp.ones((num_groups, width), dtype=np.float32)

@@ -144,7 +144,7 @@ class TorchKernels:
         for number, (kernel, theta) in enumerate(zip(self.spec.kernels, thetas, strict=True)):
             if progress is not None:
                 progress("build", number, len(thetas))
-            if kernel.is_spatial:
+            if kernel.theta_intensity is None:
                 plain, text = spatial_filter(self.inside, self.spec.distances(self._grid.spacing), theta), "exact"
             else:
                 plain, text = self._appearance_filter(theta, intensities)

@@ -162,7 +162,7 @@ def plan_label_map(
     reach = spec.kernels.reach(image.spacing, grid.shape)
     # Messages reach farther than a label takes part, and penalize all labels there: by the same amount, which changes no marginal, if the
     # model is a Potts model with one weight for all labels. The energy then lacks these pairs.
-    is_plain = run.is_potts and run.has_one_weight
+    is_plain = run.is_potts and run.num_channels < run.num_labels
     farther = (0,) * MAX_DIMS if is_plain else reach
     if sigma is None:
         source, near, confidence = LabelMapChannels(labels, reach), reach, CONFIDENCE
