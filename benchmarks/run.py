@@ -25,7 +25,7 @@ from peers import BENCH, ROOT, run_worker
 from workers.measure import Workload
 from workloads import WORKLOADS, WorkloadSpec, store
 
-from crfrefine.engines.compiled import best_level, built_levels
+from crfrefine.engines.compiled import find_levels
 
 RECORDS = ROOT / "docs" / "reference" / "benchmarks.json"
 
@@ -36,7 +36,7 @@ def _measure(spec: WorkloadSpec, repeats: int) -> dict[str, Any]:
     systems = ("crfrefine", *spec.peers)
     saved = {system: BENCH / "results" / f"{spec.name}-{system}.npy" for system in systems}
     runs: dict[str, list[dict[str, Any]]] = {system: [] for system in systems}
-    best, built = best_level(), built_levels()
+    built, _, best = find_levels()
     lower = built[: built.index(best)][::-1]
     of_level: dict[str, list[float]] = {level: [] for level in lower}
     for repeat in range(repeats):

@@ -12,7 +12,7 @@ import os
 import sys
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from crfrefine.errors import BackendUnavailableError, ConfigError
 
@@ -33,37 +33,35 @@ def load_engine() -> Any:
             supported by the processor.
         ConfigError: the environment variable names no instruction set.
     """
-    level = os.environ.get(ASKED_LEVEL, best_level())
+    levels = find_levels()
+    level = os.environ.get(ASKED_LEVEL, levels.best)
     if level not in LEVELS:
         raise ConfigError(f"{ASKED_LEVEL} is {level!r}; expected one of {', '.join(LEVELS)}")
-    supported, built = processor_level(), built_levels()
-    if LEVELS.index(level) > LEVELS.index(supported):
-        raise BackendUnavailableError(f"{ASKED_LEVEL} asks for {level}, but this processor runs only {supported}")
-    if level not in built:
+    if LEVELS.index(level) > LEVELS.index(levels.processor):
+        raise BackendUnavailableError(f"{ASKED_LEVEL} asks for {level}, but this processor runs only {levels.processor}")
+    if level not in levels.built:
         raise BackendUnavailableError(
-            f"{ASKED_LEVEL} asks for {level}, but the engine was compiled for {' and '.join(built)}; unset it, or install all levels "
-            "from a clone: pip install --config-settings=cmake.define.CRFREFINE_LEVELS=all ."
+            f"{ASKED_LEVEL} asks for {level}, but the engine was compiled for {' and '.join(levels.built)}; unset it, or install all "
+            "levels from a clone: pip install --config-settings=cmake.define.CRFREFINE_LEVELS=all ."
         )
     return _import_level(level)
 
 
-def best_level() -> str:
-    """Return the highest level that is compiled and that this processor supports; raises BackendUnavailableError without an engine."""
-    supported = LEVELS[: LEVELS.index(processor_level()) + 1]
-    return [level for level in built_levels() if level in supported][-1]
+class Levels(NamedTuple):
+    """Levels of the machine."""
 
-
-@cache
-def processor_level() -> str:
-    """Return the highest level that this processor supports, compiled or not; raises BackendUnavailableError without an engine."""
-    return str(_import_level(LEVELS[0]).cpu_level())
+    built: tuple[str, ...]  # those that are compiled, lowest first
+    processor: str  # the highest that this processor supports, compiled or not
+    best: str  # the highest that is compiled and supported
 
 
 @cache  # Every layer asks for the engine several times, and a look at the folder takes as long as the arithmetic of a small case.
-def built_levels() -> tuple[str, ...]:
-    """Return the levels that are compiled, lowest first; raises BackendUnavailableError without an engine."""
-    folder = Path(str(_import_level(LEVELS[0]).__file__)).parent
-    return tuple(level for level in LEVELS if any(folder.glob(f"_engine_{level}.*")))
+def find_levels() -> Levels:
+    """Return the levels of the machine; raises BackendUnavailableError without an engine."""
+    baseline = _import_level(LEVELS[0])
+    folder, processor = Path(str(baseline.__file__)).parent, str(baseline.cpu_level())
+    built = tuple(level for level in LEVELS if any(folder.glob(f"_engine_{level}.*")))
+    return Levels(built, processor, max(set(built) & set(LEVELS[: LEVELS.index(processor) + 1]), key=LEVELS.index))
 
 
 def _import_level(level: str) -> Any:

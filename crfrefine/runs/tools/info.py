@@ -188,13 +188,14 @@ def _discover(folder: Path) -> CaseList:
 def installation() -> dict[str, str]:
     """Return names and texts, in the order of display. Nothing is raised: an engine that does not run says why."""
     from crfrefine.engines import get_backend
-    from crfrefine.engines.compiled import built_levels, processor_level
+    from crfrefine.engines.compiled import find_levels
 
     threads, source = thread_limit()
     shown = {"version": f"crfrefine {crfrefine.__version__}, Python {platform.python_version()}, {platform.platform()}"}
     try:
         cpu: Any = get_backend("cpu")
-        shown["engine"] = f"{cpu.level}; compiled for {', '.join(built_levels())}; this processor runs {processor_level()}"
+        levels = find_levels()
+        shown["engine"] = f"{cpu.level}; compiled for {', '.join(levels.built)}; this processor runs {levels.processor}"
     except CrfRefineError as error:
         shown["engine"] = str(error)
     try:
