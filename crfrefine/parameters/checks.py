@@ -133,5 +133,10 @@ def unknown_key(key: object, known: Collection[str]) -> ConfigError:
     section, _, entry = key.partition(".")
     same = [repr(name) for name in known if name.endswith(f".{key}")]
     beside = [name.partition(".")[2] for name in known if name.startswith(f"{section}.")]
-    hint = f"did you mean {' or '.join(same)}?" if same else suggestion(entry, beside) if beside else suggestion(key, known)
+    if same:
+        hint = f"did you mean {' or '.join(same)}?"
+    elif beside or difflib.get_close_matches(key[:MAX_CHARACTERS], list(known), n=1):
+        hint = suggestion(entry, beside) if beside else suggestion(key, known)
+    else:
+        hint = f"known tables: {', '.join(dict.fromkeys(name.partition('.')[0] for name in known if '.' in name))}"
     return ConfigError(f"{shorten(key)}: {GONE_KEYS.get(key) or f'unknown key; {hint}'}")
