@@ -37,7 +37,7 @@ OVERRIDES = {
     f"bilateral.weight=0x{'f' * 9000}": "bilateral.weight: expected a finite number, got a whole number",
     f"bilateral.weight={'[' * 9000}": "lists or tables are nested too deeply",
     f"bilateral.{DIGITS}.weight=1": "there is 1 kernel, counted from 0",
-    f"{LONG}=1": "unknown key; known: intensity",
+    f"{LONG}=1": "unknown key; known tables: intensity",
     f"bilateral.weight={LONG}": "bilateral.weight: expected a number, got 'xxx",
     f"{HOSTILE}=1": rf"{SHOWN}: unknown key",
 }
