@@ -4,7 +4,8 @@ A drawn voxel is fixed. Around it, the logit of its label rises by
 `strength * temperature * exp(-d² / 2 r² - Δ² / 2 s²)` at a voxel that is d mm away and whose
 normalized intensities differ by Δ; the largest rise counts. r is the distance from the drawn voxel
 to the nearest voxel of its label in the network's label map, so that a stroke reaches as far as the
-error that it corrects. See docs/guide/strokes.md.
+error that it corrects. Where the network has the label already, nothing rises. See
+docs/guide/strokes.md.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ STRENGTH, STRENGTH_OF_LABELS, STRENGTH_OF_SHARES = 6.0, 3.0, 8.0
 coarser network, whose logits are at most 7 apart."""
 
 MIN_RADIUS = 1.5
-"""Smallest r in mm: that of a stroke where the network has its label already."""
+"""Smallest r in mm."""
 
 NUM_RADII = 3.0
 """Radii after which a rise ends: it is 1 % of the strength there."""
@@ -200,6 +201,8 @@ class StrokeModel:
         """
         far = [NUM_RADII * max(MIN_RADIUS, self.parameters.reach) / step for step in self.spacing]
         tiles = ((1,) * len(far) + TILE)[-len(far) :]
+        # Where the network has the label already, there is no error to follow.
+        chosen = chosen & ~has_label[tuple(strokes.positions)]
         for members in _groups(strokes.positions[:, chosen], strokes.shape, far):
             low, high = members.min(axis=1), members.max(axis=1) + 1
             box = tuple(

@@ -112,6 +112,10 @@ def test_a_right_stroke_changes_next_to_nothing(ball):
     drawn[8:11, 8, 9] = 1
     before, after = (refine(logits, image, spacing=SPACING, strokes=part).label_map for part in (None, drawn))
     assert (before != after).sum() <= 1e-3 * (truth == 1).sum()
+    far = {"strokes.reach": 30.0, "strokes.likeness": 10.0}  # where the network is right, they do not matter
+    parameters = CrfParameters().replace(**far)
+    wide, plain = (refine(logits, image, spacing=SPACING, parameters=parameters, strokes=part).logits for part in (drawn, None))
+    np.testing.assert_allclose(wide[:, truth == 0], plain[:, truth == 0], atol=0.05)
 
 
 def test_volumes_that_are_kept_follow_strokes(ball):
