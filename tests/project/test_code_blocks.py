@@ -151,6 +151,10 @@ def write_world(root):
         save_image(root / f"{name}.nii.gz", values)
     for name, labels in {"segmentation": network, "refined": case.labels, "label": case.labels}.items():
         save_labels(root / f"{name}.nii.gz", labels)
+    drawn = np.zeros(network.shape, np.uint8)
+    drawn[2:5, 3, 2] = 1
+    for path in ("strokes.nii.gz", f"corrections/strokes/{CASES[0]}.nii.gz"):
+        save_labels(root / path, drawn)
     save_structures(root / "segmentations", network)
     save_structures(root / "reference_segmentations", case.labels)
     save_channels(root / "logits.nii.gz", case.logits)
@@ -235,6 +239,19 @@ def case_arrays(channels=5, modalities=2):
     return {**arrays, "mask": mask}
 
 
+def filter_arrays():
+    arrays = case_arrays()
+    features = np.concatenate([np.indices(arrays["image"].shape[1:]), arrays["image"]])
+    return {"values": arrays["logits"], "features": features, "ct": arrays["image"][0], "spacing": (1.0, 1.25, 2.0)}
+
+
+def drawn_arrays():
+    arrays = case_arrays()
+    drawn = np.zeros(arrays["image"].shape[1:], np.uint8)
+    drawn[2:5, 3, 2] = 1
+    return {**arrays, "drawn": drawn, "crfrefine": crfrefine, "spacing": (1.0, 1.25, 2.0)}
+
+
 def tensors(channels, modalities):
     """A small network with its batch, as in docs/guide/layer.md."""
     torch = pytest.importorskip("torch", reason="the layer needs PyTorch")
@@ -296,6 +313,8 @@ def pydensecrf_arrays():
 NAMES = {
     **dict.fromkeys(("README.md", "docs/guide/python.md"), case_arrays),
     **dict.fromkeys(("docs/guide/logits.md", "docs/guide/monai.md"), monai_pipeline),
+    "docs/guide/filter.md": filter_arrays,
+    "docs/guide/strokes.md": drawn_arrays,
     "docs/guide/layer.md": lambda: tensors(5, 4),
     "docs/guide/scribbles.md": lambda: tensors(4, 1),
     "docs/for/pydensecrf.md": pydensecrf_arrays,
