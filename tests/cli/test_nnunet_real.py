@@ -127,7 +127,7 @@ def test_predictions_are_refined_with_what_was_learned(trained, root, network, t
     predict = ("nnUNetv2_predict", "-i", str(images), "-o", str(root / "predictions"), "-d", "7", "-c", "3d_fullres", "-f", "0", "1")
     nnunet(root, *predict, "-device", "cpu", "-npp", "1", "-nps", "1", "--disable_tta")
     result = run_here("infer", "--nnunet", root / "predictions", "-o", tmp_path / "out", status=1)
-    assert "run without --save_probabilities" in result.stderr
+    assert "no CASE.npz; predict with nnUNetv2_predict" in result.stderr
     shutil.rmtree(root / "predictions")
     nnunet(root, *predict, "-device", "cpu", "-npp", "1", "-nps", "1", "--disable_tta", "--save_probabilities")
     result = run_here("infer", "--nnunet", root / "predictions", "-o", tmp_path / "as it is", *AS_IT_IS, status=0)
