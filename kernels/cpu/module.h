@@ -11,6 +11,8 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <mutex>
+
 #include "cpu/kernel_set.h"
 #include "cpu/tiles.h"
 
@@ -97,6 +99,23 @@ auto run_pool(int threads, Body&& body) {
     pool.poll = check_signals;
     return body(pool);
 }
+
+// The pool has no workers between calls.
+struct Rest {
+    ThreadPool& pool;
+    ~Rest() { pool.rest(); }
+};
+
+// What is held while an object that is kept between calls works, one call at a time.
+struct EngineCall {
+    EngineCall(std::mutex& mutex, ThreadPool& pool) : lock(mutex), rest{pool} {}
+
+    nanobind::gil_scoped_release release;
+    const std::lock_guard<std::mutex> lock;
+    const Rest rest;
+    const BlockCache cache;
+    Workspace workspace;
+};
 
 // The kernels that an object of the class Kernels has built, and their grid.
 std::pair<KernelSet*, std::vector<int64_t>> kernels_in(const nanobind::handle& kernels);

@@ -1,6 +1,4 @@
 // The Python class of kernels that are kept between calls.
-#include <mutex>
-
 #include "cpu/module.h"
 
 namespace nb = nanobind;
@@ -59,7 +57,7 @@ class Kernels {
         MeanFieldOutcome outcome;
         auto marginals = std::make_unique<Buffer<float>>();
         {
-            Call call(*this);
+            EngineCall call(mutex_, *pool_);
             is_spent_ = is_last_run && !set_->kernels.empty();
             if (is_spent_ && !set_->keeps_image()) {
                 const nb::gil_scoped_acquire gil;
@@ -87,7 +85,7 @@ class Kernels {
                                              const FloatOut& out, const FloatOut& record) {
         const MeanFieldOptions options = options_of_record(model, part, record);
         for (const auto& shape : {shape_of(logits), shape_of(out)}) require_whole(shape, num_labels_);
-        Call call(*this);
+        EngineCall call(mutex_, *pool_);
         const GridView<const float> from = dense_view(logits.data(), grid_shape_);
         const GridView<float> to = dense_view(out.data(), grid_shape_);
         return run_mean_field(*voxels_, set_->kernels, options, from, to, record.data(), nullptr, *pool_, call.workspace, StepCallback())
@@ -106,7 +104,7 @@ class Kernels {
         if (grad_image) require_whole(shape_of(*grad_image), num_modalities_);
         MeanFieldGradients gradients;
         {
-            Call call(*this);
+            EngineCall call(mutex_, *pool_);
             const BackwardInput input{logits.data(), record.data(), volume_bias, dense_view(gradient.data(), grid_shape_), wants_theta};
             for (Kernel& kernel : set_->kernels) find_ones(kernel, num_voxels(), *pool_, call.workspace);
             gradients = run_mean_field_backward(*voxels_, set_->kernels, set_->features, options, input, grad_logits.data(),
@@ -125,23 +123,6 @@ class Kernels {
     }
 
    private:
-    // The pool has no workers between calls.
-    struct Rest {
-        ThreadPool& pool;
-        ~Rest() { pool.rest(); }
-    };
-
-    // What is held while the kernels work.
-    struct Call {
-        explicit Call(Kernels& kernels) : lock(kernels.mutex_), rest{*kernels.pool_} {}
-
-        nb::gil_scoped_release release;
-        const std::lock_guard<std::mutex> lock;
-        const Rest rest;
-        const BlockCache cache;
-        Workspace workspace;
-    };
-
     // Channels of all labels on the box of the mask; else they are on the whole grid.
     template <class Channels>
     bool is_on_box(const Channels& channels) const {

@@ -1,6 +1,4 @@
 // The Python class of the Gaussian filter on points of any features.
-#include <mutex>
-
 #include "cpu/module.h"
 #include "cpu/moments.h"
 
@@ -36,7 +34,7 @@ class Points {
     void apply(const FloatArray& values, bool transposed, const FloatOut& out) {
         require_points(values);
         require(shape_of(out) == shape_of(values), "expected room for the result in the shape of the values");
-        Call call(*this);
+        EngineCall call(mutex_, *pool_);
         std::fill(out.data(), out.data() + out.size(), 0.0f);
         filter_values(values, transposed, out.data(), call.workspace);
     }
@@ -46,7 +44,7 @@ class Points {
         for (const FloatArray* channels : {&u, &v}) require_points(*channels);
         require(u.shape(0) == v.shape(0), "expected two arrays of the same channels");
         require(shape_of(gradient) == shape_of(features_), "expected room for the gradient in the shape of the features");
-        Call call(*this);
+        EngineCall call(mutex_, *pool_);
         const int num_channels = static_cast<int>(u.shape(0));
         Buffer<float> kv(num_channels * num_points()), ktu(num_channels * num_points());
         for (Buffer<float>* filtered : {&kv, &ktu}) std::fill(filtered->get(), filtered->get() + filtered->size, 0.0f);
@@ -60,23 +58,6 @@ class Points {
     }
 
    private:
-    // Lets the threads sleep until the next call.
-    struct Rest {
-        ThreadPool& pool;
-        ~Rest() { pool.rest(); }
-    };
-
-    // A call from Python, which waits for other calls without Python's lock.
-    struct Call {
-        explicit Call(Points& points) : lock(points.mutex_), rest{*points.pool_} {}
-
-        nb::gil_scoped_release release;
-        const std::lock_guard<std::mutex> lock;
-        const Rest rest;
-        const BlockCache cache;
-        Workspace workspace;
-    };
-
     int64_t num_points() const { return static_cast<int64_t>(features_.shape(1)); }
     std::vector<const float*> pointers() const { return channel_pointers(features_, num_points()); }
 
