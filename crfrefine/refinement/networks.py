@@ -170,7 +170,7 @@ def prepare(
         labels = plan.labels.reshape(problem.grid.shape)
         lifts_absent = isinstance(network, LabelMapNetwork)
         edits = Edits.of_labels(strokes.on_tiles(), model, labels, models[0].mean_field.num_labels, lifts_absent=lifts_absent)
-        plan, gained = edits.edit_plan(plan)
+        plan, gained = edits.edit_plan(plan, counts_gains=parameters.volume.match_input)
     mask = plan.problem.image.mask
     return Prepared(nothing, case, plan, mask, labels=plan.labels, num_padding=plan.num_padding, notes=plan.notes, gained=gained)
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.arrays.label_maps import ABSENT_LOGIT, count_labels, widen
+from crfrefine.arrays.region_scheme import MAX_LOG_ODDS
 from crfrefine.base.geometry import StorageOrder
 from crfrefine.errors import InputError
 from crfrefine.refinement.tiles.grid import MAX_DIMS, TILE, LabelSets, TileGrid
@@ -45,9 +46,6 @@ MIN_RADIUS = 1.5
 
 NUM_RADII = 3.0
 """Radii after which a rise ends: it is 1 % of the strength there."""
-
-FIXED_LOG_ODDS = 1e4
-"""Log-odds of a region at a voxel that was drawn inside of it."""
 
 RULED_OUT = 20.0
 """Nats over the temperature below the largest logit from which on a rise changes nothing around a drawn voxel."""
@@ -294,7 +292,7 @@ class Edits:
         fixed = np.empty((len(log_odds), len(strokes.labels)), np.float32)
         for region, members in enumerate(scheme.labels):
             inside = np.isin(strokes.labels, members)
-            fixed[region] = np.where(inside, FIXED_LOG_ODDS, -FIXED_LOG_ODDS)
+            fixed[region] = np.where(inside, MAX_LOG_ODDS, -MAX_LOG_ODDS)
             for chosen, sign in ((inside, 1.0), (~inside, -1.0)):
                 if chosen.any():
                     rises += model.rises(strokes, region, chosen, (log_odds[region] > 0) == (sign > 0), sign)
@@ -324,10 +322,10 @@ class Edits:
             np.copyto(logits, np.float32(0.0), where=(rise > 0) & (logits < 0.5 * ABSENT_LOGIT))
         logits += rise
 
-    def edit_plan(self, plan: TilePlan) -> tuple[TilePlan, NDArray[np.int64]]:
+    def edit_plan(self, plan: TilePlan, *, counts_gains: bool) -> tuple[TilePlan, NDArray[np.int64] | None]:
         """Return the plan of a run on tiles in which labels take part where their logits rise, too.
 
-        The second value, (L,), is the number of voxels that each label gains by that before the mean field.
+        With `counts_gains` the second value, (L,), is the number of voxels that each label gains by that before the mean field.
         """
         problem = plan.problem
         grid, strokes = problem.grid, self.strokes
@@ -345,6 +343,9 @@ class Edits:
         near = LabelSets(grid, sets.domains & changed.any(axis=0))
         if not problem.spec.kernels.kernels:  # Nothing changes elsewhere.
             sets = near
+        plan = replace(plan, problem=problem, sets=sets)
+        if not counts_gains:
+            return plan, None
         source.ensure(near.domains & near.active, None)
         gained = np.zeros(len(near.domains), np.int64)
         for channels, sign in ((source, 1), (source.source, -1)):
@@ -354,7 +355,7 @@ class Edits:
             if near.num_entries:
                 near.engine(problem.mask, 1).decode(values, labels)
             gained += sign * np.array(count_labels(labels, len(gained)))
-        return replace(plan, problem=problem, sets=sets), gained
+        return plan, gained
 
 
 MIN_RISE = 0.1
@@ -399,8 +400,12 @@ class StrokedChannels(ChannelSource):
             self.edits.raise_logits(logits, values)
             out[entries[among]] = logits
         positions, size = self.edits.strokes.positions, np.array(TILE)[:, None]
-        entry_of = dict(zip(map(tuple, places.T.tolist()), entries.tolist(), strict=True))
-        offsets = np.ravel_multi_index(tuple(positions % size), TILE)
-        for number, place in enumerate(map(tuple, (positions // size).T.tolist())):
-            if place in entry_of:
-                out[entry_of[place], offsets[number]] = self.edits.fixed[label, number]
+        drawn = positions // size
+        drawn[0] -= self.first_plane // TILE[0]
+        inside = np.flatnonzero((drawn[0] >= 0) & (drawn[0] < self.grid.counts[0]))
+        of_drawn = np.ravel_multi_index(tuple(drawn[:, inside]), self.grid.counts)
+        at = np.minimum(np.searchsorted(tiles, of_drawn), len(tiles) - 1)  # Tiles ascend.
+        is_there = tiles[at] == of_drawn
+        chosen = inside[is_there]
+        offsets = np.ravel_multi_index(tuple(positions[:, chosen] % size), TILE)
+        out[entries[at[is_there]], offsets] = self.edits.fixed[label, chosen]
