@@ -14,9 +14,11 @@ from crfrefine.arrays.arguments import given_array, given_voxels
 from crfrefine.base.limits import available_threads, check_threads
 from crfrefine.engines.compiled import load_engine
 from crfrefine.engines.cpu import engine_errors
-from crfrefine.errors import CapacityError, ConfigError, InputError
+from crfrefine.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from crfrefine.base.array_types import Array, Float32
 
 METHODS = ("auto", "lattice", "exact")
@@ -26,10 +28,8 @@ DEVICES = ("cpu", "torch", "torch:cuda")
 MAX_EXACT = 8192
 """Points up to which "auto" sums over all pairs, in about .1 s; the lattice is an approximation."""
 
-MAX_FEATURES = 28
-"""Most features of a point on the lattice."""
-
-_TINY = float(np.finfo(np.float32).tiny)
+TINY = float(np.finfo(np.float32).tiny)
+"""Smallest sum of weights that is divided by."""
 
 
 class Lattice:
@@ -62,9 +62,7 @@ class Lattice:
     ) -> None:
         """Build the kernel of features (N, D) or (D, *grid)."""
         check_threads(threads)
-        for name, value, known in (("method", method, METHODS), ("device", device, DEVICES)):
-            if value not in known:
-                raise ConfigError(f"{name}: expected {', '.join(known)}, got {value!r}")
+        check_word("device", device, DEVICES)
         points = given_array(features, "features")
         if points.ndim < 2:
             raise InputError(f"features have shape {points.shape}; expected (N, D), or (D, *grid)")
@@ -76,16 +74,14 @@ class Lattice:
         if not points.size:
             raise InputError(f"there are {self.num_points} points of {num_features} features; expected one or more of each")
         points = _finite(points, "features")
-        if method == "auto":
-            method = "exact" if self.num_points <= MAX_EXACT else "lattice"
+        method = choose_method(method, self.num_points)
         self._kernel = CompiledPoints(points, method, threads) if device == "cpu" else _of_tensors().TorchPoints(points, method, device)
         self.description = self._kernel.description
         self._scale: dict[str, Float32] = {}
 
     def __call__(self, values: ArrayLike, *, normalization: str = "none") -> Float32:
         """Filter values (V, N) or (V, *grid); see `gaussian_filter`."""
-        if normalization not in NORMALIZATIONS:
-            raise ConfigError(f"normalization: expected {', '.join(NORMALIZATIONS)}, got {normalization!r}")
+        check_word("normalization", normalization, NORMALIZATIONS)
         given = given_array(values, "values")
         if given.ndim < 2 or given.shape[1:] != self.shape:
             grid = ", ".join(map(str, self.shape))
@@ -108,7 +104,7 @@ class Lattice:
     def _scale_of(self, normalization: str) -> Float32:
         """Return the factor of each point: the inverse of its row's sum, or the inverse of the root of that."""
         if normalization not in self._scale:
-            sums = np.maximum(self._kernel.apply(np.ones((1, self.num_points), np.float32))[0], np.float32(_TINY))
+            sums = np.maximum(self._kernel.apply(np.ones((1, self.num_points), np.float32))[0], np.float32(TINY))
             self._scale[normalization] = 1.0 / (np.sqrt(sums) if normalization == "symmetric" else sums)
         return self._scale[normalization]
 
@@ -172,8 +168,6 @@ class CompiledPoints:
     def __init__(self, points: Float32, method: str, threads: int | None) -> None:
         """Build the kernel of (D, N) features; `method` is "exact" or "lattice"."""
         self._shape, engine = points.shape, load_engine()
-        if method == "lattice" and len(points) > MAX_FEATURES:
-            raise CapacityError(f"points have {len(points)} features; the lattice takes at most {MAX_FEATURES}")
         with engine_errors(engine, points.shape):
             self._points = engine.Points(points, method, threads or available_threads())
         self.description = str(self._points.description())
@@ -196,6 +190,20 @@ class CompiledPoints:
 def _of_tensors() -> Any:
     """Return the module for tensors, which is above this one and needs PyTorch."""
     return importlib.import_module("crfrefine.layer.gaussian")
+
+
+def check_word(name: str, value: str, known: Sequence[str]) -> None:
+    """Raise ConfigError if a word is not one of those that are known."""
+    if value not in known:
+        raise ConfigError(f"{name}: expected {', '.join(known)}, got {value!r}")
+
+
+def choose_method(method: str, num_points: int) -> str:
+    """Return "exact" or "lattice"; raise ConfigError for an unknown method."""
+    check_word("method", method, METHODS)
+    if method == "auto":
+        return "exact" if num_points <= MAX_EXACT else "lattice"
+    return method
 
 
 def require_shared(num_vertices: int, num_points: int, num_features: int) -> None:

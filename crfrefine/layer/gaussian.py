@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 
 from crfrefine.base.limits import check_threads
-from crfrefine.engines.points import MAX_EXACT, METHODS, NORMALIZATIONS, CompiledPoints, require_shared
-from crfrefine.errors import BackendUnavailableError, ConfigError, InputError
+from crfrefine.engines.points import NORMALIZATIONS, TINY, CompiledPoints, check_word, choose_method, require_shared
+from crfrefine.errors import BackendUnavailableError, InputError
 from crfrefine.layer.autograd import outside_graphs
 
 if TYPE_CHECKING:
     from crfrefine.base.array_types import Float32
-
-_TINY = float(np.finfo(np.float32).tiny)
+    from crfrefine.engines.torch.filters import Filter
 
 
 @outside_graphs
@@ -54,9 +53,7 @@ def gaussian_filter(
     Source: Adams, Baek & Davis 2010; docs/reference/math.md, sections 6 and 9.
     """
     check_threads(threads)
-    for name, value, known in (("method", method, METHODS), ("normalization", normalization, NORMALIZATIONS)):
-        if value not in known:
-            raise ConfigError(f"{name}: expected {', '.join(known)}, got {value!r}")
+    check_word("normalization", normalization, NORMALIZATIONS)
     for name, tensor in (("values", values), ("features", features)):
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.ndim < 3:
             kind = f"{tuple(tensor.shape)} of {tensor.dtype}" if isinstance(tensor, Tensor) else type(tensor).__name__
@@ -82,9 +79,8 @@ def gaussian_filter(
     for name, tensor in (("values", sent), ("features", points)):
         if not torch.isfinite(tensor.detach()).all():
             raise InputError(f"{name}: expected finite numbers, found NaN or infinity; has the training diverged?")
-    num_points = points.shape[2]
-    chosen = method if method != "auto" else "exact" if num_points <= MAX_EXACT else "lattice"
-    filtered = torch.stack([_normalized(v, f, chosen, normalization, threads) for v, f in zip(sent, points, strict=True)])
+    method = choose_method(method, points.shape[2])
+    filtered = torch.stack([_normalized(v, f, method, normalization, threads) for v, f in zip(sent, points, strict=True)])
     if inside is not None:
         whole = filtered.new_zeros(*filtered.shape[:2], len(inside))
         whole[..., inside] = filtered
@@ -101,11 +97,7 @@ def _normalized(values: Tensor, features: Tensor, method: str, normalization: st
             filtered: Tensor = _Filter.apply(channels, features, kept, method, threads)  # type: ignore[no-untyped-call]
             return filtered
     else:
-        from crfrefine.engines.torch.filters import Lattice, dense_filter
-
-        kernel: Any = Lattice(features.T) if method == "lattice" else dense_filter(features.T)
-        if method == "lattice":
-            require_shared(kernel.num_vertices, features.shape[1], features.shape[0])
+        kernel = _tensor_kernel(features.T, method)
 
         def apply(channels: Tensor) -> Tensor:
             filtered: Tensor = kernel(channels.T)
@@ -116,9 +108,20 @@ def _normalized(values: Tensor, features: Tensor, method: str, normalization: st
     ones = values.new_ones(1, values.shape[1])
     if normalization == "after":
         both = apply(torch.cat([values, ones]))
-        return both[:-1] / both[-1:].clamp(min=_TINY)
-    scale = apply(ones).clamp(min=_TINY).rsqrt()
+        return both[:-1] / both[-1:].clamp(min=TINY)
+    scale = apply(ones).clamp(min=TINY).rsqrt()
     return apply(values * scale) * scale
+
+
+def _tensor_kernel(features: Tensor, method: str) -> Filter:
+    """Return the kernel of (N, D) features in operations of PyTorch."""
+    from crfrefine.engines.torch.filters import Lattice, dense_filter
+
+    if method == "exact":
+        return dense_filter(features)
+    lattice = Lattice(features)
+    require_shared(lattice.num_vertices, *features.shape)
+    return lattice
 
 
 class _Kept:
@@ -183,19 +186,11 @@ class TorchPoints:
 
     def __init__(self, points: Float32, method: str, device: str) -> None:
         """Build the kernel of (D, N) features; `device` is "torch" or "torch:cuda"."""
-        from crfrefine.engines.torch.filters import Lattice, dense_filter
-
         if device != "torch" and not torch.cuda.is_available():
             raise BackendUnavailableError("device 'torch:cuda': PyTorch finds no GPU; use 'torch' or 'cpu'")
         self._device = "cpu" if device == "torch" else "cuda"
-        features = torch.from_numpy(points.T.copy()).to(self._device)
         self.description = f"{method}, in operations of PyTorch on {self._device}"
-        if method == "exact":
-            self._kernel = dense_filter(features)
-            return
-        lattice = Lattice(features)
-        require_shared(lattice.num_vertices, points.shape[1], len(points))
-        self._kernel = lattice
+        self._kernel = _tensor_kernel(torch.from_numpy(points.T.copy()).to(self._device), method)
 
     def apply(self, values: Float32) -> Float32:
         """Filter (V, N) values."""

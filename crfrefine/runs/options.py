@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
-from crfrefine.base.limits import parse_size
-from crfrefine.base.option import INTERPOLATIONS, MAX_PARTS, MAX_STROKE, MAX_THREADS, Option, parse_path, path_text
+from crfrefine.base.limits import MAX_LABEL, parse_size
+from crfrefine.base.option import INTERPOLATIONS, MAX_PARTS, MAX_THREADS, Option, parse_path, path_text
 from crfrefine.errors import InputError
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ class InferenceOptions:
         ),
     ] = ()
     strokes_background: Annotated[
-        int | None, Option("--strokes-background", "Value of drawn background. Default: 255.", "VALUE", limits=(0, MAX_STROKE))
+        int | None, Option("--strokes-background", "Value of drawn background. Default: 255.", "VALUE", limits=(0, MAX_LABEL))
     ] = None
     strokes_ignore: Annotated[
         int,
@@ -162,7 +162,7 @@ class InferenceOptions:
             "--strokes-ignore",
             "Value of voxels where nothing is drawn; with another one than 0, 0 is drawn background.",
             "VALUE",
-            limits=(0, MAX_STROKE),
+            limits=(0, MAX_LABEL),
             show_default=True,
         ),
     ] = 0
