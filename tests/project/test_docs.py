@@ -3,10 +3,12 @@
 import dataclasses
 import doctest
 import importlib
+import pydoc
 import re
 import runpy
 import tomllib
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -167,3 +169,8 @@ def test_every_public_name_is_on_a_page_of_the_api_once():
     assert len(set(shown)) == len(shown)
     promised = {f"crfrefine.{name}" for name in crfrefine._MODULE_OF}
     assert set(shown) >= promised | {"crfrefine.monai.CrfRefine", "crfrefine.monai.CrfRefined"}
+    page = (ROOT / "docs" / "reference" / "public.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"`(crfrefine(?:\.\w+)+)`", page)) == sorted(shown)
+    needs = {name: "torch" if re.search("CrfRnn|crf_loss|layer", name) else "monai" if "monai" in name else "numpy" for name in shown}
+    assert [name for name in shown if find_spec(needs[name]) is not None and pydoc.locate(name) is None] == []
+    assert {*COMMANDS, *SECTIONS} <= set(re.findall(r"`([a-z_-]+)`", page))
