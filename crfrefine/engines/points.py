@@ -14,7 +14,7 @@ from crfrefine.arrays.arguments import given_array, given_voxels
 from crfrefine.base.limits import available_threads, check_threads
 from crfrefine.engines.compiled import load_engine
 from crfrefine.engines.cpu import engine_errors
-from crfrefine.errors import ConfigError, InputError
+from crfrefine.errors import CapacityError, ConfigError, InputError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,11 +22,18 @@ if TYPE_CHECKING:
     from crfrefine.base.array_types import Array, Float32
 
 METHODS = ("auto", "lattice", "exact")
+BILATERAL_METHODS = ("auto", "exact", "truncated", "grid", "lattice")
 NORMALIZATIONS = ("none", "after", "symmetric")
 DEVICES = ("cpu", "torch", "torch:cuda")
 
 MAX_EXACT = 8192
 """Points up to which "auto" sums over all pairs, in about .1 s; the lattice is an approximation."""
+
+MAX_VALUE = 1e20
+"""Largest magnitude of a value in float32: sums over many points stay finite with the lattice's integer weights, too."""
+
+MAX_SPAN = 1e6
+"""Largest range of a feature: float32 resolves a difference of 1 bandwidth there."""
 
 TINY = float(np.finfo(np.float32).tiny)
 """Smallest sum of weights that is divided by."""
@@ -73,6 +80,9 @@ class Lattice:
         num_features, self.num_points = points.shape
         if not points.size:
             raise InputError(f"there are {self.num_points} points of {num_features} features; expected one or more of each")
+        if points.dtype.itemsize > np.float32().itemsize:  # Features count from the first point: a large offset costs no precision.
+            with np.errstate(over="ignore", invalid="ignore"):
+                points = np.subtract(points, points[:, :1], out=np.empty(points.shape, np.float32), dtype=np.float64, casting="unsafe")
         points = _finite(points, "features")
         method = choose_method(method, self.num_points)
         self._kernel = CompiledPoints(points, method, threads) if device == "cpu" else _of_tensors().TorchPoints(points, method, device)
@@ -132,17 +142,17 @@ def gaussian_filter(
         normalization: "none"; "after" divides by the sum of the weights, so that the result is a mean; "symmetric" divides values and
             result by the root of that sum.
         mask: (N,) or (*grid), nonzero where points count; others neither send nor receive, and are 0. None means all.
-        device: "cpu", or in plain operations of PyTorch "torch" or "torch:cuda".
+        device: "cpu", or in plain operations of PyTorch "torch" or "torch:cuda". Only for arrays: tensors are filtered where they are.
         threads: CPU threads; None means the cores this process may use.
 
     Returns:
         float32 in the shape of the values.
 
     Raises:
-        InputError: shapes do not fit, no points or features, values that are not finite, or bandwidths so small that no two points share
-            a simplex of the lattice.
+        InputError: shapes do not fit, no points or features, values that are not finite or above 1e20, or bandwidths so small that no two
+            points share a simplex of the lattice.
         ConfigError: a word that is not known.
-        CapacityError: more features than the lattice takes, or not enough memory.
+        CapacityError: more features than the lattice takes, a feature that spans more than a million bandwidths, or not enough memory.
 
     Source: Adams, Baek & Davis 2010; docs/reference/math.md, section 6. The guide has a table of errors.
 
@@ -155,8 +165,18 @@ def gaussian_filter(
     """
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(values, torch.Tensor):
+        if device != "cpu":
+            raise ConfigError(f"device: tensors are filtered on the device that they are on; leave device={device!r} out")
         options = {"method": method, "normalization": normalization, "mask": mask, "threads": threads}
-        points = torch.as_tensor(features, device=values.device)
+        points = features
+        if not isinstance(points, torch.Tensor):
+            array = given_array(features, "features")
+            points = torch.from_numpy(np.array(array, np.float32 if array.dtype == np.float32 else np.float64, order="C"))
+        points = points.to(values.device)
+        if min(values.ndim, points.ndim) < 2:
+            raise InputError(
+                f"values {tuple(values.shape)} and features {tuple(points.shape)}: expected (V, N) and (N, D), or (V, *grid) and (D, *grid)"
+            )
         return _of_tensors().gaussian_filter(values[None], points[None], **options)[0]
     lattice = Lattice(features, method=method, mask=mask, device=device, threads=threads)
     return lattice(values, normalization=normalization)
@@ -168,6 +188,10 @@ class CompiledPoints:
     def __init__(self, points: Float32, method: str, threads: int | None) -> None:
         """Build the kernel of (D, N) features; `method` is "exact" or "lattice"."""
         self._shape, engine = points.shape, load_engine()
+        span = np.subtract(points.max(axis=1), points.min(axis=1), dtype=np.float64)
+        if span.max() > MAX_SPAN:
+            feature = int(span.argmax())
+            raise CapacityError(f"feature {feature} spans {span[feature]:.3g} bandwidths; at most {MAX_SPAN:g} can be resolved")
         with engine_errors(engine, points.shape):
             self._points = engine.Points(points, method, threads or available_threads())
         self.description = str(self._points.description())
@@ -217,11 +241,11 @@ def require_shared(num_vertices: int, num_points: int, num_features: int) -> Non
 
 
 def _finite(values: Array, name: str) -> Float32:
-    """Return values as float32 in C order; raise InputError if one is not finite there."""
+    """Return values as float32 in C order; raise InputError if one is not finite or too large."""
     with np.errstate(over="ignore"):
         result: Float32 = np.ascontiguousarray(values, dtype=np.float32)
-    if not np.isfinite(result).all():
-        raise InputError(f"{name}: expected values that are finite in float32, found NaN, infinity, or more than 3e38")
+    if result.size and not max(-float(result.min()), float(result.max())) <= MAX_VALUE:
+        raise InputError(f"{name}: expected finite numbers up to {MAX_VALUE:g}, found NaN, infinity or larger ones")
     return result
 
 
@@ -268,12 +292,13 @@ def bilateral_filter(
     from crfrefine.arrays.arguments import given_spacing
     from crfrefine.engines import get_backend
     from crfrefine.engines.grid_image import GridImage
-    from crfrefine.parameters.sections import BilateralParameters, MeanFieldParameters
+    from crfrefine.parameters.sections import BilateralParameters
     from crfrefine.parameters.specs import KernelSetSpec, KernelSpec
 
     check_threads(threads)
+    check_word("method", method, BILATERAL_METHODS)
     values = given_array(image, "image")
-    steps = np.asarray(spacing, np.float64).size
+    steps = np.size(spacing)
     num_axes = steps if steps > 1 else values.ndim
     distances = given_spacing(spacing, num_axes)
     if values.ndim not in (num_axes, num_axes + 1):
@@ -285,18 +310,22 @@ def bilateral_filter(
     guides = guides[None] if guides.ndim == num_axes else guides
     if guides.shape[1:] != channels.shape[1:] or not guides.size or not channels.size:
         raise InputError(f"image {values.shape} and guide {guides.shape}: expected channels on one grid")
-    MeanFieldParameters(filter=method)  # checks the word
     checked = BilateralParameters(theta_alpha=_numbers(theta_alpha), theta_beta=_numbers(theta_beta))
     table = checked.spread({"axis": num_axes, "modality": len(guides)})
     kernel = KernelSpec(table["theta_alpha"], table["theta_beta"])
     spec = KernelSetSpec((kernel,), normalization="after", filter=method, num_labels=len(channels) + 1, num_iterations=1)
     inside = None if mask is None else given_voxels(mask, channels.shape[1:])
+    if inside is not None:  # Voxels outside the mask may hold anything.
+        channels, guides = np.where(inside, channels, 0), np.where(inside, guides, 0)
     sent, guided = _finite(channels, "image"), _finite(guides, "guide")
     filtered = get_backend("cpu").message(sent, GridImage(guided, inside, distances), spec, threads=threads)
     return filtered.reshape(values.shape)
 
 
 def _numbers(value: Any) -> Any:
-    """Return one number, or a tuple of them."""
-    numbers = np.asarray(value, np.float64)
+    """Return one number, or a tuple of them; anything else as it is, for the check of parameters to refuse."""
+    try:
+        numbers = np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        return value
     return float(numbers) if numbers.ndim == 0 else tuple(numbers.tolist())

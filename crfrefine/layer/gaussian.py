@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from crfrefine.arrays.arguments import given_voxels
 from crfrefine.base.limits import check_threads
-from crfrefine.engines.points import NORMALIZATIONS, TINY, CompiledPoints, check_word, choose_method, require_shared
+from crfrefine.engines.points import MAX_VALUE, NORMALIZATIONS, TINY, CompiledPoints, check_word, choose_method, require_shared
 from crfrefine.errors import BackendUnavailableError, InputError
 from crfrefine.layer.autograd import outside_graphs
 
@@ -32,7 +33,7 @@ def gaussian_filter(
 
     The gradient with respect to the values is the transpose of what was computed, to the last bit. That with respect to the features is
     the derivative of the Gaussian itself: exact with method="exact", and with the lattice as far off as its values are. float32 on the CPU
-    runs in the C++ engine; float64, and any GPU, in plain operations of PyTorch. `torch.func.grad` and `vjp` work, `vmap` does not.
+    runs in the C++ engine; float64, and any GPU, in plain operations of PyTorch. `torch.func.grad` and `vjp` work, `vmap` and `jvp` do not.
 
     Args:
         values: (B, V, N) or (B, V, *grid).
@@ -65,22 +66,27 @@ def gaussian_filter(
             f"values {tuple(values.shape)} on {values.device} and features (batch, feature, *grid) {tuple(features.shape)} on "
             f"{features.device} do not fit each other"
         )
+    if not len(values):
+        return values.clone()
     dtype = torch.float64 if torch.float64 in (values.dtype, features.dtype) else torch.float32
     sent, points = (tensor.to(dtype).flatten(2) for tensor in (values, features))
     inside = None
     if mask is not None:
-        inside = torch.as_tensor(mask, device=values.device) != 0
-        if inside.shape != values.shape[2:]:
-            raise InputError(f"mask has shape {tuple(inside.shape)}; expected the grid {tuple(values.shape[2:])}")
-        inside = inside.flatten()
+        array = mask.detach().float().cpu() if isinstance(mask, Tensor) else mask
+        inside = torch.from_numpy(given_voxels(array, tuple(values.shape[2:])).flatten()).to(values.device)
         sent, points = sent[..., inside], points[..., inside]
     if not points.numel():
         raise InputError(f"there are {points.shape[2]} points of {points.shape[1]} features; expected one or more of each")
+    most = MAX_VALUE if dtype == torch.float32 else torch.finfo(dtype).max
     for name, tensor in (("values", sent), ("features", points)):
-        if not torch.isfinite(tensor.detach()).all():
-            raise InputError(f"{name}: expected finite numbers, found NaN or infinity; has the training diverged?")
+        try:
+            is_finite = not tensor.numel() or bool(torch.stack(tensor.detach().aminmax()).abs().max() <= most)
+        except RuntimeError as error:  # Such tensors hold no numbers that Python can read.
+            raise InputError(f"{name}: expected a plain tensor; instead of torch.func.vmap, filter a batch (B, V, N)") from error
+        if not is_finite:
+            raise InputError(f"{name}: expected finite numbers up to {most:.0e}, found NaN, infinity or larger; has the training diverged?")
     method = choose_method(method, points.shape[2])
-    filtered = torch.stack([_normalized(v, f, method, normalization, threads) for v, f in zip(sent, points, strict=True)])
+    filtered = torch.stack([_normalized(sent[i], points[i], method, normalization, threads) for i in range(len(sent))])
     if inside is not None:
         whole = filtered.new_zeros(*filtered.shape[:2], len(inside))
         whole[..., inside] = filtered
@@ -143,18 +149,30 @@ class _Filter(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Save the values and the kernel."""
-        values, _, kept, _, _ = inputs
-        ctx.save_for_backward(values)
+        """Save the values and the kernel, and the features, so that PyTorch notices if they have changed before the backward pass."""
+        values, features, kept, _, _ = inputs
+        ctx.save_for_backward(values, features if ctx.needs_input_grad[1] else None)
         ctx.kernel = kept.kernel
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients with respect to values and features."""
-        (values,) = ctx.saved_tensors
+        values, _ = ctx.saved_tensors
         of_values, of_features = ctx.needs_input_grad[:2]
         grads = _Gradients.apply(grad, values, ctx.kernel, of_values, of_features)  # type: ignore[no-untyped-call]
         return *grads, None, None, None
+
+    @staticmethod
+    def vmap(*_: Any) -> None:
+        """Refuse: the engine filters item by item."""
+        raise InputError(
+            "gaussian_filter in float32 on the CPU does not work with torch.func.vmap, jacrev or jacfwd; float64 does with jacrev"
+        )
+
+    @staticmethod
+    def jvp(*_: Any) -> None:
+        """Refuse: there are gradients alone."""
+        raise InputError("gaussian_filter has no derivatives in forward mode; use torch.func.vjp or grad")
 
 
 class _Gradients(torch.autograd.Function):
@@ -174,6 +192,8 @@ class _Gradients(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
         """Save nothing."""
+
+    vmap = _Filter.vmap
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[None, ...]:

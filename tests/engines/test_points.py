@@ -98,19 +98,30 @@ def test_auto_is_exact_for_few_points(monkeypatch):
         (np.ones((1, 6)), np.ones(6), {}, InputError, r"expected \(N, D\), or \(D, \*grid\)"),
         (np.ones((1, 0)), np.ones((0, 2)), {}, InputError, "0 points of 2 features"),
         (np.ones((1, 6)), np.ones((6, 0)), {}, InputError, "6 points of 0 features"),
-        (np.ones((1, 6)), np.full((6, 2), np.nan), {}, InputError, "features: expected values that are finite"),
-        (np.full((1, 6), np.inf), np.ones((6, 2)), {}, InputError, "values: expected values that are finite"),
+        (np.ones((1, 6)), np.full((6, 2), np.nan), {}, InputError, "features: expected finite numbers"),
+        (np.full((1, 6), np.inf), np.ones((6, 2)), {}, InputError, "values: expected finite numbers"),
+        (np.full((1, 6), 1e30), np.ones((6, 2)), {"normalization": "after"}, InputError, r"values: expected finite numbers up to 1e\+20"),
         (np.ones((1, 6)), np.ones((6, 2)), {"method": "fast"}, ConfigError, "method: expected auto"),
         (np.ones((1, 6)), np.ones((6, 2)), {"normalization": "before"}, ConfigError, "normalization: expected"),
         (np.ones((1, 6)), np.ones((6, 2)), {"device": "tpu"}, ConfigError, "device: expected"),
         (np.ones((1, 6)), np.ones((6, 2)), {"mask": np.zeros(6)}, InputError, "0 points of 2 features"),
         (np.ones((1, 6)), np.ones((6, 40)), {"method": "lattice"}, CapacityError, "at most 28"),
         (np.ones((1, 6)), 100.0 * np.arange(12.0).reshape(6, 2), {"method": "lattice"}, InputError, "a simplex of the lattice for itself"),
+        (np.ones((1, 6)), 1e7 * np.arange(12.0).reshape(6, 2), {}, CapacityError, r"feature 0 spans 1e\+08 bandwidths"),
     ],
 )
 def test_bad_input_is_refused(values, features, options, error, message):
     with pytest.raises(error, match=message):
         gaussian_filter(values, features, **options)
+
+
+@pytest.mark.parametrize("method", ["exact", "lattice"])
+@pytest.mark.parametrize("dtype", [np.float64, np.int64])
+def test_a_large_offset_of_the_features_changes_nothing(method, dtype):
+    values, features = make(3, num_points=300)
+    features = np.round(4.0 * features).astype(dtype)
+    found = gaussian_filter(values, features + dtype(1_700_000_000), method=method)
+    np.testing.assert_array_equal(found, gaussian_filter(values, features, method=method))
 
 
 @pytest.mark.parametrize("num_guides", [0, 1, 3])
@@ -132,6 +143,28 @@ def test_the_bilateral_filter_is_the_mean_of_like_neighbors(num_guides):
         bilateral_filter(image, spacing=spacing, theta_alpha=2.0, theta_beta=0.0)
     with pytest.raises(InputError, match="shape"):
         bilateral_filter(image[0], spacing=spacing, theta_alpha=2.0, theta_beta=1.0)
+
+
+def test_the_bilateral_filter_ignores_what_is_outside_the_mask():
+    image = np.random.default_rng(5).random((5, 6, 7))
+    mask = image > 0.2
+    options = {"spacing": 1.0, "theta_alpha": 1.5, "theta_beta": 0.3, "mask": mask}
+    found = bilateral_filter(np.where(mask, image, np.nan), guide=np.where(mask, image, np.inf), **options)
+    np.testing.assert_array_equal(found, bilateral_filter(image, **options))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"theta_alpha": "wide"}, ConfigError, "theta_alpha: expected a number, got 'wide'"),
+        ({"theta_beta": [[1.0], [1.0, 2.0]]}, ConfigError, "theta_beta"),
+        ({"spacing": "1 mm"}, InputError, "spacing is 1 mm"),
+        ({"method": "fast"}, ConfigError, "^method: expected auto"),
+    ],
+)
+def test_bad_options_of_the_bilateral_filter_are_refused(change, error, message):
+    with pytest.raises(error, match=message):
+        bilateral_filter(np.ones((2, 3, 4)), **{"spacing": 1.0, "theta_alpha": 1.0, "theta_beta": 1.0, **change})
 
 
 def test_the_operators_are_public():

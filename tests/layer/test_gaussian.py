@@ -80,6 +80,63 @@ def test_transforms_of_functions():
     torch.testing.assert_close(by_features, features.grad)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_vmap_says_what_to_use_instead(dtype):
+    values, features = make(dtype=dtype)
+    by_item = torch.func.vmap(lambda v, f: gaussian_filter(v[None], f[None]))
+    with pytest.raises(InputError, match=r"filter a batch \(B, V, N\)"):
+        by_item(values, features)
+
+
+@pytest.mark.parametrize(("transform", "message"), [(torch.func.jacrev, "vmap"), (torch.func.jacfwd, "forward mode")])
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_transforms_that_the_engine_lacks_are_refused(transform, message):
+    with pytest.raises(InputError, match=message):
+        transform(gaussian_filter)(*make(8))
+
+
+def test_features_that_change_before_the_backward_pass_are_noticed():
+    values, features = make()
+    features.requires_grad_()
+    result = gaussian_filter(values, features, method="lattice")
+    with torch.no_grad():
+        features.zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        result.sum().backward()
+
+
+def test_an_empty_batch_stays_empty():
+    values, features = make()
+    assert gaussian_filter(values[:0], features[:0]).shape == (0, *values.shape[1:])
+
+
+def test_tensors_take_features_that_are_arrays():
+    values, features = make()
+    expected = crfrefine.gaussian_filter(values[0], features[0].double())
+    backwards = features[0].double().numpy()[::-1][::-1]
+    torch.testing.assert_close(
+        crfrefine.gaussian_filter(values[0], backwards[::-1]), crfrefine.gaussian_filter(values[0], features[0].flip(0).double())
+    )
+    torch.testing.assert_close(crfrefine.gaussian_filter(values[0], backwards.tolist()), expected)
+    whole_numbers = (4 * features[0]).round()
+    found = crfrefine.gaussian_filter(values[0], whole_numbers.long().numpy())
+    torch.testing.assert_close(found, crfrefine.gaussian_filter(values[0], whole_numbers.double()))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda v, f: (v[0], f, {}), InputError, r"values \(60,\) and features \(60, 4\): expected \(V, N\)"),
+        (lambda v, f: (v, [[1.0], [1.0, 2.0]], {}), InputError, "features is a list that numpy cannot take"),
+        (lambda v, f: (v, f, {"device": "torch:cuda"}), ConfigError, "tensors are filtered on the device"),
+    ],
+)
+def test_bad_tensors_of_one_item_are_refused(change, error, message):
+    values, features, options = change(*(tensor[0] for tensor in make()))
+    with pytest.raises(error, match=message):
+        crfrefine.gaussian_filter(values, features, **options)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -89,6 +146,11 @@ def test_transforms_of_functions():
         (lambda v, f: (v, f * float("nan"), {}), InputError, "finite"),
         (lambda v, f: (v * float("inf"), f, {}), InputError, "finite"),
         (lambda v, f: (v, f, {"mask": torch.ones(3)}), InputError, "mask has shape"),
+        (lambda v, f: (v, f, {"mask": torch.full((60,), torch.nan)}), InputError, "mask holds values that are not finite"),
+        (lambda v, f: (v, f, {"mask": "mask.nii"}), InputError, "mask is a path"),
+        (lambda v, f: (v * 1e30, f, {}), InputError, r"finite numbers up to 1e\+20"),
+        (lambda v, f: (v.to_sparse(), f, {}), InputError, "values: expected a plain tensor"),
+        (lambda v, f: (v.to("meta"), f.to("meta"), {}), InputError, "values: expected a plain tensor"),
         (lambda v, f: (v, f, {"method": "grid"}), ConfigError, "method"),
         (lambda v, f: (v, f * 1e4, {"method": "lattice"}), InputError, "for itself"),
     ],
