@@ -202,6 +202,7 @@ accuracy: setup
 	$(BIN)/python benchmarks/accuracy.py
 
 study: setup $(VENV)/train.stamp
+	@$(BIN)/python $(GROUPS) study | $(INSTALL) -c constraints.txt -r /dev/stdin
 	$(BIN)/python benchmarks/study.py $(STUDY_ARGS)
 
 clean:

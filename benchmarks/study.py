@@ -27,7 +27,7 @@ from environment import describe, source_hash
 from peers import BENCH, ROOT
 from report import write_between_markers
 from study_stages import Stages, crfrefine, link_files, listing, say
-from study_tables import ENVIRONMENT, EVALUATION, EVALUATION_LARGEST, LABEL_MAPS, REPORT, RIVALS, make_document, read_findings
+from study_tables import ENVIRONMENT, EVALUATION, EVALUATION_LARGEST, LABEL_MAPS, RANKSEG, REPORT, RIVALS, make_document, read_findings
 
 from crfrefine.arrays.components import clean
 from crfrefine.arrays.intensity import normalize_intensity
@@ -53,8 +53,10 @@ FOLDERS = {
     TRAINED_LARGEST: "refined/trained_largest",
     SCALING: "rivals/scaling",
     GUIDED: "rivals/guided",
+    RANKSEG: "rivals/rankseg",
     with_largest(SCALING): "rivals/scaling_largest",
     with_largest(GUIDED): "rivals/guided_largest",
+    with_largest(RANKSEG): "rivals/rankseg_largest",
 }
 """Where the label maps of the methods are, the first four by `infer`; the network's are the argmax of its logits."""
 
@@ -178,9 +180,9 @@ def run_study(study: Study, folder: Path) -> Path:
     if trained_on != source_hash():
         say(f"{study.title}: trained by sources {trained_on}, these are {source_hash()}; to train again, remove {folder}")
     stages.run("refined", [report["written"], source_hash()], partial(_refine, study, report))
-    stages.run("rivals", [], partial(_write_rivals, study, report))
+    stages.run("rivals", RIVALS, partial(_write_rivals, study, report))
     stages.run(EVALUATION, [], partial(_evaluate, study, TRAINED, (NETWORK, *RIVALS), ()))
-    largest = LARGEST, with_largest(SCALING), with_largest(GUIDED)
+    largest = LARGEST, *(with_largest(rival) for rival in (SCALING, GUIDED, RANKSEG) if rival in RIVALS)
     stages.run(EVALUATION_LARGEST, [], partial(_evaluate, study, TRAINED_LARGEST, largest, ("--no-report",)))
     return folder
 
@@ -244,6 +246,14 @@ def _rival_maps(case: Case, fold: dict[str, Any]) -> Iterator[tuple[str, np.ndar
     if guidance.radius_mm > 0:
         image = normalize_intensity(case.image, CrfParameters.from_dict(fold["fit"]["parameters"]).intensity, case.mask)
         changed[GUIDED] = guided_labels(logits, image, guidance, case.spacing, None)
+    if RANKSEG in RIVALS:
+        import torch
+        from rankseg import RankSEG
+
+        counted = np.ones(network.shape, bool) if inside is None else inside
+        shares = torch.from_numpy(logits[:, counted])[None].softmax(1)
+        changed[RANKSEG] = network.copy()
+        changed[RANKSEG][counted] = RankSEG(metric="dice")(shares)[0].numpy()
     for method, found in changed.items():
         labels = found if inside is None else np.where(inside, found, network)
         yield method, labels
@@ -266,6 +276,8 @@ def main() -> None:
     options = parser.parse_args()
     if "CRFREFINE_DATA" not in os.environ:
         raise SystemExit("study: set CRFREFINE_DATA to the folder above " + ", ".join(f"{data.name}/" for data in DATA_SETS))
+    if RANKSEG not in RIVALS:
+        say("rankseg is left out, as it is not installed")
     output = (options.output or BENCH / ("study_quick" if options.quick else "study")).resolve()
     started, findings = time.monotonic(), []
     for number, data in enumerate(DATA_SETS, start=1):

@@ -8,14 +8,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from report import markdown_table, provenance
 
-from crfrefine.statistics.comparison import MEAN, Measurement, ResultTable, format_p
+from crfrefine.statistics.comparison import HARM_COLUMN, MEAN, Measurement, ResultTable, format_p, harm_text
 from crfrefine.statistics.paired import PairedComparison, holm
+from crfrefine.statistics.verdict import Outcome
 from crfrefine.train.comparison import DEFAULT, GUIDED, LARGEST, METHODS, NETWORK, SCALING, TRAINED, TRAINED_LARGEST
 
 EVALUATION, EVALUATION_LARGEST = "evaluation", "evaluation_largest"
@@ -23,17 +25,19 @@ REPORT = Path("training") / "params.report.json"
 ENVIRONMENT = Path("training") / "environment.json"  # what the training ran on, and its memory
 LABEL_MAPS = "label_maps_of_"  # name of the study of the label maps of logits: this and the name of the logits
 
-RIVALS = (SCALING, GUIDED, LARGEST, DEFAULT)
+RANKSEG = "rankseg"  # the package of that name, left out where it is not installed
+RIVALS = (SCALING, GUIDED, LARGEST, DEFAULT, *([RANKSEG] if find_spec(RANKSEG) else []))
 TITLES = {
     NETWORK: "the network's argmax, Dice",
     SCALING: "vector scaling (temperature, a bias per label)",
     GUIDED: "guided filter of the probabilities",
+    RANKSEG: "`rankseg`, the mask of the best expected Dice",
     DEFAULT: "`default`, untrained",
     TRAINED: "**trained CRF**",
     TRAINED_LARGEST: "trained CRF, then largest component",
 }
 SURFACES = (("surface_dice", "surface Dice, one voxel", 4), ("hd95_mm", "HD95, mm", 2), ("assd_mm", "ASSD, mm", 3))
-TESTS = ["p (Holm)", "better / equal / worse"]
+TESTS = ["p (Holm)", "better / equal / worse", HARM_COLUMN]
 CHANGES = ["cases", "network's Dice", "`default`, untrained", "**trained CRF**, points (95 % interval)", *TESTS]
 
 
@@ -75,7 +79,7 @@ class Findings:
     @cached_property
     def comparisons(self) -> dict[str, tuple[PairedComparison, float]]:
         """Each method's mean Dice against the network's, and its p after Holm's correction over the methods."""
-        methods = [method for method in METHODS if method != NETWORK and method in self.table.methods]
+        methods = [method for method in (RANKSEG, *METHODS) if method != NETWORK and method in self.table.methods]
         compared = [self.table.compare(method, NETWORK, MEAN, "dice", regions=self.regions) for method in methods]
         adjusted = holm([comparison.p_value for comparison in compared])
         return dict(zip(methods, zip(compared, adjusted, strict=True), strict=True))
@@ -87,7 +91,13 @@ class Findings:
         low, high = trained.interval
         change = f"{points(trained.mean_difference)} ({points(low)} to {points(high)})"
         cells = [self.name, str(len(self.table.cases)), f"{trained.mean_baseline:.4f}", points(default.mean_difference), change]
-        return [*cells, format_p(p_value), f"{trained.wins} / {trained.ties} / {trained.losses}"]
+        return [*cells, *change_cells(trained, p_value, with_name=True)]
+
+    @property
+    def outcome(self) -> str:
+        """The verdict in words."""
+        outcome = self.summary["verdict"]["outcome"]
+        return f"{len(self.table.cases)} cases: an anecdote" if outcome == Outcome.TOO_FEW else outcome
 
 
 def read_findings(data: str, logits: str, folder: Path) -> Findings:
@@ -110,6 +120,12 @@ def points(difference: float) -> str:
     return "–" if math.isnan(difference) else f"{100 * difference:+.2f}".replace("-", "−")
 
 
+def change_cells(comparison: PairedComparison, p_value: float, *, with_name: bool = False) -> list[str]:
+    """Return the cells of TESTS."""
+    counts = f"{comparison.wins} / {comparison.ties} / {comparison.losses}"
+    return [format_p(p_value), counts, harm_text(comparison, with_name=with_name, minus="−")]
+
+
 def make_document(studies: Sequence[Findings]) -> dict[str, str]:
     """Return the text of each pair of markers."""
     of_logits = [findings for findings in studies if not findings.is_of_label_maps]
@@ -122,7 +138,7 @@ def summary_table(studies: Sequence[Findings]) -> str:
     for findings in studies:
         gains = {rival: findings.comparisons[rival][0].mean_difference for rival in RIVALS}
         best = max(gains, key=gains.__getitem__)
-        rows.append([*findings.columns, f"{best}, {points(gains[best])}", findings.summary["verdict"]["outcome"]])
+        rows.append([*findings.columns, f"{best}, {points(gains[best])}", findings.outcome])
     return markdown_table(["", *CHANGES, "best rival", "verdict"], rows)
 
 
@@ -130,7 +146,7 @@ def label_maps_table(studies: Sequence[Findings]) -> str:
     """Return a row for each study of label maps: what the CRF changed with them and, beside it, with the logits."""
     with_logits = {findings.name: findings.comparisons[TRAINED][0] for findings in studies if not findings.is_of_label_maps}
     rows = [
-        [*findings.columns, findings.summary["verdict"]["outcome"], points(with_logits[findings.name].mean_difference)]
+        [*findings.columns, findings.outcome, points(with_logits[findings.name].mean_difference)]
         for findings in studies
         if findings.is_of_label_maps
     ]
@@ -145,6 +161,7 @@ def study_section(findings: Findings) -> str:
     sentences = [text for verdict in verdicts for text in (verdict["sentence"], verdict["harm"]["sentence"], *verdict["notes"])]
     parts = [
         f"### {findings.name}, {len(findings.table.cases)} cases, {folds} folds\n",
+        *([f"**{findings.outcome}.**\n"] if "anecdote" in findings.outcome else []),
         _methods_table(findings),
         "\n>\n".join(f"> {text}" for text in sentences) + "\n",
         "\n".join(f"- {text}" for text in _notes(findings)) + "\n",
@@ -163,12 +180,11 @@ def _methods_table(findings: Findings) -> str:
             compared = table.compare(method, NETWORK, place, "dice", regions=regions)
             cells.append(f"{compared.mean_baseline:.4f}" if method == NETWORK else points(compared.mean_difference))
         if method == NETWORK:
-            cells += [""] * 3
+            cells += [""] * (1 + len(TESTS))
         else:
             comparison, p_value = comparisons[method]
             low, high = comparison.interval
-            cells += [f"{points(low)} to {points(high)}", format_p(p_value)]
-            cells += [f"{comparison.wins} / {comparison.ties} / {comparison.losses}"]
+            cells += [f"{points(low)} to {points(high)}", *change_cells(comparison, p_value)]
         for metric, _, digits in SURFACES:
             # Over cases and regions for which both the method and the network have a value: both means are of the same cases.
             values, _ = table.means(metric, [method, NETWORK], regions)
@@ -183,7 +199,7 @@ def _methods_table(findings: Findings) -> str:
 def _notes(findings: Findings) -> list[str]:
     folds = [fold["fit"] for fold in findings.training["folds"]]
     kernels = [fit["parameters"]["bilateral"][0] for fit in folds if not fit["is_network"]]
-    notes = []
+    notes = [] if RANKSEG in findings.comparisons else ["`rankseg` was not installed and is left out."]
     if kernels:
         alpha, beta, weight = (_span(kernels, key) for key in ("theta_alpha", "theta_beta", "weight"))
         notes.append(f"Values of the folds: `theta_alpha` {alpha} mm, `theta_beta` {beta}, `weight` {weight}.")

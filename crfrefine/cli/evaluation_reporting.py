@@ -91,6 +91,7 @@ def print_evaluation(evaluation: Evaluation, verbosity: int) -> None:
 def _print_means(evaluation: Evaluation, verbosity: int) -> None:
     """Print means and differences, and their units below; of many regions, such as the structures of a body, only their mean."""
     from crfrefine.metrics.registry import metric_named
+    from crfrefine.statistics.comparison import HARM_COLUMN
 
     rows = [row for row in evaluation.summary if metric_named(row.metric).in_overview]
     num_regions = len(evaluation.regions)
@@ -101,7 +102,7 @@ def _print_means(evaluation: Evaluation, verbosity: int) -> None:
     columns: tuple[str, ...] = ("cases", "mean", "median")
     if any(row.comparison for row in rows):
         rows = [row for row in rows if row.comparison is not None]
-        columns = ("pairs", "baseline", "mean", "difference", "95 % CI", "p (Holm)", "better/equal/worse")
+        columns = ("pairs", "baseline", "mean", "difference", "95 % CI", "p (Holm)", "better/equal/worse", HARM_COLUMN)
     cells = [(row.metric, printable(evaluation.titles.get(row.region, row.region)), printable(row.method), *_numbers(row)) for row in rows]
     if not cells:
         return
@@ -119,7 +120,7 @@ def _numbers(row: SummaryRow) -> tuple[str, ...]:
     if comparison is None:
         return str(row.num_values), metric.value_text(row.mean), metric.value_text(row.median)
     if not comparison.num_pairs:  # For example, the calibration of a method whose baseline has no probabilities.
-        return "0", "", metric.value_text(row.mean), "", "", "", ""
+        return "0", "", metric.value_text(row.mean), *[""] * 5
     means = metric.value_text(comparison.mean_baseline), metric.value_text(comparison.mean)
     return str(comparison.num_pairs), *means, *comparison_texts(row)
 

@@ -68,7 +68,7 @@ class TrainingReporter(RunReporter, TrainingObserver):
 def print_training(result: TrainingResult, verbosity: int = NORMAL) -> None:
     """Print the comparison of the methods, the written files, the probabilities, what got worse, and the verdict as the last line."""
     from crfrefine.metrics.registry import metric_named
-    from crfrefine.statistics.comparison import comparison_texts, describe_families
+    from crfrefine.statistics.comparison import HARM_COLUMN, comparison_texts, describe_families
     from crfrefine.train.comparison import METHODS, METRICS
 
     judged, summary = result.comparison.verdict, result.comparison.summary
@@ -86,7 +86,7 @@ def print_training(result: TrainingResult, verbosity: int = NORMAL) -> None:
         head, *tail = (f"{metric.title} {metric.unit}".rstrip() for metric in (first, *others))
         change = f"change, {first.difference_unit}"
         if rows:
-            names = ("region", "method", head, change, "95 % CI", "p (Holm)", "better/equal/worse", *tail)
+            names = ("region", "method", head, change, "95 % CI", "p (Holm)", "better/equal/worse", HARM_COLUMN, *tail)
             print_table(names, rows, numbers=(head, change, *tail))
             print(f"p (Holm): {describe_families(summary)}")
         _print_written(result.plan.options)

@@ -24,6 +24,10 @@ MEAN = RESERVED
 """Region name of the mean over regions."""
 
 
+HARM_COLUMN = "over 1 point worse (worst)"
+"""Title of the column with `harm_text`."""
+
+
 class Family(StrEnum):
     """The family of tests over which a p value is corrected, for each method by itself."""
 
@@ -241,14 +245,25 @@ def summary_dicts(rows: Sequence[SummaryRow]) -> list[dict[str, Any]]:
     return [without_nonfinite(asdict(row)) for row in rows]
 
 
-def comparison_texts(row: SummaryRow) -> tuple[str, str, str, str]:
-    """Return the difference, its interval, p after Holm and better/equal/worse as displayed; empty without a comparison."""
+def comparison_texts(row: SummaryRow) -> tuple[str, ...]:
+    """Return the difference, its interval, p after Holm, better/equal/worse and `harm_text` as displayed; empty without a comparison."""
     comparison, metric = row.comparison, metric_named(row.metric)
     if comparison is None:
-        return "", "", "", ""
+        return ("",) * 5
     counts = f"{comparison.wins}/{comparison.ties}/{comparison.losses}"
     interval = metric.interval_text(*comparison.interval)
-    return metric.difference_text(comparison.mean_difference), interval, format_p(row.p_adjusted), counts
+    harm = harm_text(comparison, row.metric)
+    return metric.difference_text(comparison.mean_difference), interval, format_p(row.p_adjusted), counts, harm
+
+
+def harm_text(comparison: PairedComparison, metric: str = DICE.name, *, with_name: bool = False, minus: str = "-") -> str:
+    """Return the share of cases that lose more than a point, and the worst case, such as "2.5% (-1.52)"; of distances only that case."""
+    if not comparison.worst:
+        return "none" if comparison.num_pairs else ""
+    case, difference = comparison.worst[0]
+    worst = (f"{case} " if with_name else "") + metric_named(metric).difference_text(difference).replace("-", minus)
+    is_ratio = metric_named(metric).is_ratio
+    return f"{100 * comparison.large_losses / comparison.num_pairs:.3g}% ({worst})" if is_ratio else worst
 
 
 def format_p(p_value: float) -> str:

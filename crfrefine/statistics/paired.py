@@ -19,6 +19,7 @@ ALPHA = 0.05  # Level of all tests, which are two-sided.
 POWER = 0.8  # Probability with which the detectable difference is found.
 NUM_RESAMPLES = 9999  # The ends of a 95 % interval vary by some hundredths of its width from seed to seed.
 NUM_WORST = 3  # Worst cases that are listed.
+LARGE_LOSS = 0.01  # A point of a ratio, such as Dice; cases that lose more are counted.
 
 # Differences below this, relative to the values, are rounding: the same counts in another order of summation.
 _ROUNDING = 1e-12
@@ -52,6 +53,7 @@ class PairedComparison:
     wins: int  # Cases where the method is better.
     ties: int
     losses: int
+    large_losses: int  # Cases that lose more than LARGE_LOSS.
     detectable_difference: float  # The smallest mean difference detected with a power of 80 %; infinite if none.
     worst: tuple[tuple[str, float], ...]  # Up to three cases with the largest losses, with their differences, worst first.
 
@@ -109,6 +111,7 @@ def compare_pairs(
         wins=int((gains > 0).sum()),
         ties=int((gains == 0).sum()),
         losses=int((gains < 0).sum()),
+        large_losses=int((gains < -LARGE_LOSS).sum()),
         detectable_difference=detectable_difference(deviation, len(pairs)),
         worst=tuple((names[pairs[index]], float(differences[index])) for index in worst),
     )

@@ -156,7 +156,8 @@ def test_the_verdict_comes_first_and_the_numbers_are_those_of_the_comparison(tex
     comparison = row.comparison
     expected = f"1 front <part> {comparison.mean_baseline:.4f} {comparison.mean:.4f} {100 * comparison.mean_difference:+.2f} "
     expected += " to ".join(f"{100 * end:+.2f}" for end in comparison.interval) + f" {format_p(row.p_adjusted)} "
-    expected += f"{comparison.effect_size:+.2f} {comparison.wins} / {comparison.ties} / {comparison.losses} 13 0 "
+    expected += f"{comparison.effect_size:+.2f} {comparison.wins} / {comparison.ties} / {comparison.losses} "
+    expected += f"{100 * comparison.large_losses / 13:.3g}% ({comparison.worst[0][0]} {100 * comparison.worst[0][1]:.2f}) 13 0 "
     assert expected.replace("-", "\u2212") in shown
 
 

@@ -9,6 +9,7 @@ from scipy import stats
 
 from crfrefine.errors import InputError
 from crfrefine.statistics import paired
+from crfrefine.statistics.comparison import harm_text
 from crfrefine.statistics.paired import bootstrap_interval, compare_pairs, detectable_difference, holm, signed_rank, smallest_p_value
 
 # Exact distributions are sums of at most some thousand positive terms.
@@ -84,6 +85,11 @@ def test_a_comparison_in_all_its_numbers():
     assert comparison.effect_size == pytest.approx((96 - 24) / 120, rel=ROUNDING)
     assert [name for name, _ in comparison.worst] == ["case 01", "case 14"]
     assert [difference for _, difference in comparison.worst] == pytest.approx([-67, -48])
+    assert comparison.large_losses == 2
+    assert harm_text(comparison, with_name=True, minus="−") == "12.5% (case 01 −6700.00)"
+    assert harm_text(comparison, "volume_difference_ml") == "-67.00"
+    assert harm_text(compare_pairs([1.0, 0.51], [1.0, 0.515])) == "0% (-0.50)"
+    assert (harm_text(compare_pairs([1.0], [0.5])), harm_text(compare_pairs([], []))) == ("none", "")
     assert comparison.standard_deviation == pytest.approx(np.std([*DARWIN, 0.0], ddof=1))
     low, high = comparison.interval
     assert low < comparison.mean_difference < high

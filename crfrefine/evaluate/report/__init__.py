@@ -26,7 +26,7 @@ from crfrefine.metrics.registry import DICE, Metric, metric_named
 from crfrefine.runs.cases.dataset_description import Names, read_names
 from crfrefine.runs.pictures.drawing import drawable
 from crfrefine.runs.pictures.preview import draw_preview
-from crfrefine.statistics.comparison import MEAN, SummaryRow, describe_families, format_p
+from crfrefine.statistics.comparison import HARM_COLUMN, MEAN, SummaryRow, describe_families, format_p, harm_text
 from crfrefine.statistics.paired import bootstrap_interval
 from crfrefine.statistics.verdict import ENDPOINT
 
@@ -344,6 +344,8 @@ def _render(report: Report, charts: Sequence[tuple[str, bytes]], problem: str, p
         dice=DICE,
         metric_named=metric_named,
         format_p=format_p,
+        harm_text=harm_text,
+        harm_column=HARM_COLUMN.capitalize(),
         url=lambda png: "data:image/png;base64," + base64.b64encode(png).decode("ascii"),
     )
 
