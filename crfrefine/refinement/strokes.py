@@ -44,6 +44,10 @@ coarser network, whose logits are at most 7 apart."""
 MIN_RADIUS = 1.5
 """Smallest r in mm."""
 
+SHARE_OF_EDGE = 0.25
+"""Largest r over the edge of a cube as large as the network's structure of the label, where that is below the reach: a wrong stroke in a
+small structure would take all of it. Half of the reach is always allowed."""
+
 NUM_RADII = 3.0
 """Radii after which a rise ends: it is 1 % of the strength there."""
 
@@ -215,13 +219,20 @@ class StrokeModel:
 
     def _radii(self, positions: NDArray[np.int64], has_label: Bool) -> NDArray[np.float64]:
         """Return the distance in mm from drawn voxels to the nearest one that has their label, within the allowed range."""
-        from scipy.ndimage import distance_transform_edt
+        from scipy.ndimage import binary_erosion
+        from scipy.spatial import KDTree
 
-        reach = max(MIN_RADIUS, self.parameters.reach)
-        if not has_label.any():
+        reach, steps = max(MIN_RADIUS, self.parameters.reach), np.array(self.spacing)[:, None]
+        volume = np.count_nonzero(has_label) * math.prod(self.spacing)
+        if not volume:
             return np.full(positions.shape[1], reach)
-        distance = distance_transform_edt(~has_label, sampling=self.spacing)
-        radii: NDArray[np.float64] = np.clip(distance[tuple(positions)], MIN_RADIUS, reach)
+        highest = min(reach, max(MIN_RADIUS, reach / 2, SHARE_OF_EDGE * volume ** (1 / has_label.ndim)))
+        ends = np.ceil(highest / steps).astype(np.int64)
+        start = np.maximum(0, positions - ends).min(axis=1, keepdims=True)
+        near = has_label[tuple(map(slice, start.ravel(), (positions + ends).max(axis=1) + 1))]
+        surface = np.argwhere(near & ~binary_erosion(near, border_value=1))
+        distance, _ = KDTree(surface * steps.T).query(((positions - start) * steps).T, distance_upper_bound=highest)
+        radii: NDArray[np.float64] = np.clip(distance, MIN_RADIUS, highest)
         return radii
 
     def _closeness(self, positions: NDArray[np.int64], radii: NDArray[np.float64], image: Float32) -> Float32:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.ndimage import distance_transform_edt
 
 import crfrefine
 from crfrefine import CrfParameters, Plan, refine
@@ -63,6 +64,24 @@ def test_a_stroke_ends_where_its_radius_ends(ball):
     away = drawn == 0
     np.testing.assert_allclose(difference[away], rise[away], atol=2e-5)
     np.testing.assert_array_equal(edited[:2, away], plain[:2, away])
+
+
+@pytest.mark.parametrize(("reach", "at"), [(3.0, (9, 8, 20)), (6.0, (9, 8, 20)), (6.0, (9, 14, 9)), (6.0, (17, 8, 9))])
+def test_the_radius_is_the_distance_to_the_label_within_the_size_of_its_structure(ball, reach, at):
+    image, logits, _ = ball
+    drawn = np.zeros(SHAPE, np.uint8)
+    drawn[at] = 1
+    changes = {"intensity.normalization": "none", "strokes.reach": reach, "bilateral.weight": 0.0, **ALL_LABELS}
+    parameters = CrfParameters().replace(**changes)
+    edited, plain = (
+        refine(logits, np.zeros_like(image), spacing=SPACING, parameters=parameters, strokes=part).logits for part in (drawn, None)
+    )
+    has_label = logits.argmax(axis=0) == 1
+    edge = (np.count_nonzero(has_label) * np.prod(SPACING)) ** (1 / 3)
+    radius = np.clip(distance_transform_edt(~has_label, sampling=SPACING)[at], 1.5, max(reach / 2, edge / 4))
+    beside = (at[0], at[1], at[2] + 1)
+    difference = (edited[1] - edited[0])[beside] - (plain[1] - plain[0])[beside]
+    assert difference == pytest.approx(6.0 * np.exp(-(SPACING[2] ** 2) / (2 * radius**2)), abs=1e-4)
 
 
 @pytest.mark.parametrize("input_type", ["logits", "probabilities", "labels"])
