@@ -123,7 +123,11 @@ inline vfloat place_quad(vquads four, int32_t first) {
         const __m256i inside = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kInside + 12 - first + i));
         return (vregister)_mm256_and_ps(turned, _mm256_castsi256_ps(inside));
     };
-    return {part(0), part(8)};
+    if constexpr (std::is_class_v<vfloat>) {
+        return {part(0), part(8)};
+    } else {  // clang's vectors are wider than its registers
+        return (vfloat)__builtin_shufflevector(part(0), part(8), 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    }
 }
 #else
 constexpr bool kPlacesLanes = false;
