@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from crfrefine.refinement.case import refine as refine
     from crfrefine.refinement.result import RefinementResult as RefinementResult
 
-__version__ = "0.2.0"
+__version__ = "1.0.0"
 
 _ERRORS = (
     "BackendUnavailableError",
