@@ -1,8 +1,8 @@
 """Labels made coarse and brought back to the image's resolution by `crfrefine` and its rivals.
 
-Usage: sharp.py DATA [--half even|odd] [--quick]
+Usage: sharp.py DATA [--half even|odd] [--quick | --masks]
 
-DATA holds acdc/ atrium/ hippocampus/, each with images/ labels/. Cases count from 0 in the order
+DATA holds acdc/ atrium/ hippocampus/, each with images/ labels/, and totalsegmentator/ for --masks. Cases count from 0 in the order
 of their names: values are chosen on the even cases and reported on the odd cases, such as those of
 the guided filter among 51 settings. The hearts become coarse in plane only. A case's score is the
 mean over its labels.
@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import nibabel
@@ -42,6 +45,13 @@ NEAREST, CRF = "nearest", "crfrefine"
 LOSS = 0.5  # points; cases that lose more are counted
 QUICK_CASES = 2
 HALVES = {"even": slice(0, None, 2), "odd": slice(1, None, 2)}
+
+MASKS = {  # of TotalSegmentator: a mask, its image, options
+    "example_seg_dicom": ("ct_dicom", "--network-spacing auto", "-c body-ct", "-c default"),
+    "example_seg": ("example_ct_sm.nii.gz", "-c body-ct", "-c default"),
+    "example_seg_fast": ("example_ct_sm.nii.gz", "-c body-ct", "-c default"),
+    "example_seg_mr": ("example_mr_sm.nii.gz", "-c body-mr", "-c default"),
+}
 
 KAPPA = 2.0
 MIN_SHARE = 1e-3
@@ -239,12 +249,46 @@ def report(found: dict[Row, list[Scores]]) -> str:
     return text + f"*sources {source_hash()}*\n"
 
 
+def mask_row(folder: Path, mask: str, image: str, options: str) -> list[str]:
+    """What the command does to a mask without a reference: a row of the table of masks."""
+    file = folder / f"{mask}.nii.gz"
+    with TemporaryDirectory() as home:
+        source, result = folder / image, Path(home, "result.nii.gz")
+        command = [sys.executable, "-m", "crfrefine"]
+        if source.is_dir():
+            source = Path(home, "image.nii.gz")
+            subprocess.run([*command, "convert", folder / image, source], check=True)
+        words = ["-i", source, "-p", file, "-o", result, "--input-type", "labels", *options.split()]
+        begin = os.times()
+        subprocess.run([*command, "infer", *words, "--threads", "1", "--allow-vanishing", "-q"], check=True)
+        seconds = sum(os.times()[2:4]) - sum(begin[2:4])
+        volumes = [nibabel.as_closest_canonical(nibabel.load(path)) for path in (file, result)]
+        old, new = (np.asarray(volume.dataobj) for volume in volumes)
+    regions = {str(label): (int(label),) for label in np.unique(old[old > 0])}
+    before, after = (measure_case(own, old, regions, volumes[0].header.get_zooms()) for own in (old, new))
+    counts = [sum(own["num_components"] for own in values.values()) for values in (before, after)]
+    ratios = [after[name]["volume_ml"] / before[name]["volume_ml"] - 1 for name in regions]
+    far = [np.nanmax([own[metric] for own in after.values()]) for metric in ("hd95_mm", "hd_mm")]
+    changed = np.count_nonzero(old != new) / np.count_nonzero(old)
+    cells = [len(regions), f"{100 * changed:.2f} %", ratios.count(-1.0), f"{100 * max(map(abs, ratios)):.2f} %"]
+    cells += [f"{counts[0]:.0f} → {counts[1]:.0f}", *(f"{distance:.1f} mm" for distance in far), f"{seconds:.1f} s"]
+    return [f"`{mask}`", f"`{options}`", *map(str, cells)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Coarse labels, against the true labels.")
     parser.add_argument("data", type=Path, help="folder with acdc/ atrium/ hippocampus/")
     parser.add_argument("--half", choices=HALVES, default="odd")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_CASES} cases of each organ")
+    parser.add_argument("--masks", action="store_true", help="only what changes in masks of TotalSegmentator")
     options = parser.parse_args()
+    if options.masks:
+        names = ["mask", "options", "structures", "voxels changed", "vanished", "volume"]
+        names += ["components", "border, 95 %", "farthest", "CPU time"]
+        jobs = [(mask, image, words) for mask, (image, *own) in MASKS.items() for words in own]
+        rows = [mask_row(options.data / "totalsegmentator", *job) for job in jobs]
+        sys.stdout.write(markdown_table(names, rows))
+        return
     names: list[tuple[Path, str]] = []
     for data in (options.data / organ for organ in ORGANS):
         cases = sorted(path.name.removesuffix(".nii.gz") for path in data.glob("labels/*.nii.gz"))
