@@ -66,21 +66,13 @@ NO_CRF = CrfParameters().replace(**{"bilateral.weight": 0.0, "spatial.weight": 0
 
 @dataclass(frozen=True)
 class DataSet:
-    """A folder of $CRFREFINE_DATA and how it is studied.
+    """A folder of $CRFREFINE_DATA and how it is studied."""
 
-    Attributes:
-        name: of the folder.
-        regions: each as for `--regions`; empty: each label.
-        resample: whether the logits may be on another grid than the image.
-        label_maps: whether the full study has the network's label maps too, in place of its logits.
-        has_logits: whether the folder has logits; else a network is trained for them.
-    """
-
-    name: str
-    regions: tuple[str, ...] = ()
-    resample: bool = False
-    label_maps: bool = False
-    has_logits: bool = True
+    name: str  # Name of the folder.
+    regions: tuple[str, ...] = ()  # Each as for `--regions`; empty means each label.
+    resample: bool = False  # True if the logits may be on another grid than the image.
+    label_maps: bool = False  # True if the full study has the network's label maps too, in place of its logits.
+    has_logits: bool = True  # True if the folder has logits; else a network is trained for them.
 
 
 DATA_SETS = (
@@ -93,25 +85,15 @@ DATA_SETS = (
 
 @dataclass(frozen=True)
 class Study:
-    """What is studied.
+    """What is studied."""
 
-    Attributes:
-        data: folder with images/ labels/ and maybe masks/ and dataset.json.
-        network: folder with the network's output.
-        name: of that output.
-        regions: options of all commands.
-        grid: options of all commands.
-        training: further options of train-crf.
-        threads: for training and inference; processes of the evaluation.
-    """
-
-    data: Path
-    network: Path
-    name: str
-    regions: tuple[str, ...]
-    grid: tuple[str, ...]
-    training: tuple[str, ...]
-    threads: int
+    data: Path  # Folder with images/ labels/ and maybe masks/ and dataset.json.
+    network: Path  # Folder with the network's output.
+    name: str  # Name of that output.
+    regions: tuple[str, ...]  # Options of all commands.
+    grid: tuple[str, ...]  # Options of all commands.
+    training: tuple[str, ...]  # Further options of train-crf.
+    threads: int  # For training and inference; processes of the evaluation.
 
     @property
     def title(self) -> str:

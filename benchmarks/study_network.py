@@ -39,40 +39,24 @@ _ROTATION, _SCALE, _JITTER, _FOREGROUND_SHARE = math.radians(35), 1.25, 20, 0.8
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and on what the network is trained.
+    """How long and on what the network is trained."""
 
-    Attributes:
-        num_steps: optimizer steps.
-        batch: patches per step.
-        patch: side of a patch, in voxels; a multiple of STRIDE.
-        width: channels of the finest level.
-        rate: largest learning rate.
-    """
-
-    num_steps: int
-    batch: int = 8
-    patch: int = 128
-    width: int = 12
-    rate: float = 4e-3
+    num_steps: int  # Optimizer steps.
+    batch: int = 8  # Patches per step.
+    patch: int = 128  # Side of a patch, in voxels; a multiple of STRIDE.
+    width: int = 12  # Channels of the finest level.
+    rate: float = 4e-3  # Largest learning rate.
 
 
 @dataclass(frozen=True)
 class Stack:
-    """A case as the network sees it.
+    """A case as the network sees it."""
 
-    Attributes:
-        image: (slices, modalities, y, x) float32.
-        labels: (slices, y, x); None: there are none.
-        name: of the case, for messages.
-        spacing: mm, of y and x.
-        unknown: the value of labels that nobody knows, which those outside of a slice get; 0: these are background.
-    """
-
-    image: NDArray[np.float32]
-    labels: NDArray[np.int64] | None = None
-    name: str = ""
-    spacing: tuple[float, float] = (1.0, 1.0)
-    unknown: int = 0
+    image: NDArray[np.float32]  # (slices, modalities, y, x) float32.
+    labels: NDArray[np.int64] | None = None  # (slices, y, x); None means that there are none.
+    name: str = ""  # Name of the case, for messages.
+    spacing: tuple[float, float] = (1.0, 1.0)  # Spacing of y and x, in mm.
+    unknown: int = 0  # Label outside of a slice, such as that of unknown voxels; 0 means background.
 
 
 class SliceUNet(nn.Module):

@@ -43,25 +43,15 @@ CHANGES = ["cases", "network's Dice", "`default`, untrained", "**trained CRF**, 
 
 @dataclass(frozen=True)
 class Findings:
-    """What a study found.
+    """What a study found."""
 
-    Attributes:
-        data: name of the folder.
-        logits: name of the folder of logits in it.
-        training: the report of train-crf.
-        summary: of the evaluation of the trained CRF.
-        summary_largest: of the evaluation with the largest component kept.
-        table: all methods of both evaluations.
-        environment: what the training ran on.
-    """
-
-    data: str
-    logits: str
-    training: dict[str, Any]
-    summary: dict[str, Any]
-    summary_largest: dict[str, Any]
-    table: ResultTable
-    environment: dict[str, Any]
+    data: str  # Name of the folder.
+    logits: str  # Name of the folder of logits in it.
+    training: dict[str, Any]  # The report of train-crf.
+    summary: dict[str, Any]  # Evaluation of the trained CRF.
+    summary_largest: dict[str, Any]  # Evaluation with the largest component kept.
+    table: ResultTable  # All methods of both evaluations.
+    environment: dict[str, Any]  # Where the training ran.
 
     @property
     def regions(self) -> tuple[str, ...]:
