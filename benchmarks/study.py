@@ -46,7 +46,7 @@ QUICK_CASES = 6
 QUICK_TRAINING = ("--folds", "2", "--num-iterations", "6")
 DOCUMENT = ROOT / "docs" / "reference" / "results.md"
 
-FOLDERS = {
+FOLDERS = {  # Where the label maps of the methods are, the first four by `infer`; the network's are the argmax of its logits.
     DEFAULT: "refined/default",
     LARGEST: "refined/largest",
     TRAINED: "refined/trained",
@@ -54,14 +54,11 @@ FOLDERS = {
     SCALING: "rivals/scaling",
     GUIDED: "rivals/guided",
     RANKSEG: "rivals/rankseg",
-    with_largest(SCALING): "rivals/scaling_largest",
-    with_largest(GUIDED): "rivals/guided_largest",
-    with_largest(RANKSEG): "rivals/rankseg_largest",
 }
-"""Where the label maps of the methods are, the first four by `infer`; the network's are the argmax of its logits."""
+FOLDERS |= {with_largest(rival): f"{FOLDERS[rival]}_largest" for rival in (SCALING, GUIDED, RANKSEG)}
 
+# `infer` then returns the network's labels.
 NO_CRF = CrfParameters().replace(**{"bilateral.weight": 0.0, "spatial.weight": 0.0})
-"""`infer` then returns the network's labels."""
 
 
 @dataclass(frozen=True)

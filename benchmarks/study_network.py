@@ -31,8 +31,7 @@ from crfrefine.runs.cases.case_files import CaseFiles
 from crfrefine.runs.cases.discovery import discover_cases
 from crfrefine.train.folds import choose_num_folds, make_folds
 
-STRIDE = 16
-"""Sides of what the network sees are multiples of it."""
+STRIDE = 16  # Sides of what the network sees are multiples of it.
 _ROTATION, _SCALE, _JITTER, _FOREGROUND_SHARE = math.radians(35), 1.25, 20, 0.8
 """Augmentation: largest rotation, largest zoom, voxels a patch is off its structure, share of the patches that are around one."""
 
@@ -84,14 +83,7 @@ class SliceUNet(nn.Module):
 
 
 class Training:
-    """A new network in training, with its optimizer, learning rates and random numbers.
-
-    Args:
-        stacks: the cases.
-        num_labels: L, background included.
-        schedule: how long.
-        seed: of the weights, the choice of slices and the patches.
-    """
+    """A new network in training; the background counts as a label, and the seed is for weights, choice of slices, and patches."""
 
     def __init__(self, stacks: Sequence[Stack], num_labels: int, schedule: Schedule, seed: int) -> None:
         torch.manual_seed(seed)
@@ -107,11 +99,7 @@ class Training:
         return [self._slices[number] for number in self.generator.integers(len(self._slices), size=self._batch)]
 
     def update(self, loss: Tensor) -> None:
-        """Do an optimizer step.
-
-        Raises:
-            FloatingPointError: the gradient is not finite; the weights are those of before.
-        """
+        """Do an optimizer step; if the gradient is not finite, raise FloatingPointError and keep the weights."""
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         if not all(one.grad.isfinite().all() for one in self.network.parameters() if one.grad is not None):
@@ -187,19 +175,12 @@ def supervised_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 SEED = 0
 FULL, TASTE = Schedule(num_steps=600), Schedule(num_steps=20, batch=4, patch=64, width=6)
-_QUANTUM = 1 / 32
-"""Logits are rounded to multiples of it, which compress well."""
+_QUANTUM = 1 / 32  # Logits are rounded to multiples of it, which compress well.
 _PERCENTILES = (1.0, 99.0)
 
 
 def add_logits(data: Path, folder: Path, schedule: Schedule = FULL) -> Path:
-    """Train a network with folds on the labeled cases of a folder; return the folder with the logits of what each fold held out.
-
-    Args:
-        data: folder with images/ labels/.
-        folder: gets a folder for each fold, and logits/.
-        schedule: how long each fold is trained.
-    """
+    """Train with folds on the cases of images/ and labels/; return the new `folder / "logits"`, of what each fold held out."""
     torch.set_num_threads(1)  # The sums of several threads are in another order, and so are the roundings.
     cases = [case for case in discover_cases(data / "images", None, None, data / "labels") if case.labels is not None]
     num_labels = 1 + max(int(io.read_labels(case.labels).data.max()) for case in cases)
@@ -246,11 +227,7 @@ def _run_fold(
 
 
 def read_stack(case: CaseFiles, *, with_labels: bool = False, unknown: int = 0) -> tuple[Stack, Volume]:
-    """Return a case as a stack of slices along its coarsest axis, each modality from its first to its last percentile, -1 to 1.
-
-    Raises:
-        GridMismatchError: the labels are on another grid than the image.
-    """
+    """Return a case as a stack of slices along its coarsest axis, each modality from its first to its last percentile, -1 to 1."""
     volumes = [io.read_volume(path) for path in case.images]
     axis = _thick_axis(volumes[0])
     modalities = []

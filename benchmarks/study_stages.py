@@ -28,12 +28,7 @@ def listing(folder: Path) -> list[str]:
 
 
 class Stages:
-    """The stages of a study in a folder of its own, each with its own subfolder.
-
-    Args:
-        folder: gets `stages.json`, which says what is complete.
-        name: of the study, for messages.
-    """
+    """The stages of a study in a folder of its own, each with its own subfolder; `stages.json` says what is complete."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.folder = folder
