@@ -8,7 +8,6 @@
 #include "portable.h"
 
 namespace crf {
-
 CRF_HD constexpr int bits_for(int count) { return count <= 1 ? 0 : 1 + bits_for((count + 1) / 2); }  // to number 0 .. count - 1
 
 // A residual is sorted as one integer: a fixed-point number with the coordinate's index in its lowest bits. Residuals stay below
@@ -137,5 +136,4 @@ template <class Key>
 CRF_HD Key key_unit(const KeyLayout& layout, int i) {
     return i == 0 ? Key(0) : Key(1) << layout.shift[i];
 }
-
 }  // namespace crf

@@ -18,7 +18,6 @@
 #endif
 
 namespace crf {
-
 // Largest integer not above x; floor, not truncation: coordinates can be negative.
 CRF_HD int floor_to_int(float x) {
     const int i = static_cast<int>(x);
@@ -30,5 +29,4 @@ CRF_HD int select(bool condition, int a, int b) { return condition ? a : b; }
 CRF_HD bool is_greater(int a, int b) { return a > b; }
 CRF_HD int larger(int a, int b) { return a > b ? a : b; }
 CRF_HD int smaller(int a, int b) { return a > b ? b : a; }
-
 }  // namespace crf

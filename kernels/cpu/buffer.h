@@ -8,7 +8,6 @@
 #include <sys/mman.h>
 
 namespace crf {
-
 inline constexpr size_t kHugePage = size_t{1} << 21;
 
 inline void* allocate_aligned(size_t alignment, size_t bytes) {
@@ -150,5 +149,4 @@ class Workspace {
    private:
     Buffer<float> memory_;
 };
-
 }  // namespace crf

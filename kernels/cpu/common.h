@@ -23,7 +23,6 @@
 #include <vector>
 
 namespace crf {
-
 // The Python module maps each error that a caller can handle to its own class, so that other exceptions, such as those of a progress
 // callback, are not mistaken for them.
 
@@ -43,5 +42,4 @@ inline std::string printed(double value, int digits = 6) {
     std::snprintf(text, sizeof text, "%.*g", digits, value);
     return text;
 }
-
 }  // namespace crf

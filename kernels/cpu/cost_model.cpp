@@ -5,9 +5,7 @@
 #include "cpu/window.h"
 
 namespace crf {
-
 namespace {
-
 // Nanoseconds on one core of an AMD EPYC 9005 (AVX-512). Only their ratios matter, which differ little between processors; but a pair of
 // the exact sum takes 0.2 with AVX-512 and over 3 without, so its price lies in between.
 constexpr double kExactPair = 0.35, kExactPairFeature = 0.07;
@@ -79,7 +77,6 @@ std::string cheapest(const BilateralInput& input, int num_channels, int num_filt
     if (exact <= direct) return "exact";
     return truncated <= direct ? "truncated" : "grid";
 }
-
 }  // namespace
 
 std::string choose_filter(const std::string& requested, const BilateralInput& input, int num_channels, int num_filterings) {
@@ -95,5 +92,4 @@ std::unique_ptr<Filter> make_bilateral_filter(const std::string& requested, cons
     if (chosen == "lattice") return make_lattice_filter(input, pool);
     throw InputError("unknown filter '" + requested + "'");
 }
-
 }  // namespace crf

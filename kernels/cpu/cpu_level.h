@@ -9,7 +9,6 @@
 #endif
 
 namespace crf {
-
 #if defined(__x86_64__)
 
 // The parts of the processor's state that the operating system saves: bit 1 SSE, 2 AVX, 5 to 7 AVX-512.
@@ -39,5 +38,4 @@ inline const char* cpu_level() {
 inline const char* cpu_level() { return "baseline"; }
 
 #endif
-
 }  // namespace crf

@@ -4,9 +4,7 @@
 #include "cpu/simd.h"
 
 namespace crf {
-
 namespace {
-
 constexpr float kSqrtHalfLog2e = 0.849321800f;  // sqrt(log2(e) / 2): exp(-d^2 / 2) = 2^-(d * this)^2
 constexpr int64_t kPartial = 1024;              // senders that are summed in a register before the total: limits rounding
 
@@ -136,11 +134,9 @@ class ExactFilter final : public Filter {
     std::vector<int> axis_feature_;  // the position feature of each box axis
     Buffer<float> features_;         // (feature, padded voxel), scaled by kSqrtHalfLog2e
 };
-
 }  // namespace
 
 std::unique_ptr<Filter> make_exact_filter(const BilateralInput& input, ThreadPool& pool) {
     return std::make_unique<ExactFilter>(input, pool);
 }
-
 }  // namespace crf

@@ -7,7 +7,6 @@
 #include "grid_math.h"
 
 namespace crf {
-
 // Channels that the filters process together.
 constexpr int kChannelGroup = 4;
 
@@ -160,5 +159,4 @@ bool fits_grid(const BilateralInput& input, const GridSize& size);
 
 // Throws InputError or CapacityError if the input does not fit.
 std::unique_ptr<Filter> make_grid_filter(const BilateralInput& input, const GridSize& size, ThreadPool& pool);
-
 }  // namespace crf

@@ -8,9 +8,7 @@
 #include "cpu/grid_voxels.h"
 
 namespace crf {
-
 namespace {
-
 constexpr int64_t kBatchFloats = int64_t{1} << 20;  // 4 MiB of planes are splatted before they are added to the grid
 
 class GridFilter final : public Filter {
@@ -361,14 +359,11 @@ class GridFilter final : public Filter {
     std::vector<Stretch> occupied_, wide_;       // (cell along the first axis, band) the same; and what is not zero after the blur
     std::vector<Buffer<float>> scratch_;
 };
-
 }  // namespace
 
 namespace {
-
 // A grid with far more cells than voxels is a mistake: at most this many cells, or this many per voxel, and 8 GB.
 constexpr double kGenerousGrid = 1e7, kGenerousGridAVoxel = 200, kLargestGrid = 2e9;
-
 }  // namespace
 
 GridSize grid_size(const BilateralInput& input) {
@@ -408,5 +403,4 @@ std::unique_ptr<Filter> make_grid_filter(const BilateralInput& input, const Grid
         throw CapacityError("the bilateral grid would have too many cells for these bandwidths; use filter = \"auto\"");
     return std::make_unique<GridFilter>(input, size, pool);
 }
-
 }  // namespace crf

@@ -6,7 +6,6 @@
 #include "grid_math.h"
 
 namespace crf {
-
 // The three-tap filter of the bilateral grid, along one axis at a time and in place.
 
 constexpr float kCenter = static_cast<float>(kCenterTap), kSide = static_cast<float>(kSideTap);
@@ -141,5 +140,4 @@ inline void blur_across(float* rows, int64_t count, int64_t stride, const Stretc
         own = after;
     }
 }
-
 }  // namespace crf

@@ -5,7 +5,6 @@
 #include "cpu/simd.h"
 
 namespace crf {
-
 // (cell, power): the weights of the four cells around a point, as polynomials of its fraction of a cell.
 constexpr float kSpline[4][4] = {
     {1 / 6.0f, -0.5f, 0.5f, -1 / 6.0f}, {4 / 6.0f, 0, -1, 0.5f}, {1 / 6.0f, 0.5f, 0.5f, -0.5f}, {0, 0, 0, 1 / 6.0f}};
@@ -229,5 +228,4 @@ class NarrowRows {
     std::vector<int32_t> cell_;
     std::vector<float> weight_[4], dense_;  // of each of a voxel's four cells; (cell, voxel)
 };
-
 }  // namespace crf

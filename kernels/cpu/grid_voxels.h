@@ -6,7 +6,6 @@
 #include "cpu/grid_rows.h"
 
 namespace crf {
-
 // Stretches of a row, of which one voxel each is splatted in turn: a load that partly overlaps a recent store would wait for it.
 constexpr int64_t kStretches = 8;
 
@@ -359,5 +358,4 @@ class GridVoxels {
     int64_t bins_ = 0, inner_bins_ = 0;  // intensity cells of one spatial cell, and those along the second modality
     std::vector<int32_t> first_run_;     // of each row of the box
 };
-
 }  // namespace crf

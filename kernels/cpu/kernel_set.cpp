@@ -4,9 +4,7 @@
 #include "cpu/simd.h"
 
 namespace crf {
-
 namespace {
-
 Buffer<float> filled(int64_t num_voxels, float value, ThreadPool& pool) {
     Buffer<float> values(num_voxels);
     pool.run(num_voxel_blocks(num_voxels), [&](int64_t block, int) {
@@ -14,7 +12,6 @@ Buffer<float> filled(int64_t num_voxels, float value, ThreadPool& pool) {
     });
     return values;
 }
-
 }  // namespace
 
 void normalize_kernel(Kernel& kernel, const Voxels& voxels, Normalization normalization, ThreadPool& pool, Workspace& workspace) {
@@ -170,5 +167,4 @@ void gather_features(const BilateralInput& input, int64_t first, int64_t count, 
         piece_features(input, grid, coordinate.data(), length, features + (voxel - first), stride);
     });
 }
-
 }  // namespace crf

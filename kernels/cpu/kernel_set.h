@@ -5,7 +5,6 @@
 #include "cpu/moments.h"
 
 namespace crf {
-
 Normalization parse_normalization(const std::string& name);
 
 // Selects the box's axes from one value per grid axis.
@@ -42,5 +41,4 @@ struct KernelSet {
     KernelSet(const Voxels& voxels, const std::vector<const float*>& image, const KernelSpecs& specs, ThreadPool& pool,
               Workspace& workspace, const BuildCallback& callback);
 };
-
 }  // namespace crf

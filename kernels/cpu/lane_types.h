@@ -6,7 +6,6 @@
 #include "cpu/common.h"
 
 namespace crf {
-
 #if defined(__AVX512F__)
 constexpr size_t kProcessorBytes = 64;
 #elif defined(__AVX2__)
@@ -211,5 +210,4 @@ inline Result pick_lanes(V a, V b) {
         return pick_register<Pick, First, 0, false>(register_of<kSource % kOfVector>(kSource < kOfVector ? a : b), a, b);
     }
 }
-
 }  // namespace crf

@@ -4,9 +4,7 @@
 #include "cpu/simd.h"
 
 namespace crf {
-
 namespace {
-
 // Blurring rows along one direction: of two successive lists, the vertices that have the other as neighbor correspond in their order
 // (Lattice::Chains), so that memory is read from list to list, without an index per vertex.
 
@@ -411,11 +409,9 @@ class LatticeFilter final : public Filter {
     float amplitude_ = 0;
     std::vector<Buffer<float>> scratch_;
 };
-
 }  // namespace
 
 std::unique_ptr<Filter> make_lattice_filter(const BilateralInput& input, ThreadPool& pool) {
     return std::make_unique<LatticeFilter>(input, pool);
 }
-
 }  // namespace crf

@@ -4,9 +4,7 @@
 #include "cpu/lattice_vertices.h"
 
 namespace crf {
-
 namespace {
-
 // Pass 4 of building a lattice: the next vertex along each direction, as chains of lists of vertices.
 
 // The columns and lists of all blocks' vertices (VertexOrder), and the steps from list to list.
@@ -286,7 +284,6 @@ Lattice build(const BilateralInput& input, const LatticeGeometry& geometry, cons
     lattice.largest_tile = tiles.largest_tile;
     return lattice;
 }
-
 }  // namespace
 
 Lattice build_lattice(const BilateralInput& input, ThreadPool& pool) {
@@ -306,5 +303,4 @@ double estimate_vertices_per_voxel(const BilateralInput& input) {
     return with_key_space(
         input, [&](const auto& geometry, const auto& space) { return sample_vertices_per_voxel(input, geometry, space, kSampledTiles); });
 }
-
 }  // namespace crf

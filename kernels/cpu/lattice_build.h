@@ -9,7 +9,6 @@
 #include "cpu/lattice_keys.h"
 
 namespace crf {
-
 struct Lattice {
     // Most voxels of a tile, a brick of the box. A tile is splatted into one small buffer, whose vertices are numbered in 16 bits.
     static constexpr int64_t tile_voxels(int num_features) { return num_features < 16 ? 4096 : 2048; }
@@ -68,5 +67,4 @@ bool fits_lattice(const BilateralInput& input);
 
 // Vertices per voxel, estimated from a few tiles; a lattice's cost depends on it. Infinite if no lattice can be built.
 double estimate_vertices_per_voxel(const BilateralInput& input);
-
 }  // namespace crf

@@ -3,9 +3,7 @@
 #include "lattice_math.h"
 
 namespace crf {
-
 namespace {
-
 // Room on either side of the range of a quotient: 1 for rounding in single precision, 1 for the coordinates that wrap, 1 for the vertices
 // of a simplex below its remainder-0 vertex, 1 for a step to a neighbor.
 constexpr int kMargin = 4;
@@ -14,7 +12,6 @@ constexpr int kMargin = 4;
 constexpr double kWidestRange = 1e9;
 
 int bit_width(int64_t largest) { return std::bit_width(static_cast<uint64_t>(largest)); }
-
 }  // namespace
 
 // Field widths from the range of every coordinate, by interval arithmetic on the elevation.
@@ -51,7 +48,6 @@ KeyLayout layout_keys(const BilateralInput& input, const LatticeGeometry& geomet
 }
 
 namespace {
-
 template <int D>
 void find_simplices(const float* features, int64_t stride, const float* scale, SimplexBatch& batch) {
     vfloat scaled[D], elevated[D + 1], weight[D + 1];
@@ -95,11 +91,9 @@ LatticeGeometry smallest_geometry(int num_features) {
                             std::to_string(num_features));
     }
 }
-
 }  // namespace
 
 LatticeGeometry choose_geometry(int num_features) {
     return smallest_geometry<1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 16, 20, kMaxLatticeFeatures>(num_features);
 }
-
 }  // namespace crf

@@ -6,7 +6,6 @@
 #include "lattice_math.h"
 
 namespace crf {
-
 constexpr int kMaxLatticeFeatures = 28;
 
 // Barycentric weights are kept in 16 bits, in units of 1 / kWeightUnit.
@@ -119,5 +118,4 @@ auto with_key_space(const BilateralInput& input, Function&& function) {
                             "-bit numbers, and 128 is the most; use larger bandwidths");
     return function(geometry, KeySpace<WideKey>(layout));
 }
-
 }  // namespace crf

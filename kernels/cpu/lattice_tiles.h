@@ -8,7 +8,6 @@
 #include "cpu/lattice_keys.h"
 
 namespace crf {
-
 // A small hash table that numbers keys in order of insertion; each thread reuses its table.
 template <class Key>
 class KeyTable {
@@ -298,5 +297,4 @@ double sample_vertices_per_voxel(const BilateralInput& input, const LatticeGeome
     }
     return static_cast<double>(num_vertices) / static_cast<double>(num_voxels);
 }
-
 }  // namespace crf

@@ -5,7 +5,6 @@
 #include "cpu/lattice_tiles.h"
 
 namespace crf {
-
 // Pass 2 of building a lattice: records (vertices as the tiles number them) are sorted into blocks.
 // Boxes of a vertex's last coordinates, one per axis, which depend only on position, divide space into blocks. All records of a vertex are
 // in one block: blocks are independent, and nearby vertices get nearby numbers, which determines the speed of blurring.
@@ -284,5 +283,4 @@ void assign_slots(const BlockRecords<Key>& records, const LatticeVertices<Key>& 
         }
     });
 }
-
 }  // namespace crf

@@ -6,9 +6,7 @@
 #include "cpu/voxel_rows.h"
 
 namespace crf {
-
 namespace {
-
 class MeanField {
    public:
     MeanField(const Voxels& voxels, std::vector<Kernel>& kernels, const MeanFieldOptions& options, const GridView<const float>& logits,
@@ -284,7 +282,6 @@ void write_outside(const Voxels& voxels, const MeanFieldOptions& options, const 
     const float scale = 1 / options.temperature;
     pool.run(options.num_labels, [&](int64_t label, int) { copy_outside(voxels, logits, out, label, scale); });
 }
-
 }  // namespace
 
 bool MeanFieldOptions::has_one_weight(size_t kernel) const {
@@ -315,5 +312,4 @@ MeanFieldOutcome run_mean_field(const Voxels& voxels, std::vector<Kernel>& kerne
     write_outside(voxels, options, logits, out, pool);
     return outcome;
 }
-
 }  // namespace crf

@@ -6,7 +6,6 @@
 #include "cpu/voxel_rows.h"
 
 namespace crf {
-
 // The model of a run, and how it is made.
 struct MeanFieldOptions {
     int num_labels = 0;                      // L
@@ -103,5 +102,4 @@ inline StepSums total(const std::vector<StepSums>& of_blocks) {
     for (const StepSums& block : of_blocks) sums += block;
     return sums;
 }
-
 }  // namespace crf

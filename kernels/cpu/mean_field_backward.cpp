@@ -5,9 +5,7 @@
 #include "cpu/voxel_rows.h"
 
 namespace crf {
-
 namespace {
-
 // Names follow docs/reference/math.md: with x_t the logits after step t and Q = softmax(x), `y` is the gradient with respect to x_t,
 // z_k = sum_l compatibility[k][l] y_l, and -weight z that with respect to a kernel's message.
 class Backward {
@@ -235,7 +233,6 @@ class Backward {
     Buffer<float> grad_marginals_;       // (sent, voxel)
     std::vector<Buffer<float>> scratch_;
 };
-
 }  // namespace
 
 MeanFieldGradients run_mean_field_backward(const Voxels& voxels, const std::vector<Kernel>& kernels,
@@ -245,5 +242,4 @@ MeanFieldGradients run_mean_field_backward(const Voxels& voxels, const std::vect
     Backward backward(voxels, kernels, features, options, input, grad_image != nullptr, pool, workspace);
     return backward.run(grad_logits, grad_image);
 }
-
 }  // namespace crf

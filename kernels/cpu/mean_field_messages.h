@@ -6,7 +6,6 @@
 #include "cpu/simd.h"
 
 namespace crf {
-
 class Messages {
    public:
     // Computes the messages of all ones, except where they come with the first step's: before it, when little memory is in use.
@@ -119,5 +118,4 @@ class Messages {
     float* received_ = nullptr;
     Buffer<float> weighted_ones_;  // (voxel), only when implied
 };
-
 }  // namespace crf

@@ -6,7 +6,6 @@
 #include "cpu/voxel_rows.h"
 
 namespace crf {
-
 inline double dot(const float* a, const float* b, int64_t count) {
     vfloat total{};
     for (int64_t i = 0; i < count; i += kLanes) total += load_some(a + i, count - i) * load_some(b + i, count - i);
@@ -313,5 +312,4 @@ class MessageBackward {
     std::vector<double> part_sums_;  // (part of the blocks, weights and compatibility)
     std::vector<Buffer<float>> scratch_;
 };
-
 }  // namespace crf

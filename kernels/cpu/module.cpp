@@ -7,9 +7,7 @@ namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace crf {
-
 namespace {
-
 void require_positive(const std::vector<double>& values, size_t count, const char* otherwise) {
     require(values.size() == count && std::all_of(values.begin(), values.end(), [](double v) { return std::isfinite(v) && v > 0; }),
             otherwise);
@@ -104,7 +102,6 @@ void define_errors(nb::module_& m) {
         },
         memory_error.ptr());
 }
-
 }  // namespace
 
 void require_bandwidths(const Bandwidths& bilateral, const std::vector<double>& theta_gamma, size_t num_axes, size_t num_modalities) {
@@ -187,5 +184,4 @@ void define_module(nb::module_& m) {
     m.def("channel_ranges", &channel_ranges_of, "channels"_a, "threads"_a);
     m.def("cpu_level", &cpu_level);
 }
-
 }  // namespace crf

@@ -17,7 +17,6 @@
 #include "cpu/tiles.h"
 
 namespace crf {
-
 template <class T, class... Options>
 using Contiguous = nanobind::ndarray<T, nanobind::c_contig, nanobind::device::cpu, Options...>;
 using FloatArray = Contiguous<const float>;
@@ -145,7 +144,6 @@ inline bool read_field(const nanobind::handle& value, std::vector<std::vector<fl
     for (size_t row = 0; row < array.shape(0); ++row) field.emplace_back(array.data() + row * size, array.data() + (row + 1) * size);
     return true;
 }
-
 }  // namespace crf
 
 // A model in Python is any object with the fields that `read_model` asks for, by name.

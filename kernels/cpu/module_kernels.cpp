@@ -5,9 +5,7 @@ namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace crf {
-
 namespace {
-
 // The kernels of one model on one image, kept between calls; one call at a time.
 class Kernels {
    public:
@@ -192,7 +190,6 @@ class Kernels {
     std::unique_ptr<KernelSet> set_;
     std::mutex mutex_;
 };
-
 }  // namespace
 
 std::pair<KernelSet*, std::vector<int64_t>> kernels_in(const nb::handle& kernels) {
@@ -216,5 +213,4 @@ void define_kernels(nb::module_& m) {
         .def("backward", &K::backward, "logits"_a, "record"_a, "volume_bias"_a, "gradient"_a, "model"_a, "part"_a.none(), "wants_theta"_a,
              "grad_logits"_a.noconvert(), "grad_image"_a.noconvert().none());
 }
-
 }  // namespace crf

@@ -6,9 +6,7 @@ namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace crf {
-
 namespace {
-
 // The kernel exp(-|x_n - x_m|^2 / 2) of points, kept between calls; one call at a time.
 class Points {
    public:
@@ -80,7 +78,6 @@ class Points {
     std::unique_ptr<Filter> filter_;
     std::mutex mutex_;
 };
-
 }  // namespace
 
 void define_points(nb::module_& m) {
@@ -90,5 +87,4 @@ void define_points(nb::module_& m) {
         .def("apply", &Points::apply, "values"_a, "transposed"_a, "out"_a.noconvert())
         .def("feature_gradient", &Points::feature_gradient, "u"_a, "v"_a, "gradient"_a.noconvert());
 }
-
 }  // namespace crf

@@ -12,9 +12,7 @@ struct nanobind::detail::dtype_traits<crf::Half> {
 };
 
 namespace crf {
-
 namespace {
-
 using Extents = std::array<int64_t, 3>;
 using Indices = Contiguous<const int64_t, nb::ndim<1>>;
 using Labels = Contiguous<const int32_t>;
@@ -332,7 +330,6 @@ class LabelSets {
     int threads_;
     int32_t largest_ = 0;  // of the labels
 };
-
 }  // namespace
 
 void define_tiles(nb::module_& m) {
@@ -368,5 +365,4 @@ void define_tiles(nb::module_& m) {
     define_labels(uint8_t{});
     define_labels(uint16_t{});
 }
-
 }  // namespace crf

@@ -10,7 +10,6 @@
 #include "cpu/voxel_rows.h"
 
 namespace crf {
-
 // The features of one kernel, a column of all voxels at a time, centered: intensities first, box axes last.
 class FeatureColumns {
    public:
@@ -236,5 +235,4 @@ MeanFieldGradients run_mean_field_backward(const Voxels& voxels, const std::vect
                                            const std::vector<FeatureColumns>& features, const MeanFieldOptions& options,
                                            const BackwardInput& input, float* grad_logits, float* grad_image, ThreadPool& pool,
                                            Workspace& workspace);
-
 }  // namespace crf

@@ -11,7 +11,6 @@
 #endif
 
 namespace crf {
-
 constexpr int kLanes = 16;
 
 typedef LanesOfSize<float, 4 * kLanes> vfloat;
@@ -299,5 +298,4 @@ void with_constant(int value, Body&& body) {
     }
     body(std::integral_constant<int, First>());
 }
-
 }  // namespace crf

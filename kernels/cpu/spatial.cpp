@@ -6,9 +6,7 @@
 #include "cpu/spatial_rows.h"
 
 namespace crf {
-
 namespace {
-
 class SpatialFilter final : public Filter {
    public:
     SpatialFilter(const Voxels& voxels, const std::vector<double>& theta_gamma, bool exact, const FeatureOrigin* origin, ThreadPool& pool)
@@ -240,12 +238,10 @@ class SpatialFilter final : public Filter {
     float* box_ = nullptr;                           // in the workspace
     std::vector<Buffer<float>> scratch_;             // per thread: rows begin at cache lines
 };
-
 }  // namespace
 
 std::unique_ptr<Filter> make_spatial_filter(const Voxels& voxels, const std::vector<double>& theta_gamma, bool exact,
                                             const FeatureOrigin* origin, ThreadPool& pool) {
     return std::make_unique<SpatialFilter>(voxels, theta_gamma, exact, origin, pool);
 }
-
 }  // namespace crf

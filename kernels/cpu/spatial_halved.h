@@ -9,7 +9,6 @@
 #include "cpu/voxels.h"
 
 namespace crf {
-
 class HalvedBox {
    public:
     // Whether rows are halved along an axis; of the axes, the first and the last but one can be.
@@ -162,14 +161,12 @@ class HalvedBox {
 };
 
 namespace {
-
 constexpr double kPi = 3.14159265358979323846;
 
 // In voxels. Below, half as many rows do not hold what the kernel leaves; beyond, it is wider than volumes.
 constexpr double kLeastSigma = 3.0, kLargestSigma = 1000.0;
 
 constexpr int64_t kLeastRows = 16;  // halved rows beyond the ends cost more than a shorter one saves
-
 }  // namespace
 
 HalvedBox::Axis HalvedBox::axis(int64_t num_rows, double sigma, int64_t first) {
@@ -223,5 +220,4 @@ std::vector<float> HalvedBox::halved_taps(double sigma, int64_t num_rows) {
     }
     return std::vector<float>(taps.begin(), taps.end());
 }
-
 }  // namespace crf

@@ -6,7 +6,6 @@
 #include "cpu/voxels.h"
 
 namespace crf {
-
 // Radius, in standard deviations, within which a tap has its full weight. A Gaussian is 3e-4 there, with 6e-5 of its mass beyond.
 inline constexpr double kSpatialRadius = 4.0;
 
@@ -190,5 +189,4 @@ inline void filter_across(float* slab, int64_t size, int64_t length, int64_t str
 }
 
 inline int64_t num_panels(int64_t inner) { return (inner + kColumns - 1) / kColumns; }
-
 }  // namespace crf

@@ -13,9 +13,7 @@
 #endif
 
 namespace crf {
-
 namespace {
-
 // Subnormal numbers as zeros in the thread that computes. Marginals far from a border, their gradients and the weights of unlike voxels
 // are so small that their products are subnormal: nothing in a sum, but on x86 each takes over a hundred cycles.
 
@@ -43,7 +41,6 @@ class SubnormalsAsZeros {
 constexpr int kMostThreads = 512;  // more than the number of items of the parallel loops; a larger request is a mistake
 
 constexpr std::chrono::milliseconds kPollInterval{50};
-
 }  // namespace
 
 struct ThreadPool::Workers {
@@ -158,5 +155,4 @@ void ThreadPool::run(int64_t num_items, FunctionRef<int64_t, int> body) {
     own.done.wait(lock, [&] { return own.active == 0; });
     if (own.error) std::rethrow_exception(own.error);
 }
-
 }  // namespace crf

@@ -5,7 +5,6 @@
 #include "cpu/common.h"
 
 namespace crf {
-
 // A function that is called only while the caller waits: what it refers to is not copied, and the engine's many loops are compiled in less
 // time than with std::function. May be empty.
 template <class... Arguments>
@@ -59,5 +58,4 @@ class ThreadPool {
     const int num_threads_;
     const std::unique_ptr<Workers> workers_;
 };
-
 }  // namespace crf

@@ -4,9 +4,7 @@
 #include "cpu/tile_filter.h"
 
 namespace crf {
-
 namespace {
-
 class ChannelTileFilter final : public TileFilter {
    public:
     ChannelTileFilter(const TileSet& set, const TileChannels& channels, const Voxels& voxels, const LaneMask* open, Kernel& kernel,
@@ -199,12 +197,10 @@ class ChannelTileFilter final : public TileFilter {
     std::vector<uint8_t> has_last_;                     // (active tile) whether a label of it has the last channel
     Workspace workspace_;
 };
-
 }  // namespace
 
 std::unique_ptr<TileFilter> make_channel_tile_filter(const TileSet& set, const TileChannels& channels, const Voxels& voxels,
                                                      const LaneMask* open, Kernel& kernel, ThreadPool& pool) {
     return std::make_unique<ChannelTileFilter>(set, channels, voxels, open, kernel, pool);
 }
-
 }  // namespace crf

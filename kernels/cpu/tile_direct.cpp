@@ -7,9 +7,7 @@
 #include "cpu/tile_set.h"
 
 namespace crf {
-
 namespace {
-
 class DirectTileFilter final : public TileFilter {
    public:
     // at_once: the kernel, if its row sums may take arrays of the whole volume; nullptr: they may not.
@@ -210,7 +208,6 @@ class DirectTileFilter final : public TileFilter {
     std::vector<LaneMask> near_lanes_;  // (tile near, row of the tile) the voxels whose factor is known
     Buffer<float> scale_;
 };
-
 }  // namespace
 
 std::unique_ptr<TileFilter> make_direct_tile_filter(const TileSet& set, const LaneMask* open, const DirectKernel& kernel,
@@ -220,5 +217,4 @@ std::unique_ptr<TileFilter> make_direct_tile_filter(const TileSet& set, const La
     return std::make_unique<DirectTileFilter>(set, open, make_bilateral_tile_kernel(set.tiling, kernel), normalization,
                                               has_room ? &kernel : nullptr, pool);
 }
-
 }  // namespace crf

@@ -6,7 +6,6 @@
 #include "cpu/tile_set.h"
 
 namespace crf {
-
 // What the voxels of active tiles send: all that they hold, or what has changed since they sent last.
 struct SentVoxels {
     const float* values;        // (entry, voxel of a tile); 0 at voxels that send nothing, of a row where some do
@@ -156,5 +155,4 @@ class TileKernel {
 // The window of three standard deviations of window.h, and the taps of spatial_rows.h.
 std::unique_ptr<TileKernel> make_bilateral_tile_kernel(const Tiling& tiling, const DirectKernel& kernel);
 std::unique_ptr<TileKernel> make_spatial_tile_kernel(const Tiling& tiling, const DirectKernel& kernel);
-
 }  // namespace crf

@@ -5,9 +5,7 @@
 #include "cpu/window.h"
 
 namespace crf {
-
 namespace {
-
 // Labels whose sums stay in registers.
 constexpr int kMostTogether = 8;
 
@@ -331,7 +329,6 @@ class SpatialTileKernel final : public TileKernel {
 
     const std::vector<SpatialTaps> taps_;
 };
-
 }  // namespace
 
 std::unique_ptr<TileKernel> make_bilateral_tile_kernel(const Tiling& tiling, const DirectKernel& kernel) {
@@ -346,5 +343,4 @@ std::unique_ptr<TileKernel> make_spatial_tile_kernel(const Tiling& tiling, const
     for (int a = 0; a < 3; ++a) reach[a] = static_cast<int64_t>(taps[a].weight.size()) - 1;
     return std::make_unique<SpatialTileKernel>(tiling, std::move(taps), reach);
 }
-
 }  // namespace crf

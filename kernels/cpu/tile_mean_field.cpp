@@ -4,9 +4,7 @@
 #include "cpu/voxel_rows.h"
 
 namespace crf {
-
 namespace {
-
 class TileMeanField {
    public:
     TileMeanField(const TileSet& set, const std::vector<std::unique_ptr<TileFilter>>& kernels, const MeanFieldOptions& options,
@@ -331,7 +329,6 @@ class TileMeanField {
     std::vector<StepSums> sums_;
     std::vector<Scratch> scratch_;
 };
-
 }  // namespace
 
 MeanFieldOutcome run_tile_mean_field(const TileSet& set, const std::vector<std::unique_ptr<TileFilter>>& kernels,
@@ -340,5 +337,4 @@ MeanFieldOutcome run_tile_mean_field(const TileSet& set, const std::vector<std::
                                      const StepCallback& callback) {
     return TileMeanField(set, kernels, options, open, num_voxels, unsent, logits, out, check, pool).run(callback);
 }
-
 }  // namespace crf

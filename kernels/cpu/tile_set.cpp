@@ -1,7 +1,6 @@
 #include "cpu/tile_set.h"
 
 namespace crf {
-
 int64_t TileSet::find_entry(int64_t active_tile, int32_t wanted) const {
     const int32_t* const begin = label + first_entry[active_tile];
     const int32_t* const end = label + first_entry[active_tile + 1];
@@ -10,7 +9,6 @@ int64_t TileSet::find_entry(int64_t active_tile, int32_t wanted) const {
 }
 
 namespace {
-
 // Calls body(grid index, place among the tile's voxels, z, y, x) for the voxels of a tile inside the grid and the mask.
 template <class Body>
 void for_voxels(const TileSet& set, int64_t number, Body&& body) {
@@ -27,7 +25,6 @@ struct Span {
         return z >= begin[0] && z < end[0] && y >= begin[1] && y < end[1] && x >= begin[2] && x < end[2];
     }
 };
-
 }  // namespace
 
 template <class Label>
@@ -129,5 +126,4 @@ Borders::Borders(const TileSet& set, const bool* may_matter, const int64_t (&rea
 
 template void decode_entries(const TileSet&, const float*, uint8_t*, ThreadPool&);
 template void decode_entries(const TileSet&, const float*, uint16_t*, ThreadPool&);
-
 }  // namespace crf

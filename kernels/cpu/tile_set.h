@@ -6,7 +6,6 @@
 #include "cpu/tiles.h"
 
 namespace crf {
-
 // Some of the sixteen voxels of a row of a tile, one bit each: the lowest is the first.
 typedef uint16_t LaneMask;
 constexpr LaneMask kAllLanes = 0xffff;
@@ -223,5 +222,4 @@ class RowMap {
     const Tiling& tiling_;
     std::vector<LaneMask> marks_;  // (z, y, tile along the last axis)
 };
-
 }  // namespace crf

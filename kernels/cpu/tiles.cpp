@@ -3,9 +3,7 @@
 #include "cpu/tile_set.h"
 
 namespace crf {
-
 namespace {
-
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
 
 // e^-17 is lost when it is added to 1 in single precision.
@@ -48,7 +46,6 @@ template <class T>
 const T* source_row(const Tiling& tiling, const TileSource<T>& source, int64_t item, const TileRow& row) {
     return source.is_whole_grid ? source.channel.at(row.z, row.y) + row.x : source.channel.values + item * tiling.tile_voxels() + row.place;
 }
-
 }  // namespace
 
 template <class T>
@@ -177,7 +174,6 @@ template void fill_entries(const Tiling&, const TileSource<float>&, const Decodi
 template void fill_entries(const Tiling&, const TileSource<Half>&, const Decoding&, const int64_t*, float*, ThreadPool&);
 
 namespace {
-
 // The voxels of a label in a tile.
 template <class Label>
 struct LabelBox {
@@ -222,7 +218,6 @@ void widen(const Tiling& tiling, const Neighborhood& around, Occurrence& found) 
     for (int64_t row = 0; row < depth * height; ++row)
         gather_any(found.along_y.data() + row * width, 1, 2 * around.halo[2] + 1, length, found.near.data() + row * length);
 }
-
 }  // namespace
 
 template <class Label>
@@ -299,5 +294,4 @@ template void fill_label_entries(const Tiling&, const LabelPlanes<uint8_t>&, int
                                  int64_t, const int64_t*, float*, ThreadPool&);
 template void fill_label_entries(const Tiling&, const LabelPlanes<uint16_t>&, int, const int64_t (&)[3], const LabelLogits&, const int64_t*,
                                  int64_t, const int64_t*, float*, ThreadPool&);
-
 }  // namespace crf

@@ -6,7 +6,6 @@
 #include "cpu/thread_pool.h"
 
 namespace crf {
-
 // IEEE half precision, as bits.
 struct Half {
     uint16_t bits;
@@ -184,5 +183,4 @@ template <class Label>
 void fill_label_entries(const Tiling& tiling, const LabelPlanes<Label>& map, int label, const int64_t (&reach)[3],
                         const LabelLogits& logits, const int64_t* tiles, int64_t num_tiles, const int64_t* entry, float* out,
                         ThreadPool& pool);
-
 }  // namespace crf

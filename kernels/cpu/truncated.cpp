@@ -5,9 +5,7 @@
 #include "cpu/window_plan.h"
 
 namespace crf {
-
 namespace {
-
 // Moments of the truncated sum for gradients with respect to bandwidths and the image (moments.h), pair by pair like its weights: squares
 // of features far from their center, which cancel in the moment form, are never formed.
 
@@ -28,7 +26,6 @@ struct WindowMoments {
 };
 
 namespace {
-
 // C: number of channels, 0 = any; M: room for modalities. Loops of known length stay in registers.
 template <int C, int M, bool kPulls>
 void add_slab(const WindowMoments& moments, const std::vector<WindowChunk>& slab, double* sums) {
@@ -91,7 +88,6 @@ void add_slab(const WindowMoments& moments, const std::vector<WindowChunk>& slab
         for (int a = 0; a < moments.num_axes; ++a) sums[moments.num_modalities + a] += static_cast<double>(sum_lanes(by_axis[a]));
     }
 }
-
 }  // namespace
 
 void WindowMoments::add(ThreadPool& pool) const {
@@ -370,11 +366,9 @@ class TruncatedFilter final : public Filter {
     Buffer<float> intensity_;                      // (modality, padded voxel), scaled so that squared differences are exponents of 2
     float *sent_ = nullptr, *received_ = nullptr;  // (channel, padded voxel), in the workspace
 };
-
 }  // namespace
 
 std::unique_ptr<Filter> make_truncated_filter(const BilateralInput& input, ThreadPool& pool) {
     return std::make_unique<TruncatedFilter>(input, pool);
 }
-
 }  // namespace crf

@@ -7,7 +7,6 @@
 #include "cpu/voxels.h"
 
 namespace crf {
-
 constexpr int kMostVolumePasses = 100;  // more than any problem needs whose labels do not have to vanish
 
 // A Newton step of this size, in nats, is the last one: what follows is its square.
@@ -294,5 +293,4 @@ inline std::vector<double> VolumeTerm::solve(const MassSums& sums, const std::ve
     solve_definite(matrix, right);
     return right;
 }
-
 }  // namespace crf

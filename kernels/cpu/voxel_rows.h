@@ -6,7 +6,6 @@
 #include "cpu/voxels.h"
 
 namespace crf {
-
 inline int64_t block_end(int64_t block, int64_t num_voxels) { return std::min((block + 1) * kVoxelBlock, num_voxels); }
 
 // From (row, voxel).
@@ -188,5 +187,4 @@ vfloat kl_divergence(const float* now, const float* old, int any_labels, bool la
     }
     return total;
 }
-
 }  // namespace crf

@@ -3,16 +3,13 @@
 #include "cpu/simd.h"
 
 namespace crf {
-
 namespace {
-
 // Length of the piece of one grid row, from `x`, whose mask values are all `inside`.
 int64_t piece_length(const uint8_t* row, int64_t x, int64_t length, bool inside) {
     int64_t end = x;
     while (end < length && (row[end] != 0) == inside) ++end;
     return end - x;
 }
-
 }  // namespace
 
 Voxels::Voxels(const std::vector<int64_t>& grid_shape, const std::vector<double>& spacing_mm, const uint8_t* mask,
@@ -118,7 +115,6 @@ int64_t Voxels::grid_index(int64_t box_index) const {
 }
 
 namespace {
-
 constexpr int64_t kPiece = 4096;  // voxels
 
 // body(first voxel, number of voxels) over pieces of the grid, in parallel.
@@ -157,7 +153,6 @@ void softmax_piece(const float* logits, int num_labels, int64_t grid_size, int64
             store_some(out + l * grid_size + i, load_some(out + l * grid_size + i, left) * (1.0f / total), left);
     }
 }
-
 }  // namespace
 
 template <class Label>
@@ -197,5 +192,4 @@ std::vector<float> channel_ranges(const float* channels, int64_t num_channels, i
 
 template void label_map(const float*, int, int64_t, ThreadPool&, uint8_t*);
 template void label_map(const float*, int, int64_t, ThreadPool&, uint16_t*);
-
 }  // namespace crf

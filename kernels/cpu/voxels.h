@@ -4,7 +4,6 @@
 #include "cpu/thread_pool.h"
 
 namespace crf {
-
 constexpr int kMaxAxes = 8;
 
 // Consecutive voxels along the last axis, all inside the mask.
@@ -88,5 +87,4 @@ void softmax(const float* logits, int num_labels, int64_t grid_size, ThreadPool&
 // Smallest and largest value of each channel of (channel, *grid), one after the other; both NaN for a channel with a value that is
 // not finite.
 std::vector<float> channel_ranges(const float* channels, int64_t num_channels, int64_t grid_size, ThreadPool& pool);
-
 }  // namespace crf

@@ -4,7 +4,6 @@
 #include "cpu/filter.h"
 
 namespace crf {
-
 constexpr double kLog2e = 1.4426950408889634;  // exp(x) = 2^(x kLog2e)
 
 constexpr double kTruncationRadius = 3.0;  // standard deviations of the spatial part of the kernel
@@ -98,5 +97,4 @@ inline std::vector<WindowOffset> list_window(const BilateralInput& input) {
     } while (next_place(radius, axes, offset.distance));
     return window;
 }
-
 }  // namespace crf

@@ -7,7 +7,6 @@
 #include "cpu/window.h"
 
 namespace crf {
-
 // Rows of voxels that are processed together: each loaded neighbor serves all of them.
 constexpr int kRows = 2;
 
@@ -58,7 +57,6 @@ struct WindowPlan {
 WindowPlan plan_window(const BilateralInput& input);
 
 namespace {
-
 constexpr int64_t kRowsInterleaved = 32;  // see list_offsets
 
 // Rows of a block along every axis but the last: whole groups of rows, and few, because zeros are skipped by whole blocks.
@@ -202,7 +200,6 @@ void list_chunks(const Voxels& voxels, WindowPlan& plan) {
         slab.erase(std::unique(slab.begin(), slab.end(), is_same), slab.end());
     }
 }
-
 }  // namespace
 
 WindowPlan plan_window(const BilateralInput& input) {
@@ -240,7 +237,6 @@ class WindowOccupancy {
 };
 
 namespace {
-
 // to[i] |= from[i - back] ... from[i + ahead] along an axis of the blocks.
 void spread(const WindowBlocks& blocks, int axis, int64_t back, int64_t ahead, const uint8_t* from, uint8_t* to) {
     const int64_t length = blocks.count[axis], inner = blocks.stride[axis], plane = length * inner;
@@ -255,7 +251,6 @@ bool any(const float* values, int64_t count) {
     for (int64_t i = 0; i < count; ++i) found |= values[i] != 0.0f ? 1 : 0;
     return found != 0;
 }
-
 }  // namespace
 
 WindowOccupancy::WindowOccupancy(const WindowPlan& plan, int num_channels)
@@ -285,5 +280,4 @@ void WindowOccupancy::find(int channel, const Voxels& voxels, const float* padde
     spread(blocks, 0, 0, blocks.reach[0], sent.data(), paired);
     spread(blocks, 0, blocks.reach[0], 0, paired, receives);
 }
-
 }  // namespace crf

@@ -4,7 +4,6 @@
 #include "cuda/launch.h"
 
 namespace crf {
-
 using Channels = Row<CRF_WIDTH>;
 constexpr int kPartial = 512;  // senders that are summed separately before the total: limits rounding
 
@@ -68,5 +67,4 @@ CRF_KERNEL(filter_window, const Real* features, int64 num_voxels, const int* num
     }
     put_weighted(sum, n, receiver.total, received_scale ? received_scale[n] : Real(1.0), channel_weight, adds);
 }
-
 }  // namespace crf

@@ -6,7 +6,6 @@
 #include "grid_math.h"
 
 namespace crf {
-
 using Channels = Row<CRF_WIDTH>;
 
 // One thread per cell of `to`, (before, cell, after): the sum of the places that reach it.
@@ -62,5 +61,4 @@ CRF_KERNEL(blur_cells, const Channels* from, int64 num_threads, int64 num_cells,
     }
     to[i] = total;
 }
-
 }  // namespace crf

@@ -7,7 +7,6 @@
 #include "grid_math.h"
 
 namespace crf {
-
 using Channels = Row<CRF_WIDTH>;
 using Weights = Row<kSpan>;                           // of the cells from a place's first one on
 constexpr int kPart = CRF_WIDTH < 4 ? CRF_WIDTH : 4;  // channels per thread of splat_planes: as many as registers hold
@@ -200,5 +199,4 @@ CRF_BLOCK_KERNEL(slice_tiles, const Channels* planes, const int64* tiles, const 
         put_weighted(sum, n, total[thread], scale ? scale[n] : Real(1.0), channel_weight, adds);
     }
 }
-
 }  // namespace crf

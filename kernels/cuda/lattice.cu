@@ -3,7 +3,6 @@
 #include "cuda/launch.h"
 
 namespace crf {
-
 using Channels = Row<CRF_WIDTH>;
 
 // One thread per piece of the vertices' lists: the weighted sum of its voxels' values, in units of the 16-bit weights.
@@ -57,5 +56,4 @@ CRF_KERNEL(slice_values, const Channels* rows, const uint32* corner_vertex, cons
         add_scaled(total, rows[corner_vertex[k * num_voxels + n]], static_cast<Real>(corner_weight[k * num_voxels + n]));
     put_weighted(sum, n, total, scale ? amplitude * scale[n] : amplitude, channel_weight, adds);
 }
-
 }  // namespace crf

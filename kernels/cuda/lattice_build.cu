@@ -5,7 +5,6 @@
 #include "lattice_math.h"
 
 namespace crf {
-
 constexpr int kFeatures = CRF_FEATURES;
 constexpr uint64 kEmpty = ~0ull;
 constexpr int kMostProbes = 512;    // a table that is at most half full has chains of a few dozen; longer chains mean that it is full
@@ -166,5 +165,4 @@ CRF_KERNEL(find_neighbors, const uint64* vertex_low, const uint64* vertex_high, 
         if (found >= 0) before[j * num_vertices + found] = static_cast<int>(v);
     }
 }
-
 }  // namespace crf

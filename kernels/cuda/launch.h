@@ -20,7 +20,6 @@
 #endif
 
 namespace crf {
-
 using int64 = long long;
 using uint64 = unsigned long long;
 using uint32 = unsigned int;
@@ -139,5 +138,4 @@ CRF_D void put_weighted(Row<Width>* sum, int64 n, Row<Width> from, Real factor, 
 }
 
 CRF_D Real larger(Real a, Real b) { return a > b ? a : b; }
-
 }  // namespace crf

@@ -12,7 +12,6 @@
 #endif
 
 namespace crf {
-
 using Channels = Row<CRF_WIDTH>;
 constexpr int kLabels = CRF_LABELS;
 constexpr int kChannels = CRF_CHANNELS;
@@ -198,5 +197,4 @@ CRF_KERNEL(end_step, const double* totals, int64 num_voxels, double of_volumes, 
     if (tolerance > 0.0 && totals[kDivergence] / voxels < tolerance && totals[kFlips] < kFlipsAtConvergence * voxels)
         state[kConverged] = 1.0;
 }
-
 }  // namespace crf

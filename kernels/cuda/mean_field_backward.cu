@@ -4,7 +4,6 @@
 #include "cuda/launch.h"
 
 namespace crf {
-
 using Channels = Row<CRF_WIDTH>;
 
 // What a kernel's messages are multiplied by, and y. weights: (label). compatibility: (label, label), row: the neighbor's. by_x: (label,
@@ -121,5 +120,4 @@ CRF_KERNEL(differentiate_ones, const Real* weights, const Real* compatibility, i
     const Penalty penalty{weights, compatibility, is_potts, num_labels, by_start, num_voxels, n};
     gradient[n] = -penalty(penalty.all(), num_labels - 1);
 }
-
 }  // namespace crf

@@ -4,7 +4,6 @@
 #include "cuda/launch.h"
 
 namespace crf {
-
 using Channels = Row<CRF_WIDTH>;
 
 // Each thread takes every num_threads-th voxel: products of what was filtered and the other value of the pair, summed over the channels.
@@ -68,5 +67,4 @@ CRF_KERNEL(add_squares, const Real* squares, const Real* also_squares, const Rea
     }
     partial[i] += total;
 }
-
 }  // namespace crf

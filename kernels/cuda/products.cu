@@ -3,7 +3,6 @@
 #include "cuda/launch.h"
 
 namespace crf {
-
 constexpr int kPairs = CRF_ROWS * CRF_OTHERS;
 constexpr int kMostSlices = CRF_THREADS / kPairs < CRF_TILE ? CRF_THREADS / kPairs : CRF_TILE;
 constexpr int kSlices = kMostSlices > 0 ? kMostSlices : 1;  // threads that share a pair of rows
@@ -62,5 +61,4 @@ CRF_BLOCK_KERNEL(add_products, const Real* rows, const Real* others, const uint8
         }
     }
 }
-
 }  // namespace crf

@@ -3,7 +3,6 @@
 #include "cuda/launch.h"
 
 namespace crf {
-
 using Channels = Row<CRF_WIDTH>;
 
 // One thread per place of the box: the Gaussian along one axis. The first axis is filtered from the voxels' values, the last one to their
@@ -36,5 +35,4 @@ CRF_KERNEL(filter_axis, const int* number, int64 box_size, const Channels* value
     else
         to[i] = total;
 }
-
 }  // namespace crf

@@ -3,7 +3,6 @@
 #include "cuda/launch.h"
 
 namespace crf {
-
 // One block per sum. partial: (sum, count).
 CRF_BLOCK_KERNEL(add_up, const double* partial, int64 count, double* sums) {
     CRF_SHARED(double, shared, CRF_THREADS);
@@ -25,5 +24,4 @@ CRF_BLOCK_KERNEL(add_up, const double* partial, int64 count, double* sums) {
         sums[block_number()] = total;
     }
 }
-
 }  // namespace crf

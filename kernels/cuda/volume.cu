@@ -2,7 +2,6 @@
 #include "cuda/launch.h"
 
 namespace crf {
-
 constexpr Real kVanished = Real(-1e4);  // its exponential is 0
 
 // One thread per voxel: the softmax of its logits with biases.
@@ -40,5 +39,4 @@ CRF_KERNEL(pull_masses, const Real* marginals, int64 num_voxels, int num_labels,
     for (int l = 0; l < num_labels; ++l) mean += marginals[l * num_voxels + n] * by_mass[l];
     for (int l = 0; l < num_labels; ++l) gradient[l * num_voxels + n] += marginals[l * num_voxels + n] * (by_mass[l] - mean);
 }
-
 }  // namespace crf
