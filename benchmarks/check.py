@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from workers.measure import Workload
 
 from crfrefine.engines import get_backend
-from crfrefine.engines.grid_image import GridImage
+from crfrefine.engines.base import GridImage
 from crfrefine.parameters.specs import KernelSetSpec, KernelSpec
 
 NUM_ROWS = 100

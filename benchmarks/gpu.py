@@ -28,8 +28,7 @@ from workloads import WORKLOADS, WorkloadArrays, WorkloadSpec, make
 import crfrefine
 from crfrefine import CrfParameters
 from crfrefine.engines import get_backend
-from crfrefine.engines.base import Backend, MeanFieldResult, RunContext
-from crfrefine.engines.grid_image import GridImage
+from crfrefine.engines.base import Backend, GridImage, MeanFieldResult, RunContext
 
 Keep = Callable[[dict[str, Any]], None]
 Arrays = dict[str, NDArray[Any]]

@@ -11,9 +11,9 @@ import numpy as np
 import crfrefine
 import crfrefine.engines
 from crfrefine import CrfParameters
-from crfrefine.engines.cuda.backend import CudaBackend
+from crfrefine.engines.base import GridImage
+from crfrefine.engines.cuda.kernels import CudaBackend
 from crfrefine.engines.cuda.sources import kernel_source, source_names
-from crfrefine.engines.grid_image import GridImage
 from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec
 
 Launched = tuple[str, str, tuple[tuple[str, int], ...]]

@@ -35,7 +35,8 @@ from study import labeled_cases
 import crfrefine
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.refinement.strokes import BACKGROUND
-from crfrefine.runs.cases.case import CaseFiles, load_case
+from crfrefine.runs.cases.case import load_case
+from crfrefine.runs.cases.case_files import CaseFiles
 from crfrefine.runs.cases.reading_options import ReadingOptions
 
 Labels = NDArray[np.uint8]

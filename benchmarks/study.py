@@ -36,7 +36,8 @@ from crfrefine.arrays.probabilities import leave_out
 from crfrefine.io import write_label_map
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import PostprocessParameters
-from crfrefine.runs.cases.case import Case, CaseFiles, load_case
+from crfrefine.runs.cases.case import Case, load_case
+from crfrefine.runs.cases.case_files import CaseFiles
 from crfrefine.runs.cases.discovery import discover_cases
 from crfrefine.runs.cases.reading_options import DeclaredLabels, ReadingOptions
 from crfrefine.train.baselines import Guidance, VectorScaling, guided_labels

@@ -29,7 +29,7 @@ from crfrefine.io.volume import Volume
 from crfrefine.metrics.overlap import measure_case
 from crfrefine.runs.cases.case_files import CaseFiles
 from crfrefine.runs.cases.discovery import discover_cases
-from crfrefine.train.folds import choose_num_folds, make_folds
+from crfrefine.train.plan import choose_num_folds, make_folds
 
 STRIDE = 16  # Sides of what the network sees are multiples of it.
 _ROTATION, _SCALE, _JITTER, _FOREGROUND_SHARE = math.radians(35), 1.25, 20, 0.8

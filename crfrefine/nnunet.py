@@ -9,32 +9,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine import io
-from crfrefine.arrays.region_scheme import given_regions
+from crfrefine.arrays.region_scheme import GivenRegions, given_regions
 from crfrefine.arrays.resampling import GridMap, Interpolation
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.limits import available_threads, check_threads, memory_left, memory_limit
 from crfrefine.base.option import CUBIC, INTERPOLATIONS, LINEAR
 from crfrefine.engines import get_backend
-from crfrefine.engines.base import RunContext
+from crfrefine.engines.base import Progress, RunContext
 from crfrefine.errors import ConfigError, GridMismatchError, InputError
 from crfrefine.io.volume import Volume
-from crfrefine.parameters.model import as_parameters
-from crfrefine.refinement.networks import ArrayNetwork
+from crfrefine.parameters.model import CrfParameters, as_parameters
+from crfrefine.refinement.networks import ArrayNetwork, Network
 from crfrefine.refinement.refining import refine_network
 from crfrefine.refinement.tiles.coarse import CoarseNetwork
 from crfrefine.refinement.tiles.streaming import StreamedNetwork
 from crfrefine.runs.cases.case import read_as_stored
 
 if TYPE_CHECKING:
-    from crfrefine.arrays.region_scheme import GivenRegions
-    from crfrefine.engines.base import Progress
-    from crfrefine.parameters.model import CrfParameters
-    from crfrefine.refinement.networks import Network
     from crfrefine.refinement.result import RefinementResult
 
+# Ratio of the largest to the smallest spacing above which nnU-Net takes the nearest slice along the
+# axis of the largest one.
 MAX_ANISOTROPY = 3.0
-"""Ratio of the largest to the smallest spacing above which nnU-Net takes the nearest slice along the axis of the largest one."""
-
 _PIECE_VOXELS = 1 << 23
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import typer
 
-from crfrefine.cli.commands import Commands
+from crfrefine.cli.main import Commands
 
 PAGE = Path(__file__).parent / "reference" / "cli.md"
 

@@ -38,7 +38,7 @@ from crfrefine.io.json import read_json
 from crfrefine.metrics.overlap import measure_case
 from crfrefine.statistics.comparison import MEAN, Measurement, ResultTable
 from crfrefine.statistics.paired import holm
-from crfrefine.train.folds import choose_num_folds, make_folds
+from crfrefine.train.plan import choose_num_folds, make_folds
 
 WAYS = (SCRIBBLES, WITH_CRF, LABELS)
 FULL = Schedule(num_steps=600)

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.arrays.arguments import given_spacing
+from crfrefine.base.array_types import Array, Bool, Float64, Labels
 from crfrefine.errors import InputError
-
-if TYPE_CHECKING:
-    from crfrefine.base.array_types import Array, Bool, Float64, Labels
-
 
 Integers = NDArray[np.int64]
 
@@ -27,11 +24,9 @@ _MIN_UNPREDICTED = 4  # planes
 
 
 def find_blocks(label_map: Labels) -> tuple[float, ...] | None:
-    """Return the mean size of blocks of equal labels in voxels per axis, 1 along an axis without blocks; None if no axis has them.
-
-    Along an axis that nearest neighbor brought from a coarser grid, labels change only between blocks. Linear interpolation leaves no
-    blocks. The labels are (*grid), of up to three axes.
-    """
+    """Return the mean size of blocks of equal labels in voxels per axis, 1 along an axis without blocks; None if no axis has them."""
+    # Along an axis that nearest neighbor brought from a coarser grid, labels change only between
+    # blocks. Linear interpolation leaves no blocks. The labels are (*grid), of up to three axes.
     pitch = tuple(_pitch(changes) for changes in _count_changes(label_map))
     return pitch if any(size > 1 for size in pitch) else None
 
@@ -104,10 +99,8 @@ def _pitch(changes: Integers) -> float:
 
 
 def _fit(planes: Integers, weights: Float64, pitch: float) -> _Fit:
-    """Return the phase at which a pitch predicts many changes on few planes.
-
-    A block begins where the position modulo the pitch falls into a window of one voxel.
-    """
+    """Return the phase at which a pitch predicts many changes on few planes."""
+    # A block begins where the position modulo the pitch falls into a window of one voxel.
     remainders = planes % pitch
     order = np.argsort(remainders)
     remainders, starts = remainders[order], np.arange(planes.size)
@@ -135,24 +128,16 @@ def _divergence(share: float, expected: float) -> float:
     return sum(p * math.log(p / q) for p, q in pairs if p > 1e-12 and q > 1e-12)
 
 
-AUTO = "auto"
-"""Network spacing that is found in the label map."""
-
+AUTO = "auto"  # network spacing that is found in the label map
 _MAX_DIMS = 3
 _OPTION = "--network-spacing MM, in Python network_spacing=..."
 
 
 def find_network_spacing(given: Any, labels: Labels, spacing: Sequence[float]) -> tuple[tuple[float, ...] | None, str | None]:
-    """Return the network's spacing along each axis, at least the spacing of the grid, and a note for the user.
-
-    Args:
-        given: mm, one number or one per axis of the grid; "auto"; None means that the map is not that of a coarser network.
-        labels: (*grid) label map.
-        spacing: mm, one per axis of the grid.
-
-    Raises:
-        InputError: no blocks are found, the numbers are no spacing, or no axis is coarser than the grid.
-    """
+    """Return mm between voxels of the network along each axis, or None, and a note for the user."""
+    # `given` is one number, one per axis, or "auto" for blocks found in the label map, (*grid).
+    # Raises InputError if the network's voxels are not larger than the image's, or no blocks are
+    # found.
     if given is not None and not isinstance(given, str):
         try:
             network = given_spacing(given, labels.ndim)

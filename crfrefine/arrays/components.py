@@ -1,7 +1,4 @@
-"""Connected components: their number, the small-object rules that clean a label map (`[postprocess]`), and what these took away.
-
-Components are connected over faces, edges and corners (26 neighbors in 3-D). This is not part of the model: it follows the CRF.
-"""
+"""Connected components (26 neighbors in 3-D), the small-object rules (`[postprocess]`), what these took away."""
 
 from __future__ import annotations
 
@@ -20,8 +17,7 @@ from crfrefine.parameters.sections import PostprocessParameters
 
 Label = TypeVar("Label", bound=np.integer[Any])
 
-NO_RULES = PostprocessParameters()
-"""Label maps stay as they are."""
+NO_RULES = PostprocessParameters()  # label maps stay as they are
 
 
 @dataclass(frozen=True)
@@ -36,27 +32,9 @@ class Cleaned(Generic[Label]):
 
 
 def clean(label_map: NDArray[Label], parameters: PostprocessParameters, voxel_volume_ml: float) -> Cleaned[Label]:
-    """Apply the small-object rules, in this order.
-
-    1. Of the components of all foreground labels together, those that are too small or not the largest become background (0).
-    2. Then the same for the components of each label separately.
-    3. Then holes are filled, also those that a removed component has left (`fill_holes`).
-
-    The largest component has the most voxels; of equal ones, that whose first voxel comes first in C order is kept. A single
-    `min_component_ml` is for the components that `keep_largest` looks at: those of each label if it is "each" for any label, those of all
-    labels together otherwise.
-
-    Args:
-        label_map: (*grid) integers, 0 is background; any number of dimensions.
-        parameters: the rules; a list has one value for each label that the map may have, background included.
-        voxel_volume_ml: volume of a voxel in milliliters.
-
-    Returns:
-        The clean map, which is the one passed in if no rule is on, and the changes.
-
-    Raises:
-        ConfigError: lists differ in length, or the map has a label beyond them; the message names the key.
-    """
+    """Apply the rules for small objects to an integer label map, (*grid), and return the result."""
+    # Components of all foreground together, then of each label, below a volume or a number of
+    # voxels become background; then holes are filled. `voxel_ml` is the volume of a voxel.
     if parameters == NO_RULES:
         return Cleaned(label_map)
     num_labels = max([int(label_map.max(initial=0)) + 1, *map(len, parameters.label_lists.values())])
@@ -128,11 +106,10 @@ def _remove(part: Array, group: Bool, keeps_largest: bool, min_voxels: float) ->
 
 
 def fill_holes(label_map: Array, labels: Collection[int], *, any_hole: bool = False) -> int:
-    """Fill holes of (*grid) labels in place, and return the number of voxels filled.
-
-    A hole is a region of background, connected over faces, that touches no border of the grid; axes with a single voxel have no border. It
-    is filled with the label that it touches with the most faces, the lowest of equals: any hole, or one that only touches `labels`.
-    """
+    """Fill holes of (*grid) labels in place, and return the number of voxels filled."""
+    # A hole is a region of background, connected over faces, that touches no border of the grid;
+    # axes with a single voxel have no border. It is filled with the label that it touches with the
+    # most faces, the lowest of equals: any hole, or one that only touches `labels`.
     from scipy import ndimage
 
     box = bounding_box(label_map != 0)
@@ -170,23 +147,18 @@ def fill_holes(label_map: Array, labels: Collection[int], *, any_hole: bool = Fa
     return int(np.count_nonzero(values))
 
 
-MAX_LOSS = 0.1
-"""Share of a structure's voxels that rules may remove without permission."""
-
+MAX_LOSS = 0.1  # share of a structure's voxels that rules may remove without permission
+# The note on such structures begins with it.
 REMOVED = "structures that rules of [postprocess] removed"
-"""The note on such structures begins with it."""
-
 _MAX_NAMED = 50
 
 
 def describe_losses(
     lost: Mapping[int, tuple[int, int]], rules: PostprocessParameters, names: Mapping[int, str], voxel_ml: float | None, *, allowed: bool
 ) -> tuple[str, ...]:
-    """Return a note on the structures that lost more than MAX_LOSS of their voxels to rules; raise ConfigError if that is not allowed.
-
-    `lost` has the voxels before the rules, and how many of them are left, of each label that lost voxels; `voxel_ml` is the volume of a
-    voxel, None on grids that do not have three axes.
-    """
+    """Return a note on the structures that lost more than MAX_LOSS of their voxels to rules; raise ConfigError if that is not allowed."""
+    # `lost` has the voxels before the rules, and how many of them are left, of each label that lost
+    # voxels; `voxel_ml` is the volume of a voxel, None on grids that do not have three axes.
     texts = []
     for label, (before, after) in sorted(lost.items()):
         if before - after > MAX_LOSS * before:

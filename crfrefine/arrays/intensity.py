@@ -17,15 +17,12 @@ from crfrefine.parameters.sections import IntensityParameters
 
 # Elements processed at a time, so that later passes over a block find it in the second-level cache.
 _BLOCK = 1 << 16
+# Share of voxels outside of a window from which on the window does not fit the image.
 MAX_CLIPPED = 0.95
-"""Share of voxels outside of a window from which on the window does not fit the image."""
-
+# Largest negative value of an image that is not CT, in shares of its largest value: interpolation
+# and filters leave ripples around 0.
 RIPPLE = 0.1
-"""Largest negative value of an image that is not CT, in shares of its largest value: interpolation and filters leave ripples around 0."""
-
-MIN_NEGATIVE = 0.001
-"""Smallest share of voxels below 0, beyond ripples, in CT."""
-
+MIN_NEGATIVE = 0.001  # smallest share of voxels below 0, beyond ripples, in CT
 # A spread whose inverse does not fit into float32 counts as zero.
 _CONSTANT = float(np.finfo(np.float32).tiny)
 
@@ -38,26 +35,11 @@ def normalize_intensity(
     box: Box | None = None,
     threads: int | None = None,
 ) -> Float32:
-    """Map each modality's intensities to a scale that theta_beta is measured in.
-
-    `zscore`: mean 0, standard deviation 1. `percentile`: the lower percentile to 0, the upper one to 1, without clipping; if both
-    are equal (an image with few distinct values), the smallest and the largest value replace them. `window`: the window's ends to 0
-    and 1, with clipping. A constant modality becomes 0, except for `none` and `window`.
-
-    Args:
-        image: (M, *grid), finite.
-        parameters: one normalization for all modalities, or one per modality.
-        mask: (*grid), not empty: statistics come from the voxels where it is True. None means all voxels. The map is applied everywhere.
-        box: the part of the grid to map; None means the whole grid.
-        threads: largest number of modalities at a time; None means the cores this process may use.
-
-    Returns:
-        (M, *grid), or (M, *box), float32 with the axes in the same order in memory; the image itself, or a view of it, if there is nothing
-        to do.
-
-    Raises:
-        ConfigError: a list in `parameters` does not have one entry per modality.
-    """
+    """Map raw intensities to the scale that theta_beta is measured in, as float32 in the order of memory."""
+    # The image is (M, *grid); statistics are those of each modality inside the (*grid) mask, None
+    # means everywhere. With a box only the part of the grid in it is mapped. Raises InputError for
+    # a mask that is empty, ConfigError if a list of the parameters does not have one entry per
+    # modality.
     image = np.asarray(image)
     plans = parameters.by_modality(image.shape[0])
     part = image if box is None else image[(slice(None), *box)]
@@ -109,11 +91,10 @@ def fit_intensity(
 
 
 def window_notes(image: NDArray[np.floating | np.integer], parameters: IntensityParameters, mask: Bool | None = None) -> tuple[str, ...]:
-    """Return a note for each modality of (M, *grid) whose window does not fit, such as a window of Hounsfield units for MRI.
-
-    A window does not fit if it clips at least MAX_CLIPPED of the voxels inside the mask. A window that begins below 0 does not fit
-    either if hardly any value of the image is below 0: CT has air and fat, and MRI has at most ripples around 0.
-    """
+    """Return a note for each modality of (M, *grid) whose window does not fit, such as a window of Hounsfield units for MRI."""
+    # A window does not fit if it clips at least MAX_CLIPPED of the voxels inside the mask. A window
+    # that begins below 0 does not fit either if hardly any value of the image is below 0: CT has
+    # air and fat, and MRI has at most ripples around 0.
     notes = []
     for modality, (values, (kind, _, window)) in enumerate(zip(image, parameters.by_modality(len(image)), strict=True)):
         if kind != "window" or window is None:

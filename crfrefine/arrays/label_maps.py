@@ -8,22 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.base.geometry import StorageOrder
 from crfrefine.base.limits import MAX_LABELS
 from crfrefine.base.text import listed
 from crfrefine.errors import InputError
 
-if TYPE_CHECKING:
-    from crfrefine.base.array_types import Array, Bool, Float32, Labels
-
-
-Box = tuple[slice, ...]
-"""A part of a grid: one slice per axis, with a start and a stop."""
-
+Box = tuple[slice, ...]  # A part of a grid: one slice per axis, with a start and a stop
 # A comparison with one label takes a twentieth of the time of a histogram, which widens each voxel to 64 bits.
 _MAX_PASSES = 16
 
@@ -31,10 +25,9 @@ _BLOCK = 1 << 18
 
 
 def argmax_labels(scores: Array) -> Array:
-    """Return the label with the highest score at each voxel (the lowest one of equals), in the smallest unsigned type.
-
-    The memory layout is that of the scores: one pass per label, several times faster than numpy's argmax over a strided axis.
-    """
+    """Return the label with the highest score at each voxel (the lowest one of equals), in the smallest unsigned type."""
+    # The memory layout is that of the scores: one pass per label, several times faster than numpy's
+    # argmax over a strided axis.
     dtype = np.min_scalar_type(max(len(scores) - 1, 0))
     best = scores[0].copy(order="K")
     labels = np.zeros_like(best, dtype=dtype)
@@ -100,20 +93,19 @@ def bounding_box(mask: Bool) -> Box | None:
 # ---- Label maps as logits
 
 
+# Logit of a voxel's label; that of the other labels is 0. Division by the temperature makes it
+# stronger or weaker.
 CONFIDENCE = 2.0
-"""Logit of a voxel's label; that of the other labels is 0. Division by the temperature makes it stronger or weaker."""
-
+# Logit of a label that does not occur in the case, where it has a channel at all. Its marginal is
+# 0, and float16 holds the value.
 ABSENT_LOGIT = -1e4
-"""Logit of a label that does not occur in the case, where it has a channel at all. Its marginal is 0, and float16 holds the value."""
-
+# Channels from which on a label takes part only near where it occurs: e^0 for each of many others
+# would outweigh a voxel's own label.
 MANY_LABELS = 16
-"""Channels from which on a label takes part only near where it occurs: e^0 for each of many others would outweigh a voxel's own label."""
-
+# Bytes of logits in float32 that are not made from a label map: beyond them, too, a label takes
+# part only near where it occurs.
 MAX_IN_MEMORY = 1 << 29
-"""Bytes of logits in float32 that are not made from a label map: beyond them, too, a label takes part only near where it occurs."""
-
-MAX_SHOWN = 12
-"""Most labels that a message lists."""
+MAX_SHOWN = 12  # most labels that a message lists
 
 
 def present_labels(label_map: Array) -> tuple[int, ...]:
@@ -131,15 +123,9 @@ def channels_of(present: Sequence[int]) -> tuple[int, ...]:
 
 
 def labels_of_one_hot(pieces: Iterable[tuple[int, slice, Array]], shape: tuple[int, ...]) -> Labels | None:
-    """Return the label map, (*grid), of one-hot channels; None if channels are anything else.
-
-    Args:
-        pieces: the number of the first channel, the planes and the values, (channels, planes, [y,] x), of each, as far as they are needed.
-        shape: (L, *grid).
-
-    Raises:
-        InputError: some voxels have no label: background may lack a channel, and labels would be off by one.
-    """
+    """Return the label map, (*grid), of one-hot channels that come in pieces; None for other values."""
+    # A piece is its first channel, its planes, and (channels, planes, …) values. Raises InputError
+    # if some voxels have 1 in no channel or in several.
     labels = np.zeros(shape[1:], np.min_scalar_type(shape[0] - 1))
     is_labeled = np.zeros(shape[1:], np.bool_)
     for first, planes, values in pieces:
@@ -215,17 +201,11 @@ def describe_labels(labels: Sequence[int]) -> str:
     return listed([str(label) for label in labels], MAX_SHOWN)
 
 
+# Standard deviation of the Gaussian that makes shares of labels, in voxels of the network.
 SIGMA = 0.5
-"""Standard deviation of the Gaussian that makes shares of labels, in voxels of the network."""
-
-MIN_SHARE = 1e-3
-"""Smaller shares count as this share."""
-
-REACH = 1.6
-"""Voxels of the network beyond which a flat border leaves a share below MIN_SHARE."""
-
-_TRUNCATE = 4.0
-"""Standard deviations at which the Gaussian ends."""
+MIN_SHARE = 1e-3  # smaller shares count as this share
+REACH = 1.6  # voxels of the network beyond which a flat border leaves a share below MIN_SHARE
+_TRUNCATE = 4.0  # standard deviations at which the Gaussian ends
 
 
 def share_sigma(network_spacing: Sequence[float], spacing: Sequence[float]) -> tuple[float, ...]:

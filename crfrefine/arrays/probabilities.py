@@ -11,25 +11,21 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
+from crfrefine.base.array_types import Array, Bool, Float32
 from crfrefine.base.text import see
 from crfrefine.errors import InputError
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from crfrefine.base.array_types import Array, Bool, Float32
-
-
+# Largest share of padding in the mask. With more, the logits are probably not the network's output
+# for this image.
 MAX_SHARE = 0.999
-"""Largest share of padding in the mask. With more, the logits are probably not the network's output for this image."""
-
+# This many voxels without padding are enough, whatever their share: the crop around a small organ
+# is a small part of a large scan.
 ENOUGH_VOXELS = 1000
-"""This many voxels without padding are enough, whatever their share: the crop around a small organ is a small part of a large scan."""
-
 BLOCK_VOXELS = 1 << 16
 
 
@@ -100,17 +96,16 @@ def describe_padding(num_padded: int, num_voxels: int, *, are_regions: bool = Fa
 InputType = Literal["auto", "logits", "probabilities", "labels"]
 INPUT_TYPES: tuple[str, ...] = get_args(InputType)
 
+# Smallest probability before the logarithm: an exact zero would otherwise forbid a label forever.
 MIN_PROBABILITY = 1e-7
-"""Smallest probability before the logarithm: an exact zero would otherwise forbid a label forever."""
-
+# Largest error of the sum over labels, and largest distance of a value from [0, 1]; float16 and
+# scaled 16-bit integers stay below it.
 SUM_TOLERANCE = 1e-3
-"""Largest error of the sum over labels, and largest distance of a value from [0, 1]; float16 and scaled 16-bit integers stay below it."""
-
+# The same for values declared as probabilities: 8-bit ones stay below it, channels of overlapping
+# regions do not.
 TOLD_SUM_TOLERANCE = 0.05
-"""The same for values declared as probabilities: 8-bit ones stay below it, channels of overlapping regions do not."""
-
+# The advice for values that look like something else.
 BY_HAND = "--input-type {} (in Python: input_type)"
-"""The advice for values that look like something else."""
 
 
 @dataclass
@@ -125,10 +120,9 @@ class Look:
 
     @property
     def scaled_sum(self) -> float | None:
-        """The sum over labels of scaled probabilities, such as percent; None for other values, and if all labels are equal everywhere.
-
-        No value is negative, and all sums agree: they differ by at most TOLD_SUM_TOLERANCE of themselves, as those of rounded values do.
-        """
+        """The sum over labels of scaled probabilities, such as percent; None for other values, and if all labels are equal everywhere."""
+        # No value is negative, and all sums agree: they differ by at most TOLD_SUM_TOLERANCE of
+        # themselves, as those of rounded values do.
         sums = self.sums[~self.is_equal]
         if self.is_negative or not sums.size:
             return None
@@ -197,21 +191,9 @@ def look_at(values: Array) -> Look:
 
 
 def decide(look: Look, input_type: str, kind: str | None, name: str) -> tuple[str, str]:
-    """Decide whether values are logits or probabilities, and check them.
-
-    Args:
-        look: at the values.
-        input_type: "auto", "logits" or "probabilities", as the user says; "labels" is for label maps, which have no channels.
-        kind: "logits" or "probabilities" if the file declares it, else None.
-        name: where they came from, for errors.
-
-    Returns:
-        ("logits" or "probabilities", the reason).
-
-    Raises:
-        InputError: probabilities that are negative, that do not sum to 1, or that are almost zero at a voxel without being equal; sigmoid
-            channels; values with another sum than 1 at all voxels, such as percent, unless the user calls them logits.
-    """
+    """Return "logits" or "probabilities", and the reason; raise InputError for values that are neither, or not what is said."""
+    # `input_type` is what the user says, "auto" without; `kind` what the file declares; `name` is
+    # for errors.
     said = kind if input_type == "auto" else input_type
     if look.outside is None:
         is_declared = said == "logits" or input_type == "probabilities"
@@ -231,19 +213,15 @@ def decide(look: Look, input_type: str, kind: str | None, name: str) -> tuple[st
 
 
 def identify(values: Float32, input_type: str, kind: str | None, path: Path) -> tuple[str, str]:
-    """Decide on the values of a file, (L, [z,] y, x) finite: ("logits" or "probabilities", a sentence that says which and why).
-
-    Arguments and errors are those of `decide`.
-    """
+    """Decide on the values of a file, (L, [z,] y, x) finite: ("logits" or "probabilities", a sentence that says which and why)."""
+    # Arguments and errors are those of `decide`.
     decided, reason = decide(look_at(values), input_type, kind, str(path))
     return decided, f"{path.name} is taken as {decided}: {reason}"
 
 
 def identify_array(values: NDArray[np.floating[Any]], input_type: str) -> str:
-    """Decide on (L, *grid) of a caller, who does not say "logits", as `decide` does.
-
-    Under "auto" probabilities are an InputError, too.
-    """
+    """Decide on (L, *grid) of a caller, who does not say "logits", as `decide` does."""
+    # Under "auto" probabilities are an InputError, too.
     look = look_at(values)
     decided, _ = decide(look, input_type, None, "logits" if input_type == "auto" else input_type)
     if decided == "probabilities" and input_type == "auto":

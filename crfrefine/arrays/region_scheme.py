@@ -1,7 +1,4 @@
-"""The overlapping regions of a network's sigmoid channels: their log-odds, and the label map made of them, as in nnU-Net.
-
-How files declare them is in `runs/cases/`.
-"""
+"""The overlapping regions of a network's sigmoid channels: log-odds, and the label map made of them."""
 
 from __future__ import annotations
 
@@ -142,8 +139,8 @@ class RegionScheme:
         }
 
 
+# Regions as callers may give them.
 GivenRegions = RegionScheme | Mapping[str, int | Sequence[int]] | Sequence[tuple[str, int | Sequence[int]]]
-"""Regions as callers may give them."""
 
 
 def given_regions(regions: GivenRegions | None) -> RegionScheme | None:
@@ -171,8 +168,9 @@ def _joined(labels: Sequence[int]) -> str:
     return "+".join(map(str, labels))
 
 
+# Far beyond the log-odds of any probability; larger values, such as the lowest float32 in padding,
+# mean the same.
 MAX_LOG_ODDS = 1e4
-"""Far beyond the log-odds of any probability; larger values, such as the lowest float32 in padding, mean the same."""
 
 
 def identify_regions(values: Array, input_type: str, *, kind: str | None = None, name: str = "regions") -> tuple[str, str]:
@@ -234,14 +232,7 @@ def sigmoid(log_odds: Array) -> Float32:
 
 
 def resolve_regions(parameters: CrfParameters, num_regions: int, num_modalities: int, num_dims: int) -> tuple[ModelSpec, ...]:
-    """Return the binary model of each region, with the labels "outside" and "inside"; all have the same kernels.
-
-    Bandwidths, temperature and steps are shared. A weight is one number for all regions, or one per region; it holds for both labels. So is
-    a bias; it is added to the region's log-odds.
-
-    Raises:
-        ConfigError: a list has the wrong length, or there is a compatibility matrix; the message names the key.
-    """
+    """Return the model of each region, a problem of two labels, with the weights and biases of its channel; ConfigError: wrong lengths."""
     if parameters.compatibility.matrix is not None:
         raise ConfigError(
             "compatibility.matrix: it cannot be used with overlapping regions, each of which is a problem of two labels; "

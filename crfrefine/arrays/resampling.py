@@ -27,15 +27,15 @@ if TYPE_CHECKING:
     Taps = tuple[NDArray[np.intp], Float32]  # (taps, n) ascending samples of n voxels, and their weights
 
 
+# In voxels: headers keep float32, exact to 3e-5 after 500 voxels. A position this close below a tie
+# or beyond an edge counts as on it.
 POSITION_TOLERANCE = 1e-4
-"""In voxels: headers keep float32, exact to 3e-5 after 500 voxels. A position this close below a tie or beyond an edge counts as on it."""
-
+# In voxels: axes that drift apart by no more than this from one end of the volume to the other
+# count as parallel.
 TILT_TOLERANCE = 1e-4
-"""In voxels: axes that drift apart by no more than this from one end of the volume to the other count as parallel."""
-
-
+# Weights of the samples at -1, 0, 1 and 2 as polynomials of the position between 0 and 1, one row
+# per sample.
 CATMULL_ROM = np.array([[0, -1, 2, -1], [2, 0, -5, 3], [0, 1, 4, -3], [0, 0, -1, 1]]) / 2
-"""Weights of the samples at -1, 0, 1 and 2 as polynomials of the position between 0 and 1, one row per sample."""
 
 
 @dataclass(frozen=True)
@@ -128,13 +128,7 @@ class Interpolation:
     """
 
     def __init__(self, grid_map: GridMap, nearest: int | None = None, *, is_cubic: bool = False) -> None:
-        """Take a map between grids with parallel axes.
-
-        Args:
-            grid_map: where the voxels of the grid to fill lie on the source.
-            nearest: axis of the source along which the nearest slice is taken; None means that all axes are interpolated.
-            is_cubic: whether interpolation is cubic and not linear.
-        """
+        """Prepare to interpolate boxes along the axes of a grid map; linearly or with cubic splines."""
         axes = grid_map.source_axes
         assert axes is not None
         self.grid_map, self.nearest = grid_map, nearest
@@ -146,10 +140,6 @@ class Interpolation:
             number = axes.index(nearest)
             slices = self.maps[number].nearest()[None]
             self.taps[number] = slices, np.ones(slices.shape, np.float32)
-
-    def as_linear(self) -> Interpolation:
-        """Return the linear interpolation between the same grids."""
-        return Interpolation(self.grid_map, self.nearest)
 
     def fill(self, source: Float32, target: Float32, planes: slice = slice(None)) -> None:
         """Write planes of a channel on the grid to fill, (z, y, x); voxels outside of the source become 0."""
@@ -196,11 +186,6 @@ def world_box(shape: Sequence[int], affine: Float64) -> Float64:
     return np.stack([world.min(axis=0), world.max(axis=0)])
 
 
-def boxes_overlap(box: Float64, other: Float64) -> bool:
-    """Return whether two boxes of `world_box` have a volume in common."""
-    return bool((np.minimum(box[1], other[1]) > np.maximum(box[0], other[0])).all())
-
-
 def _is_inside(positions: Float64, size: int) -> Bool:
     inside: Bool = (positions >= -0.5 - POSITION_TOLERANCE) & (positions <= size - 0.5 + POSITION_TOLERANCE)
     return inside
@@ -220,19 +205,17 @@ def _stored(shape: Sequence[int]) -> tuple[int, int, int]:
     return int(z), int(y), int(x)
 
 
+# Voxels of one job: enough that starting it costs nothing, few enough that several threads share a
+# single channel.
 JOB_VOXELS = 1 << 22
-"""Voxels of one job: enough that starting it costs nothing, few enough that several threads share a single channel."""
-
+# Of a score: a few roundings in float32, far below anything that counts.
 _TIE_STEP = np.float32(1e-6)
-"""Of a score: a few roundings in float32, far below anything that counts."""
 
 
 def interpolation_jobs(grid_map: GridMap, source: Float32, target: Float32, *, is_cubic: bool = False) -> list[Callable[[], None]]:
-    """Return the jobs that interpolate channels; they may run at the same time, in any order, with the same result.
-
-    The target, (channels, [z,] y, x) C-contiguous, is written to. Voxels up to half a voxel beyond the outermost samples get the value
-    at the edge, those farther out 0.
-    """
+    """Return the jobs that interpolate channels; they may run at the same time, in any order, with the same result."""
+    # The target, (channels, [z,] y, x) C-contiguous, is written to. Voxels up to half a voxel
+    # beyond the outermost samples get the value at the edge, those farther out 0.
     sources = source.reshape(-1, *grid_map.source_shape)
     targets = target.reshape(-1, *grid_map.shape)
     step = max(1, JOB_VOXELS // (grid_map.shape[1] * grid_map.shape[2]))
@@ -246,11 +229,9 @@ def interpolation_jobs(grid_map: GridMap, source: Float32, target: Float32, *, i
 
 
 def nearest(grid_map: GridMap, source: NDArray[Number]) -> NDArray[Number]:
-    """Return the value of the nearest sample at each voxel, ([z,] y, x) of the source's type; 0 outside the source.
-
-    Halfway between two samples, the one with the larger index counts. A point is outside if it is more than half a voxel beyond the
-    outermost samples.
-    """
+    """Return the value of the nearest sample at each voxel, ([z,] y, x) of the source's type; 0 outside the source."""
+    # Halfway between two samples, the one with the larger index counts. A point is outside if it is
+    # more than half a voxel beyond the outermost samples.
     stored = source.reshape(grid_map.source_shape)
     target = np.zeros(grid_map.shape, source.dtype)
     axes = grid_map.source_axes
@@ -270,11 +251,9 @@ def nearest(grid_map: GridMap, source: NDArray[Number]) -> NDArray[Number]:
 
 
 def resample_logits(grid_map: GridMap, source: Float32, target: Float32, *, is_cubic: bool = False, threads: int = 1) -> None:
-    """Interpolate logits, so that all labels are equal only outside the source and where only its padding contributes.
-
-    Padding next to scores counts as 0 for all labels, whatever its constant was, and is set to 0 in the source: the scores fade out over
-    one voxel of it.
-    """
+    """Interpolate logits, so that all labels are equal only outside the source and where only its padding contributes."""
+    # Padding next to scores counts as 0 for all labels, whatever its constant was, and is set to 0
+    # in the source: the scores fade out over one voxel of it.
     padding = find_padding(source)
     for channel in source if padding is not None else ():
         channel[padding] = 0.0

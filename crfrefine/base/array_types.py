@@ -7,15 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[Any]
-"""Of any type."""
-
-Bool = NDArray[np.bool_]
-"""Such as a mask."""
-
+Array = NDArray[Any]  # of any type
+Bool = NDArray[np.bool_]  # such as a mask
 Float32 = NDArray[np.float32]
 
 Float64 = NDArray[np.float64]
 
-Labels = NDArray[np.unsignedinteger[Any]]
-"""Labels of voxels, in an unsigned type that holds them."""
+Labels = NDArray[np.unsignedinteger[Any]]  # labels of voxels, in an unsigned type that holds them

@@ -1,7 +1,4 @@
-"""Why a case of a run failed, and which exceptions fail only the case.
-
-Any exception raised while a case is processed fails that case only; interrupts end the run, and so does an exception raised elsewhere.
-"""
+"""Why a case of a run failed: exceptions of its processing fail it alone; interrupts and others end the run."""
 
 from __future__ import annotations
 

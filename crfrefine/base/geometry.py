@@ -10,24 +10,22 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import permutations, product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crfrefine.base.text import TIMES
 from crfrefine.errors import InputError
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+# mm between neighboring voxels: from an electron microscope's to the limit of positions in float32.
 SPACING_RANGE = (1e-6, 1e9)
-"""mm between neighboring voxels: from an electron microscope's to the limit of positions in float32."""
-
+# Largest distance, in smallest spacings, between corners of grids that count as equal: headers keep
+# float32 or six printed digits.
 GRID_TOLERANCE = 0.01
-"""Largest distance, in smallest spacings, between corners of grids that count as equal: headers keep float32 or six printed digits."""
-
+# Cosine between two voxel axes above which an affine counts as sheared: float32 quaternions stay a
+# hundred times below it.
 SHEAR_TOLERANCE = 1e-4
-"""Cosine between two voxel axes above which an affine counts as sheared: float32 quaternions stay a hundred times below it."""
 
 
 def is_plausible(spacing: Iterable[float]) -> bool:

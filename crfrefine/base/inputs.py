@@ -1,7 +1,4 @@
-"""The files that a command reads and that no output may replace.
-
-Commands name their inputs here, and `io.atomic` asks before it writes or removes a file.
-"""
+"""The files that a command reads and that no output may replace; `io.atomic` asks before it writes."""
 
 from __future__ import annotations
 
@@ -12,8 +9,8 @@ from pathlib import Path
 
 from crfrefine.errors import InputError
 
+# The inputs of each command that runs in this process, by their identities.
 _commands: list[dict[Path | tuple[int, int], Path]] = []
-"""The inputs of each command that runs in this process, by their identities."""
 
 
 @contextmanager

@@ -1,7 +1,4 @@
-"""Limits of a run: labels, cores and memory that this process may use; threads, sizes as text.
-
-The files of control groups (cgroups) are those of version 2.
-"""
+"""Limits of a run: labels, cores and memory that this process may use (cgroups version 2); threads, sizes."""
 
 from __future__ import annotations
 
@@ -18,12 +15,8 @@ from typing import Any, TypeVar
 from crfrefine.base.text import counted, shorten_value
 from crfrefine.errors import CapacityError, ConfigError, InputError
 
-MAX_LABEL = 65535
-"""They are read and written as 16-bit integers at most."""
-
-
-MAX_LABELS = 4096
-"""Different labels of a case: the model has a penalty for each pair of them."""
+MAX_LABEL = 65535  # they are read and written as 16-bit integers at most
+MAX_LABELS = 4096  # different labels of a case: the model has a penalty for each pair of them
 
 
 def require_few_labels(num_labels: int, owner: str) -> None:
@@ -45,11 +38,10 @@ OWN_GROUP = Path("/proc/self/cgroup")
 
 
 def available_threads() -> int:
-    """Return the number of cores that this process may use.
-
-    A quota of the control group, as containers set it (`docker run --cpus`), is time and not cores: more threads than it pays
-    for would all be halted together for a part of each period. A part of a core counts as one.
-    """
+    """Return the number of cores that this process may use."""
+    # A quota of the control group, as containers set it (`docker run --cpus`), is time and not
+    # cores: more threads than it pays for would all be halted together for a part of each period. A
+    # part of a core counts as one.
     allowed, quota = len(os.sched_getaffinity(0)), _quota()
     return allowed if quota is None else min(allowed, math.ceil(quota))
 
@@ -77,10 +69,9 @@ def _quota() -> float | None:
 
 
 def group_numbers(name: str) -> list[list[int]]:
-    """Return the numbers in a file of this process's control group and of those above it; "max" ends the list of a group.
-
-    In a container only the mounted folder is known. Files that cannot be read or understood say nothing.
-    """
+    """Return the numbers in a file of this process's control group and of those above it; "max" ends the list of a group."""
+    # In a container only the mounted folder is known. Files that cannot be read or understood say
+    # nothing.
     try:
         lines = OWN_GROUP.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -111,11 +102,10 @@ def run_all(jobs: Sequence[Callable[[], None]], threads: int) -> None:
 
 
 def run_ahead(items: Generator[T, None, None]) -> Generator[T, None, None]:
-    """Yield the items of a generator that runs in a thread and is one item ahead; its error is raised at the item where it occurred.
-
-    At most two items exist, a third one only while the caller asks for the next and still holds the last one. The thread ends, and the
-    generator is closed, when the items end, when one raises, and when the returned generator is closed or forgotten.
-    """
+    """Yield the items of a generator that runs in a thread and is one item ahead; its error is raised at the item where it occurred."""
+    # At most two items exist, a third one only while the caller asks for the next and still holds
+    # the last one. The thread ends, and the generator is closed, when the items end, when one
+    # raises, and when the returned generator is closed or forgotten.
     from concurrent.futures import ThreadPoolExecutor
 
     end: Any = object()
@@ -137,18 +127,11 @@ def run_ahead(items: Generator[T, None, None]) -> Generator[T, None, None]:
 
 OPTION = "--max-memory"
 
-SMALL = 1 << 24
-"""Bytes of an array for which the system is not asked."""
-
-PROCESS = 64 << 20
-"""Bytes of the program itself: the interpreter, numpy and the engine."""
-
+SMALL = 1 << 24  # bytes of an array for which the system is not asked
+PROCESS = 64 << 20  # bytes of the program itself: the interpreter, numpy and the engine
+# Bytes per voxel and label of a run on all labels: refined logits, marginals and messages.
 RUN_BYTES = 14
-"""Bytes per voxel and label of a run on all labels: refined logits, marginals and messages."""
-
-LARGEST = 1 << 60
-"""Larger than the memory of any machine."""
-
+LARGEST = 1 << 60  # larger than the memory of any machine
 _SIZE = re.compile(r"([0-9]{1,19}(?:\.[0-9]{0,9})?|\.[0-9]{1,9}) ?(?:B|bytes?|([KMGT])(iB|B)?)?", re.ASCII | re.IGNORECASE)
 
 
@@ -161,10 +144,9 @@ class MemoryLimit:
 
 
 def parse_size(text: str) -> int:
-    """Return the bytes of a size such as "8GiB", "8 GB", "512M" or "1.5G", or of a plain number of bytes.
-
-    GiB and G are 2^30 bytes, as batch systems count; GB are 10^9; T, M and K likewise. Raises InputError for another text.
-    """
+    """Return the bytes of a size such as "8GiB", "8 GB", "512M" or "1.5G", or of a plain number of bytes."""
+    # GiB and G are 2^30 bytes, as batch systems count; GB are 10^9; T, M and K likewise. Raises
+    # InputError for another text.
     match = _SIZE.fullmatch(text.strip())
     size = 0
     if match is not None:
@@ -185,11 +167,9 @@ def format_size(size: float) -> str:
 
 
 def memory_limit(given: int | None = None) -> MemoryLimit:
-    """Return the memory that this process may take: the smallest of the user's limit, its control groups' and the machine's.
-
-    The machine's is its free memory and that of this process, less a reserve for everything else: a twentieth, at most 1 GiB.
-    Swap space does not count: a run that swaps does not end.
-    """
+    """Return the memory that this process may take: the smallest of the user's limit, its control groups' and the machine's."""
+    # The machine's is its free memory and that of this process, less a reserve for everything else:
+    # a twentieth, at most 1 GiB. Swap space does not count: a run that swaps does not end.
     import psutil
 
     use, machine = psutil.Process().memory_info(), psutil.virtual_memory()

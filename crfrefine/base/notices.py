@@ -25,13 +25,7 @@ def warn(text: str) -> None:
 
 
 def known_spacing(spacing: _S | None, *, matters: bool, told: set[str] | None = None) -> _S | float:
-    """Return the spacing, or 1 mm with a warning: the rule of every function whose spacing may be left out.
-
-    Args:
-        spacing: as the caller gave it.
-        matters: whether the result depends on it; if not, there is no warning.
-        told: names of the warnings given before, to which this one is added; None means that every call warns.
-    """
+    """Return the spacing, or 1 mm with a warning if it matters, once for all calls that share `told`."""
     if spacing is not None:
         return spacing
     if matters and "spacing" not in (told or ()):

@@ -24,11 +24,7 @@ def to_plain(value: Any) -> Any:
 
 
 def from_plain(kind: Any, value: Any) -> Any:
-    """Return the dataclass `kind` that `to_plain` was called on.
-
-    Raises:
-        LookupError, TypeError, ValueError, AttributeError: the value is not of this kind.
-    """
+    """Return the dataclass `kind` that `to_plain` was called on; errors of several kinds for any other value."""
     outer, inner = get_origin(kind), get_args(kind)
     if outer in (Union, UnionType):
         kinds = [each for each in inner if each is not NoneType]

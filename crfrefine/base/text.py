@@ -6,19 +6,16 @@ import re
 from collections.abc import Collection
 from itertools import islice
 
-TIMES = "\u00d7"
-"""Between the extents of a grid, as in 240×240×155."""
-
+TIMES = "\u00d7"  # between the extents of a grid, as in 240×240×155
 MAX_CHARACTERS = 80
 MAX_LISTED = 5
 MAX_OF_A_PATH = 300
 MAX_OF_A_REASON = 200
+# Longer than the longest path that systems allow; a longer line of a message can only be an attempt
+# to flood the terminal.
 MAX_OF_A_LINE = 5000
-"""Longer than the longest path that systems allow; a longer line of a message can only be an attempt to flood the terminal."""
-
+# Titles in the navigation of the site (`mkdocs.yml`).
 PAGE_TITLES = {"docs/guide/clusters.md": "Scripts and clusters", "docs/reference/formats.md": "File formats"}
-"""Titles in the navigation of the site (`mkdocs.yml`)."""
-
 _MAX_OF_A_VALUE = 60
 _MAX_BITS = 1000  # Python refuses to write integers of more than 4300 digits.
 

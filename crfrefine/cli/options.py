@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from crfrefine.arrays.region_scheme import RegionScheme
     from crfrefine.parameters.model import CrfParameters
 
-AUTO = "auto"
-"""The name after `infer -c` that means: choose the parameters for these cases."""
-
+AUTO = "auto"  # the name after `infer -c` that means: choose the parameters for these cases
 NNUNET_HAS_PROBABILITIES = "--nnunet reads probabilities; for label maps, leave it out and name their folder with --logits"
 
+# Name of a command or option that is gone, such as "describe" or "--workers", to the sentence that
+# its user gets.
 GONE = {
     "--allow-mismatched-dicom": "`--allow-mismatched-dicom` is gone: `crfrefine convert` reads DICOM, and no other command does",
     "describe": "`describe` is gone: `crfrefine COMMAND --help` lists the options of a command",
@@ -38,8 +38,6 @@ GONE = {
     "--workers": "`--workers` is gone: start a Dask scheduler and workers and give its address with --dask",
     "--summary FILE.jsonl": "a summary of JSON lines is gone: OUTPUT/.crfrefine/record.jsonl gets a line as each case ends",
 }
-"""Name of a command or option that is gone, such as "describe" or "--workers", to the sentence that its user gets."""
-
 _PLAIN = {"bool": bool, "int": int, "float": float}
 
 Command = Callable[..., None]

@@ -26,8 +26,7 @@ QUIET, NORMAL, VERBOSE = range(3)
 
 _MAX_LISTED = 20
 
-SILENT_SECONDS = 30.0
-"""Seconds that a case may take without a line about it."""
+SILENT_SECONDS = 30.0  # seconds that a case may take without a line about it
 
 
 @dataclass(eq=False)

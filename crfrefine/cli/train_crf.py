@@ -13,8 +13,8 @@ from crfrefine.runs.options import InferenceOptions
 from crfrefine.train.options import DEFAULT_LEARN, TrainingOptions, UnlabeledOptions, locate, locate_folders, locate_nnunet
 
 _OF_TRAINING = ("num_folds", "loss", "num_optimizer_steps", "regions", "resume")
+# Parameters that mean nothing where nothing is trained.
 _WITH_LABELS = ("labels", "network_spacing", "nnunet", "learn", *_OF_TRAINING[:-1], "config", "overrides", "device", "resume")
-"""Parameters that mean nothing where nothing is trained."""
 
 
 @partial(shared.with_options, InferenceOptions, names="nnunet input_type network_spacing resample device threads")
@@ -28,8 +28,7 @@ def train_crf(
         shared.path_option("-o", "--output", metavar="FILE.toml", help="Parameters to write. Default with --nnunet: its crfrefine.toml."),
     ] = None,
     unlabeled: Annotated[
-        bool,
-        typer.Option("--unlabeled", help="Choose among built-in parameters without labels, on synthetic cases."),
+        bool, typer.Option("--unlabeled", help="Choose among built-in parameters without labels, on synthetic cases.")
     ] = False,
     images: Annotated[Path | None, shared.path_option("-i", "--images", metavar="FOLDER", help="Images.")] = None,
     labels: Annotated[Path | None, shared.path_option("-l", "--labels", metavar="FOLDER", help="Reference.")] = None,
@@ -52,7 +51,11 @@ def train_crf(
     nnunet, device, network_spacing = options.pop("nnunet"), options.pop("device"), options.pop("network_spacing")
     of_training = {name: options.pop(name) for name in _OF_TRAINING}  # The other options are those of both ways.
     if unlabeled:
-        _refuse_with_unlabeled(ctx)
+        flags = {parameter.name: max(parameter.opts, key=len) for parameter in ctx.command.params}
+        needless = [flags[name] for name in _WITH_LABELS if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"]
+        if needless:
+            text = f"it chooses among built-in parameters, on the CPU, without labels or training; leave out {', '.join(needless)}"
+            raise typer.BadParameter(text, param_hint="--unlabeled")
     if nnunet is None and folder is None and images is None and labels is None and logits is None:
         raise typer.BadParameter("name the folder of the data, or --images, --labels and --logits, or --nnunet", param_hint="DATA_DIR")
     if nnunet is not None and (folder is not None or logits is not None):
@@ -102,12 +105,3 @@ def train_crf(
     with TrainingReporter(verbosity) as reporter:
         result = run_training(training_options, reporter)
     print_training(result, verbosity)
-
-
-def _refuse_with_unlabeled(ctx: typer.Context) -> None:
-    """Raise BadParameter if options are given that belong to a training."""
-    flags = {parameter.name: max(parameter.opts, key=len) for parameter in ctx.command.params}
-    given = [flags[name] for name in _WITH_LABELS if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"]
-    if given:
-        text = f"it chooses among built-in parameters, on the CPU, without labels or training; leave out {', '.join(given)}"
-        raise typer.BadParameter(text, param_hint="--unlabeled")

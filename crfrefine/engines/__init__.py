@@ -19,18 +19,11 @@ DEVICES = ("auto", "cpu", "cuda", "cuda:N", "torch", "torch:cuda", "torch:cuda:N
 
 
 def get_backend(device: str, *, keeps_kernels: bool = False) -> Backend:
-    """Return the engine for a device; an engine is loaded when first asked for.
-
-    Args:
-        device: "auto" (the GPU if there is one and CuPy is installed, else the CPU; warns if both are there but do not work),
-            "cpu", "cuda" (the first GPU, the same backend as "cuda:0"), "cuda:N", or "torch", "torch:cuda" and "torch:cuda:N" for plain
-            tensor operations of PyTorch, which are slower.
-        keeps_kernels: whether the newest kernels stay in memory for the next run; only the CPU engine can keep them.
-
-    Raises:
-        BackendUnavailableError: the device has no engine in this build.
-        ConfigError: the device does not exist.
-    """
+    """Return the engine for a device: "auto", "cpu", "cuda", "cuda:N", "torch", "torch:cuda" or "torch:cuda:N"."""
+    # "auto" is the GPU if there is one and CuPy is installed, else the CPU, with a warning if both
+    # are there but do not work. With `keeps_kernels` the newest kernels stay in memory for the next
+    # run, on the CPU. Raises BackendUnavailableError (no such engine here) or ConfigError (no such
+    # device).
     for pattern, load in _TABLE:
         if re.fullmatch(pattern, device) and (backend := load(device)) is not None:
             return backend
@@ -59,8 +52,8 @@ def _cuda(device: str) -> Backend:
 @cache
 def _cuda_backend(number: int) -> Backend:
     """One backend per GPU, whatever name it is asked for by: its lock admits one case at a time."""
-    from crfrefine.engines.cuda.backend import CudaBackend
     from crfrefine.engines.cuda.cupy_device import CupyDevice
+    from crfrefine.engines.cuda.kernels import CudaBackend
 
     return CudaBackend(CupyDevice(number))
 

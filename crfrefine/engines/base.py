@@ -1,25 +1,72 @@
-"""The interface of every backend: the kernels of a model on one image, the mean field on them, and a single filtering for checks.
-
-Arrays are plain numpy, channel first, C-ordered; callers bring axes into storage order and check shapes beforehand.
-"""
+"""The interface of every backend: kernels on one image, the mean field on them, a filtering; plain arrays in storage order."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from crfrefine.base.array_types import Array, Bool, Float32, Float64, Labels
-    from crfrefine.engines.grid_image import GridImage
-    from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec, ModelSpec
+from crfrefine.arrays.label_maps import bounding_box
+from crfrefine.base.array_types import Array, Bool, Float32, Float64, Labels
+from crfrefine.errors import InputError
+from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec, ModelSpec
 
+
+@dataclass(frozen=True)
+class FeatureOrigin:
+    """The point that the features of appearance kernels count from.
+
+    Kernels depend only on differences of features, but the points of a lattice and the cells of a bilateral grid do not. Parts of a volume
+    that share an origin share these points, so their messages agree wherever the cut is out of reach.
+    """
+
+    position: tuple[int, ...]  # a voxel, one index per grid axis from the first voxel of the grid; it may lie outside
+    intensity: tuple[float, ...]  # one normalized intensity per modality
+
+
+@dataclass(frozen=True, eq=False)
+class GridImage:
+    """The image of a case, or a part of one, and where the model applies; axes in storage order."""
+
+    values: Array  # (M, *grid). Engines take normalized intensities, float32 or float64, which set the precision.
+    mask: Bool | None  # (*grid), True where the model applies; None: everywhere
+    spacing: Sequence[float]  # mm, one per grid axis
+    # The user's number of each grid axis, where the arrays are transposed views of the user's: the cells of a lattice depend on the order
+    # of its features, and must not depend on the memory order. None: the axes are in the user's order.
+    axes: Sequence[int] | None = None
+    # The point that features count from; None: `default_origin`. Axes along which the mask is one voxel long have no feature. With `filter
+    # = "auto"` parts of a volume may get different filters.
+    origin: FeatureOrigin | None = None
+
+    @property
+    def num_voxels(self) -> int:
+        """Voxels inside the mask."""
+        return math.prod(self.values.shape[1:]) if self.mask is None else int(np.count_nonzero(self.mask))
+
+
+def default_origin(image: GridImage) -> FeatureOrigin:
+    """Return the first corner of the mask's bounding box and the lowest intensities inside; InputError: an empty mask."""
+    values, mask = image.values, image.mask
+    if mask is None:
+        return FeatureOrigin((0,) * (values.ndim - 1), tuple(float(modality.min()) for modality in values))
+    return FeatureOrigin(first_inside(mask), tuple(float(modality.min(where=mask, initial=np.inf)) for modality in values))
+
+
+def first_inside(mask: Bool) -> tuple[int, ...]:
+    """Return the first corner of a mask's bounding box; raise InputError if the mask is empty."""
+    box = bounding_box(mask)
+    if box is None:
+        raise InputError("the mask is empty")
+    return tuple(axis.start for axis in box)
+
+
+# Called as progress(stage, step, num_steps) between stages of the computation; may raise to stop
+# it.
 Progress = Callable[[str, int, int], None]
-"""Called as progress(stage, step, num_steps) between stages of the computation; may raise to stop it."""
 
 
 def of_part(progress: Progress | None, number: int, count: int, what: str = "") -> Progress | None:
@@ -66,25 +113,10 @@ class Reported:
 
     report: MeanFieldReport
 
-    @property
-    def num_iterations(self) -> int:
-        """Mean-field steps taken."""
-        return self.report.num_iterations
-
-    @property
-    def converged(self) -> bool:
-        """Whether the stopping rule was met."""
-        return self.report.converged
-
-    @property
-    def energy(self) -> tuple[float, ...]:
-        """Variational free energy of the marginals at the start of each step, one value per step."""
-        return self.report.energy
-
-    @property
-    def filters(self) -> tuple[str, ...]:
-        """How each kernel's messages were computed, one line per kernel."""
-        return self.report.filters
+    num_iterations: int = property(lambda self: self.report.num_iterations)  # type: ignore[assignment]
+    converged: bool = property(lambda self: self.report.converged)  # type: ignore[assignment]
+    energy: tuple[float, ...] = property(lambda self: self.report.energy)  # type: ignore[assignment]
+    filters: tuple[str, ...] = property(lambda self: self.report.filters)  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)

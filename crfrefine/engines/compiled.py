@@ -16,23 +16,17 @@ from typing import Any, NamedTuple
 
 from crfrefine.errors import BackendUnavailableError, ConfigError
 
+# The instruction sets that the engine can be compiled for, lowest first; the baseline is always
+# there.
 LEVELS = ("baseline", "avx2", "avx512")
-"""The instruction sets that the engine can be compiled for, lowest first; the baseline is always there."""
-
-ASKED_LEVEL = "CRFREFINE_CPU_LEVEL"
-"""Variable of the environment: the level to take."""
-
+ASKED_LEVEL = "CRFREFINE_CPU_LEVEL"  # variable of the environment: the level to take
 _ADAPTER = "cpu.py"  # the module that calls the engine: where this file is the same, the engine fits
 
 
 def load_engine() -> Any:
-    """Import the compiled engine.
-
-    Raises:
-        BackendUnavailableError: there is no engine, or the level that the environment variable asks for is not compiled, or not
-            supported by the processor.
-        ConfigError: the environment variable names no instruction set.
-    """
+    """Import the compiled engine."""
+    # Raises BackendUnavailableError if there is none, or none of the level that the environment
+    # asks for that this processor runs, and ConfigError if that is no instruction set.
     levels = find_levels()
     level = os.environ.get(ASKED_LEVEL, levels.best)
     if level not in LEVELS:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from crfrefine.base.limits import available_threads
 from crfrefine.engines.base import (
     NO_CONTEXT,
     Backend,
+    GridImage,
     MeanFieldGradients,
     MeanFieldReport,
     MeanFieldResult,
@@ -26,10 +27,7 @@ from crfrefine.engines.base import (
 from crfrefine.engines.compiled import load_engine
 from crfrefine.engines.volume import volume_part
 from crfrefine.errors import CapacityError, InputError
-
-if TYPE_CHECKING:
-    from crfrefine.engines.grid_image import GridImage
-    from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec, ModelSpec
+from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec, ModelSpec
 
 
 @dataclass(eq=False)
@@ -152,7 +150,7 @@ class CpuKernels:
             logits = np.ascontiguousarray(logits, dtype=np.float32)
         started, out = time.perf_counter(), np.empty(logits.shape, np.float32)
         with engine_errors(self._engine, logits.shape):
-            part = volume_part(logits, self._mask, spec)
+            part = volume_part(logits, self._mask, spec) if spec.volume_weight else None
             outcome = self.built.run(logits, spec, part, is_last, progress, out)
         report = MeanFieldReport(outcome["num_iterations"], outcome["converged"], tuple(outcome["energy"]), self.filters)
         timings = {"build": self._build_seconds, "steps": time.perf_counter() - started}

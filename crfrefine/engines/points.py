@@ -59,13 +59,7 @@ class Lattice:
     """
 
     def __init__(
-        self,
-        features: ArrayLike,
-        *,
-        method: str = "auto",
-        mask: ArrayLike | None = None,
-        device: str = "cpu",
-        threads: int | None = None,
+        self, features: ArrayLike, *, method: str = "auto", mask: ArrayLike | None = None, device: str = "cpu", threads: int | None = None
     ) -> None:
         """Build the kernel of features (N, D) or (D, *grid)."""
         check_threads(threads)
@@ -291,7 +285,7 @@ def bilateral_filter(
     """
     from crfrefine.arrays.arguments import given_spacing
     from crfrefine.engines import get_backend
-    from crfrefine.engines.grid_image import GridImage
+    from crfrefine.engines.base import GridImage
     from crfrefine.parameters.sections import BilateralParameters
     from crfrefine.parameters.specs import KernelSetSpec, KernelSpec
 

@@ -1,21 +1,15 @@
-"""The volume term: where it acts, the bias per label with which a step of the mean field keeps the labels' masses, and its gradients.
-
-The mass of a label is the sum of its marginals over these voxels (docs/reference/math.md, section 11).
-"""
+"""The volume term (docs/reference/math.md, section 11): where it acts, the biases that keep the labels' masses, gradients."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from crfrefine.arrays.components import largest_component
 from crfrefine.base.array_types import Array, Bool, Float64
-
-if TYPE_CHECKING:
-    from crfrefine.parameters.specs import MeanFieldSpec
+from crfrefine.parameters.specs import MeanFieldSpec
 
 # A voxel belongs to a component if the network gives its label more than this: below 1/2, so that a body may also grow, and not so far
 # below that doubtful voxels connect it with islands.
@@ -40,13 +34,7 @@ class VolumeTerm:
         return float((masses * np.log(masses / target)).sum()) / self.slack
 
     def search(self, masses_of: Callable[[Float64], tuple[Float64, Float64]], start: Float64, last_change: float) -> Float64:
-        """Return the bias per label that balances the masses, (L,), with mean 0, for marginals that are elsewhere.
-
-        Args:
-            masses_of: masses (L,) and their covariance (L, L), for a bias; called once per Newton step.
-            start: (L,), where the search starts.
-            last_change: size in nats of a Newton step that is the last one.
-        """
+        """Return the bias per label that balances the masses, (L,), with mean 0; a Newton step of `last_change` nats is the last."""
         bias, target = start, self.target + PSEUDO_VOXELS
         for _ in range(MAX_PASSES):
             masses, covariance = masses_of(bias)
@@ -63,14 +51,7 @@ class VolumeTerm:
         return bias
 
     def pull(self, gradient: Float64, masses: Float64, covariance: Float64, bias: Float64) -> tuple[Float64, float]:
-        """Return v of docs/reference/math.md, section 11.5, (L,), and the gradient with respect to the slack.
-
-        Args:
-            gradient: (L,), sum over the voxels of that with respect to the log-marginals.
-            masses: (L,), of the marginals with the bias.
-            covariance: (L, L), of the masses.
-            bias: (L,), returned by `search`.
-        """
+        """Return v of docs/reference/math.md, section 11.5, (L,), and the gradient with respect to the slack."""
         masses = masses + PSEUDO_VOXELS
         pull = np.linalg.solve(self.curvature(covariance, masses), gradient - gradient.mean())
         return pull, -float((pull * masses * bias).sum())
@@ -82,11 +63,10 @@ class VolumeTerm:
 
 
 def volume_part(logits: Array, mask: Bool | None, spec: MeanFieldSpec) -> Bool | None:
-    """Return the voxels inside the mask on which the volume term of a run acts, (N,) in C order; None without the term.
-
-    These are the largest component of each foreground label, of the voxels with a probability above `BODY_PROBABILITY`.
-    Components are connected over faces, edges and corners; of equally large ones the first in C order counts.
-    """
+    """Return the voxels inside the mask on which the volume term of a run acts, (N,) in C order; None without the term."""
+    # These are the largest component of each foreground label, of the voxels with a probability
+    # above `BODY_PROBABILITY`. Components are connected over faces, edges and corners; of equally
+    # large ones the first in C order counts.
     if spec.volume_weight == 0.0:
         return None
     inside = np.ones(logits.shape[1:], dtype=np.bool_) if mask is None else np.asarray(mask, dtype=np.bool_)

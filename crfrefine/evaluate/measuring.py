@@ -3,26 +3,254 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 
 from crfrefine import io
-from crfrefine.arrays.label_maps import foreground_labels
+from crfrefine.arrays.label_maps import argmax_labels, foreground_labels
+from crfrefine.arrays.probabilities import BLOCK_VOXELS, SUM_TOLERANCE, check_share, find_padding, identify, softmax, take_logarithms
+from crfrefine.arrays.region_scheme import RegionScheme, sigmoid, take_log_odds
+from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.base.failures import Failure, failing_alone
-from crfrefine.errors import InputError
+from crfrefine.base.geometry import reverse_grid
+from crfrefine.base.text import see, shorten
+from crfrefine.errors import ConfigError, GridMismatchError, InputError
 from crfrefine.evaluate.pairing import CasePair, MethodFiles
-from crfrefine.evaluate.reading import Reference, Settings, SoftLabels, read_masks, read_probabilities, read_reference
+from crfrefine.evaluate.structures import read_structures
+from crfrefine.io.volume import Volume, VolumeHeader
 from crfrefine.metrics.calibration import measure_calibration
 from crfrefine.metrics.overlap import measure_case, one_voxel
+from crfrefine.metrics.regions import ALL_LABELS, Region, make_region, parse_region
 from crfrefine.metrics.registry import RegionValues
-from crfrefine.runs.cases.reading_options import NO_REGIONS
+from crfrefine.runs.cases.dataset_description import read_descriptions
+from crfrefine.runs.cases.other_grid import WorkGrid
+from crfrefine.runs.cases.reading_options import NO_REGIONS, RegionReading
 from crfrefine.runs.records import Record
 
-if TYPE_CHECKING:
-    from crfrefine.base.array_types import Array
+
+@dataclass(frozen=True)
+class RegionPlan:
+    """The regions as known before any label map is read."""
+
+    labels: tuple[int, ...] = ()  # Foreground labels in `dataset.json`; those found in label maps are added.
+    named: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # Sets of labels by their name.
+    judged: tuple[str, ...] = ()  # Names of the regions whose mean Dice decides the verdict; empty: each label.
+    titles: Mapping[str, str] = field(default_factory=dict)  # Displayed name of a region, by its name.
+    ignore_label: int | None = None  # Voxels where the reference has this label are ignored.
+    notes: tuple[str, ...] = ()  # Notes on ignored regions, one sentence each.
+
+    def all_regions(self, labels: Sequence[int]) -> dict[str, tuple[int, ...]]:
+        """Return each label as a region, those of `labels` and the planned ones, then the named regions."""
+        numbers = sorted({*labels, *self.labels} - {0, self.ignore_label})
+        return {**{str(label): (label,) for label in numbers}, **self.named}
+
+    def with_structures(self, structures: Mapping[str, int]) -> RegionPlan:
+        """Return the plan for label maps of structures (number by name), which have nothing to do with the labels of a `dataset.json`."""
+        if not structures:
+            return self
+        named = {name: self.named[name] for name in self.judged}
+        titles = {str(number): f"{number} {shorten(' '.join(name.split()))}" for name, number in structures.items()}
+        return replace(self, labels=(), named=named, titles=titles, ignore_label=None)
+
+
+def plan_regions(texts: Sequence[str], labels: Path, ignore_label: int | None) -> RegionPlan:
+    """Return the regions of a run, of texts "NAME=1+3+4", and of a `dataset.json` beside the reference or above; may raise ConfigError."""
+    notes: list[str] = []
+    description = next(read_descriptions([labels if labels.is_dir() else labels.parent], notes), None)
+    ignored = ignore_label if ignore_label is not None or description is None else description.ignore_label
+    titles = {str(label): f"{label} {name}" for label, name in description.label_names.items()} if description else {}
+    entries = {name: value if isinstance(value, tuple) else (value,) for name, value in description.labels.items()} if description else {}
+    asked = [parse_region(text) for text in texts]
+    described: list[Region] = []
+    if description is not None and description.has_regions:
+        foreground = [(name, members) for name, members in entries.items() if name != "ignore" and 0 not in members]
+        try:
+            described = [make_region(name, members) for name, members in foreground]
+        except ValueError as error:  # Its labels, and the one to ignore, are still valid.
+            notes.append(f"{description.path}: {error}; continuing without its regions")
+    # A label has its own row, whose title has its name: as a region of that name it would appear twice.
+    asked, described = ([_as_label(region, titles) for region in regions] for regions in (asked, described))
+    named: dict[str, tuple[int, ...]] = {}
+    for region in asked:
+        if named.setdefault(region.name, region.labels) != region.labels:
+            raise ConfigError(f"--regions {region.name}: appears twice, with different labels")
+    judged = tuple(named) or tuple(dict.fromkeys(region.name for region in described))
+    for region in described:
+        named.setdefault(region.name, region.labels)
+    for name, members in named.items():
+        if name == ALL_LABELS:
+            raise ConfigError(f"region {name!r}: is the name of the calibration of all labels together; choose another one")
+        if name.isdigit() and name != "+".join(map(str, members)):
+            raise ConfigError(f"region {name!r}: is the name of label {name}; choose another one")
+        if ignored in members:
+            raise ConfigError(f"region {name!r}: label {ignored} marks voxels that are ignored, it cannot belong to a region")
+    # A region that equals a label, such as "2=2", would appear twice.
+    plain = {members[0] for name, members in named.items() if name == str(members[0])}
+    named = {name: members for name, members in named.items() if name != str(members[0])}
+    numbers = {value for members in entries.values() for value in members} - {0, ignored}
+    return RegionPlan(tuple(sorted(numbers | plain)), named, judged, titles, ignored, tuple(notes))
+
+
+def _as_label(region: Region, titles: Mapping[str, str]) -> Region:
+    """Return the label that has the name of the region; else the region."""
+    number = str(region.labels[0])
+    is_label = len(region.labels) == 1 and titles.get(number) == f"{number} {shorten(region.name)}"
+    return Region(number, region.labels) if is_label else region
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings that the values of a case depend on, besides its files."""
+
+    plan: RegionPlan  # Regions, and the label to ignore.
+    tolerance_mm: float | str  # Tolerance of the surface Dice, as of the options.
+    resample: bool = False  # True if predictions on another grid are interpolated onto that of the reference.
+    channels: Mapping[str, RegionReading] = field(default_factory=dict)  # By method, which channels of its files are regions.
+
+
+@dataclass(frozen=True)
+class SoftLabels:
+    """The contents of a file of logits or probabilities."""
+
+    label_map: Labels  # (*grid) the most probable label; of regions as nnU-Net combines them.
+    probabilities: Float32  # (L, *grid) float32; of regions: (R, *grid).
+    note: str  # Says whether they were taken as logits or as probabilities, and why.
+    regions: RegionScheme | None = None  # The regions of the channels; None means that the channels are labels.
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The label map that the methods of a case are measured against; files on another grid are interpolated onto its own on request."""
+
+    volume: Volume  # As read.
+    header: VolumeHeader  # The header of the volume.
+    settings: Settings  # The settings of the run.
+    structures: Mapping[str, int]  # As of `CasePair`.
+    ignored: Bool | None = None  # (*grid) True where voxels are ignored; None means no voxel.
+    notes: list[str] = field(default_factory=list)  # Gets a sentence about each file that was interpolated.
+
+    @property
+    def work(self) -> WorkGrid:
+        """The same grid, to interpolate onto."""
+        return WorkGrid(self.header, "reference")
+
+    def check(self, other: VolumeHeader, what: str) -> None:
+        """Raise an error if a file is not on the grid of the reference."""
+        if other.turned is not None:
+            self.notes.append(f"{other.path.name}: {other.turning}")
+        if self.header.on_same_grid(other):
+            return
+        if self.settings.resample:
+            self.work.require_overlap(other, what)
+            return
+        hint = f"Export it on the grid of the image, or resample it with nearest neighbors ({see('docs/reference/formats.md#grids')})."
+        raise GridMismatchError(
+            f"{other.path}: not on the grid of the reference\n{self.header.difference_from(other)}\n  {self.work.advice(other, hint)}"
+        )
+
+
+def read_reference(pair: CasePair, settings: Settings, warnings: list[str]) -> Reference:
+    """Read the reference of a case: a label map, or structures, with sentences about them in `warnings`."""
+    path, ignore_label = pair.reference, settings.plan.ignore_label
+    volume = read_structures(path, pair.structures, warnings) if pair.structures else io.read_labels(path)
+    assert volume.header is not None
+    ignored = volume.data == ignore_label if ignore_label is not None else None
+    if ignored is not None and ignored.all():
+        raise InputError(f"{path}: every voxel has the label {ignore_label}, to be ignored")
+    return Reference(volume, volume.header, settings, pair.structures, ignored if ignored is not None and ignored.any() else None)
+
+
+def read_masks(files: MethodFiles, reference: Reference, regions: RegionReading, warnings: list[str]) -> tuple[Labels, SoftLabels | None]:
+    """Read the label map of a method, (*grid), with its probabilities if the file holds them."""
+    if files.problem:
+        raise InputError(files.problem)
+    path, grid = files.label_map, reference.header
+    if path is not None and reference.structures:
+        return _onto(reference, read_structures(path, reference.structures, warnings, grid=grid), "structures"), None
+    if path is not None:
+        header = io.read_header(path)
+        # Logits and probabilities have several values per voxel, declare such values, or are the channel of a region.
+        if header.num_channels == 1 and header.kind is None and not regions.is_channel(header):
+            return _onto(reference, io.read_labels(path, grid=grid), "label map"), None
+    soft = read_probabilities(files.probabilities if path is None else (path,), reference, regions)
+    return soft.label_map, soft
+
+
+def _onto(reference: Reference, volume: Volume, what: str) -> Labels:
+    """Return labels on the grid of the reference, (*grid)."""
+    assert volume.header is not None
+    reference.check(volume.header, what)
+    labels: Labels = reference.work.nearest(volume.header, volume.data.T, what, reference.notes, outside="are background")
+    return labels.T
+
+
+def read_probabilities(paths: tuple[Path, ...], reference: Reference, regions: RegionReading = NO_REGIONS) -> SoftLabels:
+    """Read logits or probabilities, one file or one per label, on the grid of the reference; on another, logits are interpolated."""
+    grid = reference.header
+    header = io.read_logits_header(paths, fewest=regions.fewest_channels, grid=grid)
+    file, name = header.files[0], header.path
+    reference.check(file, "logits")
+    read = io.read_logits(paths, fewest=regions.fewest_channels, grid=grid)
+    stored = reverse_grid(read.values)  # contiguous
+    scheme = regions.scheme_of(stored, name)
+    decide, convert = (identify, take_logarithms) if scheme is None else (regions.identify, take_log_odds)
+    kind, note = decide(stored, "auto", read.kind, name)
+    note = "; ".join([note, *(f"{file.path.name}: {file.misnamed}" for file in header.files if file.misnamed is not None)])
+    is_elsewhere = not grid.on_same_grid(file)
+    if is_elsewhere:
+        if kind == "probabilities":
+            convert(stored)
+            kind = "logits"
+        del read
+        of_labels = scheme is None
+        stored = reference.work.interpolated(file, stored, "logits", reference.notes, outside="are background", are_of_labels=of_labels)
+    labels = _decode(stored, kind, str(name), is_elsewhere) if scheme is None else _decode_regions(stored, scheme, kind, note)
+    shape = grid.grid_shape[::-1]
+    probabilities = reverse_grid(stored.reshape(len(stored), *shape))
+    return SoftLabels(labels.reshape(shape).T, probabilities, note, scheme)
+
+
+def _decode(stored: Float32, kind: str, name: str, is_elsewhere: bool) -> Array:
+    """Return the label map of (L, [z,] y, x) logits or probabilities, which become probabilities in place: background in padding."""
+    labels, padding = argmax_labels(stored), find_padding(stored)
+    if padding is not None:
+        if kind == "probabilities":  # Equal probabilities may be a distribution.
+            padding &= abs(stored[0] * len(stored) - 1) > SUM_TOLERANCE
+        check_share(int(np.count_nonzero(padding)), padding.size, name)
+    if kind == "logits":
+        flat = stored.reshape(len(stored), -1)
+        for start in range(0, flat.shape[1], BLOCK_VOXELS):
+            flat[:, start : start + BLOCK_VOXELS] = softmax(flat[:, start : start + BLOCK_VOXELS])
+    if padding is not None and (kind == "probabilities" or is_elsewhere):
+        for label, channel in enumerate(stored):
+            channel[padding] = float(label == 0)
+    return labels
+
+
+def _decode_regions(stored: Float32, scheme: RegionScheme, kind: str, note: str) -> Array:
+    """Return the label map of (R, [z,] y, x) log-odds or probabilities of regions, which become sigmoid probabilities in place."""
+    if kind == "logits":
+        for channel in stored:
+            channel[:] = sigmoid(channel)
+    undecided = find_padding(stored - np.float32(0.5), are_regions=True)
+    if undecided is not None:
+        check_share(int(np.count_nonzero(undecided)), undecided.size, note)
+        stored[:, undecided] = 0.0
+    return scheme.decode(stored - np.float32(0.5))
+
+
+def read_image(path: Path, reference: Reference) -> Float32:
+    """Read an image on the grid of the reference, (C, *grid): one channel, or those of a 4-D file."""
+    header = io.placed_on(io.read_header(path, io.VOLUME_SUFFIXES), reference.header)
+    reference.check(header, "image")
+    values = io.allocate(header)
+    io.read_into(header, values)
+    image = reference.work.interpolated(header, values, "image", reference.notes, outside="are 0")
+    return reverse_grid(image)
 
 
 @dataclass
@@ -35,8 +263,9 @@ class CaseResult(Record):
     warnings: list[str] = field(default_factory=list)
 
 
+# The finest atlases have half as many; a gray image taken for a label map has thousands, and would
+# be measured for hours.
 MAX_MEASURED = 2000
-"""The finest atlases have half as many; a gray image taken for a label map has thousands, and would be measured for hours."""
 
 
 def measure_pair(settings: Settings, pair: CasePair) -> CaseResult:

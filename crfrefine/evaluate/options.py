@@ -12,9 +12,8 @@ from crfrefine.base.option import MAX_THREADS, Option, parse_path
 from crfrefine.base.text import listed, shorten, shorten_value
 from crfrefine.errors import ConfigError, InputError
 
+# Names in the output folder.
 METRICS_NAME, SUMMARY_NAME, REPORT_NAME = "metrics.csv", "summary.json", "report.html"
-"""Names in the output folder."""
-
 DEFAULT_NAME = "prediction"
 VOXEL = "voxel"  # as a tolerance: one voxel of the reference
 

@@ -1,7 +1,4 @@
-"""Assign the label maps of each method to cases, and find incomplete cases. No voxels or headers are read here.
-
-An incomplete case is left out for all methods, so that every number of a run covers the same cases.
-"""
+"""Assign the label maps of each method to cases, without reading any, and find incomplete cases, which no number includes."""
 
 from __future__ import annotations
 
@@ -95,12 +92,8 @@ class Pairing:
 
 
 def pair_cases(options: EvaluationOptions) -> Pairing:
-    """Find the files of each method for each case; duplicates become a `problem` of the case or of its method.
-
-    Raises:
-        InputError: no reference at all, files where folders are needed, or no complete case; with `strict`, any incomplete case.
-        UnsupportedFormatError: a single file of an unknown type.
-    """
+    """Find the files of each method for each case; duplicates become a `problem` of the case or of its method."""
+    # Raises InputError without any complete case, or with `strict` for an incomplete one.
     notes: list[str] = []
     references = _references(options.labels, notes)
     lacking: dict[str, list[str]] = {}

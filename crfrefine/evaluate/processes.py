@@ -31,13 +31,9 @@ _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM
 def map_in_processes(
     function: Callable[[Item], Result], items: Sequence[Item], num_processes: int
 ) -> Generator[tuple[Item, Result | Failure]]:
-    """Yield each item with its result or failure, as they complete. Closing the generator ends the processes, whatever they do.
-
-    Args:
-        function: function of one item, from a module that the processes can import. It writes no files.
-        items: the items, which can be pickled.
-        num_processes: processes at a time; with one of them, or a single item, everything runs in the caller's thread.
-    """
+    """Yield each item with its result or failure, as they complete; closing the generator ends the processes."""
+    # The function is importable and writes no files; with one process, or one item, it runs in this
+    # thread.
     if min(num_processes, len(items)) <= 1:
         for item in items:
             yield item, _attempt(function, item)

@@ -10,27 +10,25 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from crfrefine.base.array_types import Array, Bool
 from crfrefine.base.text import counted, listed
-from crfrefine.evaluate.measuring import CaseResult
+from crfrefine.evaluate.measuring import CaseResult, Settings
 from crfrefine.evaluate.options import DEFAULT_NAME, EvaluationOptions
-from crfrefine.evaluate.reading import Settings
 from crfrefine.metrics.overlap import measure_masks
 from crfrefine.metrics.regions import ALL_LABELS
 from crfrefine.metrics.registry import CALIBRATION_METRICS, DICE, MASK_METRICS, RegionValues, metric_named
-from crfrefine.runs.cases.case_files import describe_left_out
+from crfrefine.runs.cases.case_files import IncompleteCase, describe_left_out
 from crfrefine.runs.options import Observer
 from crfrefine.statistics.comparison import ResultTable, SummaryRow, correct, measurements_of, summarize
 from crfrefine.statistics.paired import ALPHA, smallest_p_value
 from crfrefine.statistics.verdict import Verdict, not_tested, power_text, verdict
 
 if TYPE_CHECKING:
-    from crfrefine.base.array_types import Array, Bool
     from crfrefine.evaluate.pairing import CasePair
-    from crfrefine.runs.cases.case_files import IncompleteCase
 
 
+# Metrics of which `--ceiling` reports the recovered share.
 OF_RESOLUTION = (DICE.name, "surface_dice")
-"""Metrics of which `--ceiling` reports the recovered share."""
 
 
 @dataclass(frozen=True)
@@ -131,10 +129,9 @@ class Evaluation:
 
     @cached_property
     def verdict(self) -> Verdict | None:
-        """The verdict on the judged method; None without a baseline, or if one of the two has no case.
-
-        Cases that the parameters of a method were learned on say nothing of new cases: it is over the others.
-        """
+        """The verdict on the judged method; None without a baseline, or if one of the two has no case."""
+        # Cases that the parameters of a method were learned on say nothing of new cases: it is over
+        # the others.
         options, table = self.options, self.table
         if options.baseline is None or not {options.name, options.baseline} <= set(table.methods):
             return None
@@ -277,5 +274,5 @@ def _subject(method: str) -> str:
 
 EvaluationObserver = Observer[Evaluation, CaseResult]
 
+# The values of two empty masks by convention.
 _EMPTY = measure_masks(np.zeros((1, 1, 1), bool), np.zeros((1, 1, 1), bool), (1.0, 1.0, 1.0))
-"""The values of two empty masks by convention."""

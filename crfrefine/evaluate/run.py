@@ -2,33 +2,135 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
+import math
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import crfrefine
 from crfrefine.base.failures import Failure
 from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.limits import available_threads
+from crfrefine.base.plain import to_plain
 from crfrefine.base.text import printable
 from crfrefine.errors import CrfRefineError
-from crfrefine.evaluate.measuring import CaseResult, measure_pair
+from crfrefine.evaluate.measuring import CaseResult, Settings, measure_pair, plan_regions
 from crfrefine.evaluate.options import METRICS_NAME, REPORT_NAME, SUMMARY_NAME, EvaluationOptions, check_options
-from crfrefine.evaluate.outputs import write_tables
 from crfrefine.evaluate.pairing import CasePair, pair_cases
 from crfrefine.evaluate.processes import map_in_processes
-from crfrefine.evaluate.reading import Settings
-from crfrefine.evaluate.regions import plan_regions
 from crfrefine.evaluate.report import write_report
 from crfrefine.evaluate.results import Evaluation, EvaluationObserver
 from crfrefine.evaluate.structures import has_structures, pair_structures
-from crfrefine.io.atomic import check_replaceable, check_writable
-from crfrefine.io.paths import add_volumes, stem_of
+from crfrefine.io.atomic import check_replaceable, check_writable, write_small_file
+from crfrefine.io.json import without_nonfinite
+from crfrefine.io.paths import add_volumes, stem_of, working_folder
 from crfrefine.parameters.model import TRAINED_ON
 from crfrefine.runs.cases.dataset_description import read_descriptions
 from crfrefine.runs.cases.reading_options import RegionReading, find_regions
 from crfrefine.runs.records import Entry, read_records
+from crfrefine.statistics.comparison import ResultTable, summary_dicts
+
+SCHEMA = 1
+COLUMNS = ("case", "label", "metric", "value", "method")
+_FORMULA_STARTS = ("=", "+", "-", "@")
+
+
+def write_tables(evaluation: Evaluation) -> None:
+    """Write the measurements and the summary."""
+    folder = evaluation.options.output
+    write_small_file(folder / METRICS_NAME, metrics_csv(evaluation.full_table).encode())
+    content = json.dumps(make_summary(evaluation), indent=2, allow_nan=False) + "\n"
+    write_small_file(folder / SUMMARY_NAME, content.encode())
+
+
+def metrics_csv(table: ResultTable) -> str:
+    """Return the tidy table: one line per value, in full precision, with an empty field for undefined ones."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for line in table:
+        value = "" if math.isnan(line.value) else repr(float(line.value))
+        writer.writerow((_plain(line.case), _plain(line.region), line.metric, value, _plain(line.method)))
+    return text.getvalue()
+
+
+def _plain(name: str) -> str:
+    """Return a name without control characters, and with an apostrophe before it where it begins like a formula."""
+    shown = printable(name)
+    return f"'{shown}" if shown.startswith(_FORMULA_STARTS) else shown
+
+
+def make_summary(evaluation: Evaluation) -> dict[str, Any]:
+    """Return the content of `summary.json`: plain values, null for undefined or infinite numbers."""
+    options, plan = evaluation.options, evaluation.settings.plan
+    summary: dict[str, Any] = without_nonfinite(
+        {
+            "schema": SCHEMA,
+            "version": crfrefine.__version__,
+            "written": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": evaluation.seconds,
+            "settings": {
+                "predictions": str(options.predictions),
+                "labels": str(options.labels),
+                "method": options.name,
+                "baseline": options.baseline,
+                "baselines": {name: str(path) for name, path in options.baselines},
+                "probabilities": {name: str(path) for name, path in options.probabilities},
+                "images": None if options.images is None else str(options.images),
+                "ceiling": options.ceiling,
+                "tolerance_mm": options.tolerance_mm,
+                "ignore_label": plan.ignore_label,
+                "resample": options.resample,
+                "processes": evaluation.num_processes,
+                "command_line": options.command_line,
+                "working_folder": working_folder(),
+            },
+            "regions": {name: list(labels) for name, labels in evaluation.regions.items()},
+            "titles": evaluation.titles,
+            "judged_regions": list(evaluation.judged_regions),
+            "verdict": None if evaluation.verdict is None else evaluation.verdict.to_dict(),
+            "recovered": evaluation.recovered,
+            "power_note": evaluation.power_note,
+            "empty_masks": to_plain(evaluation.empty_masks),
+            "empty_predictions": {method: list(cases) for method, cases in evaluation.empty_predictions.items()},
+            "cases_learned_on": {method: list(cases) for method, cases in evaluation.learned.items()},
+            "num_cases": len(evaluation.pairs),
+            "num_failed": evaluation.num_failed,
+            "num_left_out": len(evaluation.left_out),
+            "left_out": [case.to_dict() for case in evaluation.left_out],
+            "cases": [
+                {
+                    "case": result.case_id,
+                    "status": result.status,
+                    "methods": list(result.values),
+                    "seconds": result.seconds,
+                    "notes": [*result.warnings, *result.notes],
+                }
+                for result in evaluation.results
+            ],
+            "failures": [
+                {
+                    "case": result.case_id,
+                    "method": failure.part,
+                    "error": failure.message,
+                    "error_kind": failure.kind,
+                    "error_traceback": failure.traceback,
+                }
+                for result in evaluation.results
+                for failure in result.failures
+            ],
+            "notes": list(evaluation.notes),
+            "summary": summary_dicts(evaluation.summary),
+        }
+    )
+    return summary
 
 
 class StoppedError(CrfRefineError):
@@ -37,12 +139,7 @@ class StoppedError(CrfRefineError):
 
 @keeping_inputs()
 def run_evaluation(options: EvaluationOptions, observer: EvaluationObserver | None = None) -> Evaluation:
-    """Measure all cases, compare the methods, and write the results into the output folder.
-
-    Raises:
-        CrfRefineError: the run is impossible (no case, contradictory options, no place to write), or a case failed with `fail_fast`.
-        KeyboardInterrupt: passed on; nothing is written.
-    """
+    """Measure all cases, compare the methods, and write the results; raise CrfRefineError if that is impossible."""
     started = time.perf_counter()
     observer = observer or EvaluationObserver()
     check_options(options)
@@ -79,10 +176,8 @@ def run_evaluation(options: EvaluationOptions, observer: EvaluationObserver | No
 
 
 def _channels(method: str, options: EvaluationOptions, notes: list[str]) -> RegionReading:
-    """Return which channels of a method's files are regions: as the `dataset.json` beside them says, or that of the reference.
-
-    A description that cannot be read is noted, once for all methods.
-    """
+    """Return which channels of a method's files are regions: as the `dataset.json` beside them says, or that of the reference."""
+    # A description that cannot be read is noted, once for all methods.
     folder, own = options.methods[method], list[str]()
     paths = (dict(options.probabilities).get(method, folder), folder, options.labels)
     regions = find_regions(None, read_descriptions([path if path.is_dir() else path.parent for path in paths], own))
@@ -111,10 +206,9 @@ def _measure(evaluation: Evaluation, observer: EvaluationObserver) -> None:
 
 
 def cases_learned_on(pairs: Sequence[CasePair], notes: list[str]) -> dict[str, tuple[str, ...]]:
-    """Return the cases of each method that its parameters were learned on, by the records that `infer` leaves beside its label maps.
-
-    A method without a record, or without cases of this kind, is left out. A record that cannot be read is noted.
-    """
+    """Return the cases of each method that its parameters were learned on, by the records that `infer` leaves beside its label maps."""
+    # A method without a record, or without cases of this kind, is left out. A record that cannot be
+    # read is noted.
     records: dict[Path, dict[str, Entry]] = {}
     learned: dict[str, tuple[str, ...]] = {}
     for pair in pairs:

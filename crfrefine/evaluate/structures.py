@@ -34,10 +34,9 @@ class _Place:
 
 
 def has_structures(options: EvaluationOptions) -> bool:
-    """Return whether the folders hold one binary file per structure: on request, or where it is clear.
-
-    It is clear if a folder holds only folders of volumes, or if many files are measured for one image.
-    """
+    """Return whether the folders hold one binary file per structure: on request, or where it is clear."""
+    # It is clear if a folder holds only folders of volumes, or if many files are measured for one
+    # image.
     if options.structures is not None:
         return options.structures
     places = [options.labels, *options.methods.values()]
@@ -117,11 +116,10 @@ def _by_case(place: _Place, places: Sequence[_Place], options: EvaluationOptions
 
 
 def read_structures(path: Path, numbers: Mapping[str, int], warnings: list[str], *, grid: VolumeHeader | None = None) -> Volume:
-    """Read a folder of structures, or a label map whose labels have names in a `dataset.json`, with the numbers of a run.
-
-    `warnings` gets a sentence about structures that lose most of their voxels to smaller ones, as a union of others does.
-    Axes are turned to those of `grid`; None means those of the first file.
-    """
+    """Read a folder of structures, or a label map whose labels have names in a `dataset.json`, with the numbers of a run."""
+    # `warnings` gets a sentence about structures that lose most of their voxels to smaller ones, as
+    # a union of others does. Axes are turned to those of `grid`; None means those of the first
+    # file.
     if not path.is_dir():
         return _renumbered(io.read_labels(path, grid=grid), path, numbers)
     headers = [io.read_header(file, io.VOLUME_SUFFIXES) for file in list_files(path, io.VOLUME_SUFFIXES)]

@@ -5,11 +5,13 @@ Arrays keep the order of the files, x fastest; the returned arrays are transpose
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crfrefine.base.geometry import reverse_grid, same_shape
 from crfrefine.base.limits import MAX_LABEL
@@ -32,11 +34,6 @@ from crfrefine.io.reading import (
 )
 from crfrefine.io.volume import MAX_BYTES, Segment, Volume, VolumeHeader, VoxelsToWrite
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from numpy.typing import NDArray
-
 __all__ = ["LOGITS_SUFFIXES", "VOLUME_SUFFIXES", "WRITTEN_SUFFIXES", "stem_of", "suffix_of"]
 __all__ += ["LogitsFile", "LogitsHeader", "Piece", "Segment", "VolumeHeader"]
 __all__ += ["allocate", "is_whole", "placed_on", "read_header", "read_into", "read_labels"]
@@ -47,18 +44,11 @@ __all__ += ["write_channels", "write_image", "write_label_map", "write_pieces"]
 def write_label_map(
     path: str | Path, labels: NDArray[np.integer[Any]], like: Volume, *, threads: int = 1, segments: Sequence[Segment] = ()
 ) -> None:
-    """Write a label map atomically, as small unsigned integers without scaling.
-
-    Args:
-        path: its suffix names the format.
-        labels: (*grid), from 0 to 65535.
-        like: a volume on the same grid; its geometry is kept, bit for bit if the file has the same format.
-        threads: for compression; the bytes written do not depend on it.
-        segments: names and colors of labels; NIfTI gets a table of them.
-
-    Raises:
-        CrfRefineError: the file cannot be written (InputError, GridMismatchError, UnsupportedFormatError or CapacityError).
-    """
+    """Write a label map, (*grid) from 0 to 65535, atomically, as small unsigned integers without scaling."""
+    # The suffix of `path` names the format. The geometry of `like`, a volume on the same grid, is
+    # kept: bit for bit if it came from a file of this format. The bytes written do not depend on
+    # `threads`. NIfTI gets a table of `segments`. Raises CrfRefineError if the file cannot be
+    # written.
     path = Path(path)
     labels = np.asarray(labels)
     if labels.dtype.kind not in "iub":
@@ -99,21 +89,13 @@ def write_pieces(
     threads: int = 1,
     most_bytes: int = MAX_BYTES,
 ) -> None:
-    """Write logits or probabilities atomically, as float32, piece by piece: the bytes of `write_channels`, without the whole array.
+    """Write logits or probabilities atomically, as float32, piece by piece: the bytes of `write_channels`.
 
-    Args:
-        path: its suffix names the format: NIfTI gets (x, y, z, label), MetaImage and NRRD a vector image, .npz (label, z, y, x).
-        like: a volume on the same grid; its geometry is kept.
-        num_channels: of the file.
-        piece: returns the values of planes of a channel, (planes, [y,] x) in the order of storage. Each is asked for once: for
-            NIfTI and .npz channel by channel, for MetaImage and NRRD all channels of some planes, then those of the next ones.
-        kind: "logits" or "probabilities", the name of the array in an .npz.
-        threads: for compression; the bytes written do not depend on it.
-        most_bytes: asked for before they are written, of one channel or of all, whichever comes first; at least one plane.
-
-    Raises:
-        CrfRefineError: the file cannot be written (GridMismatchError or UnsupportedFormatError); nothing is left of it. Whatever
-            `piece` raises does the same.
+    NIfTI gets (x, y, z, label), MetaImage and NRRD a vector image, .npz (label, z, y, x) under the name
+    `kind`. `piece` returns the values of planes of a channel, (planes, [y,] x) in the order of storage.
+    Each is asked for once: for NIfTI and .npz channel by channel, for MetaImage and NRRD all channels of
+    some planes, then those of the next ones; `most_bytes` at a time, or one plane. The geometry of `like`
+    is kept. If the file cannot be written, or `piece` raises an error, nothing is left of it.
     """
     voxels = VoxelsToWrite(Path(path), kind, num_channels, like.grid_shape[::-1], np.dtype(np.float32), piece, most_bytes)
     _write(voxels, like, threads)

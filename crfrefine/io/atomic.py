@@ -27,16 +27,11 @@ _LEFTOVER_SECONDS = 86_400
 
 @contextmanager
 def atomic_files(*paths: Path) -> Iterator[tuple[BinaryIO, ...]]:
-    """Open files of one folder for writing; they get their names only if the block ends without an error.
-
-    If anything ends the block early, Ctrl-C included, the partial files are removed.
-
-    Args:
-        paths: one file, or several that belong together: the last one names the others and is renamed after them.
-
-    Raises:
-        CrfRefineError: the folder is not writable, the disk is full, or a name is refused; existing files stay unchanged.
-    """
+    """Open files of one folder for writing; they get their names only if the block ends without an error."""
+    # If anything ends the block early, Ctrl-C included, the partial files are removed. The last of
+    # several files that belong together names the others, and is renamed after them. Raises
+    # CrfRefineError if the folder is not writable, the disk is full, or a name is refused; existing
+    # files stay unchanged.
     targets = check_replaceable(*paths)
     names = [os.fsencode(target.name)[:_MAX_NAME_BYTES].decode(errors="ignore") for target in targets]
     hidden = [target.with_name(f".{name}.tmp-{os.urandom(8).hex()}") for name, target in zip(names, targets, strict=True)]
@@ -94,11 +89,7 @@ def cannot_write(path: Path, error: OSError) -> CrfRefineError:
 
 
 def check_replaceable(*paths: Path) -> list[Path]:
-    """Return the regular files behind paths, existing or not.
-
-    Raises:
-        CrfRefineError: `atomic_files` cannot write one of them; so a run finds out before it computes.
-    """
+    """Return the regular files behind paths, existing or not; raise CrfRefineError if they cannot be written."""
     for path in paths:
         check_no_input(path)
         # Standard output may be a regular file, which other programs write to.

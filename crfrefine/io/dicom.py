@@ -1,8 +1,4 @@
-"""DICOM for `crfrefine convert`: read and written in a separate process.
-
-Decoders never return from some damaged files, and take gigabytes for others. The process therefore has limits of
-processor time and of memory. Request and answer are a line of JSON each, followed by voxels or by the file to write.
-"""
+"""DICOM for `crfrefine convert`, in a process with limits of time and memory, which decoders of damaged files need."""
 
 from __future__ import annotations
 
@@ -13,9 +9,10 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crfrefine import errors
 from crfrefine.base.geometry import require_usable, spacing_of
@@ -26,31 +23,21 @@ from crfrefine.io.atomic import write_small_file
 from crfrefine.io.streams import as_bytes
 from crfrefine.io.volume import Segment, Volume, VolumeHeader, segments_of
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
 SEGMENTATION = dicom_files.SEGMENTATION
+# Processor time that a conversion may take; each million bytes of its files adds a second.
 SECONDS = 60
-"""Processor time that a conversion may take; each million bytes of its files adds a second."""
-
+# Bytes that a conversion may take; 32 for each voxel and 4 for each byte of its files are added.
 MEMORY = 1 << 30
-"""Bytes that a conversion may take; 32 for each voxel and 4 for each byte of its files are added."""
-
 _START = "import sys; sys.path.append(sys.argv[1]); from crfrefine.io.dicom import serve; serve()"
 
 
 def read(path: Path, like: Path | None = None) -> Volume:
     """Read a series as it is measured, or a segmentation as a label map; both with a header.
 
-    Args:
-        path: the folder of a series, a file of several frames, or a segmentation.
-        like: the series on whose grid a segmentation is placed.
-
-    Raises:
-        InputError: the slices are no volume, or `like` is of another patient or frame of reference.
-        GridMismatchError: the segmentation is not on the grid of `like`.
-        UnsupportedFormatError: damaged, or its decoding takes too long.
-        CapacityError: its decoding takes too much memory.
+    The path is the folder of a series, a file of several frames, or a segmentation, which is placed on
+    the grid of the series `like`. Raises InputError if the slices are no volume, or the two are of
+    different patients or frames of reference; GridMismatchError; and UnsupportedFormatError or
+    CapacityError if decoding fails, takes too long or takes too much memory.
     """
     header, content = _read_in_process(path, like, grid_only=False)
     stored = np.frombuffer(content, header.dtype).reshape(header.grid_shape[::-1])
@@ -63,10 +50,9 @@ def read_grid(series: Path) -> VolumeHeader:
 
 
 def write(target: Path, labels: NDArray[np.unsignedinteger[Any]], named: Sequence[Segment], like: Path, segments: Path | None) -> None:
-    """Write a label map, (x, y, z) on the grid of the series `like`, as a segmentation of binary segments; raises as `read`.
-
-    The segments get these names, and keep what describes their labels in another segmentation, `segments`.
-    """
+    """Write a label map, (x, y, z) on the grid of the series `like`, as a segmentation of binary segments; raises as `read`."""
+    # The segments get these names, and keep what describes their labels in another segmentation,
+    # `segments`.
     stored = np.ascontiguousarray(labels.T)
     known = {segment.label: segment.name for segment in named}
     names = [(segment.label, known.get(segment.label, segment.name)) for segment in segments_of(stored, ())]

@@ -10,18 +10,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crfrefine.base.geometry import describe_difference, same_grid
 from crfrefine.base.text import counted, listed, shorten
 from crfrefine.errors import GridMismatchError, InputError, UnsupportedFormatError
 from crfrefine.io.streams import MAX_RATIO, as_bytes, cut_off
 from crfrefine.io.volume import MAX_OF_A_NAME, Segment
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 SEGMENTATION = "DICOM segmentation"
 _SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
@@ -96,11 +94,9 @@ def _datasets(path: Path, request: Mapping[str, Any], notes: list[str]) -> dict[
 
 
 def _slices(file: Path, dataset: Any) -> Iterator[tuple[str, float, NDArray[np.float64]]]:
-    """Yield the slices of a file: name, thickness in mm or 0, and numbers.
-
-    The 13 numbers are rows and columns, the mm between them, the directions along a row and along a column,
-    and the center of the first voxel, in LPS.
-    """
+    """Yield the slices of a file: name, thickness in mm or 0, and numbers."""
+    # The 13 numbers are rows and columns, the mm between them, the directions along a row and along
+    # a column, and the center of the first voxel, in LPS.
     shared = (dataset.get("SharedFunctionalGroupsSequence") or [{}])[0]
     frames = dataset.get("PerFrameFunctionalGroupsSequence") or [{}]
     if len(frames) != int(dataset.get("NumberOfFrames") or 1):

@@ -87,13 +87,9 @@ def _name(start: bytes) -> str | None:
 
 
 def read_header(path: Path, name: str | None = None) -> VolumeHeader:
-    """Read the header of a file of a format, MetaImage or NRRD; None means GIPL, MRC or VTK, whichever it is by its content.
-
-    Raises:
-        UnsupportedFormatError: damaged, or not readable by ITK.
-        InputError: SimpleITK is not installed, or the geometry is not usable.
-        CapacityError: it takes more memory than there is.
-    """
+    """Read the header of a file of MetaImage or NRRD; None means GIPL, MRC or VTK, by its content."""
+    # Raises UnsupportedFormatError (damaged, or not readable by ITK), InputError (no SimpleITK, or
+    # no usable geometry) or CapacityError.
     with _as_nrrd(path, name) as (file_format, header):
         shown = file_format if file_format == name else f"{file_format}, through ITK"
         return replace(header, path=path, format=shown, template=() if file_format == name else None, source=None)
@@ -167,11 +163,9 @@ def _content_size(file: BinaryIO, path: Path, name: str, start: bytes) -> tuple[
 
 
 def _convert(path: Path, source: BinaryIO | None, reader: str, target: BinaryIO, max_numbers: int, max_bytes: int) -> None:
-    """Convert a file in a separate process; errors are those of the file `path`.
-
-    The source is the open file to read; None means that ITK opens the file, whose header may name other files. It can hold
-    at most so many numbers and bytes of voxels.
-    """
+    """Convert a file in a separate process; errors are those of the file `path`."""
+    # The source is the open file to read; None means that ITK opens the file, whose header may name
+    # other files. It can hold at most so many numbers and bytes of voxels.
     memory = max(memory_left(memory_limit()), _MIN_MEMORY)
     files = [file.fileno() for file in (source, target) if file is not None]
     place = path if source is None else f"/dev/fd/{files[0]}"

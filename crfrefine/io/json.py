@@ -1,7 +1,4 @@
-"""JSON: files written by others, with errors that name fault and place; values and lines for our own files.
-
-Several processes may add lines to a file at a time: each line is there whole or not at all.
-"""
+"""JSON: files of others, with errors that name fault and place; values and lines of our own, which processes may add together."""
 
 from __future__ import annotations
 
@@ -18,16 +15,12 @@ from crfrefine.io.atomic import cannot_write, check_replaceable
 from crfrefine.io.paths import require_file
 from crfrefine.io.streams import cannot_read
 
+# Largest size of a file; a `dataset.json` with a hundred thousand cases has a few megabytes.
 MAX_BYTES = 1 << 26
-"""Largest size of a file; a `dataset.json` with a hundred thousand cases has a few megabytes."""
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file of at most MAX_BYTES.
-
-    Raises:
-        InputError: the file is not a regular file, cannot be read, or is not JSON; with line and column.
-    """
+    """Read a JSON file of at most MAX_BYTES; raise InputError, with line and column where it is not JSON."""
     require_file(path)
     try:
         if path.stat().st_size > MAX_BYTES:
@@ -84,18 +77,10 @@ def open_lines(path: Path) -> int:
 
 
 def append_lines(descriptor: int, lines: bytes, *, sync: bool = False) -> None:
-    """Add whole lines to the end of a file. Processes that do so at the same time wait for each other.
-
-    A last line that a killed process left unfinished is removed. Storage without locks lets no process wait: lines may be lost there.
-
-    Args:
-        descriptor: of `open_lines`; one thread uses it at a time.
-        lines: each ends with a line break.
-        sync: whether to wait until the disk has them.
-
-    Raises:
-        OSError: such as of a full disk; then no line was written.
-    """
+    """Add whole lines to the end of a file; OSError means that no line was written, as on a full disk."""
+    # Processes that do so at the same time wait for each other, except on storage without locks,
+    # where lines may be lost. A last line that a killed process left unfinished is removed. With
+    # `sync` it waits until the disk has the lines. One thread uses a descriptor at a time.
     _lock(descriptor, fcntl.LOCK_EX)
     size = os.fstat(descriptor).st_size
     try:

@@ -8,21 +8,16 @@ import re
 import shutil
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crfrefine.base.text import shorten
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io.atomic import atomic_files
 from crfrefine.io.streams import BLOCK_BYTES, write_zlib
 from crfrefine.io.text_header import LPS, Fields, HeaderLines, affine_of, grid_and_channels, lines_to_write, open_header, voxel_path
-from crfrefine.io.volume import RareHeaderError, VoxelSource, volume_header
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from crfrefine.io.volume import Volume, VolumeHeader, VoxelsToWrite
+from crfrefine.io.volume import RareHeaderError, Volume, VolumeHeader, VoxelSource, VoxelsToWrite, volume_header
 
 NAME = "MetaImage"
 
@@ -148,10 +143,8 @@ def _affine(fields: Fields, num_dims: int, num_axes: int) -> NDArray[np.float64]
 
 
 def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
-    """Write voxels as zlib data, which takes one thread: .mha in one file, .mhd with a .zraw beside it; a voxel's channels are together.
-
-    Of a MetaImage, the lines that place the grid are kept as they are.
-    """
+    """Write voxels as zlib data, which takes one thread: .mha in one file, .mhd with a .zraw beside it; a voxel's channels are together."""
+    # Of a MetaImage, the lines that place the grid are kept as they are.
     path = voxels.path
     lines = lines_to_write(path, like, NAME, _geometry_lines)
     if voxels.voxel_files:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -13,10 +13,7 @@ from crfrefine.base.geometry import spacing_of
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io.atomic import write_bytes
 from crfrefine.io.streams import GZIP_MAGIC, inflated, open_bytes, read_start
-from crfrefine.io.volume import VolumeHeader, VoxelSource, volume_header
-
-if TYPE_CHECKING:
-    from crfrefine.io.volume import Volume, VoxelsToWrite
+from crfrefine.io.volume import Volume, VolumeHeader, VoxelSource, VoxelsToWrite, volume_header
 
 _DATA_OFFSET = 284
 _USED_BYTES = 90  # of them; nibabel's block goes on with the part behind the voxels.

@@ -1,7 +1,4 @@
-"""NIfTI-1 and NIfTI-2, `.nii` and `.nii.gz`: nibabel reads and writes the header, voxels are decoded here.
-
-The headers of pairs and of Analyze are read here too.
-"""
+"""NIfTI-1 and NIfTI-2, and the headers of pairs and of Analyze: nibabel has the header, voxels are decoded here."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ import struct
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -23,15 +20,9 @@ from crfrefine.base.text import shorten
 from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io.atomic import write_bytes
 from crfrefine.io.streams import GZIP_MAGIC, GZIP_SUFFIXES, START_BYTES, inflated, open_bytes
-from crfrefine.io.volume import MAX_OF_A_NAME, Segment, VolumeHeader, VoxelSource, volume_header
+from crfrefine.io.volume import MAX_OF_A_NAME, Segment, Volume, VolumeHeader, VoxelSource, VoxelsToWrite, volume_header
 
-if TYPE_CHECKING:
-    from crfrefine.io.volume import Volume, VoxelsToWrite
-
-
-MAX_HEADER = 540
-"""Bytes of the longer header, that of NIfTI-2."""
-
+MAX_HEADER = 540  # bytes of the longer header, that of NIfTI-2
 # Codes of the header's xyzt_units: meters, millimeters, micrometers; unknown ones are millimeters in practice.
 MM_PER_UNIT = {1: 1000.0, 2: 1.0, 3: 0.001}
 _ANALYZE_NOTE = "Analyze 7.5 does not say which side is left: its axes are taken as nibabel does"
@@ -42,10 +33,8 @@ _quiet.propagate = False
 
 
 def parse(block: bytes, path: Path, voxels: Path, encoding: str, *, is_pair: bool = False) -> VolumeHeader:
-    """Return the header of a file by its first MAX_HEADER bytes; that of a pair may be Analyze's.
-
-    The file with the voxels, "raw" or "gzip", is checked to be long enough.
-    """
+    """Return the header of a file by its first MAX_HEADER bytes; that of a pair may be Analyze's."""
+    # The file with the voxels, "raw" or "gzip", is checked to be long enough.
     import nibabel
 
     lengths = {int.from_bytes(block[:4], "little"), int.from_bytes(block[:4], "big")}
@@ -73,7 +62,17 @@ def parse(block: bytes, path: Path, voxels: Path, encoding: str, *, is_pair: boo
         raise UnsupportedFormatError(f"{path}: damaged NIfTI header: the voxels begin at byte {header['vox_offset']}")
     is_nifti = "magic" in header
     is_single = bool(getattr(header, "is_single", False))
-    grid_shape, num_channels = _layout(tuple(int(size) for size in header.get_data_shape()), path)
+    # (x, y), (x, y, z), (x, y, z, channel), or ITK's (x, y, z, 1, channel).
+    shape = tuple(int(size) for size in header.get_data_shape())
+    if not shape or min(shape) < 1:
+        raise UnsupportedFormatError(f"{path}: the header has an impossible shape, {shape}")
+    time_steps, channels = (*shape, 1, 1, 1, 1)[3:5]
+    if (time_steps > 1 and channels > 1) or max(shape[5:], default=1) > 1:
+        raise UnsupportedFormatError(
+            f"{path}: its shape {shape} cannot be split into grid and channels\n"
+            "  Expected (x, y, z), (x, y, z, channel) or (x, y, z, 1, channel)."
+        )
+    grid_shape, num_channels = shape[:3] if len(shape) > 1 else (*shape, 1), time_steps * channels
     dtype = header.get_data_dtype()
     if dtype.fields is not None:
         raise UnsupportedFormatError(f"{path}: a color (RGB) image; expected one number per voxel, split it into channels first")
@@ -105,26 +104,10 @@ def parse(block: bytes, path: Path, voxels: Path, encoding: str, *, is_pair: boo
     return volume_header(source, file_format, grid_shape, num_channels, affine, template=header, notes=notes)
 
 
-def _layout(shape: tuple[int, ...], path: Path) -> tuple[tuple[int, ...], int]:
-    """Return grid shape and number of channels of (x, y), (x, y, z), (x, y, z, channel) and ITK's (x, y, z, 1, channel)."""
-    if not shape or min(shape) < 1:
-        raise UnsupportedFormatError(f"{path}: the header has an impossible shape, {shape}")
-    if len(shape) <= 3:
-        return shape if len(shape) > 1 else (*shape, 1), 1
-    time_steps, channels = shape[3], (*shape[4:], 1)[0]
-    if (time_steps > 1 and channels > 1) or max(shape[5:], default=1) > 1:
-        raise UnsupportedFormatError(
-            f"{path}: its shape {shape} cannot be split into grid and channels\n"
-            "  Expected (x, y, z), (x, y, z, channel) or (x, y, z, 1, channel)."
-        )
-    return shape[:3], time_steps * channels
-
-
 def header_to_write(voxels: VoxelsToWrite, like: Volume, *, is_pair: bool, extension: bytes = b"") -> bytes:
-    """Return the little-endian header of voxels with the geometry of another volume, bit for bit that of a NIfTI file.
-
-    The extension, with its size and code, follows the header; extensions of the other file are not copied.
-    """
+    """Return the little-endian header of voxels with the geometry of another volume, bit for bit that of a NIfTI file."""
+    # The extension, with its size and code, follows the header; extensions of the other file are
+    # not copied.
     import nibabel
 
     shape = voxels.shape[::-1]

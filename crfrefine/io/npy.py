@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,10 +12,7 @@ from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io.atomic import atomic_files
 from crfrefine.io.npz import header_of, read_array_header
 from crfrefine.io.streams import cannot_read
-from crfrefine.io.volume import VolumeHeader, VoxelSource
-
-if TYPE_CHECKING:
-    from crfrefine.io.volume import Volume, VoxelsToWrite
+from crfrefine.io.volume import Volume, VolumeHeader, VoxelSource, VoxelsToWrite
 
 
 def recognizes(start: bytes) -> bool:

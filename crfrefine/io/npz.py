@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -28,10 +28,7 @@ from crfrefine.io.streams import (
     open_bytes,
     skip,
 )
-from crfrefine.io.volume import VolumeHeader
-
-if TYPE_CHECKING:
-    from crfrefine.io.volume import Volume, VoxelsToWrite
+from crfrefine.io.volume import Volume, VolumeHeader, VoxelsToWrite
 
 MAX_ARRAY_HEADER = 1 << 16
 
@@ -45,11 +42,7 @@ def recognizes(start: bytes) -> bool:
 
 
 def read_header(path: Path) -> VolumeHeader:
-    """Read the header of the array named probabilities or logits.
-
-    Raises:
-        UnsupportedFormatError: not an .npz, the array is missing, an array of objects (a pickle), or nnU-Net version 1.
-    """
+    """Read the header of the array named probabilities or logits; raise UnsupportedFormatError without one."""
     with _open(path) as archive:
         key = _choose(path, archive.namelist())
         with _member(archive, key, path) as (_, shape, _, dtype):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crfrefine.base.text import shorten
 from crfrefine.errors import UnsupportedFormatError
@@ -24,12 +24,7 @@ from crfrefine.io.text_header import (
     open_header,
     voxel_path,
 )
-from crfrefine.io.volume import RareHeaderError, VoxelSource, volume_header
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from crfrefine.io.volume import Volume, VolumeHeader, VoxelsToWrite
+from crfrefine.io.volume import RareHeaderError, Volume, VolumeHeader, VoxelSource, VoxelsToWrite, volume_header
 
 NAME = "NRRD"
 
@@ -167,10 +162,8 @@ def _source(fields: Fields, end: int, sizes: tuple[int, ...], *, inner: int) -> 
 
 
 def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
-    """Write compressed voxels: .nrrd in one file, .nhdr with a .raw.gz beside it; the channels of a voxel are put together.
-
-    The lines of an NRRD file that place the grid are kept as they are.
-    """
+    """Write compressed voxels: .nrrd in one file, .nhdr with a .raw.gz beside it; the channels of a voxel are put together."""
+    # The lines of an NRRD file that place the grid are kept as they are.
     lines = lines_to_write(voxels.path, like, NAME, _geometry_lines)
     sizes, kinds = voxels.shape[::-1], ["domain"] * len(like.spacing)
     if voxels.num_channels is not None:

@@ -1,7 +1,4 @@
-"""The supported formats, and the kind of a file: by its name, or by its first bytes if the name is unknown or wrong.
-
-The code of each format is a separate module, which is imported when a file needs it.
-"""
+"""The supported formats, and the kind of a file: by its name, or by its first bytes if the name is unknown or wrong."""
 
 from __future__ import annotations
 
@@ -72,10 +69,10 @@ FORMAT_OF_SUFFIX = {suffix: known for known in FORMATS for suffix in known.suffi
 VOLUME_SUFFIXES = tuple(suffix for known in FORMATS if not known.holds_scores_alone for suffix in known.suffixes)
 SCORES_SUFFIXES = tuple(suffix for known in FORMATS if known.holds_scores_alone for suffix in known.suffixes)
 LOGITS_SUFFIXES = VOLUME_SUFFIXES + SCORES_SUFFIXES
+# Suffixes of volumes that are written.
 WRITTEN_SUFFIXES = tuple(suffix for known in FORMATS if not (known.holds_scores_alone or known.is_read_only) for suffix in known.suffixes)
-"""Suffixes of volumes that are written."""
+# Suffixes of label maps that stand beside an image of the same name, as 3D Slicer saves them.
 LABELS_SUFFIXES = (".seg.nrrd",)
-"""Suffixes of label maps that stand beside an image of the same name, as 3D Slicer saves them."""
 
 
 @dataclass(frozen=True)
@@ -205,12 +202,9 @@ def recognize(path: Path) -> Format | ForeignKind | None:
 
 
 def file_to_read(path: Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -> tuple[Path, Format]:
-    """Return the file to read and its format, by its name or else its content; for voxels such as `NAME.img`, their header.
-
-    Raises:
-        InputError: there is no such file.
-        UnsupportedFormatError: neither name nor content has one of these formats; the message says how to convert the file.
-    """
+    """Return the file to read and its format, by its name or else its content; for voxels their header."""
+    # Raises InputError if there is no such file, and UnsupportedFormatError, with advice on how to
+    # convert it, if neither name nor content has one of these formats.
     suffix = suffix_of(path)
     named = FORMAT_OF_SUFFIX.get(suffix)
     if named is not None and suffix in suffixes:

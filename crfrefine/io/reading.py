@@ -1,7 +1,4 @@
-"""Read a file of any supported format: first its header, then its voxels into an array, or piece by piece.
-
-The network's output for a case is one file with all labels, or one file per label.
-"""
+"""Read a file of any supported format, or the files of a network's output: header, then voxels, at once or piece by piece."""
 
 from __future__ import annotations
 
@@ -43,13 +40,10 @@ if TYPE_CHECKING:
 
 
 def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -> VolumeHeader:
-    """Read the header of a file in one of the formats with these suffixes; `misnamed` tells if its name has another format.
-
-    Raises:
-        UnsupportedFormatError: unknown suffix, damaged or cut off, or an ambiguous layout.
-        InputError: the file does not exist or cannot be opened.
-        UnexpectedError: the reader raised an unexpected exception.
-    """
+    """Read the header of a file in one of the formats with these suffixes."""
+    # `misnamed` tells if its name has another format. Raises UnsupportedFormatError (unknown,
+    # damaged, cut off, ambiguous layout), InputError (missing, or cannot be opened) or
+    # UnexpectedError.
     path, known = file_to_read(Path(path), suffixes)
     with reading(path):
         if not path.stat().st_size:
@@ -156,12 +150,7 @@ def _open_turned(header: VolumeHeader) -> Iterator[VoxelStream]:
 
 
 def read_volume(path: str | Path) -> Volume:
-    """Read a volume as float32, scaled: data (x, y, z), (x, y), or (channels, ...) if there are several.
-
-    Raises:
-        UnsupportedFormatError: the file is of unknown type, damaged or cut off, or its layout is ambiguous.
-        InputError: the file is missing, or values are NaN or infinite.
-    """
+    """Read a volume as float32, scaled: data (x, y[, z]), or (channels, ...); raises as `read_pieces`."""
     header = read_header(path, VOLUME_SUFFIXES)
     values = allocate(header)
     read_into(header, values)
@@ -199,19 +188,13 @@ class Piece:
 def read_pieces(*headers: VolumeHeader, most_bytes: int = MAX_BYTES) -> Generator[Piece, None, None]:
     """Read files piece by piece, while a thread reads one piece ahead; close the generator, or forget it, to stop early.
 
-    A piece has planes of one channel where one channel follows the other in the file (NIfTI, .npz), else planes of all
-    channels (MetaImage and NRRD vectors). Two pieces are in memory, a third one while the caller gets it. Only an .npz in
-    Fortran order is read as a whole: its last voxels may be those of the first plane of the first channel.
+    A piece has planes of one channel where one channel follows the other in the file (NIfTI, .npz), else
+    planes of all channels (MetaImage and NRRD vectors); at most `most_bytes`, but at least one plane.
+    Two pieces are in memory, a third one while the caller gets it. Only an .npz in Fortran order is read
+    as a whole. The files are on one grid, and channels are numbered over all of them.
 
-    Args:
-        headers: results of `read_header`, on one grid; channels are numbered over all of them.
-        most_bytes: of a piece; a piece has at least one plane, whatever its size.
-
-    Raises:
-        UnsupportedFormatError: damaged or cut off. The checksum is compared at the end of the file, after the last piece.
-        InputError: values that are NaN or infinite; raised at the end of the file, after all pieces without such values.
-        CapacityError: a piece does not fit into memory.
-        UnexpectedError: the reader raised an unexpected exception.
+    Raises UnsupportedFormatError (damaged or cut off; the checksum is compared after the last piece),
+    InputError (NaN or infinite values, after all pieces without them), CapacityError or UnexpectedError.
     """
 
     def pieces() -> Generator[Piece, None, None]:
@@ -255,9 +238,9 @@ _CHECKED_BYTES = 1 << 22  # Decoded at once for a check only.
 # ---- Label maps and masks: a byte or two per voxel, whatever the type in the file
 
 
+# Largest distance of a label from a whole number: some tools write a scaling that turns 1 into
+# 0.988.
 LABEL_TOLERANCE = 0.1
-"""Largest distance of a label from a whole number: some tools write a scaling that turns 1 into 0.988."""
-
 _PIECE_BYTES = 1 << 20  # In the processor's cache, so that looking at a value twice costs little.
 
 
@@ -278,12 +261,7 @@ class WholeNumbers:
 
 
 def read_labels(path: str | Path, *, grid: VolumeHeader | None = None) -> Volume:
-    """Read a label map as the smallest unsigned integer type, whatever its type; axes are turned to those of the image `grid`.
-
-    Raises:
-        InputError: values that are not whole numbers, negative, or above 65535; more than one channel.
-        UnsupportedFormatError: as for `read_volume`.
-    """
+    """Read a label map in the smallest unsigned type; raise InputError if it holds anything but labels."""
     header = read_header(path, VOLUME_SUFFIXES)
     header = header if grid is None else placed_on(header, grid)
     geometry, numbers = header.geometry(), read_whole_numbers(header)
@@ -368,19 +346,11 @@ class LogitsFile:
 
 
 def read_logits_header(paths: Sequence[str | Path], *, fewest: int = 2, grid: VolumeHeader | None = None) -> LogitsHeader:
-    """Read the headers of a case's logits.
-
-    Args:
-        paths: one file with all labels, or one file per label in label order.
-        fewest: channels; 1 if the only channel is that of a region, whose background it implies.
-        grid: header of the image, to which axes are turned; None means as in the files.
-
-    Raises:
-        InputError: only one label, or a file with several labels among single-label files.
-        CapacityError: more labels than `crfrefine.base.limits.MAX_LABELS`.
-        GridMismatchError: single-label files on different grids.
-        UnsupportedFormatError: see `read_header`.
-    """
+    """Read the headers of a case's logits: one file with all labels, or one file per label in label order."""
+    # `fewest` is the number of channels that there must be; 1 if a single one is that of a region.
+    # Axes are turned to those of the image `grid`. Raises InputError (only one label, or files that
+    # do not belong together), CapacityError (more than MAX_LABELS), GridMismatchError, and the
+    # errors of `read_header`.
     first, *others = (read_header(path) for path in paths)
     files = (first, *(placed_on(file, first) for file in others))
     num_labels = first.num_channels if len(files) == 1 else len(files)
@@ -403,13 +373,7 @@ def read_logits_header(paths: Sequence[str | Path], *, fewest: int = 2, grid: Vo
 
 
 def read_logits(paths: Sequence[str | Path], *, fewest: int = 2, grid: VolumeHeader | None = None) -> LogitsFile:
-    """Read a case's logits or probabilities; raises as `read_logits_header`, and InputError for values that are NaN or infinite.
-
-    Args:
-        paths: one file with all labels, or one file per label in label order.
-        fewest: as in `read_logits_header`.
-        grid: as in `read_logits_header`.
-    """
+    """Read a case's logits or probabilities; arguments and errors as of `read_logits_header` and `read_pieces`."""
     header = read_logits_header(paths, fewest=fewest, grid=grid)
     values, jobs = header.reading()
     for job in jobs:

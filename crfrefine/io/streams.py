@@ -1,8 +1,4 @@
-"""Bytes read and written block by block, deflated or not, and voxels decoded from them.
-
-No file is held in memory as a whole. Voxels of all formats are converted while a block is in the
-processor's cache, and checked for NaN and infinity.
-"""
+"""Bytes read and written block by block, deflated or not, and voxels decoded and checked from them, never a file at once."""
 
 from __future__ import annotations
 
@@ -13,16 +9,13 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crfrefine.base.limits import SMALL, format_size, memory_limit, require_memory
 from crfrefine.errors import CapacityError, InputError, UnsupportedFormatError
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
 
 # One deflated byte holds 1032 at most: a file that promises more is damaged, and must not make us allocate memory for it.
 MAX_RATIO = 1040
@@ -108,17 +101,9 @@ class Inflater:
 
 @contextmanager
 def open_bytes(path: Path, container: str, offset: int = 0) -> Iterator[ByteReader]:
-    """Open a file for reading.
-
-    Args:
-        path: the file.
-        container: "raw", "gzip", "zlib" (gzip is accepted) or "deflate".
-        offset: bytes to skip in the file, before the container begins.
-
-    Raises:
-        UnsupportedFormatError: not compressed although it should be.
-        InputError: the file cannot be opened or read.
-    """
+    """Open a file at an offset for reading; the container is "raw", "gzip", "zlib" (or gzip) or "deflate"."""
+    # Raises UnsupportedFormatError if the file is not compressed as it should be, InputError if the
+    # system refuses to read it.
     try:
         with path.open("rb", buffering=0) as file:
             file.seek(offset)
@@ -223,13 +208,9 @@ class VoxelStream:
 class Decoder:
     """Decodes the voxels of a stream into one array after the other, in the order of the stream.
 
-    Values that are NaN or infinite are counted, and reported by `finish`: damage is the likelier reason for them, and the
-    checksum at the end of compressed data tells.
-
-    Attributes:
-        shape: (channels, [z,] y, x) of the whole volume.
-        num_bad: values so far that are NaN or infinite.
-        is_by_channel: all voxels of a channel come before those of the next one; else, planes of all channels come together.
+    Values that are NaN or infinite are counted in `num_bad`, and reported by `finish`: damage is the
+    likelier reason for them, and the checksum at the end of compressed data tells. `shape` is
+    (channels, [z,] y, x) of the whole volume; if `is_by_channel`, one channel follows the other.
     """
 
     def __init__(self, stream: VoxelStream, shape: tuple[int, ...]) -> None:
@@ -246,20 +227,21 @@ class Decoder:
         self._first_bad: tuple[tuple[int, ...], str] | None = None
 
     def fill(self, values: NDArray[Any], first_channel: int = 0, first_plane: int = 0) -> None:
-        """Fill an array with the next values of the stream, scaled; raise UnsupportedFormatError if it ends too early.
-
-        Args:
-            values: (channels, planes, [y,] x) C-contiguous: the whole volume, planes of one channel or planes of all channels,
-                whichever come next. Float32, or the stream's `kept_type`.
-            first_channel: number of the first channel of the array.
-            first_plane: number of its first plane.
-        """
+        """Fill an array with the next values of the stream, scaled; raise UnsupportedFormatError if it ends too early."""
+        # The values are (channels, planes, [y,] x) C-contiguous, float32 or the stream's
+        # `kept_type`: the whole volume, planes of one channel or planes of all, whichever come
+        # next; the first ones are given by number.
         stream, suspicious = self._stream, False
         for target in self._targets(values):
             data = stream.reader.read(target.size * stream.dtype.itemsize)
             self._num_bytes += len(data)
             if len(data) < target.size * stream.dtype.itemsize:
-                raise self._cut_off()
+                where = ""
+                if self.is_by_channel and self.shape[0] > 1:
+                    channel = self._num_bytes // (math.prod(self.shape[1:]) * stream.dtype.itemsize)
+                    where = f", which end in channel {channel} of 0 to {self.shape[0] - 1}"
+                promised = f"{math.prod(self.shape) * stream.dtype.itemsize} bytes of voxels"
+                raise cut_off(stream.path, promised, f"it holds {self._num_bytes}{where}")
             stored = np.frombuffer(data, stream.dtype).reshape(target.shape)
             is_scaled = (stream.slope, stream.intercept) != (1.0, 0.0)
             # 16-bit integers are exact in float32; wider ones are scaled in float64, else an intercept would cancel digits away.
@@ -279,12 +261,7 @@ class Decoder:
             self._count_bad(values, first_channel, first_plane)
 
     def finish(self) -> None:
-        """Read the rest of the file.
-
-        Raises:
-            UnsupportedFormatError: the checksum is wrong.
-            InputError: a value of the volume is NaN or infinite.
-        """
+        """Read the rest of the file; raise UnsupportedFormatError for a wrong checksum, InputError for bad values."""
         self._stream.finish()
         if self._first_bad is None:
             return
@@ -295,15 +272,6 @@ class Decoder:
             f"the first one ({kind}) is at voxel ({voxel}\n"
             "  Export finite values, or replace them before refining."
         )
-
-    def _cut_off(self) -> UnsupportedFormatError:
-        """Return the error of a stream that ends too early."""
-        itemsize, where = self._stream.dtype.itemsize, ""
-        if self.is_by_channel and self.shape[0] > 1:
-            channel = self._num_bytes // (math.prod(self.shape[1:]) * itemsize)
-            where = f", which end in channel {channel} of 0 to {self.shape[0] - 1}"
-        promised = f"{math.prod(self.shape) * itemsize} bytes of voxels"
-        return cut_off(self._stream.path, promised, f"it holds {self._num_bytes}{where}")
 
     def _targets(self, values: NDArray[Any]) -> Iterator[NDArray[Any]]:
         """Yield views of an array in the order of the stream, of about a block each."""

@@ -1,8 +1,4 @@
-"""The common part of MetaImage and NRRD: a text header, read line by line and number by number, and its contents.
-
-The input may be damaged or hostile: time and memory are bounded, and every error is an UnsupportedFormatError that names the file.
-ITK's libraries crash on damaged headers, and return damaged voxels without an error.
-"""
+"""The common part of MetaImage and NRRD: a header, read line by line, in bounded time and memory: it may be hostile."""
 
 from __future__ import annotations
 
@@ -12,21 +8,16 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crfrefine.base.geometry import is_sheared, spacing_of
 from crfrefine.base.text import shorten
 from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io.streams import cannot_read
-from crfrefine.io.volume import RareHeaderError
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from crfrefine.io.volume import Volume
-
+from crfrefine.io.volume import RareHeaderError, Volume
 
 MAX_HEADER = 1 << 24  # bytes; segment tables of 3D Slicer take a hundredth of it
 MAX_LINES = 1 << 18
@@ -38,13 +29,7 @@ _FLAGS = {**dict.fromkeys(("true", "t", "1", "yes"), True), **dict.fromkeys(("fa
 
 
 class HeaderLines:
-    """The lines of a header, and the offset of the next one in the file.
-
-    Attributes:
-        offset: bytes read.
-        number: number of the line read last, counted from 1.
-        is_last: the line read last ends the file without a line break.
-    """
+    """The lines of a header; `offset` counts bytes read, `number` lines read; `is_last`: ended by the file."""
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
         self._file, self._path = file, path
@@ -147,18 +132,16 @@ def finite_numbers(words: list[str]) -> tuple[float, ...] | None:
 
 OUTSIDE_FILES = "CRFREFINE_OUTSIDE_FILES"
 
+# Signs that turn left, posterior, superior into RAS+, the convention of all affines here.
 LPS = (-1.0, -1.0, 1.0)
-"""Signs that turn left, posterior, superior into RAS+, the convention of all affines here."""
-
+# From direction, origin and spacing in LPS to the lines that place a grid.
 GeometryLines = Callable[["NDArray[np.float64]", "NDArray[np.float64]", tuple[float, ...]], tuple[str, ...]]
-"""From direction, origin and spacing in LPS to the lines that place a grid."""
 
 
 def voxel_path(header_path: Path, name: str, *, is_compressed: bool) -> Path:
-    """Return the file that a header names, relative to its folder; raise RareHeaderError for a list or a pattern of files.
-
-    CRFREFINE_OUTSIDE_FILES may forbid files outside the folder. SimpleITK would not compare the checksums of several files.
-    """
+    """Return the file that a header names, relative to its folder; raise RareHeaderError for a list or a pattern of files."""
+    # CRFREFINE_OUTSIDE_FILES may forbid files outside the folder. SimpleITK would not compare the
+    # checksums of several files.
     several = "%" in name or name.upper().split()[:1] == ["LIST"]
     rule = os.environ.get(OUTSIDE_FILES, "allow")
     if rule not in ("allow", "refuse"):

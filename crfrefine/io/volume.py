@@ -1,7 +1,4 @@
-"""Volumes, their headers, their segments, the place of their voxels in a file, and voxels to be written.
-
-The geometry of grids is in `crfrefine.base.geometry`.
-"""
+"""Volumes, their headers, their segments, the place of their voxels in a file, and voxels to be written."""
 
 from __future__ import annotations
 
@@ -13,23 +10,19 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
-from crfrefine.base.geometry import describe_difference, orientation_codes, require_usable, same_grid, same_shape, spacing_of
+from crfrefine.base.geometry import Reorientation, describe_difference, orientation_codes, require_usable, same_grid, same_shape, spacing_of
 from crfrefine.base.text import shorten
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.streams import BLOCK_BYTES, MAX_RATIO, VoxelStream, as_bytes, cut_off, open_bytes, skip
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from crfrefine.base.geometry import Reorientation
-
-
+# A file, and what changes with its content: the number of its inode, its bytes, the nanosecond of
+# its last change.
 FileState: TypeAlias = tuple[Path, int, int, int]
-"""A file, and what changes with its content: the number of its inode, its bytes, the nanosecond of its last change."""
 
 
 class RareHeaderError(Exception):
@@ -203,8 +196,7 @@ def segments_of(labels: NDArray[np.integer[Any]], known: Sequence[Segment]) -> t
     return tuple(by_label[label] for label in sorted(by_label))
 
 
-MAX_BYTES = 16 << 20
-"""Bytes of a piece, if a plane of it is not larger."""
+MAX_BYTES = 16 << 20  # bytes of a piece, if a plane of it is not larger
 
 
 @dataclass(frozen=True)
@@ -228,11 +220,8 @@ class VoxelsToWrite:
         return self.grid_shape if self.num_channels is None else (self.num_channels, *self.grid_shape)
 
     def blocks(self, *, interleaved: bool = False) -> Iterator[bytes]:
-        """Yield the bytes in blocks of BLOCK_BYTES, the last one shorter: compressed bytes must not depend on the pieces.
-
-        Args:
-            interleaved: the channels of a voxel are together; else one channel follows the other.
-        """
+        """Yield the bytes in blocks of BLOCK_BYTES, the last one shorter: compressed bytes must not depend on the pieces."""
+        # Interleaved, the channels of a voxel are together; else one channel follows the other.
         shape, waiting = (self.num_channels or 1, *self.grid_shape), bytearray()
         for channels, planes in iter_pieces(shape, self.dtype.itemsize, self.most_bytes, by_channel=not interleaved):
             expected = (planes.stop - planes.start, *self.grid_shape[1:])

@@ -25,8 +25,8 @@ _R = TypeVar("_R")
 _NOTHING: Array = np.empty(0)
 
 _THETAS = ("theta_position", "theta_intensity", "theta_gamma")
+# The tensors that have a gradient, in their order; `MeanFieldGradients` has their shapes.
 GRADIENTS = ("logits", "image", "weights", *_THETAS, "compatibility", "temperature", "bias", "volume_weight")
-"""The tensors that have a gradient, in their order; `MeanFieldGradients` has their shapes."""
 
 
 class MeanField(torch.autograd.Function):
@@ -34,14 +34,9 @@ class MeanField(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, kernels: Kernels, spec: MeanFieldSpec, *given: Tensor | None) -> Tensor:
-        """Take all steps; save the marginals at the start of each step for `backward`.
-
-        Args:
-            ctx: autograd's context.
-            kernels: for this item's image and mask, and for these bandwidths.
-            spec: the run, with the values of the tensors that are not in the kernels.
-            given: those of GRADIENTS; from `weights` on, they may be on the CPU although logits and image are on a GPU.
-        """
+        """Take all steps with the kernels of this item; save the marginals at the start of each step for `backward`."""
+        # `given` are the tensors of GRADIENTS; from `weights` on, they may be on the CPU though the
+        # others are not.
         logits, image, weights, _, _, _, compatibility, temperature, bias, _ = given
         assert logits is not None
         tape = kernels.forward(to_array(logits), spec)

@@ -1,23 +1,20 @@
-"""The mean field of the dense CRF as a differentiable function of tensors: the computation of `CrfRnn` without a module.
-
-The image must be normalized; `crfrefine.CrfRnn` takes raw intensities.
-"""
+"""The mean field of the dense CRF as a differentiable function of tensors, whose image is normalized."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from crfrefine.arrays.arguments import given_spacing
 from crfrefine.base import notices
 from crfrefine.base.limits import check_threads
-from crfrefine.engines.base import RunContext
-from crfrefine.engines.grid_image import GridImage
+from crfrefine.engines.base import GridImage, Kernels, RunContext
 from crfrefine.errors import InputError
 from crfrefine.layer import inputs
 from crfrefine.layer.autograd import MeanField, outside_graphs, to_array
@@ -26,12 +23,8 @@ from crfrefine.parameters.sections import MeanFieldParameters, VolumeParameters
 from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, ModelSpec, own_fields
 from crfrefine.refinement.tiles.survey import find_thresholds
 
-if TYPE_CHECKING:
-    from crfrefine.engines.base import Kernels
-
+# One number for all labels, axes or modalities, or one each.
 Values = Tensor | Sequence[float] | float | np.number[Any] | NDArray[Any]
-"""One number for all labels, axes or modalities, or one each."""
-
 _HOST = torch.device("cpu")
 # Weight of the volume term instead of 0 where it is learned: it changes marginals by rounding, and its slope is that at 0.
 _MIN_LEARNED = 1e-6
@@ -153,10 +146,9 @@ def _refine_item(
     labels: Tensor | None,
     inside: Tensor | None,
 ) -> Tensor:
-    """Return the refined logits (L, *grid) of a batch item in which only some labels take part; None means all.
-
-    The other labels get the largest penalty of those that take part, since theirs cannot be smaller.
-    """
+    """Return the refined logits (L, *grid) of a batch item in which only some labels take part; None means all."""
+    # The other labels get the largest penalty of those that take part, since theirs cannot be
+    # smaller.
     refined: Tensor
     if labels is None:
         refined = MeanField.apply(kernels, run, logits, image, *parameters)  # type: ignore[no-untyped-call]
@@ -186,17 +178,11 @@ def build_kernels(
     copy: bool = True,
     **settings: Any,
 ) -> list[Kernels]:
-    """Build everything that depends only on images and bandwidths, for many calls of `mean_field` while these stay the same.
-
-    Arguments are those of `mean_field`, with `bilateral` without weights; the image's type, float32 or float64, sets the precision. The
-    kernels keep their own copy of the image, which the backward pass reads again; without `copy` it must never be overwritten.
-
-    Returns:
-        One object for each batch item; each may be used in one call at a time.
-
-    Raises:
-        InputError, ConfigError, BackendUnavailableError, CapacityError: as `mean_field`.
-    """
+    """Build everything that depends only on images and bandwidths, an object per batch item, for `mean_field`."""
+    # Arguments and errors are those of `mean_field`, with `bilateral` without weights; the image's
+    # type sets the precision. Each object serves one call at a time, and has its own copy of the
+    # image, which the backward pass reads again; without `copy` the image must never be
+    # overwritten.
     inputs.check_image(image)
     check_threads(threads)
     own = own_fields(KernelSetSpec, vars(MeanFieldParameters(**settings)))
@@ -208,10 +194,8 @@ def build_kernels(
 def _bandwidths(
     bilateral: Sequence[tuple[Values, Values]], gamma: Values | None, image: Tensor
 ) -> tuple[tuple[KernelSpec, ...], tuple[Tensor, Tensor, Tensor | None]]:
-    """Return the kernels for images (B, M, *grid), and their bandwidths (kernels, axes), (kernels, M) and of the spatial kernel (axes,).
-
-    The bandwidths are float64: rounded ones would give a lattice with different vertices.
-    """
+    """Return the kernels for images (B, M, *grid), and their bandwidths (kernels, axes), (kernels, M) and of the spatial kernel (axes,)."""
+    # The bandwidths are float64: rounded ones would give a lattice with different vertices.
     num_modalities, num_axes, dtype = image.shape[1], image.ndim - 2, torch.float64
     positions, intensities = [], []
     for m, (alpha, beta) in enumerate(bilateral):
@@ -237,7 +221,9 @@ def _build(
     engine = inputs.engine_for(image.device, dtype)
     matters = specs[0].positions != "voxels" and len(specs[0].kernels) > 0
     known: inputs.Spacing = notices.known_spacing(spacing, matters=matters)
-    steps = inputs.spacing_by_item(known, len(image), image.ndim - 2)
+    plain: Any = known.detach().cpu().numpy() if isinstance(known, Tensor) else known
+    rows = plain if np.ndim(plain) == 2 and len(plain) == len(image) else [plain] * len(image)  # one per item of the batch
+    steps = [given_spacing(row, image.ndim - 2) for row in rows]
     context = RunContext(threads or torch.get_num_threads())
     where = _HOST if engine.name.startswith("torch") else image.device
     result: list[Kernels] = []

@@ -21,13 +21,7 @@ if TYPE_CHECKING:
 
 @outside_graphs
 def gaussian_filter(
-    values: Tensor,
-    features: Tensor,
-    *,
-    method: str = "auto",
-    normalization: str = "none",
-    mask: Any = None,
-    threads: int | None = None,
+    values: Tensor, features: Tensor, *, method: str = "auto", normalization: str = "none", mask: Any = None, threads: int | None = None
 ) -> Tensor:
     """Filter values with the Gaussian of any features, item by item: out_i = sum_j exp(-|f_i - f_j|² / 2) values_j.
 

@@ -1,7 +1,4 @@
-"""Checks of the tensors that the trainable layer is given, and their split into batch items.
-
-It checks shapes, devices and finite values, not the model.
-"""
+"""Checks of the tensors that the trainable layer is given, their split into batch items, and the image normalized."""
 
 from __future__ import annotations
 
@@ -13,25 +10,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crfrefine.arrays.arguments import given_array, given_spacing
+from crfrefine.arrays.arguments import given_array
+from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.probabilities import SUM_TOLERANCE, check_share, describe_padding
 from crfrefine.base import notices
 from crfrefine.base.array_types import Array
 from crfrefine.engines import get_backend
 from crfrefine.errors import BackendUnavailableError, InputError
+from crfrefine.parameters.sections import IntensityParameters
 
 if TYPE_CHECKING:
     from crfrefine.engines.base import Backend, Kernels
+
 
 MAX_PADDING = 1e4  # well above any logit of a network
 _WORTH_A_WARNING = 0.01  # share of voxels without a preference; a few occur by chance in half precision
 _LOOKED_AT = 8  # most voxels along an axis that are looked at to tell probabilities from logits
 
+# mm: one number, one per axis, or one row per batch item.
 Spacing = float | np.number[Any] | Sequence[float] | Sequence[Sequence[float]] | Tensor | Array
-"""mm: one number, one per axis, or one row per batch item."""
-
-Mask = Tensor | Array
-"""Nonzero inside."""
+Mask = Tensor | Array  # nonzero inside
 
 
 def check_tensor(value: Any, name: str) -> None:
@@ -49,10 +47,8 @@ def check_image(image: Tensor) -> None:
 
 
 def check_pair(logits: Tensor, image: Tensor) -> None:
-    """Raise InputError unless logits (B, L, *grid) and image (B, M, *grid) are tensors with the same batch, grid and device.
-
-    Raises BackendUnavailableError if that device has no engine.
-    """
+    """Raise InputError unless logits (B, L, *grid) and image (B, M, *grid) are tensors with the same batch, grid and device."""
+    # Raises BackendUnavailableError if that device has no engine.
     check_tensor(logits, "logits")
     if logits.ndim < 3 or min(logits.shape) == 0 or not logits.is_floating_point():
         got = f"got {logits.dtype} of {tuple(logits.shape)}"
@@ -74,10 +70,9 @@ def check_pair(logits: Tensor, image: Tensor) -> None:
 
 
 def warn_of_probabilities(logits: Tensor, told: set[str]) -> None:
-    """Warn, once for all calls that share `told`, of logits (B, L, *grid) within [0, 1] that sum to 1 over labels.
-
-    A few voxels tell, padding does not count. The host has to wait for a GPU before it can look, so only the first call on a GPU looks.
-    """
+    """Warn, once for all calls that share `told`, of logits (B, L, *grid) within [0, 1] that sum to 1 over labels."""
+    # A few voxels tell, padding does not count. The host has to wait for a GPU before it can look,
+    # so only the first call on a GPU looks.
     if "probabilities" in told:
         return
     places = tuple(slice(None, None, math.ceil(extent / _LOOKED_AT)) for extent in logits.shape[2:])
@@ -97,11 +92,7 @@ def warn_of_probabilities(logits: Tensor, told: set[str]) -> None:
 
 
 def engine_for(device: torch.device, dtype: torch.dtype = torch.float32) -> Backend:
-    """Return the engine that computes on a tensor's device: for float64 that of plain tensor operations.
-
-    Raises:
-        BackendUnavailableError: there is no engine for the device.
-    """
+    """Return the engine for a tensor's device: for float64 plain tensor operations; may raise BackendUnavailableError."""
     try:
         if device.type not in ("cpu", "cuda"):
             raise BackendUnavailableError("expected cpu or cuda")
@@ -115,23 +106,8 @@ def compute_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-def spacing_by_item(spacing: Spacing, num_items: int, num_axes: int) -> list[tuple[float, ...]]:
-    """Spread the spacing over batch items and axes.
-
-    Raises:
-        InputError: it is not one number, one per axis, or one row for each item; or a distance is outside `SPACING_RANGE`.
-    """
-    plain: Any = spacing.detach().cpu().numpy() if isinstance(spacing, Tensor) else spacing
-    is_by_item = np.ndim(plain) == 2 and len(plain) == num_items
-    return [given_spacing(row, num_axes) for row in (plain if is_by_item else [plain] * num_items)]
-
-
 def masks_by_item(mask: Mask | None, num_items: int, grid_shape: Sequence[int]) -> list[Tensor | None]:
-    """Return a boolean mask (*grid) for each batch item, or None for all of them, from (*grid) for all, (B, *grid) or (B, 1, *grid).
-
-    Raises:
-        InputError: another shape, values that are not finite, or an item without any voxel.
-    """
+    """Return a boolean mask (*grid), or None, for each batch item; raise InputError for one that is empty or does not fit."""
     if mask is None:
         return [None] * num_items
     grid = tuple(grid_shape)
@@ -206,3 +182,69 @@ def check_finite(image: Tensor, index: int) -> None:
         bad = channel.numel() - int(torch.isfinite(channel).sum())
         if bad:
             raise InputError(f"image: modality {modality} of batch item {index} has {bad} values that are not finite (NaN or infinity)")
+
+
+_CONSTANT = float(torch.finfo(torch.float32).tiny)
+
+
+def normalize_batch(
+    image: Tensor, parameters: IntensityParameters, mask: Mask | None, dtype: torch.dtype, *, threads: int | None = None
+) -> Tensor:
+    """Map the intensities of each item of a batch (B, M, *grid) to the scale that theta_beta is measured in."""
+    # Statistics are taken inside the mask and have gradients, too. Without a gradient this is what
+    # `crfrefine.refine` does. Raises InputError, or ConfigError for a list without an entry per
+    # modality.
+    for index, item in enumerate(image):
+        check_finite(item, index)
+    masks = masks_by_item(mask, len(image), image.shape[2:])
+    items = [_normalize(item, parameters, inside, dtype, threads) for item, inside in zip(image, masks, strict=True)]
+    return items[0].unsqueeze(0) if len(items) == 1 else torch.stack(items)
+
+
+def _normalize(image: Tensor, parameters: IntensityParameters, mask: Tensor | None, dtype: torch.dtype, threads: int | None) -> Tensor:
+    plans = parameters.by_modality(image.shape[0])
+    if all(kind == "none" for kind, _, _ in plans):
+        return image.to(dtype)
+    is_followed = image.requires_grad and torch.is_grad_enabled()
+    if not is_followed and dtype == torch.float32 and image.device.type == "cpu":
+        raw = image.detach()
+        raw = raw if raw.dtype not in (torch.float16, torch.bfloat16, torch.bool) else raw.float()
+        inside = None if mask is None else mask.numpy()
+        return torch.from_numpy(normalize_intensity(raw.numpy(), parameters, inside, threads=threads))
+    work = image.to(torch.promote_types(image.dtype, dtype))
+    channels = []
+    for channel, (kind, percentiles, window) in zip(work, plans, strict=True):
+        if kind == "none":
+            channels.append(channel)
+        elif kind == "window" and window is not None:
+            channels.append(((channel - window[0]) / (window[1] - window[0])).clamp(0.0, 1.0))
+        else:
+            values = channel.flatten() if mask is None else channel[mask]
+            if kind == "zscore":  # The (population) deviation of a constant is 0 and has no gradient.
+                variance, shift = torch.var_mean(values, correction=0)
+                width = variance.sqrt() if float(variance.detach()) > 0.0 else torch.zeros_like(variance)
+            else:
+                shift, width = _percentile_range(values, percentiles)
+            channels.append((channel - shift) / width if float(width.detach()) > _CONSTANT else torch.zeros_like(channel))
+    return torch.stack(channels).to(dtype)
+
+
+def _percentile_range(values: Tensor, percentiles: tuple[float, float]) -> tuple[Tensor, Tensor]:
+    """The lower percentile, and the distance to the upper one; from the smallest to the largest value where both are equal."""
+    # They are interpolated between order statistics, whose voxels get the gradients.
+    positions = [(values.numel() - 1) * (percent / 100.0) for percent in percentiles]
+    first = [math.floor(position) for position in positions]
+    ranks = [rank for start in first for rank in (start, min(start + 1, values.numel() - 1))]
+    # A GPU sorts with all its threads but selects from a long list with only a few; a CPU
+    # partitions several times faster than it sorts.
+    fixed = values.detach()
+    if fixed.device.type == "cpu":
+        places = torch.from_numpy(np.argpartition(fixed.numpy(), ranks)[list(ranks)])
+    else:
+        places = torch.sort(fixed, stable=True).indices[list(ranks)]
+    found = values[places]
+    pairs = zip(found[::2], found[1::2], positions, first, strict=True)
+    low, high = (start + (end - start) * (position - rank) for start, end, position, rank in pairs)
+    if float(high.detach()) <= float(low.detach()):
+        low, high = values.amin(), values.amax()
+    return low, high - low

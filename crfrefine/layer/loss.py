@@ -13,7 +13,7 @@ from crfrefine.base.limits import check_threads
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.layer import autograd, inputs
 from crfrefine.layer.functional import Values, build_kernels
-from crfrefine.layer.intensity import normalize_batch
+from crfrefine.layer.inputs import normalize_batch
 from crfrefine.parameters.sections import IntensityParameters
 from crfrefine.parameters.specs import MeanFieldSpec
 

@@ -1,7 +1,4 @@
-"""`CrfRnn`, the dense CRF as a trainable PyTorch module: logits in, logits out.
-
-The computation is `crfrefine.layer.functional`'s; this module holds the parameters and normalizes the image.
-"""
+"""`CrfRnn`, the dense CRF as a trainable PyTorch module: logits in, logits out; it holds parameters, and normalizes."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from torch import Tensor
 from crfrefine.base import notices
 from crfrefine.errors import InputError
 from crfrefine.layer import autograd, functional, inputs
-from crfrefine.layer.intensity import normalize_batch
+from crfrefine.layer.inputs import normalize_batch
 from crfrefine.layer.values import CrfValues
 
 if TYPE_CHECKING:
@@ -138,12 +135,9 @@ class CrfRnn(CrfValues):
     def build_kernels(
         self, image: Tensor, spacing: inputs.Spacing | None = None, mask: inputs.Mask | None = None, *, dtype: torch.dtype = torch.float32
     ) -> list[Kernels]:
-        """Build everything that depends only on images and bandwidths, for many calls while these stay the same, as with frozen theta.
+        """Build everything that depends only on images and bandwidths, an object per batch item, as for frozen theta.
 
         Arguments and errors are those of `forward`; `dtype` is float32, or float64 for float64 logits.
-
-        Returns:
-            One object for each batch item; each may be used in one call at a time.
         """
         inputs.check_image(image)
         self._check_image(image)

@@ -1,27 +1,141 @@
-"""The layer's parameters as a module without a computation: created from `CrfParameters`, learned or frozen in groups, and exported.
-
-`forms.py` keeps numbers within their ranges.
-"""
+"""The layer's parameters, created from `CrfParameters`, learned or frozen in groups, and exported; held without bounds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from crfrefine.base.limits import check_threads
 from crfrefine.errors import ConfigError
-from crfrefine.layer import forms
 from crfrefine.parameters.model import CrfParameters, as_parameters
-from crfrefine.parameters.sections import BilateralParameters, CompatibilityParameters, MeanFieldParameters
+from crfrefine.parameters.sections import MAX_BIAS, BilateralParameters, CompatibilityParameters, MeanFieldParameters
 
+TEMPERATURE_RANGE = (0.05, 20.0)
+
+# Weights are softplus(raw + _BEND) - softplus(_BEND) with raw >= 0: nearly linear above 1, gentle near 0, and exactly 0 at raw = 0,
+# where the slope is still 0.12. A plain softplus approaches 0 only where its slope vanishes too, and would get stuck there.
+_BEND = -2.0
+# Weights are differences from this, which limits the digits of small weights.
+WEIGHT_FLOOR = math.log1p(math.exp(_BEND))
+
+
+class Form:
+    """Values within a range, which a tensor holds as they are."""
+
+    def __init__(self, low: float, high: float) -> None:
+        """Take the smallest and the largest value; both are included."""
+        self.low, self.high = low, high
+
+    def to_raw(self, value: float) -> float:
+        """Return the number that is held for a value."""
+        return value
+
+    def from_raw(self, raw: Tensor) -> Tensor:
+        """Return the values of held numbers within the range; gradients that lead outside stop there."""
+        inside: Tensor = _ClampInward.apply(raw, self.to_raw(self.low), self.to_raw(self.high))  # type: ignore[no-untyped-call]
+        return inside
+
+    def hold(self, value: float | Sequence[float], size: int, key: str) -> list[float]:
+        """Return the held numbers of values, or of one value for all; raise ConfigError, naming the key, if one is out of range."""
+        values = value if isinstance(value, Sequence) else (value,) * size
+        for each in values:
+            if not self.low <= each <= self.high:
+                raise ConfigError(f"{key}: {each:g} is outside the range of the trainable layer, {self.low:g} to {self.high:g}")
+        return [self.to_raw(each) for each in values]
+
+
+class _Weight(Form):
+    def to_raw(self, value: float) -> float:
+        shifted = value + WEIGHT_FLOOR
+        return 0.0 if value == 0.0 else shifted + math.log(-math.expm1(-shifted)) - _BEND
+
+    def from_raw(self, raw: Tensor) -> Tensor:
+        inside = super().from_raw(raw)
+        return functional.softplus(inside + _BEND) - functional.softplus(torch.full_like(inside, _BEND))
+
+
+class _Logarithm(Form):
+    def to_raw(self, value: float) -> float:
+        return math.log(value)
+
+    def from_raw(self, raw: Tensor) -> Tensor:
+        return torch.exp(super().from_raw(raw))
+
+
+class _ClampInward(torch.autograd.Function):
+    """Clamp to a range; at and beyond its ends, keep only gradients whose descent leads back inside."""
+
+    @staticmethod
+    def forward(ctx: Any, raw: Tensor, low: float, high: float) -> Tensor:
+        """Return raw within [low, high]."""
+        ctx.save_for_backward(raw)
+        ctx.limits = low, high
+        return raw.clamp(low, high)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        """Return the gradient without its outward part."""
+        (raw,) = ctx.saved_tensors
+        low, high = ctx.limits
+        outward = ((raw <= low) & (grad > 0)) | ((raw >= high) & (grad < 0))
+        return grad.masked_fill(outward, 0.0), None, None
+
+
+WEIGHT = _Weight(0.0, 1e3)
+POSITION = _Logarithm(0.1, 1e3)  # bandwidths along the axes, in mm, or in voxels if `positions` is "voxels"
+INTENSITY = _Logarithm(1e-3, 1e5)  # theta_beta, normalized intensity
+TEMPERATURE = _Logarithm(*TEMPERATURE_RANGE)
+BIAS = Form(-MAX_BIAS, MAX_BIAS)  # in the unit of the logits
+VOLUME = Form(0.0, 1.0)
+
+
+def penalty_matrix(entries: Tensor, num_labels: int, *, symmetric: bool) -> Tensor:
+    """Return the (L, L) matrix with zero diagonal from its other entries, row by row; only the upper triangle if it is symmetric."""
+    places = entry_places(num_labels, symmetric=symmetric).to(entries.device)
+    matrix = entries.new_zeros(num_labels, num_labels).masked_scatter(places, entries)
+    return matrix + matrix.T if symmetric else matrix
+
+
+def entry_places(num_labels: int, *, symmetric: bool) -> Tensor:
+    """Return (L, L), True at the entries from which `penalty_matrix` builds the matrix."""
+    places = ~torch.eye(num_labels, dtype=torch.bool)
+    return places.triu() if symmetric else places
+
+
+# Half a unit in the last place of the largest stored logarithm (11.5), plus a few more roundings.
+_ROUNDINGS = 8.0
+
+
+def plain_numbers(tensor: Tensor, *, floor: float = 0.0, precision: torch.dtype = torch.float32) -> tuple[float, ...]:
+    """Return the numbers of a tensor as a person would write them: the shortest decimals that are equal in a given precision."""
+    # A weight of 4 then does not come back as 4.000000476837158. Numbers below `floor` get its
+    # absolute precision. Engines use values in float32; bandwidths have the tensor's own precision.
+
+    def shortest(value: float) -> float:
+        tolerance = _ROUNDINGS * torch.finfo(precision).eps * max(abs(value), floor)
+        candidates = (float(f"{value:.{digits}g}") for digits in range(1, 18))
+        return next((rounded for rounded in candidates if abs(rounded - value) <= tolerance), value)
+
+    return tuple(map(shortest, tensor.detach().double().flatten().tolist()))
+
+
+def decide(asked: bool | None, values: Sequence[float | tuple[float, ...]], argument: str, key: str) -> bool:
+    """Return whether to hold values as lists: as requested, else as they are; ConfigError: a list cannot be one number."""
+    are_lists = any(isinstance(value, tuple) for value in values)
+    if asked is False and are_lists:
+        raise ConfigError(f"{argument} is False, but the parameters have a list as {key}; give one number")
+    return are_lists if asked is None else asked
+
+
+# A group of parameters that can be learned or frozen.
 Group = Literal["weights", "compatibility", "theta", "temperature", "bias", "volume"]
-"""A group of parameters that can be learned or frozen."""
-
 GROUPS: tuple[Group, ...] = get_args(Group)
 
 _MEMBERS = {
@@ -111,25 +225,25 @@ class CrfValues(nn.Module):
         if self._has_spatial:  # Lists of a term that the layer does not have are ignored.
             weights.append(smoothness.weight)
             bandwidths.append(smoothness.theta_gamma)
-        self.per_label_weights = forms.decide(per_label_weights, weights, "per_label_weights", "weight")
-        self.anisotropic = forms.decide(anisotropic, bandwidths, "anisotropic", "theta_alpha or theta_gamma")
+        self.per_label_weights = decide(per_label_weights, weights, "per_label_weights", "weight")
+        self.anisotropic = decide(anisotropic, bandwidths, "anisotropic", "theta_alpha or theta_gamma")
         num_weights, num_bandwidths = num_labels if self.per_label_weights else 1, spatial_dims if self.anisotropic else 1
 
         keys = ["bilateral"] if len(bilateral) == 1 else [f"bilateral.{index}" for index in range(len(bilateral))]
         named = list(zip(bilateral, keys, strict=True))
-        self.raw_bilateral_weight = _parameter([forms.WEIGHT.hold(kernel.weight, num_weights, f"{key}.weight") for kernel, key in named])
-        alphas = [forms.POSITION.hold(kernel.theta_alpha, num_bandwidths, f"{key}.theta_alpha") for kernel, key in named]
-        betas = [forms.INTENSITY.hold(kernel.theta_beta, num_modalities, f"{key}.theta_beta") for kernel, key in named]
+        self.raw_bilateral_weight = _parameter([WEIGHT.hold(kernel.weight, num_weights, f"{key}.weight") for kernel, key in named])
+        alphas = [POSITION.hold(kernel.theta_alpha, num_bandwidths, f"{key}.theta_alpha") for kernel, key in named]
+        betas = [INTENSITY.hold(kernel.theta_beta, num_modalities, f"{key}.theta_beta") for kernel, key in named]
         self.log_theta_alpha, self.log_theta_beta = _parameter(alphas, torch.float64), _parameter(betas, torch.float64)
         raw_weight = log_gamma = None
         if self._has_spatial:
-            raw_weight = _parameter(forms.WEIGHT.hold(smoothness.weight, num_weights, "spatial.weight"))
-            log_gamma = _parameter(forms.POSITION.hold(smoothness.theta_gamma, num_bandwidths, "spatial.theta_gamma"), torch.float64)
+            raw_weight = _parameter(WEIGHT.hold(smoothness.weight, num_weights, "spatial.weight"))
+            log_gamma = _parameter(POSITION.hold(smoothness.theta_gamma, num_bandwidths, "spatial.theta_gamma"), torch.float64)
         self.register_parameter("raw_spatial_weight", raw_weight)
         self.register_parameter("log_theta_gamma", log_gamma)
-        self.log_temperature = _parameter(forms.TEMPERATURE.hold(settings.temperature, 1, "mean_field.temperature")[0])
+        self.log_temperature = _parameter(TEMPERATURE.hold(settings.temperature, 1, "mean_field.temperature")[0])
         self._make_compatibility(parameters.compatibility, compatibility, symmetric_compatibility)
-        self.raw_bias = _parameter(forms.BIAS.hold(settings.bias, num_labels, "mean_field.bias"))
+        self.raw_bias = _parameter(BIAS.hold(settings.bias, num_labels, "mean_field.bias"))
         has_volume = parameters.volume.weight > 0.0 if volume is None else volume
         self.register_parameter("raw_volume_weight", _parameter(parameters.volume.weight) if has_volume else None)
         self.freeze()
@@ -148,33 +262,33 @@ class CrfValues(nn.Module):
         if kind == "potts" and start.matrix is not None:
             raise ConfigError("compatibility: 'potts' was asked for, but the parameters have a matrix; use 'full'")
         self._symmetric = is_symmetric if symmetric is None else symmetric
-        entries = matrix[forms.entry_places(self.num_labels, symmetric=self._symmetric)]
+        entries = matrix[entry_places(self.num_labels, symmetric=self._symmetric)]
         self.register_parameter("raw_compatibility", _parameter(entries.tolist()) if kind == "full" else None)
 
     @property
     def bilateral_weight(self) -> Tensor:
         """Weights of the appearance kernels, (num_bilateral, 1 or L), in [0, 1000]."""
-        return forms.WEIGHT.from_raw(self.raw_bilateral_weight)
+        return WEIGHT.from_raw(self.raw_bilateral_weight)
 
     @property
     def theta_alpha(self) -> Tensor:
         """Bandwidths of position, mm (or voxels), (num_bilateral, 1 or axes), in [0.1, 1000]."""
-        return forms.POSITION.from_raw(self.log_theta_alpha)
+        return POSITION.from_raw(self.log_theta_alpha)
 
     @property
     def theta_beta(self) -> Tensor:
         """Bandwidths of normalized intensity, (num_bilateral, M), in [0.001, 100000]."""
-        return forms.INTENSITY.from_raw(self.log_theta_beta)
+        return INTENSITY.from_raw(self.log_theta_beta)
 
     @property
     def spatial_weight(self) -> Tensor | None:
         """Weight of the smoothness kernel, (1 or L,), in [0, 1000]; None without this kernel."""
-        return None if self.raw_spatial_weight is None else forms.WEIGHT.from_raw(self.raw_spatial_weight)
+        return None if self.raw_spatial_weight is None else WEIGHT.from_raw(self.raw_spatial_weight)
 
     @property
     def theta_gamma(self) -> Tensor | None:
         """Bandwidth of the smoothness kernel, mm (or voxels), (1 or axes,), in [0.1, 1000]; None without this kernel."""
-        return None if self.log_theta_gamma is None else forms.POSITION.from_raw(self.log_theta_gamma)
+        return None if self.log_theta_gamma is None else POSITION.from_raw(self.log_theta_gamma)
 
     @property
     def compatibility(self) -> Tensor:
@@ -182,12 +296,12 @@ class CrfValues(nn.Module):
         if self.raw_compatibility is None:
             like = self.log_temperature
             return 1.0 - torch.eye(self.num_labels, dtype=like.dtype, device=like.device)
-        return forms.penalty_matrix(self.raw_compatibility, self.num_labels, symmetric=self._symmetric)
+        return penalty_matrix(self.raw_compatibility, self.num_labels, symmetric=self._symmetric)
 
     @property
     def temperature(self) -> Tensor:
         """Divides the logits; a tensor without axes, in [0.05, 20]."""
-        return forms.TEMPERATURE.from_raw(self.log_temperature)
+        return TEMPERATURE.from_raw(self.log_temperature)
 
     @property
     def output_temperature(self) -> float:
@@ -197,12 +311,12 @@ class CrfValues(nn.Module):
     @property
     def bias(self) -> Tensor:
         """Added to the logits inside the mask before the temperature divides them; (L,), in [-1000, 1000]."""
-        return forms.BIAS.from_raw(self.raw_bias)
+        return BIAS.from_raw(self.raw_bias)
 
     @property
     def volume_weight(self) -> Tensor | None:
         """Weight of the volume term; a tensor without axes, in [0, 1]; None without this term."""
-        return None if self.raw_volume_weight is None else forms.VOLUME.from_raw(self.raw_volume_weight)
+        return None if self.raw_volume_weight is None else VOLUME.from_raw(self.raw_volume_weight)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
         """Load a checkpoint; those of layers that had no bias yet are those of layers whose bias is 0."""
@@ -229,18 +343,17 @@ class CrfValues(nn.Module):
         return [getattr(self, member) for member in _MEMBERS[name] if getattr(self, member) is not None]
 
     def to_parameters(self) -> CrfParameters:
-        """Return the parameters with which `crfrefine.refine` and `crfrefine infer` compute the same as the layer.
-
-        The number of steps is the layer's, and the tolerance is 0 so that all are taken. Settings that the layer does not learn (intensity,
-        filter, postprocess, …) are those of the parameters that it was created from.
-        """
+        """Return the parameters with which `crfrefine.refine` and `crfrefine infer` compute the same as the layer."""
+        # The number of steps is the layer's, and the tolerance is 0 so that all are taken. Settings
+        # that the layer does not learn (intensity, filter, postprocess, …) are those of the
+        # parameters that it was created from.
 
         def weights(values: Tensor) -> float | tuple[float, ...]:
-            numbers = forms.plain_numbers(values, floor=forms.WEIGHT_FLOOR)
+            numbers = plain_numbers(values, floor=WEIGHT_FLOOR)
             return numbers if self.per_label_weights else numbers[0]
 
         def bandwidths(values: Tensor) -> float | tuple[float, ...]:
-            numbers = forms.plain_numbers(values, precision=values.dtype)
+            numbers = plain_numbers(values, precision=values.dtype)
             return numbers if self.anisotropic else numbers[0]
 
         def shared(numbers: tuple[float, ...]) -> float | tuple[float, ...]:
@@ -249,22 +362,22 @@ class CrfValues(nn.Module):
 
         rows = zip(self.bilateral_weight, self.theta_alpha, self.theta_beta, strict=True)
         bilateral = [
-            BilateralParameters(weights(weight), bandwidths(alpha), shared(forms.plain_numbers(beta, precision=beta.dtype)))
+            BilateralParameters(weights(weight), bandwidths(alpha), shared(plain_numbers(beta, precision=beta.dtype)))
             for weight, alpha, beta in rows
         ]
-        matrix = tuple(forms.plain_numbers(row) for row in self.compatibility)
+        matrix = tuple(plain_numbers(row) for row in self.compatibility)
         is_potts = np.array_equal(matrix, 1.0 - np.eye(self.num_labels))
         volume_weight, spatial_weight, gamma = self.volume_weight, self.spatial_weight, self.theta_gamma
         return self._start.replace(
             bilateral=tuple(bilateral),
             compatibility=CompatibilityParameters() if is_potts else CompatibilityParameters("matrix", matrix),
             **{
-                "mean_field.temperature": forms.plain_numbers(self.temperature)[0],
-                "mean_field.bias": shared(forms.plain_numbers(self.bias)),
+                "mean_field.temperature": plain_numbers(self.temperature)[0],
+                "mean_field.bias": shared(plain_numbers(self.bias)),
                 "mean_field.num_iterations": self.num_iterations,
                 "mean_field.tolerance": 0.0,
                 "mean_field.label_threshold": self.label_threshold,
-                "volume.weight": 0.0 if volume_weight is None else forms.plain_numbers(volume_weight)[0],
+                "volume.weight": 0.0 if volume_weight is None else plain_numbers(volume_weight)[0],
                 "spatial.weight": 0.0 if spatial_weight is None else weights(spatial_weight),
                 **({} if gamma is None else {"spatial.theta_gamma": bandwidths(gamma)}),
             },
@@ -286,9 +399,8 @@ class CrfValues(nn.Module):
 
 
 def _parameter(values: Any, dtype: torch.dtype | None = None) -> nn.Parameter:
-    """Return a parameter, in PyTorch's default type unless another is given.
-
-    Bandwidths are float64: the last digit of one decides whether a voxel on the face of a lattice cell adds a vertex, so training and
-    the saved file use the same lattice only if both have the same digits.
-    """
+    """Return a parameter, in PyTorch's default type unless another is given."""
+    # Bandwidths are float64: the last digit of one decides whether a voxel on the face of a lattice
+    # cell adds a vertex, so training and the saved file use the same lattice only if both have the
+    # same digits.
     return nn.Parameter(torch.tensor(values, dtype=dtype or torch.get_default_dtype()))

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from crfrefine.base.array_types import Array, Float64
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.metrics.regions import ALL_LABELS
 from crfrefine.metrics.registry import CALIBRATION_METRICS, RegionValues
 from crfrefine.metrics.reliability import ReliabilitySums
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from crfrefine.base.array_types import Array, Float64
 
 _BLOCK_VOXELS = 1 << 15  # A few arrays of a block fit into a processor's cache.
 
@@ -32,22 +29,11 @@ def measure_calibration(
 ) -> RegionValues:
     """Measure how well probabilities agree with the observed frequencies, over all voxels.
 
-    Args:
-        probabilities: (L, *grid) of the labels 0 … L - 1, background first; they should sum to 1 at each voxel. Values slightly outside
-            [0, 1] are clipped. A label without a channel has probability 0 everywhere.
-        reference: (*grid) integers.
-        regions: the labels of each named region; the probability of a region is the sum of theirs.
-        channels: the labels of each channel, if the channels are those of overlapping regions, (R, *grid). Values are then NaN for a
-            region without a channel, and for all labels together, which have no distribution.
-        ignore_label: voxels where the reference has this value are ignored.
-
-    Returns:
-        For each region, and for all labels together under the name ALL_LABELS, the values of CALIBRATION_METRICS; NaN if no voxel
-        counts.
-
-    Raises:
-        GridMismatchError: probabilities and reference differ in shape.
-        InputError: the reference does not hold integers.
+    The probabilities, (L, *grid), should sum to 1; a label without a channel has probability 0. `channels`
+    are the labels of each channel of overlapping regions, (R, *grid). The reference is (*grid) integers;
+    voxels with `ignore_label` do not count. Returns CALIBRATION_METRICS of each named region, whose
+    probability is the sum of its labels', and of ALL_LABELS; NaN where undefined. Raises GridMismatchError
+    (shapes differ) or InputError (no integers).
     """
     members = {name: sorted(set(labels)) for name, labels in regions.items()}
     if channels is None:

@@ -1,4 +1,4 @@
-"""Two masks of one region, and the metrics measured on them. `docs/reference/metrics.md` has their common conventions."""
+"""Two masks of one region, counts of their voxels, and the metrics measured on them. Conventions: `docs/reference/metrics.md`."""
 
 from __future__ import annotations
 
@@ -6,15 +6,59 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crfrefine.arrays.components import label_components
-from crfrefine.metrics.counts import OverlapCounts, ratio
+from crfrefine.base.array_types import Bool, Float64
 
-if TYPE_CHECKING:
-    from crfrefine.base.array_types import Bool, Float64
+
+@dataclass(frozen=True)
+class OverlapCounts:
+    """Voxel counts of a predicted mask and its reference."""
+
+    num_predicted: int
+    num_reference: int
+    num_both: int
+
+    @classmethod
+    def of_masks(cls, prediction: Bool, reference: Bool) -> Self:
+        """Count the voxels of two masks of the same shape."""
+        return cls(int(np.count_nonzero(prediction)), int(np.count_nonzero(reference)), int(np.count_nonzero(prediction & reference)))
+
+    @classmethod
+    def of_confusion(cls, confusion: NDArray[np.integer[Any]], labels: Sequence[int]) -> Self:
+        """Count a region of some labels in an (L, L) confusion matrix with reference labels in rows and predicted ones in columns."""
+        members = list(labels)
+        rows, columns = confusion[members], confusion[:, members]
+        return cls(int(columns.sum()), int(rows.sum()), int(confusion[np.ix_(members, members)].sum()))
+
+
+def ratio(part: int, total: int) -> float:
+    """Return part / total; NaN if the total is 0."""
+    return part / total if total else math.nan
+
+
+def dice(counts: OverlapCounts) -> float:
+    """Return 2 |A ∩ B| / (|A| + |B|): 1 is perfect, 0 no overlap."""
+    return ratio(2 * counts.num_both, counts.num_predicted + counts.num_reference)
+
+
+def iou(counts: OverlapCounts) -> float:
+    """Return intersection over union."""
+    return ratio(counts.num_both, counts.num_predicted + counts.num_reference - counts.num_both)
+
+
+def sensitivity(counts: OverlapCounts) -> float:
+    """Return the share of the reference that is found."""
+    return ratio(counts.num_both, counts.num_reference)
+
+
+def precision(counts: OverlapCounts) -> float:
+    """Return the share of the prediction that is right."""
+    return ratio(counts.num_both, counts.num_predicted)
 
 
 # In floating point, three voxels of 0.1 mm are slightly more than 0.3 mm, and an oblique 1 mm from a header with float32 or six digits

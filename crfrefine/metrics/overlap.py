@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crfrefine.arrays.label_maps import bounding_box
 from crfrefine.base.text import TIMES
@@ -14,11 +15,7 @@ from crfrefine.errors import ConfigError, GridMismatchError, InputError
 from crfrefine.metrics.masks import MaskPair
 from crfrefine.metrics.registry import MASK_METRICS, RegionValues
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-_ONE_VOXEL = (slice(0, 1), ...)
-"""The box to measure if both masks are empty."""
+_ONE_VOXEL = (slice(0, 1), ...)  # the box to measure if both masks are empty
 
 
 def one_voxel(spacing: Sequence[float]) -> float:

@@ -25,11 +25,7 @@ class Region:
 
 
 def parse_region(text: str) -> Region:
-    """Read a region from the command line, such as "core=1+3+4".
-
-    Raises:
-        ConfigError: the name is missing, or is not followed by labels joined by "+".
-    """
+    """Read a region from the command line, such as "core=1+3+4"; raise ConfigError for another text."""
     name, equals, labels = text.partition("=")
     if not equals:
         raise ConfigError(f"region {shorten_value(text)}: expected NAME=LABEL+LABEL+..., {_EXAMPLE}")

@@ -12,16 +12,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from crfrefine.metrics import counts, masks, reliability
+from crfrefine.metrics import masks, reliability
 
 Better = Literal["higher", "lower", "nearer_zero"]
 
-RegionValues = dict[str, dict[str, float]]
-"""Value of each metric, by region; NaN where undefined."""
-
+RegionValues = dict[str, dict[str, float]]  # value of each metric, by region; NaN where undefined
+# Differences of ratios are shown in points (hundredths); the ratios themselves from 0 to 1.
 POINTS = 100.0
-"""Differences of ratios are shown in points (hundredths); the ratios themselves from 0 to 1."""
-
 _ADVICE = {"higher": "higher is better", "lower": "lower is better", "nearer_zero": "nearer to zero is better", None: "only describes"}
 
 
@@ -78,14 +75,13 @@ _distance = partial(Metric, better="lower", unit="mm")
 _difference = partial(Metric, better="nearer_zero", unit="ml")
 _score = partial(Metric, better="lower", digits=5)
 
-DICE = _ratio("dice", "Dice", lambda pair: counts.dice(pair.counts), in_overview=True, in_training=True)
-"""The metric that the verdict is about."""
-
+# The metric that the verdict is about.
+DICE = _ratio("dice", "Dice", lambda pair: masks.dice(pair.counts), in_overview=True, in_training=True)
 _MASK_METRICS = (
     DICE,
-    _ratio("iou", "IoU", lambda pair: counts.iou(pair.counts), follows="dice"),
-    _ratio("sensitivity", "Sensitivity", lambda pair: counts.sensitivity(pair.counts), noun="sensitivity", in_training=True),
-    _ratio("precision", "Precision", lambda pair: counts.precision(pair.counts), noun="precision", in_training=True),
+    _ratio("iou", "IoU", lambda pair: masks.iou(pair.counts), follows="dice"),
+    _ratio("sensitivity", "Sensitivity", lambda pair: masks.sensitivity(pair.counts), noun="sensitivity", in_training=True),
+    _ratio("precision", "Precision", lambda pair: masks.precision(pair.counts), noun="precision", in_training=True),
     Metric("volume_ml", "Volume", masks.volume_ml, unit="ml"),
     _difference("volume_difference_ml", "Volume difference", masks.volume_difference_ml, noun="volume error", in_training=True),
     _ratio("surface_dice", "Surface Dice", masks.surface_dice, noun="surface Dice", in_overview=True, in_training=True),
@@ -94,22 +90,18 @@ _MASK_METRICS = (
     _distance("assd_mm", "ASSD", masks.average_distance_mm, digits=3, in_overview=True, in_training=True),
     Metric("num_components", "Components", masks.num_components, digits=1),
 )
+# The metrics of masks, in the order of reports.
 MASK_METRICS = {metric.name: metric for metric in _MASK_METRICS}
-"""The metrics of masks, in the order of reports."""
-
 _ECE = "calibration error (ECE)"
+# A proper score, which only the true probabilities minimize.
 NLL = _score("nll", "Negative log likelihood", reliability.negative_log_likelihood, noun="negative log likelihood")
-"""A proper score, which only the true probabilities minimize."""
-
+# The metrics of probabilities, in the order of reports.
 CALIBRATION_METRICS = {
     "ece": _score("ece", "Calibration error (ECE)", reliability.expected_calibration_error, noun=_ECE, in_overview=True),
     "brier": _score("brier", "Brier score", reliability.brier_score),
     "nll": NLL,
 }
-"""The metrics of probabilities, in the order of reports."""
-
-METRICS = MASK_METRICS | CALIBRATION_METRICS
-"""All of them."""
+METRICS = MASK_METRICS | CALIBRATION_METRICS  # all of them
 
 
 def metric_named(name: str) -> Metric:

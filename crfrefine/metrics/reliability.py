@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
-if TYPE_CHECKING:
-    from crfrefine.base.array_types import Array, Bool, Float64
+from crfrefine.base.array_types import Array, Bool, Float64
 
 NUM_BINS = 15  # Bins of equal width between 0 and 1, as in Guo et al. 2017 and most later work.
 MIN_PROBABILITY = 1e-7  # Smallest probability of the true outcome: a single exact zero would make the mean infinite.

@@ -1,7 +1,4 @@
-"""`CrfRefine` and `CrfRefined`: the transform on arrays and tensors, and on dictionaries.
-
-A case becomes arrays for `refine`, with grids and spacing from the metadata of MetaTensors; errors name the files.
-"""
+"""`CrfRefine` and `CrfRefined`: the transform on arrays and tensors, and on dictionaries; grids come from metadata."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Checks of single values of a parameter file; errors name the dotted key.
-
-Lengths that depend on the case (numbers of labels, modalities, axes) are checked by `Section.spread`.
-"""
+"""Checks of single values of a parameter file; errors name the dotted key. `Section.spread` checks lengths."""
 
 from __future__ import annotations
 
@@ -15,12 +12,11 @@ from typing import Any
 from crfrefine.base.text import MAX_CHARACTERS, shorten, shorten_value
 from crfrefine.errors import ConfigError
 
+# Largest weight or penalty, in the unit of logits: products must stay far inside float32's range.
 MAX_PENALTY = 1e6
-"""Largest weight or penalty, in the unit of logits: products must stay far inside float32's range."""
-
+# Largest number of iterations: engines count in 32 bits and store values per iteration.
 MAX_COUNT = 1_000_000
-"""Largest number of iterations: engines count in 32 bits and store values per iteration."""
-
+# Dotted keys of earlier versions, with the reason why each one is gone.
 GONE_KEYS = {
     "postprocess.decision": "this key is gone: each voxel gets its likeliest label; leave it out",
     "postprocess.num_components": "this key is gone: keep_largest keeps one component; leave it out",
@@ -28,7 +24,6 @@ GONE_KEYS = {
     "volume.keep": "this key is gone: the volume term keeps the voxels of each label's largest component; leave it out",
     "mean_field.damping": "this key is gone: each step is the plain parallel update; leave it out",
 }
-"""Dotted keys of earlier versions, with the reason why each one is gone."""
 
 
 @dataclass(frozen=True)

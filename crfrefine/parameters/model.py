@@ -1,7 +1,4 @@
-"""The parameters of a refinement: read from and written to TOML, addressed by dotted keys, resolved for a case.
-
-sections.py defines the tables and their keys; docs/reference/math.md defines the model.
-"""
+"""The parameters of a refinement (tables in sections.py): TOML, dotted keys, and their resolution for a case."""
 
 from __future__ import annotations
 
@@ -162,7 +159,10 @@ class CrfParameters:
             text += f"\n# {(section.__doc__ or '').splitlines()[0]}\n" if is_first else "\n"
             text += f"[[{name}]]\n" if name == "bilateral" and len(self.bilateral) > 1 else f"[{name}]\n"
             for key in dataclasses.fields(section):
-                text += _toml_entry(key.name, getattr(section, key.name), key.metadata["comment"])
+                value, comment = getattr(section, key.name), key.metadata["comment"]
+                # A key without a value is shown commented out, with its meaning.
+                entry = f"# {key.name}: not set" if value is None else f"{key.name} = {_toml_value(value)}"
+                text += f"# {comment}\n{entry}\n" if "\n" in entry else f"{entry:<31} # {comment}\n"
         return text
 
     def save(self, path: str | Path, comment: str = "") -> None:
@@ -234,11 +234,7 @@ class CrfParameters:
         return self.mean_field.positions == "network"
 
     def select_labels(self, labels: Sequence[int], num_labels: int) -> CrfParameters:
-        """A copy for a case in which only some labels take part: values per label are those of these labels.
-
-        `labels` are in the order of the case's channels; values per label are for `num_labels` ones, background included.
-        Raises ConfigError, with the key, for a list of another length.
-        """
+        """Return the parameters of some of `num_labels` labels; lists with a value per label keep those."""
         sections: dict[str, Any] = {"bilateral": []}
         for name, prefix, section in self._tables():
             section.spread({"label": num_labels}, prefix)  # checks the lengths
@@ -303,12 +299,6 @@ def _toml_value(value: object) -> str:
     if isinstance(value, Sequence) and value and isinstance(value[0], list | tuple):
         return "[\n" + "".join(f"  {_toml_value(row)},\n" for row in value) + "]"
     return json.dumps(value, ensure_ascii=False)
-
-
-def _toml_entry(name: str, value: object, comment: str) -> str:
-    """One `name = value  # comment` line; a key without a value is shown commented out, with its meaning."""
-    text = f"# {name}: not set" if value is None else f"{name} = {_toml_value(value)}"
-    return f"# {comment}\n{text}\n" if "\n" in text else f"{text:<31} # {comment}\n"
 
 
 def _toml_problem(error: ValueError | RecursionError) -> str:

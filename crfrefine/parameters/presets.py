@@ -9,11 +9,11 @@ from crfrefine.base.text import MAX_OF_A_PATH, shorten
 from crfrefine.errors import ConfigError
 
 _PACKAGE = Path(__file__).resolve().parents[1]
+# The folder of the presets: inside the installed package, or beside it in a source tree.
 CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
-"""The folder of the presets: inside the installed package, or beside it in a source tree."""
-
+# Presets of earlier versions, with the preset to use now: they kept a single component of all
+# labels together.
 REMOVED_PRESETS = {"liver-ct": "body-ct", "prostate": "body-mr"}
-"""Presets of earlier versions, with the preset to use now: they kept a single component of all labels together."""
 
 
 def list_presets() -> list[str]:

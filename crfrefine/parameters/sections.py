@@ -1,7 +1,4 @@
-"""The tables of a parameter file as checked dataclasses, one per table.
-
-The fields' metadata hold every key's rule, unit and meaning; files written by `CrfParameters.save` have them as comments.
-"""
+"""The tables of a parameter file as checked dataclasses; the fields' metadata hold every key's rule, unit and meaning."""
 
 from __future__ import annotations
 
@@ -14,15 +11,14 @@ from crfrefine.base.text import shorten_value
 from crfrefine.errors import ConfigError
 from crfrefine.parameters.checks import MAX_COUNT, MAX_PENALTY, Rule, check_length, unknown_key
 
+# Far above any temperature that preserves the logits; the smallest one depends on the logits
+# (`refine`).
 MAX_TEMPERATURE = 1e6
-"""Far above any temperature that preserves the logits; the smallest one depends on the logits (`refine`)."""
-
+# Far above any useful difference between logits, and far below the logits of labels that are
+# absent, -1e4, which must stay absent.
 MAX_BIAS = 1e3
-"""Far above any useful difference between logits, and far below the logits of labels that are absent, -1e4, which must stay absent."""
-
+# Far beyond any that was learned; refined logits divided by it stay inside float32's range.
 OUTPUT_TEMPERATURE_RANGE = (0.01, 100.0)
-"""Far beyond any that was learned; refined logits divided by it stay inside float32's range."""
-
 _PENALTY = Rule(low=-MAX_PENALTY, high=MAX_PENALTY, per="label")
 _BANDWIDTH = Rule(low=0.0, low_open=True, per="axis")
 _COMPONENTS = Rule(str, words=("none", "foreground", "each"), words_of_list=(("none", "foreground"), ("none", "each")), per="label")
@@ -52,10 +48,9 @@ class Section:
                 raise ConfigError(f"{key}: needed by {self.section}.{other} = {word!r}; {entry.metadata['comment']}")
 
     def spread(self, sizes: Mapping[str, int], prefix: str = "") -> dict[str, Any]:
-        """Return the values by key, with one value per "label", "modality" or "axis" for which `sizes` has a number.
-
-        Raise ConfigError for a list of another length; `prefix` is the key of the section in errors, its name unless given.
-        """
+        """Return the values by key, with one value per "label", "modality" or "axis" for which `sizes` has a number."""
+        # Raise ConfigError for a list of another length; `prefix` is the key of the section in
+        # errors, its name unless given.
         values = {}
         for entry in dataclasses.fields(self):
             value, rule = getattr(self, entry.name), entry.metadata["rule"]
@@ -101,8 +96,7 @@ class IntensityParameters(Section):
         return list(zip(values["normalization"], values["percentiles"], values["window"], strict=True))
 
 
-NORMALIZED = IntensityParameters(normalization="none")
-"""For an image that has been normalized."""
+NORMALIZED = IntensityParameters(normalization="none")  # for an image that has been normalized
 
 
 @dataclass(frozen=True)
@@ -117,8 +111,7 @@ class BilateralParameters(Section):
     )
 
 
-BANDWIDTHS = ("theta_alpha", "theta_beta")
-"""Of an appearance kernel: of position and of intensity."""
+BANDWIDTHS = ("theta_alpha", "theta_beta")  # of an appearance kernel: of position and of intensity
 
 
 @dataclass(frozen=True)
@@ -232,8 +225,8 @@ SECTIONS: dict[str, type[Section]] = {
     "strokes": StrokesParameters,
 }
 
+# All dotted keys, in the order of the file.
 KEYS = [f"{name}.{entry.name}" for name, kind in SECTIONS.items() for entry in dataclasses.fields(kind)]
-"""All dotted keys, in the order of the file."""
 
 
 def section_of(kind: type[Section], table: Any, prefix: str) -> Section:

@@ -1,7 +1,4 @@
-"""The model in the form that engines take: the kernels that are built for an image, and the mean field that runs on them.
-
-`CrfParameters.resolve` and the trainable layer create it; structs in kernels/cpu/kernel_set.h and mean_field.h mirror it.
-"""
+"""The model as engines take it, mirrored by structs in kernels/cpu: kernels built for an image, and the mean field."""
 
 from __future__ import annotations
 
@@ -19,11 +16,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+# Bandwidths at which appearance and spatial kernels end: where the truncated sum and the spatial
+# filter of the C++ engine are cut off.
 REACH, SPATIAL_REACH = 3.0, 4.0
-"""Bandwidths at which appearance and spatial kernels end: where the truncated sum and the spatial filter of the C++ engine are cut off."""
-
+# Strength of the volume term at the weight 1/2: most voxels are certain, so masses answer weakly to
+# biases.
 VOLUME_STRENGTH = 10.0
-"""Strength of the volume term at the weight 1/2: most voxels are certain, so masses answer weakly to biases."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +74,8 @@ class KernelSetSpec:
         return tuple(float(step) / wide for step, wide in zip(spacing, self.network_spacing, strict=True))
 
     def reach(self, spacing: Sequence[float], shape: Sequence[int]) -> tuple[int, ...]:
-        """Return the voxels along each axis after which every kernel ends, or the grid: nothing is farther, however wide a kernel is.
-
-        The shape may begin with further axes, along which nothing is within reach.
-        """
+        """Return the voxels along each axis after which every kernel ends, or the grid: nothing is farther, however wide a kernel is."""
+        # The shape may begin with further axes, along which nothing is within reach.
         num_further = len(shape) - len(spacing)
         reach = [0] * num_further
         for axis, (step, extent) in enumerate(zip(self.distances(spacing), shape[num_further:], strict=True)):
@@ -135,11 +131,6 @@ class MeanFieldSpec:
     def num_channels(self) -> int:
         """Channels that are filtered: if each kernel has one weight for all labels, the last label's message follows from the others'."""
         return self.num_labels - bool((self.weights == self.weights[:, :1]).all())
-
-    def check_tiles(self) -> None:
-        """Raise ConfigError if a run on tiles has a volume term: volumes are sums over all voxels."""
-        if self.volume_weight > 0.0:
-            raise ConfigError("volume.weight: volumes are not kept where labels are left out; set it or mean_field.label_threshold to 0")
 
     def require_known(self, known: Collection[str], device: str) -> None:
         """Raise ConfigError if a field that the engine of a device does not know has another value than its default."""

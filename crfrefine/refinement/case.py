@@ -1,7 +1,4 @@
-"""Refine one case: the library's main function, from raw intensities and logits to a label map.
-
-`crfrefine.runs.cases.case` handles files, and `crfrefine.runs.run` handles folders.
-"""
+"""Refine one case of arrays: the library's main function, from raw intensities and logits to a label map."""
 
 from __future__ import annotations
 
@@ -9,16 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from crfrefine.arrays.arguments import check_no_label_map, given_array, given_label_map
-from crfrefine.arrays.images import ArrayOrImage, open_images
+from crfrefine.arrays.arguments import ArrayOrImage, check_no_label_map, given_array, given_label_map, open_images
 from crfrefine.arrays.label_maps import channels_of, present_labels
-from crfrefine.arrays.probabilities import INPUT_TYPES
+from crfrefine.arrays.probabilities import INPUT_TYPES, InputType
 from crfrefine.arrays.region_scheme import GivenRegions, given_regions
 from crfrefine.base.limits import MAX_LABELS, check_threads
 from crfrefine.base.notices import known_spacing
 from crfrefine.engines import get_backend
-from crfrefine.engines.base import RunContext
+from crfrefine.engines.base import Progress, RunContext
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.parameters.model import CrfParameters, as_parameters
 from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
@@ -26,10 +23,6 @@ from crfrefine.refinement.refining import refine_network
 from crfrefine.refinement.strokes import Strokes
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
-
-    from crfrefine.arrays.probabilities import InputType
-    from crfrefine.engines.base import Progress
     from crfrefine.refinement.result import RefinementResult
 
 

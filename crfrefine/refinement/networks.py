@@ -16,6 +16,7 @@ from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import (
     ABSENT_LOGIT,
     CONFIDENCE,
+    Box,
     bounding_box,
     channel_numbers,
     count_labels,
@@ -34,32 +35,26 @@ from crfrefine.arrays.probabilities import (
     leave_out,
     take_logarithms,
 )
-from crfrefine.arrays.region_scheme import MAX_LOG_ODDS, identify_regions, take_log_odds
+from crfrefine.arrays.region_scheme import MAX_LOG_ODDS, RegionScheme, identify_regions, take_log_odds
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.base.geometry import StorageOrder
 from crfrefine.base.limits import memory_limit, require_memory
-from crfrefine.engines.grid_image import GridImage
+from crfrefine.engines.base import Backend, GridImage, RunContext
 from crfrefine.errors import ConfigError, InputError
-from crfrefine.refinement.strokes import STRENGTH, STRENGTH_OF_LABELS, STRENGTH_OF_SHARES, Edits, StrokeModel
+from crfrefine.parameters.specs import ModelSpec
+from crfrefine.refinement.strokes import STRENGTH, STRENGTH_OF_LABELS, STRENGTH_OF_SHARES, Edits, StrokeModel, Strokes
 from crfrefine.refinement.tiles.coarse import CoarseNetwork, plan_coarse
 from crfrefine.refinement.tiles.grid import MAX_DIMS
 from crfrefine.refinement.tiles.planning import TilePlan, plan_array, plan_label_map, plan_stream
 from crfrefine.refinement.tiles.streaming import StreamedNetwork
 
 if TYPE_CHECKING:
-    from crfrefine.arrays.label_maps import Box
-    from crfrefine.arrays.region_scheme import RegionScheme
-    from crfrefine.engines.base import Backend, RunContext
     from crfrefine.parameters.model import CrfParameters
-    from crfrefine.parameters.specs import ModelSpec
-    from crfrefine.refinement.strokes import Strokes
 
+# Share of the grid below which the mask's bounding box is refined by itself: the voxels outside
+# cost one pass of reading and writing.
 WORTH_IT = 0.9
-"""Share of the grid below which the mask's bounding box is refined by itself: the voxels outside cost one pass of reading and writing."""
-
-MAX_LOGIT = 1e34
-"""Well below float32's 3.4e38: differences and sums over labels must fit too."""
-
+MAX_LOGIT = 1e34  # well below float32's 3.4e38: differences and sums over labels must fit too
 _MAX_FLOAT = float(np.finfo(np.float32).max)
 
 
@@ -134,10 +129,8 @@ def prepare(
     context: RunContext,
     strokes: Strokes | None = None,
 ) -> Prepared:
-    """Return a network's output, checked, in storage order.
-
-    It has a plan of tiles where these save work, or where channels are not in memory.
-    """
+    """Return a network's output, checked, in storage order."""
+    # It has a plan of tiles where these save work, or where channels are not in memory.
     if isinstance(network, ArrayNetwork):
         with np.errstate(over="ignore"):
             channels = order.to_storage(network.values.astype(np.float32, copy=False))
@@ -282,7 +275,9 @@ def _prepare_array(
             after = backend.label_map(channels, threads=threads)
             gained = np.subtract(count_labels(after, len(channels)), count_labels(before, len(channels)), dtype=np.int64)
     if not are_regions and backend.name == "cpu":
-        inner = image if exact is None or box is not None else image.in_box(exact)
+        inner = image
+        if exact is not None and box is None:
+            inner = replace(image, values=values[(slice(None), *exact)], mask=None if mask is None else mask[exact])
         threshold = parameters.mean_field.label_threshold
         plan, surveyed = plan_array(channels, exact, inner, models[0], threshold, threads, is_probability=is_probability)
         labels = surveyed if labels is None else labels

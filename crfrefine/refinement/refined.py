@@ -8,20 +8,18 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
-from crfrefine.arrays.label_maps import ABSENT_LOGIT, bounding_box
+from crfrefine.arrays.label_maps import ABSENT_LOGIT, Box, bounding_box
 from crfrefine.arrays.probabilities import over_output_temperature, take_logarithms
+from crfrefine.base.array_types import Bool, Float32, Labels
+from crfrefine.base.geometry import StorageOrder
 from crfrefine.engines.base import MeanFieldResult
+from crfrefine.parameters.specs import MeanFieldSpec
 from crfrefine.refinement.tiles.grid import MAX_DIMS, TILE, TileGrid
 from crfrefine.refinement.volumes import matching_bias
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from crfrefine.arrays.label_maps import Box
-    from crfrefine.base.array_types import Bool, Float32, Labels
-    from crfrefine.base.geometry import StorageOrder
-    from crfrefine.parameters.specs import MeanFieldSpec
     from crfrefine.refinement.tiles.running import RefinedTiles
 
 
@@ -52,14 +50,9 @@ class NetworkLogits:
 class RefinedChannels:
     """The refined logits of a case.
 
-    Attributes:
-        num_channels: labels, or regions.
-        tiles: those that took part; None means all labels everywhere.
-        computed: the result of the engine: logits, or (1, entries, voxels of a tile) those of the tiles.
-        is_array: whether the logits are an array already.
-        is_streamed: whether neither the network's logits nor the refined ones were ever in memory together.
-        report: steps, energy and filters.
-        timings: seconds of each stage.
+    `tiles` are those that took part; None means all labels everywhere. `computed` is the result of the
+    engine: logits, or (1, entries, voxels of a tile) those of the tiles. `is_array` tells whether the
+    logits are an array already, `is_streamed` whether they and the network's were never all in memory.
     """
 
     def __init__(
@@ -72,16 +65,10 @@ class RefinedChannels:
         labels: Labels | None = None,
         settled_energy: float = 0.0,
     ) -> None:
-        """Keep the parts.
-
-        Args:
-            outcome: (channels, *grid), or (channels, *box), or the tiles that took part.
-            grid_shape: of the case.
-            num_channels: labels, or regions.
-            network: logits in memory; None means that `outcome` is the whole grid, or `labels` holds the voxels that took no part.
-            labels: (*grid) of tiles whose logits are not in memory: voxels that took no part have theirs.
-            settled_energy: energy of the voxels of tiles that took no part.
-        """
+        """Keep the parts."""
+        # `outcome` is (channels, *grid), or (channels, *box), or the tiles that took part.
+        # `network` has logits in memory; without it `labels`, (*grid), has the labels of voxels
+        # that took no part, whose tiles have `settled_energy`.
         self._outcome, self._shape, self._network = outcome, grid_shape, network
         self._box = tuple(slice(0, extent) for extent in grid_shape) if network is None else network.box
         self.num_channels = num_channels
@@ -105,13 +92,9 @@ class RefinedChannels:
         return self._outcome.marginals if isinstance(self._outcome, MeanFieldResult) and self.is_array else None
 
     def match_volumes(self, counts: NDArray[np.int64], network: Labels, mask: Bool | None) -> None:
-        """Add a bias to each label's refined logits after which the labels have about these numbers of voxels.
-
-        Args:
-            counts: of each label, inside the mask.
-            network: (*grid) the network's label map.
-            mask: (*grid), True where the model applies; None means everywhere.
-        """
+        """Add a bias to each label's refined logits after which the labels have about these numbers of voxels."""
+        # The (L,) counts are those inside the (*grid) mask; `network` is the (*grid) label map of
+        # the network.
         if isinstance(self._outcome, MeanFieldResult):
             logits = self._outcome.logits.reshape(self.num_channels, len(self._outcome.logits[0]), -1)
             whole = np.ones(self._shape, np.bool_) if mask is None else mask
@@ -164,12 +147,11 @@ class RefinedChannels:
         return labels
 
     def channel(self, label: int, planes: slice) -> Float32:
-        """Return planes of a label's refined logits.
-
-        Where a label took no part in a tile, its penalty is taken to be the largest of those that did, since it cannot be smaller; without
-        logits in memory it is ABSENT_LOGIT, and 0 where it was the only one. Voxels that took no part have the network's logits over the
-        temperature.
-        """
+        """Return planes of a label's refined logits."""
+        # Where a label took no part in a tile, its penalty is taken to be the largest of those that
+        # did, since it cannot be smaller; without logits in memory it is ABSENT_LOGIT, and 0 where
+        # it was the only one. Voxels that took no part have the network's logits over the
+        # temperature.
         if isinstance(self._outcome, MeanFieldResult):
             if self._network is None:
                 return self._outcome.logits[label, planes]
@@ -229,10 +211,8 @@ class RefinedChannels:
         return np.where(where, penalty, np.float32(0.0))
 
     def _spread(self, label: int, planes: slice, output_temperature: float | None = None) -> tuple[Float32, Bool]:
-        """Return planes of the box: a label's refined logits, NaN in tiles where it took no part, and the voxels where labels took part.
-
-        With an output temperature the values are probabilities.
-        """
+        """Return planes of the box: a label's refined logits, NaN in tiles where it took no part, and the voxels where labels took part."""
+        # With an output temperature the values are probabilities.
         assert self.tiles is not None
         sets, mask = self.tiles.sets, self.tiles.mask
         # Planes of a grid of two axes are rows of the only plane of the tiles' grid.

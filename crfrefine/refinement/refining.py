@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from crfrefine.arrays.arguments import check_shapes, given_spacing, given_voxels
 from crfrefine.arrays.blocks import find_network_spacing
@@ -18,35 +19,55 @@ from crfrefine.arrays.intensity import window_notes
 from crfrefine.arrays.label_maps import channel_numbers, count_labels, renumber
 from crfrefine.arrays.probabilities import take_logarithms
 from crfrefine.arrays.region_scheme import resolve_regions
+from crfrefine.base.array_types import Array, Float32
 from crfrefine.base.limits import RUN_BYTES, SMALL, format_size
 from crfrefine.engines import get_backend
-from crfrefine.engines.base import NO_CONTEXT
-from crfrefine.engines.grid_image import GridImage
-from crfrefine.engines.regions import region_mean_field
+from crfrefine.engines.base import NO_CONTEXT, Backend, GridImage, MeanFieldReport, MeanFieldResult, RunContext, of_part
 from crfrefine.errors import CapacityError, ConfigError, DeviceMemoryError, InputError
+from crfrefine.parameters.specs import KernelSetSpec, ModelSpec
 from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network, Prepared, layout_of, prepare
 from crfrefine.refinement.refined import NetworkLogits, RefinedChannels
 from crfrefine.refinement.result import RefinementResult
-from crfrefine.refinement.tiles.solving import solve
+from crfrefine.refinement.tiles.running import solve
 from crfrefine.refinement.tiles.streaming import StreamedNetwork
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
-
-    from crfrefine.base.array_types import Array
-    from crfrefine.engines.base import Backend, RunContext
     from crfrefine.parameters.model import CrfParameters
-    from crfrefine.parameters.specs import KernelSetSpec, ModelSpec
     from crfrefine.refinement.strokes import Strokes
 
+
+def region_mean_field(
+    backend: Backend, log_odds: Float32, image: GridImage, models: Sequence[ModelSpec], context: RunContext
+) -> MeanFieldResult:
+    """Run the binary mean field of each region, with the logits 0 outside and the region's log-odds, (R, *grid), inside."""
+    # All models have the same kernels. The result has refined log-odds; outside the mask the input
+    # divided by the temperature.
+    kernels = backend.kernels(replace(image, values=image.values.astype(np.float32, copy=False)), models[0].kernels, context)
+    del image
+    refined = np.empty(log_odds.shape, dtype=np.float32)
+    binary = np.zeros((2, *log_odds.shape[1:]), dtype=np.float32)
+    reports: list[MeanFieldReport] = []
+    timings: dict[str, float] = {}
+    for region, model in enumerate(models):
+        binary[1] = log_odds[region]
+        progress = of_part(context.progress, region, len(models))
+        outcome = kernels.run(binary, model.mean_field, progress=progress, is_last=region == len(models) - 1)
+        np.subtract(outcome.logits[1], outcome.logits[0], out=refined[region])
+        reports.append(outcome.report)
+        for stage, seconds in outcome.timings.items():  # The kernels were built once, and each run reports that.
+            timings[stage] = seconds if stage == "build" else timings.get(stage, 0.0) + seconds
+    # The most steps of any region, and the sum of energies; a region that stopped keeps its last one.
+    num_iterations = max(report.num_iterations for report in reports)
+    energies = [[*report.energy, *report.energy[-1:] * (num_iterations - len(report.energy))] for report in reports]
+    energy, converged = tuple(map(sum, zip(*energies, strict=False))), all(report.converged for report in reports)
+    return MeanFieldResult(refined, MeanFieldReport(num_iterations, converged, energy, reports[0].filters), timings)
+
+
 NARROW = "kernels are narrower than the voxels"
-"""The note on kernels that end before the next voxel begins with it."""
-
+# Bandwidth in voxels below which the next voxel counts less than a quarter: exp(-1 / (2 * 0.6²)).
 NARROW_WIDTH = 0.6
-"""Bandwidth in voxels below which the next voxel counts less than a quarter: exp(-1 / (2 * 0.6²))."""
-
+# Bandwidth in voxels that the note advises: that of the preset `default` on voxels of 1 mm.
 USUAL_WIDTH = 1.5
-"""Bandwidth in voxels that the note advises: that of the preset `default` on voxels of 1 mm."""
 
 
 def refine_network(
@@ -62,11 +83,10 @@ def refine_network(
     names: Mapping[int, str] | None = None,
     strokes: Strokes | None = None,
 ) -> RefinementResult:
-    """Refine a network's output; arguments, results and errors as of `crfrefine.refine`. `names` are those of labels, for messages.
-
-    It is done on tiles, each with the labels that are present near it, where that is less work or the channels are not in memory; else with
-    all labels everywhere. A case that does not fit into the memory of a GPU is computed on the CPU.
-    """
+    """Refine a network's output; arguments, results and errors as of `crfrefine.refine`. `names` are those of labels, for messages."""
+    # It is done on tiles, each with the labels that are present near it, where that is less work or
+    # the channels are not in memory; else with all labels everywhere. A case that does not fit into
+    # the memory of a GPU is computed on the CPU.
     shape, _ = layout_of(network)
     image = image[None] if image.ndim == len(shape) - 1 else image
     if isinstance(network, (ArrayNetwork, LabelMapNetwork)):  # Headers were compared before.
@@ -230,12 +250,7 @@ def _notes_on_widths(parameters: CrfParameters, kernels: KernelSetSpec, case: Gr
 
 
 def _run(prepared: Prepared, models: Sequence[ModelSpec], backend: Backend, context: RunContext) -> RefinedChannels:
-    """Run the mean field: on tiles if that is planned, else for all labels, or regions, in the mask's box.
-
-    Raises:
-        InputError: the model left the range of float32: the label map would be noise.
-        CapacityError: there is not enough memory.
-    """
+    """Run the mean field: on tiles if that is planned, else for all labels, or regions, in the mask's box."""
     plan, spec, logits, network = prepared.plan, models[0].mean_field, prepared.logits, None
     if plan is None:
         values = logits[(slice(None), *(prepared.box or ()))]

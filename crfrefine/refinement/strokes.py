@@ -17,42 +17,33 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from crfrefine.arrays.label_maps import ABSENT_LOGIT, count_labels, widen
-from crfrefine.arrays.region_scheme import MAX_LOG_ODDS
+from crfrefine.arrays.label_maps import ABSENT_LOGIT, Box, count_labels, widen
+from crfrefine.arrays.region_scheme import MAX_LOG_ODDS, RegionScheme
+from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.base.geometry import StorageOrder
 from crfrefine.errors import InputError
 from crfrefine.refinement.tiles.grid import MAX_DIMS, TILE, LabelSets, TileGrid
 from crfrefine.refinement.tiles.problem import ChannelSource
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from crfrefine.arrays.label_maps import Box
-    from crfrefine.arrays.region_scheme import RegionScheme
-    from crfrefine.base.array_types import Array, Bool, Float32, Labels
     from crfrefine.parameters.sections import StrokesParameters
     from crfrefine.refinement.tiles.planning import TilePlan
 
-BACKGROUND = 255
-"""Value of a drawn voxel that is background; 0 means that nothing was drawn."""
-
+BACKGROUND = 255  # value of a drawn voxel that is background; 0 means that nothing was drawn
+# Rise of the logit at a drawn voxel over the temperature: for logits, for label maps, whose logits
+# are 2 apart, and for those of a coarser network, whose logits are at most 7 apart.
 STRENGTH, STRENGTH_OF_LABELS, STRENGTH_OF_SHARES = 6.0, 3.0, 8.0
-"""Rise of the logit at a drawn voxel over the temperature: for logits, for label maps, whose logits are 2 apart, and for those of a
-coarser network, whose logits are at most 7 apart."""
-
-MIN_RADIUS = 1.5
-"""Smallest r in mm."""
-
+MIN_RADIUS = 1.5  # smallest r in mm
+# Largest r over the edge of a cube as large as the network's structure of the label, where that is
+# below the reach: a wrong stroke in a small structure would take all of it. Half of the reach is
+# always allowed.
 SHARE_OF_EDGE = 0.25
-"""Largest r over the edge of a cube as large as the network's structure of the label, where that is below the reach: a wrong stroke in a
-small structure would take all of it. Half of the reach is always allowed."""
-
-NUM_RADII = 3.0
-"""Radii after which a rise ends: it is 1 % of the strength there."""
-
+NUM_RADII = 3.0  # radii after which a rise ends: it is 1 % of the strength there
+# Nats over the temperature below the largest logit from which on a rise changes nothing around a
+# drawn voxel.
 RULED_OUT = 20.0
-"""Nats over the temperature below the largest logit from which on a rise changes nothing around a drawn voxel."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,19 +58,11 @@ class Strokes:
     def of_array(
         cls, values: Array, shape: Sequence[int], num_labels: int, *, background: int | None = None, ignore: int = 0, name: str = "strokes"
     ) -> Strokes | None:
-        """Return the drawn voxels of an array; None if nothing is drawn.
-
-        Args:
-            values: (*grid) whole numbers: `ignore` where nothing was drawn, a label, or `background` for label 0.
-            shape: (*grid) of the image.
-            num_labels: L, background included.
-            background: value of drawn background. None means 255, or 0 if `ignore` is another number.
-            ignore: value of voxels where nothing was drawn.
-            name: of the array or the file, for errors.
-
-        Raises:
-            InputError: another shape, values that are not whole numbers, numbers that are no labels, or more than half of the voxels drawn.
-        """
+        """Return the drawn voxels of an array, (*grid) whole numbers; None if nothing is drawn."""
+        # A value is `ignore` where nothing was drawn, a label, or `background` for label 0; None
+        # means 255, or 0 if `ignore` is another number. Errors begin with `name`. Raises InputError
+        # for another shape, values that are no whole numbers or no labels, or if more than half of
+        # the voxels are drawn.
         if values.shape != tuple(shape):
             raise InputError(f"{name}: shape {values.shape}; expected that of the image, {tuple(shape)}, without a label axis")
         if values.dtype.kind not in "iub":
@@ -148,11 +131,7 @@ class Strokes:
 
 
 def combine(several: Sequence[Strokes], names: Sequence[str]) -> Strokes | None:
-    """Return the strokes of several files of a case as one; None without any.
-
-    Raises:
-        InputError: two files have different labels at a voxel.
-    """
+    """Return the strokes of several files of a case as one; raise InputError if they contradict each other."""
     if len(several) < 2:
         return several[0] if several else None
     shape, first = several[0].shape, several[0]
@@ -192,15 +171,9 @@ class StrokeModel:
     strength: float  # of the rise at a drawn voxel
 
     def rises(self, strokes: Strokes, channel: int, chosen: Bool, has_label: Bool, sign: float = 1.0) -> Iterator[Rise]:
-        """Yield the rises around some of the drawn voxels, in boxes without a voxel that two of them change.
-
-        Args:
-            strokes: of a grid in storage order.
-            channel: the channel that rises.
-            chosen: (N,), True for the voxels that count.
-            has_label: (*grid), True where the network has their label already.
-            sign: -1 for log-odds that fall.
-        """
+        """Yield the rises of a channel around the `chosen`, (N,), in boxes without a voxel that two of them change."""
+        # `has_label`, (*grid), is True where the network has their label already; `sign` is -1 for
+        # log-odds that fall.
         far = [NUM_RADII * max(MIN_RADIUS, self.parameters.reach) / step for step in self.spacing]
         tiles = ((1,) * len(far) + TILE)[-len(far) :]
         # Where the network has the label already, there is no error to follow.
@@ -334,10 +307,9 @@ class Edits:
         logits += rise
 
     def edit_plan(self, plan: TilePlan, *, counts_gains: bool) -> tuple[TilePlan, NDArray[np.int64] | None]:
-        """Return the plan of a run on tiles in which labels take part where their logits rise, too.
-
-        With `counts_gains` the second value, (L,), is the number of voxels that each label gains by that before the mean field.
-        """
+        """Return the plan of a run on tiles in which labels take part where their logits rise, too."""
+        # With `counts_gains` the second value, (L,), is the number of voxels that each label gains
+        # by that before the mean field.
         problem = plan.problem
         grid, strokes = problem.grid, self.strokes
         changed = np.zeros_like(problem.present)
@@ -369,8 +341,7 @@ class Edits:
         return plan, gained
 
 
-MIN_RISE = 0.1
-"""Nats of a rise below which a label need not take part in a tile."""
+MIN_RISE = 0.1  # nats of a rise below which a label need not take part in a tile
 
 
 class StrokedChannels(ChannelSource):

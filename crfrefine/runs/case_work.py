@@ -34,7 +34,9 @@ from crfrefine.refinement.strokes import Strokes, combine
 from crfrefine.refinement.tiles.coarse import CoarseNetwork
 from crfrefine.refinement.tiles.streaming import StreamedNetwork
 from crfrefine.runs.cases import case as cases
-from crfrefine.runs.cases.case import Case, CaseFiles
+from crfrefine.runs.cases.case import Case
+from crfrefine.runs.cases.case_files import CaseFiles
+from crfrefine.runs.cases.case_headers import read_case_headers
 from crfrefine.runs.cases.dataset_description import Names
 from crfrefine.runs.cases.label_input import LabelMap
 from crfrefine.runs.cases.reading_options import DeclaredLabels, ReadingOptions
@@ -42,12 +44,10 @@ from crfrefine.runs.options import InferenceOptions, Observer
 from crfrefine.runs.outputs import OutputFiles, is_complete
 from crfrefine.runs.records import VANISHED, CaseRecord, RunSummary, time_of_change, times_of_strokes
 
-MAX_VANISHED = 50
-"""Most labels that a note names; the record has all of them."""
-
+MAX_VANISHED = 50  # most labels that a note names; the record has all of them
 _OF_RESULT = ("device", "num_padding_voxels", "voxels_removed", "voxels_filled")
+# Fields of a record that are copied from the result, from its report, and from its changes.
 _OF_CHANGES = ("voxels_changed", "voxels_before", "voxels_after")
-"""Fields of a record that are copied from the result, from its report, and from its changes."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def read_case(settings: CaseSettings, task: Task) -> CaseInWork:
         for path in task.outputs.all():
             check_replaceable(*(reversed(files_written(path)) if path != task.outputs.preview else (path,)))
         started = time.perf_counter()
-        headers = cases.read_case_headers(task.files, settings.reading)
+        headers = read_case_headers(task.files, settings.reading)
         # Logits are streamed on the CPU, if labels may be left out and only voxels decide.
         leaves_out = parameters.mean_field.label_threshold > 0 and parameters.volume.weight == 0
         may_stream = leaves_out and get_backend(settings.device).name == "cpu"
@@ -103,7 +103,7 @@ def read_case(settings: CaseSettings, task: Task) -> CaseInWork:
         record.num_modalities, record.num_labels = len(case.image), case.num_labels
         record.regions = None if case.regions is None else case.regions.to_dict()
         record.input_type, record.notes = case.input_kind, list(case.notes)
-        record.strokes = times_of_strokes(task.files)
+        record.strokes = times_of_strokes(task.files) if case.strokes else {}
         work.case = case
     return work
 
@@ -233,10 +233,8 @@ def _write(settings: CaseSettings, work: CaseInWork, result: RefinementResult, n
 
 
 def _channels(result: RefinementResult, kind: str) -> tuple[int, Callable[[int, slice], NDArray[np.float32]]]:
-    """Return the number of channels to write and what returns their planes, in storage order.
-
-    Labels that have no channel in the result get one; channels of regions stay as they are.
-    """
+    """Return the number of channels to write and what returns their planes, in storage order."""
+    # Labels that have no channel in the result get one; channels of regions stay as they are.
     channels, is_logits = result.channels, kind == "logits"
     absent = ABSENT_LOGIT if is_logits else 0.0
     if not channels.is_streamed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
@@ -148,9 +148,7 @@ class InferenceOptions:
     strokes: Annotated[
         tuple[Path, ...],
         Option(
-            "--strokes",
-            "Folder or file of voxels that somebody drew to correct the result: 0 nothing, a label, or 255 background.",
-            "PATH",
+            "--strokes", "Folder or file of voxels that somebody drew to correct the result: 0 nothing, a label, or 255 background.", "PATH"
         ),
     ] = ()
     strokes_background: Annotated[
@@ -171,8 +169,7 @@ class InferenceOptions:
         Path | None, Option("--nnunet", "Folder of nnU-Net v2: a trained network, or predictions. It leads to the other files.", "FOLDER")
     ] = None
     manifest: Annotated[
-        Path | None,
-        Option("--manifest", "Table of cases instead of -i and -p: case,images,logits[,mask][,output][,spacing].", "FILE.csv"),
+        Path | None, Option("--manifest", "Table of cases instead of -i and -p: case,images,logits[,mask][,output][,spacing].", "FILE.csv")
     ] = None
     command: tuple[str, ...] = ()  # the arguments of the command line, for the record
     dask: Annotated[
@@ -190,12 +187,6 @@ class InferenceOptions:
         str | None,
         Option("--output-format", "Format of the label maps, such as .nii.gz or .seg.nrrd. Default: the image's.", "SUFFIX", str.lower),
     ] = None
-
-    def with_absolute_paths(self) -> InferenceOptions:
-        """Return these options for workers, which run in other folders."""
-        changes: dict[str, Any] = {name: value.absolute() for name, value in vars(self).items() if isinstance(value, Path)}
-        changes |= {name: tuple(path.absolute() for path in getattr(self, name)) for name in ("images", "logits", "strokes")}
-        return replace(self, **changes)
 
     @property
     def is_folder_run(self) -> bool:

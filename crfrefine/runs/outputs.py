@@ -30,8 +30,8 @@ from crfrefine.runs.records import RECORD_FOLDER
 NAMES_FILE = "dataset.json"
 _MAX_OF_A_STEM = 100
 
+# The first and the last bytes of every PNG.
 _PNG_ENDS = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
-"""The first and the last bytes of every PNG."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,9 @@ class OutputFiles:
 
 
 def plan_outputs(cases: Sequence[CaseFiles], options: InferenceOptions, label_names: Mapping[int, str]) -> list[OutputFiles]:
-    """Choose the output files of each case; `label_names` are of labels whose input does not name them.
-
-    Raise InputError if the output names a file though there may be several cases, if its format
-    holds no label maps, if two cases have one output, or if an output would replace an input.
-    """
+    """Choose the output files of each case; `label_names` are of labels whose input does not name them."""
+    # Raise InputError if the output names a file though there may be several cases, if its format
+    # holds no label maps, if two cases have one output, or if an output would replace an input.
     output, output_format, writes_file = options.output, options.output_format, options.writes_file
     suffix, expected = suffix_of(output), f"one of {', '.join(WRITTEN_SUFFIXES)}"
     if output_format is not None and output_format not in WRITTEN_SUFFIXES:
@@ -110,10 +108,8 @@ def plan_outputs(cases: Sequence[CaseFiles], options: InferenceOptions, label_na
 
 
 def _check_paths(cases: Sequence[CaseFiles], plans: Sequence[OutputFiles], options: InferenceOptions) -> None:
-    """Raise InputError if two cases have one output, or if an output would replace an input.
-
-    An output beside inputs is refused too, where the next run would take it as image or logits.
-    """
+    """Raise InputError if two cases have one output, or if an output would replace an input."""
+    # An output beside inputs is refused too, where the next run would take it as image or logits.
     written_by: dict[str, str] = {}
     used: set[Path] = set()
     if options.save_structures:

@@ -1,7 +1,4 @@
-"""The records of a run and of its cases (docs/reference/summary.md), and their file in the output folder.
-
-It gets a line per run and per case; a part of a job array has its own file, so that no storage mixes the lines of two machines.
-"""
+"""The records of a run and of its cases (docs/reference/summary.md), lines of a file per part in the output folder."""
 
 from __future__ import annotations
 
@@ -31,9 +28,8 @@ from crfrefine.runs.cases.case_files import CaseFiles
 FAILED = "failed"
 SCHEMA = 2
 
+# The note on labels that a case has lost begins with it; the advice follows a semicolon.
 VANISHED = "labels that vanished"
-"""The note on labels that a case has lost begins with it; the advice follows a semicolon."""
-
 RECORD_FOLDER = ".crfrefine"
 
 NOT_REACHED = "not reached"
@@ -42,12 +38,12 @@ NO_RECORD = "no record of its label map, as after a kill"
 CHANGED = "its label map was changed since it was recorded"
 OTHER_INPUTS = "refined from other inputs"
 OTHER_STROKES = "refined with other strokes"
+# The consequence for --continue of each doubt about a case that is done.
 ADVICE = {
     NO_RECORD: "skipped, though other parameters may have made it",
     CHANGED: "skipped, and its record left out",
     OTHER_INPUTS: "skipped; omit --continue to refine all cases again",
 }
-"""The consequence for --continue of each doubt about a case that is done."""
 
 
 @dataclass
@@ -281,10 +277,8 @@ class RecordedRuns:
     def state_of(
         self, case_id: str, label_map: Path, others: Sequence[Path], settings: Mapping[str, Any], inputs: Sequence[str] = ()
     ) -> CaseState:
-        """Return whether a case with these outputs, and settings as `settings_of` returns them, is done; no file is opened.
-
-        Without `inputs`, the folders and files that it is refined from do not matter.
-        """
+        """Return whether a case with these outputs, and settings as `settings_of` returns them, is done; no file is opened."""
+        # Without `inputs`, the folders and files that it is refined from do not matter.
         entry, written = self.latest.get(case_id), time_of_change(label_map)
         if entry is not None and entry.record.output is not None and entry.record.output.name != label_map.name:
             entry = None  # It describes a label map in another format.
@@ -332,8 +326,8 @@ def read_records(folder: Path) -> RecordedRuns:
     return result
 
 
+# Fields of the line of a run that are read again.
 _HEAD = ("started", "num_parts", "part_id", "parameters", "all_cases", "resumed", "inputs")
-"""Fields of the line of a run that are read again."""
 
 
 def _read_line(values: Any, runs: dict[str, RecordedRun], entries: list[Entry]) -> None:

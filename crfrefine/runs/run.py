@@ -1,7 +1,4 @@
-"""The run of `crfrefine infer`: read one case ahead, refine, write and record; or send cases to a Dask cluster.
-
-`plan.py` finds out what there is to do. Nothing is printed here: an `Observer` receives the events.
-"""
+"""The run of `crfrefine infer`: read one case ahead, refine, write and record; or send cases to a Dask cluster."""
 
 from __future__ import annotations
 
@@ -27,26 +24,20 @@ from crfrefine.runs.options import InferenceOptions, Observer
 from crfrefine.runs.plan import RunPlan, plan_run
 from crfrefine.runs.records import CaseRecord, RecordFile, RunSummary
 
+# Further attempts for a case whose task raises an error: another worker may have the right version
+# of the package.
 RETRIES = 1
-"""Further attempts for a case whose task raises an error: another worker may have the right version of the package."""
 
 
 @keeping_inputs()
 def run_inference(options: InferenceOptions, observer: Observer[RunSummary, CaseRecord] | None = None) -> RunSummary:
-    """Refine the cases that the options name; a bad case is recorded and the others continue.
-
-    Args:
-        options: what to do.
-        observer: receives the progress.
-
-    Returns:
-        A record of each case; `count("failed")` is 0 if no case failed.
-
-    Raises:
-        CrfRefineError: the run is impossible: no case, no device, no place to write.
-        KeyboardInterrupt: passed on; a file that was being written is removed.
-    """
-    options = options if options.dask is None else options.with_absolute_paths()
+    """Refine the cases that the options name; a bad case is recorded and the others continue."""
+    # Raises CrfRefineError if the run is impossible: no case, no device, no place to write.
+    # Interrupts are passed on; a file that was being written is removed.
+    if options.dask is not None:  # Workers run in other folders.
+        paths: dict[str, Any] = {name: value.absolute() for name, value in vars(options).items() if isinstance(value, Path)}
+        paths |= {name: tuple(path.absolute() for path in getattr(options, name)) for name in ("images", "logits", "strokes")}
+        options = replace(options, **paths)
     observer = observer or Observer()
     plan, started = plan_run(options), time.perf_counter()
     summary = plan.summary
@@ -90,10 +81,9 @@ def run_inference(options: InferenceOptions, observer: Observer[RunSummary, Case
 
 
 def note_on_num_labels(records: Iterable[CaseRecord]) -> str | None:
-    """Return a note if the cases of a run have different numbers of labels, else None.
-
-    Label maps do not count: without a declaration, each has as many labels as its largest one says.
-    """
+    """Return a note if the cases of a run have different numbers of labels, else None."""
+    # Label maps do not count: without a declaration, each has as many labels as its largest one
+    # says.
     cases: dict[int, list[str]] = {}
     for record in records:
         if record.input_type in ("logits", "probabilities") and record.num_labels is not None:
@@ -126,11 +116,10 @@ def _refine_here(plan: RunPlan, observer: Observer[RunSummary, CaseRecord]) -> G
 
 
 def _refine_on_cluster(plan: RunPlan, address: str, observer: Observer[RunSummary, CaseRecord]) -> Generator[CaseRecord]:
-    """Yield the record of each case; a worker of a running Dask cluster does it from its first file to its last.
-
-    Security, workers, their memory, and how often a lost task is tried again are Dask's own configuration
-    (docs/guide/clusters.md). Closing the generator cancels the cases that have not begun.
-    """
+    """Yield the record of each case; a worker of a running Dask cluster does it from its first file to its last."""
+    # Security, workers, their memory, and how often a lost task is tried again are Dask's own
+    # configuration (docs/guide/clusters.md). Closing the generator cancels the cases that have not
+    # begun.
     try:
         from distributed import Client, KilledWorker, as_completed
     except ImportError as error:

@@ -25,15 +25,13 @@ from crfrefine.parameters.model import CrfParameters, as_parameters
 from crfrefine.parameters.sections import PostprocessParameters
 from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
 from crfrefine.refinement.refining import refine_network
-from crfrefine.refinement.result import RefinementResult
 from crfrefine.runs.cases.case import Case
 from crfrefine.statistics.comparison import ResultTable, SummaryRow, measurements_of, summarize
 from crfrefine.statistics.harm import judge_probabilities
 from crfrefine.statistics.verdict import Outcome, Verdict, verdict
 from crfrefine.train.baselines import Tuned, guided_labels
 from crfrefine.train.crops import probabilities_of
-from crfrefine.train.folds import Split
-from crfrefine.train.plan import Plan
+from crfrefine.train.plan import Plan, Split
 from crfrefine.train.starts import rounded
 
 
@@ -100,10 +98,7 @@ class TrainingResult:
 
     @property
     def parameters(self) -> CrfParameters:
-        """The parameters to write: trained on all cases, with the digits that mean something, and the postprocessing of the verdict.
-
-        They name the cases, after those of an earlier training that this one began with.
-        """
+        """The parameters to write: trained on all cases, rounded, with the rules of the verdict and the names of all cases."""
         cases = tuple(dict.fromkeys([*self.plan.base.trained_on, *map(printable, self.plan.cases.case_ids)]))
         parameters = replace(rounded(self.final.fit.parameters), trained_on=cases)
         if self.comparison.verdict.method != TRAINED_LARGEST or self.final.fit.is_network:
@@ -140,11 +135,10 @@ def compare(folds: Sequence[FoldResult], plan: Plan) -> Comparison:
 def judge(
     table: ResultTable, summary: Sequence[SummaryRow] | None = None, summary_of_largest: Sequence[SummaryRow] | None = None
 ) -> tuple[Verdict, Verdict]:
-    """Return the main verdict, and the verdict on the trained CRF without postprocessing; harm is looked up in the summaries.
-
-    They are the same unless the largest component alone is the only rival that the CRF does not beat. The two can be combined: the verdict
-    is then on what the CRF adds to the largest component, and the rivals keep the largest component too.
-    """
+    """Return the main verdict, and the verdict on the trained CRF without postprocessing; harm is looked up in the summaries."""
+    # They are the same unless the largest component alone is the only rival that the CRF does not
+    # beat. The two can be combined: the verdict is then on what the CRF adds to the largest
+    # component, and the rivals keep the largest component too.
     measured = {line.method for line in table}
     own = tuple(rival for rival in (*RIVALS, *COARSE_RIVALS) if rival in measured)
     alone = verdict(table, TRAINED, NETWORK, rivals=(*own, LARGEST), subject="the trained CRF", summary=summary)
@@ -156,11 +150,10 @@ def judge(
 
 
 def measure_methods(case: Case, regions: Mapping[str, Sequence[int]], tuned: Tuned, device: str, threads: int) -> MethodValues:
-    """Return METRICS of every method on one case, and CALIBRATION_METRICS of PROBABILITIES.
-
-    The case is read with its labels, where L marks voxels without a reference; `regions` has the labels of each region, by name; the
-    methods are tuned on other cases; device and threads are for the CRF.
-    """
+    """Return METRICS of every method on one case, and CALIBRATION_METRICS of PROBABILITIES."""
+    # The case is read with its labels, where L marks voxels without a reference; `regions` has the
+    # labels of each region, by name; the methods are tuned on other cases; device and threads are
+    # for the CRF.
     assert case.labels is not None
     given: Network = ArrayNetwork(case.logits, "logits", case.regions, case.network_spacing)
     fit, network, logits, inside = tuned.fit, case.decode(case.logits), case.logits, case.mask
@@ -183,7 +176,12 @@ def measure_methods(case: Case, regions: Mapping[str, Sequence[int]], tuned: Tun
     maps = {NETWORK: network, TRAINED: refined.label_map}
     is_coarse = fit.parameters.counts_network_voxels
     of_network = measure_probabilities(case, probabilities_of(case.logits, case.regions))
-    of_trained = of_network if fit.is_network else measure_probabilities(case, _of_all_labels(refined))
+    of_trained = of_network
+    if not fit.is_network:
+        marginals = refined.marginals
+        if refined.regions is None and len(marginals) < refined.num_labels:  # A label that a label map lacks has no channel.
+            marginals = expand_channels(marginals, refined.channel_labels, refined.num_labels, 0.0)
+        of_trained = measure_probabilities(case, marginals)
     del refined
     guided = network
     if tuned.guidance.radius_mm > 0:
@@ -210,13 +208,6 @@ def measure_methods(case: Case, regions: Mapping[str, Sequence[int]], tuned: Tun
             known[key] = measure_case(maps[name], case.labels, regions, case.spacing, **how)
         values[name] = known[key]
     return values
-
-
-def _of_all_labels(refined: RefinementResult) -> NDArray[np.float32]:
-    """Return the marginals with a channel for each label; a label that a label map lacks has none."""
-    if refined.regions is not None or len(refined.channel_labels) == refined.num_labels:
-        return refined.marginals
-    return expand_channels(refined.marginals, refined.channel_labels, refined.num_labels, 0.0)
 
 
 def measure_probabilities(case: Case, probabilities: NDArray[np.floating[Any]]) -> RegionValues:

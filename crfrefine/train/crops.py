@@ -1,7 +1,4 @@
-"""The part of a case that training uses: the surroundings of foreground in the network's labels or the reference.
-
-Bandwidths are learned there; the millions of voxels far from foreground would only cost time.
-"""
+"""The part of a case that training uses: the surroundings of foreground in the network's labels or the reference."""
 
 from __future__ import annotations
 

@@ -15,22 +15,14 @@ from crfrefine.base.failures import Causes, expected_error
 from crfrefine.base.text import listed, see, shorten
 from crfrefine.errors import CrfRefineError, InputError, UnexpectedError
 from crfrefine.io.paths import add_volumes
-from crfrefine.runs.cases.case import (
-    Case,
-    CaseFiles,
-    CaseList,
-    DatasetDescription,
-    ReadingOptions,
-    load_case,
-    read_case_headers,
-    read_dataset_description,
-)
-from crfrefine.runs.cases.case_files import IncompleteCase, describe_left_out, require_all_complete, too_few_complete
-from crfrefine.runs.cases.dataset_description import read_descriptions
+from crfrefine.runs.cases.case import Case, load_case
+from crfrefine.runs.cases.case_files import CaseFiles, CaseList, IncompleteCase, describe_left_out, require_all_complete, too_few_complete
+from crfrefine.runs.cases.case_headers import read_case_headers
+from crfrefine.runs.cases.dataset_description import DatasetDescription, read_dataset_description, read_descriptions
 from crfrefine.runs.cases.discovery import discover_cases
 from crfrefine.runs.cases.label_input import KIND
 from crfrefine.runs.cases.nnunet import find_trained_cases, require_trained
-from crfrefine.runs.cases.reading_options import NO_REGIONS, DeclaredLabels, RegionReading, declared_labels, find_regions
+from crfrefine.runs.cases.reading_options import NO_REGIONS, DeclaredLabels, ReadingOptions, RegionReading, declared_labels, find_regions
 from crfrefine.train.options import DataFolders
 
 _MAX_NAMED = 3
@@ -50,10 +42,8 @@ def attempt(work: Callable[[CaseFiles], Result], case: CaseFiles) -> Result | Cr
 
 
 def require_all(results: Sequence[Result | CrfRefineError], folder: Path) -> list[Result]:
-    """Return the results of all cases; raise the error of a single bad case, or an error that names the first few and their causes.
-
-    A training without the bad cases would have to be repeated once they are fixed.
-    """
+    """Return the results of all cases; raise the error of a single bad case, or an error that names the first few and their causes."""
+    # A training without the bad cases would have to be repeated once they are fixed.
     failed = [result for result in results if isinstance(result, CrfRefineError)]
     if len(failed) == 1:
         raise failed[0]
@@ -103,11 +93,10 @@ class LabeledCases:
 def find_cases(
     data: DataFolders, *, strict: bool = False, input_type: str = "auto", resample: str | None = None, num_labels: int | None = None
 ) -> LabeledCases:
-    """Find the complete cases and compare their headers: all must have the same labels, modalities and axes.
-
-    A case that lacks a file is left out. A file that exists but cannot be used is an error: it can be fixed, and a long training without
-    the case would have to be repeated. Raise InputError also for fewer than two complete cases, and with `strict`, if a case lacks a file.
-    """
+    """Find the complete cases and compare their headers: all must have the same labels, modalities and axes."""
+    # A case that lacks a file is left out. A file that exists but cannot be used is an error: it
+    # can be fixed, and a long training without the case would have to be repeated. Raise InputError
+    # also for fewer than two complete cases, and with `strict`, if a case lacks a file.
     cases, description, advice = _discover(data, input_type)
     add_volumes(data.images, data.labels, data.logits, data.masks, *(path for case in cases for path in case.paths))
     left_out = tuple(IncompleteCase(case.case_id, case.missing) for case in cases if case.missing)
@@ -195,11 +184,10 @@ def _label_names(description: DatasetDescription | None, num_labels: int) -> tup
 
 
 def read_labeled(files: CaseFiles, cases: LabeledCases, reading: ReadingOptions, *, threads: int) -> Case:
-    """Read one case with its reference and check that labels and logits fit.
-
-    Voxels with the ignore label get the label L, one above the last: they take part in the model but are not counted. Raise InputError if
-    the reference has a label that the logits have no channel for, and the errors of `load_case`.
-    """
+    """Read one case with its reference and check that labels and logits fit."""
+    # Voxels with the ignore label get the label L, one above the last: they take part in the model
+    # but are not counted. Raise InputError if the reference has a label that the logits have no
+    # channel for, and the errors of `load_case`.
     case = load_case(files, reading, threads=threads, with_labels=True)
     if case.labels is None:
         raise InputError(f"case {files.case_id!r}: no labels")

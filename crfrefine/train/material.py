@@ -79,11 +79,7 @@ _GOLDEN = 0.6180339887498949
 
 @dataclass(frozen=True)
 class Sample:
-    """Some tiles that stand for a crop: drawn by the network's expected errors, evenly along the crop, and other ones in the next case.
-
-    The change that a model makes in a tile is extrapolated to the case. All models are compared on the same tiles, so that chance
-    hardly decides.
-    """
+    """Some tiles that stand for a crop, drawn by the network's expected errors; what a model changes there is extrapolated."""
 
     parts: tuple[Crop, ...]  # views
     shares: tuple[float, ...]  # weight of each part in the mean of the losses; they sum to 1
@@ -95,11 +91,6 @@ class Sample:
     def of_crop(cls, crop: Crop) -> Sample:
         """Return the sample that is all of a crop, and counts exactly."""
         return cls((crop,), (1.0,), (1.0,), crop.outside, (np.zeros_like(crop.outside),))
-
-    def count_case(self, counts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
-        """Return the (L, L) voxels of the case, estimated from those of the parts; exact where the parts are the crop."""
-        change = sum(factor * (count - own) for factor, count, own in zip(self.factors, counts, self.of_parts, strict=True))
-        return np.maximum(self.before + np.rint(change).astype(np.int64), 0)
 
 
 def make_sample(crop: Crop, number: int) -> Sample:

@@ -15,7 +15,7 @@ from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.engines.base import Kernels
 from crfrefine.layer import functional
 from crfrefine.layer.module import CrfRnn
-from crfrefine.metrics.counts import OverlapCounts, dice
+from crfrefine.metrics.masks import OverlapCounts, dice
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.refinement.volumes import volume_bias
 from crfrefine.train.crops import Crop
@@ -184,10 +184,8 @@ def network_score(crop: Crop | Sample, loss: Loss, device: TrainingDevice = CPU,
 
 
 def _with_volumes(refined: Tensor, crop: Crop, values: CropTensors) -> Tensor:
-    """Return (L, N) logits, biased so that each label has the volume that the coarser network gives it, as after `infer`.
-
-    The bias is a constant to the gradient.
-    """
+    """Return (L, N) logits, biased so that each label has the volume that the coarser network gives it, as after `infer`."""
+    # The bias is a constant to the gradient.
     given = crop.decode(crop.logits) if crop.label_map is None else crop.label_map
     labels = given.ravel()[values.index.cpu().numpy()]
     bias = volume_bias(refined.detach().float().cpu().numpy(), labels)
@@ -209,7 +207,9 @@ def _score(crop: Crop | Sample, loss: Loss, refine: Callable[[Crop], tuple[Tenso
             mean += share * float(loss(refined, labels))
             pairs = torch.bincount(labels * part.num_labels + _decode(refined, part), minlength=part.num_labels**2)
             counts.append(pairs.cpu().numpy().reshape(part.num_labels, part.num_labels))
-    return CaseScore(mean, sample.count_case(counts))
+    # The voxels of the case are estimated from those of the parts; exact where the parts are the crop.
+    change = sum(factor * (count - own) for factor, count, own in zip(sample.factors, counts, sample.of_parts, strict=True))
+    return CaseScore(mean, np.maximum(sample.before + np.rint(change).astype(np.int64), 0))
 
 
 def _decode(refined: Tensor, crop: Crop) -> Tensor:
@@ -228,10 +228,7 @@ def _decode(refined: Tensor, crop: Crop) -> Tensor:
 
 
 def _refine_regions(layer: CrfRnn, log_odds: Tensor, image: Tensor, threads: int, kernels: Sequence[Kernels]) -> Tensor:
-    """Return refined log-odds (R, *grid): each region is a problem of two labels, differentiable in the layer's parameters.
-
-    The image is (1, M, *grid), and the kernels are built for two labels.
-    """
+    """Return refined log-odds (R, *grid): each region is a problem of two labels, differentiable in the parameters."""
     spatial_weight, gamma, biases = layer.spatial_weight, layer.theta_gamma, layer.bias
 
     def weight_of(region: int, weights: Tensor) -> Tensor:

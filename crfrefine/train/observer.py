@@ -1,9 +1,12 @@
-"""The interface to which a training run reports its progress, and how much of the run is done."""
+"""The observer of a training run, how much of the run is done, and the threads that cases share."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 from crfrefine.runs.options import Observer
 from crfrefine.runs.records import Record
@@ -65,3 +68,25 @@ class Progress:
     def part_ended(self) -> None:
         """A training of the run is over."""
         self._parts, self._steps = self._parts + 1, 0
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Workers(ThreadPoolExecutor):
+    """Divides threads between items and the computation of each; with `one_by_one`, models run one at a time."""
+
+    def __init__(self, threads: int, *, one_by_one: bool = False) -> None:
+        super().__init__(threads, "case")
+        self.threads, self._one_by_one = threads, one_by_one
+
+    def run_on_device(self, function: Callable[[Item, int], Result], items: Sequence[Item]) -> list[Result]:
+        """Like `run`, for computations of the model."""
+        return self.run(function, items, one_by_one=self._one_by_one)
+
+    def run(self, function: Callable[[Item, int], Result], items: Sequence[Item], *, one_by_one: bool = False) -> list[Result]:
+        """Return `function(item, number of threads)` of each item, in order; the first item's error is raised."""
+        if one_by_one or len(items) < self.threads or self.threads == 1:
+            return [function(item, self.threads) for item in items]
+        return list(self.map(lambda item: function(item, 1), items))

@@ -128,10 +128,9 @@ def locate_folders(folder: Path | None, **named: Path | None) -> DataFolders:
 
 
 def locate(folder: Path | None, needed: Sequence[str], named: Mapping[str, Path | None], *, takes_files: bool = False) -> dict[str, Path]:
-    """Return where images, labels, logits and masks are, by these names: in `folder`, unless they are named.
-
-    With `takes_files`, names may be those of the files of one case. Raise InputError if a path does not exist or is missing.
-    """
+    """Return where images, labels, logits and masks are, by these names: in `folder`, unless they are named."""
+    # With `takes_files`, names may be those of the files of one case. Raise InputError if a path
+    # does not exist or is missing.
     places: dict[str, Path] = {}
     if folder is not None and not folder.is_dir():
         raise InputError(f"{folder}: no such folder; expected one that holds {', '.join(f'{what}/' for what in needed)}")
@@ -157,10 +156,7 @@ def _existing(path: Path, what: str, *, takes_files: bool = False) -> Path:
 
 
 def locate_nnunet(folder: Path, *, images: Path | None = None, labels: Path | None = None, masks: Path | None = None) -> DataFolders:
-    """Return where nnU-Net has images, labels and probabilities of a trained network, unless they are named; raise InputError if not found.
-
-    `folder` is `nnUNet_results/DatasetXXX_NAME/TRAINER__PLANS__CONFIGURATION`.
-    """
+    """Return where nnU-Net has images, labels and probabilities of a trained network, unless they are named."""
     from crfrefine.runs.cases.nnunet import locate_images, locate_labels, require_trained
 
     network = require_trained(folder)

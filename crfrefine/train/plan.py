@@ -15,21 +15,66 @@ from crfrefine.base.text import counted, shorten
 from crfrefine.errors import ConfigError, CrfRefineError, InputError
 from crfrefine.metrics.regions import RESERVED, Region, parse_region
 from crfrefine.parameters.model import CrfParameters, as_parameters
-from crfrefine.runs.cases.case import Case, CaseFiles
+from crfrefine.runs.cases.case import Case
+from crfrefine.runs.cases.case_files import CaseFiles
 from crfrefine.runs.cases.reading_options import ReadingOptions
 from crfrefine.train import crops as cropping
 from crfrefine.train import starts as setup
 from crfrefine.train.baselines import Guidance, Scores, Tuned, fit_scaling, largest_scores, score_guided
-from crfrefine.train.candidates import VOLUMES, FitResult, Rivals
 from crfrefine.train.crops import Crop, make_crop
 from crfrefine.train.dataset import LabeledCases, attempt, find_cases, read_labeled, require_all
-from crfrefine.train.folds import Split, choose_num_folds, make_folds
 from crfrefine.train.material import Material, TrainingDevice
 from crfrefine.train.model import dice_of, make_loss, make_region_loss, mean_defined
-from crfrefine.train.observer import Progress
+from crfrefine.train.observer import Progress, Workers
 from crfrefine.train.options import COARSE_LEARN, LEARNABLE, VOLUME_GROUP, TrainingOptions
-from crfrefine.train.starts import Start, make_starts
-from crfrefine.train.threads import Workers
+from crfrefine.train.starts import VOLUMES, FitResult, Rivals, Start, make_starts
+
+DEFAULT_NUM_FOLDS = 5
+DECIDING_SHARE = 0.2
+MIN_DECIDING = 16  # number of deciding cases, if a fifth of the cases is less; of few cases, half of them decide
+
+
+@dataclass(frozen=True)
+class Split:
+    """The cases of one training, by their numbers: those that supply gradients, those that decide, and those for measuring."""
+
+    training: tuple[int, ...]
+    deciding: tuple[int, ...]
+    held_out: tuple[int, ...]
+
+    @property
+    def seen(self) -> list[int]:
+        """All cases that may be used for fitting: those not held out."""
+        return sorted({*self.training, *self.deciding})
+
+
+def choose_num_folds(asked: int | None, num_cases: int) -> int:
+    """Return the number of folds; raise ConfigError for fewer than two folds, or more folds than cases."""
+    if asked is None:
+        return min(DEFAULT_NUM_FOLDS, num_cases)
+    if not 2 <= asked <= num_cases:
+        raise ConfigError(f"--folds: expected 2 to {num_cases} (the number of cases: leave one out), got {asked}")
+    return asked
+
+
+def make_folds(num_cases: int, num_folds: int, seed: int) -> list[Split]:
+    """Divide the cases at random, each held out once; with as many folds as cases, keep their order."""
+    order = np.arange(num_cases) if num_folds == num_cases else np.random.default_rng([seed, num_cases]).permutation(num_cases)
+    splits = []
+    for fold in range(num_folds):
+        held_out = sorted(int(case) for case in order[fold::num_folds])
+        splits.append(split_training([int(case) for case in order if int(case) not in held_out], seed + fold, held_out))
+    return splits
+
+
+def split_training(cases: Sequence[int], seed: int, held_out: Sequence[int] = ()) -> Split:
+    """Set aside the deciding cases among those that may be trained on."""
+    num_deciding = max(round(DECIDING_SHARE * len(cases)), min(MIN_DECIDING, len(cases) // 2))
+    if num_deciding == 0:
+        return Split(tuple(cases), tuple(cases), tuple(held_out))
+    chosen = np.random.default_rng([seed, len(cases), 1]).permutation(np.asarray(sorted(cases)))
+    deciding = sorted(int(case) for case in chosen[:num_deciding])
+    return Split(tuple(case for case in sorted(cases) if case not in deciding), tuple(deciding), tuple(held_out))
 
 
 @dataclass(frozen=True)
@@ -60,10 +105,7 @@ class Plan:
 
     @property
     def learn(self) -> tuple[str, ...]:
-        """The groups that gradients move, in the order of LEARNABLE; regions, each a problem of two labels, have no compatibility to learn.
-
-        The volume term is among them where the model begins with one, or nothing else is learned; otherwise it is chosen afterwards.
-        """
+        """The groups that gradients move, in the order of LEARNABLE; the volume term where the model begins with one, or moves alone."""
         fixed = ("compatibility",) if self.cases.regions is not None else ()
         if self.is_coarse:  # Volumes are kept afterwards, which leaves no bias to learn.
             return tuple(group for group in COARSE_LEARN if group in self.options.learn)

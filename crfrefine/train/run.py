@@ -22,28 +22,20 @@ from crfrefine.errors import ConfigError, InputError
 from crfrefine.io.atomic import check_replaceable
 from crfrefine.statistics.comparison import summary_dicts
 from crfrefine.train import starts as setup
-from crfrefine.train.baselines import Tuned
-from crfrefine.train.calibration import calibrate, calibrate_output
-from crfrefine.train.candidates import CALIBRATION, UNTRAINED, Candidate, FitResult, choose, is_gain, no_crf, pooled, taken
+from crfrefine.train.baselines import Tuned, calibrate, calibrate_output
 from crfrefine.train.comparison import NETWORK, TRAINED, FoldResult, TrainingResult, compare
-from crfrefine.train.cross_validation import cross_validate, fingerprint, read_folds
-from crfrefine.train.fitting import Fit, Task
-from crfrefine.train.folds import Split
+from crfrefine.train.cross_validation import Fit, Task, cross_validate, fingerprint, read_folds
 from crfrefine.train.material import choose_device
 from crfrefine.train.model import mean_defined
-from crfrefine.train.observer import Progress, TrainingObserver
+from crfrefine.train.observer import Progress, TrainingObserver, Workers
 from crfrefine.train.options import DEFAULT_LEARN, WRITTEN_BY, TrainingOptions
-from crfrefine.train.plan import Plan, Prepared, make_plan, prepare
-from crfrefine.train.starts import Start
-from crfrefine.train.threads import Workers
+from crfrefine.train.plan import Plan, Prepared, Split, make_plan, prepare
+from crfrefine.train.starts import CALIBRATION, UNTRAINED, Candidate, FitResult, Start, choose, is_gain, no_crf, pooled, taken
 
 
 @keeping_inputs()
 def run_training(options: TrainingOptions, observer: TrainingObserver | None = None) -> TrainingResult:
-    """Fit the CRF to labeled cases, write the results, and return them; finished folds stay in their files if the run is stopped.
-
-    Raise a CrfRefineError if nothing can be done: cases that do not fit, a device that is not there, a place that cannot be written to.
-    """
+    """Fit the CRF to labeled cases, write the results, and return them; finished folds stay if the run is stopped."""
     started = time.monotonic()
     add_inputs(*filter(None, [options.config]))
     if not options.learn or not set(options.learn) <= set(DEFAULT_LEARN):

@@ -1,4 +1,4 @@
-"""The models that training starts from, and the lengths and number of its steps: the only place to change them.
+"""The models that training starts from, the lengths and number of its steps, its candidates, and the choice among them.
 
 The best bandwidths differ by a factor of ten between data sets and theta is not convex, so several scales are tried, and the best are
 trained. Lengths are in units of the data's voxels, intensities in those that the normalization gives.
@@ -9,13 +9,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.parameters.sections import CompatibilityParameters, PostprocessParameters
+from crfrefine.parameters.sections import CompatibilityParameters, PostprocessParameters, VolumeParameters
 
 THETA_ALPHA_VOXELS = (1.0, 3.0, 6.0, 12.0)
 THETA_BETAS = (0.06, 0.15)
@@ -45,10 +46,7 @@ class Start:
 def make_starts(
     base: CrfParameters | None, learn: Sequence[str], num_labels: int, num_modalities: int, spacing: Sequence[float]
 ) -> list[Start]:
-    """Return the models to start from: the built-in ones, or the user's, of which one start has its own bandwidths.
-
-    Without theta to learn, a user's model leaves nothing to choose from. The spacing is that of a typical case.
-    """
+    """Return the models to start from: the built-in ones, or the user's, one of which has its own bandwidths."""
     model = CrfParameters().replace(**{"mean_field.temperature": TEMPERATURE}) if base is None else base
     model = prepare(model, learn, num_labels, num_modalities)
     starts = [] if base is None else [Start("given", model)]
@@ -128,3 +126,166 @@ def rounded(parameters: CrfParameters) -> CrfParameters:
 
     table = parameters.to_dict()
     return CrfParameters.from_dict({name: short(value) if name in _SECTIONS else value for name, value in table.items()})
+
+
+NO_CRF = "no CRF"  # kind of a result that leaves the network's labels as they are; also the name of its start
+# Kind of the candidate that has a temperature and biases, but no weights; also the name of its start.
+CALIBRATION = "recalibration alone"
+UNTRAINED = "preset default, untrained"  # kind of the preset as it is; also the name of its start
+CRF = "CRF"  # kind of the best trained model, with the volume term of its start
+# Beginning of kinds with one weight for all labels, no biases, and a volume term: it does in each case what weights and biases per label
+# do on average.
+ONE_WEIGHT = f"{CRF} with one weight"
+# Volume terms that are tried once the rest is trained. The first protects at little cost: with it, a model is the gentler one.
+VOLUMES = (VolumeParameters(0.5), VolumeParameters(0.75))
+HARM = 2.0  # losses weigh twice as much as gains
+# Share of the best candidate's gain, losses counted HARM-fold, that a gentler one must keep to be taken instead.
+KEPT_GAIN = 0.95
+# Fewer deciding cases never prefer the trained model, without a volume term, to a gentler one: they say little of cases unlike them.
+MIN_DECIDING = 8
+# Fewer cases cannot tell many candidates apart: then only the recalibrated network and the trained model are candidates.
+MIN_CASES = 3
+
+
+@dataclass(frozen=True)
+class Rivals:
+    """Candidates beside the recalibrated network and the trained model."""
+
+    volumes: tuple[VolumeParameters, ...] = ()
+    untrained: CrfParameters | None = None  # the preset, where it is comparable
+    prefers_first_volume: bool = False  # whether a model with the first volume term is gentler than without, and goes before it
+
+
+NO_RIVALS = Rivals()
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A way to refine, and its gains on the cases that decide."""
+
+    kind: str  # the same in all trainings of a run
+    start: str
+    parameters: CrfParameters
+    optimizer_step: int = field(metadata={"key": "best_iteration"})
+    gains: tuple[float, ...]  # Dice minus the network's, of each case that has a Dice
+
+
+def variants(trained: CrfParameters, rivals: Rivals) -> list[tuple[str, CrfParameters]]:
+    """Return kind and parameters of a trained model and of its rivals, gentler ones first."""
+    volumes = [volume for volume in rivals.volumes if volume != trained.volume]
+    num_gentle = 1 if volumes and rivals.prefers_first_volume else 0
+    kind, model, gentlest = CRF, trained, []
+    if rivals.untrained is not None:
+        gentlest = [(UNTRAINED, rivals.untrained)]
+        # One appearance kernel with the mean of its weights for all labels, and without biases.
+        kernel = replace(trained.bilateral[0], weight=float(np.mean(trained.bilateral[0].weight)))
+        model = rounded(replace(trained, bilateral=(kernel,), mean_field=replace(trained.mean_field, bias=0.0)))
+        kind, volumes = ONE_WEIGHT, volumes if num_gentle else []
+    with_volumes = [
+        (f"{kind}, volume {volume.weight:g}" if volume.weight > 0.0 else f"{kind}, no volume term", model.replace(volume=volume))
+        for volume in volumes
+    ]
+    return [*gentlest, *with_volumes[:num_gentle], (CRF, trained), *with_volumes[num_gentle:]]
+
+
+def pooled(trainings: Sequence[Sequence[Candidate]]) -> list[Candidate]:
+    """Return the candidates that all trainings have in common, with all gains; the rest is the best one's."""
+    kinds = [candidate.kind for candidate in trainings[0]] if trainings else []
+    by_kind = {kind: [candidate for training in trainings for candidate in training if candidate.kind == kind] for kind in kinds}
+    common = [same for same in by_kind.values() if len(same) == len(trainings)]
+    best = [max(same, key=lambda candidate: float(np.sum(candidate.gains))) for same in common]
+    gains = [tuple(gain for candidate in same for gain in candidate.gains) for same in common]
+    return [replace(candidate, gains=own) for candidate, own in zip(best, gains, strict=True)]
+
+
+def choose(candidates: Sequence[Candidate]) -> Candidate | None:
+    """Return the candidate to take, None for the network as it is.
+
+    Losses count HARM-fold. Among those whose gain exceeds chance (`is_gain`), that with the best mean is taken, or the first one, since
+    gentler ones come first, that keeps KEPT_GAIN of this mean and whose distance from it chance explains. Where there are models with one
+    weight, these and the gentler ones are compared first; the trained model, with its many weights and biases, must then be better than
+    what they choose by more than chance, on MIN_DECIDING cases or more.
+    """
+    useful = [candidate for candidate in candidates if is_gain(candidate.gains) and _valued(candidate).mean() > 0.0]
+    if not any(candidate.kind.startswith(ONE_WEIGHT) for candidate in candidates):
+        return _choose_gentlest(useful)
+    chosen = _choose_gentlest([candidate for candidate in useful if candidate.kind != CRF])
+    full = next((candidate for candidate in useful if candidate.kind == CRF), None)
+    if chosen is None or full is None:
+        return chosen or full
+    is_better = len(full.gains) >= MIN_DECIDING and is_gain(_valued(full) - _valued(chosen))
+    return full if is_better else chosen
+
+
+def _choose_gentlest(useful: Sequence[Candidate]) -> Candidate | None:
+    if not useful:
+        return None
+    best = max((_valued(candidate) for candidate in useful), key=lambda values: float(values.mean()))
+
+    def is_as_good(values: NDArray[np.float64]) -> bool:
+        return float(values.mean()) >= KEPT_GAIN * float(best.mean()) and not is_gain(best - values)
+
+    return next(candidate for candidate in useful if is_as_good(_valued(candidate)))
+
+
+def _valued(candidate: Candidate) -> NDArray[np.float64]:
+    """Return the gains of the cases with each loss HARM-fold."""
+    values = np.asarray(candidate.gains, dtype=float)
+    return np.where(values < 0.0, HARM * values, values)
+
+
+def is_gain(gains: Sequence[float] | NDArray[np.float64]) -> bool:
+    """Return whether gains of cases exceed chance: their mean is more than its standard error above 0."""
+    values = np.asarray(gains, dtype=float)
+    error = float(values.std(ddof=1)) / math.sqrt(values.size) if values.size > 1 else 0.0
+    return bool(values.size) and float(values.mean()) > max(error, 0.0)
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """Result of a training."""
+
+    start: str  # name of the start that won; NO_CRF or CALIBRATION if no CRF was better
+    parameters: CrfParameters  # all weights are 0 if no CRF was better
+    score: float  # mean Dice of the deciding cases with them
+    network_score: float  # mean Dice of the deciding cases without a CRF
+    gains: tuple[float, ...]  # Dice minus the network's, per deciding case, of what won or else of the best CRF; empty if unknown
+    best_optimizer_step: int = field(metadata={"key": "best_iteration"})  # of the start that won
+    histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # loss, Dice and bandwidths of each start over its steps
+    kind: str = NO_CRF  # of the candidate that was chosen
+    trained: CrfParameters | None = None  # the best trained model, chosen or not; None means that nothing was trained
+    candidates: tuple[Candidate, ...] = ()  # simpler models first
+
+    @property
+    def is_network(self) -> bool:
+        """Whether no CRF was better than the network alone."""
+        return self.start == NO_CRF
+
+    @property
+    def is_calibration(self) -> bool:
+        """Whether the network recalibrated was better than the network and than every CRF."""
+        return self.start == CALIBRATION
+
+    def describe(self) -> str:
+        """Return a one-line description."""
+        if math.isnan(self.network_score):
+            return "no CRF is better than the network alone: none of the cases that decide has any foreground"
+        if self.is_network:
+            return f"no CRF is better than the network alone (Dice {self.network_score:.4f} on the cases that decide)"
+        gain = f"Dice {self.network_score:.4f} -> {self.score:.4f} on the cases that decide"
+        if self.is_calibration:
+            return f"no CRF is better than the network recalibrated: {gain}"
+        volume = f", volume.weight {self.parameters.volume.weight:g}" if self.parameters.volume.weight > 0.0 else ""
+        return f"{self.start}{volume}: {gain}, at iteration {self.best_optimizer_step}"
+
+
+def no_crf(parameters: CrfParameters, network_score: float, gains: Sequence[float] = (), **more: Any) -> FitResult:
+    """Return the result of a training in which no CRF was better than the network alone; `more` are further attributes."""
+    return FitResult(NO_CRF, without_crf(parameters), network_score, network_score, tuple(gains), 0, **more)
+
+
+def taken(chosen: Candidate, network_score: float, **more: Any) -> FitResult:
+    """Return the result of a training in which a candidate was chosen; `more` are further attributes."""
+    score = network_score + float(np.mean(chosen.gains))
+    step = chosen.optimizer_step
+    return FitResult(chosen.start, chosen.parameters, score, network_score, chosen.gains, step, kind=chosen.kind, **more)

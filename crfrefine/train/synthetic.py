@@ -20,7 +20,7 @@ from scipy.ndimage import gaussian_filter
 from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.arrays.probabilities import softmax
 from crfrefine.arrays.region_scheme import RegionScheme, sigmoid
-from crfrefine.metrics import counts
+from crfrefine.metrics.masks import OverlapCounts, dice
 from crfrefine.train.crops import count_confusion
 
 # Widths of the noise in voxels of the network, in equal parts: errors of a voxel, which any smoothing removes, and errors that look like
@@ -61,10 +61,9 @@ class Channels:
         return logarithms
 
     def agreeing(self, logits: NDArray[np.float32], truth: NDArray[Any]) -> NDArray[np.float32]:
-        """Return a copy of (channels, *grid) logits that decodes to the (*grid) truth, as doubtful as they were at each voxel.
-
-        Where they say another label, its logit changes places with that of the true one; the log-odds of regions change their sign.
-        """
+        """Return a copy of (channels, *grid) logits that decodes to the (*grid) truth, as doubtful as they were at each voxel."""
+        # Where they say another label, its logit changes places with that of the true one; the
+        # log-odds of regions change their sign.
         if self.regions is not None:
             inside = np.stack([np.isin(truth, labels) for labels in self.regions.labels])
             return np.where(inside, np.maximum(np.abs(logits), np.finfo(np.float32).tiny), -np.abs(logits))
@@ -80,17 +79,13 @@ def dice_of(labels: NDArray[Any], truth: NDArray[Any], groups: Sequence[Sequence
     """Return the mean Dice of two (*grid) label maps over the groups of labels with MIN_VOXELS in the truth; NaN if none has."""
     num_labels = 1 + max(int(labels.max()), int(truth.max()), *(max(group) for group in groups))
     confusion = count_confusion(truth, labels, num_labels)
-    overlaps = [counts.OverlapCounts.of_confusion(confusion, group) for group in groups]
-    values = [counts.dice(overlap) for overlap in overlaps if overlap.num_reference >= MIN_VOXELS]
+    overlaps = [OverlapCounts.of_confusion(confusion, group) for group in groups]
+    values = [dice(overlap) for overlap in overlaps if overlap.num_reference >= MIN_VOXELS]
     return float(np.mean(values)) if values else float("nan")
 
 
 def expected_dice(logits: NDArray[np.float32], mask: NDArray[np.bool_], channels: Channels) -> float:
-    """Return the mean Dice that a network expects of itself, if its probabilities are right: 2 sum(p inside) / (voxels inside + sum(p)).
-
-    It is the mean over labels or regions that the network's (channels, *grid) logits give MIN_VOXELS in the (*grid) mask; NaN if there
-    are none.
-    """
+    """Return the mean Dice that a network expects of itself: 2 sum(p inside) / (voxels inside + sum(p)); or NaN."""
     labels, probabilities = channels.decode(logits), channels.probabilities(logits)
     values = []
     for number, group in enumerate(channels.groups, start=channels.regions is None):
@@ -113,10 +108,8 @@ def make_noise(shape: Sequence[int], voxel: float, random: np.random.Generator) 
 def noise_scale(
     logits: NDArray[np.float32], noise: NDArray[np.float32], truth: NDArray[Any], mask: NDArray[np.bool_], dice: float, channels: Channels
 ) -> float:
-    """Return the factor on (channels, *grid) noise that brings logits down to a Dice to the truth, within DICE_TOLERANCE where possible.
-
-    The logits decode to the (*grid) truth; voxels count in the (*grid) mask.
-    """
+    """Return the factor on (channels, *grid) noise that brings logits down to a Dice to the truth, within DICE_TOLERANCE where possible."""
+    # The logits decode to the (*grid) truth; voxels count in the (*grid) mask.
 
     def reached(scale: float) -> float:
         return dice_of(np.where(mask, channels.decode(logits + np.float32(scale) * noise), 0), truth, channels.groups)

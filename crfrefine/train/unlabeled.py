@@ -29,15 +29,16 @@ from crfrefine.io.paths import add_volumes
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import NORMALIZED
 from crfrefine.refinement.case import Plan, refine
-from crfrefine.runs.cases.case import Case, CaseFiles, read_case, read_case_headers
+from crfrefine.runs.cases.case import Case, read_case
+from crfrefine.runs.cases.case_files import CaseFiles
+from crfrefine.runs.cases.case_headers import read_case_headers
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.plan import RunInputs, find_inputs, plan_run
 from crfrefine.runs.records import read_records
-from crfrefine.train.observer import TrainingObserver
+from crfrefine.train.observer import TrainingObserver, Workers
 from crfrefine.train.options import UnlabeledOptions
 from crfrefine.train.starts import NUM_ITERATIONS, TEMPERATURE, Start, voxel_length
 from crfrefine.train.synthetic import MIN_VOXELS, Channels, block_means, dice_of, expected_dice, halving, make_noise, noise_scale
-from crfrefine.train.threads import Workers
 
 THETA_ALPHA_VOXELS = (1.0, 1.5, 2.0, 3.0, 6.0, 12.0)  # bandwidths of position: those that fit differ tenfold between data sets
 # The edges of a synthetic truth lie where the network put them, so that synthetic cases prefer to look at the image less than is good
@@ -65,10 +66,9 @@ DEFAULT = "default"
 
 
 def make_candidates(voxel: float, overrides: Mapping[str, Any]) -> list[Start]:
-    """Return `default` and the built-in sets, those with the same kernels one after the other.
-
-    `voxel` is the side of a typical voxel in mm; `overrides` are entries that all sets have, by their dotted keys.
-    """
+    """Return `default` and the built-in sets, those with the same kernels one after the other."""
+    # `voxel` is the side of a typical voxel in mm; `overrides` are entries that all sets have, by
+    # their dotted keys.
     candidates = [Start(DEFAULT, CrfParameters().replace(**overrides))]
     for alpha, weight, volume in itertools.product(THETA_ALPHA_VOXELS, WEIGHTS, VOLUME_WEIGHTS):
         changes = {
@@ -106,10 +106,9 @@ class Source:
 
 
 def make_source(case: Case, default: CrfParameters, threads: int, noise_voxels: float = 1.0) -> Source:
-    """Return the source of a case's synthetic ones: truths are the case refined with `default`, and the network's own labels.
-
-    Raise InputError for a label map, which does not say how sure the network is, and for a case without a label of MIN_VOXELS.
-    """
+    """Return the source of a case's synthetic ones: truths are the case refined with `default`, and the network's own labels."""
+    # Raise InputError for a label map, which does not say how sure the network is, and for a case
+    # without a label of MIN_VOXELS.
     if case.input_kind == "labels":
         raise InputError(
             f"case {case.case_id!r}: a label map does not say how sure the network is, so nothing can be chosen without labels; "
@@ -147,10 +146,9 @@ def make_source(case: Case, default: CrfParameters, threads: int, noise_voxels: 
 def score_candidates(
     source: Source, candidates: Sequence[Start], seed: Sequence[int], threads: int, check: Callable[[], None]
 ) -> NDArray[np.float64]:
-    """Return how well each candidate restores the truths of a case from noise of a seed; `check` may raise to stop.
-
-    The (kinds, 1 + candidates) Dice to the truth has the disturbed network first; a kind is a truth with a level of noise.
-    """
+    """Return how well each candidate restores the truths of a case from noise of a seed; `check` may raise to stop."""
+    # The (kinds, 1 + candidates) Dice to the truth has the disturbed network first; a kind is a
+    # truth with a level of noise.
     channels, draws = source.channels, []
     for number, (truth, logits) in enumerate(source.truths):
         noise = make_noise(logits.shape, source.noise_voxels, np.random.default_rng((*seed, number))) * source.mask
@@ -171,22 +169,17 @@ def score_candidates(
 
 
 def gains_of(table: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return what candidates gain over `default`, (units, kinds, candidates), and their scores, (units, candidates).
-
-    `table` has the (units, kinds, 1 + candidates) Dice, of the network first and of `default` next; units are cases, or draws of few
-    cases. A score is the mean over kinds of the gain in units of what the best candidate gains over the network: in an easy kind, small
-    gains count.
-    """
+    """Return what candidates gain over `default`, (units, kinds, candidates), and their scores, (units, candidates)."""
+    # `table` has the (units, kinds, 1 + candidates) Dice, the network first, `default` next. A
+    # score is the mean over kinds of the gain in units of the best candidate's over the network.
     best = np.maximum((table[:, :, 1:] - table[:, :, :1]).mean(axis=0).max(axis=-1), MIN_UNIT)
     gains = table[:, :, 1:] - table[:, :, 1:2]
     return gains, (gains / best[:, None]).mean(axis=1)
 
 
 def pick(table: NDArray[np.float64]) -> int:
-    """Return the candidate whose score is surely highest: the mean less its standard error, if that is above 0; else 0, for `default`.
-
-    Candidates that gain less than MIN_GAIN over `default` in a kind of synthetic case are out.
-    """
+    """Return the candidate whose score is surely highest: the mean less its standard error, if that is above 0; else 0, for `default`."""
+    # Candidates that gain less than MIN_GAIN over `default` in a kind of synthetic case are out.
     gains, scores = gains_of(table)
     lower = scores.mean(axis=0) - scores.std(axis=0, ddof=1) / np.sqrt(len(table))
     lower[(gains.mean(axis=0) < MIN_GAIN).any(axis=0)] = -np.inf
@@ -290,10 +283,9 @@ def run_unlabeled(options: UnlabeledOptions, observer: TrainingObserver) -> Choi
 
 
 def choose_for(options: InferenceOptions, overrides: Mapping[str, Any], observer: TrainingObserver) -> InferenceOptions:
-    """Return the options of a run with parameters that are chosen for its cases; with `resume`, as an earlier run of them has chosen.
-
-    All parameters to choose from have the entries of `overrides`, by their dotted keys; an earlier run that lacks them does not count.
-    """
+    """Return the options of a run with parameters that are chosen for its cases; with `resume`, as an earlier run of them has chosen."""
+    # All parameters to choose from have the entries of `overrides`, by their dotted keys; an
+    # earlier run that lacks them does not count.
     plan = plan_run(options)
     if options.parameters.mean_field.positions != "mm":
         raise ConfigError("mean_field.positions: built-in parameters to choose from are in mm; leave it out, or name parameters")
@@ -324,11 +316,10 @@ def choose(
     seed: int = 0,
     threads: int | None = None,
 ) -> Choice:
-    """Read some of the cases with all files, evenly spread, try all candidates on synthetic ones, and return the choice.
-
-    A case that cannot be used is left out. All candidates have the entries of `overrides`, by their dotted keys; the seed is that of the
-    noise. The choice does not depend on the number of threads; None means the cores that this process may use.
-    """
+    """Read some of the cases with all files, evenly spread, try all candidates on synthetic ones, and return the choice."""
+    # A case that cannot be used is left out. All candidates have the entries of `overrides`, by
+    # their dotted keys; the seed is that of the noise. The choice does not depend on the number of
+    # threads; None means the cores that this process may use.
     overrides = overrides or {}
     default = CrfParameters().replace(**overrides)
     complete = [case for case in inputs.cases if not case.problem]

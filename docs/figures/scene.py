@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import crfrefine
-from crfrefine.metrics.counts import OverlapCounts, dice
+from crfrefine.metrics.masks import OverlapCounts, dice
 from crfrefine.runs.demo.phantom import make_phantom
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -25,11 +25,7 @@ CASES = {
     "a size for label 1": (ISLANDS, {"min_component_ml": (0.0, 0.004, 0.0, 0.0)}, ("11..2...", "12.....3", ".2...2..", "........")),
     "for all and for label 2": (ISLANDS, {"min_component_ml": (0.004, 0.0, 0.006, 0.0)}, ("11......", "1.......", "........", "....1...")),
     # As nnU-Net's postprocessing does it: the largest island of all labels, and then the largest component of label 2 in it.
-    "all labels before each": (
-        NESTED,
-        {"keep_largest": ("foreground", "none", "each")},
-        ("211.....", "2111....", "........", "........"),
-    ),
+    "all labels before each": (NESTED, {"keep_largest": ("foreground", "none", "each")}, ("211.....", "2111....", "........", "........")),
     # One hole touches label 1 alone, the other 1 and 2.
     "holes of each": (HOLES, {"fill_holes": "each"}, ("111111", "111..2", "111222")),
     "holes of label 1": (HOLES, {"fill_holes": ("none", "each", "none")}, ("111111", "111..2", "111222")),

@@ -7,7 +7,9 @@ import pytest
 from io_helpers import OBLIQUE, affine_of, numbers, save_nifti
 
 from crfrefine.errors import InputError
-from crfrefine.runs.cases.case import CaseFiles, load_case, read_case_headers
+from crfrefine.runs.cases.case import load_case
+from crfrefine.runs.cases.case_files import CaseFiles
+from crfrefine.runs.cases.case_headers import read_case_headers
 
 SHAPE = (5, 6, 7)
 AFFINE = affine_of((1.0, 1.5, 2.25), (3.0, -4.0, 5.0), OBLIQUE)

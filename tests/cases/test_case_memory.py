@@ -11,7 +11,9 @@ from crfrefine.base.limits import PROCESS
 from crfrefine.errors import CapacityError
 from crfrefine.io import reading
 from crfrefine.runs.cases import case as cases
-from crfrefine.runs.cases.case import CaseFiles, ReadingOptions, load_case
+from crfrefine.runs.cases.case import load_case
+from crfrefine.runs.cases.case_files import CaseFiles
+from crfrefine.runs.cases.reading_options import ReadingOptions
 
 SHAPE = (5, 6, 7)
 AFFINE = affine_of((1.0, 1.5, 2.25))

@@ -10,7 +10,10 @@ from io_helpers import OBLIQUE, affine_of, itk_resampled, numbers, save_nifti, w
 from scipy.ndimage import zoom
 
 from crfrefine.errors import GridMismatchError, InputError
-from crfrefine.runs.cases.case import CaseFiles, ReadingOptions, load_case, read_case_headers
+from crfrefine.runs.cases.case import load_case
+from crfrefine.runs.cases.case_files import CaseFiles
+from crfrefine.runs.cases.case_headers import read_case_headers
+from crfrefine.runs.cases.reading_options import ReadingOptions
 
 SHAPE, COARSE = (13, 12, 10), (6, 9, 7)
 AFFINE = affine_of((1.0, 1.5, 2.0), (3.0, -4.0, 5.0), OBLIQUE)

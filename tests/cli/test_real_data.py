@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from cli_helpers import load_nifti, run_here
 
-from crfrefine.metrics.counts import OverlapCounts, dice
+from crfrefine.metrics.masks import OverlapCounts, dice
 
 BESIDE = Path(__file__).resolve().parents[3] / "shared" / "data"
 DATA = Path(os.environ.get("CRFREFINE_DATA", BESIDE)) / "hippocampus"

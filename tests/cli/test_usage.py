@@ -1,5 +1,8 @@
 """Help, version, wrong usage, and what the command does not import."""
 
+import csv
+import io
+import json
 import os
 import re
 import shlex
@@ -7,13 +10,16 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import typer.main
-from cli_helpers import files_in, run_here, run_process, write_folders
+from cli_helpers import GRID_SHAPE, errors, files_in, infer, load_nifti, run_here, run_process, save_nifti, statuses, write_folders
+from evaluation_helpers import label_map, read_metrics, save_map, write_study
 
-from crfrefine.cli.commands import COMMANDS, PANELS
-from crfrefine.cli.main import app
+from crfrefine.cli.main import COMMANDS, PANELS, app
 from crfrefine.cli.options import GONE
+from crfrefine.evaluate.run import metrics_csv
+from crfrefine.statistics.comparison import Measurement, ResultTable
 
 BASH = shutil.which("bash")
 
@@ -135,3 +141,205 @@ def test_bash_completes(tmp_path):
     *offered, rule = run.stdout.splitlines()
     assert [sorted(line.split()) for line in offered] == list(words.values())
     assert "-o default" in rule
+
+
+CASES = ("c0", "c1", "c2")
+EXCHANGED = "-i and -p seem to be exchanged"
+
+
+def test_one_cause_is_told_once_and_the_other_cases_named(folders):
+    """By the message without names and numbers; another cause is told apart."""
+    for case_id in ("c0", "c1", "c2"):
+        path = folders.logits / f"{case_id}.nii.gz"
+        if case_id == "c0":
+            path.write_bytes(b"")
+        else:
+            save_nifti(path, load_nifti(path)[: -1 - int(case_id[1])])
+    result = infer(folders, "-q", status=1)
+    other, first, second = errors(result.stderr)
+    assert "case 'c0': " in other
+    assert first == "crfrefine: error: case 'c1': logits and image are on different grids"
+    assert second == "crfrefine: error: 1 more case failed like 'c1' (c2): logits and image are on different grids"
+    assert result.stderr.count("--resample") == 1
+    assert len(errors(infer(folders, "-v").stderr)) == 3, "verbose tells each"
+
+
+def test_exchanged_inputs_are_named(folders, tmp_path):
+    """Numbered images; archives, which are no images at all; files of one name."""
+    save_nifti(tmp_path / "c0.nii.gz", (load_nifti(folders.images / "c0_0000.nii.gz") * 0.37).astype(np.float32))
+    np.savez(tmp_path / "c0.npz", logits=load_nifti(folders.logits / "c0.nii.gz").transpose())
+    for images, logits in (
+        (folders.logits, folders.images),
+        (tmp_path / "c0.npz", folders.images / "c0_0000.nii.gz"),
+        (folders.logits / "c0.nii.gz", tmp_path / "c0.nii.gz"),
+    ):
+        output = folders.output if images.is_dir() else tmp_path / "out.nii.gz"
+        result = run_here("infer", "-i", images, "-p", logits, "-o", output, status=1)
+        assert EXCHANGED in result.stderr
+
+
+def test_the_layout_of_totalsegmentators_data_sets_is_found(tmp_path):
+    data = tmp_path / "data"
+    for seed, case_id in enumerate(("s0001", "s0002")):
+        save_nifti(data / case_id / "ct.nii.gz", np.random.default_rng(seed).normal(0, 90, GRID_SHAPE).astype(np.int16))
+        for number, name in enumerate(("aorta", "liver", "spleen")):
+            mask = np.zeros(GRID_SHAPE, np.uint8)
+            mask[4 * number : 4 * number + 3, 3:11, 2:9] = 1
+            save_nifti(data / case_id / "segmentations" / f"{name}.nii.gz", mask)
+    (data / "meta.csv").write_text("image_id;age\n")
+    without = run_here("infer", "-i", data, "-p", data, "-o", tmp_path / "out")
+    assert len(errors(without.stderr)) == 1
+    assert "--input-type labels" in without.stderr
+    result = run_here("infer", "-i", data, "-p", data, "-o", tmp_path / "out", "--input-type", "labels", "--set", "bilateral.weight=0")
+    assert result.status == 0, result.stderr
+    assert "such as s0001/ct.nii.gz" in result.stderr
+    assert load_nifti(tmp_path / "out" / "s0002.nii.gz").max() == 3
+    judged = run_here("evaluate", tmp_path / "out", data, "-o", tmp_path / "report", "--processes", 1, "--no-report", "-i", data, status=0)
+    assert "liver" in judged.stdout
+    shown = run_here("info", data).stdout
+    assert "s0001  3 structures" in shown
+    assert f"-p {data} and -i {data} and --input-type labels" in shown
+
+
+def test_many_files_after_one_option_are_told_to_be_a_folder(folders):
+    """As the shell makes of `-i images/*.nii.gz`; or as files of several cases with the option each."""
+    first, second, third = (folders.images / f"{case}_0000.nii.gz" for case in CASES)
+    result = run_here("infer", "-i", first, second, third, "-p", folders.logits, "-o", folders.output, status=2)
+    assert "An option takes one path: give the folder of many cases, or repeat the option for the files of one case." in result.stderr
+    result = run_here("infer", "-i", first, "-i", second, "-p", folders.logits, "-o", folders.output, status=1)
+    assert errors(result.stderr) == [f"crfrefine: error: {first}: files of 2 cases, c0, c1; give the folder of the images"]
+
+
+def test_evaluate_is_over_the_cases_that_every_method_has(tmp_path):
+    """Of six cases, case 1 lacks its prediction, case 2 its baseline, case 3 its reference."""
+    study = write_study(tmp_path, 6)
+    for path in (study.after / "case1.nii.gz", study.before / "case2.nii.gz", study.labels / "case3.nii.gz"):
+        path.unlink()
+    reasons = {
+        "case1": f"no prediction in {study.after}",
+        "case2": f"no prediction in {study.before}",
+        "case3": f"no label map in {study.labels}",
+    }
+    result = run_here(*study.arguments, "--strict", status=1)
+    assert "crfrefine: error: 3 of 6 cases are incomplete, which --strict refuses:\n" in result.stderr
+    assert not study.output.exists()
+    (study.after / "case4.nii.gz").write_bytes(b"not an image")
+    result = run_here(*(argument for argument in study.arguments if argument != "--no-report"), status=1)
+    assert result.stderr.splitlines()[-1] == "failed: case4 (1 of 3 cases)"
+    said = "3 of 6 cases are left out: " + "; ".join(f"{reason} (1): {case}" for case, reason in reasons.items())
+    assert f"note: {said}\n" in result.stderr
+    assert f"<li>{said}" in (study.output / "report.html").read_text()
+    assert {case for case, _, _, name in read_metrics(study.output) if name == "prediction"} == {"case0", "case5"}
+    summary = study.summary()
+    assert summary["left_out"] == [{"case": case, "reasons": [reason]} for case, reason in reasons.items()]
+    assert (summary["num_cases"], summary["num_failed"], summary["num_left_out"]) == (3, 1, 3)
+    assert [failure["case"] for failure in summary["failures"]] == ["case4"]
+    comparison = summary["verdict"]["comparison"]
+    assert (comparison["num_pairs"], comparison["num_only_baseline"], comparison["num_only_method"]) == (2, 0, 0)
+
+
+DIGITS = "9" * 5000
+LONG = "x" * 100_000
+HOSTILE = "a\tb\n\x1b[31mc\u202ed"
+SHOWN = r"a\tb\n\x1b[31mc\u202ed"
+
+
+@pytest.fixture(scope="module")
+def one_case(tmp_path_factory):
+    return write_folders(tmp_path_factory.mktemp("absurd"), "a")
+
+
+def require_short(result, status):
+    assert result.status == status, result.stderr[:500]
+    assert "Traceback" not in result.stderr
+    lines = (result.stderr + result.stdout).split("\n")
+    assert max(map(len, lines)) < 800
+    assert all(line.replace("\t", "").isprintable() for line in lines)
+
+
+OVERRIDES = {
+    "mean_field.num_iterations=2147483648": "mean_field.num_iterations: must be at least 1 and at most 1000000, got 2147483648",
+    f"mean_field.num_iterations={DIGITS}": "a number with too many digits",
+    f"bilateral.weight=0x{'f' * 9000}": "bilateral.weight: expected a finite number, got a whole number",
+    f"bilateral.weight={'[' * 9000}": "lists or tables are nested too deeply",
+    f"bilateral.{DIGITS}.weight=1": "there is 1 kernel, counted from 0",
+    f"{LONG}=1": "unknown key; known tables: intensity",
+    f"bilateral.weight={LONG}": "bilateral.weight: expected a number, got 'xxx",
+    f"{HOSTILE}=1": rf"{SHOWN}: unknown key",
+}
+FILES = {
+    f"a = {'[' * 9000}": "not valid TOML: lists or tables are nested too deeply",
+    f"schema = {DIGITS}": "not valid TOML: a number with too many digits",
+    '"a\\tb\\u001b" = 1': r"a\tb\x1b: unknown key",
+    "": "too large for a parameter file",
+}
+
+
+def test_overrides_and_parameter_files(one_case, tmp_path):
+    for override, words in OVERRIDES.items():
+        result = run_here("infer", *one_case.arguments, "--set", override)
+        require_short(result, 1)
+        assert words in result.stderr
+    path = tmp_path / "p.toml"
+    for text, words in FILES.items():
+        path.write_text(text)
+        if not text:
+            os.truncate(path, 1 << 30)
+        result = run_here("infer", *one_case.arguments, "-c", path)
+        require_short(result, 1)
+        assert result.stderr.startswith(f"crfrefine: error: {path}: ")
+        assert words in result.stderr
+
+
+def test_options(one_case):
+    for options, status, words in (
+        (("--device", f"cuda:{DIGITS}"), 1, "expected one of auto, cpu, cuda, cuda:N, torch, torch:cuda, torch:cuda:N; got 'cuda:999"),
+        (("--threads", DIGITS), 2, "--threads"),
+        (("--num-parts", "2", "--part-id", "2147483648"), 2, "--part-id"),
+        (("-c", LONG), 2, "100000 characters are more than a path can have"),
+        (("-c", "x" * 1000), 1, "cannot be read as a parameter file: File name too long"),
+        (("-c", "/dev/zero"), 1, "/dev/zero: is not a regular file"),
+        (("-i", "a\0b"), 2, r"a\x00b: a path cannot hold the character NUL"),
+        (("--summary", LONG), 2, "more than a path can have"),
+    ):
+        result = run_here("infer", *one_case.arguments, *options)
+        require_short(result, status)
+        assert words in result.stderr
+    for arguments in ((LONG,), (f"--{LONG}",), ("info", LONG), ("convert", "a\0b", "c.nii"), ("evaluate", "a", "b", "-b", f"{LONG}=x")):
+        require_short(run_here(*arguments), 2)
+
+
+def test_a_name_that_breaks_tables_is_escaped_in_every_output(tmp_path):
+    """A file may be called so; its output is written all the same, under its own name."""
+    folders = write_folders(tmp_path, "good", HOSTILE, f"{HOSTILE}3")
+    (folders.logits / f"{HOSTILE}3.nii.gz").write_bytes(b"no volume")
+    result = infer(folders, "-v", "--preview", "--summary", tmp_path / "s.json", status=1)
+    assert {line.count("\t") for line in result.stdout.splitlines()} == {5}
+    assert statuses(result) == [(SHOWN, "done"), (SHOWN + "3", "failed"), ("good", "done")]
+    assert all(line.isprintable() for line in result.stderr.split("\n"))
+    assert (folders.output / f"{HOSTILE}.nii.gz").exists()
+    assert json.loads((tmp_path / "s.json").read_text())["cases"][0]["case_id"] == HOSTILE
+    study = write_study(tmp_path / "study", 1)
+    for folder in (study.labels, study.after, study.before):
+        save_map(folder / f"{HOSTILE}.nii.gz", label_map(7))
+    result = run_here(*study.arguments, "-v", "--name", "\x1b[31mred", "-r", "\x1b[2J=1", status=0)
+    assert all(line.replace("\t", "").isprintable() for line in (result.stdout + result.stderr).split("\n"))
+    assert len({len(line.split("\t")) for line in result.stdout.splitlines() if "\t" in line}) == 1
+    assert SHOWN in {case for case, *_ in read_metrics(study.output)}
+    result = run_here("info", study.labels, study.labels / f"{HOSTILE}.nii.gz", tmp_path / "b\x1b[31m.nii")
+    assert all(line.isprintable() for line in (result.stdout + result.stderr).split("\n"))
+    assert f"  {SHOWN} " in result.stdout
+
+
+def test_no_name_is_a_formula_or_an_escape_sequence():
+    """Names are those of files: whoever sends a file may choose one, and a spreadsheet computes what begins like this."""
+    for name in ("=1+1", "+a", "-a", "@a", '=HYPERLINK("x")'):
+        table = ResultTable([Measurement(name, name, "dice", -0.5, name), Measurement("a=b, 'c' -1", name, "dice", 0.25, name)])
+        rows = list(csv.DictReader(io.StringIO(metrics_csv(table), newline="")))
+        assert [row["case"] for row in rows] == [f"'{name}", "a=b, 'c' -1"]
+        assert {row["label"] for row in rows} == {row["method"] for row in rows} == {f"'{name}"}
+        assert [float(row["value"]) for row in rows] == [-0.5, 0.25]
+    for name in ("\ta", "a\r\n=1", "\x1b[2J\x9b1m\u202e", "\udce9"):
+        table = ResultTable([Measurement(name, name, "dice", 0.5, name)])
+        shown = name.encode("unicode_escape").decode()
+        assert metrics_csv(table).splitlines()[1:] == [f"{shown},{shown},dice,0.5,{shown}"]

@@ -8,10 +8,10 @@ from oracles import GRADIENTS, kernel_set, torch64
 from strict_device import StrictDevice
 
 from crfrefine.engines import get_backend
-from crfrefine.engines.base import RunContext
-from crfrefine.engines.cuda import moments, sums
-from crfrefine.engines.cuda.backend import CudaBackend
-from crfrefine.engines.grid_image import GridImage
+from crfrefine.engines.base import GridImage, RunContext
+from crfrefine.engines.cuda import backward as moments
+from crfrefine.engines.cuda import rows as sums
+from crfrefine.engines.cuda.kernels import CudaBackend
 from crfrefine.parameters.specs import MeanFieldSpec
 
 SPACING = {1: (1.3,), 2: (1.0, 0.7), 3: (1.0, 1.5, 2.0), 4: (1.0, 2.0, 1.5, 1.0)}

@@ -11,10 +11,10 @@ from script_imports import importing_from
 from strict_device import StrictDevice
 
 from crfrefine.engines import get_backend
-from crfrefine.engines.cuda.backend import CudaBackend
+from crfrefine.engines.base import GridImage
+from crfrefine.engines.cuda.kernels import CudaBackend
 from crfrefine.engines.cuda.rows import row_width
 from crfrefine.engines.cuda.sources import kernel_source, source_names
-from crfrefine.engines.grid_image import GridImage
 from crfrefine.parameters.specs import MeanFieldSpec
 
 pytestmark = pytest.mark.skipif(not cuda_shim.can_watch(), reason="kernels are watched on Linux on x86-64 with a C++ compiler")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from oracles import Case, random_case, resolve
 
-from crfrefine.engines.grid_image import GridImage, default_origin
+from crfrefine.engines.base import GridImage, default_origin
 
 ALPHA, BETA, SPACING = [1.5, 2.0, 1.7], [0.15, 0.2, 0.25], (0.7, 1.2, 1.9)
 # Messages in float32: sums of some hundred terms in another order.

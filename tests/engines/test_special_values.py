@@ -7,8 +7,7 @@ import pytest
 from oracles import SPACINGS, kernel_set, one_kernel
 
 from crfrefine.engines import get_backend
-from crfrefine.engines.base import RunContext
-from crfrefine.engines.grid_image import GridImage
+from crfrefine.engines.base import GridImage, RunContext
 from crfrefine.parameters.specs import MeanFieldSpec
 
 GRIDS = {1: (150,), 2: (37, 70), 3: (21, 18, 45), 4: (6, 9, 7, 33)}

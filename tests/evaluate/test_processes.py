@@ -11,7 +11,7 @@ import pytest
 from evaluation_helpers import children
 
 from crfrefine.evaluate.processes import map_in_processes
-from crfrefine.train.threads import Workers
+from crfrefine.train.observer import Workers
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 

@@ -17,10 +17,8 @@ from PIL import Image
 from crfrefine.base.failures import Failure
 from crfrefine.errors import InputError
 from crfrefine.evaluate import report as page
-from crfrefine.evaluate.measuring import CaseResult
+from crfrefine.evaluate.measuring import CaseResult, RegionPlan, Settings
 from crfrefine.evaluate.options import EvaluationOptions
-from crfrefine.evaluate.reading import Settings
-from crfrefine.evaluate.regions import RegionPlan
 from crfrefine.evaluate.report import Report, draw_charts, write_report
 from crfrefine.evaluate.results import Evaluation
 from crfrefine.statistics.comparison import Measurement, ResultTable, format_p, measurements_of, summarize

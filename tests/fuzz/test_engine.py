@@ -23,8 +23,7 @@ from tile_cases import make_case, refine
 
 import crfrefine
 from crfrefine.engines import compiled, get_backend
-from crfrefine.engines.base import RunContext
-from crfrefine.engines.grid_image import GridImage
+from crfrefine.engines.base import GridImage, RunContext
 from crfrefine.errors import CapacityError, InputError
 from crfrefine.parameters.specs import MeanFieldSpec
 from crfrefine.refinement.tiles.grid import TILE, TileGrid

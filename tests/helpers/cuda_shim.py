@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from crfrefine.engines.cuda.backend import CudaBackend
+from crfrefine.engines.cuda.kernels import CudaBackend
 from crfrefine.engines.cuda.sources import kernel_source, pack_arguments
 from crfrefine.errors import BackendUnavailableError
 

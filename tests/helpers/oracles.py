@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from crfrefine.engines.grid_image import GridImage
+from crfrefine.engines.base import GridImage
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.specs import KernelSetSpec, KernelSpec
 

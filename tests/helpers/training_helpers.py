@@ -9,16 +9,15 @@ from crfrefine.runs.cases.case import Case
 from crfrefine.runs.demo.phantom import NUM_LABELS, Phantom, make_phantom, write_phantom
 from crfrefine.statistics.comparison import Measurement, ResultTable
 from crfrefine.train.baselines import Tuned, VectorScaling
-from crfrefine.train.candidates import no_crf
 from crfrefine.train.comparison import FoldResult
 from crfrefine.train.crops import make_crop
-from crfrefine.train.fitting import Fit, Task
-from crfrefine.train.folds import Split, split_training
+from crfrefine.train.cross_validation import Fit, Task
 from crfrefine.train.material import Material
 from crfrefine.train.model import make_loss
+from crfrefine.train.observer import Workers
 from crfrefine.train.options import LEARNABLE
-from crfrefine.train.starts import Start, prepare
-from crfrefine.train.threads import Workers
+from crfrefine.train.plan import Split, split_training
+from crfrefine.train.starts import Start, no_crf, prepare
 
 GRID_SHAPE = (12, 11, 8)  # no two axes alike
 SPACING = (5.4, 5.5, 7.6)  # mm, nor two spacings

@@ -98,10 +98,7 @@ WRONG = {
     ),
     "series": (lambda: changed(SeriesInstanceUID="1.9"), r"expected one series, found 2: .*\.dcm.* a folder of its own"),
     "localizer": (lambda: changed(ImageOrientationPatient=[1, 0, 0, 0, 0, -1]), "slices of different orientations: .* a localizer"),
-    "size": (
-        lambda: changed(Rows=20),
-        r"slices of different sizes: .* has \[20\.0, 23\.0\], .* has \[19\.0, 23\.0\]; a localizer",
-    ),
+    "size": (lambda: changed(Rows=20), r"slices of different sizes: .* has \[20\.0, 23\.0\], .* has \[19\.0, 23\.0\]; a localizer"),
     "spacing": (lambda: changed(PixelSpacing=[1, 1]), "slices of different voxel sizes"),
     "echo": (lambda: [*changed(), *changed()[2:3]], r"2\.5 mm apart, .* 0 mm, (?s:.*)a second echo"),
     "tilt": (lambda: slices(STORED, AFFINE @ TILT), r"a tilt of 6\.4 degrees(?s:.*)dcm2niix"),

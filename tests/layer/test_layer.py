@@ -64,8 +64,7 @@ def perturb(layer):
 
 
 @pytest.mark.parametrize(
-    ("num_dims", "masked", "filter_", "kept"),
-    [(2, True, "truncated", False), (3, True, "grid", False), (3, False, "lattice", True)],
+    ("num_dims", "masked", "filter_", "kept"), [(2, True, "truncated", False), (3, True, "grid", False), (3, False, "lattice", True)]
 )
 def test_the_layer_computes_what_refine_does(num_dims, masked, filter_, kept):
     """With every parameter moved away from where it started. float32: five steps of roundings of 6e-8 in logits up to 10."""

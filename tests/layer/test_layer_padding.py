@@ -13,9 +13,9 @@ from training_helpers import as_case, phantom
 from crfrefine import CrfParameters, CrfRnn, InputError
 from crfrefine.parameters.sections import IntensityParameters
 from crfrefine.train.baselines import Tuned, VectorScaling
-from crfrefine.train.candidates import FitResult
 from crfrefine.train.comparison import NETWORK, SCALING, measure_methods
 from crfrefine.train.crops import make_crop
+from crfrefine.train.starts import FitResult
 
 GRID = (11, 9, 7)
 SPACING = (1.0, 0.6, 1.7)

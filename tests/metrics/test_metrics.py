@@ -1,6 +1,9 @@
 """Metrics against an independent brute force on random anisotropic masks, drawn cases with known answers, and SimpleITK."""
 
 import itertools
+import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,10 +12,10 @@ from evaluation_helpers import expected_overlap
 from scipy import ndimage
 
 from crfrefine.errors import ConfigError, GridMismatchError, InputError
-from crfrefine.metrics.counts import OverlapCounts
-from crfrefine.metrics.masks import _nearest_by_transform, _nearest_by_tree, boundary
+from crfrefine.metrics.masks import OverlapCounts, _nearest_by_transform, _nearest_by_tree, boundary
 from crfrefine.metrics.overlap import measure_case, measure_masks
-from crfrefine.metrics.registry import MASK_METRICS
+from crfrefine.metrics.regions import Region, parse_region
+from crfrefine.metrics.registry import CALIBRATION_METRICS, MASK_METRICS
 
 # The same sums in another order: double precision leaves 1e-15 of each of some hundred terms.
 ROUNDING = 1e-12
@@ -142,3 +145,73 @@ def test_bad_input_is_named(change, error, text):
     assert text in str(raised.value)
     with pytest.raises(InputError, match="expected a mask of booleans"):
         measure_masks(np.ones((2, 3), np.uint8), np.ones((2, 3), bool), (1.0, 1.0))
+
+
+DOCS = Path(__file__).parents[2] / "docs"
+BETTER = {"higher": "higher", "lower": "lower", "nearer 0": "nearer_zero", "–": None}
+
+
+def rows_of(text, head):
+    """Cells of the table whose head begins so."""
+    lines = text.splitlines()
+    start = next(number for number, line in enumerate(lines) if line.strip().startswith(head)) + 2
+    for line in lines[start:]:
+        if not line.strip().startswith("|"):
+            return
+        yield [cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip().strip("|"))]
+
+
+@pytest.fixture(scope="module")
+def page():
+    return (DOCS / "reference" / "metrics.md").read_text(encoding="utf-8")
+
+
+def test_the_page_has_every_metric_with_its_unit_and_direction(page):
+    found = {row[0].strip("`"): (row[2], BETTER[row[3]]) for row in rows_of(page, "| metric | definition | unit |")}
+    units = {name: metric.unit or ("0 to 1" if metric.is_ratio else "count") for name, metric in MASK_METRICS.items()}
+    assert found == {name: (units[name], metric.better) for name, metric in MASK_METRICS.items()}
+    calibration = {row[0].strip("`"): BETTER[row[2]] for row in rows_of(page, "| metric | definition | better |")}
+    assert calibration == {name: metric.better for name, metric in CALIBRATION_METRICS.items()}
+
+
+@pytest.mark.parametrize("empty", ["both", "prediction", "reference"])
+def test_metrics_are_undefined_where_the_page_says(page, empty):
+    rng = np.random.default_rng(5)
+    masks = {name: rng.random((6, 4, 3)) < 0.4 for name in ("prediction", "reference")}
+    for name, mask in masks.items():
+        if empty in ("both", name):
+            mask[...] = False
+    measured = measure_masks(masks["prediction"], masks["reference"], (0.8, 1.1, 2.5))
+    undefined = {name for name, value in measured.items() if math.isnan(value)}
+    column = 1 + ["both", "prediction", "reference"].index(empty)
+    said = {name.strip("` ") for row in rows_of(page, "| | both empty |") if row[column] == "undefined" for name in row[0].split(",")}
+    assert undefined == said
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("core=1+3+4", Region("core", (1, 3, 4))),
+        ("enhancing=4", Region("enhancing", (4,))),
+        (" whole tumor = 4 + 2+1+ 3+4", Region("whole tumor", (1, 2, 3, 4))),
+    ],
+)
+def test_a_region_of_the_command_line(text, expected):
+    assert parse_region(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("core", "expected NAME=LABEL+LABEL+..."),
+        ("=1+2", "it has no name"),
+        ("core=1,3", "'1,3' is not the number of a label"),
+        ("core=0+1", "label 0 is the background"),
+        ("mean=1", "choose another one"),
+    ],
+)
+def test_a_bad_region_of_the_command_line_is_named(text, complaint):
+    with pytest.raises(ConfigError) as raised:
+        parse_region(text)
+    assert repr(text) in str(raised.value)
+    assert complaint in str(raised.value)

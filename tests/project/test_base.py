@@ -7,15 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crfrefine.base import limits
-from crfrefine.base.limits import (
-    MemoryLimit,
-    available_threads,
-    format_size,
-    memory_left,
-    memory_limit,
-    parse_size,
-    thread_limit,
-)
+from crfrefine.base.limits import MemoryLimit, available_threads, format_size, memory_left, memory_limit, parse_size, thread_limit
 from crfrefine.base.text import MAX_CHARACTERS, for_terminal, printable, shorten
 from crfrefine.errors import InputError
 

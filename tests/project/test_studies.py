@@ -15,7 +15,9 @@ from training_helpers import shorten, write_cases
 
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.refinement.case import refine
-from crfrefine.runs.cases.case import ReadingOptions, discover_cases, load_case
+from crfrefine.runs.cases.case import load_case
+from crfrefine.runs.cases.discovery import discover_cases
+from crfrefine.runs.cases.reading_options import ReadingOptions
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("one_torch_thread")]
 

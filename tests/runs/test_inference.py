@@ -87,7 +87,7 @@ def test_one_case_is_read_ahead_while_one_is_computed_and_one_is_written(tmp_pat
             computing.set()
 
     monkeypatch.setattr(crfrefine.runs.cases.case, "read_case", counting_read_case)
-    monkeypatch.setattr(crfrefine.runs.cases.case, "read_case_headers", counting_headers)
+    monkeypatch.setattr(crfrefine.runs.case_work, "read_case_headers", counting_headers)
     assert run_inference(options_for(folders, threads=1), Started()).count("done") == 6
     assert (most_alive <= 2, max(ahead) <= 1, headers) == (True, True, list("abcdef"))
 

@@ -1,19 +1,23 @@
 """The state of the page: parameters, newest results, planes, saving."""
 
 import io
+import json
+import signal
+import socket
 import threading
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from cli_helpers import GRID_SHAPE, NUM_LABELS, run_here
+from cli_helpers import GRID_SHAPE, NUM_LABELS, run_here, save_nifti
 from PIL import Image
-from tune_helpers import open_session, options_for, whole_result, write_large
+from tune_helpers import missing_server, open_page, open_session, options_for, whole_result, write_large
 
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.io import read_volume
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.pictures.drawing import LABEL_COLORS
+from crfrefine.runs.tune import server
 from crfrefine.runs.tune.case import CaseRefiner, View, draw_plane
 
 PLACE = [4, 5, 6]
@@ -165,3 +169,75 @@ def test_a_newer_state_stops_an_older_one_and_the_older_answer_has_no_result(lar
         assert session.refine(4, "", {}, CENTER, is_whole=True) == {"is_stale": True}
         assert session.shown is shown
     assert session.refine(7, "", {}, CENTER, is_whole=True) == {"is_stale": True}, "the page has ended"
+
+
+needs_server = pytest.mark.skipif(bool(missing_server()), reason=missing_server() or "there is a server")
+
+
+def arguments(labeled_folders):
+    return "-i", labeled_folders[0].images, "-p", labeled_folders[0].logits, "-l", labeled_folders[1]
+
+
+def test_without_the_extra_the_error_names_it(monkeypatch, labeled_folders):
+    monkeypatch.setattr(server, "_LIBRARIES", ("a_server_that_is_not_there",))
+    done = run_here("tune", *arguments(labeled_folders), status=1)
+    assert done.stderr.splitlines() == [
+        "crfrefine: error: the page of tune needs a_server_that_is_not_there: pip install 'crfrefine[tune]'"
+    ]
+
+
+@needs_server
+def test_bad_inputs_are_told_in_a_line_and_no_page_opens(labeled_folders, tmp_path):
+    images, logits, labels = ("-i", labeled_folders[0].images), ("-p", labeled_folders[0].logits), ("-l", labeled_folders[1])
+    other = save_nifti(tmp_path / "first_0000.nii.gz", np.zeros((4, 5, 6)))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        for given, text in (
+            ((*images, "--case", "third"), "--case third: no such case; there are first, second"),
+            ((*images, "-c", "nowhere"), "nowhere: no such file or preset"),
+            ((*images, "-l", "nowhere"), "nowhere"),
+            ((*images, *labels, "-o", "/proc/params.toml"), "cannot be written: "),
+            ((*images, "--device", "cuda:77"), "--device cuda:77"),
+            ((*images, "--regions", "whole=1+2+3", "--regions-class-order", "1"), "sigmoid channels"),
+            ((*images, "--max-memory", "9KiB"), "Crop the volume, or raise it"),
+            ((*images, "--no-browser", "--port", taken.getsockname()[1]), "any free port is taken"),
+            (("-i", other, "-p", labeled_folders[0].logits / "first.nii.gz"), "different grids"),
+        ):
+            done = run_here("tune", *given, *(() if "-p" in given else logits))
+            assert (done.status, done.stdout) == (1, "")
+            assert text in done.stderr, given
+
+
+STATE = {"counter": 1, "preset": "", "changes": {}, "place": [0, 0, 0], "is_whole": True}
+SENSELESS = (
+    *(b"", b"[]", b"{}", b"[" * 9999, {**STATE, "more": 1}, {**STATE, "counter": "1"}, {**STATE, "changes": 3}),
+    *({**STATE, "changes": {"a": 1}}, {**STATE, "place": "x"}, {**STATE, "place": [0, 0, "x"]}, {**STATE, "preset": []}),
+)
+
+
+@needs_server
+def test_only_the_right_address_gets_answers_and_they_forbid_what_the_page_does_not_need(labeled_folders):
+    with open_page(*arguments(labeled_folders)) as page:
+        assert page.ask("describe")[0] == 200
+        for token in ("", "x", page.address.split("/")[3][:-1]):
+            status, content, _ = page.ask("describe", token=token)
+            assert status == 403
+            assert b"first" not in content
+        for host in ("evil.example", "evil.example:80", "127.0.0.1.evil.example"):
+            assert page.ask("describe", host=host)[0] == 400
+        assert page.ask("describe", host="localhost:8000")[0] == 200, "as through a tunnel"
+        for name in ("", "tune.js", "describe", "nowhere", "plane/0?9"):
+            _, _, headers = page.ask(name)
+            policy = headers["content-security-policy"]
+            assert policy.startswith("default-src 'none'; script-src 'self';")
+            assert "unsafe" not in policy
+            assert headers["x-content-type-options"] == "nosniff"
+            assert headers["cache-control"] == "no-store"
+        for sent in SENSELESS:
+            status, content, _ = page.ask("refine", sent)
+            assert (status, bool(json.loads(content)["error"])) == (400, True), sent
+        page.json("refine", STATE)
+        page.process.send_signal(signal.SIGINT)
+        assert page.process.wait(30) == 130
+        told = page.process.stderr.read().splitlines()
+        assert told[-1] == "crfrefine: interrupted"
+        assert all(line.startswith("crfrefine: ") for line in told)

@@ -12,13 +12,13 @@ from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import VolumeParameters
 from crfrefine.refinement.case import refine
 from crfrefine.statistics.verdict import Outcome
-from crfrefine.train import candidates
 from crfrefine.train import comparison as methods
+from crfrefine.train import starts as candidates
 from crfrefine.train.baselines import Tuned, VectorScaling
-from crfrefine.train.candidates import CALIBRATION, CRF, ONE_WEIGHT, UNTRAINED, Candidate, choose, pooled
 from crfrefine.train.comparison import judge, measure_methods
 from crfrefine.train.options import TrainingOptions, locate_folders
 from crfrefine.train.run import run_training
+from crfrefine.train.starts import CALIBRATION, CRF, ONE_WEIGHT, UNTRAINED, Candidate, choose, pooled
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -87,7 +87,7 @@ def test_the_kind_that_is_chosen_is_written(tmp_path, monkeypatch):
     shorten(monkeypatch)
     write_cases(tmp_path / "data", 6)
     kind = f"{ONE_WEIGHT}, volume 0.75"
-    for module in ("fitting", "run"):
+    for module in ("cross_validation", "run"):
         monkeypatch.setattr(f"crfrefine.train.{module}.choose", lambda found: next(one for one in found if one.kind == kind))
     result = run_training(options(tmp_path, num_optimizer_steps=2))
     for fold in result.folds:

@@ -12,7 +12,7 @@ from crfrefine.engines import get_backend
 from crfrefine.parameters.model import as_parameters
 from crfrefine.refinement.networks import LabelMapNetwork
 from crfrefine.refinement.refining import refine_network
-from crfrefine.runs.cases.case import ReadingOptions
+from crfrefine.runs.cases.reading_options import ReadingOptions
 from crfrefine.runs.demo.phantom import write_phantom
 from crfrefine.train.crops import make_crop
 from crfrefine.train.dataset import find_cases, read_labeled

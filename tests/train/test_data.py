@@ -15,17 +15,17 @@ from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import IntensityParameters
-from crfrefine.runs.cases.case import CaseFiles, ReadingOptions
+from crfrefine.runs.cases.case_files import CaseFiles
+from crfrefine.runs.cases.reading_options import ReadingOptions
 from crfrefine.runs.demo.phantom import NUM_LABELS, write_phantom
 from crfrefine.train import crops as cropping
 from crfrefine.train.crops import count_confusion, make_crop, map_from_disk
 from crfrefine.train.cross_validation import fingerprint
 from crfrefine.train.dataset import find_cases, read_labeled
-from crfrefine.train.folds import choose_num_folds, make_folds
 from crfrefine.train.material import CPU, NUM_SAMPLED, make_sample
 from crfrefine.train.model import mean_dice, network_score
 from crfrefine.train.options import TrainingOptions, locate_folders
-from crfrefine.train.plan import make_plan
+from crfrefine.train.plan import choose_num_folds, make_folds, make_plan
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 

@@ -14,8 +14,8 @@ from torch_gpu import gpu_tensors  # noqa: E402
 from training_helpers import SIZES, crops, material, start  # noqa: E402
 
 import crfrefine.engines  # noqa: E402
-from crfrefine.engines.cuda.backend import CudaBackend  # noqa: E402
 from crfrefine.engines.cuda.cupy_device import is_available  # noqa: E402
+from crfrefine.engines.cuda.kernels import CudaBackend  # noqa: E402
 from crfrefine.errors import BackendUnavailableError  # noqa: E402
 from crfrefine.layer import inputs  # noqa: E402
 from crfrefine.train.material import CPU, TrainingDevice, choose_device  # noqa: E402

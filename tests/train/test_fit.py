@@ -11,12 +11,11 @@ from training_helpers import REGIONS, SIZES, crops, fit, material, start
 from crfrefine.base.plain import from_plain, to_plain
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.train.baselines import Scores
-from crfrefine.train.candidates import FitResult
-from crfrefine.train.fitting import Trajectory
-from crfrefine.train.folds import split_training
+from crfrefine.train.cross_validation import Trajectory
 from crfrefine.train.model import Model, mean_dice, network_score
 from crfrefine.train.options import LEARNABLE
-from crfrefine.train.starts import rounded
+from crfrefine.train.plan import split_training
+from crfrefine.train.starts import FitResult, rounded
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 

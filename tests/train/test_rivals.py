@@ -14,15 +14,27 @@ import crfrefine
 from crfrefine.base.plain import from_plain, to_plain
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.demo.phantom import write_phantom
-from crfrefine.train.baselines import EPSILONS, RADII_VOXELS, UNGUIDED, Guide, fit_scaling, guided_labels, score_guided
-from crfrefine.train.calibration import RANGE, calibrate, calibrate_output, fit_output_temperature, negative_log_likelihood
-from crfrefine.train.candidates import CALIBRATION as CALIBRATED
-from crfrefine.train.candidates import CRF, FitResult
+from crfrefine.train.baselines import (
+    EPSILONS,
+    RADII_VOXELS,
+    RANGE,
+    UNGUIDED,
+    Guide,
+    calibrate,
+    calibrate_output,
+    fit_output_temperature,
+    fit_scaling,
+    guided_labels,
+    negative_log_likelihood,
+    score_guided,
+)
 from crfrefine.train.comparison import measure_probabilities
-from crfrefine.train.folds import Split
 from crfrefine.train.model import Model, mean_dice, network_score
 from crfrefine.train.options import TrainingOptions, locate_folders
+from crfrefine.train.plan import Split
 from crfrefine.train.run import run_training
+from crfrefine.train.starts import CALIBRATION as CALIBRATED
+from crfrefine.train.starts import CRF, FitResult
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -175,7 +187,7 @@ def test_a_fit_gets_one_and_labels_stay(cases, trained, monkeypatch):
     assert not trained.is_network
     shared = material(cases)
     found = calibrate_output(trained, range(3), shared, WORKERS)
-    monkeypatch.setattr("crfrefine.train.calibration.MAX_VALUES", 4 * 900)
+    monkeypatch.setattr("crfrefine.train.baselines.MAX_VALUES", 4 * 900)
     few = calibrate_output(trained, range(3), shared, WORKERS).parameters.mean_field.output_temperature
     temperature = found.parameters.mean_field.output_temperature
     assert len({few, temperature, 1.0}) == 3

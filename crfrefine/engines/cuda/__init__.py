@@ -1,4 +1,1 @@
-"""The GPU engine: kernels/cuda/*.cu, compiled for the present device when first needed.
-
-Nothing is imported here, since every start checks whether there is a GPU.
-"""
+"""The GPU engine: kernels/cuda/*.cu, compiled when first needed; nothing is imported here, since every start looks for a GPU."""

@@ -6,18 +6,79 @@ import ctypes
 import importlib
 import importlib.util
 import os
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from crfrefine.base.array_types import Array
+from crfrefine.base.text import shorten_value
 from crfrefine.engines.cuda.current_gpu import OUT_OF_MEMORY, GpuError, LossWatch, on_gpu
 from crfrefine.engines.cuda.sources import kernel_source, pack_arguments
-from crfrefine.engines.cuda.torch_memory import is_plain
-from crfrefine.errors import BackendUnavailableError
+from crfrefine.errors import BackendUnavailableError, ConfigError
+
+VARIABLE = "CRFREFINE_CUDA"  # of the environment; asks for plain mode
+
+
+def is_plain() -> bool:
+    """Whether the environment asks for plain mode, to find what breaks on a GPU; raises ConfigError for any other word."""
+    # All work then uses CuPy's own memory, and each launch is waited for, so that errors name a
+    # kernel.
+    asked = os.environ.get(VARIABLE, "").strip()
+    if asked not in ("", "plain"):
+        raise ConfigError(f"{VARIABLE} is {shorten_value(asked)}; expected plain, or nothing")
+    return asked == "plain"
+
+
+@dataclass(frozen=True)
+class _Borrowed:
+    """A stream of PyTorch in the form in which CuPy takes external streams."""
+
+    pointer: int
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.pointer
+
+
+@contextmanager
+def following(cupy: Any, array: Any) -> Iterator[None]:
+    """Launch on PyTorch's current stream, and allocate through PyTorch, while working for a tensor on a GPU."""
+    # Any other array changes nothing. Arrays allocated inside may outlive the context: each goes
+    # back to PyTorch, to the stream that it was allocated for.
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(array, torch.Tensor) or array.device.type != "cuda":
+        yield
+        return
+    device = int(array.device.index)
+    pointer = torch.cuda.current_stream(device).cuda_stream
+    stream = cupy.cuda.Stream.from_external(_Borrowed(pointer)) if pointer else cupy.cuda.Stream.null
+    memory = nullcontext() if is_plain() else _pytorchs_memory(torch, cupy, pointer)
+    # PyTorch's current device too: it shares no tensor of another device, and allocates on its own.
+    with torch.cuda.device(device), stream, memory:
+        yield
+
+
+def _pytorchs_memory(torch: Any, cupy: Any, stream: int) -> AbstractContextManager[Any]:
+    # PyTorch cannot use the memory that CuPy still holds from work without PyTorch.
+    cupy.get_default_memory_pool().free_all_blocks()
+
+    def allocate(size: int, device: int) -> int:
+        try:
+            return int(torch.cuda.caching_allocator_alloc(size, device, stream))
+        except torch.cuda.OutOfMemoryError as error:  # Callers expect a MemoryError, as CuPy's is one.
+            raise MemoryError(str(error)) from error
+
+    def free(pointer: int, _: int) -> None:
+        if not sys.is_finalizing():  # PyTorch may be unloaded already, and the memory ends with the process.
+            torch.cuda.caching_allocator_delete(pointer)
+
+    context: AbstractContextManager[Any] = cupy.cuda.using_allocator(cupy.cuda.PythonFunctionAllocator(allocate, free).malloc)
+    return context
+
 
 BLOCK = 256  # threads; no kernel depends on it
 # Uploads of at least so many bytes bypass CuPy's staging memory, which is rounded up, page-locked and kept for good.
@@ -43,11 +104,7 @@ class ForkedError(BackendUnavailableError):
 
 
 def ask_driver() -> tuple[int, int]:
-    """Return how many GPUs the driver shows, and its status: 0 if it works, -1 without a driver. Loads only the driver's library.
-
-    Raises:
-        ForkedError: the driver was used before this process was forked.
-    """
+    """Return how many GPUs the driver shows, and its status: 0 if it works, -1 without a driver; may raise ForkedError."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -61,10 +118,8 @@ def ask_driver() -> tuple[int, int]:
 
 
 def may_have_gpu() -> bool:
-    """Whether the system shows a GPU, and the environment does not hide all of them.
-
-    The driver is not used: once it is, no process forked from this one can use a GPU.
-    """
+    """Whether the system shows a GPU, and the environment does not hide all of them."""
+    # The driver is not used: once it is, no process forked from this one can use a GPU.
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and (not visible.strip() or visible.strip().startswith("-")):
         return False
@@ -72,10 +127,9 @@ def may_have_gpu() -> bool:
 
 
 def is_available() -> bool:
-    """Whether there is a GPU and CuPy to drive it; CuPy itself is not loaded for this, nor is the driver if either is missing.
-
-    True in a forked process that cannot use the GPU, and with a driver that does not start: the caller then gets an error on using it.
-    """
+    """Whether there is a GPU and CuPy to drive it; CuPy itself is not loaded for this, nor is the driver if either is missing."""
+    # True in a forked process that cannot use the GPU, and with a driver that does not start: the
+    # caller then gets an error on using it.
     if not may_have_gpu() or importlib.util.find_spec("cupy") is None:
         return False
     try:
@@ -90,19 +144,12 @@ class CupyDevice:
 
     All work goes to CuPy's current stream: the default one, or PyTorch's (`torch_memory.following`).
 
-    Attributes:
-        name: "cuda" for the first GPU, else "cuda:N".
-        xp: the array module, CuPy.
+    Its `name` is "cuda" for the first GPU, else "cuda:N"; `xp` is the array module, CuPy.
     """
 
     def __init__(self, index: int = 0) -> None:
-        """Open the GPU of that number.
-
-        Raises:
-            BackendUnavailableError: no driver, no GPU, no GPU of that number, no suitable CuPy or one with a default stream per thread, or
-                a forked process; says what to do.
-            ConfigError: `CRFREFINE_CUDA` is neither empty nor "plain".
-        """
+        """Open the GPU of that number; raise BackendUnavailableError, which says what to do, if that is not possible."""
+        # ConfigError: `CRFREFINE_CUDA` is neither empty nor "plain".
         self._is_plain = is_plain()
         self.name = f"cuda:{index}" if index else "cuda"
         self._process = os.getpid()
@@ -209,12 +256,7 @@ class CupyDevice:
         self.xp.cuda.get_current_stream().synchronize()
 
     def active(self) -> AbstractContextManager[Any]:
-        """Return the context in which all calls and all arithmetic on the device's arrays must happen.
-
-        Raises:
-            ForkedError: this process was forked from the process that created this device.
-            DeviceLostError: the GPU stopped working; raised on entering or leaving the context.
-        """
+        """Return the context of all work on the device; raises ForkedError, or DeviceLostError on entering or leaving it."""
         if os.getpid() != self._process:
             raise ForkedError(self.name)
         return self._watched()

@@ -26,10 +26,9 @@ def own_process() -> None:
 
 @contextmanager
 def on_gpu(runtime: Any, number: int) -> Iterator[None]:
-    """Set this thread to a GPU; at the end to its GPU before, unless the process is our own (`own_process`).
-
-    If that GPU admits no context of this process, the thread stays, with a warning. `runtime` is CuPy's `cuda.runtime`.
-    """
+    """Set this thread to a GPU; at the end to its GPU before, unless the process is our own (`own_process`)."""
+    # If that GPU admits no context of this process, the thread stays, with a warning. `runtime` is
+    # CuPy's `cuda.runtime`.
     before = int(runtime.getDevice())
     if before != number:
         runtime.setDevice(number)
@@ -67,12 +66,7 @@ class LossWatch:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Return the context of work on the GPU.
-
-        Raises:
-            DeviceLostError: the GPU stopped working, in this context or before.
-            DeviceMemoryError: the driver has no memory left.
-        """
+        """Return the context of work on the GPU; raises DeviceLostError if it stopped working, or DeviceMemoryError."""
         if self._reason is not None:
             raise DeviceLostError(
                 f"--device {self._name}: the GPU stopped working earlier in this process ({self._reason}); "

@@ -1,18 +1,20 @@
-"""The common part of the GPU engine's filters; its direct sums, over all pairs or the pairs of a window; and its spatial kernel."""
+"""The common part of the GPU engine's filters; its direct sums, its spatial kernel, and its bilateral grid."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
 from crfrefine.base.array_types import Float64
-from crfrefine.engines.cuda.rows import Room, row_constants
-from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
-from crfrefine.errors import CapacityError
+from crfrefine.engines.cuda.rows import WIDEST_ROW, Room, row_constants
+from crfrefine.engines.cuda.voxels import BilateralInput, Voxels, extremes
+from crfrefine.errors import CapacityError, InputError
 
 TRUNCATION_RADIUS, SPATIAL_RADIUS = 3.0, 4.0  # standard deviations: of a window, and up to which a spatial tap counts in full
 ROUNDING = 1e-6  # relative tolerance: voxels on the window's surface belong to it
@@ -28,16 +30,10 @@ class Filter(ABC):
     def accumulate(
         self, values: Any, sent: Any, received: Any, channel_weight: Any, total: Any, *, transposed: bool = False, adds: bool = True
     ) -> None:
-        """Total += channel_weight * received * K (sent * values).
+        """Total += channel_weight * received * K (sent * values); with `adds` False, total is replaced.
 
-        Args:
-            values: (group, voxel, width), float32, on the device, like all arrays.
-            sent: (voxel) factors, or None for ones.
-            received: likewise.
-            channel_weight: (group, width).
-            total: like `values`; the result is added to it.
-            adds: False: the result replaces the content of `total`.
-            transposed: apply the transpose of K, which differs from K only for the lattice.
+        On the device, float32: values and total (group, voxel, width), channel_weight (group, width), the
+        factors sent and received (voxel), or None for ones. The transpose of K differs only for the lattice.
         """
         for group, weight, out in zip(values, channel_weight, total, strict=True):
             self._add(group, sent, (received, weight, out, int(adds)), transposed=transposed)
@@ -51,7 +47,6 @@ class ExactFilter(Filter):
     """All pairs of voxels; see `Filter`."""
 
     def __init__(self, bilateral: BilateralInput) -> None:
-        """Take the features."""
         self._device = bilateral.voxels.device
         self._features = bilateral.features * math.sqrt(_HALF_LOG2E)
         self.description = f"exact (all {bilateral.voxels.num_voxels} x N pairs)"
@@ -74,11 +69,7 @@ class TruncatedFilter(Filter):
     """The pairs of voxels up to three theta_alpha apart; see `Filter`."""
 
     def __init__(self, bilateral: BilateralInput) -> None:
-        """List the window, and number the voxels in a box with padding to look beyond its faces.
-
-        Raises:
-            CapacityError: the window is too large.
-        """
+        """List the window, and number the voxels in a box with padding; raise CapacityError if the window is too large."""
         voxels, radius = bilateral.voxels, window_radius(bilateral)
         num_offsets = math.prod(2 * r + 1 for r in radius)
         if num_offsets > _MAX_OFFSETS:
@@ -114,11 +105,10 @@ class TruncatedFilter(Filter):
 
 
 def spatial_taps(sigma: float, extent: int, radius: float) -> tuple[Float64, Float64]:
-    """Weights of the spatial kernel at distance 0, 1, ... along an axis, and theta_gamma times their derivatives with respect to it.
-
-    Within one voxel beyond `radius` standard deviations the Gaussian fades to zero, so that no weight jumps when another voxel comes
-    within reach (docs/reference/math.md). `sigma` is in voxels; the axis has `extent` voxels.
-    """
+    """Weights of the spatial kernel at distance 0, 1, ... along an axis, and theta_gamma times their derivatives with respect to it."""
+    # Within one voxel beyond `radius` standard deviations the Gaussian fades to zero, so that no
+    # weight jumps when another voxel comes within reach (docs/reference/math.md). `sigma` is in
+    # voxels; the axis has `extent` voxels.
     reach = min(radius * sigma, 1e18)
     distance = np.arange(int(min(math.ceil(reach), extent - 1)) + 1)
     squared = (distance / sigma) ** 2
@@ -132,11 +122,10 @@ class SpatialFilter(Filter):
     """The spatial kernel, axis by axis; see `Filter`."""
 
     def __init__(self, voxels: Voxels, theta_gamma: Sequence[float], *, slope_of: int | None = None, boxes: Room | None = None) -> None:
-        """Compute the taps for one theta_gamma per box axis.
-
-        Along the axis `slope_of`, they are theta_gamma times the derivatives with respect to that axis's theta_gamma. None means
-        the kernel itself. `boxes` is memory of another filter, as only one filters at a time.
-        """
+        """Compute the taps for one theta_gamma per box axis."""
+        # Along the axis `slope_of`, they are theta_gamma times the derivatives with respect to that
+        # axis's theta_gamma. None means the kernel itself. `boxes` is memory of another filter, as
+        # only one filters at a time.
         self._voxels, self._device, self._theta_gamma = voxels, voxels.device, theta_gamma
         self._axes: list[tuple[int, int, Any, int]] = []
         for a, (theta, step, extent) in enumerate(zip(theta_gamma, voxels.spacing, voxels.box_shape, strict=True)):
@@ -160,3 +149,189 @@ class SpatialFilter(Filter):
             arguments = (voxels.number, voxels.box_size, *given, *axis, *out)
             self._device.launch("spatial", "filter_axis", constants, voxels.box_size, *arguments)
             box, other = other, box
+
+
+MAX_MODALITIES = 2
+OPERATIONS_A_BYTE = 8.0  # arithmetic in the time in which a GPU moves a byte, estimated on paper (docs/decisions/gpu.md)
+_SPAN, _CENTER_TAP, _SIDE_TAP = 4, 1.67591, 0.41632  # as in kernels/grid_math.h
+LANES = 32  # places of a tile along its last axis: the threads of a warp
+_THREADS = 128
+_ROWS = _THREADS // LANES  # of a tile of voxels
+_SHARED_VALUES, _MAX_SHARED_VALUES = 4096, 12 * 1024  # of the cells of a block: as a rule; what every GPU has
+_CELL_STEP = 256  # kernels are compiled for few numbers of cells
+_MAX_PART = 4  # channels per thread of splat_planes
+# As for the CPU engine: so many cells are no mistake, nor so many per voxel; beyond the last number they always are.
+_GENEROUS_GRID, _GENEROUS_PER_VOXEL, _MAX_GRID = 1e7, 200.0, 2e9
+
+
+@dataclass(frozen=True)
+class GridSize:
+    """The grid's extent, known before it is built."""
+
+    cells: tuple[int, ...]  # along each axis of the box
+    lowest: tuple[int, ...]  # the whole number at or below the lowest intensity of each modality, in bandwidths
+    bins: tuple[int, ...]  # intensity cells of each modality
+    num_planes: int  # planes of the box's last two axes
+    num_voxels: int  # inside the mask
+    tile_cells: int  # the most cells under the voxels of a tile, of one intensity cell
+
+    @staticmethod
+    def of(bilateral: BilateralInput) -> GridSize:
+        """Compute it from the features."""
+        voxels, modalities = bilateral.voxels, bilateral.features[: len(bilateral.theta_intensity)]
+        positions = [_positions(bilateral, a) for a in range(voxels.num_axes)]
+        cells = tuple(math.floor(position[-1]) - math.floor(position[0]) + _SPAN for position in positions)
+        spans = [(math.floor(low), math.floor(high)) for low, high in extremes(voxels.device, modalities)]
+        lowest = tuple(low for low, _ in spans)
+        # One more than the span: a difference of intensities may be rounded up into the next cell.
+        bins = tuple(high - low + _SPAN + 1 for low, high in spans)
+        last = np.floor(positions[-1])
+        ends = np.minimum(np.arange(0, len(last), LANES) + LANES, len(last)) - 1
+        tile_cells = _ROWS * (int((last[ends] - last[::LANES]).max()) + _SPAN)
+        return GridSize(cells, lowest, bins, math.prod(voxels.box_shape[:-2]), voxels.num_voxels, tile_cells)
+
+    @property
+    def num_cells(self) -> int:
+        """Of the whole grid."""
+        return math.prod(self.cells) * math.prod(self.bins)
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether the filter takes this input: one or two modalities, not far more cells than voxels, and cells not much smaller."""
+        most = min(_MAX_GRID, max(_GENEROUS_GRID, _GENEROUS_PER_VOXEL * self.num_voxels))
+        # Gradients are filtered in the widest rows whatever the number of labels.
+        fits = self.shared_cells(WIDEST_ROW) * WIDEST_ROW <= _MAX_SHARED_VALUES
+        return 1 <= len(self.bins) <= MAX_MODALITIES and self.num_cells <= most and fits
+
+    def shared_cells(self, width: int) -> int:
+        """Return the cells in a block's shared memory at a time, in rows of `width` channels; at least those of one intensity cell."""
+        return max(_SHARED_VALUES // width, -(-self.tile_cells // _CELL_STEP) * _CELL_STEP)
+
+
+class _Axis:
+    """The cells under the splines of an axis's places."""
+
+    def __init__(self, bilateral: BilateralInput, axis: int | None) -> None:
+        """Compute them for an axis of the box; None: for a single place on the first of its cells."""
+        upload = bilateral.voxels.device.upload
+        if axis is None:
+            first_cell, weight, reach = np.zeros(1, dtype=np.int64), np.eye(1, _SPAN), np.eye(1, _SPAN + 2, k=1)
+        else:
+            position = _positions(bilateral, axis)
+            whole = np.floor(position)
+            first_cell, f = (whole - whole[0]).astype(np.int64), position - whole
+            middle, next_one = 2.0 / 3.0 - f**2 + f**3 / 2.0, (1.0 + 3.0 * f + 3.0 * f**2 - 3.0 * f**3) / 6.0
+            weight = np.stack([(1.0 - f) ** 3 / 6.0, middle, next_one, f**3 / 6.0], axis=1)
+            reach = np.zeros((len(weight), _SPAN + 2))
+            for k, tap in enumerate((_SIDE_TAP, _CENTER_TAP, _SIDE_TAP)):
+                reach[:, k : k + _SPAN] += tap * weight
+        self.num_places, self.num_cells = len(first_cell), int(first_cell[-1]) + _SPAN
+        self.first_cell = upload(first_cell.astype(np.int32))  # (place), the first of the four under its spline
+        # (cell + 1), the first place with this or a later first cell.
+        self.begin = upload(np.searchsorted(first_cell, np.arange(self.num_cells + 1)).astype(np.int32))
+        # (place, 4) weights of these cells, and (place, 6) of these and their neighbors, with the three taps.
+        self.weight, self.reach = upload(weight.astype(np.float32)), upload(reach.astype(np.float32))
+
+
+def _positions(bilateral: BilateralInput, axis: int) -> Float64:
+    """(place) positions along an axis of the box, in bandwidths from the feature origin."""
+    voxels = bilateral.voxels
+    place = bilateral.first[axis] + np.arange(voxels.box_shape[axis])
+    return np.asarray(place * voxels.spacing[axis] / bilateral.theta_position[axis], dtype=np.float64)
+
+
+def list_tiles(voxels: Voxels, rows: int) -> Any:
+    """Return the numbers of the tiles of `rows` x LANES places that hold a voxel, ascending; numbers run along x first, then y."""
+    xp, shape, coordinates = voxels.device.xp, voxels.box_shape, voxels.coordinates
+    if voxels.num_axes == 1:
+        shape, coordinates = [1, *shape], [xp.zeros_like(coordinates[0]), *coordinates]
+    tile = xp.zeros(voxels.num_voxels, dtype=np.int64)
+    for coordinate, extent in zip(coordinates[:-2], shape[:-2], strict=True):
+        tile = tile * extent + coordinate
+    for coordinate, extent, size in zip(coordinates[-2:], shape[-2:], (rows, LANES), strict=True):
+        tile = tile * -(-extent // size) + coordinate // size
+    num_tiles = math.prod(shape[:-2]) * -(-shape[-2] // rows) * -(-shape[-1] // LANES)
+    holds_voxel = xp.zeros(num_tiles, dtype=bool)
+    holds_voxel[tile] = True
+    return xp.flatnonzero(holds_voxel).astype(np.int64)
+
+
+class GridFilter(Filter):
+    """One or two modalities on a dense grid of positions and intensities; see `Filter`."""
+
+    def __init__(self, bilateral: BilateralInput) -> None:
+        """Lay out the grid; raise InputError unless there are one or two modalities, CapacityError for too many cells."""
+        voxels, size = bilateral.voxels, GridSize.of(bilateral)
+        if not 1 <= len(size.bins) <= MAX_MODALITIES:
+            raise InputError(f'the grid filter takes one or two modalities, not {len(size.bins)}; use filter = "lattice" or "auto"')
+        if not size.is_possible:
+            raise CapacityError('the bilateral grid would have too many cells for these bandwidths; use filter = "auto"')
+        self._voxels, self._device, self._size = voxels, voxels.device, size
+        self._num_bins, self._inner_bins = math.prod(size.bins), math.prod(size.bins[1:])  # the latter of the second modality
+        lowest = self._device.upload(np.array(size.lowest, dtype=np.float32))
+        self._places = (bilateral.features[: len(size.bins)], lowest, voxels.number, voxels.num_voxels)
+        # Cells of the grid, then of the rest to be added up along one more axis, up to the planes; and of the grid once more.
+        outer, num_axes = voxels.box_shape[:-2], voxels.num_axes
+        self._plane_cells = math.prod(size.cells[-2:]) * (1 if num_axes > 1 else _SPAN) * self._num_bins
+        levels = [math.prod(outer[:a]) * math.prod(size.cells[a : len(outer)]) * self._plane_cells for a in range(len(outer) + 1)]
+        self._counts = [*levels, levels[0]]
+        self._outer = [_Axis(bilateral, a) for a in range(len(outer))]
+        self._rows = _Axis(bilateral, num_axes - 2 if num_axes > 1 else None)
+        self._last = _Axis(bilateral, num_axes - 1)
+        self._tiles, self._memory = list_tiles(voxels, _ROWS), Room(self._device.xp)
+        self.description = f"grid ({size.num_cells} cells)"
+
+    def _add(self, group: Any, sent: Any, to: tuple[Any, ...], *, transposed: bool) -> None:
+        width, counts, rows, last = group.shape[1], self._counts, self._rows, self._last
+        memory, ends = self._memory.array(width * sum(counts)), accumulate(width * count for count in counts)
+        *levels, other = (memory[end - width * count : end].reshape(count, width) for end, count in zip(ends, counts, strict=True))
+        homes, bins, num_groups = self._groups()
+        geometry = (rows.num_places, last.num_places, rows.begin, rows.weight, rows.num_cells, last.begin, last.weight, last.num_cells)
+        num_blocks = math.prod([axis.num_places for axis in self._outer]) * max(1, width // _MAX_PART) * num_groups
+        arguments = (group, sent, *self._places, *geometry, self._num_bins, self._inner_bins, homes, bins, levels[-1])
+        self._launch_blocks("splat_planes", group, num_blocks, *arguments)
+        after = self._plane_cells
+        for a, axis in reversed(list(enumerate(self._outer))):
+            lists = (axis.first_cell, axis.begin, axis.reach)
+            self._launch("splat_axis", levels[a + 1], len(levels[a]), axis.num_places, axis.num_cells, after, *lists, levels[a])
+            after *= axis.num_cells
+        self._launch("blur_cells", levels[0], len(levels[0]), last.num_cells, self._num_bins, self._inner_bins, other)
+        levels[0], after = other, len(other)  # Where the grid is the planes, they are sliced from where it is now.
+        for a, axis in enumerate(self._outer):
+            after //= axis.num_cells
+            weights = (axis.first_cell, axis.weight)
+            self._launch("slice_axis", levels[a], len(levels[a + 1]), axis.num_places, axis.num_cells, after, *weights, levels[a + 1])
+        across = (rows.num_places, last.num_places, rows.first_cell, rows.reach, rows.num_cells)
+        along = (last.first_cell, last.weight, last.num_cells, self._num_bins, self._inner_bins)
+        arguments = (levels[-1], self._tiles, *self._places, *across, *along, *to)
+        self._launch_blocks("slice_tiles", levels[-1], int(self._tiles.size), *arguments)
+
+    def _groups(self) -> tuple[int, int, int]:
+        """Cells along the last axis and intensity cells per block of splat_planes, and the number of such groups: the fewest."""
+        num_cells, num_bins = self._last.num_cells, self._num_bins
+
+        def num_groups(bins: int) -> int:
+            homes = _THREADS // bins
+            return -(-num_bins // bins) * (1 + max(0, -(-(num_cells - homes) // (homes - _SPAN + 1))))
+
+        bins = min(range(min(num_bins, _THREADS // (2 * _SPAN)), 0, -1), key=num_groups)
+        return _THREADS // bins, bins, num_groups(bins)
+
+    def _launch(self, kernel: str, *arguments: Any) -> None:
+        to = arguments[-1]
+        self._device.launch("grid", kernel, {**row_constants(to), "CRF_MODALITIES": len(self._size.bins)}, len(to), *arguments)
+
+    def _launch_blocks(self, kernel: str, rows: Any, num_blocks: int, *arguments: Any) -> None:
+        own = {"CRF_MODALITIES": len(self._size.bins), "CRF_THREADS": _THREADS, "CRF_CELLS": self._size.shared_cells(rows.shape[1])}
+        self._device.launch_blocks("grid_voxels", kernel, {**row_constants(rows), **own}, num_blocks, *arguments)
+
+
+def filtering_work(size: GridSize, width: int) -> float:
+    """Return the bytes that filtering `width` channels side by side must move, as operations, and its arithmetic."""
+    # Source: docs/decisions/gpu.md.
+    num_modalities, row = len(size.bins), 4.0 * width
+    of_voxels = size.num_voxels * (8.0 * num_modalities + 16.0 + 2.0 * row)
+    of_cells = row * (4.0 * size.num_planes * math.prod(size.cells[-2:]) * math.prod(size.bins) + 4.0 * size.num_cells)
+    splat = size.num_voxels * math.prod(size.bins) * (20.0 + 9.0 * num_modalities + 5.0 * width)
+    slice_ = size.num_voxels * 4.0 * (4.0**num_modalities) * (3.0 + width)
+    return OPERATIONS_A_BYTE * (of_voxels + of_cells) + splat + slice_

@@ -9,16 +9,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.engines.cuda.filters import ExactFilter, Filter, SpatialFilter, TruncatedFilter, window_radius
-from crfrefine.engines.cuda.grid import OPERATIONS_A_BYTE, GridFilter, GridSize, filtering_work
-from crfrefine.engines.cuda.keys import Simplices, estimated_vertices
-from crfrefine.engines.cuda.lattice import LatticeFilter
+from crfrefine.engines.cuda.filters import (
+    OPERATIONS_A_BYTE,
+    ExactFilter,
+    Filter,
+    GridFilter,
+    GridSize,
+    SpatialFilter,
+    TruncatedFilter,
+    filtering_work,
+    window_radius,
+)
+from crfrefine.engines.cuda.lattice import LatticeFilter, Simplices, estimated_vertices
 from crfrefine.engines.cuda.rows import num_row_groups, row_width
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
 from crfrefine.errors import CapacityError
 
 if TYPE_CHECKING:
-    from crfrefine.engines.grid_image import FeatureOrigin
+    from crfrefine.engines.base import FeatureOrigin
     from crfrefine.parameters.specs import KernelSetSpec, KernelSpec
 
 # Messages of the lattice are off by a few percent, those of direct sums by far less: the lattice must be clearly faster to be chosen.
@@ -85,15 +93,9 @@ def choose_filter(bilateral: BilateralInput, num_channels: int, num_filterings: 
 
 
 def build_kernel(voxels: Voxels, image: Any, kernel: KernelSpec, spec: KernelSetSpec, origin: FeatureOrigin | None) -> Kernel:
-    """Build and normalize a kernel of a model.
-
-    Args:
-        voxels: inside the mask.
-        image: (M, *grid) float32 on the device.
-        kernel: one of the model's.
-        spec: the model, whose numbers of labels and steps `auto` chooses a filter for.
-        origin: that features count from.
-    """
+    """Build and normalize a kernel of a model for an image, (M, *grid) float32 on the device."""
+    # `auto` chooses a filter for the spec's numbers of labels and steps; features count from
+    # `origin`.
     theta = voxels.of_box_axes(kernel.theta_position)
     plain: Filter
     if kernel.theta_intensity is None:

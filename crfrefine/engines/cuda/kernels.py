@@ -1,32 +1,38 @@
-"""Kernels built on the device, to run forward and backward."""
+"""The GPU engine as a backend, and kernels built on the device, to run forward and backward."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from crfrefine.base.array_types import Bool, Float32
-from crfrefine.engines.base import MeanFieldGradients, MeanFieldReport, MeanFieldResult, Progress, Tape
+from crfrefine.engines.base import (
+    NO_CONTEXT,
+    Backend,
+    GridImage,
+    MeanFieldGradients,
+    MeanFieldReport,
+    MeanFieldResult,
+    Progress,
+    RunContext,
+    Tape,
+)
+from crfrefine.engines.cpu import CpuBackend
 from crfrefine.engines.cuda.backward import Backward
-from crfrefine.engines.cuda.cupy_device import CupyDevice
+from crfrefine.engines.cuda.cupy_device import CupyDevice, following
 from crfrefine.engines.cuda.kernel_set import build_kernel
-from crfrefine.engines.cuda.mean_field import MeanFieldRun
+from crfrefine.engines.cuda.mean_field import MeanFieldRun, VolumeBackward
 from crfrefine.engines.cuda.rows import grouped, num_row_groups, row_width
-from crfrefine.engines.cuda.torch_memory import following
-from crfrefine.engines.cuda.volume import VolumeBackward
 from crfrefine.engines.cuda.voxels import Voxels
 from crfrefine.engines.volume import volume_part
-from crfrefine.errors import DeviceMemoryError
-
-if TYPE_CHECKING:
-    from crfrefine.engines.grid_image import GridImage
-    from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec
+from crfrefine.errors import BackendUnavailableError, DeviceMemoryError
+from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec, ModelSpec
 
 # Attribute of errors of a caller's progress function: its lack of memory means nothing about the GPU's.
 _MARK = "_is_a_callers"
@@ -138,10 +144,9 @@ class CudaKernels:
                 ) from error
 
     def _volume_part(self, given: Any, logits: Any, spec: MeanFieldSpec) -> Bool | None:
-        """Return the masked voxels on which the volume term of a run acts; None means all of them, or no term.
-
-        `given` are the logits on the device, which are downloaded only where components have to be found, `logits` as they were passed.
-        """
+        """Return the masked voxels on which the volume term of a run acts; None means all of them, or no term."""
+        # `given` are the logits on the device, which are downloaded only where components have to
+        # be found, `logits` as they were passed.
         if spec.volume_weight == 0.0:
             return None
         on_host = logits.astype(np.float32, copy=False) if isinstance(logits, np.ndarray) else self._device.download(given)
@@ -169,3 +174,34 @@ def _staged(progress: Progress | None, stage: str) -> Callable[[int, int], None]
             raise
 
     return call
+
+
+class CudaBackend(Backend):
+    """Permutohedral lattice, bilateral grid, truncated and exact sums, separable spatial filter: float32, the same bits on every run."""
+
+    def __init__(self, device: CupyDevice) -> None:
+        self.device = device
+        self.name = device.name
+        self._lock = threading.Lock()  # one case at a time: each may need all of the memory
+        with suppress(BackendUnavailableError):  # Without the compiled engine numpy gives the same answers, more slowly.
+            cpu: Any = CpuBackend()
+            for name in ("label_map", "softmax", "channel_ranges"):
+                setattr(self, name, getattr(cpu, name))
+
+    def kernels(self, image: GridImage, spec: KernelSetSpec, context: RunContext = NO_CONTEXT) -> CudaKernels:
+        """Build the kernels of a model on one image; see `Backend.kernels`. The number of threads has no effect here."""
+        # The image may be on the device already, as any object that shares its memory by DLPack: it
+        # is then not copied.
+        with self._lock:
+            return CudaKernels(self.device, image, spec, context.progress)
+
+    def mean_field(self, logits: Float32, image: GridImage, spec: ModelSpec, context: RunContext = NO_CONTEXT) -> MeanFieldResult:
+        """Run the mean field on one case; see `Backend.mean_field` and `kernels`."""
+        with self._lock:
+            kernels = CudaKernels(self.device, image, spec.kernels, context.progress)
+            return kernels.run(logits, spec.mean_field, progress=context.progress)
+
+    def message(self, values: Float32, image: GridImage, spec: KernelSetSpec, *, threads: int | None = None) -> Float32:
+        """Filter values once; see `Backend.message`."""
+        wanted = replace(spec, num_labels=len(values) + 1, num_iterations=1)  # for the choice of `auto`
+        return self.kernels(image, wanted).message(values)

@@ -1,4 +1,4 @@
-"""Rows of channels, and memory that filterings share."""
+"""Rows of channels, memory that filterings share, and sums over the voxels that stay on the device until they are asked for."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from crfrefine.base.array_types import Float64
+from crfrefine.engines.cuda.cupy_device import CupyDevice
 
 WIDEST_ROW = 8
 
@@ -37,7 +40,6 @@ class Room:
     """Memory that all filterings of a filter use in turn: as much as the largest array so far has needed."""
 
     def __init__(self, xp: Any) -> None:
-        """Take the device's array module."""
         self._xp, self._values = xp, xp.empty(0, dtype=np.float32)
 
     def array(self, *shape: int) -> Any:
@@ -47,3 +49,66 @@ class Room:
             self._values = None  # before more is allocated
             self._values = self._xp.empty(size, dtype=np.float32)
         return self._values[:size].reshape(shape)
+
+
+MAX_THREADS = 1 << 16  # of the kernels that sum over voxels: enough to fill a GPU, few enough that their sums are quickly added up
+_THREADS, _PAIR_THREADS = 512, 128  # of blocks that add up, and of blocks that sum products of pairs of rows
+_SHARED_VALUES = 12 * 1024  # of a block
+_PAIR_SUMS = 1 << 19
+_MIN_PAIR_BLOCKS, _MAX_PAIR_BLOCKS = 256, 2048
+
+
+def sum_threads(num_voxels: int) -> int:
+    """Return the number of threads that sum over the voxels: each takes a few, so that their sums take less memory than the voxels."""
+    return min(-(-num_voxels // 4), MAX_THREADS)
+
+
+def pair_blocks(num_sums: int, tile: int, num_voxels: int) -> int:
+    """Return the number of blocks of `add_products`: enough to fill a GPU, few enough that their sums take little memory."""
+    return min(-(-num_voxels // tile), max(_MIN_PAIR_BLOCKS, min(_PAIR_SUMS // num_sums, _MAX_PAIR_BLOCKS)))
+
+
+class Sums:
+    """Numbers in float64 that kernels add to, one of each thread or block for each sum; they are added up in a fixed order."""
+
+    def __init__(self, device: CupyDevice) -> None:
+        self.device = device
+        self._parts: list[Any] = []
+
+    def reserve(self, num_sums: int, count: int) -> Any:
+        """Return (num_sums, count) zeros on the device, for kernels to add to."""
+        self._parts.append(self.device.xp.zeros((num_sums, count), dtype=np.float64))
+        return self._parts[-1]
+
+    def totals(self) -> list[Float64]:
+        """Wait until all launches so far are done; return (num_sums) totals on the host, in the order in which they were reserved."""
+        ends = np.cumsum([len(part) for part in self._parts])
+        found = self.device.xp.empty(int(ends[-1]), dtype=np.float64)
+        for part, end in zip(self._parts, ends.tolist(), strict=True):
+            add_up(self.device, part, found[end - len(part) : end])
+        return np.split(self.device.download(found), ends[:-1])
+
+
+class Products:
+    """Sums over the voxels of the products of each row of one array with each row of another; `parts` has their terms."""
+
+    def __init__(self, sums: Sums, num_rows: int, num_others: int, num_voxels: int) -> None:
+        self._device, self._num_voxels = sums.device, num_voxels
+        tile = _PAIR_THREADS  # voxels whose rows a block shares at a time
+        while tile > 1 and (num_rows + num_others) * (tile + 1) > _SHARED_VALUES:
+            tile //= 2
+        num_slices = max(1, min(tile, _PAIR_THREADS // (num_rows * num_others)))  # threads per pair of rows
+        self._num_blocks = pair_blocks(num_rows * num_others * num_slices, tile, num_voxels)
+        self._constants = {"CRF_ROWS": num_rows, "CRF_OTHERS": num_others, "CRF_THREADS": _PAIR_THREADS, "CRF_TILE": tile}
+        self.parts = sums.reserve(num_rows * num_others, self._num_blocks * num_slices)
+
+    def add(self, rows: Any, others: Any, part: Any = None) -> None:
+        """Add the products of (row, voxel) numbers, of `others` or of ones, where `part`, (voxel) uint8, is 1, or everywhere."""
+        arguments = (rows, others, part, self._num_voxels, self._num_blocks, self.parts)
+        self._device.launch_blocks("products", "add_products", self._constants, self._num_blocks, *arguments)
+
+
+def add_up(device: CupyDevice, parts: Any, totals: Any) -> None:
+    """Add up (num_sums, count) numbers in float64, in a fixed order, into (num_sums) totals."""
+    num_sums, count = parts.shape
+    device.launch_blocks("sums", "add_up", {"CRF_THREADS": _THREADS}, num_sums, parts, count, totals)

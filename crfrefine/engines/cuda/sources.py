@@ -1,8 +1,4 @@
-"""The kernels' source text: headers inlined, constants defined, and the arguments that each kernel takes.
-
-Headers are inlined because compiled modules are cached by their text: a header behind an include
-path could change unseen.
-"""
+"""The kernels' source text: headers inlined, as modules are cached by their text, and each kernel's arguments."""
 
 from __future__ import annotations
 
@@ -104,11 +100,7 @@ def _with_constants(name: str, constants: tuple[tuple[str, int], ...]) -> Kernel
 
 
 def pack_arguments(source: KernelSource, kernel: str, constants: Mapping[str, int], arguments: Sequence[Any]) -> list[Any]:
-    """Return the arguments of a launch in the driver's form: numbers converted, None as a null pointer.
-
-    Raises:
-        TypeError: an argument does not fit; on a device it would be read as garbage.
-    """
+    """Return the arguments of a launch in the driver's form; raise TypeError if one does not fit, which a GPU would not notice."""
     parameters = source.kernels[kernel]
     if len(arguments) != len(parameters):
         raise TypeError(f"{source.name}.{kernel}: {len(arguments)} arguments for {len(parameters)} parameters")

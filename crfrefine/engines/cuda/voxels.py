@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.base.array_types import Array, Bool, Float64
+from crfrefine.base.array_types import Array, Bool
 from crfrefine.errors import CapacityError, InputError
 
 if TYPE_CHECKING:
+    from crfrefine.engines.base import FeatureOrigin
     from crfrefine.engines.cuda.cupy_device import CupyDevice
-    from crfrefine.engines.grid_image import FeatureOrigin
 
 MAX_FEATURE = 1e6  # bandwidths, up to which single precision resolves a difference of one of them
 
@@ -22,13 +22,9 @@ MAX_FEATURE = 1e6  # bandwidths, up to which single precision resolves a differe
 class Voxels:
     """The masked voxels, numbered in raster order, inside the mask's bounding box.
 
-    Attributes:
-        num_voxels: inside the mask.
-        grid_shape, grid_size: of the whole grid.
-        grid_index, box_index: (voxel) linear indices in the grid and in the box, on the device.
-        box_shape, spacing, source_axis: values of the box's axes; axes one voxel long are left out, except the last one.
-        first: the box's first voxel along each of these axes, in the grid.
-        feature: number of each axis among the position features, which does not depend on its place in memory.
+    Axes of the box are those longer than a voxel, and the last one: `box_shape`, `spacing`, `source_axis`,
+    their first voxel in the grid, `first`, and the number of their position feature, `feature`, which does
+    not depend on the order in memory. `grid_index`, `box_index`: (voxel) linear indices, on the device.
     """
 
     def __init__(
@@ -90,12 +86,6 @@ class Voxels:
         """Pick the values of the box's axes."""
         return [float(per_grid_axis[a]) for a in self.source_axis]
 
-    def to_grid_axes(self, per_box_axis: Float64) -> Float64:
-        """Return values for all axes of the grid; zero for axes that are one voxel long."""
-        values = np.zeros(len(self.grid_shape))
-        values[self.source_axis] = per_box_axis
-        return values
-
     def gather(self, grids: Any, out: Any) -> None:
         """Copy the voxels of (channel, *grid) values into (channel, voxel) ones."""
         for of_voxels, of_grid in zip(out, grids.reshape(len(out), -1), strict=True):
@@ -116,10 +106,8 @@ def extremes(device: CupyDevice, arrays: Iterable[Any]) -> list[Array]:
 class BilateralInput:
     """An appearance kernel's features at the voxels: intensities first, positions last.
 
-    Attributes:
-        features: (modality + axis, voxel) float32, on the device.
-        ranges: (smallest, largest) of each feature.
-        first: the box's first voxel along each of its axes, from the feature origin.
+    `features` are (modality + axis, voxel) float32 on the device, `ranges` their ends; `first` is the box's
+    first voxel along each of its axes, from the feature origin.
     """
 
     def __init__(
@@ -130,13 +118,9 @@ class BilateralInput:
         theta_intensity: Sequence[float],
         origin: FeatureOrigin | None = None,
     ) -> None:
-        """Compute the features of an image, (M, *grid) float32 on the device, for one bandwidth per box axis and per modality.
-
-        They count from `origin`; None: from the box's first voxel and the lowest intensities.
-
-        Raises:
-            CapacityError: a feature spans too many bandwidths.
-        """
+        """Compute the features of an image, (M, *grid) float32 on the device, for one bandwidth per box axis and per modality."""
+        # Without an origin they count from the box's first voxel and the lowest intensities. Raises
+        # CapacityError if a feature spans too many bandwidths.
         self.voxels, self.theta_position, self.theta_intensity = voxels, list(theta_position), list(theta_intensity)
         begin = voxels.first if origin is None else [origin.position[a] for a in voxels.source_axis]
         first = self.first = [own - zero for own, zero in zip(voxels.first, begin, strict=True)]

@@ -1,28 +1,119 @@
-"""The `torch` backend: the model in plain tensor operations on a device of PyTorch, with gradients by autograd.
-
-It sums over all pairs, or takes the permutohedral lattice; slower than the engines for the CPU and for GPUs, and with more memory.
-"""
+"""The `torch` backend: plain tensor operations on a device of PyTorch, with gradients by autograd; slower than the engines."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from crfrefine.base.array_types import Array, Float32
-from crfrefine.engines.base import NO_CONTEXT, Backend, MeanFieldGradients, MeanFieldReport, MeanFieldResult, Progress, RunContext, Tape
-from crfrefine.engines.grid_image import GridImage
+from crfrefine.base.array_types import Array, Float32, Float64
+from crfrefine.engines.base import (
+    NO_CONTEXT,
+    Backend,
+    GridImage,
+    MeanFieldGradients,
+    MeanFieldReport,
+    MeanFieldResult,
+    Progress,
+    RunContext,
+    Tape,
+)
 from crfrefine.engines.torch.filters import TRUNCATION_RADIUS, Filter, Lattice, dense_filter, normalized, spatial_filter
-from crfrefine.engines.torch.mean_field import Trace, mean_field
-from crfrefine.engines.volume import volume_part
+from crfrefine.engines.volume import PSEUDO_VOXELS, VolumeTerm, volume_part
 from crfrefine.errors import BackendUnavailableError, CapacityError, ConfigError, InputError
 from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec
+
+FLIPPED_SHARE = 1e-4  # of voxels whose label may still change in a step that counts as converged
+_LAST_CHANGE = {torch.float64: 1e-7, torch.float32: 1e-5}  # nats of the last Newton step of the volume term
+
+
+class Trace(NamedTuple):
+    """Result of a run."""
+
+    logits: Tensor  # x of the last step, (N, L)
+    converged: bool
+    energy: list[float]  # free energy of the marginals at the start of each step
+    biases: list[Float64]  # (L,), bias of the volume term in each step; none without it
+
+
+def mean_field(
+    inputs: Sequence[Tensor], kernels: Sequence[Filter], spec: MeanFieldSpec, part: Tensor | None = None, progress: Progress | None = None
+) -> Trace:
+    """Run parallel mean-field updates x = (a + bias) / temperature - pairwise, Q = softmax(x).
+
+    With a volume term, a bias per label is added to each update. The run has converged when the mean KL from
+    the old to the new marginals is below a tolerance and almost no label flips. The inputs are what has a
+    gradient: logits (N, L), weights (kernels, L), compatibility (L, L), temperature, bias (L,), and the
+    slack, the inverse strength of the volume term, which applies in `part`, (N,) bool; None means nowhere.
+    """
+    logits, weights, compatibility, temperature, bias, slack = inputs
+    x = scores = (logits + bias) / temperature
+    log_marginals = torch.log_softmax(x, dim=1)
+    volume = None if part is None else _Volume(log_marginals.exp(), slack, part)
+    trace = Trace(x, converged=False, energy=[], biases=[])
+    while len(trace.energy) < spec.num_iterations and not trace.converged:
+        marginals = log_marginals.exp()
+        messages = torch.zeros_like(x)
+        for kernel, weight in zip(kernels, weights, strict=True):
+            messages = messages + kernel(marginals) * weight
+        pairwise = messages @ compatibility
+        energy = (marginals * (log_marginals - scores + 0.5 * pairwise)).sum().item()
+        x = scores - pairwise
+        if volume is not None:
+            energy += volume.energy(marginals)
+            x = volume.balanced(x)
+            trace.biases.append(volume.bias)
+        trace.energy.append(energy)
+        before, log_marginals = log_marginals, torch.log_softmax(x, dim=1)
+        divergence = (log_marginals.exp() * (log_marginals - before)).sum(1).mean().item()
+        flipped = (log_marginals.argmax(1) != before.argmax(1)).double().mean().item()
+        converged = spec.tolerance > 0.0 and divergence < spec.tolerance and flipped < FLIPPED_SHARE
+        trace = trace._replace(logits=x, converged=converged)
+        if progress is not None:
+            progress("mean field", len(trace.energy), spec.num_iterations)
+    return trace
+
+
+class _Volume:
+    """The volume term of a run: the masses to keep, and the bias per label of the last step, at which the next search starts."""
+
+    def __init__(self, marginals: Tensor, slack: Tensor, part: Tensor) -> None:
+        self._part, self._slack = part, slack.double()
+        self._target = torch.bincount(marginals[part].argmax(1), minlength=marginals.shape[1]).double()
+        self._term = VolumeTerm(self._target.cpu().numpy(), slack.item())
+        self.bias: Float64 = np.zeros(marginals.shape[1])
+
+    def energy(self, marginals: Tensor) -> float:
+        """Return the term's energy."""
+        return self._term.energy(marginals[self._part].detach().double().sum(0).cpu().numpy())
+
+    def balanced(self, x: Tensor) -> Tensor:
+        """Return x with the bias that balances the masses, where the term applies."""
+        # The search has no gradient. One more Newton step, with a constant curvature, has the
+        # gradient of its solution.
+        scores = x[self._part].double()
+        self.bias = self._term.search(lambda bias: _sums(scores.detach(), bias), self.bias, _LAST_CHANGE[x.dtype])
+        bias = torch.as_tensor(self.bias, device=x.device)
+        masses, covariance = _sums(scores.detach(), self.bias)
+        curvature = torch.as_tensor(self._term.curvature(covariance, masses + PSEUDO_VOXELS), device=x.device)
+        target = self._target + PSEUDO_VOXELS
+        scaled = target * torch.exp(-self._slack * bias)
+        excess = torch.softmax(scores + bias, 1).sum(0) + PSEUDO_VOXELS - scaled * (target.sum() / scaled.sum())
+        change: Tensor = -torch.linalg.solve(curvature, excess)
+        return x + ((bias + change - change.mean()) * self._part[:, None]).to(x.dtype)
+
+
+def _sums(scores: Tensor, bias: Float64) -> tuple[Float64, Float64]:
+    marginals = torch.softmax(scores + torch.as_tensor(bias, device=scores.device), 1)
+    masses = marginals.sum(0)
+    return masses.cpu().numpy(), (torch.diag(masses) - marginals.T @ marginals).cpu().numpy()
+
 
 EXACT_BELOW = 8192  # voxels, up to which `auto` sums over all pairs; it takes the lattice for more
 
@@ -31,24 +122,14 @@ class TorchBackend(Backend):
     """Exact and truncated sums over all pairs, the permutohedral lattice, a separable spatial filter."""
 
     def __init__(self, device: str = "cpu") -> None:
-        """Take a device of PyTorch: "cpu", "cuda" or "cuda:N".
-
-        Raises:
-            BackendUnavailableError: PyTorch finds no such GPU.
-        """
+        """Take a device of PyTorch, "cpu", "cuda" or "cuda:N"; raise BackendUnavailableError without such a GPU."""
         if device != "cpu" and (torch.device(device).index or 0) >= torch.cuda.device_count():
             raise BackendUnavailableError(f"--device torch:{device}: PyTorch finds no such NVIDIA GPU; use --device torch")
         self.name = "torch" if device == "cpu" else f"torch:{device}"
         self._device = device
 
     def kernels(self, image: GridImage, spec: KernelSetSpec, context: RunContext = NO_CONTEXT) -> TorchKernels:
-        """Build the kernels of a model on one image, in its precision; see `Backend.kernels`.
-
-        Raises:
-            ConfigError: the filter is `grid`, which this backend does not have.
-            InputError: the mask is empty.
-            CapacityError: too many voxels for the exact filter, or too little memory.
-        """
+        """Build the kernels of a model on one image, in its precision; see `Backend.kernels`. It has no filter `grid`."""
         return TorchKernels(image, spec, self._device, context)
 
     def message(self, values: Float32, image: GridImage, spec: KernelSetSpec, *, threads: int | None = None) -> Float32:

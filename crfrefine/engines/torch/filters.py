@@ -1,7 +1,4 @@
-"""Gaussian filters in plain tensor operations, with gradients with respect to values and features: (N, V) values of N masked voxels.
-
-A filter takes values, and returns the product of its (N, N) kernel matrix K with them.
-"""
+"""Gaussian filters in plain tensor operations: a filter returns the product of an (N, N) kernel with (N, V) values."""
 
 from __future__ import annotations
 
@@ -23,15 +20,9 @@ _BALL_MARGIN = 1e-6
 
 
 def dense_filter(features: Tensor, positions: Tensor | None = None) -> Filter:
-    """Return the kernel exp(-|f_i - f_j|^2 / 2) of all pairs; its diagonal is 1.
-
-    Args:
-        features: (N, D), already divided by theta.
-        positions: (N, axes), likewise: pairs that are farther apart than `TRUNCATION_RADIUS` are left out; None: no pair is.
-
-    Raises:
-        CapacityError: more than `MAX_POINTS` points.
-    """
+    """Return the kernel exp(-|f_i - f_j|^2 / 2) of all pairs, (N, D) features over theta; its diagonal is 1."""
+    # Pairs whose positions, (N, axes) over theta, are farther apart than `TRUNCATION_RADIUS` are
+    # left out. Raises CapacityError for more than `MAX_POINTS` points.
     if len(features) > MAX_POINTS:
         raise CapacityError(
             f"the exact filter sums over all pairs and takes at most {MAX_POINTS} voxels here, got {len(features)}; "
@@ -46,13 +37,7 @@ def dense_filter(features: Tensor, positions: Tensor | None = None) -> Filter:
 
 
 def spatial_filter(inside: Tensor, steps: Sequence[float], theta: Tensor) -> Filter:
-    """Return the exact Gaussian of position on the grid, one axis after the other, with zeros outside the mask.
-
-    Args:
-        inside: (*grid) bool.
-        steps: distance between neighboring voxels along each axis, in the unit of theta.
-        theta: (axes,) bandwidths.
-    """
+    """Return the exact Gaussian of position on the grid, axis by axis, with zeros outside; steps in the unit of theta."""
     matrices = []
     for extent, step, width in zip(inside.shape, steps, theta, strict=True):
         index = torch.arange(extent, device=theta.device, dtype=theta.dtype) * step
@@ -99,11 +84,9 @@ class Lattice:
         self.neighbors = [(_find(keys, keys - step), _find(keys, keys + step)) for step in large.sum() - size * large]
 
     def __call__(self, values: Tensor) -> Tensor:
-        """Approximate the sum over all points j of exp(-|f_i - f_j|^2 / 2) values_j.
-
-        The gradient with respect to features is that of the Gaussian, K_ij (f_j - f_i), not that of the lattice's interpolation: terms
-        are added that are 0 and have its slopes.
-        """
+        """Approximate the sum over all points j of exp(-|f_i - f_j|^2 / 2) values_j."""
+        # The gradient with respect to features is that of the Gaussian, K_ij (f_j - f_i), not that
+        # of the lattice's interpolation: terms are added that are 0 and have its slopes.
         result = self._apply(values)
         if not self._features.requires_grad:
             return result
@@ -138,10 +121,9 @@ class Lattice:
 
 
 def elevate(features: Tensor) -> Tensor:
-    """Map (N, D) features into the hyperplane of R^(D+1) whose coordinates sum to 0, (N, D+1).
-
-    They are stretched by (D+1) * sqrt(2/3), so that splat, blur and slice together have unit variance (Adams et al., section 3).
-    """
+    """Map (N, D) features into the hyperplane of R^(D+1) whose coordinates sum to 0, (N, D+1)."""
+    # They are stretched by (D+1) * sqrt(2/3), so that splat, blur and slice together have unit
+    # variance (Adams et al., section 3).
     num_dims = features.shape[1]
     index = torch.arange(num_dims, device=features.device, dtype=features.dtype)
     scaled = features * ((num_dims + 1) * math.sqrt(2.0 / 3.0) / torch.sqrt((index + 1.0) * (index + 2.0)))

@@ -19,7 +19,7 @@ import crfrefine
 from crfrefine.base.geometry import spacing_of
 from crfrefine.base.text import printable
 from crfrefine.errors import BackendUnavailableError, CrfRefineError
-from crfrefine.evaluate.reading import read_image, read_masks, read_reference
+from crfrefine.evaluate.measuring import read_image, read_masks, read_reference
 from crfrefine.evaluate.results import Evaluation
 from crfrefine.io.atomic import write_small_file
 from crfrefine.metrics.registry import DICE, Metric, metric_named

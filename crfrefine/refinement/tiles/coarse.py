@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crfrefine.arrays.intensity import fit_intensity
-from crfrefine.arrays.label_maps import bounding_box
+from crfrefine.arrays.label_maps import Box, bounding_box
 from crfrefine.arrays.probabilities import describe_padding, leave_out, take_logarithms
+from crfrefine.base.array_types import Bool, Float32, Labels
 from crfrefine.base.limits import available_threads, run_all
+from crfrefine.parameters.specs import ModelSpec
 from crfrefine.refinement.tiles.grid import TILE, LabelSets, TileGrid
 from crfrefine.refinement.tiles.planning import MAX_SHARED_VOXELS, TilePlan
 from crfrefine.refinement.tiles.problem import ChannelSource, TileProblem
@@ -20,23 +24,16 @@ from crfrefine.refinement.tiles.streaming import FIRST_LOOK, StoredChannels, Str
 from crfrefine.refinement.tiles.survey import Thresholds, find_thresholds
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
-    from crfrefine.arrays.label_maps import Box
     from crfrefine.arrays.resampling import Interpolation
-    from crfrefine.base.array_types import Bool, Float32, Labels
-    from crfrefine.engines.base import RunContext
-    from crfrefine.engines.grid_image import GridImage
+    from crfrefine.engines.base import GridImage, RunContext
     from crfrefine.parameters.model import CrfParameters
-    from crfrefine.parameters.specs import ModelSpec
 
+# A label takes part in a tile if its probability is larger at a voxel of the network from which the
+# tile is interpolated.
 MIN_PROBABILITY = 1e-4
-"""A label takes part in a tile if its probability is larger at a voxel of the network from which the tile is interpolated."""
-
+# Nats below the smallest probability of a label that takes part down to which its logits are kept:
+# interpolation needs all neighbors.
 MARGIN = 5.0
-"""Nats below the smallest probability of a label that takes part down to which its logits are kept: interpolation needs all neighbors."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,17 +59,10 @@ class CoarseChannels(ChannelSource):
         threads: int,
         first_plane: int = 0,
     ) -> None:
-        """Keep the parts.
-
-        Args:
-            store: logits or probabilities in tiles of the network's grid.
-            floors: (*network's grid) and (L,), the sum of which is a label's logit where none is kept.
-            padding: (*network's grid), True where all labels are equal, and count as 0; None means nowhere.
-            grid: the tiles of the image.
-            interpolation: from one grid to the other.
-            threads: number of threads.
-            first_plane: of the image, where the tiles begin.
-        """
+        """Keep the parts; the tiles of the image begin at its `first_plane`."""
+        # The sum of the `floors`, (*network's grid) and (L,), is a label's logit where none is
+        # kept. `padding`, (*network's grid), is True where all labels are equal, and count as 0;
+        # None means nowhere.
         self.store, self.floors, self.padding = store, floors, padding
         self.grid, self.interpolation, self.threads, self.first_plane = grid, interpolation, threads, first_plane
 
@@ -129,11 +119,9 @@ class CoarseChannels(ChannelSource):
 
 
 def plan_coarse(network: CoarseNetwork, image: GridImage, spec: ModelSpec, parameters: CrfParameters, context: RunContext) -> TilePlan:
-    """Return the labels that are present in each tile of the image, from channels that stream by on the network's grid.
-
-    The network's label map is the label of the largest interpolated logit; voxels outside the network's grid are background. Errors are
-    those of `plan_stream`.
-    """
+    """Return the labels that are present in each tile of the image, from channels that stream by on the network's grid."""
+    # The network's label map is the label of the largest interpolated logit; voxels outside the
+    # network's grid are background. Errors are those of `plan_stream`.
     run, threads = spec.mean_field, context.threads or available_threads()
     coarse_grid, grid = TileGrid(network.channels.grid_shape), TileGrid(network.grid_shape)
     interpolation = network.interpolation
@@ -221,10 +209,9 @@ def _windows(interpolation: Interpolation, grid: TileGrid) -> list[list[tuple[in
 
 
 def _highest(levels: NDArray[np.uint8], start: Sequence[int], windows: list[list[tuple[int, int]]]) -> NDArray[np.uint8]:
-    """Return the highest level that each tile of the image is interpolated from, (*tiles).
-
-    `levels` are those of a box that begins at `start`, in the image's order of axes; they are 0 elsewhere.
-    """
+    """Return the highest level that each tile of the image is interpolated from, (*tiles)."""
+    # `levels` are those of a box that begins at `start`, in the image's order of axes; they are 0
+    # elsewhere.
     for first, ends in zip(start, windows, strict=True):
         rows = [levels[max(0, low - first) : max(0, high - first)].max(axis=0, initial=0) for low, high in ends]
         levels = np.moveaxis(np.stack(rows), 0, -1)  # The next axis comes first; after three axes the order is the first one.
@@ -236,7 +223,7 @@ def _covered(interpolation: Interpolation, padding: Bool | None, grid: TileGrid)
     along = [axis.inside for axis in interpolation.maps]
     covered = along[0][:, None, None] & along[1][:, None] & along[2]
     if padding is not None:
-        linear = interpolation.as_linear()
+        linear = Interpolation(interpolation.grid_map, interpolation.nearest)
         for start in range(0, grid.shape[0], TILE[0]):
             box = (slice(start, min(start + TILE[0], grid.shape[0])), *(slice(0, extent) for extent in grid.shape[1:]))
             covered[box] &= linear.of_box(lambda source_box: (~padding[source_box]).astype(np.float32), box) > 0
@@ -246,10 +233,9 @@ def _covered(interpolation: Interpolation, padding: Bool | None, grid: TileGrid)
 def _interpolated(
     source: CoarseChannels, domains: Bool, largest: Float32, covered: Bool, mask: Bool | None, threads: int
 ) -> tuple[Labels, NDArray[np.float64]]:
-    """Return the label of the largest interpolated logit, (*grid), and the sum of the largest logits inside the mask, (*tiles).
-
-    Only sums of tiles with a single label are right: `largest` are the largest logits on the network's grid.
-    """
+    """Return the label of the largest interpolated logit, (*grid), and the sum of the largest logits inside the mask, (*tiles)."""
+    # Only sums of tiles with a single label are right: `largest` are the largest logits on the
+    # network's grid.
     grid = source.grid
     labels: Labels = np.zeros(grid.shape, np.min_scalar_type(len(domains) - 1))
     best = np.zeros(grid.counts)

@@ -5,36 +5,27 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike, NDArray
 
 from crfrefine.arrays.label_maps import Box
+from crfrefine.base.array_types import Array, Bool, Float32
 from crfrefine.base.limits import available_threads
 from crfrefine.engines.compiled import load_engine
 
-if TYPE_CHECKING:
-    from numpy.typing import DTypeLike, NDArray
-
-    from crfrefine.base.array_types import Array, Bool, Float32
-
-
+# Voxels of a tile along each axis in storage order; the last is a vector of the C++ engine.
 TILE = (8, 8, 16)
-"""Voxels of a tile along each axis in storage order; the last is a vector of the C++ engine."""
-
-MAX_DIMS = 3
-"""Most axes of a grid that is cut into tiles."""
-
+MAX_DIMS = 3  # most axes of a grid that is cut into tiles
 Extents = tuple[int, ...]
 
 
 class TileGrid:
     """A grid in storage order, cut into tiles of TILE voxels; those at its end may be smaller.
 
-    Attributes:
-        shape: voxels along each of three axes, slowest first; grids of fewer axes have leading axes of one voxel.
-        counts: number of tiles along each axis.
-        num_tiles: number of tiles of the grid.
+    `shape` has three axes, slowest first; grids of fewer axes have leading axes of one voxel.
+    `counts` is the number of tiles along each.
     """
 
     def __init__(self, grid_shape: Sequence[int]) -> None:
@@ -83,10 +74,9 @@ class TileGrid:
 
 
 def num_rings(reach: Extents) -> Extents:
-    """Return the number of tiles along each axis by which a label's domain is wider than the tiles where it is present.
-
-    Twice the reach: messages at a voxel come from within the reach, and their normalization from within the reach of those.
-    """
+    """Return the number of tiles along each axis by which a label's domain is wider than the tiles where it is present."""
+    # Twice the reach: messages at a voxel come from within the reach, and their normalization from
+    # within the reach of those.
     return tuple(math.ceil(2 * extent / tile) for extent, tile in zip(reach, TILE, strict=True))
 
 

@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from crfrefine.arrays.intensity import fit_intensity
-from crfrefine.arrays.label_maps import ABSENT_LOGIT, CONFIDENCE, share_reach, widen
+from crfrefine.arrays.label_maps import ABSENT_LOGIT, CONFIDENCE, Box, share_reach, widen
 from crfrefine.arrays.probabilities import describe_padding, leave_out
+from crfrefine.base.array_types import Float32, Float64, Labels
 from crfrefine.engines.cpu import CpuBackend
-from crfrefine.parameters.specs import REACH
+from crfrefine.parameters.specs import REACH, ModelSpec
 from crfrefine.refinement.tiles.grid import MAX_DIMS, TILE, LabelSets, TileGrid, num_rings
-from crfrefine.refinement.tiles.problem import DenseChannels, LabelMapChannels, ShareChannels, TileProblem, find_tiles_near_labels
-from crfrefine.refinement.tiles.streaming import FIRST_LOOK, survey_stream
+from crfrefine.refinement.tiles.problem import DenseChannels, LabelMapChannels, ShareChannels, TileProblem
+from crfrefine.refinement.tiles.streaming import FIRST_LOOK, StreamedNetwork, survey_stream
 from crfrefine.refinement.tiles.survey import Survey, Thresholds, find_thresholds
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from crfrefine.arrays.label_maps import Box
-    from crfrefine.base.array_types import Float32, Float64, Labels
-    from crfrefine.engines.base import RunContext
-    from crfrefine.engines.grid_image import GridImage
+    from crfrefine.engines.base import GridImage, RunContext
     from crfrefine.parameters.model import CrfParameters
-    from crfrefine.parameters.specs import ModelSpec
-    from crfrefine.refinement.tiles.streaming import StreamedNetwork
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,20 +42,9 @@ class TilePlan:
 def plan_array(
     values: Float32, box: Box | None, image: GridImage, spec: ModelSpec, threshold: float, threads: int | None, *, is_probability: bool
 ) -> tuple[TilePlan | None, Labels | None]:
-    """Return the labels of each tile of a case in memory, and the network's label map if the pass over the channels tells it.
-
-    Args:
-        values: (L, *grid), C-contiguous.
-        box: the bounding box of the mask; None means no mask.
-        image: of the box, normalized.
-        spec: the model.
-        threshold: `mean_field.label_threshold`.
-        threads: None means the cores this process may use.
-        is_probability: whether the values are probabilities.
-
-    Returns:
-        (the plan, (*grid) labels); no plan if tiles would not save anything.
-    """
+    """Return the labels of each tile of a case in memory, and the network's label map if the pass over the channels tells it."""
+    # The values are (L, *grid), C-contiguous; `box` is the bounding box of the mask, and `image`
+    # that of the box, normalized. There is no plan if tiles would not save anything.
     num_dims = values.ndim - 1
     thresholds = find_thresholds(threshold, spec)
     # Volumes are sums over all voxels, also where a label would take no part.
@@ -98,13 +82,9 @@ def plan_array(
 
 
 def plan_stream(network: StreamedNetwork, image: GridImage, spec: ModelSpec, parameters: CrfParameters, context: RunContext) -> TilePlan:
-    """Return the labels that are present in each tile of channels that do not fit into memory: they stream by, tiles are kept.
-
-    Raises:
-        InputError: values that are not finite, that are not the logits or probabilities that the user or the file says they are, or that
-            are equal for all labels nearly everywhere.
-        CapacityError: the tiles do not fit into the memory that is left.
-    """
+    """Return the labels that are present in each tile of channels that stream by; their tiles are kept."""
+    # Raises InputError (values that are not finite, of another kind than declared, or equal for all
+    # labels nearly everywhere) or CapacityError.
     grid, threshold = TileGrid(network.grid_shape), parameters.mean_field.label_threshold
     thresholds = find_thresholds(threshold, spec) or Thresholds.everywhere(network.num_labels)
     inside = None if image.mask is None else np.ascontiguousarray(image.mask).reshape(grid.shape)
@@ -139,23 +119,21 @@ def plan_stream(network: StreamedNetwork, image: GridImage, spec: ModelSpec, par
     return TilePlan(problem, problem.label_sets(), best, None, labels=labels, notes=tuple(notes), num_padding=num_padding)
 
 
+# Voxels in the windows up to which "auto" sums directly: on a whole body, windows of 600 voxels
+# take half as long as the lattice, and less than half its memory.
 MAX_PAIRS = 1000
-"""Voxels in the windows up to which "auto" sums directly: on a whole body, windows of 600 voxels take half as long as the lattice, and less
-than half its memory."""
-
+# Voxels of a label map of a coarser network that are refined at once. With filters of the whole
+# volume, which such maps mostly need, they take about 2 GiB.
 MAX_SHARED_VOXELS = 40_000_000
-"""Voxels of a label map of a coarser network that are refined at once. With filters of the whole volume, which such
-maps mostly need, they take about 2 GiB."""
 
 
 def plan_label_map(
     numbers: Labels, image: GridImage, spec: ModelSpec, parameters: CrfParameters, threads: int | None, sigma: Sequence[float] | None = None
 ) -> TilePlan:
-    """Return where the labels of a label map take part: within the kernels' reach of where they occur, with the logit 0.
-
-    With the `sigma` of a coarser network (`crfrefine.arrays.label_maps`), labels take part where they have a share.
-    The numbers, (*grid) of at most three axes in storage order, are the channel of each voxel's label.
-    """
+    """Return where the labels of a label map take part: within the kernels' reach of where they occur, with the logit 0."""
+    # With the `sigma` of a coarser network (`crfrefine.arrays.label_maps`), labels take part where
+    # they have a share. The numbers, (*grid) of at most three axes in storage order, are the
+    # channel of each voxel's label.
     grid, run = TileGrid(numbers.shape), spec.mean_field
     labels = np.ascontiguousarray(numbers).reshape(grid.shape)
     inside = None if image.mask is None else np.ascontiguousarray(image.mask).reshape(grid.shape)
@@ -174,7 +152,9 @@ def plan_label_map(
         settled = -math.inf if thresholds is None else float(thresholds.may_matter.min())
     extents = tuple(extent + more for extent, more in zip(near, farther, strict=True))
     voxels = grid.reduced(np.add, np.broadcast_to(np.True_, grid.shape) if inside is None else inside, np.int64)
-    present = find_tiles_near_labels(grid, labels, run.num_labels, extents, threads) & (voxels > 0)
+    present = np.zeros((run.num_labels, *grid.counts), np.bool_)  # tiles with voxels within reach of a label, and few others
+    grid.engine(threads).mark_near(labels, extents, present.view(np.uint8))
+    present &= voxels > 0
     problem = TileProblem(
         grid,
         source,
@@ -204,10 +184,9 @@ def plan_label_map(
 
 
 def settled_probability(spec: ModelSpec) -> float:
-    """Return the logarithm of a probability that all labels have where they take part, and no others: those stay where they are.
-
-    Minus infinity where that cannot be said: with weights or temperatures that bring ABSENT_LOGIT near the other logits.
-    """
+    """Return the logarithm of a probability that all labels have where they take part, and no others: those stay where they are."""
+    # Minus infinity where that cannot be said: with weights or temperatures that bring ABSENT_LOGIT
+    # near the other logits.
     run = spec.mean_field
     strength = float(np.abs(run.weights).max(axis=1, initial=0.0).sum())
     if run.bias is not None:
@@ -216,28 +195,23 @@ def settled_probability(spec: ModelSpec) -> float:
     return half if strength + math.log(run.num_labels) + CONFIDENCE / run.temperature < -0.5 * half else -math.inf
 
 
+# Voxels along an axis up to which sums are direct; the copies of a tile's surroundings would
+# outgrow the processor's cache.
 MAX_DIRECT_REACH = 12
-"""Voxels along an axis up to which sums are direct; the copies of a tile's surroundings would outgrow the processor's cache."""
-
-BALL = 4.0 / 3.0 * math.pi
-"""Volume of a ball of radius 1."""
-
+BALL = 4.0 / 3.0 * math.pi  # volume of a ball of radius 1
+# Pairs of a direct sum that take as long as a grid or a lattice for one voxel and up to GROUP
+# channels.
 PAIRS_OF_FILTERS = 120
-"""Pairs of a direct sum that take as long as a grid or a lattice for one voxel and up to GROUP channels."""
-
+# The same for volumes that are streamed: filters need arrays of all voxels around the active tiles,
+# which direct sums do not.
 PAIRS_OF_LARGE_FILTERS = 400
-"""The same for volumes that are streamed: filters need arrays of all voxels around the active tiles, which direct sums do not."""
-
-GROUP = 4
-"""Channels that are filtered together."""
-
+GROUP = 4  # channels that are filtered together
+# Share of the work with all labels everywhere below which tiles are used: with direct sums, and
+# with filters of the whole volume, for which values are copied to and from tiles.
 WORTH_IT, WORTH_CHANNELS = 0.9, 0.5
-"""Share of the work with all labels everywhere below which tiles are used: with direct sums, and with filters of the whole volume, for
-which values are copied to and from tiles."""
-
+# Share of a grid's rows that is filtered after the first step, over the share of uncertain voxels;
+# and the share of the work with all labels everywhere below which a grid is used on tiles.
 ROWS_OF_UNCERTAIN, WORTH_ROWS = 6.0, 0.8
-"""Share of a grid's rows that is filtered after the first step, over the share of uncertain voxels; and the share of the work with all
-labels everywhere below which a grid is used on tiles."""
 
 
 def window_voxels(problem: TileProblem) -> float:
@@ -265,10 +239,7 @@ def _filtered_tiles(problem: TileProblem, sets: LabelSets) -> int:
 
 
 def choose_tiles(problem: TileProblem, sets: LabelSets, threads: int | None, survey: Survey) -> bool | None:
-    """Return how a case in memory is computed.
-
-    True means direct sums on tiles, False filters on tiles, None all labels everywhere.
-    """
+    """Return whether a case in memory has direct sums on tiles, or filters (False); None means no tiles."""
     tile, channels, kernels = math.prod(TILE), problem.spec.mean_field.num_channels, problem.spec.kernels
     num_voxels = problem.image.num_voxels
     if sets.num_entries * tile >= WORTH_IT * channels * num_voxels:

@@ -1,7 +1,4 @@
-"""A volume, or a slab of one, with the labels that may take part in its tiles, and their logits.
-
-The logits come from an array, a label map, or the label map of a coarse network.
-"""
+"""A volume, or a slab of one, the labels that may take part in its tiles, and their logits, of an array or a label map."""
 
 from __future__ import annotations
 
@@ -13,20 +10,16 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from crfrefine.arrays.label_maps import ABSENT_LOGIT, CONFIDENCE, bounding_box, log_shares, widen
-from crfrefine.engines.grid_image import FeatureOrigin, first_inside
-from crfrefine.refinement.tiles.grid import TILE, LabelSets, TileGrid, num_rings
+from crfrefine.arrays.label_maps import ABSENT_LOGIT, CONFIDENCE, Box, bounding_box, log_shares, widen
+from crfrefine.base.array_types import Bool, Float32, Labels
+from crfrefine.engines.base import FeatureOrigin, GridImage, first_inside
+from crfrefine.parameters.specs import ModelSpec
+from crfrefine.refinement.tiles.grid import TILE, Extents, LabelSets, TileGrid, num_rings
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from crfrefine.arrays.intensity import IntensityMap
-    from crfrefine.arrays.label_maps import Box
-    from crfrefine.base.array_types import Bool, Float32, Labels
-    from crfrefine.engines.grid_image import GridImage
-    from crfrefine.parameters.specs import ModelSpec
-    from crfrefine.refinement.tiles.grid import Extents
 
 
 class ChannelSource(ABC):
@@ -72,22 +65,17 @@ class DenseChannels(ChannelSource):
         return DenseChannels(self.values, (slice(first, first + stop - start), *self.box[1:]), is_probability=self.is_probability)
 
 
+# Voxels of a tile and its surroundings up to which each tile looks for a label by itself; else the
+# whole grid is searched.
 MAX_NEIGHBORHOOD = 1 << 17
-"""Voxels of a tile and its surroundings up to which each tile looks for a label by itself; else the whole grid is searched."""
 
 
 class LabelMapChannels(ChannelSource):
     """The logits that `crfrefine.arrays.label_maps` describes, made where they are asked for."""
 
     def __init__(self, numbers: Labels, reach: Sequence[Any], first_plane: int = 0, num_planes: int | None = None) -> None:
-        """Take a label map.
-
-        Args:
-            numbers: (z, y, x) channel of each voxel's label, uint8 or uint16, C-contiguous.
-            reach: voxels along each axis within which a label takes part.
-            first_plane: the first plane that is asked for; the planes before and after count as neighbors.
-            num_planes: number of planes; None means all from there on.
-        """
+        """Take the (z, y, x) channel of each voxel's label, C-contiguous; labels take part within `reach` voxels."""
+        # Planes before `first_plane` and after `num_planes` of them, or all, count as neighbors.
         self.numbers, self.reach = numbers, reach
         self._first_plane = first_plane
         self._num_planes = len(numbers) - first_plane if num_planes is None else num_planes
@@ -118,15 +106,7 @@ class LabelMapChannels(ChannelSource):
         return logits[first - start : stop - start]
 
 
-def find_tiles_near_labels(grid: TileGrid, numbers: Labels, num_channels: int, reach: Extents, threads: int | None) -> Bool:
-    """Return the tiles where a label may take part, (channels, *tiles): those with voxels within reach of it, and few others."""
-    near = np.zeros((num_channels, *grid.counts), np.bool_)
-    grid.engine(threads).mark_near(numbers, reach, near.view(np.uint8))
-    return near
-
-
-_MAX_ROWS = 4
-"""Rows of tiles whose shares are computed at once."""
+_MAX_ROWS = 4  # rows of tiles whose shares are computed at once
 
 
 class ShareChannels(LabelMapChannels):
@@ -198,10 +178,9 @@ class TileProblem:
         return self.spec.kernels.reach(self.image.spacing, self.grid.shape)
 
     def label_sets(self) -> LabelSets:
-        """Return the labels of each tile: those that are present around it and may matter there.
-
-        Farther from where it is present a label cannot rise, as `check_entries` in the C++ engine confirms.
-        """
+        """Return the labels of each tile: those that are present around it and may matter there."""
+        # Farther from where it is present a label cannot rise, as `check_entries` in the C++ engine
+        # confirms.
         domains, rings = np.zeros_like(self.present), num_rings(self.reach)
         for label in np.flatnonzero(self.present.any(axis=(1, 2, 3))):
             domains[label] = widen(self.present[label], rings) & self.may_matter[label]
@@ -230,13 +209,16 @@ class TileProblem:
     def in_slab(self, slab: Slab) -> TileProblem:
         """Return the planes that take part in a slab, with their normalized image; an origin is there."""
         values, mask = self.normalized(slab.first, slab.last), None if self.mask is None else self.mask[slab.first : slab.last]
+        origin = self.image.origin
+        assert origin is not None
+        origin = replace(origin, position=(origin.position[0] - slab.first, *origin.position[1:]))
         return replace(
             self,
             grid=TileGrid((slab.last - slab.first, *self.grid.shape[1:])),
             source=self.source.planes(slab.first, slab.last),
             present=rows_of(self.present, slab),
             may_matter=rows_of(self.may_matter, slab),
-            image=replace(self.image, values=values, mask=mask, origin=self.image.origin_from(slab.first)),
+            image=replace(self.image, values=values, mask=mask, origin=origin),
             maps=None,
         )
 

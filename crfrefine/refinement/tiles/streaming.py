@@ -1,7 +1,4 @@
-"""A network's channels, streamed from a file in one pass: only the tiles where a label may take part are kept, in the file's type.
-
-Logits are told from probabilities on the way.
-"""
+"""A network's channels, streamed from a file in one pass: only tiles where a label may take part are kept."""
 
 from __future__ import annotations
 
@@ -12,27 +9,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crfrefine.arrays.label_maps import widen
 from crfrefine.arrays.probabilities import SUM_TOLERANCE, Look, decide
+from crfrefine.base.array_types import Array, Bool, Float32
 from crfrefine.base.limits import format_size
 from crfrefine.errors import CapacityError
-from crfrefine.refinement.tiles.grid import TILE, TileGrid, num_rings
+from crfrefine.parameters.specs import MeanFieldSpec
+from crfrefine.refinement.tiles.grid import TILE, Extents, TileGrid, num_rings
 from crfrefine.refinement.tiles.problem import ChannelSource
-from crfrefine.refinement.tiles.survey import Survey
+from crfrefine.refinement.tiles.survey import Survey, Thresholds
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from crfrefine.base.array_types import Array, Bool, Float32
     from crfrefine.engines.base import RunContext
     from crfrefine.io.reading import Piece
-    from crfrefine.parameters.specs import MeanFieldSpec
-    from crfrefine.refinement.tiles.grid import Extents
-    from crfrefine.refinement.tiles.survey import Thresholds
 
+# Returns the pieces of a network's output, from the beginning at each call.
 ReadPieces = Callable[[], "Iterable[Piece]"]
-"""Returns the pieces of a network's output, from the beginning at each call."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,10 +63,8 @@ class Brick:
 
 
 def read_bricks(read: ReadPieces, grid: TileGrid) -> Iterator[Brick]:
-    """Yield the bricks of pieces that come with ascending planes for each channel; planes of incomplete tiles wait.
-
-    Types other than float32 and float16 are converted, exactly.
-    """
+    """Yield the bricks of pieces that come with ascending planes for each channel; planes of incomplete tiles wait."""
+    # Types other than float32 and float16 are converted, exactly.
     num_planes, *plane_shape = grid.shape
     waiting: dict[int, Array] = {}
     for piece in read():
@@ -169,8 +161,8 @@ def first_tile(grid: TileGrid, plane: int) -> int:
     return plane // TILE[0] * grid.counts[1] * grid.counts[2]
 
 
+# Bytes of candidates at which it is first looked whether they all still matter.
 FIRST_LOOK = 1 << 26
-"""Bytes of candidates at which it is first looked whether they all still matter."""
 
 
 class Candidates:
@@ -179,10 +171,9 @@ class Candidates:
     def __init__(
         self, read: ReadPieces, thresholds: Thresholds, max_bytes: int | None, threads: int | None, reach: Extents | None = None
     ) -> None:
-        """Start with no tile; the tiles that are kept take `max_bytes`, where None means any amount.
-
-        With `reach`, as of `store`, tiles farther from those where a label may be present are not kept: `store` would forget them.
-        """
+        """Start with no tile; the tiles that are kept take `max_bytes`, where None means any amount."""
+        # With `reach`, as of `store`, tiles farther from those where a label may be present are not
+        # kept: `store` would forget them.
         self._read, self._thresholds, self._threads = read, thresholds, threads
         self._rings = None if reach is None else num_rings(reach)
         self._max_bytes = math.inf if max_bytes is None else max_bytes
@@ -207,16 +198,9 @@ class Candidates:
             self._parts = None
 
     def store(self, survey: Survey, reach: Extents, num_bytes: int | None) -> tuple[StoredChannels, Bool, Bool]:
-        """Return the channels, where labels are present, and where they may matter, (L, *tiles); the candidates are forgotten.
-
-        Args:
-            survey: of all channels.
-            reach: voxels along each axis within which labels take part.
-            num_bytes: bytes that may be taken in addition to the present memory; None means any amount.
-
-        Raises:
-            CapacityError: the tiles do not fit.
-        """
+        """Return the channels, where labels are present, and where they may matter, (L, *tiles); the candidates are forgotten."""
+        # Labels take part within `reach`. Raises CapacityError if the tiles take more than
+        # `num_bytes`.
         has_room = self._parts is not None  # Candidates are in memory already.
         store = StoredChannels(survey.grid, survey.num_labels, is_probability=survey.is_probability, read=self._read)
         present, may_matter = np.zeros((2, *survey.margins.shape), np.bool_)
@@ -272,8 +256,9 @@ class Candidates:
         return (tiles, values, margins) if chosen.all() else (tiles[chosen], values[chosen], margins[chosen])
 
 
+# One part in so many of the memory that is left may hold tiles that are kept in the first pass;
+# else channels stream by twice.
 SHARE_OF_CANDIDATES = 4
-"""One part in so many of the memory that is left may hold tiles that are kept in the first pass; else channels stream by twice."""
 
 
 def survey_stream(
@@ -285,11 +270,9 @@ def survey_stream(
     context: RunContext,
     reach: Extents | None = None,
 ) -> tuple[Survey, Candidates, str]:
-    """Return what one pass over the channels finds, the tiles where labels may take part, and a sentence on the kind of the channels.
-
-    Padding is known after the last channel, so a kind that is not declared is guessed from the first brick. After a wrong guess the
-    channels are read again. `reach` is that of `Candidates`.
-    """
+    """Return what one pass over the channels finds, the tiles where labels may take part, and a sentence on the kind of the channels."""
+    # Padding is known after the last channel, so a kind that is not declared is guessed from the
+    # first brick. After a wrong guess the channels are read again. `reach` is that of `Candidates`.
     left = None if context.num_bytes is None else context.num_bytes()
     max_bytes = None if left is None else left // SHARE_OF_CANDIDATES
     said = stream.kind if stream.input_type == "auto" else stream.input_type

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from crfrefine.refinement.tiles.grid import TileGrid
 
 
+# One of so many planes shows how certain a network is; a smaller probability may be rounding.
 SAMPLED_PLANES, MIN_DOUBT = 5, 1e-5
-"""One of so many planes shows how certain a network is; a smaller probability may be rounding."""
 
 
 class Survey:
@@ -76,10 +76,8 @@ class Survey:
         return self.grid.reduced(np.add, largest, np.float64, self.mask) / self.temperature
 
     def uncertain_share(self, log_probability: float) -> float:
-        """Return about what share of the voxels inside the mask have labels, beside the likeliest, above a probability together.
-
-        A few planes say enough; float32 tells no doubt below MIN_DOUBT.
-        """
+        """Return about what share of the voxels inside the mask have labels, beside the likeliest, above a probability together."""
+        # A few planes say enough; float32 tells no doubt below MIN_DOUBT.
         planes = slice(SAMPLED_PLANES // 2, None, SAMPLED_PLANES)
         largest = self.best if self.best_biased is None else self.best_biased
         doubt = -np.expm1(largest[planes] / np.float32(self.temperature) - self.log_sum[planes])
@@ -90,11 +88,10 @@ class Survey:
     def margins_of(
         self, label: int, values: Array, tiles: NDArray[np.int64], *, is_whole_grid: bool, exact_above: float = -math.inf
     ) -> Float32:
-        """Return the logarithm of a label's largest probability beside the channels so far in each of some tiles.
-
-        Results that are not above `exact_above` may be upper bounds, which are not above it either. The values are the whole channel,
-        (*grid), or those of the tiles, (tiles, voxels of a tile).
-        """
+        """Return the logarithm of a label's largest probability beside the channels so far in each of some tiles."""
+        # Results that are not above `exact_above` may be upper bounds, which are not above it
+        # either. The values are the whole channel, (*grid), or those of the tiles, (tiles, voxels
+        # of a tile).
         if self._lowest_sums is None:
             self._lowest_sums = self.grid.reduced(np.minimum, self.log_sum, np.float32)
         margins = np.empty(len(tiles), np.float32)
@@ -103,8 +100,8 @@ class Survey:
         return margins
 
 
+# Share of 1 / L that the threshold may reach: each voxel's most probable label must be above it.
 SHARE_OF_UNIFORM = 0.5
-"""Share of 1 / L that the threshold may reach: each voxel's most probable label must be above it."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,14 +7,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crfrefine import io
 from crfrefine.arrays.label_maps import argmax_labels, one_hot_logits
 from crfrefine.arrays.probabilities import find_padding, identify, take_logarithms
-from crfrefine.arrays.region_scheme import take_log_odds
+from crfrefine.arrays.region_scheme import RegionScheme, take_log_odds
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.limits import PROCESS, RUN_BYTES, available_threads, memory_limit, require_memory, run_all
 from crfrefine.base.option import CUBIC
@@ -23,48 +25,24 @@ from crfrefine.errors import InputError
 from crfrefine.io.reading import LogitsHeader, read_mask, read_pieces
 from crfrefine.io.streams import allocate_array
 from crfrefine.io.volume import MAX_BYTES, Volume, VolumeHeader
-from crfrefine.runs.cases.case_files import CaseFiles, CaseList
+from crfrefine.runs.cases.case_files import CaseFiles
 from crfrefine.runs.cases.case_headers import CaseHeaders, read_case_headers
-from crfrefine.runs.cases.dataset_description import DatasetDescription, read_dataset_description
-from crfrefine.runs.cases.discovery import discover_cases
 from crfrefine.runs.cases.label_input import KIND, LabelMap, coarse_shares, read_label_map, read_one_hot, refuse_structures
 from crfrefine.runs.cases.other_grid import HOW, WorkGrid
 from crfrefine.runs.cases.reading_options import DEFAULT_READING, ReadingOptions
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
-    from crfrefine.arrays.region_scheme import RegionScheme
     from crfrefine.arrays.resampling import GridMap
 
-__all__ = [
-    "Case",
-    "CaseFiles",
-    "CaseHeaders",
-    "CaseList",
-    "DatasetDescription",
-    "ReadingOptions",
-    "discover_cases",
-    "load_case",
-    "read_case",
-    "read_case_headers",
-    "read_dataset_description",
-]
-
-MAX_IN_MEMORY = 1 << 29
-"""Bytes of logits in float32 from which on they are streamed."""
-
+MAX_IN_MEMORY = 1 << 29  # bytes of logits in float32 from which on they are streamed
+# Logits that take more than this part of the allowed memory are streamed, too: a run on all labels
+# takes several times as much.
 SHARE_IN_MEMORY = 8
-"""Logits that take more than this part of the allowed memory are streamed, too: a run on all labels takes several times as much."""
-
+# Bytes of logits up to which they are always read as a whole: streaming takes as much for pieces on
+# their way.
 MIN_STREAMED = 1 << 26
-"""Bytes of logits up to which they are always read as a whole: streaming takes as much for pieces on their way."""
-
+# Most axes of a grid that can be streamed, as of `refinement.tiles`, which is above this room.
 MAX_DIMS = 3
-"""Most axes of a grid that can be streamed, as of `refinement.tiles`, which is above this room."""
-
 _FILTER_BYTES = 40  # per voxel and modality: the features and the lattice of a usual image
 # Per voxel, while channels are streamed: sum of exponentials, largest logit, its label, whether all are equal, and the label maps.
 _SURVEY_BYTES = 4 + 4 + 2 + 1 + 2
@@ -72,8 +50,8 @@ _STREAM_BYTES = 3 * MAX_BYTES + 2 * PROCESS  # pieces on their way from the file
 _FLOAT = 4
 _MIN_CHANNELS = 2  # of a label map as logits; only its voxels tell how many labels it has
 
+# The channels of a case: an array, a label map, or files from which they are streamed.
 ChannelSource: TypeAlias = "NDArray[np.float32] | LabelMap | LogitsHeader"
-"""The channels of a case: an array, a label map, or files from which they are streamed."""
 
 
 @dataclass(frozen=True)
@@ -125,20 +103,9 @@ class Case:
 def load_case(
     files: CaseFiles, options: ReadingOptions = DEFAULT_READING, *, threads: int | None = None, with_labels: bool = False
 ) -> Case:
-    """Read and check a case, several files at a time; a label map becomes logits.
-
-    Args:
-        files: result of `discover_cases`.
-        options: how to read.
-        threads: None means the cores this process may use.
-        with_labels: whether to read the reference too.
-
-    Raises:
-        InputError: files that are missing or hold unusable values; an empty mask.
-        GridMismatchError: two files on different grids.
-        UnsupportedFormatError: a file that is damaged, cut off, or of an unsupported kind.
-        CapacityError: the case does not fit into the memory that `options.max_memory` and the system allow; nothing is allocated then.
-    """
+    """Read and check a case, several files at a time; a label map becomes logits."""
+    # Raises InputError (missing files, unusable values, an empty mask), GridMismatchError,
+    # UnsupportedFormatError (damaged, cut off), or CapacityError before anything is allocated.
     return read_case(read_case_headers(files, options), options, threads=threads, with_labels=with_labels)
 
 
@@ -151,10 +118,9 @@ def read_case(
     threads: int | None = None,
     with_labels: bool = False,
 ) -> Case:
-    """Read a case whose headers are read; arguments and errors as of `load_case`.
-
-    With `as_logits`, a label map becomes logits; with `may_stream`, large logits stay in their files.
-    """
+    """Read a case whose headers are read; arguments and errors as of `load_case`."""
+    # With `as_logits`, a label map becomes logits; with `may_stream`, large logits stay in their
+    # files.
     images, network, first = headers.images, headers.logits, headers.images[0]
     if network is None:
         raise InputError(f"case {headers.files.case_id!r}: no logits")
@@ -234,10 +200,9 @@ def read_case(
 def _plan_memory(
     headers: CaseHeaders, network: LogitsHeader, options: ReadingOptions, *, as_logits: bool, may_stream: bool, with_labels: bool
 ) -> bool:
-    """Return whether the logits of a case stay in their files: if they may, and take more than their share, or all would not fit.
-
-    Results are not counted: CapacityError refuses only what certainly does not fit. Tiles count themselves.
-    """
+    """Return whether the logits of a case stay in their files: if they may, and take more than their share, or all would not fit."""
+    # Results are not counted: CapacityError refuses only what certainly does not fit. Tiles count
+    # themselves.
     limit, first, is_map = memory_limit(options.max_memory), headers.images[0], network.kind == KIND
     name, grid = f"case {shorten(headers.files.case_id)!r}", math.prod(first.grid_shape)
     voxels, num_labels, on_grid = math.prod(network.grid_shape), network.num_labels, first.on_same_grid(network.files[0])
@@ -314,10 +279,9 @@ def channels_of_scores(
     *,
     as_logits: bool,
 ) -> dict[str, Any]:
-    """Return fields of `Case`: logits, log-odds of regions, or a label map, on the grid of the image `like`.
-
-    `values` are (channels, [z,] y, x) as in the files, and are changed; `times` gets the seconds of interpolation.
-    """
+    """Return fields of `Case`: logits, log-odds of regions, or a label map, on the grid of the image `like`."""
+    # `values` are (channels, [z,] y, x) as in the files, and are changed; `times` gets the seconds
+    # of interpolation.
     regions = options.regions
     scheme = regions.scheme_of(values, header.path)
     if scheme is None and options.input_type == "auto" and len(header.files) > 1:

@@ -52,18 +52,10 @@ class CaseHeaders:
 
 
 def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READING) -> CaseHeaders:
-    """Read the headers of a case's files and check their grids, without reading voxels.
-
-    Args:
-        files: result of `discover_cases`.
-        options: how to read.
-
-    Raises:
-        InputError: a file is missing, or the number of modalities is wrong.
-        GridMismatchError: two files are on different grids, both are named; with `options.resample` only modalities,
-            files without geometry, and grids that do not overlap.
-        UnsupportedFormatError: a file cannot be read as requested.
-    """
+    """Read the headers of a case's files and check their grids, without reading voxels."""
+    # Raises InputError (a file is missing, a wrong number of modalities), UnsupportedFormatError,
+    # or GridMismatchError, with `options.resample` only for modalities and grids that do not
+    # overlap.
     if files.problem:
         raise InputError(files.problem)
     regions = options.regions

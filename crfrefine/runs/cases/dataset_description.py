@@ -59,13 +59,9 @@ def read_dataset_description(folder: Path) -> DatasetDescription | None:
 
 
 def read_descriptions(folders: Iterable[Path], notes: list[str] | None = None) -> Iterator[DatasetDescription]:
-    """Yield the `dataset.json` of each folder or of its parent, each file once.
-
-    A file that cannot be used becomes a sentence in `notes`, and the next one counts.
-
-    Raises:
-        InputError: a file is not as nnU-Net writes it, and `notes` is None; the message names the key.
-    """
+    """Yield the `dataset.json` of each folder or of its parent, each file once."""
+    # A bad file becomes a sentence in `notes`, and the next one counts; without `notes` it is an
+    # InputError.
     known: set[Path] = set()
     for folder in folders:
         candidates = (folder / "dataset.json", folder.parent / "dataset.json")
@@ -146,10 +142,8 @@ class Names:
 
 
 def read_names(places: Sequence[Path]) -> Names:
-    """Return the names of the first `dataset.json` in or above these folders and those of these files; empty without one.
-
-    A file that cannot be used is named in `notes`: names change no result.
-    """
+    """Return the names of the first `dataset.json` in or above these folders and those of these files; empty without one."""
+    # A file that cannot be used is named in `notes`: names change no result.
     notes: list[str] = []
     description = next(read_descriptions([path if path.is_dir() else path.parent for path in places], notes), None)
     return Names(notes=tuple(notes)) if description is None else Names(description.label_names, description.channel_names, tuple(notes))

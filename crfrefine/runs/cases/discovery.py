@@ -1,7 +1,4 @@
-"""Assign files to cases: the naming of nnU-Net, single files, and the file names of other tools.
-
-Only `dataset.json` and files without a known suffix are opened here; the contents of files are checked when a case is read.
-"""
+"""Assign files to cases: the naming of nnU-Net, single files, and the file names of other tools; contents are read later."""
 
 from __future__ import annotations
 
@@ -31,9 +28,8 @@ LABEL_SUFFIXES = ("_segmentation", "_seg", "_dseg", "_label", "_labels")
 MASK_SUFFIXES = ("_mask", "_brainmask")
 STROKES_SUFFIXES = ("_strokes", "_scribbles")
 LOGITS_NAMES = ("_logits", "_probabilities", "_probseg", "_softmax")
+# Names of the image in TotalSegmentator's data sets, which have a folder per case.
 _IMAGES_OF_CASE_FOLDERS = ("ct", "mri")
-"""Names of the image in TotalSegmentator's data sets, which have a folder per case."""
-
 # File names may contain anything, including line breaks and digits of all scripts.
 _MODALITY = re.compile(r"(?P<case>.+)_(?P<number>[0-9]{4})", re.DOTALL)
 _LABEL_FILE = re.compile(r"(?P<case>.+)_(?:ProbMapClass|label|class)_?(?P<number>[0-9]{1,9})", re.DOTALL)
@@ -50,23 +46,13 @@ def discover_cases(
     input_type: str = "auto",
     include_imageless: bool = False,
 ) -> CaseList:
-    """Find the cases in folders, or the one case of single files.
+    """Find the cases in folders, or the one case of single files, sorted by name; incomplete ones have a `problem`.
 
-    Args:
-        images: a folder; or the file or files of one case, one per modality.
-        logits: a folder; or one file with all labels, or one per label in order; None if none are needed. With the input type
-            "labels": a folder of label maps, or with a folder per case of one file per structure; a label map; or one case's structures.
-        masks: a folder, or a file for one case.
-        labels: the reference: a folder, or a file for one case.
-        input_type: with "labels", label maps win over logits of the same case.
-        include_imageless: for folders: labels or logits without an image count as incomplete cases instead of being ignored.
-
-    Returns:
-        The cases, sorted by name; incomplete ones have a `problem`.
-
-    Raises:
-        InputError: a path that does not exist, no case at all, or several cases where one is expected.
-        UnsupportedFormatError: a single file of an unknown type.
+    The images are a folder, or the files of one case, one per modality; logits a folder, one file with all
+    labels, or one per label in order. With the input type "labels" they are label maps, or one file per
+    structure, in a folder per case; label maps then win over logits. With `include_imageless`, labels or
+    logits without an image count as incomplete cases. Raises InputError: a path that does not exist, no
+    case, or several where one is expected.
     """
     image_paths, logits_paths = (
         tuple(map(Path, (several,) if isinstance(several, str | Path) else several or ())) for several in (images, logits)
@@ -317,11 +303,7 @@ def _with_companions(cases: CaseList, source: Path, what: str, endings: Sequence
 
 
 def with_strokes(cases: CaseList, sources: Sequence[Path]) -> CaseList:
-    """Add the strokes of each case that has some: of a folder by the case's name, or the files of the only case.
-
-    Raises:
-        InputError: a file that does not exist, or files for several cases; a folder without strokes of any case.
-    """
+    """Add the strokes of each case that has some: of a folder by its name, or the files of the only case; may raise InputError."""
     folder = sources[0]
     if not folder.is_dir():
         case = _only_case(cases, sources, VOLUME_SUFFIXES, "strokes")
@@ -367,10 +349,8 @@ def segmentations_first(paths: Sequence[Path]) -> Sequence[Path]:
 
 
 def list_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
-    """Return the folder's files of the given formats, sorted by name; hidden ones, such as files being written, are skipped.
-
-    A link to nothing, as to data that were not fetched, counts as a file: its case must fail.
-    """
+    """Return the folder's files of the given formats, sorted by name; hidden ones, such as files being written, are skipped."""
+    # A link to nothing, as to data that were not fetched, counts as a file: its case must fail.
     try:
         paths = sorted(path for path in folder.iterdir() if suffix_of(path) in suffixes and not path.name.startswith("."))
         return [path for path in paths if path.is_file() or (path.is_symlink() and not path.exists())]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crfrefine import io
 from crfrefine.arrays.blocks import AUTO, find_network_spacing
@@ -27,25 +28,16 @@ from crfrefine.base.text import counted, listed, shorten
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.paths import stem_of
 from crfrefine.io.reading import LABEL_TOLERANCE, LogitsHeader, read_mask, read_whole_numbers
-from crfrefine.io.volume import Segment
+from crfrefine.io.volume import Segment, VolumeHeader
 from crfrefine.runs.cases.other_grid import WorkGrid
 
 if TYPE_CHECKING:
-    from typing import Any
-
-    from numpy.typing import NDArray
-
-    from crfrefine.io.volume import VolumeHeader
     from crfrefine.runs.cases.reading_options import ReadingOptions
 
-KIND = "labels"
-"""`LogitsHeader.kind` of a label map."""
-
+KIND = "labels"  # `LogitsHeader.kind` of a label map
+# Advice added to an error where that is so.
 EXCHANGED = "-i and -p seem to be exchanged: -i takes the images, -p the network's output."
-"""Advice added to an error where that is so."""
-
-_MAX_GRAY_VALUES = 256
-"""Under "auto", a file with more different values is rather an image."""
+_MAX_GRAY_VALUES = 256  # under "auto", a file with more different values is rather an image
 
 
 @dataclass(frozen=True)
@@ -64,10 +56,8 @@ class LabelMap:
 
 
 def read_label_header(paths: Sequence[Path], are_structures: bool, options: ReadingOptions, image: VolumeHeader) -> LogitsHeader | None:
-    """Read the headers of a label map or structures, with their axes turned to the image's.
-
-    None means that the files are to be read as logits or probabilities.
-    """
+    """Read the headers of a label map or structures, with their axes turned to the image's."""
+    # None means that the files are to be read as logits or probabilities.
     if options.input_type not in ("auto", KIND) or (len(paths) > 1 and not are_structures):
         return None
     files = tuple(io.read_header(path) for path in paths)
@@ -86,10 +76,8 @@ def read_label_header(paths: Sequence[Path], are_structures: bool, options: Read
 
 
 def read_label_map(header: LogitsHeader, images: Sequence[VolumeHeader], options: ReadingOptions, *, are_structures: bool) -> LabelMap:
-    """Read a label map, or one binary file per structure into one, onto the grid of the images.
-
-    Structures are read one after the other, so that only one of them is in memory.
-    """
+    """Read a label map, or one binary file per structure into one, onto the grid of the images."""
+    # Structures are read one after the other, so that only one of them is in memory.
     first, declared = header.files[0], options.declared
     lost: dict[int, int] = {}
     if are_structures:
@@ -121,10 +109,8 @@ def read_label_map(header: LogitsHeader, images: Sequence[VolumeHeader], options
 
 
 def read_one_hot(header: LogitsHeader, values: NDArray[np.float32] | None, like: VolumeHeader, options: ReadingOptions) -> LabelMap | None:
-    """Return the label map of one-hot channels; None if they are something else, or declared as such.
-
-    `values` are the channels, (L, [z,] y, x); None if they are to be read piece by piece.
-    """
+    """Return the label map of one-hot channels; None if they are something else, or declared as such."""
+    # `values` are the channels, (L, [z,] y, x); None if they are to be read piece by piece.
     if options.input_type != "auto":
         return None
     pieces = (
@@ -200,14 +186,9 @@ def _read_one(file: VolumeHeader, options: ReadingOptions) -> tuple[NDArray[np.u
 def coarse_shares(
     found: LabelMap, channels: Sequence[int], given: Any, spacing: tuple[float, ...]
 ) -> tuple[NDArray[np.float32], tuple[float, ...], str]:
-    """Return the logarithms of the shares of labels in the map of a coarser network, its spacing, and a note.
-
-    Args:
-        found: as read.
-        channels: the labels, (L,).
-        given: mm between voxels of the network, or "auto": those of a file on its own grid, else found in the map.
-        spacing: mm, one per axis of the grid.
-    """
+    """Return the logarithms of the shares of labels, (L,), in the map of a coarser network, its spacing, and a note."""
+    # `given` is mm between its voxels, or "auto": those of a file on its own grid, else found in
+    # the map.
     given = found.file_spacing if given == AUTO and found.file_spacing else given
     wide, note = find_network_spacing(given, found.labels.T, spacing)
     assert wide is not None
@@ -242,11 +223,10 @@ class Overlap:
 
 
 def merge_structures(files: Sequence[VolumeHeader], numbers: Mapping[str, int]) -> tuple[NDArray[np.unsignedinteger[Any]], Overlap]:
-    """Read one binary file per structure, one after the other, into one label map, ([z,] y, x); return it with the overlaps.
-
-    Where structures overlap, the one with the fewest voxels keeps a voxel (of two equally large ones the first by number), so that a
-    structure inside another one survives. The order of the files does not matter.
-    """
+    """Read one binary file per structure, one after the other, into one label map, ([z,] y, x); return it with the overlaps."""
+    # Where structures overlap, the one with the fewest voxels keeps a voxel (of two equally large
+    # ones the first by number), so that a structure inside another one survives. The order of the
+    # files does not matter.
     first, largest = files[0], max(numbers.values())
     for file in files:
         if not first.on_same_grid(file):
@@ -276,10 +256,8 @@ def merge_structures(files: Sequence[VolumeHeader], numbers: Mapping[str, int]) 
 
 
 def refuse_structures(values: NDArray[np.float32], path: Path) -> None:
-    """Raise InputError if files that are to be one per label look like structures: only 0 and 1, and voxels in none of them.
-
-    Otherwise, the first structure would be taken for background, and the background for padding.
-    """
+    """Raise InputError if files that are to be one per label look like structures: only 0 and 1, and voxels in none of them."""
+    # Otherwise, the first structure would be taken for background, and the background for padding.
     num_nowhere = 0
     for planes in plane_blocks(values):
         block = values[:, planes]

@@ -20,19 +20,16 @@ OPTIONAL = ("mask", "output", "spacing")
 SEPARATOR = ";"
 COLUMNS = (*REQUIRED, *OPTIONAL)
 
-MAX_BYTES = 1 << 28
-"""Largest manifest that is read: a million cases with long paths."""
-
+MAX_BYTES = 1 << 28  # largest manifest that is read: a million cases with long paths
 _MAX_NAMED = 20
 _MAX_OF_A_NAME = 200
 _MAX_OF_A_PROBLEM = 1000
 
 
 def read_manifest(path: Path, *, input_type: str = "auto") -> CaseList:
-    """Return the cases of a manifest, sorted by name; raise InputError that names all its problems, up to a limit.
-
-    Relative paths begin in its folder. With the input type "labels", several files, and the files of a folder, are structures.
-    """
+    """Return the cases of a manifest, sorted by name; raise InputError that names all its problems, up to a limit."""
+    # Relative paths begin in its folder. With the input type "labels", several files, and the files
+    # of a folder, are structures.
     require_file(path)
     if (size := path.stat().st_size) > MAX_BYTES:
         raise InputError(f"{path}: {size / 1e6:.0f} MB are too much for a manifest; at most {MAX_BYTES / 1e6:.0f} MB are read")

@@ -1,7 +1,4 @@
-"""Folders of nnU-Net version 2: the cases of a trained network, and those of its predictions.
-
-Each case of a trained network gets the probabilities of the fold that held it out. Nothing is unpickled.
-"""
+"""Folders of nnU-Net version 2: the cases of a trained network, each of the fold that held it out, and predictions."""
 
 from __future__ import annotations
 
@@ -23,15 +20,12 @@ from crfrefine.runs.cases.dataset_description import DatasetDescription, read_da
 from crfrefine.runs.cases.discovery import discover_cases, list_files
 
 PLANS = "plans.json"
+# Written by `nnUNetv2_predict` beside its results.
 PREDICTION_ARGUMENTS = "predict_from_raw_data_args.json"
-"""Written by `nnUNetv2_predict` beside its results."""
-
-ALL = "all"
-"""The fold whose network is trained on all cases."""
-
+ALL = "all"  # the fold whose network is trained on all cases
 _EXPECTED = f"expected a folder DatasetXXX_NAME/TRAINER__PLANS__CONFIGURATION with {PLANS} and fold_0, fold_1, ..."
+# The one reader of nnU-Net whose probabilities are not on the image's voxel axes.
 _REORIENTING = "NibabelIOWithReorient"
-"""The one reader of nnU-Net whose probabilities are not on the image's voxel axes."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from crfrefine.arrays.resampling import GridMap, boxes_overlap, interpolation_jobs, map_grid, nearest, resample_logits, world_box
+from crfrefine.arrays.resampling import GridMap, interpolation_jobs, map_grid, nearest, resample_logits, world_box
 from crfrefine.base.geometry import describe_grid
 from crfrefine.base.limits import run_all
 from crfrefine.errors import GridMismatchError
@@ -20,9 +20,8 @@ if TYPE_CHECKING:
 
     Number = TypeVar("Number", bound=np.generic)
 
+# If a smaller part of the grid of work lies on another grid, logits are refused, others get a note.
 SMALL_OVERLAP = 0.5
-"""If a smaller part of the grid of work lies on another grid, logits are refused, others get a note."""
-
 HOW = ("interpolated linearly", "interpolated cubically")
 
 
@@ -73,11 +72,7 @@ class WorkGrid:
         return nearest(grid_map, values).reshape(shape)
 
     def require_overlap(self, other: VolumeHeader, what: str) -> GridMap:
-        """Return where the voxels of this grid lie on another one.
-
-        Raises:
-            GridMismatchError: no voxel does (for logits: less than half of the voxels), or the file has its channels first.
-        """
+        """Return where the voxels of this grid lie on another; GridMismatchError: nowhere, or for logits on less than half."""
         like = self.header
         if order := self._order_of_axes(other):
             raise GridMismatchError(f"{other.path}: {what} on another grid than the {self.name}\n{like.difference_from(other)}\n  {order}")
@@ -162,7 +157,8 @@ class WorkGrid:
 def _boxes_overlap(like: VolumeHeader, other: VolumeHeader, *, in_lps: bool = False) -> bool:
     """Return whether the boxes of two grids overlap in the world, the second one's if its affine were in LPS."""
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ other.geometry()[0] if in_lps else other.geometry()[0]
-    return boxes_overlap(world_box(like.grid_shape, like.geometry()[0]), world_box(other.grid_shape, affine))
+    box, other_box = world_box(like.grid_shape, like.geometry()[0]), world_box(other.grid_shape, affine)
+    return bool((np.minimum(box[1], other_box[1]) > np.maximum(box[0], other_box[0])).all())
 
 
 def _suspicion(like: VolumeHeader, other: VolumeHeader) -> str:

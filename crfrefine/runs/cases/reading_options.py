@@ -1,7 +1,4 @@
-"""How the files of a case are read: the options, and the labels or regions that are declared.
-
-The user, `dataset.json`, the names of structures or the parameters declare them; each file is checked against them.
-"""
+"""How the files of a case are read: the options, and the labels or regions that are declared, and checked against files."""
 
 from __future__ import annotations
 
@@ -27,9 +24,8 @@ if TYPE_CHECKING:
 
     from crfrefine.io.volume import VolumeHeader
 
+# Names with a meaning in `dataset.json`: no structure may have them.
 RESERVED_NAMES = ("background", "ignore")
-"""Names with a meaning in `dataset.json`: no structure may have them."""
-
 _WRITTEN_BY_NNUNET = '{"labels": {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}, "regions_class_order": [1, 2, 3]}'
 
 
@@ -98,10 +94,9 @@ NO_REGIONS = RegionReading()
 
 
 def find_regions(given: RegionScheme | None, descriptions: Iterable[DatasetDescription]) -> RegionReading:
-    """Return which channels are regions: as given by the user, or as the first `dataset.json` says.
-
-    A description that contradicts itself is a problem only of files that are no softmax over labels.
-    """
+    """Return which channels are regions: as given by the user, or as the first `dataset.json` says."""
+    # A description that contradicts itself is a problem only of files that are no softmax over
+    # labels.
     if given is not None:
         return RegionReading(given, "--regions", is_given=True)
     description = next(iter(descriptions), None)
@@ -150,10 +145,8 @@ def declared_labels(
 
 
 def number_structures(cases: Sequence[CaseFiles]) -> DeclaredLabels:
-    """Return the numbers of the structures of all cases: from 1, in the order of their names.
-
-    Raise InputError if one has a reserved name, or if only some cases have a file per structure.
-    """
+    """Return the numbers of the structures of all cases: from 1, in the order of their names."""
+    # Raise InputError if one has a reserved name, or if only some cases have a file per structure.
     other = next((case for case in cases if case.logits and not case.are_structures), None)
     if other is not None:
         raise InputError(

@@ -15,7 +15,7 @@ from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.base.array_types import Float32, Float64
 from crfrefine.io import read_logits, read_volume, write_channels, write_label_map
 from crfrefine.io.volume import Volume
-from crfrefine.metrics.counts import OverlapCounts, dice
+from crfrefine.metrics.masks import OverlapCounts, dice
 
 NUM_LABELS = 4
 
@@ -49,10 +49,9 @@ class Phantom:
 def make_phantom(
     seed: int = 0, grid_shape: tuple[int, int, int] = (96, 84, 40), spacing: tuple[float, float, float] = (0.9, 0.9, 2.0)
 ) -> Phantom:
-    """Make a head with a lesion of two nested labels and a separate third one, and logits with typical mistakes of a network.
-
-    The logits have blurred and wandering borders, false islands and missing parts. Each axis has at least 8 voxels.
-    """
+    """Make a head with a lesion of two nested labels and a separate third one, and logits with typical mistakes of a network."""
+    # The logits have blurred and wandering borders, false islands and missing parts. Each axis has
+    # at least 8 voxels.
     if min(grid_shape) < 8 or min(spacing) <= 0:
         raise ValueError(f"a phantom needs at least 8 voxels along each axis and positive spacing, not {grid_shape} at {spacing} mm")
     rng = np.random.default_rng(seed)

@@ -1,7 +1,4 @@
-"""Draw on pixels with Pillow, which is imported only then: text, and the voxels and outlines of a plane enlarged to a panel.
-
-A picture has one byte per pixel, a gray level or the color of a label, which is written five times as fast as RGB.
-"""
+"""Draw on pixels of one byte, a gray level or a label's color, with Pillow: text, voxels and outlines of a plane."""
 
 from __future__ import annotations
 
@@ -20,17 +17,13 @@ if TYPE_CHECKING:
     from PIL import Image, ImageFont
 
 # Okabe & Ito 2008: distinguishable with every common color vision deficiency, and on gray.
+# Colors of the labels 1 to 7; the next seven reuse them.
 LABEL_COLORS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2")
-"""Colors of the labels 1 to 7; the next seven reuse them."""
-
+# Pixels of an outline, inside of its label, so that the outlines of neighbors lie side by side.
 LINE_WIDTH = 2
-"""Pixels of an outline, inside of its label, so that the outlines of neighbors lie side by side."""
-
+# Brightest gray level; the levels above it are the colors of labels.
 WHITE = 255 - len(LABEL_COLORS) - 1
-"""Brightest gray level; the levels above it are the colors of labels."""
-
-_SPELLED = {"→": "to", "\u2212": "-"}
-"""Signs in our texts, for a font that lacks them."""
+_SPELLED = {"→": "to", "\u2212": "-"}  # signs in our texts, for a font that lacks them
 
 
 def label_color(label: int) -> str:
@@ -75,10 +68,9 @@ def outline(labels: Array) -> Bool:
 
 
 def is_dashed_on(labels: Array) -> Bool:
-    """Return whether the dashes of each pixel's label are drawn there.
-
-    Lines of the labels 1 to 7 have no gaps, those of 8 to 14 are drawn to one half, and those of 15 to 21 to one third.
-    """
+    """Return whether the dashes of each pixel's label are drawn there."""
+    # Lines of the labels 1 to 7 have no gaps, those of 8 to 14 are drawn to one half, and those of
+    # 15 to 21 to one third.
     rows, columns = np.ogrid[: labels.shape[0], : labels.shape[1]]
     period = 1 + np.maximum(labels.astype(np.int64) - 1, 0) // len(LABEL_COLORS) % 3
     is_drawn: Bool = (rows + columns) // 4 % period == 0

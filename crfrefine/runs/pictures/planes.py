@@ -13,21 +13,17 @@ from crfrefine.arrays.label_maps import bounding_box
 from crfrefine.base.array_types import Array, Bool, Float32, Float64
 from crfrefine.base.geometry import orientation_codes
 
-SIDES = ("RL", "PA", "IS")
-"""Letters at the low and the high end of each axis of an upright volume."""
-
+SIDES = ("RL", "PA", "IS")  # letters at the low and the high end of each axis of an upright volume
+# Name and axes of each plane of an upright volume: across the picture, up the picture, and through
+# it.
 PLANES = (("axial", 0, 1, 2), ("coronal", 0, 2, 1), ("sagittal", 1, 2, 0))
-"""Name and axes of each plane of an upright volume: across the picture, up the picture, and through it."""
-
-CHANGE_WINDOW_MM = 12.0
-"""Edge of the box in which changed voxels are counted."""
-
+CHANGE_WINDOW_MM = 12.0  # edge of the box in which changed voxels are counted
+# Planes with this share of the largest cross-section show the structure equally well; the plane
+# that changed most among them is shown.
 _LARGE_SECTION = 0.8
-"""Planes with this share of the largest cross-section show the structure equally well; the plane that changed most among them is shown."""
-
+# Images with a smaller value are taken for CT in Hounsfield units: air is -1000, and no other
+# modality has such numbers.
 LOWEST_WITHOUT_AIR = -500.0
-"""Images with a smaller value are taken for CT in Hounsfield units: air is -1000, and no other modality has such numbers."""
-
 _BORDER_MM = 3.0
 _MAX_SAMPLES = 1_000_000
 _BACKGROUND_SHARE = 0.1
@@ -160,17 +156,16 @@ class Window:
         return f"{self.low:.4g} to {self.high:.4g}".replace("-", "\u2212")
 
 
+# Usual windows of CT, in Hounsfield units.
 SOFT_TISSUE, LUNG, BONE = Window(-160, 240, "soft tissue"), Window(-1350, 150, "lung"), Window(-450, 1050, "bone")
-"""Usual windows of CT, in Hounsfield units."""
 
 
 def choose_window(image: Float32, structure: Bool) -> Window:
-    """Return the window of a modality.
-
-    For CT it is the usual one of the structure: lung if the median of the structure is below -400 HU, bone (or contrast medium) if it is
-    above 200 HU, else soft tissue. Other images run from their 0.5th to their 99.5th percentile, wider if the structure's 2nd and 98th
-    lie outside; voxels that are probably no tissue do not count.
-    """
+    """Return the window of a modality."""
+    # For CT it is the usual one of the structure: lung if the median of the structure is below -400
+    # HU, bone (or contrast medium) if it is above 200 HU, else soft tissue. Other images run from
+    # their 0.5th to their 99.5th percentile, wider if the structure's 2nd and 98th lie outside;
+    # voxels that are probably no tissue do not count.
     inside = image[structure]
     inside = inside[np.isfinite(inside)]
     step = max(1, int((image.size / _MAX_SAMPLES) ** (1 / image.ndim)))
@@ -189,11 +184,10 @@ def choose_window(image: Float32, structure: Bool) -> Window:
 
 
 def choose_modality(modalities: Sequence[Float32], windows: Sequence[Window], labels: Array, steps: Sequence[float]) -> int:
-    """Return the number of the modality that shows the borders of the labels best; the first one of equals.
-
-    The mean intensities of the labels explain most of its variance within 3 mm of a border (the correlation ratio): one label may be
-    bright, another dark, and a long border counts for more than a short one. `labels` are unsigned, `steps` are mm per grid axis.
-    """
+    """Return the number of the modality that shows the borders of the labels best; the first one of equals."""
+    # The mean intensities of the labels explain most of its variance within 3 mm of a border (the
+    # correlation ratio): one label may be bright, another dark, and a long border counts for more
+    # than a short one. `labels` are unsigned, `steps` are mm per grid axis.
     occupied = bounding_box(labels != 0)
     if len(modalities) == 1 or occupied is None:
         return 0

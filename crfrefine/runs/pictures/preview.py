@@ -55,23 +55,11 @@ def draw_preview(
     reference: Array | None = None,
     shows_errors: bool = False,
 ) -> bytes:
-    """Draw the effect of the refinement on one case and return the picture as PNG.
-
-    Args:
-        image: (M, *grid) any intensity; the modality with the highest contrast at the borders of the labels is shown. None means black.
-        before: (*grid) integer labels before refinement; 0 is background.
-        after: (*grid) integer labels after refinement.
-        spacing: mm, one per grid axis.
-        affine: (4, 4) voxel to world RAS+; with it the planes are upright and the patient's sides are named.
-        title: first line, such as the case's name.
-        subtitle: second line, such as its numbers.
-        label_names: names for the legend; labels without one are numbered.
-        modality_names: names of the modalities, in order; without them they are numbered.
-        before_name: source of the labels before refinement.
-        after_name: source of the labels after refinement.
-        reference: (*grid) integer labels with their own panel.
-        shows_errors: `before` is the reference, so that the voxels in the last panel are errors.
-    """
+    """Draw the effect of the refinement on one case and return the picture as PNG."""
+    # The image is (M, *grid), of which the modality with the highest contrast at the borders of
+    # labels is shown; None means black. Label maps are (*grid) integers; a reference has its own
+    # panel. With an affine the planes are upright. With `shows_errors`, `before` is the reference.
+    # Names are for legend and titles.
     planes, shown = cut_planes(image, before, after, spacing, affine, modality_names, reference)
     headings = {"image": "image"} | ({} if reference is None else {"reference": "reference"})
     headings |= {"before": before_name, "refined": after_name, "changes": "errors" if shows_errors else "changed voxels"}
@@ -114,14 +102,9 @@ def cut_planes(
     modality_names: Sequence[str] = (),
     reference: Array | None = None,
 ) -> tuple[list[Plane], str]:
-    """Cut the volume through its labels and their largest change, upright if the orientation is known, and cropped around the labels.
-
-    Arguments are those of `draw_preview`.
-
-    Returns:
-        (the planes through the structure, and the plane through the largest change if those do not show it; a line about the modality and
-        its gray values).
-    """
+    """Return the planes through the structure, and through the largest change if those do not show it; and a line about the image."""
+    # They are upright if the orientation is known, and cropped. Arguments are those of
+    # `draw_preview`.
     keep = min(3, before.ndim)
     pose = Upright.of(affine, keep)
     # In the upright volume: of two equal planes, the same one must be shown whatever the stored orientation.

@@ -28,16 +28,11 @@ def convert_file(
 ) -> str:
     """Convert a label map, logits or probabilities of several labels, or DICOM; return a sentence about input and output.
 
-    `to` is "logits", "probabilities" (softmax), "labels" (argmax) or the kind of the source; sigmoid channels whose regions a
-    `dataset.json` beside the source declares become log-odds, probabilities, or the label map that nnU-Net makes of them. `like` is an
-    image with the same voxels, whose geometry the target gets, the order of its axes included; it is
-    needed for a source without geometry (.npz). A DICOM series becomes an image, a segmentation a label map. A label map becomes a DICOM
-    segmentation of the series `like`; `segments` is a segmentation that describes its labels.
-
-    Raises:
-        InputError: the source has no geometry and `like` is missing, a label map should become logits, or DICOM files do not fit together.
-        GridMismatchError: source and `like` are on different grids.
-        UnsupportedFormatError: a format that cannot be read or written, or a damaged file.
+    `to` is "logits", "probabilities" (softmax), "labels" (argmax) or None; sigmoid channels of regions in a
+    `dataset.json` beside the source become log-odds, probabilities, or nnU-Net's label map. `like` is an
+    image with the same voxels, whose geometry the target gets, as a source without one needs. A DICOM series
+    becomes an image, a segmentation a label map; a label map becomes a segmentation of the series `like`,
+    with the descriptions of another one, `segments`. Raises InputError, GridMismatchError or UnsupportedFormatError.
     """
     source, target = Path(source), Path(target)
     if is_dicom(source) or target.suffix.lower() == ".dcm":

@@ -31,8 +31,8 @@ from crfrefine.runs.cases.nnunet import find_cases_to_refine, is_of_nnunet
 from crfrefine.runs.cases.reading_options import ReadingOptions, RegionReading, find_regions
 
 _MAX_LISTED_VALUES = 32
+# Folders of a data set.
 _NAMED = ("images", "imagesTr", "imagesTs", "labels", "labelsTr", "labelsTs", "logits", "masks")
-"""Folders of a data set."""
 
 
 @dataclass(frozen=True)
@@ -84,12 +84,10 @@ def _describe_values(header: VolumeHeader, names: Mapping[int, str]) -> list[tup
 
 
 def inspect_folder(folder: str | Path, *, resample: str | None = None) -> FolderReport:
-    """Describe the cases of a folder: images in nnU-Net's naming, with logits or labels, or a folder with `images` and more.
-
-    Beside `images` (or `imagesTr`, `imagesTs`), `logits`, `masks` and `labels` (or `labelsTr`,
-    `labelsTs`) in it are read too. A folder of nnU-Net's predictions, or of a trained network, has the
-    cases that `infer --nnunet` would refine.
-    """
+    """Describe the cases of a folder: images in nnU-Net's naming, with logits or labels, or a folder with `images` and more."""
+    # Beside `images` (or `imagesTr`, `imagesTs`), `logits`, `masks` and `labels` (or `labelsTr`,
+    # `labelsTs`) in it are read too. A folder of nnU-Net's predictions, or of a trained network,
+    # has the cases that `infer --nnunet` would refine.
     folder = Path(folder)
     try:
         of_nnunet, cases, archives = is_of_nnunet(folder), CaseList(), list_files(folder, SCORES_SUFFIXES)

@@ -21,16 +21,17 @@ from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
 from crfrefine.refinement.refining import refine_network
 from crfrefine.refinement.result import RefinementResult
 from crfrefine.refinement.strokes import BACKGROUND, Strokes
-from crfrefine.runs.cases.case import Case, nonzero_mask, read_case, read_case_headers
+from crfrefine.runs.cases.case import Case, nonzero_mask, read_case
 from crfrefine.runs.cases.case_files import CaseFiles
+from crfrefine.runs.cases.case_headers import read_case_headers
 from crfrefine.runs.cases.label_input import LabelMap
 from crfrefine.runs.cases.reading_options import ReadingOptions
 from crfrefine.runs.pictures import drawing
 from crfrefine.runs.pictures.planes import PLANES, Upright, Window, choose_places, choose_window, planes_of
 
+# Logits of a box, voxels times labels: refined in about 0.2 s of processor time
+# (docs/guide/tuning.md).
 MAX_VALUES = 700_000
-"""Logits of a box, voxels times labels: refined in about 0.2 s of processor time (docs/guide/tuning.md)."""
-
 _MIN_LABELS = 3  # With two labels, kernels take most of the time.
 
 _CROSSHAIR, _FRAME, _EDGE = (drawing.gray_level(share) for share in (0.55, 1.0, 0.0))
@@ -95,10 +96,8 @@ class TuneCase(Case):
         return choose_places(maps, maps[0] != maps[-1], self.upright_spacing).structure
 
     def box_around(self, place: Sequence[int]) -> Box | None:
-        """Return a box of the upright grid around a voxel, as nearly a cube in mm as the grid allows.
-
-        None means that the whole grid is small enough.
-        """
+        """Return a box of the upright grid around a voxel, as nearly a cube in mm as the grid allows."""
+        # None means that the whole grid is small enough.
         num_channels = len(self.channel_labels) if isinstance(self.network, LabelMap) else len(self.logits)
         grid, spacing, most = self.upright_grid, self.upright_spacing, MAX_VALUES / max(num_channels, _MIN_LABELS)
         if np.prod(grid) <= most:
@@ -139,15 +138,10 @@ class CaseRefiner:
     def refine(
         self, parameters: CrfParameters, box: Box | None = None, progress: Progress | None = None, strokes: Strokes | None = None
     ) -> RefinementResult:
-        """Return the refined case, as `infer` refines it, or a box of the arrays, refined by itself; raises as `infer` does.
-
-        `strokes` are those of the case, or of the box.
-
-        The box differs from the whole case near its faces and in the volumes that are kept, and it
-        has no rules for small objects, which need whole objects. The kernels of the whole case are
-        kept for the next call, so that one call at a time may refine it. `progress` is called between
-        stages and may raise to stop.
-        """
+        """Return the refined case, or a box of the arrays, refined by itself, with its strokes; raises as `infer` does."""
+        # A box differs from the whole case near its faces and in volumes that are kept, and has no
+        # rules for small objects. The kernels of the whole case are kept: one call at a time may
+        # refine it. `progress` may raise to stop.
         case, part, mask = self.case, () if box is None else box, self.case.mask
         if mask is None and parameters.intensity.mask == "nonzero":
             mask = self._nonzero = nonzero_mask(case.image, case.like.path) if self._nonzero is None else self._nonzero
@@ -199,10 +193,8 @@ def describe_planes(case: TuneCase) -> list[dict[str, Any]]:
 
 
 def draw_plane(case: TuneCase, refined: Array | None, box: Box | None, view: View, strokes: Array | None = None) -> bytes:
-    """Return a picture as PNG; the refined labels cover a box of the upright grid, or all of it (None).
-
-    `strokes` are (*grid) values as in a file of strokes; None means that nothing is drawn.
-    """
+    """Return a picture as PNG; the refined labels cover a box of the upright grid, or all of it (None)."""
+    # `strokes` are (*grid) values as in a file of strokes; None means that nothing is drawn.
     grid, place, size = case.upright_grid, view.place, (view.size[0], view.size[1])
     is_there = case.has_plane(view.plane, place) and 0 <= view.modality < len(case.image)
     if not is_there or not all(8 <= pixels <= _MAX_PIXELS for pixels in size):

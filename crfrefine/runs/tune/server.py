@@ -49,13 +49,7 @@ def check_libraries() -> None:
 
 
 def serve(session: Session, port: int, tell: Callable[[str], None]) -> None:
-    """Serve the page on a port (0: any that is free) until it ends itself; Ctrl-C raises KeyboardInterrupt.
-
-    `tell` is called with the page's address when it can be opened.
-
-    Raises:
-        InputError: the port is taken.
-    """
+    """Serve the page on a port (0: any free one) until it ends itself or Ctrl-C; `tell` gets its address. InputError: port taken."""
     import uvicorn
 
     class Server(uvicorn.Server):

@@ -1,7 +1,4 @@
-"""The case of the page, and its newest result; nothing here knows of HTTP.
-
-The page sends its state with a counter. Only the state with the highest counter is computed.
-"""
+"""The case of the page, and its newest result, that of the state with the highest counter; nothing here knows of HTTP."""
 
 from __future__ import annotations
 
@@ -25,14 +22,14 @@ from crfrefine.io import write_label_map
 from crfrefine.io.atomic import check_replaceable, check_small_output, write_small_file
 from crfrefine.io.paths import add_volumes
 from crfrefine.io.volume import named_segments
-from crfrefine.metrics.counts import OverlapCounts, dice
+from crfrefine.metrics.masks import OverlapCounts, dice
 from crfrefine.metrics.regions import Region
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.presets import list_presets
 from crfrefine.refinement.strokes import BACKGROUND, Strokes
 from crfrefine.runs.case_work import read_strokes
-from crfrefine.runs.cases.case import read_case_headers
 from crfrefine.runs.cases.case_files import CaseFiles, CaseList
+from crfrefine.runs.cases.case_headers import read_case_headers
 from crfrefine.runs.cases.discovery import labels_of
 from crfrefine.runs.cases.label_input import KIND as LABEL_MAP
 from crfrefine.runs.cases.label_input import LabelMap
@@ -42,12 +39,9 @@ from crfrefine.runs.pictures.drawing import label_color
 from crfrefine.runs.plan import RunInputs, find_inputs
 from crfrefine.runs.tune.case import CaseRefiner, View, describe_planes, draw_plane, open_case
 
-AS_GIVEN = ""
-"""Stands among the presets for the parameters that the page was opened with."""
-
+AS_GIVEN = ""  # stands among the presets for the parameters that the page was opened with
+# Longest list that gets a slider for each of its values; longer ones are only in the text.
 MAX_ENTRIES = 8
-"""Longest list that gets a slider for each of its values; longer ones are only in the text."""
-
 # Title, lowest value, highest value, whether the slider is finer at its low end, and unit.
 _KERNEL = {
     "weight": ("appearance weight", 0.0, 20.0, True, ""),
@@ -144,12 +138,10 @@ class Session:
         }
 
     def refine(self, counter: int, preset: str, changes: Mapping[str, Any], place: Sequence[int], *, is_whole: bool) -> dict[str, Any]:
-        """Refine the whole case, or a box around a voxel of the upright grid; return result, controls and text of the file.
-
-        The parameters are those of a preset with changed entries, as `CrfParameters.replace` takes them.
-        The result is None if the box has nothing to refine. A state that is not the newest is not
-        computed: the answer is `{"is_stale": True}`.
-        """
+        """Refine the whole case, or a box around a voxel of the upright grid; return result, controls and text of the file."""
+        # The parameters are those of a preset with changed entries, as `CrfParameters.replace`
+        # takes them. The result is None if the box has nothing to refine. A state that is not the
+        # newest is not computed: the answer is `{"is_stale": True}`.
         parameters = self._parameters(preset, changes)
         if not self.case.has_voxel(place):
             raise InputError("the place lies outside of the grid")
@@ -300,10 +292,9 @@ def _are_channels(regions: Sequence[Region], inputs: RunInputs, case: CaseFiles)
 def score_labels(
     network: Array, refined: Array, reference: Array | None, num_labels: int, regions: Sequence[Region] = ()
 ) -> tuple[list[Row], int]:
-    """Return a row of each label from 1 to `num_labels` - 1 that occurs, then of each region; and the number of changed voxels.
-
-    A row has the label or the region, its voxels before and after, and dice_before and dice_after; None means undefined, or no reference.
-    """
+    """Return a row of each label from 1 to `num_labels` - 1 that occurs, then of each region; and the number of changed voxels."""
+    # A row has the label or the region, its voxels before and after, and dice_before and
+    # dice_after; None means undefined, or no reference.
     # Transposed, arrays of files are read in the order of memory.
     maps = [labels.T for labels in (network, refined, reference) if labels is not None]
     present = sorted({label for labels in maps for label in foreground_labels(labels) if label < num_labels})
