@@ -14,7 +14,7 @@ from crfrefine.arrays.arguments import given_array, given_voxels
 from crfrefine.base.limits import available_threads, check_threads
 from crfrefine.engines.compiled import load_engine
 from crfrefine.engines.cpu import engine_errors
-from crfrefine.errors import CapacityError, ConfigError, InputError
+from crfrefine.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,8 +32,8 @@ MAX_EXACT = 8192
 MAX_VALUE = 1e20
 """Largest magnitude of a value in float32: sums over many points stay finite with the lattice's integer weights, too."""
 
-MAX_SPAN = 1e6
-"""Largest range of a feature: float32 resolves a difference of 1 bandwidth there."""
+MAX_AXES = 8
+"""Largest number of axes of a grid in the C++ engine; a grid with more is taken as a list of points."""
 
 TINY = float(np.finfo(np.float32).tiny)
 """Smallest sum of weights that is divided by."""
@@ -70,18 +70,23 @@ class Lattice:
         points = points.T if points.ndim == 2 else points
         self.shape = points.shape[1:]
         self._mask = None if mask is None else given_voxels(mask, self.shape)
-        points = points.reshape(len(points), math.prod(self.shape)) if self._mask is None else points[:, self._mask]
-        num_features, self.num_points = points.shape
+        points = points if self._mask is None else points[:, self._mask]
+        num_features, self.num_points = len(points), math.prod(points.shape[1:])
         if not points.size:
             raise InputError(f"there are {self.num_points} points of {num_features} features; expected one or more of each")
         if points.dtype.itemsize > np.float32().itemsize:  # Features count from the first point: a large offset costs no precision.
             with np.errstate(over="ignore", invalid="ignore"):
-                points = np.subtract(points, points[:, :1], out=np.empty(points.shape, np.float32), dtype=np.float64, casting="unsafe")
+                first = points[(slice(None), *[slice(1)] * (points.ndim - 1))]
+                points = np.subtract(points, first, out=np.empty(points.shape, np.float32), dtype=np.float64, casting="unsafe")
         points = _finite(points, "features")
         method = choose_method(method, self.num_points)
-        self._kernel = CompiledPoints(points, method, threads) if device == "cpu" else _of_tensors().TorchPoints(points, method, device)
+        self._kernel = (
+            CompiledPoints(points, method, threads)
+            if device == "cpu"
+            else _of_tensors().TorchPoints(points.reshape(len(points), -1), method, device)
+        )
         self.description = self._kernel.description
-        self._scale: dict[str, Float32] = {}
+        self._scale: dict[str, Float32 | None] = {"none": None}
 
     def __call__(self, values: ArrayLike, *, normalization: str = "none") -> Float32:
         """Filter values (V, N) or (V, *grid); see `gaussian_filter`."""
@@ -94,19 +99,17 @@ class Lattice:
         sent = _finite(flat, "values")
         if not len(sent):
             return np.zeros(given.shape, np.float32)
-        if normalization == "none":
-            filtered = self._kernel.apply(sent)
-        else:
-            scale = self._scale_of(normalization)
-            filtered = self._kernel.apply(sent * scale if normalization == "symmetric" else sent) * scale
+        scale = self._scale_of(normalization)
+        sent = sent if scale is None or normalization != "symmetric" else sent * scale
+        filtered = self._kernel.apply(sent, scale)
         if self._mask is None:
             return filtered.reshape(given.shape)
         result = np.zeros(given.shape, np.float32)
         result[:, self._mask] = filtered
         return result
 
-    def _scale_of(self, normalization: str) -> Float32:
-        """Return the factor of each point: the inverse of its row's sum, or the inverse of the root of that."""
+    def _scale_of(self, normalization: str) -> Float32 | None:
+        """Return the factor of each point: the inverse of its row's sum, or the inverse of the root of that; None means 1."""
         if normalization not in self._scale:
             sums = np.maximum(self._kernel.apply(np.ones((1, self.num_points), np.float32))[0], np.float32(TINY))
             self._scale[normalization] = 1.0 / (np.sqrt(sums) if normalization == "symmetric" else sums)
@@ -180,29 +183,27 @@ class CompiledPoints:
     """The kernel of points in the C++ engine."""
 
     def __init__(self, points: Float32, method: str, threads: int | None) -> None:
-        """Build the kernel of (D, N) features; `method` is "exact" or "lattice"."""
-        self._shape, engine = points.shape, load_engine()
-        span = np.subtract(points.max(axis=1), points.min(axis=1), dtype=np.float64)
-        if span.max() > MAX_SPAN:
-            feature = int(span.argmax())
-            raise CapacityError(f"feature {feature} spans {span[feature]:.3g} bandwidths; at most {MAX_SPAN:g} can be resolved")
+        """Build the kernel of features (D, *grid), near points of which share tiles; `method` is "exact" or "lattice"."""
+        rows, engine = points.reshape(len(points), -1), load_engine()
+        points = points if points.ndim <= MAX_AXES + 1 else rows
+        self._shape = points.shape
         with engine_errors(engine, points.shape):
             self._points = engine.Points(points, method, threads or available_threads())
         self.description = str(self._points.description())
         if method == "lattice":
-            require_shared(int(self.description.split()[1].strip("(")), points.shape[1], len(points))
+            require_shared(int(self.description.split()[1].strip("(")), *rows.T.shape)
 
-    def apply(self, values: Float32, *, transposed: bool = False) -> Float32:
-        """Filter (V, N) values with the kernel or its transpose."""
-        out = np.empty_like(values)
-        self._points.apply(values, transposed, out)
+    def apply(self, values: Float32, scale: Float32 | None = None, *, transposed: bool = False) -> Float32:
+        """Filter (V, N) values with the kernel or its transpose, and multiply each point's results by its `scale`, (N,)."""
+        out = np.zeros(values.shape, np.float32)
+        self._points.apply(values, scale, transposed, out)
         return out
 
     def feature_gradient(self, left: Float32, right: Float32) -> Float32:
         """Return the gradient of sum(left * kernel(right)) with respect to the features, (D, N)."""
         out = np.empty(self._shape, np.float32)
         self._points.feature_gradient(left, right, out)
-        return out
+        return out.reshape(len(out), -1)
 
 
 def _of_tensors() -> Any:

@@ -80,7 +80,8 @@ def gaussian_filter(
         if not is_finite:
             raise InputError(f"{name}: expected finite numbers up to {most:.0e}, found NaN, infinity or larger; has the training diverged?")
     method = choose_method(method, points.shape[2])
-    filtered = torch.stack([_normalized(sent[i], points[i], method, normalization, threads) for i in range(len(sent))])
+    grid = tuple(values.shape[2:]) if inside is None else (points.shape[2],)
+    filtered = torch.stack([_normalized(sent[i], points[i], grid, method, normalization, threads) for i in range(len(sent))])
     if inside is not None:
         whole = filtered.new_zeros(*filtered.shape[:2], len(inside))
         whole[..., inside] = filtered
@@ -88,10 +89,10 @@ def gaussian_filter(
     return filtered.reshape(values.shape).to(values.dtype)
 
 
-def _normalized(values: Tensor, features: Tensor, method: str, normalization: str, threads: int | None) -> Tensor:
-    """Filter (V, N) values with (D, N) features."""
+def _normalized(values: Tensor, features: Tensor, grid: tuple[int, ...], method: str, normalization: str, threads: int | None) -> Tensor:
+    """Filter (V, N) values with (D, N) features on a grid."""
     if values.dtype == torch.float32 and values.device.type == "cpu":
-        kept = _Kept()
+        kept = _Kept(grid)
 
         def apply(channels: Tensor) -> Tensor:
             filtered: Tensor = _Filter.apply(channels, features, kept, method, threads)  # type: ignore[no-untyped-call]
@@ -125,9 +126,11 @@ def _tensor_kernel(features: Tensor, method: str) -> Filter:
 
 
 class _Kept:
-    """The kernel of some features, once it is built."""
+    """The kernel of some features on a grid, once it is built."""
 
-    kernel: CompiledPoints | None = None
+    def __init__(self, grid: tuple[int, ...]) -> None:
+        self.grid = grid
+        self.kernel: CompiledPoints | None = None
 
 
 class _Filter(torch.autograd.Function):
@@ -137,7 +140,7 @@ class _Filter(torch.autograd.Function):
     def forward(values: Tensor, features: Tensor, kept: _Kept, method: str, threads: int | None) -> Tensor:
         """Filter (V, N) values with (D, N) features; the kernel is built if it is not kept yet."""
         if kept.kernel is None:
-            points = features.detach().contiguous().numpy()
+            points = features.detach().contiguous().numpy().reshape(-1, *kept.grid)
             kept.kernel = CompiledPoints(points, method, threads or torch.get_num_threads())
         return torch.from_numpy(kept.kernel.apply(values.detach().contiguous().numpy()))
 
@@ -206,8 +209,8 @@ class TorchPoints:
         self.description = f"{method}, in operations of PyTorch on {self._device}"
         self._kernel = _tensor_kernel(torch.from_numpy(points.T.copy()).to(self._device), method)
 
-    def apply(self, values: Float32) -> Float32:
-        """Filter (V, N) values."""
+    def apply(self, values: Float32, scale: Float32 | None = None) -> Float32:
+        """Filter (V, N) values, and multiply each point's results by its `scale`, (N,)."""
         filtered = self._kernel(torch.from_numpy(values.T.copy()).to(self._device)).cpu().numpy()
         result: Float32 = np.ascontiguousarray(filtered.T)
-        return result
+        return result if scale is None else result * scale

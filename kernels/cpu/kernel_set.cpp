@@ -131,10 +131,11 @@ void BilateralInput::check_span() const {
     }
     for (size_t m = 0; m < intensity.size(); ++m) {
         const double below = static_cast<double>(lowest[m]) - zero[m], above = static_cast<double>(highest[m]) - zero[m];
-        if (std::max(std::abs(below), std::abs(above)) / theta_beta[m] > kLargestFeature)
-            throw CapacityError("theta_beta " + printed(theta_beta[m]) + " of modality " + std::to_string(m) +
-                                " is less than a millionth of its range of intensities; use a larger bandwidth, or normalize the "
-                                "intensities");
+        if (std::max(std::abs(below), std::abs(above)) / theta_beta[m] <= kLargestFeature) continue;
+        if (theta_position.empty()) throw CapacityError("feature " + std::to_string(m) + " spans more than a million bandwidths");
+        throw CapacityError("theta_beta " + printed(theta_beta[m]) + " of modality " + std::to_string(m) +
+                            " is less than a millionth of its range of intensities; use a larger bandwidth, or normalize the "
+                            "intensities");
     }
 }
 

@@ -159,3 +159,19 @@ def test_bad_input_is_refused(change, error, message):
     values, features, options = change(*make())
     with pytest.raises(error, match=message):
         gaussian_filter(values, features, **options)
+
+
+def test_gradients_on_a_grid_are_those_of_a_list_of_points():
+    shape = (5, 6, 7)
+    grads = []
+    for grid in (shape, (5 * 6 * 7,)):
+        values, features = (
+            torch.rand(1, 2, *shape, generator=torch.Generator().manual_seed(1)),
+            torch.randn(1, 3, *shape, generator=torch.Generator().manual_seed(2)),
+        )
+        sent = [tensor.reshape(1, -1, *grid).requires_grad_() for tensor in (values, features)]
+        given = sent if len(grid) > 1 else (sent[0], sent[1].transpose(1, 2))
+        gaussian_filter(*given, method="lattice", normalization="after").square().sum().backward()
+        grads.append([tensor.grad.reshape(1, -1, *shape) for tensor in sent])
+    for of_grid, of_list in zip(*grads, strict=True):
+        torch.testing.assert_close(of_grid, of_list, rtol=1e-4, atol=1e-5)
