@@ -40,7 +40,7 @@ class Harm:
     @property
     def headline(self) -> str:
         """The names of what got significantly worse, for a sentence; empty if nothing did."""
-        return _joined([decline.name for decline in _shown(self.significant)])
+        return _joined([decline.name for decline in _shown(self.significant)]).removesuffix(",")
 
 
 def find_harm(summary: Sequence[SummaryRow], method: str, *, titles: Mapping[str, str] | None = None) -> Harm:
