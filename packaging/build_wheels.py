@@ -54,7 +54,8 @@ def run(*words: object, **environment: str) -> str:
     said = done.stdout + done.stderr
     if done.returncode:
         lines = [line for line in said.splitlines() if line.strip()]
-        raise BuildError("\n  ".join([f"{words[0]} failed:", *lines[-20:]]))
+        errors = [line for line in lines[:-20] if re.search(r"\b(error|FAILED)\b", line)]
+        raise BuildError("\n  ".join([f"{words[0]} failed:", *errors[:20], *lines[-20:]]))
     return said
 
 

@@ -2,6 +2,10 @@
 // checked in Python.
 #pragma once
 
+#include <Python.h>
+
+#include <cstdio>  // nanobind uses stderr, which the header of the stable ABI lacks
+
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/array.h>
