@@ -21,7 +21,7 @@ from typing import Any
 
 import environment
 import numpy as np
-from gpu_first_run import append
+from gpu_replay import append
 from numpy.typing import NDArray
 from workloads import WORKLOADS, WorkloadArrays, WorkloadSpec, make
 

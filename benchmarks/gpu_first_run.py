@@ -10,18 +10,18 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
-import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from gpu_replay import append, process_group, read_lines
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "helpers"))
 
@@ -33,7 +33,6 @@ CASES = ("Lm", "L", "CT")
 WAYS = ("exact", "truncated", "grid", "lattice", "refine", "layer")
 TOO_LARGE = {("Lm", "grid"), ("L", "grid")}
 """The grid of four modalities has too many cells."""
-_KILL_SECONDS = 5.0
 MODES = {"plain": {"CRFREFINE_CUDA": "plain"}, "all": {}}
 """What fails in plain mode (docs/guide/gpu.md) fails for no reason of the rest."""
 
@@ -51,7 +50,7 @@ Call = list[list[Step]]
 """Steps of one list run at the same time; the next list begins when all of them have ended."""
 
 
-def calls(lines: Path, wheels: Sequence[Path], unpacked: Path) -> dict[int, Call]:
+def calls(lines: Path, record: Path, wheels: Sequence[Path], unpacked: Path) -> dict[int, Call]:
     """The three; `lines` is the file that steps append to."""
 
     def gpu(seconds: int, *arguments: str, mode: str = "all") -> list[Step]:
@@ -62,6 +61,9 @@ def calls(lines: Path, wheels: Sequence[Path], unpacked: Path) -> dict[int, Call
         asked = [(case, way) for case in CASES for way in WAYS if (case, way) not in TOO_LARGE]
         return [step for case, way in asked for step in gpu(60, "contact", case, way, mode=mode)]
 
+    def replay(seconds: int) -> list[Step]:
+        return [Step("replay", seconds, [sys.executable, "-u", HERE / "gpu_replay.py", record, "-o", lines, "--seconds", seconds - 10])]
+
     # Beside the interpreter's packages, not among them: it may be somebody else's.
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-index", "--upgrade"]
     begin = [[Step("unpack wheels", 30, [*pip, "--target", unpacked, *wheels] if wheels else [])], gpu(30, "environment")]
@@ -69,7 +71,7 @@ def calls(lines: Path, wheels: Sequence[Path], unpacked: Path) -> dict[int, Call
     return {
         1: [
             *begin,
-            [Step("every kernel", 190, [*every_kernel, "-o", lines])],
+            replay(190),
             contact("plain"),
             contact("all"),
             gpu(55, "time", "Lm"),
@@ -149,44 +151,13 @@ def run_step(step: Step) -> tuple[str, int | None, str]:
         return outcome, status, said.read().decode(errors="replace").strip()
 
 
-@contextlib.contextmanager
-def process_group(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[Any]]:
-    """A process in a group of its own. At the end the whole group is killed."""
-    process = subprocess.Popen(command, start_new_session=True, **options)
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        with contextlib.suppress(subprocess.TimeoutExpired):  # in the kernel, as processes of a GPU that hangs may be
-            process.wait(timeout=_KILL_SECONDS)
-
-
-def read_lines(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """All lines of JSON; the last one of a process that was killed may be cut off, and is left out."""
-    found = []
-    for path in paths:
-        for text in path.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError):
-                found.append(json.loads(text))
-    return found
-
-
-def append(path: Path | None, line: dict[str, Any]) -> None:
-    """Add a line, at once and whole: several processes may write. Without a file it is printed."""
-    if path is None:
-        print(json.dumps(line), flush=True)
-        return
-    with path.open("ab", buffering=0) as file:
-        file.write(json.dumps(line).encode() + b"\n")
-
-
 def main() -> None:
     """Run a call."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("call", type=int, choices=(1, 2, 3))
     parser.add_argument("out", type=Path, help="folder; everything that must be carried away is there")
     parser.add_argument("--wheels", type=Path, default=ROOT / "build" / "wheels", help="folder of wheels: this package, nibabel, isal")
+    parser.add_argument("--record", type=Path, default=ROOT / "build" / "gpu-record.npz", help="what gpu_record.py has written")
     options = parser.parse_args()
     started = time.monotonic()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -198,7 +169,7 @@ def main() -> None:
         paths.append(ROOT)
     os.environ["PYTHONPATH"] = os.pathsep.join([*map(str, paths), *filter(None, [os.environ.get("PYTHONPATH")])])
     os.environ.setdefault("CUPY_CACHE_DIR", str(ROOT / "build" / "cupy-cache"))
-    run_call(calls(lines, wheels, unpacked)[options.call], lines)
+    run_call(calls(lines, options.record.resolve(), wheels, unpacked)[options.call], lines)
     ended = [line for line in read_lines([lines]) if line.get("step") == "run"]
     wrong = [f"{line['name']}: {line['outcome']}" for line in ended if line["outcome"] not in ("done", "skipped")]
     print(f"{len(wrong)} steps failed, {time.monotonic() - started:.0f} s\n  " + "\n  ".join(wrong))

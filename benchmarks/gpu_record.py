@@ -1,0 +1,164 @@
+"""Records launches of the GPU engine's kernels, which `gpu_replay.py` plays on a GPU: `python benchmarks/gpu_record.py RECORD.npz`.
+
+No GPU is needed: the kernels run as C++ (`tests/helpers/cuda_shim.py`). Of each kernel, its constants and the pointers that are null, one
+launch of the small cases of `gpu_every_kernel.py` is kept: source text and options as CuPy gets them, grid and block, scalars, and every
+array before and after.
+A kernel runs twice, its threads in order and in reverse: what then differs depends on who comes first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gpu_every_kernel import run_all
+from gpu_replay import arguments_of, view
+from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "helpers"))
+
+from cuda_shim import FilledXp, ShimDevice, run_kernel
+
+from crfrefine.engines.cuda.cupy_device import BLOCK
+from crfrefine.engines.cuda.sources import KernelSource, kernel_source, pack_arguments
+
+_ENOUGH = 1 << 19
+"""Bytes of a launch: the first one below is kept, or else the smallest."""
+_UNWRITTEN = 0x55555555
+"""What new memory is full of, so that a record is the same each time: as float32 1.5e13."""
+
+
+class RecordingDevice(ShimDevice):
+    """Remembers a launch of each kernel, its constants and the pointers that are null.
+
+    Attributes:
+        found: by these.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.xp = FilledXp(_UNWRITTEN)
+        self.found: dict[tuple[Any, ...], dict[str, Any]] = {}
+        self._last: dict[tuple[Any, ...], int] = {}
+
+    def launch(self, source: str, kernel: str, constants: Mapping[str, int], num_threads: int, *arguments: Any) -> None:
+        nulls = tuple(argument is None for argument in arguments)  # of these a kernel asks, and goes another way
+        key = source, kernel, tuple(sorted(constants.items())), nulls
+        size = sum(argument.nbytes for argument in arguments if isinstance(argument, np.ndarray))
+        known = self._last.get(key, 1 << 62)
+        if num_threads == 0 or known <= _ENOUGH or size >= known:
+            super().launch(source, kernel, constants, num_threads, *arguments)
+            return
+        self._last[key] = size
+        self.found[key] = _recorded(kernel_source(source, constants), kernel, constants, num_threads, arguments)
+
+
+def _recorded(source: KernelSource, kernel: str, constants: Mapping[str, int], num_items: int, arguments: Sequence[Any]) -> dict[str, Any]:
+    """Run a launch: how to repeat it, and what it leaves."""
+    has_blocks = f"CRF_BLOCK_KERNEL({kernel}," in source.text
+    launch: dict[str, Any] = {
+        "source": source,
+        "kernel": kernel,
+        "constants": dict(constants),
+        "grid": num_items if has_blocks else -(-num_items // BLOCK),
+        "block": constants["CRF_THREADS"] if has_blocks else BLOCK,
+        "shared": 0,
+        "names": [parameter.name for parameter in source.kernels[kernel]],
+    }
+    pieces = _pieces([argument for argument in arguments if isinstance(argument, np.ndarray)])
+    packed = pack_arguments(source, kernel, constants, arguments)
+    launch["arguments"] = [None if given is None else _described(value, pieces) for given, value in zip(arguments, packed, strict=True)]
+    before = [_bytes(*piece) for piece in pieces]
+    reverse = [piece.copy() for piece in before]
+    again = [None if value is None else given for value, given in zip(arguments, arguments_of(launch, reverse), strict=True)]
+    run_kernel(source, kernel, constants, num_items, again, order=0)
+    run_kernel(source, kernel, constants, num_items, arguments)
+    after = [_bytes(*piece) for piece in pieces]
+    launch["memory"] = list(zip(before, after, strict=True))
+    for argument in launch["arguments"]:
+        if argument is not None and "piece" in argument:
+            argument["order"] = _order(view(argument, after), view(argument, reverse))
+    return launch
+
+
+def _pieces(arrays: Sequence[NDArray[Any]]) -> list[tuple[int, int]]:
+    """(begin, end) of the memory that arrays lie in; those that overlap share a piece."""
+    found: list[tuple[int, int]] = []
+    for begin, end in sorted((array.ctypes.data, array.ctypes.data + array.nbytes) for array in arrays):
+        if found and (begin < found[-1][1] or (begin, end) == found[-1]):
+            found[-1] = found[-1][0], max(end, found[-1][1])
+        else:
+            found.append((begin, end))
+    return found
+
+
+def _bytes(begin: int, end: int) -> NDArray[np.uint8]:
+    return np.frombuffer(ctypes.string_at(begin, end - begin), dtype=np.uint8).copy()
+
+
+def _described(value: Any, pieces: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    if not isinstance(value, np.ndarray):
+        return {"value": value.item(), "dtype": str(value.dtype)}
+    begin = value.ctypes.data
+    piece = next(i for i, (low, high) in enumerate(pieces) if low <= begin and begin + value.nbytes <= high)
+    return {"piece": piece, "offset": begin - pieces[piece][0], "dtype": str(value.dtype), "shape": list(value.shape)}
+
+
+def _order(one: NDArray[Any], other: NDArray[Any]) -> str:
+    """Whether what a kernel writes keeps its order, whoever comes first; or only its set; or neither."""
+    if one.tobytes() == other.tobytes():
+        return "kept"
+    return "set" if np.array_equal(np.sort(one, axis=None), np.sort(other, axis=None)) else "any"
+
+
+def write(path: Path, launches: Sequence[dict[str, Any]]) -> None:
+    """Write a record; what occurs twice is stored once."""
+    arrays: dict[str, NDArray[np.uint8]] = {}
+    bodies: list[str] = []
+    texts: dict[str, int] = {}
+    descriptions: list[dict[str, Any]] = []
+    entries = []
+
+    def store(array: NDArray[np.uint8]) -> str:
+        name = hashlib.sha256(array.tobytes()).hexdigest()[:16]
+        arrays[name] = array
+        return name
+
+    for launch in launches:
+        source = launch["source"]
+        if source.text not in texts:
+            texts[source.text] = len(texts)
+            defines = "".join(line for line in source.text.splitlines(keepends=True)[: len(launch["constants"])])
+            body = source.text[len(defines) :]
+            if body not in bodies:
+                bodies.append(body)
+            descriptions.append({"source": source.name, "defines": defines, "body": bodies.index(body), "options": source.options})
+        names = [(store(before), None if np.array_equal(before, after) else store(after)) for before, after in launch["memory"]]
+        entries.append({**launch, "source": source.name, "text": texts[source.text], "memory": names})
+    index = json.dumps({"bodies": bodies, "texts": descriptions, "launches": entries}).encode()
+    np.savez_compressed(path, index=np.frombuffer(index, dtype=np.uint8), **arrays)
+
+
+def main() -> None:
+    """Record everything."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("record", type=Path)
+    options = parser.parse_args()
+    started = time.perf_counter()
+    device = RecordingDevice()
+    run_all(device)
+    write(options.record, list(device.found.values()))
+    size = options.record.stat().st_size / 2**20
+    print(f"{options.record}: {len(device.found)} kernels with their constants, {size:.1f} MiB, {time.perf_counter() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
