@@ -263,7 +263,8 @@ def harm_text(comparison: PairedComparison, metric: str = DICE.name, *, with_nam
     case, difference = comparison.worst[0]
     worst = (f"{case} " if with_name else "") + metric_named(metric).difference_text(difference).replace("-", minus)
     is_ratio = metric_named(metric).is_ratio
-    return f"{100 * comparison.large_losses / comparison.num_pairs:.3g}% ({worst})" if is_ratio else worst
+    share = f"{100 * comparison.large_losses / comparison.num_pairs:.1f}".removesuffix(".0")
+    return f"{share}% ({worst})" if is_ratio else worst
 
 
 def format_p(p_value: float) -> str:
