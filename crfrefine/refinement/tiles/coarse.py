@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from crfrefine.arrays.intensity import fit_intensity
 from crfrefine.arrays.label_maps import Box, bounding_box
 from crfrefine.arrays.probabilities import describe_padding, leave_out, take_logarithms
+from crfrefine.arrays.resampling import Interpolation
 from crfrefine.base.array_types import Bool, Float32, Labels
 from crfrefine.base.limits import available_threads, run_all
 from crfrefine.parameters.specs import ModelSpec
@@ -24,7 +25,6 @@ from crfrefine.refinement.tiles.streaming import FIRST_LOOK, StoredChannels, Str
 from crfrefine.refinement.tiles.survey import Thresholds, find_thresholds
 
 if TYPE_CHECKING:
-    from crfrefine.arrays.resampling import Interpolation
     from crfrefine.engines.base import GridImage, RunContext
     from crfrefine.parameters.model import CrfParameters
 
