@@ -84,10 +84,14 @@ class Findings:
         return [*cells, *change_cells(trained, p_value, with_name=True)]
 
     @property
+    def is_anecdote(self) -> bool:
+        """Whether there are too few cases for a verdict."""
+        return self.summary["verdict"]["outcome"] == Outcome.TOO_FEW
+
+    @property
     def outcome(self) -> str:
         """The verdict in words."""
-        outcome = self.summary["verdict"]["outcome"]
-        return f"{len(self.table.cases)} cases: an anecdote" if outcome == Outcome.TOO_FEW else outcome
+        return f"{len(self.table.cases)} cases: an anecdote" if self.is_anecdote else self.summary["verdict"]["outcome"]
 
 
 def read_findings(data: str, logits: str, folder: Path) -> Findings:
@@ -151,7 +155,7 @@ def study_section(findings: Findings) -> str:
     sentences = [text for verdict in verdicts for text in (verdict["sentence"], verdict["harm"]["sentence"], *verdict["notes"])]
     parts = [
         f"### {findings.name}, {len(findings.table.cases)} cases, {folds} folds\n",
-        *([f"**{findings.outcome}.**\n"] if "anecdote" in findings.outcome else []),
+        *([f"**{findings.outcome}.**\n"] if findings.is_anecdote else []),
         _methods_table(findings),
         "\n>\n".join(f"> {text}" for text in sentences) + "\n",
         "\n".join(f"- {text}" for text in _notes(findings)) + "\n",

@@ -191,7 +191,7 @@ def look_at(values: Array) -> Look:
 
 
 def decide(look: Look, input_type: str, kind: str | None, name: str) -> tuple[str, str]:
-    """Return "logits" or "probabilities", and the reason; raise InputError for values that are neither, or not what is said."""
+    """Return "logits" or "probabilities", and the reason; raise InputError if the values are neither, or contradict the user."""
     # `input_type` is what the user says, "auto" without; `kind` what the file declares; `name` is
     # for errors.
     said = kind if input_type == "auto" else input_type

@@ -113,10 +113,25 @@ class Reported:
 
     report: MeanFieldReport
 
-    num_iterations: int = property(lambda self: self.report.num_iterations)  # type: ignore[assignment]
-    converged: bool = property(lambda self: self.report.converged)  # type: ignore[assignment]
-    energy: tuple[float, ...] = property(lambda self: self.report.energy)  # type: ignore[assignment]
-    filters: tuple[str, ...] = property(lambda self: self.report.filters)  # type: ignore[assignment]
+    @property
+    def num_iterations(self) -> int:
+        """Mean-field steps taken."""
+        return self.report.num_iterations
+
+    @property
+    def converged(self) -> bool:
+        """Whether the stopping rule was met."""
+        return self.report.converged
+
+    @property
+    def energy(self) -> tuple[float, ...]:
+        """Variational free energy of the marginals at the start of each step, one value per step."""
+        return self.report.energy
+
+    @property
+    def filters(self) -> tuple[str, ...]:
+        """How each kernel's messages were computed, one line per kernel."""
+        return self.report.filters
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from crfrefine.base.array_types import Array, Float32
 
 METHODS = ("auto", "lattice", "exact")
-BILATERAL_METHODS = ("auto", "exact", "truncated", "grid", "lattice")
 NORMALIZATIONS = ("none", "after", "symmetric")
 DEVICES = ("cpu", "torch", "torch:cuda")
 
@@ -80,11 +79,7 @@ class Lattice:
                 points = np.subtract(points, first, out=np.empty(points.shape, np.float32), dtype=np.float64, casting="unsafe")
         points = _finite(points, "features")
         method = choose_method(method, self.num_points)
-        self._kernel = (
-            CompiledPoints(points, method, threads)
-            if device == "cpu"
-            else _of_tensors().TorchPoints(points.reshape(len(points), -1), method, device)
-        )
+        self._kernel = CompiledPoints(points, method, threads) if device == "cpu" else _of_tensors().TorchPoints(points, method, device)
         self.description = self._kernel.description
         self._scale: dict[str, Float32 | None] = {"none": None}
 
@@ -287,11 +282,11 @@ def bilateral_filter(
     from crfrefine.arrays.arguments import given_spacing
     from crfrefine.engines import get_backend
     from crfrefine.engines.base import GridImage
-    from crfrefine.parameters.sections import BilateralParameters
+    from crfrefine.parameters.sections import FILTERS, BilateralParameters
     from crfrefine.parameters.specs import KernelSetSpec, KernelSpec
 
     check_threads(threads)
-    check_word("method", method, BILATERAL_METHODS)
+    check_word("method", method, FILTERS)
     values = given_array(image, "image")
     steps = np.size(spacing)
     num_axes = steps if steps > 1 else values.ndim

@@ -202,12 +202,12 @@ class TorchPoints:
     """The kernel of points in operations of PyTorch, for arrays."""
 
     def __init__(self, points: Float32, method: str, device: str) -> None:
-        """Build the kernel of (D, N) features; `device` is "torch" or "torch:cuda"."""
+        """Build the kernel of features (D, *grid); `device` is "torch" or "torch:cuda"."""
         if device != "torch" and not torch.cuda.is_available():
             raise BackendUnavailableError("device 'torch:cuda': PyTorch finds no GPU; use 'torch' or 'cpu'")
         self._device = "cpu" if device == "torch" else "cuda"
         self.description = f"{method}, in operations of PyTorch on {self._device}"
-        self._kernel = _tensor_kernel(torch.from_numpy(points.T.copy()).to(self._device), method)
+        self._kernel = _tensor_kernel(torch.from_numpy(points.reshape(len(points), -1).T.copy()).to(self._device), method)
 
     def apply(self, values: Float32, scale: Float32 | None = None) -> Float32:
         """Filter (V, N) values, and multiply each point's results by its `scale`, (N,)."""

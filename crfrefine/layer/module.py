@@ -135,9 +135,12 @@ class CrfRnn(CrfValues):
     def build_kernels(
         self, image: Tensor, spacing: inputs.Spacing | None = None, mask: inputs.Mask | None = None, *, dtype: torch.dtype = torch.float32
     ) -> list[Kernels]:
-        """Build everything that depends only on images and bandwidths, an object per batch item, as for frozen theta.
+        """Build everything that depends only on images and bandwidths, for many calls while these stay the same, as with frozen theta.
 
         Arguments and errors are those of `forward`; `dtype` is float32, or float64 for float64 logits.
+
+        Returns:
+            One object for each batch item; each may be used in one call at a time.
         """
         inputs.check_image(image)
         self._check_image(image)

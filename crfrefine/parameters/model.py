@@ -234,7 +234,11 @@ class CrfParameters:
         return self.mean_field.positions == "network"
 
     def select_labels(self, labels: Sequence[int], num_labels: int) -> CrfParameters:
-        """Return the parameters of some of `num_labels` labels; lists with a value per label keep those."""
+        """Return the parameters of a case in which only some labels take part: lists with a value per label keep those.
+
+        `labels` are in the order of the case's channels; lists have `num_labels` values, background included. Raises ConfigError, with the
+        key, for a list of another length.
+        """
         sections: dict[str, Any] = {"bilateral": []}
         for name, prefix, section in self._tables():
             section.spread({"label": num_labels}, prefix)  # checks the lengths

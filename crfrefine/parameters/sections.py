@@ -19,6 +19,7 @@ MAX_TEMPERATURE = 1e6
 MAX_BIAS = 1e3
 # Far beyond any that was learned; refined logits divided by it stay inside float32's range.
 OUTPUT_TEMPERATURE_RANGE = (0.01, 100.0)
+FILTERS = ("auto", "exact", "truncated", "lattice", "grid")  # how messages are computed
 _PENALTY = Rule(low=-MAX_PENALTY, high=MAX_PENALTY, per="label")
 _BANDWIDTH = Rule(low=0.0, low_open=True, per="axis")
 _COMPONENTS = Rule(str, words=("none", "foreground", "each"), words_of_list=(("none", "foreground"), ("none", "each")), per="label")
@@ -169,7 +170,7 @@ class MeanFieldParameters(Section):
     normalization: str = _key("symmetric", Rule(str, words=("symmetric", "after")), "symmetric | after")
     filter: str = _key(
         "auto",
-        Rule(str, words=("auto", "exact", "truncated", "lattice", "grid")),
+        Rule(str, words=FILTERS),
         "auto | exact | truncated | lattice | grid (at most 2 modalities): how bilateral messages are computed",
     )
     positions: str = _key(

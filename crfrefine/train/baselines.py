@@ -17,7 +17,7 @@ from torch import Tensor
 from crfrefine.arrays.components import clean
 from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.arrays.region_scheme import RegionScheme
-from crfrefine.layer.values import TEMPERATURE_RANGE
+from crfrefine.layer.forms import TEMPERATURE_RANGE
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import MAX_BIAS, PostprocessParameters
 from crfrefine.refinement.volumes import volume_bias

@@ -1,0 +1,133 @@
+"""The numbers that the layer's tensors hold: unconstrained ones become values in a stated range, and back.
+
+A value at the end of its range stays there until the gradient points inward.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from crfrefine.errors import ConfigError
+from crfrefine.parameters.sections import MAX_BIAS
+
+TEMPERATURE_RANGE = (0.05, 20.0)
+
+# Weights are softplus(raw + _BEND) - softplus(_BEND) with raw >= 0: nearly linear above 1, gentle near 0, and exactly 0 at raw = 0,
+# where the slope is still 0.12. A plain softplus approaches 0 only where its slope vanishes too, and would get stuck there.
+_BEND = -2.0
+# Weights are differences from this, which limits the digits of small weights.
+WEIGHT_FLOOR = math.log1p(math.exp(_BEND))
+
+
+class Form:
+    """Values within a range, which a tensor holds as they are."""
+
+    def __init__(self, low: float, high: float) -> None:
+        """Take the smallest and the largest value; both are included."""
+        self.low, self.high = low, high
+
+    def to_raw(self, value: float) -> float:
+        """Return the number that is held for a value."""
+        return value
+
+    def from_raw(self, raw: Tensor) -> Tensor:
+        """Return the values of held numbers within the range; gradients that lead outside stop there."""
+        inside: Tensor = _ClampInward.apply(raw, self.to_raw(self.low), self.to_raw(self.high))  # type: ignore[no-untyped-call]
+        return inside
+
+    def hold(self, value: float | Sequence[float], size: int, key: str) -> list[float]:
+        """Return the held numbers of values, or of one value for all; raise ConfigError, naming the key, if one is out of range."""
+        values = value if isinstance(value, Sequence) else (value,) * size
+        for each in values:
+            if not self.low <= each <= self.high:
+                raise ConfigError(f"{key}: {each:g} is outside the range of the trainable layer, {self.low:g} to {self.high:g}")
+        return [self.to_raw(each) for each in values]
+
+
+class _Weight(Form):
+    def to_raw(self, value: float) -> float:
+        shifted = value + WEIGHT_FLOOR
+        return 0.0 if value == 0.0 else shifted + math.log(-math.expm1(-shifted)) - _BEND
+
+    def from_raw(self, raw: Tensor) -> Tensor:
+        inside = super().from_raw(raw)
+        return functional.softplus(inside + _BEND) - functional.softplus(torch.full_like(inside, _BEND))
+
+
+class _Logarithm(Form):
+    def to_raw(self, value: float) -> float:
+        return math.log(value)
+
+    def from_raw(self, raw: Tensor) -> Tensor:
+        return torch.exp(super().from_raw(raw))
+
+
+class _ClampInward(torch.autograd.Function):
+    """Clamp to a range; at and beyond its ends, keep only gradients whose descent leads back inside."""
+
+    @staticmethod
+    def forward(ctx: Any, raw: Tensor, low: float, high: float) -> Tensor:
+        """Return raw within [low, high]."""
+        ctx.save_for_backward(raw)
+        ctx.limits = low, high
+        return raw.clamp(low, high)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        """Return the gradient without its outward part."""
+        (raw,) = ctx.saved_tensors
+        low, high = ctx.limits
+        outward = ((raw <= low) & (grad > 0)) | ((raw >= high) & (grad < 0))
+        return grad.masked_fill(outward, 0.0), None, None
+
+
+WEIGHT = _Weight(0.0, 1e3)
+POSITION = _Logarithm(0.1, 1e3)  # bandwidths along the axes, in mm, or in voxels if `positions` is "voxels"
+INTENSITY = _Logarithm(1e-3, 1e5)  # theta_beta, normalized intensity
+TEMPERATURE = _Logarithm(*TEMPERATURE_RANGE)
+BIAS = Form(-MAX_BIAS, MAX_BIAS)  # in the unit of the logits
+VOLUME = Form(0.0, 1.0)
+
+
+def penalty_matrix(entries: Tensor, num_labels: int, *, symmetric: bool) -> Tensor:
+    """Return the (L, L) matrix with zero diagonal from its other entries, row by row; only the upper triangle if it is symmetric."""
+    places = entry_places(num_labels, symmetric=symmetric).to(entries.device)
+    matrix = entries.new_zeros(num_labels, num_labels).masked_scatter(places, entries)
+    return matrix + matrix.T if symmetric else matrix
+
+
+def entry_places(num_labels: int, *, symmetric: bool) -> Tensor:
+    """Return (L, L), True at the entries from which `penalty_matrix` builds the matrix."""
+    places = ~torch.eye(num_labels, dtype=torch.bool)
+    return places.triu() if symmetric else places
+
+
+# Half a unit in the last place of the largest stored logarithm (11.5), plus a few more roundings.
+_ROUNDINGS = 8.0
+
+
+def plain_numbers(tensor: Tensor, *, floor: float = 0.0, precision: torch.dtype = torch.float32) -> tuple[float, ...]:
+    """Return the numbers of a tensor as a person would write them: the shortest decimals that are equal in a given precision."""
+    # A weight of 4 then does not come back as 4.000000476837158. Numbers below `floor` get its
+    # absolute precision. Engines use values in float32; bandwidths have the tensor's own precision.
+
+    def shortest(value: float) -> float:
+        tolerance = _ROUNDINGS * torch.finfo(precision).eps * max(abs(value), floor)
+        candidates = (float(f"{value:.{digits}g}") for digits in range(1, 18))
+        return next((rounded for rounded in candidates if abs(rounded - value) <= tolerance), value)
+
+    return tuple(map(shortest, tensor.detach().double().flatten().tolist()))
+
+
+def decide(asked: bool | None, values: Sequence[float | tuple[float, ...]], argument: str, key: str) -> bool:
+    """Return whether to hold values as lists: as requested, else as they are; ConfigError: a list cannot be one number."""
+    are_lists = any(isinstance(value, tuple) for value in values)
+    if asked is False and are_lists:
+        raise ConfigError(f"{argument} is False, but the parameters have a list as {key}; give one number")
+    return are_lists if asked is None else asked
