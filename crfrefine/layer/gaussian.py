@@ -118,6 +118,7 @@ def _tensor_kernel(features: Tensor, method: str) -> Filter:
     """Return the kernel of (N, D) features in operations of PyTorch."""
     from crfrefine.engines.torch.filters import Lattice, dense_filter
 
+    features = features - features.detach().amin(0)  # The C++ engine's origin: the same lattice, and no digits lost to an offset.
     if method == "exact":
         return dense_filter(features)
     lattice = Lattice(features)

@@ -38,6 +38,22 @@ def test_gradients_of_the_engine_are_those_of_the_sum_over_all_pairs(method, tol
         assert (found - expected).norm() <= tolerance * expected.norm()
 
 
+@pytest.mark.parametrize(("method", "tolerance"), [("exact", 1e-5), ("lattice", 1e-4)])
+def test_operations_of_pytorch_give_the_values_and_gradients_of_the_engine(method, tolerance):
+    """float64 takes the operations that a GPU takes: the same lattice, also of features with a large offset."""
+    results = []
+    for dtype in (torch.float64, torch.float32):
+        values, features = make(300, 4, dtype=dtype)
+        features = features + 64
+        values.requires_grad_()
+        features.requires_grad_()
+        filtered = gaussian_filter(values, features, method=method, normalization="after")
+        filtered.square().sum().backward()
+        results.append((filtered.detach(), values.grad, features.grad))
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found.double(), expected, rtol=0, atol=tolerance * float(expected.abs().max()))
+
+
 def test_tensors_and_arrays_give_the_same_values():
     values, features = make()
     for normalization in ("none", "after", "symmetric"):
