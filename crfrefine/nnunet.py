@@ -93,7 +93,7 @@ def export_prediction(
     interpolation = Interpolation(grid_map, nearest, is_cubic=resample == CUBIC)
     wide = grid_map.source_spacing(first.geometry()[1])
     network: Network
-    scheme = given_regions(regions)
+    scheme = None if regions is None else given_regions(regions)
     if scheme is None:
         channels = StreamedNetwork(lambda: _pieces(logits), len(logits), grid_map.source_shape, "logits", "logits", first.path)
         network = CoarseNetwork(channels, interpolation, stored, wide)

@@ -44,17 +44,30 @@ def given_array(value: Any, name: str) -> Array:
     return array
 
 
-def check_shapes(logits: Array, image: Array, *, min_channels: int = 2) -> None:
-    """Raise InputError unless logits (L, *grid) and image (M, *grid) fit together."""
+def check_logits(logits: Array, image: Array, input_type: str, *, min_channels: int) -> None:
+    """Raise InputError if logits (L, *grid) are rather a label map, or do not fit an image, (M, *grid) or (*grid)."""
+    expected = "logits are (labels, *grid), one channel per label, of floating-point numbers"
+    advice = 'to refine a label map (*grid), give input_type="labels"'
+    if logits.dtype.kind != "f":
+        what = "a mask" if logits.dtype.kind == "b" else "a label map"
+        raise InputError(
+            f"logits have type {logits.dtype} and shape {logits.shape}, as {what} has; {expected}: convert scores with astype; {advice}"
+        )
+    are_surely_scores = input_type == "logits" or (input_type == "probabilities" and logits.max(initial=0) <= 1)
+    if logits.shape == image.shape and not are_surely_scores and _holds_whole_numbers(logits):
+        raise InputError(
+            f"logits have the image's shape {logits.shape} and hold whole numbers from 0 up, as a label map does; {expected}; {advice}"
+        )
     if logits.ndim < 2:
         raise InputError(f"logits have shape {logits.shape}; expected (labels, *grid)")
     grid = logits.shape[1:]
     if math.prod(logits.shape) == 0:
         raise InputError(f"logits have shape {logits.shape}, which has no voxels")
-    fits = image.shape[1:] == grid and image.ndim == logits.ndim and len(image) > 0
+    shape = (1, *image.shape) if image.ndim == len(grid) else image.shape
+    fits = shape[1:] == grid and shape[0] > 0
     if len(logits) < min_channels:
         # A grid has seldom more than three axes: a batch of one case is likelier.
-        advice = _describe_layout(logits.shape, image.shape)
+        advice = _describe_layout(logits.shape, shape)
         if fits and logits.ndim <= 4 and _holds_whole_numbers(logits):
             advice = (
                 "\n  They hold whole numbers from 0 up, as a label map does: give the label map (*grid), logits[0], with "
@@ -67,8 +80,8 @@ def check_shapes(logits: Array, image: Array, *, min_channels: int = 2) -> None:
         raise InputError(f"logits have 1 label; at least two are needed, the background among them{advice}")
     if not fits:
         raise InputError(
-            f"image has shape {image.shape}; expected (modalities, *grid) or (*grid) with the logits' grid {grid}"
-            + _describe_layout(logits.shape, image.shape)
+            f"image has shape {shape}; expected (modalities, *grid) or (*grid) with the logits' grid {grid}"
+            + _describe_layout(logits.shape, shape)
         )
 
 
@@ -95,27 +108,9 @@ def given_voxels(mask: Any, grid: tuple[int, ...]) -> Bool:
     return values.astype(np.bool_, copy=False)
 
 
-def check_no_label_map(logits: Array, image: Array, input_type: str = "auto") -> None:
-    """Raise InputError if values given as logits are rather a label map, (*grid) for an image (M, *grid)."""
-    advice = "logits are (labels, *grid), one channel per label, of floating-point numbers"
-    if logits.dtype.kind != "f":
-        what = "a mask" if logits.dtype.kind == "b" else "a label map"
-        raise InputError(
-            f"logits have type {logits.dtype} and shape {logits.shape}, as {what} has; {advice}: convert scores with astype; "
-            'to refine a label map (*grid), give input_type="labels"'
-        )
-    if logits.shape != image.shape or input_type == "logits" or (input_type == "probabilities" and logits.max(initial=0) <= 1):
-        return
-    if _holds_whole_numbers(logits):
-        raise InputError(
-            f"logits have the image's shape {logits.shape} and hold whole numbers from 0 up, as a label map does; {advice}; "
-            'to refine a label map (*grid), give input_type="labels"'
-        )
-
-
 def given_label_map(labels: Array, image: Array) -> Labels:
     """Return a caller's label map, (*grid), in an unsigned type and its own memory order; raise InputError if it is none."""
-    if labels.ndim < 1 or labels.shape not in (image.shape, image.shape[1:]):
+    if labels.ndim < 1 or labels.shape not in (image.shape, image.shape[1:]) or (labels.size and not image.size):
         raise InputError(
             f"the label map has shape {labels.shape} and the image {image.shape}; expected a label map (*grid), one label per voxel, and "
             "an image (modalities, *grid) or (*grid)"

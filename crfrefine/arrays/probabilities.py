@@ -184,9 +184,9 @@ def look_at(values: Array) -> Look:
                 voxel = look.voxel(np.ravel_multi_index((place[0] + planes.start, *place[1:]), grid))
                 look.outside = f"{block[(label, *place)]:.4g} for label {label} at {voxel}"
             look.is_negative |= bool((block[outside] < 0).any())
+        look.is_binary = look.is_binary and not look.is_negative and bool(((block == 0) | (block == 1)).all())
         if look.is_negative:
             break
-        look.is_binary = look.is_binary and bool(((block == 0) | (block == 1)).all())
     return look
 
 

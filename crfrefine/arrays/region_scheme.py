@@ -143,9 +143,9 @@ class RegionScheme:
 GivenRegions = RegionScheme | Mapping[str, int | Sequence[int]] | Sequence[tuple[str, int | Sequence[int]]]
 
 
-def given_regions(regions: GivenRegions | None) -> RegionScheme | None:
-    """Return the argument `regions` of a function as a RegionScheme, or None; raise ConfigError for anything else."""
-    if regions is None or isinstance(regions, RegionScheme):
+def given_regions(regions: GivenRegions) -> RegionScheme:
+    """Return the argument `regions` of a function as a RegionScheme; raise ConfigError for anything else."""
+    if isinstance(regions, RegionScheme):
         return regions
     pairs = list(regions.items() if isinstance(regions, Mapping) else regions) if isinstance(regions, Iterable) else None
     if pairs is None or not all(isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs):

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import sys
 import warnings
-from typing import TypeVar
-
-_S = TypeVar("_S")
 
 _NO_SPACING = (
     "no spacing was given, so the CRF takes neighboring voxels to be 1 mm apart; pass spacing=... in mm, one number per axis of the grid "
@@ -24,10 +21,8 @@ def warn(text: str) -> None:
     warnings.warn(text, stacklevel=level + 1)
 
 
-def known_spacing(spacing: _S | None, *, matters: bool, told: set[str] | None = None) -> _S | float:
-    """Return the spacing, or 1 mm with a warning if it matters, once for all calls that share `told`."""
-    if spacing is not None:
-        return spacing
+def assumed_spacing(*, matters: bool, told: set[str] | None = None) -> float:
+    """Return 1 mm, with a warning if it matters, once for all calls that share `told`."""
     if matters and "spacing" not in (told or ()):
         if told is not None:
             told.add("spacing")

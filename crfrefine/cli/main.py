@@ -230,8 +230,6 @@ def refuse_dicom(arguments: Sequence[str]) -> None:
 
 def with_interpolation(arguments: Sequence[str]) -> list[str]:
     """Return the arguments of a call with a value after each bare --resample, since Typer's options always take one."""
-    if arguments[:1] == ["evaluate"]:  # It has a switch of this name.
-        return [*arguments]
     options = list[str]()
     for text in arguments:
         if options[-1:] == ["--resample"]:
@@ -255,7 +253,9 @@ class Group(TyperGroup):
                 if args[1] not in ("bash", "zsh", "fish"):
                     raise typer.BadParameter(f"{shorten(args[1])}: expected one of bash, zsh, fish", ctx=ctx, param_hint=args[0])
                 ctx.meta[_SHELL] = args.pop()
-            return super().parse_args(ctx, with_interpolation(args))
+            if "--resample" in args and args[0] != "evaluate":  # That command has a switch of this name.
+                args = with_interpolation(args)
+            return super().parse_args(ctx, args)
         except _UsageError as error:
             raise _usage_error(error) from error
 

@@ -185,7 +185,8 @@ def parameters_of(config: str, overrides: Sequence[str] | None) -> tuple[CrfPara
     from crfrefine.parameters.model import CrfParameters, parse_override
 
     entries = dict(parse_override(text) for text in overrides or ())
-    return CrfParameters.load(config).replace(**entries), entries
+    parameters = CrfParameters.load(config)
+    return parameters.replace(**entries) if entries else parameters, entries
 
 
 def parse_scheme(regions: Sequence[str] | None, class_order: str | None) -> RegionScheme | None:

@@ -220,7 +220,7 @@ def _build(
     dtype = inputs.compute_dtype(image)
     engine = inputs.engine_for(image.device, dtype)
     matters = specs[0].positions != "voxels" and len(specs[0].kernels) > 0
-    known: inputs.Spacing = notices.known_spacing(spacing, matters=matters)
+    known = notices.assumed_spacing(matters=matters) if spacing is None else spacing
     plain: Any = known.detach().cpu().numpy() if isinstance(known, Tensor) else known
     rows = plain if np.ndim(plain) == 2 and len(plain) == len(image) else [plain] * len(image)  # one per item of the batch
     steps = [given_spacing(row, image.ndim - 2) for row in rows]

@@ -179,7 +179,9 @@ class CrfRnn(CrfValues):
 
     def _known_spacing(self, spacing: inputs.Spacing | None) -> inputs.Spacing:
         """Return the spacing, or 1 mm with a warning, once per layer."""
-        return notices.known_spacing(spacing, matters=self._start.mean_field.positions != "voxels", told=self._told)
+        if spacing is not None:
+            return spacing
+        return notices.assumed_spacing(matters=self._start.mean_field.positions != "voxels", told=self._told)
 
     def _check_image(self, image: Tensor) -> None:
         if image.ndim != self.spatial_dims + 2 or image.shape[1] != self.num_modalities:

@@ -98,7 +98,7 @@ class CrfRefine(Transform):
         check_threads(threads)
         self._options: dict[str, Any] = {
             "network_spacing": network_spacing,
-            "regions": given_regions(regions),
+            "regions": None if regions is None else given_regions(regions),
             "device": device or "cpu",
             "threads": threads,
             "allow_vanishing": allow_vanishing or self.output != "labels",

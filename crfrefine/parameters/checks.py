@@ -57,14 +57,11 @@ class Rule:
         if self.shape == "pair":
             if not is_list or len(value) != 2:
                 raise ConfigError(f"{key}: expected two numbers [low, high], got {shorten_value(value)}")
-            low, high = (self.check_single(entry, f"{key}[{index}]") for index, entry in enumerate(value))
+            number = replace(self, shape="single")
+            low, high = (number.check(entry, f"{key}[{index}]") for index, entry in enumerate(value))
             if low >= high:
                 raise ConfigError(f"{key}: the first number must be smaller than the second, got {shorten_value(value)}")
             return low, high
-        return self.check_single(value, key)
-
-    def check_single(self, value: Any, key: str) -> Any:
-        """Return a number, a word, or true or false; raise ConfigError for another value."""
         advice = ""
         if self.kind is bool:
             if isinstance(value, bool):

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from crfrefine.arrays.arguments import ArrayOrImage, check_no_label_map, given_array, given_label_map, open_images
+from crfrefine.arrays.arguments import ArrayOrImage, check_logits, given_array, given_label_map, open_images
 from crfrefine.arrays.label_maps import channels_of, present_labels
 from crfrefine.arrays.probabilities import INPUT_TYPES, InputType
 from crfrefine.arrays.region_scheme import GivenRegions, given_regions
 from crfrefine.base.limits import MAX_LABELS, check_threads
-from crfrefine.base.notices import known_spacing
+from crfrefine.base.notices import assumed_spacing
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import Progress, RunContext
 from crfrefine.errors import ConfigError, InputError
@@ -183,7 +183,8 @@ class Plan:
         arrays, spacing = open_images({"logits": logits, "image": self._image, "mask": self._mask, "strokes": strokes}, self._spacing)
         values, image = given_array(arrays["logits"], "logits"), given_array(arrays["image"], "image")
         in_mm = parameters.mean_field.positions != "voxels" or network_spacing is not None or parameters.postprocess.min_component_ml != 0.0
-        spacing_mm: Any = known_spacing(spacing, matters=in_mm)
+        if spacing is None:
+            spacing = assumed_spacing(matters=in_mm)
         network: Network
 
         def read_strokes(shape: tuple[int, ...], num_labels: int) -> Strokes | None:
@@ -205,15 +206,15 @@ class Plan:
                 )
             network = LabelMapNetwork(labels, channels, num_labels, network_spacing)
         else:
-            check_no_label_map(values, image, input_type)
-            scheme = given_regions(regions)
+            scheme = None if regions is None else given_regions(regions)
+            check_logits(values, image, input_type, min_channels=2 if scheme is None else 1)
             network = ArrayNetwork(values, input_type, scheme)
             num_labels = len(values) if scheme is None else scheme.num_labels
             drawn = None if strokes is None else read_strokes(values.shape[1:], num_labels)
         return refine_network(
             network,
             image,
-            spacing=spacing_mm,
+            spacing=spacing,
             parameters=parameters,
             mask=arrays["mask"],
             backend=self._backend,

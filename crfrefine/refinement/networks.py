@@ -119,8 +119,8 @@ class Prepared:
     gained: NDArray[np.int64] | None = None
 
 
-def prepare(
-    network: Network,
+def prepare_channels(
+    network: LabelMapNetwork | StreamedNetwork | CoarseNetwork,
     order: StorageOrder,
     case: GridImage,
     models: Sequence[ModelSpec],
@@ -129,12 +129,7 @@ def prepare(
     context: RunContext,
     strokes: Strokes | None = None,
 ) -> Prepared:
-    """Return a network's output, checked, in storage order."""
-    # It has a plan of tiles where these save work, or where channels are not in memory.
-    if isinstance(network, ArrayNetwork):
-        with np.errstate(over="ignore"):
-            channels = order.to_storage(network.values.astype(np.float32, copy=False))
-        return _prepare_array(network, channels, case, models, parameters, backend, context, strokes=strokes)
+    """Prepare a label map, or channels that are not in memory, in storage order; all but label maps with few labels have tiles."""
     if isinstance(network, StreamedNetwork):
         plan = plan_stream(network, case, models[0], parameters, context)
     elif isinstance(network, CoarseNetwork):
@@ -145,8 +140,8 @@ def prepare(
         sigma = None if spacing is None else share_sigma(spacing, case.spacing)
         logits = _logits_of_labels(numbers, len(network.channels), sigma, case, models[0], parameters, backend)
         if logits is not None:
-            in_memory = ArrayNetwork(logits)
-            return _prepare_array(in_memory, logits, case, models, parameters, backend, context, labels=numbers, strokes=strokes)
+            in_memory = ArrayNetwork(order.to_user(logits))
+            return prepare_array(in_memory, order, case, models, parameters, backend, context, labels=numbers, strokes=strokes)
         _check_temperature(models, -ABSENT_LOGIT)
         _finite_range(backend, case.values, "image", context.threads)
         plan = plan_label_map(numbers, case, models[0], parameters, context.threads, sigma)
@@ -204,9 +199,9 @@ def _logits_of_labels(
     return logits
 
 
-def _prepare_array(
+def prepare_array(
     network: ArrayNetwork,
-    channels: Float32,
+    order: StorageOrder,
     case: GridImage,
     models: Sequence[ModelSpec],
     parameters: CrfParameters,
@@ -215,9 +210,11 @@ def _prepare_array(
     labels: Labels | None = None,
     strokes: Strokes | None = None,
 ) -> Prepared:
-    """Prepare channels in storage order; `labels` are numbers of channels, if they come from a label map."""
+    """Prepare channels in storage order, on tiles where these save work; `labels` are the channel numbers of a label map."""
     threads, mask, regions = context.threads, case.mask, network.regions
     are_regions, is_label_map = regions is not None, labels is not None
+    with np.errstate(over="ignore"):
+        channels: Float32 = order.to_storage(network.values.astype(np.float32, copy=False))
     lowest, largest = _finite_range(backend, channels, "logits", threads)
     if are_regions:
         # "auto" expects log-odds, and refuses values that look like probabilities.

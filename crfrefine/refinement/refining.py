@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
-from crfrefine.arrays.arguments import check_shapes, given_spacing, given_voxels
+from crfrefine.arrays.arguments import given_spacing, given_voxels
 from crfrefine.arrays.blocks import find_network_spacing
 from crfrefine.arrays.components import Cleaned, clean, describe_losses
 from crfrefine.arrays.intensity import window_notes
@@ -25,7 +25,7 @@ from crfrefine.engines import get_backend
 from crfrefine.engines.base import NO_CONTEXT, Backend, GridImage, MeanFieldReport, MeanFieldResult, RunContext, of_part
 from crfrefine.errors import CapacityError, ConfigError, DeviceMemoryError, InputError
 from crfrefine.parameters.specs import KernelSetSpec, ModelSpec
-from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network, Prepared, layout_of, prepare
+from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network, Prepared, layout_of, prepare_array, prepare_channels
 from crfrefine.refinement.refined import NetworkLogits, RefinedChannels
 from crfrefine.refinement.result import RefinementResult
 from crfrefine.refinement.tiles.running import solve
@@ -84,14 +84,12 @@ def refine_network(
     strokes: Strokes | None = None,
 ) -> RefinementResult:
     """Refine a network's output; arguments, results and errors as of `crfrefine.refine`. `names` are those of labels, for messages."""
+    # The network's output and the image are on one grid, as `crfrefine.refine` or the headers of files have shown.
     # It is done on tiles, each with the labels that are present near it, where that is less work or
     # the channels are not in memory; else with all labels everywhere. A case that does not fit into
     # the memory of a GPU is computed on the CPU.
     shape, _ = layout_of(network)
     image = image[None] if image.ndim == len(shape) - 1 else image
-    if isinstance(network, (ArrayNetwork, LabelMapNetwork)):  # Headers were compared before.
-        channels = network.values if isinstance(network, ArrayNetwork) else np.broadcast_to(network.labels, shape)
-        check_shapes(channels, image, min_channels=1 if isinstance(network, ArrayNetwork) and network.regions else 2)
     if mask is not None:
         mask = given_voxels(mask, shape[1:])
         if not mask.any():
@@ -181,7 +179,10 @@ def _refine(
     spacing, voxel_ml = tuple(case.spacing), math.prod(case.spacing) / 1000.0
     case = GridImage(order.to_storage(case.values), mask, tuple(spacing[axis] for axis in order.axes), order.axes)
     drawn = None if strokes is None else strokes.in_storage(order)
-    prepared = prepare(network, order, case, models, parameters, backend, context, drawn)
+    if isinstance(network, ArrayNetwork):
+        prepared = prepare_array(network, order, case, models, parameters, backend, context, strokes=drawn)
+    else:
+        prepared = prepare_channels(network, order, case, models, parameters, backend, context, drawn)
     notes = prepared.notes
     try:
         refined, shortage = _run(prepared, models, backend, context), ""
@@ -205,7 +206,8 @@ def _refine(
     if network_spacing is not None and prepared.mask is not None:  # The largest share may be that of another label.
         labels = np.where(prepared.mask, labels, network_labels)
     cleaned = clean(order.to_user(labels), parameters.postprocess, voxel_ml)
-    notes += window_notes(case.values, parameters.intensity, case.mask)
+    if parameters.intensity.window is not None:
+        notes += window_notes(case.values, parameters.intensity, case.mask)
     if drawn is not None:
         notes += (drawn.describe(),)
     return RefinementResult(

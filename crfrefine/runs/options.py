@@ -59,13 +59,6 @@ def parse_network_spacing(text: str) -> float | tuple[float, ...] | str:
     return sizes[0] if len(sizes) == 1 else sizes
 
 
-def parse_device(text: str) -> str:
-    """Return the name of a device; raise InputError for several."""
-    if text == "cuda:all" or (text.startswith("cuda:") and "," in text):
-        raise InputError("several GPUs are gone: run one `infer --device cuda:N` per GPU with --num-parts and --part-id")
-    return text
-
-
 def _default_parameters() -> CrfParameters:
     from crfrefine.parameters.model import CrfParameters
 
@@ -114,9 +107,7 @@ class InferenceOptions:
             choices=INTERPOLATIONS,
         ),
     ] = None
-    device: Annotated[str, Option("--device", "Where to compute.", "auto|cpu|cuda|torch|torch:cuda", parse_device, show_default=True)] = (
-        "auto"
-    )
+    device: Annotated[str, Option("--device", "Where to compute.", "auto|cpu|cuda|torch|torch:cuda", show_default=True)] = "auto"
     threads: Annotated[
         int | None, Option("--threads", "CPU threads. Default: the cores this process may use.", "N", limits=(1, MAX_THREADS))
     ] = None

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from crfrefine import io
 from crfrefine.arrays.label_maps import argmax_labels, one_hot_logits
-from crfrefine.arrays.probabilities import find_padding, identify, take_logarithms
+from crfrefine.arrays.probabilities import decide, find_padding, look_at, take_logarithms
 from crfrefine.arrays.region_scheme import RegionScheme, take_log_odds
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.limits import PROCESS, RUN_BYTES, available_threads, memory_limit, require_memory, run_all
@@ -284,14 +284,19 @@ def channels_of_scores(
     # of interpolation.
     regions = options.regions
     scheme = regions.scheme_of(values, header.path)
-    if scheme is None and options.input_type == "auto" and len(header.files) > 1:
-        refuse_structures(values, header.path)
-    one_hot = read_one_hot(header, values, like, options) if scheme is None else None
-    if one_hot is not None:
-        return channels_of_labels(one_hot, options, like.geometry()[1], as_logits=as_logits)
-    decide, convert = (identify, take_logarithms) if scheme is None else (regions.identify, take_log_odds)
-    kind, note = decide(values, options.input_type, header.kind, header.path)
+    if scheme is None:
+        look = look_at(values)
+        if look.is_binary and options.input_type == "auto":
+            if len(header.files) > 1:
+                refuse_structures(look, header)
+            if (one_hot := read_one_hot(header, values, like, options)) is not None:
+                return channels_of_labels(one_hot, options, like.geometry()[1], as_logits=as_logits)
+        kind, reason = decide(look, options.input_type, header.kind, str(header.path))
+        note = f"{header.path.name} is taken as {kind}: {reason}"
+    else:
+        kind, note = regions.identify(values, options.input_type, header.kind, header.path)
     if kind == "probabilities":
+        convert = take_logarithms if scheme is None else take_log_odds
         run_all([partial(convert, channel) for channel in values], threads)
     notes = [note]
     network_spacing = None

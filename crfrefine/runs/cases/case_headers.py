@@ -85,7 +85,8 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
         logits = logits or io.read_logits_header(files.logits, fewest=fewest, grid=image)
         what = "structure" if files.are_structures else "label map" if logits.kind == KIND else "logits"
         for file in logits.files if files.are_structures else logits.files[:1]:
-            _require_overlap(files, what, image, file, resample=options.resample)
+            if not image.on_same_grid(file):
+                _require_overlap(files, what, image, file, resample=options.resample)
         # After the grids: a file with its channels first has a wrong number of channels.
         if logits.kind != KIND:
             regions.require_number(logits.num_labels, logits.path)
@@ -93,7 +94,8 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
     for what, header in (("mask", mask), ("labels", labels)):
         if header is not None:
             require_scalar(header, what)
-            _require_overlap(files, what, image, header, resample=options.resample)
+            if not image.on_same_grid(header):
+                _require_overlap(files, what, image, header, resample=options.resample)
     strokes = tuple(io.placed_on(io.read_header(path, io.VOLUME_SUFFIXES), image) for path in files.strokes)
     for header in strokes:
         require_scalar(header, "strokes")
@@ -111,9 +113,7 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
 
 
 def _require_overlap(files: CaseFiles, what: str, image: VolumeHeader, other: VolumeHeader, *, resample: str | None) -> None:
-    """Raise GridMismatchError unless a file is on the image's grid, or may be interpolated and covers the image."""
-    if image.on_same_grid(other):
-        return
+    """Raise GridMismatchError unless a file on another grid than the image's may be interpolated, and covers the image."""
     if resample:
         try:
             WorkGrid(image).require_overlap(other, what)

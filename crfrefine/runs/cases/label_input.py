@@ -23,7 +23,7 @@ from crfrefine.arrays.label_maps import (
     share_logits,
     share_sigma,
 )
-from crfrefine.arrays.probabilities import plane_blocks
+from crfrefine.arrays.probabilities import Look, plane_blocks
 from crfrefine.base.text import counted, listed, shorten
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.paths import stem_of
@@ -255,18 +255,13 @@ def merge_structures(files: Sequence[VolumeHeader], numbers: Mapping[str, int]) 
     return labels, overlap
 
 
-def refuse_structures(values: NDArray[np.float32], path: Path) -> None:
-    """Raise InputError if files that are to be one per label look like structures: only 0 and 1, and voxels in none of them."""
+def refuse_structures(look: Look, header: LogitsHeader) -> None:
+    """Raise InputError if files of 0 and 1, which are to be one per label, look like structures: voxels are in none of them."""
     # Otherwise, the first structure would be taken for background, and the background for padding.
-    num_nowhere = 0
-    for planes in plane_blocks(values):
-        block = values[:, planes]
-        if not bool(((block == 0) | (block == 1)).all()):
-            return
-        num_nowhere += int(np.count_nonzero(~block.any(axis=0)))
-    if num_nowhere:
+    if num_nowhere := int(np.count_nonzero(look.sums == 0)):
+        number = len(header.files)
         raise InputError(
-            f"{path}: {len(values)} files of 0 and 1, none of them 1 at {num_nowhere} voxels, as for one binary file per structure\n"
+            f"{header.path}: {number} files of 0 and 1, none of them 1 at {num_nowhere} voxels, as for one binary file per structure\n"
             "  For structures, give --input-type labels; for probabilities of all labels, background first, --input-type probabilities."
         )
 
