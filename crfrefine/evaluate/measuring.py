@@ -17,6 +17,7 @@ from crfrefine.arrays.region_scheme import RegionScheme, sigmoid, take_log_odds
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.base.failures import Failure, failing_alone
 from crfrefine.base.geometry import reverse_grid
+from crfrefine.base.limits import run_all
 from crfrefine.base.text import see, shorten
 from crfrefine.errors import ConfigError, GridMismatchError, InputError
 from crfrefine.evaluate.pairing import CasePair, MethodFiles
@@ -194,18 +195,17 @@ def read_probabilities(paths: tuple[Path, ...], reference: Reference, regions: R
     header = io.read_logits_header(paths, fewest=regions.fewest_channels, grid=grid)
     file, name = header.files[0], header.path
     reference.check(file, "logits")
-    read = io.read_logits(paths, fewest=regions.fewest_channels, grid=grid)
-    stored = reverse_grid(read.values)  # contiguous
+    stored, jobs = header.reading()
+    run_all(jobs, 1)
     scheme = regions.scheme_of(stored, name)
     decide, convert = (identify, take_logarithms) if scheme is None else (regions.identify, take_log_odds)
-    kind, note = decide(stored, "auto", read.kind, name)
+    kind, note = decide(stored, "auto", header.kind, name)
     note = "; ".join([note, *(f"{file.path.name}: {file.misnamed}" for file in header.files if file.misnamed is not None)])
     is_elsewhere = not grid.on_same_grid(file)
     if is_elsewhere:
         if kind == "probabilities":
             convert(stored)
             kind = "logits"
-        del read
         of_labels = scheme is None
         stored = reference.work.interpolated(file, stored, "logits", reference.notes, outside="are background", are_of_labels=of_labels)
     labels = _decode(stored, kind, str(name), is_elsewhere) if scheme is None else _decode_regions(stored, scheme, kind, note)

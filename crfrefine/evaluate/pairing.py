@@ -21,7 +21,7 @@ from crfrefine.io.paths import (
     stem_of,
     suffix_of,
 )
-from crfrefine.runs.cases.case_files import CaseFiles, CaseList, IncompleteCase, require_all_complete, too_few_complete
+from crfrefine.runs.cases.case_files import CaseFiles, CaseList, Incomplete, require_all_complete, too_few_complete
 from crfrefine.runs.cases.discovery import (
     LABEL_SUFFIXES,
     LOGITS_NAMES,
@@ -86,7 +86,7 @@ class Pairing:
 
     cases: tuple[CasePair, ...]  # Those with a file in the reference and in every method.
     notes: tuple[str, ...]  # Notes on ignored files, one sentence each.
-    left_out: tuple[IncompleteCase, ...] = ()  # The incomplete cases.
+    left_out: Incomplete = field(default_factory=dict)
     # Number of each structure by its name: label maps are folders of structures, or their labels have these names. Empty without any.
     structures: Mapping[str, int] = field(default_factory=dict)
 
@@ -129,13 +129,13 @@ def pair_cases(options: EvaluationOptions) -> Pairing:
     return Pairing(tuple(cases), tuple(notes), left_out)
 
 
-def incomplete_cases(*reasons: Mapping[str, Sequence[str]]) -> tuple[IncompleteCase, ...]:
+def incomplete_cases(*reasons: Mapping[str, Sequence[str]]) -> Incomplete:
     """Return the incomplete cases, sorted by name."""
     together: dict[str, list[str]] = {}
     for by_case in reasons:
         for case_id, own in by_case.items():
             together.setdefault(case_id, []).extend(own)
-    return tuple(IncompleteCase(case_id, tuple(together[case_id])) for case_id in sorted(together))
+    return {case_id: tuple(together[case_id]) for case_id in sorted(together)}
 
 
 def _references(source: Path, notes: list[str]) -> dict[str, list[Path]]:

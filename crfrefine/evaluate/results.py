@@ -17,7 +17,7 @@ from crfrefine.evaluate.options import DEFAULT_NAME, EvaluationOptions
 from crfrefine.metrics.overlap import measure_masks
 from crfrefine.metrics.regions import ALL_LABELS
 from crfrefine.metrics.registry import CALIBRATION_METRICS, DICE, MASK_METRICS, RegionValues, metric_named
-from crfrefine.runs.cases.case_files import IncompleteCase, describe_left_out
+from crfrefine.runs.cases.case_files import Incomplete, describe_left_out
 from crfrefine.runs.options import Observer
 from crfrefine.statistics.comparison import ResultTable, SummaryRow, correct, measurements_of, summarize
 from crfrefine.statistics.paired import ALPHA, smallest_p_value
@@ -53,7 +53,7 @@ class Evaluation:
     num_processes: int = 1  # Cases measured at a time.
     seconds: float = 0.0  # Duration of the run.
     has_report: bool = False  # True once `report.html` is written.
-    left_out: Sequence[IncompleteCase] = ()  # The incomplete cases, which no number includes.
+    left_out: Incomplete = field(default_factory=dict)  # No number includes these cases.
     learned: Mapping[str, Sequence[str]] = field(default_factory=dict)  # By method, the cases that its parameters were learned on.
 
     @property

@@ -32,6 +32,7 @@ from crfrefine.io.atomic import check_replaceable, check_writable, write_small_f
 from crfrefine.io.json import without_nonfinite
 from crfrefine.io.paths import add_volumes, stem_of, working_folder
 from crfrefine.parameters.model import TRAINED_ON
+from crfrefine.runs.cases.case_files import left_out_entries
 from crfrefine.runs.cases.dataset_description import read_descriptions
 from crfrefine.runs.cases.reading_options import RegionReading, find_regions
 from crfrefine.runs.records import Entry, read_records
@@ -104,7 +105,7 @@ def make_summary(evaluation: Evaluation) -> dict[str, Any]:
             "num_cases": len(evaluation.pairs),
             "num_failed": evaluation.num_failed,
             "num_left_out": len(evaluation.left_out),
-            "left_out": [case.to_dict() for case in evaluation.left_out],
+            "left_out": left_out_entries(evaluation.left_out),
             "cases": [
                 {
                     "case": result.case_id,

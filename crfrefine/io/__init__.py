@@ -18,7 +18,6 @@ from crfrefine.base.limits import MAX_LABEL
 from crfrefine.errors import CapacityError, GridMismatchError, InputError, UnsupportedFormatError
 from crfrefine.io.paths import LOGITS_SUFFIXES, VOLUME_SUFFIXES, WRITTEN_SUFFIXES, files_written, require_suffix, stem_of, suffix_of
 from crfrefine.io.reading import (
-    LogitsFile,
     LogitsHeader,
     Piece,
     allocate,
@@ -35,7 +34,7 @@ from crfrefine.io.reading import (
 from crfrefine.io.volume import MAX_BYTES, Segment, Volume, VolumeHeader, VoxelsToWrite
 
 __all__ = ["LOGITS_SUFFIXES", "VOLUME_SUFFIXES", "WRITTEN_SUFFIXES", "stem_of", "suffix_of"]
-__all__ += ["LogitsFile", "LogitsHeader", "Piece", "Segment", "VolumeHeader"]
+__all__ += ["LogitsHeader", "Piece", "Segment", "VolumeHeader"]
 __all__ += ["allocate", "is_whole", "placed_on", "read_header", "read_into", "read_labels"]
 __all__ += ["read_logits", "read_logits_header", "read_pieces", "read_volume"]
 __all__ += ["write_channels", "write_image", "write_label_map", "write_pieces"]

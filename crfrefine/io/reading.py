@@ -13,7 +13,7 @@ import numpy as np
 
 from crfrefine.base.failures import reading
 from crfrefine.base.geometry import reorientation, reverse_grid
-from crfrefine.base.limits import MAX_LABEL, require_few_labels, run_ahead
+from crfrefine.base.limits import MAX_LABEL, require_few_labels, run_ahead, run_all
 from crfrefine.errors import CrfRefineError, GridMismatchError, InputError, UnsupportedFormatError
 from crfrefine.io.paths import (
     FORMAT_OF_SUFFIX,
@@ -318,8 +318,6 @@ class LogitsHeader:
 
     files: tuple[VolumeHeader, ...]  # one with all labels, or one per label
     num_labels: int  # L, background included
-    grid_shape: tuple[int, ...]  # voxels along x, y(, z)
-    affine: NDArray[np.float64] | None  # voxel to world RAS+ mm; None for .npz
     # "logits" or "probabilities" if the file declares it, "labels" for a label map (by `crfrefine.runs.cases.label_input`), else None.
     kind: str | None
 
@@ -330,19 +328,9 @@ class LogitsHeader:
 
     def reading(self) -> tuple[NDArray[np.float32], list[Callable[[], None]]]:
         """Return an array for the values, (L, [z,] y, x), and the jobs that fill it, one per file; they may run at the same time."""
-        values: NDArray[np.float32] = allocate_array((self.num_labels, *self.grid_shape[::-1]), self.path)
+        values: NDArray[np.float32] = allocate_array((self.num_labels, *self.files[0].grid_shape[::-1]), self.path)
         parts = [values] if len(self.files) == 1 else [values[i : i + 1] for i in range(len(self.files))]
         return values, [partial(read_into, file, part) for file, part in zip(self.files, parts, strict=True)]
-
-
-@dataclass(frozen=True)
-class LogitsFile:
-    """The network's output for a case."""
-
-    values: NDArray[np.float32]  # (L, *grid) float32, logits or probabilities as they are in the file
-    affine: NDArray[np.float64] | None  # voxel to world RAS+ mm; None for .npz
-    kind: str | None  # "logits" or "probabilities" if the file declares it, else None
-    header: LogitsHeader  # the headers of the files
 
 
 def read_logits_header(paths: Sequence[str | Path], *, fewest: int = 2, grid: VolumeHeader | None = None) -> LogitsHeader:
@@ -369,13 +357,11 @@ def read_logits_header(paths: Sequence[str | Path], *, fewest: int = 2, grid: Vo
             raise GridMismatchError(f"{file.path}: the logits of two labels are on different grids\n{first.difference_from(file)}")
     if grid is not None:
         files = tuple(placed_on(file, grid) for file in files)
-    return LogitsHeader(files, num_labels, files[0].grid_shape, files[0].affine, first.kind)
+    return LogitsHeader(files, num_labels, first.kind)
 
 
-def read_logits(paths: Sequence[str | Path], *, fewest: int = 2, grid: VolumeHeader | None = None) -> LogitsFile:
-    """Read a case's logits or probabilities; arguments and errors as of `read_logits_header` and `read_pieces`."""
-    header = read_logits_header(paths, fewest=fewest, grid=grid)
-    values, jobs = header.reading()
-    for job in jobs:
-        job()
-    return LogitsFile(reverse_grid(values), header.affine, header.kind, header)
+def read_logits(paths: Sequence[str | Path], *, fewest: int = 2, grid: VolumeHeader | None = None) -> NDArray[np.float32]:
+    """Return a case's logits or probabilities, (L, *grid); arguments and errors as of `read_logits_header` and `read_pieces`."""
+    values, jobs = read_logits_header(paths, fewest=fewest, grid=grid).reading()
+    run_all(jobs, 1)
+    return reverse_grid(values)

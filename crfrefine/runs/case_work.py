@@ -132,7 +132,7 @@ def _refine(
     lost: Mapping[int, int] = {}
     network: Network
     if isinstance(given, LogitsHeader):
-        shape, read = given.grid_shape[::-1], partial(read_pieces, *given.files)
+        shape, read = given.files[0].grid_shape[::-1], partial(read_pieces, *given.files)
         network = StreamedNetwork(read, given.num_labels, shape, settings.reading.input_type, given.kind, given.path)
         if case.grid_map is not None:
             stored = tuple(reversed(case.like.grid_shape))

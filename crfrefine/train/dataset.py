@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,7 +16,7 @@ from crfrefine.base.text import listed, see, shorten
 from crfrefine.errors import CrfRefineError, InputError, UnexpectedError
 from crfrefine.io.paths import add_volumes
 from crfrefine.runs.cases.case import Case, load_case
-from crfrefine.runs.cases.case_files import CaseFiles, CaseList, IncompleteCase, describe_left_out, require_all_complete, too_few_complete
+from crfrefine.runs.cases.case_files import CaseFiles, CaseList, Incomplete, describe_left_out, require_all_complete, too_few_complete
 from crfrefine.runs.cases.case_headers import read_case_headers
 from crfrefine.runs.cases.dataset_description import DatasetDescription, read_dataset_description, read_descriptions
 from crfrefine.runs.cases.discovery import discover_cases
@@ -69,7 +69,7 @@ class LabeledCases:
     label_names: tuple[str, ...]  # one per label, background first
     description: DatasetDescription | None  # content of `dataset.json`
     notes: tuple[str, ...]  # ignored files, and why
-    left_out: tuple[IncompleteCase, ...] = ()  # the cases that lack a file, sorted by name
+    left_out: Incomplete = field(default_factory=dict)  # the cases that lack a file, sorted by name
     reading: RegionReading = NO_REGIONS  # which channels are regions, and not labels
     regions: RegionScheme | None = None  # the regions of the channels; None means that the channels are labels
     declared: DeclaredLabels | None = None  # the labels of label maps; None for logits
@@ -99,7 +99,7 @@ def find_cases(
     # also for fewer than two complete cases, and with `strict`, if a case lacks a file.
     cases, description, advice = _discover(data, input_type)
     add_volumes(data.images, data.labels, data.logits, data.masks, *(path for case in cases for path in case.paths))
-    left_out = tuple(IncompleteCase(case.case_id, case.missing) for case in cases if case.missing)
+    left_out = {case.case_id: case.missing for case in cases if case.missing}
     if strict:
         require_all_complete(left_out, len(cases), advice)
     files = [case for case in cases if not case.missing]

@@ -20,6 +20,7 @@ from crfrefine.base.plain import to_plain
 from crfrefine.base.text import MAX_OF_A_LINE, listed
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.io.atomic import check_replaceable
+from crfrefine.runs.cases.case_files import left_out_entries
 from crfrefine.statistics.comparison import summary_dicts
 from crfrefine.train import starts as setup
 from crfrefine.train.baselines import Tuned, calibrate, calibrate_output
@@ -155,7 +156,7 @@ def make_report(result: TrainingResult) -> dict[str, Any]:
             **{name: getattr(options, name) for name in ("seed", "resample", "config")},
         },
         "cases": cases.case_ids,
-        "left_out": [case.to_dict() for case in cases.left_out],
+        "left_out": left_out_entries(cases.left_out),
         "label_names": cases.label_names,
         "channels": to_plain(cases.regions),
         "regions": {region.name: region.labels for region in plan.regions},

@@ -45,7 +45,7 @@ def _read_volume(path, rng):
             for piece in io.read_pieces(header, most_bytes=64):
                 assert np.isfinite(piece.values).all()
         case 4:
-            assert np.isfinite(io.read_logits([path], fewest=1).values).all()
+            assert np.isfinite(io.read_logits([path], fewest=1)).all()
         case _:
             header = io.read_header(path)
             _require_header(header)

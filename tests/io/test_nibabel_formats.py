@@ -75,7 +75,7 @@ def test_label_maps_are_read_by_others(name, like, largest, tmp_path):
         np.testing.assert_array_equal(itk_array(image), labels)
         np.testing.assert_allclose(itk_affine(image), like.affine, atol=1e-4)
         io.write_channels(tmp_path / "scores.hdr", numbers((3, *SHAPE)), like)
-        np.testing.assert_array_equal(io.read_logits([tmp_path / "scores.hdr"]).values, numbers((3, *SHAPE)))
+        np.testing.assert_array_equal(io.read_logits([tmp_path / "scores.hdr"]), numbers((3, *SHAPE)))
     else:
         assert written.get_data_dtype() == (">u1" if largest == 3 else ">i4")
 
@@ -143,4 +143,4 @@ def test_the_geometry_of_another_format_is_converted(shape, tmp_path):
     np.testing.assert_array_equal(np.moveaxis(np.asarray(written.dataobj), 3, 0).reshape(channels.shape), channels)
     np.testing.assert_allclose(written.affine, like.affine, atol=1e-5)
     assert io.read_header(tmp_path / "out.mgz").on_same_grid(like.header)
-    np.testing.assert_array_equal(io.read_logits([tmp_path / "out.mgz"]).values.reshape(channels.shape), channels)
+    np.testing.assert_array_equal(io.read_logits([tmp_path / "out.mgz"]).reshape(channels.shape), channels)

@@ -214,7 +214,7 @@ def test_the_bytes_do_not_depend_on_the_pieces(name, shape, most_bytes, threads,
 
     io.write_pieces(tmp_path / "pieces" / name, like_of(shape), 3, piece, threads=threads, most_bytes=most_bytes)
     assert files_in(tmp_path / "pieces") == files_in(tmp_path / "dense")
-    read = io.read_logits([tmp_path / "pieces" / name]).values.reshape(3, *shape)  # NIfTI gives a 2-D grid a third axis.
+    read = io.read_logits([tmp_path / "pieces" / name]).reshape(3, *shape)  # NIfTI gives a 2-D grid a third axis.
     np.testing.assert_array_equal(read, channels)
     assert sorted(asked) == [(channel, plane) for channel in range(3) for plane in range(shape[-1])]
 

@@ -75,7 +75,7 @@ def test_channels_are_read_on_the_grid_of_the_image(name, orientation, tmp_path)
     for piece in read_pieces(header, most_bytes=200):
         pieces[piece.channels, piece.planes] = piece.values
     np.testing.assert_array_equal(pieces, values)
-    np.testing.assert_array_equal(io.read_logits([tmp_path / name], grid=grid).values, np.moveaxis(scores(), -1, 0))
+    np.testing.assert_array_equal(io.read_logits([tmp_path / name], grid=grid), np.moveaxis(scores(), -1, 0))
 
 
 def study(folder, turn):

@@ -20,7 +20,7 @@ from crfrefine.base.limits import available_threads, run_all
 from crfrefine.parameters.specs import ModelSpec
 from crfrefine.refinement.tiles.grid import TILE, LabelSets, TileGrid
 from crfrefine.refinement.tiles.planning import MAX_SHARED_VOXELS, TilePlan
-from crfrefine.refinement.tiles.problem import ChannelSource, TileProblem
+from crfrefine.refinement.tiles.problem import ChannelSource, TileProblem, fill_by_rows
 from crfrefine.refinement.tiles.streaming import FIRST_LOOK, StoredChannels, StreamedNetwork, survey_stream
 from crfrefine.refinement.tiles.survey import Thresholds, find_thresholds
 
@@ -73,27 +73,9 @@ class CoarseChannels(ChannelSource):
         return CoarseChannels(*parts, self.first_plane + start)
 
     def fill_entries(self, engine: Any, label: int, tiles: NDArray[np.int64], entries: NDArray[np.int64], out: Float32) -> None:
-        """Write a label's logits in some tiles to the entries of an array; see `ChannelSource.fill_entries`."""
-        places = np.stack(np.unravel_index(tiles, self.grid.counts))
-
-        def fill(row: int) -> None:
-            some = np.flatnonzero(places[0] == row)
-            first, last = places[:, some].min(axis=1), places[:, some].max(axis=1) + 1
-            ends = zip(first.tolist(), last.tolist(), TILE, self.grid.shape, strict=True)
-            depth, *plane = [slice(start * tile, min(stop * tile, extent)) for start, stop, tile, extent in ends]
-            box = (slice(depth.start + self.first_plane, depth.stop + self.first_plane), *plane)
-            values = self.values(label, box)
-            part = TileGrid(values.shape)
-            inner = np.ravel_multi_index(tuple(places[:, some] - first[:, None]), part.counts)
-            found = np.empty((len(some), out.shape[1]), np.float32)
-            part.engine(1).gather(np.ascontiguousarray(values), inner, found)
-            out[entries[some]] = found
-
-        run_all([partial(fill, row) for row in np.unique(places[0])], self.threads)
-
-    def values(self, label: int, box: Box) -> Float32:
-        """Return a label's interpolated logits in a box of the whole image."""
-        return self.interpolation.of_box(lambda source_box: self.coarse(label, source_box), box)
+        """Write a label's interpolated logits in some tiles to the entries of an array; see `ChannelSource.fill_entries`."""
+        values_of = partial(self.interpolation.of_box, partial(self.coarse, label))
+        fill_by_rows(self.grid, self.first_plane, values_of, tiles, entries, out, threads=self.threads)
 
     def coarse(self, label: int, box: Box) -> Float32:
         """Return a label's logits in a box of the network's grid."""

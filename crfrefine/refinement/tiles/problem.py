@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from crfrefine.arrays.label_maps import ABSENT_LOGIT, CONFIDENCE, Box, bounding_box, log_shares, widen
 from crfrefine.base.array_types import Bool, Float32, Labels
+from crfrefine.base.limits import run_all
 from crfrefine.engines.base import FeatureOrigin, GridImage, first_inside
 from crfrefine.parameters.specs import ModelSpec
 from crfrefine.refinement.tiles.grid import TILE, Extents, LabelSets, TileGrid, num_rings
@@ -115,21 +116,38 @@ class ShareChannels(LabelMapChannels):
     def fill_entries(self, engine: Any, label: int, tiles: NDArray[np.int64], entries: NDArray[np.int64], out: Float32) -> None:
         """See `ChannelSource`."""
         grid = TileGrid((self._num_planes, *self.numbers.shape[1:]))
-        places = np.stack(np.unravel_index(tiles, grid.counts))
-        for rows in np.unique(places[0] // _MAX_ROWS):
-            some = np.flatnonzero(places[0] // _MAX_ROWS == rows)
-            first, last = places[:, some].min(axis=1), places[:, some].max(axis=1) + 1
-            box = [
-                slice(start * tile, min(stop * tile, extent))
-                for start, stop, tile, extent in zip(first.tolist(), last.tolist(), TILE, grid.shape, strict=True)
-            ]
-            planes = slice(box[0].start + self._first_plane, box[0].stop + self._first_plane)
-            values = log_shares(self.numbers, label, self.reach, (planes, *box[1:]))
-            part = TileGrid(values.shape)
-            inner = np.ravel_multi_index(tuple(places[:, some] - first[:, None]), part.counts)
-            gathered = np.empty((len(some), out.shape[1]), np.float32)
-            part.engine(None).gather(np.ascontiguousarray(values), inner, gathered)
-            out[entries[some]] = gathered
+        shares = partial(log_shares, self.numbers, label, self.reach)
+        fill_by_rows(grid, self._first_plane, shares, tiles, entries, out, num_rows=_MAX_ROWS)
+
+
+def fill_by_rows(
+    grid: TileGrid,
+    first_plane: int,
+    values_of: Callable[[Box], Float32],
+    tiles: NDArray[np.int64],
+    entries: NDArray[np.int64],
+    out: Float32,
+    *,
+    num_rows: int = 1,
+    threads: int = 1,
+) -> None:
+    """Fill entries as `ChannelSource.fill_entries` does, with values that are made for a box around the tiles of a few rows."""
+    # The grid begins at `first_plane` of the grid that boxes are in.
+    places = np.stack(np.unravel_index(tiles, grid.counts))
+
+    def fill(rows: int) -> None:
+        some = np.flatnonzero(places[0] // num_rows == rows)
+        first, last = places[:, some].min(axis=1), places[:, some].max(axis=1) + 1
+        ends = zip(first.tolist(), last.tolist(), TILE, grid.shape, strict=True)
+        planes, *others = [slice(start * tile, min(stop * tile, extent)) for start, stop, tile, extent in ends]
+        values = values_of((slice(planes.start + first_plane, planes.stop + first_plane), *others))
+        part = TileGrid(values.shape)
+        inner = np.ravel_multi_index(tuple(places[:, some] - first[:, None]), part.counts)
+        gathered = np.empty((len(some), out.shape[1]), np.float32)
+        part.engine(1).gather(np.ascontiguousarray(values), inner, gathered)
+        out[entries[some]] = gathered
+
+    run_all([partial(fill, rows) for rows in np.unique(places[0] // num_rows)], threads)
 
 
 # ---- The volume

@@ -205,7 +205,8 @@ def _plan_memory(
     # themselves.
     limit, first, is_map = memory_limit(options.max_memory), headers.images[0], network.kind == KIND
     name, grid = f"case {shorten(headers.files.case_id)!r}", math.prod(first.grid_shape)
-    voxels, num_labels, on_grid = math.prod(network.grid_shape), network.num_labels, first.on_same_grid(network.files[0])
+    own_grid = network.files[0].grid_shape
+    voxels, num_labels, on_grid = math.prod(own_grid), network.num_labels, first.on_same_grid(network.files[0])
     # Beside logits, images are read as float32, and normalized into a copy.
     copies = 2 if as_logits or not is_map else 1
     needed = PROCESS + copies * _FLOAT * headers.num_modalities * grid
@@ -217,7 +218,7 @@ def _plan_memory(
         needed += _FLOAT * math.prod(headers.mask.grid_shape) + grid
     # Only the number of channels decides about regions; a softmax of as many channels is rare, and read as a whole.
     has_regions = options.regions.scheme is not None or bool(options.regions.problem)
-    may_stream = may_stream and not is_map and not has_regions and len(network.grid_shape) <= MAX_DIMS
+    may_stream = may_stream and not is_map and not has_regions and len(own_grid) <= MAX_DIMS
     if may_stream and not on_grid:  # Channels on an oblique grid are interpolated as a whole.
         may_stream = WorkGrid(first).require_overlap(network.files[0], "logits").source_axes is not None
     if may_stream:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from crfrefine.base.text import counted, listed
 from crfrefine.errors import InputError
@@ -48,24 +48,22 @@ class CaseList(list[CaseFiles]):
 _MAX_NAMED = 3
 
 
-@dataclass(frozen=True)
-class IncompleteCase:
-    """A case that lacks at least one file; it is left out and is not a failure: half-finished cross-validations are common."""
-
-    case_id: str
-    reasons: tuple[str, ...]  # missing files, such as "no logits in study/logits"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the entry of a summary."""
-        return {"case": self.case_id, "reasons": list(self.reasons)}
+# The missing files of each case that lacks one, such as "no logits in study/logits", by the name of the case. Such cases
+# are left out and are no failures: half-finished cross-validations are common.
+Incomplete: TypeAlias = Mapping[str, Sequence[str]]
 
 
-def describe_left_out(incomplete: Sequence[IncompleteCase], num_found: int) -> str:
+def left_out_entries(incomplete: Incomplete) -> list[dict[str, Any]]:
+    """Return the entries of a summary."""
+    return [{"case": case_id, "reasons": list(reasons)} for case_id, reasons in incomplete.items()]
+
+
+def describe_left_out(incomplete: Incomplete, num_found: int) -> str:
     """Return one line: the number of cases left out, and for each reason the number and the first few names."""
     return f"{_some_are(incomplete, num_found)} left out: {'; '.join(_by_reason(incomplete, _MAX_NAMED))}"
 
 
-def require_all_complete(incomplete: Sequence[IncompleteCase], num_found: int, advice: Sequence[str] = ()) -> None:
+def require_all_complete(incomplete: Incomplete, num_found: int, advice: Sequence[str] = ()) -> None:
     """Raise InputError with the name of every incomplete case, if there is one, as `--strict` requires."""
     if incomplete:
         first = f"{_some_are(incomplete, num_found)} incomplete, which --strict refuses:"
@@ -73,21 +71,21 @@ def require_all_complete(incomplete: Sequence[IncompleteCase], num_found: int, a
         raise InputError("\n  ".join([first, *_by_reason(incomplete, len(incomplete)), *advice, last]))
 
 
-def too_few_complete(incomplete: Sequence[IncompleteCase], num_found: int, expected: str, what_to_do: str) -> InputError:
+def too_few_complete(incomplete: Incomplete, num_found: int, expected: str, what_to_do: str) -> InputError:
     """Return the error for a run with too few complete cases; `expected` is a clause, `what_to_do` a sentence."""
     num_complete = num_found - len(incomplete)
     there = "no case is complete" if num_complete == 0 else f"only {num_complete} of {counted(num_found, 'case')} is complete"
     return InputError("\n  ".join([f"{there}; expected {expected}", *_by_reason(incomplete, _MAX_NAMED), what_to_do]))
 
 
-def _some_are(incomplete: Sequence[IncompleteCase], num_found: int) -> str:
+def _some_are(incomplete: Incomplete, num_found: int) -> str:
     return f"{len(incomplete)} of {counted(num_found, 'case')} {'is' if len(incomplete) == 1 else 'are'}"
 
 
-def _by_reason(incomplete: Sequence[IncompleteCase], max_named: int) -> list[str]:
+def _by_reason(incomplete: Incomplete, max_named: int) -> list[str]:
     """Return the number of cases for each reason, and the first names."""
     groups: dict[str, list[str]] = {}
-    for case in incomplete:
-        for reason in case.reasons:
-            groups.setdefault(reason, []).append(case.case_id)
+    for case_id, reasons in incomplete.items():
+        for reason in reasons:
+            groups.setdefault(reason, []).append(case_id)
     return [f"{reason} ({len(names)}): {listed(names, max_named)}" for reason, names in groups.items()]

@@ -72,7 +72,7 @@ def read_label_header(paths: Sequence[Path], are_structures: bool, options: Read
         )
     num_labels = 0 if options.declared is None else options.declared.num_labels  # Without a declaration, only the voxels tell.
     files = tuple(io.placed_on(file, image) for file in files)
-    return LogitsHeader(files, num_labels, files[0].grid_shape, files[0].affine, KIND)
+    return LogitsHeader(files, num_labels, KIND)
 
 
 def read_label_map(header: LogitsHeader, images: Sequence[VolumeHeader], options: ReadingOptions, *, are_structures: bool) -> LabelMap:
@@ -119,7 +119,7 @@ def read_one_hot(header: LogitsHeader, values: NDArray[np.float32] | None, like:
         else ((0, planes, values[:, planes]) for planes in plane_blocks(values))
     )
     try:
-        labels = labels_of_one_hot(pieces, (header.num_labels, *header.grid_shape[::-1]))
+        labels = labels_of_one_hot(pieces, (header.num_labels, *header.files[0].grid_shape[::-1]))
     except InputError as error:
         raise InputError(f"{header.path}: {error}; or give a label map, with --input-type labels") from error
     if labels is None:

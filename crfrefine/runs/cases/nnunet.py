@@ -15,7 +15,7 @@ from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io import read_header
 from crfrefine.io.json import read_json
 from crfrefine.io.paths import SCORES_SUFFIXES, stem_of
-from crfrefine.runs.cases.case_files import CaseFiles, CaseList, IncompleteCase, describe_left_out, too_few_complete
+from crfrefine.runs.cases.case_files import CaseFiles, CaseList, describe_left_out, too_few_complete
 from crfrefine.runs.cases.dataset_description import DatasetDescription, read_dataset_description
 from crfrefine.runs.cases.discovery import discover_cases, list_files
 
@@ -86,7 +86,7 @@ def find_cases_to_refine(folder: Path, images: Sequence[Path], masks: Path | Non
     if not _is_trained(folder):
         return _predicted_cases(folder, given, masks)
     found = find_trained_cases(require_trained(folder), images=given, masks=masks, with_labels=False)
-    left_out = [IncompleteCase(case.case_id, case.missing) for case in found.cases if not case.logits]
+    left_out = {case.case_id: case.missing for case in found.cases if not case.logits}
     if len(left_out) == len(found.cases):
         what_to_do = "\n  ".join(found.advice) or "Name the folder of the images of this network with --images."
         raise too_few_complete(left_out, len(found.cases), "cases with probabilities", what_to_do)

@@ -111,7 +111,7 @@ def write_phantom(phantom: Phantom, folder: str | Path, case_id: str = "phantom"
 
 def compare_with_truth(folder: Path, refined: Path) -> Iterator[tuple[int, list[float], list[int]]]:
     """Yield each label with its Dice before and after, and its connected components in the truth, before and after."""
-    network = argmax_labels(read_logits([folder / "logits" / refined.name]).values)
+    network = argmax_labels(read_logits([folder / "logits" / refined.name]))
     maps = [read_volume(folder / "labels" / refined.name).data, network, read_volume(refined).data]
     for label in range(1, NUM_LABELS):
         truth, *predictions = (labels == label for labels in maps)

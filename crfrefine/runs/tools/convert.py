@@ -101,8 +101,7 @@ def _convert_dicom(source: Path, target: Path, to: str | None, like: Path | None
 
 def _convert_channels(header: VolumeHeader, target: Path, to: str | None, like: Volume, regions: RegionReading) -> str:
     """Write channels as they are, as logits (log-odds of regions), as probabilities, or as the label map that they give."""
-    read = io.read_logits([header.path], fewest=regions.fewest_channels, grid=like.header)
-    values, kind = read.values, read.kind
+    values, kind = io.read_logits([header.path], fewest=regions.fewest_channels, grid=like.header), header.kind
     needs_kind = to is not None or (kind is None and require_suffix(target).holds_scores_alone)
     scheme = regions.scheme_of(values, header.path) if needs_kind else None
     source = _describe(header, counted(len(values), "label" if scheme is None else "region"))
