@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.arrays.probabilities import BLOCK_VOXELS, BY_HAND, MIN_PROBABILITY, SUM_TOLERANCE, who_says
+from crfrefine.arrays.label_maps import argmax_labels
+from crfrefine.arrays.probabilities import BLOCK_VOXELS, BY_HAND, MIN_PROBABILITY, SUM_TOLERANCE, softmax, who_says
 from crfrefine.base.limits import MAX_LABEL
 from crfrefine.base.text import listed, shorten, shorten_value
 from crfrefine.errors import ConfigError, InputError
@@ -20,7 +21,7 @@ from crfrefine.parameters.specs import ModelSpec
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from crfrefine.base.array_types import Array, Float32
+    from crfrefine.base.array_types import Array, Float32, Labels
     from crfrefine.parameters.model import CrfParameters
 
 
@@ -229,6 +230,16 @@ def sigmoid(log_odds: Array) -> Float32:
 
     probabilities: Float32 = expit(log_odds).astype(np.float32, copy=False)
     return probabilities
+
+
+def decode(channels: Array, regions: RegionScheme | None) -> Labels:
+    """Return the label map, (*grid), of (L, *grid) logits, or of (R, *grid) log-odds of regions, in the smallest unsigned type."""
+    return argmax_labels(channels) if regions is None else regions.decode(channels)
+
+
+def probabilities_of(channels: Float32, regions: RegionScheme | None) -> Float32:
+    """Return the softmax of (L, *grid) logits, or the sigmoid of (R, *grid) log-odds of regions."""
+    return softmax(channels) if regions is None else sigmoid(channels)
 
 
 def resolve_regions(parameters: CrfParameters, num_regions: int, num_modalities: int, num_dims: int) -> tuple[ModelSpec, ...]:

@@ -7,6 +7,7 @@ import fcntl
 import json
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,11 @@ def without_nonfinite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(without_nonfinite(entry) for entry in value)
     return value
+
+
+def to_json(values: Mapping[str, Any], indent: int | None = None) -> str:
+    """Return values as JSON with a line break at its end; None for numbers that JSON does not have."""
+    return json.dumps(without_nonfinite(dict(values)), indent=indent, default=str, allow_nan=False) + "\n"
 
 
 def open_lines(path: Path) -> int:

@@ -67,7 +67,6 @@ class CaseSettings:
 
     options: InferenceOptions
     reading: ReadingOptions
-    structures: Mapping[str, int]  # number of each structure by its name
     names: Names
     device: str  # as `get_backend` takes it
 
@@ -219,7 +218,7 @@ def _write(settings: CaseSettings, work: CaseInWork, result: RefinementResult, n
             write_pieces(path, like, *_channels(result, kind), kind=kind, threads=threads)
     if outputs.preview is not None and picture is not None:
         write_small_file(outputs.preview, picture)
-    written = {path: settings.structures[stem_of(path)] for path in outputs.structures}
+    written = {path: settings.reading.structures[stem_of(path)] for path in outputs.structures}
     if outputs.labels is not None:
         written = {path: segment.label for path, segment in outputs.labels.of(labels, segments).items()}
     run_all([partial(write_structure, path, number) for path, number in written.items()], threads)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -42,7 +42,6 @@ class RunInputs:
 
     cases: tuple[CaseFiles, ...]  # all, those of other parts too, in the order of their names
     reading: ReadingOptions
-    structures: Mapping[str, int]  # number of each by its name, if each has its own file
     names: Names  # of labels whose input does not name them
     notes: tuple[str, ...]  # notes on ignored files
 
@@ -95,17 +94,16 @@ def find_inputs(options: InferenceOptions) -> RunInputs:
     # Label maps are compared with the declared labels; channels of logits, with the regions.
     may_be_labels = options.input_type in ("auto", "labels")
     declared = declared_labels(cases, descriptions if may_be_labels else (), options.parameters.num_labels)
-    structures = {} if declared is None else dict(declared.structures)
     # Images and their names are rather of one data set than a network's output and its.
     names = Names(descriptions[-1].label_names, descriptions[-1].channel_names) if descriptions else Names()
-    if structures:
-        names = replace(names, labels={number: name for name, number in structures.items()})
     if options.save_structures and options.writes_file:
         notes.append(f"--save-structures: one file per label goes into the folder {options.output.with_name(stem_of(options.output))}")
     mask_mode = options.parameters.intensity.mask if options.masks is None else "nonzero" if masks is None else "none"
     regions = find_regions(options.regions, descriptions)
     reading = ReadingOptions(options.input_type, mask_mode, options.resample, regions, declared, max_memory=options.max_memory)
-    return RunInputs(tuple(sorted(cases, key=lambda files: files.case_id)), reading, structures, names, tuple(notes))
+    if reading.structures:
+        names = replace(names, labels={number: name for name, number in reading.structures.items()})
+    return RunInputs(tuple(sorted(cases, key=lambda files: files.case_id)), reading, names, tuple(notes))
 
 
 def _require_any_output(cases: CaseList, folder: Path) -> None:
@@ -155,7 +153,8 @@ def plan_run(options: InferenceOptions) -> RunPlan:
     folders = {path.parent for plan in begun for path in plan.all()} | {plan.labels.folder for plan in begun if plan.labels is not None}
     for folder in folders:
         check_writable(folder)
-    names_file = plan_names_file(inputs.structures, options.output) if inputs.structures and can_record else None
+    structures = inputs.reading.structures
+    names_file = plan_names_file(structures, options.output) if structures and can_record else None
     for path in (options.summary, record):
         if path is not None:
             check_small_output(path)
@@ -174,7 +173,7 @@ def plan_run(options: InferenceOptions) -> RunPlan:
         requested_device=options.device,
         num_parts=num_parts,
         part_id=part_id,
-        label_names={number: name for name, number in inputs.structures.items()},
+        label_names={number: name for name, number in structures.items()},
         num_cases=len(cases),
         all_cases=all_cases,
         output_folder=os.path.realpath(options.output),
@@ -183,7 +182,7 @@ def plan_run(options: InferenceOptions) -> RunPlan:
         command=options.command,
         resumed=options.resume,
     )
-    settings = CaseSettings(options, inputs.reading, inputs.structures, inputs.names, device if options.dask else options.device)
+    settings = CaseSettings(options, inputs.reading, inputs.names, device if options.dask else options.device)
     notes = [*inputs.notes, *earlier_notes]
     if number := len({printable(files.case_id) for files in cases} & set(options.parameters.trained_on)):
         learned = "among those that the parameters were learned on, and so no evidence for new cases"

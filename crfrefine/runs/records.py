@@ -20,7 +20,7 @@ from crfrefine.base.failures import Failure
 from crfrefine.base.text import MAX_OF_A_REASON, counted, listed, shorten, shorten_value
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.io.atomic import cannot_write
-from crfrefine.io.json import append_lines, open_lines, parse_line, without_nonfinite
+from crfrefine.io.json import append_lines, open_lines, parse_line, to_json
 from crfrefine.io.paths import require_file
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.cases.case_files import CaseFiles
@@ -180,11 +180,6 @@ class RunSummary:
         """Return the text of the file of `--summary`."""
         counts = {f"num_{status}": self.count(status) for status in ("done", "skipped", "failed")}
         return to_json({**self.head(), **counts, "cases": [record.to_dict() for record in self.cases]}, indent=2)
-
-
-def to_json(values: Mapping[str, Any], indent: int | None = None) -> str:
-    """Return values as JSON with a line break at its end; None for numbers that JSON does not have."""
-    return json.dumps(without_nonfinite(dict(values)), indent=indent, default=str, allow_nan=False) + "\n"
 
 
 class RecordFile:
@@ -356,7 +351,7 @@ def settings_of(parameters: Mapping[str, Any], network_spacing: object) -> dict[
     """Return the settings that results depend on, as JSON has them; keys that an older version lacked have their defaults."""
     with suppress(ConfigError):  # A newer version may have more keys.
         parameters = CrfParameters.from_dict(parameters).to_dict()
-    settings: dict[str, Any] = json.loads(json.dumps(without_nonfinite({**parameters, "network_spacing": network_spacing}), default=str))
+    settings: dict[str, Any] = json.loads(to_json({**parameters, "network_spacing": network_spacing}))
     return settings
 
 

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from crfrefine.arrays.components import clean
 from crfrefine.arrays.label_maps import argmax_labels
-from crfrefine.arrays.region_scheme import RegionScheme
+from crfrefine.arrays.region_scheme import RegionScheme, decode, probabilities_of
 from crfrefine.layer.forms import TEMPERATURE_RANGE
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import MAX_BIAS, PostprocessParameters
 from crfrefine.refinement.volumes import volume_bias
-from crfrefine.train.crops import Crop, probabilities_of
+from crfrefine.train.crops import Crop
 from crfrefine.train.material import Material
 from crfrefine.train.model import Model, mean_defined, mean_dice, network_score
 from crfrefine.train.observer import Workers
@@ -118,7 +118,7 @@ def largest_scores(material: Material, workers: Workers) -> Scores[str]:
 
 def network_labels(crop: Crop) -> NDArray[np.unsignedinteger[Any]]:
     """Return the network's labels (*box) of a crop, background outside its mask: far from any possible foreground."""
-    labels = crop.decode(crop.logits.astype(np.float32)) if crop.label_map is None else crop.label_map
+    labels = decode(crop.logits.astype(np.float32), crop.regions) if crop.label_map is None else crop.label_map
     return np.where(crop.mask, labels, 0).astype(np.min_scalar_type(crop.num_labels - 1))
 
 

@@ -14,6 +14,7 @@ from crfrefine.arrays.components import clean
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import channels_of, expand_channels, present_labels
 from crfrefine.arrays.probabilities import leave_out
+from crfrefine.arrays.region_scheme import decode, probabilities_of
 from crfrefine.base.text import printable
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import RunContext
@@ -30,7 +31,6 @@ from crfrefine.statistics.comparison import ResultTable, SummaryRow, measurement
 from crfrefine.statistics.harm import judge_probabilities
 from crfrefine.statistics.verdict import Outcome, Verdict, verdict
 from crfrefine.train.baselines import Tuned, guided_labels
-from crfrefine.train.crops import probabilities_of
 from crfrefine.train.plan import Plan, Split
 from crfrefine.train.starts import rounded
 
@@ -156,7 +156,7 @@ def measure_methods(case: Case, regions: Mapping[str, Sequence[int]], tuned: Tun
     # for the CRF.
     assert case.labels is not None
     given: Network = ArrayNetwork(case.logits, "logits", case.regions, case.network_spacing)
-    fit, network, logits, inside = tuned.fit, case.decode(case.logits), case.logits, case.mask
+    fit, network, logits, inside = tuned.fit, decode(case.logits, case.regions), case.logits, case.mask
     if case.label_map is not None:
         network = case.label_map
         given = LabelMapNetwork(network, channels_of(present_labels(network)), case.num_labels, case.network_spacing)
@@ -193,7 +193,7 @@ def measure_methods(case: Case, regions: Mapping[str, Sequence[int]], tuned: Tun
         softened = crf(parameters=sharp.replace(**{"bilateral.weight": 0.0})).label_map
         maps |= {SOFTENED: softened, GUIDED_VOLUMES: guided, SHARP: crf(parameters=sharp).label_map}
     else:
-        maps |= {SCALING: within_mask(case.decode(tuned.scaling.apply(logits))), GUIDED: guided}
+        maps |= {SCALING: within_mask(decode(tuned.scaling.apply(logits), case.regions)), GUIDED: guided}
         maps[DEFAULT] = crf(parameters=CrfParameters()).label_map
     keep, voxel_ml = PostprocessParameters(keep_largest=tuned.keep_largest), float(np.prod(case.spacing)) / 1000.0
     for name, labels in list(maps.items()):

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
 from crfrefine.arrays.intensity import normalize_intensity
-from crfrefine.arrays.label_maps import argmax_labels, bounding_box
-from crfrefine.arrays.probabilities import leave_out, softmax
-from crfrefine.arrays.region_scheme import RegionScheme, sigmoid
+from crfrefine.arrays.label_maps import bounding_box
+from crfrefine.arrays.probabilities import leave_out
+from crfrefine.arrays.region_scheme import RegionScheme, decode
 from crfrefine.parameters.sections import IntensityParameters
 from crfrefine.runs.cases.case import Case
 from crfrefine.runs.cases.label_input import KIND
@@ -65,10 +65,6 @@ class Crop:
         """Return the (L, L) voxels of the whole case by reference and label (*box); outside the mask, the network's count."""
         return self.count(labels) + self.outside
 
-    def decode(self, logits: NDArray[Any]) -> NDArray[np.unsignedinteger[Any]]:
-        """Return the label map of channels like those of `logits`, (*box) in the smallest unsigned type."""
-        return argmax_labels(logits) if self.regions is None else self.regions.decode(logits)
-
     def tile(self, number: int) -> Crop:
         """Return the part of the crop in one of its tiles; views."""
         box = self.tiles[number]
@@ -107,7 +103,7 @@ def make_crop(case: Case, intensity: IntensityParameters) -> Crop:
     if case_mask is not None:
         mask &= case_mask[box]
     image = normalize_intensity(case.image, intensity, case.mask)
-    network = case.decode(logits) if case.label_map is None else case.label_map
+    network = decode(logits, case.regions) if case.label_map is None else case.label_map
     confusion = count_confusion(labels, network, case.num_labels)
     inside = count_confusion(labels[box][mask], network[box][mask], case.num_labels)
     tiles = tuple(_split(mask, case.spacing, tuple(slice(0, extent) for extent in mask.shape)))
@@ -173,8 +169,3 @@ def map_from_disk(crop: Crop) -> Crop:
             return np.memmap(file, array.dtype, "r", shape=array.shape)
 
     return replace(crop, **{name: mapped(getattr(crop, name)) for name in _ARRAYS})  # type: ignore[arg-type]
-
-
-def probabilities_of(logits: NDArray[np.float32], regions: RegionScheme | None) -> NDArray[np.float32]:
-    """Return the softmax of (L, *grid) logits, or the sigmoid of the log-odds (R, *grid) of regions."""
-    return softmax(logits) if regions is None else sigmoid(logits)

@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from crfrefine.arrays.region_scheme import decode, probabilities_of
 from crfrefine.engines import get_backend
 from crfrefine.errors import BackendUnavailableError
-from crfrefine.train.crops import Crop, probabilities_of
+from crfrefine.train.crops import Crop
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def make_sample(crop: Crop, number: int) -> Sample:
     if len(crop.tiles) <= NUM_SAMPLED:
         return Sample.of_crop(crop)
     logits = crop.logits.astype(np.float32)
-    labels = crop.decode(logits)
+    labels = decode(logits, crop.regions)
     points = ((number + 1) * _GOLDEN % 1.0 + np.arange(NUM_SAMPLED)) / NUM_SAMPLED
     weights = _tile_weights(crop, logits)
     ends = np.cumsum(weights)

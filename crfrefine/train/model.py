@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from crfrefine.arrays.region_scheme import RegionScheme
+from crfrefine.arrays.region_scheme import RegionScheme, decode
 from crfrefine.engines.base import Kernels
 from crfrefine.layer import functional
 from crfrefine.layer.module import CrfRnn
@@ -186,7 +186,7 @@ def network_score(crop: Crop | Sample, loss: Loss, device: TrainingDevice = CPU,
 def _with_volumes(refined: Tensor, crop: Crop, values: CropTensors) -> Tensor:
     """Return (L, N) logits, biased so that each label has the volume that the coarser network gives it, as after `infer`."""
     # The bias is a constant to the gradient.
-    given = crop.decode(crop.logits) if crop.label_map is None else crop.label_map
+    given = decode(crop.logits, crop.regions) if crop.label_map is None else crop.label_map
     labels = given.ravel()[values.index.cpu().numpy()]
     bias = volume_bias(refined.detach().float().cpu().numpy(), labels)
     return refined + torch.from_numpy(bias).to(refined)[:, None]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -75,12 +74,11 @@ class CommonOptions:
     def write(self, schema: int, report: Mapping[str, Any], parameters: CrfParameters, origin: str) -> None:
         """Write the report and, last, the parameters with a sentence on their origin: each whole or not at all."""
         from crfrefine.io.atomic import write_small_file
-        from crfrefine.io.json import without_nonfinite
+        from crfrefine.io.json import to_json
 
         now = datetime.now(UTC)
         head = {"schema": schema, "version": crfrefine.__version__, "written": now.isoformat(timespec="seconds")}
-        text = json.dumps(without_nonfinite({**head, **report}), indent=2, default=str, allow_nan=False)
-        write_small_file(self.report, f"{text}\n".encode())
+        write_small_file(self.report, to_json({**head, **report}, indent=2).encode())
         comment = f"{WRITTEN_BY} {crfrefine.__version__}{origin}"
         write_small_file(self.output, parameters.to_toml(textwrap.fill(comment, 98)).encode())
 

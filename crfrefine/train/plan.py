@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from crfrefine.arrays.region_scheme import resolve_regions
+from crfrefine.arrays.region_scheme import decode, resolve_regions
 from crfrefine.base.text import counted, shorten
 from crfrefine.errors import ConfigError, CrfRefineError, InputError
 from crfrefine.metrics.regions import RESERVED, Region, parse_region
@@ -277,7 +277,7 @@ LOW_DICE = 0.05  # a mean Dice below this most likely means that the logits do n
 
 def oddities(crops: Sequence[Crop], regions: Sequence[tuple[int, ...]]) -> list[str]:
     """Return one sentence per suspicious finding: almost no agreement, padded logits, cases without foreground."""
-    confusions = [crop.confusion(crop.decode(crop.logits)) for crop in crops]
+    confusions = [crop.confusion(decode(crop.logits, crop.regions)) for crop in crops]
     dice, notes = np.array([dice_of(confusion, regions) for confusion in confusions]), []
     if (mean := mean_defined(dice.ravel())) < LOW_DICE:
         channels = "labels" if crops[0].regions is None else "regions"

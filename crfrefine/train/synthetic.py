@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from crfrefine.arrays.label_maps import argmax_labels
-from crfrefine.arrays.probabilities import softmax
-from crfrefine.arrays.region_scheme import RegionScheme, sigmoid
+from crfrefine.arrays.region_scheme import RegionScheme, decode, probabilities_of
 from crfrefine.metrics.masks import OverlapCounts, dice
 from crfrefine.train.crops import count_confusion
 
@@ -45,16 +44,8 @@ class Channels:
         """The labels that count together: each foreground label, or those of each region."""
         return [(label,) for label in range(1, self.num_channels)] if self.regions is None else self.regions.labels
 
-    def decode(self, logits: NDArray[np.float32]) -> NDArray[Any]:
-        """Return the (*grid) label map of (channels, *grid) logits."""
-        return argmax_labels(logits) if self.regions is None else self.regions.decode(logits)
-
-    def probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the softmax over labels, or the sigmoid of each region, (channels, *grid)."""
-        return softmax(logits) if self.regions is None else sigmoid(logits)
-
     def logits(self, probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the inverse of `probabilities`, up to a constant over labels."""
+        """Return the inverse of `probabilities_of`, up to a constant over labels."""
         logarithms: NDArray[np.float32] = np.log(np.maximum(probabilities, _MIN_PROBABILITY))
         if self.regions is not None:
             logarithms -= np.log(np.maximum(1.0 - probabilities, _MIN_PROBABILITY))
@@ -86,7 +77,7 @@ def dice_of(labels: NDArray[Any], truth: NDArray[Any], groups: Sequence[Sequence
 
 def expected_dice(logits: NDArray[np.float32], mask: NDArray[np.bool_], channels: Channels) -> float:
     """Return the mean Dice that a network expects of itself: 2 sum(p inside) / (voxels inside + sum(p)); or NaN."""
-    labels, probabilities = channels.decode(logits), channels.probabilities(logits)
+    labels, probabilities = decode(logits, channels.regions), probabilities_of(logits, channels.regions)
     values = []
     for number, group in enumerate(channels.groups, start=channels.regions is None):
         inside = np.isin(labels, group) & mask
@@ -112,7 +103,8 @@ def noise_scale(
     # The logits decode to the (*grid) truth; voxels count in the (*grid) mask.
 
     def reached(scale: float) -> float:
-        return dice_of(np.where(mask, channels.decode(logits + np.float32(scale) * noise), 0), truth, channels.groups)
+        labels = decode(logits + np.float32(scale) * noise, channels.regions)
+        return dice_of(np.where(mask, labels, 0), truth, channels.groups)
 
     low, high = 0.0, 1.0
     while reached(high) > dice and high < _MAX_SCALE:

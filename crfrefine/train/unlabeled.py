@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import bounding_box
+from crfrefine.arrays.region_scheme import decode, probabilities_of
 from crfrefine.base.failures import Causes, expected_error
 from crfrefine.base.inputs import check_no_input, keeping_inputs
 from crfrefine.base.limits import available_threads
@@ -124,17 +125,17 @@ def make_source(case: Case, default: CrfParameters, threads: int, noise_voxels: 
     mask = np.ones(case.logits.shape[1:], np.bool_) if case.mask is None else case.mask
     mask = mask if padding is None else mask & ~padding
     expected = expected_dice(case.logits, mask, channels)
-    foreground = ((result.label_map != 0) | (channels.decode(case.logits) != 0)) & mask
+    foreground = ((result.label_map != 0) | (decode(case.logits, case.regions) != 0)) & mask
     box = tuple(slice(max(0, part.start - MARGIN), part.stop + MARGIN) for part in bounding_box(foreground) or ())
     image, mask, spacing = image[(slice(None), *box)], mask[box], np.array(case.spacing, dtype=float)
     # Without what is outside the mask, such as the constant of padding, which may be the lowest float32.
     logits, refined = (np.where(mask, values[(slice(None), *box)], np.float32(0.0)) for values in (case.logits, result.logits))
     while mask.size > MAX_VOXELS:
         factors = halving(mask.shape, spacing.tolist())
-        refined = channels.logits(block_means(channels.probabilities(refined), factors))
+        refined = channels.logits(block_means(probabilities_of(refined, case.regions), factors))
         logits, image, mask = block_means(logits, factors), block_means(image, factors), block_means(mask[None], factors)[0] >= 0.5
         spacing *= factors
-    truths = [np.where(mask, channels.decode(values), 0) for values in (refined, logits)]
+    truths = [np.where(mask, decode(values, case.regions), 0) for values in (refined, logits)]
     if np.isnan([expected, *(dice_of(truth, truth, channels.groups) for truth in truths)]).any():
         raise InputError(f"case {case.case_id!r}: no label has {MIN_VOXELS} voxels, which a comparison needs")
     agreement = dice_of(truths[1], truths[0], channels.groups)
@@ -160,7 +161,7 @@ def score_candidates(
         return [dice_of(labels, truth, channels.groups) for labels, (truth, _) in zip(masked, draws, strict=True)]
 
     plan = Plan(source.image, spacing=source.spacing, mask=source.mask, threads=threads)
-    columns = [dice(channels.decode(noisy) for _, noisy in draws)]
+    columns = [dice(decode(noisy, channels.regions) for _, noisy in draws)]
     for candidate in candidates:  # Those with the same kernels follow each other, so that these are built once.
         check()
         parameters = replace(candidate.parameters, intensity=NORMALIZED)

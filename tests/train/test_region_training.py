@@ -87,7 +87,7 @@ def test_a_crop_holds_what_may_be_in_a_region(monkeypatch):
     likely = (case.logits.max(0) > math.log(FOREGROUND_RATIO)) | (case.labels > 0)
     assert 0 < crop.mask.sum() == likely.sum() < likely.size
     pairs = count_confusion(case.labels, SCHEME.decode(case.logits), 4)
-    np.testing.assert_array_equal(crop.confusion(crop.decode(crop.logits)), pairs)
+    np.testing.assert_array_equal(crop.confusion(SCHEME.decode(crop.logits)), pairs)
 
 
 @pytest.mark.parametrize(("weight", "learn"), [(WEIGHTS, ()), (4.0, ("weights", "theta", "temperature"))], ids=["fixed", "learned"])

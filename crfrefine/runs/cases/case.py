@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine import io
-from crfrefine.arrays.label_maps import argmax_labels, one_hot_logits
+from crfrefine.arrays.label_maps import one_hot_logits
 from crfrefine.arrays.probabilities import decide, find_padding, look_at, take_logarithms
 from crfrefine.arrays.region_scheme import RegionScheme, take_log_odds
 from crfrefine.base.geometry import reverse_grid
@@ -87,10 +87,6 @@ class Case:
         if not isinstance(self.network, np.ndarray):
             raise TypeError(f"case {self.case_id!r} was read without its logits")
         return self.network
-
-    def decode(self, logits: NDArray[Any]) -> NDArray[np.unsignedinteger[Any]]:
-        """Return the label map of channels like those of `logits`, (*grid) in the smallest unsigned type."""
-        return argmax_labels(logits) if self.regions is None else self.regions.decode(logits)
 
     def find_padding(self) -> NDArray[np.bool_] | None:
         """Return (*grid), True where the logits say nothing, such as padding; None if they do everywhere."""

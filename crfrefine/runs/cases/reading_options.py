@@ -183,5 +183,10 @@ class ReadingOptions:
     network_spacing: Any = None
     max_memory: int | None = None  # bytes that the arrays of a case may take; at most, and by default, the system's limit
 
+    @property
+    def structures(self) -> Mapping[str, int]:
+        """The number of each structure by its name, if each has its own file."""
+        return {} if self.declared is None else self.declared.structures
+
 
 DEFAULT_READING = ReadingOptions()

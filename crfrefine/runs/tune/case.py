@@ -11,6 +11,7 @@ import numpy as np
 
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import Box
+from crfrefine.arrays.region_scheme import decode
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import Progress, RunContext
@@ -46,7 +47,7 @@ class TuneCase(Case):
     @cached_property
     def network_labels(self) -> Labels:
         """(*grid), the network's own labels."""
-        return self.network.labels if isinstance(self.network, LabelMap) else self.decode(self.logits)
+        return self.network.labels if isinstance(self.network, LabelMap) else decode(self.logits, self.regions)
 
     @cached_property
     def pose(self) -> Upright:
