@@ -64,7 +64,7 @@ def plan_regions(texts: Sequence[str], labels: Path, ignore_label: int | None) -
     description = next(read_descriptions([labels if labels.is_dir() else labels.parent], notes), None)
     ignored = ignore_label if ignore_label is not None or description is None else description.ignore_label
     titles = {str(label): f"{label} {name}" for label, name in description.label_names.items()} if description else {}
-    entries = {name: value if isinstance(value, tuple) else (value,) for name, value in description.labels.items()} if description else {}
+    entries = description.labels if description else {}
     asked = [parse_region(text) for text in texts]
     described: list[Region] = []
     if description is not None and description.has_regions:
@@ -192,7 +192,7 @@ def _onto(reference: Reference, volume: Volume, what: str) -> Labels:
 def read_probabilities(paths: tuple[Path, ...], reference: Reference, regions: RegionReading = NO_REGIONS) -> SoftLabels:
     """Read logits or probabilities, one file or one per label, on the grid of the reference; on another, logits are interpolated."""
     grid = reference.header
-    header = io.read_logits_header(paths, fewest=regions.fewest_channels, grid=grid)
+    header = io.logits_header([io.read_header(path) for path in paths], fewest=regions.fewest_channels, grid=grid)
     file, name = header.files[0], header.path
     reference.check(file, "logits")
     stored, jobs = header.reading()

@@ -136,7 +136,7 @@ def names_of(path: Path) -> dict[str, int]:
     """Return the number of each label of a label map by its name, background aside; raise InputError if no `dataset.json` has any."""
     description = read_dataset_description(path if path.is_dir() else path.parent)
     labels = description.labels if description is not None else {}
-    names = {name: value for name, value in labels.items() if isinstance(value, int) and value != 0}
+    names = {name: numbers[0] for name, numbers in labels.items() if len(numbers) == 1 and numbers != (0,)}
     if not names:
         raise InputError(
             f"{path}: a label map is compared with structures by the names of its labels, but no dataset.json beside it has them; expected "

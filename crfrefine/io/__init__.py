@@ -22,12 +22,12 @@ from crfrefine.io.reading import (
     Piece,
     allocate,
     is_whole,
+    logits_header,
     placed_on,
     read_header,
     read_into,
     read_labels,
     read_logits,
-    read_logits_header,
     read_pieces,
     read_volume,
 )
@@ -35,8 +35,8 @@ from crfrefine.io.volume import MAX_BYTES, Segment, Volume, VolumeHeader, Voxels
 
 __all__ = ["LOGITS_SUFFIXES", "VOLUME_SUFFIXES", "WRITTEN_SUFFIXES", "stem_of", "suffix_of"]
 __all__ += ["LogitsHeader", "Piece", "Segment", "VolumeHeader"]
-__all__ += ["allocate", "is_whole", "placed_on", "read_header", "read_into", "read_labels"]
-__all__ += ["read_logits", "read_logits_header", "read_pieces", "read_volume"]
+__all__ += ["allocate", "is_whole", "logits_header", "placed_on", "read_header", "read_into", "read_labels"]
+__all__ += ["read_logits", "read_pieces", "read_volume"]
 __all__ += ["write_channels", "write_image", "write_label_map", "write_pieces"]
 
 

@@ -333,13 +333,12 @@ class LogitsHeader:
         return values, [partial(read_into, file, part) for file, part in zip(self.files, parts, strict=True)]
 
 
-def read_logits_header(paths: Sequence[str | Path], *, fewest: int = 2, grid: VolumeHeader | None = None) -> LogitsHeader:
-    """Read the headers of a case's logits: one file with all labels, or one file per label in label order."""
+def logits_header(headers: Sequence[VolumeHeader], *, fewest: int = 2, grid: VolumeHeader | None = None) -> LogitsHeader:
+    """Put the headers of a case's logits together: of one file with all labels, or of one file per label in label order."""
     # `fewest` is the number of channels that there must be; 1 if a single one is that of a region.
     # Axes are turned to those of the image `grid`. Raises InputError (only one label, or files that
-    # do not belong together), CapacityError (more than MAX_LABELS), GridMismatchError, and the
-    # errors of `read_header`.
-    first, *others = (read_header(path) for path in paths)
+    # do not belong together), CapacityError (more than MAX_LABELS) or GridMismatchError.
+    first, *others = headers
     files = (first, *(placed_on(file, first) for file in others))
     num_labels = first.num_channels if len(files) == 1 else len(files)
     if num_labels < fewest:
@@ -361,7 +360,7 @@ def read_logits_header(paths: Sequence[str | Path], *, fewest: int = 2, grid: Vo
 
 
 def read_logits(paths: Sequence[str | Path], *, fewest: int = 2, grid: VolumeHeader | None = None) -> NDArray[np.float32]:
-    """Return a case's logits or probabilities, (L, *grid); arguments and errors as of `read_logits_header` and `read_pieces`."""
-    values, jobs = read_logits_header(paths, fewest=fewest, grid=grid).reading()
+    """Return a case's logits or probabilities, (L, *grid); arguments and errors as of `logits_header` and `read_pieces`."""
+    values, jobs = logits_header([read_header(path) for path in paths], fewest=fewest, grid=grid).reading()
     run_all(jobs, 1)
     return reverse_grid(values)

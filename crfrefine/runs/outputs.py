@@ -184,7 +184,7 @@ def plan_names_file(structures: Mapping[str, int], output: Path) -> tuple[Path, 
         return path, (json.dumps({"labels": labels}, indent=1) + "\n").encode()
     with suppress(InputError):
         description = read_dataset_description(output)
-        if description is not None and dict(description.labels) == labels:
+        if description is not None and description.labels == {name: (number,) for name, number in labels.items()}:
             return None
     raise InputError(
         f"{path}: has other labels than the {len(structures)} structures of this run, whose names belong into it; choose another "

@@ -12,7 +12,7 @@ import numpy as np
 from crfrefine import io
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.base.failures import Causes, expected_error
-from crfrefine.base.text import listed, see, shorten
+from crfrefine.base.text import listed, see
 from crfrefine.errors import CrfRefineError, InputError, UnexpectedError
 from crfrefine.io.paths import add_volumes
 from crfrefine.runs.cases.case import Case, load_case
@@ -175,12 +175,8 @@ def _largest_label(files: Sequence[CaseFiles], data: DataFolders) -> DeclaredLab
 
 
 def _label_names(description: DatasetDescription | None, num_labels: int) -> tuple[str, ...]:
-    names = {0: "background"}
-    if description is not None:
-        values = {name: (value,) if isinstance(value, int) else value for name, value in description.labels.items()}
-        names.update({value[0]: name for name, value in values.items() if len(value) == 1})
-    # No tabs or line breaks in tables.
-    return tuple(shorten(" ".join(names.get(label, "").split())) or f"label {label}" for label in range(num_labels))
+    names = {0: "background"} | ({} if description is None else description.label_names)
+    return tuple(names.get(label) or f"label {label}" for label in range(num_labels))
 
 
 def read_labeled(files: CaseFiles, cases: LabeledCases, reading: ReadingOptions, *, threads: int) -> Case:

@@ -146,12 +146,12 @@ def test_a_description_of_nnunet(tmp_path):
     assert read_dataset_description(folder(tmp_path / "images", "none")) is None
     found = read_dataset_description(images)
     assert (found.channel_names, found.regions_class_order) == (("FLAIR", "T1c"), None)
-    assert dict(found.labels) == {"background": 0, "whole": (1, 2), "core": (2,), "ignore": 3}
+    assert dict(found.labels) == {"background": (0,), "whole": (1, 2), "core": (2,), "ignore": (3,)}
     assert (found.ignore_label, found.has_regions, found.num_labels) == (3, True, 3)
     assert discover_cases(images, None).notes == []
     # The Medical Segmentation Decathlon has `modality`, and labels the other way round.
     found = read_dataset_description(write_description(tmp_path, {"modality": ["MRI"], "labels": {"0": "background", "1": "Anterior"}}))
-    assert (found.channel_names, dict(found.labels)) == (("MRI",), {"background": 0, "Anterior": 1})
+    assert (found.channel_names, dict(found.labels)) == (("MRI",), {"background": (0,), "Anterior": (1,)})
     assert (found.ignore_label, found.has_regions) == (None, False)
 
 

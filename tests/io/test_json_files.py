@@ -54,7 +54,7 @@ def test_a_description_that_cannot_be_used(tmp_path, content, words):
 def test_what_nobody_looks_at_may_be_anything(tmp_path):
     """Scripts write NaN and repeat keys in entries of their own."""
     content = b'\xef\xbb\xbf{"mine": NaN, "mine": [1e999], "labels": {"background": "0", "a": 1}}'
-    assert dict(read_dataset_description(described(tmp_path, content)).labels) == {"background": 0, "a": 1}
+    assert dict(read_dataset_description(described(tmp_path, content)).labels) == {"background": (0,), "a": (1,)}
 
 
 def test_a_file_of_any_size_is_not_read(tmp_path):

@@ -46,7 +46,7 @@ def test_numpy_reads_what_is_written(suffix, kind, tmp_path):
     loaded = np.load(paths[0], allow_pickle=False)
     assert kind is None or loaded.files == [kind]
     np.testing.assert_array_equal(loaded if kind is None else loaded[kind], values.transpose(0, 3, 2, 1))
-    assert io.read_logits_header(paths[:1]).kind == kind
+    assert io.read_header(paths[0]).kind == kind
     assert io.is_whole(paths[0])
 
 

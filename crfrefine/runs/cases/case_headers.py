@@ -11,7 +11,7 @@ from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.reading import require_scalar
 from crfrefine.io.volume import VolumeHeader
 from crfrefine.runs.cases.case_files import CaseFiles
-from crfrefine.runs.cases.label_input import KIND, read_label_header
+from crfrefine.runs.cases.label_input import KIND, label_map_header
 from crfrefine.runs.cases.other_grid import WorkGrid
 from crfrefine.runs.cases.reading_options import DEFAULT_READING, ReadingOptions
 
@@ -73,16 +73,16 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
         raise InputError(f"{several.path}: expected one modality per file, {found}")
     logits = None
     if files.logits:
-        fewest = regions.fewest_channels
+        headers, fewest = [io.read_header(path) for path in files.logits], regions.fewest_channels
         # The one channel of a single region is no label map, unless the user declares it.
         if fewest > 1 or options.input_type == KIND:
-            logits = read_label_header(files.logits, files.are_structures, options, image)
+            logits = label_map_header(headers, files.are_structures, options, image)
         if logits is not None and regions.is_given:
             raise InputError(
                 f"{files.logits[0]}: expected channels of the regions of {regions.source}, found one value per voxel; a label map is "
                 f"refined as it is: leave {regions.source} out"
             )
-        logits = logits or io.read_logits_header(files.logits, fewest=fewest, grid=image)
+        logits = logits or io.logits_header(headers, fewest=fewest, grid=image)
         what = "structure" if files.are_structures else "label map" if logits.kind == KIND else "logits"
         for file in logits.files if files.are_structures else logits.files[:1]:
             if not image.on_same_grid(file):

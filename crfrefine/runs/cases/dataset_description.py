@@ -25,7 +25,7 @@ class DatasetDescription:
 
     path: Path  # the file
     channel_names: tuple[str, ...] = ()  # names of the modalities, in order
-    labels: Mapping[str, int | tuple[int, ...]] = field(default_factory=dict)  # name to number, or to the numbers of a region
+    labels: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # name to its number, or to the numbers of a region
     ignore_label: int | None = None  # the number of the label named "ignore": voxels without a reference
     # The label that each region writes into the label map, in the order of the regions, if given.
     regions_class_order: tuple[int, ...] | None = None
@@ -33,19 +33,17 @@ class DatasetDescription:
     @property
     def label_names(self) -> dict[int, str]:
         """Names to show for the labels that have one, by number."""
-        numbers = {name: value if isinstance(value, tuple) else (value,) for name, value in self.labels.items()}
-        return {found[0]: shorten(" ".join(name.split())) for name, found in numbers.items() if len(found) == 1}
+        return {numbers[0]: shorten(" ".join(name.split())) for name, numbers in self.labels.items() if len(numbers) == 1}
 
     @property
     def has_regions(self) -> bool:
         """Whether labels are trained as overlapping regions, whose outputs are not a distribution over labels."""
-        return any(isinstance(value, tuple) and len(value) > 1 for value in self.labels.values())
+        return any(len(numbers) > 1 for numbers in self.labels.values())
 
     @property
     def all_numbers(self) -> frozenset[int]:
         """The numbers of all labels, "ignore" aside."""
-        values = [value if isinstance(value, tuple) else (value,) for name, value in self.labels.items() if name != "ignore"]
-        return frozenset(number for numbers in values for number in numbers)
+        return frozenset(number for name, numbers in self.labels.items() if name != "ignore" for number in numbers)
 
     @property
     def num_labels(self) -> int | None:
@@ -90,12 +88,13 @@ def _description_of(content: Any, path: Path) -> DatasetDescription:
         raise ValueError(f"labels: expected a mapping with names and numbers, such as {_EXAMPLE}; got {shorten_value(labels)}")
     if labels and all(_is_number(number) and isinstance(name, str) for number, name in labels.items()):
         labels = {name: number for number, name in labels.items()}  # As in older files.
-    numbers: dict[str, int | tuple[int, ...]] = {}
+    numbers: dict[str, tuple[int, ...]] = {}
     for name, value in labels.items():  # the number of a label, or those of a region
-        place = f"labels.{shorten(name)}"
-        several = [_label_number(each, f"{place}[{i}]") for i, each in enumerate(value)] if isinstance(value, list) else None
-        numbers[name] = _label_number(value, place) if several is None else tuple(several)
-    ignore, order = numbers.get("ignore"), content.get("regions_class_order")
+        places = [f"labels.{shorten(name)}"]
+        if isinstance(value, list):
+            places = [f"{places[0]}[{index}]" for index in range(len(value))]
+        numbers[name] = tuple(map(_label_number, value if isinstance(value, list) else [value], places))
+    ignore, order = numbers.get("ignore", ()), content.get("regions_class_order")
     if not isinstance(order, list | None):
         raise ValueError(f"regions_class_order: expected a list of labels, one per region, such as [1, 2, 3]; got {shorten_value(order)}")
     written = tuple(_label_number(number, f"regions_class_order[{index}]") for index, number in enumerate(order or ()))
@@ -111,7 +110,7 @@ def _description_of(content: Any, path: Path) -> DatasetDescription:
         path,
         tuple(channels),
         labels=numbers,
-        ignore_label=ignore if isinstance(ignore, int) else None,
+        ignore_label=ignore[0] if len(ignore) == 1 else None,
         regions_class_order=None if order is None else written,
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,12 +54,13 @@ class LabelMap:
     file_spacing: tuple[float, ...] | None = None
 
 
-def read_label_header(paths: Sequence[Path], are_structures: bool, options: ReadingOptions, image: VolumeHeader) -> LogitsHeader | None:
-    """Read the headers of a label map or structures, with their axes turned to the image's."""
+def label_map_header(
+    files: Sequence[VolumeHeader], are_structures: bool, options: ReadingOptions, image: VolumeHeader
+) -> LogitsHeader | None:
+    """Put the headers of a label map or structures together, with their axes turned to the image's."""
     # None means that the files are to be read as logits or probabilities.
-    if options.input_type not in ("auto", KIND) or (len(paths) > 1 and not are_structures):
+    if options.input_type not in ("auto", KIND) or (len(files) > 1 and not are_structures):
         return None
-    files = tuple(io.read_header(path) for path in paths)
     other = next((file for file in files if file.num_channels > 1 or file.affine is None), None)
     if other is not None:
         if options.input_type == "auto":
@@ -71,8 +71,7 @@ def read_label_header(paths: Sequence[Path], are_structures: bool, options: Read
             "--input-type labels out"
         )
     num_labels = 0 if options.declared is None else options.declared.num_labels  # Without a declaration, only the voxels tell.
-    files = tuple(io.placed_on(file, image) for file in files)
-    return LogitsHeader(files, num_labels, KIND)
+    return LogitsHeader(tuple(io.placed_on(file, image) for file in files), num_labels, KIND)
 
 
 def read_label_map(header: LogitsHeader, images: Sequence[VolumeHeader], options: ReadingOptions, *, are_structures: bool) -> LabelMap:

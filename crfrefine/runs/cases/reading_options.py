@@ -107,9 +107,9 @@ def find_regions(given: RegionScheme | None, descriptions: Iterable[DatasetDescr
         problem = "it has regions of several labels, but no regions_class_order: the label that each region writes"
     elif description.has_regions and order is not None:
         # nnU-Net leaves the background out, too.
-        named = {name: value for name, value in description.labels.items() if name != "ignore" and value not in (0, (0,))}
+        named = {name: numbers for name, numbers in description.labels.items() if name != "ignore" and numbers != (0,)}
         try:
-            scheme = RegionScheme.of({" ".join(name.split()): value for name, value in named.items()}, order)
+            scheme = RegionScheme.of({" ".join(name.split()): numbers for name, numbers in named.items()}, order)
         except ConfigError as error:
             problem = str(error)
     elif order is not None:
