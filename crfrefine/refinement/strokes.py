@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 BACKGROUND = 255  # value of a drawn voxel that is background; 0 means that nothing was drawn
 # Rise of the logit at a drawn voxel over the temperature: for logits, for label maps, whose logits
 # are 2 apart, and for those of a coarser network, whose logits are at most 7 apart.
-STRENGTH, STRENGTH_OF_LABELS, STRENGTH_OF_SHARES = 6.0, 3.0, 8.0
+STRENGTH, STRENGTH_OF_LABELS, STRENGTH_OF_SHARES = 7.5, 3.0, 8.0
 MIN_RADIUS = 1.5  # smallest r in mm
 # Largest r over the edge of a cube as large as the network's structure of the label, where that is
 # below the reach: a wrong stroke in a small structure would take all of it. Half of the reach is

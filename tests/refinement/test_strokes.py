@@ -7,7 +7,7 @@ from scipy.ndimage import distance_transform_edt
 import crfrefine
 from crfrefine import CrfParameters, Plan, refine
 from crfrefine.errors import InputError
-from crfrefine.refinement.strokes import NUM_RADII
+from crfrefine.refinement.strokes import NUM_RADII, STRENGTH
 
 SHAPE, SPACING = (22, 27, 34), (1.5, 1.0, 1.25)
 ALL_LABELS = {"mean_field.label_threshold": 0.0}
@@ -59,7 +59,7 @@ def test_a_stroke_ends_where_its_radius_ends(ball):
     edited, plain = (refine(logits, flat, spacing=SPACING, parameters=parameters, strokes=part).logits for part in (drawn, None))
     squared = sum(((axis - at) * step) ** 2 for axis, at, step in zip(np.indices(SHAPE), (12, 18, 25), SPACING, strict=True))
     inside = squared <= (NUM_RADII * 4.0) ** 2
-    rise = np.where(inside, 6.0 * np.exp(-squared / (2 * 4.0**2)), 0.0)
+    rise = np.where(inside, STRENGTH * np.exp(-squared / (2 * 4.0**2)), 0.0)
     difference = (edited[2] - edited[0]) - (plain[2] - plain[0])
     away = drawn == 0
     np.testing.assert_allclose(difference[away], rise[away], atol=2e-5)
@@ -81,7 +81,7 @@ def test_the_radius_is_the_distance_to_the_label_within_the_size_of_its_structur
     radius = np.clip(distance_transform_edt(~has_label, sampling=SPACING)[at], 1.5, max(reach / 2, edge / 4))
     beside = (at[0], at[1], at[2] + 1)
     difference = (edited[1] - edited[0])[beside] - (plain[1] - plain[0])[beside]
-    assert difference == pytest.approx(6.0 * np.exp(-(SPACING[2] ** 2) / (2 * radius**2)), abs=1e-4)
+    assert difference == pytest.approx(STRENGTH * np.exp(-(SPACING[2] ** 2) / (2 * radius**2)), abs=1e-4)
 
 
 @pytest.mark.parametrize("input_type", ["logits", "probabilities", "labels"])
