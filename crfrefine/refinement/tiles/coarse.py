@@ -151,7 +151,7 @@ def plan_coarse(network: CoarseNetwork, image: GridImage, spec: ModelSpec, param
 
     run_all([partial(find_tiles, label) for label in range(run.num_labels)], threads)
     covered = _covered(interpolation, padding, grid)
-    labels, best = _interpolated(source, may_matter, largest, covered, image.mask, threads)
+    labels, best = _interpolated(source, present, largest, covered, image.mask, threads)
     inside = None if image.mask is None else np.ascontiguousarray(image.mask).reshape(grid.shape)
     notes, num_padding = [note], 0
     if not covered.all():
