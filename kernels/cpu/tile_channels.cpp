@@ -97,16 +97,15 @@ class ChannelTileFilter final : public TileFilter {
 
     // Writes what is sent in some channels, or zeros to the same places: elsewhere there are zeros always.
     void put(const SentVoxels& sent, int first, int count, bool clear) {
-        const int64_t num_voxels = voxels_.num_voxels, tile_voxels = set_.tiling.tile_voxels();
+        const int64_t num_voxels = voxels_.num_voxels, tile_voxels = set_.tiling.tile_voxels(), num_rows = tile_voxels / kLanes;
         for_tiles_of(first, [&](int64_t item) {
-            for (const Piece& piece : pieces_[item])
-                if (sent.voxels[piece.row]) std::fill_n(senders_.get() + piece.voxel, piece.length, uint8_t{!clear});
             for (int64_t e = set_.first_entry[item]; e < set_.first_entry[item + 1]; ++e) {
                 const int channel = channels_.of_entry[e] - first;
                 if (channel < 0 || channel >= count) continue;
                 float* const to = sent_.get() + channel * num_voxels;
                 for (const Piece& piece : pieces_[item]) {
-                    if (!sent.voxels[piece.row]) continue;
+                    if (!sent.voxels[piece.row] || !sent.labels[(e - item) * num_rows + piece.row]) continue;
+                    std::fill_n(senders_.get() + piece.voxel, piece.length, uint8_t{!clear});
                     if (clear) {
                         std::fill_n(to + piece.voxel, piece.length, 0.0f);
                     } else {

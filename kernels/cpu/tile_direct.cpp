@@ -28,17 +28,18 @@ class DirectTileFilter final : public TileFilter {
             TileScratch& scratch = scratch_[thread];
             const LaneMask* const own = open + item * num_rows;
             if (!any_marked(own, num_rows)) return;
-            const int64_t first = set_.first_entry[item], num_labels = set_.first_entry[item + 1] - first;
             kernel_->find_needed(own, scratch);
-            if (!send(item, sent, scratch)) return;
+            const std::vector<int64_t> labels = send(item, sent, scratch);
+            if (labels.empty()) return;
             kernel_->enter(set_.active[item], scratch);
-            scratch.received.resize(num_labels * voxels);
-            kernel_->sum(static_cast<int>(num_labels), own, scratch);
+            scratch.received.resize(labels.size() * voxels);
+            kernel_->sum(static_cast<int>(labels.size()), own, scratch);
             const float* post = scale_.get() + near_[set_.active[item]] * voxels;
-            for (int64_t l = 0; l < num_labels; ++l) {
-                const float weight = label_weight[set_.label[first + l]];
+            for (size_t l = 0; l < labels.size(); ++l) {
+                const int64_t e = set_.first_entry[item] + labels[l];
+                const float weight = label_weight[set_.label[e]];
                 const float* from = scratch.received.data() + l * voxels;
-                float* to = message + (first + l) * voxels;
+                float* to = message + e * voxels;
                 for (int64_t row = 0; row < num_rows; ++row)
                     for (int64_t i = own[row] ? row * width : voxels; i < (row + 1) * width; ++i) to[i] += weight * post[i] * from[i];
             }
@@ -46,15 +47,16 @@ class DirectTileFilter final : public TileFilter {
     }
 
    private:
-    // What the labels of an active tile send in its neighborhood; false: nothing.
-    bool send(int64_t item, const SentVoxels& sent, TileScratch& scratch) const {
+    // What the labels of an active tile send in its neighborhood. Returns those that send, by the number of their rows: labels that few
+    // rows send are summed together.
+    std::vector<int64_t> send(int64_t item, const SentVoxels& sent, TileScratch& scratch) const {
         const Neighborhood& around = kernel_->around;
         const int64_t voxels = set_.tiling.tile_voxels(), width = set_.tiling.tile[2], num_rows = voxels / width;
         const int64_t first = set_.first_entry[item], num_labels = set_.first_entry[item + 1] - first;
         scratch.sent.resize(num_labels * around.size);
-        scratch.sends.assign(kernel_->num_rows_around(), 0);
+        scratch.sends_label.assign(num_labels * kernel_->num_rows_around(), 0);
         int64_t last = -1, active = -1;
-        bool any = false;
+        std::vector<int64_t> rows_of(num_labels), labels;
         std::vector<int64_t> entry(num_labels);  // of the tile that sends: the label's, -1: it sends nothing; 0: a settled tile sends it
         around.for_rows(set_.tiling, set_.active[item], [&](const Neighborhood::Piece& piece) {
             if (piece.tile != last) {
@@ -71,9 +73,11 @@ class DirectTileFilter final : public TileFilter {
             const float* const scale =
                 normalization_ == Normalization::kSymmetric ? scale_.get() + near_[last] * voxels + piece.tile_place : nullptr;
             for (int64_t l = 0; l < num_labels; ++l) {
-                if (entry[l] < 0) continue;
-                mark(piece, lanes, num_labels, scratch);
-                any = true;
+                if (entry[l] < 0 || (active >= 0 && !sent.labels[entry[l] * num_rows + piece.tile_row])) continue;
+                SentLanes& sends = scratch.sends_label[l * kernel_->num_rows_around() + piece.row];
+                if (!sends) std::fill_n(scratch.sent.data() + l * around.size + piece.row * around.shape[2], around.shape[2], 0.0f);
+                sends |= kernel_->lanes_around(lanes, piece.column);
+                ++rows_of[l];
                 float* const to = scratch.sent.data() + l * around.size + piece.place;
                 if (active >= 0) {
                     const float* const from = sent.values + entry[l] * voxels + piece.tile_place;
@@ -83,8 +87,11 @@ class DirectTileFilter final : public TileFilter {
                 }
             }
         });
-        kernel_->read_copies(num_labels, scratch);
-        return any;
+        for (int64_t l = 0; l < num_labels; ++l)
+            if (rows_of[l] > 0) labels.push_back(l);
+        std::stable_sort(labels.begin(), labels.end(), [&](int64_t a, int64_t b) { return rows_of[a] > rows_of[b]; });
+        kernel_->read_copies(labels, scratch);
+        return labels;
     }
 
     // Whether voxels that send are within reach of one that receives; without a normalization of what is sent, that is not known.
@@ -92,16 +99,6 @@ class DirectTileFilter final : public TileFilter {
         if (normalization_ != Normalization::kSymmetric) return lanes != 0;
         const int64_t num_rows = set_.tiling.tile_voxels() / kLanes;
         return near_[tile] >= 0 && (lanes & near_lanes_[near_[tile] * num_rows + row]) != 0;
-    }
-
-    // Notes that a piece sends; a row of which nothing was sent so far is cleared.
-    void mark(const Neighborhood::Piece& piece, LaneMask lanes, int64_t num_labels, TileScratch& scratch) const {
-        const Neighborhood& around = kernel_->around;
-        SentLanes& sends = scratch.sends[piece.row];
-        if (!sends)
-            for (int64_t l = 0; l < num_labels; ++l)
-                std::fill_n(scratch.sent.data() + l * around.size + piece.row * around.shape[2], around.shape[2], 0.0f);
-        sends |= kernel_->lanes_around(lanes, piece.column);
     }
 
     // Fills `scale_`: the factor of the normalization at the voxels that receive, or send to them; 0 at the others.
@@ -147,14 +144,14 @@ class DirectTileFilter final : public TileFilter {
     // The kernel's row sums at some voxels of a tile.
     void sum_rows(int64_t tile, const LaneMask* needed, TileScratch& scratch, float* sums) const {
         const Neighborhood& around = kernel_->around;
-        scratch.sends.assign(kernel_->num_rows_around(), kEverywhere);
+        scratch.sends_label.assign(kernel_->num_rows_around(), kEverywhere);
         kernel_->enter(tile, scratch);
         scratch.sent.assign(around.size, 0.0f);
         around.for_rows(set_.tiling, tile, [&](const Neighborhood::Piece& piece) {
             for (int64_t i = 0; i < piece.length; ++i) scratch.sent[piece.place + i] = set_.is_inside(piece.grid + i) ? 1.0f : 0.0f;
         });
         scratch.received.resize(set_.tiling.tile_voxels());
-        kernel_->read_copies(1, scratch);
+        kernel_->read_copies({0}, scratch);
         kernel_->sum(1, needed, scratch);
         std::copy_n(scratch.received.data(), set_.tiling.tile_voxels(), sums);
     }

@@ -10,6 +10,7 @@ namespace crf {
 struct SentVoxels {
     const float* values;        // (entry, voxel of a tile); 0 at voxels that send nothing, of a row where some do
     const LaneMask* voxels;     // (active tile, row of the tile) those that send; where none of a row does, its values may be anything
+    const uint8_t* labels;      // (entry, row of the tile) whether a row that sends does so for the label; where not, its values are 0
     bool from_settled;          // whether the voxels of settled tiles send 1 for their label
     bool sums_to_zero = false;  // whether the values of a voxel's labels do, as changes of marginals
 };
@@ -82,6 +83,9 @@ struct SendingRow {
     SentLanes lanes;
 };
 
+// Labels that are summed together: their sums stay in registers.
+constexpr int kMostTogether = 8;
+
 // Scratch of a thread: arrays of a neighborhood.
 struct TileScratch {
     std::vector<float> intensity, scale, sent, received, pass;
@@ -89,7 +93,10 @@ struct TileScratch {
     int64_t image_row = 0, image_plane = 0;
     std::vector<const float*> sent_of;  // (label) what the tile's first voxel sends; rows and planes around it follow at these distances
     int64_t sent_row = 0, sent_plane = 0;
-    std::vector<SentLanes> sends;  // (row of the neighborhood) where it is not zero; a row of `sent` where it is may be anything
+    std::vector<SentLanes> sends_label;  // (label in `sent`, row of the neighborhood) where it is not zero
+    // (kMostTogether labels of `sent_of`, row of the neighborhood) where one of them is not zero; a row of `sent` where none is may be
+    // anything.
+    std::vector<SentLanes> sends;
     std::vector<SendingRow> senders;
     std::vector<uint8_t> needed;  // (row of the neighborhood) whether a row that receives is within reach
 };
@@ -102,12 +109,24 @@ class TileKernel {
         : around(tiling, {reach[0], reach[1], (reach[2] + tiling.tile[2] - 1) / tiling.tile[2] * tiling.tile[2]}), tiling_(tiling) {}
     virtual ~TileKernel() = default;
 
-    // What is sent is in scratch.sent: (label, voxel of the neighborhood).
-    void read_copies(int64_t num_labels, TileScratch& scratch) const {
-        scratch.sent_row = around.shape[2];
-        scratch.sent_plane = around.shape[1] * around.shape[2];
-        scratch.sent_of.resize(num_labels);
-        for (int64_t l = 0; l < num_labels; ++l) scratch.sent_of[l] = scratch.sent.data() + l * around.size + around.own_row(0, 0);
+    // What is sent is in scratch.sent: (label, voxel of the neighborhood). labels: those to be summed, in this order.
+    void read_copies(const std::vector<int64_t>& labels, TileScratch& scratch) const {
+        const int64_t num_labels = static_cast<int64_t>(labels.size()), num_rows = num_rows_around(), width = around.shape[2];
+        scratch.sent_row = width;
+        scratch.sent_plane = around.shape[1] * width;
+        scratch.sent_of.clear();
+        for (int64_t label : labels) scratch.sent_of.push_back(scratch.sent.data() + label * around.size + around.own_row(0, 0));
+        scratch.sends.clear();
+        for (int64_t first = 0; first < num_labels; first += kMostTogether)
+            for (int64_t row = 0; row < num_rows; ++row) {
+                SentLanes any = 0;
+                const int64_t end = std::min(first + kMostTogether, num_labels);
+                for (int64_t l = first; l < end; ++l) any |= scratch.sends_label[labels[l] * num_rows + row];
+                for (int64_t l = any ? first : end; l < end; ++l)
+                    if (!scratch.sends_label[labels[l] * num_rows + row])
+                        std::fill_n(scratch.sent.data() + labels[l] * around.size + row * width, width, 0.0f);
+                scratch.sends.push_back(any);
+            }
     }
 
     // What a voxel receives from, itself included.
@@ -135,7 +154,7 @@ class TileKernel {
 
     // Prepares the tile whose sums follow, once it is known which voxels send.
     virtual void enter(int64_t tile, TileScratch& scratch) const = 0;
-    // received: (label, voxel of the tile), from scratch.sent: (label, voxel of the neighborhood). open: (row of the tile) the voxels
+    // received: (label, voxel of the tile), from scratch.sent_of. open: (row of the tile) the voxels
     // that receive; the others of their rows get anything finite, other rows may be anything.
     virtual void sum(int num_labels, const LaneMask* open, TileScratch& scratch) const = 0;
 

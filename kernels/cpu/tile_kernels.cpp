@@ -6,9 +6,6 @@
 
 namespace crf {
 namespace {
-// Labels whose sums stay in registers.
-constexpr int kMostTogether = 8;
-
 // Exponent of voxels beyond the window in vectors that reach over its end: their weight is nothing beside any other.
 constexpr float kBeyond = -100.0f;
 
@@ -115,7 +112,7 @@ class BilateralTileKernel final : public TileKernel {
             const int low = std::countr_zero(open[row]), span = std::bit_width(open[row]) - low;
             const bool is_half = span <= kHalfLanes;
             int64_t together = 0, vectors = 0, count = 0;
-            const SentLanes* const sends = scratch.sends.data() + own_row(row);
+            const SentLanes* const sends = scratch.sends.data() + first / kMostTogether * num_rows_around() + own_row(row);
             for (int64_t n = 0; n < size; ++n) {
                 const OffsetRow& offsets = offset_rows_[n];
                 const SentLanes lanes = sends[offsets.away] & within(low, span, offsets);
@@ -296,9 +293,10 @@ class SpatialTileKernel final : public TileKernel {
         float* const along_x = scratch.pass.data();
         float* const along_y = along_x + planes * rows * width;
         for (int label = 0; label < num_labels; ++label) {
-            const float* sent = scratch.sent.data() + label * around.size;
+            const float* const sent = scratch.sent_of[label] - around.own_row(0, 0);
+            const SentLanes* const sends = scratch.sends.data() + label / kMostTogether * num_rows_around();
             for (int64_t row = 0; row < planes * rows; ++row) {
-                if (scratch.sends[row]) {
+                if (sends[row]) {
                     blur(sent + row * around.shape[2] + around.halo[2], 1, taps_[2].weight, width, along_x + row * width);
                 } else {
                     std::fill_n(along_x + row * width, width, 0.0f);

@@ -27,6 +27,7 @@ class TileMeanField {
           change_(size_),
           inside_(set.num_active * num_rows_),
           sends_(set.num_active * num_rows_),
+          sends_label_(set.num_entries() * num_rows_),
           row_unary_(set.num_active * num_rows_),
           sums_(set.num_active),
           scratch_(pool.num_threads()) {}
@@ -41,10 +42,10 @@ class TileMeanField {
         knows_energy_ = options_.has_symmetric_pairs || !(has_settled || has_settled_tiles());
         double unary = start.unary;
         if (sends_settled_first) send_settled();
-        for_tiles([&](int64_t tile, Scratch&) { send_open(tile); });
+        for_tiles([&](int64_t tile, Scratch&) { send_all(tile, [&](int64_t row) { return open(tile, row); }); });
         for (int t = 0; t < options_.num_iterations; ++t) {
             if (callback) callback(t, options_.num_iterations);
-            send({change_.get(), sends_.get(), t == 0 && !sends_settled_first, t > 0});
+            send({change_.get(), sends_.get(), sends_label_.data(), t == 0 && !sends_settled_first, t > 0});
             for_tiles([&](int64_t tile, Scratch& scratch) { update(tile, scratch); });
             const StepSums sums = total(sums_);
             if (knows_energy_) outcome.energy.push_back(unary + 0.5 * sums.quadratic - start.largest);
@@ -97,28 +98,29 @@ class TileMeanField {
     // Settled voxels never change, so they send once. A pair of an open voxel and a settled one is in the energy twice, but only the open
     // one receives a message: `from_settled_` is counted a second time in each step.
     void send_settled() {
-        for_tiles([&](int64_t tile, Scratch&) {
-            for (int64_t row = 0; row < num_rows_; ++row) send_all(tile, row, settled(tile, row));
-        });
-        send({change_.get(), sends_.get(), true});
+        for_tiles([&](int64_t tile, Scratch&) { send_all(tile, [&](int64_t row) { return settled(tile, row); }); });
+        send({change_.get(), sends_.get(), sends_label_.data(), true});
         if (!knows_energy_) return;
         from_settled_ = Buffer<float>(size_);
         for_tiles(
             [&](int64_t tile, Scratch&) { std::copy(entries(out_, tile), entries(out_, tile + 1), entries(from_settled_.get(), tile)); });
     }
 
-    // All that open voxels hold is new.
-    void send_open(int64_t tile) {
-        for (int64_t row = 0; row < num_rows_; ++row) send_all(tile, row, open(tile, row));
-    }
-
-    void send_all(int64_t tile, int64_t row, LaneMask lanes) {
-        sends_[tile * num_rows_ + row] = lanes;
-        if (!lanes) return;
-        const vint some = lanes_of(lanes);
-        const float* const from = entries(marginals_.get(), tile) + row * kLanes;
-        float* const to = entries(change_.get(), tile) + row * kLanes;
-        for (int l = 0; l < num_labels(tile); ++l) store(to + l * voxels_, select(some, load(from + l * voxels_), vfloat{}));
+    // All that some voxels of each row hold is new. A row leaves out labels whose marginals are so small that their change is not sent.
+    template <class Lanes>
+    void send_all(int64_t tile, Lanes&& lanes_of_row) {
+        const float* const from = entries(marginals_.get(), tile);
+        float* const to = entries(change_.get(), tile);
+        uint8_t* const sends_label = sends_label_.data() + set_.first_entry[tile] * num_rows_;
+        for (int64_t row = 0; row < num_rows_; ++row) {
+            const LaneMask lanes = sends_[tile * num_rows_ + row] = lanes_of_row(row);
+            for (int l = 0; l < num_labels(tile); ++l) {
+                const int64_t i = l * voxels_ + row * kLanes;
+                const bool is_sent = mask_of(load(from + i) > unsent_) & lanes;
+                sends_label[l * num_rows_ + row] = is_sent;
+                if (lanes) store(to + i, select(lanes_of(is_sent ? lanes : LaneMask{0}), load(from + i), vfloat{}));
+            }
+        }
     }
 
     // Sums of a softmax besides the marginals; `log_sum` is relative to the largest logit.
@@ -197,6 +199,8 @@ class TileMeanField {
     void update(int64_t tile, Scratch& scratch) {
         const int labels = num_labels(tile);
         for (auto* of_row : {&scratch.pairwise, &scratch.logits, &scratch.marginals}) of_row->resize(labels * kLanes);
+        std::fill(sends_label_.begin() + set_.first_entry[tile] * num_rows_, sends_label_.begin() + set_.first_entry[tile + 1] * num_rows_,
+                  uint8_t{0});
         StepSums sums;
         LaneSums lanes;
         for (int64_t row = 0; row < num_rows_; ++row)
@@ -251,10 +255,14 @@ class TileMeanField {
             sums.flips += some & flips;
             sums.divergence += select(some, divergence(labels, now, q), vfloat{});
         }
+        // A label that has hardly changed in the row is not sent.
         for (int l = 0; l < labels; ++l) {
-            const vfloat marginal = load(now + l * kLanes), old = load(q + l * voxels_);
-            store(change + l * voxels_, select(some, marginal - old, vfloat{}));
-            store(q + l * voxels_, select(some, marginal, old));
+            const vfloat old = load(q + l * voxels_), difference = load(now + l * kLanes) - old;
+            const bool is_sent = mask_of((vmax(difference, -difference) > unsent_) | flips) & sends;
+            const vint to_send = lanes_of(is_sent ? sends : LaneMask{0});
+            store(change + l * voxels_, select(to_send, difference, vfloat{}));
+            store(q + l * voxels_, select(to_send, load(now + l * kLanes), old));
+            sends_label_[(set_.first_entry[tile] + l) * num_rows_ + row] = is_sent;
         }
         row_unary_[tile * num_rows_ + row] = row_unary(tile, row);
     }
@@ -320,10 +328,11 @@ class TileMeanField {
     const BorderCheck* const check_;
     ThreadPool& pool_;
     const int64_t voxels_, num_rows_, size_;
-    Buffer<float> marginals_;          // as they were sent last
-    Buffer<float> change_;             // (entry, voxel) what voxels that send have to send
-    Buffer<float> from_settled_;       // (entry, voxel) messages of settled voxels and tiles, if active tiles have settled voxels
-    Buffer<LaneMask> inside_, sends_;  // (tile, row)
+    Buffer<float> marginals_;           // as they were sent last
+    Buffer<float> change_;              // (entry, voxel) what voxels that send have to send
+    Buffer<float> from_settled_;        // (entry, voxel) messages of settled voxels and tiles, if active tiles have settled voxels
+    Buffer<LaneMask> inside_, sends_;   // (tile, row)
+    std::vector<uint8_t> sends_label_;  // (entry, row) whether the row sends the label
     bool knows_energy_ = true;
     Buffer<float> row_unary_;  // (tile, row) sum of Q log Q - <a / T, Q>
     std::vector<StepSums> sums_;

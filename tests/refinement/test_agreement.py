@@ -130,14 +130,15 @@ def test_any_number_of_threads_gives_the_same_bits():
     ("filter_name", "num_labels", "changes"),
     [
         ("truncated", 4, {}),
+        ("truncated", 20, {}),
         ("truncated", 4, matrix(2, 4)),
         ("grid", 2, {"spatial.weight": 1.0, "spatial.theta_gamma": 1.2}),
         ("lattice", 4, matrix(2, 4)),
     ],
-    ids=["Potts", "matrix", "spatial", "lattice"],
+    ids=["Potts", "many labels", "matrix", "spatial", "lattice"],
 )
 def test_many_steps_agree(filter_name, num_labels, changes):
-    """Rows of voxels send what has changed since they sent last, and settled ones send once."""
+    """Rows of voxels send the labels that have changed since they sent last, and settled ones send once."""
     case = make_case(11, (19, 26, 37), num_labels, with_mask=True, margin=8.0)
     tiles, dense = run_both(case, CrfParameters().replace(**SHARP, **changes, **{"mean_field.filter": filter_name}), 1e-4)
     assert_agree(tiles, dense, 1e-4)

@@ -125,6 +125,17 @@ def test_refined_as_the_dense_interpolation(tmp_path):
     assert np.mean(result.label_map != result.network_label_map) > 1e-3
 
 
+def test_the_networks_label_map_does_not_depend_on_the_crf(tmp_path):
+    """Halfway between two labels a third one is the largest, although it is improbable at every voxel of the network."""
+    logits = np.zeros((3, 5, 7, 6), np.float32)
+    logits[0, ..., :3], logits[0, ..., 3:] = 10.0, -10.0
+    logits[1], logits[2] = -logits[0], 0.6
+    stored = (9, 13, 15)
+    arguments = logits, properties_of(stored, [(0, extent) for extent in stored], (0, 1, 2)), save_image(tmp_path, stored)
+    maps = [nnunet.export_prediction(*arguments, tmp_path / "o.nii.gz", parameters=p).network_label_map for p in (NO_CRF, "default")]
+    np.testing.assert_array_equal(*maps)
+
+
 def test_tensors_and_regions(tmp_path):
     torch = pytest.importorskip("torch")
     stored, network = (21, 26, 30), (11, 13, 15)

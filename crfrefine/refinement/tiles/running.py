@@ -68,8 +68,11 @@ def pack(problem: TileProblem, sets: LabelSets, threads: int | None, *, is_direc
     return logits, is_open
 
 
-def run_tiles(problem: TileProblem, sets: LabelSets, backend: Backend, context: RunContext, *, is_direct: bool) -> RefinedTiles:
+def run_tiles(
+    problem: TileProblem, sets: LabelSets, backend: Backend, context: RunContext, *, is_direct: bool, has_room: bool
+) -> RefinedTiles:
     """Run the mean field on label sets, at least one of them active, by direct sums or by the filters that the model asks for."""
+    # `has_room`: direct sums may make copies of the whole volume before the first step.
     logits, is_open = pack(problem, sets, context.threads, is_direct=is_direct)
     started = time.perf_counter()
     image = problem.normalized()
@@ -103,7 +106,7 @@ def run_tiles(problem: TileProblem, sets: LabelSets, backend: Backend, context: 
         problem.threshold or 0.0,
         exceeds,
         UNSENT * problem.precision,
-        isinstance(problem.source, DenseChannels),  # There is room for copies of the whole volume.
+        has_room,
     )
     report = MeanFieldReport(outcome["num_iterations"], outcome["converged"], tuple(outcome["energy"]), filters)
     timings = {"build": prepared - started, "steps": time.perf_counter() - prepared}
@@ -222,10 +225,12 @@ def solve(problem: TileProblem, sets: LabelSets, backend: Backend, context: RunC
         problem.source.ensure(sets.domains & sets.active, context.threads)
         is_direct = sums_are_direct(problem, sets) if is_direct is None else is_direct
         slabs = plan_slabs(problem, sets, None if context.num_bytes is None else context.num_bytes(), is_direct=is_direct)
+        # The copies are smaller than what the steps need for two labels at each voxel.
+        has_room = isinstance(problem.source, DenseChannels) or sets.num_entries >= 2 * sets.grid.num_tiles
         if len(slabs) == 1:
-            refined = run_tiles(problem, sets, backend, context, is_direct=is_direct)
+            refined = run_tiles(problem, sets, backend, context, is_direct=is_direct, has_room=has_room)
         else:
-            refined = run_slabs(problem, sets, slabs, backend, context, is_direct=is_direct)
+            refined = run_slabs(problem, sets, slabs, backend, context, is_direct=is_direct, has_room=has_room)
         # Where a label's marginal was not negligible near the border of its domain.
         exceeding = None if problem.threshold is None else sets.flagged(refined.exceeds)
         if exceeding is None:
@@ -239,7 +244,7 @@ def solve(problem: TileProblem, sets: LabelSets, backend: Backend, context: RunC
 
 
 def run_slabs(
-    problem: TileProblem, sets: LabelSets, slabs: Sequence[Slab], backend: Backend, context: RunContext, *, is_direct: bool
+    problem: TileProblem, sets: LabelSets, slabs: Sequence[Slab], backend: Backend, context: RunContext, *, is_direct: bool, has_room: bool
 ) -> RefinedTiles:
     """Run the mean field slab by slab: with direct sums the same logits as at once, if all steps are taken."""
     # Each slab takes all steps, because convergence would have to be judged for all slabs together;
@@ -259,7 +264,7 @@ def run_slabs(
         own_context = replace(context, progress=of_part(context.progress, number, len(slabs), "slab"))
         if own_context.progress is not None:
             own_context.progress("label sets", 0, 1)
-        refined = run_tiles(part, part_sets, backend, own_context, is_direct=is_direct)
+        refined = run_tiles(part, part_sets, backend, own_context, is_direct=is_direct, has_room=has_room)
         own = np.searchsorted(sets.tiles, [row // TILE[0] * per_row for row in (slab.start, slab.stop + TILE[0] - 1)])
         inner = np.searchsorted(
             part_sets.tiles, [row // TILE[0] * per_row for row in (slab.start - slab.first, slab.stop - slab.first + TILE[0] - 1)]
