@@ -82,7 +82,8 @@ function refine() {
 // Draw or undo after the edits before, then refine.
 let edits = Promise.resolve();
 const edit = (name, sent) => (edits = edits.then(() => ask(name, sent))
-  .then((strokes) => { showStrokes(strokes); refine(); }, (error) => tell(error.message)).then(() => { page.version += 1; }));
+  .then((strokes) => { showStrokes(strokes); refine(); return true; }, (error) => { tell(error.message); return false; })
+  .finally(() => { page.version += 1; }));
 
 function showStrokes({ drawn, can_undo: canUndo }) {
   find("saved-case").textContent = `${count(drawn)} voxel${drawn === 1 ? "" : "s"} drawn`;
@@ -98,6 +99,7 @@ async function compute(isWhole) {
     if (isWhole && sent !== counter) return "";
     if (answer.is_stale) {
       showStatus("Another tab has the page now; a change here takes it back.");
+      drawAll();
       return "";
     }
     tell("");
@@ -116,6 +118,7 @@ async function compute(isWhole) {
     if (sent === counter && !page.hasEnded) {
       tell(error.message);
       showStatus("", true);
+      drawAll();
     }
     return error.message;
   }
