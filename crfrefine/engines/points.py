@@ -94,9 +94,15 @@ class Lattice:
         sent = _finite(flat, "values")
         if not len(sent):
             return np.zeros(given.shape, np.float32)
-        scale = self._scale_of(normalization)
-        sent = sent if scale is None or normalization != "symmetric" else sent * scale
-        filtered = self._kernel.apply(sent, scale)
+        filtered = scale = None
+        if normalization == "after" and normalization not in self._scale and isinstance(self._kernel, CompiledPoints):
+            filtered, scale = self._kernel.mean(sent)
+        if filtered is not None:
+            self._scale[normalization] = scale
+        else:
+            scale = self._scale_of(normalization)
+            sent = sent if scale is None or normalization != "symmetric" else sent * scale
+            filtered = self._kernel.apply(sent, scale)
         if self._mask is None:
             return filtered.reshape(given.shape)
         result = np.zeros(given.shape, np.float32)
@@ -193,6 +199,11 @@ class CompiledPoints:
         out = np.zeros(values.shape, np.float32)
         self._points.apply(values, scale, transposed, out)
         return out
+
+    def mean(self, values: Float32) -> tuple[Float32, Float32] | tuple[None, None]:
+        """Return the (V, N) means of values and the inverse of each point's sum of weights, (N,); None if that takes two filterings."""
+        out, scale = np.zeros(values.shape, np.float32), np.empty(values.shape[1], np.float32)
+        return (out, scale) if self._points.mean(values, scale, out) else (None, None)
 
     def feature_gradient(self, left: Float32, right: Float32) -> Float32:
         """Return the gradient of sum(left * kernel(right)) with respect to the features, (D, N)."""

@@ -82,7 +82,7 @@ void blur_lists(const Lattice& lattice, const Lattice::Chains& chains, int64_t p
 // One row of channels at a vertex or voxel.
 template <int C>
 struct RowOf {
-    typedef float type __attribute__((vector_size(4 * C)));
+    typedef LanesOfSize<float, 4 * C> type;
 };
 template <>
 struct RowOf<1> {
@@ -98,7 +98,7 @@ class LatticeFilter final : public Filter {
           sent_rows_(Lattice::tile_voxels(lattice_.num_features) + kLanes) {
         scratch_.resize(pool.num_threads());
         // With far more vertices than voxels, their rows use most of the memory, so fewer channels are filtered at a time.
-        widest_ = lattice_.num_vertices > 4 * num_voxels_ ? 2 : 4;
+        widest_ = lattice_.num_vertices > 4 * num_voxels_ ? 2 : lattice_.num_slots > num_voxels_ / 2 ? 4 : 8;
         // With [1 2 1] / 4 along each direction the lattice conserves mass; this gives its kernel the mass of exp(-d^2 / 2), for one vertex
         // in a volume of (D + 1)^(D - 1/2), if the blur is [1 2 1] / 2 and the weights of splatting and slicing are in 1 / 65535.
         constexpr double pi = 3.14159265358979323846;
@@ -109,6 +109,11 @@ class LatticeFilter final : public Filter {
     void accumulate(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight, float* sum,
                     Workspace& workspace) override {
         filter_groups(values, num_channels, pre, post, channel_weight, sum, workspace, false);
+    }
+    bool accumulate_mean(const float* values, int num_channels, float* scale, float* sum, Workspace& workspace) override {
+        const std::vector<float> unit(num_channels, 1.0f);
+        filter_groups(values, num_channels, nullptr, nullptr, unit.data(), sum, workspace, false, scale);
+        return true;
     }
 
     // Splatting and slicing are each other's transpose; the blurs of two directions do not commute where vertices are missing.
@@ -162,34 +167,37 @@ class LatticeFilter final : public Filter {
 
    private:
     static constexpr int64_t kSharedBlock = 4096;
-    static constexpr int64_t kBatch = 16;  // voxels whose weights are converted at once
 
+    // scale: nullptr, or room for the `post` of all channels, which then comes with the first group: the inverse of the ones' sums.
     void filter_groups(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight, float* sum,
-                       Workspace& workspace, bool transposed) {
-        for (int c = 0; c < num_channels; c += widest_) {
-            const int group = std::min(num_channels - c, widest_);
-            with_constant<1, 2, 4>(group, [&](auto width) {
+                       Workspace& workspace, bool transposed, float* scale = nullptr) {
+        for (int c = 0, group; c < num_channels; c += group) {
+            const int room = widest_ - (scale ? 1 : 0);
+            group = std::min(num_channels - c, room);
+            const int width = static_cast<int>(std::bit_ceil(static_cast<unsigned>(group + widest_ - room)));
+            with_constant<1, 2, 4, 8>(width, [&](auto width) {
                 filter<width()>(values + c * num_voxels_, group, pre, post, channel_weight + c, sum + c * num_voxels_, workspace,
-                                transposed);
+                                transposed, scale);
             });
+            if (scale) post = std::exchange(scale, nullptr);
         }
     }
 
     template <int C>
     void filter(const float* values, int group, const float* pre, const float* post, const float* channel_weight, float* sum,
-                Workspace& workspace, bool transposed) {
+                Workspace& workspace, bool transposed, float* scale) {
         using Row = typename RowOf<C>::type;
         auto* const rows = reinterpret_cast<Row*>(workspace.floats(lattice_.num_slots * C));
         grow_scratch(C);
         pool_.run(static_cast<int64_t>(lattice_.tiles.size()), [&](int64_t t, int thread) {
-            splat<C>(lattice_.tiles[t], values, group, pre, reinterpret_cast<Row*>(scratch_[thread].get()), rows);
+            splat<C>(lattice_.tiles[t], values, group, pre, scale != nullptr, reinterpret_cast<Row*>(scratch_[thread].get()), rows);
         });
         sum_shares(rows);
         blur(rows, transposed);
         return_shares(rows);
         pool_.run(static_cast<int64_t>(lattice_.tiles.size()), [&](int64_t t, int thread) {
             auto* const scratch = reinterpret_cast<Row*>(scratch_[thread].get());
-            slice_<C>(lattice_.tiles[t], rows, group, post, channel_weight, scratch, sum);
+            slice_<C>(lattice_.tiles[t], rows, group, post, channel_weight, scratch, sum, scale);
         });
     }
 
@@ -268,7 +276,8 @@ class LatticeFilter final : public Filter {
         }
     }
 
-    // Calls body(voxel of the tile, number of corners, their numbers within the tile, their weights) where needed(first, count).
+    // Calls body(voxel of the tile, number of corners, their numbers within the tile, their weights) where needed(first, count): a number
+    // and a weight per corner, kLanes apart.
     template <class Needed, class Body>
     void for_corners(const Lattice::Tile& tile, Needed&& needed, Body&& body) const {
         with_constant<4, 5, 6, 7, 8, 9, 0>(lattice_.num_features + 1, [&](auto corners) { for_corners<corners()>(tile, needed, body); });
@@ -280,20 +289,18 @@ class LatticeFilter final : public Filter {
         const int num_corners = kCorners > 0 ? kCorners : lattice_.num_features + 1;
         const uint16_t* local = lattice_.local.get() + tile.first_entry * num_corners;
         const uint16_t* weight = lattice_.weight.get() + tile.first_entry * num_corners;
-        float converted[kBatch * (kCorners > 0 ? kCorners : kMaxLatticeFeatures + 1)];
-        for (int64_t first = 0; first < tile.num_voxels; first += kBatch) {
-            const int64_t count = std::min<int64_t>(kBatch, tile.num_voxels - first);
+        float converted[kLanes * (kCorners > 0 ? kCorners : kMaxLatticeFeatures + 1)];
+        for (int64_t first = 0; first < tile.num_voxels; first += kLanes) {
+            const int64_t count = std::min<int64_t>(kLanes, tile.num_voxels - first);
             if (!needed(first, count)) continue;
-            const uint16_t* packed = weight + first * num_corners;
-            for (int64_t j = 0; j < count * num_corners; ++j) converted[j] = static_cast<float>(packed[j]);
-            for (int64_t i = 0; i < count; ++i)
-                body(first + i, num_corners, local + (first + i) * num_corners, converted + i * num_corners);
+            for (int64_t j = 0; j < kLanes * num_corners; ++j) converted[j] = static_cast<float>(weight[first * num_corners + j]);
+            for (int64_t i = 0; i < count; ++i) body(first + i, num_corners, local + first * num_corners + i, converted + i);
         }
     }
 
-    // The tile's voxels, into a buffer of the tile's vertices, and from there to the tile's slots.
+    // The tile's voxels, into a buffer of the tile's vertices, and from there to the tile's slots. has_ones: behind the group's channels.
     template <int C, class Row>
-    void splat(const Lattice::Tile& tile, const float* values, int group, const float* pre, Row* scratch, Row* rows) const {
+    void splat(const Lattice::Tile& tile, const float* values, int group, const float* pre, bool has_ones, Row* scratch, Row* rows) const {
         Row* sent = scratch;
         Row* buffer = scratch + sent_rows_;
         if (!has_any(tile, senders)) return store_zeros(tile, rows);
@@ -308,6 +315,7 @@ class LatticeFilter final : public Filter {
                     channel[c] = sends && c < group ? load_some(values + c * num_voxels_ + n, count) : vfloat{};
                     if (sends && pre) channel[c] *= load_some(pre + n, count);
                 }
+                if (has_ones) channel[group] = splat_lanes(1.0f);
                 interleave<C>(channel, to);  // whole vectors: the next voxels overwrite the excess
                 to += count * C;
             }
@@ -334,7 +342,7 @@ class LatticeFilter final : public Filter {
         };
         for_corners(tile, needed, [&](int64_t voxel, int num_corners, const uint16_t* local, const float* weight) {
             const Row row = sent[voxel];
-            for (int k = 0; k < num_corners; ++k) buffer[local[k]] += row * weight[k];
+            for (int k = 0; k < num_corners; ++k) buffer[local[k * kLanes]] += row * weight[k * kLanes];
         });
         store_vertices(tile, buffer, rows);
     }
@@ -361,25 +369,26 @@ class LatticeFilter final : public Filter {
     void slice_rows(const Lattice::Tile& tile, const Row* buffer, Row* received, Needed&& needed) const {
         for_corners(tile, needed, [&](int64_t voxel, int num_corners, const uint16_t* local, const float* weight) {
             Row total{};
-            for (int k = 0; k < num_corners; ++k) total += buffer[local[k]] * weight[k];
+            for (int k = 0; k < num_corners; ++k) total += buffer[local[k * kLanes]] * weight[k * kLanes];
             received[voxel] = total;
         });
     }
 
     template <int C, class Row>
     void slice_(const Lattice::Tile& tile, const Row* rows, int group, const float* post, const float* channel_weight, Row* scratch,
-                float* sum) const {
+                float* sum, float* inverse) const {
         Row *received = scratch, *buffer = scratch + sent_rows_;
+        if (inverse) post = inverse;
         if (!has_any(tile, receivers)) return;
         load_vertices(tile, rows, buffer);
-        if (is_zero(reinterpret_cast<const float*>(buffer), tile.num_vertices * C)) return;
-        bool needed[Lattice::tile_voxels(0) / kBatch]{};  // (batch) whether a voxel of it receives
+        if (!inverse && is_zero(reinterpret_cast<const float*>(buffer), tile.num_vertices * C)) return;
+        bool needed[Lattice::tile_voxels(0) / kLanes]{};  // (batch) whether a voxel of it receives
         for (int64_t p = tile.first_piece, voxel = 0; p < tile.first_piece + tile.num_pieces; ++p) {
             const Lattice::Piece& piece = lattice_.pieces[p];
-            if (has_any(piece, receivers)) std::fill(needed + voxel / kBatch, needed + (voxel + piece.length - 1) / kBatch + 1, true);
+            if (has_any(piece, receivers)) std::fill(needed + voxel / kLanes, needed + (voxel + piece.length - 1) / kLanes + 1, true);
             voxel += piece.length;
         }
-        slice_rows(tile, buffer, received, [&](int64_t first, int64_t) { return needed[first / kBatch]; });
+        slice_rows(tile, buffer, received, [&](int64_t first, int64_t) { return needed[first / kLanes]; });
         const float* from = reinterpret_cast<const float*>(received);
         for (int64_t p = tile.first_piece; p < tile.first_piece + tile.num_pieces; ++p) {
             const Lattice::Piece& piece = lattice_.pieces[p];
@@ -389,9 +398,10 @@ class LatticeFilter final : public Filter {
             }
             for (int64_t n = piece.voxel, end = piece.voxel + piece.length; n < end; n += kLanes) {
                 const int64_t count = std::min<int64_t>(kLanes, end - n);
-                const vfloat scale = (post ? load_some(post + n, count) : splat_lanes(1.0f)) * amplitude_;
                 vfloat channel[C];
                 deinterleave<C>(from, channel);
+                if (inverse) store_some(inverse + n, 1.0f / vmax(channel[group] * amplitude_, splat_lanes(std::numeric_limits<float>::min())), count);
+                const vfloat scale = (post ? load_some(post + n, count) : splat_lanes(1.0f)) * amplitude_;
                 for (int c = 0; c < group; ++c) {
                     float* to = sum + c * num_voxels_ + n;
                     store_some(to, load_some(to, count) + channel[c] * (scale * channel_weight[c]), count);

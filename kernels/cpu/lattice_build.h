@@ -21,7 +21,7 @@ struct Lattice {
     struct Tile {
         int64_t first_piece, num_pieces;
         int64_t first_entry;  // its first voxel in `local` and `weight`, in units of D + 1
-        int64_t num_voxels;
+        int64_t num_voxels = 0;
         int64_t first_vertex;  // its first entry of `slot`
         int64_t num_vertices;
     };
@@ -32,7 +32,8 @@ struct Lattice {
     int64_t largest_tile = 0;  // vertices of the largest tile
     std::vector<Piece> pieces;
     std::vector<Tile> tiles;
-    // For each voxel, in tile order: its D + 1 vertices as numbers within the tile, and their barycentric weights in 1 / 65535.
+    // For each voxel, in tile order: its D + 1 vertices as numbers within the tile, and their barycentric weights in 1 / 65535. A tile's
+    // voxels come in batches of sixteen: (batch, D + 1, 16), where the last batch is filled up.
     Buffer<uint16_t> local, weight;
     // For each tile's vertices: the slot of the tile's share of it. The first tile's is the vertex's own number; further tiles' are
     // consecutive and not below num_vertices. They are added to the first before blurring, and get copies of it before slicing.

@@ -20,8 +20,8 @@ class KeyTable {
         resize(kFirstBits);
     }
 
-    // Numbers of the keys, assigned in order of first touch: numbers[lane * num_corners + k] of keys[k * kLanes + lane], lane by lane.
-    // No more than kMostKeys different ones may come between two calls of `take`.
+    // Numbers of the keys of the first `lanes` lanes, assigned in order of first touch; keys and numbers: (corner, lane). No more than
+    // kMostKeys different ones may come between two calls of `take`.
     void find_or_add(const Key* keys, int lanes, int num_corners, uint16_t* numbers) {
         while ((static_cast<int64_t>(num_found_) + lanes * num_corners) * kBucketsPerKey > buckets_.size) grow();
         // All places first: several buckets are on their way from memory at once.
@@ -29,11 +29,11 @@ class KeyTable {
         for (int i = 0; i < num_corners * kLanes; ++i) home[i] = static_cast<uint32_t>(hash_key(keys[i]) >> down_);
         uint16_t* const buckets = buckets_.get();
         Key* const found = found_.get();
-        for (int lane = 0; lane < lanes; ++lane)
-            for (int i = lane; i < num_corners * kLanes; i += kLanes) {
+        for (int first = 0; first < num_corners * kLanes; first += kLanes)
+            for (int i = first; i < first + lanes; ++i) {
                 uint32_t number = buckets[home[i]];
                 if (found[number] != keys[i]) number = search(keys[i], home[i]);
-                *numbers++ = static_cast<uint16_t>(number);
+                numbers[i] = static_cast<uint16_t>(number);
             }
     }
 
@@ -87,6 +87,9 @@ class KeyTable {
     uint32_t num_found_ = 0;
     int down_ = 0;
 };
+
+// So many voxels in whole batches of kLanes.
+inline int64_t in_batches(int64_t num_voxels) { return (num_voxels + kLanes - 1) / kLanes * kLanes; }
 
 // Consecutive voxels of a row within one tile, ready for the geometry.
 struct TilePiece {
@@ -195,10 +198,10 @@ class TileEmbedding {
             Key keys[kLanes * (kMaxLatticeFeatures + 1)];
             space_.corner_keys(batch, keys);
             table.find_or_add(keys, lanes, d_ + 1, local);
-            for (int lane = 0; lane < lanes; ++lane)
-                for (int k = 0; k <= d_; ++k) weight[lane * (d_ + 1) + k] = static_cast<uint16_t>(batch.weight[k][lane]);
-            local += lanes * (d_ + 1);
-            weight += lanes * (d_ + 1);
+            for (int k = 0; k <= d_; ++k)
+                for (int lane = 0; lane < kLanes; ++lane) weight[k * kLanes + lane] = static_cast<uint16_t>(batch.weight[k][lane]);
+            local += kLanes * (d_ + 1);
+            weight += kLanes * (d_ + 1);
         }
         return count;
     }
@@ -226,9 +229,9 @@ class TileEmbedding {
     const TileVoxels voxels_;
 };
 
-// The pieces, and for each tile the values that are known before its vertices.
+// The pieces, and for each tile the values that are known before its vertices. Returns the voxels of all tiles, each in whole batches.
 template <class Key>
-void list_pieces(const TileVoxels& voxels, LatticeTiles<Key>& result) {
+int64_t list_pieces(const TileVoxels& voxels, LatticeTiles<Key>& result) {
     result.tiles.resize(voxels.num_tiles());
     result.pieces.reserve(voxels.pieces.size());
     int64_t entry = 0;
@@ -239,10 +242,11 @@ void list_pieces(const TileVoxels& voxels, LatticeTiles<Key>& result) {
         tile.first_entry = entry;
         for (int64_t p = voxels.first_piece[t]; p < voxels.first_piece[t + 1]; ++p) {
             result.pieces.push_back({voxels.pieces[p].voxel, voxels.pieces[p].length});
-            entry += voxels.pieces[p].length;
+            tile.num_voxels += voxels.pieces[p].length;
         }
-        tile.num_voxels = entry - tile.first_entry;
+        entry += in_batches(tile.num_voxels);
     }
+    return entry;
 }
 
 template <class Key>
@@ -265,9 +269,9 @@ LatticeTiles<Key> embed_tiles(const BilateralInput& input, const LatticeGeometry
     const TileEmbedding<Key> embedding(input, geometry, space);
     const int64_t num_tiles = embedding.voxels().num_tiles(), num_corners = geometry.num_features + 1;
     LatticeTiles<Key> result;
-    list_pieces(embedding.voxels(), result);
-    result.local = Buffer<uint16_t>(input.voxels->num_voxels * num_corners);
-    result.weight = Buffer<uint16_t>(input.voxels->num_voxels * num_corners);
+    const int64_t num_entries = list_pieces(embedding.voxels(), result) * num_corners;
+    result.local = Buffer<uint16_t>(num_entries);
+    result.weight = Buffer<uint16_t>(num_entries);
     result.keys.resize(num_tiles);
     std::vector<KeyTable<Key>> tables(pool.num_threads());
     std::vector<EmbeddingScratch> scratch;

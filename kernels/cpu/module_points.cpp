@@ -38,6 +38,15 @@ class Points {
         filter_values(values, scale ? scale->data() : nullptr, transposed, out.data(), call.workspace);
     }
 
+    // out += the sums of K values over those of K ones, the inverses of which are the `scale`. False: nothing was done, the filter cannot.
+    bool mean(const FloatArray& values, const FloatOut& scale, const FloatOut& out) {
+        require_points(values);
+        require(shape_of(out) == shape_of(values), "expected room for the result in the shape of the values");
+        require(scale.ndim() == 1 && static_cast<int64_t>(scale.size()) == num_points(), "expected room for a scale per point");
+        EngineCall call(mutex_, *pool_);
+        return filter_->accumulate_mean(values.data(), static_cast<int>(values.shape(0)), scale.data(), out.data(), call.workspace);
+    }
+
     // gradient = the derivative of sum(u * K v) with respect to the features, in their shape, of the Gaussian itself.
     void feature_gradient(const FloatArray& u, const FloatArray& v, const FloatOut& gradient) {
         for (const FloatArray* channels : {&u, &v}) require_points(*channels);
@@ -86,6 +95,7 @@ void define_points(nb::module_& m) {
         .def(nb::init<const FloatArray&, const std::string&, int>(), "features"_a, "filter"_a, "threads"_a)
         .def("description", &Points::description)
         .def("apply", &Points::apply, "values"_a, "scale"_a.none(), "transposed"_a, "out"_a.noconvert())
+        .def("mean", &Points::mean, "values"_a, "scale"_a.noconvert(), "out"_a.noconvert())
         .def("feature_gradient", &Points::feature_gradient, "u"_a, "v"_a, "gradient"_a.noconvert());
 }
 }  // namespace crf

@@ -236,58 +236,60 @@ inline vfloat shuffle(vfloat low, vfloat high, Pick) {
     return pick_lanes<vfloat, Pick, 0>(low, high);
 }
 
-// Lanes, or pairs of lanes, of two vectors in turn, eight of each from lane `First` on.
-template <int First>
-inline vfloat zip_lanes(vfloat a, vfloat b) {
-    return shuffle(a, b, [](int lane) { return First + lane / 2 + lane % 2 * kLanes; });
+// Blocks of `Size` lanes of two vectors in turn, eight lanes of each from lane `First` on.
+template <int Size, int First>
+inline vfloat zip(vfloat a, vfloat b) {
+    return shuffle(a, b, [](int lane) { return First + lane / (2 * Size) * Size + lane % Size + lane / Size % 2 * kLanes; });
 }
-template <int First>
-inline vfloat zip_pairs(vfloat a, vfloat b) {
-    return shuffle(a, b, [](int lane) { return First + lane / 4 * 2 + lane % 2 + lane / 2 % 2 * kLanes; });
-}
-// Every `Step`-th lane of two vectors one after the other, from lane `First` on; beyond the last one from the start again.
-template <int Step, int First>
-inline vfloat every(vfloat low, vfloat high) {
-    return shuffle(low, high, [](int lane) { return (First + lane * Step) % (2 * kLanes); });
+// Every second block of `Size` lanes of two vectors one after the other, from the first or second one on.
+template <int Size, int First>
+inline vfloat unzip(vfloat low, vfloat high) {
+    return shuffle(low, high, [](int lane) { return (lane / Size * 2 + First) * Size + lane % Size; });
 }
 
-// Sixteen rows of C floats from C channels of sixteen, and back. C is 1, 2 or 4.
+// Sixteen rows of C floats from C channels of sixteen, and back. C is 1, 2, 4 or 8.
+template <int C>
+inline void interleave(const vfloat* channel, vfloat* rows) {
+    if constexpr (C == 1) {
+        rows[0] = channel[0];
+    } else {
+        constexpr int kHalf = C / 2;
+        vfloat low[kHalf], high[kHalf];
+        interleave<kHalf>(channel, low);
+        interleave<kHalf>(channel + kHalf, high);
+        for (int i = 0; i < kHalf; ++i) {
+            rows[2 * i] = zip<kHalf, 0>(low[i], high[i]);
+            rows[2 * i + 1] = zip<kHalf, 8>(low[i], high[i]);
+        }
+    }
+}
 template <int C>
 inline void interleave(const vfloat (&channel)[C], float* rows) {
-    if constexpr (C == 1) {
-        store(rows, channel[0]);
-    } else if constexpr (C == 2) {
-        store(rows, zip_lanes<0>(channel[0], channel[1]));
-        store(rows + kLanes, zip_lanes<8>(channel[0], channel[1]));
-    } else {
-        const vfloat low[] = {zip_lanes<0>(channel[0], channel[1]), zip_lanes<0>(channel[2], channel[3])};
-        const vfloat high[] = {zip_lanes<8>(channel[0], channel[1]), zip_lanes<8>(channel[2], channel[3])};
-        store(rows, zip_pairs<0>(low[0], low[1]));
-        store(rows + kLanes, zip_pairs<8>(low[0], low[1]));
-        store(rows + 2 * kLanes, zip_pairs<0>(high[0], high[1]));
-        store(rows + 3 * kLanes, zip_pairs<8>(high[0], high[1]));
-    }
+    vfloat row[C];
+    interleave<C>(channel, row);
+    for (int i = 0; i < C; ++i) store(rows + i * kLanes, row[i]);
 }
 
 template <int C>
-inline void deinterleave(const float* rows, vfloat (&channel)[C]) {
+inline void deinterleave(const vfloat* rows, vfloat* channel) {
     if constexpr (C == 1) {
-        channel[0] = load(rows);
-    } else if constexpr (C == 2) {
-        const vfloat low = load(rows), high = load(rows + kLanes);
-        channel[0] = every<2, 0>(low, high);
-        channel[1] = every<2, 1>(low, high);
+        channel[0] = rows[0];
     } else {
-        const vfloat quarter[] = {load(rows), load(rows + kLanes), load(rows + 2 * kLanes), load(rows + 3 * kLanes)};
-        const auto collect = [&]<int First>(std::integral_constant<int, First>) {
-            return shuffle(every<4, First>(quarter[0], quarter[1]), every<4, First>(quarter[2], quarter[3]),
-                           [](int lane) { return lane % 8 + lane / 8 * kLanes; });
-        };
-        channel[0] = collect(std::integral_constant<int, 0>{});
-        channel[1] = collect(std::integral_constant<int, 1>{});
-        channel[2] = collect(std::integral_constant<int, 2>{});
-        channel[3] = collect(std::integral_constant<int, 3>{});
+        constexpr int kHalf = C / 2;
+        vfloat low[kHalf], high[kHalf];
+        for (int i = 0; i < kHalf; ++i) {
+            low[i] = unzip<kHalf, 0>(rows[2 * i], rows[2 * i + 1]);
+            high[i] = unzip<kHalf, 1>(rows[2 * i], rows[2 * i + 1]);
+        }
+        deinterleave<kHalf>(low, channel);
+        deinterleave<kHalf>(high, channel + kHalf);
     }
+}
+template <int C>
+inline void deinterleave(const float* rows, vfloat (&channel)[C]) {
+    vfloat row[C];
+    for (int i = 0; i < C; ++i) row[i] = load(rows + i * kLanes);
+    deinterleave<C>(row, channel);
 }
 
 // Calls body with the constant that equals `value`, as a std::integral_constant; the last one stands for all other values.
