@@ -36,6 +36,7 @@ using WideKey = unsigned __int128;
 
 // Multiplicative hashing: 2^64 over the golden ratio spreads neighboring keys over the high bits.
 inline uint64_t hash_key(uint64_t key) { return key * 0x9E3779B97F4A7C15ull; }
+inline uint64_t hash_key(uint32_t key) { return uint64_t{key * 0x9E3779B9u} << 32; }
 inline uint64_t hash_key(WideKey key) {
     // Another odd constant (of xxHash) folds the upper half in, so that the halves do not cancel.
     return hash_key(uint64_t{static_cast<uint64_t>(key) ^ static_cast<uint64_t>(key >> 64) * 0xC2B2AE3D27D4EB4Full});
@@ -47,7 +48,25 @@ KeyLayout layout_keys(const BilateralInput& input, const LatticeGeometry& geomet
 // Total bits of a key's fields.
 inline int key_bits(const KeyLayout& layout) { return layout.shift[layout.num_features] + layout.width[layout.num_features]; }
 
-// Arithmetic on packed keys. Key: uint64_t or WideKey.
+// The numbers of a table at sixteen places, which are below `size`.
+template <class Key>
+inline void look_up(const Key* table, int size, const int32_t* places, Key* numbers) {
+#if defined(__AVX512F__)
+    // A table that fits one register; the masked forms, because GCC 12 warns of the others.
+    if constexpr (sizeof(Key) == 4) {
+        if (size <= 16) return store_lanes(numbers, _mm512_maskz_permutexvar_epi32(0xffff, _mm512_loadu_si512(places), _mm512_loadu_si512(table)));
+    } else if constexpr (sizeof(Key) == 8) {
+        for (int half = 0; half < kLanes && size <= 8; half += 8) {
+            const __m256i eight = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(places + half));
+            store_lanes(numbers + half, _mm512_maskz_permutexvar_epi64(0xff, _mm512_maskz_cvtepi32_epi64(0xff, eight), _mm512_loadu_si512(table)));
+        }
+        if (size <= 8) return;
+    }
+#endif
+    for (int lane = 0; lane < kLanes; ++lane) numbers[lane] = table[places[lane]];
+}
+
+// Arithmetic on packed keys. Key: uint32_t, uint64_t or WideKey.
 template <class Key>
 class KeySpace {
    public:
@@ -72,8 +91,8 @@ class KeySpace {
             for (int lane = 0; lane < kLanes; ++lane)
                 key[lane] += static_cast<Key>(static_cast<int64_t>(batch.quotient[i][lane])) << layout_.shift[i];
         for (int p = 0; p <= d; ++p) {
+            look_up(unit_, d + 1, batch.order[p], unit[p]);
             for (int lane = 0; lane < kLanes; ++lane) {
-                unit[p][lane] = unit_[batch.order[p][lane]];
                 const int wrapped = batch.wrapped[lane];
                 key[lane] -= p < wrapped ? unit[p][lane] : Key(0);
                 key[lane] += p > d + wrapped ? unit[p][lane] : Key(0);
@@ -112,6 +131,7 @@ auto with_key_space(const BilateralInput& input, Function&& function) {
     const LatticeGeometry geometry = choose_geometry(num_features(input));
     const KeyLayout layout = layout_keys(input, geometry);
     const int bits = key_bits(layout);
+    if (bits < 32) return function(geometry, KeySpace<uint32_t>(layout));
     if (bits <= 64) return function(geometry, KeySpace<uint64_t>(layout));
     if (bits > 128)
         throw CapacityError("the lattice's cells need " + std::to_string(bits) +
