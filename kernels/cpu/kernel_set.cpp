@@ -147,7 +147,8 @@ void piece_features(const BilateralInput& input, int64_t grid, const int32_t* co
         const float* intensity = input.intensity[m];
         const float zero = input.zero[m];
         const float scale = static_cast<float>(1.0 / input.theta_beta[m]);
-        for (int64_t i = 0; i < length; ++i) features[m * stride + i] = (intensity[grid + i] - zero) * scale;
+        for (int64_t i = 0; i < length; i += kLanes)
+            store_some(features + m * stride + i, (load_some(intensity + grid + i, length - i) - zero) * scale, length - i);
     }
     for (int a = 0; a < num_axes; ++a) {
         const double scale = voxels.spacing[a] / input.theta_position[a];

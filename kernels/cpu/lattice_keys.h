@@ -84,7 +84,12 @@ class KeySpace {
 
     // The vertices of the lanes' simplices: keys[k * kLanes + lane] for remainder k.
     void corner_keys(const SimplexBatch& batch, Key* keys) const {
-        const int d = num_features_;
+        with_constant<4, 5, 7, 0>(num_features_, [&](auto features) { corner_keys<features()>(batch, keys); });
+    }
+    // kFeatures: D, or 0 if known only at run time.
+    template <int kFeatures>
+    void corner_keys(const SimplexBatch& batch, Key* keys) const {
+        const int d = kFeatures > 0 ? kFeatures : num_features_;
         Key key[kLanes], unit[kMaxLatticeFeatures + 1][kLanes];  // unit: of the coordinate at each rank
         for (Key& k : key) k = bias_;
         for (int i = 1; i <= d; ++i)

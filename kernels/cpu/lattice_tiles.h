@@ -51,7 +51,7 @@ class KeyTable {
     static constexpr Key kNoKey = ~Key(0);
 
     static constexpr int kFirstBits = 12;
-    static constexpr int64_t kBucketsPerKey = 4;
+    static constexpr int64_t kBucketsPerKey = 8;
 
     // The number of a key that is not in its first bucket.
     uint32_t search(Key key, uint32_t bucket) {
