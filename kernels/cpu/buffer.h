@@ -46,12 +46,13 @@ class BlockCache {
     BlockCache(const BlockCache&) = delete;
     BlockCache& operator=(const BlockCache&) = delete;
 
-    // `bytes`: the requested size; becomes the size of the block. A last huge page that would be used in part is left in small pages.
+    // `bytes`: the requested size; becomes the size of the block. A last huge page of which less than three quarters would be used is left
+    // in small pages.
     static void* take(size_t& bytes) {
         constexpr size_t kLine = 64;
         bytes = (bytes + kLine) / kLine * kLine;
         if (bytes < kSmallest) return allocate_aligned(kLine, bytes);
-        const size_t in_huge_pages = bytes / kHugePage * kHugePage;
+        const size_t in_huge_pages = (bytes + kHugePage / 4) / kHugePage * kHugePage;
         bytes = (bytes + kHugePage - 1) / kHugePage * kHugePage;
         if (current()) {
             if (void* block = current()->find(bytes)) return block;

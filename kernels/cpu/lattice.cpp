@@ -400,7 +400,9 @@ class LatticeFilter final : public Filter {
                 const int64_t count = std::min<int64_t>(kLanes, end - n);
                 vfloat channel[C];
                 deinterleave<C>(from, channel);
-                if (inverse) store_some(inverse + n, 1.0f / vmax(channel[group] * amplitude_, splat_lanes(std::numeric_limits<float>::min())), count);
+                if (inverse)
+                    store_some(inverse + n, 1.0f / vmax(channel[group] * amplitude_, splat_lanes(std::numeric_limits<float>::min())),
+                               count);
                 const vfloat scale = (post ? load_some(post + n, count) : splat_lanes(1.0f)) * amplitude_;
                 for (int c = 0; c < group; ++c) {
                     float* to = sum + c * num_voxels_ + n;

@@ -50,15 +50,17 @@ inline int key_bits(const KeyLayout& layout) { return layout.shift[layout.num_fe
 
 // The numbers of a table at sixteen places, which are below `size`.
 template <class Key>
-inline void look_up(const Key* table, int size, const int32_t* places, Key* numbers) {
+inline void look_up(const Key* table, [[maybe_unused]] int size, const int32_t* places, Key* numbers) {
 #if defined(__AVX512F__)
     // A table that fits one register; the masked forms, because GCC 12 warns of the others.
     if constexpr (sizeof(Key) == 4) {
-        if (size <= 16) return store_lanes(numbers, _mm512_maskz_permutexvar_epi32(0xffff, _mm512_loadu_si512(places), _mm512_loadu_si512(table)));
+        if (size <= 16)
+            return store_lanes(numbers, _mm512_maskz_permutexvar_epi32(0xffff, _mm512_loadu_si512(places), _mm512_loadu_si512(table)));
     } else if constexpr (sizeof(Key) == 8) {
         for (int half = 0; half < kLanes && size <= 8; half += 8) {
             const __m256i eight = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(places + half));
-            store_lanes(numbers + half, _mm512_maskz_permutexvar_epi64(0xff, _mm512_maskz_cvtepi32_epi64(0xff, eight), _mm512_loadu_si512(table)));
+            store_lanes(numbers + half,
+                        _mm512_maskz_permutexvar_epi64(0xff, _mm512_maskz_cvtepi32_epi64(0xff, eight), _mm512_loadu_si512(table)));
         }
         if (size <= 8) return;
     }

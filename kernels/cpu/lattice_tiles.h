@@ -214,7 +214,11 @@ class TileEmbedding {
         for (int64_t p = voxels_.first_piece[tile]; p < voxels_.first_piece[tile + 1]; ++p) {
             const TilePiece& piece = voxels_.pieces[p];
             if (p + kPiecesAhead < static_cast<int64_t>(voxels_.pieces.size()))
-                for (const float* intensity : input_.intensity) __builtin_prefetch(intensity + voxels_.pieces[p + kPiecesAhead].grid);
+                for (const float* intensity : input_.intensity) {
+                    const TilePiece& ahead = voxels_.pieces[p + kPiecesAhead];
+                    __builtin_prefetch(intensity + ahead.grid);
+                    __builtin_prefetch(intensity + ahead.grid + ahead.length - 1);
+                }
             piece_features(input_, piece.grid, piece.coordinate, piece.length, of_image + count, tile_voxels_);
             count += piece.length;
         }
