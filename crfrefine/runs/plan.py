@@ -169,6 +169,8 @@ def plan_run(options: InferenceOptions) -> RunPlan:
         max_memory_source=limit.source,
         parameters=options.parameters.to_dict(),
         network_spacing=options.network_spacing,
+        strokes_background=options.strokes_background,
+        strokes_ignore=options.strokes_ignore,
         choice=options.choice,
         requested_device=options.device,
         num_parts=num_parts,
@@ -195,7 +197,7 @@ def _take_up(
 ) -> tuple[dict[str, CaseRecord], list[str]]:
     """Return the records of the cases that earlier runs have done, and notes on them, for --continue."""
     recorded = RecordedRuns() if options.writes_file else read_records(options.output)
-    settings = settings_of(options.parameters.to_dict(), options.network_spacing)
+    settings = settings_of({**vars(options), "parameters": options.parameters.to_dict()})
     done: dict[str, CaseRecord] = {}
     by_reason: dict[str, list[str]] = {}
     for files, plan in zip(cases, outputs, strict=True):

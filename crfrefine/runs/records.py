@@ -148,6 +148,8 @@ class RunSummary:
     threads: int
     parameters: dict[str, Any]  # as `CrfParameters.to_dict` returns them
     network_spacing: float | tuple[float, ...] | str | None = None
+    strokes_background: int | None = None
+    strokes_ignore: int = 0
     choice: Mapping[str, Any] | None = None  # how `-c auto` chose the parameters; None means that they were given
     requested_device: str = "auto"
     max_memory: int | None = None  # bytes that the run could take at its start, if a limit is known
@@ -225,7 +227,7 @@ class RecordedRun:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """The settings that the results of its cases depend on."""
-        return settings_of(self.head["parameters"], self.head.get("network_spacing"))
+        return settings_of(self.head)
 
 
 @dataclass(frozen=True)
@@ -347,11 +349,17 @@ def _read_line(values: Any, runs: dict[str, RecordedRun], entries: list[Entry]) 
     runs[values["run"]] = RecordedRun(values, started)
 
 
-def settings_of(parameters: Mapping[str, Any], network_spacing: object) -> dict[str, Any]:
-    """Return the settings that results depend on, as JSON has them; keys that an older version lacked have their defaults."""
+# Options that change results beside the parameters, and their defaults.
+_READING = {"network_spacing": None, "strokes_background": None, "strokes_ignore": 0}
+
+
+def settings_of(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that the results of a run depend on, as JSON has them; keys that an older version lacked have their defaults."""
+    parameters = run["parameters"]
     with suppress(ConfigError):  # A newer version may have more keys.
         parameters = CrfParameters.from_dict(parameters).to_dict()
-    settings: dict[str, Any] = json.loads(to_json({**parameters, "network_spacing": network_spacing}))
+    reading = {name: run.get(name, default) for name, default in _READING.items()}
+    settings: dict[str, Any] = json.loads(to_json({**parameters, **reading}))
     return settings
 
 

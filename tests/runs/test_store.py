@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_helpers import command, infer, load_nifti, refined, run_here, save_nifti, wait_for, write_folders
+from cli_helpers import GRID_SHAPE, command, infer, load_nifti, refined, run_here, save_nifti, wait_for, write_folders
 from nnunet_helpers import write_predictions, write_tree
 from tune_helpers import open_session, options_for, whole_result, write_labeled
 
@@ -111,6 +111,19 @@ def test_another_network_spacing_is_another_setting(tmp_path):
     said = run(folders, *options, "3,3.75,7.5", "--continue")
     assert "other values of network_spacing;" in said
     assert "1 done" in said
+
+
+def test_strokes_that_are_read_otherwise_are_another_setting(tmp_path):
+    folders = write_folders(tmp_path, "a")
+    strokes = np.zeros(GRID_SHAPE, np.uint8)
+    strokes[7:9, 6, 4] = 2
+    save_nifti(tmp_path / "strokes" / "a.nii.gz", strokes)
+    options = ("--strokes", tmp_path / "strokes", "--strokes-background")
+    run(folders, *options[:2])
+    assert "1 skipped" in run(folders, *options[:2], "--continue")
+    said = run(folders, *options, 2, "--continue")
+    assert "other values of strokes_background;" in said
+    assert (load_nifti(folders.output / "a.nii.gz")[7:9, 6, 4] == 0).all()
 
 
 def test_a_parameter_that_an_older_version_did_not_have_is_at_its_default(folders):
