@@ -175,6 +175,7 @@ class StrokeModel:
         # `has_label`, (*grid), is True where the network has their label already; `sign` is -1 for
         # log-odds that fall.
         far = [NUM_RADII * max(MIN_RADIUS, self.parameters.reach) / step for step in self.spacing]
+        volume = np.count_nonzero(has_label) * math.prod(self.spacing)
         tiles = ((1,) * len(far) + TILE)[-len(far) :]
         # Where the network has the label already, there is no error to follow.
         chosen = chosen & ~has_label[tuple(strokes.positions)]
@@ -185,19 +186,18 @@ class StrokeModel:
                 for a, b, more, extent, tile in zip(low, high, far, strokes.shape, tiles, strict=True)
             )
             start = np.array([[axis.start] for axis in box])
-            closeness = self._closeness(members - start, self._radii(members - start, has_label[box]), self.normalized(box))
+            closeness = self._closeness(members - start, self._radii(members - start, has_label[box], volume), self.normalized(box))
             if self.mask is not None:
                 closeness *= self.mask[box]
             yield Rise(channel, box, closeness * np.float32(sign * self.strength))
 
-    def _radii(self, positions: NDArray[np.int64], has_label: Bool) -> NDArray[np.float64]:
-        """Return the distance in mm from drawn voxels to the nearest one that has their label, within the allowed range."""
+    def _radii(self, positions: NDArray[np.int64], has_label: Bool, volume: float) -> NDArray[np.float64]:
+        """Return the distance in mm from drawn voxels to the nearest one of their label, of `volume` mm³, within the allowed range."""
         from scipy.ndimage import binary_erosion
         from scipy.spatial import KDTree
 
         reach, steps = max(MIN_RADIUS, self.parameters.reach), np.array(self.spacing)[:, None]
-        volume = np.count_nonzero(has_label) * math.prod(self.spacing)
-        if not volume:
+        if not has_label.any():
             return np.full(positions.shape[1], reach)
         highest = min(reach, max(MIN_RADIUS, reach / 2, SHARE_OF_EDGE * volume ** (1 / has_label.ndim)))
         ends = np.ceil(highest / steps).astype(np.int64)

@@ -84,6 +84,23 @@ def test_the_radius_is_the_distance_to_the_label_within_the_size_of_its_structur
     assert difference == pytest.approx(STRENGTH * np.exp(-(SPACING[2] ** 2) / (2 * radius**2)), abs=1e-4)
 
 
+def test_the_size_of_a_structure_is_that_of_all_of_it():
+    """Half of it lies beyond the box around the stroke."""
+    shape, at = (12, 14, 90), (6, 7, 20)
+    logits = np.zeros((2, *shape), np.float32)
+    logits[1] = -4.0
+    logits[1, 2:9, 2:5, 30:] = 4.0
+    drawn = np.zeros(shape, np.uint8)
+    drawn[at] = 1
+    parameters = CrfParameters().replace(**{"intensity.normalization": "none", "bilateral.weight": 0.0, **ALL_LABELS})
+    flat = np.zeros((1, *shape), np.float32)
+    edited, plain = (refine(logits, flat, spacing=SPACING, parameters=parameters, strokes=part).logits for part in (drawn, None))
+    edge = (7 * 3 * 60 * np.prod(SPACING)) ** (1 / 3)
+    assert 3.0 < edge / 4 < 6.0
+    difference = (edited[1] - edited[0])[6, 7, 21] - (plain[1] - plain[0])[6, 7, 21]
+    assert difference == pytest.approx(STRENGTH * np.exp(-(SPACING[2] ** 2) / (2 * (edge / 4) ** 2)), abs=1e-4)
+
+
 @pytest.mark.parametrize("input_type", ["logits", "probabilities", "labels"])
 def test_labels_that_are_left_out_do_not_matter(ball, strokes, input_type):
     image, logits, _ = ball
