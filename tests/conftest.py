@@ -1,5 +1,6 @@
 """Fixtures shared by all tests."""
 
+import signal
 import subprocess
 
 import pytest
@@ -9,6 +10,10 @@ from oracles import torch64
 import crfrefine.engines
 from crfrefine.engines import get_backend
 from crfrefine.errors import BackendUnavailableError
+
+# A job in the background ignores Ctrl-C, and so would the processes that the tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ON_GPU = pytest.param("cuda", marks=pytest.mark.gpu)
 
