@@ -29,12 +29,6 @@ import gpu_tests
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-CASES = ("Lm", "L", "CT")
-WAYS = ("exact", "truncated", "grid", "lattice", "refine", "layer")
-TOO_LARGE = {("Lm", "grid"), ("L", "grid")}
-"""The grid of four modalities has too many cells."""
-MODES = {"plain": {"CRFREFINE_CUDA": "plain"}, "all": {}}
-"""What fails in plain mode (docs/guide/gpu.md) fails for no reason of the rest."""
 
 
 class Step(NamedTuple):
@@ -53,16 +47,8 @@ Call = list[list[Step]]
 def calls(lines: Path, record: Path, wheels: Sequence[Path], unpacked: Path) -> dict[int, Call]:
     """The three; `lines` is the file that steps append to."""
 
-    def gpu(seconds: int, *arguments: str, mode: str = "all") -> list[Step]:
-        name = " ".join([*arguments, *([] if mode == "all" else [mode])])
-        return [Step(name, seconds, [sys.executable, "-u", HERE / "gpu.py", *arguments, "-o", lines], MODES[mode])]
-
-    def contact(mode: str) -> list[Step]:
-        asked = [(case, way) for case in CASES for way in WAYS if (case, way) not in TOO_LARGE]
-        return [step for case, way in asked for step in gpu(60, "contact", case, way, mode=mode)]
-
-    def replay(seconds: int) -> list[Step]:
-        return [Step("replay", seconds, [sys.executable, "-u", HERE / "gpu_replay.py", record, "-o", lines, "--seconds", seconds - 10])]
+    def gpu(seconds: int, *arguments: str) -> list[Step]:
+        return [Step(" ".join(arguments), seconds, [sys.executable, "-u", HERE / "gpu.py", *arguments, "-o", lines])]
 
     # Beside the interpreter's packages, not among them: it may be somebody else's.
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-index", "--upgrade"]
@@ -71,9 +57,7 @@ def calls(lines: Path, record: Path, wheels: Sequence[Path], unpacked: Path) -> 
     return {
         1: [
             *begin,
-            replay(190),
-            contact("plain"),
-            contact("all"),
+            [Step("replay", 190, [sys.executable, "-u", HERE / "gpu_replay.py", record, "-o", lines, "--seconds", 180])],
             gpu(55, "time", "Lm"),
             gpu(55, "time", "Lm-1.5mm"),
             gpu(55, "time", "Lm", "auto"),
