@@ -10,6 +10,7 @@ export function make(tag, attributes, ...children) {
 export class Plane {
   // page: place (a voxel), grid, modality, shown (names of what is drawn), hidden (labels), move(place),
   // version (of the labels: browsers keep a picture of the same address), hasEnded (the server may be gone: ask nothing),
+  // drawn (the plane to show first, or null),
   // brush() (value, null for none, color and size), spacing, draw(stroke) (promises whether labels are refined with it).
   constructor(spec, page) {
     Object.assign(this, { spec, page, isLoading: false, isOutdated: false, stroke: null, drawnAt: 0 });
@@ -85,6 +86,7 @@ export class Plane {
     if (!stroke) return;
     page.place = stroke.place.with(spec.across, stroke.last[0]).with(spec.up, stroke.last[1]);
     Object.assign(this, { stroke: null, drawnAt: Infinity });
+    page.drawn = this;
     const isRefined = await page.draw({ plane: spec.number, place: stroke.place, voxels: [...stroke.voxels], value: stroke.value });
     this.drawnAt = page.version;
     if (!isRefined) page.move(page.place);  // Else the refined labels bring new pictures; earlier ones would delay them.

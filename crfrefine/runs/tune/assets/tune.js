@@ -3,7 +3,7 @@ import { make, Plane } from "./planes.js";
 import { buildControls } from "./sliders.js";
 
 const find = (id) => document.getElementById(id);
-const page = { place: [], grid: [], spacing: [], modality: 0, version: 0, shown: new Set(), hidden: new Set(), hasEnded: false,
+const page = { place: [], grid: [], spacing: [], modality: 0, version: 0, shown: new Set(), hidden: new Set(), drawn: null, hasEnded: false,
   move: (place) => { page.place = place; drawAll(); }, draw: (stroke) => edit("draw", stroke),
   brush: () => ({ ...document.querySelector("[name=brush]:checked").brush, size: find("size").valueAsNumber || 1 }) };
 const CHANGED = "changed", SHOWN = ["network", "refined", "reference", "changes", "strokes"];
@@ -53,7 +53,13 @@ function options(select, pairs, chosen) {
   select.value = chosen;
 }
 
-const drawAll = () => planes.forEach((plane) => plane.draw());
+// Draw the planes, first the one that somebody has drawn on.
+const drawAll = async () => {
+  const first = page.drawn;
+  page.drawn = null;
+  await first?.draw();
+  planes.forEach((plane) => { if (plane !== first) plane.draw(); });
+};
 
 // ---- Parameters: the page keeps them, and sends all of them with a counter; the newest state wins
 let preset = "", changes = {}, counter = 0, running = null;
