@@ -1,4 +1,5 @@
-// What the bilateral grid of both engines has in common: its spline's reach and the taps of its filter (docs/reference/math.md,
+// Constants of the bilateral grid of both engines: its spline's reach and the taps of its filter
+// (docs/reference/math.md,
 // section 5.2).
 #pragma once
 

@@ -1,5 +1,5 @@
 // Function qualifiers and scalar forms of the lane operations in cpu/simd.h: with them one header serves g++, clang and NVRTC.
-// No standard headers here: NVRTC has none.
+// Includes no standard headers: NVRTC does not have them.
 #pragma once
 
 #if defined(__CUDACC__)

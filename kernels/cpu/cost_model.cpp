@@ -7,7 +7,7 @@
 namespace crf {
 namespace {
 // Nanoseconds on one core of an AMD EPYC 9005 (AVX-512). Only their ratios matter, which differ little between processors; but a pair of
-// the exact sum takes 0.2 with AVX-512 and over 3 without, so its price lies in between.
+// the exact sum takes 0.2 with AVX-512 and over 3 without, so its price is between these.
 constexpr double kExactPair = 0.35, kExactPairFeature = 0.07;
 constexpr double kTruncatedPair = 0.04, kTruncatedPairModality = 0.035, kTruncatedPairChannel = 0.03;
 constexpr double kGridVoxel[] = {6.0, 14.0}, kGridCell = 4.0;

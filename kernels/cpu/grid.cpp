@@ -1,7 +1,8 @@
-// The bilateral kernel on a dense grid over position and intensity, for one or two modalities (Paris & Durand 2006's bilateral grid, with
-// cubic B-splines in place of box cells; docs/reference/math.md).
-// Splatting and slicing are separable in space: a row of voxels is splatted into cells along x and intensity only, rows are then added
-// into planes, planes into the grid. A voxel costs 4 (or 16) short vectors whatever the number of axes.
+// The bilateral kernel on a dense grid over position and intensity, for one or two modalities: the
+// bilateral grid of Paris & Durand (2006) with cubic B-splines instead of box cells
+// (docs/reference/math.md). Splatting and slicing are separable in space: a row of voxels is
+// splatted into cells along x and intensity only; rows are then added to planes, and planes to the
+// grid. A voxel costs 4 (or 16) short vectors.
 
 #include "cpu/filter.h"
 #include "cpu/grid_bands.h"
@@ -46,7 +47,8 @@ class GridFilter final : public Filter {
 
     bool has_cross_moments() const override { return true; }
 
-    // The products of v with all columns are filtered side by side. What a voxel receives is needed in this sum alone, and never stored.
+    // Filters the products of v with all columns side by side. The result is only summed, never
+    // stored.
     void cross_moments(const float* const* columns, int num_columns, const float* u, const float* v, int num_channels, double* cross,
                        Workspace& workspace) override {
         use_width(kMostColumns);
@@ -87,7 +89,7 @@ class GridFilter final : public Filter {
         return axis;
     }
 
-    // Sets the sizes for so many channels side by side.
+    // Sets the sizes for `width` channels side by side.
     void use_width(int width) {
         if (width == width_) return;
         width_ = width;
@@ -109,8 +111,9 @@ class GridFilter final : public Filter {
     int64_t batch_floats() const { return voxels_.num_axes > 1 ? std::min(batch_, num_planes_) * plane_size_ : 0; }
     int last() const { return voxels_.num_axes - 1; }
 
-    // Planes are splatted in parallel into a separate batch, then the batch is added to the grid, in parallel over cells and in the
-    // order of the planes: the same sums for any number of threads. Parts of bands that nothing is sent to are neither written nor read.
+    // Planes are splatted in parallel into a batch. The batch is then added to the grid, in
+    // parallel over cells but in the order of the planes, so sums do not depend on the number of
+    // threads. Empty parts are skipped.
     void splat(const Sent& sent) {
         if (voxels_.num_axes == 1) {
             std::fill_n(grid_, level_[0], 0.0f);
@@ -147,7 +150,8 @@ class GridFilter final : public Filter {
         }
     }
 
-    // Notes what the planes of a batch reach in the bands of the grid.
+    // Extends the occupied stretches of the grid's bands by the cells that a batch of planes
+    // reaches.
     void occupy(int64_t begin, int64_t count) {
         for (int64_t p = 0; p < count; ++p)
             for (int64_t band = 0; band < num_bands_; ++band)
@@ -168,8 +172,9 @@ class GridFilter final : public Filter {
         });
     }
 
-    // Everything below index `position` of the axes before `axis`, into `to` (level_[axis] floats). filled: becomes what is written of each
-    // cell along the axis, and for the last axis of all.
+    // Splats the voxels at index `position` of the axes before `axis` into `to` (level_[axis]
+    // floats). filled: set to the stretch written in each cell along the axis, or in the whole row
+    // on the last axis.
     void splat_below(int axis, int64_t position, const Sent& sent, float* to, Stretch* filled, float* scratch) {
         if (axis == last()) {
             filled[0] = of_cells(rows_.sent_by(position, sent));
@@ -199,7 +204,7 @@ class GridFilter final : public Filter {
         add();
     }
 
-    // The floats of a row of cells around some of its spatial cells.
+    // The floats that hold some spatial cells of a row, in whole vectors.
     Stretch of_cells(const Stretch& cells) const { return {cells.begin * cell_ / kLanes * kLanes, whole_vectors(cells.end * cell_)}; }
 
     // Number of rows below one index of the axes before `axis`.
@@ -209,8 +214,8 @@ class GridFilter final : public Filter {
         return rows;
     }
 
-    // receive(plane, row, cells, part of them that is read, memory): for each row that has something to receive; memory: room for the
-    // voxels of a row.
+    // Calls receive(plane, row, cells, the part of the cells that is read, memory) for each row
+    // that receives something. memory: room for the voxels of a row.
     template <class Receive>
     void slice(Receive&& receive) {
         if (voxels_.num_axes == 1) return receive(int64_t{0}, int64_t{0}, grid_, of_cells(rows_.read_by(0, receivers)), scratch_[0].get());
@@ -225,7 +230,8 @@ class GridFilter final : public Filter {
         });
     }
 
-    // The bands that the voxels of a plane read; false: all of them are zero. reads: what each row of the plane reads.
+    // Blends the bands that a plane's voxels read; false if all are zero. reads: the part that each
+    // row reads.
     bool blend_bands(int64_t p, const Stretch* reads, float* plane) const {
         const int64_t rows_below = rows_under(1), rows_aside = num_bands_ > 1 ? rows_under(2) : 1;
         std::vector<Stretch> is_read(num_bands_);
@@ -250,10 +256,10 @@ class GridFilter final : public Filter {
         return any;
     }
 
-    // position: of what lies below the axis, among the same in its plane.
+    // Slices the voxels at index `position` of the plane's axes before `axis`.
     template <class Receive>
     void slice_below(int axis, int64_t position, const Stretch* reads, const float* from, float* scratch, const Receive& receive) const {
-        if (axis == last() || axis == kMaxAxes - 1) {  // gcc follows the recursion, and warns of axes that do not exist without the latter
+        if (axis == last() || axis == kMaxAxes - 1) {  // the second test only silences a warning of gcc
             const Stretch& part = reads[position];
             if (!part.is_empty() && !is_zero(from + part.begin, part.end - part.begin)) receive(position, from, scratch);
             return;
@@ -277,10 +283,12 @@ class GridFilter final : public Filter {
         }
     }
 
-    // What is held of a band if so much is held of its rows: all, unless the band is one row.
+    // The part of a band that holds numbers if its rows hold `row`: the whole band unless it is a
+    // single row.
     Stretch of_band(const Stretch& row) const { return level_[last()] == band_size_ ? row : Stretch{0, band_size_}; }
 
-    // The three-tap filter along every axis of the grid, in place: first the inner axes of each plane. What stays zero is left out.
+    // Filters the grid in place along every axis, the inner axes of each plane first. Skips cells
+    // that stay zero.
     void blur() {
         if (voxels_.num_axes == 1) return blur_inside(grid_, level_[0], {0, level_[0]}, scratch_[0].get());
         std::vector<Stretch> wider(occupied_.size());  // within planes
@@ -315,16 +323,17 @@ class GridFilter final : public Filter {
         });
     }
 
-    // The cells of a band that hold numbers, and one more along the last axis on both sides.
+    // The cells of a band that hold numbers, and one more cell on either side along the last axis.
     Stretch with_neighbors(const Stretch& cells) const {
         const int64_t begin = cells.begin / cell_ - 1, end = (cells.end + cell_ - 1) / cell_ + 1;
         return of_band({std::max<int64_t>(0, begin * cell_) / kLanes * kLanes, std::min(whole_vectors(end * cell_), level_[last()])});
     }
 
-    // The same along the axes within `size` consecutive cells of the grid: those of a band, or a grid of one axis; of each row a part.
+    // Filters `part` of each row along the axes within `size` consecutive floats: a band, or a grid
+    // of one axis.
     void blur_inside(float* cells, int64_t size, const Stretch& part, float* scratch) const {
         const int64_t row_size = level_[last()];
-        // Cells of which all is held; what is held of others is zero.
+        // Cells that lie in the part completely; the part's other numbers are zero.
         const int64_t first = (part.begin + cell_ - 1) / cell_, x_cells = std::min(part.end / cell_, size_.cells[last()]) - first;
         for (float* row = cells + first * cell_; row < cells + size; row += row_size) {
             if (num_modalities_ == 2) {
@@ -355,8 +364,8 @@ class GridFilter final : public Filter {
     int64_t num_planes_ = 0, plane_size_ = 0, batch_ = 0;
     int64_t num_bands_ = 1, band_size_ = 0;      // bands: the cells of a plane at one cell along the second axis, unless that is the last
     float *grid_ = nullptr, *planes_ = nullptr;  // in the workspace: the grid, and a batch of planes
-    std::vector<Stretch> filled_;                // (plane of the batch, band) what voxels send to
-    std::vector<Stretch> occupied_, wide_;       // (cell along the first axis, band) the same; and what is not zero after the blur
+    std::vector<Stretch> filled_;                // (plane of the batch, band) cells that voxels send to
+    std::vector<Stretch> occupied_, wide_;       // (cell along the first axis, band) nonzero cells before and after the blur
     std::vector<Buffer<float>> scratch_;
 };
 }  // namespace
@@ -378,7 +387,8 @@ GridSize grid_size(const BilateralInput& input) {
         cells *= extent + kSpan;
     }
     for (size_t m = 0; m < input.intensity.size() && m < 2; ++m) {
-        // In single precision, like the voxels' own cells: none of them is before the first.
+        // In single precision, like the voxels' cells, so that no voxel's cell comes before the
+        // first cell.
         const float begin = std::floor((input.lowest[m] - input.zero[m]) * static_cast<float>(1.0 / input.theta_beta[m]));
         const double extent = (static_cast<double>(input.highest[m]) - input.zero[m]) / input.theta_beta[m] - static_cast<double>(begin);
         size.first_bin[m] = static_cast<int32_t>(begin);

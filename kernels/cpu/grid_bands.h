@@ -1,4 +1,5 @@
-// Rows of cells of the bilateral grid, of which only stretches hold numbers: added up, blended and filtered across each other.
+// Adds up, blends and filters rows of cells of the bilateral grid. Only a stretch of each row holds
+// numbers.
 #pragma once
 
 #include "cpu/simd.h"
@@ -10,7 +11,8 @@ namespace crf {
 
 constexpr float kCenter = static_cast<float>(kCenterTap), kSide = static_cast<float>(kSideTap);
 
-// Along consecutive rows of `length` floats, `width` of which lie side by side in a cell. The scratch holds a row and two cells more.
+// Filters along consecutive rows of `length` floats, with cells of `width` floats. The scratch
+// holds a row and two cells.
 inline void blur_contiguous(float* rows, int64_t num_rows, int64_t length, int64_t width, float* scratch) {
     std::fill(scratch, scratch + width, 0.0f);
     std::fill(scratch + width + length, scratch + length + 2 * width, 0.0f);
@@ -20,7 +22,8 @@ inline void blur_contiguous(float* rows, int64_t num_rows, int64_t length, int64
     }
 }
 
-// One row of `width` floats, with the previous row, unfiltered, in the scratch, which then holds this one; next: nullptr after the last.
+// Filters one row across rows. The scratch holds the previous row, unfiltered, and afterwards this
+// row, unfiltered. next: nullptr for the last row.
 inline void blur_row(float* row, const float* next, int64_t width, float* scratch) {
     if (next) {
         for (int64_t i = 0; i < width; ++i) {
@@ -33,7 +36,7 @@ inline void blur_row(float* row, const float* next, int64_t width, float* scratc
     }
 }
 
-// Across `count` consecutive rows of `length` floats.
+// Filters across `count` consecutive rows of `length` floats.
 inline void blur_strided(float* rows, int64_t count, int64_t length, float* scratch) {
     std::fill(scratch, scratch + length, 0.0f);
     for (int64_t r = 0; r < count; ++r, rows += length) blur_row(rows, r + 1 < count ? rows + length : nullptr, length, scratch);
@@ -41,7 +44,8 @@ inline void blur_strided(float* rows, int64_t count, int64_t length, float* scra
 
 inline int64_t whole_vectors(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
 
-// Writes zeros such that the array holds numbers in `wanted`, too. Stretches hold numbers; other places are zeros that are not written.
+// Extends the stretch that holds numbers by `wanted`, with zeros. Places outside the stretch are
+// not written and count as zeros.
 inline void cover(float* array, Stretch& held, const Stretch& wanted) {
     if (held.is_empty()) held = {wanted.begin, wanted.begin};
     for (const Stretch& missing : {Stretch{wanted.begin, held.begin}, Stretch{held.end, wanted.end}})
@@ -55,7 +59,8 @@ struct Place {
     vfloat4 weight;
 };
 
-// Up to kGroup rows, or planes, that touch the same four cells along an axis: what they add to is loaded and stored once.
+// Up to kGroup rows, or planes, that touch the same four cells along an axis, which are loaded and
+// stored once.
 struct RowGroup {
     static constexpr int kGroup = 4;
     int count = 0;
@@ -87,14 +92,15 @@ void add_rows(const RowGroup& group, float* to, int64_t stride) {
     }
 }
 
-// Adds the rows, times their weights, to four rows that are `stride` apart and hold numbers wherever one of the group does; empties it.
+// Adds the group's rows, times their weights, to four rows that are `stride` apart, and empties the
+// group. The four rows hold numbers wherever a row of the group does.
 inline void add_group(RowGroup& group, float* to, int64_t stride) {
     for (int n = 0; n < group.count; ++n) cover(group.row[n], group.held[n], group.all);
     if (group.count > 0) with_constant<1, 2, 3, RowGroup::kGroup>(group.count, [&](auto count) { add_rows<count()>(group, to, stride); });
     group = {};
 }
 
-// Each of N rows, or planes, becomes the weighted sum of the same four, which are loaded once; in a part of them.
+// Sets a part of N rows, or planes, to weighted sums of the same four rows, which are loaded once.
 template <int N>
 void blend_rows(float* to, const float* from, int64_t stride, const Place* places, const Stretch& part, int64_t to_stride) {
     for (int64_t i = part.begin; i < part.end; i += kLanes) {
@@ -111,7 +117,8 @@ inline void blend(float* to, const float* from, int64_t stride, const Place* pla
                                              [&](auto n) { blend_rows<n()>(to, from, stride, places, part, to_stride); });
 }
 
-// The smallest stretches around those that are up to `away` before or after each in a list; of a larger array, every `step`-th.
+// Widens each stretch to cover its neighbors up to `away` places before and after it; takes every
+// `step`-th.
 inline void widen(const Stretch* from, int64_t count, int64_t step, int64_t away, Stretch* to) {
     for (int64_t i = 0; i < count; ++i) {
         Stretch all;
@@ -120,8 +127,9 @@ inline void widen(const Stretch* from, int64_t count, int64_t step, int64_t away
     }
 }
 
-// The three-tap filter across rows that are `stride` apart, in the part of them that is given: from what they hold to what they hold
-// afterwards, each with its neighbors. Every `step`-th of the stretches counts. The scratch holds the previous row, unfiltered.
+// Filters `part` of rows that are `stride` apart, across the rows. held: the stretch of each row
+// that holds numbers before; wider: after. Takes every `step`-th stretch. The scratch holds the
+// previous row, unfiltered.
 inline void blur_across(float* rows, int64_t count, int64_t stride, const Stretch* held, const Stretch* wider, int64_t step,
                         const Stretch& part, float* scratch) {
     Stretch own = held[0].within(part), before;

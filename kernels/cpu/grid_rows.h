@@ -1,5 +1,6 @@
-// Rows of the bilateral grid with one modality and so few intensity cells that those of one spatial cell are one vector: they stay in
-// registers, and looking a cell up is a permutation of lanes. Only where the instruction set has such permutations.
+// Rows of the bilateral grid with one modality whose intensity cells fit into one vector per
+// spatial cell. The cells stay in registers, and a look-up is a permutation of lanes. Only where
+// the instruction set has such permutations.
 #pragma once
 
 #include "cpu/simd.h"
@@ -9,7 +10,7 @@ namespace crf {
 constexpr float kSpline[4][4] = {
     {1 / 6.0f, -0.5f, 0.5f, -1 / 6.0f}, {4 / 6.0f, 0, -1, 0.5f}, {1 / 6.0f, 0.5f, 0.5f, -0.5f}, {0, 0, 0, 1 / 6.0f}};
 
-// Weights of the four cells around as many points as there are times four lanes. f: their fractions of cells.
+// Weights of the four cells around points, four lanes per point. f: the points' fractions of cells.
 template <class V>
 inline V spline_weights(V f) {
     constexpr int kPoints = sizeof(V) / 16;
@@ -43,7 +44,7 @@ inline vquads spread_quads(const float* from) {
     const __m512i lane = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
     return (vquads)_mm512_maskz_permutexvar_ps(0xffff, lane, _mm512_castps128_ps512(_mm_loadu_ps(from)));
 }
-// One of each four numbers four times.
+// Every fourth number, four times.
 template <int Lane>
 inline vquads quad_lane(vquads v) {
     return (vquads)_mm512_maskz_permute_ps(0xffff, (__m512)v, Lane * 0x55);
@@ -74,7 +75,7 @@ inline vquads quad_lane(vquads v) {
 }
 #endif
 
-// The sum of what part(0) to part(3) give, each times its weight.
+// The sum of part(0) to part(3), each times its weight.
 template <class Part>
 [[gnu::always_inline]] inline vquads blend_quads(vquads weight, Part&& part) {
     vquads total = part(0) * quad_lane<0>(weight);
@@ -85,7 +86,8 @@ template <class Part>
 
 inline vquads load_quads(const vfloat4* from) { return load_lanes<vquads>(reinterpret_cast<const float*>(from)); }
 
-// Whether one vector's lanes can be placed in another's, and looked up in it.
+// Whether the instruction set can place one vector's lanes in another vector, and look lanes up in
+// it.
 #if defined(__AVX512F__)
 constexpr bool kPlacesLanes = true, kLooksUpLanes = true;
 
@@ -164,7 +166,8 @@ class NarrowRows {
             }
     }
 
-    // The cells of a row that is being splatted: four spatial cells at a time, from the one at `first`.
+    // The cells of a row that is being splatted: four spatial cells at a time, from number `first`
+    // on.
     struct Window {
         int64_t first = 0;
         vfloat cell[4]{};

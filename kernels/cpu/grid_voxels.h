@@ -1,4 +1,4 @@
-// The voxels of a row and the cells of the bilateral grid that they touch: splatted into a row of cells, and sliced from one.
+// Splats the voxels of a row into a row of cells of the bilateral grid, and slices them from it.
 #pragma once
 
 #include "cpu/filter.h"
@@ -6,10 +6,12 @@
 #include "cpu/grid_rows.h"
 
 namespace crf {
-// Stretches of a row, of which one voxel each is splatted in turn: a load that partly overlaps a recent store would wait for it.
+// A row is cut into so many stretches, and their voxels are splatted in turn: the cells of
+// neighboring voxels overlap, and a load that partly overlaps a recent store would wait for it.
 constexpr int64_t kStretches = 8;
 
-// What voxels send, over `pre` if that is given; or the products with up to GridVoxels::kColumns columns, side by side in every cell.
+// The values that voxels send, times `pre` unless it is nullptr; or, with columns, the products of
+// the values with up to GridVoxels::kColumns columns, side by side in every cell.
 struct Sent {
     const float* values;
     const float* pre;
@@ -21,7 +23,7 @@ class GridVoxels {
    public:
     static constexpr int kColumns = Filter::kMostColumns;
 
-    // places: of the voxels along the last axis.
+    // places: the places of the voxels along the last axis.
     GridVoxels(const BilateralInput& input, const GridSize& size, const std::vector<Place>& places)
         : voxels_(*input.voxels), num_modalities_(static_cast<int>(input.intensity.size())), row_length_(places.size()) {
         for (const Place& place : places) {
@@ -44,7 +46,7 @@ class GridVoxels {
         is_narrow_ = kPlacesLanes && num_modalities_ == 1 && bins_ <= kLanes && row_length_ * row_cells <= NarrowRows::kMostWeights &&
                      num_places * kLanes <= voxels_.num_voxels;
         if (is_narrow_) {
-            bins_ = kLanes;  // more than are needed: cells that no voxel reaches change nothing
+            bins_ = kLanes;  // more cells than needed: cells that no voxel reaches change nothing
             narrow_.prepare(x_cell_, x_weight_, row_length_, row_cells);
         }
         const int64_t num_rows = voxels_.box_size / row_length_;
@@ -53,23 +55,24 @@ class GridVoxels {
         for (int64_t r = 0; r < num_rows; ++r) first_run_[r + 1] += first_run_[r];
     }
 
-    // Intensity cells of one spatial cell.
+    // Number of intensity cells in one spatial cell.
     int64_t bins() const { return bins_; }
 
-    // Floats of memory that functions take for `width` channels side by side.
+    // Size of `memory` in floats, for `width` channels side by side.
     int64_t num_floats(int width) const { return (width == 1 ? RowVoxels::kFloats : RowProducts::kFloats) * (row_length_ + kLanes); }
 
-    // The spatial cells of a row that its voxels touch which send something.
+    // The spatial cells of a row touched by voxels that send something.
     Stretch sent_by(int64_t row, const Sent& sent) const {
         return touched(row, [&](int64_t voxel, int64_t count) { return !is_zero(sent.values + voxel, count); });
     }
 
-    // The same of those that receive: (voxel) 1, others 0; nullptr: all.
+    // The spatial cells of a row touched by voxels that receive. receivers: (voxel) 1 or 0;
+    // nullptr: all receive.
     Stretch read_by(int64_t row, const uint8_t* receivers) const {
         return touched(row, [&](int64_t voxel, int64_t count) { return any_receives(receivers, voxel, count); });
     }
 
-    // Adds what the voxels of a row send to a row of cells.
+    // Splats the values that the voxels of a row send into a row of cells.
     void splat_row(int64_t row, const Sent& sent, float* to, float* memory) const {
         if (sent.columns) return num_modalities_ == 1 ? splat_products<1>(row, sent, to, memory) : splat_products<2>(row, sent, to, memory);
         const float *const values = sent.values, *const pre = sent.pre;
@@ -105,7 +108,8 @@ class GridVoxels {
         }
     }
 
-    // Adds what the voxels of a row receive, times weight and `post`, to their sums. part: the floats of the row of cells that are read.
+    // Slices the voxels of a row: adds the values, times weight and `post`, to their sums.
+    // part: the floats of the row of cells that are read.
     void slice_row(int64_t row, const float* from, const Stretch& part, const uint8_t* receivers, const float* post, float channel_weight,
                    float* sum) const {
         const int64_t bins = bins_, inner_bins = inner_bins_;
@@ -128,7 +132,8 @@ class GridVoxels {
                 if (receives(batch)) receive(batch, narrow_.slice(from, batch.x, batch.count, batch.bin, batch.fraction[0]));
             });
         }
-        // blended(i): for as many voxels as a register takes, from the batch's voxel i on, what they receive of each of four cells.
+        // blended(i): the values that a register of voxels, from number i of the batch on, receives
+        // from four cells.
         const auto slice = [&](const Batch& batch, auto&& blended) {
             if (!receives(batch)) return;
             alignas(vfloat) float total[4 * kLanes];
@@ -158,13 +163,15 @@ class GridVoxels {
         }
     }
 
-    // The products of what the voxels of a row receive with their own, summed over the row: (cell of the last modality, column).
+    // Products of the values that a row's voxels receive with their own, summed: (cell of the last
+    // modality, column).
     vfloat row_moments(int64_t row, const float* from, const Sent& own, float* memory) const {
         return num_modalities_ == 1 ? sum_moments<1>(row, from, own, memory) : sum_moments<2>(row, from, own, memory);
     }
 
    private:
-    // The spatial cells of a row between the first and the last of its voxels that count: counts(voxel, number of voxels).
+    // The spatial cells between a row's first and last voxel that count. counts(voxel, number of
+    // voxels) decides.
     template <class Counts>
     Stretch touched(int64_t row, Counts&& counts) const {
         int64_t first = -1, end = -1;
@@ -185,7 +192,7 @@ class GridVoxels {
 
     // Sixteen voxels of a row, or fewer at the end of a run.
     struct Batch {
-        int64_t voxel, x;  // of the first
+        int64_t voxel, x;  // the first voxel, and its place along x
         int count;
         // Arrays: gcc copies structures of registers piece by piece, and whole registers read from such copies wait for them.
         alignas(vfloat) int32_t bin[kLanes];   // first intensity cell of a voxel, of all modalities
@@ -213,7 +220,7 @@ class GridVoxels {
                 }
                 store_lanes(batch.bin, bin);
                 vint cell = load_lanes<vint>(x_cell + batch.x) * static_cast<int32_t>(bins_) + bin;
-                if (batch.count < kLanes) cell = select(first_lanes(batch.count), cell, vint{});  // cells that exist
+                if (batch.count < kLanes) cell = select(first_lanes(batch.count), cell, vint{});  // no lane leaves the row
                 store_lanes(batch.cell, cell);
                 body(batch);
             }
@@ -254,7 +261,8 @@ class GridVoxels {
         return voxels;
     }
 
-    // body(n) for the voxels n that send something, in the order of kStretches, which must not depend on which these are.
+    // Calls body(n) for the voxels n that send something, in turn from each stretch (see
+    // kStretches). Their order does not depend on which voxels send.
     template <class Body>
     static void for_stretches(const RowVoxels& voxels, Body&& body) {
         const int64_t length = (voxels.count + kStretches - 1) / kStretches;
@@ -263,8 +271,9 @@ class GridVoxels {
                 if (voxels.value[n] != 0.0f) body(n);
     }
 
-    // The voxels of a row with products: what each adds to the cells along the last modality, side by side, (voxel, cell, column); the
-    // fraction along the first of two modalities, the first cell that it touches, and its place along x.
+    // The voxels of a row with products: (voxel, cell, column) the numbers that each voxel adds to
+    // the cells along the last modality; its fraction along the first of two modalities, its first
+    // cell, and its place along x.
     struct RowProducts {
         static constexpr int64_t kFloats = kLanes + 3;  // per voxel
 
@@ -304,8 +313,9 @@ class GridVoxels {
         return voxels;
     }
 
-    // body(product, cell, weight) for every voxel of a row and each set of cells that lie side by side, in an order in which neighboring
-    // voxels are apart: what the voxel adds to the cells or has of them, the first of them, and their weight.
+    // Calls body(product, first cell, weight) for every voxel of a row and each set of adjacent
+    // cells. product: the voxel's products with the spline weights. Neighboring voxels are apart in
+    // this order (see kStretches).
     template <int M, class Body>
     void for_cells(const RowProducts& voxels, Body&& body) const {
         const int64_t bins = bins_ * kColumns, inner_bins = inner_bins_ * kColumns;
@@ -340,7 +350,7 @@ class GridVoxels {
         return total;
     }
 
-    // Whether any of some voxels needs what it receives.
+    // Whether any of `count` voxels receives.
     static bool any_receives(const uint8_t* receivers, int64_t voxel, int64_t count) {
         return !receivers || std::memchr(receivers + voxel, 1, count) != nullptr;
     }
@@ -348,7 +358,7 @@ class GridVoxels {
     const Voxels& voxels_;
     const int num_modalities_;
     const int64_t row_length_;
-    std::vector<int32_t> x_cell_;  // of each voxel along the last axis, the first of its four cells, and their weights
+    std::vector<int32_t> x_cell_;  // (voxel along the last axis) the first of its four cells, and their weights
     std::vector<vfloat4> x_weight_;
     NarrowRows narrow_;
     bool is_narrow_ = false;  // one modality whose intensity cells fit into a vector

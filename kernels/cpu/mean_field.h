@@ -17,7 +17,7 @@ struct MeanFieldOptions {
     double tolerance = 0;
     float temperature = 1;
     std::vector<float> bias;                                        // (label), added to the logits inside the mask; empty: none
-    double volume_slack = std::numeric_limits<double>::infinity();  // inverse strength of the volume term; infinity: there is none
+    double volume_slack = std::numeric_limits<double>::infinity();  // inverse strength of the volume term; infinity: no volume term
 
     // Calls read(name, field) for the fields of the model; the names are those of `MeanFieldSpec` in crfrefine/parameters/specs.py.
     template <class Read>
@@ -34,8 +34,8 @@ struct MeanFieldOptions {
     }
 
     std::vector<float> volume_part;   // (voxel), 1 where the volume term applies and 0 elsewhere; empty: everywhere
-    bool is_last_run = false;         // free kernels and workspace before the last step's logits are written: they need not fit together
-    bool gives_marginals = false;     // keep those after the last step for the caller
+    bool is_last_run = false;         // free kernels and workspace before the last logits are written: both need not fit
+    bool gives_marginals = false;     // keep the marginals after the last step for the caller
     bool has_symmetric_pairs = true;  // on tiles: a pair of voxels costs the same in both directions
 
     // Whether filtering can skip the last label's channel: with one weight for all labels its message follows from the others'.
@@ -64,14 +64,15 @@ struct MeanFieldOutcome {
     std::vector<std::vector<double>> volume_bias;  // (step, label), if there is a volume term
 };
 
-// Called before each step with its number and that of all steps; may throw to stop.
+// Called before each step with its number and the number of steps; may throw to stop.
 using StepCallback = FunctionRef<int, int>;
 
 // logits: (label, *grid), without the bias. out: the same, or (label, *box of the mask), as the logits may be then; outside the mask it is
 // the logits over the temperature.
 // record: nullptr, or (step, channel, voxel) with room for the marginals at the start of each step, which the backward pass needs; with a
 // volume term (steps + 1, channel, voxel), also for those after the last one.
-// marginals: nullptr, or what becomes (label, voxel) after the last step if the options ask for it, unless the iteration has stopped early.
+// marginals: nullptr, or set to the marginals (label, voxel) after the last step if the options ask
+// for them, unless the iteration has stopped early.
 MeanFieldOutcome run_mean_field(const Voxels& voxels, std::vector<Kernel>& kernels, const MeanFieldOptions& options,
                                 const GridView<const float>& logits, const GridView<float>& out, float* record, Buffer<float>* marginals,
                                 ThreadPool& pool, Workspace& workspace, const StepCallback& callback);

@@ -1,5 +1,6 @@
-// The messages of a step of the mean field (docs/reference/math.md): what each kernel sends of every channel, weighted and summed. With one
-// weight for all labels the last label's channel is not filtered: its message is the message of all ones without the others'.
+// The messages of a mean-field step (docs/reference/math.md): each kernel filters every channel,
+// and the results are weighted and summed. If all labels have the same weight, the last label's
+// channel is not filtered: its message is the message of all ones minus the other labels'.
 #pragma once
 
 #include "cpu/mean_field.h"
@@ -23,14 +24,15 @@ class Messages {
         if (implied_ && !joins_ones_) sum_ones();
     }
 
-    // Whether the first step sends another channel, behind those of the marginals.
+    // Whether the first step sends a channel of all ones, after those of the marginals.
     bool joins_ones() const { return joins_ones_; }
 
-    // Of the last step, (channel, voxel); and, only if the last channel is not filtered, the message of all ones, (voxel).
+    // The messages of the last step, (channel, voxel); and the message of all ones, (voxel), only
+    // if the last channel is not filtered.
     float* received() const { return received_; }
     const float* ones() const { return weighted_ones_.get(); }
 
-    // Allocates what the steps need. memory: for the messages; nullptr: of their own.
+    // Allocates memory for the steps. memory: holds the messages; nullptr: they are allocated here.
     void prepare(float* memory) {
         if (!memory) own_ = Buffer<float>((num_channels_ + joins_ones_) * num_voxels_);
         received_ = memory ? memory : own_.get();
@@ -51,7 +53,7 @@ class Messages {
         if (joins_ones_) sum_ones();
     }
 
-    // Frees what only further steps would need.
+    // Frees the kernels and the workspace, which only further steps would need.
     void finish() {
         kernels_.clear();
         workspace_ = Workspace();
@@ -92,7 +94,7 @@ class Messages {
         for (Kernel& k : kernels_) k.ones = Buffer<float>();
     }
 
-    // A kernel's messages and, in the place of the last label's channel, its message of all ones.
+    // Sends a kernel's messages and, as the last label's channel, its message of all ones.
     void send_ones_too(Kernel& k, float* marginals, const float* weight) {
         float *const ones = marginals + num_channels_ * num_voxels_, *const received = received_ + num_channels_ * num_voxels_;
         std::vector<float> weights(weight, weight + num_channels_);
@@ -113,7 +115,7 @@ class Messages {
     const int num_channels_;
     const int64_t num_voxels_;
     const bool implied_, is_recorded_;
-    bool joins_ones_ = false;  // the first messages come with that of all ones of at least one kernel
+    bool joins_ones_ = false;  // at least one kernel's message of all ones comes with its first messages
     Buffer<float> own_;
     float* received_ = nullptr;
     Buffer<float> weighted_ones_;  // (voxel), only when implied

@@ -100,8 +100,9 @@ class MessageBackward {
         if (moments_wanted_) add_moments_of(m, {grad_message_, sent_, filtered_, filtered_back_, num_sent_});
     }
 
-    // After all steps. The kernel's row sums D normalize its messages, and depend on bandwidths and image as well: with the gradients with
-    // respect to the message of all ones and to D, both collected over the steps, two more sums of the kind <u, K v>.
+    // To be called after all steps. The kernel's row sums D normalize its messages and depend on
+    // bandwidths and image too. The gradients with respect to the message of all ones and to D,
+    // both collected over the steps, thus give two more sums <u, K v>.
     void pass_normalization(size_t m) {
         const Kernel& kernel = kernels_[m];
         const float* const scale = kernel.scale.get();
@@ -121,7 +122,7 @@ class MessageBackward {
         add_waiting_moments(m);
     }
 
-    // (modality, *grid), inside the mask.
+    // Writes the gradient with respect to the image, (modality, *grid), inside the mask.
     void store_image(float* grad_image) const {
         for (int m = 0; m < num_modalities_; ++m) {
             float* to = grad_image + m * voxels_.grid_size;
@@ -134,12 +135,14 @@ class MessageBackward {
    private:
     static constexpr int kScratchRows = 7;  // per label: those of take_messages
 
-    // Of the normalization, what depends on D itself; kv and ktu are those of the message of all ones.
+    // The part of the normalization's gradients that depends on D itself. kv and ktu are those of
+    // the message of all ones.
     void pass_degree(size_t m) {
         const Kernel& kernel = kernels_[m];
         const float* const scale = kernel.scale.get();
         float *const u = grad_message_, *const v = sent_, *const kv = filtered_, *const ktu = filtered_back_;
-        // With respect to D itself. Symmetric: the scale is D^-1/2, on both sides; after: D^-1, only on the receiver's side.
+        // The gradient with respect to D. Symmetric: the scale is D^-1/2, on both sides; after:
+        // D^-1, only on the receiver's side.
         for_blocks([&](int64_t block, int) {
             for (int64_t n = block * kVoxelBlock; n < block_end(block, num_voxels_); ++n) {
                 const float s = scale[n];
@@ -150,11 +153,11 @@ class MessageBackward {
                 kv[n] = kernel.scales_sent ? 1 / (s * s) : 1 / s;
             }
         });
-        if (waiting_[m].room == 0) filter_back(m);  // else the moments need nothing that is filtered
+        if (waiting_[m].room == 0) filter_back(m);  // otherwise the moments need no filtered values
         add_moments_of(m, {u, v, kv, ktu, 1});
     }
 
-    // K^float u of one channel.
+    // Computes K^float u of one channel.
     void filter_back(size_t m) {
         clear_rows(filtered_back_, num_voxels_, 1, pool_);
         kernels_[m].filter->accumulate_transposed(grad_message_, 1, nullptr, nullptr, unit_.data(), filtered_back_, workspace_);
@@ -180,7 +183,7 @@ class MessageBackward {
         for (int64_t i = 0; i < block_end(block, num_voxels_) - block * kVoxelBlock; ++i) ones[i] -= last_weight * last[i];
     }
 
-    // To u, the gradients with respect to the messages times the scale of the receiver, and v, what is sent.
+    // Computes u, the messages' gradients times the scale of the receiver, and v, the sent values.
     void scale_both(const Kernel& kernel, const float* marginals, int64_t block) {
         const float* const scale = kernel.scale.get();
         const int64_t begin = block * kVoxelBlock, count = block_end(block, num_voxels_) - begin;
@@ -259,7 +262,7 @@ class MessageBackward {
         for (int i = 0; i < num_labels_ * num_labels_; ++i) gradients_.compatibility[i] += total[num_labels_ + i];
     }
 
-    // The channels wait if the filter takes more of them together.
+    // Adds the moments of a pair. Its channels wait if the filter takes more channels at a time.
     void add_moments_of(size_t m, const FilteredPair& pair) {
         if (!wants_theta_ && features_[m].num_modalities() == 0) return;
         WaitingMoments& waiting = waiting_[m];
@@ -272,7 +275,7 @@ class MessageBackward {
 
     void add_waiting_moments(size_t m) {
         WaitingMoments& waiting = waiting_[m];
-        // Such a filter needs nothing that is filtered already.
+        // A filter whose channels wait needs no filtered values.
         if (waiting.num_channels > 0) add_moments(m, {waiting.u.get(), waiting.v.get(), nullptr, nullptr, waiting.num_channels});
         waiting.num_channels = 0;
     }
@@ -294,14 +297,14 @@ class MessageBackward {
     const int64_t num_voxels_, num_blocks_;
     const int num_sums_;
     int num_modalities_ = 0;
-    Buffer<float> given_, returned_;    // what is filtered, and filtered: next to each other, so that a filter can take both together
+    Buffer<float> given_, returned_;    // inputs and outputs of a filter; both halves adjacent, to be filtered at once
     float *grad_message_, *sent_;       // (sent, voxel): u, and v if moments are wanted
     float *filtered_back_, *filtered_;  // (sent, voxel): K^float u, K v
     std::vector<Buffer<float>>
         grad_degree_;  // (kernel, voxel): with respect to the scale, times the scale, before it is turned into one for D
     std::vector<Buffer<float>> grad_ones_;  // (kernel, voxel): with respect to the message of all ones
     struct WaitingMoments {
-        int room = 0;  // 0: none waits
+        int room = 0;  // 0: channels do not wait
         int num_channels = 0;
         Buffer<float> u, v;  // (channel, voxel)
     };

@@ -1,5 +1,6 @@
-// The spatial kernel exp(-|p_i - p_j|^2 / 2 theta_gamma^2), axis by axis on the mask's bounding box: exact except for its tails
-// (spatial_rows.h), or where it is wide, on half as many rows (spatial_halved.h). What follows from zeros alone is not computed.
+// The spatial kernel exp(-|p_i - p_j|^2 / 2 theta_gamma^2), axis by axis on the mask's bounding
+// box: exact except for its tails (spatial_rows.h), or on half as many rows where it is wide
+// (spatial_halved.h). Skips sums of zeros.
 
 #include "cpu/filter.h"
 #include "cpu/spatial_halved.h"
@@ -18,7 +19,7 @@ class SpatialFilter final : public Filter {
             slopes_.emplace_back(taps.slope.begin(), taps.slope.end());
         }
         scratch_.resize(pool.num_threads());
-        // Runs do not cross slabs, unless there is but one axis.
+        // Runs do not cross slabs. A box of one axis is a single slab.
         slab_size_ = voxels.num_axes == 1 ? voxels.box_size : voxels.box_size / voxels.box_shape[0];
         first_run_.assign(voxels.box_size / slab_size_ + 1, 0);
         for (const Run& run : voxels.runs) ++first_run_[run.box / slab_size_ + 1];
@@ -88,15 +89,15 @@ class SpatialFilter final : public Filter {
         gather(post, weight, sum);
     }
 
-    // Voxels of the box between neighbors along an axis.
+    // The distance in the box from a voxel to its neighbor along an axis.
     int64_t stride_of(int axis) const {
         int64_t stride = 1;
         for (int a = axis + 1; a < voxels_.num_axes; ++a) stride *= voxels_.box_shape[a];
         return stride;
     }
 
-    // The rows of an axis's panels that voxels inside the mask depend on. What is filtered along this axis is read, along the axes before
-    // it, by voxels within their taps.
+    // The rows of an axis's panels that voxels inside the mask depend on. The axes before this axis
+    // are filtered later, so rows within reach of their taps are needed too.
     std::vector<Stretch> find_needed(int axis) const {
         const int64_t inner = stride_of(axis), length = voxels_.box_shape[axis], panels = num_panels(inner);
         std::vector<Stretch> needed(voxels_.box_size / (length * inner) * panels);
@@ -147,8 +148,9 @@ class SpatialFilter final : public Filter {
         for (int64_t i = 0; i < voxels_.box_shape[last]; ++i) out[i] = factor * profiles[last][i];
     }
 
-    // The box of one channel, filtered along all axes but the first; taps(axis): of each axis. A slab, the voxels of one place along the
-    // first axis, is filled and filtered while it is in the cache.
+    // Fills the box with one channel and filters it along all axes except the first. taps(axis):
+    // the axis's taps. A slab, the voxels of one place along the first axis, is filled and filtered
+    // while it is in the cache.
     template <class Taps>
     void filter_slabs(const float* values, const float* pre, const Taps& taps) {
         const int num_axes = voxels_.num_axes;

@@ -1,5 +1,6 @@
-// The spatial kernel where it is wide: what it leaves of the values changes so slowly that half as many rows hold it. K = H^T C H along
-// such an axis: H halves the rows, C filters them, and H^T spreads the result to all rows (docs/reference/math.md, section 5.4).
+// The spatial kernel where it is wide: its result is so smooth that half as many rows hold it.
+// Along a wide axis K = H^T C H: H halves the rows, C filters them, H^T spreads them to all rows
+// (docs/reference/math.md, 5.4).
 #pragma once
 
 #include "cpu/buffer.h"
@@ -11,11 +12,13 @@
 namespace crf {
 class HalvedBox {
    public:
-    // Whether rows are halved along an axis; of the axes, the first and the last but one can be.
+    // Whether rows are halved along an axis: only the first axis and the last but one can be
+    // halved.
     // sigma: the kernel's standard deviation along each axis, in voxels.
     static bool is_wide(const Voxels& voxels, const std::vector<double>& sigma);
 
-    // taps: the kernel's along each axis. first: the box's first voxel along each axis, from where features count.
+    // taps: the kernel's taps along each axis. first: the box's first voxel along each axis, from
+    // the feature origin.
     HalvedBox(const Voxels& voxels, const std::vector<double>& sigma, const std::vector<int64_t>& first,
               std::vector<std::vector<float>> taps, int num_threads);
 
@@ -55,28 +58,30 @@ class HalvedBox {
 
    private:
     static constexpr int kReach = 4;  // rows on either side
-    // Weights at 1/2, 3/2, 5/2, 7/2 voxels, for which K comes closest to a Gaussian of 3 voxels, the narrowest that is halved.
+    // Weights at 1/2, 3/2, 5/2, 7/2 voxels: with these, K is closest to a Gaussian of 3 voxels, the
+    // narrowest halved.
     static constexpr double kHalving[kReach] = {0.52397772, 0.33204407, 0.12331876, 0.02065945};
     static float weight(int k) { return static_cast<float>(kHalving[k]); }
 
     struct Axis {
-        int64_t num_rows = 1;  // of voxels
+        int64_t num_rows = 1;  // rows of voxels
         bool is_halved = false;
-        int64_t shift = 0;   // 1: the first row of voxels is the second one of its two
+        int64_t shift = 0;   // 1: the first row of voxels is the second row of its pair
         int64_t length = 1;  // rows, halved if they are
     };
 
     struct Scratch {
         Buffer<float> padded;  // rows that are filtered
-        Buffer<float> whole;   // a slab with all its rows, or two of halved rows
-        Buffer<float> rows;    // two of voxels
+        Buffer<float> whole;   // a slab with all its rows, or two slabs with halved rows
+        Buffer<float> rows;    // two rows of voxels
     };
 
     static Axis axis(int64_t num_rows, double sigma, int64_t first);
     static std::vector<float> halved_taps(double sigma, int64_t num_rows);
 
-    // Two halved rows, number 2 pair and the next. Number n lies between rows 2 n - 4 and 2 n - 3 of voxels, less the shift: two halved
-    // rows are beyond either end. Both together read 10 rows of voxels.
+    // Computes halved rows 2 pair and 2 pair + 1 from 10 rows of voxels. Halved row n is between
+    // rows 2 n - 4 and 2 n - 3 of voxels, minus the shift, so two halved rows are beyond either
+    // end.
     static void halve(const float* from, const Axis& axis, int64_t pair, int64_t length, float* to) {
         constexpr int kRead = 2 * kReach + 2;
         const int64_t first = 4 * pair - 7 - axis.shift;
@@ -97,7 +102,7 @@ class HalvedBox {
         }
     }
 
-    // One of them; rows of voxels beyond the ends are zero.
+    // Computes one halved row; rows of voxels beyond the ends are zero.
     static void halve_at_end(const float* from, const Axis& axis, int64_t number, int64_t length, float* to) {
         std::fill(to, to + length, 0.0f);
         for (int k = -kReach; k < kReach; ++k) {
@@ -107,7 +112,7 @@ class HalvedBox {
         }
     }
 
-    // Two rows of voxels, one after another, from the five halved rows around them.
+    // Computes two consecutive rows of voxels from the five halved rows around them.
     static void spread(const float* from, int64_t length, float* to) {
         for (int64_t i = 0; i < length; i += kLanes) {
             vfloat at[5];
@@ -124,7 +129,7 @@ class HalvedBox {
                 halve(from + outer * rows_.num_rows * row_length_, rows_, pair, row_length_, to + outer * rows_.length * row_length_);
     }
 
-    // The runs of one slab.
+    // Calls add for the runs of one slab.
     template <class Add>
     void add_slab(const float* slab, int64_t run, int64_t end, const Add& add, int thread) {
         const float* spread_from = nullptr;
@@ -163,7 +168,8 @@ class HalvedBox {
 namespace {
 constexpr double kPi = 3.14159265358979323846;
 
-// In voxels. Below, half as many rows do not hold what the kernel leaves; beyond, it is wider than volumes.
+// The range of sigma in voxels. A narrower kernel's result needs all rows; a wider kernel is wider
+// than volumes.
 constexpr double kLeastSigma = 3.0, kLargestSigma = 1000.0;
 
 constexpr int64_t kLeastRows = 16;  // halved rows beyond the ends cost more than a shorter one saves
@@ -199,9 +205,10 @@ HalvedBox::HalvedBox(const Voxels& voxels, const std::vector<double>& sigma, con
     }
 }
 
-// Taps whose H^T C H is closest to the Gaussian, in the least-squares sense. A wave of frequency w and its image, pi - w, are the same wave
-// of halved rows. With h(w) what H leaves of a wave and g(w) what the Gaussian leaves, C multiplies that wave of halved rows by
-// 2 (g(w) h(w)^2 + g(pi - w) h(pi - w)^2) / (h(w)^2 + h(pi - w)^2)^2.
+// The taps of C for which H^T C H is closest to the Gaussian, in the least-squares sense. Waves of
+// frequencies w and pi - w become the same wave of halved rows. Let H multiply a wave by h(w) and
+// the Gaussian by g(w); then C multiplies the wave of halved rows by 2 (g(w) h(w)^2 + g(pi - w)
+// h(pi - w)^2) / (h(w)^2 + h(pi - w)^2)^2.
 std::vector<float> HalvedBox::halved_taps(double sigma, int64_t num_rows) {
     constexpr int kFrequencies = 512;
     const auto gaussian = [&](double w) { return sigma * std::sqrt(2 * kPi) * std::exp(-0.5 * sigma * sigma * w * w); };

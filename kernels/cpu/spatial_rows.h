@@ -1,4 +1,5 @@
-// Rows filtered with the taps of one axis: along themselves, or across, in panels of neighboring columns.
+// Filters rows with the taps of one axis: along the rows, or across them, in panels of neighboring
+// columns.
 #pragma once
 
 #include "cpu/buffer.h"
@@ -9,7 +10,7 @@ namespace crf {
 // Radius, in standard deviations, within which a tap has its full weight. A Gaussian is 3e-4 there, with 6e-5 of its mass beyond.
 inline constexpr double kSpatialRadius = 4.0;
 
-// Along one box axis, at distance 0, 1, ... voxels.
+// The taps along one box axis, at distance 0, 1, ... voxels.
 struct SpatialTaps {
     std::vector<double> weight;
     std::vector<double> slope;  // theta_gamma times the derivative of the weight with respect to theta_gamma
@@ -76,7 +77,7 @@ inline void add_near(vfloat before, vfloat own, vfloat after, const float* cente
     if constexpr (K < kLanes) add_near<K + 1>(before, own, after, center, taps, total);
 }
 
-// From a padded copy.
+// Filters one row from a padded copy.
 inline void filter_row(const float* center, float* row, int64_t length, const std::vector<float>& taps) {
     const int64_t radius = static_cast<int64_t>(taps.size()) - 1;
     vfloat before = load(center - kLanes), own = load(center);
@@ -91,7 +92,7 @@ inline void filter_row(const float* center, float* row, int64_t length, const st
     }
 }
 
-// Rows of the last axis, one after another, in place; values beyond their ends are zero.
+// Filters consecutive rows of the last axis in place; values beyond their ends are zero.
 inline void filter_rows_of(float* rows, int64_t num_rows, int64_t length, const std::vector<float>& taps, Buffer<float>& scratch) {
     const int64_t radius = static_cast<int64_t>(taps.size()) - 1, margin = std::max<int64_t>(radius, kLanes) + kLanes;
     float* const center = padded_copy(scratch, length, margin);
@@ -103,7 +104,7 @@ inline void filter_rows_of(float* rows, int64_t num_rows, int64_t length, const 
     }
 }
 
-// One row, or two, from row number `place` of the panel on.
+// Filters one row, or two consecutive rows, of a panel.
 template <int kRows>
 void filter_some_rows(const float* copy, const std::vector<float>& taps, float* to, int64_t stride, int64_t width) {
     const int64_t radius = static_cast<int64_t>(taps.size()) - 1;
@@ -121,7 +122,7 @@ void filter_some_rows(const float* copy, const std::vector<float>& taps, float* 
             for (int v = 0; v < kVectorsTogether; ++v) {
                 const vfloat below = load(before + v * kLanes), above = load(after + v * kLanes);
                 if constexpr (kRows == 2) {
-                    // What the one row has last read on its side is what the other one needs now.
+                    // Each row now needs the value that the other row read last.
                     total[0][v] += (below + high[v]) * taps[k];
                     total[1][v] += (low[v] + above) * taps[k];
                     low[v] = below;
@@ -139,7 +140,8 @@ void filter_some_rows(const float* copy, const std::vector<float>& taps, float* 
     }
 }
 
-// Rows `begin` to `end` of the panel, from its copy: two at a time, which have most of the rows that they read in common.
+// Filters rows `begin` to `end` of the panel from its copy, two at a time: both read mostly the
+// same rows.
 inline void filter_rows(const float* copy, int64_t begin, int64_t end, const std::vector<float>& taps, float* panel, int64_t stride,
                         int64_t width) {
     int64_t i = begin;
@@ -152,7 +154,8 @@ inline void filter_rows(const float* copy, int64_t begin, int64_t end, const std
     if (i < end) filter_some_rows<1>(copy + i * kColumns, taps, panel + i * stride, stride, width);
 }
 
-// One panel, in place: `width` columns of rows that are `stride` apart. Rows that are not `needed` are left as they are.
+// Filters one panel in place: `width` columns of rows that are `stride` apart. Only `needed` rows
+// change.
 inline void filter_panel(float* panel, int64_t length, int64_t stride, int64_t width, const Stretch& needed, const std::vector<float>& taps,
                          Buffer<float>& scratch) {
     if (needed.is_empty()) return;
@@ -163,7 +166,7 @@ inline void filter_panel(float* panel, int64_t length, int64_t stride, int64_t w
         for (int64_t c = 0; c < kColumns; c += kLanes)
             store(center + i * kColumns + c, c < width ? load_some(panel + i * stride + c, width - c) : vfloat{});
     }
-    // Rows out of reach of all that are not zero stay zero: only the stretches between them are filtered.
+    // Rows out of reach of all nonzero rows stay zero: only the rows within reach are filtered.
     const auto has_values = [&](int64_t i) { return !is_zero(center + i * kColumns, kColumns); };
     for (int64_t i = first, end = needed.begin; i < last;) {
         if (!has_values(i)) {
@@ -177,7 +180,8 @@ inline void filter_panel(float* panel, int64_t length, int64_t stride, int64_t w
     }
 }
 
-// All panels of a slab of `size` values across one axis, in place. needed: rows of each panel; nullptr: all.
+// Filters all panels of a slab of `size` values in place, across one axis. needed: rows of each
+// panel; nullptr: all.
 inline void filter_across(float* slab, int64_t size, int64_t length, int64_t stride, const std::vector<float>& taps, const Stretch* needed,
                           Buffer<float>& scratch) {
     for (int64_t outer = 0; outer < size; outer += length * stride)

@@ -9,7 +9,7 @@
 namespace crf {
 constexpr int kMostVolumePasses = 100;  // more than any problem needs whose labels do not have to vanish
 
-// A Newton step of this size, in nats, is the last one: what follows is its square.
+// A Newton step of this size, in nats, is the last one: the next step would be about its square.
 inline constexpr double kLastVolumeChange = 1e-3;
 
 // Sums over voxels of the marginals, and of the products of any two labels' marginals.
@@ -28,20 +28,21 @@ struct MassSums {
     std::vector<int> present_;  // labels with a marginal that counts in the block
 };
 
-// The masses to keep, and how closely.
+// The masses to keep, and how strictly.
 class VolumeTerm {
    public:
     // target: (label) V, sums to the number of voxels. slack: inverse of the term's strength; 0: masses are kept exactly.
     VolumeTerm(std::vector<double> target, double slack);
 
-    // Of marginals with these masses; 0 if they are kept exactly.
+    // The energy of marginals with these masses; 0 if the masses are kept exactly.
     double energy(const std::vector<double>& mass) const;
 
     // Takes one Newton step towards the bias (label) that balances the masses of softmax(x + bias), whose sums are given. Returns the size
     // of the step in nats.
     double improve(const MassSums& sums, std::vector<double>& bias) const;
 
-    // From the gradient with respect to the bias to that with respect to the masses; adds to the gradient with respect to the slack.
+    // Turns the gradient with respect to the bias into the gradient with respect to the masses.
+    // Adds to the gradient with respect to the slack.
     std::vector<double> backward(const MassSums& sums, const std::vector<double>& bias, const std::vector<double>& grad_bias,
                                  double& grad_slack) const;
 
@@ -53,7 +54,8 @@ class VolumeTerm {
 };
 
 inline void MassSums::add(float* rows, int64_t count) {
-    // What is left out of a product, in any volume, is far below the pseudo-voxel that it is compared with.
+    // Labels whose marginals are all smaller are left out of the products: the error is far below a
+    // pseudo-voxel.
     constexpr float least = std::numeric_limits<float>::epsilon() / 100;
     const int num_labels = static_cast<int>(mass.size());
     const int64_t padded = (count + kLanes - 1) / kLanes * kLanes;
@@ -92,17 +94,18 @@ class KeptVolumes {
         if (!options.volume_part.empty()) find_blocks(pool);
     }
 
-    // Whether there is a term, and its masses are known.
+    // Whether there is a volume term and its masses are known.
     explicit operator bool() const { return static_cast<bool>(term_); }
 
-    // Whether the numbers of voxels of the labels at the start are wanted, by `count`, for a block.
+    // Whether `count` is to be called for a block, with the labels' numbers of voxels at the start.
     bool counts_labels(int64_t block) const { return !block_counts_.empty() && applies(block); }
     void count(int64_t voxel, int label) {
         const bool counts = options_.volume_part.empty() || options_.volume_part[voxel] != 0;
         block_counts_[voxel / kVoxelBlock * num_labels_ + label] += counts;
     }
 
-    // Of marginals, one row of kBlockRow per label; outside the part of the volume term they become 0.
+    // Stores the masses of marginals, one row of kBlockRow per label. Sets marginals outside the
+    // term's part to 0.
     void store_masses(int64_t block, float* rows) {
         if (block_masses_.empty() || !applies(block)) return;  // They stay 0.
         multiply_rows(options_.volume_part, block, num_labels_, rows);
@@ -118,7 +121,7 @@ class KeptVolumes {
         }
     }
 
-    // Once the masses and the numbers of voxels of all blocks are known.
+    // To be called once the masses and the numbers of voxels of all blocks are known.
     void start() {
         if (!options_.keeps_volumes()) return;
         term_ = std::make_unique<VolumeTerm>(total_by_label(block_counts_), options_.volume_slack);
@@ -143,7 +146,7 @@ class KeptVolumes {
         return bias_;
     }
 
-    // To the new logits of a block, one row of kBlockRow per label.
+    // Adds the biases to the new logits of a block, one row of kBlockRow per label.
     void add_bias(int64_t block, float* rows) const {
         if (!applies(block)) return;
         const std::vector<float>& part = options_.volume_part;
@@ -256,7 +259,7 @@ inline double VolumeTerm::improve(const MassSums& sums, std::vector<double>& bia
     }
     change = solve(sums, balanced, std::move(change));
     const auto [lowest, highest] = std::minmax_element(change.begin(), change.end());
-    // Sun and Tran-Dinh 2019: with this length a Newton step never overshoots, from wherever it starts.
+    // With this length a Newton step never overshoots, whatever its start (Sun and Tran-Dinh 2019).
     const double size = std::max(1.0, slack_) * (*highest - *lowest);
     const double length = size > 0 ? std::log1p(size) / size : 1;
     for (size_t l = 0; l < num_labels; ++l) bias[l] += length * change[l];

@@ -57,11 +57,12 @@ struct Voxels {
 
 // Blocks of compact voxels for loops over voxels: fixed size, so that sums over blocks do not depend on the number of threads.
 constexpr int64_t kVoxelBlock = 1024;
-// From one row of a block to the next. Rows a power of two apart would share a set of the first cache, which holds few of them.
+// Distance from one row of a block to the next. Rows a power of two apart would compete for one set
+// of the L1 cache.
 constexpr int64_t kBlockRow = kVoxelBlock + 16;
 inline int64_t num_voxel_blocks(int64_t num_voxels) { return (num_voxels + kVoxelBlock - 1) / kVoxelBlock; }
 
-// A stretch of consecutive things, such as the floats of a row that hold numbers: from the first to before the last.
+// A range of consecutive items, such as the floats of a row that hold numbers: [begin, end).
 struct Stretch {
     int64_t begin = 0, end = 0;
 

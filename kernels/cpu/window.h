@@ -20,7 +20,7 @@ constexpr double kRounding = 1e-6;
 // Squared distance in standard deviations up to which a voxel belongs to the window.
 constexpr double kLargestSquare = kTruncationRadius * kTruncationRadius * (1 + kRounding);
 
-// More rows than these are not worth counting: such a window is far too large for any use.
+// Windows with more rows are not counted: they are far too large for any use.
 constexpr double kMostRows = 1e6;
 
 // A list of more pairs would take over 250 MB, and their sums days.
@@ -41,7 +41,7 @@ inline bool next_place(const int64_t* radius, int num_axes, int64_t* place) {
     return false;
 }
 
-// Pairs per voxel, half of the window's other voxels: without listing them.
+// Pairs per voxel, half of the window's other voxels, counted without a list.
 inline double num_window_pairs(const BilateralInput& input) {
     // Rows of the window are counted as a whole: the sum over the last axis has a closed form.
     const Voxels& voxels = *input.voxels;

@@ -18,8 +18,8 @@ struct PlannedOffset {
     float exponent[kRows];  // log2 of the spatial part of the weight, from the voxel of each row
 };
 
-// Squared distances along each axis over the bandwidth, for derivatives only: an offset's share of them, stored apart from the data of
-// filtering.
+// An offset's squared distance along each axis over the bandwidth. Only derivatives need it, so it
+// is stored apart from the data of filtering.
 struct OffsetDistances {
     float squared[kRows][kMaxAxes]{};
 };
@@ -79,7 +79,8 @@ void lay_out_padding(const BilateralInput& input, WindowPlan& plan) {
         plan.stride[a] = plan.padded_size;
         plan.padded_size *= extent;
     }
-    // The row after the first; a box of one axis has none, and gets an empty one after all others.
+    // The distance to the second row. A box of one axis has a single row, and gets an empty second
+    // row after it.
     plan.row_stride = last > 0 ? plan.stride[last - 1] : plan.padded_size;
     // Distances are positive (half of the window), so only the end needs room for the reach of the last voxels.
     plan.total_size = plan.padded_size + 2 * kLanes + (kRows - 1) * plan.row_stride;
@@ -220,7 +221,7 @@ class WindowOccupancy {
     // Reads a channel of the padded box. Threads may work on different channels.
     void find(int channel, const Voxels& voxels, const float* padded);
 
-    // Whether a voxel of the block, or one that its voxels are paired with, sends anything.
+    // Whether a voxel of the block, or a voxel paired with it, sends anything.
     bool has_pairs(int channel, int64_t block) const { return paired_[channel * plan_.blocks.total + block] != 0; }
 
     // Whether a voxel of these consecutive blocks may receive anything.

@@ -128,7 +128,7 @@ CRF_D void add_scaled(Row<Width>& to, Row<Width> from, Real factor) {
     for (int c = 0; c < Width; ++c) to.value[c] += factor * from.value[c];
 }
 
-// sum[n] += channel_weight * factor * from; without `adds`, what was there is not read.
+// sum[n] += channel_weight * factor * from; without `adds`, sum[n] is set and not read.
 template <int Width>
 CRF_D void put_weighted(Row<Width>* sum, int64 n, Row<Width> from, Real factor, const Real* channel_weight, int adds) {
     Row<Width> out = adds ? sum[n] : zero_row<Width>();

@@ -20,7 +20,8 @@ constexpr Real kVanished = Real(-1e4);  // its exponential is 0, and so are prod
 constexpr bool kImplied = kChannels < kLabels;
 constexpr double kFlipsAtConvergence = 1e-4;  // of the voxels, in the last step
 
-// Sums over the voxels. Without messages, the first stays as it is. kUnary: sum Q log Q - <a / T, Q> of the new marginals, with the logits
+// Sums over the voxels. Without messages, the first sum keeps its value. kUnary: sum Q log Q - <a /
+// T, Q> of the new marginals, with the logits
 // a relative to the largest of their voxel.
 enum { kQuadratic, kUnary, kLargest, kDivergence, kFlips, kNumSums };
 
@@ -58,7 +59,7 @@ CRF_D void store_channels(const Real (&channel)[kLabels], int64 num_voxels, int6
     }
 }
 
-// The first of the labels with the largest number.
+// The lowest label with the largest number.
 CRF_D int largest_label(const Real (&x)[kLabels]) {
     Real largest = x[0];
     int label = 0;
@@ -97,7 +98,8 @@ CRF_D Real softmax(Real (&x)[kLabels]) {
 
 // Each thread takes every num_threads-th voxel: from its logits, messages and old marginals to the new marginals.
 // logits: (label, *grid). bias: (label) or nullptr. grid_index: (voxel). old, marginals: (group, voxel), may be the same; old: nullptr if
-// there are none. messages: (group, voxel), or nullptr: the marginals of the logits are wanted. weighted_ones: (voxel) the weighted message
+// no marginals exist yet. messages: (group, voxel), or nullptr: the marginals of the logits are
+// wanted. weighted_ones: (voxel) the weighted message
 // of all ones, only if the last label is implied. compatibility: (label, label), row: the neighbor's. refined: (label, *grid) the logits
 // whose marginals are wanted, or nullptr: those of the network. out: (label, *grid) or nullptr. partial: (sum, thread).
 CRF_KERNEL(update, const Real* __restrict__ logits, const Real* __restrict__ bias, int64 grid_size, const int64* __restrict__ grid_index,

@@ -6,8 +6,8 @@
 namespace crf {
 using Channels = Row<CRF_WIDTH>;
 
-// What a kernel's messages are multiplied by, and y. weights: (label). compatibility: (label, label), row: the neighbor's. by_x: (label,
-// voxel).
+// The factors of a kernel's messages, and y. weights: (label). compatibility: (label, label), row:
+// the neighbor's label. by_x: (label, voxel).
 struct Penalty {
     const Real* weights;
     const Real* compatibility;
@@ -30,7 +30,8 @@ struct Penalty {
     }
 };
 
-// One thread per voxel: the gradient with respect to a kernel's messages, less that of the last label, whose channel need not be filtered.
+// One thread per voxel: the gradient with respect to a kernel's messages, minus the last label's,
+// whose channel is not filtered.
 // by_x: gradient with respect to the logits after the step. by_message: (group, voxel).
 CRF_KERNEL(send_back, const Real* weights, const Real* compatibility, int is_potts, int num_labels, const Real* by_x, int64 num_voxels,
            Channels* by_message) {
@@ -111,8 +112,9 @@ CRF_KERNEL(end_step_back, int num_labels, int num_channels, int64 num_voxels, co
     }
 }
 
-// One thread per voxel: the gradient with respect to the message of all ones that a kernel normalizes, from those of all steps: the last
-// label's message is what the others leave of it.
+// One thread per voxel: the gradient with respect to the message of all ones that a kernel
+// normalizes, from the gradients of all steps. The last label's message is this message minus the
+// other labels' messages.
 CRF_KERNEL(differentiate_ones, const Real* weights, const Real* compatibility, int is_potts, int num_labels, const Real* by_start,
            int64 num_voxels, Real* gradient) {
     const int64 n = thread_number();

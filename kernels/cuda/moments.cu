@@ -6,7 +6,8 @@
 namespace crf {
 using Channels = Row<CRF_WIDTH>;
 
-// Each thread takes every num_threads-th voxel: products of what was filtered and the other value of the pair, summed over the channels.
+// Each thread takes every num_threads-th voxel: products of the filtered value and the other value
+// of the pair, summed over the channels.
 // filtered: (group, voxel) the filter's sums of the values times a feature (or of the values, for a kernel whose taps are differentiated).
 // other, factor: the other value of the pair. column: (voxel) the feature, or nullptr for ones. coefficient: of the sums. partial:
 // (thread), added to; nullptr: no sums. inverse_theta: of the feature. by_image: (voxel), added to; nullptr: not asked for.
@@ -33,7 +34,8 @@ CRF_KERNEL(add_moments, const Channels* filtered, const Channels* other, int num
 // Symmetric: the scale is D^-1/2, on both sides; after: D^-1, on the receiving side.
 // scale: (voxel), or nullptr: no normalization. ones, by_ones: (voxel) message of all ones and its gradient; filtered_back: the transpose's
 // sums of by_ones times the scale. by_received, by_sent: (voxel) sums over the steps, as from take_messages. by_degree: (voxel); nullptr
-// without a scale. squares: (voxel) what the square of a feature is multiplied with; nullptr: not asked for. by_degree may be by_ones, and
+// without a scale. squares: (voxel) factors of the squares of the features; nullptr: not asked for.
+// by_degree may be by_ones, and
 // squares may be by_received.
 CRF_KERNEL(differentiate_scale, const Real* scale, int scales_sent, const Real* ones, const Real* by_ones, const Real* filtered_back,
            const Real* by_received, const Real* by_sent, int64 num_voxels, Real* by_degree, Real* squares) {
