@@ -64,14 +64,15 @@ def outline(labels: Array) -> Bool:
     border = np.zeros(labels.shape, bool)
     for down, right in np.ndindex(2 * LINE_WIDTH + 1, 2 * LINE_WIDTH + 1):
         border |= padded[down : down + rows, right : right + columns] != labels
-    return border & (labels > 0) & is_dashed_on(labels)
+    border &= labels > 0
+    border[border] = is_dashed_on(labels[border], *np.nonzero(border))
+    return border
 
 
-def is_dashed_on(labels: Array) -> Bool:
-    """Return whether the dashes of each pixel's label are drawn there."""
+def is_dashed_on(labels: Array, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Bool:
+    """Return whether the dashes of each pixel's label are drawn at its row and column."""
     # Lines of the labels 1 to 7 have no gaps, those of 8 to 14 are drawn to one half, and those of
     # 15 to 21 to one third.
-    rows, columns = np.ogrid[: labels.shape[0], : labels.shape[1]]
     period = 1 + np.maximum(labels.astype(np.int64) - 1, 0) // len(LABEL_COLORS) % 3
     is_drawn: Bool = (rows + columns) // 4 % period == 0
     return is_drawn

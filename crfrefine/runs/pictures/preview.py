@@ -86,7 +86,7 @@ def draw_preview(
     for number, (label, text) in enumerate(legend):
         left, middle = _MARGIN + number % columns * (room // columns), top + number // columns * _LEGEND_LINE + _LEGEND_LINE // 2
         sample = np.full((12 if label == 0 else 3, _SAMPLE - 8), label)
-        pixels = np.where(drawing.is_dashed_on(sample), drawing.label_levels(sample), np.uint8(_PAPER))
+        pixels = np.where(drawing.is_dashed_on(sample, *np.indices(sample.shape)), drawing.label_levels(sample), np.uint8(_PAPER))
         canvas.paste(pixels, (left, middle - len(sample) // 2))
         text = drawing.cut_off(text, _SMALL, room // columns - _SAMPLE - _GAP)
         canvas.text((left + _SAMPLE, middle), text, _SMALL, _INK, anchor="lm")
