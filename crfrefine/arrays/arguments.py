@@ -109,7 +109,7 @@ def given_voxels(mask: Any, grid: tuple[int, ...]) -> Bool:
 
 
 def given_label_map(labels: Array, image: Array) -> Labels:
-    """Return a caller's label map, (*grid), in an unsigned type and its own memory order; raise InputError if it is none."""
+    """Return a caller's label map, (*grid), unsigned, in its memory order; raise InputError if it is not a label map."""
     if labels.ndim < 1 or labels.shape not in (image.shape, image.shape[1:]) or (labels.size and not image.size):
         raise InputError(
             f"the label map has shape {labels.shape} and the image {image.shape}; expected a label map (*grid), one label per voxel, and "

@@ -109,7 +109,8 @@ def fill_holes(label_map: Array, labels: Collection[int], *, any_hole: bool = Fa
     """Fill holes of (*grid) labels in place, and return the number of voxels filled."""
     # A hole is a region of background, connected over faces, that touches no border of the grid;
     # axes with a single voxel have no border. It is filled with the label that it touches with the
-    # most faces, the lowest of equals: any hole, or one that only touches `labels`.
+    # most faces, the lowest label of a tie. Unless `any_hole`, it must
+    # touch a single label, and that label must be in `labels`.
     from scipy import ndimage
 
     box = bounding_box(label_map != 0)

@@ -192,7 +192,7 @@ def look_at(values: Array) -> Look:
 
 def decide(look: Look, input_type: str, kind: str | None, name: str) -> tuple[str, str]:
     """Return "logits" or "probabilities", and the reason; raise InputError if the values are neither, or contradict the user."""
-    # `input_type` is what the user says, "auto" without; `kind` what the file declares; `name` is
+    # `input_type` comes from the user, "auto" by default; `kind` is declared by the file; `name` is
     # for errors.
     said = kind if input_type == "auto" else input_type
     if look.outside is None:

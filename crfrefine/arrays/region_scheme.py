@@ -81,7 +81,7 @@ class RegionScheme:
             class_order: the label that each region writes; None means the only label that belongs to the region and to no later one.
 
         Raises:
-            ConfigError: the arguments do not fit each other, or a region has no such label, or several.
+            ConfigError: the arguments do not fit each other, or a region does not have exactly one label that no later region has.
         """
         if not isinstance(regions, Mapping) or not all(isinstance(name, str) for name in regions):
             raise ConfigError(f"regions: expected a mapping of names to labels, {_EXAMPLE}; got {shorten_value(regions)}")

@@ -152,7 +152,7 @@ class Interpolation:
             target[box] = self.of_box(lambda source_box: source[source_box], box)
 
     def of_box(self, read: Callable[[Box], Float32], box: Box) -> Float32:
-        """Return the values of a box of the grid to fill; `read` returns those of a box of the source, in its own order of axes."""
+        """Return the values of a box of the grid to fill; `read` returns those of a box of the source, in the source's order of axes."""
         source_box = [slice(0, 0)] * len(box)
         for axis, part, (samples, _) in zip(self.axes, box, self.taps, strict=True):
             source_box[axis] = slice(int(samples[0, part].min()), int(samples[-1, part].max()) + 1)

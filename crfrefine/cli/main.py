@@ -225,7 +225,7 @@ def refuse_dicom(arguments: Sequence[str]) -> None:
     if command == "infer":
         lines.append(["convert", "REFINED.nii.gz", "REFINED.dcm", "--like", series])
     shown = "\n".join(f"  {shlex.join(['crfrefine', *line])}" for line in lines)
-    raise InputError(f"{dicom[0]}: is DICOM, which only `convert` reads and writes; run\n{shown}")
+    raise InputError(f"{dicom[0]}: is DICOM; only `convert` reads and writes DICOM. Run\n{shown}")
 
 
 def with_interpolation(arguments: Sequence[str]) -> list[str]:

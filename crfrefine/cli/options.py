@@ -197,7 +197,7 @@ def parse_scheme(regions: Sequence[str] | None, class_order: str | None) -> Regi
     from crfrefine.metrics.regions import parse_region
 
     if not regions:
-        raise ConfigError("--regions-class-order: it belongs to the regions of --regions, which are not given")
+        raise ConfigError("--regions-class-order: needs --regions, which is not given")
     parsed = [parse_region(text) for text in regions]
     names, labels = tuple(region.name for region in parsed), tuple(region.labels for region in parsed)
     return RegionScheme.named(names, labels, None if class_order is None else parse_class_order(class_order))

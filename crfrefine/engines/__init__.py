@@ -22,8 +22,8 @@ def get_backend(device: str, *, keeps_kernels: bool = False) -> Backend:
     """Return the engine for a device: "auto", "cpu", "cuda", "cuda:N", "torch", "torch:cuda" or "torch:cuda:N"."""
     # "auto" is the GPU if there is one and CuPy is installed, else the CPU, with a warning if both
     # are there but do not work. With `keeps_kernels` the newest kernels stay in memory for the next
-    # run, on the CPU. Raises BackendUnavailableError (no such engine here) or ConfigError (no such
-    # device).
+    # run, on the CPU. Raises BackendUnavailableError if the engine is missing, and ConfigError if
+    # the device is unknown.
     for pattern, load in _TABLE:
         if re.fullmatch(pattern, device) and (backend := load(device)) is not None:
             return backend

@@ -25,8 +25,8 @@ _ADAPTER = "cpu.py"  # the module that calls the engine: where this file is the 
 
 def load_engine() -> Any:
     """Import the compiled engine."""
-    # Raises BackendUnavailableError if there is none, or none of the level that the environment
-    # asks for that this processor runs, and ConfigError if that is no instruction set.
+    # Raises BackendUnavailableError if no engine is installed, or if it or the processor lacks the
+    # level that the environment asks for, and ConfigError if that level is not an instruction set.
     levels = find_levels()
     level = os.environ.get(ASKED_LEVEL, levels.best)
     if level not in LEVELS:

@@ -1,4 +1,4 @@
-"""The Gaussian filter on points of any features: the kernel of the CRF as an operator of its own."""
+"""The Gaussian filter on points of any features: the kernel of the CRF as a separate operator."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ class CompiledPoints:
     """The kernel of points in the C++ engine."""
 
     def __init__(self, points: Float32, method: str, threads: int | None) -> None:
-        """Build the kernel of features (D, *grid), near points of which share tiles; `method` is "exact" or "lattice"."""
+        """Build the kernel of features (D, *grid); near points share tiles; `method` is "exact" or "lattice"."""
         rows, engine = points.reshape(len(points), -1), load_engine()
         points = points if points.ndim <= MAX_AXES + 1 else rows
         self._shape = points.shape

@@ -267,7 +267,7 @@ def read_labels(path: str | Path, *, grid: VolumeHeader | None = None) -> Volume
     geometry, numbers = header.geometry(), read_whole_numbers(header)
     if numbers.off > LABEL_TOLERANCE:
         raise InputError(
-            f"{path}: not a label map: expected whole numbers, found values up to {numbers.off:.2g} away from one; "
+            f"{path}: not a label map: expected whole numbers, found values off by up to {numbers.off:.2g}; "
             "it may be a probability map or an image"
         )
     numbers.require_range(header.path)

@@ -25,9 +25,10 @@ def gaussian_filter(
 ) -> Tensor:
     """Filter values with the Gaussian of any features, item by item: out_i = sum_j exp(-|f_i - f_j|² / 2) values_j.
 
-    The gradient with respect to the values is the transpose of what was computed, to the last bit. That with respect to the features is
-    the derivative of the Gaussian itself: exact with method="exact", and with the lattice as far off as its values are. float32 on the CPU
-    runs in the C++ engine; float64, and any GPU, in plain operations of PyTorch. `torch.func.grad` and `vjp` work, `vmap` and `jvp` do not.
+    The gradient with respect to the values is the transpose of the computed filter, bit for bit. The gradient with
+    respect to the features is the derivative of the Gaussian: exact with method="exact", while with the
+    lattice its error is that of the values. float32 on the CPU runs in the C++ engine; float64, and any GPU, in plain operations
+    of PyTorch. `torch.func.grad` and `vjp` work; `vmap` and `jvp` do not.
 
     Args:
         values: (B, V, N) or (B, V, *grid).
@@ -169,12 +170,12 @@ class _Filter(torch.autograd.Function):
 
     @staticmethod
     def jvp(*_: Any) -> None:
-        """Refuse: there are gradients alone."""
+        """Refuse forward mode: only gradients exist."""
         raise InputError("gaussian_filter has no derivatives in forward mode; use torch.func.vjp or grad")
 
 
 class _Gradients(torch.autograd.Function):
-    """The gradients of `_Filter`, as a node of their own: transforms of functions reach the engine through it."""
+    """The gradients of `_Filter` as a separate node, through which function transforms reach the engine."""
 
     @staticmethod
     def forward(

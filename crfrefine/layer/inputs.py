@@ -107,7 +107,7 @@ def compute_dtype(tensor: Tensor) -> torch.dtype:
 
 
 def masks_by_item(mask: Mask | None, num_items: int, grid_shape: Sequence[int]) -> list[Tensor | None]:
-    """Return a boolean mask (*grid), or None, for each batch item; raise InputError for one that is empty or does not fit."""
+    """Return a boolean mask (*grid), or None, for each batch item; raise InputError if a mask is empty or does not fit."""
     if mask is None:
         return [None] * num_items
     grid = tuple(grid_shape)

@@ -94,7 +94,7 @@ class ResultTable:
     def means(
         self, metric: str, methods: Sequence[str], regions: Sequence[str] | None = None, *, unsigned: bool = False
     ) -> NDArray[np.float64]:
-        """Return (methods, cases) means over the regions where all of the methods have a value; NaN without such a region.
+        """Return (methods, cases) means over the regions where all of the methods have a value; NaN if no region has.
 
         The methods are thus compared on the same regions: by default, on all. `unsigned` takes means of magnitudes, so that a volume too
         large in one region does not compensate one too small in another.

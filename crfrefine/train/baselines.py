@@ -81,7 +81,7 @@ def fit_scaling(
     temperature = float(log_temperature.detach().exp()) if learns_temperature else fixed.temperature
     if not learns_bias:
         return VectorScaling(temperature, tuple(value * fixed.temperature / temperature for value in fixed.bias))
-    # A constant in all biases changes no softmax; log-odds of regions have none to spare.
+    # A constant in all biases changes no softmax; a constant in log-odds of regions does matter.
     shared = bias.mean() if material.crops[0].regions is None else 0.0
     return VectorScaling(temperature, tuple((bias - shared).detach().tolist()))
 
@@ -142,7 +142,7 @@ _MIN_FILTERED = 1e-6  # filtered probabilities may be below 0
 class Guide:
     """The windows of an image (M, *grid) float32, normalized: their means and covariances; half-widths are rounded to voxels.
 
-    Source: He, Sun & Tang, Guided image filtering (TPAMI 35, 2013), equations 14 to 16, of which 5, 6 and 8 are the case of one modality.
+    Source: He, Sun & Tang, Guided image filtering (TPAMI 35, 2013), equations 14 to 16; 5, 6 and 8 for one modality.
     """
 
     def __init__(self, image: NDArray[np.float32], radius_mm: float, spacing: Sequence[float]) -> None:

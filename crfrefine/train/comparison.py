@@ -78,11 +78,11 @@ class Comparison:
     """All methods on cases that no part of them has seen."""
 
     table: ResultTable  # every method on every case, each measured in the fold that held it out
-    summary: list[SummaryRow]  # each method against the network alone
+    summary: list[SummaryRow]  # each method against the network
     summary_of_largest: list[SummaryRow]  # the trained CRF with the largest component kept, against that component
     summary_of_probabilities: list[SummaryRow]  # of the trained CRF against the network's, over all labels or as a mean over regions
-    verdict: Verdict  # the one to read
-    verdict_alone: Verdict  # the one on the CRF without postprocessing
+    verdict: Verdict  # the main verdict
+    verdict_alone: Verdict  # the verdict on the CRF without postprocessing
 
 
 @dataclass(frozen=True)
@@ -136,8 +136,8 @@ def judge(
     table: ResultTable, summary: Sequence[SummaryRow] | None = None, summary_of_largest: Sequence[SummaryRow] | None = None
 ) -> tuple[Verdict, Verdict]:
     """Return the main verdict, and the verdict on the trained CRF without postprocessing; harm is looked up in the summaries."""
-    # They are the same unless the largest component alone is the only rival that the CRF does not
-    # beat. The two can be combined: the verdict is then on what the CRF adds to the largest
+    # Both verdicts are the same unless the largest component is the only rival that the CRF does
+    # not beat. Both can be combined: the main verdict is then on the CRF's gain over the largest
     # component, and the rivals keep the largest component too.
     measured = {line.method for line in table}
     own = tuple(rival for rival in (*RIVALS, *COARSE_RIVALS) if rival in measured)

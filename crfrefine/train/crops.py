@@ -23,7 +23,8 @@ from crfrefine.runs.cases.label_input import KIND
 # Margin around the foreground: wider than the reach of any kernel that helped, yet narrow enough to exclude most of a head.
 MARGIN_MM = 10.0
 FOREGROUND_RATIO = 0.01  # a voxel is possible foreground if a label has at least this share of the background's probability
-# Maximum number of masked voxels per gradient: larger crops are cut into tiles, one of which is drawn each time.
+# Maximum number of masked voxels per gradient. Larger crops are cut into tiles; a tile is drawn
+# each time.
 TILE_VOXELS = 100_000
 
 Box = tuple[slice, ...]

@@ -80,7 +80,7 @@ _GOLDEN = 0.6180339887498949
 
 @dataclass(frozen=True)
 class Sample:
-    """Some tiles that stand for a crop, drawn by the network's expected errors; what a model changes there is extrapolated."""
+    """Tiles drawn from a crop by the network's expected errors; a model's changes in them are extrapolated to the crop."""
 
     parts: tuple[Crop, ...]  # views
     shares: tuple[float, ...]  # weight of each part in the mean of the losses; they sum to 1

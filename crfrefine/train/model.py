@@ -259,12 +259,12 @@ def dice_of(confusion: NDArray[np.int64], regions: Sequence[Sequence[int]]) -> N
 
 
 def mean_defined(values: NDArray[np.float64] | Sequence[float]) -> float:
-    """Return the mean of the defined values; NaN if there are none."""
+    """Return the mean of the values that are not NaN; NaN without such values."""
     array = np.asarray(values, dtype=np.float64)
     defined = array[~np.isnan(array)]
     return float(defined.mean()) if defined.size else float("nan")
 
 
 def mean_dice(confusion: NDArray[np.int64], regions: Sequence[Sequence[int]]) -> float:
-    """Return the mean over the regions that the case has; NaN where it has none."""
+    """Return the mean Dice over the regions that the case has; NaN for a case without regions."""
     return mean_defined(dice_of(confusion, regions))

@@ -105,7 +105,8 @@ class Plan:
 
     @property
     def learn(self) -> tuple[str, ...]:
-        """The groups that gradients move, in the order of LEARNABLE; the volume term where the model begins with one, or moves alone."""
+        """The groups that gradients move, in the order of LEARNABLE."""
+        # The volume term moves if the model begins with it, or if no other group moves.
         fixed = ("compatibility",) if self.cases.regions is not None else ()
         if self.is_coarse:  # Volumes are kept afterwards, which leaves no bias to learn.
             return tuple(group for group in COARSE_LEARN if group in self.options.learn)

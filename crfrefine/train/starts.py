@@ -46,7 +46,7 @@ class Start:
 def make_starts(
     base: CrfParameters | None, learn: Sequence[str], num_labels: int, num_modalities: int, spacing: Sequence[float]
 ) -> list[Start]:
-    """Return the models to start from: the built-in ones, or the user's, one of which has its own bandwidths."""
+    """Return the models to start from: the built-in models, or the user's model and its variants with built-in bandwidths."""
     model = CrfParameters().replace(**{"mean_field.temperature": TEMPERATURE}) if base is None else base
     model = prepare(model, learn, num_labels, num_modalities)
     starts = [] if base is None else [Start("given", model)]
@@ -258,7 +258,7 @@ class FitResult:
 
     @property
     def is_network(self) -> bool:
-        """Whether no CRF was better than the network alone."""
+        """Whether no CRF was better than the network."""
         return self.start == NO_CRF
 
     @property
@@ -280,7 +280,7 @@ class FitResult:
 
 
 def no_crf(parameters: CrfParameters, network_score: float, gains: Sequence[float] = (), **more: Any) -> FitResult:
-    """Return the result of a training in which no CRF was better than the network alone; `more` are further attributes."""
+    """Return the result of a training in which no CRF was better than the network; `more` are further attributes."""
     return FitResult(NO_CRF, without_crf(parameters), network_score, network_score, tuple(gains), 0, **more)
 
 

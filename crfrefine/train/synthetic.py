@@ -26,7 +26,7 @@ from crfrefine.train.crops import count_confusion
 # structures.
 NOISE_SIGMAS = (1.0, 2.0)
 MIN_VOXELS = 30  # a label with fewer voxels has no part in a mean Dice: a few voxels would decide it
-DICE_TOLERANCE = 0.002  # of the noise: a fifth of what a choice of parameters must gain to be looked at
+DICE_TOLERANCE = 0.002  # of the noise: a fifth of the smallest gain at which parameters are considered
 _MAX_HALVINGS = 16
 _MAX_SCALE = 1024.0
 _MIN_PROBABILITY = 1e-12
@@ -34,7 +34,7 @@ _MIN_PROBABILITY = 1e-12
 
 @dataclass(frozen=True)
 class Channels:
-    """What the channels of a network's output are: labels, together one softmax, or overlapping regions, a sigmoid each."""
+    """The channels of a network's output: labels with one softmax, or overlapping regions with a sigmoid each."""
 
     num_channels: int
     regions: RegionScheme | None = None

@@ -46,7 +46,7 @@ THETA_ALPHA_VOXELS = (1.0, 1.5, 2.0, 3.0, 6.0, 12.0)  # bandwidths of position: 
 # for real ones: this bandwidth is not chosen.
 THETA_BETA = 0.06
 WEIGHTS = (2.5, 8.0)  # as in `starts.py`: little is gained in between
-VOLUME_WEIGHTS = (0.0, 0.75)  # without the volume term, and with one that keeps much of each label's main body
+VOLUME_WEIGHTS = (0.0, 0.75)  # without the volume term, and with a weight that keeps much of each label's main body
 MAX_CASES = 20  # evenly spread: the parameters are a handful of numbers, which more cases hardly change
 MAX_CASES_OF_A_RUN = 10  # the same for `infer`, whose user waits for results
 FEW_CASES = 4  # with fewer, the noise seeds of each case count by themselves where chance is judged
@@ -128,7 +128,7 @@ def make_source(case: Case, default: CrfParameters, threads: int, noise_voxels: 
     foreground = ((result.label_map != 0) | (decode(case.logits, case.regions) != 0)) & mask
     box = tuple(slice(max(0, part.start - MARGIN), part.stop + MARGIN) for part in bounding_box(foreground) or ())
     image, mask, spacing = image[(slice(None), *box)], mask[box], np.array(case.spacing, dtype=float)
-    # Without what is outside the mask, such as the constant of padding, which may be the lowest float32.
+    # Values outside the mask are cleared: padding may be a constant as low as the lowest float32.
     logits, refined = (np.where(mask, values[(slice(None), *box)], np.float32(0.0)) for values in (case.logits, result.logits))
     while mask.size > MAX_VOXELS:
         factors = halving(mask.shape, spacing.tolist())

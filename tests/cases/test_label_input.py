@@ -159,7 +159,7 @@ def test_structures_are_not_taken_for_labels_in_order(folder):
     paths = [folder / "structures" / "a" / f"{name}.nii.gz" for name in ("liver", "empty")]
     (case,) = discover_cases(folder / "images" / "a_0000.nii.gz", paths)
     num_nowhere = int((MASKS["liver"] == 0).sum())
-    with pytest.raises(InputError, match=rf"2 files of 0 and 1, none of them 1 at {num_nowhere} voxels(?s:.*)give --input-type labels"):
+    with pytest.raises(InputError, match=rf"2 files of 0 and 1, all of them 0 at {num_nowhere} voxels(?s:.*)give --input-type labels"):
         load_case(case)
     background = save_nifti(folder / "background.nii.gz", 1 - MASKS["liver"], AFFINE)
     (case,) = discover_cases(folder / "images" / "a_0000.nii.gz", [background, paths[0]])

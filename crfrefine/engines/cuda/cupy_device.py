@@ -57,7 +57,8 @@ def following(cupy: Any, array: Any) -> Iterator[None]:
     pointer = torch.cuda.current_stream(device).cuda_stream
     stream = cupy.cuda.Stream.from_external(_Borrowed(pointer)) if pointer else cupy.cuda.Stream.null
     memory = nullcontext() if is_plain() else _pytorchs_memory(torch, cupy, pointer)
-    # PyTorch's current device too: it shares no tensor of another device, and allocates on its own.
+    # PyTorch's current device too: PyTorch shares no tensor of another device, and allocates on
+    # the current device.
     with torch.cuda.device(device), stream, memory:
         yield
 

@@ -48,8 +48,8 @@ def mean_field(
     """Run parallel mean-field updates x = (a + bias) / temperature - pairwise, Q = softmax(x).
 
     With a volume term, a bias per label is added to each update. The run has converged when the mean KL from
-    the old to the new marginals is below a tolerance and almost no label flips. The inputs are what has a
-    gradient: logits (N, L), weights (kernels, L), compatibility (L, L), temperature, bias (L,), and the
+    the old to the new marginals is below a tolerance and almost no label flips. The inputs have
+    gradients: logits (N, L), weights (kernels, L), compatibility (L, L), temperature, bias (L,), and the
     slack, the inverse strength of the volume term, which applies in `part`, (N,) bool; None means nowhere.
     """
     logits, weights, compatibility, temperature, bias, slack = inputs
@@ -122,7 +122,7 @@ class TorchBackend(Backend):
     """Exact and truncated sums over all pairs, the permutohedral lattice, a separable spatial filter."""
 
     def __init__(self, device: str = "cpu") -> None:
-        """Take a device of PyTorch, "cpu", "cuda" or "cuda:N"; raise BackendUnavailableError without such a GPU."""
+        """Take a device of PyTorch, "cpu", "cuda" or "cuda:N"; raise BackendUnavailableError if the GPU is missing."""
         if device != "cpu" and (torch.device(device).index or 0) >= torch.cuda.device_count():
             raise BackendUnavailableError(f"--device torch:{device}: PyTorch finds no such NVIDIA GPU; use --device torch")
         self.name = "torch" if device == "cpu" else f"torch:{device}"

@@ -68,8 +68,8 @@ class Lattice:
 
     Attributes:
         vertices: (N, D+1) numbers of the vertices of each point's simplex, of K vertices.
-        weights: (N, D+1) of these.
-        neighbors: the vertices before and after each along the D+1 directions, each (K,); K where there is none.
+        weights: (N, D+1) weights of these vertices.
+        neighbors: the vertices before and after each vertex along the D+1 directions, each (K,); K means no vertex.
     """
 
     def __init__(self, features: Tensor) -> None:
@@ -114,7 +114,7 @@ class Lattice:
         return (self.weights[:, :, None] * at_corners).sum(1)
 
     def _apply(self, values: Tensor) -> Tensor:
-        # The mass of exp(-d^2 / 2) per vertex, of which there is one in a volume of (D+1)^(D-1/2).
+        # The mass of exp(-d^2 / 2) per vertex; each vertex has a volume of (D+1)^(D-1/2).
         num_dims = self._features.shape[1]
         amplitude = math.sqrt(num_dims + 1.0) * math.pow(4.0 * math.pi / 3.0, num_dims / 2.0)
         return amplitude * self.slice_(self.blur(self.splat(values)))

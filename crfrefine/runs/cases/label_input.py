@@ -160,7 +160,7 @@ def _read_one(file: VolumeHeader, options: ReadingOptions) -> tuple[NDArray[np.u
     found = read_whole_numbers(file)
     if found.off > (LABEL_TOLERANCE if is_certain else 0.0):  # in doubt, only whole numbers are labels
         raise InputError(
-            f"{file.path}: one label only: one value per voxel, and not a whole number (up to {found.off:.2g} away from one) as in a "
+            f"{file.path}: one label only: one value per voxel, and not a whole number (off by up to {found.off:.2g}) as in a "
             "label map\n"
             "  Logits need one value per label at each voxel, background included: one file per label is -p BACKGROUND -p FOREGROUND.\n"
             "  The sigmoid channel of a single region needs its labels: --regions NAME=1."
@@ -260,7 +260,7 @@ def refuse_structures(look: Look, header: LogitsHeader) -> None:
     if num_nowhere := int(np.count_nonzero(look.sums == 0)):
         number = len(header.files)
         raise InputError(
-            f"{header.path}: {number} files of 0 and 1, none of them 1 at {num_nowhere} voxels, as for one binary file per structure\n"
+            f"{header.path}: {number} files of 0 and 1, all of them 0 at {num_nowhere} voxels, as for one binary file per structure\n"
             "  For structures, give --input-type labels; for probabilities of all labels, background first, --input-type probabilities."
         )
 

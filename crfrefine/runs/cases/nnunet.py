@@ -105,7 +105,7 @@ def find_trained_cases(
     folds = network.folds
     if list(folds) == [ALL]:
         raise InputError(
-            f"{folds[ALL]}: this network was trained on all cases, also on those of its validation: it is far too sure of them\n"
+            f"{folds[ALL]}: this network was trained on all cases, including those of its validation: it is overconfident on them\n"
             f"  Train folds that hold cases out, for all of the folds 0 to 4: {network.training_command('0', '--npz')}"
         )
     description = read_dataset_description(network.folder) if (network.folder / "dataset.json").is_file() else None
@@ -166,7 +166,7 @@ def _locate(network: TrainedNetwork, what: str, given: Path | None, places: Sequ
     if found is None:
         looked_for = "".join(f"    {place}\n" for place in dict.fromkeys(places))
         raise InputError(
-            f"{network.folder}: the {what} of {network.dataset} are not found; looked for\n{looked_for}"
+            f"{network.folder}: cannot find the {what} of {network.dataset}; looked in\n{looked_for}"
             f"  Set the environment variable nnUNet_raw, or name the folder with --{what}."
         )
     return found
