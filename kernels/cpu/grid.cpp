@@ -47,8 +47,7 @@ class GridFilter final : public Filter {
 
     bool has_cross_moments() const override { return true; }
 
-    // Filters the products of v with all columns side by side. The result is only summed, never
-    // stored.
+    // Filters the products of v with all columns side by side. The result is summed, never stored.
     void cross_moments(const float* const* columns, int num_columns, const float* u, const float* v, int num_channels, double* cross,
                        Workspace& workspace) override {
         use_width(kMostColumns);
@@ -150,8 +149,7 @@ class GridFilter final : public Filter {
         }
     }
 
-    // Extends the occupied stretches of the grid's bands by the cells that a batch of planes
-    // reaches.
+    // Extends the occupied stretches of the bands by the cells that a batch of planes reaches.
     void occupy(int64_t begin, int64_t count) {
         for (int64_t p = 0; p < count; ++p)
             for (int64_t band = 0; band < num_bands_; ++band)
@@ -230,8 +228,7 @@ class GridFilter final : public Filter {
         });
     }
 
-    // Blends the bands that a plane's voxels read; false if all are zero. reads: the part that each
-    // row reads.
+    // Blends the bands that a plane's voxels read; false if all are zero. reads: each row's part.
     bool blend_bands(int64_t p, const Stretch* reads, float* plane) const {
         const int64_t rows_below = rows_under(1), rows_aside = num_bands_ > 1 ? rows_under(2) : 1;
         std::vector<Stretch> is_read(num_bands_);
@@ -283,12 +280,10 @@ class GridFilter final : public Filter {
         }
     }
 
-    // The part of a band that holds numbers if its rows hold `row`: the whole band unless it is a
-    // single row.
+    // The part of a band that holds numbers if its rows hold `row`: all unless the band is one row.
     Stretch of_band(const Stretch& row) const { return level_[last()] == band_size_ ? row : Stretch{0, band_size_}; }
 
-    // Filters the grid in place along every axis, the inner axes of each plane first. Skips cells
-    // that stay zero.
+    // Filters the grid in place along every axis, inner axes first. Skips cells that stay zero.
     void blur() {
         if (voxels_.num_axes == 1) return blur_inside(grid_, level_[0], {0, level_[0]}, scratch_[0].get());
         std::vector<Stretch> wider(occupied_.size());  // within planes
@@ -329,8 +324,7 @@ class GridFilter final : public Filter {
         return of_band({std::max<int64_t>(0, begin * cell_) / kLanes * kLanes, std::min(whole_vectors(end * cell_), level_[last()])});
     }
 
-    // Filters `part` of each row along the axes within `size` consecutive floats: a band, or a grid
-    // of one axis.
+    // Filters `part` of each row of `size` consecutive floats: a band, or a grid of one axis.
     void blur_inside(float* cells, int64_t size, const Stretch& part, float* scratch) const {
         const int64_t row_size = level_[last()];
         // Cells that lie in the part completely; the part's other numbers are zero.
@@ -387,8 +381,7 @@ GridSize grid_size(const BilateralInput& input) {
         cells *= extent + kSpan;
     }
     for (size_t m = 0; m < input.intensity.size() && m < 2; ++m) {
-        // In single precision, like the voxels' cells, so that no voxel's cell comes before the
-        // first cell.
+        // In single precision, like the voxels' cells: no voxel's cell is before the first cell.
         const float begin = std::floor((input.lowest[m] - input.zero[m]) * static_cast<float>(1.0 / input.theta_beta[m]));
         const double extent = (static_cast<double>(input.highest[m]) - input.zero[m]) / input.theta_beta[m] - static_cast<double>(begin);
         size.first_bin[m] = static_cast<int32_t>(begin);

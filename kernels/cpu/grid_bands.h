@@ -1,5 +1,4 @@
-// Adds up, blends and filters rows of cells of the bilateral grid. Only a stretch of each row holds
-// numbers.
+// Adds up, blends and filters rows of the bilateral grid. Only a stretch of a row holds numbers.
 #pragma once
 
 #include "cpu/simd.h"
@@ -59,8 +58,7 @@ struct Place {
     vfloat4 weight;
 };
 
-// Up to kGroup rows, or planes, that touch the same four cells along an axis, which are loaded and
-// stored once.
+// Up to kGroup rows, or planes, that touch the same four cells: these are loaded and stored once.
 struct RowGroup {
     static constexpr int kGroup = 4;
     int count = 0;
@@ -117,8 +115,7 @@ inline void blend(float* to, const float* from, int64_t stride, const Place* pla
                                              [&](auto n) { blend_rows<n()>(to, from, stride, places, part, to_stride); });
 }
 
-// Widens each stretch to cover its neighbors up to `away` places before and after it; takes every
-// `step`-th.
+// Widens each stretch to its neighbors up to `away` places before and after; takes every `step`-th.
 inline void widen(const Stretch* from, int64_t count, int64_t step, int64_t away, Stretch* to) {
     for (int64_t i = 0; i < count; ++i) {
         Stretch all;

@@ -86,8 +86,7 @@ template <class Part>
 
 inline vquads load_quads(const vfloat4* from) { return load_lanes<vquads>(reinterpret_cast<const float*>(from)); }
 
-// Whether the instruction set can place one vector's lanes in another vector, and look lanes up in
-// it.
+// Whether the instruction set can place a vector's lanes in another vector and look them up there.
 #if defined(__AVX512F__)
 constexpr bool kPlacesLanes = true, kLooksUpLanes = true;
 
@@ -166,8 +165,7 @@ class NarrowRows {
             }
     }
 
-    // The cells of a row that is being splatted: four spatial cells at a time, from number `first`
-    // on.
+    // The cells of the row being splatted: four spatial cells at a time, from number `first` on.
     struct Window {
         int64_t first = 0;
         vfloat cell[4]{};

@@ -66,8 +66,7 @@ class GridVoxels {
         return touched(row, [&](int64_t voxel, int64_t count) { return !is_zero(sent.values + voxel, count); });
     }
 
-    // The spatial cells of a row touched by voxels that receive. receivers: (voxel) 1 or 0;
-    // nullptr: all receive.
+    // The spatial cells of a row touched by receivers: (voxel) 1 or 0; nullptr: all voxels receive.
     Stretch read_by(int64_t row, const uint8_t* receivers) const {
         return touched(row, [&](int64_t voxel, int64_t count) { return any_receives(receivers, voxel, count); });
     }
@@ -132,8 +131,7 @@ class GridVoxels {
                 if (receives(batch)) receive(batch, narrow_.slice(from, batch.x, batch.count, batch.bin, batch.fraction[0]));
             });
         }
-        // blended(i): the values that a register of voxels, from number i of the batch on, receives
-        // from four cells.
+        // blended(i): values that a register of voxels from number i on receives from four cells.
         const auto slice = [&](const Batch& batch, auto&& blended) {
             if (!receives(batch)) return;
             alignas(vfloat) float total[4 * kLanes];

@@ -168,8 +168,7 @@ class HalvedBox {
 namespace {
 constexpr double kPi = 3.14159265358979323846;
 
-// The range of sigma in voxels. A narrower kernel's result needs all rows; a wider kernel is wider
-// than volumes.
+// Range of sigma in voxels. Narrower kernels need all rows; wider kernels are wider than volumes.
 constexpr double kLeastSigma = 3.0, kLargestSigma = 1000.0;
 
 constexpr int64_t kLeastRows = 16;  // halved rows beyond the ends cost more than a shorter one saves

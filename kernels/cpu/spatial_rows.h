@@ -1,5 +1,4 @@
-// Filters rows with the taps of one axis: along the rows, or across them, in panels of neighboring
-// columns.
+// Filters rows with the taps of one axis: along the rows, or across them, in panels of columns.
 #pragma once
 
 #include "cpu/buffer.h"
@@ -140,8 +139,7 @@ void filter_some_rows(const float* copy, const std::vector<float>& taps, float* 
     }
 }
 
-// Filters rows `begin` to `end` of the panel from its copy, two at a time: both read mostly the
-// same rows.
+// Filters rows `begin` to `end` from the panel's copy, two at a time: both read mostly the same rows.
 inline void filter_rows(const float* copy, int64_t begin, int64_t end, const std::vector<float>& taps, float* panel, int64_t stride,
                         int64_t width) {
     int64_t i = begin;
@@ -154,8 +152,7 @@ inline void filter_rows(const float* copy, int64_t begin, int64_t end, const std
     if (i < end) filter_some_rows<1>(copy + i * kColumns, taps, panel + i * stride, stride, width);
 }
 
-// Filters one panel in place: `width` columns of rows that are `stride` apart. Only `needed` rows
-// change.
+// Filters one panel in place: `width` columns of rows `stride` apart. Only `needed` rows change.
 inline void filter_panel(float* panel, int64_t length, int64_t stride, int64_t width, const Stretch& needed, const std::vector<float>& taps,
                          Buffer<float>& scratch) {
     if (needed.is_empty()) return;
@@ -180,8 +177,7 @@ inline void filter_panel(float* panel, int64_t length, int64_t stride, int64_t w
     }
 }
 
-// Filters all panels of a slab of `size` values in place, across one axis. needed: rows of each
-// panel; nullptr: all.
+// Filters a slab of `size` values across an axis, in place. needed: each panel's rows; nullptr: all.
 inline void filter_across(float* slab, int64_t size, int64_t length, int64_t stride, const std::vector<float>& taps, const Stretch* needed,
                           Buffer<float>& scratch) {
     for (int64_t outer = 0; outer < size; outer += length * stride)

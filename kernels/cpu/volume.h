@@ -54,8 +54,7 @@ class VolumeTerm {
 };
 
 inline void MassSums::add(float* rows, int64_t count) {
-    // Labels whose marginals are all smaller are left out of the products: the error is far below a
-    // pseudo-voxel.
+    // Labels with only smaller marginals are left out: the error is far below a pseudo-voxel.
     constexpr float least = std::numeric_limits<float>::epsilon() / 100;
     const int num_labels = static_cast<int>(mass.size());
     const int64_t padded = (count + kLanes - 1) / kLanes * kLanes;
@@ -104,8 +103,7 @@ class KeptVolumes {
         block_counts_[voxel / kVoxelBlock * num_labels_ + label] += counts;
     }
 
-    // Stores the masses of marginals, one row of kBlockRow per label. Sets marginals outside the
-    // term's part to 0.
+    // Stores the masses of marginals, a row of kBlockRow per label. Clears voxels outside the part.
     void store_masses(int64_t block, float* rows) {
         if (block_masses_.empty() || !applies(block)) return;  // They stay 0.
         multiply_rows(options_.volume_part, block, num_labels_, rows);

@@ -57,8 +57,7 @@ struct Voxels {
 
 // Blocks of compact voxels for loops over voxels: fixed size, so that sums over blocks do not depend on the number of threads.
 constexpr int64_t kVoxelBlock = 1024;
-// Distance from one row of a block to the next. Rows a power of two apart would compete for one set
-// of the L1 cache.
+// Distance between rows of a block. Rows a power of two apart would share one set of the L1 cache.
 constexpr int64_t kBlockRow = kVoxelBlock + 16;
 inline int64_t num_voxel_blocks(int64_t num_voxels) { return (num_voxels + kVoxelBlock - 1) / kVoxelBlock; }
 

@@ -79,8 +79,7 @@ void lay_out_padding(const BilateralInput& input, WindowPlan& plan) {
         plan.stride[a] = plan.padded_size;
         plan.padded_size *= extent;
     }
-    // The distance to the second row. A box of one axis has a single row, and gets an empty second
-    // row after it.
+    // The distance to the second row. A box of one axis gets an empty second row after its only row.
     plan.row_stride = last > 0 ? plan.stride[last - 1] : plan.padded_size;
     // Distances are positive (half of the window), so only the end needs room for the reach of the last voxels.
     plan.total_size = plan.padded_size + 2 * kLanes + (kRows - 1) * plan.row_stride;

@@ -35,8 +35,7 @@ CRF_KERNEL(add_moments, const Channels* filtered, const Channels* other, int num
 // scale: (voxel), or nullptr: no normalization. ones, by_ones: (voxel) message of all ones and its gradient; filtered_back: the transpose's
 // sums of by_ones times the scale. by_received, by_sent: (voxel) sums over the steps, as from take_messages. by_degree: (voxel); nullptr
 // without a scale. squares: (voxel) factors of the squares of the features; nullptr: not asked for.
-// by_degree may be by_ones, and
-// squares may be by_received.
+// by_degree may be by_ones, and squares may be by_received.
 CRF_KERNEL(differentiate_scale, const Real* scale, int scales_sent, const Real* ones, const Real* by_ones, const Real* filtered_back,
            const Real* by_received, const Real* by_sent, int64 num_voxels, Real* by_degree, Real* squares) {
     const int64 n = thread_number();
