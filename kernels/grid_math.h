@@ -1,6 +1,4 @@
-// Constants of the bilateral grid of both engines: its spline's reach and the taps of its filter
-// (docs/reference/math.md,
-// section 5.2).
+// Constants of the bilateral grid of both engines: its spline's reach and the taps of its filter (docs/reference/math.md, section 5.2).
 #pragma once
 
 namespace crf {

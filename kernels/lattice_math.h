@@ -10,8 +10,7 @@
 namespace crf {
 CRF_HD constexpr int bits_for(int count) { return count <= 1 ? 0 : 1 + bits_for((count + 1) / 2); }  // to number 0 .. count - 1
 
-// A residual is sorted as one integer: a fixed-point number with the coordinate's index in its lowest bits. Residuals stay below
-// 1.5 (D + 1) in magnitude.
+// A residual is sorted as one integer: fixed point, with the coordinate's index in its lowest bits. Its magnitude is below 1.5 (D + 1).
 template <int D>
 struct Residual {
     static constexpr int kIndexBits = bits_for(D + 1);

@@ -46,8 +46,7 @@ class BlockCache {
     BlockCache(const BlockCache&) = delete;
     BlockCache& operator=(const BlockCache&) = delete;
 
-    // `bytes`: the requested size; becomes the size of the block. A last huge page of which less than three quarters would be used is left
-    // in small pages.
+    // `bytes`: the requested size; becomes the size of the block. A last huge page used to less than 3/4 is left in small pages.
     static void* take(size_t& bytes) {
         constexpr size_t kLine = 64;
         bytes = (bytes + kLine) / kLine * kLine;

@@ -23,8 +23,7 @@
 #include <vector>
 
 namespace crf {
-// The Python module maps each error that a caller can handle to its own class, so that other exceptions, such as those of a progress
-// callback, are not mistaken for them.
+// Errors that a caller can handle; the Python module maps each to its own class, apart from exceptions of a progress callback.
 
 // The problem is larger than an algorithm can hold; the message gives the sizes.
 struct CapacityError : std::runtime_error {

@@ -66,8 +66,7 @@ std::string cheapest(const BilateralInput& input, int num_channels, int num_filt
     const GridSize size = grid_size(input);
     const double grid = fits_grid(input, size) ? noticed(grid_cost(work, size)) : std::numeric_limits<double>::infinity();
     const double direct = std::min({exact, truncated, grid});
-    // Estimating the number of a lattice's vertices takes time, so it is done only if it can change the choice, between almost no
-    // vertices and separate ones for every simplex.
+    // Estimating the number of a lattice's vertices takes time, so it is done only if it can change the choice.
     const auto with_vertices = [&](double a_voxel) { return noticed(kLatticeHandicap * lattice_cost(work, a_voxel * work.voxels)); };
     const int most = work.num_features + 1;
     if (work.num_features <= kMaxLatticeFeatures && with_vertices(0.1) < direct) {

@@ -34,8 +34,7 @@ class Filter {
         accumulate(values, num_channels, pre, post, channel_weight, sum, workspace);
     }
 
-    // sum[c][n] += scale[n] * sum_m K(n, m) * values[c][m], with scale[n] = 1 / sum_m K(n, m), in one go if the filter can. False: it
-    // cannot.
+    // sum[c][n] += scale[n] * sum_m K(n, m) * values[c][m], scale[n] = 1 / sum_m K(n, m), in one go; false if the filter cannot.
     virtual bool accumulate_mean(const float* /*values*/, int /*num_channels*/, float* /*scale*/, float* /*sum*/, Workspace&) {
         return false;
     }

@@ -1,8 +1,6 @@
-// The bilateral kernel on a dense grid over position and intensity, for one or two modalities: the
-// bilateral grid of Paris & Durand (2006) with cubic B-splines instead of box cells
-// (docs/reference/math.md). Splatting and slicing are separable in space: a row of voxels is
-// splatted into cells along x and intensity only; rows are then added to planes, and planes to the
-// grid. A voxel costs 4 (or 16) short vectors.
+// The bilateral kernel on a dense grid over position and intensity, for one or two modalities: the bilateral grid of Paris & Durand (2006)
+// with cubic B-splines instead of box cells (docs/reference/math.md). Splatting and slicing are separable in space: a row of voxels is
+// splatted into cells along x and intensity only; rows are added to planes, and these to the grid. A voxel costs 4 (or 16) short vectors.
 
 #include "cpu/filter.h"
 #include "cpu/grid_bands.h"
@@ -110,9 +108,8 @@ class GridFilter final : public Filter {
     int64_t batch_floats() const { return voxels_.num_axes > 1 ? std::min(batch_, num_planes_) * plane_size_ : 0; }
     int last() const { return voxels_.num_axes - 1; }
 
-    // Planes are splatted in parallel into a batch. The batch is then added to the grid, in
-    // parallel over cells but in the order of the planes, so sums do not depend on the number of
-    // threads. Empty parts are skipped.
+    // Planes are splatted in parallel into a batch. The batch is then added to the grid, in parallel over cells but in the order of the
+    // planes, so sums do not depend on the number of threads. Empty parts are skipped.
     void splat(const Sent& sent) {
         if (voxels_.num_axes == 1) {
             std::fill_n(grid_, level_[0], 0.0f);
@@ -170,9 +167,8 @@ class GridFilter final : public Filter {
         });
     }
 
-    // Splats the voxels at index `position` of the axes before `axis` into `to` (level_[axis]
-    // floats). filled: set to the stretch written in each cell along the axis, or in the whole row
-    // on the last axis.
+    // Splats the voxels at index `position` of the axes before `axis` into `to` (level_[axis] floats). filled: set to the stretch written
+    // in each cell along the axis, or in the whole row on the last axis.
     void splat_below(int axis, int64_t position, const Sent& sent, float* to, Stretch* filled, float* scratch) {
         if (axis == last()) {
             filled[0] = of_cells(rows_.sent_by(position, sent));

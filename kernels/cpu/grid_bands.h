@@ -10,8 +10,7 @@ namespace crf {
 
 constexpr float kCenter = static_cast<float>(kCenterTap), kSide = static_cast<float>(kSideTap);
 
-// Filters along consecutive rows of `length` floats, with cells of `width` floats. The scratch
-// holds a row and two cells.
+// Filters along consecutive rows of `length` floats, with cells of `width` floats. The scratch holds a row and two cells.
 inline void blur_contiguous(float* rows, int64_t num_rows, int64_t length, int64_t width, float* scratch) {
     std::fill(scratch, scratch + width, 0.0f);
     std::fill(scratch + width + length, scratch + length + 2 * width, 0.0f);
@@ -21,8 +20,7 @@ inline void blur_contiguous(float* rows, int64_t num_rows, int64_t length, int64
     }
 }
 
-// Filters one row across rows. The scratch holds the previous row, unfiltered, and afterwards this
-// row, unfiltered. next: nullptr for the last row.
+// Filters one row across rows. The scratch holds the unfiltered row before, and afterwards this one. next: nullptr for the last row.
 inline void blur_row(float* row, const float* next, int64_t width, float* scratch) {
     if (next) {
         for (int64_t i = 0; i < width; ++i) {
@@ -43,8 +41,7 @@ inline void blur_strided(float* rows, int64_t count, int64_t length, float* scra
 
 inline int64_t whole_vectors(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
 
-// Extends the stretch that holds numbers by `wanted`, with zeros. Places outside the stretch are
-// not written and count as zeros.
+// Extends the stretch that holds numbers by `wanted`, with zeros. Places outside the stretch are not written and count as zeros.
 inline void cover(float* array, Stretch& held, const Stretch& wanted) {
     if (held.is_empty()) held = {wanted.begin, wanted.begin};
     for (const Stretch& missing : {Stretch{wanted.begin, held.begin}, Stretch{held.end, wanted.end}})
@@ -124,9 +121,8 @@ inline void widen(const Stretch* from, int64_t count, int64_t step, int64_t away
     }
 }
 
-// Filters `part` of rows that are `stride` apart, across the rows. held: the stretch of each row
-// that holds numbers before; wider: after. Takes every `step`-th stretch. The scratch holds the
-// previous row, unfiltered.
+// Filters `part` of rows that are `stride` apart, across the rows. held: the stretch of each row that holds numbers before; wider: after.
+// Takes every `step`-th stretch. The scratch holds the previous row, unfiltered.
 inline void blur_across(float* rows, int64_t count, int64_t stride, const Stretch* held, const Stretch* wider, int64_t step,
                         const Stretch& part, float* scratch) {
     Stretch own = held[0].within(part), before;

@@ -1,6 +1,5 @@
-// Rows of the bilateral grid with one modality whose intensity cells fit into one vector per
-// spatial cell. The cells stay in registers, and a look-up is a permutation of lanes. Only where
-// the instruction set has such permutations.
+// Rows of the bilateral grid with one modality whose intensity cells fit into one vector per spatial cell. The cells stay in registers, and
+// a look-up is a permutation of lanes. Only where the instruction set has such permutations.
 #pragma once
 
 #include "cpu/simd.h"

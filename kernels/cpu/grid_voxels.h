@@ -161,15 +161,13 @@ class GridVoxels {
         }
     }
 
-    // Products of the values that a row's voxels receive with their own, summed: (cell of the last
-    // modality, column).
+    // Products of the values that a row's voxels receive with their own, summed: (cell of the last modality, column).
     vfloat row_moments(int64_t row, const float* from, const Sent& own, float* memory) const {
         return num_modalities_ == 1 ? sum_moments<1>(row, from, own, memory) : sum_moments<2>(row, from, own, memory);
     }
 
    private:
-    // The spatial cells between a row's first and last voxel that count. counts(voxel, number of
-    // voxels) decides.
+    // The spatial cells between a row's first and last voxel that count. counts(voxel, number of voxels) decides.
     template <class Counts>
     Stretch touched(int64_t row, Counts&& counts) const {
         int64_t first = -1, end = -1;
@@ -269,9 +267,8 @@ class GridVoxels {
                 if (voxels.value[n] != 0.0f) body(n);
     }
 
-    // The voxels of a row with products: (voxel, cell, column) the numbers that each voxel adds to
-    // the cells along the last modality; its fraction along the first of two modalities, its first
-    // cell, and its place along x.
+    // The voxels of a row with products: (voxel, cell, column) the numbers that each voxel adds to the cells along the last modality; its
+    // fraction along the first of two modalities, its first cell, and its place along x.
     struct RowProducts {
         static constexpr int64_t kFloats = kLanes + 3;  // per voxel
 
@@ -311,9 +308,8 @@ class GridVoxels {
         return voxels;
     }
 
-    // Calls body(product, first cell, weight) for every voxel of a row and each set of adjacent
-    // cells. product: the voxel's products with the spline weights. Neighboring voxels are apart in
-    // this order (see kStretches).
+    // Calls body(product, first cell, weight) for every voxel of a row and each set of adjacent cells. product: the voxel's products with
+    // the spline weights. Neighboring voxels are apart in this order (see kStretches).
     template <int M, class Body>
     void for_cells(const RowProducts& voxels, Body&& body) const {
         const int64_t bins = bins_ * kColumns, inner_bins = inner_bins_ * kColumns;

@@ -1,5 +1,4 @@
-// The kernels of one model on one image, normalized and ready to filter: built once, used in every step of the forward and backward
-// pass.
+// The kernels of one model on one image, normalized and ready to filter: built once, used in every step of the forward and backward pass.
 #pragma once
 
 #include "cpu/moments.h"

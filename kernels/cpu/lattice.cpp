@@ -123,8 +123,7 @@ class LatticeFilter final : public Filter {
         filter_groups(values, num_channels, pre, post, channel_weight, sum, workspace, true);
     }
 
-    // Rows of sixteen, four columns times four channels, are a cache line: they cost little more than rows of four. With more vertices than
-    // voxels they would use most of the memory.
+    // Rows of sixteen are a cache line and cost little more than rows of four. With more vertices than voxels they would use most memory.
     bool has_cross_moments() const override { return lattice_.num_vertices <= num_voxels_; }
 
     void cross_moments(const float* const* columns, int num_columns, const float* u, const float* v, int num_channels, double* cross,
@@ -276,8 +275,8 @@ class LatticeFilter final : public Filter {
         }
     }
 
-    // Calls body(voxel of the tile, number of corners, their numbers within the tile, their weights) where needed(first, count): a number
-    // and a weight per corner, kLanes apart.
+    // Calls body(voxel, number of corners, their numbers in the tile, weights) where needed(first, count); both
+    // kLanes apart.
     template <class Needed, class Body>
     void for_corners(const Lattice::Tile& tile, Needed&& needed, Body&& body) const {
         with_constant<4, 5, 6, 7, 8, 9, 0>(lattice_.num_features + 1, [&](auto corners) { for_corners<corners()>(tile, needed, body); });

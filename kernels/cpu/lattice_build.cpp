@@ -142,8 +142,7 @@ constexpr int64_t kChainBlock = 4096;
 // Bytes after the last bit, so that any vertex's bits can be read together with the following ones.
 constexpr int64_t kBitPadding = 8;
 
-// Most vertices of a piece of local directions, or this part of all vertices: blurring it stays in the L2 cache, and there are enough
-// pieces for many threads.
+// Most vertices of a piece of local directions, or this part of all vertices: it fits into the L2 cache, and many threads get pieces.
 constexpr int64_t kLargePiece = 65536, kFewPieces = 64;
 
 // Appends the entries of the chains that begin among some lists.
@@ -156,8 +155,7 @@ void list_chains(const Links& links, int64_t begin, int64_t end, std::vector<uin
     }
 }
 
-// Columns on a line along the diagonal of all axes. A step along a direction that is not an axis's stays in the column or goes to the next
-// one of its line; so do chains.
+// Columns on a line along the diagonal of all axes. Steps and chains along other directions stay in the column or go to the next.
 struct ColumnLines {
     std::vector<uint32_t> columns;   // line after line
     std::vector<int64_t> pieces{0};  // cuts between lines, so that each piece but the last has kChainBlock vertices or more

@@ -1,8 +1,7 @@
 // The permutohedral lattice of one image: its vertices, the voxels' links to them, and the neighbors of each vertex.
 // Five passes build it, each in parallel and with the same result for any number of threads: the simplex of every voxel, and each tile's
-// own list of vertices (lattice_tiles.h); the tiles' vertices sorted into blocks of space; duplicates merged and
-// vertices numbered, block by block (lattice_vertices.h); the neighbors along each direction (lattice_build.cpp); the place of each
-// tile's share.
+// own list of vertices (lattice_tiles.h); the tiles' vertices sorted into blocks of space; duplicates merged and vertices numbered, block
+// by block (lattice_vertices.h); the neighbors along each direction (lattice_build.cpp); the place of each tile's share.
 #pragma once
 
 #include "cpu/filter.h"

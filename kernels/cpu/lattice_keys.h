@@ -28,8 +28,7 @@ struct LatticeGeometry {
     SimplexFunction find;
 };
 
-// The smallest compiled lattice for this many features; features that are zero everywhere do not change the kernel. Throws
-// CapacityError for more than kMaxLatticeFeatures.
+// The smallest compiled lattice for this many features; further features are zero. Throws CapacityError above kMaxLatticeFeatures.
 LatticeGeometry choose_geometry(int num_features);
 
 using WideKey = unsigned __int128;
@@ -113,8 +112,7 @@ class KeySpace {
             }
     }
 
-    // The vertex after `key` along a direction: every coordinate grows by 1, except the direction's own, which falls by D. If the
-    // remainder wraps to 0, all quotients grow instead.
+    // The vertex after `key` along a direction: its coordinate falls by D, others grow by 1; if the remainder wraps, quotients grow.
     Key after(Key key, int direction) const {
         const Key d = static_cast<Key>(num_features_);
         return key + ((key & remainder_mask_) < d ? Key(1) - unit_[direction] : all_units_ - d - unit_[direction]);
@@ -131,8 +129,7 @@ class KeySpace {
     Key remainder_mask_ = 0;
 };
 
-// Calls function(geometry, key space) with the geometry and the narrowest keys that hold the image's features. Throws CapacityError if
-// there are none.
+// Calls function(geometry, key space) with the narrowest keys that hold the image's features. Throws CapacityError if there are none.
 template <class Function>
 auto with_key_space(const BilateralInput& input, Function&& function) {
     const LatticeGeometry geometry = choose_geometry(num_features(input));

@@ -1,6 +1,5 @@
 // Pass 1 of building a lattice: the box is cut into tiles, and the simplex of every voxel in each tile is found.
-// A tile is a brick of space, so that its voxels share most of their vertices: its vertices are numbered in 16 bits, and its splatted
-// values fit into one small buffer.
+// A tile is a brick of space, whose voxels share most vertices: these have 16-bit numbers, and splatted values fit into a small buffer.
 #pragma once
 
 #include "cpu/filter.h"

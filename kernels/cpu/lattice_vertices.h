@@ -128,8 +128,7 @@ BlockRecords<Key> sort_by_block(LatticeTiles<Key>& tiles, const BlockLayout& lay
 }
 
 // The order of a block's vertices: by column (the coordinates that depend on position), then by remainder, and within such a *list* by the
-// rest of the key. A step along a direction takes a list to one other list and adds the same number to each key: two lists are matched by
-// walking along both.
+// rest of the key. A step along a direction takes a list to another one and adds one number to each key.
 
 template <class Key>
 class VertexOrder {
@@ -229,8 +228,7 @@ LatticeVertices<Key> number_vertices(BlockRecords<Key>& records, const VertexOrd
 }
 
 // Pass 5 of building a lattice: the place of each tile's share of a vertex.
-// Within a block the records are in tile order, so the order in which shares are summed is fixed. Throws CapacityError if 32 bits cannot
-// number the slots.
+// Within a block the records are in tile order, so the order in which shares are summed is fixed. Throws CapacityError for too many slots.
 template <class Key>
 void assign_slots(const BlockRecords<Key>& records, const LatticeVertices<Key>& vertices, ThreadPool& pool, Lattice& lattice) {
     const int64_t num_blocks = static_cast<int64_t>(vertices.blocks.size());

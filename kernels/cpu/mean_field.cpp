@@ -135,8 +135,7 @@ class MeanField {
         block_sums_[block] = sums;
     }
 
-    // One step for a block: from the messages and old marginals to the new marginals (and logits, if `out` is given). Resets the
-    // messages to zero for the next step.
+    // One step for a block: from messages and old marginals to new ones (and logits, if `out` is given). Messages become zero.
     void update(int64_t block, float* scratch, const GridView<float>* out) {
         with_constant<2, 3, 4, 5, 0>(num_labels_, [&](auto known) { update_labels<known.value>(block, scratch, out); });
     }

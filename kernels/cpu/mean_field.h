@@ -71,8 +71,7 @@ using StepCallback = FunctionRef<int, int>;
 // the logits over the temperature.
 // record: nullptr, or (step, channel, voxel) with room for the marginals at the start of each step, which the backward pass needs; with a
 // volume term (steps + 1, channel, voxel), also for those after the last one.
-// marginals: nullptr, or set to the marginals (label, voxel) after the last step if the options ask
-// for them, unless the iteration has stopped early.
+// marginals: nullptr, or set to those after the last step, (label, voxel), if the options ask for them and no step was left out.
 MeanFieldOutcome run_mean_field(const Voxels& voxels, std::vector<Kernel>& kernels, const MeanFieldOptions& options,
                                 const GridView<const float>& logits, const GridView<float>& out, float* record, Buffer<float>* marginals,
                                 ThreadPool& pool, Workspace& workspace, const StepCallback& callback);

@@ -84,8 +84,7 @@ class Backward {
 
     const float* recorded(int step) const { return input_.record + static_cast<int64_t>(step) * num_channels_ * num_voxels_; }
 
-    // Adds the gradient that passes from a step's biases to its logits: the biases depend on the
-    // logits through the masses of the new marginals.
+    // Adds the gradient from a step's biases to its logits, on which the biases depend through the masses of the new marginals.
     void volume_back(const float* record, const std::vector<double>& bias) {
         std::vector<double> grad_sums(num_blocks_ * num_labels_), grad_bias(num_labels_);
         const MassSums sums = sum_masses(pool_, num_blocks_, num_labels_, [&](int64_t block, int thread, MassSums& of_group) {
@@ -106,8 +105,7 @@ class Backward {
         pull_masses(record, volume_->backward(sums, bias, grad_bias, gradients_.volume_slack), grad_x_.get());
     }
 
-    // Passes the gradient with respect to the masses (label) of the softmax of the logits on to the
-    // logits' gradient.
+    // Passes the gradient with respect to the masses (label) of the softmax of the logits on to the logits' gradient.
     void pull_masses(const float* record, const std::vector<double>& grad_mass, float* grad) {
         for_blocks([&](int64_t block, int thread) {
             float *q = scratch_[thread].get(), *x = q + num_labels_ * kBlockRow;
@@ -152,8 +150,7 @@ class Backward {
         }
     }
 
-    // Turns the gradient with respect to the marginals, a softmax of logits, into the gradient with
-    // respect to the logits.
+    // Turns the gradient with respect to the marginals, a softmax of logits, into the gradient with respect to the logits.
     void softmax_back(const float* record, int64_t block, float* scratch) {
         const int rows = num_labels_ * kBlockRow;
         float *grad = scratch, *start = scratch + rows, *q = scratch + 2 * rows, *back = scratch + 3 * rows;

@@ -27,8 +27,7 @@ class Messages {
     // Whether the first step sends a channel of all ones, after those of the marginals.
     bool joins_ones() const { return joins_ones_; }
 
-    // The messages of the last step, (channel, voxel); and the message of all ones, (voxel), only
-    // if the last channel is not filtered.
+    // The messages of the last step, (channel, voxel); and the message of all ones, (voxel), only if the last channel is not filtered.
     float* received() const { return received_; }
     const float* ones() const { return weighted_ones_.get(); }
 

@@ -71,8 +71,7 @@ class MessageBackward {
         for (auto& s : scratch_) s = Buffer<float>(kScratchRows * num_labels_ * kBlockRow);
     }
 
-    // One kernel's part of a step: gradients with respect to its weights, its input marginals and, if wanted, its
-    // bandwidths and image.
+    // One kernel's part of a step: gradients with respect to its weights, its input marginals and, if wanted, its bandwidths and image.
     void pass_step(size_t m, const StepGradients& step) {
         const Kernel& kernel = kernels_[m];
         for_blocks([&](int64_t block, int thread) { differentiate_messages(m, step, block, scratch_[thread].get()); });
@@ -100,9 +99,8 @@ class MessageBackward {
         if (moments_wanted_) add_moments_of(m, {grad_message_, sent_, filtered_, filtered_back_, num_sent_});
     }
 
-    // To be called after all steps. The kernel's row sums D normalize its messages and depend on
-    // bandwidths and image too. The gradients with respect to the message of all ones and to D,
-    // both collected over the steps, thus give two more sums <u, K v>.
+    // To be called after all steps. The kernel's row sums D normalize its messages and depend on bandwidths and image too. The gradients
+    // with respect to the message of all ones and to D, both collected over the steps, thus give two more sums <u, K v>.
     void pass_normalization(size_t m) {
         const Kernel& kernel = kernels_[m];
         const float* const scale = kernel.scale.get();
@@ -135,8 +133,7 @@ class MessageBackward {
    private:
     static constexpr int kScratchRows = 7;  // per label: those of take_messages
 
-    // The part of the normalization's gradients that depends on D itself. kv and ktu are those of
-    // the message of all ones.
+    // The part of the normalization's gradients that depends on D itself. kv and ktu are those of the message of all ones.
     void pass_degree(size_t m) {
         const Kernel& kernel = kernels_[m];
         const float* const scale = kernel.scale.get();
@@ -196,8 +193,7 @@ class MessageBackward {
         }
     }
 
-    // After filtering: sums for the weights and the compatibility, which are added to, and gradients with respect to the marginals and the
-    // normalization.
+    // After filtering: adds to sums for weights and compatibility; gradients with respect to the marginals and the normalization.
     void take_messages(size_t m, const StepGradients& step, int64_t block, float* scratch, double* sums) {
         const Kernel& kernel = kernels_[m];
         const int64_t begin = block * kVoxelBlock, count = block_end(block, num_voxels_) - begin;

@@ -1,5 +1,4 @@
-// The Python module's arguments and their checks. They guard memory: sizes, strides, and numbers that become sizes or places. The rest is
-// checked in Python.
+// The Python module's arguments and their checks. They guard memory: sizes, strides, and places. Python checks the rest.
 #pragma once
 
 #include <Python.h>

@@ -69,8 +69,7 @@ class FeatureColumns {
     mutable std::vector<double> mean_;  // (modality), computed when first needed: most kernels have no backward pass
 };
 
-// Sums S of u and v, (channel, voxel), differentiated; kv = K v and ktu = transpose(K) u, which are already available and need not be
-// filtered again.
+// Sums S of u and v, (channel, voxel), differentiated; kv = K v and ktu = transpose(K) u, not filtered again.
 struct FilteredPair {
     const float *u, *v, *kv, *ktu;
     int num_channels;
@@ -208,8 +207,7 @@ class Moments {
 };
 
 // The backward pass of the mean field: from the gradient of a loss with respect to the last step's logits to the gradients with respect to
-// all inputs (docs/reference/math.md, section 9). The marginals of each step come from the record of the forward pass; messages are
-// filtered again.
+// all inputs (docs/reference/math.md, section 9). The forward pass has recorded the marginals of each step; messages are filtered again.
 
 // Gradients of a loss with respect to parameters, summed in double precision in a fixed order: the same for any number of threads.
 struct MeanFieldGradients {
@@ -229,8 +227,7 @@ struct BackwardInput {
     bool wants_theta = false;
 };
 
-// grad_logits: (label, *grid), written everywhere. grad_image: (modality, *grid), zeros on entry, written inside the mask, or
-// nullptr. features: one per kernel.
+// grad_logits: (label, *grid), written everywhere. grad_image: (modality, *grid), zeros, written inside the mask, or nullptr.
 MeanFieldGradients run_mean_field_backward(const Voxels& voxels, const std::vector<Kernel>& kernels,
                                            const std::vector<FeatureColumns>& features, const MeanFieldOptions& options,
                                            const BackwardInput& input, float* grad_logits, float* grad_image, ThreadPool& pool,

@@ -1,6 +1,5 @@
-// The spatial kernel exp(-|p_i - p_j|^2 / 2 theta_gamma^2), axis by axis on the mask's bounding
-// box: exact except for its tails (spatial_rows.h), or on half as many rows where it is wide
-// (spatial_halved.h). Skips sums of zeros.
+// The spatial kernel exp(-|p_i - p_j|^2 / 2 theta_gamma^2), axis by axis on the mask's bounding box: exact except for its tails
+// (spatial_rows.h), or on half as many rows where it is wide (spatial_halved.h). Skips sums of zeros.
 
 #include "cpu/filter.h"
 #include "cpu/spatial_halved.h"
@@ -149,8 +148,7 @@ class SpatialFilter final : public Filter {
     }
 
     // Fills the box with one channel and filters it along all axes except the first. taps(axis):
-    // the axis's taps. A slab, the voxels of one place along the first axis, is filled and filtered
-    // while it is in the cache.
+    // the axis's taps. A slab, the voxels of one place along the first axis, is filled and filtered while it is in the cache.
     template <class Taps>
     void filter_slabs(const float* values, const float* pre, const Taps& taps) {
         const int num_axes = voxels_.num_axes;

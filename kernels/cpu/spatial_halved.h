@@ -1,6 +1,5 @@
 // The spatial kernel where it is wide: its result is so smooth that half as many rows hold it.
-// Along a wide axis K = H^T C H: H halves the rows, C filters them, H^T spreads them to all rows
-// (docs/reference/math.md, 5.4).
+// Along a wide axis K = H^T C H: H halves the rows, C filters them, H^T spreads them to all rows (docs/reference/math.md, 5.4).
 #pragma once
 
 #include "cpu/buffer.h"
@@ -12,13 +11,11 @@
 namespace crf {
 class HalvedBox {
    public:
-    // Whether rows are halved along an axis: only the first axis and the last but one can be
-    // halved.
+    // Whether rows are halved along an axis: only the first axis and the last but one can be halved.
     // sigma: the kernel's standard deviation along each axis, in voxels.
     static bool is_wide(const Voxels& voxels, const std::vector<double>& sigma);
 
-    // taps: the kernel's taps along each axis. first: the box's first voxel along each axis, from
-    // the feature origin.
+    // taps: the kernel's taps along each axis. first: the box's first voxel along each axis, from the feature origin.
     HalvedBox(const Voxels& voxels, const std::vector<double>& sigma, const std::vector<int64_t>& first,
               std::vector<std::vector<float>> taps, int num_threads);
 
@@ -58,8 +55,7 @@ class HalvedBox {
 
    private:
     static constexpr int kReach = 4;  // rows on either side
-    // Weights at 1/2, 3/2, 5/2, 7/2 voxels: with these, K is closest to a Gaussian of 3 voxels, the
-    // narrowest halved.
+    // Weights at 1/2, 3/2, 5/2, 7/2 voxels: with these, K is closest to a Gaussian of 3 voxels, the narrowest halved.
     static constexpr double kHalving[kReach] = {0.52397772, 0.33204407, 0.12331876, 0.02065945};
     static float weight(int k) { return static_cast<float>(kHalving[k]); }
 
@@ -79,9 +75,8 @@ class HalvedBox {
     static Axis axis(int64_t num_rows, double sigma, int64_t first);
     static std::vector<float> halved_taps(double sigma, int64_t num_rows);
 
-    // Computes halved rows 2 pair and 2 pair + 1 from 10 rows of voxels. Halved row n is between
-    // rows 2 n - 4 and 2 n - 3 of voxels, minus the shift, so two halved rows are beyond either
-    // end.
+    // Computes halved rows 2 pair and 2 pair + 1 from 10 rows of voxels. Halved row n is between rows 2 n - 4 and 2 n - 3 of voxels, minus
+    // the shift.
     static void halve(const float* from, const Axis& axis, int64_t pair, int64_t length, float* to) {
         constexpr int kRead = 2 * kReach + 2;
         const int64_t first = 4 * pair - 7 - axis.shift;
@@ -204,10 +199,9 @@ HalvedBox::HalvedBox(const Voxels& voxels, const std::vector<double>& sigma, con
     }
 }
 
-// The taps of C for which H^T C H is closest to the Gaussian, in the least-squares sense. Waves of
-// frequencies w and pi - w become the same wave of halved rows. Let H multiply a wave by h(w) and
-// the Gaussian by g(w); then C multiplies the wave of halved rows by 2 (g(w) h(w)^2 + g(pi - w)
-// h(pi - w)^2) / (h(w)^2 + h(pi - w)^2)^2.
+// The taps of C for which H^T C H is closest to the Gaussian, in the least-squares sense. Waves of frequencies w and pi - w become the same
+// wave of halved rows. H multiplies a wave by h(w), the Gaussian by g(w), and C that of halved rows by 2 (g(w) h(w)^2
+// + g(pi - w) h(pi - w)^2) / (h(w)^2 + h(pi - w)^2)^2.
 std::vector<float> HalvedBox::halved_taps(double sigma, int64_t num_rows) {
     constexpr int kFrequencies = 512;
     const auto gaussian = [&](double w) { return sigma * std::sqrt(2 * kPi) * std::exp(-0.5 * sigma * sigma * w * w); };

@@ -17,8 +17,7 @@ namespace {
 // Subnormal numbers as zeros in the thread that computes. Marginals far from a border, their gradients and the weights of unlike voxels
 // are so small that their products are subnormal: nothing in a sum, but on x86 each takes over a hundred cycles.
 
-// While it lives, its thread takes subnormal operands for zeros and rounds subnormal results to zeros. Where the processor has no such
-// mode that matters, it does nothing.
+// While it lives, its thread takes subnormal operands for zeros and rounds subnormal results to zeros, on processors with that mode.
 class SubnormalsAsZeros {
    public:
     SubnormalsAsZeros(const SubnormalsAsZeros&) = delete;

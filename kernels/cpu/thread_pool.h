@@ -1,12 +1,10 @@
-// A pool of threads that process numbered items. The result of an item never depends on the thread that computes it, so results
-// are the same for any number of threads.
+// A pool of threads that process numbered items. An item's result does not depend on its thread, nor on the number of threads.
 #pragma once
 
 #include "cpu/common.h"
 
 namespace crf {
-// A function that is called only while the caller waits: what it refers to is not copied, and the engine's many loops are compiled in less
-// time than with std::function. May be empty.
+// A function that is called only while the caller waits: copies nothing, and compiles faster than std::function. May be empty.
 template <class... Arguments>
 class FunctionRef {
    public:

@@ -47,8 +47,7 @@ class DirectTileFilter final : public TileFilter {
     }
 
    private:
-    // What the labels of an active tile send in its neighborhood. Returns those that send, by the number of their rows: labels that few
-    // rows send are summed together.
+    // Gathers the values that labels send to an active tile. Returns these labels by their number of rows: few rows are summed together.
     std::vector<int64_t> send(int64_t item, const SentVoxels& sent, TileScratch& scratch) const {
         const Neighborhood& around = kernel_->around;
         const int64_t voxels = set_.tiling.tile_voxels(), width = set_.tiling.tile[2], num_rows = voxels / width;
@@ -156,8 +155,7 @@ class DirectTileFilter final : public TileFilter {
         std::copy_n(scratch.received.data(), set_.tiling.tile_voxels(), sums);
     }
 
-    // All row sums, complete where the voxels of the whole window are marked: each pair of voxels is visited once, for which the whole
-    // volume is copied.
+    // All row sums, complete where the whole window is marked: each pair of voxels is visited once, in a copy of the whole volume.
     void sum_rows_at_once(const RowMap& near) {
         const Tiling& tiling = set_.tiling;
         const int64_t width = tiling.tile[2], num_rows = tiling.tile_voxels() / width, grid_size = tiling.num_voxels();

@@ -21,8 +21,7 @@ class TileFilter {
     virtual ~TileFilter() = default;
 
     // message[e][n] += label_weight[label of e] * (the normalized kernel applied to what is sent for that label)[n] at open voxels.
-    // open: (active tile, row of the tile) the voxels that need a message; the others of their rows may get anything finite. message:
-    // (entry, voxel of a tile).
+    // open: (active tile, row of the tile) voxels that need a message; others may get any finite one. message: (entry, voxel of a tile).
     virtual void accumulate(const SentVoxels& sent, const LaneMask* open, const float* label_weight, float* message) = 0;
 };
 
@@ -63,8 +62,7 @@ struct BorderCheck {
 // logits: (entry, voxel of a tile), not divided by the temperature. out: the same shape, the refined logits. options: `num_labels` counts
 // all labels; the voxels of settled tiles do not change, and count for convergence: `num_voxels` are all those inside the mask.
 // open: (active tile, row of the tile) the voxels that receive (`find_open_voxels`); the others are settled, too: their marginals stay
-// those of the network. The energy is that of the active tiles. unsent: the largest change of a voxel's marginals since it sent them last
-// that it does not send. check: nullptr: none.
+// those of the network. The energy is that of the active tiles. unsent: the largest unsent change of marginals.
 MeanFieldOutcome run_tile_mean_field(const TileSet& set, const std::vector<std::unique_ptr<TileFilter>>& kernels,
                                      const MeanFieldOptions& options, const LaneMask* open, int64_t num_voxels, float unsent,
                                      const float* logits, float* out, const BorderCheck* check, ThreadPool& pool,

@@ -290,8 +290,7 @@ class TileMeanField {
         return change;
     }
 
-    // A label that was not negligible in one step may be so again at the end, after its messages have crossed the border. Marginals are
-    // known up to what is not sent.
+    // A label may be negligible again at the end, after its messages have crossed the border. Marginals are known up to unsent changes.
     void check_borders(int64_t tile) const {
         for (int64_t e = set_.first_entry[tile]; e < set_.first_entry[tile + 1]; ++e) {
             const float* const marginals = marginals_.get() + e * voxels_;

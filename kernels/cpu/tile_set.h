@@ -62,8 +62,7 @@ struct TileSet {
     int64_t find_entry(int64_t active_tile, int32_t wanted) const;
 };
 
-// label_map: (*grid) the label of the largest value at the voxels of active tiles inside the mask, the lowest label of equal ones; others
-// are unchanged. values: (entry, voxel of a tile).
+// label_map: (*grid) the (lowest) label of the largest value at voxels of active tiles inside the mask. values: (entry, voxel of a tile).
 template <class Label>
 void decode_entries(const TileSet& set, const float* values, Label* label_map, ThreadPool& pool);
 

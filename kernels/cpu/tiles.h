@@ -146,20 +146,18 @@ template <class T>
 void tile_margins(const Tiling& tiling, const TileSource<T>& source, const Decoding& decoding, const uint8_t* mask, const Survey& survey,
                   const float* lowest_sum, float threshold, float* margin, ThreadPool& pool);
 
-// Writes the logits of the tiles, one after the other at the places of their entries: out[entry[i]] has one number per voxel of a tile,
-// zero beyond the grid's end.
+// Writes the logits of the tiles at the places of their entries: out[entry[i]] has a number per voxel of a tile, 0 beyond the grid's end.
 template <class T>
 void fill_entries(const Tiling& tiling, const TileSource<T>& source, const Decoding& decoding, const int64_t* entry, float* out,
                   ThreadPool& pool);
 
-// Copies tiles of a channel of the whole grid, one after the other; places beyond the grid's end are zero. T: any type.
+// Copies tiles of a channel of the whole grid, in turn; places beyond the grid's end are zero. T: any type.
 template <class T>
 void gather_tiles(const Tiling& tiling, const T* values, const int64_t* tiles, int64_t num_tiles, T* out, ThreadPool& pool);
 
 // A label map as logits on tiles (docs/reference/math.md): a label takes part at the voxels that have it within reach.
 
-// A label map (plane, *plane of the tiling), of which the tiling covers the planes from `first_plane` on; those before and after count as
-// neighbors. Label: uint8_t or uint16_t.
+// A label map (plane, *plane of the tiling), tiled from `first_plane` on; planes before and after are neighbors.
 template <class Label>
 struct LabelPlanes {
     const Label* values;

@@ -37,8 +37,7 @@ class VolumeTerm {
     // The energy of marginals with these masses; 0 if the masses are kept exactly.
     double energy(const std::vector<double>& mass) const;
 
-    // Takes one Newton step towards the bias (label) that balances the masses of softmax(x + bias), whose sums are given. Returns the size
-    // of the step in nats.
+    // A Newton step towards the bias (label) that balances the masses of softmax(x + bias), from their sums. Returns its size in nats.
     double improve(const MassSums& sums, std::vector<double>& bias) const;
 
     // Turns the gradient with respect to the bias into the gradient with respect to the masses.

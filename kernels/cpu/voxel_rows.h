@@ -167,8 +167,7 @@ SoftmaxLanes softmax_rows(float* x, int any_labels) {
     return {weighted * inverse - log_sum, log_sum, label};
 }
 
-// A label's part of KL(new || old), p (r - 1 - log r) with r = old / new: not negative, and near r = 1 nothing cancels. Marginals below
-// `least` count as that.
+// A label's part of KL(new || old), p (r - 1 - log r) with r = old / new: accurate near r = 1. Marginals are `least` or more.
 template <class Lanes>
 Lanes divergence_of_label(Lanes now, Lanes old, Lanes least) {
     const Lanes p = vmax(now, least), ratio = vmax(old, least) / p;

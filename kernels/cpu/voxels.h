@@ -84,7 +84,6 @@ void label_map(const float* logits, int num_labels, int64_t grid_size, ThreadPoo
 // out: (label, *grid), sums to 1 over labels; may be the logits.
 void softmax(const float* logits, int num_labels, int64_t grid_size, ThreadPool& pool, float* out);
 
-// Smallest and largest value of each channel of (channel, *grid), one after the other; both NaN for a channel with a value that is
-// not finite.
+// Smallest and largest value of each channel of (channel, *grid), in turn; both NaN for a channel with a value that is not finite.
 std::vector<float> channel_ranges(const float* channels, int64_t num_channels, int64_t grid_size, ThreadPool& pool);
 }  // namespace crf

@@ -1,6 +1,5 @@
 // The memory access order of the truncated sum: a function of only the mask, the spacing and the window.
-// The box is padded so that every neighbor of a voxel is at one fixed linear distance, and voxels are processed in vectors along the last
-// axis, a few rows at a time.
+// The box is padded so that a neighbor is at a fixed linear distance. Vectors along the last axis hold voxels, a few rows at a time.
 #pragma once
 
 #include "cpu/simd.h"
@@ -18,8 +17,7 @@ struct PlannedOffset {
     float exponent[kRows];  // log2 of the spatial part of the weight, from the voxel of each row
 };
 
-// An offset's squared distance along each axis over the bandwidth. Only derivatives need it, so it
-// is stored apart from the data of filtering.
+// An offset's squared distance along each axis over the bandwidth, apart from the data of filtering: only derivatives need it.
 struct OffsetDistances {
     float squared[kRows][kMaxAxes]{};
 };

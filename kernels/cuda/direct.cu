@@ -48,8 +48,7 @@ CRF_KERNEL(filter_all_pairs, const Real* features, int64 num_voxels, const Chann
 }
 
 // The same over the voxels at the given linear distances in a padded box.
-// number: (place of the box) number of the voxel, -1: none. index: (voxel) its place. offset, distance: (offset) in the box; minus log2 of
-// the spatial part of the weight.
+// number: (place of the box) number of the voxel, -1: none. index: (voxel) place. offset: in the box. distance: -log2 of the weight.
 CRF_KERNEL(filter_window, const Real* features, int64 num_voxels, const int* number, const int64* index, const int64* offset,
            const Real* distance, int64 num_offsets, const Channels* values, const Real* sent_scale, const Real* received_scale,
            const Real* channel_weight, Channels* sum, int adds) {

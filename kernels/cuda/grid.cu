@@ -22,8 +22,7 @@ CRF_KERNEL(splat_axis, const Channels* from, int64 num_threads, int64 num_places
     to[i] = total;
 }
 
-// One thread per place of `to`, (before, place, after): the four cells under its spline, blended. weight: (place, kSpan). Others as in
-// splat_axis.
+// One thread per place of `to`, (before, place, after): blends the cells under its spline. weight: (place, kSpan). Others: see splat_axis.
 CRF_KERNEL(slice_axis, const Channels* from, int64 num_threads, int64 num_places, int64 num_cells, int64 after, const int* first_cell,
            const Real* weight, Channels* to) {
     const int64 i = thread_number();

@@ -6,8 +6,7 @@ namespace crf {
 using Channels = Row<CRF_WIDTH>;
 
 // One thread per piece of the vertices' lists: the weighted sum of its voxels' values, in units of the 16-bit weights.
-// scale: (voxel) factors of the values, or nullptr for ones. entry_*: (entry). piece_begin: (piece + 1) places in the entries. piece_row:
-// (piece) the row of the sum.
+// scale: (voxel) factors of the values, or nullptr for ones. entry_*: (entry). piece_begin: (piece + 1). piece_row: (piece) row of the sum.
 CRF_KERNEL(splat, const Channels* values, const Real* scale, const uint32* entry_voxel, const uint16* entry_weight,
            const uint32* piece_begin, const uint32* piece_row, int64 num_pieces, Channels* rows) {
     const int64 i = thread_number();

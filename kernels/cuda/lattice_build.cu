@@ -10,8 +10,7 @@ constexpr uint64 kEmpty = ~0ull;
 constexpr int kMostProbes = 512;    // a table that is at most half full has chains of a few dozen; longer chains mean that it is full
 constexpr int kProbesBetween = 32;  // between two looks at whether another chain was too long
 
-// Keys are stored as low words and, if they are wide, high ones. A slot of the table holds the key itself, or with wide keys the number of
-// a corner that has it.
+// Keys are stored as low words and, if they are wide, high ones. A slot of the table holds the key, or a corner that has a wide key.
 #if CRF_WIDE_KEYS
 using Key = unsigned __int128;
 CRF_D uint64 hash_of(Key key) {

@@ -48,16 +48,14 @@ CRF_D uint64 compare_and_swap(uint64* place, uint64 expected, uint64 desired) { 
 // Reads memory that other threads of the same launch may write, never a cached value.
 CRF_D uint64 read_shared(uint64* place) { return *static_cast<const volatile uint64*>(place); }
 
-// 2^x, within two units in the last place; results below the normal numbers are 0. The hardware's instruction, without the extra steps
-// with which exp2 computes those too.
+// 2^x by the hardware's instruction, within two units in the last place; results below the normal numbers are 0, unlike those of exp2.
 CRF_D float power_of_two(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
 
-// The number of resident threads per multiprocessor leaves 128 registers for each; without this bound, the compiler spills registers to
-// have more threads.
+// Resident threads per multiprocessor: 128 registers for each. Without this bound, the compiler spills registers to have more threads.
 #define CRF_RESIDENT 512
 #define CRF_BLOCK_KERNEL(name, ...) extern "C" __global__ void __launch_bounds__(CRF_THREADS, CRF_RESIDENT / CRF_THREADS) name(__VA_ARGS__)
 #define CRF_SHARED(type, name, count) __shared__ type name[count]

@@ -20,9 +20,8 @@ constexpr Real kVanished = Real(-1e4);  // its exponential is 0, and so are prod
 constexpr bool kImplied = kChannels < kLabels;
 constexpr double kFlipsAtConvergence = 1e-4;  // of the voxels, in the last step
 
-// Sums over the voxels. Without messages, the first sum keeps its value. kUnary: sum Q log Q - <a /
-// T, Q> of the new marginals, with the logits
-// a relative to the largest of their voxel.
+// Sums over the voxels. Without messages, the first sum keeps its value. kUnary: sum Q log Q - <a / T, Q>, new marginals, logits a relative
+// to the largest.
 enum { kQuadratic, kUnary, kLargest, kDivergence, kFlips, kNumSums };
 
 // The run's state; the energies of the steps follow.
@@ -98,10 +97,9 @@ CRF_D Real softmax(Real (&x)[kLabels]) {
 
 // Each thread takes every num_threads-th voxel: from its logits, messages and old marginals to the new marginals.
 // logits: (label, *grid). bias: (label) or nullptr. grid_index: (voxel). old, marginals: (group, voxel), may be the same; old: nullptr if
-// no marginals exist yet. messages: (group, voxel), or nullptr: the marginals of the logits are
-// wanted. weighted_ones: (voxel) the weighted message
-// of all ones, only if the last label is implied. compatibility: (label, label), row: the neighbor's. refined: (label, *grid) the logits
-// whose marginals are wanted, or nullptr: those of the network. out: (label, *grid) or nullptr. partial: (sum, thread).
+// no marginals exist yet. messages: (group, voxel), or nullptr: the marginals of the logits are wanted. weighted_ones: (voxel) the weighted
+// message of all ones, only if the last label is implied. compatibility: (label, label), row: the neighbor's. refined: (label, *grid) the
+// logits whose marginals are wanted, or nullptr: those of the network. out: (label, *grid) or nullptr. partial: (sum, thread).
 CRF_KERNEL(update, const Real* __restrict__ logits, const Real* __restrict__ bias, int64 grid_size, const int64* __restrict__ grid_index,
            int64 num_voxels, Real inverse_temperature, const Channels* old_marginals, Channels* marginals,
            const Channels* __restrict__ messages, const Real* __restrict__ weighted_ones, const Real* __restrict__ compatibility,

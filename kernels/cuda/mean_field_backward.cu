@@ -30,8 +30,7 @@ struct Penalty {
     }
 };
 
-// One thread per voxel: the gradient with respect to a kernel's messages, minus the last label's,
-// whose channel is not filtered.
+// One thread per voxel: the gradient with respect to a kernel's messages, minus the last label's, whose channel is not filtered.
 // by_x: gradient with respect to the logits after the step. by_message: (group, voxel).
 CRF_KERNEL(send_back, const Real* weights, const Real* compatibility, int is_potts, int num_labels, const Real* by_x, int64 num_voxels,
            Channels* by_message) {
@@ -89,8 +88,7 @@ CRF_KERNEL(take_messages, int num_labels, int64 num_voxels, const Channels* marg
 
 // One thread per voxel, after all kernels: from the logits after a step to those before it.
 // record: (channel, voxel) marginals at the start of the step, of all labels but perhaps the last. by_marginals: as from take_messages.
-// by_x: (label, voxel), becomes the gradient with respect to the logits before. by_start: (label, voxel), added to: the gradient with
-// respect to the calibrated logits.
+// by_x: (label, voxel), becomes the gradient of the logits before. by_start: (label, voxel), added to: of the calibrated ones.
 CRF_KERNEL(end_step_back, int num_labels, int num_channels, int64 num_voxels, const Real* record, const Channels* by_marginals, Real* by_x,
            Real* by_start) {
     const int64 n = thread_number();
@@ -112,9 +110,8 @@ CRF_KERNEL(end_step_back, int num_labels, int num_channels, int64 num_voxels, co
     }
 }
 
-// One thread per voxel: the gradient with respect to the message of all ones that a kernel
-// normalizes, from the gradients of all steps. The last label's message is this message minus the
-// other labels' messages.
+// One thread per voxel: the gradient with respect to the message of all ones that a kernel normalizes, from the gradients of all steps. The
+// last label's message is this message minus the other labels' messages.
 CRF_KERNEL(differentiate_ones, const Real* weights, const Real* compatibility, int is_potts, int num_labels, const Real* by_start,
            int64 num_voxels, Real* gradient) {
     const int64 n = thread_number();

@@ -6,8 +6,7 @@
 namespace crf {
 using Channels = Row<CRF_WIDTH>;
 
-// Each thread takes every num_threads-th voxel: products of the filtered value and the other value
-// of the pair, summed over the channels.
+// Each thread takes every num_threads-th voxel: products of the filtered value and the other value of the pair, summed over the channels.
 // filtered: (group, voxel) the filter's sums of the values times a feature (or of the values, for a kernel whose taps are differentiated).
 // other, factor: the other value of the pair. column: (voxel) the feature, or nullptr for ones. coefficient: of the sums. partial:
 // (thread), added to; nullptr: no sums. inverse_theta: of the feature. by_image: (voxel), added to; nullptr: not asked for.

@@ -16,8 +16,7 @@ struct PairSums {
 };
 
 // Blocks take every num_blocks-th tile.
-// rows, others: (row, voxel); others: nullptr for ones. part: (voxel), 1 where a voxel counts; nullptr: everywhere. sums: (pair, block,
-// slice), to which the products are added.
+// rows, others: (row, voxel); others: nullptr for ones. part: (voxel), 1 where it counts, or nullptr. sums: (pair, block, slice), added to.
 CRF_BLOCK_KERNEL(add_products, const Real* rows, const Real* others, const uint8* part, int64 num_voxels, int64 num_blocks, double* sums) {
     CRF_SHARED(Real, near_rows, CRF_ROWS * kStride);
     CRF_SHARED(Real, near_others, CRF_OTHERS * kStride);

@@ -30,8 +30,7 @@ CRF_KERNEL(add_biases, Real* logits, int64 grid_size, const int64* grid_index, i
     for (int l = 0; l < num_labels; ++l) logits[l * grid_size + grid_index[n]] += bias[l];
 }
 
-// One thread per voxel: passes the gradient with respect to the masses of the softmax of its logits
-// on to the logits' gradient.
+// One thread per voxel: passes the gradient with respect to the masses of the softmax of its logits on to the logits' gradient.
 // marginals, gradient: (label, voxel). by_mass: (label).
 CRF_KERNEL(pull_masses, const Real* marginals, int64 num_voxels, int num_labels, const uint8* part, const Real* by_mass, Real* gradient) {
     const int64 n = thread_number();
