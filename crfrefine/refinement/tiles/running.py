@@ -225,9 +225,10 @@ def solve(problem: TileProblem, sets: LabelSets, backend: Backend, context: RunC
         problem.source.ensure(sets.domains & sets.active, context.threads)
         is_direct = sums_are_direct(problem, sets) if is_direct is None else is_direct
         slabs = plan_slabs(problem, sets, None if context.num_bytes is None else context.num_bytes(), is_direct=is_direct)
-        # The copies are smaller than what the steps need for two labels at each voxel.
-        has_room = isinstance(problem.source, DenseChannels) or sets.num_entries >= 2 * sets.grid.num_tiles
+        has_room = isinstance(problem.source, DenseChannels)
         if len(slabs) == 1:
+            # The copies are smaller than what the steps need for two labels at each voxel.
+            has_room = has_room or sets.num_entries >= 2 * sets.grid.num_tiles
             refined = run_tiles(problem, sets, backend, context, is_direct=is_direct, has_room=has_room)
         else:
             refined = run_slabs(problem, sets, slabs, backend, context, is_direct=is_direct, has_room=has_room)
