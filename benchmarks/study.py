@@ -40,7 +40,7 @@ from crfrefine.runs.cases.case import Case, load_case
 from crfrefine.runs.cases.case_files import CaseFiles
 from crfrefine.runs.cases.discovery import discover_cases
 from crfrefine.runs.cases.reading_options import DeclaredLabels, ReadingOptions
-from crfrefine.train.baselines import Guidance, VectorScaling, guided_labels
+from crfrefine.train.baselines import Guidance, Guide, VectorScaling
 from crfrefine.train.comparison import DEFAULT, GUIDED, LARGEST, NETWORK, SCALING, TRAINED, TRAINED_LARGEST, with_largest
 
 QUICK_CASES = 6
@@ -225,7 +225,7 @@ def _rival_maps(case: Case, fold: dict[str, Any]) -> Iterator[tuple[str, np.ndar
     guidance = Guidance(**fold["guided_filter"])
     if guidance.radius_mm > 0:
         image = normalize_intensity(case.image, CrfParameters.from_dict(fold["fit"]["parameters"]).intensity, case.mask)
-        changed[GUIDED] = guided_labels(logits, image, guidance, case.spacing, None)
+        changed[GUIDED] = Guide(image, guidance.radius_mm, case.spacing).labels(logits, [guidance.epsilon], None)[0]
     if RANKSEG in RIVALS:
         import torch
         from rankseg import RankSEG

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 
 from crfrefine.base.text import for_terminal
 from crfrefine.cli.reporting import NORMAL, QUIET, VERBOSE, RunReporter, print_table
-from crfrefine.train.observer import Step, TrainingObserver
+from crfrefine.train.observer import TrainingObserver
 
 if TYPE_CHECKING:
     from crfrefine.train.comparison import TrainingResult
@@ -23,7 +23,8 @@ class TrainingReporter(RunReporter, TrainingObserver):
     """Shows a run: a live bar on a terminal, else an occasional plain line; VERBOSE: every step."""
 
     _shown = 0.0
-    _left: float | None = None
+    _left: float | None = None  # seconds
+    _began = 0.0
 
     def __enter__(self) -> Self:
         self._start(1.0, counts=False)
@@ -32,6 +33,7 @@ class TrainingReporter(RunReporter, TrainingObserver):
     def run_started(self, text: str) -> None:
         """Print the amount of work."""
         self._say(text)
+        self._began = time.monotonic()
 
     def stage_started(self, stage: str) -> None:
         """Show the part of the run."""
@@ -40,16 +42,14 @@ class TrainingReporter(RunReporter, TrainingObserver):
             self._say(stage)
         self._shown = time.monotonic()
 
-    def stepped(self, step: Step) -> None:
+    def stepped(self, stage: str, start: str, state: str) -> None:
         """Print the progress of the optimizer occasionally."""
-        score = "" if step.score is None else f", Dice {step.score:.4f}"
-        text = f"{step.optimizer_step}/{step.num_optimizer_steps}: loss {step.loss:.4f}{score}, {step.thetas}"
-        self._update(text=f"{step.stage} {text}")
-        self._say_if_due(f"  {step.stage} [{step.start}] {text}", is_wanted=self.verbosity >= VERBOSE)
+        self._update(text=f"{stage} {state}")
+        self._say_if_due(f"  {stage} [{start}] {state}", is_wanted=self.verbosity >= VERBOSE)
 
-    def progressed(self, fraction: float, seconds_left: float | None, done: str = "") -> None:
+    def progressed(self, fraction: float, done: str = "") -> None:
         """Move the bar; without one, print the progress occasionally."""
-        self._left = seconds_left
+        self._left = (time.monotonic() - self._began) * (1.0 - fraction) / fraction if fraction else None
         self._update(completed=fraction)
         if done:
             self._say_if_due(f"  {done}")

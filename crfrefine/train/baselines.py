@@ -12,25 +12,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
-from torch import Tensor
 
 from crfrefine.arrays.components import clean
 from crfrefine.arrays.label_maps import argmax_labels
-from crfrefine.arrays.region_scheme import RegionScheme, decode, probabilities_of
+from crfrefine.arrays.region_scheme import RegionScheme, probabilities_of
 from crfrefine.layer.forms import TEMPERATURE_RANGE
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import MAX_BIAS, PostprocessParameters
 from crfrefine.refinement.volumes import volume_bias
 from crfrefine.train.crops import Crop
 from crfrefine.train.material import Material
-from crfrefine.train.model import Model, mean_defined, mean_dice, network_score
+from crfrefine.train.model import Model, Network, Refiner, mean_defined, mean_dice
 from crfrefine.train.observer import Workers
-from crfrefine.train.starts import BATCH_SIZE, FitResult, Start, rounded, voxel_length, without_crf
+from crfrefine.train.starts import BATCH_SIZE, CALIBRATION, FitResult, Start, rounded, voxel_length, without_crf
 
 Choice = TypeVar("Choice")
 
 MAX_KINDS = ("foreground", "each")  # which largest component is kept: that of all labels together, or that of each label
-CALIBRATION = ("temperature", "bias")
+SCALED = ("temperature", "bias")
 SCALING_STEPS = 60
 SCALING_STEP_LENGTH = 0.1  # length of the first optimizer steps of vector scaling; it falls to zero at the end
 
@@ -50,16 +49,13 @@ class VectorScaling:
 
 
 def fit_scaling(
-    material: Material, cases: Sequence[int], workers: Workers, learned: Sequence[str] = CALIBRATION, fixed: VectorScaling | None = None
+    material: Material, cases: Sequence[int], workers: Workers, learned: Sequence[str] = SCALED, fixed: VectorScaling | None = None
 ) -> VectorScaling:
-    """Fit temperature and biases on some cases with the loss of the CRF."""
-    # `learned` is "temperature", "bias" or both; `fixed` has the values that are not learned, its
-    # biases divided by its temperature.
-    num_channels = material.sizes[0]
-    fixed = fixed or VectorScaling(1.0, (0.0,) * num_channels)
+    """Fit temperature, biases or both on some cases with the loss of the CRF; `fixed` has those that are not learned."""
+    fixed = fixed or VectorScaling(1.0, (0.0,) * material.sizes[0])
     learns_temperature, learns_bias = "temperature" in learned, "bias" in learned
     log_temperature = torch.tensor(0.0 if learns_temperature else math.log(fixed.temperature), requires_grad=learns_temperature)
-    bias = torch.zeros(num_channels, requires_grad=learns_bias)
+    bias = torch.zeros(material.sizes[0], requires_grad=learns_bias)
     # Biases that are not learned are those of the logits, before any temperature divides them.
     shift = 0.0 if learns_bias else torch.tensor(fixed.bias)[:, None] * fixed.temperature
     values = [value for value in (log_temperature, bias) if value.requires_grad]
@@ -73,9 +69,8 @@ def fit_scaling(
 
     for optimizer_step in range(SCALING_STEPS):
         batch = [material.voxels[case] for case in material.draw(optimizer_step, cases, BATCH_SIZE)[0]]
-        gradients = workers.run_on_device(gradient, batch)
-        for parameter, parts in zip(values, zip(*gradients, strict=True), strict=True):
-            parameter.grad = sum(parts[1:], parts[0]) / len(batch)
+        for value, parts in zip(values, zip(*workers.run_on_device(gradient, batch), strict=True), strict=True):
+            value.grad = sum(parts[1:], parts[0]) / len(batch)
         optimizer.param_groups[0]["lr"] = SCALING_STEP_LENGTH * 0.5 * (1.0 + math.cos(math.pi * optimizer_step / SCALING_STEPS))
         optimizer.step()
     temperature = float(log_temperature.detach().exp()) if learns_temperature else fixed.temperature
@@ -93,10 +88,14 @@ class Scores(Generic[Choice]):
     choices: Sequence[Choice]  # the first is the network itself, if it is among them
     dice: NDArray[np.float64]  # (cases, choices) mean Dice
 
+    def means(self, rows: Sequence[int]) -> NDArray[np.float64]:
+        """Return the mean Dice of each choice on some cases; 0 where none has a Dice."""
+        means = np.array([mean_defined(column) for column in self.dice[list(rows)].T])
+        return np.where(np.isnan(means), 0.0, means)
+
     def best(self, cases: Sequence[int]) -> Choice:
         """Return the choice with the best mean Dice on some cases, the first among equals."""
-        means = np.nan_to_num([mean_defined(column) for column in self.dice[list(cases)].T], nan=0.0)
-        return self.choices[int(means.argmax())]
+        return self.choices[int(self.means(cases).argmax())]
 
 
 def score_choices(
@@ -110,21 +109,19 @@ def score_choices(
     return Scores(choices, np.array(workers.run(scores, material.crops)))
 
 
+def network_labels(crop: Crop) -> NDArray[np.unsignedinteger[Any]]:
+    """Return the network's labels (*box) of a crop, background outside its mask: far from any possible foreground."""
+    return np.where(crop.mask, crop.network, 0).astype(np.min_scalar_type(crop.num_labels - 1))
+
+
 def largest_scores(material: Material, workers: Workers) -> Scores[str]:
     """Return how good it is to keep the largest component of each kind."""
     rules = [PostprocessParameters(keep_largest=kind) for kind in MAX_KINDS]
     return score_choices(MAX_KINDS, material, workers, lambda crop: (clean(network_labels(crop), rule, 1.0).label_map for rule in rules))
 
 
-def network_labels(crop: Crop) -> NDArray[np.unsignedinteger[Any]]:
-    """Return the network's labels (*box) of a crop, background outside its mask: far from any possible foreground."""
-    labels = decode(crop.logits.astype(np.float32), crop.regions) if crop.label_map is None else crop.label_map
-    return np.where(crop.mask, labels, 0).astype(np.min_scalar_type(crop.num_labels - 1))
-
-
 RADII_VOXELS = (1.0, 2.0, 4.0, 8.0)  # half-widths of the windows that are tried, in typical voxels
-# Variances of the normalized intensity that are tried: contrasts below their root are smoothed over.
-EPSILONS = (0.001, 0.01, 0.1)
+EPSILONS = (0.001, 0.01, 0.1)  # variances of the normalized intensity that are tried: contrasts below their root are smoothed over
 
 
 @dataclass(frozen=True)
@@ -195,36 +192,28 @@ class Guide:
 
     def labels(
         self,
-        probabilities: NDArray[np.float32],
+        logits: NDArray[np.floating[Any]],
         epsilons: Sequence[float],
         regions: RegionScheme | None,
         volumes_of: NDArray[np.unsignedinteger[Any]] | None = None,
     ) -> list[NDArray[np.unsignedinteger[Any]]]:
-        """Return the labels of filtered probabilities with each epsilon; a bias keeps the volumes of a map, if given."""
-        if regions is not None:
-            filtered = [self.filter(channel, epsilons) for channel in probabilities]
-            return [regions.decode(np.stack(own) - np.float32(0.5)) for own in zip(*filtered, strict=True)]
-        # Filtered probabilities sum to 1 as the unfiltered do, so background needs no filter.
-        filtered = [self.filter(channel, epsilons) for channel in probabilities[1:]]
-        maps = [np.stack([np.float32(1.0) - sum(own), *own]) for own in zip(*filtered, strict=True)]
-        if volumes_of is not None:
-            for own in maps:
-                np.log(np.maximum(own, np.float32(_MIN_FILTERED)), out=own)
-                own += volume_bias(own, volumes_of).astype(np.float32).reshape(-1, *(1,) * volumes_of.ndim)
-        return [argmax_labels(own) for own in maps]
+        """Return the labels of the filtered probabilities of logits (L, *grid) or log-odds, with each epsilon.
 
-
-def guided_labels(
-    logits: NDArray[np.floating[Any]],
-    image: NDArray[np.float32],
-    guidance: Guidance,
-    spacing: Sequence[float],
-    regions: RegionScheme | None,
-    volumes_of: NDArray[np.unsignedinteger[Any]] | None = None,
-) -> NDArray[np.unsignedinteger[Any]]:
-    """Return the labels of the filtered probabilities of logits (L, *grid) or log-odds; arguments of `Guide.labels`."""
-    probabilities = probabilities_of(logits, regions)
-    return Guide(image, guidance.radius_mm, spacing).labels(probabilities, [guidance.epsilon], regions, volumes_of)[0]
+        A bias keeps the volumes of a label map, if there is one.
+        """
+        # Probabilities of labels sum to 1 when they are filtered, too, so background needs no filter.
+        channels = probabilities_of(logits, regions)[0 if regions is not None else 1 :]
+        label_maps = []
+        for own in zip(*(self.filter(channel, epsilons) for channel in channels), strict=True):
+            if regions is not None:
+                label_maps.append(regions.decode(np.stack(own) - np.float32(0.5)))
+                continue
+            filtered = np.stack([np.float32(1.0) - sum(own), *own])
+            if volumes_of is not None:
+                np.log(np.maximum(filtered, np.float32(_MIN_FILTERED)), out=filtered)
+                filtered += volume_bias(filtered, volumes_of).astype(np.float32).reshape(-1, *(1,) * volumes_of.ndim)
+            label_maps.append(argmax_labels(filtered))
+        return label_maps
 
 
 def score_guided(material: Material, spacing: Sequence[float], workers: Workers) -> Scores[Guidance]:
@@ -232,12 +221,13 @@ def score_guided(material: Material, spacing: Sequence[float], workers: Workers)
     radii = [radius * voxel_length(spacing) for radius in RADII_VOXELS]
 
     def label_maps(crop: Crop) -> Iterator[NDArray[Any]]:
-        probabilities = probabilities_of(crop.logits.astype(np.float32), crop.regions)
         network = network_labels(crop)
-        volumes_of = None if crop.network_spacing is None else network
         yield network
         for radius in radii:
-            yield from Guide(crop.image, radius, crop.spacing).labels(probabilities, EPSILONS, crop.regions, volumes_of)
+            guide = Guide(crop.image, radius, crop.spacing)
+            yield from guide.labels(
+                crop.logits.astype(np.float32), EPSILONS, crop.regions, None if crop.network_spacing is None else network
+            )
 
     choices = (UNGUIDED, *(Guidance(radius, epsilon) for radius, epsilon in itertools.product(radii, EPSILONS)))
     return score_choices(choices, material, workers, label_maps)
@@ -259,7 +249,7 @@ MIN_CALIBRATED = 8
 
 def calibrate(material: Material, cases: Sequence[int], base: CrfParameters, workers: Workers) -> CrfParameters | None:
     """Return the network recalibrated as a CRF without weights, fitted with the training's loss; None if not learned."""
-    learned = tuple(group for group in CALIBRATION if group in material.learn)
+    learned = tuple(group for group in SCALED if group in material.learn)
     if not learned:
         return None
     settings = base.mean_field
@@ -281,13 +271,10 @@ def with_calibrated(start: Start, calibrated: CrfParameters) -> Start:
     return Start(f"{start.name}, recalibrated", replace(start.parameters, mean_field=mean_field))
 
 
-# The output temperature, which makes the marginals of a fitted CRF likeliest.
-
-# Of the temperature: cases without a single wrong voxel would ask for 0, which no new case should be judged by.
+# Range of the output temperature, which makes the marginals of a fitted CRF likeliest: cases without a single wrong voxel would ask for 0.
 RANGE = (0.25, 20.0)
 MAX_CASES = 48
 MAX_VALUES = 400_000  # cases, and refined logits of each, that the temperature is fitted to: a single number needs no more
-_PRECISION = 1e-4  # Of its logarithm.
 
 # Refined logits (L, N) and labels (N,) of voxels, or log-odds (R, N) of regions and (R, N) 1 inside and -1 outside.
 Refined = tuple[NDArray[np.float32], NDArray[Any]]
@@ -295,14 +282,14 @@ Refined = tuple[NDArray[np.float32], NDArray[Any]]
 
 def calibrate_output(fit: FitResult, cases: Sequence[int], material: Material, workers: Workers) -> FitResult:
     """Return the result of a training with the output temperature that makes its marginals likeliest on the cases it was fitted to."""
-    # Without a CRF, the network's probabilities stay as they are.
-    temperature = 1.0
-    if not fit.is_network:
-        model = None if fit.is_calibration else Model(fit.parameters, (), material.sizes, material.device)
+    temperature, parameters = 1.0, fit.parameters
+    if not fit.is_network:  # Without a CRF, the network's probabilities stay as they are.
+        is_recalibrated = fit.kind == CALIBRATION
+        model = Network(material.device, parameters) if is_recalibrated else Model(parameters, (), material.sizes, material.device)
         stride = max(1, math.ceil(len(cases) / MAX_CASES))
-        refined = workers.run_on_device(lambda case, threads: _refine_some(fit, model, material, case, threads), list(cases)[::stride])
-        temperature = fit_output_temperature([voxels for voxels in refined if voxels is not None])
-    return replace(fit, parameters=rounded(fit.parameters.replace(**{"mean_field.output_temperature": temperature})))
+        refined = workers.run_on_device(lambda case, threads: _refine_some(model, material, case, threads), list(cases)[::stride])
+        temperature = fit_output_temperature([voxels for voxels in refined if voxels[1].size])
+    return replace(fit, parameters=rounded(parameters.replace(**{"mean_field.output_temperature": temperature})))
 
 
 def fit_output_temperature(cases: Sequence[Refined]) -> float:
@@ -315,7 +302,7 @@ def fit_output_temperature(cases: Sequence[Refined]) -> float:
     if not cases:
         return 1.0
     low, high = RANGE
-    best = minimize_scalar(loss, bounds=(math.log(low), math.log(high)), method="bounded", options={"xatol": _PRECISION})
+    best = minimize_scalar(loss, bounds=(math.log(low), math.log(high)), method="bounded", options={"xatol": 1e-4})
     return math.exp(best.x) if best.fun < loss(0.0) else 1.0
 
 
@@ -329,30 +316,17 @@ def negative_log_likelihood(logits: NDArray[np.float32], truth: NDArray[Any], te
     return float((np.log(np.exp(scaled).sum(axis=0)) - own).mean(dtype=np.float64))
 
 
-def _refine_some(fit: FitResult, model: Model | None, material: Material, case: int, threads: int) -> Refined | None:
-    """Return refined voxels of a crop that have a reference, at most MAX_VALUES logits; None without any."""
-    crop = material.crops[case]
-    kept: list[tuple[Tensor, Tensor]] = []
-
-    def keep(refined: Tensor, labels: Tensor) -> Tensor:
-        """Replace the loss, which sees all voxels that count."""
-        kept.append((refined, labels))
-        return refined.new_zeros(())
-
-    if model is None:
-        network_score(crop, keep, material.device, fit.parameters)
-    else:
-        model.score(crop, keep, threads)
-    refined, labels = kept[0]
+def _refine_some(model: Refiner, material: Material, case: int, threads: int) -> Refined:
+    """Return refined voxels of a crop that have a reference, at most MAX_VALUES logits."""
+    regions = material.crops[case].regions
+    with torch.no_grad():
+        refined, labels = model.refine(material.crops[case], threads)
     max_voxels = max(1, MAX_VALUES // len(refined))
     if labels.numel() > max_voxels:
         chosen = np.sort(np.random.default_rng([material.seed, case]).choice(labels.numel(), max_voxels, replace=False))
         index = torch.from_numpy(chosen).to(labels.device)
         refined, labels = refined.index_select(1, index), labels.index_select(0, index)
-    if not labels.numel():
-        return None
     logits, truth = refined.float().cpu().numpy(), labels.cpu().numpy()
-    if crop.regions is not None:
-        inside = np.stack([np.isin(truth, members) for members in crop.regions.labels])
-        truth = np.where(inside, np.float32(1.0), np.float32(-1.0))
+    if regions is not None:
+        truth = np.where([np.isin(truth, members) for members in regions.labels], np.float32(1.0), np.float32(-1.0))
     return logits, truth

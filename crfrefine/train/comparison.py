@@ -30,7 +30,7 @@ from crfrefine.runs.cases.case import Case
 from crfrefine.statistics.comparison import ResultTable, SummaryRow, measurements_of, summarize
 from crfrefine.statistics.harm import judge_probabilities
 from crfrefine.statistics.verdict import Outcome, Verdict, verdict
-from crfrefine.train.baselines import Tuned, guided_labels
+from crfrefine.train.baselines import Guide, Tuned
 from crfrefine.train.plan import Plan, Split
 from crfrefine.train.starts import rounded
 
@@ -186,8 +186,8 @@ def measure_methods(case: Case, regions: Mapping[str, Sequence[int]], tuned: Tun
     guided = network
     if tuned.guidance.radius_mm > 0:
         image = normalize_intensity(case.image, fit.parameters.intensity, case.mask, threads=threads)
-        volumes_of = network if is_coarse else None
-        guided = within_mask(guided_labels(logits, image, tuned.guidance, case.spacing, case.regions, volumes_of))
+        guide = Guide(image, tuned.guidance.radius_mm, case.spacing)
+        guided = within_mask(guide.labels(logits, [tuned.guidance.epsilon], case.regions, network if is_coarse else None)[0])
     if is_coarse:
         sharp = as_parameters("sharp")
         softened = crf(parameters=sharp.replace(**{"bilateral.weight": 0.0})).label_map

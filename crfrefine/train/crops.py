@@ -43,7 +43,6 @@ class Crop:
     outside: NDArray[np.int64]  # (L, L) voxels of the case beyond `mask`, by reference (row) and the network's label (column)
     tiles: tuple[Box, ...]  # boxes that share out the masked voxels, at most about TILE_VOXELS each
     tile_weights: tuple[float, ...]  # probability of drawing each tile; sums to 1
-    num_padding_voxels: int = 0  # voxels of the case's mask that `mask` lacks because all labels have the same logit there
     regions: RegionScheme | None = None  # the regions of the channels; None means that the channels are labels
     network_spacing: tuple[float, ...] | None = None  # mm, one per grid axis, of a coarser network; None means that of the grid
     label_map: NDArray[np.unsignedinteger[Any]] | None = None  # (*box) of a coarser network; None means that of the logits
@@ -57,6 +56,16 @@ class Crop:
     def num_labels(self) -> int:
         """L of a label map, background included."""
         return len(self.logits) if self.regions is None else self.regions.num_labels
+
+    @property
+    def network(self) -> NDArray[np.unsignedinteger[Any]]:
+        """The network's labels (*box)."""
+        return decode(self.logits.astype(np.float32), self.regions) if self.label_map is None else self.label_map
+
+    @property
+    def counted(self) -> NDArray[np.bool_]:
+        """The voxels (*box) in the mask that have a reference."""
+        return self.mask & (self.labels < self.num_labels)
 
     def count(self, labels: NDArray[Any]) -> NDArray[np.int64]:
         """Return the (L, L) voxels inside the mask by reference and label (*box)."""
@@ -86,9 +95,9 @@ def make_crop(case: Case, intensity: IntensityParameters) -> Crop:
     """Cut out the part of a case, read with its labels, that training uses; the image is normalized on the whole case."""
     assert case.labels is not None
     labels, logits, padding = case.labels, case.logits, case.find_padding()
-    case_mask, num_padding = case.mask, 0
+    case_mask = case.mask
     if padding is not None:
-        case_mask, num_padding = leave_out(padding, case.mask, f"the logits of case {case.case_id!r}")
+        case_mask, _ = leave_out(padding, case.mask, f"the logits of case {case.case_id!r}")
     # The log-odds of the likeliest label or region. The confidence of a label map says nothing about where else a label is possible.
     log_odds = logits[1:].max(axis=0) - logits[0] if case.regions is None else logits.max(axis=0)
     threshold = 0.0 if case.input_kind == KIND else math.log(FOREGROUND_RATIO)
@@ -127,7 +136,6 @@ def make_crop(case: Case, intensity: IntensityParameters) -> Crop:
         outside=confusion - inside,
         tiles=tiles,
         tile_weights=tuple(float(share) for share in shares / shares.sum()),
-        num_padding_voxels=num_padding,
         regions=case.regions,
         network_spacing=case.network_spacing,
         label_map=None if case.label_map is None else np.ascontiguousarray(case.label_map[box]),

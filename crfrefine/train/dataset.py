@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,49 +12,56 @@ import numpy as np
 
 from crfrefine import io
 from crfrefine.arrays.region_scheme import RegionScheme
-from crfrefine.base.failures import Causes, expected_error
+from crfrefine.base.failures import expected_error
 from crfrefine.base.text import listed, see
 from crfrefine.errors import CrfRefineError, InputError, UnexpectedError
 from crfrefine.io.paths import add_volumes
 from crfrefine.runs.cases.case import Case, load_case
 from crfrefine.runs.cases.case_files import CaseFiles, CaseList, Incomplete, describe_left_out, require_all_complete, too_few_complete
-from crfrefine.runs.cases.case_headers import read_case_headers
+from crfrefine.runs.cases.case_headers import CaseHeaders, read_case_headers
 from crfrefine.runs.cases.dataset_description import DatasetDescription, read_dataset_description, read_descriptions
 from crfrefine.runs.cases.discovery import discover_cases
 from crfrefine.runs.cases.label_input import KIND
 from crfrefine.runs.cases.nnunet import find_trained_cases, require_trained
-from crfrefine.runs.cases.reading_options import NO_REGIONS, DeclaredLabels, ReadingOptions, RegionReading, declared_labels, find_regions
+from crfrefine.runs.cases.reading_options import DeclaredLabels, ReadingOptions, RegionReading, declared_labels, find_regions
+from crfrefine.train.observer import Workers
 from crfrefine.train.options import DataFolders
 
 _MAX_NAMED = 3
+LARGE_CASE_VOXELS = 4_000_000  # cases of more voxels are read and measured one at a time: several of them in memory would be too much
 
 Result = TypeVar("Result")
 
 
-def attempt(work: Callable[[CaseFiles], Result], case: CaseFiles) -> Result | CrfRefineError:
-    """Return the result of the work on a case, or its error, so that all bad cases can be named at once."""
-    try:
-        return work(case)
-    except Exception as error:
-        named = expected_error(error, *case.images, *case.logits, case.labels, case.mask)
-        if repr(case.case_id) not in str(named):
-            named.args = (f"case {case.case_id!r}: {named}",)
-        return named
-
-
-def require_all(results: Sequence[Result | CrfRefineError], folder: Path) -> list[Result]:
-    """Return the results of all cases; raise the error of a single bad case, or an error that names the first few and their causes."""
+def require_all(
+    work: Callable[[CaseFiles, int], Result],
+    files: Sequence[CaseFiles],
+    folder: Path,
+    workers: Workers | None = None,
+    *,
+    one_by_one: bool = False,
+) -> list[Result]:
+    """Return `work(case, threads)` of all cases; raise the error of a single bad case, or an error that names the first few."""
     # A training without the bad cases would have to be repeated once they are fixed.
-    failed = [result for result in results if isinstance(result, CrfRefineError)]
+    errors: dict[str, CrfRefineError] = {}
+
+    def attempt(case: CaseFiles, threads: int) -> Result | None:
+        try:
+            return work(case, threads)
+        except Exception as error:
+            named = errors[case.case_id] = expected_error(error, *case.images, *case.logits, case.labels, case.mask)
+            if repr(case.case_id) not in str(named):
+                named.args = (f"case {case.case_id!r}: {named}",)
+            return None
+
+    results = (workers or Workers(1)).run(attempt, files, one_by_one=one_by_one)
+    failed = [errors[case.case_id] for case in files if case.case_id in errors]
+    if not failed:
+        return [result for result in results if result is not None]
     if len(failed) == 1:
         raise failed[0]
-    if not failed:
-        return [result for result in results if not isinstance(result, CrfRefineError)]
-    causes, messages = Causes(), [str(error) for error in failed]
-    # A message begins with the name of the case or of a file.
-    first = [text for text in messages if causes.is_new(text.removeprefix("case ").partition(":")[0].strip("'"), text)]
-    more = [f"and {len(first) - _MAX_NAMED} more"] if len(first) > _MAX_NAMED else []
-    lines = [f"{folder}: {len(failed)} of {len(results)} cases cannot be trained on:", *first[:_MAX_NAMED], *causes.others(), *more]
+    more = [f"and {len(failed) - _MAX_NAMED} more"] if len(failed) > _MAX_NAMED else []
+    lines = [f"{folder}: {len(failed)} of {len(files)} cases cannot be trained on:", *map(str, failed[:_MAX_NAMED]), *more]
     unexpected = next((error for error in failed if isinstance(error, UnexpectedError)), None)
     raise type(unexpected or InputError())("\n  ".join(lines)) from unexpected
 
@@ -63,16 +71,15 @@ class LabeledCases:
     """The cases of a run, all with the same labels, modalities and axes."""
 
     files: tuple[CaseFiles, ...]  # of each case, sorted by name
-    num_labels: int  # L of a label map, background included: channels of the logits unless these are regions, or the declared labels
-    num_modalities: int
-    num_dims: int
+    sizes: tuple[int, int, int]  # channels of the logits (one per label or region), modalities and axes
     label_names: tuple[str, ...]  # one per label, background first
-    description: DatasetDescription | None  # content of `dataset.json`
+    ignore_label: int | None  # marks voxels without a reference
     notes: tuple[str, ...]  # ignored files, and why
-    left_out: Incomplete = field(default_factory=dict)  # the cases that lack a file, sorted by name
-    reading: RegionReading = NO_REGIONS  # which channels are regions, and not labels
-    regions: RegionScheme | None = None  # the regions of the channels; None means that the channels are labels
-    declared: DeclaredLabels | None = None  # the labels of label maps; None for logits
+    left_out: Incomplete  # the cases that lack a file, sorted by name
+    reading: RegionReading  # which channels are regions, and not labels
+    regions: RegionScheme | None  # the regions of the channels; None means that the channels are labels
+    declared: DeclaredLabels | None  # the labels of label maps; None for logits
+    are_large: bool  # whether any case has more than LARGE_CASE_VOXELS
 
     @property
     def case_ids(self) -> tuple[str, ...]:
@@ -80,30 +87,24 @@ class LabeledCases:
         return tuple(files.case_id for files in self.files)
 
     @property
-    def ignore_label(self) -> int | None:
-        """The label that marks voxels without a reference."""
-        return None if self.description is None else self.description.ignore_label
-
-    @property
-    def num_channels(self) -> int:
-        """Channels of the logits: one per label, or one per region."""
-        return self.num_labels if self.regions is None else self.regions.num_regions
+    def num_labels(self) -> int:
+        """L of a label map, background included: channels of the logits unless these are regions, or the declared labels."""
+        return len(self.label_names)
 
 
 def find_cases(
     data: DataFolders, *, strict: bool = False, input_type: str = "auto", resample: str | None = None, num_labels: int | None = None
 ) -> LabeledCases:
-    """Find the complete cases and compare their headers: all must have the same labels, modalities and axes."""
-    # A case that lacks a file is left out. A file that exists but cannot be used is an error: it
-    # can be fixed, and a long training without the case would have to be repeated. Raise InputError
-    # also for fewer than two complete cases, and with `strict`, if a case lacks a file.
+    """Find the complete cases and compare their headers: all must have the same labels, modalities and axes.
+
+    Raise InputError for a file that cannot be used, for fewer than two complete cases, and with `strict`, if a case lacks a file.
+    """
     cases, description, advice = _discover(data, input_type)
     add_volumes(data.images, data.labels, data.logits, data.masks, *(path for case in cases for path in case.paths))
     left_out = {case.case_id: case.missing for case in cases if case.missing}
     if strict:
         require_all_complete(left_out, len(cases), advice)
     files = [case for case in cases if not case.missing]
-    require_all([InputError(case.problem) if case.problem else case for case in files], data.images)
     if len(files) < 2:
         needed = "image, labels, logits and mask" if data.masks is not None else "image, labels and logits"
         expected = f"at least two cases with {needed}: training holds cases out to measure on"
@@ -111,16 +112,16 @@ def find_cases(
         raise too_few_complete(left_out, len(cases), expected, "\n  ".join(advice) or example)
     descriptions = list(read_descriptions([data.logits, data.images]))
     reading = ReadingOptions(input_type, resample=resample, regions=find_regions(None, descriptions))
-    elsewhere: dict[str, list[str]] = {}
-    sizes = require_all([attempt(lambda case: _sizes(case, data, reading, elsewhere), case) for case in files], data.images)
-    what = "labels" if reading.regions.scheme is None else "channels"
+    headers = require_all(lambda case, _: _read_headers(case, reading), files, data.images)
+    sizes = [_sizes(own) for own in headers]
     for case, own_sizes in zip(files, sizes, strict=True):
-        for name, size, first in zip((f"{what} in the logits", "modalities", "axes"), own_sizes, sizes[0], strict=True):
-            if size != first:
-                this, other = (f"{number} {name}" if number else "a label map" for number in (size, first))
-                raise InputError(f"case {case.case_id!r}: {this}, but case {files[0].case_id!r} has {other}; all must be alike")
-    num_channels, num_modalities, num_dims = sizes[0]
-    regions = None
+        if own_sizes != sizes[0]:
+            this, other = (
+                f"{f'{size[0]} channels' if size[0] else 'a label map'}, {size[1]} modalities and {size[2]} axes"
+                for size in (own_sizes, sizes[0])
+            )
+            raise InputError(f"case {case.case_id!r}: {this}, but case {files[0].case_id!r} has {other}; all must be alike")
+    num_channels, regions, declared = sizes[0][0], None, None
     if num_channels and reading.regions.declares(num_channels):
         # Where the number of channels does not tell whether they are regions, the values of a case do.
         is_sure = num_channels != reading.regions.num_labels
@@ -128,13 +129,18 @@ def find_cases(
     notes = [*([describe_left_out(left_out, len(cases))] if left_out else []), *advice, *cases.notes]
     if regions is not None:
         notes.append(f"the logits have one channel per region of {reading.regions.source}: {regions.describe()}")
-    notes += [f"files of {len(names)} of {len(files)} cases {what}: {listed(names)}" for what, names in elsewhere.items()]
-    count, declared = num_channels if regions is None else regions.num_labels, None
-    if count == 0:
+    if turned := [case.case_id for case, own in zip(files, headers, strict=True) if own.turnings]:
+        notes.append(f"other voxel axes than those of the image are turned, without interpolation: cases {listed(turned)}")
+    if num_channels == 0:
         declared = declared_labels(files, descriptions, num_labels) or _largest_label(files, data)
-        count = declared.num_labels
-    sizes_and_names = (count, num_modalities, num_dims, _label_names(description, count))
-    return LabeledCases(tuple(files), *sizes_and_names, description, tuple(notes), left_out, reading.regions, regions, declared)
+        num_channels = declared.num_labels
+    names = {0: "background"} | ({} if description is None else description.label_names)
+    num_labels = num_channels if regions is None else regions.num_labels
+    label_names = tuple(names.get(label) or f"label {label}" for label in range(num_labels))
+    ignore_label = None if description is None else description.ignore_label
+    are_large = any(math.prod(own.images[0].grid_shape) > LARGE_CASE_VOXELS for own in headers)
+    channels = (left_out, reading.regions, regions, declared, are_large)
+    return LabeledCases(tuple(files), (num_channels, *sizes[0][1:]), label_names, ignore_label, tuple(notes), *channels)
 
 
 def _discover(data: DataFolders, input_type: str) -> tuple[CaseList, DatasetDescription | None, tuple[str, ...]]:
@@ -146,47 +152,37 @@ def _discover(data: DataFolders, input_type: str) -> tuple[CaseList, DatasetDesc
     return trained.cases, trained.description or read_dataset_description(data.images), trained.advice
 
 
-def _sizes(case: CaseFiles, data: DataFolders, reading: ReadingOptions, elsewhere: dict[str, list[str]]) -> tuple[int, int, int]:
-    """Return the numbers of channels (0 for a label map), modalities and axes; `elsewhere` lists the cases on another grid."""
+def _read_headers(case: CaseFiles, reading: ReadingOptions) -> CaseHeaders:
+    if case.problem:
+        raise InputError(case.problem)
     if case.are_structures:
         raise InputError(
             f"case {case.case_id!r}: {case.logits[0].parent} has one file per structure; training needs label maps with the numbers of the "
             "reference: merge the structures first"
         )
-    headers = read_case_headers(case, reading)
-    if headers.logits is None:
-        raise InputError(f"case {case.case_id!r}: no logits in {data.logits}")
-    if headers.on_other_grids:
-        elsewhere.setdefault("are interpolated onto the grid of the image", []).append(case.case_id)
-    if headers.turnings:
-        elsewhere.setdefault("have other voxel axes than the image and are turned, without interpolation", []).append(case.case_id)
-    num_channels = 0 if headers.logits.kind == KIND else headers.logits.num_labels
+    return read_case_headers(case, reading)
+
+
+def _sizes(headers: CaseHeaders) -> tuple[int, int, int]:
+    """Return the numbers of channels (0 for a label map), modalities and axes."""
+    logits = headers.logits
+    num_channels = 0 if logits is None or logits.kind == KIND else logits.num_labels
     return num_channels, headers.num_modalities, len(headers.images[0].grid_shape)
 
 
 def _largest_label(files: Sequence[CaseFiles], data: DataFolders) -> DeclaredLabels:
     """Return the labels up to the largest one of all label maps and references, if nothing else says how many there are."""
 
-    def largest_of(case: CaseFiles) -> int:
+    def largest_of(case: CaseFiles, _: int) -> int:
         return max(int(io.read_labels(path).data.max(initial=1)) for path in (*case.logits, case.labels) if path is not None)
 
-    largest = require_all([attempt(largest_of, case) for case in files], data.images)
-    return DeclaredLabels(tuple(range(max(largest) + 1)), "the label maps and references")
-
-
-def _label_names(description: DatasetDescription | None, num_labels: int) -> tuple[str, ...]:
-    names = {0: "background"} | ({} if description is None else description.label_names)
-    return tuple(names.get(label) or f"label {label}" for label in range(num_labels))
+    return DeclaredLabels(tuple(range(max(require_all(largest_of, files, data.images)) + 1)), "the label maps and references")
 
 
 def read_labeled(files: CaseFiles, cases: LabeledCases, reading: ReadingOptions, *, threads: int) -> Case:
-    """Read one case with its reference and check that labels and logits fit."""
-    # Voxels with the ignore label get the label L, one above the last: they take part in the model
-    # but are not counted. Raise InputError if the reference has a label that the logits have no
-    # channel for, and the errors of `load_case`.
+    """Read one case with its reference, in which the label L marks voxels to ignore; raise InputError if they do not fit each other."""
     case = load_case(files, reading, threads=threads, with_labels=True)
-    if case.labels is None:
-        raise InputError(f"case {files.case_id!r}: no labels")
+    assert case.labels is not None
     if case.regions != cases.regions:
         has = "labels" if case.regions is None else "regions"
         raise InputError(f"case {files.case_id!r}: its channels are {has}, unlike those of other cases\n  {files.logits[0]}")

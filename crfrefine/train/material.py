@@ -28,6 +28,10 @@ class CropTensors:
     index: Tensor  # (N,) places of the voxels in the mask that have a reference
     labels: Tensor  # (N,) their reference
 
+    def with_reference(self, channels: Tensor) -> Tensor:
+        """Return the voxels of (L, *box) channels that have a reference: (L, N)."""
+        return channels.reshape(len(channels), -1).index_select(1, self.index)
+
 
 @dataclass(frozen=True)
 class TrainingDevice:
@@ -44,7 +48,7 @@ class TrainingDevice:
 
     def crop(self, crop: Crop) -> CropTensors:
         """Return a crop on the device; the backward pass reads it, so it must not be overwritten."""
-        counted = crop.mask & (crop.labels < crop.num_labels)
+        counted = crop.counted
         logits, image = np.array(crop.logits, order="C"), np.array(crop.image, dtype=np.float32, order="C")
         arrays = logits, image, np.flatnonzero(counted), crop.labels[counted].astype(np.int64)
         logits_there, image_there, index, labels = (torch.from_numpy(array).to(self.tensors) for array in arrays)
@@ -74,8 +78,7 @@ MAX_VOXELS = 65_536  # voxels of a case, at most: with ten cases and a few value
 # two starts that eight tiles tell are off by 0.2 and 0.4 points (root mean square); the gains of these cases differ by 0.25 and 0.6.
 NUM_SAMPLED = 8
 _EVEN_SHARE = 0.1  # share of the weights with which tiles are drawn for training, so that none is drawn almost never
-# Multiples of it, without their whole part, fill the unit interval evenly, however many there are.
-_GOLDEN = 0.6180339887498949
+_GOLDEN = 0.6180339887498949  # its multiples, without their whole part, fill the unit interval evenly, however many there are
 
 
 @dataclass(frozen=True)
@@ -99,11 +102,9 @@ def make_sample(crop: Crop, number: int) -> Sample:
     if len(crop.tiles) <= NUM_SAMPLED:
         return Sample.of_crop(crop)
     logits = crop.logits.astype(np.float32)
-    labels = decode(logits, crop.regions)
+    labels, weights = decode(logits, crop.regions), _tile_weights(crop, logits)
     points = ((number + 1) * _GOLDEN % 1.0 + np.arange(NUM_SAMPLED)) / NUM_SAMPLED
-    weights = _tile_weights(crop, logits)
-    ends = np.cumsum(weights)
-    tiles, times = np.unique(np.minimum(np.searchsorted(ends, points), len(ends) - 1), return_counts=True)
+    tiles, times = np.unique(np.minimum(np.searchsorted(np.cumsum(weights), points), len(weights) - 1), return_counts=True)
     parts = tuple(crop.tile(int(tile)) for tile in tiles)
     shares = tuple(float(count) / NUM_SAMPLED for count in times)
     factors = tuple(share / float(weights[tile]) for share, tile in zip(shares, tiles, strict=True))
@@ -113,8 +114,7 @@ def make_sample(crop: Crop, number: int) -> Sample:
 
 def _tile_weights(crop: Crop, logits: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return the share of each tile in the voxels that are likely to be wrong: there, models change labels and gain."""
-    even = np.array(crop.tile_weights)
-    probabilities = probabilities_of(logits, crop.regions)
+    even, probabilities = np.array(crop.tile_weights), probabilities_of(logits, crop.regions)
     if crop.regions is None:
         doubt = np.float32(1.0) - probabilities.max(axis=0)
     else:
@@ -152,7 +152,7 @@ class Material:
         return tuple(self._draw_voxels(crop) for crop in self.crops)
 
     def _draw_voxels(self, crop: Crop) -> tuple[Tensor, Tensor]:
-        places = np.flatnonzero(crop.mask & (crop.labels < crop.num_labels))
+        places = np.flatnonzero(crop.counted)
         if places.size > MAX_VOXELS:
             places = places[np.arange(MAX_VOXELS) * places.size // MAX_VOXELS]
         logits = np.stack([np.ravel(channel)[places] for channel in crop.logits]).astype(np.float32)

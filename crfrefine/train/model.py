@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from crfrefine.arrays.region_scheme import RegionScheme, decode
+from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.engines.base import Kernels
 from crfrefine.layer import functional
 from crfrefine.layer.module import CrfRnn
@@ -77,7 +77,47 @@ class CaseScore:
     confusion: NDArray[np.int64]
 
 
-class Model:
+class Refiner:
+    """Refines crops, and is compared with their reference."""
+
+    def refine(self, crop: Crop, threads: int) -> tuple[Tensor, Tensor]:
+        """Return refined logits (L, N), of regions log-odds (R, N), and labels (N,) of the voxels in the mask that have a reference."""
+        raise NotImplementedError
+
+    def score(self, crop: Crop | Sample, loss: Loss, threads: int) -> CaseScore:
+        """Return the loss of a crop or of its sample, and how the voxels of the case are labeled, without a gradient."""
+        sample = crop if isinstance(crop, Sample) else Sample.of_crop(crop)
+        mean, counts = 0.0, []
+        with torch.no_grad():
+            for part, share in zip(sample.parts, sample.shares, strict=True):
+                refined, labels = self.refine(part, threads)
+                mean += share * float(loss(refined, labels))
+                pairs = torch.bincount(labels * part.num_labels + _decode(refined, part), minlength=part.num_labels**2)
+                counts.append(pairs.cpu().numpy().reshape(part.num_labels, part.num_labels))
+        # The voxels of the case are estimated from those of the parts; exact where the parts are the crop.
+        change = sum(factor * (count - own) for factor, count, own in zip(sample.factors, counts, sample.of_parts, strict=True))
+        return CaseScore(mean, np.maximum(sample.before + np.rint(change).astype(np.int64), 0))
+
+
+class Network(Refiner):
+    """The network's logits, with the temperature and the biases of parameters whose weights are 0, if given."""
+
+    def __init__(self, device: TrainingDevice = CPU, calibrated: CrfParameters | None = None) -> None:
+        self._device, self._settings = device, None if calibrated is None else calibrated.mean_field
+
+    def refine(self, crop: Crop, threads: int) -> tuple[Tensor, Tensor]:
+        """As of Refiner."""
+        values = self._device.crop(crop)
+        logits = values.with_reference(values.logits).float()
+        if crop.network_spacing is not None:
+            logits = _with_volumes(logits, crop, values)
+        if self._settings is not None:
+            bias = torch.tensor(self._settings.bias, dtype=logits.dtype, device=logits.device)
+            logits = (logits + bias.reshape(-1, 1)) / self._settings.temperature
+        return logits, values.labels
+
+
+class Model(Refiner):
     """A layer whose learned parameters may move, as it refines crops: their images are normalized already.
 
     `sizes` are channels of the logits (labels or regions), modalities and axes.
@@ -110,10 +150,10 @@ class Model:
 
     def to_parameters(self) -> CrfParameters:
         """Return the present parameters."""
-        found = replace(self.layer.to_parameters(), postprocess=self._base.postprocess)
+        present = replace(self.layer.to_parameters(), postprocess=self._base.postprocess)
         if not self._is_coarse:
-            return found
-        return replace(found, volume=self._base.volume, mean_field=replace(found.mean_field, positions="network"))
+            return present
+        return replace(present, volume=self._base.volume, mean_field=replace(present.mean_field, positions="network"))
 
     def positions(self) -> list[Tensor]:
         """Return where the learned values are: logarithms, except for penalties, biases and the volume's weight."""
@@ -135,15 +175,11 @@ class Model:
 
     def gradient(self, crop: Crop, loss: Loss, threads: int) -> tuple[float, tuple[Tensor, ...]]:
         """Return the loss of a crop and its gradient, one per learned parameter; several threads may call it at a time."""
-        value = loss(*self._refine(crop, threads))
+        value = loss(*self.refine(crop, threads))
         return float(value.detach()), torch.autograd.grad(value, [parameter for _, parameter in self.learned])
 
-    def score(self, crop: Crop | Sample, loss: Loss, threads: int) -> CaseScore:
-        """Return the loss of a crop or of its sample, and how the voxels of the case are labeled, without a gradient."""
-        return _score(crop, loss, lambda part: self._refine(part, threads))
-
-    def _refine(self, crop: Crop, threads: int) -> tuple[Tensor, Tensor]:
-        """Return refined logits (L, N), of regions log-odds (R, N), and labels (N,) of the voxels in the mask that have a reference."""
+    def refine(self, crop: Crop, threads: int) -> tuple[Tensor, Tensor]:
+        """As of Refiner."""
         values = self._device.crop(crop)
         image, mask, logits, are_regions = values.image[None], values.mask, values.logits.float(), crop.regions is not None
         spacing = crop.spacing
@@ -163,53 +199,16 @@ class Model:
             refined = _refine_regions(self.layer, logits, image, threads, kernels)
         else:
             refined = self.layer.refine_normalized(logits[None], image, spacing, mask, threads=threads, kernels=kernels)[0]
-        refined = _with_reference(refined, values)
+        refined = values.with_reference(refined)
         return (_with_volumes(refined, crop, values) if self._is_coarse else refined), values.labels
-
-
-def network_score(crop: Crop | Sample, loss: Loss, device: TrainingDevice = CPU, calibrated: CrfParameters | None = None) -> CaseScore:
-    """Return loss and counts for the network's logits, with the temperature and the biases of parameters whose weights are 0, if given."""
-
-    def logits_of(part: Crop) -> tuple[Tensor, Tensor]:
-        values = device.crop(part)
-        logits = _with_reference(values.logits, values).float()
-        if part.network_spacing is not None:
-            logits = _with_volumes(logits, part, values)
-        if calibrated is not None:
-            bias = torch.tensor(calibrated.mean_field.bias, dtype=logits.dtype, device=logits.device)
-            logits = (logits + bias.reshape(-1, 1)) / calibrated.mean_field.temperature
-        return logits, values.labels
-
-    return _score(crop, loss, logits_of)
 
 
 def _with_volumes(refined: Tensor, crop: Crop, values: CropTensors) -> Tensor:
     """Return (L, N) logits, biased so that each label has the volume that the coarser network gives it, as after `infer`."""
     # The bias is a constant to the gradient.
-    given = decode(crop.logits, crop.regions) if crop.label_map is None else crop.label_map
-    labels = given.ravel()[values.index.cpu().numpy()]
+    labels = crop.network.ravel()[values.index.cpu().numpy()]
     bias = volume_bias(refined.detach().float().cpu().numpy(), labels)
     return refined + torch.from_numpy(bias).to(refined)[:, None]
-
-
-def _with_reference(channels: Tensor, values: CropTensors) -> Tensor:
-    """(L, N) of (L, *box)."""
-    return channels.reshape(len(channels), -1).index_select(1, values.index)
-
-
-def _score(crop: Crop | Sample, loss: Loss, refine: Callable[[Crop], tuple[Tensor, Tensor]]) -> CaseScore:
-    """Return loss and counts from the refined logits (L, N) and the labels (N,) of each part."""
-    sample = crop if isinstance(crop, Sample) else Sample.of_crop(crop)
-    mean, counts = 0.0, []
-    with torch.no_grad():
-        for part, share in zip(sample.parts, sample.shares, strict=True):
-            refined, labels = refine(part)
-            mean += share * float(loss(refined, labels))
-            pairs = torch.bincount(labels * part.num_labels + _decode(refined, part), minlength=part.num_labels**2)
-            counts.append(pairs.cpu().numpy().reshape(part.num_labels, part.num_labels))
-    # The voxels of the case are estimated from those of the parts; exact where the parts are the crop.
-    change = sum(factor * (count - own) for factor, count, own in zip(sample.factors, counts, sample.of_parts, strict=True))
-    return CaseScore(mean, np.maximum(sample.before + np.rint(change).astype(np.int64), 0))
 
 
 def _decode(refined: Tensor, crop: Crop) -> Tensor:

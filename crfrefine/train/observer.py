@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TypeVar
 
 from crfrefine.runs.options import Observer
@@ -15,29 +13,16 @@ from crfrefine.runs.records import Record
 SCREENING_SHARE = 0.1
 
 
-@dataclass(frozen=True)
-class Step:
-    """State of the optimizer."""
-
-    stage: str  # such as "cross-validation fold 2 of 5" or "all cases"
-    start: str  # name of the start
-    optimizer_step: int  # of this start, from 1
-    num_optimizer_steps: int  # how many it may make
-    loss: float  # of the cases of this step
-    score: float | None  # mean Dice of the cases that decide, where they were just measured
-    thetas: str  # current bandwidths
-
-
 class TrainingObserver(Observer[str, Record]):
     """Receives the events of a run; the run is described by a text with the number of cases and the plan."""
 
     def stage_started(self, stage: str) -> None:
         """A part of the run begins."""
 
-    def stepped(self, step: Step) -> None:
-        """The optimizer made a step."""
+    def stepped(self, stage: str, start: str, state: str) -> None:
+        """The optimizer made a step of a start in a part of the run; `state` has its number, the loss and the bandwidths."""
 
-    def progressed(self, fraction: float, seconds_left: float | None, done: str = "") -> None:
+    def progressed(self, fraction: float, done: str = "") -> None:
         """About so much of the whole run is done; `done` says it in words, where steps of an optimizer do not."""
 
     def stage_ended(self, text: str) -> None:
@@ -51,19 +36,17 @@ class Progress:
         self.observer = observer
         self._num_parts, self._num_steps = num_parts, num_steps
         self._parts, self._steps = 0, 0  # finished trainings, and optimizer steps of the present one
-        self._started = time.monotonic()
 
     def tried(self, share: float) -> None:
         """Show which share of the starts was tried."""
-        self.observer.progressed(SCREENING_SHARE * share, None)
+        self.observer.progressed(SCREENING_SHARE * share)
 
-    def stepped(self, step: Step) -> None:
+    def stepped(self, stage: str, start: str, state: str) -> None:
         """Show one more optimizer step."""
         self._steps += 1
-        self.observer.stepped(step)
+        self.observer.stepped(stage, start, state)
         share = (self._parts + min(1.0, self._steps / self._num_steps)) / self._num_parts
-        fraction = SCREENING_SHARE + (1.0 - SCREENING_SHARE) * share
-        self.observer.progressed(fraction, (time.monotonic() - self._started) * (1.0 - fraction) / fraction)
+        self.observer.progressed(SCREENING_SHARE + (1.0 - SCREENING_SHARE) * share)
 
     def part_ended(self) -> None:
         """A training of the run is over."""
@@ -87,6 +70,9 @@ class Workers(ThreadPoolExecutor):
 
     def run(self, function: Callable[[Item, int], Result], items: Sequence[Item], *, one_by_one: bool = False) -> list[Result]:
         """Return `function(item, number of threads)` of each item, in order; the first item's error is raised."""
-        if one_by_one or len(items) < self.threads or self.threads == 1:
-            return [function(item, self.threads) for item in items]
-        return list(self.map(lambda item: function(item, 1), items))
+        return list(self.iterate(function, items, one_by_one=one_by_one))
+
+    def iterate(self, function: Callable[[Item, int], Result], items: Sequence[Item], *, one_by_one: bool = False) -> Iterator[Result]:
+        """Like `run`, for results that are looked at one after the other."""
+        is_alone = one_by_one or len(items) < self.threads or self.threads == 1
+        return (function(item, self.threads) for item in items) if is_alone else self.map(lambda item: function(item, 1), items)

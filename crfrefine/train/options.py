@@ -126,31 +126,23 @@ def locate_folders(folder: Path | None, **named: Path | None) -> DataFolders:
 
 
 def locate(folder: Path | None, needed: Sequence[str], named: Mapping[str, Path | None], *, takes_files: bool = False) -> dict[str, Path]:
-    """Return where images, labels, logits and masks are, by these names: in `folder`, unless they are named."""
-    # With `takes_files`, names may be those of the files of one case. Raise InputError if a path
-    # does not exist or is missing.
+    """Return where images, labels, logits and masks are, by these names: in `folder`, unless they are named, maybe as files of one case.
+
+    Raise InputError if a path does not exist or is missing.
+    """
     places: dict[str, Path] = {}
-    if folder is not None and not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; expected one that holds {', '.join(f'{what}/' for what in needed)}")
     for what, names in _NAMES.items():
         path = named.get(what)
         if path is None and folder is not None:
             path = next((folder / name for name in names if (folder / name).is_dir()), None)
+        if path is not None and not path.is_dir() and not (takes_files and path.exists()):
+            raise InputError(f"{path}: no such folder; --{what} names the folder of {what}")
         if path is not None:
-            places[what] = _existing(path, what, takes_files=takes_files)
+            places[what] = path
     if missing := [what for what in needed if what not in places]:
         options = " and ".join(f"--{what}" for what in missing)
-        advice = f"name {options} too, or the folder that holds all"
-        if folder is not None:
-            advice = f"expected {' and '.join(f'{folder / what}/' for what in missing)}; or name them with {options}"
-        raise InputError(f"{folder or 'the data'}: no folder of {' and '.join(missing)}: {advice}")
+        raise InputError(f"{folder or 'the data'}: no folder of {' and '.join(missing)}; name the folder that holds all, or {options}")
     return places
-
-
-def _existing(path: Path, what: str, *, takes_files: bool = False) -> Path:
-    if not path.is_dir() and not (takes_files and path.exists()):
-        raise InputError(f"{path}: no such folder; --{what} names the folder of {what}")
-    return path
 
 
 def locate_nnunet(folder: Path, *, images: Path | None = None, labels: Path | None = None, masks: Path | None = None) -> DataFolders:
@@ -158,6 +150,6 @@ def locate_nnunet(folder: Path, *, images: Path | None = None, labels: Path | No
     from crfrefine.runs.cases.nnunet import locate_images, locate_labels, require_trained
 
     network = require_trained(folder)
-    masks = masks if masks is None else _existing(masks, "masks")
+    locate(None, (), {"masks": masks})
     images = locate_images(network, images)
     return DataFolders(images, locate_labels(network, images, labels), network.folder, masks, network.folder)

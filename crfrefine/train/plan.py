@@ -12,7 +12,7 @@ import numpy as np
 
 from crfrefine.arrays.region_scheme import decode, resolve_regions
 from crfrefine.base.text import counted, shorten
-from crfrefine.errors import ConfigError, CrfRefineError, InputError
+from crfrefine.errors import ConfigError, InputError
 from crfrefine.metrics.regions import RESERVED, Region, parse_region
 from crfrefine.parameters.model import CrfParameters, as_parameters
 from crfrefine.runs.cases.case import Case
@@ -22,7 +22,7 @@ from crfrefine.train import crops as cropping
 from crfrefine.train import starts as setup
 from crfrefine.train.baselines import Guidance, Scores, Tuned, fit_scaling, largest_scores, score_guided
 from crfrefine.train.crops import Crop, make_crop
-from crfrefine.train.dataset import LabeledCases, attempt, find_cases, read_labeled, require_all
+from crfrefine.train.dataset import LabeledCases, find_cases, read_labeled, require_all
 from crfrefine.train.material import Material, TrainingDevice
 from crfrefine.train.model import dice_of, make_loss, make_region_loss, mean_defined
 from crfrefine.train.observer import Progress, Workers
@@ -94,11 +94,6 @@ class Plan:
         return tuple(self.options.beside(f".fold{fold + 1}.json") for fold in range(len(self.folds)))
 
     @property
-    def num_cases(self) -> int:
-        """Number of cases."""
-        return len(self.cases.files)
-
-    @property
     def is_coarse(self) -> bool:
         """Whether bandwidths count voxels of a coarser network, as in the preset `sharp`."""
         return self.base.counts_network_voxels
@@ -106,13 +101,13 @@ class Plan:
     @property
     def learn(self) -> tuple[str, ...]:
         """The groups that gradients move, in the order of LEARNABLE."""
-        # The volume term moves if the model begins with it, or if no other group moves.
-        fixed = ("compatibility",) if self.cases.regions is not None else ()
+        asked, fixed = self.options.learn, ("compatibility",) if self.cases.regions is not None else ()
         if self.is_coarse:  # Volumes are kept afterwards, which leaves no bias to learn.
-            return tuple(group for group in COARSE_LEARN if group in self.options.learn)
-        moved = tuple(group for group in LEARNABLE if group in self.options.learn and group not in fixed)
-        has_volume = self.base.volume.weight > 0.0 or not moved
-        return (*moved, VOLUME_GROUP) if VOLUME_GROUP in self.options.learn and has_volume else moved
+            return tuple(group for group in COARSE_LEARN if group in asked)
+        moved = tuple(group for group in LEARNABLE if group in asked and group not in fixed)
+        # The volume term moves if the model begins with it, or if no other group moves.
+        has_volume = VOLUME_GROUP in asked and (self.base.volume.weight > 0.0 or not moved)
+        return (*moved, VOLUME_GROUP) if has_volume else moved
 
     @property
     def rivals(self) -> Rivals:
@@ -120,23 +115,21 @@ class Plan:
         if self.is_coarse:
             return Rivals(untrained=self.base)
         is_free = self.options.parameters is None and set(LEARNABLE) <= set(self.options.learn) and self.cases.declared is None
-        sizes = self.cases.num_channels, self.cases.num_modalities
         has_volume = self.base.volume.weight > 0.0
         volumes = (replace(self.base.volume, weight=0.0),) if has_volume else VOLUMES
         return Rivals(
             volumes if VOLUME_GROUP in self.options.learn else (),
-            setup.prepare(CrfParameters(), (), *sizes) if is_free else None,
-            prefers_first_volume=not has_volume,
+            setup.prepare(CrfParameters(), (), *self.cases.sizes[:2]) if is_free else None,
         )
 
-    def read(self, number: int, threads: int) -> Case:
+    def read(self, files: CaseFiles, threads: int) -> Case:
         """Read one case with its reference."""
         options, cases = self.options, self.cases
         mask_mode = self.base.intensity.mask if options.data.masks is None else "none"
         reading = ReadingOptions(
             options.input_type, mask_mode, options.resample, cases.reading, cases.declared, True, options.network_spacing
         )
-        case = read_labeled(cases.files[number], cases, reading, threads=threads)
+        case = read_labeled(files, cases, reading, threads=threads)
         if self.is_coarse and case.network_spacing is None:
             raise InputError(
                 f"case {case.case_id!r}: bandwidths in voxels of the network need their size: give --network-spacing MM for label maps, or "
@@ -151,14 +144,12 @@ class Plan:
 
     def describe(self, threads: int) -> str:
         """Return the first line that a run reports."""
-        cases, num_folds = self.cases, len(self.folds)
+        cases = self.cases
         kind = "" if cases.declared is None else " with label maps"
         channels = "" if cases.regions is None else f"{cases.regions.num_regions} overlapping regions, "
-        modalities = f"{cases.num_modalities} modalit{'y' if cases.num_modalities == 1 else 'ies'}"
-        each = ", one case each" if num_folds == self.num_cases else ""
         return (
-            f"{self.num_cases} cases{kind}, {channels}{cases.num_labels} labels, {modalities}; "
-            f"{num_folds} cross-validation folds{each}; {self.device.name}, {counted(threads, 'thread')}"
+            f"{len(cases.files)} cases{kind}, {channels}{cases.num_labels} labels, modalities: {cases.sizes[1]}; "
+            f"{len(self.folds)} cross-validation folds; {self.device.name}, {counted(threads, 'thread')}"
         )
 
 
@@ -172,15 +163,14 @@ def make_plan(options: TrainingOptions, device: TrainingDevice) -> Plan:
         options.data, strict=options.strict, input_type=options.input_type, resample=options.resample, num_labels=base.num_labels
     )
     regions = choose_regions(options.regions, cases)
-    num_folds = choose_num_folds(options.num_folds, len(cases.files))
-    folds = make_folds(len(cases.files), num_folds, options.seed)
+    folds = make_folds(len(cases.files), choose_num_folds(options.num_folds, len(cases.files)), options.seed)
     if cases.regions is not None and cases.regions.num_regions < 2:
         raise InputError(
             f"{options.data.logits}: the logits have one region only; training needs at least two channels\n"
             "  A single region is a problem of two labels: give its logits as two channels, zeros and the log-odds of the region."
         )
     resolve = base.resolve if cases.regions is None else partial(resolve_regions, base)
-    resolve(cases.num_channels, cases.num_modalities, cases.num_dims)  # lengths fit, or it says which do not
+    resolve(*cases.sizes)  # lengths fit, or it says which do not
     if cases.regions is not None and options.learn == ("compatibility",):
         raise ConfigError("--learn compatibility: overlapping regions, each a problem of two labels, have no compatibility to learn")
     return Plan(options, device, cases, regions, tuple(folds), base)
@@ -207,8 +197,7 @@ def choose_regions(texts: Sequence[str], cases: LabeledCases) -> tuple[Region, .
     return regions
 
 
-# Cases of more voxels are read and measured one at a time: several of them in memory would be too much.
-LARGE_CASE_VOXELS = 4_000_000
+LOW_DICE = 0.05  # a mean Dice below this most likely means that the logits do not belong to the reference
 
 
 @dataclass(frozen=True)
@@ -222,7 +211,6 @@ class Prepared:
     starts: Sequence[Start]
     largest: Scores[str]
     guided: Scores[Guidance]
-    has_large_cases: bool  # cases are in memory one at a time then
 
     def tune_rivals(self, fit: FitResult, cases: Sequence[int]) -> Tuned:
         """Tune the rivals of a trained CRF on the cases that it may have seen."""
@@ -233,66 +221,28 @@ def prepare(plan: Plan, workers: Workers, progress: Progress) -> Prepared:
     """Read the cases and set up what all parts share; raise a CrfRefineError if cases cannot be trained on."""
     progress.observer.stage_started("reading")
     cases, options, groups = plan.cases, plan.options, tuple(region.labels for region in plan.regions)
-    crops, has_large_cases = _read_crops(plan, workers)
+    crops = _read_crops(plan, workers)
     spacing = tuple(float(distance) for distance in np.median(np.array([crop.spacing for crop in crops]), axis=0))
     if not any((crop.labels[crop.mask] % cases.num_labels).any() for crop in crops):  # The label L has no reference.
         raise InputError(f"{options.data.labels}: no case has a foreground label; there is nothing to learn from")
     loss = make_loss(options.loss, groups) if cases.regions is None else make_region_loss(options.loss, cases.regions)
-    sizes = cases.num_channels, cases.num_modalities, cases.num_dims
-    for note in oddities(crops, groups):
-        progress.observer.note(note)
-    starts = make_starts(plan.base if plan.is_coarse else options.parameters, plan.learn, cases.num_channels, cases.num_modalities, spacing)
-    material = Material(crops, loss, groups, plan.learn, sizes, options.seed, plan.device)
-    largest, guided = largest_scores(material, workers), score_guided(material, spacing, workers)
-    return Prepared(plan, workers, progress, material, starts, largest, guided, has_large_cases)
-
-
-def _read_crops(plan: Plan, workers: Workers) -> tuple[list[Crop], bool]:
-    """Return the part of every case that training uses, and whether any case is large; all bad cases are named at once."""
-    crops: list[Crop | CrfRefineError] = []
-    memory_left, has_large_cases = cropping.MEMORY_BYTES, False
-
-    def try_to_read(number: int, threads: int) -> tuple[Crop, bool] | CrfRefineError:
-        def read(_: CaseFiles) -> tuple[Crop, bool]:
-            case = plan.read(number, threads)
-            return make_crop(case, plan.base.intensity), bool(case.logits[0].size > LARGE_CASE_VOXELS)
-
-        return attempt(read, plan.cases.files[number])
-
-    for first in range(0, plan.num_cases, workers.threads):
-        numbers = range(first, min(first + workers.threads, plan.num_cases))
-        for result in workers.run(try_to_read, numbers, one_by_one=has_large_cases):
-            if isinstance(result, CrfRefineError):
-                crops.append(result)
-                continue
-            crop, is_of_large_case = result
-            has_large_cases |= is_of_large_case
-            fits = crop.num_bytes <= memory_left
-            memory_left -= crop.num_bytes if fits else 0
-            crops.append(crop if fits else cropping.map_from_disk(crop))
-    return require_all(crops, plan.options.data.images), has_large_cases
-
-
-LOW_DICE = 0.05  # a mean Dice below this most likely means that the logits do not belong to the reference
-
-
-def oddities(crops: Sequence[Crop], regions: Sequence[tuple[int, ...]]) -> list[str]:
-    """Return one sentence per suspicious finding: almost no agreement, padded logits, cases without foreground."""
-    confusions = [crop.confusion(decode(crop.logits, crop.regions)) for crop in crops]
-    dice, notes = np.array([dice_of(confusion, regions) for confusion in confusions]), []
-    if (mean := mean_defined(dice.ravel())) < LOW_DICE:
-        channels = "labels" if crops[0].regions is None else "regions"
-        notes.append(
-            f"the network agrees with the reference to a mean Dice of {mean:.3f}: "
-            f"are the logits' channels in the order of the {channels}, and do logits and labels belong together?"
+    dice = mean_defined(np.ravel([dice_of(crop.confusion(decode(crop.logits, crop.regions)), groups) for crop in crops]))
+    if dice < LOW_DICE:
+        progress.observer.note(
+            f"the network agrees with the reference to a mean Dice of {dice:.3f}: are the logits' channels in the order of the labels or "
+            "regions, and do logits and labels belong together?"
         )
-    share = sum(crop.num_padding_voxels for crop in crops) / max(1, sum(int(confusion.sum()) for confusion in confusions))
-    equal = f"voxels whose logits are equal for all labels, as where a cropped output was padded ({share:.1%} of all voxels)"
-    for what, odd in (
-        (f"{equal}; they take no part and count as background", [crop for crop in crops if crop.num_padding_voxels]),
-        ("no foreground in reference and network", [crop for crop, row in zip(crops, dice, strict=True) if np.isnan(row).all()]),
-    ):
-        if odd:
-            names = ", ".join(crop.case_id for crop in odd[:3]) + (" ..." if len(odd) > 3 else "")
-            notes.append(f"{len(odd)} of {len(crops)} cases have {what}: {names}")
-    return notes
+    starts = make_starts(plan.base if plan.is_coarse else options.parameters, plan.learn, *cases.sizes[:2], spacing)
+    material = Material(crops, loss, groups, plan.learn, cases.sizes, options.seed, plan.device)
+    return Prepared(plan, workers, progress, material, starts, largest_scores(material, workers), score_guided(material, spacing, workers))
+
+
+def _read_crops(plan: Plan, workers: Workers) -> list[Crop]:
+    """Return the part of every case that training uses; all bad cases are named at once."""
+    max_bytes = cropping.MEMORY_BYTES // len(plan.cases.files)
+
+    def read(files: CaseFiles, threads: int) -> Crop:
+        crop = make_crop(plan.read(files, threads), plan.base.intensity)
+        return crop if crop.num_bytes <= max_bytes else cropping.map_from_disk(crop)
+
+    return require_all(read, plan.cases.files, plan.options.data.images, workers, one_by_one=plan.cases.are_large)

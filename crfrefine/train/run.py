@@ -1,12 +1,19 @@
-"""The whole of `crfrefine train-crf`, stage after stage: prepare, cross-validate, train on all cases, compare, write."""
+"""The whole of `crfrefine train-crf`, stage after stage: prepare, cross-validate, train on all cases, compare, write.
+
+In each fold, a CRF is trained on some cases and measured on the others. The starts are tried first without training, once for all folds:
+at a bandwidth ten times too large there is nothing to learn from the gradient. A finished fold goes into a JSON file for `--resume`.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
 import math
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,20 +21,22 @@ from typing import Any
 import numpy as np
 import torch
 
+import crfrefine
 from crfrefine.base.inputs import add_inputs, check_no_input, keeping_inputs
 from crfrefine.base.limits import available_threads
-from crfrefine.base.plain import to_plain
-from crfrefine.base.text import MAX_OF_A_LINE, listed
-from crfrefine.errors import ConfigError, InputError
-from crfrefine.io.atomic import check_replaceable
-from crfrefine.runs.cases.case_files import left_out_entries
+from crfrefine.base.plain import from_plain, to_plain
+from crfrefine.base.text import MAX_OF_A_LINE, MAX_OF_A_REASON, listed, shorten
+from crfrefine.errors import ConfigError, CrfRefineError, InputError
+from crfrefine.io.atomic import check_replaceable, write_small_file
+from crfrefine.io.paths import files_read
+from crfrefine.runs.cases.case_files import CaseFiles, left_out_entries
 from crfrefine.statistics.comparison import summary_dicts
 from crfrefine.train import starts as setup
-from crfrefine.train.baselines import Tuned, calibrate, calibrate_output
-from crfrefine.train.comparison import NETWORK, TRAINED, FoldResult, TrainingResult, compare
-from crfrefine.train.cross_validation import Fit, Task, cross_validate, fingerprint, read_folds
+from crfrefine.train.baselines import MIN_CALIBRATED, Scores, Tuned, calibrate, calibrate_output, with_calibrated
+from crfrefine.train.comparison import NETWORK, TRAINED, FoldResult, MethodValues, TrainingResult, compare, measure_methods
+from crfrefine.train.fit import Fit, score_cases
 from crfrefine.train.material import choose_device
-from crfrefine.train.model import mean_defined
+from crfrefine.train.model import Model, mean_defined
 from crfrefine.train.observer import Progress, TrainingObserver, Workers
 from crfrefine.train.options import DEFAULT_LEARN, WRITTEN_BY, TrainingOptions
 from crfrefine.train.plan import Plan, Prepared, Split, make_plan, prepare
@@ -44,38 +53,23 @@ def run_training(options: TrainingOptions, observer: TrainingObserver | None = N
         raise ConfigError(f"--learn: expected some of {', '.join(DEFAULT_LEARN)}, separated by commas; got {groups}")
     options.check_files()
     plan = make_plan(options, choose_device(options.device))
-    observer, torch_threads = observer or TrainingObserver(), torch.get_num_threads()
-    torch.set_num_threads(1)  # Sums of several threads depend on how many there are; the time is spent in the engine anyway.
-    try:
-        with Workers(options.threads or available_threads(), one_by_one=plan.device.is_gpu) as workers:
-            return _run_stages(plan, observer, workers, started)
-    finally:
-        torch.set_num_threads(torch_threads)
-
-
-def _run_stages(plan: Plan, observer: TrainingObserver, workers: Workers, started: float) -> TrainingResult:
-    options = plan.options
     check_replaceable(*plan.fold_files)
     for path in options.files:
         check_no_input(path)
     finished = read_folds(plan.fold_files, fingerprint(plan)) if options.resume else {}
-    observer.run_started(plan.describe(workers.threads))
-    for note in filter(None, (plan.device.note, *plan.cases.notes)):
-        observer.note(note)
+    observer, torch_threads = observer or TrainingObserver(), torch.get_num_threads()
+    torch.set_num_threads(1)  # Sums of several threads depend on how many there are; the time is spent in the engine anyway.
     try:
-        progress = Progress(observer, 1 + len(plan.folds) - len(finished), setup.NUM_TRAINED * plan.num_optimizer_steps)
-        prepared = prepare(plan, workers, progress)
-        folds = cross_validate(prepared, finished)
-        everything = range(plan.num_cases)
-        fit = calibrate_output(train_on_all_cases(prepared, folds), everything, prepared.material, workers)
-        final = prepared.tune_rivals(fit, everything)
+        with Workers(options.threads or available_threads(), one_by_one=plan.device.is_gpu) as workers:
+            result = _train(plan, finished, observer, workers, started)
     except KeyboardInterrupt as interrupt:
         if any(path.exists() for path in plan.fold_files):
             interrupt.add_note(f"finished folds are beside {options.output}, run again with --resume for the rest")
         raise
-    result = TrainingResult(plan, folds, final, compare(folds, plan), time.monotonic() - started, workers.threads)
+    finally:
+        torch.set_num_threads(torch_threads)
     origin = (
-        f" train-crf on {datetime.now(UTC):%Y-%m-%d} from {plan.num_cases} cases: "
+        f" train-crf on {datetime.now(UTC):%Y-%m-%d} from {len(plan.cases.files)} cases: "
         f"{options.report.name} has the verdict, and the values of each fold."
     )
     options.write(SCHEMA, make_report(result), result.parameters, origin)
@@ -84,14 +78,151 @@ def _run_stages(plan: Plan, observer: TrainingObserver, workers: Workers, starte
     return result
 
 
+def _train(plan: Plan, finished: Mapping[int, FoldResult], observer: TrainingObserver, workers: Workers, started: float) -> TrainingResult:
+    """Prepare, cross-validate, train on all cases, and compare."""
+    observer.run_started(plan.describe(workers.threads))
+    for note in filter(None, (plan.device.note, *plan.cases.notes)):
+        observer.note(note)
+    progress = Progress(observer, 1 + len(plan.folds) - len(finished), setup.NUM_TRAINED * plan.num_optimizer_steps)
+    prepared = prepare(plan, workers, progress)
+    folds = cross_validate(prepared, finished)
+    everything = range(len(plan.cases.files))
+    fit = calibrate_output(train_on_all_cases(prepared, folds), everything, prepared.material, workers)
+    final = prepared.tune_rivals(fit, everything)
+    return TrainingResult(plan, folds, final, compare(folds, plan), time.monotonic() - started, workers.threads)
+
+
+MAX_SCREENED = 40  # cases that the starts are tried on, at most
+
+
+def cross_validate(prepared: Prepared, finished: Mapping[int, FoldResult]) -> tuple[FoldResult, ...]:
+    """Return the result of every fold; those that are finished already are not repeated."""
+    folds = range(len(prepared.plan.folds))
+    starts = choose_starts(prepared, [number for number in folds if number not in finished])
+    return tuple(finished[number] if number in finished else _run_fold(number, starts[number], prepared) for number in folds)
+
+
+def choose_starts(prepared: Prepared, folds: Sequence[int]) -> dict[int, Sequence[Start]]:
+    """Return the starts for each of some folds: those of different bandwidths that are best, untrained, on the cases of the fold."""
+    plan, starts, material, progress = prepared.plan, prepared.starts, prepared.material, prepared.progress
+    if not folds or len(starts) <= setup.NUM_TRAINED:
+        return dict.fromkeys(folds, starts)
+    progress.observer.stage_started(f"trying {len(starts)} starts")
+    cases = sorted({int(number) for number in np.linspace(0, len(material.crops) - 1, min(len(material.crops), MAX_SCREENED)).round()})
+    samples, columns = [material.samples[case] for case in cases], []
+    for start in starts:
+        model = Model(start.parameters, (), material.sizes, material.device)
+        columns.append(score_cases(model, samples, material, prepared.workers)[0])
+        progress.tried(len(columns) / len(starts))
+    scores = Scores(starts, np.array(columns).T)
+    chosen: dict[int, Sequence[Start]] = {}
+    for fold in folds:
+        means = scores.means([row for row, case in enumerate(cases) if case in plan.folds[fold].seen])
+        best: dict[str, Start] = {}
+        for number in np.argsort(-means, kind="stable"):
+            thetas = repr([replace(kernel, weight=0.0) for kernel in starts[number].parameters.bilateral])
+            if len(best) < setup.NUM_TRAINED:
+                best.setdefault(thetas, starts[number])
+        chosen[fold] = list(best.values())
+    return chosen
+
+
+def _run_fold(number: int, starts: Sequence[Start], prepared: Prepared) -> FoldResult:
+    """Return the result of a fold, and write it into its file."""
+    plan, observer = prepared.plan, prepared.progress.observer
+    split, name = plan.folds[number], f"cross-validation fold {number + 1} of {len(plan.folds)}"
+    observer.stage_started(name)
+    fit = calibrate_output(_fit(name, split, starts, prepared), split.seen, prepared.material, prepared.workers)
+    tuned = prepared.tune_rivals(fit, split.seen)
+    observer.stage_started(f"{name}: measuring the cases held out")
+    regions = {region.name: region.labels for region in plan.regions}
+    if plan.device.is_gpu:
+        torch.cuda.empty_cache()  # The engine allocates without PyTorch.
+
+    def measure(files: CaseFiles, threads: int) -> MethodValues:
+        return measure_methods(plan.read(files, threads), regions, tuned, plan.device.name, threads)
+
+    held_out = [plan.cases.files[case] for case in split.held_out]
+    values = prepared.workers.run(measure, held_out, one_by_one=plan.cases.are_large)
+    result = FoldResult(name, split, tuned, {files.case_id: own for files, own in zip(held_out, values, strict=True)})
+    write_small_file(plan.fold_files[number], fold_text(result, fingerprint(plan)).encode())
+    prepared.progress.part_ended()
+    observer.stage_ended(f"{name}: {fit.describe()}")
+    return result
+
+
+def _fit(name: str, split: Split, starts: Sequence[Start], prepared: Prepared) -> FitResult:
+    """Train on the cases of a fold that supply gradients; its deciding cases choose the candidate."""
+    plan, material, workers, first = prepared.plan, prepared.material, prepared.workers, starts[0]
+    calibrated = calibrate(material, split.training, first.parameters, workers)
+    if calibrated is not None and len(split.training) >= MIN_CALIBRATED:
+        starts = [first, with_calibrated(first, calibrated)]
+    rivals = plan.rivals if len(split.seen) >= setup.MIN_CASES else setup.NO_RIVALS
+    training = Fit(
+        material, workers, prepared.progress.stepped, name, split, starts, plan.num_optimizer_steps, calibrated=calibrated, rivals=rivals
+    )
+    fit = training.run()
+    if fit.kind in (setup.NO_CRF, UNTRAINED):
+        return fit
+    # The choice is fitted to all cases of the fold, those that decided too, as the rivals are: nothing is left to be decided.
+    seen = tuple(split.seen)
+    calibrated = calibrate(material, seen, first.parameters, workers)
+    if fit.kind == CALIBRATION:
+        return fit if calibrated is None else replace(fit, parameters=calibrated)
+    recalibrated = [] if calibrated is None else [with_calibrated(first, calibrated)]
+    named = {start.name: start for start in (*starts, *recalibrated)}
+    again = Split(seen, seen, ())
+    fitted = replace(training, split=again, starts=[named[fit.start]], num_optimizer_steps=fit.best_optimizer_step, kind=fit.kind).run()
+    return fit if fitted.is_network else replace(fit, parameters=fitted.parameters, trained=fitted.trained)
+
+
+def fingerprint(plan: Plan) -> str:
+    """Return a digest of everything that the result depends on: settings, and names, sizes and dates of the files."""
+    cases, options = plan.cases, replace(plan.options, output=Path(), threads=None, resume=False)
+    entries: list[Any] = [crfrefine.__version__, options, plan.device.is_gpu, plan.folds, plan.regions, cases.label_names, cases.regions]
+    for case in cases.files:
+        for file in (file for path in case.paths for file in files_read(path)):
+            # If a separate file of voxels is missing, reading reports it.
+            status = file.stat() if file in case.paths or file.exists() else None
+            entries.append((case.case_id, file.name, status and (status.st_size, status.st_mtime_ns)))
+    return hashlib.sha256(repr(entries).encode()).hexdigest()
+
+
+def fold_text(fold: FoldResult, digest: str) -> str:
+    """Return the content of the file of a finished fold."""
+    return json.dumps({"fingerprint": digest, "fold": to_plain(fold)})
+
+
+def read_folds(paths: Sequence[Path], digest: str) -> dict[int, FoldResult]:
+    """Return the folds that a stopped run has finished, by their numbers; raise InputError for a file of another run, or of no fold."""
+    finished = {}
+    for number, path in enumerate(paths):
+        if not path.exists():
+            continue
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            is_same = content["fingerprint"] == digest
+            if is_same:
+                finished[number] = from_plain(FoldResult, content["fold"])
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, CrfRefineError) as error:
+            reason = shorten(error, MAX_OF_A_REASON)
+            raise InputError(f"{path}: not a fold of train-crf ({reason}); remove it to train the fold again") from None
+        if not is_same:
+            raise InputError(
+                f"{path}: is of a run with other data, options or another version; repeat its options exactly, "
+                "or leave --resume out to start anew"
+            )
+    return finished
+
+
 # Step length in the training on all cases, which starts where the folds ended, relative to that in the folds.
 STEP_LENGTH = 0.3
 
 
 def train_on_all_cases(prepared: Prepared, folds: Sequence[FoldResult]) -> FitResult:
     """Return the result of the training on all cases; no CRF if the CRFs of the folds do not help the cases held out."""
-    plan, everything, fits = prepared.plan, tuple(range(prepared.plan.num_cases)), [fold.tuned.fit for fold in folds]
-    gains = gains_held_out(folds)
+    plan, fits, gains = prepared.plan, [fold.tuned.fit for fold in folds], gains_held_out(folds)
+    everything = tuple(range(len(plan.cases.files)))
     helping = [fit for fit in fits if not fit.is_network]
     network_mean = mean_defined([fit.network_score for fit in fits])
     if not helping or not is_gain(gains):
@@ -108,7 +239,10 @@ def train_on_all_cases(prepared: Prepared, folds: Sequence[FoldResult]) -> FitRe
     else:
         trained = [(fold.name, fit) for fold, fit in zip(folds, fits, strict=True) if not fit.is_network and fit.trained is not None]
         half = int(np.median([fit.best_optimizer_step for _, fit in trained])) // 2
-        task = Task(
+        fit = Fit(
+            prepared.material,
+            prepared.workers,
+            prepared.progress.stepped,
             name,
             Split(everything, everything, ()),
             [Start(f"{fold}: {fit.start}", fit.trained) for fold, fit in trained if fit.trained is not None],
@@ -118,8 +252,7 @@ def train_on_all_cases(prepared: Prepared, folds: Sequence[FoldResult]) -> FitRe
             calibrated=calibrated,
             rivals=plan.rivals,
             kind=kind,
-        )
-        fit = Fit(prepared.material, task, prepared.workers, prepared.progress.stepped).run()
+        ).run()
     prepared.progress.observer.stage_ended(f"{name}: {fit.describe()}")
     return fit
 
@@ -139,8 +272,13 @@ SCHEMA = 1
 
 def make_report(result: TrainingResult) -> dict[str, Any]:
     """Return the content of the report, as JSON has it."""
-    plan, comparison = result.plan, result.comparison
-    options, cases, data = plan.options, plan.cases, plan.options.data
+    plan, comparison, options, cases, data = (
+        result.plan,
+        result.comparison,
+        result.plan.options,
+        result.plan.cases,
+        result.plan.options.data,
+    )
     return {
         "seconds": result.seconds,
         "device": plan.device.name,
@@ -182,7 +320,7 @@ def make_report(result: TrainingResult) -> dict[str, Any]:
 def _tuned_dict(name: str, tuned: Tuned) -> dict[str, Any]:
     fit = tuned.fit
     return {
-        name: {**to_plain(fit), "is_network": fit.is_network, "is_calibration": fit.is_calibration},
+        name: {**to_plain(fit), "is_network": fit.is_network, "is_calibration": fit.kind == CALIBRATION},
         "vector_scaling": to_plain(tuned.scaling),
         "guided_filter": to_plain(tuned.guidance),
         "keep_largest": tuned.keep_largest,
@@ -195,13 +333,9 @@ DEFAULT_NAME = "crfrefine.toml"  # the parameter file in the folder of a trained
 def default_output(folder: Path) -> Path:
     """Return the parameter file to write in a folder; raise InputError if it holds a file of that name that `train-crf` has not written."""
     path = folder / DEFAULT_NAME
-    if not os.path.lexists(path):
-        return path
-    problem = "" if path.is_file() else "is not a regular file"
-    if not problem:
-        with path.open("rb") as file:
+    if os.path.lexists(path):
+        with path.open("rb") if path.is_file() else io.BytesIO() as file:
             is_own = file.readline(MAX_OF_A_LINE).startswith(f"# {WRITTEN_BY}".encode())
-        problem = "" if is_own else "was not written by train-crf"
-    if problem:
-        raise InputError(f"{path}: {problem}, so it is not replaced; name another file with --output")
+        if not is_own:
+            raise InputError(f"{path}: was not written by train-crf, so it is not replaced; name another file with --output")
     return path

@@ -1,7 +1,6 @@
 """The models that training starts from, the lengths and number of its steps, its candidates, and the choice among them.
 
-The best bandwidths differ by a factor of ten between data sets and theta is not convex, so several scales are tried, and the best are
-trained. Lengths are in units of the data's voxels, intensities in those that the normalization gives.
+The best bandwidths differ tenfold between data sets, so several are tried; lengths are in voxels, intensities as normalized.
 """
 
 from __future__ import annotations
@@ -52,13 +51,11 @@ def make_starts(
     starts = [] if base is None else [Start("given", model)]
     if base is not None and "theta" not in learn:
         return starts
+    first, alphas = model.bilateral[0], list(THETA_ALPHA_VOXELS)
     if model.counts_network_voxels:
-        alphas: tuple[float, ...] = (1.0,)
-        voxel, unit = float(np.max(model.bilateral[0].theta_alpha)), "voxels of the network"
+        alphas, voxel, unit = [1.0], float(np.max(first.theta_alpha)), "voxels of the network"
     else:
-        alphas = THETA_ALPHA_VOXELS
         voxel, unit = (1.0, "voxels") if model.mean_field.positions == "voxels" else (voxel_length(spacing), "mm")
-    first = model.bilateral[0]
     weights = WEIGHTS if "weights" in learn else WEIGHTS[:1]
     for alpha, beta, weight in itertools.product(alphas, THETA_BETAS, weights):
         kernel = replace(first, theta_alpha=_like(first.theta_alpha, alpha * voxel), theta_beta=_like(first.theta_beta, beta))
@@ -129,31 +126,25 @@ def rounded(parameters: CrfParameters) -> CrfParameters:
 
 
 NO_CRF = "no CRF"  # kind of a result that leaves the network's labels as they are; also the name of its start
-# Kind of the candidate that has a temperature and biases, but no weights; also the name of its start.
-CALIBRATION = "recalibration alone"
+CALIBRATION = "recalibration alone"  # kind of the candidate with a temperature and biases, but no weights; also the name of its start
 UNTRAINED = "preset default, untrained"  # kind of the preset as it is; also the name of its start
 CRF = "CRF"  # kind of the best trained model, with the volume term of its start
-# Beginning of kinds with one weight for all labels, no biases, and a volume term: it does in each case what weights and biases per label
-# do on average.
+# Beginning of kinds with one weight for all labels, no biases, and a volume term, which does per case what these do on average.
 ONE_WEIGHT = f"{CRF} with one weight"
 # Volume terms that are tried once the rest is trained. The first protects at little cost: with it, a model is the gentler one.
 VOLUMES = (VolumeParameters(0.5), VolumeParameters(0.75))
 HARM = 2.0  # losses weigh twice as much as gains
-# Share of the best candidate's gain, losses counted HARM-fold, that a gentler one must keep to be taken instead.
-KEPT_GAIN = 0.95
-# Fewer deciding cases never prefer the trained model, without a volume term, to a gentler one: they say little of cases unlike them.
-MIN_DECIDING = 8
-# Fewer cases cannot tell many candidates apart: then only the recalibrated network and the trained model are candidates.
-MIN_CASES = 3
+KEPT_GAIN = 0.95  # share of the best candidate's gain, losses counted HARM-fold, that a gentler one must keep to be taken instead
+MIN_DECIDING = 8  # fewer deciding cases, which say little of cases unlike them, never prefer the trained model to a gentler one
+MIN_CASES = 3  # fewer cases cannot tell many candidates apart: only the recalibrated network and the trained model are candidates
 
 
 @dataclass(frozen=True)
 class Rivals:
     """Candidates beside the recalibrated network and the trained model."""
 
-    volumes: tuple[VolumeParameters, ...] = ()
+    volumes: tuple[VolumeParameters, ...] = ()  # a model with the first one goes before that without, if this has a weight
     untrained: CrfParameters | None = None  # the preset, where it is comparable
-    prefers_first_volume: bool = False  # whether a model with the first volume term is gentler than without, and goes before it
 
 
 NO_RIVALS = Rivals()
@@ -173,7 +164,7 @@ class Candidate:
 def variants(trained: CrfParameters, rivals: Rivals) -> list[tuple[str, CrfParameters]]:
     """Return kind and parameters of a trained model and of its rivals, gentler ones first."""
     volumes = [volume for volume in rivals.volumes if volume != trained.volume]
-    num_gentle = 1 if volumes and rivals.prefers_first_volume else 0
+    num_gentle = 1 if volumes and volumes[0].weight > 0.0 else 0
     kind, model, gentlest = CRF, trained, []
     if rivals.untrained is not None:
         gentlest = [(UNTRAINED, rivals.untrained)]
@@ -190,12 +181,13 @@ def variants(trained: CrfParameters, rivals: Rivals) -> list[tuple[str, CrfParam
 
 def pooled(trainings: Sequence[Sequence[Candidate]]) -> list[Candidate]:
     """Return the candidates that all trainings have in common, with all gains; the rest is the best one's."""
-    kinds = [candidate.kind for candidate in trainings[0]] if trainings else []
-    by_kind = {kind: [candidate for training in trainings for candidate in training if candidate.kind == kind] for kind in kinds}
-    common = [same for same in by_kind.values() if len(same) == len(trainings)]
-    best = [max(same, key=lambda candidate: float(np.sum(candidate.gains))) for same in common]
-    gains = [tuple(gain for candidate in same for gain in candidate.gains) for same in common]
-    return [replace(candidate, gains=own) for candidate, own in zip(best, gains, strict=True)]
+    common = []
+    for kind in [candidate.kind for candidate in trainings[0]]:
+        same = [candidate for training in trainings for candidate in training if candidate.kind == kind]
+        if len(same) == len(trainings):
+            best = max(same, key=lambda candidate: float(np.sum(candidate.gains)))
+            common.append(replace(best, gains=tuple(gain for candidate in same for gain in candidate.gains)))
+    return common
 
 
 def choose(candidates: Sequence[Candidate]) -> Candidate | None:
@@ -207,25 +199,19 @@ def choose(candidates: Sequence[Candidate]) -> Candidate | None:
     what they choose by more than chance, on MIN_DECIDING cases or more.
     """
     useful = [candidate for candidate in candidates if is_gain(candidate.gains) and _valued(candidate).mean() > 0.0]
-    if not any(candidate.kind.startswith(ONE_WEIGHT) for candidate in candidates):
-        return _choose_gentlest(useful)
-    chosen = _choose_gentlest([candidate for candidate in useful if candidate.kind != CRF])
-    full = next((candidate for candidate in useful if candidate.kind == CRF), None)
-    if chosen is None or full is None:
-        return chosen or full
-    is_better = len(full.gains) >= MIN_DECIDING and is_gain(_valued(full) - _valued(chosen))
-    return full if is_better else chosen
-
-
-def _choose_gentlest(useful: Sequence[Candidate]) -> Candidate | None:
-    if not useful:
-        return None
-    best = max((_valued(candidate) for candidate in useful), key=lambda values: float(values.mean()))
+    have_one_weight = any(candidate.kind.startswith(ONE_WEIGHT) for candidate in candidates)
+    compared = [candidate for candidate in useful if not have_one_weight or candidate.kind != CRF]
+    full = next((candidate for candidate in useful if have_one_weight and candidate.kind == CRF), None)
+    if not compared:
+        return full
+    best = max((_valued(candidate) for candidate in compared), key=lambda values: float(values.mean()))
 
     def is_as_good(values: NDArray[np.float64]) -> bool:
         return float(values.mean()) >= KEPT_GAIN * float(best.mean()) and not is_gain(best - values)
 
-    return next(candidate for candidate in useful if is_as_good(_valued(candidate)))
+    chosen = next(candidate for candidate in compared if is_as_good(_valued(candidate)))
+    is_better = full is not None and len(full.gains) >= MIN_DECIDING and is_gain(_valued(full) - _valued(chosen))
+    return full if is_better else chosen
 
 
 def _valued(candidate: Candidate) -> NDArray[np.float64]:
@@ -261,19 +247,12 @@ class FitResult:
         """Whether no CRF was better than the network."""
         return self.start == NO_CRF
 
-    @property
-    def is_calibration(self) -> bool:
-        """Whether the network recalibrated was better than the network and than every CRF."""
-        return self.start == CALIBRATION
-
     def describe(self) -> str:
         """Return a one-line description."""
-        if math.isnan(self.network_score):
-            return "no CRF is better than the network alone: none of the cases that decide has any foreground"
         if self.is_network:
             return f"no CRF is better than the network alone (Dice {self.network_score:.4f} on the cases that decide)"
         gain = f"Dice {self.network_score:.4f} -> {self.score:.4f} on the cases that decide"
-        if self.is_calibration:
+        if self.kind == CALIBRATION:
             return f"no CRF is better than the network recalibrated: {gain}"
         volume = f", volume.weight {self.parameters.volume.weight:g}" if self.parameters.volume.weight > 0.0 else ""
         return f"{self.start}{volume}: {gain}, at iteration {self.best_optimizer_step}"
@@ -286,6 +265,5 @@ def no_crf(parameters: CrfParameters, network_score: float, gains: Sequence[floa
 
 def taken(chosen: Candidate, network_score: float, **more: Any) -> FitResult:
     """Return the result of a training in which a candidate was chosen; `more` are further attributes."""
-    score = network_score + float(np.mean(chosen.gains))
-    step = chosen.optimizer_step
+    score, step = network_score + float(np.mean(chosen.gains)), chosen.optimizer_step
     return FitResult(chosen.start, chosen.parameters, score, network_score, chosen.gains, step, kind=chosen.kind, **more)

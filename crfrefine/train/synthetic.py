@@ -10,7 +10,6 @@ Arrays are (channels, *grid) or (*grid), in any number of dimensions.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,38 +31,31 @@ _MAX_SCALE = 1024.0
 _MIN_PROBABILITY = 1e-12
 
 
-@dataclass(frozen=True)
-class Channels:
-    """The channels of a network's output: labels with one softmax, or overlapping regions with a sigmoid each."""
+def groups_of(num_channels: int, regions: RegionScheme | None) -> Sequence[tuple[int, ...]]:
+    """Return the labels that count together: each foreground label, or those of each region."""
+    return [(label,) for label in range(1, num_channels)] if regions is None else regions.labels
 
-    num_channels: int
-    regions: RegionScheme | None = None
 
-    @property
-    def groups(self) -> Sequence[tuple[int, ...]]:
-        """The labels that count together: each foreground label, or those of each region."""
-        return [(label,) for label in range(1, self.num_channels)] if self.regions is None else self.regions.labels
+def logits_of(probabilities: NDArray[np.float32], regions: RegionScheme | None) -> NDArray[np.float32]:
+    """Return the inverse of `probabilities_of`, up to a constant over labels."""
+    logarithms: NDArray[np.float32] = np.log(np.maximum(probabilities, _MIN_PROBABILITY))
+    return logarithms if regions is None else logarithms - np.log(np.maximum(1.0 - probabilities, _MIN_PROBABILITY))
 
-    def logits(self, probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the inverse of `probabilities_of`, up to a constant over labels."""
-        logarithms: NDArray[np.float32] = np.log(np.maximum(probabilities, _MIN_PROBABILITY))
-        if self.regions is not None:
-            logarithms -= np.log(np.maximum(1.0 - probabilities, _MIN_PROBABILITY))
-        return logarithms
 
-    def agreeing(self, logits: NDArray[np.float32], truth: NDArray[Any]) -> NDArray[np.float32]:
-        """Return a copy of (channels, *grid) logits that decodes to the (*grid) truth, as doubtful as they were at each voxel."""
-        # Where they say another label, its logit changes places with that of the true one; the
-        # log-odds of regions change their sign.
-        if self.regions is not None:
-            inside = np.stack([np.isin(truth, labels) for labels in self.regions.labels])
-            return np.where(inside, np.maximum(np.abs(logits), np.finfo(np.float32).tiny), -np.abs(logits))
-        changed, labels = logits.copy(), argmax_labels(logits)
-        wrong = np.nonzero(labels != truth)
-        highest, own = (labels[wrong], *wrong), (truth[wrong], *wrong)
-        changed[highest] = logits[own]
-        changed[own] = np.nextafter(logits[highest], np.float32(np.inf))  # Of equal logits, the lower label would win.
-        return changed
+def agreeing(logits: NDArray[np.float32], truth: NDArray[Any], regions: RegionScheme | None) -> NDArray[np.float32]:
+    """Return a copy of (channels, *grid) logits that decodes to the (*grid) truth, as doubtful as they were at each voxel.
+
+    The logit of a wrong label changes places with that of the true label; wrong log-odds of regions change their sign.
+    """
+    if regions is not None:
+        inside = np.stack([np.isin(truth, labels) for labels in regions.labels])
+        return np.where(inside, np.maximum(np.abs(logits), np.finfo(np.float32).tiny), -np.abs(logits))
+    changed, labels = logits.copy(), argmax_labels(logits)
+    wrong = np.nonzero(labels != truth)
+    highest, own = (labels[wrong], *wrong), (truth[wrong], *wrong)
+    changed[highest] = logits[own]
+    changed[own] = np.nextafter(logits[highest], np.float32(np.inf))  # Of equal logits, the lower label would win.
+    return changed
 
 
 def dice_of(labels: NDArray[Any], truth: NDArray[Any], groups: Sequence[Sequence[int]]) -> float:
@@ -75,11 +67,11 @@ def dice_of(labels: NDArray[Any], truth: NDArray[Any], groups: Sequence[Sequence
     return float(np.mean(values)) if values else float("nan")
 
 
-def expected_dice(logits: NDArray[np.float32], mask: NDArray[np.bool_], channels: Channels) -> float:
+def expected_dice(logits: NDArray[np.float32], mask: NDArray[np.bool_], regions: RegionScheme | None) -> float:
     """Return the mean Dice that a network expects of itself: 2 sum(p inside) / (voxels inside + sum(p)); or NaN."""
-    labels, probabilities = decode(logits, channels.regions), probabilities_of(logits, channels.regions)
+    labels, probabilities = decode(logits, regions), probabilities_of(logits, regions)
     values = []
-    for number, group in enumerate(channels.groups, start=channels.regions is None):
+    for number, group in enumerate(groups_of(len(logits), regions), start=regions is None):
         inside = np.isin(labels, group) & mask
         if (size := int(inside.sum())) >= MIN_VOXELS:
             within = float(probabilities[number][inside].sum(dtype=np.float64))
@@ -97,14 +89,18 @@ def make_noise(shape: Sequence[int], voxel: float, random: np.random.Generator) 
 
 
 def noise_scale(
-    logits: NDArray[np.float32], noise: NDArray[np.float32], truth: NDArray[Any], mask: NDArray[np.bool_], dice: float, channels: Channels
+    logits: NDArray[np.float32],
+    noise: NDArray[np.float32],
+    truth: NDArray[Any],
+    mask: NDArray[np.bool_],
+    dice: float,
+    regions: RegionScheme | None,
 ) -> float:
-    """Return the factor on (channels, *grid) noise that brings logits down to a Dice to the truth, within DICE_TOLERANCE where possible."""
-    # The logits decode to the (*grid) truth; voxels count in the (*grid) mask.
+    """Return the factor on (channels, *grid) noise that brings logits, which decode to the truth, to a Dice within the (*grid) mask."""
 
     def reached(scale: float) -> float:
-        labels = decode(logits + np.float32(scale) * noise, channels.regions)
-        return dice_of(np.where(mask, labels, 0), truth, channels.groups)
+        labels = decode(logits + np.float32(scale) * noise, regions)
+        return dice_of(np.where(mask, labels, 0), truth, groups_of(len(logits), regions))
 
     low, high = 0.0, 1.0
     while reached(high) > dice and high < _MAX_SCALE:

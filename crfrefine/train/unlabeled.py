@@ -8,11 +8,9 @@ from __future__ import annotations
 import itertools
 import math
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +18,7 @@ from numpy.typing import NDArray
 
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import bounding_box
-from crfrefine.arrays.region_scheme import decode, probabilities_of
+from crfrefine.arrays.region_scheme import RegionScheme, decode, probabilities_of
 from crfrefine.base.failures import Causes, expected_error
 from crfrefine.base.inputs import check_no_input, keeping_inputs
 from crfrefine.base.limits import available_threads
@@ -33,13 +31,15 @@ from crfrefine.refinement.case import Plan, refine
 from crfrefine.runs.cases.case import Case, read_case
 from crfrefine.runs.cases.case_files import CaseFiles
 from crfrefine.runs.cases.case_headers import read_case_headers
+from crfrefine.runs.cases.reading_options import ReadingOptions
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.plan import RunInputs, find_inputs, plan_run
 from crfrefine.runs.records import read_records
+from crfrefine.train import synthetic
 from crfrefine.train.observer import TrainingObserver, Workers
 from crfrefine.train.options import UnlabeledOptions
 from crfrefine.train.starts import NUM_ITERATIONS, TEMPERATURE, Start, voxel_length
-from crfrefine.train.synthetic import MIN_VOXELS, Channels, block_means, dice_of, expected_dice, halving, make_noise, noise_scale
+from crfrefine.train.synthetic import MIN_VOXELS, dice_of, groups_of
 
 THETA_ALPHA_VOXELS = (1.0, 1.5, 2.0, 3.0, 6.0, 12.0)  # bandwidths of position: those that fit differ tenfold between data sets
 # The edges of a synthetic truth lie where the network put them, so that synthetic cases prefer to look at the image less than is good
@@ -67,9 +67,7 @@ DEFAULT = "default"
 
 
 def make_candidates(voxel: float, overrides: Mapping[str, Any]) -> list[Start]:
-    """Return `default` and the built-in sets, those with the same kernels one after the other."""
-    # `voxel` is the side of a typical voxel in mm; `overrides` are entries that all sets have, by
-    # their dotted keys.
+    """Return `default` and the built-in sets, by kernels, for typical voxels of this side in mm; all have the overriding entries."""
     candidates = [Start(DEFAULT, CrfParameters().replace(**overrides))]
     for alpha, weight, volume in itertools.product(THETA_ALPHA_VOXELS, WEIGHTS, VOLUME_WEIGHTS):
         changes = {
@@ -96,7 +94,7 @@ class Source:
 
     case_id: str
     voxel: float  # side in mm of a voxel of the case
-    channels: Channels
+    regions: RegionScheme | None  # of the channels; None means that they are labels
     image: NDArray[np.float32]  # (M, *box), normalized on the whole case
     mask: NDArray[np.bool_]  # (*box)
     spacing: tuple[float, ...]
@@ -107,72 +105,79 @@ class Source:
 
 
 def make_source(case: Case, default: CrfParameters, threads: int, noise_voxels: float = 1.0) -> Source:
-    """Return the source of a case's synthetic ones: truths are the case refined with `default`, and the network's own labels."""
-    # Raise InputError for a label map, which does not say how sure the network is, and for a case
-    # without a label of MIN_VOXELS.
+    """Return the source of a case's synthetic ones: truths are the case refined with `default`, and the network's own labels.
+
+    Raise InputError for a label map, and for a case without a label of MIN_VOXELS.
+    """
     if case.input_kind == "labels":
         raise InputError(
             f"case {case.case_id!r}: a label map does not say how sure the network is, so nothing can be chosen without labels; "
             "give logits or probabilities, or use the preset `default`"
         )
-    channels = Channels(len(case.logits), case.regions)
+    regions, groups = case.regions, groups_of(len(case.logits), case.regions)
     image = normalize_intensity(case.image, default.intensity, case.mask, threads=threads)
-    options: dict[str, Any] = {"spacing": case.spacing, "mask": case.mask, "regions": case.regions, "threads": threads}
+    options: dict[str, Any] = {"spacing": case.spacing, "mask": case.mask, "regions": regions, "threads": threads}
     normalized = replace(default, intensity=NORMALIZED)
     # Rules that remove much are those that were set by hand.
     result = refine(case.logits, image, parameters=normalized, input_type="logits", allow_vanishing=True, **options)
     padding = case.find_padding()
     mask = np.ones(case.logits.shape[1:], np.bool_) if case.mask is None else case.mask
     mask = mask if padding is None else mask & ~padding
-    expected = expected_dice(case.logits, mask, channels)
-    foreground = ((result.label_map != 0) | (decode(case.logits, case.regions) != 0)) & mask
+    expected = synthetic.expected_dice(case.logits, mask, regions)
+    foreground = ((result.label_map != 0) | (decode(case.logits, regions) != 0)) & mask
     box = tuple(slice(max(0, part.start - MARGIN), part.stop + MARGIN) for part in bounding_box(foreground) or ())
     image, mask, spacing = image[(slice(None), *box)], mask[box], np.array(case.spacing, dtype=float)
     # Values outside the mask are cleared: padding may be a constant as low as the lowest float32.
     logits, refined = (np.where(mask, values[(slice(None), *box)], np.float32(0.0)) for values in (case.logits, result.logits))
     while mask.size > MAX_VOXELS:
-        factors = halving(mask.shape, spacing.tolist())
-        refined = channels.logits(block_means(probabilities_of(refined, case.regions), factors))
-        logits, image, mask = block_means(logits, factors), block_means(image, factors), block_means(mask[None], factors)[0] >= 0.5
+        factors = synthetic.halving(mask.shape, spacing.tolist())
+        shares, logits, image, inside = (
+            synthetic.block_means(values, factors) for values in (probabilities_of(refined, regions), logits, image, mask[None])
+        )
+        refined, mask = synthetic.logits_of(shares, regions), inside[0] >= 0.5
         spacing *= factors
-    truths = [np.where(mask, decode(values, case.regions), 0) for values in (refined, logits)]
-    if np.isnan([expected, *(dice_of(truth, truth, channels.groups) for truth in truths)]).any():
+    truths = [np.where(mask, decode(values, regions), 0) for values in (refined, logits)]
+    if np.isnan([expected, *(dice_of(truth, truth, groups) for truth in truths)]).any():
         raise InputError(f"case {case.case_id!r}: no label has {MIN_VOXELS} voxels, which a comparison needs")
-    agreement = dice_of(truths[1], truths[0], channels.groups)
-    agreeing = tuple((truth, channels.agreeing(logits, truth)) for truth in truths)
+    agreement = dice_of(truths[1], truths[0], groups)
+    with_logits = tuple((truth, synthetic.agreeing(logits, truth, regions)) for truth in truths)
     image, sides = np.ascontiguousarray(image), tuple(spacing.tolist())
-    return Source(case.case_id, voxel_length(case.spacing), channels, image, mask, sides, agreeing, expected, agreement, noise_voxels)
+    return Source(case.case_id, voxel_length(case.spacing), regions, image, mask, sides, with_logits, expected, agreement, noise_voxels)
 
 
 def score_candidates(
     source: Source, candidates: Sequence[Start], seed: Sequence[int], threads: int, check: Callable[[], None]
 ) -> NDArray[np.float64]:
-    """Return how well each candidate restores the truths of a case from noise of a seed; `check` may raise to stop."""
-    # The (kinds, 1 + candidates) Dice to the truth has the disturbed network first; a kind is a
-    # truth with a level of noise.
-    channels, draws = source.channels, []
+    """Return how well each candidate restores the truths of a case from noise of a seed; `check` may raise to stop.
+
+    The result is the (kinds, 1 + candidates) Dice to the truth, the disturbed network first; a kind is a truth with a level of noise.
+    """
+    draws = []
     for number, (truth, logits) in enumerate(source.truths):
-        noise = make_noise(logits.shape, source.noise_voxels, np.random.default_rng((*seed, number))) * source.mask
-        scale = noise_scale(logits, noise, truth, source.mask, source.dice, channels)
+        noise = synthetic.make_noise(logits.shape, source.noise_voxels, np.random.default_rng((*seed, number))) * source.mask
+        scale = synthetic.noise_scale(logits, noise, truth, source.mask, source.dice, source.regions)
         draws += [(truth, logits + np.float32(level * scale) * noise) for level in NOISE_LEVELS]
 
     def dice(label_maps: Iterable[NDArray[Any]]) -> list[float]:
         masked = (np.where(source.mask, labels, 0) for labels in label_maps)
-        return [dice_of(labels, truth, channels.groups) for labels, (truth, _) in zip(masked, draws, strict=True)]
+        groups = groups_of(len(draws[0][1]), source.regions)
+        return [dice_of(labels, truth, groups) for labels, (truth, _) in zip(masked, draws, strict=True)]
 
     plan = Plan(source.image, spacing=source.spacing, mask=source.mask, threads=threads)
-    columns = [dice(decode(noisy, channels.regions) for _, noisy in draws)]
+    columns = [dice(decode(noisy, source.regions) for _, noisy in draws)]
     for candidate in candidates:  # Those with the same kernels follow each other, so that these are built once.
         check()
         parameters = replace(candidate.parameters, intensity=NORMALIZED)
-        columns.append(dice(plan.run(noisy, parameters, input_type="logits", regions=channels.regions).label_map for _, noisy in draws))
+        columns.append(dice(plan.run(noisy, parameters, input_type="logits", regions=source.regions).label_map for _, noisy in draws))
     return np.array(columns).T
 
 
 def gains_of(table: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return what candidates gain over `default`, (units, kinds, candidates), and their scores, (units, candidates)."""
-    # `table` has the (units, kinds, 1 + candidates) Dice, the network first, `default` next. A
-    # score is the mean over kinds of the gain in units of the best candidate's over the network.
+    """Return what candidates gain over `default`, (units, kinds, candidates), and their scores, (units, candidates).
+
+    The table has the (units, kinds, 1 + candidates) Dice, of the network first, of `default` next. A score is the mean over kinds of the
+    gain in units of the best candidate's over the network.
+    """
     best = np.maximum((table[:, :, 1:] - table[:, :, :1]).mean(axis=0).max(axis=-1), MIN_UNIT)
     gains = table[:, :, 1:] - table[:, :, 1:2]
     return gains, (gains / best[:, None]).mean(axis=1)
@@ -180,12 +185,26 @@ def gains_of(table: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[n
 
 def pick(table: NDArray[np.float64]) -> int:
     """Return the candidate whose score is surely highest: the mean less its standard error, if that is above 0; else 0, for `default`."""
-    # Candidates that gain less than MIN_GAIN over `default` in a kind of synthetic case are out.
     gains, scores = gains_of(table)
     lower = scores.mean(axis=0) - scores.std(axis=0, ddof=1) / np.sqrt(len(table))
     lower[(gains.mean(axis=0) < MIN_GAIN).any(axis=0)] = -np.inf
     lower[0] = 0.0
     return int(lower.argmax())
+
+
+def decide(units: NDArray[np.float64], agreements: Sequence[float]) -> tuple[int, str]:
+    """Return the number of the set that is taken, and why it is `default`; empty for another set."""
+    if len(units) < MIN_UNITS:
+        return 0, "no case could be used"
+    if float(np.median(agreements)) < MIN_AGREEMENT:
+        return 0, "`default` changes so many of the network's labels that synthetic cases would not be like the real ones"
+    best = pick(units)
+    if best == 0:
+        return 0, f"no other set gains {100 * MIN_GAIN:g} point of Dice over `{DEFAULT}` in all four kinds of synthetic case"
+    scores = gains_of(units)[1]
+    if sum(scores[1 - start :: 2, pick(units[start::2])].mean() for start in (0, 1)) <= 0.0:
+        return 0, "what one half of the synthetic cases would choose does not help the other half"
+    return best, ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,35 +213,10 @@ class Choice:
 
     candidates: tuple[Start, ...]  # `default` first
     table: NDArray[np.float64]  # (cases, seeds, kinds, 1 + candidates) Dice, of the network first
+    gains: list[float]  # mean Dice of each candidate above `default`; empty if nothing was measured
+    decision: tuple[int, str]  # of `decide`
     case_ids: tuple[str, ...]
-    agreements: tuple[float, ...]  # Dice of the network's own labels to those refined with `default`, of each case
-    left_out: Mapping[str, str] = field(default_factory=dict)  # cases that could not be used, and why
-
-    @cached_property
-    def _units(self) -> NDArray[np.float64]:
-        """(units, kinds, 1 + candidates) Dice: the mean over the seeds of each case, or each draw of few cases."""
-        return self.table.mean(axis=1) if len(self.table) >= FEW_CASES else self.table.reshape(-1, *self.table.shape[2:])
-
-    @cached_property
-    def gains(self) -> list[float]:
-        """Mean Dice of each candidate above `default`; empty if nothing was measured."""
-        return [float(gain) for gain in gains_of(self._units)[0].mean(axis=(0, 1))] if len(self._units) else []
-
-    @cached_property
-    def decision(self) -> tuple[int, str]:
-        """The number of the set that is taken, and why it is `default`; empty for another set."""
-        units = self._units
-        if len(units) < MIN_UNITS:
-            return 0, "no case could be used"
-        if float(np.median(self.agreements)) < MIN_AGREEMENT:
-            return 0, "`default` changes so many of the network's labels that synthetic cases would not be like the real ones"
-        best = pick(units)
-        if best == 0:
-            return 0, f"no other set gains {100 * MIN_GAIN:g} point of Dice over `{DEFAULT}` in all four kinds of synthetic case"
-        scores = gains_of(units)[1]
-        if sum(scores[1 - start :: 2, pick(units[start::2])].mean() for start in (0, 1)) <= 0.0:
-            return 0, "what one half of the synthetic cases would choose does not help the other half"
-        return best, ""
+    left_out: Mapping[str, str]  # cases that could not be used, and why
 
     @property
     def chosen(self) -> Start:
@@ -260,9 +254,8 @@ def run_unlabeled(options: UnlabeledOptions, observer: TrainingObserver) -> Choi
     add_volumes(options.unread)
     for path in options.files:
         check_no_input(path)
-    if options.unread is not None:
-        observer.note(f"{options.unread} is not read: --unlabeled chooses without labels")
-    for note in inputs.notes:
+    unread = [] if options.unread is None else [f"{options.unread} is not read: --unlabeled chooses without labels"]
+    for note in (*unread, *inputs.notes):
         observer.note(note)
     if (problems := [files.problem for files in inputs.cases if files.problem]) and options.strict:
         raise InputError("\n  ".join(["--strict: cases that cannot be used:", *problems]))
@@ -284,9 +277,10 @@ def run_unlabeled(options: UnlabeledOptions, observer: TrainingObserver) -> Choi
 
 
 def choose_for(options: InferenceOptions, overrides: Mapping[str, Any], observer: TrainingObserver) -> InferenceOptions:
-    """Return the options of a run with parameters that are chosen for its cases; with `resume`, as an earlier run of them has chosen."""
-    # All parameters to choose from have the entries of `overrides`, by their dotted keys; an
-    # earlier run that lacks them does not count.
+    """Return the options of a run with parameters that are chosen for its cases; with `resume`, as an earlier run of them has chosen.
+
+    All parameters to choose from have the entries of `overrides`; an earlier run that lacks them does not count.
+    """
     plan = plan_run(options)
     if options.parameters.mean_field.positions != "mm":
         raise ConfigError("mean_field.positions: built-in parameters to choose from are in mm; leave it out, or name parameters")
@@ -317,64 +311,60 @@ def choose(
     seed: int = 0,
     threads: int | None = None,
 ) -> Choice:
-    """Read some of the cases with all files, evenly spread, try all candidates on synthetic ones, and return the choice."""
-    # A case that cannot be used is left out. All candidates have the entries of `overrides`, by
-    # their dotted keys; the seed is that of the noise. The choice does not depend on the number of
-    # threads; None means the cores that this process may use.
-    overrides = overrides or {}
-    default = CrfParameters().replace(**overrides)
+    """Read some of the cases with all files, evenly spread, try all candidates on synthetic ones, and return the choice.
+
+    A case that cannot be used is left out. The seed is that of the noise; the choice does not depend on the number of threads.
+    """
+    overrides, threads = overrides or {}, threads or available_threads()
     complete = [case for case in inputs.cases if not case.problem]
     places = np.linspace(0, len(complete) - 1, min(len(complete), max_cases))
     files = [complete[number] for number in sorted({round(place) for place in places})]
+    observer.run_started(f"choosing parameters without labels: {counted(len(files), 'case')}")
+    observer.stage_started("reading cases")
     left_out = {case.case_id: case.problem for case in inputs.cases if case.problem}
     sources: list[Source] = []
-
-    def add_source(case: CaseFiles, threads: int) -> None:
+    for case in files:
         try:
-            headers = read_case_headers(case, inputs.reading)
-            of_network = headers.logits.files[0].spacing if headers.logits is not None else None
-            # How many of the image's voxels a voxel of the network is long.
-            coarseness = 1.0 if of_network is None else max(1.0, voxel_length(of_network) / voxel_length(headers.spacing))
-            sources.append(make_source(read_case(headers, inputs.reading, threads=threads), default, threads, coarseness))
+            sources.append(_read_source(case, inputs.reading, CrfParameters().replace(**overrides), threads))
         except Exception as error:
             left_out[case.case_id] = str(expected_error(error, *case.images, *case.logits, case.mask))
-        observer.progressed(0.0, None, f"{len(sources)} of {counted(len(files), 'case')} read")
+        observer.progressed(0.0, f"{len(sources)} of {counted(len(files), 'case')} read")
+    if sources and left_out:
+        observer.note("\n  ".join([f"{counted(len(left_out), 'case')} not used:", *_causes_of(left_out)]))
+    candidates = make_candidates(float(np.median([source.voxel for source in sources])) if sources else 1.0, overrides)
+    num_seeds = max(NUM_SEEDS, math.ceil(MIN_DRAWS / max(1, len(sources))))
+    table = np.full((len(sources), num_seeds, 2 * len(NOISE_LEVELS), 1 + len(candidates)), np.nan)
+    cells = [(case, own_seed) for own_seed in range(num_seeds) for case in range(len(sources))]
+    is_over = threading.Event()
 
-    lock = threading.Lock()  # of the observer and of the number of trials
-    num_begun, num_trials, started, is_over = 0, 0, 0.0, False
-
-    def begin_trial() -> None:
-        """Report the progress; raise CancelledError if the run has ended, as after Ctrl-C: threads end before their next trial."""
-        nonlocal num_begun
-        if is_over:
+    def check() -> None:
+        """End a thread before its next trial, as after Ctrl-C."""
+        if is_over.is_set():
             raise CancelledError
-        with lock:
-            share = num_begun / num_trials
-            left = (time.monotonic() - started) * (1.0 - share) / share if share else None
-            observer.progressed(share, left, f"{num_begun} of {num_trials} trials")
-            num_begun += 1
 
     def score(cell: tuple[int, int], threads: int) -> NDArray[np.float64]:
         case, own_seed = cell
-        return score_candidates(sources[case], candidates, (seed, own_seed, case), threads, begin_trial)
+        return score_candidates(sources[case], candidates, (seed, own_seed, case), threads, check)
 
-    observer.run_started(f"choosing parameters without labels: {counted(len(files), 'case')}")
-    observer.stage_started("reading cases")
-    with Workers(threads or available_threads()) as workers:
-        workers.run(add_source, files, one_by_one=True)
-        if sources and left_out:
-            observer.note("\n  ".join([f"{counted(len(left_out), 'case')} not used:", *_causes_of(left_out)]))
-        candidates = make_candidates(float(np.median([source.voxel for source in sources])) if sources else 1.0, overrides)
-        num_seeds = max(NUM_SEEDS, math.ceil(MIN_DRAWS / max(1, len(sources))))
-        table = np.full((len(sources), num_seeds, 2 * len(NOISE_LEVELS), 1 + len(candidates)), np.nan)
-        cells = [(case, own_seed) for own_seed in range(num_seeds) for case in range(len(sources))]
-        num_trials, started = len(cells) * len(candidates), time.monotonic()
+    if cells:
+        observer.stage_started(f"trying {counted(len(candidates), 'set')} of parameters")
+    with Workers(threads) as workers:
         try:
-            if cells:
-                observer.stage_started(f"trying {counted(len(candidates), 'set')} of parameters")
-            for cell, dice in zip(cells, workers.run(score, cells), strict=True):
+            for number, (cell, dice) in enumerate(zip(cells, workers.iterate(score, cells), strict=True), start=1):
                 table[cell] = dice
+                observer.progressed(number / len(cells), f"{number} of {len(cells)} synthetic cases tried")
         finally:
-            is_over = True
-    case_ids, agreements = (tuple(getattr(source, name) for source in sources) for name in ("case_id", "agreement"))
-    return Choice(tuple(candidates), table, case_ids, agreements, left_out)
+            is_over.set()
+    # The mean over the seeds of each case counts, or each draw of few cases.
+    units = table.mean(axis=1) if len(table) >= FEW_CASES else table.reshape(-1, *table.shape[2:])
+    gains = gains_of(units)[0].mean(axis=(0, 1)).tolist() if sources else []
+    decision = decide(units, [source.agreement for source in sources])
+    return Choice(tuple(candidates), table, gains, decision, tuple(source.case_id for source in sources), left_out)
+
+
+def _read_source(case: CaseFiles, reading: ReadingOptions, default: CrfParameters, threads: int) -> Source:
+    headers = read_case_headers(case, reading)
+    of_network = headers.logits.files[0].spacing if headers.logits is not None else None
+    # How many of the image's voxels a voxel of the network is long.
+    coarseness = 1.0 if of_network is None else max(1.0, voxel_length(of_network) / voxel_length(headers.spacing))
+    return make_source(read_case(headers, reading, threads=threads), default, threads, coarseness)

@@ -14,7 +14,7 @@ import crfrefine.cli.main
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.demo.phantom import write_phantom
 from crfrefine.statistics.verdict import Outcome
-from crfrefine.train import cross_validation as fitting
+from crfrefine.train import fit as fitting
 from crfrefine.train.comparison import COARSE_RIVALS, MEASURED, METHODS, METRICS
 from crfrefine.train.material import choose_device
 

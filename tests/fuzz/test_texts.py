@@ -104,13 +104,13 @@ def _fold():
     """A finished fold of a training; what trains imports torch, which the other targets do without."""
     from training_helpers import finished_fold
 
-    from crfrefine.train.cross_validation import fold_text
+    from crfrefine.train.run import fold_text
 
     return json.loads(fold_text(finished_fold(), "digest"))
 
 
 def _read_fold(path, rng):
-    from crfrefine.train.cross_validation import read_folds
+    from crfrefine.train.run import read_folds
 
     assert list(read_folds([path], "digest")) == [0]
 

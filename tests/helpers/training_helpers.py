@@ -11,7 +11,7 @@ from crfrefine.statistics.comparison import Measurement, ResultTable
 from crfrefine.train.baselines import Tuned, VectorScaling
 from crfrefine.train.comparison import FoldResult
 from crfrefine.train.crops import make_crop
-from crfrefine.train.cross_validation import Fit, Task
+from crfrefine.train.fit import Fit
 from crfrefine.train.material import Material
 from crfrefine.train.model import make_loss
 from crfrefine.train.observer import Workers
@@ -91,9 +91,9 @@ def start(theta_alpha, weight=4.0):
 
 
 def fit(cases, *, num_optimizer_steps=6, threads=2):
-    task = Task("", split_training(range(len(cases)), seed=1), [start(4.0), start(8.0)], num_optimizer_steps)
+    split, starts = split_training(range(len(cases)), seed=1), [start(4.0), start(8.0)]
     with Workers(threads) as workers:
-        return Fit(material(cases), task, workers).run()
+        return Fit(material(cases), workers, lambda *_: None, "", split, starts, num_optimizer_steps).run()
 
 
 def finished_fold():

@@ -74,7 +74,6 @@ def test_trainings_on_other_cases_add_their_cases():
     assert found[1].start == "theta_alpha 8"
     assert chosen_kind(*first) == "only here"
     assert chosen_kind(*found) == CRF
-    assert pooled([]) == []
 
 
 def options(root, **changes):
@@ -87,7 +86,7 @@ def test_the_kind_that_is_chosen_is_written(tmp_path, monkeypatch):
     shorten(monkeypatch)
     write_cases(tmp_path / "data", 6)
     kind = f"{ONE_WEIGHT}, volume 0.75"
-    for module in ("cross_validation", "run"):
+    for module in ("fit", "run"):
         monkeypatch.setattr(f"crfrefine.train.{module}.choose", lambda found: next(one for one in found if one.kind == kind))
     result = run_training(options(tmp_path, num_optimizer_steps=2))
     for fold in result.folds:

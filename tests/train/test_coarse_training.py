@@ -94,5 +94,5 @@ def test_only_parameters_in_voxels_of_the_network_keep_volumes(tmp_path):
         save_nifti(tmp_path / "logits" / f"case{seed}.nii.gz", coarse, case.affine @ np.diag([2.0, 2.0, 2.0, 1.0]))
     options = TrainingOptions(locate_folders(tmp_path), output=tmp_path / "t.toml", resample="linear")
     plain, sharp = (make_plan(replace(options, parameters=as_parameters(name)), CPU) for name in ("default", "sharp"))
-    assert plain.read(0, 1).network_spacing is None
-    assert sharp.read(0, 1).network_spacing == pytest.approx([2 * step for step in LARGER["spacing"]])
+    assert plain.read(plain.cases.files[0], 1).network_spacing is None
+    assert sharp.read(sharp.cases.files[0], 1).network_spacing == pytest.approx([2 * step for step in LARGER["spacing"]])

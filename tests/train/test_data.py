@@ -20,12 +20,12 @@ from crfrefine.runs.cases.reading_options import ReadingOptions
 from crfrefine.runs.demo.phantom import NUM_LABELS, write_phantom
 from crfrefine.train import crops as cropping
 from crfrefine.train.crops import count_confusion, make_crop, map_from_disk
-from crfrefine.train.cross_validation import fingerprint
 from crfrefine.train.dataset import find_cases, read_labeled
 from crfrefine.train.material import CPU, NUM_SAMPLED, make_sample
-from crfrefine.train.model import mean_dice, network_score
+from crfrefine.train.model import Network, mean_dice
 from crfrefine.train.options import TrainingOptions, locate_folders
 from crfrefine.train.plan import choose_num_folds, make_folds, make_plan
+from crfrefine.train.run import fingerprint
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -51,7 +51,7 @@ def test_labels_that_do_not_fit_name_the_case_or_the_file(tmp_path):
         with pytest.raises(InputError, match=message):
             read_all(tmp_path)
     save_nifti(tmp_path / "logits" / "case1.nii.gz", np.moveaxis(phantom(1).logits[:3], 0, -1), phantom(1).affine)
-    with pytest.raises(InputError, match="case 'case1': 3 labels in the logits, but case 'case0' has 4"):
+    with pytest.raises(InputError, match=r"case 'case1': 3 channels, .*, but case 'case0' has 4 channels"):
         find_cases(locate_folders(tmp_path))
 
 
@@ -184,7 +184,7 @@ def test_all_cases_have_the_same_labels(tmp_path):
     assert not (crop.labels == 3).any()
     assert (crop.labels == 4).sum() == (case.labels[inside] == 3).sum()
     write_phantom(phantom(0), tmp_path, "case0")
-    with pytest.raises(InputError, match="case 'case1': a label map, but case 'case0' has 4 labels in the logits; all must be alike"):
+    with pytest.raises(InputError, match=r"case 'case1': a label map, .*, but case 'case0' has 4 channels, .* all must be alike"):
         find_cases(locate_folders(tmp_path))
     (tmp_path / "logits" / "case0").mkdir()
     (tmp_path / "logits" / "case0.nii.gz").rename(tmp_path / "logits" / "case0" / "liver.nii.gz")
@@ -209,11 +209,11 @@ def test_what_is_estimated_is_right_on_average(tiled):
     The counts of the network need no estimate: what is extrapolated is the change that a model makes. The tiles of cases differ.
     """
     loss = material([tiled]).loss
-    network, whole = network_score(tiled, loss).confusion, network_score(tiled, loss, calibrated=BIASED).confusion
+    network, whole = Network().score(tiled, loss, 1).confusion, Network(calibrated=BIASED).score(tiled, loss, 1).confusion
     samples = [make_sample(tiled, number) for number in range(200)]
     assert len({frozenset(part.image.tobytes() for part in sample.parts) for sample in samples[:8]}) == 8
-    np.testing.assert_array_equal(network_score(samples[3], loss).confusion, network)
-    found = [network_score(sample, loss, calibrated=BIASED).confusion for sample in samples]
+    np.testing.assert_array_equal(Network().score(samples[3], loss, 1).confusion, network)
+    found = [Network(calibrated=BIASED).score(sample, loss, 1).confusion for sample in samples]
     assert np.abs(whole - network).max() > 100
     np.testing.assert_allclose(np.mean(found, axis=0) - network, whole - network, atol=0.05 * np.abs(whole - network).max())
     assert np.min(found) >= 0

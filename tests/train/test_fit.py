@@ -11,8 +11,8 @@ from training_helpers import REGIONS, SIZES, crops, fit, material, start
 from crfrefine.base.plain import from_plain, to_plain
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.train.baselines import Scores
-from crfrefine.train.cross_validation import Trajectory
-from crfrefine.train.model import Model, mean_dice, network_score
+from crfrefine.train.fit import Trajectory
+from crfrefine.train.model import Model, Network, mean_dice
 from crfrefine.train.options import LEARNABLE
 from crfrefine.train.plan import split_training
 from crfrefine.train.starts import FitResult, rounded
@@ -35,7 +35,7 @@ def mean_gain(parameters, cases):
     shared = material(cases)
     model = Model(parameters, (), SIZES)
     found = [mean_dice(model.score(crop, shared.loss, 1).confusion, REGIONS) for crop in cases]
-    return np.mean(found) - np.mean([mean_dice(network_score(crop, shared.loss).confusion, REGIONS) for crop in cases])
+    return np.mean(found) - np.mean([mean_dice(Network().score(crop, shared.loss, 1).confusion, REGIONS) for crop in cases])
 
 
 def test_training_improves_cases_that_it_has_not_seen(useful, whole):

@@ -147,7 +147,7 @@ def trained(tmp_path_factory):
 
 def test_the_command_compares_regions_and_infer_runs_what_was_trained(trained, tmp_path):
     data, output, result = trained
-    assert "4 cases, 3 overlapping regions, 4 labels, 2 modalities" in result.stderr
+    assert "4 cases, 3 overlapping regions, 4 labels, modalities: 2" in result.stderr
     assert "the logits have one channel per region of " in result.stderr
     rows = [line.split("\t")[:3] for line in result.stdout.splitlines()[1:] if "\t" in line]
     assert list(dict.fromkeys(row[0] for row in rows)) == ["whole", "core", "cyst", "mean"]

@@ -24,12 +24,11 @@ from crfrefine.train.baselines import (
     calibrate_output,
     fit_output_temperature,
     fit_scaling,
-    guided_labels,
     negative_log_likelihood,
     score_guided,
 )
 from crfrefine.train.comparison import measure_probabilities
-from crfrefine.train.model import Model, mean_dice, network_score
+from crfrefine.train.model import Model, Network, mean_dice
 from crfrefine.train.options import TrainingOptions, locate_folders
 from crfrefine.train.plan import Split
 from crfrefine.train.run import run_training
@@ -81,8 +80,9 @@ def test_it_is_chosen_where_the_image_helps_and_not_where_logits_are_right():
     # The phantom's labels differ in intensity: a filter that sees the image gains points.
     assert gain.min() > 0.02
     assert unguided.best([0, 1]) == UNGUIDED
-    labels = guided_labels(cases[0].logits.astype(np.float32), cases[0].image, useful.choices[5], cases[0].spacing, None)
-    assert useful.dice[0, 5] == mean_dice(cases[0].confusion(labels), REGIONS)
+    case, setting = cases[0], useful.choices[5]
+    (labels,) = Guide(case.image, setting.radius_mm, case.spacing).labels(case.logits.astype(np.float32), [setting.epsilon], None)
+    assert useful.dice[0, 5] == mean_dice(case.confusion(labels), REGIONS)
 
 
 SHIFT, CALIBRATION = 8.0, ("temperature", "bias")
@@ -110,7 +110,7 @@ def test_the_recalibrated_network_is_vector_scaling_as_a_crf_without_weights(shi
     assert found.mean_field.temperature == pytest.approx(scaling.temperature, rel=1e-5)
     np.testing.assert_allclose(found.mean_field.bias, np.array(scaling.bias) * scaling.temperature, rtol=1e-4, atol=1e-5)
     assert found == CrfParameters.from_toml(found.to_toml())
-    one, other = network_score(shifted[0], shared.loss, calibrated=found), Model(found, (), SIZES).score(shifted[0], shared.loss, 1)
+    one, other = Network(calibrated=found).score(shifted[0], shared.loss, 1), Model(found, (), SIZES).score(shifted[0], shared.loss, 1)
     np.testing.assert_array_equal(one.confusion, other.confusion)
     assert one.loss == pytest.approx(other.loss, rel=1e-5)
 

@@ -4,7 +4,6 @@ import json
 import threading
 import time
 from concurrent.futures import CancelledError
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ import crfrefine
 from crfrefine.arrays.region_scheme import RegionScheme, decode
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.train import unlabeled
-from crfrefine.train.synthetic import Channels, dice_of, expected_dice, make_noise, noise_scale
+from crfrefine.train.synthetic import agreeing, dice_of, expected_dice, groups_of, make_noise, noise_scale
 
 GRID_SHAPE = (34, 29, 17)  # no two axes alike
 SPACING = (1.0, 1.25, 2.5)  # mm, nor two spacings
@@ -81,13 +80,13 @@ def report_of(root):
 @pytest.mark.parametrize("dice", [0.95, 0.7, 0.4])
 def test_the_noise_reaches_the_dice_that_is_asked_for(shape, scheme, dice):
     truth = anatomy(1, shape)
-    channels = Channels(3 if scheme is None else 2, scheme)
-    logits = channels.agreeing((network if scheme is None else as_regions)(anatomy(2, shape), "noisy", 0), truth)
+    logits = agreeing((network if scheme is None else as_regions)(anatomy(2, shape), "noisy", 0), truth, scheme)
     mask = np.ones(shape, bool)
     mask[:2] = False
     noise = make_noise(logits.shape, 1.0, np.random.default_rng(5)) * mask
-    noisy = logits + np.float32(noise_scale(logits, noise, truth, mask, dice, channels)) * noise
-    assert dice_of(np.where(mask, decode(noisy, channels.regions), 0), truth, channels.groups) == pytest.approx(dice, abs=0.01)
+    noisy = logits + np.float32(noise_scale(logits, noise, truth, mask, dice, scheme)) * noise
+    groups = groups_of(len(logits), scheme)
+    assert dice_of(np.where(mask, decode(noisy, scheme), 0), truth, groups) == pytest.approx(dice, abs=0.01)
     np.testing.assert_array_equal(noisy[:, ~mask], logits[:, ~mask])
 
 
@@ -97,7 +96,7 @@ def test_the_dice_that_a_network_expects_is_its_mean_over_maps_drawn_from_it():
     p = np.where(anatomy(1) > 0, random.uniform(0.6, 1.0, GRID_SHAPE), random.uniform(0.0, 0.1, GRID_SHAPE))
     logits = np.log(np.stack([1.0 - p, p])).astype(np.float32)
     drawn = [2 * ((own := random.random(GRID_SHAPE) < p) & (p > 0.5)).sum() / (own.sum() + (p > 0.5).sum()) for _ in range(20)]
-    assert expected_dice(logits, p >= 0, Channels(2)) == pytest.approx(np.mean(drawn), abs=0.003)
+    assert expected_dice(logits, p >= 0, None) == pytest.approx(np.mean(drawn), abs=0.003)
 
 
 def test_a_noisy_network_gets_a_stronger_model_and_a_clean_one_stays_with_default(tmp_path):
@@ -176,24 +175,20 @@ def test_other_inputs(tmp_path, kind):
 
 def table_of(gains, spread=0.002):
     """Dice of network, `default` and candidates with these gains, which differ a little between six cases and their kinds."""
-    table = np.zeros((6, 1, 2, 2 + len(gains)))
+    table = np.zeros((6, 2, 2 + len(gains)))
     table[..., 0], table[..., 1], table[..., 2:] = 0.7, 0.8, 0.8 + np.array(gains)
     table[..., 2:] += np.random.default_rng(0).normal(0.0, spread, table[..., 2:].shape)
     return table
 
 
 def test_the_rule_takes_what_surely_gains_a_point_in_every_kind_of_case():
-    def choice(table, agreements=(0.9,) * 6):
-        candidates = [replace(each, name=str(number)) for number, each in enumerate(unlabeled.make_candidates(1.0, {}))]
-        return unlabeled.Choice(tuple(candidates[: table.shape[3] - 1]), table, tuple("abcdef"), agreements)
-
     hurt = table_of([0.02, 0.06])
-    hurt[:, :, 1, 3] -= 0.055
+    hurt[:, 1, 3] -= 0.055
     scattered = table_of([0.1, 0.1], spread=0.6)
-    for table, chosen in ((table_of([0.02, 0.04, 0.03]), "2"), (table_of([0.0, -0.01]), "0"), (scattered, "0"), (hurt, "1")):
-        assert choice(table).chosen.name == chosen
-    assert choice(table_of([0.02, 0.04]), (0.9, 0.8, 0.9, 0.8, 0.8, 0.8)).decision[1].startswith("`default` changes so many")
-    assert choice(table_of([0.008, 0.004])).decision[1].startswith("no other set gains 1 point of Dice")
+    for table, chosen in ((table_of([0.02, 0.04, 0.03]), 2), (table_of([0.0, -0.01]), 0), (scattered, 0), (hurt, 1)):
+        assert unlabeled.decide(table, (0.9,) * 6)[0] == chosen
+    assert unlabeled.decide(table_of([0.02, 0.04]), (0.9, 0.8, 0.9, 0.8, 0.8, 0.8))[1].startswith("`default` changes so many")
+    assert unlabeled.decide(table_of([0.008, 0.004]), (0.9,) * 6)[1].startswith("no other set gains 1 point of Dice")
 
 
 def test_an_interrupt_ends_all_threads_at_once(tmp_path, monkeypatch):

@@ -1,0 +1,195 @@
+"""A training: starts that move along the gradients of some cases, and the candidate that other cases choose."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from crfrefine.base.plain import to_plain
+from crfrefine.parameters.model import CrfParameters
+from crfrefine.parameters.sections import BANDWIDTHS
+from crfrefine.train import starts as setup
+from crfrefine.train.crops import Crop
+from crfrefine.train.material import Material, Sample
+from crfrefine.train.model import Model, Network, Refiner, mean_defined, mean_dice
+from crfrefine.train.observer import Workers
+from crfrefine.train.plan import Split
+from crfrefine.train.starts import (
+    CALIBRATION,
+    CRF,
+    UNTRAINED,
+    Candidate,
+    FitResult,
+    Rivals,
+    Start,
+    choose,
+    no_crf,
+    rounded,
+    taken,
+    variants,
+)
+
+# Length of the last optimizer steps, as a share of that of the first ones; between them half a cosine.
+LAST_STEP_LENGTH = 0.05
+# Longer gradients are shortened: near a temperature or bandwidth that makes no sense they can be of any size.
+MAX_GRADIENT = 10.0
+MAX_DECIDING = 48  # more deciding cases take longer without improving the decision
+
+
+class Trajectory:
+    """The training of one start: the model, Adam, the history, and the best values so far; `prior` pulls it back to its start."""
+
+    def __init__(self, start: Start, material: Material, num_optimizer_steps: int, step_length: float = 1.0, prior: float = 0.0) -> None:
+        self.start = start
+        self.optimizer_step = 0
+        self.history: list[dict[str, Any]] = []
+        self.best_score, self.best_optimizer_step = -math.inf, 0
+        self.best_parameters: CrfParameters | None = None  # as a file holds them; None until the first evaluation
+        self.model = Model(start.parameters, material.learn, material.sizes, material.device)
+        self._origin, self._prior, self._num_optimizer_steps = self.model.positions(), prior, num_optimizer_steps
+        self._step_lengths = [step_length * setup.STEP_LENGTHS[group] for group in self.model.groups]
+        self._optimizer = torch.optim.Adam([{"params": values} for values in self.model.groups.values()], betas=(0.8, 0.95))
+
+    def step(self, gradients: Sequence[Tensor], loss: float) -> None:
+        """Move along the gradients, one per learned parameter, and that of the prior."""
+        parameters = [parameter for _, parameter in self.model.learned]
+        for parameter, gradient, pull in zip(parameters, gradients, self.model.pull(self._origin), strict=True):
+            parameter.grad = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0) + self._prior * pull
+        torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT)
+        share = min(1.0, self.optimizer_step / self._num_optimizer_steps)
+        factor = LAST_STEP_LENGTH + (1.0 - LAST_STEP_LENGTH) * 0.5 * (1.0 + math.cos(math.pi * share))
+        for group, step_length in zip(self._optimizer.param_groups, self._step_lengths, strict=True):
+            group["lr"] = step_length * factor
+        self._optimizer.step()
+        self.optimizer_step += 1
+        self.history.append({"iteration": self.optimizer_step, "loss": loss, "thetas": self.thetas()})
+
+    def scored(self, score: float, loss: float) -> None:
+        """Note how good the present values are on the deciding cases, and keep them if they are the best."""
+        if not self.history:
+            self.history.append({"iteration": 0, "thetas": self.thetas()})
+        self.history[-1].update(score=score, deciding_loss=loss)
+        if score > self.best_score:
+            self.best_score, self.best_optimizer_step = score, self.optimizer_step
+            self.best_parameters = rounded(self.model.to_parameters())
+
+    def evaluations_since_best(self) -> int:
+        """Return the number of consecutive evaluations without improvement."""
+        return sum("score" in record and record["iteration"] > self.best_optimizer_step for record in self.history)
+
+    def thetas(self) -> dict[str, Any]:
+        """Return the present bandwidths, as plain numbers."""
+        parameters = self.model.to_parameters()
+        values: dict[str, Any] = {}
+        for number, kernel in enumerate(parameters.bilateral):
+            prefix = f"bilateral.{number}." if len(parameters.bilateral) > 1 else "bilateral."
+            values |= {prefix + name: to_plain(getattr(kernel, name)) for name in BANDWIDTHS}
+        if parameters.spatial.weight:
+            values["spatial.theta_gamma"] = to_plain(parameters.spatial.theta_gamma)
+        return values
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A training on some cases, and the choice of a candidate by others; `stepped` is called after each step of the optimizer."""
+
+    material: Material
+    workers: Workers
+    stepped: Callable[[str, str, str], object]
+    name: str  # of the part of the run
+    split: Split  # the cases that are trained on and those that decide
+    starts: Sequence[Start]  # at least one
+    num_optimizer_steps: int  # of each start
+    step_length: float = 1.0  # factor on the lengths of the steps
+    trains_best: bool = False  # whether the starts are only tried, and the best one is trained
+    calibrated: CrfParameters | None = None  # the network recalibrated, without weights; None means that it is not a candidate
+    rivals: Rivals = setup.NO_RIVALS  # further candidates
+    kind: str | None = None  # kind of the only candidate, where it is chosen already; None means that the deciding cases choose
+
+    @property
+    def deciding(self) -> tuple[int, ...]:
+        """The deciding cases, evenly thinned out to MAX_DECIDING."""
+        return self.split.deciding[:: max(1, math.ceil(len(self.split.deciding) / MAX_DECIDING))]
+
+    def run(self) -> FitResult:
+        """Train, and return the candidate that the cases choose, among the recalibrated network, the best CRF and its rivals."""
+        network, prior = self._dice(Network(self.material.device)), setup.PRIOR / len(self.split.training)
+        trajectories = [Trajectory(start, self.material, self.num_optimizer_steps, self.step_length, prior) for start in self.starts]
+        trained = trajectories
+        if self.trains_best:
+            for trajectory in trajectories:
+                trajectory.scored(*self._evaluate(trajectory))
+            trained = [max(trajectories, key=lambda trajectory: trajectory.best_score)]
+        for trajectory in trained:
+            self._train(trajectory)
+        best = max(trajectories, key=lambda trajectory: trajectory.best_score)
+        candidates = self._candidates(best, network)
+        histories = {trajectory.start.name: trajectory.history for trajectory in trajectories if trajectory.history}
+        more = {"histories": histories, "candidates": tuple(candidates), "trained": best.best_parameters}
+        chosen = choose(candidates)
+        if chosen is None:
+            gains = next((candidate.gains for candidate in candidates if candidate.kind == CRF), ())
+            return no_crf(best.start.parameters, mean_defined(network), gains, **more)
+        return taken(chosen, mean_defined(network), **more)
+
+    def _train(self, trajectory: Trajectory) -> None:
+        """Train a start to its end, or until it stops improving."""
+        material, last = self.material, self.num_optimizer_steps
+        while trajectory.optimizer_step < last and trajectory.evaluations_since_best() < setup.PATIENCE:
+            batch = material.batch(trajectory.optimizer_step, self.split.training, setup.BATCH_SIZE)
+            results = self.workers.run_on_device(lambda crop, threads: trajectory.model.gradient(crop, material.loss, threads), batch)
+            losses, gradients = zip(*results, strict=True)
+            loss, dice = sum(losses) / len(batch), ""
+            trajectory.step([sum(parts[1:], parts[0]) / len(batch) for parts in zip(*gradients, strict=True)], loss)
+            step = trajectory.optimizer_step
+            if step % setup.EVALUATE_EVERY == 0 or step == last:
+                score, deciding_loss = self._evaluate(trajectory)
+                trajectory.scored(score, deciding_loss)
+                dice = "" if math.isnan(score) else f", Dice {score:.4f}"
+            thetas = ", ".join(f"{name} {_numbers(value)}" for name, value in trajectory.thetas().items())
+            self.stepped(self.name, trajectory.start.name, f"{step}/{last}: loss {loss:.4f}{dice}, {thetas}")
+
+    def _evaluate(self, trajectory: Trajectory) -> tuple[float, float]:
+        """Return mean Dice and loss of the deciding cases, estimated from their samples."""
+        samples = [self.material.samples[case] for case in self.deciding]
+        dice, losses = score_cases(trajectory.model, samples, self.material, self.workers)
+        return mean_defined(dice), float(np.mean(losses))
+
+    def _dice(self, refiner: Refiner) -> NDArray[np.float64]:
+        return score_cases(refiner, [self.material.crops[case] for case in self.deciding], self.material, self.workers)[0]
+
+    def _candidates(self, best: Trajectory, network: NDArray[np.float64]) -> list[Candidate]:
+        """Return the candidates to choose from, simpler models first; `network` is the Dice of the network on each deciding case."""
+        material, tried = self.material, []
+        if self.calibrated is not None:
+            tried.append((CALIBRATION, CALIBRATION, self.calibrated, 0))
+        for kind, parameters in variants(best.best_parameters, self.rivals) if best.best_parameters is not None else ():
+            start, step = (UNTRAINED, 0) if kind == UNTRAINED else (best.start.name, best.best_optimizer_step)
+            tried.append((kind, start, parameters, step))
+        candidates = []
+        for kind, start, parameters, step in tried:
+            if self.kind in (None, kind):
+                recalibrates = kind == CALIBRATION
+                model = Network(material.device, parameters) if recalibrates else Model(parameters, (), material.sizes, material.device)
+                gains = self._dice(model) - network
+                candidates.append(Candidate(kind, start, parameters, step, tuple(gains[~np.isnan(gains)].tolist())))
+        return candidates
+
+
+def _numbers(value: float | list[float]) -> str:
+    return "/".join(f"{number:.3g}" for number in np.atleast_1d(value))
+
+
+def score_cases(
+    refiner: Refiner, samples: Sequence[Crop | Sample], material: Material, workers: Workers
+) -> tuple[NDArray[np.float64], list[float]]:
+    """Return mean Dice and loss of each sample or crop."""
+    scores = workers.run_on_device(lambda sample, threads: refiner.score(sample, material.loss, threads), samples)
+    return np.array([mean_dice(score.confusion, material.regions) for score in scores]), [score.loss for score in scores]
