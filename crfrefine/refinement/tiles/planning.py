@@ -12,7 +12,7 @@ import numpy as np
 from crfrefine.arrays.intensity import fit_intensity
 from crfrefine.arrays.label_maps import ABSENT_LOGIT, CONFIDENCE, Box, share_reach, widen
 from crfrefine.arrays.probabilities import describe_padding, leave_out
-from crfrefine.base.array_types import Float32, Float64, Labels
+from crfrefine.base.array_types import Bool, Float32, Float64, Labels
 from crfrefine.engines.cpu import CpuBackend
 from crfrefine.parameters.specs import REACH, ModelSpec
 from crfrefine.refinement.tiles.grid import MAX_DIMS, TILE, LabelSets, TileGrid, num_rings
@@ -58,17 +58,9 @@ def plan_array(
     source = DenseChannels(channels, (*(slice(0, 1),) * lead, *inner), is_probability=is_probability)
     grid = TileGrid([axis.stop - axis.start for axis in inner])
     inside = None if image.mask is None else image.mask.reshape(grid.shape)
-    survey = Survey(grid, spec.mean_field, inside, threads, is_probability=is_probability)
-    for label in range(len(values)):
-        survey.add(label, source.channel(label))
-    present, may_matter = np.zeros((2, *survey.margins.shape), np.bool_)
-    for label, margins in enumerate(survey.margins):
-        # The bound was taken before later labels added to the sum.
-        tiles = np.flatnonzero(margins > thresholds.may_matter[label])
-        if len(tiles):
-            exact = survey.margins_of(label, source.channel(label), tiles, is_whole_grid=True)
-            present[label].flat[tiles] = exact > thresholds.present[label]
-            may_matter[label].flat[tiles] = exact > thresholds.may_matter[label]
+    if _is_crowded(grid, source, spec, inside, thresholds, threads):
+        return None, None
+    survey, present, may_matter = _survey(grid, source, spec, inside, thresholds, threads)
     labels = None
     if box is None and not is_probability:  # The smallest probabilities have one logarithm.
         labels = survey.labels.reshape(values.shape[1:]).astype(np.min_scalar_type(len(values) - 1), copy=False)
@@ -79,6 +71,47 @@ def plan_array(
     if is_direct is None:
         return None, labels
     return TilePlan(problem, sets, survey.best_by_tile(), is_direct, box=box, labels=labels), labels
+
+
+def _survey(
+    grid: TileGrid, source: DenseChannels, spec: ModelSpec, mask: Bool | None, thresholds: Thresholds, threads: int | None
+) -> tuple[Survey, Bool, Bool]:
+    """Return the survey of channels, and (L, *tiles) where labels are present and where they may matter."""
+    survey = Survey(grid, spec.mean_field, mask, threads, is_probability=source.is_probability)
+    for label in range(survey.num_labels):
+        survey.add(label, source.channel(label))
+    present, may_matter = np.zeros((2, *survey.margins.shape), np.bool_)
+    for label, margins in enumerate(survey.margins):
+        # The bound was taken before later labels added to the sum.
+        tiles = np.flatnonzero(margins > thresholds.may_matter[label])
+        if len(tiles):
+            exact = survey.margins_of(label, source.channel(label), tiles, is_whole_grid=True)
+            present[label].flat[tiles] = exact > thresholds.present[label]
+            may_matter[label].flat[tiles] = exact > thresholds.may_matter[label]
+    return survey, present, may_matter
+
+
+# Every fifth layer of tiles shows whether label sets would hold nearly all labels. A few layers say
+# little about the others, and with many labels no tile has nearly all of them.
+SAMPLED_LAYERS, MIN_LAYERS, MAX_CROWDED_LABELS = 5, 13, 8
+# Share of the work with all labels everywhere from which on a sample rules out tiles.
+CROWDED = 1.1
+
+
+def _is_crowded(
+    grid: TileGrid, source: DenseChannels, spec: ModelSpec, mask: Bool | None, thresholds: Thresholds, threads: int | None
+) -> bool:
+    """Return whether so many labels are present in a sample of the tiles that tiles save nothing; only time depends on it."""
+    if spec.mean_field.num_labels > MAX_CROWDED_LABELS or grid.counts[0] < MIN_LAYERS:
+        return False
+    num_entries = num_voxels = 0
+    for start in range(SAMPLED_LAYERS // 2 * TILE[0], grid.shape[0], SAMPLED_LAYERS * TILE[0]):
+        stop = min(start + TILE[0], grid.shape[0])
+        layer, inside = TileGrid((stop - start, *grid.shape[1:])), None if mask is None else mask[start:stop]
+        num_labels_of = _survey(layer, source.planes(start, stop), spec, inside, thresholds, threads)[1].sum(axis=0)
+        num_entries += int(num_labels_of[num_labels_of > 1].sum())
+        num_voxels += math.prod(layer.shape) if inside is None else int(np.count_nonzero(inside))
+    return num_voxels > 0 and num_entries * math.prod(TILE) >= CROWDED * spec.mean_field.num_channels * num_voxels
 
 
 def plan_stream(network: StreamedNetwork, image: GridImage, spec: ModelSpec, parameters: CrfParameters, context: RunContext) -> TilePlan:
