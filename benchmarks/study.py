@@ -30,9 +30,7 @@ from study_stages import Stages, crfrefine, link_files, listing, say
 from study_tables import ENVIRONMENT, EVALUATION, EVALUATION_LARGEST, LABEL_MAPS, RANKSEG, REPORT, RIVALS, make_document, read_findings
 
 from crfrefine.arrays.components import clean
-from crfrefine.arrays.intensity import normalize_intensity
-from crfrefine.arrays.label_maps import argmax_labels
-from crfrefine.arrays.probabilities import leave_out
+from crfrefine.base.plain import from_plain
 from crfrefine.io import write_label_map
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import PostprocessParameters
@@ -40,8 +38,9 @@ from crfrefine.runs.cases.case import Case, load_case
 from crfrefine.runs.cases.case_files import CaseFiles
 from crfrefine.runs.cases.discovery import discover_cases
 from crfrefine.runs.cases.reading_options import DeclaredLabels, ReadingOptions
-from crfrefine.train.baselines import Guidance, Guide, VectorScaling
-from crfrefine.train.comparison import DEFAULT, GUIDED, LARGEST, NETWORK, SCALING, TRAINED, TRAINED_LARGEST, with_largest
+from crfrefine.train.baselines import Guidance, Tuned, VectorScaling
+from crfrefine.train.comparison import DEFAULT, GUIDED, LARGEST, NETWORK, SCALING, TRAINED, TRAINED_LARGEST, simple_maps, with_largest
+from crfrefine.train.starts import FitResult
 
 QUICK_CASES = 6
 QUICK_TRAINING = ("--folds", "2", "--num-iterations", "6")
@@ -214,28 +213,20 @@ def _write_rivals(study: Study, report: dict[str, Any], folder: Path) -> None:
 
 def _rival_maps(case: Case, fold: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
     keep, voxel_ml = PostprocessParameters(keep_largest=fold["keep_largest"]), float(np.prod(case.spacing)) / 1000
-    network, logits, inside = argmax_labels(case.logits), case.logits, case.mask
-    padding = case.find_padding()
-    if padding is not None:
-        inside, _ = leave_out(padding, inside, f"the logits of case {case.case_id!r}")
-        logits = np.where(padding, np.float32(0), logits)
-    scaling = fold["vector_scaling"]
-    scaled = VectorScaling(scaling["temperature"], tuple(scaling["bias"])).apply(logits)
-    changed = {SCALING: argmax_labels(scaled), GUIDED: network}
-    guidance = Guidance(**fold["guided_filter"])
-    if guidance.radius_mm > 0:
-        image = normalize_intensity(case.image, CrfParameters.from_dict(fold["fit"]["parameters"]).intensity, case.mask)
-        changed[GUIDED] = Guide(image, guidance.radius_mm, case.spacing).labels(logits, [guidance.epsilon], None)[0]
+    tuned = Tuned(from_plain(FitResult, fold["fit"]), from_plain(VectorScaling, fold["vector_scaling"]), fold["keep_largest"])
+    changed = simple_maps(case, replace(tuned, guidance=Guidance(**fold["guided_filter"])))
+    network = changed.pop(NETWORK)
     if RANKSEG in RIVALS:
         import torch
         from rankseg import RankSEG
 
-        counted = np.ones(network.shape, bool) if inside is None else inside
-        shares = torch.from_numpy(logits[:, counted])[None].softmax(1)
+        counted = np.ones(network.shape, bool) if case.mask is None else case.mask
+        if (padding := case.find_padding()) is not None:
+            counted = counted & ~padding
+        shares = torch.from_numpy(case.logits[:, counted])[None].softmax(1)
         changed[RANKSEG] = network.copy()
         changed[RANKSEG][counted] = RankSEG(metric="dice")(shares)[0].numpy()
-    for method, found in changed.items():
-        labels = found if inside is None else np.where(inside, found, network)
+    for method, labels in changed.items():
         yield method, labels
         yield with_largest(method), clean(labels, keep, voxel_ml).label_map
 

@@ -32,6 +32,15 @@ MAX_KINDS = ("foreground", "each")  # which largest component is kept: that of a
 SCALED = ("temperature", "bias")
 SCALING_STEPS = 60
 SCALING_STEP_LENGTH = 0.1  # length of the first optimizer steps of vector scaling; it falls to zero at the end
+RADII_VOXELS = (1.0, 2.0, 4.0, 8.0)  # half-widths of the windows that are tried, in typical voxels
+EPSILONS = (0.001, 0.01, 0.1)  # variances of the normalized intensity that are tried: contrasts below their root are smoothed over
+_MIN_FILTERED = 1e-6  # filtered probabilities may be below 0
+# Cases that a training must have to start on the recalibrated network, too: on fewer, temperature and biases follow single cases.
+MIN_CALIBRATED = 8
+# Range of the output temperature, which makes the marginals of a fitted CRF likeliest: cases without a single wrong voxel would ask for 0.
+RANGE = (0.25, 20.0)
+MAX_CASES = 48
+MAX_VALUES = 400_000  # cases, and refined logits of each, that the temperature is fitted to: a single number needs no more
 
 
 @dataclass(frozen=True)
@@ -120,10 +129,6 @@ def largest_scores(material: Material, workers: Workers) -> Scores[str]:
     return score_choices(MAX_KINDS, material, workers, lambda crop: (clean(network_labels(crop), rule, 1.0).label_map for rule in rules))
 
 
-RADII_VOXELS = (1.0, 2.0, 4.0, 8.0)  # half-widths of the windows that are tried, in typical voxels
-EPSILONS = (0.001, 0.01, 0.1)  # variances of the normalized intensity that are tried: contrasts below their root are smoothed over
-
-
 @dataclass(frozen=True)
 class Guidance:
     """The setting of a guided filter."""
@@ -133,7 +138,6 @@ class Guidance:
 
 
 UNGUIDED = Guidance()  # no filter
-_MIN_FILTERED = 1e-6  # filtered probabilities may be below 0
 
 
 class Guide:
@@ -243,10 +247,6 @@ class Tuned:
     guidance: Guidance = UNGUIDED  # UNGUIDED means the network itself
 
 
-# Cases that a training must have to start on the recalibrated network, too: on fewer, temperature and biases follow single cases.
-MIN_CALIBRATED = 8
-
-
 def calibrate(material: Material, cases: Sequence[int], base: CrfParameters, workers: Workers) -> CrfParameters | None:
     """Return the network recalibrated as a CRF without weights, fitted with the training's loss; None if not learned."""
     learned = tuple(group for group in SCALED if group in material.learn)
@@ -270,11 +270,6 @@ def with_calibrated(start: Start, calibrated: CrfParameters) -> Start:
     mean_field = replace(start.parameters.mean_field, temperature=settings.temperature, bias=settings.bias)
     return Start(f"{start.name}, recalibrated", replace(start.parameters, mean_field=mean_field))
 
-
-# Range of the output temperature, which makes the marginals of a fitted CRF likeliest: cases without a single wrong voxel would ask for 0.
-RANGE = (0.25, 20.0)
-MAX_CASES = 48
-MAX_VALUES = 400_000  # cases, and refined logits of each, that the temperature is fitted to: a single number needs no more
 
 # Refined logits (L, N) and labels (N,) of voxels, or log-odds (R, N) of regions and (R, N) 1 inside and -1 outside.
 Refined = tuple[NDArray[np.float32], NDArray[Any]]

@@ -135,10 +135,11 @@ def compare(folds: Sequence[FoldResult], plan: Plan) -> Comparison:
 def judge(
     table: ResultTable, summary: Sequence[SummaryRow] | None = None, summary_of_largest: Sequence[SummaryRow] | None = None
 ) -> tuple[Verdict, Verdict]:
-    """Return the main verdict, and the verdict on the trained CRF without postprocessing; harm is looked up in the summaries."""
-    # Both verdicts are the same unless the largest component is the only rival that the CRF does
-    # not beat. Both can be combined: the main verdict is then on the CRF's gain over the largest
-    # component, and the rivals keep the largest component too.
+    """Return the main verdict, and that on the trained CRF without postprocessing; harm is looked up in the summaries.
+
+    They differ if the largest component is the only rival that the CRF does not beat: the main verdict is then on the gain of both together
+    over this component, and the rivals keep it too.
+    """
     measured = {line.method for line in table}
     own = tuple(rival for rival in (*RIVALS, *COARSE_RIVALS) if rival in measured)
     alone = verdict(table, TRAINED, NETWORK, rivals=(*own, LARGEST), subject="the trained CRF", summary=summary)
@@ -149,63 +150,60 @@ def judge(
     return verdict(table, TRAINED_LARGEST, LARGEST, rivals=rivals, subject=subject, summary=summary_of_largest), alone
 
 
-def measure_methods(case: Case, regions: Mapping[str, Sequence[int]], tuned: Tuned, device: str, threads: int) -> MethodValues:
-    """Return METRICS of every method on one case, and CALIBRATION_METRICS of PROBABILITIES."""
-    # The case is read with its labels, where L marks voxels without a reference; `regions` has the
-    # labels of each region, by name; the methods are tuned on other cases; device and threads are
-    # for the CRF.
-    assert case.labels is not None
-    given: Network = ArrayNetwork(case.logits, "logits", case.regions, case.network_spacing)
-    fit, network, logits, inside = tuned.fit, decode(case.logits, case.regions), case.logits, case.mask
-    if case.label_map is not None:
-        network = case.label_map
-        given = LabelMapNetwork(network, channels_of(present_labels(network)), case.num_labels, case.network_spacing)
-    options: dict[str, Any] = {"spacing": case.spacing, "mask": case.mask}
-    options |= {"backend": get_backend(device), "context": RunContext(threads)}
-    crf = partial(refine_network, given, case.image, **options)
-    padding = case.find_padding()
+def simple_maps(case: Case, tuned: Tuned) -> dict[str, NDArray[Any]]:
+    """Return the labels of the network, and of its rivals without a CRF; outside the mask and in padding, they are the network's."""
+    network = decode(case.logits, case.regions) if case.label_map is None else case.label_map
+    logits, inside, padding, intensity = case.logits, case.mask, case.find_padding(), tuned.fit.parameters.intensity
     if padding is not None:
         inside, _ = leave_out(padding, inside, f"the logits of case {case.case_id!r}")
         logits = np.where(padding, np.float32(0.0), logits)  # any constant means the same, and a large one would dominate its neighbors
+    is_coarse, guided = tuned.fit.parameters.counts_network_voxels, network
+    if tuned.guidance.radius_mm > 0:
+        guide = Guide(normalize_intensity(case.image, intensity, case.mask), tuned.guidance.radius_mm, case.spacing)
+        (guided,) = guide.labels(logits, [tuned.guidance.epsilon], case.regions, network if is_coarse else None)
+    maps = {GUIDED_VOLUMES: guided} if is_coarse else {SCALING: decode(tuned.scaling.apply(logits), case.regions), GUIDED: guided}
+    return {NETWORK: network} | {name: labels if inside is None else np.where(inside, labels, network) for name, labels in maps.items()}
 
-    def within_mask(labels: NDArray[Any]) -> NDArray[Any]:
-        """As for the CRF, the network's labels stay outside the mask and in padding."""
-        return labels if inside is None else np.where(inside, labels, network)
 
+def measure_methods(case: Case, regions: Mapping[str, Sequence[int]], tuned: Tuned, device: str, threads: int) -> MethodValues:
+    """Return METRICS of every method on one case, and CALIBRATION_METRICS of PROBABILITIES.
+
+    The case is read with its labels, where L marks voxels without a reference; the methods are tuned on other cases; `regions` has the
+    labels of each region; device and threads are for the CRF.
+    """
+    assert case.labels is not None
+    fit, maps = tuned.fit, simple_maps(case, tuned)
+    network: Network = ArrayNetwork(case.logits, "logits", case.regions, case.network_spacing)
+    if case.label_map is not None:
+        channels = channels_of(present_labels(case.label_map))
+        network = LabelMapNetwork(case.label_map, channels, case.num_labels, case.network_spacing)
+    options: dict[str, Any] = {"spacing": case.spacing, "mask": case.mask}
+    crf = partial(refine_network, network, case.image, backend=get_backend(device), context=RunContext(threads), **options)
     refined = crf(parameters=replace(fit.parameters, postprocess=PostprocessParameters()))
-    maps = {NETWORK: network, TRAINED: refined.label_map}
-    is_coarse = fit.parameters.counts_network_voxels
-    of_network = measure_probabilities(case, probabilities_of(case.logits, case.regions))
-    of_trained = of_network
+    maps[TRAINED] = refined.label_map
+    of_network = of_trained = measure_probabilities(case, probabilities_of(case.logits, case.regions))
     if not fit.is_network:
         marginals = refined.marginals
         if refined.regions is None and len(marginals) < refined.num_labels:  # A label that a label map lacks has no channel.
             marginals = expand_channels(marginals, refined.channel_labels, refined.num_labels, 0.0)
         of_trained = measure_probabilities(case, marginals)
     del refined
-    guided = network
-    if tuned.guidance.radius_mm > 0:
-        image = normalize_intensity(case.image, fit.parameters.intensity, case.mask, threads=threads)
-        guide = Guide(image, tuned.guidance.radius_mm, case.spacing)
-        guided = within_mask(guide.labels(logits, [tuned.guidance.epsilon], case.regions, network if is_coarse else None)[0])
-    if is_coarse:
+    if fit.parameters.counts_network_voxels:
         sharp = as_parameters("sharp")
-        softened = crf(parameters=sharp.replace(**{"bilateral.weight": 0.0})).label_map
-        maps |= {SOFTENED: softened, GUIDED_VOLUMES: guided, SHARP: crf(parameters=sharp).label_map}
+        maps[SOFTENED] = crf(parameters=sharp.replace(**{"bilateral.weight": 0.0})).label_map
+        maps[SHARP] = crf(parameters=sharp).label_map
     else:
-        maps |= {SCALING: within_mask(decode(tuned.scaling.apply(logits), case.regions)), GUIDED: guided}
         maps[DEFAULT] = crf(parameters=CrfParameters()).label_map
     keep, voxel_ml = PostprocessParameters(keep_largest=tuned.keep_largest), float(np.prod(case.spacing)) / 1000.0
     for name, labels in list(maps.items()):
         maps[LARGEST if name == NETWORK else with_largest(name)] = clean(labels, keep, voxel_ml).label_map
     known: dict[bytes, RegionValues] = {}
     values: MethodValues = {PROBABILITIES[NETWORK]: of_network, PROBABILITIES[TRAINED]: of_trained}
-    for name in maps:
-        # Methods often agree, and distances take most of the time.
-        key = maps[name].tobytes()
+    how: dict[str, Any] = {"tolerance_mm": one_voxel(case.spacing), "metrics": METRICS, "ignore_label": case.num_labels}
+    for name, labels in maps.items():
+        key = labels.tobytes()  # Methods often agree, and distances take most of the time.
         if key not in known:
-            how: dict[str, Any] = {"tolerance_mm": one_voxel(case.spacing), "metrics": METRICS, "ignore_label": case.num_labels}
-            known[key] = measure_case(maps[name], case.labels, regions, case.spacing, **how)
+            known[key] = measure_case(labels, case.labels, regions, case.spacing, **how)
         values[name] = known[key]
     return values
 

@@ -28,6 +28,8 @@ FOREGROUND_RATIO = 0.01  # a voxel is possible foreground if a label has at leas
 TILE_VOXELS = 100_000
 
 Box = tuple[slice, ...]
+MEMORY_BYTES = 1024**3  # crops beyond this many bytes go to the temporary folder and are mapped from there
+_ARRAYS = ("image", "logits", "labels", "mask")
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,6 @@ class Crop:
     regions: RegionScheme | None = None  # the regions of the channels; None means that the channels are labels
     network_spacing: tuple[float, ...] | None = None  # mm, one per grid axis, of a coarser network; None means that of the grid
     label_map: NDArray[np.unsignedinteger[Any]] | None = None  # (*box) of a coarser network; None means that of the logits
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory that the arrays take."""
-        return sum(getattr(self, name).nbytes for name in _ARRAYS)
 
     @property
     def num_labels(self) -> int:
@@ -164,12 +161,10 @@ def _split(mask: NDArray[np.bool_], spacing: Sequence[float], box: Box) -> Itera
         yield from _split(mask, spacing, (*box[:axis], half, *box[axis + 1 :]))
 
 
-MEMORY_BYTES = 1024**3  # crops beyond this many bytes go to the temporary folder and are mapped from there
-_ARRAYS = ("image", "logits", "labels", "mask")
-
-
-def map_from_disk(crop: Crop) -> Crop:
-    """Return an equal crop whose arrays are mapped from files without names, which are gone with it or with the process, killed or not."""
+def map_from_disk(crop: Crop, max_bytes: int = 0) -> Crop:
+    """Return an equal crop; arrays of more bytes are mapped from files without names, which are gone with it or with the process."""
+    if sum(getattr(crop, name).nbytes for name in _ARRAYS) <= max_bytes:
+        return crop
 
     def mapped(array: NDArray[Any]) -> NDArray[Any]:
         with tempfile.TemporaryFile() as file:

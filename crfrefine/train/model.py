@@ -23,6 +23,8 @@ from crfrefine.train.material import CPU, CropTensors, Loss, Sample, TrainingDev
 
 CROSS_ENTROPY_SHARE = 0.1  # weight of cross-entropy in "ce+dice": a larger one buys likelihood with Dice
 DICE_SMOOTHING = 1.0  # voxels added to numerator and denominator of soft Dice, so that an absent region has a gradient
+MAX_CACHED_VOXELS = 2_000_000  # voxels whose kernels are kept while theta does not move: about 1 GiB at worst
+_SMALLEST = 0.01  # added to values before their logarithm: to the prior, smaller weights are like none
 
 
 def make_loss(name: str, regions: Sequence[Sequence[int]]) -> Loss:
@@ -63,10 +65,6 @@ def make_region_loss(name: str, scheme: RegionScheme) -> Loss:
         return torch.stack(values).mean()
 
     return loss
-
-
-MAX_CACHED_VOXELS = 2_000_000  # voxels whose kernels are kept while theta does not move: about 1 GiB at worst
-_SMALLEST = 0.01  # added to values before their logarithm: to the prior, smaller weights are like none
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -32,6 +31,7 @@ from crfrefine.train.starts import VOLUMES, FitResult, Rivals, Start, make_start
 DEFAULT_NUM_FOLDS = 5
 DECIDING_SHARE = 0.2
 MIN_DECIDING = 16  # number of deciding cases, if a fifth of the cases is less; of few cases, half of them decide
+LOW_DICE = 0.05  # a mean Dice below this most likely means that the logits do not belong to the reference
 
 
 @dataclass(frozen=True)
@@ -125,10 +125,8 @@ class Plan:
     def read(self, files: CaseFiles, threads: int) -> Case:
         """Read one case with its reference."""
         options, cases = self.options, self.cases
-        mask_mode = self.base.intensity.mask if options.data.masks is None else "none"
-        reading = ReadingOptions(
-            options.input_type, mask_mode, options.resample, cases.reading, cases.declared, True, options.network_spacing
-        )
+        mask = self.base.intensity.mask if options.data.masks is None else "none"
+        reading = ReadingOptions(options.input_type, mask, options.resample, cases.reading, cases.declared, True, options.network_spacing)
         case = read_labeled(files, cases, reading, threads=threads)
         if self.is_coarse and case.network_spacing is None:
             raise InputError(
@@ -181,23 +179,18 @@ def choose_regions(texts: Sequence[str], cases: LabeledCases) -> tuple[Region, .
     if not texts and cases.regions is not None:
         names = [f"region {name}" if name == RESERVED else name for name in cases.regions.names]
         return tuple(Region(name, labels) for name, labels in zip(names, cases.regions.labels, strict=True))
-    if not texts:
-        # Each foreground label by its name if that is usable, except the one without a reference.
-        by_label, labels = cases.label_names, [label for label in range(1, cases.num_labels) if label != cases.ignore_label]
-        usable = {name for name, count in Counter(by_label[1:]).items() if count == 1 and name != RESERVED}
-        return tuple(Region(by_label[label] if by_label[label] in usable else f"label {label}", (label,)) for label in labels)
+    if not texts:  # each foreground label, except the one without a reference
+        named = [(label, name) for label, name in enumerate(cases.label_names) if label not in (0, cases.ignore_label)]
+        return tuple(Region(f"label {label}" if name == RESERVED else name, (label,)) for label, name in named)
     regions = tuple(parse_region(text) for text in texts)
+    names = [region.name for region in regions]
     for region in regions:
         if max(region.labels) >= cases.num_labels:
-            raise ConfigError(
-                f"--regions {shorten(region.name)}: label {max(region.labels)} is not among the logits' 0 to {cases.num_labels - 1}"
-            )
-        if [other.name for other in regions].count(region.name) > 1:
+            reason = f"label {max(region.labels)} is not among the logits' 0 to {cases.num_labels - 1}"
+            raise ConfigError(f"--regions {shorten(region.name)}: {reason}")
+        if names.count(region.name) > 1:
             raise ConfigError(f"--regions: {region.name} is there twice")
     return regions
-
-
-LOW_DICE = 0.05  # a mean Dice below this most likely means that the logits do not belong to the reference
 
 
 @dataclass(frozen=True)
@@ -211,6 +204,11 @@ class Prepared:
     starts: Sequence[Start]
     largest: Scores[str]
     guided: Scores[Guidance]
+
+    @property
+    def tools(self) -> tuple[Material, Workers, Callable[[str, str, str], object]]:
+        """The first arguments of every `Fit`."""
+        return self.material, self.workers, self.progress.stepped
 
     def tune_rivals(self, fit: FitResult, cases: Sequence[int]) -> Tuned:
         """Tune the rivals of a trained CRF on the cases that it may have seen."""
@@ -242,7 +240,6 @@ def _read_crops(plan: Plan, workers: Workers) -> list[Crop]:
     max_bytes = cropping.MEMORY_BYTES // len(plan.cases.files)
 
     def read(files: CaseFiles, threads: int) -> Crop:
-        crop = make_crop(plan.read(files, threads), plan.base.intensity)
-        return crop if crop.num_bytes <= max_bytes else cropping.map_from_disk(crop)
+        return cropping.map_from_disk(make_crop(plan.read(files, threads), plan.base.intensity), max_bytes)
 
     return require_all(read, plan.cases.files, plan.options.data.images, workers, one_by_one=plan.cases.are_large)

@@ -42,6 +42,12 @@ from crfrefine.train.options import DEFAULT_LEARN, WRITTEN_BY, TrainingOptions
 from crfrefine.train.plan import Plan, Prepared, Split, make_plan, prepare
 from crfrefine.train.starts import CALIBRATION, UNTRAINED, Candidate, FitResult, Start, choose, is_gain, no_crf, pooled, taken
 
+MAX_SCREENED = 40  # cases that the starts are tried on, at most
+# Step length in the training on all cases, which starts where the folds ended, relative to that in the folds.
+STEP_LENGTH = 0.3
+SCHEMA = 1
+DEFAULT_NAME = "crfrefine.toml"  # the parameter file in the folder of a trained network of nnU-Net
+
 
 @keeping_inputs()
 def run_training(options: TrainingOptions, observer: TrainingObserver | None = None) -> TrainingResult:
@@ -90,9 +96,6 @@ def _train(plan: Plan, finished: Mapping[int, FoldResult], observer: TrainingObs
     fit = calibrate_output(train_on_all_cases(prepared, folds), everything, prepared.material, workers)
     final = prepared.tune_rivals(fit, everything)
     return TrainingResult(plan, folds, final, compare(folds, plan), time.monotonic() - started, workers.threads)
-
-
-MAX_SCREENED = 40  # cases that the starts are tried on, at most
 
 
 def cross_validate(prepared: Prepared, finished: Mapping[int, FoldResult]) -> tuple[FoldResult, ...]:
@@ -157,10 +160,8 @@ def _fit(name: str, split: Split, starts: Sequence[Start], prepared: Prepared) -
     calibrated = calibrate(material, split.training, first.parameters, workers)
     if calibrated is not None and len(split.training) >= MIN_CALIBRATED:
         starts = [first, with_calibrated(first, calibrated)]
-    rivals = plan.rivals if len(split.seen) >= setup.MIN_CASES else setup.NO_RIVALS
-    training = Fit(
-        material, workers, prepared.progress.stepped, name, split, starts, plan.num_optimizer_steps, calibrated=calibrated, rivals=rivals
-    )
+    num_steps, rivals = plan.num_optimizer_steps, plan.rivals if len(split.seen) >= setup.MIN_CASES else setup.NO_RIVALS
+    training = Fit(*prepared.tools, name, split, starts, num_steps, calibrated=calibrated, rivals=rivals)
     fit = training.run()
     if fit.kind in (setup.NO_CRF, UNTRAINED):
         return fit
@@ -201,22 +202,13 @@ def read_folds(paths: Sequence[Path], digest: str) -> dict[int, FoldResult]:
             continue
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            is_same = content["fingerprint"] == digest
-            if is_same:
-                finished[number] = from_plain(FoldResult, content["fold"])
+            if content["fingerprint"] != digest:
+                raise InputError("it is of a run with other data, options or another version")
+            finished[number] = from_plain(FoldResult, content["fold"])
         except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, CrfRefineError) as error:
             reason = shorten(error, MAX_OF_A_REASON)
-            raise InputError(f"{path}: not a fold of train-crf ({reason}); remove it to train the fold again") from None
-        if not is_same:
-            raise InputError(
-                f"{path}: is of a run with other data, options or another version; repeat its options exactly, "
-                "or leave --resume out to start anew"
-            )
+            raise InputError(f"{path}: not a fold of this run: {reason}; repeat its options exactly, or leave --resume out") from None
     return finished
-
-
-# Step length in the training on all cases, which starts where the folds ended, relative to that in the folds.
-STEP_LENGTH = 0.3
 
 
 def train_on_all_cases(prepared: Prepared, folds: Sequence[FoldResult]) -> FitResult:
@@ -239,20 +231,10 @@ def train_on_all_cases(prepared: Prepared, folds: Sequence[FoldResult]) -> FitRe
     else:
         trained = [(fold.name, fit) for fold, fit in zip(folds, fits, strict=True) if not fit.is_network and fit.trained is not None]
         half = int(np.median([fit.best_optimizer_step for _, fit in trained])) // 2
-        fit = Fit(
-            prepared.material,
-            prepared.workers,
-            prepared.progress.stepped,
-            name,
-            Split(everything, everything, ()),
-            [Start(f"{fold}: {fit.start}", fit.trained) for fold, fit in trained if fit.trained is not None],
-            min(max(setup.EVALUATE_EVERY, half), plan.num_optimizer_steps),
-            step_length=STEP_LENGTH,
-            trains_best=True,
-            calibrated=calibrated,
-            rivals=plan.rivals,
-            kind=kind,
-        ).run()
+        starts = [Start(f"{fold}: {fit.start}", fit.trained) for fold, fit in trained if fit.trained is not None]
+        num_steps = min(max(setup.EVALUATE_EVERY, half), plan.num_optimizer_steps)
+        shared = (*prepared.tools, name, Split(everything, everything, ()), starts, num_steps, STEP_LENGTH)
+        fit = Fit(*shared, trains_best=True, calibrated=calibrated, rivals=plan.rivals, kind=kind).run()
     prepared.progress.observer.stage_ended(f"{name}: {fit.describe()}")
     return fit
 
@@ -267,18 +249,10 @@ def gains_held_out(folds: Sequence[FoldResult]) -> tuple[float, ...]:
     return tuple(gains)
 
 
-SCHEMA = 1
-
-
 def make_report(result: TrainingResult) -> dict[str, Any]:
     """Return the content of the report, as JSON has it."""
-    plan, comparison, options, cases, data = (
-        result.plan,
-        result.comparison,
-        result.plan.options,
-        result.plan.cases,
-        result.plan.options.data,
-    )
+    plan, comparison = result.plan, result.comparison
+    options, cases, data = plan.options, plan.cases, plan.options.data
     return {
         "seconds": result.seconds,
         "device": plan.device.name,
@@ -325,9 +299,6 @@ def _tuned_dict(name: str, tuned: Tuned) -> dict[str, Any]:
         "guided_filter": to_plain(tuned.guidance),
         "keep_largest": tuned.keep_largest,
     }
-
-
-DEFAULT_NAME = "crfrefine.toml"  # the parameter file in the folder of a trained network of nnU-Net
 
 
 def default_output(folder: Path) -> Path:

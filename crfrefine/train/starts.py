@@ -6,8 +6,9 @@ The best bandwidths differ tenfold between data sets, so several are tried; leng
 from __future__ import annotations
 
 import itertools
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -32,6 +33,19 @@ NUM_OPTIMIZER_STEPS = 40
 BATCH_SIZE = 8
 EVALUATE_EVERY = 8
 PATIENCE = 3  # evaluations without a better Dice after which training stops
+DIGITS = 6  # digits of a trained number; the folds differ in the second or third
+NO_CRF = "no CRF"  # kind of a result that leaves the network's labels as they are; also the name of its start
+CALIBRATION = "recalibration alone"  # kind of the candidate with a temperature and biases, but no weights; also the name of its start
+UNTRAINED = "preset default, untrained"  # kind of the preset as it is; also the name of its start
+CRF = "CRF"  # kind of the best trained model, with the volume term of its start
+# Beginning of kinds with one weight for all labels, no biases, and a volume term, which does per case what these do on average.
+ONE_WEIGHT = f"{CRF} with one weight"
+# Volume terms that are tried once the rest is trained. The first protects at little cost: with it, a model is the gentler one.
+VOLUMES = (VolumeParameters(0.5), VolumeParameters(0.75))
+HARM = 2.0  # losses weigh twice as much as gains
+KEPT_GAIN = 0.95  # share of the best candidate's gain, losses counted HARM-fold, that a gentler one must keep to be taken instead
+MIN_DECIDING = 8  # fewer deciding cases, which say little of cases unlike them, never prefer the trained model to a gentler one
+MIN_CASES = 3  # fewer cases cannot tell many candidates apart: only the recalibrated network and the trained model are candidates
 
 
 @dataclass(frozen=True)
@@ -107,36 +121,11 @@ def without_crf(parameters: CrfParameters) -> CrfParameters:
     )
 
 
-DIGITS = 6  # digits of a trained number; the folds differ in the second or third
-_SECTIONS = ("bilateral", "spatial", "compatibility", "mean_field")
-
-
 def rounded(parameters: CrfParameters) -> CrfParameters:
     """Return the parameters with numbers of a few digits."""
-
-    def short(value: Any) -> Any:
-        if isinstance(value, float):
-            return float(f"{value:.{DIGITS}g}")
-        if isinstance(value, Mapping):
-            return {key: short(entry) for key, entry in value.items()}
-        return [short(entry) for entry in value] if isinstance(value, list | tuple) else value
-
     table = parameters.to_dict()
-    return CrfParameters.from_dict({name: short(value) if name in _SECTIONS else value for name, value in table.items()})
-
-
-NO_CRF = "no CRF"  # kind of a result that leaves the network's labels as they are; also the name of its start
-CALIBRATION = "recalibration alone"  # kind of the candidate with a temperature and biases, but no weights; also the name of its start
-UNTRAINED = "preset default, untrained"  # kind of the preset as it is; also the name of its start
-CRF = "CRF"  # kind of the best trained model, with the volume term of its start
-# Beginning of kinds with one weight for all labels, no biases, and a volume term, which does per case what these do on average.
-ONE_WEIGHT = f"{CRF} with one weight"
-# Volume terms that are tried once the rest is trained. The first protects at little cost: with it, a model is the gentler one.
-VOLUMES = (VolumeParameters(0.5), VolumeParameters(0.75))
-HARM = 2.0  # losses weigh twice as much as gains
-KEPT_GAIN = 0.95  # share of the best candidate's gain, losses counted HARM-fold, that a gentler one must keep to be taken instead
-MIN_DECIDING = 8  # fewer deciding cases, which say little of cases unlike them, never prefer the trained model to a gentler one
-MIN_CASES = 3  # fewer cases cannot tell many candidates apart: only the recalibrated network and the trained model are candidates
+    numbers = json.dumps({name: table[name] for name in ("bilateral", "spatial", "compatibility", "mean_field")})
+    return CrfParameters.from_dict(table | json.loads(numbers, parse_float=lambda text: float(f"{float(text):.{DIGITS}g}")))
 
 
 @dataclass(frozen=True)

@@ -68,64 +68,53 @@ def test_trainings_on_other_cases_add_their_cases():
     """Alone, each would take something else; what only one of them tried is no candidate of both."""
     first = [candidate(CALIBRATION, 0.010, 0.011), candidate(CRF, 0.004, 0.005), candidate("only here", 0.5, 0.5)]
     second = [candidate(CALIBRATION, -0.010, 0.002), replace(candidate(CRF, 0.024, 0.025), start="theta_alpha 8")]
-    found = pooled([first, second])
-    assert [one.kind for one in found] == [CALIBRATION, CRF]
-    assert found[1].gains == (0.004, 0.005, 0.024, 0.025)
-    assert found[1].start == "theta_alpha 8"
-    assert chosen_kind(*first) == "only here"
-    assert chosen_kind(*found) == CRF
-
-
-def options(root, **changes):
-    settings = {"num_folds": 2, "num_optimizer_steps": 1, "threads": 2, **changes}
-    return TrainingOptions(locate_folders(root / "data"), output=root / "params.toml", **settings)
+    both = pooled([first, second])
+    assert [each.kind for each in both] == [CALIBRATION, CRF]
+    assert (both[1].gains, both[1].start) == ((0.004, 0.005, 0.024, 0.025), "theta_alpha 8")
+    assert (chosen_kind(*first), chosen_kind(*both)) == ("only here", CRF)
 
 
 def test_the_kind_that_is_chosen_is_written(tmp_path, monkeypatch):
     """A volume term that is chosen is in the folds' parameters, in the file, and in the labels that were measured."""
     shorten(monkeypatch)
-    write_cases(tmp_path / "data", 6)
-    kind = f"{ONE_WEIGHT}, volume 0.75"
+    data, kind = locate_folders(write_cases(tmp_path / "data", 6)), f"{ONE_WEIGHT}, volume 0.75"
     for module in ("fit", "run"):
-        monkeypatch.setattr(f"crfrefine.train.{module}.choose", lambda found: next(one for one in found if one.kind == kind))
-    result = run_training(options(tmp_path, num_optimizer_steps=2))
+        monkeypatch.setattr(f"crfrefine.train.{module}.choose", lambda tried: next(each for each in tried if each.kind == kind))
+    result = run_training(TrainingOptions(data, output=tmp_path / "params.toml", num_folds=2, num_optimizer_steps=2, threads=2))
     for fold in result.folds:
         assert not set(fold.split.training) & set(fold.split.deciding)
-        assert fold.tuned.fit.kind == kind
-        assert fold.tuned.fit.parameters.volume == VolumeParameters(0.75)
+        assert (fold.tuned.fit.kind, fold.tuned.fit.parameters.volume) == (kind, VolumeParameters(0.75))
     assert CrfParameters.load(tmp_path / "params.toml").volume == VolumeParameters(0.75)
     report = json.loads((tmp_path / "params.report.json").read_text())
-    assert kind in [candidate["kind"] for candidate in report["final"]["candidates"]]
+    assert kind in [each["kind"] for each in report["final"]["candidates"]]
 
 
+SCALING_LARGEST = methods.with_largest(methods.SCALING)
 WITH_LARGEST = {methods.with_largest(name) for name in methods.RIVALS}
 
 
-def check(measured, gains, method, baseline, rivals, unbeaten):
-    """Judge methods of which some gain something; return the sentence."""
-    read, alone = judge(table_of_gains(dict.fromkeys(measured, 0.0) | gains))
+@pytest.mark.parametrize(
+    ("gains", "method", "baseline", "unbeaten"),
+    [
+        # The CRF is no better than the largest component: they are combined, and so are the other rivals.
+        (
+            {methods.LARGEST: 0.02, methods.TRAINED_LARGEST: 0.05, SCALING_LARGEST: 0.06},
+            methods.TRAINED_LARGEST,
+            methods.LARGEST,
+            {SCALING_LARGEST},
+        ),
+        ({methods.LARGEST: 0.02, methods.TRAINED_LARGEST: 0.06}, methods.TRAINED_LARGEST, methods.LARGEST, set()),
+        # A training that ends at the preset gains nothing over it.
+        ({methods.DEFAULT: 0.02}, methods.TRAINED, methods.NETWORK, {methods.DEFAULT}),
+        ({methods.DEFAULT: 0.01}, methods.TRAINED, methods.NETWORK, set()),
+    ],
+)
+def test_the_verdict_is_against_the_rivals_of_the_method_that_it_is_on(gains, method, baseline, unbeaten):
+    read, alone = judge(table_of_gains(dict.fromkeys(methods.MEASURED, 0.0) | {methods.TRAINED: 0.02} | gains))
     assert (read.method, read.baseline, alone.method) == (method, baseline, methods.TRAINED)
     assert read.outcome == (Outcome.NOT_BETTER_THAN_SIMPLE if unbeaten else Outcome.HELPS)
-    assert rivals <= {rival.name for rival in read.rivals}
     assert {rival.name for rival in read.rivals if not rival.is_beaten} == unbeaten
-    return read.sentence
-
-
-def test_the_crf_with_the_largest_component_has_rivals_with_it():
-    """The CRF is no better than the largest component: they are combined, and so are the other rivals, but for nnU-Net's own rules."""
-    gains = {methods.TRAINED: 0.02, methods.LARGEST: 0.02, methods.TRAINED_LARGEST: 0.05, methods.with_largest(methods.SCALING): 0.06}
-    told = check(methods.MEASURED, gains, methods.TRAINED_LARGEST, methods.LARGEST, WITH_LARGEST, {methods.with_largest(methods.SCALING)})
-    assert ": the trained CRF with the largest component helps. " in told
-    gains = {methods.TRAINED: 0.02, methods.LARGEST: 0.02, methods.TRAINED_LARGEST: 0.06}
-    check(methods.MEASURED, gains, methods.TRAINED_LARGEST, methods.LARGEST, {*WITH_LARGEST}, set())
-
-
-def test_the_untrained_preset_is_a_rival():
-    """A training that ends at the preset gains nothing over it; one that is clearly better than all rivals names the best of them."""
-    for gain, unbeaten in ((0.05, {methods.DEFAULT}), (0.09, set())):
-        gains = {methods.TRAINED: gain, methods.DEFAULT: 0.05}
-        told = check(methods.MEASURED, gains, methods.TRAINED, methods.NETWORK, set(), unbeaten)
-    assert "It gains more than every simple method, the best of which is default preset: " in told
+    assert method == methods.TRAINED or {rival.name for rival in read.rivals} >= WITH_LARGEST
 
 
 def test_the_preset_is_measured_as_infer_runs_it():

@@ -172,13 +172,10 @@ def test_the_temperature_of_drawn_labels_is_found_and_what_is_certain_does_not_b
 def test_log_odds_of_regions_share_one():
     random = np.random.default_rng(0)
     labels = random.integers(0, 3, 20_000)
-    truth = np.stack([labels > 0, labels == 2])
+    signs = np.where([labels > 0, labels == 2], np.float32(1.0), np.float32(-1.0))
     # The log-odds of a noisy sign, twice as large as they should be.
-    seen = np.where(truth, 1.0, -1.0) + random.normal(0, 1, truth.shape)
-    prior = np.log([[2.0], [0.5]])
-    logits, signs = (2.0 * (2.0 * seen + prior)).astype(np.float32), np.where(truth, np.float32(1.0), np.float32(-1.0))
-    expected = -np.log(np.where(truth, expit(logits / 3.0), expit(-logits / 3.0))).mean()
-    assert negative_log_likelihood(logits, signs, 3.0) == pytest.approx(expected, rel=1e-5)
+    logits = (2.0 * (2.0 * (signs + random.normal(0, 1, signs.shape)) + np.log([[2.0], [0.5]]))).astype(np.float32)
+    assert negative_log_likelihood(logits, signs, 3.0) == pytest.approx(-np.log(expit(signs * logits / 3.0)).mean(), rel=1e-5)
     assert fit_output_temperature([(logits, signs)]) == pytest.approx(2.0, rel=0.05)
 
 
