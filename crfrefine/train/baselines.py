@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,8 +25,6 @@ from crfrefine.train.material import Material
 from crfrefine.train.model import Model, Network, Refiner, mean_defined, mean_dice
 from crfrefine.train.observer import Workers
 from crfrefine.train.starts import BATCH_SIZE, CALIBRATION, FitResult, Start, rounded, voxel_length, without_crf
-
-Choice = TypeVar("Choice")
 
 MAX_KINDS = ("foreground", "each")  # which largest component is kept: that of all labels together, or that of each label
 SCALED = ("temperature", "bias")
@@ -91,10 +89,10 @@ def fit_scaling(
 
 
 @dataclass(frozen=True)
-class Scores(Generic[Choice]):
+class Scores:
     """How good a rival that needs no training is: every choice on every case."""
 
-    choices: Sequence[Choice]  # the first is the network itself, if it is among them
+    choices: Sequence[Any]  # the first is the network itself, if it is among them
     dice: NDArray[np.float64]  # (cases, choices) mean Dice
 
     def means(self, rows: Sequence[int]) -> NDArray[np.float64]:
@@ -102,14 +100,14 @@ class Scores(Generic[Choice]):
         means = np.array([mean_defined(column) for column in self.dice[list(rows)].T])
         return np.where(np.isnan(means), 0.0, means)
 
-    def best(self, cases: Sequence[int]) -> Choice:
+    def best(self, cases: Sequence[int]) -> Any:
         """Return the choice with the best mean Dice on some cases, the first among equals."""
         return self.choices[int(self.means(cases).argmax())]
 
 
 def score_choices(
-    choices: Sequence[Choice], material: Material, workers: Workers, label_maps: Callable[[Crop], Iterable[NDArray[Any]]]
-) -> Scores[Choice]:
+    choices: Sequence[Any], material: Material, workers: Workers, label_maps: Callable[[Crop], Iterable[NDArray[Any]]]
+) -> Scores:
     """Return how good each choice is; `label_maps` yields the labels (*box) of a crop for each."""
 
     def scores(crop: Crop, threads: int) -> list[float]:
@@ -123,7 +121,7 @@ def network_labels(crop: Crop) -> NDArray[np.unsignedinteger[Any]]:
     return np.where(crop.mask, crop.network, 0).astype(np.min_scalar_type(crop.num_labels - 1))
 
 
-def largest_scores(material: Material, workers: Workers) -> Scores[str]:
+def largest_scores(material: Material, workers: Workers) -> Scores:
     """Return how good it is to keep the largest component of each kind."""
     rules = [PostprocessParameters(keep_largest=kind) for kind in MAX_KINDS]
     return score_choices(MAX_KINDS, material, workers, lambda crop: (clean(network_labels(crop), rule, 1.0).label_map for rule in rules))
@@ -220,7 +218,7 @@ class Guide:
         return label_maps
 
 
-def score_guided(material: Material, spacing: Sequence[float], workers: Workers) -> Scores[Guidance]:
+def score_guided(material: Material, spacing: Sequence[float], workers: Workers) -> Scores:
     """Measure every setting on every case, first the network without a filter; `spacing` is that of a typical case."""
     radii = [radius * voxel_length(spacing) for radius in RADII_VOXELS]
 

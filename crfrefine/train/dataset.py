@@ -17,9 +17,9 @@ from crfrefine.base.text import listed, see
 from crfrefine.errors import CrfRefineError, InputError, UnexpectedError
 from crfrefine.io.paths import add_volumes
 from crfrefine.runs.cases.case import Case, load_case
-from crfrefine.runs.cases.case_files import CaseFiles, CaseList, Incomplete, describe_left_out, require_all_complete, too_few_complete
+from crfrefine.runs.cases.case_files import CaseFiles, Incomplete, describe_left_out, require_all_complete, too_few_complete
 from crfrefine.runs.cases.case_headers import CaseHeaders, read_case_headers
-from crfrefine.runs.cases.dataset_description import DatasetDescription, read_dataset_description, read_descriptions
+from crfrefine.runs.cases.dataset_description import read_dataset_description, read_descriptions
 from crfrefine.runs.cases.discovery import discover_cases
 from crfrefine.runs.cases.label_input import KIND
 from crfrefine.runs.cases.nnunet import find_trained_cases, require_trained
@@ -99,7 +99,13 @@ def find_cases(
 
     Raise InputError for a file that cannot be used, for fewer than two complete cases, and with `strict`, if a case lacks a file.
     """
-    cases, description, advice = _discover(data, input_type)
+    if data.nnunet is None:
+        cases = discover_cases(data.images, data.logits, data.masks, data.labels, input_type=input_type, include_imageless=True)
+        advice, description = [], read_dataset_description(data.images)
+    else:
+        trained = find_trained_cases(require_trained(data.nnunet), images=data.images, labels=data.labels, masks=data.masks)
+        cases, advice = trained.cases, list(trained.advice)
+        description = trained.description or read_dataset_description(data.images)
     add_volumes(data.images, data.labels, data.logits, data.masks, *(path for case in cases for path in case.paths))
     left_out = {case.case_id: case.missing for case in cases if case.missing}
     if strict:
@@ -143,22 +149,12 @@ def find_cases(
     return LabeledCases(tuple(files), (num_channels, *sizes[0][1:]), label_names, ignore_label, tuple(notes), *channels)
 
 
-def _discover(data: DataFolders, input_type: str) -> tuple[CaseList, DatasetDescription | None, tuple[str, ...]]:
-    """Return all cases, the description of their labels, and how to complete the incomplete ones."""
-    if data.nnunet is None:
-        cases = discover_cases(data.images, data.logits, data.masks, data.labels, input_type=input_type, include_imageless=True)
-        return cases, read_dataset_description(data.images), ()
-    trained = find_trained_cases(require_trained(data.nnunet), images=data.images, labels=data.labels, masks=data.masks)
-    return trained.cases, trained.description or read_dataset_description(data.images), trained.advice
-
-
 def _read_headers(case: CaseFiles, reading: ReadingOptions) -> CaseHeaders:
     if case.problem:
         raise InputError(case.problem)
     if case.are_structures:
         raise InputError(
-            f"case {case.case_id!r}: {case.logits[0].parent} has one file per structure; training needs label maps with the numbers of the "
-            "reference: merge the structures first"
+            f"{case.logits[0].parent} has one file per structure; merge them into a label map with the numbers of the reference"
         )
     return read_case_headers(case, reading)
 
@@ -176,7 +172,8 @@ def _largest_label(files: Sequence[CaseFiles], data: DataFolders) -> DeclaredLab
     def largest_of(case: CaseFiles, _: int) -> int:
         return max(int(io.read_labels(path).data.max(initial=1)) for path in (*case.logits, case.labels) if path is not None)
 
-    return DeclaredLabels(tuple(range(max(require_all(largest_of, files, data.images)) + 1)), "the label maps and references")
+    largest = max(require_all(largest_of, files, data.images))
+    return DeclaredLabels(tuple(range(largest + 1)), "the label maps and references")
 
 
 def read_labeled(files: CaseFiles, cases: LabeledCases, reading: ReadingOptions, *, threads: int) -> Case:
@@ -189,11 +186,10 @@ def read_labeled(files: CaseFiles, cases: LabeledCases, reading: ReadingOptions,
     ignored = np.zeros_like(case.labels, bool) if cases.ignore_label is None else case.labels == cases.ignore_label
     largest = int(case.labels.max(initial=0, where=~ignored))
     if largest >= case.num_labels:
-        source = "the channels of the logits" if cases.declared is None else cases.declared.source
+        source = case.regions.describe() if case.regions else cases.declared.source if cases.declared else "the channels of the logits"
         raise InputError(
             f"case {files.case_id!r}: the reference has a label {largest}, but there are {case.num_labels} labels (0 to "
-            f"{case.num_labels - 1}) according to {source if case.regions is None else case.regions.describe()}\n  {files.labels}\n"
-            f"  {files.logits[0]}\n  Give logits with one channel per label, background first; or merge the labels of the reference."
+            f"{case.num_labels - 1}) according to {source}\n  {files.labels}\n  {files.logits[0]}\n  Merge the labels of the reference."
         )
     if not ignored.any():
         return case

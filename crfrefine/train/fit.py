@@ -21,20 +21,7 @@ from crfrefine.train.material import Material, Sample
 from crfrefine.train.model import Model, Network, Refiner, mean_defined, mean_dice
 from crfrefine.train.observer import Workers
 from crfrefine.train.plan import Split
-from crfrefine.train.starts import (
-    CALIBRATION,
-    CRF,
-    UNTRAINED,
-    Candidate,
-    FitResult,
-    Rivals,
-    Start,
-    choose,
-    no_crf,
-    rounded,
-    taken,
-    variants,
-)
+from crfrefine.train.starts import Candidate, FitResult, Rivals, Start, choose, no_crf, rounded, taken, variants
 
 # Length of the last optimizer steps, as a share of that of the first ones; between them half a cosine.
 LAST_STEP_LENGTH = 0.05
@@ -135,7 +122,7 @@ class Fit:
         more = {"histories": histories, "candidates": tuple(candidates), "trained": best.best_parameters}
         chosen = choose(candidates)
         if chosen is None:
-            gains = next((candidate.gains for candidate in candidates if candidate.kind == CRF), ())
+            gains = next((candidate.gains for candidate in candidates if candidate.kind == setup.CRF), ())
             return no_crf(best.start.parameters, mean_defined(network), gains, **more)
         return taken(chosen, mean_defined(network), **more)
 
@@ -153,7 +140,7 @@ class Fit:
                 score, deciding_loss = self._evaluate(trajectory)
                 trajectory.scored(score, deciding_loss)
                 dice = "" if math.isnan(score) else f", Dice {score:.4f}"
-            thetas = ", ".join(f"{name} {_numbers(value)}" for name, value in trajectory.thetas().items())
+            thetas = ", ".join(f"{name} {_numbers(value)}" for name, value in trajectory.history[-1]["thetas"].items())
             self.stepped(self.name, trajectory.start.name, f"{step}/{last}: loss {loss:.4f}{dice}, {thetas}")
 
     def _evaluate(self, trajectory: Trajectory) -> tuple[float, float]:
@@ -169,14 +156,14 @@ class Fit:
         """Return the candidates to choose from, simpler models first; `network` is the Dice of the network on each deciding case."""
         material, tried = self.material, []
         if self.calibrated is not None:
-            tried.append((CALIBRATION, CALIBRATION, self.calibrated, 0))
+            tried.append((setup.CALIBRATION, setup.CALIBRATION, self.calibrated, 0))
         for kind, parameters in variants(best.best_parameters, self.rivals) if best.best_parameters is not None else ():
-            start, step = (UNTRAINED, 0) if kind == UNTRAINED else (best.start.name, best.best_optimizer_step)
+            start, step = (setup.UNTRAINED, 0) if kind == setup.UNTRAINED else (best.start.name, best.best_optimizer_step)
             tried.append((kind, start, parameters, step))
         candidates = []
         for kind, start, parameters, step in tried:
             if self.kind in (None, kind):
-                recalibrates = kind == CALIBRATION
+                recalibrates = kind == setup.CALIBRATION
                 model = Network(material.device, parameters) if recalibrates else Model(parameters, (), material.sizes, material.device)
                 gains = self._dice(model) - network
                 candidates.append(Candidate(kind, start, parameters, step, tuple(gains[~np.isnan(gains)].tolist())))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +22,6 @@ from crfrefine.train.material import CPU, CropTensors, Loss, Sample, TrainingDev
 
 CROSS_ENTROPY_SHARE = 0.1  # weight of cross-entropy in "ce+dice": a larger one buys likelihood with Dice
 DICE_SMOOTHING = 1.0  # voxels added to numerator and denominator of soft Dice, so that an absent region has a gradient
-MAX_CACHED_VOXELS = 2_000_000  # voxels whose kernels are kept while theta does not move: about 1 GiB at worst
 _SMALLEST = 0.01  # added to values before their logarithm: to the prior, smaller weights are like none
 
 
@@ -136,10 +134,6 @@ class Model(Refiner):
             self.layer.log_theta_alpha.requires_grad_(False)
         groups = {name: [p for p in self.layer.group(name) if p.requires_grad] for name in learn}
         self.groups = {name: parameters for name, parameters in groups.items() if parameters}
-        # Without anything to learn, no crop is refined twice.
-        self._has_fixed_kernels = bool(self.groups) and "theta" not in self.groups
-        self._kernels: dict[tuple[Any, ...], list[Kernels]] = {}
-        self._cached_voxels = 0
 
     @property
     def learned(self) -> list[tuple[str, torch.nn.Parameter]]:
@@ -179,24 +173,14 @@ class Model(Refiner):
     def refine(self, crop: Crop, threads: int) -> tuple[Tensor, Tensor]:
         """As of Refiner."""
         values = self._device.crop(crop)
-        image, mask, logits, are_regions = values.image[None], values.mask, values.logits.float(), crop.regions is not None
-        spacing = crop.spacing
+        image, logits, spacing = values.image[None], values.logits.float(), crop.spacing
         if self._is_coarse and crop.network_spacing is not None:
             spacing = tuple(step / wide for step, wide in zip(spacing, crop.network_spacing, strict=True))
-        # A tile may begin at the same address as its crop.
-        key = crop.image.__array_interface__["data"][0], crop.image.shape, crop.image.strides
-        kernels = self._kernels.get(key)
-        # Unless theta is learned, kernels stay the same, and are cached if memory allows.
-        is_cached = kernels is None and self._has_fixed_kernels and self._cached_voxels <= MAX_CACHED_VOXELS
-        if is_cached or (are_regions and kernels is None):
-            kernels = self.layer.build_normalized(image, spacing, mask, num_labels=2 if are_regions else None, threads=threads)
-        if is_cached and kernels is not None:
-            self._kernels[key] = kernels
-            self._cached_voxels += int(mask.sum()) * (len(self._base.bilateral) + 1)
-        if are_regions and kernels is not None:
+        if crop.regions is not None:
+            kernels = self.layer.build_normalized(image, spacing, values.mask, num_labels=2, threads=threads)
             refined = _refine_regions(self.layer, logits, image, threads, kernels)
         else:
-            refined = self.layer.refine_normalized(logits[None], image, spacing, mask, threads=threads, kernels=kernels)[0]
+            refined = self.layer.refine_normalized(logits[None], image, spacing, values.mask, threads=threads)[0]
         refined = values.with_reference(refined)
         return (_with_volumes(refined, crop, values) if self._is_coarse else refined), values.labels
 

@@ -19,7 +19,7 @@ from crfrefine.runs.cases.case_files import CaseFiles
 from crfrefine.runs.cases.reading_options import ReadingOptions
 from crfrefine.train import crops as cropping
 from crfrefine.train import starts as setup
-from crfrefine.train.baselines import Guidance, Scores, Tuned, fit_scaling, largest_scores, score_guided
+from crfrefine.train.baselines import Scores, Tuned, fit_scaling, largest_scores, score_guided
 from crfrefine.train.crops import Crop, make_crop
 from crfrefine.train.dataset import LabeledCases, find_cases, read_labeled, require_all
 from crfrefine.train.material import Material, TrainingDevice
@@ -129,10 +129,8 @@ class Plan:
         reading = ReadingOptions(options.input_type, mask, options.resample, cases.reading, cases.declared, True, options.network_spacing)
         case = read_labeled(files, cases, reading, threads=threads)
         if self.is_coarse and case.network_spacing is None:
-            raise InputError(
-                f"case {case.case_id!r}: bandwidths in voxels of the network need their size: give --network-spacing MM for label maps, or "
-                "--resample for logits on the network's grid"
-            )
+            needed = "give --network-spacing MM for label maps, or --resample for logits on the network's grid"
+            raise InputError(f"case {case.case_id!r}: bandwidths in voxels of the network need their size: {needed}")
         return case if self.is_coarse else replace(case, network_spacing=None)
 
     @property
@@ -163,10 +161,7 @@ def make_plan(options: TrainingOptions, device: TrainingDevice) -> Plan:
     regions = choose_regions(options.regions, cases)
     folds = make_folds(len(cases.files), choose_num_folds(options.num_folds, len(cases.files)), options.seed)
     if cases.regions is not None and cases.regions.num_regions < 2:
-        raise InputError(
-            f"{options.data.logits}: the logits have one region only; training needs at least two channels\n"
-            "  A single region is a problem of two labels: give its logits as two channels, zeros and the log-odds of the region."
-        )
+        raise InputError(f"{options.data.logits}: the logits have one region only; give two channels, zeros and the log-odds of the region")
     resolve = base.resolve if cases.regions is None else partial(resolve_regions, base)
     resolve(*cases.sizes)  # lengths fit, or it says which do not
     if cases.regions is not None and options.learn == ("compatibility",):
@@ -202,8 +197,8 @@ class Prepared:
     progress: Progress
     material: Material
     starts: Sequence[Start]
-    largest: Scores[str]
-    guided: Scores[Guidance]
+    largest: Scores
+    guided: Scores
 
     @property
     def tools(self) -> tuple[Material, Workers, Callable[[str, str, str], object]]:

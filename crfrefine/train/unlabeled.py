@@ -29,9 +29,7 @@ from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import NORMALIZED
 from crfrefine.refinement.case import Plan, refine
 from crfrefine.runs.cases.case import Case, read_case
-from crfrefine.runs.cases.case_files import CaseFiles
 from crfrefine.runs.cases.case_headers import read_case_headers
-from crfrefine.runs.cases.reading_options import ReadingOptions
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.plan import RunInputs, find_inputs, plan_run
 from crfrefine.runs.records import read_records
@@ -110,10 +108,8 @@ def make_source(case: Case, default: CrfParameters, threads: int, noise_voxels: 
     Raise InputError for a label map, and for a case without a label of MIN_VOXELS.
     """
     if case.input_kind == "labels":
-        raise InputError(
-            f"case {case.case_id!r}: a label map does not say how sure the network is, so nothing can be chosen without labels; "
-            "give logits or probabilities, or use the preset `default`"
-        )
+        needed = "without labels, give logits or probabilities, or use the preset `default`"
+        raise InputError(f"case {case.case_id!r}: a label map does not say how sure the network is: {needed}")
     regions, groups = case.regions, groups_of(len(case.logits), case.regions)
     image = normalize_intensity(case.image, default.intensity, case.mask, threads=threads)
     options: dict[str, Any] = {"spacing": case.spacing, "mask": case.mask, "regions": regions, "threads": threads}
@@ -261,7 +257,8 @@ def run_unlabeled(options: UnlabeledOptions, observer: TrainingObserver) -> Choi
         raise InputError("\n  ".join(["--strict: cases that cannot be used:", *problems]))
     choice = choose(inputs, observer, seed=options.seed, threads=options.threads)
     if not choice.case_ids:
-        raise InputError("\n  ".join([f"{options.logits}: no case can be used to choose parameters", *_causes_of(choice.left_out)]))
+        reason = next(iter(choice.left_out.values()), "there is none")
+        raise InputError(f"{options.logits}: no case can be used to choose parameters, such as\n  {reason}")
     report = {
         "options": {name: str(getattr(options, name)) for name in ("images", "logits", "masks", "input_type", "resample", "seed")},
         "choice": choice.to_dict(),
@@ -290,16 +287,8 @@ def choose_for(options: InferenceOptions, overrides: Mapping[str, Any], observer
         observer.note(f"parameters as an earlier run into this folder has chosen them: {heads[-1]['choice'].get('chosen')}")
         return replace(options, parameters=chosen, choice=heads[-1]["choice"])
     choice = choose(plan.inputs, observer, max_cases=MAX_CASES_OF_A_RUN, overrides=overrides, threads=options.threads)
-    if not choice.case_ids:
-        observer.note("\n  ".join(_causes_of(choice.left_out)))
     observer.stage_ended(choice.describe())
     return replace(options, parameters=choice.chosen.parameters, choice=choice.to_dict())
-
-
-def _causes_of(left_out: Mapping[str, str]) -> list[str]:
-    """Return why cases are left out; of several with one cause, the first is printed in full and the others in a line."""
-    causes = Causes()
-    return [*(reason for case_id, reason in left_out.items() if causes.is_new(case_id, reason)), *causes.others()]
 
 
 def choose(
@@ -316,6 +305,7 @@ def choose(
     A case that cannot be used is left out. The seed is that of the noise; the choice does not depend on the number of threads.
     """
     overrides, threads = overrides or {}, threads or available_threads()
+    default = CrfParameters().replace(**overrides)
     complete = [case for case in inputs.cases if not case.problem]
     places = np.linspace(0, len(complete) - 1, min(len(complete), max_cases))
     files = [complete[number] for number in sorted({round(place) for place in places})]
@@ -325,12 +315,18 @@ def choose(
     sources: list[Source] = []
     for case in files:
         try:
-            sources.append(_read_source(case, inputs.reading, CrfParameters().replace(**overrides), threads))
+            headers = read_case_headers(case, inputs.reading)
+            # How many of the image's voxels a voxel of the network is long.
+            of_network = headers.logits.files[0].spacing if headers.logits is not None else None
+            coarseness = max(1.0, voxel_length(of_network or headers.spacing) / voxel_length(headers.spacing))
+            sources.append(make_source(read_case(headers, inputs.reading, threads=threads), default, threads, coarseness))
         except Exception as error:
             left_out[case.case_id] = str(expected_error(error, *case.images, *case.logits, case.mask))
         observer.progressed(0.0, f"{len(sources)} of {counted(len(files), 'case')} read")
-    if sources and left_out:
-        observer.note("\n  ".join([f"{counted(len(left_out), 'case')} not used:", *_causes_of(left_out)]))
+    if left_out:
+        causes = Causes()
+        reasons = [reason for case_id, reason in left_out.items() if causes.is_new(case_id, reason)]
+        observer.note("\n  ".join([f"{counted(len(left_out), 'case')} not used:", *reasons, *causes.others()]))
     candidates = make_candidates(float(np.median([source.voxel for source in sources])) if sources else 1.0, overrides)
     num_seeds = max(NUM_SEEDS, math.ceil(MIN_DRAWS / max(1, len(sources))))
     table = np.full((len(sources), num_seeds, 2 * len(NOISE_LEVELS), 1 + len(candidates)), np.nan)
@@ -360,11 +356,3 @@ def choose(
     gains = gains_of(units)[0].mean(axis=(0, 1)).tolist() if sources else []
     decision = decide(units, [source.agreement for source in sources])
     return Choice(tuple(candidates), table, gains, decision, tuple(source.case_id for source in sources), left_out)
-
-
-def _read_source(case: CaseFiles, reading: ReadingOptions, default: CrfParameters, threads: int) -> Source:
-    headers = read_case_headers(case, reading)
-    of_network = headers.logits.files[0].spacing if headers.logits is not None else None
-    # How many of the image's voxels a voxel of the network is long.
-    coarseness = 1.0 if of_network is None else max(1.0, voxel_length(of_network) / voxel_length(headers.spacing))
-    return make_source(read_case(headers, reading, threads=threads), default, threads, coarseness)

@@ -182,7 +182,7 @@ def test_all_cases_have_the_same_labels(tmp_path):
         find_cases(locate_folders(tmp_path))
     (tmp_path / "logits" / "case0").mkdir()
     (tmp_path / "logits" / "case0.nii.gz").rename(tmp_path / "logits" / "case0" / "liver.nii.gz")
-    with pytest.raises(InputError, match=r"case 'case0': .*has one file per structure; training needs label maps"):
+    with pytest.raises(InputError, match=r"case 'case0': .*has one file per structure; merge them into a label map"):
         find_cases(locate_folders(tmp_path), input_type="labels")
 
 

@@ -35,7 +35,7 @@ def device(request, monkeypatch):
 
 
 def test_a_gpu_computes_what_the_cpu_computes(device):
-    """Losses, gradients and labels of a case; with fixed bandwidths from kernels that are kept, so twice.
+    """Losses, gradients and labels of a case, with learned and with fixed bandwidths.
 
     float32 sums in another order: 1e-4 of the largest; bandwidths lose digits to squares that all but cancel, hence 2e-3.
     """
@@ -45,17 +45,16 @@ def test_a_gpu_computes_what_the_cpu_computes(device):
     parameters = start(4.0).parameters.replace(**{"mean_field.filter": "lattice"})
     for learn in (LEARNABLE, ("weights",)):
         model, expected = (Model(parameters, learn, SIZES, where) for where in (device, CPU))
-        ours = [model.gradient(crop, shared.loss, 1) for _ in range(1 + (learn != LEARNABLE))]
+        loss, gradients = model.gradient(crop, shared.loss, 1)
         found_score, found_network = model.score(crop, shared.loss, 1), Network(device).score(crop, shared.loss, 1)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(inputs, "engine_for", lambda *_: crfrefine.engines.get_backend("cpu"))
             theirs, score = expected.gradient(crop, shared.loss, 1), expected.score(crop, shared.loss, 1)
-        for loss, gradients in ours:
-            assert loss == pytest.approx(theirs[0], rel=1e-5)
-            for (name, _), gradient, wanted in zip(model.learned, gradients, theirs[1], strict=True):
-                assert gradient.device.type == "cpu"
-                tolerance = 2e-3 if "theta" in name else 1e-4
-                np.testing.assert_allclose(gradient, wanted, rtol=0, atol=tolerance * float(wanted.abs().max()), err_msg=name)
+        assert loss == pytest.approx(theirs[0], rel=1e-5)
+        for (name, _), gradient, wanted in zip(model.learned, gradients, theirs[1], strict=True):
+            assert gradient.device.type == "cpu"
+            tolerance = 2e-3 if "theta" in name else 1e-4
+            np.testing.assert_allclose(gradient, wanted, rtol=0, atol=tolerance * float(wanted.abs().max()), err_msg=name)
         assert found_score.loss == pytest.approx(score.loss, rel=1e-5)
         assert np.abs(found_score.confusion - score.confusion).sum() <= 2  # a voxel between two labels may fall either way
         np.testing.assert_array_equal(found_network.confusion, Network().score(crop, shared.loss, 1).confusion)
