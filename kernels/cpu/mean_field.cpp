@@ -116,13 +116,13 @@ class MeanField {
         load_logits(block, x);
         const int64_t count = std::min(kVoxelBlock, num_voxels_ - block * kVoxelBlock);
         const bool counts_labels = volumes_.counts_labels(block);
-        StepSums sums;
+        vfloat largest{}, log_sum{};
         for (int64_t i = 0; i < count; i += kLanes) {
             const int lanes = static_cast<int>(std::min<int64_t>(count - i, kLanes));
-            const vfloat largest = largest_row<0>(x + i, num_labels_);
-            for (int lane = 0; lane < lanes; ++lane) sums.largest += static_cast<double>(largest[lane]);
+            const vint valid = first_lanes(lanes);
+            largest += select(valid, largest_row<0>(x + i, num_labels_), vfloat{});
             const SoftmaxLanes start = softmax_rows<0>(x + i, num_labels_);
-            sums.unary -= sum_lanes(select(first_lanes(lanes), start.log_sum, vfloat{}));
+            log_sum += select(valid, start.log_sum, vfloat{});
             for (int lane = 0; counts_labels && lane < lanes; ++lane)
                 volumes_.count(block * kVoxelBlock + i + lane, static_cast<int>(start.label[lane]));
         }
@@ -132,7 +132,7 @@ class MeanField {
             float* row = messages_.received() + c * num_voxels_ + block * kVoxelBlock;
             std::fill(row, row + count, 0.0f);
         }
-        block_sums_[block] = sums;
+        block_sums_[block] = {.unary = -sum_lanes(log_sum), .largest = sum_lanes(largest)};
     }
 
     // One step for a block: from messages and old marginals to new ones (and logits, if `out` is given). Messages become zero.
@@ -220,22 +220,21 @@ class MeanField {
         vint flips{};
         for (int64_t i = 0; i < count; i += kLanes) {
             const vint valid = first_lanes(static_cast<int>(std::min<int64_t>(count - i, kLanes)));
-            vint old_label{};
-            vfloat largest = load(q + i);
-            for (int l = 1; l < num_labels; ++l) {
-                const vfloat v = load(q + l * kBlockRow + i);
-                const vint more = v > largest;
-                largest = select(more, v, largest);
-                old_label = select(more, vint{} + l, old_label);
-            }
             const SoftmaxLanes now = softmax_rows<L>(x + i, num_labels_);
-            sums.unary += sum_lanes(select(valid, now.negative_entropy, vfloat{}));
+            linear -= select(valid, now.negative_entropy, vfloat{});
             for (int l = 0; l < num_labels; ++l)
                 linear += select(valid, load(relative + l * kBlockRow + i) * load(x + l * kBlockRow + i), vfloat{});
             if (options_.tolerance > 0) {
                 divergence += select(valid, kl_divergence<L>(x + i, q + i, num_labels_, implied_), vfloat{});
-                const vint differs = now.label != old_label;  // -1 where true
-                flips += select(valid, differs, vint{});
+                vint old_label{};
+                vfloat largest = load(q + i);
+                for (int l = 1; l < num_labels; ++l) {
+                    const vfloat v = load(q + l * kBlockRow + i);
+                    const vint more = v > largest;
+                    largest = select(more, v, largest);
+                    old_label = select(more, vint{} + l, old_label);
+                }
+                flips += select(valid, now.label != old_label, vint{});  // -1 where true
             }
         }
         store_marginals(block, x);

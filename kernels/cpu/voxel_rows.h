@@ -142,7 +142,7 @@ vfloat largest_row(const float* x, int any_labels) {
 
 // x, in place, becomes its softmax over rows.
 template <int L>
-SoftmaxLanes softmax_rows(float* x, int any_labels) {
+[[gnu::always_inline]] inline SoftmaxLanes softmax_rows(float* x, int any_labels) {
     const int num_labels = L > 0 ? L : any_labels;
     vfloat largest = load(x);
     vint label{};
@@ -153,10 +153,11 @@ SoftmaxLanes softmax_rows(float* x, int any_labels) {
         label = select(more, vint{} + l, label);
     }
     const vfloat lowest = splat_lanes(std::numeric_limits<float>::lowest());
+    const vfloat of_lower = L == 2 ? exp_nonpositive(vmin(load(x), load(x + kBlockRow)) - largest) : vfloat{};
     vfloat total{}, weighted{};
     for (int l = 0; l < num_labels; ++l) {
         const vfloat shifted = load(x + l * kBlockRow) - largest;
-        const vfloat e = exp_nonpositive(shifted);
+        const vfloat e = L == 2 ? select(shifted < 0.0f, of_lower, splat_lanes(1.0f)) : exp_nonpositive(shifted);
         total += e;
         weighted += select(shifted >= lowest, e * shifted, vfloat{});  // 0 times minus infinity counts as 0
         store(x + l * kBlockRow, e);
