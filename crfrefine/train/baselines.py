@@ -139,7 +139,7 @@ UNGUIDED = Guidance()  # no filter
 
 
 class Guide:
-    """The windows of an image (M, *grid) float32, normalized: their means and covariances; half-widths are rounded to voxels.
+    """The windows of a normalized image (M, *grid) float32, of half-widths rounded to voxels, and the filter that they guide.
 
     Source: He, Sun & Tang, Guided image filtering (TPAMI 35, 2013), equations 14 to 16; 5, 6 and 8 for one modality.
     """
@@ -155,19 +155,15 @@ class Guide:
             for row in range(len(image))
         ]
 
-    def filter(self, channel: NDArray[np.float32], epsilons: Sequence[float]) -> list[NDArray[np.float32]]:
-        """Return a channel (*grid) as an average of linear functions of the image, one per window: with each epsilon."""
+    def filter(self, channel: NDArray[np.float32], epsilon: float) -> NDArray[np.float32]:
+        """Return a channel (*grid) as an average of linear functions of the image, one per window."""
         mean = self._box(channel)
         cross = [self._box(modality * channel) - own * mean for modality, own in zip(self._image, self._means, strict=True)]
-        filtered = []
-        for epsilon in epsilons:
-            slopes = self._slopes(epsilon, cross)
-            offset = mean - sum(slope * own for slope, own in zip(slopes, self._means, strict=True))
-            result = self._box(offset)
-            for slope, modality in zip(slopes, self._image, strict=True):
-                result += self._box(slope) * modality
-            filtered.append(result)
-        return filtered
+        slopes = self._slopes(epsilon, cross)
+        result = self._box(mean - sum(slope * own for slope, own in zip(slopes, self._means, strict=True)))
+        for slope, modality in zip(slopes, self._image, strict=True):
+            result += self._box(slope) * modality
+        return result
 
     def _box(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         result: NDArray[np.float32] = uniform_filter(values, self._sizes, mode="nearest")
@@ -195,27 +191,21 @@ class Guide:
     def labels(
         self,
         logits: NDArray[np.floating[Any]],
-        epsilons: Sequence[float],
+        epsilon: float,
         regions: RegionScheme | None,
         volumes_of: NDArray[np.unsignedinteger[Any]] | None = None,
-    ) -> list[NDArray[np.unsignedinteger[Any]]]:
-        """Return the labels of the filtered probabilities of logits (L, *grid) or log-odds, with each epsilon.
-
-        A bias keeps the volumes of a label map, if there is one.
-        """
-        # Probabilities of labels sum to 1 when they are filtered, too, so background needs no filter.
-        channels = probabilities_of(logits, regions)[0 if regions is not None else 1 :]
-        label_maps = []
-        for own in zip(*(self.filter(channel, epsilons) for channel in channels), strict=True):
-            if regions is not None:
-                label_maps.append(regions.decode(np.stack(own) - np.float32(0.5)))
-                continue
-            filtered = np.stack([np.float32(1.0) - sum(own), *own])
-            if volumes_of is not None:
-                np.log(np.maximum(filtered, np.float32(_MIN_FILTERED)), out=filtered)
-                filtered += volume_bias(filtered, volumes_of).astype(np.float32).reshape(-1, *(1,) * volumes_of.ndim)
-            label_maps.append(argmax_labels(filtered))
-        return label_maps
+    ) -> NDArray[np.unsignedinteger[Any]]:
+        """Return the labels of the filtered probabilities of logits (L, *grid) or log-odds; a bias keeps the volumes of a label map."""
+        probabilities = probabilities_of(logits, regions)
+        if regions is not None:
+            return regions.decode(np.stack([self.filter(channel, epsilon) for channel in probabilities]) - np.float32(0.5))
+        # Filtered probabilities sum to 1 as the unfiltered do, so background needs no filter.
+        foreground = [self.filter(channel, epsilon) for channel in probabilities[1:]]
+        filtered = np.stack([np.float32(1.0) - sum(foreground), *foreground])
+        if volumes_of is not None:
+            np.log(np.maximum(filtered, np.float32(_MIN_FILTERED)), out=filtered)
+            filtered += volume_bias(filtered, volumes_of).astype(np.float32).reshape(-1, *(1,) * volumes_of.ndim)
+        return argmax_labels(filtered)
 
 
 def score_guided(material: Material, spacing: Sequence[float], workers: Workers) -> Scores:
@@ -223,13 +213,11 @@ def score_guided(material: Material, spacing: Sequence[float], workers: Workers)
     radii = [radius * voxel_length(spacing) for radius in RADII_VOXELS]
 
     def label_maps(crop: Crop) -> Iterator[NDArray[Any]]:
-        network = network_labels(crop)
+        network, logits = network_labels(crop), crop.logits.astype(np.float32)
         yield network
-        for radius in radii:
-            guide = Guide(crop.image, radius, crop.spacing)
-            yield from guide.labels(
-                crop.logits.astype(np.float32), EPSILONS, crop.regions, None if crop.network_spacing is None else network
-            )
+        for guide in (Guide(crop.image, radius, crop.spacing) for radius in radii):
+            for epsilon in EPSILONS:
+                yield guide.labels(logits, epsilon, crop.regions, network if crop.network_spacing else None)
 
     choices = (UNGUIDED, *(Guidance(radius, epsilon) for radius, epsilon in itertools.product(radii, EPSILONS)))
     return score_choices(choices, material, workers, label_maps)

@@ -160,17 +160,13 @@ def simple_maps(case: Case, tuned: Tuned) -> dict[str, NDArray[Any]]:
     is_coarse, guided = tuned.fit.parameters.counts_network_voxels, network
     if tuned.guidance.radius_mm > 0:
         guide = Guide(normalize_intensity(case.image, intensity, case.mask), tuned.guidance.radius_mm, case.spacing)
-        (guided,) = guide.labels(logits, [tuned.guidance.epsilon], case.regions, network if is_coarse else None)
+        guided = guide.labels(logits, tuned.guidance.epsilon, case.regions, network if is_coarse else None)
     maps = {GUIDED_VOLUMES: guided} if is_coarse else {SCALING: decode(tuned.scaling.apply(logits), case.regions), GUIDED: guided}
     return {NETWORK: network} | {name: labels if inside is None else np.where(inside, labels, network) for name, labels in maps.items()}
 
 
 def measure_methods(case: Case, regions: Mapping[str, Sequence[int]], tuned: Tuned, device: str, threads: int) -> MethodValues:
-    """Return METRICS of every method on one case, and CALIBRATION_METRICS of PROBABILITIES.
-
-    The case is read with its labels, where L marks voxels without a reference; the methods are tuned on other cases; `regions` has the
-    labels of each region; device and threads are for the CRF.
-    """
+    """Return METRICS of every method on a case with labels (L: no reference), by region, and CALIBRATION_METRICS of PROBABILITIES."""
     assert case.labels is not None
     fit, maps = tuned.fit, simple_maps(case, tuned)
     network: Network = ArrayNetwork(case.logits, "logits", case.regions, case.network_spacing)

@@ -23,9 +23,7 @@ from crfrefine.runs.cases.label_input import KIND
 # Margin around the foreground: wider than the reach of any kernel that helped, yet narrow enough to exclude most of a head.
 MARGIN_MM = 10.0
 FOREGROUND_RATIO = 0.01  # a voxel is possible foreground if a label has at least this share of the background's probability
-# Maximum number of masked voxels per gradient. Larger crops are cut into tiles; a tile is drawn
-# each time.
-TILE_VOXELS = 100_000
+TILE_VOXELS = 100_000  # masked voxels per gradient, at most: larger crops are cut into tiles; a tile is drawn each time
 
 Box = tuple[slice, ...]
 MEMORY_BYTES = 1024**3  # crops beyond this many bytes go to the temporary folder and are mapped from there
@@ -36,7 +34,6 @@ _ARRAYS = ("image", "logits", "labels", "mask")
 class Crop:
     """The part of a case that training uses. Arrays are C-ordered in the axis order of the files' grid."""
 
-    case_id: str
     image: NDArray[np.float32]  # (M, *box), normalized on the whole case as `refine` does
     logits: NDArray[np.float16]  # (L, *box), of regions (R, *box) log-odds; three digits are enough for a gradient
     labels: NDArray[np.unsignedinteger[Any]]  # (*box) the reference; L where it is missing or says a label that cannot be reached
@@ -92,27 +89,21 @@ def make_crop(case: Case, intensity: IntensityParameters) -> Crop:
     """Cut out the part of a case, read with its labels, that training uses; the image is normalized on the whole case."""
     assert case.labels is not None
     labels, logits, padding = case.labels, case.logits, case.find_padding()
-    case_mask = case.mask
+    inside = np.ones(labels.shape, np.bool_) if case.mask is None else case.mask
     if padding is not None:
-        case_mask, _ = leave_out(padding, case.mask, f"the logits of case {case.case_id!r}")
+        inside, _ = leave_out(padding, inside, f"the logits of case {case.case_id!r}")
     # The log-odds of the likeliest label or region. The confidence of a label map says nothing about where else a label is possible.
     log_odds = logits[1:].max(axis=0) - logits[0] if case.regions is None else logits.max(axis=0)
     threshold = 0.0 if case.input_kind == KIND else math.log(FOREGROUND_RATIO)
-    near = (log_odds > threshold) | ((labels > 0) & (labels < case.num_labels))
-    if case_mask is not None:
-        near &= case_mask
-    if not near.any():
-        near = np.ones_like(near) if case_mask is None else case_mask.copy()
+    near = ((log_odds > threshold) | ((labels > 0) & (labels < case.num_labels))) & inside
+    near = near if near.any() else inside.copy()
     box = bounding_box(near) or tuple(slice(0, extent) for extent in near.shape)
     margins = [math.ceil(MARGIN_MM / distance) for distance in case.spacing]
     box = tuple(slice(max(0, part.start - margin), part.stop + margin) for part, margin in zip(box, margins, strict=True))
-    mask: NDArray[np.bool_] = distance_transform_edt(~near[box], sampling=case.spacing) <= MARGIN_MM
-    if case_mask is not None:
-        mask &= case_mask[box]
+    mask: NDArray[np.bool_] = (distance_transform_edt(~near[box], sampling=case.spacing) <= MARGIN_MM) & inside[box]
     image = normalize_intensity(case.image, intensity, case.mask)
     network = decode(logits, case.regions) if case.label_map is None else case.label_map
-    confusion = count_confusion(labels, network, case.num_labels)
-    inside = count_confusion(labels[box][mask], network[box][mask], case.num_labels)
+    outside = count_confusion(labels, network, case.num_labels) - count_confusion(labels[box][mask], network[box][mask], case.num_labels)
     tiles = tuple(_split(mask, case.spacing, tuple(slice(0, extent) for extent in mask.shape)))
     shares = np.array([np.count_nonzero(near[box][tile]) + 1 for tile in tiles], dtype=float)
     if case.absent_labels:
@@ -124,13 +115,12 @@ def make_crop(case: Case, intensity: IntensityParameters) -> Crop:
         # Any constant means the same; a large one would leave the range of float16 when divided by a temperature.
         half_logits[:, padding[box]] = 0.0
     return Crop(
-        case.case_id,
         np.ascontiguousarray(image[every]),
         half_logits,
         np.ascontiguousarray(labels[box]),
         np.ascontiguousarray(mask),
         case.spacing,
-        outside=confusion - inside,
+        outside=outside,
         tiles=tiles,
         tile_weights=tuple(float(share) for share in shares / shares.sum()),
         regions=case.regions,

@@ -95,10 +95,7 @@ class LabeledCases:
 def find_cases(
     data: DataFolders, *, strict: bool = False, input_type: str = "auto", resample: str | None = None, num_labels: int | None = None
 ) -> LabeledCases:
-    """Find the complete cases and compare their headers: all must have the same labels, modalities and axes.
-
-    Raise InputError for a file that cannot be used, for fewer than two complete cases, and with `strict`, if a case lacks a file.
-    """
+    """Find the complete cases; raise InputError for fewer than two, unusable files, unlike sizes, or, with `strict`, incomplete cases."""
     if data.nnunet is None:
         cases = discover_cases(data.images, data.logits, data.masks, data.labels, input_type=input_type, include_imageless=True)
         advice, description = [], read_dataset_description(data.images)
@@ -112,8 +109,7 @@ def find_cases(
         require_all_complete(left_out, len(cases), advice)
     files = [case for case in cases if not case.missing]
     if len(files) < 2:
-        needed = "image, labels, logits and mask" if data.masks is not None else "image, labels and logits"
-        expected = f"at least two cases with {needed}: training holds cases out to measure on"
+        expected = "at least two cases with image, labels and logits: training holds cases out to measure on"
         example = f"Names must agree, such as CASE_0000.nii.gz, CASE.nii.gz and CASE.npz ({see('docs/reference/formats.md')})."
         raise too_few_complete(left_out, len(cases), expected, "\n  ".join(advice) or example)
     descriptions = list(read_descriptions([data.logits, data.images]))
@@ -122,11 +118,8 @@ def find_cases(
     sizes = [_sizes(own) for own in headers]
     for case, own_sizes in zip(files, sizes, strict=True):
         if own_sizes != sizes[0]:
-            this, other = (
-                f"{f'{size[0]} channels' if size[0] else 'a label map'}, {size[1]} modalities and {size[2]} axes"
-                for size in (own_sizes, sizes[0])
-            )
-            raise InputError(f"case {case.case_id!r}: {this}, but case {files[0].case_id!r} has {other}; all must be alike")
+            what = "(channels, modalities, axes), with 0 channels for a label map, are"
+            raise InputError(f"case {case.case_id!r}: {what} {own_sizes}, but {sizes[0]} in case {files[0].case_id!r}; all must be alike")
     num_channels, regions, declared = sizes[0][0], None, None
     if num_channels and reading.regions.declares(num_channels):
         # Where the number of channels does not tell whether they are regions, the values of a case do.

@@ -18,8 +18,7 @@ from crfrefine.errors import BackendUnavailableError
 from crfrefine.train.crops import Crop
 
 MAX_VOXELS = 65_536  # voxels of a case, at most: with ten cases and a few values to fit, more change the third digit
-# Tiles of a crop that models are compared on; a crop of no more tiles is taken as it is. On ten atria of 16 to 32 tiles, the gains of
-# two starts that eight tiles tell are off by 0.2 and 0.4 points (root mean square); the gains of these cases differ by 0.25 and 0.6.
+# Tiles of a crop that models are compared on, at most: on atria of 16 to 32 tiles, eight tell gains of 0.2 to 0.6 points to 0.2 to 0.4.
 NUM_SAMPLED = 8
 _EVEN_SHARE = 0.1  # share of the weights with which tiles are drawn for training, so that none is drawn almost never
 _GOLDEN = 0.6180339887498949  # its multiples, without their whole part, fill the unit interval evenly, however many there are

@@ -114,10 +114,7 @@ class Network(Refiner):
 
 
 class Model(Refiner):
-    """A layer whose learned parameters may move, as it refines crops: their images are normalized already.
-
-    `sizes` are channels of the logits (labels or regions), modalities and axes.
-    """
+    """A layer for normalized crops whose learned parameters may move; `sizes` are channels (labels or regions), modalities and axes."""
 
     def __init__(self, parameters: CrfParameters, learn: Sequence[str], sizes: tuple[int, int, int], device: TrainingDevice = CPU) -> None:
         self._device, self._base = device, parameters

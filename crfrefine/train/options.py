@@ -126,10 +126,7 @@ def locate_folders(folder: Path | None, **named: Path | None) -> DataFolders:
 
 
 def locate(folder: Path | None, needed: Sequence[str], named: Mapping[str, Path | None], *, takes_files: bool = False) -> dict[str, Path]:
-    """Return where images, labels, logits and masks are, by these names: in `folder`, unless they are named, maybe as files of one case.
-
-    Raise InputError if a path does not exist or is missing.
-    """
+    """Return where images, labels, logits and masks are: in `folder`, unless they are named; raise InputError if one is missing."""
     places: dict[str, Path] = {}
     for what, names in _NAMES.items():
         path = named.get(what)

@@ -174,9 +174,10 @@ def choose_regions(texts: Sequence[str], cases: LabeledCases) -> tuple[Region, .
     if not texts and cases.regions is not None:
         names = [f"region {name}" if name == RESERVED else name for name in cases.regions.names]
         return tuple(Region(name, labels) for name, labels in zip(names, cases.regions.labels, strict=True))
-    if not texts:  # each foreground label, except the one without a reference
-        named = [(label, name) for label, name in enumerate(cases.label_names) if label not in (0, cases.ignore_label)]
-        return tuple(Region(f"label {label}" if name == RESERVED else name, (label,)) for label, name in named)
+    if not texts:  # each foreground label by its name if that is usable, except the one without a reference
+        labels, by_label = [label for label in range(1, cases.num_labels) if label != cases.ignore_label], cases.label_names
+        usable = {name for name in by_label if name != RESERVED and by_label[1:].count(name) == 1}
+        return tuple(Region(by_label[label] if by_label[label] in usable else f"label {label}", (label,)) for label in labels)
     regions = tuple(parse_region(text) for text in texts)
     names = [region.name for region in regions]
     for region in regions:

@@ -1,7 +1,6 @@
 """The whole of `crfrefine train-crf`, stage after stage: prepare, cross-validate, train on all cases, compare, write.
 
-In each fold, a CRF is trained on some cases and measured on the others. The starts are tried first without training, once for all folds:
-at a bandwidth ten times too large there is nothing to learn from the gradient. A finished fold goes into a JSON file for `--resume`.
+The starts are tried first, untrained: at a bandwidth ten times too large there is nothing to learn from the gradient.
 """
 
 from __future__ import annotations

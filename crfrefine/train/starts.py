@@ -25,8 +25,7 @@ TEMPERATURE = 0.7  # below 1: soft Dice comes near the Dice of labels where marg
 NUM_ITERATIONS = 5  # mean-field steps, in training and afterwards: a model that was trained with five must run with five
 # Of Adam's first steps (its learning rates), in the layer's own parameters: logarithms for theta and temperature.
 STEP_LENGTHS = {"weights": 0.2, "compatibility": 0.05, "theta": 0.06, "temperature": 0.04, "bias": 0.05, "volume": 0.05}
-# Gaussian prior around the start: `PRIOR / cases * Σ log²(value / start)` is added to the loss; for a bias, its squared difference.
-# With a hundred cases it is nothing; with three it keeps bandwidths from where a single case wants them.
+# Gaussian prior around the start: the loss grows by `PRIOR / cases * Σ log²(value / start)`; for a bias, by its squared difference.
 PRIOR = 0.15
 NUM_TRAINED = 2  # number of starts that are trained to their ends; the others are only tried
 NUM_OPTIMIZER_STEPS = 40

@@ -1,10 +1,8 @@
 """Synthetic cases like a given one, but with a known truth: a parametric bootstrap of the network's errors.
 
-The truth is a label map that the case suggests. The network's logits are changed so that they agree with it, and then disturbed by noise
-until they are as wrong as the network expects itself to be. What restores the truth best can then be seen without labels.
+A label map is the truth; logits that agree with it are disturbed by noise until they are as wrong as the network expects itself to be.
 
-Source: the parametric bootstrap, Efron & Tibshirani 1993, chapter 6.
-Arrays are (channels, *grid) or (*grid), in any number of dimensions.
+Source: Efron & Tibshirani 1993, chapter 6. Arrays are (channels, *grid) or (*grid), in any number of dimensions.
 """
 
 from __future__ import annotations
@@ -21,8 +19,7 @@ from crfrefine.arrays.region_scheme import RegionScheme, decode, probabilities_o
 from crfrefine.metrics.masks import OverlapCounts, dice
 from crfrefine.train.crops import count_confusion
 
-# Widths of the noise in voxels of the network, in equal parts: errors of a voxel, which any smoothing removes, and errors that look like
-# structures.
+# Widths of the noise in voxels of the network, in equal parts: errors of a voxel, and errors that look like structures.
 NOISE_SIGMAS = (1.0, 2.0)
 MIN_VOXELS = 30  # a label with fewer voxels has no part in a mean Dice: a few voxels would decide it
 DICE_TOLERANCE = 0.002  # of the noise: a fifth of the smallest gain at which parameters are considered
@@ -43,10 +40,7 @@ def logits_of(probabilities: NDArray[np.float32], regions: RegionScheme | None) 
 
 
 def agreeing(logits: NDArray[np.float32], truth: NDArray[Any], regions: RegionScheme | None) -> NDArray[np.float32]:
-    """Return a copy of (channels, *grid) logits that decodes to the (*grid) truth, as doubtful as they were at each voxel.
-
-    The logit of a wrong label changes places with that of the true label; wrong log-odds of regions change their sign.
-    """
+    """Return (channels, *grid) logits, as doubtful as they were, that decode to the truth: those of wrong labels change places or sign."""
     if regions is not None:
         inside = np.stack([np.isin(truth, labels) for labels in regions.labels])
         return np.where(inside, np.maximum(np.abs(logits), np.finfo(np.float32).tiny), -np.abs(logits))

@@ -40,8 +40,7 @@ from crfrefine.train.starts import NUM_ITERATIONS, TEMPERATURE, Start, voxel_len
 from crfrefine.train.synthetic import MIN_VOXELS, dice_of, groups_of
 
 THETA_ALPHA_VOXELS = (1.0, 1.5, 2.0, 3.0, 6.0, 12.0)  # bandwidths of position: those that fit differ tenfold between data sets
-# The edges of a synthetic truth lie where the network put them, so that synthetic cases prefer to look at the image less than is good
-# for real ones: this bandwidth is not chosen.
+# This bandwidth is not chosen: synthetic cases, whose edges lie where the network put them, look at the image less than is good.
 THETA_BETA = 0.06
 WEIGHTS = (2.5, 8.0)  # as in `starts.py`: little is gained in between
 VOLUME_WEIGHTS = (0.0, 0.75)  # without the volume term, and with a weight that keeps much of each label's main body
@@ -54,11 +53,9 @@ MIN_UNITS = 4  # cases, or draws of few cases: with fewer nothing is sure; two f
 MAX_VOXELS = 400_000  # of a synthetic case, which is coarsened to this: all candidates on it take half a minute at most
 MARGIN = 16  # voxels around the foreground that belong to a synthetic case: more than most kernels reach
 NOISE_LEVELS = (1.0, 1.5)  # factors on the noise that the network expects of itself: networks expect too much of themselves
-# Dice above `default` that a choice must gain in every kind of synthetic case. On real cases, larger promises became gains, though not as
-# large; smaller promises were worth nothing (docs/decisions/unlabeled.md).
+# Dice above `default` that a choice must gain in every kind of synthetic case: smaller ones were worth nothing on real cases.
 MIN_GAIN = 0.01
-# Dice between the two truths below which it stays with `default`: where this changes more of the network's labels, neither is like the
-# case. On phantoms of white noise the choice did harm there; on real cases they agree by 0.92 to 0.98.
+# Dice between the two truths below which it stays with `default`, since neither is like the case; on real cases it is 0.92 to 0.98.
 MIN_AGREEMENT = 0.85
 MIN_UNIT = 0.001  # smallest gain over the network that gains are measured in: a kind without errors does not decide
 DEFAULT = "default"
@@ -103,10 +100,7 @@ class Source:
 
 
 def make_source(case: Case, default: CrfParameters, threads: int, noise_voxels: float = 1.0) -> Source:
-    """Return the source of a case's synthetic ones: truths are the case refined with `default`, and the network's own labels.
-
-    Raise InputError for a label map, and for a case without a label of MIN_VOXELS.
-    """
+    """Return the source of a case's synthetic ones; raise InputError for a label map, and for a case without a label of MIN_VOXELS."""
     if case.input_kind == "labels":
         needed = "without labels, give logits or probabilities, or use the preset `default`"
         raise InputError(f"case {case.case_id!r}: a label map does not say how sure the network is: {needed}")
@@ -144,10 +138,7 @@ def make_source(case: Case, default: CrfParameters, threads: int, noise_voxels: 
 def score_candidates(
     source: Source, candidates: Sequence[Start], seed: Sequence[int], threads: int, check: Callable[[], None]
 ) -> NDArray[np.float64]:
-    """Return how well each candidate restores the truths of a case from noise of a seed; `check` may raise to stop.
-
-    The result is the (kinds, 1 + candidates) Dice to the truth, the disturbed network first; a kind is a truth with a level of noise.
-    """
+    """Return the (kinds, 1 + candidates) Dice to the truths of a case after noise, of the network first; `check` may raise to stop."""
     draws = []
     for number, (truth, logits) in enumerate(source.truths):
         noise = synthetic.make_noise(logits.shape, source.noise_voxels, np.random.default_rng((*seed, number))) * source.mask
@@ -169,10 +160,9 @@ def score_candidates(
 
 
 def gains_of(table: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return what candidates gain over `default`, (units, kinds, candidates), and their scores, (units, candidates).
+    """Return gains over `default`, (units, kinds, candidates), and scores, (units, candidates), of Dice.
 
-    The table has the (units, kinds, 1 + candidates) Dice, of the network first, of `default` next. A score is the mean over kinds of the
-    gain in units of the best candidate's over the network.
+    A score is the mean over kinds of the gain in units of the best candidate's over the network.
     """
     best = np.maximum((table[:, :, 1:] - table[:, :, :1]).mean(axis=0).max(axis=-1), MIN_UNIT)
     gains = table[:, :, 1:] - table[:, :, 1:2]
@@ -274,10 +264,7 @@ def run_unlabeled(options: UnlabeledOptions, observer: TrainingObserver) -> Choi
 
 
 def choose_for(options: InferenceOptions, overrides: Mapping[str, Any], observer: TrainingObserver) -> InferenceOptions:
-    """Return the options of a run with parameters that are chosen for its cases; with `resume`, as an earlier run of them has chosen.
-
-    All parameters to choose from have the entries of `overrides`; an earlier run that lacks them does not count.
-    """
+    """Return the options of a run with parameters chosen for its cases, with the overrides; with `resume`, as an earlier run chose."""
     plan = plan_run(options)
     if options.parameters.mean_field.positions != "mm":
         raise ConfigError("mean_field.positions: built-in parameters to choose from are in mm; leave it out, or name parameters")
@@ -300,10 +287,7 @@ def choose(
     seed: int = 0,
     threads: int | None = None,
 ) -> Choice:
-    """Read some of the cases with all files, evenly spread, try all candidates on synthetic ones, and return the choice.
-
-    A case that cannot be used is left out. The seed is that of the noise; the choice does not depend on the number of threads.
-    """
+    """Try all candidates on synthetic cases made from some of the cases, evenly spread; those that cannot be used are left out."""
     overrides, threads = overrides or {}, threads or available_threads()
     default = CrfParameters().replace(**overrides)
     complete = [case for case in inputs.cases if not case.problem]
