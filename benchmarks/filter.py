@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -127,7 +125,7 @@ def store(file: Path, shape: tuple[int, ...], num_features: int, num_values: int
 
 def main() -> None:
     from environment import describe
-    from peers import BENCH, ONE_THREAD, interpreter
+    from peers import BENCH, interpreter, run_measured
     from report import markdown_table, provenance
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -143,9 +141,7 @@ def main() -> None:
             store(file, shape, num_features, num_values)
         for system, threads in SYSTEMS if options.monai else SYSTEMS[:-1]:
             program = options.monai if system == "monai" else interpreter(system)
-            command = [program, __file__, "--work", system, file, str(threads), str(options.repeats)]
-            done = subprocess.run(command, env=os.environ | ONE_THREAD, check=True, stdout=subprocess.PIPE, text=True)
-            found = json.loads(done.stdout.splitlines()[-1])
+            found = run_measured([program, __file__, "--work", system, file, str(threads), str(options.repeats)])
             seconds = [f"{found[stage]:.3f}" if found.get(stage) else "–" for stage in ("build", "filter", "all", "gradients")]
             case = f"{np.prod(shape) / 1e6:g} M, {num_features}, {num_values}"
             rows.append([case, f"{system}, {threads}", *seconds, f"{found['peak_mib']:.0f}", f"{100 * found['error']:.2f} %"])

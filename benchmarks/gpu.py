@@ -14,13 +14,14 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import environment
 import numpy as np
 from gpu_replay import append
+from workers.measure import model_entries
 from workloads import WORKLOADS, WorkloadArrays, WorkloadSpec, make
 
 import crfrefine
@@ -41,24 +42,9 @@ CPU_THREADS = 2
 MAX_DIFFERENCE = 1e-3
 
 
-def parameters_of(spec: WorkloadSpec, *, num_iterations: int, filter_name: str = "lattice") -> CrfParameters:
-    """The workload's model, all steps taken."""
-    return CrfParameters().replace(
-        **{
-            "bilateral.weight": spec.bilateral_weight,
-            "bilateral.theta_alpha": spec.theta_alpha,
-            "bilateral.theta_beta": spec.theta_beta,
-            "spatial.weight": spec.spatial_weight,
-            "spatial.theta_gamma": spec.theta_gamma,
-            "mean_field.num_iterations": num_iterations,
-            "mean_field.tolerance": 0.0,
-            "mean_field.filter": filter_name,
-        }
-    )
-
-
-def run(backend: Backend, spec: WorkloadSpec, arrays: WorkloadArrays, parameters: CrfParameters) -> MeanFieldResult:
+def run(backend: Backend, spec: WorkloadSpec, arrays: WorkloadArrays, filter_name: str) -> MeanFieldResult:
     """One mean field from the host's arrays to the host's logits."""
+    parameters = CrfParameters().replace(**model_entries(asdict(spec), filter_name))
     image = arrays.image.astype(np.float32) / np.float32(255.0)
     resolved = parameters.resolve(spec.num_labels, spec.num_modalities, len(spec.grid_shape))
     result = backend.mean_field(arrays.logits, GridImage(image, arrays.mask, spec.spacing), resolved, RunContext(threads=CPU_THREADS))
@@ -66,20 +52,15 @@ def run(backend: Backend, spec: WorkloadSpec, arrays: WorkloadArrays, parameters
     return result
 
 
-def small(spec: WorkloadSpec, shape: tuple[int, ...]) -> tuple[WorkloadSpec, WorkloadArrays]:
-    """The same kind of case on a small grid, with a mask of scattered voxels where the large one has a mask."""
-    found = replace(spec, name=f"{spec.name}-small", grid_shape=shape, theta_alpha=3.0)
-    mask = np.random.default_rng(0).random(shape) < 0.8 if spec.brain == "mask" else None
-    return found, replace(make(replace(found, brain="no")), mask=mask)
-
-
 def check_small(gpu: Backend, cpu: Backend, kind: str, filter_name: str) -> str:
     """Compare a small case with the CPU, and two runs of it bit by bit; return what is wrong."""
-    spec, arrays = small(SPECS[kind], SMALL[kind])
-    parameters = parameters_of(spec, num_iterations=5, filter_name=filter_name)
+    spec = replace(SPECS[kind], name=f"{kind}-small", grid_shape=SMALL[kind], theta_alpha=3.0)
+    # Scattered voxels are the mask of a small case, where the large case has a mask.
+    mask = np.random.default_rng(0).random(spec.grid_shape) < 0.8 if spec.brain == "mask" else None
+    arrays = replace(make(replace(spec, brain="no")), mask=mask)
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always", RuntimeWarning)
-        first, second, expected = (run(backend, spec, arrays, parameters) for backend in (gpu, gpu, cpu))
+        first, second, expected = (run(backend, spec, arrays, filter_name) for backend in (gpu, gpu, cpu))
     ours, theirs = (result.logits - result.logits.max(axis=0) for result in (first, expected))
     energies = np.array([first.energy, expected.energy])
     differences = {
@@ -107,15 +88,15 @@ def _time(options: argparse.Namespace, keep: Keep) -> None:
     cpu = get_backend("cpu")
     if wrong := check_small(gpu, cpu, KIND_OF[spec.name], options.filter):
         raise SystemExit(f"nothing is timed, as a small case of this kind is wrong: {wrong}")
-    arrays, parameters = make(spec), parameters_of(spec, num_iterations=5, filter_name=options.filter)
+    arrays = make(spec)
     for attempt in ("first", "second", "third"):
         started = time.perf_counter()
-        result = run(gpu, spec, arrays, parameters)
+        result = run(gpu, spec, arrays, options.filter)
         seconds = time.perf_counter() - started
         keep({"attempt": attempt, "seconds": seconds, "stage_seconds": dict(result.timings), "filters": list(result.filters)})
     if spec.brain == "mask":  # on more voxels the CPU would take the time of other steps
         started = time.perf_counter()
-        run(cpu, spec, arrays, parameters)
+        run(cpu, spec, arrays, options.filter)
         keep({"attempt": "CPU", "seconds": time.perf_counter() - started})
 
 

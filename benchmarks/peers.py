@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,13 @@ def interpreter(system: str) -> Path:
     return python
 
 
+def run_measured(command: Sequence[str | Path]) -> dict[str, Any]:
+    """Run a process on one thread; return the figures of the last line that it prints."""
+    done = subprocess.run(command, env=os.environ | ONE_THREAD, check=True, stdout=subprocess.PIPE, text=True)
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
 def run_worker(system: str, workload: Path, *, save: Path | None = None, **options: str) -> dict[str, Any]:
     """Run a system once on a stored workload.
 
@@ -48,6 +56,4 @@ def run_worker(system: str, workload: Path, *, save: Path | None = None, **optio
     if save is not None:
         save.parent.mkdir(parents=True, exist_ok=True)
         command += ["--save", save]
-    done = subprocess.run(command, env=os.environ | ONE_THREAD, check=True, stdout=subprocess.PIPE, text=True)
-    record: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return record
+    return run_measured(command)

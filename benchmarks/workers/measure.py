@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 
@@ -57,6 +58,21 @@ class Workload:
         if self.mask is not None:
             flat = flat[:, self.mask.ravel()]
         return np.multiply(flat, scale, dtype=dtype, order="C")
+
+
+def model_entries(meta: dict[str, Any], filter_name: str) -> dict[str, object]:
+    """Entries of `CrfParameters` for a workload, all steps taken; intensities are on the scale 0 to 1."""
+    return {
+        "intensity.normalization": "none",
+        "bilateral.weight": meta["bilateral_weight"],
+        "bilateral.theta_alpha": meta["theta_alpha"],
+        "bilateral.theta_beta": meta["theta_beta"],
+        "spatial.weight": meta["spatial_weight"],
+        "spatial.theta_gamma": meta["theta_gamma"],
+        "mean_field.num_iterations": meta["num_iterations"],
+        "mean_field.tolerance": 0.0,
+        "mean_field.filter": filter_name,
+    }
 
 
 def report(meter: Meter, result: np.ndarray, save_to: str | None, **more: object) -> None:

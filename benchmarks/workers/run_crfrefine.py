@@ -6,7 +6,7 @@ Marginals of masked workloads are those of the masked voxels: the other library 
 import os
 
 import numpy as np
-from measure import Meter, arguments, report
+from measure import Meter, arguments, model_entries, report
 
 import crfrefine
 
@@ -20,19 +20,7 @@ crfrefine.refine(few, few[:1], spacing=(1.0, 2.0, 3.0), device="cpu")
 meta = workload.meta
 image = workload.image.astype(np.float32) / np.float32(255.0)
 del workload.image
-parameters = crfrefine.CrfParameters().replace(
-    **{
-        "intensity.normalization": "none",  # Intensities are on the scale 0 to 1.
-        "bilateral.weight": meta["bilateral_weight"],
-        "bilateral.theta_alpha": meta["theta_alpha"],
-        "bilateral.theta_beta": meta["theta_beta"],
-        "spatial.weight": meta["spatial_weight"],
-        "spatial.theta_gamma": meta["theta_gamma"],
-        "mean_field.num_iterations": meta["num_iterations"],
-        "mean_field.tolerance": 0.0,
-        "mean_field.filter": options.get("filter", "auto"),
-    }
-)
+parameters = crfrefine.CrfParameters().replace(**model_entries(meta, options.get("filter", "auto")))
 
 with Meter() as meter:
     result = crfrefine.refine(
