@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,34 +9,24 @@ from pathlib import Path
 from crfrefine.base.text import counted
 from crfrefine.errors import InputError
 from crfrefine.evaluate.options import EvaluationOptions
-from crfrefine.io.paths import (
-    LABELS_SUFFIXES,
-    LOGITS_SUFFIXES,
-    SCORES_SUFFIXES,
-    VOLUME_SUFFIXES,
-    Format,
-    describe_others,
-    file_to_read,
-    stem_of,
-    suffix_of,
-)
+from crfrefine.evaluate.structures import find_structures
+from crfrefine.io.paths import LOGITS_SUFFIXES, SCORES_SUFFIXES, VOLUME_SUFFIXES, describe_others, file_to_read, stem_of, suffix_of
 from crfrefine.runs.cases.case_files import CaseFiles, CaseList, Incomplete, require_all_complete, too_few_complete
 from crfrefine.runs.cases.discovery import (
     LABEL_SUFFIXES,
     LOGITS_NAMES,
+    case_of,
     discover_cases,
     file_names,
     files_by_stem,
-    list_files,
-    probabilities_beside,
-    segmentations_first,
+    label_maps,
     with_logits,
+    without_ending,
 )
 
-_MODALITY = re.compile(r"(?P<case>.+)_[0-9]{4}", re.DOTALL)
-
-# A label map may have several files of probabilities with the same content, from `infer` and nnU-Net; the most likely suffix comes first.
-_SCORES = ("_probabilities", "_probseg", "_softmax", "_logits")
+# A case may have several files of probabilities with the same content, from `infer` and nnU-Net; the first kind in this order counts.
+# The probabilities of `infer` belong to its label map; an .npz of the same name may be its input.
+_SCORES = ("_probabilities", "", "_probseg", "_softmax", "_logits")
 
 
 @dataclass(frozen=True)
@@ -50,7 +39,6 @@ class MethodFiles:
     asked_for_probabilities: bool = False  # True if the user named them; otherwise they were found beside the label map.
     problem: str | None = None  # Why the method cannot be measured in this case, judged by file names.
     probabilities_problem: str | None = None  # Why there is no calibration, although probabilities were requested.
-    is_missing: bool = False  # True if there is no file at all.
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -95,137 +83,127 @@ def pair_cases(options: EvaluationOptions) -> Pairing:
     """Find the files of each method for each case; duplicates become a `problem` of the case or of its method."""
     # Raises InputError without any complete case, or with `strict` for an incomplete one.
     notes: list[str] = []
-    references = _references(options.labels, notes)
+    structures: Mapping[str, int] = {}
+    if options.structures:
+        structures, (reference, *predictions) = find_structures(options)
+        references: dict[str, Sequence[Path]] = {case_id: [path] for case_id, path in reference.items()}
+        by_method = {
+            name: {case_id: MethodFiles(path) for case_id, path in paths.items()}
+            for name, paths in zip(options.methods, predictions, strict=True)
+        }
+    else:
+        references = _references(options.labels, notes)
+        by_method = {name: _of_method(path, references, options.labels, notes) for name, path in options.methods.items()}
     lacking: dict[str, list[str]] = {}
-    by_method = {name: _of_method(path, list(references), options.labels, lacking, notes) for name, path in options.methods.items()}
-    num_found, probabilities = len({*references, *lacking}), dict(options.probabilities)
-    complete = sorted(case_id for case_id in references if case_id not in lacking)
-    for name, path in probabilities.items():
-        by_method[name] = _with_probabilities(by_method[name], path, notes)
-    images = find_images(options.images, list(references), complete, notes)
-    unscored = {name: [case_id for case_id in complete if by_method[name][case_id].lacks_probabilities] for name in probabilities}
+    names = sorted({*references}.union(*by_method.values()))
+    for case_id in names:
+        reasons = [] if case_id in references else [f"no label map in {options.labels}"]
+        reasons += [f"no prediction in {path}" for name, path in options.methods.items() if case_id not in by_method[name]]
+        if reasons:
+            lacking[case_id] = reasons
+    complete = [case_id for case_id in names if case_id not in lacking]
+    for name, path in options.probabilities:
+        by_method[name] = _with_probabilities(by_method[name], complete, path, notes)
+    unscored = {
+        name: [case_id for case_id in complete if by_method[name][case_id].lacks_probabilities] for name, _ in options.probabilities
+    }
+    images = _images(options.images, references, complete)
+    shown_without = [case_id for case_id in complete if options.images is not None and case_id not in images]
     if options.strict:  # Requested files are needed, too, even if masks can be measured without them.
-        needed = {f"no probabilities in {probabilities[name]}": case_ids for name, case_ids in unscored.items()}
-        if options.images is not None:
-            needed[f"no image in {options.images}"] = [case_id for case_id in complete if case_id not in images]
-        others = [{case_id: [reason] for case_id in case_ids} for reason, case_ids in needed.items()]
-        require_all_complete(incomplete_cases(lacking, *others), num_found)
-    left_out = incomplete_cases(lacking)
+        needed = {case_id: list(reasons) for case_id, reasons in lacking.items()}
+        for name, path in options.probabilities:
+            for case_id in unscored[name]:
+                needed.setdefault(case_id, []).append(f"no probabilities in {path}")
+        for case_id in shown_without:
+            needed.setdefault(case_id, []).append(f"no image in {options.images}")
+        require_all_complete(dict(sorted(needed.items())), len(names))
     if not complete:
         expected = "cases with one name in the labels and in every method"
-        raise too_few_complete(left_out, num_found, expected, "Name other folders, or leave out a method that has no file yet.")
-    for name, case_ids in unscored.items():
-        if len(case_ids) == len(complete):
+        advice = "Name other folders, or leave out a method that has no file yet."
+        raise too_few_complete(lacking, len(names), expected, advice)
+    for name, path in options.probabilities:
+        without = unscored[name]
+        if len(without) == len(complete):
             expected = f"expected names such as {complete[0]} with one of {', '.join(LOGITS_SUFFIXES)}"
-            raise InputError(f"{probabilities[name]}: has no logits or probabilities of any case; {expected}")
-        if case_ids:
-            lack = f"no probabilities of {len(case_ids)} of {len(complete)} cases, such as {case_ids[0]}"
-            notes.append(f"{probabilities[name]}: {lack}; the calibration of {name} covers the others")
+            raise InputError(f"{path}: has no logits or probabilities of any case; {expected}")
+        if without:
+            lack = f"no probabilities of {len(without)} of {len(complete)} cases, such as {without[0]}"
+            notes.append(f"{path}: {lack}; the calibration of {name} covers the others")
+    if shown_without:
+        lack = f"no image of {len(shown_without)} of {len(complete)} cases, such as {shown_without[0]}"
+        notes.append(f"{options.images}: {lack}; the report shows them without")
+    if structures:
+        about = f"{counted(len(structures), 'structure')} in {counted(len(complete), 'case')}"
+        notes.append(f"{about}: one binary file per structure, numbered in the order of names")
     cases = []
     for case_id in complete:
         paths, methods = references[case_id], {name: files[case_id] for name, files in by_method.items()}
         problem = f"expected one label map, found {file_names(paths)} in {options.labels}" if len(paths) > 1 else None
-        cases.append(CasePair(case_id, paths[0], methods, images.get(case_id, ()), problem))
-    return Pairing(tuple(cases), tuple(notes), left_out)
+        cases.append(CasePair(case_id, paths[0], methods, images.get(case_id, ()), problem, structures))
+    return Pairing(tuple(cases), tuple(notes), lacking, structures)
 
 
-def incomplete_cases(*reasons: Mapping[str, Sequence[str]]) -> Incomplete:
-    """Return the incomplete cases, sorted by name."""
-    together: dict[str, list[str]] = {}
-    for by_case in reasons:
-        for case_id, own in by_case.items():
-            together.setdefault(case_id, []).extend(own)
-    return {case_id: tuple(together[case_id]) for case_id in sorted(together)}
-
-
-def _references(source: Path, notes: list[str]) -> dict[str, list[Path]]:
+def _references(source: Path, notes: list[str]) -> dict[str, Sequence[Path]]:
     """Return the label maps of each case: one, unless there are several candidates."""
     if not source.is_dir():
         file_to_read(source, VOLUME_SUFFIXES)
-        return {_case_of(source): [source]}
-    paths = _without_probabilities(list_files(source, VOLUME_SUFFIXES))
-    stems = {stem_of(path) for path in paths}
-    images = [path for path in paths if (match := _MODALITY.fullmatch(stem_of(path))) and match["case"] in stems]
-    paths = [path for path in paths if path not in images]
-    if not paths:
+        return {without_ending(stem_of(source), LABEL_SUFFIXES): [source]}
+    by_stem = files_by_stem(source, VOLUME_SUFFIXES)
+    if not by_stem:
         reason = "it is empty" if not any(source.iterdir()) else f"it has no file with one of these suffixes: {', '.join(VOLUME_SUFFIXES)}"
-        raise InputError(f"{source}: no label map found: {reason}{describe_others(source)}")
-    telling: dict[str, list[Path]] = {}
-    plain: dict[str, list[Path]] = {}
-    for path in paths:
-        is_plain = _case_of(path) == stem_of(path) and suffix_of(path) not in LABELS_SUFFIXES
-        group = plain if is_plain else telling
-        group.setdefault(_case_of(path), []).append(path)
-    images += [path for case_id in telling for path in plain.pop(case_id, [])]
-    if images:
-        beside = f"{counted(len(images), 'file')} beside label maps, such as {images[0].name}"
-        notes.append(f"{source}: taken as images, not as references: {beside}")
-    return {**telling, **plain}
+        advice = "" if not any(path.is_dir() for path in source.iterdir()) else "; --structures reads a folder of binary files per case"
+        raise InputError(f"{source}: no label map found: {reason}{describe_others(source)}{advice}")
+    names = {without_ending(stem, LABEL_SUFFIXES) for stem in by_stem}
+    case_ids = [name for name in sorted(names) if case_of(name, names - {name}, LOGITS_NAMES) not in names - {name}]
+    references = {case_id: label_maps(by_stem, case_id, LABEL_SUFFIXES) for case_id in case_ids}
+    taken = {path for paths in references.values() for path in paths}
+    beside = [path for paths in by_stem.values() for path in paths if path not in taken]
+    if beside:
+        notes.append(f"{source}: not taken for references: {counted(len(beside), 'file')} beside label maps, such as {beside[0].name}")
+    return references
 
 
-def _of_method(
-    source: Path, case_ids: Sequence[str], labels: Path, lacking: dict[str, list[str]], notes: list[str]
-) -> dict[str, MethodFiles]:
-    """Return a method's files for each case of the reference; add to `lacking` the cases that only one of the two has."""
+def _of_method(source: Path, references: Mapping[str, object], labels: Path, notes: list[str]) -> dict[str, MethodFiles]:
+    """Return a method's files of each case, also of cases without a reference."""
     if not source.is_dir():
-        holds_scores = _format_of_only_case(source, case_ids, LOGITS_SUFFIXES).holds_scores_alone
-        return {case_ids[0]: MethodFiles(probabilities=(source,)) if holds_scores else MethodFiles(source)}
-    by_stem = files_by_stem(source, LOGITS_SUFFIXES)
-    files_of = {case_id: _choose(case_id, by_stem, source) for case_id in case_ids}
-    for case_id, files in files_of.items():
-        if files.is_missing:
-            lacking.setdefault(case_id, []).append(f"no prediction in {source}")
-    taken = {case_id + ending for case_id in case_ids for ending in ("", *LABEL_SUFFIXES, *_SCORES)}
-    stray = [path for stem, paths in by_stem.items() if stem not in taken for path in paths]
-    others = []
-    for path in _without_probabilities(stray):
-        name = _predicted_case(path, case_ids)
-        # If the reference is a single file, or an image beside its label map, other cases are not expected.
-        if labels.is_dir() and name not in case_ids:
-            lacking[name] = [f"no label map in {labels}"]
-        else:
-            others.append(path)
-    if others:
-        notes.append(f"{source}: not measured: {counted(len(others), 'file')} without a reference, such as {others[0].name}")
-    return files_of
+        holds_scores = _suffix_of_only_case(source, references, LOGITS_SUFFIXES) in SCORES_SUFFIXES
+        return {next(iter(references)): MethodFiles(probabilities=(source,)) if holds_scores else MethodFiles(source)}
+    maps, scores = files_by_stem(source, VOLUME_SUFFIXES), files_by_stem(source, SCORES_SUFFIXES)
+    names = sorted({case_of(without_ending(stem, LABEL_SUFFIXES), references, LOGITS_NAMES) for stem in (*maps, *scores)})
+    extra = [name for name in names if name not in references]
+    if extra and not labels.is_dir():  # The reference is a single file: other cases are not expected.
+        notes.append(f"{source}: not measured: {counted(len(extra), 'case')} without a reference, such as {extra[0]}")
+        names = [name for name in names if name in references]
+    chosen = {name: _choose(name, maps, scores, source) for name in names}
+    return {name: files for name, files in chosen.items() if files.paths or files.problem}
 
 
-def _format_of_only_case(source: Path, case_ids: Sequence[str], suffixes: tuple[str, ...]) -> Format:
-    """Return the format of a single file; raise InputError for several cases."""
-    _, known = file_to_read(source, suffixes)
-    if len(case_ids) != 1:
-        raise InputError(f"{source}: a file for the {len(case_ids)} cases of the reference; give a folder, or one case's reference")
-    return known
+def _suffix_of_only_case(source: Path, references: Mapping[str, object], suffixes: tuple[str, ...]) -> str:
+    """Return the suffix of a single file; raise InputError for several cases."""
+    path, _ = file_to_read(source, suffixes)
+    if len(references) != 1:
+        advice = "give a folder, one case's reference, or --structures for one binary file per structure"
+        raise InputError(f"{source}: a file for the {len(references)} cases of the reference; {advice}")
+    return suffix_of(path)
 
 
-def _predicted_case(path: Path, case_ids: Sequence[str]) -> str:
-    """Return the case of an unused file: a label map, probabilities without one, or a modality of a known case."""
-    name = _without_ending(_case_of(path), LOGITS_NAMES)
-    match = _MODALITY.fullmatch(name)
-    return match["case"] if match and match["case"] in case_ids else name
-
-
-def _choose(case_id: str, by_stem: Mapping[str, Sequence[Path]], folder: Path) -> MethodFiles:
+def _choose(case_id: str, maps: Mapping[str, list[Path]], scores: Mapping[str, list[Path]], folder: Path) -> MethodFiles:
     """Return the files of a folder for a case."""
-    own = by_stem.get(case_id, [])
-    telling = [path for ending in LABEL_SUFFIXES for path in by_stem.get(case_id + ending, []) if suffix_of(path) not in SCORES_SUFFIXES]
-    label_maps = telling or segmentations_first([path for path in own if suffix_of(path) not in SCORES_SUFFIXES])
-    if len(label_maps) > 1:
-        return MethodFiles(problem=f"expected one label map, found {file_names(label_maps)} in {folder}")
-    archives = [path for path in own if suffix_of(path) in SCORES_SUFFIXES]
-    beside = [by_stem[case_id + ending] for ending in _SCORES if case_id + ending in by_stem]
-    # The probabilities of `infer` belong to its label map; an .npz of the same name may be its input.
-    candidates = [*beside[:1], archives] if case_id + _SCORES[0] in by_stem else [archives, *beside]
-    probabilities = next((paths for paths in candidates if paths), [])
+    candidates = label_maps(maps, case_id, LABEL_SUFFIXES)
+    if len(candidates) > 1:
+        return MethodFiles(problem=f"expected one label map, found {file_names(candidates)} in {folder}")
+    kinds = ([*(maps.get(case_id + ending, []) if ending else []), *scores.get(case_id + ending, [])] for ending in _SCORES)
+    probabilities = next((paths for paths in kinds if paths), [])
     if len(probabilities) > 1:
         return MethodFiles(problem=f"expected one file of probabilities, found {file_names(probabilities)} in {folder}")
-    label_map = label_maps[0] if label_maps else None
-    return MethodFiles(label_map, tuple(probabilities), is_missing=not label_maps and not probabilities)
+    return MethodFiles(candidates[0] if candidates else None, tuple(probabilities))
 
 
-def _with_probabilities(files_of: Mapping[str, MethodFiles], source: Path, notes: list[str]) -> dict[str, MethodFiles]:
+def _with_probabilities(
+    files_of: Mapping[str, MethodFiles], case_ids: Sequence[str], source: Path, notes: list[str]
+) -> dict[str, MethodFiles]:
     """Replace the probabilities of a method with those of another folder."""
-    cases = with_logits(CaseList([CaseFiles(case_id, ()) for case_id in files_of]), [source])
+    cases = with_logits(CaseList([CaseFiles(case_id, ()) for case_id in case_ids]), [source])
     notes += cases.notes
     replaced = {}
     for case in cases:
@@ -233,33 +211,15 @@ def _with_probabilities(files_of: Mapping[str, MethodFiles], source: Path, notes
         problem = None if case.problem is None or case.missing else case.problem.removeprefix(f"case {case.case_id!r}: ")
         # The masks still come from the method's own file, even if that holds probabilities.
         label_map = own.probabilities[0] if own.label_map is None and own.probabilities else own.label_map
-        replaced[case.case_id] = MethodFiles(label_map, case.logits, True, own.problem, problem, own.is_missing)
+        replaced[case.case_id] = MethodFiles(label_map, case.logits, True, own.problem, problem)
     return replaced
 
 
-def find_images(source: Path | None, case_ids: Sequence[str], complete: Sequence[str], notes: list[str]) -> dict[str, tuple[Path, ...]]:
-    """Return the files of each case's image, and note complete cases without one."""
+def _images(source: Path | None, references: Mapping[str, object], complete: Sequence[str]) -> dict[str, tuple[Path, ...]]:
+    """Return the files of each case's image."""
     if source is None:
         return {}
     if not source.is_dir():
-        _format_of_only_case(source, case_ids, VOLUME_SUFFIXES)
-        return {case_ids[0]: (source,)}
-    images = {case.case_id: case.images for case in discover_cases(source, None)}
-    missing = [case_id for case_id in complete if case_id not in images]
-    if missing:
-        notes.append(f"{source}: no image of {len(missing)} of {len(complete)} cases, such as {missing[0]}; the report shows them without")
-    return images
-
-
-def _case_of(path: Path) -> str:
-    return _without_ending(stem_of(path), LABEL_SUFFIXES)
-
-
-def _without_ending(name: str, endings: Sequence[str]) -> str:
-    return next((name.removesuffix(ending) for ending in endings if name.endswith(ending) and name != ending), name)
-
-
-def _without_probabilities(paths: Sequence[Path]) -> list[Path]:
-    """Leave out `CASE_probabilities` and the like beside `CASE`: they are not separate cases."""
-    probabilities = set(probabilities_beside(paths, {*map(stem_of, paths), *map(_case_of, paths)}))
-    return [path for path in paths if path not in probabilities]
+        _suffix_of_only_case(source, references, VOLUME_SUFFIXES)
+        return dict.fromkeys(complete, (source,))
+    return {case.case_id: case.images for case in discover_cases(source, None)}

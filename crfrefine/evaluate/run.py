@@ -26,7 +26,6 @@ from crfrefine.evaluate.pairing import CasePair, pair_cases
 from crfrefine.evaluate.processes import map_in_processes
 from crfrefine.evaluate.report import write_report
 from crfrefine.evaluate.results import Evaluation, EvaluationObserver
-from crfrefine.evaluate.structures import has_structures, pair_structures
 from crfrefine.io.atomic import check_replaceable, check_writable, write_small_file
 from crfrefine.io.json import to_json
 from crfrefine.io.paths import add_volumes, stem_of, working_folder
@@ -140,7 +139,7 @@ def run_evaluation(options: EvaluationOptions, observer: EvaluationObserver | No
     observer = observer or EvaluationObserver()
     check_options(options)
     plan = plan_regions(options.regions, options.labels, options.ignore_label)
-    pairing = pair_structures(options) if has_structures(options) else pair_cases(options)
+    pairing = pair_cases(options)
     add_volumes(*options.inputs, *(path for pair in pairing.cases for path in pair.paths))
     for name in (METRICS_NAME, SUMMARY_NAME, *([REPORT_NAME] if options.report else [])):
         check_replaceable(options.output / name)

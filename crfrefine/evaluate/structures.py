@@ -1,118 +1,68 @@
-"""Pair folders that hold one binary file per structure, and read them: each is one case, whose labels have the names of the files."""
+"""Find and read folders that hold one binary file per structure: each is one case, whose labels have the names of the files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from crfrefine import io
 from crfrefine.arrays.label_maps import foreground_labels
-from crfrefine.base.text import counted
 from crfrefine.errors import InputError
 from crfrefine.evaluate.options import EvaluationOptions
-from crfrefine.evaluate.pairing import CasePair, MethodFiles, Pairing, find_images, incomplete_cases
 from crfrefine.io.paths import VOLUME_SUFFIXES, require_file, stem_of
 from crfrefine.io.reading import require_scalar
 from crfrefine.io.volume import Volume, VolumeHeader
-from crfrefine.runs.cases.case_files import CaseFiles, require_all_complete, too_few_complete
+from crfrefine.runs.cases.case_files import CaseFiles
 from crfrefine.runs.cases.dataset_description import read_dataset_description
 from crfrefine.runs.cases.discovery import case_folders, list_files, probabilities_beside
 from crfrefine.runs.cases.label_input import merge_structures
 from crfrefine.runs.cases.reading_options import number_structures
 
-
-@dataclass(frozen=True)
-class _Place:
-    """The structures at a path of the command line."""
-
-    path: Path
-    cases: Mapping[str | None, Path]  # The folder of structures, or the label map, of each case; the name None is the only case.
-    names: Iterable[str]  # Names of all structures.
+_ONLY = ""  # The case of a path that does not name its case.
 
 
-def has_structures(options: EvaluationOptions) -> bool:
-    """Return whether the folders hold one binary file per structure: on request, or where it is clear."""
-    # It is clear if a folder holds only folders of volumes, or if many files are measured for one
-    # image.
-    if options.structures is not None:
-        return options.structures
-    places = [options.labels, *options.methods.values()]
-    files = {place: list_files(place, VOLUME_SUFFIXES) for place in places if place.is_dir()}
-    if any(not own and case_folders(folder) for folder, own in files.items()):
-        return True
-    is_single = options.images is not None and options.images.is_file()
-    return is_single and len(files) == len(set(places)) and all(len(own) > 1 for own in files.values())
+def find_structures(options: EvaluationOptions) -> tuple[dict[str, int], list[dict[str, Path]]]:
+    """Return the number of each structure by its name, and by case the folder or label map of the reference and of each method.
 
-
-def pair_structures(options: EvaluationOptions) -> Pairing:
-    """Find the structures of each method for each case; raises as `pair_cases`, and for label maps without names."""
+    Raises InputError for label maps without names, for several cases beside the structures of one, and with probabilities.
+    """
     if options.probabilities:
         raise InputError(f"{options.probabilities[0][1]}: structures have no probabilities; leave --probabilities out")
-    places = [_place_of(path) for path in (options.labels, *options.methods.values())]
-    numbers = {name: number for number, name in enumerate(sorted({name for place in places for name in place.names}), start=1)}
-    by_case = [_by_case(place, places, options) for place in places]
-    everything = sorted(set().union(*by_case))
-    lacking: dict[str, list[str]] = {}
-    for number, (place, cases) in enumerate(zip(places, by_case, strict=True)):
-        for case_id in everything:
-            if case_id not in cases:
-                lacking.setdefault(case_id, []).append(f"no {'prediction' if number else 'label map'} in {place.path}")
-    left_out = incomplete_cases(lacking)
-    if options.strict:
-        require_all_complete(left_out, len(everything))
-    complete = [case_id for case_id in everything if case_id not in lacking]
-    if not complete:
-        raise too_few_complete(left_out, len(everything), "cases with structures in the labels and in every method", "Name other folders.")
-    about = f"{counted(len(numbers), 'structure')} in {counted(len(complete), 'case')}"
-    notes = [f"{about}: one binary file per structure, numbered in the order of names; --no-structures takes each file for a case"]
-    images = find_images(options.images, complete, complete, notes)
-    pairs = []
-    for case_id in complete:
-        files = {name: MethodFiles(cases[case_id]) for name, cases in zip(options.methods, by_case[1:], strict=True)}
-        pairs.append(CasePair(case_id, by_case[0][case_id], files, images.get(case_id, ()), structures=numbers))
-    return Pairing(tuple(pairs), tuple(notes), left_out, numbers)
-
-
-def _place_of(path: Path) -> _Place:
-    if not path.is_dir():
-        require_file(path)
-        return _Place(path, {None: path}, names_of(path))
-    files = list_files(path, VOLUME_SUFFIXES)
-    if not files:
-        folders = case_folders(path)
-        if not folders:
-            raise InputError(f"{path}: no structures found; expected one binary file per structure, or a folder of such files per case")
-        return _Place(path, dict(folders.items()), _structure_names(folders.values()))
-    description = read_dataset_description(path) if (path / "dataset.json").exists() else None
-    if description is not None and description.path.parent == path and description.labels:
-        beside = set(probabilities_beside(files, {stem_of(file) for file in files}))
-        return _Place(path, {stem_of(file): file for file in files if file not in beside}, names_of(path))
-    return _Place(path, {None: path}, _structure_names([path]))
-
-
-def _structure_names(folders: Iterable[Path]) -> Iterable[str]:
-    """Return the names of the structures of some folders; raise InputError for a name that none may have."""
-    cases = [CaseFiles(folder.name, (), tuple(list_files(folder, VOLUME_SUFFIXES)), are_structures=True) for folder in folders]
-    return number_structures(cases).structures
-
-
-def _by_case(place: _Place, places: Sequence[_Place], options: EvaluationOptions) -> dict[str, Path]:
-    """Return the files of each case; a place without names of cases has the one case of the others."""
-    if None not in place.cases:
-        return {name: path for name, path in place.cases.items() if name is not None}
-    names = sorted({name for other in places for name in other.cases if name is not None})
-    if len(names) > 1:
+    places = [_cases_of(path) for path in (options.labels, *options.methods.values())]
+    paths = {path for cases in places for path in cases.values()}
+    folders = [CaseFiles(path.name, (), tuple(list_files(path, VOLUME_SUFFIXES)), are_structures=True) for path in paths if path.is_dir()]
+    maps = {path.parent for path in paths if not path.is_dir()}
+    names = sorted({*number_structures(folders).structures}.union(*map(names_of, maps)))
+    known = sorted({case_id for cases in places for case_id in cases} - {_ONLY})
+    nameless = next((cases[_ONLY] for cases in places if _ONLY in cases), None)
+    if nameless is not None and len(known) > 1:
         raise InputError(
-            f"{place.path}: taken for the structures of one case, but there are {len(names)} cases; give a folder with a folder per case, "
+            f"{nameless}: taken for the structures of one case, but there are {len(known)} cases; give a folder with a folder per case, "
             "or label maps beside a dataset.json that names their labels"
         )
-    if names:
-        return {names[0]: place.cases[None]}
     single = options.images if options.images is not None and options.images.is_file() else options.labels
-    return {stem_of(single) if single.is_file() else single.resolve().name: place.cases[None]}
+    only = known[0] if known else stem_of(single) if single.is_file() else single.resolve().name
+    return {name: number for number, name in enumerate(names, start=1)}, [
+        {case_id or only: path for case_id, path in cases.items()} for cases in places
+    ]
+
+
+def _cases_of(path: Path) -> dict[str, Path]:
+    """Return the folder of structures, or the label map, of each case."""
+    if not path.is_dir():
+        require_file(path)
+        return {_ONLY: path}
+    files = list_files(path, VOLUME_SUFFIXES)
+    if (path / "dataset.json").exists() and files:
+        beside = probabilities_beside(files, {stem_of(file) for file in files})
+        return {stem_of(file): file for file in files if file not in beside}
+    cases = {_ONLY: path} if files else case_folders(path)
+    if not cases:
+        raise InputError(f"{path}: no structures found; expected one binary file per structure, or a folder of such files per case")
+    return cases
 
 
 def read_structures(path: Path, numbers: Mapping[str, int], warnings: list[str], *, grid: VolumeHeader | None = None) -> Volume:

@@ -113,7 +113,7 @@ def test_label_maps_and_logits_beside_the_images_are_no_images(tmp_path):
     images = folder(tmp_path, "images", "Case00.mhd", "Case00_segmentation.mhd", "Case01.mhd", "Case01_segmentation.mhd")
     cases = discover_cases(images, None, labels=images)
     assert [(case.case_id, case.labels.name) for case in cases] == [(name, f"{name}_segmentation.mhd") for name in ("Case00", "Case01")]
-    assert cases.notes == [f"{images}: not taken for images: 2 label maps beside them, such as Case00_segmentation.mhd"]
+    assert cases.notes == [f"{images}: not taken for images: 2 files beside them, such as Case00_segmentation.mhd"]
     data = folder(tmp_path, "data", "a_0000.nii.gz", "a_0001.nii.gz", "a.npz", "c_0000.nii.gz", "c_0001.nii.gz", "c_logits.nii.gz")
     cases = discover_cases(data, data)
     assert [(case.case_id, *names((*case.images, *case.logits))) for case in cases] == [

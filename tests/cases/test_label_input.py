@@ -143,7 +143,7 @@ def test_where_structures_overlap_the_smallest_one_keeps_the_voxel(folder):
         ("a/liver.nii.gz", 2 * MASKS["liver"], r"a/liver\.nii\.gz: expected 0 and 1, as in a binary file .*; found 2 at 24 voxels"),
         ("a/liver.nii.gz", MASKS["liver"] * 0.5, "found 0.5 at 24 voxels"),
         ("a/tumor.nii.gz", MASKS["tumor"][1:], r"structure and image are on different grids.*tumor\.nii\.gz"),
-        ("b/background.nii.gz", MASKS["liver"], r"b/background\.nii\.gz: a structure cannot have the name 'background'"),
+        ("b/background.nii.gz", MASKS["liver"], r"b/background\.nii\.gz: cannot name a structure"),
         ("a/liver.nii", MASKS["liver"], "expected one file per structure, found "),
         ("b.nii.gz", LABELS, r"b\.nii\.gz: a label map, but other cases have one file per structure"),
     ],

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813 - its customary name
-from io_helpers import OBLIQUE, affine_of, itk_resampled, numbers, save_nifti, world_of
+from io_helpers import OBLIQUE, affine_of, itk_resampled, numbers, save_nifti
 from scipy.ndimage import zoom
 
 from crfrefine.errors import GridMismatchError, InputError
@@ -78,9 +78,8 @@ def test_masks_and_labels_are_those_of_the_nearest_voxel(tmp_path):
 
 @pytest.mark.parametrize("options", [RESAMPLE, ReadingOptions()], ids=["resample", "plain"])
 def test_grids_that_do_not_overlap(options, tmp_path):
-    """The message has the boxes of both, half a voxel around the centers: at most half the sum of the three spacings."""
     files = make_case(tmp_path, beside(shift=200.0))
-    with pytest.raises(GridMismatchError, match=r"^case 'a': (?s:.*)Is the transform missing in one of the headers, or is it of") as caught:
+    with pytest.raises(GridMismatchError, match=r"^case 'a': (?s:.*)written in LPS as if that were RAS") as caught:
         read_case_headers(files, options)
     message = str(caught.value)
     assert str(files.images[0]) in message
@@ -88,9 +87,6 @@ def test_grids_that_do_not_overlap(options, tmp_path):
     assert "give --resample" not in message
     if options.resample:
         assert "the logits and the image do not overlap in the world" in message
-        x = world_of(SHAPE, AFFINE)[..., 0]
-        start, stop = map(float, re.search(r"a_0000.* mm, x (\S+) to (\S+),", message).groups())
-        assert (x.min() - start, stop - x.max()) == (pytest.approx(1.15, abs=1.15), pytest.approx(1.15, abs=1.15))
 
 
 @pytest.mark.parametrize("direction", [np.eye(3), OBLIQUE], ids=["oblique", "parallel"])
@@ -107,11 +103,10 @@ def test_a_label_axis_that_is_not_the_last_one_is_named_with_the_transposition(o
     values = scores(shape=SHAPE).transpose(["lxyz".index(axis) for axis in order])
     path = save_nifti(tmp_path / "LOGITS.nii.gz", values, AFFINE)
     files = replace(make_case(tmp_path), logits=(path,))
-    axes = ", ".join("label" if axis == "l" else axis for axis in order)
     with pytest.raises(GridMismatchError) as caught:
         read_case_headers(files, options)
     message = str(caught.value)
-    assert f"Its axes seem to be ({axes}){': channels first' * order.startswith('l')}. Move the label axis to the end" in message
+    assert "Its axes are in another order. Move the label axis to the end" in message
     assert "--resample" not in message
     # What the message shows is what helps.
     order = tuple(map(int, re.findall("[0-9]", message.partition("array.transpose")[2])))
@@ -124,7 +119,7 @@ def test_an_archive_without_geometry(tmp_path):
     files, interpolate = replace(make_case(tmp_path), logits=(tmp_path / "a.npz",)), "give --resample"
     full, coarse = scores(shape=SHAPE), scores()
     for array, options, text in (
-        (full.transpose(3, 2, 1, 0), ReadingOptions(), r"An .npz holds \(label, z, y, x\); this one seems to hold \(z, y, x, label\)"),
+        (full.transpose(3, 2, 1, 0), ReadingOptions(), r"Its axes are in another order: an .npz or .npy holds \(label, z, y, x\)"),
         (full, RESAMPLE, "without the geometry to interpolate from"),
         (coarse.transpose(0, 3, 2, 1), ReadingOptions(), "logits and image are on different grids"),
     ):

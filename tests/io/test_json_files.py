@@ -21,7 +21,7 @@ BAD = {
     "brackets": (b"[" * 100_000, "nested too deeply"),
     "NaN in a list": (
         b'{"labels": {"a": 1, "b": [0, {"c": NaN}]}}',
-        "labels.b[1]: expected a whole number from 0 to 65535, got {'c': nan}",
+        "labels.b: expected a whole number from 0 to 65535, got {'c': nan}",
     ),
     "a half": (b'{"labels": {"tumor": 1.5}}', "labels.tumor: expected a whole number from 0 to 65535, got 1.5"),
     "not UTF-8": (b'{"labels":\n {"a\xff": 1}}', "byte 15 is not UTF-8 text"),

@@ -123,7 +123,7 @@ def _require_overlap(files: CaseFiles, what: str, image: VolumeHeader, other: Vo
     page = see("docs/reference/formats.md#grids")
     hint = f"Resample the {what} to the image's grid with nearest neighbors."
     if what == "logits" and other.affine is None and same_shape(image.grid_shape, other.grid_shape[::-1]):
-        hint = f"An .npz holds (label, z, y, x); this one seems to hold (label, x, y, z) ({page})."
+        hint = f"Its axes are in another order: an .npz or .npy holds (label, z, y, x) ({page})."
     elif what == "logits":
         hint = f"The logits may have been saved on the network's cropped grid; export them on the image's grid ({page})."
     names = f"image and {what}" if what in ("mask", "labels") else f"{what} and image"

@@ -69,35 +69,29 @@ def read_descriptions(folders: Iterable[Path], notes: list[str] | None = None) -
         known.add(path)
         try:
             add_inputs(path)
-            description = _description_of(read_json(path), path)
+            yield _description_of(read_json(path), path)
         except (InputError, ValueError) as error:
             text = f"{path}: not a dataset.json as nnU-Net writes it: {str(error).removeprefix(f'{path}: ')}"
             if notes is None:
                 raise InputError(text) from None
             notes.append(f"{text}; continuing without it")
-        else:
-            yield description
 
 
 def _description_of(content: Any, path: Path) -> DatasetDescription:
     """Return the contents of the entries used here; raise a ValueError that names the key of an unusable one."""
-    if not isinstance(content, Mapping):
-        raise ValueError(f'expected a mapping with "labels", such as {_EXAMPLE}')
-    labels = content.get("labels", {})
+    labels = content.get("labels", {}) if isinstance(content, Mapping) else None
     if not isinstance(labels, Mapping):
         raise ValueError(f"labels: expected a mapping with names and numbers, such as {_EXAMPLE}; got {shorten_value(labels)}")
     if labels and all(_is_number(number) and isinstance(name, str) for number, name in labels.items()):
         labels = {name: number for number, name in labels.items()}  # As in older files.
     numbers: dict[str, tuple[int, ...]] = {}
     for name, value in labels.items():  # the number of a label, or those of a region
-        places = [f"labels.{shorten(name)}"]
-        if isinstance(value, list):
-            places = [f"{places[0]}[{index}]" for index in range(len(value))]
-        numbers[name] = tuple(map(_label_number, value if isinstance(value, list) else [value], places))
+        members = value if isinstance(value, list) else [value]
+        numbers[name] = tuple(_label_number(number, f"labels.{shorten(name)}") for number in members)
     ignore, order = numbers.get("ignore", ()), content.get("regions_class_order")
     if not isinstance(order, list | None):
         raise ValueError(f"regions_class_order: expected a list of labels, one per region, such as [1, 2, 3]; got {shorten_value(order)}")
-    written = tuple(_label_number(number, f"regions_class_order[{index}]") for index, number in enumerate(order or ()))
+    written = None if order is None else tuple(_label_number(number, "regions_class_order") for number in order)
     key = "channel_names" if "channel_names" in content else "modality"
     channels = content.get(key, {})
     if isinstance(channels, Mapping) and all(map(_is_number, channels)):
@@ -111,7 +105,7 @@ def _description_of(content: Any, path: Path) -> DatasetDescription:
         tuple(channels),
         labels=numbers,
         ignore_label=ignore[0] if len(ignore) == 1 else None,
-        regions_class_order=None if order is None else written,
+        regions_class_order=written,
     )
 
 

@@ -6,7 +6,9 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from statistics import multimode
 from typing import Any
 
 from crfrefine.base.text import counted, listed
@@ -31,7 +33,7 @@ LOGITS_NAMES = ("_logits", "_probabilities", "_probseg", "_softmax")
 # Names of the image in TotalSegmentator's data sets, which have a folder per case.
 _IMAGES_OF_CASE_FOLDERS = ("ct", "mri")
 # File names may contain anything, including line breaks and digits of all scripts.
-_MODALITY = re.compile(r"(?P<case>.+)_(?P<number>[0-9]{4})", re.DOTALL)
+MODALITY = re.compile(r"(?P<case>.+)_(?P<number>[0-9]{4})", re.DOTALL)
 _LABEL_FILE = re.compile(r"(?P<case>.+)_(?:ProbMapClass|label|class)_?(?P<number>[0-9]{1,9})", re.DOTALL)
 
 _MAX_MODALITIES = 16  # Most modalities that a message lists.
@@ -54,9 +56,8 @@ def discover_cases(
     logits without an image count as incomplete cases. Raises InputError: a path that does not exist, no
     case, or several where one is expected.
     """
-    image_paths, logits_paths = (
-        tuple(map(Path, (several,) if isinstance(several, str | Path) else several or ())) for several in (images, logits)
-    )
+    image_paths = (Path(images),) if isinstance(images, str | Path) else tuple(map(Path, images))
+    logits_paths = (Path(logits),) if isinstance(logits, str | Path) else tuple(map(Path, logits or ()))
     if not image_paths or (logits is not None and not logits_paths):
         raise InputError(f"no {'logits' if image_paths else 'images'} given")
     if (absent := next((path for path in (*image_paths, *logits_paths) if not path.exists()), None)) is not None:
@@ -66,7 +67,7 @@ def discover_cases(
         for path in image_paths:
             file_to_read(path, VOLUME_SUFFIXES)
         # Without other files to compare with, only the first modality's number is certainly not part of the name.
-        matches = [_MODALITY.fullmatch(stem_of(path)) for path in image_paths]
+        matches = [MODALITY.fullmatch(stem_of(path)) for path in image_paths]
         names = [match["case"] if match and int(match["number"]) == 0 else None for match in matches]
         case_ids = sorted({name for name in names if name is not None})
         if len(case_ids) > 1:
@@ -79,8 +80,7 @@ def discover_cases(
         if include_imageless:
             cases = _with_imageless(cases, folder, labels, logits_paths)
     if logits_paths:
-        are_labels = input_type == "labels"
-        cases = _with_label_maps(cases, logits_paths, is_single=folder is None) if are_labels else with_logits(cases, logits_paths)
+        cases = with_logits(cases, logits_paths, are_labels=input_type == "labels", is_single=folder is None)
     if masks is not None:
         cases = _with_companions(cases, masks, "mask", MASK_SUFFIXES)
     return cases if labels is None else _with_companions(cases, labels, "labels", LABEL_SUFFIXES)
@@ -93,41 +93,33 @@ def _cases_of_folder(folder: Path, logits: Sequence[Path]) -> CaseList:
         note = f"{folder}: a folder for each case, as in TotalSegmentator's data sets, with its image, such as {example}"
         return CaseList([CaseFiles(case_id, (path,)) for case_id, path in nested.items()], [note])
     stems = {stem_of(path) for path in paths}
-    references = [
-        path
-        for path in paths
-        if suffix_of(path) in LABELS_SUFFIXES
-        or any(stem_of(path).removesuffix(suffix) in stems - {stem_of(path)} for suffix in LABEL_SUFFIXES)
-    ]
-    # This tool's own outputs, or logits beside the images (-i FOLDER -p FOLDER), are not separate cases.
-    outputs = probabilities_beside(paths, stems | {stem.rpartition("_")[0] for stem in stems if _MODALITY.fullmatch(stem)})
-    notes = [
-        f"{folder}: not taken for images: {counted(len(others), what)}{of_logits} beside them, such as {others[0].name}"
-        for others, what, of_logits in ((references, "label map", ""), (outputs, "file", " of logits"))
-        if others
-    ]
-    groups: dict[str, dict[int, list[Path]]] = {}
-    lone: dict[str, list[Path]] = {}
+    # Label maps, this tool's own outputs, or logits beside the images (-i FOLDER -p FOLDER) are not separate cases.
+    known = stems | {match["case"] for stem in stems if (match := MODALITY.fullmatch(stem))}
+    beside = [path for path in paths if suffix_of(path) in LABELS_SUFFIXES]
+    beside += [path for path in paths if without_ending(stem_of(path), LABEL_SUFFIXES) in stems - {stem_of(path)}]
+    beside += probabilities_beside(paths, known)
     is_numbered = any(stem.endswith("_0000") for stem in stems)
     logits_stems = set()
     if logits and logits[0].is_dir() and not logits[0].samefile(folder):
         logits_stems = {stem_of(path) for path in list_files(logits[0], LOGITS_SUFFIXES)}
+    groups: dict[str, dict[int, list[Path]]] = {}
+    lone: dict[str, list[Path]] = {}
     for path in paths:
-        if path in references or path in outputs:
+        if path in beside:
             continue
         stem = stem_of(path)
-        match = _MODALITY.fullmatch(stem)
+        match = MODALITY.fullmatch(stem)
         # Four digits at the end may also belong to the name of a case, unless something shows that modalities are numbered.
         if match and stem not in logits_stems and (is_numbered or match["case"] in logits_stems):
             groups.setdefault(match["case"], {}).setdefault(int(match["number"]), []).append(path)
         else:
             lone.setdefault(stem, []).append(path)
+    notes = [f"{folder}: not taken for images: {counted(len(beside), 'file')} beside them, such as {beside[0].name}"] if beside else []
     description = next(read_descriptions([folder], notes), None) if groups else None
     if description is not None and description.channel_names:
         expected = len(description.channel_names), f"as {description.path.name} names"
     else:  # The most frequent number; of two equally frequent ones the larger, so that missing files are found.
-        counts = Counter(max(numbers) + 1 for numbers in groups.values())
-        expected = max(counts, key=lambda number: (counts[number], number), default=0), "as in the other cases"
+        expected = max(multimode(max(numbers) + 1 for numbers in groups.values()), default=0), "as in the other cases"
     cases = [_numbered_case(case_id, groups[case_id], *expected) for case_id in groups if case_id not in lone]
     for case_id, candidates in lone.items():
         together = candidates + [path for same in groups.get(case_id, {}).values() for path in same]
@@ -154,9 +146,9 @@ def _images_of_case_folders(folder: Path) -> dict[str, Path]:
 def _numbered_case(case_id: str, numbers: Mapping[int, list[Path]], num_expected: int, who_says_so: str) -> CaseFiles:
     images = tuple(numbers[number][0] for number in sorted(numbers))
     case, folder = CaseFiles(case_id, images), images[0].parent
-    twice = next((paths for paths in numbers.values() if len(paths) > 1), None)
-    if twice:
-        return case.lacking(f"one modality in two files, {file_names(twice)} in {folder}")
+    for paths in numbers.values():
+        if len(paths) > 1:
+            return case.lacking(f"one modality in two files, {file_names(paths)} in {folder}")
     if sorted(numbers) == list(range(num_expected)):
         return case
     there, wanted = (listed([f"{each:04d}" for each in several], _MAX_MODALITIES) for several in (sorted(numbers), range(num_expected)))
@@ -167,98 +159,99 @@ def _numbered_case(case_id: str, numbers: Mapping[int, list[Path]], num_expected
 def _with_imageless(cases: CaseList, images: Path, labels: Path | None, logits: Sequence[Path]) -> CaseList:
     """Add the cases that are known only from their labels or logits, each with its `problem`."""
     known = {case.case_id for case in cases}
+    sources: list[tuple[Path, tuple[str, ...], tuple[str, ...]]]
+    sources = [(labels, VOLUME_SUFFIXES, LABEL_SUFFIXES)] if labels is not None else []
+    sources += [(path, LOGITS_SUFFIXES, LOGITS_NAMES) for path in logits]
     names: set[str] = set()
-    places: list[tuple[Path, tuple[str, ...], tuple[str, ...]]]
-    places = [(labels, VOLUME_SUFFIXES, LABEL_SUFFIXES)] if labels is not None else []
-    places += [(path, LOGITS_SUFFIXES, LOGITS_NAMES) for path in logits]
-    for source, suffixes, endings in places:
-        if not source.is_dir() or source.samefile(images):
-            continue
-        for stem in map(stem_of, list_files(source, suffixes)):
-            one_a_label, modality = _LABEL_FILE.fullmatch(stem), _MODALITY.fullmatch(stem)
-            ending = next((ending for ending in endings if stem.endswith(ending)), "")
-            name = one_a_label["case"] if one_a_label else stem.removesuffix(ending)
-            # An image beside the labels is not a separate case.
-            if not {stem, name, modality["case"] if modality else name} & known:
-                names.add(name)
+    for source, suffixes, endings in sources:
+        if source.is_dir() and not source.samefile(images):
+            names.update(case_of(stem, known, endings) for stem in files_by_stem(source, suffixes))
     lacking = f"no image in {images}"
     problem = f"{lacking}; expected CASE or CASE_0000 with one of {', '.join(VOLUME_SUFFIXES)}"
-    added = [CaseFiles(name, ()).lacking(problem, lacking) for name in names if name]
+    added = [CaseFiles(name, ()).lacking(problem, lacking) for name in names - known]
     return CaseList(sorted([*cases, *added], key=lambda case: case.case_id), cases.notes)
 
 
-def with_logits(cases: CaseList, logits: Sequence[Path]) -> CaseList:
-    """Add the logits of each case, or its `problem`; given are a folder, or the files of one case."""
-    folder = logits[0]
+def case_of(stem: str, known: Collection[str], endings: Sequence[str]) -> str:
+    """Return the case of a file name: without an ending, the number of a label, or that of a modality of a known case."""
+    if stem in known:
+        return stem
+    if match := _LABEL_FILE.fullmatch(stem):
+        return match["case"]
+    name = without_ending(stem, endings)
+    modality = MODALITY.fullmatch(name)
+    return modality["case"] if modality and modality["case"] in known else name
+
+
+def without_ending(name: str, endings: Sequence[str]) -> str:
+    """Return a name without the first of the endings that it has."""
+    return next((name.removesuffix(ending) for ending in endings if name.endswith(ending) and name != ending), name)
+
+
+def with_logits(cases: CaseList, logits: Sequence[Path], *, are_labels: bool = False, is_single: bool = False) -> CaseList:
+    """Add the logits of each case, or its `problem`; given are a folder, or the files of one case.
+
+    With `are_labels`, add its label map or its structures; `is_single`: the images are files of one case.
+    """
+    folder, suffixes = logits[0], VOLUME_SUFFIXES if are_labels else LOGITS_SUFFIXES
     if not folder.is_dir() or len(logits) > 1:
-        return CaseList([replace(_only_case(cases, logits, LOGITS_SUFFIXES, "logits"), logits=tuple(logits))], cases.notes)
-    by_stem = files_by_stem(folder, LOGITS_SUFFIXES)
-    by_label: dict[str, dict[int, list[Path]]] = {}
+        case = _only_case(cases, logits, suffixes, "labels" if are_labels else "logits")
+        case = _with_structures(case, logits) if are_labels and len(logits) > 1 else replace(case, logits=tuple(logits))
+        return CaseList([case], cases.notes)
+    by_stem = files_by_stem(folder, suffixes)
+    add = partial(_with_own_labels, is_single=is_single) if are_labels else _with_own_logits
+    added = [add(case, by_stem, folder) for case in cases]
+    taken, known = {path for case in added for path in case.logits}, {case.case_id for case in cases}
+    stray = [
+        path.name
+        for stem, paths in by_stem.items()
+        for path in paths
+        if path not in taken and case_of(stem, known, (*LOGITS_NAMES, *LABEL_SUFFIXES)) not in known
+    ]
+    what = "label map" if are_labels else "file"
+    of_logits = "" if are_labels else " of logits"
+    notes = [f"{folder}: ignored {counted(len(stray), what)}{of_logits} without images, such as {min(stray)}"] if stray else []
+    return CaseList(added, [*cases.notes, *notes])
+
+
+def _with_own_logits(case: CaseFiles, by_stem: Mapping[str, list[Path]], folder: Path) -> CaseFiles:
+    name = case.case_id
+    candidates = [path for ending in ("", *LOGITS_NAMES) for path in by_stem.get(name + ending, [])]
+    # nnU-Net puts its label map CASE.nii.gz beside CASE.npz, and so does this tool beside CASE_logits: explicit names win.
+    telling = [path for path in candidates if suffix_of(path) in SCORES_SUFFIXES or stem_of(path) != name] or candidates
+    if telling:
+        return _with_only(case, "logits", telling, "one file of logits", folder)
+    by_label: dict[int, list[Path]] = {}
     for stem, paths in by_stem.items():
-        if match := _LABEL_FILE.fullmatch(stem):
-            by_label.setdefault(match["case"], {}).setdefault(int(match["number"]), []).extend(paths)
-    found = []
-    taken: set[Path] = set()
-    for case in cases:
-        name = case.case_id
-        candidates = [path for ending in ("", *LOGITS_NAMES) for path in by_stem.get(name + ending, [])]
-        of_labels = [path for _, paths in sorted(by_label.get(name, {}).items()) for path in paths]
-        taken.update(candidates, of_labels)
-        # nnU-Net puts its label map CASE.nii.gz beside CASE.npz, and so does this tool beside CASE_logits: explicit names win.
-        telling = [path for path in candidates if suffix_of(path) in SCORES_SUFFIXES or stem_of(path) != name] or candidates
-        if telling:
-            case = _with_only(case, "logits", telling, "one file of logits", folder)
-        elif of_labels and sorted(by_label[name]) == list(range(len(of_labels))):
-            case = replace(case, logits=tuple(of_labels))
-        elif of_labels:
-            case = case.lacking(f"expected one file for each label from 0, found {file_names(of_labels)} in {folder}")
-        else:
-            hint = ""
-            if label_map := next((path for ending in LABEL_SUFFIXES for path in by_stem.get(name + ending, [])), None):
-                hint = f"; for the label map {label_map.name}, give --input-type labels"
-            elif (folder / name).is_dir() or (len(cases) == 1 and len(by_stem) > 1):
-                hint = "; for one binary file per structure, give --input-type labels"
-            case = case.lacking(f"no logits in {folder}; expected {logits_named(name)}{hint}", f"no logits in {folder}")
-        found.append(case)
-    stray = sorted(path.name for paths in by_stem.values() for path in paths if path not in taken)
-    notes = [f"{folder}: ignored {counted(len(stray), 'file')} of logits without images, such as {stray[0]}"] if stray else []
-    return CaseList(found, [*cases.notes, *notes])
+        if (match := _LABEL_FILE.fullmatch(stem)) and match["case"] == name:
+            by_label.setdefault(int(match["number"]), []).extend(paths)
+    of_labels = [path for _, paths in sorted(by_label.items()) for path in paths]
+    if not of_labels:
+        problem = f"no logits in {folder}; expected {logits_named(name)}; label maps and structures need --input-type labels"
+        return case.lacking(problem, f"no logits in {folder}")
+    if sorted(by_label) == list(range(len(of_labels))):
+        return replace(case, logits=tuple(of_labels))
+    return case.lacking(f"expected one file for each label from 0, found {file_names(of_labels)} in {folder}")
 
 
-def _with_label_maps(cases: CaseList, paths: Sequence[Path], *, is_single: bool) -> CaseList:
-    """Add the label map or the structures of each case, or its `problem`; `is_single`: the images are files of one case."""
-    folder = paths[0]
-    if not folder.is_dir() or len(paths) > 1:
-        case = _only_case(cases, paths, VOLUME_SUFFIXES, "labels")
-        return CaseList([_with_structures(case, paths) if len(paths) > 1 else replace(case, logits=tuple(paths))], cases.notes)
-    by_stem = files_by_stem(folder, VOLUME_SUFFIXES)
-    found = []
-    for case in cases:
-        name = case.case_id
-        candidates = _label_maps(by_stem, name, LABEL_SUFFIXES, but=case.images)
-        own = structures_folder(folder / name)
-        structures = list_files(own, VOLUME_SUFFIXES) if own.is_dir() else []
-        if not structures and is_single:
-            structures = [path for paths in by_stem.values() for path in paths if path not in case.images]
-        if candidates:
-            found.append(_with_only(case, "logits", candidates, "one label map", folder))
-        elif structures:
-            found.append(_with_structures(case, structures))
-        else:
-            expected = f"expected {name}.nii.gz or the like, or a folder {name} with one file per structure"
-            found.append(case.lacking(f"no label map in {folder}; {expected}", f"no label map in {folder}"))
-    # This tool's outputs, and other names for a case that is there, are not stray.
-    known = {case.case_id + ending for case in cases for ending in ("", *LOGITS_NAMES, *LABEL_SUFFIXES)}
-    taken = {path for case in found for path in case.logits}
-    stray = sorted(path.name for stem, paths in by_stem.items() for path in paths if path not in taken and stem not in known)
-    notes = [f"{folder}: ignored {counted(len(stray), 'label map')} without images, such as {stray[0]}"] if stray and not is_single else []
-    return CaseList(found, [*cases.notes, *notes])
+def _with_own_labels(case: CaseFiles, by_stem: Mapping[str, list[Path]], folder: Path, *, is_single: bool) -> CaseFiles:
+    if candidates := label_maps(by_stem, case.case_id, LABEL_SUFFIXES, but=case.images):
+        return _with_only(case, "logits", candidates, "one label map", folder)
+    own = structures_folder(folder / case.case_id)
+    structures = list_files(own, VOLUME_SUFFIXES) if own.is_dir() else []
+    if not structures and is_single:
+        structures = [path for paths in by_stem.values() for path in paths if path not in case.images]
+    if structures:
+        return _with_structures(case, structures)
+    expected = f"expected {case.case_id}.nii.gz or the like, or a folder {case.case_id} with one file per structure"
+    return case.lacking(f"no label map in {folder}; {expected}", f"no label map in {folder}")
 
 
-def _label_maps(by_stem: Mapping[str, list[Path]], case_id: str, endings: Sequence[str], but: Sequence[Path] = ()) -> Sequence[Path]:
+def label_maps(by_stem: Mapping[str, list[Path]], case_id: str, endings: Sequence[str], but: Sequence[Path] = ()) -> Sequence[Path]:
     """Return the files that may be the label map of a case: names that tell come first, then formats of segmentations."""
     telling = [path for ending in endings for path in by_stem.get(case_id + ending, [])]
-    return telling or segmentations_first([path for path in by_stem.get(case_id, []) if path not in but])
+    plain = [path for path in by_stem.get(case_id, []) if path not in but]
+    return telling or [path for path in plain if suffix_of(path) in LABELS_SUFFIXES] or plain
 
 
 def _with_structures(case: CaseFiles, paths: Sequence[Path]) -> CaseFiles:
@@ -296,7 +289,7 @@ def _with_companions(cases: CaseList, source: Path, what: str, endings: Sequence
     by_stem = files_by_stem(source, VOLUME_SUFFIXES)
     found = []
     for case in cases:
-        candidates = _label_maps(by_stem, case.case_id, endings)
+        candidates = label_maps(by_stem, case.case_id, endings)
         none = case.lacking(f"expected one file of {what} in {source}, found none", f"no {what} in {source}")
         found.append(_with_only(case, what, candidates, f"one file of {what}", source) if candidates else none)
     return CaseList(found, cases.notes)
@@ -341,11 +334,6 @@ def labels_of(cases: Sequence[CaseFiles], labels: Path) -> dict[str, Path]:
     """Return the label map of each case that has one."""
     plain = CaseList(replace(case, labels=None, problem=None) for case in cases)
     return {case.case_id: case.labels for case in _with_companions(plain, labels, "labels", LABEL_SUFFIXES) if case.labels is not None}
-
-
-def segmentations_first(paths: Sequence[Path]) -> Sequence[Path]:
-    """Return the files in a format of segmentations, which beside an image of the same name are its label map; all files without one."""
-    return [path for path in paths if suffix_of(path) in LABELS_SUFFIXES] or paths
 
 
 def list_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:

@@ -101,12 +101,11 @@ def _cell_problems(cells: Mapping[str, Sequence[str]]) -> list[str]:
     if not usable:
         problems.append(f"spacing: expected mm along each axis, such as 1;1;2.5; got {shorten_value(SEPARATOR.join(spacing))}")
     for text in cells.get("output", ()):
-        if suffix_of(Path(text)) not in WRITTEN_SUFFIXES:
-            problems.append(f"output: {shorten(text)} does not end in one of {', '.join(WRITTEN_SUFFIXES)}")
-        elif Path(text).name.startswith("."):
-            problems.append(f"output: {shorten(text)} has a dot in front: it would be hidden")
-        if not Path(text).is_absolute() and Path(os.path.normpath(text)).parts[:1] == (os.pardir,):
-            problems.append(f"output: {shorten(text)} leaves the output folder; give a file outside of it as an absolute path")
+        path = Path(text)
+        leaves = not path.is_absolute() and Path(os.path.normpath(text)).parts[:1] == (os.pardir,)
+        if suffix_of(path) not in WRITTEN_SUFFIXES or path.name.startswith(".") or leaves:
+            rule = f"it must end in one of {', '.join(WRITTEN_SUFFIXES)}, without a dot in front, and stay in the output folder"
+            problems.append(f"output: {shorten(text)} cannot be written: {rule} unless it is absolute")
     return problems
 
 

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 # If a smaller part of the grid of work lies on another grid, logits are refused, others get a note.
 SMALL_OVERLAP = 0.5
+_NO_OVERLAP = (
+    "They may be of two scans, one may lack its transform, or was written in LPS as if that were RAS: compare them with `crfrefine info`."
+)
 HOW = ("interpolated linearly", "interpolated cubically")
 
 
@@ -79,16 +82,11 @@ class WorkGrid:
         if other.affine is None:
             return self._whole_view(other, what)
         assert like.affine is not None
-        overlap = _boxes_overlap(like, other)
-        grid_map = map_grid(like.grid_shape, like.affine, other.grid_shape, other.affine) if overlap else None
+        grid_map = map_grid(like.grid_shape, like.affine, other.grid_shape, other.affine) if _boxes_overlap(like, other) else None
         if grid_map is None or not grid_map.num_inside:  # The boxes of oblique grids may overlap nevertheless.
-            lines = [f"{other.path}: the {what} and the {self.name} do not overlap in the world"]
-            width = max(len(str(header.path)) for header in (like, other))
-            for header in (like, other):
-                extents = zip("xyz", *world_box(header.grid_shape, header.geometry()[0]), strict=True)
-                extent = ", ".join(f"{axis} {start:.1f} to {stop:.1f}" for axis, start, stop in extents)
-                lines.append(f"  {header.path!s:<{width}}  {describe_grid(header.grid_shape, header.affine)}, {extent} mm")
-            raise GridMismatchError("\n".join([*lines, f"  {_suspicion(like, other)}"]))
+            raise GridMismatchError(
+                f"{other.path}: the {what} and the {self.name} do not overlap in the world\n{like.difference_from(other)}\n  {_NO_OVERLAP}"
+            )
         share = grid_map.num_inside / grid_map.num_voxels
         if what == "logits" and share < SMALL_OVERLAP:
             raise GridMismatchError(
@@ -123,11 +121,9 @@ class WorkGrid:
             return ""
         for order in permutations(range(len(sizes))):  # The usual order of x, y, z comes first.
             if order[-1] != len(wanted) and [sizes[axis] for axis in order[:-1]] == wanted:
-                axes = [name for _, name in sorted(zip(order, [*"xyz"[: len(wanted)], "label"], strict=True))]
                 if other.affine is None:  # An archive, whose axes are listed the other way round.
-                    return f"An .npz holds (label, z, y, x); this one seems to hold ({', '.join(reversed(axes))})."
-                first = ": channels first" if order[-1] == 0 else ""
-                return f"Its axes seem to be ({', '.join(axes)}){first}. Move the label axis to the end: array.transpose{order}"
+                    return "Its axes are in another order: an .npz or .npy holds (label, z, y, x)."
+                return f"Its axes are in another order. Move the label axis to the end: array.transpose{order}"
         return ""
 
     def advice(self, other: VolumeHeader, hint: str) -> str:
@@ -137,7 +133,7 @@ class WorkGrid:
         if self.header.affine is None or other.affine is None:
             return hint
         if not _boxes_overlap(self.header, other):
-            return f"{hint}\n  The two do not overlap in the world. {_suspicion(self.header, other)}"
+            return f"{hint}\n  The two do not overlap in the world. {_NO_OVERLAP}"
         return f"{hint}\n  Or give --resample, which interpolates onto the {self.name}'s grid."
 
     def describe(self, grid_map: GridMap, other: VolumeHeader, what: str, how: str, outside: str) -> list[str]:
@@ -154,15 +150,7 @@ class WorkGrid:
         return notes
 
 
-def _boxes_overlap(like: VolumeHeader, other: VolumeHeader, *, in_lps: bool = False) -> bool:
-    """Return whether the boxes of two grids overlap in the world, the second one's if its affine were in LPS."""
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ other.geometry()[0] if in_lps else other.geometry()[0]
-    box, other_box = world_box(like.grid_shape, like.geometry()[0]), world_box(other.grid_shape, affine)
+def _boxes_overlap(like: VolumeHeader, other: VolumeHeader) -> bool:
+    """Return whether the boxes of two grids overlap in the world."""
+    box, other_box = (world_box(header.grid_shape, header.geometry()[0]) for header in (like, other))
     return bool((np.minimum(box[1], other_box[1]) > np.maximum(box[0], other_box[0])).all())
-
-
-def _suspicion(like: VolumeHeader, other: VolumeHeader) -> str:
-    """Return the likely reason why two grids do not overlap."""
-    if _boxes_overlap(like, other, in_lps=True):
-        return "With the signs of world x and y exchanged they would: one file was probably written in LPS as if that were RAS."
-    return "Is the transform missing in one of the headers, or is it of another scan? Compare them with `crfrefine info`."

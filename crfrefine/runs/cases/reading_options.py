@@ -70,16 +70,12 @@ class RegionReading:
         problem = f"{path}: the network's output has {counted(num_channels, 'channel')}"
         if self.problem:
             raise InputError(f"{problem}, and whether these are regions is not clear\n  {self.problem}")
+        expected = [] if self.num_labels is None else [f"{self.num_labels}, one for each label from 0 to {self.num_labels - 1}"]
         if self.scheme is not None:
-            labels = "" if self.num_labels is None else f", or {self.num_labels}, one per label"
-            regions = f"{self.scheme.num_regions}, one per region of {self.source}{labels}"
-            raise InputError(f"{problem}, expected {regions}\n  {self.scheme.describe()}")
-        assert self.num_labels is not None
-        raise InputError(
-            f"{problem}, expected {self.num_labels}, one for each label from 0 to {self.num_labels - 1} of {self.source}\n"
-            "  Export all labels of the network, background included. If that file describes another network, put the\n"
-            "  dataset.json of this one beside its output, or correct its labels."
-        )
+            expected.insert(0, f"{self.scheme.num_regions}, one per region")
+        advice = "Export all channels of the network, or put its own dataset.json beside its output."
+        regions = "" if self.scheme is None else f"\n  {self.scheme.describe()}"
+        raise InputError(f"{problem}, expected {', or '.join(expected)} of {self.source}{regions}\n  {advice}")
 
     def identify(self, values: NDArray[np.float32], input_type: str, kind: str | None, path: Path) -> tuple[str, str]:
         """Return "logits" or "probabilities" for a file's channels of regions, and a sentence that says why."""
@@ -103,17 +99,17 @@ def find_regions(given: RegionScheme | None, descriptions: Iterable[DatasetDescr
     if description is None:
         return NO_REGIONS
     order, problem, scheme = description.regions_class_order, "", None
-    if description.has_regions and order is None:
-        problem = "it has regions of several labels, but no regions_class_order: the label that each region writes"
-    elif description.has_regions and order is not None:
+    if description.has_regions != (order is not None):
+        problem = (
+            "regions of several labels and regions_class_order, the label that each region writes, need each other; it has only one of them"
+        )
+    elif order is not None:
         # nnU-Net leaves the background out, too.
         named = {name: numbers for name, numbers in description.labels.items() if name != "ignore" and numbers != (0,)}
         try:
             scheme = RegionScheme.of({" ".join(name.split()): numbers for name, numbers in named.items()}, order)
         except ConfigError as error:
             problem = str(error)
-    elif order is not None:
-        problem = "it has regions_class_order, but no label of it is a list of several labels"
     if problem:
         problem = f"{description.path}: {problem}\n  Region-based training of nnU-Net is described like this: {_WRITTEN_BY_NNUNET}"
     return RegionReading(scheme, str(description.path), description.num_labels, problem)
@@ -149,19 +145,14 @@ def number_structures(cases: Sequence[CaseFiles]) -> DeclaredLabels:
     # Raise InputError if one has a reserved name, or if only some cases have a file per structure.
     other = next((case for case in cases if case.logits and not case.are_structures), None)
     if other is not None:
-        raise InputError(
-            f"{other.logits[0]}: a label map, but other cases have one file per structure, whose numbers follow from their names; "
-            "refine the two kinds in separate runs"
-        )
+        raise InputError(f"{other.logits[0]}: a label map, but other cases have one file per structure; refine the two in separate runs")
     by_name = {stem_of(path): path for case in cases if case.are_structures for path in case.logits}
     if len(by_name) > MAX_LABEL:
         raise InputError(f"{next(iter(by_name.values())).parent}: {len(by_name)} structures; label maps hold at most {MAX_LABEL}")
     for name, path in by_name.items():
-        if name in RESERVED_NAMES:
-            meaning = "has a meaning in dataset.json; background is where no structure is"
-            raise InputError(f"{path}: a structure cannot have the name {name!r}, which {meaning}. Rename the file or leave it out")
-        if shorten(name, 200) != name:
-            raise InputError(f"{shorten(path, 300)}: the name of a structure must be printable and have at most 200 characters")
+        if name in RESERVED_NAMES or shorten(name, 200) != name:
+            rule = f"it must be printable, have at most 200 characters, and be none of {', '.join(RESERVED_NAMES)}"
+            raise InputError(f"{shorten(path, 300)}: cannot name a structure: {rule}. Rename the file or leave it out")
     numbers = {name: number for number, name in enumerate(sorted(by_name), start=1)}
     return DeclaredLabels(tuple(range(len(numbers) + 1)), "the names of the structures", numbers)
 
