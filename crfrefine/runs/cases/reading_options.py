@@ -100,9 +100,7 @@ def find_regions(given: RegionScheme | None, descriptions: Iterable[DatasetDescr
         return NO_REGIONS
     order, problem, scheme = description.regions_class_order, "", None
     if description.has_regions != (order is not None):
-        problem = (
-            "regions of several labels and regions_class_order, the label that each region writes, need each other; it has only one of them"
-        )
+        problem = "it has only one of regions of several labels and regions_class_order, the label that each region writes"
     elif order is not None:
         # nnU-Net leaves the background out, too.
         named = {name: numbers for name, numbers in description.labels.items() if name != "ignore" and numbers != (0,)}
