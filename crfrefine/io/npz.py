@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import sys
 import zipfile
@@ -143,9 +144,9 @@ class _MemberReader:
 def _open(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
         archive = zipfile.ZipFile(path)
-    except OSError as error:
-        raise cannot_read(path, error) from error
-    except (zipfile.BadZipFile, RuntimeError, ValueError) as error:  # The last two: invalid versions and names.
+    except (OSError, zipfile.BadZipFile, RuntimeError, ValueError) as error:  # The last two: invalid versions and names.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: a place before the beginning of the file.
+            raise cannot_read(path, error) from error
         raise UnsupportedFormatError(f"{path}: not an .npz file, or cut off ({error}); pickles are never read") from None
     with archive:
         yield archive

@@ -82,6 +82,14 @@ def hollow(path):
     path.write_bytes(path.read_bytes().replace(size, (2_000_000_000).to_bytes(4, "little")))
 
 
+def misplaced(path):
+    """The archive says that its directory begins behind its end."""
+    np.savez(path, logits=GRID)
+    data = path.read_bytes()
+    place = data.rfind(b"PK\5\6") + 16
+    path.write_bytes(data[:place] + (1 << 30).to_bytes(4, "little") + data[place + 4 :])
+
+
 GRID = np.zeros((2, 3, 4, 5))
 WRONG = {
     "objects": (arrays(logits=np.array([Bomb()], dtype=object)), "the array 'logits' is a pickle, which may run code and is never read"),
@@ -94,6 +102,7 @@ WRONG = {
     "complex": (arrays(logits=GRID.astype(complex)), "holds complex128; expected real numbers"),
     "empty": (content(b""), "the file is empty"),
     "text": (content(b"patient,dice\n"), "not an .npz file, or cut off"),
+    "misplaced directory": (misplaced, "not an .npz file, or cut off"),
     "zip magic": (content(b"PK\x03\x04" + bytes(100)), "not an .npz file, or cut off"),
     "digits": (member(shape="9" * 5000 + ", 2, 2"), ""),
     "width": (member(dtype="<f" + "9" * 5000), ""),
