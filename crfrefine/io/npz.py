@@ -144,9 +144,9 @@ class _MemberReader:
 def _open(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
         archive = zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile, RuntimeError, ValueError) as error:  # The last two: invalid versions and names.
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: a place before the beginning of the file.
-            raise cannot_read(path, error) from error
+    except OSError as error:
+        raise cannot_read(path, error) from error
+    except (zipfile.BadZipFile, RuntimeError, ValueError) as error:  # The last two: invalid versions and names.
         raise UnsupportedFormatError(f"{path}: not an .npz file, or cut off ({error}); pickles are never read") from None
     with archive:
         yield archive
@@ -176,7 +176,9 @@ def _member(archive: zipfile.ZipFile, key: str, path: Path) -> Iterator[tuple[_M
         raise UnsupportedFormatError(f"{path}: compressed or encrypted in a way that numpy does not write")
     try:
         archive.open(info).close()  # Goes to the first byte of the member.
-    except (zipfile.BadZipFile, ValueError, OverflowError, NotImplementedError) as error:
+    except (OSError, zipfile.BadZipFile, ValueError, OverflowError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: a place before the beginning of the file.
+            raise
         raise UnsupportedFormatError(f"{path}: damaged zip directory ({error}); copy or export it again") from None
     assert archive.fp is not None
     with open_bytes(path, container, archive.fp.tell()) as reader:

@@ -102,7 +102,7 @@ WRONG = {
     "complex": (arrays(logits=GRID.astype(complex)), "holds complex128; expected real numbers"),
     "empty": (content(b""), "the file is empty"),
     "text": (content(b"patient,dice\n"), "not an .npz file, or cut off"),
-    "misplaced directory": (misplaced, "not an .npz file, or cut off"),
+    "misplaced directory": (misplaced, "damaged zip directory"),
     "zip magic": (content(b"PK\x03\x04" + bytes(100)), "not an .npz file, or cut off"),
     "digits": (member(shape="9" * 5000 + ", 2, 2"), ""),
     "width": (member(dtype="<f" + "9" * 5000), ""),
