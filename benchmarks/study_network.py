@@ -29,7 +29,7 @@ from crfrefine.io.volume import Volume
 from crfrefine.metrics.overlap import measure_case
 from crfrefine.runs.cases.case_files import CaseFiles
 from crfrefine.runs.cases.discovery import discover_cases
-from crfrefine.train.plan import choose_num_folds, make_folds
+from crfrefine.train.plan import make_folds
 
 STRIDE = 16  # Sides of what the network sees are multiples of it.
 _ROTATION, _SCALE, _JITTER, _FOREGROUND_SHARE = math.radians(35), 1.25, 20, 0.8
@@ -186,7 +186,7 @@ def add_logits(data: Path, folder: Path, schedule: Schedule = FULL) -> Path:
     num_labels = 1 + max(int(io.read_labels(case.labels).data.max()) for case in cases)
     stages = Stages(folder, f"{data.name}, network")
     inputs = [asdict(schedule), SEED, *listing(data / "images"), *listing(data / "labels")]
-    for number, split in enumerate(make_folds(len(cases), choose_num_folds(None, len(cases)), SEED)):
+    for number, split in enumerate(make_folds(len(cases), None, SEED)):
         seen, held_out = ([cases[index] for index in part] for part in (split.seen, split.held_out))
         work = partial(_run_fold, seen, held_out, num_labels, schedule, SEED + number)
         fold = stages.run(f"fold_{number + 1}", inputs if number == 0 else [], work)

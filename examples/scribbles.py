@@ -38,7 +38,7 @@ from crfrefine.io.json import read_json
 from crfrefine.metrics.overlap import measure_case
 from crfrefine.statistics.comparison import MEAN, Measurement, ResultTable
 from crfrefine.statistics.paired import holm
-from crfrefine.train.plan import choose_num_folds, make_folds
+from crfrefine.train.plan import make_folds
 
 WAYS = (SCRIBBLES, WITH_CRF, LABELS)
 FULL = Schedule(num_steps=600)
@@ -57,15 +57,16 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def run(
-    data: ScribbleData, output: Path, schedule: Schedule, recipe: Recipe, num_folds: int, wanted: Sequence[int] | None = None
+    data: ScribbleData, output: Path, schedule: Schedule, recipe: Recipe, num_folds: int | None, wanted: Sequence[int] | None = None
 ) -> dict[str, Scores]:
     """Train the wanted folds, by default all; return the Dice of each way on the cases that these folds hold out."""
-    wrong = sorted(set(wanted or ()) - set(range(1, num_folds + 1)))
+    folds = make_folds(len(data.labeled), num_folds, SEED)
+    wrong = sorted(set(wanted or ()) - set(range(1, len(folds) + 1)))
     if wrong:
-        raise ConfigError(f"--fold: there is no fold {wrong[0]}; expected 1 to {num_folds}")
+        raise ConfigError(f"--fold: there is no fold {wrong[0]}; expected 1 to {len(folds)}")
     torch.set_num_threads(1)  # The sums of several threads are in another order, and so are the roundings.
     results: dict[str, Scores] = {way: {} for way in WAYS}
-    for number, split in enumerate(make_folds(len(data.labeled), num_folds, SEED), start=1):
+    for number, split in enumerate(folds, start=1):
         if wanted and number not in wanted:
             continue
         data.require_all_labels(split.seen, f"fold {number}")
@@ -177,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> ResultTable:
     else:
         folder = options.data or Path(os.environ["CRFREFINE_DATA"]) / "acdc"
     data = read_data(folder)
-    num_folds = choose_num_folds(options.folds or (2 if options.quick else None), len(data.labeled))
+    num_folds = options.folds or (2 if options.quick else None)
     return report(run(data, options.output, schedule, recipe, num_folds, options.fold), list(data.structures))
 
 

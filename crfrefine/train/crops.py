@@ -56,11 +56,6 @@ class Crop:
         """The network's labels (*box)."""
         return decode(self.logits.astype(np.float32), self.regions) if self.label_map is None else self.label_map
 
-    @property
-    def counted(self) -> NDArray[np.bool_]:
-        """The voxels (*box) in the mask that have a reference."""
-        return self.mask & (self.labels < self.num_labels)
-
     def count(self, labels: NDArray[Any]) -> NDArray[np.int64]:
         """Return the (L, L) voxels inside the mask by reference and label (*box)."""
         return count_confusion(self.labels[self.mask], labels[self.mask], self.num_labels)

@@ -54,7 +54,7 @@ class TrainingDevice:
 
     def crop(self, crop: Crop) -> CropTensors:
         """Return a crop on the device; the backward pass reads it, so it must not be overwritten."""
-        counted = crop.counted
+        counted = crop.mask & (crop.labels < crop.num_labels)
         logits, image = np.array(crop.logits, order="C"), np.array(crop.image, dtype=np.float32, order="C")
         arrays = logits, image, np.flatnonzero(counted), crop.labels[counted].astype(np.int64)
         logits_there, image_there, index, labels = (torch.from_numpy(array).to(self.tensors) for array in arrays)
@@ -150,12 +150,12 @@ class Material:
         return tuple(self._draw_voxels(crop) for crop in self.crops)
 
     def _draw_voxels(self, crop: Crop) -> tuple[Tensor, Tensor]:
-        places = np.flatnonzero(crop.counted)
-        if places.size > MAX_VOXELS:
-            places = places[np.arange(MAX_VOXELS) * places.size // MAX_VOXELS]
-        logits = np.stack([np.ravel(channel)[places] for channel in crop.logits]).astype(np.float32)
-        labels = np.ravel(crop.labels)[places].astype(np.int64)
-        return torch.from_numpy(logits).to(self.device.tensors), torch.from_numpy(labels).to(self.device.tensors)
+        values = self.device.crop(crop)
+        logits, labels = values.with_reference(values.logits), values.labels
+        if labels.numel() > MAX_VOXELS:
+            chosen = torch.arange(MAX_VOXELS, device=labels.device) * labels.numel() // MAX_VOXELS
+            logits, labels = logits[:, chosen], labels[chosen]
+        return logits.float(), labels
 
     def batch(self, optimizer_step: int, cases: Sequence[int], count: int) -> list[Crop]:
         """Return a tile of each of some cases, drawn at random; all starts get the same tiles at the same step."""

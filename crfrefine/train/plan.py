@@ -48,17 +48,11 @@ class Split:
         return sorted({*self.training, *self.deciding})
 
 
-def choose_num_folds(asked: int | None, num_cases: int) -> int:
-    """Return the number of folds; raise ConfigError for fewer than two folds, or more folds than cases."""
-    if asked is None:
-        return min(DEFAULT_NUM_FOLDS, num_cases)
-    if not 2 <= asked <= num_cases:
-        raise ConfigError(f"--folds: expected 2 to {num_cases} (the number of cases: leave one out), got {asked}")
-    return asked
-
-
-def make_folds(num_cases: int, num_folds: int, seed: int) -> list[Split]:
-    """Divide the cases at random, each held out once; with as many folds as cases, keep their order."""
+def make_folds(num_cases: int, num_folds: int | None, seed: int) -> list[Split]:
+    """Divide the cases at random, each held out once, in 2 folds or more; with as many folds as cases, keep their order."""
+    num_folds = min(DEFAULT_NUM_FOLDS, num_cases) if num_folds is None else num_folds
+    if not 2 <= num_folds <= num_cases:
+        raise ConfigError(f"--folds: expected 2 to {num_cases} (the number of cases: leave one out), got {num_folds}")
     order = np.arange(num_cases) if num_folds == num_cases else np.random.default_rng([seed, num_cases]).permutation(num_cases)
     splits = []
     for fold in range(num_folds):
@@ -159,7 +153,7 @@ def make_plan(options: TrainingOptions, device: TrainingDevice) -> Plan:
         options.data, strict=options.strict, input_type=options.input_type, resample=options.resample, num_labels=base.num_labels
     )
     regions = choose_regions(options.regions, cases)
-    folds = make_folds(len(cases.files), choose_num_folds(options.num_folds, len(cases.files)), options.seed)
+    folds = make_folds(len(cases.files), options.num_folds, options.seed)
     if cases.regions is not None and cases.regions.num_regions < 2:
         raise InputError(f"{options.data.logits}: the logits have one region only; give two channels, zeros and the log-odds of the region")
     resolve = base.resolve if cases.regions is None else partial(resolve_regions, base)

@@ -24,7 +24,7 @@ from crfrefine.train.dataset import find_cases, read_labeled
 from crfrefine.train.material import CPU, NUM_SAMPLED, make_sample
 from crfrefine.train.model import Network, mean_dice
 from crfrefine.train.options import TrainingOptions, locate_folders
-from crfrefine.train.plan import choose_num_folds, make_folds, make_plan
+from crfrefine.train.plan import make_folds, make_plan
 from crfrefine.train.run import fingerprint
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
@@ -141,10 +141,10 @@ def test_each_case_is_held_out_once_and_decides_nothing_there():
         for split in splits:
             assert sorted({*split.training, *split.deciding}) == sorted(set(range(num_cases)) - {*split.held_out})
             assert not set(split.training) & set(split.deciding) or split.training == split.deciding
-    assert [choose_num_folds(*asked) for asked in ((None, 2), (None, 4), (None, 120), (7, 7))] == [2, 4, 5, 7]
+    assert [len(make_folds(*asked, 0)) for asked in ((2, None), (4, None), (120, None), (7, 7))] == [2, 4, 5, 7]
     for asked in (1, 8):
         with pytest.raises(ConfigError, match="--folds: expected 2 to 7"):
-            choose_num_folds(asked, 7)
+            make_folds(7, asked, 0)
 
 
 def write_label_maps(root, count):
