@@ -65,16 +65,14 @@ def plan_regions(texts: Sequence[str], labels: Path, ignore_label: int | None) -
     ignored = ignore_label if ignore_label is not None or description is None else description.ignore_label
     titles = {str(label): f"{label} {name}" for label, name in description.label_names.items()} if description else {}
     entries = description.labels if description else {}
-    asked = [parse_region(text) for text in texts]
     described: list[Region] = []
     if description is not None and description.has_regions:
         foreground = [(name, members) for name, members in entries.items() if name != "ignore" and 0 not in members]
         try:
-            described = [make_region(name, members) for name, members in foreground]
+            described = [_as_label(make_region(name, members), titles) for name, members in foreground]
         except ValueError as error:  # Its labels, and the one to ignore, are still valid.
             notes.append(f"{description.path}: {error}; continuing without its regions")
-    # A label has its own row, whose title has its name: as a region of that name it would appear twice.
-    asked, described = ([_as_label(region, titles) for region in regions] for regions in (asked, described))
+    asked = [_as_label(parse_region(text), titles) for text in texts]
     named: dict[str, tuple[int, ...]] = {}
     for region in asked:
         if named.setdefault(region.name, region.labels) != region.labels:
@@ -83,10 +81,8 @@ def plan_regions(texts: Sequence[str], labels: Path, ignore_label: int | None) -
     for region in described:
         named.setdefault(region.name, region.labels)
     for name, members in named.items():
-        if name == ALL_LABELS:
-            raise ConfigError(f"region {name!r}: is the name of the calibration of all labels together; choose another one")
-        if name.isdigit() and name != "+".join(map(str, members)):
-            raise ConfigError(f"region {name!r}: is the name of label {name}; choose another one")
+        if name == ALL_LABELS or (name.isdigit() and name != "+".join(map(str, members))):
+            raise ConfigError(f"region {name!r}: is the name of all labels together, or of a label; choose another one")
         if ignored in members:
             raise ConfigError(f"region {name!r}: label {ignored} marks voxels that are ignored, it cannot belong to a region")
     # A region that equals a label, such as "2=2", would appear twice.
@@ -97,7 +93,7 @@ def plan_regions(texts: Sequence[str], labels: Path, ignore_label: int | None) -
 
 
 def _as_label(region: Region, titles: Mapping[str, str]) -> Region:
-    """Return the label that has the name of the region; else the region."""
+    """Return the label that has the name of the region, since it has its own row; else the region."""
     number = str(region.labels[0])
     is_label = len(region.labels) == 1 and titles.get(number) == f"{number} {shorten(region.name)}"
     return Region(number, region.labels) if is_label else region
@@ -263,8 +259,7 @@ class CaseResult(Record):
     warnings: list[str] = field(default_factory=list)
 
 
-# The finest atlases have half as many; a gray image taken for a label map has thousands, and would
-# be measured for hours.
+# The finest atlases have half as many; a gray image taken for a label map has thousands.
 MAX_MEASURED = 2000
 
 

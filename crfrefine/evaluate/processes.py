@@ -32,8 +32,7 @@ def map_in_processes(
     function: Callable[[Item], Result], items: Sequence[Item], num_processes: int
 ) -> Generator[tuple[Item, Result | Failure]]:
     """Yield each item with its result or failure, as they complete; closing the generator ends the processes."""
-    # The function is importable and writes no files; with one process, or one item, it runs in this
-    # thread.
+    # The function is importable and writes no files; one process, or one item, needs none.
     if min(num_processes, len(items)) <= 1:
         for item in items:
             yield item, _attempt(function, item)

@@ -202,8 +202,7 @@ def _measure(evaluation: Evaluation, observer: EvaluationObserver) -> None:
 
 def cases_learned_on(pairs: Sequence[CasePair], notes: list[str]) -> dict[str, tuple[str, ...]]:
     """Return the cases of each method that its parameters were learned on, by the records that `infer` leaves beside its label maps."""
-    # A method without a record, or without cases of this kind, is left out. A record that cannot be
-    # read is noted.
+    # A method without a record, or without such cases, is left out.
     records: dict[Path, dict[str, Entry]] = {}
     learned: dict[str, tuple[str, ...]] = {}
     for pair in pairs:

@@ -67,9 +67,7 @@ def _cases_of(path: Path) -> dict[str, Path]:
 
 def read_structures(path: Path, numbers: Mapping[str, int], warnings: list[str], *, grid: VolumeHeader | None = None) -> Volume:
     """Read a folder of structures, or a label map whose labels have names in a `dataset.json`, with the numbers of a run."""
-    # `warnings` gets a sentence about structures that lose most of their voxels to smaller ones, as
-    # a union of others does. Axes are turned to those of `grid`; None means those of the first
-    # file.
+    # `warnings` gets a sentence about covered structures; axes are turned to those of `grid`.
     if not path.is_dir():
         return _renumbered(io.read_labels(path, grid=grid), path, numbers)
     headers = [io.read_header(file, io.VOLUME_SUFFIXES) for file in list_files(path, io.VOLUME_SUFFIXES)]

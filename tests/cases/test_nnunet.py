@@ -129,11 +129,11 @@ def test_predictions_know_their_images(tree, monkeypatch):
     shutil.copytree(folder, tree.network / "predictions")  # Inside the folder of the network they are predictions, too.
     assert find_cases_to_refine(tree.network / "predictions", (), None)[0].logits == (tree.network / "predictions" / "case0.npz",)
     (folder / "predict_from_raw_data_args.json").unlink()  # nnUNetv2_ensemble does not write where the images were.
-    with pytest.raises(InputError, match=r"names no folder of images\n  Name the folder of the images with -i"):
+    with pytest.raises(InputError, match=r"found no folder\n  Name the folder of the images with -i"):
         find_cases_to_refine(folder, (), None)
     assert len(find_cases_to_refine(folder, (tree.raw / "imagesTs",), None)) == 3
     folder = write_predictions(tree, list_of_lists_or_source_folder=f"nnUNet_raw/{DATASET}/imagesTs")
-    with pytest.raises(InputError, match=r"(?s)which is no folder here.*Name the folder of the images with -i"):
+    with pytest.raises(InputError, match=r"(?s)expected the folder of the images, found nnUNet_raw.*Name the folder of the images with -i"):
         find_cases_to_refine(folder, (), None)
     monkeypatch.chdir(tree.root)  # A relative path begins where nnU-Net was started.
     assert len(find_cases_to_refine(folder, (), None)) == 3

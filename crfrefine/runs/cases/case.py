@@ -35,11 +35,9 @@ if TYPE_CHECKING:
     from crfrefine.arrays.resampling import GridMap
 
 MAX_IN_MEMORY = 1 << 29  # bytes of logits in float32 from which on they are streamed
-# Logits that take more than this part of the allowed memory are streamed, too: a run on all labels
-# takes several times as much.
+# Logits that take more than this part of the allowed memory are streamed, too.
 SHARE_IN_MEMORY = 8
-# Bytes of logits up to which they are always read as a whole: streaming takes as much for pieces on
-# their way.
+# Bytes of logits up to which they are always read as a whole.
 MIN_STREAMED = 1 << 26
 # Most axes of a grid that can be streamed, as of `refinement.tiles`, which is above this room.
 MAX_DIMS = 3
@@ -100,8 +98,7 @@ def load_case(
     files: CaseFiles, options: ReadingOptions = DEFAULT_READING, *, threads: int | None = None, with_labels: bool = False
 ) -> Case:
     """Read and check a case, several files at a time; a label map becomes logits."""
-    # Raises InputError (missing files, unusable values, an empty mask), GridMismatchError,
-    # UnsupportedFormatError (damaged, cut off), or CapacityError before anything is allocated.
+    # Raises InputError, GridMismatchError, UnsupportedFormatError, or CapacityError.
     return read_case(read_case_headers(files, options), options, threads=threads, with_labels=with_labels)
 
 
@@ -115,8 +112,7 @@ def read_case(
     with_labels: bool = False,
 ) -> Case:
     """Read a case whose headers are read; arguments and errors as of `load_case`."""
-    # With `as_logits`, a label map becomes logits; with `may_stream`, large logits stay in their
-    # files.
+    # With `as_logits`, a label map becomes logits; with `may_stream`, large logits may stay in files.
     images, network, first = headers.images, headers.logits, headers.images[0]
     if network is None:
         raise InputError(f"case {headers.files.case_id!r}: no logits")
@@ -197,8 +193,7 @@ def _plan_memory(
     headers: CaseHeaders, network: LogitsHeader, options: ReadingOptions, *, as_logits: bool, may_stream: bool, with_labels: bool
 ) -> bool:
     """Return whether the logits of a case stay in their files: if they may, and take more than their share, or all would not fit."""
-    # Results are not counted: CapacityError refuses only what certainly does not fit. Tiles count
-    # themselves.
+    # Results are not counted: CapacityError refuses only what certainly does not fit.
     limit, first, is_map = memory_limit(options.max_memory), headers.images[0], network.kind == KIND
     name, grid = f"case {shorten(headers.files.case_id)!r}", math.prod(first.grid_shape)
     own_grid = network.files[0].grid_shape
@@ -277,8 +272,7 @@ def channels_of_scores(
     as_logits: bool,
 ) -> dict[str, Any]:
     """Return fields of `Case`: logits, log-odds of regions, or a label map, on the grid of the image `like`."""
-    # `values` are (channels, [z,] y, x) as in the files, and are changed; `times` gets the seconds
-    # of interpolation.
+    # `values`, (channels, [z,] y, x), are changed; `times` gets the seconds of interpolation.
     regions = options.regions
     scheme = regions.scheme_of(values, header.path)
     if scheme is None:
@@ -295,21 +289,18 @@ def channels_of_scores(
     if kind == "probabilities":
         convert = take_logarithms if scheme is None else take_log_odds
         run_all([partial(convert, channel) for channel in values], threads)
-    notes = [note]
-    network_spacing = None
+    notes, network_spacing = [note], None
     if not like.on_same_grid(header.files[0]):
         network_spacing = WorkGrid(like).require_overlap(header.files[0], "logits").source_spacing(like.geometry()[1])
         started = time.perf_counter()
-        # The logarithms, not the probabilities, so that it does not matter which of the two a network left behind.
-        # Outside their grid, regions are undecided: log-odds of 0.
+        # Logarithms are interpolated, so that logits and probabilities give the same result.
         how = {"are_of_labels": scheme is None, "is_cubic": options.resample == CUBIC}
         values = WorkGrid(like).interpolated(header.files[0], values, "logits", notes, outside="become background", threads=threads, **how)
         times["resample"] = time.perf_counter() - started
     values = values.reshape(len(values), *like.grid_shape[::-1])
     num_labels = len(values) if scheme is None else scheme.num_labels
-    logits = reverse_grid(values)
-    fields = {"network": logits, "input_kind": kind, "num_labels": num_labels, "regions": scheme, "notes": notes}
-    return fields | {"network_spacing": network_spacing}
+    fields = {"input_kind": kind, "num_labels": num_labels, "regions": scheme, "notes": notes, "network_spacing": network_spacing}
+    return fields | {"network": reverse_grid(values)}
 
 
 def channels_of_labels(found: LabelMap, options: ReadingOptions, spacing: tuple[float, ...], *, as_logits: bool) -> dict[str, Any]:

@@ -48,8 +48,7 @@ class CaseList(list[CaseFiles]):
 _MAX_NAMED = 3
 
 
-# The missing files of each case that lacks one, such as "no logits in study/logits", by the name of the case. Such cases
-# are left out and are no failures: half-finished cross-validations are common.
+# The missing files of each case that lacks one, by its name. It is left out and is no failure.
 Incomplete: TypeAlias = Mapping[str, Sequence[str]]
 
 

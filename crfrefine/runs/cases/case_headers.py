@@ -26,10 +26,18 @@ class CaseHeaders:
     mask: VolumeHeader | None  # the mask's header, if there is one
     labels: VolumeHeader | None  # the reference's header, if there is one
     strokes: tuple[VolumeHeader, ...]  # the headers of the strokes
-    companions: tuple[VolumeHeader, ...]  # of the network's output, the mask, the reference and the strokes
-    turnings: tuple[str, ...]  # notes on the files whose voxel axes are turned to those of the image
-    num_modalities: int  # M
     spacing: tuple[float, ...]  # mm to compute with, one per grid axis: given for the case, or the image's
+
+    @property
+    def num_modalities(self) -> int:
+        """M."""
+        return sum(header.num_channels for header in self.images)
+
+    @property
+    def companions(self) -> tuple[VolumeHeader, ...]:
+        """The headers of the network's output, the mask, the reference and the strokes."""
+        logits = () if self.logits is None else self.logits.files
+        return tuple(header for header in (*logits, self.mask, self.labels, *self.strokes) if header is not None)
 
     @property
     def on_other_grids(self) -> list[VolumeHeader]:
@@ -50,12 +58,19 @@ class CaseHeaders:
             found += [f"{name}{text}" for text in texts]
         return [*found, *self.turnings]
 
+    @property
+    def turnings(self) -> list[str]:
+        """Notes on the files whose voxel axes are turned to those of the image."""
+        turned: dict[str, list[str]] = {}
+        for header in (*self.images, *self.companions):
+            if header.turned is not None:
+                turned.setdefault(header.turning, []).append(header.path.name)
+        return [f"{listed(names, 3)}: {turning}" for turning, names in turned.items()]
+
 
 def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READING) -> CaseHeaders:
     """Read the headers of a case's files and check their grids, without reading voxels."""
-    # Raises InputError (a file is missing, a wrong number of modalities), UnsupportedFormatError,
-    # or GridMismatchError, with `options.resample` only for modalities and grids that do not
-    # overlap.
+    # Raises InputError, UnsupportedFormatError, or GridMismatchError.
     if files.problem:
         raise InputError(files.problem)
     regions = options.regions
@@ -101,15 +116,7 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
         require_scalar(header, "strokes")
         if not image.on_same_grid(header):
             raise _mismatch(files, "strokes", image, header, "Draw them on the image; strokes are not resampled.")
-    given = (*(() if logits is None else logits.files), mask, labels, *strokes)
-    companions = tuple(header for header in given if header is not None)
-    turned: dict[str, list[str]] = {}
-    for header in (*images, *companions):
-        if header.turned is not None:
-            turned.setdefault(header.turning, []).append(header.path.name)
-    turnings = tuple(f"{listed(names, 3)}: {turning}" for turning, names in turned.items())
-    num_modalities = sum(header.num_channels for header in images)
-    return CaseHeaders(files, images, logits, mask, labels, strokes, companions, turnings, num_modalities, files.spacing or spacing)
+    return CaseHeaders(files, images, logits, mask, labels, strokes, files.spacing or spacing)
 
 
 def _require_overlap(files: CaseFiles, what: str, image: VolumeHeader, other: VolumeHeader, *, resample: str | None) -> None:

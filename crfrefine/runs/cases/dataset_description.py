@@ -58,8 +58,7 @@ def read_dataset_description(folder: Path) -> DatasetDescription | None:
 
 def read_descriptions(folders: Iterable[Path], notes: list[str] | None = None) -> Iterator[DatasetDescription]:
     """Yield the `dataset.json` of each folder or of its parent, each file once."""
-    # A bad file becomes a sentence in `notes`, and the next one counts; without `notes` it is an
-    # InputError.
+    # A bad file becomes a sentence in `notes`; without `notes` it is an InputError.
     known: set[Path] = set()
     for folder in folders:
         candidates = (folder / "dataset.json", folder.parent / "dataset.json")

@@ -88,12 +88,8 @@ def read_label_map(header: LogitsHeader, images: Sequence[VolumeHeader], options
         lost = {numbers[name]: size for name, (left, size) in overlap.losers.items() if not left}
         present = present_labels(labels)
         # The segment of a structure is that of its file, if the file has a single one.
-        by_number = {number: Segment(number, name) for name, number in numbers.items()}
-        for file in header.files:
-            if len(file.segments) == 1:
-                number = numbers[stem_of(file.path)]
-                by_number[number] = replace(file.segments[0], label=number)
-        segments = tuple(by_number[number] for number in sorted(by_number))
+        own = {stem_of(file.path): file.segments[0] for file in header.files if len(file.segments) == 1}
+        segments = tuple(replace(own.get(name, Segment(number, name)), label=number) for name, number in numbers.items())
     else:
         try:
             labels, present = _read_one(first, options)
@@ -160,24 +156,19 @@ def _read_one(file: VolumeHeader, options: ReadingOptions) -> tuple[NDArray[np.u
     found = read_whole_numbers(file)
     if found.off > (LABEL_TOLERANCE if is_certain else 0.0):  # in doubt, only whole numbers are labels
         raise InputError(
-            f"{file.path}: one label only: one value per voxel, and not a whole number (off by up to {found.off:.2g}) as in a "
-            "label map\n"
-            "  Logits need one value per label at each voxel, background included: one file per label is -p BACKGROUND -p FOREGROUND.\n"
-            "  The sigmoid channel of a single region needs its labels: --regions NAME=1."
+            f"{file.path}: one value per voxel, not a whole number (off by up to {found.off:.2g}) as in a label map\n"
+            "  Logits need one value per label, background included (-p BACKGROUND -p FOREGROUND), or --regions NAME=1 for a single region."
         )
     found.require_range(file.path)
     present = present_labels(found.labels)
     if not is_certain and len(present) > _MAX_GRAY_VALUES:
-        raise InputError(
-            f"{file.path}: one value per voxel, {len(present)} different ones, as in an image; expected logits with one value per label, "
-            "background included. For a label map, give --input-type labels"
-        )
+        expected = "expected logits with one value per label, background included. For a label map, give --input-type labels"
+        raise InputError(f"{file.path}: one value per voxel, {len(present)} different ones, as in an image; {expected}")
     declared = options.declared
     if declared is not None and (unknown := sorted(set(present) - set(declared.numbers))):
         raise InputError(
-            f"{file.path}: has labels that are not declared: {describe_labels(unknown)}; it holds {describe_labels(present)}\n"
-            f"  Expected labels among {describe_labels(declared.numbers)} of {declared.source}.\n"
-            "  Add them there, or merge them in the label map; parameters with a value per label need a value for each."
+            f"{file.path}: has labels that are not declared: {describe_labels(unknown)}\n"
+            f"  Expected labels among {describe_labels(declared.numbers)} of {declared.source}: add them, or merge them in the label map."
         )
     return found.labels, present
 
@@ -186,8 +177,7 @@ def coarse_shares(
     found: LabelMap, channels: Sequence[int], given: Any, spacing: tuple[float, ...]
 ) -> tuple[NDArray[np.float32], tuple[float, ...], str]:
     """Return the logarithms of the shares of labels, (L,), in the map of a coarser network, its spacing, and a note."""
-    # `given` is mm between its voxels, or "auto": those of a file on its own grid, else found in
-    # the map.
+    # `given` is mm, or "auto": those of a file on its own grid, else found in the map.
     given = found.file_spacing if given == AUTO and found.file_spacing else given
     wide, note = find_network_spacing(given, found.labels.T, spacing)
     assert wide is not None
@@ -201,18 +191,14 @@ class Overlap:
 
     num_structures: int = 0  # that are not empty
     num_voxels: int = 0  # of several structures
-    example: tuple[str, str] = ("", "")  # the names of two such structures
     losers: dict[str, tuple[int, int]] = field(default_factory=dict)  # keep less than half of their voxels: how many, of how many
 
     @property
     def notes(self) -> tuple[str, ...]:
         """One sentence each; none without an overlap."""
-        if not self.num_voxels:
-            return ()
-        first, second = map(shorten, self.example)
-        note = f"structures overlap, and the smaller one keeps the voxel: {self.num_voxels} voxels, such as of {first} and {second}"
+        note = f"structures overlap, and the smaller one keeps the voxel: {self.num_voxels} voxels"
         lost = f"{self.lost}; if it is a union of others, leave its file out and unite its refined parts"
-        return (note, lost) if self.losers else (note,)
+        return (note, lost)[: bool(self.num_voxels) + bool(self.losers)]
 
     @property
     def lost(self) -> str:
@@ -223,9 +209,7 @@ class Overlap:
 
 def merge_structures(files: Sequence[VolumeHeader], numbers: Mapping[str, int]) -> tuple[NDArray[np.unsignedinteger[Any]], Overlap]:
     """Read one binary file per structure, one after the other, into one label map, ([z,] y, x); return it with the overlaps."""
-    # Where structures overlap, the one with the fewest voxels keeps a voxel (of two equally large
-    # ones the first by number), so that a structure inside another one survives. The order of the
-    # files does not matter.
+    # The smallest structure keeps a voxel (of equally large ones the first by number).
     first, largest = files[0], max(numbers.values())
     for file in files:
         if not first.on_same_grid(file):
@@ -233,21 +217,16 @@ def merge_structures(files: Sequence[VolumeHeader], numbers: Mapping[str, int]) 
     labels: NDArray[np.unsignedinteger[Any]] = np.zeros(first.grid_shape[::-1], np.min_scalar_type(largest))
     shared = np.zeros(labels.shape, np.bool_)
     sizes = np.zeros(largest + 1, np.int64)
-    names = {number: name for name, number in numbers.items()}
-    overlap = Overlap()
     for file in files:
         number = numbers[stem_of(file.path)]
         inside = _inside(file).reshape(labels.shape)
         sizes[number] = np.count_nonzero(inside)
         others = labels[inside]
         taken = others != 0
-        if taken.any():
-            if not shared.any():
-                overlap.example = names[int(others[taken][0])], names[number]
-            shared[inside] |= taken
+        shared[inside] |= taken
         wins = ~taken | (sizes[number] < sizes[others]) | ((sizes[number] == sizes[others]) & (number < others))
         labels[inside] = np.where(wins, labels.dtype.type(number), others)
-    overlap.num_structures, overlap.num_voxels = int(np.count_nonzero(sizes)), int(np.count_nonzero(shared))
+    overlap = Overlap(int(np.count_nonzero(sizes)), int(np.count_nonzero(shared)))
     if overlap.num_voxels:
         left = count_labels(labels, largest + 1)
         overlap.losers = {name: (left[number], int(sizes[number])) for name, number in numbers.items() if 2 * left[number] < sizes[number]}

@@ -28,8 +28,7 @@ _MAX_OF_A_PROBLEM = 1000
 
 def read_manifest(path: Path, *, input_type: str = "auto") -> CaseList:
     """Return the cases of a manifest, sorted by name; raise InputError that names all its problems, up to a limit."""
-    # Relative paths begin in its folder. With the input type "labels", several files, and the files
-    # of a folder, are structures.
+    # Relative paths begin in its folder. With "labels", several files or a folder are structures.
     require_file(path)
     if (size := path.stat().st_size) > MAX_BYTES:
         raise InputError(f"{path}: {size / 1e6:.0f} MB are too much for a manifest; at most {MAX_BYTES / 1e6:.0f} MB are read")

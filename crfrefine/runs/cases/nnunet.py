@@ -66,8 +66,7 @@ def require_trained(path: Path) -> TrainedNetwork:
     """Return the trained network of a folder; raise InputError for another folder."""
     folder = Path(os.path.abspath(path))  # noqa: PTH100 - the names as the user wrote them: links are not followed
     if not _is_trained(folder):
-        problem = "is not a trained network of nnU-Net version 2" if folder.is_dir() else "no such folder"
-        raise InputError(f"{path}: {problem}; {_EXPECTED}")
+        raise InputError(f"{path}: is not the folder of a trained network of nnU-Net version 2; {_EXPECTED}")
     plans, names = _read_table(folder / PLANS), folder.name.split("__")
     # In a renamed folder, the plans still have most names.
     trainer, plans_name, configuration = names if len(names) == 3 else ("TRAINER", str(plans.get("plans_name", "PLANS")), "CONFIGURATION")
@@ -117,7 +116,7 @@ def find_trained_cases(
     validations = {fold: folder / "validation" for fold, folder in folds.items() if fold != ALL and (folder / "validation").is_dir()}
     archives = {fold: {stem_of(path): path for path in list_files(folder, SCORES_SUFFIXES)} for fold, folder in validations.items()}
     reorients = _reorients(network.folder)
-    cases, lacking = [], set[str]()
+    cases, advice = [], dict[str, str]()
     for case in found:
         fold = held_out.get(case.case_id)
         by_fold = [fold] if fold else [name for name in archives if name not in splits or case.case_id not in splits[name][0]]
@@ -126,21 +125,20 @@ def find_trained_cases(
             cases.append(_with_archive(case, path, reorients=reorients))
             continue
         reason = "no fold that held it out has validated it"
-        if fold is not None:
-            lacking.add(fold)
-            reason = f"no probabilities in fold_{fold}/validation" if fold in folds else f"fold {fold} is not trained"
+        if fold is not None and fold in folds:
+            reason = f"no probabilities in fold_{fold}/validation"
+            advice[fold] = f"fold {fold} was not validated with --npz: {network.training_command(fold, '--val', '--npz')}"
+        elif fold is not None:
+            reason = f"fold {fold} is not trained"
+            advice[fold] = f"{reason}: {network.training_command(fold, '--npz')}"
         cases.append(case.lacking(f"no probabilities in {network.folder}: {reason}", reason))
-    advice = []
-    for fold in sorted(lacking):
-        state, flags = ("was not validated with --npz", ("--val", "--npz")) if fold in folds else ("is not trained", ("--npz",))
-        advice.append(f"fold {fold} {state}: {network.training_command(fold, *flags)}")
     notes = list(found.notes)
     if ALL in folds:
         notes.append(f"{network.folder}: fold_all was trained on all cases and is not used")
     stray = sorted({name for names in archives.values() for name in names} - {case.case_id for case in found})
     if stray:
         notes.append(f"{network.folder}: validated cases without an image in {image_folder} are ignored ({len(stray)}), such as {stray[0]}")
-    return TrainedCases(CaseList(cases, notes), description, tuple(advice))
+    return TrainedCases(CaseList(cases, notes), description, tuple(advice[fold] for fold in sorted(advice)))
 
 
 def locate_images(network: TrainedNetwork, given: Path | None) -> Path:
@@ -214,20 +212,18 @@ def _predicted_cases(folder: Path, images: Path | None, masks: Path | None) -> C
         path = folder / PREDICTION_ARGUMENTS
         source = _read_table(path).get("list_of_lists_or_source_folder") if path.is_file() else None
         if not isinstance(source, str) or not os.path.isdir(source):  # noqa: PTH112 - no exception for odd names
-            named = isinstance(source, str)
-            were = f"the images were in {shorten(source, MAX_OF_A_PATH)}, which is no folder here" if named else "names no folder of images"
-            raise InputError(f"{path}: {were}\n  Name the folder of the images with -i.")
+            named = shorten(source, MAX_OF_A_PATH) if isinstance(source, str) else "no folder"
+            raise InputError(f"{path}: expected the folder of the images, found {named}\n  Name the folder of the images with -i.")
         images = Path(source)
     found, reorients = discover_cases(images, None, masks), _reorients(folder)
     cases = []
     for case in found:
-        if case.case_id in archives:
-            cases.append(_with_archive(case, archives[case.case_id], reorients=reorients))
-        else:
-            lacking = f"no {case.case_id}.npz in {folder}"
-            cases.append(case.lacking(f"{lacking}\n  Predict again with nnUNetv2_predict ... --save_probabilities.", lacking))
-    stray = sorted(archives.keys() - {case.case_id for case in found})
-    notes = [f"{folder}: predictions without images are ignored ({len(stray)}), such as {archives[stray[0]].name}"] if stray else []
+        lacking = f"no {case.case_id}.npz in {folder}"
+        again = f"{lacking}\n  Predict again with nnUNetv2_predict ... --save_probabilities."
+        has_archive = case.case_id in archives
+        cases.append(_with_archive(case, archives.pop(case.case_id), reorients=reorients) if has_archive else case.lacking(again, lacking))
+    stray = sorted(path.name for path in archives.values())
+    notes = [f"{folder}: predictions without images are ignored ({len(stray)}), such as {stray[0]}"] if stray else []
     return CaseList(cases, [*found.notes, *notes])
 
 

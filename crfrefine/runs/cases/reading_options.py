@@ -91,8 +91,7 @@ NO_REGIONS = RegionReading()
 
 def find_regions(given: RegionScheme | None, descriptions: Iterable[DatasetDescription]) -> RegionReading:
     """Return which channels are regions: as given by the user, or as the first `dataset.json` says."""
-    # A description that contradicts itself is a problem only of files that are no softmax over
-    # labels.
+    # A description that contradicts itself fails only files that are no softmax over labels.
     if given is not None:
         return RegionReading(given, "--regions", is_given=True)
     description = next(iter(descriptions), None)
