@@ -108,11 +108,7 @@ def test_a_description_that_contradicts_itself(tmp_path, description, told):
 @pytest.mark.parametrize(
     ("channels", "options", "told"),
     [
-        (
-            sigmoids(5),
-            {"description": BRATS},
-            ["has 5 channels, expected 3, one per region, or 4, one for each label from 0 to 3 of "],
-        ),
+        (sigmoids(5), {"description": BRATS}, ["has 5 channels, expected 3, one per region, or 4, one for each label from 0 to 3 of "]),
         (sigmoids(5), {"description": BRATS}, ["  whole = 1+2+3, core = 2+3, enhancing = 3; written as 1, 2, 3"]),
         (sigmoids(4), {"given": SCHEME}, ["expected 3, one per region of --regions\n"]),
         (sigmoids(), {"description": BRATS, "input_type": "logits"}, ["expected log-odds of regions, found values that all lie in [0, 1]"]),

@@ -162,12 +162,9 @@ def read_case(
     notes = found.pop("notes")
     mask = labels = None
     if headers.mask is not None:
-        mask = parts["mask"]
+        mask = WorkGrid(first).nearest(headers.mask, parts["mask"], "mask", notes, outside="are outside the mask")
         if not mask.any():
-            raise InputError(f"{headers.mask.path}: the mask is empty: it has no voxel that is not zero")
-        mask = WorkGrid(first).nearest(headers.mask, mask, "mask", notes, outside="are outside the mask")
-        if not mask.any():
-            raise InputError(f"{headers.mask.path}: the mask is empty on the image's grid: no voxel of the image lies in it")
+            raise InputError(f"{headers.mask.path}: the mask is empty on the image's grid: it has no voxel that is not zero there")
     elif options.mask_mode == "nonzero":
         mask = nonzero_mask(parts["image"], first.path)
     if with_labels and headers.labels is not None:

@@ -100,11 +100,7 @@ def _description_of(content: Any, path: Path) -> DatasetDescription:
     if len(channels) > _MAX_CHANNELS:
         raise ValueError(f"{key}: {len(channels)} channels; files of images are numbered from 0000 to {_MAX_CHANNELS - 1}")
     return DatasetDescription(
-        path,
-        tuple(channels),
-        labels=numbers,
-        ignore_label=ignore[0] if len(ignore) == 1 else None,
-        regions_class_order=written,
+        path, tuple(channels), labels=numbers, ignore_label=ignore[0] if len(ignore) == 1 else None, regions_class_order=written
     )
 
 

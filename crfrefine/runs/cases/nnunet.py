@@ -149,25 +149,22 @@ def locate_images(network: TrainedNetwork, given: Path | None) -> Path:
 
 
 def locate_labels(network: TrainedNetwork, images: Path, given: Path | None) -> Path:
-    """Return the folder of the labels; `images` is the folder of the images."""
+    """Return the folder of the labels; `images` is the folder of the images. nnU-Net copies labels to its preprocessed data."""
     raw = [*([images.parent] if images.name == "imagesTr" else []), *network.places("nnUNet_raw")]
-    # nnU-Net copies the labels to its preprocessed data.
     copies = [place / "gt_segmentations" for place in network.places("nnUNet_preprocessed")]
     return _locate(network, "labels", given, [*(place / "labelsTr" for place in raw), *copies])
 
 
 def _locate(network: TrainedNetwork, what: str, given: Path | None, places: Sequence[Path]) -> Path:
     """Return the given folder, or the first that exists."""
-    if given is not None and not given.is_dir():
-        raise InputError(f"{given}: no such folder; --{what} names the folder of the {what}")
-    found = given or next((place for place in places if place.is_dir()), None)
-    if found is None:
-        looked_for = "".join(f"    {place}\n" for place in dict.fromkeys(places))
-        raise InputError(
-            f"{network.folder}: cannot find the {what} of {network.dataset}; looked in\n{looked_for}"
-            f"  Set the environment variable nnUNet_raw, or name the folder with --{what}."
-        )
-    return found
+    for place in places if given is None else [given]:
+        if place.is_dir():
+            return place
+    looked_for = "".join(f"    {place}\n" for place in (dict.fromkeys(places) if given is None else [given]))
+    raise InputError(
+        f"{network.folder}: cannot find the {what} of {network.dataset}; looked in\n{looked_for}"
+        f"  Set the environment variable nnUNet_raw, or name the folder with --{what}."
+    )
 
 
 def is_of_nnunet(folder: Path) -> bool:
@@ -189,11 +186,9 @@ def _splits(network: TrainedNetwork) -> dict[str, tuple[frozenset[str], frozense
     add_inputs(path)
     try:
         splits = [(frozenset[str](fold["train"]), frozenset[str](fold["val"])) for fold in read_json(path)]
-        names = [name for train, validated in splits for name in (*train, *validated)]
-        usable = bool(names) and all(isinstance(name, str) for name in names) and all(train and validated for train, validated in splits)
     except (TypeError, KeyError):
-        usable = False
-    if not usable:
+        splits = []
+    if not splits or not all(train and held_out and all(isinstance(name, str) for name in train | held_out) for train, held_out in splits):
         raise InputError(f'{path}: expected a list with {{"train": [...], "val": [...]}} for each fold, as nnU-Net writes it')
     return {str(fold): (train, validated - train) for fold, (train, validated) in enumerate(splits)}
 
