@@ -107,6 +107,7 @@ class Settings:
     tolerance_mm: float | str  # Tolerance of the surface Dice, as of the options.
     resample: bool = False  # True if predictions on another grid are interpolated onto that of the reference.
     channels: Mapping[str, RegionReading] = field(default_factory=dict)  # By method, which channels of its files are regions.
+    structures: Mapping[str, int] = field(default_factory=dict)  # As of the `Pairing`.
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,6 @@ class Reference:
     volume: Volume  # As read.
     header: VolumeHeader  # The header of the volume.
     settings: Settings  # The settings of the run.
-    structures: Mapping[str, int]  # As of `CasePair`.
     ignored: Bool | None = None  # (*grid) True where voxels are ignored; None means no voxel.
     notes: list[str] = field(default_factory=list)  # Gets a sentence about each file that was interpolated.
 
@@ -153,21 +153,21 @@ class Reference:
 def read_reference(pair: CasePair, settings: Settings, warnings: list[str]) -> Reference:
     """Read the reference of a case: a label map, or structures, with sentences about them in `warnings`."""
     path, ignore_label = pair.reference, settings.plan.ignore_label
-    volume = read_structures(path, pair.structures, warnings) if pair.structures else io.read_labels(path)
+    volume = read_structures(path, settings.structures, warnings) if settings.structures else io.read_labels(path)
     assert volume.header is not None
     ignored = volume.data == ignore_label if ignore_label is not None else None
     if ignored is not None and ignored.all():
         raise InputError(f"{path}: every voxel has the label {ignore_label}, to be ignored")
-    return Reference(volume, volume.header, settings, pair.structures, ignored if ignored is not None and ignored.any() else None)
+    return Reference(volume, volume.header, settings, ignored if ignored is not None and ignored.any() else None)
 
 
 def read_masks(files: MethodFiles, reference: Reference, regions: RegionReading, warnings: list[str]) -> tuple[Labels, SoftLabels | None]:
     """Read the label map of a method, (*grid), with its probabilities if the file holds them."""
     if files.problem:
         raise InputError(files.problem)
-    path, grid = files.label_map, reference.header
-    if path is not None and reference.structures:
-        return _onto(reference, read_structures(path, reference.structures, warnings, grid=grid), "structures"), None
+    path, grid, structures = files.label_map, reference.header, reference.settings.structures
+    if path is not None and structures:
+        return _onto(reference, read_structures(path, structures, warnings, grid=grid), "structures"), None
     if path is not None:
         header = io.read_header(path)
         # Logits and probabilities have several values per voxel, declare such values, or are the channel of a region.

@@ -60,7 +60,6 @@ class CasePair:
     methods: Mapping[str, MethodFiles] = field(default_factory=dict)
     images: tuple[Path, ...] = ()  # The files of its modalities, in order; empty if no images were given, or none of this case.
     problem: str | None = None  # Why the case cannot be measured at all.
-    structures: Mapping[str, int] = field(default_factory=dict)  # As of the `Pairing`.
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -139,7 +138,7 @@ def pair_cases(options: EvaluationOptions) -> Pairing:
     for case_id in complete:
         paths, methods = references[case_id], {name: files[case_id] for name, files in by_method.items()}
         problem = f"expected one label map, found {file_names(paths)} in {options.labels}" if len(paths) > 1 else None
-        cases.append(CasePair(case_id, paths[0], methods, images.get(case_id, ()), problem, structures))
+        cases.append(CasePair(case_id, paths[0], methods, images.get(case_id, ()), problem))
     return Pairing(tuple(cases), tuple(notes), lacking, structures)
 
 

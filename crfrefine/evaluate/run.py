@@ -145,7 +145,7 @@ def run_evaluation(options: EvaluationOptions, observer: EvaluationObserver | No
         check_replaceable(options.output / name)
     notes = [*plan.notes, *pairing.notes]
     channels = {name: _channels(name, options, notes) for name in options.methods}
-    settings = Settings(plan.with_structures(pairing.structures), options.tolerance_mm, options.resample, channels)
+    settings = Settings(plan.with_structures(pairing.structures), options.tolerance_mm, options.resample, channels, pairing.structures)
     num_processes = min(options.processes or available_threads(), len(pairing.cases))
     learned = cases_learned_on(pairing.cases, notes)
     evaluation = Evaluation(options, settings, pairing.cases, (), notes, num_processes, left_out=pairing.left_out, learned=learned)

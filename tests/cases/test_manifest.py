@@ -50,8 +50,8 @@ def test_what_spreadsheets_write_is_read(archive):
         ("", "found an empty file"),
         ("case,images,logits\n", "has no cases"),
         ("case,images,logits\na,b\n", "line 2: has 2 cells, expected 3"),
-        ('case,images,logits\n"a,b,c\n', "not CSV"),
-        ("case,images,logits\n\xff,b,c\n", "is not UTF-8 text"),
+        ('case,images,logits\n"a,b,c\n', "cannot be read as CSV in UTF-8"),
+        ("case,images,logits\n\xff,b,c\n", "cannot be read as CSV in UTF-8"),
     ],
 )
 def test_the_table_is_checked(archive, content, problem):

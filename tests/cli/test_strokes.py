@@ -111,7 +111,10 @@ def test_strokes_of_another_grid_are_refused(two_cases, tmp_path):
 
 def test_strokes_need_a_network_and_a_case(two_cases, tmp_path):
     path = save_nifti(tmp_path / "strokes" / "c.nii.gz", draw())
-    assert "strokes of none of the cases, a, b" in infer(two_cases, "--strokes", path.parent, status=1).stderr
+    assert (
+        "strokes of no case; expected names such as a.nii.gz; the cases are a, b"
+        in infer(two_cases, "--strokes", path.parent, status=1).stderr
+    )
     save_nifti(path.parent / "a.nii.gz", draw())
     assert "c: strokes of no case" in infer(two_cases, "--strokes", path.parent, status=1).stderr
     images = ("-i", two_cases.images, "-o", two_cases.output)

@@ -304,22 +304,17 @@ def with_strokes(cases: CaseList, sources: Sequence[Path]) -> CaseList:
     if len(sources) > 1:
         raise InputError(f"{folder}: give one folder of strokes, or the files of one case")
     by_stem = files_by_stem(folder, VOLUME_SUFFIXES)
-    names = {case.case_id: [case.case_id + ending for ending in ("", *STROKES_SUFFIXES)] for case in cases}
-    found = CaseList((), cases.notes)
+    added = CaseList((), cases.notes)
     for case in cases:
-        own = tuple(path for name in names[case.case_id] for path in by_stem.get(name, ()))
-        found.append(replace(case, strokes=own))
-    stray = by_stem.keys() - {name for several in names.values() for name in several}
-    number = sum(bool(case.strokes) for case in found)
-    if not number:
-        raise InputError(
-            f"{folder}: has strokes of none of the cases, {listed([*names])}; expected names such as {next(iter(names))}.nii.gz"
-        )
-    if stray:
-        raise InputError(f"{folder}: {listed(sorted(stray))}: strokes of no case; the cases are {listed([*names])}")
-    if number < len(found):
-        found.notes.append(f"{folder}: strokes of {number} of {counted(len(found), 'case')}; the others are refined without")
-    return found
+        own = [path for ending in ("", *STROKES_SUFFIXES) for path in by_stem.pop(case.case_id + ending, ())]
+        added.append(replace(case, strokes=tuple(own)))
+    names, number = [case.case_id for case in cases], sum(bool(case.strokes) for case in added)
+    if by_stem or not number:
+        expected = f"expected names such as {names[0]}.nii.gz; the cases are {listed(names)}"
+        raise InputError(f"{folder}: {listed(sorted(by_stem)) or 'no file'}: strokes of no case; {expected}")
+    if number < len(added):
+        added.notes.append(f"{folder}: strokes of {number} of {counted(len(added), 'case')}; the others are refined without")
+    return added
 
 
 def _with_only(case: CaseFiles, what: str, paths: Sequence[Path], expected: str, folder: Path) -> CaseFiles:

@@ -70,10 +70,8 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, tuple[str, ...]], list[st
                 yield reader.line_num, cells, wrong
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not UTF-8 text (byte {error.start}); save it as CSV in UTF-8") from None
-    except csv.Error as error:
-        raise InputError(f"{path}: line {reader.line_num}: not CSV: {error}") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: line {reader.line_num}: cannot be read as CSV in UTF-8: {error}") from None
 
 
 def _cell_problems(cells: Mapping[str, Sequence[str]]) -> list[str]:
