@@ -196,7 +196,6 @@ def read_probabilities(paths: tuple[Path, ...], reference: Reference, regions: R
     scheme = regions.scheme_of(stored, name)
     decide, convert = (identify, take_logarithms) if scheme is None else (regions.identify, take_log_odds)
     kind, note = decide(stored, "auto", header.kind, name)
-    note = "; ".join([note, *(f"{file.path.name}: {file.misnamed}" for file in header.files if file.misnamed is not None)])
     is_elsewhere = not grid.on_same_grid(file)
     if is_elsewhere:
         if kind == "probabilities":
@@ -286,11 +285,9 @@ def _fail_method(result: CaseResult, name: str, failure: Failure) -> None:
 
 
 def _measure_method(name: str, files: MethodFiles, reference: Reference, result: CaseResult) -> None:
-    channels, path, warnings = reference.settings.channels.get(name, NO_REGIONS), files.label_map, list[str]()
+    channels, warnings = reference.settings.channels.get(name, NO_REGIONS), list[str]()
     label_map, soft = read_masks(files, reference, channels, warnings)
     result.warnings += [f"{name}: {text}" for text in warnings]
-    if path is not None and not path.is_dir() and (misnamed := io.read_header(path).misnamed) is not None:
-        result.notes.append(f"{name}: {path.name}: {misnamed}")
     values = result.values[name] = _measure_masks(label_map, reference)
     del label_map
     if files.asked_for_probabilities:  # The calibration uses other files.

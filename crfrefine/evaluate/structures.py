@@ -45,9 +45,8 @@ def find_structures(options: EvaluationOptions) -> tuple[dict[str, int], list[di
         )
     single = options.images if options.images is not None and options.images.is_file() else options.labels
     only = known[0] if known else stem_of(single) if single.is_file() else single.resolve().name
-    return {name: number for number, name in enumerate(names, start=1)}, [
-        {case_id or only: path for case_id, path in cases.items()} for cases in places
-    ]
+    numbers = {name: number for number, name in enumerate(names, start=1)}
+    return numbers, [{case_id or only: path for case_id, path in cases.items()} for cases in places]
 
 
 def _cases_of(path: Path) -> dict[str, Path]:

@@ -78,12 +78,10 @@ def _cell_problems(cells: Mapping[str, Sequence[str]]) -> list[str]:
     """Return the faults in the texts of a row."""
     problems = [f"no {name}" for name in REQUIRED if name not in cells]
     for name, parts in cells.items():
-        if "" in parts:
-            problems.append(f"{name}: an empty name beside {SEPARATOR!r}")
-        if name in ("case", "mask", "output") and len(parts) > 1:
-            problems.append(f"{name}: expected one, found {len(parts)} separated by {SEPARATOR!r}")
-        if "\0" in "".join(parts):
-            problems.append(f"{name}: a path cannot hold the character NUL")
+        is_single = name in ("case", "mask", "output")
+        if "" in parts or "\0" in "".join(parts) or (is_single and len(parts) > 1):
+            expected = "one name" if is_single else f"names separated by {SEPARATOR!r}"
+            problems.append(f"{name}: expected {expected}, none of them empty or with the character NUL; found {len(parts)}")
     if problems:
         return problems
     (name,) = cells["case"]

@@ -78,33 +78,29 @@ class WorkGrid:
         """Return where the voxels of this grid lie on another; GridMismatchError: nowhere, or for logits on less than half."""
         like = self.header
         if order := self._order_of_axes(other):
-            raise GridMismatchError(f"{other.path}: {what} on another grid than the {self.name}\n{like.difference_from(other)}\n  {order}")
+            raise self._mismatch(other, f"{what} on another grid than the {self.name}", order)
         if other.affine is None:
             return self._whole_view(other, what)
         assert like.affine is not None
         grid_map = map_grid(like.grid_shape, like.affine, other.grid_shape, other.affine) if _boxes_overlap(like, other) else None
         if grid_map is None or not grid_map.num_inside:  # The boxes of oblique grids may overlap nevertheless.
-            raise GridMismatchError(
-                f"{other.path}: the {what} and the {self.name} do not overlap in the world\n{like.difference_from(other)}\n  {_NO_OVERLAP}"
-            )
+            raise self._mismatch(other, f"the {what} and the {self.name} do not overlap in the world", _NO_OVERLAP)
         share = grid_map.num_inside / grid_map.num_voxels
         if what == "logits" and share < SMALL_OVERLAP:
-            raise GridMismatchError(
-                f"{other.path}: the logits cover {share:.1%} of the voxels of the {self.name}; expected at least half of them\n"
-                f"{like.difference_from(other)}\n"
-                f"  Do the files belong together? Where a network has seen only a part, crop the {self.name} to that part."
-            )
+            problem = f"the logits cover {share:.1%} of the voxels of the {self.name}; expected at least half of them"
+            advice = f"Do the files belong together? Where a network has seen only a part, crop the {self.name} to that part."
+            raise self._mismatch(other, problem, advice)
         return grid_map
+
+    def _mismatch(self, other: VolumeHeader, problem: str, advice: str) -> GridMismatchError:
+        return GridMismatchError(f"{other.path}: {problem}\n{self.header.difference_from(other)}\n  {advice}")
 
     def _whole_view(self, other: VolumeHeader, what: str) -> GridMap:
         """Return where the voxels of this grid lie on that of a file without geometry, which covers the same field of view."""
         like = self.header
         if like.affine is None or other.grid_shape == like.grid_shape[::-1]:
-            raise GridMismatchError(
-                f"{other.path}: {what} on another grid than the {self.name}, and without the geometry to interpolate from\n"
-                f"{like.difference_from(other)}\n"
-                f"  Its axes are those of the {self.name} in the other order: an .npz or .npy holds (label, z, y, x)."
-            )
+            problem = f"{what} on another grid than the {self.name}, and without the geometry to interpolate from"
+            raise self._mismatch(other, problem, "Its axes may be in the other order: an .npz or .npy holds (label, z, y, x).")
         factors = np.divide(like.grid_shape, other.grid_shape)
         affine = like.affine.copy()
         affine[:3, : len(factors)] *= factors
@@ -143,10 +139,9 @@ class WorkGrid:
             notes.append(f"{other.path.name} has no geometry: it is taken to cover the whole field of view of the {self.name}")
         share, num_outside = grid_map.num_inside / grid_map.num_voxels, grid_map.num_voxels - grid_map.num_inside
         if num_outside:
-            notes.append(
-                f"voxels outside the grid of the {what} {outside}: {num_outside} of {grid_map.num_voxels} voxels ({1 - share:.1%})"
-                + ("; do the files belong together?" if share < SMALL_OVERLAP else "")
-            )
+            doubt = "; do the files belong together?" if share < SMALL_OVERLAP else ""
+            outside = f"voxels outside the grid of the {what} {outside}: {num_outside} of {grid_map.num_voxels} voxels"
+            notes.append(f"{outside} ({1 - share:.1%}){doubt}")
         return notes
 
 
