@@ -1,28 +1,90 @@
-"""Reading a case: all of its files together, checked against each other."""
+"""Reading a case: its files checked against each other, and refused by their headers if they cannot fit into memory."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from io_helpers import OBLIQUE, affine_of, numbers, save_nifti
+from io_helpers import affine_of, numbers, save_nifti
 
-from crfrefine.errors import InputError
+from crfrefine.base.limits import PROCESS
+from crfrefine.errors import CapacityError, InputError
+from crfrefine.io import reading
+from crfrefine.runs.cases import case as cases
 from crfrefine.runs.cases.case import load_case
 from crfrefine.runs.cases.case_files import CaseFiles
 from crfrefine.runs.cases.case_headers import read_case_headers
+from crfrefine.runs.cases.reading_options import ReadingOptions
 
 SHAPE = (5, 6, 7)
-AFFINE = affine_of((1.0, 1.5, 2.25), (3.0, -4.0, 5.0), OBLIQUE)
+AFFINE = affine_of((1.0, 1.5, 2.25))
 
 
-def make_case(folder):
-    images = [save_nifti(folder / f"a_{m:04d}.nii.gz", numbers(SHAPE, seed=m), AFFINE) for m in range(2)]
-    logits = save_nifti(folder / "a_logits.nii.gz", numbers((*SHAPE, 3)) - 100.0, AFFINE)
-    return CaseFiles("a", tuple(images), (logits,))
+def save_logits(path, shape, affine, num_labels=3):
+    return save_nifti(path, np.moveaxis(numbers((num_labels, *shape)) - 100.0, 0, -1), affine)
+
+
+def make_case(folder, kind):
+    """Return the files of a case, how they are read, and the bytes that this takes."""
+    image = save_nifti(folder / "a.nii.gz", numbers(SHAPE), AFFINE)
+    labels = save_nifti(folder / "a_labels.nii.gz", (numbers(SHAPE) % 3).astype(np.uint8), AFFINE)
+    files, how, bytes_per_voxel, more = CaseFiles("a", (image,), (save_logits(folder / "a_logits.nii.gz", SHAPE, AFFINE),)), {}, 8 + 12, 0
+    if kind == "modalities":  # An image is there as float32, and normalized.
+        second = save_nifti(folder / "a_0001.nii.gz", numbers(SHAPE, seed=1), AFFINE)
+        files, bytes_per_voxel = replace(files, images=(image, second)), 2 * 8 + 12
+    elif kind == "channels of one file":
+        both = save_logits(folder / "a_both.nii.gz", SHAPE, AFFINE, num_labels=2)
+        files, bytes_per_voxel = replace(files, images=(both,)), 2 * 8 + 12
+    elif kind == "one file per label":
+        logits = tuple(save_nifti(folder / f"a_{k}.nii.gz", numbers(SHAPE, seed=k) - 100.0, AFFINE) for k in range(4))
+        files, bytes_per_voxel = replace(files, logits=logits), 8 + 16
+    elif kind == "mask":  # as float32, and as booleans
+        files = replace(files, mask=save_nifti(folder / "a_mask.nii.gz", np.ones(SHAPE, np.uint8), AFFINE))
+        bytes_per_voxel += 4 + 1
+    elif kind == "reference":
+        files, how, bytes_per_voxel = replace(files, labels=labels), {"with_labels": True}, 8 + 12 + 4
+    elif kind == "another grid":  # Logits are there twice: as they are in the file, and interpolated.
+        coarse = save_logits(folder / "a_coarse.nii.gz", (3, 4, 4), affine_of((2.0, 2.5, 4.5)))
+        files, how, more = replace(files, logits=(coarse,)), {"resample": "linear"}, 3 * 4 * 4 * 12
+    else:  # its values, and two channels or more
+        files, how, bytes_per_voxel = replace(files, logits=(labels,)), {"input_type": "labels"}, 8 + 4 * (1 + 2)
+    return files, how, PROCESS + math.prod(SHAPE) * bytes_per_voxel + more
+
+
+KINDS = ["modalities", "channels of one file", "one file per label", "mask", "reference", "another grid", "label map"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_case_is_read_if_it_just_fits_and_refused_one_byte_earlier(kind, tmp_path, monkeypatch):
+    files, how, needed = make_case(tmp_path, kind)
+    with_labels = how.pop("with_labels", False)
+    load_case(files, ReadingOptions(max_memory=needed, **how), with_labels=with_labels)
+
+    def no_array(*_):
+        raise AssertionError("an array was allocated")
+
+    for module in (reading, cases):
+        monkeypatch.setattr(module, "allocate_array", no_array)
+    with pytest.raises(CapacityError) as caught:
+        load_case(files, ReadingOptions(max_memory=needed - 1, **how), with_labels=with_labels)
+    first, *lines = str(caught.value).splitlines()
+    assert first.startswith("case 'a': the program and its files, read as float32, take ")
+    assert first.endswith("of --max-memory")
+    assert all(any(str(path) in line for line in lines) for path in (files.images[0], files.logits[0]))
+    assert "raise it" in lines[-1]
+
+
+def test_a_reference_that_is_not_read_does_not_count_and_without_an_option_the_system_limits(tmp_path, monkeypatch):
+    files, _, needed = make_case(tmp_path, "reference")
+    needed -= 4 * math.prod(SHAPE)
+    load_case(files, ReadingOptions(max_memory=needed))
+    monkeypatch.setattr("crfrefine.base.limits.group_numbers", lambda name: [[needed - 1]])
+    with pytest.raises(CapacityError, match=r"of the control group \(cgroup\)"):
+        load_case(files)
 
 
 def test_a_lone_file_of_all_modalities(tmp_path):
-    files = make_case(tmp_path)
+    files = make_case(tmp_path, "modalities")[0]
     stacked = np.stack([numbers(SHAPE, seed=m) for m in range(4)], axis=-1)
     alone = save_nifti(tmp_path / "all.nii.gz", stacked, AFFINE)
     case = load_case(replace(files, images=(alone,)))
@@ -33,10 +95,10 @@ def test_a_lone_file_of_all_modalities(tmp_path):
 
 def test_headers_alone_and_cases_that_lack_something(tmp_path):
     with pytest.raises(InputError, match="something is missing"):
-        load_case(replace(make_case(tmp_path), problem="case 'a': something is missing"))
+        load_case(replace(make_case(tmp_path, "modalities")[0], problem="case 'a': something is missing"))
     with pytest.raises(InputError, match="case 'a': no logits"):
-        load_case(replace(make_case(tmp_path), logits=()))
-    headers = read_case_headers(make_case(tmp_path))
+        load_case(replace(make_case(tmp_path, "modalities")[0], logits=()))
+    headers = read_case_headers(make_case(tmp_path, "modalities")[0])
     assert (headers.num_modalities, headers.images[0].grid_shape, headers.mask, headers.labels) == (2, SHAPE, None, None)
     assert headers.logits.num_labels == 3
-    assert read_case_headers(replace(make_case(tmp_path), logits=())).logits is None
+    assert read_case_headers(replace(make_case(tmp_path, "modalities")[0], logits=())).logits is None
