@@ -132,8 +132,13 @@ def find_trained_cases(
             reason = f"fold {fold} is not trained"
             advice[fold] = f"{reason}: {network.training_command(fold, '--npz')}"
         cases.append(case.lacking(f"no probabilities in {network.folder}: {reason}", reason))
-    all_note = [f"{network.folder}: fold_all was trained on all cases and is not used"] if ALL in folds else []
-    return TrainedCases(CaseList(cases, [*found.notes, *all_note]), description, tuple(advice[fold] for fold in sorted(advice)))
+    notes = list(found.notes)
+    if ALL in folds:
+        notes.append(f"{network.folder}: fold_all was trained on all cases and is not used")
+    stray = sorted({name for names in archives.values() for name in names} - {case.case_id for case in found})
+    if stray:
+        notes.append(f"{network.folder}: validated cases without an image in {image_folder} are ignored ({len(stray)}), such as {stray[0]}")
+    return TrainedCases(CaseList(cases, notes), description, tuple(advice[fold] for fold in sorted(advice)))
 
 
 def locate_images(network: TrainedNetwork, given: Path | None) -> Path:
