@@ -41,13 +41,6 @@ COLUMNS = ("case", "label", "metric", "value", "method")
 _FORMULA_STARTS = ("=", "+", "-", "@")
 
 
-def write_tables(evaluation: Evaluation) -> None:
-    """Write the measurements and the summary."""
-    folder = evaluation.options.output
-    write_small_file(folder / METRICS_NAME, metrics_csv(evaluation.full_table).encode())
-    write_small_file(folder / SUMMARY_NAME, to_json(make_summary(evaluation), indent=2).encode())
-
-
 def metrics_csv(table: ResultTable) -> str:
     """Return the tidy table: one line per value, in full precision, with an empty field for undefined ones."""
     text = io.StringIO()
@@ -158,7 +151,8 @@ def run_evaluation(options: EvaluationOptions, observer: EvaluationObserver | No
     if evaluation.table.cases:
         _ = evaluation.summary, evaluation.verdict
     evaluation.seconds = time.perf_counter() - started
-    write_tables(evaluation)
+    write_small_file(options.output / METRICS_NAME, metrics_csv(evaluation.full_table).encode())
+    write_small_file(options.output / SUMMARY_NAME, to_json(make_summary(evaluation), indent=2).encode())
     path = options.output / REPORT_NAME
     if options.report and evaluation.table.cases:
         observer.stage_changed("", "writing the report")
