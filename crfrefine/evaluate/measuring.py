@@ -81,8 +81,10 @@ def plan_regions(texts: Sequence[str], labels: Path, ignore_label: int | None) -
     for region in described:
         named.setdefault(region.name, region.labels)
     for name, members in named.items():
-        if name == ALL_LABELS or (name.isdigit() and name != "+".join(map(str, members))):
-            raise ConfigError(f"region {name!r}: is the name of all labels together, or of a label; choose another one")
+        if name == ALL_LABELS:
+            raise ConfigError(f"region {name!r}: is the name of the calibration of all labels together; choose another one")
+        if name.isdigit() and name != "+".join(map(str, members)):
+            raise ConfigError(f"region {name!r}: is the name of label {name}; choose another one")
         if ignored in members:
             raise ConfigError(f"region {name!r}: label {ignored} marks voxels that are ignored, it cannot belong to a region")
     # A region that equals a label, such as "2=2", would appear twice.

@@ -10,7 +10,16 @@ from crfrefine.base.text import counted
 from crfrefine.errors import InputError
 from crfrefine.evaluate.options import EvaluationOptions
 from crfrefine.evaluate.structures import find_structures
-from crfrefine.io.paths import LOGITS_SUFFIXES, SCORES_SUFFIXES, VOLUME_SUFFIXES, describe_others, file_to_read, stem_of, suffix_of
+from crfrefine.io.paths import (
+    LABELS_SUFFIXES,
+    LOGITS_SUFFIXES,
+    SCORES_SUFFIXES,
+    VOLUME_SUFFIXES,
+    describe_others,
+    file_to_read,
+    stem_of,
+    suffix_of,
+)
 from crfrefine.runs.cases.case_files import CaseFiles, CaseList, Incomplete, require_all_complete, too_few_complete
 from crfrefine.runs.cases.discovery import (
     LABEL_SUFFIXES,
@@ -154,7 +163,10 @@ def _references(source: Path, notes: list[str]) -> dict[str, Sequence[Path]]:
         raise InputError(f"{source}: no label map found: {reason}{describe_others(source)}{advice}")
     names = {without_ending(stem, LABEL_SUFFIXES) for stem in by_stem}
     case_ids = [name for name in sorted(names) if case_of(name, names - {name}, LOGITS_NAMES) not in names - {name}]
-    references = {case_id: label_maps(by_stem, case_id, LABEL_SUFFIXES) for case_id in case_ids}
+    references: dict[str, Sequence[Path]] = {}
+    for case_id in case_ids:  # A name and a format that tell of a segmentation are two candidates.
+        segmentations = [path for path in by_stem.get(case_id, []) if suffix_of(path) in LABELS_SUFFIXES]
+        references[case_id] = list(dict.fromkeys([*label_maps(by_stem, case_id, LABEL_SUFFIXES), *segmentations]))
     taken = {path for paths in references.values() for path in paths}
     beside = [path for paths in by_stem.values() for path in paths if path not in taken]
     if beside:

@@ -130,7 +130,8 @@ class Evaluation:
     @cached_property
     def verdict(self) -> Verdict | None:
         """The verdict on the judged method; None without a baseline, or if one of the two has no case."""
-        # Cases that the parameters of a method were learned on say nothing of new cases.
+        # Cases that the parameters of a method were learned on say nothing of new cases: it is over
+        # the others.
         options, table = self.options, self.table
         if options.baseline is None or not {options.name, options.baseline} <= set(table.methods):
             return None
@@ -151,7 +152,8 @@ class Evaluation:
             summary=self.summary,
             titles=self.titles,
         )
-        start = f"{self.learned_text}. Without these: " if self.learned else ""
+        them = "it" if len(self._learned_cases) == 1 else "them"
+        start = f"{self.learned_text}. Without {them}: " if self.learned else ""
         return replace(judged, sentence=start + judged.sentence, notes=(*judged.notes, *self.empty_notes))
 
     @cached_property
@@ -182,17 +184,22 @@ class Evaluation:
         """How many cases were used for learning, and for which methods; empty if none is known."""
         if not self.learned:
             return ""
-        number = f"{len(self._learned_cases)} of {counted(len(self.pairs), 'case')}"
-        return f"cases used to learn the parameters of {listed(list(map(_subject, self.learned)))}, no evidence for new cases: {number}"
+        number, total = len(self._learned_cases), len(self.pairs)
+        shown = f"{number} of {counted(total, 'case')}" if number < total else "the only case" if total == 1 else f"all {total} cases"
+        was, evidence = ("was", "and is") if number == 1 else ("were", "and are")
+        methods = listed(list(map(_subject, self.learned)))
+        return f"{shown} {was} used to learn the parameters of {methods} {evidence} no evidence for new cases"
 
     @property
     def no_verdict(self) -> str | None:
         """One sentence why there is no verdict; None if there is one, or no baseline."""
         if self.options.baseline is None or self.verdict is not None:
             return None
+        if not self.regions and any(result.values for result in self.results):
+            return "no verdict: all label maps have only background"
         missing = [name for name in (self.options.name, self.options.baseline) if name not in self.table.methods]
-        missing = missing or [self.options.name, self.options.baseline]
-        return f"no verdict: no case of {' and '.join(missing)} could be measured, or all label maps have only background"
+        new = "that was not used for learning " if self.learned else ""
+        return f"no verdict: no case of {' and '.join(missing)} {new}could be measured"
 
     @property
     def power_note(self) -> str | None:
@@ -203,15 +210,16 @@ class Evaluation:
         seen, cases = comparison.detectable_difference, counted(comparison.num_pairs, "case")
         if smallest_p_value(comparison.num_pairs) > ALPHA:
             return f"with {cases} no difference, however large, could have been significant"
-        if not seen > 0:  # All differences are equal.
-            return None
+        if not seen > 0:
+            return f"the differences of all {cases} are equal: there is no scatter to tell which difference would be found"
         scatter, effect = (f"{DICE.difference_text(size, '')} {DICE.difference_unit}" for size in (comparison.standard_deviation, seen))
         return f"with {cases} and differences that scatter by {scatter}, {power_text(f'{effect} of {DICE.title}')} (level {ALPHA:g})"
 
     @cached_property
     def empty_masks(self) -> dict[str, dict[str, EmptyMasks]]:
         """Counts of cases with empty masks, by region and method."""
-        table, counts_of = self.table, dict[str, dict[str, EmptyMasks]]()
+        table = self.table
+        counts_of: dict[str, dict[str, EmptyMasks]] = {}
         for region in self.regions if table.cases else ():
             for method in table.methods:
                 measured = ~np.isin(table.cases, table.missing_cases(method))

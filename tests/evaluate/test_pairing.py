@@ -51,6 +51,11 @@ def test_names_that_belong_together(tmp_path, labels, predictions, expected):
     assert not any("without a reference" in note for note in pairing.notes)
 
 
+def test_a_name_and_a_format_that_tell_of_a_reference_are_ambiguous(tmp_path):
+    (case,) = pair(tmp_path, "a_seg.nii.gz a.seg.nrrd a.nii.gz", "a.nii.gz").cases
+    assert case.problem == f"expected one label map, found a.seg.nrrd, a_seg.nii.gz in {tmp_path / 'labels'}"
+
+
 def test_extra_predictions_are_cases_without_a_reference_each_once(tmp_path):
     """Of one reference they are a note, as whoever names one file asks for that case; and so is an image beside its label map."""
 

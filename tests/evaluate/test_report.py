@@ -149,6 +149,7 @@ def test_the_verdict_comes_first_and_the_numbers_are_those_of_the_comparison(tex
     shown = Page(text).text
     assert shown.partition("Verdict ")[2].startswith(EVALUATION.verdict.sentence)
     assert "1 case could not be evaluated" in shown
+    assert all(f"2: Dice is undefined for {method} of 13 cases" in shown for method in ("network in 2", "crf in 1"))
     row = next(row for row in EVALUATION.summary if (row.method, row.metric, row.region) == ("crf", "dice", "1"))
     comparison = row.comparison
     expected = f"1 front <part> {comparison.mean_baseline:.4f} {comparison.mean:.4f} {100 * comparison.mean_difference:+.2f} "

@@ -7,6 +7,9 @@ import pytest
 from cli_helpers import load_nifti, run_here, save_nifti
 from evaluation_helpers import SHAPE, affine, disturbed, label_map
 
+from crfrefine.evaluate.options import EvaluationOptions
+from crfrefine.evaluate.pairing import pair_cases
+
 NAMES = {"aorta": 1, "kidney_left": 2, "kidney_right": 3, "nothing": 4}
 
 
@@ -75,6 +78,14 @@ def test_a_label_map_with_names_is_compared_by_name(study):
     (study / "maps" / "dataset.json").unlink()
     result, _ = evaluate(study, study / "maps" / "p1.nii.gz", study / "ref" / "p1", "--no-report", status=1)
     assert "compared with structures by the names of its labels, but no dataset.json" in result.stderr
+
+
+def test_incomplete_cases_are_left_out(study):
+    (study / "pred" / "p2").rename(study / "pred" / "p3")
+    pairing = pair_cases(EvaluationOptions(study / "pred", study / "ref", study / "report", structures=True))
+    assert [pair.case_id for pair in pairing.cases] == ["p1"]
+    expected = {"p2": [f"no prediction in {study / 'pred'}"], "p3": [f"no label map in {study / 'ref'}"]}
+    assert pairing.left_out == expected
 
 
 def test_a_union_that_its_parts_cover_is_named_on_both_sides(study):

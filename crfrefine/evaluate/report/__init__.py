@@ -110,6 +110,16 @@ class Report:
         groups = {"lowest": order[:each], "median": middle[first : first + each], "highest": order[each:][: -each - 1 : -1]}
         return [ShownCase(cases[index], place, values[:, index]) for place, indices in groups.items() for index in indices]
 
+    def undefined_counts(self) -> Iterator[tuple[str, str, int, int]]:
+        """Yield region, method, its number of cases without a Dice (if any) and its number of cases."""
+        table = self.evaluation.table
+        for region in self.regions_of(ENDPOINT):
+            for method in table.methods if region != MEAN else ():
+                there = ~np.isin(table.cases, table.missing_cases(method))
+                missing = int((np.isnan(table.values(method, region, ENDPOINT)) & there).sum())
+                if missing:
+                    yield self.region_title(region), method, missing, int(there.sum())
+
     def summary_lines(self, method: str) -> Iterator[tuple[SummaryRow, Metric, bool, float, float, int]]:
         """Yield row, metric, whether the region represents the metric, both means and the number of cases that both methods have."""
         rows = [row for row in self.evaluation.summary if row.method == method and (row.num_values or row.comparison is not None)]
