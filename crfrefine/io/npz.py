@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import math
 import sys
 import zipfile
@@ -174,11 +173,11 @@ def _member(archive: zipfile.ZipFile, key: str, path: Path) -> Iterator[tuple[_M
     container = {zipfile.ZIP_STORED: "raw", zipfile.ZIP_DEFLATED: "deflate"}.get(info.compress_type)
     if container is None or info.flag_bits & 1:
         raise UnsupportedFormatError(f"{path}: compressed or encrypted in a way that numpy does not write")
+    if info.header_offset < 0:
+        raise UnsupportedFormatError(f"{path}: damaged zip directory: {key!r} begins before the file; copy or export it again")
     try:
         archive.open(info).close()  # Goes to the first byte of the member.
-    except (OSError, zipfile.BadZipFile, ValueError, OverflowError, NotImplementedError) as error:
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: a place before the beginning of the file.
-            raise
+    except (zipfile.BadZipFile, ValueError, OverflowError, NotImplementedError) as error:
         raise UnsupportedFormatError(f"{path}: damaged zip directory ({error}); copy or export it again") from None
     assert archive.fp is not None
     with open_bytes(path, container, archive.fp.tell()) as reader:
