@@ -141,7 +141,7 @@ def guide(coarse: Coarse) -> Shares:
     image = normalize_intensity(coarse.image[None], crfrefine.CrfParameters().intensity)
     steps = [1 / factor if factor > 1 else 1e9 for factor in coarse.factors]
     windows = Guide(image, GUIDED_RADIUS, steps)
-    return np.stack([windows.filter(share, GUIDED_EPSILON) for share in interpolate(coarse)])
+    return np.stack([windows.filter(share, [GUIDED_EPSILON])[0] for share in interpolate(coarse)])
 
 
 def keep_volumes(shares: Shares, coarse: Coarse) -> Labels:

@@ -22,9 +22,9 @@ from crfrefine.parameters.sections import MAX_BIAS, PostprocessParameters
 from crfrefine.refinement.volumes import volume_bias
 from crfrefine.train.crops import Crop
 from crfrefine.train.material import Material
-from crfrefine.train.model import Model, Network, Refiner, mean_defined, mean_dice
+from crfrefine.train.model import Refiner, mean_defined, mean_dice, refiner_of
 from crfrefine.train.observer import Workers
-from crfrefine.train.starts import BATCH_SIZE, CALIBRATION, FitResult, Start, rounded, voxel_length, without_crf
+from crfrefine.train.starts import BATCH_SIZE, FitResult, Start, rounded, voxel_length, without_crf
 
 MAX_KINDS = ("foreground", "each")  # which largest component is kept: that of all labels together, or that of each label
 SCALED = ("temperature", "bias")
@@ -155,15 +155,18 @@ class Guide:
             for row in range(len(image))
         ]
 
-    def filter(self, channel: NDArray[np.float32], epsilon: float) -> NDArray[np.float32]:
-        """Return a channel (*grid) as an average of linear functions of the image, one per window."""
+    def filter(self, channel: NDArray[np.float32], epsilons: Sequence[float]) -> list[NDArray[np.float32]]:
+        """Return a channel (*grid) as an average of linear functions of the image, one per window: with each epsilon."""
         mean = self._box(channel)
         cross = [self._box(modality * channel) - own * mean for modality, own in zip(self._image, self._means, strict=True)]
-        slopes = self._slopes(epsilon, cross)
-        result = self._box(mean - sum(slope * own for slope, own in zip(slopes, self._means, strict=True)))
-        for slope, modality in zip(slopes, self._image, strict=True):
-            result += self._box(slope) * modality
-        return result
+        filtered = []
+        for epsilon in epsilons:
+            slopes = self._slopes(epsilon, cross)
+            result = self._box(mean - sum(slope * own for slope, own in zip(slopes, self._means, strict=True)))
+            for slope, modality in zip(slopes, self._image, strict=True):
+                result += self._box(slope) * modality
+            filtered.append(result)
+        return filtered
 
     def _box(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         result: NDArray[np.float32] = uniform_filter(values, self._sizes, mode="nearest")
@@ -190,22 +193,23 @@ class Guide:
 
     def labels(
         self,
-        logits: NDArray[np.floating[Any]],
-        epsilon: float,
+        probabilities: NDArray[np.float32],
+        epsilons: Sequence[float],
         regions: RegionScheme | None,
         volumes_of: NDArray[np.unsignedinteger[Any]] | None = None,
-    ) -> NDArray[np.unsignedinteger[Any]]:
-        """Return the labels of the filtered probabilities of logits (L, *grid) or log-odds; a bias keeps the volumes of a label map."""
-        probabilities = probabilities_of(logits, regions)
+    ) -> list[NDArray[np.unsignedinteger[Any]]]:
+        """Return the labels of filtered probabilities (L, *grid) with each epsilon; a bias keeps the volumes of a label map."""
         if regions is not None:
-            return regions.decode(np.stack([self.filter(channel, epsilon) for channel in probabilities]) - np.float32(0.5))
+            filtered = [self.filter(channel, epsilons) for channel in probabilities]
+            return [regions.decode(np.stack(own) - np.float32(0.5)) for own in zip(*filtered, strict=True)]
         # Filtered probabilities sum to 1 as the unfiltered do, so background needs no filter.
-        foreground = [self.filter(channel, epsilon) for channel in probabilities[1:]]
-        filtered = np.stack([np.float32(1.0) - sum(foreground), *foreground])
+        filtered = [self.filter(channel, epsilons) for channel in probabilities[1:]]
+        maps = [np.stack([np.float32(1.0) - sum(own), *own]) for own in zip(*filtered, strict=True)]
         if volumes_of is not None:
-            np.log(np.maximum(filtered, np.float32(_MIN_FILTERED)), out=filtered)
-            filtered += volume_bias(filtered, volumes_of).astype(np.float32).reshape(-1, *(1,) * volumes_of.ndim)
-        return argmax_labels(filtered)
+            for own in maps:
+                np.log(np.maximum(own, np.float32(_MIN_FILTERED)), out=own)
+                own += volume_bias(own, volumes_of).astype(np.float32).reshape(-1, *(1,) * volumes_of.ndim)
+        return [argmax_labels(own) for own in maps]
 
 
 def score_guided(material: Material, spacing: Sequence[float], workers: Workers) -> Scores:
@@ -213,11 +217,11 @@ def score_guided(material: Material, spacing: Sequence[float], workers: Workers)
     radii = [radius * voxel_length(spacing) for radius in RADII_VOXELS]
 
     def label_maps(crop: Crop) -> Iterator[NDArray[Any]]:
-        network, logits = network_labels(crop), crop.logits.astype(np.float32)
+        network, probabilities = network_labels(crop), probabilities_of(crop.logits.astype(np.float32), crop.regions)
         yield network
-        for guide in (Guide(crop.image, radius, crop.spacing) for radius in radii):
-            for epsilon in EPSILONS:
-                yield guide.labels(logits, epsilon, crop.regions, network if crop.network_spacing else None)
+        for radius in radii:
+            guide = Guide(crop.image, radius, crop.spacing)
+            yield from guide.labels(probabilities, EPSILONS, crop.regions, network if crop.network_spacing else None)
 
     choices = (UNGUIDED, *(Guidance(radius, epsilon) for radius, epsilon in itertools.product(radii, EPSILONS)))
     return score_choices(choices, material, workers, label_maps)
@@ -265,8 +269,7 @@ def calibrate_output(fit: FitResult, cases: Sequence[int], material: Material, w
     """Return the result of a training with the output temperature that makes its marginals likeliest on the cases it was fitted to."""
     temperature, parameters = 1.0, fit.parameters
     if not fit.is_network:  # Without a CRF, the network's probabilities stay as they are.
-        is_recalibrated = fit.kind == CALIBRATION
-        model = Network(material.device, parameters) if is_recalibrated else Model(parameters, (), material.sizes, material.device)
+        model = refiner_of(fit.kind, parameters, material)
         stride = max(1, math.ceil(len(cases) / MAX_CASES))
         refined = workers.run_on_device(lambda case, threads: _refine_some(model, material, case, threads), list(cases)[::stride])
         temperature = fit_output_temperature([voxels for voxels in refined if voxels[1].size])

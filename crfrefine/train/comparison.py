@@ -160,7 +160,8 @@ def simple_maps(case: Case, tuned: Tuned) -> dict[str, NDArray[Any]]:
     is_coarse, guided = tuned.fit.parameters.counts_network_voxels, network
     if tuned.guidance.radius_mm > 0:
         guide = Guide(normalize_intensity(case.image, intensity, case.mask), tuned.guidance.radius_mm, case.spacing)
-        guided = guide.labels(logits, tuned.guidance.epsilon, case.regions, network if is_coarse else None)
+        probabilities, volumes_of = probabilities_of(logits, case.regions), network if is_coarse else None
+        (guided,) = guide.labels(probabilities, [tuned.guidance.epsilon], case.regions, volumes_of)
     maps = {GUIDED_VOLUMES: guided} if is_coarse else {SCALING: decode(tuned.scaling.apply(logits), case.regions), GUIDED: guided}
     return {NETWORK: network} | {name: labels if inside is None else np.where(inside, labels, network) for name, labels in maps.items()}
 

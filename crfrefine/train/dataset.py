@@ -138,8 +138,18 @@ def find_cases(
     label_names = tuple(names.get(label) or f"label {label}" for label in range(num_labels))
     ignore_label = None if description is None else description.ignore_label
     are_large = any(math.prod(own.images[0].grid_shape) > LARGE_CASE_VOXELS for own in headers)
-    channels = (left_out, reading.regions, regions, declared, are_large)
-    return LabeledCases(tuple(files), (num_channels, *sizes[0][1:]), label_names, ignore_label, tuple(notes), *channels)
+    return LabeledCases(
+        tuple(files),
+        (num_channels, *sizes[0][1:]),
+        label_names,
+        ignore_label,
+        tuple(notes),
+        left_out,
+        reading=reading.regions,
+        regions=regions,
+        declared=declared,
+        are_large=are_large,
+    )
 
 
 def _read_headers(case: CaseFiles, reading: ReadingOptions) -> CaseHeaders:

@@ -18,7 +18,7 @@ from crfrefine.parameters.sections import BANDWIDTHS
 from crfrefine.train import starts as setup
 from crfrefine.train.crops import Crop
 from crfrefine.train.material import Material, Sample
-from crfrefine.train.model import Model, Network, Refiner, mean_defined, mean_dice
+from crfrefine.train.model import Model, Network, Refiner, mean_defined, mean_dice, refiner_of
 from crfrefine.train.observer import Workers
 from crfrefine.train.plan import Split
 from crfrefine.train.starts import Candidate, FitResult, Rivals, Start, choose, no_crf, rounded, taken, variants
@@ -154,7 +154,7 @@ class Fit:
 
     def _candidates(self, best: Trajectory, network: NDArray[np.float64]) -> list[Candidate]:
         """Return the candidates to choose from, simpler models first; `network` is the Dice of the network on each deciding case."""
-        material, tried = self.material, []
+        tried = []
         if self.calibrated is not None:
             tried.append((setup.CALIBRATION, setup.CALIBRATION, self.calibrated, 0))
         for kind, parameters in variants(best.best_parameters, self.rivals) if best.best_parameters is not None else ():
@@ -163,9 +163,7 @@ class Fit:
         candidates = []
         for kind, start, parameters, step in tried:
             if self.kind in (None, kind):
-                recalibrates = kind == setup.CALIBRATION
-                model = Network(material.device, parameters) if recalibrates else Model(parameters, (), material.sizes, material.device)
-                gains = self._dice(model) - network
+                gains = self._dice(refiner_of(kind, parameters, self.material)) - network
                 candidates.append(Candidate(kind, start, parameters, step, tuple(gains[~np.isnan(gains)].tolist())))
         return candidates
 

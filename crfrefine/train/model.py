@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -18,7 +19,8 @@ from crfrefine.metrics.masks import OverlapCounts, dice
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.refinement.volumes import volume_bias
 from crfrefine.train.crops import Crop
-from crfrefine.train.material import CPU, CropTensors, Loss, Sample, TrainingDevice
+from crfrefine.train.material import CPU, CropTensors, Loss, Material, Sample, TrainingDevice
+from crfrefine.train.starts import CALIBRATION
 
 CROSS_ENTROPY_SHARE = 0.1  # weight of cross-entropy in "ce+dice": a larger one buys likelihood with Dice
 DICE_SMOOTHING = 1.0  # voxels added to numerator and denominator of soft Dice, so that an absent region has a gradient
@@ -73,12 +75,12 @@ class CaseScore:
     confusion: NDArray[np.int64]
 
 
-class Refiner:
+class Refiner(ABC):
     """Refines crops, and is compared with their reference."""
 
+    @abstractmethod
     def refine(self, crop: Crop, threads: int) -> tuple[Tensor, Tensor]:
         """Return refined logits (L, N), of regions log-odds (R, N), and labels (N,) of the voxels in the mask that have a reference."""
-        raise NotImplementedError
 
     def score(self, crop: Crop | Sample, loss: Loss, threads: int) -> CaseScore:
         """Return the loss of a crop or of its sample, and how the voxels of the case are labeled, without a gradient."""
@@ -180,6 +182,11 @@ class Model(Refiner):
             refined = self.layer.refine_normalized(logits[None], image, spacing, values.mask, threads=threads)[0]
         refined = values.with_reference(refined)
         return (_with_volumes(refined, crop, values) if self._is_coarse else refined), values.labels
+
+
+def refiner_of(kind: str, parameters: CrfParameters, material: Material) -> Refiner:
+    """Return the refiner of a kind of candidate: the recalibrated network, or a CRF."""
+    return Network(material.device, parameters) if kind == CALIBRATION else Model(parameters, (), material.sizes, material.device)
 
 
 def _with_volumes(refined: Tensor, crop: Crop, values: CropTensors) -> Tensor:

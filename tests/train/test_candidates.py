@@ -89,32 +89,34 @@ def test_the_kind_that_is_chosen_is_written(tmp_path, monkeypatch):
     assert kind in [each["kind"] for each in report["final"]["candidates"]]
 
 
-SCALING_LARGEST = methods.with_largest(methods.SCALING)
 WITH_LARGEST = {methods.with_largest(name) for name in methods.RIVALS}
 
 
-@pytest.mark.parametrize(
-    ("gains", "method", "baseline", "unbeaten"),
-    [
-        # The CRF is no better than the largest component: they are combined, and so are the other rivals.
-        (
-            {methods.LARGEST: 0.02, methods.TRAINED_LARGEST: 0.05, SCALING_LARGEST: 0.06},
-            methods.TRAINED_LARGEST,
-            methods.LARGEST,
-            {SCALING_LARGEST},
-        ),
-        ({methods.LARGEST: 0.02, methods.TRAINED_LARGEST: 0.06}, methods.TRAINED_LARGEST, methods.LARGEST, set()),
-        # A training that ends at the preset gains nothing over it.
-        ({methods.DEFAULT: 0.02}, methods.TRAINED, methods.NETWORK, {methods.DEFAULT}),
-        ({methods.DEFAULT: 0.01}, methods.TRAINED, methods.NETWORK, set()),
-    ],
-)
-def test_the_verdict_is_against_the_rivals_of_the_method_that_it_is_on(gains, method, baseline, unbeaten):
-    read, alone = judge(table_of_gains(dict.fromkeys(methods.MEASURED, 0.0) | {methods.TRAINED: 0.02} | gains))
+def check(measured, gains, method, baseline, rivals, unbeaten):
+    """Judge methods of which some gain something; return the sentence."""
+    read, alone = judge(table_of_gains(dict.fromkeys(measured, 0.0) | gains))
     assert (read.method, read.baseline, alone.method) == (method, baseline, methods.TRAINED)
     assert read.outcome == (Outcome.NOT_BETTER_THAN_SIMPLE if unbeaten else Outcome.HELPS)
+    assert rivals <= {rival.name for rival in read.rivals}
     assert {rival.name for rival in read.rivals if not rival.is_beaten} == unbeaten
-    assert method == methods.TRAINED or {rival.name for rival in read.rivals} >= WITH_LARGEST
+    return read.sentence
+
+
+def test_the_crf_with_the_largest_component_has_rivals_with_it():
+    """The CRF is no better than the largest component: they are combined, and so are the other rivals, but for nnU-Net's own rules."""
+    gains = {methods.TRAINED: 0.02, methods.LARGEST: 0.02, methods.TRAINED_LARGEST: 0.05, methods.with_largest(methods.SCALING): 0.06}
+    told = check(methods.MEASURED, gains, methods.TRAINED_LARGEST, methods.LARGEST, WITH_LARGEST, {methods.with_largest(methods.SCALING)})
+    assert ": the trained CRF with the largest component helps. " in told
+    gains = {methods.TRAINED: 0.02, methods.LARGEST: 0.02, methods.TRAINED_LARGEST: 0.06}
+    check(methods.MEASURED, gains, methods.TRAINED_LARGEST, methods.LARGEST, {*WITH_LARGEST}, set())
+
+
+def test_the_untrained_preset_is_a_rival():
+    """A training that ends at the preset gains nothing over it; one that is clearly better than all rivals names the best of them."""
+    for gain, unbeaten in ((0.05, {methods.DEFAULT}), (0.09, set())):
+        gains = {methods.TRAINED: gain, methods.DEFAULT: 0.05}
+        told = check(methods.MEASURED, gains, methods.TRAINED, methods.NETWORK, set(), unbeaten)
+    assert "It gains more than every simple method, the best of which is default preset: " in told
 
 
 def test_the_preset_is_measured_as_infer_runs_it():

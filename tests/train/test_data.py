@@ -60,7 +60,8 @@ def test_a_case_that_lacks_a_file_is_left_out_with_the_reason(tmp_path):
     write_cases(tmp_path, 6)
     for number in range(6):
         save_nifti(tmp_path / "masks" / f"case{number}.nii.gz", np.ones(GRID_SHAPE, np.uint8), phantom(number).affine)
-    assert find_cases(locate_folders(tmp_path), strict=True).left_out == {}
+    complete = find_cases(locate_folders(tmp_path), strict=True)
+    assert (complete.case_ids, complete.left_out, complete.notes) == (tuple(f"case{number}" for number in range(6)), {}, ())
     lacks = {"labels": "labels", "logits": "logits", "masks": "mask"}
     for number, folder in enumerate(lacks):
         (tmp_path / folder / f"case{number}.nii.gz").unlink()
@@ -69,9 +70,14 @@ def test_a_case_that_lacks_a_file_is_left_out_with_the_reason(tmp_path):
     assert cases.case_ids == ("case4", "case5")
     reasons = [*(f"no {what} in {tmp_path}/{folder}" for folder, what in lacks.items()), f"no modality 0001 in {tmp_path}/images"]
     assert [*cases.left_out.items()] == [(f"case{n}", (reason,)) for n, reason in enumerate(reasons)]
+    assert cases.notes[0].startswith(f"4 of 6 cases are left out: {reasons[0]} (1): case0")
     (tmp_path / "logits" / "case5.nii.gz").unlink()
-    with pytest.raises(InputError, match=r"only 1 of 6 cases is complete; expected at least two .*\n(.*\n)*  no logits in \S+ \(2\)"):
+    message = r"only 1 of 6 cases is complete; expected at least two .*\n(.*\n)*  no logits in \S+ \(2\): case1, case5"
+    with pytest.raises(InputError, match=message):
         find_cases(locate_folders(tmp_path))
+    write_cases(tmp_path / "one", 1)
+    with pytest.raises(InputError, match="only 1 of 1 case is complete; expected at least two cases"):
+        find_cases(locate_folders(tmp_path / "one"))
 
 
 def test_ignored_voxels_count_nowhere(tmp_path):

@@ -14,6 +14,7 @@ from torch_gpu import gpu_tensors  # noqa: E402
 from training_helpers import SIZES, crops, material, start  # noqa: E402
 
 import crfrefine.engines  # noqa: E402
+from crfrefine.engines.cuda.cupy_device import is_available  # noqa: E402
 from crfrefine.engines.cuda.kernels import CudaBackend  # noqa: E402
 from crfrefine.errors import BackendUnavailableError  # noqa: E402
 from crfrefine.layer import inputs  # noqa: E402
@@ -63,8 +64,11 @@ def test_a_gpu_computes_what_the_cpu_computes(device):
 @needs_compiler
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this PyTorch has a GPU")
 def test_a_pytorch_without_gpus_is_said(monkeypatch):
-    """Asked for by name: an error with what to do. By `auto`: the CPU, and why."""
-    assert choose_device("cpu") == CPU
+    """Asked for by name: an error with what to do. By `auto`: the CPU, and why; without a word where there is no GPU, and by name."""
+    for requested in ("cpu", "auto"):
+        if requested == "cpu" or not is_available():
+            chosen = choose_device(requested)
+            assert (chosen.name, chosen.tensors, chosen.note, chosen.is_gpu) == ("cpu", "cpu", "", False)
 
     def load(_):
         shim = cuda_shim.ShimDevice()
@@ -74,5 +78,6 @@ def test_a_pytorch_without_gpus_is_said(monkeypatch):
     monkeypatch.setattr(crfrefine.engines, "_TABLE", (("auto", load), ("cuda:1", load), *crfrefine.engines._TABLE))
     with pytest.raises(BackendUnavailableError, match=r"--device cuda:1: this PyTorch \(.*\) cannot use the GPU cuda:1.*--device cpu"):
         choose_device("cuda:1")
-    assert choose_device("auto").tensors == "cpu"
-    assert "training on the CPU: this PyTorch" in choose_device("auto").note
+    chosen = choose_device("auto")
+    assert (chosen.name, chosen.tensors) == ("cpu", "cpu")
+    assert "training on the CPU: this PyTorch" in chosen.note

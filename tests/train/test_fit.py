@@ -11,6 +11,7 @@ from training_helpers import REGIONS, SIZES, crops, fit, material, start
 from crfrefine.base.plain import from_plain, to_plain
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.train.baselines import Scores
+from crfrefine.train.fit import Trajectory
 from crfrefine.train.model import Model, Network, mean_dice
 from crfrefine.train.options import LEARNABLE
 from crfrefine.train.plan import split_training
@@ -70,7 +71,7 @@ def test_a_training_has_the_same_bits_on_another_number_of_threads(useful, whole
     assert fit(useful[:3], threads=1) == whole
 
 
-def test_the_prior_pulls_values_back_to_where_they_began():
+def test_the_prior_pulls_values_back_to_where_they_began(useful):
     """Its gradient is that of squared logarithms: zero at the start, and along a value's logarithm twice the distance."""
     model = Model(start(8.0).parameters, LEARNABLE, SIZES)
     origin = model.positions()
@@ -82,3 +83,10 @@ def test_the_prior_pulls_values_back_to_where_they_began():
     # The small number added before the logarithm takes off a hundredth of it.
     assert float(gradients.pop(id(raw))) == pytest.approx(0.6, rel=0.05)
     assert all(not gradient.any() for gradient in gradients.values())
+    shared, moved = material(useful), []
+    for prior in (0.0, 10.0):
+        trajectory = Trajectory(start(8.0), shared, 4, prior=prior)
+        for _ in range(4):
+            trajectory.step(trajectory.model.gradient(useful[0], shared.loss, 1)[1], 0.0)
+        moved.append(sum(float(((now - then) ** 2).sum().detach()) for now, then in zip(trajectory.model.positions(), origin, strict=True)))
+    assert moved[1] < 0.5 * moved[0]

@@ -147,12 +147,15 @@ def trained(tmp_path_factory):
 
 def test_the_command_compares_regions_and_infer_runs_what_was_trained(trained, tmp_path):
     data, output, result = trained
-    assert "4 cases, 3 overlapping regions, 4 labels" in result.stderr
+    assert "4 cases, 3 overlapping regions, 4 labels, modalities: 2" in result.stderr
+    assert "the logits have one channel per region of " in result.stderr
+    rows = [line.split("\t")[:3] for line in result.stdout.splitlines()[1:] if "\t" in line]
+    assert list(dict.fromkeys(row[0] for row in rows)) == ["whole", "core", "cyst", "mean"]
+    dice = {(row[0], row[1]): float(row[2]) for row in rows}
+    assert dice["mean", "trained CRF"] > dice["mean", "network"] + 0.02
     report = json.loads(output.with_name("params.report.json").read_text())
     assert report["regions"] == {"whole": [1, 2], "core": [2], "cyst": [3]}
     assert report["channels"] == {"labels": report["regions"], "regions_class_order": [1, 2, 3]}
-    dice = {(row["region"], row["method"]): row["mean"] for row in report["comparison"] if row["metric"] == "dice"}
-    assert dice["mean", "trained CRF"] > dice["mean", "network"] + 0.02
     assert len(report["vector_scaling"]["bias"]) == 3
     parameters = CrfParameters.load(output)
     assert (len(parameters.bilateral[0].weight), parameters.compatibility.kind) == (3, "potts")

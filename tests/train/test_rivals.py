@@ -11,6 +11,7 @@ from scipy.special import expit, log_softmax
 from training_helpers import LARGER, REGIONS, SIZES, SPACING, WORKERS, as_case, crops, fit, material, phantom, start, write_cases
 
 import crfrefine
+from crfrefine.arrays.region_scheme import probabilities_of
 from crfrefine.base.plain import from_plain, to_plain
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.demo.phantom import write_phantom
@@ -63,8 +64,8 @@ def test_windows_are_those_of_the_definition():
     random = np.random.default_rng(0)
     image = random.random((3, *SHAPE)).astype(np.float32)
     channel = random.random(SHAPE).astype(np.float32)
-    for epsilon in (EPSILONS[0], EPSILONS[-1]):
-        own = Guide(image, RADIUS, MM).filter(channel, epsilon)
+    epsilons = EPSILONS[:: len(EPSILONS) - 1]
+    for epsilon, own in zip(epsilons, Guide(image, RADIUS, MM).filter(channel, epsilons), strict=True):
         # Covariances in float32 are differences of numbers near 0.3, so that they are known to 1e-7; divided by epsilon that is 1e-4.
         np.testing.assert_allclose(own[INSIDE], by_definition(channel, image, epsilon), atol=1e-3)
 
@@ -81,7 +82,8 @@ def test_it_is_chosen_where_the_image_helps_and_not_where_logits_are_right():
     assert gain.min() > 0.02
     assert unguided.best([0, 1]) == UNGUIDED
     case, setting = cases[0], useful.choices[5]
-    labels = Guide(case.image, setting.radius_mm, case.spacing).labels(case.logits.astype(np.float32), setting.epsilon, None)
+    probabilities = probabilities_of(case.logits.astype(np.float32), None)
+    (labels,) = Guide(case.image, setting.radius_mm, case.spacing).labels(probabilities, [setting.epsilon], None)
     assert useful.dice[0, 5] == mean_dice(case.confusion(labels), REGIONS)
 
 

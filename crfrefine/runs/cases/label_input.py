@@ -196,9 +196,11 @@ class Overlap:
     @property
     def notes(self) -> tuple[str, ...]:
         """One sentence each; none without an overlap."""
+        if not self.num_voxels:
+            return ()
         note = f"structures overlap, and the smaller one keeps the voxel: {self.num_voxels} voxels"
         lost = f"{self.lost}; if it is a union of others, leave its file out and unite its refined parts"
-        return (note, lost)[: bool(self.num_voxels) + bool(self.losers)]
+        return (note, lost) if self.losers else (note,)
 
     @property
     def lost(self) -> str:
