@@ -109,8 +109,12 @@ class EvaluationOptions:
         ),
     ] = None
     structures: Annotated[
-        bool, Option("--structures/--no-structures", "Folders hold one binary file per structure of a case, or a folder per case of them.")
-    ] = False
+        bool | None,
+        Option(
+            "--structures/--no-structures",
+            "Folders hold one binary file per structure of a case, or a folder per case of such files. Default: where it is clear.",
+        ),
+    ] = None
     resample: Annotated[
         bool,
         Option("--resample", "Interpolate predictions and images that are on another grid of the same world; otherwise they are an error."),

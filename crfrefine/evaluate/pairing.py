@@ -9,7 +9,7 @@ from pathlib import Path
 from crfrefine.base.text import counted
 from crfrefine.errors import InputError
 from crfrefine.evaluate.options import EvaluationOptions
-from crfrefine.evaluate.structures import find_structures
+from crfrefine.evaluate.structures import find_structures, has_structures
 from crfrefine.io.paths import (
     LABELS_SUFFIXES,
     LOGITS_SUFFIXES,
@@ -92,7 +92,7 @@ def pair_cases(options: EvaluationOptions) -> Pairing:
     # Raises InputError without any complete case, or with `strict` for an incomplete one.
     notes: list[str] = []
     structures: Mapping[str, int] = {}
-    if options.structures:
+    if has_structures(options):
         structures, (reference, *predictions) = find_structures(options)
         references: dict[str, Sequence[Path]] = {case_id: [path] for case_id, path in reference.items()}
         by_method = {
@@ -142,7 +142,7 @@ def pair_cases(options: EvaluationOptions) -> Pairing:
         notes.append(f"{options.images}: {lack}; the report shows them without")
     if structures:
         about = f"{counted(len(structures), 'structure')} in {counted(len(complete), 'case')}"
-        notes.append(f"{about}: one binary file per structure, numbered in the order of names")
+        notes.append(f"{about}: one binary file per structure, numbered in the order of names; --no-structures takes each file for a case")
     cases = []
     for case_id in complete:
         paths, methods = references[case_id], {name: files[case_id] for name, files in by_method.items()}
@@ -159,8 +159,7 @@ def _references(source: Path, notes: list[str]) -> dict[str, Sequence[Path]]:
     by_stem = files_by_stem(source, VOLUME_SUFFIXES)
     if not by_stem:
         reason = "it is empty" if not any(source.iterdir()) else f"it has no file with one of these suffixes: {', '.join(VOLUME_SUFFIXES)}"
-        advice = "" if not any(path.is_dir() for path in source.iterdir()) else "; --structures reads a folder of binary files per case"
-        raise InputError(f"{source}: no label map found: {reason}{describe_others(source)}{advice}")
+        raise InputError(f"{source}: no label map found: {reason}{describe_others(source)}")
     names = {without_ending(stem, LABEL_SUFFIXES) for stem in by_stem}
     case_ids = [name for name in sorted(names) if case_of(name, names - {name}, LOGITS_NAMES) not in names - {name}]
     references: dict[str, Sequence[Path]] = {}

@@ -24,6 +24,20 @@ from crfrefine.runs.cases.reading_options import number_structures
 _ONLY = ""  # The case of a path that does not name its case.
 
 
+def has_structures(options: EvaluationOptions) -> bool:
+    """Return whether the folders hold one binary file per structure: on request, or where it is clear."""
+    # It is clear if a folder holds only folders of volumes, or if many files are measured for one
+    # image.
+    if options.structures is not None:
+        return options.structures
+    places = [options.labels, *options.methods.values()]
+    files = {place: list_files(place, VOLUME_SUFFIXES) for place in places if place.is_dir()}
+    if any(not own and case_folders(folder) for folder, own in files.items()):
+        return True
+    is_single = options.images is not None and options.images.is_file()
+    return is_single and len(files) == len(set(places)) and all(len(own) > 1 for own in files.values())
+
+
 def find_structures(options: EvaluationOptions) -> tuple[dict[str, int], list[dict[str, Path]]]:
     """Return the number of each structure by its name, and by case the folder or label map of the reference and of each method.
 

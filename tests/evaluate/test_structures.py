@@ -28,7 +28,7 @@ def study(tmp_path):
 
 
 def evaluate(study, predictions, labels, *options, status=0):
-    result = run_here("evaluate", predictions, labels, "--structures", "-o", study / "report", "--processes", 1, *options, status=status)
+    result = run_here("evaluate", predictions, labels, "-o", study / "report", "--processes", 1, *options, status=status)
     return result, json.loads((study / "report" / "summary.json").read_text())
 
 
@@ -54,11 +54,11 @@ def test_a_folder_per_case_has_named_labels(study):
 
 
 def test_two_flat_folders_are_one_case_on_request(study):
-    _, summary = evaluate(study, study / "pred" / "p1", study / "ref" / "p1")
+    _, summary = evaluate(study, study / "pred" / "p1", study / "ref" / "p1", "--structures")
     assert [case["case"] for case in summary["cases"]] == ["p1"]
     assert mean_dice(summary)["1"] == pytest.approx(dice(study, "p1", "aorta"), rel=1e-12)
     assert len((study / "report" / "report.html").read_bytes()) < 2_000_000
-    _, summary = evaluate(study, study / "pred" / "p1", study / "ref" / "p1", "--no-report", "--no-structures")
+    _, summary = evaluate(study, study / "pred" / "p1", study / "ref" / "p1", "--no-report")
     assert [case["case"] for case in summary["cases"]] == ["aorta", "kidney_left", "kidney_right", "nothing"]
 
 
@@ -76,13 +76,13 @@ def test_a_label_map_with_names_is_compared_by_name(study):
     result, _ = evaluate(study, study / "maps", study / "ref", "--no-report", status=1)
     assert "has no name in dataset.json" in result.stderr
     (study / "maps" / "dataset.json").unlink()
-    result, _ = evaluate(study, study / "maps" / "p1.nii.gz", study / "ref" / "p1", "--no-report", status=1)
+    result, _ = evaluate(study, study / "maps" / "p1.nii.gz", study / "ref" / "p1", "--no-report", "--structures", status=1)
     assert "compared with structures by the names of its labels, but no dataset.json" in result.stderr
 
 
 def test_incomplete_cases_are_left_out(study):
     (study / "pred" / "p2").rename(study / "pred" / "p3")
-    pairing = pair_cases(EvaluationOptions(study / "pred", study / "ref", study / "report", structures=True))
+    pairing = pair_cases(EvaluationOptions(study / "pred", study / "ref", study / "report"))
     assert [pair.case_id for pair in pairing.cases] == ["p1"]
     expected = {"p2": [f"no prediction in {study / 'pred'}"], "p3": [f"no label map in {study / 'ref'}"]}
     assert pairing.left_out == expected
@@ -94,7 +94,7 @@ def test_a_union_that_its_parts_cover_is_named_on_both_sides(study):
         for case_id in ("p1", "p2"):
             parts = [load_nifti(study / what / case_id / f"kidney_{side}.nii.gz") for side in ("left", "right")]
             save_nifti(study / what / case_id / "kidneys.nii.gz", np.maximum(*parts), affine())
-    result, summary = evaluate(study, study / "pred", study / "ref", "--no-report")
+    result, summary = evaluate(study, study / "pred", study / "ref", "--structures", "--no-report")
     told = "structures that lose most of their voxels to smaller ones: kidneys keeps 0 of "
     for part in ("reference", "prediction"):
         assert result.stderr.count(f"note: case 'p1': {part}: {told}") == 1
@@ -107,7 +107,7 @@ def test_of_many_structures_the_terminal_shows_means(tmp_path):
     names = {f"organ_{chr(97 + number)}": number for number in range(1, 25)}
     for what, found in (("pred", np.roll(labels, 1, axis=1)), ("ref", labels)):
         write_structures(tmp_path / what, np.where(np.indices(SHAPE)[0] < 9, found, labels), names)
-    arguments = (tmp_path, tmp_path / "pred", tmp_path / "ref", "--no-report")
+    arguments = (tmp_path, tmp_path / "pred", tmp_path / "ref", "--structures", "--no-report")
     result, summary = evaluate(*arguments)
     assert "24 regions: the table has their means" in result.stderr
     assert [line.split("\t")[1] for line in result.stdout.splitlines()[1:]] == ["mean"] * 4
