@@ -227,6 +227,32 @@ def test_labels_count_together_in_regions(opened, tmp_path):
         Session(dataclasses.replace(options_for(folders), regions=regions("whole=1+2+3"), class_order=(1,)))
 
 
+def test_channels_of_regions_are_corrected_with_strokes_as_infer_does(opened, tmp_path):
+    """Also where a `dataset.json` beside the images declares the labels: four, and three channels of regions."""
+    folders, labels = write_labeled(tmp_path, "a")
+    logits = load_nifti(folders.logits / "a.nii.gz")
+    shares = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    shares /= shares.sum(axis=-1, keepdims=True)
+    unions = np.stack([shares[..., 1:].sum(axis=-1), shares[..., 2:].sum(axis=-1), shares[..., 3]], axis=-1).clip(1e-6, 1 - 1e-6)
+    save_nifti(folders.logits / "a.nii.gz", np.log(unions / (1 - unions)).astype(np.float32))
+    (folders.images / "dataset.json").write_text('{"labels": {"background": 0, "shell": 1, "core": 2, "cyst": 3}}')
+    three = {"regions": regions("whole=1+2+3", "core=2+3", "cyst=3"), "class_order": (1, 2, 3), "corrections": tmp_path / "saved"}
+    session = opened(dataclasses.replace(options_for(folders, labels), **three))
+    assert session.case.regions is not None
+    place = session.case.first_place()
+    for value, up in ((3, 2), (255, 4)):
+        session.draw(0, place, [place[0] + session.case.upright_grid[0] * (place[1] + up)], value)
+    changed = {"bilateral.theta_alpha": 2.0, "bilateral.theta_beta": 0.1}
+    session.save_case("", changed)
+    drawn, corrected = (load_nifti(tmp_path / "saved" / kind / "a.nii.gz") for kind in ("strokes", "refined"))
+    assert sorted(corrected[drawn > 0]) == [0, 3]
+    words = [word for text in ("whole=1+2+3", "core=2+3", "cyst=3") for word in ("--regions", text)]
+    sets = [word for key, value in changed.items() for word in ("--set", f"{key}={value}")]
+    strokes = ("--strokes", tmp_path / "saved" / "strokes", "--regions-class-order", "1,2,3", "--threads", 1)
+    run_here("infer", *folders.arguments, *words, *sets, *strokes, status=0)
+    np.testing.assert_array_equal(load_nifti(folders.output / "a.nii.gz"), corrected)
+
+
 def test_scores_are_those_of_plain_counts():
     rng = np.random.default_rng(3)
     before, after, truth = (rng.integers(0, 4, (3, 5, 7, 6)) * (rng.random((3, 5, 7, 6)) < 0.3)).astype(np.uint8)

@@ -33,7 +33,7 @@ from crfrefine.runs.cases.case_headers import read_case_headers
 from crfrefine.runs.cases.discovery import labels_of
 from crfrefine.runs.cases.label_input import KIND as LABEL_MAP
 from crfrefine.runs.cases.label_input import LabelMap
-from crfrefine.runs.cases.reading_options import RegionReading
+from crfrefine.runs.cases.reading_options import NO_REGIONS, RegionReading
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.pictures.drawing import label_color
 from crfrefine.runs.plan import RunInputs, find_inputs
@@ -281,7 +281,8 @@ def find_case(options: TuneOptions) -> tuple[RunInputs, CaseFiles]:
 
 def _are_channels(regions: Sequence[Region], inputs: RunInputs, case: CaseFiles) -> bool:
     """Return whether the network's output has a sigmoid channel for each region."""
-    network = read_case_headers(case, replace(inputs.reading, mask_mode="none")).logits
+    # The labels that a `dataset.json` declares are no regions of the page.
+    network = read_case_headers(case, replace(inputs.reading, mask_mode="none", regions=NO_REGIONS)).logits
     if network is None or network.kind != LABEL_MAP:
         return network is not None and network.num_labels == len(regions)
     # A file with one value per voxel; which label a single region writes does not matter here.
