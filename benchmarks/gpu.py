@@ -8,7 +8,6 @@ gpu.py refine WORKLOAD           crfrefine.refine from raw intensities to label 
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import time
 import traceback
@@ -129,7 +128,6 @@ def main() -> None:
         "workload": options.workload,
         "filter": options.filter,
         "device": options.device,
-        "mode": os.environ.get("CRFREFINE_CUDA", "all"),
     }
 
     def keep(found: dict[str, Any]) -> None:

@@ -19,11 +19,11 @@ DEVICES = ("auto", "cpu", "cuda", "cuda:N", "torch", "torch:cuda", "torch:cuda:N
 
 
 def get_backend(device: str, *, keeps_kernels: bool = False) -> Backend:
-    """Return the engine for a device: "auto", "cpu", "cuda", "cuda:N", "torch", "torch:cuda" or "torch:cuda:N"."""
-    # "auto" is the GPU if there is one and CuPy is installed, else the CPU, with a warning if both
-    # are there but do not work. With `keeps_kernels` the newest kernels stay in memory for the next
-    # run, on the CPU. Raises BackendUnavailableError if the engine is missing, and ConfigError if
-    # the device is unknown.
+    """Return the engine for one of `DEVICES`; "auto" is the GPU if there is one and CuPy is installed, else the CPU.
+
+    With `keeps_kernels` the newest kernels of the CPU stay in memory for the next run. Raises ConfigError for an unknown device,
+    BackendUnavailableError if its engine is missing.
+    """
     for pattern, load in _TABLE:
         if re.fullmatch(pattern, device) and (backend := load(device)) is not None:
             return backend
@@ -39,7 +39,7 @@ def _auto(_: str) -> Backend | None:
 
     if is_available():
         try:
-            return _cuda("cuda")
+            return _cuda_backend(0)
         except BackendUnavailableError as error:
             warnings.warn(f"--device auto takes the CPU, as the GPU cannot be used ({error})", RuntimeWarning, stacklevel=3)
     return None

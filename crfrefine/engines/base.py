@@ -20,8 +20,7 @@ from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec, ModelSpec
 class FeatureOrigin:
     """The point that the features of appearance kernels count from.
 
-    Kernels depend only on differences of features, but the points of a lattice and the cells of a bilateral grid do not. Parts of a volume
-    that share an origin share these points, so their messages agree wherever the cut is out of reach.
+    Parts of a volume that share an origin share the points of a lattice and the cells of a grid, so their messages agree away from the cut.
     """
 
     position: tuple[int, ...]  # a voxel, one index per grid axis from the first voxel of the grid; it may lie outside
@@ -35,12 +34,9 @@ class GridImage:
     values: Array  # (M, *grid). Engines take normalized intensities, float32 or float64, which set the precision.
     mask: Bool | None  # (*grid), True where the model applies; None: everywhere
     spacing: Sequence[float]  # mm, one per grid axis
-    # The user's number of each grid axis, where the arrays are transposed views of the user's: the cells of a lattice depend on the order
-    # of its features, and must not depend on the memory order. None: the axes are in the user's order.
+    # The user's number of each grid axis: a lattice depends on the order of its features. None means that the axes are in the user's order.
     axes: Sequence[int] | None = None
-    # The point that features count from; None: `default_origin`. Axes along which the mask is one voxel long have no feature. With `filter
-    # = "auto"` parts of a volume may get different filters.
-    origin: FeatureOrigin | None = None
+    origin: FeatureOrigin | None = None  # the point that features count from; None means `default_origin`
 
     @property
     def num_voxels(self) -> int:
@@ -64,8 +60,7 @@ def first_inside(mask: Bool) -> tuple[int, ...]:
     return tuple(axis.start for axis in box)
 
 
-# Called as progress(stage, step, num_steps) between stages of the computation; may raise to stop
-# it.
+# Called as progress(stage, step, num_steps) between stages of the computation; may raise to stop it.
 Progress = Callable[[str, int, int], None]
 
 
@@ -90,7 +85,7 @@ class RunContext:
 
     threads: int | None = None  # CPU threads; None means the cores this process may use
     progress: Progress | None = None  # called between stages; may raise to stop
-    # Called before a run on tiles of logits that are not in memory: the bytes that the run may add; None means any amount.
+    # Called before a run on tiles of logits that are not in memory: returns the bytes that the run may add; None means any amount.
     num_bytes: Callable[[], int | None] | None = None
 
 
@@ -150,8 +145,8 @@ class Tape:
     """State of a mean-field run, saved for the backward pass."""
 
     logits: Array  # (L, *grid), x of the last step; outside the mask the input divided by the temperature
-    # (steps, channels, voxels), marginals at the start of each step at the masked voxels; the channel of the last label is omitted
-    # where it follows from the others. With a volume term (steps + 1, ...): those after the last step, too.
+    # (steps, channels, voxels), marginals at the start of each step; the last label's are omitted where they follow from the others. With
+    # a volume term (steps + 1, ...): those after the last step, too.
     record: Array
     spec: MeanFieldSpec  # the model of the run
     volume_biases: Float64 | None = None  # (steps, L), biases of the volume term; None without the term
@@ -187,22 +182,17 @@ class Kernels(Protocol):
     dtype: str  # "float32" or "float64": precision of all arrays
 
     def run(self, logits: Array, spec: MeanFieldSpec, *, progress: Progress | None = None, is_last: bool = False) -> MeanFieldResult:
-        """Run the mean field on (L, *grid) logits until its stopping rule is met.
-
-        After the last run the kernels cannot be used: their memory may be free before the refined logits are written, so that both need
-        not fit into memory together.
-        """
+        """Run the mean field on (L, *grid) logits until its stopping rule is met; `is_last` frees the kernels before the end of the run."""
 
     def forward(self, logits: Array, spec: MeanFieldSpec) -> Tape:
-        """Run the mean field on (L, *grid) logits and save the data of the backward pass; all steps are taken, the tolerance is ignored."""
+        """Run all steps of the mean field on (L, *grid) logits and save the data of the backward pass."""
 
     def backward(
         self, tape: Tape, logits: Array, gradient: Array, *, wants_theta: bool = True, wants_image: bool = False
     ) -> MeanFieldGradients:
         """Return the gradients of a loss with respect to all inputs of `forward`, and to bandwidths and image if they are wanted.
 
-        The tape is that of `forward` for these logits (L, *grid); `gradient` is that of the loss with respect to the tape's logits.
-        Bandwidths cost several filterings per step.
+        The tape is that of `forward` for these (L, *grid) logits; `gradient` is that of the loss with respect to the tape's logits.
         """
 
 
@@ -216,10 +206,7 @@ class Backend(ABC):
         """Build the kernels of a model on one image, which must not change while they are in use."""
 
     def mean_field(self, logits: Float32, image: GridImage, spec: ModelSpec, context: RunContext = NO_CONTEXT) -> MeanFieldResult:
-        """Build the kernels of a model for one case and run the mean field on them: `kernels`, then their only run.
-
-        The image is released before the first step if no filter reads it again.
-        """
+        """Build the kernels of a model for one case and run the mean field on them."""
         return self.kernels(image, spec.kernels, context).run(logits, spec.mean_field, progress=context.progress)
 
     @abstractmethod

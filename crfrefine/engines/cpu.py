@@ -32,14 +32,11 @@ from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec, ModelSpec
 
 @dataclass(eq=False)
 class CpuBackend(Backend):
-    """The C++ engine: permutohedral lattice, bilateral grid, truncated and exact sums, separable spatial filter.
-
-    Attributes:
-        keeps_kernels: whether the kernels of the newest whole volume stay in memory for the next `mean_field`, which takes them if image,
-            mask, spacing and bandwidths are equal. Runs then come one at a time; results have the same bits.
-    """
+    """The C++ engine: permutohedral lattice, bilateral grid, truncated and exact sums, separable spatial filter."""
 
     name = "cpu"
+    # Whether the kernels of the newest whole volume stay in memory for the next `mean_field`, if image, mask, spacing and bandwidths are
+    # equal. Runs then come one at a time; results have the same bits.
     keeps_kernels: bool = False
     _engine: Any = field(default_factory=load_engine, init=False)
     _kept: tuple[CpuKernels, GridImage, int | None] | None = field(default=None, init=False)  # with their image and threads
@@ -68,17 +65,18 @@ class CpuBackend(Backend):
         text = tuple(built.descriptions())
         return CpuKernels(self._engine, built, spec, values.shape, image.mask, built.num_voxels(), text, time.perf_counter() - started)
 
-    def _fits(
-        self, kept: CpuKernels, built: GridImage, built_threads: int | None, image: GridImage, spec: KernelSetSpec, threads: int | None
-    ) -> bool:
+    def _fits(self, image: GridImage, spec: KernelSetSpec, threads: int | None) -> bool:
         """Whether the kept kernels are those of an image and a model."""
-        settings = (tuple(image.spacing), image.axes, threads, replace(spec, num_iterations=0))
-        if settings != (tuple(built.spacing), built.axes, built_threads, replace(kept.spec, num_iterations=0)):
+        if self._kept is None:
+            return False
+        kernels, built, built_threads = self._kept
+        settings = (tuple(image.spacing), image.axes, threads, replace(spec, num_iterations=kernels.spec.num_iterations))
+        if settings != (tuple(built.spacing), built.axes, built_threads, kernels.spec):
             return False
         if not _equal(image.values, built.values) or not _equal(image.mask, built.mask):
             return False
         # For more steps, another filter may be the fastest one.
-        return spec == kept.spec or self.plan_filters(image, spec, threads) == self.plan_filters(image, kept.spec, threads)
+        return spec == kernels.spec or self.plan_filters(image, spec, threads) == self.plan_filters(image, kernels.spec, threads)
 
     def plan_filters(self, image: GridImage, spec: KernelSetSpec, threads: int | None = None) -> tuple[str, ...]:
         """Return the filter of each appearance kernel on an image, without building it: "exact", "truncated", "grid" or "lattice"."""
@@ -91,7 +89,7 @@ class CpuBackend(Backend):
     def mean_field(self, logits: Float32, image: GridImage, spec: ModelSpec, context: RunContext = NO_CONTEXT) -> MeanFieldResult:
         """Run the mean field on one case; see `Backend.mean_field`."""
         if self.keeps_kernels and image.origin is None:  # Kernels of parts of a volume are never kept.
-            if self._kept is None or not self._fits(*self._kept, image, spec.kernels, context.threads):
+            if not self._fits(image, spec.kernels, context.threads) or self._kept is None:
                 self._kept = None  # Memory need not hold two of them.
                 self._kept = self.kernels(image, spec.kernels, context), image, context.threads
             try:
@@ -113,14 +111,13 @@ class CpuBackend(Backend):
 
     def label_map(self, logits: Float32, *, threads: int | None = None) -> Labels:
         """Return the label of the largest logit at each voxel; see `Backend.label_map`."""
-        out: Labels = np.empty(logits.shape[1:], dtype=np.uint8 if len(logits) <= 256 else np.uint16)
+        out: Labels = np.empty(logits.shape[1:], dtype=np.min_scalar_type(len(logits) - 1))
         self._engine.label_map(np.ascontiguousarray(logits, dtype=np.float32), threads or available_threads(), out)
         return out
 
     def softmax(self, logits: Float32, *, threads: int | None = None, out: Float32 | None = None) -> Float32:
         """Return the softmax over labels; see `Backend.softmax`."""
-        if out is None:
-            out = np.empty(logits.shape, dtype=np.float32)
+        out = np.empty(logits.shape, np.float32) if out is None else out
         self._engine.softmax(np.ascontiguousarray(logits, dtype=np.float32), threads or available_threads(), out)
         return out
 
@@ -206,9 +203,7 @@ def _kernel_arguments(spec: KernelSetSpec, spacing: Sequence[float]) -> tuple[An
 
 def _equal(first: Array | None, second: Array | None) -> bool:
     """Whether both arrays are None, or equal in type and values."""
-    if first is None or second is None:
-        return first is second
-    return first.dtype == second.dtype and np.array_equal(first, second)
+    return first is second or (first is not None and second is not None and np.array_equal(first, second))
 
 
 @contextmanager

@@ -25,17 +25,10 @@ METHODS = ("auto", "lattice", "exact")
 NORMALIZATIONS = ("none", "after", "symmetric")
 DEVICES = ("cpu", "torch", "torch:cuda")
 
-MAX_EXACT = 8192
-"""Points up to which "auto" sums over all pairs, in about .1 s; the lattice is an approximation."""
-
-MAX_VALUE = 1e20
-"""Largest magnitude of a value in float32: sums over many points stay finite with the lattice's integer weights, too."""
-
-MAX_AXES = 8
-"""Largest number of axes of a grid in the C++ engine; a grid with more is taken as a list of points."""
-
-TINY = float(np.finfo(np.float32).tiny)
-"""Smallest sum of weights that is divided by."""
+MAX_EXACT = 8192  # points up to which "auto" sums over all pairs, in about .1 s; the lattice is an approximation
+MAX_VALUE = 1e20  # largest magnitude of a value in float32: sums over many points stay finite with the lattice's integer weights, too
+MAX_AXES = 8  # of a grid in the C++ engine; a grid with more is taken as a list of points
+TINY = float(np.finfo(np.float32).tiny)  # smallest sum of weights that is divided by
 
 
 class Lattice:
@@ -79,7 +72,9 @@ class Lattice:
                 points = np.subtract(points, first, out=np.empty(points.shape, np.float32), dtype=np.float64, casting="unsafe")
         points = _finite(points, "features")
         method = choose_method(method, self.num_points)
-        self._kernel = CompiledPoints(points, method, threads) if device == "cpu" else _of_tensors().TorchPoints(points, method, device)
+        self._kernel: Any = (
+            CompiledPoints(points, method, threads) if device == "cpu" else _of_tensors().TorchPoints(points, method, device)
+        )
         self.description = self._kernel.description
         self._scale: dict[str, Float32 | None] = {"none": None}
 
@@ -95,26 +90,21 @@ class Lattice:
         if not len(sent):
             return np.zeros(given.shape, np.float32)
         filtered = scale = None
-        if normalization == "after" and normalization not in self._scale and isinstance(self._kernel, CompiledPoints):
+        if normalization == "after" and normalization not in self._scale:
             filtered, scale = self._kernel.mean(sent)
         if filtered is not None:
             self._scale[normalization] = scale
         else:
-            scale = self._scale_of(normalization)
-            sent = sent if scale is None or normalization != "symmetric" else sent * scale
-            filtered = self._kernel.apply(sent, scale)
+            if normalization not in self._scale:
+                sums = np.maximum(self._kernel.apply(np.ones((1, self.num_points), np.float32))[0], np.float32(TINY))
+                self._scale[normalization] = 1.0 / (np.sqrt(sums) if normalization == "symmetric" else sums)
+            scale = self._scale[normalization]
+            filtered = self._kernel.apply(sent * scale if scale is not None and normalization == "symmetric" else sent, scale)
         if self._mask is None:
-            return filtered.reshape(given.shape)
+            return np.asarray(filtered.reshape(given.shape))
         result = np.zeros(given.shape, np.float32)
         result[:, self._mask] = filtered
         return result
-
-    def _scale_of(self, normalization: str) -> Float32 | None:
-        """Return the factor of each point: the inverse of its row's sum, or the inverse of the root of that; None means 1."""
-        if normalization not in self._scale:
-            sums = np.maximum(self._kernel.apply(np.ones((1, self.num_points), np.float32))[0], np.float32(TINY))
-            self._scale[normalization] = 1.0 / (np.sqrt(sums) if normalization == "symmetric" else sums)
-        return self._scale[normalization]
 
 
 def gaussian_filter(
@@ -129,18 +119,17 @@ def gaussian_filter(
 ) -> Any:
     """Filter values with the Gaussian of any features: out_i = sum_j exp(-|f_i - f_j|² / 2) values_j, for all pairs of points.
 
-    With positions and intensities as features it is a bilateral filter. `crfrefine.Lattice` keeps the kernel for further values. Tensors
-    of PyTorch are filtered by `crfrefine.layer.functional.gaussian_filter`, which has gradients.
+    `crfrefine.Lattice` keeps the kernel for further values. Tensors of PyTorch are filtered by
+    `crfrefine.layer.functional.gaussian_filter`, which has gradients.
 
     Args:
         values: (V, N), or (V, *grid).
         features: (N, D), or (D, *grid), each already divided by its bandwidth; finite.
-        method: "exact" sums over all pairs; "lattice" is the permutohedral lattice, an approximation in O(N D²), for up to 28 features;
-            "auto" is exact for up to 8,192 points.
-        normalization: "none"; "after" divides by the sum of the weights, so that the result is a mean; "symmetric" divides values and
-            result by the root of that sum.
+        method: "exact"; "lattice", the permutohedral lattice, approximate in O(N D²), for up to 28 features; "auto": exact for up to
+            8,192 points.
+        normalization: "none"; "after" divides by the sum of the weights; "symmetric" divides values and result by the root of that sum.
         mask: (N,) or (*grid), nonzero where points count; others neither send nor receive, and are 0. None means all.
-        device: "cpu", or in plain operations of PyTorch "torch" or "torch:cuda". Only for arrays: tensors are filtered where they are.
+        device: of arrays: "cpu", or in plain operations of PyTorch "torch" or "torch:cuda".
         threads: CPU threads; None means the cores this process may use.
 
     Returns:
@@ -166,16 +155,10 @@ def gaussian_filter(
         if device != "cpu":
             raise ConfigError(f"device: tensors are filtered on the device that they are on; leave device={device!r} out")
         options = {"method": method, "normalization": normalization, "mask": mask, "threads": threads}
-        points = features
-        if not isinstance(points, torch.Tensor):
+        if not isinstance(features, torch.Tensor):
             array = given_array(features, "features")
-            points = torch.from_numpy(np.array(array, np.float32 if array.dtype == np.float32 else np.float64, order="C"))
-        points = points.to(values.device)
-        if min(values.ndim, points.ndim) < 2:
-            raise InputError(
-                f"values {tuple(values.shape)} and features {tuple(points.shape)}: expected (V, N) and (N, D), or (V, *grid) and (D, *grid)"
-            )
-        return _of_tensors().gaussian_filter(values[None], points[None], **options)[0]
+            features = torch.from_numpy(np.array(array, np.float32 if array.dtype == np.float32 else np.float64, order="C"))
+        return _of_tensors().gaussian_filter(values[None], features[None].to(values.device), **options)[0]
     lattice = Lattice(features, method=method, mask=mask, device=device, threads=threads)
     return lattice(values, normalization=normalization)
 
@@ -218,7 +201,7 @@ def _of_tensors() -> Any:
 
 
 def check_word(name: str, value: str, known: Sequence[str]) -> None:
-    """Raise ConfigError if a word is not one of those that are known."""
+    """Raise ConfigError for a word that is not known."""
     if value not in known:
         raise ConfigError(f"{name}: expected {', '.join(known)}, got {value!r}")
 
@@ -261,14 +244,14 @@ def bilateral_filter(
     method: str = "auto",
     threads: int | None = None,
 ) -> Float32:
-    """Smooth a volume where it is smooth, and keep its edges: the mean of the voxels that are near and alike.
+    """Smooth a volume and keep its edges: each voxel becomes the mean of the voxels that are near and alike.
 
     Args:
-        image: (*grid) or (M, *grid), finite. With M channels they are alike if all are.
+        image: (*grid) or (M, *grid), finite.
         spacing: mm between voxels, one per grid axis or one for all.
         theta_alpha: mm, how near; one, or one per axis.
         theta_beta: how alike, in the unit of the guide's intensities; one, or one per channel of the guide.
-        guide: (*grid) or (G, *grid), the volume whose edges are kept, such as a sharp image of another modality. None means the image.
+        guide: (*grid) or (G, *grid), the volume whose edges are kept. None means the image.
         mask: (*grid), nonzero where voxels count; the others are 0 in the result. None means all.
         method: "auto", "exact", "truncated", "grid" (one or two channels of the guide) or "lattice".
         threads: CPU threads; None means the cores this process may use.
@@ -299,8 +282,7 @@ def bilateral_filter(
     check_threads(threads)
     check_word("method", method, FILTERS)
     values = given_array(image, "image")
-    steps = np.size(spacing)
-    num_axes = steps if steps > 1 else values.ndim
+    num_axes = np.size(spacing) if np.size(spacing) > 1 else values.ndim
     distances = given_spacing(spacing, num_axes)
     if values.ndim not in (num_axes, num_axes + 1):
         raise InputError(
@@ -311,7 +293,8 @@ def bilateral_filter(
     guides = guides[None] if guides.ndim == num_axes else guides
     if guides.shape[1:] != channels.shape[1:] or not guides.size or not channels.size:
         raise InputError(f"image {values.shape} and guide {guides.shape}: expected channels on one grid")
-    checked = BilateralParameters(theta_alpha=_numbers(theta_alpha), theta_beta=_numbers(theta_beta))
+    bandwidths: dict[str, Any] = {"theta_alpha": theta_alpha, "theta_beta": theta_beta}
+    checked = BilateralParameters(**bandwidths)
     table = checked.spread({"axis": num_axes, "modality": len(guides)})
     kernel = KernelSpec(table["theta_alpha"], table["theta_beta"])
     spec = KernelSetSpec((kernel,), normalization="after", filter=method, num_labels=len(channels) + 1, num_iterations=1)
@@ -321,12 +304,3 @@ def bilateral_filter(
     sent, guided = _finite(channels, "image"), _finite(guides, "guide")
     filtered = get_backend("cpu").message(sent, GridImage(guided, inside, distances), spec, threads=threads)
     return filtered.reshape(values.shape)
-
-
-def _numbers(value: Any) -> Any:
-    """Return one number, or a tuple of them; anything else as it is, for the check of parameters to refuse."""
-    try:
-        numbers = np.asarray(value, np.float64)
-    except (TypeError, ValueError):
-        return value
-    return float(numbers) if numbers.ndim == 0 else tuple(numbers.tolist())

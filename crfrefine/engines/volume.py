@@ -11,9 +11,7 @@ from crfrefine.arrays.components import largest_component
 from crfrefine.base.array_types import Array, Bool, Float64
 from crfrefine.parameters.specs import MeanFieldSpec
 
-# A voxel belongs to a component if the network gives its label more than this: below 1/2, so that a body may also grow, and not so far
-# below that doubtful voxels connect it with islands.
-BODY_PROBABILITY = 0.3
+BODY_PROBABILITY = 0.3  # below 1/2, so that a body may grow, and not so far below that doubtful voxels connect it with islands
 PSEUDO_VOXELS = 1.0  # added to all masses, so that a label whose mass vanishes has a finite energy
 MAX_PASSES = 100  # more than any problem needs whose labels do not have to vanish
 RIDGE = 1e-9  # relative; labels that no voxel is uncertain of would make the equations singular
@@ -63,10 +61,10 @@ class VolumeTerm:
 
 
 def volume_part(logits: Array, mask: Bool | None, spec: MeanFieldSpec) -> Bool | None:
-    """Return the voxels inside the mask on which the volume term of a run acts, (N,) in C order; None without the term."""
-    # These are the largest component of each foreground label, of the voxels with a probability
-    # above `BODY_PROBABILITY`. Components are connected over faces, edges and corners; of equally
-    # large ones the first in C order counts.
+    """Return the voxels inside the mask on which the volume term of a run acts, (N,) in C order; None without the term.
+
+    These are the largest component of each foreground label, of the voxels with a probability above `BODY_PROBABILITY`.
+    """
     if spec.volume_weight == 0.0:
         return None
     inside = np.ones(logits.shape[1:], dtype=np.bool_) if mask is None else np.asarray(mask, dtype=np.bool_)
@@ -78,15 +76,15 @@ def volume_part(logits: Array, mask: Bool | None, spec: MeanFieldSpec) -> Bool |
 
     # Most of a volume is certain background, where the softmax need not be computed. The margin is for rounding.
     least = np.log(BODY_PROBABILITY) - 1e-6
-    places, found = [], []
+    places, columns = [], []
     for number, in_mask in enumerate(inside):  # A plane fits into the cache.
         plane = logits[:, number].reshape(len(logits), -1)
         scores, far = (plane, least * spec.temperature) if spec.bias is None else (scores_of(plane), least)
         with np.errstate(invalid="ignore"):  # The difference of two infinities is not a number, and not far.
             near = np.flatnonzero(in_mask.ravel() & ~np.logical_and.reduce([label - scores[0] < far for label in scores[1:]]))
         places.append(near + number * plane.shape[1])
-        found.append(plane[:, near])
-    voxels, scores = np.concatenate(places), scores_of(np.concatenate(found, axis=1))
+        columns.append(plane[:, near])
+    voxels, scores = np.concatenate(places), scores_of(np.concatenate(columns, axis=1))
     largest = scores.max(axis=0)
     threshold = largest + np.log(np.exp(scores - largest).sum(axis=0)) + np.log(BODY_PROBABILITY)
     bodies = np.zeros(inside.shape, dtype=np.bool_)

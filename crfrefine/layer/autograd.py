@@ -34,16 +34,13 @@ class MeanField(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, kernels: Kernels, spec: MeanFieldSpec, *given: Tensor | None) -> Tensor:
-        """Take all steps with the kernels of this item; save the marginals at the start of each step for `backward`."""
-        # `given` are the tensors of GRADIENTS; from `weights` on, they may be on the CPU though the
-        # others are not.
+        """Take all steps; `given` are the tensors of GRADIENTS, of which those from `weights` on may be on the CPU."""
         logits, image, weights, _, _, _, compatibility, temperature, bias, _ = given
         assert logits is not None
         tape = kernels.forward(to_array(logits), spec)
         ctx.kernels = kernels
         ctx.kinds = [None if tensor is None else (tensor.dtype, tensor.device) for tensor in given]
-        # Arrays are saved as tensors: they are freed after the backward pass, hooks may move them elsewhere, and changes in place are
-        # detected. This includes the image, whose memory the kernels read again, and the parameters, whose values the spec holds.
+        # PyTorch frees saved tensors after the backward pass and detects changes in place, of the image and the parameters, too.
         ctx.save_for_backward(logits, to_tensor(tape.record), weights, compatibility, temperature, bias, image)
         ctx.tape = dataclasses.replace(tape, logits=_NOTHING, record=_NOTHING)
         refined: Tensor = _own(to_tensor(tape.logits)).to(logits.device)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,16 +22,15 @@ TEMPERATURE_RANGE = (0.05, 20.0)
 # Weights are softplus(raw + _BEND) - softplus(_BEND) with raw >= 0: nearly linear above 1, gentle near 0, and exactly 0 at raw = 0,
 # where the slope is still 0.12. A plain softplus approaches 0 only where its slope vanishes too, and would get stuck there.
 _BEND = -2.0
-# Weights are differences from this, which limits the digits of small weights.
-WEIGHT_FLOOR = math.log1p(math.exp(_BEND))
+WEIGHT_FLOOR = math.log1p(math.exp(_BEND))  # weights are differences from it, which limits the digits of small weights
 
 
+@dataclass(frozen=True)
 class Form:
-    """Values within a range, which a tensor holds as they are."""
+    """Values from `low` to `high`, which a tensor holds as they are."""
 
-    def __init__(self, low: float, high: float) -> None:
-        """Take the smallest and the largest value; both are included."""
-        self.low, self.high = low, high
+    low: float
+    high: float
 
     def to_raw(self, value: float) -> float:
         """Return the number that is held for a value."""
@@ -113,9 +113,10 @@ _ROUNDINGS = 8.0
 
 
 def plain_numbers(tensor: Tensor, *, floor: float = 0.0, precision: torch.dtype = torch.float32) -> tuple[float, ...]:
-    """Return the numbers of a tensor as a person would write them: the shortest decimals that are equal in a given precision."""
-    # A weight of 4 then does not come back as 4.000000476837158. Numbers below `floor` get its
-    # absolute precision. Engines use values in float32; bandwidths have the tensor's own precision.
+    """Return the numbers of a tensor as a person would write them: the shortest decimals that are equal in a given precision.
+
+    Numbers below `floor` get its absolute precision. Engines use values in float32, but bandwidths in float64.
+    """
 
     def shortest(value: float) -> float:
         tolerance = _ROUNDINGS * torch.finfo(precision).eps * max(abs(value), floor)

@@ -66,11 +66,11 @@ def mean_field(
         threads: CPU threads.
         label_threshold: below which a label takes no part around a tile.
         kernels: one for each batch item, from `build_kernels`; image, bandwidths, spacing and mask are then ignored.
-        settings: other keys of `[mean_field]` with their defaults (docs/reference/parameters.md): `num_iterations`, `normalization`,
-            `filter` and `positions`. All steps are taken; `tolerance` and `output_temperature` have no effect.
+        settings: other keys of `[mean_field]` (docs/reference/parameters.md): `num_iterations`, `normalization`, `filter` and
+            `positions`. All steps are taken.
 
     Raises:
-        ConfigError: a setting is not one of its allowed words, or is out of range; for other errors see `CrfRnn.forward`.
+        ConfigError: a setting is out of range; for other errors see `CrfRnn.forward`.
 
     Source: Krähenbühl & Koltun 2011; Zheng et al. 2015; docs/reference/math.md.
     """
@@ -146,9 +146,10 @@ def _refine_item(
     labels: Tensor | None,
     inside: Tensor | None,
 ) -> Tensor:
-    """Return the refined logits (L, *grid) of a batch item in which only some labels take part; None means all."""
-    # The other labels get the largest penalty of those that take part, since theirs cannot be
-    # smaller.
+    """Return the refined logits (L, *grid) of a batch item in which only some labels take part; None means all.
+
+    The other labels get the largest penalty of those that take part, since theirs cannot be smaller.
+    """
     refined: Tensor
     if labels is None:
         refined = MeanField.apply(kernels, run, logits, image, *parameters)  # type: ignore[no-untyped-call]
@@ -178,11 +179,11 @@ def build_kernels(
     copy: bool = True,
     **settings: Any,
 ) -> list[Kernels]:
-    """Build everything that depends only on images and bandwidths, an object per batch item, for `mean_field`."""
-    # Arguments and errors are those of `mean_field`, with `bilateral` without weights; the image's
-    # type sets the precision. Each object serves one call at a time, and has its own copy of the
-    # image, which the backward pass reads again; without `copy` the image must never be
-    # overwritten.
+    """Build everything that depends only on images and bandwidths, an object per batch item, for `mean_field`.
+
+    Arguments and errors are those of `mean_field`, with `bilateral` without weights; the image's type sets the precision. Each object
+    serves one call at a time. Without `copy` the image must never be overwritten.
+    """
     inputs.check_image(image)
     check_threads(threads)
     own = own_fields(KernelSetSpec, vars(MeanFieldParameters(**settings)))
@@ -197,10 +198,9 @@ def _bandwidths(
     """Return the kernels for images (B, M, *grid), and their bandwidths (kernels, axes), (kernels, M) and of the spatial kernel (axes,)."""
     # The bandwidths are float64: rounded ones would give a lattice with different vertices.
     num_modalities, num_axes, dtype = image.shape[1], image.ndim - 2, torch.float64
-    positions, intensities = [], []
-    for m, (alpha, beta) in enumerate(bilateral):
-        positions.append(_spread(alpha, num_axes, f"bilateral.{m}.theta_alpha", dtype, is_positive=True))
-        intensities.append(_spread(beta, num_modalities, f"bilateral.{m}.theta_beta", dtype, is_positive=True))
+    named = [(f"bilateral.{m}", *thetas) for m, thetas in enumerate(bilateral)]
+    positions = [_spread(alpha, num_axes, f"{name}.theta_alpha", dtype, is_positive=True) for name, alpha, _ in named]
+    intensities = [_spread(beta, num_modalities, f"{name}.theta_beta", dtype, is_positive=True) for name, _, beta in named]
     spatial = None if gamma is None else _spread(gamma, num_axes, "spatial.theta_gamma", dtype, is_positive=True)
     terms = [KernelSpec(tuple(alpha.tolist()), tuple(beta.tolist())) for alpha, beta in zip(positions, intensities, strict=True)]
     terms += [] if spatial is None else [KernelSpec(tuple(spatial.tolist()))]
@@ -236,7 +236,7 @@ def _build(
 
 def _spread(value: Values, size: int, name: str, dtype: torch.dtype, *, is_positive: bool = False) -> Tensor:
     """Return a tensor of `size` values on the CPU from one value for all, or from one each."""
-    expected = f"expected one value{f' or {size}' if size > 1 else ''}"
+    expected = f"expected one {'positive' if is_positive else 'finite'} value{f' or {size}' if size > 1 else ''}"
     if isinstance(value, list | tuple) and any(isinstance(entry, Tensor) for entry in value):
         raise InputError(f"{name} is a list of tensors, whose gradients would be lost; pass one tensor (torch.stack)")
     try:
@@ -244,12 +244,10 @@ def _spread(value: Values, size: int, name: str, dtype: torch.dtype, *, is_posit
         tensor = value.to(_HOST, dtype) if isinstance(value, Tensor) else torch.as_tensor(value, dtype=dtype, device=_HOST)
     except (TypeError, ValueError) as error:
         raise InputError(f"{name} is {value!r}; {expected}") from error
-    if tensor.numel() not in (1, size) or tensor.ndim > 1:
-        raise InputError(f"{name} has shape {tuple(tensor.shape)}; {expected}")
     values = tensor.detach()
-    if not torch.isfinite(values).all() or (is_positive and not (values > 0.0).all()):
-        kind = "positive" if is_positive else "finite"
-        raise InputError(f"{name} is {values.tolist()}; expected {kind} numbers")
+    are_usable = torch.isfinite(values) & (values > 0.0) if is_positive else torch.isfinite(values)
+    if tensor.numel() not in (1, size) or tensor.ndim > 1 or not are_usable.all():
+        raise InputError(f"{name} is {values.tolist()}; {expected}")
     return tensor.reshape(-1).expand(size)
 
 
@@ -260,17 +258,16 @@ def _stack(rows: Sequence[Tensor], size: int, dtype: torch.dtype) -> Tensor:
 
 def _double(tensor: Tensor) -> NDArray[np.float64]:
     """Return a copy of the values: a spec must not change with the tensor."""
-    array: NDArray[np.float64] = tensor.detach().double().cpu().numpy().copy()
-    return array
+    return np.array(tensor.detach().double().cpu().numpy())
 
 
 def _check_kernels(kernels: Sequence[Kernels], num_items: int, expected: tuple[Any, ...]) -> None:
     if len(kernels) != num_items:
         raise InputError(f"got kernels for {len(kernels)} batch items; the batch has {num_items}")
     for item in kernels:
-        found = len(item.spec.kernels), item.image_shape, item.dtype, item.spec.num_labels
-        if found != expected:
+        built_for = len(item.spec.kernels), item.image_shape, item.dtype, item.spec.num_labels
+        if built_for != expected:
             raise InputError(
                 "the kernels were built for {} terms, an image of shape {} in {}, and {} labels; the call has {} terms, {} in {}, and {} "
-                "labels; build them anew (`dtype=torch.float64` for float64 logits)".format(*found, *expected)
+                "labels; build them anew (`dtype=torch.float64` for float64 logits)".format(*built_for, *expected)
             )

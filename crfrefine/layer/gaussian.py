@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,9 +11,11 @@ from crfrefine.arrays.arguments import given_voxels
 from crfrefine.base.limits import check_threads
 from crfrefine.engines.points import MAX_VALUE, NORMALIZATIONS, TINY, CompiledPoints, check_word, choose_method, require_shared
 from crfrefine.errors import BackendUnavailableError, InputError
-from crfrefine.layer.autograd import outside_graphs
+from crfrefine.layer.autograd import outside_graphs, to_array
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from crfrefine.base.array_types import Float32
     from crfrefine.engines.torch.filters import Filter
 
@@ -25,10 +26,9 @@ def gaussian_filter(
 ) -> Tensor:
     """Filter values with the Gaussian of any features, item by item: out_i = sum_j exp(-|f_i - f_j|² / 2) values_j.
 
-    The gradient with respect to the values is the transpose of the computed filter, bit for bit. The gradient with
-    respect to the features is the derivative of the Gaussian: exact with method="exact", while with the
-    lattice its error is that of the values. float32 on the CPU runs in the C++ engine; float64, and any GPU, in plain operations
-    of PyTorch. `torch.func.grad` and `vjp` work; `vmap` and `jvp` do not.
+    The gradient with respect to the values is the transpose of the computed filter, bit for bit; that with respect to the features is the
+    derivative of the Gaussian. float32 on the CPU runs in the C++ engine; float64, and any GPU, in plain operations of PyTorch.
+    `torch.func.grad` and `vjp` work; `vmap` and `jvp` do not.
 
     Args:
         values: (B, V, N) or (B, V, *grid).
@@ -92,18 +92,21 @@ def gaussian_filter(
 
 def _normalized(values: Tensor, features: Tensor, grid: tuple[int, ...], method: str, normalization: str, threads: int | None) -> Tensor:
     """Filter (V, N) values with (D, N) features on a grid."""
-    if values.dtype == torch.float32 and values.device.type == "cpu":
-        kept = _Kept(grid)
+    is_compiled = values.dtype == torch.float32 and values.device.type == "cpu"
+    kept: list[Any] = []
+    if not is_compiled:
+        kept.append(_tensor_kernel(features.T, method))
 
-        def apply(channels: Tensor) -> Tensor:
-            filtered: Tensor = _Filter.apply(channels, features, kept, method, threads)  # type: ignore[no-untyped-call]
-            return filtered
-    else:
-        kernel = _tensor_kernel(features.T, method)
+    def build(points: Tensor) -> CompiledPoints:
+        """Return the kernel of the features, which functions of PyTorch unwrap only inside of `_Filter`; build it once."""
+        if not kept:
+            kept.append(CompiledPoints(to_array(points).reshape(-1, *grid), method, threads or torch.get_num_threads()))
+        kernel: CompiledPoints = kept[0]
+        return kernel
 
-        def apply(channels: Tensor) -> Tensor:
-            filtered: Tensor = kernel(channels.T)
-            return filtered.T
+    def apply(channels: Tensor) -> Tensor:
+        filtered: Tensor = _Filter.apply(channels, features, build) if is_compiled else kept[0](channels.T).T  # type: ignore[no-untyped-call]
+        return filtered
 
     if normalization == "none":
         return apply(values)
@@ -127,31 +130,20 @@ def _tensor_kernel(features: Tensor, method: str) -> Filter:
     return lattice
 
 
-class _Kept:
-    """The kernel of some features on a grid, once it is built."""
-
-    def __init__(self, grid: tuple[int, ...]) -> None:
-        self.grid = grid
-        self.kernel: CompiledPoints | None = None
-
-
 class _Filter(torch.autograd.Function):
     """The C++ engine's filter, without normalization."""
 
     @staticmethod
-    def forward(values: Tensor, features: Tensor, kept: _Kept, method: str, threads: int | None) -> Tensor:
-        """Filter (V, N) values with (D, N) features; the kernel is built if it is not kept yet."""
-        if kept.kernel is None:
-            points = features.detach().contiguous().numpy().reshape(-1, *kept.grid)
-            kept.kernel = CompiledPoints(points, method, threads or torch.get_num_threads())
-        return torch.from_numpy(kept.kernel.apply(values.detach().contiguous().numpy()))
+    def forward(values: Tensor, features: Tensor, build: Callable[[Tensor], CompiledPoints]) -> Tensor:
+        """Filter (V, N) values with (D, N) features."""
+        return torch.from_numpy(build(features).apply(to_array(values)))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Save the values and the kernel, and the features, so that PyTorch notices if they have changed before the backward pass."""
-        values, features, kept, _, _ = inputs
+        values, features, build = inputs
         ctx.save_for_backward(values, features if ctx.needs_input_grad[1] else None)
-        ctx.kernel = kept.kernel
+        ctx.kernel = build(features)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -159,7 +151,7 @@ class _Filter(torch.autograd.Function):
         values, _ = ctx.saved_tensors
         of_values, of_features = ctx.needs_input_grad[:2]
         grads = _Gradients.apply(grad, values, ctx.kernel, of_values, of_features)  # type: ignore[no-untyped-call]
-        return *grads, None, None, None
+        return *grads, None
 
     @staticmethod
     def vmap(*_: Any) -> None:
@@ -182,11 +174,9 @@ class _Gradients(torch.autograd.Function):
         grad: Tensor, values: Tensor, kernel: CompiledPoints, of_values: bool, of_features: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         """Return the gradients that are wanted."""
-        given = grad.detach().contiguous().numpy()
+        given = to_array(grad)
         left = torch.from_numpy(kernel.apply(given, transposed=True)) if of_values else None
-        if not of_features:
-            return left, None
-        return left, torch.from_numpy(kernel.feature_gradient(given, values.detach().contiguous().numpy()))
+        return left, torch.from_numpy(kernel.feature_gradient(given, to_array(values))) if of_features else None
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
@@ -213,6 +203,9 @@ class TorchPoints:
 
     def apply(self, values: Float32, scale: Float32 | None = None) -> Float32:
         """Filter (V, N) values, and multiply each point's results by its `scale`, (N,)."""
-        filtered = self._kernel(torch.from_numpy(values.T.copy()).to(self._device)).cpu().numpy()
-        result: Float32 = np.ascontiguousarray(filtered.T)
-        return result if scale is None else result * scale
+        filtered: Float32 = self._kernel(torch.from_numpy(values.T.copy()).to(self._device)).T.contiguous().cpu().numpy()
+        return filtered if scale is None else filtered * scale
+
+    def mean(self, values: Float32) -> tuple[None, None]:
+        """Return None: means take two filterings."""
+        return None, None

@@ -32,27 +32,23 @@ Spacing = float | np.number[Any] | Sequence[float] | Sequence[Sequence[float]] |
 Mask = Tensor | Array  # nonzero inside
 
 
-def check_tensor(value: Any, name: str) -> None:
-    """Raise InputError unless a value is a tensor."""
+def check_tensor(value: Any, name: str, min_axes: int, axes: str, *, is_floating: bool = True) -> None:
+    """Raise InputError unless a value is a tensor of real or floating-point numbers with so many axes, none of them empty."""
     if not isinstance(value, Tensor):
         raise InputError(f"{name}: expected a tensor of PyTorch, got {type(value).__name__}; torch.from_numpy makes one of an array")
+    if value.ndim < min_axes or min(value.shape) == 0 or (not value.is_floating_point() if is_floating else value.is_complex()):
+        kind = "floating-point" if is_floating else "real"
+        raise InputError(f"{name}: expected {kind} numbers of shape {axes}, none of them empty; got {value.dtype} of {tuple(value.shape)}")
 
 
 def check_image(image: Tensor) -> None:
-    """Raise InputError unless the image is a tensor (B, M, *grid) of real numbers, with no empty axis."""
-    check_tensor(image, "image")
-    if image.ndim < 3 or min(image.shape) == 0 or image.is_complex():
-        got = f"got {image.dtype} of {tuple(image.shape)}"
-        raise InputError(f"image: expected real numbers of shape (batch, modalities, *grid), none of them empty; {got}")
+    """Raise InputError unless the image is a tensor (B, M, *grid) of real numbers."""
+    check_tensor(image, "image", 3, "(batch, modalities, *grid)", is_floating=False)
 
 
 def check_pair(logits: Tensor, image: Tensor) -> None:
-    """Raise InputError unless logits (B, L, *grid) and image (B, M, *grid) are tensors with the same batch, grid and device."""
-    # Raises BackendUnavailableError if that device has no engine.
-    check_tensor(logits, "logits")
-    if logits.ndim < 3 or min(logits.shape) == 0 or not logits.is_floating_point():
-        got = f"got {logits.dtype} of {tuple(logits.shape)}"
-        raise InputError(f"logits: expected floating-point numbers of shape (batch, labels, *grid), none of them empty; {got}")
+    """Raise InputError unless logits (B, L, *grid) and image (B, M, *grid) fit; BackendUnavailableError if their device has no engine."""
+    check_tensor(logits, "logits", 3, "(batch, labels, *grid)")
     if logits.shape[1] < 2:
         raise InputError(
             f"logits have {logits.shape[1]} label; at least two are needed, the background among them; for the one channel of a sigmoid, "
@@ -71,8 +67,7 @@ def check_pair(logits: Tensor, image: Tensor) -> None:
 
 def warn_of_probabilities(logits: Tensor, told: set[str]) -> None:
     """Warn, once for all calls that share `told`, of logits (B, L, *grid) within [0, 1] that sum to 1 over labels."""
-    # A few voxels tell, padding does not count. The host has to wait for a GPU before it can look,
-    # so only the first call on a GPU looks.
+    # A few voxels tell, padding does not count. Only the first call on a GPU looks, since the host has to wait for it.
     if "probabilities" in told:
         return
     places = tuple(slice(None, None, math.ceil(extent / _LOOKED_AT)) for extent in logits.shape[2:])
@@ -86,8 +81,8 @@ def warn_of_probabilities(logits: Tensor, told: set[str]) -> None:
         told.add("probabilities")
     if are_probabilities:
         notices.warn(
-            "the logits look like probabilities: they lie in [0, 1] and sum to 1 over labels; the CRF takes logits, a network's output "
-            "before its softmax; for probabilities, pass probabilities.clamp_min(1e-7).log()"
+            "the logits look like probabilities: they lie in [0, 1] and sum to 1 over labels; give a network's output before its softmax; "
+            "for probabilities, pass probabilities.clamp_min(1e-7).log()"
         )
 
 
@@ -128,12 +123,10 @@ def masks_by_item(mask: Mask | None, num_items: int, grid_shape: Sequence[int]) 
 
 
 def without_padding(logits: Tensor, mask: Mask | None, kernels: Sequence[Kernels] | None) -> tuple[Tensor, Mask | None]:
-    """Return logits (B, L, *grid), and a mask without the voxels where all labels have the same logit, which say nothing on labels.
+    """Return logits (B, L, *grid), and a mask without the voxels where all labels have the same logit.
 
     Padding with a huge constant becomes 0: the gradient with respect to the temperature sums such values times gradients that cancel.
-
-    Raises:
-        InputError: almost nothing would be left of an item, or its kernels were built with these voxels.
+    Raises InputError if almost nothing would be left of an item, or its kernels were built with these voxels.
     """
     values, grid = logits.detach(), logits.shape[2:]
     padding = values[:, 1] == values[:, 0]
@@ -190,10 +183,10 @@ _CONSTANT = float(torch.finfo(torch.float32).tiny)
 def normalize_batch(
     image: Tensor, parameters: IntensityParameters, mask: Mask | None, dtype: torch.dtype, *, threads: int | None = None
 ) -> Tensor:
-    """Map the intensities of each item of a batch (B, M, *grid) to the scale that theta_beta is measured in."""
-    # Statistics are taken inside the mask and have gradients, too. Without a gradient this is what
-    # `crfrefine.refine` does. Raises InputError, or ConfigError for a list without an entry per
-    # modality.
+    """Map the intensities of each item of a batch (B, M, *grid) to the scale that theta_beta is measured in.
+
+    Statistics are taken inside the mask and have gradients, too; without a gradient this is what `crfrefine.refine` does.
+    """
     for index, item in enumerate(image):
         check_finite(item, index)
     masks = masks_by_item(mask, len(image), image.shape[2:])
@@ -232,19 +225,13 @@ def _normalize(image: Tensor, parameters: IntensityParameters, mask: Tensor | No
 def _percentile_range(values: Tensor, percentiles: tuple[float, float]) -> tuple[Tensor, Tensor]:
     """The lower percentile, and the distance to the upper one; from the smallest to the largest value where both are equal."""
     # They are interpolated between order statistics, whose voxels get the gradients.
-    positions = [(values.numel() - 1) * (percent / 100.0) for percent in percentiles]
-    first = [math.floor(position) for position in positions]
-    ranks = [rank for start in first for rank in (start, min(start + 1, values.numel() - 1))]
-    # A GPU sorts with all its threads but selects from a long list with only a few; a CPU
-    # partitions several times faster than it sorts.
-    fixed = values.detach()
-    if fixed.device.type == "cpu":
-        places = torch.from_numpy(np.argpartition(fixed.numpy(), ranks)[list(ranks)])
-    else:
-        places = torch.sort(fixed, stable=True).indices[list(ranks)]
-    found = values[places]
-    pairs = zip(found[::2], found[1::2], positions, first, strict=True)
-    low, high = (start + (end - start) * (position - rank) for start, end, position, rank in pairs)
+    ordered, ends = values.sort(stable=True).values, []
+    for percent in percentiles:
+        position = (values.numel() - 1) * (percent / 100.0)
+        rank = math.floor(position)
+        start, end = ordered[rank], ordered[min(rank + 1, values.numel() - 1)]
+        ends.append(start + (end - start) * (position - rank))
+    low, high = ends
     if float(high.detach()) <= float(low.detach()):
         low, high = values.amin(), values.amax()
     return low, high - low

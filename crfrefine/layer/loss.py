@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from crfrefine.base.limits import check_threads
-from crfrefine.errors import ConfigError, InputError
+from crfrefine.errors import InputError
 from crfrefine.layer import autograd, inputs
 from crfrefine.layer.functional import Values, build_kernels
 from crfrefine.layer.inputs import normalize_batch
@@ -42,9 +42,8 @@ def crf_loss(
     """Return how much similar neighbors disagree about their labels: the Potts energy of a network's probabilities.
 
     With Q = softmax(logits) and the appearance kernel K, normalized as K~ = R^-1/2 K R^-1/2, it is the mean over voxels of
-    sum_l Q_l (K~ (1 - Q_l)). Add it, times a weight, to the cross-entropy on the labeled voxels. It is lowest, 0, where all voxels have the
-    same label for certain, so it is no loss by itself. The gradient reaches the logits only. Probabilities instead of logits are reported
-    by a warning, once per process.
+    sum_l Q_l (K~ (1 - Q_l)). Add it, times a weight, to the cross-entropy on the labeled voxels: by itself it is lowest, 0, where all
+    voxels have the same label. The gradient reaches the logits only.
 
     Args:
         logits: (B, L, *grid), higher is better; -inf forbids a label. float64 is computed in float64, every other type in float32.
@@ -54,8 +53,8 @@ def crf_loss(
         theta_beta: bandwidth of normalized intensity, positive; one number, or one per modality.
         mask: nonzero where voxels count; (*grid), (B, *grid) or (B, 1, *grid). None means everywhere. The others neither send nor receive.
         intensity: normalization of each item, with statistics taken inside the mask: "percentile" (percentiles 1 and 99 become 0 and 1),
-            "zscore", "none" (for images that are normalized already, such as patches), or the `[intensity]` section of parameters.
-        filter: "auto", "exact", "truncated", "lattice" or "grid" (one or two modalities; on the CPU float32).
+            "zscore", "none", or the `[intensity]` section of parameters.
+        filter: "auto", "exact", "truncated", "lattice" or "grid" (one or two modalities, float32).
         threads: CPU threads; None means as many as `torch.get_num_threads()`.
 
     Returns:
@@ -72,10 +71,7 @@ def crf_loss(
         >>> generator = torch.Generator().manual_seed(0)
         >>> logits = torch.randn(1, 3, 5, 6, 7, generator=generator, requires_grad=True)
         >>> image = torch.randn(1, 2, 5, 6, 7, generator=generator)
-        >>> loss = crfrefine.crf_loss(logits, image, spacing=(1, 1, 2), theta_alpha=4.0, theta_beta=0.2)
-        >>> loss.shape
-        torch.Size([])
-        >>> loss.backward()
+        >>> crfrefine.crf_loss(logits, image, spacing=(1, 1, 2), theta_alpha=4.0, theta_beta=0.2).backward()
         >>> logits.grad.shape
         torch.Size([1, 3, 5, 6, 7])
 
@@ -86,12 +82,8 @@ def crf_loss(
     for name, value in (("image", image), ("theta_alpha", theta_alpha), ("theta_beta", theta_beta)):
         if isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
             raise InputError(f"{name} requires a gradient, which crf_loss does not have; pass {name}.detach()")
-    if isinstance(intensity, str):
-        intensity = IntensityParameters(normalization=intensity)
     if not isinstance(intensity, IntensityParameters):
-        raise ConfigError(
-            f"intensity: expected a word such as 'percentile', or the `intensity` of CrfParameters; got {type(intensity).__name__}"
-        )
+        intensity = IntensityParameters(normalization=intensity)
     inputs.warn_of_probabilities(logits, _TOLD)
     dtype = inputs.compute_dtype(logits)
     log_q = logits.detach().to(dtype).log_softmax(1)
@@ -160,8 +152,8 @@ def partial_cross_entropy(logits: Tensor, scribbles: Tensor, *, ignore_index: in
         logits: (B, L, *grid), higher is better.
         scribbles: (B, *grid) integers: 1 to L - 1 or `background` where someone labeled a voxel, `ignore_index` elsewhere.
         ignore_index: the value of voxels without a label; no label, and not `background`.
-        background: the value of voxels labeled as background, label 0. Files of `crfrefine infer --strokes` have `ignore_index=0` and
-            `background=255`.
+        background: the value of voxels labeled as background, label 0; 255 in files of `crfrefine infer --strokes`, with
+            `ignore_index=0`.
 
     Returns:
         () in the type of the logits; under `torch.autocast` at least float32, as PyTorch's.
@@ -169,21 +161,19 @@ def partial_cross_entropy(logits: Tensor, scribbles: Tensor, *, ignore_index: in
     Raises:
         InputError: shapes do not fit, logits that are no floating-point numbers, scribbles that are no integers or hold another value.
     """
-    inputs.check_tensor(logits, "logits")
-    inputs.check_tensor(scribbles, "scribbles")
-    if logits.ndim < 2 or not logits.is_floating_point():
-        raise InputError(f"logits have shape {tuple(logits.shape)} and type {logits.dtype}; expected floating-point (batch, labels, *grid)")
+    inputs.check_tensor(logits, "logits", 2, "(batch, labels, *grid)")
+    inputs.check_tensor(scribbles, "scribbles", 1, "(batch, *grid)", is_floating=False)
     num_labels, expected = logits.shape[1], (logits.shape[0], *logits.shape[2:])
-    if tuple(scribbles.shape) != expected or scribbles.is_floating_point() or scribbles.is_complex():
+    if tuple(scribbles.shape) != expected or scribbles.is_floating_point():
         raise InputError(
             f"scribbles have shape {tuple(scribbles.shape)} and type {scribbles.dtype}; the logits {tuple(logits.shape)} need integers of "
             f"shape {expected}: no label axis (scribbles.long())"
         )
-    for name, value in (("ignore_index", ignore_index), ("background", background)):
-        if 0 < value < num_labels:
-            raise InputError(f"{name} is {value}, which is one of the {num_labels} labels; expected another number")
-    if ignore_index == background:
-        raise InputError(f"ignore_index and background are both {background}; expected two numbers")
+    if ignore_index == background or 0 < ignore_index < num_labels or 0 < background < num_labels:
+        raise InputError(
+            f"ignore_index is {ignore_index} and background is {background}; expected two numbers, neither of them one of the labels "
+            f"1 to {num_labels - 1}"
+        )
     labels = scribbles.long()  # In a narrow type, the values that they are compared with would wrap around.
     is_labeled, is_background = labels != ignore_index, labels == background
     other = is_labeled & ~is_background & ((labels < 1) | (labels >= num_labels))

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 class CrfRnn(CrfValues):
     """Dense CRF with unrolled mean-field steps, whose parameters are learned by gradient descent.
 
-    Every `[[bilateral]]` table of the parameters is a term of the layer, even with weight 0. There is a spatial term if its weight is not 0
-    or if `spatial` asks for it. A weight of 0 is the end of its range; training can move it away from there.
+    Every `[[bilateral]]` table of the parameters is a term of the layer, even with weight 0, from which training can move it.
 
     Attributes:
         num_labels, num_modalities, spatial_dims: L, M, and axes of the grid.
@@ -63,15 +62,13 @@ class CrfRnn(CrfValues):
     ) -> Tensor:
         """Refine a network's logits.
 
-        Voxels where all labels have exactly the same logit, such as the padding of a crop, take no part, as if they were outside the mask.
-        A warning reports them if they are more than one in a hundred. Another warning, once per layer, reports logits that look like
-        probabilities.
+        Voxels where all labels have exactly the same logit, such as the padding of a crop, take no part, as if they were outside the mask;
+        a warning reports them if they are more than one in a hundred.
 
         Args:
             logits: (B, L, *grid), higher is better. float64 is computed in float64, by plain tensor operations; other types in float32.
             image: (B, M, *grid), raw intensities, finite; they are normalized as `parameters.intensity` specifies, inside the mask.
-            spacing: distance between neighboring voxels in mm; one number, one per axis, or (B, axes). None means 1 mm, with a warning
-                the first time; it does not matter with `kernels`, or if `mean_field.positions` is "voxels".
+            spacing: mm between neighboring voxels; one number, one per axis, or (B, axes). None means 1 mm, with a warning the first time.
             mask: nonzero where the model applies; (*grid), (B, *grid) or (B, 1, *grid). None means everywhere.
             kernels: from `build_kernels` with the same image, spacing, mask and bandwidths, which are then ignored.
 
@@ -80,8 +77,8 @@ class CrfRnn(CrfValues):
             the marginals. Outside the mask: logits / temperature.
 
         Raises:
-            InputError: shapes do not fit the layer or each other, an empty mask, logits that hold NaN or +infinity inside the mask, an
-                image that is not finite, parameters that became NaN, a batch item whose logits are equal for all labels nearly everywhere.
+            InputError: shapes do not fit, an empty mask, values that are not finite inside the mask (but for logits of -infinity), or a
+                batch item whose logits are equal for all labels nearly everywhere.
             BackendUnavailableError: there is no engine for the tensors' device.
             CapacityError: not enough memory, or bandwidths too small for the lattice.
             ExportError: `torch.jit`, `torch.export` or `torch.onnx` tries to make a graph of it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -79,16 +80,14 @@ class CrfValues(nn.Module):
             num_labels: L, background included, at least 2.
             num_modalities: M, channels of the image.
             spatial_dims: axes of the grid.
-            parameters: start of training, and all settings that are not learned (intensity, normalization, filter, …): parameters, the
-                name of a preset or the path of a file; None means the `default` preset. `mean_field.tolerance` is ignored: a layer
-                always takes all steps.
-            per_label_weights: one weight per label instead of one for all; None: if the parameters have lists.
-            compatibility: "full": the penalty of each pair of labels is a parameter, which starts from the parameters' matrix or Potts.
-                "potts": the penalty is 1 for any two labels.
-            symmetric_compatibility: one penalty for both directions of a pair; None: if the parameters' matrix is symmetric.
-            anisotropic: theta_alpha and theta_gamma have one value per axis instead of one for all; None: if the parameters have lists.
-            spatial: whether there is a spatial term; None: if its weight is not 0.
-            volume: whether there is a volume term; None: if its weight is not 0.
+            parameters: start of training, and all settings that are not learned: parameters, the name of a preset or the path of a file;
+                None means the `default` preset. `mean_field.tolerance` is ignored: a layer always takes all steps.
+            per_label_weights: one weight per label instead of one for all; None means as in the parameters.
+            compatibility: "full": the penalty of each pair of labels is a parameter; "potts": it is 1 for any two labels.
+            symmetric_compatibility: one penalty for both directions of a pair; None means as in the parameters.
+            anisotropic: theta_alpha and theta_gamma have one value per axis instead of one for all; None means as in the parameters.
+            spatial: whether there is a spatial term; None means if its weight is not 0.
+            volume: whether there is a volume term; None means if its weight is not 0.
             learn: groups to learn, any of "weights", "compatibility", "theta", "temperature", "bias", "volume"; the others are frozen.
             num_iterations: number of steps; None means `mean_field.num_iterations`.
             threads: CPU threads; None means as many as `torch.get_num_threads()`.
@@ -212,11 +211,6 @@ class CrfValues(nn.Module):
         """Weight of the volume term; a tensor without axes, in [0, 1]; None without this term."""
         return None if self.raw_volume_weight is None else VOLUME.from_raw(self.raw_volume_weight)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
-        """Load a checkpoint; those of layers that had no bias yet are those of layers whose bias is 0."""
-        state_dict.setdefault(f"{prefix}raw_bias", torch.zeros_like(self.raw_bias))
-        super()._load_from_state_dict(state_dict, prefix, *arguments)
-
     def freeze(self, *groups: Group) -> Self:
         """Freeze groups, without names all; raises ConfigError if a group does not exist."""
         return self._set_learning(groups, learns=False)
@@ -237,27 +231,22 @@ class CrfValues(nn.Module):
         return [getattr(self, member) for member in _MEMBERS[name] if getattr(self, member) is not None]
 
     def to_parameters(self) -> CrfParameters:
-        """Return the parameters with which `crfrefine.refine` and `crfrefine infer` compute the same as the layer."""
-        # The number of steps is the layer's, and the tolerance is 0 so that all are taken. Settings
-        # that the layer does not learn (intensity, filter, postprocess, …) are those of the
-        # parameters that it was created from.
+        """Return the parameters with which `crfrefine.refine` and `crfrefine infer` compute the same as the layer.
 
-        def weights(values: Tensor) -> float | tuple[float, ...]:
-            numbers = plain_numbers(values, floor=WEIGHT_FLOOR)
-            return numbers if self.per_label_weights else numbers[0]
+        The tolerance is 0, so that all steps are taken; settings that the layer does not learn are those that it was created from.
+        """
 
-        def bandwidths(values: Tensor) -> float | tuple[float, ...]:
-            numbers = plain_numbers(values, precision=values.dtype)
-            return numbers if self.anisotropic else numbers[0]
-
-        def shared(numbers: tuple[float, ...]) -> float | tuple[float, ...]:
+        def numbers(values: Tensor, *, are_listed: bool = False, **options: Any) -> float | tuple[float, ...]:
             """Return one number if all agree: the file then fits any number of modalities or labels."""
-            return numbers if len(set(numbers)) > 1 else numbers[0]
+            plain = plain_numbers(values, **options)
+            return plain if are_listed or len(set(plain)) > 1 else plain[0]
 
+        weights = partial(numbers, are_listed=self.per_label_weights, floor=WEIGHT_FLOOR)
+        precision = self.log_theta_alpha.dtype
+        bandwidths = partial(numbers, are_listed=self.anisotropic, precision=precision)
         rows = zip(self.bilateral_weight, self.theta_alpha, self.theta_beta, strict=True)
         bilateral = [
-            BilateralParameters(weights(weight), bandwidths(alpha), shared(plain_numbers(beta, precision=beta.dtype)))
-            for weight, alpha, beta in rows
+            BilateralParameters(weights(weight), bandwidths(alpha), numbers(beta, precision=precision)) for weight, alpha, beta in rows
         ]
         matrix = tuple(plain_numbers(row) for row in self.compatibility)
         is_potts = np.array_equal(matrix, 1.0 - np.eye(self.num_labels))
@@ -267,7 +256,7 @@ class CrfValues(nn.Module):
             compatibility=CompatibilityParameters() if is_potts else CompatibilityParameters("matrix", matrix),
             **{
                 "mean_field.temperature": plain_numbers(self.temperature)[0],
-                "mean_field.bias": shared(plain_numbers(self.bias)),
+                "mean_field.bias": numbers(self.bias),
                 "mean_field.num_iterations": self.num_iterations,
                 "mean_field.tolerance": 0.0,
                 "mean_field.label_threshold": self.label_threshold,
@@ -294,7 +283,5 @@ class CrfValues(nn.Module):
 
 def _parameter(values: Any, dtype: torch.dtype | None = None) -> nn.Parameter:
     """Return a parameter, in PyTorch's default type unless another is given."""
-    # Bandwidths are float64: the last digit of one decides whether a voxel on the face of a lattice
-    # cell adds a vertex, so training and the saved file use the same lattice only if both have the
-    # same digits.
+    # Bandwidths are float64: a lattice has the same vertices only if all digits are the same.
     return nn.Parameter(torch.tensor(values, dtype=dtype or torch.get_default_dtype()))

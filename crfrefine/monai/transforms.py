@@ -26,34 +26,33 @@ from crfrefine.refinement.case import refine
 
 Output = Literal["logits", "probabilities", "labels"]
 Spacing = float | Sequence[float] | None
-MAX_AXES = 3  # that an affine of MONAI places in the world
+MAX_AXES = 3  # that an affine places in the world
 
 
 class CrfRefine(Transform):
     """Refine a network's logits by the image with the dense CRF.
 
-    It is meant for the transforms behind a network, on one case, channels first, or on a batch. Tensors may be on any device and of any
-    floating-point type; the result has the device, the type (except for labels) and the metadata of the logits, `applied_operations`
-    included, so that `Invertd` works on it. Distances are those of the affine of the image, else of the logits. An object only holds
-    settings: threads may share it, and it can be pickled.
+    It takes one case, channels first, or a batch. The result has the device, the type (except for labels) and the metadata of the logits,
+    `applied_operations` included, so that `Invertd` works on it. Distances are those of the affine of the image, else of the logits.
+    Threads may share an object, and it can be pickled.
 
     Args:
         parameters: the model, the name of a preset, the path of a TOML file, or nested dictionaries with its keys. None means the
             preset `default`, with `network_spacing` the preset `sharp`.
-        output: "logits"; "probabilities", the marginals; or "labels", (1, *grid), uint8 up to 256 labels, else int32: only these have
-            `postprocess`, its components, applied. None means "labels" for label maps, else "logits".
+        output: "logits"; "probabilities", the marginals; or "labels", (1, *grid), uint8 up to 256 labels, else int32, to which alone
+            `postprocess` applies. None means "labels" for label maps, else "logits".
         input_type: "auto": logits, and what looks like probabilities is refused; "logits"; "probabilities"; "labels": label maps.
         network_spacing: of label maps, as in `crfrefine.refine`.
-        regions: of the channels of a network with sigmoids, in their order: pairs of a name and its labels, a dictionary of these, or a
-            RegionScheme. Then logits are log-odds. Writers of YAML sort dictionaries; pairs keep their order.
-        spacing: mm, one per axis of the grid or one for all, for tensors without metadata, or to replace that of the metadata. None means
-            that of the metadata, without which the transform raises InputError.
+        regions: of the channels of a network with sigmoids, in their order: pairs of a name and its labels, a dictionary of these (which
+            writers of YAML sort), or a RegionScheme. Then logits are log-odds.
+        spacing: mm, one per axis of the grid, for tensors without metadata; or, also one for all axes, instead of that of the metadata.
+            None means that of the metadata.
         device: where to compute, as in `crfrefine.refine`; None means the CPU, wherever the tensors are.
         threads: CPU threads; None means the cores that this process may use. In the workers of a DataLoader, 1.
         allow_vanishing: as in `crfrefine.refine`, for labels; logits and probabilities have no rules.
 
     Raises:
-        ConfigError: an argument has another value.
+        ConfigError, InputError: an argument has another value.
 
     Examples:
         >>> refined = CrfRefine("default", output="labels")(logits, image)  # doctest: +SKIP
@@ -90,10 +89,7 @@ class CrfRefine(Transform):
         self.input_type: InputType = input_type
         self.spacing: Spacing = None
         if spacing is not None:
-            try:
-                distances = given_spacing(spacing, np.size(spacing))
-            except InputError as error:
-                raise ConfigError(str(error)) from None
+            distances = given_spacing(spacing, np.size(spacing))
             self.spacing = distances[0] if np.ndim(spacing) == 0 else distances
         check_threads(threads)
         self._options: dict[str, Any] = {
@@ -231,39 +227,23 @@ def _file_of(*values: Any) -> str | None:
 
 
 def _is_batch(logits: Any, image: Any, spacing: Spacing) -> bool:
-    """Return whether logits are a batch (B, L, *grid) and not one case (L, *grid); raise InputError if nothing decides.
-
-    The number of distances decides, else the metadata, else, with one distance for all axes, the shapes.
-    """
-    shape, image_shape = tuple(logits.shape), tuple(image.shape)
+    """Return whether logits are a batch (B, L, *grid) and not one case (L, *grid), by the number of distances, else by the metadata."""
     if isinstance(spacing, Sequence):
-        if logits.ndim - len(spacing) not in (1, 2):
+        num_further = logits.ndim - len(spacing)
+        if num_further not in (1, 2):
             raise InputError(
-                f"logits have shape {shape}, but spacing has {len(spacing)} distances; expected one per axis of the grid, "
+                f"logits have shape {tuple(logits.shape)}, but spacing has {len(spacing)} distances; expected one per axis of the grid, "
                 "and logits (labels, *grid), or (batch, labels, *grid)"
             )
-        return bool(logits.ndim - len(spacing) == 2)
+        return bool(num_further == 2)
     tagged = next((value for value in (logits, image) if isinstance(value, MetaTensor)), None)
-    if tagged is not None:
-        return bool(tagged.is_batch)
-    if spacing is None:
-        raise InputError(f"the spacing is unknown: {_no_place('the image', image)}; {_ADVICE}")
-    # Where the shapes may be either, a grid has at most three axes.
-    may_be_batch = len(shape) > 2 and shape[:1] + shape[2:] == image_shape[:1] + image_shape[2:]
-    if len(shape) == MAX_AXES + 1 and may_be_batch and shape == image_shape:
-        raise InputError(
-            f"logits and image both have shape {shape}: of one case in 3-D, or of a batch in 2-D? Give spacing as one distance per axis "
-            "of the grid, which tells"
-        )
-    return may_be_batch and (shape[1:] != image_shape[1:] or len(shape) > MAX_AXES + 1)
+    if tagged is None:
+        raise InputError(_NO_PLACE)
+    return bool(tagged.is_batch)
 
 
 def _spacing_of_case(logits: Any, image: Any, mask: Any | None, spacing: Spacing) -> tuple[float, ...]:
-    """Return the distance between neighboring voxels of one case in mm, one per axis, after checking that all are on one grid.
-
-    Logits are (L, *grid), the image (M, *grid), the mask (1, *grid) or (*grid). Without a given spacing, it is that of the affine of the
-    image, or of the logits.
-    """
+    """Return the distance between neighboring voxels of one case in mm, one per axis, after checking that all are on one grid."""
     grid = tuple(logits.shape[1:])
     tensors = [("logits", logits, grid), ("image", image, tuple(image.shape[1:]))]
     if mask is not None:
@@ -287,20 +267,20 @@ def _spacing_of_case(logits: Any, image: Any, mask: Any | None, spacing: Spacing
         return tuple(spacing) if isinstance(spacing, Sequence) else (spacing,) * len(grid)
     affine = first if affines[1] is None else affines[1]
     if affine is None:
-        raise InputError(f"the spacing is unknown: {_no_place(_label('image', image), image)}, and neither have the logits one; {_ADVICE}")
+        raise InputError(_NO_PLACE)
     if not 1 <= len(grid) <= MAX_AXES:
         raise InputError(f"{_label('logits', logits)}: shape {tuple(logits.shape)} on {len(grid)} axes; an affine has at most {MAX_AXES}")
     return spacing_of(affine, len(grid))
 
 
-_ADVICE = "give spacing=(...), in mm, one per axis of the grid, or read files with LoadImage"
+_NO_PLACE = (
+    "the spacing is unknown: neither logits nor image have metadata with an affine of their own; give spacing=(...), in mm, one per axis "
+    "of the grid, or read files with LoadImage"
+)
 
 
 def _affine_of(value: Any) -> NDArray[np.float64] | None:
-    """Return the (4, 4) affine of a MetaTensor; None without one.
-
-    MONAI gives the unit matrix to tensors without a place in the world. It counts only where a file is known, whose affine it then is.
-    """
+    """Return the (4, 4) affine of a MetaTensor; None without one, and for the unit matrix that MONAI gives to tensors without a file."""
     if not isinstance(value, MetaTensor) or MetaKeys.AFFINE not in value.meta:
         return None
     stored = np.asarray(torch.as_tensor(value.meta[MetaKeys.AFFINE]).cpu(), np.float64)
@@ -325,8 +305,3 @@ def _to_numpy(value: Any) -> NDArray[Any]:
 def _label(name: str, value: Any) -> str:
     file = _file_of(value)
     return name if file is None else f"{name} ({file})"
-
-
-def _no_place(name: str, value: Any) -> str:
-    """Say why a value has no affine."""
-    return f"{name} is a {type(value).__name__} without {'an affine of its own' if isinstance(value, MetaTensor) else 'metadata'}"

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import importlib.util
 import sys
+import threading
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ import pytest
 import crfrefine.engines
 from crfrefine.engines import get_backend
 from crfrefine.engines.cuda import cupy_device
-from crfrefine.engines.cuda.current_gpu import LossWatch
+from crfrefine.engines.cuda.kernels import CudaKernels
 from crfrefine.engines.cuda.mean_field import MeanFieldRun
 from crfrefine.errors import BackendUnavailableError, CapacityError, ConfigError, DeviceLostError
 from crfrefine.parameters.specs import MeanFieldSpec
@@ -49,14 +50,14 @@ def raising(error):
 
 
 def with_cupy(machine, error):
-    """A CuPy that can be imported, whose first computation raises an error."""
+    """A CuPy that can be imported, whose first computation raises an error, if it is not None."""
     cuda = SimpleNamespace(
         compiler=SimpleNamespace(CompileException=CompileError),
         runtime=SimpleNamespace(CUDARuntimeError=CudaError, getDevice=lambda: 0, deviceSynchronize=lambda: None),
         driver=SimpleNamespace(CUDADriverError=CudaError),
     )
     machine.setattr(importlib.util, "find_spec", lambda name: object())
-    machine.setitem(sys.modules, "cupy", SimpleNamespace(arange=raising(error), cuda=cuda))
+    machine.setitem(sys.modules, "cupy", SimpleNamespace(arange=np.arange if error is None else raising(error), cuda=cuda))
 
 
 def check_refused(message, device="cuda:0", *, warns=True):
@@ -76,8 +77,8 @@ OLD_DRIVER = "cudaErrorInsufficientDriver: CUDA driver version is insufficient f
         (CudaError(35, OLD_DRIVER), rf"CuPy cannot use the GPU \({OLD_DRIVER}\).*crfrefine\[cuda12\] or crfrefine\[cuda13\]"),
         (ImportError("libnvrtc.so.12"), r"CuPy cannot use the GPU \(libnvrtc\.so\.12\).*cupy-cuda12x\[ctk\]"),
         (CompileError("nvrtc: invalid value for --gpu-architecture"), r"CuPy cannot use the GPU \(nvrtc: invalid value.*ctk"),
-        (CudaError(2, "cudaErrorMemory"), r"the GPU has no memory left to begin with \(cudaErrorMemory.*nvidia-smi lists them"),
-        (MemoryError("Out of memory"), r"the GPU has no memory left to begin with \(Out of memory.*nvidia-smi lists them"),
+        (CudaError(2, "cudaErrorMemory"), r"CuPy cannot use the GPU \(cudaErrorMemory.*memory is full.*nvidia-smi lists them"),
+        (MemoryError("Out of memory"), r"CuPy cannot use the GPU \(Out of memory.*memory is full.*nvidia-smi lists them"),
     ],
     ids=["a driver for an older CUDA", "no NVRTC", "an NVRTC for other GPUs", "no memory for a context", "no memory for an array"],
 )
@@ -97,7 +98,7 @@ def test_a_gpu_without_cupy_is_refused_with_what_to_install(machine, tmp_path):
 def test_forked_processes_and_default_streams_per_thread_are_refused(machine):
     """The parent of a forked process has used the driver. Copies in one thread rely on the order of launches in another."""
     with_cupy(machine, ValueError("opened"))
-    machine.setattr(cupy_device, "ask_driver", raising(cupy_device.ForkedError()))
+    machine.setattr(cupy_device, "ask_driver", lambda: (0, 3))
     check_refused(r".*forked.*'spawn'")
     machine.setattr(cupy_device, "ask_driver", lambda: (1, 0))
     machine.setenv("CUPY_CUDA_PER_THREAD_DEFAULT_STREAM", "1")
@@ -110,7 +111,7 @@ def test_forked_processes_and_default_streams_per_thread_are_refused(machine):
 @pytest.mark.parametrize(
     ("status", "message", "warns"),
     [
-        (803, r"status 803 of cuInit, CUDA_VISIBLE_DEVICES=7\); .*restart the machine if it was updated, and see nvidia-smi", True),
+        (803, r"status 803 of cuInit, CUDA_VISIBLE_DEVICES=7\); see nvidia-smi.*restart the machine if it was updated", True),
         (100, r"status 100 of cuInit, CUDA_VISIBLE_DEVICES=7\)", False),
         (0, r"status 0 of cuInit.*install NVIDIA's driver", False),
         (None, r"no driver.*install NVIDIA's driver", False),
@@ -123,12 +124,12 @@ def test_a_driver_that_shows_no_gpu_says_why(status, message, warns, monkeypatch
     monkeypatch.setattr(ctypes, "CDLL", raising(OSError("no library")) if status is None else lambda name: driver)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    check_refused(rf"no NVIDIA GPU was found \({message}", "cuda:1", warns=warns)
+    check_refused(rf"not among the 0 NVIDIA GPUs that were found \({message}", "cuda:1", warns=warns)
 
 
 def test_devices_that_are_not_there_are_refused_with_those_that_are(machine):
     machine.setattr(cupy_device, "ask_driver", lambda: (2, 0))
-    with pytest.raises(BackendUnavailableError, match=r"--device cuda:7: this machine has 2 NVIDIA GPUs, numbers 0 to 1; use one of these"):
+    with pytest.raises(BackendUnavailableError, match=r"--device cuda:7: not among the 2 NVIDIA GPUs that were found.*use another GPU"):
         get_backend("cuda:7")
     for device in ("gpu", "cuda:", "cuda:x", "CPU", ""):
         with pytest.raises(ConfigError, match=r"device: expected one of auto, cpu, cuda"):
@@ -154,16 +155,22 @@ def test_gpus_that_the_environment_hides_are_not_there(visible, expected, monkey
     assert cupy_device.may_have_gpu() is expected
 
 
-def test_a_gpu_that_does_not_answer_is_lost_for_good():
+def test_a_gpu_that_does_not_answer_is_lost_for_good(machine):
     """The first error says why, the others that it is so; later work does not touch the GPU. A lack of memory is no loss."""
-    lost = LossWatch("cuda:1", (CudaError,), raising(CudaError(719, "error 719")))
-    message = r"not enough memory on the GPU cuda:1 \(error 2\); use a mask.*--device cpu"
-    with pytest.raises(CapacityError, match=message), lost.watching():
+    with_cupy(machine, None)
+    device = get_backend("cuda").device
+    kernels = object.__new__(CudaKernels)
+    kernels._device, kernels._lock, kernels.image_shape, kernels.spec = device, threading.Lock(), (1, 9, 8), SimpleNamespace(num_labels=3)
+    message = r"not enough memory on cuda for 3 labels on a grid of 9x8 voxels \(error 2\); use a mask.*--device cpu"
+    with pytest.raises(CapacityError, match=message), kernels._working(None):
         raise CudaError(2, "error 2")
-    message = r"--device cuda:1: the GPU stopped working in this case \(error 700\).*--device cpu"
-    with pytest.raises(DeviceLostError, match=message), lost.watching():
+    with pytest.raises(CudaError, match="error 1"), kernels._working(None):  # The GPU answers.
+        raise CudaError(1, "error 1")
+    machine.setattr(sys.modules["cupy"].cuda.runtime, "deviceSynchronize", raising(CudaError(719, "error 719")))
+    message = r"--device cuda: the GPU stopped working in this case \(error 700\).*--device cpu"
+    with pytest.raises(DeviceLostError, match=message), kernels._working(None):
         raise CudaError(700, "error 700")
-    with pytest.raises(DeviceLostError, match=r"stopped working earlier in this process \(error 700\).*--device cpu"), lost.watching():
+    with pytest.raises(DeviceLostError, match=r"stopped working earlier in this process \(error 700\).*--device cpu"), device.active():
         raise AssertionError("nothing may run")
 
 

@@ -137,13 +137,13 @@ BAD = {
     "gradient of the image": ({"image": torch.zeros(2, 1, *SMALL, requires_grad=True)}, InputError, r"pass image.detach\(\)"),
     "gradient of theta_alpha": ({"theta_alpha": torch.ones(3, requires_grad=True)}, InputError, r"pass theta_alpha.detach\(\)"),
     "empty mask": ({"mask": torch.zeros(SMALL)}, InputError, "the mask of batch item 0 is empty"),
-    "theta_alpha 0": ({"theta_alpha": 0.0}, InputError, "theta_alpha is .* expected positive numbers"),
-    "theta_alpha for two axes": ({"theta_alpha": (1.0, 2.0)}, InputError, r"theta_alpha has shape \(2,\); expected one value or 3"),
+    "theta_alpha 0": ({"theta_alpha": 0.0}, InputError, "theta_alpha is 0.0; expected one positive value or 3"),
+    "theta_alpha for two axes": ({"theta_alpha": (1.0, 2.0)}, InputError, r"theta_alpha is \[1.0, 2.0\]; expected one positive value or 3"),
     "unknown filter": ({"filter": "fast"}, ConfigError, "mean_field.filter: .*fast"),
     "logits as an array": ({"logits": np.zeros((2, 3, *SMALL))}, InputError, "logits: expected a tensor of PyTorch, got ndarray"),
-    "theta_alpha as a word": ({"theta_alpha": "wide"}, InputError, "theta_alpha is 'wide'; expected one value or 3"),
+    "theta_alpha as a word": ({"theta_alpha": "wide"}, InputError, "theta_alpha is 'wide'; expected one positive value or 3"),
     "a list of tensors": ({"theta_alpha": [torch.ones(())] * 3}, InputError, r"theta_alpha is a list of tensors.*torch\.stack"),
-    "all parameters as intensity": ({"intensity": CrfParameters()}, ConfigError, "the `intensity` of CrfParameters; got CrfParameters"),
+    "all parameters as intensity": ({"intensity": CrfParameters()}, ConfigError, "intensity.normalization: expected one of .* got"),
     "window without its ends": ({"intensity": "window"}, ConfigError, r"intensity.window: needed by"),
 }
 
@@ -193,7 +193,7 @@ BAD_SCRIBBLES = {
     "another grid": (torch.zeros(2, 4, 3, 6).long(), NONE, r"scribbles have shape \(2, 4, 3, 6\)"),
     "another value": (torch.full((2, *SMALL), 3), NONE, "hold the value 3; expected 0 to 2, or 7"),
     "a value that wraps": (torch.full((2, *SMALL), 255, dtype=torch.uint8), -1, "hold the value 255; expected 0 to 2"),
-    "a label as ignore_index": (torch.zeros(2, *SMALL).long(), 2, "ignore_index is 2, which is one of the 3"),
+    "a label as ignore_index": (torch.zeros(2, *SMALL).long(), 2, "ignore_index is 2 and background is 0; expected .* labels 1 to 2"),
 }
 
 
@@ -211,5 +211,5 @@ def test_files_of_strokes_are_scribbles_of_another_convention():
     assert partial_cross_entropy(logits, strokes, ignore_index=0, background=255) == expected
     with pytest.raises(InputError, match="hold the value 0; expected 1 to 2, 255 for background, or 9 without"):
         partial_cross_entropy(logits, strokes, ignore_index=9, background=255)
-    with pytest.raises(InputError, match="both 0"):
+    with pytest.raises(InputError, match="ignore_index is 0 and background is 0; expected two numbers"):
         partial_cross_entropy(logits, strokes, ignore_index=0)

@@ -164,17 +164,6 @@ def test_learned_values_come_back_to_the_precision_of_the_tensors():
     assert fixed.to_parameters().compatibility.kind == "potts"
 
 
-def test_checkpoints_of_layers_without_a_bias_load():
-    """As those of a layer whose bias is 0, also as a part of another module; nothing else may be missing."""
-    old = {f"0.{name}": value for name, value in small_layer().state_dict().items() if name != "raw_bias"}
-    whole = nn.Sequential(small_layer(mean_field__bias=(0.5, -1.25, 0.75)))
-    whole.load_state_dict(old)
-    assert not whole[0].raw_bias.any()
-    del old["0.log_temperature"]
-    with pytest.raises(RuntimeError, match="log_temperature"):
-        whole.load_state_dict(old)
-
-
 def test_learned_groups_can_be_chosen():
     layer = CrfRnn(3, 2, learn=("weights", "temperature"))
     assert [name for name, parameter in layer.named_parameters() if parameter.requires_grad] == ["raw_bilateral_weight", "log_temperature"]

@@ -21,16 +21,14 @@ class Moments:
 
     Attributes:
         thetas: bandwidth of each feature: intensities first, box axes last.
-        by_received, by_sent: (voxel) gradients with respect to the factors of the normalization, for `take_messages` to add to. by_sent is
-            None if their sum is all that counts; both are if nothing depends on them.
+        by_received, by_sent: (voxel) gradients with respect to the factors of the normalization, for `take_messages` to add to; None where
+            nothing depends on them, by_sent also if their sum is all that counts.
     """
 
     def __init__(
         self, kernel: Kernel, spec: KernelSpec, voxels: Voxels, image: Any, sums: Sums, rows: Any, *, wants_theta: bool, by_image: Any
     ) -> None:
-        """Allocate the sums; `rows` are numbers to compute in, as many as a pair of a step has."""
-        # `by_image`, (modality, voxel), is the gradient with respect to the image, which is added
-        # to; None if it is not asked for.
+        """Allocate the sums; `rows` are numbers to compute in, `by_image`, (modality, voxel), the gradient that is added to, or None."""
         self._kernel, self._voxels, self._device = kernel, voxels, voxels.device
         xp, self._num_modalities = voxels.device.xp, len(spec.theta_intensity or ())
         self.thetas = np.array([*(spec.theta_intensity or ()), *voxels.of_box_axes(spec.theta_position)])
@@ -59,10 +57,11 @@ class Moments:
         return columns
 
     def finish(self, unit: Any, by_ones: Any, filtered_back: Any) -> None:
-        """Add the gradient through the row sums D, which normalize the messages and depend on bandwidths and image too."""
-        # With the gradient for the message of all ones, summed over the steps, and that for D,
-        # which takes its place, there are two more sums of the form <u, K v>. All are (1, voxel,
-        # 1): ones, that gradient, and memory for the filtered values.
+        """Add the gradient through the row sums D, which normalize the messages and depend on bandwidths and image too.
+
+        With the gradient for the message of all ones, summed over the steps, and that for D, which takes its place, there are two more
+        sums of the form <u, K v>. All are (1, voxel, 1): ones, that gradient, and memory for the filtered values.
+        """
         kernel, num_voxels, num_features = self._kernel, self._voxels.num_voxels, len(self.thetas)
         scale = kernel.scale
         self._filter(kernel.filter, by_ones, scale, filtered_back, transposed=True)
@@ -155,9 +154,7 @@ class Backward:
         self._unit = xp.ones((num_groups, width), dtype=np.float32)
 
     def run(self, record: Any, by_out: Any, logits: Any, volume: VolumeBackward | None = None) -> MeanFieldGradients:
-        """Run the steps backward; once per object, whose memory the results take over. Arrays stay on the device."""
-        # `record` has (step, channel, voxel) marginals at the start of each step; `by_out`, (label,
-        # *grid), is the gradient with respect to the refined logits.
+        """Run the steps backward; once per object. `record` is that of a `Tape`, `by_out`, (label, *grid), the gradient of its logits."""
         num_labels, num_voxels = self._spec.num_labels, self._voxels.num_voxels
         self._voxels.gather(by_out, self._by_x)
         self._by_start[...] = 0.0
@@ -191,9 +188,8 @@ class Backward:
         kernel, moments, num_labels, num_voxels = self._kernels[m], self._moments[m], self._spec.num_labels, self._voxels.num_voxels
         self._launch("send_back", *self._penalty(m), num_labels, self._by_x, num_voxels, self._by_message)
         if moments is not None:
-            moments.add_pair(
-                self._marginals, kernel.sent_scale, self._by_message, kernel.scale
-            )  # first: it computes in the memory of the filter below
+            # First: it computes in the memory of the filter below.
+            moments.add_pair(self._marginals, kernel.sent_scale, self._by_message, kernel.scale)
         kernel.filter.accumulate(self._marginals, kernel.sent_scale, None, self._unit, self._filtered, adds=False)
         kernel.filter.accumulate(self._by_message, kernel.scale, None, self._unit, self._filtered_back, transposed=True, adds=False)
         filtered = (self._marginals, self._by_message, self._filtered, self._filtered_back, kernel.scale, kernel.sent_scale, kernel.ones)

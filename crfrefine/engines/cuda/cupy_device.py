@@ -8,7 +8,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,22 +16,10 @@ from typing import Any
 import numpy as np
 
 from crfrefine.base.array_types import Array
-from crfrefine.base.text import shorten_value
-from crfrefine.engines.cuda.current_gpu import OUT_OF_MEMORY, GpuError, LossWatch, on_gpu
+from crfrefine.base.text import MAX_OF_A_REASON, shorten
+from crfrefine.engines.cuda.current_gpu import OUT_OF_MEMORY, on_gpu
 from crfrefine.engines.cuda.sources import kernel_source, pack_arguments
-from crfrefine.errors import BackendUnavailableError, ConfigError
-
-VARIABLE = "CRFREFINE_CUDA"  # of the environment; asks for plain mode
-
-
-def is_plain() -> bool:
-    """Whether the environment asks for plain mode, to find what breaks on a GPU; raises ConfigError for any other word."""
-    # All work then uses CuPy's own memory, and each launch is waited for, so that errors name a
-    # kernel.
-    asked = os.environ.get(VARIABLE, "").strip()
-    if asked not in ("", "plain"):
-        raise ConfigError(f"{VARIABLE} is {shorten_value(asked)}; expected plain, or nothing")
-    return asked == "plain"
+from crfrefine.errors import BackendUnavailableError, DeviceLostError
 
 
 @dataclass(frozen=True)
@@ -46,9 +34,10 @@ class _Borrowed:
 
 @contextmanager
 def following(cupy: Any, array: Any) -> Iterator[None]:
-    """Launch on PyTorch's current stream, and allocate through PyTorch, while working for a tensor on a GPU."""
-    # Any other array changes nothing. Arrays allocated inside may outlive the context: each goes
-    # back to PyTorch, to the stream that it was allocated for.
+    """Launch on PyTorch's current stream, and allocate through PyTorch, while working for a tensor on a GPU.
+
+    Arrays allocated inside may outlive the context: each goes back to PyTorch, to the stream that it was allocated for.
+    """
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(array, torch.Tensor) or array.device.type != "cuda":
         yield
@@ -56,29 +45,23 @@ def following(cupy: Any, array: Any) -> Iterator[None]:
     device = int(array.device.index)
     pointer = torch.cuda.current_stream(device).cuda_stream
     stream = cupy.cuda.Stream.from_external(_Borrowed(pointer)) if pointer else cupy.cuda.Stream.null
-    memory = nullcontext() if is_plain() else _pytorchs_memory(torch, cupy, pointer)
-    # PyTorch's current device too: PyTorch shares no tensor of another device, and allocates on
-    # the current device.
-    with torch.cuda.device(device), stream, memory:
-        yield
-
-
-def _pytorchs_memory(torch: Any, cupy: Any, stream: int) -> AbstractContextManager[Any]:
     # PyTorch cannot use the memory that CuPy still holds from work without PyTorch.
     cupy.get_default_memory_pool().free_all_blocks()
 
     def allocate(size: int, device: int) -> int:
         try:
-            return int(torch.cuda.caching_allocator_alloc(size, device, stream))
+            return int(torch.cuda.caching_allocator_alloc(size, device, pointer))
         except torch.cuda.OutOfMemoryError as error:  # Callers expect a MemoryError, as CuPy's is one.
             raise MemoryError(str(error)) from error
 
-    def free(pointer: int, _: int) -> None:
+    def free(address: int, _: int) -> None:
         if not sys.is_finalizing():  # PyTorch may be unloaded already, and the memory ends with the process.
-            torch.cuda.caching_allocator_delete(pointer)
+            torch.cuda.caching_allocator_delete(address)
 
-    context: AbstractContextManager[Any] = cupy.cuda.using_allocator(cupy.cuda.PythonFunctionAllocator(allocate, free).malloc)
-    return context
+    memory = cupy.cuda.using_allocator(cupy.cuda.PythonFunctionAllocator(allocate, free).malloc)
+    # PyTorch shares no tensor of another device, and allocates on the current device.
+    with torch.cuda.device(device), stream, memory:
+        yield
 
 
 BLOCK = 256  # threads; no kernel depends on it
@@ -94,27 +77,21 @@ _NO_DRIVER, _NO_DEVICE = -1, 100  # the second: CUDA_ERROR_NO_DEVICE
 _NOT_INITIALIZED = 3  # CUDA_ERROR_NOT_INITIALIZED: a forked process gets it if its parent has used the driver
 
 
-class ForkedError(BackendUnavailableError):
-    """CUDA does not work in this process, which was forked from a process that had used the GPU."""
-
-    def __init__(self, name: str = "cuda") -> None:
-        super().__init__(
-            f"--device {name}: the GPU cannot be used in a process that was forked from one that had used it; "
-            "start processes by 'spawn' (multiprocessing.set_start_method), or use --device cpu in them"
-        )
+def _forked(name: str) -> BackendUnavailableError:
+    return BackendUnavailableError(
+        f"--device {name}: the GPU cannot be used in a process that was forked from one that had used it; "
+        "start processes by 'spawn' (multiprocessing.set_start_method), or use --device cpu in them"
+    )
 
 
 def ask_driver() -> tuple[int, int]:
-    """Return how many GPUs the driver shows, and its status: 0 if it works, -1 without a driver; may raise ForkedError."""
+    """Return how many GPUs the driver shows, and its status: 0 if it works, -1 without a driver."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
         return 0, _NO_DRIVER
     count = ctypes.c_int(0)
-    status = int(driver.cuInit(0))
-    if status == _NOT_INITIALIZED:
-        raise ForkedError
-    status = status or int(driver.cuDeviceGetCount(ctypes.byref(count)))
+    status = int(driver.cuInit(0)) or int(driver.cuDeviceGetCount(ctypes.byref(count)))
     return (0 if status else count.value), status
 
 
@@ -128,42 +105,33 @@ def may_have_gpu() -> bool:
 
 
 def is_available() -> bool:
-    """Whether there is a GPU and CuPy to drive it; CuPy itself is not loaded for this, nor is the driver if either is missing."""
-    # True in a forked process that cannot use the GPU, and with a driver that does not start: the
-    # caller then gets an error on using it.
+    """Whether there is a GPU and CuPy to drive it, which may still fail; neither CuPy nor a driver without CuPy is loaded for this."""
     if not may_have_gpu() or importlib.util.find_spec("cupy") is None:
         return False
-    try:
-        count, status = ask_driver()
-    except ForkedError:
-        return True
+    count, status = ask_driver()
     return count > 0 or status not in (0, _NO_DRIVER, _NO_DEVICE)
 
 
 class CupyDevice:
-    """A CUDA device, on which kernels run in the order in which they are launched.
-
-    All work goes to CuPy's current stream: the default one, or PyTorch's (`torch_memory.following`).
+    """A CUDA device, on which kernels run in the order in which they are launched, on CuPy's current stream.
 
     Its `name` is "cuda" for the first GPU, else "cuda:N"; `xp` is the array module, CuPy.
     """
 
     def __init__(self, index: int = 0) -> None:
         """Open the GPU of that number; raise BackendUnavailableError, which says what to do, if that is not possible."""
-        # ConfigError: `CRFREFINE_CUDA` is neither empty nor "plain".
-        self._is_plain = is_plain()
         self.name = f"cuda:{index}" if index else "cuda"
-        self._process = os.getpid()
+        self._process, self._number = os.getpid(), index
+        self._loss: str | None = None  # why the GPU stopped working in this process
         count, status = ask_driver()
-        if count == 0:
+        if status == _NOT_INITIALIZED:
+            raise _forked(self.name)
+        if index >= count:
             driver = "no driver" if status == _NO_DRIVER else f"status {status} of cuInit"
             raise BackendUnavailableError(
-                f"--device {self.name}: no NVIDIA GPU was found ({driver}, CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')}); "
-                "install NVIDIA's driver, restart the machine if it was updated, and see nvidia-smi, or use --device cpu"
-            )
-        if index >= count:
-            raise BackendUnavailableError(
-                f"--device {self.name}: this machine has {count} NVIDIA GPUs, numbers 0 to {count - 1}; use one of these, or --device cpu"
+                f"--device {self.name}: not among the {count} NVIDIA GPUs that were found "
+                f"({driver}, CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')}); see nvidia-smi, install NVIDIA's driver, "
+                "restart the machine if it was updated, or use another GPU or --device cpu"
             )
         if os.environ.get(_STREAM_PER_THREAD, "").strip() not in ("", "0"):
             raise BackendUnavailableError(
@@ -174,20 +142,16 @@ class CupyDevice:
             self.xp: Any = importlib.import_module("cupy")
         except (ImportError, OSError) as error:  # OSError if CuPy cannot create its folder for compiled kernels
             raise BackendUnavailableError(f"--device {self.name} needs CuPy, which cannot be imported ({error}); {_INSTALL}") from error
-        self._number = index
         cuda = self.xp.cuda
         self._errors = cuda.runtime.CUDARuntimeError, cuda.driver.CUDADriverError
-        self._loss = LossWatch(self.name, self._errors, self._ask)
         try:
             with on_gpu(cuda.runtime, index):
                 int((self.xp.arange(3) + 1).sum())  # compiled with NVRTC, so a missing part of the CUDA toolkit is found now
         except (cuda.compiler.CompileException, RuntimeError, ImportError, OSError, MemoryError) as error:
-            if isinstance(error, MemoryError) or getattr(error, "status", None) == OUT_OF_MEMORY:
-                raise BackendUnavailableError(
-                    f"--device {self.name}: the GPU has no memory left to begin with ({error}); end the programs that use it "
-                    "(nvidia-smi lists them), take another GPU, or use --device cpu"
-                ) from error
-            raise BackendUnavailableError(f"--device {self.name}: CuPy cannot use the GPU ({error}); {_TOOLKIT}; {_INSTALL}") from error
+            raise BackendUnavailableError(
+                f"--device {self.name}: CuPy cannot use the GPU ({error}); where its memory is full, end the programs that use it "
+                f"(nvidia-smi lists them); {_TOOLKIT}; {_INSTALL}"
+            ) from error
         self._functions: dict[tuple[str, str, tuple[tuple[str, int], ...]], Any] = {}
 
     def properties(self) -> dict[str, Any]:
@@ -216,27 +180,11 @@ class CupyDevice:
     ) -> None:
         if num_blocks == 0:
             return
-        with self._checked("before the kernel", kernel):
-            pass  # an error of CuPy's own kernels
-        with self._checked("in the kernel", kernel, "of", source, "with", constants):
-            text = kernel_source(source, constants)
-            key = source, kernel, tuple(sorted(constants.items()))
-            if key not in self._functions:  # CuPy caches compiled kernels on disk by their text.
-                module = self.xp.RawModule(code=text.text, options=text.options, backend="nvrtc")
-                self._functions[key] = module.get_function(kernel)
-            self._functions[key]((num_blocks,), (block,), tuple(pack_arguments(text, kernel, constants, arguments)))
-
-    @contextmanager
-    def _checked(self, *where: object) -> Iterator[None]:
-        """Return the context of a launch: in plain mode it is waited for at the end, and an error says where it was."""
-        try:
-            yield
-            if self._is_plain:
-                self.synchronize()
-        except (*self._errors, self.xp.cuda.compiler.CompileException) as error:
-            if not self._is_plain:
-                raise
-            raise GpuError(" ".join(map(str, where)), error) from error
+        text = kernel_source(source, constants)
+        key = source, kernel, tuple(sorted(constants.items()))
+        if key not in self._functions:  # CuPy caches compiled kernels on disk by their text.
+            self._functions[key] = self.xp.RawModule(code=text.text, options=text.options, backend="nvrtc").get_function(kernel)
+        self._functions[key]((num_blocks,), (block,), tuple(pack_arguments(text, kernel, constants, arguments)))
 
     def upload(self, array: Any) -> Any:
         """Return the array on the device in C order: a numpy array is copied; an array on the device is shared by DLPack."""
@@ -256,18 +204,33 @@ class CupyDevice:
         """Wait until all launches so far are done."""
         self.xp.cuda.get_current_stream().synchronize()
 
-    def active(self) -> AbstractContextManager[Any]:
-        """Return the context of all work on the device; raises ForkedError, or DeviceLostError on entering or leaving it."""
-        if os.getpid() != self._process:
-            raise ForkedError(self.name)
-        return self._watched()
-
     @contextmanager
-    def _watched(self) -> Iterator[None]:
-        with self._loss.watching(), on_gpu(self.xp.cuda.runtime, self._number):
-            yield
+    def active(self) -> Iterator[None]:
+        """Return the context of all work on the device; raises MemoryError, or DeviceLostError if the GPU stopped working.
 
-    def _ask(self) -> None:
-        """Wait for the GPU to answer."""
-        with on_gpu(self.xp.cuda.runtime, self._number):
-            self.xp.cuda.runtime.deviceSynchronize()
+        Most errors of CUDA, such as a wrong address or a GPU that has left the bus, are for good: all later calls fail.
+        """
+        if os.getpid() != self._process:
+            raise _forked(self.name)
+        if self._loss is not None:
+            raise DeviceLostError(
+                f"--device {self.name}: the GPU stopped working earlier in this process ({self._loss}); "
+                "start again once nvidia-smi shows it, or use --device cpu"
+            )
+        runtime = self.xp.cuda.runtime
+        try:
+            with on_gpu(runtime, self._number):
+                yield
+        except self._errors as error:
+            if error.status == OUT_OF_MEMORY:
+                raise MemoryError(str(error)) from error
+            try:
+                with on_gpu(runtime, self._number):
+                    runtime.deviceSynchronize()
+            except self._errors:
+                self._loss = shorten(error, MAX_OF_A_REASON)
+                raise DeviceLostError(
+                    f"--device {self.name}: the GPU stopped working in this case ({self._loss}); "
+                    "nvidia-smi and the system's log may say why; start again, or use --device cpu"
+                ) from error
+            raise

@@ -32,8 +32,8 @@ class Filter(ABC):
     ) -> None:
         """Total += channel_weight * received * K (sent * values); with `adds` False, total is replaced.
 
-        On the device, float32: values and total (group, voxel, width), channel_weight (group, width), the
-        factors sent and received (voxel), or None for ones. The transpose of K differs only for the lattice.
+        On the device, float32: values and total (group, voxel, width), channel_weight (group, width), sent and received (voxel), or None
+        for ones. The transpose of K differs only for the lattice.
         """
         for group, weight, out in zip(values, channel_weight, total, strict=True):
             self._add(group, sent, (received, weight, out, int(adds)), transposed=transposed)
@@ -104,12 +104,12 @@ class TruncatedFilter(Filter):
         self._device.launch("direct", "filter_window", constants, len(group), *window, group, sent, *to)
 
 
-def spatial_taps(sigma: float, extent: int, radius: float) -> tuple[Float64, Float64]:
-    """Weights of the spatial kernel at distance 0, 1, ... along an axis, and theta_gamma times their derivatives with respect to it."""
-    # Within one voxel beyond `radius` standard deviations the Gaussian fades to zero, so that no
-    # weight jumps when another voxel comes within reach (docs/reference/math.md). `sigma` is in
-    # voxels; the axis has `extent` voxels.
-    reach = min(radius * sigma, 1e18)
+def spatial_taps(sigma: float, extent: int) -> tuple[Float64, Float64]:
+    """Weights of the spatial kernel at distance 0, 1, ... along an axis, and theta_gamma times their derivatives with respect to it.
+
+    Within one voxel beyond `SPATIAL_RADIUS` the Gaussian fades to zero, so that no weight jumps when another voxel comes within reach.
+    """
+    reach = min(SPATIAL_RADIUS * sigma, 1e18)
     distance = np.arange(int(min(math.ceil(reach), extent - 1)) + 1)
     squared = (distance / sigma) ** 2
     gaussian = np.exp(-0.5 * squared)
@@ -122,14 +122,11 @@ class SpatialFilter(Filter):
     """The spatial kernel, axis by axis; see `Filter`."""
 
     def __init__(self, voxels: Voxels, theta_gamma: Sequence[float], *, slope_of: int | None = None, boxes: Room | None = None) -> None:
-        """Compute the taps for one theta_gamma per box axis."""
-        # Along the axis `slope_of`, they are theta_gamma times the derivatives with respect to that
-        # axis's theta_gamma. None means the kernel itself. `boxes` is memory of another filter, as
-        # only one filters at a time.
+        """Compute the taps for one theta_gamma per box axis; along `slope_of`, theta_gamma times the derivatives with respect to it."""
         self._voxels, self._device, self._theta_gamma = voxels, voxels.device, theta_gamma
         self._axes: list[tuple[int, int, Any, int]] = []
         for a, (theta, step, extent) in enumerate(zip(theta_gamma, voxels.spacing, voxels.box_shape, strict=True)):
-            weights, slopes = spatial_taps(theta / step, extent, SPATIAL_RADIUS)
+            weights, slopes = spatial_taps(theta / step, extent)
             taps = (slopes if a == slope_of else weights).astype(np.float32)
             self._axes.append((math.prod(voxels.box_shape[a + 1 :]), extent, self._device.upload(taps), len(taps) - 1))
         self._boxes = Room(self._device.xp) if boxes is None else boxes
@@ -137,8 +134,7 @@ class SpatialFilter(Filter):
 
     def slopes(self) -> list[SpatialFilter]:
         """Return the filters of the derivatives with respect to theta_gamma of each axis."""
-        axes = range(len(self._axes))
-        return [SpatialFilter(self._voxels, self._theta_gamma, slope_of=axis, boxes=self._boxes) for axis in axes]
+        return [SpatialFilter(self._voxels, self._theta_gamma, slope_of=a, boxes=self._boxes) for a in range(len(self._axes))]
 
     def _add(self, group: Any, sent: Any, to: tuple[Any, ...], *, transposed: bool) -> None:
         voxels, constants, last = self._voxels, row_constants(group), len(self._axes) - 1
@@ -212,7 +208,7 @@ class _Axis:
     """The cells under the splines of an axis's places."""
 
     def __init__(self, bilateral: BilateralInput, axis: int | None) -> None:
-        """Compute them for an axis of the box; None: for a single place on the first of its cells."""
+        """Compute them for an axis of the box; None means a single place on the first of its cells."""
         upload = bilateral.voxels.device.upload
         if axis is None:
             first_cell, weight, reach = np.zeros(1, dtype=np.int64), np.eye(1, _SPAN), np.eye(1, _SPAN + 2, k=1)
@@ -260,7 +256,7 @@ class GridFilter(Filter):
     """One or two modalities on a dense grid of positions and intensities; see `Filter`."""
 
     def __init__(self, bilateral: BilateralInput) -> None:
-        """Lay out the grid; raise InputError unless there are one or two modalities, CapacityError for too many cells."""
+        """Lay out the grid; InputError unless there are one or two modalities, CapacityError for too many cells."""
         voxels, size = bilateral.voxels, GridSize.of(bilateral)
         if not 1 <= len(size.bins) <= MAX_MODALITIES:
             raise InputError(f'the grid filter takes one or two modalities, not {len(size.bins)}; use filter = "lattice" or "auto"')
@@ -327,8 +323,7 @@ class GridFilter(Filter):
 
 
 def filtering_work(size: GridSize, width: int) -> float:
-    """Return the bytes that filtering `width` channels side by side must move, as operations, and its arithmetic."""
-    # Source: docs/decisions/gpu.md.
+    """Return the work of filtering `width` channels side by side, bytes to be moved counted as operations (docs/decisions/gpu.md)."""
     num_modalities, row = len(size.bins), 4.0 * width
     of_voxels = size.num_voxels * (8.0 * num_modalities + 16.0 + 2.0 * row)
     of_cells = row * (4.0 * size.num_planes * math.prod(size.cells[-2:]) * math.prod(size.bins) + 4.0 * size.num_cells)

@@ -20,7 +20,7 @@ from crfrefine.engines.cuda.filters import (
     filtering_work,
     window_radius,
 )
-from crfrefine.engines.cuda.lattice import LatticeFilter, Simplices, estimated_vertices
+from crfrefine.engines.cuda.lattice import Lattice, Simplices, estimated_vertices
 from crfrefine.engines.cuda.rows import num_row_groups, row_width
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
 from crfrefine.errors import CapacityError
@@ -66,10 +66,9 @@ def normalized(plain: Filter, voxels: Voxels, normalization: str) -> Kernel:
 
 
 def choose_filter(bilateral: BilateralInput, num_channels: int, num_filterings: int) -> tuple[str, float | None]:
-    """Return the filter that `auto` chooses, the direct sum or grid that is less work, or the lattice if it clearly is; and its vertices.
+    """Return the filter that `auto` chooses, the direct sum or grid that is less work, or the lattice if it clearly is.
 
-    Operations are weighed against bytes moved. The number of the lattice's vertices is estimated from a sample of the voxels; None if
-    the choice does not depend on it, or there can be no lattice.
+    Also the estimated number of the lattice's vertices; None if the choice does not depend on it, or there can be no lattice.
     """
     voxels = bilateral.voxels
     num_modalities, width = len(bilateral.theta_intensity), row_width(num_channels)
@@ -93,9 +92,7 @@ def choose_filter(bilateral: BilateralInput, num_channels: int, num_filterings: 
 
 
 def build_kernel(voxels: Voxels, image: Any, kernel: KernelSpec, spec: KernelSetSpec, origin: FeatureOrigin | None) -> Kernel:
-    """Build and normalize a kernel of a model for an image, (M, *grid) float32 on the device."""
-    # `auto` chooses a filter for the spec's numbers of labels and steps; features count from
-    # `origin`.
+    """Build and normalize a kernel of a model for an image, (M, *grid) float32 on the device, whose features count from `origin`."""
     theta = voxels.of_box_axes(kernel.theta_position)
     plain: Filter
     if kernel.theta_intensity is None:
@@ -106,7 +103,7 @@ def build_kernel(voxels: Voxels, image: Any, kernel: KernelSpec, spec: KernelSet
         if name == "auto":
             name, num_vertices = choose_filter(bilateral, spec.num_labels - 1, spec.num_iterations)
         if name == "lattice":
-            plain = LatticeFilter(bilateral, num_vertices)
+            plain = Lattice(bilateral, num_vertices)
         elif name == "grid":
             plain = GridFilter(bilateral)
         else:

@@ -131,17 +131,17 @@ class CudaKernels:
     @contextmanager
     def _working(self, array: Any) -> Iterator[None]:
         """Work on the device, for a tensor on PyTorch's stream and in its memory; a failed allocation is a case that does not fit."""
-        with self._lock, self._device.active(), following(self._device.xp, array):
-            try:
+        try:
+            with self._lock, self._device.active(), following(self._device.xp, array):
                 yield
-            except MemoryError as error:  # CuPy's error is a MemoryError too.
-                if hasattr(error, _MARK):
-                    raise
-                grid = "x".join(str(extent) for extent in self.image_shape[1:])
-                raise DeviceMemoryError(
-                    f"not enough memory on {self._device.name} for {self.spec.num_labels} labels on a grid of {grid} voxels ({error}); "
-                    "use a mask or a smaller region, fewer labels at a time, or --device cpu"
-                ) from error
+        except MemoryError as error:  # CuPy's error is a MemoryError too.
+            if hasattr(error, _MARK):
+                raise
+            grid = "x".join(str(extent) for extent in self.image_shape[1:])
+            raise DeviceMemoryError(
+                f"not enough memory on {self._device.name} for {self.spec.num_labels} labels on a grid of {grid} voxels ({error}); "
+                "use a mask or a smaller region, fewer labels at a time, or --device cpu"
+            ) from error
 
     def _volume_part(self, given: Any, logits: Any, spec: MeanFieldSpec) -> Bool | None:
         """Return the masked voxels on which the volume term of a run acts; None means all of them, or no term."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -19,15 +20,13 @@ _SAMPLED, _MIN_SAMPLE = 100, 4096  # One voxel of so many is looked at for the e
 
 
 class Simplices:
-    """How the vertices around an image's voxels are computed, and packed into numbers.
+    """How the vertices around an image's voxels are computed, and packed into numbers, of more than 64 bits if they are `is_wide`.
 
-    The fields of a number are q_D (highest) .. q_1, each from its smallest value, and the remainder, of
-    `remainder_bits` (lowest); `shift`, (D + 1) on the device, is the lowest bit of each field. A number
-    that `is_wide` has more than 64 bits. `constants` are those of the kernels in lattice_build.cu.
+    The fields of a number are q_D (highest) .. q_1, each from its smallest value, and the remainder, of `remainder_bits` (lowest);
+    `shift`, (D + 1) on the device, is the lowest bit of each field. `constants` are those of the kernels in lattice_build.cu.
     """
 
     def __init__(self, bilateral: BilateralInput) -> None:
-        """Choose the fields' widths by interval arithmetic on the scaled elevation; CapacityError: more than 128 bits."""
         size = next((size for size in COMPILED_FEATURES if size >= bilateral.num_features), None)
         if size is None:
             raise CapacityError(f"the lattice holds at most 28 features (axes + modalities), not {bilateral.num_features}")
@@ -71,10 +70,10 @@ class Simplices:
 
 
 def estimated_vertices(bilateral: BilateralInput, simplices: Simplices) -> float:
-    """Estimate how many vertices the lattice would have, from one percent of the voxels."""
-    # Vertices that the sample has not met are estimated from those that it met once and twice (Chao
-    # 1984, Nonparametric estimation of the number of classes in a population): too few, if some
-    # vertices have many more voxels than others.
+    """Estimate how many vertices the lattice would have, from one percent of the voxels.
+
+    Source: Chao 1984, Nonparametric estimation of the number of classes in a population.
+    """
     voxels, xp = bilateral.voxels, bilateral.voxels.device.xp
     every = max(1, min(_SAMPLED, voxels.num_voxels // _MIN_SAMPLE))
     number = xp.arange(voxels.num_voxels // every, dtype=np.uint64)
@@ -103,10 +102,11 @@ def table_bits_for(num_vertices: float) -> int:
 
 
 def cut_lists(xp: Any, begin: Any) -> tuple[list[tuple[Any, Any]], int]:
-    """Cut lists of entries into pieces of at most `MAX_TOGETHER`, whose sums are entries of further pieces, until each list has its sum."""
-    # `begin`, (list + 1), is where each list begins; none is empty. For each level the result has
-    # (piece + 1) where each piece begins, and (piece) the row of its sum, which is that of the list
-    # if it is in one piece, else a separate one; then the number of rows.
+    """Cut lists of entries into pieces of at most `MAX_TOGETHER`, whose sums are entries of further pieces, until each list has its sum.
+
+    `begin`, (list + 1), is where each list begins; none is empty. Returns where each piece begins, (piece + 1), and the row of its sum,
+    (piece), for each level; then the number of rows, the first of which are those of the lists.
+    """
     levels: list[tuple[Any, Any]] = []
     length, owner_list = begin[1:] - begin[:-1], xp.arange(int(begin.size) - 1, dtype=np.int64)
     first, free = 0, len(owner_list)
@@ -129,8 +129,8 @@ def cut_lists(xp: Any, begin: Any) -> tuple[list[tuple[Any, Any]], int]:
     return levels, free
 
 
-class Lattice:
-    """The vertices that voxels need, and the weights between voxels and vertices.
+class Lattice(Filter):
+    """Splat, blur, slice on the vertices that voxels need; see `Filter`.
 
     Attributes:
         num_features: D of the lattice, at least that of the image.
@@ -138,7 +138,7 @@ class Lattice:
         vertex_low, vertex_high: (vertex) packed keys in ascending order; `vertex_high` is only used beyond 64 bits, else None.
         corner_vertex, corner_weight: (corner, voxel) vertex of each remainder, and its barycentric weight in 1 / 65535.
         entry_voxel, entry_weight: (entry) the same sorted by vertex, corner and voxel, as splatting reads them.
-        levels, num_rows: pieces of the vertices' lists of entries, and rows of their sums, those of the vertices first; see `cut_lists`.
+        levels, num_rows: pieces of the vertices' lists of entries, and rows of their sums; see `cut_lists`.
         before, after: (direction, vertex) neighbors, -1 = absent.
         table_bits: the hash table's capacity was 2^table_bits, at least twice the vertices.
     """
@@ -171,6 +171,8 @@ class Lattice:
         self._launch("number_corners", num_corners, corner_slot, slot_vertex, num_corners, self.corner_vertex)
         del table, slots, corner_slot, slot_vertex, key_low, key_high, read, keys, layout  # before more is allocated
         self._list_entries()
+        self.description = f"lattice ({self.num_vertices} vertices, {self.num_vertices / num_voxels:.2g} per voxel)"
+        self._rows = Room(xp)
 
     def _launch(self, kernel: str, num_threads: int, *arguments: Any) -> None:
         self.device.launch("lattice_build", kernel, self._constants, num_threads, *arguments)
@@ -214,36 +216,21 @@ class Lattice:
         self._launch("list_entries", num_corners, *arguments)
         self.levels, self.num_rows = cut_lists(xp, begin)
 
-    def amplitude(self) -> float:
-        """Factor that gives the kernel the mass of exp(-d^2 / 2), with the blur's halves and the weights' unit (math.md, section 6)."""
-        d = self.num_features
-        return math.sqrt(d + 1.0) * math.pow(4.0 * math.pi / 3.0, d / 2.0) * math.pow(0.5, d + 1) / 65535.0**2
-
-
-class LatticeFilter(Filter):
-    """Splat, blur, slice; see `Filter`."""
-
-    def __init__(self, bilateral: BilateralInput, num_vertices: float | None = None) -> None:
-        self.lattice = Lattice(bilateral, num_vertices)
-        density = self.lattice.num_vertices / bilateral.voxels.num_voxels
-        self.description = f"lattice ({self.lattice.num_vertices} vertices, {density:.2g} per voxel)"
-        self._rows = Room(bilateral.voxels.device.xp)
-
     def _add(self, group: Any, sent: Any, to: tuple[Any, ...], *, transposed: bool) -> None:
-        lattice, (num_voxels, width) = self.lattice, group.shape
-        constants, directions, num_vertices = row_constants(group), range(lattice.num_features + 1), lattice.num_vertices
+        (num_voxels, width), d, num_vertices = group.shape, self.num_features, self.num_vertices
+        directions = range(d + 1)
+        launch = partial(self.device.launch, "lattice")
+        constants = row_constants(group)
 
-        def launch(kernel: str, num_threads: int, *arguments: Any) -> None:
-            lattice.device.launch("lattice", kernel, constants, num_threads, *arguments)
-
-        both = self._rows.array(lattice.num_rows + num_vertices, width)
-        rows, other = both[: lattice.num_rows], both[lattice.num_rows :]
-        (begin, row), *levels = lattice.levels
-        launch("splat", len(row), group, sent, lattice.entry_voxel, lattice.entry_weight, begin, row, len(row), rows)
+        both = self._rows.array(self.num_rows + num_vertices, width)
+        rows, other = both[: self.num_rows], both[self.num_rows :]
+        (begin, row), *levels = self.levels
+        launch("splat", constants, len(row), group, sent, self.entry_voxel, self.entry_weight, begin, row, len(row), rows)
         for begin, row in levels:
-            launch("sum_pieces", len(row), begin, row, len(row), rows)
+            launch("sum_pieces", constants, len(row), begin, row, len(row), rows)
         for j in reversed(directions) if transposed else directions:
-            launch("blur", num_vertices, rows, lattice.before[j], lattice.after[j], num_vertices, other)
+            launch("blur", constants, num_vertices, rows, self.before[j], self.after[j], num_vertices, other)
             rows, other = other, rows
-        corners = (lattice.corner_vertex, lattice.corner_weight, len(directions), num_voxels)
-        launch("slice_values", num_voxels, rows, *corners, lattice.amplitude(), *to)
+        # It gives the kernel the mass of exp(-d^2 / 2), with the blur's halves and the weights' unit (math.md, section 6).
+        amplitude = math.sqrt(d + 1.0) * math.pow(4.0 * math.pi / 3.0, d / 2.0) * math.pow(0.5, d + 1) / 65535.0**2
+        launch("slice_values", constants, num_voxels, rows, self.corner_vertex, self.corner_weight, d + 1, num_voxels, amplitude, *to)

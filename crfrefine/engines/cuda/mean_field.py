@@ -19,10 +19,9 @@ LAST_CHANGE = 1e-3  # nats; a Newton step of this size is the last one
 
 
 class MassSums:
-    """Masses and covariances of the marginals of all labels, over the voxels where the term applies."""
+    """Masses and covariances of the marginals of all labels, in `part`, (voxel) on the host; None means everywhere."""
 
     def __init__(self, voxels: Voxels, num_labels: int, part: Bool | None) -> None:
-        """Allocate the sums; `part`, (voxel) on the host, is where the term applies; None means everywhere."""
         device = voxels.device
         self._voxels, self._num_labels = voxels, num_labels
         self.part = None if part is None else device.upload(np.asarray(part, dtype=np.uint8))
@@ -36,7 +35,7 @@ class MassSums:
         return self.of_marginals(self._with_bias(logits, bias))
 
     def of_marginals(self, marginals: Any) -> tuple[Float64, Float64]:
-        """Return the same of (label, voxel) marginals."""
+        """Return masses and covariance of (label, voxel) marginals."""
         self._pairs.parts[...] = 0.0
         self._pairs.add(marginals, marginals, part=self.part)
         products = self._of_pairs.totals()[0].reshape(self._num_labels, self._num_labels)
@@ -75,8 +74,7 @@ class VolumeSteps:
     """The volume term of a run: after each `update` of mean_field.cu, the biases that keep the masses."""
 
     def __init__(self, voxels: Voxels, spec: MeanFieldSpec, out: Any, part: Bool | None) -> None:
-        """Take a run's (label, *grid) calibrated logits, which the steps replace by those after each."""
-        # `part`, (voxel) on the host, is where the term applies; None means everywhere.
+        """Take a run's (label, *grid) calibrated logits, which the steps replace by those after each, and the `part` of `MassSums`."""
         self._voxels, self._spec, self._out = voxels, spec, out
         self._sums = MassSums(voxels, spec.num_labels, part)
         self._masses = self._sums.masses(out)
@@ -98,18 +96,13 @@ class VolumeSteps:
 
 
 class VolumeBackward:
-    """The gradients of the logits through the biases of the steps.
-
-    Attributes:
-        by_slack: gradient with respect to the slack, of the steps so far.
-    """
+    """The gradients of the logits through the biases of the steps; `by_slack` is that with respect to the slack, of the steps so far."""
 
     def __init__(self, voxels: Voxels, spec: MeanFieldSpec, record: Any, biases: Float64, part: Bool | None) -> None:
-        """Take a run's (step + 1, channel, voxel) marginals, on the device, its (step, label) biases, and where the term applies."""
+        """Take a run's (step + 1, channel, voxel) marginals, on the device, and its (step, label) biases."""
         self._voxels, self._spec, self._record, self._biases = voxels, spec, record, biases
         self._sums = MassSums(voxels, spec.num_labels, part)
-        # No gradient depends on numbers of voxels.
-        self._term = VolumeTerm(np.zeros(spec.num_labels), spec.volume_slack)
+        self._term = VolumeTerm(np.zeros(spec.num_labels), spec.volume_slack)  # No gradient depends on numbers of voxels.
         self.by_slack = 0.0
 
     def step_back(self, t: int, by_x: Any) -> None:
@@ -127,7 +120,7 @@ class VolumeBackward:
         device.launch("volume", "pull_masses", {}, num_voxels, *arguments)
 
 
-# Of a spec; others are refused.
+# Fields of a spec; others are refused.
 _FIELDS = ("weights", "compatibility", "num_iterations", "temperature", "tolerance", "bias", "volume_weight")
 
 # The same as in kernels/cuda/mean_field.cu.
@@ -152,9 +145,7 @@ class MeanFieldRun:
     def __init__(
         self, voxels: Voxels, kernels: Sequence[Kernel], spec: MeanFieldSpec, logits: Any, part: Bool | None, *, records: bool = False
     ) -> None:
-        """Take a run."""
-        # `part` is where the volume term applies, (voxel); None means everywhere, or no term. If it
-        # `records`, data of the backward pass are saved.
+        """Take a run; `part` is that of `MassSums`. If it `records`, data of the backward pass are saved."""
         spec.require_known(_FIELDS, "cuda")
         self._voxels, self._spec, self._logits = voxels, spec, logits
         device, xp = voxels.device, voxels.device.xp

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,8 +21,7 @@ _TYPES |= dict.fromkeys(("float", "Real", "Channels"), np.dtype("float32"))
 UNCONTRACTED = frozenset({"lattice_build"})
 
 
-@dataclass(frozen=True)
-class Parameter:
+class Parameter(NamedTuple):
     """A parameter of a kernel."""
 
     name: str
@@ -32,8 +30,7 @@ class Parameter:
     is_rows: bool  # an array of rows of CRF_WIDTH channels
 
 
-@dataclass(frozen=True)
-class KernelSource:
+class KernelSource(NamedTuple):
     """A source file ready for a compiler."""
 
     name: str  # file name without suffix

@@ -30,11 +30,7 @@ class Voxels:
     def __init__(
         self, device: CupyDevice, grid_shape: Sequence[int], spacing: Sequence[float], mask: Bool | None, axes: Sequence[int] | None = None
     ) -> None:
-        """Number the voxels inside the mask (None means all). `axes`: the user's number of each grid axis; None means the user's order.
-
-        Raises:
-            InputError: the mask is empty.
-        """
+        """Number the voxels inside the mask (None means all); `axes` are those of `GridImage`. InputError: the mask is empty."""
         xp = device.xp
         self.device, self.grid_shape, self.grid_size = device, grid_shape, math.prod(grid_shape)
         if mask is None:
@@ -53,6 +49,7 @@ class Voxels:
         last = len(grid_shape) - 1
         self.source_axis = [a for a, (low, high) in enumerate(ends) if high - low > 1 or a == last]
         self.box_shape = [ends[a][1] - ends[a][0] for a in self.source_axis]
+        self.num_axes = len(self.box_shape)
         self.first = [ends[a][0] for a in self.source_axis]
         self.box_size = math.prod(self.box_shape)
         self.spacing = self.of_box_axes(spacing)
@@ -69,11 +66,6 @@ class Voxels:
         number = self.device.xp.full(self.box_size, -1, dtype=np.int32)
         number[self.box_index] = self.device.xp.arange(self.num_voxels, dtype=np.int32)
         return number
-
-    @property
-    def num_axes(self) -> int:
-        """Number of axes of the box."""
-        return len(self.box_shape)
 
     def linear_index(self, shape: Sequence[int]) -> Any:
         """Return each voxel's linear index in a box of that shape with the voxels' box at its corner."""
@@ -103,11 +95,15 @@ def extremes(device: CupyDevice, arrays: Iterable[Any]) -> list[Array]:
     return list(device.download(device.xp.stack(found))) if found else []
 
 
+def _too_narrow(bandwidth: str, span: str) -> CapacityError:
+    return CapacityError(f"{bandwidth} is less than a millionth of {span}; use a larger bandwidth, and check spacing and intensities")
+
+
 class BilateralInput:
     """An appearance kernel's features at the voxels: intensities first, positions last.
 
-    `features` are (modality + axis, voxel) float32 on the device, `ranges` their ends; `first` is the box's
-    first voxel along each of its axes, from the feature origin.
+    `features` are (modality + axis, voxel) float32 on the device, `ranges` their ends; `first` is the box's first voxel along each of its
+    axes, from the feature origin.
     """
 
     def __init__(
@@ -118,18 +114,16 @@ class BilateralInput:
         theta_intensity: Sequence[float],
         origin: FeatureOrigin | None = None,
     ) -> None:
-        """Compute the features of an image, (M, *grid) float32 on the device, for one bandwidth per box axis and per modality."""
-        # Without an origin they count from the box's first voxel and the lowest intensities. Raises
-        # CapacityError if a feature spans too many bandwidths.
+        """Compute the features of an image, (M, *grid) float32 on the device; CapacityError if one spans too many bandwidths.
+
+        Without an origin they count from the box's first voxel and the lowest intensities.
+        """
         self.voxels, self.theta_position, self.theta_intensity = voxels, list(theta_position), list(theta_intensity)
         begin = voxels.first if origin is None else [origin.position[a] for a in voxels.source_axis]
         first = self.first = [own - zero for own, zero in zip(voxels.first, begin, strict=True)]
         for theta, low, extent, step in zip(theta_position, first, voxels.box_shape, voxels.spacing, strict=True):
             if max(abs(low), abs(low + extent)) * step / theta > MAX_FEATURE:
-                raise CapacityError(
-                    f"theta_alpha {theta:g} is less than a millionth of the volume's extent, {extent} voxels {step:g} apart; use a larger "
-                    "bandwidth, and check the spacing"
-                )
+                raise _too_narrow(f"theta_alpha {theta:g}", f"the volume's extent, {extent} voxels {step:g} apart")
         num_modalities = len(self.theta_intensity)
         ends = extremes(voxels.device, (modality.reshape(-1)[voxels.grid_index] for modality in image[:num_modalities]))
         lowest, highest = [float(low) for low, _ in ends], [float(high) for _, high in ends]
@@ -138,10 +132,7 @@ class BilateralInput:
         for m, (theta, least, most, own) in enumerate(zip(theta_intensity, lowest, highest, zero, strict=True)):
             ranges.append(((least - own) / theta, (most - own) / theta))
             if max(map(abs, ranges[-1])) > MAX_FEATURE:
-                raise CapacityError(
-                    f"theta_beta {theta:g} of modality {m} is less than a millionth of its range of intensities; use a larger bandwidth, "
-                    "or normalize the intensities"
-                )
+                raise _too_narrow(f"theta_beta {theta:g} of modality {m}", "its range of intensities")
         self.features = voxels.device.xp.empty((num_modalities + voxels.num_axes, voxels.num_voxels), dtype=np.float32)
         # As cpu/features.cpp computes them, operation by operation: the lattice's integers follow from them.
         for feature, modality, base, beta in zip(self.features, image, zero, theta_intensity, strict=False):
@@ -152,8 +143,4 @@ class BilateralInput:
             self.features[num_modalities + voxels.feature[a]] = (coordinate + first[a]) * scale
             positions[voxels.feature[a]] = (first[a] * scale, (first[a] + voxels.box_shape[a] - 1) * scale)
         self.ranges = ranges + positions
-
-    @property
-    def num_features(self) -> int:
-        """Modalities and axes."""
-        return len(self.ranges)
+        self.num_features = len(self.ranges)

@@ -45,12 +45,10 @@ class Trace(NamedTuple):
 def mean_field(
     inputs: Sequence[Tensor], kernels: Sequence[Filter], spec: MeanFieldSpec, part: Tensor | None = None, progress: Progress | None = None
 ) -> Trace:
-    """Run parallel mean-field updates x = (a + bias) / temperature - pairwise, Q = softmax(x).
+    """Run parallel mean-field updates x = (a + bias) / temperature - pairwise, Q = softmax(x), until KL and flips are small.
 
-    With a volume term, a bias per label is added to each update. The run has converged when the mean KL from
-    the old to the new marginals is below a tolerance and almost no label flips. The inputs have
-    gradients: logits (N, L), weights (kernels, L), compatibility (L, L), temperature, bias (L,), and the
-    slack, the inverse strength of the volume term, which applies in `part`, (N,) bool; None means nowhere.
+    The inputs have gradients: logits (N, L), weights (kernels, L), compatibility (L, L), temperature, bias (L,), and the slack of the
+    volume term, which applies in `part`, (N,) bool; None means nowhere.
     """
     logits, weights, compatibility, temperature, bias, slack = inputs
     x = scores = (logits + bias) / temperature
@@ -119,10 +117,9 @@ EXACT_BELOW = 8192  # voxels, up to which `auto` sums over all pairs; it takes t
 
 
 class TorchBackend(Backend):
-    """Exact and truncated sums over all pairs, the permutohedral lattice, a separable spatial filter."""
+    """Exact and truncated sums over all pairs, the permutohedral lattice, a separable spatial filter; on a device of PyTorch."""
 
     def __init__(self, device: str = "cpu") -> None:
-        """Take a device of PyTorch, "cpu", "cuda" or "cuda:N"; raise BackendUnavailableError if the GPU is missing."""
         if device != "cpu" and (torch.device(device).index or 0) >= torch.cuda.device_count():
             raise BackendUnavailableError(f"--device torch:{device}: PyTorch finds no such NVIDIA GPU; use --device torch")
         self.name = "torch" if device == "cpu" else f"torch:{device}"
@@ -163,7 +160,7 @@ class TorchKernels:
         self._seconds = time.perf_counter() - started
 
     def run(self, logits: Array, spec: MeanFieldSpec, *, progress: Progress | None = None, is_last: bool = False) -> MeanFieldResult:
-        """Run the mean field until its stopping rule is met; see `Kernels.run`. The kernels can always be used again."""
+        """Run the mean field until its stopping rule is met; see `Kernels.run`."""
         started = time.perf_counter()
         with _limits(self._threads), torch.no_grad():
             refined, trace = self._refine(self._inputs(logits, spec), self.built, spec, progress)

@@ -20,9 +20,10 @@ _BALL_MARGIN = 1e-6
 
 
 def dense_filter(features: Tensor, positions: Tensor | None = None) -> Filter:
-    """Return the kernel exp(-|f_i - f_j|^2 / 2) of all pairs, (N, D) features over theta; its diagonal is 1."""
-    # Pairs whose positions, (N, axes) over theta, are farther apart than `TRUNCATION_RADIUS` are
-    # left out. Raises CapacityError for more than `MAX_POINTS` points.
+    """Return the kernel exp(-|f_i - f_j|^2 / 2) of all pairs of (N, D) features over theta.
+
+    Pairs whose positions, (N, axes) over theta, are farther apart than `TRUNCATION_RADIUS` are left out.
+    """
     if len(features) > MAX_POINTS:
         raise CapacityError(
             f"the exact filter sums over all pairs and takes at most {MAX_POINTS} voxels here, got {len(features)}; "
@@ -61,19 +62,15 @@ def normalized(kernel: Filter, ones: Tensor, normalization: str) -> Filter:
 
 
 class Lattice:
-    """The permutohedral lattice of a set of points: only vertices of simplices that enclose a point exist.
+    """The permutohedral lattice of (N, D) features over theta, with K vertices: those of simplices that enclose a point.
 
-    Source: Adams, Baek & Davis 2010, "Fast High-Dimensional Filtering Using the Permutohedral Lattice"; docs/reference/math.md, section 6,
-    has the geometry in this project's words and symbols.
+    `vertices` and `weights` are (N, D+1), those of each point's simplex; `neighbors` are the vertices before and after each vertex along
+    the D+1 directions, each (K,), where K means no vertex.
 
-    Attributes:
-        vertices: (N, D+1) numbers of the vertices of each point's simplex, of K vertices.
-        weights: (N, D+1) weights of these vertices.
-        neighbors: the vertices before and after each vertex along the D+1 directions, each (K,); K means no vertex.
+    Source: Adams, Baek & Davis 2010, "Fast High-Dimensional Filtering Using the Permutohedral Lattice"; docs/reference/math.md, section 6.
     """
 
     def __init__(self, features: Tensor) -> None:
-        """Build the lattice of (N, D) features, already divided by theta."""
         self._features, size = features, features.shape[1] + 1
         remainder0, rank, self.weights = enclosing_simplex(elevate(features.detach()))
         # A vertex is a number, the inner product of its coordinates and large random ones: two of a million vertices share none.
@@ -85,8 +82,7 @@ class Lattice:
 
     def __call__(self, values: Tensor) -> Tensor:
         """Approximate the sum over all points j of exp(-|f_i - f_j|^2 / 2) values_j."""
-        # The gradient with respect to features is that of the Gaussian, K_ij (f_j - f_i), not that
-        # of the lattice's interpolation: terms are added that are 0 and have its slopes.
+        # The gradient with respect to features is that of the Gaussian, K_ij (f_j - f_i): terms are added that are 0 and have its slopes.
         result = self._apply(values)
         if not self._features.requires_grad:
             return result
@@ -121,9 +117,7 @@ class Lattice:
 
 
 def elevate(features: Tensor) -> Tensor:
-    """Map (N, D) features into the hyperplane of R^(D+1) whose coordinates sum to 0, (N, D+1)."""
-    # They are stretched by (D+1) * sqrt(2/3), so that splat, blur and slice together have unit
-    # variance (Adams et al., section 3).
+    """Map (N, D) features into the hyperplane of R^(D+1) whose coordinates sum to 0, (N, D+1), where the filter has unit variance."""
     num_dims = features.shape[1]
     index = torch.arange(num_dims, device=features.device, dtype=features.dtype)
     scaled = features * ((num_dims + 1) * math.sqrt(2.0 / 3.0) / torch.sqrt((index + 1.0) * (index + 2.0)))
@@ -133,12 +127,9 @@ def elevate(features: Tensor) -> Tensor:
 
 
 def enclosing_simplex(elevated: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the simplex around each point, three times (N, D+1).
+    """Return the simplex around each point, three times (N, D+1): its remainder-0 vertex, ranks of residuals, and weights.
 
-    Returns:
-        Its remainder-0 vertex; the rank of each coordinate's residual, 0 for the largest (a coordinate halfway between two multiples of
-        D+1 goes up, equal residuals are ranked by index); the weights of its vertices, column k for remainder k, which reproduce the
-        point and sum to 1.
+    Rank 0 is that of the largest residual; equal ones are ranked by index. Column k of the weights is that of the vertex of remainder k.
     """
     size = elevated.shape[1]
     quotient = torch.floor(elevated / size + 0.5).long()
