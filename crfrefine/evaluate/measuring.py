@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from crfrefine.metrics.calibration import measure_calibration
 from crfrefine.metrics.overlap import measure_case, one_voxel
 from crfrefine.metrics.regions import ALL_LABELS, Region, make_region, parse_region
 from crfrefine.metrics.registry import RegionValues
-from crfrefine.runs.cases.dataset_description import read_descriptions
+from crfrefine.runs.cases.dataset_description import DatasetDescription, read_descriptions
 from crfrefine.runs.cases.other_grid import WorkGrid
 from crfrefine.runs.cases.reading_options import NO_REGIONS, RegionReading
 from crfrefine.runs.records import Record
@@ -42,7 +42,6 @@ class RegionPlan:
     judged: tuple[str, ...] = ()  # Names of the regions whose mean Dice decides the verdict; empty: each label.
     titles: Mapping[str, str] = field(default_factory=dict)  # Displayed name of a region, by its name.
     ignore_label: int | None = None  # Voxels where the reference has this label are ignored.
-    notes: tuple[str, ...] = ()  # Notes on ignored regions, one sentence each.
 
     def all_regions(self, labels: Sequence[int]) -> dict[str, tuple[int, ...]]:
         """Return each label as a region, those of `labels` and the planned ones, then the named regions."""
@@ -58,40 +57,33 @@ class RegionPlan:
         return replace(self, labels=(), named=named, titles=titles, ignore_label=None)
 
 
-def plan_regions(texts: Sequence[str], labels: Path, ignore_label: int | None) -> RegionPlan:
-    """Return the regions of a run, of texts "NAME=1+3+4", and of a `dataset.json` beside the reference or above; may raise ConfigError."""
-    notes: list[str] = []
-    description = next(read_descriptions([labels if labels.is_dir() else labels.parent], notes), None)
-    ignored = ignore_label if ignore_label is not None or description is None else description.ignore_label
-    titles = {str(label): f"{label} {name}" for label, name in description.label_names.items()} if description else {}
-    entries = description.labels if description else {}
+def plan_regions(texts: Sequence[str], labels: Path, ignore_label: int | None, notes: list[str]) -> RegionPlan:
+    """Return the regions of texts "NAME=1+3+4", and of a `dataset.json` beside the reference or above; may raise ConfigError."""
+    description = next(read_descriptions([labels if labels.is_dir() else labels.parent], notes), DatasetDescription(labels))
+    ignored = description.ignore_label if ignore_label is None else ignore_label
+    titles = {str(label): f"{label} {name}" for label, name in description.label_names.items()}
+    foreground = {name: members for name, members in description.labels.items() if name != "ignore" and 0 not in members}
     described: list[Region] = []
-    if description is not None and description.has_regions:
-        foreground = [(name, members) for name, members in entries.items() if name != "ignore" and 0 not in members]
-        try:
-            described = [_as_label(make_region(name, members), titles) for name, members in foreground]
-        except ValueError as error:  # Its labels, and the one to ignore, are still valid.
-            notes.append(f"{description.path}: {error}; continuing without its regions")
-    asked = [_as_label(parse_region(text), titles) for text in texts]
+    try:
+        described = [_as_label(make_region(*entry), titles) for entry in foreground.items()] if description.has_regions else []
+    except ConfigError as error:  # Its labels, and the one to ignore, are still valid.
+        notes.append(f"{description.path}: {error}; continuing without its regions")
     named: dict[str, tuple[int, ...]] = {}
-    for region in asked:
+    for region in (_as_label(parse_region(text), titles) for text in texts):
         if named.setdefault(region.name, region.labels) != region.labels:
             raise ConfigError(f"--regions {region.name}: appears twice, with different labels")
     judged = tuple(named) or tuple(dict.fromkeys(region.name for region in described))
-    for region in described:
-        named.setdefault(region.name, region.labels)
+    named |= {region.name: region.labels for region in described if region.name not in named}
     for name, members in named.items():
-        if name == ALL_LABELS:
-            raise ConfigError(f"region {name!r}: is the name of the calibration of all labels together; choose another one")
-        if name.isdigit() and name != "+".join(map(str, members)):
-            raise ConfigError(f"region {name!r}: is the name of label {name}; choose another one")
+        if name == ALL_LABELS or (name.isdigit() and name != "+".join(map(str, members))):
+            raise ConfigError(f"region {name!r}: is the name of a label, or of all labels together; choose another one")
         if ignored in members:
             raise ConfigError(f"region {name!r}: label {ignored} marks voxels that are ignored, it cannot belong to a region")
     # A region that equals a label, such as "2=2", would appear twice.
     plain = {members[0] for name, members in named.items() if name == str(members[0])}
     named = {name: members for name, members in named.items() if name != str(members[0])}
-    numbers = {value for members in entries.values() for value in members} - {0, ignored}
-    return RegionPlan(tuple(sorted(numbers | plain)), named, judged, titles, ignored, tuple(notes))
+    numbers = plain.union(*description.labels.values()) - {0, ignored}
+    return RegionPlan(tuple(sorted(numbers)), named, judged, titles, ignored)
 
 
 def _as_label(region: Region, titles: Mapping[str, str]) -> Region:
@@ -276,32 +268,41 @@ def measure_pair(settings: Settings, pair: CasePair) -> CaseResult:
         result.warnings += [f"reference: {text}" for text in warnings]
         result.notes += [f"reference: {note}" for note in reference.header.notes]
         for name, files in pair.methods.items():
-            with failing_alone(partial(_fail_method, result, name), *files.paths):
-                _measure_method(name, files, replace(reference, notes=[]), result)
+
+            def fail(failure: Failure, name: str = name) -> None:
+                result.fail(replace(failure, part=name))
+
+            with failing_alone(fail, *files.paths):
+                _measure_method(name, files, replace(reference, notes=[]), result, fail)
     result.times["measure"] = time.perf_counter() - started
     return result
 
 
-def _fail_method(result: CaseResult, name: str, failure: Failure) -> None:
-    result.fail(replace(failure, part=name))
-
-
-def _measure_method(name: str, files: MethodFiles, reference: Reference, result: CaseResult) -> None:
-    channels, warnings = reference.settings.channels.get(name, NO_REGIONS), list[str]()
+def _measure_method(name: str, files: MethodFiles, reference: Reference, result: CaseResult, fail: Callable[[Failure], None]) -> None:
+    channels, warnings, plan = reference.settings.channels.get(name, NO_REGIONS), list[str](), reference.settings.plan
     label_map, soft = read_masks(files, reference, channels, warnings)
     result.warnings += [f"{name}: {text}" for text in warnings]
-    values = result.values[name] = _measure_masks(label_map, reference)
+    if reference.ignored is not None:
+        label_map = np.where(reference.ignored, 0, label_map)
+    wanted, spacing, tolerance = reference.volume.data, reference.volume.spacing, reference.settings.tolerance_mm
+    labels = sorted({*foreground_labels(label_map), *foreground_labels(wanted)})
+    if len(labels) > MAX_MEASURED:
+        found = f"the label map and the reference have {len(labels)} different labels"
+        raise InputError(f"{found}; expected at most {MAX_MEASURED}: is one of them an image?")
+    tolerance_mm = one_voxel(spacing) if isinstance(tolerance, str) else tolerance
+    how: dict[str, Any] = {"tolerance_mm": tolerance_mm, "ignore_label": plan.ignore_label}
+    values = result.values[name] = measure_case(label_map, wanted, plan.all_regions(labels), spacing, **how)
     del label_map
     if files.asked_for_probabilities:  # The calibration uses other files.
         soft = None
 
-    def fail(failure: Failure) -> None:
+    def fail_calibration(failure: Failure) -> None:
         if files.asked_for_probabilities or soft is not None or failure.traceback is not None:
-            _fail_method(result, name, failure)
+            fail(failure)
         else:
             result.warnings.append(f"{name}: no calibration: {failure.message}")
 
-    with failing_alone(fail, *files.probabilities):
+    with failing_alone(fail_calibration, *files.probabilities):
         if files.probabilities_problem:
             raise InputError(files.probabilities_problem)
         if soft is None and files.probabilities:
@@ -310,21 +311,6 @@ def _measure_method(name: str, files: MethodFiles, reference: Reference, result:
             _add_calibration(values, soft, reference)
             result.notes.append(f"{name}: {soft.note}")
     result.notes += [f"{name}: {note}" for note in dict.fromkeys(reference.notes)]
-
-
-def _measure_masks(label_map: Array, reference: Reference) -> RegionValues:
-    plan, wanted = reference.settings.plan, reference.volume
-    if reference.ignored is not None:
-        label_map = np.where(reference.ignored, 0, label_map)
-    labels = sorted({*foreground_labels(label_map), *foreground_labels(wanted.data)})
-    if len(labels) > MAX_MEASURED:
-        raise InputError(
-            f"the label map and the reference have {len(labels)} different labels; expected at most {MAX_MEASURED}: "
-            "is one of them an image?"
-        )
-    regions, given = plan.all_regions(labels), reference.settings.tolerance_mm
-    tolerance_mm = one_voxel(wanted.spacing) if isinstance(given, str) else given
-    return measure_case(label_map, wanted.data, regions, wanted.spacing, tolerance_mm=tolerance_mm, ignore_label=plan.ignore_label)
 
 
 def _add_calibration(values: RegionValues, soft: SoftLabels, reference: Reference) -> None:

@@ -54,11 +54,6 @@ class MethodFiles:
         """All files."""
         return self.probabilities if self.label_map is None else (self.label_map, *self.probabilities)
 
-    @property
-    def lacks_probabilities(self) -> bool:
-        """True if the user named a folder of probabilities without a file for this case."""
-        return self.asked_for_probabilities and not self.probabilities and self.probabilities_problem is None
-
 
 @dataclass(frozen=True)
 class CasePair:
@@ -102,44 +97,34 @@ def pair_cases(options: EvaluationOptions) -> Pairing:
     else:
         references = _references(options.labels, notes)
         by_method = {name: _of_method(path, references, options.labels, notes) for name, path in options.methods.items()}
-    lacking: dict[str, list[str]] = {}
+    places: dict[str, Mapping[str, object]] = {f"no label map in {options.labels}": references}
+    places |= {f"no prediction in {path}": by_method[name] for name, path in options.methods.items()}
     names = sorted({*references}.union(*by_method.values()))
-    for case_id in names:
-        reasons = [] if case_id in references else [f"no label map in {options.labels}"]
-        reasons += [f"no prediction in {path}" for name, path in options.methods.items() if case_id not in by_method[name]]
-        if reasons:
-            lacking[case_id] = reasons
+    lacking = {name: reasons for name in names if (reasons := [reason for reason, there in places.items() if name not in there])}
     complete = [case_id for case_id in names if case_id not in lacking]
+    # What was asked for but is not needed to measure masks: why it is missing, the cases without it, and what that means.
+    optional: list[tuple[str, list[str], str]] = []
     for name, path in options.probabilities:
-        by_method[name] = _with_probabilities(by_method[name], complete, path, notes)
-    unscored = {
-        name: [case_id for case_id in complete if by_method[name][case_id].lacks_probabilities] for name, _ in options.probabilities
-    }
+        files_of = by_method[name] = _with_probabilities(by_method[name], complete, path, notes)
+        without = [case_id for case_id, files in files_of.items() if not files.probabilities and files.probabilities_problem is None]
+        optional.append((f"no probabilities in {path}", without, f"the calibration of {name} covers the others"))
+        if complete and len(without) == len(complete):
+            expected = f"expected names such as {complete[0]} with one of {', '.join(LOGITS_SUFFIXES)}"
+            raise InputError(f"{path}: has no logits or probabilities of any case; {expected}")
     images = _images(options.images, references, complete)
-    shown_without = [case_id for case_id in complete if options.images is not None and case_id not in images]
-    if options.strict:  # Requested files are needed, too, even if masks can be measured without them.
-        needed = {case_id: list(reasons) for case_id, reasons in lacking.items()}
-        for name, path in options.probabilities:
-            for case_id in unscored[name]:
-                needed.setdefault(case_id, []).append(f"no probabilities in {path}")
-        for case_id in shown_without:
-            needed.setdefault(case_id, []).append(f"no image in {options.images}")
-        require_all_complete(dict(sorted(needed.items())), len(names))
+    if options.images is not None:
+        without = [case_id for case_id in complete if case_id not in images]
+        optional.append((f"no image in {options.images}", without, "the report shows them without"))
+    if options.strict:
+        needed = {name: [*lacking.get(name, ()), *(reason for reason, without, _ in optional if name in without)] for name in names}
+        require_all_complete({name: reasons for name, reasons in needed.items() if reasons}, len(names))
     if not complete:
         expected = "cases with one name in the labels and in every method"
         advice = "Name other folders, or leave out a method that has no file yet."
         raise too_few_complete(lacking, len(names), expected, advice)
-    for name, path in options.probabilities:
-        without = unscored[name]
-        if len(without) == len(complete):
-            expected = f"expected names such as {complete[0]} with one of {', '.join(LOGITS_SUFFIXES)}"
-            raise InputError(f"{path}: has no logits or probabilities of any case; {expected}")
+    for reason, without, meaning in optional:
         if without:
-            lack = f"no probabilities of {len(without)} of {len(complete)} cases, such as {without[0]}"
-            notes.append(f"{path}: {lack}; the calibration of {name} covers the others")
-    if shown_without:
-        lack = f"no image of {len(shown_without)} of {len(complete)} cases, such as {shown_without[0]}"
-        notes.append(f"{options.images}: {lack}; the report shows them without")
+            notes.append(f"{reason} for {len(without)} of {len(complete)} cases, such as {without[0]}; {meaning}")
     if structures:
         about = f"{counted(len(structures), 'structure')} in {counted(len(complete), 'case')}"
         notes.append(f"{about}: one binary file per structure, numbered in the order of names; --no-structures takes each file for a case")
@@ -158,8 +143,7 @@ def _references(source: Path, notes: list[str]) -> dict[str, Sequence[Path]]:
         return {without_ending(stem_of(source), LABEL_SUFFIXES): [source]}
     by_stem = files_by_stem(source, VOLUME_SUFFIXES)
     if not by_stem:
-        reason = "it is empty" if not any(source.iterdir()) else f"it has no file with one of these suffixes: {', '.join(VOLUME_SUFFIXES)}"
-        raise InputError(f"{source}: no label map found: {reason}{describe_others(source)}")
+        raise InputError(f"{source}: no label map found, with one of {', '.join(VOLUME_SUFFIXES)}{describe_others(source)}")
     names = {without_ending(stem, LABEL_SUFFIXES) for stem in by_stem}
     case_ids = [name for name in sorted(names) if case_of(name, names - {name}, LOGITS_NAMES) not in names - {name}]
     references: dict[str, Sequence[Path]] = {}

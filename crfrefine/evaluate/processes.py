@@ -1,7 +1,6 @@
 """Run a function on many items in separate processes, one item at a time each: if a process dies, only its item is lost.
 
-The pools of the standard library lose all items when one process dies, their processes outlive a killed parent, and they run
-the user's script again, which may not be written for that.
+The standard library's pools lose all items when a process dies, outlive a killed parent, and run the user's script again.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ import contextlib
 import os
 import pickle
 import select
-import signal
 import subprocess
 import sys
 import threading
@@ -47,7 +45,7 @@ def map_in_processes(
             ready = wait([process.connection for process in busy])
             for process in [process for process in busy if process.connection in ready]:
                 item, outcome = busy.pop(process), process.take()
-                if process.is_running:
+                if process.is_running():
                     idle.append(process)
                 else:
                     process.end()
@@ -86,20 +84,16 @@ class _Process:
             self.connection.send_bytes(message)
 
     def take(self) -> Any:
-        """Return the result or the failure of its item; a negative exit code is the signal that ended the process."""
+        """Return the result or the failure of its item."""
         try:
             return pickle.loads(self.connection.recv_bytes())
         except (EOFError, OSError):
             code = self._process.wait()
-        if code >= 0:
-            return Failure(f"its process ended with status {code} before it was done", "InputError")
-        name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
-        reason = "; the system does so when memory runs out; try fewer --processes" if name == "SIGKILL" else ""
-        return Failure(f"its process was ended by {name}{reason}", "InputError")
+        why = "below 0: by this signal, as if memory runs out: try fewer --processes"
+        return Failure(f"its process ended with status {code} ({why})", "InputError")
 
-    @property
     def is_running(self) -> bool:
-        """True if the process may get another item."""
+        """Return whether the process may get another item."""
         return self._process.poll() is None
 
     def end(self) -> None:

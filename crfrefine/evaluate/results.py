@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from crfrefine.base.array_types import Array, Bool
+from crfrefine.base.array_types import Bool
 from crfrefine.base.text import counted, listed
 from crfrefine.evaluate.measuring import CaseResult, Settings
 from crfrefine.evaluate.options import DEFAULT_NAME, EvaluationOptions
@@ -20,7 +20,6 @@ from crfrefine.metrics.registry import CALIBRATION_METRICS, DICE, MASK_METRICS, 
 from crfrefine.runs.cases.case_files import Incomplete, describe_left_out
 from crfrefine.runs.options import Observer
 from crfrefine.statistics.comparison import ResultTable, SummaryRow, correct, measurements_of, summarize
-from crfrefine.statistics.paired import ALPHA, smallest_p_value
 from crfrefine.statistics.verdict import Verdict, not_tested, power_text, verdict
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ class Evaluation:
     results: Sequence[CaseResult] = ()  # Results of the processed cases, in the same order.
     notes: Sequence[str] = ()  # Notes on assumptions and ignored files, one sentence each.
     num_processes: int = 1  # Cases measured at a time.
-    seconds: float = 0.0  # Duration of the run.
+    seconds: float = 0.0
     has_report: bool = False  # True once `report.html` is written.
     left_out: Incomplete = field(default_factory=dict)  # No number includes these cases.
     learned: Mapping[str, Sequence[str]] = field(default_factory=dict)  # By method, the cases that its parameters were learned on.
@@ -120,41 +119,36 @@ class Evaluation:
             return []
         baseline = self.options.baseline if self.options.baseline in table.methods else self.options.name
         calibrated = [metric for metric in CALIBRATION_METRICS if metric in table.metrics]
-        # Calibration also counts all labels together, which no mean over regions includes.
-        parts = [(tuple(MASK_METRICS), regions, self.judged_regions), (calibrated, regions, self.judged_regions)]
-        parts += [(calibrated, (ALL_LABELS,), (ALL_LABELS,))] if calibrated else []
-        rows = [row for part in parts for row in summarize(table, baseline, metrics=part[0], regions=part[1], mean_regions=part[2])]
+        rows = summarize(table, baseline, metrics=(*MASK_METRICS, *calibrated), regions=regions, mean_regions=self.judged_regions)
+        if calibrated:  # All labels together, which no mean over regions includes.
+            rows += summarize(table, baseline, metrics=calibrated, regions=(ALL_LABELS,))
         kept = [row for row in rows if row.metric not in CALIBRATION_METRICS or row.method in self._calibrated]
         return correct(kept, self.judged_regions)
 
     @cached_property
     def verdict(self) -> Verdict | None:
         """The verdict on the judged method; None without a baseline, or if one of the two has no case."""
-        # Cases that the parameters of a method were learned on say nothing of new cases: it is over
-        # the others.
+        # It leaves out the cases that the parameters of a method were learned on.
         options, table = self.options, self.table
         if options.baseline is None or not {options.name, options.baseline} <= set(table.methods):
             return None
         if self._learned_cases.issuperset(table.cases):
             reason = f"{self.learned_text}; the verdict of train-crf is on cases held out"
             judged = not_tested(options.name, options.baseline, self.judged_regions, reason)
-            return replace(judged, notes=self.empty_notes)
-        others = [name for name, _ in options.baselines[1:] if name != options.ceiling]
-        judged = verdict(
-            table,
-            options.name,
-            options.baseline,
-            rivals=[name for name in others if name in table.methods],
-            unmeasured=[name for name in others if name not in table.methods],
-            rivals_are_simple=False,
-            regions=self.judged_regions,
-            subject=_subject(options.name),
-            summary=self.summary,
-            titles=self.titles,
-        )
-        them = "it" if len(self._learned_cases) == 1 else "them"
-        start = f"{self.learned_text}. Without {them}: " if self.learned else ""
-        return replace(judged, sentence=start + judged.sentence, notes=(*judged.notes, *self.empty_notes))
+        else:
+            judged = verdict(
+                table,
+                options.name,
+                options.baseline,
+                rivals=[name for name, _ in options.baselines[1:] if name != options.ceiling],
+                regions=self.judged_regions,
+                subject=_subject(options.name),
+                summary=self.summary,
+                titles=self.titles,
+            )
+            if self.learned:
+                judged = replace(judged, sentence=f"{self.learned_text}. Without these: {judged.sentence}")
+        return replace(judged, notes=(*judged.notes, *self.empty_notes))
 
     @cached_property
     def recovered(self) -> dict[str, dict[str, float]]:
@@ -174,56 +168,42 @@ class Evaluation:
         options = self.options
         if options.ceiling is None:
             return ""
-        shares = {metric_named(metric).title: [*row.values()][-1] for metric, row in self.recovered.items()}  # The mean is last.
-        parts = [f"{100 * share:.0f} % of {title}" for title, share in shares.items()]
-        lost = f"what {options.baseline} loses against {options.ceiling}"
-        return f"{_subject(options.name)} recovers, of {lost}: {listed(parts)}" if parts else f"{options.ceiling} has no lead to recover"
+        # The mean is the last region.
+        shares = [f"{100 * [*row.values()][-1]:.0f} % of {metric_named(metric).title}" for metric, row in self.recovered.items()]
+        lost = f"of what {options.baseline} loses against {options.ceiling}"
+        return f"{_subject(options.name)} recovers, {lost}: {listed(shares) or 'nothing, as there is no lead'}"
 
     @property
     def learned_text(self) -> str:
         """How many cases were used for learning, and for which methods; empty if none is known."""
         if not self.learned:
             return ""
-        number, total = len(self._learned_cases), len(self.pairs)
-        shown = f"{number} of {counted(total, 'case')}" if number < total else "the only case" if total == 1 else f"all {total} cases"
-        was, evidence = ("was", "and is") if number == 1 else ("were", "and are")
-        methods = listed(list(map(_subject, self.learned)))
-        return f"{shown} {was} used to learn the parameters of {methods} {evidence} no evidence for new cases"
+        number, methods = len(self._learned_cases), listed(list(map(_subject, self.learned)))
+        return f"{number} of {counted(len(self.pairs), 'case')} used to learn the parameters of {methods}: no evidence for new cases"
 
     @property
     def no_verdict(self) -> str | None:
         """One sentence why there is no verdict; None if there is one, or no baseline."""
         if self.options.baseline is None or self.verdict is not None:
             return None
-        if not self.regions and any(result.values for result in self.results):
-            return "no verdict: all label maps have only background"
         missing = [name for name in (self.options.name, self.options.baseline) if name not in self.table.methods]
-        new = "that was not used for learning " if self.learned else ""
-        return f"no verdict: no case of {' and '.join(missing)} {new}could be measured"
+        return f"no verdict: no case has a region that could be measured for {' and '.join(missing)}"
 
     @property
     def power_note(self) -> str | None:
-        """The smallest difference that this many cases can detect; None without a comparison."""
-        if self.verdict is None or not self.verdict.comparison.num_pairs:
-            return None
-        comparison = self.verdict.comparison
-        seen, cases = comparison.detectable_difference, counted(comparison.num_pairs, "case")
-        if smallest_p_value(comparison.num_pairs) > ALPHA:
-            return f"with {cases} no difference, however large, could have been significant"
-        if not seen > 0:
-            return f"the differences of all {cases} are equal: there is no scatter to tell which difference would be found"
-        scatter, effect = (f"{DICE.difference_text(size, '')} {DICE.difference_unit}" for size in (comparison.standard_deviation, seen))
-        return f"with {cases} and differences that scatter by {scatter}, {power_text(f'{effect} of {DICE.title}')} (level {ALPHA:g})"
+        """The smallest difference that this many cases can detect; None if none can be told."""
+        power = "" if self.verdict is None else power_text(self.verdict.comparison)
+        return f"with {counted(self.verdict.comparison.num_pairs, 'case')}, {power}" if self.verdict is not None and power else None
 
     @cached_property
     def empty_masks(self) -> dict[str, dict[str, EmptyMasks]]:
         """Counts of cases with empty masks, by region and method."""
         table = self.table
         counts_of: dict[str, dict[str, EmptyMasks]] = {}
-        for region in self.regions if table.cases else ():
-            for method in table.methods:
-                measured = ~np.isin(table.cases, table.missing_cases(method))
-                reference, prediction = (empty & measured for empty in _empty(table, method, region))
+        for method in table.methods:
+            measured = ~np.isin(table.cases, table.missing_cases(method))
+            for region in self.regions:
+                reference, prediction = _empty(table, method, region) & measured
                 counts = (int(empty.sum()) for empty in (reference, prediction, reference & prediction, measured))
                 counts_of.setdefault(region, {})[method] = EmptyMasks(*counts)
         return counts_of
@@ -234,10 +214,8 @@ class Evaluation:
         table, empty_cases = self.full_table, {}
         regions = [region for region in self.regions if region in table.regions]
         for method in table.methods if regions else ():
-            empty: Array = np.all([_empty(table, method, region) for region in regions], axis=0)
-            is_missed = ~empty[0] & empty[1]
-            cases = tuple(case for case, missed in zip(table.cases, is_missed, strict=True) if missed)
-            if cases:
+            reference, prediction = np.all([_empty(table, method, region) for region in regions], axis=0)
+            if cases := tuple(np.array(table.cases)[~reference & prediction].tolist()):
                 empty_cases[method] = cases
         return empty_cases
 
@@ -263,9 +241,9 @@ class Evaluation:
         return {**completed, ALL_LABELS: values.get(ALL_LABELS, absent)} if absent else completed
 
 
-def _empty(table: ResultTable, method: str, region: str) -> tuple[Bool, Bool]:
-    """Return in which cases reference and prediction lack a region: these sizes are the denominators of the two metrics."""
-    return np.isnan(table.values(method, region, "sensitivity")), np.isnan(table.values(method, region, "precision"))
+def _empty(table: ResultTable, method: str, region: str) -> Bool:
+    """Return in which cases reference and prediction, (2, cases), lack a region: its sizes are the denominators of the two metrics."""
+    return np.isnan([table.values(method, region, metric) for metric in ("sensitivity", "precision")])
 
 
 def _subject(method: str) -> str:

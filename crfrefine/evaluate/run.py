@@ -19,7 +19,7 @@ from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.limits import available_threads
 from crfrefine.base.plain import to_plain
 from crfrefine.base.text import printable
-from crfrefine.errors import CrfRefineError
+from crfrefine.errors import InputError
 from crfrefine.evaluate.measuring import CaseResult, Settings, measure_pair, plan_regions
 from crfrefine.evaluate.options import METRICS_NAME, REPORT_NAME, SUMMARY_NAME, EvaluationOptions, check_options
 from crfrefine.evaluate.pairing import CasePair, pair_cases
@@ -38,7 +38,6 @@ from crfrefine.statistics.comparison import ResultTable, summary_dicts
 
 SCHEMA = 1
 COLUMNS = ("case", "label", "metric", "value", "method")
-_FORMULA_STARTS = ("=", "+", "-", "@")
 
 
 def metrics_csv(table: ResultTable) -> str:
@@ -53,9 +52,8 @@ def metrics_csv(table: ResultTable) -> str:
 
 
 def _plain(name: str) -> str:
-    """Return a name without control characters, and with an apostrophe before it where it begins like a formula."""
-    shown = printable(name)
-    return f"'{shown}" if shown.startswith(_FORMULA_STARTS) else shown
+    """Return a name without control characters, and with an apostrophe before it where a spreadsheet would see a formula."""
+    return ("'" if name.startswith(("=", "+", "-", "@")) else "") + printable(name)
 
 
 def make_summary(evaluation: Evaluation) -> dict[str, Any]:
@@ -67,13 +65,13 @@ def make_summary(evaluation: Evaluation) -> dict[str, Any]:
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": evaluation.seconds,
         "settings": {
-            "predictions": str(options.predictions),
-            "labels": str(options.labels),
+            "predictions": options.predictions,
+            "labels": options.labels,
             "method": options.name,
             "baseline": options.baseline,
-            "baselines": {name: str(path) for name, path in options.baselines},
-            "probabilities": {name: str(path) for name, path in options.probabilities},
-            "images": None if options.images is None else str(options.images),
+            "baselines": dict(options.baselines),
+            "probabilities": dict(options.probabilities),
+            "images": options.images,
             "ceiling": options.ceiling,
             "tolerance_mm": options.tolerance_mm,
             "ignore_label": plan.ignore_label,
@@ -82,15 +80,15 @@ def make_summary(evaluation: Evaluation) -> dict[str, Any]:
             "command_line": options.command_line,
             "working_folder": working_folder(),
         },
-        "regions": {name: list(labels) for name, labels in evaluation.regions.items()},
+        "regions": evaluation.regions,
         "titles": evaluation.titles,
-        "judged_regions": list(evaluation.judged_regions),
+        "judged_regions": evaluation.judged_regions,
         "verdict": None if evaluation.verdict is None else evaluation.verdict.to_dict(),
         "recovered": evaluation.recovered,
         "power_note": evaluation.power_note,
         "empty_masks": to_plain(evaluation.empty_masks),
-        "empty_predictions": {method: list(cases) for method, cases in evaluation.empty_predictions.items()},
-        "cases_learned_on": {method: list(cases) for method, cases in evaluation.learned.items()},
+        "empty_predictions": evaluation.empty_predictions,
+        "cases_learned_on": evaluation.learned,
         "num_cases": len(evaluation.pairs),
         "num_failed": evaluation.num_failed,
         "num_left_out": len(evaluation.left_out),
@@ -116,13 +114,9 @@ def make_summary(evaluation: Evaluation) -> dict[str, Any]:
             for result in evaluation.results
             for failure in result.failures
         ],
-        "notes": list(evaluation.notes),
+        "notes": evaluation.notes,
         "summary": summary_dicts(evaluation.summary),
     }
-
-
-class StoppedError(CrfRefineError):
-    """A case failed, and the run stops at the first failure."""
 
 
 @keeping_inputs()
@@ -131,21 +125,20 @@ def run_evaluation(options: EvaluationOptions, observer: EvaluationObserver | No
     started = time.perf_counter()
     observer = observer or EvaluationObserver()
     check_options(options)
-    plan = plan_regions(options.regions, options.labels, options.ignore_label)
+    notes: list[str] = []
+    plan = plan_regions(options.regions, options.labels, options.ignore_label, notes)
     pairing = pair_cases(options)
     add_volumes(*options.inputs, *(path for pair in pairing.cases for path in pair.paths))
     for name in (METRICS_NAME, SUMMARY_NAME, *([REPORT_NAME] if options.report else [])):
         check_replaceable(options.output / name)
-    notes = [*plan.notes, *pairing.notes]
+    notes += pairing.notes
     channels = {name: _channels(name, options, notes) for name in options.methods}
     settings = Settings(plan.with_structures(pairing.structures), options.tolerance_mm, options.resample, channels, pairing.structures)
     num_processes = min(options.processes or available_threads(), len(pairing.cases))
     learned = cases_learned_on(pairing.cases, notes)
     evaluation = Evaluation(options, settings, pairing.cases, (), notes, num_processes, left_out=pairing.left_out, learned=learned)
     if learned:
-        others = len(pairing.cases) - len({case for cases in learned.values() for case in cases})
-        over = f"; means and charts are over the other {others}, {METRICS_NAME} has all" if others else ""
-        notes.append(evaluation.learned_text + over)
+        notes.append(f"{evaluation.learned_text}; means and charts leave them out, if there are others")
     _measure(evaluation, observer)
     observer.stage_changed("", "comparing")
     if evaluation.table.cases:
@@ -166,11 +159,10 @@ def run_evaluation(options: EvaluationOptions, observer: EvaluationObserver | No
 
 def _channels(method: str, options: EvaluationOptions, notes: list[str]) -> RegionReading:
     """Return which channels of a method's files are regions: as the `dataset.json` beside them says, or that of the reference."""
-    # A description that cannot be read is noted, once for all methods.
     folder, own = options.methods[method], list[str]()
     paths = (dict(options.probabilities).get(method, folder), folder, options.labels)
     regions = find_regions(None, read_descriptions([path if path.is_dir() else path.parent for path in paths], own))
-    notes += [note for note in own if note not in notes]
+    notes += [note for note in own if note not in notes]  # Once for all methods.
     return regions
 
 
@@ -178,27 +170,25 @@ def _measure(evaluation: Evaluation, observer: EvaluationObserver) -> None:
     """Fill in the results of the evaluation, in the order of the cases."""
     check_writable(evaluation.options.output)
     observer.run_started(evaluation)
-    for note in (*([evaluation.left_out_text] if evaluation.left_out else []), *evaluation.notes):
+    for note in filter(None, (evaluation.left_out_text, *evaluation.notes)):
         observer.note(note)
     results = {}
-    measure = partial(measure_pair, evaluation.settings)
-    with closing(map_in_processes(measure, evaluation.pairs, evaluation.num_processes)) as outcomes:
+    with closing(map_in_processes(partial(measure_pair, evaluation.settings), evaluation.pairs, evaluation.num_processes)) as outcomes:
         for pair, outcome in outcomes:
-            result = outcome if isinstance(outcome, CaseResult) else CaseResult(pair.case_id)
+            result = results[pair.case_id] = outcome if isinstance(outcome, CaseResult) else CaseResult(pair.case_id)
             if isinstance(outcome, Failure):
                 result.fail(outcome)
-            results[pair.case_id] = result
             observer.case_ended(result)
             if result.failures and evaluation.options.fail_fast:
-                raise StoppedError(f"stopped at case {result.case_id!r} (--fail-fast): {result.failures[0].message}")
+                raise InputError(f"stopped at case {result.case_id!r} (--fail-fast): {result.failures[0].message}")
     evaluation.results = [results[pair.case_id] for pair in evaluation.pairs]
 
 
-def cases_learned_on(pairs: Sequence[CasePair], notes: list[str]) -> dict[str, tuple[str, ...]]:
+def cases_learned_on(pairs: Sequence[CasePair], notes: list[str]) -> dict[str, list[str]]:
     """Return the cases of each method that its parameters were learned on, by the records that `infer` leaves beside its label maps."""
     # A method without a record, or without such cases, is left out.
     records: dict[Path, dict[str, Entry]] = {}
-    learned: dict[str, tuple[str, ...]] = {}
+    learned: dict[str, list[str]] = {}
     for pair in pairs:
         for method, files in pair.methods.items():
             if files.label_map is None:
@@ -207,10 +197,8 @@ def cases_learned_on(pairs: Sequence[CasePair], notes: list[str]) -> dict[str, t
             if path.parent not in records:
                 recorded = read_records(path.parent)
                 notes += [f"{note}; its parameters may have been learned on more cases than are known" for note in recorded.notes]
-                records[path.parent] = {
-                    stem_of(entry.record.output): entry for entry in recorded.entries if entry.record.output is not None
-                }
+                records[path.parent] = {stem_of(entry.record.output): entry for entry in recorded.entries if entry.record.output}
             entry = records[path.parent].get(path.name if path.is_dir() else stem_of(path))
             if entry is not None and printable(entry.record.case_id) in (entry.run.settings.get(TRAINED_ON) or ()):
-                learned[method] = (*learned.get(method, ()), pair.case_id)
+                learned.setdefault(method, []).append(pair.case_id)
     return learned

@@ -16,7 +16,7 @@ from crfrefine.io.paths import VOLUME_SUFFIXES, require_file, stem_of
 from crfrefine.io.reading import require_scalar
 from crfrefine.io.volume import Volume, VolumeHeader
 from crfrefine.runs.cases.case_files import CaseFiles
-from crfrefine.runs.cases.dataset_description import read_dataset_description
+from crfrefine.runs.cases.dataset_description import DatasetDescription, read_dataset_description
 from crfrefine.runs.cases.discovery import case_folders, list_files, probabilities_beside
 from crfrefine.runs.cases.label_input import merge_structures
 from crfrefine.runs.cases.reading_options import number_structures
@@ -26,8 +26,7 @@ _ONLY = ""  # The case of a path that does not name its case.
 
 def has_structures(options: EvaluationOptions) -> bool:
     """Return whether the folders hold one binary file per structure: on request, or where it is clear."""
-    # It is clear if a folder holds only folders of volumes, or if many files are measured for one
-    # image.
+    # It is clear if a folder holds only folders of volumes, or if many files are measured for one image.
     if options.structures is not None:
         return options.structures
     places = [options.labels, *options.methods.values()]
@@ -39,10 +38,7 @@ def has_structures(options: EvaluationOptions) -> bool:
 
 
 def find_structures(options: EvaluationOptions) -> tuple[dict[str, int], list[dict[str, Path]]]:
-    """Return the number of each structure by its name, and by case the folder or label map of the reference and of each method.
-
-    Raises InputError for label maps without names, for several cases beside the structures of one, and with probabilities.
-    """
+    """Return the number of each structure by its name, and by case the folder or label map of the reference and of each method."""
     if options.probabilities:
         raise InputError(f"{options.probabilities[0][1]}: structures have no probabilities; leave --probabilities out")
     places = [_cases_of(path) for path in (options.labels, *options.methods.values())]
@@ -51,12 +47,10 @@ def find_structures(options: EvaluationOptions) -> tuple[dict[str, int], list[di
     maps = {path.parent for path in paths if not path.is_dir()}
     names = sorted({*number_structures(folders).structures}.union(*map(names_of, maps)))
     known = sorted({case_id for cases in places for case_id in cases} - {_ONLY})
-    nameless = next((cases[_ONLY] for cases in places if _ONLY in cases), None)
-    if nameless is not None and len(known) > 1:
-        raise InputError(
-            f"{nameless}: taken for the structures of one case, but there are {len(known)} cases; give a folder with a folder per case, "
-            "or label maps beside a dataset.json that names their labels"
-        )
+    nameless = [cases[_ONLY] for cases in places if _ONLY in cases]
+    if nameless and len(known) > 1:
+        taken = f"{nameless[0]}: taken for the structures of one case, but there are {len(known)} cases"
+        raise InputError(f"{taken}; give a folder with a folder per case, or label maps beside a dataset.json that names their labels")
     single = options.images if options.images is not None and options.images.is_file() else options.labels
     only = known[0] if known else stem_of(single) if single.is_file() else single.resolve().name
     numbers = {name: number for number, name in enumerate(names, start=1)}
@@ -95,14 +89,11 @@ def read_structures(path: Path, numbers: Mapping[str, int], warnings: list[str],
 
 def names_of(path: Path) -> dict[str, int]:
     """Return the number of each label of a label map by its name, background aside; raise InputError if no `dataset.json` has any."""
-    description = read_dataset_description(path if path.is_dir() else path.parent)
-    labels = description.labels if description is not None else {}
-    names = {name: numbers[0] for name, numbers in labels.items() if len(numbers) == 1 and numbers != (0,)}
+    description = read_dataset_description(path if path.is_dir() else path.parent) or DatasetDescription(path)
+    names = {name: numbers[0] for name, numbers in description.labels.items() if len(numbers) == 1 and numbers != (0,)}
     if not names:
-        raise InputError(
-            f"{path}: a label map is compared with structures by the names of its labels, but no dataset.json beside it has them; expected "
-            '{"labels": {"background": 0, "liver": 1}}, as `crfrefine infer` writes it'
-        )
+        expected = 'a dataset.json with {"labels": {"background": 0, "liver": 1}} beside it, as `crfrefine infer` writes it'
+        raise InputError(f"{path}: a label map is compared with structures by the names of its labels; expected {expected}")
     return names
 
 

@@ -78,7 +78,7 @@ def measure_case(
         masks = np.isin(predicted, members) & is_measured, np.isin(wanted, members) & is_measured
         around = bounding_box(masks[0] | masks[1]) or _ONE_VOXEL
         pair = MaskPair(masks[0][around], masks[1][around], sides, voxel_volume, tolerance_mm)
-        values[name] = {metric: MASK_METRICS[metric].measure(pair) for metric in metrics}
+        values[name] = {metric: getattr(pair, metric)() for metric in metrics}
     return values
 
 

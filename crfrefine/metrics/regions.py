@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from crfrefine.base.limits import MAX_LABEL
-from crfrefine.base.text import shorten, shorten_value
+from crfrefine.base.text import shorten_value
 from crfrefine.errors import ConfigError
 
 RESERVED = "mean"  # Reports use this name for the mean over regions.
 ALL_LABELS = "all"  # Tables use this name for the calibration of all labels together; with this row, no region may have it.
 MAX_OF_A_NAME = 200  # Most characters of a region's name, which appears in tables.
-_MAX_DIGITS = 9
-_EXAMPLE = 'such as "core=1+3+4"'
 
 
 @dataclass(frozen=True)
@@ -26,33 +25,18 @@ class Region:
 
 def parse_region(text: str) -> Region:
     """Read a region from the command line, such as "core=1+3+4"; raise ConfigError for another text."""
-    name, equals, labels = text.partition("=")
-    if not equals:
-        raise ConfigError(f"region {shorten_value(text)}: expected NAME=LABEL+LABEL+..., {_EXAMPLE}")
-    try:
-        return make_region(name, map(_label, labels.split("+")))
-    except ValueError as error:
-        raise ConfigError(f"region {shorten_value(text)}: {error}") from None
+    name, _, labels = text.partition("=")
+    parts = labels.split("+")
+    if not all(re.fullmatch(r"\s*[0-9]{1,9}\s*", part) and 1 <= int(part) <= MAX_LABEL for part in parts):
+        expected = f'NAME=LABEL+LABEL+..., such as "core=1+3+4", with labels from 1 to {MAX_LABEL}'
+        raise ConfigError(f"region {shorten_value(text)}: expected {expected}")
+    return make_region(name, map(int, parts))
 
 
 def make_region(name: str, labels: Iterable[int]) -> Region:
-    """Return a region of labels of at least 1; raise ValueError for a name that it may not have."""
+    """Return a region of labels of at least 1; raise ConfigError for a name that it may not have."""
     name = " ".join(name.split())  # no tabs or line breaks in tables
-    if not name:
-        raise ValueError(f"it has no name; expected NAME=LABEL+LABEL+..., {_EXAMPLE}")
-    if len(name) > MAX_OF_A_NAME:
-        raise ValueError(f"a name of {len(name)} characters; at most {MAX_OF_A_NAME}")
-    if name == RESERVED:
-        raise ValueError(f'the name "{RESERVED}" is reserved for the mean over regions; choose another one')
+    if not 1 <= len(name) <= MAX_OF_A_NAME or name == RESERVED:
+        rule = f'expected a name of 1 to {MAX_OF_A_NAME} characters that is not "{RESERVED}", the mean over regions'
+        raise ConfigError(f"region {shorten_value(name)}: {rule}")
     return Region(name, tuple(sorted(set(labels))))
-
-
-def _label(text: str) -> int:
-    text = text.strip()
-    if not (text.isascii() and text.isdigit()):
-        raise ValueError(f"{shorten_value(text)} is not the number of a label; expected numbers of at least 1, {_EXAMPLE}")
-    if not text.strip("0"):
-        raise ValueError("label 0 is the background; regions hold labels of at least 1")
-    if len(text) > _MAX_DIGITS or int(text) > MAX_LABEL:
-        raise ValueError(f"label {shorten(text, 20)}: label maps hold labels up to {MAX_LABEL}")
-    return int(text)

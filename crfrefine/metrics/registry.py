@@ -1,18 +1,14 @@
-"""All metrics of the package: their functions, names and number formats, and which values are better.
+"""All metrics of the package: names and number formats, and which values are better; nothing else lists metrics.
 
-Tables, charts, files and the verdict take names, order and wording from here; nothing else lists metrics. A new metric needs a function,
-an entry here, a row in `docs/reference/metrics.md` and a test.
+A metric is computed by the method of its name: of masks in `MaskPair`, of probabilities in `ReliabilitySums`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
-
-from crfrefine.metrics import masks, reliability
+from typing import Literal
 
 Better = Literal["higher", "lower", "nearer_zero"]
 
@@ -28,15 +24,19 @@ class Metric:
 
     name: str  # In files and tables.
     title: str  # In headings and charts.
-    measure: Callable[[Any], float] = lambda _: math.nan  # Function of a MaskPair, or of the ReliabilitySums of at least one voxel.
     better: Better | None = None  # Which values are better; None if it only describes.
     unit: str = ""  # Unit of its values; empty without one.
     digits: int = 2  # Decimals of a value.
     is_ratio: bool = False  # True if its values are from 0 to 1, and their differences shown in points.
     in_overview: bool = False  # True if the terminal shows it after `evaluate`; files and report show all metrics.
     in_training: bool = False  # True if `train-crf` measures it too; it shows those that are in the overview.
-    noun: str = ""  # Name inside of a sentence on the metrics that got worse, if the title would not do.
+    noun: str = ""  # Name inside of a sentence, if the title would not do.
     follows: str = ""  # Name of another metric that determines it: a loss in it is not reported again.
+
+    @property
+    def in_text(self) -> str:
+        """Its name inside of a sentence."""
+        return self.noun or self.title
 
     @property
     def advice(self) -> str:
@@ -76,32 +76,27 @@ _difference = partial(Metric, better="nearer_zero", unit="ml")
 _score = partial(Metric, better="lower", digits=5)
 
 # The metric that the verdict is about.
-DICE = _ratio("dice", "Dice", lambda pair: masks.dice(pair.counts), in_overview=True, in_training=True)
+DICE = _ratio("dice", "Dice", in_overview=True, in_training=True)
+# A proper score, which only the true probabilities minimize.
+NLL = _score("nll", "Negative log likelihood", noun="negative log likelihood")
 _MASK_METRICS = (
     DICE,
-    _ratio("iou", "IoU", lambda pair: masks.iou(pair.counts), follows="dice"),
-    _ratio("sensitivity", "Sensitivity", lambda pair: masks.sensitivity(pair.counts), noun="sensitivity", in_training=True),
-    _ratio("precision", "Precision", lambda pair: masks.precision(pair.counts), noun="precision", in_training=True),
-    Metric("volume_ml", "Volume", masks.volume_ml, unit="ml"),
-    _difference("volume_difference_ml", "Volume difference", masks.volume_difference_ml, noun="volume error", in_training=True),
-    _ratio("surface_dice", "Surface Dice", masks.surface_dice, noun="surface Dice", in_overview=True, in_training=True),
-    _distance("hd_mm", "Hausdorff distance", masks.hausdorff_mm),
-    _distance("hd95_mm", "HD95", masks.hausdorff_95_mm, in_overview=True, in_training=True),
-    _distance("assd_mm", "ASSD", masks.average_distance_mm, digits=3, in_overview=True, in_training=True),
-    Metric("num_components", "Components", masks.num_components, digits=1),
+    _ratio("iou", "IoU", follows="dice"),
+    _ratio("sensitivity", "Sensitivity", noun="sensitivity", in_training=True),
+    _ratio("precision", "Precision", noun="precision", in_training=True),
+    Metric("volume_ml", "Volume", unit="ml"),
+    _difference("volume_difference_ml", "Volume difference", noun="volume error", in_training=True),
+    _ratio("surface_dice", "Surface Dice", noun="surface Dice", in_overview=True, in_training=True),
+    _distance("hd_mm", "Hausdorff distance"),
+    _distance("hd95_mm", "HD95", in_overview=True, in_training=True),
+    _distance("assd_mm", "ASSD", digits=3, in_overview=True, in_training=True),
+    Metric("num_components", "Components", digits=1),
 )
-# The metrics of masks, in the order of reports.
+_ECE = _score("ece", "Calibration error (ECE)", noun="calibration error (ECE)", in_overview=True)
+# The metrics of masks and of probabilities, in the order of reports.
 MASK_METRICS = {metric.name: metric for metric in _MASK_METRICS}
-_ECE = "calibration error (ECE)"
-# A proper score, which only the true probabilities minimize.
-NLL = _score("nll", "Negative log likelihood", reliability.negative_log_likelihood, noun="negative log likelihood")
-# The metrics of probabilities, in the order of reports.
-CALIBRATION_METRICS = {
-    "ece": _score("ece", "Calibration error (ECE)", reliability.expected_calibration_error, noun=_ECE, in_overview=True),
-    "brier": _score("brier", "Brier score", reliability.brier_score),
-    "nll": NLL,
-}
-METRICS = MASK_METRICS | CALIBRATION_METRICS  # all of them
+CALIBRATION_METRICS = {metric.name: metric for metric in (_ECE, _score("brier", "Brier score"), NLL)}
+METRICS = MASK_METRICS | CALIBRATION_METRICS
 
 
 def metric_named(name: str) -> Metric:

@@ -20,12 +20,8 @@ from crfrefine.statistics.paired import PairedComparison, center, compare_pairs,
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-MEAN = RESERVED
-"""Region name of the mean over regions."""
-
-
-HARM_COLUMN = "over 1 point worse (worst)"
-"""Title of the column with `harm_text`."""
+MEAN = RESERVED  # Region name of the mean over regions.
+HARM_COLUMN = "over 1 point worse (worst)"  # Title of the column with `harm_text`.
 
 
 class Family(StrEnum):
@@ -35,10 +31,6 @@ class Family(StrEnum):
     PROBABILITIES = "probabilities"  # The negative log likelihood: a single test.
     OTHER_METRICS = "other metrics"  # Other metrics over the judged regions, however many labels there are.
     SINGLE_REGIONS = "single regions"  # Every metric, Dice included, in single regions.
-
-
-CORRECTED = {Family.OTHER_METRICS: "of other metrics over the judged regions", Family.SINGLE_REGIONS: "in single regions"}
-"""The families of several tests, in words."""
 
 
 @dataclass(frozen=True)
@@ -161,21 +153,10 @@ def summarize(
     mean_regions: Sequence[str] | None = None,
     seed: int = 0,
 ) -> list[SummaryRow]:
-    """Summarize each method and compare it with a baseline.
+    """Summarize each method and compare it with a baseline: rows by metric, then method, then region.
 
-    Args:
-        table: the measurements.
-        baseline: the method that the others are compared with.
-        metrics: default: all.
-        regions: default: all.
-        mean_regions: the regions of a row MEAN; default: `regions`. The row exists if there are several.
-        seed: of the bootstrap.
-
-    Returns:
-        Rows by metric, then method, then region.
-
-    Raises:
-        InputError: a name that is not in the table.
+    `metrics` and `regions` are by default all. `mean_regions`, by default `regions`, are those of a row MEAN, which exists if there are
+    several; `seed` is that of the bootstrap. Raises InputError for a name that is not in the table.
     """
     chosen = table.regions if regions is None else tuple(regions)
     averaged = chosen if mean_regions is None else tuple(mean_regions)
@@ -195,17 +176,23 @@ def summarize(
 
 def correct(rows: Sequence[SummaryRow], regions: Sequence[str]) -> list[SummaryRow]:
     """Return all rows that are shown together with their families, and their p values after Holm's correction over these."""
-    lead = regions[0] if len(regions) == 1 else MEAN
+    lead = regions[0] if len(regions) == 1 else MEAN  # The region of the verdict.
+    tested = [number for number, row in enumerate(rows) if not math.isnan(row.p_value) and not metric_named(row.metric).follows]
     scored: dict[str, list[str]] = {}
-    for row in rows:
-        if row.metric == NLL.name and not math.isnan(row.p_value):
+    for row in (rows[number] for number in tested):
+        if row.metric == NLL.name:
             scored.setdefault(row.method, []).append(row.region)
-    asked = {method: next((name for name in (ALL_LABELS, lead) if name in names), names[0]) for method, names in scored.items()}
+    alone = {(method, NLL.name, min(names, key=lambda name: (name != ALL_LABELS, name != lead))) for method, names in scored.items()}
     members: dict[tuple[str, Family], list[int]] = {}
-    for number, row in enumerate(rows):
-        family = _family(row, lead, asked.get(row.method))
-        if family is not None:
-            members.setdefault((row.method, family), []).append(number)
+    for number in tested:
+        row = rows[number]
+        if (row.metric, row.region) == (DICE.name, lead):
+            family = Family.ENDPOINT
+        elif (row.method, row.metric, row.region) in alone:
+            family = Family.PROBABILITIES
+        else:
+            family = Family.OTHER_METRICS if row.region == lead else Family.SINGLE_REGIONS
+        members.setdefault((row.method, family), []).append(number)
     corrected = [replace(row, p_adjusted=math.nan, family=None, family_size=0) for row in rows]
     for (_, family), numbers in members.items():
         for number, p_adjusted in zip(numbers, holm([rows[number].p_value for number in numbers]), strict=True):
@@ -213,31 +200,14 @@ def correct(rows: Sequence[SummaryRow], regions: Sequence[str]) -> list[SummaryR
     return corrected
 
 
-def _family(row: SummaryRow, lead: str, asked: str | None) -> Family | None:
-    """Return the family of a row's test; `lead` is the region of the verdict, `asked` that of the probabilities."""
-    if math.isnan(row.p_value) or metric_named(row.metric).follows:
-        return None
-    if (row.metric, row.region) == (DICE.name, lead):
-        return Family.ENDPOINT
-    if (row.metric, row.region) == (NLL.name, asked):
-        return Family.PROBABILITIES
-    return Family.OTHER_METRICS if row.region == lead else Family.SINGLE_REGIONS
-
-
 def describe_families(rows: Iterable[SummaryRow]) -> str:
-    """Say in one sentence which p values are corrected, and over how many tests; empty without any."""
+    """Say in one sentence over how many tests p values are corrected; empty without any."""
     sizes: dict[Family, int] = {}
     for row in rows:
         if row.family is not None:
             sizes[row.family] = max(sizes.get(row.family, 0), row.family_size)
-    if not sizes:
-        return ""
-    single = {Family.ENDPOINT: f"{DICE.title} over the judged regions", Family.PROBABILITIES: NLL.noun}
-    alone = [name for family, name in single.items() if family in sizes]
-    parts = [f"{' and '.join(alone)} {'are' if len(alone) > 1 else 'is'} tested alone"] if alone else []
-    over = [f"over {counted(sizes[family], 'test')} {words}" for family, words in CORRECTED.items() if family in sizes]
-    parts += [f"Holm's correction, within each method, is {' and '.join(over)}"] if over else []
-    return f"Wilcoxon's signed-rank test; {'; '.join(parts)}"
+    texts = [f"{family} ({counted(sizes[family], 'test')})" for family in Family if family in sizes]
+    return f"Wilcoxon's signed-rank test, after Holm's correction within each method and family: {', '.join(texts)}" if texts else ""
 
 
 def summary_dicts(rows: Sequence[SummaryRow]) -> list[dict[str, Any]]:
@@ -262,9 +232,8 @@ def harm_text(comparison: PairedComparison, metric: str = DICE.name, *, with_nam
         return "none" if comparison.num_pairs else ""
     case, difference = comparison.worst[0]
     worst = (f"{case} " if with_name else "") + metric_named(metric).difference_text(difference).replace("-", minus)
-    is_ratio = metric_named(metric).is_ratio
     share = f"{100 * comparison.large_losses / comparison.num_pairs:.1f}".removesuffix(".0")
-    return f"{share}% ({worst})" if is_ratio else worst
+    return f"{share}% ({worst})" if metric_named(metric).is_ratio else worst
 
 
 def format_p(p_value: float) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from crfrefine.metrics.regions import ALL_LABELS
 from crfrefine.metrics.registry import CALIBRATION_METRICS, DICE, NLL, metric_named
-from crfrefine.statistics.comparison import CORRECTED, MEAN, Family, SummaryRow, format_p
+from crfrefine.statistics.comparison import MEAN, Family, SummaryRow, format_p
 from crfrefine.statistics.paired import ALPHA, PairedComparison, smallest_p_value
 
 _MAX_NAMED = 6
@@ -40,57 +39,36 @@ class Harm:
     @property
     def headline(self) -> str:
         """The names of what got significantly worse, for a sentence; empty if nothing did."""
-        return _joined([decline.name for decline in _shown(self.significant)]).removesuffix(",")
+        return _joined([decline.name for decline in _shown(self.significant)])
 
 
 def find_harm(summary: Sequence[SummaryRow], method: str, *, titles: Mapping[str, str] | None = None) -> Harm:
     """Find the metrics in which a method is worse than its baseline, in the rows of `summarize`; tests are two-sided, of level ALPHA.
 
-    The p values are those of the summary: a comparison is shown by one number. A metric that is a function of another one is not
-    repeated, and neither is the metric of `judge_probabilities`.
+    The p values are those of the summary. Metrics that are a function of another one, and that of `judge_probabilities`, are left out.
     """
     significant: list[Decline] = []
     in_most_cases: list[Decline] = []
-    tested = [row for family in CORRECTED for row in summary if (row.method, row.family) == (method, family)]
+    tested = [
+        row for family in (Family.OTHER_METRICS, Family.SINGLE_REGIONS) for row in summary if (row.method, row.family) == (method, family)
+    ]
     for row in tested:
-        comparison, is_overall = row.comparison, row.family == Family.OTHER_METRICS
+        comparison, is_overall, metric = row.comparison, row.family == Family.OTHER_METRICS, metric_named(row.metric)
         assert comparison is not None
-        decline = Decline(row.metric, row.region, _name(row, titles or {}), is_overall, comparison, row.p_adjusted)
-        # As a test of ranks is significant, so its direction is that of the ranks.
-        if row.p_adjusted < ALPHA and _sign(row.metric) * comparison.effect_size < 0:
+        title = {MEAN: "the mean over regions", **(titles or {})}.get(row.region, row.region)
+        # The sentence on the probabilities has the calibration over all labels, so that a calibration always names its region.
+        name = metric.in_text if is_overall and row.metric not in CALIBRATION_METRICS else f"{metric.in_text} of {title}"
+        decline = Decline(row.metric, row.region, name, is_overall, comparison, row.p_adjusted)
+        # As a test of ranks is significant, so its direction is that of the ranks; smaller magnitudes are better.
+        is_worse = comparison.effect_size < 0 if metric.better == "higher" else comparison.effect_size > 0
+        if row.p_adjusted < ALPHA and is_worse:
             significant.append(decline)
         elif comparison.losses > comparison.num_pairs / 2 and (is_overall or row.metric == DICE.name):
             in_most_cases.append(decline)
-    nor_dice = f", nor {DICE.title} in any region" if any(row.family == Family.SINGLE_REGIONS for row in tested) else ""
-    if not tested:
-        sentence = "No other metric could be compared."
-    elif significant:
-        sentence = f"What got worse: {_figures(significant)}."
-    else:
-        sentence = f"No other metric got {'significantly worse' if in_most_cases else 'worse in most cases'}{nor_dice}."
+    sentence = f"What got worse: {_figures(significant)}." if significant else "No other metric got significantly worse."
     if in_most_cases:
         sentence += f" Worse in most cases, but not significantly: {_figures(in_most_cases)}."
     return Harm(sentence, tuple(significant), tuple(in_most_cases), len(tested))
-
-
-def _sign(metric: str) -> int:
-    """Return 1 if larger differences are better, else -1; differences of magnitudes are better if they are smaller."""
-    return 1 if metric_named(metric).better == "higher" else -1
-
-
-def _name(row: SummaryRow, titles: Mapping[str, str]) -> str:
-    """Return metric and region in words."""
-    noun = _noun(row.metric)
-    # The sentence on the probabilities has the same metrics over all labels, with other values.
-    if row.metric in CALIBRATION_METRICS and row.region == MEAN:
-        return f"{noun}, mean over regions,"
-    if row.metric not in CALIBRATION_METRICS and row.family == Family.OTHER_METRICS:
-        return noun
-    return f"{noun} of {'the mean over regions' if row.region == MEAN else titles.get(row.region, row.region)}"
-
-
-def _noun(metric: str) -> str:
-    return metric_named(metric).noun or metric_named(metric).title
 
 
 def _shown(declines: Sequence[Decline]) -> list[Decline]:
@@ -101,16 +79,12 @@ def _shown(declines: Sequence[Decline]) -> list[Decline]:
 
 def _figures(declines: Sequence[Decline]) -> str:
     """Return the numbers of each decline that a sentence names."""
-    texts: list[str] = []
+    texts = []
     for decline in _shown(declines):
         metric, comparison = metric_named(decline.metric), decline.comparison
-        figures = f"{metric.difference_text(comparison.mean_difference)} {metric.difference_unit}".rstrip() + " on average"
-        if _sign(decline.metric) * comparison.mean_difference > 0:  # Many small losses and a few large gains.
-            figures += ", which is better"
-        if not math.isnan(decline.p_adjusted):
-            figures += f", p {format_p(decline.p_adjusted)}"
-        unit = "" if texts else " cases"
-        texts.append(f"{decline.name} in {comparison.losses} of {comparison.num_pairs}{unit} ({figures})")
+        difference = f"{metric.difference_text(comparison.mean_difference)} {metric.difference_unit}".rstrip()
+        p_value = f"p {format_p(decline.p_adjusted)}"
+        texts.append(f"{decline.name} in {comparison.losses} of {comparison.num_pairs} cases ({difference} on average, {p_value})")
     return _joined(texts)
 
 
@@ -127,14 +101,6 @@ class Change(StrEnum):
     WORSE = "worse"
     NO_DIFFERENCE = "no difference"
     TOO_FEW = "too few cases"
-
-
-_WORDS = {
-    Change.BETTER: "The probabilities of {} got better",
-    Change.WORSE: "The probabilities of {} got worse",
-    Change.NO_DIFFERENCE: "The probabilities of {} got neither significantly better nor worse",
-    Change.TOO_FEW: "Too few cases to tell whether the probabilities of {} got better",
-}
 
 
 @dataclass(frozen=True)
@@ -159,22 +125,21 @@ def judge_probabilities(summary: Iterable[SummaryRow], method: str, *, titles: M
         return None
     compared = {row.metric: row.comparison for row in rows if row.region == region and row.comparison is not None}
     deciding = compared[NLL.name]
-    before, after = NLL.value_text(deciding.mean_baseline), NLL.value_text(deciding.mean)
-    title = {ALL_LABELS: "all labels", MEAN: "the regions, on average,", **(titles or {})}.get(region, region)
+    texts = {
+        name: (metric.value_text(compared[name].mean_baseline), metric.value_text(compared[name].mean))
+        for name, metric in {NLL.name: NLL, **CALIBRATION_METRICS}.items()
+        if name in compared
+    }
+    change = Change.NO_DIFFERENCE
     # Two programs round a softmax differently, and ranks do not know how little that is: the displayed means tell.
-    if before == after:
-        sentence = f"The probabilities of {title} are as good as before: {NLL.noun} {after} with both."
-        return ProbabilityChange(Change.NO_DIFFERENCE, sentence, region, deciding)
-    if smallest_p_value(deciding.num_pairs) > ALPHA:
-        change = Change.TOO_FEW
-    elif deciding.p_value < ALPHA:
-        change = Change.BETTER if deciding.effect_size < 0 else Change.WORSE
-    else:
-        change = Change.NO_DIFFERENCE
-    cases = f"better in {deciding.wins} of {deciding.num_pairs} cases, p {format_p(deciding.p_value)}"
-    figures = [f"{NLL.noun} {before} → {after} ({cases})"]
-    for name, metric in CALIBRATION_METRICS.items():
-        if name in compared and name != NLL.name:
-            means = metric.value_text(compared[name].mean_baseline), metric.value_text(compared[name].mean)
-            figures.append(f"{_noun(name)} {means[0]} → {means[1]}")
-    return ProbabilityChange(change, f"{_WORDS[change].format(title)}: {', '.join(figures)}.", region, deciding)
+    if texts[NLL.name][0] != texts[NLL.name][1]:
+        if smallest_p_value(deciding.num_pairs) > ALPHA:
+            change = Change.TOO_FEW
+        elif deciding.p_value < ALPHA:
+            change = Change.BETTER if deciding.effect_size < 0 else Change.WORSE
+    cases = f" (better in {deciding.wins} of {deciding.num_pairs} cases, p {format_p(deciding.p_value)})"
+    figures = [
+        f"{metric_named(name).in_text} {before} → {after}{cases if name == NLL.name else ''}" for name, (before, after) in texts.items()
+    ]
+    title = {ALL_LABELS: "all labels", MEAN: "the regions, on average", **(titles or {})}.get(region, region)
+    return ProbabilityChange(change, f"The probabilities of {title}: {change}, {', '.join(figures)}.", region, deciding)

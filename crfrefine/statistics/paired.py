@@ -23,11 +23,9 @@ LARGE_LOSS = 0.01  # A point of a ratio, such as Dice; cases that lose more are 
 
 # Differences below this, relative to the values, are rounding: the same counts in another order of summation.
 _ROUNDING = 1e-12
-
 # Up to this many differences, the exact distribution takes some hundredths of a second. Beyond, the normal approximation is good to a few
 # percent near p = 1e-3; farther out it errs toward a larger p, by a factor of two at 1e-10.
 _MAX_EXACT = 500
-
 # Asymptotic relative efficiency of the signed-rank test against the t-test for normal differences (Lehmann 1975).
 _EFFICIENCY = 3 / math.pi
 
@@ -68,10 +66,8 @@ def compare_pairs(
 ) -> PairedComparison:
     """Compare the values of a method with those of a baseline, case by case; undefined ones are NaN.
 
-    `better` says which values are better; "nearer_zero" compares magnitudes. Names of cases are by default their numbers.
-
-    Raises:
-        InputError: the lengths differ, or a value is infinite.
+    `better` says which values are better; "nearer_zero" compares magnitudes. Names of cases are by default their numbers. Raises
+    InputError if the lengths differ, or a value is infinite.
     """
     method, other = np.asarray(values, np.float64), np.asarray(baseline, np.float64)
     names = [str(number) for number in range(len(method))] if cases is None else list(cases)
@@ -88,8 +84,7 @@ def compare_pairs(
     unit = _ROUNDING * max(np.abs(method).max(initial=0.0), np.abs(other).max(initial=0.0))
     differences = np.round((method - other) / unit) * unit if unit else method - other
     gains = differences if better == "higher" else -differences
-    (mean, median), (mean_baseline, median_baseline) = center(method), center(other)
-    mean_difference, median_difference = center(differences)
+    (mean, median), (mean_baseline, median_baseline), (mean_difference, median_difference) = map(center, (method, other, differences))
     p_value, effect_size = signed_rank(differences)
     deviation = float(differences.std(ddof=1)) if len(pairs) > 1 else math.nan
     worst = [index for index in np.argsort(gains, kind="stable")[:NUM_WORST] if gains[index] < 0]
@@ -123,12 +118,10 @@ def center(values: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def bootstrap_interval(differences: NDArray[np.float64], *, seed: int = 0) -> tuple[float, float]:
-    """Return a 95 % bootstrap confidence interval of the mean: bias-corrected and accelerated (BCa), reproducible with the same seed.
+    """Return a 95 % bootstrap confidence interval of the mean, bias-corrected and accelerated (BCa); NaN with fewer than two differences.
 
-    With few cases it is too narrow: resamples contain only observed values. With fewer than two differences it is NaN.
-
-    Source:
-        Efron 1987, Journal of the American Statistical Association 82 (397), 171-185.
+    With few cases it is too narrow: resamples contain only observed values.
+    Source: Efron 1987, Journal of the American Statistical Association 82 (397), 171-185.
     """
     if len(differences) < 2:
         return math.nan, math.nan
@@ -145,10 +138,7 @@ def bootstrap_interval(differences: NDArray[np.float64], *, seed: int = 0) -> tu
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:
     """Return the p values corrected for their number, so that the chance of any false positive stays below the level.
 
-    NaN stays NaN and is not counted.
-
-    Source:
-        Holm 1979, Scandinavian Journal of Statistics 6 (2), 65-70.
+    NaN stays NaN and is not counted. Source: Holm 1979, Scandinavian Journal of Statistics 6 (2), 65-70.
     """
     adjusted = np.full(len(p_values), math.nan)
     order = [index for index in np.argsort(p_values, kind="stable") if not math.isnan(p_values[index])]
@@ -160,11 +150,8 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
 def detectable_difference(standard_deviation: float, num_pairs: int) -> float:
     """Return the smallest mean difference that the test detects with a power of 80 %.
 
-    It is computed for the two-sided paired t-test with normal differences (noncentral t), with the noncentrality reduced by the efficiency
-    of the signed-rank test. It is infinite if so few pairs cannot reach the level; NaN with fewer than two.
-
-    Source:
-        Lehmann 1975, Nonparametrics: Statistical Methods Based on Ranks.
+    It is that of the two-sided paired t-test (noncentral t), with the efficiency of the signed-rank test. It is infinite if so few pairs
+    cannot reach the level; NaN with fewer than two. Source: Lehmann 1975, Nonparametrics: Statistical Methods Based on Ranks.
     """
     if num_pairs < 2 or math.isnan(standard_deviation):
         return math.nan
@@ -181,19 +168,12 @@ def detectable_difference(standard_deviation: float, num_pairs: int) -> float:
 def signed_rank(differences: NDArray[np.float64]) -> tuple[float, float]:
     """Test whether paired differences are symmetric around zero: Wilcoxon's signed-rank test, exact even with ties, unlike scipy's.
 
-    Zero differences are dropped, as Wilcoxon did; equal magnitudes share their mean rank, and the exact distribution is that of the signs
-    given these ranks. More than 500 differences use the normal approximation with the variance of the actual ranks and a continuity
-    correction of one half.
+    Zero differences are dropped; equal magnitudes share their mean rank, and the exact distribution is that of the signs given these ranks.
+    More than 500 differences use the normal approximation with the variance of the actual ranks and a continuity correction of one half.
+    `differences` are (n) finite values, rounded so that those that should be equal are.
 
-    Args:
-        differences: (n) finite. Values that should be equal must be: round before.
-
-    Returns:
-        The two-sided p value, 1 if all differences are zero; and the matched-pairs rank-biserial correlation (W+ - W-) / (W+ + W-), from
-        -1 to 1, 0 if all are zero. Both are NaN without differences.
-
-    Source:
-        Wilcoxon 1945, Biometrics Bulletin 1 (6), 80-83; the effect size is that of Kerby 2014, Comprehensive Psychology 3 (1).
+    Returns the two-sided p value, and the matched-pairs rank-biserial correlation (W+ - W-) / (W+ + W-), from -1 to 1: 1 and 0 if all
+    differences are zero, NaN without any. Source: Wilcoxon 1945, Biometrics Bulletin 1 (6), 80-83; Kerby 2014, Comprehensive Psychology 3.
     """
     nonzero = differences[differences != 0]
     if nonzero.size == 0:

@@ -18,8 +18,7 @@ from crfrefine.statistics.comparison import MEAN, ResultTable, SummaryRow, forma
 from crfrefine.statistics.harm import Change, Harm, ProbabilityChange, find_harm, judge_probabilities
 from crfrefine.statistics.paired import ALPHA, PairedComparison, center, compare_pairs, holm, smallest_p_value
 
-ENDPOINT = DICE.name
-"""The deciding metric: its mean over the regions of each case."""
+ENDPOINT = DICE.name  # The deciding metric: its mean over the regions of each case.
 
 
 class Outcome(StrEnum):
@@ -49,7 +48,7 @@ class Rival:
 class Verdict:
     """The verdict on a method against a baseline, for programs and in a sentence, with the numbers that it rests on."""
 
-    outcome: Outcome  # For programs.
+    outcome: Outcome
     sentence: str  # For users, the numbers first.
     method: str
     baseline: str  # The method that it should improve.
@@ -62,8 +61,7 @@ class Verdict:
 
     def to_dict(self) -> dict[str, Any]:
         """Return it for a JSON file: plain types, None for an undefined or infinite number."""
-        plain: dict[str, Any] = without_nonfinite(asdict(self) | {"outcome": self.outcome.value, "p_adjusted": self.comparison.p_value})
-        return plain
+        return dict(without_nonfinite(asdict(self) | {"outcome": self.outcome.value, "p_adjusted": self.comparison.p_value}))
 
 
 def verdict(
@@ -72,8 +70,6 @@ def verdict(
     baseline: str,
     *,
     rivals: Sequence[str] = (),
-    unmeasured: Sequence[str] = (),
-    rivals_are_simple: bool = True,
     regions: Sequence[str] | None = None,
     subject: str | None = None,
     summary: Sequence[SummaryRow] | None = None,
@@ -88,42 +84,40 @@ def verdict(
         table: the measurements, with Dice.
         method: to be judged.
         baseline: the result without the method, such as the network.
-        rivals: methods that the judged one should beat, such as a recalibration or the largest component.
-        unmeasured: rivals without any case in the table; they count as not beaten.
-        rivals_are_simple: whether to call the rivals simple methods, and prefer a rival that is not beaten.
+        rivals: methods that the judged one should beat, such as the largest component; one without any case is not beaten.
         regions: whose mean Dice decides; default: all.
         subject: name of the method in the sentence; default: its name.
-        summary: rows of `summarize` with the same baseline and the mean over the same regions: what got worse, and whether the
-            probabilities got better, is looked up there. Default: no other metric is looked at.
+        summary: rows of `summarize` with the same baseline and mean, which show what got worse; default: no other metric is looked at.
         titles: displayed name of each region; default: its name.
 
     Raises:
-        InputError: a name that is not in the table, or a rival that is the method itself or the baseline.
+        InputError: the method or the baseline is not in the table, or two of the methods are the same.
     """
-    if method == baseline or {method, baseline} & set(rivals) or len(set(rivals)) < len(rivals):
+    if len({method, baseline, *rivals}) < 2 + len(rivals):
         raise InputError(f"the method {method!r}, the baseline {baseline!r} and the rivals {', '.join(map(repr, rivals))} must differ")
-    primary = table.compare(method, baseline, MEAN, ENDPOINT, regions=regions)
-    compared = [table.compare(method, rival, MEAN, ENDPOINT, regions=regions) for rival in rivals]
+    subject, chosen = subject or method, table.regions if regions is None else tuple(regions)
+    primary = table.compare(method, baseline, MEAN, ENDPOINT, regions=chosen)
     undefined = [math.nan] * len(table.cases)
-    compared += [compare_pairs(undefined, undefined) for _ in unmeasured]
-    p_values = holm([comparison.p_value for comparison in compared])
+    compared = [
+        table.compare(method, rival, MEAN, ENDPOINT, regions=chosen) if rival in table.methods else compare_pairs(undefined, undefined)
+        for rival in rivals
+    ]
     judged = tuple(
-        Rival(name, comparison, _gain(table, name, baseline, regions), p_adjusted, _direction(comparison, p_adjusted) == 1)
-        for name, comparison, p_adjusted in zip((*rivals, *unmeasured), compared, p_values, strict=True)
+        Rival(name, comparison, _gain(table, name, baseline, chosen), p_adjusted, _direction(comparison, p_adjusted) == 1)
+        for name, comparison, p_adjusted in zip(rivals, compared, holm([each.p_value for each in compared]), strict=True)
     )
-    chosen = table.regions if regions is None else tuple(regions)
-    notes = _notes(table, method, baseline, chosen, primary, judged)
     harm = None if summary is None else find_harm(summary, method, titles=titles)
     probabilities = None if summary is None else judge_probabilities(summary, method, titles=titles)
     outcome = _outcome(primary)
-    sentence = _sentence(outcome, subject or method, baseline, primary)
+    sentence = _sentence(outcome, subject, baseline, primary)
     if outcome == Outcome.HELPS:
         if not all(rival.is_beaten for rival in judged):
             outcome = Outcome.NOT_BETTER_THAN_SIMPLE
-        sentence += _against_rivals(subject or method, primary, judged, are_simple=rivals_are_simple)
+        sentence += _against_rivals(subject, primary, judged)
         worse = [harm.headline] if harm is not None and harm.headline else []
         worse += ["the probabilities"] if probabilities is not None and probabilities.change == Change.WORSE else []
         sentence += f" But significantly worse than with {baseline}: {', '.join(worse)}." if worse else ""
+    notes = _notes(table, method, baseline, chosen, primary, judged)
     return Verdict(outcome, sentence, method, baseline, chosen, primary, judged, notes, harm, probabilities)
 
 
@@ -132,8 +126,11 @@ def not_tested(method: str, baseline: str, regions: Sequence[str], reason: str) 
     return Verdict(Outcome.NOT_TESTED, f"Not tested: {reason}.", method, baseline, tuple(regions), compare_pairs([], []), (), ())
 
 
-def power_text(difference: str) -> str:
-    """Return the meaning of a power of 80 % for the detectable difference, a quantity in words."""
+def power_text(comparison: PairedComparison) -> str:
+    """Return which true difference would have been found with a power of 80 %; empty if none can be told."""
+    if not 0.0 < comparison.detectable_difference < math.inf:
+        return ""
+    difference = _quantity(comparison.detectable_difference, "")
     return f"a true difference of {difference} would be found with probability 80 %, a smaller one less often"
 
 
@@ -141,13 +138,11 @@ def _direction(comparison: PairedComparison, p_adjusted: float) -> int | None:
     """Return 1 for better, -1 for worse, 0 for no significant difference, None if ranks, which are tested, and mean disagree."""
     if not p_adjusted < ALPHA:
         return 0
-    low, high = comparison.interval
-    if comparison.effect_size > 0 and low > 0:
-        return 1
-    return -1 if comparison.effect_size < 0 and high < 0 else None
+    sign = 1 if comparison.effect_size > 0 else -1
+    return sign if min(sign * end for end in comparison.interval) > 0 else None
 
 
-def _gain(table: ResultTable, rival: str, baseline: str, regions: Sequence[str] | None) -> float:
+def _gain(table: ResultTable, rival: str, baseline: str, regions: Sequence[str]) -> float:
     """Return the mean difference between a rival and the baseline, over the cases that both have."""
     if rival not in table.methods:
         return math.nan
@@ -182,30 +177,25 @@ def _sentence(outcome: Outcome, subject: str, baseline: str, primary: PairedComp
     interval = "" if outcome == Outcome.TOO_FEW else DICE.interval_text(*primary.interval, sign="")
     figures = [*([f"95 % CI {interval}"] if interval else []), f"p {format_p(primary.p_value)}", _better_cases(primary)]
     sentence = f"Mean {DICE.title} {_quantity(primary.mean_difference)} against {baseline} ({', '.join(figures)}): {follows[outcome]}"
-    if outcome == Outcome.NO_DIFFERENCE and 0.0 < primary.detectable_difference < math.inf:
-        power = power_text(_quantity(primary.detectable_difference, ""))
-        sentence += f" {power[0].upper()}{power[1:]}."
-    return sentence
+    power = power_text(primary) if outcome == Outcome.NO_DIFFERENCE else ""
+    return sentence + (f" {power[0].upper()}{power[1:]}." if power else "")
 
 
-def _against_rivals(subject: str, primary: PairedComparison, rivals: Sequence[Rival], *, are_simple: bool) -> str:
+def _against_rivals(subject: str, primary: PairedComparison, rivals: Sequence[Rival]) -> str:
     """Return how a method that helps compares with its rivals, as further sentences."""
     compared = [rival for rival in rivals if rival.comparison.num_pairs]
     missing = [rival.name for rival in rivals if not rival.comparison.num_pairs]
-    sentences = ""
+    sentences = f" No case allows a comparison with {' or '.join(missing)}." if missing else ""
     if compared:
         # The strongest of those that are not beaten, if there are any.
         strongest = min(compared, key=lambda rival: (rival.is_beaten, rival.comparison.mean_difference))
         name, corrected = strongest.name, f" after Holm over {len(compared)} rivals" if len(compared) > 1 else ""
         gains = f"{subject} {DICE.difference_text(primary.mean_difference)}, {name} {_quantity(strongest.gain)}"
-        figures = f"{gains} (p {format_p(strongest.p_adjusted)}{corrected}, {_better_cases(strongest.comparison)})"
+        figures = f"{gains} (p {format_p(strongest.p_adjusted)}{corrected}, {_better_cases(strongest.comparison)})."
         if strongest.is_beaten:
-            kind = ("simple method" if are_simple else "other method") + (" that could be compared" if missing else "")
-            sentences = f" It gains more than every {kind}, the best of which is {name}: {figures}."
-        else:
-            sentences = f" But not shown to gain more than {name}: {figures}."
-            sentences += f" Advice: prefer {name}, it is simpler." if are_simple else ""
-    return sentences + (f" No case allows a comparison with {' or '.join(missing)}." if missing else "")
+            return f" It gains more than every rival, the best of which is {name}: {figures}{sentences}"
+        return f" But not shown to gain more than {name}: {figures} Advice: prefer {name} if it is simpler.{sentences}"
+    return sentences
 
 
 def _better_cases(comparison: PairedComparison) -> str:
@@ -233,11 +223,11 @@ def _notes(
             "Regions that one of the two methods finds although the reference lacks them, which the mean leaves out: "
             f"{alarms[0]} by {method}, {alarms[1]} by {baseline}."
         )
-    for rival in rivals:
-        if rival.name not in table.methods:
-            notes.append(f"{rival.name} could not be measured in any case.")
-        elif (count := rival.comparison.num_pairs) != primary.num_pairs:
-            notes.append(f"The comparison with {rival.name} is over {counted(count, 'case')}, not {primary.num_pairs}.")
+    notes += [
+        f"The comparison with {rival.name} is over {counted(rival.comparison.num_pairs, 'case')}, not {primary.num_pairs}."
+        for rival in rivals
+        if rival.comparison.num_pairs != primary.num_pairs
+    ]
     return tuple(notes)
 
 

@@ -126,7 +126,7 @@ def compare(folds: Sequence[FoldResult], plan: Plan) -> Comparison:
     pair = ResultTable(line for line in table if line.method in (LARGEST, TRAINED_LARGEST))
     summary_of_largest = summarize(pair, LARGEST, seed=seed)
     calibration = summarize(probabilities, NETWORK, seed=seed) if probabilities.cases else []
-    titles = {} if plan.cases.regions is None else {ALL_LABELS: "the regions, on average,"}
+    titles = {} if plan.cases.regions is None else {ALL_LABELS: "the regions, on average"}
     change = judge_probabilities(calibration, TRAINED, titles=titles)
     read, alone = (replace(judged, probabilities=change) for judged in judge(table, summary, summary_of_largest))
     return Comparison(table, summary, summary_of_largest, calibration, read, alone)

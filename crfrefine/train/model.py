@@ -15,7 +15,7 @@ from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.engines.base import Kernels
 from crfrefine.layer import functional
 from crfrefine.layer.module import CrfRnn
-from crfrefine.metrics.masks import OverlapCounts, dice
+from crfrefine.metrics.masks import OverlapCounts
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.refinement.volumes import volume_bias
 from crfrefine.train.crops import Crop
@@ -240,7 +240,7 @@ def _refine_regions(layer: CrfRnn, log_odds: Tensor, image: Tensor, threads: int
 
 def dice_of(confusion: NDArray[np.int64], regions: Sequence[Sequence[int]]) -> NDArray[np.float64]:
     """Return the Dice of each region from counts (L, L) by reference and label; NaN where neither has the region."""
-    return np.array([dice(OverlapCounts.of_confusion(confusion, region)) for region in regions])
+    return np.array([OverlapCounts.of_confusion(confusion, region).dice() for region in regions])
 
 
 def mean_defined(values: NDArray[np.float64] | Sequence[float]) -> float:

@@ -16,7 +16,7 @@ from scipy.ndimage import gaussian_filter
 
 from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.arrays.region_scheme import RegionScheme, decode, probabilities_of
-from crfrefine.metrics.masks import OverlapCounts, dice
+from crfrefine.metrics.masks import OverlapCounts
 from crfrefine.train.crops import count_confusion
 
 # Widths of the noise in voxels of the network, in equal parts: errors of a voxel, and errors that look like structures.
@@ -57,7 +57,7 @@ def dice_of(labels: NDArray[Any], truth: NDArray[Any], groups: Sequence[Sequence
     num_labels = 1 + max(int(labels.max()), int(truth.max()), *(max(group) for group in groups))
     confusion = count_confusion(truth, labels, num_labels)
     overlaps = [OverlapCounts.of_confusion(confusion, group) for group in groups]
-    values = [dice(overlap) for overlap in overlaps if overlap.num_reference >= MIN_VOXELS]
+    values = [overlap.dice() for overlap in overlaps if overlap.num_reference >= MIN_VOXELS]
     return float(np.mean(values)) if values else float("nan")
 
 

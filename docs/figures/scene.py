@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import crfrefine
-from crfrefine.metrics.masks import OverlapCounts, dice
+from crfrefine.metrics.masks import OverlapCounts
 from crfrefine.runs.demo.phantom import make_phantom
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,7 +45,7 @@ class Scene:
     def dice(self, label_map: NDArray[np.integer]) -> float:
         """Mean Dice over the labels that the slice has."""
         found = [label for label in np.unique(self.labels) if label]
-        return float(np.mean([dice(OverlapCounts.of_masks(label_map == label, self.labels == label)) for label in found]))
+        return float(np.mean([OverlapCounts.of_masks(label_map == label, self.labels == label).dice() for label in found]))
 
 
 def phantom_slice() -> Scene:

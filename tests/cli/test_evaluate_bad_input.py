@@ -124,12 +124,12 @@ def test_when_no_case_can_be_compared_there_is_no_verdict(tmp_path):
     for folder in (study.labels, study.after, study.before):
         save_map(folder / "case0.nii.gz", np.zeros(SHAPE, np.uint8))
     result = run_here(*study.arguments)
-    assert (result.status, result.stdout) == (0, "no verdict: all label maps have only background\n")
+    assert (result.status, result.stdout) == (0, "no verdict: no case has a region that could be measured for prediction and before\n")
     assert read_metrics(study.output) == {}
     (study.before / "case0.nii.gz").write_bytes(b"not an image")
     save_map(study.labels / "case0.nii.gz", study.maps["labels"]["case0"])
     result = run_here(*study.arguments, status=1)
-    assert result.stdout.splitlines()[-1] == "no verdict: no case of before could be measured"
+    assert result.stdout.splitlines()[-1] == "no verdict: no case has a region that could be measured for before"
     (study.after / "case0.nii.gz").write_bytes(b"not an image")
     assert run_here(*study.arguments).status == 1
     assert read_metrics(study.output) == {}
@@ -155,8 +155,8 @@ def one(tmp_path_factory):
         (["-b", "before={before}"], "two methods have this name"),
         (["--name", "before"], "two methods have this name"),
         (["-r", "regions.json"], "region 'regions.json': expected NAME=LABEL+LABEL+..."),
-        (["-r", "all=1+2"], "calibration of all labels together"),
-        (["-r", "2=1+3"], "is the name of label 2"),
+        (["-r", "all=1+2"], "'all': is the name of a label, or of all labels together"),
+        (["-r", "2=1+3"], "'2': is the name of a label, or of all"),
         (["-r", "a=1", "-r", "a=2"], "appears twice, with different labels"),
         (["-r", "a=1+9", "--ignore-label", "9"], "label 9 marks voxels that are ignored"),
         (["--tolerance", "-1"], "--tolerance: expected a number of mm, at least 0, got -1"),
@@ -181,7 +181,7 @@ def test_a_region_that_cannot_be_called_so_does_not_bring_back_the_ignored_label
     described = {"labels": {"background": 0, "core": 1, "mean": [1, 3], "ignore": 2}}
     (study.labels / "dataset.json").write_text(json.dumps(described))
     result = run_here(*study.arguments, status=0)
-    assert 'dataset.json: the name "mean" is reserved for the mean over regions' in result.stderr
+    assert "dataset.json: region 'mean': expected a name of 1 to 200 characters that is not" in result.stderr
     assert result.stderr.count("continuing without its regions") == 1
     assert {label for _, label, _, _ in read_metrics(study.output)} == {"1", "3"}
     assert study.summary()["settings"]["ignore_label"] == 2
@@ -227,7 +227,7 @@ def test_the_verdict_is_over_the_cases_that_were_not_used_for_learning(study, tm
     assert [rival["comparison"]["num_pairs"] for rival in judged["rivals"]] == [7]
     assert all(decline["comparison"]["num_pairs"] <= 7 for decline in judged["harm"]["significant"] + judged["harm"]["in_most_cases"])
     assert {line.split(",")[0] for line in (tmp_path / "evaluation" / "metrics.csv").read_text().splitlines()} == {"case", *NAMES}
-    start = "2 of 9 cases were used to learn the parameters of the refinement and are no evidence for new cases. Without them: "
+    start = "2 of 9 cases used to learn the parameters of the refinement: no evidence for new cases. Without these: "
     assert judged["sentence"].startswith(start)
     assert "of 7 cases better" in judged["sentence"]
     assert result.stdout.splitlines()[-1] == f"verdict: {judged['sentence']}"
@@ -250,16 +250,16 @@ def test_there_is_no_verdict_if_all_cases_were_used_for_learning(study, tmp_path
     summary, result = evaluated(study, links, "-b", f"network={study / 'logits'}", "--name", "crf")
     assert summary["verdict"]["outcome"] == "not tested"
     assert summary["verdict"]["sentence"] == (
-        "Not tested: all 9 cases were used to learn the parameters of crf and are no evidence for new cases; the verdict of train-crf "
-        "is on cases held out."
+        "Not tested: 9 of 9 cases used to learn the parameters of crf: no evidence for new cases; the verdict of train-crf is on cases "
+        "held out."
     )
     assert summary["power_note"] is None
     assert [row["num_values"] for row in summary["summary"] if row["metric"] == "volume_ml"] == [9] * 8
-    assert result.stdout.splitlines()[-1].startswith("verdict: Not tested: all 9 cases")
+    assert result.stdout.splitlines()[-1].startswith("verdict: Not tested: 9 of 9 cases")
     output = tmp_path / "single"
     files = tmp_path / "refined" / "case3.nii.gz", study / "labels" / "case3.nii.gz"
     result = run_here("evaluate", *files, "--no-report", "-o", output, status=0)
-    assert "the only case was used to learn the parameters of the refinement and is no evidence for new cases" in result.stderr
+    assert "1 of 1 case used to learn the parameters of the refinement: no evidence for new cases" in result.stderr
     assert json.loads((output / "summary.json").read_text())["cases_learned_on"] == {"prediction": ["case3"]}
 
 
@@ -269,8 +269,8 @@ def test_the_newest_record_of_a_label_map_counts_and_a_damaged_record_is_noted(s
     refined(study, folder, ("case2",), "--continue")
     summary, _ = evaluated(study, folder, "--no-report")
     assert summary["cases_learned_on"] == {"prediction": ["case2"]}
-    start = "1 of 9 cases was used to learn the parameters of the refinement and is no evidence for new cases; means "
-    assert summary["notes"][-1] == f"{start}and charts are over the other 8, metrics.csv has all"
+    start = "1 of 9 cases used to learn the parameters of the refinement: no evidence for new cases; means and "
+    assert summary["notes"][-1] == f"{start}charts leave them out, if there are others"
     assert {row["num_values"] for row in summary["summary"] if row["metric"] == "volume_ml"} == {8}
     (record,) = (folder / ".crfrefine").iterdir()
     for damaged, learned_on in (("no JSON\n" + record.read_text(), {"prediction": ["case2"]}), ("no JSON\n", {})):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from cli_helpers import load_nifti, run_here
 
-from crfrefine.metrics.masks import OverlapCounts, dice
+from crfrefine.metrics.masks import OverlapCounts
 
 BESIDE = Path(__file__).resolve().parents[3] / "shared" / "data"
 DATA = Path(os.environ.get("CRFREFINE_DATA", BESIDE)) / "hippocampus"
@@ -36,7 +36,7 @@ def test_hippocampus_is_refined_on_its_grids_and_not_broken(tmp_path, logits):
         after = np.asanyarray(refined.dataobj)
         assert 0 < case["voxels_changed"] == (before != after).sum() < 0.1 * before.size
         for label in (1, 2):
-            changes.append(np.subtract(*(dice(OverlapCounts.of_masks(found == label, truth == label)) for found in (after, before))))
+            changes.append(np.subtract(*(OverlapCounts.of_masks(found == label, truth == label).dice() for found in (after, before))))
     # Default parameters need not help; a sign or an axis that is wrong would cost far more than two points.
     assert len(changes) == 6
     assert np.mean(changes) > -0.02

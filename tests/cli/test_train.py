@@ -71,7 +71,7 @@ def test_the_files_say_where_they_come_from_and_there_are_no_others(trained):
 def test_the_table_and_the_verdict_are_on_standard_output(trained):
     output, result = trained
     lines, rows = result.stdout.splitlines(), rows_of(result)
-    assert lines[-4].startswith("p (Holm): Wilcoxon's signed-rank test; Dice over the judged regions is tested alone; ")
+    assert lines[-4].startswith("p (Holm): Wilcoxon's signed-rank test, after Holm's correction within each method and family: endpoint ")
     assert lines[0].split("\t")[:3] == ["region", "method", "Dice"]
     methods = [method for method in METHODS if method not in COARSE_RIVALS]
     assert list(rows) == [(region, method) for region in ("whole", "cyst", "mean") for method in methods]
@@ -79,7 +79,7 @@ def test_the_table_and_the_verdict_are_on_standard_output(trained):
     assert lines[-1].endswith(": too few cases, at least 6 are needed for p < 0.05.")
     judged = json.loads(output.with_name("params.report.json").read_text())["verdict"]
     assert lines[-3:-1] == [judged["probabilities"]["sentence"], judged["harm"]["sentence"]]
-    assert lines[-3].startswith("Too few cases to tell whether the probabilities of all labels got better: negative log likelihood ")
+    assert lines[-3].startswith("The probabilities of all labels: too few cases, negative log likelihood ")
     # Dice is judged in the mean over two regions; sensitivity, precision, volume and surfaces are looked at there too.
     assert judged["harm"]["num_comparisons"] == 6 * 3 + 2
 

@@ -74,9 +74,9 @@ def test_named_probabilities_replace_those_beside(tmp_path):
         (tmp_path / "scores" / name).touch()
     pairing = pair(tmp_path, "a.nii b.nii c.nii", "a.nii a_logits.nii b.nii c.nii", probabilities=(("prediction", tmp_path / "scores"),))
     assert taken(pairing) == {"a": ("a.nii", "a.npz"), "b": ("b.nii", "b_ProbMapClass0.mha b_ProbMapClass1.mha"), "c": ("c.nii", "")}
-    assert "no probabilities of 1 of 3 cases, such as c; the calibration of prediction covers the others" in pairing.notes[0]
+    assert "scores for 1 of 3 cases, such as c; the calibration of prediction covers the others" in pairing.notes[0]
     method = pairing.cases[2].methods["prediction"]
-    assert (method.lacks_probabilities, method.probabilities_problem, method.problem) == (True, None, None)
+    assert (method.probabilities, method.probabilities_problem, method.problem) == ((), None, None)
     for path in (tmp_path / "scores").iterdir():
         path.unlink()
     with pytest.raises(InputError, match="scores: has no logits or probabilities of any case; expected names such as a with"):
@@ -86,8 +86,8 @@ def test_named_probabilities_replace_those_beside(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "predictions", "options", "message"),
     [
-        ("", "a.nii", {}, "no label map found: it is empty"),
-        ("a.npz notes.txt", "a.nii", {}, "no label map found: it has no file with one of these suffixes"),
+        ("", "a.nii", {}, r"no label map found, with one of \.nii"),
+        ("a.npz notes.txt", "a.nii", {}, r"no label map found, with one of \.nii"),
         ("a.nii b.nii", "a.nii", {"images": "pred/a.nii"}, "a file for the 2 cases of the reference; give a folder"),
         ("a.nii b.nii", "a.nii", {"baselines": "pred/a.nii"}, "a file for the 2 cases of the reference"),
         (

@@ -77,7 +77,7 @@ def test_a_label_map_with_names_is_compared_by_name(study):
     assert "has no name in dataset.json" in result.stderr
     (study / "maps" / "dataset.json").unlink()
     result, _ = evaluate(study, study / "maps" / "p1.nii.gz", study / "ref" / "p1", "--no-report", "--structures", status=1)
-    assert "compared with structures by the names of its labels, but no dataset.json" in result.stderr
+    assert "compared with structures by the names of its labels; expected a dataset.json" in result.stderr
 
 
 def test_incomplete_cases_are_left_out(study):

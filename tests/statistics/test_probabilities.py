@@ -33,14 +33,14 @@ def test_better_and_worse():
         assert found.change == change
         nll = f"negative log likelihood 0.05000 → {0.05 + sign * FALLS.mean():.5f} (better in {wins} of 24 cases, p {format_p(p_value)})"
         others = "calibration error (ECE) 0.05000 → 0.04900, Brier score 0.05000 → 0.05200."
-        assert found.sentence == f"The probabilities of all labels got {word}: {nll}, {others}"
+        assert found.sentence == f"The probabilities of all labels: {word}, {nll}, {others}"
 
 
 def test_no_difference_and_too_few():
     assert judged({"nll": 0.01 * np.cos(np.arange(24) * np.pi) * (1 + np.arange(24) / 100)}).change == Change.NO_DIFFERENCE
     few = judged({"nll": FALLS[-5:]})
     assert few.change == Change.TOO_FEW
-    assert few.sentence.startswith("Too few cases to tell whether the probabilities of all labels got better: negative log likelihood ")
+    assert few.sentence.startswith("The probabilities of all labels: too few cases, negative log likelihood ")
     for same in (judged({"nll": 0 * FALLS, "ece": 0 * FALLS}), judged({"nll": -1e-9 - 1e-10 * np.arange(24)})):
         assert same.change == Change.NO_DIFFERENCE
-        assert same.sentence == "The probabilities of all labels are as good as before: negative log likelihood 0.05000 with both."
+        assert same.sentence.startswith("The probabilities of all labels: no difference, negative log likelihood 0.05000 → 0.05000 (")

@@ -39,29 +39,22 @@ def some(*names):
 
 
 @pytest.mark.parametrize(
-    ("num_cases", "gains", "are_simple", "outcome", "beaten", "parts"),
+    ("num_cases", "gains", "outcome", "beaten", "parts"),
     [
-        (
-            40,
-            some("crf", "scaling", "weak"),
-            True,
-            HELPS,
-            [True, True],
-            (ONE_POINT, f"every simple method, the best of which is {BEST_RIVAL}"),
-        ),
-        (40, some("crf", "scaling", "filter"), True, SIMPLE, [True, False], (ONE_POINT, "more than filter:", "(p 0.69 after Holm over 2")),
-        (40, some("crf", "filter"), False, SIMPLE, [False], (ONE_POINT, "filter +1.05 points (p 0.69, 21 of 40 cases worse).")),
-        (30, some("none"), True, Outcome.NO_DIFFERENCE, [], (NONE_OF_30, "A true difference of 0.33 points would be found")),
-        (20, some("worse"), True, Outcome.HURTS, [], ("p 2e-6, 20 of 20 cases worse): the trained CRF hurts. Advice: do not",)),
-        (6, FOUR, True, SIMPLE, [False] * 4, ("p 0.031, 6 of 6 cases better", "(p 0.12 after Holm over 4 rivals", "prefer rival 3")),
+        (40, some("crf", "scaling", "weak"), HELPS, [True, True], (ONE_POINT, f"every rival, the best of which is {BEST_RIVAL}")),
+        (40, some("crf", "scaling", "filter"), SIMPLE, [True, False], (ONE_POINT, "more than filter:", "(p 0.69 after Holm over 2")),
+        (40, some("crf", "filter"), SIMPLE, [False], (ONE_POINT, "filter +1.05 points (p 0.69, 21 of 40 cases worse).")),
+        (30, some("none"), Outcome.NO_DIFFERENCE, [], (NONE_OF_30, "A true difference of 0.33 points would be found")),
+        (20, some("worse"), Outcome.HURTS, [], ("p 2e-6, 20 of 20 cases worse): the trained CRF hurts. Advice: do not",)),
+        (6, FOUR, SIMPLE, [False] * 4, ("p 0.031, 6 of 6 cases better", "(p 0.12 after Holm over 4 rivals", "prefer rival 3 if")),
     ],
 )
-def test_outcome_and_sentence(num_cases, gains, are_simple, outcome, beaten, parts):
+def test_outcome_and_sentence(num_cases, gains, outcome, beaten, parts):
     spreads = {name: spread(num_cases, *values)[:: 1 if name == "crf" else -1] for name, values in gains.items()}
-    judged = verdict(_table(spreads), "crf", "network", rivals=list(gains)[1:], subject=SUBJECT, rivals_are_simple=are_simple)
+    judged = verdict(_table(spreads), "crf", "network", rivals=list(gains)[1:], subject=SUBJECT)
     assert (judged.outcome, judged.notes) == (outcome, ())
     assert [part for part in parts if part not in judged.sentence] == []
-    assert ("simpler" in judged.sentence) == (are_simple and False in beaten)
+    assert ("simpler" in judged.sentence) == (False in beaten)
     assert [rival.is_beaten for rival in judged.rivals] == beaten
     p_values = [rival.comparison.p_value for rival in judged.rivals]
     adjusted, content = list(holm(p_values)), judged.to_dict()
@@ -150,25 +143,25 @@ def test_what_is_left_out_is_said():
 def test_a_rival_without_a_case_in_common_is_not_beaten():
     """It must not vanish: what was asked is not answered."""
     gains = {"crf": [*spread(9, 1.0, 0.5), math.nan], "rival": [math.nan] * 9 + [0.0]}
-    judged = verdict(_table(gains), "crf", "network", rivals=["rival"], unmeasured=["other"])
+    judged = verdict(_table(gains), "crf", "network", rivals=["rival", "other"])
     assert judged.outcome == Outcome.NOT_BETTER_THAN_SIMPLE
     assert judged.sentence.endswith("p 0.0039, 9 of 9 cases better): crf helps. No case allows a comparison with rival or other.")
     found = [(rival.name, rival.is_beaten, rival.comparison.num_pairs) for rival in judged.rivals]
     assert found == [("rival", False, 0), ("other", False, 0)]
-    assert judged.notes[1:] == ("The comparison with rival is over 0 cases, not 9.", "other could not be measured in any case.")
+    assert judged.notes[1:] == tuple(f"The comparison with {name} is over 0 cases, not 9." for name in ("rival", "other"))
     json.dumps(judged.to_dict(), allow_nan=False)
     gains = {"crf": spread(20, 1.0, 0.5), "rival": [*spread(19, 0.1, 0.6)[::-1], math.nan]}
-    judged = verdict(_table(gains), "crf", "network", rivals=["rival"], unmeasured=["other"], rivals_are_simple=False)
+    judged = verdict(_table(gains), "crf", "network", rivals=["rival", "other"])
     assert judged.outcome == Outcome.NOT_BETTER_THAN_SIMPLE
-    assert "It gains more than every other method that could be compared, the best of which is rival: crf +1.00," in judged.sentence
+    assert "It gains more than every rival, the best of which is rival: crf +1.00," in judged.sentence
     assert judged.sentence.endswith("17 of 19 cases better). No case allows a comparison with other.")
     assert judged.notes[0] == "The comparison with rival is over 19 cases, not 20."
 
 
 def test_methods_must_differ_and_be_measured_once():
     table = _table({"crf": [1.0], "a": [2.0]})
-    for rivals, text in ((("network",), "must differ"), (("scaling",), "no method 'scaling' in the table; there are network, crf, a")):
+    for method, rivals, text in (("crf", ("network",), "must differ"), ("c", (), "no method 'c' in the table; there are network, crf, a")):
         with pytest.raises(InputError, match=text):
-            verdict(table, "crf", "network", rivals=rivals)
+            verdict(table, method, "network", rivals=rivals)
     with pytest.raises(InputError, match="case 'case_000', region 'left': dice of 'network' appears twice"):
         ResultTable([*table, *table])

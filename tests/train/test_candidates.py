@@ -116,7 +116,7 @@ def test_the_untrained_preset_is_a_rival():
     for gain, unbeaten in ((0.05, {methods.DEFAULT}), (0.09, set())):
         gains = {methods.TRAINED: gain, methods.DEFAULT: 0.05}
         told = check(methods.MEASURED, gains, methods.TRAINED, methods.NETWORK, set(), unbeaten)
-    assert "It gains more than every simple method, the best of which is default preset: " in told
+    assert "It gains more than every rival, the best of which is default preset: " in told
 
 
 def test_the_preset_is_measured_as_infer_runs_it():

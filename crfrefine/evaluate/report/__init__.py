@@ -33,7 +33,7 @@ from crfrefine.statistics.verdict import ENDPOINT
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from crfrefine.base.array_types import Array, Float32, Float64
+    from crfrefine.base.array_types import Float32, Float64
 
 Progress = Callable[[str, int, int], None]
 
@@ -54,15 +54,14 @@ class Report:
     evaluation: Evaluation
 
     @property
-    def compared(self) -> list[str]:
-        """The baseline, if there is a verdict, and the judged method."""
-        options = self.evaluation.options
-        return [options.name] if self.evaluation.verdict is None or options.baseline is None else [options.baseline, options.name]
-
-    @property
     def baseline(self) -> str | None:
         """The method that the judged one is compared with; None if the page shows only the judged one."""
-        return self.compared[0] if len(self.compared) > 1 else None
+        return None if self.evaluation.verdict is None else self.evaluation.options.baseline
+
+    @property
+    def compared(self) -> list[str]:
+        """The baseline, if there is one, and the judged method."""
+        return [*([] if self.baseline is None else [self.baseline]), self.evaluation.options.name]
 
     def region_title(self, region: str) -> str:
         """Return the displayed name of a region."""
@@ -110,16 +109,6 @@ class Report:
         groups = {"lowest": order[:each], "median": middle[first : first + each], "highest": order[each:][: -each - 1 : -1]}
         return [ShownCase(cases[index], place, values[:, index]) for place, indices in groups.items() for index in indices]
 
-    def undefined_counts(self) -> Iterator[tuple[str, str, int, int]]:
-        """Yield region, method, its number of cases without a Dice (if any) and its number of cases."""
-        table = self.evaluation.table
-        for region in self.regions_of(ENDPOINT):
-            for method in table.methods if region != MEAN else ():
-                there = ~np.isin(table.cases, table.missing_cases(method))
-                missing = int((np.isnan(table.values(method, region, ENDPOINT)) & there).sum())
-                if missing:
-                    yield self.region_title(region), method, missing, int(there.sum())
-
     def summary_lines(self, method: str) -> Iterator[tuple[SummaryRow, Metric, bool, float, float, int]]:
         """Yield row, metric, whether the region represents the metric, both means and the number of cases that both methods have."""
         rows = [row for row in self.evaluation.summary if row.method == method and (row.num_values or row.comparison is not None)]
@@ -141,10 +130,7 @@ _ZERO: dict[str, Any] = {"color": "#8a939c", "linestyle": ":", "linewidth": 1}
 
 
 def draw_charts(report: Report) -> list[tuple[str, bytes]]:
-    """Return title and PNG of each chart; raises BackendUnavailableError without matplotlib.
-
-    Without a baseline there is one chart, of the values.
-    """
+    """Return title and PNG of each chart, without a baseline only that of the values; BackendUnavailableError without matplotlib."""
     try:
         import matplotlib as mpl
         from matplotlib.figure import Figure
@@ -237,8 +223,8 @@ def write_report(
 ) -> None:
     """Write the report atomically; `note` is called with a sentence about each missing part, such as charts without matplotlib.
 
-    A case whose volumes cannot be read is named on the page. At most `num_shown` cases each are shown with the lowest, median and highest
-    difference; before each is drawn, `progress` is called with its name, the number of cases done, and of those to draw.
+    At most `num_shown` cases each are shown with the lowest, median and highest difference; before each is drawn, `progress` is called with
+    its name, the number of cases done, and of those to draw. A case whose volumes cannot be read is named on the page.
     """
     report, options = Report(evaluation), evaluation.options
     names = Names() if options.images is None else read_names([options.images, options.labels])
@@ -264,9 +250,9 @@ def write_report(
 
 def draw_case(report: Report, shown: ShownCase, modalities: Sequence[str], note: Callable[[str], None]) -> bytes:
     """Read and draw a case; without a baseline, its errors. An image that cannot be read is noted, and left out."""
-    evaluation = report.evaluation
+    evaluation, settings = report.evaluation, report.evaluation.settings
     pair = next(pair for pair in evaluation.pairs if pair.case_id == shown.case)
-    reference = read_reference(pair, evaluation.settings, [])
+    reference = read_reference(pair, settings, [])
     channels: list[Float32] = []
     names: list[str] = []
     for number, path in enumerate(pair.images):
@@ -277,16 +263,16 @@ def draw_case(report: Report, shown: ShownCase, modalities: Sequence[str], note:
             continue
         first = len(channels) if len(pair.images) == 1 else number
         names += [modalities[place] if place < len(modalities) else f"modality {place + 1}" for place in range(first, first + len(image))]
-        channels += [_with_slices(channel) for channel in image]
-    affine, truth = reference.volume.affine, _with_slices(reference.volume.data)
-    maps = [read_masks(pair.methods[name], reference, evaluation.settings.channels[name], [])[0] for name in report.compared]
+        channels += [np.atleast_3d(channel) for channel in image]
+    affine, truth = reference.volume.affine, np.atleast_3d(reference.volume.data)
+    maps = [np.atleast_3d(read_masks(pair.methods[name], reference, settings.channels[name], [])[0]) for name in report.compared]
     text = " to ".join(map(DICE.value_text, shown.values.tolist()))
     if report.baseline is not None:
         text += f" ({DICE.difference_text(shown.values[1] - shown.values[0])} {DICE.difference_unit})"
     return draw_preview(
         np.stack(channels) if channels else None,
-        truth if report.baseline is None else _with_slices(maps[0]),
-        _with_slices(maps[-1]),
+        truth if report.baseline is None else maps[0],
+        maps[-1],
         spacing_of(affine),
         affine=affine,
         title=printable(shown.case),
@@ -300,20 +286,12 @@ def draw_case(report: Report, shown: ShownCase, modalities: Sequence[str], note:
     )
 
 
-def _with_slices(values: Array) -> Array:
-    """Return a slice as a volume with one slice: (x, y, 1)."""
-    return values if values.ndim >= 3 else values.reshape(values.shape + (1,) * (3 - values.ndim))
-
-
 # Letters that reverse the following text of a line: "gpj.exe" looks like "exe.jpg".
 _DIRECTIONS = {letter: f"\\u{letter:04x}" for letter in (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 
 
 def _render(report: Report, charts: Sequence[tuple[str, bytes]], problem: str, pictures: Sequence[tuple[ShownCase, bytes, str]]) -> str:
-    """Fill the page template, which escapes everything that comes from users.
-
-    `problem` is why the page has no charts; each case has a PNG, or the reason for its absence.
-    """
+    """Fill the page template, which escapes everything; `problem` is why there are no charts, a case has a PNG or the reason why not."""
     import jinja2
 
     environment = jinja2.Environment(

@@ -15,7 +15,7 @@ from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.base.array_types import Float32, Float64
 from crfrefine.io import read_logits, read_volume, write_channels, write_label_map
 from crfrefine.io.volume import Volume
-from crfrefine.metrics.masks import OverlapCounts, dice
+from crfrefine.metrics.masks import OverlapCounts
 
 NUM_LABELS = 4
 
@@ -115,7 +115,7 @@ def compare_with_truth(folder: Path, refined: Path) -> Iterator[tuple[int, list[
     maps = [read_volume(folder / "labels" / refined.name).data, network, read_volume(refined).data]
     for label in range(1, NUM_LABELS):
         truth, *predictions = (labels == label for labels in maps)
-        dices = [dice(OverlapCounts.of_masks(prediction, truth)) for prediction in predictions]
+        dices = [OverlapCounts.of_masks(prediction, truth).dice() for prediction in predictions]
         yield label, dices, [label_components(mask)[1] for mask in (truth, *predictions)]
 
 

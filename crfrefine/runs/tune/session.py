@@ -22,7 +22,7 @@ from crfrefine.io import write_label_map
 from crfrefine.io.atomic import check_replaceable, check_small_output, write_small_file
 from crfrefine.io.paths import add_volumes
 from crfrefine.io.volume import named_segments
-from crfrefine.metrics.masks import OverlapCounts, dice
+from crfrefine.metrics.masks import OverlapCounts
 from crfrefine.metrics.regions import Region
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.presets import list_presets
@@ -308,7 +308,7 @@ def score_labels(
         for when, mask in zip(("before", "after"), masks, strict=False):
             counts = OverlapCounts.of_masks(mask, masks[-1])
             row[when] = counts.num_predicted
-            row[f"dice_{when}"] = None if reference is None or math.isnan(dice(counts)) else dice(counts)
+            row[f"dice_{when}"] = None if reference is None or math.isnan(counts.dice()) else counts.dice()
     return [row for row, _ in groups], int(np.count_nonzero(maps[0] != maps[1]))
 
 
