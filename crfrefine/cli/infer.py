@@ -35,17 +35,13 @@ def infer(
         raise typer.BadParameter(shared.GONE["--summary FILE.jsonl"], param_hint="--summary")
     verbosity = shared.verbosity_of(verbose, quiet)
     shared.check_sources(options)
-    is_auto, source = config == shared.AUTO, ctx.get_parameter_source("config")
-    is_sharp = spacing is not None and source is not None and source.name == "DEFAULT"
-    if spacing is not None and options["input_type"] != "labels":
-        text = "it is that of label maps: add --input-type labels; coarser logits need --resample"
-        raise typer.BadParameter(text, param_hint="--network-spacing")
+    preset, is_auto = shared.preset_for(ctx, options, config), config == shared.AUTO
     if spacing is not None and is_auto:
         raise typer.BadParameter("auto chooses no parameters for --network-spacing; leave it out", param_hint="--config")
     from crfrefine.cli.reporting import Reporter, print_results
     from crfrefine.runs.run import run_inference
 
-    parameters, entries = shared.parameters_of("sharp" if is_sharp else "default" if is_auto else config, overrides)
+    parameters, entries = shared.parameters_of("default" if is_auto else preset, overrides)
     # A user who sets all rules that remove components by hand wants them.
     options["allow_vanishing"] |= "postprocess" in entries or parameters.postprocess.removing.keys() <= entries.keys()
     scheme = shared.parse_scheme(regions, regions_class_order) if regions or regions_class_order else None
@@ -59,7 +55,7 @@ def infer(
     reporter = Reporter(verbosity)
     try:
         with reporter:
-            if is_sharp:
+            if preset != config:
                 reporter.note("parameters are those of the preset sharp, since --network-spacing is given without -c")
             result = run_inference(run_options, reporter)
     except CrfRefineError:  # A full disk takes no record; the results are known all the same.

@@ -163,6 +163,17 @@ def verbosity_of(verbose: bool, quiet: bool) -> int:
     return 1 + verbose - quiet
 
 
+def preset_for(ctx: typer.Context, options: Mapping[str, Any], config: str) -> str:
+    """Return `config`, or `sharp` if label maps of a coarser network come without -c."""
+    if options["network_spacing"] is None:
+        return config
+    if options["input_type"] != "labels":
+        text = "it is that of label maps: add --input-type labels; coarser logits need --resample"
+        raise typer.BadParameter(text, param_hint="--network-spacing")
+    source = ctx.get_parameter_source("config")
+    return "sharp" if source is not None and source.name == "DEFAULT" else config
+
+
 def check_sources(options: Mapping[str, Any]) -> None:
     """Raise BadParameter unless exactly one way of naming the cases to refine was taken: files, a folder of nnU-Net, or a manifest."""
     images, logits, nnunet, manifest, masks = (options[name] for name in ("images", "logits", "nnunet", "manifest", "masks"))

@@ -15,11 +15,12 @@ import typer
 from crfrefine.cli import options as shared
 from crfrefine.runs.options import InferenceOptions
 
+_INPUTS = "images logits nnunet manifest masks input_type network_spacing resample strokes device max_memory threads"
 
-@partial(
-    shared.with_options, InferenceOptions, names="images logits nnunet manifest masks input_type resample strokes device max_memory threads"
-)
+
+@partial(shared.with_options, InferenceOptions, names=_INPUTS)
 def tune(
+    ctx: typer.Context,
     options: dict[str, Any],
     labels: Annotated[Path | None, shared.path_option("-l", "--labels", metavar="PATH", help="Reference: folder or file.")] = None,
     output: Annotated[
@@ -51,7 +52,7 @@ def tune(
     from crfrefine.runs.tune.session import Session, TuneOptions
 
     check_libraries()
-    parameters, _ = shared.parameters_of(config, overrides)
+    parameters, _ = shared.parameters_of(shared.preset_for(ctx, options, config), overrides)
     if options["masks"] == "nonzero":  # The saved file has it, too.
         parameters = parameters.replace(**{"intensity.mask": "nonzero"})
     if output is not None:

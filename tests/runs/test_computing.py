@@ -15,7 +15,7 @@ from crfrefine.runs.tune.session import find_case
 
 def opened(options):
     inputs, case = find_case(options)
-    return open_case(case, inputs.reading, 1)
+    return open_case(case, inputs.reading, 1, options.inputs.network_spacing)
 
 
 @pytest.fixture(scope="module")
@@ -45,17 +45,21 @@ def test_a_box_agrees_with_the_whole_case_away_from_its_faces(large):
     assert np.mean(before != wanted[inner]) > 0.01, "there is something to refine"
 
 
-@pytest.mark.parametrize("kind", ["masks", "labels", "regions"])
+@pytest.mark.parametrize("kind", ["masks", "labels", "coarse", "regions"])
 def test_the_whole_case_is_what_infer_writes(tmp_path, kind):
     folders, _ = write_labeled(tmp_path, "a")
     options = options_for(folders)
     parameters = options.inputs.parameters.replace(**{"intensity.mask": "nonzero", "postprocess.keep_largest": "foreground"})
     more = ["--threads", 1]
     logits = load_nifti(folders.logits / "a.nii.gz")
-    if kind == "labels":
+    if kind in ("labels", "coarse"):
         save_nifti(folders.logits / "a.nii.gz", logits.argmax(axis=-1).astype(np.uint8))
         more += ["--input-type", "labels"]
-    inputs = dataclasses.replace(options.inputs, parameters=parameters, input_type="labels" if kind == "labels" else "auto")
+    inputs = dataclasses.replace(options.inputs, parameters=parameters, input_type="labels" if "labels" in more else "auto")
+    if kind == "coarse":
+        parameters = CrfParameters.load("sharp")
+        inputs = dataclasses.replace(inputs, parameters=parameters, network_spacing=(4.0, 5.0, 6.0))
+        more += ["--network-spacing", "4,5,6"]
     if kind == "regions":
         from crfrefine.cli.options import parse_scheme
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from crfrefine.arrays.blocks import AUTO, find_network_spacing
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import Box
 from crfrefine.arrays.region_scheme import decode
@@ -116,14 +117,21 @@ class TuneCase(Case):
         return tuple(box)
 
 
-def open_case(files: CaseFiles, reading: ReadingOptions, threads: int | None) -> TuneCase:
+def open_case(files: CaseFiles, reading: ReadingOptions, threads: int | None, network_spacing: Any = None) -> TuneCase:
     """Read a case; raises as `infer` does, and for grids with other than two or three axes."""
+    # `network_spacing` is that of a coarser network that made the label map, as `infer` takes it.
     reading = replace(reading, mask_mode="none")  # A mask made from the image depends on parameters that the page changes.
     headers = read_case_headers(files, reading)
     num_axes = len(headers.images[0].grid_shape)
     if num_axes not in (2, 3):
         raise InputError(f"{headers.images[0].path}: has {num_axes} axes; the page shows grids of two or three")
-    return TuneCase(**vars(read_case(headers, reading, as_logits=False, threads=threads, with_labels=True)))
+    case = TuneCase(**vars(read_case(headers, reading, as_logits=False, threads=threads, with_labels=True)))
+    if network_spacing is None or not isinstance(case.network, LabelMap):
+        return case
+    # Blocks are found in the whole map; a box may have too few.
+    given = case.network.file_spacing if network_spacing == AUTO and case.network.file_spacing else network_spacing
+    wide, note = find_network_spacing(given, case.network.labels, case.spacing)
+    return replace(case, network_spacing=wide, notes=[*case.notes, *filter(None, [note])])
 
 
 class CaseRefiner:
@@ -153,7 +161,8 @@ class CaseRefiner:
             self._normalized = parameters.intensity, image
         network: Network
         if isinstance(case.network, LabelMap):
-            network = LabelMapNetwork(case.network.labels[part], case.channel_labels, case.num_labels).with_strokes(strokes)
+            network = LabelMapNetwork(case.network.labels[part], case.channel_labels, case.num_labels, case.network_spacing)
+            network = network.with_strokes(strokes)
         else:
             network = ArrayNetwork(case.logits[(slice(None), *part)], "logits", case.regions, case.network_spacing)
         rules = parameters.postprocess if box is None else PostprocessParameters()

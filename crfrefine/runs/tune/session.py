@@ -92,7 +92,7 @@ class Session:
                 check_small_output(path)
             files = replace(files, strokes=(*files.strokes, *filter(Path.exists, self._outputs[:1])))
         threads = options.inputs.threads
-        self.case = open_case(files, self._inputs.reading, threads)
+        self.case = open_case(files, self._inputs.reading, threads, options.inputs.network_spacing)
         drawn = read_strokes(options.inputs, self.case, self._inputs.reading.declared)
         self._num_labels = max(self.case.num_labels, 0 if drawn is None else int(drawn.labels.max()) + 1)
         # (*grid), as in a file of strokes; the array of an older state stays as it is.
