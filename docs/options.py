@@ -3,16 +3,16 @@
 import re
 from pathlib import Path
 
-import typer
+import typer.main
 
-from crfrefine.cli.main import Commands
+from crfrefine.cli.main import app
 
 PAGE = Path(__file__).parent / "reference" / "cli.md"
 
 
 def table(command: str) -> str:
     """Return the table of a command's options, in the order of its help."""
-    built = Commands()[command]
+    built = typer.main.get_command(app).get_command(None, command)
     context = typer.Context(built, info_name=command)
     rows = []
     for parameter in sorted(built.get_params(context), key=lambda parameter: parameter.param_type_name != "argument"):

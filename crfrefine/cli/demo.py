@@ -19,14 +19,12 @@ _PARAMETERS = {"bilateral.weight": 5.0, "bilateral.theta_alpha": 2.5, "bilateral
 @partial(shared.with_options, InferenceOptions, names="threads")
 def demo(
     options: dict[str, Any],
-    output: Annotated[Path, shared.path_option("-o", "--output", metavar="FOLDER", help="Folder to write to.", show_default=True)] = Path(
-        "demo"
-    ),
+    output: Annotated[Path, shared.path_option("-o", "--output", metavar="FOLDER", help="To write.", show_default=True)] = Path("demo"),
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Another seed makes another phantom.")] = 0,
     verbose: shared.VerboseOption = False,
 ) -> None:
     """Refine a phantom and draw a picture of it; needs no data."""
-    from crfrefine.cli.reporting import Reporter, describe_change, print_table
+    from crfrefine.cli.reporting import Reporter, print_table
     from crfrefine.errors import CrfRefineError
     from crfrefine.io.atomic import check_writable
     from crfrefine.metrics.registry import DICE
@@ -47,7 +45,6 @@ def demo(
     compared = compare_with_truth(output, record.output)
     rows = [(str(label), *map(DICE.value_text, dices), *map(str, components)) for label, dices, components in compared]
     print_table(names, rows, numbers=names)
-    print(f"{describe_change(record)}, {record.times['refine']:.2f} s")
     print(f"mask:    {record.output}")
     print(f"picture: {record.preview}")
     print("This is a synthetic phantom: it shows what the tool does, and is not evidence about your data.")

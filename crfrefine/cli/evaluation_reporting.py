@@ -28,11 +28,9 @@ class EvaluationReporter(RunReporter, EvaluationObserver):
 
     _num_cases = 0
 
-    def _describe_rest(self) -> str:
-        return "nothing is written" if self._num_cases else ""
-
     def run_started(self, evaluation: Evaluation) -> None:
         """Print the amount of work."""
+        self._rest = "nothing is written"
         self._num_cases, processes = len(evaluation.pairs), evaluation.num_processes
         self._say(f"{counted(self._num_cases, 'case')}; {processes} process{'' if processes == 1 else 'es'}")
         self._start(self._num_cases, counts=True)

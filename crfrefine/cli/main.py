@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import errno
 import io
@@ -12,14 +11,14 @@ import shlex
 import signal
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from enum import Enum
 from functools import partial
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, ClassVar, cast, get_args, get_origin
+from typing import Annotated, Any, cast, get_args, get_origin
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -138,31 +137,9 @@ def _plain(value: Any, annotation: Any, option: Any) -> Any:
     raise NotPlainError
 
 
-class Commands(Mapping[str, Any]):
-    """The commands of a group, each built when it is asked for."""
-
-    _built: ClassVar[dict[str, Any]] = {}
-
-    def __getitem__(self, name: str) -> Any:
-        if name not in self._built:
-            app = typer.Typer(**TYPER_SETTINGS)
-            settings, function = COMMANDS[name], name.replace("-", "_")
-            app.command(name, **{"cls": Command, **settings})(getattr(import_module(f"crfrefine.cli.{function}"), function))
-            self._built[name] = typer.main.get_command(app)
-        return self._built[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(COMMANDS)
-
-    def __len__(self) -> int:
-        return len(COMMANDS)
-
-
 _UsageError: Any = typer.BadParameter.__base__  # Typer has no public name for it.
 _MAX_OF_A_USAGE_ERROR = 500
 _SHELL = "crfrefine.shell"  # key of the context: the shell that an option for completion names
-# Our signs, where a terminal or a file behind `>` cannot hold them; other letters are escaped.
-_SPELLED = {"→": "->", "×": "x", "…": "...", "–": "-", "’": "'", "²": "^2", "≤": "<=", "·": "-"}
 
 
 class Terminated(KeyboardInterrupt):
@@ -208,35 +185,21 @@ def _usage_error(error: Any) -> Exception:
 
 
 def refuse_dicom(arguments: Sequence[str]) -> None:
-    """Raise InputError if one of the arguments of a command is a DICOM file, or a folder of them; it names the commands to run."""
+    """Raise InputError if an input of a command is a DICOM file, or a folder of them; it names the commands to run."""
     if not arguments or arguments[0] not in ("infer", "train-crf", "evaluate", "tune", "info"):
         return
     from crfrefine.io.paths import is_dicom
 
-    command, *values = (value for text in arguments for value in (text.split("=", 1) if text.startswith("--") else [text]))
-    outputs = {value for option, value in pairwise(values) if option in ("-o", "--output")}
-    dicom = [value for value in values if not value.startswith("-") and value not in outputs and is_dicom(Path(value))]
-    if not dicom:
-        return
-    names = {value: re.sub(r"(\.dcm|\.dicom|\.ima)?/*$", ".nii.gz", value, count=1, flags=re.IGNORECASE) for value in dicom}
-    series = next((value for value in dicom if Path(value).is_dir()), "SERIES")
-    lines = [["convert", value, name] + ([] if Path(value).is_dir() else ["--like", series]) for value, name in names.items()]
-    lines.append([command, *(names.get(value, value) for value in values)])
-    if command == "infer":
-        lines.append(["convert", "REFINED.nii.gz", "REFINED.dcm", "--like", series])
-    shown = "\n".join(f"  {shlex.join(['crfrefine', *line])}" for line in lines)
-    raise InputError(f"{dicom[0]}: is DICOM; only `convert` reads and writes DICOM. Run\n{shown}")
-
-
-def with_interpolation(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments of a call with a value after each bare --resample, since Typer's options always take one."""
-    options = list[str]()
-    for text in arguments:
-        if options[-1:] == ["--resample"]:
-            options[-1:] = ["--resample", text] if text in INTERPOLATIONS else [f"--resample={LINEAR}", text]
-        else:
-            options.append(text)
-    return [*options[:-1], f"--resample={LINEAR}"] if options[-1:] == ["--resample"] else options
+    for option, text in pairwise(arguments):
+        value = text.partition("=")[2] if text.startswith("--") else text
+        if option not in ("-o", "--output") and not value.startswith("-") and is_dicom(Path(value)):
+            name = re.sub(r"(\.dcm|\.dicom|\.ima)?/*$", ".nii.gz", value, count=1, flags=re.IGNORECASE)
+            like = [] if Path(value).is_dir() else ["--like", "SERIES"]
+            command = shlex.join(["crfrefine", "convert", value, name, *like])
+            raise InputError(
+                f"{value}: is DICOM; only `convert` reads and writes DICOM. Run\n  {command}\n"
+                "  and name its output here. `crfrefine convert REFINED.nii.gz REFINED.dcm --like SERIES` makes DICOM of a result."
+            )
 
 
 class Group(TyperGroup):
@@ -244,7 +207,15 @@ class Group(TyperGroup):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self.commands: Any = Commands()
+        self.commands: Any = COMMANDS  # for the names
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Build a command; None for an unknown name."""
+        if cmd_name not in COMMANDS:
+            return None
+        single, function = typer.Typer(**TYPER_SETTINGS), cmd_name.replace("-", "_")
+        single.command(cmd_name, cls=Command, **COMMANDS[cmd_name])(getattr(import_module(f"crfrefine.cli.{function}"), function))
+        return typer.main.get_command(single)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the options before the name of a command; a shell that one for completion names goes into the context."""
@@ -253,8 +224,9 @@ class Group(TyperGroup):
                 if args[1] not in ("bash", "zsh", "fish"):
                     raise typer.BadParameter(f"{shorten(args[1])}: expected one of bash, zsh, fish", ctx=ctx, param_hint=args[0])
                 ctx.meta[_SHELL] = args.pop()
-            if "--resample" in args and args[0] != "evaluate":  # That command has a switch of this name.
-                args = with_interpolation(args)
+            if "--resample" in args and args[0] != "evaluate":  # That command has a switch of this name; Typer's options take a value.
+                is_bare = [text == "--resample" and value not in INTERPOLATIONS for text, value in pairwise([*args, ""])]
+                args = [f"--resample={LINEAR}" if bare else text for text, bare in zip(args, is_bare, strict=True)]
             return super().parse_args(ctx, args)
         except _UsageError as error:
             raise _usage_error(error) from error
@@ -331,13 +303,12 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _raise_terminated)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # `nohup` ignores it.
         signal.signal(signal.SIGHUP, _raise_terminated)
-    codecs.register_error("crfrefine.spelled", _spell)
     for name in ("stdout", "stderr"):
         # A closed stream (`>&-`, a service without a terminal) has no reader; that is not a reason to fail.
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
         if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
-            stream.reconfigure(errors="crfrefine.spelled")  # Neither a file name nor a sign may cause a traceback.
+            stream.reconfigure(errors="backslashreplace")  # Neither a file name nor a sign may cause a traceback.
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     if sys.argv[1:2] != ["convert"]:
         # nibabel would import it for an extension of NIfTI headers that no command reads, and take 0.2 s.
@@ -367,12 +338,3 @@ def _show_warning(message: Warning | str, *_: object) -> None:
 
 def _raise_terminated(signum: int, frame: FrameType | None) -> None:
     raise Terminated(signum)
-
-
-def _spell(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Replace a sign by its spelling; escape everything else, such as parts of file names that are no text."""
-    if isinstance(error, UnicodeEncodeError):
-        error.end = error.start + 1  # Letters one by one: a sign may follow another letter.
-        if error.object[error.start] in _SPELLED:
-            return _SPELLED[error.object[error.start]], error.end
-    return codecs.backslashreplace_errors(error)

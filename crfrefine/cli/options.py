@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 AUTO = "auto"  # the name after `infer -c` that means: choose the parameters for these cases
 NNUNET_HAS_PROBABILITIES = "--nnunet reads probabilities; for label maps, leave it out and name their folder with --logits"
 
-# Name of a command or option that is gone, such as "describe" or "--workers", to the sentence that
-# its user gets.
+# Name of a command or option that is gone, to the sentence that its user gets.
 GONE = {
     "--allow-mismatched-dicom": "`--allow-mismatched-dicom` is gone: `crfrefine convert` reads DICOM, and no other command does",
     "describe": "`describe` is gone: `crfrefine COMMAND --help` lists the options of a command",
@@ -44,10 +43,7 @@ Command = Callable[..., None]
 
 
 def usage_checked(parse: Callable[[str], Any], choices: tuple[str, ...] = ()) -> Callable[[Any], Any]:
-    """Return a parser whose InputError is an error of usage; a default is a value already.
-
-    With `choices`, other texts are errors of usage, too.
-    """
+    """Return a parser whose InputError, and texts other than `choices`, are errors of usage; a default is a value already."""
 
     def parsed(text: Any) -> Any:
         if choices and text not in choices:
@@ -64,10 +60,7 @@ usage_path = usage_checked(parse_path)
 
 
 def with_options(kind: type, command: Command, names: str = "") -> Command:
-    """Return a command with the options of a dataclass, those of `names` or all.
-
-    They are in its parameter `options`, a dict by field; those of several dataclasses come together.
-    """
+    """Return a command whose parameter `options`, a dict by field, has the options of a dataclass, those of `names` or all."""
     own = inspect.signature(command, eval_str=True).parameters
     module = {**vars(sys.modules[kind.__module__]), "Annotated": Annotated}
     parameters, lists = [], []
@@ -76,7 +69,7 @@ def with_options(kind: type, command: Command, names: str = "") -> Command:
         if text.startswith("Annotated[") and field.name not in own and field.name in (names.split() or (field.name,)):
             value_type = text.removeprefix("Annotated[").partition(", Option(")[0]
             lists += [field.name] if value_type.startswith("tuple[") else []
-            parameters.append(_parameter(field.name, value_type, get_args(eval(text, module))[1], field.default))
+            parameters.append(_parameter(field, value_type, get_args(eval(text, module))[1]))
     fields = [parameter.name for parameter in parameters]
 
     def run(options: Mapping[str, Any] | None = None, **values: Any) -> None:
@@ -91,17 +84,13 @@ def with_options(kind: type, command: Command, names: str = "") -> Command:
     return run
 
 
-def _parameter(name: str, value_type: str, option: Option, default: Any) -> inspect.Parameter:
+def _parameter(field: dataclasses.Field[Any], value_type: str, option: Option) -> inspect.Parameter:
     """Return the parameter of a command for an option."""
-    is_list, choices, (minimum, maximum) = value_type.startswith("tuple["), option.choices, option.limits
+    is_list, choices, default = value_type.startswith("tuple["), option.choices, field.default
     plain = value_type.removeprefix("tuple[").removesuffix(", ...]").removesuffix(" | None")
-
     parse = str if choices else parse_path if plain == "Path" and option.parse is None else option.parse
-    settings: dict[str, Any] = {
-        "metavar": "|".join(choices) or option.metavar,
-        "help": option.help,
-        "parser": parse and usage_checked(parse, choices),
-    }
+    settings: dict[str, Any] = {"metavar": "|".join(choices) or option.metavar, "help": option.help}
+    settings["parser"] = None if parse is None else usage_checked(parse, choices)
     if choices:
         settings["autocompletion"] = lambda incomplete: [choice for choice in choices if choice.startswith(incomplete)]
     annotation: Any = _PLAIN.get(plain, str) if parse is None else str
@@ -109,9 +98,10 @@ def _parameter(name: str, value_type: str, option: Option, default: Any) -> insp
         annotation = (list[annotation] if is_list else annotation) | None
     info = typer.Argument(show_default=False, **settings)
     if option.names:
+        minimum, maximum = option.limits
         info = typer.Option(*option.names.split(), min=minimum, max=maximum, show_default=option.show_default, **settings)
     empty = None if is_list else inspect.Parameter.empty if default is dataclasses.MISSING else default
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=empty, annotation=Annotated[annotation, info])
+    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=empty, annotation=Annotated[annotation, info])
 
 
 def complete_config(incomplete: str) -> list[tuple[str, str]]:
@@ -131,28 +121,15 @@ path_option: Any = partial(option, parser=usage_path)
 config_option: Any = partial(
     typer.Option, "-c", "--config", metavar="NAME|FILE", parser=usage_checked(path_text), autocompletion=complete_config
 )
-
 VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="More: filters, times of each stage.")]
-
 ConfigOption = Annotated[str, config_option(help="A preset's name, or a TOML file.")]
-OverridesOption = Annotated[
-    list[str] | None, option("--set", metavar="KEY=VALUE", help="Override one entry: --set bilateral.theta_alpha=6; repeatable.")
-]
+OverridesOption = Annotated[list[str] | None, option("--set", metavar="KEY=VALUE", help="Override an entry; repeatable.")]
 RegionsOption = Annotated[
     list[str] | None,
-    option(
-        "--regions",
-        metavar="NAME=1+2+3",
-        help="A region; if the network has a sigmoid channel for each, in their order. Repeatable. Default: as in dataset.json.",
-    ),
+    option("--regions", metavar="NAME=1+2", help="A region, in the order of sigmoid channels; repeatable. Default: as in dataset.json."),
 ]
 ClassOrderOption = Annotated[
-    str | None,
-    option(
-        "--regions-class-order",
-        metavar="1,2,3",
-        help="The label that each of --regions writes; later ones overwrite earlier ones. Default: the one that no later region has.",
-    ),
+    str | None, option("--regions-class-order", metavar="1,2,3", help="The label that each of --regions writes, over those before it.")
 ]
 
 

@@ -39,19 +39,16 @@ class RunReporter(AbstractContextManager[Any]):
     _ended: int = 0
     _known: set[str] = field(default_factory=set)  # Messages about one case that probably apply to all.
     _causes: Causes | None = None  # of the failures so far, if there are any
+    _rest: str = ""  # after an interrupt: how much is done, and how to do the rest
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stop()
-        if isinstance(error, KeyboardInterrupt) and (left := self._describe_rest()):
-            error.add_note(left)
+        if isinstance(error, KeyboardInterrupt) and self._rest:
+            error.add_note(self._rest)
 
     def note(self, text: str, *, case_id: str = "") -> None:
         """Print an assumption, or a note on ignored files."""
         self._say(f"note: {text}")
-
-    def _describe_rest(self) -> str:
-        """Return how much is done after an interrupt, and how to do the rest; empty if there is nothing to say."""
-        return ""
 
     def _start(self, total: float, *, counts: bool, detail: str = "") -> None:
         """Show the bar, on a terminal and unless QUIET; it counts things up to a total, or shows percentages of it."""
@@ -114,12 +111,6 @@ class Reporter(RunReporter, Observer[RunSummary, CaseRecord]):
     summary: RunSummary | None = None  # of the run that is shown
     _case_started = _told = 0.0
 
-    def _describe_rest(self) -> str:
-        if self.summary is None:
-            return ""
-        done = self.summary.count("done") + self.summary.count("skipped")
-        return f"{done} of {self.summary.num_cases} cases are written; run again with --continue for the rest"
-
     def run_started(self, summary: RunSummary) -> None:
         """Print the amount of work, and the device."""
         self.summary = summary
@@ -139,18 +130,14 @@ class Reporter(RunReporter, Observer[RunSummary, CaseRecord]):
         self._update(text=case_id, detail="")
 
     def stage_changed(self, case_id: str, stage: str, step: int = 0, num_steps: int = 0) -> None:
-        """Show the stage, and count the steps of a case as parts of it, so that even the first case has a remaining time.
-
-        Without a bar, a large case says now and then how far it is.
-        """
+        """Show the stage; steps are parts of a case, so that even the first one has a remaining time. Without a bar, print them seldom."""
         detail = f"{stage} {step}/{num_steps}" if num_steps > 1 else stage
-        self._update(text=case_id or None, detail=detail)
+        completed = self._ended + 0.9 * step / num_steps if num_steps > 1 else None
+        self._update(completed=completed, text=case_id or None, detail=detail)
         now = time.monotonic()
         if case_id and self._bar is None and now - max(self._told, self._case_started) >= SILENT_SECONDS:
             self._say(f"{case_id}: {detail}, {now - self._case_started:.0f} s so far")
             self._told = now
-        if num_steps > 1:
-            self._update(completed=self._ended + 0.9 * step / num_steps)
 
     def note(self, text: str, *, case_id: str = "") -> None:
         """Print an assumption; an assumption about many cases is printed for the first one, or for each if verbose."""
@@ -174,7 +161,9 @@ class Reporter(RunReporter, Observer[RunSummary, CaseRecord]):
         elif record.status == "skipped":
             self._say(f"{head}: exists, skipped")
         elif self._bar is None or self.verbosity >= VERBOSE:
-            self._say(f"{head}: {describe_change(record)}, {record.seconds:.2f} s -> {record.output}")
+            steps = counted(record.num_iterations or 0, "step") + (" (converged)" if record.converged else "")
+            changed = f"{record.voxels_changed or 0:,} voxel{'' if record.voxels_changed == 1 else 's'} changed"
+            self._say(f"{head}: {steps}, {changed}, {record.seconds:.2f} s -> {record.output}")
         if record.status == "done":
             for line in (*record.filters, ", ".join(f"{stage} {seconds:.3f} s" for stage, seconds in record.times.items())):
                 self._say(f"    {line}", at_least=VERBOSE)
@@ -183,9 +172,12 @@ class Reporter(RunReporter, Observer[RunSummary, CaseRecord]):
     def run_ended(self, summary: RunSummary) -> None:
         """Remove the bar and list all failures of a long run again."""
         self._stop()
-        counts = [f"{summary.count(status)} {status}" for status in ("done", "skipped", "failed") if summary.count(status)]
-        if not summary.interrupted:
+        if summary.interrupted:
+            done = summary.count("done") + summary.count("skipped")
+            self._rest = f"{done} of {summary.num_cases} cases are written; run again with --continue for the rest"
+        else:
             left = summary.num_cases - len(summary.cases)
+            counts = [f"{summary.count(status)} {status}" for status in ("done", "skipped", "failed") if summary.count(status)]
             counts += [f"{left} not started"] if left else []
             self._say(f"{', '.join(counts) or 'no case in this part'} in {summary.seconds:.1f} s")
         vanished = [record.case_id for record in summary.cases if record.vanished_labels]
@@ -228,10 +220,3 @@ def print_table(names: tuple[str, ...], rows: Sequence[tuple[str, ...]], numbers
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     Console(highlight=False).print(table)
-
-
-def describe_change(record: CaseRecord) -> str:
-    """Return how many steps were taken, whether that was enough, and how many voxels changed their label."""
-    count = record.voxels_changed or 0
-    steps = counted(record.num_iterations or 0, "step") + (" (converged)" if record.converged else "")
-    return f"{steps}, {count:,} voxel{'' if count == 1 else 's'} changed"

@@ -81,15 +81,15 @@ def read_structures(path: Path, numbers: Mapping[str, int], warnings: list[str],
     headers = [io.placed_on(header, grid or headers[0]) for header in headers]
     for header in headers:
         require_scalar(header, "a binary file of one structure")
-    labels, overlap = merge_structures(headers, numbers)
-    if overlap.lost:
-        warnings.append(f"{overlap.lost}; to measure a union of others, leave its file out and give its parts with --regions")
-    return Volume(labels.T, *headers[0].geometry(), headers[0].path, headers[0])
+    merged = merge_structures(headers, numbers)
+    if merged.lost:
+        warnings.append(f"{merged.lost}; to measure a union of others, leave its file out and give its parts with --regions")
+    return Volume(merged.labels.T, *headers[0].geometry(), headers[0].path, headers[0])
 
 
 def names_of(path: Path) -> dict[str, int]:
     """Return the number of each label of a label map by its name, background aside; raise InputError if no `dataset.json` has any."""
-    description = read_dataset_description(path if path.is_dir() else path.parent) or DatasetDescription(path)
+    description = read_dataset_description(path) or DatasetDescription(path)
     names = {name: numbers[0] for name, numbers in description.labels.items() if len(numbers) == 1 and numbers != (0,)}
     if not names:
         expected = 'a dataset.json with {"labels": {"background": 0, "liver": 1}} beside it, as `crfrefine infer` writes it'

@@ -24,7 +24,7 @@ from crfrefine.engines import get_backend
 from crfrefine.engines.base import RunContext
 from crfrefine.io import read_pieces, write_label_map, write_pieces
 from crfrefine.io.atomic import check_replaceable, write_small_file
-from crfrefine.io.paths import files_written, stem_of
+from crfrefine.io.paths import files_written
 from crfrefine.io.reading import LogitsHeader
 from crfrefine.io.volume import Segment, named_segments
 from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
@@ -45,8 +45,8 @@ from crfrefine.runs.outputs import OutputFiles, is_complete
 from crfrefine.runs.records import VANISHED, CaseRecord, RunSummary, time_of_change, times_of_strokes
 
 MAX_VANISHED = 50  # most labels that a note names; the record has all of them
+# Fields of a record that are copied from the result and from its changes.
 _OF_RESULT = ("device", "num_padding_voxels", "voxels_removed", "voxels_filled")
-# Fields of a record that are copied from the result, from its report, and from its changes.
 _OF_CHANGES = ("voxels_changed", "voxels_before", "voxels_after")
 
 
@@ -192,11 +192,8 @@ def read_strokes(options: InferenceOptions, case: Case, declared: DeclaredLabels
     if isinstance(case.network, LabelMap):  # The network may never have predicted the label.
         fixed = options.parameters.num_labels or (None if declared is None else declared.num_labels)
         num_labels = fixed or MAX_LABELS
-    background, ignore = options.strokes_background, options.strokes_ignore
-    drawn = [
-        Strokes.of_array(values, values.shape, num_labels, background=background, ignore=ignore, name=str(path))
-        for path, values in case.strokes
-    ]
+    of_array = partial(Strokes.of_array, background=options.strokes_background, ignore=options.strokes_ignore)
+    drawn = [of_array(values, values.shape, num_labels, name=str(path)) for path, values in case.strokes]
     return combine([strokes for strokes in drawn if strokes is not None], [str(path) for path, _ in case.strokes])
 
 
@@ -218,16 +215,16 @@ def _write(settings: CaseSettings, work: CaseInWork, result: RefinementResult, n
             write_pieces(path, like, *_channels(result, kind), kind=kind, threads=threads)
     if outputs.preview is not None and picture is not None:
         write_small_file(outputs.preview, picture)
-    written = {path: settings.reading.structures[stem_of(path)] for path in outputs.structures}
-    if outputs.labels is not None:
-        written = {path: segment.label for path, segment in outputs.labels.of(labels, segments).items()}
+    written = dict(outputs.structures)
+    if outputs.folder is not None:
+        written = {path: segment.label for path, segment in outputs.files_of_labels(labels, segments).items()}
     run_all([partial(write_structure, path, number) for path, number in written.items()], threads)
     write_label_map(outputs.label_map, labels, like, segments=segments or named_segments(names.labels))
     record.times["write"] = time.perf_counter() - started
     record.output, record.preview = outputs.label_map, outputs.preview
     record.probabilities, record.logits = outputs.probabilities, outputs.logits
     record.written = time_of_change(outputs.label_map)
-    record.structures = outputs.labels.folder if outputs.labels is not None else next((path.parent for path in outputs.structures), None)
+    record.structures = outputs.folder or next((path.parent for path in outputs.structures), None)
     record.status = "done"
 
 

@@ -7,13 +7,10 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from crfrefine.base.array_types import Labels
 from crfrefine.base.inputs import check_no_input
 from crfrefine.base.text import shorten
 from crfrefine.errors import InputError
@@ -30,29 +27,7 @@ from crfrefine.runs.records import RECORD_FOLDER
 NAMES_FILE = "dataset.json"
 _MAX_OF_A_STEM = 100
 
-# The first and the last bytes of every PNG.
-_PNG_ENDS = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
-
-
-@dataclass(frozen=True)
-class LabelFiles:
-    """The binary files of the labels of a case, for `--save-structures` of other inputs than structures; the label map decides which."""
-
-    folder: Path  # holds nothing else
-    suffix: str
-    names: Mapping[int, str] = field(default_factory=dict)  # of labels that no segment describes
-
-    def of(self, labels: NDArray[np.integer[Any]], segments: Sequence[Segment]) -> dict[Path, Segment]:
-        """Return the segment of each file: of all labels that occur, and of all that have a name."""
-        named = {label: name for label, name in self.names.items() if name not in RESERVED_NAMES}
-        found: dict[str, tuple[Path, Segment]] = {}
-        for segment in segments_of(labels, segments or named_segments(named)):
-            # Such as `Niere__linke` for `Niere, linke`.
-            stem = re.sub(r"[^\w+-]", "_", segment.name)[:_MAX_OF_A_STEM] or f"Label_{segment.label}"
-            while stem.casefold() in found:
-                stem = f"{stem}_{segment.label}"
-            found[stem.casefold()] = self.folder / f"{stem}{self.suffix}", segment
-        return dict(found.values())
+_PNG_ENDS = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"  # the first and the last bytes
 
 
 @dataclass(frozen=True)
@@ -63,56 +38,74 @@ class OutputFiles:
     probabilities: Path | None = None
     logits: Path | None = None
     preview: Path | None = None
-    structures: tuple[Path, ...] = ()  # a file for each that the input has
-    labels: LabelFiles | None = None  # if the input has no files of structures
+    structures: Mapping[Path, int] = field(default_factory=dict)  # the number of each structure of the input, by its file
+    folder: Path | None = None  # of one binary file per label, where the input has no structures; it holds nothing else
+    label_names: Mapping[int, str] = field(default_factory=dict)  # of labels that no segment describes
 
     def all(self) -> tuple[Path, ...]:
-        """Return the requested paths, the label map last."""
+        """Return the requested paths that are known from the beginning, the label map last."""
         return tuple(path for path in (self.probabilities, self.logits, self.preview, *self.structures, self.label_map) if path is not None)
+
+    def files_of_labels(self, labels: Labels, segments: Sequence[Segment]) -> dict[Path, Segment]:
+        """Return the segment of each file in the folder: of all labels that occur, and of all that have a name."""
+        assert self.folder is not None
+        named = {label: name for label, name in self.label_names.items() if name not in RESERVED_NAMES}
+        found: dict[str, tuple[Path, Segment]] = {}
+        for segment in segments_of(labels, segments or named_segments(named)):
+            # Such as `Niere__linke` for `Niere, linke`.
+            stem = re.sub(r"[^\w+-]", "_", segment.name)[:_MAX_OF_A_STEM] or f"Label_{segment.label}"
+            while stem.casefold() in found:
+                stem = f"{stem}_{segment.label}"
+            found[stem.casefold()] = self.folder / f"{stem}{suffix_of(self.label_map)}", segment
+        return dict(found.values())
 
 
 def plan_outputs(cases: Sequence[CaseFiles], options: InferenceOptions, label_names: Mapping[int, str]) -> list[OutputFiles]:
     """Choose the output files of each case; `label_names` are of labels whose input does not name them."""
-    # Raise InputError if the output names a file though there may be several cases, if its format
-    # holds no label maps, if two cases have one output, or if an output would replace an input.
     output, output_format, writes_file = options.output, options.output_format, options.writes_file
+    is_folder_run = options.nnunet is not None or options.manifest is not None or options.images[0].is_dir()
     suffix, expected = suffix_of(output), f"one of {', '.join(WRITTEN_SUFFIXES)}"
     if output_format is not None and output_format not in WRITTEN_SUFFIXES:
         raise InputError(f"--output-format {shorten(output_format)}: expected {expected}")
     if output_format is not None and writes_file:
         raise InputError(f"{output}: names a file, whose suffix is its format; leave --output-format out, or give a folder")
-    if writes_file and options.is_folder_run:
+    if writes_file and is_folder_run:
         raise InputError(f"{output}: the images are a folder, so the output must be a folder too, not a file name")
-    if not suffix and output.suffix and not output.is_dir() and not options.is_folder_run:
-        raise InputError(f"{output}: unknown suffix; end the output file's name with {expected}, or give a folder")
-    if writes_file and suffix not in WRITTEN_SUFFIXES:
-        raise InputError(f"{output}: a label map cannot be written as {suffix}; expected {expected}")
-    plans = []
+    names_file = bool(output.suffix) and not output.is_dir() and not is_folder_run
+    if (writes_file or names_file) and suffix not in WRITTEN_SUFFIXES:
+        raise InputError(f"{output}: a label map cannot be written as {suffix or output.suffix}; expected {expected}, or a folder")
+    plans, numbers = [], {name: number for number, name in label_names.items()}
     for files in cases:
         ending = output_format or (suffix_to_write(files.images[0]) if files.images else "")
         label_map = output if writes_file else output / (files.output or f"{files.case_id}{ending}")
         own = label_map.with_name(stem_of(label_map))
-        has_files = options.save_structures and files.are_structures
-        plans.append(
-            OutputFiles(
-                label_map,
-                own.with_name(f"{own.name}_probabilities.nii.gz") if options.save_probabilities else None,
-                own.with_name(f"{own.name}_logits.nii.gz") if options.save_logits else None,
-                own.with_name(f"{own.name}_preview.png") if options.preview else None,
-                tuple(own / f"{stem_of(path)}{suffix_to_write(path)}" for path in files.logits) if has_files else (),
-                LabelFiles(own, suffix_of(label_map), label_names) if options.save_structures and not has_files else None,
-            )
+        outputs = OutputFiles(
+            label_map,
+            own.with_name(f"{own.name}_probabilities.nii.gz") if options.save_probabilities else None,
+            own.with_name(f"{own.name}_logits.nii.gz") if options.save_logits else None,
+            own.with_name(f"{own.name}_preview.png") if options.preview else None,
         )
-    _check_paths(cases, plans, options)
+        if options.save_structures and files.are_structures:
+            structures = {own / f"{stem_of(path)}{suffix_to_write(path)}": numbers[stem_of(path)] for path in files.logits}
+            outputs = replace(outputs, structures=structures)
+        elif options.save_structures:
+            outputs = replace(outputs, folder=own, label_names=label_names)
+        plans.append(outputs)
+    _check_paths(cases, plans, save_structures=options.save_structures)
+    places = {path.parent.resolve() for files in cases for path in (*files.images, *files.logits)}
+    # Structures are in a folder per case.
+    of_structures = {(files.case_id, path.parent) for files in cases if files.are_structures for path in files.logits}
+    places |= {folder.parent.resolve() for case_id, folder in of_structures if folder.name == case_id}
+    if is_folder_run and output.resolve() in places:  # The next run would take results there as images or logits.
+        raise InputError(f"{output}: holds the images or logits of this run; choose another folder for the results")
     return plans
 
 
-def _check_paths(cases: Sequence[CaseFiles], plans: Sequence[OutputFiles], options: InferenceOptions) -> None:
+def _check_paths(cases: Sequence[CaseFiles], plans: Sequence[OutputFiles], *, save_structures: bool) -> None:
     """Raise InputError if two cases have one output, or if an output would replace an input."""
-    # An output beside inputs is refused too, where the next run would take it as image or logits.
     written_by: dict[str, str] = {}
     used: set[Path] = set()
-    if options.save_structures:
+    if save_structures:
         inputs = [path for files in cases for path in (*files.images, *files.logits, files.mask) if path is not None]
         used = {path.resolve().parent for name in inputs for path in files_read(name)}
         used |= {outputs.label_map.parent.resolve() for outputs in plans}
@@ -120,33 +113,21 @@ def _check_paths(cases: Sequence[CaseFiles], plans: Sequence[OutputFiles], optio
         if files.problem:
             continue
         written = [path for name in outputs.all() for path in files_written(name)]
-        folders = [] if outputs.labels is None else [outputs.labels.folder]
-        for path in (*written, *folders):
-            other = written_by.setdefault(os.path.realpath(path), files.case_id)
+        for path in (*written, outputs.folder):
+            other = files.case_id if path is None else written_by.setdefault(os.path.realpath(path), files.case_id)
             if other != files.case_id:
                 raise InputError(f"{path}: an output of the case {other!r} and of {files.case_id!r}; choose another output for one of them")
-        for folder in folders:
-            if folder.resolve() in used:
-                raise InputError(
-                    f"case {files.case_id!r}: --save-structures writes into {folder}, which holds other files; choose another output"
-                )
-            written += folder.glob("*")  # The names of the labels that a case has are not known yet.
+        if outputs.folder is not None:
+            if outputs.folder.resolve() in used:
+                where = f"{outputs.folder}, which holds other files; choose another output"
+                raise InputError(f"case {files.case_id!r}: --save-structures writes into {where}")
+            written += outputs.folder.glob("*")  # The names of the labels that a case has are not known yet.
         for path in written:
             check_no_input(path)
-    if not options.is_folder_run:
-        return
-    places = {path.parent.resolve() for files in cases for path in (*files.images, *files.logits)}
-    # Structures are in a folder per case.
-    of_structures = {(files.case_id, path.parent) for files in cases if files.are_structures for path in files.logits}
-    places |= {folder.parent.resolve() for case_id, folder in of_structures if folder.name == case_id}
-    if options.output.resolve() in places:
-        raise InputError(f"{options.output}: holds the images or logits of this run; choose another folder for the results")
 
 
 def check_summary_path(path: Path, plans: Sequence[OutputFiles]) -> None:
-    """Raise InputError if the summary is a folder, would replace an output, or has the suffix of a volume."""
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder; name a file for the summary")
+    """Raise InputError if the summary would be among the records of runs, would replace an output, or has the suffix of a volume."""
     if path.parent.name == RECORD_FOLDER:
         raise InputError(f"{path}: the folder {RECORD_FOLDER} is for the records that runs keep themselves; choose another folder")
     check_replaceable(path)
@@ -164,10 +145,9 @@ def is_complete(outputs: OutputFiles, files: CaseFiles) -> bool:
         content, (start, end) = outputs.preview.read_bytes(), _PNG_ENDS
         if not (content.startswith(start) and content.endswith(end)):
             return False
-    if outputs.labels is not None:
-        # Of networks' outputs only a label map has segments.
-        segments = read_header(files.logits[0]).segments if len(files.logits) == 1 else ()
-        label_files = outputs.labels.of(read_labels(outputs.label_map).data, segments)
+    if outputs.folder is not None:
+        segments = read_header(files.logits[0]).segments if len(files.logits) == 1 else ()  # Only a label map has any.
+        label_files = outputs.files_of_labels(read_labels(outputs.label_map).data, segments)
         if not all(map(is_whole, label_files)):
             return False
         volumes += label_files

@@ -16,24 +16,13 @@ from crfrefine.io.paths import LOGITS_SUFFIXES, SCORES_SUFFIXES, add_volumes, de
 from crfrefine.runs.case_work import CaseSettings, Task
 from crfrefine.runs.cases.case_files import CaseFiles, CaseList
 from crfrefine.runs.cases.dataset_description import Names, read_descriptions
-from crfrefine.runs.cases.discovery import discover_cases, list_files, logits_named, with_strokes
+from crfrefine.runs.cases.discovery import discover_cases, list_files, with_strokes
 from crfrefine.runs.cases.label_input import EXCHANGED
 from crfrefine.runs.cases.manifest import read_manifest
 from crfrefine.runs.cases.reading_options import ReadingOptions, declared_labels, find_regions
 from crfrefine.runs.options import InferenceOptions
-from crfrefine.runs.outputs import OutputFiles, check_summary_path, plan_names_file, plan_outputs
-from crfrefine.runs.records import (
-    ADVICE,
-    OTHER_STROKES,
-    OTHER_VALUES,
-    CaseRecord,
-    RecordedRuns,
-    RunSummary,
-    read_records,
-    record_path,
-    settings_of,
-    times_of_strokes,
-)
+from crfrefine.runs.outputs import check_summary_path, plan_names_file, plan_outputs
+from crfrefine.runs.records import READING, CaseRecord, RunSummary, record_path, take_up
 
 
 @dataclass(frozen=True)
@@ -44,6 +33,7 @@ class RunInputs:
     reading: ReadingOptions
     names: Names  # of labels whose input does not name them
     notes: tuple[str, ...]  # notes on ignored files
+    sources: tuple[Path, ...]  # the folders and files in which the cases are found
 
 
 @dataclass(frozen=True)
@@ -62,7 +52,8 @@ class RunPlan:
 def find_inputs(options: InferenceOptions) -> RunInputs:
     """Find the cases of a run and what describes them. No voxels are read."""
     masks = options.masks if isinstance(options.masks, Path) else None
-    add_volumes(*options.inputs, masks, *options.strokes)
+    sources = (*(path for path in (options.nnunet, options.manifest) if path is not None), *options.images, *options.logits)
+    add_volumes(*sources, masks, *options.strokes)
     # A `dataset.json` describes the labels beside the manifest, or beside the network's output and beside the images.
     places = [options.manifest or options.nnunet or options.logits[0]]
     if options.manifest is not None:
@@ -77,7 +68,7 @@ def find_inputs(options: InferenceOptions) -> RunInputs:
             if all(files.missing for files in cases):
                 _require_any_output(cases, options.logits[0])
         except CrfRefineError as error:
-            if _seem_exchanged(options.images, options.logits):
+            if options.images and options.logits and _seem_exchanged(options.images, options.logits):
                 raise InputError(f"{error}\n  {EXCHANGED}") from None
             raise
     if options.strokes:
@@ -89,7 +80,7 @@ def find_inputs(options: InferenceOptions) -> RunInputs:
     if options.manifest is None:
         places += (options.images or next((files.images for files in cases if files.images), ()))[:1]
     problems: list[str] = []
-    descriptions = list(read_descriptions([place if place.is_dir() else place.parent for place in places], problems))
+    descriptions = list(read_descriptions(places, problems))
     notes += [note for note in problems if note not in notes]
     # Label maps are compared with the declared labels; channels of logits, with the regions.
     may_be_labels = options.input_type in ("auto", "labels")
@@ -101,30 +92,24 @@ def find_inputs(options: InferenceOptions) -> RunInputs:
     mask_mode = options.parameters.intensity.mask if options.masks is None else "nonzero" if masks is None else "none"
     regions = find_regions(options.regions, descriptions)
     reading = ReadingOptions(options.input_type, mask_mode, options.resample, regions, declared, max_memory=options.max_memory)
-    if reading.structures:
-        names = replace(names, labels={number: name for name, number in reading.structures.items()})
-    return RunInputs(tuple(sorted(cases, key=lambda files: files.case_id)), reading, names, tuple(notes))
+    if declared is not None and declared.structures:
+        names = replace(names, labels={number: name for name, number in declared.structures.items()})
+    return RunInputs(tuple(sorted(cases, key=lambda files: files.case_id)), reading, names, tuple(notes), sources)
 
 
 def _require_any_output(cases: CaseList, folder: Path) -> None:
-    """Raise InputError if no case has a network's output, because the folder holds none."""
-    lacking = [reason for case in cases for reason in case.missing if reason.startswith(("no logits", "no label map"))]
-    if not cases or len(lacking) < len(cases):
+    """Raise InputError if no case has a network's output."""
+    lacking = {f"no logits in {folder}", f"no label map in {folder}"}
+    if not cases or not all(lacking & {*case.missing} for case in cases):
         return
-    names, hint = [case.case_id for case in cases], f"{cases[0].problem}".partition("or the like")[2]
-    message = f"{cases[0].problem}"
-    if len(cases) > 1:
-        what = f"{lacking[0].partition(' in ')[0]} of any of the {len(cases)} cases, {listed(names)}"
-        message = f"{folder}: {what}; expected names such as {logits_named(names[0])}{hint}"
-    there = [path.name for path in list_files(folder, LOGITS_SUFFIXES)]
-    others = f"\n  There are {listed(there)}." if there else describe_others(folder)
-    raise InputError(message + (others if any(folder.iterdir()) else "\n  The folder is empty."))
+    others = [path.name for path in list_files(folder, LOGITS_SUFFIXES)]
+    hint = f"\n  There are {listed(others)}." if others else describe_others(folder)
+    number = f"none of the {len(cases)} cases has its file: " if len(cases) > 1 else ""
+    raise InputError(f"{folder}: {number}{cases[0].problem}{hint}")
 
 
 def _seem_exchanged(images: Sequence[Path], logits: Sequence[Path]) -> bool:
     """Return whether the cases of the two options are complete the other way round."""
-    if not images or not logits:
-        return False
     if not (images[0].is_dir() and logits[0].is_dir()):
         return suffix_of(images[0]) in SCORES_SUFFIXES and suffix_of(logits[0]) not in SCORES_SUFFIXES
     try:
@@ -143,17 +128,20 @@ def plan_run(options: InferenceOptions) -> RunPlan:
     cases, outputs = inputs.cases[part_id::num_parts], all_outputs[part_id::num_parts]
     if options.summary is not None:
         check_summary_path(options.summary, all_outputs)
-    named = tuple(map(os.path.realpath, options.inputs))
+    named = tuple(map(os.path.realpath, inputs.sources))
     can_record = not options.writes_file and any(not files.problem for files in cases)
     record = record_path(options.output, num_parts, part_id) if can_record else None
-    earlier, earlier_notes = _take_up(options, cases, outputs, named) if options.resume else ({}, [])
+    earlier, earlier_notes = dict[str, CaseRecord](), list[str]()
+    if options.resume:
+        settings_now = {**vars(options), "parameters": options.parameters.to_dict()}
+        own = [(files, plan.label_map, plan.all()) for files, plan in zip(cases, outputs, strict=True)]
+        earlier, earlier_notes = take_up(None if options.writes_file else options.output, own, settings_now, named)
     pairs = enumerate(zip(cases, outputs, strict=True), start=1)
     tasks = [Task(number, files, plan, earlier.get(files.case_id)) for number, (files, plan) in pairs]
     begun = [task.outputs for task in tasks if not task.files.problem]  # If no case can be read, no folder is needed.
-    folders = {path.parent for plan in begun for path in plan.all()} | {plan.labels.folder for plan in begun if plan.labels is not None}
-    for folder in folders:
+    for folder in {path.parent for plan in begun for path in plan.all()} | {plan.folder for plan in begun if plan.folder is not None}:
         check_writable(folder)
-    structures = inputs.reading.structures
+    structures = {} if inputs.reading.declared is None else inputs.reading.declared.structures
     names_file = plan_names_file(structures, options.output) if structures and can_record else None
     for path in (options.summary, record):
         if path is not None:
@@ -168,12 +156,7 @@ def plan_run(options: InferenceOptions) -> RunPlan:
         max_memory=limit.bytes,
         max_memory_source=limit.source,
         parameters=options.parameters.to_dict(),
-        network_spacing=options.network_spacing,
-        strokes_background=options.strokes_background,
-        strokes_ignore=options.strokes_ignore,
-        choice=options.choice,
         requested_device=options.device,
-        num_parts=num_parts,
         part_id=part_id,
         label_names={number: name for name, number in structures.items()},
         num_cases=len(cases),
@@ -181,8 +164,8 @@ def plan_run(options: InferenceOptions) -> RunPlan:
         output_folder=os.path.realpath(options.output),
         inputs=named,
         working_folder=working_folder(),
-        command=options.command,
         resumed=options.resume,
+        **{name: getattr(options, name) for name in (*READING, "choice", "num_parts", "command")},
     )
     settings = CaseSettings(options, inputs.reading, inputs.names, device if options.dask else options.device)
     notes = [*inputs.notes, *earlier_notes]
@@ -190,25 +173,3 @@ def plan_run(options: InferenceOptions) -> RunPlan:
         learned = "among those that the parameters were learned on, and so no evidence for new cases"
         notes.append(f"{number} of {counted(len(cases), 'case')} {'is' if number == 1 else 'are'} {learned}")
     return RunPlan(inputs, settings, tasks, summary, tuple(notes), names_file, record)
-
-
-def _take_up(
-    options: InferenceOptions, cases: Sequence[CaseFiles], outputs: Sequence[OutputFiles], inputs: Sequence[str]
-) -> tuple[dict[str, CaseRecord], list[str]]:
-    """Return the records of the cases that earlier runs have done, and notes on them, for --continue."""
-    recorded = RecordedRuns() if options.writes_file else read_records(options.output)
-    settings = settings_of({**vars(options), "parameters": options.parameters.to_dict()})
-    done: dict[str, CaseRecord] = {}
-    by_reason: dict[str, list[str]] = {}
-    for files, plan in zip(cases, outputs, strict=True):
-        case = recorded.state_of(files.case_id, plan.label_map, plan.all(), settings, inputs)
-        if case.state == "done" and case.record is not None and case.record.strokes != times_of_strokes(files):
-            by_reason.setdefault(OTHER_STROKES, []).append(files.case_id)
-        elif case.state == "done":
-            done[files.case_id] = case.record or CaseRecord(files.case_id)
-        if case.reason in ADVICE or case.reason.startswith(OTHER_VALUES):
-            by_reason.setdefault(case.reason, []).append(files.case_id)
-    notes = list(recorded.notes)
-    for reason, names in by_reason.items() if not options.writes_file else ():
-        notes.append(f"{counted(len(names), 'case')} ({listed(names)}): {reason}; {ADVICE.get(reason, 'refined again')}")
-    return done, notes

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -61,10 +61,6 @@ class Record:
         """Seconds spent on the case; its stages may have overlapped with other cases."""
         return sum(seconds for stage, seconds in self.times.items() if "." not in stage) + 0.0
 
-    def failed_by(self, kind: type[Exception]) -> bool:
-        """Return whether an error of this kind failed the case."""
-        return any(failure.kind == kind.__name__ for failure in self.failures)
-
     def fail(self, failure: Failure) -> None:
         """Mark the case as failed."""
         self.status = FAILED
@@ -111,9 +107,9 @@ class CaseRecord(Record):
         """Return the fields of the JSON file."""
         fields = {**vars(self)}
         last = {name: fields.pop(name) for name in ("times", "notes")}
-        failure = vars(next(iter(fields.pop("failures")), Failure("", "")))
-        names = {"error": "message", "error_kind": "kind", "error_traceback": "traceback"}
-        return {**fields, **last, **{name: failure[own] or None for name, own in names.items()}}
+        failure = next(iter(fields.pop("failures")), Failure("", ""))
+        errors = {"error": failure.message or None, "error_kind": failure.kind or None, "error_traceback": failure.traceback}
+        return {**fields, **last, **errors}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -217,21 +213,15 @@ def record_path(output: Path, num_parts: int = 1, part_id: int = 0) -> Path:
     return output / RECORD_FOLDER / (f"record-{part_id}-of-{num_parts}.jsonl" if num_parts > 1 else "record.jsonl")
 
 
-@dataclass(frozen=True)
-class RecordedRun:
+class RecordedRun(NamedTuple):
     """The line of a run."""
 
     head: Mapping[str, Any]  # as `RunSummary.head` returns it
     started: datetime
-
-    @cached_property
-    def settings(self) -> dict[str, Any]:
-        """The settings that the results of its cases depend on."""
-        return settings_of(self.head)
+    settings: Mapping[str, Any]  # that the results of its cases depend on, as `settings_of` returns them
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """The line of a case."""
 
     record: CaseRecord
@@ -274,8 +264,7 @@ class RecordedRuns:
     def state_of(
         self, case_id: str, label_map: Path, others: Sequence[Path], settings: Mapping[str, Any], inputs: Sequence[str] = ()
     ) -> CaseState:
-        """Return whether a case with these outputs, and settings as `settings_of` returns them, is done; no file is opened."""
-        # Without `inputs`, the folders and files that it is refined from do not matter.
+        """Return whether a case with these outputs, settings as of `settings_of`, and inputs, if any are given, is done."""
         entry, written = self.latest.get(case_id), time_of_change(label_map)
         if entry is not None and entry.record.output is not None and entry.record.output.name != label_map.name:
             entry = None  # It describes a label map in another format.
@@ -286,9 +275,10 @@ class RecordedRuns:
         begun = self._begun.get(case_id)
         # Files of an earlier run are not results of the run that is continued.
         is_older = entry is None and written is not None and begun is not None and datetime.fromisoformat(written) < begun
-        if written is None or gone is not None or is_older:
-            is_new = is_older or (entry is None and gone == label_map)
-            return CaseState(case_id, "missing", label_map, NOT_REACHED if is_new else f"{gone} is gone")
+        if is_older or (entry is None and gone == label_map):
+            return CaseState(case_id, "missing", label_map, NOT_REACHED)
+        if written is None or gone is not None:
+            return CaseState(case_id, "missing", label_map, f"{gone} is gone")
         if entry is None or entry.record.written != written:
             return CaseState(case_id, "done", label_map, NO_RECORD if entry is None else CHANGED)
         if keys := _differing(entry.run.settings, settings):
@@ -305,17 +295,16 @@ def read_records(folder: Path) -> RecordedRuns:
         bad: list[str] = []
         try:
             require_file(path)
-            with path.open("rb") as file:
-                for number, line in enumerate(file, start=1):
-                    try:
-                        _read_line(parse_line(line), runs, result.entries)
-                    except (ValueError, TypeError, KeyError) as error:
-                        # A kill leaves a line without its end, which the next run removes.
-                        bad += [f"line {number}: {shorten(error, MAX_OF_A_REASON)}"] if line.endswith(b"\n") else []
-        except OSError as error:
-            bad.append(error.strerror or str(error))
-        except InputError as error:
+            lines = path.read_bytes().splitlines(keepends=True)
+        except (OSError, InputError) as error:
             result.notes.append(str(error))
+            continue
+        for number, line in enumerate(lines, start=1):
+            try:
+                _read_line(parse_line(line), runs, result.entries)
+            except (ValueError, TypeError, KeyError) as error:
+                # A kill leaves a line without its end, which the next run removes.
+                bad += [f"line {number}: {shorten(error, MAX_OF_A_REASON)}"] if line.endswith(b"\n") else []
         if bad:
             result.notes.append(f"{path}: {counted(len(bad), 'line')} of the record cannot be used: {bad[0]}")
     result.runs = sorted(runs.values(), key=lambda run: run.started)
@@ -346,11 +335,11 @@ def _read_line(values: Any, runs: dict[str, RecordedRun], entries: list[Entry]) 
     started = datetime.fromisoformat(values["started"])
     if started.tzinfo is None:
         raise ValueError("started: expected a time zone")
-    runs[values["run"]] = RecordedRun(values, started)
+    runs[values["run"]] = RecordedRun(values, started, settings_of(values))
 
 
 # Options that change results beside the parameters, and their defaults.
-_READING = {"network_spacing": None, "strokes_background": None, "strokes_ignore": 0}
+READING = {"network_spacing": None, "strokes_background": None, "strokes_ignore": 0}
 
 
 def settings_of(run: Mapping[str, Any]) -> dict[str, Any]:
@@ -358,9 +347,8 @@ def settings_of(run: Mapping[str, Any]) -> dict[str, Any]:
     parameters = run["parameters"]
     with suppress(ConfigError):  # A newer version may have more keys.
         parameters = CrfParameters.from_dict(parameters).to_dict()
-    reading = {name: run.get(name, default) for name, default in _READING.items()}
-    settings: dict[str, Any] = json.loads(to_json({**parameters, **reading}))
-    return settings
+    reading = {name: run.get(name, default) for name, default in READING.items()}
+    return dict(json.loads(to_json({**parameters, **reading})))
 
 
 def time_of_change(path: Path) -> str | None:
@@ -398,3 +386,28 @@ def case_states(folder: Path, recorded: RecordedRuns) -> list[CaseState]:
             names = [path.name for path in (record.probabilities, record.logits, record.preview, record.structures) if path is not None]
             states[case_id] = recorded.state_of(case_id, label_map, [label_map.parent / name for name in names], run.settings)
     return list(states.values())
+
+
+def take_up(
+    folder: Path | None, cases: Iterable[tuple[CaseFiles, Path, Sequence[Path]]], run: Mapping[str, Any], inputs: Sequence[str]
+) -> tuple[dict[str, CaseRecord], list[str]]:
+    """Return the records of the cases that earlier runs into a folder have done, and notes on them, for --continue.
+
+    Each case has its label map and all outputs; `run` has the parameters and options of `settings_of`. Without a folder, files count alone.
+    """
+    recorded = RecordedRuns() if folder is None else read_records(folder)
+    settings = settings_of(run)
+    done: dict[str, CaseRecord] = {}
+    by_reason: dict[str, list[str]] = {}
+    for files, label_map, outputs in cases:
+        case = recorded.state_of(files.case_id, label_map, outputs, settings, inputs)
+        if case.state == "done" and case.record is not None and case.record.strokes != times_of_strokes(files):
+            by_reason.setdefault(OTHER_STROKES, []).append(files.case_id)
+        elif case.state == "done":
+            done[files.case_id] = case.record or CaseRecord(files.case_id)
+        if case.reason in ADVICE or case.reason.startswith(OTHER_VALUES):
+            by_reason.setdefault(case.reason, []).append(files.case_id)
+    notes = list(recorded.notes)
+    for reason, names in by_reason.items():
+        notes.append(f"{counted(len(names), 'case')} ({listed(names)}): {reason}; {ADVICE.get(reason, 'refined again')}")
+    return done, [] if folder is None else notes

@@ -24,16 +24,15 @@ from crfrefine.runs.options import InferenceOptions, Observer
 from crfrefine.runs.plan import RunPlan, plan_run
 from crfrefine.runs.records import CaseRecord, RecordFile, RunSummary
 
-# Further attempts for a case whose task raises an error: another worker may have the right version
-# of the package.
-RETRIES = 1
+RETRIES = 1  # of a case whose task raises an error: another worker may have the right version of the package
 
 
 @keeping_inputs()
 def run_inference(options: InferenceOptions, observer: Observer[RunSummary, CaseRecord] | None = None) -> RunSummary:
-    """Refine the cases that the options name; a bad case is recorded and the others continue."""
-    # Raises CrfRefineError if the run is impossible: no case, no device, no place to write.
-    # Interrupts are passed on; a file that was being written is removed.
+    """Refine the cases that the options name; a bad case is recorded and the others continue.
+
+    Raises CrfRefineError if the run is impossible: no case, no device, no place to write. Interrupts are passed on.
+    """
     if options.dask is not None:  # Workers run in other folders.
         paths: dict[str, Any] = {name: value.absolute() for name, value in vars(options).items() if isinstance(value, Path)}
         paths |= {name: tuple(path.absolute() for path in getattr(options, name)) for name in ("images", "logits", "strokes")}
@@ -56,13 +55,13 @@ def run_inference(options: InferenceOptions, observer: Observer[RunSummary, Case
                     with suppress(CrfRefineError):  # The line is written with the next one; `close` reports it.
                         file.append(record.to_dict())
                 observer.case_ended(record)
-                is_full = bool(record.failures) and record.failed_by(StorageError)
+                is_full = StorageError.__name__ in {failure.kind for failure in record.failures}
                 if is_full or (options.fail_fast and record.failures):
                     break
         left = summary.num_cases - len(summary.cases)
         if left and is_full:
             observer.note(f"{counted(left, 'case')} not begun, since nothing more can be written; run again with --continue when it can")
-        if (text := note_on_num_labels(summary.cases)) is not None:
+        if len(summary.cases) > 1 and (text := note_on_num_labels(summary.cases)) is not None:
             observer.note(text)
     except (KeyboardInterrupt, CrfRefineError):
         summary.interrupted = True
@@ -82,16 +81,12 @@ def run_inference(options: InferenceOptions, observer: Observer[RunSummary, Case
 
 def note_on_num_labels(records: Iterable[CaseRecord]) -> str | None:
     """Return a note if the cases of a run have different numbers of labels, else None."""
-    # Label maps do not count: without a declaration, each has as many labels as its largest one
-    # says.
     cases: dict[int, list[str]] = {}
-    for record in records:
+    for record in records:  # Undeclared label maps have as many labels as their largest one says.
         if record.input_type in ("logits", "probabilities") and record.num_labels is not None:
             cases.setdefault(record.num_labels, []).append(record.case_id)
-    if len(cases) < 2:
-        return None
     groups = "; ".join(f"{number} of {listed(case_ids)}" for number, case_ids in sorted(cases.items()))
-    return f"cases have different numbers of labels, as results of different networks have: {groups}"
+    return f"cases have different numbers of labels, as results of different networks have: {groups}" if len(cases) > 1 else None
 
 
 def _refine_here(plan: RunPlan, observer: Observer[RunSummary, CaseRecord]) -> Generator[CaseRecord]:
@@ -106,8 +101,8 @@ def _refine_here(plan: RunPlan, observer: Observer[RunSummary, CaseRecord]) -> G
             reading += [reader.submit(read_case, settings, task) for task in plan.tasks[number : number + 1]]
             record = finish_case(settings, work, observer)
             del work  # Its arrays are freed before the next case is awaited.
-            can_change = settings.options.device == "auto" and settings.device != "cpu"
-            if record.failures and can_change and record.failed_by(DeviceLostError):
+            is_lost = DeviceLostError.__name__ in {failure.kind for failure in record.failures}
+            if is_lost and settings.options.device == "auto" and settings.device != "cpu":
                 settings = replace(settings, device="cpu")
                 observer.note("the GPU stopped working: the other cases are computed on the CPU, as --device auto allows")
             yield record
@@ -116,10 +111,7 @@ def _refine_here(plan: RunPlan, observer: Observer[RunSummary, CaseRecord]) -> G
 
 
 def _refine_on_cluster(plan: RunPlan, address: str, observer: Observer[RunSummary, CaseRecord]) -> Generator[CaseRecord]:
-    """Yield the record of each case; a worker of a running Dask cluster does it from its first file to its last."""
-    # Security, workers, their memory, and how often a lost task is tried again are Dask's own
-    # configuration (docs/guide/clusters.md). Closing the generator cancels the cases that have not
-    # begun.
+    """Yield the record of each case, which a worker of a running Dask cluster has done; closing it cancels the cases not begun."""
     try:
         from distributed import Client, KilledWorker, as_completed
     except ImportError as error:
@@ -148,14 +140,13 @@ def _refine_on_cluster(plan: RunPlan, address: str, observer: Observer[RunSummar
             record = CaseRecord(task.files.case_id)
             try:
                 record = future.result()
-            except KilledWorker as error:
-                lost = InputError(f"its worker was lost each time: {shorten(error, MAX_OF_A_REASON)}")
-                record.fail(describe_failure(lost, *task.files.paths))
             except CancelledError as error:
                 hint = "What is finished is kept; run again with --continue for the rest."
                 raise InputError(f"the scheduler {address} is gone, or was restarted\n  {hint}") from error
             except Exception as error:
-                record.fail(describe_failure(error, *task.files.paths))
+                is_lost = isinstance(error, KilledWorker)
+                lost = InputError(f"its worker was lost each time: {shorten(error, MAX_OF_A_REASON)}") if is_lost else error
+                record.fail(describe_failure(lost, *task.files.paths))
             observer.case_started(record.case_id, task.number)
             for note in record.notes if record.status != "skipped" else ():
                 observer.note(note, case_id=record.case_id)

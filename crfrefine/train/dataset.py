@@ -102,7 +102,7 @@ def find_cases(
     else:
         trained = find_trained_cases(require_trained(data.nnunet), images=data.images, labels=data.labels, masks=data.masks)
         cases, advice = trained.cases, list(trained.advice)
-        description = trained.description or read_dataset_description(data.images)
+        description = next(read_descriptions([data.nnunet, data.images]), None)
     add_volumes(data.images, data.labels, data.logits, data.masks, *(path for case in cases for path in case.paths))
     left_out = {case.case_id: case.missing for case in cases if case.missing}
     if strict:
@@ -128,7 +128,7 @@ def find_cases(
     notes = [*([describe_left_out(left_out, len(cases))] if left_out else []), *advice, *cases.notes]
     if regions is not None:
         notes.append(f"the logits have one channel per region of {reading.regions.source}: {regions.describe()}")
-    if turned := [case.case_id for case, own in zip(files, headers, strict=True) if own.turnings]:
+    if turned := [own.files.case_id for own in headers if any(header.turned for header in (*own.images, *own.companions))]:
         notes.append(f"other voxel axes than those of the image are turned, without interpolation: cases {listed(turned)}")
     if num_channels == 0:
         declared = declared_labels(files, descriptions, num_labels) or _largest_label(files, data)

@@ -83,8 +83,11 @@ def test_a_reference_that_is_not_read_does_not_count_and_without_an_option_the_s
         load_case(files)
 
 
-def test_a_lone_file_of_all_modalities(tmp_path):
+def test_a_lone_file_of_all_modalities_and_cases_that_lack_something(tmp_path):
     files = make_case(tmp_path, "modalities")[0]
+    headers = read_case_headers(files)
+    assert (headers.num_modalities, headers.images[0].grid_shape, headers.mask, headers.labels) == (2, SHAPE, None, None)
+    assert headers.logits.num_labels == 3
     stacked = np.stack([numbers(SHAPE, seed=m) for m in range(4)], axis=-1)
     alone = save_nifti(tmp_path / "all.nii.gz", stacked, AFFINE)
     case = load_case(replace(files, images=(alone,)))
@@ -92,13 +95,8 @@ def test_a_lone_file_of_all_modalities(tmp_path):
     with pytest.raises(InputError, match=r"all\.nii\.gz: expected one modality per file, as there are 2 files; this one has 4"):
         load_case(replace(files, images=(alone, files.images[0])))
 
-
-def test_headers_alone_and_cases_that_lack_something(tmp_path):
     with pytest.raises(InputError, match="something is missing"):
-        load_case(replace(make_case(tmp_path, "modalities")[0], problem="case 'a': something is missing"))
+        load_case(replace(files, problem="case 'a': something is missing"))
     with pytest.raises(InputError, match="case 'a': no logits"):
-        load_case(replace(make_case(tmp_path, "modalities")[0], logits=()))
-    headers = read_case_headers(make_case(tmp_path, "modalities")[0])
-    assert (headers.num_modalities, headers.images[0].grid_shape, headers.mask, headers.labels) == (2, SHAPE, None, None)
-    assert headers.logits.num_labels == 3
-    assert read_case_headers(replace(make_case(tmp_path, "modalities")[0], logits=())).logits is None
+        load_case(replace(files, logits=()))
+    assert read_case_headers(replace(files, logits=())).logits is None

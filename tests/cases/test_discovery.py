@@ -5,7 +5,7 @@ import json
 import pytest
 
 from crfrefine.errors import InputError
-from crfrefine.runs.cases.dataset_description import Names, read_dataset_description, read_names
+from crfrefine.runs.cases.dataset_description import Names, read_dataset_description, read_descriptions
 from crfrefine.runs.cases.discovery import discover_cases
 
 
@@ -155,22 +155,19 @@ def test_a_description_of_nnunet(tmp_path):
     assert (found.ignore_label, found.has_regions) == (None, False)
 
 
-# ---- Names of labels and modalities
-
-NAMED = {"channel_names": {"0": "T1", "1": "FLAIR"}, "labels": {"background": 0, "tumor  core": 3, "whole": [1, 2, 3], "edema": [2]}}
-
-
-def test_names_are_those_of_the_first_description_that_can_be_used(tmp_path):
+def test_descriptions_are_those_beside_or_above_the_places_and_bad_ones_are_told(tmp_path):
+    named = {"channel_names": {"0": "T1", "1": "FLAIR"}, "labels": {"background": 0, "tumor  core": 3, "whole": [1, 2, 3], "edema": [2]}}
     places = [folder(tmp_path, "images", "a.nii") / "a.nii", folder(tmp_path, "logits")]
-    assert read_names(places) == Names()
+    assert list(read_descriptions(places)) == []
+    write_description(tmp_path, named)
     write_description(tmp_path / "logits", {"labels": {"left": 1}})
-    assert read_names(places) == Names({1: "left"})
-    write_description(tmp_path, NAMED)
-    assert read_names(places) == Names({0: "background", 3: "tumor core", 2: "edema"}, ("T1", "FLAIR"))
-    assert read_names(places).titles[3] == "3 tumor core"
+    above, beside = read_descriptions(places)
+    assert (above.label_names, above.channel_names) == ({0: "background", 3: "tumor core", 2: "edema"}, ("T1", "FLAIR"))
+    assert beside.label_names == {1: "left"}
+    assert Names({3: "tumor core"}).titles == {3: "3 tumor core"}
     write_description(tmp_path / "images", "{")
-    found = read_names([tmp_path / "images", *places])
-    assert found.labels == {1: "left"}
-    (note,) = found.notes
+    notes = []
+    assert list(read_descriptions(places, notes)) == [beside]
+    (note,) = notes
     assert note.startswith(f"{tmp_path / 'images' / 'dataset.json'}: not a dataset.json as nnU-Net writes it: ")
     assert note.endswith("; continuing without it")

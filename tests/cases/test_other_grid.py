@@ -1,6 +1,5 @@
 """Files of a case on another grid of the same world: interpolated onto the image's if that is requested, and only then."""
 
-import re
 from dataclasses import replace
 
 import numpy as np
@@ -73,7 +72,7 @@ def test_masks_and_labels_are_those_of_the_nearest_voxel(tmp_path):
     case = load_case(replace(files, labels=away), RESAMPLE, with_labels=True)
     assert any(note.endswith("); do the files belong together?") for note in case.notes)
     headers = read_case_headers(files, RESAMPLE)
-    assert [header.path.name for header in headers.on_other_grids] == ["a_logits.nii.gz", "mask.nii.gz", "labels.nii.gz"]
+    assert [header.path.name for header in headers.companions] == ["a_logits.nii.gz", "mask.nii.gz", "labels.nii.gz"]
 
 
 @pytest.mark.parametrize("options", [RESAMPLE, ReadingOptions()], ids=["resample", "plain"])
@@ -97,21 +96,14 @@ def test_logits_that_cover_less_than_half_of_the_image_are_refused(direction, tm
             read_case_headers(make_case(tmp_path, beside(direction, shift=shift)), RESAMPLE)
 
 
-@pytest.mark.parametrize("order", ["lxyz", "lzyx", "xlyz", "xylz"])
 @pytest.mark.parametrize("options", [RESAMPLE, ReadingOptions()], ids=["resample", "plain"])
-def test_a_label_axis_that_is_not_the_last_one_is_named_with_the_transposition(order, options, tmp_path):
-    values = scores(shape=SHAPE).transpose(["lxyz".index(axis) for axis in order])
-    path = save_nifti(tmp_path / "LOGITS.nii.gz", values, AFFINE)
-    files = replace(make_case(tmp_path), logits=(path,))
-    with pytest.raises(GridMismatchError) as caught:
-        read_case_headers(files, options)
-    message = str(caught.value)
-    assert "Its axes are in another order. Move the label axis to the end" in message
-    assert "--resample" not in message
-    # What the message shows is what helps.
-    order = tuple(map(int, re.findall("[0-9]", message.partition("array.transpose")[2])))
-    moved = replace(files, logits=(save_nifti(tmp_path / "new.nii.gz", values.transpose(order), AFFINE),))
-    np.testing.assert_array_equal(load_case(moved).logits, scores(shape=SHAPE))
+def test_a_label_axis_that_is_not_the_last_one_is_named(options, tmp_path):
+    for order in ("lxyz", "lzyx", "xlyz", "xylz"):
+        values = scores(shape=SHAPE).transpose(["lxyz".index(axis) for axis in order])
+        path = save_nifti(tmp_path / "LOGITS.nii.gz", values, AFFINE)
+        with pytest.raises(GridMismatchError, match=r"in another order: expected \(x, y, z, label\),") as caught:
+            read_case_headers(replace(make_case(tmp_path), logits=(path,)), options)
+        assert "--resample" not in str(caught.value)
 
 
 def test_an_archive_without_geometry(tmp_path):
@@ -119,8 +111,8 @@ def test_an_archive_without_geometry(tmp_path):
     files, interpolate = replace(make_case(tmp_path), logits=(tmp_path / "a.npz",)), "give --resample"
     full, coarse = scores(shape=SHAPE), scores()
     for array, options, text in (
-        (full.transpose(3, 2, 1, 0), ReadingOptions(), r"Its axes are in another order: an .npz or .npy holds \(label, z, y, x\)"),
-        (full, RESAMPLE, "without the geometry to interpolate from"),
+        (full.transpose(3, 2, 1, 0), ReadingOptions(), r"Its axes are in another order: .* in an .npz or .npy \(label, z, y, x\)"),
+        (full, RESAMPLE, "Its axes are in another order"),
         (coarse.transpose(0, 3, 2, 1), ReadingOptions(), "logits and image are on different grids"),
     ):
         np.savez_compressed(tmp_path / "a.npz", logits=array)

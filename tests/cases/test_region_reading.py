@@ -84,12 +84,8 @@ def refusal(folder, *arguments, **options):
     [
         ({**BRATS, "regions_class_order": [1, 2]}, "the class order has 2 labels for 3 regions (whole, core, enhancing)"),
         ({**BRATS, "regions_class_order": [1, 2, 1]}, "the class order has label 1 for region 'enhancing', which consists of the labels 3"),
-        ({**BRATS, "regions_class_order": [1, 2, 9]}, "the class order has label 9 for region 'enhancing'"),
         ({"labels": BRATS["labels"]}, "it has only one of regions of several labels and regions_class_order"),
-        (
-            {"labels": {"background": 0, "a": 1, "b": 2, "c": 3}, "regions_class_order": [1, 2, 3]},
-            "it has only one of regions of several labels and regions_class_order",
-        ),
+        ({"labels": {"background": 0, "a": 1, "b": 2, "c": 3}, "regions_class_order": [1, 2, 3]}, "it has only one of regions of several"),
         ({"labels": {"background": 0, "a": [0, 1], "b": 2}, "regions_class_order": [1, 2]}, "region 'a': label 0 is the background"),
     ],
 )
@@ -108,8 +104,11 @@ def test_a_description_that_contradicts_itself(tmp_path, description, told):
 @pytest.mark.parametrize(
     ("channels", "options", "told"),
     [
-        (sigmoids(5), {"description": BRATS}, ["has 5 channels, expected 3, one per region, or 4, one for each label from 0 to 3 of "]),
-        (sigmoids(5), {"description": BRATS}, ["  whole = 1+2+3, core = 2+3, enhancing = 3; written as 1, 2, 3"]),
+        (
+            sigmoids(5),
+            {"description": BRATS},
+            ["expected 3, one per region, or 4, one for each label from 0 to 3 of ", "whole = 1+2+3"],
+        ),
         (sigmoids(4), {"given": SCHEME}, ["expected 3, one per region of --regions\n"]),
         (sigmoids(), {"description": BRATS, "input_type": "logits"}, ["expected log-odds of regions, found values that all lie in [0, 1]"]),
         (3 * sigmoids(), {"description": BRATS, "input_type": "probabilities"}, ["between 0 and 1, found values from 0 to 2.9"]),

@@ -113,7 +113,7 @@ IMPOSSIBLE = {
     "-p {root}/nowhere": "nowhere: no such file or folder",
     "-i {root}/void -p {root}/void": "no case found",
     "-o {root}/out/all.nii.gz": "must be a folder",
-    "-i {one} -p {logits} -o {root}/out/refined.png": "unknown suffix",
+    "-i {one} -p {logits} -o {root}/out/refined.png": "a label map cannot be written as .png",
     "-i {one} -p {root}/broken.nii -o {root}/out/x.npz": "a label map cannot be written as .npz",
     "-o {root}/broken.toml/out": "cannot write",
     "-o /dev/null": "/dev/null: expected a folder, this is a file",

@@ -22,6 +22,7 @@ from crfrefine.evaluate.run import metrics_csv
 from crfrefine.statistics.comparison import Measurement, ResultTable
 
 BASH = shutil.which("bash")
+GROUP = typer.main.get_command(app)
 
 
 @pytest.mark.parametrize("name", ["infer", "train-crf", "evaluate", "tune"])
@@ -32,7 +33,7 @@ def test_help_has_panels_and_every_option_in_one(name, monkeypatch):
     assert panels == sorted(set(panels), key=["Arguments", *PANELS].index)
     assert "More options" not in panels, "name the new option in cli/options.py"
     shown = re.findall(r"^  .*?(--[a-z-]+)", text, re.MULTILINE)
-    options = [parameter for parameter in typer.main.get_command(app).commands[name].params if parameter.param_type_name == "option"]
+    options = [parameter for parameter in GROUP.get_command(None, name).params if parameter.param_type_name == "option"]
     assert {max(option.opts, key=len) for option in options} <= set(shown)
 
 
@@ -72,7 +73,7 @@ def test_a_command_or_option_that_is_gone_says_what_does_its_job():
 @pytest.mark.parametrize("name", COMMANDS)
 def test_values_are_converted_as_typer_converts_them(name):
     """Each option of each command, with what may be given: the same value, or the same words about it."""
-    made = typer.main.get_command(app).commands[name]
+    made = GROUP.get_command(None, name)
     context = typer.Context(made, info_name=name)
 
     def outcome(convert, *arguments):
@@ -109,10 +110,9 @@ def test_start_up_imports_no_more_than_it_needs(arguments, unwanted, tmp_path):
     assert not set(unwanted.split()) & set(done.stderr.splitlines()[-1].split())
 
 
-def test_signs_that_a_terminal_lacks_are_spelled(tmp_path):
+def test_signs_that_a_terminal_lacks_are_escaped(tmp_path):
     image = (write_folders(tmp_path, "a").images / "a_0000.nii.gz").rename(tmp_path / "σ.nii.gz")
-    done = run_process("info", image, env={**os.environ, "PYTHONIOENCODING": "ascii"})
-    assert re.search("[0-9]x[0-9]", done.stdout)
+    done = run_process("info", image, env={**os.environ, "PYTHONIOENCODING": "ascii"}, status=0)
     assert "\\u03c3" in done.stdout
 
 

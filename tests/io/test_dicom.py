@@ -212,16 +212,12 @@ def test_wrong_calls(series, tmp_path):
 
 def test_other_commands_say_what_to_run(series, tmp_path):
     result = run_here("infer", "-i", f"{series}/", "-p", "logits.nii.gz", "-o", tmp_path / "out.nii.gz", status=1)
-    quoted = f"'{series}'"
-    assert result.stderr.splitlines()[1:] == [
-        f"  crfrefine convert '{series}/' '{series}.nii.gz'",
-        f"  crfrefine infer -i '{series}.nii.gz' -p logits.nii.gz -o {tmp_path}/out.nii.gz",
-        f"  crfrefine convert REFINED.nii.gz REFINED.dcm --like '{series}/'",
-    ]
+    assert result.stderr.splitlines()[1] == f"  crfrefine convert '{series}/' '{series}.nii.gz'"
+    assert "convert REFINED.nii.gz REFINED.dcm --like SERIES" in result.stderr
     source = segmentation(series, tmp_path / "seg.dcm")
     shown = run_here("evaluate", source, tmp_path / "ref.nii.gz", status=1).stderr
     assert f"crfrefine convert {source} {tmp_path}/seg.nii.gz --like SERIES" in shown
-    assert f"convert {quoted} " in run_here("info", series, status=1).stderr
+    assert f"convert '{series}' " in run_here("info", series, status=1).stderr
     assert "is gone" in run_here("infer", "--allow-mismatched-dicom", status=2).stderr
     with pytest.raises(UnsupportedFormatError, match=r"a DICOM file: `crfrefine convert`"):
         io.read_header(source)

@@ -15,7 +15,7 @@ import pytest
 import typer.main
 
 import crfrefine
-from crfrefine.cli.main import app
+from crfrefine.cli.main import COMMANDS, app
 from crfrefine.parameters.sections import SECTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,11 +105,10 @@ def test_every_promise_has_tests_that_exist():
 
 # ---- Commands
 
-COMMANDS = typer.main.get_command(app).commands
-
 
 def options_of(command):
-    options = [parameter for parameter in COMMANDS[command].params if parameter.param_type_name == "option"]
+    parameters = typer.main.get_command(app).get_command(None, command).params
+    options = [parameter for parameter in parameters if parameter.param_type_name == "option"]
     return {name for option in options for name in (*option.opts, *option.secondary_opts)} - {"--help", "-h"}
 
 

@@ -102,27 +102,20 @@ def test_cases_of_other_parameters_are_named_and_refined_again(folders):
         np.testing.assert_array_equal(load_nifti(folders.output / f"{case_id}.nii.gz"), refined(folders, case_id))
 
 
-def test_another_network_spacing_is_another_setting(tmp_path):
+def test_options_that_change_how_files_are_read_are_settings(tmp_path):
     folders = write_folders(tmp_path, "a")
     save_nifti(folders.logits / "a.nii.gz", load_nifti(folders.logits / "a.nii.gz").argmax(axis=-1).astype(np.uint8))
-    options = ("--input-type", "labels", "--network-spacing")
-    run(folders, *options, "2,2.5,5")
-    assert "1 skipped" in run(folders, *options, "2,2.5,5", "--continue")
-    said = run(folders, *options, "3,3.75,7.5", "--continue")
-    assert "other values of network_spacing;" in said
-    assert "1 done" in said
-
-
-def test_strokes_that_are_read_otherwise_are_another_setting(tmp_path):
-    folders = write_folders(tmp_path, "a")
     strokes = np.zeros(GRID_SHAPE, np.uint8)
     strokes[7:9, 6, 4] = 2
     save_nifti(tmp_path / "strokes" / "a.nii.gz", strokes)
-    options = ("--strokes", tmp_path / "strokes", "--strokes-background")
-    run(folders, *options[:2])
-    assert "1 skipped" in run(folders, *options[:2], "--continue")
-    said = run(folders, *options, 2, "--continue")
-    assert "other values of strokes_background;" in said
+    options = ["--input-type", "labels", "--strokes", tmp_path / "strokes", "--network-spacing", "2,2.5,5"]
+    run(folders, *options)
+    assert "1 skipped" in run(folders, *options, "--continue")
+    for option, value in (("--network-spacing", "3,3.75,7.5"), ("--strokes-background", 2)):
+        options += [option, value]
+        said = run(folders, *options, "--continue")
+        assert f"other values of {option[2:].replace('-', '_')};" in said
+        assert "1 done" in said
     assert (load_nifti(folders.output / "a.nii.gz")[7:9, 6, 4] == 0).all()
 
 

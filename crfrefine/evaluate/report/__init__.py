@@ -23,7 +23,7 @@ from crfrefine.evaluate.measuring import read_image, read_masks, read_reference
 from crfrefine.evaluate.results import Evaluation
 from crfrefine.io.atomic import write_small_file
 from crfrefine.metrics.registry import DICE, Metric, metric_named
-from crfrefine.runs.cases.dataset_description import Names, read_names
+from crfrefine.runs.cases.dataset_description import read_descriptions
 from crfrefine.runs.pictures.drawing import drawable
 from crfrefine.runs.pictures.preview import draw_preview
 from crfrefine.statistics.comparison import HARM_COLUMN, MEAN, SummaryRow, describe_families, format_p, harm_text
@@ -227,8 +227,9 @@ def write_report(
     its name, the number of cases done, and of those to draw. A case whose volumes cannot be read is named on the page.
     """
     report, options = Report(evaluation), evaluation.options
-    names = Names() if options.images is None else read_names([options.images, options.labels])
-    for text in names.notes:
+    texts: list[str] = []
+    description = None if options.images is None else next(read_descriptions([options.images, options.labels], texts), None)
+    for text in texts:
         if text not in evaluation.notes:
             note(text)
     charts, problem = [], ""
@@ -240,7 +241,7 @@ def write_report(
     for number, shown in enumerate(chosen):
         progress(shown.case, number, len(chosen))
         try:
-            pictures.append((shown, draw_case(report, shown, names.modalities, note), ""))
+            pictures.append((shown, draw_case(report, shown, () if description is None else description.channel_names, note), ""))
         except CrfRefineError as error:
             pictures.append((shown, b"", str(error)))
     write_small_file(path, _render(report, charts, problem, pictures).encode("utf-8", "backslashreplace"))

@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine import io
-from crfrefine.arrays.label_maps import one_hot_logits
+from crfrefine.arrays.blocks import AUTO, find_network_spacing
+from crfrefine.arrays.label_maps import channel_numbers, one_hot_logits, share_logits, share_sigma
 from crfrefine.arrays.probabilities import decide, find_padding, look_at, take_logarithms
 from crfrefine.arrays.region_scheme import RegionScheme, take_log_odds
+from crfrefine.base.array_types import Bool, Float32, Labels
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.limits import PROCESS, RUN_BYTES, available_threads, memory_limit, require_memory, run_all
 from crfrefine.base.option import CUBIC
@@ -27,7 +29,7 @@ from crfrefine.io.streams import allocate_array
 from crfrefine.io.volume import MAX_BYTES, Volume, VolumeHeader
 from crfrefine.runs.cases.case_files import CaseFiles
 from crfrefine.runs.cases.case_headers import CaseHeaders, read_case_headers
-from crfrefine.runs.cases.label_input import KIND, LabelMap, coarse_shares, read_label_map, read_one_hot, refuse_structures
+from crfrefine.runs.cases.label_input import KIND, LabelMap, read_label_map, read_one_hot
 from crfrefine.runs.cases.other_grid import HOW, WorkGrid
 from crfrefine.runs.cases.reading_options import DEFAULT_READING, ReadingOptions
 
@@ -49,7 +51,7 @@ _FLOAT = 4
 _MIN_CHANNELS = 2  # of a label map as logits; only its voxels tell how many labels it has
 
 # The channels of a case: an array, a label map, or files from which they are streamed.
-ChannelSource: TypeAlias = "NDArray[np.float32] | LabelMap | LogitsHeader"
+ChannelSource: TypeAlias = "Float32 | LabelMap | LogitsHeader"
 
 
 @dataclass(frozen=True)
@@ -61,32 +63,32 @@ class Case:
     image: NDArray[Any]
     # The network's output. In memory: (L, *grid) float32 logits, higher is better; of regions (R, *grid) log-odds.
     network: ChannelSource
-    mask: NDArray[np.bool_] | None  # (*grid), True where the model applies; None means everywhere
+    mask: Bool | None  # (*grid), True where the model applies; None means everywhere
     like: Volume  # the first modality; its geometry is that of the output
     spacing: tuple[float, ...]  # mm, one per grid axis
     num_labels: int  # L of a label map, background included; the logits of a label map have channels only for the labels that occur
     input_kind: str  # "logits", "probabilities" or "labels", the type of the network's output
     notes: list[str] = field(default_factory=list)  # facts that the user should know, one sentence each
-    labels: NDArray[np.unsignedinteger[Any]] | None = None  # (*grid) the reference, if requested
+    labels: Labels | None = None  # (*grid) the reference, if requested
     # The path and the (*grid) whole numbers of each file of strokes.
-    strokes: tuple[tuple[Path, NDArray[np.unsignedinteger[Any]]], ...] = ()
+    strokes: tuple[tuple[Path, Labels], ...] = ()
     regions: RegionScheme | None = None  # the regions of the channels; None means that channels are labels
     channel_labels: tuple[int, ...] = ()  # the label of each channel; empty: 0, 1, 2 …
     grid_map: GridMap | None = None  # of channels that are streamed from another grid: where the image's voxels lie on it
     network_spacing: tuple[float, ...] | None = None  # mm between voxels of logits on another grid; None means that of the image
     # (*grid) map of a coarser network, from whose shares the logits were made; None means that they were not
-    label_map: NDArray[np.unsignedinteger[Any]] | None = None
+    label_map: Labels | None = None
     absent_labels: tuple[int, ...] = ()  # labels that have a channel although the label map, if it is one, lacks them
     times: dict[str, float] = field(default_factory=dict)  # seconds of parts of reading
 
     @property
-    def logits(self) -> NDArray[np.float32]:
+    def logits(self) -> Float32:
         """The network's output of a case that was read with it in memory, as `load_case` does."""
         if not isinstance(self.network, np.ndarray):
             raise TypeError(f"case {self.case_id!r} was read without its logits")
         return self.network
 
-    def find_padding(self) -> NDArray[np.bool_] | None:
+    def find_padding(self) -> Bool | None:
         """Return (*grid), True where the logits say nothing, such as padding; None if they do everywhere."""
         if self.label_map is not None:  # Shares may be equal.
             return None
@@ -209,26 +211,20 @@ def _plan_memory(
     may_stream = may_stream and not is_map and not has_regions and len(own_grid) <= MAX_DIMS
     if may_stream and not on_grid:  # Channels on an oblique grid are interpolated as a whole.
         may_stream = WorkGrid(first).require_overlap(network.files[0], "logits").source_axes is not None
-    if may_stream:
-        largest = max(min(MAX_IN_MEMORY, limit.bytes // SHARE_IN_MEMORY), MIN_STREAMED)
-        run = grid * (RUN_BYTES * num_labels + _FILTER_BYTES * headers.num_modalities)
-        if _FLOAT * num_labels * max(grid, voxels) >= largest or needed + run > limit.bytes:
-            image = sum(np.dtype(header.dtype).itemsize * header.num_channels * grid for header in headers.images)
-            # A channel whose axes are turned is in memory twice.
-            turned = 2 * _FLOAT * grid if network.files[0].turned is not None else 0
-            require_memory(
-                grid * _SURVEY_BYTES + image + (grid if headers.mask is not None else 0) + turned + _STREAM_BYTES,
-                f"{name}: {headers.num_modalities} modalities on a grid of {TIMES.join(map(str, first.grid_shape))} voxels take, "
-                "without the logits, which are streamed,",
-                limit,
-            )
-            return True
-    if with_labels and headers.labels is not None:
+    largest = max(min(MAX_IN_MEMORY, limit.bytes // SHARE_IN_MEMORY), MIN_STREAMED)
+    run = grid * (RUN_BYTES * num_labels + _FILTER_BYTES * headers.num_modalities)
+    is_streamed = may_stream and (_FLOAT * num_labels * max(grid, voxels) >= largest or needed + run > limit.bytes)
+    if is_streamed:
+        needed = _STREAM_BYTES + grid * (_SURVEY_BYTES + (headers.mask is not None))
+        needed += sum(np.dtype(header.dtype).itemsize * header.num_channels * grid for header in headers.images)
+        needed += 2 * _FLOAT * grid if network.files[0].turned is not None else 0  # A channel whose axes are turned is in memory twice.
+    elif with_labels and headers.labels is not None:
         needed += _FLOAT * math.prod(headers.labels.grid_shape)
     files = ((first, f"{headers.num_modalities} modalities"), (network.files[0], "a label map" if is_map else f"{num_labels} labels"))
     lines = [f"  {shorten(file.path, 200)}  {TIMES.join(map(str, file.grid_shape))}, {what}" for file, what in files]
-    require_memory(needed, "\n".join([f"{name}: the program and its files, read as float32, take", *lines]), limit)
-    return False
+    how = "without the logits, which are streamed" if is_streamed else "read as float32"
+    require_memory(needed, "\n".join([f"{name}: the program and its files, {how}, take", *lines]), limit)
+    return is_streamed
 
 
 def read_as_stored(images: Sequence[VolumeHeader]) -> NDArray[Any]:
@@ -242,15 +238,14 @@ def read_as_stored(images: Sequence[VolumeHeader]) -> NDArray[Any]:
             values[piece.channels, piece.planes] = piece.values
         assert values is not None
         modalities.append(values)
-    if len(images) == 1:
-        return modalities[0]
     types = {modality.dtype for modality in modalities}
-    return np.concatenate(modalities).astype(types.pop() if len(types) == 1 else np.float32, copy=False)
+    dtype = types.pop() if len(types) == 1 else np.dtype(np.float32)
+    return modalities[0] if len(modalities) == 1 else np.concatenate(modalities, dtype=dtype, casting="unsafe")
 
 
-def nonzero_mask(image: NDArray[Any], path: Path | None) -> NDArray[np.bool_]:
+def nonzero_mask(image: NDArray[Any], path: Path | None) -> Bool:
     """Return where any modality of an image is not 0; raise InputError, with the name of its file, if it is 0 everywhere."""
-    mask: NDArray[np.bool_] = image[0] != 0
+    mask: Bool = image[0] != 0
     for modality in image[1:]:
         mask |= modality != 0
     if not mask.any():
@@ -260,7 +255,7 @@ def nonzero_mask(image: NDArray[Any], path: Path | None) -> NDArray[np.bool_]:
 
 def channels_of_scores(
     header: LogitsHeader,
-    values: NDArray[np.float32],
+    values: Float32,
     like: VolumeHeader,
     options: ReadingOptions,
     threads: int,
@@ -275,8 +270,13 @@ def channels_of_scores(
     if scheme is None:
         look = look_at(values)
         if look.is_binary and options.input_type == "auto":
-            if len(header.files) > 1:
-                refuse_structures(look, header)
+            # The first structure would be taken for background, and the background for padding.
+            if len(header.files) > 1 and (num_nowhere := int(np.count_nonzero(look.sums == 0))):
+                raise InputError(
+                    f"{header.path}: {len(header.files)} files of 0 and 1, all of them 0 at {num_nowhere} voxels, as for one binary file "
+                    "per structure\n  For structures, give --input-type labels; for probabilities of all labels, background first, "
+                    "--input-type probabilities."
+                )
             if (one_hot := read_one_hot(header, values, like, options)) is not None:
                 return channels_of_labels(one_hot, options, like.geometry()[1], as_logits=as_logits)
         kind, reason = decide(look, options.input_type, header.kind, str(header.path))
@@ -310,7 +310,11 @@ def channels_of_labels(found: LabelMap, options: ReadingOptions, spacing: tuple[
     if options.network_spacing is None:
         values = one_hot_logits(found.labels, channels, present)
     else:
-        values, wide, note = coarse_shares(found, channels, options.network_spacing, spacing)
+        # "auto" means the spacing of a file on its own grid, else that of blocks found in the map.
+        given = found.file_spacing if options.network_spacing == AUTO and found.file_spacing else options.network_spacing
+        wide, note = find_network_spacing(given, found.labels.T, spacing)
+        assert wide is not None
+        values = share_logits(channel_numbers(found.labels, channels), len(channels), share_sigma(wide[::-1], spacing[::-1]))
         fields |= {"notes": [*found.notes, note], "network_spacing": wide, "label_map": found.labels.T}
     absent = tuple(label for label in channels if label not in present)
     return fields | {"network": reverse_grid(values), "channel_labels": channels, "absent_labels": absent}

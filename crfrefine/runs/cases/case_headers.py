@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from crfrefine import io
-from crfrefine.base.geometry import same_shape
 from crfrefine.base.text import TIMES, listed, see
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.reading import require_scalar
@@ -13,7 +12,12 @@ from crfrefine.io.volume import VolumeHeader
 from crfrefine.runs.cases.case_files import CaseFiles
 from crfrefine.runs.cases.label_input import KIND, label_map_header
 from crfrefine.runs.cases.other_grid import WorkGrid
-from crfrefine.runs.cases.reading_options import DEFAULT_READING, ReadingOptions
+from crfrefine.runs.cases.reading_options import DEFAULT_READING, GIVEN, ReadingOptions
+
+_NEVER_RESAMPLED = {
+    "modality": "Resample the modalities to one grid.",
+    "strokes": "Draw them on the image; strokes are not resampled.",
+}
 
 
 @dataclass(frozen=True)
@@ -40,32 +44,20 @@ class CaseHeaders:
         return tuple(header for header in (*logits, self.mask, self.labels, *self.strokes) if header is not None)
 
     @property
-    def on_other_grids(self) -> list[VolumeHeader]:
-        """The files that are to be interpolated onto the image's grid."""
-        return [header for header in self.companions if not self.images[0].on_same_grid(header)]
-
-    @property
     def notes(self) -> list[str]:
-        """Facts that the user should know: about geometry, label names that cannot be read, and files whose names are misleading."""
-        first, found = self.images[0], []
+        """Facts that the user should know: another spacing than the image's, what the headers note, and turned voxel axes."""
+        first, notes, turned = self.images[0], list[str](), dict[str, list[str]]()
         if first.spacing not in (None, self.spacing):
             given, own = (TIMES.join(f"{size:g}" for size in spacing or ()) for spacing in (self.spacing, first.spacing))
-            found.append(f"{first.path.name}: spacing {given} mm as given, in place of {own} mm")
+            notes.append(f"{first.path.name}: spacing {given} mm as given, in place of {own} mm")
         for header in (*self.images, *self.companions):
             # The case, named before a note, may be called as its file.
             name = "" if header.path.name == self.files.case_id else f"{header.path.name}: "
-            texts = (text for text in header.notes if header in self.images or text == header.misnamed or text not in first.notes)
-            found += [f"{name}{text}" for text in texts]
-        return [*found, *self.turnings]
-
-    @property
-    def turnings(self) -> list[str]:
-        """Notes on the files whose voxel axes are turned to those of the image."""
-        turned: dict[str, list[str]] = {}
-        for header in (*self.images, *self.companions):
+            known = () if header is first else first.notes
+            notes += [f"{name}{text}" for text in header.notes if text not in known or text == header.misnamed]
             if header.turned is not None:
                 turned.setdefault(header.turning, []).append(header.path.name)
-        return [f"{listed(names, 3)}: {turning}" for turning, names in turned.items()]
+        return [*notes, *(f"{listed(names, 3)}: {turning}" for turning, names in turned.items())]
 
 
 def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READING) -> CaseHeaders:
@@ -74,68 +66,55 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
     if files.problem:
         raise InputError(files.problem)
     regions = options.regions
-    image, *others = (io.read_header(path, io.VOLUME_SUFFIXES) for path in files.images)
-    images = (image, *(io.placed_on(other, image) for other in others))
+    image, *more = (io.read_header(path, io.VOLUME_SUFFIXES) for path in files.images)
+    images = (image, *(io.placed_on(header, image) for header in more))
     spacing = image.geometry()[1]
     if files.spacing is not None and len(files.spacing) != len(spacing):
         raise InputError(f"{image.path}: has {len(spacing)} axes; the spacing given for case {files.case_id!r} has {len(files.spacing)}")
-    for other in images[1:]:
-        if not image.on_same_grid(other):
-            raise _mismatch(files, "two modalities", image, other, "Resample the modalities to one grid.")
     several = next((header for header in images if header.num_channels > 1), None)
     if several is not None and len(images) > 1:
         found = f"as there are {len(images)} files; this one has {several.num_channels}"
         raise InputError(f"{several.path}: expected one modality per file, {found}")
-    logits = None
+    logits, checked = None, {"modality": images[1:]}
     if files.logits:
         headers, fewest = [io.read_header(path) for path in files.logits], regions.fewest_channels
         # The one channel of a single region is no label map, unless the user declares it.
         if fewest > 1 or options.input_type == KIND:
             logits = label_map_header(headers, files.are_structures, options, image)
-        if logits is not None and regions.is_given:
+        if logits is not None and regions.source == GIVEN:
             raise InputError(
                 f"{files.logits[0]}: expected channels of the regions of {regions.source}, found one value per voxel; a label map is "
                 f"refined as it is: leave {regions.source} out"
             )
         logits = logits or io.logits_header(headers, fewest=fewest, grid=image)
         what = "structure" if files.are_structures else "label map" if logits.kind == KIND else "logits"
-        for file in logits.files if files.are_structures else logits.files[:1]:
-            if not image.on_same_grid(file):
-                _require_overlap(files, what, image, file, resample=options.resample)
-        # After the grids: a file with its channels first has a wrong number of channels.
-        if logits.kind != KIND:
-            regions.require_number(logits.num_labels, logits.path)
-    mask, labels = (io.placed_on(io.read_header(path, io.VOLUME_SUFFIXES), image) if path else None for path in (files.mask, files.labels))
-    for what, header in (("mask", mask), ("labels", labels)):
-        if header is not None:
+        checked[what] = logits.files if files.are_structures else logits.files[:1]
+    others = {"mask": (files.mask,), "labels": (files.labels,), "strokes": files.strokes}
+    for what, paths in others.items():
+        checked[what] = tuple(io.placed_on(io.read_header(path, io.VOLUME_SUFFIXES), image) for path in paths if path is not None)
+        for header in checked[what]:
             require_scalar(header, what)
-            if not image.on_same_grid(header):
-                _require_overlap(files, what, image, header, resample=options.resample)
-    strokes = tuple(io.placed_on(io.read_header(path, io.VOLUME_SUFFIXES), image) for path in files.strokes)
-    for header in strokes:
-        require_scalar(header, "strokes")
+    for what, header in ((what, header) for what, headers in checked.items() for header in headers):
         if not image.on_same_grid(header):
-            raise _mismatch(files, "strokes", image, header, "Draw them on the image; strokes are not resampled.")
-    return CaseHeaders(files, images, logits, mask, labels, strokes, files.spacing or spacing)
+            _require_overlap(files, what, image, header, resample=options.resample)
+    # After the grids: a file with its channels first has a wrong number of channels.
+    if logits is not None and logits.kind != KIND:
+        regions.require_number(logits.num_labels, logits.path)
+    mask, labels = (next(iter(checked[what]), None) for what in ("mask", "labels"))
+    return CaseHeaders(files, images, logits, mask, labels, checked["strokes"], files.spacing or spacing)
 
 
 def _require_overlap(files: CaseFiles, what: str, image: VolumeHeader, other: VolumeHeader, *, resample: str | None) -> None:
     """Raise GridMismatchError unless a file on another grid than the image's may be interpolated, and covers the image."""
-    if resample:
+    hint = _NEVER_RESAMPLED.get(what)
+    if hint is None and resample:
         try:
             WorkGrid(image).require_overlap(other, what)
         except GridMismatchError as error:
             raise GridMismatchError(f"case {files.case_id!r}: {error}") from None
         return
-    page = see("docs/reference/formats.md#grids")
-    hint = f"Resample the {what} to the image's grid with nearest neighbors."
-    if what == "logits" and other.affine is None and same_shape(image.grid_shape, other.grid_shape[::-1]):
-        hint = f"Its axes are in another order: an .npz or .npy holds (label, z, y, x) ({page})."
-    elif what == "logits":
-        hint = f"The logits may have been saved on the network's cropped grid; export them on the image's grid ({page})."
-    names = f"image and {what}" if what in ("mask", "labels") else f"{what} and image"
-    raise _mismatch(files, names, image, other, WorkGrid(image).advice(other, hint))
-
-
-def _mismatch(files: CaseFiles, what: str, image: VolumeHeader, other: VolumeHeader, hint: str) -> GridMismatchError:
-    return GridMismatchError(f"case {files.case_id!r}: {what} are on different grids\n{image.difference_from(other)}\n  {hint}")
+    if hint is None:
+        page = see("docs/reference/formats.md#grids")
+        hint = f"Export the {what} on the image's grid, or resample label maps and masks with nearest neighbors ({page})."
+        hint = WorkGrid(image).advice(other, hint)
+    raise GridMismatchError(f"case {files.case_id!r}: {what} and image are on different grids\n{image.difference_from(other)}\n  {hint}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,16 +51,16 @@ class DatasetDescription:
         return max((number + 1 for number in self.all_numbers), default=None)
 
 
-def read_dataset_description(folder: Path) -> DatasetDescription | None:
-    """Read `dataset.json` of a folder or of its parent; None without one. Raises like `read_descriptions`."""
-    return next(read_descriptions([folder]), None)
+def read_dataset_description(place: Path) -> DatasetDescription | None:
+    """Read the `dataset.json` of a place; None without one. Raises like `read_descriptions`."""
+    return next(read_descriptions([place]), None)
 
 
-def read_descriptions(folders: Iterable[Path], notes: list[str] | None = None) -> Iterator[DatasetDescription]:
-    """Yield the `dataset.json` of each folder or of its parent, each file once."""
+def read_descriptions(places: Iterable[Path], notes: list[str] | None = None) -> Iterator[DatasetDescription]:
+    """Yield the `dataset.json` of each folder, or of a file's, or of its parent, each once."""
     # A bad file becomes a sentence in `notes`; without `notes` it is an InputError.
     known: set[Path] = set()
-    for folder in folders:
+    for folder in (place if place.is_dir() else place.parent for place in places):
         candidates = (folder / "dataset.json", folder.parent / "dataset.json")
         path = next((candidate for candidate in candidates if os.path.lexists(candidate)), None)
         if path is None or path in known:
@@ -117,21 +117,12 @@ def _is_number(text: str) -> bool:
 
 @dataclass(frozen=True)
 class Names:
-    """Names of labels and modalities for notes, pictures and files."""
+    """Names of labels and modalities, for notes, pictures and files."""
 
     labels: Mapping[int, str] = field(default_factory=dict)  # by number
     modalities: tuple[str, ...] = ()  # in order; empty if unknown
-    notes: tuple[str, ...] = ()  # files that could not be used
 
     @property
     def titles(self) -> dict[int, str]:
         """Names of the labels with their numbers, as pictures show them: "1 anterior" for label 1."""
         return {label: f"{label} {name}" for label, name in self.labels.items()}
-
-
-def read_names(places: Sequence[Path]) -> Names:
-    """Return the names of the first `dataset.json` in or above these folders and those of these files; empty without one."""
-    # A file that cannot be used is named in `notes`: names change no result.
-    notes: list[str] = []
-    description = next(read_descriptions([path if path.is_dir() else path.parent for path in places], notes), None)
-    return Names(notes=tuple(notes)) if description is None else Names(description.label_names, description.channel_names, tuple(notes))

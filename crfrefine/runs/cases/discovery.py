@@ -50,11 +50,10 @@ def discover_cases(
 ) -> CaseList:
     """Find the cases in folders, or the one case of single files, sorted by name; incomplete ones have a `problem`.
 
-    The images are a folder, or the files of one case, one per modality; logits a folder, one file with all
-    labels, or one per label in order. With the input type "labels" they are label maps, or one file per
-    structure, in a folder per case; label maps then win over logits. With `include_imageless`, labels or
-    logits without an image count as incomplete cases. Raises InputError: a path that does not exist, no
-    case, or several where one is expected.
+    The images are a folder, or the files of one case, one per modality; logits a folder, one file with all labels, or one per label in
+    order. With the input type "labels" they are label maps, or one file per structure, in a folder per case. With `include_imageless`,
+    labels or logits without an image count as incomplete cases. Raises InputError: a path that does not exist, no case, or several where
+    one is expected.
     """
     image_paths = (Path(images),) if isinstance(images, str | Path) else tuple(map(Path, images))
     logits_paths = (Path(logits),) if isinstance(logits, str | Path) else tuple(map(Path, logits or ()))
@@ -63,6 +62,8 @@ def discover_cases(
     if (absent := next((path for path in (*image_paths, *logits_paths) if not path.exists()), None)) is not None:
         raise InputError(f"{absent}: no such file or folder")
     folder = next((path for path in image_paths if path.is_dir()), None)
+    if folder is not None and len(image_paths) > 1:
+        raise InputError(f"{folder}: give one folder of images, or the files of one case")
     if folder is None:
         for path in image_paths:
             file_to_read(path, VOLUME_SUFFIXES)
@@ -73,8 +74,6 @@ def discover_cases(
         if len(case_ids) > 1:
             raise InputError(f"{image_paths[0]}: files of {len(case_ids)} cases, {listed(case_ids)}; give the folder of the images")
         cases = CaseList([CaseFiles(names[0] or stem_of(image_paths[0]), image_paths)])
-    elif len(image_paths) > 1:
-        raise InputError(f"{folder}: give one folder of images, or the files of one case")
     else:
         cases = _cases_of_folder(folder, logits_paths)
         if include_imageless:
@@ -88,10 +87,13 @@ def discover_cases(
 
 def _cases_of_folder(folder: Path, logits: Sequence[Path]) -> CaseList:
     paths = list_files(folder, VOLUME_SUFFIXES)
-    if not paths and (nested := _images_of_case_folders(folder)):
-        example = next(iter(nested.values())).relative_to(folder)
-        note = f"{folder}: a folder for each case, as in TotalSegmentator's data sets, with its image, such as {example}"
-        return CaseList([CaseFiles(case_id, (path,)) for case_id, path in nested.items()], [note])
+    if not paths:  # TotalSegmentator's data sets have a folder for each case: `s0001/ct.nii.gz`.
+        inner = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+        own = [[path for path in list_files(place, VOLUME_SUFFIXES) if stem_of(path) in _IMAGES_OF_CASE_FOLDERS] for place in inner]
+        if nested := [CaseFiles(images[0].parent.name, tuple(images)) for images in own if len(images) == 1]:
+            example = nested[0].images[0].relative_to(folder)
+            note = f"{folder}: a folder for each case, as in TotalSegmentator's data sets, with its image, such as {example}"
+            return CaseList(nested, [note])
     stems = {stem_of(path) for path in paths}
     # Label maps, this tool's own outputs, or logits beside the images (-i FOLDER -p FOLDER) are not separate cases.
     known = stems | {match["case"] for stem in stems if (match := MODALITY.fullmatch(stem))}
@@ -123,24 +125,12 @@ def _cases_of_folder(folder: Path, logits: Sequence[Path]) -> CaseList:
     cases = [_numbered_case(case_id, groups[case_id], *expected) for case_id in groups if case_id not in lone]
     for case_id, candidates in lone.items():
         together = candidates + [path for same in groups.get(case_id, {}).values() for path in same]
-        case = CaseFiles(case_id, tuple(candidates[:1]))
-        if len(together) > 1:
-            case = case.lacking(f"expected one image or numbered modalities, found {file_names(together)} in {folder}")
-        cases.append(case)
+        case, problem = CaseFiles(case_id, tuple(candidates[:1])), "expected one image or numbered modalities, found"
+        cases.append(case if len(together) == 1 else case.lacking(f"{problem} {file_names(together)} in {folder}"))
     if not cases:
         reason = "it is empty" if not any(folder.iterdir()) else "it has no file with one of these suffixes"
         raise InputError(f"{folder}: no case found: {reason} ({', '.join(VOLUME_SUFFIXES)}){describe_others(folder)}")
     return CaseList(sorted(cases, key=lambda case: case.case_id), notes)
-
-
-def _images_of_case_folders(folder: Path) -> dict[str, Path]:
-    """Return the image of each case, by name, in the layout of TotalSegmentator's data sets: `s0001/ct.nii.gz`."""
-    found: dict[str, Path] = {}
-    for inner in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        images = [path for path in list_files(inner, VOLUME_SUFFIXES) if stem_of(path) in _IMAGES_OF_CASE_FOLDERS]
-        if len(images) == 1:
-            found[inner.name] = images[0]
-    return found
 
 
 def _numbered_case(case_id: str, numbers: Mapping[int, list[Path]], num_expected: int, who_says_so: str) -> CaseFiles:
@@ -158,11 +148,9 @@ def _numbered_case(case_id: str, numbers: Mapping[int, list[Path]], num_expected
 
 def _with_imageless(cases: CaseList, images: Path, labels: Path | None, logits: Sequence[Path]) -> CaseList:
     """Add the cases that are known only from their labels or logits, each with its `problem`."""
-    known = {case.case_id for case in cases}
-    sources: list[tuple[Path, tuple[str, ...], tuple[str, ...]]]
-    sources = [(labels, VOLUME_SUFFIXES, LABEL_SUFFIXES)] if labels is not None else []
-    sources += [(path, LOGITS_SUFFIXES, LOGITS_NAMES) for path in logits]
-    names: set[str] = set()
+    known, names = {case.case_id for case in cases}, set[str]()
+    sources: list[tuple[Path, tuple[str, ...], tuple[str, ...]]] = [(path, LOGITS_SUFFIXES, LOGITS_NAMES) for path in logits]
+    sources += [(labels, VOLUME_SUFFIXES, LABEL_SUFFIXES)] if labels is not None else []
     for source, suffixes, endings in sources:
         if source.is_dir() and not source.samefile(images):
             names.update(case_of(stem, known, endings) for stem in files_by_stem(source, suffixes))
@@ -208,9 +196,8 @@ def with_logits(cases: CaseList, logits: Sequence[Path], *, are_labels: bool = F
         for path in paths
         if path not in taken and case_of(stem, known, (*LOGITS_NAMES, *LABEL_SUFFIXES)) not in known
     ]
-    what = "label map" if are_labels else "file"
-    of_logits = "" if are_labels else " of logits"
-    notes = [f"{folder}: ignored {counted(len(stray), what)}{of_logits} without images, such as {min(stray)}"] if stray else []
+    what = counted(len(stray), "label map" if are_labels else "file") + ("" if are_labels else " of logits")
+    notes = [f"{folder}: ignored {what} without images, such as {min(stray)}"] if stray else []
     return CaseList(added, [*cases.notes, *notes])
 
 
@@ -218,17 +205,17 @@ def _with_own_logits(case: CaseFiles, by_stem: Mapping[str, list[Path]], folder:
     name = case.case_id
     candidates = [path for ending in ("", *LOGITS_NAMES) for path in by_stem.get(name + ending, [])]
     # nnU-Net puts its label map CASE.nii.gz beside CASE.npz, and so does this tool beside CASE_logits: explicit names win.
-    telling = [path for path in candidates if suffix_of(path) in SCORES_SUFFIXES or stem_of(path) != name] or candidates
-    if telling:
-        return _with_only(case, "logits", telling, "one file of logits", folder)
+    if candidates:
+        telling = [path for path in candidates if suffix_of(path) in SCORES_SUFFIXES or stem_of(path) != name]
+        return _with_only(case, "logits", telling or candidates, "one file of logits", folder)
     by_label: dict[int, list[Path]] = {}
     for stem, paths in by_stem.items():
         if (match := _LABEL_FILE.fullmatch(stem)) and match["case"] == name:
             by_label.setdefault(int(match["number"]), []).extend(paths)
     of_labels = [path for _, paths in sorted(by_label.items()) for path in paths]
     if not of_labels:
-        problem = f"no logits in {folder}; expected {logits_named(name)}; label maps and structures need --input-type labels"
-        return case.lacking(problem, f"no logits in {folder}")
+        expected = f"expected {name}.nii.gz, {name}.npz or the like; label maps and structures need --input-type labels"
+        return case.lacking(f"no logits in {folder}; {expected}", f"no logits in {folder}")
     if sorted(by_label) == list(range(len(of_labels))):
         return replace(case, logits=tuple(of_labels))
     return case.lacking(f"expected one file for each label from 0, found {file_names(of_labels)} in {folder}")
@@ -276,16 +263,11 @@ def structures_folder(own: Path) -> Path:
     return inner if inner.is_dir() else own
 
 
-def logits_named(case_id: str) -> str:
-    """Return which files may have the logits of a case, for messages: the most usual two of many formats."""
-    return f"{case_id}.nii.gz, {case_id}.npz or the like"
-
-
 def _with_companions(cases: CaseList, source: Path, what: str, endings: Sequence[str]) -> CaseList:
     """Add the mask or the labels of each case; `what` is "mask" or "labels"."""
+    chosen: dict[str, Any] = {what: source}
     if not source.is_dir():
-        case = _only_case(cases, [source], VOLUME_SUFFIXES, what)
-        return CaseList([_with_only(case, what, [source], "", source)], cases.notes)
+        return CaseList([replace(_only_case(cases, [source], VOLUME_SUFFIXES, what), **chosen)], cases.notes)
     by_stem = files_by_stem(source, VOLUME_SUFFIXES)
     found = []
     for case in cases:
@@ -304,11 +286,9 @@ def with_strokes(cases: CaseList, sources: Sequence[Path]) -> CaseList:
     if len(sources) > 1:
         raise InputError(f"{folder}: give one folder of strokes, or the files of one case")
     by_stem = files_by_stem(folder, VOLUME_SUFFIXES)
-    added = CaseList((), cases.notes)
-    for case in cases:
-        own = [path for ending in ("", *STROKES_SUFFIXES) for path in by_stem.pop(case.case_id + ending, ())]
-        added.append(replace(case, strokes=tuple(own)))
-    names, number = [case.case_id for case in cases], sum(bool(case.strokes) for case in added)
+    strokes = [[path for ending in ("", *STROKES_SUFFIXES) for path in by_stem.pop(case.case_id + ending, ())] for case in cases]
+    added = CaseList((replace(case, strokes=tuple(own)) for case, own in zip(cases, strokes, strict=True)), cases.notes)
+    names, number = [case.case_id for case in cases], sum(map(bool, strokes))
     if by_stem or not number:
         expected = f"expected names such as {names[0]}.nii.gz; the cases are {listed(names)}"
         raise InputError(f"{folder}: {listed(sorted(by_stem)) or 'no file'}: strokes of no case; {expected}")

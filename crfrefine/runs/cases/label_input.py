@@ -4,29 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from crfrefine import io
-from crfrefine.arrays.blocks import AUTO, find_network_spacing
-from crfrefine.arrays.label_maps import (
-    MAX_SHOWN,
-    channel_numbers,
-    channels_of,
-    count_labels,
-    describe_labels,
-    labels_of_one_hot,
-    present_labels,
-    share_logits,
-    share_sigma,
-)
-from crfrefine.arrays.probabilities import Look, plane_blocks
+from crfrefine.arrays.label_maps import MAX_SHOWN, channels_of, count_labels, describe_labels, labels_of_one_hot, present_labels
+from crfrefine.arrays.probabilities import plane_blocks
+from crfrefine.base.array_types import Float32, Labels
 from crfrefine.base.text import counted, listed, shorten
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.paths import stem_of
-from crfrefine.io.reading import LABEL_TOLERANCE, LogitsHeader, read_mask, read_whole_numbers
+from crfrefine.io.reading import LABEL_TOLERANCE, LogitsHeader, read_whole_numbers
 from crfrefine.io.volume import Segment, VolumeHeader
 from crfrefine.runs.cases.other_grid import WorkGrid
 
@@ -43,7 +32,7 @@ _MAX_GRAY_VALUES = 256  # under "auto", a file with more different values is rat
 class LabelMap:
     """A label map on the image's grid."""
 
-    labels: NDArray[np.unsignedinteger[Any]]  # ([z,] y, x) as it is read, (*grid) in a `Case`; uint8 or uint16
+    labels: Labels  # ([z,] y, x) as it is read, (*grid) in a `Case`; uint8 or uint16
     channel_labels: tuple[int, ...]  # the labels that occur, background, and at least two; ascending
     num_labels: int  # L, background included
     notes: tuple[str, ...]  # notes for the user, one sentence each
@@ -82,11 +71,15 @@ def read_label_map(header: LogitsHeader, images: Sequence[VolumeHeader], options
     if are_structures:
         assert declared is not None
         numbers = declared.structures
-        labels, overlap = merge_structures(header.files, numbers)
+        merged = merge_structures(header.files, numbers)
+        labels, present = merged.labels, present_labels(merged.labels)
         taken = f"{first.path.parent.name} is taken as one file per structure"
-        notes = [f"{taken}: {counted(len(header.files), 'file')}, {overlap.num_structures} not empty", *overlap.notes]
-        lost = {numbers[name]: size for name, (left, size) in overlap.losers.items() if not left}
-        present = present_labels(labels)
+        notes = [f"{taken}: {counted(len(header.files), 'file')}, {merged.num_structures} not empty"]
+        if merged.num_shared:
+            notes.append(f"structures overlap, and the smaller one keeps the voxel: {merged.num_shared} voxels")
+        if merged.lost:
+            notes.append(f"{merged.lost}; if it is a union of others, leave its file out and unite its refined parts")
+        lost = {numbers[name]: size for name, (left, size) in merged.losers.items() if not left}
         # The segment of a structure is that of its file, if the file has a single one.
         own = {stem_of(file.path): file.segments[0] for file in header.files if len(file.segments) == 1}
         segments = tuple(replace(own.get(name, Segment(number, name)), label=number) for name, number in numbers.items())
@@ -103,7 +96,7 @@ def read_label_map(header: LogitsHeader, images: Sequence[VolumeHeader], options
     return _on_grid(first, labels, present, images[0], None if declared is None else declared.num_labels, notes, lost, segments)
 
 
-def read_one_hot(header: LogitsHeader, values: NDArray[np.float32] | None, like: VolumeHeader, options: ReadingOptions) -> LabelMap | None:
+def read_one_hot(header: LogitsHeader, values: Float32 | None, like: VolumeHeader, options: ReadingOptions) -> LabelMap | None:
     """Return the label map of one-hot channels; None if they are something else, or declared as such."""
     # `values` are the channels, (L, [z,] y, x); None if they are to be read piece by piece.
     if options.input_type != "auto":
@@ -125,7 +118,7 @@ def read_one_hot(header: LogitsHeader, values: NDArray[np.float32] | None, like:
 
 def _on_grid(
     first: VolumeHeader,
-    labels: NDArray[np.unsignedinteger[Any]],
+    labels: Labels,
     present: tuple[int, ...],
     like: VolumeHeader,
     num_labels: int | None,
@@ -150,7 +143,7 @@ def _on_grid(
     return LabelMap(placed, channels, num_labels or channels[-1] + 1, tuple(notes), lost, segments, file_spacing)
 
 
-def _read_one(file: VolumeHeader, options: ReadingOptions) -> tuple[NDArray[np.unsignedinteger[Any]], tuple[int, ...]]:
+def _read_one(file: VolumeHeader, options: ReadingOptions) -> tuple[Labels, tuple[int, ...]]:
     """Return the labels of a label map as in its file, and those that occur."""
     is_certain = options.input_type == KIND
     found = read_whole_numbers(file)
@@ -173,93 +166,45 @@ def _read_one(file: VolumeHeader, options: ReadingOptions) -> tuple[NDArray[np.u
     return found.labels, present
 
 
-def coarse_shares(
-    found: LabelMap, channels: Sequence[int], given: Any, spacing: tuple[float, ...]
-) -> tuple[NDArray[np.float32], tuple[float, ...], str]:
-    """Return the logarithms of the shares of labels, (L,), in the map of a coarser network, its spacing, and a note."""
-    # `given` is mm, or "auto": those of a file on its own grid, else found in the map.
-    given = found.file_spacing if given == AUTO and found.file_spacing else given
-    wide, note = find_network_spacing(given, found.labels.T, spacing)
-    assert wide is not None
-    sigma = share_sigma(wide[::-1], spacing[::-1])
-    return share_logits(channel_numbers(found.labels, channels), len(channels), sigma), wide, note or ""
+class MergedStructures(NamedTuple):
+    """A label map of structures, of which the smallest one keeps a voxel; of equally large ones, the first by number."""
 
-
-@dataclass
-class Overlap:
-    """The overlaps of structures that share voxels."""
-
-    num_structures: int = 0  # that are not empty
-    num_voxels: int = 0  # of several structures
-    losers: dict[str, tuple[int, int]] = field(default_factory=dict)  # keep less than half of their voxels: how many, of how many
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """One sentence each; none without an overlap."""
-        if not self.num_voxels:
-            return ()
-        note = f"structures overlap, and the smaller one keeps the voxel: {self.num_voxels} voxels"
-        lost = f"{self.lost}; if it is a union of others, leave its file out and unite its refined parts"
-        return (note, lost) if self.losers else (note,)
+    labels: Labels  # ([z,] y, x)
+    num_structures: int  # that are not empty
+    num_shared: int  # voxels of several structures
+    losers: dict[str, tuple[int, int]]  # keep less than half of their voxels: how many, of how many
 
     @property
     def lost(self) -> str:
-        """The structures that keep less than half of their voxels, in words; empty without any."""
+        """The losers in words; empty without any."""
         losers = [f"{shorten(name)} keeps {left} of {size} voxels" for name, (left, size) in self.losers.items()]
         return f"structures that lose most of their voxels to smaller ones: {listed(losers, MAX_SHOWN)}" if losers else ""
 
 
-def merge_structures(files: Sequence[VolumeHeader], numbers: Mapping[str, int]) -> tuple[NDArray[np.unsignedinteger[Any]], Overlap]:
-    """Read one binary file per structure, one after the other, into one label map, ([z,] y, x); return it with the overlaps."""
-    # The smallest structure keeps a voxel (of equally large ones the first by number).
+def merge_structures(files: Sequence[VolumeHeader], numbers: Mapping[str, int]) -> MergedStructures:
+    """Read one binary file per structure, one after the other, into one label map."""
     first, largest = files[0], max(numbers.values())
     for file in files:
         if not first.on_same_grid(file):
             raise GridMismatchError(f"{file.path}: not on the grid of the other structures\n{first.difference_from(file)}")
-    labels: NDArray[np.unsignedinteger[Any]] = np.zeros(first.grid_shape[::-1], np.min_scalar_type(largest))
+    labels: Labels = np.zeros(first.grid_shape[::-1], np.min_scalar_type(largest))
     shared = np.zeros(labels.shape, np.bool_)
     sizes = np.zeros(largest + 1, np.int64)
     for file in files:
-        number = numbers[stem_of(file.path)]
-        inside = _inside(file).reshape(labels.shape)
+        found, number = read_whole_numbers(file), numbers[stem_of(file.path)]
+        if found.off or found.low < 0 or found.high > 1:
+            raise InputError(
+                f"{file.path}: expected 0 and 1, as in a binary file of one structure; found values from {found.low:g} to {found.high:g}, "
+                f"off whole numbers by up to {found.off:.2g}\n"
+                "  A label map with several labels is given by itself: -p FILE, or -p FOLDER with the name of the case."
+            )
+        inside = found.labels.reshape(labels.shape) == 1
         sizes[number] = np.count_nonzero(inside)
         others = labels[inside]
         taken = others != 0
         shared[inside] |= taken
         wins = ~taken | (sizes[number] < sizes[others]) | ((sizes[number] == sizes[others]) & (number < others))
         labels[inside] = np.where(wins, labels.dtype.type(number), others)
-    overlap = Overlap(int(np.count_nonzero(sizes)), int(np.count_nonzero(shared)))
-    if overlap.num_voxels:
-        left = count_labels(labels, largest + 1)
-        overlap.losers = {name: (left[number], int(sizes[number])) for name, number in numbers.items() if 2 * left[number] < sizes[number]}
-    return labels, overlap
-
-
-def refuse_structures(look: Look, header: LogitsHeader) -> None:
-    """Raise InputError if files of 0 and 1, which are to be one per label, look like structures: voxels are in none of them."""
-    # Otherwise, the first structure would be taken for background, and the background for padding.
-    if num_nowhere := int(np.count_nonzero(look.sums == 0)):
-        number = len(header.files)
-        raise InputError(
-            f"{header.path}: {number} files of 0 and 1, all of them 0 at {num_nowhere} voxels, as for one binary file per structure\n"
-            "  For structures, give --input-type labels; for probabilities of all labels, background first, --input-type probabilities."
-        )
-
-
-def _inside(file: VolumeHeader) -> NDArray[np.bool_]:
-    """Return where a binary file is 1, ([z,] y, x)."""
-    odd: list[NDArray[Any]] = []
-
-    def is_one(values: NDArray[Any]) -> NDArray[np.bool_]:
-        inside: NDArray[np.bool_] = values == 1
-        odd.append(values[(values != 0) & ~inside])
-        return inside
-
-    inside = read_mask(file, is_one)
-    others = np.concatenate(odd)
-    if len(others):
-        raise InputError(
-            f"{file.path}: expected 0 and 1, as in a binary file of one structure; found {others[0]:.6g} at {len(others)} voxels\n"
-            "  A label map with several labels is given by itself: -p FILE, or -p FOLDER with the name of the case."
-        )
-    return inside
+    left = count_labels(labels, largest + 1)
+    losers = {name: (left[number], int(sizes[number])) for name, number in numbers.items() if 2 * left[number] < sizes[number]}
+    return MergedStructures(labels, int(np.count_nonzero(sizes)), int(np.count_nonzero(shared)), losers)

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from crfrefine.base.inputs import add_inputs
 from crfrefine.base.text import MAX_OF_A_PATH, shorten
@@ -16,7 +16,6 @@ from crfrefine.io import read_header
 from crfrefine.io.json import read_json
 from crfrefine.io.paths import SCORES_SUFFIXES, stem_of
 from crfrefine.runs.cases.case_files import CaseFiles, CaseList, describe_left_out, too_few_complete
-from crfrefine.runs.cases.dataset_description import DatasetDescription, read_dataset_description
 from crfrefine.runs.cases.discovery import discover_cases, list_files
 
 PLANS = "plans.json"
@@ -53,12 +52,10 @@ class TrainedNetwork:
         return shlex.join(["nnUNetv2_train", self.dataset, self.configuration, fold, *flags, "-tr", self.trainer, "-p", self.plans])
 
 
-@dataclass(frozen=True)
-class TrainedCases:
+class TrainedCases(NamedTuple):
     """The cases of a trained network."""
 
     cases: CaseList  # all; those without probabilities have them in `missing`
-    description: DatasetDescription | None
     advice: tuple[str, ...]  # one sentence per fold that lacks something, with the command that makes it
 
 
@@ -107,7 +104,6 @@ def find_trained_cases(
             f"{folds[ALL]}: this network was trained on all cases, including those of its validation: it is overconfident on them\n"
             f"  Train folds that hold cases out, for all of the folds 0 to 4: {network.training_command('0', '--npz')}"
         )
-    description = read_dataset_description(network.folder) if (network.folder / "dataset.json").is_file() else None
     image_folder = locate_images(network, images)
     label_folder = locate_labels(network, image_folder, labels) if with_labels else None
     found = discover_cases(image_folder, None, masks, label_folder, include_imageless=with_labels)
@@ -138,7 +134,7 @@ def find_trained_cases(
     stray = sorted({name for names in archives.values() for name in names} - {case.case_id for case in found})
     if stray:
         notes.append(f"{network.folder}: validated cases without an image in {image_folder} are ignored ({len(stray)}), such as {stray[0]}")
-    return TrainedCases(CaseList(cases, notes), description, tuple(advice[fold] for fold in sorted(advice)))
+    return TrainedCases(CaseList(cases, notes), tuple(advice[fold] for fold in sorted(advice)))
 
 
 def locate_images(network: TrainedNetwork, given: Path | None) -> Path:

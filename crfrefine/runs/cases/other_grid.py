@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
-from itertools import permutations
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from crfrefine.arrays.resampling import GridMap, interpolation_jobs, map_grid, nearest, resample_logits, world_box
+from crfrefine.arrays.resampling import GridMap, interpolation_jobs, map_grid, nearest, resample_logits
 from crfrefine.base.geometry import describe_grid
 from crfrefine.base.limits import run_all
 from crfrefine.errors import GridMismatchError
@@ -25,6 +25,7 @@ SMALL_OVERLAP = 0.5
 _NO_OVERLAP = (
     "They may be of two scans, one may lack its transform, or was written in LPS as if that were RAS: compare them with `crfrefine info`."
 )
+_OTHER_ORDER = "Its axes are in another order: expected (x, y, z, label), or in an .npz or .npy (label, z, y, x)."
 HOW = ("interpolated linearly", "interpolated cubically")
 
 
@@ -49,9 +50,8 @@ class WorkGrid:
     ) -> NDArray[np.float32]:
         """Return channels, interpolated: (channels, [z,] y, x) on this grid; 0 outside their own.
 
-        `values` are the channels of the file `other`, (channels, [z,] y, x); on this grid they are returned as they are. `what` names them
-        in `notes`, which get sentences about the interpolation and the voxels `outside`, such as "become background". `are_of_labels`:
-        logits of labels are all equal only outside their grid and in padding. Nothing but the result is allocated.
+        `values` are the channels of the file `other`, (channels, [z,] y, x). `notes` gets sentences about `what`, and the voxels `outside`.
+        Logits of labels (`are_of_labels`) are all equal only outside their grid and in padding. Nothing but the result is allocated.
         """
         shape = (len(values), *self.header.grid_shape[::-1])
         if self.header.on_same_grid(other):
@@ -76,14 +76,17 @@ class WorkGrid:
 
     def require_overlap(self, other: VolumeHeader, what: str) -> GridMap:
         """Return where the voxels of this grid lie on another; GridMismatchError: nowhere, or for logits on less than half."""
-        like = self.header
-        if order := self._order_of_axes(other):
-            raise self._mismatch(other, f"{what} on another grid than the {self.name}", order)
-        if other.affine is None:
-            return self._whole_view(other, what)
-        assert like.affine is not None
-        grid_map = map_grid(like.grid_shape, like.affine, other.grid_shape, other.affine) if _boxes_overlap(like, other) else None
-        if grid_map is None or not grid_map.num_inside:  # The boxes of oblique grids may overlap nevertheless.
+        like, (own_affine, _) = self.header, self.header.geometry()
+        if self._has_other_order(other):
+            raise self._mismatch(other, f"{what} on another grid than the {self.name}", _OTHER_ORDER)
+        affine = other.affine
+        if affine is None:  # A file without geometry covers the same field of view.
+            factors = np.divide(like.grid_shape, other.grid_shape)
+            affine = own_affine.copy()
+            affine[:3, : len(factors)] *= factors
+            affine[:3, 3] += own_affine[:3, : len(factors)] @ (0.5 * factors - 0.5)
+        grid_map = map_grid(like.grid_shape, own_affine, other.grid_shape, affine)
+        if not grid_map.num_inside:
             raise self._mismatch(other, f"the {what} and the {self.name} do not overlap in the world", _NO_OVERLAP)
         share = grid_map.num_inside / grid_map.num_voxels
         if what == "logits" and share < SMALL_OVERLAP:
@@ -95,40 +98,20 @@ class WorkGrid:
     def _mismatch(self, other: VolumeHeader, problem: str, advice: str) -> GridMismatchError:
         return GridMismatchError(f"{other.path}: {problem}\n{self.header.difference_from(other)}\n  {advice}")
 
-    def _whole_view(self, other: VolumeHeader, what: str) -> GridMap:
-        """Return where the voxels of this grid lie on that of a file without geometry, which covers the same field of view."""
-        like = self.header
-        if like.affine is None or other.grid_shape == like.grid_shape[::-1]:
-            problem = f"{what} on another grid than the {self.name}, and without the geometry to interpolate from"
-            raise self._mismatch(other, problem, "Its axes may be in the other order: an .npz or .npy holds (label, z, y, x).")
-        factors = np.divide(like.grid_shape, other.grid_shape)
-        affine = like.affine.copy()
-        affine[:3, : len(factors)] *= factors
-        affine[:3, 3] += like.affine[:3, : len(factors)] @ (0.5 * factors - 0.5)
-        return map_grid(like.grid_shape, like.affine, other.grid_shape, affine)
-
-    def _order_of_axes(self, other: VolumeHeader) -> str:
-        """Return advice about a file whose sizes fit this grid with the label axis before others; else ""."""
-        sizes, wanted = [*other.grid_shape, other.num_channels], list(self.header.grid_shape)
-        for extents in (sizes, wanted):
-            while extents[-1:] == [1]:
-                extents.pop()
-        if len(sizes) != len(wanted) + 1:
-            return ""
-        for order in permutations(range(len(sizes))):  # The usual order of x, y, z comes first.
-            if order[-1] != len(wanted) and [sizes[axis] for axis in order[:-1]] == wanted:
-                if other.affine is None:  # An archive, whose axes are listed the other way round.
-                    return "Its axes are in another order: an .npz or .npy holds (label, z, y, x)."
-                return f"Its axes are in another order. Move the label axis to the end: array.transpose{order}"
-        return ""
+    def _has_other_order(self, other: VolumeHeader) -> bool:
+        """Return whether the sizes of a file fit this grid with its axes in another order."""
+        own, grid = Counter(self.header.grid_shape), Counter(other.grid_shape)
+        is_reversed = other.affine is None and other.grid_shape == self.header.grid_shape[::-1]
+        return is_reversed or (own != grid and own <= grid + Counter([other.num_channels]))
 
     def advice(self, other: VolumeHeader, hint: str) -> str:
         """Return advice about a file on another grid: the order of its axes, or the hint and --resample."""
-        if order := self._order_of_axes(other):
-            return order
-        if self.header.affine is None or other.affine is None:
+        like = self.header
+        if self._has_other_order(other):
+            return _OTHER_ORDER
+        if like.affine is None or other.affine is None:
             return hint
-        if not _boxes_overlap(self.header, other):
+        if not map_grid(like.grid_shape, like.affine, other.grid_shape, other.affine).num_inside:
             return f"{hint}\n  The two do not overlap in the world. {_NO_OVERLAP}"
         return f"{hint}\n  Or give --resample, which interpolates onto the {self.name}'s grid."
 
@@ -143,9 +126,3 @@ class WorkGrid:
             outside = f"voxels outside the grid of the {what} {outside}: {num_outside} of {grid_map.num_voxels} voxels"
             notes.append(f"{outside} ({1 - share:.1%}){doubt}")
         return notes
-
-
-def _boxes_overlap(like: VolumeHeader, other: VolumeHeader) -> bool:
-    """Return whether the boxes of two grids overlap in the world."""
-    box, other_box = (world_box(header.grid_shape, header.geometry()[0]) for header in (like, other))
-    return bool((np.minimum(box[1], other_box[1]) > np.maximum(box[0], other_box[0])).all())

@@ -20,12 +20,12 @@ from crfrefine.runs.cases.case_files import CaseFiles
 from crfrefine.runs.cases.dataset_description import DatasetDescription
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from crfrefine.base.array_types import Float32
     from crfrefine.io.volume import VolumeHeader
 
 # Names with a meaning in `dataset.json`: no structure may have them.
 RESERVED_NAMES = ("background", "ignore")
+GIVEN = "--regions"
 _WRITTEN_BY_NNUNET = '{"labels": {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}, "regions_class_order": [1, 2, 3]}'
 
 
@@ -34,11 +34,10 @@ class RegionReading:
     """Which channels of a network's output are overlapping regions, and not labels."""
 
     scheme: RegionScheme | None = None  # None means that channels are labels
-    source: str = ""  # the option or file that declares them
+    source: str = ""  # the option or file that declares them; GIVEN if the user named them
     # Channels of a softmax over all labels, which is refined as such all the same; None if unknown.
     num_labels: int | None = None
     problem: str = ""  # why the declaration cannot be used: files that need it fail with this message
-    is_given: bool = False  # whether the user named the regions of these very files
 
     @property
     def fewest_channels(self) -> int:
@@ -53,7 +52,7 @@ class RegionReading:
         """Return whether a file with one value per voxel is the channel of a single region, and not a label map: the voxels tell."""
         return header.num_channels == 1 and self.declares(1) and bool(np.mod(io.read_volume(header.path).data, 1).any())
 
-    def scheme_of(self, values: NDArray[np.float32], path: Path) -> RegionScheme | None:
+    def scheme_of(self, values: Float32, path: Path) -> RegionScheme | None:
         """Return the regions of a file's channels, (channels, [z,] y, x); None means that the channels are labels."""
         self.require_number(len(values), path)
         if self.scheme is None or len(values) != self.num_labels:
@@ -70,14 +69,14 @@ class RegionReading:
         problem = f"{path}: the network's output has {counted(num_channels, 'channel')}"
         if self.problem:
             raise InputError(f"{problem}, and whether these are regions is not clear\n  {self.problem}")
-        expected = [] if self.num_labels is None else [f"{self.num_labels}, one for each label from 0 to {self.num_labels - 1}"]
-        if self.scheme is not None:
-            expected.insert(0, f"{self.scheme.num_regions}, one per region")
-        advice = "Export all channels of the network, or put its own dataset.json beside its output."
+        expected = [] if self.scheme is None else [f"{self.scheme.num_regions}, one per region"]
+        if self.num_labels is not None:
+            expected.append(f"{self.num_labels}, one for each label from 0 to {self.num_labels - 1}")
         regions = "" if self.scheme is None else f"\n  {self.scheme.describe()}"
+        advice = "Export all channels of the network, or put its own dataset.json beside its output."
         raise InputError(f"{problem}, expected {', or '.join(expected)} of {self.source}{regions}\n  {advice}")
 
-    def identify(self, values: NDArray[np.float32], input_type: str, kind: str | None, path: Path) -> tuple[str, str]:
+    def identify(self, values: Float32, input_type: str, kind: str | None, path: Path) -> tuple[str, str]:
         """Return "logits" or "probabilities" for a file's channels of regions, and a sentence that says why."""
         assert self.scheme is not None
         found, reason = identify_regions(values, input_type, kind=kind, name=str(path))
@@ -93,7 +92,7 @@ def find_regions(given: RegionScheme | None, descriptions: Iterable[DatasetDescr
     """Return which channels are regions: as given by the user, or as the first `dataset.json` says."""
     # A description that contradicts itself fails only files that are no softmax over labels.
     if given is not None:
-        return RegionReading(given, "--regions", is_given=True)
+        return RegionReading(given, GIVEN)
     description = next(iter(descriptions), None)
     if description is None:
         return NO_REGIONS
@@ -117,7 +116,7 @@ class DeclaredLabels:
     """The labels that the label maps of a run may hold."""
 
     numbers: tuple[int, ...]  # ascending, background first
-    source: str  # the source, for messages: "study/dataset.json"
+    source: str  # for messages: "study/dataset.json"
     structures: Mapping[str, int] = field(default_factory=dict)  # number of each by its name, if each has its own file
 
     @property
@@ -170,11 +169,6 @@ class ReadingOptions:
     # Of the network that made the label maps: mm, one number or one per axis; "auto" means that blocks in the map show it.
     network_spacing: Any = None
     max_memory: int | None = None  # bytes that the arrays of a case may take; at most, and by default, the system's limit
-
-    @property
-    def structures(self) -> Mapping[str, int]:
-        """The number of each structure by its name, if each has its own file."""
-        return {} if self.declared is None else self.declared.structures
 
 
 DEFAULT_READING = ReadingOptions()

@@ -71,8 +71,7 @@ def outline(labels: Array) -> Bool:
 
 def is_dashed_on(labels: Array, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Bool:
     """Return whether the dashes of each pixel's label are drawn at its row and column."""
-    # Lines of the labels 1 to 7 have no gaps, those of 8 to 14 are drawn to one half, and those of
-    # 15 to 21 to one third.
+    # Lines of the labels 1 to 7 have no gaps; those of 8 to 14 are drawn to one half, of 15 to 21 to one third.
     period = 1 + np.maximum(labels.astype(np.int64) - 1, 0) // len(LABEL_COLORS) % 3
     is_drawn: Bool = (rows + columns) // 4 % period == 0
     return is_drawn
@@ -94,18 +93,11 @@ class Canvas:
         self._picture.paste(Image.fromarray(np.ascontiguousarray(pixels)), corner)
 
     def text(
-        self,
-        place: tuple[float, float],
-        text: str,
-        size: int,
-        level: int,
-        anchor: str = "la",
-        is_bold: bool = False,
-        edge: int | None = None,
+        self, place: tuple[float, float], text: str, size: int, level: int, *, anchor: str = "la", is_bold: bool = False, edge: int = -1
     ) -> None:
-        """Write a line; `anchor` is Pillow's, `edge` the level of a thin edge around the letters."""
-        font, width = _font(size, is_bold), 0 if edge is None else 1
-        self._draw.text(place, drawable(text), fill=level, font=font, anchor=anchor, stroke_width=width, stroke_fill=edge)
+        """Write a line; `anchor` is Pillow's, `edge` the level of a thin edge around the letters, if it is not negative."""
+        font, width = _font(size, is_bold), int(edge >= 0)
+        self._draw.text(place, drawable(text), fill=level, font=font, anchor=anchor, stroke_width=width, stroke_fill=max(edge, 0))
 
     def sides(self, letters: str, corner: tuple[int, int], extent: tuple[int, int], size: int, level: int, edge: int) -> None:
         """Write letters at the left, right, bottom and top of a panel; an empty text writes none."""

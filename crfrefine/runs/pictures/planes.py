@@ -77,9 +77,8 @@ class Places:
 def choose_places(maps: Sequence[Array], changed: Bool, steps: Sequence[float]) -> Places:
     """Choose the planes that show a case: label maps (0 is background), where they changed, and mm per grid axis.
 
-    The structure is the largest connected part of what most maps have in common: false islands of one map are not part of it, however
-    many there are. Along each axis, the planes with a large cross-section of it qualify, and of these the one with the most changed
-    voxels is taken. Without foreground the planes go through the largest change, and without that through the middle.
+    The structure is the largest connected part of what most maps have in common. Along each axis, of the planes with a large cross-section
+    of it, the one with the most changed voxels is taken. Without foreground the planes go through the largest change, or the middle.
     """
     peak = _largest_change(changed, steps)
     structure = _structure(maps)
@@ -94,11 +93,8 @@ def choose_places(maps: Sequence[Array], changed: Bool, steps: Sequence[float]) 
     reach = [round(CHANGE_WINDOW_MM / 2 / step) for step in steps]
     around = [slice(max(0, place - most), place + most + 1) for place, most in zip(peak, reach, strict=True)]
 
-    def count_changes(plane: int) -> int:
-        cut = tuple(peak[axis] if axis == PLANES[plane][-1] else around[axis] for axis in range(3))
-        return int(np.count_nonzero(changed[cut]))
-
-    return Places(point, peak, max(shown, key=count_changes))
+    cuts = {plane: tuple(peak[axis] if axis == PLANES[plane][-1] else around[axis] for axis in range(3)) for plane in shown}
+    return Places(point, peak, max(shown, key=lambda plane: np.count_nonzero(changed[cuts[plane]])))
 
 
 def _structure(maps: Sequence[Array]) -> Bool | None:
@@ -161,11 +157,7 @@ SOFT_TISSUE, LUNG, BONE = Window(-160, 240, "soft tissue"), Window(-1350, 150, "
 
 
 def choose_window(image: Float32, structure: Bool) -> Window:
-    """Return the window of a modality."""
-    # For CT it is the usual one of the structure: lung if the median of the structure is below -400
-    # HU, bone (or contrast medium) if it is above 200 HU, else soft tissue. Other images run from
-    # their 0.5th to their 99.5th percentile, wider if the structure's 2nd and 98th lie outside;
-    # voxels that are probably no tissue do not count.
+    """Return the window of a modality: for CT a usual one, by the median of the structure, else percentiles of image and structure."""
     inside = image[structure]
     inside = inside[np.isfinite(inside)]
     step = max(1, int((image.size / _MAX_SAMPLES) ** (1 / image.ndim)))
@@ -184,10 +176,11 @@ def choose_window(image: Float32, structure: Bool) -> Window:
 
 
 def choose_modality(modalities: Sequence[Float32], windows: Sequence[Window], labels: Array, steps: Sequence[float]) -> int:
-    """Return the number of the modality that shows the borders of the labels best; the first one of equals."""
-    # The mean intensities of the labels explain most of its variance within 3 mm of a border (the
-    # correlation ratio): one label may be bright, another dark, and a long border counts for more
-    # than a short one. `labels` are unsigned, `steps` are mm per grid axis.
+    """Return the number of the modality that shows the borders of the labels best; the first one of equals.
+
+    The mean intensities of the labels explain most of its variance within 3 mm of a border (the correlation ratio). `labels` are unsigned,
+    `steps` are mm per grid axis.
+    """
     occupied = bounding_box(labels != 0)
     if len(modalities) == 1 or occupied is None:
         return 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,11 +54,12 @@ def draw_preview(
     reference: Array | None = None,
     shows_errors: bool = False,
 ) -> bytes:
-    """Draw the effect of the refinement on one case and return the picture as PNG."""
-    # The image is (M, *grid), of which the modality with the highest contrast at the borders of
-    # labels is shown; None means black. Label maps are (*grid) integers; a reference has its own
-    # panel. With an affine the planes are upright. With `shows_errors`, `before` is the reference.
-    # Names are for legend and titles.
+    """Draw the effect of the refinement on one case and return the picture as PNG.
+
+    The image is (M, *grid), of which the modality with the highest contrast at the borders of labels is shown; None means black. Label
+    maps are (*grid) integers; a reference has its own panel. With an affine the planes are upright. With `shows_errors`, `before` is the
+    reference.
+    """
     planes, shown = cut_planes(image, before, after, spacing, affine, modality_names, reference)
     headings = {"image": "image"} | ({} if reference is None else {"reference": "reference"})
     headings |= {"before": before_name, "refined": after_name, "changes": "errors" if shows_errors else "changed voxels"}
@@ -103,19 +103,12 @@ def cut_planes(
     reference: Array | None = None,
 ) -> tuple[list[Plane], str]:
     """Return the planes through the structure, and through the largest change if those do not show it; and a line about the image."""
-    # They are upright if the orientation is known, and cropped. Arguments are those of
-    # `draw_preview`.
-    keep = min(3, before.ndim)
-    pose = Upright.of(affine, keep)
+    # They are upright if the orientation is known, and cropped. Arguments are those of `draw_preview`.
+    pose = Upright.of(affine, before.ndim)
     # In the upright volume: of two equal planes, the same one must be shown whatever the stored orientation.
     modalities = [pose.turn(channel) for channel in (np.zeros((1, *before.shape), np.float32) if image is None else image)]
     maps = [pose.turn(labels) for labels in (before, after, reference) if labels is not None]
     steps = [float(spacing[axis]) for axis in pose.axis_order]
-    if before.ndim > keep:  # Further axes (time) are fixed where most changes.
-        moment = choose_places(maps, maps[0] != maps[1], [*steps, *map(float, spacing[keep:])]).structure[keep:]
-        when: Any = (..., *moment)
-        modalities = [channel[when] for channel in modalities]
-        maps = [labels[when] for labels in maps]
     network, refined, *references = maps
     structure = np.logical_or.reduce([labels > 0 for labels in maps])
     places = choose_places(maps, network != refined, steps)
@@ -130,7 +123,7 @@ def cut_planes(
 
     def cut(plane: int, point: Sequence[int], prefix: str = "") -> Plane:
         _, across, up, _ = PLANES[plane]
-        index = tuple(crop[axis] if axis in (across, up) else point[axis] for axis in range(keep))
+        index = tuple(crop[axis] if axis in (across, up) else point[axis] for axis in range(before.ndim))
         labels = refined[index].T[::-1]
         name, edges = pose.describe(plane)
         return Plane(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,8 @@ from crfrefine.base.text import TIMES, counted
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.atomic import check_replaceable
 from crfrefine.io.paths import add_volumes, files_written, is_dicom, require_suffix
-from crfrefine.io.volume import Volume, VolumeHeader, named_segments
-from crfrefine.runs.cases.dataset_description import read_descriptions, read_names
+from crfrefine.io.volume import Segment, Volume, VolumeHeader, named_segments
+from crfrefine.runs.cases.dataset_description import read_descriptions
 from crfrefine.runs.cases.reading_options import RegionReading, find_regions
 
 
@@ -50,16 +51,17 @@ def convert_file(
     notes = [f"{header.path.name}: {placed.turning}"] if placed.turned is not None else []
     geometry = _geometry(placed, like_header, target)
     remarks: list[str] = []
-    regions = find_regions(None, read_descriptions([source.parent], remarks))
+    descriptions = list(read_descriptions([source], remarks))
+    regions, segments_of_names = find_regions(None, descriptions), named_segments(descriptions[0].label_names if descriptions else {})
     if header.num_channels > 1 or regions.is_channel(header):
-        return "\n".join([*notes, *remarks, _convert_channels(header, target, to, geometry, regions)])
+        return "\n".join([*notes, *remarks, _convert_channels(header, target, to, geometry, regions, segments_of_names)])
     if to not in (None, "labels"):
         raise InputError(
             f"{header.path}: holds one value per voxel; a label map cannot become {to}, export the network's output before the argmax"
         )
     require_suffix(target, io.WRITTEN_SUFFIXES)
     labels = io.read_labels(header.path, grid=geometry.header)
-    named = header.segments or named_segments(read_names([header.path]).labels)
+    named = header.segments or segments_of_names
     io.write_label_map(target, labels.data.reshape(geometry.grid_shape), geometry, segments=named)
     kind = "label map" if header.dtype in ("uint8", "uint16") else "volume"  # CT has signed integers.
     return "\n".join([*notes, f"{_describe(header, kind)} -> {target}: {kind}"])
@@ -94,20 +96,22 @@ def _convert_dicom(source: Path, target: Path, to: str | None, like: Path | None
     if not io.placed_on(header, grid).on_same_grid(grid):
         raise GridMismatchError(f"{source}: not on the grid of --like\n{header.difference_from(grid)}\n  Name the series that was refined.")
     labels = io.read_labels(source, grid=grid)
-    named = header.segments or named_segments(read_names([source]).labels)
+    description = next(read_descriptions([source], []), None)
+    named = header.segments or named_segments({} if description is None else description.label_names)
     dicom.write(target, labels.data, named, like, segments)
     return f"{_describe(header, 'label map')} -> {target}: DICOM segmentation of {like}"
 
 
-def _convert_channels(header: VolumeHeader, target: Path, to: str | None, like: Volume, regions: RegionReading) -> str:
+def _convert_channels(
+    header: VolumeHeader, target: Path, to: str | None, like: Volume, regions: RegionReading, named: Sequence[Segment]
+) -> str:
     """Write channels as they are, as logits (log-odds of regions), as probabilities, or as the label map that they give."""
     values, kind = io.read_logits([header.path], fewest=regions.fewest_channels, grid=like.header), header.kind
     needs_kind = to is not None or (kind is None and require_suffix(target).holds_scores_alone)
     scheme = regions.scheme_of(values, header.path) if needs_kind else None
     source = _describe(header, counted(len(values), "label" if scheme is None else "region"))
     if to == "labels" and scheme is None:
-        segments = named_segments(read_names([header.path]).labels)
-        io.write_label_map(target, argmax_labels(values).reshape(like.grid_shape), like, segments=segments)
+        io.write_label_map(target, argmax_labels(values).reshape(like.grid_shape), like, segments=named)
         return f"{source} -> {target}: label map"
     if needs_kind:
         logits = reverse_grid(values).copy()  # contiguous
