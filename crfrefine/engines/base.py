@@ -36,7 +36,7 @@ class GridImage:
     spacing: Sequence[float]  # mm, one per grid axis
     # The user's number of each grid axis: a lattice depends on the order of its features. None means that the axes are in the user's order.
     axes: Sequence[int] | None = None
-    origin: FeatureOrigin | None = None  # the point that features count from; None means `default_origin`
+    origin: FeatureOrigin | None = None  # of a part of a volume, for the C++ engine; None means `default_origin`
 
     @property
     def num_voxels(self) -> int:

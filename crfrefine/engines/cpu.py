@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from crfrefine.base.array_types import Array, Bool, Float32, Labels
+from crfrefine.base.array_types import Array, Float32, Labels
 from crfrefine.base.limits import available_threads
 from crfrefine.engines.base import (
     NO_CONTEXT,
@@ -48,22 +48,7 @@ class CpuBackend(Backend):
 
     def kernels(self, image: GridImage, spec: KernelSetSpec, context: RunContext = NO_CONTEXT) -> CpuKernels:
         """Build the kernels of a model on one image; see `Backend.kernels`."""
-        values = np.ascontiguousarray(image.values, dtype=np.float32)
-        started, origin = time.perf_counter(), image.origin
-        with engine_errors(self._engine, values.shape):
-            built = self._engine.Kernels(
-                values,
-                image.mask,
-                *_kernel_arguments(spec, image.spacing),
-                spec.num_labels,
-                spec.num_iterations,
-                list(image.axes or ()),
-                None if origin is None else (list(origin.position), list(origin.intensity)),
-                context.threads or available_threads(),
-                context.progress,
-            )
-        text = tuple(built.descriptions())
-        return CpuKernels(self._engine, built, spec, values.shape, image.mask, built.num_voxels(), text, time.perf_counter() - started)
+        return CpuKernels(self._engine, image, spec, context)
 
     def _fits(self, image: GridImage, spec: KernelSetSpec, threads: int | None) -> bool:
         """Whether the kept kernels are those of an image and a model."""
@@ -127,19 +112,29 @@ class CpuBackend(Backend):
         return list(zip(ends[::2], ends[1::2], strict=True))
 
 
-@dataclass(eq=False)
 class CpuKernels:
-    """Kernels built by the C++ engine; see `Kernels`."""
+    """Kernels built by the C++ engine; see `Kernels`. `built` is the engine's own object, for runs on tiles."""
 
     dtype = "float32"
-    _engine: Any
-    built: Any  # the engine's own object, for runs on tiles
-    spec: KernelSetSpec
-    image_shape: tuple[int, ...]
-    _mask: Bool | None
-    num_voxels: int
-    filters: tuple[str, ...]
-    _build_seconds: float
+
+    def __init__(self, engine: Any, image: GridImage, spec: KernelSetSpec, context: RunContext) -> None:
+        """Build the kernels; see `Backend.kernels`."""
+        values, started, origin = np.ascontiguousarray(image.values, dtype=np.float32), time.perf_counter(), image.origin
+        self._engine, self._mask, self.spec, self.image_shape = engine, image.mask, spec, values.shape
+        with engine_errors(engine, values.shape):
+            self.built = engine.Kernels(
+                values,
+                image.mask,
+                *_kernel_arguments(spec, image.spacing),
+                spec.num_labels,
+                spec.num_iterations,
+                list(image.axes or ()),
+                None if origin is None else (list(origin.position), list(origin.intensity)),
+                context.threads or available_threads(),
+                context.progress,
+            )
+        self.num_voxels, self.filters = int(self.built.num_voxels()), tuple(map(str, self.built.descriptions()))
+        self._build_seconds = time.perf_counter() - started
 
     def run(self, logits: Array, spec: MeanFieldSpec, *, progress: Progress | None = None, is_last: bool = False) -> MeanFieldResult:
         """Run the mean field until its stopping rule is met; see `Kernels.run`."""

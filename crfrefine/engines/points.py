@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 METHODS = ("auto", "lattice", "exact")
 NORMALIZATIONS = ("none", "after", "symmetric")
-DEVICES = ("cpu", "torch", "torch:cuda")
 
 MAX_EXACT = 8192  # points up to which "auto" sums over all pairs, in about .1 s; the lattice is an approximation
 MAX_VALUE = 1e20  # largest magnitude of a value in float32: sums over many points stay finite with the lattice's integer weights, too
@@ -50,12 +49,9 @@ class Lattice:
         True
     """
 
-    def __init__(
-        self, features: ArrayLike, *, method: str = "auto", mask: ArrayLike | None = None, device: str = "cpu", threads: int | None = None
-    ) -> None:
+    def __init__(self, features: ArrayLike, *, method: str = "auto", mask: ArrayLike | None = None, threads: int | None = None) -> None:
         """Build the kernel of features (N, D) or (D, *grid)."""
         check_threads(threads)
-        check_word("device", device, DEVICES)
         points = given_array(features, "features")
         if points.ndim < 2:
             raise InputError(f"features have shape {points.shape}; expected (N, D), or (D, *grid)")
@@ -71,10 +67,7 @@ class Lattice:
                 first = points[(slice(None), *[slice(1)] * (points.ndim - 1))]
                 points = np.subtract(points, first, out=np.empty(points.shape, np.float32), dtype=np.float64, casting="unsafe")
         points = _finite(points, "features")
-        method = choose_method(method, self.num_points)
-        self._kernel: Any = (
-            CompiledPoints(points, method, threads) if device == "cpu" else _of_tensors().TorchPoints(points, method, device)
-        )
+        self._kernel = CompiledPoints(points, choose_method(method, self.num_points), threads)
         self.description = self._kernel.description
         self._scale: dict[str, Float32 | None] = {"none": None}
 
@@ -114,7 +107,6 @@ def gaussian_filter(
     method: str = "auto",
     normalization: str = "none",
     mask: Any = None,
-    device: str = "cpu",
     threads: int | None = None,
 ) -> Any:
     """Filter values with the Gaussian of any features: out_i = sum_j exp(-|f_i - f_j|² / 2) values_j, for all pairs of points.
@@ -129,7 +121,6 @@ def gaussian_filter(
             8,192 points.
         normalization: "none"; "after" divides by the sum of the weights; "symmetric" divides values and result by the root of that sum.
         mask: (N,) or (*grid), nonzero where points count; others neither send nor receive, and are 0. None means all.
-        device: of arrays: "cpu", or in plain operations of PyTorch "torch" or "torch:cuda".
         threads: CPU threads; None means the cores this process may use.
 
     Returns:
@@ -152,15 +143,13 @@ def gaussian_filter(
     """
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(values, torch.Tensor):
-        if device != "cpu":
-            raise ConfigError(f"device: tensors are filtered on the device that they are on; leave device={device!r} out")
         options = {"method": method, "normalization": normalization, "mask": mask, "threads": threads}
         if not isinstance(features, torch.Tensor):
             array = given_array(features, "features")
             features = torch.from_numpy(np.array(array, np.float32 if array.dtype == np.float32 else np.float64, order="C"))
-        return _of_tensors().gaussian_filter(values[None], features[None].to(values.device), **options)[0]
-    lattice = Lattice(features, method=method, mask=mask, device=device, threads=threads)
-    return lattice(values, normalization=normalization)
+        of_tensors: Any = importlib.import_module("crfrefine.layer.gaussian")  # above this module, and needs PyTorch
+        return of_tensors.gaussian_filter(values[None], features[None].to(values.device), **options)[0]
+    return Lattice(features, method=method, mask=mask, threads=threads)(values, normalization=normalization)
 
 
 class CompiledPoints:
@@ -193,11 +182,6 @@ class CompiledPoints:
         out = np.empty(self._shape, np.float32)
         self._points.feature_gradient(left, right, out)
         return out.reshape(len(out), -1)
-
-
-def _of_tensors() -> Any:
-    """Return the module for tensors, which is above this one and needs PyTorch."""
-    return importlib.import_module("crfrefine.layer.gaussian")
 
 
 def check_word(name: str, value: str, known: Sequence[str]) -> None:

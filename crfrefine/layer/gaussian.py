@@ -10,13 +10,12 @@ from torch import Tensor
 from crfrefine.arrays.arguments import given_voxels
 from crfrefine.base.limits import check_threads
 from crfrefine.engines.points import MAX_VALUE, NORMALIZATIONS, TINY, CompiledPoints, check_word, choose_method, require_shared
-from crfrefine.errors import BackendUnavailableError, InputError
+from crfrefine.errors import InputError
 from crfrefine.layer.autograd import outside_graphs, to_array
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from crfrefine.base.array_types import Float32
     from crfrefine.engines.torch.filters import Filter
 
 
@@ -188,24 +187,3 @@ class _Gradients(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[None, ...]:
         """Refuse: second derivatives need float64."""
         raise InputError("gaussian_filter has no second derivatives in float32 on the CPU; float64 has them")
-
-
-class TorchPoints:
-    """The kernel of points in operations of PyTorch, for arrays."""
-
-    def __init__(self, points: Float32, method: str, device: str) -> None:
-        """Build the kernel of features (D, *grid); `device` is "torch" or "torch:cuda"."""
-        if device != "torch" and not torch.cuda.is_available():
-            raise BackendUnavailableError("device 'torch:cuda': PyTorch finds no GPU; use 'torch' or 'cpu'")
-        self._device = "cpu" if device == "torch" else "cuda"
-        self.description = f"{method}, in operations of PyTorch on {self._device}"
-        self._kernel = _tensor_kernel(torch.from_numpy(points.reshape(len(points), -1).T.copy()).to(self._device), method)
-
-    def apply(self, values: Float32, scale: Float32 | None = None) -> Float32:
-        """Filter (V, N) values, and multiply each point's results by its `scale`, (N,)."""
-        filtered: Float32 = self._kernel(torch.from_numpy(values.T.copy()).to(self._device)).T.contiguous().cpu().numpy()
-        return filtered if scale is None else filtered * scale
-
-    def mean(self, values: Float32) -> tuple[None, None]:
-        """Return None: means take two filterings."""
-        return None, None

@@ -138,14 +138,6 @@ def test_lattice_messages_are_as_accurate_as_documented(backend, num_modalities,
     assert normalization == "symmetric" or np.abs(error).max() < 0.06
 
 
-@pytest.mark.parametrize("num_modalities", [1, 2])
-def test_lattice_sums_have_the_size_of_exact_ones(backend, num_modalities):
-    """The lattice's amplitude is the mass of the Gaussian, less 9 to 20 % beyond the outermost vertices (docs/reference/math.md)."""
-    case, values = _noisy(num_modalities)
-    result = _message(backend, case, np.ones_like(values), 4.0, 0.1, filter="lattice")
-    assert 0.7 < (result.ravel() / _noisy_kernel(num_modalities, 4.0, 0.1).sum(axis=1)).mean() < 1.0
-
-
 def test_the_automatic_choice_is_accurate_at_any_bandwidth(compiled_backend):
     """From fine to coarse, `auto` stays within the lattice's table and the truncation's tail, whatever it takes."""
     case, values = _noisy(2)

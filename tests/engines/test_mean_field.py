@@ -18,7 +18,7 @@ def _run(backend, case, parameters):
     return backend.mean_field(case.logits, case.grid, parameters)
 
 
-def _check_plain_iteration(backend, case, parameters, *, atol=0.0):
+def _check_plain_iteration(backend, case, parameters):
     """Marginals to an RMS of 1e-5 and the same labels but for near ties; energies are sums over all voxels and labels of float32 values."""
     expected, energies = brute_force_mean_field(case, parameters)
     result = _run(backend, case, parameters)
@@ -26,7 +26,7 @@ def _check_plain_iteration(backend, case, parameters, *, atol=0.0):
     assert rms(marginals - expected) < EXACT_RMS
     lead = np.diff(np.sort(expected, axis=0)[-2:], axis=0)[0]
     assert (marginals.argmax(axis=0) == expected.argmax(axis=0))[lead > 1e-3].all()
-    np.testing.assert_allclose(result.energy, energies, rtol=1e-4, atol=atol * np.abs(energies).max())
+    np.testing.assert_allclose(result.energy, energies, rtol=1e-4)
 
 
 def test_two_voxels_by_hand(backend):
@@ -90,38 +90,13 @@ def test_marginals_match_brute_force(backend, num_dims, num_modalities, masked, 
 
 @pytest.mark.parametrize("num_labels", [2, 5, 17, 64])
 def test_any_number_of_labels(backend, num_labels):
-    """From two to sixty-four labels, with a weight for each and an asymmetric matrix: RMS below 1e-5."""
+    """From two to sixty-four labels, with a weight for each and an asymmetric, partly repulsive matrix, for which the energy may rise."""
     rng = np.random.default_rng(num_labels)
     case = random_case(3, num_modalities=2, num_labels=num_labels, masked=True)
-    matrix = rng.uniform(0.2, 1.5, size=(num_labels, num_labels)) * (1.0 - np.eye(num_labels))
-    changes = {"bilateral__weight": rng.uniform(1.0, 4.0, size=num_labels), "bilateral__theta_alpha": 2.0}
+    matrix = rng.uniform(-0.6, 1.5, size=(num_labels, num_labels)) * (1.0 - np.eye(num_labels))
+    changes = {"bilateral__weight": rng.uniform(1.0, 8.0, size=num_labels), "bilateral__theta_alpha": 2.0}
+    changes |= {"spatial__weight": rng.uniform(0.1, 0.3, size=num_labels), "spatial__theta_gamma": 0.7}
     _check_plain_iteration(backend, case, resolve(case, **changes, compatibility={"kind": "matrix", "matrix": matrix}))
-
-
-# Weights per label, compatibility and the number of appearance kernels: models whose energy a step may raise.
-RISING = {
-    "weights 1, 8, 8": ([1.0, 8.0, 8.0], None, 1),
-    "weights 2, 3, 4": ([2.0, 3.0, 4.0], None, 2),
-    "matrix": (4.0, [[0.0, 0.5, 2.0], [1.5, 0.0, 0.2], [0.3, 1.0, 0.0]], 1),
-    "repulsive matrix": ([3.0, 1.0, 6.0], [[0.0, -0.6, 1.0], [0.4, 0.0, -0.3], [1.0, 0.7, 0.0]], 2),
-}
-
-
-@pytest.mark.parametrize("normalization", ["symmetric", "after"])
-@pytest.mark.parametrize("model", RISING)
-def test_five_steps_are_those_of_brute_force_where_the_energy_rises(backend, model, normalization):
-    """Random logits on 990 voxels: each step is the update of the papers. Strong weights magnify rounding from step to step."""
-    weights, matrix, num_kernels = RISING[model]
-    case = random_case(3, num_modalities=1, grid_shape=(9, 10, 11))
-    kernel = {"weight": list(np.asarray(weights) * np.ones(3)), "theta_alpha": [1.2, 0.9, 1.5], "theta_beta": 0.2}
-    changes = {
-        "bilateral": [kernel, kernel | {"weight": 0.5, "theta_alpha": 2.0}][:num_kernels],
-        "spatial": {"weight": [0.2, 0.1, 0.3], "theta_gamma": 0.7},
-        "mean_field": {"normalization": normalization, "filter": "exact", "tolerance": 0.0, "num_iterations": 5},
-    }
-    if matrix is not None:
-        changes["compatibility"] = {"kind": "matrix", "matrix": matrix}
-    _check_plain_iteration(backend, case, CrfParameters.from_dict(changes).resolve(3, 1, 3), atol=1e-4)
 
 
 def test_the_divergence_decides_when_to_stop(backend):

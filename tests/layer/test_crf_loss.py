@@ -132,11 +132,8 @@ ZEROS, EVERYWHERE = torch.zeros(2, 3, *SMALL), slice(None)
 BAD = {
     "NaN": ({"logits": with_value(float("nan"), 1, 2, 0, 1, 1)}, InputError, r"batch item 1 .* at 1 voxels \(NaN"),
     "no label possible": ({"logits": with_value(-float("inf"), 0, EVERYWHERE, 3)}, InputError, "batch item 0 .* at 15 voxels"),
-    "another grid": ({"image": torch.zeros(2, 1, 4, 5, 3)}, InputError, "the batch and the grid of the logits"),
-    "NaN in the image": ({"image": torch.full((2, 1, *SMALL), float("nan"))}, InputError, "modality 0 of batch item 0 has 60 values"),
     "gradient of the image": ({"image": torch.zeros(2, 1, *SMALL, requires_grad=True)}, InputError, r"pass image.detach\(\)"),
     "gradient of theta_alpha": ({"theta_alpha": torch.ones(3, requires_grad=True)}, InputError, r"pass theta_alpha.detach\(\)"),
-    "empty mask": ({"mask": torch.zeros(SMALL)}, InputError, "the mask of batch item 0 is empty"),
     "theta_alpha 0": ({"theta_alpha": 0.0}, InputError, "theta_alpha is 0.0; expected one positive value or 3"),
     "theta_alpha for two axes": ({"theta_alpha": (1.0, 2.0)}, InputError, r"theta_alpha is \[1.0, 2.0\]; expected one positive value or 3"),
     "unknown filter": ({"filter": "fast"}, ConfigError, "mean_field.filter: .*fast"),

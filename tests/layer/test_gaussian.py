@@ -144,7 +144,6 @@ def test_tensors_take_features_that_are_arrays():
     [
         (lambda v, f: (v[0], f, {}), InputError, r"values: expected .* got \(1, 60\)"),
         (lambda v, f: (v, [[1.0], [1.0, 2.0]], {}), InputError, "features is a list that numpy cannot take"),
-        (lambda v, f: (v, f, {"device": "torch:cuda"}), ConfigError, "tensors are filtered on the device"),
     ],
 )
 def test_bad_tensors_of_one_item_are_refused(change, error, message):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -160,48 +159,46 @@ _MAX_PART = 4  # channels per thread of splat_planes
 _GENEROUS_GRID, _GENEROUS_PER_VOXEL, _MAX_GRID = 1e7, 200.0, 2e9
 
 
-@dataclass(frozen=True)
 class GridSize:
-    """The grid's extent, known before it is built."""
+    """The grid's extent, known before it is built.
 
-    cells: tuple[int, ...]  # along each axis of the box
-    lowest: tuple[int, ...]  # the whole number at or below the lowest intensity of each modality, in bandwidths
-    bins: tuple[int, ...]  # intensity cells of each modality
-    num_planes: int  # planes of the box's last two axes
-    num_voxels: int  # inside the mask
-    tile_cells: int  # the most cells under the voxels of a tile, of one intensity cell
+    Attributes:
+        cells: along each axis of the box.
+        lowest: the whole number at or below the lowest intensity of each modality, in bandwidths.
+        bins: intensity cells of each modality.
+        is_possible: whether there are one or two modalities, not far more cells than voxels, and cells not much smaller.
+    """
 
-    @staticmethod
-    def of(bilateral: BilateralInput) -> GridSize:
-        """Compute it from the features."""
+    def __init__(self, bilateral: BilateralInput) -> None:
         voxels, modalities = bilateral.voxels, bilateral.features[: len(bilateral.theta_intensity)]
         positions = [_positions(bilateral, a) for a in range(voxels.num_axes)]
-        cells = tuple(math.floor(position[-1]) - math.floor(position[0]) + _SPAN for position in positions)
+        self.cells = [math.floor(position[-1]) - math.floor(position[0]) + _SPAN for position in positions]
         spans = [(math.floor(low), math.floor(high)) for low, high in extremes(voxels.device, modalities)]
-        lowest = tuple(low for low, _ in spans)
+        self.lowest = [low for low, _ in spans]
         # One more than the span: a difference of intensities may be rounded up into the next cell.
-        bins = tuple(high - low + _SPAN + 1 for low, high in spans)
+        self.bins = [high - low + _SPAN + 1 for low, high in spans]
+        self.num_cells = math.prod(self.cells) * math.prod(self.bins)
+        self._num_planes, self._num_voxels = math.prod(voxels.box_shape[:-2]), voxels.num_voxels
         last = np.floor(positions[-1])
         ends = np.minimum(np.arange(0, len(last), LANES) + LANES, len(last)) - 1
-        tile_cells = _ROWS * (int((last[ends] - last[::LANES]).max()) + _SPAN)
-        return GridSize(cells, lowest, bins, math.prod(voxels.box_shape[:-2]), voxels.num_voxels, tile_cells)
-
-    @property
-    def num_cells(self) -> int:
-        """Of the whole grid."""
-        return math.prod(self.cells) * math.prod(self.bins)
-
-    @property
-    def is_possible(self) -> bool:
-        """Whether the filter takes this input: one or two modalities, not far more cells than voxels, and cells not much smaller."""
-        most = min(_MAX_GRID, max(_GENEROUS_GRID, _GENEROUS_PER_VOXEL * self.num_voxels))
+        self._tile_cells = _ROWS * (int((last[ends] - last[::LANES]).max()) + _SPAN)  # the most under the voxels of a tile
+        most = min(_MAX_GRID, max(_GENEROUS_GRID, _GENEROUS_PER_VOXEL * voxels.num_voxels))
         # Gradients are filtered in the widest rows whatever the number of labels.
         fits = self.shared_cells(WIDEST_ROW) * WIDEST_ROW <= _MAX_SHARED_VALUES
-        return 1 <= len(self.bins) <= MAX_MODALITIES and self.num_cells <= most and fits
+        self.is_possible = 1 <= len(self.bins) <= MAX_MODALITIES and self.num_cells <= most and fits
 
     def shared_cells(self, width: int) -> int:
         """Return the cells in a block's shared memory at a time, in rows of `width` channels; at least those of one intensity cell."""
-        return max(_SHARED_VALUES // width, -(-self.tile_cells // _CELL_STEP) * _CELL_STEP)
+        return max(_SHARED_VALUES // width, -(-self._tile_cells // _CELL_STEP) * _CELL_STEP)
+
+    def work(self, width: int) -> float:
+        """Return the work of filtering `width` channels side by side, bytes to be moved counted as operations (docs/decisions/gpu.md)."""
+        num_modalities, row = len(self.bins), 4.0 * width
+        of_voxels = self._num_voxels * (8.0 * num_modalities + 16.0 + 2.0 * row)
+        of_cells = row * (4.0 * self._num_planes * math.prod(self.cells[-2:]) * math.prod(self.bins) + 4.0 * self.num_cells)
+        splat = self._num_voxels * math.prod(self.bins) * (20.0 + 9.0 * num_modalities + 5.0 * width)
+        slice_ = self._num_voxels * 4.0 * (4.0**num_modalities) * (3.0 + width)
+        return OPERATIONS_A_BYTE * (of_voxels + of_cells) + splat + slice_
 
 
 class _Axis:
@@ -230,10 +227,9 @@ class _Axis:
 
 
 def _positions(bilateral: BilateralInput, axis: int) -> Float64:
-    """(place) positions along an axis of the box, in bandwidths from the feature origin."""
+    """(place) positions along an axis of the box, in bandwidths."""
     voxels = bilateral.voxels
-    place = bilateral.first[axis] + np.arange(voxels.box_shape[axis])
-    return np.asarray(place * voxels.spacing[axis] / bilateral.theta_position[axis], dtype=np.float64)
+    return np.asarray(np.arange(voxels.box_shape[axis]) * voxels.spacing[axis] / bilateral.theta_position[axis], dtype=np.float64)
 
 
 def list_tiles(voxels: Voxels, rows: int) -> Any:
@@ -257,7 +253,7 @@ class GridFilter(Filter):
 
     def __init__(self, bilateral: BilateralInput) -> None:
         """Lay out the grid; InputError unless there are one or two modalities, CapacityError for too many cells."""
-        voxels, size = bilateral.voxels, GridSize.of(bilateral)
+        voxels, size = bilateral.voxels, GridSize(bilateral)
         if not 1 <= len(size.bins) <= MAX_MODALITIES:
             raise InputError(f'the grid filter takes one or two modalities, not {len(size.bins)}; use filter = "lattice" or "auto"')
         if not size.is_possible:
@@ -320,13 +316,3 @@ class GridFilter(Filter):
     def _launch_blocks(self, kernel: str, rows: Any, num_blocks: int, *arguments: Any) -> None:
         own = {"CRF_MODALITIES": len(self._size.bins), "CRF_THREADS": _THREADS, "CRF_CELLS": self._size.shared_cells(rows.shape[1])}
         self._device.launch_blocks("grid_voxels", kernel, {**row_constants(rows), **own}, num_blocks, *arguments)
-
-
-def filtering_work(size: GridSize, width: int) -> float:
-    """Return the work of filtering `width` channels side by side, bytes to be moved counted as operations (docs/decisions/gpu.md)."""
-    num_modalities, row = len(size.bins), 4.0 * width
-    of_voxels = size.num_voxels * (8.0 * num_modalities + 16.0 + 2.0 * row)
-    of_cells = row * (4.0 * size.num_planes * math.prod(size.cells[-2:]) * math.prod(size.bins) + 4.0 * size.num_cells)
-    splat = size.num_voxels * math.prod(size.bins) * (20.0 + 9.0 * num_modalities + 5.0 * width)
-    slice_ = size.num_voxels * 4.0 * (4.0**num_modalities) * (3.0 + width)
-    return OPERATIONS_A_BYTE * (of_voxels + of_cells) + splat + slice_

@@ -17,7 +17,6 @@ from crfrefine.engines.cuda.filters import (
     GridSize,
     SpatialFilter,
     TruncatedFilter,
-    filtering_work,
     window_radius,
 )
 from crfrefine.engines.cuda.lattice import Lattice, Simplices, estimated_vertices
@@ -26,7 +25,6 @@ from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
 from crfrefine.errors import CapacityError
 
 if TYPE_CHECKING:
-    from crfrefine.engines.base import FeatureOrigin
     from crfrefine.parameters.specs import KernelSetSpec, KernelSpec
 
 # Messages of the lattice are off by a few percent, those of direct sums by far less: the lattice must be clearly faster to be chosen.
@@ -80,9 +78,9 @@ def choose_filter(bilateral: BilateralInput, num_channels: int, num_filterings: 
     costs = {"exact": exact, "truncated": truncated}
     num_vertices = None
     if min(costs.values()) > _UNNOTICED:
-        size = GridSize.of(bilateral)
+        size = GridSize(bilateral)
         if size.is_possible:
-            costs["grid"] = num_filterings * num_groups * filtering_work(size, width) + 2.0 * filtering_work(size, 1)
+            costs["grid"] = num_filterings * num_groups * size.work(width) + 2.0 * size.work(1)
         with suppress(CapacityError):
             num_vertices = estimated_vertices(bilateral, Simplices(bilateral))
             corners = voxels.num_voxels * (bilateral.num_features + 1.0)
@@ -91,14 +89,14 @@ def choose_filter(bilateral: BilateralInput, num_channels: int, num_filterings: 
     return min(costs, key=lambda name: max(costs[name], _UNNOTICED)), num_vertices
 
 
-def build_kernel(voxels: Voxels, image: Any, kernel: KernelSpec, spec: KernelSetSpec, origin: FeatureOrigin | None) -> Kernel:
-    """Build and normalize a kernel of a model for an image, (M, *grid) float32 on the device, whose features count from `origin`."""
+def build_kernel(voxels: Voxels, image: Any, kernel: KernelSpec, spec: KernelSetSpec) -> Kernel:
+    """Build and normalize a kernel of a model for an image, (M, *grid) float32 on the device."""
     theta = voxels.of_box_axes(kernel.theta_position)
     plain: Filter
     if kernel.theta_intensity is None:
         plain = SpatialFilter(voxels, theta)
     else:
-        bilateral = BilateralInput(voxels, image, theta, kernel.theta_intensity, origin)
+        bilateral = BilateralInput(voxels, image, theta, kernel.theta_intensity)
         name, num_vertices = spec.filter, None
         if name == "auto":
             name, num_vertices = choose_filter(bilateral, spec.num_labels - 1, spec.num_iterations)

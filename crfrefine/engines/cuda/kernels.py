@@ -50,6 +50,7 @@ class CudaKernels:
     def __init__(self, device: CupyDevice, given: GridImage, spec: KernelSetSpec, progress: Progress | None = None) -> None:
         """Build the kernels; see `Backend.kernels`."""
         started = time.perf_counter()
+        assert given.origin is None, "parts of a volume run on the CPU"
         self._device, self.spec, self.image_shape, self._mask = device, spec, tuple(given.values.shape), given.mask
         self._lock = threading.Lock()
         tell = _staged(progress, "build")
@@ -62,14 +63,14 @@ class CudaKernels:
             for number, kernel in enumerate(spec.kernels):
                 if tell is not None:
                     tell(number, len(spec.kernels))
-                self._kernels.append(build_kernel(self._voxels, self._image, kernel, spec, given.origin))
+                self._kernels.append(build_kernel(self._voxels, self._image, kernel, spec))
             device.synchronize()
         self.filters = tuple(f"{name}: {kernel.filter.description}" for name, kernel in zip(spec.names, self._kernels, strict=True))
         self.num_voxels = self._voxels.num_voxels
         self._build_seconds = time.perf_counter() - started - self._upload_seconds
 
     def run(self, logits: Any, spec: MeanFieldSpec, *, progress: Progress | None = None, is_last: bool = False) -> MeanFieldResult:
-        """Run the mean field until its stopping rule is met; see `Kernels.run`. The kernels can always be used again."""
+        """Run the mean field until its stopping rule is met; see `Kernels.run`."""
         started, spec = time.perf_counter(), spec.rounded(np.float32)
         with self._working(logits):
             given = self._array(logits)
@@ -144,9 +145,7 @@ class CudaKernels:
             ) from error
 
     def _volume_part(self, given: Any, logits: Any, spec: MeanFieldSpec) -> Bool | None:
-        """Return the masked voxels on which the volume term of a run acts; None means all of them, or no term."""
-        # `given` are the logits on the device, which are downloaded only where components have to
-        # be found, `logits` as they were passed.
+        """Return the masked voxels on which the volume term acts, from the logits as passed, or downloaded; None means all, or no term."""
         if spec.volume_weight == 0.0:
             return None
         on_host = logits.astype(np.float32, copy=False) if isinstance(logits, np.ndarray) else self._device.download(given)
@@ -189,9 +188,7 @@ class CudaBackend(Backend):
                 setattr(self, name, getattr(cpu, name))
 
     def kernels(self, image: GridImage, spec: KernelSetSpec, context: RunContext = NO_CONTEXT) -> CudaKernels:
-        """Build the kernels of a model on one image; see `Backend.kernels`. The number of threads has no effect here."""
-        # The image may be on the device already, as any object that shares its memory by DLPack: it
-        # is then not copied.
+        """Build the kernels of a model on one image, which is not copied if it is on the device already; see `Backend.kernels`."""
         with self._lock:
             return CudaKernels(self.device, image, spec, context.progress)
 

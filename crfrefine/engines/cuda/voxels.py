@@ -13,7 +13,6 @@ from crfrefine.base.array_types import Array, Bool
 from crfrefine.errors import CapacityError, InputError
 
 if TYPE_CHECKING:
-    from crfrefine.engines.base import FeatureOrigin
     from crfrefine.engines.cuda.cupy_device import CupyDevice
 
 MAX_FEATURE = 1e6  # bandwidths, up to which single precision resolves a difference of one of them
@@ -22,9 +21,8 @@ MAX_FEATURE = 1e6  # bandwidths, up to which single precision resolves a differe
 class Voxels:
     """The masked voxels, numbered in raster order, inside the mask's bounding box.
 
-    Axes of the box are those longer than a voxel, and the last one: `box_shape`, `spacing`, `source_axis`,
-    their first voxel in the grid, `first`, and the number of their position feature, `feature`, which does
-    not depend on the order in memory. `grid_index`, `box_index`: (voxel) linear indices, on the device.
+    Axes of the box are those longer than a voxel, and the last one: `box_shape`, `spacing`, `source_axis`, and the number of their position
+    feature, `feature`, which does not depend on the order in memory. `grid_index`, `box_index`: (voxel) linear indices, on the device.
     """
 
     def __init__(
@@ -50,7 +48,6 @@ class Voxels:
         self.source_axis = [a for a, (low, high) in enumerate(ends) if high - low > 1 or a == last]
         self.box_shape = [ends[a][1] - ends[a][0] for a in self.source_axis]
         self.num_axes = len(self.box_shape)
-        self.first = [ends[a][0] for a in self.source_axis]
         self.box_size = math.prod(self.box_shape)
         self.spacing = self.of_box_axes(spacing)
         number = self.source_axis if axes is None else [axes[a] for a in self.source_axis]
@@ -102,45 +99,30 @@ def _too_narrow(bandwidth: str, span: str) -> CapacityError:
 class BilateralInput:
     """An appearance kernel's features at the voxels: intensities first, positions last.
 
-    `features` are (modality + axis, voxel) float32 on the device, `ranges` their ends; `first` is the box's first voxel along each of its
-    axes, from the feature origin.
+    `features` are (modality + axis, voxel) float32 on the device, from the box's first voxel and the lowest intensities on; `ranges` their
+    ends.
     """
 
-    def __init__(
-        self,
-        voxels: Voxels,
-        image: Any,
-        theta_position: Sequence[float],
-        theta_intensity: Sequence[float],
-        origin: FeatureOrigin | None = None,
-    ) -> None:
-        """Compute the features of an image, (M, *grid) float32 on the device; CapacityError if one spans too many bandwidths.
-
-        Without an origin they count from the box's first voxel and the lowest intensities.
-        """
+    def __init__(self, voxels: Voxels, image: Any, theta_position: Sequence[float], theta_intensity: Sequence[float]) -> None:
+        """Compute the features of an image, (M, *grid) float32 on the device; CapacityError if one spans too many bandwidths."""
         self.voxels, self.theta_position, self.theta_intensity = voxels, list(theta_position), list(theta_intensity)
-        begin = voxels.first if origin is None else [origin.position[a] for a in voxels.source_axis]
-        first = self.first = [own - zero for own, zero in zip(voxels.first, begin, strict=True)]
-        for theta, low, extent, step in zip(theta_position, first, voxels.box_shape, voxels.spacing, strict=True):
-            if max(abs(low), abs(low + extent)) * step / theta > MAX_FEATURE:
+        for theta, extent, step in zip(theta_position, voxels.box_shape, voxels.spacing, strict=True):
+            if extent * step / theta > MAX_FEATURE:
                 raise _too_narrow(f"theta_alpha {theta:g}", f"the volume's extent, {extent} voxels {step:g} apart")
         num_modalities = len(self.theta_intensity)
         ends = extremes(voxels.device, (modality.reshape(-1)[voxels.grid_index] for modality in image[:num_modalities]))
-        lowest, highest = [float(low) for low, _ in ends], [float(high) for _, high in ends]
-        zero = lowest if origin is None else [float(np.float32(own)) for own in origin.intensity[:num_modalities]]
-        ranges = []
-        for m, (theta, least, most, own) in enumerate(zip(theta_intensity, lowest, highest, zero, strict=True)):
-            ranges.append(((least - own) / theta, (most - own) / theta))
-            if max(map(abs, ranges[-1])) > MAX_FEATURE:
-                raise _too_narrow(f"theta_beta {theta:g} of modality {m}", "its range of intensities")
+        self.ranges = [(0.0, (float(high) - float(low)) / theta) for theta, (low, high) in zip(theta_intensity, ends, strict=True)]
+        for m, (_, most) in enumerate(self.ranges):
+            if most > MAX_FEATURE:
+                raise _too_narrow(f"theta_beta {theta_intensity[m]:g} of modality {m}", "its range of intensities")
         self.features = voxels.device.xp.empty((num_modalities + voxels.num_axes, voxels.num_voxels), dtype=np.float32)
         # As cpu/features.cpp computes them, operation by operation: the lattice's integers follow from them.
-        for feature, modality, base, beta in zip(self.features, image, zero, theta_intensity, strict=False):
-            feature[...] = (modality.reshape(-1)[voxels.grid_index] - np.float32(base)) * np.float32(1.0 / beta)
+        for feature, modality, (low, _), beta in zip(self.features, image, ends, theta_intensity, strict=False):
+            feature[...] = (modality.reshape(-1)[voxels.grid_index] - np.float32(low)) * np.float32(1.0 / beta)
         positions = [(0.0, 0.0)] * voxels.num_axes
         for a, coordinate in enumerate(voxels.coordinates):
             scale = voxels.spacing[a] / theta_position[a]
-            self.features[num_modalities + voxels.feature[a]] = (coordinate + first[a]) * scale
-            positions[voxels.feature[a]] = (first[a] * scale, (first[a] + voxels.box_shape[a] - 1) * scale)
-        self.ranges = ranges + positions
+            self.features[num_modalities + voxels.feature[a]] = coordinate * scale
+            positions[voxels.feature[a]] = (0.0, (voxels.box_shape[a] - 1) * scale)
+        self.ranges += positions
         self.num_features = len(self.ranges)

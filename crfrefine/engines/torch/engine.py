@@ -142,6 +142,7 @@ class TorchKernels:
 
     def __init__(self, image: GridImage, spec: KernelSetSpec, device: str, context: RunContext) -> None:
         started = time.perf_counter()
+        assert image.origin is None, "parts of a volume run on the CPU"
         self._grid, self.spec, self._threads = image, spec, context.threads
         self.mask = np.ones(image.values.shape[1:], dtype=bool) if image.mask is None else image.mask
         if not self.mask.any():
@@ -231,12 +232,10 @@ class TorchKernels:
         return kernels, texts
 
     def _appearance_filter(self, theta: Tensor, intensities: Tensor) -> tuple[Filter, str]:
-        steps, num_axes, origin = self.spec.distances(self._grid.spacing), self.mask.ndim, self._grid.origin
+        num_axes, places = self.mask.ndim, np.argwhere(self.mask)
         # From the mask's first voxel, a wider grid around it does not move the lattice's cells.
-        places = np.argwhere(self.mask)
-        positions = self.tensor((places - (places.min(axis=0) if origin is None else origin.position)) * np.asarray(steps))
-        lowest = intensities.detach().amin(0) if origin is None else self.tensor(origin.intensity)
-        features = torch.cat([intensities - lowest, positions], dim=1) / theta
+        positions = self.tensor((places - places.min(axis=0)) * np.asarray(self.spec.distances(self._grid.spacing)))
+        features = torch.cat([intensities - intensities.detach().amin(0), positions], dim=1) / theta
         if self._grid.axes is not None:  # Cells of a lattice depend on the order of the features.
             first = features.shape[1] - num_axes
             features = features[:, [*range(first), *(first + np.argsort(self._grid.axes)).tolist()]]
