@@ -12,7 +12,7 @@ from torch import Tensor
 
 from crfrefine.arrays.arguments import given_array
 from crfrefine.arrays.intensity import normalize_intensity
-from crfrefine.arrays.probabilities import SUM_TOLERANCE, check_share, describe_padding
+from crfrefine.arrays.probabilities import SUM_TOLERANCE, check_share, describe_padding, look_at
 from crfrefine.base import notices
 from crfrefine.base.array_types import Array
 from crfrefine.engines import get_backend
@@ -71,12 +71,9 @@ def warn_of_probabilities(logits: Tensor, told: set[str]) -> None:
     if "probabilities" in told:
         return
     places = tuple(slice(None, None, math.ceil(extent / _LOOKED_AT)) for extent in logits.shape[2:])
-    some = logits.detach()[(slice(None), slice(None), *places)].float()
-    tolerance = max(SUM_TOLERANCE, 4.0 * torch.finfo(logits.dtype).eps)
-    low, high = some.amin(1), some.amax(1)
-    fits = (low >= -tolerance) & (high <= 1.0 + tolerance) & ((some.sum(1) - 1.0).abs() <= tolerance)
-    is_padding = low == high
-    are_probabilities = bool((fits | is_padding).all() & ~is_padding.all())
+    look = look_at(logits.detach()[(slice(None), slice(None), *places)].movedim(1, 0).float().cpu().numpy())
+    has_sums = not look.bad_voxels(max(SUM_TOLERANCE, 4.0 * torch.finfo(logits.dtype).eps)).size
+    are_probabilities = look.outside is None and has_sums and not look.is_equal.all()
     if are_probabilities or logits.device.type != "cpu":
         told.add("probabilities")
     if are_probabilities:
