@@ -38,15 +38,6 @@ class Lattice:
     Attributes:
         description: the algorithm and its size, in a line.
         num_points: N, those inside the mask.
-
-    Examples:
-        >>> import numpy as np
-        >>> from crfrefine import Lattice
-        >>> features = np.random.default_rng(0).normal(size=(500, 4))
-        >>> lattice = Lattice(features)
-        >>> smooth = lattice(np.ones((2, 500)), normalization="after")
-        >>> bool(np.allclose(smooth, 1.0))
-        True
     """
 
     def __init__(self, features: ArrayLike, *, method: str = "auto", mask: ArrayLike | None = None, threads: int | None = None) -> None:
@@ -133,13 +124,6 @@ def gaussian_filter(
         CapacityError: more features than the lattice takes, a feature that spans more than a million bandwidths, or not enough memory.
 
     Source: Adams, Baek & Davis 2010; docs/reference/math.md, section 6. The guide has a table of errors.
-
-    Examples:
-        >>> import numpy as np
-        >>> from crfrefine import gaussian_filter
-        >>> positions = np.arange(5.0)[:, None] / 2.0  # 5 points with a distance of half a bandwidth
-        >>> gaussian_filter([[0.0, 0.0, 1.0, 0.0, 0.0]], positions).round(3)
-        array([[0.607, 0.882, 1.   , 0.882, 0.607]], dtype=float32)
     """
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(values, torch.Tensor):
@@ -248,14 +232,6 @@ def bilateral_filter(
         ConfigError: a bandwidth that is not positive, or a number of them that does not fit.
 
     Source: Tomasi & Manduchi 1998; docs/reference/math.md, section 5, has the algorithms.
-
-    Examples:
-        >>> import numpy as np
-        >>> from crfrefine import bilateral_filter
-        >>> step = np.where(np.arange(24).reshape(2, 3, 4) < 12, 0.0, 100.0) + np.arange(24).reshape(2, 3, 4) % 2
-        >>> smooth = bilateral_filter(step, spacing=(2.0, 1.0, 1.0), theta_alpha=3.0, theta_beta=5.0)
-        >>> float(abs(smooth - np.where(step > 50, 100.5, 0.5)).max().round(1))
-        0.0
     """
     from crfrefine.arrays.arguments import given_spacing
     from crfrefine.engines import get_backend

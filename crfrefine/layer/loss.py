@@ -68,9 +68,7 @@ def crf_loss(
     Examples:
         >>> import torch
         >>> import crfrefine
-        >>> generator = torch.Generator().manual_seed(0)
-        >>> logits = torch.randn(1, 3, 5, 6, 7, generator=generator, requires_grad=True)
-        >>> image = torch.randn(1, 2, 5, 6, 7, generator=generator)
+        >>> logits, image = torch.randn(1, 3, 5, 6, 7, requires_grad=True), torch.randn(1, 2, 5, 6, 7)
         >>> crfrefine.crf_loss(logits, image, spacing=(1, 1, 2), theta_alpha=4.0, theta_beta=0.2).backward()
         >>> logits.grad.shape
         torch.Size([1, 3, 5, 6, 7])

@@ -35,15 +35,8 @@ class CrfRnn(CrfValues):
         >>> import torch
         >>> import crfrefine
         >>> layer = crfrefine.CrfRnn(num_labels=3, num_modalities=2, spatial_dims=3)
-        >>> generator = torch.Generator().manual_seed(0)
-        >>> logits = torch.randn(1, 3, 5, 6, 7, generator=generator, requires_grad=True)
-        >>> image = torch.randn(1, 2, 5, 6, 7, generator=generator)
-        >>> refined = layer(logits, image, spacing=(1.0, 1.0, 2.5))
-        >>> refined.shape
-        torch.Size([1, 3, 5, 6, 7])
-        >>> refined.sum().backward()
-        >>> layer.log_theta_beta.grad is not None
-        True
+        >>> logits, image = torch.randn(1, 3, 5, 6, 7), torch.randn(1, 2, 5, 6, 7)
+        >>> layer(logits, image, spacing=(1.0, 1.0, 2.5)).square().sum().backward()
         >>> layer.to_parameters().bilateral[0].theta_beta
         0.05
 

@@ -15,7 +15,7 @@ from monai.utils.enums import MetaKeys
 from numpy.typing import ArrayLike, NDArray
 
 from crfrefine.arrays.arguments import given_spacing
-from crfrefine.arrays.probabilities import INPUT_TYPES, InputType
+from crfrefine.arrays.probabilities import InputType
 from crfrefine.arrays.region_scheme import GivenRegions, given_regions
 from crfrefine.base.geometry import describe_difference, same_grid, spacing_of
 from crfrefine.base.limits import check_threads
@@ -53,9 +53,6 @@ class CrfRefine(Transform):
 
     Raises:
         ConfigError, InputError: an argument has another value.
-
-    Examples:
-        >>> refined = CrfRefine("default", output="labels")(logits, image)  # doctest: +SKIP
     """
 
     backend = [TransformBackends.TORCH, TransformBackends.NUMPY]  # noqa: RUF012
@@ -74,18 +71,13 @@ class CrfRefine(Transform):
         allow_vanishing: bool = False,
     ) -> None:
         super().__init__()
-        usual: Output = "labels" if input_type == "labels" else "logits"
-        for name, value, known in (("output", output or usual, get_args(Output)), ("input_type", input_type, INPUT_TYPES)):
-            if value not in known:
-                raise ConfigError(f"{name}: expected one of {', '.join(known)}; got {shorten_value(value)}")
-        if input_type == "labels" and output not in (None, "labels"):
-            raise ConfigError(f"output: a label map becomes a label map, so with input_type='labels' it is 'labels'; got {output!r}")
-        if network_spacing is not None and input_type != "labels":
-            raise ConfigError(f"network_spacing: it is that of label maps, input_type='labels'; got input_type={input_type!r}")
+        self.output: Output = output or ("labels" if input_type == "labels" else "logits")
+        known = ("labels",) if input_type == "labels" else get_args(Output)  # A label map becomes a label map.
+        if self.output not in known:
+            raise ConfigError(f"output: with input_type={input_type!r} expected one of {', '.join(known)}; got {shorten_value(output)}")
         if parameters is None and network_spacing is not None:
             parameters = "sharp"
         self.parameters = CrfParameters.from_dict(parameters) if isinstance(parameters, Mapping) else as_parameters(parameters)
-        self.output: Output = output or usual
         self.input_type: InputType = input_type
         self.spacing: Spacing = None
         if spacing is not None:
@@ -169,9 +161,6 @@ class CrfRefined(MapTransform):
 
     Raises:
         ConfigError: an argument cannot be used.
-
-    Examples:
-        >>> network_behind = [CrfRefined("pred"), Invertd("pred", before, orig_keys="image"), SaveImaged("pred")]  # doctest: +SKIP
     """
 
     backend = CrfRefine.backend

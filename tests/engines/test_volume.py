@@ -6,7 +6,6 @@ from oracles import Case, brute_force_mean_field, main_bodies, random_case, reso
 from scipy.optimize import root
 
 from crfrefine.engines import get_backend
-from crfrefine.engines.base import RunContext
 
 SPACING = (0.9, 0.7, 1.8)
 STRENGTH = 10.0
@@ -89,20 +88,6 @@ def test_the_rule_for_stopping_counts_the_biases(compiled_backend, weight, num_l
     assert 5 < expected.num_iterations < 30
     assert (found.num_iterations, found.converged) == (expected.num_iterations, True)
     np.testing.assert_allclose(found.energy, expected.energy, rtol=1e-4)
-
-
-def test_the_same_bits_on_any_number_of_threads():
-    """On a grid of several blocks, forward and backward."""
-    case = random_case(3, grid_shape=(17, 19, 31))
-    model = resolve(case, volume__weight=0.9, mean_field__filter="lattice")
-    found = []
-    for threads in (1, 3):
-        kernels = get_backend("cpu").kernels(case.grid, model.kernels, RunContext(threads=threads))
-        tape = kernels.forward(case.logits, model.mean_field)
-        gradients = kernels.backward(tape, case.logits, case.logits)
-        found.append((tape.logits, tape.volume_biases, gradients.logits, gradients.volume_weight))
-    for single, several in zip(*found, strict=True):
-        np.testing.assert_array_equal(single, several)
 
 
 def test_a_body_in_a_corner_keeps_its_volume():

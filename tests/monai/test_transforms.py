@@ -193,9 +193,9 @@ def test_input_that_does_not_fit():
     for kind, options, tensors, message in (
         (InputError, {}, (placed(logits[:1]), given[1]), r"case7_0000\.nii\.gz: logits have 1 label; at least two"),
         (ConfigError, {"parameters": three}, given, r"case7_0000\.nii\.gz: bilateral\.theta_beta.*3.*2"),
-        (ConfigError, {"output": "mask"}, given, "output: expected one of logits, probabilities, labels; got 'mask'"),
-        (ConfigError, {"input_type": "labels", "output": "logits"}, given, "a label map becomes a label map, .* it is 'labels'"),
-        (ConfigError, {"network_spacing": 3.0}, given, "network_spacing: it is that of label maps"),
+        (ConfigError, {"output": "mask"}, given, "output: .* expected one of logits, probabilities, labels; got 'mask'"),
+        (ConfigError, {"input_type": "labels", "output": "logits"}, given, "output: with input_type='labels' expected one of labels; got"),
+        (ConfigError, {"network_spacing": 3.0}, given, "network_spacing: it is that of a label map"),
         (ConfigError, {"regions": "core"}, given, "regions: expected a dictionary of names and their labels"),
         (InputError, {"spacing": [1.0]}, given, "spacing has 1 distances"),
         (InputError, {"spacing": (1.0, 2.0)}, given, r"batches of 3 and 2 cases"),

@@ -172,11 +172,11 @@ class GridSize:
     def __init__(self, bilateral: BilateralInput) -> None:
         voxels, modalities = bilateral.voxels, bilateral.features[: len(bilateral.theta_intensity)]
         positions = [_positions(bilateral, a) for a in range(voxels.num_axes)]
-        self.cells = [math.floor(position[-1]) - math.floor(position[0]) + _SPAN for position in positions]
+        self.cells: list[int] = [math.floor(position[-1]) - math.floor(position[0]) + _SPAN for position in positions]
         spans = [(math.floor(low), math.floor(high)) for low, high in extremes(voxels.device, modalities)]
         self.lowest = [low for low, _ in spans]
         # One more than the span: a difference of intensities may be rounded up into the next cell.
-        self.bins = [high - low + _SPAN + 1 for low, high in spans]
+        self.bins: list[int] = [high - low + _SPAN + 1 for low, high in spans]
         self.num_cells = math.prod(self.cells) * math.prod(self.bins)
         self._num_planes, self._num_voxels = math.prod(voxels.box_shape[:-2]), voxels.num_voxels
         last = np.floor(positions[-1])
