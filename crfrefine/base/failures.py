@@ -49,22 +49,29 @@ class Causes:
         ]
 
 
+def expected_error(error: BaseException, *paths: Path | None) -> CrfRefineError:
+    """Return the error itself if its message is meant for users, else one that describes it, with these files, or asks for a bug report."""
+    if isinstance(error, CrfRefineError):
+        return error
+    named = ", ".join([str(path) for path in paths if path is not None][:MAX_LISTED])
+    files = f"{named}: " if named else ""
+    reason = f" ({shorten(error, MAX_OF_A_REASON)})" if str(error) else ""
+    described: CrfRefineError
+    if isinstance(error, MemoryError):
+        described = CapacityError(f"{files}there is not enough memory{reason}")
+    elif isinstance(error, OSError):
+        described = InputError(f"{f'{error.filename}: ' if error.filename else files}{error.strerror or error}")
+    else:
+        described = UnexpectedError(f"{files}unexpected {type(error).__name__}{reason}: a bug, please report it, with what -v shows")
+    described.__cause__ = error
+    return described
+
+
 def describe_failure(error: BaseException, *paths: Path | None) -> Failure:
     """Return the failure to report for an error that ended the work on a case; it names these files if its message names none."""
-    kind, is_bug = type(error).__name__, False
-    named = [str(path) for path in paths if path is not None]
-    more = f" and {len(named) - MAX_LISTED} more" if len(named) > MAX_LISTED else ""
-    files = f"{', '.join(named[:MAX_LISTED])}{more}: " if named else ""
-    if isinstance(error, CrfRefineError):
-        message, is_bug = str(error) or kind, isinstance(error, UnexpectedError)
-    elif isinstance(error, MemoryError):
-        message = f"{files}out of memory" + (f": {shorten(error, MAX_OF_A_REASON)}" if str(error) else "")
-    elif isinstance(error, OSError):
-        message = f"{'' if error.filename else files}{error}"
-    else:
-        message, is_bug = files + _please_report(error), True
-    cause = error.__cause__ if isinstance(error, UnexpectedError) and error.__cause__ else error
-    return Failure(message, kind, "".join(traceback.format_exception(cause)) if is_bug else None)
+    known, kind = expected_error(error, *paths), type(error).__name__
+    is_bug, cause = isinstance(known, UnexpectedError), known.__cause__ or known
+    return Failure(str(known) or kind, kind, "".join(traceback.format_exception(cause)) if is_bug else None)
 
 
 @contextmanager
@@ -76,16 +83,6 @@ def failing_alone(fail: Callable[[Failure], object], *paths: Path | None) -> Gen
         fail(describe_failure(error, *paths))
 
 
-def expected_error(error: Exception, *paths: Path | None) -> CrfRefineError:
-    """Return the error itself if its message is meant for users, else an error that describes it or asks for a bug report."""
-    if isinstance(error, CrfRefineError):
-        return error
-    failure = describe_failure(error, *paths)
-    unexpected = UnexpectedError(failure.message) if failure.traceback is not None else InputError(failure.message)
-    unexpected.__cause__ = error
-    return unexpected
-
-
 @contextmanager
 def reading(path: Path) -> Generator[None]:
     """Turn exceptions of a reader into errors that name the file: a damaged file can make libraries raise anything."""
@@ -93,14 +90,5 @@ def reading(path: Path) -> Generator[None]:
         yield
     except CrfRefineError:
         raise
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except MemoryError as error:
-        raise CapacityError(f"{path}: there is not enough memory to read it") from error
     except Exception as error:
-        raise UnexpectedError(f"{path}: cannot be read: {_please_report(error)}") from error
-
-
-def _please_report(error: BaseException) -> str:
-    reason = f" ({shorten(error, MAX_OF_A_REASON)})" if str(error) else ""
-    return f"unexpected {type(error).__name__}{reason}: a bug, please report it, with what -v shows"
+        raise expected_error(error, path) from error

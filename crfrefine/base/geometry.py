@@ -42,18 +42,13 @@ def spacing_of(affine: NDArray[np.float64], num_axes: int = 3) -> tuple[float, .
 def require_usable(affine: NDArray[np.float64], num_axes: int, path: Path) -> None:
     """Raise InputError if an affine is singular, or places voxels absurdly near to each other or far away."""
     is_sane = bool((np.abs(affine) < SPACING_RANGE[1]).all())  # Also False for NaN.
-    spacing = spacing_of(affine, num_axes) if is_sane else ()
-    if spacing and is_plausible(spacing):
-        # The smallest singular value of the axes' directions: 1 at right angles, 0 where an axis is in the plane of the others.
-        directions = affine[:3, :num_axes] / np.array(spacing)
-        if np.linalg.svd(directions, compute_uv=False).min() > 1e-6:
-            return
-    if min(spacing, default=0.0) > 0.0 and not is_plausible(spacing):
-        size = TIMES.join(f"{step:g}" for step in spacing)
-        problem = f"its voxels measure {size} mm; expected {SPACING_RANGE[0]:g} mm or more. Its lengths may be in another unit"
-    else:
-        problem = f"its affine is [{_rows(affine)}]"
-    raise InputError(f"{path}: the geometry in the header is not usable: {problem}; repair the header")
+    spacing = spacing_of(affine, num_axes) if is_sane else (0.0,)
+    # The smallest singular value of the axes' directions is 1 at right angles, 0 where an axis is in the plane of the others.
+    if not is_plausible(spacing) or np.linalg.svd(affine[:3, :num_axes] / np.array(spacing), compute_uv=False).min() <= 1e-6:
+        raise InputError(
+            f"{path}: the geometry in the header is not usable: its affine is [{_rows(affine)}]; expected axes in different directions, "
+            f"and voxels of {SPACING_RANGE[0]:g} mm or more. Repair the header, whose lengths may be in another unit"
+        )
 
 
 def _directions(affine: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,30 +41,14 @@ def available_threads() -> int:
     # A quota of the control group, as containers set it (`docker run --cpus`), is time and not
     # cores: more threads than it pays for would all be halted together for a part of each period. A
     # part of a core counts as one.
-    allowed, quota = len(os.sched_getaffinity(0)), _quota()
-    return allowed if quota is None else min(allowed, math.ceil(quota))
-
-
-def thread_limit() -> tuple[int, str]:
-    """Return the cores that this process may use, and what limits them, a phrase for messages."""
-    allowed, number = len(os.sched_getaffinity(0)), available_threads()
-    if number < allowed:
-        return number, "the CPU quota of the control group (cgroup) of this process"
-    if allowed < (os.cpu_count() or 1):
-        return number, "the affinity of this process, which taskset and batch systems set"
-    return number, "the cores of this machine"
+    quotas = [own[0] / own[1] for own in group_numbers("cpu.max") if len(own) == 2 and min(own) > 0]
+    return min([len(os.sched_getaffinity(0)), *map(math.ceil, quotas)])
 
 
 def check_threads(threads: int | None) -> None:
     """Raise ConfigError unless an argument is a number of threads, or None."""
     if threads is not None and (isinstance(threads, bool) or not hasattr(threads, "__index__") or threads < 1):
         raise ConfigError(f"threads: expected a whole number of at least 1, or None for all cores that may be used; got {threads!r}")
-
-
-@cache
-def _quota() -> float | None:
-    """Return how many cores' time the control groups allow, such as 1.5; None without a quota."""
-    return min((own[0] / own[1] for own in group_numbers("cpu.max") if len(own) == 2 and min(own) > 0), default=None)
 
 
 def group_numbers(name: str) -> list[list[int]]:

@@ -22,6 +22,7 @@ from crfrefine.base.text import see, shorten
 from crfrefine.errors import ConfigError, GridMismatchError, InputError
 from crfrefine.evaluate.pairing import CasePair, MethodFiles
 from crfrefine.evaluate.structures import read_structures
+from crfrefine.io.reading import reading_jobs
 from crfrefine.io.volume import Volume, VolumeHeader
 from crfrefine.metrics.calibration import measure_calibration
 from crfrefine.metrics.overlap import measure_case, one_voxel
@@ -185,7 +186,7 @@ def read_probabilities(paths: tuple[Path, ...], reference: Reference, regions: R
     header = io.logits_header([io.read_header(path) for path in paths], fewest=regions.fewest_channels, grid=grid)
     file, name = header.files[0], header.path
     reference.check(file, "logits")
-    stored, jobs = header.reading()
+    stored, jobs = reading_jobs(header.files)
     run_all(jobs, 1)
     scheme = regions.scheme_of(stored, name)
     decide, convert = (identify, take_logarithms) if scheme is None else (regions.identify, take_log_odds)

@@ -28,7 +28,7 @@ from crfrefine.evaluate.report import write_report
 from crfrefine.evaluate.results import Evaluation, EvaluationObserver
 from crfrefine.io.atomic import check_replaceable, check_writable, write_small_file
 from crfrefine.io.json import to_json
-from crfrefine.io.paths import add_volumes, stem_of, working_folder
+from crfrefine.io.paths import add_volumes, stem_of
 from crfrefine.parameters.model import TRAINED_ON
 from crfrefine.runs.cases.case_files import left_out_entries
 from crfrefine.runs.cases.dataset_description import read_descriptions
@@ -78,7 +78,7 @@ def make_summary(evaluation: Evaluation) -> dict[str, Any]:
             "resample": options.resample,
             "processes": evaluation.num_processes,
             "command_line": options.command_line,
-            "working_folder": working_folder(),
+            "working_folder": str(Path("/proc/self/cwd").readlink()),  # readable even if the folder was removed
         },
         "regions": evaluation.regions,
         "titles": evaluation.titles,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from crfrefine.io.reading import (
     read_pieces,
     read_volume,
 )
-from crfrefine.io.volume import MAX_BYTES, Segment, Volume, VolumeHeader, VoxelsToWrite
+from crfrefine.io.volume import Segment, Volume, VolumeHeader, VoxelsToWrite
 
 __all__ = ["LOGITS_SUFFIXES", "VOLUME_SUFFIXES", "WRITTEN_SUFFIXES", "stem_of", "suffix_of"]
 __all__ += ["LogitsHeader", "Piece", "Segment", "VolumeHeader"]
@@ -48,7 +49,6 @@ def write_label_map(
     # kept: bit for bit if it came from a file of this format. The bytes written do not depend on
     # `threads`. NIfTI gets a table of `segments`. Raises CrfRefineError if the file cannot be
     # written.
-    path = Path(path)
     labels = np.asarray(labels)
     if labels.dtype.kind not in "iub":
         raise InputError(f"{path}: a label map holds integers, not {labels.dtype}")
@@ -57,25 +57,19 @@ def write_label_map(
     if (largest := int(labels.max(initial=0))) > MAX_LABEL:
         raise CapacityError(f"label {largest} does not fit: label maps hold labels up to {MAX_LABEL}")
     dtype = np.dtype(np.uint8 if largest <= 255 else np.uint16)
-    stored = _stored(path, labels, like)
-    voxels = VoxelsToWrite(path, "labels", None, stored.shape, dtype, lambda _, planes: stored[planes], segments=tuple(segments))
-    _write(voxels, like, threads)
+    _write_array(path, labels[np.newaxis], like, "labels", dtype, threads, segments)
 
 
 def write_image(path: str | Path, values: NDArray[Any], like: Volume) -> None:
     """Write an image, (*grid), atomically in its type; only NIfTI holds every type."""
-    path = Path(path)
-    if suffix_of(path) not in (".nii.gz", ".nii"):
+    if suffix_of(Path(path)) not in (".nii.gz", ".nii"):
         raise UnsupportedFormatError(f"{path}: an image is written as NIfTI; expected .nii.gz or .nii")
-    stored = _stored(path, values, like)
-    _write(VoxelsToWrite(path, "labels", None, stored.shape, values.dtype, lambda _, planes: stored[planes]), like, 1)
+    _write_array(path, values[np.newaxis], like, "labels", values.dtype, 1)
 
 
 def write_channels(path: str | Path, channels: NDArray[np.floating[Any]], like: Volume, *, kind: str = "logits", threads: int = 1) -> None:
     """Write logits or probabilities, (labels, *grid), atomically, as float32; otherwise as `write_pieces`."""
-    channels = np.asarray(channels)
-    stored = _stored(Path(path), channels, like, num_leading=1)
-    write_pieces(path, like, len(stored), lambda channel, planes: stored[channel, planes], kind=kind, threads=threads)
+    _write_array(path, np.asarray(channels), like, kind, np.dtype(np.float32), threads)
 
 
 def write_pieces(
@@ -86,29 +80,37 @@ def write_pieces(
     *,
     kind: str = "logits",
     threads: int = 1,
-    most_bytes: int = MAX_BYTES,
 ) -> None:
     """Write logits or probabilities atomically, as float32, piece by piece: the bytes of `write_channels`.
 
     NIfTI gets (x, y, z, label), MetaImage and NRRD a vector image, .npz (label, z, y, x) under the name
     `kind`. `piece` returns the values of planes of a channel, (planes, [y,] x) in the order of storage.
     Each is asked for once: for NIfTI and .npz channel by channel, for MetaImage and NRRD all channels of
-    some planes, then those of the next ones; `most_bytes` at a time, or one plane. The geometry of `like`
+    some planes, then those of the next ones; MAX_BYTES at a time, or one plane. The geometry of `like`
     is kept. If the file cannot be written, or `piece` raises an error, nothing is left of it.
     """
-    voxels = VoxelsToWrite(Path(path), kind, num_channels, like.grid_shape[::-1], np.dtype(np.float32), piece, most_bytes)
+    _write(VoxelsToWrite(Path(path), kind, num_channels, like.grid_shape[::-1], np.dtype(np.float32), piece), like, threads)
+
+
+def _write_array(
+    path: str | Path,
+    channels: NDArray[Any],
+    like: Volume,
+    kind: str,
+    dtype: np.dtype[Any],
+    threads: int,
+    segments: Sequence[Segment] = (),
+) -> None:
+    """Write an array, (channels, *grid) on the grid of `like`; a label map or an image has one channel."""
+    if not same_shape(channels.shape[1:], like.grid_shape):
+        found = f"an array of shape {channels.shape[1:]} on the grid {like.grid_shape} of {like.path or 'the volume'}"
+        raise GridMismatchError(f"{path}: cannot write {found}")
+    stored = reverse_grid(channels).reshape(len(channels), *like.grid_shape[::-1])
+    num_channels = None if kind == "labels" else len(stored)
+    voxels = VoxelsToWrite(
+        Path(path), kind, num_channels, stored.shape[1:], dtype, lambda channel, planes: stored[channel, planes], segments=tuple(segments)
+    )
     _write(voxels, like, threads)
-
-
-def _stored(path: Path, values: NDArray[Any], like: Volume, *, num_leading: int = 0) -> NDArray[Any]:
-    """Return an array ([channels,] *grid) in the order of files; raise GridMismatchError if it is on another grid than `like`."""
-    shape = values.shape[num_leading:]
-    if not same_shape(shape, like.grid_shape):
-        raise GridMismatchError(
-            f"{path}: cannot write an array of shape {shape} on the grid {like.grid_shape} of {like.path or 'the volume'}"
-        )
-    stored = reverse_grid(values) if num_leading else values.T
-    return stored.reshape(*values.shape[:num_leading], *like.grid_shape[::-1])
 
 
 def _write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
@@ -116,4 +118,4 @@ def _write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
     known = require_suffix(path, WRITTEN_SUFFIXES) if kind == "labels" else require_suffix(path)
     if kind != "labels" and path.name.lower().endswith(".seg.nrrd"):
         raise UnsupportedFormatError(f"{path}: a segmentation holds a label map alone, no {kind}; write NIfTI (.nii.gz) instead")
-    known.load().write(replace(voxels, voxel_files=files_written(path)[1:]), like, threads)
+    import_module(known.module).write(replace(voxels, voxel_files=files_written(path)[1:]), like, threads)

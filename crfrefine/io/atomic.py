@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -19,7 +19,6 @@ from typing import BinaryIO
 
 from crfrefine.base.inputs import check_no_input
 from crfrefine.errors import CrfRefineError, InputError, StorageError
-from crfrefine.io.streams import GZIP_SUFFIXES, write_gzip
 
 _MAX_NAME_BYTES = 100  # Bytes of the target's name in the hidden name, which must not be too long for the disk.
 _LEFTOVER_SECONDS = 86_400
@@ -61,15 +60,6 @@ def atomic_files(*paths: Path) -> Iterator[tuple[BinaryIO, ...]]:
         raise
 
 
-def write_bytes(path: Path, parts: Iterable[bytes], threads: int) -> None:
-    """Write a file atomically, compressed with gzip if it is named so."""
-    with atomic_files(path) as (file,):
-        if path.name.lower().endswith(GZIP_SUFFIXES):
-            write_gzip(file, parts, threads)
-        else:
-            file.writelines(parts)
-
-
 def write_small_file(path: Path, content: bytes) -> None:
     """Write a file atomically."""
     with atomic_files(path) as (file,):
@@ -79,12 +69,10 @@ def write_small_file(path: Path, content: bytes) -> None:
 def cannot_write(path: Path, error: OSError) -> CrfRefineError:
     """Return the error to raise if the operating system refuses to write a file; StorageError if it will refuse all other files too."""
     folder = Path(os.path.realpath(path)).parent
-    reason = {
-        **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "the disk is full; free some space and run again"),
-        **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), f"the folder {folder} cannot be written to ({error.strerror})"),
-        errno.ENOENT: f"there is no folder {folder}",
-    }.get(error.errno or 0, error.strerror or str(error))
-    kind = StorageError if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) else CrfRefineError
+    is_full, reason = error.errno in (errno.ENOSPC, errno.EDQUOT), f"{error.strerror or error}, in the folder {folder}"
+    if is_full or error.errno == errno.ENOENT:
+        reason = "the disk is full; free some space and run again" if is_full else f"there is no folder {folder}"
+    kind = StorageError if is_full or error.errno == errno.EROFS else CrfRefineError
     return kind(f"{path}: cannot be written: {reason}")
 
 
@@ -101,8 +89,7 @@ def check_replaceable(*paths: Path) -> list[Path]:
         except OSError as error:
             raise cannot_write(path, error) from error
         if is_stream or not S_ISREG(mode):
-            kind = "a stream of a process" if is_stream else "a folder" if path.is_dir() else "a device, pipe or socket"
-            raise CrfRefineError(f"{path}: cannot be written: it is {kind}, which is not replaced by a file; choose another name")
+            raise CrfRefineError(f"{path}: cannot be written: it exists and is no regular file, which is not replaced; choose another name")
     targets = [Path(os.path.realpath(path)) if path.is_symlink() else path for path in paths]
     for path, target in zip(paths[:-1], targets[:-1], strict=True):
         # A header finds its voxels by their name in its folder, even if it is reached through a link.

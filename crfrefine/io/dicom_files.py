@@ -110,18 +110,17 @@ def _slices(file: Path, dataset: Any) -> Iterator[tuple[str, float, NDArray[np.f
 
     for number, frame in enumerate(frames, 1):
         name = file.name if len(frames) == 1 else f"frame {number} of {file.name}"
-        spacing = value(frame, "PixelMeasuresSequence", "PixelSpacing")
-        axes = value(frame, "PlaneOrientationSequence", "ImageOrientationPatient")
-        position = value(frame, "PlanePositionSequence", "ImagePositionPatient")
-        if not position or not axes or not spacing:
-            raise UnsupportedFormatError(f"{file}: {name} has no place in the world; expected slices such as of CT, MR or PET")
+        spacing = value(frame, "PixelMeasuresSequence", "PixelSpacing") or ()
+        axes = value(frame, "PlaneOrientationSequence", "ImageOrientationPatient") or ()
+        position = value(frame, "PlanePositionSequence", "ImagePositionPatient") or ()
         thickness = [value(frame, "PixelMeasuresSequence", keyword) for keyword in ("SpacingBetweenSlices", "SliceThickness")]
-        is_whole = (len(spacing), len(axes), len(position)) == (2, 6, 3)
         numbers = np.array([dataset.Rows, dataset.Columns, *spacing, *axes, *position], float)
-        axes = np.reshape(axes, (2, 3)).astype(float)
-        is_square = np.abs(axes @ axes.T - np.eye(2)).max() <= 0.02
-        if not is_whole or not is_square or not np.isfinite(numbers).all() or numbers[2:4].min() <= 0:
-            raise UnsupportedFormatError(f"{file}: damaged DICOM: orientation, position or spacing of {name} is no geometry")
+        is_whole = (len(spacing), len(axes), len(position)) == (2, 6, 3) and np.isfinite(numbers).all() and min(spacing) > 0
+        if not is_whole or np.abs(np.inner(numbers[4:10].reshape(2, 3), numbers[4:10].reshape(2, 3)) - np.eye(2)).max() > 0.02:
+            raise UnsupportedFormatError(
+                f"{file}: {name} has no place in the world, or it is damaged: its orientation, position or spacing is no geometry; "
+                "expected slices such as of CT, MR or PET"
+            )
         yield name, next((abs(float(mm)) for mm in thickness if mm), 0.0), numbers
 
 
@@ -132,18 +131,17 @@ def _series(path: Path, request: Mapping[str, Any], notes: list[str]) -> _Series
     if len(names_by_series) > 1:
         examples = listed(names_by_series.values())
         raise InputError(f"{path}: expected one series, found {len(names_by_series)}: {examples}; give each a folder of its own")
-    names, thicknesses, numbers = zip(*(found for file, dataset in datasets.items() for found in _slices(file, dataset)), strict=True)
-    shapes, spacings, directions, positions = np.split(np.array(numbers), [2, 4, 10], axis=1)
-    for what, values, tolerance in (
-        ("sizes", shapes, 0.0),
-        ("orientations", directions, 1e-3),
-        ("voxel sizes", spacings, 1e-3 * spacings[0].min()),
-    ):
-        differences = np.abs(values - values[0]).max(axis=1)
-        if differences.max() > tolerance:
-            other = int(np.argmax(differences > tolerance))
-            examples = f"{names[0]} has {values[0].tolist()}, {names[other]} has {values[other].tolist()}"
-            raise InputError(f"{path}: slices of different {what}: {examples}; a localizer? Give each volume a folder of its own")
+    names, thicknesses, rows_of_numbers = zip(*(part for file, dataset in datasets.items() for part in _slices(file, dataset)), strict=True)
+    numbers = np.array(rows_of_numbers)
+    shapes, spacings, directions, positions = np.split(numbers, [2, 4, 10], axis=1)
+    tolerances = np.repeat([0.0, 1e-3 * spacings[0].min(), 1e-3], [2, 2, 6])
+    differs = (np.abs(numbers - numbers[0])[:, :10] > tolerances).any(axis=1)
+    if differs.any():
+        other = int(differs.argmax())
+        raise InputError(
+            f"{path}: slices of different sizes, voxel sizes or orientations: {names[0]} has {numbers[0, :10].tolist()}, {names[other]} "
+            f"has {numbers[other, :10].tolist()}; a localizer? Give each volume a folder of its own"
+        )
     axes = directions[0].reshape(2, 3)
     axes /= np.linalg.norm(axes, axis=1, keepdims=True)
     normal = np.cross(*axes)
@@ -222,8 +220,8 @@ def _labels_of(path: Path, dataset: Any) -> dict[int, tuple[int, Any]]:
     """Return the label of each segment by its number, and what describes it."""
     segments = {}
     for item in dataset.SegmentSequence:
-        number, written = int(item.SegmentNumber), _LABEL.search(str(item.get("SegmentDescription") or ""))
-        if number:  # The segment 0 of a label map is the background.
+        if number := int(item.SegmentNumber):  # The segment 0 of a label map is the background.
+            written = _LABEL.search(str(item.get("SegmentDescription") or ""))
             segments[number] = (int(written[1]) if written else number, item)
     labels = [label for label, _ in segments.values()]
     if not labels or len(set(labels)) < len(labels) or not 0 < min(labels) <= max(labels) < 1 << 16:

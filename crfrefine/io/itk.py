@@ -1,4 +1,4 @@
-"""GIPL, VTK and MRC, and rare headers of MetaImage and NRRD: SimpleITK converts the file to NRRD in a separate process.
+"""GIPL, VTK and MRC: SimpleITK converts the file to NRRD in a separate process.
 
 ITK's readers crash on some damaged files and never return from others: the process has limits of memory and time. It ends
 with this one, and its target has no name. A file is converted for its header, and once more for its voxels.
@@ -13,22 +13,18 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import BinaryIO, cast
 
 from crfrefine.base.limits import memory_left, memory_limit
 from crfrefine.base.text import shorten
 from crfrefine.errors import CapacityError, CrfRefineError, InputError, UnsupportedFormatError
-from crfrefine.io import nrrd
-from crfrefine.io.streams import BLOCK_BYTES, cut_off, inflated, open_bytes, read_start
+from crfrefine.io import nrrd, reading
+from crfrefine.io.streams import BLOCK_BYTES, Decoder, cut_off, inflated, open_bytes, read_start
 from crfrefine.io.volume import VolumeHeader
 
-if TYPE_CHECKING:
-    from crfrefine.io.streams import VoxelStream
-
-FAMILY = "ITK"  # Name of these formats in the table of `crfrefine.io.paths`.
 MAX_SECONDS = 600.0  # The conversion is given up after this time.
 _MIN_MEMORY = 4 << 30  # Of addresses, which SimpleITK takes many of before it reads anything.
 _GIPL_MAGIC = ((0xEFFFE9B0).to_bytes(4, "big"), (0x2AE389B8).to_bytes(4, "big"))
@@ -37,29 +33,28 @@ _VTK_HEADER = re.compile(rb"\n(?:SCALARS[^\n]*\nLOOKUP_TABLE|VECTORS|COLOR_SCALA
 # In prctl, 1 is PR_SET_PDEATHSIG, and 9 SIGKILL.
 _CONVERT = """
 import os, sys
-parent, memory, source, source_io, target, max_numbers, max_bytes = sys.argv[1:]
+parent, memory, source, source_io, target, unit, most = sys.argv[1:]
 import ctypes
 ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)
 if os.getppid() != int(parent):
     sys.exit("the process that started this one has ended")
 import resource
 hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-most = int(memory) if hard == resource.RLIM_INFINITY else min(int(memory), hard)
-resource.setrlimit(resource.RLIMIT_AS, (most, most))
+memory = int(memory) if hard == resource.RLIM_INFINITY else min(int(memory), hard)
+resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
 import math
 import SimpleITK
 try:
     reader, writer = SimpleITK.ImageFileReader(), SimpleITK.ImageFileWriter()
     reader.SetImageIO(source_io)
-    reader.SetFileName(source)
+    reader.SetFileName("/dev/fd/" + source)
     reader.ReadImageInformation()
     kind = SimpleITK.GetPixelIDValueAsString(reader.GetPixelID())  # Such as "vector of 32-bit float".
-    numbers = math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * (2 if "complex" in kind else 1)
-    if numbers > int(max_numbers):
-        sys.exit(f"cut off: {numbers} numbers")
-    num_bytes = numbers * int(kind.split("-bit")[0].split()[-1]) // 8
-    if num_bytes > int(max_bytes):
-        sys.exit(f"cut off: {num_bytes} bytes of voxels")
+    promised = math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * (2 if "complex" in kind else 1)
+    if unit != "numbers":
+        promised = promised * int(kind.split("-bit")[0].split()[-1]) // 8
+    if promised > int(most):
+        sys.exit(f"cut off: {promised} {unit}")
     image = reader.Execute()
     for key in image.GetMetaDataKeys():
         image.EraseMetaData(key)  # Such as the name of a space, which the writer would repeat.
@@ -69,8 +64,7 @@ try:
 except RuntimeError as error:
     sys.exit(str(error).strip().splitlines()[-1])
 """
-_READERS = {"GIPL": "GiplImageIO", "MRC": "MRCImageIO", "VTK": "VTKImageIO", "MetaImage": "MetaImageIO", "NRRD": "NrrdImageIO"}
-_UNLIMITED = 1 << 62
+_READERS = {"GIPL": "GiplImageIO", "MRC": "MRCImageIO", "VTK": "VTKImageIO"}
 
 
 def recognizes(start: bytes) -> bool:
@@ -86,66 +80,48 @@ def _name(start: bytes) -> str | None:
     return "VTK" if start.startswith(b"# vtk DataFile") else None
 
 
-def read_header(path: Path, name: str | None = None) -> VolumeHeader:
-    """Read the header of a file of MetaImage or NRRD; None means GIPL, MRC or VTK, by its content."""
+def read_header(path: Path) -> VolumeHeader:
+    """Read the header of a file of GIPL, MRC or VTK, by its content."""
     # Raises UnsupportedFormatError (damaged, or not readable by ITK), InputError (no SimpleITK, or
     # no usable geometry) or CapacityError.
-    with _as_nrrd(path, name) as (file_format, header):
-        shown = file_format if file_format == name else f"{file_format}, through ITK"
-        return replace(header, path=path, format=shown, template=() if file_format == name else None, source=None)
+    with _as_nrrd(path) as (name, header):
+        return replace(header, path=path, format=f"{name}, through ITK", template=None, source=None)
 
 
 @contextmanager
-def open_voxels(header: VolumeHeader) -> Iterator[VoxelStream]:
+def open_voxels(header: VolumeHeader) -> Iterator[Decoder]:
     """Convert the file, and open it at its first voxel."""
-    name = header.format if header.format in _READERS else None
-    with _as_nrrd(header.path, name) as (_, converted):
-        assert converted.source is not None
-        with converted.source.stream() as stream:
-            yield stream
+    with _as_nrrd(header.path) as (_, converted), reading.open_voxels(converted) as decoder:
+        yield decoder
 
 
 @contextmanager
-def _as_nrrd(path: Path, name: str | None) -> Iterator[tuple[str, VolumeHeader]]:
+def _as_nrrd(path: Path) -> Iterator[tuple[str, VolumeHeader]]:
     """Convert a file for the time of the block: the name of its format, and the header of the NRRD, which has no name."""
-    with ExitStack() as files:
-        source, limits = None, (_UNLIMITED, _UNLIMITED)
-        if name is None:
-            start = read_start(path)
-            unpacked = inflated(start)
-            name = _name(unpacked or start)
-            if name is None:
-                raise UnsupportedFormatError(f"{path}: not a file of GIPL, MRC or VTK, although its name says so, or damaged")
-            source = files.enter_context(_scratch(path) if unpacked else path.open("rb"))
+    start = read_start(path)
+    unpacked = inflated(start)
+    name = _name(unpacked or start)
+    if name is None:
+        raise UnsupportedFormatError(f"{path}: not a file of GIPL, MRC or VTK, although its name says so, or damaged")
+    folder = tempfile.gettempdir()
+    try:
+        with tempfile.TemporaryFile(dir=folder) as target, tempfile.TemporaryFile(dir=folder) if unpacked else path.open("rb") as source:
             if unpacked:
                 with open_bytes(path, "gzip") as reader:
                     shutil.copyfileobj(cast("BinaryIO", reader), source, BLOCK_BYTES)
                 source.flush()
-            limits = _content_size(source, path, name, unpacked or start)
-        target = files.enter_context(_scratch(path))
-        _convert(path, source, _READERS[name], target, *limits)
-        place = f"/dev/fd/{target.fileno()}"
-        try:
-            yield name, nrrd.read_header(Path(place))
-        except CrfRefineError as error:  # It is an error of the file.
-            if place not in str(error):
-                raise
-            raise type(error)(str(error).replace(place, str(path))) from error
-
-
-@contextmanager
-def _scratch(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file without a name for the conversion of a file."""
-    folder = tempfile.gettempdir()
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            yield file
+            _convert(path, source, name, target, unpacked or start)
+            place = f"/dev/fd/{target.fileno()}"
+            try:
+                yield name, nrrd.read_header(Path(place))
+            except CrfRefineError as error:  # It is an error of the file.
+                raise type(error)(str(error).replace(place, str(path))) from error
     except OSError as error:
         raise CapacityError(f"{path}: cannot be converted in {folder}: {error.strerror or error}; set TMPDIR to another folder") from error
 
 
-def _content_size(file: BinaryIO, path: Path, name: str, start: bytes) -> tuple[int, int]:
-    """Return the most numbers and bytes of voxels that a file, which begins so, can hold: ITK would invent missing ones."""
+def _content_size(file: BinaryIO, path: Path, name: str, start: bytes) -> tuple[str, int]:
+    """Return the most numbers, or bytes of voxels, that a file, which begins so, can hold: ITK would invent missing ones."""
     size, offset = os.fstat(file.fileno()).st_size, 256
     if name == "MRC":
         offset = 1024 + int.from_bytes(start[92:96], "big" if start[212:213] == b"\x11" else "little")
@@ -156,20 +132,17 @@ def _content_size(file: BinaryIO, path: Path, name: str, start: bytes) -> tuple[
         offset = end.end()
         if b"\nASCII" in start[:offset]:
             file.seek(offset)
-            return sum(len(line.split()) for line in file), _UNLIMITED
+            return "numbers", sum(len(line.split()) for line in file)
     if size < offset:
         raise cut_off(path, f"a header of {offset} bytes", f"it holds {size}")
-    return _UNLIMITED, size - offset
+    return "bytes of voxels", size - offset
 
 
-def _convert(path: Path, source: BinaryIO | None, reader: str, target: BinaryIO, max_numbers: int, max_bytes: int) -> None:
-    """Convert a file in a separate process; errors are those of the file `path`."""
-    # The source is the open file to read; None means that ITK opens the file, whose header may name
-    # other files. It can hold at most so many numbers and bytes of voxels.
-    memory = max(memory_left(memory_limit()), _MIN_MEMORY)
-    files = [file.fileno() for file in (source, target) if file is not None]
-    place = path if source is None else f"/dev/fd/{files[0]}"
-    arguments = (os.getpid(), memory, place, reader, files[-1], max_numbers, max_bytes)
+def _convert(path: Path, source: BinaryIO, name: str, target: BinaryIO, start: bytes) -> None:
+    """Convert the open file `source`, which begins so, in a separate process; errors are those of the file `path`."""
+    unit, most = _content_size(source, path, name, start)
+    memory, files = max(memory_left(memory_limit()), _MIN_MEMORY), (source.fileno(), target.fileno())
+    arguments = (os.getpid(), memory, files[0], _READERS[name], files[1], unit, most)
     command = [sys.executable, "-P", "-c", _CONVERT, *map(str, arguments)]
     try:
         # `errors` makes the output text.
@@ -180,13 +153,11 @@ def _convert(path: Path, source: BinaryIO | None, reader: str, target: BinaryIO,
     if done.returncode == 0:
         return
     if message.startswith("cut off: "):
-        held = max_numbers if message.endswith("numbers") else max_bytes
-        raise cut_off(path, message.removeprefix("cut off: "), f"it holds {held}")
+        raise cut_off(path, message.removeprefix("cut off: "), f"it holds {most}")
     if message == "ModuleNotFoundError: No module named 'SimpleITK'":
         raise InputError(f"{path}: such files need SimpleITK, which is not installed: pip install 'crfrefine[itk]'")
-    if "MemoryError" in message or "bad_alloc" in message or "Failed to allocate memory" in message:
+    if any(word in message for word in ("MemoryError", "bad_alloc", "Failed to allocate memory")):
         raise CapacityError(f"{path}: ITK needs more memory for this file than there is: {shorten(message)}")
-    if done.returncode < 0:
-        raise UnsupportedFormatError(f"{path}: ITK crashed on this file (signal {-done.returncode}): it is damaged; export it again")
-    message = re.sub(r"/dev/fd/\d+", path.name, message)
-    raise UnsupportedFormatError(f"{path}: ITK cannot convert this file: {shorten(message)}")
+    problem = f"crashed on this file (signal {-done.returncode})" if done.returncode < 0 else "cannot convert this file"
+    message = shorten(re.sub(r"/dev/fd/\d+", path.name, message))
+    raise UnsupportedFormatError(f"{path}: ITK {problem}: {message or 'it is damaged; export it again'}")

@@ -7,10 +7,12 @@ import fcntl
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from crfrefine.base.text import shorten_value
 from crfrefine.errors import InputError
 from crfrefine.io.atomic import cannot_write, check_replaceable
 from crfrefine.io.paths import require_file
@@ -26,34 +28,23 @@ def read_json(path: Path) -> Any:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise InputError(f"{path}: too much for a JSON file; at most {MAX_BYTES / 1e6:.0f} MB are read")
-        return parse_json(path.read_bytes().decode("utf-8-sig"))  # Some editors begin a file with a byte order mark.
+        text = path.read_bytes().decode("utf-8-sig")  # Some editors begin a file with a byte order mark.
+        return json.loads(text, object_pairs_hook=_table)  # NaN and infinity are numbers, as in Python.
     except OSError as error:
         raise cannot_read(path, error) from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not JSON: byte {error.start} is not UTF-8 text; save the file as UTF-8") from None
+    except RecursionError:
+        raise InputError(f"{path}: not JSON: lists or tables are nested too deeply") from None
     except ValueError as error:
         raise InputError(f"{path}: not JSON: {error}") from None
 
 
-def parse_json(text: str) -> Any:
-    """Parse JSON; raise ValueError with line and column. NaN and infinity are numbers, as in Python."""
-    try:
-        return json.loads(text, object_pairs_hook=_table)
-    except RecursionError:
-        raise ValueError("lists or tables are nested too deeply") from None
-
-
-class Twice:
-    """The value of a key that appears twice in a table: no check takes it."""
-
-    def __repr__(self) -> str:
-        return "a key that appears twice"
-
-
 def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table: dict[str, Any] = {}
-    for key, value in pairs:
-        table[key] = Twice() if key in table else value
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        key, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the key {shorten_value(key)} appears twice in a table")
     return table
 
 
@@ -110,8 +101,8 @@ def append_lines(descriptor: int, lines: bytes, *, sync: bool = False) -> None:
 def parse_line(line: bytes) -> Any:
     """Return the value of a line; None if it is not JSON."""
     try:
-        return parse_json(line.decode())
-    except ValueError:  # UnicodeDecodeError is one, too.
+        return json.loads(line)
+    except (ValueError, RecursionError):
         return None
 
 

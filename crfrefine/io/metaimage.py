@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import shutil
@@ -16,22 +15,23 @@ from crfrefine.base.text import shorten
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io.atomic import atomic_files
 from crfrefine.io.streams import BLOCK_BYTES, write_zlib
-from crfrefine.io.text_header import LPS, Fields, HeaderLines, affine_of, grid_and_channels, lines_to_write, open_header, voxel_path
-from crfrefine.io.volume import RareHeaderError, Volume, VolumeHeader, VoxelSource, VoxelsToWrite, volume_header
+from crfrefine.io.text_header import LPS, Fields, affine_of, grid_and_channels, header_lines, lines_to_write, voxel_path
+from crfrefine.io.volume import Volume, VolumeHeader, VoxelSource, VoxelsToWrite, volume_header
 
 NAME = "MetaImage"
 
 _GEOMETRY_KEYS = ("TransformMatrix", "Offset", "ElementSpacing", "ElementSize")
-# The usual name of a key, and its other names; both names of the byte order are common.
-_BYTE_ORDER = ("BinaryDataByteOrderMSB", "ElementByteOrderMSB")
-_NAMES = (("TransformMatrix", "Rotation", "Orientation"), ("Offset", "Origin", "Position", "ImagePosition"), _BYTE_ORDER)
 _KEYS = (
     *("ObjectType", "NDims", "DimSize", "ElementType", "ElementNumberOfChannels", "HeaderSize", "ElementDataFile"),
-    *("BinaryData", "CompressedData"),
+    *("BinaryData", "CompressedData", "BinaryDataByteOrderMSB"),
     *_GEOMETRY_KEYS,
-    *(name for names in _NAMES for name in names),
 )
-_KNOWN = {key.lower(): key for key in _KEYS}
+_KNOWN = {
+    **{key.lower(): key for key in _KEYS},
+    **dict.fromkeys(("rotation", "orientation"), "TransformMatrix"),
+    **dict.fromkeys(("origin", "position", "imageposition"), "Offset"),
+    "elementbyteordermsb": "BinaryDataByteOrderMSB",
+}
 _TYPES = {
     **{"MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2", "MET_INT": "i4", "MET_UINT": "u4"},
     **{"MET_LONG": "i4", "MET_ULONG": "u4", "MET_LONG_LONG": "i8", "MET_ULONG_LONG": "u8", "MET_FLOAT": "f4", "MET_DOUBLE": "f8"},
@@ -46,88 +46,53 @@ def recognizes(start: bytes) -> bool:
 
 def read_header(path: Path) -> VolumeHeader:
     """Read a header to its end and check every field that is used."""
-    with open_header(path) as lines:
-        fields = _fields(path, lines)
-        if not fields.text("ObjectType", "Image").lower().startswith("image"):
-            raise fields.damaged("ObjectType", "Image")
-        num_dims = fields.whole("NDims")
-        if not 2 <= num_dims <= 4:
-            raise fields.damaged("NDims", "2, 3 or 4 dimensions")
-        sizes = fields.sizes("DimSize", num_dims)
-        end = lines.offset
-        _require_planes(fields, lines, sizes[-1])
-    channels = fields.whole("ElementNumberOfChannels", "1")
-    if channels < 1:
-        raise fields.damaged("ElementNumberOfChannels", "a number of at least 1")
+    fields, end = _fields(path)
+    if not fields.text("ObjectType", "Image").lower().startswith("image"):
+        raise fields.damaged("ObjectType", "Image")
+    num_dims = fields.whole("NDims", limits=(2, 4))
+    sizes, channels = fields.sizes("DimSize", num_dims), fields.whole("ElementNumberOfChannels", "1", limits=(1, 1 << 30))
     grid = grid_and_channels(path, sizes, channels)
-    num_axes = len(grid[0])
-    source = _source(fields, end, (channels, *sizes), inner=1 if channels > 1 else math.prod(grid[0]))
-    for names in _NAMES:
-        present = [name for name in names if name in fields]
-        if len({fields.text(name).lower() for name in present}) > 1:
-            raise fields.damaged(present[1], f"the same as {present[0]} says")
-        if present and present[0] != names[0] and names is not _BYTE_ORDER:
-            source.check()  # ITK, which reads rare headers, would not always notice.
-            raise RareHeaderError(f"the key {present[0]}")
-    template = []
+    num_axes, template = len(grid[0]), []
     for key in _GEOMETRY_KEYS if num_dims == num_axes else ():
         if key in fields:  # Anything may follow the numbers that are used.
             words = fields.text(key).split()[: num_dims ** (2 if key == "TransformMatrix" else 1)]
             template.append(f"{key} = {' '.join(words)}")
-    return volume_header(source, NAME, *grid, _affine(fields, num_dims, num_axes), template=tuple(template))
+    source = _source(fields, end, inner=1 if channels > 1 else None)
+    return volume_header(path, source, NAME, *grid, _affine(fields, num_dims, num_axes), template=tuple(template))
 
 
-def _fields(path: Path, lines: HeaderLines) -> Fields:
-    fields = Fields(path, "MetaImage", " = ")
-    for line in lines:
+def _fields(path: Path) -> tuple[Fields, int]:
+    """Return the fields, and the bytes of the header."""
+    fields, problem = Fields(path, NAME, " = "), "no line `ElementDataFile = ...` in its header"
+    for number, line, end in header_lines(path):
         if not line.strip():
             continue
         name, *values = re.split(rb"[=:]", line, maxsplit=1)  # MetaIO accepts a colon as well.
         if not values:
-            shown = shorten(line.decode(errors="backslashreplace"), 60)
-            problem = f"line {lines.number} is not `Key = Value`: {shown!r}"
-            raise UnsupportedFormatError(f"{path}: not a MetaImage file, although its name says so: {problem}")
+            problem = f"line {number} is not `Key = Value`: {shorten(line.decode(errors='backslashreplace'), 60)!r}"
+            break
         key = _KNOWN.get(name.strip().lower().decode("latin-1")) if len(name) < 100 else None
         if key is not None:
             fields.add(key, values[0])
         if key == "ElementDataFile":
-            return fields
-    raise UnsupportedFormatError(f"{path}: not a MetaImage file, although its name says so: no line `ElementDataFile = ...` in its header")
+            return fields, end
+    raise UnsupportedFormatError(f"{path}: not a MetaImage file, although its name says so: {problem}")
 
 
-def _require_planes(fields: Fields, lines: HeaderLines, num_planes: int) -> None:
-    """Raise UnsupportedFormatError if a list or a pattern of files does not name one for each plane: ITK would invent the others."""
-    name = fields.text("ElementDataFile")
-    if re.fullmatch("LIST( 2D?)?", name, re.IGNORECASE):
-        num_files = sum(bool(line.strip()) for line in lines)
-    elif "%" in name or name.upper().startswith("LIST "):
-        pattern = re.fullmatch(r"[^%\s]*%0?\d{0,2}d[^%\s]* (\d{1,9}) (\d{1,9}) ([1-9]\d{0,3})", name)
-        first, last, step = map(int, pattern.groups()) if pattern else (0, -1, 1)
-        num_files = (last - first) // step + 1
-    else:
-        return
-    if num_files != num_planes:
-        form = "a list, or a name with a running number such as %03d, its first value, last value and step"
-        raise fields.damaged("ElementDataFile", f"names of {num_planes} files, as {form}; found {num_files}")
-
-
-def _source(fields: Fields, end: int, sizes: tuple[int, ...], *, inner: int) -> VoxelSource:
-    name = fields.text("ElementDataFile")
-    if not name:
-        raise fields.damaged("ElementDataFile", "the name of a file, or LOCAL")
-    is_compressed, is_binary = fields.flag("CompressedData"), fields.flag("BinaryData", "True")
-    path = fields.path if name.upper() == "LOCAL" else voxel_path(fields.path, name, is_compressed=is_compressed)
-    skipped = fields.whole("HeaderSize", "0")
-    if skipped < -1 or (skipped and (is_compressed or not is_binary)):
-        raise fields.damaged("HeaderSize", "bytes to skip, or -1 where voxels end the file; of voxels that are not compressed")
-    if skipped or not is_binary:
-        raise RareHeaderError("voxels as text, or a HeaderSize")
+def _source(fields: Fields, end: int, *, inner: int | None) -> VoxelSource:
+    is_local = fields.text("ElementDataFile").upper() == "LOCAL"
+    path = fields.path if is_local else voxel_path(fields, "ElementDataFile")
+    is_compressed = fields.flag("CompressedData")
+    if not fields.flag("BinaryData", "True"):
+        raise fields.unsupported("BinaryData", "voxels as text")
+    skipped = fields.whole("HeaderSize", "0", limits=(-1, 1 << 60))  # -1 means that the voxels end the file.
+    if skipped and is_compressed:
+        raise fields.damaged("HeaderSize", "0 before compressed voxels")
     kind = _TYPES.get(fields.text("ElementType").upper().removesuffix("_ARRAY"))
     if kind is None:
         raise fields.damaged("ElementType", f"one of {', '.join(_TYPES)}")
-    dtype = np.dtype(kind).newbyteorder(">" if any(map(fields.flag, _BYTE_ORDER)) else "<")
-    encoding, start = "zlib" if is_compressed else "raw", end if path == fields.path else 0
-    return VoxelSource(fields.path, path, encoding, dtype, sizes, inner, start=start)
+    dtype = np.dtype(kind).newbyteorder(">" if fields.flag("BinaryDataByteOrderMSB") else "<")
+    return VoxelSource(path, "zlib" if is_compressed else "raw", dtype, inner, start=skipped or (end if is_local else 0))
 
 
 def _affine(fields: Fields, num_dims: int, num_axes: int) -> NDArray[np.float64]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,8 @@ import numpy as np
 
 from crfrefine.base.geometry import spacing_of
 from crfrefine.errors import UnsupportedFormatError
-from crfrefine.io.atomic import write_bytes
-from crfrefine.io.streams import GZIP_MAGIC, inflated, open_bytes, read_start
+from crfrefine.io.atomic import atomic_files
+from crfrefine.io.streams import GZIP_MAGIC, GZIP_SUFFIXES, inflated, open_bytes, read_start, write_gzip
 from crfrefine.io.volume import Volume, VolumeHeader, VoxelSource, VoxelsToWrite, volume_header
 
 _DATA_OFFSET = 284
@@ -41,12 +40,11 @@ def read_header(path: Path) -> VolumeHeader:
     template: Any = MGHHeader(block[:_USED_BYTES])
     *grid_shape, num_frames = (int(size) for size in template["dims"])
     affine = np.asarray(template.get_affine(), np.float64) + 0.0
-    dtype, sizes = np.dtype(_TYPES[int(template["type"])]), (*grid_shape, num_frames)
-    source = VoxelSource(path, path, encoding, dtype, sizes, math.prod(grid_shape), offset=_DATA_OFFSET)
+    source = VoxelSource(path, encoding, np.dtype(_TYPES[int(template["type"])]), offset=_DATA_OFFSET)
     has_place = int.from_bytes(block[28:30], "big") > 0  # Else nibabel has filled it in.
     notes = () if has_place else ("no orientation in the header; coronal slices of 1 mm are assumed, as in nibabel",)
     file_format = "MGH" + (", gzip" if encoding == "gzip" else "")
-    return volume_header(source, file_format, tuple(grid_shape), num_frames, affine, template=template, notes=notes)
+    return volume_header(path, source, file_format, tuple(grid_shape), num_frames, affine, template=template, notes=notes)
 
 
 def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
@@ -65,9 +63,10 @@ def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
     header["type"] = _WRITTEN_TYPES[voxels.dtype.name]
     stored = np.dtype(_TYPES[int(header["type"])])
 
-    def parts() -> Iterator[bytes]:
-        yield header.binaryblock[:_USED_BYTES].ljust(_DATA_OFFSET, b"\0")
-        for block in voxels.blocks():
-            yield np.frombuffer(block, voxels.dtype.newbyteorder("<")).astype(stored).tobytes()
-
-    write_bytes(voxels.path, parts(), threads)
+    parts = (np.frombuffer(block, voxels.dtype.newbyteorder("<")).astype(stored).tobytes() for block in voxels.blocks())
+    content = chain([header.binaryblock[:_USED_BYTES].ljust(_DATA_OFFSET, b"\0")], parts)
+    with atomic_files(voxels.path) as (file,):
+        if voxels.path.name.lower().endswith(GZIP_SUFFIXES):
+            write_gzip(file, content, threads)
+        else:
+            file.writelines(content)

@@ -16,15 +16,14 @@ from crfrefine.io.streams import write_gzip
 from crfrefine.io.text_header import (
     LPS,
     Fields,
-    HeaderLines,
     affine_of,
     finite_numbers,
     grid_and_channels,
+    header_lines,
     lines_to_write,
-    open_header,
     voxel_path,
 )
-from crfrefine.io.volume import RareHeaderError, Volume, VolumeHeader, VoxelSource, VoxelsToWrite, volume_header
+from crfrefine.io.volume import Volume, VolumeHeader, VoxelSource, VoxelsToWrite, volume_header
 
 NAME = "NRRD"
 
@@ -48,7 +47,6 @@ _INTEGERS = {
 }
 _TYPES = {"float": "f4", "double": "f8", **{name: kind for kind, names in _INTEGERS.items() for name in names}}
 _ENCODINGS = {"raw": "raw", "gzip": "gzip", "gz": "gzip"}
-_RARE_ENCODINGS = ("hex", "ascii", "text", "txt")
 _MAX_DIMS = 16
 _GRID_KINDS = ("domain", "space", "time", "none", "???")
 _CHANNEL_KINDS = ("list", "point", "vector", "covariant-vector", "normal", "scalar", "rgb-color", "rgba-color")
@@ -62,14 +60,8 @@ def recognizes(start: bytes) -> bool:
 
 def read_header(path: Path) -> VolumeHeader:
     """Read a header to its end and check every field that is used; segments of 3D Slicer are read only from one layer."""
-    with open_header(path) as lines:
-        fields, has_end = _fields(path, lines)
-        end = lines.offset
-    if not has_end and "data file" not in fields:
-        raise UnsupportedFormatError(f"{path}: the file is cut off: no empty line ends its header; copy or export it again")
-    num_dims = fields.whole("dimension")
-    if not 1 <= num_dims <= _MAX_DIMS:
-        raise fields.damaged("dimension", f"1 to {_MAX_DIMS} dimensions")
+    fields, end = _fields(path)
+    num_dims = fields.whole("dimension", limits=(1, _MAX_DIMS))
     sizes = fields.sizes("sizes", num_dims)
     channel_axis = _channel_axis(fields, num_dims)
     axes = [axis for axis in range(num_dims) if axis != channel_axis]
@@ -80,52 +72,44 @@ def read_header(path: Path) -> VolumeHeader:
             "  In 3D Slicer's module Segmentations, collapse the labelmap layers, or export the segments to a labelmap."
         )
     grid = grid_and_channels(path, tuple(sizes[axis] for axis in axes), channels)
-    source = _source(fields, end, sizes, inner=math.prod(sizes[:channel_axis] if channels > 1 else grid[0]))
-    source.check()  # ITK, which reads rare headers, would not always notice.
+    source = _source(fields, end, inner=math.prod(sizes[:channel_axis]) if channels > 1 else None)
     affine = _affine(fields, num_dims, axes, len(grid[0]))
     template = _geometry_of(fields) if "space" in fields and len(axes) == len(grid[0]) == 3 else ()
-    return volume_header(source, NAME, *grid, affine, template=template)
+    return volume_header(path, source, NAME, *grid, affine, template=template)
 
 
-def _fields(path: Path, lines: HeaderLines) -> tuple[Fields, bool]:
-    """Return the fields, and whether an empty line, or the list of files with voxels, ended the header."""
-    fields = Fields(path, "NRRD", ": ")
-    for line in lines:
-        if lines.number == 1:
+def _fields(path: Path) -> tuple[Fields, int]:
+    """Return the fields, and the bytes of the header, which an empty line ends; it may be missing where the voxels are apart."""
+    fields, end = Fields(path, NAME, ": "), 0
+    for number, line, end in header_lines(path):
+        if number == 1:
             if not re.fullmatch(rb"NRRD000[1-6]\s*", line):
                 raise UnsupportedFormatError(f"{path}: not an NRRD file, although its name says so: it begins with {line[:12]!r}")
             continue
         if not line.strip():
-            return fields, True
+            return fields, end
         if line.startswith(b"#"):
             continue
         name, _, value = line.partition(b":")
         field = _KNOWN.get(name.strip().lower().replace(b" ", b"").decode("latin-1")) if len(name) < 100 else None
         if field is not None and not value.startswith(b"="):
-            if field in fields:
-                raise UnsupportedFormatError(f"{path}: damaged NRRD header: line {lines.number} is a second line `{field}: ...`")
             fields.add(field, value)
-            if field == "data file" and fields.text(field).upper().split()[:1] == ["LIST"]:
-                return fields, True
+            if field == "data file":
+                voxel_path(fields, field)  # Refuses a list of files, which would follow in further lines.
         elif b":=" not in line:
-            if lines.is_last:
-                break  # Reported as cut off.
             shown = shorten(line.decode(errors="backslashreplace"), 60)
-            problem = f"line {lines.number} is not a `field: value` of the format: {shown!r}"
-            raise UnsupportedFormatError(f"{path}: damaged NRRD header: {problem}")
-    return fields, False
+            problem = f"line {number} is not a `field: value` of the format: {shown!r}"
+            raise UnsupportedFormatError(f"{path}: damaged NRRD header, or the file is cut off: {problem}")
+    if "data file" not in fields:
+        raise UnsupportedFormatError(f"{path}: the file is cut off: no empty line ends its header; copy or export it again")
+    return fields, end
 
 
 def _channel_axis(fields: Fields, num_dims: int) -> int | None:
     """Return the one axis that is not a grid axis, by its kind or because it has no direction; None if all are grid axes."""
     kinds = fields.text("kinds", "").lower().split() or ["none"] * num_dims
-    if len(kinds) != num_dims:
-        raise fields.damaged("kinds", f"{num_dims} kinds, as many as there are dimensions")
-    if "complex" in kinds:
-        raise UnsupportedFormatError(f"{fields.path}: complex voxels; expected real ones, export the magnitude")
-    unusual = set(kinds).difference(_GRID_KINDS, _CHANNEL_KINDS)
-    if unusual:
-        raise RareHeaderError(f"the kind {shorten(min(unusual), 60)!r}")
+    if len(kinds) != num_dims or set(kinds).difference(_GRID_KINDS, _CHANNEL_KINDS):
+        raise fields.damaged("kinds", f"{num_dims} kinds, such as domain for axes of the grid and vector for channels")
     without = [word == "none" for word in re.findall(r"none|\([^()]*\)", fields.text("space directions", "").lower())]
     if len(without) != num_dims or all(without):
         without = [False] * num_dims
@@ -135,30 +119,22 @@ def _channel_axis(fields: Fields, num_dims: int) -> int | None:
     return channel_axes[0] if channel_axes else None
 
 
-def _source(fields: Fields, end: int, sizes: tuple[int, ...], *, inner: int) -> VoxelSource:
+def _source(fields: Fields, end: int, *, inner: int | None) -> VoxelSource:
     kind = _TYPES.get(" ".join(fields.text("type").lower().split()))
     if kind is None:
         raise fields.damaged("type", "the name of an integer or floating-point type such as uint8, short or float")
-    name = fields.text("data file", "")
-    if "data file" in fields and not name:
-        raise fields.damaged("data file", "the name of a file")
-    word = fields.text("encoding").lower()
-    path = voxel_path(fields.path, name, is_compressed=_ENCODINGS.get(word) == "gzip") if name else fields.path
-    if word in _RARE_ENCODINGS:
-        raise RareHeaderError("voxels as text")
-    if word not in _ENCODINGS:
-        raise fields.damaged("encoding", "raw, gzip, ascii or hex")
-    skipped = {name: fields.text(name, "0") for name in ("line skip", "byte skip")}
-    if set(skipped.values()) != {"0"}:
-        for field, text in skipped.items():  # ITK takes the lowest 32 bits of a larger number.
-            if not re.fullmatch("-1|[0-9]{1,9}", text):
-                raise fields.damaged(field, "lines or bytes to skip, or -1 where raw voxels end the file")
-        raise RareHeaderError("lines or bytes to skip")
+    path, start = (voxel_path(fields, "data file"), 0) if "data file" in fields else (fields.path, end)
+    encoding = _ENCODINGS.get(fields.text("encoding").lower())
+    if encoding is None:
+        raise fields.damaged("encoding", "raw or gzip")
+    if fields.whole("line skip", "0", limits=(0, 1 << 30)):
+        raise fields.unsupported("line skip", "lines to skip")
+    skipped = fields.whole("byte skip", "0", limits=(-1 if encoding == "raw" else 0, 1 << 60))  # -1 means that the voxels end the file.
     endian = fields.text("endian", "little" if kind[1] == "1" else None).lower()
     if endian not in ("little", "big"):
         raise fields.damaged("endian", "little or big")
     dtype = np.dtype(kind).newbyteorder(">" if endian == "big" else "<")
-    return VoxelSource(fields.path, path, _ENCODINGS[word], dtype, sizes, inner, start=0 if name else end)
+    return VoxelSource(path, encoding, dtype, inner, start=-1 if skipped < 0 else start, offset=max(skipped, 0))
 
 
 def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
@@ -211,32 +187,32 @@ _SPACES = {
     **dict.fromkeys(("leftanteriorsuperior", "las"), (-1.0, 1.0, 1.0)),
     **dict.fromkeys(("leftposteriorsuperior", "lps"), LPS),
 }
-_IN_SPACE = {"space", "space dimension", "space directions", "space origin", "axis mins"}
+_IN_SPACE = {"space", "space dimension", "space directions", "space origin"}
 _ENTRIES = re.compile(r"none|\([^()]*\)", re.IGNORECASE)  # "none" for an axis of channels, else a vector
 
 
 def _affine(fields: Fields, num_dims: int, axes: list[int], num_axes: int) -> NDArray[np.float64]:
     """Return the affine to RAS+ mm of the grid, which has the first `num_axes` of the axes that are not channels."""
-    if "spacings" in fields:
-        raise RareHeaderError("spacings")
+    if "axis mins" in fields:
+        raise fields.unsupported("axis mins", "places of the first voxel by axis")
     if not _IN_SPACE & set(fields):
-        return affine_of(np.eye(num_axes), np.zeros(num_axes), LPS)
+        words = fields.text("spacings", " ".join(["1"] * num_dims)).split()
+        spacings = finite_numbers([words[axis] for axis in axes if axis < len(words)])
+        if spacings is None or len(words) != num_dims or 0.0 in spacings:
+            raise fields.damaged("spacings", f"{num_dims} finite numbers other than 0, NaN for channels")
+        return affine_of(np.diag(spacings[:num_axes]), np.zeros(num_axes), LPS)
     # A space without a name counts as LPS, as in ITK.
     signs = _SPACES.get(re.sub(r"[- ]", "", fields.text("space").lower())) if "space" in fields else LPS
-    if signs is None or ("space" in fields) == ("space dimension" in fields):
-        raise RareHeaderError(f"the space {shorten(fields.text('space', ''), 60)!r}")
-    space_dims = 3 if "space" in fields else fields.whole("space dimension")
+    if signs is None or ("space" in fields) == ("space dimension" in fields) or "spacings" in fields:
+        raise fields.unsupported("space", "worlds other than RAS, LAS or LPS, and spacings in a world,")
+    space_dims = 3 if "space" in fields else fields.whole("space dimension", limits=(1, _MAX_DIMS))
     if space_dims != len(axes):
         raise UnsupportedFormatError(
             f"{fields.path}: a grid of {len(axes)} axes in a space of {space_dims} dimensions; expected as many axes as dimensions"
         )
-    if "nan" in fields.text("space origin", "").lower():
-        raise RareHeaderError("a space origin that is no place")
     origin, *others = _vectors(fields.text("space origin", "")) or [(0.0,) * space_dims]
     if origin is None or others or len(origin) != space_dims:
         raise fields.damaged("space origin", f"one vector of {space_dims} finite numbers such as (0,0,0)")
-    if "space directions" not in fields:
-        raise RareHeaderError("no space directions")
     entries = _vectors(fields.text("space directions"))
     vectors = [entries[axis] for axis in axes if axis < len(entries)]
     vectors = [vector for vector in vectors if vector is not None and len(vector) == space_dims]

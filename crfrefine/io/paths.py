@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
-from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -20,22 +19,6 @@ from crfrefine.base.text import shorten
 from crfrefine.errors import CrfRefineError, InputError, UnsupportedFormatError
 from crfrefine.io.streams import cannot_read, read_start
 
-if TYPE_CHECKING:
-    from crfrefine.io.volume import Volume, VolumeHeader, VoxelsToWrite
-
-
-class FormatCode(Protocol):
-    """The interface of a format's module."""
-
-    def recognizes(self, start: bytes) -> bool:
-        """Return whether a file with this beginning, compressed or not, has this format."""
-
-    def read_header(self, path: Path) -> VolumeHeader:
-        """Read the header of a file, and check that the file can hold its voxels."""
-
-    def write(self, voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
-        """Write a file whole or not at all, with the geometry of `like`: bit for bit if it came from a file of the same format."""
-
 
 @dataclass(frozen=True)
 class Format:
@@ -43,27 +26,23 @@ class Format:
 
     name: str  # for people, and in `VolumeHeader.family`
     suffixes: tuple[str, ...]  # the default for writing first
-    module: str  # its name in this package
+    # This module has `recognizes(start)`, whether a file with this beginning, compressed or not, has the format;
+    # `read_header(path)`, which also checks that the file can hold its voxels; `open_voxels(header)` if these are not in one
+    # place; and `write(voxels, like, threads)`, whole or not at all, which keeps the geometry of a file of the same format.
+    module: str
     # For each suffix of a header, the ending of the file with voxels that is written beside it.
     voxel_endings: Mapping[str, str] = field(default_factory=dict, hash=False)
     is_read_only: bool = False  # it is read through SimpleITK, and not written
     holds_scores_alone: bool = False  # the format has no geometry: it holds logits and probabilities, but no images, masks or label maps
 
-    def load(self) -> FormatCode:
-        """Return the module."""
-        code: Any = import_module(f"crfrefine.io.{self.module}")
-        return code  # type: ignore[no-any-return]
-
 
 FORMATS = (
-    Format("NIfTI", (".nii.gz", ".nii"), "nifti"),
-    Format("NIfTI pair", (".hdr",), "nifti_pair", {".hdr": ".img"}),
-    Format("MetaImage", (".mhd", ".mha"), "metaimage", {".mhd": ".zraw"}),
-    Format("NRRD", (".nrrd", ".nhdr", ".seg.nrrd"), "nrrd", {".nhdr": ".raw.gz"}),
-    Format("FreeSurfer MGH", (".mgz", ".mgh.gz", ".mgh"), "mgh"),
-    Format("ITK", (".gipl.gz", ".gipl", ".vtk", ".mrc"), "itk", is_read_only=True),
-    Format("nnU-Net npz", (".npz",), "npz", holds_scores_alone=True),
-    Format("NumPy array", (".npy",), "npy", holds_scores_alone=True),
+    Format("NIfTI", (".nii.gz", ".nii", ".hdr"), "crfrefine.io.nifti", {".hdr": ".img"}),
+    Format("MetaImage", (".mhd", ".mha"), "crfrefine.io.metaimage", {".mhd": ".zraw"}),
+    Format("NRRD", (".nrrd", ".nhdr", ".seg.nrrd"), "crfrefine.io.nrrd", {".nhdr": ".raw.gz"}),
+    Format("FreeSurfer MGH", (".mgz", ".mgh.gz", ".mgh"), "crfrefine.io.mgh"),
+    Format("ITK", (".gipl.gz", ".gipl", ".vtk", ".mrc"), "crfrefine.io.itk", is_read_only=True),
+    Format("NumPy array", (".npz", ".npy"), "crfrefine.io.npz", holds_scores_alone=True),
 )
 FORMAT_OF_SUFFIX = {suffix: known for known in FORMATS for suffix in known.suffixes}
 VOLUME_SUFFIXES = tuple(suffix for known in FORMATS if not known.holds_scores_alone for suffix in known.suffixes)
@@ -71,37 +50,25 @@ SCORES_SUFFIXES = tuple(suffix for known in FORMATS if known.holds_scores_alone 
 LOGITS_SUFFIXES = VOLUME_SUFFIXES + SCORES_SUFFIXES
 # Suffixes of volumes that are written.
 WRITTEN_SUFFIXES = tuple(suffix for known in FORMATS if not (known.holds_scores_alone or known.is_read_only) for suffix in known.suffixes)
+_HEADER_SUFFIXES = {suffix for known in FORMATS for suffix in known.voxel_endings}
 # Suffixes of label maps that stand beside an image of the same name, as 3D Slicer saves them.
 LABELS_SUFFIXES = (".seg.nrrd",)
 
 
-@dataclass(frozen=True)
-class ForeignKind:
-    """A kind of file that is not supported."""
-
-    name: str  # with its article, as in "it is a DICOM file"
-    conversion_hint: str  # how to convert it
-    suffixes: tuple[str, ...]  # suffixes of such files
-    recognizes: Callable[[bytes], bool]  # returns whether a file with this beginning is of this kind
-
-
 _ARRAY = "save its array with numpy.savez_compressed('CASE.npz', logits=array), (label, z, y, x), or its image as NIfTI"
-_DICOM_HINT = "`crfrefine convert` makes NIfTI of a segmentation, or of the folder of a series"
 _PAIR = "put the header, NAME.hdr, beside the voxels, NAME.img; a compressed header has to be unpacked"
 _PICTURE = "it has no voxel size and no place in the world; export the volume as NIfTI"
-_PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"GIF8")
-_ARCHIVES = (b"PK\3\4", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf\x27\x1c")
-_DICOM = ForeignKind("a DICOM file", _DICOM_HINT, (".dcm", ".dicom", ".ima"), lambda start: start[128:132] == b"DICM")
-# The first kind that recognizes a file wins.
-FOREIGN_KINDS = (
-    _DICOM,
-    ForeignKind("half of an Analyze or NIfTI pair", _PAIR, (".img", ".hdr.gz", ".img.gz"), lambda start: False),
-    ForeignKind("a MINC volume", "convert it with mnc2nii IN.mnc OUT.nii", (".mnc",), lambda start: start[:4] == b"CDF\1"),
-    ForeignKind("an HDF5 file (MINC?)", _ARRAY, (".h5", ".hdf5"), lambda start: start.startswith(b"\x89HDF\r\n\x1a\n")),
-    ForeignKind("a file of PyTorch or a pickle", _ARRAY, (".pt", ".pth", ".pkl", ".pickle"), lambda start: b"/data.pkl" in start[:256]),
-    ForeignKind("a picture", _PICTURE, (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif"), lambda start: start.startswith(_PICTURES)),
-    ForeignKind("an archive", "unpack it", (".zip", ".bz2", ".xz", ".zst", ".7z"), lambda start: start.startswith(_ARCHIVES)),
-)
+_DICOM = "a DICOM file: `crfrefine convert` makes NIfTI of a segmentation, or of the folder of a series"
+# Files that are not read, and how to convert them; suffixes, and the beginning of such files, of which the first match counts.
+_FOREIGN = {
+    _DICOM: ((".dcm", ".dicom", ".ima"), rb".{128}DICM"),
+    f"half of an Analyze or NIfTI pair: {_PAIR}": ((".img", ".hdr.gz", ".img.gz"), rb"(?!)"),
+    "a MINC volume: convert it with mnc2nii IN.mnc OUT.nii": ((".mnc",), rb"CDF\x01"),
+    f"an HDF5 file (MINC?): {_ARRAY}": ((".h5", ".hdf5"), rb"\x89HDF\r\n\x1a\n"),
+    f"a file of PyTorch or a pickle: {_ARRAY}": ((".pt", ".pth", ".pkl", ".pickle"), rb".{0,247}/data\.pkl"),
+    f"a picture: {_PICTURE}": ((".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif"), rb"\x89PNG\r|\xff\xd8\xff|II\*\0|MM\0\*|GIF8"),
+    "an archive: unpack it": ((".zip", ".bz2", ".xz", ".zst", ".7z"), rb"PK\x03\x04|BZh|\xfd7zXZ\0|\x28\xb5\x2f\xfd|7z\xbc\xaf"),
+}
 _MAX_LOOKED_AT = 32
 
 
@@ -130,27 +97,14 @@ def require_suffix(path: Path, suffixes: tuple[str, ...] = WRITTEN_SUFFIXES + SC
 
 def suffix_to_write(path: Path) -> str:
     """Return the suffix for files written like an image: its own, or its format's first, or NIfTI's if that is only read."""
-    suffix = suffix_of(path)
-    known = FORMAT_OF_SUFFIX.get(suffix)
+    known = FORMAT_OF_SUFFIX.get(suffix_of(path))
     if known is None:
         with suppress(CrfRefineError):
-            known = file_to_read(path)[1]
+            path, known = file_to_read(path)
+    suffix = suffix_of(path)
     if known is None or suffix in WRITTEN_SUFFIXES:
         return suffix
     return (FORMATS[0] if known.is_read_only else known).suffixes[0]
-
-
-def header_beside(path: Path) -> Path | None:
-    """Return the header beside a file with voxels, where the file is named so and there is one: `NAME.hdr` for `NAME.img`."""
-    name = path.name.lower()
-    endings = [(suffix, ending) for known in FORMATS for suffix, ending in known.voxel_endings.items()]
-    for suffix, ending in endings if not name.endswith(LOGITS_SUFFIXES) else []:
-        for own in (ending, f"{ending}.gz"):
-            for written in (suffix, suffix.upper()):
-                header = path.with_name(path.name[: -len(own)] + written)
-                if name.endswith(own) and header.is_file():
-                    return header
-    return None
 
 
 def files_written(path: Path) -> tuple[Path, ...]:
@@ -175,37 +129,32 @@ def require_file(path: Path) -> None:
         raise InputError(f"{path}: expected a regular file, this is a pipe, a device or a socket; save what it gives as a file")
 
 
-def working_folder() -> str:
-    """Return the current folder; empty if it was removed."""
-    try:
-        return str(Path.cwd())
-    except OSError:
-        return ""
-
-
 # ---- By content
 
 
-def recognize(path: Path) -> Format | ForeignKind | None:
+def recognize(path: Path) -> Format | str | None:
     """Return the kind of a regular file by its first bytes, or of a folder of DICOM slices; None if it is unknown or unreadable."""
-    if path.is_dir():
-        return _DICOM if is_series(path) else None
+    # A text describes a kind that is not read, and the remedy.
+    if path.is_dir():  # A few files without a known suffix are looked into.
+        with suppress(OSError), os.scandir(path) as entries:
+            files = [path / entry.name for entry in islice(entries, _MAX_LOOKED_AT) if entry.is_file()]
+            return _DICOM if any(read_start(file)[128:132] == b"DICM" for file in files if not suffix_of(file)) else None
     start = read_start(path)
     if not start:
         return None
     named = FORMAT_OF_SUFFIX.get(suffix_of(path))
     # Most files have the format of their name; the modules of the other formats are then not needed.
     for known in sorted(FORMATS, key=lambda known: known is not named):
-        if known.load().recognizes(start):
+        if import_module(known.module).recognizes(start):
             return known
-    return next((kind for kind in FOREIGN_KINDS if kind.recognizes(start)), None)
+    return next((kind for kind, (_, beginning) in _FOREIGN.items() if re.match(beginning, start, re.DOTALL)), None)
 
 
 def file_to_read(path: Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -> tuple[Path, Format]:
-    """Return the file to read and its format, by its name or else its content; for voxels their header."""
+    """Return the file to read and its format, by its name or else its content; `NAME.hdr` for `NAME.img`."""
     # Raises InputError if there is no such file, and UnsupportedFormatError, with advice on how to
     # convert it, if neither name nor content has one of these formats.
-    suffix = suffix_of(path)
+    suffix, name = suffix_of(path), path.name.lower()
     named = FORMAT_OF_SUFFIX.get(suffix)
     if named is not None and suffix in suffixes:
         require_file(path)
@@ -213,8 +162,9 @@ def file_to_read(path: Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -> tup
     kind = recognize(path)
     if isinstance(kind, Format) and set(kind.suffixes) <= set(suffixes):
         return path, kind
-    header = header_beside(path) if kind is None else None
-    if header is not None:
+    headers = [path.with_name(path.name[: name.rindex(".img")] + ending) for ending in (".hdr", ".HDR") if ".img" in name]
+    header = next((header for header in headers if header.is_file()), None)
+    if kind is None and header is not None and name.endswith((".img", ".img.gz")):
         return file_to_read(header, suffixes)
     if not os.path.exists(path):  # noqa: PTH110 - no exception for names that the system refuses
         require_file(path)
@@ -223,49 +173,35 @@ def file_to_read(path: Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -> tup
     raise UnsupportedFormatError(f"{message}\n  {hint}" if hint else message)
 
 
-def conversion_hint(kind: Format | ForeignKind | None, who: str = "It") -> str:
+def conversion_hint(kind: Format | str | None, who: str = "It") -> str:
     """Describe an unreadable file and the remedy; "" if unknown."""
-    if kind is None:
-        return ""
     if not isinstance(kind, Format):
-        return f"{who} is {kind.name}: {kind.conversion_hint}."
+        return f"{who} is {kind}." if kind else ""
     if kind.holds_scores_alone:
         return f"{who} is a file of logits or probabilities ({kind.name}), which has no geometry: no image, mask or label map."
     return f"{who} is {kind.name} by its content: name it {' or '.join(kind.suffixes)}."
 
 
 def describe_others(folder: Path) -> str:
-    """Describe, on a separate line, the files of a folder if none has a known suffix; "" if unknown."""
-    others = (path for path in folder.iterdir() if suffix_of(path) not in VOLUME_SUFFIXES and not path.name.startswith("."))
-    paths = sorted(path for path in others if path.is_file())[:_MAX_LOOKED_AT]
-    kinds = {path: kind for path in paths if (kind := recognize(path) or _foreign_by_name(path)) is not None}
-    if not kinds:
-        inner = next((path for path in sorted(folder.iterdir()) if path.is_dir() and is_series(path)), None)
-        return "" if inner is None else f"\n  {shorten(inner.name)} holds DICOM files: crfrefine convert {inner} {inner}.nii.gz"
-    usual = Counter(kinds.values()).most_common(1)[0][0]
-    example = next(path for path, kind in kinds.items() if kind == usual)
-    return f"\n  {conversion_hint(usual, f'There is {shorten(example.name)}, which')}"
+    """Describe, on a separate line, the first file of a folder whose kind is known, if none has a known suffix; "" if unknown."""
+    others = [path for path in sorted(folder.iterdir()) if suffix_of(path) not in VOLUME_SUFFIXES and not path.name.startswith(".")]
+    for path in others[:_MAX_LOOKED_AT]:
+        if path.is_dir() and recognize(path) == _DICOM:
+            return f"\n  {shorten(path.name)} holds DICOM files: crfrefine convert {path} {path}.nii.gz"
+        if path.is_file() and (kind := recognize(path) or _foreign_by_name(path)):
+            return f"\n  {conversion_hint(kind, f'There is {shorten(path.name)}, which')}"
+    return ""
 
 
-def _foreign_by_name(path: Path) -> ForeignKind | None:
-    return next((kind for kind in FOREIGN_KINDS if path.name.lower().endswith(kind.suffixes)), None)
-
-
-def is_series(path: Path) -> bool:
-    """Return whether a folder holds DICOM slices; a few files without a known suffix are looked into."""
-    try:
-        with os.scandir(path) as entries:
-            files = [path / entry.name for entry in islice(entries, _MAX_LOOKED_AT) if entry.is_file()]
-    except (OSError, ValueError):
-        return False
-    return any(_DICOM.recognizes(read_start(file)) for file in files if not suffix_of(file))
+def _foreign_by_name(path: Path) -> str | None:
+    return next((kind for kind, (suffixes, _) in _FOREIGN.items() if path.name.lower().endswith(suffixes)), None)
 
 
 def is_dicom(path: Path) -> bool:
     """Return whether a path is a DICOM file, or a folder of them, by content, or by its name if it does not exist."""
     if not os.path.exists(path):  # noqa: PTH110 - no exception for names that the system refuses
-        return path.name.lower().endswith(_DICOM.suffixes)
-    return is_series(path) if path.is_dir() else not suffix_of(path) and recognize(path) is _DICOM
+        return _foreign_by_name(path) == _DICOM
+    return (path.is_dir() or not suffix_of(path)) and recognize(path) == _DICOM
 
 
 # ---- Files that are read together
@@ -274,9 +210,12 @@ def is_dicom(path: Path) -> bool:
 def files_read(path: Path) -> tuple[Path, ...]:
     """Return the file, and the file with its voxels if its header names one."""
     # Reading the file later reports the error with its case; this function also looks at other cases.
+    suffix = suffix_of(path)
+    if suffix and suffix not in _HEADER_SUFFIXES:
+        return (path,)
     with suppress(Exception), np.errstate(all="ignore"):
         path, known = file_to_read(path)
-        source = known.load().read_header(path).source if known.voxel_endings else None
+        source = import_module(known.module).read_header(path).source
         return (path,) if source is None or source.path == path else (path, source.path)
     return (path,)
 
@@ -284,8 +223,8 @@ def files_read(path: Path) -> tuple[Path, ...]:
 def add_volumes(*paths: Path | None) -> None:
     """Protect the files of volumes that the command reads (`base.inputs`); of a folder, all volumes and `dataset.json`."""
     for path in dict.fromkeys(path for path in paths if path is not None):
-        files = files_read(path)
-        if len(files) == 1 and path.is_dir():
+        if path.is_dir():
             with suppress(OSError):
-                files = tuple(entry for entry in path.iterdir() if suffix_of(entry) or entry.name == "dataset.json")
-        add_inputs(*files)
+                add_inputs(*(entry for entry in path.iterdir() if suffix_of(entry) or entry.name == "dataset.json"))
+        else:
+            add_inputs(*files_read(path))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,17 +27,11 @@ from crfrefine.io.paths import (
     recognize,
     suffix_of,
 )
-from crfrefine.io.streams import GZIP_SUFFIXES, BlockReader, Decoder, VoxelStream, allocate_array, as_bytes
-from crfrefine.io.volume import MAX_BYTES, RareHeaderError, Volume, VolumeHeader, iter_pieces
+from crfrefine.io.streams import GZIP_SUFFIXES, BlockReader, Decoder, allocate_array, as_bytes, open_bytes, skip
+from crfrefine.io.volume import MAX_BYTES, Volume, VolumeHeader, iter_pieces
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from crfrefine.io import metaimage, mgh, nifti, npy, npz, nrrd
-    from crfrefine.io.paths import FormatCode
-
-    # So mypy checks that each has the functions.
-    _CODE: tuple[FormatCode, ...] = (metaimage, mgh, nifti, npy, npz, nrrd)
 
 
 def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -> VolumeHeader:
@@ -45,46 +40,36 @@ def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -
     # damaged, cut off, ambiguous layout), InputError (missing, or cannot be opened) or
     # UnexpectedError.
     path, known = file_to_read(Path(path), suffixes)
-    with reading(path):
-        if not path.stat().st_size:
+    # The checks find numbers of a damaged header that are out of range; warnings about them are not needed.
+    with reading(path), np.errstate(all="ignore"):
+        files = {path: path.stat()}
+        if not files[path].st_size:
             raise UnsupportedFormatError(f"{path}: the file is empty")
         try:
-            return _read_as(path, known)
+            header: VolumeHeader = import_module(known.module).read_header(path)
         except UnsupportedFormatError as error:
             actual = recognize(path)
             if actual is None or actual is known:
                 raise
-            if isinstance(actual, Format) and set(actual.suffixes) <= set(suffixes):
-                header = _read_as(path, actual)
-                # The name of the header decides which other files hold voxels, and which files must not be replaced.
-                if header.source is None or header.source.path == path:
-                    return header
-            raise UnsupportedFormatError(f"{error}\n  {conversion_hint(actual)}") from None
-
-
-def _read_as(path: Path, known: Format) -> VolumeHeader:
-    files = {path: path.stat()}
-    # The checks find numbers of a damaged header that are out of range; warnings about them are not needed.
-    with np.errstate(all="ignore"):
-        try:
-            header = replace(known.load().read_header(path), family=known.name)
-        except RareHeaderError as rare:
-            from crfrefine.io import itk
-
-            note = f"read through SimpleITK: its header has {rare}"
-            header = replace(itk.read_header(path, known.name), family=itk.FAMILY, notes=(note,))
-    source, misnamed = header.source, None
-    if FORMAT_OF_SUFFIX.get(suffix_of(path)) is not known:
-        misnamed = f"the file is {known.name}, although its name does not say so; it is read as such"
-    elif source is not None and (source.path, source.start) == (path, 0):  # Compressed as a whole, or not at all.
-        is_gzip = source.encoding == "gzip"
-        if is_gzip != path.name.lower().endswith(GZIP_SUFFIXES):
-            misnamed = f"the file is {'' if is_gzip else 'not '}compressed, although its name says otherwise"
-    if source is not None and source.path != path:
-        files[source.path] = source.path.stat()
+            hint = f"{error}\n  {conversion_hint(actual)}"
+            if not isinstance(actual, Format) or not set(actual.suffixes) <= set(suffixes):
+                raise UnsupportedFormatError(hint) from None
+            known, header = actual, import_module(actual.module).read_header(path)
+            # The name of the header decides which other files hold voxels, and which files must not be replaced.
+            if header.source is not None and header.source.path != path:
+                raise UnsupportedFormatError(hint) from None
+        source, misnamed = header.source, None
+        if FORMAT_OF_SUFFIX.get(suffix_of(path)) is not known:
+            misnamed = f"the file is {known.name}, although its name does not say so; it is read as such"
+        elif source is not None and (source.path, source.start) == (path, 0):  # Compressed as a whole, or not at all.
+            is_gzip = source.encoding == "gzip"
+            if is_gzip != path.name.lower().endswith(GZIP_SUFFIXES):
+                misnamed = f"the file is {'' if is_gzip else 'not '}compressed, although its name says otherwise"
+        if source is not None and source.path != path:
+            files[source.path] = source.path.stat()
     states = tuple((file, status.st_ino, status.st_size, status.st_mtime_ns) for file, status in files.items())
     notes = header.notes if misnamed is None else (misnamed, *header.notes)
-    return replace(header, misnamed=misnamed, notes=notes, states=states)
+    return replace(header, family=known.name, misnamed=misnamed, notes=notes, states=states)
 
 
 def _require_unchanged(header: VolumeHeader) -> None:
@@ -96,20 +81,24 @@ def _require_unchanged(header: VolumeHeader) -> None:
 
 
 @contextmanager
-def open_voxels(header: VolumeHeader) -> Iterator[VoxelStream]:
+def open_voxels(header: VolumeHeader) -> Iterator[Decoder]:
     """Open a file at its first voxel; raise InputError if it changed since its header was read, or while the block lasted."""
     _require_unchanged(header)
     try:
-        opened: AbstractContextManager[VoxelStream]
-        if header.turned is not None:
-            opened = _open_turned(header)
-        elif header.source is not None:
-            opened = header.source.stream()
-        else:
-            code: Any = next(known for known in FORMATS if known.name == header.family).load()
-            opened = code.open_voxels(header)
-        with opened as stream:
-            yield stream
+        with ExitStack() as files:
+            if header.turned is not None:
+                decoder = files.enter_context(_open_turned(header))
+            elif (source := header.source) is None:
+                code = import_module(next(known.module for known in FORMATS if known.name == header.family))
+                decoder = files.enter_context(code.open_voxels(header))
+            else:
+                is_raw = source.encoding == "raw"
+                reader = files.enter_context(open_bytes(source.path, source.encoding, source.start + is_raw * source.offset))
+                skip(reader, 0 if is_raw else source.offset)
+                scaling = {"slope": source.slope, "intercept": source.intercept}
+                shape = (header.num_channels, *header.grid_shape[::-1])
+                decoder = Decoder(reader, source.path, source.dtype, shape, inner=source.inner, **scaling)
+            yield decoder
     except CrfRefineError:
         _require_unchanged(header)  # That is the reason then.
         raise
@@ -127,23 +116,24 @@ def placed_on(header: VolumeHeader, grid: VolumeHeader) -> VolumeHeader:
 
 
 @contextmanager
-def _open_turned(header: VolumeHeader) -> Iterator[VoxelStream]:
+def _open_turned(header: VolumeHeader) -> Iterator[Decoder]:
     """Open a file whose axes are turned; one channel is in memory, or all if the file interleaves them."""
     assert header.turned is not None
     own, turn = header.turned
-    shape = (own.num_channels, *(*own.grid_shape, 1)[2::-1])
-    with open_voxels(own) as stream:
-        decoder = Decoder(stream, shape)
+    shape = (*own.grid_shape, 1)[2::-1]
+    with open_voxels(own) as decoder:
 
         def blocks() -> Generator[memoryview, None, None]:
             at_once = 1 if decoder.is_by_channel else own.num_channels
             for first in range(0, own.num_channels, at_once):
-                values = allocate_array((at_once, *shape[1:]), own.path, stream.kept_type)
+                values = allocate_array((at_once, *shape), own.path, decoder.kept_type)
                 decoder.fill(values, first)
                 for channel in values:
                     yield as_bytes(np.ascontiguousarray(turn.apply(channel)))
+            decoder.finish()
 
-        yield VoxelStream(BlockReader(blocks()), stream.kept_type.newbyteorder("<"), own.path, decoder.finish)
+        kept_type, turned_shape = decoder.kept_type.newbyteorder("<"), (header.num_channels, *header.grid_shape[::-1])
+        yield Decoder(BlockReader(blocks()), own.path, kept_type, turned_shape)
 
 
 # ---- Voxels as float32
@@ -165,10 +155,22 @@ def allocate(header: VolumeHeader) -> NDArray[np.float32]:
 
 def read_into(header: VolumeHeader, values: NDArray[np.float32]) -> None:
     """Read the voxels of a file, scaled, into (channels, [z,] y, x) C-contiguous; raises as `read_pieces`."""
-    with reading(header.path), open_voxels(header) as stream:
-        decoder = Decoder(stream, values.shape)
+    with reading(header.path), open_voxels(header) as decoder:
         decoder.fill(values)
         decoder.finish()
+
+
+def reading_jobs(headers: Sequence[VolumeHeader]) -> tuple[NDArray[np.float32], list[Callable[[], None]]]:
+    """Return an array for the channels of files on one grid, (channels, [z,] y, x), and a job per file, which may run together."""
+    shape = (sum(header.num_channels for header in headers), *headers[0].grid_shape[::-1])
+    values: NDArray[np.float32] = allocate_array(shape, headers[0].path)
+    jobs: list[Callable[[], None]] = []
+    first = 0
+    for header in headers:
+        part = values[first : first + header.num_channels].reshape(-1, *header.grid_shape[::-1])
+        jobs.append(partial(read_into, header, part))
+        first += header.num_channels
+    return values, jobs
 
 
 # ---- Voxels piece by piece, in the stored type
@@ -190,8 +192,8 @@ def read_pieces(*headers: VolumeHeader, most_bytes: int = MAX_BYTES) -> Generato
 
     A piece has planes of one channel where one channel follows the other in the file (NIfTI, .npz), else
     planes of all channels (MetaImage and NRRD vectors); at most `most_bytes`, but at least one plane.
-    Two pieces are in memory, a third one while the caller gets it. Only an .npz in Fortran order is read
-    as a whole. The files are on one grid, and channels are numbered over all of them.
+    Two pieces are in memory, a third one while the caller gets it. The files are on one grid, and
+    channels are numbered over all of them.
 
     Raises UnsupportedFormatError (damaged or cut off; the checksum is compared after the last piece),
     InputError (NaN or infinite values, after all pieces without them), CapacityError or UnexpectedError.
@@ -200,24 +202,22 @@ def read_pieces(*headers: VolumeHeader, most_bytes: int = MAX_BYTES) -> Generato
     def pieces() -> Generator[Piece, None, None]:
         first = 0
         for header in headers:
-            for piece in decoded_pieces(header, most_bytes):
-                yield replace(piece, channels=slice(first + piece.channels.start, first + piece.channels.stop))
-                del piece
+            yield from decoded_pieces(header, most_bytes, first)
             first += header.num_channels
 
     return run_ahead(pieces())
 
 
-def decoded_pieces(header: VolumeHeader, most_bytes: int = MAX_BYTES) -> Generator[Piece, None, None]:
+def decoded_pieces(header: VolumeHeader, most_bytes: int, first_channel: int = 0) -> Generator[Piece, None, None]:
     """Read a file piece by piece in the calling thread; otherwise as `read_pieces`."""
     shape = (header.num_channels, *header.grid_shape[::-1])
-    with reading(header.path), open_voxels(header) as stream:
-        decoder, dtype = Decoder(stream, shape), stream.kept_type
+    with reading(header.path), open_voxels(header) as decoder:
+        dtype = decoder.kept_type
         for channels, planes in iter_pieces(shape, dtype.itemsize, most_bytes, by_channel=decoder.is_by_channel):
             values = allocate_array((channels.stop - channels.start, planes.stop - planes.start, *shape[2:]), header.path, dtype)
             decoder.fill(values, channels.start, planes.start)
             if not decoder.num_bad:
-                yield Piece(channels, planes, values)
+                yield Piece(slice(first_channel + channels.start, first_channel + channels.stop), planes, values)
         decoder.finish()
 
 
@@ -225,14 +225,11 @@ def is_whole(path: str | Path) -> bool:
     """Return whether a file exists, has the format of its name, and can be read to its end, with the right checksum."""
     try:
         header = read_header(path)
-        for _ in decoded_pieces(header, most_bytes=_CHECKED_BYTES):
+        for _ in decoded_pieces(header, most_bytes=1 << 22):
             pass
     except CrfRefineError:
         return False
     return header.misnamed is None
-
-
-_CHECKED_BYTES = 1 << 22  # Decoded at once for a check only.
 
 
 # ---- Label maps and masks: a byte or two per voxel, whatever the type in the file
@@ -244,38 +241,20 @@ LABEL_TOLERANCE = 0.1
 _PIECE_BYTES = 1 << 20  # In the processor's cache, so that looking at a value twice costs little.
 
 
-@dataclass(frozen=True)
-class WholeNumbers:
-    """The values of a file, rounded, and whether they can be labels."""
-
-    # ([z,] y, x), the smallest of uint8 and uint16; without meaning if `low` or `high` is out of range.
-    labels: NDArray[np.unsignedinteger[Any]]
-    off: float  # largest distance of a value from a whole number
-    low: float  # smallest value, rounded
-    high: float  # largest value, rounded
-
-    def require_range(self, path: Path) -> None:
-        """Raise InputError if a value cannot be a label."""
-        if self.low < 0 or self.high > MAX_LABEL:
-            raise InputError(f"{path}: not a label map: expected labels from 0 to {MAX_LABEL}, found {self.low:.0f} to {self.high:.0f}")
-
-
 def read_labels(path: str | Path, *, grid: VolumeHeader | None = None) -> Volume:
     """Read a label map in the smallest unsigned type; raise InputError if it holds anything but labels."""
     header = read_header(path, VOLUME_SUFFIXES)
     header = header if grid is None else placed_on(header, grid)
-    geometry, numbers = header.geometry(), read_whole_numbers(header)
-    if numbers.off > LABEL_TOLERANCE:
-        raise InputError(
-            f"{path}: not a label map: expected whole numbers, found values off by up to {numbers.off:.2g}; "
-            "it may be a probability map or an image"
-        )
-    numbers.require_range(header.path)
-    return Volume(numbers.labels.T, *geometry, header.path, header)
+    geometry = header.geometry()
+    return Volume(read_whole_numbers(header).T, *geometry, header.path, header)
 
 
-def read_whole_numbers(header: VolumeHeader) -> WholeNumbers:
-    """Read a file with one value per voxel as whole numbers, beyond which it takes a few megabytes; raises as `read_pieces`."""
+def read_whole_numbers(
+    header: VolumeHeader, tolerance: float = LABEL_TOLERANCE, advice: str = "it may be a probability map or an image"
+) -> NDArray[np.unsignedinteger[Any]]:
+    """Read a label map, ([z,] y, x), in the smaller of uint8 and uint16 that holds it; beyond it, that takes a few megabytes."""
+    # Raises InputError, with advice, if a value is farther than `tolerance` from a whole number or
+    # cannot be a label; else as `read_pieces`.
     require_scalar(header, "a label map")
     labels: NDArray[np.unsignedinteger[Any]] = allocate_array(header.grid_shape[::-1], header.path, np.dtype(np.uint8))
     off, low, high = 0.0, np.inf, -np.inf
@@ -291,7 +270,11 @@ def read_whole_numbers(header: VolumeHeader) -> WholeNumbers:
         if high > np.iinfo(labels.dtype).max:
             labels = labels.astype(np.uint16)
         labels[piece.planes] = values
-    return WholeNumbers(labels, off, low, high)
+    if off > tolerance:
+        raise InputError(f"{header.path}: not a label map: expected whole numbers, found values off by up to {off:.2g}; {advice}")
+    if low < 0 or high > MAX_LABEL:
+        raise InputError(f"{header.path}: not a label map: expected labels from 0 to {MAX_LABEL}, found {low:.0f} to {high:.0f}")
+    return labels
 
 
 def read_mask(header: VolumeHeader, condition: Callable[[NDArray[Any]], NDArray[np.bool_]] | None = None) -> NDArray[np.bool_]:
@@ -326,12 +309,6 @@ class LogitsHeader:
         """The file, or the first one of several."""
         return self.files[0].path
 
-    def reading(self) -> tuple[NDArray[np.float32], list[Callable[[], None]]]:
-        """Return an array for the values, (L, [z,] y, x), and the jobs that fill it, one per file; they may run at the same time."""
-        values: NDArray[np.float32] = allocate_array((self.num_labels, *self.files[0].grid_shape[::-1]), self.path)
-        parts = [values] if len(self.files) == 1 else [values[i : i + 1] for i in range(len(self.files))]
-        return values, [partial(read_into, file, part) for file, part in zip(self.files, parts, strict=True)]
-
 
 def logits_header(headers: Sequence[VolumeHeader], *, fewest: int = 2, grid: VolumeHeader | None = None) -> LogitsHeader:
     """Put the headers of a case's logits together: of one file with all labels, or of one file per label in label order."""
@@ -361,6 +338,7 @@ def logits_header(headers: Sequence[VolumeHeader], *, fewest: int = 2, grid: Vol
 
 def read_logits(paths: Sequence[str | Path], *, fewest: int = 2, grid: VolumeHeader | None = None) -> NDArray[np.float32]:
     """Return a case's logits or probabilities, (L, *grid); arguments and errors as of `logits_header` and `read_pieces`."""
-    values, jobs = logits_header([read_header(path) for path in paths], fewest=fewest, grid=grid).reading()
+    files = logits_header([read_header(path) for path in paths], fewest=fewest, grid=grid).files
+    values, jobs = reading_jobs(files)
     run_all(jobs, 1)
     return reverse_grid(values)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import sys
 import zlib
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -35,68 +35,55 @@ class ByteReader(Protocol):
         ...
 
 
+@dataclass
 class BlockReader:
-    """Blocks of bytes as one stream; each is made when it is needed."""
+    """Blocks of bytes as one stream; each is made when it is needed. The last request of a block may compare a checksum."""
 
-    def __init__(self, blocks: Generator[bytes | memoryview, None, None]) -> None:
-        self._blocks = blocks
-        self._rest = memoryview(b"")
+    blocks: Iterator[bytes | memoryview]
+    rest: memoryview = field(default_factory=lambda: memoryview(b""))  # of the last block
 
     def read(self, size: int) -> bytes:
         """Return the next `size` bytes, fewer only at the end of the stream."""
         parts = []
         while size > 0:
-            if not self._rest:
-                block = next(self._blocks, None)
+            if not self.rest:
+                block = next(self.blocks, None)
                 if block is None:
                     break
-                self._rest = memoryview(block)
-            parts.append(self._rest[:size])
-            self._rest = self._rest[size:]
+                self.rest = memoryview(block)
+            parts.append(self.rest[:size])
+            self.rest = self.rest[size:]
             size -= len(parts[-1])
         return b"".join(parts)
 
 
-class Inflater:
+def inflate(file: BinaryIO, path: Path, container: str) -> Generator[bytes, None, None]:
     """Inflate "gzip" (one or several members), "zlib" or "deflate" from a file's position on, checking length and checksum."""
+    from isal import igzip_lib  # Looking at a file's name does not need it.
 
-    def __init__(self, file: BinaryIO, path: Path, container: str) -> None:
-        from isal import igzip_lib  # Looking at a file's name does not need it.
-
-        self._library: Any = igzip_lib
-        self._flag = {"gzip": igzip_lib.DECOMP_GZIP, "zlib": igzip_lib.DECOMP_ZLIB, "deflate": igzip_lib.DECOMP_DEFLATE}[container]
-        self._has_members = container == "gzip"
-        self._file, self._path = file, path
-        self._member: Any = igzip_lib.IgzipDecompressor(flag=self._flag)
-        self._pending = b""
-        self._ended = False
-
-    def read(self, size: int) -> bytes:
-        """Return the next `size` bytes, fewer only at the end; raise UnsupportedFormatError if the data are damaged or cut off."""
-        parts: list[bytes] = []
-        while size > 0 and not self._ended:
-            if self._member.eof:
-                # Another member may follow; zeros are padding that some tools write.
-                rest = (self._pending or self._file.read(INPUT_BYTES)) if self._has_members else b""
-                self._pending, self._ended = rest.lstrip(b"\0"), not rest
-                if self._pending:
-                    self._member = self._library.IgzipDecompressor(flag=self._flag)
-                continue
+    library: Any = igzip_lib
+    flag = {"gzip": library.DECOMP_GZIP, "zlib": library.DECOMP_ZLIB, "deflate": library.DECOMP_DEFLATE}[container]
+    pending, size = file.read(INPUT_BYTES), START_BYTES
+    while pending:
+        member = library.IgzipDecompressor(flag=flag)
+        while not member.eof:
             compressed = b""
-            if self._member.needs_input:
-                compressed, self._pending = self._pending or self._file.read(INPUT_BYTES), b""
+            if member.needs_input:
+                compressed, pending = pending or file.read(INPUT_BYTES), b""
                 if not compressed:
-                    raise UnsupportedFormatError(
-                        f"{self._path}: the compressed data end too early; the file is cut off, copy or export it again"
-                    )
+                    raise UnsupportedFormatError(f"{path}: the compressed data end too early; the file is cut off, copy or export it again")
             try:
-                parts.append(self._member.decompress(compressed, size))
-            except self._library.IsalError as error:
-                raise UnsupportedFormatError(f"{self._path}: damaged compressed data ({error}); copy or export the file again") from None
-            size -= len(parts[-1])
-            if self._member.eof and self._has_members:
-                self._pending = self._member.unused_data
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+                block = member.decompress(compressed, size)
+            except library.IsalError as error:
+                raise UnsupportedFormatError(f"{path}: damaged compressed data ({error}); copy or export the file again") from None
+            size = BLOCK_BYTES
+            yield block
+        if container != "gzip":
+            return
+        # Another member may follow; zeros are padding that some tools write.
+        pending = member.unused_data.lstrip(b"\0")
+        while not pending and (rest := file.read(INPUT_BYTES)):
+            pending = rest.lstrip(b"\0")
 
 
 @contextmanager
@@ -116,7 +103,7 @@ def open_bytes(path: Path, container: str, offset: int = 0) -> Iterator[ByteRead
             elif container == "gzip" and magic != GZIP_MAGIC:
                 raise UnsupportedFormatError(f"{path}: the file is not compressed with gzip, although its name or header says so")
             file.seek(offset)
-            yield Inflater(file, path, container)
+            yield BlockReader(inflate(file, path, container))
     except OSError as error:
         raise cannot_read(path, error) from error
 
@@ -162,8 +149,7 @@ def write_gzip(file: BinaryIO, parts: Iterable[bytes | memoryview], threads: int
 
     threaded: Any = igzip_threaded
     with threaded.open(file, "wb", compresslevel=COMPRESSION_LEVEL, threads=max(threads, 1), block_size=BLOCK_BYTES) as stream:
-        for part in parts:
-            stream.write(part)
+        stream.writelines(parts)
 
 
 def write_zlib(file: BinaryIO, parts: Iterable[bytes | memoryview]) -> int:
@@ -179,130 +165,97 @@ def write_zlib(file: BinaryIO, parts: Iterable[bytes | memoryview]) -> int:
 
 
 _BLOCK_VALUES = BLOCK_BYTES // 4
-_MIN_RUN = 1024  # Values of one channel that are worth a separate read.
 _FLOAT32 = np.dtype(np.float32)
 _KEPT = frozenset(map(np.dtype, ("float16", "float32", "int8", "uint8", "int16", "uint16")))
 
 
-@dataclass(frozen=True)
-class VoxelStream:
-    """The voxels of an open file."""
-
-    reader: ByteReader  # begins at the first value
-    dtype: np.dtype[Any]  # of the values in the stream, with its byte order
-    path: Path  # for errors
-    finish: Callable[[], None]  # reads the rest of the file and compares its checksum, if it has one
-    slope: float = 1.0  # value = stored * slope + intercept
-    intercept: float = 0.0  # see `slope`
-    # Values of one channel side by side in the stream before the next channel begins: 1 if the channels of a voxel
-    # are together; None if one channel follows the other.
-    inner: int | None = None
-
-    @property
-    def kept_type(self) -> np.dtype[Any]:
-        """The stored type in the machine's byte order, if it has at most 16 bits or is float32, and no scaling; else float32."""
-        plain = self.dtype.newbyteorder("=")
-        return plain if plain in _KEPT and (self.slope, self.intercept) == (1.0, 0.0) else _FLOAT32
-
-
 class Decoder:
-    """Decodes the voxels of a stream into one array after the other, in the order of the stream.
+    """Decodes the voxels of an open file into one array after the other, in the order of the file.
 
-    Values that are NaN or infinite are counted in `num_bad`, and reported by `finish`: damage is the
-    likelier reason for them, and the checksum at the end of compressed data tells. `shape` is
-    (channels, [z,] y, x) of the whole volume; if `is_by_channel`, one channel follows the other.
+    `reader` begins at the first value, `dtype` is that of the file, with its byte order, `path` is for
+    errors, and `shape` is (channels, [z,] y, x) of the whole volume. A value is stored * slope + intercept.
+    `inner` values of one channel are side by side before the next channel begins: 1 if the channels of a
+    voxel are together; None if one channel follows the other (`is_by_channel`).
+
+    `kept_type` is the stored type in the machine's byte order if it has at most 16 bits or is float32, and
+    no scaling; else float32. NaN and infinite values are counted in `num_bad`, and reported by `finish`:
+    damage is the likelier reason for them, and the checksum at the end of compressed data tells.
     """
 
-    def __init__(self, stream: VoxelStream, shape: tuple[int, ...]) -> None:
-        self._stream, self.shape = stream, shape
-        self._inner = stream.inner or math.prod(shape[1:])
-        self.is_by_channel = shape[0] == 1 or self._inner * shape[0] == math.prod(shape)
-        self._is_surely_finite = False
-        if stream.dtype.kind in "iu":  # Finite in float32, unless the scaling is immense.
-            limits = np.iinfo(stream.dtype)
-            largest = max(abs(float(limits.min)), float(limits.max)) * abs(stream.slope) + abs(stream.intercept)
-            self._is_surely_finite = largest < float(np.finfo(np.float32).max)
+    def __init__(
+        self,
+        reader: ByteReader,
+        path: Path,
+        dtype: np.dtype[Any],
+        shape: tuple[int, ...],
+        *,
+        slope: float = 1.0,
+        intercept: float = 0.0,
+        inner: int | None = None,
+    ) -> None:
+        self._reader, self._path, self._dtype, self._shape = reader, path, dtype, shape
+        self._slope, self._intercept, self._is_scaled = slope, intercept, (slope, intercept) != (1.0, 0.0)
+        self._inner = inner or math.prod(shape[1:])
+        self.is_by_channel = shape[0] == 1 or self._inner == math.prod(shape[1:])
+        plain = dtype.newbyteorder("=")
+        self.kept_type = plain if plain in _KEPT and not self._is_scaled else _FLOAT32
         self._num_bytes = 0
         self.num_bad = 0
         self._first_bad: tuple[tuple[int, ...], str] | None = None
 
     def fill(self, values: NDArray[Any], first_channel: int = 0, first_plane: int = 0) -> None:
-        """Fill an array with the next values of the stream, scaled; raise UnsupportedFormatError if it ends too early."""
-        # The values are (channels, planes, [y,] x) C-contiguous, float32 or the stream's
-        # `kept_type`: the whole volume, planes of one channel or planes of all, whichever come
-        # next; the first ones are given by number.
-        stream, suspicious = self._stream, False
-        for target in self._targets(values):
-            data = stream.reader.read(target.size * stream.dtype.itemsize)
+        """Fill an array with the next values of the file, scaled; raise UnsupportedFormatError if it ends too early."""
+        # The values are (channels, planes, [y,] x) C-contiguous, float32 or `kept_type`: the whole
+        # volume, planes of one channel or planes of all, whichever come next; the first ones are
+        # given by number.
+        may_be_bad, size, targets, suspicious = self._dtype.kind == "f" or self._is_scaled, _BLOCK_VALUES, values.reshape(-1), False
+        if not self.is_by_channel:  # The repeating unit of the file: single values, or `inner` of each channel.
+            rows = values.reshape(len(values), -1, self._inner).transpose(1, 0, 2)
+            # numpy copies two axes twice as fast as three with one of length 1.
+            size, targets = max(size // rows[0].size, 1), rows[:, :, 0] if self._inner == 1 else rows
+        for start in range(0, len(targets), size):
+            target = targets[start : start + size]
+            data = self._reader.read(target.size * self._dtype.itemsize)
             self._num_bytes += len(data)
-            if len(data) < target.size * stream.dtype.itemsize:
-                where = ""
-                if self.is_by_channel and self.shape[0] > 1:
-                    channel = self._num_bytes // (math.prod(self.shape[1:]) * stream.dtype.itemsize)
-                    where = f", which end in channel {channel} of 0 to {self.shape[0] - 1}"
-                promised = f"{math.prod(self.shape) * stream.dtype.itemsize} bytes of voxels"
-                raise cut_off(stream.path, promised, f"it holds {self._num_bytes}{where}")
-            stored = np.frombuffer(data, stream.dtype).reshape(target.shape)
-            is_scaled = (stream.slope, stream.intercept) != (1.0, 0.0)
+            if len(data) < target.size * self._dtype.itemsize:
+                promised = math.prod(self._shape) * self._dtype.itemsize
+                raise cut_off(self._path, f"{promised} bytes of voxels", f"it holds {self._num_bytes}")
+            stored = np.frombuffer(data, self._dtype).reshape(target.shape)
             # 16-bit integers are exact in float32; wider ones are scaled in float64, else an intercept would cancel digits away.
-            is_wide = is_scaled and stored.dtype.itemsize > 2
+            is_wide = self._is_scaled and stored.dtype.itemsize > 2
             scaled = np.empty(stored.shape, np.float64) if is_wide else target
             with np.errstate(over="ignore", invalid="ignore"):
                 scaled[...] = stored
-                if is_scaled:
-                    scaled *= scaled.dtype.type(stream.slope)
-                    if stream.intercept != 0.0:
-                        scaled += scaled.dtype.type(stream.intercept)
+                if self._is_scaled:
+                    scaled *= scaled.dtype.type(self._slope)
+                    if self._intercept != 0.0:
+                        scaled += scaled.dtype.type(self._intercept)
                 if is_wide:
                     target[...] = scaled
-                # A sum is finite only if all its terms are; that of finite terms may overflow, so `_count_bad` looks again.
-                suspicious = suspicious or not (self._is_surely_finite or np.isfinite(target.sum(dtype=np.float32)))
-        if suspicious:
-            self._count_bad(values, first_channel, first_plane)
+                # A sum is finite only if all its terms are; that of finite terms may overflow, so each value is looked at then.
+                suspicious = suspicious or (may_be_bad and not np.isfinite(target.sum(dtype=np.float32)))
+        for number, channel in enumerate(values if suspicious else (), first_channel):
+            bad = ~np.isfinite(channel)
+            if not bad.any():
+                continue
+            self.num_bad += int(np.count_nonzero(bad))
+            plane, *rest = (int(i) for i in np.unravel_index(int(bad.argmax()), bad.shape))
+            first = (number, first_plane + plane, *rest), "NaN" if np.isnan(channel[(plane, *rest)]) else "infinite"
+            self._first_bad = first if self._first_bad is None else min(self._first_bad, first)
 
     def finish(self) -> None:
-        """Read the rest of the file; raise UnsupportedFormatError for a wrong checksum, InputError for bad values."""
-        self._stream.finish()
+        """Read compressed data to their end; raise UnsupportedFormatError for a wrong checksum, InputError for bad values."""
+        if isinstance(self._reader, BlockReader):
+            skip(self._reader)
         if self._first_bad is None:
             return
         (channel, *place), kind = self._first_bad
-        voxel = ", ".join(str(i) for i in reversed(place)) + ")" + (f" of channel {channel}" if self.shape[0] > 1 else "")
+        voxel = ", ".join(str(i) for i in reversed(place)) + ")" + (f" of channel {channel}" if self._shape[0] > 1 else "")
         raise InputError(
-            f"{self._stream.path}: {self.num_bad} of {math.prod(self.shape)} values are NaN or infinite; "
+            f"{self._path}: {self.num_bad} of {math.prod(self._shape)} values are NaN or infinite; "
             f"the first one ({kind}) is at voxel ({voxel}\n"
             "  Export finite values, or replace them before refining."
         )
-
-    def _targets(self, values: NDArray[Any]) -> Iterator[NDArray[Any]]:
-        """Yield views of an array in the order of the stream, of about a block each."""
-        size = _BLOCK_VALUES
-        if self.is_by_channel:
-            parts = [values.reshape(-1)]
-        else:
-            num_channels, inner = values.shape[0], self._inner
-            # The repeating unit of the stream: single values, or `inner` of each channel.
-            rows = values.reshape(num_channels, -1, inner).transpose(1, 0, 2)
-            num_rows = max(size // (num_channels * inner), 1)
-            if num_rows == 1 and inner >= _MIN_RUN:
-                parts = [run for row in rows for run in row]
-            else:
-                # numpy copies two axes twice as fast as three with one of length 1.
-                parts, size = [rows[:, :, 0] if inner == 1 else rows], num_rows
-        for part in parts:
-            for start in range(0, len(part), size):
-                yield part[start : start + size]
-
-    def _count_bad(self, values: NDArray[Any], first_channel: int, first_plane: int) -> None:
-        for number, channel in enumerate(values, first_channel):
-            bad = ~np.isfinite(channel)
-            num_bad = int(np.count_nonzero(bad))
-            if not num_bad:
-                continue
-            self.num_bad += num_bad
-            plane, *rest = (int(i) for i in np.unravel_index(int(bad.argmax()), bad.shape))
-            kind = "NaN" if np.isnan(channel[(plane, *rest)]) else "infinite"
-            bad_voxel = (number, first_plane + plane, *rest), kind
-            self._first_bad = bad_voxel if self._first_bad is None else min(self._first_bad, bad_voxel)
 
 
 def allocate_array(shape: tuple[int, ...], path: Path, dtype: np.dtype[Any] = _FLOAT32) -> NDArray[Any]:

@@ -6,9 +6,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +15,7 @@ from crfrefine.base.geometry import is_sheared, spacing_of
 from crfrefine.base.text import shorten
 from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io.streams import cannot_read
-from crfrefine.io.volume import RareHeaderError, Volume
+from crfrefine.io.volume import Volume
 
 MAX_HEADER = 1 << 24  # bytes; segment tables of 3D Slicer take a hundredth of it
 MAX_LINES = 1 << 18
@@ -28,38 +26,21 @@ _WHOLE_NUMBER = re.compile("[+-]?[0-9]{1,18}")  # No file is larger.
 _FLAGS = {**dict.fromkeys(("true", "t", "1", "yes"), True), **dict.fromkeys(("false", "f", "0", "no"), False)}
 
 
-class HeaderLines:
-    """The lines of a header; `offset` counts bytes read, `number` lines read; `is_last`: ended by the file."""
-
-    def __init__(self, file: BinaryIO, path: Path) -> None:
-        self._file, self._path = file, path
-        self.offset = 0
-        self.number = 0
-        self.is_last = False
-
-    def __iter__(self) -> Iterator[bytes]:
-        """Yield the lines without their line breaks, to the end of the file."""
-        while line := self._file.readline(MAX_HEADER - self.offset + 1):
-            self.offset += len(line)
-            self.number += 1
-            if self.offset > MAX_HEADER or self.number > MAX_LINES:
-                limits = f"{MAX_HEADER >> 20} MiB and {MAX_LINES} lines"
-                raise UnsupportedFormatError(f"{self._path}: its header does not end within {limits}; damaged, or another format")
-            self.is_last = not line.endswith(b"\n")
-            line = line.rstrip(b"\r\n")
-            # Some readers treat a carriage return as a line break, others as white space.
-            wrong = "zero byte" if b"\0" in line else "carriage return before its end" if b"\r" in line else ""
-            if wrong:
-                raise UnsupportedFormatError(f"{self._path}: damaged header: line {self.number} holds a {wrong}; expected text")
-            yield line
-
-
-@contextmanager
-def open_header(path: Path) -> Iterator[HeaderLines]:
-    """Open a file to read its header; raise InputError if that is not possible."""
+def header_lines(path: Path) -> Iterator[tuple[int, bytes, int]]:
+    """Yield the number of each line of a file, the line without its line break, and the bytes up to its end."""
+    number = offset = 0
     try:
         with path.open("rb") as file:
-            yield HeaderLines(file, path)
+            while line := file.readline(MAX_HEADER - offset + 1):
+                number, offset = number + 1, offset + len(line)
+                if offset > MAX_HEADER or number > MAX_LINES:
+                    limits = f"{MAX_HEADER >> 20} MiB and {MAX_LINES} lines"
+                    raise UnsupportedFormatError(f"{path}: its header does not end within {limits}; damaged, or another format")
+                line = line.rstrip(b"\r\n")
+                if b"\0" in line or b"\r" in line:  # Some readers treat a carriage return as a line break, others as white space.
+                    wrong = "zero byte" if b"\0" in line else "carriage return before its end"
+                    raise UnsupportedFormatError(f"{path}: damaged header: line {number} holds a {wrong}; expected text")
+                yield number, line, offset
     except OSError as error:
         raise cannot_read(path, error) from error
 
@@ -73,9 +54,11 @@ class Fields(dict[str, str]):
         self._format, self._separator = format_name, separator
 
     def add(self, name: str, value: bytes) -> None:
-        """Store the header's value of a field."""
+        """Store the header's value of a field; raise for a second, different one."""
         # File names may be in any encoding: surrogates restore the bytes when a file is opened.
-        self[name] = value.strip().decode("utf-8", "surrogateescape")
+        text = value.strip().decode("utf-8", "surrogateescape")
+        if self.setdefault(name, text).lower() != text.lower():
+            raise self.damaged(name, f"one value, found a second one: {shorten(text, 60)}")
 
     def text(self, name: str, default: str | None = None) -> str:
         """Return the text of a field; raise if it is missing and there is no default."""
@@ -93,21 +76,19 @@ class Fields(dict[str, str]):
             raise self.damaged(name, "True or False")
         return value
 
-    def whole(self, name: str, default: str | None = None) -> int:
-        """Return a field that holds one whole number."""
+    def whole(self, name: str, default: str | None = None, *, limits: tuple[int, int]) -> int:
+        """Return a field that holds one whole number within limits."""
         text = self.text(name, default)
-        if not _WHOLE_NUMBER.fullmatch(text):
-            raise self.damaged(name, "a whole number")
+        if not _WHOLE_NUMBER.fullmatch(text) or not limits[0] <= int(text) <= limits[1]:
+            raise self.damaged(name, f"a whole number from {limits[0]} to {limits[1]}")
         return int(text)
 
     def sizes(self, name: str, count: int) -> tuple[int, ...]:
         """Return a field that holds the number of voxels along each of `count` axes."""
         words = self.text(name).split()
-        if len(words) != count or not all(map(_WHOLE_NUMBER.fullmatch, words)):
-            raise self.damaged(name, f"{count} whole numbers, as many as there are dimensions")
-        sizes = tuple(map(int, words))
-        if min(sizes) < 1:
-            raise self.damaged(name, "sizes of at least 1")
+        sizes = tuple(int(word) for word in words if _WHOLE_NUMBER.fullmatch(word))
+        if not len(words) == len(sizes) == count or min(sizes) < 1:
+            raise self.damaged(name, f"{count} whole numbers of at least 1, as many as there are dimensions")
         return sizes
 
     def numbers(self, name: str, count: int, *, exact: bool = True) -> tuple[float, ...]:
@@ -122,6 +103,11 @@ class Fields(dict[str, str]):
         """Return the error for a field that cannot be used."""
         line = f"{name}{self._separator}{shorten(self.get(name, ''), 60)}"
         return UnsupportedFormatError(f"{self.path}: damaged {self._format} header: {line}; expected {expected}")
+
+    def unsupported(self, name: str, what: str) -> UnsupportedFormatError:
+        """Return the error for a field with a rare meaning."""
+        line = f"{name}{self._separator}{shorten(self.get(name, ''), 60)}"
+        return UnsupportedFormatError(f"{self.path}: {line}: {what} are not supported; convert the file to .nii.gz with SimpleITK")
 
 
 def finite_numbers(words: list[str]) -> tuple[float, ...] | None:
@@ -138,24 +124,20 @@ LPS = (-1.0, -1.0, 1.0)
 GeometryLines = Callable[["NDArray[np.float64]", "NDArray[np.float64]", tuple[float, ...]], tuple[str, ...]]
 
 
-def voxel_path(header_path: Path, name: str, *, is_compressed: bool) -> Path:
-    """Return the file that a header names, relative to its folder; raise RareHeaderError for a list or a pattern of files."""
-    # CRFREFINE_OUTSIDE_FILES may forbid files outside the folder. SimpleITK would not compare the
-    # checksums of several files.
-    several = "%" in name or name.upper().split()[:1] == ["LIST"]
+def voxel_path(fields: Fields, key: str) -> Path:
+    """Return the file that a header names, relative to its folder; CRFREFINE_OUTSIDE_FILES may forbid files outside the folder."""
+    name, folder = fields.text(key), fields.path.parent
+    if not name:
+        raise fields.damaged(key, "the name of a file")
+    if "%" in name or name.upper().split()[0] == "LIST":
+        raise fields.unsupported(key, "voxels in several files")
     rule = os.environ.get(OUTSIDE_FILES, "allow")
     if rule not in ("allow", "refuse"):
         raise InputError(f"environment variable {OUTSIDE_FILES}: expected allow or refuse, found {shorten(rule)!r}")
-    path = header_path.parent / name
-    if rule == "refuse":
-        folders = {header_path.parent.resolve(), header_path.resolve().parent}
-        if several or not any(folder in path.resolve().parents for folder in folders):
-            where = "several files" if several else f"{shorten(path, 200)}, outside its folder"
-            raise InputError(f"{header_path}: its voxels are in {where}, and {OUTSIDE_FILES} is set to refuse")
-    if several and is_compressed:
-        raise UnsupportedFormatError(f"{header_path}: compressed voxels in several files; expected raw ones, or one file")
-    if several:
-        raise RareHeaderError("voxels in several files")
+    path = folder / name
+    if rule == "refuse" and not {folder.resolve(), fields.path.resolve().parent} & {*path.resolve().parents}:
+        where = f"{shorten(path, 200)}, outside its folder"
+        raise InputError(f"{fields.path}: its voxels are in {where}, and {OUTSIDE_FILES} is set to refuse")
     return path
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,15 +16,11 @@ from numpy.typing import NDArray
 from crfrefine.base.geometry import Reorientation, describe_difference, orientation_codes, require_usable, same_grid, same_shape, spacing_of
 from crfrefine.base.text import shorten
 from crfrefine.errors import GridMismatchError, InputError
-from crfrefine.io.streams import BLOCK_BYTES, MAX_RATIO, VoxelStream, as_bytes, cut_off, open_bytes, skip
+from crfrefine.io.streams import BLOCK_BYTES, MAX_RATIO, as_bytes, cut_off
 
 # A file, and what changes with its content: the number of its inode, its bytes, the nanosecond of
 # its last change.
 FileState: TypeAlias = tuple[Path, int, int, int]
-
-
-class RareHeaderError(Exception):
-    """A header with something that few files have: SimpleITK reads the file."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +50,8 @@ class VolumeHeader:
 
     @property
     def turning(self) -> str:
-        """How the axes of the file are turned to another grid, for notes; empty if they are not."""
-        if self.turned is None:
+        """How the axes of the file are turned to another grid, for notes; empty if they are not, or have no world."""
+        if self.turned is None or self.affine is None:
             return ""
         return f"voxel axes turned from {self.turned[0].orientation} to {self.orientation}, without interpolation"
 
@@ -103,52 +97,46 @@ class Volume:
 class VoxelSource:
     """Voxels in one file."""
 
-    header_path: Path  # the file with the header, which may hold the voxels, too
-    path: Path  # the file with the voxels
+    path: Path  # the file with the voxels, which may hold the header, too
     encoding: str  # "raw", "zlib" or "gzip"
     dtype: np.dtype[Any]  # as stored, with its byte order
-    sizes: tuple[int, ...]  # of all axes, the fastest first, channels included
-    inner: int  # values that lie side by side in one channel before the next channel begins; 1 if channels are the fastest axis
-    start: int = 0  # bytes before the stored data in the file
+    inner: int | None = None  # values of one channel side by side before the next channel begins; None if it follows at its end
+    start: int = 0  # bytes before the stored data in the file; -1 means that raw voxels end it
     offset: int = 0  # bytes before the first voxel after decompression
     slope: float = 1.0  # value = stored * slope + intercept
     intercept: float = 0.0  # see `slope`
 
-    def check(self) -> None:
-        """Raise InputError or UnsupportedFormatError if the file is missing, or shorter than the header promises."""
-        name = shorten(self.path, 400)
-        try:
-            status = self.path.stat()
-        except (OSError, ValueError):
-            message = f"its voxels are missing; expected them in {name}, put both files into one folder"
-            raise InputError(f"{self.header_path}: {message}") from None
-        if not stat.S_ISREG(status.st_mode):  # Reading a pipe could block forever; a device may have no end.
-            raise InputError(f"{self.header_path}: expected its voxels in {name}, which is not a regular file")
-        promised = math.prod(self.sizes) * self.dtype.itemsize + self.offset
-        num_bytes = max(status.st_size - self.start, 0)
-        if self.encoding == "raw" and promised > num_bytes:
-            raise cut_off(self.path, f"{promised} bytes of voxels", f"it holds {num_bytes}")
-        if promised > num_bytes * MAX_RATIO:
-            raise cut_off(self.path, f"{promised} bytes of voxels", f"more than the {num_bytes} compressed bytes in it can hold")
-
-    @contextmanager
-    def stream(self) -> Iterator[VoxelStream]:
-        """Open the voxels at the first one; the end of compressed data, where the checksum is, is read by the stream's `finish`."""
-        is_raw = self.encoding == "raw"
-        with open_bytes(self.path, self.encoding, self.start + (self.offset if is_raw else 0)) as reader:
-            skip(reader, 0 if is_raw else self.offset)
-            finish = (lambda: None) if is_raw else partial(skip, reader)
-            yield VoxelStream(reader, self.dtype, self.path, finish, self.slope, self.intercept, self.inner)
-
 
 def volume_header(
-    source: VoxelSource, file_format: str, grid_shape: tuple[int, ...], num_channels: int, affine: NDArray[np.float64], **others: Any
+    path: Path,
+    source: VoxelSource,
+    file_format: str,
+    grid_shape: tuple[int, ...],
+    num_channels: int,
+    affine: NDArray[np.float64] | None,
+    **others: Any,
 ) -> VolumeHeader:
-    """Return the header of a file with one source of voxels, which is checked; `others` are further fields of `VolumeHeader`."""
-    require_usable(affine, len(grid_shape), source.header_path)
-    source.check()
-    spacing, dtype = spacing_of(affine, len(grid_shape)), source.dtype.name
-    return VolumeHeader(source.header_path, file_format, grid_shape, num_channels, dtype, spacing, affine, source=source, **others)
+    """Return the header of a file; `others` are further fields of `VolumeHeader`."""
+    # Raises InputError or UnsupportedFormatError if the affine is not usable, or the file with the
+    # voxels is missing, or shorter than the header promises.
+    if affine is not None:
+        require_usable(affine, len(grid_shape), path)
+    name = shorten(source.path, 400)
+    try:
+        status = source.path.stat()
+    except (OSError, ValueError):
+        raise InputError(f"{path}: its voxels are missing; expected them in {name}, put both files into one folder") from None
+    if not stat.S_ISREG(status.st_mode):  # Reading a pipe could block forever; a device may have no end.
+        raise InputError(f"{path}: expected its voxels in {name}, which is not a regular file")
+    promised = math.prod(grid_shape) * num_channels * source.dtype.itemsize + source.offset
+    if source.start < 0:
+        source = replace(source, start=max(status.st_size - promised, 0))
+    num_bytes = max(status.st_size - source.start, 0)
+    if promised > num_bytes * (1 if source.encoding == "raw" else MAX_RATIO):
+        compressed = "" if source.encoding == "raw" else "compressed "
+        raise cut_off(source.path, f"{promised} bytes of voxels", f"more than the {num_bytes} {compressed}bytes in it can hold")
+    spacing = None if affine is None else spacing_of(affine, len(grid_shape))
+    return VolumeHeader(path, file_format, grid_shape, num_channels, source.dtype.name, spacing, affine, source=source, **others)
 
 
 MAX_OF_A_NAME = 64  # Characters of a segment's name: DICOM holds no more.
@@ -196,7 +184,7 @@ def segments_of(labels: NDArray[np.integer[Any]], known: Sequence[Segment]) -> t
     return tuple(by_label[label] for label in sorted(by_label))
 
 
-MAX_BYTES = 16 << 20  # bytes of a piece, if a plane of it is not larger
+MAX_BYTES = 16 << 20  # bytes of a piece that is read or written at once, if a plane of it is not larger
 
 
 @dataclass(frozen=True)
@@ -210,7 +198,6 @@ class VoxelsToWrite:
     dtype: np.dtype[Any]  # of the voxels in the file: uint8, uint16, float32, or those of a converted image
     # Called for every channel (0 of a label map) and planes of the grid, in the order of the file; returns (planes, [y,] x).
     piece: Callable[[int, slice], NDArray[Any]]
-    most_bytes: int = MAX_BYTES  # asked for at once, unless a plane has more
     voxel_files: tuple[Path, ...] = ()  # the file beside the header that gets the voxels; none if they are in the same file
     segments: tuple[Segment, ...] = ()  # of a label map; formats without names ignore them
 
@@ -223,7 +210,7 @@ class VoxelsToWrite:
         """Yield the bytes in blocks of BLOCK_BYTES, the last one shorter: compressed bytes must not depend on the pieces."""
         # Interleaved, the channels of a voxel are together; else one channel follows the other.
         shape, waiting = (self.num_channels or 1, *self.grid_shape), bytearray()
-        for channels, planes in iter_pieces(shape, self.dtype.itemsize, self.most_bytes, by_channel=not interleaved):
+        for channels, planes in iter_pieces(shape, self.dtype.itemsize, MAX_BYTES, by_channel=not interleaved):
             expected = (planes.stop - planes.start, *self.grid_shape[1:])
             values = [np.asarray(self.piece(channel, planes)) for channel in range(channels.start, channels.stop)]
             for channel, found in enumerate(values, channels.start):

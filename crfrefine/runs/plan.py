@@ -12,7 +12,7 @@ from crfrefine.base.text import counted, listed, printable
 from crfrefine.engines import get_backend
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.atomic import check_small_output, check_writable
-from crfrefine.io.paths import LOGITS_SUFFIXES, SCORES_SUFFIXES, add_volumes, describe_others, stem_of, suffix_of, working_folder
+from crfrefine.io.paths import LOGITS_SUFFIXES, SCORES_SUFFIXES, add_volumes, describe_others, stem_of, suffix_of
 from crfrefine.runs.case_work import CaseSettings, Task
 from crfrefine.runs.cases.case_files import CaseFiles, CaseList
 from crfrefine.runs.cases.dataset_description import Names, read_descriptions
@@ -163,7 +163,7 @@ def plan_run(options: InferenceOptions) -> RunPlan:
         all_cases=all_cases,
         output_folder=os.path.realpath(options.output),
         inputs=named,
-        working_folder=working_folder(),
+        working_folder=str(Path("/proc/self/cwd").readlink()),  # readable even if the folder was removed
         resumed=options.resume,
         **{name: getattr(options, name) for name in (*READING, "choice", "num_parts", "command")},
     )

@@ -84,8 +84,8 @@ def test_beside_logits_the_input_type_decides(folder):
 @pytest.mark.parametrize(
     ("values", "options", "message"),
     [
-        (LABELS * 0.05, {"input_type": "auto"}, r"a\.nii\.gz: one value per voxel, not a whole number .*-p BACKGROUND"),
-        (LABELS * 0.995, {"input_type": "auto"}, "not a whole number"),
+        (LABELS * 0.05, {"input_type": "auto"}, r"a\.nii\.gz: not a label map: expected whole numbers.*-p BACKGROUND"),
+        (LABELS * 0.995, {"input_type": "auto"}, "expected whole numbers"),
         (LABELS * 0.995, {}, None),
         (LABELS - 1.0, {}, "expected labels from 0 to 65535, found -1 to 9"),
         (LABELS * 7000.0, {}, "expected labels from 0 to 65535, found 0 to 70000"),

@@ -104,7 +104,7 @@ def test_without_a_file_it_shows_what_is_installed(tmp_path, monkeypatch):
     shown = {line[:12].strip(): line[14:] for line in run_here("info", status=0).stdout.splitlines()}
     assert shown["version"].startswith(f"crfrefine {crfrefine.__version__}, Python 3.")
     assert shown["engine"].startswith(f"{get_backend('cpu').level}; compiled for baseline")
-    assert shown["threads"].startswith(f"{available_threads()}: ")
+    assert shown["threads"].startswith(f"{available_threads()}, of ")
     assert shown["here"] == f"numpy {np.__version__}, scipy {metadata.version('scipy')}"
     assert shown["absent"] == "nowhere-at-all is not installed: pip install 'crfrefine[absent]'"
     assert shown.keys() == {"version", "engine", "GPU", "threads", "here", "absent"}

@@ -156,7 +156,7 @@ REFUSED = {
     "-o {root}": "ending in .toml",
     "-o {root}/params.json": "ending in .toml",
     "-o {root}/broken.toml --resume": "broken.fold2.json: not a fold of this run",
-    "-o {root}/piped.toml": "piped.fold1.json: cannot be written: it is a device, pipe or socket",
+    "-o {root}/piped.toml": "piped.fold1.json: cannot be written: it exists and is no regular file",
     "--set bilateral.weight=[1,2]": "bilateral.weight: it has 2 values, but the case has 4 labels",
     "{background}": "no case has a foreground label",
 }

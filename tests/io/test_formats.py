@@ -3,6 +3,7 @@
 import os
 import random
 import re
+from importlib import import_module
 from pathlib import Path
 
 import nibabel as nib
@@ -54,7 +55,7 @@ def test_each_format_recognizes_its_own_files_and_no_other(suffix, tmp_path):
         io.write_channels(path, numbers((3, *SHAPE)), like)
     start = path.read_bytes()[:4096]
     expected = FORMAT_OF_SUFFIX[suffix_of(path)].name
-    assert [known.name for known in FORMATS if known.load().recognizes(start)] == [expected]
+    assert [known.name for known in FORMATS if import_module(known.module).recognizes(start)] == [expected]
     nameless = path.rename(tmp_path / "nameless")
     assert recognize(nameless).name == expected
 
@@ -122,58 +123,49 @@ def test_a_pipe_is_not_looked_into(tmp_path):
 
 VOXELS = np.arange(24, dtype="<i2").tobytes()
 META_HEADERS = {
-    "format string": (meta_text(ElementDataFile="%s.raw 1 4 1"), "a running number such as %03d"),
+    "format string": (meta_text(ElementDataFile="%s.raw 1 4 1"), "voxels in several files are not supported"),
     "NDims not of DimSize": (meta_text(NDims="2"), "DimSize = 2 3 4; expected 2 whole numbers"),
-    "NDims missing": (meta_text(NDims="-"), "no line `NDims = ...`"),
-    "DimSize past 64 bits": (meta_text(DimSize="4000000000 4000000000 4000000000"), "promises 128(000){9} bytes .* it holds 48"),
-    "channels": (meta_text(ElementNumberOfChannels="-3"), "ElementNumberOfChannels = -3; expected"),
+    "DimSize past 64 bits": (meta_text(DimSize="4000000000 4000000000 4000000000"), "promises 128(000){9} bytes .* more than the 48 bytes"),
     "spacing of zero": (meta_text(ElementSpacing="1 0 1"), "expected voxels that are larger than 0"),
-    "spacing in another unit": (meta_text(ElementSpacing="1e-6 3e-9 2e-6"), "measure 1e-06\u00d73e-09\u00d72e-06 mm; expected 1e-06 mm or"),
+    "spacing in another unit": (meta_text(ElementSpacing="1e-6 3e-9 2e-6"), "affine is .* 3e-09 .*voxels of 1e-06 mm or more"),
     "offset infinite": (meta_text(Offset="1 inf 1"), "Offset = 1 inf 1; expected 3 finite numbers"),
-    "two offsets": (meta_text(Offset="1 2 3", Origin="1 2 4"), "Origin = 1 2 4; expected the same as Offset says"),
+    "two offsets": (meta_text(Offset="1 2 3", Origin="1 2 4"), "Offset = 1 2 3; expected one value, found a second one: 1 2 4"),
     "singular matrix": (meta_text(TransformMatrix="1 0 0 1 0 0 0 0 1"), "geometry in the header is not usable"),
     "zero byte in a name": (meta_text(ElementDataFile="a\0.raw"), "line 4 holds a zero byte"),
+    "name missing": (meta_text(ElementDataFile=""), "expected the name of a file"),
     "name with escapes": (meta_text(ElementDataFile="\x1b[2Ja.raw"), r"expected them in .*\\x1b\[2Ja\.raw"),
-    "name missing": (meta_text(ElementDataFile=""), "expected the name of a file, or LOCAL"),
-    "list of three": (meta_text(ElementDataFile="LIST") + b"a\nb\nc\n\n", "expected names of 4 files, .*; found 3"),
-    "type unknown": (meta_text(ElementType="MET_STRING"), "ElementType = MET_STRING; expected one of MET_CHAR"),
     "other object": (meta_text(ObjectType="Tube"), "expected Image"),
-    "from the end, compressed": (meta_text(HeaderSize="-1", CompressedData="True"), "of voxels that are not compressed"),
-    "compressed, too large": (meta_text(CompressedData="True", DimSize="1000 1000 1000"), "more than the 48 compressed bytes"),
+    "type unknown": (meta_text(ElementType="MET_STRING"), "ElementType = MET_STRING; expected one of MET_CHAR"),
+    "from the end, compressed": (meta_text(HeaderSize="-1", CompressedData="True"), "expected 0 before compressed voxels"),
     "a line without a key": (b"NDims = 3\nhello\n", "line 2 is not `Key = Value`: 'hello'"),
     "binary garbage": (bytes(random.Random(1).randbytes(5000)), "damaged header|not a MetaImage file"),
     "no end": (b"Comment = x\n" * (1 << 19), "does not end within 16 MiB and 262144 lines"),
 }
 NRRD_HEADERS = {
-    "dimension 0": (nrrd_text(dimension="0"), "expected 1 to 16 dimensions"),
+    "dimension 0": (nrrd_text(dimension="0"), "expected a whole number from 1 to 16"),
     "dimension 1": (nrrd_text(dimension="1", sizes="24"), "cannot be split into grid and channels"),
+    "directions of zero": (nrrd_text("space: LPS", "space directions: (0,0,0) (0,1,0) (0,0,1)"), "expected vectors that are as long"),
     "unknown field": (nrrd_text("space origio: (1,2,3)"), "line 7 is not a `field: value` of the format: 'space origio"),
-    "field twice": (nrrd_text("sizes: 2 3 4"), "line 7 is a second line `sizes: ...`"),
+    "field twice": (nrrd_text("sizes: 2 3 4", sizes="24"), "sizes: 24; expected one value, found a second one: 2 3 4"),
     "origin of 2000 numbers": (nrrd_text("space: LPS", f"space origin: ({'1,' * 2000}1)"), "expected one vector of 3"),
-    "kinds unknown": (nrrd_text("kinds: domain domain banana"), "ITK cannot convert"),
     "kinds of two channels": (nrrd_text("kinds: vector domain list"), "2 axes of values cannot be split"),
-    "complex": (nrrd_text("kinds: complex domain domain"), "complex voxels"),
-    "sizes of zero": (nrrd_text(sizes="2 0 4"), "expected sizes of at least 1"),
     "sizes past 64 bits": (nrrd_text(sizes="4000000000 4000000000 4000000000"), "promises 128000000000000000000000000000 bytes"),
     "sizes of gzip": (nrrd_text(encoding="gzip", sizes="9000 9000 9000"), "more than the 48 compressed bytes in it can hold"),
     "no endian": (nrrd_text(endian="-"), "no line `endian: ...`"),
     "endian": (nrrd_text(endian="middle"), "expected little or big"),
     "type": (nrrd_text(type="block"), "expected the name of an integer or floating-point type"),
-    "encoding": (nrrd_text(encoding="zrl"), "expected raw, gzip, ascii or hex"),
     "not gzip": (nrrd_text(encoding="gzip"), "is not compressed with gzip"),
     "space of 2 dimensions": (nrrd_text("space dimension: 2", "space directions: (1,0) (0,1) (1,1)"), "3 axes in a space of 2"),
     "directions singular": (nrrd_text("space: LPS", "space directions: (1,0,0) (1,0,0) (0,0,1)"), "geometry in the header is not usable"),
-    "directions of zero": (nrrd_text("space: LPS", "space directions: (0,0,0) (0,1,0) (0,0,1)"), "expected vectors that are as long"),
-    "zero byte": (nrrd_text("content: a\0b"), "line 7 holds a zero byte"),
     "carriage return": (nrrd_text("content: a\rdata file: b.raw"), "line 7 holds a carriage return before its end"),
-    "byte skip": (nrrd_text("byte skip: -5"), "expected lines or bytes to skip"),
+    "byte skip": (nrrd_text("byte skip: -5"), "expected a whole number from -1 to"),
     "voxels missing": (nrrd_text("datafile: nowhere.raw"), "missing; expected them in .*nowhere.raw, put both files into one folder"),
     "no empty line": (nrrd_text().rstrip(b"\n"), "cut off: no empty line ends its header"),
     "version": (nrrd_text().replace(b"NRRD0004", b"NRRD0099"), "not an NRRD file, although its name says so"),
     "binary garbage": (b"NRRD0004\n" + random.Random(1).randbytes(5000), "damaged header|damaged NRRD header"),
     "no end": (b"NRRD0004\n" + b"key:=value\n" * (1 << 19), "does not end within 16 MiB and 262144 lines"),
 }
-NO_VOXELS = ("list of three", "no empty line", "binary garbage", "no end")
+NO_VOXELS = ("no empty line", "binary garbage", "no end")
 HEADERS = [
     pytest.param(suffix, *case, name not in NO_VOXELS, id=f"{suffix} {name}")
     for suffix, cases in ((".mha", META_HEADERS), (".nrrd", NRRD_HEADERS))

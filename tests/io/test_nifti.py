@@ -1,10 +1,7 @@
 """NIfTI, against nibabel and SimpleITK: what one writes the other reads; and label maps written as MetaImage and NRRD."""
 
 import gzip
-import json
 import struct
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -14,7 +11,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813 - its customary name
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from io_helpers import OBLIQUE, affine_of, affines, grid_shapes, itk_affine, itk_array, numbers, save_itk, save_nifti, volume
+from io_helpers import OBLIQUE, affine_of, affines, grid_shapes, itk_affine, itk_array, numbers, peak_memory, save_itk, save_nifti, volume
 
 from crfrefine import io
 from crfrefine.errors import CapacityError, CrfRefineError, GridMismatchError, InputError, UnsupportedFormatError
@@ -224,9 +221,9 @@ def test_fields_that_say_nothing(offset, value, tmp_path):
 @pytest.mark.parametrize(
     ("offset", "layout", "values", "message"),
     [
-        (108, "<f", [np.nan], "damaged NIfTI header: (the voxels begin at byte|vox offset)"),
-        (108, "<f", [-16.0], "damaged NIfTI header: (the voxels begin at byte|vox offset)"),
-        (112, "<f", [-np.inf], "scl_slope is infinite"),
+        (108, "<f", [np.nan], "damaged NIfTI header: .*(vox_offset|vox offset)"),
+        (108, "<f", [-16.0], "damaged NIfTI header: .*(vox_offset|vox offset)"),
+        (112, "<f", [-np.inf], "damaged NIfTI header: scl_slope -inf"),
         (42, "<3h", [30000] * 3, "cut off: its header promises 108000000000352 bytes"),
         (254, "<h24x12f", [1] + [0.0] * 12, "the geometry in the header is not usable"),
     ],
@@ -244,8 +241,11 @@ def test_fields_that_cannot_be(offset, layout, values, message, tmp_path):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (np.zeros((3, 4, 5), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")]), "a color .RGB. image"),
-        (np.zeros((3, 4, 5), np.complex64), "complex voxels"),
+        (
+            np.zeros((3, 4, 5), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")]),
+            r"expected integers or floats(?s:.*)Split colors",
+        ),
+        (np.zeros((3, 4, 5), np.complex64), "voxels of type complex64 are not supported"),
         (np.zeros((3, 4, 5, 2, 3), np.float32), r"its shape \(3, 4, 5, 2, 3\) cannot be split into grid and channels"),
     ],
 )
@@ -281,73 +281,37 @@ def test_one_file_a_label(tmp_path):
             io.read_logits([paths[0], *wrong])
 
 
-TABLE = '<CaretExtension><LabelTable><Label Key="3" Red="1" Green="0.5" Blue="0">liver</Label></LabelTable></CaretExtension>'
-# A document whose letters are UTF-16, with bytes in it that name the table.
-MARK = "<!--" + b"<CaretExtension>".decode("utf-16-be") + "-->"
-CHAIN = "".join(f'<!ENTITY a{i} "&a{i + 1};">' for i in range(30_000)) + '<!ENTITY a30000 "x">'
+TABLE = '<CaretExtension><LabelTable><Label Key="3" Red="1" Green="0.5" Blue="0">liver &amp; gut</Label></LabelTable></CaretExtension>'
 NESTED = '<!ENTITY a0 "' + "ab\n" * 1000 + '">' + "".join(f'<!ENTITY a{i} "' + 10 * f"&a{i - 1};" + '">' for i in range(1, 7))
 ATTRIBUTES = " ".join(f'a{i}=""' for i in range(80_000))
-DOCUMENT = '<?xml version="1.0"?><!DOCTYPE r [{}]><r>{}&a{};</r>'
-PADDING = " " * 1_900_000
-CHILD = """
-import json, resource, sys
-from pathlib import Path
-resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
-resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-from crfrefine import io
-for name in sys.argv[1:]:
-    volume = io.read_volume(Path(name))
-    header = volume.header
-    print(json.dumps([header.notes, [segment.name for segment in header.segments], int(volume.data.sum())]))
-"""
-
-
-def utf16(text):
-    return b"\xfe\xff" + text.encode("utf-16-be")
-
-
-HOSTILE = {
-    "chain of entities in UTF-16": utf16(DOCUMENT.format(CHAIN, MARK, 0)),
-    "nested entities in UTF-16": utf16(DOCUMENT.format(NESTED, MARK + PADDING + "&a4;&a4;", 4)),
-    "chain of entities": DOCUMENT.format(CHAIN, "<CaretExtension/>", 0).encode(),
-    "nested entities": DOCUMENT.format(NESTED, "<CaretExtension/>", 4).encode(),
-    "document type behind a comment": f'<!-- <![CDATA[ --><!DOCTYPE r [<!ENTITY a "b">]>{TABLE}'.encode(),
-    **{encoding: TABLE.encode(encoding) for encoding in ("utf-16", "utf-16-be", "utf-32", "utf-32-le")},
-    "declared UTF-16": f'<?xml version="1.0" encoding="UTF-16"?>{TABLE}'.encode("utf-16-le"),
-    "UTF-7 that hides a document type": f'<?xml version="1.0" encoding="UTF-7"?>+ADwAIQ-DOCTYPE r>{TABLE}'.encode(),
-    "Latin-1": TABLE.replace("liver", "Nägel").encode("latin-1"),
+NAMELESS = {
+    "nested entities": f'<?xml version="1.0"?><!DOCTYPE r [{NESTED}]><CaretExtension><Label Key="3"><b/>&a4;</Label>'.encode(),
+    "UTF-16": TABLE.encode("utf-16"),
     "a million nested elements": b"<CaretExtension>" + b"<a>" * 300_000,
-    "too long": b"<CaretExtension>" + b"<Label/>" * 200_000,
+    "too long": b"<CaretExtension>" + b"<Label/>" * 200_000 + TABLE.encode(),
     "many attributes": f"<CaretExtension><Label {ATTRIBUTES}/>".encode(),
     "a key that is no number": TABLE.replace('"3"', '"\x1b[2J"').encode(),
-    "cut off": TABLE[:-30].encode(),
+    "a label beyond all": TABLE.replace('"3"', '"65536"').encode(),
+    "cut off": TABLE[:-40].encode(),
+    "another extension": TABLE.replace("Caret", "Other").encode(),
 }
-GOOD = {
-    "declared otherwise": f'<?xml version="1.0" encoding="UTF-16"?>{TABLE}'.encode(),
+NAMED = {
+    "plain": TABLE.encode(),
     "with a mark of UTF-8": TABLE.encode("utf-8-sig"),
     "with a comment": f"<!-- names -->{TABLE}".encode(),
+    "as character data": TABLE.replace("liver &amp; gut", "<![CDATA[liver & gut]]>").encode(),
 }
 
 
-def write(path, table):
+@pytest.mark.parametrize("table", [*NAMELESS.values(), *NAMED.values()], ids=[*NAMELESS, *NAMED])
+def test_a_table_of_names_changes_no_voxel_and_takes_little_memory(table, tmp_path):
     labels = np.zeros((5, 7, 6), np.uint8)
     labels[1:4, 2:5, 1:5] = 3
     image = nib.Nifti1Image(labels, np.diag([1.0, 1.5, 2.25, 1.0]))
     image.header.extensions.append(nib.nifti1.Nifti1Extension(0, table))
-    nib.save(image, path)
-    return path
-
-
-def test_no_table_costs_more_than_its_names(tmp_path):
-    paths = [write(tmp_path / f"{number}.nii.gz", table) for number, table in enumerate((*HOSTILE.values(), *GOOD.values()))]
-    assert paths[1].stat().st_size < 20_000
-    command = [sys.executable, "-c", CHILD, *map(str, paths)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
-    found = dict(zip((*HOSTILE, *GOOD), map(json.loads, done.stdout.splitlines()), strict=True))
-    for name, (notes, names, total) in found.items():
-        assert total == 3 * 3 * 4 * 3, name
-        assert names == (["liver"] if name in GOOD else []), name
-        assert len(notes) == (name in HOSTILE), name
-        assert all(note.startswith("the table of label names in its header cannot be read: ") for note in notes)
-        assert all(len(note) < 200 and note.isprintable() for note in notes)
+    nib.save(image, tmp_path / "a.nii.gz")
+    read = []
+    assert peak_memory(lambda: read.append(io.read_volume(tmp_path / "a.nii.gz"))) < 16 << 20
+    np.testing.assert_array_equal(read[0].data, labels)
+    segments = [(segment.label, segment.name, segment.color) for segment in read[0].header.segments]
+    assert segments == ([(3, "liver & gut", (1.0, 0.5, 0.0))] if table in NAMED.values() else [])

@@ -1,6 +1,5 @@
 """Reading and writing piece by piece, against the dense reader and writer: every format, layout and type."""
 
-import binascii
 import gzip
 import threading
 import zlib
@@ -67,9 +66,6 @@ WRITERS = {
     "nrrd of vectors": lambda folder, values: nrrd(folder / "a.nrrd", values, channel_axis=values.ndim - 1),
     "nrrd, channels between": lambda folder, values: nrrd(folder / "a.nrrd", values, channel_axis=values.ndim - 2),
     "nrrd, channels slowest": lambda folder, values: nrrd(folder / "a.nrrd", values, channel_axis=0, **GZIP),
-    "nrrd, through SimpleITK": lambda folder, values: nrrd(
-        folder / "a.nrrd", values, channel_axis=0, encoding="hex", encode=binascii.hexlify
-    ),
 }
 TYPES = ["float32", "uint8", "int8", "int16", "uint16", "int32", "float64"]
 SIZES = [1, 150, 1 << 26]  # Pieces of one plane, of some, of all channels.
@@ -120,7 +116,7 @@ def test_blocks_larger_than_those_of_the_decoder(tmp_path):
     np.testing.assert_array_equal(dense(header), values)
 
 
-@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("writer", [writer for writer in WRITERS if "Fortran" not in writer])
 def test_values_that_are_not_finite_are_named_as_by_the_dense_reader(writer, tmp_path):
     values = values_of("float16" if writer == "npz" else "float32")
     values[2, 3, 1, 2], values[1, 4, 3, 2] = np.nan, -np.inf
@@ -200,7 +196,7 @@ def files_in(folder):
     [((5, 4, 7), 1, 1), ((5, 4), 1 << 26, 3), ((60, 50, 40), 300_001, 3)],
     ids=["planes", "2-D", "larger than a block"],
 )
-def test_the_bytes_do_not_depend_on_the_pieces(name, shape, most_bytes, threads, tmp_path):
+def test_the_bytes_do_not_depend_on_the_pieces(name, shape, most_bytes, threads, tmp_path, monkeypatch):
     """Every plane of every channel is asked for once."""
     values = np.round(np.random.default_rng(0).standard_normal((3, *shape[::-1])), 1).astype(np.float32)
     channels, asked = values.transpose(0, *range(values.ndim - 1, 0, -1)), []
@@ -212,7 +208,8 @@ def test_the_bytes_do_not_depend_on_the_pieces(name, shape, most_bytes, threads,
         asked.extend((channel, plane) for plane in range(planes.start, planes.stop))
         return values[channel, planes].astype(np.float64)  # Whatever the type, it becomes float32.
 
-    io.write_pieces(tmp_path / "pieces" / name, like_of(shape), 3, piece, threads=threads, most_bytes=most_bytes)
+    monkeypatch.setattr(io.volume, "MAX_BYTES", most_bytes)
+    io.write_pieces(tmp_path / "pieces" / name, like_of(shape), 3, piece, threads=threads)
     assert files_in(tmp_path / "pieces") == files_in(tmp_path / "dense")
     read = io.read_logits([tmp_path / "pieces" / name]).reshape(3, *shape)  # NIfTI gives a 2-D grid a third axis.
     np.testing.assert_array_equal(read, channels)
@@ -220,7 +217,7 @@ def test_the_bytes_do_not_depend_on_the_pieces(name, shape, most_bytes, threads,
 
 
 @pytest.mark.parametrize(("name", "error"), [("a.nii.gz", ValueError), ("a.mhd", KeyboardInterrupt), ("a.npz", KeyError)])
-def test_an_error_leaves_the_old_file_and_nothing_else(name, error, tmp_path):
+def test_an_error_leaves_the_old_file_and_nothing_else(name, error, tmp_path, monkeypatch):
     def ones(_, planes):
         if planes.start > 3:
             raise error("of the caller")
@@ -228,6 +225,7 @@ def test_an_error_leaves_the_old_file_and_nothing_else(name, error, tmp_path):
 
     io.write_pieces(tmp_path / name, like_of((30, 40, 4)), 2, ones)
     before, running = files_in(tmp_path), threading.active_count()
+    monkeypatch.setattr(io.volume, "MAX_BYTES", 1)
     with pytest.raises(error, match="of the caller"):
-        io.write_pieces(tmp_path / name, like_of((30, 40, 6)), 2, ones, threads=2, most_bytes=1)
+        io.write_pieces(tmp_path / name, like_of((30, 40, 6)), 2, ones, threads=2)
     assert (files_in(tmp_path), threading.active_count()) == (before, running)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crfrefine.base import limits
-from crfrefine.base.limits import MemoryLimit, available_threads, format_size, memory_left, memory_limit, parse_size, thread_limit
+from crfrefine.base.limits import MemoryLimit, available_threads, format_size, memory_left, memory_limit, parse_size
 from crfrefine.base.text import MAX_CHARACTERS, for_terminal, printable, shorten
 from crfrefine.errors import InputError
 
@@ -56,21 +56,15 @@ def test_the_smallest_limit_counts(groups):
     assert memory_limit().source == "the memory available on this machine"
 
 
-def test_affinity_and_quota_limit_the_threads(monkeypatch):
-    """A machine with 16 cores, of which this process may use 12; a part of a core is one."""
-    monkeypatch.setattr(limits.os, "cpu_count", lambda: 16)
-    for cores, quota, number, source in (
-        (16, None, 16, "the cores of this machine"),
-        (12, None, 12, "affinity"),
-        (12, 2.0, 2, "quota"),
-        (12, 1.5, 2, "quota"),
-        (12, 0.1, 1, "quota"),
-        (12, 40.0, 12, "affinity"),
-    ):
-        monkeypatch.setattr(limits.os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)), raising=False)
-        monkeypatch.setattr(limits, "_quota", lambda quota=quota: quota)
-        assert thread_limit()[0] == available_threads() == number
-        assert source in thread_limit()[1]
+def test_affinity_and_quota_limit_the_threads(groups, monkeypatch):
+    """Of a machine on which this process may use 12 cores; a part of a core is one."""
+    monkeypatch.setattr(limits.os, "sched_getaffinity", lambda _: set(range(12)), raising=False)
+    assert available_threads() == 12
+    for quota, number in ((200_000, 2), (150_000, 2), (10_000, 1), (4_000_000, 12)):
+        (groups / "cpu.max").write_text(f"{quota} 100000\n", encoding="ascii")
+        assert available_threads() == number
+    (groups / "cpu.max").write_text("max 100000\n", encoding="ascii")
+    assert available_threads() == 12
 
 
 # ---- Texts

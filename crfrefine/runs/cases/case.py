@@ -24,7 +24,7 @@ from crfrefine.base.limits import PROCESS, RUN_BYTES, available_threads, memory_
 from crfrefine.base.option import CUBIC
 from crfrefine.base.text import TIMES, shorten
 from crfrefine.errors import InputError
-from crfrefine.io.reading import LogitsHeader, read_mask, read_pieces
+from crfrefine.io.reading import LogitsHeader, read_mask, read_pieces, reading_jobs
 from crfrefine.io.streams import allocate_array
 from crfrefine.io.volume import MAX_BYTES, Volume, VolumeHeader
 from crfrefine.runs.cases.case_files import CaseFiles
@@ -131,15 +131,13 @@ def read_case(
 
     # The longest job first: the network's output; each file inflates on one thread.
     keeps_logits = not is_streamed and (as_logits or not is_map)
-    scores, jobs = network.reading() if keeps_logits and not is_map else (None, [])
+    scores, jobs = reading_jobs(network.files) if keeps_logits and not is_map else (None, [])
     if is_map:
         of_labels = partial(read_label_map, network, images, options, are_structures=headers.files.are_structures)
         jobs.append(partial(read_part, "labels", of_labels))
     if keeps_logits:
-        parts["image"] = allocate_array((headers.num_modalities, *first.grid_shape[::-1]), first.path)
-        for i, header in enumerate(images):  # Several files have a channel each.
-            values = parts["image"][i : i + header.num_channels].reshape(-1, *header.grid_shape[::-1])
-            jobs.append(partial(io.read_into, header, values))
+        parts["image"], of_images = reading_jobs(images)
+        jobs += of_images
     else:
         jobs.append(partial(read_part, "image", partial(read_as_stored, images)))
     if headers.mask is not None:

@@ -146,14 +146,9 @@ def _on_grid(
 def _read_one(file: VolumeHeader, options: ReadingOptions) -> tuple[Labels, tuple[int, ...]]:
     """Return the labels of a label map as in its file, and those that occur."""
     is_certain = options.input_type == KIND
-    found = read_whole_numbers(file)
-    if found.off > (LABEL_TOLERANCE if is_certain else 0.0):  # in doubt, only whole numbers are labels
-        raise InputError(
-            f"{file.path}: one value per voxel, not a whole number (off by up to {found.off:.2g}) as in a label map\n"
-            "  Logits need one value per label, background included (-p BACKGROUND -p FOREGROUND), or --regions NAME=1 for a single region."
-        )
-    found.require_range(file.path)
-    present = present_labels(found.labels)
+    advice = "logits need one value per label (-p BACKGROUND -p FOREGROUND), or --regions NAME=1 for a single region"
+    labels = read_whole_numbers(file, LABEL_TOLERANCE if is_certain else 0.0, advice)  # In doubt, only whole numbers are labels.
+    present = present_labels(labels)
     if not is_certain and len(present) > _MAX_GRAY_VALUES:
         expected = "expected logits with one value per label, background included. For a label map, give --input-type labels"
         raise InputError(f"{file.path}: one value per voxel, {len(present)} different ones, as in an image; {expected}")
@@ -163,7 +158,7 @@ def _read_one(file: VolumeHeader, options: ReadingOptions) -> tuple[Labels, tupl
             f"{file.path}: has labels that are not declared: {describe_labels(unknown)}\n"
             f"  Expected labels among {describe_labels(declared.numbers)} of {declared.source}: add them, or merge them in the label map."
         )
-    return found.labels, present
+    return labels, present
 
 
 class MergedStructures(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ import crfrefine
 from crfrefine import io
 from crfrefine.base.failures import Causes, Failure, describe_failure, failing_alone
 from crfrefine.base.geometry import describe_grid
-from crfrefine.base.limits import format_size, thread_limit
+from crfrefine.base.limits import available_threads, format_size
 from crfrefine.base.text import TIMES, counted, listed
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.volume import VolumeHeader
@@ -155,7 +156,6 @@ def installation() -> dict[str, str]:
     from crfrefine.engines import get_backend
     from crfrefine.engines.compiled import find_levels
 
-    threads, source = thread_limit()
     shown = {"version": f"crfrefine {crfrefine.__version__}, Python {platform.python_version()}, {platform.platform()}"}
     try:
         cpu: Any = get_backend("cpu")
@@ -169,7 +169,7 @@ def installation() -> dict[str, str]:
         shown["GPU"] = f"{properties['name']}, {format_size(properties['memory'])}"
     except CrfRefineError as error:
         shown["GPU"] = str(error)
-    shown["threads"] = f"{threads}: {source}"
+    shown["threads"] = f"{available_threads()}, of {os.cpu_count()} cores"
     try:
         lines = metadata.requires("crfrefine") or []
     except metadata.PackageNotFoundError:
