@@ -26,7 +26,7 @@ from cli_helpers import (
 
 import crfrefine.io.nifti
 import crfrefine.runs.case_work
-from crfrefine.io.volume import VoxelSource
+from crfrefine.io import reading
 
 CASES = ("bad", "good")
 
@@ -229,14 +229,14 @@ QUICK = ("--set", "mean_field.num_iterations=1", "--set", "mean_field.filter=tru
 
 def break_reader(monkeypatch, error, name="bad"):
     """Let the NIfTI reader raise on files whose name begins so: no file is known that makes it raise anything but our errors."""
-    whole = VoxelSource.stream
+    whole = reading.open_bytes
 
-    def broken(source, *others):
-        if f"{source.path.parent.name}/{source.path.name}".startswith(name) or source.path.name.startswith(name):
+    def broken(path, *others):
+        if f"{path.parent.name}/{path.name}".startswith(name) or path.name.startswith(name):
             raise error
-        return whole(source, *others)
+        return whole(path, *others)
 
-    monkeypatch.setattr(VoxelSource, "stream", broken)
+    monkeypatch.setattr(reading, "open_bytes", broken)
 
 
 @pytest.mark.parametrize("error", [BUG, UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), AssertionError()], ids=repr)
@@ -263,7 +263,7 @@ def test_a_traceback_is_shown_on_request_alone_and_not_of_too_little_memory(fold
     break_reader(monkeypatch, MemoryError())
     result = run_here("infer", *folders.arguments, *QUICK, "-v", status=1)
     (line,) = errors(result.stderr)
-    assert "there is not enough memory to read it" in line
+    assert "there is not enough memory" in line
     assert "report" not in line
     assert "Traceback" not in result.stderr
 

@@ -127,7 +127,7 @@ META_HEADERS = {
     "NDims not of DimSize": (meta_text(NDims="2"), "DimSize = 2 3 4; expected 2 whole numbers"),
     "DimSize past 64 bits": (meta_text(DimSize="4000000000 4000000000 4000000000"), "promises 128(000){9} bytes .* more than the 48 bytes"),
     "spacing of zero": (meta_text(ElementSpacing="1 0 1"), "expected voxels that are larger than 0"),
-    "spacing in another unit": (meta_text(ElementSpacing="1e-6 3e-9 2e-6"), "affine is .* 3e-09 .*voxels of 1e-06 mm or more"),
+    "spacing in another unit": (meta_text(ElementSpacing="1e-6 3e-9 2e-6"), "affine is .* -3e-09 .*voxels of 1e-06 mm or more"),
     "offset infinite": (meta_text(Offset="1 inf 1"), "Offset = 1 inf 1; expected 3 finite numbers"),
     "two offsets": (meta_text(Offset="1 2 3", Origin="1 2 4"), "Offset = 1 2 3; expected one value, found a second one: 1 2 4"),
     "singular matrix": (meta_text(TransformMatrix="1 0 0 1 0 0 0 0 1"), "geometry in the header is not usable"),
