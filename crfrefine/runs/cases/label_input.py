@@ -186,14 +186,11 @@ def merge_structures(files: Sequence[VolumeHeader], numbers: Mapping[str, int]) 
     shared = np.zeros(labels.shape, np.bool_)
     sizes = np.zeros(largest + 1, np.int64)
     for file in files:
-        found, number = read_whole_numbers(file), numbers[stem_of(file.path)]
-        if found.off or found.low < 0 or found.high > 1:
-            raise InputError(
-                f"{file.path}: expected 0 and 1, as in a binary file of one structure; found values from {found.low:g} to {found.high:g}, "
-                f"off whole numbers by up to {found.off:.2g}\n"
-                "  A label map with several labels is given by itself: -p FILE, or -p FOLDER with the name of the case."
-            )
-        inside = found.labels.reshape(labels.shape) == 1
+        expected = "a file of one structure holds 0 and 1; a label map is given by itself: -p FILE, or -p FOLDER with the name of the case"
+        values, number = read_whole_numbers(file, 0.0, expected), numbers[stem_of(file.path)]
+        if values.max() > 1:
+            raise InputError(f"{file.path}: expected 0 and 1, found values up to {values.max()}: {expected}")
+        inside = values.reshape(labels.shape) == 1
         sizes[number] = np.count_nonzero(inside)
         others = labels[inside]
         taken = others != 0
