@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import crfrefine
 from crfrefine.errors import BackendUnavailableError, ConfigError
 
 # The instruction sets that the engine can be compiled for, lowest first; the baseline is always there.
@@ -57,9 +59,22 @@ def _import_level(level: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name != name:
             raise
+        if _add_installed_engine(level):
+            return importlib.import_module(name)
         raise BackendUnavailableError(
-            f"the compiled CPU engine is missing from {Path(__file__).parents[1]}; run Python outside of a source tree, and install "
-            "crfrefine (building it needs a C++20 compiler)"
+            f"the compiled CPU engine is missing from {Path(__file__).parents[1]}, and no installed package of this version has it; "
+            "install crfrefine (building it needs a C++20 compiler), or run Python outside of a source tree"
         ) from error
     except ImportError as error:
         raise BackendUnavailableError(f"the compiled CPU engine cannot be loaded ({error}); reinstall crfrefine") from error
+
+
+def _add_installed_engine(level: str) -> bool:
+    """Let a source tree, which Python finds first when it is started in a clone, take the engine of the installed package."""
+    adapter = Path(__file__).with_name("cpu.py")  # the module that calls the engine: where it is the same, the engine fits
+    for package in (Path(path, "crfrefine") for path in sys.path):
+        if any(package.glob(f"_engine_{level}.*")) and (package / "engines" / "cpu.py").read_bytes() == adapter.read_bytes():
+            crfrefine.__path__.append(str(package))
+            importlib.invalidate_caches()
+            return True
+    return False

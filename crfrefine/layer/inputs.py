@@ -222,13 +222,15 @@ def _normalize(image: Tensor, parameters: IntensityParameters, mask: Tensor | No
 def _percentile_range(values: Tensor, percentiles: tuple[float, float]) -> tuple[Tensor, Tensor]:
     """The lower percentile, and the distance to the upper one; from the smallest to the largest value where both are equal."""
     # They are interpolated between order statistics, whose voxels get the gradients.
-    ordered, ends = values.sort(stable=True).values, []
-    for percent in percentiles:
-        position = (values.numel() - 1) * (percent / 100.0)
-        rank = math.floor(position)
-        start, end = ordered[rank], ordered[min(rank + 1, values.numel() - 1)]
-        ends.append(start + (end - start) * (position - rank))
-    low, high = ends
+    positions = [(values.numel() - 1) * (percent / 100.0) for percent in percentiles]
+    ranks = [min(math.floor(position) + more, values.numel() - 1) for position in positions for more in (0, 1)]
+    fixed = values.detach()
+    if fixed.device.type == "cpu":  # A CPU partitions several times faster than it sorts.
+        places = torch.from_numpy(np.argpartition(fixed.numpy(), ranks)[ranks])
+    else:
+        places = fixed.sort(stable=True).indices[ranks]
+    pairs = zip(values[places[::2]], values[places[1::2]], positions, strict=True)
+    low, high = (start + (end - start) * (position % 1.0) for start, end, position in pairs)
     if float(high.detach()) <= float(low.detach()):
         low, high = values.amin(), values.amax()
     return low, high - low

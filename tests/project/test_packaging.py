@@ -1,4 +1,4 @@
-"""The installed wheel has what it needs and nothing else."""
+"""The installed wheel has what it needs and nothing else; a source tree without an engine takes the installed one."""
 
 import importlib.metadata
 import importlib.resources
@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import crfrefine
@@ -49,13 +50,28 @@ def test_the_wheel_carries_its_data_and_the_pages_assets_and_nothing_else():
     assert suffixes <= SOURCE_SUFFIXES | {".py", ".pyi", ".typed", ".so", ".toml", ".md", ".html", ".css", ".js", ".txt"}
 
 
-def test_a_source_tree_without_an_engine_says_what_to_do(tmp_path):
-    """Python started in a clone meets the source tree first."""
-    shutil.copytree(PACKAGE, tmp_path / "crfrefine", ignore=shutil.ignore_patterns("_engine_*", "__pycache__"))
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONSAFEPATH", "PYTHONPATH")}
-    code = "import crfrefine; crfrefine.refine([[0.0], [1.0]], [1.0], spacing=1)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert f"missing from {tmp_path / 'crfrefine'}; run Python outside of a source tree, and install crfrefine" in done.stderr
+def test_a_source_tree_takes_the_engine_of_the_same_package_installed(tmp_path):
+    """Python started in a clone meets the source tree first. An engine with other arguments must not be called."""
+    installed, clone, libraries = (tmp_path / name for name in ("site", "clone", "libraries"))
+    shutil.copytree(PACKAGE, installed / "crfrefine")
+    shutil.copytree(PACKAGE, clone / "crfrefine", ignore=shutil.ignore_patterns("_engine_*", "__pycache__"))
+    libraries.mkdir()  # those of this environment, without the package that is installed in it
+    for path in Path(np.__file__).parents[1].iterdir():
+        if not path.name.lower().startswith("crfrefine"):
+            (libraries / path.name).symlink_to(path)
+    code = "import numpy as np, crfrefine as crf; x = np.arange(120.0).reshape(2, 5, 3, 4) % 7; "
+    code += "print(crf.refine(x, x[0], spacing=1), crf.__file__)"
+    environment = {**os.environ, "PYTHONPATH": f"{installed}{os.pathsep}{libraries}"}
+    environment.pop("PYTHONSAFEPATH", None)
+    options = {"cwd": clone, "env": environment, "capture_output": True, "text": True, "check": False}
+    done = subprocess.run([sys.executable, "-S", "-c", code], **options)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("<RefinementResult")
+    assert str(clone) in done.stdout
+    with (installed / "crfrefine" / "engines" / "cpu.py").open("a", encoding="utf-8") as adapter:
+        adapter.write("# changed\n")
+    done = subprocess.run([sys.executable, "-S", "-c", code], **options)
+    assert f"missing from {clone / 'crfrefine'}, and no installed package of this version has it; install crfrefine" in done.stderr
 
 
 def test_the_citation_has_the_packages_version():
