@@ -136,30 +136,14 @@ class CrfRnn(CrfValues):
         self._check_image(image)
         inputs.engine_for(image.device, dtype)
         with torch.no_grad():
-            return self.build_normalized(self._normalized(image, mask, dtype), self._known_spacing(spacing), mask)
-
-    def build_normalized(
-        self,
-        image: Tensor,
-        spacing: inputs.Spacing | None = None,
-        mask: inputs.Mask | None = None,
-        *,
-        num_labels: int | None = None,
-        threads: int | None = None,
-    ) -> list[Kernels]:
-        """Build the kernels for an image on the scale of theta_beta, for `refine_normalized`; errors are those of `forward`.
-
-        With another number of labels than the layer's, they are for other runs on the same kernels.
-        """
-        with torch.no_grad():
             return functional.build_kernels(
-                image,
+                self._normalized(image, mask, dtype),
                 bilateral=list(zip(self.theta_alpha, self.theta_beta, strict=True)),
                 theta_gamma=self.theta_gamma,
                 spacing=self._known_spacing(spacing),
                 mask=mask,
-                num_labels=num_labels or self.num_labels,
-                **self.settings(threads),
+                num_labels=self.num_labels,
+                **self.settings(None),
             )
 
     def settings(self, threads: int | None) -> dict[str, Any]:

@@ -176,7 +176,17 @@ class Model(Refiner):
         if self._is_coarse and crop.network_spacing is not None:
             spacing = tuple(step / wide for step, wide in zip(spacing, crop.network_spacing, strict=True))
         if crop.regions is not None:
-            kernels = self.layer.build_normalized(image, spacing, values.mask, num_labels=2, threads=threads)
+            layer = self.layer
+            with torch.no_grad():
+                kernels = functional.build_kernels(
+                    image,
+                    bilateral=list(zip(layer.theta_alpha, layer.theta_beta, strict=True)),
+                    theta_gamma=layer.theta_gamma,
+                    spacing=spacing,
+                    mask=values.mask,
+                    num_labels=2,
+                    **layer.settings(threads),
+                )
             refined = _refine_regions(self.layer, logits, image, threads, kernels)
         else:
             refined = self.layer.refine_normalized(logits[None], image, spacing, values.mask, threads=threads)[0]

@@ -9,10 +9,10 @@ import cuda_shim
 import numpy as np
 import nvrtc
 import pytest
-from oracles import Case, random_case
+from oracles import random_case
 from strict_device import PARAMETERS, StrictDevice, use
 
-from crfrefine import refine
+import crfrefine
 from crfrefine.engines.cuda.cupy_device import CupyDevice, is_available
 from crfrefine.engines.cuda.kernels import CudaBackend
 from crfrefine.engines.cuda.sources import kernel_source, source_names
@@ -93,9 +93,6 @@ def test_what_integers_follow_from_is_not_contracted():
     assert "fma.rn" not in "".join(nvrtc.intermediate_code(kernel_source("lattice_build", HOT["lattice_build"][0])).values())
 
 
-BOX = (slice(2, 7), slice(1, 9), slice(3, 6))
-
-
 @pytest.fixture(params=["cuda-shim", pytest.param("cuda", marks=pytest.mark.gpu)])
 def gpu_engine(request):
     """The GPU engine under a GPU's rules (strict_device.py), and on a GPU."""
@@ -108,48 +105,35 @@ def gpu_engine(request):
     return CudaBackend(CupyDevice())
 
 
-def refined(case, device, *, changes=None, **options):
-    given = {"mask": case.mask, "spacing": case.spacing, "parameters": PARAMETERS.replace(**(changes or {}))}
-    return refine(case.logits, case.image, device=device, allow_vanishing=True, **(given | options))
-
-
-def case_of(kind):
-    """A case that differs from the usual in one respect."""
-    case = random_case(3, num_modalities=2, num_labels=4, grid_shape=(9, 11, 8))
-    logits, mask = case.logits.copy(), case.image[0] > np.quantile(case.image[0], 0.2)  # scattered
-    if "box" in kind or kind == "slice":
-        box = np.zeros(mask.shape, bool)
-        box[(slice(2, 8), slice(None), 5) if kind == "slice" else BOX] = True
-        mask = box if kind == "slice" else mask & box
-    elif "mask" not in kind:
-        mask = None
-    if kind.startswith("padding"):
-        logits[:, :, :3] = 0.25
-    if "huge padding" in kind:
-        logits[:, :2] = np.finfo(np.float32).min
-    if "two labels" in kind:
-        logits = logits[:2]
-    if kind.startswith("axes in another order"):
-        logits, image = (np.asfortranarray(array.T).T.transpose(0, 3, 1, 2) for array in (logits, case.image))
-        return Case(logits, image, None, (case.spacing[2], case.spacing[0], case.spacing[1]))
-    return Case(logits, case.image, mask, case.spacing)
+SHAPE = (9, 11, 8)
+SCATTERED = np.random.default_rng(0).random(SHAPE) < 0.8
+BOX, SLICE = np.zeros(SHAPE, bool), np.zeros(SHAPE, bool)
+BOX[2:7, 1:9, 3:6], SLICE[2:8, :, 5] = SCATTERED[2:7, 1:9, 3:6], True
+FEW = {"bilateral.weight": 0.1, "spatial.weight": 0.0}
 
 
 @pytest.mark.parametrize(
-    ("kind", "changes"),
+    ("mask", "padding", "num_labels", "axes", "changes"),
     [
-        ("plain", {}),
-        ("padding in a box", {}),
-        ("scattered mask, two labels", {}),
-        ("slice", {}),
-        ("axes in another order, huge padding", {}),
-        ("box", {"postprocess.keep_largest": "each", "bilateral.weight": 0.1, "spatial.weight": 0.0}),
-        ("box", {"volume.weight": 0.5}),
+        (None, None, 4, (0, 1, 2), {}),
+        (BOX, 0.25, 4, (0, 1, 2), {}),
+        (SCATTERED, None, 2, (0, 1, 2), {}),
+        (SLICE, None, 4, (0, 1, 2), {}),
+        (None, np.finfo(np.float32).min, 4, (2, 0, 1), {}),
+        (BOX, None, 4, (0, 1, 2), FEW | {"postprocess.keep_largest": "each"}),
+        (BOX, None, 4, (0, 1, 2), {"volume.weight": 0.5}),
     ],
+    ids=["plain", "padding in a box", "two labels", "slice", "axes in another order", "components", "volumes"],
 )
-def test_a_case_of_any_kind_is_refined_as_on_the_cpu(gpu_engine, kind, changes, monkeypatch):
+def test_a_case_of_any_kind_is_refined_as_on_the_cpu(gpu_engine, mask, padding, num_labels, axes, changes, monkeypatch):
     use(gpu_engine, monkeypatch)
-    found, expected = (refined(case_of(kind), device, changes=changes) for device in ("cuda", "cpu"))
+    case = random_case(3, num_modalities=2, num_labels=4, grid_shape=SHAPE)
+    logits = case.logits[:num_labels].copy()
+    if padding is not None:
+        logits[:, :, :3] = padding
+    logits, image = (np.asfortranarray(array.T).T.transpose(0, *(1 + axis for axis in axes)) for array in (logits, case.image))
+    options = {"mask": mask, "spacing": [case.spacing[axis] for axis in axes], "parameters": PARAMETERS.replace(**changes)}
+    found, expected = (crfrefine.refine(logits, image, device=device, allow_vanishing=True, **options) for device in ("cuda", "cpu"))
     for name in ("label_map", "network_label_map"):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
     assert found.label_map.dtype == expected.label_map.dtype
