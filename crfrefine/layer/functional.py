@@ -111,7 +111,16 @@ def mean_field(
         specs = [wanted if of_item is None else replace(wanted, num_labels=len(of_item)) for of_item in labels]
         kernels = _build(image, specs, spacing, masks, threads, copy=False)
     else:
-        _check_kernels(kernels, len(logits), (len(weights), image_shape, str(dtype).removeprefix("torch."), num_labels))
+        if len(kernels) != len(logits):
+            raise InputError(f"got kernels for {len(kernels)} batch items; the batch has {len(logits)}")
+        wanted_for = len(weights), image_shape, str(dtype).removeprefix("torch."), num_labels
+        for item in kernels:
+            built_for = len(item.spec.kernels), item.image_shape, item.dtype, item.spec.num_labels
+            if built_for != wanted_for:
+                raise InputError(
+                    "the kernels were built for {} terms, an image of shape {} in {}, and {} labels; the call has {} terms, {} in {}, and "
+                    "{} labels; build them anew (`dtype=torch.float64` for float64 logits)".format(*built_for, *wanted_for)
+                )
     if mask is not None or all(item.num_voxels == logits[0, 0].numel() for item in kernels):  # else only the kernels know their mask
         inputs.check_logits(logits, masks)
     items = [
@@ -259,15 +268,3 @@ def _stack(rows: Sequence[Tensor], size: int, dtype: torch.dtype) -> Tensor:
 def _double(tensor: Tensor) -> NDArray[np.float64]:
     """Return a copy of the values: a spec must not change with the tensor."""
     return np.array(tensor.detach().double().cpu().numpy())
-
-
-def _check_kernels(kernels: Sequence[Kernels], num_items: int, expected: tuple[Any, ...]) -> None:
-    if len(kernels) != num_items:
-        raise InputError(f"got kernels for {len(kernels)} batch items; the batch has {num_items}")
-    for item in kernels:
-        built_for = len(item.spec.kernels), item.image_shape, item.dtype, item.spec.num_labels
-        if built_for != expected:
-            raise InputError(
-                "the kernels were built for {} terms, an image of shape {} in {}, and {} labels; the call has {} terms, {} in {}, and {} "
-                "labels; build them anew (`dtype=torch.float64` for float64 logits)".format(*built_for, *expected)
-            )

@@ -16,8 +16,6 @@ from crfrefine.layer.autograd import outside_graphs, to_array
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from crfrefine.engines.torch.filters import Filter
-
 
 @outside_graphs
 def gaussian_filter(
@@ -94,7 +92,12 @@ def _normalized(values: Tensor, features: Tensor, grid: tuple[int, ...], method:
     is_compiled = values.dtype == torch.float32 and values.device.type == "cpu"
     kept: list[Any] = []
     if not is_compiled:
-        kept.append(_tensor_kernel(features.T, method))
+        from crfrefine.engines.torch.filters import Lattice, dense_filter
+
+        points = (features - features.detach().amin(1, keepdim=True)).T  # The C++ engine's origin, and no digits lost to an offset.
+        kept.append(dense_filter(points) if method == "exact" else Lattice(points))
+        if method == "lattice":
+            require_shared(kept[0].num_vertices, *points.shape)
 
     def build(points: Tensor) -> CompiledPoints:
         """Return the kernel of the features, which functions of PyTorch unwrap only inside of `_Filter`; build it once."""
@@ -115,18 +118,6 @@ def _normalized(values: Tensor, features: Tensor, grid: tuple[int, ...], method:
         return both[:-1] / both[-1:].clamp(min=TINY)
     scale = apply(ones).clamp(min=TINY).rsqrt()
     return apply(values * scale) * scale
-
-
-def _tensor_kernel(features: Tensor, method: str) -> Filter:
-    """Return the kernel of (N, D) features in operations of PyTorch."""
-    from crfrefine.engines.torch.filters import Lattice, dense_filter
-
-    features = features - features.detach().amin(0)  # The C++ engine's origin: the same lattice, and no digits lost to an offset.
-    if method == "exact":
-        return dense_filter(features)
-    lattice = Lattice(features)
-    require_shared(lattice.num_vertices, *features.shape)
-    return lattice
 
 
 class _Filter(torch.autograd.Function):

@@ -72,8 +72,8 @@ def warn_of_probabilities(logits: Tensor, told: set[str]) -> None:
         return
     places = tuple(slice(None, None, math.ceil(extent / _LOOKED_AT)) for extent in logits.shape[2:])
     look = look_at(logits.detach()[(slice(None), slice(None), *places)].movedim(1, 0).float().cpu().numpy())
-    has_sums = not look.bad_voxels(max(SUM_TOLERANCE, 4.0 * torch.finfo(logits.dtype).eps)).size
-    are_probabilities = look.outside is None and has_sums and not look.is_equal.all()
+    sums, tolerance = look.sums[~look.is_equal], max(SUM_TOLERANCE, 4.0 * torch.finfo(logits.dtype).eps)
+    are_probabilities = look.outside is None and sums.size > 0 and bool((np.abs(sums - 1.0) <= tolerance).all())
     if are_probabilities or logits.device.type != "cpu":
         told.add("probabilities")
     if are_probabilities:

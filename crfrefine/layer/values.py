@@ -150,10 +150,9 @@ class CrfValues(nn.Module):
         is_symmetric = torch.equal(matrix, matrix.T)
         if symmetric and not is_symmetric:
             raise ConfigError("compatibility.matrix: it is not symmetric, but symmetric_compatibility asks for that")
-        if kind not in ("full", "potts"):
-            raise ConfigError(f"compatibility: expected 'full' or 'potts', got {kind!r}")
-        if kind == "potts" and start.matrix is not None:
-            raise ConfigError("compatibility: 'potts' was asked for, but the parameters have a matrix; use 'full'")
+        known = ("full", "potts") if start.matrix is None else ("full",)  # Potts has no place for a matrix.
+        if kind not in known:
+            raise ConfigError(f"compatibility: for these parameters expected {' or '.join(map(repr, known))}, got {kind!r}")
         self._symmetric = is_symmetric if symmetric is None else symmetric
         entries = matrix[entry_places(self.num_labels, symmetric=self._symmetric)]
         self.register_parameter("raw_compatibility", _parameter(entries.tolist()) if kind == "full" else None)

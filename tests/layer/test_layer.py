@@ -183,7 +183,7 @@ def test_learned_groups_can_be_chosen():
         ({"bilateral.weight": (1.0, 2.0)}, {}, r"bilateral\.weight.* 3 labels"),
         ({"bilateral.theta_alpha": 0.01}, {}, r"bilateral\.theta_alpha: 0\.01 is outside the range .* 0\.1 to 1000"),
         (MATRIX, {"symmetric_compatibility": True}, "not symmetric"),
-        (MATRIX, {"compatibility": "potts"}, "have a matrix"),
+        (MATRIX, {"compatibility": "potts"}, "compatibility: for these parameters expected 'full', got 'potts'"),
         ({"bilateral.weight": (1.0, 2.0, 3.0)}, {"per_label_weights": False}, "per_label_weights"),
         ({"bilateral.theta_alpha": (1.0, 2.0, 3.0)}, {"anisotropic": False}, "anisotropic"),
         ({}, {"compatibility": "matrix"}, "'full' or 'potts'"),

@@ -69,19 +69,6 @@ def _inlined(name: str) -> str:
     return read(kernels_dir() / "cuda" / f"{name}.cu")
 
 
-@cache
-def _signatures(name: str) -> dict[str, tuple[Parameter, ...]]:
-    kernels = {}
-    for match in _KERNEL.finditer(_inlined(name)):
-        parameters = []
-        for declaration in match[2].split(","):
-            kind, _, label = declaration.replace("const ", "").replace("__restrict__ ", "").strip().rpartition(" ")
-            base = kind.rstrip("*")
-            parameters.append(Parameter(label, _TYPES[base], kind.endswith("*"), base == "Channels"))
-        kernels[match[1]] = tuple(parameters)
-    return kernels
-
-
 def kernel_source(name: str, constants: Mapping[str, int]) -> KernelSource:
     """Return the text of kernels/cuda/<name>.cu for values of the CRF_* constants that its first lines require."""
     return _with_constants(name, tuple(sorted(constants.items())))
@@ -89,11 +76,19 @@ def kernel_source(name: str, constants: Mapping[str, int]) -> KernelSource:
 
 @cache
 def _with_constants(name: str, constants: tuple[tuple[str, int], ...]) -> KernelSource:
-    defines = "".join(f"#define {key} {value}\n" for key, value in constants)
+    text, kernels = _inlined(name), {}
+    for match in _KERNEL.finditer(text):
+        parameters = []
+        for declaration in match[2].split(","):
+            kind, _, label = declaration.replace("const ", "").replace("__restrict__ ", "").strip().rpartition(" ")
+            base = kind.rstrip("*")
+            parameters.append(Parameter(label, _TYPES[base], kind.endswith("*"), base == "Channels"))
+        kernels[match[1]] = tuple(parameters)
     options = ["-std=c++17"]
     options += ["--fmad=false"] if name in UNCONTRACTED else []
     options += ["--device-int128"] if dict(constants).get("CRF_WIDE_KEYS") else []
-    return KernelSource(name, defines + _inlined(name), _signatures(name), tuple(options))
+    defines = "".join(f"#define {key} {value}\n" for key, value in constants)
+    return KernelSource(name, defines + text, kernels, tuple(options))
 
 
 def pack_arguments(source: KernelSource, kernel: str, constants: Mapping[str, int], arguments: Sequence[Any]) -> list[Any]:
