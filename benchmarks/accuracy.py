@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
-from typing import Any
 
-import environment
 import numpy as np
 from check import exact_rows, message_at
 from peers import BENCH, ROOT
-from report import markdown_table, write_between_markers
+from report import describe, markdown_table, write_between_markers
 from workers.measure import Workload
-from workloads import WorkloadSpec, accuracy_spec, store
+from workloads import accuracy_spec, store
 
 from crfrefine.errors import CapacityError
 
@@ -23,68 +20,56 @@ MAX_TRUNCATED_MM = 3.0  # beyond it nobody waits for the direct sum
 MAX_GRID_MODALITIES = 2
 NUM_ROWS = 400
 
-
-def _serves(filter_name: str, spec: WorkloadSpec) -> bool:
-    if filter_name == "truncated":
-        return spec.theta_alpha <= MAX_TRUNCATED_MM
-    return filter_name != "grid" or spec.num_modalities <= MAX_GRID_MODALITIES
+Errors = dict[tuple[str, tuple[float, float], int], tuple[float, float]]
+"""RMS and largest error of each filter, setting and dimension."""
 
 
-def measure() -> list[dict[str, Any]]:
-    """One record for each dimension, setting and filter."""
-    records = []
+def measure() -> Errors:
+    """Measure each filter in each dimension and setting that it serves."""
+    found = {}
     for num_features in DIMENSIONS:
-        for theta_alpha, theta_beta in SETTINGS:
-            spec = accuracy_spec(num_features, theta_alpha, theta_beta)
+        for setting in SETTINGS:
+            spec = accuracy_spec(num_features, *setting)
             workload = Workload(store(spec, BENCH / "data"))
             voxels, exact = exact_rows(workload, NUM_ROWS)
-            for name in FILTERS:
-                if not _serves(name, spec):
-                    continue
+            unused = {"truncated": spec.theta_alpha > MAX_TRUNCATED_MM, "grid": spec.num_modalities > MAX_GRID_MODALITIES}
+            for name in (name for name in FILTERS if not unused.get(name)):
                 try:
                     errors = np.abs(message_at(workload, voxels, name) - exact)
                 except CapacityError as error:  # a grid of far more cells than voxels is refused: no figure
                     sys.stderr.write(f"{name}: {error}\n")
                     continue
-                found = {"rms": float(np.sqrt(np.mean(errors**2))), "max": float(errors.max())}
-                records.append({"filter": name, "num_features": num_features, **asdict(spec), **found})
-            sys.stderr.write(f"D = {num_features}, theta_alpha {theta_alpha:g}, theta_beta {theta_beta:g}\n")
-    return records
+                found[name, setting, num_features] = float(np.sqrt(np.mean(errors**2))), float(errors.max())
+            sys.stderr.write(f"D = {num_features}, theta_alpha {setting[0]:g}, theta_beta {setting[1]:g}\n")
+    return found
 
 
-def _select(records: list[dict[str, Any]], filter_name: str, setting: tuple[float, float]) -> list[dict[str, Any]]:
-    return [r for r in records if r["filter"] == filter_name and (r["theta_alpha"], r["theta_beta"]) == setting]
-
-
-def table(records: list[dict[str, Any]]) -> str:
+def table(found: Errors) -> str:
     """RMS error (largest) by dimension, a column for each filter and setting."""
-    columns = [(name, setting) for name in FILTERS for setting in SETTINGS if _select(records, name, setting)]
+    measured = {key[:2] for key in found}
+    columns = [(name, setting) for name in FILTERS for setting in SETTINGS if (name, setting) in measured]
     rows = []
     for num_features in DIMENSIONS:
-        cells = []
-        for name, setting in columns:
-            found = [r for r in _select(records, name, setting) if r["num_features"] == num_features]
-            cells.append(f"{found[0]['rms']:.2g} ({found[0]['max']:.2g})" if found else "–")
-        rows.append([str(num_features), *cells])
+        errors = [found.get((*column, num_features)) for column in columns]
+        rows.append([str(num_features), *("–" if own is None else f"{own[0]:.2g} ({own[1]:.2g})" for own in errors)])
     return markdown_table(["D", *(f"{name}, {alpha:g} mm, {beta:g}" for name, (alpha, beta) in columns)], rows)
 
 
-def summary(records: list[dict[str, Any]]) -> str:
+def summary(found: Errors) -> str:
     """RMS error over all dimensions, lowest to highest: a row for each filter, a column for each setting."""
     rows = []
     for name in FILTERS:
-        found = [[r["rms"] for r in _select(records, name, setting)] for setting in SETTINGS]
-        rows.append([name, *(f"{min(errors):.2g} to {max(errors):.2g}" if errors else "–" for errors in found)])
+        columns = [[rms for key, (rms, _) in found.items() if key[:2] == (name, setting)] for setting in SETTINGS]
+        rows.append([name, *(f"{min(errors):.2g} to {max(errors):.2g}" if errors else "–" for errors in columns)])
     return markdown_table(["filter", *(f"{alpha:g} mm, {beta:g}" for alpha, beta in SETTINGS)], rows)
 
 
 def main() -> None:
-    records = measure()
-    head = environment.describe()
-    text = f"{table(records)}\n*{head['date']}, sources {head['source']}, {NUM_ROWS} sampled voxels per cell.*\n"
+    found, head = measure(), describe()
+    text = f"{table(found)}\n*{head['date']}, sources {head['source']}, {NUM_ROWS} sampled voxels per cell.*\n"
     sys.stdout.write(text)
     document = ROOT / "docs" / "reference" / "accuracy.md"
-    write_between_markers(document, "accuracy-summary", summary(records))
+    write_between_markers(document, "accuracy-summary", summary(found))
     write_between_markers(document, "accuracy", text)
 
 

@@ -25,7 +25,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "workers"))
 
-from measure import Meter
+from measure import Meter, softmax
 
 THETA_ALPHA, THETA_BETA = 5.0, 0.1  # voxels; on the scale 0 to 1
 NUM_SAMPLED = 200
@@ -34,8 +34,10 @@ LARGE = ((250, 200, 200), 6, 2)
 SYSTEMS = [("crfrefine", 1), ("crfrefine", 2), ("crfrefine-list", 1), ("pydensecrf2", 1), ("monai", 1)]
 CLOCKS = {1: time.process_time, 2: time.perf_counter}
 
+Outcome = tuple[dict[str, float], Any]  # seconds of each stage, and the result
 
-def run_crfrefine(features: Any, values: Any, threads: int) -> tuple[dict[str, float], Any]:
+
+def run_crfrefine(features: Any, values: Any, threads: int) -> Outcome:
     from crfrefine import Lattice
 
     started = (clock := CLOCKS[threads])()
@@ -47,7 +49,7 @@ def run_crfrefine(features: Any, values: Any, threads: int) -> tuple[dict[str, f
     return {"build": first - started - seconds, "filter": seconds}, result.reshape(len(values), -1)
 
 
-def run_pydensecrf2(features: Any, values: Any, threads: int) -> tuple[dict[str, float], Any]:
+def run_pydensecrf2(features: Any, values: Any, threads: int) -> Outcome:
     from pydensecrf import densecrf
 
     clock, logarithms, seconds = CLOCKS[threads], np.log(values), []
@@ -67,7 +69,7 @@ def run_pydensecrf2(features: Any, values: Any, threads: int) -> tuple[dict[str,
     return {"build": seconds[1][0], "filter": seconds[1][1] - seconds[0][1]}, result
 
 
-def run_monai(features: Any, values: Any, threads: int) -> tuple[dict[str, float], Any]:
+def run_monai(features: Any, values: Any, threads: int) -> Outcome:
     import torch
     from monai.networks.layers import PHLFilter
 
@@ -91,25 +93,24 @@ def run_gradients(features: Any, values: Any, threads: int) -> float:
 def work(system: str, file: str, threads: int, repeats: int) -> None:
     features, values, grid, sampled, exact = np.load(file).values()
     run: Any = {"pydensecrf2": run_pydensecrf2, "monai": run_monai}.get(system, run_crfrefine)
-    few = [np.ascontiguousarray(array[:, :5000]) for array in (features, values)]
-    run(few[0].T if "crfrefine" in system else few[0], few[1], threads)  # Libraries load what they need.
+    few, few_values = (np.ascontiguousarray(array[:, :5000]) for array in (features, values))
+    run(few.T if "crfrefine" in system else few, few_values, threads)  # Libraries load what they need.
     if system == "crfrefine":
         features, values = (array.reshape(-1, *grid) for array in (features, values))
     elif system == "crfrefine-list":
         features = features.T.copy()
     with Meter() as meter:
-        runs = [run(features, values, threads)]
-    runs += [run(features, values, threads) for _ in range(repeats - 1)]
-    best = min((found for found, _ in runs), key=lambda found: sum(found.values()))
-    figures = {**best, "all": sum(best.values()), "peak_mib": meter.peak_mib}
-    figures["error"] = float(np.sqrt(np.mean((runs[0][1][:, sampled] - exact) ** 2) / np.mean(exact**2)))
+        first, result = run(features, values, threads)
+    runs = [first, *(run(features, values, threads)[0] for _ in range(repeats - 1))]
+    error = float(np.sqrt(np.mean((result[:, sampled] - exact) ** 2) / np.mean(exact**2)))
+    best = min(runs, key=lambda seconds: sum(seconds.values()))
+    figures = {**best, "all": sum(best.values()), "peak_mib": meter.peak_mib, "error": error}
     if system == "crfrefine":
         figures["gradients"] = min(run_gradients(features, values, threads) for _ in range(min(repeats, 2)))
     print(json.dumps(figures))
 
 
 def store(file: Path, shape: tuple[int, ...], num_features: int, num_values: int) -> None:
-    from check import softmax
     from workloads import WorkloadSpec, make
 
     arrays = make(WorkloadSpec("filter", shape, num_values, num_features - 3, THETA_ALPHA, THETA_BETA, 3.0))
@@ -120,13 +121,12 @@ def store(file: Path, shape: tuple[int, ...], num_features: int, num_values: int
     for point in features[:, sampled].T.astype(np.float64):
         weights = np.exp(-0.5 * sum((row - own) ** 2 for row, own in zip(features, point, strict=True)))
         exact.append(values @ weights / weights.sum())
-    np.savez(file, features=features, values=values.astype(np.float32), grid=shape, sampled=sampled, exact=np.transpose(exact))
+    np.savez(file, features=features, values=values, grid=shape, sampled=sampled, exact=np.transpose(exact))
 
 
 def main() -> None:
-    from environment import describe
     from peers import BENCH, interpreter, run_measured
-    from report import markdown_table, provenance
+    from report import describe, markdown_table, provenance
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--monai", metavar="PYTHON")
@@ -147,7 +147,7 @@ def main() -> None:
             rows.append([case, f"{system}, {threads}", *seconds, f"{found['peak_mib']:.0f}", f"{100 * found['error']:.2f} %"])
             sys.stderr.write(" | ".join(rows[-1]) + "\n")
     header = ["points, D, V", "system, threads", "build, s", "filter, s", "both, s", "result with gradients, s", "memory, MiB", "error"]
-    sys.stdout.write(f"{markdown_table(header, rows)}\n{provenance({'environment': describe()})}")
+    sys.stdout.write(f"{markdown_table(header, rows)}\n{provenance(describe())}")
 
 
 if __name__ == "__main__":

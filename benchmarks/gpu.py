@@ -17,9 +17,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import environment
 import numpy as np
 from gpu_replay import append
+from report import describe
 from workers.measure import model_entries
 from workloads import WORKLOADS, WorkloadArrays, WorkloadSpec, make
 
@@ -34,8 +34,7 @@ CT = WorkloadSpec("CT", (512, 512, 400), 2, 1, theta_alpha=8.0, theta_beta=0.1, 
 # The bandwidths of the default preset, which are about those that are learned from real cases.
 REAL = replace(WORKLOADS["Lm"], name="Lm-1.5mm", theta_alpha=1.5, theta_beta=0.05, theta_gamma=1.0)
 SPECS = {spec.name: spec for spec in (WORKLOADS["Lm"], WORKLOADS["L"], WORKLOADS["Lm-mid"], WORKLOADS["Lm-fine"], REAL, CT)}
-SMALL = {"Lm": (31, 40, 27), "L": (36, 30, 25), "CT": (40, 36, 31)}
-KIND_OF = {name: "Lm" if spec.brain == "mask" else "CT" if name == "CT" else "L" for name, spec in SPECS.items()}
+SMALL_GRID = (36, 30, 25)
 CPU_THREADS = 2
 # float32 logits of size 10 after five steps whose messages are summed in another order.
 MAX_DIFFERENCE = 1e-3
@@ -51,9 +50,9 @@ def run(backend: Backend, spec: WorkloadSpec, arrays: WorkloadArrays, filter_nam
     return result
 
 
-def check_small(gpu: Backend, cpu: Backend, kind: str, filter_name: str) -> str:
+def check_small(gpu: Backend, cpu: Backend, spec: WorkloadSpec, filter_name: str) -> str:
     """Compare a small case with the CPU, and two runs of it bit by bit; return what is wrong."""
-    spec = replace(SPECS[kind], name=f"{kind}-small", grid_shape=SMALL[kind], theta_alpha=3.0)
+    spec = replace(spec, grid_shape=SMALL_GRID, theta_alpha=3.0)
     # Scattered voxels are the mask of a small case, where the large case has a mask.
     mask = np.random.default_rng(0).random(spec.grid_shape) < 0.8 if spec.brain == "mask" else None
     arrays = replace(make(replace(spec, brain="no")), mask=mask)
@@ -62,10 +61,8 @@ def check_small(gpu: Backend, cpu: Backend, kind: str, filter_name: str) -> str:
         first, second, expected = (run(backend, spec, arrays, filter_name) for backend in (gpu, gpu, cpu))
     ours, theirs = (result.logits - result.logits.max(axis=0) for result in (first, expected))
     energies = np.array([first.energy, expected.energy])
-    differences = {
-        "logits": float(np.abs(ours - theirs).max()),
-        "energies": float(np.abs(energies[0] - energies[1]).max() / np.abs(energies[1]).max()),
-    }
+    relative = np.abs(energies[0] - energies[1]).max() / np.abs(energies[1]).max()
+    differences = {"logits": float(np.abs(ours - theirs).max()), "energies": float(relative)}
     wrong = [f"{name} differ from those expected by {value:.2g}" for name, value in differences.items() if not value <= MAX_DIFFERENCE]
     vertices = [re.findall(r"(\d+) vertices", result.filters[0]) for result in (first, expected)]
     if filter_name != "auto" and vertices[0] != vertices[1]:
@@ -77,15 +74,14 @@ def check_small(gpu: Backend, cpu: Backend, kind: str, filter_name: str) -> str:
 
 
 def _environment(options: argparse.Namespace, keep: Keep) -> None:
-    found = environment.describe("cupy-cuda13x", "cupy-cuda12x", "torch")
+    found = describe("cupy-cuda13x", "cupy-cuda12x", "torch")
     keep({"environment": found, "cpu_threads": CPU_THREADS})  # whatever the GPU says
     keep({"device": get_backend(options.device).device.properties()})
 
 
 def _time(options: argparse.Namespace, keep: Keep) -> None:
-    gpu, spec = get_backend(options.device), SPECS[options.workload]
-    cpu = get_backend("cpu")
-    if wrong := check_small(gpu, cpu, KIND_OF[spec.name], options.filter):
+    gpu, cpu, spec = get_backend(options.device), get_backend("cpu"), SPECS[options.workload]
+    if wrong := check_small(gpu, cpu, spec, options.filter):
         raise SystemExit(f"nothing is timed, as a small case of this kind is wrong: {wrong}")
     arrays = make(spec)
     for attempt in ("first", "second", "third"):
@@ -102,12 +98,10 @@ def _time(options: argparse.Namespace, keep: Keep) -> None:
 def _refine(options: argparse.Namespace, keep: Keep) -> None:
     spec = SPECS[options.workload]
     arrays = make(spec)
+    settings: dict[str, Any] = {"mask": arrays.mask, "spacing": spec.spacing, "input_type": "logits", "device": options.device}
     for attempt in ("first", "second"):
         started = time.perf_counter()
-        found = crfrefine.refine(
-            arrays.logits, arrays.image, mask=arrays.mask, spacing=spec.spacing, input_type="logits", device=options.device
-        )
-        labels = found.label_map
+        labels = crfrefine.refine(arrays.logits, arrays.image, **settings).label_map
         keep({"attempt": attempt, "seconds": time.perf_counter() - started, "labels": np.bincount(labels.ravel()).tolist()})
 
 
@@ -123,12 +117,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
-    what = {
-        "step": options.step,
-        "workload": options.workload,
-        "filter": options.filter,
-        "device": options.device,
-    }
+    what = {name: getattr(options, name) for name in ("step", "workload", "filter", "device")}
 
     def keep(found: dict[str, Any]) -> None:
         append(options.output, {**what, **found})

@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 
-import crfrefine
-import crfrefine.engines
 from crfrefine import CrfParameters
 from crfrefine.engines.base import GridImage
 from crfrefine.engines.cuda.kernels import CudaBackend
@@ -19,6 +17,7 @@ from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec
 Launched = tuple[str, str, tuple[tuple[str, int], ...]]
 """Source, kernel, and its constants."""
 
+FILTERS = ("exact", "truncated", "lattice", "grid")
 SHAPE, SPACING = (9, 6, 37), (1.0, 0.8, 1.5)  # the last axis is longer than a warp, no extent is a multiple of anything
 
 
@@ -49,15 +48,14 @@ def not_run(launched: set[Launched]) -> list[str]:
 
 def run_each(device: Any) -> set[Launched]:
     """Run each kernel with few constants, on few voxels; what was launched."""
-    watched = Watched(device)
+    watched, rng = Watched(device), np.random.default_rng(5)
     engine: Any = CudaBackend(watched)
-    rng = np.random.default_rng(5)
     mask = rng.random(SHAPE) < 0.1
     logits, image = rng.normal(size=(4, *SHAPE)).astype(np.float32), rng.random((2, *SHAPE)).astype(np.float32)
-    for filter_name in ("exact", "truncated", "lattice", "grid"):
+    for filter_name in FILTERS:
         _run_backward(engine, logits, image, mask, filter_name)
-    wide = KernelSetSpec((KernelSpec((300.0,) * 3, (300.0,) * 2),), "symmetric", "lattice", num_labels=4, num_iterations=5)
-    engine.kernels(GridImage(image, None, SPACING), wide).run(logits, MeanFieldSpec(_weights(4), 1.0 - np.eye(4), 5))
+    wide = _kernels(engine, image, None, (KernelSpec((300.0,) * 3, (300.0,) * 2),), "lattice", 4)
+    wide.run(logits, MeanFieldSpec(_weights(4), 1.0 - np.eye(4), 5))
     _run_short_axes(engine)
     _run_volumes(engine, image, mask, (4,))
     return watched.launched
@@ -65,9 +63,8 @@ def run_each(device: Any) -> set[Launched]:
 
 def run_all(device: Any) -> set[Launched]:
     """Run every filter forward and backward, with narrow and wide keys, short and long lists; what was launched."""
-    watched = Watched(device)
+    watched, rng = Watched(device), np.random.default_rng(5)
     engine: Any = CudaBackend(watched)
-    rng = np.random.default_rng(5)
     mask = rng.random(SHAPE) < 0.7
     logits, image = rng.normal(size=(5, *SHAPE)).astype(np.float32), rng.random((4, *SHAPE)).astype(np.float32)
     common = {"bilateral.theta_beta": 0.4, "spatial.weight": 0.5, "spatial.theta_gamma": 1.2, "mean_field.num_iterations": 5}
@@ -83,17 +80,14 @@ def run_all(device: Any) -> set[Launched]:
         for inside, others in ((mask, {}), (None, {"mean_field.tolerance": 1e-6})):
             parameters = CrfParameters().replace(**{**common, **bandwidths, **others}).resolve(5, 4, 3)
             engine.mean_field(logits, GridImage(image, inside, SPACING), parameters)
-        kernel = KernelSpec((theta_alpha,) * 3, (theta_beta,) * 4)
-        single = KernelSetSpec((kernel,), "none", filter_name, num_labels=5, num_iterations=1)
-        engine.message(logits, GridImage(image, mask, SPACING), single)
+        _message(engine, logits, image, mask, KernelSpec((theta_alpha,) * 3, (theta_beta,) * 4), filter_name, "none")
     _run_grids(engine, logits, image)
     _run_short_axes(engine)
     _run_many_labels(engine, image, mask)
     _run_volumes(engine, image, mask, (5, 11))
-    for filter_name in ("exact", "truncated", "lattice", "grid"):
+    for filter_name in FILTERS:
         _run_backward(engine, logits, image[:2] if filter_name == "grid" else image, mask, filter_name)
     _run_label_counts(engine, image, mask)
-    _refine(engine, logits, image)
     device.synchronize()
     return watched.launched
 
@@ -103,30 +97,21 @@ def _kernels(engine: Any, image: Any, mask: Any, terms: tuple[KernelSpec, ...], 
     return engine.kernels(GridImage(image, mask, SPACING), spec)
 
 
+def _message(engine: Any, values: Any, image: Any, mask: Any, kernel: KernelSpec, filter_name: str, normalization: str) -> None:
+    spec = KernelSetSpec((kernel,), normalization, filter_name, num_labels=5, num_iterations=1)
+    engine.message(values, GridImage(image, mask, (*SPACING, 0.8)[: image.ndim - 1]), spec)
+
+
 def _run_label_counts(engine: Any, image: Any, mask: Any) -> None:
     """Rows of one, two and eight channels, forward and backward."""
     rng = np.random.default_rng(11)
     for num_labels in (2, 3, 9):
         logits = rng.normal(size=(num_labels, *SHAPE)).astype(np.float32)
-        for filter_name, modalities in (("exact", image[:1]), ("truncated", image[:1]), ("lattice", image), ("grid", image[:1])):
-            _run_backward(engine, logits, modalities, mask, filter_name)
+        for filter_name in FILTERS:
+            _run_backward(engine, logits, image if filter_name == "lattice" else image[:1], mask, filter_name)
     # One channel: of two labels with one weight, the last one is implied.
-    terms = (KernelSpec((1.2,) * 3, (0.4,)),)
-    kernels = _kernels(engine, image[:1], mask, terms, "lattice", 2)
+    kernels = _kernels(engine, image[:1], mask, (KernelSpec((1.2,) * 3, (0.4,)),), "lattice", 2)
     kernels.run(rng.normal(size=(2, *SHAPE)).astype(np.float32), MeanFieldSpec(np.full((1, 2), 0.5), 1.0 - np.eye(2), 1))
-
-
-def _refine(engine: Any, logits: Any, image: Any) -> None:
-    """As a caller does: raw intensities, padding, the filter that the engine chooses, and label maps."""
-    logits[:, :2] = 0.0
-    before = crfrefine.engines._TABLE
-    crfrefine.engines._TABLE = ((r"cuda", lambda _: engine), *before)
-    try:
-        for num_modalities in (1, 4):
-            found = crfrefine.refine(logits, 500.0 * image[:num_modalities], spacing=SPACING, device="cuda")
-            _ = found.label_map, found.logits
-    finally:
-        crfrefine.engines._TABLE = before
 
 
 def _run_grids(engine: Any, logits: Any, image: Any) -> None:
@@ -138,19 +123,17 @@ def _run_grids(engine: Any, logits: Any, image: Any) -> None:
             own = image[:num_modalities] if shape == SHAPE else rng.random((num_modalities, *shape), dtype=np.float32)
             values = logits if shape == SHAPE else rng.random((5, *shape), dtype=np.float32)
             kernel = KernelSpec((1.7,) * len(shape), (theta_beta,) * num_modalities)
-            spec = KernelSetSpec((kernel,), "symmetric", "grid", num_labels=5, num_iterations=1)
             for mask in (None, inside):
-                engine.message(values, GridImage(own, mask, (*SPACING, 0.8)[: len(shape)]), spec)
+                _message(engine, values, own, mask, kernel, "grid", "symmetric")
 
 
 def _run_short_axes(engine: Any) -> None:
     """The spatial kernel where an axis other than the last has its neighbors nearby, or where there is only one."""
     rng = np.random.default_rng(7)
     for shape in ((57,), (9, 20), (5, 6, 7)):
-        kernels = KernelSetSpec((KernelSpec((1.2,) * len(shape)),), "none", "auto", num_labels=5, num_iterations=1)
         for inside in (None, rng.random(shape) < 0.7):
-            image = GridImage(np.zeros((0, *shape), np.float32), inside, SPACING[: len(shape)])
-            engine.message(rng.random((4, *shape), dtype=np.float32), image, kernels)
+            values, image = rng.random((4, *shape), dtype=np.float32), np.zeros((0, *shape), np.float32)
+            _message(engine, values, image, inside, KernelSpec((1.2,) * len(shape)), "auto", "none")
 
 
 def _run_many_labels(engine: Any, image: Any, mask: Any) -> None:
@@ -188,8 +171,7 @@ def _run_backward(engine: Any, logits: Any, image: Any, mask: Any, filter_name: 
     kernels = _kernels(engine, image, mask, terms, filter_name, num_labels)
     weights = np.full((2, num_labels), 0.5)
     weights[0, 1] = 0.8
-    model = MeanFieldSpec(weights, 1.0 - np.eye(num_labels), 2)
-    tape = kernels.forward(logits, model)
+    tape = kernels.forward(logits, MeanFieldSpec(weights, 1.0 - np.eye(num_labels), 2))
     kernels.backward(tape, logits, np.ones_like(logits), wants_theta=True, wants_image=True)
 
 

@@ -1,39 +1,35 @@
 """The first run on a GPU, in three calls of less than ten minutes each: `python benchmarks/gpu_first_run.py 1|2|3 OUT`.
 
-Each step is a process in a group of its own, which is killed as a group at its limit, and never ends the call; no call needs another.
-Results are in OUT/callN.jsonl, a line of JSON each, appended by the steps as they find them; a line here says how each step ended. What
-they print goes to OUT/callN.log. docs/guide/gpu.md says what the machine needs.
+A step is a process that is killed at its limit and never ends the call; no call needs another.
+OUT/callN.jsonl gets lines of JSON from the steps, and one on how each step ended; what they print
+goes to OUT/callN.log. docs/guide/gpu.md says what the machine needs.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib.util
 import os
+import re
 import shutil
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from gpu_replay import append, process_group, read_lines
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "helpers"))
-
-import gpu_tests
+from gpu_replay import append, run_process
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 
+_USES_GPU = re.compile(r"\bmark\.gpu\b|^def test_\w+\([^)]*\b(backend|compiled_backend)\b", re.MULTILINE)
+"""What a file with tests of the marker `gpu` has in it: the marker, or a fixture that gives it to the parameter `cuda`."""
+
 
 class Step(NamedTuple):
-    """A process."""
-
     name: str  # unique in its call
     seconds: int  # its limit
     command: Sequence[object]  # program and arguments; empty if the program is missing, and the step is noted as skipped
@@ -45,7 +41,6 @@ Call = list[list[Step]]
 
 
 def calls(lines: Path, record: Path, wheels: Sequence[Path], unpacked: Path) -> dict[int, Call]:
-    """The three; `lines` is the file that steps append to."""
 
     def gpu(seconds: int, *arguments: str) -> list[Step]:
         return [Step(" ".join(arguments), seconds, [sys.executable, "-u", HERE / "gpu.py", *arguments, "-o", lines])]
@@ -53,7 +48,11 @@ def calls(lines: Path, record: Path, wheels: Sequence[Path], unpacked: Path) -> 
     # Beside the interpreter's packages, not among them: it may be somebody else's.
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-index", "--upgrade"]
     begin = [[Step("unpack wheels", 30, [*pip, "--target", unpacked, *wheels] if wheels else [])], gpu(30, "environment")]
-    every_kernel = [sys.executable, "-u", HERE / "gpu_every_kernel.py"]
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    places = [os.environ.get("PATH", ""), *(f"{home}/bin" for home in homes if home)]
+    sanitizer = shutil.which("compute-sanitizer", path=os.pathsep.join(places))
+    watched = ["--error-exitcode", 9, "--print-limit", 20, sys.executable, "-u", HERE / "gpu_every_kernel.py"]
+    tools = ("memcheck", "synccheck", "racecheck", "initcheck")
     return {
         1: [
             *begin,
@@ -64,8 +63,8 @@ def calls(lines: Path, record: Path, wheels: Sequence[Path], unpacked: Path) -> 
         ],
         2: [
             *begin,
-            [_test(path) for path in gpu_tests.files()],
-            [_sanitizer(tool, every_kernel) for tool in ("memcheck", "synccheck", "racecheck", "initcheck")],
+            [_test(path) for path in sorted(ROOT.glob("tests/*/test_*.py")) if _USES_GPU.search(path.read_text(encoding="utf-8"))],
+            [Step(tool, 230, [sanitizer, "--tool", tool, *watched] if sanitizer else []) for tool in tools],
         ],
         3: [
             *begin,
@@ -88,21 +87,19 @@ def _test(path: Path) -> Step:
     return Step(f"test {name}", 240, [sys.executable, "-m", "pytest", *options, path], environment)
 
 
-def _sanitizer(tool: str, command: Sequence[object]) -> Step:
-    options = ["--tool", tool, "--error-exitcode", "9", "--print-limit", "20"]
-    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
-    places = [os.environ.get("PATH", ""), *(f"{home}/bin" for home in homes if home)]
-    program = shutil.which("compute-sanitizer", path=os.pathsep.join(places))
-    return Step(tool, 230, [program, *options, *command] if program else [])
-
-
-def run_call(call: Call, lines: Path) -> None:
-    """Run all steps, whatever becomes of each."""
-    writing = threading.Lock()
+def run_call(call: Call, lines: Path) -> list[str]:
+    """Run all steps, whatever becomes of each; return what went wrong."""
+    writing, wrong = threading.Lock(), []
 
     def run(step: Step) -> None:
         started = time.monotonic()
-        outcome, status, said = run_step(step) if step.command else ("skipped", None, "it is not there")
+        outcome, status, said = "skipped", None, "it is not there"
+        if step.command:
+            try:
+                status, said = run_process(step.command, step.seconds, cwd=ROOT, env={**os.environ, **step.environment})
+                outcome = "ended at its limit" if status is None else "failed" if status else "done"
+            except OSError as error:
+                outcome, said = "failed", str(error)
         seconds = round(time.monotonic() - started, 1)
         line = {"step": "run", "name": step.name, "outcome": outcome, "status": status, "limit": step.seconds, "seconds": seconds}
         with writing:
@@ -110,33 +107,16 @@ def run_call(call: Call, lines: Path) -> None:
             with lines.with_suffix(".log").open("a", encoding="utf-8") as file:
                 file.write(f"==== {step.name}: {outcome}, status {status}\n{said}\n")
             print(f"{step.name}: {outcome}, {seconds:.0f} s", flush=True)
+            if outcome not in ("done", "skipped"):
+                wrong.append(f"{step.name}: {outcome}")
 
     for together in call:
-        threads = [threading.Thread(target=run, args=(step,)) for step in together]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-
-
-def run_step(step: Step) -> tuple[str, int | None, str]:
-    """Run a step in a process group; outcome, exit status, and what it said."""
-    with tempfile.TemporaryFile() as said:
-        options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": said, "stderr": subprocess.STDOUT, "cwd": ROOT}
-        status, outcome, command = None, "ended at its limit", [*map(str, step.command)]
-        try:
-            environment = {**os.environ, **step.environment}
-            with process_group(command, env=environment, **options) as process, contextlib.suppress(subprocess.TimeoutExpired):
-                status = process.wait(timeout=step.seconds)
-                outcome = "failed" if status else "done"
-        except OSError as error:
-            return "failed", None, str(error)
-        said.seek(0)
-        return outcome, status, said.read().decode(errors="replace").strip()
+        with ThreadPoolExecutor(len(together)) as pool:
+            list(pool.map(run, together))
+    return wrong
 
 
 def main() -> None:
-    """Run a call."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("call", type=int, choices=(1, 2, 3))
     parser.add_argument("out", type=Path, help="folder; everything that must be carried away is there")
@@ -153,9 +133,7 @@ def main() -> None:
         paths.append(ROOT)
     os.environ["PYTHONPATH"] = os.pathsep.join([*map(str, paths), *filter(None, [os.environ.get("PYTHONPATH")])])
     os.environ.setdefault("CUPY_CACHE_DIR", str(ROOT / "build" / "cupy-cache"))
-    run_call(calls(lines, options.record.resolve(), wheels, unpacked)[options.call], lines)
-    ended = [line for line in read_lines([lines]) if line.get("step") == "run"]
-    wrong = [f"{line['name']}: {line['outcome']}" for line in ended if line["outcome"] not in ("done", "skipped")]
+    wrong = run_call(calls(lines, options.record.resolve(), wheels, unpacked)[options.call], lines)
     print(f"{len(wrong)} steps failed, {time.monotonic() - started:.0f} s\n  " + "\n  ".join(wrong))
     sys.exit(int(bool(wrong)))
 

@@ -2,8 +2,7 @@
 
 No GPU is needed: the kernels run as C++ (`tests/helpers/cuda_shim.py`). Of each kernel, its constants and the pointers that are null, one
 launch of the small cases of `gpu_every_kernel.py` is kept: source text and options as CuPy gets them, grid and block, scalars, and every
-array before and after.
-A kernel runs twice, its threads in order and in reverse: what then differs depends on who comes first.
+array before and after. Each runs twice, its threads in order and in reverse: what then differs depends on who comes first.
 """
 
 from __future__ import annotations
@@ -37,51 +36,45 @@ _UNWRITTEN = 0x55555555
 
 
 class RecordingDevice(ShimDevice):
-    """Remembers a launch of each kernel, its constants and the pointers that are null.
-
-    Attributes:
-        found: by these.
-    """
+    """Remembers in `found` a launch of each kernel, its constants and the pointers that are null."""
 
     def __init__(self) -> None:
         super().__init__()
         self.xp = FilledXp(_UNWRITTEN)
         self.found: dict[tuple[Any, ...], dict[str, Any]] = {}
-        self._last: dict[tuple[Any, ...], int] = {}
+        self._sizes: dict[tuple[Any, ...], int] = {}
 
     def launch(self, source: str, kernel: str, constants: Mapping[str, int], num_threads: int, *arguments: Any) -> None:
         nulls = tuple(argument is None for argument in arguments)  # of these a kernel asks, and goes another way
         key = source, kernel, tuple(sorted(constants.items())), nulls
         size = sum(argument.nbytes for argument in arguments if isinstance(argument, np.ndarray))
-        known = self._last.get(key, 1 << 62)
+        known = self._sizes.get(key, 1 << 62)
         if num_threads == 0 or known <= _ENOUGH or size >= known:
             super().launch(source, kernel, constants, num_threads, *arguments)
             return
-        self._last[key] = size
+        self._sizes[key] = size
         self.found[key] = _recorded(kernel_source(source, constants), kernel, constants, num_threads, arguments)
 
 
 def _recorded(source: KernelSource, kernel: str, constants: Mapping[str, int], num_items: int, arguments: Sequence[Any]) -> dict[str, Any]:
     """Run a launch: how to repeat it, and what it leaves."""
     has_blocks = f"CRF_BLOCK_KERNEL({kernel}," in source.text
-    launch: dict[str, Any] = {
-        "source": source,
-        "kernel": kernel,
-        "constants": dict(constants),
-        "grid": num_items if has_blocks else -(-num_items // BLOCK),
-        "block": constants["CRF_THREADS"] if has_blocks else BLOCK,
-        "shared": 0,
-        "names": [parameter.name for parameter in source.kernels[kernel]],
-    }
+    grid, block = (num_items, constants["CRF_THREADS"]) if has_blocks else (-(-num_items // BLOCK), BLOCK)
+    launch: dict[str, Any] = {"source": source, "kernel": kernel, "constants": dict(constants), "grid": grid, "block": block}
+    launch["names"] = [parameter.name for parameter in source.kernels[kernel]]
     pieces = _pieces([argument for argument in arguments if isinstance(argument, np.ndarray)])
     packed = pack_arguments(source, kernel, constants, arguments)
     launch["arguments"] = [None if given is None else _described(value, pieces) for given, value in zip(arguments, packed, strict=True)]
-    before = [_bytes(*piece) for piece in pieces]
+
+    def content() -> list[NDArray[np.uint8]]:
+        return [np.frombuffer(ctypes.string_at(begin, end - begin), dtype=np.uint8).copy() for begin, end in pieces]
+
+    before = content()
     reverse = [piece.copy() for piece in before]
     again = [None if value is None else given for value, given in zip(arguments, arguments_of(launch, reverse), strict=True)]
     run_kernel(source, kernel, constants, num_items, again, order=0)
     run_kernel(source, kernel, constants, num_items, arguments)
-    after = [_bytes(*piece) for piece in pieces]
+    after = content()
     launch["memory"] = list(zip(before, after, strict=True))
     for argument in launch["arguments"]:
         if argument is not None and "piece" in argument:
@@ -100,10 +93,6 @@ def _pieces(arrays: Sequence[NDArray[Any]]) -> list[tuple[int, int]]:
     return found
 
 
-def _bytes(begin: int, end: int) -> NDArray[np.uint8]:
-    return np.frombuffer(ctypes.string_at(begin, end - begin), dtype=np.uint8).copy()
-
-
 def _described(value: Any, pieces: Sequence[tuple[int, int]]) -> dict[str, Any]:
     if not isinstance(value, np.ndarray):
         return {"value": value.item(), "dtype": str(value.dtype)}
@@ -120,11 +109,8 @@ def _order(one: NDArray[Any], other: NDArray[Any]) -> str:
 
 
 def write(path: Path, launches: Sequence[dict[str, Any]]) -> None:
-    """Write a record; what occurs twice is stored once."""
+    """Write a record; arrays and source texts that occur twice are stored once."""
     arrays: dict[str, NDArray[np.uint8]] = {}
-    bodies: list[str] = []
-    texts: dict[str, int] = {}
-    descriptions: list[dict[str, Any]] = []
     entries = []
 
     def store(array: NDArray[np.uint8]) -> str:
@@ -134,30 +120,21 @@ def write(path: Path, launches: Sequence[dict[str, Any]]) -> None:
 
     for launch in launches:
         source = launch["source"]
-        if source.text not in texts:
-            texts[source.text] = len(texts)
-            defines = "".join(line for line in source.text.splitlines(keepends=True)[: len(launch["constants"])])
-            body = source.text[len(defines) :]
-            if body not in bodies:
-                bodies.append(body)
-            descriptions.append({"source": source.name, "defines": defines, "body": bodies.index(body), "options": source.options})
-        names = [(store(before), None if np.array_equal(before, after) else store(after)) for before, after in launch["memory"]]
-        entries.append({**launch, "source": source.name, "text": texts[source.text], "memory": names})
-    index = json.dumps({"bodies": bodies, "texts": descriptions, "launches": entries}).encode()
-    np.savez_compressed(path, index=np.frombuffer(index, dtype=np.uint8), **arrays)
+        text = store(np.frombuffer(source.text.encode(), dtype=np.uint8))
+        names = [(store(before), store(after)) for before, after in launch["memory"]]
+        entries.append({**launch, "source": source.name, "text": text, "options": source.options, "memory": names})
+    np.savez_compressed(path, index=np.frombuffer(json.dumps(entries).encode(), dtype=np.uint8), **arrays)
 
 
 def main() -> None:
-    """Record everything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("record", type=Path)
-    options = parser.parse_args()
-    started = time.perf_counter()
-    device = RecordingDevice()
+    record = parser.parse_args().record
+    started, device = time.perf_counter(), RecordingDevice()
     run_all(device)
-    write(options.record, list(device.found.values()))
-    size = options.record.stat().st_size / 2**20
-    print(f"{options.record}: {len(device.found)} kernels with their constants, {size:.1f} MiB, {time.perf_counter() - started:.0f} s")
+    write(record, list(device.found.values()))
+    size, seconds = record.stat().st_size / 2**20, time.perf_counter() - started
+    print(f"{record}: {len(device.found)} kernels with their constants, {size:.1f} MiB, {seconds:.0f} s")
 
 
 if __name__ == "__main__":

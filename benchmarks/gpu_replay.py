@@ -2,14 +2,11 @@
 
     python benchmarks/gpu_replay.py RECORD.npz -o LINES.jsonl     # CuPy and numpy, nothing else
 
-Each source has a process of its own, which compiles and launches its kernels one by one and waits after each. When a process has hung,
-crashed or had an error of CUDA, a new one goes on behind the launch that it was at, without the other launches of a kernel that hung.
-LINES gets a line of JSON per launch.
-
-Integers must be equal. Numbers may differ by `TOLERANCE` times the largest that the launch writes into the same array: a GPU fuses
-multiplications and additions, and its powers of two are good to two units in the last place; neither is so where the record was made. What
-depends on the order of threads there is compared as a set, or not at all (`orders` in the line). Outside of its arrays a kernel must
-write nothing.
+Each source has a process of its own, which runs its kernels one by one. If it has hung, crashed or
+had an error of CUDA, a new one goes on, without the other launches of a kernel that hung. Integers
+must be equal. Numbers may differ by `TOLERANCE` times the largest that the launch writes into the
+same array, as a GPU fuses multiplications and additions. What depends on the order of threads is
+compared as a set, or not at all (`orders` in the line).
 """
 
 from __future__ import annotations
@@ -25,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,38 +30,28 @@ import numpy as np
 
 Line = dict[str, Any]
 
-# Of a sum of hundreds of numbers in float32, 1e-6 is usual.
-TOLERANCE = 2e-5
+TOLERANCE = 2e-5  # of a sum of hundreds of numbers in float32, 1e-6 is usual
 REPEATS = 10
 START_SECONDS, LAUNCH_SECONDS = 60, 30  # compilation takes a second
 _KILL_SECONDS = 5.0
-_ENDS_WITH_PARENT = 1
-"""`PR_SET_PDEATHSIG`."""
+_ENDS_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 _GUARD = np.full(256, 0xA5, dtype=np.uint8)
 _INSIDE = slice(len(_GUARD), -len(_GUARD))
 
 
 class Record:
-    """What `gpu_record.py` has written: `texts` to compile and `launches` of their kernels."""
+    """What `gpu_record.py` has written: `launches` of kernels."""
 
     def __init__(self, path: Path) -> None:
         self._arrays = np.load(path, allow_pickle=False)
-        index = json.loads(self._arrays["index"].tobytes())
-        self._bodies: list[str] = index["bodies"]
-        self.texts: list[dict[str, Any]] = index["texts"]
-        self.launches: list[dict[str, Any]] = index["launches"]
+        self.launches: list[dict[str, Any]] = json.loads(self._arrays["index"].tobytes())
 
-    def code(self, text: int) -> str:
-        """As the engine gives it to CuPy."""
-        return str(self.texts[text]["defines"] + self._bodies[self.texts[text]["body"]])
+    def code(self, launch: dict[str, Any]) -> str:
+        return str(self._arrays[launch["text"]].tobytes().decode())
 
     def memory(self, launch: dict[str, Any]) -> list[tuple[Any, Any]]:
         """The bytes of each piece of memory before and after the launch."""
-        found = []
-        for before, after in launch["memory"]:
-            first = self._arrays[before]
-            found.append((first, first if after is None else self._arrays[after]))
-        return found
+        return [(self._arrays[before], self._arrays[after]) for before, after in launch["memory"]]
 
 
 def arguments_of(launch: dict[str, Any], memory: Sequence[Any]) -> list[Any]:
@@ -74,10 +61,9 @@ def arguments_of(launch: dict[str, Any], memory: Sequence[Any]) -> list[Any]:
 
 def view(argument: dict[str, Any], memory: Sequence[Any]) -> Any:
     """An argument's array, or its number."""
+    dtype, begin = np.dtype(argument["dtype"]), argument.get("offset")
     if "value" in argument:
-        return np.dtype(argument["dtype"]).type(argument["value"])
-    dtype = np.dtype(argument["dtype"])
-    begin = argument["offset"]
+        return dtype.type(argument["value"])
     piece = memory[argument["piece"]][begin : begin + dtype.itemsize * int(np.prod(argument["shape"]))]
     return piece.view(dtype).reshape(argument["shape"])
 
@@ -88,11 +74,10 @@ def view(argument: dict[str, Any], memory: Sequence[Any]) -> Any:
 def launch_one(cupy: Any, record: Record, number: int) -> Line:
     """Compile and launch a kernel, compare what it leaves, and time it."""
     launch = record.launches[number]
-    pieces = record.memory(launch)
-    options = tuple(record.texts[launch["text"]]["options"])
+    pieces, code, options = record.memory(launch), record.code(launch), tuple(launch["options"])
     started = time.perf_counter()
     try:
-        function = cupy.RawModule(code=record.code(launch["text"]), options=options, backend="nvrtc").get_function(launch["kernel"])
+        function = cupy.RawModule(code=code, options=options, backend="nvrtc").get_function(launch["kernel"])
     except Exception as error:  # of CuPy or NVRTC: what it says is the outcome
         return {"outcome": "compile error", "error": _short(f"{type(error).__name__}: {error}")}
     compile_seconds = round(time.perf_counter() - started, 3)
@@ -100,7 +85,7 @@ def launch_one(cupy: Any, record: Record, number: int) -> Line:
 
     def run(memory: list[Any]) -> None:
         inside = [piece[_INSIDE] for piece in memory]
-        function((launch["grid"],), (launch["block"],), tuple(arguments_of(launch, inside)), shared_mem=launch["shared"])
+        function((launch["grid"],), (launch["block"],), tuple(arguments_of(launch, inside)))
 
     memory = [cupy.asarray(piece) for piece in guarded]
     run(memory)
@@ -109,11 +94,9 @@ def launch_one(cupy: Any, record: Record, number: int) -> Line:
     line = compare(launch, pieces, [piece[_INSIDE] for piece in found])
     if any((ends != _GUARD).any() for piece in found for ends in (piece[: len(_GUARD)], piece[-len(_GUARD) :])):
         line = {**line, "outcome": "wrong", "error": "it writes outside of its arrays"}
-    changed = [after is not None for _, after in launch["memory"]]
-    copies = [
-        [cupy.asarray(piece) if changes else there for piece, there, changes in zip(guarded, memory, changed, strict=True)]
-        for _ in range(REPEATS)
-    ]
+    changes = [before != after for before, after in launch["memory"]]
+    again = list(zip(guarded, memory, changes, strict=True))
+    copies = [[cupy.asarray(piece) if is_changed else there for piece, there, is_changed in again] for _ in range(REPEATS)]
     begin, end = cupy.cuda.Event(), cupy.cuda.Event()
     begin.record()
     for copy in copies:
@@ -122,9 +105,8 @@ def launch_one(cupy: Any, record: Record, number: int) -> Line:
     end.synchronize()
     seconds = 1e-3 * cupy.cuda.get_elapsed_time(begin, end) / REPEATS
     num_bytes = sum(before.nbytes for before, _ in pieces)
-    speed = round(num_bytes / max(seconds, 1e-9) / 1e9, 2)
-    times = {"microseconds": round(1e6 * seconds, 2), "gb_per_second": speed, "compile_seconds": compile_seconds}
-    return {**line, **times, "bytes": num_bytes}
+    line |= {"microseconds": round(1e6 * seconds, 2), "gb_per_second": round(num_bytes / max(seconds, 1e-9) / 1e9, 2)}
+    return {**line, "compile_seconds": compile_seconds, "bytes": num_bytes}
 
 
 def compare(launch: dict[str, Any], pieces: Sequence[tuple[Any, Any]], found: Sequence[Any]) -> Line:
@@ -159,8 +141,7 @@ def _differences(before: Any, expected: Any, got: Any) -> tuple[float, int]:
         written = np.isfinite(expected) & (before != expected)
         scale = max(np.abs(expected[written]).max(initial=0.0), 1e-30)
         same = (got == expected) | (np.isnan(got) & np.isnan(expected))
-        share = np.where(same, 0.0, np.abs(got - expected) / scale)
-    share = np.nan_to_num(share, nan=np.inf)
+        share = np.nan_to_num(np.where(same, 0.0, np.abs(got - expected) / scale), nan=np.inf)
     return float(share.max()), int((share > TOLERANCE).sum())
 
 
@@ -198,10 +179,9 @@ def play(path: Path, lines: Path | None, *, seconds: float) -> Counter[str]:
         append(lines, {"step": "kernel", **about, "threads": launch["grid"] * launch["block"], **line})
         outcomes[line["outcome"]] += 1
 
-    by_source: dict[str, list[int]] = {}
-    for number, launch in enumerate(record.launches):
-        by_source.setdefault(launch["source"], []).append(number)
-    for left in by_source.values():
+    sources = dict.fromkeys(launch["source"] for launch in record.launches)
+    for source in sources:
+        left = [number for number, launch in enumerate(record.launches) if launch["source"] == source]
         while left:
             begun, answers, status, said = _run_child(path, left, end - time.monotonic())
             for answer in answers:
@@ -209,48 +189,41 @@ def play(path: Path, lines: Path | None, *, seconds: float) -> Counter[str]:
             if left:  # The launch after the last answer ended the process. If it hung, so may the others of its kernel.
                 outcome = "not run" if not begun else "hang" if status in (None, -signal.SIGALRM) else "crash"
                 keep(left[0], {"outcome": outcome, "error": _short(f"status {status}: {said}")})
-                kernel, others = record.launches[left[0]]["kernel"], left[1:]
-                left = [number for number in others if outcome == "crash" or (begun and record.launches[number]["kernel"] != kernel)]
+                kernel, others, left = record.launches[left[0]]["kernel"], left[1:], []
                 for number in others:
-                    if number not in left:
-                        keep(number, {"outcome": "not run", "error": "no process began" if not begun else "its kernel has hung"})
+                    if outcome == "crash" or (begun and record.launches[number]["kernel"] != kernel):
+                        left.append(number)
+                    else:
+                        keep(number, {"outcome": "not run", "error": "its kernel has hung" if begun else "no process began"})
     return outcomes
 
 
 def _run_child(path: Path, numbers: Sequence[int], seconds: float) -> tuple[bool, list[Line], int | None, str]:
     """Run launches in a process: whether it began, its answers, its exit status (None if the time was up), and what it printed."""
-    with tempfile.NamedTemporaryFile("w+") as answers, tempfile.TemporaryFile("w+", errors="replace") as said:
-        command = [sys.executable, __file__, str(path), "--child", *map(str, numbers)]
-        status = None
-        streams: Line = {"stdin": subprocess.DEVNULL, "stdout": answers, "stderr": said}
-        with process_group(command, **streams) as process, contextlib.suppress(subprocess.TimeoutExpired):
-            status = process.wait(timeout=max(seconds, 0.0))
-        said.seek(0)
-        found = read_lines([Path(answers.name)])
-        return bool(found), found[1:], status, said.read().strip()
-
-
-@contextlib.contextmanager
-def process_group(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[Any]]:
-    """A process in a group of its own. At the end the whole group is killed."""
-    process = subprocess.Popen(command, start_new_session=True, **options)
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        with contextlib.suppress(subprocess.TimeoutExpired):  # in the kernel, as processes of a GPU that hangs may be
-            process.wait(timeout=_KILL_SECONDS)
-
-
-def read_lines(paths: Sequence[Path]) -> list[Line]:
-    """All lines of JSON; the last one of a process that was killed may be cut off, and is left out."""
-    found = []
-    for path in paths:
-        for text in path.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError):
+    with tempfile.NamedTemporaryFile("w+") as answers:
+        status, said = run_process([sys.executable, __file__, path, "--child", *numbers], seconds, stdout=answers)
+        found = []
+        for text in Path(answers.name).read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError):  # the last line of a process that was killed may be cut off
                 found.append(json.loads(text))
-    return found
+        return bool(found), found[1:], status, said
+
+
+def run_process(command: Sequence[object], seconds: float, *, stdout: Any = None, **options: Any) -> tuple[int | None, str]:
+    """Run a process in a group of its own, which is killed at the end; its exit status (None if the time was up), and what it printed."""
+    with tempfile.TemporaryFile() as said:
+        streams: Line = {"stdin": subprocess.DEVNULL, "stdout": stdout or said, "stderr": said}
+        process, status = subprocess.Popen([*map(str, command)], start_new_session=True, **streams, **options), None
+        try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                status = process.wait(timeout=max(seconds, 0.0))
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(subprocess.TimeoutExpired):  # in the kernel, as processes of a GPU that hangs may be
+                process.wait(timeout=_KILL_SECONDS)
+        said.seek(0)
+        return status, said.read().decode(errors="replace").strip()
 
 
 def append(path: Path | None, line: Line) -> None:
@@ -262,14 +235,13 @@ def append(path: Path | None, line: Line) -> None:
         file.write(json.dumps(line).encode() + b"\n")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Play."""
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("record", type=Path, help="what gpu_record.py has written")
     parser.add_argument("-o", "--output", type=Path, help="file to which lines are appended")
     parser.add_argument("--seconds", type=float, default=500.0, help="for everything; what has not run then gets lines that say so")
     parser.add_argument("--child", type=int, nargs="+", metavar="N", help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
+    options = parser.parse_args()
     if options.child:
         _child(options.record, options.child)
         return 0

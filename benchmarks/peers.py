@@ -26,8 +26,7 @@ def interpreter(system: str) -> Path:
     if system not in INSTALLS:
         return Path(sys.executable)
     home = BENCH / "env" / system
-    python = home / "bin" / "python"
-    complete = home / "complete"
+    python, complete = home / "bin" / "python", home / "complete"
     if not complete.exists():
         sys.stderr.write(f"installing {system} into {home.relative_to(ROOT)}\n")
         subprocess.run([sys.executable, "-m", "venv", "--clear", home], check=True)
@@ -45,14 +44,9 @@ def run_measured(command: Sequence[str | Path]) -> dict[str, Any]:
 
 
 def run_worker(system: str, workload: Path, *, save: Path | None = None, **options: str) -> dict[str, Any]:
-    """Run a system once on a stored workload.
-
-    Returns:
-        What the worker measured: seconds, peak_mib, the result's hash and the system's version.
-    """
-    command: list[str | Path] = [interpreter(system), WORKERS / f"run_{system}.py", workload]
-    for name, value in options.items():
-        command += [f"--{name}", value]
+    """Run a system once on a stored workload; return seconds, peak_mib, the result's hash and the system's version."""
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    command: list[str | Path] = [interpreter(system), WORKERS / f"run_{system}.py", workload, *words]
     if save is not None:
         save.parent.mkdir(parents=True, exist_ok=True)
         command += ["--save", save]

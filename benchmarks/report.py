@@ -1,11 +1,60 @@
-"""Benchmark records to the tables of `docs/reference/benchmarks.md`."""
+"""What pages of figures share: tables in Markdown, and where figures belong to; and the tables of `docs/reference/benchmarks.md`."""
 
 from __future__ import annotations
 
+import hashlib
+import os
+import platform
+import re
 import statistics
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from peers import ROOT
+
+import crfrefine
+
+_LOAD_BEFORE = os.getloadavg()[0]  # before the benchmark's own work: near 0 on a quiet machine
+
+
+def source_hash() -> str:
+    """The first 12 digits of a hash over everything the engine and the command are built from."""
+    digest = hashlib.sha256()
+    files = [path for folder in ("crfrefine", "kernels", "configs") for path in sorted((ROOT / folder).rglob("*"))]
+    for path in [*files, ROOT / "CMakeLists.txt"]:
+        if path.is_file() and path.suffix in {".py", ".cpp", ".cu", ".h", ".toml", ".txt"}:
+            digest.update(path.relative_to(ROOT).as_posix().encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"  # a checkout on a machine that has only what the benchmark at hand needs
+
+
+def describe(*packages: str) -> dict[str, Any]:
+    """The record's head; `packages` are named in it besides the usual ones."""
+    models = re.findall(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "source": source_hash(),
+        "crfrefine": crfrefine.__version__,
+        "python": platform.python_version(),
+        "load_before": round(_LOAD_BEFORE, 1),
+        "versions": {name: _version(name) for name in ("numpy", "scipy", "nibabel", "isal", *packages)},
+        "machine": {
+            "cpu": models[0] if models else platform.processor(),
+            "cores": len(os.sched_getaffinity(0)),
+            "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
+            "system": f"{platform.system()} {platform.machine()}",
+        },
+    }
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -14,12 +63,44 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def _speed(figures: dict[str, Any]) -> str:
+def provenance(environment: dict[str, Any]) -> str:
+    """What `describe` has found, in a line."""
+    machine, versions = environment["machine"], environment["versions"]
+    torch = f", torch {versions['torch']}" if "torch" in versions else ""
+    load = f" (load before: {environment['load_before']})" if "load_before" in environment else ""
+    return (
+        f"*{environment['date']}, sources {environment['source']}, {machine['cpu']}, {machine['cores']} cores{load}, "
+        f"Python {environment['python']}, numpy {versions['numpy']}{torch}.*\n"
+    )
+
+
+def write_between_markers(document: Path, name: str, text: str) -> None:
+    """Replace what stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->`."""
+    begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
+    before, _, rest = document.read_text().partition(begin)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise SystemExit(f"{document.name} has no markers {begin.strip()} and {end}")
+    document.write_text(before + begin + "\n" + text.strip() + "\n\n" + end + after)
+
+
+def tables(record: dict[str, Any]) -> str:
+    """The record of `run.py` as Markdown."""
+    figures, workloads = record["figures"], record["figures"]["workloads"]
+    mean, worst, memory = (figures[key] for key in ("speedup_geometric_mean", "speedup_worst", "memory_fraction_worst"))
+    return (
+        f"### Speed and memory, one thread\n\n{_speed(workloads)}\n"
+        f"Speed-ups: {mean:.1f}× in the geometric mean, {worst:.1f}× at worst. At most 1/{1 / memory:.1f} of pydensecrf2's memory.\n\n"
+        f"By instruction set (`CRFREFINE_CPU_LEVEL`), with the speed-up over the faster peer:\n\n{_levels(workloads)}\n"
+        f"Checks before the times counted:\n\n{_checks(workloads)}\n{provenance(record['environment'])}"
+    )
+
+
+def _speed(workloads: dict[str, Any]) -> str:
     rows = []
-    for name, record in figures["workloads"].items():
-        workload = record["workload"]
+    for name, record in workloads.items():
+        workload, seconds, peak = record["workload"], record["seconds"], record["peak_mib"]
         of = "×".join(map(str, workload["grid_shape"])) + (" (brain in it)" if workload["brain"] == "mask" else "")
-        seconds, peak = record["seconds"], record["peak_mib"]
         rows.append(
             [
                 f"{name}: {of}",
@@ -35,15 +116,11 @@ def _speed(figures: dict[str, Any]) -> str:
         )
     header = ["workload", "D, labels", "theta_alpha, theta_beta, theta_gamma", "crfrefine", "pydensecrf2", "SimpleCRF"]
     header += ["speed-up over the faster peer", "memory relative to pydensecrf2's", "appearance filter"]
-    mean, worst, memory = (figures[key] for key in ("speedup_geometric_mean", "speedup_worst", "memory_fraction_worst"))
-    summary = f"Speed-ups: {mean:.1f}× in the geometric mean, {worst:.1f}× at worst. At most 1/{1 / memory:.1f} of pydensecrf2's memory.\n"
-    more = _levels(figures) + _checks(figures)
-    return "### Speed and memory, one thread\n\n" + markdown_table(header, rows) + "\n" + summary + "\n" + more
+    return markdown_table(header, rows)
 
 
-def _levels(figures: dict[str, Any]) -> str:
+def _levels(workloads: dict[str, Any]) -> str:
     """A column per instruction set."""
-    workloads = figures["workloads"]
     names = list(next(iter(workloads.values()))["levels"])
     rows, speedups = [], {name: [] for name in names}
     for workload, record in workloads.items():
@@ -53,58 +130,25 @@ def _levels(figures: dict[str, Any]) -> str:
             speedups[name].append(record["speedup"] * record["seconds"]["crfrefine"] / seconds)
             row.append(f"{seconds:.3f} s, {speedups[name][-1]:.1f}×")
         rows.append(row)
-    rows.append(["geometric mean", *(f"**{statistics.geometric_mean(of):.1f}×**" for of in speedups.values())])
-    rows.append(["worst", *(f"**{min(of):.1f}×**" for of in speedups.values())])
-    title = "By instruction set (`CRFREFINE_CPU_LEVEL`), with the speed-up over the faster peer:\n\n"
-    return title + markdown_table(["workload", *names], rows) + "\n"
+    for title, of_all in (("geometric mean", statistics.geometric_mean), ("worst", min)):
+        rows.append([title, *(f"**{of_all(own):.1f}×**" for own in speedups.values())])
+    return markdown_table(["workload", *names], rows)
 
 
-def _checks(figures: dict[str, Any]) -> str:
+def _checks(workloads: dict[str, Any]) -> str:
     rows = []
-    for name, record in figures["workloads"].items():
+    for name, record in workloads.items():
         checks = record["checks"]
-        rows.append(
-            [
-                name,
-                f"{100 * checks['message_relative_rms']:.2f} %",
-                f"{checks['pydensecrf2_difference_rms']:.4f}",
-                f"{checks['pydensecrf2_marginals_rms']:.4f}",
-                f"{100 * checks['pydensecrf2_label_agreement']:.2f} %",
-                f"{100 * checks['simplecrf_label_agreement']:.2f} %" if "simplecrf_label_agreement" in checks else "–",
-            ]
-        )
+        shares = [checks.get(f"{peer}_label_agreement") for peer in ("pydensecrf2", "simplecrf")]
+        distances = [f"{checks[f'pydensecrf2_{what}_rms']:.4f}" for what in ("difference", "marginals")]
+        agreements = ["–" if share is None else f"{100 * share:.2f} %" for share in shares]
+        rows.append([name, f"{100 * checks['message_relative_rms']:.2f} %", *distances, *agreements])
     header = [
         "workload",
         "one message against exact rows, relative RMS",
         "marginals against pydensecrf2's, RMS",
         "the same with our lattice, if another filter was used and the difference is above 0.03",
+        "labels equal to pydensecrf2's",
+        "labels equal to SimpleCRF's",
     ]
-    return "Checks before the times counted:\n\n" + markdown_table(
-        [*header, "labels equal to pydensecrf2's", "labels equal to SimpleCRF's"], rows
-    )
-
-
-def provenance(record: dict[str, Any]) -> str:
-    environment = record["environment"]
-    machine, versions = environment["machine"], environment["versions"]
-    torch = f", torch {versions['torch']}" if "torch" in versions else ""
-    load = f" (load before: {environment['load_before']})" if "load_before" in environment else ""
-    return (
-        f"*{environment['date']}, sources {environment['source']}, {machine['cpu']}, {machine['cores']} cores{load}, "
-        f"Python {environment['python']}, numpy {versions['numpy']}{torch}.*\n"
-    )
-
-
-def tables(record: dict[str, Any]) -> str:
-    """The record of `run.py` as Markdown."""
-    return f"{_speed(record['figures'])}\n{provenance(record)}"
-
-
-def write_between_markers(document: Path, name: str, text: str) -> None:
-    """Replace what stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->`."""
-    begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
-    before, _, rest = document.read_text().partition(begin)
-    _, found, after = rest.partition(end)
-    if not found:
-        raise SystemExit(f"{document.name} has no markers {begin.strip()} and {end}")
-    document.write_text(before + begin + "\n" + text.strip() + "\n\n" + end + after)
+    return markdown_table(header, rows)

@@ -66,79 +66,83 @@ OPTIONS = ["", "--preview", "--save-structures", "--threads 1", "-v", "-m nonzer
 FORMATS = [".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr", ".seg.nrrd", ".mgz", ".npz"]
 
 
+def case_names(folder: Path) -> list[str]:
+    return sorted(path.name.removesuffix(".nii.gz") for path in (folder / "labels").glob("*.nii.gz"))
+
+
 def case_files(folder: Path, number: int, logits: str = "logits") -> list[str]:
     """Return -i and -p of a case of a folder in nnU-Net's layout."""
-    case = sorted(path.name.removesuffix(".nii.gz") for path in (folder / "labels").glob("*.nii.gz"))[number]
+    case = case_names(folder)[number]
     images = sorted((folder / "images").glob(f"{case}_????.nii.gz"))
     scores = next(path for path in sorted((folder / logits).iterdir()) if path.name.startswith(case + "."))
     return [*(part for image in images for part in ("-i", str(image))), "-p", str(scores)]
 
 
 def settings(text: str) -> list[str]:
-    """Return --set options of entries that spaces separate."""
     return [part for entry in text.split() for part in ("--set", entry)]
 
 
 def small_folder(folder: Path, into: Path, cases: int) -> None:
     """Link the first cases of a data set into a folder of their own."""
-    kept = sorted(path.name.removesuffix(".nii.gz") for path in (folder / "labels").glob("*.nii.gz"))[:cases]
     for name in ("images", "labels", "logits"):
         (into / name).mkdir(parents=True, exist_ok=True)
-        for path in sorted((folder / name).iterdir()):
-            if any(path.name.startswith((case + ".", case + "_")) for case in kept):
+        for case in case_names(folder)[:cases]:
+            for path in [*(folder / name).glob(f"{case}.*"), *(folder / name).glob(f"{case}_*")]:
                 (into / name / path.name).symlink_to(path)
 
 
 def commands() -> Iterator[tuple[str, list[list[str]]]]:
     """Yield names of runs and their commands, one after the other in one folder; {} is that folder."""
+
+    def infer(case: list[str], *options: str) -> list[str]:
+        return ["infer", *case, "-o", "{}/out", *options, *MODEL]
+
     for number, logits in ((0, "logits"), (57, "logits_weak")):
-        one = case_files(HIPPOCAMPUS, number, logits)
+        case = case_files(HIPPOCAMPUS, number, logits)
         for i, text in enumerate(SETS):
             more = [["--save-probabilities"], ["--save-logits"], []][i % 3]
-            yield f"set {number} {text}", [["infer", *one, "-o", "{}/out", *settings(text), *more, *MODEL]]
+            yield f"set {number} {text}", [infer(case, *settings(text), *more)]
         for preset in PRESETS:
-            yield f"preset {number} {preset}", [["infer", *one, "-o", "{}/out", "-c", preset, *MODEL]]
-    one = case_files(HIPPOCAMPUS, 3)
+            yield f"preset {number} {preset}", [infer(case, "-c", preset)]
+    case = case_files(HIPPOCAMPUS, 3)
     for suffix in FORMATS:
-        save = ["--save-probabilities", "--save-logits"]
-        yield f"format {suffix}", [["infer", *one, "-o", "{}/out", "--output-format", suffix, *save, *MODEL]]
-        yield f"convert {suffix}", [["convert", one[-1], f"{{}}/logits{suffix}", "--like", one[1]], ["info", f"{{}}/logits{suffix}"]]
+        yield f"format {suffix}", [infer(case, "--output-format", suffix, "--save-probabilities", "--save-logits")]
+        yield f"convert {suffix}", [["convert", case[-1], f"{{}}/logits{suffix}", "--like", case[1]], ["info", f"{{}}/logits{suffix}"]]
         for kind in ("probabilities", "labels"):
-            yield f"convert {kind} {suffix}", [["convert", one[-1], f"{{}}/{kind}{suffix}", "--to", kind, "--like", one[1]]]
+            yield f"convert {kind} {suffix}", [["convert", case[-1], f"{{}}/{kind}{suffix}", "--to", kind, "--like", case[1]]]
         labels = f"{{}}/labels{suffix}"
-        made = ["convert", one[-1], labels, "--to", "labels", "--like", one[1]]
-        yield f"labels of {suffix}", [made, ["infer", *one[:2], "-p", labels, "-o", "{}/out", *MODEL]]
+        made = ["convert", case[-1], labels, "--to", "labels", "--like", case[1]]
+        yield f"labels of {suffix}", [made, infer([*case[:2], "-p", labels])]
     for i, text in enumerate(OPTIONS):
         yield f"option {text}", [["infer", *case_files(HIPPOCAMPUS, i), "-o", "{}/out", *text.split(), *([] if "-t" in text else MODEL)]]
     for text in ("--regions whole=1+2 --regions front=1", "--regions whole=1+2 --regions back=2 --regions-class-order 1,2"):
-        regions = ["convert", one[-1], "{}/p.nii.gz", "--to", "probabilities"]
-        yield f"regions {text}", [regions, ["infer", *one[:2], "-p", "{}/p.nii.gz", "-o", "{}/out", *text.split(), *MODEL]]
+        regions = ["convert", case[-1], "{}/p.nii.gz", "--to", "probabilities"]
+        yield f"regions {text}", [regions, infer([*case[:2], "-p", "{}/p.nii.gz"], *text.split())]
     for number in range(5):
         image, scores = (str(sorted((ITK / name).glob("*.mh[ad]"))[number]) for name in ("images", "logits"))
-        case = ["-i", image, "-p", scores]
-        yield f"itk {number}", [["infer", *case, "-o", "{}/out", "--save-probabilities", *MODEL]]
+        yield f"itk {number}", [infer(["-i", image, "-p", scores], "--save-probabilities")]
     everywhere = "-c brats --set mean_field.label_threshold=0"
     for number, options in enumerate(("", "-c brats", "--set mean_field.filter=lattice -m nonzero", everywhere)):
-        yield f"brats {number} {options}", [["infer", *case_files(BRATS, number), "-o", "{}/out", *options.split(), *MODEL]]
+        yield f"brats {number} {options}", [infer(case_files(BRATS, number), *options.split())]
     tumor = case_files(BRATS, 1)
     for options in ("--max-memory 1100M", "--max-memory 1100M -c brats", "--max-memory 1100M --set mean_field.label_threshold=0"):
         plain = ["convert", tumor[-1], "{}/logits.nii", "--to", "logits"]
-        yield f"streamed {options}", [plain, ["infer", *tumor[:-2], "-p", "{}/logits.nii", "-o", "{}/out", *options.split(), *MODEL]]
+        yield f"streamed {options}", [plain, infer([*tumor[:-2], "-p", "{}/logits.nii"], *options.split())]
     for number in (0, 7):
         for text in ("", "bilateral.theta_alpha=4", "volume.weight=0.5"):
-            yield f"atrium {number} {text}", [["infer", *case_files(ATRIUM, number), "-o", "{}/out", "--resample", *settings(text), *MODEL]]
-    yield "refused grid", [["infer", *case_files(ATRIUM, 1), "-o", "{}/out", *MODEL]]
+            yield f"atrium {number} {text}", [infer(case_files(ATRIUM, number), "--resample", *settings(text))]
+    yield "refused grid", [infer(case_files(ATRIUM, 1))]
     for i, text in enumerate(("mean_field.num_iterations=0", "bilateral.sigma=3", "spatial.weight=[1,2]", "mean_field.filter=best")):
-        yield f"refused {text}", [["infer", *case_files(HIPPOCAMPUS, i), "-o", "{}/out", *settings(text), *MODEL]]
+        yield f"refused {text}", [infer(case_files(HIPPOCAMPUS, i), *settings(text))]
     folder, three = "{}/in", ["link", str(HIPPOCAMPUS), "4"]
-    infer = ["infer", "-i", f"{folder}/images", "-p", f"{folder}/logits", "-o", "{}/out", *MODEL]
+    refine = infer(["-i", f"{folder}/images", "-p", f"{folder}/logits"])
     judge = ["evaluate", "{}/out", f"{folder}/labels", "-o", "{}/judged", "--threads", "1", "-q"]
     against = ["-b", f"network={folder}/logits", "-i", f"{folder}/images"]
-    yield "folder", [three, infer, [*infer, "--continue"], ["status", "{}/out"], [*judge, *against], ["status", "{}/judged"]]
-    yield "folder regions", [three, infer, [*judge, *against, "-r", "whole=1+2"]]
-    yield "folder parts", [three, *([*infer, "--num-parts", "2", "--part-id", part] for part in "01"), ["status", "{}/out"]]
-    yield "folder changed", [three, infer, [*infer, "--continue", "-c", "hippocampus"], judge]
-    yield "folder bad case", [three, ["spoil", f"{folder}/logits"], infer, [*judge, "--strict"]]
+    yield "folder", [three, refine, [*refine, "--continue"], ["status", "{}/out"], [*judge, *against], ["status", "{}/judged"]]
+    yield "folder regions", [three, refine, [*judge, *against, "-r", "whole=1+2"]]
+    yield "folder parts", [three, *([*refine, "--num-parts", "2", "--part-id", part] for part in "01"), ["status", "{}/out"]]
+    yield "folder changed", [three, refine, [*refine, "--continue", "-c", "hippocampus"], judge]
+    yield "folder bad case", [three, ["spoil", f"{folder}/logits"], refine, [*judge, "--strict"]]
     train = ["train-crf", folder, "-o", "{}/crf.toml", "--threads", "1", "-q"]
     for text in ("-c default", "-c brats --learn weights,theta,postprocess --seed 3"):
         yield f"train {text}", [three, [*train, "--num-iterations", "3", "--folds", "2", *text.split()]]
@@ -151,9 +155,8 @@ def functions() -> Iterator[tuple[str, Callable[[], Any]]]:
     from crfrefine import CrfParameters, RegionScheme, refine
 
     names = case_files(HIPPOCAMPUS, 11)
-    volume: Any = nib.load(names[1])
+    volume, scores = (nib.load(name) for name in (names[1], names[-1]))
     image, spacing = np.asarray(volume.dataobj, np.float32), tuple(float(x) for x in volume.header.get_zooms())
-    scores: Any = nib.load(names[-1])
     logits = np.ascontiguousarray(np.moveaxis(np.asarray(scores.dataobj, np.float32), -1, 0))
 
     def call(text: str = "", **more: Any) -> Callable[[], Any]:
@@ -179,19 +182,18 @@ def functions() -> Iterator[tuple[str, Callable[[], Any]]]:
     atlas = np.ascontiguousarray(np.broadcast_to(many[..., None], image.shape)).astype(np.uint8)
     yield "refine 130 labels", call(logits=atlas, input_type="labels")
     yield "refine 130 labels masked", call(logits=atlas, input_type="labels", mask=mask)
-    yield "layer", lambda: _layer(logits, image, spacing)
 
+    def layer() -> Any:
+        import torch
 
-def _layer(logits: np.ndarray, image: np.ndarray, spacing: tuple[float, ...]) -> Any:
-    import torch
+        from crfrefine import CrfRnn
 
-    from crfrefine import CrfRnn
+        module, scores = CrfRnn(num_labels=len(logits), num_modalities=1), torch.from_numpy(logits[None]).requires_grad_()
+        refined = module(scores, torch.from_numpy(image[None, None]), spacing=spacing)
+        refined[:, 1].square().mean().backward()  # type: ignore[no-untyped-call]
+        return [refined.detach().numpy(), *(p.grad.numpy() for p in [scores, *module.parameters()] if p.grad is not None)]
 
-    layer = CrfRnn(num_labels=len(logits), num_modalities=1)
-    scores = torch.from_numpy(logits[None]).requires_grad_()
-    refined = layer(scores, torch.from_numpy(image[None, None]), spacing=spacing)
-    refined[:, 1].square().mean().backward()  # type: ignore[no-untyped-call]
-    return [refined.detach().numpy(), *(p.grad.numpy() for p in [scores, *layer.parameters()] if p.grad is not None)]
+    yield "layer", layer
 
 
 def digest(value: Any) -> str:
@@ -226,9 +228,7 @@ def plain(text: str, folder: str) -> str:
 
 def read(path: Path, folder: str) -> Any:
     """Return what counts of a file: voxels and headers as bytes, tables, texts; None where each run writes something else."""
-    data = path.read_bytes()
-    if path.suffix in (".gz", ".mgz"):
-        data = gzip.decompress(data)
+    data = gzip.decompress(path.read_bytes()) if path.suffix in (".gz", ".mgz") else path.read_bytes()
     if path.suffix == ".npz":
         with np.load(path) as opened:
             return {name: digest(opened[name]) for name in sorted(opened.files)}
@@ -254,10 +254,10 @@ def run_commands(lines: list[list[str]], folder: Path) -> dict[str, str]:
             small_folder(Path(arguments[1]), folder / "in", int(arguments[2]))
             continue
         if arguments[0] == "spoil":
-            one = sorted(Path(arguments[1]).iterdir())[1]
-            data = one.read_bytes()[:5000]
-            one.unlink()
-            one.write_bytes(data)
+            link = sorted(Path(arguments[1]).iterdir())[1]
+            data = link.read_bytes()[:5000]
+            link.unlink()
+            link.write_bytes(data)
             continue
         status: object = 0
         with (folder / ".said").open("w+") as said, redirect_stdout(said), redirect_stderr(said):
@@ -271,9 +271,8 @@ def run_commands(lines: list[list[str]], folder: Path) -> dict[str, str]:
         found[f"{i} status"] = str(status)
     for path in sorted(folder.rglob("*")):
         # Inputs are links; what `evaluate` keeps of each case has the state of its files.
-        if not path.is_file() or folder / "in" in path.parents or path.parent.name == "cases":
-            continue
-        if (value := read(path, str(folder))) is not None:
+        is_output = path.is_file() and folder / "in" not in path.parents and path.parent.name != "cases"
+        if is_output and (value := read(path, str(folder))) is not None:
             found[re.sub("run-[0-9a-f]{8}", "run", str(path.relative_to(folder)))] = digest(value)
     return found
 
@@ -283,10 +282,9 @@ def _work(name: str, lines: list[list[str]] | None, into: Any) -> None:
     os.chdir(folder)
     try:
         if lines is None:
-            found = {str(i): digest(value) for i, value in enumerate(dict(functions())[name]())}
+            into.send({str(i): digest(value) for i, value in enumerate(dict(functions())[name]())})
         else:
-            found = run_commands(lines, folder)
-        into.send(found)
+            into.send(run_commands(lines, folder))
     except Exception as error:
         into.send({"": repr(error)})
     finally:
@@ -298,9 +296,7 @@ def run_all(words: list[str]) -> dict[str, dict[str, str]]:
     context = multiprocessing.get_context("fork")
     todo = [*commands(), *((name, None) for name, _ in functions())]
     results = {}
-    for name, lines in todo:
-        if words and not any(word in name for word in words):
-            continue
+    for name, lines in (run for run in todo if not words or any(word in run[0] for word in words)):
         ours, theirs = context.Pipe(False)
         process = context.Process(target=_work, args=(name, lines, theirs))
         process.start()
@@ -323,14 +319,12 @@ def main() -> int:
         Path(file).write_text(json.dumps(results, indent=1))
         print(f"{len(results)} runs, {sum(map(len, results.values()))} hashes")
         return 0
-    before = json.loads(Path(file).read_text())
-    different = 0
+    before, different = json.loads(Path(file).read_text()), 0
     for name, found in results.items():
         old = before.get(name, {})
-        for key in sorted(old.keys() | found.keys()):
-            if old.get(key) != found.get(key):
-                different += 1
-                print(f"{name}: {key}: {old.get(key)} before, {found.get(key)} now")
+        for key in sorted(key for key in old.keys() | found.keys() if old.get(key) != found.get(key)):
+            different += 1
+            print(f"{name}: {key}: {old.get(key)} before, {found.get(key)} now")
     print(f"{len(results)} runs, {different} differences")
     return int(different > 0)
 

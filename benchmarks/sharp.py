@@ -2,10 +2,9 @@
 
 Usage: sharp.py DATA [--half even|odd] [--quick | --masks]
 
-DATA holds acdc/ atrium/ hippocampus/, each with images/ labels/, and totalsegmentator/ for --masks. Cases count from 0 in the order
-of their names: values are chosen on the even cases and reported on the odd cases, such as those of
-the guided filter among 51 settings. The hearts become coarse in plane only. A case's score is the
-mean over its labels.
+DATA holds acdc/ atrium/ hippocampus/, each with images/ labels/, and totalsegmentator/ for --masks.
+Values, such as those of the guided filter among 51 settings, are chosen on cases of even numbers
+and reported on odd ones. Hearts become coarse in plane only. A score is a mean over labels.
 """
 
 from __future__ import annotations
@@ -24,9 +23,8 @@ from typing import Any
 
 import nibabel
 import numpy as np
-from environment import source_hash
 from numpy.typing import NDArray
-from report import markdown_table
+from report import markdown_table, source_hash
 from scipy.ndimage import correlate1d, gaussian_filter, maximum_filter, minimum_filter
 
 import crfrefine
@@ -53,13 +51,8 @@ MASKS = {  # of TotalSegmentator: a mask, its image, options
     "example_seg_mr": ("example_mr_sm.nii.gz", "-c body-mr", "-c default"),
 }
 
-KAPPA = 2.0
-MIN_SHARE = 1e-3
-SIGMA = 0.5  # voxels of the network
-GUIDED_RADIUS = 0.5  # voxels of the network
-GUIDED_EPSILON = 0.01
-MAX_BIAS = 6.0
-NUM_ROUNDS = 3
+SIGMA, GUIDED_RADIUS, GUIDED_EPSILON = 0.5, 0.5, 0.01  # the lengths in voxels of the network
+KAPPA, MIN_SHARE, MAX_BIAS, NUM_ROUNDS = 2.0, 1e-3, 6.0, 3
 
 Labels = NDArray[np.integer[Any]]
 Shares = NDArray[np.float32]
@@ -69,20 +62,10 @@ Scores = dict[str, dict[str, float]]  # metrics of each method
 
 @dataclass(frozen=True)
 class Coarse:
-    """A coarse label map on the image's grid."""
-
     labels: Labels  # (*grid), constant in each block
     image: NDArray[Any]  # (*grid), raw intensities
     spacing: tuple[float, ...]  # mm of the image, one per axis
     factors: tuple[float, ...]
-
-
-def read_case(data: Path, name: str) -> tuple[NDArray[Any], Labels, tuple[float, ...]]:
-    """Image, reference labels and spacing of a case."""
-    image = nibabel.load(data / "images" / f"{name}_0000.nii.gz")
-    labels = nibabel.load(data / "labels" / f"{name}.nii.gz")
-    spacing = tuple(map(float, labels.header.get_zooms()[:3]))
-    return np.asarray(image.dataobj), np.asarray(labels.dataobj).astype(np.uint8), spacing
 
 
 def make_coarse(labels: Labels, factors: Sequence[int], how: str) -> Labels:
@@ -92,17 +75,13 @@ def make_coarse(labels: Labels, factors: Sequence[int], how: str) -> Labels:
     """
     sizes = list(zip(labels.shape, factors, strict=True))
     starts = [np.arange(0, size, factor) for size, factor in sizes]
-    middles = [np.minimum(np.arange(0, size, f) + f // 2, size - 1) for size, f in sizes]
-    middle = labels[np.ix_(*middles)]
+    middle = labels[np.ix_(*(np.minimum(own + f // 2, size - 1) for own, (size, f) in zip(starts, sizes, strict=True)))]
     if how == "sampled":
         return middle
-    counts = []
-    for label in range(int(labels.max()) + 1):
-        count = (labels == label).astype(np.float32)
-        for axis, own in enumerate(starts):
-            count = np.add.reduceat(count, own, axis)
-        counts.append(count + np.float32(0.5) * (middle == label))
-    return np.argmax(counts, axis=0).astype(labels.dtype)
+    counts = _one_hot(labels)
+    for axis, own in enumerate(starts, start=1):
+        counts = np.add.reduceat(counts, own, axis)
+    return np.argmax(counts + np.float32(0.5) * _one_hot(middle, len(counts)), axis=0).astype(labels.dtype)
 
 
 def to_grid(blocks: Labels, factors: Sequence[int], shape: Sequence[int]) -> Labels:
@@ -117,7 +96,7 @@ def interpolate(coarse: Coarse) -> Shares:
 
     This is the mean over a box of a block's size around each voxel.
     """
-    shares = _one_hot(coarse)
+    shares = _one_hot(coarse.labels)
     for axis, factor in enumerate(coarse.factors, start=1):
         reach = int(np.ceil((factor - 1) / 2))
         weights = np.clip(factor / 2 + 0.5 - np.abs(np.arange(-reach, reach + 1)), 0, 1)
@@ -128,12 +107,11 @@ def interpolate(coarse: Coarse) -> Shares:
 def soften(coarse: Coarse) -> Shares:
     """Return the shares (L, *grid): labels under a Gaussian along the axes that are coarse."""
     sigmas = [SIGMA * factor if factor > 1 else 0.0 for factor in coarse.factors]
-    return gaussian_filter(_one_hot(coarse), (0.0, *sigmas), mode="nearest")
+    return gaussian_filter(_one_hot(coarse.labels), (0.0, *sigmas), mode="nearest")
 
 
-def _one_hot(coarse: Coarse) -> Shares:
-    labels = range(int(coarse.labels.max()) + 1)
-    return np.stack([(coarse.labels == label).astype(np.float32) for label in labels])
+def _one_hot(labels: Labels, num_labels: int | None = None) -> Shares:
+    return np.stack([(labels == label).astype(np.float32) for label in range(num_labels or int(labels.max()) + 1)])
 
 
 def guide(coarse: Coarse) -> Shares:
@@ -167,11 +145,9 @@ def keep_volumes(shares: Shares, coarse: Coarse) -> Labels:
 
 
 def crf(coarse: Coarse) -> Labels:
-    """Refine with the preset `sharp`."""
     network = [size * factor for size, factor in zip(coarse.spacing, coarse.factors, strict=True)]
-    more: dict[str, Any] = {"network_spacing": network, "parameters": "sharp", "threads": 1}
-    more |= {"spacing": coarse.spacing, "input_type": "labels"}
-    return crfrefine.refine(coarse.labels, coarse.image, **more).label_map
+    options: dict[str, Any] = {"network_spacing": network, "parameters": "sharp", "threads": 1, "input_type": "labels"}
+    return crfrefine.refine(coarse.labels, coarse.image, spacing=coarse.spacing, **options).label_map
 
 
 METHODS: dict[str, Callable[[Coarse], Labels]] = {
@@ -182,17 +158,21 @@ METHODS: dict[str, Callable[[Coarse], Labels]] = {
 }
 
 
+def regions_of(labels: Labels) -> dict[str, tuple[int, ...]]:
+    return {str(label): (int(label),) for label in np.unique(labels[labels > 0])}
+
+
 def score(labels: Labels, truth: Labels, spacing: Sequence[float]) -> dict[str, float]:
     """Mean over the labels of the reference."""
-    regions = {str(label): (int(label),) for label in np.unique(truth[truth > 0])}
-    how: dict[str, Any] = {"tolerance_mm": one_voxel(spacing), "metrics": tuple(METRICS)}
-    values = measure_case(labels, truth, regions, spacing, **how)
+    values = measure_case(labels, truth, regions_of(truth), spacing, tolerance_mm=one_voxel(spacing), metrics=tuple(METRICS))
     return {metric: float(np.mean([own[metric] for own in values.values()])) for metric in METRICS}
 
 
 def measure(data: Path, name: str) -> dict[Row, Scores]:
     """Measure a case, made coarse in every way."""
-    image, truth, spacing = read_case(data, name)
+    volumes = [nibabel.load(data / file) for file in (f"images/{name}_0000.nii.gz", f"labels/{name}.nii.gz")]
+    image, truth = np.asarray(volumes[0].dataobj), np.asarray(volumes[1].dataobj).astype(np.uint8)
+    spacing = tuple(map(float, volumes[1].header.get_zooms()[:3]))
     result = {}
     for how in COARSE_BY:
         for factor in FACTORS:
@@ -213,14 +193,12 @@ def gain_table(found: dict[Row, list[Scores]], metric: str) -> str:
     rows = []
     for (folder, how, factor), cases in found.items():
         before = _values(cases, NEAREST, metric)
-        cells = []
+        row = [ORGANS[folder], how, f"{factor}×", str(len(cases)), f"{before.mean():.3f}"]
         for method in METHODS:
             change = 100 * (_values(cases, method, metric) - before)
-            losses = np.count_nonzero(change < -LOSS)
-            cells.append(f"{change.mean():+.2f} ({losses}, {change.min():+.2f})")
-        row = [ORGANS[folder], how, f"{factor}×", str(len(cases)), f"{before.mean():.3f}"]
+            row.append(f"{change.mean():+.2f} ({np.count_nonzero(change < -LOSS)}, {change.min():+.2f})")
         gain = _values(cases, CRF, metric).mean() - before.mean()  # The ceiling is 1: the labels.
-        rows.append([*row, *cells, f"{100 * gain / (1 - before.mean()):.0f} %"])
+        rows.append([*row, f"{100 * gain / (1 - before.mean()):.0f} %"])
     return markdown_table(["", "coarse by", "", "cases", NEAREST, *METHODS, "recovered"], rows)
 
 
@@ -232,20 +210,17 @@ def test_table(found: dict[Row, list[Scores]], metric: str) -> str:
         own = _values(cases, CRF, metric)
         gains = [100 * (own - _values(cases, other, metric)) for other in others]
         tests = holm([signed_rank(gain)[0] for gain in gains])
-        pairs = zip(gains, tests, strict=True)
-        cells = [f"{gain.mean():+.2f} ({format_p(p)})" for gain, p in pairs]
+        cells = [f"{gain.mean():+.2f} ({format_p(p)})" for gain, p in zip(gains, tests, strict=True)]
         rows.append([ORGANS[folder], how, f"{factor}×", *cells])
     return markdown_table(["", "coarse by", "", *others], rows)
 
 
 def report(found: dict[Row, list[Scores]]) -> str:
-    """All tables."""
     text = ""
     for metric, title in METRICS.items():
-        head = f"{title}: points above nearest (cases that lose more than {LOSS:g}, worst case)"
-        text += f"### {head}\n\n{gain_table(found, metric)}\n"
-        head = f"{title}: points of {CRF} above the others (p after Holm)"
-        text += f"### {head}\n\n{test_table(found, metric)}\n"
+        gains = f"points above nearest (cases that lose more than {LOSS:g}, worst case)\n\n{gain_table(found, metric)}"
+        tests = f"points of {CRF} above the others (p after Holm)\n\n{test_table(found, metric)}"
+        text += f"### {title}: {gains}\n### {title}: {tests}\n"
     return text + f"*sources {source_hash()}*\n"
 
 
@@ -258,13 +233,13 @@ def mask_row(folder: Path, mask: str, image: str, options: str) -> list[str]:
         if source.is_dir():
             source = Path(home, "image.nii.gz")
             subprocess.run([*command, "convert", folder / image, source], check=True)
-        words = ["-i", source, "-p", file, "-o", result, "--input-type", "labels", *options.split()]
+        words = ["-i", source, "-p", file, "-o", result, "--input-type", "labels", "--threads", "1", "--allow-vanishing", "-q"]
         begin = os.times()
-        subprocess.run([*command, "infer", *words, "--threads", "1", "--allow-vanishing", "-q"], check=True)
+        subprocess.run([*command, "infer", *words, *options.split()], check=True)
         seconds = sum(os.times()[2:4]) - sum(begin[2:4])
         volumes = [nibabel.as_closest_canonical(nibabel.load(path)) for path in (file, result)]
         old, new = (np.asarray(volume.dataobj) for volume in volumes)
-    regions = {str(label): (int(label),) for label in np.unique(old[old > 0])}
+    regions = regions_of(old)
     before, after = (measure_case(own, old, regions, volumes[0].header.get_zooms()) for own in (old, new))
     counts = [sum(own["num_components"] for own in values.values()) for values in (before, after)]
     ratios = [after[name]["volume_ml"] / before[name]["volume_ml"] - 1 for name in regions]
@@ -283,25 +258,22 @@ def main() -> None:
     parser.add_argument("--masks", action="store_true", help="only what changes in masks of TotalSegmentator")
     options = parser.parse_args()
     if options.masks:
-        names = ["mask", "options", "structures", "voxels changed", "vanished", "volume"]
-        names += ["components", "border, 95 %", "farthest", "CPU time"]
+        header = ["mask", "options", "structures", "voxels changed", "vanished", "volume", "components"]
+        header += ["border, 95 %", "farthest", "CPU time"]
         jobs = [(mask, image, words) for mask, (image, *own) in MASKS.items() for words in own]
-        rows = [mask_row(options.data / "totalsegmentator", *job) for job in jobs]
-        sys.stdout.write(markdown_table(names, rows))
+        sys.stdout.write(markdown_table(header, [mask_row(options.data / "totalsegmentator", *job) for job in jobs]))
         return
-    names: list[tuple[Path, str]] = []
+    names = []
     for data in (options.data / organ for organ in ORGANS):
-        cases = sorted(path.name.removesuffix(".nii.gz") for path in data.glob("labels/*.nii.gz"))
-        chosen = cases[HALVES[options.half]][: QUICK_CASES if options.quick else None]
-        names += [(data, name) for name in chosen]
+        cases = sorted(path.name.removesuffix(".nii.gz") for path in data.glob("labels/*.nii.gz"))[HALVES[options.half]]
+        names += [(data, name) for name in cases[: QUICK_CASES if options.quick else None]]
     if not names:
         raise SystemExit(f"sharp: no cases in {options.data}; expected acdc/labels/*.nii.gz, …")
     found: dict[Row, list[Scores]] = {}
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
-        jobs = [pool.submit(measure, *case) for case in names]
-        for (_, name), job in zip(names, jobs, strict=True):
-            for row, scores in job.result().items():
-                found.setdefault(row, []).append(scores)
+        for (_, name), scores in zip(names, pool.map(measure, *zip(*names, strict=True)), strict=True):
+            for row, own in scores.items():
+                found.setdefault(row, []).append(own)
             sys.stderr.write(f"sharp: {name}\n")
     sys.stdout.write(report(found))
 

@@ -2,10 +2,10 @@
 
 Usage: strokes.py [--quick]    (before: pip install itk-growcut scikit-image)
 
-$CRFREFINE_DATA holds hippocampus/ and atrium/, each with images/ labels/ logits_weak/. Cases count from 0 in the order of their names:
-values were chosen on the even cases, figures are of the odd ones. The robot draws off center in one of the three largest errors (components
-of wrong voxels): a line of 10 mm, three voxels wide, in a plane across the last axis, only where its label is right. Each method's robot
-sees that method's result. The rivals decide voxels near strokes; the result without strokes gives them the seeds around.
+$CRFREFINE_DATA holds hippocampus/ and atrium/, each with images/ labels/ logits_weak/. Values were
+chosen on cases of even numbers, figures are of odd ones. The robot draws off center in one of the
+three largest errors (components of wrong voxels) of its method's result: a line of 10 mm, three
+voxels wide, where its label is right. The result without strokes has the seeds of the rivals.
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from environment import describe
 from numpy.typing import NDArray
-from report import markdown_table, provenance
+from report import describe, markdown_table, provenance
 from scipy import ndimage
 from sharp import make_coarse, to_grid
 from study import labeled_cases
@@ -42,7 +41,6 @@ from crfrefine.runs.cases.reading_options import ReadingOptions
 Labels = NDArray[np.uint8]
 NUM_STROKES, SHOWN = 10, (0, 1, 2, 3, 5, 10)
 LINE_MM, NUM_LARGEST, FAR_MM = 10.0, 3, 10.0
-WINDOW_MM = {"grow cut": 2.0, "random walker": 4.0}  # the rivals decide voxels so near to strokes: the best of 2, 4, 6 on even hippocampi
 FACTOR = 2  # voxels of the image in one of the coarse label maps, along each axis
 SETTINGS = {  # folder, number of cases, form of the network's output
     "hippocampi, logits": ("hippocampus", 24, "logits"),
@@ -54,8 +52,6 @@ SETTINGS = {  # folder, number of cases, form of the network's output
 
 @dataclass(frozen=True)
 class Subject:
-    """A case with a network's output."""
-
     name: str
     image: NDArray[np.float32]  # (M, *grid)
     spacing: tuple[float, ...]
@@ -69,17 +65,10 @@ class Subject:
 
     @cached_property
     def refined(self) -> Labels:
-        """The result without strokes."""
         return self.refine(None)
-
-    @property
-    def decided(self) -> Labels:
-        """The labels of the network."""
-        return self.network if self.network.ndim == self.truth.ndim else self.network.argmax(axis=0).astype(np.uint8)
 
     @cached_property
     def normalized(self) -> NDArray[np.float32]:
-        """The first modality."""
         return normalize_intensity(self.image, crfrefine.CrfParameters().intensity)[0]
 
     def refine(self, strokes: Labels | None, plan: crfrefine.Plan | None = None) -> Labels:
@@ -99,15 +88,14 @@ def cases_of(folder: str) -> list[CaseFiles]:
 
 def read(files: CaseFiles, form: str) -> Subject:
     case = load_case(files, ReadingOptions(resample="linear"), with_labels=True)
-    truth, network = np.array(case.labels), np.array(case.logits)
-    options: dict[str, Any] = {}
+    network, options = np.array(case.logits), {}
     if form != "logits":
         network, options = network.argmax(axis=0).astype(np.uint8), {"input_type": "labels"}
     if form == "coarse":
         factors = (FACTOR,) * 3
         network = to_grid(make_coarse(network, factors, "majority"), factors, network.shape)
         options["network_spacing"] = [FACTOR * step for step in case.spacing]
-    return Subject(files.case_id, np.array(case.image), tuple(case.spacing), truth.astype(np.uint8), network, options)
+    return Subject(files.case_id, np.array(case.image), tuple(case.spacing), np.array(case.labels, np.uint8), network, options)
 
 
 def fix(subject: Subject, strokes: Labels) -> Labels:
@@ -115,8 +103,8 @@ def fix(subject: Subject, strokes: Labels) -> Labels:
     return np.where(strokes == 0, subject.refined, strokes % BACKGROUND).astype(np.uint8)
 
 
-def _near_strokes(subject: Subject, strokes: Labels, window: float, decide: Callable[[Any, Labels], Any]) -> Labels:
-    """Decide voxels near strokes; `decide` takes the image and the seeds of a box, label + 1 or 0, and returns label + 1."""
+def _near_strokes(window: float, decide: Callable[[Any, Labels, Any], Any], subject: Subject, strokes: Labels) -> Labels:
+    """Decide voxels near strokes; `decide` takes image and seeds (label + 1 or 0) of a box and the spacing, and returns label + 1."""
     free, _ = ndimage.label(ndimage.distance_transform_edt(strokes == 0, sampling=subject.spacing) <= window)
     result = fix(subject, strokes)
     for number, near in enumerate(ndimage.find_objects(free), start=1):
@@ -124,49 +112,41 @@ def _near_strokes(subject: Subject, strokes: Labels, window: float, decide: Call
         open_voxels = (free[box] == number) & (strokes[box] == 0)
         seeds = np.where(open_voxels, 0, result[box] + 1).astype(np.uint8)
         if len(np.unique(seeds)) > 2 and open_voxels.any():
-            result[box] = np.where(open_voxels, decide(subject.normalized[box], seeds) - 1, result[box])
+            decided = decide(subject.normalized[box], seeds, np.array(subject.spacing))
+            result[box] = np.where(open_voxels, decided - 1, result[box])
     return result
 
 
-def grow_cut(subject: Subject, strokes: Labels) -> Labels:
+def grow_cut(image: Any, seeds: Labels, spacing: Any) -> Any:
     import itk
 
-    def decide(image: Any, seeds: Labels) -> Any:
-        images = [itk.image_from_array(np.ascontiguousarray(array)) for array in (image.astype(np.float32), seeds)]
-        for own in images:
-            own.SetSpacing(subject.spacing[::-1])
-        return itk.array_from_image(itk.fast_grow_cut(images[0], seed_image=images[1]))
-
-    return _near_strokes(subject, strokes, WINDOW_MM["grow cut"], decide)
+    gray, drawn = (itk.image_from_array(np.ascontiguousarray(array)) for array in (image.astype(np.float32), seeds))
+    for own in (gray, drawn):
+        own.SetSpacing(spacing[::-1])
+    return itk.array_from_image(itk.fast_grow_cut(gray, seed_image=drawn))
 
 
-def walk(subject: Subject, strokes: Labels) -> Labels:
+def walk(image: Any, seeds: Labels, spacing: Any) -> Any:
     from skimage.segmentation import random_walker
 
-    def decide(image: Any, seeds: Labels) -> Any:
-        used, numbers = np.unique(seeds, return_inverse=True)
-        return used[random_walker(image, numbers.reshape(seeds.shape), mode="cg_j", tol=1e-5, spacing=np.array(subject.spacing))]
-
-    return _near_strokes(subject, strokes, WINDOW_MM["random walker"], decide)
+    used, numbers = np.unique(seeds, return_inverse=True)
+    return used[random_walker(image, numbers.reshape(seeds.shape), mode="cg_j", tol=1e-5, spacing=spacing)]
 
 
 CRF = "crfrefine"
-METHODS: dict[str, Callable[[Subject, Labels], Labels]] = {
-    CRF: Subject.refine,
-    "fixed voxels": fix,
-    "grow cut": grow_cut,
-    "random walker": walk,
-}
+METHODS: dict[str, Callable[[Subject, Labels], Labels]] = {CRF: Subject.refine, "fixed voxels": fix}
+# The rivals decide voxels so many mm near to strokes: the best of 2, 4, 6 on even hippocampi.
+METHODS |= {"grow cut": partial(_near_strokes, 2.0, grow_cut), "random walker": partial(_near_strokes, 4.0, walk)}
 for name, package in (("grow cut", "itk"), ("random walker", "skimage")):
     if importlib.util.find_spec(package) is None:
         sys.stderr.write(f"strokes: {name} left out: {package} is not installed\n")
         del METHODS[name]
 
 
-def draw(strokes: Labels, middle: NDArray[np.int64], truth: Labels, spacing: tuple[float, ...], axis: int, value: int) -> None:
+def draw(subject: Subject, strokes: Labels, middle: NDArray[np.int64], axis: int, value: int) -> None:
     """Draw a line through a voxel along the first or second axis, where the reference has the label of that voxel."""
-    label, reach = truth[tuple(middle)], int(LINE_MM / 2 / spacing[axis])
-    line = [middle[axis]]
+    truth, line = subject.truth, [middle[axis]]
+    label, reach = truth[tuple(middle)], int(LINE_MM / 2 / subject.spacing[axis])
     for step in (1, -1):
         for at in range(middle[axis] + step, middle[axis] + step * (reach + 1), step):
             if not 0 <= at < truth.shape[axis] or truth[tuple(at if a == axis else c for a, c in enumerate(middle))] != label:
@@ -188,7 +168,7 @@ def correct(subject: Subject, labels: Labels, strokes: Labels, rng: np.random.Ge
     depth = ndimage.distance_transform_edt(np.pad(error & (subject.truth == label), 1), sampling=subject.spacing)[1:-1, 1:-1, 1:-1]
     off_center = np.argwhere(depth >= depth.max() / 2)
     middle = off_center[rng.integers(len(off_center))]
-    draw(strokes, middle, subject.truth, subject.spacing, int(rng.integers(2)), int(label or BACKGROUND))
+    draw(subject, strokes, middle, int(rng.integers(2)), int(label or BACKGROUND))
     return True
 
 
@@ -197,9 +177,8 @@ def measure(folder: str, number: int, form: str) -> dict[str, Any]:
     subject, found = read(cases_of(folder)[number], form), {}
     for method, update in METHODS.items():
         rng = np.random.default_rng(sum(map(ord, subject.name)))
-        strokes, labels = np.zeros(subject.truth.shape, np.uint8), subject.refined
+        strokes, labels, drawn = np.zeros(subject.truth.shape, np.uint8), subject.refined, []
         figures: dict[str, list[float]] = {"dice": [subject.dice(labels)], "adds": [], "far": []}
-        drawn: list[Labels] = []
         for _ in range(NUM_STROKES):
             before, old = labels != subject.truth, strokes.copy()
             if correct(subject, labels, strokes, rng):
@@ -222,11 +201,12 @@ def harms(subject: Subject, strokes: Labels, drawn: list[Labels], rng: np.random
     for own in filter(np.any, drawn):
         other = rng.choice(labels[labels != own.max() % BACKGROUND]) or BACKGROUND
         costs.append(right - subject.dice(subject.refine(np.where(own, other, strokes).astype(np.uint8))))
-    is_right = (subject.refined == subject.truth) & (subject.decided == subject.truth)
+    decided = subject.network if subject.network.ndim == subject.truth.ndim else subject.network.argmax(axis=0)
+    is_right = (subject.refined == subject.truth) & (decided == subject.truth)
     places = np.argwhere(ndimage.binary_erosion(is_right, iterations=2) & (subject.truth > 0))
     for middle in rng.permutation(places)[:NUM_STROKES]:
         stroke = np.zeros_like(strokes)
-        draw(stroke, middle, subject.truth, subject.spacing, int(rng.integers(2)), int(subject.truth[tuple(middle)]))
+        draw(subject, stroke, middle, int(rng.integers(2)), int(subject.truth[tuple(middle)]))
         changed.append(100 * np.count_nonzero(subject.refine(np.where(is_right, stroke, 0)) != subject.refined) / size)
     return {"costs": costs, "changed": changed}
 
@@ -257,9 +237,8 @@ def tables(found: dict[str, list[dict[str, Any]]], times: dict[str, list[float]]
         gain = float(np.mean([case[CRF]["dice"][-1] - case[CRF]["dice"][0] for case in cases]))
         costs, changed = (np.concatenate([case[figure] for case in cases]) for figure in ("costs", "changed"))
         cost = f"{costs.mean():.2f} of {gain:.2f} points (at most {costs.max():.1f})"
-        others.append(
-            [title, cost, f"{changed.mean():.2f} % (at most {changed.max():.1f} %)", *(f"{1000 * own:.0f} ms" for own in times[title])]
-        )
+        change, milliseconds = f"{changed.mean():.2f} % (at most {changed.max():.1f} %)", [f"{1000 * own:.0f} ms" for own in times[title]]
+        others.append([title, cost, change, *milliseconds])
     header = ["Dice, percent", "", *map(str, SHOWN), "gain of 5", "worst case", "strokes that add errors", f"beyond {FAR_MM:g} mm"]
     text = markdown_table(header, rows)
     header = ["", "a wrong label in ten strokes costs", "a stroke where all is right changes", "update, one thread", "two threads"]
@@ -270,8 +249,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="A robot user corrects weak networks with strokes.")
     parser.add_argument("--quick", action="store_true", help="two cases of each")
     options = parser.parse_args()
-    found: dict[str, list[dict[str, Any]]] = {}
-    times: dict[str, list[float]] = {}
+    found, times = {}, {}
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
         for title, (folder, count, form) in SETTINGS.items():
             if not cases_of(folder):
@@ -282,7 +260,7 @@ def main() -> None:
             subjects = [read(files, form) for files in cases_of(folder)[:3]]
             times[title] = [statistics.median(seconds(subject, threads) for subject in subjects) for threads in (1, 2)]
             sys.stderr.write(f"strokes: {title}\n")
-    sys.stdout.write(f"{tables(found, times)}\n{provenance({'environment': describe()})}")
+    sys.stdout.write(f"{tables(found, times)}\n{provenance(describe())}")
 
 
 if __name__ == "__main__":

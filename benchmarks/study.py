@@ -23,9 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from environment import describe, source_hash
 from peers import BENCH, ROOT
-from report import write_between_markers
+from report import describe, source_hash, write_between_markers
 from study_stages import Stages, crfrefine, link_files, listing, say
 from study_tables import ENVIRONMENT, EVALUATION, EVALUATION_LARGEST, LABEL_MAPS, RANKSEG, REPORT, RIVALS, make_document, read_findings
 
@@ -63,7 +62,7 @@ NO_CRF = CrfParameters().replace(**{"bilateral.weight": 0.0, "spatial.weight": 0
 
 @dataclass(frozen=True)
 class DataSet:
-    """A folder of $CRFREFINE_DATA and how it is studied."""
+    """A folder of $CRFREFINE_DATA."""
 
     name: str  # Name of the folder.
     regions: tuple[str, ...] = ()  # Each as for `--regions`; empty means each label.
@@ -82,8 +81,6 @@ DATA_SETS = (
 
 @dataclass(frozen=True)
 class Study:
-    """What is studied."""
-
     data: Path  # Folder with images/ labels/ and maybe masks/ and dataset.json.
     network: Path  # Folder with the network's output.
     name: str  # Name of that output.
@@ -98,7 +95,6 @@ class Study:
 
 
 def labeled_cases(data: Path, network: Path | None) -> list[CaseFiles]:
-    """Return the cases of a folder that have labels."""
     masks = data / "masks" if (data / "masks").is_dir() else None
     return [case for case in discover_cases(data / "images", network, masks, data / "labels") if case.labels is not None]
 
@@ -109,17 +105,17 @@ def link_cases(cases: Sequence[CaseFiles], data: Path, folder: Path, network: st
         parts = {"images": case.images, "labels": [case.labels], "masks": [case.mask] if case.mask else [], network: case.logits}
         for name, files in parts.items():
             link_files(files, folder / name)
-    link_files([file for file in (data / "dataset.json",) if file.is_file()], folder)
+    link_files([*data.glob("dataset.json")], folder)
 
 
 def make_studies(data: DataSet, options: argparse.Namespace, output: Path) -> list[Study]:
     """Return a study for each output of a network, after training the network if the data set has none."""
     folder = Path(os.environ["CRFREFINE_DATA"]).resolve() / data.name
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name.startswith("logits"))
+    names = sorted(path.name for path in folder.glob("logits*") if path.is_dir())
     if options.quick:
         few = output / "cases" / data.name
         for name in names or [None]:
-            link_cases(labeled_cases(folder, None if name is None else folder / name)[:QUICK_CASES], folder, few, name or "logits")
+            link_cases(labeled_cases(folder, name and folder / name)[:QUICK_CASES], folder, few, name or "logits")
         folder = few
     networks = {name: folder / name for name in names}
     if not data.has_logits:
@@ -127,8 +123,7 @@ def make_studies(data: DataSet, options: argparse.Namespace, output: Path) -> li
 
         networks = {"logits": add_logits(folder, output / data.name / "network", TASTE if options.quick else FULL)}
     regions = tuple(word for region in data.regions for word in ("--regions", region))
-    grid = ("--resample",) if data.resample else ()
-    training = QUICK_TRAINING if options.quick else ()
+    grid, training = ("--resample",) if data.resample else (), QUICK_TRAINING if options.quick else ()
     studies = [Study(folder, network, name, regions, grid, training, options.threads) for name, network in networks.items()]
     if data.label_maps and not options.quick:
         studies += [make_label_maps(study, output / data.name / (LABEL_MAPS + study.name)) for study in studies]
@@ -191,8 +186,7 @@ def _refine(study: Study, report: dict[str, Any], folder: Path) -> None:
 
 
 def _infer(study: Study, data: Path, network: Path, parameters: Path | str, output: Path, *options: str) -> None:
-    masks = data / "masks"
-    mask_options = ("-m", masks) if masks.is_dir() else ()
+    mask_options = ("-m", data / "masks") if (data / "masks").is_dir() else ()
     words = ["-i", data / "images", "-p", network, "-o", output, "-c", parameters, *mask_options, *study.grid]
     log = parameters.with_suffix(".txt") if isinstance(parameters, Path) else output.parent / f"{parameters}.txt"
     crfrefine("infer", *words, *options, "--threads", study.threads, "--allow-vanishing", "--continue", "--quiet", log=log)
@@ -206,9 +200,9 @@ def _write_rivals(study: Study, report: dict[str, Any], folder: Path) -> None:
     for files in labeled_cases(study.data, study.network):
         case = load_case(files, reading, threads=study.threads)
         for method, labels in _rival_maps(case, tuned[files.case_id]):
-            home = folder.parent / FOLDERS[method]
-            home.mkdir(parents=True, exist_ok=True)
-            write_label_map(home / f"{files.case_id}.nii.gz", labels, case.like, threads=study.threads)
+            file = folder.parent / FOLDERS[method] / f"{files.case_id}.nii.gz"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_label_map(file, labels, case.like, threads=study.threads)
 
 
 def _rival_maps(case: Case, fold: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
@@ -253,8 +247,7 @@ def main() -> None:
     started, findings = time.monotonic(), []
     for number, data in enumerate(DATA_SETS, start=1):
         for study in make_studies(data, options, output):
-            minutes = (time.monotonic() - started) / 60
-            say(f"data set {number} of {len(DATA_SETS)}: {study.title}, {minutes:.0f} minutes so far")
+            say(f"data set {number} of {len(DATA_SETS)}: {study.title}, {(time.monotonic() - started) / 60:.0f} minutes so far")
             findings.append(read_findings(data.name, study.name, run_study(study, output / data.name / study.name)))
     text = make_document(findings)
     together = "\n".join(f"## {marker.replace('-', ' ')}\n\n{part}" for marker, part in text.items())

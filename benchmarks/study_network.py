@@ -7,7 +7,6 @@ same result. `examples/scribbles.py` trains this network too.
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -70,16 +69,13 @@ class SliceUNet(nn.Module):
         self.head = nn.Conv2d(width, num_labels, 1)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Logits of slices."""
-        features = image
-        skipped: list[Tensor] = []
+        features, skipped = image, []
         for level, block in enumerate(self.down):
             features = block(nn.functional.max_pool2d(features, 2) if level else features)
             skipped.append(features)
         for level in reversed(range(len(self.up))):
             features = self.join[level](torch.cat([skipped[level], self.up[level](features)], dim=1))
-        logits: Tensor = self.head(features)
-        return logits
+        return self.head(features)  # type: ignore[no-any-return]
 
 
 class Training:
@@ -95,7 +91,6 @@ class Training:
         self._batch = schedule.batch
 
     def choose_slices(self) -> list[tuple[Stack, int]]:
-        """Return slices for a batch, each a stack and a number in it."""
         return [self._slices[number] for number in self.generator.integers(len(self._slices), size=self._batch)]
 
     def update(self, loss: Tensor) -> None:
@@ -167,8 +162,7 @@ def _patch(stack: Stack, number: int, side: int, generator: np.random.Generator)
 def supervised_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Return cross-entropy plus soft Dice over the batch, mean over the structures."""
     truth = nn.functional.one_hot(labels, logits.shape[1]).movedim(-1, 1)[:, 1:].float()
-    found = logits.softmax(dim=1)[:, 1:]
-    axes = (0, 2, 3)
+    found, axes = logits.softmax(dim=1)[:, 1:], (0, 2, 3)
     dice = (2 * (found * truth).sum(axes) + 1) / (found.sum(axes) + truth.sum(axes) + 1)
     return nn.functional.cross_entropy(logits, labels) + 1 - dice.mean()
 
@@ -220,8 +214,6 @@ def _run_fold(
         regions = {str(label): (label,) for label in range(1, num_labels)}
         measured = measure_case(argmax_labels(logits), io.read_labels(case.labels).data, regions, like.spacing, metrics=("dice",))
         scores[case.case_id] = [1.0 if np.isnan(row["dice"]) else row["dice"] for row in measured.values()]
-    found = {"dice": scores, "processor_seconds": round(time.process_time() - started, 1), **asdict(schedule), "seed": seed}
-    (folder / "fold.json").write_text(json.dumps(found, indent=1) + "\n")
     means = np.nanmean(list(scores.values()), axis=0)
     say(f"{folder.name}: Dice of what it held out {' '.join(f'{mean:.3f}' for mean in means)}, mean {means.mean():.3f}")
 
@@ -229,13 +221,11 @@ def _run_fold(
 def read_stack(case: CaseFiles, *, with_labels: bool = False, unknown: int = 0) -> tuple[Stack, Volume]:
     """Return a case as a stack of slices along its coarsest axis, each modality from its first to its last percentile, -1 to 1."""
     volumes = [io.read_volume(path) for path in case.images]
-    axis = _thick_axis(volumes[0])
-    modalities = []
+    axis, modalities, labels = _thick_axis(volumes[0]), [], None
     for volume in volumes:
         low, high = np.percentile(volume.data, _PERCENTILES)
         scaled = np.clip((volume.data - low) / max(float(high - low), 1e-6), 0.0, 1.0) * 2.0 - 1.0
         modalities.append(np.moveaxis(scaled, axis, 0))
-    labels = None
     if with_labels:
         found = io.read_labels(case.labels)
         grids = [(volume.grid_shape, volume.affine) for volume in (volumes[0], found)]
@@ -250,5 +240,4 @@ def read_stack(case: CaseFiles, *, with_labels: bool = False, unknown: int = 0) 
 
 def _thick_axis(volume: Volume) -> int:
     """Return the axis with the largest spacing, the last of several."""
-    spacing = volume.spacing
-    return max(range(len(spacing)), key=lambda axis: (spacing[axis], axis))
+    return max(range(len(volume.spacing)), key=lambda axis: (volume.spacing[axis], axis))

@@ -17,8 +17,7 @@ from crfrefine.io.paths import stem_of
 
 
 def say(text: str) -> None:
-    sys.stderr.write(f"study: {text}\n")
-    sys.stderr.flush()
+    print(f"study: {text}", file=sys.stderr, flush=True)
 
 
 def listing(folder: Path) -> list[str]:

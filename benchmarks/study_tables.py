@@ -43,8 +43,6 @@ CHANGES = ["cases", "network's Dice", "`default`, untrained", "**trained CRF**, 
 
 @dataclass(frozen=True)
 class Findings:
-    """What a study found."""
-
     data: str  # Name of the folder.
     logits: str  # Name of the folder of logits in it.
     training: dict[str, Any]  # The report of train-crf.
@@ -90,12 +88,10 @@ class Findings:
 
     @property
     def outcome(self) -> str:
-        """The verdict in words."""
         return f"{len(self.table.cases)} cases: an anecdote" if self.is_anecdote else self.summary["verdict"]["outcome"]
 
 
 def read_findings(data: str, logits: str, folder: Path) -> Findings:
-    """Read what the chain wrote."""
     evaluations = folder / EVALUATION, folder / EVALUATION_LARGEST
     files = folder / REPORT, *(evaluation / "summary.json" for evaluation in evaluations), folder / ENVIRONMENT
     training, summary, summary_largest, environment = (json.loads(file.read_text()) for file in files)
@@ -103,8 +99,7 @@ def read_findings(data: str, logits: str, folder: Path) -> Findings:
     for evaluation in evaluations:
         with (evaluation / "metrics.csv").open(newline="") as stream:
             for row in csv.DictReader(stream):
-                value = float(row["value"]) if row["value"] else math.nan
-                measurements[row["case"], row["label"], row["metric"], row["method"]] = value
+                measurements[row["case"], row["label"], row["metric"], row["method"]] = float(row["value"] or "nan")
     table = ResultTable(Measurement(case, region, metric, value, method) for (case, region, metric, method), value in measurements.items())
     return Findings(data, logits, training, summary, summary_largest, table, environment)
 
@@ -139,11 +134,8 @@ def summary_table(studies: Sequence[Findings]) -> str:
 def label_maps_table(studies: Sequence[Findings]) -> str:
     """Return a row for each study of label maps: what the CRF changed with them and, beside it, with the logits."""
     with_logits = {findings.name: findings.comparisons[TRAINED][0] for findings in studies if not findings.is_of_label_maps}
-    rows = [
-        [*findings.columns, findings.outcome, points(with_logits[findings.name].mean_difference)]
-        for findings in studies
-        if findings.is_of_label_maps
-    ]
+    of_maps = [findings for findings in studies if findings.is_of_label_maps]
+    rows = [[*own.columns, own.outcome, points(with_logits[own.name].mean_difference)] for own in of_maps]
     return markdown_table(["label maps of", *CHANGES, "verdict", "trained on the logits"], rows) if rows else "None was studied.\n"
 
 
@@ -153,15 +145,10 @@ def study_section(findings: Findings) -> str:
     largest = findings.training["verdict"]["method"] == TRAINED_LARGEST
     verdicts = [findings.summary["verdict"], *([findings.summary_largest["verdict"]] if largest else [])]
     sentences = [text for verdict in verdicts for text in (verdict["sentence"], verdict["harm"]["sentence"], *verdict["notes"])]
-    parts = [
-        f"### {findings.name}, {len(findings.table.cases)} cases, {folds} folds\n",
-        *([f"**{findings.outcome}.**\n"] if findings.is_anecdote else []),
-        _methods_table(findings),
-        "\n>\n".join(f"> {text}" for text in sentences) + "\n",
-        "\n".join(f"- {text}" for text in _notes(findings)) + "\n",
-        provenance({"environment": findings.environment}),
-    ]
-    return "\n".join(parts)
+    anecdote = f"**{findings.outcome}.**\n\n" if findings.is_anecdote else ""
+    quoted, notes = "\n>\n".join(f"> {text}" for text in sentences), "\n".join(f"- {text}" for text in _notes(findings))
+    head = f"### {findings.name}, {len(findings.table.cases)} cases, {folds} folds\n\n{anecdote}"
+    return f"{head}{_methods_table(findings)}\n{quoted}\n\n{notes}\n\n{provenance(findings.environment)}"
 
 
 def _methods_table(findings: Findings) -> str:
@@ -169,21 +156,19 @@ def _methods_table(findings: Findings) -> str:
     places = (*regions, MEAN) if len(regions) > 1 else regions
     rows = []
     for method in (NETWORK, *comparisons):
-        cells = [TITLES.get(method, method)]
-        for place in places:
-            compared = table.compare(method, NETWORK, place, "dice", regions=regions)
-            cells.append(f"{compared.mean_baseline:.4f}" if method == NETWORK else points(compared.mean_difference))
+        compared = [table.compare(method, NETWORK, place, "dice", regions=regions) for place in places]
         if method == NETWORK:
-            cells += [""] * (1 + len(TESTS))
+            cells = [*(f"{own.mean_baseline:.4f}" for own in compared), *[""] * (1 + len(TESTS))]
         else:
             comparison, p_value = comparisons[method]
             low, high = comparison.interval
-            cells += [f"{points(low)} to {points(high)}", *change_cells(comparison, p_value)]
+            cells = [*(points(own.mean_difference) for own in compared), f"{points(low)} to {points(high)}"]
+            cells += change_cells(comparison, p_value)
         for metric, _, digits in SURFACES:
             # Over cases and regions for which both the method and the network have a value: both means are of the same cases.
             values, _ = table.means(metric, [method, NETWORK], regions)
             cells.append(f"{np.nanmean(values):.{digits}f}" if not np.isnan(values).all() else "")
-        rows.append(cells)
+        rows.append([TITLES.get(method, method), *cells])
     # What people call a region: "anterior" for "1 anterior".
     names = [str(findings.summary["titles"][region]).removeprefix(f"{region} ") for region in regions]
     header = ["", *names, *(["mean"] if len(regions) > 1 else []), "95 % interval", *TESTS]

@@ -43,10 +43,8 @@ class WorkloadSpec:
 
 _SMALL_BODY = WorkloadSpec("S", (120, 150, 100), 2, 1, theta_alpha=8.0, theta_beta=0.1, theta_gamma=3.0)
 _HEAD = WorkloadSpec("L", (240, 240, 155), 5, 4, theta_alpha=8.0, theta_beta=0.1, theta_gamma=3.0, brain="zero")
-_BRAIN_ONLY = replace(
-    _HEAD, name="Lm", grid_shape=tuple(int(2 * axis) + 1 for axis in BRAIN_SEMI_AXES), brain="mask", peers=("pydensecrf2",)
-)
 _BRAIN_IN_HEAD = replace(_HEAD, name="Lm-full", brain="mask", peers=("pydensecrf2",))
+_BRAIN_ONLY = replace(_BRAIN_IN_HEAD, name="Lm", grid_shape=tuple(int(2 * axis) + 1 for axis in BRAIN_SEMI_AXES))
 
 WORKLOADS = {
     spec.name: spec
@@ -69,27 +67,17 @@ def accuracy_spec(num_features: int, theta_alpha: float, theta_beta: float) -> W
     """A case with D = `num_features`: three axes where D allows, the rest modalities."""
     num_axes = min(3, num_features - 1)
     grid_shape, spacing = {1: ((20_000,), (1.0,)), 2: ((300, 240), (1.0, 1.5)), 3: ((56, 70, 44), (1.0, 1.0, 1.5))}[num_axes]
-    return WorkloadSpec(
-        f"accuracy-{num_features}",
-        grid_shape,
-        3,
-        num_features - num_axes,
-        theta_alpha,
-        theta_beta,
-        theta_gamma=3.0,
-        spacing=spacing,
-        peers=(),
-    )
+    name, num_modalities = f"accuracy-{num_features}", num_features - num_axes
+    return WorkloadSpec(name, grid_shape, 3, num_modalities, theta_alpha, theta_beta, 3.0, spacing=spacing, peers=())
 
 
 @dataclass(frozen=True)
 class WorkloadArrays:
-    """The arrays of one workload: image (M, *grid) uint8, logits (L, *grid) float32, mask (*grid) or None, true labels (*grid)."""
+    """The arrays of one workload."""
 
-    image: NDArray[np.uint8]
-    logits: NDArray[np.float32]
-    mask: NDArray[np.bool_] | None
-    labels: NDArray[np.uint8]
+    image: NDArray[np.uint8]  # (M, *grid)
+    logits: NDArray[np.float32]  # (L, *grid)
+    mask: NDArray[np.bool_] | None  # (*grid)
 
 
 def _smooth_noise(shape: tuple[int, ...], sigma: float, rng: np.random.Generator) -> NDArray[np.float32]:
@@ -103,10 +91,6 @@ def _smooth_noise(shape: tuple[int, ...], sigma: float, rng: np.random.Generator
 def _squared_radius(shape: tuple[int, ...], center: tuple[float, ...], semi_axes: tuple[float, ...]) -> NDArray[np.float32]:
     axes = [((np.arange(n) - c) / a).astype(np.float32) ** 2 for n, c, a in zip(shape, center, semi_axes, strict=True)]
     return sum(np.ix_(*axes), np.zeros((), np.float32))
-
-
-def _brain_mask(shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    return _squared_radius(shape, tuple((n - 1) / 2 for n in shape), BRAIN_SEMI_AXES) <= 1.0
 
 
 def _label_map(spec: WorkloadSpec, rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -127,7 +111,9 @@ def make(spec: WorkloadSpec) -> WorkloadArrays:
     seed = zlib.crc32(f"{spec.grid_shape} {spec.num_labels} {spec.num_modalities}".encode())
     rng = np.random.default_rng(seed)
     labels = _label_map(spec, rng)
-    mask = _brain_mask(spec.grid_shape) if spec.brain != "no" else None
+    mask = None
+    if spec.brain != "no":
+        mask = _squared_radius(spec.grid_shape, tuple((n - 1) / 2 for n in spec.grid_shape), BRAIN_SEMI_AXES) <= 1.0
     image = np.empty((spec.num_modalities, *spec.grid_shape), np.uint8)
     for modality in range(spec.num_modalities):
         levels = 0.3 + 0.4 * rng.permutation(spec.num_labels) / (spec.num_labels - 1)
@@ -141,7 +127,7 @@ def make(spec: WorkloadSpec) -> WorkloadArrays:
     logits = rng.standard_normal((spec.num_labels, *spec.grid_shape), dtype=np.float32)
     for label in range(spec.num_labels):
         logits[label][labels == label] += 2.0
-    return WorkloadArrays(image, logits, mask if spec.brain == "mask" else None, labels)
+    return WorkloadArrays(image, logits, mask if spec.brain == "mask" else None)
 
 
 def store(spec: WorkloadSpec, root: Path) -> Path:
@@ -154,9 +140,7 @@ def store(spec: WorkloadSpec, root: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     marker.unlink(missing_ok=True)
     arrays = make(spec)
-    np.save(folder / "image.npy", arrays.image)
-    np.save(folder / "logits.npy", arrays.logits)
-    if arrays.mask is not None:
-        np.save(folder / "mask.npy", arrays.mask)
+    for name in ("image", "logits", *(["mask"] if arrays.mask is not None else [])):
+        np.save(folder / f"{name}.npy", getattr(arrays, name))
     marker.write_text(json.dumps(description))
     return folder

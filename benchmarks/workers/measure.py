@@ -19,10 +19,8 @@ import numpy as np
 
 
 def _status_mib(field: str) -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return float(line.split()[1]) / 1024
-    raise RuntimeError(f"/proc/self/status has no {field}")
+    values = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return float(values[field].split()[0]) / 1024
 
 
 class Meter:
@@ -48,8 +46,7 @@ class Workload:
         self.meta = json.loads((folder / "workload.json").read_text())
         self.image = np.load(folder / "image.npy")
         self.logits = np.load(folder / "logits.npy")
-        mask_file = folder / "mask.npy"
-        self.mask = np.load(mask_file) if mask_file.exists() else None
+        self.mask = np.load(folder / "mask.npy") if (folder / "mask.npy").exists() else None
         self.grid_shape = self.image.shape[1:]
 
     def masked_rows(self, channels: np.ndarray, dtype: type, *, scale: float = 1.0) -> np.ndarray:
@@ -58,6 +55,12 @@ class Workload:
         if self.mask is not None:
             flat = flat[:, self.mask.ravel()]
         return np.multiply(flat, scale, dtype=dtype, order="C")
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Over the first axis, in float64; float32."""
+    exponentials = np.exp(logits - logits.max(axis=0).astype(np.float64))
+    return (exponentials / exponentials.sum(axis=0)).astype(np.float32)
 
 
 def model_entries(meta: dict[str, Any], filter_name: str) -> dict[str, object]:
@@ -79,19 +82,12 @@ def report(meter: Meter, result: np.ndarray, save_to: str | None, **more: object
     """Print the one line of JSON that the parent reads; save the result where asked."""
     if save_to:
         np.save(save_to, result)
-    record = {
-        "seconds": meter.seconds,
-        "peak_mib": meter.peak_mib,
-        "sha256": hashlib.sha256(np.ascontiguousarray(result).tobytes()).hexdigest(),
-        **more,
-    }
-    sys.stdout.write(json.dumps(record) + "\n")
+    sha256 = hashlib.sha256(np.ascontiguousarray(result).tobytes()).hexdigest()
+    print(json.dumps({"seconds": meter.seconds, "peak_mib": meter.peak_mib, "sha256": sha256, **more}))
 
 
 def arguments() -> tuple[Workload, str | None, dict[str, str]]:
-    """WORKLOAD_FOLDER [--save FILE] [--NAME VALUE]... of the command line; numbers of the workload can be replaced, as --theta_alpha 5."""
+    """WORKLOAD_FOLDER [--save FILE] [--NAME VALUE]... of the command line."""
     folder, *rest = sys.argv[1:]
     options = {name.removeprefix("--"): value for name, value in zip(rest[::2], rest[1::2], strict=True)}
-    workload = Workload(Path(folder))
-    workload.meta |= {name: float(options.pop(name)) for name in list(options) if isinstance(workload.meta.get(name), float)}
-    return workload, options.pop("save", None), options
+    return Workload(Path(folder)), options.pop("save", None), options

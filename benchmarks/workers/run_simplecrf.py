@@ -8,35 +8,22 @@ from importlib.metadata import version
 
 import denseCRF3D
 import numpy as np
-from measure import Meter, Workload, arguments, report
+from measure import Meter, arguments, report, softmax
 
 workload, save_to, _ = arguments()
 meta = workload.meta
 exchanged_shape = workload.grid_shape[::-1]
-
-
-def softmax_last(case: Workload) -> np.ndarray:
-    logits = np.moveaxis(case.logits, 0, -1).astype(np.float32)
-    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return exponentials / exponentials.sum(axis=-1, keepdims=True)
-
-
-probabilities = softmax_last(workload).reshape(*exchanged_shape, -1)
+probabilities = np.ascontiguousarray(np.moveaxis(softmax(workload.logits), 0, -1)).reshape(*exchanged_shape, -1)
 image = np.ascontiguousarray(np.moveaxis(workload.image, 0, -1)).reshape(*exchanged_shape, -1)
-first, middle, last = meta["spacing"]
 parameters = {
     "MaxIterations": meta["num_iterations"],
     "PosW": meta["spatial_weight"],
-    "PosRStd": meta["theta_gamma"] / last,
-    "PosCStd": meta["theta_gamma"] / middle,
-    "PosZStd": meta["theta_gamma"] / first,
     "BilateralW": meta["bilateral_weight"],
-    "BilateralRStd": meta["theta_alpha"] / last,
-    "BilateralCStd": meta["theta_alpha"] / middle,
-    "BilateralZStd": meta["theta_alpha"] / first,
     "ModalityNum": image.shape[-1],
-    "BilateralModsStds": tuple([meta["theta_beta"] * 255.0] * image.shape[-1]),
+    "BilateralModsStds": (meta["theta_beta"] * 255.0,) * image.shape[-1],
 }
+for axis, step in zip("ZCR", meta["spacing"], strict=True):
+    parameters |= {f"Pos{axis}Std": meta["theta_gamma"] / step, f"Bilateral{axis}Std": meta["theta_alpha"] / step}
 
 with Meter() as meter:
     labels = denseCRF3D.densecrf3d(image, probabilities, parameters)

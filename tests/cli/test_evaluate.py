@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -51,8 +52,7 @@ def judged(tmp_path_factory):
     for case, reference in study.maps["labels"].items():
         for folder, factor in ((study.after, 1), (study.before, 100)):
             save_npz(folder / f"{case}.npz", factor * logits_of(reference, 90 + int(case[-1])))
-    arguments = [word for word in study.arguments if word != "--no-report"]
-    result = run_here(*arguments, "-b", f"twin={study.after}", "-r", "whole=1+2", "--tolerance", "1.25", status=0)
+    result = run_here(*study.with_report, "-b", f"twin={study.after}", "-r", "whole=1+2", "--tolerance", "1.25", status=0)
     return study, result
 
 
@@ -73,11 +73,10 @@ def test_the_verdict_is_on_the_named_regions_and_asks_about_the_rivals(judged):
     told, lines = study.summary()["verdict"], result.stdout.splitlines()
     after, before = (np.array([study.overlap(f"case{n}", (1, 2), name)["dice"] for n in range(NUM_CASES)]) for name in ("after", "before"))
     assert (after > before).all()
-    assert told["regions"] == ["whole"]
+    assert (told["regions"], told["outcome"]) == (["whole"], "not better than simple")
     assert told["comparison"]["mean_difference"] == pytest.approx((after - before).mean())
-    assert told["comparison"]["p_value"] == pytest.approx(2 / 2**9)  # all nine signs agree
-    assert told["p_adjusted"] == told["comparison"]["p_value"]  # the question is tested alone
-    assert told["outcome"] == "not better than simple"
+    # All nine signs agree, and the question is tested alone.
+    assert told["p_adjusted"] == told["comparison"]["p_value"] == pytest.approx(2 / 2**9)
     assert ": the refinement helps." in lines[-1]
     assert " But not shown to gain more than twin: the refinement +" in lines[-1]
     seen = 100 * detectable_difference((after - before).std(ddof=1), NUM_CASES)
@@ -94,7 +93,7 @@ def test_the_share_of_what_the_ceiling_leads_by(tmp_path):
     """Against labels as the ceiling Dice goes to 1; the ceiling is no rival, and the tolerance is the shortest side of a voxel."""
     study = write_study(tmp_path, 6)
     options = ("-b", f"full={study.root / 'labels'}", "--ceiling", "full", "--tolerance", "voxel")
-    result = run_here(*[word for word in study.arguments if word != "--no-report"], *options, status=0)
+    result = run_here(*study.with_report, *options, status=0)
     told, side = study.summary(), min(SPACING)
     for metric in ("dice", "surface_dice"):
         means = []
@@ -105,9 +104,7 @@ def test_the_share_of_what_the_ceiling_leads_by(tmp_path):
         assert told["recovered"][metric]["mean"] == pytest.approx(share)
         assert f"{100 * share:.0f} % of " in next(line for line in result.stdout.splitlines() if line.startswith("the refinement recovers"))
     assert told["recovered"]["dice"].keys() == {"1", "2", "mean"}
-    assert told["verdict"]["outcome"] == "helps"
-    assert told["verdict"]["rivals"] == []
-    assert told["settings"]["tolerance_mm"] == "voxel"
+    assert (told["verdict"]["outcome"], told["verdict"]["rivals"], told["settings"]["tolerance_mm"]) == ("helps", [], "voxel")
     assert "of what before loses against full" in (study.output / "report.html").read_text(encoding="utf-8")
 
 
@@ -135,10 +132,8 @@ def test_the_fields_of_the_summary_are_documented(judged):
 def test_probabilities_are_found_and_their_calibration_equals_the_brute_force(tmp_path):
     """Each case has them in another way; in the last one, the fourth label is never the likeliest. Those of the baseline are named."""
     kinds = ("npz", "npz beside", "4-D", "4-D probabilities", "beside", "four labels")
-    study = write_study(tmp_path, len(kinds))
-    expected = []
-    for number, kind in enumerate(kinds):
-        case, reference = f"case{number}", study.maps["labels"][f"case{number}"]
+    study, expected = write_study(tmp_path, len(kinds)), []
+    for number, (kind, (case, reference)) in enumerate(zip(kinds, study.maps["labels"].items(), strict=True)):
         path = study.after / f"{case}.nii.gz"
         logits = logits_of(reference, number + 90, num_labels=4 if kind == "four labels" else 3)
         if kind == "four labels":
@@ -166,18 +161,15 @@ def test_probabilities_are_found_and_their_calibration_equals_the_brute_force(tm
     assert "without a reference" not in result.stderr
     assert "scores for 5 of 6 cases, such as case1; the calibration of before covers the others" in result.stderr
     found = read_metrics(study.output)
-    for case, probabilities in zip(study.maps["labels"], expected, strict=True):
-        reference = study.maps["labels"][case]
+    for (case, reference), probabilities in zip(study.maps["labels"].items(), expected, strict=True):
         for label, members in REGIONS.items():
             of_region = expected_calibration(probabilities[list(members)].sum(axis=0), np.isin(reference, members))
-            assert_equal(found, case, label, "prediction", of_region)
-            assert_equal(found, case, label, "prediction", study.overlap(case, members))
+            assert_equal(found, case, label, "prediction", of_region | study.overlap(case, members))
         assert_equal(found, case, "all", "prediction", expected_calibration_of_all(probabilities, reference))
     assert not [key for key in found if key[1] == "all" and key[2] not in CALIBRATION_METRICS]
     assert_equal(found, "case0", "all", "before", expected_calibration_of_all(cropped, study.maps["labels"]["case0"]))
     assert all(np.isnan(found["case1", label, "ece", "before"]) for label in ("all", "1"))
-    assert_equal(found, "case5", "3", "prediction", expected_overlap(NOTHING, NOTHING))
-    assert_equal(found, "case5", "3", "prediction", expected_calibration(expected[5][3], NOTHING))
+    assert_equal(found, "case5", "3", "prediction", expected_overlap(NOTHING, NOTHING) | expected_calibration(expected[5][3], NOTHING))
     assert_equal(found, "case0", "3", "prediction", dict.fromkeys(CALIBRATION_METRICS, 0.0))
 
 
@@ -199,9 +191,8 @@ def test_empty_masks_are_counted_apart_and_never_dropped(tmp_path):
     assert {"case0,2,dice,,prediction", "case1,2,dice,0.0,prediction", "case1,2,hd_mm,,prediction"} <= lines
     assert {"case2,2,dice,0.0,prediction", "case2,2,sensitivity,,prediction", "case0,7,num_components,0.0,prediction"} <= lines
     counts = study.summary()["empty_masks"]
-    assert counts["2"]["prediction"] == {"reference": 2, "prediction": 2, "both": 1, "num_cases": 3}
-    assert counts["1"]["prediction"] == {"reference": 0, "prediction": 0, "both": 0, "num_cases": 3}
-    assert counts["7"]["before"] == {"reference": 2, "prediction": 3, "both": 2, "num_cases": 3}
+    for label, method, numbers in (("2", "prediction", (2, 2, 1, 3)), ("1", "prediction", (0, 0, 0, 3)), ("7", "before", (2, 3, 2, 3))):
+        assert counts[label][method] == dict(zip(("reference", "prediction", "both", "num_cases"), numbers, strict=True))
     assert "empty masks: 2: prediction of 3 cases: 1 without it in both maps, 1 missed, 1 false alarms" in result.stdout
     assert "empty masks: 7: prediction of 3 cases: 2 without it in both maps, 1 missed, 0 false alarms" in result.stdout
     assert "empty masks: 1:" not in result.stdout
@@ -219,8 +210,7 @@ def test_predictions_without_foreground_are_named(tmp_path, has_baseline):
         values = study.maps[name][f"case{case}"]
         values[np.isin(values, labels)] = 0
         save_map(tmp_path / name / f"case{case}.nii.gz", values)
-    arguments = [argument for argument in study.arguments if has_baseline or not str(argument).startswith(("-b", "before="))]
-    result = run_here(*arguments, status=0)
+    result = run_here(*(word for word in study.arguments if has_baseline or not str(word).startswith(("-b", "before="))), status=0)
     note = "prediction has no foreground in 2 of 4 cases though the reference has some: case1, case3."
     assert f"note: {note}\n" in result.stdout
     summary = study.summary()
@@ -234,9 +224,9 @@ def test_dataset_json_names_labels_regions_and_what_to_ignore(tmp_path):
     describe(study, {"background": 0, "core": 1, "rim": 2, "rare": 3, "ignore": 4})
     marked, found = study.maps["labels"]["case0"], study.maps["after"]["case0"]
     logits = logits_of(marked, 8, 4)
-    marked[3:9, 2:6, 1:4], found[3:9, 2:6, 1:4] = 4, 5
-    save_map(study.labels / "case0.nii.gz", marked)
-    save_map(study.after / "case0.nii.gz", found)
+    for folder, values, ignored in ((study.labels, marked, 4), (study.after, found, 5)):
+        values[3:9, 2:6, 1:4] = ignored
+        save_map(folder / "case0.nii.gz", values)
     save_npz(study.after / "case0.npz", logits)
     measured, counts = evaluated(study, "-r", "whole=1+2"), marked != 4
     assert {label for _, label, *_ in measured} == {"1", "2", "3", "whole", "all"}
@@ -247,9 +237,8 @@ def test_dataset_json_names_labels_regions_and_what_to_ignore(tmp_path):
     assert_equal(measured, "case0", "1", "prediction", expected_calibration(probabilities[1], marked[counts] == 1))
     assert_equal(measured, "case0", "all", "prediction", expected_calibration_of_all(probabilities, marked[counts]))
     summary = study.summary()
-    assert (summary["judged_regions"], summary["settings"]["ignore_label"]) == (["whole"], 4)
+    assert (summary["judged_regions"], summary["settings"]["ignore_label"], summary["titles"]["1"]) == (["whole"], 4, "1 core")
     assert summary["regions"] == {"1": [1], "2": [2], "3": [3], "whole": [1, 2]}
-    assert summary["titles"]["1"] == "1 core"
     evaluated(study, "--ignore-label", 3)
     assert study.summary()["settings"]["ignore_label"] == 3
 
@@ -274,10 +263,8 @@ def test_a_label_among_the_regions_of_dataset_json_is_there_once(tmp_path):
 def test_a_slice_is_measured_as_a_plane(tmp_path):
     """Without a baseline. Were the third axis one, each voxel would be boundary and lie on the other map's or next to it."""
     study, full = Study(tmp_path, {}), np.ones((*SHAPE[:2], 1), np.uint8)
-    cut = full.copy()
-    cut[9:] = 0
-    for folder, values in ((study.labels, full), (study.after, cut)):
-        save_map(folder / "a.nii.gz", values)
+    for folder, values in ((study.labels, full), (study.after, full * (np.arange(SHAPE[0]) < 9)[:, None, None])):
+        save_map(folder / "a.nii.gz", values.astype(np.uint8))
     arguments = ("evaluate", study.after, study.labels, "--processes", 1, "-o", study.output)
     result = run_here(*arguments, status=0)
     found = read_metrics(study.output)
@@ -294,12 +281,9 @@ def test_a_slice_is_measured_as_a_plane(tmp_path):
 
 def test_the_report_shows_cases_with_and_without_an_image(tmp_path, monkeypatch):
     """The names are those of `dataset.json`."""
-    study = write_study(tmp_path)
-    drawn, draw = [], report_page.draw_preview
-    monkeypatch.setattr(
-        report_page, "draw_preview", lambda image, *maps, **names: drawn.append((image, names)) or draw(image, *maps, **names)
-    )
-    images = tmp_path / "images"
+    study, images = write_study(tmp_path), tmp_path / "images"
+    spy = Mock(wraps=report_page.draw_preview)
+    monkeypatch.setattr(report_page, "draw_preview", spy)
     for seed, (case, reference) in enumerate(study.maps["labels"].items()):
         noise = np.random.default_rng(seed).normal(0, 1, (3, *reference.shape)).astype(np.float32)
         noise[1] += 40 * (reference > 0)
@@ -310,8 +294,7 @@ def test_the_report_shows_cases_with_and_without_an_image(tmp_path, monkeypatch)
     save_map(images / "case1_0000.nii.gz", np.zeros((5, *SHAPE[1:]), np.float32))
     description = {"channel_names": {"0": "T1", "1": "<FLAIR>", "2": "T2"}, "labels": {"background": 0, "edema": 1, "core": 2}}
     (tmp_path / "dataset.json").write_text(json.dumps(description), encoding="utf-8")
-    arguments = (argument for argument in study.arguments if argument != "--no-report")
-    result = run_here(*arguments, "--images", images, "-r", "whole=1+2", status=0)
+    result = run_here(*study.with_report, "--images", images, "-r", "whole=1+2", status=0)
     assert "case 'case1': shown without case1_0000.nii.gz: " in result.stderr
     assert result.stderr.count("shown without") == 1, "the other modalities are on the grid"
     assert "images for 1 of 3 cases, such as case2" in result.stderr
@@ -319,6 +302,7 @@ def test_the_report_shows_cases_with_and_without_an_image(tmp_path, monkeypatch)
     page = (study.output / "report.html").read_text(encoding="utf-8")
     assert all(text in page for text in ("too few cases, at least 6", "whole", str(images)))
     assert page.count('class="picture"') == 3
+    drawn = [(call.args[0], call.kwargs) for call in spy.call_args_list]
     shown = {call["title"]: (None if image is None else len(image), call["modality_names"]) for image, call in drawn}
     assert shown == {"case0": (3, ("T1", "<FLAIR>", "T2")), "case1": (2, ("<FLAIR>", "T2")), "case2": (None, ())}
     assert drawn[0][1]["label_names"] == {1: "1 edema", 2: "2 core"}

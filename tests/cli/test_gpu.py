@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from cli_helpers import FAST, load_nifti, run_here, run_process, write_folders
+from cli_helpers import FAST, GRID_SHAPE, load_nifti, run_here, run_process, save_nifti, write_folders
 
 from crfrefine.engines.cuda.cupy_device import is_available
 
@@ -46,20 +46,14 @@ def test_infer_writes_the_labels_of_the_cpu(folders, device, options):
 
 
 def test_coarse_label_maps_and_strokes(folders, tmp_path):
+    maps, _ = infer(folders, "cpu")
+    strokes = np.zeros(GRID_SHAPE, np.uint8)
+    strokes[8:10, 7, 5] = 2
     for name in ("a", "b"):
-        maps = load_nifti(infer(folders, "cpu")[0] / f"{name}.nii.gz")
-        (tmp_path / "maps").mkdir(exist_ok=True)
-        import nibabel as nib
-
-        like = nib.load(folders.images / f"{name}_0000.nii.gz")
-        nib.save(nib.Nifti1Image(maps.astype(np.uint8), like.affine), tmp_path / "maps" / f"{name}.nii.gz")
-        strokes = np.zeros(maps.shape, np.uint8)
-        strokes[8:10, 7, 5] = 2
-        (tmp_path / "strokes").mkdir(exist_ok=True)
-        nib.save(nib.Nifti1Image(strokes, like.affine), tmp_path / "strokes" / f"{name}.nii.gz")
+        save_nifti(tmp_path / "strokes" / f"{name}.nii.gz", strokes)
     options = ("--input-type", "labels", "--network-spacing", "2.0,2.5,2.5", "--strokes", tmp_path / "strokes")
-    output, cases = infer(folders, "cuda", *options, logits=tmp_path / "maps")
-    expected, _ = infer(folders, "cpu", *options, logits=tmp_path / "maps")
+    output, cases = infer(folders, "cuda", *options, logits=maps)
+    expected, _ = infer(folders, "cpu", *options, logits=maps)
     assert {case["device"] for case in cases} == {"cuda"}
     for name in ("a.nii.gz", "b.nii.gz"):
         found, wanted = load_nifti(output / name), load_nifti(expected / name)
@@ -74,11 +68,6 @@ def test_the_command_as_a_process_takes_the_gpu_by_itself(folders, tmp_path):
     assert (load_nifti(tmp_path / "out" / "a.nii.gz") > 0).any()
 
 
-def values_of(measurements, method):
-    """Mean Dice of a method."""
-    return np.mean([row["value"] for row in measurements if (row["metric"], row["method"]) == ("dice", method)])
-
-
 def test_train_crf_learns_what_the_cpu_learns(tmp_path):
     data, dice = write_cases(tmp_path / "data", 4), {}
     for device in ("cuda", "cpu"):
@@ -86,9 +75,9 @@ def test_train_crf_learns_what_the_cpu_learns(tmp_path):
         run_here("train-crf", data, "-o", output, *TRAINING, "--device", device, status=0)
         report = json.loads(output.with_suffix(".report.json").read_text())
         assert report["device"] == device
-        rows = report["measurements"]
-        dice[device] = values_of(rows, "trained CRF")
-        assert dice[device] > values_of(rows, "network") + 0.01
+        rows = [row for row in report["measurements"] if row["metric"] == "dice"]
+        network, dice[device] = (np.mean([row["value"] for row in rows if row["method"] == name]) for name in ("network", "trained CRF"))
+        assert dice[device] > network + 0.01
     # The engines sum in another order, and a training follows its gradients, so figures drift apart.
     assert abs(dice["cuda"] - dice["cpu"]) < 0.01
 

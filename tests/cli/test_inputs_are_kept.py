@@ -78,13 +78,9 @@ def test_files_that_describe_cases_are_inputs(folders, tmp_path):
     own = tmp_path / "own.toml"
     own.write_text("[mean_field]\nnum_iterations = 2\n")
     described = folders.logits / "dataset.json"
-    for target, options in (
-        (described, ()),
-        (described, ("--input-type", "logits", "--regions", "x=1", "--regions", "y=2", "--regions", "z=3")),
-        (described, ("--continue",)),
-        (own, ("-c", own)),
-        (ignored, ()),
-    ):
+    regions = [word for region in ("x=1", "y=2", "z=3") for word in ("--regions", region)]
+    of_logits = ("--input-type", "logits", *regions)
+    for target, options in ((described, ()), (described, of_logits), (described, ("--continue",)), (own, ("-c", own)), (ignored, ())):
         before = contents(tmp_path)
         assert f"{target}: would replace an input" in infer(folders, "--summary", target, *options, status=1).stderr
         assert contents(tmp_path) == before
@@ -95,7 +91,7 @@ def test_files_that_describe_cases_are_inputs(folders, tmp_path):
 
 def test_evaluate(tmp_path):
     study = write_study(tmp_path, 2)
-    run = partial(run_here, *(word for word in study.arguments if word != "--no-report"))
+    run = partial(run_here, *study.with_report)
     refused(tmp_path, run, study.output / "metrics.csv", study.labels / "case1.nii.gz")
     refused(tmp_path, run, study.output / "summary.json", study.before / "case0.nii.gz", "hard link")
     refused(tmp_path, run, study.output / "report.html", study.labels / "case0.nii.gz")

@@ -1,6 +1,7 @@
 """`--resample` of infer and evaluate, from folders to files."""
 
 import json
+from unittest.mock import Mock
 
 import nibabel as nib
 import numpy as np
@@ -13,8 +14,7 @@ from io_helpers import save_nifti as save_on
 from oracles import softmax
 from training_helpers import write_cases
 
-import crfrefine
-from crfrefine import CrfParameters, RegionScheme
+from crfrefine import CrfParameters, RegionScheme, refine
 from crfrefine.refinement import networks
 
 COARSE = (11, 9, 8)
@@ -40,10 +40,9 @@ def to_coarse(path, shape=GRID_SHAPE, coarse=COARSE, interpolator=sitk.sitkLinea
 def test_infer_brings_logits_onto_the_grid_of_the_image(tmp_path):
     folders = write_folders(tmp_path, "a", "b")
     target = to_coarse(folders.logits / "b.nii.gz")
-    stored = folders.scores("b")
-    result = infer(folders, status=1)
-    assert "case 'b': logits and image are on different grids" in result.stderr
-    assert "give --resample" in result.stderr
+    stored, refused = folders.scores("b"), infer(folders, status=1).stderr
+    assert "case 'b': logits and image are on different grids" in refused
+    assert "give --resample" in refused
     summary = tmp_path / "summary.json"
     options = ("--set", "bilateral.weight=0", "--set", "spatial.weight=0")  # the network's labels, so that interpolation alone shows
     result = infer(folders, "--resample", "--summary", summary, *options, status=0)
@@ -57,42 +56,42 @@ def test_infer_brings_logits_onto_the_grid_of_the_image(tmp_path):
     assert np.unique(expected).tolist() == [0, 1, 3]
 
 
+PRESETS = {"plain": ("--set", "bilateral.weight=0"), "default": ("-c", "default"), "sharp": ("-c", "sharp")}
+
+
 @pytest.mark.parametrize(("form", "how"), [("nii.gz", "linear"), ("npz", "cubic"), ("npy", "linear"), ("mha", "cubic")])
 def test_large_logits_are_interpolated_while_they_stream(form, how, tmp_path, monkeypatch):
     """The results are those of the whole interpolated array: labels, volumes that a preset keeps, and saved logits."""
     folders = write_folders(tmp_path, "a")
     path = folders.logits / "a.nii.gz"
     to_coarse(path)
-    stored = np.moveaxis(load_nifti(path), -1, 0)
-    if form in ("npz", "npy"):
-        by_axis = stored.transpose(0, 3, 2, 1).copy()
-        np.savez(folders.logits / "a.npz", logits=by_axis) if form == "npz" else np.save(folders.logits / "a.npy", by_axis)
-        path.unlink()
+    if form == "npz":
+        np.savez(folders.logits / "a.npz", logits=load_nifti(path).transpose(3, 2, 1, 0))
+    elif form == "npy":
+        np.save(folders.logits / "a.npy", load_nifti(path).transpose(3, 2, 1, 0))
     elif form == "mha":
         run_here("convert", path, folders.logits / "a.mha", status=0)
+    if form != "nii.gz":
         path.unlink()
-    seen = []
-    plan = networks.plan_coarse
-    monkeypatch.setattr(networks, "plan_coarse", lambda *given: seen.append("streamed") or plan(*given))
-    results = {}
+    spy, results = Mock(wraps=networks.plan_coarse), {}
+    monkeypatch.setattr(networks, "plan_coarse", spy)
     for name, limit in (("memory", 1 << 40), ("streamed", 0)):
         for what in ("MAX_IN_MEMORY", "MIN_STREAMED"):
             monkeypatch.setattr(f"crfrefine.runs.cases.case.{what}", limit)
-        for preset in (("--set", "bilateral.weight=0"), ("-c", "default"), ("-c", "sharp")):
-            own = (*folders.arguments[:4], "-o", tmp_path / name / preset[1])
-            words = ("--resample",) if how == "linear" else ("--resample", how)
-            result = run_here("infer", *own, *words, "--save-logits", *preset, status=0)
+        for preset, options in PRESETS.items():
+            output = tmp_path / name / preset
+            words = (*options, "--save-logits", "--resample", *([] if how == "linear" else [how]))
+            result = run_here("infer", *folders.arguments[:4], "-o", output, *words, status=0)
             assert f"logits interpolated {'linearly' if how == 'linear' else 'cubically'} from 11×9×8" in result.stderr
             assert ("has no geometry" in result.stderr) == (form in ("npz", "npy"))
-            results[name, preset[1]] = load_nifti(tmp_path / name / preset[1] / "a.nii.gz")
-            logits = load_nifti(tmp_path / name / preset[1] / "a_logits.nii.gz")
-            assert np.mean(logits.argmax(axis=-1) != results[name, preset[1]]) < 1e-3
-    assert len(seen) == 3
-    for preset in ("bilateral.weight=0", "default", "sharp"):
+            results[name, preset] = load_nifti(output / "a.nii.gz")
+            assert np.mean(load_nifti(output / "a_logits.nii.gz").argmax(axis=-1) != results[name, preset]) < 1e-3
+    assert spy.call_count == 3
+    for preset in PRESETS:
         assert np.mean(results["memory", preset] != results["streamed", preset]) < 1e-3
-    plain, sharp = (np.bincount(results["streamed", preset].ravel(), minlength=4) for preset in ("bilateral.weight=0", "sharp"))
-    assert (results["streamed", "sharp"] != results["streamed", "bilateral.weight=0"]).any()
-    assert np.abs(plain - sharp).max() <= 2
+    plain, sharp = (results["streamed", preset] for preset in ("plain", "sharp"))
+    assert (plain != sharp).any()
+    assert np.abs(np.bincount(plain.ravel(), minlength=4) - np.bincount(sharp.ravel(), minlength=4)).max() <= 2
 
 
 def test_evaluate_brings_label_maps_onto_the_grid_of_the_reference(tmp_path):
@@ -100,9 +99,9 @@ def test_evaluate_brings_label_maps_onto_the_grid_of_the_reference(tmp_path):
     for folder in (study.after, study.before):
         for case in study.maps["labels"]:
             target = to_coarse(folder / f"{case}.nii.gz", SHAPE, (7, 9, 5), interpolator=sitk.sitkNearestNeighbor)
-    result = run_here(*study.arguments, status=1)
-    assert "not on the grid of the reference" in result.stderr
-    assert "give --resample, which interpolates onto the reference's grid" in result.stderr
+    refused = run_here(*study.arguments, status=1).stderr
+    assert "not on the grid of the reference" in refused
+    assert "give --resample, which interpolates onto the reference's grid" in refused
     result = run_here(*study.arguments, "--resample", "-v", status=0)
     assert study.summary()["settings"]["resample"] is True
     assert "prediction: label map taken by nearest neighbor from 7×9×5" in result.stderr
@@ -124,7 +123,7 @@ def test_evaluate_interpolates_logits_and_takes_voxels_outside_for_certain_backg
         (study.after / f"{case}.nii.gz").unlink()
         scores[case] = logits_of(study.maps["after"][case], 3)[..., planes].copy()
         save_on(study.after / f"{case}.nii.gz", np.moveaxis(scores[case], 0, -1), grids[case])
-    assert run_here(*study.arguments, "--resample").status == 0
+    run_here(*study.arguments, "--resample", status=0)
     metrics = read_metrics(study.output)
     interpolated = on_grid(scores["case0"], grids["case0"], SHAPE, affine())
     dice = expected_overlap(interpolated.argmax(axis=0) == 2, study.maps["labels"]["case0"] == 2)["dice"]
@@ -147,9 +146,8 @@ def write_regions(root, *case_ids, description=BRATS, npz=False):
     folders = write_folders(root, *case_ids)
     log_odds = {}
     for case_id in case_ids:
-        logits = folders.scores(case_id).astype(float)
-        softmax = np.exp(logits) / np.exp(logits).sum(0)
-        sigmoids = np.stack([softmax[list(labels)].sum(0) for labels in SCHEME.labels]).astype(np.float32)
+        shares = softmax(folders.scores(case_id))
+        sigmoids = np.stack([shares[list(labels)].sum(0) for labels in SCHEME.labels]).astype(np.float32)
         if npz:  # (region, z, y, x), beside nnU-Net's own label map
             np.savez(folders.logits / f"{case_id}.npz", probabilities=sigmoids.transpose(0, 3, 2, 1))
             save_nifti(folders.logits / f"{case_id}.nii.gz", SCHEME.decode(sigmoids - 0.5))
@@ -169,7 +167,7 @@ def test_a_folder_as_nnunet_leaves_it(tmp_path, npz):
     result = infer(folders, "--save-probabilities", "--save-logits", "--preview", "--summary", summary, status=0)
     assert "is taken as sigmoid probabilities of 3 regions (whole, core, enhancing; " in result.stderr
     parameters = CrfParameters().replace(**{"mean_field.filter": "lattice"})
-    expected = crfrefine.refine(log_odds["a"], folders.image("a"), spacing=SPACING, regions=SCHEME, parameters=parameters)
+    expected = refine(log_odds["a"], folders.image("a"), spacing=SPACING, regions=SCHEME, parameters=parameters)
     found, probabilities, logits = (load_nifti(folders.output / f"a{end}.nii.gz") for end in ("", "_probabilities", "_logits"))
     np.testing.assert_array_equal(found, expected.label_map)
     assert found.dtype == np.uint8
@@ -187,8 +185,8 @@ def test_a_folder_as_nnunet_leaves_it(tmp_path, npz):
 def test_regions_of_the_command_line(tmp_path):
     folders, _ = write_regions(tmp_path / "line", "a", description=None)
     described, _ = write_regions(tmp_path / "described", "a")
-    assert infer(folders, *ON_THE_LINE).status == 0
-    assert infer(described).status == 0
+    infer(folders, *ON_THE_LINE, status=0)
+    infer(described, status=0)
     np.testing.assert_array_equal(load_nifti(folders.output / "a.nii.gz"), load_nifti(described.output / "a.nii.gz"))
     infer(folders, *ON_THE_LINE, "--regions-class-order", "2,3,3", status=0)
     assert set(np.unique(load_nifti(folders.output / "a.nii.gz"))) == {0, 2, 3}
@@ -209,15 +207,14 @@ def test_regions_of_the_command_line(tmp_path):
 def test_convert_puts_the_label_map_together(tmp_path):
     folders, log_odds = write_regions(tmp_path, "a")
     channels = folders.logits / "a.nii.gz"
-    assert run_here("convert", channels, tmp_path / "labels.nii.gz", "--to", "labels").status == 0
+    run_here("convert", channels, tmp_path / "labels.nii.gz", "--to", "labels", status=0)
     np.testing.assert_array_equal(load_nifti(tmp_path / "labels.nii.gz"), SCHEME.decode(log_odds["a"]))
-    assert run_here("convert", channels, tmp_path / "a.npz").status == 0
-    with np.load(tmp_path / "a.npz") as archive:
-        np.testing.assert_array_equal(archive["probabilities"].transpose(3, 2, 1, 0), load_nifti(channels))
+    run_here("convert", channels, tmp_path / "a.npz", status=0)
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npz")["probabilities"].transpose(3, 2, 1, 0), load_nifti(channels))
     (tmp_path / "dataset.json").write_text(json.dumps(BRATS))
-    assert run_here("convert", channels, tmp_path / "odds.nii.gz", "--to", "logits").status == 0
+    run_here("convert", channels, tmp_path / "odds.nii.gz", "--to", "logits", status=0)
     np.testing.assert_allclose(np.moveaxis(load_nifti(tmp_path / "odds.nii.gz"), -1, 0), log_odds["a"], atol=1e-3)
-    assert run_here("convert", tmp_path / "odds.nii.gz", tmp_path / "back.nii.gz", "--to", "probabilities").status == 0
+    run_here("convert", tmp_path / "odds.nii.gz", tmp_path / "back.nii.gz", "--to", "probabilities", status=0)
     np.testing.assert_allclose(load_nifti(tmp_path / "back.nii.gz"), load_nifti(channels), atol=1e-6)
 
 

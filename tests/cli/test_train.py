@@ -46,19 +46,15 @@ def short_trainings(monkeypatch):
     shorten(monkeypatch)
 
 
-def measurements(output):
-    return json.loads(output.with_suffix(".report.json").read_text())["measurements"]
-
-
-def rows_of(result):
-    return {(row[0], row[1]): row for row in (line.split("\t") for line in result.stdout.splitlines()[1:] if "\t" in line)}
+def report_of(output):
+    return json.loads(output.with_suffix(".report.json").read_text())
 
 
 def test_the_files_say_where_they_come_from_and_there_are_no_others(trained):
     output, result = trained
     assert files_in(output.parent) == ["params.report.json", "params.toml"]
     device = choose_device("auto").name
-    assert json.loads(output.with_name("params.report.json").read_text())["device"] == device
+    assert report_of(output)["device"] == device
     assert f"; {device}, 1 thread\n" in result.stderr
     head = " ".join(output.read_text().partition("schema")[0].replace("#", " ").split())
     assert re.fullmatch(
@@ -70,14 +66,15 @@ def test_the_files_say_where_they_come_from_and_there_are_no_others(trained):
 
 def test_the_table_and_the_verdict_are_on_standard_output(trained):
     output, result = trained
-    lines, rows = result.stdout.splitlines(), rows_of(result)
+    lines = result.stdout.splitlines()
+    rows = {tuple(row[:2]): row for row in (line.split("\t") for line in lines[1:] if "\t" in line)}
     assert lines[-4].startswith("p (Holm): Wilcoxon's signed-rank test, after Holm's correction within each method and family: endpoint ")
     assert lines[0].split("\t")[:3] == ["region", "method", "Dice"]
     methods = [method for method in METHODS if method not in COARSE_RIVALS]
     assert list(rows) == [(region, method) for region in ("whole", "cyst", "mean") for method in methods]
     assert float(rows["mean", "trained CRF"][2]) > float(rows["mean", "network"][2]) + 0.02
     assert lines[-1].endswith(": too few cases, at least 6 are needed for p < 0.05.")
-    judged = json.loads(output.with_name("params.report.json").read_text())["verdict"]
+    judged = report_of(output)["verdict"]
     assert lines[-3:-1] == [judged["probabilities"]["sentence"], judged["harm"]["sentence"]]
     assert lines[-3].startswith("The probabilities of all labels: too few cases, negative log likelihood ")
     # Dice is judged in the mean over two regions; sensitivity, precision, volume and surfaces are looked at there too.
@@ -86,7 +83,7 @@ def test_the_table_and_the_verdict_are_on_standard_output(trained):
 
 def test_the_report_holds_what_was_found(trained, data):
     output, _ = trained
-    report = json.loads(output.with_name("params.report.json").read_text())
+    report = report_of(output)
     assert report["schema"] == 1
     assert report["label_names"] == ["background", "shell", "core", "cyst"]
     assert report["regions"] == {"whole": [1, 2], "cyst": [3]}
@@ -127,7 +124,7 @@ def test_the_same_seed_gives_the_same_file_at_any_number_of_threads_interrupted_
     assert "p.fold1.json: not a fold of this run: it is of a run with other data, options" in other.stderr
     result = run_here(*arguments, "--resume", status=0)
     assert CrfParameters.load(tmp_path / "p.toml") == CrfParameters.load(trained[0])
-    assert measurements(tmp_path / "p.toml") == measurements(trained[0])
+    assert report_of(tmp_path / "p.toml")["measurements"] == report_of(trained[0])["measurements"]
     assert result.stdout.count("\n") == 1
     assert files_in(tmp_path) == ["p.report.json", "p.toml"]
 
@@ -174,9 +171,8 @@ def test_what_cannot_be_followed_is_refused_in_one_message(data, tmp_path, optio
     words = options.format(root=tmp_path, background="").split()
     folder = tmp_path / "background" if "background" in options else data
     before = files_in(tmp_path)
-    result = run_here("train-crf", folder, *(() if "-o" in words else ("-o", tmp_path / "p.toml")), *words)
-    assert (result.status, result.stdout) == (1, "")
-    assert len(errors(result.stderr)) == 1
+    result = run_here("train-crf", folder, *(() if "-o" in words else ("-o", tmp_path / "p.toml")), *words, status=1)
+    assert (result.stdout, len(errors(result.stderr))) == ("", 1)
     assert REFUSED[options] in result.stderr
     assert files_in(tmp_path) == before
     assert (tmp_path / "piped.fold1.json").is_fifo()

@@ -37,24 +37,13 @@ def test_infer_on_a_folder(tmp_path):
 def test_infer_that_replaces_older_results(tmp_path):
     """Every file is the old one or the new one; there is no --continue that would take the old ones for done."""
     folders = write_folders(tmp_path, "a", "b")
-    work = Work(
-        ("infer", *folders.arguments, "--threads", 1),
-        output=folders.output,
-        before=lambda: write_old(folders.output, "a.nii.gz", "b.nii.gz"),
-    )
+    work = Work(("infer", *folders.arguments, "--threads", 1), output=folders.output, old=["a.nii.gz", "b.nii.gz"])
     check_kills(work, tmp_path, seed=3)
-
-
-def write_old(folder, *names):
-    folder.mkdir()
-    for name in names:
-        (folder / name).write_bytes(b"old")
 
 
 def test_evaluate(tmp_path):
     study = write_study(tmp_path)
-    work = Work([option for option in study.arguments if option != "--no-report"], output=study.output)
-    check_kills(work, tmp_path, seed=4)
+    check_kills(Work(study.with_report, output=study.output), tmp_path, seed=4)
 
 
 SMALL_TRAINING = """
@@ -68,22 +57,15 @@ paired.bootstrap_interval = lambda *_, **__: (0.0, 0.0)
 
 def test_train_crf(tmp_path):
     """Runs go on from the last fold that was finished."""
-    data = write_cases(tmp_path / "data", 2)
-    output = tmp_path / "out"
-    work = Work(
-        ("train-crf", data, "-o", output / "p.toml", "--folds", 2, "--num-iterations", 1, "--learn", "weights", "--threads", 1),
-        output=output,
-        resume=["--resume"],
-        early=["p.fold1.json", "p.fold2.json"],
-    )
+    data, output = write_cases(tmp_path / "data", 2), tmp_path / "out"
+    options = ("--folds", 2, "--num-iterations", 1, "--learn", "weights", "--threads", 1)
+    early = ["p.fold1.json", "p.fold2.json"]
+    work = Work(("train-crf", data, "-o", output / "p.toml", *options), output=output, resume=["--resume"], early=early)
     check_kills(work, tmp_path, seed=5, setup=SMALL_TRAINING, num_kills=-(-NUM_KILLS // 4), most_in_a_row=3)  # a run takes seconds
 
 
 def test_convert_that_replaces_a_pair(tmp_path):
     """No old header is beside new voxels, nor the other way round."""
     folders = write_folders(tmp_path, "a")
-    output = tmp_path / "out"
-    work = Work(
-        ("convert", folders.logits / "a.nii.gz", output / "a.mhd"), output=output, before=lambda: write_old(output, "a.zraw", "a.mhd")
-    )
+    work = Work(("convert", folders.logits / "a.nii.gz", folders.output / "a.mhd"), output=folders.output, old=["a.zraw", "a.mhd"])
     check_kills(work, tmp_path, seed=7)

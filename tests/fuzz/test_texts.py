@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -51,15 +51,11 @@ _CONTENTS = {
 }
 
 
-def _make(*names):
+def _make(names, rng):
     """One of the files, beside others of a case."""
-
-    def make(rng):
-        name = rng.choice(names)
-        others = {"dataset.json": json.dumps(_DESCRIPTION).encode(), "a.npz": b"", "a_0000.nii": b""}
-        return {**{name: wrong_somewhere(rng.choice(_CONTENTS[name]), rng)}, **{key: others[key] for key in others if key != name}}
-
-    return make
+    name = rng.choice(names)
+    others = {"dataset.json": json.dumps(_DESCRIPTION).encode(), "a.npz": b"", "a_0000.nii": b""}
+    return {name: wrong_somewhere(rng.choice(_CONTENTS[name]), rng), **{key: others[key] for key in others if key != name}}
 
 
 def _read_description(path, rng):
@@ -177,10 +173,9 @@ def _read_manifest(path, rng):
     assert all(case.case_id == Path(case.case_id).name and path.parent in case.logits[0].parents for case in found)
 
 
-_NNUNET = ("plans.json", "predict_from_raw_data_args.json", "splits_final.json", "dataset.json")
 TARGETS = (
-    Target("dataset.json", _make("dataset.json"), _read_description, names_file=False),
-    Target("nnunet", _make(*_NNUNET), _read_nnunet, names_file=False),
+    Target("dataset.json", partial(_make, ["dataset.json"]), _read_description, names_file=False),
+    Target("nnunet", partial(_make, list(_CONTENTS)), _read_nnunet, names_file=False),
     Target("fold.json", lambda rng: {"c.json": wrong_somewhere(_fold(), rng)}, _read_fold),
     Target("parameters.toml", lambda rng: {"p.toml": _damaged_text(_TOML, rng)}, lambda path, _: CrfParameters.load(path).to_toml()),
     Target("options", lambda rng: {"text": _damaged_text(rng.choice(_OPTIONS), rng)}, _read_option, names_file=False),

@@ -98,10 +98,11 @@ def infer(folders, *options, status=None):
     return run_here("infer", *folders.arguments, *FAST, *options, status=status)
 
 
-def refined(folders, case_id, spacing=SPACING, **changes):
+def refined(folders, case_id, changes=(), **options):
     """What the public function gives for the arrays of a case."""
-    parameters = crfrefine.CrfParameters().replace(**{"mean_field.filter": "lattice", **changes})
-    return crfrefine.refine(folders.scores(case_id), folders.image(case_id), spacing=spacing, parameters=parameters).label_map
+    parameters = crfrefine.CrfParameters().replace(**{"mean_field.filter": "lattice", **dict(changes)})
+    options = {"spacing": SPACING, "parameters": parameters, **options}
+    return crfrefine.refine(folders.scores(case_id), folders.image(case_id), **options).label_map
 
 
 def errors(text):

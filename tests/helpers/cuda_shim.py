@@ -26,9 +26,6 @@ from crfrefine.engines.cuda.kernels import CudaBackend
 from crfrefine.engines.cuda.sources import kernel_source, pack_arguments
 from crfrefine.errors import BackendUnavailableError
 
-ALL_WATCHED = "CRFREFINE_TEST_WATCHED"
-"""A variable: with 1, every launch of every shim is watched (make test-gpu-emulated)."""
-
 # Warnings are errors but for the constants that one of two compilations does not use.
 FLAGS = ("-std=c++20", "-O1", "-fPIC", "-pthread", "-Wall", "-Wextra", "-Wno-unused", "-Wno-unused-parameter", "-Werror")
 # The compiler fuses multiplications and additions only where it optimizes more. Without their libraries, the sanitizers' calls are ours.
@@ -50,8 +47,8 @@ def can_watch():
 
 
 def all_are_watched():
-    """Whether the environment asks for it."""
-    return os.environ.get(ALL_WATCHED) == "1"
+    """Whether the environment asks that every launch of every shim be watched (make test-gpu-emulated)."""
+    return os.environ.get("CRFREFINE_TEST_WATCHED") == "1"
 
 
 class KernelFaultError(AssertionError):
@@ -75,16 +72,14 @@ def _build(name, text, *options, libraries=()):
     return path
 
 
-@cache
-def _emulation():
-    """What stands for a GPU's compiler where kernels are compiled as C++."""
-    return Path(__file__).with_name("emulation.h").read_text(encoding="utf-8").replace("#pragma once\n", "")
+# What stands for a GPU's compiler where kernels are compiled as C++.
+_EMULATION = Path(__file__).with_name("emulation.h").read_text(encoding="utf-8").replace("#pragma once\n", "")
 
 
 @cache
 def _standard_headers(flags):
     """The standard headers that all kernels need, compiled once: they take most of a compilation's time."""
-    text = "".join(line for line in _emulation().splitlines(keepends=True) if line.startswith("#include <"))
+    text = "".join(line for line in _EMULATION.splitlines(keepends=True) if line.startswith("#include <"))
     header = _build("standard.hpp.gch", text, *flags, "-x", "c++-header").with_suffix("")
     if not header.exists():
         header.write_text(text, encoding="utf-8")
@@ -95,33 +90,26 @@ def _standard_headers(flags):
 def _watch():
     """The library that watched kernels call."""
     text = Path(__file__).with_name("kernel_watch.cpp").read_text(encoding="utf-8")
-    return _build("watch.so", text, *FLAGS, "-O2", "-shared")
-
-
-def library(source, *, is_watched=False):
-    """The source's kernels, compiled."""
-    fuses = is_watched and "--fmad=false" not in source.options
-    text = source.text.replace("#include <emulation.h>\n", _emulation())
-    return _library(source.name, text, is_watched, "fast" if fuses else "off")
+    path = _build("watch.so", text, *FLAGS, "-O2", "-shared")
+    return path, ctypes.CDLL(str(path))
 
 
 @cache
-def _library(name, text, is_watched, contraction):
-    flags = (*(WATCHED_FLAGS if is_watched else FLAGS), f"-ffp-contract={contraction}")
-    libraries = (*_OWN_LIBRARIES, _watch()) if is_watched else ()
+def library(name, text, options, is_watched):
+    """A source's kernels, compiled."""
+    fuses = is_watched and "--fmad=false" not in options
+    flags = (*(WATCHED_FLAGS if is_watched else FLAGS), f"-ffp-contract={'fast' if fuses else 'off'}")
+    libraries = (*_OWN_LIBRARIES, _watch()[0]) if is_watched else ()
+    text = text.replace("#include <emulation.h>\n", _EMULATION)
     return ctypes.CDLL(str(_build(f"{name}.so", text, *flags, "-shared", "-include", _standard_headers(flags), libraries=libraries)))
 
 
 def run_kernel(source, kernel, constants, num_items, arguments, *, order=1, is_watched=False):
-    """Run a kernel's threads, or its blocks where they share memory.
-
-    Raises:
-        KernelFaultError: one that the watch notices.
-    """
+    """Run a kernel's threads, or its blocks where they share memory; raise KernelFaultError for what the watch notices."""
     packed = pack_arguments(source, kernel, constants, arguments)
     held = [np.array(np.uint64(value.ctypes.data) if isinstance(value, np.ndarray) else value) for value in packed]
     pointers = (ctypes.c_void_p * len(held))(*(cell.ctypes.data for cell in held))
-    run = getattr(library(source, is_watched=is_watched), f"launch_{kernel}")
+    run = getattr(library(source.name, source.text, tuple(source.options), is_watched), f"launch_{kernel}")
     run.restype = ctypes.c_char_p
     with _WATCHING if is_watched else contextlib.nullcontext():
         if is_watched:
@@ -145,14 +133,9 @@ def _watch_arrays(arrays):
             begin, end, size, name = before[0], max(before[1], end), min(before[2], size), f"{before[3]} and {name}"
         if end > begin:
             found.append((begin, end, size, name))
-    watch_array = _watch_library().watch_array
+    watch_array = _watch()[1].watch_array
     for begin, end, size, name in found:
         watch_array(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), ctypes.c_size_t(size), name.encode())
-
-
-@cache
-def _watch_library():
-    return ctypes.CDLL(str(_watch()))
 
 
 class FilledXp:
@@ -191,8 +174,8 @@ class ShimDevice:
             self.xp = FilledXp(POISON)
 
     def launch(self, source, kernel, constants, num_threads, *arguments):
-        found, options = kernel_source(source, constants), {"order": self._order, "is_watched": self._is_watched}
-        run_kernel(found, kernel, constants, num_threads, arguments, **options)
+        options = {"order": self._order, "is_watched": self._is_watched}
+        run_kernel(kernel_source(source, constants), kernel, constants, num_threads, arguments, **options)
 
     def launch_blocks(self, source, kernel, constants, num_blocks, *arguments):
         self.launch(source, kernel, constants, num_blocks, *arguments)  # an item of a launch is a block here

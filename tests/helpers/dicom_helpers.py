@@ -42,10 +42,10 @@ def slices(array, affine, *, slope=1.0, intercept=0.0, series="1.2.3.4", syntax=
 def save(folder, found, *, shuffled=True, name="IM{:04d}.dcm"):
     """Write the slices of a series under names that do not tell their order."""
     folder.mkdir(parents=True, exist_ok=True)
-    found = list(found)
-    order = np.random.default_rng(3).permutation(len(found)) if shuffled else range(len(found))
-    for number, one in zip(order, found, strict=True):
-        pydicom.dcmwrite(folder / name.format(number), one, enforce_file_format=True)
+    files = list(found)
+    order = np.random.default_rng(3).permutation(len(files)) if shuffled else range(len(files))
+    for number, file in zip(order, files, strict=True):
+        pydicom.dcmwrite(folder / name.format(number), file, enforce_file_format=True)
     return folder
 
 

@@ -75,6 +75,10 @@ class Study:
         """Without a report, in one process; what follows may say otherwise."""
         return ("evaluate", self.after, self.labels, "-b", f"before={self.before}", "--no-report", "--processes", "1", "-o", self.output)
 
+    @property
+    def with_report(self):
+        return [word for word in self.arguments if word != "--no-report"]
+
     def summary(self):
         return json.loads((self.output / "summary.json").read_text())
 

@@ -23,7 +23,6 @@ from pathlib import Path
 NUM_KILLS = int(os.environ.get("CRFREFINE_TEST_KILLS", "4"))
 """Of each command; `make test-faults` sets more."""
 
-_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 # What differs between two runs of the same work, by the names of the fields.
 _OF_THE_RUN = frozenset(
     ("seconds", "times", "written", "started", "command", "command_line", "resumed", "status", "notes", "fit_seconds", "read_seconds")
@@ -47,11 +46,11 @@ def _be_command(request):
         main()
         status = 0
     except SystemExit as leave:
-        status = leave.code
+        status = leave.code or 0
     finally:
         print("\nmodules:", *sys.modules, flush=True)
         sys.stderr.flush()
-        os._exit(status if isinstance(status, int) else 0 if status is None else 1)
+        os._exit(status if isinstance(status, int) else 1)
 
 
 def _serve():
@@ -83,13 +82,15 @@ class Work:
     output: Path  # a folder
     resume: Sequence[object] = ()  # added to the arguments where there may be results of an earlier run
     early: Sequence[str] = ()  # names of files that say how the work went, such as a summary: only `after` looks into them
-    before: Callable[[], object] = lambda: None  # makes the output as it is before the first run
+    old: Sequence[str] = ()  # names of files that are there before the first run
     after: Callable[[], object] = lambda: None  # checks more, after the last run of a succession
 
     def clear(self):
         """Make the output as it is before the first run."""
         shutil.rmtree(self.output, ignore_errors=True)
-        self.before()
+        for name in self.old:
+            self.output.mkdir(exist_ok=True)
+            (self.output / name).write_bytes(b"old")
 
     def files(self):
         """Return the content of all files of the output but records of runs, without what differs between any two runs."""
@@ -115,9 +116,9 @@ def check_kills(work, folder, *, seed, setup="", num_kills=NUM_KILLS, most_in_a_
     are, and nothing else but hidden files is there.
     """
     rng, kills, log = random.Random(seed), 0, folder / "log"
-    server = subprocess.Popen(
-        [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **_ONE_THREAD}
-    )
+    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": os.environ | one_thread}
+    server = subprocess.Popen([sys.executable, __file__], **options)
 
     def run(*options, seconds=None, expected=(0,)):
         request = {"arguments": [*map(str, (*work.arguments, *options))], "seconds": seconds, "log": str(log), "setup": setup}

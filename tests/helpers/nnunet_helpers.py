@@ -104,6 +104,6 @@ def write_predictions(tree, count=3, *, npz=True, **arguments):
         write_output(tree.predictions, f"case{number}", phantom(number), tree.trap, npz=npz)
     write_json(tree.predictions / "dataset.json", describe())
     write_json(tree.predictions / "plans.json", plans())
-    given = {"list_of_lists_or_source_folder": str(tree.raw / "imagesTs"), "save_probabilities": npz}
-    write_json(tree.predictions / "predict_from_raw_data_args.json", given | arguments)
+    arguments = {"list_of_lists_or_source_folder": str(tree.raw / "imagesTs"), "save_probabilities": npz, **arguments}
+    write_json(tree.predictions / "predict_from_raw_data_args.json", arguments)
     return tree.predictions

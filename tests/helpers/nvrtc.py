@@ -41,11 +41,7 @@ def nvrtc_library():
 
 
 def compile_for(architecture, source):
-    """Compile to machine code for an architecture such as "sm_90"; what each kernel takes.
-
-    Raises:
-        CompilationError: with the compiler's log.
-    """
+    """Compile to machine code for an architecture such as "sm_90"; what each kernel takes."""
     log, _ = _compile(architecture, source)
     usage = {}
     for part in log.split("Compiling entry function '")[1:]:
@@ -58,17 +54,13 @@ def compile_for(architecture, source):
 
 
 def intermediate_code(source):
-    """Compile to PTX, the assembler's input; each kernel's text.
-
-    Raises:
-        CompilationError: with the compiler's log.
-    """
+    """Compile to PTX, the assembler's input; each kernel's text."""
     text = _compile("compute_80", source)[1]
     return {part.partition("(")[0].strip(): part for part in text.split(".visible .entry ")[1:]}
 
 
 def _compile(architecture, source):
-    """The compiler's log; and PTX for a virtual architecture."""
+    """The compiler's log, and PTX for a virtual architecture; raise CompilationError with the log."""
     library = nvrtc_library()
     assert library is not None
     program = ctypes.c_void_p()

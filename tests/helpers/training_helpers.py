@@ -1,12 +1,14 @@
 """Small labeled cases for the tests of training, in folders and in memory."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from crfrefine.io.volume import Volume
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import IntensityParameters
 from crfrefine.runs.cases.case import Case
-from crfrefine.runs.demo.phantom import NUM_LABELS, Phantom, make_phantom, write_phantom
+from crfrefine.runs.demo.phantom import NUM_LABELS, make_phantom, write_phantom
 from crfrefine.statistics.comparison import Measurement, ResultTable
 from crfrefine.train.baselines import Tuned, VectorScaling
 from crfrefine.train.comparison import FoldResult
@@ -33,15 +35,13 @@ def phantom(seed, kind="useful", *, shape=GRID_SHAPE, spacing=SPACING):
     case = make_phantom(seed, shape, spacing)
     random = np.random.default_rng(seed)
     if kind == "noise":
-        noise = random.integers(1, 2000, case.image.shape).astype(np.float32)
-        return Phantom(noise, case.labels, case.logits, case.spacing)
+        return replace(case, image=random.integers(1, 2000, case.image.shape).astype(np.float32))
     if kind == "right":
         right = np.eye(NUM_LABELS, dtype=np.float32)[case.labels].transpose(3, 0, 1, 2) * 6 + random.normal(0, 0.5, case.logits.shape)
-        return Phantom(case.image, case.labels, right.astype(np.float32), case.spacing)
+        return replace(case, logits=right.astype(np.float32))
     if kind == "scattered":
         labels = (random.integers(1, NUM_LABELS, case.labels.shape) * (random.random(case.labels.shape) < 0.1)).astype(np.uint8)
-        logits = 3 * np.eye(NUM_LABELS, dtype=np.float32)[labels].transpose(3, 0, 1, 2)
-        return Phantom(case.image, labels, logits, case.spacing)
+        return replace(case, labels=labels, logits=3 * np.eye(NUM_LABELS, dtype=np.float32)[labels].transpose(3, 0, 1, 2))
     return case
 
 
@@ -61,13 +61,8 @@ def write_cases(root, count, kind="useful", **grid):
 def table_of_gains(gains):
     """Dice of one structure in 20 cases for each method, about as much above 0.7 as its gain; drawn in the order of the methods."""
     random = np.random.default_rng(0)
-    return ResultTable(
-        [
-            Measurement(f"case{case:02d}", "tumor", "dice", 0.7 + gain + 0.005 * random.random(), name)
-            for name, gain in gains.items()
-            for case in range(20)
-        ]
-    )
+    values = [(name, case, 0.7 + gain + 0.005 * random.random()) for name, gain in gains.items() for case in range(20)]
+    return ResultTable([Measurement(f"case{case:02d}", "tumor", "dice", value, name) for name, case, value in values])
 
 
 def as_case(case, case_id="case"):
@@ -84,10 +79,9 @@ def material(cases, learn=LEARNABLE):
 
 
 def start(theta_alpha, weight=4.0):
-    given = CrfParameters().replace(
-        **{"bilateral.theta_alpha": theta_alpha, "bilateral.theta_beta": 0.1, "bilateral.weight": weight, "mean_field.temperature": 0.7}
-    )
-    return Start(f"theta_alpha {theta_alpha:g}", prepare(given, LEARNABLE, NUM_LABELS, 2))
+    values = {"bilateral.theta_alpha": theta_alpha, "bilateral.theta_beta": 0.1, "bilateral.weight": weight}
+    parameters = CrfParameters().replace(**values, **{"mean_field.temperature": 0.7})
+    return Start(f"theta_alpha {theta_alpha:g}", prepare(parameters, LEARNABLE, NUM_LABELS, 2))
 
 
 def fit(cases, *, num_optimizer_steps=6, threads=2):

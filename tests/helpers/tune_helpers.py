@@ -1,5 +1,6 @@
 """A phantom on disk for the page of `crfrefine tune`, the page as a process, and requests to it."""
 
+import contextlib
 import http.client
 import importlib.util
 import itertools
@@ -62,11 +63,10 @@ class Page:
         connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=60)
         headers = {} if host is None else {"Host": host}
         body = None if sent is None else sent if isinstance(sent, bytes) else json.dumps(sent)
-        connection.request("GET" if sent is None else "POST", path + name, body, headers)
-        answer = connection.getresponse()
-        content = answer.read()
-        connection.close()
-        return answer.status, content, {key.lower(): value for key, value in answer.getheaders()}
+        with contextlib.closing(connection):
+            connection.request("GET" if sent is None else "POST", path + name, body, headers)
+            answer = connection.getresponse()
+            return answer.status, answer.read(), {key.lower(): value for key, value in answer.getheaders()}
 
     def json(self, name, sent=None):
         status, content, _ = self.ask(name, sent)
@@ -77,11 +77,9 @@ class Page:
 @contextmanager
 def open_page(*arguments):
     """Start the command, and end it afterwards unless it has ended."""
-    process = subprocess.Popen(
-        command("tune", "--no-browser", "--threads", 1, *arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    words = command("tune", "--no-browser", "--threads", 1, *arguments)
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        assert process.stdout is not None
         address = process.stdout.readline().strip()
         assert address, process.communicate()[1]
         yield Page(address, process)

@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from oracles import softmax
 from training_helpers import phantom
 
 import crfrefine
-from crfrefine.runs.demo.phantom import Phantom, write_phantom
+from crfrefine.runs.demo.phantom import write_phantom
 
 ROOT = Path(__file__).resolve().parents[2]
 _BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -99,13 +100,11 @@ STRUCTURES = ("shell", "core", "cyst", "rest")
 def five_labels(seed):
     """A phantom whose first label is two: the fifth is its further part along x."""
     case = phantom(seed)
-    logits = np.concatenate([case.logits, case.logits[1:2] - 3])
-    far = np.zeros(case.labels.shape, bool)
-    far[5:] = True
-    logits[1] -= 3 * far
-    logits[4] += 3 * far
-    labels = np.where(far & (case.labels == 1), 4, case.labels).astype(np.uint8)
-    return Phantom(case.image, labels, logits.astype(np.float32), case.spacing)
+    logits, labels = np.concatenate([case.logits, case.logits[1:2] - 3]), case.labels.copy()
+    logits[1, 5:] -= 3
+    logits[4, 5:] += 3
+    labels[5:][labels[5:] == 1] = 4
+    return replace(case, labels=labels, logits=logits)
 
 
 def save_channels(path, values, affine=AFFINE):
@@ -149,12 +148,11 @@ def write_world(root):
     network, probabilities = case.logits.argmax(axis=0), softmax(case.logits)
     for name, values in {"flair": case.image[0], "t1c": case.image[1], "ct": case.image[0], "CASE_0000": case.image[0]}.items():
         save_image(root / f"{name}.nii.gz", values)
-    for name, labels in {"segmentation": network, "refined": case.labels, "label": case.labels}.items():
-        save_labels(root / f"{name}.nii.gz", labels)
     drawn = np.zeros(network.shape, np.uint8)
     drawn[2:5, 3, 2] = 1
-    for path in ("strokes.nii.gz", f"corrections/strokes/{CASES[0]}.nii.gz"):
-        save_labels(root / path, drawn)
+    maps = {"segmentation": network, "refined": case.labels, "label": case.labels}
+    for name, labels in {**maps, "strokes": drawn, f"corrections/strokes/{CASES[0]}": drawn}.items():
+        save_labels(root / f"{name}.nii.gz", labels)
     save_structures(root / "segmentations", network)
     save_structures(root / "reference_segmentations", case.labels)
     save_channels(root / "logits.nii.gz", case.logits)
@@ -227,11 +225,8 @@ def case_arrays(channels=5, modalities=2):
     random, shape = np.random.default_rng(0), (9, 11, 6)
     mask = np.zeros(shape, bool)
     mask[2:5, 3:9, 1:4] = True
-    arrays = {
-        "logits": random.normal(size=(channels, *shape)).astype(np.float32),
-        "log_odds": random.normal(size=(3, *shape)).astype(np.float32),
-        "image": random.uniform(size=(modalities, *shape)).astype(np.float32),
-    }
+    arrays = {name: random.normal(size=(count, *shape)).astype(np.float32) for name, count in (("logits", channels), ("log_odds", 3))}
+    arrays["image"] = random.uniform(size=(modalities, *shape)).astype(np.float32)
     save_nifti(Path("scan.nii.gz"), arrays["image"][0], AFFINE)
     save_channels(Path("scores.nii.gz"), arrays["logits"])
     for name, values in arrays.items():
@@ -246,10 +241,9 @@ def filter_arrays():
 
 
 def drawn_arrays():
-    arrays = case_arrays()
-    drawn = np.zeros(arrays["image"].shape[1:], np.uint8)
+    drawn = np.zeros((9, 11, 6), np.uint8)
     drawn[2:5, 3, 2] = 1
-    return {**arrays, "drawn": drawn, "crfrefine": crfrefine, "spacing": (1.0, 1.25, 2.0)}
+    return {**case_arrays(), "drawn": drawn, "crfrefine": crfrefine, "spacing": (1.0, 1.25, 2.0)}
 
 
 def tensors(channels, modalities):
@@ -257,30 +251,21 @@ def tensors(channels, modalities):
     torch = pytest.importorskip("torch", reason="the layer needs PyTorch")
     torch.manual_seed(0)
     shape = (9, 11, 6)
-    image = torch.rand(2, modalities, *shape)
+    image, network = torch.rand(2, modalities, *shape), torch.nn.Conv3d(modalities, channels, 3, padding=1)
+    labels, scribbles = (torch.randint(count, (2, *shape)) for count in (channels, channels + 1))
     case_arrays(channels, modalities)
-    return {
-        "numpy": np,
-        "torch": torch,
-        "network": torch.nn.Conv3d(modalities, channels, 3, padding=1),
-        "image": image,
-        "labels": torch.randint(channels, (2, *shape)),
-        "scribbles": torch.randint(channels + 1, (2, *shape)),
-        "step": 2,
-        "warm_up": 1,
-        "weight": 0.1,
-        "index": 0,
-        "cases": [(image, (1.0, 1.25, 2.0), None)],
-    }
+    batch = {"network": network, "image": image, "labels": labels, "scribbles": scribbles, "cases": [(image, (1.0, 1.25, 2.0), None)]}
+    return {**batch, "numpy": np, "torch": torch, "step": 2, "warm_up": 1, "weight": 0.1, "index": 0}
 
 
 def measured_cases():
     """Label maps of two methods, as in docs/reference/metrics.md."""
-    pairs = [five_labels(seed) for seed in range(4)]
-    labels = {f"case{seed}": case.labels for seed, case in enumerate(pairs)}
-    networks = {f"case{seed}": case.logits.argmax(axis=0).astype(np.uint8) for seed, case in enumerate(pairs)}
-    methods = {case: {"network": networks[case], "crf": labels[case], "largest component": networks[case]} for case in labels}
-    return {"cases": list(labels), "labels": labels, "predictions": methods}
+    pairs = {f"case{seed}": five_labels(seed) for seed in range(4)}
+    labels, predictions = {name: case.labels for name, case in pairs.items()}, {}
+    for name, case in pairs.items():
+        network = case.logits.argmax(axis=0).astype(np.uint8)
+        predictions[name] = {"network": network, "crf": case.labels, "largest component": network}
+    return {"cases": list(pairs), "labels": labels, "predictions": predictions}
 
 
 def monai_pipeline():
@@ -294,15 +279,9 @@ def monai_pipeline():
     load = [transforms.LoadImaged("image"), transforms.EnsureChannelFirstd("image"), transforms.ScaleIntensityd("image")]
     preprocessing = transforms.Compose([*load, transforms.Spacingd("image", (4.0, 4.0, 6.0))])
     dataset = data.Dataset([{"image": "images/CASE_0000.nii.gz"}], preprocessing)
-    names = ("Compose", "Invertd", "AsDiscreted", "SaveImaged")
-    return {
-        **{name: getattr(transforms, name) for name in names},
-        "Path": Path,
-        "preprocessing": preprocessing,
-        "loader": data.DataLoader(dataset, batch_size=1),
-        "decollate_batch": data.decollate_batch,
-        "network": torch.nn.Conv3d(1, 5, 1).requires_grad_(False),
-    }
+    names = {name: getattr(transforms, name) for name in ("Compose", "Invertd", "AsDiscreted", "SaveImaged")}
+    names |= {"Path": Path, "preprocessing": preprocessing, "decollate_batch": data.decollate_batch}
+    return {**names, "loader": data.DataLoader(dataset, batch_size=1), "network": torch.nn.Conv3d(1, 5, 1).requires_grad_(False)}
 
 
 def pydensecrf_arrays():

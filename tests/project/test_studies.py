@@ -72,9 +72,8 @@ def test_each_case_is_refined_by_the_fold_that_has_not_seen_it(tmp_path, monkeyp
     assert rows["trained CRF"] == f"{100 * (after - before):+.2f}".replace("-", "−")
     verdict = json.loads((home / "evaluation" / "summary.json").read_text())["verdict"]
     assert f"> {verdict['sentence']}" in text
-    rivals = ["vector scaling", "guided filter", "largest component", "default preset"]
     has_rankseg = find_spec("rankseg") is not None
-    rivals += ["rankseg"] if has_rankseg else []
+    rivals = ["vector scaling", "guided filter", "largest component", "default preset", *(["rankseg"] if has_rankseg else [])]
     assert ("`rankseg` was not installed and is left out." in text) != has_rankseg
     assert "**4 cases: an anecdote.**" in text
     assert [rival["name"] for rival in verdict["rivals"]] == rivals
