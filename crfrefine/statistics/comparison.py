@@ -102,17 +102,22 @@ class ResultTable:
         np.divide(sums, counts, out=means, where=counts > 0)
         return means
 
+    def compared(self, methods: Sequence[str], region: str, metric: str, regions: Sequence[str] | None = None) -> NDArray[np.float64]:
+        """Return (methods, cases) values as they are compared, with magnitudes where these count; MEAN is over `regions`, default all."""
+        unsigned = metric_named(metric).better == "nearer_zero"
+        if region == MEAN:
+            return self.means(metric, methods, regions, unsigned=unsigned)
+        values = np.array([self.values(method, region, metric) for method in methods])
+        return np.abs(values) if unsigned else values
+
     def compare(
         self, method: str, baseline: str, region: str, metric: str, *, regions: Sequence[str] | None = None, seed: int = 0
     ) -> PairedComparison:
         """Compare two methods in a metric that has better values; for the region MEAN, in the mean over `regions`, default all."""
-        better, methods = metric_named(metric).better, (method, baseline)
+        better = metric_named(metric).better
         if better is None:
             raise InputError(f"{metric} has no better values, so methods cannot be compared in it")
-        if region == MEAN:
-            values, others = self.means(metric, methods, regions, unsigned=better == "nearer_zero")
-        else:
-            values, others = (self.values(name, region, metric) for name in methods)
+        values, others = self.compared((method, baseline), region, metric, regions)
         return compare_pairs(values, others, cases=self.cases, better=better, seed=seed)
 
     def missing_cases(self, method: str) -> tuple[str, ...]:

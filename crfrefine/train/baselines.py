@@ -22,7 +22,7 @@ from crfrefine.parameters.sections import MAX_BIAS, PostprocessParameters
 from crfrefine.refinement.volumes import volume_bias
 from crfrefine.train.crops import Crop
 from crfrefine.train.material import Material
-from crfrefine.train.model import Refiner, mean_defined, mean_dice, refiner_of
+from crfrefine.train.model import Refine, mean_defined, mean_dice, refiner_of
 from crfrefine.train.observer import Workers
 from crfrefine.train.starts import BATCH_SIZE, FitResult, Start, rounded, voxel_length, without_crf
 
@@ -250,15 +250,13 @@ def calibrate(material: Material, cases: Sequence[int], base: CrfParameters, wor
     low, high = TEMPERATURE_RANGE
     temperature = min(max(scaling.temperature, low), high)
     bias = tuple(min(max(value * temperature, -MAX_BIAS), MAX_BIAS) for value in scaling.bias)
-    parameters = without_crf(base)
-    return rounded(replace(parameters, mean_field=replace(parameters.mean_field, temperature=temperature, bias=bias)))
+    return rounded(without_crf(base).replace(**{"mean_field.temperature": temperature, "mean_field.bias": bias}))
 
 
 def with_calibrated(start: Start, calibrated: CrfParameters) -> Start:
     """Return a start on the recalibrated network."""
-    settings = calibrated.mean_field
-    mean_field = replace(start.parameters.mean_field, temperature=settings.temperature, bias=settings.bias)
-    return Start(f"{start.name}, recalibrated", replace(start.parameters, mean_field=mean_field))
+    changes = {"mean_field.temperature": calibrated.mean_field.temperature, "mean_field.bias": calibrated.mean_field.bias}
+    return Start(f"{start.name}, recalibrated", start.parameters.replace(**changes))
 
 
 # Refined logits (L, N) and labels (N,) of voxels, or log-odds (R, N) of regions and (R, N) 1 inside and -1 outside.
@@ -269,9 +267,9 @@ def calibrate_output(fit: FitResult, cases: Sequence[int], material: Material, w
     """Return the result of a training with the output temperature that makes its marginals likeliest on the cases it was fitted to."""
     temperature, parameters = 1.0, fit.parameters
     if not fit.is_network:  # Without a CRF, the network's probabilities stay as they are.
-        model = refiner_of(fit.kind, parameters, material)
-        stride = max(1, math.ceil(len(cases) / MAX_CASES))
-        refined = workers.run_on_device(lambda case, threads: _refine_some(model, material, case, threads), list(cases)[::stride])
+        refine = refiner_of(fit.kind, parameters, material)
+        chosen = list(cases)[:: max(1, math.ceil(len(cases) / MAX_CASES))]
+        refined = workers.run_on_device(lambda case, threads: _refine_some(refine, material, case, threads), chosen)
         temperature = fit_output_temperature([voxels for voxels in refined if voxels[1].size])
     return replace(fit, parameters=rounded(parameters.replace(**{"mean_field.output_temperature": temperature})))
 
@@ -285,8 +283,7 @@ def fit_output_temperature(cases: Sequence[Refined]) -> float:
 
     if not cases:
         return 1.0
-    low, high = RANGE
-    best = minimize_scalar(loss, bounds=(math.log(low), math.log(high)), method="bounded", options={"xatol": 1e-4})
+    best = minimize_scalar(loss, bounds=tuple(map(math.log, RANGE)), method="bounded", options={"xatol": 1e-4})
     return math.exp(best.x) if best.fun < loss(0.0) else 1.0
 
 
@@ -300,11 +297,11 @@ def negative_log_likelihood(logits: NDArray[np.float32], truth: NDArray[Any], te
     return float((np.log(np.exp(scaled).sum(axis=0)) - own).mean(dtype=np.float64))
 
 
-def _refine_some(model: Refiner, material: Material, case: int, threads: int) -> Refined:
+def _refine_some(refine: Refine, material: Material, case: int, threads: int) -> Refined:
     """Return refined voxels of a crop that have a reference, at most MAX_VALUES logits."""
     regions = material.crops[case].regions
     with torch.no_grad():
-        refined, labels = model.refine(material.crops[case], threads)
+        refined, labels = refine(material.crops[case], threads)
     max_voxels = max(1, MAX_VALUES // len(refined))
     if labels.numel() > max_voxels:
         chosen = np.sort(np.random.default_rng([material.seed, case]).choice(labels.numel(), max_voxels, replace=False))

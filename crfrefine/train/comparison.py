@@ -111,17 +111,17 @@ def compare(folds: Sequence[FoldResult], plan: Plan) -> Comparison:
     measured = sorted(((case_id, values) for fold in folds for case_id, values in fold.measured.items()), key=lambda pair: pair[0])
     seed = plan.options.seed
 
-    def table_of(names: Mapping[str, str]) -> ResultTable:
-        """Return the measurements of some methods, each with the name that it has among the values of a case."""
-        return ResultTable(
+    # Each method with the name that it has among the values of a case.
+    table, probabilities = (
+        ResultTable(
             line
             for case_id, values in measured
             for method, name in names.items()
             if name in values
             for line in measurements_of(case_id, method, values[name])
         )
-
-    table, probabilities = table_of({method: method for method in MEASURED}), table_of(PROBABILITIES)
+        for names in ({method: method for method in MEASURED}, PROBABILITIES)
+    )
     summary = summarize(table, NETWORK, seed=seed)
     pair = ResultTable(line for line in table if line.method in (LARGEST, TRAINED_LARGEST))
     summary_of_largest = summarize(pair, LARGEST, seed=seed)

@@ -13,13 +13,13 @@ import numpy as np
 from crfrefine import io
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.base.failures import expected_error
-from crfrefine.base.text import listed, see
+from crfrefine.base.text import see
 from crfrefine.errors import CrfRefineError, InputError, UnexpectedError
 from crfrefine.io.paths import add_volumes
 from crfrefine.runs.cases.case import Case, load_case
 from crfrefine.runs.cases.case_files import CaseFiles, Incomplete, describe_left_out, require_all_complete, too_few_complete
 from crfrefine.runs.cases.case_headers import CaseHeaders, read_case_headers
-from crfrefine.runs.cases.dataset_description import read_dataset_description, read_descriptions
+from crfrefine.runs.cases.dataset_description import DatasetDescription, read_descriptions
 from crfrefine.runs.cases.discovery import discover_cases
 from crfrefine.runs.cases.label_input import KIND
 from crfrefine.runs.cases.nnunet import find_trained_cases, require_trained
@@ -63,7 +63,7 @@ def require_all(
     more = [f"and {len(failed) - _MAX_NAMED} more"] if len(failed) > _MAX_NAMED else []
     lines = [f"{folder}: {len(failed)} of {len(files)} cases cannot be trained on:", *map(str, failed[:_MAX_NAMED]), *more]
     unexpected = next((error for error in failed if isinstance(error, UnexpectedError)), None)
-    raise type(unexpected or InputError())("\n  ".join(lines)) from unexpected
+    raise (UnexpectedError if unexpected else InputError)("\n  ".join(lines)) from unexpected
 
 
 @dataclass(frozen=True)
@@ -96,13 +96,12 @@ def find_cases(
     data: DataFolders, *, strict: bool = False, input_type: str = "auto", resample: str | None = None, num_labels: int | None = None
 ) -> LabeledCases:
     """Find the complete cases; raise InputError for fewer than two, unusable files, unlike sizes, or, with `strict`, incomplete cases."""
+    advice: tuple[str, ...] = ()
     if data.nnunet is None:
         cases = discover_cases(data.images, data.logits, data.masks, data.labels, input_type=input_type, include_imageless=True)
-        advice, description = [], read_dataset_description(data.images)
     else:
-        trained = find_trained_cases(require_trained(data.nnunet), images=data.images, labels=data.labels, masks=data.masks)
-        cases, advice = trained.cases, list(trained.advice)
-        description = next(read_descriptions([data.nnunet, data.images]), None)
+        cases, advice = find_trained_cases(require_trained(data.nnunet), images=data.images, labels=data.labels, masks=data.masks)
+    description = next(read_descriptions([data.nnunet or data.images, data.images]), DatasetDescription(data.images))
     add_volumes(data.images, data.labels, data.logits, data.masks, *(path for case in cases for path in case.paths))
     left_out = {case.case_id: case.missing for case in cases if case.missing}
     if strict:
@@ -128,27 +127,22 @@ def find_cases(
     notes = [*([describe_left_out(left_out, len(cases))] if left_out else []), *advice, *cases.notes]
     if regions is not None:
         notes.append(f"the logits have one channel per region of {reading.regions.source}: {regions.describe()}")
-    if turned := [own.files.case_id for own in headers if any(header.turned for header in (*own.images, *own.companions))]:
-        notes.append(f"other voxel axes than those of the image are turned, without interpolation: cases {listed(turned)}")
     if num_channels == 0:
         declared = declared_labels(files, descriptions, num_labels) or _largest_label(files, data)
         num_channels = declared.num_labels
-    names = {0: "background"} | ({} if description is None else description.label_names)
+    names = {0: "background"} | description.label_names
     num_labels = num_channels if regions is None else regions.num_labels
-    label_names = tuple(names.get(label) or f"label {label}" for label in range(num_labels))
-    ignore_label = None if description is None else description.ignore_label
-    are_large = any(math.prod(own.images[0].grid_shape) > LARGE_CASE_VOXELS for own in headers)
     return LabeledCases(
         tuple(files),
         (num_channels, *sizes[0][1:]),
-        label_names,
-        ignore_label,
-        tuple(notes),
-        left_out,
+        label_names=tuple(names.get(label) or f"label {label}" for label in range(num_labels)),
+        ignore_label=description.ignore_label,
+        notes=tuple(notes),
+        left_out=left_out,
         reading=reading.regions,
         regions=regions,
         declared=declared,
-        are_large=are_large,
+        are_large=any(math.prod(own.images[0].grid_shape) > LARGE_CASE_VOXELS for own in headers),
     )
 
 

@@ -18,7 +18,7 @@ from crfrefine.parameters.sections import BANDWIDTHS
 from crfrefine.train import starts as setup
 from crfrefine.train.crops import Crop
 from crfrefine.train.material import Material, Sample
-from crfrefine.train.model import Model, Network, Refiner, mean_defined, mean_dice, refiner_of
+from crfrefine.train.model import Model, Refine, mean_defined, mean_dice, network_refiner, refiner_of, score
 from crfrefine.train.observer import Workers
 from crfrefine.train.plan import Split
 from crfrefine.train.starts import Candidate, FitResult, Rivals, Start, choose, no_crf, rounded, taken, variants
@@ -67,9 +67,10 @@ class Trajectory:
             self.best_score, self.best_optimizer_step = score, self.optimizer_step
             self.best_parameters = rounded(self.model.to_parameters())
 
-    def evaluations_since_best(self) -> int:
-        """Return the number of consecutive evaluations without improvement."""
-        return sum("score" in record and record["iteration"] > self.best_optimizer_step for record in self.history)
+    def is_over(self) -> bool:
+        """Return whether the last optimizer step is made, or PATIENCE evaluations brought no improvement."""
+        since_best = sum("score" in record and record["iteration"] > self.best_optimizer_step for record in self.history)
+        return self.optimizer_step >= self._num_optimizer_steps or since_best >= setup.PATIENCE
 
     def thetas(self) -> dict[str, Any]:
         """Return the present bandwidths, as plain numbers."""
@@ -107,7 +108,7 @@ class Fit:
 
     def run(self) -> FitResult:
         """Train, and return the candidate that the cases choose, among the recalibrated network, the best CRF and its rivals."""
-        network, prior = self._dice(Network(self.material.device)), setup.PRIOR / len(self.split.training)
+        network, prior = self._dice(network_refiner(self.material.device)), setup.PRIOR / len(self.split.training)
         trajectories = [Trajectory(start, self.material, self.num_optimizer_steps, self.step_length, prior) for start in self.starts]
         trained = trajectories
         if self.trains_best:
@@ -129,7 +130,7 @@ class Fit:
     def _train(self, trajectory: Trajectory) -> None:
         """Train a start to its end, or until it stops improving."""
         material, last = self.material, self.num_optimizer_steps
-        while trajectory.optimizer_step < last and trajectory.evaluations_since_best() < setup.PATIENCE:
+        while not trajectory.is_over():
             batch = material.batch(trajectory.optimizer_step, self.split.training, setup.BATCH_SIZE)
             results = self.workers.run_on_device(lambda crop, threads: trajectory.model.gradient(crop, material.loss, threads), batch)
             losses, gradients = zip(*results, strict=True)
@@ -146,24 +147,22 @@ class Fit:
     def _evaluate(self, trajectory: Trajectory) -> tuple[float, float]:
         """Return mean Dice and loss of the deciding cases, estimated from their samples."""
         samples = [self.material.samples[case] for case in self.deciding]
-        dice, losses = score_cases(trajectory.model, samples, self.material, self.workers)
+        dice, losses = score_cases(trajectory.model.refine, samples, self.material, self.workers)
         return mean_defined(dice), float(np.mean(losses))
 
-    def _dice(self, refiner: Refiner) -> NDArray[np.float64]:
-        return score_cases(refiner, [self.material.crops[case] for case in self.deciding], self.material, self.workers)[0]
+    def _dice(self, refine: Refine) -> NDArray[np.float64]:
+        return score_cases(refine, [self.material.crops[case] for case in self.deciding], self.material, self.workers)[0]
 
     def _candidates(self, best: Trajectory, network: NDArray[np.float64]) -> list[Candidate]:
         """Return the candidates to choose from, simpler models first; `network` is the Dice of the network on each deciding case."""
-        tried = []
-        if self.calibrated is not None:
-            tried.append((setup.CALIBRATION, setup.CALIBRATION, self.calibrated, 0))
-        for kind, parameters in variants(best.best_parameters, self.rivals) if best.best_parameters is not None else ():
-            start, step = (setup.UNTRAINED, 0) if kind == setup.UNTRAINED else (best.start.name, best.best_optimizer_step)
-            tried.append((kind, start, parameters, step))
+        tried = [] if self.calibrated is None else [(setup.CALIBRATION, self.calibrated)]
+        tried += [] if best.best_parameters is None else variants(best.best_parameters, self.rivals)
         candidates = []
-        for kind, start, parameters, step in tried:
+        for kind, parameters in tried:
             if self.kind in (None, kind):
                 gains = self._dice(refiner_of(kind, parameters, self.material)) - network
+                unmoved = kind in (setup.CALIBRATION, setup.UNTRAINED)
+                start, step = (kind, 0) if unmoved else (best.start.name, best.best_optimizer_step)
                 candidates.append(Candidate(kind, start, parameters, step, tuple(gains[~np.isnan(gains)].tolist())))
         return candidates
 
@@ -173,8 +172,8 @@ def _numbers(value: float | list[float]) -> str:
 
 
 def score_cases(
-    refiner: Refiner, samples: Sequence[Crop | Sample], material: Material, workers: Workers
+    refine: Refine, samples: Sequence[Crop | Sample], material: Material, workers: Workers
 ) -> tuple[NDArray[np.float64], list[float]]:
     """Return mean Dice and loss of each sample or crop."""
-    scores = workers.run_on_device(lambda sample, threads: refiner.score(sample, material.loss, threads), samples)
-    return np.array([mean_dice(score.confusion, material.regions) for score in scores]), [score.loss for score in scores]
+    scores = workers.run_on_device(lambda sample, threads: score(refine, sample, material.loss, threads), samples)
+    return np.array([mean_dice(confusion, material.regions) for _, confusion in scores]), [loss for loss, _ in scores]

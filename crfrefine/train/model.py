@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.engines.base import Kernels
 from crfrefine.layer import functional
 from crfrefine.layer.module import CrfRnn
-from crfrefine.metrics.masks import OverlapCounts
+from crfrefine.metrics.overlap import OverlapCounts
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.refinement.volumes import volume_bias
 from crfrefine.train.crops import Crop
@@ -67,55 +66,42 @@ def make_region_loss(name: str, scheme: RegionScheme) -> Loss:
     return loss
 
 
-@dataclass(frozen=True)
-class CaseScore:
-    """Loss of one case, and the (L, L) voxels of the whole case by reference and refined label."""
-
-    loss: float
-    confusion: NDArray[np.int64]
+# Returns refined logits (L, N), of regions log-odds (R, N), and labels (N,) of the voxels of a crop that have a reference.
+Refine = Callable[[Crop, int], tuple[Tensor, Tensor]]
 
 
-class Refiner(ABC):
-    """Refines crops, and is compared with their reference."""
-
-    @abstractmethod
-    def refine(self, crop: Crop, threads: int) -> tuple[Tensor, Tensor]:
-        """Return refined logits (L, N), of regions log-odds (R, N), and labels (N,) of the voxels in the mask that have a reference."""
-
-    def score(self, crop: Crop | Sample, loss: Loss, threads: int) -> CaseScore:
-        """Return the loss of a crop or of its sample, and how the voxels of the case are labeled, without a gradient."""
-        sample = crop if isinstance(crop, Sample) else Sample.of_crop(crop)
-        mean, counts = 0.0, []
-        with torch.no_grad():
-            for part, share in zip(sample.parts, sample.shares, strict=True):
-                refined, labels = self.refine(part, threads)
-                mean += share * float(loss(refined, labels))
-                pairs = torch.bincount(labels * part.num_labels + _decode(refined, part), minlength=part.num_labels**2)
-                counts.append(pairs.cpu().numpy().reshape(part.num_labels, part.num_labels))
-        # The voxels of the case are estimated from those of the parts; exact where the parts are the crop.
-        change = sum(factor * (count - own) for factor, count, own in zip(sample.factors, counts, sample.of_parts, strict=True))
-        return CaseScore(mean, np.maximum(sample.before + np.rint(change).astype(np.int64), 0))
+def score(refine: Refine, crop: Crop | Sample, loss: Loss, threads: int) -> tuple[float, NDArray[np.int64]]:
+    """Return the loss of a crop or its sample, without a gradient, and the (L, L) voxels of the case by reference and refined label."""
+    sample = crop if isinstance(crop, Sample) else Sample.of_crop(crop)
+    mean, counts = 0.0, []
+    with torch.no_grad():
+        for part, share in zip(sample.parts, sample.shares, strict=True):
+            refined, labels = refine(part, threads)
+            mean += share * float(loss(refined, labels))
+            pairs = torch.bincount(labels * part.num_labels + _decode(refined, part), minlength=part.num_labels**2)
+            counts.append(pairs.cpu().numpy().reshape(part.num_labels, part.num_labels))
+    # The voxels of the case are estimated from those of the parts; exact where the parts are the crop.
+    change = sum(factor * (count - own) for factor, count, own in zip(sample.factors, counts, sample.of_parts, strict=True))
+    return mean, np.maximum(sample.before + np.rint(change).astype(np.int64), 0)
 
 
-class Network(Refiner):
-    """The network's logits, with the temperature and the biases of parameters whose weights are 0, if given."""
+def network_refiner(device: TrainingDevice = CPU, calibrated: CrfParameters | None = None) -> Refine:
+    """Return what leaves the network's logits, up to the temperature and the biases of parameters whose weights are 0."""
 
-    def __init__(self, device: TrainingDevice = CPU, calibrated: CrfParameters | None = None) -> None:
-        self._device, self._settings = device, None if calibrated is None else calibrated.mean_field
-
-    def refine(self, crop: Crop, threads: int) -> tuple[Tensor, Tensor]:
-        """As of Refiner."""
-        values = self._device.crop(crop)
+    def refine(crop: Crop, threads: int) -> tuple[Tensor, Tensor]:
+        values = device.crop(crop)
         logits = values.with_reference(values.logits).float()
         if crop.network_spacing is not None:
             logits = _with_volumes(logits, crop, values)
-        if self._settings is not None:
-            bias = torch.tensor(self._settings.bias, dtype=logits.dtype, device=logits.device)
-            logits = (logits + bias.reshape(-1, 1)) / self._settings.temperature
+        if calibrated is not None:
+            bias = torch.tensor(calibrated.mean_field.bias, dtype=logits.dtype, device=logits.device)
+            logits = (logits + bias.reshape(-1, 1)) / calibrated.mean_field.temperature
         return logits, values.labels
 
+    return refine
 
-class Model(Refiner):
+
+class Model:
     """A layer for normalized crops whose learned parameters may move; `sizes` are channels (labels or regions), modalities and axes."""
 
     def __init__(self, parameters: CrfParameters, learn: Sequence[str], sizes: tuple[int, int, int], device: TrainingDevice = CPU) -> None:
@@ -170,7 +156,7 @@ class Model(Refiner):
         return float(value.detach()), torch.autograd.grad(value, [parameter for _, parameter in self.learned])
 
     def refine(self, crop: Crop, threads: int) -> tuple[Tensor, Tensor]:
-        """As of Refiner."""
+        """Refine a crop, as of `Refine`."""
         values = self._device.crop(crop)
         image, logits, spacing = values.image[None], values.logits.float(), crop.spacing
         if self._is_coarse and crop.network_spacing is not None:
@@ -194,9 +180,11 @@ class Model(Refiner):
         return (_with_volumes(refined, crop, values) if self._is_coarse else refined), values.labels
 
 
-def refiner_of(kind: str, parameters: CrfParameters, material: Material) -> Refiner:
+def refiner_of(kind: str, parameters: CrfParameters, material: Material) -> Refine:
     """Return the refiner of a kind of candidate: the recalibrated network, or a CRF."""
-    return Network(material.device, parameters) if kind == CALIBRATION else Model(parameters, (), material.sizes, material.device)
+    if kind == CALIBRATION:
+        return network_refiner(material.device, parameters)
+    return Model(parameters, (), material.sizes, material.device).refine
 
 
 def _with_volumes(refined: Tensor, crop: Crop, values: CropTensors) -> Tensor:
@@ -224,25 +212,25 @@ def _decode(refined: Tensor, crop: Crop) -> Tensor:
 
 def _refine_regions(layer: CrfRnn, log_odds: Tensor, image: Tensor, threads: int, kernels: Sequence[Kernels]) -> Tensor:
     """Return refined log-odds (R, *grid): each region is a problem of two labels, differentiable in the parameters."""
-    spatial_weight, gamma, biases = layer.spatial_weight, layer.theta_gamma, layer.bias
-
-    def weight_of(region: int, weights: Tensor) -> Tensor:
-        return weights[region] if len(weights) > 1 else weights[0]
-
+    spatial_weight, gamma = layer.spatial_weight, layer.theta_gamma
     refined = []
     for region, channel in enumerate(log_odds):
+
+        def own(weights: Tensor, region: int = region) -> Tensor:
+            return weights[region % len(weights)]  # One weight is that of all regions.
+
+        bias, none = layer.bias[region], torch.zeros_like(channel)
         outside, inside = functional.mean_field(
-            torch.stack([torch.zeros_like(channel), channel])[None],
+            torch.stack([none, channel])[None],
             image,
             bilateral=[
-                (weight_of(region, weight), alpha, beta)
+                (own(weight), alpha, beta)
                 for weight, alpha, beta in zip(layer.bilateral_weight, layer.theta_alpha, layer.theta_beta, strict=True)
             ],
-            spatial=None if spatial_weight is None or gamma is None else (weight_of(region, spatial_weight), gamma),
+            spatial=None if spatial_weight is None or gamma is None else (own(spatial_weight), gamma),
             volume=layer.volume_weight,
             kernels=kernels,
-            **layer.settings(threads)
-            | {"temperature": layer.temperature, "bias": torch.stack([torch.zeros_like(biases[region]), biases[region]])},
+            **layer.settings(threads) | {"temperature": layer.temperature, "bias": torch.stack([torch.zeros_like(bias), bias])},
         )[0]
         refined.append(inside - outside)
     return torch.stack(refined)

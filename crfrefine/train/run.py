@@ -73,10 +73,7 @@ def run_training(options: TrainingOptions, observer: TrainingObserver | None = N
         raise
     finally:
         torch.set_num_threads(torch_threads)
-    origin = (
-        f" train-crf on {datetime.now(UTC):%Y-%m-%d} from {len(plan.cases.files)} cases: "
-        f"{options.report.name} has the verdict, and the values of each fold."
-    )
+    origin = f" train-crf on {datetime.now(UTC):%Y-%m-%d} from {len(plan.cases.files)} cases: {options.report.name} has the verdict."
     options.write(SCHEMA, make_report(result), result.parameters, origin)
     for path in plan.fold_files:
         path.unlink(missing_ok=True)
@@ -90,18 +87,12 @@ def _train(plan: Plan, finished: Mapping[int, FoldResult], observer: TrainingObs
         observer.note(note)
     progress = Progress(observer, 1 + len(plan.folds) - len(finished), setup.NUM_TRAINED * plan.num_optimizer_steps)
     prepared = prepare(plan, workers, progress)
-    folds = cross_validate(prepared, finished)
+    starts = choose_starts(prepared, [number for number in range(len(plan.folds)) if number not in finished])
+    folds = tuple(finished.get(number) or _run_fold(number, starts[number], prepared) for number in range(len(plan.folds)))
     everything = range(len(plan.cases.files))
     fit = calibrate_output(train_on_all_cases(prepared, folds), everything, prepared.material, workers)
     final = prepared.tune_rivals(fit, everything)
     return TrainingResult(plan, folds, final, compare(folds, plan), time.monotonic() - started, workers.threads)
-
-
-def cross_validate(prepared: Prepared, finished: Mapping[int, FoldResult]) -> tuple[FoldResult, ...]:
-    """Return the result of every fold; those that are finished already are not repeated."""
-    folds = range(len(prepared.plan.folds))
-    starts = choose_starts(prepared, [number for number in folds if number not in finished])
-    return tuple(finished[number] if number in finished else _run_fold(number, starts[number], prepared) for number in folds)
 
 
 def choose_starts(prepared: Prepared, folds: Sequence[int]) -> dict[int, Sequence[Start]]:
@@ -113,8 +104,8 @@ def choose_starts(prepared: Prepared, folds: Sequence[int]) -> dict[int, Sequenc
     cases = sorted({int(number) for number in np.linspace(0, len(material.crops) - 1, min(len(material.crops), MAX_SCREENED)).round()})
     samples, columns = [material.samples[case] for case in cases], []
     for start in starts:
-        model = Model(start.parameters, (), material.sizes, material.device)
-        columns.append(score_cases(model, samples, material, prepared.workers)[0])
+        refine = Model(start.parameters, (), material.sizes, material.device).refine
+        columns.append(score_cases(refine, samples, material, prepared.workers)[0])
         progress.tried(len(columns) / len(starts))
     scores = Scores(starts, np.array(columns).T)
     chosen: dict[int, Sequence[Start]] = {}
@@ -147,7 +138,7 @@ def _run_fold(number: int, starts: Sequence[Start], prepared: Prepared) -> FoldR
     held_out = [plan.cases.files[case] for case in split.held_out]
     values = prepared.workers.run(measure, held_out, one_by_one=plan.cases.are_large)
     result = FoldResult(name, split, tuned, {files.case_id: own for files, own in zip(held_out, values, strict=True)})
-    write_small_file(plan.fold_files[number], fold_text(result, fingerprint(plan)).encode())
+    write_small_file(plan.fold_files[number], json.dumps({"fingerprint": fingerprint(plan), "fold": to_plain(result)}).encode())
     prepared.progress.part_ended()
     observer.stage_ended(f"{name}: {fit.describe()}")
     return result
@@ -186,11 +177,6 @@ def fingerprint(plan: Plan) -> str:
             status = file.stat() if file in case.paths or file.exists() else None
             entries.append((case.case_id, file.name, status and (status.st_size, status.st_mtime_ns)))
     return hashlib.sha256(repr(entries).encode()).hexdigest()
-
-
-def fold_text(fold: FoldResult, digest: str) -> str:
-    """Return the content of the file of a finished fold."""
-    return json.dumps({"fingerprint": digest, "fold": to_plain(fold)})
 
 
 def read_folds(paths: Sequence[Path], digest: str) -> dict[int, FoldResult]:

@@ -109,15 +109,9 @@ def prepare(parameters: CrfParameters, learn: Sequence[str], num_labels: int, nu
 
 def without_crf(parameters: CrfParameters) -> CrfParameters:
     """Return the model that leaves the network's labels as they are: all weights 0, and no postprocessing."""
-    return replace(
-        parameters,
-        bilateral=(replace(parameters.bilateral[0], weight=0.0),),
-        spatial=replace(parameters.spatial, weight=0.0),
-        compatibility=CompatibilityParameters(),
-        volume=replace(parameters.volume, weight=0.0),
-        mean_field=replace(parameters.mean_field, temperature=1.0, bias=0.0),
-        postprocess=PostprocessParameters(),
-    )
+    first = replace(parameters.bilateral[0], weight=0.0)
+    plain = replace(parameters, bilateral=(first,), compatibility=CompatibilityParameters(), postprocess=PostprocessParameters())
+    return plain.replace(**{"spatial.weight": 0.0, "volume.weight": 0.0, "mean_field.temperature": 1.0, "mean_field.bias": 0.0})
 
 
 def rounded(parameters: CrfParameters) -> CrfParameters:
@@ -148,6 +142,12 @@ class Candidate:
     optimizer_step: int = field(metadata={"key": "best_iteration"})
     gains: tuple[float, ...]  # Dice minus the network's, of each case that has a Dice
 
+    @property
+    def values(self) -> NDArray[np.float64]:
+        """The gains, with each loss HARM-fold."""
+        gains = np.asarray(self.gains, dtype=float)
+        return np.where(gains < 0.0, HARM * gains, gains)
+
 
 def variants(trained: CrfParameters, rivals: Rivals) -> list[tuple[str, CrfParameters]]:
     """Return kind and parameters of a trained model and of its rivals, gentler ones first."""
@@ -170,7 +170,7 @@ def variants(trained: CrfParameters, rivals: Rivals) -> list[tuple[str, CrfParam
 def pooled(trainings: Sequence[Sequence[Candidate]]) -> list[Candidate]:
     """Return the candidates that all trainings have in common, with all gains; the rest is the best one's."""
     common = []
-    for kind in [candidate.kind for candidate in trainings[0]]:
+    for kind in (candidate.kind for candidate in trainings[0]):
         same = [candidate for training in trainings for candidate in training if candidate.kind == kind]
         if len(same) == len(trainings):
             best = max(same, key=lambda candidate: float(np.sum(candidate.gains)))
@@ -186,33 +186,23 @@ def choose(candidates: Sequence[Candidate]) -> Candidate | None:
     weight, these and the gentler ones are compared first; the trained model, with its many weights and biases, must then be better than
     what they choose by more than chance, on MIN_DECIDING cases or more.
     """
-    useful = [candidate for candidate in candidates if is_gain(candidate.gains) and _valued(candidate).mean() > 0.0]
+    useful = [candidate for candidate in candidates if is_gain(candidate.gains) and candidate.values.mean() > 0.0]
     have_one_weight = any(candidate.kind.startswith(ONE_WEIGHT) for candidate in candidates)
     compared = [candidate for candidate in useful if not have_one_weight or candidate.kind != CRF]
     full = next((candidate for candidate in useful if have_one_weight and candidate.kind == CRF), None)
     if not compared:
         return full
-    best = max((_valued(candidate) for candidate in compared), key=lambda values: float(values.mean()))
-
-    def is_as_good(values: NDArray[np.float64]) -> bool:
-        return float(values.mean()) >= KEPT_GAIN * float(best.mean()) and not is_gain(best - values)
-
-    chosen = next(candidate for candidate in compared if is_as_good(_valued(candidate)))
-    is_better = full is not None and len(full.gains) >= MIN_DECIDING and is_gain(_valued(full) - _valued(chosen))
-    return full if is_better else chosen
-
-
-def _valued(candidate: Candidate) -> NDArray[np.float64]:
-    """Return the gains of the cases with each loss HARM-fold."""
-    values = np.asarray(candidate.gains, dtype=float)
-    return np.where(values < 0.0, HARM * values, values)
+    best = max((candidate.values for candidate in compared), key=lambda values: float(values.mean()))
+    kept = [each for each in compared if each.values.mean() >= KEPT_GAIN * float(best.mean()) and not is_gain(best - each.values)]
+    is_better = full is not None and len(full.gains) >= MIN_DECIDING and is_gain(full.values - kept[0].values)
+    return full if is_better else kept[0]
 
 
 def is_gain(gains: Sequence[float] | NDArray[np.float64]) -> bool:
     """Return whether gains of cases exceed chance: their mean is more than its standard error above 0."""
     values = np.asarray(gains, dtype=float)
     error = float(values.std(ddof=1)) / math.sqrt(values.size) if values.size > 1 else 0.0
-    return bool(values.size) and float(values.mean()) > max(error, 0.0)
+    return bool(values.size) and float(values.mean()) > error
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from scipy.ndimage import gaussian_filter
 
 from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.arrays.region_scheme import RegionScheme, decode, probabilities_of
-from crfrefine.metrics.masks import OverlapCounts
+from crfrefine.metrics.overlap import OverlapCounts
 from crfrefine.train.crops import count_confusion
 
 # Widths of the noise in voxels of the network, in equal parts: errors of a voxel, and errors that look like structures.

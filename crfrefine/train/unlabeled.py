@@ -170,7 +170,7 @@ def gains_of(table: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[n
 
 
 def pick(table: NDArray[np.float64]) -> int:
-    """Return the candidate whose score is surely highest: the mean less its standard error, if that is above 0; else 0, for `default`."""
+    """Return the candidate with the highest mean score less its standard error, if that is above 0; else 0, for `default`."""
     gains, scores = gains_of(table)
     lower = scores.mean(axis=0) - scores.std(axis=0, ddof=1) / np.sqrt(len(table))
     lower[(gains.mean(axis=0) < MIN_GAIN).any(axis=0)] = -np.inf
@@ -184,10 +184,9 @@ def decide(units: NDArray[np.float64], agreements: Sequence[float]) -> tuple[int
         return 0, "no case could be used"
     if float(np.median(agreements)) < MIN_AGREEMENT:
         return 0, "`default` changes so many of the network's labels that synthetic cases would not be like the real ones"
-    best = pick(units)
+    best, scores = pick(units), gains_of(units)[1]
     if best == 0:
         return 0, f"no other set gains {100 * MIN_GAIN:g} point of Dice over `{DEFAULT}` in all four kinds of synthetic case"
-    scores = gains_of(units)[1]
     if sum(scores[1 - start :: 2, pick(units[start::2])].mean() for start in (0, 1)) <= 0.0:
         return 0, "what one half of the synthetic cases would choose does not help the other half"
     return best, ""
@@ -240,9 +239,10 @@ def run_unlabeled(options: UnlabeledOptions, observer: TrainingObserver) -> Choi
     add_volumes(options.unread)
     for path in options.files:
         check_no_input(path)
-    unread = [] if options.unread is None else [f"{options.unread} is not read: --unlabeled chooses without labels"]
-    for note in (*unread, *inputs.notes):
+    for note in inputs.notes:
         observer.note(note)
+    if options.unread is not None:
+        observer.note(f"{options.unread} is not read: --unlabeled chooses without labels")
     if (problems := [files.problem for files in inputs.cases if files.problem]) and options.strict:
         raise InputError("\n  ".join(["--strict: cases that cannot be used:", *problems]))
     choice = choose(inputs, observer, seed=options.seed, threads=options.threads)
@@ -326,8 +326,7 @@ def choose(
         case, own_seed = cell
         return score_candidates(sources[case], candidates, (seed, own_seed, case), threads, check)
 
-    if cells:
-        observer.stage_started(f"trying {counted(len(candidates), 'set')} of parameters")
+    observer.stage_started(f"trying {counted(len(candidates), 'set')} of parameters")
     with Workers(threads) as workers:
         try:
             for number, (cell, dice) in enumerate(zip(cells, workers.iterate(score, cells), strict=True), start=1):

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import crfrefine
-from crfrefine.metrics.masks import OverlapCounts
+from crfrefine.metrics.overlap import OverlapCounts
 from crfrefine.runs.demo.phantom import make_phantom
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,8 +12,7 @@ from evaluation_helpers import expected_overlap
 from scipy import ndimage
 
 from crfrefine.errors import ConfigError, GridMismatchError, InputError
-from crfrefine.metrics.masks import OverlapCounts, _nearest_by_transform, _nearest_by_tree
-from crfrefine.metrics.overlap import measure_case, measure_masks
+from crfrefine.metrics.overlap import OverlapCounts, _nearest_by_transform, _nearest_by_tree, measure_case, measure_masks
 from crfrefine.metrics.regions import Region, parse_region
 from crfrefine.metrics.registry import CALIBRATION_METRICS, MASK_METRICS
 

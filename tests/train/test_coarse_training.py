@@ -17,7 +17,7 @@ from crfrefine.runs.demo.phantom import write_phantom
 from crfrefine.train.crops import make_crop
 from crfrefine.train.dataset import find_cases, read_labeled
 from crfrefine.train.material import CPU, Sample
-from crfrefine.train.model import Model
+from crfrefine.train.model import Model, score
 from crfrefine.train.options import TrainingOptions, locate_folders
 from crfrefine.train.plan import make_plan
 
@@ -49,7 +49,7 @@ def test_what_is_learned_for_a_coarser_network_is_what_infer_computes(tmp_path, 
     monkeypatch.setattr("crfrefine.train.crops.MARGIN_MM", 1000.0)  # the whole case
     crop = make_crop(case, sharp.intensity)
     kept = []
-    model.score(Sample.of_crop(crop), lambda refined, labels: kept.append(refined) or refined.sum() * 0, 1)
+    score(model.refine, Sample.of_crop(crop), lambda refined, labels: kept.append(refined) or refined.sum() * 0, 1)
     network = LabelMapNetwork(case.label_map, range(4), 4, WIDE)
     expected = refine_network(network, case.image, spacing=case.spacing, parameters=sharp, backend=get_backend("cpu"))
     assert crop.mask.shape == case.labels.shape

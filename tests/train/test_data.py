@@ -22,7 +22,7 @@ from crfrefine.train import crops as cropping
 from crfrefine.train.crops import count_confusion, make_crop, map_from_disk
 from crfrefine.train.dataset import find_cases, read_labeled
 from crfrefine.train.material import CPU, NUM_SAMPLED, make_sample
-from crfrefine.train.model import Network, mean_dice
+from crfrefine.train.model import mean_dice, network_refiner, score
 from crfrefine.train.options import TrainingOptions, locate_folders
 from crfrefine.train.plan import make_folds, make_plan
 from crfrefine.train.run import fingerprint
@@ -209,11 +209,11 @@ def test_what_is_estimated_is_right_on_average(tiled):
     The counts of the network need no estimate: what is extrapolated is the change that a model makes. The tiles of cases differ.
     """
     loss = material([tiled]).loss
-    network, whole = Network().score(tiled, loss, 1).confusion, Network(calibrated=BIASED).score(tiled, loss, 1).confusion
+    network, whole = (score(refine, tiled, loss, 1)[1] for refine in (network_refiner(), network_refiner(calibrated=BIASED)))
     samples = [make_sample(tiled, number) for number in range(200)]
     assert len({frozenset(part.image.tobytes() for part in sample.parts) for sample in samples[:8]}) == 8
-    np.testing.assert_array_equal(Network().score(samples[3], loss, 1).confusion, network)
-    found = [Network(calibrated=BIASED).score(sample, loss, 1).confusion for sample in samples]
+    np.testing.assert_array_equal(score(network_refiner(), samples[3], loss, 1)[1], network)
+    found = [score(network_refiner(calibrated=BIASED), sample, loss, 1)[1] for sample in samples]
     assert np.abs(whole - network).max() > 100
     np.testing.assert_allclose(np.mean(found, axis=0) - network, whole - network, atol=0.05 * np.abs(whole - network).max())
     assert np.min(found) >= 0

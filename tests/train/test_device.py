@@ -19,7 +19,7 @@ from crfrefine.engines.cuda.kernels import CudaBackend  # noqa: E402
 from crfrefine.errors import BackendUnavailableError  # noqa: E402
 from crfrefine.layer import inputs  # noqa: E402
 from crfrefine.train.material import CPU, TrainingDevice, choose_device  # noqa: E402
-from crfrefine.train.model import Model, Network  # noqa: E402
+from crfrefine.train.model import Model, network_refiner, score  # noqa: E402
 from crfrefine.train.options import LEARNABLE  # noqa: E402
 
 needs_compiler = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
@@ -47,18 +47,19 @@ def test_a_gpu_computes_what_the_cpu_computes(device):
     for learn in (LEARNABLE, ("weights",)):
         model, expected = (Model(parameters, learn, SIZES, where) for where in (device, CPU))
         loss, gradients = model.gradient(crop, shared.loss, 1)
-        found_score, found_network = model.score(crop, shared.loss, 1), Network(device).score(crop, shared.loss, 1)
+        found_loss, found = score(model.refine, crop, shared.loss, 1)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(inputs, "engine_for", lambda *_: crfrefine.engines.get_backend("cpu"))
-            theirs, score = expected.gradient(crop, shared.loss, 1), expected.score(crop, shared.loss, 1)
+            theirs, (expected_loss, wanted_counts) = expected.gradient(crop, shared.loss, 1), score(expected.refine, crop, shared.loss, 1)
         assert loss == pytest.approx(theirs[0], rel=1e-5)
         for (name, _), gradient, wanted in zip(model.learned, gradients, theirs[1], strict=True):
             assert gradient.device.type == "cpu"
             tolerance = 2e-3 if "theta" in name else 1e-4
             np.testing.assert_allclose(gradient, wanted, rtol=0, atol=tolerance * float(wanted.abs().max()), err_msg=name)
-        assert found_score.loss == pytest.approx(score.loss, rel=1e-5)
-        assert np.abs(found_score.confusion - score.confusion).sum() <= 2  # a voxel between two labels may fall either way
-        np.testing.assert_array_equal(found_network.confusion, Network().score(crop, shared.loss, 1).confusion)
+        assert found_loss == pytest.approx(expected_loss, rel=1e-5)
+        assert np.abs(found - wanted_counts).sum() <= 2  # a voxel between two labels may fall either way
+        of_network, on_cpu = (score(network_refiner(where), crop, shared.loss, 1)[1] for where in (device, CPU))
+        np.testing.assert_array_equal(of_network, on_cpu)
 
 
 @needs_compiler

@@ -12,7 +12,7 @@ from crfrefine.base.plain import from_plain, to_plain
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.train.baselines import Scores
 from crfrefine.train.fit import Trajectory
-from crfrefine.train.model import Model, Network, mean_dice
+from crfrefine.train.model import Model, mean_dice, network_refiner, score
 from crfrefine.train.options import LEARNABLE
 from crfrefine.train.plan import split_training
 from crfrefine.train.starts import FitResult, rounded
@@ -34,8 +34,8 @@ def mean_gain(parameters, cases):
     """Dice above the network's, on cases."""
     shared = material(cases)
     model = Model(parameters, (), SIZES)
-    found = [mean_dice(model.score(crop, shared.loss, 1).confusion, REGIONS) for crop in cases]
-    return np.mean(found) - np.mean([mean_dice(Network().score(crop, shared.loss, 1).confusion, REGIONS) for crop in cases])
+    found = [mean_dice(score(model.refine, crop, shared.loss, 1)[1], REGIONS) for crop in cases]
+    return np.mean(found) - np.mean([mean_dice(score(network_refiner(), crop, shared.loss, 1)[1], REGIONS) for crop in cases])
 
 
 def test_training_improves_cases_that_it_has_not_seen(useful, whole):

@@ -16,7 +16,7 @@ from crfrefine.parameters.sections import IntensityParameters
 from crfrefine.runs.demo.phantom import write_phantom
 from crfrefine.train import crops
 from crfrefine.train.crops import FOREGROUND_RATIO, count_confusion, make_crop
-from crfrefine.train.model import Model, make_loss, make_region_loss
+from crfrefine.train.model import Model, make_loss, make_region_loss, score
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -98,8 +98,8 @@ def test_the_model_labels_as_refine_does(weight, learn):
     assert crop.mask.all()
     refined = crfrefine.refine(case.logits, case.image, spacing=case.spacing, parameters=parameters, regions=SCHEME)
     counts = np.bincount(refined.label_map.ravel(), minlength=4)
-    score = Model(parameters, learn, (3, *SIZES[1:])).score(crop, make_region_loss("ce+dice", SCHEME), threads=2)
-    np.testing.assert_allclose(score.confusion.sum(0), counts, atol=2)
+    _, confusion = score(Model(parameters, learn, (3, *SIZES[1:])).refine, crop, make_region_loss("ce+dice", SCHEME), 2)
+    np.testing.assert_allclose(confusion.sum(0), counts, atol=2)
     assert np.abs(np.bincount(refined.network_label_map.ravel(), minlength=4) - counts).max() > 4, "the CRF changes more than that"
 
 
@@ -118,7 +118,7 @@ def test_gradients_are_those_of_differences():
             for sign in (1, -1):
                 with torch.no_grad():
                     parameter[index] += sign * step
-                    values.append(model.score(crop, loss, 2).loss)
+                    values.append(score(model.refine, crop, loss, 2)[0])
                     parameter[index] -= sign * step
             # Central differences of a loss in float32: 1e-7 / 0.04, and the curvature.
             expected = (values[0] - values[1]) / (2 * step)

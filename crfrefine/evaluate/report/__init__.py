@@ -77,22 +77,9 @@ class Report:
             return tuple(sorted(measured, key=lambda region: region not in means))
         return (*((MEAN,) if set(means) & set(measured) else ()), *measured)
 
-    def is_unsigned(self, metric: str) -> bool:
-        """Return whether values of a metric are compared without their sign."""
-        return self.baseline is not None and metric_named(metric).better == "nearer_zero"
-
-    def values(self, methods: Sequence[str], region: str, metric: str) -> Float64:
-        """Return (methods, cases) values as compared; means over regions are over those that all methods have."""
-        table, is_unsigned = self.evaluation.table, self.is_unsigned(metric)
-        if region == MEAN:
-            regions = [name for name in self.evaluation.judged_regions if name in table.regions]
-            return table.means(metric, methods, regions, unsigned=is_unsigned)
-        values = np.array([table.values(method, region, metric) for method in methods])
-        return np.abs(values) if is_unsigned else values
-
     def pairs(self, region: str) -> tuple[tuple[str, ...], Float64]:
         """Return (n) cases and (methods, n) Dice of the compared methods: cases that all have."""
-        values = self.values(self.compared, region, ENDPOINT)
+        values = self.evaluation.table.compared(self.compared, region, ENDPOINT, self.evaluation.judged_regions)
         kept = np.flatnonzero(~np.isnan(values).any(axis=0))
         return tuple(self.evaluation.table.cases[index] for index in kept), values[:, kept]
 
@@ -115,10 +102,13 @@ class Report:
         metrics = list(dict.fromkeys(row.metric for row in rows))
         leads = {metric: self.regions_of(metric)[:1] for metric in metrics}
         for row in sorted(rows, key=lambda row: (metrics.index(row.metric), (row.region,) != leads[row.metric])):
-            values = self.values([*self.compared[:-1], method], row.region, row.metric)
-            values = values[:, ~np.isnan(values).any(axis=0)]
-            before, after = values.mean(axis=1)[[0, -1]].tolist() if values.size else (math.nan, row.mean)
-            yield row, metric_named(row.metric), (row.region,) == leads[row.metric], before, after, values.shape[1]
+            before, after, count = math.nan, row.mean, row.num_values
+            if self.baseline is not None:
+                values = self.evaluation.table.compared([self.baseline, method], row.region, row.metric, self.evaluation.judged_regions)
+                values = values[:, ~np.isnan(values).any(axis=0)]
+                count = values.shape[1]
+                before, after = values.mean(axis=1).tolist() if count else (math.nan, row.mean)
+            yield row, metric_named(row.metric), (row.region,) == leads[row.metric], before, after, count
 
 
 # The three charts, of the Dice of each case; matplotlib is imported when they are drawn.
@@ -314,7 +304,7 @@ def _render(report: Report, charts: Sequence[tuple[str, bytes]], problem: str, p
         version=crfrefine.__version__,
         written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         families=describe_families(evaluation.summary),
-        unsigned=[metric_named(metric).title for metric in evaluation.table.metrics if report.is_unsigned(metric)],
+        unsigned=[metric.title for metric in map(metric_named, evaluation.table.metrics) if metric.better == "nearer_zero"],
         lines={name: list(report.summary_lines(name)) for name in methods},
         charts=charts,
         problem=problem,

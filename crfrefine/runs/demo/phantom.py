@@ -15,7 +15,7 @@ from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.base.array_types import Float32, Float64
 from crfrefine.io import read_logits, read_volume, write_channels, write_label_map
 from crfrefine.io.volume import Volume
-from crfrefine.metrics.masks import OverlapCounts
+from crfrefine.metrics.overlap import OverlapCounts
 
 NUM_LABELS = 4
 

@@ -22,7 +22,7 @@ from crfrefine.io import write_label_map
 from crfrefine.io.atomic import check_replaceable, check_small_output, write_small_file
 from crfrefine.io.paths import add_volumes
 from crfrefine.io.volume import named_segments
-from crfrefine.metrics.masks import OverlapCounts
+from crfrefine.metrics.overlap import OverlapCounts
 from crfrefine.metrics.regions import Region
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.presets import list_presets
