@@ -28,7 +28,7 @@ from cli_helpers import (
 )
 from oracles import softmax
 
-from crfrefine.metrics.masks import OverlapCounts
+from crfrefine.metrics.overlap import OverlapCounts
 from crfrefine.runs.records import RECORD_FOLDER
 
 
