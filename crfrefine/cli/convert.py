@@ -32,7 +32,6 @@ def convert(
     from crfrefine.base.failures import failing_alone
     from crfrefine.runs.tools.convert import convert_file
 
-    shared.verbosity_of(verbose, quiet)
     note = ""
     with failing_alone(partial(print_failure, verbose=verbose), source):
         note = convert_file(source, target, to=None if to is None else to.value, like=like, segments=segments)

@@ -24,7 +24,7 @@ def evaluate(
     The metrics are Dice, distances and calibration. The cases are those for which LABELS and every method have a file. With --baseline, the
     verdict says whether PREDICTIONS have a higher mean Dice.
     """
-    verbosity = shared.verbosity_of(verbose, quiet)
+    verbosity = 1 + verbose - quiet
     from crfrefine.cli.evaluation_reporting import EvaluationReporter, print_evaluation
     from crfrefine.evaluate.run import run_evaluation
 

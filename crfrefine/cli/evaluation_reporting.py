@@ -64,7 +64,15 @@ def print_evaluation(evaluation: Evaluation, verbosity: int) -> None:
     output, judged = evaluation.options.output, evaluation.verdict
     if verbosity > QUIET:
         _print_means(evaluation, verbosity)
-        lines = _empty_lines(evaluation)
+        lines = []
+        for region, by_method in evaluation.empty_masks.items():
+            parts = [
+                f"{method} of {counts.num_cases} cases: {counts.both} without it in both maps, "
+                f"{counts.prediction - counts.both} missed, {counts.reference - counts.both} false alarms"
+                for method, counts in by_method.items()
+            ]
+            if any(counts.reference or counts.prediction for counts in by_method.values()):
+                lines.append(f"{evaluation.titles.get(region, region)}: {'; '.join(parts)}")
         shown = lines if verbosity >= VERBOSE else lines[:_MAX_REGIONS]
         if len(shown) < len(lines):
             shown = [*shown, f"{len(lines) - len(shown)} more regions in {output / SUMMARY_NAME}; -v prints them"]
@@ -121,17 +129,3 @@ def _numbers(row: SummaryRow) -> tuple[str, ...]:
         return "0", "", metric.value_text(row.mean), *[""] * 5
     means = metric.value_text(comparison.mean_baseline), metric.value_text(comparison.mean)
     return str(comparison.num_pairs), *means, *comparison_texts(row)
-
-
-def _empty_lines(evaluation: Evaluation) -> list[str]:
-    """Return one line per region that is empty in any case, in the reference or in a prediction."""
-    lines = []
-    for region, by_method in evaluation.empty_masks.items():
-        parts = [
-            f"{method} of {counts.num_cases} cases: {counts.both} without it in both maps, "
-            f"{counts.prediction - counts.both} missed, {counts.reference - counts.both} false alarms"
-            for method, counts in by_method.items()
-        ]
-        if any(counts.reference or counts.prediction for counts in by_method.values()):
-            lines.append(f"{evaluation.titles.get(region, region)}: {'; '.join(parts)}")
-    return lines

@@ -31,9 +31,8 @@ def infer(
         raise typer.BadParameter(f"{part_id} is not below --num-parts {num_parts}: parts are numbered from 0", param_hint="--part-id")
     if summary is not None and summary.name.lower().endswith(".jsonl"):
         raise typer.BadParameter(shared.GONE["--summary FILE.jsonl"], param_hint="--summary")
-    verbosity = shared.verbosity_of(verbose, quiet)
-    shared.check_sources(options)
-    preset, is_auto = shared.preset_for(ctx, options, config), config == shared.AUTO
+    verbosity = 1 + verbose - quiet  # a level of `cli.reporting`
+    preset, is_auto = shared.check_inputs(ctx, options, config), config == shared.AUTO
     if spacing is not None and is_auto:
         raise typer.BadParameter("auto chooses no parameters for --network-spacing; leave it out", param_hint="--config")
     from crfrefine.cli.reporting import Reporter, print_results

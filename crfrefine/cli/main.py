@@ -191,8 +191,8 @@ def refuse_dicom(arguments: Sequence[str]) -> None:
     from crfrefine.io.paths import is_dicom
 
     for option, text in pairwise(arguments):
-        value = text.partition("=")[2] if text.startswith("--") else text
-        if option not in ("-o", "--output") and not value.startswith("-") and is_dicom(Path(value)):
+        option, _, value = text.partition("=") if text.startswith("--") else (option, "", text)
+        if value and option not in ("-o", "--output") and not value.startswith("-") and is_dicom(Path(value)):
             name = re.sub(r"(\.dcm|\.dicom|\.ima)?/*$", ".nii.gz", value, count=1, flags=re.IGNORECASE)
             like = [] if Path(value).is_dir() else ["--like", "SERIES"]
             command = shlex.join(["crfrefine", "convert", value, name, *like])
@@ -234,8 +234,11 @@ class Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command named in the arguments."""
         arguments = ctx.obj = [*ctx._protected_args, *ctx.args]  # `obj` is what commands see.
+        is_verbose, is_quiet = (not {f"-{name[0]}", f"--{name}"}.isdisjoint(arguments) for name in ("verbose", "quiet"))
         try:
             with keeping_inputs():
+                if is_verbose and is_quiet:
+                    ctx.fail("--verbose and --quiet exclude each other")
                 if arguments and arguments[0] in GONE:
                     ctx.fail(GONE[arguments[0]])
                 refuse_dicom(arguments)
@@ -243,7 +246,7 @@ class Group(TyperGroup):
         except _UsageError as error:
             raise _usage_error(error) from error
         except CrfRefineError as error:
-            print_failure(describe_failure(error), verbose=not {"-v", "--verbose"}.isdisjoint(arguments))
+            print_failure(describe_failure(error), verbose=is_verbose)
             raise typer.Exit(1) from error
         except OSError as error:
             if error.errno == errno.EPIPE:

@@ -133,26 +133,11 @@ ClassOrderOption = Annotated[
 ]
 
 
-def verbosity_of(verbose: bool, quiet: bool) -> int:
-    """Return a level of `cli.reporting`."""
-    if verbose and quiet:
-        raise typer.BadParameter("--verbose and --quiet exclude each other", param_hint="--verbose")
-    return 1 + verbose - quiet
+def check_inputs(ctx: typer.Context, options: Mapping[str, Any], config: str) -> str:
+    """Raise BadParameter unless the cases to refine are named in exactly one way: files, a folder of nnU-Net, or a manifest.
 
-
-def preset_for(ctx: typer.Context, options: Mapping[str, Any], config: str) -> str:
-    """Return `config`, or `sharp` if label maps of a coarser network come without -c."""
-    if options["network_spacing"] is None:
-        return config
-    if options["input_type"] != "labels":
-        text = "it is that of label maps: add --input-type labels; coarser logits need --resample"
-        raise typer.BadParameter(text, param_hint="--network-spacing")
-    source = ctx.get_parameter_source("config")
-    return "sharp" if source is not None and source.name == "DEFAULT" else config
-
-
-def check_sources(options: Mapping[str, Any]) -> None:
-    """Raise BadParameter unless exactly one way of naming the cases to refine was taken: files, a folder of nnU-Net, or a manifest."""
+    Return `config`, or `sharp` if label maps of a coarser network come without -c.
+    """
     images, logits, nnunet, manifest, masks = (options[name] for name in ("images", "logits", "nnunet", "manifest", "masks"))
     if nnunet is not None and logits:
         raise typer.BadParameter("--nnunet finds the probabilities; leave --logits out", param_hint="--logits")
@@ -166,6 +151,13 @@ def check_sources(options: Mapping[str, Any]) -> None:
         missing = [name for name, value in (("--images", images), ("--logits", logits)) if not value]
         text = f"expected {' and '.join(missing)}, or a folder of nnU-Net with --nnunet, or a --manifest"
         raise typer.BadParameter(text, param_hint=missing[0])
+    if options["network_spacing"] is None:
+        return config
+    if options["input_type"] != "labels":
+        text = "it is that of label maps: add --input-type labels; coarser logits need --resample"
+        raise typer.BadParameter(text, param_hint="--network-spacing")
+    source = ctx.get_parameter_source("config")
+    return "sharp" if source is not None and source.name == "DEFAULT" else config
 
 
 def parameters_of(config: str, overrides: Sequence[str] | None) -> tuple[CrfParameters, dict[str, Any]]:

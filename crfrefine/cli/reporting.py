@@ -109,6 +109,7 @@ class Reporter(RunReporter, Observer[RunSummary, CaseRecord]):
     """Shows a run: a live bar with case, stage and remaining time on a terminal, else one plain line per case; VERBOSE: filters, times."""
 
     summary: RunSummary | None = None  # of the run that is shown
+    _case = ""  # the last one that entered a stage
     _case_started = _told = 0.0
 
     def run_started(self, summary: RunSummary) -> None:
@@ -124,17 +125,14 @@ class Reporter(RunReporter, Observer[RunSummary, CaseRecord]):
         if summary.num_cases:
             self._start(summary.num_cases, counts=True, detail="reading")
 
-    def case_started(self, case_id: str, number: int) -> None:
-        """Show the name of the case."""
-        self._case_started = time.monotonic()
-        self._update(text=case_id, detail="")
-
     def stage_changed(self, case_id: str, stage: str, step: int = 0, num_steps: int = 0) -> None:
         """Show the stage; steps are parts of a case, so that even the first one has a remaining time. Without a bar, print them seldom."""
         detail = f"{stage} {step}/{num_steps}" if num_steps > 1 else stage
         completed = self._ended + 0.9 * step / num_steps if num_steps > 1 else None
         self._update(completed=completed, text=case_id or None, detail=detail)
         now = time.monotonic()
+        if case_id and case_id != self._case:
+            self._case, self._case_started = case_id, now
         if case_id and self._bar is None and now - max(self._told, self._case_started) >= SILENT_SECONDS:
             self._say(f"{case_id}: {detail}, {now - self._case_started:.0f} s so far")
             self._told = now
@@ -167,7 +165,7 @@ class Reporter(RunReporter, Observer[RunSummary, CaseRecord]):
         if record.status == "done":
             for line in (*record.filters, ", ".join(f"{stage} {seconds:.3f} s" for stage, seconds in record.times.items())):
                 self._say(f"    {line}", at_least=VERBOSE)
-        self._update(completed=self._ended)
+        self._update(completed=self._ended, text=record.case_id)
 
     def run_ended(self, summary: RunSummary) -> None:
         """Remove the bar and list all failures of a long run again."""

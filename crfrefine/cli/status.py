@@ -58,17 +58,14 @@ def _show(folder: Path, cases: list[CaseState], notes: list[str], max_listed: in
     states = [case.state for case in cases]
     counts = ", ".join(f"{states.count(state)} {state}" for state in ("done", "failed", "missing"))
     print(f"{printable(str(folder))}: {counted(len(cases), 'case')}: {counts}")
-    failed = [case for case in cases if case.state == "failed"]
-    for case in failed[:max_listed]:
-        print(f"  failed: {shorten(case.case_id)}: {shorten(case.reason.partition(chr(10))[0], _MAX_REASON)}")
-    if (more := len(failed) - max_listed) > 0:
-        print(f"  failed: {more} more, which -v names")
     by_reason: dict[tuple[str, str], list[str]] = {}
     for case in sorted(cases, key=lambda case: case.state, reverse=True):
-        if case.reason and case.state != "failed":
-            by_reason.setdefault((case.state, case.reason), []).append(case.case_id)
-    for (state, reason), names in by_reason.items():
+        if case.reason:
+            by_reason.setdefault((case.state, case.reason.partition("\n")[0]), []).append(case.case_id)
+    for (state, reason), names in list(by_reason.items())[:max_listed]:
         print(f"  {state}: {listed(names, most=max_listed)}: {shorten(reason, _MAX_REASON)}")
+    if (more := len(by_reason) - max_listed) > 0:
+        print(f"  {more} more reasons, which -v names")
     for note in notes:
         print(for_terminal(f"  note: {note}"))
     if {"failed", "missing"} & set(states):

@@ -39,7 +39,7 @@ def train_crf(
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Less: only errors and the verdict.")] = False,
 ) -> None:
     """Fit the CRF to labeled cases, and say whether it helps."""
-    verbosity = shared.verbosity_of(verbose, quiet)
+    verbosity = 1 + verbose - quiet
     nnunet, device, network_spacing = options.pop("nnunet"), options.pop("device"), options.pop("network_spacing")
     of_training = {name: options.pop(name) for name in _OF_TRAINING}  # The other options are those of both ways.
     if unlabeled:
@@ -48,7 +48,7 @@ def train_crf(
         if needless:
             text = f"it chooses among built-in parameters, on the CPU, without labels or training; leave out {', '.join(needless)}"
             raise typer.BadParameter(text, param_hint="--unlabeled")
-    if nnunet is None and folder is None and images is None and labels is None and logits is None:
+    if not any((nnunet, folder, images, labels, logits)):
         raise typer.BadParameter("name the folder of the data, or --images, --labels and --logits, or --nnunet", param_hint="DATA_DIR")
     if nnunet is not None and (folder is not None or logits is not None):
         surplus = "DATA_DIR" if folder is not None else "--logits"

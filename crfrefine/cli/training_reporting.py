@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from datetime import timedelta
 from typing import TYPE_CHECKING, Self
 
 from crfrefine.base.text import for_terminal
@@ -12,7 +13,7 @@ from crfrefine.train.observer import TrainingObserver
 
 if TYPE_CHECKING:
     from crfrefine.train.comparison import TrainingResult
-    from crfrefine.train.options import CommonOptions, UnlabeledOptions
+    from crfrefine.train.options import UnlabeledOptions
     from crfrefine.train.unlabeled import Choice
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -61,7 +62,7 @@ class TrainingReporter(RunReporter, TrainingObserver):
     def _say_if_due(self, text: str, *, is_wanted: bool = False) -> None:
         """Print a line with the time that is left, without a bar now and then."""
         if is_wanted or (self._bar is None and time.monotonic() - self._shown >= _SECONDS_BETWEEN_LINES):
-            self._say(text + ("" if self._left is None else f"; about {describe_duration(self._left)} left"))
+            self._say(text + ("" if self._left is None else f"; about {timedelta(seconds=round(self._left))} left"))
             self._shown = time.monotonic()
 
 
@@ -89,20 +90,14 @@ def print_training(result: TrainingResult, verbosity: int = NORMAL) -> None:
             names = ("region", "method", head, change, "95 % CI", "p (Holm)", "better/equal/worse", HARM_COLUMN, *tail)
             print_table(names, rows, numbers=(head, change, *tail))
             print(f"p (Holm): {describe_families(summary)}")
-        _print_written(result.plan.options)
+        for path in result.plan.options.files[::-1]:
+            print(for_terminal(f"written: {path}"), file=sys.stderr)
         for note in judged.notes:
             print(for_terminal(f"note: {note}"), file=sys.stderr)
         for part in (judged.probabilities, judged.harm):
             if part is not None:
                 print(for_terminal(part.sentence))
     print(for_terminal(f"verdict: {judged.sentence}"))
-
-
-def _print_written(options: CommonOptions) -> None:
-    """Name the existing files: without matplotlib, a training has no picture."""
-    for path in options.files[::-1]:
-        if path.exists():
-            print(for_terminal(f"written: {path}"), file=sys.stderr)
 
 
 def print_choice(choice: Choice, options: UnlabeledOptions, verbosity: int = NORMAL) -> None:
@@ -112,12 +107,6 @@ def print_choice(choice: Choice, options: UnlabeledOptions, verbosity: int = NOR
         gain = "points against default, synthetic cases"
         if order:
             print_table(("parameters", gain), [(choice.candidates[number].name, f"{100 * own:+.2f}") for number, own in order], (gain,))
-        _print_written(options)
+        for path in options.files[::-1]:
+            print(for_terminal(f"written: {path}"), file=sys.stderr)
     print(for_terminal(f"verdict: {choice.describe()}"))
-
-
-def describe_duration(seconds: float) -> str:
-    """Return a duration in a readable unit."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -44,7 +44,7 @@ def tune(
 
     The page is served on this machine only, and ends with its own button or with Ctrl-C.
     """
-    shared.check_sources(options)
+    preset = shared.check_inputs(ctx, options, config)
     from crfrefine.engines import get_backend
     from crfrefine.io.atomic import check_small_output
     from crfrefine.metrics.regions import parse_region
@@ -52,7 +52,7 @@ def tune(
     from crfrefine.runs.tune.session import Session, TuneOptions
 
     check_libraries()
-    parameters, _ = shared.parameters_of(shared.preset_for(ctx, options, config), overrides)
+    parameters, _ = shared.parameters_of(preset, overrides)
     if options["masks"] == "nonzero":  # The saved file has it, too.
         parameters = parameters.replace(**{"intensity.mask": "nonzero"})
     if output is not None:

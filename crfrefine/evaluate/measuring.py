@@ -183,7 +183,7 @@ def _onto(reference: Reference, volume: Volume, what: str) -> Labels:
 def read_probabilities(paths: tuple[Path, ...], reference: Reference, regions: RegionReading = NO_REGIONS) -> SoftLabels:
     """Read logits or probabilities, one file or one per label, on the grid of the reference; on another, logits are interpolated."""
     grid = reference.header
-    header = io.logits_header([io.read_header(path) for path in paths], fewest=regions.fewest_channels, grid=grid)
+    header = io.logits_header([io.read_header(path) for path in paths], fewest=1 if regions.declares(1) else 2, grid=grid)
     file, name = header.files[0], header.path
     reference.check(file, "logits")
     stored, jobs = reading_jobs(header.files)

@@ -54,7 +54,6 @@ _OF_CHANGES = ("voxels_changed", "voxels_before", "voxels_after")
 class Task:
     """A case to refine."""
 
-    number: int  # from 1
     files: CaseFiles
     outputs: OutputFiles
     # The record of existing outputs, with --continue; None means that the case is refined.
@@ -112,7 +111,6 @@ def finish_case(settings: CaseSettings, work: CaseInWork, observer: Observer[Run
     task, record = work.task, work.record
     if work.case is None:
         return record
-    observer.case_started(record.case_id, task.number)
     for note in record.notes:
         observer.note(note, case_id=record.case_id)
     with failing_alone(record.fail, *task.files.paths):

@@ -30,9 +30,6 @@ class Observer(Generic[RunT, RecordT]):
     def run_started(self, run: RunT) -> None:
         """The cases and the device are known."""
 
-    def case_started(self, case_id: str, number: int) -> None:
-        """The computation of a case begins; `number` counts from 1."""
-
     def stage_changed(self, case_id: str, stage: str, step: int = 0, num_steps: int = 0) -> None:
         """A case, or with an empty `case_id` the run, entered a stage, or the next step of it."""
 

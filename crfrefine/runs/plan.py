@@ -136,8 +136,7 @@ def plan_run(options: InferenceOptions) -> RunPlan:
         settings_now = {**vars(options), "parameters": options.parameters.to_dict()}
         own = [(files, plan.label_map, plan.all()) for files, plan in zip(cases, outputs, strict=True)]
         earlier, earlier_notes = take_up(None if options.writes_file else options.output, own, settings_now, named)
-    pairs = enumerate(zip(cases, outputs, strict=True), start=1)
-    tasks = [Task(number, files, plan, earlier.get(files.case_id)) for number, (files, plan) in pairs]
+    tasks = [Task(files, plan, earlier.get(files.case_id)) for files, plan in zip(cases, outputs, strict=True)]
     begun = [task.outputs for task in tasks if not task.files.problem]  # If no case can be read, no folder is needed.
     for folder in {path.parent for plan in begun for path in plan.all()} | {plan.folder for plan in begun if plan.folder is not None}:
         check_writable(folder)

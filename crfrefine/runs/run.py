@@ -68,7 +68,7 @@ def run_inference(options: InferenceOptions, observer: Observer[RunSummary, Case
         raise
     finally:
         summary.seconds = time.perf_counter() - started
-        order = {task.files.case_id: task.number for task in plan.tasks}
+        order = {task.files.case_id: number for number, task in enumerate(plan.tasks)}
         summary.cases.sort(key=lambda record: order[record.case_id])
         with ExitStack() as ending:  # An error of one file, such as a full disk, does not keep the others from being written.
             ending.callback(observer.run_ended, summary)
@@ -147,7 +147,6 @@ def _refine_on_cluster(plan: RunPlan, address: str, observer: Observer[RunSummar
                 is_lost = isinstance(error, KilledWorker)
                 lost = InputError(f"its worker was lost each time: {shorten(error, MAX_OF_A_REASON)}") if is_lost else error
                 record.fail(describe_failure(lost, *task.files.paths))
-            observer.case_started(record.case_id, task.number)
             for note in record.notes if record.status != "skipped" else ():
                 observer.note(note, case_id=record.case_id)
             yield record

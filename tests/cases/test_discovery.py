@@ -65,9 +65,9 @@ def test_two_files_for_one_thing_are_not_guessed_at(tmp_path):
     files = (*(f"{case}.nii" for case in "abc"), "d.npz", "d_logits.nii", "e_ProbMapClass0.nii", "e_ProbMapClass2.nii")
     logits = folder(tmp_path, "logits", *files)
     problems = {case.case_id: case.problem for case in discover_cases(images, logits)}
-    assert problems["a"] == f"case 'a': expected one image or numbered modalities, found a.mhd, a.nii.gz in {images}"
-    assert problems["b"] == f"case 'b': one modality in two files, b_0000.nii, b_0000.nrrd in {images}"
-    assert problems["c"] == f"case 'c': expected one image or numbered modalities, found c.nii, c_0000.nii in {images}"
+    for case_id, found in (("a", "a.mhd, a.nii.gz"), ("b", "b_0000.nii, b_0000.nrrd"), ("c", "c.nii, c_0000.nii")):
+        expected = f"expected one image, or one file per numbered modality, found {found} in {images}"
+        assert problems[case_id] == f"case {case_id!r}: {expected}"
     assert problems["d"] == f"case 'd': expected one file of logits, found d.npz, d_logits.nii in {logits}"
     assert "case 'e': expected one file for each label from 0, found e_ProbMapClass0.nii, e_ProbMapClass2.nii" in problems["e"]
 

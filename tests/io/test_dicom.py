@@ -210,7 +210,9 @@ def test_wrong_calls(series, tmp_path):
         assert expected in run_here("convert", *names, status=1).stderr
 
 
-def test_other_commands_say_what_to_run(series, tmp_path):
+def test_other_commands_say_what_to_run(series, tmp_path, monkeypatch):
+    monkeypatch.chdir(series)
+    run_here("info", "--json", status=0)
     result = run_here("infer", "-i", f"{series}/", "-p", "logits.nii.gz", "-o", tmp_path / "out.nii.gz", status=1)
     assert result.stderr.splitlines()[1] == f"  crfrefine convert '{series}/' '{series}.nii.gz'"
     assert "convert REFINED.nii.gz REFINED.dcm --like SERIES" in result.stderr

@@ -102,7 +102,7 @@ def test_wrong_usage_and_what_leaves_no_record(folders):
     for summary, status, said in (
         (f"out/{RECORD_FOLDER}/mine.json", 1, "is for the records that runs keep themselves"),
         ("s.jsonl", 2, "a summary of JSON lines is gone"),
-        ("/dev/zero", 1, "is not replaced by a file"),
+        ("/dev/zero", 1, "is no regular file"),
     ):
         assert said in infer(folders, "--summary", summary, status=status).stderr
     run_here("infer", *one_case("a"), *QUICK, "-o", "one/a.nii.gz", status=0)

@@ -77,7 +77,7 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
         raise InputError(f"{several.path}: expected one modality per file, {found}")
     logits, checked = None, {"modality": images[1:]}
     if files.logits:
-        headers, fewest = [io.read_header(path) for path in files.logits], regions.fewest_channels
+        headers, fewest = [io.read_header(path) for path in files.logits], 1 if regions.declares(1) else 2
         # The one channel of a single region is no label map, unless the user declares it.
         if fewest > 1 or options.input_type == KIND:
             logits = label_map_header(headers, files.are_structures, options, image)

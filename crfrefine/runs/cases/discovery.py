@@ -104,45 +104,39 @@ def _cases_of_folder(folder: Path, logits: Sequence[Path]) -> CaseList:
     logits_stems = set()
     if logits and logits[0].is_dir() and not logits[0].samefile(folder):
         logits_stems = {stem_of(path) for path in list_files(logits[0], LOGITS_SUFFIXES)}
-    groups: dict[str, dict[int, list[Path]]] = {}
-    lone: dict[str, list[Path]] = {}
-    for path in paths:
-        if path in beside:
-            continue
+    by_case: dict[str, dict[int, list[Path]]] = {}  # files by the number of the modality; -1 is that of a file without one
+    for path in (path for path in paths if path not in beside):
         stem = stem_of(path)
         match = MODALITY.fullmatch(stem)
         # Four digits at the end may also belong to the name of a case, unless something shows that modalities are numbered.
         if match and stem not in logits_stems and (is_numbered or match["case"] in logits_stems):
-            groups.setdefault(match["case"], {}).setdefault(int(match["number"]), []).append(path)
+            by_case.setdefault(match["case"], {}).setdefault(int(match["number"]), []).append(path)
         else:
-            lone.setdefault(stem, []).append(path)
+            by_case.setdefault(stem, {}).setdefault(-1, []).append(path)
+    if not by_case:
+        reason = "it is empty" if not any(folder.iterdir()) else "it has no file with one of these suffixes"
+        raise InputError(f"{folder}: no case found: {reason} ({', '.join(VOLUME_SUFFIXES)}){describe_others(folder)}")
     notes = [f"{folder}: not taken for images: {counted(len(beside), 'file')} beside them, such as {beside[0].name}"] if beside else []
-    description = next(read_descriptions([folder], notes), None) if groups else None
+    counts = [max(numbers) + 1 for numbers in by_case.values() if max(numbers) >= 0]
+    description = next(read_descriptions([folder], notes), None) if counts else None
     if description is not None and description.channel_names:
         expected = len(description.channel_names), f"as {description.path.name} names"
     else:  # The most frequent number; of two equally frequent ones the larger, so that missing files are found.
-        expected = max(multimode(max(numbers) + 1 for numbers in groups.values()), default=0), "as in the other cases"
-    cases = [_numbered_case(case_id, groups[case_id], *expected) for case_id in groups if case_id not in lone]
-    for case_id, candidates in lone.items():
-        together = candidates + [path for same in groups.get(case_id, {}).values() for path in same]
-        case, problem = CaseFiles(case_id, tuple(candidates[:1])), "expected one image or numbered modalities, found"
-        cases.append(case if len(together) == 1 else case.lacking(f"{problem} {file_names(together)} in {folder}"))
-    if not cases:
-        reason = "it is empty" if not any(folder.iterdir()) else "it has no file with one of these suffixes"
-        raise InputError(f"{folder}: no case found: {reason} ({', '.join(VOLUME_SUFFIXES)}){describe_others(folder)}")
-    return CaseList(sorted(cases, key=lambda case: case.case_id), notes)
+        expected = max(multimode(counts), default=0), "as in the other cases"
+    return CaseList([_case_of_images(case_id, by_case[case_id], folder, *expected) for case_id in sorted(by_case)], notes)
 
 
-def _numbered_case(case_id: str, numbers: Mapping[int, list[Path]], num_expected: int, who_says_so: str) -> CaseFiles:
-    images = tuple(numbers[number][0] for number in sorted(numbers))
-    case, folder = CaseFiles(case_id, images), images[0].parent
-    for paths in numbers.values():
-        if len(paths) > 1:
-            return case.lacking(f"one modality in two files, {file_names(paths)} in {folder}")
-    if sorted(numbers) == list(range(num_expected)):
+def _case_of_images(case_id: str, by_number: Mapping[int, list[Path]], folder: Path, num_expected: int, who_says_so: str) -> CaseFiles:
+    """Return a case of one file, or of one per modality, or with a problem."""
+    numbers, together = sorted(by_number), [path for _, paths in sorted(by_number.items()) for path in paths]
+    images = by_number[-1][:1] if -1 in by_number else [by_number[number][0] for number in numbers]
+    case = CaseFiles(case_id, tuple(images))
+    if len(together) > len(images):
+        return case.lacking(f"expected one image, or one file per numbered modality, found {file_names(together)} in {folder}")
+    if numbers in ([-1], list(range(num_expected))):
         return case
-    there, wanted = (listed([f"{each:04d}" for each in several], _MAX_MODALITIES) for several in (sorted(numbers), range(num_expected)))
-    missing = [f"no modality {number:04d} in {folder}" for number in range(num_expected) if number not in numbers]
+    there, wanted = (listed([f"{each:04d}" for each in several], _MAX_MODALITIES) for several in (numbers, range(num_expected)))
+    missing = [f"no modality {number:04d} in {folder}" for number in range(num_expected) if number not in by_number]
     return case.lacking(f"expected the modalities {wanted}, {who_says_so}; found {there} in {folder}", *missing)
 
 

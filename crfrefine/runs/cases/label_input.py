@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from crfrefine.runs.cases.reading_options import ReadingOptions
 
 KIND = "labels"  # `LogitsHeader.kind` of a label map
-# Advice added to an error where that is so.
 EXCHANGED = "-i and -p seem to be exchanged: -i takes the images, -p the network's output."
 _MAX_GRAY_VALUES = 256  # under "auto", a file with more different values is rather an image
 
@@ -84,12 +83,7 @@ def read_label_map(header: LogitsHeader, images: Sequence[VolumeHeader], options
         own = {stem_of(file.path): file.segments[0] for file in header.files if len(file.segments) == 1}
         segments = tuple(replace(own.get(name, Segment(number, name)), label=number) for name, number in numbers.items())
     else:
-        try:
-            labels, present = _read_one(first, options)
-        except InputError as error:
-            if len(images) == 1 and images[0].num_channels > 1:
-                raise InputError(f"{error}\n  {EXCHANGED}") from error
-            raise
+        labels, present = _read_one(first, options, images[0])
         reason = "requested" if options.input_type == KIND else "it has one value per voxel, whole numbers from 0 up"
         notes = [f"{first.path.name} is taken as a label map: {reason}"]
         segments = first.segments
@@ -143,10 +137,11 @@ def _on_grid(
     return LabelMap(placed, channels, num_labels or channels[-1] + 1, tuple(notes), lost, segments, file_spacing)
 
 
-def _read_one(file: VolumeHeader, options: ReadingOptions) -> tuple[Labels, tuple[int, ...]]:
+def _read_one(file: VolumeHeader, options: ReadingOptions, image: VolumeHeader) -> tuple[Labels, tuple[int, ...]]:
     """Return the labels of a label map as in its file, and those that occur."""
     is_certain = options.input_type == KIND
     advice = "logits need one value per label (-p BACKGROUND -p FOREGROUND), or --regions NAME=1 for a single region"
+    advice += f"\n  {EXCHANGED}" if image.num_channels > 1 else ""
     labels = read_whole_numbers(file, LABEL_TOLERANCE if is_certain else 0.0, advice)  # In doubt, only whole numbers are labels.
     present = present_labels(labels)
     if not is_certain and len(present) > _MAX_GRAY_VALUES:

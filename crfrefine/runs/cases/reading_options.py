@@ -39,13 +39,8 @@ class RegionReading:
     num_labels: int | None = None
     problem: str = ""  # why the declaration cannot be used: files that need it fail with this message
 
-    @property
-    def fewest_channels(self) -> int:
-        """Fewest channels of a file: a single region needs one, labels need two."""
-        return 1 if self.declares(1) else 2
-
     def declares(self, num_channels: int) -> bool:
-        """Return whether so many channels are regions, judged by their number."""
+        """Return whether so many channels are regions, judged by their number: a single one is enough, labels need two."""
         return self.scheme is not None and num_channels == self.scheme.num_regions
 
     def is_channel(self, header: VolumeHeader) -> bool:

@@ -106,7 +106,7 @@ def _convert_channels(
     header: VolumeHeader, target: Path, to: str | None, like: Volume, regions: RegionReading, named: Sequence[Segment]
 ) -> str:
     """Write channels as they are, as logits (log-odds of regions), as probabilities, or as the label map that they give."""
-    values, kind = io.read_logits([header.path], fewest=regions.fewest_channels, grid=like.header), header.kind
+    values, kind = io.read_logits([header.path], fewest=1 if regions.declares(1) else 2, grid=like.header), header.kind
     needs_kind = to is not None or (kind is None and require_suffix(target).holds_scores_alone)
     scheme = regions.scheme_of(values, header.path) if needs_kind else None
     source = _describe(header, counted(len(values), "label" if scheme is None else "region"))
