@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 Array = NDArray[Any]  # of any type
 Bool = NDArray[np.bool_]  # such as a mask
 Float32 = NDArray[np.float32]
-
 Float64 = NDArray[np.float64]
 
 Labels = NDArray[np.unsignedinteger[Any]]  # labels of voxels, in an unsigned type that holds them

@@ -70,15 +70,13 @@ def is_sheared(affine: NDArray[np.float64]) -> bool:
     return bool(np.abs(rotation.T @ rotation - np.eye(3)).max() > SHEAR_TOLERANCE)
 
 
-def same_shape(shape: Sequence[int], other: Sequence[int]) -> bool:
-    """Return whether two grids have as many voxels along each axis; a 2-D grid equals a 3-D one of a single slice."""
-    return (*shape, 1)[:3] == (*other, 1)[:3]
-
-
-def same_grid(shape: Sequence[int], affine: NDArray[np.float64], other_shape: Sequence[int], other_affine: NDArray[np.float64]) -> bool:
-    """Return whether two grids put the same voxels at the same places; shapes have at most three axes, affines are (4, 4) to mm."""
-    if not same_shape(shape, other_shape):
-        return False
+def same_grid(
+    shape: Sequence[int], affine: NDArray[np.float64] | None, other_shape: Sequence[int], other_affine: NDArray[np.float64] | None
+) -> bool:
+    """Return whether two grids of at most three axes put the same voxels at the same places; without an affine, by their shapes."""
+    # Affines are (4, 4) to mm. A 2-D grid equals a 3-D one of a single slice.
+    if (*shape, 1)[:3] != (*other_shape, 1)[:3] or affine is None or other_affine is None:
+        return (*shape, 1)[:3] == (*other_shape, 1)[:3]
     # Corners, not matrix entries: the effect of a rounding error in a direction cosine grows with the length of the axis.
     last = [size - 1 for size in shape] + [0] * (3 - len(shape))
     corners = np.array([[*corner, 1.0] for corner in product(*({0, index} for index in last))])
@@ -143,9 +141,6 @@ def describe_difference(
 
 def _rows(affine: NDArray[np.float64]) -> str:
     return "; ".join(" ".join(f"{value:g}" for value in row) for row in affine[:3])
-
-
-# ---- The order of axes
 
 
 @dataclass(frozen=True)

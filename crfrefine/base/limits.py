@@ -6,6 +6,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -27,9 +28,6 @@ def require_few_labels(num_labels: int, owner: str) -> None:
         )
 
 
-# ---- Cores and threads
-
-
 T = TypeVar("T")
 
 ROOT = Path("/sys/fs/cgroup")
@@ -38,9 +36,8 @@ OWN_GROUP = Path("/proc/self/cgroup")
 
 def available_threads() -> int:
     """Return the number of cores that this process may use."""
-    # A quota of the control group, as containers set it (`docker run --cpus`), is time and not
-    # cores: more threads than it pays for would all be halted together for a part of each period. A
-    # part of a core counts as one.
+    # A quota of the control group, as of `docker run --cpus`, is time: all threads would be halted
+    # together if they were more than it pays for. A part of a core counts as one.
     quotas = [own[0] / own[1] for own in group_numbers("cpu.max") if len(own) == 2 and min(own) > 0]
     return min([len(os.sched_getaffinity(0)), *map(math.ceil, quotas)])
 
@@ -53,8 +50,7 @@ def check_threads(threads: int | None) -> None:
 
 def group_numbers(name: str) -> list[list[int]]:
     """Return the numbers in a file of this process's control group and of those above it; "max" ends the list of a group."""
-    # In a container only the mounted folder is known. Files that cannot be read or understood say
-    # nothing.
+    # In a container only the mounted folder is known. Files that cannot be read or understood say nothing.
     try:
         lines = OWN_GROUP.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -62,12 +58,10 @@ def group_numbers(name: str) -> list[list[int]]:
     own = next((Path(line[3:].lstrip("/")) for line in lines if line.startswith("0::")), Path())
     group = ROOT / own if ".." not in own.parts and (ROOT / own).is_dir() else ROOT
     numbers = []
-    for folder in (group, *group.parents):
-        try:
-            words = (folder / name).read_text(encoding="ascii").partition("max")[0].split() if folder.is_relative_to(ROOT) else ()
+    for folder in (folder for folder in (group, *group.parents) if folder.is_relative_to(ROOT)):
+        with suppress(OSError, ValueError):
+            words = (folder / name).read_text(encoding="ascii").partition("max")[0].split()
             numbers.append([int(word) for word in words])
-        except (OSError, ValueError):
-            continue
     return [own for own in numbers if own]
 
 
@@ -105,15 +99,10 @@ def run_ahead(items: Generator[T, None, None]) -> Generator[T, None, None]:
         items.close()
 
 
-# ---- Memory
-
-
 OPTION = "--max-memory"
-
 SMALL = 1 << 24  # bytes of an array for which the system is not asked
 PROCESS = 64 << 20  # bytes of the program itself: the interpreter, numpy and the engine
-# Bytes per voxel and label of a run on all labels: refined logits, marginals and messages.
-RUN_BYTES = 14
+RUN_BYTES = 14  # per voxel and label of a run on all labels: refined logits, marginals and messages
 LARGEST = 1 << 60  # larger than the memory of any machine
 _SIZE = re.compile(r"([0-9]{1,19}(?:\.[0-9]{0,9})?|\.[0-9]{1,9}) ?(?:B|bytes?|([KMGT])(iB|B)?)?", re.ASCII | re.IGNORECASE)
 
@@ -128,8 +117,7 @@ class MemoryLimit:
 
 def parse_size(text: str) -> int:
     """Return the bytes of a size such as "8GiB", "8 GB", "512M" or "1.5G", or of a plain number of bytes."""
-    # GiB and G are 2^30 bytes, as batch systems count; GB are 10^9; T, M and K likewise. Raises
-    # InputError for another text.
+    # GiB and G are 2^30 bytes, as batch systems count; GB are 10^9. Raises InputError for another text.
     match = _SIZE.fullmatch(text.strip())
     size = 0
     if match is not None:

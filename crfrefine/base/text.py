@@ -11,13 +11,10 @@ MAX_CHARACTERS = 80
 MAX_LISTED = 5
 MAX_OF_A_PATH = 300
 MAX_OF_A_REASON = 200
-# Longer than the longest path that systems allow; a longer line of a message can only be an attempt
-# to flood the terminal.
-MAX_OF_A_LINE = 5000
+MAX_OF_A_LINE = 5000  # Longer than any path; a longer line of a message can only be an attempt to flood the terminal.
 # Titles in the navigation of the site (`mkdocs.yml`).
 PAGE_TITLES = {"docs/guide/clusters.md": "Scripts and clusters", "docs/reference/formats.md": "File formats"}
 _MAX_OF_A_VALUE = 60
-_MAX_BITS = 1000  # Python refuses to write integers of more than 4300 digits.
 
 
 def printable(text: str) -> str:
@@ -36,13 +33,11 @@ def shorten(text: object, most: int = MAX_CHARACTERS) -> str:
 
 def shorten_value(value: object) -> str:
     """Return the repr of a value, shortened like `shorten`."""
-    if isinstance(value, int) and value.bit_length() > _MAX_BITS:
-        return f"a whole number of about {int(value.bit_length() * 0.30103) + 1} digits"
     if isinstance(value, str):
         value = value[: _MAX_OF_A_VALUE + 1]
     try:
         return shorten(repr(value), _MAX_OF_A_VALUE)
-    except (ValueError, RecursionError):  # Such an integer inside a list; deeply nested lists.
+    except (ValueError, RecursionError):  # Python refuses to write integers of more than 4300 digits, and deeply nested lists.
         return f"a {type(value).__name__} too large to show"
 
 

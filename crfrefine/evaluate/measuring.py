@@ -17,12 +17,10 @@ from crfrefine.arrays.region_scheme import RegionScheme, sigmoid, take_log_odds
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.base.failures import Failure, failing_alone
 from crfrefine.base.geometry import reverse_grid
-from crfrefine.base.limits import run_all
 from crfrefine.base.text import see, shorten
 from crfrefine.errors import ConfigError, GridMismatchError, InputError
 from crfrefine.evaluate.pairing import CasePair, MethodFiles
 from crfrefine.evaluate.structures import read_structures
-from crfrefine.io.reading import reading_jobs
 from crfrefine.io.volume import Volume, VolumeHeader
 from crfrefine.metrics.calibration import measure_calibration
 from crfrefine.metrics.overlap import measure_case, one_voxel
@@ -186,8 +184,7 @@ def read_probabilities(paths: tuple[Path, ...], reference: Reference, regions: R
     header = io.logits_header([io.read_header(path) for path in paths], fewest=1 if regions.declares(1) else 2, grid=grid)
     file, name = header.files[0], header.path
     reference.check(file, "logits")
-    stored, jobs = reading_jobs(header.files)
-    run_all(jobs, 1)
+    stored = io.read_channels(*header.files)
     scheme = regions.scheme_of(stored, name)
     decide, convert = (identify, take_logarithms) if scheme is None else (regions.identify, take_log_odds)
     kind, note = decide(stored, "auto", header.kind, name)
@@ -237,8 +234,7 @@ def read_image(path: Path, reference: Reference) -> Float32:
     """Read an image on the grid of the reference, (C, *grid): one channel, or those of a 4-D file."""
     header = io.placed_on(io.read_header(path, io.VOLUME_SUFFIXES), reference.header)
     reference.check(header, "image")
-    values = io.allocate(header)
-    io.read_into(header, values)
+    values = io.read_channels(header)
     image = reference.work.interpolated(header, values, "image", reference.notes, outside="are 0")
     return reverse_grid(image)
 

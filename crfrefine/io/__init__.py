@@ -14,19 +14,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.base.geometry import reverse_grid, same_shape
+from crfrefine.base.geometry import reverse_grid, same_grid
 from crfrefine.base.limits import MAX_LABEL
 from crfrefine.errors import CapacityError, GridMismatchError, InputError, UnsupportedFormatError
 from crfrefine.io.paths import LOGITS_SUFFIXES, VOLUME_SUFFIXES, WRITTEN_SUFFIXES, files_written, require_suffix, stem_of, suffix_of
 from crfrefine.io.reading import (
     LogitsHeader,
     Piece,
-    allocate,
     is_whole,
     logits_header,
     placed_on,
+    read_channels,
     read_header,
-    read_into,
     read_labels,
     read_logits,
     read_pieces,
@@ -36,7 +35,7 @@ from crfrefine.io.volume import Segment, Volume, VolumeHeader, VoxelsToWrite
 
 __all__ = ["LOGITS_SUFFIXES", "VOLUME_SUFFIXES", "WRITTEN_SUFFIXES", "stem_of", "suffix_of"]
 __all__ += ["LogitsHeader", "Piece", "Segment", "VolumeHeader"]
-__all__ += ["allocate", "is_whole", "logits_header", "placed_on", "read_header", "read_into", "read_labels"]
+__all__ += ["is_whole", "logits_header", "placed_on", "read_channels", "read_header", "read_labels"]
 __all__ += ["read_logits", "read_pieces", "read_volume"]
 __all__ += ["write_channels", "write_image", "write_label_map", "write_pieces"]
 
@@ -46,9 +45,7 @@ def write_label_map(
 ) -> None:
     """Write a label map, (*grid) from 0 to 65535, atomically, as small unsigned integers without scaling."""
     # The suffix of `path` names the format. The geometry of `like`, a volume on the same grid, is
-    # kept: bit for bit if it came from a file of this format. The bytes written do not depend on
-    # `threads`. NIfTI gets a table of `segments`. Raises CrfRefineError if the file cannot be
-    # written.
+    # kept: bit for bit if it came from a file of this format. NIfTI gets a table of `segments`.
     labels = np.asarray(labels)
     if labels.dtype.kind not in "iub":
         raise InputError(f"{path}: a label map holds integers, not {labels.dtype}")
@@ -102,7 +99,7 @@ def _write_array(
     segments: Sequence[Segment] = (),
 ) -> None:
     """Write an array, (channels, *grid) on the grid of `like`; a label map or an image has one channel."""
-    if not same_shape(channels.shape[1:], like.grid_shape):
+    if not same_grid(channels.shape[1:], None, like.grid_shape, None):
         found = f"an array of shape {channels.shape[1:]} on the grid {like.grid_shape} of {like.path or 'the volume'}"
         raise GridMismatchError(f"{path}: cannot write {found}")
     stored = reverse_grid(channels).reshape(len(channels), *like.grid_shape[::-1])

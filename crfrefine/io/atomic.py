@@ -27,10 +27,8 @@ _LEFTOVER_SECONDS = 86_400
 @contextmanager
 def atomic_files(*paths: Path) -> Iterator[tuple[BinaryIO, ...]]:
     """Open files of one folder for writing; they get their names only if the block ends without an error."""
-    # If anything ends the block early, Ctrl-C included, the partial files are removed. The last of
-    # several files that belong together names the others, and is renamed after them. Raises
-    # CrfRefineError if the folder is not writable, the disk is full, or a name is refused; existing
-    # files stay unchanged.
+    # Else, also after Ctrl-C, the partial files are removed, and existing files stay unchanged. The
+    # last of several files that belong together names the others, and is renamed after them.
     targets = check_replaceable(*paths)
     names = [os.fsencode(target.name)[:_MAX_NAME_BYTES].decode(errors="ignore") for target in targets]
     hidden = [target.with_name(f".{name}.tmp-{os.urandom(8).hex()}") for name, target in zip(names, targets, strict=True)]

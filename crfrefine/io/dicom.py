@@ -20,7 +20,6 @@ from crfrefine.base.text import shorten
 from crfrefine.errors import CrfRefineError, UnsupportedFormatError
 from crfrefine.io import dicom_files
 from crfrefine.io.atomic import write_small_file
-from crfrefine.io.streams import as_bytes
 from crfrefine.io.volume import Segment, Volume, VolumeHeader, segments_of
 
 SEGMENTATION = dicom_files.SEGMENTATION
@@ -31,46 +30,35 @@ MEMORY = 1 << 30
 _START = "import sys; sys.path.append(sys.argv[1]); from crfrefine.io.dicom import serve; serve()"
 
 
-def read(path: Path, like: Path | None = None) -> Volume:
+def read(path: Path, like: Path | None = None, *, grid_only: bool = False) -> Volume:
     """Read a series as it is measured, or a segmentation as a label map; both with a header.
 
     The path is the folder of a series, a file of several frames, or a segmentation, which is placed on
-    the grid of the series `like`. Raises InputError if the slices are no volume, or the two are of
-    different patients or frames of reference; GridMismatchError; and UnsupportedFormatError or
-    CapacityError if decoding fails, takes too long or takes too much memory.
+    the grid of the series `like`; with `grid_only`, voxels are 0. Raises InputError if the slices are no
+    volume, or the two are of different patients or frames of reference; GridMismatchError; and
+    UnsupportedFormatError or CapacityError if decoding fails, takes too long or takes too much memory.
     """
-    header, content = _read_in_process(path, like, grid_only=False)
-    stored = np.frombuffer(content, header.dtype).reshape(header.grid_shape[::-1])
-    return Volume(stored.T, *header.geometry(), path, header)
-
-
-def read_grid(series: Path) -> VolumeHeader:
-    """Return the grid of a series, without its voxels; raises as `read`."""
-    return _read_in_process(series, None, grid_only=True)[0]
+    answer, content = _run(path, {"task": "read", "like": like and str(like), "grid_only": grid_only})
+    affine, dtype = np.array(answer["affine"]), np.dtype(answer["dtype"])
+    require_usable(affine, 3, path)
+    stored = np.broadcast_to(dtype.type(0), answer["shape"]) if grid_only else np.frombuffer(content, dtype).reshape(answer["shape"])
+    segments = tuple(Segment(label, name, color and tuple(color)) for label, name, color in answer["segments"])
+    spacing, notes = spacing_of(affine), tuple(answer["notes"])
+    header = VolumeHeader(path, answer["format"], stored.shape[::-1], 1, dtype.name, spacing, affine, notes=notes, segments=segments)
+    return Volume(stored.T, affine, spacing, path, header)
 
 
 def write(target: Path, labels: NDArray[np.unsignedinteger[Any]], named: Sequence[Segment], like: Path, segments: Path | None) -> None:
     """Write a label map, (x, y, z) on the grid of the series `like`, as a segmentation of binary segments; raises as `read`."""
-    # The segments get these names, and keep what describes their labels in another segmentation,
-    # `segments`.
+    # The segments get these names, and keep what describes their labels in the file `segments`.
     stored = np.ascontiguousarray(labels.T)
     known = {segment.label: segment.name for segment in named}
     names = [(segment.label, known.get(segment.label, segment.name)) for segment in segments_of(stored, ())]
     request = {"names": names, "segments": segments and str(segments), "shape": stored.shape, "dtype": stored.dtype.str}
-    write_small_file(target, _run(like, {"task": "write", **request}, as_bytes(stored))[1])
+    write_small_file(target, _run(like, {"task": "write", **request}, stored.tobytes())[1])
 
 
-def _read_in_process(path: Path, like: Path | None, *, grid_only: bool) -> tuple[VolumeHeader, bytes]:
-    answer, content = _run(path, {"task": "read", "like": like and str(like), "grid_only": grid_only})
-    affine = np.array(answer["affine"])
-    require_usable(affine, 3, path)
-    segments = tuple(Segment(label, name, color and tuple(color)) for label, name, color in answer["segments"])
-    shape, spacing, notes = tuple(answer["shape"][::-1]), spacing_of(affine), tuple(answer["notes"])
-    header = VolumeHeader(path, answer["format"], shape, 1, answer["dtype"], spacing, affine, notes=notes, segments=segments)
-    return header, content
-
-
-def _run(path: Path, request: Mapping[str, Any], voxels: memoryview | bytes = b"") -> tuple[dict[str, Any], bytes]:
+def _run(path: Path, request: Mapping[str, Any], voxels: bytes = b"") -> tuple[dict[str, Any], bytes]:
     """Return the answer of the process; its errors are raised here."""
     command = [sys.executable, "-P", "-c", _START, str(Path(__file__).parents[2])]
     line = json.dumps({"path": str(path), "limits": (SECONDS, MEMORY), **request}).encode() + b"\n"

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from crfrefine.base.geometry import describe_difference, same_grid
 from crfrefine.base.text import counted, listed, shorten
 from crfrefine.errors import GridMismatchError, InputError, UnsupportedFormatError
-from crfrefine.io.streams import MAX_RATIO, as_bytes, cut_off
+from crfrefine.io.streams import MAX_RATIO, cut_off
 from crfrefine.io.volume import MAX_OF_A_NAME, Segment
 
 SEGMENTATION = "DICOM segmentation"
@@ -29,10 +29,8 @@ _SMALL = 1 << 26  # Bytes of voxels that a compressed file of any size may hold.
 _LABEL = re.compile(r"(?:^|; )label value ([0-9]{1,5})$", re.ASCII)
 _IDENTITY = {"PatientID": "patients", "FrameOfReferenceUID": "frames of reference"}
 # Elements that the standard wants in every file, but perhaps without a value.
-_MAY_BE_EMPTY = (
-    *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime"),
-    *("StudyID", "AccessionNumber", "ReferringPhysicianName"),
-)
+_OF_PATIENT = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex")
+_OF_STUDY = ("StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName")
 # Elements of an image that a segmentation repeats.
 _REFERENCED = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID", "Modality")
 # Distances of slices, and deviations from an even row, as parts of the usual step; and an angle.
@@ -184,7 +182,7 @@ def read(path: Path, request: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
         affine, empty = series.affine, np.broadcast_to(np.float32(0), series.shape)
         stored = empty if request["grid_only"] else _voxels(path, series, request)
     answer |= {"shape": stored.shape, "dtype": stored.dtype.str, "affine": affine.tolist()}
-    return answer, b"" if request["grid_only"] else as_bytes(np.ascontiguousarray(stored))
+    return answer, b"" if request["grid_only"] else stored.tobytes()
 
 
 def _voxels(path: Path, series: _Series, request: Mapping[str, Any]) -> NDArray[Any]:
@@ -354,7 +352,7 @@ def _complete(file: Path, source: Any, first: Any, thickness: float) -> None:
             f"{file}: a DICOM segmentation refers to its series, and this file has no {' and no '.join(lacking)}\n"
             "  De-identification may replace these values, but not empty them: set them in the files, or keep the NIfTI file."
         )
-    for keyword in _MAY_BE_EMPTY:
+    for keyword in (*_OF_PATIENT, *_OF_STUDY):
         source.setdefault(keyword, None)
     if "PerFrameFunctionalGroupsSequence" in source:  # highdicom looks for these only among the shared groups.
         shared, frame = source.SharedFunctionalGroupsSequence[0], source.PerFrameFunctionalGroupsSequence[0]

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from crfrefine.base.failures import expected_error
 from crfrefine.base.text import shorten_value
 from crfrefine.errors import InputError
 from crfrefine.io.atomic import cannot_write, check_replaceable
 from crfrefine.io.paths import require_file
-from crfrefine.io.streams import cannot_read
 
 # Largest size of a file; a `dataset.json` with a hundred thousand cases has a few megabytes.
 MAX_BYTES = 1 << 26
@@ -31,7 +31,7 @@ def read_json(path: Path) -> Any:
         text = path.read_bytes().decode("utf-8-sig")  # Some editors begin a file with a byte order mark.
         return json.loads(text, object_pairs_hook=_table)  # NaN and infinity are numbers, as in Python.
     except OSError as error:
-        raise cannot_read(path, error) from error
+        raise expected_error(error, path) from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not JSON: byte {error.start} is not UTF-8 text; save the file as UTF-8") from None
     except RecursionError:

@@ -84,7 +84,7 @@ def _source(fields: Fields, end: int, *, inner: int | None) -> VoxelSource:
     path = fields.path if is_local else voxel_path(fields, "ElementDataFile")
     is_compressed = fields.flag("CompressedData")
     if not fields.flag("BinaryData", "True"):
-        raise fields.unsupported("BinaryData", "voxels as text")
+        raise fields.damaged("BinaryData", "True; SimpleITK reads voxels as text, and writes .nii.gz")
     skipped = fields.whole("HeaderSize", "0", limits=(-1, 1 << 60))  # -1 means that the voxels end the file.
     if skipped and is_compressed:
         raise fields.damaged("HeaderSize", "0 before compressed voxels")
@@ -109,38 +109,28 @@ def _affine(fields: Fields, num_dims: int, num_axes: int) -> NDArray[np.float64]
 
 def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
     """Write voxels as zlib data, which takes one thread: .mha in one file, .mhd with a .zraw beside it; a voxel's channels are together."""
-    # Of a MetaImage, the lines that place the grid are kept as they are.
-    path = voxels.path
-    lines = lines_to_write(path, like, NAME, _geometry_lines)
-    if voxels.voxel_files:
-        with atomic_files(*voxels.voxel_files, path) as (data_file, header_file):
-            num_bytes = write_zlib(data_file, voxels.blocks(interleaved=True))
-            header_file.write(_header(voxels, lines, num_bytes, voxels.voxel_files[0].name))
-        return
-    # The header comes first and has the size of the voxels: they wait in a file without a name, on the disk that has room for them.
-    with atomic_files(path) as (file,), TemporaryFile(dir=Path(os.path.realpath(path)).parent) as compressed:
-        num_bytes = write_zlib(compressed, voxels.blocks(interleaved=True))
-        file.write(_header(voxels, lines, num_bytes, "LOCAL"))
-        compressed.seek(0)
-        shutil.copyfileobj(compressed, file, BLOCK_BYTES)
-
-
-def _header(voxels: VoxelsToWrite, lines: tuple[str, ...], num_bytes: int, place: str) -> bytes:
-    """Return the header of voxels that take so many bytes compressed."""
-    lines = (
-        "ObjectType = Image",
-        f"NDims = {len(voxels.grid_shape)}",
-        "BinaryData = True",
-        "BinaryDataByteOrderMSB = False",
-        "CompressedData = True",
-        f"CompressedDataSize = {num_bytes}",
-        *lines,
-        "DimSize = " + " ".join(str(size) for size in voxels.grid_shape[::-1]),
-        *([] if voxels.num_channels is None else [f"ElementNumberOfChannels = {voxels.num_channels}"]),
-        f"ElementType = {_WRITTEN_TYPES[voxels.dtype.name]}",
-        f"ElementDataFile = {place}\n",
-    )
-    return "\n".join(lines).encode()
+    path, lines = voxels.path, lines_to_write(voxels.path, like, NAME, _geometry_lines)
+    # The header of an .mha comes first and has the size of the voxels: they wait in a file without a name, on the same disk.
+    with atomic_files(*voxels.voxel_files, path) as files, TemporaryFile(dir=Path(os.path.realpath(path)).parent) as waiting:
+        data_file = files[0] if voxels.voxel_files else waiting
+        num_bytes = write_zlib(data_file, voxels.blocks(interleaved=True))
+        header = (
+            "ObjectType = Image",
+            f"NDims = {len(voxels.grid_shape)}",
+            "BinaryData = True",
+            "BinaryDataByteOrderMSB = False",
+            "CompressedData = True",
+            f"CompressedDataSize = {num_bytes}",
+            *lines,
+            "DimSize = " + " ".join(str(size) for size in voxels.grid_shape[::-1]),
+            *([] if voxels.num_channels is None else [f"ElementNumberOfChannels = {voxels.num_channels}"]),
+            f"ElementType = {_WRITTEN_TYPES[voxels.dtype.name]}",
+            f"ElementDataFile = {voxels.voxel_files[0].name if voxels.voxel_files else 'LOCAL'}\n",
+        )
+        files[-1].write("\n".join(header).encode())
+        if data_file is waiting:
+            waiting.seek(0)
+            shutil.copyfileobj(waiting, files[0], BLOCK_BYTES)
 
 
 def _geometry_lines(direction: NDArray[np.float64], origin: NDArray[np.float64], spacing: tuple[float, ...]) -> tuple[str, ...]:

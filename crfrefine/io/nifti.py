@@ -72,11 +72,10 @@ def _parse(block: bytes, path: Path, voxels: Path, encoding: str, *, is_pair: bo
     import nibabel
 
     lengths = {int.from_bytes(block[:4], order) for order in _ORDERS}
-    if not lengths & {348, 540}:
-        raise UnsupportedFormatError(f"{path}: not a NIfTI file, although its name says so: it begins with {block[:12]!r}")
     length = 348 if 348 in lengths else 540
-    if len(block) < length:
-        raise UnsupportedFormatError(f"{path}: the file is cut off within its header ({len(block)} of {length} bytes)")
+    if length not in lengths or len(block) < length:
+        begins = f"it begins with {block[:12]!r}, and its header has {len(block)} bytes"
+        raise UnsupportedFormatError(f"{path}: not a NIfTI file, although its name says so, or cut off: {begins}")
     single, pair = (nibabel.Nifti1Image, nibabel.Nifti1Pair) if length == 348 else (nibabel.Nifti2Image, nibabel.Nifti2Pair)
     kind: Any = (pair if is_pair else single).header_class
     if is_pair and length == 348 and block[344:347] != kind.pair_magic:

@@ -23,7 +23,6 @@ from crfrefine.io.streams import (
     BlockReader,
     ByteReader,
     Decoder,
-    cannot_read,
     open_bytes,
     read_start,
 )
@@ -49,10 +48,8 @@ def read_header(path: Path) -> VolumeHeader:
             source = VoxelSource(path, "raw", dtype, 1 if is_fortran else None, start=file.tell())
         header = volume_header(path, source, NAME, shape[:0:-1], shape[0], None)
         return _turned(header) if is_fortran else header
-    with _open(path) as archive:
-        key = _choose(path, archive.namelist())
-        with _member(archive, key, path) as (_, shape, is_fortran, dtype):
-            info = archive.getinfo(f"{key}.npy")
+    with _open_member(path) as (info, _, shape, is_fortran, dtype):
+        key = info.filename.removesuffix(".npy")
     if math.prod(shape) * dtype.itemsize > min(info.file_size, MAX_RATIO * min(info.compress_size, path.stat().st_size)):
         raise UnsupportedFormatError(f"{path}: damaged: the array {key!r} has shape {shape}, but not as many values")
     header = VolumeHeader(path, "nnU-Net npz", shape[:0:-1], shape[0], dtype.name, spacing=None, affine=None, kind=key)
@@ -89,7 +86,7 @@ def _read_array_header(stream: Any, path: Path, what: str) -> tuple[tuple[int, .
 @contextmanager
 def open_voxels(header: VolumeHeader) -> Iterator[Decoder]:
     """Open an .npz at its first voxel."""
-    with _open(header.path) as archive, _member(archive, str(header.kind), header.path) as (reader, _, is_fortran, dtype):
+    with _open_member(header.path) as (_, reader, _, is_fortran, dtype):
         shape = (header.num_channels, *header.grid_shape[::-1])
         yield Decoder(reader, header.path, dtype, shape, inner=1 if is_fortran else None)
 
@@ -113,18 +110,6 @@ def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
             member.writelines(voxels.blocks())
 
 
-@contextmanager
-def _open(path: Path) -> Iterator[zipfile.ZipFile]:
-    try:
-        archive = zipfile.ZipFile(path)
-    except OSError as error:
-        raise cannot_read(path, error) from error
-    except (zipfile.BadZipFile, RuntimeError, ValueError) as error:  # The last two: invalid versions and names.
-        raise UnsupportedFormatError(f"{path}: not an .npz file, or cut off ({error}); pickles are never read") from None
-    with archive:
-        yield archive
-
-
 def _choose(path: Path, members: list[str]) -> str:
     """Return the name of the array with the scores."""
     keys = [name.removesuffix(".npy") for name in members if name.endswith(".npy")]
@@ -141,22 +126,28 @@ def _choose(path: Path, members: list[str]) -> str:
 
 
 @contextmanager
-def _member(archive: zipfile.ZipFile, key: str, path: Path) -> Iterator[tuple[BlockReader, tuple[int, ...], bool, np.dtype[Any]]]:
-    """Open an array at its first value, with what `_read_array_header` returns; inflated faster than by the zipfile module."""
-    info = archive.getinfo(f"{key}.npy")
-    container = {zipfile.ZIP_STORED: "raw", zipfile.ZIP_DEFLATED: "deflate"}.get(info.compress_type)
-    if container is None or info.flag_bits & 1:
-        raise UnsupportedFormatError(f"{path}: compressed or encrypted in a way that numpy does not write")
-    if info.header_offset < 0:
-        raise UnsupportedFormatError(f"{path}: damaged zip directory: {key!r} begins before the file; copy or export it again")
+def _open_member(path: Path) -> Iterator[tuple[zipfile.ZipInfo, BlockReader, tuple[int, ...], bool, np.dtype[Any]]]:
+    """Open the array of an archive at its first value, with its entry and what `_read_array_header` returns."""
     try:
-        archive.open(info).close()  # Goes to the first byte of the member.
-    except (zipfile.BadZipFile, ValueError, OverflowError, NotImplementedError) as error:
-        raise UnsupportedFormatError(f"{path}: damaged zip directory ({error}); copy or export it again") from None
-    assert archive.fp is not None
-    with open_bytes(path, container, archive.fp.tell()) as reader:
-        member = BlockReader(_checked(reader, info, path))
-        yield member, *_read_array_header(member, path, f"the array {key!r}")
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, RuntimeError, ValueError) as error:  # The last two: invalid versions and names.
+        raise UnsupportedFormatError(f"{path}: not an .npz file, or cut off ({error}); pickles are never read") from None
+    with archive:
+        key = _choose(path, archive.namelist())
+        info = archive.getinfo(f"{key}.npy")
+        container = {zipfile.ZIP_STORED: "raw", zipfile.ZIP_DEFLATED: "deflate"}.get(info.compress_type)
+        if container is None or info.flag_bits & 1:
+            raise UnsupportedFormatError(f"{path}: compressed or encrypted in a way that numpy does not write")
+        if info.header_offset < 0:
+            raise UnsupportedFormatError(f"{path}: damaged zip directory: {key!r} begins before the file; copy or export it again")
+        try:
+            archive.open(info).close()  # Goes to the first byte of the member.
+        except (zipfile.BadZipFile, ValueError, OverflowError, NotImplementedError) as error:
+            raise UnsupportedFormatError(f"{path}: damaged zip directory ({error}); copy or export it again") from None
+        assert archive.fp is not None
+        with open_bytes(path, container, archive.fp.tell()) as reader:  # It inflates faster than the zipfile module.
+            member = BlockReader(_checked(reader, info, path))
+            yield info, member, *_read_array_header(member, path, f"the array {key!r}")
 
 
 def _checked(reader: ByteReader, info: zipfile.ZipInfo, path: Path) -> Generator[bytes, None, None]:

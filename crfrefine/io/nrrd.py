@@ -127,8 +127,7 @@ def _source(fields: Fields, end: int, *, inner: int | None) -> VoxelSource:
     encoding = _ENCODINGS.get(fields.text("encoding").lower())
     if encoding is None:
         raise fields.damaged("encoding", "raw or gzip")
-    if fields.whole("line skip", "0", limits=(0, 1 << 30)):
-        raise fields.unsupported("line skip", "lines to skip")
+    fields.whole("line skip", "0", limits=(0, 0))
     skipped = fields.whole("byte skip", "0", limits=(-1 if encoding == "raw" else 0, 1 << 60))  # -1 means that the voxels end the file.
     endian = fields.text("endian", "little" if kind[1] == "1" else None).lower()
     if endian not in ("little", "big"):
@@ -139,7 +138,6 @@ def _source(fields: Fields, end: int, *, inner: int | None) -> VoxelSource:
 
 def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
     """Write compressed voxels: .nrrd in one file, .nhdr with a .raw.gz beside it; the channels of a voxel are put together."""
-    # The lines of an NRRD file that place the grid are kept as they are.
     lines = lines_to_write(voxels.path, like, NAME, _geometry_lines)
     sizes, kinds = voxels.shape[::-1], ["domain"] * len(like.spacing)
     if voxels.num_channels is not None:
@@ -159,11 +157,8 @@ def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
         "" if voxels.voxel_files else "\n",
     )
     with atomic_files(*voxels.voxel_files, voxels.path) as files:
-        if len(files) == 1:
-            files[0].write("\n".join(header).encode())
+        files[-1].write("\n".join(header).encode())
         write_gzip(files[0], voxels.blocks(interleaved=True), threads)
-        if len(files) > 1:
-            files[1].write("\n".join(header).encode())
 
 
 def _geometry_lines(direction: NDArray[np.float64], origin: NDArray[np.float64], spacing: tuple[float, ...]) -> tuple[str, ...]:
@@ -178,10 +173,7 @@ def _vector(values: NDArray[np.float64]) -> str:
     return "(" + ",".join(repr(float(value)) for value in values) + ")"
 
 
-# The place of the grid in the world: a space with a vector per axis.
-
-
-# Name without hyphens and spaces -> the signs that lead to RAS+.
+# Name of a world without hyphens and spaces -> the signs that lead to RAS+.
 _SPACES = {
     **dict.fromkeys(("rightanteriorsuperior", "ras"), (1.0, 1.0, 1.0)),
     **dict.fromkeys(("leftanteriorsuperior", "las"), (-1.0, 1.0, 1.0)),
@@ -194,7 +186,7 @@ _ENTRIES = re.compile(r"none|\([^()]*\)", re.IGNORECASE)  # "none" for an axis o
 def _affine(fields: Fields, num_dims: int, axes: list[int], num_axes: int) -> NDArray[np.float64]:
     """Return the affine to RAS+ mm of the grid, which has the first `num_axes` of the axes that are not channels."""
     if "axis mins" in fields:
-        raise fields.unsupported("axis mins", "places of the first voxel by axis")
+        raise fields.damaged("axis mins", "a space origin; SimpleITK reads the file, and writes .nii.gz")
     if not _IN_SPACE & set(fields):
         words = fields.text("spacings", " ".join(["1"] * num_dims)).split()
         spacings = finite_numbers([words[axis] for axis in axes if axis < len(words)])
@@ -204,7 +196,7 @@ def _affine(fields: Fields, num_dims: int, axes: list[int], num_axes: int) -> ND
     # A space without a name counts as LPS, as in ITK.
     signs = _SPACES.get(re.sub(r"[- ]", "", fields.text("space").lower())) if "space" in fields else LPS
     if signs is None or ("space" in fields) == ("space dimension" in fields) or "spacings" in fields:
-        raise fields.unsupported("space", "worlds other than RAS, LAS or LPS, and spacings in a world,")
+        raise fields.damaged("space", "RAS, LAS or LPS, with space directions and no spacings; SimpleITK reads others, and writes .nii.gz")
     space_dims = 3 if "space" in fields else fields.whole("space dimension", limits=(1, _MAX_DIMS))
     if space_dims != len(axes):
         raise UnsupportedFormatError(

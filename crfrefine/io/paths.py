@@ -14,10 +14,11 @@ from stat import S_ISDIR, S_ISREG
 
 import numpy as np
 
+from crfrefine.base.failures import expected_error
 from crfrefine.base.inputs import add_inputs
 from crfrefine.base.text import shorten
 from crfrefine.errors import CrfRefineError, InputError, UnsupportedFormatError
-from crfrefine.io.streams import cannot_read, read_start
+from crfrefine.io.streams import read_start
 
 
 @dataclass(frozen=True)
@@ -56,23 +57,19 @@ LABELS_SUFFIXES = (".seg.nrrd",)
 
 
 _ARRAY = "save its array with numpy.savez_compressed('CASE.npz', logits=array), (label, z, y, x), or its image as NIfTI"
-_PAIR = "put the header, NAME.hdr, beside the voxels, NAME.img; a compressed header has to be unpacked"
+_HALF = "half of an Analyze or NIfTI pair: put the header, NAME.hdr, beside the voxels, NAME.img; a compressed header has to be unpacked"
 _PICTURE = "it has no voxel size and no place in the world; export the volume as NIfTI"
 _DICOM = "a DICOM file: `crfrefine convert` makes NIfTI of a segmentation, or of the folder of a series"
-# Files that are not read, and how to convert them; suffixes, and the beginning of such files, of which the first match counts.
+# Files that are not read, and how to convert them, with the beginning of such files; the first match counts.
 _FOREIGN = {
-    _DICOM: ((".dcm", ".dicom", ".ima"), rb".{128}DICM"),
-    f"half of an Analyze or NIfTI pair: {_PAIR}": ((".img", ".hdr.gz", ".img.gz"), rb"(?!)"),
-    "a MINC volume: convert it with mnc2nii IN.mnc OUT.nii": ((".mnc",), rb"CDF\x01"),
-    f"an HDF5 file (MINC?): {_ARRAY}": ((".h5", ".hdf5"), rb"\x89HDF\r\n\x1a\n"),
-    f"a file of PyTorch or a pickle: {_ARRAY}": ((".pt", ".pth", ".pkl", ".pickle"), rb".{0,247}/data\.pkl"),
-    f"a picture: {_PICTURE}": ((".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif"), rb"\x89PNG\r|\xff\xd8\xff|II\*\0|MM\0\*|GIF8"),
-    "an archive: unpack it": ((".zip", ".bz2", ".xz", ".zst", ".7z"), rb"PK\x03\x04|BZh|\xfd7zXZ\0|\x28\xb5\x2f\xfd|7z\xbc\xaf"),
+    _DICOM: rb".{128}DICM",
+    "a MINC volume: convert it with mnc2nii IN.mnc OUT.nii": rb"CDF\x01",
+    f"an HDF5 file (MINC?): {_ARRAY}": rb"\x89HDF\r\n\x1a\n",
+    f"a file of PyTorch or a pickle: {_ARRAY}": rb".{0,247}/data\.pkl",
+    f"a picture: {_PICTURE}": rb"\x89PNG\r|\xff\xd8\xff|II\*\0|MM\0\*|GIF8",
+    "an archive: unpack it": rb"PK\x03\x04|BZh|\xfd7zXZ\0|\x28\xb5\x2f\xfd|7z\xbc\xaf",
 }
 _MAX_LOOKED_AT = 32
-
-
-# ---- By name
 
 
 def suffix_of(path: Path) -> str:
@@ -121,15 +118,12 @@ def require_file(path: Path) -> None:
     except (FileNotFoundError, NotADirectoryError, ValueError):
         raise InputError(f"{path}: " + ("is a link to a file that is not there" if path.is_symlink() else "no such file")) from None
     except OSError as error:
-        raise cannot_read(path, error) from error
+        raise expected_error(error, path) from error
     if S_ISDIR(mode):
         raise InputError(f"{path}: expected a file, this is a folder")
     if not S_ISREG(mode):
         # A pipe would keep the reader waiting for ever, a device may have no end.
         raise InputError(f"{path}: expected a regular file, this is a pipe, a device or a socket; save what it gives as a file")
-
-
-# ---- By content
 
 
 def recognize(path: Path) -> Format | str | None:
@@ -147,13 +141,12 @@ def recognize(path: Path) -> Format | str | None:
     for known in sorted(FORMATS, key=lambda known: known is not named):
         if import_module(known.module).recognizes(start):
             return known
-    return next((kind for kind, (_, beginning) in _FOREIGN.items() if re.match(beginning, start, re.DOTALL)), None)
+    return next((kind for kind, beginning in _FOREIGN.items() if re.match(beginning, start, re.DOTALL)), None)
 
 
 def file_to_read(path: Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -> tuple[Path, Format]:
     """Return the file to read and its format, by its name or else its content; `NAME.hdr` for `NAME.img`."""
-    # Raises InputError if there is no such file, and UnsupportedFormatError, with advice on how to
-    # convert it, if neither name nor content has one of these formats.
+    # Raises InputError if there is no such file, else UnsupportedFormatError with advice on how to convert it.
     suffix, name = suffix_of(path), path.name.lower()
     named = FORMAT_OF_SUFFIX.get(suffix)
     if named is not None and suffix in suffixes:
@@ -168,7 +161,8 @@ def file_to_read(path: Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -> tup
         return file_to_read(header, suffixes)
     if not os.path.exists(path):  # noqa: PTH110 - no exception for names that the system refuses
         require_file(path)
-    hint = conversion_hint(kind) or conversion_hint(named or _foreign_by_name(path), "By its name, it")
+    is_half = kind is None and name.endswith((".img", ".img.gz", ".hdr.gz"))
+    hint = conversion_hint(_HALF if is_half else kind or named)
     message = f"{path}: unknown file type; expected one of {', '.join(suffixes)}"
     raise UnsupportedFormatError(f"{message}\n  {hint}" if hint else message)
 
@@ -188,23 +182,16 @@ def describe_others(folder: Path) -> str:
     for path in others[:_MAX_LOOKED_AT]:
         if path.is_dir() and recognize(path) == _DICOM:
             return f"\n  {shorten(path.name)} holds DICOM files: crfrefine convert {path} {path}.nii.gz"
-        if path.is_file() and (kind := recognize(path) or _foreign_by_name(path)):
+        if path.is_file() and (kind := recognize(path)):
             return f"\n  {conversion_hint(kind, f'There is {shorten(path.name)}, which')}"
     return ""
-
-
-def _foreign_by_name(path: Path) -> str | None:
-    return next((kind for kind, (suffixes, _) in _FOREIGN.items() if path.name.lower().endswith(suffixes)), None)
 
 
 def is_dicom(path: Path) -> bool:
     """Return whether a path is a DICOM file, or a folder of them, by content, or by its name if it does not exist."""
     if not os.path.exists(path):  # noqa: PTH110 - no exception for names that the system refuses
-        return _foreign_by_name(path) == _DICOM
+        return path.name.lower().endswith((".dcm", ".dicom", ".ima"))
     return (path.is_dir() or not suffix_of(path)) and recognize(path) == _DICOM
-
-
-# ---- Files that are read together
 
 
 def files_read(path: Path) -> tuple[Path, ...]:

@@ -27,7 +27,7 @@ from crfrefine.io.paths import (
     recognize,
     suffix_of,
 )
-from crfrefine.io.streams import GZIP_SUFFIXES, BlockReader, Decoder, allocate_array, as_bytes, open_bytes, skip
+from crfrefine.io.streams import GZIP_SUFFIXES, BlockReader, Decoder, allocate_array, open_bytes, skip
 from crfrefine.io.volume import MAX_BYTES, Volume, VolumeHeader, iter_pieces
 
 if TYPE_CHECKING:
@@ -36,9 +36,8 @@ if TYPE_CHECKING:
 
 def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -> VolumeHeader:
     """Read the header of a file in one of the formats with these suffixes."""
-    # `misnamed` tells if its name has another format. Raises UnsupportedFormatError (unknown,
-    # damaged, cut off, ambiguous layout), InputError (missing, or cannot be opened) or
-    # UnexpectedError.
+    # Raises UnsupportedFormatError (unknown, damaged, cut off, ambiguous layout), InputError (missing,
+    # or cannot be opened) or UnexpectedError.
     path, known = file_to_read(Path(path), suffixes)
     # The checks find numbers of a damaged header that are out of range; warnings about them are not needed.
     with reading(path), np.errstate(all="ignore"):
@@ -123,38 +122,33 @@ def _open_turned(header: VolumeHeader) -> Iterator[Decoder]:
     shape = (*own.grid_shape, 1)[2::-1]
     with open_voxels(own) as decoder:
 
-        def blocks() -> Generator[memoryview, None, None]:
+        def blocks() -> Generator[bytes, None, None]:
             at_once = 1 if decoder.is_by_channel else own.num_channels
             for first in range(0, own.num_channels, at_once):
                 values = allocate_array((at_once, *shape), own.path, decoder.kept_type)
                 decoder.fill(values, first)
                 for channel in values:
-                    yield as_bytes(np.ascontiguousarray(turn.apply(channel)))
+                    yield np.ascontiguousarray(turn.apply(channel)).tobytes()
             decoder.finish()
 
-        kept_type, turned_shape = decoder.kept_type.newbyteorder("<"), (header.num_channels, *header.grid_shape[::-1])
-        yield Decoder(BlockReader(blocks()), own.path, kept_type, turned_shape)
-
-
-# ---- Voxels as float32
+        yield Decoder(BlockReader(blocks()), own.path, decoder.kept_type, (header.num_channels, *header.grid_shape[::-1]))
 
 
 def read_volume(path: str | Path) -> Volume:
     """Read a volume as float32, scaled: data (x, y[, z]), or (channels, ...); raises as `read_pieces`."""
     header = read_header(path, VOLUME_SUFFIXES)
-    values = allocate(header)
-    read_into(header, values)
-    channels = reverse_grid(values)
+    channels = reverse_grid(read_channels(header))
     return Volume(channels if header.num_channels > 1 else channels[0], *header.geometry(), header.path, header)
 
 
-def allocate(header: VolumeHeader) -> NDArray[np.float32]:
-    """Return an uninitialized array for the voxels of a file, (channels, [z,] y, x); raise CapacityError if it does not fit."""
-    return allocate_array((header.num_channels, *header.grid_shape[::-1]), header.path)
+def read_channels(*headers: VolumeHeader) -> NDArray[np.float32]:
+    """Read files on one grid as float32, scaled: (channels, [z,] y, x) C-contiguous; raises as `read_pieces`."""
+    values, jobs = reading_jobs(headers)
+    run_all(jobs, 1)
+    return values
 
 
-def read_into(header: VolumeHeader, values: NDArray[np.float32]) -> None:
-    """Read the voxels of a file, scaled, into (channels, [z,] y, x) C-contiguous; raises as `read_pieces`."""
+def _read_into(header: VolumeHeader, values: NDArray[np.float32]) -> None:
     with reading(header.path), open_voxels(header) as decoder:
         decoder.fill(values)
         decoder.finish()
@@ -168,12 +162,9 @@ def reading_jobs(headers: Sequence[VolumeHeader]) -> tuple[NDArray[np.float32], 
     first = 0
     for header in headers:
         part = values[first : first + header.num_channels].reshape(-1, *header.grid_shape[::-1])
-        jobs.append(partial(read_into, header, part))
+        jobs.append(partial(_read_into, header, part))
         first += header.num_channels
     return values, jobs
-
-
-# ---- Voxels piece by piece, in the stored type
 
 
 @dataclass(frozen=True)
@@ -232,11 +223,7 @@ def is_whole(path: str | Path) -> bool:
     return header.misnamed is None
 
 
-# ---- Label maps and masks: a byte or two per voxel, whatever the type in the file
-
-
-# Largest distance of a label from a whole number: some tools write a scaling that turns 1 into
-# 0.988.
+# Largest distance of a label from a whole number: some tools write a scaling that turns 1 into 0.988.
 LABEL_TOLERANCE = 0.1
 _PIECE_BYTES = 1 << 20  # In the processor's cache, so that looking at a value twice costs little.
 
@@ -292,9 +279,6 @@ def require_scalar(header: VolumeHeader, what: str) -> None:
         raise InputError(f"{header.path}: expected {what} with one value per voxel, this file has {header.num_channels}")
 
 
-# ---- The network's output for a case
-
-
 @dataclass(frozen=True)
 class LogitsHeader:
     """The headers of a case's logits."""
@@ -338,7 +322,5 @@ def logits_header(headers: Sequence[VolumeHeader], *, fewest: int = 2, grid: Vol
 
 def read_logits(paths: Sequence[str | Path], *, fewest: int = 2, grid: VolumeHeader | None = None) -> NDArray[np.float32]:
     """Return a case's logits or probabilities, (L, *grid); arguments and errors as of `logits_header` and `read_pieces`."""
-    files = logits_header([read_header(path) for path in paths], fewest=fewest, grid=grid).files
-    values, jobs = reading_jobs(files)
-    run_all(jobs, 1)
-    return reverse_grid(values)
+    header = logits_header([read_header(path) for path in paths], fewest=fewest, grid=grid)
+    return reverse_grid(read_channels(*header.files))

@@ -8,14 +8,15 @@ import zlib
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.base.limits import SMALL, format_size, memory_limit, require_memory
-from crfrefine.errors import CapacityError, InputError, UnsupportedFormatError
+from crfrefine.base.limits import SMALL, memory_limit, require_memory
+from crfrefine.errors import InputError, UnsupportedFormatError
 
 # One deflated byte holds 1032 at most: a file that promises more is damaged, and must not make us allocate memory for it.
 MAX_RATIO = 1040
@@ -25,14 +26,6 @@ COMPRESSION_LEVEL = 2  # From 0 to 3; makes label maps smaller than 3 does, in a
 GZIP_MAGIC = b"\x1f\x8b"
 GZIP_SUFFIXES = (".gz", ".mgz")
 START_BYTES = 4096  # Enough to recognize a format.
-
-
-class ByteReader(Protocol):
-    """A stream of bytes that is read once, from its start."""
-
-    def read(self, size: int) -> bytes:
-        """Return the next `size` bytes, fewer only at the end of the stream."""
-        ...
 
 
 @dataclass
@@ -55,6 +48,10 @@ class BlockReader:
             self.rest = self.rest[size:]
             size -= len(parts[-1])
         return b"".join(parts)
+
+
+# Bytes that are read once, from their start.
+ByteReader: TypeAlias = FileIO | BlockReader
 
 
 def inflate(file: BinaryIO, path: Path, container: str) -> Generator[bytes, None, None]:
@@ -89,33 +86,24 @@ def inflate(file: BinaryIO, path: Path, container: str) -> Generator[bytes, None
 @contextmanager
 def open_bytes(path: Path, container: str, offset: int = 0) -> Iterator[ByteReader]:
     """Open a file at an offset for reading; the container is "raw", "gzip", "zlib" (or gzip) or "deflate"."""
-    # Raises UnsupportedFormatError if the file is not compressed as it should be, InputError if the
-    # system refuses to read it.
-    try:
-        with path.open("rb", buffering=0) as file:
-            file.seek(offset)
-            if container == "raw":
-                yield file
-                return
-            magic = file.read(2)
-            if container == "zlib" and magic == GZIP_MAGIC:
-                container = "gzip"
-            elif container == "gzip" and magic != GZIP_MAGIC:
-                raise UnsupportedFormatError(f"{path}: the file is not compressed with gzip, although its name or header says so")
-            file.seek(offset)
-            yield BlockReader(inflate(file, path, container))
-    except OSError as error:
-        raise cannot_read(path, error) from error
+    # Raises OSError, or UnsupportedFormatError if the file is not compressed as it should be.
+    with path.open("rb", buffering=0) as file:
+        file.seek(offset)
+        if container == "raw":
+            yield file
+            return
+        magic = file.read(2)
+        if container == "zlib" and magic == GZIP_MAGIC:
+            container = "gzip"
+        elif container == "gzip" and magic != GZIP_MAGIC:
+            raise UnsupportedFormatError(f"{path}: the file is not compressed with gzip, although its name or header says so")
+        file.seek(offset)
+        yield BlockReader(inflate(file, path, container))
 
 
 def cut_off(path: Path, promised: str, found: str) -> UnsupportedFormatError:
     """Return the error of a file that is shorter than its header promises, such as "12 bytes" where "it holds 9"."""
     return UnsupportedFormatError(f"{path}: the file is cut off: its header promises {promised}, {found}; copy or export it again")
-
-
-def cannot_read(path: Path, error: OSError) -> InputError:
-    """Return the error to raise where the operating system refuses to read a file."""
-    return InputError(f"{path}: cannot be read: {error.strerror or error}")
 
 
 def read_start(path: Path) -> bytes:
@@ -159,9 +147,6 @@ def write_zlib(file: BinaryIO, parts: Iterable[bytes | memoryview]) -> int:
     deflater: Any = isal_zlib.compressobj(COMPRESSION_LEVEL, wbits=15)
     num_bytes = sum(file.write(deflater.compress(part)) for part in parts)
     return num_bytes + file.write(deflater.flush())
-
-
-# ---- Voxels
 
 
 _BLOCK_VALUES = BLOCK_BYTES // 4
@@ -263,13 +248,4 @@ def allocate_array(shape: tuple[int, ...], path: Path, dtype: np.dtype[Any] = _F
     size = dtype.itemsize * math.prod(shape)
     if size > SMALL:
         require_memory(size, f"{path}: its voxels, read as {dtype.name}, take", memory_limit())
-    try:
-        return np.empty(shape, dtype)
-    except (MemoryError, ValueError):
-        raise CapacityError(f"{path}: its voxels take {format_size(size)} as {dtype.name}, more than the available memory") from None
-
-
-def as_bytes(values: NDArray[Any]) -> memoryview:
-    """Return the memory of a C-contiguous array as bytes, little-endian like everything that is written here."""
-    little = values if values.dtype.byteorder != ">" and sys.byteorder == "little" else values.astype(values.dtype.newbyteorder("<"))
-    return memoryview(little.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+    return np.empty(shape, dtype)

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from crfrefine.base.geometry import is_sheared, spacing_of
 from crfrefine.base.text import shorten
 from crfrefine.errors import InputError, UnsupportedFormatError
-from crfrefine.io.streams import cannot_read
 from crfrefine.io.volume import Volume
 
 MAX_HEADER = 1 << 24  # bytes; segment tables of 3D Slicer take a hundredth of it
@@ -29,20 +28,17 @@ _FLAGS = {**dict.fromkeys(("true", "t", "1", "yes"), True), **dict.fromkeys(("fa
 def header_lines(path: Path) -> Iterator[tuple[int, bytes, int]]:
     """Yield the number of each line of a file, the line without its line break, and the bytes up to its end."""
     number = offset = 0
-    try:
-        with path.open("rb") as file:
-            while line := file.readline(MAX_HEADER - offset + 1):
-                number, offset = number + 1, offset + len(line)
-                if offset > MAX_HEADER or number > MAX_LINES:
-                    limits = f"{MAX_HEADER >> 20} MiB and {MAX_LINES} lines"
-                    raise UnsupportedFormatError(f"{path}: its header does not end within {limits}; damaged, or another format")
-                line = line.rstrip(b"\r\n")
-                if b"\0" in line or b"\r" in line:  # Some readers treat a carriage return as a line break, others as white space.
-                    wrong = "zero byte" if b"\0" in line else "carriage return before its end"
-                    raise UnsupportedFormatError(f"{path}: damaged header: line {number} holds a {wrong}; expected text")
-                yield number, line, offset
-    except OSError as error:
-        raise cannot_read(path, error) from error
+    with path.open("rb") as file:
+        while line := file.readline(MAX_HEADER - offset + 1):
+            number, offset = number + 1, offset + len(line)
+            if offset > MAX_HEADER or number > MAX_LINES:
+                limits = f"{MAX_HEADER >> 20} MiB and {MAX_LINES} lines"
+                raise UnsupportedFormatError(f"{path}: its header does not end within {limits}; damaged, or another format")
+            line = line.rstrip(b"\r\n")
+            if b"\0" in line or b"\r" in line:  # Some readers treat a carriage return as a line break, others as white space.
+                wrong = "zero byte" if b"\0" in line else "carriage return before its end"
+                raise UnsupportedFormatError(f"{path}: damaged header: line {number} holds a {wrong}; expected text")
+            yield number, line, offset
 
 
 class Fields(dict[str, str]):
@@ -102,12 +98,7 @@ class Fields(dict[str, str]):
     def damaged(self, name: str, expected: str) -> UnsupportedFormatError:
         """Return the error for a field that cannot be used."""
         line = f"{name}{self._separator}{shorten(self.get(name, ''), 60)}"
-        return UnsupportedFormatError(f"{self.path}: damaged {self._format} header: {line}; expected {expected}")
-
-    def unsupported(self, name: str, what: str) -> UnsupportedFormatError:
-        """Return the error for a field with a rare meaning."""
-        line = f"{name}{self._separator}{shorten(self.get(name, ''), 60)}"
-        return UnsupportedFormatError(f"{self.path}: {line}: {what} are not supported; convert the file to .nii.gz with SimpleITK")
+        return UnsupportedFormatError(f"{self.path}: {self._format} header: {line}; expected {expected}")
 
 
 def finite_numbers(words: list[str]) -> tuple[float, ...] | None:
@@ -127,10 +118,8 @@ GeometryLines = Callable[["NDArray[np.float64]", "NDArray[np.float64]", tuple[fl
 def voxel_path(fields: Fields, key: str) -> Path:
     """Return the file that a header names, relative to its folder; CRFREFINE_OUTSIDE_FILES may forbid files outside the folder."""
     name, folder = fields.text(key), fields.path.parent
-    if not name:
-        raise fields.damaged(key, "the name of a file")
-    if "%" in name or name.upper().split()[0] == "LIST":
-        raise fields.unsupported(key, "voxels in several files")
+    if not name or "%" in name or name.upper().split()[0] == "LIST":
+        raise fields.damaged(key, "the name of a single file; SimpleITK reads several, and writes .nii.gz")
     rule = os.environ.get(OUTSIDE_FILES, "allow")
     if rule not in ("allow", "refuse"):
         raise InputError(f"environment variable {OUTSIDE_FILES}: expected allow or refuse, found {shorten(rule)!r}")

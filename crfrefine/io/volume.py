@@ -8,19 +8,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.base.geometry import Reorientation, describe_difference, orientation_codes, require_usable, same_grid, same_shape, spacing_of
+from crfrefine.base.geometry import Reorientation, describe_difference, orientation_codes, require_usable, same_grid, spacing_of
 from crfrefine.base.text import shorten
 from crfrefine.errors import GridMismatchError, InputError
-from crfrefine.io.streams import BLOCK_BYTES, MAX_RATIO, as_bytes, cut_off
-
-# A file, and what changes with its content: the number of its inode, its bytes, the nanosecond of
-# its last change.
-FileState: TypeAlias = tuple[Path, int, int, int]
+from crfrefine.io.streams import BLOCK_BYTES, MAX_RATIO, cut_off
 
 
 @dataclass(frozen=True)
@@ -45,8 +41,8 @@ class VolumeHeader:
     turned: tuple[VolumeHeader, Reorientation] | None = field(default=None, repr=False)
     # The place of the voxels, if they are stored as they are, perhaps compressed; None if they have to be put together.
     source: VoxelSource | None = field(default=None, repr=False)
-    # Of the file and of those with its voxels when the header was read.
-    states: tuple[FileState, ...] = field(default=(), repr=False, compare=False)
+    # Inode, bytes and nanosecond of the last change of each file when the header was read: they change with its content.
+    states: tuple[tuple[Path, int, int, int], ...] = field(default=(), repr=False, compare=False)
 
     @property
     def turning(self) -> str:
@@ -68,8 +64,6 @@ class VolumeHeader:
 
     def on_same_grid(self, other: VolumeHeader) -> bool:
         """Return whether both are on the same grid; a file without geometry is compared by its shape."""
-        if self.affine is None or other.affine is None:
-            return same_shape(self.grid_shape, other.grid_shape)
         return same_grid(self.grid_shape, self.affine, other.grid_shape, other.affine)
 
     def difference_from(self, other: VolumeHeader) -> str:
@@ -153,22 +147,12 @@ class Segment:
     @property
     def shown_color(self) -> tuple[float, float, float]:
         """The color, or the palette's."""
-        return _PALETTE[(self.label - 1) % len(_PALETTE)] if self.color is None else self.color
+        red, green, blue = (int(percent) / 100 for percent in _PALETTE[(self.label - 1) % len(_PALETTE)].split())
+        return (red, green, blue) if self.color is None else self.color
 
 
-# Colors that differ in hue and lightness, in the order of labels.
-_PALETTE = (
-    (0.50, 0.68, 0.50),
-    (0.95, 0.84, 0.57),
-    (0.69, 0.48, 0.40),
-    (0.44, 0.72, 0.82),
-    (0.85, 0.40, 0.31),
-    (0.87, 0.51, 0.40),
-    (0.56, 0.93, 0.56),
-    (0.75, 0.40, 0.34),
-    (0.86, 0.96, 0.08),
-    (0.31, 0.25, 0.75),
-)
+# Percent of red, green and blue of colors that differ in hue and lightness, in the order of labels.
+_PALETTE = ["50 68 50", "95 84 57", "69 48 40", "44 72 82", "85 40 31", "87 51 40", "56 93 56", "75 40 34", "86 96 8", "31 25 75"]
 
 
 def named_segments(names: Mapping[int, str]) -> tuple[Segment, ...]:
@@ -220,7 +204,7 @@ class VoxelsToWrite:
                         f"of shape {expected}, found {found.shape}"
                     )
             part = values[0] if len(values) == 1 else np.stack(values, axis=-1)
-            waiting += as_bytes(np.ascontiguousarray(part, self.dtype))
+            waiting += np.ascontiguousarray(part, self.dtype.newbyteorder("<")).data
             while len(waiting) >= BLOCK_BYTES:
                 yield bytes(waiting[:BLOCK_BYTES])
                 del waiting[:BLOCK_BYTES]

@@ -21,7 +21,7 @@ from io_helpers import meta_text, nrrd_text
 from crfrefine import io
 from crfrefine.errors import CrfRefineError
 from crfrefine.io.paths import recognize, suffix_to_write
-from crfrefine.io.reading import read_mask
+from crfrefine.io.reading import read_mask, reading_jobs
 from crfrefine.runs.cases.discovery import discover_cases
 
 SHAPE = (2, 3, 4)
@@ -49,9 +49,9 @@ def _read_volume(path, rng):
         case _:
             header = io.read_header(path)
             _require_header(header)
-            values = io.allocate(header)
+            values, (job,) = reading_jobs([header])
             values.fill(np.nan)
-            io.read_into(header, values)
+            job()
             assert np.isfinite(values).all()
 
 

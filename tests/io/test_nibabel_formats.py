@@ -47,7 +47,6 @@ def test_analyze_is_read_as_by_nibabel(kind, tmp_path):
     read = io.read_volume(header)
     np.testing.assert_array_equal(read.data, numbers(SHAPE, dtype=np.int16))
     np.testing.assert_allclose(read.affine, nib.load(header).affine)
-    np.testing.assert_allclose(read.spacing, (0.7, 1.1, 2.5), rtol=1e-6)
     assert "which side is left" in read.header.notes[0]
 
 
@@ -85,7 +84,7 @@ def test_a_missing_half_is_told(tmp_path):
     voxels.rename(other)
     with pytest.raises(InputError, match=r"a\.hdr: its voxels are missing; expected them in .*a\.img, put both files"):
         io.read_header(header)
-    with pytest.raises(UnsupportedFormatError, match=r"b\.img: unknown file type.*\n  By its name, it is half of an Analyze .*: put"):
+    with pytest.raises(UnsupportedFormatError, match=r"b\.img: unknown file type.*\n  It is half of an Analyze .*: put"):
         io.read_header(other)
     voxels.write_bytes(other.read_bytes()[:-3])
     with pytest.raises(UnsupportedFormatError, match="cut off"):

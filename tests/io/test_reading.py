@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from io_helpers import affine_of, affines, numbers, peak_memory, save_itk, save_nifti
 
 from crfrefine import io
-from crfrefine.base.geometry import is_sheared, orientation_codes, same_grid, same_shape, spacing_of
+from crfrefine.base.geometry import is_sheared, orientation_codes, same_grid, spacing_of
 from crfrefine.base.limits import SMALL, MemoryLimit
 from crfrefine.errors import CapacityError, InputError, UnsupportedFormatError
 from crfrefine.io import streams
-from crfrefine.io.reading import allocate, read_into, read_mask, read_pieces, read_whole_numbers
+from crfrefine.io.reading import read_mask, read_pieces, read_whole_numbers
 from crfrefine.io.volume import Volume
 
 SHAPE = (4, 5, 6)
@@ -89,14 +89,14 @@ def test_a_file_replaced_after_its_header_was_read(suffix, tmp_path):
     """By one of the same size and shape, as a further run of a network would; voxels beside a header count."""
     path = write(tmp_path / f"a{suffix}")
     header = io.read_header(path)
-    read_into(header, allocate(header))
+    io.read_channels(header)
     if suffix == ".mhd":
         voxels = path.with_suffix(".zraw")
         os.utime(voxels, ns=(0, voxels.stat().st_mtime_ns + 1))
     else:
         write(path, factor=2.0)
     with pytest.raises(InputError, match="was changed while it was read; run again"):
-        read_into(header, allocate(header))
+        io.read_channels(header)
 
 
 def test_a_file_cut_while_it_is_read_is_not_called_damaged(tmp_path):
@@ -183,8 +183,8 @@ def test_a_grid_equals_itself_in_float32_and_none_that_is_a_tenth_of_a_voxel_awa
 
 @pytest.mark.parametrize(("shape", "other", "same"), [((4, 5), (4, 5, 1), True), ((4, 5), (4, 5, 2), False), ((4, 1), (4,), False)])
 def test_a_plane_equals_a_single_slice(shape, other, same):
-    assert same_shape(shape, other) is same
-    assert same_shape(other, shape) is same
+    assert same_grid(shape, None, other, None) is same
+    assert same_grid(other, None, shape, None) is same
     if len(shape) == 2 and len(other) == 3 and same:
         assert same_grid(shape, np.eye(4), other, affine_of((1, 1, 5)))
         assert same_grid(other, affine_of((1, 1, 5)), shape, np.eye(4))

@@ -60,9 +60,10 @@ def test_all_pixel_types_that_simpleitk_writes(suffix, compress, channels, shape
         assert io.read_header(path).dtype == np.dtype(dtype).name
 
 
-@pytest.mark.parametrize(
-    "lines",
-    [
+SPACE = ["space directions: (1,0.5,0) (0,2,0) (-.5,0,3e0)", "space origin: (7,-8,9)"]
+# What a header says in further lines.
+MEANINGS = {
+    mha: [
         ("ElementSpacing = 5.0e-01 1.5 2",),
         ("ElementSize = 0.7 1.5 2",),
         ("ElementSpacing = -1 1.5 2",),
@@ -78,11 +79,26 @@ def test_all_pixel_types_that_simpleitk_writes(suffix, compress, channels, shape
         ("BinaryDataByteOrderMSB = true", "ElementNumberOfChannels = 1"),
         ("HeaderSize = -1",),
     ],
-    ids=lambda lines: lines[0],
-)
-def test_metaimage_headers_mean_what_simpleitk_says(lines, tmp_path):
-    assert_as_simpleitk(mha(tmp_path, *lines))
-    assert_as_simpleitk(mha(tmp_path, *lines, end="\r\n"))
+    nrrd: [
+        ("spacings: 0.5 1.5 2",),
+        ("space: left-posterior-superior", *SPACE),
+        ("space: right-anterior-superior", *SPACE),
+        ("space: left-anterior-superior", *SPACE),
+        ("space: LPS", *SPACE, 'space units: "mm" "mm" "mm"', "measurement frame: (1,0,0) (0,1,0) (0,0,1)"),
+        ("space: RAS", *SPACE, "kinds: domain space domain"),
+        ("space: LAS", *SPACE, "kinds: ??? domain none"),
+        ("space dimension: 3", *SPACE),
+        ("space: LPS", "space directions: ( 1 , 0 , 0 )  (0,2,0)\t(0,0,3)", "space origin: (1,2,3)"),
+        ("SPACINGS: 1 2 3", "# a comment: with a colon", "key:=value: with one", 'labels: "x: a" "y" "z"'),
+        ("content: anything: at all", "number: 120", "old min: 3", "oldmax: 4"),
+    ],
+}
+
+
+@pytest.mark.parametrize(("make", "lines"), [(make, lines) for make in MEANINGS for lines in MEANINGS[make]])
+def test_headers_mean_what_simpleitk_says(make, lines, tmp_path):
+    assert_as_simpleitk(make(tmp_path, *lines))
+    assert_as_simpleitk(make(tmp_path, *lines, end="\r\n"))
 
 
 APART = {
@@ -118,31 +134,6 @@ def test_what_few_headers_have_is_refused(line, tmp_path):
     path = mha(tmp_path, line) if "= " in line else nrrd(tmp_path, line, "a.raw" if "LIST" in line else "# a comment")
     with pytest.raises(UnsupportedFormatError, match=rf"{path.name}: .*{line.split()[0]}.*(SimpleITK|; expected)"):
         io.read_volume(path)
-
-
-SPACE = ["space directions: (1,0.5,0) (0,2,0) (-.5,0,3e0)", "space origin: (7,-8,9)"]
-
-
-@pytest.mark.parametrize(
-    "lines",
-    [
-        ("spacings: 0.5 1.5 2",),
-        ("space: left-posterior-superior", *SPACE),
-        ("space: right-anterior-superior", *SPACE),
-        ("space: left-anterior-superior", *SPACE),
-        ("space: LPS", *SPACE, 'space units: "mm" "mm" "mm"', "measurement frame: (1,0,0) (0,1,0) (0,0,1)"),
-        ("space: RAS", *SPACE, "kinds: domain space domain"),
-        ("space: LAS", *SPACE, "kinds: ??? domain none"),
-        ("space dimension: 3", *SPACE),
-        ("space: LPS", "space directions: ( 1 , 0 , 0 )  (0,2,0)\t(0,0,3)", "space origin: (1,2,3)"),
-        ("SPACINGS: 1 2 3", "# a comment: with a colon", "key:=value: with one", 'labels: "x: a" "y" "z"'),
-        ("content: anything: at all", "number: 120", "old min: 3", "oldmax: 4"),
-    ],
-    ids=lambda lines: lines[0],
-)
-def test_nrrd_headers_mean_what_simpleitk_says(lines, tmp_path):
-    assert_as_simpleitk(nrrd(tmp_path, *lines))
-    assert_as_simpleitk(nrrd(tmp_path, *lines, end="\r\n"))
 
 
 def test_a_header_of_any_length_is_read_to_its_end(tmp_path):
@@ -229,33 +220,27 @@ SLICER = affine_of((0.7, 1.1, 2.5), (10.0, -20.0, 30.0), OBLIQUE)
 LABELS = np.array((0, 2, 7, 300))[numbers((5, 6, 7), dtype=np.int64) % 4]
 
 
-def slicer(path, array, *segments):
+def slicer(path, array):
     """Write a file as Slicer does, (x, y, z) or (layer, x, y, z), by pynrrd."""
     lps = np.diag([-1, -1, 1, 1]) @ SLICER
-    directions = lps[:3, :3].T
     header = {
         "space": "left-posterior-superior",
         "space origin": lps[:3, 3],
-        "space directions": directions if array.ndim == 3 else np.vstack([np.full(3, np.nan), directions]),
+        "space directions": [*np.full((array.ndim - 3, 3), np.nan), *lps[:3, :3].T],
         "kinds": ["list"] * (array.ndim - 3) + ["domain"] * 3,
         "encoding": "gzip",
-        **{f"Segment{number}_{key}": value for number, entries in enumerate(segments) for key, value in entries.items()},
-        "Segmentation_ContainedRepresentationNames": "Binary labelmap|",
+        **{"Segment0_Name": "one", "Segment0_LabelValue": "2", "Segmentation_ContainedRepresentationNames": "Binary labelmap|"},
     }
     pynrrd.write(str(path), array, header)
     return path
 
 
-def segment(name, value, layer):
-    return {"ID": f"id {name}", "Name": name, "LabelValue": str(value), "Layer": str(layer), "Color": "1 0.5 0"}
-
-
 def test_one_layer_is_a_label_map_and_several_are_an_error(tmp_path):
-    path = slicer(tmp_path / "a.seg.nrrd", LABELS.astype(np.int16), segment("one", 2, 0), segment("two", 7, 0))
+    path = slicer(tmp_path / "a.seg.nrrd", LABELS.astype(np.int16))
     read = io.read_labels(path)
     np.testing.assert_array_equal(read.data, LABELS)
     np.testing.assert_allclose(read.affine, SLICER, atol=1e-6)
-    slicer(path, np.zeros((2, *LABELS.shape), np.uint8), segment("a", 1, 0), segment("b", 1, 1))
+    slicer(path, np.zeros((2, *LABELS.shape), np.uint8))
     with pytest.raises(UnsupportedFormatError, match=r"a\.seg\.nrrd: the segments are in 2 layers.*\n.*collapse the labelmap layers"):
         io.read_labels(path)
 

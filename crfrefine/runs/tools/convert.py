@@ -92,7 +92,8 @@ def _convert_dicom(source: Path, target: Path, to: str | None, like: Path | None
     if like is None or not is_dicom(like):
         raise InputError(f"{target}: a DICOM segmentation refers to the series it was made on; name its folder with --like SERIES")
     header = io.read_header(source, io.VOLUME_SUFFIXES)
-    grid = dicom.read_grid(like)
+    grid = dicom.read(like, grid_only=True).header
+    assert grid is not None
     if not io.placed_on(header, grid).on_same_grid(grid):
         raise GridMismatchError(f"{source}: not on the grid of --like\n{header.difference_from(grid)}\n  Name the series that was refined.")
     labels = io.read_labels(source, grid=grid)

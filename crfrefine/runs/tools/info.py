@@ -64,8 +64,7 @@ def describe_header(header: VolumeHeader, *, values: bool = False) -> list[tuple
 
 def _describe_values(header: VolumeHeader, names: Mapping[int, str]) -> list[tuple[str, str]]:
     """Return the ranges of channels, and how often each value occurs: of a few whole numbers, or of labels with names."""
-    values = io.allocate(header)
-    io.read_into(header, values)
+    values = io.read_channels(header)
     lines = []
     for number, channel in enumerate(values):
         name = "values" if len(values) == 1 else f"values, channel {number}"
