@@ -93,8 +93,7 @@ class StrictDevice(cuda_shim.ShimDevice):
     def reset(self):
         """Count anew."""
         self.waits = Counter()  # by what the host waits for
-        self.uploads = []  # bytes of the host's arrays, one by one
-        self.downloaded_bytes, self.most = 0, self.used
+        self.most = self.used
 
     def launch(self, source, kernel, constants, num_threads, *arguments):
         for parameter, argument in zip(kernel_source(source, constants).kernels[kernel], arguments, strict=True):
@@ -112,14 +111,12 @@ class StrictDevice(cuda_shim.ShimDevice):
     def upload(self, array):
         if isinstance(array, StrictArray):
             return self.own(np.ascontiguousarray(_plain(array)))  # it is there already
-        self.uploads.append(int(getattr(array, "nbytes", 0)))
         return self.own(super().upload(array))
 
     def download(self, array):
         if not isinstance(array, StrictArray):
             raise StrictError("an array of the host is downloaded")
         self.waits["a download"] += 1
-        self.downloaded_bytes += array.nbytes
         return np.array(_plain(array), order="C")
 
     def synchronize(self):

@@ -4,17 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from oracles import SPACINGS, Case, brute_force_kernel, normalize_kernel, random_case, softmax
+from torch_gpu import gpu_tensors
 
-torch = pytest.importorskip("torch")
-
-
-from torch_gpu import gpu_tensors  # noqa: E402
-
-from crfrefine import CrfParameters, crf_loss  # noqa: E402
-from crfrefine.errors import ConfigError, InputError  # noqa: E402
-from crfrefine.layer import partial_cross_entropy  # noqa: E402
-from crfrefine.parameters.sections import IntensityParameters  # noqa: E402
+from crfrefine import CrfParameters, crf_loss
+from crfrefine.errors import ConfigError, InputError
+from crfrefine.layer import partial_cross_entropy
+from crfrefine.parameters.sections import IntensityParameters
 
 THETA_ALPHA, THETA_BETA = 2.1, 0.2
 RADIUS = {"exact": np.inf, "truncated": 3.0}

@@ -2,12 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-import crfrefine  # noqa: E402
-from crfrefine.errors import ConfigError, InputError  # noqa: E402
-from crfrefine.layer.functional import gaussian_filter  # noqa: E402
+import crfrefine
+from crfrefine.errors import ConfigError, InputError
+from crfrefine.layer.functional import gaussian_filter
 
 
 def make(num_points=60, num_features=4, num_channels=2, dtype=torch.float32, seed=0):
