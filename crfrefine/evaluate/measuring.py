@@ -19,6 +19,7 @@ from crfrefine.base.failures import Failure, failing_alone
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.text import see, shorten
 from crfrefine.errors import ConfigError, GridMismatchError, InputError
+from crfrefine.evaluate.options import EvaluationOptions
 from crfrefine.evaluate.pairing import CasePair, MethodFiles
 from crfrefine.evaluate.structures import read_structures
 from crfrefine.io.volume import Volume, VolumeHeader
@@ -33,33 +34,38 @@ from crfrefine.runs.records import Record
 
 
 @dataclass(frozen=True)
-class RegionPlan:
-    """The regions as known before any label map is read."""
+class Settings:
+    """The settings that the values of a case depend on, besides its files; the regions are as known before any label map is read."""
 
     labels: tuple[int, ...] = ()  # Foreground labels in `dataset.json`; those found in label maps are added.
     named: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # Sets of labels by their name.
     judged: tuple[str, ...] = ()  # Names of the regions whose mean Dice decides the verdict; empty: each label.
     titles: Mapping[str, str] = field(default_factory=dict)  # Displayed name of a region, by its name.
     ignore_label: int | None = None  # Voxels where the reference has this label are ignored.
+    tolerance_mm: float | str = 1.0  # Tolerance of the surface Dice, as of the options.
+    resample: bool = False  # True if predictions on another grid are interpolated onto that of the reference.
+    channels: Mapping[str, RegionReading] = field(default_factory=dict)  # By method, which channels of its files are regions.
+    structures: Mapping[str, int] = field(default_factory=dict)  # As of the `Pairing`.
 
     def all_regions(self, labels: Sequence[int]) -> dict[str, tuple[int, ...]]:
         """Return each label as a region, those of `labels` and the planned ones, then the named regions."""
         numbers = sorted({*labels, *self.labels} - {0, self.ignore_label})
         return {**{str(label): (label,) for label in numbers}, **self.named}
 
-    def with_structures(self, structures: Mapping[str, int]) -> RegionPlan:
-        """Return the plan for label maps of structures (number by name), which have nothing to do with the labels of a `dataset.json`."""
+    def with_structures(self, structures: Mapping[str, int]) -> Settings:
+        """Return the settings for label maps of structures (number by name), which do not have the labels of a `dataset.json`."""
         if not structures:
             return self
         named = {name: self.named[name] for name in self.judged}
         titles = {str(number): f"{number} {shorten(' '.join(name.split()))}" for name, number in structures.items()}
-        return replace(self, labels=(), named=named, titles=titles, ignore_label=None)
+        return replace(self, labels=(), named=named, titles=titles, ignore_label=None, structures=structures)
 
 
-def plan_regions(texts: Sequence[str], labels: Path, ignore_label: int | None, notes: list[str]) -> RegionPlan:
-    """Return the regions of texts "NAME=1+3+4", and of a `dataset.json` beside the reference or above; may raise ConfigError."""
-    description = next(read_descriptions([labels if labels.is_dir() else labels.parent], notes), DatasetDescription(labels))
-    ignored = description.ignore_label if ignore_label is None else ignore_label
+def make_settings(options: EvaluationOptions, notes: list[str]) -> Settings:
+    """Return settings with the regions of the options and of a `dataset.json` beside the reference or above; may raise ConfigError."""
+    folder = options.labels if options.labels.is_dir() else options.labels.parent
+    description = next(read_descriptions([folder], notes), DatasetDescription(folder))
+    ignored = description.ignore_label if options.ignore_label is None else options.ignore_label
     titles = {str(label): f"{label} {name}" for label, name in description.label_names.items()}
     foreground = {name: members for name, members in description.labels.items() if name != "ignore" and 0 not in members}
     described: list[Region] = []
@@ -68,7 +74,7 @@ def plan_regions(texts: Sequence[str], labels: Path, ignore_label: int | None, n
     except ConfigError as error:  # Its labels, and the one to ignore, are still valid.
         notes.append(f"{description.path}: {error}; continuing without its regions")
     named: dict[str, tuple[int, ...]] = {}
-    for region in (_as_label(parse_region(text), titles) for text in texts):
+    for region in (_as_label(parse_region(text), titles) for text in options.regions):
         if named.setdefault(region.name, region.labels) != region.labels:
             raise ConfigError(f"--regions {region.name}: appears twice, with different labels")
     judged = tuple(named) or tuple(dict.fromkeys(region.name for region in described))
@@ -82,7 +88,7 @@ def plan_regions(texts: Sequence[str], labels: Path, ignore_label: int | None, n
     plain = {members[0] for name, members in named.items() if name == str(members[0])}
     named = {name: members for name, members in named.items() if name != str(members[0])}
     numbers = plain.union(*description.labels.values()) - {0, ignored}
-    return RegionPlan(tuple(sorted(numbers)), named, judged, titles, ignored)
+    return Settings(tuple(sorted(numbers)), named, judged, titles, ignored, options.tolerance_mm, options.resample)
 
 
 def _as_label(region: Region, titles: Mapping[str, str]) -> Region:
@@ -90,17 +96,6 @@ def _as_label(region: Region, titles: Mapping[str, str]) -> Region:
     number = str(region.labels[0])
     is_label = len(region.labels) == 1 and titles.get(number) == f"{number} {shorten(region.name)}"
     return Region(number, region.labels) if is_label else region
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The settings that the values of a case depend on, besides its files."""
-
-    plan: RegionPlan  # Regions, and the label to ignore.
-    tolerance_mm: float | str  # Tolerance of the surface Dice, as of the options.
-    resample: bool = False  # True if predictions on another grid are interpolated onto that of the reference.
-    channels: Mapping[str, RegionReading] = field(default_factory=dict)  # By method, which channels of its files are regions.
-    structures: Mapping[str, int] = field(default_factory=dict)  # As of the `Pairing`.
 
 
 @dataclass(frozen=True)
@@ -145,7 +140,7 @@ class Reference:
 
 def read_reference(pair: CasePair, settings: Settings, warnings: list[str]) -> Reference:
     """Read the reference of a case: a label map, or structures, with sentences about them in `warnings`."""
-    path, ignore_label = pair.reference, settings.plan.ignore_label
+    path, ignore_label = pair.reference, settings.ignore_label
     volume = read_structures(path, settings.structures, warnings) if settings.structures else io.read_labels(path)
     assert volume.header is not None
     ignored = volume.data == ignore_label if ignore_label is not None else None
@@ -276,19 +271,20 @@ def measure_pair(settings: Settings, pair: CasePair) -> CaseResult:
 
 
 def _measure_method(name: str, files: MethodFiles, reference: Reference, result: CaseResult, fail: Callable[[Failure], None]) -> None:
-    channels, warnings, plan = reference.settings.channels.get(name, NO_REGIONS), list[str](), reference.settings.plan
+    settings, warnings = reference.settings, list[str]()
+    channels = settings.channels.get(name, NO_REGIONS)
     label_map, soft = read_masks(files, reference, channels, warnings)
     result.warnings += [f"{name}: {text}" for text in warnings]
     if reference.ignored is not None:
         label_map = np.where(reference.ignored, 0, label_map)
-    wanted, spacing, tolerance = reference.volume.data, reference.volume.spacing, reference.settings.tolerance_mm
+    wanted, spacing, tolerance = reference.volume.data, reference.volume.spacing, settings.tolerance_mm
     labels = sorted({*foreground_labels(label_map), *foreground_labels(wanted)})
     if len(labels) > MAX_MEASURED:
         found = f"the label map and the reference have {len(labels)} different labels"
         raise InputError(f"{found}; expected at most {MAX_MEASURED}: is one of them an image?")
     tolerance_mm = one_voxel(spacing) if isinstance(tolerance, str) else tolerance
-    how: dict[str, Any] = {"tolerance_mm": tolerance_mm, "ignore_label": plan.ignore_label}
-    values = result.values[name] = measure_case(label_map, wanted, plan.all_regions(labels), spacing, **how)
+    how: dict[str, Any] = {"tolerance_mm": tolerance_mm, "ignore_label": settings.ignore_label}
+    values = result.values[name] = measure_case(label_map, wanted, settings.all_regions(labels), spacing, **how)
     del label_map
     if files.asked_for_probabilities:  # The calibration uses other files.
         soft = None
@@ -311,10 +307,10 @@ def _measure_method(name: str, files: MethodFiles, reference: Reference, result:
 
 
 def _add_calibration(values: RegionValues, soft: SoftLabels, reference: Reference) -> None:
-    plan, wanted, scheme = reference.settings.plan, reference.volume.data, soft.regions
+    settings, wanted, scheme = reference.settings, reference.volume.data, soft.regions
     num_labels = len(soft.probabilities) if scheme is None else scheme.num_labels
-    regions = plan.all_regions([*(int(name) for name in values if name.isdigit()), *range(1, num_labels)])
+    regions = settings.all_regions([*(int(name) for name in values if name.isdigit()), *range(1, num_labels)])
     channels = None if scheme is None else scheme.labels
-    measured = measure_calibration(soft.probabilities, wanted, regions, channels=channels, ignore_label=plan.ignore_label)
+    measured = measure_calibration(soft.probabilities, wanted, regions, channels=channels, ignore_label=settings.ignore_label)
     for region, row in measured.items():
         values.setdefault(region, {}).update(row)

@@ -184,12 +184,11 @@ def _suffix_of_only_case(source: Path, references: Mapping[str, object], suffixe
 def _choose(case_id: str, maps: Mapping[str, list[Path]], scores: Mapping[str, list[Path]], folder: Path) -> MethodFiles:
     """Return the files of a folder for a case."""
     candidates = label_maps(maps, case_id, LABEL_SUFFIXES)
-    if len(candidates) > 1:
-        return MethodFiles(problem=f"expected one label map, found {file_names(candidates)} in {folder}")
     kinds = ([*(maps.get(case_id + ending, []) if ending else []), *scores.get(case_id + ending, [])] for ending in _SCORES)
     probabilities = next((paths for paths in kinds if paths), [])
-    if len(probabilities) > 1:
-        return MethodFiles(problem=f"expected one file of probabilities, found {file_names(probabilities)} in {folder}")
+    for what, paths in (("label map", candidates), ("file of probabilities", probabilities)):
+        if len(paths) > 1:
+            return MethodFiles(problem=f"expected one {what}, found {file_names(paths)} in {folder}")
     return MethodFiles(candidates[0] if candidates else None, tuple(probabilities))
 
 

@@ -78,17 +78,17 @@ class Evaluation:
     def regions(self) -> dict[str, tuple[int, ...]]:
         """Each label that occurs or is named, then the named regions."""
         names = {region for result in self.results for rows in result.values.values() for region in rows}
-        return self.settings.plan.all_regions([int(name) for name in names - {*self.settings.plan.named, ALL_LABELS}])
+        return self.settings.all_regions([int(name) for name in names - {*self.settings.named, ALL_LABELS}])
 
     @property
     def judged_regions(self) -> tuple[str, ...]:
         """The regions of the deciding mean."""
-        return self.settings.plan.judged or tuple(name for name in self.regions if name not in self.settings.plan.named)
+        return self.settings.judged or tuple(name for name in self.regions if name not in self.settings.named)
 
     @property
     def titles(self) -> dict[str, str]:
         """The displayed name of each region."""
-        return {**{region: self.settings.plan.titles.get(region, region) for region in self.regions}, ALL_LABELS: "all labels"}
+        return {**{region: self.settings.titles.get(region, region) for region in self.regions}, ALL_LABELS: "all labels"}
 
     @cached_property
     def full_table(self) -> ResultTable:

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from crfrefine.base.limits import available_threads
 from crfrefine.base.plain import to_plain
 from crfrefine.base.text import printable
 from crfrefine.errors import InputError
-from crfrefine.evaluate.measuring import CaseResult, Settings, measure_pair, plan_regions
+from crfrefine.evaluate.measuring import CaseResult, make_settings, measure_pair
 from crfrefine.evaluate.options import METRICS_NAME, REPORT_NAME, SUMMARY_NAME, EvaluationOptions, check_options
 from crfrefine.evaluate.pairing import CasePair, pair_cases
 from crfrefine.evaluate.processes import map_in_processes
@@ -58,7 +59,7 @@ def _plain(name: str) -> str:
 
 def make_summary(evaluation: Evaluation) -> dict[str, Any]:
     """Return the content of `summary.json`."""
-    options, plan = evaluation.options, evaluation.settings.plan
+    options = evaluation.options
     return {
         "schema": SCHEMA,
         "version": crfrefine.__version__,
@@ -74,7 +75,7 @@ def make_summary(evaluation: Evaluation) -> dict[str, Any]:
             "images": options.images,
             "ceiling": options.ceiling,
             "tolerance_mm": options.tolerance_mm,
-            "ignore_label": plan.ignore_label,
+            "ignore_label": evaluation.settings.ignore_label,
             "resample": options.resample,
             "processes": evaluation.num_processes,
             "command_line": options.command_line,
@@ -126,14 +127,14 @@ def run_evaluation(options: EvaluationOptions, observer: EvaluationObserver | No
     observer = observer or EvaluationObserver()
     check_options(options)
     notes: list[str] = []
-    plan = plan_regions(options.regions, options.labels, options.ignore_label, notes)
+    settings = make_settings(options, notes)
     pairing = pair_cases(options)
     add_volumes(*options.inputs, *(path for pair in pairing.cases for path in pair.paths))
     for name in (METRICS_NAME, SUMMARY_NAME, *([REPORT_NAME] if options.report else [])):
         check_replaceable(options.output / name)
     notes += pairing.notes
     channels = {name: _channels(name, options, notes) for name in options.methods}
-    settings = Settings(plan.with_structures(pairing.structures), options.tolerance_mm, options.resample, channels, pairing.structures)
+    settings = replace(settings.with_structures(pairing.structures), channels=channels)
     num_processes = min(options.processes or available_threads(), len(pairing.cases))
     learned = cases_learned_on(pairing.cases, notes)
     evaluation = Evaluation(options, settings, pairing.cases, (), notes, num_processes, left_out=pairing.left_out, learned=learned)

@@ -64,14 +64,14 @@ def fit_scaling(
     log_temperature = torch.tensor(0.0 if learns_temperature else math.log(fixed.temperature), requires_grad=learns_temperature)
     bias = torch.zeros(material.sizes[0], requires_grad=learns_bias)
     # Biases that are not learned are those of the logits, before any temperature divides them.
-    shift = 0.0 if learns_bias else torch.tensor(fixed.bias)[:, None] * fixed.temperature
+    shift = torch.zeros(1, 1) if learns_bias else torch.tensor(fixed.bias)[:, None] * fixed.temperature
     values = [value for value in (log_temperature, bias) if value.requires_grad]
     optimizer = torch.optim.Adam(values, lr=SCALING_STEP_LENGTH)
 
     def gradient(voxels: tuple[torch.Tensor, torch.Tensor], threads: int) -> tuple[torch.Tensor, ...]:
         logits, labels = voxels
-        shifted = logits if isinstance(shift, float) else logits + shift.to(logits.device)
-        loss = material.loss(shifted / log_temperature.exp().to(logits.device) + bias.to(logits.device)[:, None], labels)
+        scale, offset = log_temperature.exp().to(logits.device), bias.to(logits.device)[:, None]
+        loss = material.loss((logits + shift.to(logits.device)) / scale + offset, labels)
         return torch.autograd.grad(loss, values)
 
     for optimizer_step in range(SCALING_STEPS):

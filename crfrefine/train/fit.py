@@ -108,7 +108,7 @@ class Fit:
 
     def run(self) -> FitResult:
         """Train, and return the candidate that the cases choose, among the recalibrated network, the best CRF and its rivals."""
-        network, prior = self._dice(network_refiner(self.material.device)), setup.PRIOR / len(self.split.training)
+        network, prior = self._score(network_refiner(self.material.device), self.material.crops)[0], setup.PRIOR / len(self.split.training)
         trajectories = [Trajectory(start, self.material, self.num_optimizer_steps, self.step_length, prior) for start in self.starts]
         trained = trajectories
         if self.trains_best:
@@ -138,20 +138,19 @@ class Fit:
             trajectory.step([sum(parts[1:], parts[0]) / len(batch) for parts in zip(*gradients, strict=True)], loss)
             step = trajectory.optimizer_step
             if step % setup.EVALUATE_EVERY == 0 or step == last:
-                score, deciding_loss = self._evaluate(trajectory)
-                trajectory.scored(score, deciding_loss)
-                dice = "" if math.isnan(score) else f", Dice {score:.4f}"
+                mean, deciding_loss = self._evaluate(trajectory)
+                trajectory.scored(mean, deciding_loss)
+                dice = "" if math.isnan(mean) else f", Dice {mean:.4f}"
             thetas = ", ".join(f"{name} {_numbers(value)}" for name, value in trajectory.history[-1]["thetas"].items())
             self.stepped(self.name, trajectory.start.name, f"{step}/{last}: loss {loss:.4f}{dice}, {thetas}")
 
     def _evaluate(self, trajectory: Trajectory) -> tuple[float, float]:
         """Return mean Dice and loss of the deciding cases, estimated from their samples."""
-        samples = [self.material.samples[case] for case in self.deciding]
-        dice, losses = score_cases(trajectory.model.refine, samples, self.material, self.workers)
+        dice, losses = self._score(trajectory.model.refine, self.material.samples)
         return mean_defined(dice), float(np.mean(losses))
 
-    def _dice(self, refine: Refine) -> NDArray[np.float64]:
-        return score_cases(refine, [self.material.crops[case] for case in self.deciding], self.material, self.workers)[0]
+    def _score(self, refine: Refine, sources: Sequence[Crop | Sample]) -> tuple[NDArray[np.float64], list[float]]:
+        return score_cases(refine, [sources[case] for case in self.deciding], self.material, self.workers)
 
     def _candidates(self, best: Trajectory, network: NDArray[np.float64]) -> list[Candidate]:
         """Return the candidates to choose from, simpler models first; `network` is the Dice of the network on each deciding case."""
@@ -160,7 +159,7 @@ class Fit:
         candidates = []
         for kind, parameters in tried:
             if self.kind in (None, kind):
-                gains = self._dice(refiner_of(kind, parameters, self.material)) - network
+                gains = self._score(refiner_of(kind, parameters, self.material), self.material.crops)[0] - network
                 unmoved = kind in (setup.CALIBRATION, setup.UNTRAINED)
                 start, step = (kind, 0) if unmoved else (best.start.name, best.best_optimizer_step)
                 candidates.append(Candidate(kind, start, parameters, step, tuple(gains[~np.isnan(gains)].tolist())))

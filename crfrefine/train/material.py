@@ -55,10 +55,10 @@ class TrainingDevice:
     def crop(self, crop: Crop) -> CropTensors:
         """Return a crop on the device; the backward pass reads it, so it must not be overwritten."""
         counted = crop.mask & (crop.labels < crop.num_labels)
-        logits, image = np.array(crop.logits, order="C"), np.array(crop.image, dtype=np.float32, order="C")
-        arrays = logits, image, np.flatnonzero(counted), crop.labels[counted].astype(np.int64)
-        logits_there, image_there, index, labels = (torch.from_numpy(array).to(self.tensors) for array in arrays)
-        return CropTensors(logits_there, image_there, torch.from_numpy(np.array(crop.mask)), index, labels)
+        own = np.array(crop.logits, order="C"), np.array(crop.image, dtype=np.float32, order="C")
+        arrays = (*own, np.flatnonzero(counted), crop.labels[counted].astype(np.int64))
+        logits, image, index, labels = (torch.from_numpy(array).to(self.tensors) for array in arrays)
+        return CropTensors(logits, image, torch.from_numpy(np.array(crop.mask)), index, labels)
 
 
 CPU = TrainingDevice()
@@ -70,9 +70,8 @@ def choose_device(requested: str) -> TrainingDevice:
     gpu = re.fullmatch(r"cuda(?::([0-9]+))?", engine)
     if gpu is None:
         return TrainingDevice(engine)
-    number = int(gpu[1] or 0)
-    if torch.cuda.is_available() and number < torch.cuda.device_count():
-        return TrainingDevice(engine, f"cuda:{number}")
+    if torch.cuda.is_available() and int(gpu[1] or 0) < torch.cuda.device_count():
+        return TrainingDevice(engine, f"cuda:{gpu[1] or 0}")
     missing = f"this PyTorch ({torch.__version__}) cannot use the GPU {engine}: install one for CUDA (pytorch.org)"
     if requested == "auto":
         return TrainingDevice(note=f"training on the CPU: {missing}")
@@ -112,11 +111,8 @@ def make_sample(crop: Crop, number: int) -> Sample:
 
 def _tile_weights(crop: Crop, logits: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return the share of each tile in the voxels that are likely to be wrong: there, models change labels and gain."""
-    even, probabilities = np.array(crop.tile_weights), probabilities_of(logits, crop.regions)
-    if crop.regions is None:
-        doubt = np.float32(1.0) - probabilities.max(axis=0)
-    else:
-        doubt = np.minimum(probabilities, np.float32(1.0) - probabilities).sum(axis=0)
+    even, probabilities, one = np.array(crop.tile_weights), probabilities_of(logits, crop.regions), np.float32(1.0)
+    doubt = one - probabilities.max(axis=0) if crop.regions is None else np.minimum(probabilities, one - probabilities).sum(axis=0)
     doubt *= crop.mask
     by_tile = np.array([doubt[tile].sum(dtype=np.float64) for tile in crop.tiles])
     total = float(by_tile.sum())

@@ -109,12 +109,9 @@ class Plan:
         if self.is_coarse:
             return Rivals(untrained=self.base)
         is_free = self.options.parameters is None and set(LEARNABLE) <= set(self.options.learn) and self.cases.declared is None
-        has_volume = self.base.volume.weight > 0.0
-        volumes = (replace(self.base.volume, weight=0.0),) if has_volume else VOLUMES
-        return Rivals(
-            volumes if VOLUME_GROUP in self.options.learn else (),
-            setup.prepare(CrfParameters(), (), *self.cases.sizes[:2]) if is_free else None,
-        )
+        volumes = (replace(self.base.volume, weight=0.0),) if self.base.volume.weight > 0.0 else VOLUMES
+        untrained = setup.prepare(CrfParameters(), (), *self.cases.sizes[:2]) if is_free else None
+        return Rivals(volumes if VOLUME_GROUP in self.options.learn else (), untrained)
 
     def read(self, files: CaseFiles, threads: int) -> Case:
         """Read one case with its reference."""
@@ -137,10 +134,8 @@ class Plan:
         cases = self.cases
         kind = "" if cases.declared is None else " with label maps"
         channels = "" if cases.regions is None else f"{cases.regions.num_regions} overlapping regions, "
-        return (
-            f"{len(cases.files)} cases{kind}, {channels}{cases.num_labels} labels, modalities: {cases.sizes[1]}; "
-            f"{len(self.folds)} cross-validation folds; {self.device.name}, {counted(threads, 'thread')}"
-        )
+        about = f"{len(cases.files)} cases{kind}, {channels}{cases.num_labels} labels, modalities: {cases.sizes[1]}"
+        return f"{about}; {len(self.folds)} cross-validation folds; {self.device.name}, {counted(threads, 'thread')}"
 
 
 def make_plan(options: TrainingOptions, device: TrainingDevice) -> Plan:
@@ -169,17 +164,17 @@ def choose_regions(texts: Sequence[str], cases: LabeledCases) -> tuple[Region, .
         names = [f"region {name}" if name == RESERVED else name for name in cases.regions.names]
         return tuple(Region(name, labels) for name, labels in zip(names, cases.regions.labels, strict=True))
     if not texts:  # each foreground label by its name if that is usable, except the one without a reference
-        labels, by_label = [label for label in range(1, cases.num_labels) if label != cases.ignore_label], cases.label_names
+        by_label = cases.label_names
         usable = {name for name in by_label if name != RESERVED and by_label[1:].count(name) == 1}
-        return tuple(Region(by_label[label] if by_label[label] in usable else f"label {label}", (label,)) for label in labels)
-    regions = tuple(parse_region(text) for text in texts)
-    names = [region.name for region in regions]
+        named = [(name if name in usable else f"label {label}", (label,)) for label, name in enumerate(by_label)]
+        return tuple(Region(*named[label]) for label in range(1, cases.num_labels) if label != cases.ignore_label)
+    regions = tuple(map(parse_region, texts))
     for region in regions:
         if max(region.labels) >= cases.num_labels:
             reason = f"label {max(region.labels)} is not among the logits' 0 to {cases.num_labels - 1}"
             raise ConfigError(f"--regions {shorten(region.name)}: {reason}")
-        if names.count(region.name) > 1:
-            raise ConfigError(f"--regions: {region.name} is there twice")
+    if len({region.name for region in regions}) < len(regions):
+        raise ConfigError(f"--regions: a name is there twice in {', '.join(texts)}")
     return regions
 
 
@@ -209,7 +204,12 @@ def prepare(plan: Plan, workers: Workers, progress: Progress) -> Prepared:
     """Read the cases and set up what all parts share; raise a CrfRefineError if cases cannot be trained on."""
     progress.observer.stage_started("reading")
     cases, options, groups = plan.cases, plan.options, tuple(region.labels for region in plan.regions)
-    crops = _read_crops(plan, workers)
+    max_bytes = cropping.MEMORY_BYTES // len(cases.files)
+
+    def read(files: CaseFiles, threads: int) -> Crop:
+        return cropping.map_from_disk(make_crop(plan.read(files, threads), plan.base.intensity), max_bytes)
+
+    crops = require_all(read, cases.files, options.data.images, workers, one_by_one=cases.are_large)
     spacing = tuple(float(distance) for distance in np.median(np.array([crop.spacing for crop in crops]), axis=0))
     if not any((crop.labels[crop.mask] % cases.num_labels).any() for crop in crops):  # The label L has no reference.
         raise InputError(f"{options.data.labels}: no case has a foreground label; there is nothing to learn from")
@@ -223,13 +223,3 @@ def prepare(plan: Plan, workers: Workers, progress: Progress) -> Prepared:
     starts = make_starts(plan.base if plan.is_coarse else options.parameters, plan.learn, *cases.sizes[:2], spacing)
     material = Material(crops, loss, groups, plan.learn, cases.sizes, options.seed, plan.device)
     return Prepared(plan, workers, progress, material, starts, largest_scores(material, workers), score_guided(material, spacing, workers))
-
-
-def _read_crops(plan: Plan, workers: Workers) -> list[Crop]:
-    """Return the part of every case that training uses; all bad cases are named at once."""
-    max_bytes = cropping.MEMORY_BYTES // len(plan.cases.files)
-
-    def read(files: CaseFiles, threads: int) -> Crop:
-        return cropping.map_from_disk(make_crop(plan.read(files, threads), plan.base.intensity), max_bytes)
-
-    return require_all(read, plan.cases.files, plan.options.data.images, workers, one_by_one=plan.cases.are_large)

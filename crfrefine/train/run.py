@@ -6,7 +6,6 @@ The starts are tried first, untrained: at a bandwidth ten times too large there 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
 import os
@@ -24,7 +23,7 @@ import crfrefine
 from crfrefine.base.inputs import add_inputs, check_no_input, keeping_inputs
 from crfrefine.base.limits import available_threads
 from crfrefine.base.plain import from_plain, to_plain
-from crfrefine.base.text import MAX_OF_A_LINE, MAX_OF_A_REASON, listed, shorten
+from crfrefine.base.text import MAX_OF_A_REASON, listed, shorten
 from crfrefine.errors import ConfigError, CrfRefineError, InputError
 from crfrefine.io.atomic import check_replaceable, write_small_file
 from crfrefine.io.paths import files_read
@@ -182,9 +181,7 @@ def fingerprint(plan: Plan) -> str:
 def read_folds(paths: Sequence[Path], digest: str) -> dict[int, FoldResult]:
     """Return the folds that a stopped run has finished, by their numbers; raise InputError for a file of another run, or of no fold."""
     finished = {}
-    for number, path in enumerate(paths):
-        if not path.exists():
-            continue
+    for number, path in ((number, path) for number, path in enumerate(paths) if path.exists()):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content["fingerprint"] != digest:
@@ -236,21 +233,17 @@ def gains_held_out(folds: Sequence[FoldResult]) -> tuple[float, ...]:
 
 def make_report(result: TrainingResult) -> dict[str, Any]:
     """Return the content of the report, as JSON has it."""
-    plan, comparison = result.plan, result.comparison
-    options, cases, data = plan.options, plan.cases, plan.options.data
+    plan, comparison, options, cases = result.plan, result.comparison, result.plan.options, result.plan.cases
     return {
         "seconds": result.seconds,
         "device": plan.device.name,
         "threads": result.threads,
         "options": {
-            **{name: getattr(data, name) for name in ("images", "labels", "logits", "masks")},
+            **vars(options.data),
             "input_type": "labels" if cases.declared is not None else options.input_type,
-            "nnunet": data.nnunet,
-            "learn": options.learn,
-            "loss": options.loss,
             "num_folds": len(plan.folds),
             "num_iterations": options.num_optimizer_steps,
-            **{name: getattr(options, name) for name in ("seed", "resample", "config")},
+            **{name: getattr(options, name) for name in ("learn", "loss", "seed", "resample", "config")},
         },
         "cases": cases.case_ids,
         "left_out": left_out_entries(cases.left_out),
@@ -288,10 +281,7 @@ def _tuned_dict(name: str, tuned: Tuned) -> dict[str, Any]:
 
 def default_output(folder: Path) -> Path:
     """Return the parameter file to write in a folder; raise InputError if it holds a file of that name that `train-crf` has not written."""
-    path = folder / DEFAULT_NAME
-    if os.path.lexists(path):
-        with path.open("rb") if path.is_file() else io.BytesIO() as file:
-            is_own = file.readline(MAX_OF_A_LINE).startswith(f"# {WRITTEN_BY}".encode())
-        if not is_own:
-            raise InputError(f"{path}: was not written by train-crf, so it is not replaced; name another file with --output")
+    path, start = folder / DEFAULT_NAME, f"# {WRITTEN_BY}".encode()
+    if os.path.lexists(path) and not (path.is_file() and path.read_bytes().startswith(start)):
+        raise InputError(f"{path}: was not written by train-crf, so it is not replaced; name another file with --output")
     return path

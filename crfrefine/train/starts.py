@@ -227,13 +227,9 @@ class FitResult:
 
     def describe(self) -> str:
         """Return a one-line description."""
-        if self.is_network:
-            return f"no CRF is better than the network alone (Dice {self.network_score:.4f} on the cases that decide)"
-        gain = f"Dice {self.network_score:.4f} -> {self.score:.4f} on the cases that decide"
-        if self.kind == CALIBRATION:
-            return f"no CRF is better than the network recalibrated: {gain}"
         volume = f", volume.weight {self.parameters.volume.weight:g}" if self.parameters.volume.weight > 0.0 else ""
-        return f"{self.start}{volume}: {gain}, at iteration {self.best_optimizer_step}"
+        dice = f"Dice {self.network_score:.4f} -> {self.score:.4f} on the cases that decide"
+        return f"{self.start}{volume}: {dice}, at iteration {self.best_optimizer_step}"
 
 
 def no_crf(parameters: CrfParameters, network_score: float, gains: Sequence[float] = (), **more: Any) -> FitResult:

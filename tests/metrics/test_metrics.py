@@ -23,6 +23,15 @@ GRIDS = {1: (23,), 2: (11, 7), 3: (6, 4, 7)}
 SPACINGS = {1: (0.8,), 2: (1.3, 0.7), 3: (1.0, 0.6, 2.5)}
 
 
+SHARES = {"empty": 0.0, "full": 1.0, "sparse": 0.15, "dense": 0.8}
+PARTS = {
+    "voxel": lambda size: size // 2,
+    "corner": lambda size: size - 1,
+    "border": lambda size: slice(size // 2),
+    "inside": lambda size: slice(1, -1),
+}
+
+
 def _masks(kind, grid_shape, rng):
     """A mask of a kind that metrics tend to get wrong: of a part of the grid, or of random voxels."""
     if kind in SHARES:
@@ -32,21 +41,11 @@ def _masks(kind, grid_shape, rng):
     return mask
 
 
-SHARES = {"empty": 0.0, "full": 1.0, "sparse": 0.15, "dense": 0.8}
-PARTS = {
-    "voxel": lambda size: size // 2,
-    "corner": lambda size: size - 1,
-    "border": lambda size: slice(size // 2),
-    "inside": lambda size: slice(1, -1),
-}
-KINDS = (*SHARES, *PARTS)
-
-
 @pytest.mark.parametrize("num_dims", [1, 2, 3])
 def test_every_metric_equals_the_brute_force_for_all_pairs_of_kinds(num_dims):
     rng = np.random.default_rng(num_dims)
     spacing = SPACINGS[num_dims]
-    for one, other in itertools.product(KINDS, KINDS):
+    for one, other in itertools.product((*SHARES, *PARTS), repeat=2):
         prediction, reference = _masks(one, GRIDS[num_dims], rng), _masks(other, GRIDS[num_dims], rng)
         # No distance between voxels of these grids is 1.25 mm, so rounding cannot decide what is within it.
         measured = measure_masks(prediction, reference, spacing, tolerance_mm=1.25)
@@ -145,13 +144,13 @@ def test_bad_input_is_named(change, error, text):
         measure_masks(np.ones((2, 3), np.uint8), np.ones((2, 3), bool), (1.0, 1.0))
 
 
-DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "metrics.md").read_text(encoding="utf-8")
 BETTER = {"higher": "higher", "lower": "lower", "nearer 0": "nearer_zero", "–": None}
 
 
-def rows_of(text, head):
-    """Cells of the table whose head begins so."""
-    lines = text.splitlines()
+def rows_of(head):
+    """Cells of the table of the page whose head begins so."""
+    lines = PAGE.splitlines()
     start = next(number for number, line in enumerate(lines) if line.strip().startswith(head)) + 2
     for line in lines[start:]:
         if not line.strip().startswith("|"):
@@ -159,21 +158,16 @@ def rows_of(text, head):
         yield [cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip().strip("|"))]
 
 
-@pytest.fixture(scope="module")
-def page():
-    return (DOCS / "reference" / "metrics.md").read_text(encoding="utf-8")
-
-
-def test_the_page_has_every_metric_with_its_unit_and_direction(page):
-    found = {row[0].strip("`"): (row[2], BETTER[row[3]]) for row in rows_of(page, "| metric | definition | unit |")}
+def test_the_page_has_every_metric_with_its_unit_and_direction():
+    found = {row[0].strip("`"): (row[2], BETTER[row[3]]) for row in rows_of("| metric | definition | unit |")}
     units = {name: metric.unit or ("0 to 1" if metric.is_ratio else "count") for name, metric in MASK_METRICS.items()}
     assert found == {name: (units[name], metric.better) for name, metric in MASK_METRICS.items()}
-    calibration = {row[0].strip("`"): BETTER[row[2]] for row in rows_of(page, "| metric | definition | better |")}
+    calibration = {row[0].strip("`"): BETTER[row[2]] for row in rows_of("| metric | definition | better |")}
     assert calibration == {name: metric.better for name, metric in CALIBRATION_METRICS.items()}
 
 
 @pytest.mark.parametrize("empty", ["both", "prediction", "reference"])
-def test_metrics_are_undefined_where_the_page_says(page, empty):
+def test_metrics_are_undefined_where_the_page_says(empty):
     rng = np.random.default_rng(5)
     masks = {name: rng.random((6, 4, 3)) < 0.4 for name in ("prediction", "reference")}
     for name, mask in masks.items():
@@ -182,7 +176,7 @@ def test_metrics_are_undefined_where_the_page_says(page, empty):
     measured = measure_masks(masks["prediction"], masks["reference"], (0.8, 1.1, 2.5))
     undefined = {name for name, value in measured.items() if math.isnan(value)}
     column = 1 + ["both", "prediction", "reference"].index(empty)
-    said = {name.strip("` ") for row in rows_of(page, "| | both empty |") if row[column] == "undefined" for name in row[0].split(",")}
+    said = {name.strip("` ") for row in rows_of("| | both empty |") if row[column] == "undefined" for name in row[0].split(",")}
     assert undefined == said
 
 

@@ -1,11 +1,12 @@
-"""What got worse beside the verdict: which comparisons count, which are significant, and the sentence about them."""
+"""What got worse beside the verdict, and whether probabilities got better: comparisons, their significance, and the sentences."""
 
 import numpy as np
 from report_helpers import spread
 
+from crfrefine.metrics.regions import ALL_LABELS
 from crfrefine.statistics.comparison import MEAN, Measurement, ResultTable, format_p, summarize
-from crfrefine.statistics.harm import find_harm
-from crfrefine.statistics.paired import holm
+from crfrefine.statistics.harm import Change, find_harm, judge_probabilities
+from crfrefine.statistics.paired import compare_pairs, holm
 from crfrefine.statistics.verdict import Outcome, verdict
 
 TITLES = {"1": "1 front", "2": "2 back"}
@@ -99,3 +100,32 @@ def test_where_nothing_is_worse_the_sentence_says_so():
         harm = _harm(_table(changes), list(regions))
         assert (harm.num_comparisons, harm.sentence) == (num_comparisons, "No other metric got significantly worse.")
         assert (harm.significant, harm.in_most_cases, harm.headline) == ((), (), "")
+
+
+FALLS = -0.01 * (1.0 + np.linspace(-1.4, 1.0, 24))  # in 20 of 24 cases
+
+
+def _change(steps):
+    table = _table({(metric, ALL_LABELS): changes for metric, changes in steps.items()}, base=0.05)
+    return judge_probabilities(summarize(table, "network"), "crf")
+
+
+def test_better_and_worse():
+    for sign, change, word in ((1, Change.BETTER, "better"), (-1, Change.WORSE, "worse")):
+        found = _change({"nll": sign * FALLS, "ece": -0.001 + 0 * FALLS, "brier": 0.002 + 0 * FALLS})
+        p_value = compare_pairs(0.05 + sign * FALLS, 0.05 + 0 * FALLS).p_value
+        wins = int((sign * FALLS < 0).sum())
+        assert found.change == change
+        nll = f"negative log likelihood 0.05000 → {0.05 + sign * FALLS.mean():.5f} (better in {wins} of 24 cases, p {format_p(p_value)})"
+        others = "calibration error (ECE) 0.05000 → 0.04900, Brier score 0.05000 → 0.05200."
+        assert found.sentence == f"The probabilities of all labels: {word}, {nll}, {others}"
+
+
+def test_no_difference_and_too_few():
+    assert _change({"nll": 0.01 * np.cos(np.arange(24) * np.pi) * (1 + np.arange(24) / 100)}).change == Change.NO_DIFFERENCE
+    few = _change({"nll": FALLS[-5:]})
+    assert few.change == Change.TOO_FEW
+    assert few.sentence.startswith("The probabilities of all labels: too few cases, negative log likelihood ")
+    for same in (_change({"nll": 0 * FALLS, "ece": 0 * FALLS}), _change({"nll": -1e-9 - 1e-10 * np.arange(24)})):
+        assert same.change == Change.NO_DIFFERENCE
+        assert same.sentence.startswith("The probabilities of all labels: no difference, negative log likelihood 0.05000 → 0.05000 (")

@@ -77,20 +77,17 @@ def test_no_difference_at_all_and_no_case_at_all():
 
 
 def test_six_cases_are_enough_whatever_the_rivals():
-    for num_cases, num_rivals, text in ((4, 0, "p 0.12"), (5, 4, "p 0.062"), (6, 0, None)):
+    for num_cases, num_rivals, p_value in ((4, 0, "p 0.12"), (5, 4, "p 0.062"), (6, 0, "p 0.031")):
         rivals = {f"rival {number}": -spread(num_cases, 5.0, 1.0) for number in range(num_rivals)}
-        judged = verdict(_table({"crf": spread(num_cases, 14, 3), **rivals}), "crf", "network", rivals=tuple(rivals), subject=SUBJECT)
-        assert judged.outcome == (Outcome.TOO_FEW if text else Outcome.HELPS)
-        if text:
-            assert (
-                f"+14.00 points against network ({text}, {num_cases} of {num_cases} cases better): too few cases, at least 6"
-                in judged.sentence
-            )
+        judged = verdict(_table({"crf": spread(num_cases, 14, 3), **rivals}), "crf", "network", rivals=tuple(rivals))
+        is_enough = num_cases == 6
+        end = "crf helps." if is_enough else "too few cases, at least 6 are needed for p < 0.05."
+        assert judged.outcome == (HELPS if is_enough else Outcome.TOO_FEW)
+        assert f"{p_value}, {num_cases} of {num_cases} cases better): {end}" in judged.sentence
         content = json.loads(json.dumps(judged.to_dict(), allow_nan=False))
-        assert (content["outcome"], content["regions"]) == ("too few cases" if text else "helps", ["left", "right"])
-        assert content["comparison"]["num_pairs"] == num_cases
-        assert (content["comparison"]["detectable_difference"] is None) == (num_cases < 6)
-        assert [rival["name"] for rival in content["rivals"]] == list(rivals)
+        assert (content["outcome"], content["regions"]) == (str(judged.outcome), ["left", "right"])
+        assert (content["comparison"]["num_pairs"], [rival["name"] for rival in content["rivals"]]) == (num_cases, list(rivals))
+        assert (content["comparison"]["detectable_difference"] is None) == (not is_enough)
 
 
 def test_ranks_and_mean_that_disagree_are_no_finding():

@@ -28,8 +28,7 @@ def candidate(kind, *gains):
 
 
 def chosen_kind(*found):
-    best = choose(found)
-    return None if best is None else best.kind
+    return getattr(choose(found), "kind", None)
 
 
 GAINS = np.array([0.010, 0.014, 0.012, 0.016, 0.013, 0.011, 0.015, 0.012])

@@ -15,19 +15,7 @@ from crfrefine.arrays.region_scheme import probabilities_of
 from crfrefine.base.plain import from_plain, to_plain
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.demo.phantom import write_phantom
-from crfrefine.train.baselines import (
-    EPSILONS,
-    RADII_VOXELS,
-    RANGE,
-    UNGUIDED,
-    Guide,
-    calibrate,
-    calibrate_output,
-    fit_output_temperature,
-    fit_scaling,
-    negative_log_likelihood,
-    score_guided,
-)
+from crfrefine.train import baselines
 from crfrefine.train.comparison import measure_probabilities
 from crfrefine.train.model import Model, mean_dice, network_refiner, score
 from crfrefine.train.options import TrainingOptions, locate_folders
@@ -64,8 +52,8 @@ def test_windows_are_those_of_the_definition():
     random = np.random.default_rng(0)
     image = random.random((3, *SHAPE)).astype(np.float32)
     channel = random.random(SHAPE).astype(np.float32)
-    epsilons = EPSILONS[:: len(EPSILONS) - 1]
-    for epsilon, own in zip(epsilons, Guide(image, RADIUS, MM).filter(channel, epsilons), strict=True):
+    epsilons = baselines.EPSILONS[:: len(baselines.EPSILONS) - 1]
+    for epsilon, own in zip(epsilons, baselines.Guide(image, RADIUS, MM).filter(channel, epsilons), strict=True):
         # Covariances in float32 are differences of numbers near 0.3, so that they are known to 1e-7; divided by epsilon that is 1e-4.
         np.testing.assert_allclose(own[INSIDE], by_definition(channel, image, epsilon), atol=1e-3)
 
@@ -73,17 +61,17 @@ def test_windows_are_those_of_the_definition():
 def test_it_is_chosen_where_the_image_helps_and_not_where_logits_are_right():
     """The scores are of the labels that are measured."""
     cases, right = crops(2, **LARGER), crops(2, "right", **LARGER)
-    useful, unguided = (score_guided(material(given), LARGER["spacing"], WORKERS) for given in (cases, right))
-    assert useful.dice.shape == (2, 1 + len(RADII_VOXELS) * len(EPSILONS))
+    useful, unguided = (baselines.score_guided(material(given), LARGER["spacing"], WORKERS) for given in (cases, right))
+    assert useful.dice.shape == (2, 1 + len(baselines.RADII_VOXELS) * len(baselines.EPSILONS))
     chosen = useful.best([0, 1])
     assert chosen.radius_mm > 0
     gain = useful.dice[:, useful.choices.index(chosen)] - useful.dice[:, 0]
     # The phantom's labels differ in intensity: a filter that sees the image gains points.
     assert gain.min() > 0.02
-    assert unguided.best([0, 1]) == UNGUIDED
+    assert unguided.best([0, 1]) == baselines.UNGUIDED
     case, setting = cases[0], useful.choices[5]
     probabilities = probabilities_of(case.logits.astype(np.float32), None)
-    (labels,) = Guide(case.image, setting.radius_mm, case.spacing).labels(probabilities, [setting.epsilon], None)
+    (labels,) = baselines.Guide(case.image, setting.radius_mm, case.spacing).labels(probabilities, [setting.epsilon], None)
     assert useful.dice[0, 5] == mean_dice(case.confusion(labels), REGIONS)
 
 
@@ -104,8 +92,8 @@ def test_the_recalibrated_network_is_vector_scaling_as_a_crf_without_weights(shi
     monkeypatch.setattr("crfrefine.train.baselines.SCALING_STEPS", 30)
     split = Split((0,), (0,), ())
     shared = material(shifted)
-    scaling = fit_scaling(shared, split.seen, WORKERS)
-    found = calibrate(shared, split.training, start(4.0).parameters, WORKERS)
+    scaling = baselines.fit_scaling(shared, split.seen, WORKERS)
+    found = baselines.calibrate(shared, split.training, start(4.0).parameters, WORKERS)
     assert scaling.bias[2] - np.mean([scaling.bias[label] for label in (0, 1, 3)]) > 1.0
     assert sum(scaling.bias) == pytest.approx(0.0, abs=1e-5)
     assert found.bilateral[0].weight == 0.0
@@ -137,7 +125,7 @@ def test_a_run_does_not_lose_to_vector_scaling(tmp_path, monkeypatch):
         assert trained > network
     assert {one.kind for fold in result.folds for one in fold.tuned.fit.candidates} == {CALIBRATED, CRF}
     final = result.final.fit
-    assert final.describe().startswith("no CRF is better than the network recalibrated: Dice 0.")
+    assert final.describe().startswith("recalibration alone: Dice 0.")
     assert from_plain(FitResult, json.loads(json.dumps(to_plain(final)))) == final
     assert json.loads((tmp_path / "params.report.json").read_text())["final"]["is_calibration"]
     written = CrfParameters.load(tmp_path / "params.toml")
@@ -166,11 +154,11 @@ def drawn(seed, temperature, count=20_000):
 def test_the_temperature_of_drawn_labels_is_found_and_what_is_certain_does_not_become_a_step():
     for temperature in (0.5, 3.0):
         cases = [drawn(seed, temperature) for seed in range(2)]
-        assert fit_output_temperature(cases) == pytest.approx(temperature, rel=0.04)
+        assert baselines.fit_output_temperature(cases) == pytest.approx(temperature, rel=0.04)
     logits, labels = drawn(0, 1.0, count=300)
-    for said, expected in ((logits.argmax(axis=0), RANGE[0]), ((labels + 1) % 3, RANGE[1])):
-        assert fit_output_temperature([(logits, said)]) == pytest.approx(expected, rel=1e-3)
-    assert fit_output_temperature([]) == 1.0
+    for said, expected in ((logits.argmax(axis=0), baselines.RANGE[0]), ((labels + 1) % 3, baselines.RANGE[1])):
+        assert baselines.fit_output_temperature([(logits, said)]) == pytest.approx(expected, rel=1e-3)
+    assert baselines.fit_output_temperature([]) == 1.0
 
 
 def test_log_odds_of_regions_share_one():
@@ -179,17 +167,17 @@ def test_log_odds_of_regions_share_one():
     signs = np.where([labels > 0, labels == 2], np.float32(1.0), np.float32(-1.0))
     # The log-odds of a noisy sign, twice as large as they should be.
     logits = (2.0 * (2.0 * (signs + random.normal(0, 1, signs.shape)) + np.log([[2.0], [0.5]]))).astype(np.float32)
-    assert negative_log_likelihood(logits, signs, 3.0) == pytest.approx(-np.log(expit(signs * logits / 3.0)).mean(), rel=1e-5)
-    assert fit_output_temperature([(logits, signs)]) == pytest.approx(2.0, rel=0.05)
+    assert baselines.negative_log_likelihood(logits, signs, 3.0) == pytest.approx(-np.log(expit(signs * logits / 3.0)).mean(), rel=1e-5)
+    assert baselines.fit_output_temperature([(logits, signs)]) == pytest.approx(2.0, rel=0.05)
 
 
 def test_a_fit_gets_one_and_labels_stay(cases, trained, monkeypatch):
     """The likeliest one of its own marginals; few voxels of many are enough."""
     assert not trained.is_network
     shared = material(cases)
-    found = calibrate_output(trained, range(3), shared, WORKERS)
+    found = baselines.calibrate_output(trained, range(3), shared, WORKERS)
     monkeypatch.setattr("crfrefine.train.baselines.MAX_VALUES", 4 * 900)
-    few = calibrate_output(trained, range(3), shared, WORKERS).parameters.mean_field.output_temperature
+    few = baselines.calibrate_output(trained, range(3), shared, WORKERS).parameters.mean_field.output_temperature
     temperature = found.parameters.mean_field.output_temperature
     assert len({few, temperature, 1.0}) == 3
     assert few == pytest.approx(temperature, rel=0.25)
