@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine import io
-from crfrefine.arrays.region_scheme import GivenRegions, given_regions
+from crfrefine.arrays.region_scheme import GivenRegions, RegionScheme
 from crfrefine.arrays.resampling import GridMap, Interpolation
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.limits import available_threads, check_threads, memory_left, memory_limit
@@ -93,7 +93,7 @@ def export_prediction(
     interpolation = Interpolation(grid_map, nearest, is_cubic=resample == CUBIC)
     wide = grid_map.source_spacing(first.geometry()[1])
     network: Network
-    scheme = None if regions is None else given_regions(regions)
+    scheme = None if regions is None else RegionScheme.of(regions)
     if scheme is None:
         channels = StreamedNetwork(lambda: _pieces(logits), len(logits), grid_map.source_shape, "logits", "logits", first.path)
         network = CoarseNetwork(channels, interpolation, stored, wide)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 from dataclasses import dataclass
@@ -12,12 +11,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from crfrefine.base.array_types import Array, Bool, Float64, Labels
-from crfrefine.base.geometry import SPACING_RANGE, is_plausible, same_grid, spacing_of
+from crfrefine.base.geometry import SPACING_RANGE, same_grid, spacing_of
 from crfrefine.base.limits import MAX_LABEL
 from crfrefine.errors import GridMismatchError, InputError
-
-# What distances are taken, for messages.
-BOUNDS = f"from {SPACING_RANGE[0]:g} to {SPACING_RANGE[1]:g}; convert other units"
 
 
 def given_array(value: Any, name: str) -> Array:
@@ -29,73 +25,41 @@ def given_array(value: Any, name: str) -> Array:
         raise InputError(f"{name} is a {library} {type(value).__name__}; expected an array with the axes of the other arrays")
     # numpy imports numpy.ma when it is asked for; the time of that is a twentieth of a small case's.
     if type(value) is not np.ndarray and isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
-        own = f"~np.ma.getmaskarray({name})"
-        advice = f", and where the model applies as mask={own}, (*grid); of an array with channels, mask={own}.any(0)"
-        raise InputError(f"{name} is a masked array, whose mask would be lost; give {name}.filled(0){'' if name == 'mask' else advice}")
+        own = f"mask=~np.ma.getmaskarray({name}), (*grid)"
+        raise InputError(f"{name} is a masked array, whose mask would be lost; give {name}.filled(0), and where the model applies as {own}")
     try:
         array = np.asarray(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        # PyTorch's message for tensors on a GPU, with a gradient, or of a type that numpy does not have.
-        advice = f"; give {name}.detach().float().cpu()" if library == "torch" else ""
-        raise InputError(f"{name} is a {type(value).__name__} that numpy cannot take as an array: {error}{advice}") from error
+    except (TypeError, ValueError, RuntimeError) as error:  # Of PyTorch, too, which says what to do.
+        raise InputError(f"{name} is a {type(value).__name__} that numpy cannot take as an array: {error}") from error
     if array.dtype.kind not in "biuf":
-        advice = f"; give {name}.astype(np.float32)" if array.dtype.name == "bfloat16" else ""
-        raise InputError(f"{name} has type {array.dtype}; expected an array of real numbers{advice}")
+        raise InputError(f"{name} has type {array.dtype}; expected an array of real numbers, such as float32")
     return array
+
+
+# Advice where the shapes of arguments do not fit.
+LAYOUT = (
+    "\n  Of a batch, give each case by itself. If channels are the last axis, move them: np.moveaxis(logits, -1, 0). A label map (*grid) "
+    'needs input_type="labels", and the one channel of a sigmoid regions={"structure": 1}.'
+)
 
 
 def check_logits(logits: Array, image: Array, input_type: str, *, min_channels: int) -> None:
     """Raise InputError if logits (L, *grid) are rather a label map, or do not fit an image, (M, *grid) or (*grid)."""
-    expected = "logits are (labels, *grid), one channel per label, of floating-point numbers"
-    advice = 'to refine a label map (*grid), give input_type="labels"'
-    if logits.dtype.kind != "f":
-        what = "a mask" if logits.dtype.kind == "b" else "a label map"
-        raise InputError(
-            f"logits have type {logits.dtype} and shape {logits.shape}, as {what} has; {expected}: convert scores with astype; {advice}"
-        )
     are_surely_scores = input_type == "logits" or (input_type == "probabilities" and logits.max(initial=0) <= 1)
-    if logits.shape == image.shape and not are_surely_scores and _holds_whole_numbers(logits):
+    is_map = logits.shape == image.shape and not are_surely_scores and _holds_whole_numbers(logits)
+    if logits.dtype.kind != "f" or is_map:
         raise InputError(
-            f"logits have the image's shape {logits.shape} and hold whole numbers from 0 up, as a label map does; {expected}; {advice}"
+            f"logits have type {logits.dtype} and shape {logits.shape}, as a label map or a mask has; expected (labels, *grid), one "
+            'channel per label, of floating-point numbers: convert scores with astype; for a label map (*grid), give input_type="labels"'
         )
-    if logits.ndim < 2:
-        raise InputError(f"logits have shape {logits.shape}; expected (labels, *grid)")
-    grid = logits.shape[1:]
-    if math.prod(logits.shape) == 0:
-        raise InputError(f"logits have shape {logits.shape}, which has no voxels")
-    shape = (1, *image.shape) if image.ndim == len(grid) else image.shape
-    fits = shape[1:] == grid and shape[0] > 0
+    if logits.ndim < 2 or not logits.size:
+        raise InputError(f"logits have shape {logits.shape}; expected (labels, *grid), and at least one voxel")
     if len(logits) < min_channels:
-        # A grid has seldom more than three axes: a batch of one case is likelier.
-        advice = _describe_layout(logits.shape, shape)
-        if fits and logits.ndim <= 4 and _holds_whole_numbers(logits):
-            advice = (
-                "\n  They hold whole numbers from 0 up, as a label map does: give the label map (*grid), logits[0], with "
-                'input_type="labels" (crfrefine.monai takes its channel, too).'
-            )
-        elif fits and logits.ndim <= 4:
-            is_probability = logits.min() >= 0 and logits.max() <= 1
-            more = ' and input_type="probabilities".' if is_probability else "."
-            advice = f'\n  For the one channel of a sigmoid, give regions={{"structure": 1}}{more}'
-        raise InputError(f"logits have 1 label; at least two are needed, the background among them{advice}")
-    if not fits:
+        raise InputError(f"logits have 1 label; at least two are needed, the background among them{LAYOUT}")
+    if image.shape != logits.shape[1:] and (image.shape[1:] != logits.shape[1:] or not len(image)):
         raise InputError(
-            f"image has shape {shape}; expected (modalities, *grid) or (*grid) with the logits' grid {grid}"
-            + _describe_layout(logits.shape, shape)
+            f"image has shape {image.shape}; expected (modalities, *grid) or (*grid) with the logits' grid {logits.shape[1:]}{LAYOUT}"
         )
-
-
-def _describe_layout(logits: tuple[int, ...], image: tuple[int, ...]) -> str:
-    """Return what to give for a batch, or for channels that are the last axis; nothing if shapes look like neither."""
-    if len(logits) > 2 and logits[2:] == image[len(image) - len(logits) + 2 :]:
-        return (
-            "\n  If the first axis is that of a batch, give each of its cases by itself: refine(logits[i], ...) with the image of that "
-            "case, (modalities, *grid) or (*grid)."
-        )
-    if logits[:-1] in (image, image[1:], image[:-1]):
-        of_image = ", and np.moveaxis(image, -1, 0)" if logits[:-1] == image[:-1] else ""
-        return f"\n  If the last axis of the logits is that of the labels, give np.moveaxis(logits, -1, 0){of_image}."
-    return ""
 
 
 def given_voxels(mask: Any, grid: tuple[int, ...]) -> Bool:
@@ -140,13 +104,13 @@ def given_spacing(spacing: ArrayLike, num_dims: int) -> tuple[float, ...]:
         steps = np.asarray(spacing, dtype=np.float64)
     except (TypeError, ValueError):
         steps = np.empty(0)
-    if steps.shape not in ((), (num_dims,)) or not is_plausible(steps.flat):
-        is_batch = steps.size > 0 and steps.shape == (num_dims - 1,)
+    low, high = SPACING_RANGE
+    if steps.shape not in ((), (num_dims,)) or not ((steps >= low) & (steps <= high)).all():  # Also False for NaN.
         raise InputError(
-            f"spacing is {spacing!s}; expected {num_dims} positive distances in mm ({BOUNDS}), one per grid axis"
-            + ("\n  If the first axis of the arrays is that of a batch, give each of its cases by itself." if is_batch else "")
+            f"spacing is {spacing!s}; expected {num_dims} positive distances in mm (from {low:g} to {high:g}; convert other units), one "
+            "per grid axis, which is not that of a batch or of channels"
         )
-    return tuple(float(step) for step in np.broadcast_to(steps, (num_dims,)))
+    return tuple(np.broadcast_to(steps, (num_dims,)).tolist())
 
 
 ArrayOrImage = ArrayLike | Any  # an array, or an image of nibabel or SimpleITK
@@ -163,6 +127,11 @@ class _Opened:
     affine: Float64  # (4, 4) from indices (x, y, z) to mm, in the library's own world
     shape: tuple[int, ...]  # voxels along x, y, z
     spacing: tuple[float, ...]  # mm, one per axis of the array's grid
+
+    @property
+    def grid(self) -> str:
+        """The grid for messages."""
+        return f"{self.shape} voxels {' x '.join(f'{step:g}' for step in self.spacing)} mm apart"
 
 
 def open_images(given: dict[str, Any], spacing: ArrayLike | None) -> tuple[dict[str, Any], ArrayLike | None]:
@@ -189,12 +158,11 @@ def open_images(given: dict[str, Any], spacing: ArrayLike | None) -> tuple[dict[
             )
         if not same_grid(first.shape, first.affine, other.shape, other.affine):
             raise GridMismatchError(
-                f"{first.name} and {other.name} are on different grids: {first.shape} voxels {_shown(first.spacing)} mm apart and "
-                f"{other.shape} voxels {_shown(other.spacing)} mm apart, or elsewhere in the world; resample one of them, as "
-                "`crfrefine infer --resample` does"
+                f"{first.name} and {other.name} are on different grids: {first.grid} and {other.grid}, or elsewhere in the world; resample "
+                "one of them, as `crfrefine infer --resample` does"
             )
     if spacing is not None and not np.allclose(given_spacing(spacing, len(first.spacing)), first.spacing, rtol=_SAME_SPACING, atol=0.0):
-        raise InputError(f"spacing is {spacing!s}, but that of {first.name} is {_shown(first.spacing)}; leave spacing out, or give arrays")
+        raise InputError(f"spacing is {spacing!s}, but {first.name} has {first.grid}; leave spacing out, or give arrays")
     return given | {found.name: found.values for found in opened}, first.spacing if spacing is None else spacing
 
 
@@ -230,7 +198,3 @@ def _of_simple_itk(image: Any, name: str) -> _Opened:
     affine[:num_axes, :num_axes] = np.reshape(image.GetDirection(), (dimension, dimension))[:num_axes, :num_axes] * spacing
     affine[:num_axes, 3] = image.GetOrigin()[:num_axes]
     return _Opened(name, "SimpleITK", values, affine, tuple(image.GetSize()[:num_axes]), tuple(spacing[::-1]))
-
-
-def _shown(spacing: tuple[float, ...]) -> str:
-    return " x ".join(f"{step:g}" for step in spacing)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.arrays.arguments import given_spacing
-from crfrefine.base.array_types import Array, Bool, Float64, Labels
+from crfrefine.base.array_types import Array, Float64, Labels
 from crfrefine.errors import InputError
 
 Integers = NDArray[np.int64]
@@ -25,8 +25,7 @@ _MIN_UNPREDICTED = 4  # planes
 
 def find_blocks(label_map: Labels) -> tuple[float, ...] | None:
     """Return the mean size of blocks of equal labels in voxels per axis, 1 along an axis without blocks; None if no axis has them."""
-    # Along an axis that nearest neighbor brought from a coarser grid, labels change only between
-    # blocks. Linear interpolation leaves no blocks. The labels are (*grid), of up to three axes.
+    # Along an axis from a coarser grid labels change only between blocks. (*grid) has up to three axes.
     pitch = tuple(_pitch(changes) for changes in _count_changes(label_map))
     return pitch if any(size > 1 for size in pitch) else None
 
@@ -80,8 +79,7 @@ def _pitch(changes: Integers) -> float:
     num_pitches = math.ceil(2 * length * math.log(max_pitch / _MIN_PITCH)) + 1
     pitches = np.geomspace(_MIN_PITCH, max_pitch, num_pitches)
     coarse = max((_fit(planes, weights, x) for x in pitches), key=lambda fit: fit.divergence)
-    # Now planes count, not voxels: else pitches that leave out the tips of a structure would win.
-    # Fewer changes, such as those of an edit by hand, do not count.
+    # Now planes count: else pitches that leave out tips would win. Fewer changes, as by hand, do not count.
     others = np.delete(weights, coarse.predicted)
     is_changed = weights > 3 * (np.median(others) if others.size else 1.0)
     if np.count_nonzero(is_changed) < _MIN_PREDICTED:
@@ -91,8 +89,13 @@ def _pitch(changes: Integers) -> float:
     pitches = np.clip(coarse.pitch * np.linspace(1 - span, 1 + span, 513), _MIN_PITCH, _MAX_PITCH)
     fine = [_fit(planes, weights_of_planes, x) for x in pitches]
     best = max(fine, key=lambda fit: fit.divergence)
-    share = weights[best.predicted].sum()
-    if share < _MIN_SHARE or not _is_believed(is_changed, best.predicted, length):
+    if weights[best.predicted].sum() < _MIN_SHARE:
+        return 1.0
+    # Chance does not explain that changes lie on the predicted planes: pitches and phases give about length³ sets of planes.
+    inside, outside = is_changed[best.predicted], np.delete(is_changed, best.predicted)
+    mean = float(is_changed.mean())
+    evidence = sum(part.size * _divergence(part.mean(), mean) for part in (inside, outside) if part.size)
+    if np.count_nonzero(inside) < _MIN_PREDICTED or outside.size < _MIN_UNPREDICTED or evidence <= 3 * math.log(length):
         return 1.0
     equal = [fit.pitch for fit in fine if fit.divergence > best.divergence - 1e-9]
     return float(min(equal) + max(equal)) / 2
@@ -112,16 +115,6 @@ def _fit(planes: Integers, weights: Float64, pitch: float) -> _Fit:
     return _Fit(pitch, _divergence(float(shares[best]), float(expected[best])), predicted)
 
 
-def _is_believed(is_changed: Bool, predicted: Integers, length: int) -> bool:
-    """Return whether chance does not explain that changes lie on the predicted planes."""
-    inside, outside = is_changed[predicted], np.delete(is_changed, predicted)
-    if np.count_nonzero(inside) < _MIN_PREDICTED or outside.size < _MIN_UNPREDICTED:
-        return False
-    mean = float(is_changed.mean())
-    evidence = sum(part.size * _divergence(part.mean(), mean) for part in (inside, outside))
-    return evidence > 3 * math.log(length)  # Pitches and phases give about length³ sets of planes.
-
-
 def _divergence(share: float, expected: float) -> float:
     """Return the Kullback-Leibler divergence of two Bernoulli distributions, in nats."""
     pairs = ((share, expected), (1 - share, 1 - expected))
@@ -130,15 +123,13 @@ def _divergence(share: float, expected: float) -> float:
 
 AUTO = "auto"  # network spacing that is found in the label map
 _MAX_DIMS = 3
-_OPTION = "--network-spacing MM, in Python network_spacing=..."
 
 
 def find_network_spacing(given: Any, labels: Labels, spacing: Sequence[float]) -> tuple[tuple[float, ...] | None, str | None]:
     """Return mm between voxels of the network along each axis, or None, and a note for the user."""
-    # `given` is one number, one per axis, or "auto" for blocks found in the label map, (*grid).
-    # Raises InputError if the network's voxels are not larger than the image's, or no blocks are
-    # found.
-    if given is not None and not isinstance(given, str):
+    # `given` is one number, one per axis, or "auto". Raises InputError if the voxels are not larger, or
+    # no blocks are found.
+    if given is not None and not (isinstance(given, str) and given == AUTO):
         try:
             network = given_spacing(given, labels.ndim)
         except InputError as error:
@@ -151,24 +142,21 @@ def find_network_spacing(given: Any, labels: Labels, spacing: Sequence[float]) -
         sizes = [wide / step for wide, step in zip(network, spacing, strict=True)]
         note = f"the label map is taken as that of a coarser network: {_by(sizes)} voxels of the image"
         return tuple(map(max, network, spacing)), note
-    if given not in (None, AUTO):
-        raise InputError(f"network spacing is {given!r}; expected 'auto', or mm: one number, or one per axis of the grid")
     blocks = find_blocks(labels) if labels.ndim <= _MAX_DIMS else None
     if blocks is None:
         if given is None:
             return None, None
         raise InputError(
             "network spacing 'auto': the label map has no blocks of a coarser grid, as maps have that nearest neighbor brought to the "
-            f"image's grid; give the spacing of the network: {_OPTION}"
+            "image's grid; give the spacing of the network: --network-spacing MM, in Python network_spacing=..."
         )
-    sizes = [pitch * step for pitch, step in zip(blocks, spacing, strict=True)]
-    text = f"blocks of {_by(blocks)} voxels: {_by(sizes)} mm"
+    network = tuple(step * max(1.0, pitch) for step, pitch in zip(spacing, blocks, strict=True))
+    text = f"blocks of {_by(blocks)} voxels: {_by(network)} mm"
     if given is None:
         return None, (
             "the label map looks like that of a coarser network, whose stairs stay; for a border at the image's resolution add "
             f"--network-spacing auto, in Python network_spacing='auto': {text}"
         )
-    network = tuple(step * max(1.0, pitch) for step, pitch in zip(spacing, blocks, strict=True))
     return network, f"the label map is taken as that of a coarser network, found in it: {text}"
 
 

@@ -17,8 +17,6 @@ from crfrefine.parameters.sections import PostprocessParameters
 
 Label = TypeVar("Label", bound=np.integer[Any])
 
-NO_RULES = PostprocessParameters()  # label maps stay as they are
-
 
 @dataclass(frozen=True)
 class Cleaned(Generic[Label]):
@@ -33,9 +31,9 @@ class Cleaned(Generic[Label]):
 
 def clean(label_map: NDArray[Label], parameters: PostprocessParameters, voxel_volume_ml: float) -> Cleaned[Label]:
     """Apply the rules for small objects to an integer label map, (*grid), and return the result."""
-    # Components of all foreground together, then of each label, below a volume or a number of
-    # voxels become background; then holes are filled. `voxel_ml` is the volume of a voxel.
-    if parameters == NO_RULES:
+    # Components of all foreground together, then of each label, below a volume become background;
+    # then holes are filled.
+    if parameters == PostprocessParameters():
         return Cleaned(label_map)
     num_labels = max([int(label_map.max(initial=0)) + 1, *map(len, parameters.label_lists.values())])
     parameters.spread({"label": num_labels})  # checks the lengths
@@ -60,9 +58,12 @@ def clean(label_map: NDArray[Label], parameters: PostprocessParameters, voxel_vo
                 removed += _remove(result[box], result[box] == label, keeps[label], sizes[label] / voxel_volume_ml)
     if any(fills):
         filled = fill_holes(result, [label for label in range(1, num_labels) if fills[label]], any_hole=fills[0])
-    fewer = np.bincount(label_map[label_map != result]) if removed else np.zeros(0, np.int64)
-    totals = {int(label): int(np.count_nonzero(label_map == label)) for label in np.flatnonzero(fewer) if label}
-    return Cleaned(result, removed, filled, {label: (total, total - int(fewer[label])) for label, total in totals.items()})
+    lost = {}
+    for label, fewer in enumerate(np.bincount(label_map[label_map != result]).tolist() if removed else ()):
+        if label and fewer:
+            total = int(np.count_nonzero(label_map == label))
+            lost[label] = total, total - fewer
+    return Cleaned(result, removed, filled, lost)
 
 
 def _by_label(words: str | tuple[str, ...], num_labels: int) -> tuple[bool, ...]:
@@ -107,10 +108,9 @@ def _remove(part: Array, group: Bool, keeps_largest: bool, min_voxels: float) ->
 
 def fill_holes(label_map: Array, labels: Collection[int], *, any_hole: bool = False) -> int:
     """Fill holes of (*grid) labels in place, and return the number of voxels filled."""
-    # A hole is a region of background, connected over faces, that touches no border of the grid;
-    # axes with a single voxel have no border. It is filled with the label that it touches with the
-    # most faces, the lowest label of a tie. Unless `any_hole`, it must
-    # touch a single label, and that label must be in `labels`.
+    # A hole is a region of background, connected over faces, that touches no border of axes of several
+    # voxels. It gets the label that it touches with the most faces, the lowest of a tie. Unless `any_hole`,
+    # it must touch a single label, which is in `labels`.
     from scipy import ndimage
 
     box = bounding_box(label_map != 0)
@@ -149,8 +149,7 @@ def fill_holes(label_map: Array, labels: Collection[int], *, any_hole: bool = Fa
 
 
 MAX_LOSS = 0.1  # share of a structure's voxels that rules may remove without permission
-# The note on such structures begins with it.
-REMOVED = "structures that rules of [postprocess] removed"
+REMOVED = "structures that rules of [postprocess] removed"  # begins the note on them
 _MAX_NAMED = 50
 
 
@@ -158,8 +157,7 @@ def describe_losses(
     lost: Mapping[int, tuple[int, int]], rules: PostprocessParameters, names: Mapping[int, str], voxel_ml: float | None, *, allowed: bool
 ) -> tuple[str, ...]:
     """Return a note on the structures that lost more than MAX_LOSS of their voxels to rules; raise ConfigError if that is not allowed."""
-    # `lost` has the voxels before the rules, and how many of them are left, of each label that lost
-    # voxels; `voxel_ml` is the volume of a voxel, None on grids that do not have three axes.
+    # `lost` is that of `Cleaned`; `voxel_ml` is None on grids that do not have three axes.
     texts = []
     for label, (before, after) in sorted(lost.items()):
         if before - after > MAX_LOSS * before:
@@ -170,8 +168,7 @@ def describe_losses(
     rule, structures = " and ".join(f"{key} = {shorten_value(value)}" for key, value in rules.removing.items()), listed(texts, _MAX_NAMED)
     if allowed:
         return (f"{REMOVED}, in whole or by more than {MAX_LOSS:.0%}, by {rule}: {structures}",)
-    off = " and ".join(f"{key} = {'0' if key.endswith('_ml') else 'none'}" for key in rules.removing)
     raise ConfigError(
         f"{rule} would remove more than {MAX_LOSS:.0%} of {counted(len(texts), 'structure')}: {structures}\n"
-        f"  Switch it off ({off}), or allow it: --allow-vanishing, in Python allow_vanishing=True."
+        "  Switch the rule off, or allow it: --allow-vanishing, in Python allow_vanishing=True."
     )

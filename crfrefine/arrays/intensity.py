@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,16 +17,11 @@ from crfrefine.base.geometry import StorageOrder
 from crfrefine.base.limits import available_threads, run_all
 from crfrefine.parameters.sections import IntensityParameters
 
-# Elements processed at a time, so that later passes over a block find it in the second-level cache.
-_BLOCK = 1 << 16
-# Share of voxels outside of a window from which on the window does not fit the image.
-MAX_CLIPPED = 0.95
-# Largest negative value of an image that is not CT, in shares of its largest value: interpolation
-# and filters leave ripples around 0.
-RIPPLE = 0.1
+_BLOCK = 1 << 16  # elements processed at a time: later passes find them in the second-level cache
+MAX_CLIPPED = 0.95  # share of voxels outside of a window from which on the window does not fit the image
+RIPPLE = 0.1  # largest negative value beside 0 that filters leave in an image that is not CT, in shares of its largest value
 MIN_NEGATIVE = 0.001  # smallest share of voxels below 0, beyond ripples, in CT
-# A spread whose inverse does not fit into float32 counts as zero.
-_CONSTANT = float(np.finfo(np.float32).tiny)
+_CONSTANT = float(np.finfo(np.float32).tiny)  # a spread whose inverse does not fit into float32 counts as zero
 
 
 def normalize_intensity(
@@ -36,21 +33,18 @@ def normalize_intensity(
     threads: int | None = None,
 ) -> Float32:
     """Map raw intensities to the scale that theta_beta is measured in, as float32 in the order of memory."""
-    # The image is (M, *grid); statistics are those of each modality inside the (*grid) mask, None
-    # means everywhere. With a box only the part of the grid in it is mapped. Raises InputError for
-    # a mask that is empty, ConfigError if a list of the parameters does not have one entry per
-    # modality.
+    # The image is (M, *grid); statistics are those inside the (*grid) mask, and only the box is mapped.
     image = np.asarray(image)
-    plans = parameters.by_modality(image.shape[0])
+    settings = parameters.spread({"modality": len(image)})
     part = image if box is None else image[(slice(None), *box)]
-    if all(kind == "none" for kind, _, _ in plans):
+    if set(settings["normalization"]) == {"none"}:
         return part.astype(np.float32, order="K", copy=False)
     result = np.empty_like(part, dtype=np.float32, order="K", subok=False)
     order = StorageOrder.of_memory(image[0])
     stored_mask = None if mask is None else order.to_storage(mask)
 
     def run(modality: int) -> None:
-        fitted = _fit_modality(order.to_storage(image[modality]), *plans[modality], stored_mask)
+        fitted = _fit_modality(order.to_storage(image[modality]), settings, modality, stored_mask)
         fitted.apply(order.to_storage(part[modality]), order.to_storage(result[modality]))
 
     run_all([partial(run, modality) for modality in range(len(image))], threads or available_threads())
@@ -86,17 +80,16 @@ def fit_intensity(
     image: NDArray[np.floating | np.integer], parameters: IntensityParameters, mask: Bool | None = None
 ) -> tuple[IntensityMap, ...]:
     """Return the maps that `normalize_intensity` applies, one per modality, for an image in storage order."""
-    plans = parameters.by_modality(image.shape[0])
-    return tuple(_fit_modality(modality, *plan, mask) for modality, plan in zip(image, plans, strict=True))
+    settings = parameters.spread({"modality": len(image)})
+    return tuple(_fit_modality(values, settings, modality, mask) for modality, values in enumerate(image))
 
 
 def window_notes(image: NDArray[np.floating | np.integer], parameters: IntensityParameters, mask: Bool | None = None) -> tuple[str, ...]:
     """Return a note for each modality of (M, *grid) whose window does not fit, such as a window of Hounsfield units for MRI."""
-    # A window does not fit if it clips at least MAX_CLIPPED of the voxels inside the mask. A window
-    # that begins below 0 does not fit either if hardly any value of the image is below 0: CT has
-    # air and fat, and MRI has at most ripples around 0.
-    notes = []
-    for modality, (values, (kind, _, window)) in enumerate(zip(image, parameters.by_modality(len(image)), strict=True)):
+    # A window does not fit if it clips at least MAX_CLIPPED of the voxels inside the mask, or begins
+    # below 0 where hardly any value is: CT has air and fat, and MRI has at most ripples around 0.
+    notes, settings = [], parameters.spread({"modality": len(image)})
+    for modality, (values, kind, window) in enumerate(zip(image, settings["normalization"], settings["window"], strict=True)):
         if kind != "window" or window is None:
             continue
         low, high = float(values.min()), float(values.max())
@@ -115,10 +108,9 @@ def window_notes(image: NDArray[np.floating | np.integer], parameters: Intensity
     return tuple(notes)
 
 
-def _fit_modality(
-    source: Array, kind: str, percentiles: tuple[float, float], window: tuple[float, float] | None, mask: Bool | None
-) -> IntensityMap:
-    """Return the map of one modality, (*grid) in storage order, with statistics inside the mask."""
+def _fit_modality(source: Array, settings: Mapping[str, Any], modality: int, mask: Bool | None) -> IntensityMap:
+    """Return the map of one modality, (*grid) in storage order, with statistics inside the mask; settings have a value per modality."""
+    kind, percentiles, window = (settings[key][modality] for key in ("normalization", "percentiles", "window"))
     if kind == "none":
         return IntensityMap()
     if kind == "window" and window is not None:

@@ -14,7 +14,6 @@ import numpy as np
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.base.geometry import StorageOrder
 from crfrefine.base.limits import MAX_LABELS
-from crfrefine.base.text import listed
 from crfrefine.errors import InputError
 
 Box = tuple[slice, ...]  # A part of a grid: one slice per axis, with a start and a stop
@@ -26,8 +25,7 @@ _BLOCK = 1 << 18
 
 def argmax_labels(scores: Array) -> Array:
     """Return the label with the highest score at each voxel (the lowest one of equals), in the smallest unsigned type."""
-    # The memory layout is that of the scores: one pass per label, several times faster than numpy's
-    # argmax over a strided axis.
+    # In the layout of the scores: one pass per label, several times faster than numpy's strided argmax.
     dtype = np.min_scalar_type(max(len(scores) - 1, 0))
     best = scores[0].copy(order="K")
     labels = np.zeros_like(best, dtype=dtype)
@@ -40,13 +38,12 @@ def argmax_labels(scores: Array) -> Array:
 
 def count_labels(labels: Array, num_labels: int) -> tuple[int, ...]:
     """Return the number of voxels of each label 0 … num_labels - 1."""
-    if num_labels > _MAX_PASSES:
-        flat = labels.ravel(order="K")
-        counts = np.zeros(num_labels, np.int64)
-        for start in range(0, flat.size, _BLOCK):  # Counting widens each voxel to 64 bits.
-            counts += np.bincount(flat[start : start + _BLOCK], minlength=num_labels)[:num_labels]
-        return tuple(int(count) for count in counts)
-    return tuple(int(np.count_nonzero(labels == label)) for label in range(num_labels))
+    if num_labels <= _MAX_PASSES:
+        return tuple(int(np.count_nonzero(labels == label)) for label in range(num_labels))
+    flat, counts = labels.ravel(order="K"), np.zeros(num_labels, np.int64)
+    for start in range(0, flat.size, _BLOCK):  # Counting widens each voxel to 64 bits.
+        counts += np.bincount(flat[start : start + _BLOCK], minlength=num_labels)[:num_labels]
+    return tuple(counts.tolist())
 
 
 def foreground_labels(labels: Array) -> list[int]:
@@ -72,7 +69,7 @@ def widen(mask: Bool, reach: Sequence[int]) -> Bool:
         last = min(most, len(lines) - 1)
         while done < last:  # Twice as far with each step, whatever the reach.
             step = min(done + 1, last - done)
-            before = lines.copy()
+            before = lines.copy(order="K")
             lines[step:] |= before[:-step]
             lines[:-step] |= before[step:]
             done += step
@@ -93,19 +90,12 @@ def bounding_box(mask: Bool) -> Box | None:
 # ---- Label maps as logits
 
 
-# Logit of a voxel's label; that of the other labels is 0. Division by the temperature makes it
-# stronger or weaker.
-CONFIDENCE = 2.0
-# Logit of a label that does not occur in the case, where it has a channel at all. Its marginal is
-# 0, and float16 holds the value.
-ABSENT_LOGIT = -1e4
-# Channels from which on a label takes part only near where it occurs: e^0 for each of many others
-# would outweigh a voxel's own label.
+CONFIDENCE = 2.0  # logit of a voxel's label; that of the other labels is 0
+ABSENT_LOGIT = -1e4  # logit of a label that does not occur: its marginal is 0, and float16 holds it
+# Channels, and bytes of logits, from which on a label takes part only near where it occurs: e^0 for
+# each of many others would outweigh a voxel's own label.
 MANY_LABELS = 16
-# Bytes of logits in float32 that are not made from a label map: beyond them, too, a label takes
-# part only near where it occurs.
 MAX_IN_MEMORY = 1 << 29
-MAX_SHOWN = 12  # most labels that a message lists
 
 
 def present_labels(label_map: Array) -> tuple[int, ...]:
@@ -124,8 +114,7 @@ def channels_of(present: Sequence[int]) -> tuple[int, ...]:
 
 def labels_of_one_hot(pieces: Iterable[tuple[int, slice, Array]], shape: tuple[int, ...]) -> Labels | None:
     """Return the label map, (*grid), of one-hot channels that come in pieces; None for other values."""
-    # A piece is its first channel, its planes, and (channels, planes, …) values. Raises InputError
-    # if some voxels have 1 in no channel or in several.
+    # A piece: its first channel, planes, (channels, planes, …) values. InputError: no label, or several.
     labels = np.zeros(shape[1:], np.min_scalar_type(shape[0] - 1))
     is_labeled = np.zeros(shape[1:], np.bool_)
     for first, planes, values in pieces:
@@ -162,24 +151,20 @@ def take_part_nearby(num_channels: int, num_voxels: int) -> bool:
 
 def channel_numbers(labels: Labels, channels: Sequence[int]) -> Labels:
     """Return the number of the channel of each label, in the smallest unsigned type; channels ascend, and have every label."""
-    dtype = np.min_scalar_type(len(channels) - 1)
-    if channels[-1] == len(channels) - 1:
-        return labels.astype(dtype, copy=False)
-    table = np.zeros(channels[-1] + 1, dtype)
+    table = np.zeros(channels[-1] + 1, np.min_scalar_type(len(channels) - 1))
     table[list(channels)] = np.arange(len(channels))
     return _look_up(table, labels)
 
 
 def renumber(indices: Array, channels: Sequence[int]) -> Labels:
     """Return a label map from (*grid) channel numbers, in the smallest unsigned type and the same memory layout."""
-    table = np.asarray(channels).astype(np.min_scalar_type(max(channels)))
-    if channels[-1] == len(channels) - 1:
-        return indices.astype(table.dtype, copy=False)
-    return _look_up(table, indices)
+    return _look_up(np.asarray(channels).astype(np.min_scalar_type(max(channels))), indices)
 
 
 def _look_up(table: Array, indices: Array) -> Array:
     """Return (*grid) entries of a table in the memory layout of the indices; numpy widens indices to 64 bits, so a plane at a time."""
+    if table[-1] == len(table) - 1:  # Ascending numbers without a gap are their own entries.
+        return indices.astype(table.dtype, copy=False)
     entries = np.empty_like(indices, dtype=table.dtype)
     order = StorageOrder.of_memory(indices)
     for plane, target in zip(np.atleast_2d(order.to_storage(indices)), np.atleast_2d(order.to_storage(entries)), strict=True):
@@ -194,11 +179,6 @@ def expand_channels(values: Float32, channels: Sequence[int], num_labels: int, a
     for channel, label in zip(values, channels, strict=True):
         expanded[label] = channel
     return expanded
-
-
-def describe_labels(labels: Sequence[int]) -> str:
-    """Return the labels as a list for a message."""
-    return listed([str(label) for label in labels], MAX_SHOWN)
 
 
 # Standard deviation of the Gaussian that makes shares of labels, in voxels of the network.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -20,12 +19,8 @@ from crfrefine.base.array_types import Array, Bool, Float32
 from crfrefine.base.text import see
 from crfrefine.errors import InputError
 
-# Largest share of padding in the mask. With more, the logits are probably not the network's output
-# for this image.
-MAX_SHARE = 0.999
-# This many voxels without padding are enough, whatever their share: the crop around a small organ
-# is a small part of a large scan.
-ENOUGH_VOXELS = 1000
+MAX_SHARE = 0.999  # largest share of padding in the mask
+ENOUGH_VOXELS = 1000  # voxels without padding that are enough, as of a small organ in a large scan
 BLOCK_VOXELS = 1 << 16
 
 
@@ -36,17 +31,6 @@ def plane_blocks(values: Array) -> Iterator[slice]:
         yield slice(start, start + planes)
 
 
-def all_equal(values: Array, to: float | None = None) -> Bool:
-    """Return where all channels of (channels, …) values are equal, or equal to a number; later ones are read if the first ones agree."""
-    first, *others = values if to is None else (to, *values)
-    same: Bool = others[0] == first
-    for channel in others[1:]:
-        if not same.any():
-            break
-        same &= channel == first
-    return same
-
-
 def find_padding(channels: Array, *, are_regions: bool = False) -> Bool | None:
     """Return (*grid), True where all labels of (L, *grid) have exactly the same value; None if they do nowhere. It is fastest in C order.
 
@@ -54,22 +38,31 @@ def find_padding(channels: Array, *, are_regions: bool = False) -> Bool | None:
     probabilities that are 0 in all channels are certain background.
     """
     padding: Bool | None = None
-    for planes in plane_blocks(channels):
-        same = all_equal(channels[:, planes], 0.0 if are_regions else None)
+    step = max(1, BLOCK_VOXELS // max(1, math.prod(channels.shape[2:])))
+    for start in range(0, channels.shape[1], step):
+        first, *others = channels[:, start : start + step]
+        if are_regions:
+            first, others = np.float32(0.0), [first, *others]
+        same = others[0] == first
+        for channel in others[1:]:  # Later channels are read if the first ones agree.
+            if not same.any():
+                break
+            same &= channel == first
         if same.any():
             if padding is None:
                 padding = np.zeros(channels.shape[1:], np.bool_)
-            padding[planes] = same
+            padding[start : start + step] = same
     return padding
 
 
-def leave_out(padding: Bool, mask: Bool | None, what: str) -> tuple[Bool, int]:
-    """Return a mask, (*grid), without the padding, and the number of voxels removed from it; errors of `check_share` begin with `what`."""
+def leave_out(padding: Bool, mask: Bool | None, what: str, *, are_regions: bool = False) -> tuple[Bool, int, tuple[str, ...]]:
+    """Return a mask, (*grid), without the padding, the number of voxels removed from it, and notes; errors of `check_share` name `what`."""
     inside = ~padding if mask is None else mask & ~padding
-    num_left = int(np.count_nonzero(inside))
     num_voxels = padding.size if mask is None else int(np.count_nonzero(mask))
-    check_share(num_voxels - num_left, num_voxels, what)
-    return inside, num_voxels - num_left
+    num_padded = num_voxels - int(np.count_nonzero(inside))
+    check_share(num_padded, num_voxels, what)
+    notes = (describe_padding(num_padded, padding.size, are_regions=are_regions),) if num_padded else ()
+    return inside, num_padded, notes
 
 
 def check_share(num_padded: int, num_voxels: int, what: str) -> None:
@@ -98,33 +91,62 @@ INPUT_TYPES: tuple[str, ...] = get_args(InputType)
 
 # Smallest probability before the logarithm: an exact zero would otherwise forbid a label forever.
 MIN_PROBABILITY = 1e-7
-# Largest error of the sum over labels, and largest distance of a value from [0, 1]; float16 and
-# scaled 16-bit integers stay below it.
+# Largest error of the sum over labels, and distance from [0, 1]: more than in float16 and 16 bits.
 SUM_TOLERANCE = 1e-3
-# The same for values declared as probabilities: 8-bit ones stay below it, channels of overlapping
-# regions do not.
+# The same for values declared as probabilities: more than in 8 bits, less than in regions.
 TOLD_SUM_TOLERANCE = 0.05
 # The advice for values that look like something else.
 BY_HAND = "--input-type {} (in Python: input_type)"
 
 
-@dataclass
-class Look:
-    """The facts that tell logits from probabilities. Voxels where all labels are equal, such as padding, do not count."""
+_ABOVE, _NEGATIVE = 1, 2  # bits of a voxel with a value outside [0, 1]
 
-    sums: Float32  # (*grid) sum over labels
-    is_equal: Bool  # (*grid), True where all labels are equal
-    outside: str | None = None  # the first value outside [0, 1], in words
-    is_negative: bool = False  # whether a value is below 0: the sums may then be incomplete
-    is_binary: bool = False  # whether all values are 0 or 1
+
+class Look:
+    """The facts that tell logits from probabilities. Voxels where all labels are equal, such as padding, do not count.
+
+    Attributes:
+        sums: (*grid) sum over labels, not complete if there are negative values.
+        is_equal: (*grid), True where all labels are equal.
+        is_binary: whether all values are 0 or 1.
+        are_logits: whether a value is negative: nothing else need be known.
+    """
+
+    def __init__(self, is_equal: Bool) -> None:
+        self.is_equal, self.sums = is_equal, np.zeros(is_equal.shape, np.float32)
+        self.is_binary, self.are_logits, self._example = True, False, ""
+        self._marks = np.zeros(is_equal.shape, np.uint8)
+
+    def add(self, label: int, values: Array, planes: slice) -> None:
+        """Take note of planes of a channel, one label after the other; `is_equal` is that of the labels so far, or of all."""
+        if self.are_logits:
+            return
+        self.sums[planes] += values
+        self.is_binary = self.is_binary and bool(((values == 0) | (values == 1)).all())
+        low, high = float(values.min()), float(values.max())
+        if low >= -SUM_TOLERANCE and high <= 1 + SUM_TOLERANCE:
+            return
+        is_low, counts, marks = values < -SUM_TOLERANCE, ~self.is_equal[planes], self._marks[planes]
+        marks[is_low] |= _NEGATIVE
+        marks[values > 1 + SUM_TOLERANCE] |= _ABOVE
+        self.are_logits = bool((is_low & counts).any())
+        where = np.flatnonzero((is_low | (values > 1 + SUM_TOLERANCE)) & counts)
+        if where.size and "voxel" not in self._example:
+            voxel = self.voxel(where[0] + planes.start * math.prod(values.shape[1:]))
+            self._example = f"{values.flat[where[0]]:.4g} for label {label} at {voxel}"
+        self._example = self._example or f"{low if low < -SUM_TOLERANCE else high:.4g} for label {label}"
+
+    @property
+    def outside(self) -> str | None:
+        """A value outside [0, 1], in words."""
+        return self._example if self._marks[~self.is_equal].any() else None
 
     @property
     def scaled_sum(self) -> float | None:
         """The sum over labels of scaled probabilities, such as percent; None for other values, and if all labels are equal everywhere."""
-        # No value is negative, and all sums agree: they differ by at most TOLD_SUM_TOLERANCE of
-        # themselves, as those of rounded values do.
+        # All sums agree within TOLD_SUM_TOLERANCE of themselves, as those of rounded values do.
         sums = self.sums[~self.is_equal]
-        if self.is_negative or not sums.size:
+        if not sums.size or (self._marks[~self.is_equal] & _NEGATIVE).any():
             return None
         low, high = float(sums.min()), float(sums.max())
         return (low + high) / 2 if high > 0 and high - low <= TOLD_SUM_TOLERANCE * high else None
@@ -132,36 +154,6 @@ class Look:
     def bad_voxels(self, tolerance: float) -> NDArray[np.intp]:
         """Return the flat indices of the voxels whose sum is not 1."""
         return np.flatnonzero((np.abs(self.sums - 1) > tolerance) & ~self.is_equal)
-
-    def require_distribution(self, name: str, tolerance: float) -> None:
-        """Raise InputError if values within [0, 1] do not sum to 1 over labels."""
-        bad = self.bad_voxels(tolerance)
-        if not bad.size:
-            return
-        sums = self.sums.reshape(-1)[bad]
-        is_zero = sums <= SUM_TOLERANCE
-        first = int(is_zero.argmin())  # The first sum above zero, if there is one.
-        voxel, where = self.voxel(bad[first]), f"at {bad.size} of {self.sums.size} voxels; the first one is "
-        if is_zero.all():
-            text = (
-                f"the probabilities of all labels are almost zero {where}{voxel}\n"
-                "  Outside the network's field of view, background should be 1, or all labels exactly equal."
-            )
-        elif not is_zero.any() and not self.bad_voxels(TOLD_SUM_TOLERANCE).size:
-            text = (
-                f"all values lie in [0, 1] and sum to about 1, but not to 1 {where}{voxel} with a sum of {sums[first]:.3f}\n"
-                f"  Probabilities that were rounded, as to 8 bits, are like that: give {BY_HAND.format('probabilities')} if these are some."
-            )
-        else:
-            text = (
-                f"all values lie in [0, 1] but do not sum to 1 {where}{voxel} with a sum of {sums[first]:.3f}\n"
-                "  These look like sigmoid channels, as of region-based training: each is a separate probability, and together they are\n"
-                "  neither logits nor a distribution over labels. Name the regions: in dataset.json as nnU-Net does (labels,\n"
-                "  regions_class_order), or with infer --regions whole=1+2 --regions core=2; in Python regions=RegionScheme.of({...}) "
-                f"({see('docs/reference/formats.md#regions')})."
-            )
-        hint = "\n  All values are 0 or 1: for one binary file per structure, give --input-type labels." if self.is_binary else ""
-        raise InputError(f"{name}: {text}{hint}")
 
     def voxel(self, flat_index: int | np.integer[Any]) -> str:
         """Return a voxel in words, (x, y, z)."""
@@ -171,33 +163,36 @@ class Look:
 
 def look_at(values: Array) -> Look:
     """Return what one pass over scores (L, *grid) shows; it ends where they can be nothing but logits."""
-    grid = values.shape[1:]
-    look = Look(np.ones(grid, np.float32), np.ones(grid, np.bool_), is_binary=True)
+    look = Look(np.ones(values.shape[1:], np.bool_))
     for planes in plane_blocks(values):
-        block = values[:, planes]
-        look.is_equal[planes] = equal = all_equal(block)
-        look.sums[planes] = block.sum(axis=0)
-        if block.min() < -SUM_TOLERANCE or block.max() > 1 + SUM_TOLERANCE:
-            outside = ((block < -SUM_TOLERANCE) | (block > 1 + SUM_TOLERANCE)) & ~equal
-            if look.outside is None and outside.any():
-                label, *place = np.unravel_index(int(outside.argmax()), block.shape)
-                voxel = look.voxel(np.ravel_multi_index((place[0] + planes.start, *place[1:]), grid))
-                look.outside = f"{block[(label, *place)]:.4g} for label {label} at {voxel}"
-            look.is_negative |= bool((block[outside] < 0).any())
-        look.is_binary = look.is_binary and not look.is_negative and bool(((block == 0) | (block == 1)).all())
-        if look.is_negative:
+        equal = find_padding(values[:, planes])
+        look.is_equal[planes] = False if equal is None else equal
+        for label, channel in enumerate(values[:, planes]):
+            look.add(label, channel, planes)
+        if look.are_logits:
             break
     return look
 
 
 def decide(look: Look, input_type: str, kind: str | None, name: str) -> tuple[str, str]:
     """Return "logits" or "probabilities", and the reason; raise InputError if the values are neither, or contradict the user."""
-    # `input_type` comes from the user, "auto" by default; `kind` is declared by the file; `name` is
-    # for errors.
+    # `input_type` comes from the user, `kind` is declared by the file, `name` is for errors.
     said = kind if input_type == "auto" else input_type
     if look.outside is None:
         is_declared = said == "logits" or input_type == "probabilities"
-        look.require_distribution(name, TOLD_SUM_TOLERANCE if is_declared else SUM_TOLERANCE)
+        bad = look.bad_voxels(TOLD_SUM_TOLERANCE if is_declared else SUM_TOLERANCE)
+        if bad.size:
+            sums = look.sums.reshape(-1)[bad]
+            first = int((sums <= SUM_TOLERANCE).argmin())  # The first sum above zero, if there is one.
+            raise InputError(
+                f"{name}: all values lie in [0, 1] but do not sum to 1 over the labels at {bad.size} of {look.sums.size} voxels; the first "
+                f"one is {look.voxel(bad[first])} with a sum of {sums[first]:.3g}\n"
+                f"  Rounded probabilities, as to 8 bits, need {BY_HAND.format('probabilities')}; one binary file per structure needs\n"
+                "  --input-type labels. Outside the network's field of view, background should be 1, or all labels exactly equal.\n"
+                "  Sigmoid channels, as of region-based training, are separate probabilities. Name the regions: in dataset.json as\n"
+                "  nnU-Net does (labels, regions_class_order), or with infer --regions whole=1+2 --regions core=2; in Python\n"
+                f"  regions=RegionScheme.of({{...}}) ({see('docs/reference/formats.md#regions')})."
+            )
         return said or "probabilities", who_says(input_type) if is_declared else "all values lie in [0, 1] and sum to 1 at each voxel"
     total = None if input_type == "logits" else look.scaled_sum
     if total is not None:
@@ -227,8 +222,8 @@ def identify_array(values: NDArray[np.floating[Any]], input_type: str) -> str:
     if decided == "probabilities" and input_type == "auto":
         raise InputError(
             "expected logits, found values that all lie in [0, 1] and sum to 1 over the labels at each voxel, as probabilities do\n"
-            '  For probabilities, give input_type="probabilities"; if these are logits nevertheless, input_type="logits".'
-            + ('\n  For one-hot labels, give logits.argmax(axis=0) and input_type="labels".' if look.is_binary else "")
+            '  For probabilities, give input_type="probabilities"; if these are logits nevertheless, input_type="logits"; for one-hot\n'
+            '  labels, logits.argmax(axis=0) and input_type="labels".'
         )
     return decided
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,9 +22,6 @@ if TYPE_CHECKING:
 
     from crfrefine.base.array_types import Array, Float32, Labels
     from crfrefine.parameters.model import CrfParameters
-
-
-_EXAMPLE = 'such as RegionScheme.of({"whole": [1, 2, 3], "core": [2, 3], "enhancing": 3})'
 
 
 @dataclass(frozen=True)
@@ -51,46 +47,41 @@ class RegionScheme:
     def __post_init__(self) -> None:
         """Check that names, labels and order fit each other."""
         if not self.names or len(self.names) != len(self.labels):
-            counts = f"{len(self.names)} names and {len(self.labels)} sets"
-            raise ConfigError(f"regions: expected a name and labels for each region, got {counts}")
-        twice = [name for name, count in Counter(self.names).items() if count > 1]
-        if twice:
-            raise ConfigError(f"region {shorten_value(twice[0])} appears twice")
-        for name, labels in zip(self.names, self.labels, strict=True):
-            if not labels:
-                raise ConfigError(f"region {shorten_value(name)}: it has no labels")
-            if min(labels) < 1:
-                raise ConfigError(f"region {shorten_value(name)}: label 0 is the background; regions hold labels of at least 1")
-            if max(labels) > MAX_LABEL:
-                largest = shorten(max(labels), 20)
-                raise ConfigError(f"region {shorten_value(name)}: label {largest}: label maps hold labels up to {MAX_LABEL}")
+            raise ConfigError(f"regions: expected a name and labels for each region, got {len(self.names)} names, {len(self.labels)} sets")
         if len(self.class_order) != len(self.names):
             counts = f"{len(self.class_order)} labels for {len(self.names)} regions ({listed(self.names)})"
             raise ConfigError(f"the class order has {counts}; expected the label that each region writes into the label map")
-        for name, labels, written in zip(self.names, self.labels, self.class_order, strict=True):
+        for number, (name, labels, written) in enumerate(zip(self.names, self.labels, self.class_order, strict=True)):
+            region, largest = f"region {shorten_value(name)}", max(labels, default=0)
+            if name in self.names[:number]:
+                raise ConfigError(f"{region} appears twice")
+            if not labels or min(labels) < 1:
+                raise ConfigError(f"{region}: it has {'no labels' if not labels else 'label 0, the background'}; expected labels from 1 on")
+            if largest > MAX_LABEL:
+                raise ConfigError(f"{region}: label {shorten(largest, 20)}: label maps hold labels up to {MAX_LABEL}")
             if written not in labels:
-                region = f"region {shorten_value(name)}, which consists of the labels {_joined(labels)}"
-                raise ConfigError(f"the class order has label {written} for {region}; expected one of these")
+                raise ConfigError(f"the class order has label {written} for {region}, which has {_joined(labels)}; expected one of these")
 
     @classmethod
-    def of(cls, regions: Mapping[str, int | Sequence[int]], class_order: Sequence[int] | None = None) -> RegionScheme:
+    def of(cls, regions: GivenRegions, class_order: Sequence[int] | None = None) -> RegionScheme:
         """Return the scheme of some regions.
 
         Args:
-            regions: name to label or labels, in the order of the channels.
+            regions: names and their label or labels, a dictionary or pairs, in the order of the channels; or a scheme, which is returned.
             class_order: the label that each region writes; None means the only label that belongs to the region and to no later one.
 
         Raises:
             ConfigError: the arguments do not fit each other, or a region does not have exactly one label that no later region has.
         """
-        if not isinstance(regions, Mapping) or not all(isinstance(name, str) for name in regions):
-            raise ConfigError(f"regions: expected a mapping of names to labels, {_EXAMPLE}; got {shorten_value(regions)}")
-        labels = tuple(_labels(name, value) for name, value in regions.items())
-        return cls.named(tuple(regions), labels, class_order)
-
-    @classmethod
-    def named(cls, names: tuple[str, ...], labels: tuple[tuple[int, ...], ...], class_order: Sequence[int] | None = None) -> RegionScheme:
-        """Return what `of` does, from names that may repeat, which is an error."""
+        if isinstance(regions, RegionScheme):
+            return regions
+        pairs = list(regions.items() if isinstance(regions, Mapping) else regions) if isinstance(regions, Iterable) else None
+        if pairs is None or not all(isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs):
+            raise ConfigError(
+                "regions: expected a dictionary of names and their labels, pairs of these, or a RegionScheme, such as "
+                f'RegionScheme.of({{"whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}}); got {shorten_value(regions)}'
+            )
+        names, labels = tuple(name for name, _ in pairs), tuple(_labels(*pair) for pair in pairs)
         if class_order is not None:
             return cls(names, labels, tuple(int(label) for label in class_order))
         order = []
@@ -144,19 +135,6 @@ class RegionScheme:
 GivenRegions = RegionScheme | Mapping[str, int | Sequence[int]] | Sequence[tuple[str, int | Sequence[int]]]
 
 
-def given_regions(regions: GivenRegions) -> RegionScheme:
-    """Return the argument `regions` of a function as a RegionScheme; raise ConfigError for anything else."""
-    if isinstance(regions, RegionScheme):
-        return regions
-    pairs = list(regions.items() if isinstance(regions, Mapping) else regions) if isinstance(regions, Iterable) else None
-    if pairs is None or not all(isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs):
-        raise ConfigError(
-            f"regions: expected a dictionary of names and their labels, pairs of these, or a RegionScheme, {_EXAMPLE}; "
-            f"got {shorten_value(regions)}"
-        )
-    return RegionScheme.named(tuple(name for name, _ in pairs), tuple(_labels(*pair) for pair in pairs))
-
-
 def _labels(name: str, value: Any) -> tuple[int, ...]:
     values = value if isinstance(value, list | tuple) else [value]
     for label in values:
@@ -169,9 +147,7 @@ def _joined(labels: Sequence[int]) -> str:
     return "+".join(map(str, labels))
 
 
-# Far beyond the log-odds of any probability; larger values, such as the lowest float32 in padding,
-# mean the same.
-MAX_LOG_ODDS = 1e4
+MAX_LOG_ODDS = 1e4  # far beyond those of any probability; larger ones, as in padding, mean the same
 
 
 def identify_regions(values: Array, input_type: str, *, kind: str | None = None, name: str = "regions") -> tuple[str, str]:
@@ -181,29 +157,22 @@ def identify_regions(values: Array, input_type: str, *, kind: str | None = None,
     """
     said = kind if input_type == "auto" else input_type
     lowest, highest = float(values.min()), float(values.max())
-    is_inside = lowest >= -SUM_TOLERANCE and highest <= 1 + SUM_TOLERANCE
-    problem = ""
-    if said == "probabilities":
-        if not is_inside:
-            problem = (
-                f"expected probabilities between 0 and 1, found values from {lowest:.4g} to {highest:.4g}\n"
-                f"  For log-odds, the network's output before the sigmoid, give {BY_HAND.format('logits')}."
-            )
-    elif is_inside and said == "logits":
+    is_inside, problem = lowest >= -SUM_TOLERANCE and highest <= 1 + SUM_TOLERANCE, ""
+    if said == "probabilities" and not is_inside:
         problem = (
-            "expected log-odds of regions, found values that all lie in [0, 1], as sigmoid probabilities do\n"
-            f"  For probabilities, give {BY_HAND.format('probabilities')}."
+            f"expected probabilities between 0 and 1, found values from {lowest:.4g} to {highest:.4g}; for log-odds, the network's output "
+            f"before the sigmoid, give {BY_HAND.format('logits')}"
         )
-    elif not is_inside and lowest >= 0 and not np.mod(values, 1).any():
+    elif said == "logits" and is_inside:
         problem = (
-            f"whole numbers from 0 to {highest:.0f}, as in a label map; expected log-odds or sigmoid probabilities of regions; "
-            "for a label map, give --input-type labels"
+            "expected log-odds of regions, found values that all lie in [0, 1], as sigmoid probabilities do; "
+            f"for probabilities, give {BY_HAND.format('probabilities')}"
         )
-    elif not is_inside and lowest >= 0 and input_type != "logits":
+    elif not is_inside and lowest >= 0 and (input_type != "logits" or not np.mod(values, 1).any()):
         problem = (
-            f"no value is negative, and the largest is {highest:.4g}, as in percent or from 0 to 255; log-odds without negative values\n"
-            "  would put every voxel into every region. Divide probabilities by their largest possible value; if these are\n"
-            f"  log-odds nevertheless, give {BY_HAND.format('logits')}."
+            f"no value is negative, and the largest is {highest:.4g}, as in a label map, in percent or from 0 to 255; log-odds without\n"
+            "  negative values would put every voxel into every region. For a label map, give --input-type labels; divide probabilities\n"
+            f"  by their largest possible value; for log-odds nevertheless, give {BY_HAND.format('logits')}."
         )
     if problem:
         raise InputError(f"{name}: {problem}")

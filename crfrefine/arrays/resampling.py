@@ -1,11 +1,12 @@
 """Where the voxels of a grid lie on another grid of the same world, and its values there: linear, cubic or of the nearest neighbor.
 
-Axes are parallel as a rule; there, interpolating one axis after the other takes an eighth to a twelfth of the time of scipy's general
-transformation, which does oblique grids.
+Along parallel axes, interpolating one axis after the other takes a tenth of the time of scipy's general transformation, which does
+oblique grids.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -27,14 +28,11 @@ if TYPE_CHECKING:
     Taps = tuple[NDArray[np.intp], Float32]  # (taps, n) ascending samples of n voxels, and their weights
 
 
-# In voxels: headers keep float32, exact to 3e-5 after 500 voxels. A position this close below a tie
-# or beyond an edge counts as on it.
+# In voxels, as headers keep float32: a position this close below a tie or beyond an edge is on it.
 POSITION_TOLERANCE = 1e-4
-# In voxels: axes that drift apart by no more than this from one end of the volume to the other
-# count as parallel.
+# In voxels: axes that drift apart by no more than this over the whole volume count as parallel.
 TILT_TOLERANCE = 1e-4
-# Weights of the samples at -1, 0, 1 and 2 as polynomials of the position between 0 and 1, one row
-# per sample.
+# Weights of the samples at -1, 0, 1 and 2, a row each, as polynomials of the position from 0 to 1.
 CATMULL_ROM = np.array([[0, -1, 2, -1], [2, 0, -5, 3], [0, 1, 4, -3], [0, 0, -1, 1]]) / 2
 
 
@@ -45,7 +43,7 @@ class AxisMap:
     positions: Float64  # (n,) float64 index on the other grid, not limited to its samples
     size: int  # samples of the other grid along the axis
 
-    @property
+    @cached_property
     def inside(self) -> Bool:
         """(n,) True within half a voxel of the samples."""
         return _is_inside(self.positions, self.size)
@@ -96,10 +94,10 @@ class GridMap:
     def inside(self, plane: int) -> Bool:
         """Return where a plane of the grid lies on the source, within half a voxel of its samples: (y, x), True there."""
         y, x = np.ogrid[: self.shape[1], : self.shape[2]]
-        found: Bool = np.ones(self.shape[1:], np.bool_)
+        inside: Bool = np.ones(self.shape[1:], np.bool_)
         for (along_z, along_y, along_x), start, size in zip(self.matrix, self.offset, self.source_shape, strict=True):
-            found &= _is_inside(along_y * y + along_x * x + (along_z * plane + start), size)
-        return found
+            inside &= _is_inside(along_y * y + along_x * x + (along_z * plane + start), size)
+        return inside
 
     @cached_property
     def num_inside(self) -> int:
@@ -117,7 +115,7 @@ class GridMap:
     @property
     def num_voxels(self) -> int:
         """Number of voxels of the grid."""
-        return self.shape[0] * self.shape[1] * self.shape[2]
+        return math.prod(self.shape)
 
 
 class Interpolation:
@@ -205,17 +203,14 @@ def _stored(shape: Sequence[int]) -> tuple[int, int, int]:
     return int(z), int(y), int(x)
 
 
-# Voxels of one job: enough that starting it costs nothing, few enough that several threads share a
-# single channel.
-JOB_VOXELS = 1 << 22
+JOB_VOXELS = 1 << 22  # voxels of one job: several threads may share a single channel
 # Of a score: a few roundings in float32, far below anything that counts.
 _TIE_STEP = np.float32(1e-6)
 
 
 def interpolation_jobs(grid_map: GridMap, source: Float32, target: Float32, *, is_cubic: bool = False) -> list[Callable[[], None]]:
     """Return the jobs that interpolate channels; they may run at the same time, in any order, with the same result."""
-    # The target, (channels, [z,] y, x) C-contiguous, is written to. Voxels up to half a voxel
-    # beyond the outermost samples get the value at the edge, those farther out 0.
+    # The target, (channels, [z,] y, x), gets the value at the edge up to half a voxel beyond it, then 0.
     sources = source.reshape(-1, *grid_map.source_shape)
     targets = target.reshape(-1, *grid_map.shape)
     step = max(1, JOB_VOXELS // (grid_map.shape[1] * grid_map.shape[2]))
@@ -230,8 +225,7 @@ def interpolation_jobs(grid_map: GridMap, source: Float32, target: Float32, *, i
 
 def nearest(grid_map: GridMap, source: NDArray[Number]) -> NDArray[Number]:
     """Return the value of the nearest sample at each voxel, ([z,] y, x) of the source's type; 0 outside the source."""
-    # Halfway between two samples, the one with the larger index counts. A point is outside if it is
-    # more than half a voxel beyond the outermost samples.
+    # Halfway between two samples, the larger index counts; outside is half a voxel beyond the outermost.
     stored = source.reshape(grid_map.source_shape)
     target = np.zeros(grid_map.shape, source.dtype)
     axes = grid_map.source_axes
@@ -252,8 +246,7 @@ def nearest(grid_map: GridMap, source: NDArray[Number]) -> NDArray[Number]:
 
 def resample_logits(grid_map: GridMap, source: Float32, target: Float32, *, is_cubic: bool = False, threads: int = 1) -> None:
     """Interpolate logits, so that all labels are equal only outside the source and where only its padding contributes."""
-    # Padding next to scores counts as 0 for all labels, whatever its constant was, and is set to 0
-    # in the source: the scores fade out over one voxel of it.
+    # Padding, whatever its constant, becomes 0 in the source: the scores fade out over one voxel of it.
     padding = find_padding(source)
     for channel in source if padding is not None else ():
         channel[padding] = 0.0

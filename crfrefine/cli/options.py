@@ -178,9 +178,8 @@ def parse_scheme(regions: Sequence[str] | None, class_order: str | None) -> Regi
 
     if not regions:
         raise ConfigError("--regions-class-order: needs --regions, which is not given")
-    parsed = [parse_region(text) for text in regions]
-    names, labels = tuple(region.name for region in parsed), tuple(region.labels for region in parsed)
-    return RegionScheme.named(names, labels, None if class_order is None else parse_class_order(class_order))
+    pairs = [(region.name, region.labels) for region in map(parse_region, regions)]
+    return RegionScheme.of(pairs, None if class_order is None else parse_class_order(class_order))
 
 
 def parse_class_order(text: str) -> tuple[int, ...]:

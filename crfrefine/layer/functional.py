@@ -106,7 +106,7 @@ def mean_field(
         wanted = KernelSetSpec(terms, num_labels=num_labels, **own_fields(KernelSetSpec, checked))
         if label_threshold > 0.0 and run.volume_weight == 0.0:
             thresholds = find_thresholds(label_threshold, ModelSpec(wanted, run))
-            if thresholds is not None:
+            if not thresholds.leave_out_nothing:
                 labels = [_present(item, inside, run, thresholds.present) for item, inside in zip(logits, masks, strict=True)]
         specs = [wanted if of_item is None else replace(wanted, num_labels=len(of_item)) for of_item in labels]
         kernels = _build(image, specs, spacing, masks, threads, copy=False)

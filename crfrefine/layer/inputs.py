@@ -192,8 +192,8 @@ def normalize_batch(
 
 
 def _normalize(image: Tensor, parameters: IntensityParameters, mask: Tensor | None, dtype: torch.dtype, threads: int | None) -> Tensor:
-    plans = parameters.by_modality(image.shape[0])
-    if all(kind == "none" for kind, _, _ in plans):
+    settings = parameters.spread({"modality": len(image)})
+    if set(settings["normalization"]) == {"none"}:
         return image.to(dtype)
     is_followed = image.requires_grad and torch.is_grad_enabled()
     if not is_followed and dtype == torch.float32 and image.device.type == "cpu":
@@ -203,7 +203,8 @@ def _normalize(image: Tensor, parameters: IntensityParameters, mask: Tensor | No
         return torch.from_numpy(normalize_intensity(raw.numpy(), parameters, inside, threads=threads))
     work = image.to(torch.promote_types(image.dtype, dtype))
     channels = []
-    for channel, (kind, percentiles, window) in zip(work, plans, strict=True):
+    plans = (settings[key] for key in ("normalization", "percentiles", "window"))
+    for channel, kind, percentiles, window in zip(work, *plans, strict=True):
         if kind == "none":
             channels.append(channel)
         elif kind == "window" and window is not None:

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from crfrefine.arrays.arguments import given_spacing
 from crfrefine.arrays.probabilities import InputType
-from crfrefine.arrays.region_scheme import GivenRegions, given_regions
+from crfrefine.arrays.region_scheme import GivenRegions, RegionScheme
 from crfrefine.base.geometry import describe_difference, same_grid, spacing_of
 from crfrefine.base.limits import check_threads
 from crfrefine.base.text import MAX_OF_A_PATH, shorten, shorten_value
@@ -86,7 +86,7 @@ class CrfRefine(Transform):
         check_threads(threads)
         self._options: dict[str, Any] = {
             "network_spacing": network_spacing,
-            "regions": None if regions is None else given_regions(regions),
+            "regions": None if regions is None else RegionScheme.of(regions),
             "device": device or "cpu",
             "threads": threads,
             "allow_vanishing": allow_vanishing or self.output != "labels",

@@ -9,20 +9,18 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from crfrefine.base.text import MAX_CHARACTERS, shorten, shorten_value
+from crfrefine.base.text import MAX_CHARACTERS, counted, shorten, shorten_value
 from crfrefine.errors import ConfigError
 
-# Largest weight or penalty, in the unit of logits: products must stay far inside float32's range.
-MAX_PENALTY = 1e6
-# Largest number of iterations: engines count in 32 bits and store values per iteration.
-MAX_COUNT = 1_000_000
+MAX_PENALTY = 1e6  # largest weight or penalty: products must stay far inside float32's range
+MAX_COUNT = 1_000_000  # largest number of iterations: engines count in 32 bits
 # Dotted keys of earlier versions, with the reason why each one is gone.
 GONE_KEYS = {
-    "postprocess.decision": "this key is gone: each voxel gets its likeliest label; leave it out",
-    "postprocess.num_components": "this key is gone: keep_largest keeps one component; leave it out",
-    "mean_field.precision": "this key is gone: everything is computed in single precision; leave it out",
-    "volume.keep": "this key is gone: the volume term keeps the voxels of each label's largest component; leave it out",
-    "mean_field.damping": "this key is gone: each step is the plain parallel update; leave it out",
+    "postprocess.decision": "each voxel gets its likeliest label",
+    "postprocess.num_components": "keep_largest keeps one component",
+    "mean_field.precision": "everything is computed in single precision",
+    "volume.keep": "the volume term keeps the voxels of each label's largest component",
+    "mean_field.damping": "each step is the plain parallel update",
 }
 
 
@@ -62,7 +60,6 @@ class Rule:
             if low >= high:
                 raise ConfigError(f"{key}: the first number must be smaller than the second, got {shorten_value(value)}")
             return low, high
-        advice = ""
         if self.kind is bool:
             if isinstance(value, bool):
                 return value
@@ -71,18 +68,16 @@ class Rule:
             if isinstance(value, str) and value in self.words:
                 return value
             expected = f"expected one of {', '.join(self.words)};"
-            advice = f"; {suggestion(value, self.words)}" if isinstance(value, str) else ""
         elif isinstance(value, bool) or not isinstance(value, int if self.kind is int else int | float):
             expected = f"expected a {'whole ' if self.kind is int else ''}number,"
         elif not abs(value) <= sys.float_info.max:  # also NaN
             expected = "expected a finite number,"
         elif not self.low <= value <= self.high or (self.low_open and value == self.low):
-            high = str(self.high) if self.kind is int else f"{self.high:g}"
-            upper = "" if self.high == math.inf else f" and at most {high}"
+            upper = "" if self.high == math.inf else f" and at most {self.high if self.kind is int else format(self.high, 'g')}"
             expected = f"must be {'greater than' if self.low_open else 'at least'} {self.low:g}{upper},"
         else:
             return self.kind(value)
-        raise ConfigError(f"{key}: {expected} got {shorten_value(value)}{advice}")
+        raise ConfigError(f"{key}: {expected} got {shorten_value(value)}")
 
 
 def _penalty_matrix(value: Any, key: str) -> tuple[tuple[float, ...], ...]:
@@ -91,10 +86,10 @@ def _penalty_matrix(value: Any, key: str) -> tuple[tuple[float, ...], ...]:
         raise ConfigError(f"{key}: expected a square matrix [[...], ...], got {shorten_value(value)}")
     penalty = Rule(low=-MAX_PENALTY, high=MAX_PENALTY)
     matrix = tuple(tuple(penalty.check(entry, f"{key}[{i}][{j}]") for j, entry in enumerate(row)) for i, row in enumerate(rows))
-    for index in range(len(matrix)):
-        if matrix[index][index] != 0.0:
+    for index, row in enumerate(matrix):
+        if row[index] != 0.0:
             raise ConfigError(
-                f"{key}[{index}][{index}]: the diagonal must be zero, got {matrix[index][index]:g}; "
+                f"{key}[{index}][{index}]: the diagonal must be zero, got {row[index]:g}; "
                 "subtracting a row's diagonal entry from the whole row does not change the model"
             )
     return matrix
@@ -102,33 +97,21 @@ def _penalty_matrix(value: Any, key: str) -> tuple[tuple[float, ...], ...]:
 
 def check_length(value: Sequence[object], key: str, what: str, size: int) -> None:
     """Raise ConfigError unless a list has one value per label, modality or axis of the case."""
-    if len(value) == size:
-        return
-    plural = {"label": "labels", "modality": "modalities", "axis": "axes"}[what]
-    has = f"the case has {f'1 {what}' if size == 1 else f'{size} {plural}'}"
-    if isinstance(value[0], tuple) and what == "label":
-        raise ConfigError(f"{key}: it is {len(value)} x {len(value)}, but {has}")
-    given = "1 value" if len(value) == 1 else f"{len(value)} values"
-    kind = "word" if isinstance(value[0], str) else "number"
-    raise ConfigError(f"{key}: it has {given}, but {has}; give one {kind} for all, or one per {what}")
-
-
-def suggestion(name: str, known: Collection[str]) -> str:
-    """Suggest a known name, or list them all."""
-    close = difflib.get_close_matches(name[:MAX_CHARACTERS], list(known), n=1)
-    return f"did you mean '{close[0]}'?" if close else "known: " + ", ".join(known)
+    if len(value) != size:
+        has = f"is {len(value)} x {len(value)}" if key.endswith("matrix") else f"has {counted(len(value), 'value')}"
+        sizes = what if size == 1 else {"label": "labels", "modality": "modalities", "axis": "axes"}[what]
+        raise ConfigError(f"{key}: it {has}, but the case has {size} {sizes}; give one value for all, or one per {what}")
 
 
 def unknown_key(key: object, known: Collection[str]) -> ConfigError:
     """Return the error for a dotted key that does not exist: `theta_beta` is the last part of bilateral.theta_beta."""
     key = str(key)
-    section, _, entry = key.partition(".")
-    same = [repr(name) for name in known if name.endswith(f".{key}")]
-    beside = [name.partition(".")[2] for name in known if name.startswith(f"{section}.")]
-    if same:
-        hint = f"did you mean {' or '.join(same)}?"
-    elif beside or difflib.get_close_matches(key[:MAX_CHARACTERS], list(known), n=1):
-        hint = suggestion(entry, beside) if beside else suggestion(key, known)
-    else:
-        hint = f"known tables: {', '.join(dict.fromkeys(name.partition('.')[0] for name in known if '.' in name))}"
-    return ConfigError(f"{shorten(key)}: {GONE_KEYS.get(key) or f'unknown key; {hint}'}")
+    if key in GONE_KEYS:
+        return ConfigError(f"{key}: this key is gone: {GONE_KEYS[key]}; leave it out")
+    table, _, entry = key.partition(".")
+    beside = [name.partition(".")[2] for name in known if name.startswith(f"{table}.")]
+    close = [name for name in known if name.endswith(f".{key}")]
+    close = close or difflib.get_close_matches((entry if beside else key)[:MAX_CHARACTERS], beside or list(known), n=1)
+    tables = dict.fromkeys(name.partition(".")[0] for name in known)
+    hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"known: {', '.join(beside or tables)}"
+    return ConfigError(f"{shorten(key)}: unknown key; {hint}")

@@ -15,7 +15,7 @@ from crfrefine.base.inputs import add_inputs
 from crfrefine.base.plain import to_plain
 from crfrefine.base.text import MAX_OF_A_REASON, listed, shorten, shorten_value
 from crfrefine.errors import ConfigError, CrfRefineError
-from crfrefine.parameters.checks import GONE_KEYS, unknown_key
+from crfrefine.parameters.checks import unknown_key
 from crfrefine.parameters.presets import find_config
 from crfrefine.parameters.sections import (
     KEYS,
@@ -31,7 +31,7 @@ from crfrefine.parameters.sections import (
     VolumeParameters,
     section_of,
 )
-from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, ModelSpec, own_fields
+from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, ModelSpec
 
 SCHEMA = 1
 TRAINED_ON = "trained_on"
@@ -99,10 +99,8 @@ class CrfParameters:
             return cls.from_toml(path.read_text(encoding="utf-8-sig"))  # Some editors begin a file with a byte order mark.
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from error
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be read as a parameter file: {error.strerror or error}") from error
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"{path}: cannot be read as a parameter file: it is not UTF-8 text (byte {error.start})") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: cannot be read as a parameter file: {error}") from error
 
     @classmethod
     def from_toml(cls, text: str) -> CrfParameters:
@@ -116,10 +114,6 @@ class CrfParameters:
     @classmethod
     def from_dict(cls, table: Mapping[str, Any]) -> CrfParameters:
         """Parameters from nested mappings, as `to_dict` returns and TOML gives; raises ConfigError like `load`."""
-        gone = [key for key in GONE_KEYS if isinstance(keys := table.get(key.partition(".")[0]), Mapping) and key.partition(".")[2] in keys]
-        if len(gone) > 1:
-            lines = (f"\n  {key}: {GONE_KEYS[key]}" for key in gone)
-            raise ConfigError(f"from an earlier version of crfrefine: leave out these keys{''.join(lines)}")
         schema = table.get("schema", SCHEMA)
         if type(schema) is not int or schema != SCHEMA:
             raise ConfigError(f"schema: expected {SCHEMA}, got {shorten_value(schema)}; the file is from another version of crfrefine")
@@ -140,10 +134,7 @@ class CrfParameters:
         table: dict[str, Any] = {"schema": SCHEMA} | ({TRAINED_ON: list(self.trained_on)} if self.trained_on else {})
         for name, _, section in self._tables():
             values = {key: to_plain(value) for key, value in vars(section).items() if value is not None}
-            if name == "bilateral":
-                table.setdefault(name, []).append(values)
-            else:
-                table[name] = values
+            table[name] = [*table.get(name, ()), values] if name == "bilateral" else values
         return table
 
     def to_toml(self, comment: str = "") -> str:
@@ -202,8 +193,7 @@ class CrfParameters:
                 names = listed([f"{name}.{number}.{entry}" for number in range(len(tables))])
                 raise ConfigError(f"{shorten(key)}: there are {len(tables)} kernels; say which: {names}")
             if len(number or "") > 9 or int(number or 0) >= len(tables):
-                there = "is 1 kernel" if len(tables) == 1 else f"are {len(tables)} kernels"
-                raise ConfigError(f"{shorten(key)}: there {there}, counted from 0")
+                raise ConfigError(f"{shorten(key)}: expected the number of a kernel from 0 to {len(tables) - 1}")
             tables[int(number or 0)][entry] = value
         if changes.get("compatibility.kind") == "potts" and "compatibility.matrix" not in changes:
             table["compatibility"].pop("matrix", None)
@@ -268,21 +258,17 @@ class CrfParameters:
         require_few_labels(num_labels, "the case")
         sizes = {"label": num_labels, "modality": num_modalities, "axis": num_dims}
         tables = [(name, section.spread(sizes, prefix)) for name, prefix, section in self._tables()]
-        values = dict(tables)
-        kernels = [
-            (table["weight"], KernelSpec(table["theta_alpha"], table["theta_beta"])) for name, table in tables if name == "bilateral"
-        ]
-        kernels.append((values["spatial"]["weight"], KernelSpec(values["spatial"]["theta_gamma"])))
-        weighted = [(np.array(weight, np.float32), kernel) for weight, kernel in kernels]
-        weighted = [(weights, kernel) for weights, kernel in weighted if weights.any()]
-        matrix = self.compatibility.matrix
+        values, run, matrix = dict(tables), self.mean_field, self.compatibility.matrix
+        terms = [(table["weight"], KernelSpec(table["theta_alpha"], table["theta_beta"])) for name, table in tables if name == "bilateral"]
+        terms.append((values["spatial"]["weight"], KernelSpec(values["spatial"]["theta_gamma"])))
+        terms = [(weights, kernel) for weights, kernel in terms if np.array(weights, np.float32).any()]
+        weights = np.array([weights for weights, _ in terms], np.float32).reshape(len(terms), num_labels)
         compatibility = 1 - np.eye(num_labels, dtype=np.float32) if matrix is None else np.asarray(matrix, np.float32)
         bias = np.array(values["mean_field"]["bias"], np.float32)
-        settings = values["mean_field"] | {"bias": bias if bias.any() else None}
-        weights = np.array([weights for weights, _ in weighted], np.float32).reshape(len(weighted), num_labels)
+        shift, kernels = bias if bias.any() else None, tuple(kernel for _, kernel in terms)
         return ModelSpec(
-            KernelSetSpec(tuple(kernel for _, kernel in weighted), num_labels=num_labels, **own_fields(KernelSetSpec, settings)),
-            MeanFieldSpec(weights, compatibility, volume_weight=self.volume.weight, **own_fields(MeanFieldSpec, settings)),
+            KernelSetSpec(kernels, run.normalization, run.filter, num_labels, run.num_iterations, run.positions),
+            MeanFieldSpec(weights, compatibility, run.num_iterations, run.temperature, run.tolerance, shift, self.volume.weight),
         )
 
 
@@ -306,12 +292,10 @@ def _toml_value(value: object) -> str:
 
 
 def _toml_problem(error: ValueError | RecursionError) -> str:
-    """Return the fault of a text that `tomllib` could not read, for messages."""
-    if isinstance(error, RecursionError):
-        return "lists or tables are nested too deeply"
-    # Python reads integers of at most 4300 digits; its message about that is not for users.
-    is_known = isinstance(error, tomllib.TOMLDecodeError)
-    return shorten(error, MAX_OF_A_REASON) if is_known else "a number with too many digits, or an invalid date"
+    """Return the fault of a text that `tomllib` could not read; Python's messages on other faults than syntax are not for users."""
+    if isinstance(error, tomllib.TOMLDecodeError):
+        return shorten(error, MAX_OF_A_REASON)
+    return "too many digits in a number, an invalid date, or too many nested lists"
 
 
 _BARE_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]*")

@@ -11,9 +11,6 @@ from crfrefine.errors import ConfigError
 _PACKAGE = Path(__file__).resolve().parents[1]
 # The folder of the presets: inside the installed package, or beside it in a source tree.
 CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
-# Presets of earlier versions, with the preset to use now: they kept a single component of all
-# labels together.
-REMOVED_PRESETS = {"liver-ct": "body-ct", "prostate": "body-mr"}
 
 
 def list_presets() -> list[str]:
@@ -36,17 +33,8 @@ def find_config(name_or_path: str | Path) -> Path:
             return preset
         if path.is_file():
             return path
-        is_there = path.exists()
+        what = "is not a regular file" if path.exists() else "no such file or preset"
     except (OSError, ValueError) as error:  # A name that is too long, or holds the character NUL.
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(f"{shorten(name_or_path)}: cannot be read as a parameter file: {reason}") from error
-    if (successor := REMOVED_PRESETS.get(str(name_or_path))) is not None:
-        raise ConfigError(
-            f"{name_or_path}: there is no such preset any more, since it removed all but one component of the labels; use {successor}, "
-            "for a single organ with --set postprocess.keep_largest=foreground"
-        )
-    presets = ", ".join(list_presets())
-    if is_there:
-        what = "is a folder" if path.is_dir() else "is not a regular file"
-        raise ConfigError(f"{path}: {what}; give a TOML file or a preset ({presets})")
-    raise ConfigError(f"{shorten(name_or_path, MAX_OF_A_PATH)}: no such file or preset; presets: {presets}")
+    raise ConfigError(f"{shorten(name_or_path, MAX_OF_A_PATH)}: {what}; presets: {', '.join(list_presets())}")

@@ -11,14 +11,9 @@ from crfrefine.base.text import shorten_value
 from crfrefine.errors import ConfigError
 from crfrefine.parameters.checks import MAX_COUNT, MAX_PENALTY, Rule, check_length, unknown_key
 
-# Far above any temperature that preserves the logits; the smallest one depends on the logits
-# (`refine`).
-MAX_TEMPERATURE = 1e6
-# Far above any useful difference between logits, and far below the logits of labels that are
-# absent, -1e4, which must stay absent.
-MAX_BIAS = 1e3
-# Far beyond any that was learned; refined logits divided by it stay inside float32's range.
-OUTPUT_TEMPERATURE_RANGE = (0.01, 100.0)
+MAX_TEMPERATURE = 1e6  # far above any that preserves the logits; the smallest one depends on the logits
+MAX_BIAS = 1e3  # far above any useful difference between logits, and far below those of absent labels, 1e4
+OUTPUT_TEMPERATURE_RANGE = (0.01, 100.0)  # refined logits divided by it stay inside float32's range
 FILTERS = ("auto", "exact", "truncated", "lattice", "grid")  # how messages are computed
 _PENALTY = Rule(low=-MAX_PENALTY, high=MAX_PENALTY, per="label")
 _BANDWIDTH = Rule(low=0.0, low_open=True, per="axis")
@@ -49,9 +44,10 @@ class Section:
                 raise ConfigError(f"{key}: needed by {self.section}.{other} = {word!r}; {entry.metadata['comment']}")
 
     def spread(self, sizes: Mapping[str, int], prefix: str = "") -> dict[str, Any]:
-        """Return the values by key, with one value per "label", "modality" or "axis" for which `sizes` has a number."""
-        # Raise ConfigError for a list of another length; `prefix` is the key of the section in
-        # errors, its name unless given.
+        """Return the values by key, with one value per "label", "modality" or "axis" for which `sizes` has a number.
+
+        Raises ConfigError for a list of another length; `prefix` is the key of the section in errors, its name unless given.
+        """
         values = {}
         for entry in dataclasses.fields(self):
             value, rule = getattr(self, entry.name), entry.metadata["rule"]
@@ -66,8 +62,8 @@ class Section:
     @property
     def label_lists(self) -> dict[str, tuple[Any, ...]]:
         """The lists with a value per label, by key."""
-        keys = [entry.name for entry in dataclasses.fields(self) if entry.metadata["rule"].per == "label"]
-        return {key: value for key in keys if isinstance(value := getattr(self, key), tuple)}
+        values = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self) if entry.metadata["rule"].per == "label"}
+        return {key: value for key, value in values.items() if isinstance(value, tuple)}
 
 
 @dataclass(frozen=True)
@@ -90,11 +86,6 @@ class IntensityParameters(Section):
         needed_by=("normalization", "window"),
     )
     mask: str = _key("none", Rule(str, words=("none", "nonzero")), "none | nonzero (any modality); used when no mask file is given")
-
-    def by_modality(self, num_modalities: int) -> list[tuple[str, tuple[float, float], tuple[float, float] | None]]:
-        """Return normalization, percentiles and window of each modality; raise ConfigError if a list has the wrong length."""
-        values = self.spread({"modality": num_modalities})
-        return list(zip(values["normalization"], values["percentiles"], values["window"], strict=True))
 
 
 NORMALIZED = IntensityParameters(normalization="none")  # for an image that has been normalized

@@ -16,12 +16,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-# Bandwidths at which appearance and spatial kernels end: where the truncated sum and the spatial
-# filter of the C++ engine are cut off.
+# Bandwidths at which appearance and spatial kernels end, as in the C++ engine.
 REACH, SPATIAL_REACH = 3.0, 4.0
-# Strength of the volume term at the weight 1/2: most voxels are certain, so masses answer weakly to
-# biases.
-VOLUME_STRENGTH = 10.0
+VOLUME_STRENGTH = 10.0  # of the volume term at the weight 1/2: most voxels are certain, so masses answer weakly
 
 
 @dataclass(frozen=True)
@@ -78,18 +75,11 @@ class KernelSetSpec:
         # The shape may begin with further axes, along which nothing is within reach.
         num_further = len(shape) - len(spacing)
         reach = [0] * num_further
+        scales = [(SPATIAL_REACH if kernel.theta_intensity is None else REACH, kernel.theta_position) for kernel in self.kernels]
         for axis, (step, extent) in enumerate(zip(self.distances(spacing), shape[num_further:], strict=True)):
-            widths = [
-                (SPATIAL_REACH if kernel.theta_intensity is None else REACH) * kernel.theta_position[axis] / step for kernel in self.kernels
-            ]
+            widths = [scale * theta[axis] / step for scale, theta in scales]
             reach.append(math.ceil(min(max(widths, default=0.0), extent - 1)))
         return tuple(reach)
-
-    def in_storage(self, axes: Sequence[int]) -> KernelSetSpec:
-        """Return the kernels for a grid in storage order; `axes` are the user's numbers of its axes."""
-        kernels = (dataclasses.replace(each, theta_position=tuple(each.theta_position[axis] for axis in axes)) for each in self.kernels)
-        network = None if self.network_spacing is None else tuple(self.network_spacing[axis] for axis in axes)
-        return dataclasses.replace(self, kernels=tuple(kernels), network_spacing=network)
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,13 +114,14 @@ class MeanFieldSpec:
         import numpy as np
 
         # No second matrix: with thousands of labels it would be large.
-        others = self.num_labels * (self.num_labels - 1)
+        num_labels = len(self.compatibility)
+        others = num_labels * (num_labels - 1)
         return not np.diagonal(self.compatibility).any() and int(np.count_nonzero(self.compatibility == 1.0)) == others
 
     @cached_property
     def num_channels(self) -> int:
         """Channels that are filtered: if each kernel has one weight for all labels, the last label's message follows from the others'."""
-        return self.num_labels - bool((self.weights == self.weights[:, :1]).all())
+        return len(self.compatibility) - bool((self.weights == self.weights[:, :1]).all())
 
     def require_known(self, known: Collection[str], device: str) -> None:
         """Raise ConfigError if a field that the engine of a device does not know has another value than its default."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from crfrefine.arrays.arguments import ArrayOrImage, check_logits, given_array, given_label_map, open_images
 from crfrefine.arrays.label_maps import channels_of, present_labels
 from crfrefine.arrays.probabilities import INPUT_TYPES, InputType
-from crfrefine.arrays.region_scheme import GivenRegions, given_regions
+from crfrefine.arrays.region_scheme import GivenRegions, RegionScheme
 from crfrefine.base.limits import MAX_LABELS, check_threads
 from crfrefine.base.notices import assumed_spacing
 from crfrefine.engines import get_backend
@@ -23,6 +23,7 @@ from crfrefine.refinement.refining import refine_network
 from crfrefine.refinement.strokes import Strokes
 
 if TYPE_CHECKING:
+    from crfrefine.engines.base import Backend
     from crfrefine.refinement.result import RefinementResult
 
 
@@ -36,7 +37,7 @@ def refine(
     input_type: InputType = "auto",
     network_spacing: ArrayLike | str | None = None,
     regions: GivenRegions | None = None,
-    device: str = "cpu",
+    device: str | Backend = "cpu",
     threads: int | None = None,
     progress: Progress | None = None,
     allow_vanishing: bool = False,
@@ -108,19 +109,69 @@ def refine(
         >>> result.changes.voxels_changed
         1
     """
-    plan = Plan(image, spacing=spacing, mask=mask, device=device, threads=threads, keeps_kernels=False)
-    return plan.run(
-        logits,
-        parameters,
-        input_type=input_type,
-        network_spacing=network_spacing,
-        regions=regions,
-        progress=progress,
+    check_threads(threads)
+    backend = get_backend(device) if isinstance(device, str) else device
+    if input_type not in INPUT_TYPES:
+        raise ConfigError(f"input type {input_type!r}: expected one of {', '.join(INPUT_TYPES)}")
+    if network_spacing is not None and input_type != "labels":
+        raise ConfigError(
+            f"network_spacing: it is that of a label map, and input_type is '{input_type}'; logits on a coarser grid are interpolated "
+            "onto the image's before. For a label map, input_type='labels'"
+        )
+    parameters = as_parameters("sharp" if parameters is None and network_spacing is not None else parameters)
+    arrays, spacing = open_images({"logits": logits, "image": image, "mask": mask, "strokes": strokes}, spacing)
+    values, image = given_array(arrays["logits"], "logits"), given_array(arrays["image"], "image")
+    in_mm = parameters.mean_field.positions != "voxels" or network_spacing is not None or parameters.postprocess.min_component_ml != 0.0
+    if spacing is None:
+        spacing = assumed_spacing(matters=in_mm)
+
+    network: Network
+    if input_type == "labels":
+        if regions is not None:
+            raise ConfigError("regions: they are those of the channels of logits, and a label map has none; leave regions out")
+        labels, fixed = given_label_map(values, image), parameters.num_labels
+        grid, num_labels, channels = labels.shape, fixed or MAX_LABELS, channels_of(present_labels(labels))
+        if fixed is not None and channels[-1] >= fixed:
+            raise InputError(
+                f"the label map holds labels up to {channels[-1]}, but the parameters have values for {fixed} labels; give parameters "
+                "for all labels, or merge labels"
+            )
+        network = LabelMapNetwork(labels, channels, fixed or channels[-1] + 1, network_spacing)
+    else:
+        scheme = None if regions is None else RegionScheme.of(regions)
+        check_logits(values, image, input_type, min_channels=2 if scheme is None else 1)
+        network = ArrayNetwork(values, input_type, scheme)
+        grid, num_labels = values.shape[1:], len(values) if scheme is None else scheme.num_labels
+    drawn = None
+    if strokes is not None:
+        values = np.asarray(arrays["strokes"])
+        drawn = Strokes.of_array(values, grid, num_labels, background=strokes_background, ignore=strokes_ignore)
+    if isinstance(network, LabelMapNetwork):
+        network = network.with_strokes(drawn)
+    return refine_network(
+        network,
+        image,
+        spacing=spacing,
+        parameters=parameters,
+        mask=arrays["mask"],
+        backend=backend,
+        context=RunContext(threads, progress),
         allow_vanishing=allow_vanishing,
-        strokes=strokes,
-        strokes_background=strokes_background,
-        strokes_ignore=strokes_ignore,
+        strokes=drawn,
     )
+
+
+class RunOptions(TypedDict, total=False):
+    """Options of `Plan.run`, those of `refine`."""
+
+    input_type: InputType
+    network_spacing: ArrayLike | str | None
+    regions: GivenRegions | None
+    progress: Progress | None
+    allow_vanishing: bool
+    strokes: ArrayOrImage | None
+    strokes_background: int | None
+    strokes_ignore: int
 
 
 class Plan:
@@ -147,78 +198,23 @@ class Plan:
         mask: ArrayOrImage | None = None,
         device: str = "cpu",
         threads: int | None = None,
-        keeps_kernels: bool = True,
     ) -> None:
-        """Take the image; nothing is computed.
-
-        Arguments and errors are those of `refine`. GPUs keep no kernels; with `keeps_kernels=False` the CPU gives their memory back, too.
-        """
+        """Take the image; nothing is computed. Arguments and errors are those of `refine`. GPUs keep no kernels."""
         check_threads(threads)
         self._image, self._spacing, self._mask, self._threads = image, spacing, mask, threads
-        self._backend = get_backend(device, keeps_kernels=keeps_kernels)
+        self._backend = get_backend(device, keeps_kernels=True)
 
     def run(
-        self,
-        logits: ArrayOrImage,
-        parameters: CrfParameters | str | Path | None = None,
-        *,
-        input_type: InputType = "auto",
-        network_spacing: ArrayLike | str | None = None,
-        regions: GivenRegions | None = None,
-        progress: Progress | None = None,
-        allow_vanishing: bool = False,
-        strokes: ArrayOrImage | None = None,
-        strokes_background: int | None = None,
-        strokes_ignore: int = 0,
+        self, logits: ArrayOrImage, parameters: CrfParameters | str | Path | None = None, **options: Unpack[RunOptions]
     ) -> RefinementResult:
         """Refine a network's logits, or a label map; arguments, result and errors as of `refine`."""
-        if input_type not in INPUT_TYPES:
-            raise ConfigError(f"input type {input_type!r}: expected one of {', '.join(INPUT_TYPES)}")
-        if network_spacing is not None and input_type != "labels":
-            raise ConfigError(
-                f"network_spacing: it is that of a label map, and input_type is '{input_type}'; logits on a coarser grid are interpolated "
-                "onto the image's before. For a label map, input_type='labels'"
-            )
-        parameters = as_parameters("sharp" if parameters is None and network_spacing is not None else parameters)
-        arrays, spacing = open_images({"logits": logits, "image": self._image, "mask": self._mask, "strokes": strokes}, self._spacing)
-        values, image = given_array(arrays["logits"], "logits"), given_array(arrays["image"], "image")
-        in_mm = parameters.mean_field.positions != "voxels" or network_spacing is not None or parameters.postprocess.min_component_ml != 0.0
-        if spacing is None:
-            spacing = assumed_spacing(matters=in_mm)
-        network: Network
-
-        def read_strokes(shape: tuple[int, ...], num_labels: int) -> Strokes | None:
-            values = np.asarray(arrays["strokes"])
-            return Strokes.of_array(values, shape, num_labels, background=strokes_background, ignore=strokes_ignore)
-
-        if input_type == "labels":
-            if regions is not None:
-                raise ConfigError("regions: they are those of the channels of logits, and a label map has none; leave regions out")
-            labels = given_label_map(values, image)
-            present = present_labels(labels)
-            drawn = None if strokes is None else read_strokes(labels.shape, parameters.num_labels or MAX_LABELS)
-            channels = channels_of(present if drawn is None else sorted({*present, *drawn.labels.tolist()}))
-            num_labels = parameters.num_labels or channels[-1] + 1
-            if channels[-1] >= num_labels:
-                raise InputError(
-                    f"the label map holds labels up to {channels[-1]}, but the parameters have values for {num_labels} labels; give "
-                    "parameters for all labels, or merge labels"
-                )
-            network = LabelMapNetwork(labels, channels, num_labels, network_spacing)
-        else:
-            scheme = None if regions is None else given_regions(regions)
-            check_logits(values, image, input_type, min_channels=2 if scheme is None else 1)
-            network = ArrayNetwork(values, input_type, scheme)
-            num_labels = len(values) if scheme is None else scheme.num_labels
-            drawn = None if strokes is None else read_strokes(values.shape[1:], num_labels)
-        return refine_network(
-            network,
-            image,
-            spacing=spacing,
+        return refine(
+            logits,
+            self._image,
+            spacing=self._spacing,
             parameters=parameters,
-            mask=arrays["mask"],
-            backend=self._backend,
-            context=RunContext(self._threads, progress),
-            allow_vanishing=allow_vanishing,
-            strokes=drawn,
+            mask=self._mask,
+            device=self._backend,
+            threads=self._threads,
+            **options,
         )

@@ -12,29 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from crfrefine.arrays import label_maps, probabilities
 from crfrefine.arrays.intensity import normalize_intensity
-from crfrefine.arrays.label_maps import (
-    ABSENT_LOGIT,
-    CONFIDENCE,
-    Box,
-    bounding_box,
-    channel_numbers,
-    count_labels,
-    one_hot_logits,
-    share_logits,
-    share_sigma,
-    take_part_nearby,
-    widen,
-)
-from crfrefine.arrays.probabilities import (
-    MIN_PROBABILITY,
-    SUM_TOLERANCE,
-    describe_padding,
-    find_padding,
-    identify_array,
-    leave_out,
-    take_logarithms,
-)
+from crfrefine.arrays.label_maps import ABSENT_LOGIT, CONFIDENCE, Box
+from crfrefine.arrays.probabilities import MIN_PROBABILITY, SUM_TOLERANCE
 from crfrefine.arrays.region_scheme import MAX_LOG_ODDS, RegionScheme, identify_regions, take_log_odds
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.base.geometry import StorageOrder
@@ -42,7 +23,7 @@ from crfrefine.base.limits import memory_limit, require_memory
 from crfrefine.engines.base import Backend, GridImage, RunContext
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.parameters.specs import ModelSpec
-from crfrefine.refinement.strokes import STRENGTH, STRENGTH_OF_LABELS, STRENGTH_OF_SHARES, Edits, StrokeModel, Strokes
+from crfrefine.refinement.strokes import Edits, StrokeModel, Strokes
 from crfrefine.refinement.tiles.coarse import CoarseNetwork, plan_coarse
 from crfrefine.refinement.tiles.grid import MAX_DIMS
 from crfrefine.refinement.tiles.planning import TilePlan, plan_array, plan_label_map, plan_stream
@@ -51,8 +32,7 @@ from crfrefine.refinement.tiles.streaming import StreamedNetwork
 if TYPE_CHECKING:
     from crfrefine.parameters.model import CrfParameters
 
-# Share of the grid below which the mask's bounding box is refined by itself: the voxels outside
-# cost one pass of reading and writing.
+# Share of the grid below which the mask's box is refined by itself, which costs a pass outside.
 WORTH_IT = 0.9
 MAX_LOGIT = 1e34  # well below float32's 3.4e38: differences and sums over labels must fit too
 _MAX_FLOAT = float(np.finfo(np.float32).max)
@@ -75,8 +55,7 @@ class LabelMapNetwork:
     labels: Labels  # (*grid), in an unsigned type
     channels: Sequence[int]  # the labels that occur, background, and at least two (`crfrefine.arrays.label_maps.channels_of`)
     num_labels: int  # L, background included, as values per label in the parameters have it
-    # mm between voxels of the network that made the map, one number or one per axis; "auto" means that blocks in the map show it.
-    # None means that each voxel's label is taken as it is.
+    # mm between voxels of the network, one number or one per axis, or "auto"; None: each label is taken as it is.
     network_spacing: ArrayLike | None = None
 
     def with_strokes(self, strokes: Strokes | None) -> LabelMapNetwork:
@@ -119,102 +98,76 @@ class Prepared:
     gained: NDArray[np.int64] | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Case:
+    """What is refined besides the network's output, in storage order."""
+
+    image: GridImage  # raw intensities, and the user's mask
+    order: StorageOrder  # of the axes
+    models: Sequence[ModelSpec]  # one, or that of each region
+    parameters: CrfParameters
+    strokes: Strokes | None
+
+
 def prepare_channels(
-    network: LabelMapNetwork | StreamedNetwork | CoarseNetwork,
-    order: StorageOrder,
-    case: GridImage,
-    models: Sequence[ModelSpec],
-    parameters: CrfParameters,
-    backend: Backend,
-    context: RunContext,
-    strokes: Strokes | None = None,
+    network: LabelMapNetwork | StreamedNetwork | CoarseNetwork, case: Case, backend: Backend, context: RunContext
 ) -> Prepared:
-    """Prepare a label map, or channels that are not in memory, in storage order; all but label maps with few labels have tiles."""
+    """Prepare a label map, or channels that are not in memory; all but label maps with few labels have tiles."""
+    image, model, parameters, is_label_map = case.image, case.models[0], case.parameters, isinstance(network, LabelMapNetwork)
     if isinstance(network, StreamedNetwork):
-        plan = plan_stream(network, case, models[0], parameters, context)
+        plan = plan_stream(network, image, model, parameters, context)
     elif isinstance(network, CoarseNetwork):
-        plan = plan_coarse(network, case, models[0], parameters, context)
+        plan = plan_coarse(network, image, model, parameters, context)
     else:
-        labels = np.ascontiguousarray(order.to_storage(network.labels))
-        numbers, spacing = channel_numbers(labels, network.channels), models[0].kernels.network_spacing
-        sigma = None if spacing is None else share_sigma(spacing, case.spacing)
-        logits = _logits_of_labels(numbers, len(network.channels), sigma, case, models[0], parameters, backend)
+        labels = np.ascontiguousarray(case.order.to_storage(network.labels))
+        numbers, spacing = label_maps.channel_numbers(labels, network.channels), model.kernels.network_spacing
+        sigma = None if spacing is None else label_maps.share_sigma(spacing, image.spacing)
+        logits = _logits_of_labels(numbers, len(network.channels), sigma, case, backend)
         if logits is not None:
-            in_memory = ArrayNetwork(order.to_user(logits))
-            return prepare_array(in_memory, order, case, models, parameters, backend, context, labels=numbers, strokes=strokes)
-        _check_temperature(models, -ABSENT_LOGIT)
-        _finite_range(backend, case.values, "image", context.threads)
-        plan = plan_label_map(numbers, case, models[0], parameters, context.threads, sigma)
+            return prepare_array(ArrayNetwork(case.order.to_user(logits)), case, backend, context, labels=numbers)
+        _finite_range(backend, image.values, "image", context.threads)
+        plan = plan_label_map(numbers, image, model, parameters, context.threads, sigma)
     assert plan.labels is not None
     nothing, gained, problem = np.zeros((0, *plan.labels.shape), np.float32), None, plan.problem
-    if strokes is not None:
-        strength = _stroke_strength(models[0], is_label_map=isinstance(network, LabelMapNetwork))
-        spacing = (*(1.0,) * (MAX_DIMS - len(case.spacing)), *case.spacing)
+    if case.strokes is not None:
 
         def normalized(box: Box) -> Float32:
             return problem.normalized(box[0].start, box[0].stop)[(slice(None), slice(None), *box[1:])]
 
-        model = StrokeModel(parameters.strokes, spacing, problem.mask, normalized, strength)
-        labels = plan.labels.reshape(problem.grid.shape)
-        lifts_absent = isinstance(network, LabelMapNetwork)
-        edits = Edits.of_labels(strokes.on_tiles(), model, labels, models[0].mean_field.num_labels, lifts_absent=lifts_absent)
+        on_tiles = (*(1.0,) * (MAX_DIMS - len(image.spacing)), *image.spacing)
+        strokes = StrokeModel(parameters.strokes, model, on_tiles, problem.mask, normalized, is_label_map)
+        edits = Edits.of_labels(case.strokes.on_tiles(), strokes, plan.labels.reshape(problem.grid.shape), model.mean_field.num_labels)
         plan, gained = edits.edit_plan(plan, counts_gains=parameters.volume.match_input)
     mask = plan.problem.image.mask
-    return Prepared(nothing, case, plan, mask, labels=plan.labels, num_padding=plan.num_padding, notes=plan.notes, gained=gained)
+    return Prepared(nothing, image, plan, mask, labels=plan.labels, num_padding=plan.num_padding, notes=plan.notes, gained=gained)
 
 
-def _stroke_strength(model: ModelSpec, *, is_label_map: bool) -> float:
-    """Return the rise of a logit at a drawn voxel."""
-    strength = STRENGTH
-    if is_label_map:
-        strength = STRENGTH_OF_LABELS if model.kernels.network_spacing is None else STRENGTH_OF_SHARES
-    return strength * model.mean_field.temperature
-
-
-def _logits_of_labels(
-    numbers: Labels,
-    num_channels: int,
-    sigma: tuple[float, ...] | None,
-    case: GridImage,
-    model: ModelSpec,
-    parameters: CrfParameters,
-    backend: Backend,
-) -> Float32 | None:
+def _logits_of_labels(numbers: Labels, num_channels: int, sigma: tuple[float, ...] | None, case: Case, backend: Backend) -> Float32 | None:
     """Return the logits of a label map with few labels, or of a map that cannot be refined on tiles; None if they are made tile by tile."""
-    is_nearby = take_part_nearby(num_channels, numbers.size)
+    is_nearby = label_maps.take_part_nearby(num_channels, numbers.size)
     if is_nearby:
-        is_for_tiles = parameters.mean_field.label_threshold > 0 and parameters.volume.weight <= 0
+        is_for_tiles = case.parameters.mean_field.label_threshold > 0 and case.parameters.volume.weight <= 0
         if backend.name == "cpu" and numbers.ndim <= MAX_DIMS and is_for_tiles:
             return None
         where = "the CPU with mean_field.label_threshold above 0 and volume.weight = 0"
         what = f"the logits of {num_channels} labels, which only {where} can do without, take"
         require_memory(4 * num_channels * numbers.size, what, memory_limit())
     if sigma is not None:
-        return share_logits(numbers, num_channels, sigma)
-    logits = one_hot_logits(numbers, range(num_channels))
+        return label_maps.share_logits(numbers, num_channels, sigma)
+    logits = label_maps.one_hot_logits(numbers, range(num_channels))
     if is_nearby:
-        reach = model.kernels.reach(case.spacing, numbers.shape)
+        reach = case.models[0].kernels.reach(case.image.spacing, numbers.shape)
         for channel in logits:
-            np.copyto(channel, np.float32(ABSENT_LOGIT), where=~widen(channel == CONFIDENCE, reach))
+            np.copyto(channel, np.float32(ABSENT_LOGIT), where=~label_maps.widen(channel == CONFIDENCE, reach))
     return logits
 
 
-def prepare_array(
-    network: ArrayNetwork,
-    order: StorageOrder,
-    case: GridImage,
-    models: Sequence[ModelSpec],
-    parameters: CrfParameters,
-    backend: Backend,
-    context: RunContext,
-    labels: Labels | None = None,
-    strokes: Strokes | None = None,
-) -> Prepared:
-    """Prepare channels in storage order, on tiles where these save work; `labels` are the channel numbers of a label map."""
-    threads, mask, regions = context.threads, case.mask, network.regions
-    are_regions, is_label_map = regions is not None, labels is not None
+def prepare_array(network: ArrayNetwork, case: Case, backend: Backend, context: RunContext, labels: Labels | None = None) -> Prepared:
+    """Prepare channels, on tiles where these save work; `labels` are the channel numbers of a label map."""
+    threads, mask, regions, parameters = context.threads, case.image.mask, network.regions, case.parameters
+    run, are_regions, is_label_map = case.models[0].mean_field, regions is not None, labels is not None
     with np.errstate(over="ignore"):
-        channels: Float32 = order.to_storage(network.values.astype(np.float32, copy=False))
+        channels: Float32 = case.order.to_storage(network.values.astype(np.float32, copy=False))
     lowest, largest = _finite_range(backend, channels, "logits", threads)
     if are_regions:
         # "auto" expects log-odds, and refuses values that look like probabilities.
@@ -224,59 +177,64 @@ def prepare_array(
         elif largest > MAX_LOG_ODDS:
             channels, largest = np.clip(channels, -MAX_LOG_ODDS, MAX_LOG_ODDS), MAX_LOG_ODDS
     num_padding, notes = 0, tuple[str, ...]()
-    padding = find_padding(channels, are_regions=are_regions) if labels is None else None
+    padding = probabilities.find_padding(channels, are_regions=are_regions) if labels is None else None
     if padding is not None:
-        mask, num_padding = leave_out(padding, mask, "logits")
-        notes = (describe_padding(num_padding, padding.size, are_regions=are_regions),) if num_padding else ()
-        if largest / models[0].mean_field.temperature > MAX_LOGIT:
+        mask, num_padding, notes = probabilities.leave_out(padding, mask, "logits", are_regions=are_regions)
+        if largest / run.temperature > MAX_LOGIT:
             # The constant of the padding, such as the lowest float32, is not a real logit: any other constant means the same.
             channels = np.where(padding, np.float32(0.0), channels)
             _, largest = _finite_range(backend, channels, "logits", threads)
-    is_probability = False
     # A negative value that is no padding, of which there is none, belongs to logits.
     are_surely_logits = network.input_type == "logits" or (network.input_type == "auto" and padding is None and lowest < -SUM_TOLERANCE)
+    is_probability = False
     if not are_regions and not are_surely_logits:
-        is_probability = identify_array(channels, network.input_type) == "probabilities"
-    _check_temperature(models, -math.log(MIN_PROBABILITY) if is_probability else largest)
+        is_probability = probabilities.identify_array(channels, network.input_type) == "probabilities"
+    # Energies and marginals are sums of a few logits over the temperature.
+    largest = -math.log(MIN_PROBABILITY) if is_probability else largest
+    largest += max(0.0 if model.mean_field.bias is None else float(np.abs(model.mean_field.bias).max()) for model in case.models)
+    if largest / run.temperature > MAX_LOGIT:
+        raise ConfigError(
+            f"mean_field.temperature: {run.temperature:g} turns logits up to {largest:g} into {largest / run.temperature:.1g}, "
+            "too large for float32; use a larger temperature"
+        )
 
     started = time.perf_counter()
-    _finite_range(backend, case.values, "image", threads)
-    exact = None if mask is None else bounding_box(mask)
+    _finite_range(backend, case.image.values, "image", threads)
+    exact = None if mask is None else label_maps.bounding_box(mask)
     num_inside = math.prod(axis.stop - axis.start for axis in exact or ())
     box = exact if num_inside < WORTH_IT * channels[0].size else None
     # Padding of the logits is not a property of the image: intensities are normalized as if there were no padding.
-    values = normalize_intensity(case.values, parameters.intensity, case.mask, box=box, threads=threads)
-    image = replace(case, values=values, mask=mask if box is None or mask is None else mask[box])
+    values = normalize_intensity(case.image.values, parameters.intensity, case.image.mask, box=box, threads=threads)
+    image = replace(case.image, values=values, mask=mask if box is None or mask is None else mask[box])
     timings = {"normalize": time.perf_counter() - started}
     plan = gained = None
-    if strokes is not None:
+    if case.strokes is not None:
         if labels is None:
             labels = backend.label_map(channels, threads=threads) if regions is None else regions.decode(channels)
         channels = np.array(channels, order="C")
         if is_probability:
-            take_logarithms(channels)
+            probabilities.take_logarithms(channels)
             is_probability = False
 
-        strength = _stroke_strength(models[0], is_label_map=is_label_map)
         normalized = partial(_part_of, values, box or tuple(slice(0, extent) for extent in channels.shape[1:]))
-        model = StrokeModel(parameters.strokes, case.spacing, mask, normalized, strength)
+        model = StrokeModel(parameters.strokes, case.models[0], image.spacing, mask, normalized, is_label_map)
         if regions is not None:
-            edits = Edits.of_regions(strokes, model, channels, regions)
+            edits = Edits.of_regions(case.strokes, model, channels, regions)
         else:
-            edits = Edits.of_labels(strokes, model, labels, len(channels), lifts_absent=is_label_map)
-            notes += () if is_label_map else edits.find_ruled_out(channels, models[0].mean_field.temperature)
+            edits = Edits.of_labels(case.strokes, model, labels, len(channels))
+            notes += () if is_label_map else edits.find_ruled_out(channels, run.temperature)
         keeps_volumes = parameters.volume.match_input  # Only these need what labels gain.
         before = backend.label_map(channels, threads=threads) if keeps_volumes else None
         edits.apply(channels)
         if before is not None:
-            after = backend.label_map(channels, threads=threads)
-            gained = np.subtract(count_labels(after, len(channels)), count_labels(before, len(channels)), dtype=np.int64)
+            counts = (label_maps.count_labels(each, len(channels)) for each in (before, backend.label_map(channels, threads=threads)))
+            gained = np.diff(list(counts), axis=0)[0]
     if not are_regions and backend.name == "cpu":
         inner = image
         if exact is not None and box is None:
             inner = replace(image, values=values[(slice(None), *exact)], mask=None if mask is None else mask[exact])
         threshold = parameters.mean_field.label_threshold
-        plan, surveyed = plan_array(channels, exact, inner, models[0], threshold, threads, is_probability=is_probability)
+        plan, surveyed = plan_array(channels, exact, inner, case.models[0], threshold, threads, is_probability=is_probability)
         labels = surveyed if labels is None else labels
     return Prepared(channels, image, plan, mask, box, labels, num_padding, notes, is_probability, are_regions, timings, gained)
 
@@ -292,17 +250,6 @@ def _part_of(values: Float32, box: Box, part: Box) -> Float32:
         source.append(slice(start - own.start, stop - own.start))
     result[(slice(None), *target)] = values[(slice(None), *source)]
     return result
-
-
-def _check_temperature(models: Sequence[ModelSpec], largest: float) -> None:
-    """Raise ConfigError if energies and marginals, sums of a few logits over the temperature, would not fit into float32."""
-    temperature = models[0].mean_field.temperature
-    largest += max(0.0 if model.mean_field.bias is None else float(np.abs(model.mean_field.bias).max()) for model in models)
-    if largest / temperature > MAX_LOGIT:
-        raise ConfigError(
-            f"mean_field.temperature: {temperature:g} turns logits up to {largest:g} into {largest / temperature:.1g}, "
-            "too large for float32; use a larger temperature"
-        )
 
 
 def _finite_range(backend: Backend, channels: Array, name: str, threads: int | None) -> tuple[float, float]:

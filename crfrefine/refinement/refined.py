@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -17,34 +17,11 @@ from crfrefine.base.geometry import StorageOrder
 from crfrefine.engines.base import MeanFieldResult
 from crfrefine.parameters.specs import MeanFieldSpec
 from crfrefine.refinement.tiles.grid import MAX_DIMS, TILE, TileGrid
+from crfrefine.refinement.tiles.running import RefinedTiles
 from crfrefine.refinement.volumes import matching_bias
 
 if TYPE_CHECKING:
-    from crfrefine.refinement.tiles.running import RefinedTiles
-
-
-@dataclass(frozen=True, eq=False)
-class NetworkLogits:
-    """A network's logits in memory, from which those of voxels that took no part follow."""
-
-    values: Float32  # (L, *grid) logits, or probabilities; they must not change
-    is_probability: bool  # whether they are probabilities
-    run: MeanFieldSpec  # with the temperature that divides logits, and the bias that is added to them
-    box: Box  # where labels took part
-    mask: Bool | None  # (*box), True where the model applies; None means everywhere
-
-    def channel(self, label: int, planes: slice) -> Float32:
-        """Return planes of a label's logits, with its bias inside the mask, over the temperature, in a new array."""
-        logits: Float32 = np.array(self.values[label, planes], np.float32, order="C")
-        if self.is_probability:
-            take_logarithms(logits)
-        if self.run.bias is not None:
-            ours, of_box = overlap(planes, self.box)
-            where = True if self.mask is None else self.mask[of_box]
-            np.add(logits[ours], np.float32(self.run.bias[label]), out=logits[ours], where=where)
-        if self.run.temperature != 1.0:  # A pass over all labels, which is worth saving.
-            logits *= np.float32(1.0) / np.float32(self.run.temperature)
-        return logits
+    from crfrefine.refinement.networks import Prepared
 
 
 class RefinedChannels:
@@ -53,89 +30,75 @@ class RefinedChannels:
     `tiles` are those that took part; None means all labels everywhere. `computed` is the result of the
     engine: logits, or (1, entries, voxels of a tile) those of the tiles. `is_array` tells whether the
     logits are an array already, `is_streamed` whether they and the network's were never all in memory.
+    `marginals` is the softmax of the whole array, if the engine computed it.
     """
 
-    def __init__(
-        self,
-        outcome: MeanFieldResult | RefinedTiles,
-        grid_shape: tuple[int, ...],
-        num_channels: int,
-        *,
-        network: NetworkLogits | None = None,
-        labels: Labels | None = None,
-        settled_energy: float = 0.0,
-    ) -> None:
-        """Keep the parts."""
-        # `outcome` is (channels, *grid), or (channels, *box), or the tiles that took part.
-        # `network` has logits in memory; without it `labels`, (*grid), has the labels of voxels
-        # that took no part, whose tiles have `settled_energy`.
-        self._outcome, self._shape, self._network = outcome, grid_shape, network
-        self._box = tuple(slice(0, extent) for extent in grid_shape) if network is None else network.box
-        self.num_channels = num_channels
-        self.tiles = None if isinstance(outcome, MeanFieldResult) else outcome
-        self.computed: Float32 = outcome.logits if isinstance(outcome, MeanFieldResult) else outcome.values[None]
-        self.is_array, self.is_streamed = self.tiles is None and network is None, labels is not None
+    def __init__(self, outcome: MeanFieldResult | RefinedTiles, prepared: Prepared, run: MeanFieldSpec) -> None:
+        """Keep what the engine made of a prepared case, and the logits, or labels, of voxels that took no part."""
+        plan, self._shape, self._run = prepared.plan, prepared.logits.shape[1:], run
+        self.tiles = outcome if isinstance(outcome, RefinedTiles) else None
+        self.computed: Float32 = outcome.values[None] if isinstance(outcome, RefinedTiles) else outcome.logits
+        box = prepared.box if plan is None else plan.box
+        self._box = box or tuple(slice(0, extent) for extent in self._shape)
+        self._mask = None if plan is None else plan.problem.mask  # of the tiles' grid
+        self.is_array, self.is_streamed = plan is None and box is None, not len(prepared.logits)
+        self.marginals = outcome.marginals if isinstance(outcome, MeanFieldResult) and self.is_array else None
+        self.num_channels = len(prepared.logits) or run.num_labels
+        # The network's logits, or probabilities, (L, *grid), which must not change.
+        self._network = None if self.is_array or self.is_streamed else prepared.logits
+        self._is_probability = prepared.is_probability
         self.report, self.timings = outcome.report, dict(outcome.timings)
         self._log_sums: dict[float, Float32] = {}
-        self._labels = None
-        if labels is not None:
-            labels.setflags(write=False)  # They are shown to the user, too.
-            self._labels = self._settled(labels)
-        if self.tiles is not None:
+        if plan is not None and self.tiles is not None:
             # If every voxel is settled, no step is taken, and the energy is that of the network's output.
-            energy = tuple(value + settled_energy for value in outcome.report.energy) if self.tiles.sets.num_entries else (settled_energy,)
+            settled, sets = -float(plan.best[~self.tiles.sets.active].sum()), self.tiles.sets
+            energy = tuple(value + settled for value in outcome.report.energy) if sets.num_entries else (settled,)
             self.report = replace(outcome.report, energy=energy)
-
-    @property
-    def marginals(self) -> Float32 | None:
-        """The softmax of the whole array, if the engine computed it."""
-        return self._outcome.marginals if isinstance(self._outcome, MeanFieldResult) and self.is_array else None
+        if plan is not None and self.is_streamed:
+            assert plan.labels is not None
+            plan.labels.setflags(write=False)  # They are shown to the user, too.
+            self._labels = self._settled(plan.labels)
 
     def match_volumes(self, counts: NDArray[np.int64], network: Labels, mask: Bool | None) -> None:
         """Add a bias to each label's refined logits after which the labels have about these numbers of voxels."""
-        # The (L,) counts are those inside the (*grid) mask; `network` is the (*grid) label map of
-        # the network.
-        if isinstance(self._outcome, MeanFieldResult):
-            logits = self._outcome.logits.reshape(self.num_channels, len(self._outcome.logits[0]), -1)
-            whole = np.ones(self._shape, np.bool_) if mask is None else mask
-            inside = whole[self._box].reshape(logits.shape[1:])
+        # The (L,) counts are those inside the (*grid) mask; `network` is the network's label map.
+        if self.tiles is None:
+            logits = self.computed.reshape(self.num_channels, len(self.computed[0]), -1)
+            inside = (np.ones(self._shape, np.bool_) if mask is None else mask)[self._box].reshape(logits.shape[1:])
             biases = matching_bias([(slice(None), channel) for channel in logits], inside, counts)
             for channel, bias in zip(logits, biases, strict=True):
                 np.add(channel, np.float32(bias), out=channel, where=inside)
-            self._outcome = replace(self._outcome, marginals=None)
+            self.marginals = None
             return
-        sets, mask = self._outcome.sets, self._outcome.mask
+        sets, values = self.tiles.sets, self.tiles.values
         # The voxels of settled tiles keep their label.
         fixed = ~sets.grid.voxels(sets.active)
-        if mask is not None:
-            fixed &= mask
+        if self._mask is not None:
+            fixed &= self._mask
         settled = self._settled(network)[self._box].reshape(sets.grid.shape)[fixed]
         wanted = counts - np.bincount(settled, minlength=self.num_channels)
-        places = [sets.entries_of(label) for label in range(self.num_channels)]
-        entries = [(np.searchsorted(sets.tiles, tiles), self._outcome.values[own]) for tiles, own in places]
-        biases = matching_bias(entries, sets.grid.by_tile(mask, sets.tiles), wanted)
-        for (_, own), bias in zip(places, biases, strict=True):
-            self._outcome.values[own] += np.float32(bias)
+        entries = [(np.searchsorted(sets.tiles, tiles), values[own]) for tiles, own in sets.entries]
+        biases = matching_bias(entries, sets.grid.by_tile(self._mask, sets.tiles), wanted)
+        for (_, own), bias in zip(sets.entries, biases, strict=True):
+            values[own] += np.float32(bias)
 
     def label_map(self, network: Labels, decode: Callable[[Float32], Labels], *, threads: int | None = None) -> Labels:
-        """Return the refined label map, (*grid), from the network's; `decode` turns logits into labels. Tiles have their own way."""
-        if self.is_array:
-            return decode(self.computed)
+        """Return the refined label map, (*grid), of what is no array, from the network's; `decode` turns logits into labels."""
         labels = self._settled(network).copy()
         part = labels[self._box]
         if self.tiles is None:
             part[...] = decode(self.computed)
         elif self.tiles.sets.num_entries:
             inner = np.ascontiguousarray(part).reshape(self.tiles.sets.grid.shape)
-            self.tiles.sets.engine(self.tiles.mask, threads).decode(self.tiles.values, inner)
+            self.tiles.sets.engine(self._mask, threads).decode(self.tiles.values, inner)
             part[...] = inner.reshape(part.shape)
         return labels
 
     def _settled(self, network: Labels) -> Labels:
         """Return the network's label map with the only label of each settled tile, which a bias may have chosen."""
-        if self.tiles is None or not self.tiles.is_biased:
+        if self.tiles is None or self._run.bias is None:
             return network
-        labels, grid, mask = network.copy(), self.tiles.sets.grid, self.tiles.mask
+        labels, grid, mask = network.copy(), self.tiles.sets.grid, self._mask
         part = labels[self._box]
         inner = np.ascontiguousarray(part).reshape(grid.shape)
         for start in range(0, grid.shape[0], TILE[0]):
@@ -148,25 +111,40 @@ class RefinedChannels:
 
     def channel(self, label: int, planes: slice) -> Float32:
         """Return planes of a label's refined logits."""
-        # Where a label took no part in a tile, its penalty is taken to be the largest of those that
-        # did, since it cannot be smaller; without logits in memory it is ABSENT_LOGIT, and 0 where
-        # it was the only one. Voxels that took no part have the network's logits over the
-        # temperature.
-        if isinstance(self._outcome, MeanFieldResult):
-            if self._network is None:
-                return self._outcome.logits[label, planes]
-            piece = self._network.channel(label, planes)
-            ours, of_box = overlap(planes, self._box)
-            piece[ours] = self._outcome.logits[label, of_box]
-            return piece
+        # Where a label took no part in a tile, its penalty is the largest of those that did; without logits
+        # in memory it is ABSENT_LOGIT, and 0 where it was the only one.
+        if self.is_array:
+            return self.computed[label, planes]
         if self._network is None:
             return self._streamed(label, planes, 0.0, ABSENT_LOGIT)
-        piece = self._network.channel(label, planes)
+        piece = self._network_channel(label, planes)
         ours, of_box = overlap(planes, self._box)
+        if self.tiles is None:
+            piece[ours] = self.computed[label, of_box]
+            return piece
         refined, where = self._spread(label, of_box)
         piece[ours] += self._penalty[of_box]
         np.copyto(piece[ours], refined, where=where & ~np.isnan(refined))
         return piece
+
+    def _network_channel(self, label: int, planes: slice) -> Float32:
+        """Return planes of a label's network logits, with its bias inside the mask, over the temperature, in a new array."""
+        assert self._network is not None
+        logits: Float32 = np.array(self._network[label, planes], np.float32, order="C")
+        if self._is_probability:
+            take_logarithms(logits)
+        if self.tiles is not None and self._run.bias is not None:
+            ours, of_box = overlap(planes, self._box)
+            part = logits[ours]
+            inside = True if self._mask is None else self._mask.reshape(self._box_shape)[of_box]
+            np.add(part, np.float32(self._run.bias[label]), out=part, where=inside)
+        if self._run.temperature != 1.0:  # A pass over all labels, which is worth saving.
+            logits *= np.float32(1.0) / np.float32(self._run.temperature)
+        return logits
+
+    @property
+    def _box_shape(self) -> tuple[int, ...]:
+        return tuple(axis.stop - axis.start for axis in self._box)
 
     def probabilities(self, label: int, planes: slice, *, output_temperature: float = 1.0) -> Float32:
         """Return planes of a label's marginals of a streamed case: 1 or 0 where one label took part, and outside the mask."""
@@ -193,7 +171,6 @@ class RefinedChannels:
 
     def _streamed(self, label: int, planes: slice, only: float, absent: float, output_temperature: float | None = None) -> Float32:
         """Return planes of a label's logits, or probabilities: `only` where it is the single label, `absent` where it took no part."""
-        assert self._labels is not None
         piece = np.where(self._labels[planes] == label, np.float32(only), np.float32(absent))
         refined, where = self._spread(label, planes, output_temperature)
         np.copyto(piece, np.where(np.isnan(refined), np.float32(absent), refined), where=where)
@@ -202,40 +179,37 @@ class RefinedChannels:
     @cached_property
     def _penalty(self) -> Float32:
         """(*box), the largest penalty of the labels that took part in a tile; 0 at voxels that took no part."""
-        assert self._network is not None
         penalty, where = np.zeros((), np.float32), np.zeros((), np.bool_)
         ours, of_box = overlap(self._box[0], self._box)
         for label in range(self.num_channels):
             refined, where = self._spread(label, of_box)
-            penalty = np.fmin(penalty, refined - self._network.channel(label, self._box[0])[ours])
+            penalty = np.fmin(penalty, refined - self._network_channel(label, self._box[0])[ours])
         return np.where(where, penalty, np.float32(0.0))
 
     def _spread(self, label: int, planes: slice, output_temperature: float | None = None) -> tuple[Float32, Bool]:
         """Return planes of the box: a label's refined logits, NaN in tiles where it took no part, and the voxels where labels took part."""
         # With an output temperature the values are probabilities.
         assert self.tiles is not None
-        sets, mask = self.tiles.sets, self.tiles.mask
+        sets, mask = self.tiles.sets, self._mask
         # Planes of a grid of two axes are rows of the only plane of the tiles' grid.
         own = planes if len(self._shape) == MAX_DIMS else slice(0, 1)
         rows = slice(own.start // TILE[0], -(-own.stop // TILE[0]))
         first, last = rows.start * TILE[0], min(rows.stop * TILE[0], sets.grid.shape[0])
-        part = TileGrid((last - first, *sets.grid.shape[1:]))
-        ends = np.array([rows.start, rows.stop]) * (sets.grid.counts[1] * sets.grid.counts[2])
-        tiles, entries = sets.entries_of(label)
-        inner = slice(*np.searchsorted(tiles, ends))
+        part, start = TileGrid((last - first, *sets.grid.shape[1:])), sets.grid.first_tile(first)
+        tiles, entries = sets.entries[label]
+        inner = slice(*np.searchsorted(tiles, [start, start + part.num_tiles]))
         values = self.tiles.values[entries[inner]]
         if output_temperature is not None and len(values):
             sums = self._log_sums_of(output_temperature)[np.searchsorted(sets.tiles, tiles[inner])]
             values = np.exp(over_output_temperature(values, output_temperature) - sums)
-        refined = part.spread(tiles[inner] - ends[0], values, np.float32(np.nan))
+        refined = part.spread(tiles[inner] - start, values, np.float32(np.nan))
         where = part.voxels(sets.active[rows])
         if mask is not None:
             where &= mask[first:last]
         if own is planes:
             inside = slice(own.start - first, own.stop - first)
             return refined[inside], where[inside]
-        box_shape = tuple(axis.stop - axis.start for axis in self._box)
-        return refined.reshape(box_shape)[planes], where.reshape(box_shape)[planes]
+        return refined.reshape(self._box_shape)[planes], where.reshape(self._box_shape)[planes]
 
     def _log_sums_of(self, output_temperature: float) -> Float32:
         """(active tiles, voxels of a tile), logarithm of the sum of exp(logit / temperature) of the labels that take part."""

@@ -25,10 +25,11 @@ from crfrefine.engines import get_backend
 from crfrefine.engines.base import NO_CONTEXT, Backend, GridImage, MeanFieldReport, MeanFieldResult, RunContext, of_part
 from crfrefine.errors import CapacityError, ConfigError, DeviceMemoryError, InputError
 from crfrefine.parameters.specs import KernelSetSpec, ModelSpec
-from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network, Prepared, layout_of, prepare_array, prepare_channels
-from crfrefine.refinement.refined import NetworkLogits, RefinedChannels
+from crfrefine.refinement import networks
+from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network, Prepared
+from crfrefine.refinement.refined import RefinedChannels
 from crfrefine.refinement.result import RefinementResult
-from crfrefine.refinement.tiles.running import solve
+from crfrefine.refinement.tiles.running import RefinedTiles, solve
 from crfrefine.refinement.tiles.streaming import StreamedNetwork
 
 if TYPE_CHECKING:
@@ -40,8 +41,7 @@ def region_mean_field(
     backend: Backend, log_odds: Float32, image: GridImage, models: Sequence[ModelSpec], context: RunContext
 ) -> MeanFieldResult:
     """Run the binary mean field of each region, with the logits 0 outside and the region's log-odds, (R, *grid), inside."""
-    # All models have the same kernels. The result has refined log-odds; outside the mask the input
-    # divided by the temperature.
+    # All models have the same kernels. Outside the mask the input is divided by the temperature.
     kernels = backend.kernels(replace(image, values=image.values.astype(np.float32, copy=False)), models[0].kernels, context)
     del image
     refined = np.empty(log_odds.shape, dtype=np.float32)
@@ -64,10 +64,8 @@ def region_mean_field(
 
 
 NARROW = "kernels are narrower than the voxels"
-# Bandwidth in voxels below which the next voxel counts less than a quarter: exp(-1 / (2 * 0.6²)).
-NARROW_WIDTH = 0.6
-# Bandwidth in voxels that the note advises: that of the preset `default` on voxels of 1 mm.
-USUAL_WIDTH = 1.5
+NARROW_WIDTH = 0.6  # voxels; below it the next voxel counts less than a quarter: exp(-1 / (2 * 0.6²))
+USUAL_WIDTH = 1.5  # voxels, as of the preset `default` on voxels of 1 mm
 
 
 def refine_network(
@@ -84,11 +82,9 @@ def refine_network(
     strokes: Strokes | None = None,
 ) -> RefinementResult:
     """Refine a network's output; arguments, results and errors as of `crfrefine.refine`. `names` are those of labels, for messages."""
-    # The network's output and the image are on one grid, as `crfrefine.refine` or the headers of files have shown.
-    # It is done on tiles, each with the labels that are present near it, where that is less work or
-    # the channels are not in memory; else with all labels everywhere. A case that does not fit into
-    # the memory of a GPU is computed on the CPU.
-    shape, _ = layout_of(network)
+    # Both are on one grid. It is done on tiles, each with the labels that are present near it, where that is
+    # less work or the channels are not in memory; a case that a GPU cannot hold is computed on the CPU.
+    shape, _ = networks.layout_of(network)
     image = image[None] if image.ndim == len(shape) - 1 else image
     if mask is not None:
         mask = given_voxels(mask, shape[1:])
@@ -130,7 +126,8 @@ def _refine_label_map(
     if parameters.volume.match_input:  # Islands that rules remove belong to no label's volume.
         before = clean(numbers, parameters.postprocess, math.prod(case.spacing) / 1000.0)
     numbered = LabelMapNetwork(before.label_map, range(len(labels)), network.num_labels)
-    strokes = None if strokes is None else strokes.numbered(labels)
+    if strokes is not None:
+        strokes = replace(strokes, labels=np.searchsorted(labels, strokes.labels))
     result = _refine(numbered, case, parameters, backend, context, network_spacing, strokes)
     lost = dict(result.lost_to_rules)
     for number, (total, left) in before.lost.items():  # Rules were applied twice.
@@ -160,7 +157,7 @@ def _refine(
     strokes: Strokes | None = None,
 ) -> RefinementResult:
     """Prepare the case, run the mean field, make the label map and clean it. The labels of a label map are its channels' numbers."""
-    (num_channels, *grid), order = layout_of(network)
+    (num_channels, *grid), order = networks.layout_of(network)
     threads = context.threads
     regions = network.regions if isinstance(network, ArrayNetwork) else None
     if regions is None:
@@ -173,16 +170,17 @@ def _refine(
             )
         parameters.postprocess.spread({"label": regions.num_labels})  # checks the lengths
         models = resolve_regions(parameters, num_channels, len(case.values), len(case.spacing))
-    models = [replace(each, kernels=replace(each.kernels, network_spacing=network_spacing).in_storage(order.axes)) for each in models]
     # The model does not depend on the order of axes, so the engine gets them in storage order: a volume read from a file is not copied.
-    mask = None if case.mask is None else order.to_storage(case.mask)
-    spacing, voxel_ml = tuple(case.spacing), math.prod(case.spacing) / 1000.0
-    case = GridImage(order.to_storage(case.values), mask, tuple(spacing[axis] for axis in order.axes), order.axes)
-    drawn = None if strokes is None else strokes.in_storage(order)
+    axes, mask, spacing = order.axes, None if case.mask is None else order.to_storage(case.mask), tuple(case.spacing)
+    kernels = [replace(kernel, theta_position=tuple(kernel.theta_position[axis] for axis in axes)) for kernel in models[0].kernels.kernels]
+    wide = None if network_spacing is None else tuple(network_spacing[axis] for axis in axes)
+    models = [replace(each, kernels=replace(each.kernels, kernels=tuple(kernels), network_spacing=wide)) for each in models]
+    image = GridImage(order.to_storage(case.values), mask, tuple(spacing[axis] for axis in axes), axes)
+    stored = networks.Case(image, order, models, parameters, None if strokes is None else strokes.in_storage(order))
     if isinstance(network, ArrayNetwork):
-        prepared = prepare_array(network, order, case, models, parameters, backend, context, strokes=drawn)
+        prepared = networks.prepare_array(network, stored, backend, context)
     else:
-        prepared = prepare_channels(network, order, case, models, parameters, backend, context, drawn)
+        prepared = networks.prepare_channels(network, stored, backend, context)
     notes = prepared.notes
     try:
         refined, shortage = _run(prepared, models, backend, context), ""
@@ -202,14 +200,14 @@ def _refine(
         if prepared.gained is not None:
             counts = np.maximum(counts + prepared.gained, 0)
         refined.match_volumes(counts, network_labels, prepared.mask)
-    labels = refined.label_map(network_labels, decode, threads=threads)
+    labels = decode(refined.computed) if refined.is_array else refined.label_map(network_labels, decode, threads=threads)
     if network_spacing is not None and prepared.mask is not None:  # The largest share may be that of another label.
         labels = np.where(prepared.mask, labels, network_labels)
-    cleaned = clean(order.to_user(labels), parameters.postprocess, voxel_ml)
+    cleaned = clean(order.to_user(labels), parameters.postprocess, math.prod(spacing) / 1000.0)
     if parameters.intensity.window is not None:
-        notes += window_notes(case.values, parameters.intensity, case.mask)
-    if drawn is not None:
-        notes += (drawn.describe(),)
+        notes += window_notes(image.values, parameters.intensity, mask)
+    if strokes is not None:
+        notes += (strokes.describe(),)
     return RefinementResult(
         label_map=cleaned.label_map if strokes is None else strokes.draw(cleaned.label_map),
         network_label_map=order.to_user(network_labels),
@@ -223,7 +221,7 @@ def _refine(
         voxels_removed=cleaned.voxels_removed,
         voxels_filled=cleaned.voxels_filled,
         lost_to_rules=cleaned.lost,
-        notes=notes + _notes_on_widths(parameters, models[0].kernels, case),
+        notes=notes + _notes_on_widths(parameters, models[0].kernels, image),
         spacing=spacing,
         regions=regions,
         channel_labels=tuple(range(num_channels)) if regions is None else (),
@@ -240,11 +238,8 @@ def _notes_on_widths(parameters: CrfParameters, kernels: KernelSetSpec, case: Gr
     widths = [kernel.theta_position[axis] / steps[axis] for kernel in kernels.kernels for axis in axes]
     if not widths or max(widths) >= NARROW_WIDTH:
         return ()
-    weighted = [number for number, kernel in enumerate(parameters.bilateral) if np.any(kernel.weight)]
-    key = "spatial.theta_gamma"
-    if weighted:
-        key = f"bilateral.{weighted[0]}.theta_alpha" if len(parameters.bilateral) > 1 else "bilateral.theta_alpha"
-    wider = USUAL_WIDTH * min(steps[axis] for axis in axes)
+    wider, is_bilateral = USUAL_WIDTH * min(steps[axis] for axis in axes), any(np.any(kernel.weight) for kernel in parameters.bilateral)
+    key = "bilateral.theta_alpha" if is_bilateral else "spatial.theta_gamma"
     return (
         f"{NARROW}, so neighbors hardly count: the widest bandwidth is {max(widths):.2g} voxels; "
         f"--set {key}={wider:.3g} ({kernels.positions}) makes it {USUAL_WIDTH:g}",
@@ -253,8 +248,14 @@ def _notes_on_widths(parameters: CrfParameters, kernels: KernelSetSpec, case: Gr
 
 def _run(prepared: Prepared, models: Sequence[ModelSpec], backend: Backend, context: RunContext) -> RefinedChannels:
     """Run the mean field: on tiles if that is planned, else for all labels, or regions, in the mask's box."""
-    plan, spec, logits, network = prepared.plan, models[0].mean_field, prepared.logits, None
-    if plan is None:
+    plan, logits = prepared.plan, prepared.logits
+    outcome: MeanFieldResult | RefinedTiles
+    if plan is not None:
+        if len(logits):
+            # Logits in memory were checked to fit before they were read; tiles take little beside them, and slabs would change the result.
+            context = replace(context, num_bytes=None)
+        outcome = solve(plan.problem, plan.sets, backend, context, is_direct=plan.is_direct)
+    else:
         values = logits[(slice(None), *(prepared.box or ()))]
         needed = values.size * RUN_BYTES
         left = context.num_bytes() if context.num_bytes is not None and backend.name == "cpu" and needed > SMALL else None
@@ -270,21 +271,7 @@ def _run(prepared: Prepared, models: Sequence[ModelSpec], backend: Backend, cont
             outcome = region_mean_field(backend, values, prepared.image, models, context)
         else:
             outcome = backend.mean_field(values, prepared.image, models[0], context)
-        if prepared.box is not None:
-            network = NetworkLogits(logits, prepared.is_probability, replace(spec, bias=None), prepared.box, None)
-        refined = RefinedChannels(outcome, logits.shape[1:], len(logits), network=network)
-    else:
-        if len(logits):
-            # Logits in memory were checked to fit before they were read; tiles take little beside them, and slabs would change the result.
-            context = replace(context, num_bytes=None)
-        tiles = solve(plan.problem, plan.sets, backend, context, is_direct=plan.is_direct)
-        shape = logits.shape[1:]
-        if len(logits):
-            box = plan.box or tuple(slice(0, extent) for extent in shape)
-            network = NetworkLogits(logits, prepared.is_probability, spec, box, plan.problem.image.mask)
-        labels = plan.labels if network is None else None
-        energy = -float(plan.best[~tiles.sets.active].sum())
-        refined = RefinedChannels(tiles, shape, spec.num_labels, network=network, labels=labels, settled_energy=energy)
+    refined = RefinedChannels(outcome, prepared, models[0].mean_field)
     numbers, computed = [*refined.report.energy], refined.computed
     if all(map(math.isfinite, numbers)) and computed.size:
         numbers = [bound for pair in backend.channel_ranges(computed, threads=context.threads) for bound in pair]

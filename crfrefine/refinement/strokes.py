@@ -29,20 +29,18 @@ from crfrefine.refinement.tiles.problem import ChannelSource
 
 if TYPE_CHECKING:
     from crfrefine.parameters.sections import StrokesParameters
+    from crfrefine.parameters.specs import ModelSpec
     from crfrefine.refinement.tiles.planning import TilePlan
 
 BACKGROUND = 255  # value of a drawn voxel that is background; 0 means that nothing was drawn
-# Rise of the logit at a drawn voxel over the temperature: for logits, for label maps, whose logits
-# are 2 apart, and for those of a coarser network, whose logits are at most 7 apart.
+# Rise of the logit at a drawn voxel over the temperature; labels of maps are 2, or at most 7, apart.
 STRENGTH, STRENGTH_OF_LABELS, STRENGTH_OF_SHARES = 7.5, 3.0, 8.0
 MIN_RADIUS = 1.5  # smallest r in mm
-# Largest r over the edge of a cube as large as the network's structure of the label, where that is
-# below the reach: a wrong stroke in a small structure would take all of it. Half of the reach is
-# always allowed.
+# Largest r over the edge of a cube as large as the structure, which a wrong stroke would take; half
+# of the reach is always allowed.
 SHARE_OF_EDGE = 0.25
 NUM_RADII = 3.0  # radii after which a rise ends: it is 1 % of the strength there
-# Nats over the temperature below the largest logit from which on a rise changes nothing around a
-# drawn voxel.
+# Nats over the temperature below the largest logit from which on a rise changes nothing around.
 RULED_OUT = 20.0
 
 
@@ -59,10 +57,8 @@ class Strokes:
         cls, values: Array, shape: Sequence[int], num_labels: int, *, background: int | None = None, ignore: int = 0, name: str = "strokes"
     ) -> Strokes | None:
         """Return the drawn voxels of an array, (*grid) whole numbers; None if nothing is drawn."""
-        # A value is `ignore` where nothing was drawn, a label, or `background` for label 0; None
-        # means 255, or 0 if `ignore` is another number. Errors begin with `name`. Raises InputError
-        # for another shape, values that are no whole numbers or no labels, or if more than half of
-        # the voxels are drawn.
+        # A value is `ignore` where nothing was drawn, a label, or `background` for label 0; None means 255, or
+        # 0 with another `ignore`. Raises InputError for other shapes or values, or if half is drawn.
         if values.shape != tuple(shape):
             raise InputError(f"{name}: shape {values.shape}; expected that of the image, {tuple(shape)}, without a label axis")
         if values.dtype.kind not in "iub":
@@ -105,10 +101,6 @@ class Strokes:
         positions = np.concatenate([np.zeros((lead, len(self.labels)), np.int64), self.positions])
         return replace(self, positions=positions, shape=(1,) * lead + self.shape)
 
-    def numbered(self, channels: Sequence[int]) -> Strokes:
-        """Return the strokes with the numbers of channels in place of labels; each label has a channel."""
-        return replace(self, labels=np.searchsorted(np.asarray(channels), self.labels))
-
     def describe(self) -> str:
         """Return a note on what was drawn."""
         counts = Counter(self.labels.tolist())
@@ -135,20 +127,17 @@ def combine(several: Sequence[Strokes], names: Sequence[str]) -> Strokes | None:
     if len(several) < 2:
         return several[0] if several else None
     shape, first = several[0].shape, several[0]
-    flat = np.concatenate([np.ravel_multi_index(tuple(strokes.positions), shape) for strokes in several])
     labels = np.concatenate([strokes.labels for strokes in several])
-    order = np.argsort(flat, kind="stable")
-    flat, labels = flat[order], labels[order]
-    contradicts = (flat[1:] == flat[:-1]) & (labels[1:] != labels[:-1])
-    if contradicts.any():
-        at = np.flatnonzero(contradicts)
-        shown = ", ".join(str(tuple(map(int, np.unravel_index(place, shape)))) for place in flat[at[:3]])
+    flat = np.concatenate([np.ravel_multi_index(tuple(strokes.positions), shape) for strokes in several])
+    places, chosen, own = np.unique(flat, return_index=True, return_inverse=True)
+    contradicts = np.unique(flat[labels != labels[chosen][own]])
+    if contradicts.size:
+        shown = ", ".join(str(tuple(map(int, np.unravel_index(place, shape)))) for place in contradicts[:3])
         raise InputError(
-            f"{' and '.join(names)}: contradict each other at {len(at)} voxels, such as {shown}; give one file, or erase the "
+            f"{' and '.join(names)}: contradict each other at {contradicts.size} voxels, such as {shown}; give one file, or erase the "
             "voxels in one of them"
         )
-    chosen = np.concatenate([[True], flat[1:] != flat[:-1]])
-    return replace(first, positions=np.stack(np.unravel_index(flat[chosen], shape)), labels=labels[chosen])
+    return replace(first, positions=np.stack(np.unravel_index(places, shape)), labels=labels[chosen])
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,15 +154,19 @@ class StrokeModel:
     """What the rises depend on besides the strokes."""
 
     parameters: StrokesParameters
+    model: ModelSpec  # of the case
     spacing: Sequence[float]  # mm along each axis
     mask: Bool | None  # (*grid), True where the model applies
     normalized: Callable[[Box], Float32]  # returns the normalized image of a box, (M, *box)
-    strength: float  # of the rise at a drawn voxel
+    is_label_map: bool  # whether the network's output is a label map; logits near ABSENT_LOGIT then count as 0 where they rise
 
     def rises(self, strokes: Strokes, channel: int, chosen: Bool, has_label: Bool, sign: float = 1.0) -> Iterator[Rise]:
         """Yield the rises of a channel around the `chosen`, (N,), in boxes without a voxel that two of them change."""
-        # `has_label`, (*grid), is True where the network has their label already; `sign` is -1 for
-        # log-odds that fall.
+        # `has_label`, (*grid): the network has their label already; `sign`: -1 for log-odds that fall.
+        strength = STRENGTH
+        if self.is_label_map:
+            strength = STRENGTH_OF_LABELS if self.model.kernels.network_spacing is None else STRENGTH_OF_SHARES
+        strength *= sign * self.model.mean_field.temperature
         far = [NUM_RADII * max(MIN_RADIUS, self.parameters.reach) / step for step in self.spacing]
         volume = np.count_nonzero(has_label) * math.prod(self.spacing)
         tiles = ((1,) * len(far) + TILE)[-len(far) :]
@@ -189,7 +182,7 @@ class StrokeModel:
             closeness = self._closeness(members - start, self._radii(members - start, has_label[box], volume), self.normalized(box))
             if self.mask is not None:
                 closeness *= self.mask[box]
-            yield Rise(channel, box, closeness * np.float32(sign * self.strength))
+            yield Rise(channel, box, closeness * np.float32(strength))
 
     def _radii(self, positions: NDArray[np.int64], has_label: Bool, volume: float) -> NDArray[np.float64]:
         """Return the distance in mm from drawn voxels to the nearest one of their label, of `volume` mm³, within the allowed range."""
@@ -253,10 +246,10 @@ class Edits:
     strokes: Strokes  # inside the mask
     rises: tuple[Rise, ...]
     fixed: NDArray[np.float32]  # (channels, N), the logits at the drawn voxels
-    lifts_absent: bool = False  # whether logits near ABSENT_LOGIT count as 0 where they rise
+    lifts_absent: bool = False  # see `StrokeModel.is_label_map`
 
     @classmethod
-    def of_labels(cls, strokes: Strokes, model: StrokeModel, labels: Labels, num_labels: int, *, lifts_absent: bool = False) -> Edits:
+    def of_labels(cls, strokes: Strokes, model: StrokeModel, labels: Labels, num_labels: int) -> Edits:
         """Return the edits of (num_labels, *grid) logits; `labels`, (*grid), is the network's label map."""
         strokes = strokes.inside(model.mask)
         rises = [
@@ -266,7 +259,7 @@ class Edits:
         ]
         fixed = np.full((num_labels, len(strokes.labels)), ABSENT_LOGIT, np.float32)
         fixed[strokes.labels, np.arange(len(strokes.labels))] = 0.0
-        return cls(strokes, tuple(rises), fixed, lifts_absent)
+        return cls(strokes, tuple(rises), fixed, model.is_label_map)
 
     @classmethod
     def of_regions(cls, strokes: Strokes, model: StrokeModel, log_odds: Float32, scheme: RegionScheme) -> Edits:
@@ -308,8 +301,7 @@ class Edits:
 
     def edit_plan(self, plan: TilePlan, *, counts_gains: bool) -> tuple[TilePlan, NDArray[np.int64] | None]:
         """Return the plan of a run on tiles in which labels take part where their logits rise, too."""
-        # With `counts_gains` the second value, (L,), is the number of voxels that each label gains
-        # by that before the mean field.
+        # With `counts_gains` the second value, (L,), has the voxels that each label gains by that.
         problem = plan.problem
         grid, strokes = problem.grid, self.strokes
         changed = np.zeros_like(problem.present)
@@ -332,11 +324,9 @@ class Edits:
         source.ensure(near.domains & near.active, None)
         gained = np.zeros(len(near.domains), np.int64)
         for channels, sign in ((source, 1), (source.source, -1)):
-            values, labels = np.empty((near.num_entries, math.prod(TILE)), np.float32), np.zeros(grid.shape, np.uint16)
-            for label in np.unique(near.labels).tolist():
-                channels.fill_entries(grid.engine(1), label, *near.entries_of(label), values)
+            labels = np.zeros(grid.shape, np.uint16)
             if near.num_entries:
-                near.engine(problem.mask, 1).decode(values, labels)
+                near.engine(problem.mask, 1).decode(channels.of_entries(near, 1), labels)
             gained += sign * np.array(count_labels(labels, len(gained)))
         return plan, gained
 
@@ -344,17 +334,17 @@ class Edits:
 MIN_RISE = 0.1  # nats of a rise below which a label need not take part in a tile
 
 
+@dataclass(eq=False)
 class StrokedChannels(ChannelSource):
-    """The channels of another source, changed by strokes."""
+    """The channels of another source, some planes of the grid from `first_plane` on, changed by strokes."""
 
-    def __init__(self, source: ChannelSource, edits: Edits, grid: TileGrid, first_plane: int = 0) -> None:
-        """Take a source of some planes of the grid, from `first_plane` on; `grid` has the tiles of these planes."""
-        self.source, self.edits, self.grid, self.first_plane = source, edits, grid, first_plane
+    source: ChannelSource
+    edits: Edits
+    grid: TileGrid  # the tiles of these planes
+    first_plane: int = 0
 
-    @property
-    def is_probability(self) -> bool:  # type: ignore[override]
-        """Whether the values are probabilities, whose logarithm is taken."""
-        return self.source.is_probability
+    def __post_init__(self) -> None:
+        self.is_probability = self.source.is_probability
 
     def ensure(self, domains: Bool, threads: int | None) -> None:
         """See `ChannelSource`."""

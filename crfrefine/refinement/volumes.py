@@ -10,19 +10,16 @@ from numpy.typing import NDArray
 
 from crfrefine.base.array_types import Bool, Float32, Float64, Labels
 
-# Largest magnitude of the change of a bias, and rounds over all labels, of each stage: the bias of
-# one label changes the voxels of its neighbors, and where these are far from the balance fewer
-# voxels matter.
+# Largest change of a bias, and rounds over all labels, of each stage: fewer voxels matter the nearer
+# the balance is.
 STAGES = ((6.0, 2), (2.0, 8))
 Rows = Any  # rows of an array: a slice, or (m,) indices
 
 
 def matching_bias(entries: Sequence[tuple[Rows, Float32]], inside: Bool, wanted: NDArray[np.int64]) -> Float64:
     """Return (L,) biases after which each label is the best of about as many voxels as are wanted."""
-    # Voxels are counted from the largest margin to the best other label on; where no bias can close
-    # it, they keep their label. `entries` are the rows where each label takes part, and its logits
-    # there, (m, voxels of a row); `inside`, (rows, voxels of a row), is True at the voxels that
-    # count.
+    # Where no bias can close a margin, voxels keep their label. `entries` are the rows where each label
+    # takes part, and its logits there, (m, voxels of a row); `inside` has the voxels that count.
     bias = np.zeros(len(entries))
     for limit, num_rounds in STAGES:
         entries, inside, wanted = _open(entries, inside, wanted, np.float32(2 * limit))

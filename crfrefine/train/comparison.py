@@ -155,7 +155,7 @@ def simple_maps(case: Case, tuned: Tuned) -> dict[str, NDArray[Any]]:
     network = decode(case.logits, case.regions) if case.label_map is None else case.label_map
     logits, inside, padding, intensity = case.logits, case.mask, case.find_padding(), tuned.fit.parameters.intensity
     if padding is not None:
-        inside, _ = leave_out(padding, inside, f"the logits of case {case.case_id!r}")
+        inside, *_ = leave_out(padding, inside, f"the logits of case {case.case_id!r}")
         logits = np.where(padding, np.float32(0.0), logits)  # any constant means the same, and a large one would dominate its neighbors
     is_coarse, guided = tuned.fit.parameters.counts_network_voxels, network
     if tuned.guidance.radius_mm > 0:

@@ -86,7 +86,7 @@ def make_crop(case: Case, intensity: IntensityParameters) -> Crop:
     labels, logits, padding = case.labels, case.logits, case.find_padding()
     inside = np.ones(labels.shape, np.bool_) if case.mask is None else case.mask
     if padding is not None:
-        inside, _ = leave_out(padding, inside, f"the logits of case {case.case_id!r}")
+        inside, *_ = leave_out(padding, inside, f"the logits of case {case.case_id!r}")
     # The log-odds of the likeliest label or region. The confidence of a label map says nothing about where else a label is possible.
     log_odds = logits[1:].max(axis=0) - logits[0] if case.regions is None else logits.max(axis=0)
     threshold = 0.0 if case.input_kind == KIND else math.log(FOREGROUND_RATIO)

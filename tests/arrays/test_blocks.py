@@ -119,7 +119,7 @@ CORE = {"core": [1, 3, 4], "enhancing": 4}
         ({"a": []}, (1,), "region 'a': it has no labels"),
         ({"a": [1, 70000]}, (1,), "label 70000: label maps hold labels up to 65535"),
         ({}, (), "regions: expected a name and labels for each region"),
-        ([1, 2], (1,), "regions: expected a mapping of names to labels"),
+        ([1, 2], (1,), "regions: expected a dictionary of names and their labels"),
     ],
 )
 def test_what_is_not_clear_or_contradicts_itself_is_refused(regions, class_order, told):

@@ -83,10 +83,10 @@ def refusal(folder, *arguments, **options):
     ("description", "told"),
     [
         ({**BRATS, "regions_class_order": [1, 2]}, "the class order has 2 labels for 3 regions (whole, core, enhancing)"),
-        ({**BRATS, "regions_class_order": [1, 2, 1]}, "the class order has label 1 for region 'enhancing', which consists of the labels 3"),
+        ({**BRATS, "regions_class_order": [1, 2, 1]}, "the class order has label 1 for region 'enhancing', which has 3"),
         ({"labels": BRATS["labels"]}, "it has only one of regions of several labels and regions_class_order"),
         ({"labels": {"background": 0, "a": 1, "b": 2, "c": 3}, "regions_class_order": [1, 2, 3]}, "it has only one of regions of several"),
-        ({"labels": {"background": 0, "a": [0, 1], "b": 2}, "regions_class_order": [1, 2]}, "region 'a': label 0 is the background"),
+        ({"labels": {"background": 0, "a": [0, 1], "b": 2}, "regions_class_order": [1, 2]}, "region 'a': it has label 0, the background"),
     ],
 )
 def test_a_description_that_contradicts_itself(tmp_path, description, told):

@@ -71,7 +71,7 @@ BAD_LOGITS = {
     "single": (lambda path: save_nifti(path, load_nifti(path)[..., :1]), ["single.nii.gz", "Logits need one value per label"]),
     "blank": (lambda path: save_nifti(path, np.zeros_like(load_nifti(path))), ["all labels have the same value"]),
     "one_hot": (no_background, ["voxels have no label. If background has no channel, put one before the others"]),
-    "zeros": (all_zero_probabilities, ["zeros.nii.gz", "zero at 1 of", "(3, 4, 5)"]),
+    "zeros": (all_zero_probabilities, ["zeros.nii.gz", "do not sum to 1 over the labels at 1 of", "(3, 4, 5)"]),
     "sigmoid": (lambda path: save_nifti(path, np.random.default_rng(0).random((*GRID_SHAPE, 4), np.float32)), ["do not sum to 1"]),
     "turned": (turned_archive, ["turned.npz", "(label, z, y, x)"]),
 }

@@ -197,7 +197,7 @@ def test_regions_of_the_command_line(tmp_path):
         # They would be passed over; or, of a single region, the labels would be taken for log-odds.
         ((*ON_THE_LINE, "--input-type", "labels"), "leave --regions out"),
         (ON_THE_LINE, "leave --regions out"),
-        (("--regions", "tumor=2"), "whole numbers from 0 to 3, as in a label map; "),
+        (("--regions", "tumor=2"), "the largest is 3, as in a label map"),
     ):
         if "labels" in options:
             save_nifti(folders.logits / "a.nii.gz", (np.indices(GRID_SHAPE).sum(axis=0) % 4).astype(np.uint8))

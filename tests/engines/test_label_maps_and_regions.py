@@ -122,7 +122,7 @@ def test_probabilities_of_zero_are_background_and_not_padding():
         (lambda x: x[:2], {}, "the log-odds have shape (2, 5, 8, 7); expected (3, *grid), one channel per region: whole = 1+2+3"),
         (expit, {}, "expected log-odds of regions, found values that all lie in [0, 1]"),
         (np.copy, {"compatibility": {"kind": "matrix", "matrix": [[0.0, 1.0], [1.0, 0.0]]}}, "compatibility.matrix: it cannot be used"),
-        (np.copy, {"bilateral.weight": [1.0, 2.0]}, "bilateral.weight: it has 2 values, but the case has 3 regions; give one number"),
+        (np.copy, {"bilateral.weight": [1.0, 2.0]}, "bilateral.weight: it has 2 values, but the case has 3 regions; give one value"),
     ],
 )
 def test_regions_that_do_not_fit_are_refused(change, changes, message):

@@ -8,7 +8,6 @@ from oracles import softmax
 from scipy import ndimage
 
 import crfrefine
-from crfrefine.refinement.tiles.survey import Thresholds, find_thresholds
 
 
 @dataclass(frozen=True)
@@ -69,13 +68,7 @@ def refine(case, parameters, threshold, **options):
         def choose(problem, *_):
             return problem.spec.kernels.filter == "truncated"
 
-        # As for streamed channels: all labels everywhere where none may be left out.
-        def thresholds(threshold, spec):
-            lowest = np.full(spec.mean_field.num_labels, -np.inf)
-            return find_thresholds(threshold, spec) or Thresholds(lowest, lowest)
-
         patch.setattr("crfrefine.refinement.tiles.planning.choose_tiles", choose)
-        patch.setattr("crfrefine.refinement.tiles.planning.find_thresholds", thresholds)
         if threshold <= 0:
             patch.setattr("crfrefine.refinement.networks.plan_array", lambda *_, **__: (None, None))
         result = crfrefine.refine(

@@ -220,7 +220,7 @@ def test_a_label_map_is_refined_as_its_error_advises():
     logits, image = make_case(30)
     labels = logits.argmax(0)
     given = placed(labels[None].astype(np.float32))
-    with pytest.raises(InputError, match=r'(give|with) input_type="labels"'):
+    with pytest.raises(InputError, match=r'needs input_type="labels"'):
         CrfRefine(PARAMETERS)(given, placed(image))
     found = CrfRefine(PARAMETERS, input_type="labels")(given, placed(image))
     np.testing.assert_array_equal(found[0].numpy(), wanted(labels, image, input_type="labels").label_map)

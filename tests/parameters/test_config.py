@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from crfrefine.errors import ConfigError
 from crfrefine.parameters.model import CrfParameters, parse_override
-from crfrefine.parameters.presets import CONFIGS, REMOVED_PRESETS, list_presets
+from crfrefine.parameters.presets import CONFIGS, list_presets
 from crfrefine.parameters.sections import (
     BilateralParameters,
     CompatibilityParameters,
@@ -37,16 +37,6 @@ def test_the_presets_are_there_and_the_first_is_the_default():
     assert CrfParameters.load("default") == CrfParameters()
     with pytest.raises(ConfigError, match="hipocampus: no such file or preset; presets: default, body-ct, "):
         CrfParameters.load("hipocampus")
-
-
-@pytest.mark.parametrize(("name", "successor"), REMOVED_PRESETS.items())
-def test_a_preset_that_is_gone_names_the_one_to_use(name, successor, tmp_path, monkeypatch):
-    with pytest.raises(ConfigError, match=f"^{name}: there is no such preset any more, .* use {successor}, for a single organ"):
-        CrfParameters.load(name)
-    assert successor in PRESETS
-    monkeypatch.chdir(tmp_path)
-    CrfParameters().save(name)
-    assert CrfParameters.load(name) == CrfParameters(), "a file of that name is the user's own"
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -120,7 +110,7 @@ def test_the_names_of_the_cases_that_values_were_learned_on_are_kept(tmp_path):
 def test_a_file_that_cannot_be_read_or_written_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"missing/params\.toml: cannot be written: there is no folder .*missing"):
         CrfParameters().save(tmp_path / "missing" / "params.toml")
-    with pytest.raises(ConfigError, match="is a folder"):
+    with pytest.raises(ConfigError, match="is not a regular file"):
         CrfParameters.load(tmp_path)
     path = tmp_path / "image.toml"
     for content, message in (
@@ -145,7 +135,10 @@ def test_a_file_that_cannot_be_read_or_written_is_named(tmp_path):
         ("[bilateral]\ntheta_alpha = 0", r"bilateral\.theta_alpha: must be greater than 0, got 0"),
         ("[bilateral]\nweight = true", r"bilateral\.weight: expected a number, got True"),
         ("[[bilateral]]\n[[bilateral]]\ntheta = -1", r"bilateral\.1\.theta: unknown key"),
-        ("[intensity]\nnormalization = 'z-score'", r"intensity\.normalization: expected one of none, zscore.*did you mean 'zscore'\?"),
+        (
+            "[intensity]\nnormalization = 'z-score'",
+            r"intensity\.normalization: expected one of none, zscore, .*; got 'z-score'$",
+        ),
         ("[intensity]\npercentiles = [99.0, 1.0]", r"intensity\.percentiles: the first number must be smaller"),
         ("[intensity]\nnormalization = 'window'", r"intensity\.window: needed by intensity\.normalization = 'window'"),
         ("[compatibility]\nkind = 'matrix'", r"compatibility\.matrix: needed by"),
@@ -160,10 +153,6 @@ def test_a_file_that_cannot_be_read_or_written_is_named(tmp_path):
         ("[mean_field]\ndamping = 0.0", r"mean_field\.damping: this key is gone: each step is the plain parallel update; leave it out"),
         ("[postprocess]\nkeep_largest = ['each', 'none']", r"postprocess\.keep_largest\[0\]: expected one of none, foreground; got 'each'"),
         ("[postprocess]\nkeep_largest = []", r"postprocess\.keep_largest: the list is empty"),
-        (
-            "[mean_field]\ndamping = 0.0\n[volume]\nkeep = 'largest'",
-            r"from an earlier version of crfrefine: leave out these keys\n  volume\.keep: this key is gone: .*\n  mean_field\.damping: ",
-        ),
         ("[postprocess]\nmin_component_ml = [0.0, -1]", r"postprocess\.min_component_ml\[1\]: must be at least 0, got -1"),
     ],
 )
@@ -204,8 +193,8 @@ def test_replace_changes_entries_and_sections_of_a_copy_and_names_one_of_several
     assert [kernel.theta_alpha for kernel in fine_and_coarse.bilateral] == [1.5, 9.0]
     for parameters, key, message in (
         (two, "bilateral.weight", r"bilateral\.weight: there are 2 kernels; say which: bilateral\.0\.weight, bilateral\.1\.weight"),
-        (two, "bilateral.2.weight", r"bilateral\.2\.weight: there are 2 kernels, counted from 0"),
-        (before, "bilateral.1.weight", r"bilateral\.1\.weight: there is 1 kernel, counted from 0"),
+        (two, "bilateral.2.weight", r"bilateral\.2\.weight: expected the number of a kernel from 0 to 1"),
+        (before, "bilateral.1.weight", r"bilateral\.1\.weight: expected the number of a kernel from 0 to 0"),
         (two, "bilateral.1.theta_alpha", r"^bilateral\.1\.theta_alpha: must be greater than 0"),
     ):
         with pytest.raises(ConfigError, match=message):
@@ -283,7 +272,7 @@ def test_resolve_keeps_lists_in_their_order_and_drops_terms_without_weight():
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("bilateral.weight", [1.0, 2.0], "it has 2 values, but the case has 3 labels; give one number for all, or one per label"),
+        ("bilateral.weight", [1.0, 2.0], "it has 2 values, but the case has 3 labels; give one value for all, or one per label"),
         ("bilateral.theta_alpha", [1.0], "it has 1 value, but the case has 3 axes"),
         ("bilateral.theta_beta", [0.1] * 4, "it has 4 values, but the case has 2 modalities"),
         ("spatial.weight", [1.0] * 4, "it has 4 values, but the case has 3 labels"),
@@ -292,7 +281,7 @@ def test_resolve_keeps_lists_in_their_order_and_drops_terms_without_weight():
         ("intensity.percentiles", [[1.0, 99.0]] * 3, "it has 3 values, but the case has 2 modalities"),
         ("mean_field.bias", [0.5], "it has 1 value, but the case has 3 labels"),
         ("postprocess.min_component_ml", [0.0, 0.1], "it has 2 values, but the case has 3 labels"),
-        ("postprocess.keep_largest", ["none", "each"], "it has 2 values, but the case has 3 labels; give one word for all"),
+        ("postprocess.keep_largest", ["none", "each"], "it has 2 values, but the case has 3 labels; give one value for all"),
         ("postprocess.fill_holes", ["none"], "it has 1 value, but the case has 3 labels"),
         ("compatibility.matrix", [[0.0, 1.0], [1.0, 0.0]], "it is 2 x 2, but the case has 3 labels"),
     ],

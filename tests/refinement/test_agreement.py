@@ -216,5 +216,5 @@ def test_a_label_at_one_corner_of_a_tile(corner):
 
 def test_no_label_is_left_out_with_a_negative_penalty():
     model = {"compatibility.kind": "matrix", "compatibility.matrix": ((0.0, -0.5), (-0.5, 0.0))}
-    assert find_thresholds(1e-4, CrfParameters().replace(**model).resolve(2, 1, 3)) is None
-    assert find_thresholds(1e-4, CrfParameters().resolve(2, 1, 3)) is not None
+    assert find_thresholds(1e-4, CrfParameters().replace(**model).resolve(2, 1, 3)).leave_out_nothing
+    assert not find_thresholds(1e-4, CrfParameters().resolve(2, 1, 3)).leave_out_nothing

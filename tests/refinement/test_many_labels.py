@@ -31,9 +31,8 @@ def many_labels(shape=SHAPE, largest=65535):
 
 @pytest.mark.parametrize("kind", ["npz", "4-D", "label map", "one file per label"])
 def test_infer(kind, tmp_path):
-    count = MAX_LABELS + 1
+    count, times, options = MAX_LABELS + 1, 1, []
     image = save_nifti(tmp_path / "a_0000.nii.gz", np.random.default_rng(1).normal(size=SHAPE).astype(np.float32))
-    options = ["-i", image, "-o", tmp_path / "out.nii.gz", "--max-memory", "500M"]
     network = tmp_path / ("a.npz" if kind == "npz" else "a.nii.gz")
     if kind == "npz":
         np.savez_compressed(network, probabilities=np.zeros((20_000, *SHAPE[::-1]), np.uint8))
@@ -42,11 +41,12 @@ def test_infer(kind, tmp_path):
         save_nifti(network, np.zeros((*SHAPE, count), np.uint8))
     elif kind == "label map":
         save_nifti(network, many_labels())
-        options += ["--input-type", "labels"]
+        options = ["--input-type", "labels"]
     else:
         save_nifti(network, np.zeros(SHAPE, np.uint8))
-    networks = [network] * (count if kind == "one file per label" else 1)
-    arguments = [sys.executable, "-c", LIMITED, "infer", *options, *(word for path in networks for word in ("-p", path))]
+        times = count
+    files = ["-i", image, "-o", tmp_path / "out.nii.gz", *["-p", network] * times]
+    arguments = [sys.executable, "-c", LIMITED, "infer", *files, *options, "--max-memory", "500M"]
     done = subprocess.run(list(map(str, arguments)), capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     assert (TOLD_OF_MAPS if kind == "label map" else TOLD.format(count)) in done.stderr, done.stderr

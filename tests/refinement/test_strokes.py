@@ -38,6 +38,22 @@ def strokes():
     return drawn
 
 
+def mark(value, *places, shape=SHAPE):
+    """Strokes with a value at some places."""
+    drawn = np.zeros(shape, np.uint8)
+    for place in places:
+        drawn[place] = value
+    return drawn
+
+
+def rise_of(label, logits, drawn, **changes):
+    """The rise of a label above the background on a flat image without a CRF, and the logits with strokes and without."""
+    changes |= {"intensity.normalization": "none", "bilateral.weight": 0.0, **ALL_LABELS}
+    options = {"spacing": SPACING, "parameters": CrfParameters().replace(**changes)}
+    edited, plain = (refine(logits, np.zeros(drawn.shape, np.float32), strokes=part, **options).logits for part in (drawn, None))
+    return (edited[label] - edited[0]) - (plain[label] - plain[0]), edited, plain
+
+
 def test_like_voxels_follow_a_stroke_and_others_do_not(ball, strokes):
     image, logits, truth = ball
     before, after = (refine(logits, image, spacing=SPACING, strokes=drawn) for drawn in (None, strokes))
@@ -50,55 +66,37 @@ def test_like_voxels_follow_a_stroke_and_others_do_not(ball, strokes):
 
 
 def test_a_stroke_ends_where_its_radius_ends(ball):
-    image, logits, _ = ball
-    drawn = np.zeros(SHAPE, np.uint8)
-    drawn[12, 18, 25] = 2
-    flat = np.zeros_like(image)
-    changes = {"intensity.normalization": "none", "strokes.reach": 4.0, "bilateral.weight": 0.0, **ALL_LABELS}
-    parameters = CrfParameters().replace(**changes)
-    edited, plain = (refine(logits, flat, spacing=SPACING, parameters=parameters, strokes=part).logits for part in (drawn, None))
+    drawn = mark(2, (12, 18, 25))
+    rise, edited, plain = rise_of(2, ball[1], drawn, **{"strokes.reach": 4.0})
     squared = sum(((axis - at) * step) ** 2 for axis, at, step in zip(np.indices(SHAPE), (12, 18, 25), SPACING, strict=True))
-    inside = squared <= (NUM_RADII * 4.0) ** 2
-    rise = np.where(inside, STRENGTH * np.exp(-squared / (2 * 4.0**2)), 0.0)
-    difference = (edited[2] - edited[0]) - (plain[2] - plain[0])
-    away = drawn == 0
-    np.testing.assert_allclose(difference[away], rise[away], atol=2e-5)
-    np.testing.assert_array_equal(edited[:2, away], plain[:2, away])
+    expected = np.where(squared <= (NUM_RADII * 4.0) ** 2, STRENGTH * np.exp(-squared / (2 * 4.0**2)), 0.0)
+    np.testing.assert_allclose(rise[drawn == 0], expected[drawn == 0], atol=2e-5)
+    np.testing.assert_array_equal(edited[:2, drawn == 0], plain[:2, drawn == 0])
+
+
+def expected_beside(radius):
+    """The rise at the next voxel along the last axis."""
+    return pytest.approx(STRENGTH * np.exp(-(SPACING[2] ** 2) / (2 * radius**2)), abs=1e-4)
 
 
 @pytest.mark.parametrize(("reach", "at"), [(3.0, (9, 8, 20)), (6.0, (9, 8, 20)), (6.0, (9, 14, 9)), (6.0, (17, 8, 9))])
 def test_the_radius_is_the_distance_to_the_label_within_the_size_of_its_structure(ball, reach, at):
-    image, logits, _ = ball
-    drawn = np.zeros(SHAPE, np.uint8)
-    drawn[at] = 1
-    changes = {"intensity.normalization": "none", "strokes.reach": reach, "bilateral.weight": 0.0, **ALL_LABELS}
-    parameters = CrfParameters().replace(**changes)
-    edited, plain = (
-        refine(logits, np.zeros_like(image), spacing=SPACING, parameters=parameters, strokes=part).logits for part in (drawn, None)
-    )
-    has_label = logits.argmax(axis=0) == 1
+    rise, *_ = rise_of(1, ball[1], mark(1, at), **{"strokes.reach": reach})
+    has_label = ball[1].argmax(axis=0) == 1
     edge = (np.count_nonzero(has_label) * np.prod(SPACING)) ** (1 / 3)
     radius = np.clip(distance_transform_edt(~has_label, sampling=SPACING)[at], 1.5, max(reach / 2, edge / 4))
-    beside = (at[0], at[1], at[2] + 1)
-    difference = (edited[1] - edited[0])[beside] - (plain[1] - plain[0])[beside]
-    assert difference == pytest.approx(STRENGTH * np.exp(-(SPACING[2] ** 2) / (2 * radius**2)), abs=1e-4)
+    assert rise[at[0], at[1], at[2] + 1] == expected_beside(radius)
 
 
 def test_the_size_of_a_structure_is_that_of_all_of_it():
     """Half of it lies beyond the box around the stroke."""
-    shape, at = (12, 14, 90), (6, 7, 20)
-    logits = np.zeros((2, *shape), np.float32)
+    logits = np.zeros((2, 12, 14, 90), np.float32)
     logits[1] = -4.0
     logits[1, 2:9, 2:5, 30:] = 4.0
-    drawn = np.zeros(shape, np.uint8)
-    drawn[at] = 1
-    parameters = CrfParameters().replace(**{"intensity.normalization": "none", "bilateral.weight": 0.0, **ALL_LABELS})
-    flat = np.zeros((1, *shape), np.float32)
-    edited, plain = (refine(logits, flat, spacing=SPACING, parameters=parameters, strokes=part).logits for part in (drawn, None))
+    rise, *_ = rise_of(1, logits, mark(1, (6, 7, 20), shape=logits.shape[1:]))
     edge = (7 * 3 * 60 * np.prod(SPACING)) ** (1 / 3)
     assert 3.0 < edge / 4 < 6.0
-    difference = (edited[1] - edited[0])[6, 7, 21] - (plain[1] - plain[0])[6, 7, 21]
-    assert difference == pytest.approx(STRENGTH * np.exp(-(SPACING[2] ** 2) / (2 * (edge / 4) ** 2)), abs=1e-4)
+    assert rise[6, 7, 21] == expected_beside(edge / 4)
 
 
 @pytest.mark.parametrize("input_type", ["logits", "probabilities", "labels"])
@@ -134,8 +132,7 @@ def test_a_stroke_brings_a_label_that_a_label_map_lacks(ball, strokes, num_label
 
 def test_a_drawn_voxel_outlives_the_rules_for_small_objects(ball):
     image, logits, _ = ball
-    drawn = np.zeros(SHAPE, np.uint8)
-    drawn[2, 24, 3] = 1
+    drawn = mark(1, (2, 24, 3))
     parameters = CrfParameters().replace(**{"postprocess.keep_largest": "each"})
     result = refine(logits, image, spacing=SPACING, parameters=parameters, strokes=drawn)
     assert result.label_map[2, 24, 3] == 1
@@ -144,8 +141,7 @@ def test_a_drawn_voxel_outlives_the_rules_for_small_objects(ball):
 
 def test_a_right_stroke_changes_next_to_nothing(ball):
     image, logits, truth = ball
-    drawn = np.zeros(SHAPE, np.uint8)
-    drawn[8:11, 8, 9] = 1
+    drawn = mark(1, np.s_[8:11, 8, 9])
     before, after = (refine(logits, image, spacing=SPACING, strokes=part).label_map for part in (None, drawn))
     assert (before != after).sum() <= 1e-3 * (truth == 1).sum()
     far = {"strokes.reach": 30.0, "strokes.likeness": 10.0}  # where the network is right, they do not matter
@@ -158,8 +154,7 @@ def test_volumes_that_are_kept_follow_strokes(ball):
     image, _, truth = ball
     seen = np.where((truth == 2) & (np.indices(SHAPE)[2] > 25), 0, truth)
     coarse = seen[::2, ::2, ::2].repeat(2, 0).repeat(2, 1).repeat(2, 2)[: SHAPE[0], : SHAPE[1], : SHAPE[2]]
-    drawn = np.zeros(SHAPE, np.uint8)
-    drawn[12, 16:21, 27:29] = 2
+    drawn = mark(2, np.s_[12, 16:21, 27:29])
     options = {"spacing": SPACING, "input_type": "labels", "network_spacing": (3.0, 2.0, 2.5)}
     before, after = (refine(coarse, image, strokes=part, **options).label_map for part in (None, drawn))
     assert (after == 2).sum() > (before == 2).sum() + 3 * (drawn == 2).sum()

@@ -19,7 +19,7 @@ from crfrefine.train.synthetic import agreeing, dice_of, expected_dice, groups_o
 GRID_SHAPE = (34, 29, 17)  # no two axes alike
 SPACING = (1.0, 1.25, 2.5)  # mm, nor two spacings
 AFFINE = np.diag([*SPACING, 1.0])
-REGIONS = RegionScheme.named(("whole", "core"), ((1, 2), (2,)))
+REGIONS = RegionScheme.of({"whole": (1, 2), "core": 2})
 
 
 def anatomy(seed, shape=GRID_SHAPE):

@@ -11,28 +11,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.arrays.intensity import fit_intensity
 from crfrefine.arrays.label_maps import Box, bounding_box
-from crfrefine.arrays.probabilities import describe_padding, leave_out, take_logarithms
+from crfrefine.arrays.probabilities import leave_out, take_logarithms
 from crfrefine.arrays.resampling import Interpolation
 from crfrefine.base.array_types import Bool, Float32, Labels
 from crfrefine.base.limits import available_threads, run_all
 from crfrefine.parameters.specs import ModelSpec
 from crfrefine.refinement.tiles.grid import TILE, LabelSets, TileGrid
-from crfrefine.refinement.tiles.planning import MAX_SHARED_VOXELS, TilePlan
-from crfrefine.refinement.tiles.problem import ChannelSource, TileProblem, fill_by_rows
-from crfrefine.refinement.tiles.streaming import FIRST_LOOK, StoredChannels, StreamedNetwork, survey_stream
+from crfrefine.refinement.tiles.planning import MAX_SHARED_VOXELS, TilePlan, streamed_problem
+from crfrefine.refinement.tiles.problem import ChannelSource, fill_by_rows
+from crfrefine.refinement.tiles.streaming import StoredChannels, StreamedNetwork, survey_stream
 from crfrefine.refinement.tiles.survey import Thresholds, find_thresholds
 
 if TYPE_CHECKING:
     from crfrefine.engines.base import GridImage, RunContext
     from crfrefine.parameters.model import CrfParameters
 
-# A label takes part in a tile if its probability is larger at a voxel of the network from which the
-# tile is interpolated.
+# A label takes part in a tile if its probability is larger at a voxel that it is interpolated from.
 MIN_PROBABILITY = 1e-4
-# Nats below the smallest probability of a label that takes part down to which its logits are kept:
-# interpolation needs all neighbors.
+# Nats below that down to which logits are kept: interpolation needs all neighbors.
 MARGIN = 5.0
 
 
@@ -46,34 +43,24 @@ class CoarseNetwork:
     network_spacing: tuple[float, ...] | None = None  # mm between voxels of that grid along each axis of the image
 
 
+@dataclass(eq=False)
 class CoarseChannels(ChannelSource):
     """A network's logits, kept in some tiles of its own grid, and interpolated where they are asked for."""
 
-    def __init__(
-        self,
-        store: StoredChannels,
-        floors: tuple[Float32, NDArray[np.float32]],
-        padding: Bool | None,
-        grid: TileGrid,
-        interpolation: Interpolation,
-        threads: int,
-        first_plane: int = 0,
-    ) -> None:
-        """Keep the parts; the tiles of the image begin at its `first_plane`."""
-        # The sum of the `floors`, (*network's grid) and (L,), is a label's logit where none is
-        # kept. `padding`, (*network's grid), is True where all labels are equal, and count as 0;
-        # None means nowhere.
-        self.store, self.floors, self.padding = store, floors, padding
-        self.grid, self.interpolation, self.threads, self.first_plane = grid, interpolation, threads, first_plane
+    store: StoredChannels
+    floors: tuple[Float32, NDArray[np.float32]]  # (*network's grid) and (L,): their sum is a label's logit where none is kept
+    padding: Bool | None  # (*network's grid), True where all labels are equal, and count as 0; None means nowhere
+    grid: TileGrid  # the tiles of the image from `first_plane` on
+    interpolation: Interpolation
+    threads: int
+    first_plane: int = 0
 
     def planes(self, start: int, stop: int) -> CoarseChannels:
-        """Return the source of some planes; see `ChannelSource.planes`."""
-        grid = TileGrid((stop - start, *self.grid.shape[1:]))
-        parts = self.store, self.floors, self.padding, grid, self.interpolation, self.threads
-        return CoarseChannels(*parts, self.first_plane + start)
+        """See `ChannelSource`."""
+        return replace(self, grid=TileGrid((stop - start, *self.grid.shape[1:])), first_plane=self.first_plane + start)
 
     def fill_entries(self, engine: Any, label: int, tiles: NDArray[np.int64], entries: NDArray[np.int64], out: Float32) -> None:
-        """Write a label's interpolated logits in some tiles to the entries of an array; see `ChannelSource.fill_entries`."""
+        """See `ChannelSource`."""
         values_of = partial(self.interpolation.of_box, partial(self.coarse, label))
         fill_by_rows(self.grid, self.first_plane, values_of, tiles, entries, out, threads=self.threads)
 
@@ -102,12 +89,11 @@ class CoarseChannels(ChannelSource):
 
 def plan_coarse(network: CoarseNetwork, image: GridImage, spec: ModelSpec, parameters: CrfParameters, context: RunContext) -> TilePlan:
     """Return the labels that are present in each tile of the image, from channels that stream by on the network's grid."""
-    # The network's label map is the label of the largest interpolated logit; voxels outside the
-    # network's grid are background. Errors are those of `plan_stream`.
+    # Voxels outside the network's grid are background. Errors are those of `plan_stream`.
     run, threads = spec.mean_field, context.threads or available_threads()
     coarse_grid, grid = TileGrid(network.channels.grid_shape), TileGrid(network.grid_shape)
     interpolation = network.interpolation
-    wanted = find_thresholds(parameters.mean_field.label_threshold, spec) or Thresholds.everywhere(run.num_labels)
+    wanted = find_thresholds(parameters.mean_field.label_threshold, spec)
     present_above = np.minimum(wanted.present, math.log(MIN_PROBABILITY))
     matters_above = np.minimum(wanted.may_matter, present_above)
     # A lower threshold for what is kept: a label's logits go on beside the voxels where it takes part.
@@ -116,13 +102,12 @@ def plan_coarse(network: CoarseNetwork, image: GridImage, spec: ModelSpec, param
     survey, candidates, note = survey_stream(network.channels, coarse_grid, run, None, kept, context, reach)
     padding = None
     if survey.is_equal.any():
-        padding, (survey.mask, _) = survey.is_equal, leave_out(survey.is_equal, None, "logits")
-    largest = (survey.best if survey.best_biased is None else survey.best_biased).copy()
+        padding, (survey.mask, *_) = survey.is_equal, leave_out(survey.is_equal, None, "logits")
+    largest = survey.largest
     temperature = np.float32(run.temperature)
     bias = np.zeros(run.num_labels, np.float32) if run.bias is None else np.asarray(run.bias, np.float32)
     survey.release()
-    left = None if context.num_bytes is None else context.num_bytes()
-    store, near, _ = candidates.store(survey, reach, None if left is None else left - FIRST_LOOK)
+    store, near, _ = candidates.store(survey, reach, context)
     by_voxel = survey.log_sum * temperature
     if padding is not None:
         by_voxel[padding] = 0.0
@@ -153,30 +138,16 @@ def plan_coarse(network: CoarseNetwork, image: GridImage, spec: ModelSpec, param
     covered = _covered(interpolation, padding, grid)
     labels, best = _interpolated(source, present, largest, covered, image.mask, threads)
     inside = None if image.mask is None else np.ascontiguousarray(image.mask).reshape(grid.shape)
-    notes, num_padding = [note], 0
+    num_padding, notes = 0, tuple[str, ...]()
     if not covered.all():
-        inside, num_padding = leave_out(~covered, inside, "logits")
-        if num_padding:
-            notes.append(describe_padding(num_padding, inside.size))
-    problem = TileProblem(
-        grid,
-        source,
-        present,
-        may_matter,
-        replace(image, mask=None if inside is None else inside.reshape(network.grid_shape)),
-        spec,
-        None if wanted.leave_out_nothing else parameters.mean_field.label_threshold,
-        # Padding of the logits is not a property of the image: intensities are normalized as if there were no padding.
-        fit_intensity(image.values, parameters.intensity, image.mask),
-        settled=float(wanted.may_matter.min()),
-        precision=parameters.mean_field.label_threshold,
-        largest_slab=MAX_SHARED_VOXELS,
-    )
+        inside, num_padding, notes = leave_out(~covered, inside, "logits")
+    problem = streamed_problem(grid, source, (present, may_matter), image, inside, spec, parameters, wanted)
+    problem = replace(problem, largest_slab=MAX_SHARED_VOXELS)
     sets = problem.label_sets()
     if not spec.kernels.kernels:
         sets = LabelSets(grid, np.zeros_like(sets.domains))
     stored = labels.reshape(network.grid_shape)
-    return TilePlan(problem, sets, best / run.temperature, None, labels=stored, notes=tuple(notes), num_padding=num_padding)
+    return TilePlan(problem, sets, best / run.temperature, None, labels=stored, notes=(note, *notes), num_padding=num_padding)
 
 
 def _windows(interpolation: Interpolation, grid: TileGrid) -> list[list[tuple[int, int]]]:
@@ -192,8 +163,7 @@ def _windows(interpolation: Interpolation, grid: TileGrid) -> list[list[tuple[in
 
 def _highest(levels: NDArray[np.uint8], start: Sequence[int], windows: list[list[tuple[int, int]]]) -> NDArray[np.uint8]:
     """Return the highest level that each tile of the image is interpolated from, (*tiles)."""
-    # `levels` are those of a box that begins at `start`, in the image's order of axes; they are 0
-    # elsewhere.
+    # `levels` are those of a box that begins at `start`, in the image's order of axes; 0 elsewhere.
     for first, ends in zip(start, windows, strict=True):
         rows = [levels[max(0, low - first) : max(0, high - first)].max(axis=0, initial=0) for low, high in ends]
         levels = np.moveaxis(np.stack(rows), 0, -1)  # The next axis comes first; after three axes the order is the first one.
@@ -216,8 +186,7 @@ def _interpolated(
     source: CoarseChannels, domains: Bool, largest: Float32, covered: Bool, mask: Bool | None, threads: int
 ) -> tuple[Labels, NDArray[np.float64]]:
     """Return the label of the largest interpolated logit, (*grid), and the sum of the largest logits inside the mask, (*tiles)."""
-    # Only sums of tiles with a single label are right: `largest` are the largest logits on the
-    # network's grid.
+    # `largest`: the largest logits on the network's grid. Sums are right for tiles with a single label.
     grid = source.grid
     labels: Labels = np.zeros(grid.shape, np.min_scalar_type(len(domains) - 1))
     best = np.zeros(grid.counts)
@@ -226,13 +195,10 @@ def _interpolated(
         planes = slice(row * TILE[0], min((row + 1) * TILE[0], grid.shape[0]))
         part = source.planes(planes.start, planes.stop)
         sets = LabelSets(part.grid, np.ascontiguousarray(domains[:, row : row + 1]))
-        values = np.empty((sets.num_entries, math.prod(TILE)), np.float32)
-        for label in np.unique(sets.labels):
-            part.fill_entries(None, int(label), *sets.entries_of(int(label)), values)
         only = part.grid.voxels(sets.settled)
         labels[planes] = np.where(only > 0, only, 0)
         if sets.num_entries:
-            sets.engine(None, 1).decode(values, labels[planes])
+            sets.engine(None, 1).decode(part.of_entries(sets, 1), labels[planes])
         box = (planes, *(slice(0, extent) for extent in grid.shape[1:]))
         sums = source.interpolation.of_box(lambda source_box: largest[source_box], box)
         counts = covered[planes] if mask is None else covered[planes] & mask.reshape(grid.shape)[planes]

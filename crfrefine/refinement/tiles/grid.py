@@ -38,6 +38,10 @@ class TileGrid:
         """Return the C++ engine's routines for these tiles."""
         return load_engine().Tiles(self.shape, TILE, threads or available_threads())
 
+    def first_tile(self, plane: int) -> int:
+        """Return the flat number of the first tile of the row of tiles that holds a plane."""
+        return plane // TILE[0] * self.counts[1] * self.counts[2]
+
     def voxels(self, tiles: Array, box: Box | None = None) -> Array:
         """Spread values per tile over the voxels of a box; None means the grid."""
         for axis, part in enumerate(box or tuple(slice(0, extent) for extent in self.shape)):
@@ -75,8 +79,7 @@ class TileGrid:
 
 def num_rings(reach: Extents) -> Extents:
     """Return the number of tiles along each axis by which a label's domain is wider than the tiles where it is present."""
-    # Twice the reach: messages at a voxel come from within the reach, and their normalization from
-    # within the reach of those.
+    # Twice the reach: messages come from within the reach, and so do their normalizations.
     return tuple(math.ceil(2 * extent / tile) for extent, tile in zip(reach, TILE, strict=True))
 
 
@@ -110,12 +113,13 @@ class LabelSets:
     def labels(self) -> NDArray[np.int32]:
         """(entries), the label of each entry; ascending in a tile."""
         labels = np.empty(self.num_entries, np.int32)
-        for label in range(len(self.domains)):
-            labels[self.entries_of(label)[1]] = label
+        for label, (_, entries) in enumerate(self.entries):
+            labels[entries] = label
         return labels
 
     @cached_property
-    def _places(self) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    def entries(self) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """For each label, the active tiles where it takes part, as flat numbers, and its entries there."""
         next_entry = self.first_entry[:-1].copy()
         places = []
         for domain in self.domains:
@@ -124,19 +128,10 @@ class LabelSets:
             next_entry[among] += 1
         return places
 
-    def entries_of(self, label: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the active tiles where a label takes part, as flat numbers, and its entries there."""
-        return self._places[label]
-
-    def flagged(self, flags: NDArray[np.uint8]) -> Bool | None:
-        """Return (L, *tiles), the labels and tiles of the entries whose flag is not 0; None if no entry is flagged."""
-        if not flags.any():
-            return None
-        flagged = np.zeros_like(self.domains)
-        for label in np.unique(self.labels[flags != 0]):
-            tiles, entries = self.entries_of(int(label))
-            flagged[label].flat[tiles[flags[entries] != 0]] = True
-        return flagged
+    def entries_in(self, start: int, stop: int) -> slice:
+        """Return the entries of the tiles of some planes, which begin and end with a tile, or with the grid."""
+        ends = [self.grid.first_tile(start), self.grid.first_tile(stop + TILE[0] - 1)]
+        return slice(*self.first_entry[np.searchsorted(self.tiles, ends)])
 
     def engine(self, mask: Bool | None, threads: int | None) -> Any:
         """Return the C++ engine's routines for these sets; `mask` (*grid) is True where the model applies, or None."""

@@ -11,13 +11,13 @@ import numpy as np
 
 from crfrefine.arrays.intensity import fit_intensity
 from crfrefine.arrays.label_maps import ABSENT_LOGIT, CONFIDENCE, Box, share_reach, widen
-from crfrefine.arrays.probabilities import describe_padding, leave_out
+from crfrefine.arrays.probabilities import leave_out
 from crfrefine.base.array_types import Bool, Float32, Float64, Labels
 from crfrefine.engines.cpu import CpuBackend
 from crfrefine.parameters.specs import REACH, ModelSpec
 from crfrefine.refinement.tiles.grid import MAX_DIMS, TILE, LabelSets, TileGrid, num_rings
-from crfrefine.refinement.tiles.problem import DenseChannels, LabelMapChannels, ShareChannels, TileProblem
-from crfrefine.refinement.tiles.streaming import FIRST_LOOK, StreamedNetwork, survey_stream
+from crfrefine.refinement.tiles.problem import ChannelSource, DenseChannels, LabelMapChannels, ShareChannels, TileProblem
+from crfrefine.refinement.tiles.streaming import StreamedNetwork, survey_stream
 from crfrefine.refinement.tiles.survey import Survey, Thresholds, find_thresholds
 
 if TYPE_CHECKING:
@@ -43,29 +43,29 @@ def plan_array(
     values: Float32, box: Box | None, image: GridImage, spec: ModelSpec, threshold: float, threads: int | None, *, is_probability: bool
 ) -> tuple[TilePlan | None, Labels | None]:
     """Return the labels of each tile of a case in memory, and the network's label map if the pass over the channels tells it."""
-    # The values are (L, *grid), C-contiguous; `box` is the bounding box of the mask, and `image`
-    # that of the box, normalized. There is no plan if tiles would not save anything.
+    # The values are (L, *grid); `image` is that of the mask's bounding box, normalized. None: no tiles.
     num_dims = values.ndim - 1
     thresholds = find_thresholds(threshold, spec)
     # Volumes are sums over all voxels, also where a label would take no part.
-    if thresholds is None or spec.mean_field.volume_weight > 0.0 or not spec.kernels.kernels or num_dims > MAX_DIMS:
+    if thresholds.leave_out_nothing or spec.mean_field.volume_weight > 0.0 or not spec.kernels.kernels or num_dims > MAX_DIMS:
         return None, None
-    lead = MAX_DIMS - num_dims
-    inner = box or tuple(slice(0, extent) for extent in values.shape[1:])
+    channels = values if box is None else values[(slice(None), *box)]
+    grid = TileGrid(channels.shape[1:])
+    if channels.strides[-1] != channels.itemsize or any(stride % channels.itemsize for stride in channels.strides):
+        channels = np.ascontiguousarray(channels)  # Voxels of a row are read one after the other.
+    source = DenseChannels(channels.reshape(len(channels), *grid.shape), is_probability)
     if image.mask is not None:
         image = replace(image, mask=np.ascontiguousarray(image.mask))
-    channels = values.reshape(len(values), *(1,) * lead, *values.shape[1:])
-    source = DenseChannels(channels, (*(slice(0, 1),) * lead, *inner), is_probability=is_probability)
-    grid = TileGrid([axis.stop - axis.start for axis in inner])
     inside = None if image.mask is None else image.mask.reshape(grid.shape)
-    if _is_crowded(grid, source, spec, inside, thresholds, threads):
+    is_sampled = len(values) <= MAX_CROWDED_LABELS and grid.counts[0] >= MIN_LAYERS
+    if is_sampled and _is_crowded(grid, source, spec, inside, thresholds, threads):
         return None, None
     survey, present, may_matter = _survey(grid, source, spec, inside, thresholds, threads)
     labels = None
     if box is None and not is_probability:  # The smallest probabilities have one logarithm.
         labels = survey.labels.reshape(values.shape[1:]).astype(np.min_scalar_type(len(values) - 1), copy=False)
-    settled = float(thresholds.may_matter.min())
-    problem = TileProblem(grid, source, present, may_matter, image, spec, threshold, settled=settled, precision=threshold)
+    reach, settled = spec.kernels.reach(image.spacing, grid.shape), float(thresholds.may_matter.min())
+    problem = TileProblem(grid, source, present, may_matter, image, spec, reach, threshold, settled=settled, precision=threshold)
     sets = problem.label_sets()
     is_direct = choose_tiles(problem, sets, threads, survey) if sets.active.any() else True
     if is_direct is None:
@@ -78,21 +78,20 @@ def _survey(
 ) -> tuple[Survey, Bool, Bool]:
     """Return the survey of channels, and (L, *tiles) where labels are present and where they may matter."""
     survey = Survey(grid, spec.mean_field, mask, threads, is_probability=source.is_probability)
-    for label in range(survey.num_labels):
-        survey.add(label, source.channel(label))
+    for label, channel in enumerate(source.values):
+        survey.add(label, channel)
     present, may_matter = np.zeros((2, *survey.margins.shape), np.bool_)
     for label, margins in enumerate(survey.margins):
         # The bound was taken before later labels added to the sum.
         tiles = np.flatnonzero(margins > thresholds.may_matter[label])
         if len(tiles):
-            exact = survey.margins_of(label, source.channel(label), tiles, is_whole_grid=True)
+            exact = survey.margins_of(label, source.values[label], tiles, is_whole_grid=True)
             present[label].flat[tiles] = exact > thresholds.present[label]
             may_matter[label].flat[tiles] = exact > thresholds.may_matter[label]
     return survey, present, may_matter
 
 
-# Every fifth layer of tiles shows whether label sets would hold nearly all labels. A few layers say
-# little about the others, and with many labels no tile has nearly all of them.
+# Every fifth layer of tiles shows whether label sets would hold nearly all labels, if they are few.
 SAMPLED_LAYERS, MIN_LAYERS, MAX_CROWDED_LABELS = 5, 13, 8
 # Share of the work with all labels everywhere from which on a sample rules out tiles.
 CROWDED = 1.1
@@ -102,8 +101,6 @@ def _is_crowded(
     grid: TileGrid, source: DenseChannels, spec: ModelSpec, mask: Bool | None, thresholds: Thresholds, threads: int | None
 ) -> bool:
     """Return whether so many labels are present in a sample of the tiles that tiles save nothing; only time depends on it."""
-    if spec.mean_field.num_labels > MAX_CROWDED_LABELS or grid.counts[0] < MIN_LAYERS:
-        return False
     num_entries = num_voxels = 0
     for start in range(SAMPLED_LAYERS // 2 * TILE[0], grid.shape[0], SAMPLED_LAYERS * TILE[0]):
         stop = min(start + TILE[0], grid.shape[0])
@@ -116,47 +113,53 @@ def _is_crowded(
 
 def plan_stream(network: StreamedNetwork, image: GridImage, spec: ModelSpec, parameters: CrfParameters, context: RunContext) -> TilePlan:
     """Return the labels that are present in each tile of channels that stream by; their tiles are kept."""
-    # Raises InputError (values that are not finite, of another kind than declared, or equal for all
-    # labels nearly everywhere) or CapacityError.
+    # Raises InputError (not finite, of another kind, equal nearly everywhere) or CapacityError.
     grid, threshold = TileGrid(network.grid_shape), parameters.mean_field.label_threshold
-    thresholds = find_thresholds(threshold, spec) or Thresholds.everywhere(network.num_labels)
-    inside = None if image.mask is None else np.ascontiguousarray(image.mask).reshape(grid.shape)
+    thresholds, inside = find_thresholds(threshold, spec), None
+    if image.mask is not None:
+        inside = np.ascontiguousarray(image.mask).reshape(grid.shape)
     survey, candidates, note = survey_stream(network, grid, spec.mean_field, inside, thresholds, context)
-    notes, num_padding = [note], 0
+    num_padding, notes = 0, tuple[str, ...]()
     if survey.is_equal.any():
-        inside, num_padding = leave_out(survey.is_equal, inside, "logits")
-        if num_padding:
-            notes.append(describe_padding(num_padding, inside.size))
-    survey.mask = inside
-    best = survey.best_by_tile()
-    labels = survey.labels.astype(np.min_scalar_type(network.num_labels - 1), copy=False)
+        survey.mask, num_padding, notes = leave_out(survey.is_equal, inside, "logits")
+    best, inside = survey.best_by_tile(), survey.mask
+    labels = survey.labels.astype(np.min_scalar_type(network.num_labels - 1), copy=False).reshape(network.grid_shape)
     survey.release()
-    reach = spec.kernels.reach(image.spacing, grid.shape)
-    left = None if context.num_bytes is None else context.num_bytes()
-    # Pieces on their way need the rest.
-    store, present, may_matter = candidates.store(survey, reach, None if left is None else left - FIRST_LOOK)
-    problem = TileProblem(
+    store, present, may_matter = candidates.store(survey, spec.kernels.reach(image.spacing, grid.shape), context)
+    problem = streamed_problem(grid, store, (present, may_matter), image, inside, spec, parameters, thresholds)
+    return TilePlan(problem, problem.label_sets(), best, None, labels=labels, notes=(note, *notes), num_padding=num_padding)
+
+
+def streamed_problem(
+    grid: TileGrid,
+    source: ChannelSource,
+    where: tuple[Bool, Bool],
+    image: GridImage,
+    inside: Bool | None,
+    spec: ModelSpec,
+    parameters: CrfParameters,
+    thresholds: Thresholds,
+) -> TileProblem:
+    """Return the problem of channels that are not in memory; `where` labels are present, and may matter; `inside` without padding."""
+    threshold = parameters.mean_field.label_threshold
+    return TileProblem(
         grid,
-        store,
-        present,
-        may_matter,
-        replace(image, mask=None if inside is None else inside.reshape(network.grid_shape)),
+        source,
+        *where,
+        replace(image, mask=None if inside is None else inside.reshape(image.values.shape[1:])),
         spec,
+        spec.kernels.reach(image.spacing, grid.shape),
         None if thresholds.leave_out_nothing else threshold,
         # Padding of the logits is not a property of the image: intensities are normalized as if there were no padding.
         fit_intensity(image.values, parameters.intensity, image.mask),
         settled=float(thresholds.may_matter.min()),
         precision=threshold,
     )
-    labels = labels.reshape(network.grid_shape)
-    return TilePlan(problem, problem.label_sets(), best, None, labels=labels, notes=tuple(notes), num_padding=num_padding)
 
 
-# Voxels in the windows up to which "auto" sums directly: on a whole body, windows of 600 voxels
-# take half as long as the lattice, and less than half its memory.
+# Voxels in the windows up to which a label map's sums are direct: half the time of the lattice.
 MAX_PAIRS = 1000
-# Voxels of a label map of a coarser network that are refined at once. With filters of the whole
-# volume, which such maps mostly need, they take about 2 GiB.
+# Voxels of a coarser network's map that are refined at once: filters of them take about 2 GiB.
 MAX_SHARED_VOXELS = 40_000_000
 
 
@@ -164,25 +167,23 @@ def plan_label_map(
     numbers: Labels, image: GridImage, spec: ModelSpec, parameters: CrfParameters, threads: int | None, sigma: Sequence[float] | None = None
 ) -> TilePlan:
     """Return where the labels of a label map take part: within the kernels' reach of where they occur, with the logit 0."""
-    # With the `sigma` of a coarser network (`crfrefine.arrays.label_maps`), labels take part where
-    # they have a share. The numbers, (*grid) of at most three axes in storage order, are the
-    # channel of each voxel's label.
+    # With the `sigma` of a coarser network labels take part where they have a share. The numbers are
+    # those of channels, (*grid) of at most three axes in storage order.
     grid, run = TileGrid(numbers.shape), spec.mean_field
     labels = np.ascontiguousarray(numbers).reshape(grid.shape)
     inside = None if image.mask is None else np.ascontiguousarray(image.mask).reshape(grid.shape)
     reach = spec.kernels.reach(image.spacing, grid.shape)
-    # Messages reach farther than a label takes part, and penalize all labels there: by the same amount, which changes no marginal, if the
-    # model is a Potts model with one weight for all labels. The energy then lacks these pairs.
+    # Messages from farther away penalize all labels by the same amount, which changes no marginal, in a
+    # Potts model with one weight for all labels. The energy then lacks these pairs.
     is_plain = run.is_potts and run.num_channels < run.num_labels
     farther = (0,) * MAX_DIMS if is_plain else reach
     if sigma is None:
-        source, near, confidence = LabelMapChannels(labels, reach), reach, CONFIDENCE
+        source, near, confidence = LabelMapChannels(labels, reach, 0, len(labels)), reach, CONFIDENCE
         settled = settled_probability(spec) if is_plain else -math.inf
     else:
         sigma = (*(0.0,) * (MAX_DIMS - len(sigma)), *sigma)
-        source, near, confidence = ShareChannels(labels, sigma), share_reach(sigma), 0.0
-        thresholds = find_thresholds(parameters.mean_field.label_threshold, spec)
-        settled = -math.inf if thresholds is None else float(thresholds.may_matter.min())
+        source, near, confidence = ShareChannels(labels, sigma, 0, len(labels)), share_reach(sigma), 0.0
+        settled = float(find_thresholds(parameters.mean_field.label_threshold, spec).may_matter.min())
     extents = tuple(extent + more for extent, more in zip(near, farther, strict=True))
     voxels = grid.reduced(np.add, np.broadcast_to(np.True_, grid.shape) if inside is None else inside, np.int64)
     present = np.zeros((run.num_labels, *grid.counts), np.bool_)  # tiles with voxels within reach of a label, and few others
@@ -195,6 +196,7 @@ def plan_label_map(
         present,
         replace(image, values=np.ascontiguousarray(image.values), mask=None if inside is None else inside.reshape(numbers.shape)),
         spec,
+        reach,
         None,  # No label was left out because its probability was low.
         fit_intensity(image.values, parameters.intensity, image.mask),
         settled=settled,
@@ -208,18 +210,17 @@ def plan_label_map(
         own += np.where(sets.settled < 0, 0.0, np.asarray(run.bias, np.float64)[sets.settled]) / run.temperature
     if not spec.kernels.kernels:  # Each voxel has only its own label within reach.
         sets = LabelSets(grid, np.zeros_like(sets.domains))
-    is_auto, is_direct = spec.kernels.filter == "auto", None
-    if is_auto and max(reach) <= MAX_DIRECT_REACH and window_voxels(problem) <= MAX_PAIRS:
+    is_direct = None
+    if _pairs(problem) <= MAX_PAIRS:
         is_direct = True
-    elif is_auto and sigma is not None:
+    elif spec.kernels.filter == "auto" and sigma is not None:
         is_direct = False  # Few voxels of active tiles are open, which a filter of the whole volume uses better.
     return TilePlan(problem, sets, voxels * own, is_direct, labels=labels.reshape(numbers.shape))
 
 
 def settled_probability(spec: ModelSpec) -> float:
     """Return the logarithm of a probability that all labels have where they take part, and no others: those stay where they are."""
-    # Minus infinity where that cannot be said: with weights or temperatures that bring ABSENT_LOGIT
-    # near the other logits.
+    # Minus infinity if weights or temperatures bring ABSENT_LOGIT near the other logits.
     run = spec.mean_field
     strength = float(np.abs(run.weights).max(axis=1, initial=0.0).sum())
     if run.bias is not None:
@@ -228,41 +229,31 @@ def settled_probability(spec: ModelSpec) -> float:
     return half if strength + math.log(run.num_labels) + CONFIDENCE / run.temperature < -0.5 * half else -math.inf
 
 
-# Voxels along an axis up to which sums are direct; the copies of a tile's surroundings would
-# outgrow the processor's cache.
-MAX_DIRECT_REACH = 12
+MAX_DIRECT_REACH = 12  # voxels along an axis up to which sums are direct: else the copies of tiles outgrow the cache
 BALL = 4.0 / 3.0 * math.pi  # volume of a ball of radius 1
 # Pairs of a direct sum that take as long as a grid or a lattice for one voxel and up to GROUP
-# channels.
-PAIRS_OF_FILTERS = 120
-# The same for volumes that are streamed: filters need arrays of all voxels around the active tiles,
-# which direct sums do not.
-PAIRS_OF_LARGE_FILTERS = 400
+# channels; and for volumes that are streamed, where filters need arrays of all voxels around.
+PAIRS_OF_FILTERS, PAIRS_OF_LARGE_FILTERS = 120, 400
 GROUP = 4  # channels that are filtered together
-# Share of the work with all labels everywhere below which tiles are used: with direct sums, and
-# with filters of the whole volume, for which values are copied to and from tiles.
+# Share of the work with all labels below which tiles are used: with direct sums, with filters.
 WORTH_IT, WORTH_CHANNELS = 0.9, 0.5
-# Share of a grid's rows that is filtered after the first step, over the share of uncertain voxels;
-# and the share of the work with all labels everywhere below which a grid is used on tiles.
+# Share of a grid's rows that is filtered over that of uncertain voxels; work below which it is used.
 ROWS_OF_UNCERTAIN, WORTH_ROWS = 6.0, 0.8
 
 
-def window_voxels(problem: TileProblem) -> float:
-    """Return the number of voxels in the windows of all appearance kernels together."""
-    steps = problem.spec.kernels.distances(problem.image.spacing)
-    return sum(
-        BALL * math.prod(REACH * theta / step for theta, step in zip(kernel.theta_position, steps, strict=True))
-        for kernel in problem.spec.kernels.bilateral
-    )
+def _pairs(problem: TileProblem) -> float:
+    """Return the voxels in the windows of all appearance kernels: 0 if direct sums are asked for, infinite if there are none."""
+    kernels = problem.spec.kernels
+    if max(problem.reach) > MAX_DIRECT_REACH or kernels.filter not in ("auto", "truncated"):
+        return math.inf
+    voxel = math.prod(kernels.distances(problem.image.spacing))
+    windows = sum(math.prod(REACH * theta for theta in kernel.theta_position) for kernel in kernels.bilateral)
+    return 0.0 if kernels.filter == "truncated" else BALL * windows / voxel
 
 
 def sums_are_direct(problem: TileProblem, sets: LabelSets) -> bool:
     """Return whether each voxel's window is summed directly: if that is less work than a filter of all voxels around, or asked for."""
-    name = problem.spec.kernels.filter
-    if max(problem.reach) > MAX_DIRECT_REACH or name not in ("auto", "truncated"):
-        return False
-    pairs = window_voxels(problem) * np.count_nonzero(sets.active)
-    return bool(name == "truncated" or pairs <= PAIRS_OF_LARGE_FILTERS * _filtered_tiles(problem, sets))
+    return _pairs(problem) * len(sets.tiles) <= PAIRS_OF_LARGE_FILTERS * _filtered_tiles(problem, sets)
 
 
 def _filtered_tiles(problem: TileProblem, sets: LabelSets) -> int:
@@ -284,10 +275,9 @@ def choose_tiles(problem: TileProblem, sets: LabelSets, threads: int | None, sur
         return None  # So small that it does not matter.
     everywhere = float(math.ceil(channels / GROUP) * num_voxels)
     on_tiles = float(_filtered_tiles(problem, sets) * tile)
-    if max(problem.reach) <= MAX_DIRECT_REACH and kernels.filter in ("auto", "truncated"):
-        pairs = window_voxels(problem) * np.count_nonzero(sets.active) * tile
-        if name == "truncated" or pairs <= PAIRS_OF_FILTERS * min(on_tiles, everywhere):
-            return True
+    pairs = _pairs(problem) * len(sets.tiles) * tile
+    if pairs < math.inf and (name == "truncated" or pairs <= PAIRS_OF_FILTERS * min(on_tiles, everywhere)):
+        return True
     if name == "grid":
         # Besides the steps: normalization, twice with all labels everywhere, and what settled voxels send, the last label included.
         steps = kernels.num_iterations * channels

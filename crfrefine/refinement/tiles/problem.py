@@ -33,6 +33,14 @@ class ChannelSource(ABC):
         """Make sure that labels can be had in some tiles, (L, *tiles), which may take another reading of a file."""
         return  # Channels in memory are there.
 
+    def of_entries(self, sets: LabelSets, threads: int | None) -> Float32:
+        """Return (entries, voxels of a tile), the logits of the labels that take part in the tiles."""
+        values, engine = np.empty((sets.num_entries, math.prod(TILE)), np.float32), sets.grid.engine(threads)
+        for label, (tiles, entries) in enumerate(sets.entries):
+            if len(tiles):
+                self.fill_entries(engine, label, tiles, entries, values)
+        return values
+
     @abstractmethod
     def fill_entries(self, engine: Any, label: int, tiles: NDArray[np.int64], entries: NDArray[np.int64], out: Float32) -> None:
         """Write a label's logits in some tiles, named by flat numbers, to entries of `out`, (entries, voxels of a tile) float32."""
@@ -44,42 +52,32 @@ class ChannelSource(ABC):
 
 @dataclass(eq=False)
 class DenseChannels(ChannelSource):
-    """Channels in an array: a box of its grid."""
+    """Channels in an array."""
 
-    values: Float32  # (L, *grid), of three grid axes
-    box: Box
+    values: Float32  # (L, *grid) of three grid axes, with consecutive voxels along the last one
     is_probability: bool = False
-
-    def channel(self, label: int) -> Float32:
-        """Return a label's values in the box, with consecutive voxels along the last axis."""
-        channel: Float32 = self.values[label][self.box]
-        rows_are_contiguous = channel.strides[-1] == channel.itemsize and not any(stride % channel.itemsize for stride in channel.strides)
-        return channel if rows_are_contiguous else np.ascontiguousarray(channel)
 
     def fill_entries(self, engine: Any, label: int, tiles: NDArray[np.int64], entries: NDArray[np.int64], out: Float32) -> None:
         """See `ChannelSource`."""
-        engine.fill_entries(self.channel(label), True, tiles, self.is_probability, entries, out)
+        engine.fill_entries(self.values[label], True, tiles, self.is_probability, entries, out)
 
     def planes(self, start: int, stop: int) -> DenseChannels:
         """See `ChannelSource`."""
-        first = self.box[0].start + start
-        return DenseChannels(self.values, (slice(first, first + stop - start), *self.box[1:]), is_probability=self.is_probability)
+        return DenseChannels(self.values[:, start:stop], self.is_probability)
 
 
-# Voxels of a tile and its surroundings up to which each tile looks for a label by itself; else the
-# whole grid is searched.
+# Voxels of a tile and its surroundings up to which each tile is searched for a label by itself.
 MAX_NEIGHBORHOOD = 1 << 17
 
 
+@dataclass(eq=False)
 class LabelMapChannels(ChannelSource):
-    """The logits that `crfrefine.arrays.label_maps` describes, made where they are asked for."""
+    """The logits that `crfrefine.arrays.label_maps` describes, made where they are asked for, in some planes; others are neighbors."""
 
-    def __init__(self, numbers: Labels, reach: Sequence[Any], first_plane: int = 0, num_planes: int | None = None) -> None:
-        """Take the (z, y, x) channel of each voxel's label, C-contiguous; labels take part within `reach` voxels."""
-        # Planes before `first_plane` and after `num_planes` of them, or all, count as neighbors.
-        self.numbers, self.reach = numbers, reach
-        self._first_plane = first_plane
-        self._num_planes = len(numbers) - first_plane if num_planes is None else num_planes
+    numbers: Labels  # (z, y, x) channel of each voxel's label, C-contiguous
+    reach: Sequence[Any]  # voxels within which a label takes part
+    first_plane: int
+    num_planes: int
 
     def fill_entries(self, engine: Any, label: int, tiles: NDArray[np.int64], entries: NDArray[np.int64], out: Float32) -> None:
         """See `ChannelSource`."""
@@ -87,15 +85,15 @@ class LabelMapChannels(ChannelSource):
             engine.fill_entries(self.channel(label), True, tiles, self.is_probability, entries, out)
             return
         logits = (CONFIDENCE, 0.0, ABSENT_LOGIT)
-        engine.fill_labels(self.numbers, self._first_plane, label, self.reach, logits, tiles, entries, out)
+        engine.fill_labels(self.numbers, self.first_plane, label, self.reach, logits, tiles, entries, out)
 
     def planes(self, start: int, stop: int) -> LabelMapChannels:
         """See `ChannelSource`."""
-        return type(self)(self.numbers, self.reach, self._first_plane + start, stop - start)
+        return replace(self, first_plane=self.first_plane + start, num_planes=stop - start)
 
     def channel(self, label: int) -> NDArray[np.float16]:
         """Return a label's logits in the planes that are asked for."""
-        first, stop = self._first_plane, self._first_plane + self._num_planes
+        first, stop = self.first_plane, self.first_plane + self.num_planes
         start = max(0, first - self.reach[0])
         occurs = self.numbers[start : stop + self.reach[0]] == label
         logits = np.full(occurs.shape, ABSENT_LOGIT, np.float16)
@@ -115,9 +113,9 @@ class ShareChannels(LabelMapChannels):
 
     def fill_entries(self, engine: Any, label: int, tiles: NDArray[np.int64], entries: NDArray[np.int64], out: Float32) -> None:
         """See `ChannelSource`."""
-        grid = TileGrid((self._num_planes, *self.numbers.shape[1:]))
+        grid = TileGrid((self.num_planes, *self.numbers.shape[1:]))
         shares = partial(log_shares, self.numbers, label, self.reach)
-        fill_by_rows(grid, self._first_plane, shares, tiles, entries, out, num_rows=_MAX_ROWS)
+        fill_by_rows(grid, self.first_plane, shares, tiles, entries, out, num_rows=_MAX_ROWS)
 
 
 def fill_by_rows(
@@ -173,6 +171,7 @@ class TileProblem:
     may_matter: Bool  # (L, *tiles), where they may become so; a superset
     image: GridImage  # the image; the mask is C-contiguous
     spec: ModelSpec  # the model of all labels
+    reach: Extents  # voxels along each axis after which every kernel ends, or the grid
     threshold: float | None  # largest probability that counts as nothing, for the check at the borders of domains; None means no check
     maps: Sequence[IntensityMap] | None = None  # of the intensities of each modality, for an image that is not normalized
     # Logarithm of a probability; where all labels but one are below it, a voxel keeps the network's marginals; minus infinity: nowhere.
@@ -180,25 +179,14 @@ class TileProblem:
     precision: float = 0.0  # `mean_field.label_threshold`, by which `running.UNSENT` is measured
     largest_slab: int | None = None  # voxels of a slab and the planes beside it, if they are to be few
 
-    @property
-    def num_dims(self) -> int:
-        """Axes of the original grid."""
-        return len(self.image.spacing)
-
     @cached_property
     def mask(self) -> Bool | None:
         """(*grid) of three axes, True where the model applies; None: everywhere."""
         return None if self.image.mask is None else self.image.mask.reshape(self.grid.shape)
 
-    @cached_property
-    def reach(self) -> Extents:
-        """Voxels along each axis after which every kernel ends, or the grid."""
-        return self.spec.kernels.reach(self.image.spacing, self.grid.shape)
-
     def label_sets(self) -> LabelSets:
         """Return the labels of each tile: those that are present around it and may matter there."""
-        # Farther from where it is present a label cannot rise, as `check_entries` in the C++ engine
-        # confirms.
+        # Farther from where it is present a label cannot rise, as the C++ engine confirms.
         domains, rings = np.zeros_like(self.present), num_rings(self.reach)
         for label in np.flatnonzero(self.present.any(axis=(1, 2, 3))):
             domains[label] = widen(self.present[label], rings) & self.may_matter[label]
@@ -221,7 +209,7 @@ class TileProblem:
             values = self.normalized(start, start + 2 * TILE[0])
             where = True if self.mask is None else self.mask[start : start + 2 * TILE[0]]
             lowest = np.minimum(lowest, values.min(axis=(1, 2, 3), where=where, initial=np.inf))
-        first = (0,) * self.num_dims if self.image.mask is None else first_inside(self.image.mask)
+        first = (0,) * len(self.image.spacing) if self.image.mask is None else first_inside(self.image.mask)
         return replace(self, image=replace(self.image, origin=FeatureOrigin(first, tuple(lowest.tolist()))))
 
     def in_slab(self, slab: Slab) -> TileProblem:
@@ -230,9 +218,11 @@ class TileProblem:
         origin = self.image.origin
         assert origin is not None
         origin = replace(origin, position=(origin.position[0] - slab.first, *origin.position[1:]))
+        grid = TileGrid((slab.last - slab.first, *self.grid.shape[1:]))
         return replace(
             self,
-            grid=TileGrid((slab.last - slab.first, *self.grid.shape[1:])),
+            grid=grid,
+            reach=self.spec.kernels.reach(self.image.spacing, grid.shape),
             source=self.source.planes(slab.first, slab.last),
             present=rows_of(self.present, slab),
             may_matter=rows_of(self.may_matter, slab),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +21,7 @@ from crfrefine.refinement.tiles.grid import TILE, Extents, LabelSets, num_rings
 from crfrefine.refinement.tiles.planning import GROUP, sums_are_direct
 from crfrefine.refinement.tiles.problem import DenseChannels, Slab, TileProblem, rows_of
 
-# Share of the threshold of marginals by which those of a row may have changed before it sends them
-# again.
+# Share of the threshold by which marginals of a row may have changed before it sends them again.
 UNSENT = 0.05
 _NONE = np.zeros(0, np.int32)
 
@@ -33,39 +32,10 @@ class RefinedTiles:
 
     sets: LabelSets  # the labels of each tile
     values: Float32  # (entries, voxels of a tile) float32
-    # (entries), 1 where the label's marginal was above the threshold near the border of its domain after any step: a label that passes the
-    # border may be gone there at the end.
+    # (entries), 1 where the label's marginal was above the threshold near its domain's border after a step
     exceeds: NDArray[np.uint8]
-    mask: Bool | None  # (*grid), True where the model applies; None: everywhere
     report: MeanFieldReport  # steps, energy and filters
-    timings: dict[str, float]  # seconds of each stage
-    is_biased: bool  # whether labels have a bias, which may have chosen others than the network's in settled tiles
-
-
-def nothing_refined(problem: TileProblem, sets: LabelSets) -> RefinedTiles:
-    """Result when every tile has a single label."""
-    values, exceeds = np.zeros((0, math.prod(TILE)), np.float32), np.zeros(0, np.uint8)
-    return RefinedTiles(sets, values, exceeds, problem.mask, MeanFieldReport(0, True, ()), {}, problem.spec.mean_field.bias is not None)
-
-
-def pack(problem: TileProblem, sets: LabelSets, threads: int | None, *, is_direct: bool) -> tuple[Float32, NDArray[np.uint16]]:
-    """Return (entries, voxels of a tile), the logits with their bias, and (active tiles, rows of a tile), the voxels that are not settled.
-
-    Each voxel of a row has a bit, the lowest for the first. Only direct sums cost less for single settled voxels: with filters of the
-    whole volume, a row is open if one of its voxels is.
-    """
-    tile_engine = problem.grid.engine(threads)
-    logits = np.empty((sets.num_entries, math.prod(TILE)), np.float32)
-    for label in range(len(problem.present)):
-        tiles, entries = sets.entries_of(label)
-        if len(tiles):
-            problem.source.fill_entries(tile_engine, label, tiles, entries, logits)
-    run = problem.spec.mean_field
-    if run.bias is not None:
-        logits += np.asarray(run.bias, np.float32)[sets.labels][:, None]
-    is_open = np.empty((len(sets.tiles), math.prod(TILE) // TILE[-1]), np.uint16)
-    sets.engine(problem.mask, threads).open_voxels(logits, run.temperature, problem.settled, not is_direct, is_open)
-    return logits, is_open
+    timings: dict[str, float] = field(default_factory=dict)  # seconds of each stage
 
 
 def run_tiles(
@@ -73,7 +43,14 @@ def run_tiles(
 ) -> RefinedTiles:
     """Run the mean field on label sets, at least one of them active, by direct sums or by the filters that the model asks for."""
     # `has_room`: direct sums may make copies of the whole volume before the first step.
-    logits, is_open = pack(problem, sets, context.threads, is_direct=is_direct)
+    spec, run, engine = problem.spec.kernels, problem.spec.mean_field, sets.engine(problem.mask, context.threads)
+    logits = problem.source.of_entries(sets, context.threads)
+    if run.bias is not None:
+        logits += np.asarray(run.bias, np.float32)[sets.labels][:, None]
+    # (active tiles, rows of a tile), a bit for each voxel that is not settled; with filters of the whole
+    # volume, a row is open if one of its voxels is.
+    is_open = np.empty((len(sets.tiles), math.prod(TILE[:2])), np.uint16)
+    engine.open_voxels(logits, run.temperature, problem.settled, not is_direct, is_open)
     started = time.perf_counter()
     image = problem.normalized()
     how = f"direct in {len(sets.tiles)} of {sets.grid.num_tiles} tiles, {sets.num_entries / len(sets.tiles):.1f} labels each"
@@ -81,14 +58,21 @@ def run_tiles(
     built, shared = None, (0, _NONE, _NONE)
     if not is_direct and is_open.any():  # Without an open voxel there is nothing to filter.
         shared = share_channels(sets, num_rings(problem.reach))
-        kernels = build_kernels(problem, rows_near(problem, sets, is_open), image, shared[0], backend, context)
+        # Kernels of the voxels that matter: those of rows with open voxels, and of all that they receive from.
+        near = rows_near(problem, sets, is_open)
+        if problem.mask is not None:
+            near &= problem.mask
+        dims = problem.grid.shape[3 - len(problem.image.spacing) :]
+        guide = replace(problem.image, values=image.reshape(-1, *dims))
+        guide = replace(guide, mask=near.reshape(dims), origin=guide.origin or default_origin(guide))
+        kernels = backend.kernels(guide, replace(spec, num_labels=shared[0] + 1), context)
+        assert isinstance(kernels, CpuKernels)
         built, filters = kernels.built, kernels.filters
-    spec, run = problem.spec.kernels, problem.spec.mean_field
     steps = spec.distances(problem.image.spacing)
     out = np.empty_like(logits)
     exceeds = np.zeros(sets.num_entries, np.uint8)
     prepared = time.perf_counter()
-    outcome = sets.engine(problem.mask, context.threads).run(
+    outcome = engine.run(
         built,
         *shared,
         image,
@@ -110,7 +94,7 @@ def run_tiles(
     )
     report = MeanFieldReport(outcome["num_iterations"], outcome["converged"], tuple(outcome["energy"]), filters)
     timings = {"build": prepared - started, "steps": time.perf_counter() - prepared}
-    return RefinedTiles(sets, out, exceeds, problem.mask, report, timings, run.bias is not None)
+    return RefinedTiles(sets, out, exceeds, report, timings)
 
 
 def rows_near(problem: TileProblem, sets: LabelSets, is_open: NDArray[np.uint16]) -> Bool:
@@ -120,30 +104,8 @@ def rows_near(problem: TileProblem, sets: LabelSets, is_open: NDArray[np.uint16]
     open_rows[sets.tiles] = is_open.reshape(-1, *TILE[:2]) != 0
     rows = open_rows.reshape(*grid.counts, *TILE[:2]).transpose(0, 3, 1, 4, 2)
     rows = rows.reshape(grid.counts[0] * TILE[0], grid.counts[1] * TILE[1], grid.counts[2])[: grid.shape[0], : grid.shape[1]]
-    rows = widen(rows, (2 * reach[0], 2 * reach[1], 0))
-    near = np.repeat(rows[..., None], TILE[2], axis=-1)
-    left = 2 * reach[2]  # voxels along a row that are still to be marked on either side
-    for away in range(1, min(num_rings(reach)[2], grid.counts[2] - 1) + 1):
-        lanes = min(left, TILE[2])
-        near[:, :, away:, :lanes] |= rows[:, :, :-away, None]
-        near[:, :, :-away, TILE[2] - lanes :] |= rows[:, :, away:, None]
-        left -= lanes
-    return np.ascontiguousarray(near.reshape(*rows.shape[:2], -1)[:, :, : grid.shape[2]])
-
-
-def build_kernels(problem: TileProblem, near: Bool, image: Float32, num_channels: int, backend: Backend, context: RunContext) -> CpuKernels:
-    """Return the kernels of the voxels that matter: those of rows with open voxels, and of all that they receive from."""
-    if problem.mask is not None:
-        near &= problem.mask
-    dims = problem.grid.shape[3 - problem.num_dims :]
-    given = replace(problem.image, values=image.reshape(-1, *dims))
-    kernels = backend.kernels(
-        replace(given, mask=near.reshape(dims), origin=given.origin or default_origin(given)),
-        replace(problem.spec.kernels, num_labels=num_channels + 1),
-        context,
-    )
-    assert isinstance(kernels, CpuKernels)
-    return kernels
+    near = np.repeat(widen(rows, (2 * reach[0], 2 * reach[1], 0)), TILE[2], axis=-1)[..., : grid.shape[2]]
+    return np.ascontiguousarray(widen(near, (0, 0, 2 * reach[2])))
 
 
 def _sigma(kernel: KernelSpec, steps: tuple[float, ...]) -> list[float]:
@@ -186,16 +148,15 @@ def share_channels(sets: LabelSets, rings: Extents) -> tuple[int, NDArray[np.int
     for number, channel in enumerate(channels):
         of_settled[(sets.settled >= 0) & (channel == sets.settled)] = number
         for label in np.unique(channel[sets.active & (channel >= 0)]):
-            tiles, entries = sets.entries_of(int(label))
+            tiles, entries = sets.entries[label]
             of_entry[entries[channel.flat[tiles] == label]] = number
     return len(channels), of_entry, of_settled
 
 
 def _grouped(channels: list[NDArray[np.int32]], active: Bool) -> list[NDArray[np.int32]]:
     """Return the channels in an order in which those that are filtered together have labels in the same tiles."""
-    # A group is filtered wherever one of its labels is: each channel after its first shares most
-    # active tiles with it. The last channel, which takes part in all groups, stays: few tiles have
-    # it.
+    # A group is filtered wherever one of its labels is. The last channel, which takes part in all groups,
+    # stays: few tiles have it.
     tiles = [np.flatnonzero(active & (channel >= 0)) for channel in channels[:-1]]
     left = list(range(len(tiles)))
     grouped: list[NDArray[np.int32]] = []
@@ -214,14 +175,14 @@ MAX_REPEATS = 3  # runs after which a label whose domain is still too small take
 
 def solve(problem: TileProblem, sets: LabelSets, backend: Backend, context: RunContext, *, is_direct: bool | None = None) -> RefinedTiles:
     """Run the mean field on the tiles with several labels, in slabs if it does not fit into memory at once."""
-    # Sums are direct, or filters of the whole volume are used; without a choice, whichever is less
-    # work. CapacityError: not even a slab fits.
+    # `is_direct`: None means whichever is less work. CapacityError: not even a slab fits.
     if problem.spec.mean_field.volume_weight > 0.0:  # Volumes are sums over all voxels.
         raise ConfigError("volume.weight: volumes are not kept where labels are left out; set it or mean_field.label_threshold to 0")
     repeats = 0
     while True:
         if not sets.active.any():
-            return nothing_refined(problem, sets)
+            values = np.zeros((0, math.prod(TILE)), np.float32)
+            return RefinedTiles(sets, values, np.zeros(0, np.uint8), MeanFieldReport(0, True, ()))
         problem.source.ensure(sets.domains & sets.active, context.threads)
         is_direct = sums_are_direct(problem, sets) if is_direct is None else is_direct
         slabs = plan_slabs(problem, sets, None if context.num_bytes is None else context.num_bytes(), is_direct=is_direct)
@@ -233,9 +194,11 @@ def solve(problem: TileProblem, sets: LabelSets, backend: Backend, context: RunC
         else:
             refined = run_slabs(problem, sets, slabs, backend, context, is_direct=is_direct, has_room=has_room)
         # Where a label's marginal was not negligible near the border of its domain.
-        exceeding = None if problem.threshold is None else sets.flagged(refined.exceeds)
-        if exceeding is None:
+        if problem.threshold is None or not refined.exceeds.any():
             return refined
+        exceeding = np.zeros_like(sets.domains)
+        for label, (tiles, entries) in enumerate(sets.entries):
+            exceeding[label].flat[tiles[refined.exceeds[entries] != 0]] = True
         del refined  # The next run needs its memory.
         repeats += 1
         if repeats >= MAX_REPEATS:
@@ -248,13 +211,11 @@ def run_slabs(
     problem: TileProblem, sets: LabelSets, slabs: Sequence[Slab], backend: Backend, context: RunContext, *, is_direct: bool, has_room: bool
 ) -> RefinedTiles:
     """Run the mean field slab by slab: with direct sums the same logits as at once, if all steps are taken."""
-    # Each slab takes all steps, because convergence would have to be judged for all slabs together;
-    # there is no energy either.
+    # Convergence would have to be judged for all slabs together: all steps are taken, without an energy.
     run = replace(problem.spec.mean_field, tolerance=0.0)
     problem = replace(problem, spec=replace(problem.spec, mean_field=run)).with_origin()
     values = np.empty((sets.num_entries, math.prod(TILE)), np.float32)
     exceeds = np.zeros(sets.num_entries, np.uint8)
-    per_row = problem.grid.counts[1] * problem.grid.counts[2]
     timings: dict[str, float] = {}
     filters: tuple[str, ...] = ()
     for number, slab in enumerate(slabs):
@@ -266,29 +227,22 @@ def run_slabs(
         if own_context.progress is not None:
             own_context.progress("label sets", 0, 1)
         refined = run_tiles(part, part_sets, backend, own_context, is_direct=is_direct, has_room=has_room)
-        own = np.searchsorted(sets.tiles, [row // TILE[0] * per_row for row in (slab.start, slab.stop + TILE[0] - 1)])
-        inner = np.searchsorted(
-            part_sets.tiles, [row // TILE[0] * per_row for row in (slab.start - slab.first, slab.stop - slab.first + TILE[0] - 1)]
-        )
-        to, source = slice(*sets.first_entry[own]), slice(*part_sets.first_entry[inner])
+        to, source = sets.entries_in(slab.start, slab.stop), part_sets.entries_in(slab.start - slab.first, slab.stop - slab.first)
         values[to], exceeds[to] = refined.values[source], refined.exceeds[source]
         filters = filters or refined.report.filters
         for stage, seconds in refined.timings.items():
             timings[stage] = timings.get(stage, 0.0) + seconds
         del part, refined  # The next slab needs their memory.
     filters = tuple(f"{line}, in {len(slabs)} slabs" for line in filters)
-    report = MeanFieldReport(run.num_iterations, False, (), filters)
-    return replace(nothing_refined(problem, sets), values=values, exceeds=exceeds, report=report, timings=timings)
+    return RefinedTiles(sets, values, exceeds, MeanFieldReport(run.num_iterations, False, (), filters), timings)
 
 
-# Per voxel of an entry: logits, marginals, their changes, messages or refined logits, and messages
-# of settled rows; the mask.
+# Per voxel of an entry: logits, marginals, changes, two kinds of messages; the mask.
 BYTES_PER_ENTRY = 5 * 4 + 1
 # Per voxel of an entry of the whole volume, where it runs in slabs: the refined logits.
 BYTES_OF_RESULT = 4
-# Per voxel around active tiles, and for each modality after the first, where whole-volume filters
-# are used: values of four channels on their way, padded copies, normalization, and the lattice of a
-# usual image. See docs/reference/math.md for the measurements.
+# Per voxel around active tiles, and for each modality after the first, with filters of the whole
+# volume (docs/reference/math.md).
 BYTES_OF_FILTERS, BYTES_OF_MODALITY = 160, 40
 
 
@@ -308,8 +262,8 @@ def slab_bytes(problem: TileProblem, sets: LabelSets, slab: Slab, *, is_direct: 
 def plan_slabs(problem: TileProblem, sets: LabelSets, num_bytes: int | None, *, is_direct: bool) -> list[Slab]:
     """Return as few slabs as fit into a number of bytes, where None means any amount; raise CapacityError if no slab fits."""
     needed, num_iterations = 0, problem.spec.mean_field.num_iterations
-    # In each step messages come from within the reach, and their normalization from within the reach of those who send.
-    # In small slabs, messages of two steps must cross: messages from farther away changed no label of a CT.
+    # In each step messages, and their normalizations, come from within the reach; in small slabs messages
+    # of two steps must cross: those from farther away changed no label of a CT.
     num_crossed = num_iterations if problem.largest_slab is None else min(2, num_iterations)
     halo = math.ceil((num_crossed + 1) * problem.reach[0] / TILE[0]) * TILE[0]
     num_planes = problem.grid.shape[0]

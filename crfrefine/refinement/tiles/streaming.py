@@ -51,7 +51,7 @@ class Brick:
 
     def tiles(self, grid: TileGrid) -> slice:
         """Return the flat numbers of its tiles."""
-        first = first_tile(grid, self.first_plane)
+        first = grid.first_tile(self.first_plane)
         return slice(first, first + TileGrid(self.values.shape).num_tiles)
 
     def gather(self, tiles: NDArray[np.int64], threads: int | None) -> Array:
@@ -85,32 +85,26 @@ def read_bricks(read: ReadPieces, grid: TileGrid) -> Iterator[Brick]:
 
 
 class StoredChannels(ChannelSource):
-    """Some tiles of each label's channel."""
+    """Some tiles of each label's channel; `read` returns the pieces, for tiles that are wanted later."""
 
     def __init__(self, grid: TileGrid, num_labels: int, *, is_probability: bool = False, read: ReadPieces | None = None) -> None:
-        """Start with no tile; `read` returns the pieces, for tiles that are wanted later."""
-        self._read = read
-        self.grid = grid
-        self.num_labels = num_labels
-        self.is_probability = is_probability
+        self.grid, self.num_labels, self.is_probability, self.read = grid, num_labels, is_probability, read
+        self.num_bytes = 0  # of the tiles
         self._parts: list[list[tuple[NDArray[np.int64], Array]]] = [[] for _ in range(num_labels)]
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the tiles."""
-        return sum(values.nbytes for parts in self._parts for _, values in parts)
 
     def keep(self, label: int, tiles: NDArray[np.int64], values: Array) -> None:
         """Keep (n, voxels of a tile) float32 or float16 values of tiles of a label, all of them new."""
         if len(tiles):
             self._parts[label].append((tiles, values))
+            self.num_bytes += values.nbytes
 
-    def retain(self, label: int, wanted: Bool) -> None:
-        """Forget a label's tiles except those that are True in `wanted`, (*tiles)."""
-        tiles, values = self.joined(label)
-        chosen = wanted.reshape(-1)[tiles]
+    def retain(self, label: int, chosen: Bool) -> None:
+        """Forget a label's tiles except those that are True in `chosen`, (n,), in the order of `joined`."""
         if not chosen.all():
-            self._parts[label] = [(tiles[chosen], values[chosen])]
+            tiles, values = self.joined(label)
+            self._parts[label].clear()
+            self.num_bytes -= values.nbytes
+            self.keep(label, tiles[chosen], values[chosen])
 
     def ensure(self, domains: Bool, threads: int | None) -> None:
         """Read tiles that are not kept yet."""
@@ -119,8 +113,8 @@ class StoredChannels(ChannelSource):
             tiles.reshape(-1)[self.joined(label)[0]] = False
         if not missing.any():
             return
-        assert self._read is not None
-        for brick in read_bricks(self._read, self.grid):
+        assert self.read is not None
+        for brick in read_bricks(self.read, self.grid):
             own = brick.tiles(self.grid)
             tiles = np.flatnonzero(missing[brick.label].reshape(-1)[own])
             self.keep(brick.label, tiles + own.start, brick.gather(tiles, threads))
@@ -134,7 +128,7 @@ class StoredChannels(ChannelSource):
 
     def planes(self, start: int, stop: int) -> StoredChannels:
         """See `ChannelSource`."""
-        first, end = first_tile(self.grid, start), first_tile(self.grid, stop + TILE[0] - 1)
+        first, end = self.grid.first_tile(start), self.grid.first_tile(stop + TILE[0] - 1)
         part = StoredChannels(TileGrid((stop - start, *self.grid.shape[1:])), self.num_labels, is_probability=self.is_probability)
         for label in range(self.num_labels):
             tiles, values = self.joined(label)
@@ -156,11 +150,6 @@ class StoredChannels(ChannelSource):
         return parts[0]
 
 
-def first_tile(grid: TileGrid, plane: int) -> int:
-    """Return the flat number of the first tile of the row of tiles that holds a plane."""
-    return plane // TILE[0] * grid.counts[1] * grid.counts[2]
-
-
 # Bytes of candidates at which it is first looked whether they all still matter.
 FIRST_LOOK = 1 << 26
 
@@ -169,65 +158,72 @@ class Candidates:
     """Tiles where a label may take part, kept while the channels are surveyed; if there is no room for them, they are read once more."""
 
     def __init__(
-        self, read: ReadPieces, thresholds: Thresholds, max_bytes: int | None, threads: int | None, reach: Extents | None = None
+        self, store: StoredChannels, thresholds: Thresholds, max_bytes: int | None, threads: int | None, reach: Extents | None = None
     ) -> None:
-        """Start with no tile; the tiles that are kept take `max_bytes`, where None means any amount."""
-        # With `reach`, as of `store`, tiles farther from those where a label may be present are not
-        # kept: `store` would forget them.
-        self._read, self._thresholds, self._threads = read, thresholds, threads
+        """Take an empty store; the tiles that are kept take `max_bytes`, where None means any amount."""
+        # With `reach`, as of `store`, tiles are not kept that `store` would forget.
+        self._store, self._thresholds, self._threads = store, thresholds, threads
         self._rings = None if reach is None else num_rings(reach)
         self._max_bytes = math.inf if max_bytes is None else max_bytes
-        self._parts: dict[int, list[tuple[NDArray[np.int64], Array]]] | None = {}  # of each label; None if there was no room
-        self._num_bytes, self._next_look = 0, min(FIRST_LOOK, self._max_bytes)
+        self._next_look, self._has_room = min(FIRST_LOOK, self._max_bytes), True
 
     def add(self, survey: Survey, brick: Brick) -> None:
         """Keep the tiles of a brick, just surveyed, where its label may matter beside those so far."""
-        if self._parts is None:
+        if not self._has_room:
             return
-        tiles, values = self._tiles_of(survey, brick)
-        self._parts.setdefault(brick.label, []).append((tiles, values))
-        self._num_bytes += values.nbytes
-        if self._num_bytes <= self._next_look:
+        store = self._store
+        store.keep(brick.label, *self._tiles_of(survey, brick))
+        if store.num_bytes <= self._next_look:
             return
-        # Beside later labels most of them no longer matter.
-        for label, parts in self._parts.items():
-            parts[:] = [self._that_matter(survey, label, *part, math.inf)[:2] for part in parts]
-        self._num_bytes = sum(values.nbytes for parts in self._parts.values() for _, values in parts)
-        self._next_look = min(max(2 * self._num_bytes, FIRST_LOOK), self._max_bytes)
-        if 2 * self._num_bytes > self._max_bytes:
-            self._parts = None
+        for label in range(brick.label + 1):  # Beside later labels most tiles no longer matter.
+            tiles, values = store.joined(label)
+            margins = survey.margins_of(label, values, tiles, is_whole_grid=False, exact_above=math.inf)
+            store.retain(label, margins > self._thresholds.may_matter[label])
+        self._next_look = min(max(2 * store.num_bytes, FIRST_LOOK), self._max_bytes)
+        if 2 * store.num_bytes > self._max_bytes:
+            self._has_room = False
+            self._store = StoredChannels(store.grid, store.num_labels, read=store.read)
 
-    def store(self, survey: Survey, reach: Extents, num_bytes: int | None) -> tuple[StoredChannels, Bool, Bool]:
-        """Return the channels, where labels are present, and where they may matter, (L, *tiles); the candidates are forgotten."""
-        # Labels take part within `reach`. Raises CapacityError if the tiles take more than
-        # `num_bytes`.
-        has_room = self._parts is not None  # Candidates are in memory already.
-        store = StoredChannels(survey.grid, survey.num_labels, is_probability=survey.is_probability, read=self._read)
+    def store(self, survey: Survey, reach: Extents, context: RunContext) -> tuple[StoredChannels, Bool, Bool]:
+        """Return the channels, where labels are present, and where they may matter, (L, *tiles); labels take part within `reach`."""
+        # Raises CapacityError if tiles that are read once more take too much memory.
+        left = None if context.num_bytes is None else context.num_bytes()
+        store, rings = self._store, num_rings(reach)
+        store.is_probability = survey.is_probability
         present, may_matter = np.zeros((2, *survey.margins.shape), np.bool_)
-        for label, candidates, is_last in self._all(survey):
-            tiles, values, margins = self._that_matter(survey, label, *candidates, self._thresholds.may_matter[label])
+
+        def matter(label: int, tiles: NDArray[np.int64], values: Array) -> Bool:
+            """Mark the tiles where a label is present, or may matter, beside all others; return for which tiles it may."""
+            lowest = self._thresholds.may_matter[label]
+            margins = survey.margins_of(label, values, tiles, is_whole_grid=False, exact_above=lowest)
             present[label].flat[tiles] = margins > self._thresholds.present[label]
-            may_matter[label].flat[tiles] = True
-            store.keep(label, tiles, values)
-            if is_last:
-                store.retain(label, widen(present[label], num_rings(reach)) & may_matter[label])
-            if num_bytes is not None and not has_room and store.num_bytes > num_bytes:
+            chosen: Bool = margins > lowest
+            may_matter[label].flat[tiles] = chosen
+            return chosen
+
+        def forget_far_tiles(label: int) -> None:
+            near = widen(present[label], rings) & may_matter[label]
+            store.retain(label, near.reshape(-1)[store.joined(label)[0]])
+
+        if self._has_room:
+            for label in range(survey.num_labels):
+                store.retain(label, matter(label, *store.joined(label)))
+                forget_far_tiles(label)
+            return store, present, may_matter
+        assert store.read is not None
+        for brick in read_bricks(store.read, survey.grid):
+            tiles, values = self._tiles_of(survey, brick)
+            chosen = matter(brick.label, tiles, values)
+            store.keep(brick.label, tiles[chosen], values[chosen])
+            if brick.first_plane + len(brick.values) == survey.grid.shape[0]:
+                forget_far_tiles(brick.label)
+            if left is not None and store.num_bytes > left - FIRST_LOOK:  # Pieces on their way need the rest.
                 raise CapacityError(
-                    f"the logits of labels that may take part need more than the {format_size(max(0, num_bytes))} that are left, up to "
-                    f"label {label} of {survey.num_labels - 1}; allow more memory (--max-memory), or use a mask or a smaller region"
+                    f"the logits of labels that may take part need more than the {format_size(max(0, left - FIRST_LOOK))} that are left, "
+                    f"up to label {brick.label} of {survey.num_labels - 1}; allow more memory (--max-memory), or use a mask or a "
+                    "smaller region"
                 )
         return store, present, may_matter
-
-    def _all(self, survey: Survey) -> Iterator[tuple[int, tuple[NDArray[np.int64], Array], bool]]:
-        """Yield (label, tiles and their values, whether they are the label's last)."""
-        if self._parts is None:
-            for brick in read_bricks(self._read, survey.grid):
-                yield brick.label, self._tiles_of(survey, brick), brick.first_plane + len(brick.values) == survey.grid.shape[0]
-            return
-        for label in list(self._parts):
-            parts = self._parts.pop(label)
-            while parts:
-                yield label, parts.pop(0), not parts
 
     def _tiles_of(self, survey: Survey, brick: Brick) -> tuple[NDArray[np.int64], Array]:
         """Return the tiles of a brick where its label mattered when it was surveyed."""
@@ -245,19 +241,8 @@ class Candidates:
         tiles = np.flatnonzero(matters)
         return tiles + own.start, brick.gather(tiles, self._threads)
 
-    def _that_matter(
-        self, survey: Survey, label: int, tiles: NDArray[np.int64], values: Array, exact_above: float
-    ) -> tuple[NDArray[np.int64], Array, NDArray[np.float32]]:
-        """Return tiles where a label may matter beside all that were surveyed, their values, and its largest probability's logarithm."""
-        if not len(tiles):
-            return tiles, values, np.zeros(0, np.float32)
-        margins = survey.margins_of(label, values, tiles, is_whole_grid=False, exact_above=exact_above)
-        chosen = margins > self._thresholds.may_matter[label]
-        return (tiles, values, margins) if chosen.all() else (tiles[chosen], values[chosen], margins[chosen])
 
-
-# One part in so many of the memory that is left may hold tiles that are kept in the first pass;
-# else channels stream by twice.
+# Part of the memory left that may hold tiles in the first pass; else channels stream by twice.
 SHARE_OF_CANDIDATES = 4
 
 
@@ -271,15 +256,16 @@ def survey_stream(
     reach: Extents | None = None,
 ) -> tuple[Survey, Candidates, str]:
     """Return what one pass over the channels finds, the tiles where labels may take part, and a sentence on the kind of the channels."""
-    # Padding is known after the last channel, so a kind that is not declared is guessed from the
-    # first brick. After a wrong guess the channels are read again. `reach` is that of `Candidates`.
+    # A kind that is not declared is guessed from the first brick, and after a wrong guess all is read again.
     left = None if context.num_bytes is None else context.num_bytes()
     max_bytes = None if left is None else left // SHARE_OF_CANDIDATES
     said = stream.kind if stream.input_type == "auto" else stream.input_type
     is_probability = None if said is None else said == "probabilities"
     while True:
-        survey, values = Survey(grid, run, mask, context.threads), _StreamedValues(grid)
-        candidates = Candidates(stream.read, thresholds, max_bytes, context.threads, reach)
+        survey = Survey(grid, run, mask, context.threads)
+        look = Look(survey.is_equal)
+        store = StoredChannels(grid, run.num_labels, read=stream.read)
+        candidates = Candidates(store, thresholds, max_bytes, context.threads, reach)
         for brick in read_bricks(stream.read, grid):
             if is_probability is None:
                 outside = brick.values[(brick.values < -SUM_TOLERANCE) | (brick.values > 1 + SUM_TOLERANCE)]
@@ -289,41 +275,8 @@ def survey_stream(
             survey.is_probability = is_probability
             survey.add(brick.label, brick.values, brick.first_plane)
             candidates.add(survey, brick)
-            values.add(brick, survey.is_equal)
-        kind, reason = decide(values.look(survey.is_equal), stream.input_type, stream.kind, str(stream.path))
+            look.add(brick.label, brick.values, slice(brick.first_plane, brick.first_plane + len(brick.values)))
+        kind, reason = decide(look, stream.input_type, stream.kind, str(stream.path))
         if is_probability == (kind == "probabilities"):
             return survey, candidates, f"{stream.path.name} is taken as {kind}: {reason}"
         is_probability = not is_probability
-
-
-_ABOVE, _NEGATIVE = 1, 2  # bits of a voxel with a value outside [0, 1]
-
-
-class _StreamedValues:
-    """The facts that tell logits from probabilities, collected while channels stream."""
-
-    def __init__(self, grid: TileGrid) -> None:
-        self._sums: Float32 = np.zeros(grid.shape, np.float32)
-        self._marks = np.zeros(grid.shape, np.uint8)
-        self._example: str | None = None  # the first value outside [0, 1], perhaps in padding
-        self._are_logits = False  # whether there is a negative value that is no padding: nothing else need be known
-
-    def add(self, brick: Brick, is_equal: Bool) -> None:
-        """Take note of a brick; `is_equal`, (*grid), is True where all labels so far are equal."""
-        if self._are_logits:
-            return
-        values, planes = brick.values, slice(brick.first_plane, brick.first_plane + len(brick.values))
-        self._sums[planes] += values
-        low, high = float(values.min()), float(values.max())
-        if low >= -SUM_TOLERANCE and high <= 1 + SUM_TOLERANCE:
-            return
-        self._example = self._example or f"{low if low < -SUM_TOLERANCE else high:.4g} for label {brick.label}"
-        marks = self._marks[planes]
-        marks[values < -SUM_TOLERANCE] |= _NEGATIVE
-        marks[values > 1 + SUM_TOLERANCE] |= _ABOVE
-        self._are_logits = bool((marks[~is_equal[planes]] & _NEGATIVE).any())
-
-    def look(self, is_equal: Bool) -> Look:
-        """Return what was seen, once all channels were added."""
-        marks = self._marks[~is_equal]
-        return Look(self._sums, is_equal, self._example if marks.any() else None, is_negative=bool((marks & _NEGATIVE).any()))

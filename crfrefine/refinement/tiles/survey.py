@@ -28,20 +28,20 @@ class Survey:
         best: (*grid) float32, the largest logit.
         labels: (*grid) uint16, its label; the lowest of equal ones.
         is_equal: (*grid), True where all labels have exactly the same logit.
-        best_biased: (*grid) float32, the largest logit + bias; None if no label has a bias.
+        largest: (*grid) float32, the largest logit + bias; the same array as `best` if no label has a bias.
         margins: (L, *tiles) float32, upper bound of the logarithm of a label's largest probability in a tile, inside the mask.
     """
 
     def __init__(self, grid: TileGrid, run: MeanFieldSpec, mask: Bool | None, threads: int | None, *, is_probability: bool = False) -> None:
         """Start with no channel; the mask is (*grid) C-contiguous, and of probabilities the logarithm is taken."""
         self.grid, self.mask, self.is_probability = grid, mask, is_probability
-        self.num_labels, self.temperature = run.num_labels, run.temperature
+        self.num_labels, self.temperature = len(run.compatibility), run.temperature
         self._bias = np.zeros(self.num_labels) if run.bias is None else run.bias
         self.log_sum = np.empty(grid.shape, np.float32)
         self.best = np.empty(grid.shape, np.float32)
         self.labels = np.empty(grid.shape, np.uint16)
         self.is_equal = np.empty(grid.shape, np.bool_)
-        self.best_biased = None if run.bias is None else np.empty(grid.shape, np.float32)
+        self.largest = self.best if run.bias is None else np.empty(grid.shape, np.float32)
         self.margins = np.full((self.num_labels, *grid.counts), -np.inf, np.float32)
         self._lowest_sums: Float32 | None = None  # of each tile; None: channels were added since
         self._engine = grid.engine(threads)
@@ -61,26 +61,23 @@ class Survey:
             self.best,
             self.labels,
             self.is_equal,
-            self.best_biased,
+            None if self.largest is self.best else self.largest,
             self.margins[label],
         )
 
     def release(self) -> None:
         """Give up what only the first pass needs: the largest logits, their labels, and where all logits are equal."""
-        self.best, self.labels, self.is_equal = self.best[:0].copy(), self.labels[:0].copy(), self.is_equal[:0].copy()
-        self.best_biased = None
+        del self.best, self.labels, self.is_equal, self.largest
 
     def best_by_tile(self) -> Float64:
         """Return, for each tile, the sum over its voxels inside the mask of the largest logit, bias included, over the temperature."""
-        largest = self.best if self.best_biased is None else self.best_biased
-        return self.grid.reduced(np.add, largest, np.float64, self.mask) / self.temperature
+        return self.grid.reduced(np.add, self.largest, np.float64, self.mask) / self.temperature
 
     def uncertain_share(self, log_probability: float) -> float:
         """Return about what share of the voxels inside the mask have labels, beside the likeliest, above a probability together."""
         # A few planes say enough; float32 tells no doubt below MIN_DOUBT.
         planes = slice(SAMPLED_PLANES // 2, None, SAMPLED_PLANES)
-        largest = self.best if self.best_biased is None else self.best_biased
-        doubt = -np.expm1(largest[planes] / np.float32(self.temperature) - self.log_sum[planes])
+        doubt = -np.expm1(self.largest[planes] / np.float32(self.temperature) - self.log_sum[planes])
         if self.mask is not None:
             doubt = doubt[self.mask[planes]]
         return float(np.mean(doubt > max(math.exp(log_probability), MIN_DOUBT))) if doubt.size else 1.0
@@ -89,14 +86,14 @@ class Survey:
         self, label: int, values: Array, tiles: NDArray[np.int64], *, is_whole_grid: bool, exact_above: float = -math.inf
     ) -> Float32:
         """Return the logarithm of a label's largest probability beside the channels so far in each of some tiles."""
-        # Results that are not above `exact_above` may be upper bounds, which are not above it
-        # either. The values are the whole channel, (*grid), or those of the tiles, (tiles, voxels
-        # of a tile).
+        # Results not above `exact_above` may be upper bounds. The values are the whole channel, (*grid), or
+        # those of the tiles, (tiles, voxels of a tile).
         if self._lowest_sums is None:
             self._lowest_sums = self.grid.reduced(np.minimum, self.log_sum, np.float32)
         margins = np.empty(len(tiles), np.float32)
         settings = self.is_probability, float(self._bias[label]), 1.0 / self.temperature
-        self._engine.margins(values, is_whole_grid, tiles, *settings, self.mask, self.log_sum, self._lowest_sums, exact_above, margins)
+        if len(tiles):
+            self._engine.margins(values, is_whole_grid, tiles, *settings, self.mask, self.log_sum, self._lowest_sums, exact_above, margins)
         return margins
 
 
@@ -106,25 +103,16 @@ SHARE_OF_UNIFORM = 0.5
 
 @dataclass(frozen=True, eq=False)
 class Thresholds:
-    """When a label is present in a tile, and when it may matter there; logarithms of probabilities."""
+    """When a label is present in a tile, and when it may matter there; logarithms of probabilities, -inf if it always does."""
 
     present: Float64  # (L,), a label above it is present
     # (L,), the marginal of a label below it stays below the threshold, whatever the marginals around it are; -inf without such a bound.
     may_matter: Float64
-
-    @classmethod
-    def everywhere(cls, num_labels: int) -> Thresholds:
-        """Return those that leave no label out."""
-        return cls(np.full(num_labels, -np.inf), np.full(num_labels, -np.inf))
-
-    @property
-    def leave_out_nothing(self) -> bool:
-        """Whether all labels take part everywhere."""
-        return bool(np.isneginf(self.present).all())
+    leave_out_nothing: bool = False  # whether all labels take part everywhere
 
 
-def find_thresholds(threshold: float, spec: ModelSpec) -> Thresholds | None:
-    """Return the thresholds of a model; None if all labels must take part everywhere.
+def find_thresholds(threshold: float, spec: ModelSpec) -> Thresholds:
+    """Return the thresholds of a model.
 
     A message raises a label's logarithm relative to the others by at most the sum of the weights times a row sum of the normalized kernel,
     1. A Potts model raises no label that is absent around a voxel: its penalty is largest. A penalty matrix may raise an absent label by
@@ -132,15 +120,16 @@ def find_thresholds(threshold: float, spec: ModelSpec) -> Thresholds | None:
     negative penalties or weights a region of one label may flip by itself (docs/reference/math.md). The threshold is
     `mean_field.label_threshold`, where 0 means all labels everywhere.
     """
-    run = spec.mean_field
+    run, num_labels = spec.mean_field, spec.kernels.num_labels
     if threshold <= 0.0 or (run.weights < 0).any() or (run.compatibility < 0).any():
-        return None
-    lowest = np.full(run.num_labels, np.log(min(threshold, SHARE_OF_UNIFORM / run.num_labels)))
+        everywhere = np.full(num_labels, -np.inf)
+        return Thresholds(everywhere, everywhere, leave_out_nothing=True)
+    lowest = np.full(num_labels, np.log(min(threshold, SHARE_OF_UNIFORM / num_labels)))
     weight = float(np.asarray(run.weights, np.float64).max(axis=1).sum())
     most = weight * float(run.compatibility.max())
     if not run.is_potts:
         penalties = np.asarray(run.compatibility, np.float64)
-        others = np.where(np.eye(run.num_labels, dtype=bool), np.inf, penalties)
+        others = np.where(np.eye(num_labels, dtype=bool), np.inf, penalties)
         lowest = lowest - weight * np.maximum(0.0, penalties.max() - others.min(axis=0))
         # Its neighbors of that label penalize the labels of a voxel differently, also where it does not matter itself.
         return Thresholds(lowest, np.full_like(lowest, -np.inf))

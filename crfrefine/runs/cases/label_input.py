@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from crfrefine import io
-from crfrefine.arrays.label_maps import MAX_SHOWN, channels_of, count_labels, describe_labels, labels_of_one_hot, present_labels
+from crfrefine.arrays.label_maps import channels_of, count_labels, labels_of_one_hot, present_labels
 from crfrefine.arrays.probabilities import plane_blocks
 from crfrefine.base.array_types import Float32, Labels
 from crfrefine.base.text import counted, listed, shorten
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 KIND = "labels"  # `LogitsHeader.kind` of a label map
 EXCHANGED = "-i and -p seem to be exchanged: -i takes the images, -p the network's output."
+MAX_SHOWN = 12  # most labels that a message lists
 _MAX_GRAY_VALUES = 256  # under "auto", a file with more different values is rather an image
 
 
@@ -150,8 +151,8 @@ def _read_one(file: VolumeHeader, options: ReadingOptions, image: VolumeHeader) 
     declared = options.declared
     if declared is not None and (unknown := sorted(set(present) - set(declared.numbers))):
         raise InputError(
-            f"{file.path}: has labels that are not declared: {describe_labels(unknown)}\n"
-            f"  Expected labels among {describe_labels(declared.numbers)} of {declared.source}: add them, or merge them in the label map."
+            f"{file.path}: has labels that are not declared: {listed(unknown, MAX_SHOWN)}\n"
+            f"  Expected labels among {listed(declared.numbers, MAX_SHOWN)} of {declared.source}: add them, or merge them in the label map."
         )
     return labels, present
 

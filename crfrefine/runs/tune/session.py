@@ -258,9 +258,7 @@ def find_case(options: TuneOptions) -> tuple[RunInputs, CaseFiles]:
         raise InputError(f"--case {shorten(options.first)}: no such case; there are {listed(names)}")
     case = inputs.cases[0 if options.first is None else names.index(options.first)]
     if regions and _are_channels(regions, inputs, case):
-        scheme = RegionScheme.named(
-            tuple(region.name for region in regions), tuple(region.labels for region in regions), options.class_order
-        )
+        scheme = RegionScheme.of([(region.name, region.labels) for region in regions], options.class_order)
         inputs = find_inputs(replace(options.inputs, regions=scheme))
     elif options.class_order is not None:
         raise ConfigError("--regions-class-order: it belongs to --regions that name a network's sigmoid channels, and there are none")
