@@ -231,7 +231,7 @@ def bilateral_filter(
         InputError: shapes do not fit, or values that are not finite.
         ConfigError: a bandwidth that is not positive, or a number of them that does not fit.
 
-    Source: Tomasi & Manduchi 1998; docs/reference/math.md, section 5, has the algorithms.
+    Source: Tomasi & Manduchi 1998; docs/reference/math.md, section 5.
     """
     from crfrefine.arrays.arguments import given_spacing
     from crfrefine.engines import get_backend

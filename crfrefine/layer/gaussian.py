@@ -31,7 +31,7 @@ def gaussian_filter(
         values: (B, V, N) or (B, V, *grid).
         features: (B, N, D) or (B, D, *grid), each divided by its bandwidth; finite.
         method: "exact", "lattice" or "auto", as of `crfrefine.gaussian_filter`.
-        normalization: "none", "after" or "symmetric".
+        normalization: "none", "after" or "symmetric", likewise.
         mask: (N,) or (*grid), nonzero where points count; None means all.
         threads: CPU threads; None means as many as `torch.get_num_threads()`.
 
@@ -39,9 +39,7 @@ def gaussian_filter(
         The shape and type of the values; float16 and bfloat16 are computed in float32.
 
     Raises:
-        InputError: shapes, types or devices do not fit, values that are not finite, or points that share no simplex of the lattice.
-        ConfigError: a word that is not known.
-        CapacityError: more features than the lattice takes.
+        InputError, ConfigError, CapacityError: as `crfrefine.gaussian_filter`; also types or devices that do not fit.
 
     Source: Adams, Baek & Davis 2010; docs/reference/math.md, sections 6 and 9.
     """

@@ -102,9 +102,7 @@ class CrfRefine(Transform):
 
         Raises:
             GridMismatchError: the grids differ, in shape or in place.
-            InputError: the spacing is unknown, or the values cannot be used.
-            ConfigError: the parameters do not fit the numbers of labels, modalities or axes.
-            CrfRefineError: as in `crfrefine.refine`. The message names the file if the metadata do.
+            InputError, ConfigError, CrfRefineError: as in `crfrefine.refine`; the message names the file if the metadata do.
         """
         for value in (logits, image, mask):
             if value is not None and not isinstance(value, torch.Tensor | np.ndarray):
@@ -154,7 +152,7 @@ class CrfRefined(MapTransform):
         keys: of the logits.
         image_key: of the image; one for all, or one per key of `keys`.
         parameters: as in `CrfRefine`.
-        mask_key: of the mask; None means everywhere.
+        mask_key: of the mask, likewise; None means everywhere.
         device: as in `CrfRefine`.
         allow_missing_keys: whether keys of logits may be missing. An image or a mask may not be missing where there are logits.
         settings: all other arguments of `CrfRefine`, by their names.

@@ -49,8 +49,7 @@ HOMES = {
     "monai": {"monai"},
     "starlette": {"runs.tune.server"},
     "uvicorn": {"runs.tune.server"},
-    # engines.cuda.torch_memory: only for tensors, whose stream and memory it takes; they bring PyTorch with them.
-    "torch": {"engines.cuda.torch_memory", "engines.torch", "layer", "monai", "train"},
+    "torch": {"engines.torch", "layer", "monai", "train"},
 }
 
 
