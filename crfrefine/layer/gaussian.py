@@ -79,9 +79,9 @@ def gaussian_filter(
     grid = tuple(values.shape[2:]) if inside is None else (points.shape[2],)
     filtered = torch.stack([_normalized(sent[i], points[i], grid, method, normalization, threads) for i in range(len(sent))])
     if inside is not None:
-        whole = filtered.new_zeros(*filtered.shape[:2], len(inside))
-        whole[..., inside] = filtered
-        filtered = whole
+        on_grid = filtered.new_zeros(*filtered.shape[:2], len(inside))
+        on_grid[..., inside] = filtered
+        filtered = on_grid
     return filtered.reshape(values.shape).to(values.dtype)
 
 
@@ -162,9 +162,9 @@ class _Gradients(torch.autograd.Function):
         grad: Tensor, values: Tensor, kernel: CompiledPoints, of_values: bool, of_features: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         """Return the gradients that are wanted."""
-        given = to_array(grad)
-        left = torch.from_numpy(kernel.apply(given, transposed=True)) if of_values else None
-        return left, torch.from_numpy(kernel.feature_gradient(given, to_array(values))) if of_features else None
+        by_output = to_array(grad)
+        left = torch.from_numpy(kernel.apply(by_output, transposed=True)) if of_values else None
+        return left, torch.from_numpy(kernel.feature_gradient(by_output, to_array(values))) if of_features else None
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:

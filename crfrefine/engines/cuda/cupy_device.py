@@ -157,11 +157,11 @@ class CupyDevice:
     def properties(self) -> dict[str, Any]:
         """Return name, memory in bytes, compute capability, and the versions of the driver, of CUDA's runtime and of CuPy."""
         runtime = self.xp.cuda.runtime
-        found = runtime.getDeviceProperties(self._number)
+        properties = runtime.getDeviceProperties(self._number)
         return {
-            "name": found["name"].decode(errors="replace"),
-            "memory": int(found["totalGlobalMem"]),
-            "compute_capability": f"{found['major']}.{found['minor']}",
+            "name": properties["name"].decode(errors="replace"),
+            "memory": int(properties["totalGlobalMem"]),
+            "compute_capability": f"{properties['major']}.{properties['minor']}",
             "driver": int(runtime.driverGetVersion()),
             "runtime": int(runtime.runtimeGetVersion()),
             "cupy": str(self.xp.__version__),

@@ -110,9 +110,9 @@ class CudaKernels:
             record, volume = self._device.upload(tape.record), None
             if tape.volume_biases is not None:
                 volume = VolumeBackward(self._voxels, tape.spec, record, tape.volume_biases, tape.volume_part)
-            found = backward.run(record, self._array(gradient), self._array(logits), volume)
-            by_image = None if found.image is None else self._give(found.image, logits)
-            return replace(found, logits=self._give(found.logits, logits), image=by_image)
+            gradients = backward.run(record, self._array(gradient), self._array(logits), volume)
+            by_image = None if gradients.image is None else self._give(gradients.image, logits)
+            return replace(gradients, logits=self._give(gradients.logits, logits), image=by_image)
 
     def message(self, values: Float32) -> Float32:
         """Filter (V, *grid) values of the host once with the first kernel; see `Backend.message`."""

@@ -83,10 +83,10 @@ class Sums:
     def totals(self) -> list[Float64]:
         """Wait until all launches so far are done; return (num_sums) totals on the host, in the order in which they were reserved."""
         ends = np.cumsum([len(part) for part in self._parts])
-        found = self.device.xp.empty(int(ends[-1]), dtype=np.float64)
+        totals = self.device.xp.empty(int(ends[-1]), dtype=np.float64)
         for part, end in zip(self._parts, ends.tolist(), strict=True):
-            add_up(self.device, part, found[end - len(part) : end])
-        return np.split(self.device.download(found), ends[:-1])
+            add_up(self.device, part, totals[end - len(part) : end])
+        return np.split(self.device.download(totals), ends[:-1])
 
 
 class Products:

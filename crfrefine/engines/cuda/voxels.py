@@ -88,8 +88,8 @@ class Voxels:
 
 def extremes(device: CupyDevice, arrays: Iterable[Any]) -> list[Array]:
     """Return (smallest, largest) of each array, one of them in memory at a time; the host waits once for all of them."""
-    found = [device.xp.stack([array.min(), array.max()]) for array in arrays]
-    return list(device.download(device.xp.stack(found))) if found else []
+    ends = [device.xp.stack([array.min(), array.max()]) for array in arrays]
+    return list(device.download(device.xp.stack(ends))) if ends else []
 
 
 def _too_narrow(bandwidth: str, span: str) -> CapacityError:
