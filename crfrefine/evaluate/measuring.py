@@ -20,14 +20,16 @@ from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.text import see, shorten
 from crfrefine.errors import ConfigError, GridMismatchError, InputError
 from crfrefine.evaluate.options import EvaluationOptions
-from crfrefine.evaluate.pairing import CasePair, MethodFiles
-from crfrefine.evaluate.structures import read_structures
+from crfrefine.evaluate.pairing import CasePair, MethodFiles, names_of
+from crfrefine.io.reading import require_scalar
 from crfrefine.io.volume import Volume, VolumeHeader
 from crfrefine.metrics.calibration import measure_calibration
 from crfrefine.metrics.overlap import measure_case, one_voxel
 from crfrefine.metrics.regions import ALL_LABELS, Region, make_region, parse_region
 from crfrefine.metrics.registry import RegionValues
 from crfrefine.runs.cases.dataset_description import DatasetDescription, read_descriptions
+from crfrefine.runs.cases.discovery import list_files
+from crfrefine.runs.cases.label_input import merge_structures
 from crfrefine.runs.cases.other_grid import WorkGrid
 from crfrefine.runs.cases.reading_options import NO_REGIONS, RegionReading
 from crfrefine.runs.records import Record
@@ -63,8 +65,7 @@ class Settings:
 
 def make_settings(options: EvaluationOptions, notes: list[str]) -> Settings:
     """Return settings with the regions of the options and of a `dataset.json` beside the reference or above; may raise ConfigError."""
-    folder = options.labels if options.labels.is_dir() else options.labels.parent
-    description = next(read_descriptions([folder], notes), DatasetDescription(folder))
+    description = next(read_descriptions([options.labels], notes), DatasetDescription(options.labels))
     ignored = description.ignore_label if options.ignore_label is None else options.ignore_label
     titles = {str(label): f"{label} {name}" for label, name in description.label_names.items()}
     foreground = {name: members for name, members in description.labels.items() if name != "ignore" and 0 not in members}
@@ -147,6 +148,32 @@ def read_reference(pair: CasePair, settings: Settings, warnings: list[str]) -> R
     if ignored is not None and ignored.all():
         raise InputError(f"{path}: every voxel has the label {ignore_label}, to be ignored")
     return Reference(volume, volume.header, settings, ignored if ignored is not None and ignored.any() else None)
+
+
+def read_structures(path: Path, numbers: Mapping[str, int], warnings: list[str], *, grid: VolumeHeader | None = None) -> Volume:
+    """Read a folder of structures, or a label map whose labels have names in a `dataset.json`, with the numbers of a run."""
+    # `warnings` gets a sentence about covered structures; axes are turned to those of `grid`.
+    if not path.is_dir():
+        return _renumbered(io.read_labels(path, grid=grid), path, numbers)
+    headers = [io.read_header(file, io.VOLUME_SUFFIXES) for file in list_files(path, io.VOLUME_SUFFIXES)]
+    headers = [io.placed_on(header, grid or headers[0]) for header in headers]
+    for header in headers:
+        require_scalar(header, "a binary file of one structure")
+    merged = merge_structures(headers, numbers)
+    if merged.lost:
+        warnings.append(f"{merged.lost}; to measure a union of others, leave its file out and give its parts with --regions")
+    return Volume(merged.labels.T, *headers[0].geometry(), headers[0].path, headers[0])
+
+
+def _renumbered(volume: Volume, path: Path, numbers: Mapping[str, int]) -> Volume:
+    """Return a label map whose labels have the numbers of the run."""
+    known = {0: 0} | {own: numbers[name] for name, own in names_of(path).items()}
+    nameless = [label for label in foreground_labels(volume.data) if label not in known]
+    if nameless:
+        raise InputError(f"{path}: label {nameless[0]} has no name in dataset.json; labels are compared with structures by their names")
+    table = np.zeros(max(known) + 1, np.min_scalar_type(max(numbers.values())))
+    table[list(known)] = list(known.values())
+    return replace(volume, data=table[volume.data])
 
 
 def read_masks(files: MethodFiles, reference: Reference, regions: RegionReading, warnings: list[str]) -> tuple[Labels, SoftLabels | None]:
@@ -280,8 +307,8 @@ def _measure_method(name: str, files: MethodFiles, reference: Reference, result:
     wanted, spacing, tolerance = reference.volume.data, reference.volume.spacing, settings.tolerance_mm
     labels = sorted({*foreground_labels(label_map), *foreground_labels(wanted)})
     if len(labels) > MAX_MEASURED:
-        found = f"the label map and the reference have {len(labels)} different labels"
-        raise InputError(f"{found}; expected at most {MAX_MEASURED}: is one of them an image?")
+        many = f"the label map and the reference have {len(labels)} different labels"
+        raise InputError(f"{many}; expected at most {MAX_MEASURED}: is one of them an image?")
     tolerance_mm = one_voxel(spacing) if isinstance(tolerance, str) else tolerance
     how: dict[str, Any] = {"tolerance_mm": tolerance_mm, "ignore_label": settings.ignore_label}
     values = result.values[name] = measure_case(label_map, wanted, settings.all_regions(labels), spacing, **how)

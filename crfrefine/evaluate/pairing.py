@@ -1,4 +1,7 @@
-"""Assign the label maps of each method to cases, without reading any, and find incomplete cases, which no number includes."""
+"""Assign the label maps of each method to cases, without reading any, and find incomplete cases, which no number includes.
+
+A folder with one binary file per structure is a case, too, whose labels have the names of the files.
+"""
 
 from __future__ import annotations
 
@@ -9,33 +12,16 @@ from pathlib import Path
 from crfrefine.base.text import counted
 from crfrefine.errors import InputError
 from crfrefine.evaluate.options import EvaluationOptions
-from crfrefine.evaluate.structures import find_structures, has_structures
-from crfrefine.io.paths import (
-    LABELS_SUFFIXES,
-    LOGITS_SUFFIXES,
-    SCORES_SUFFIXES,
-    VOLUME_SUFFIXES,
-    describe_others,
-    file_to_read,
-    stem_of,
-    suffix_of,
-)
+from crfrefine.io import paths as io_paths
+from crfrefine.runs.cases import discovery
 from crfrefine.runs.cases.case_files import CaseFiles, CaseList, Incomplete, require_all_complete, too_few_complete
-from crfrefine.runs.cases.discovery import (
-    LABEL_SUFFIXES,
-    LOGITS_NAMES,
-    case_of,
-    discover_cases,
-    file_names,
-    files_by_stem,
-    label_maps,
-    with_logits,
-    without_ending,
-)
+from crfrefine.runs.cases.dataset_description import DatasetDescription, read_dataset_description
+from crfrefine.runs.cases.reading_options import number_structures
 
 # A case may have several files of probabilities with the same content, from `infer` and nnU-Net; the first kind in this order counts.
 # The probabilities of `infer` belong to its label map; an .npz of the same name may be its input.
 _SCORES = ("_probabilities", "", "_probseg", "_softmax", "_logits")
+_ONLY = ""  # The case of a path that does not name its case.
 
 
 @dataclass(frozen=True)
@@ -109,7 +95,7 @@ def pair_cases(options: EvaluationOptions) -> Pairing:
         without = [case_id for case_id, files in files_of.items() if not files.probabilities and files.probabilities_problem is None]
         optional.append((f"no probabilities in {path}", without, f"the calibration of {name} covers the others"))
         if complete and len(without) == len(complete):
-            expected = f"expected names such as {complete[0]} with one of {', '.join(LOGITS_SUFFIXES)}"
+            expected = f"expected names such as {complete[0]} with one of {', '.join(io_paths.LOGITS_SUFFIXES)}"
             raise InputError(f"{path}: has no logits or probabilities of any case; {expected}")
     images = _images(options.images, references, complete)
     if options.images is not None:
@@ -131,7 +117,7 @@ def pair_cases(options: EvaluationOptions) -> Pairing:
     cases = []
     for case_id in complete:
         paths, methods = references[case_id], {name: files[case_id] for name, files in by_method.items()}
-        problem = f"expected one label map, found {file_names(paths)} in {options.labels}" if len(paths) > 1 else None
+        problem = f"expected one label map, found {discovery.file_names(paths)} in {options.labels}" if len(paths) > 1 else None
         cases.append(CasePair(case_id, paths[0], methods, images.get(case_id, ()), problem))
     return Pairing(tuple(cases), tuple(notes), lacking, structures)
 
@@ -139,17 +125,19 @@ def pair_cases(options: EvaluationOptions) -> Pairing:
 def _references(source: Path, notes: list[str]) -> dict[str, Sequence[Path]]:
     """Return the label maps of each case: one, unless there are several candidates."""
     if not source.is_dir():
-        file_to_read(source, VOLUME_SUFFIXES)
-        return {without_ending(stem_of(source), LABEL_SUFFIXES): [source]}
-    by_stem = files_by_stem(source, VOLUME_SUFFIXES)
+        io_paths.file_to_read(source, io_paths.VOLUME_SUFFIXES)
+        return {discovery.without_ending(io_paths.stem_of(source), discovery.LABEL_SUFFIXES): [source]}
+    by_stem = discovery.files_by_stem(source, io_paths.VOLUME_SUFFIXES)
     if not by_stem:
-        raise InputError(f"{source}: no label map found, with one of {', '.join(VOLUME_SUFFIXES)}{describe_others(source)}")
-    names = {without_ending(stem, LABEL_SUFFIXES) for stem in by_stem}
-    case_ids = [name for name in sorted(names) if case_of(name, names - {name}, LOGITS_NAMES) not in names - {name}]
+        raise InputError(
+            f"{source}: no label map found, with one of {', '.join(io_paths.VOLUME_SUFFIXES)}{io_paths.describe_others(source)}"
+        )
+    names = {discovery.without_ending(stem, discovery.LABEL_SUFFIXES) for stem in by_stem}
+    case_ids = [name for name in sorted(names) if discovery.case_of(name, names - {name}, discovery.LOGITS_NAMES) not in names - {name}]
     references: dict[str, Sequence[Path]] = {}
     for case_id in case_ids:  # A name and a format that tell of a segmentation are two candidates.
-        segmentations = [path for path in by_stem.get(case_id, []) if suffix_of(path) in LABELS_SUFFIXES]
-        references[case_id] = list(dict.fromkeys([*label_maps(by_stem, case_id, LABEL_SUFFIXES), *segmentations]))
+        segmentations = [path for path in by_stem.get(case_id, []) if io_paths.suffix_of(path) in io_paths.LABELS_SUFFIXES]
+        references[case_id] = list(dict.fromkeys([*discovery.label_maps(by_stem, case_id, discovery.LABEL_SUFFIXES), *segmentations]))
     taken = {path for paths in references.values() for path in paths}
     beside = [path for paths in by_stem.values() for path in paths if path not in taken]
     if beside:
@@ -160,10 +148,15 @@ def _references(source: Path, notes: list[str]) -> dict[str, Sequence[Path]]:
 def _of_method(source: Path, references: Mapping[str, object], labels: Path, notes: list[str]) -> dict[str, MethodFiles]:
     """Return a method's files of each case, also of cases without a reference."""
     if not source.is_dir():
-        holds_scores = _suffix_of_only_case(source, references, LOGITS_SUFFIXES) in SCORES_SUFFIXES
+        holds_scores = _suffix_of_only_case(source, references, io_paths.LOGITS_SUFFIXES) in io_paths.SCORES_SUFFIXES
         return {next(iter(references)): MethodFiles(probabilities=(source,)) if holds_scores else MethodFiles(source)}
-    maps, scores = files_by_stem(source, VOLUME_SUFFIXES), files_by_stem(source, SCORES_SUFFIXES)
-    names = sorted({case_of(without_ending(stem, LABEL_SUFFIXES), references, LOGITS_NAMES) for stem in (*maps, *scores)})
+    maps, scores = discovery.files_by_stem(source, io_paths.VOLUME_SUFFIXES), discovery.files_by_stem(source, io_paths.SCORES_SUFFIXES)
+    names = sorted(
+        {
+            discovery.case_of(discovery.without_ending(stem, discovery.LABEL_SUFFIXES), references, discovery.LOGITS_NAMES)
+            for stem in (*maps, *scores)
+        }
+    )
     extra = [name for name in names if name not in references]
     if extra and not labels.is_dir():  # The reference is a single file: other cases are not expected.
         notes.append(f"{source}: not measured: {counted(len(extra), 'case')} without a reference, such as {extra[0]}")
@@ -174,21 +167,21 @@ def _of_method(source: Path, references: Mapping[str, object], labels: Path, not
 
 def _suffix_of_only_case(source: Path, references: Mapping[str, object], suffixes: tuple[str, ...]) -> str:
     """Return the suffix of a single file; raise InputError for several cases."""
-    path, _ = file_to_read(source, suffixes)
+    path, _ = io_paths.file_to_read(source, suffixes)
     if len(references) != 1:
         advice = "give a folder, one case's reference, or --structures for one binary file per structure"
         raise InputError(f"{source}: a file for the {len(references)} cases of the reference; {advice}")
-    return suffix_of(path)
+    return io_paths.suffix_of(path)
 
 
 def _choose(case_id: str, maps: Mapping[str, list[Path]], scores: Mapping[str, list[Path]], folder: Path) -> MethodFiles:
     """Return the files of a folder for a case."""
-    candidates = label_maps(maps, case_id, LABEL_SUFFIXES)
+    candidates = discovery.label_maps(maps, case_id, discovery.LABEL_SUFFIXES)
     kinds = ([*(maps.get(case_id + ending, []) if ending else []), *scores.get(case_id + ending, [])] for ending in _SCORES)
     probabilities = next((paths for paths in kinds if paths), [])
     for what, paths in (("label map", candidates), ("file of probabilities", probabilities)):
         if len(paths) > 1:
-            return MethodFiles(problem=f"expected one {what}, found {file_names(paths)} in {folder}")
+            return MethodFiles(problem=f"expected one {what}, found {discovery.file_names(paths)} in {folder}")
     return MethodFiles(candidates[0] if candidates else None, tuple(probabilities))
 
 
@@ -196,7 +189,7 @@ def _with_probabilities(
     files_of: Mapping[str, MethodFiles], case_ids: Sequence[str], source: Path, notes: list[str]
 ) -> dict[str, MethodFiles]:
     """Replace the probabilities of a method with those of another folder."""
-    cases = with_logits(CaseList([CaseFiles(case_id, ()) for case_id in case_ids]), [source])
+    cases = discovery.with_logits(CaseList([CaseFiles(case_id, ()) for case_id in case_ids]), [source])
     notes += cases.notes
     replaced = {}
     for case in cases:
@@ -213,6 +206,68 @@ def _images(source: Path | None, references: Mapping[str, object], complete: Seq
     if source is None:
         return {}
     if not source.is_dir():
-        _suffix_of_only_case(source, references, VOLUME_SUFFIXES)
+        _suffix_of_only_case(source, references, io_paths.VOLUME_SUFFIXES)
         return dict.fromkeys(complete, (source,))
-    return {case.case_id: case.images for case in discover_cases(source, None)}
+    return {case.case_id: case.images for case in discovery.discover_cases(source, None)}
+
+
+def has_structures(options: EvaluationOptions) -> bool:
+    """Return whether the folders hold one binary file per structure: on request, or where it is clear."""
+    # It is clear if a folder holds only folders of volumes, or if many files are measured for one image.
+    if options.structures is not None:
+        return options.structures
+    places = [options.labels, *options.methods.values()]
+    files = {place: discovery.list_files(place, io_paths.VOLUME_SUFFIXES) for place in places if place.is_dir()}
+    if any(not own and discovery.case_folders(folder) for folder, own in files.items()):
+        return True
+    is_single = options.images is not None and options.images.is_file()
+    return is_single and len(files) == len(set(places)) and all(len(own) > 1 for own in files.values())
+
+
+def find_structures(options: EvaluationOptions) -> tuple[dict[str, int], list[dict[str, Path]]]:
+    """Return the number of each structure by its name, and by case the folder or label map of the reference and of each method."""
+    if options.probabilities:
+        raise InputError(f"{options.probabilities[0][1]}: structures have no probabilities; leave --probabilities out")
+    places = [_cases_of(path) for path in (options.labels, *options.methods.values())]
+    paths = {path for cases in places for path in cases.values()}
+    folders = [
+        CaseFiles(path.name, (), tuple(discovery.list_files(path, io_paths.VOLUME_SUFFIXES)), are_structures=True)
+        for path in paths
+        if path.is_dir()
+    ]
+    maps = {path.parent for path in paths if not path.is_dir()}
+    names = sorted({*number_structures(folders).structures}.union(*map(names_of, maps)))
+    known = sorted({case_id for cases in places for case_id in cases} - {_ONLY})
+    nameless = [cases[_ONLY] for cases in places if _ONLY in cases]
+    if nameless and len(known) > 1:
+        taken = f"{nameless[0]}: taken for the structures of one case, but there are {len(known)} cases"
+        raise InputError(f"{taken}; give a folder with a folder per case, or label maps beside a dataset.json that names their labels")
+    single = options.images if options.images is not None and options.images.is_file() else options.labels
+    only = known[0] if known else io_paths.stem_of(single) if single.is_file() else single.resolve().name
+    numbers = {name: number for number, name in enumerate(names, start=1)}
+    return numbers, [{case_id or only: path for case_id, path in cases.items()} for cases in places]
+
+
+def _cases_of(path: Path) -> dict[str, Path]:
+    """Return the folder of structures, or the label map, of each case."""
+    if not path.is_dir():
+        io_paths.require_file(path)
+        return {_ONLY: path}
+    files = discovery.list_files(path, io_paths.VOLUME_SUFFIXES)
+    if (path / "dataset.json").exists() and files:
+        beside = discovery.probabilities_beside(files, {io_paths.stem_of(file) for file in files})
+        return {io_paths.stem_of(file): file for file in files if file not in beside}
+    cases = {_ONLY: path} if files else discovery.case_folders(path)
+    if not cases:
+        raise InputError(f"{path}: no structures found; expected one binary file per structure, or a folder of such files per case")
+    return cases
+
+
+def names_of(path: Path) -> dict[str, int]:
+    """Return the number of each label of a label map by its name, background aside; raise InputError if no `dataset.json` has any."""
+    description = read_dataset_description(path) or DatasetDescription(path)
+    names = {name: numbers[0] for name, numbers in description.labels.items() if len(numbers) == 1 and numbers != (0,)}
+    if not names:
+        expected = 'a dataset.json with {"labels": {"background": 0, "liver": 1}} beside it, as `crfrefine infer` writes it'
+        raise InputError(f"{path}: a label map is compared with structures by the names of its labels; expected {expected}")
+    return names

@@ -160,9 +160,9 @@ def run_evaluation(options: EvaluationOptions, observer: EvaluationObserver | No
 
 def _channels(method: str, options: EvaluationOptions, notes: list[str]) -> RegionReading:
     """Return which channels of a method's files are regions: as the `dataset.json` beside them says, or that of the reference."""
-    folder, own = options.methods[method], list[str]()
-    paths = (dict(options.probabilities).get(method, folder), folder, options.labels)
-    regions = find_regions(None, read_descriptions([path if path.is_dir() else path.parent for path in paths], own))
+    place, own = options.methods[method], list[str]()
+    places = (dict(options.probabilities).get(method, place), place, options.labels)
+    regions = find_regions(None, read_descriptions(places, own))
     notes += [note for note in own if note not in notes]  # Once for all methods.
     return regions
 

@@ -111,8 +111,8 @@ def make_sample(crop: Crop, number: int) -> Sample:
 
 def _tile_weights(crop: Crop, logits: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return the share of each tile in the voxels that are likely to be wrong: there, models change labels and gain."""
-    even, probabilities, one = np.array(crop.tile_weights), probabilities_of(logits, crop.regions), np.float32(1.0)
-    doubt = one - probabilities.max(axis=0) if crop.regions is None else np.minimum(probabilities, one - probabilities).sum(axis=0)
+    even, probabilities, certain = np.array(crop.tile_weights), probabilities_of(logits, crop.regions), np.float32(1.0)
+    doubt = certain - probabilities.max(axis=0) if crop.regions is None else np.minimum(probabilities, certain - probabilities).sum(axis=0)
     doubt *= crop.mask
     by_tile = np.array([doubt[tile].sum(dtype=np.float64) for tile in crop.tiles])
     total = float(by_tile.sum())
