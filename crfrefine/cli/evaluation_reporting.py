@@ -67,11 +67,11 @@ def print_evaluation(evaluation: Evaluation, verbosity: int) -> None:
         lines = []
         for region, by_method in evaluation.empty_masks.items():
             parts = [
-                f"{method} of {counts.num_cases} cases: {counts.both} without it in both maps, "
-                f"{counts.prediction - counts.both} missed, {counts.reference - counts.both} false alarms"
+                f"{method} of {counts['num_cases']} cases: {counts['both']} without it in both maps, "
+                f"{counts['prediction'] - counts['both']} missed, {counts['reference'] - counts['both']} false alarms"
                 for method, counts in by_method.items()
             ]
-            if any(counts.reference or counts.prediction for counts in by_method.values()):
+            if any(counts["reference"] or counts["prediction"] for counts in by_method.values()):
                 lines.append(f"{evaluation.titles.get(region, region)}: {'; '.join(parts)}")
         shown = lines if verbosity >= VERBOSE else lines[:_MAX_REGIONS]
         if len(shown) < len(lines):

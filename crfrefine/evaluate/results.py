@@ -30,16 +30,6 @@ if TYPE_CHECKING:
 OF_RESOLUTION = (DICE.name, "surface_dice")
 
 
-@dataclass(frozen=True)
-class EmptyMasks:
-    """Counts of cases with empty masks, for a method in a region."""
-
-    reference: int  # Cases whose reference lacks the region.
-    prediction: int  # Cases whose prediction lacks it.
-    both: int  # Cases where both lack it and most metrics are undefined.
-    num_cases: int  # Number of measured cases.
-
-
 @dataclass
 class Evaluation:
     """The results of a run."""
@@ -196,16 +186,16 @@ class Evaluation:
         return f"with {counted(self.verdict.comparison.num_pairs, 'case')}, {power}" if self.verdict is not None and power else None
 
     @cached_property
-    def empty_masks(self) -> dict[str, dict[str, EmptyMasks]]:
-        """Counts of cases with empty masks, by region and method."""
+    def empty_masks(self) -> dict[str, dict[str, dict[str, int]]]:
+        """By region and method: cases without the region in the reference, in the prediction or in both, and measured cases."""
         table = self.table
-        counts_of: dict[str, dict[str, EmptyMasks]] = {}
+        counts_of: dict[str, dict[str, dict[str, int]]] = {}
         for method in table.methods:
             measured = ~np.isin(table.cases, table.missing_cases(method))
             for region in self.regions:
                 reference, prediction = _empty(table, method, region) & measured
-                counts = (int(empty.sum()) for empty in (reference, prediction, reference & prediction, measured))
-                counts_of.setdefault(region, {})[method] = EmptyMasks(*counts)
+                empty = {"reference": reference, "prediction": prediction, "both": reference & prediction, "num_cases": measured}
+                counts_of.setdefault(region, {})[method] = {name: int(cases.sum()) for name, cases in empty.items()}
         return counts_of
 
     @cached_property

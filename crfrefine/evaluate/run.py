@@ -18,7 +18,6 @@ import crfrefine
 from crfrefine.base.failures import Failure
 from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.limits import available_threads
-from crfrefine.base.plain import to_plain
 from crfrefine.base.text import printable
 from crfrefine.errors import InputError
 from crfrefine.evaluate.measuring import CaseResult, make_settings, measure_pair
@@ -87,7 +86,7 @@ def make_summary(evaluation: Evaluation) -> dict[str, Any]:
         "verdict": None if evaluation.verdict is None else evaluation.verdict.to_dict(),
         "recovered": evaluation.recovered,
         "power_note": evaluation.power_note,
-        "empty_masks": to_plain(evaluation.empty_masks),
+        "empty_masks": evaluation.empty_masks,
         "empty_predictions": evaluation.empty_predictions,
         "cases_learned_on": evaluation.learned,
         "num_cases": len(evaluation.pairs),
