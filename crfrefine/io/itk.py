@@ -1,4 +1,4 @@
-"""GIPL, VTK and MRC: SimpleITK converts the file to NRRD in a separate process.
+"""GIPL, VTK and MRC, and rare headers of MetaImage and NRRD: SimpleITK converts the file to NRRD in a separate process.
 
 ITK's readers crash on some damaged files and never return from others: the process has limits of memory and time. It ends
 with this one, and its target has no name. A file is converted for its header, and once more for its voxels.
@@ -47,7 +47,7 @@ import SimpleITK
 try:
     reader, writer = SimpleITK.ImageFileReader(), SimpleITK.ImageFileWriter()
     reader.SetImageIO(source_io)
-    reader.SetFileName("/dev/fd/" + source)
+    reader.SetFileName(source)
     reader.ReadImageInformation()
     kind = SimpleITK.GetPixelIDValueAsString(reader.GetPixelID())  # Such as "vector of 32-bit float".
     promised = math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * (2 if "complex" in kind else 1)
@@ -64,7 +64,8 @@ try:
 except RuntimeError as error:
     sys.exit(str(error).strip().splitlines()[-1])
 """
-_READERS = {"GIPL": "GiplImageIO", "MRC": "MRCImageIO", "VTK": "VTKImageIO"}
+_READERS = {"GIPL": "GiplImageIO", "MRC": "MRCImageIO", "VTK": "VTKImageIO", "MetaImage": "MetaImageIO", "NRRD": "NrrdImageIO"}
+_UNLIMITED = 1 << 62
 
 
 def recognizes(start: bytes) -> bool:
@@ -80,27 +81,29 @@ def _name(start: bytes) -> str | None:
     return "VTK" if start.startswith(b"# vtk DataFile") else None
 
 
-def read_header(path: Path) -> VolumeHeader:
-    """Read the header of a file of GIPL, MRC or VTK, by its content."""
+def read_header(path: Path, name: str | None = None) -> VolumeHeader:
+    """Read the header of a file of MetaImage or NRRD; None means GIPL, MRC or VTK, by its content."""
     # Raises UnsupportedFormatError (damaged, or not readable by ITK), InputError (no SimpleITK, or
     # no usable geometry) or CapacityError.
-    with _as_nrrd(path) as (name, header):
-        return replace(header, path=path, format=f"{name}, through ITK", template=None, source=None)
+    with _as_nrrd(path, name) as (found, header):
+        shown = f"{found}, through ITK" if name is None else name
+        return replace(header, path=path, format=shown, template=None if name is None else (), source=None)
 
 
 @contextmanager
 def open_voxels(header: VolumeHeader) -> Iterator[Decoder]:
     """Convert the file, and open it at its first voxel."""
-    with _as_nrrd(header.path) as (_, converted), reading.open_voxels(converted) as decoder:
+    name = header.format if header.format in _READERS else None
+    with _as_nrrd(header.path, name) as (_, converted), reading.open_voxels(converted) as decoder:
         yield decoder
 
 
 @contextmanager
-def _as_nrrd(path: Path) -> Iterator[tuple[str, VolumeHeader]]:
+def _as_nrrd(path: Path, name: str | None) -> Iterator[tuple[str, VolumeHeader]]:
     """Convert a file for the time of the block: the name of its format, and the header of the NRRD, which has no name."""
-    start = read_start(path)
-    unpacked = inflated(start)
-    name = _name(unpacked or start)
+    start, is_by_content = read_start(path), name is None
+    unpacked = inflated(start) if is_by_content else b""
+    name = name or _name(unpacked or start)
     if name is None:
         raise UnsupportedFormatError(f"{path}: not a file of GIPL, MRC or VTK, although its name says so, or damaged")
     folder = tempfile.gettempdir()
@@ -110,7 +113,7 @@ def _as_nrrd(path: Path) -> Iterator[tuple[str, VolumeHeader]]:
                 with open_bytes(path, "gzip") as reader:
                     shutil.copyfileobj(cast("BinaryIO", reader), source, BLOCK_BYTES)
                 source.flush()
-            _convert(path, source, name, target, unpacked or start)
+            _convert(path, source if is_by_content else None, name, target, unpacked or start)
             place = f"/dev/fd/{target.fileno()}"
             try:
                 yield name, nrrd.read_header(Path(place))
@@ -138,11 +141,13 @@ def _content_size(file: BinaryIO, path: Path, name: str, start: bytes) -> tuple[
     return "bytes of voxels", size - offset
 
 
-def _convert(path: Path, source: BinaryIO, name: str, target: BinaryIO, start: bytes) -> None:
+def _convert(path: Path, source: BinaryIO | None, name: str, target: BinaryIO, start: bytes) -> None:
     """Convert the open file `source`, which begins so, in a separate process; errors are those of the file `path`."""
-    unit, most = _content_size(source, path, name, start)
-    memory, files = max(memory_left(memory_limit()), _MIN_MEMORY), (source.fileno(), target.fileno())
-    arguments = (os.getpid(), memory, files[0], _READERS[name], files[1], unit, most)
+    # Without a source ITK opens the file itself, as its header may name other files.
+    unit, most = ("numbers", _UNLIMITED) if source is None else _content_size(source, path, name, start)
+    memory, files = max(memory_left(memory_limit()), _MIN_MEMORY), [file.fileno() for file in (source, target) if file is not None]
+    place = path if source is None else f"/dev/fd/{files[0]}"
+    arguments = (os.getpid(), memory, place, _READERS[name], files[-1], unit, most)
     command = [sys.executable, "-P", "-c", _CONVERT, *map(str, arguments)]
     try:
         # `errors` makes the output text.

@@ -16,7 +16,7 @@ from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io.atomic import atomic_files
 from crfrefine.io.streams import BLOCK_BYTES, write_zlib
 from crfrefine.io.text_header import LPS, Fields, affine_of, grid_and_channels, header_lines, lines_to_write, voxel_path
-from crfrefine.io.volume import Volume, VolumeHeader, VoxelSource, VoxelsToWrite, volume_header
+from crfrefine.io.volume import RareHeaderError, Volume, VolumeHeader, VoxelSource, VoxelsToWrite, volume_header
 
 NAME = "MetaImage"
 
@@ -46,11 +46,12 @@ def recognizes(start: bytes) -> bool:
 
 def read_header(path: Path) -> VolumeHeader:
     """Read a header to its end and check every field that is used."""
-    fields, end = _fields(path)
+    fields, end, num_listed = _fields(path)
     if not fields.text("ObjectType", "Image").lower().startswith("image"):
         raise fields.damaged("ObjectType", "Image")
     num_dims = fields.whole("NDims", limits=(2, 4))
     sizes, channels = fields.sizes("DimSize", num_dims), fields.whole("ElementNumberOfChannels", "1", limits=(1, 1 << 30))
+    _require_planes(fields, num_listed, sizes[-1])
     grid = grid_and_channels(path, sizes, channels)
     num_axes, template = len(grid[0]), []
     for key in _GEOMETRY_KEYS if num_dims == num_axes else ():
@@ -61,10 +62,11 @@ def read_header(path: Path) -> VolumeHeader:
     return volume_header(path, source, NAME, *grid, _affine(fields, num_dims, num_axes), template=tuple(template))
 
 
-def _fields(path: Path) -> tuple[Fields, int]:
-    """Return the fields, and the bytes of the header."""
+def _fields(path: Path) -> tuple[Fields, int, int]:
+    """Return the fields, the bytes of the header, and the number of files in the list after it."""
     fields, problem = Fields(path, NAME, " = "), "no line `ElementDataFile = ...` in its header"
-    for number, line, end in header_lines(path):
+    lines = header_lines(path)
+    for number, line, end in lines:
         if not line.strip():
             continue
         name, *values = re.split(rb"[=:]", line, maxsplit=1)  # MetaIO accepts a colon as well.
@@ -75,19 +77,34 @@ def _fields(path: Path) -> tuple[Fields, int]:
         if key is not None:
             fields.add(key, values[0])
         if key == "ElementDataFile":
-            return fields, end
+            is_list = re.fullmatch("LIST( 2D?)?", fields.text(key), re.IGNORECASE)
+            return fields, end, sum(bool(line.strip()) for _, line, _ in lines) if is_list else 0
     raise UnsupportedFormatError(f"{path}: not a MetaImage file, although its name says so: {problem}")
+
+
+def _require_planes(fields: Fields, num_files: int, num_planes: int) -> None:
+    """Raise UnsupportedFormatError if a list or a pattern of files does not name one for each plane: ITK would invent the others."""
+    name = fields.text("ElementDataFile")
+    if not num_files and ("%" in name or name.upper().startswith("LIST ")):
+        pattern = re.fullmatch(r"[^%\s]*%0?\d{0,2}d[^%\s]* (\d{1,9}) (\d{1,9}) ([1-9]\d{0,3})", name)
+        first, last, step = map(int, pattern.groups()) if pattern else (0, -1, 1)
+        num_files = (last - first) // step + 1
+    elif not num_files and name.upper() != "LIST":
+        return
+    if num_files != num_planes:
+        form = "a list, or a name with a running number such as %03d, its first value, last value and step"
+        raise fields.damaged("ElementDataFile", f"names of {num_planes} files, as {form}; found {num_files}")
 
 
 def _source(fields: Fields, end: int, *, inner: int | None) -> VoxelSource:
     is_local = fields.text("ElementDataFile").upper() == "LOCAL"
-    path = fields.path if is_local else voxel_path(fields, "ElementDataFile")
-    is_compressed = fields.flag("CompressedData")
-    if not fields.flag("BinaryData", "True"):
-        raise fields.damaged("BinaryData", "True; SimpleITK reads voxels as text, and writes .nii.gz")
+    is_compressed, is_binary = fields.flag("CompressedData"), fields.flag("BinaryData", "True")
+    path = fields.path if is_local else voxel_path(fields, "ElementDataFile", is_compressed=is_compressed)
     skipped = fields.whole("HeaderSize", "0", limits=(-1, 1 << 60))  # -1 means that the voxels end the file.
-    if skipped and is_compressed:
-        raise fields.damaged("HeaderSize", "0 before compressed voxels")
+    if skipped and (is_compressed or not is_binary):
+        raise fields.damaged("HeaderSize", "0 before compressed voxels or text")
+    if not is_binary:
+        raise RareHeaderError("voxels as text")
     kind = _TYPES.get(fields.text("ElementType").upper().removesuffix("_ARRAY"))
     if kind is None:
         raise fields.damaged("ElementType", f"one of {', '.join(_TYPES)}")

@@ -23,7 +23,7 @@ from crfrefine.io.text_header import (
     lines_to_write,
     voxel_path,
 )
-from crfrefine.io.volume import Volume, VolumeHeader, VoxelSource, VoxelsToWrite, volume_header
+from crfrefine.io.volume import RareHeaderError, Volume, VolumeHeader, VoxelSource, VoxelsToWrite, volume_header
 
 NAME = "NRRD"
 
@@ -47,6 +47,7 @@ _INTEGERS = {
 }
 _TYPES = {"float": "f4", "double": "f8", **{name: kind for kind, names in _INTEGERS.items() for name in names}}
 _ENCODINGS = {"raw": "raw", "gzip": "gzip", "gz": "gzip"}
+_RARE_ENCODINGS = ("hex", "ascii", "text", "txt")
 _MAX_DIMS = 16
 _GRID_KINDS = ("domain", "space", "time", "none", "???")
 _CHANNEL_KINDS = ("list", "point", "vector", "covariant-vector", "normal", "scalar", "rgb-color", "rgba-color")
@@ -94,8 +95,8 @@ def _fields(path: Path) -> tuple[Fields, int]:
         field = _KNOWN.get(name.strip().lower().replace(b" ", b"").decode("latin-1")) if len(name) < 100 else None
         if field is not None and not value.startswith(b"="):
             fields.add(field, value)
-            if field == "data file":
-                voxel_path(fields, field)  # Refuses a list of files, which would follow in further lines.
+            if field == "data file" and fields.text(field).upper().split()[:1] == ["LIST"]:
+                return fields, end  # The names of the files follow.
         elif b":=" not in line:
             shown = shorten(line.decode(errors="backslashreplace"), 60)
             problem = f"line {number} is not a `field: value` of the format: {shown!r}"
@@ -108,8 +109,11 @@ def _fields(path: Path) -> tuple[Fields, int]:
 def _channel_axis(fields: Fields, num_dims: int) -> int | None:
     """Return the one axis that is not a grid axis, by its kind or because it has no direction; None if all are grid axes."""
     kinds = fields.text("kinds", "").lower().split() or ["none"] * num_dims
-    if len(kinds) != num_dims or set(kinds).difference(_GRID_KINDS, _CHANNEL_KINDS):
-        raise fields.damaged("kinds", f"{num_dims} kinds, such as domain for axes of the grid and vector for channels")
+    if len(kinds) != num_dims or "complex" in kinds:
+        raise fields.damaged("kinds", f"{num_dims} kinds, such as domain for axes of the grid and vector for channels, of real numbers")
+    unusual = set(kinds).difference(_GRID_KINDS, _CHANNEL_KINDS)
+    if unusual:
+        raise RareHeaderError(f"the kind {shorten(min(unusual), 60)!r}")
     without = [word == "none" for word in re.findall(r"none|\([^()]*\)", fields.text("space directions", "").lower())]
     if len(without) != num_dims or all(without):
         without = [False] * num_dims
@@ -123,11 +127,15 @@ def _source(fields: Fields, end: int, *, inner: int | None) -> VoxelSource:
     kind = _TYPES.get(" ".join(fields.text("type").lower().split()))
     if kind is None:
         raise fields.damaged("type", "the name of an integer or floating-point type such as uint8, short or float")
-    path, start = (voxel_path(fields, "data file"), 0) if "data file" in fields else (fields.path, end)
-    encoding = _ENCODINGS.get(fields.text("encoding").lower())
+    word = fields.text("encoding").lower()
+    encoding, path, start = _ENCODINGS.get(word), fields.path, end
+    if "data file" in fields:
+        path, start = voxel_path(fields, "data file", is_compressed=encoding == "gzip"), 0
+    # ITK takes the lowest 32 bits of a larger number.
+    if fields.whole("line skip", "0", limits=(0, 1 << 30)) or word in _RARE_ENCODINGS:
+        raise RareHeaderError("lines to skip, or voxels as text")
     if encoding is None:
-        raise fields.damaged("encoding", "raw or gzip")
-    fields.whole("line skip", "0", limits=(0, 0))
+        raise fields.damaged("encoding", "raw, gzip, ascii or hex")
     skipped = fields.whole("byte skip", "0", limits=(-1 if encoding == "raw" else 0, 1 << 60))  # -1 means that the voxels end the file.
     endian = fields.text("endian", "little" if kind[1] == "1" else None).lower()
     if endian not in ("little", "big"):
@@ -186,7 +194,7 @@ _ENTRIES = re.compile(r"none|\([^()]*\)", re.IGNORECASE)  # "none" for an axis o
 def _affine(fields: Fields, num_dims: int, axes: list[int], num_axes: int) -> NDArray[np.float64]:
     """Return the affine to RAS+ mm of the grid, which has the first `num_axes` of the axes that are not channels."""
     if "axis mins" in fields:
-        raise fields.damaged("axis mins", "a space origin; SimpleITK reads the file, and writes .nii.gz")
+        raise RareHeaderError("axis mins")
     if not _IN_SPACE & set(fields):
         words = fields.text("spacings", " ".join(["1"] * num_dims)).split()
         spacings = finite_numbers([words[axis] for axis in axes if axis < len(words)])
@@ -196,15 +204,19 @@ def _affine(fields: Fields, num_dims: int, axes: list[int], num_axes: int) -> ND
     # A space without a name counts as LPS, as in ITK.
     signs = _SPACES.get(re.sub(r"[- ]", "", fields.text("space").lower())) if "space" in fields else LPS
     if signs is None or ("space" in fields) == ("space dimension" in fields) or "spacings" in fields:
-        raise fields.damaged("space", "RAS, LAS or LPS, with space directions and no spacings; SimpleITK reads others, and writes .nii.gz")
+        raise RareHeaderError(f"the space {shorten(fields.text('space', ''), 60)!r}, or spacings in it")
     space_dims = 3 if "space" in fields else fields.whole("space dimension", limits=(1, _MAX_DIMS))
     if space_dims != len(axes):
         raise UnsupportedFormatError(
             f"{fields.path}: a grid of {len(axes)} axes in a space of {space_dims} dimensions; expected as many axes as dimensions"
         )
+    if "nan" in fields.text("space origin", "").lower():
+        raise RareHeaderError("a space origin that is no place")
     origin, *others = _vectors(fields.text("space origin", "")) or [(0.0,) * space_dims]
     if origin is None or others or len(origin) != space_dims:
         raise fields.damaged("space origin", f"one vector of {space_dims} finite numbers such as (0,0,0)")
+    if "space directions" not in fields:
+        raise RareHeaderError("no space directions")
     entries = _vectors(fields.text("space directions"))
     vectors = [entries[axis] for axis in axes if axis < len(entries)]
     vectors = [vector for vector in vectors if vector is not None and len(vector) == space_dims]

@@ -37,12 +37,13 @@ class Format:
     holds_scores_alone: bool = False  # the format has no geometry: it holds logits and probabilities, but no images, masks or label maps
 
 
+ITK = "ITK"  # name of the formats that SimpleITK reads, among them rare headers of others
 FORMATS = (
     Format("NIfTI", (".nii.gz", ".nii", ".hdr"), "crfrefine.io.nifti", {".hdr": ".img"}),
     Format("MetaImage", (".mhd", ".mha"), "crfrefine.io.metaimage", {".mhd": ".zraw"}),
     Format("NRRD", (".nrrd", ".nhdr", ".seg.nrrd"), "crfrefine.io.nrrd", {".nhdr": ".raw.gz"}),
     Format("FreeSurfer MGH", (".mgz", ".mgh.gz", ".mgh"), "crfrefine.io.mgh"),
-    Format("ITK", (".gipl.gz", ".gipl", ".vtk", ".mrc"), "crfrefine.io.itk", is_read_only=True),
+    Format(ITK, (".gipl.gz", ".gipl", ".vtk", ".mrc"), "crfrefine.io.itk", is_read_only=True),
     Format("NumPy array", (".npz", ".npy"), "crfrefine.io.npz", holds_scores_alone=True),
 )
 FORMAT_OF_SUFFIX = {suffix: known for known in FORMATS for suffix in known.suffixes}

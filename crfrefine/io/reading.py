@@ -19,6 +19,7 @@ from crfrefine.errors import CrfRefineError, GridMismatchError, InputError, Unsu
 from crfrefine.io.paths import (
     FORMAT_OF_SUFFIX,
     FORMATS,
+    ITK,
     LOGITS_SUFFIXES,
     VOLUME_SUFFIXES,
     Format,
@@ -28,7 +29,7 @@ from crfrefine.io.paths import (
     suffix_of,
 )
 from crfrefine.io.streams import GZIP_SUFFIXES, BlockReader, Decoder, allocate_array, open_bytes, skip
-from crfrefine.io.volume import MAX_BYTES, Volume, VolumeHeader, iter_pieces
+from crfrefine.io.volume import MAX_BYTES, RareHeaderError, Volume, VolumeHeader, iter_pieces
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -44,8 +45,13 @@ def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -
         files = {path: path.stat()}
         if not files[path].st_size:
             raise UnsupportedFormatError(f"{path}: the file is empty")
+        family = ""
         try:
             header: VolumeHeader = import_module(known.module).read_header(path)
+        except RareHeaderError as rare:
+            itk = next(each for each in FORMATS if each.name == ITK)
+            header = import_module(itk.module).read_header(path, known.name)
+            header, family = replace(header, notes=(f"read through SimpleITK: its header has {rare}",)), ITK
         except UnsupportedFormatError as error:
             actual = recognize(path)
             if actual is None or actual is known:
@@ -68,7 +74,7 @@ def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -
             files[source.path] = source.path.stat()
     states = tuple((file, status.st_ino, status.st_size, status.st_mtime_ns) for file, status in files.items())
     notes = header.notes if misnamed is None else (misnamed, *header.notes)
-    return replace(header, family=known.name, misnamed=misnamed, notes=notes, states=states)
+    return replace(header, family=family or known.name, misnamed=misnamed, notes=notes, states=states)
 
 
 def _require_unchanged(header: VolumeHeader) -> None:

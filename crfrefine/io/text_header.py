@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from crfrefine.base.geometry import is_sheared, spacing_of
 from crfrefine.base.text import shorten
 from crfrefine.errors import InputError, UnsupportedFormatError
-from crfrefine.io.volume import Volume
+from crfrefine.io.volume import RareHeaderError, Volume
 
 MAX_HEADER = 1 << 24  # bytes; segment tables of 3D Slicer take a hundredth of it
 MAX_LINES = 1 << 18
@@ -115,18 +115,25 @@ LPS = (-1.0, -1.0, 1.0)
 GeometryLines = Callable[["NDArray[np.float64]", "NDArray[np.float64]", tuple[float, ...]], tuple[str, ...]]
 
 
-def voxel_path(fields: Fields, key: str) -> Path:
-    """Return the file that a header names, relative to its folder; CRFREFINE_OUTSIDE_FILES may forbid files outside the folder."""
+def voxel_path(fields: Fields, key: str, *, is_compressed: bool) -> Path:
+    """Return the file that a header names, relative to its folder; raise RareHeaderError for a list or a pattern of files."""
+    # CRFREFINE_OUTSIDE_FILES may forbid files outside the folder. SimpleITK would not compare the
+    # checksums of several files.
     name, folder = fields.text(key), fields.path.parent
-    if not name or "%" in name or name.upper().split()[0] == "LIST":
-        raise fields.damaged(key, "the name of a single file; SimpleITK reads several, and writes .nii.gz")
+    if not name:
+        raise fields.damaged(key, "the name of a file")
+    are_several = "%" in name or name.upper().split()[0] == "LIST"
+    if are_several and is_compressed:
+        raise fields.damaged(key, "one file, as the voxels are compressed")
     rule = os.environ.get(OUTSIDE_FILES, "allow")
     if rule not in ("allow", "refuse"):
         raise InputError(f"environment variable {OUTSIDE_FILES}: expected allow or refuse, found {shorten(rule)!r}")
     path = folder / name
-    if rule == "refuse" and not {folder.resolve(), fields.path.resolve().parent} & {*path.resolve().parents}:
-        where = f"{shorten(path, 200)}, outside its folder"
+    if rule == "refuse" and (are_several or not {folder.resolve(), fields.path.resolve().parent} & {*path.resolve().parents}):
+        where = "several files" if are_several else f"{shorten(path, 200)}, outside its folder"
         raise InputError(f"{fields.path}: its voxels are in {where}, and {OUTSIDE_FILES} is set to refuse")
+    if are_several:
+        raise RareHeaderError("voxels in several files")
     return path
 
 

@@ -19,6 +19,10 @@ from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.streams import BLOCK_BYTES, MAX_RATIO, cut_off
 
 
+class RareHeaderError(Exception):
+    """A valid header that only SimpleITK reads; the message says what it has."""
+
+
 @dataclass(frozen=True)
 class VolumeHeader:
     """The header of a volume: everything but the voxels."""

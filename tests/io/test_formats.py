@@ -123,7 +123,8 @@ def test_a_pipe_is_not_looked_into(tmp_path):
 
 VOXELS = np.arange(24, dtype="<i2").tobytes()
 META_HEADERS = {
-    "format string": (meta_text(ElementDataFile="%s.raw 1 4 1"), "expected the name of a single file"),
+    "format string": (meta_text(ElementDataFile="%s.raw 1 4 1"), "a running number such as %03d"),
+    "list of three": (meta_text(ElementDataFile="LIST") + b"a\nb\nc\n\n", "expected names of 4 files, .*; found 3"),
     "NDims not of DimSize": (meta_text(NDims="2"), "DimSize = 2 3 4; expected 2 whole numbers"),
     "DimSize past 64 bits": (meta_text(DimSize="4000000000 4000000000 4000000000"), "promises 128(000){9} bytes .* more than the 48 bytes"),
     "spacing of zero": (meta_text(ElementSpacing="1 0 1"), "expected voxels that are larger than 0"),
@@ -132,7 +133,7 @@ META_HEADERS = {
     "two offsets": (meta_text(Offset="1 2 3", Origin="1 2 4"), "Offset = 1 2 3; expected one value, found a second one: 1 2 4"),
     "singular matrix": (meta_text(TransformMatrix="1 0 0 1 0 0 0 0 1"), "geometry in the header is not usable"),
     "zero byte in a name": (meta_text(ElementDataFile="a\0.raw"), "line 4 holds a zero byte"),
-    "name missing": (meta_text(ElementDataFile=""), "expected the name of a single file"),
+    "name missing": (meta_text(ElementDataFile=""), "expected the name of a file"),
     "name with escapes": (meta_text(ElementDataFile="\x1b[2Ja.raw"), r"expected them in .*\\x1b\[2Ja\.raw"),
     "other object": (meta_text(ObjectType="Tube"), "expected Image"),
     "type unknown": (meta_text(ElementType="MET_STRING"), "ElementType = MET_STRING; expected one of MET_CHAR"),
@@ -165,7 +166,7 @@ NRRD_HEADERS = {
     "binary garbage": (b"NRRD0004\n" + random.Random(1).randbytes(5000), "damaged header|damaged NRRD header"),
     "no end": (b"NRRD0004\n" + b"key:=value\n" * (1 << 19), "does not end within 16 MiB and 262144 lines"),
 }
-NO_VOXELS = ("no empty line", "binary garbage", "no end")
+NO_VOXELS = ("list of three", "no empty line", "binary garbage", "no end")
 HEADERS = [
     pytest.param(suffix, *case, name not in NO_VOXELS, id=f"{suffix} {name}")
     for suffix, cases in ((".mha", META_HEADERS), (".nrrd", NRRD_HEADERS))

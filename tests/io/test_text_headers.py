@@ -81,6 +81,9 @@ MEANINGS = {
     ],
     nrrd: [
         ("spacings: 0.5 1.5 2",),
+        ("axis mins: 10 20 30", "axismaxs: 12 26 42"),
+        ("space: scanner-xyz", *SPACE),
+        ("space: RAS", "space origin: (1,2,3)"),
         ("space: left-posterior-superior", *SPACE),
         ("space: right-anterior-superior", *SPACE),
         ("space: left-anterior-superior", *SPACE),
@@ -121,19 +124,55 @@ def test_voxels_in_another_file(lines, data, tmp_path):
     assert_as_simpleitk(path, DATA)
 
 
-RARE = [
-    *(f"ElementDataFile = {name}" for name in ("LIST", "LIST 2D", "s%d.raw 1 6 1")),
-    "BinaryData = False",
-    *(f"data file: {name}" for name in ("LIST", "s%01d.raw 1 6 1 2")),
-    *("encoding: hex", "encoding: bzip2", "line skip: 2", "axis mins: 10 20 30", "space: scanner-xyz", "kinds: domain domain banana"),
-]
+NAMES = b"".join(b"s%d.raw\n" % number for number in range(1, 7))
+TEXT = "\n".join(map(str, DATA.ravel())).encode()
+# What a header says of voxels that SimpleITK reads, and the bytes behind it.
+RARE = {
+    **{f"ElementDataFile = {line}": b"" for line in ("s%d.raw 1 6 1", "t%03d.raw 10 20 2")},
+    **{f"ElementDataFile = {line}": NAMES for line in ("LIST", "LIST 2D")},
+    "BinaryData = False": TEXT + b"\n",
+    **{f"data file: {line}": b"" for line in ("s%d.raw 1 6 1", "s%01d.raw 1 6 1 2")},
+    **{f"data file: {line}": NAMES for line in ("LIST", "LIST 2")},
+    "encoding: gzip\nline skip: 2\nbyte skip: 3": b"ab\ncde\n" + gzip.compress(b"xyz" + VOXELS),
+    "encoding: raw\nlineskip: 2\nbyte skip: 3": b"ab\ncde\nxyz" + VOXELS,
+    "encoding: hex": VOXELS.hex(" ", 7).encode(),
+    "encoding: ascii": TEXT,
+}
 
 
-@pytest.mark.parametrize("line", RARE)
-def test_what_few_headers_have_is_refused(line, tmp_path):
-    path = mha(tmp_path, line) if "= " in line else nrrd(tmp_path, line, "a.raw" if "LIST" in line else "# a comment")
-    with pytest.raises(UnsupportedFormatError, match=rf"{path.name}: .*{line.split()[0]}.*(SimpleITK|; expected)"):
-        io.read_volume(path)
+@pytest.fixture
+def planes(tmp_path):
+    """Files of a plane each."""
+    for number, plane in enumerate(DATA, 1):
+        for name in (f"s{number}", f"t{2 * number + 8:03d}"):
+            (tmp_path / f"{name}.raw").write_bytes(plane.tobytes())
+    return tmp_path
+
+
+@pytest.mark.parametrize(("lines", "data"), RARE.items(), ids=RARE)
+def test_voxels_in_rare_places_are_read_through_simpleitk(lines, data, planes):
+    is_meta = " = " in lines
+    name = ("a.mha" if "Binary" in lines else "a.mhd") if is_meta else "a.nhdr"
+    path = (mha if is_meta else nrrd)(planes, *lines.split("\n"), data=b"", name=name)
+    start = path.read_bytes()
+    path.write_bytes((start.rstrip(b"\n") + b"\n" if "LIST" in lines else start) + data)
+    assert_data(path)
+    assert io.read_header(path).notes[0].startswith("read through SimpleITK: its header has ")
+    if not is_meta:
+        assert_as_simpleitk(path, DATA)
+
+
+@pytest.mark.parametrize("line", ["LIST 3", "s%d.raw", "s%d.raw 1 6", "s%d.raw 1 7 1", "CompressedData = True"])
+def test_metaimage_files_that_itk_would_misread_are_refused(line, tmp_path):
+    lines = [line, "ElementDataFile = s%d.raw 1 6 1"] if "Compressed" in line else [f"ElementDataFile = {line}"]
+    with pytest.raises(UnsupportedFormatError, match=r"a\.mhd: MetaImage header: ElementDataFile"):
+        io.read_volume(mha(tmp_path, *lines, data=b"a.raw\n", name="a.mhd"))
+
+
+@pytest.mark.parametrize("line", ["encoding: bzip2", "kinds: domain domain banana", "kinds: complex domain domain"])
+def test_what_simpleitk_cannot_read_is_refused(line, tmp_path):
+    with pytest.raises(UnsupportedFormatError, match=r"a\.nrrd: .*(ITK cannot convert|; expected)"):
+        io.read_volume(nrrd(tmp_path, line))
 
 
 def test_a_header_of_any_length_is_read_to_its_end(tmp_path):
