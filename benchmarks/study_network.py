@@ -230,7 +230,7 @@ def read_stack(case: CaseFiles, *, with_labels: bool = False, unknown: int = 0) 
         found = io.read_labels(case.labels)
         grids = [(volume.grid_shape, volume.affine) for volume in (volumes[0], found)]
         if not same_grid(*grids[0], *grids[1]):
-            difference = describe_difference(case.images[0], *grids[0], case.labels, *grids[1])
+            difference = describe_difference((case.images[0], *grids[0]), (case.labels, *grids[1]))
             raise GridMismatchError(f"case {case.case_id!r}: labels and image are on different grids\n{difference}")
         labels = np.ascontiguousarray(np.moveaxis(found.data, axis, 0), np.int64)
     first, second = (step for number, step in enumerate(volumes[0].spacing) if number != axis)

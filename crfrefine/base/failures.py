@@ -27,24 +27,22 @@ class Causes:
     """Failures of many cases with one cause, such as logits on another grid: the first is printed in full, one line names the others."""
 
     def __init__(self) -> None:
-        self._cases: dict[str, list[str]] = {}
-        self._first_lines: dict[str, str] = {}
+        self._cases: dict[str, tuple[str, list[str]]] = {}  # by cause: the message of the first case, and all cases
 
     def is_new(self, case_id: str, message: str) -> bool:
         """Record the failure of a case; return whether it is the first one with its cause."""
         # Messages of one cause differ by names of the case and its files, by numbers, and by the lines after the first, such as grids.
         line = message.partition("\n")[0]
         cause = re.sub(r"[0-9]+", "0", re.sub(rf"(?<!\w){re.escape(case_id)}(?=['._/\\])", "CASE", line))
-        cases = self._cases.setdefault(cause, [])
+        _, cases = self._cases.setdefault(cause, (line.removeprefix(f"case {case_id!r}: "), []))
         cases.append(case_id)
-        self._first_lines.setdefault(cause, line.removeprefix(f"case {case_id!r}: "))
         return len(cases) == 1
 
     def others(self) -> list[str]:
         """Return a line for each cause of several failures: how many cases failed like the first, and which."""
         return [
-            f"{counted(len(more), 'more case')} failed like {shorten(first)!r} ({listed(more)}): {self._first_lines[cause]}"
-            for cause, (first, *more) in self._cases.items()
+            f"{counted(len(more), 'more case')} failed like {shorten(first)!r} ({listed(more)}): {line}"
+            for line, (first, *more) in self._cases.values()
             if more
         ]
 

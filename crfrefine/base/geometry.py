@@ -120,23 +120,15 @@ def _millimeters(length: float) -> str:
     return short if float(short) == float(exact) else exact
 
 
-def describe_difference(
-    name: str | Path,
-    shape: Sequence[int],
-    affine: NDArray[np.float64] | None,
-    other_name: str | Path,
-    other_shape: Sequence[int],
-    other_affine: NDArray[np.float64] | None,
-) -> str:
-    """Describe two different grids, one line each, in enough detail to show the difference."""
-    grids = ((shape, affine), (other_shape, other_affine))
-    first, second = (describe_grid(*grid) for grid in grids)
-    if first == second:
-        first, second = (describe_grid(*grid, placed=True) for grid in grids)
-    if first == second and affine is not None and other_affine is not None:
-        first, second = (f"{first}\n    {_rows(each)}" for each in (affine, other_affine))
-    width = max(len(str(name)), len(str(other_name)))
-    return f"  {name!s:<{width}}  {first}\n  {other_name!s:<{width}}  {second}"
+def describe_difference(*grids: tuple[str | Path, Sequence[int], NDArray[np.float64] | None]) -> str:
+    """Describe different grids, each with its name, shape and affine, one line each, in enough detail to show the difference."""
+    texts = [describe_grid(shape, affine) for _, shape, affine in grids]
+    if len({*texts}) == 1:
+        texts = [describe_grid(shape, affine, placed=True) for _, shape, affine in grids]
+    if len({*texts}) == 1:
+        texts = [text if affine is None else f"{text}\n    {_rows(affine)}" for text, (_, _, affine) in zip(texts, grids, strict=True)]
+    width = max(len(str(name)) for name, _, _ in grids)
+    return "\n".join(f"  {name!s:<{width}}  {text}" for text, (name, _, _) in zip(texts, grids, strict=True))
 
 
 def _rows(affine: NDArray[np.float64]) -> str:

@@ -40,8 +40,6 @@ def path_text(text: str | Path) -> str:
     text = str(text)
     if not text:
         raise InputError("the value is empty; an unset variable?")
-    if "\0" in text:
-        raise InputError(f"{shorten(text)}: a path cannot hold the character NUL")
-    if len(text) > MAX_OF_A_PATH:
-        raise InputError(f"{shorten(text)}: {len(text)} characters are more than a path can have")
+    if "\0" in text or len(text) > MAX_OF_A_PATH:
+        raise InputError(f"{shorten(text)}: expected a path of at most {MAX_OF_A_PATH} characters, without NUL; found {len(text)}")
     return text

@@ -81,10 +81,9 @@ def write_pieces(
     """Write logits or probabilities atomically, as float32, piece by piece: the bytes of `write_channels`.
 
     NIfTI gets (x, y, z, label), MetaImage and NRRD a vector image, .npz (label, z, y, x) under the name
-    `kind`. `piece` returns the values of planes of a channel, (planes, [y,] x) in the order of storage.
-    Each is asked for once: for NIfTI and .npz channel by channel, for MetaImage and NRRD all channels of
-    some planes, then those of the next ones; MAX_BYTES at a time, or one plane. The geometry of `like`
-    is kept. If the file cannot be written, or `piece` raises an error, nothing is left of it.
+    `kind`. `piece` returns the values of planes of a channel, (planes, [y,] x) in the order of storage;
+    each is asked for once, for MetaImage and NRRD all channels of some planes before the next planes.
+    The geometry of `like` is kept. If `piece` raises an error, nothing is left of the file.
     """
     _write(VoxelsToWrite(Path(path), kind, num_channels, like.grid_shape[::-1], np.dtype(np.float32), piece), like, threads)
 

@@ -282,7 +282,7 @@ def _placed(path: Path, stored: NDArray[Any], affine: NDArray[np.float64], like:
     expected[:3, 3] += grid[:3, :3] @ offset
     is_inside = (offset >= 0).all() and (offset + shape <= series.shape[::-1]).all()
     if not is_inside or not same_grid(shape, affine, shape, expected):
-        difference = describe_difference(path, shape, affine, like, series.shape[::-1], grid)
+        difference = describe_difference((path, shape, affine), (like, series.shape[::-1], grid))
         raise GridMismatchError(f"{path}: not on the grid of --like\n{difference}\n  Name the series that it was made on.")
     label_map = np.zeros(series.shape, stored.dtype)
     label_map[tuple(slice(start, start + size) for start, size in zip(offset[::-1], stored.shape, strict=True))] = stored

@@ -187,13 +187,11 @@ class Piece:
 def read_pieces(*headers: VolumeHeader, most_bytes: int = MAX_BYTES) -> Generator[Piece, None, None]:
     """Read files piece by piece, while a thread reads one piece ahead; close the generator, or forget it, to stop early.
 
-    A piece has planes of one channel where one channel follows the other in the file (NIfTI, .npz), else
-    planes of all channels (MetaImage and NRRD vectors); at most `most_bytes`, but at least one plane.
-    Two pieces are in memory, a third one while the caller gets it. The files are on one grid, and
-    channels are numbered over all of them.
-
-    Raises UnsupportedFormatError (damaged or cut off; the checksum is compared after the last piece),
-    InputError (NaN or infinite values, after all pieces without them), CapacityError or UnexpectedError.
+    A piece has planes of one channel (NIfTI, .npz) or of all (vectors of MetaImage and NRRD), at most
+    `most_bytes`, but at least one plane. Two pieces are in memory, a third one while the caller gets it.
+    The files are on one grid, and channels are numbered over all of them. Raises UnsupportedFormatError
+    (damaged or cut off; the checksum is compared after the last piece), InputError (NaN or infinite
+    values, after all pieces without them), CapacityError or UnexpectedError.
     """
 
     def pieces() -> Generator[Piece, None, None]:
@@ -302,9 +300,8 @@ class LogitsHeader:
 
 def logits_header(headers: Sequence[VolumeHeader], *, fewest: int = 2, grid: VolumeHeader | None = None) -> LogitsHeader:
     """Put the headers of a case's logits together: of one file with all labels, or of one file per label in label order."""
-    # `fewest` is the number of channels that there must be; 1 if a single one is that of a region.
-    # Axes are turned to those of the image `grid`. Raises InputError (only one label, or files that
-    # do not belong together), CapacityError (more than MAX_LABELS) or GridMismatchError.
+    # There must be `fewest` channels. Axes are turned to those of the image `grid`. Raises InputError
+    # (one label, or files that do not belong together), CapacityError or GridMismatchError.
     first, *others = headers
     files = (first, *(placed_on(file, first) for file in others))
     num_labels = first.num_channels if len(files) == 1 else len(files)

@@ -157,11 +157,9 @@ _KEPT = frozenset(map(np.dtype, ("float16", "float32", "int8", "uint8", "int16",
 class Decoder:
     """Decodes the voxels of an open file into one array after the other, in the order of the file.
 
-    `reader` begins at the first value, `dtype` is that of the file, with its byte order, `path` is for
-    errors, and `shape` is (channels, [z,] y, x) of the whole volume. A value is stored * slope + intercept.
-    `inner` values of one channel are side by side before the next channel begins: 1 if the channels of a
-    voxel are together; None if one channel follows the other (`is_by_channel`).
-
+    `reader` begins at the first value, `dtype` is the file's, and `shape` is (channels, [z,] y, x) of the
+    whole volume. A value is stored * slope + intercept. `inner` values of one channel are side by side:
+    1 if the channels of a voxel are together; None if one channel follows the other (`is_by_channel`).
     `kept_type` is the stored type in the machine's byte order if it has at most 16 bits or is float32, and
     no scaling; else float32. NaN and infinite values are counted in `num_bad`, and reported by `finish`:
     damage is the likelier reason for them, and the checksum at the end of compressed data tells.
@@ -191,8 +189,7 @@ class Decoder:
     def fill(self, values: NDArray[Any], first_channel: int = 0, first_plane: int = 0) -> None:
         """Fill an array with the next values of the file, scaled; raise UnsupportedFormatError if it ends too early."""
         # The values are (channels, planes, [y,] x) C-contiguous, float32 or `kept_type`: the whole
-        # volume, planes of one channel or planes of all, whichever come next; the first ones are
-        # given by number.
+        # volume, or the next planes of one channel or of all, of which the first ones are given.
         may_be_bad, size, targets, suspicious = self._dtype.kind == "f" or self._is_scaled, _BLOCK_VALUES, values.reshape(-1), False
         if not self.is_by_channel:  # The repeating unit of the file: single values, or `inner` of each channel.
             rows = values.reshape(len(values), -1, self._inner).transpose(1, 0, 2)

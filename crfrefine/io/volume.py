@@ -72,7 +72,7 @@ class VolumeHeader:
 
     def difference_from(self, other: VolumeHeader) -> str:
         """Describe how the grids of both differ, a line each."""
-        return describe_difference(self.path, self.grid_shape, self.affine, other.path, other.grid_shape, other.affine)
+        return describe_difference(*((header.path, header.grid_shape, header.affine) for header in (self, other)))
 
 
 @dataclass(frozen=True)

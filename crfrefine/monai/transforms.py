@@ -245,7 +245,7 @@ def _spacing_of_case(logits: Any, image: Any, mask: Any | None, spacing: Spacing
     for (name, value, shape), affine in zip(tensors[1:], affines[1:], strict=True):
         are_apart = first is not None and affine is not None and len(grid) <= MAX_AXES and not same_grid(grid, first, shape, affine)
         if shape != grid or are_apart:
-            lines = describe_difference(_label("logits", logits), grid, first, _label(name, value), shape, affine)
+            lines = describe_difference((_label("logits", logits), grid, first), (_label(name, value), shape, affine))
             raise GridMismatchError(
                 f"logits and {name} are on different grids\n{lines}\n"
                 "  Invert the spatial transforms of both (Invertd), or refine before they are inverted."

@@ -68,7 +68,7 @@ BAD_LOGITS = {
     "half": (lambda path: path.write_bytes(path.read_bytes()[:9999]), ["half.nii.gz", "cut off"]),
     "few": (lambda path: path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:9999])), ["few.nii.gz", "cut off"]),
     "missing": (Path.unlink, ["no logits"]),
-    "single": (lambda path: save_nifti(path, load_nifti(path)[..., :1]), ["single.nii.gz", "Logits need one value per label"]),
+    "single": (lambda path: save_nifti(path, load_nifti(path)[..., :1]), ["single.nii.gz", "logits need one value per label"]),
     "blank": (lambda path: save_nifti(path, np.zeros_like(load_nifti(path))), ["all labels have the same value"]),
     "one_hot": (no_background, ["voxels have no label. If background has no channel, put one before the others"]),
     "zeros": (all_zero_probabilities, ["zeros.nii.gz", "do not sum to 1 over the labels at 1 of", "(3, 4, 5)"]),
