@@ -25,10 +25,9 @@ def infer(
 ) -> None:
     """Refine one case or a folder of cases."""
     part_id, num_parts, summary, spacing = (options[name] for name in ("part_id", "num_parts", "summary", "network_spacing"))
-    if part_id is None and num_parts > 1:
-        raise typer.BadParameter("--num-parts needs --part-id: the part for this process", param_hint="--part-id")
-    if part_id is not None and part_id >= num_parts:
-        raise typer.BadParameter(f"{part_id} is not below --num-parts {num_parts}: parts are numbered from 0", param_hint="--part-id")
+    if (part_id is None and num_parts > 1) or (part_id or 0) >= num_parts:
+        text = f"--num-parts {num_parts} needs a --part-id from 0 to {num_parts - 1}: the part for this process"
+        raise typer.BadParameter(text, param_hint="--part-id")
     if summary is not None and summary.name.lower().endswith(".jsonl"):
         raise typer.BadParameter(shared.GONE["--summary FILE.jsonl"], param_hint="--summary")
     verbosity = 1 + verbose - quiet  # a level of `cli.reporting`

@@ -66,10 +66,6 @@ PANELS = {
 }
 
 
-class NotPlainError(Exception):
-    """Typer must convert the value, or report its fault."""
-
-
 class Command(TyperCommand):
     """A command whose values are converted without pydantic, if they are right and of common types, and whose help has panels."""
 
@@ -108,7 +104,7 @@ def _process_value(parameter: Any, process: Any, context: Any, value: Any) -> An
         descriptor = parameter.type_descriptor
         annotation, option = descriptor.annotation, descriptor.parameter_info
         if parameter.required and not value:
-            raise NotPlainError
+            raise ValueError
         if value is None:
             converted: Any = () if is_list else None
         elif is_list:
@@ -122,11 +118,11 @@ def _process_value(parameter: Any, process: Any, context: Any, value: Any) -> An
 
 
 def _plain(value: Any, annotation: Any, option: Any) -> Any:
-    """Return a value of a common type; raise an exception for another value, or a doubtful one."""
+    """Return a value of a common type; raise ValueError, or what its parser raises, for another value: Typer must convert or refuse it."""
     if option.parser is not None:
         return option.parser(value)
     if get_origin(annotation) is not None:
-        raise NotPlainError
+        raise ValueError
     if issubclass(annotation, Enum):
         return annotation(value)
     if annotation is int and isinstance(value, str) and value.isascii() and value.isdigit():
@@ -134,7 +130,7 @@ def _plain(value: Any, annotation: Any, option: Any) -> Any:
     is_in_range = annotation is not int or ((option.min is None or option.min <= value) and (option.max is None or value <= option.max))
     if annotation in (bool, int, str) and type(value) is annotation and is_in_range:
         return value
-    raise NotPlainError
+    raise ValueError
 
 
 _UsageError: Any = typer.BadParameter.__base__  # Typer has no public name for it.
@@ -142,17 +138,12 @@ _MAX_OF_A_USAGE_ERROR = 500
 _SHELL = "crfrefine.shell"  # key of the context: the shell that an option for completion names
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, which job schedulers send before they kill, or SIGHUP, when the terminal closes: handled like Ctrl-C."""
-
-
 class _Stopped(BaseException):
     """Carries an interrupt past Typer, which would otherwise end the process itself."""
 
     def __init__(self, cause: KeyboardInterrupt) -> None:
-        is_signal = isinstance(cause, Terminated)
-        self.status = 128 + (cause.args[0] if is_signal else signal.SIGINT)
-        super().__init__(": ".join(["terminated" if is_signal else "interrupted", *getattr(cause, "__notes__", ())]))
+        self.status = 128 + next(iter(cause.args), signal.SIGINT)  # Our handlers give the number of a signal; Ctrl-C has none.
+        super().__init__(": ".join(["terminated" if cause.args else "interrupted", *getattr(cause, "__notes__", ())]))
 
 
 def print_failure(failure: Failure, *, verbose: bool) -> None:
@@ -340,4 +331,5 @@ def _show_warning(message: Warning | str, *_: object) -> None:
 
 
 def _raise_terminated(signum: int, frame: FrameType | None) -> None:
-    raise Terminated(signum)
+    """Handle SIGTERM, which job schedulers send before they kill, and SIGHUP, when the terminal closes, like Ctrl-C."""
+    raise KeyboardInterrupt(signum)

@@ -169,10 +169,8 @@ def parameters_of(config: str, overrides: Sequence[str] | None) -> tuple[CrfPara
     return parameters.replace(**entries) if entries else parameters, entries
 
 
-def parse_scheme(regions: Sequence[str] | None, class_order: str | None) -> RegionScheme | None:
-    """Return the regions that the options name, in the order of the network's channels; None without options."""
-    if not regions and class_order is None:
-        return None
+def parse_scheme(regions: Sequence[str] | None, class_order: str | None) -> RegionScheme:
+    """Return the regions that the options name, in the order of the network's channels."""
     from crfrefine.arrays.region_scheme import RegionScheme
     from crfrefine.metrics.regions import parse_region
 

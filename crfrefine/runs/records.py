@@ -184,10 +184,8 @@ class RecordFile:
     """Adds the lines of a run to the record of its part."""
 
     def __init__(self, path: Path, summary: RunSummary) -> None:
-        self._path = path
-        self._run = uuid.uuid4().hex[:12]
+        self._path, self._file, self._run = path, open_lines(path), uuid.uuid4().hex[:12]
         self._waiting = b""  # lines that the disk has not taken
-        self._file = open_lines(path)
         self.append(summary.head())
 
     def append(self, *lines: Mapping[str, Any]) -> None:
@@ -250,9 +248,9 @@ class RecordedRuns:
     def _begun(self) -> dict[str, datetime]:
         """When the last run without --continue began, by case."""
         begun = {}
-        for run in (run for run in self.runs if not run.head["resumed"]):
+        for run in self.runs:
             own = list(run.head["all_cases"])[run.head["part_id"] :: run.head["num_parts"]]
-            begun.update(dict.fromkeys(own, run.started))
+            begun.update({} if run.head["resumed"] else dict.fromkeys(own, run.started))
         return begun
 
     @cached_property

@@ -49,7 +49,7 @@ def test_what_spreadsheets_write_is_read(archive):
         ("case;images;logits\na;b;c\n", "separated by commas; found 'case;images;logits'"),
         ("", "found an empty file"),
         ("case,images,logits\n", "has no cases"),
-        ("case,images,logits\na,b\n", "line 2: has 2 cells, expected 3"),
+        ("case,images,logits\na,b\n", "line 2: expected 3 cells, as in the line of names"),
         ('case,images,logits\n"a,b,c\n', "cannot be read as CSV in UTF-8"),
         ("case,images,logits\n\xff,b,c\n", "cannot be read as CSV in UTF-8"),
     ],

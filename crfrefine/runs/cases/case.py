@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,9 +50,6 @@ _STREAM_BYTES = 3 * MAX_BYTES + 2 * PROCESS  # pieces on their way from the file
 _FLOAT = 4
 _MIN_CHANNELS = 2  # of a label map as logits; only its voxels tell how many labels it has
 
-# The channels of a case: an array, a label map, or files from which they are streamed.
-ChannelSource: TypeAlias = "Float32 | LabelMap | LogitsHeader"
-
 
 @dataclass(frozen=True)
 class Case:
@@ -61,8 +58,8 @@ class Case:
     case_id: str  # its name
     # (M, *grid) float32, scaled; beside a label map or streamed channels, in the type of the files if they have no scaling.
     image: NDArray[Any]
-    # The network's output. In memory: (L, *grid) float32 logits, higher is better; of regions (R, *grid) log-odds.
-    network: ChannelSource
+    # The network's output: (L, *grid) float32 logits, higher is better, or (R, *grid) log-odds of regions; a label map; or files to stream.
+    network: Float32 | LabelMap | LogitsHeader
     mask: Bool | None  # (*grid), True where the model applies; None means everywhere
     like: Volume  # the first modality; its geometry is that of the output
     spacing: tuple[float, ...]  # mm, one per grid axis
@@ -120,7 +117,7 @@ def read_case(
         raise InputError(f"case {headers.files.case_id!r}: no logits")
     is_map = network.kind == KIND
     is_streamed = _plan_memory(headers, network, options, as_logits=as_logits, may_stream=may_stream, with_labels=with_labels)
-    threads = threads or available_threads()
+    work, threads = WorkGrid(first), threads or available_threads()
     times: dict[str, float] = {}
     parts: dict[str, Any] = {}
 
@@ -155,21 +152,20 @@ def read_case(
         declared = network.kind if options.input_type == "auto" else options.input_type
         found = {"network": network, "input_kind": declared or "logits", "num_labels": network.num_labels, "notes": []}
         if not first.on_same_grid(network.files[0]):
-            work = WorkGrid(first)
             found["grid_map"] = grid_map = work.require_overlap(network.files[0], "logits")
             found["network_spacing"] = grid_map.source_spacing(headers.spacing)
             found["notes"] = work.describe(grid_map, network.files[0], "logits", HOW[options.resample == CUBIC], "become background")
     notes = found.pop("notes")
     mask = labels = None
     if headers.mask is not None:
-        mask = WorkGrid(first).nearest(headers.mask, parts["mask"], "mask", notes, outside="are outside the mask")
+        mask = work.nearest(headers.mask, parts["mask"], "mask", notes, outside="are outside the mask")
         if not mask.any():
             raise InputError(f"{headers.mask.path}: the mask is empty on the image's grid: it has no voxel that is not zero there")
     elif options.mask_mode == "nonzero":
         mask = nonzero_mask(parts["image"], first.path)
     if with_labels and headers.labels is not None:
         values = io.read_labels(headers.labels.path, grid=first).data.T
-        labels = WorkGrid(first).nearest(headers.labels, values, "labels", notes, outside="are background")
+        labels = work.nearest(headers.labels, values, "labels", notes, outside="are background")
     image = reverse_grid(parts["image"])
     strokes = tuple((header.path, io.read_labels(header.path, grid=first).data) for header in headers.strokes)
     return Case(

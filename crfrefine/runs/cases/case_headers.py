@@ -30,18 +30,9 @@ class CaseHeaders:
     mask: VolumeHeader | None  # the mask's header, if there is one
     labels: VolumeHeader | None  # the reference's header, if there is one
     strokes: tuple[VolumeHeader, ...]  # the headers of the strokes
+    companions: tuple[VolumeHeader, ...]  # all these headers, without those of the images
     spacing: tuple[float, ...]  # mm to compute with, one per grid axis: given for the case, or the image's
-
-    @property
-    def num_modalities(self) -> int:
-        """M."""
-        return sum(header.num_channels for header in self.images)
-
-    @property
-    def companions(self) -> tuple[VolumeHeader, ...]:
-        """The headers of the network's output, the mask, the reference and the strokes."""
-        logits = () if self.logits is None else self.logits.files
-        return tuple(header for header in (*logits, self.mask, self.labels, *self.strokes) if header is not None)
+    num_modalities: int  # M
 
     @property
     def notes(self) -> list[str]:
@@ -101,7 +92,9 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
     if logits is not None and logits.kind != KIND:
         regions.require_number(logits.num_labels, logits.path)
     mask, labels = (next(iter(checked[what]), None) for what in ("mask", "labels"))
-    return CaseHeaders(files, images, logits, mask, labels, checked["strokes"], files.spacing or spacing)
+    companions = (*(() if logits is None else logits.files), *(header for what in others for header in checked[what]))
+    num_modalities = sum(header.num_channels for header in images)
+    return CaseHeaders(files, images, logits, mask, labels, checked["strokes"], companions, files.spacing or spacing, num_modalities)
 
 
 def _require_overlap(files: CaseFiles, what: str, image: VolumeHeader, other: VolumeHeader, *, resample: str | None) -> None:

@@ -181,7 +181,7 @@ def with_logits(cases: CaseList, logits: Sequence[Path], *, are_labels: bool = F
         case = _with_structures(case, logits) if are_labels and len(logits) > 1 else replace(case, logits=tuple(logits))
         return CaseList([case], cases.notes)
     by_stem = files_by_stem(folder, suffixes)
-    add = partial(_with_own_labels, is_single=is_single) if are_labels else _with_own_logits
+    add = partial(_with_own_labels, folders=case_folders(folder), is_single=is_single) if are_labels else _with_own_logits
     added = [add(case, by_stem, folder) for case in cases]
     taken, known = {path for case in added for path in case.logits}, {case.case_id for case in cases}
     stray = [
@@ -215,11 +215,12 @@ def _with_own_logits(case: CaseFiles, by_stem: Mapping[str, list[Path]], folder:
     return case.lacking(f"expected one file for each label from 0, found {file_names(of_labels)} in {folder}")
 
 
-def _with_own_labels(case: CaseFiles, by_stem: Mapping[str, list[Path]], folder: Path, *, is_single: bool) -> CaseFiles:
+def _with_own_labels(
+    case: CaseFiles, by_stem: Mapping[str, list[Path]], folder: Path, *, folders: Mapping[str, Path], is_single: bool
+) -> CaseFiles:
     if candidates := label_maps(by_stem, case.case_id, LABEL_SUFFIXES, but=case.images):
         return _with_only(case, "logits", candidates, "one label map", folder)
-    own = structures_folder(folder / case.case_id)
-    structures = list_files(own, VOLUME_SUFFIXES) if own.is_dir() else []
+    structures = list_files(folders[case.case_id], VOLUME_SUFFIXES) if case.case_id in folders else []
     if not structures and is_single:
         structures = [path for paths in by_stem.values() for path in paths if path not in case.images]
     if structures:
@@ -245,16 +246,12 @@ def _with_structures(case: CaseFiles, paths: Sequence[Path]) -> CaseFiles:
 
 
 def case_folders(folder: Path) -> dict[str, Path]:
-    """Return the folders of volumes in a folder, such as those of structures, by the name of the case."""
+    """Return the folders of volumes in a folder by the name of the case, such as those of structures, or `segmentations` in them."""
+    # TotalSegmentator's data sets have the latter.
     names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    folders = {name: structures_folder(folder / name) for name in names}
+    inner = {name: folder / name / "segmentations" for name in names}
+    folders = {name: path if path.is_dir() else folder / name for name, path in inner.items()}
     return {name: path for name, path in folders.items() if list_files(path, VOLUME_SUFFIXES)}
-
-
-def structures_folder(own: Path) -> Path:
-    """Return where the structures of a case are: its folder, or `segmentations` in it, as in TotalSegmentator's data sets."""
-    inner = own / "segmentations"
-    return inner if inner.is_dir() else own
 
 
 def _with_companions(cases: CaseList, source: Path, what: str, endings: Sequence[str]) -> CaseList:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,9 +34,9 @@ def read_manifest(path: Path, *, input_type: str = "auto") -> CaseList:
         raise InputError(f"{path}: {size / 1e6:.0f} MB are too much for a manifest; at most {MAX_BYTES / 1e6:.0f} MB are read")
     problems: list[str] = []
     cases: dict[str, tuple[int, CaseFiles]] = {}
-    for line, names, row in _rows(path):
+    for line, row in _rows(path):
         try:
-            files = _read_row(names, row, path.parent, input_type)
+            files = _read_row(row, path.parent, input_type)
             if files.case_id in cases:
                 raise InputError(f"case {files.case_id!r} is also on line {cases[files.case_id][0]}")
             cases[files.case_id] = line, files
@@ -51,31 +51,29 @@ def read_manifest(path: Path, *, input_type: str = "auto") -> CaseList:
     return CaseList(cases[name][1] for name in sorted(cases))
 
 
-def _rows(path: Path) -> Iterator[tuple[int, list[str], list[str]]]:
-    """Yield the number of each line, the names of the columns, and its cells."""
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield the number of each line, and its cells by the names of the columns; surplus cells have the name None, missing ones are None."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            rows = (row for row in reader if any(row))
-            names = [name.strip() for name in next(rows, [])]
+            reader = csv.DictReader(file, strict=True)
+            names = reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
             if not set(REQUIRED) <= {*names} <= set(COLUMNS) or len({*names}) < len(names):
                 raise InputError(
                     f"{path}: expected a line of names: {', '.join(REQUIRED)}, and optionally {', '.join(OPTIONAL)}, each once, separated "
                     f"by commas; found {listed([*map(shorten_value, names)], 10) or 'an empty file'}"
                 )
-            for row in rows:
-                yield reader.line_num, names, row
+            yield from ((reader.line_num, row) for row in reader if any(row.values()))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: line {reader.line_num}: cannot be read as CSV in UTF-8: {error}") from None
 
 
-def _read_row(names: Sequence[str], row: Sequence[str], folder: Path, input_type: str) -> CaseFiles:
+def _read_row(row: Mapping[str, str], folder: Path, input_type: str) -> CaseFiles:
     """Return the files of a case; raise InputError or another CrfRefineError for a row that cannot be used."""
-    if len(row) != len(names):
-        raise InputError(f"has {len(row)} cells, expected {len(names)}, as in the line of names")
-    cells = {name: [part.strip() for part in cell.split(SEPARATOR)] for name, cell in zip(names, row, strict=True) if cell.strip()}
+    if None in row or None in row.values():
+        raise InputError(f"expected {len([*filter(None, row)])} cells, as in the line of names")
+    cells = {name: [part.strip() for part in cell.split(SEPARATOR)] for name, cell in row.items() if cell.strip()}
     if absent := [name for name in REQUIRED if name not in cells]:
         raise InputError(f"no {absent[0]}")
     for name, parts in cells.items():

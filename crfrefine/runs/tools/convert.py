@@ -107,14 +107,13 @@ def _convert_channels(
     header: VolumeHeader, target: Path, to: str | None, like: Volume, regions: RegionReading, named: Sequence[Segment]
 ) -> str:
     """Write channels as they are, as logits (log-odds of regions), as probabilities, or as the label map that they give."""
-    values, kind = io.read_logits([header.path], fewest=1 if regions.declares(1) else 2, grid=like.header), header.kind
+    fewest = 1 if regions.declares(1) else 2
+    values, kind = io.read_logits([header.path], fewest=fewest, grid=like.header), header.kind
     needs_kind = to is not None or (kind is None and require_suffix(target).holds_scores_alone)
     scheme = regions.scheme_of(values, header.path) if needs_kind else None
     source = _describe(header, counted(len(values), "label" if scheme is None else "region"))
-    if to == "labels" and scheme is None:
-        io.write_label_map(target, argmax_labels(values).reshape(like.grid_shape), like, segments=named)
-        return f"{source} -> {target}: label map"
-    if needs_kind:
+    label_map = argmax_labels(values) if to == "labels" and scheme is None else None
+    if needs_kind and label_map is None:
         logits = reverse_grid(values).copy()  # contiguous
         if scheme is None:
             kind, _ = identify(logits, "auto", kind, header.path)
@@ -123,11 +122,13 @@ def _convert_channels(
         if kind == "probabilities":
             (take_logarithms if scheme is None else take_log_odds)(logits)
         if scheme is not None and to == "labels":
-            io.write_label_map(target, scheme.decode(reverse_grid(logits)).reshape(like.grid_shape), like)
-            return f"{source} -> {target}: label map"
-        if to not in (None, kind):
+            label_map = scheme.decode(reverse_grid(logits))
+        elif to not in (None, kind):
             kind, to_probabilities = to, softmax if scheme is None else sigmoid
             values = reverse_grid(logits if kind == "logits" else to_probabilities(logits))
+    if label_map is not None:
+        io.write_label_map(target, label_map.reshape(like.grid_shape), like, segments=named if scheme is None else ())
+        return f"{source} -> {target}: label map"
     io.write_channels(target, values.reshape(len(values), *like.grid_shape), like, kind=kind or "logits")
     return f"{source} -> {target}: {kind or 'the same values'}"
 
@@ -135,11 +136,8 @@ def _convert_channels(
 def _geometry(header: VolumeHeader, like: VolumeHeader | None, target: Path) -> Volume:
     """Return an empty volume with the geometry of the file to write."""
     if like is not None and not header.on_same_grid(like):
-        raise GridMismatchError(
-            f"{header.path}: not on the grid of --like\n{header.difference_from(like)}\n"
-            "  convert does not interpolate. Leave --like out to keep the file's own grid; infer, train-crf and evaluate\n"
-            "  interpolate it onto the grid of the image with --resample."
-        )
+        advice = "convert does not interpolate, as the other commands do with --resample. Leave --like out to keep the file's own grid."
+        raise GridMismatchError(f"{header.path}: not on the grid of --like\n{header.difference_from(like)}\n  {advice}")
     chosen = like or header
     empty: NDArray[np.uint8] = np.broadcast_to(np.uint8(0), chosen.grid_shape)
     if chosen.affine is not None and chosen.spacing is not None:
