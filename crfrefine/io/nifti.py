@@ -184,15 +184,15 @@ _MAX_EXTENSION_BYTES = 1 << 20  # of a file, that are looked at; a label takes a
 _ANY_CODE = 0
 _TABLE_HEAD = '<?xml version="1.0" encoding="UTF-8"?> <CaretExtension><VolumeInformation Index="0"><LabelTable>'
 _TABLE_TAIL = "</LabelTable><VolumeType>Label</VolumeType></VolumeInformation></CaretExtension>"
-_LABEL = re.compile(r"<Label\s([^<>]*)>(?:<!\[CDATA\[)?([^<>\]]*)(?:\]\]>)?</Label>")
+_LABEL = re.compile(r"<Label\s([^<>]*)>(?:<!\[CDATA\[([^\]]*)\]\]>|([^<>]*))</Label>")
 _ATTRIBUTE = re.compile(r'(Key|Red|Green|Blue)\s*=\s*"\s*([0-9]{1,9}(?:\.[0-9]*)?(?:[eE]-?[0-9]{1,2})?)\s*"', re.ASCII)
 
 
 def _labels_in(extensions: bytes) -> tuple[Segment, ...]:
     """Return the labels of a table among extensions. An expression finds them: XML's entities and document types may be hostile."""
     segments: dict[int, Segment] = {}
-    for attributes, text in _LABEL.findall(extensions.decode(errors="replace")) if b"<CaretExtension" in extensions else ():
-        numbers, name = dict(_ATTRIBUTE.findall(attributes)), shorten(html.unescape(text).strip(), MAX_OF_A_NAME)
+    for attributes, data, text in _LABEL.findall(extensions.decode(errors="replace")) if b"<CaretExtension" in extensions else ():
+        numbers, name = dict(_ATTRIBUTE.findall(attributes)), shorten((data or html.unescape(text)).strip(), MAX_OF_A_NAME)
         key = numbers.get("Key", "")
         if key.isdecimal() and 1 <= int(key) <= MAX_LABEL and name:  # Names change no result: the others are used.
             red, green, blue = (float(numbers.get(part, 2)) for part in ("Red", "Green", "Blue"))
