@@ -26,7 +26,7 @@ Errors = dict[tuple[str, tuple[float, float], int], tuple[float, float]]
 
 def measure() -> Errors:
     """Measure each filter in each dimension and setting that it serves."""
-    found = {}
+    results = {}
     for num_features in DIMENSIONS:
         for setting in SETTINGS:
             spec = accuracy_spec(num_features, *setting)
@@ -39,37 +39,37 @@ def measure() -> Errors:
                 except CapacityError as error:  # a grid of far more cells than voxels is refused: no figure
                     sys.stderr.write(f"{name}: {error}\n")
                     continue
-                found[name, setting, num_features] = float(np.sqrt(np.mean(errors**2))), float(errors.max())
+                results[name, setting, num_features] = float(np.sqrt(np.mean(errors**2))), float(errors.max())
             sys.stderr.write(f"D = {num_features}, theta_alpha {setting[0]:g}, theta_beta {setting[1]:g}\n")
-    return found
+    return results
 
 
-def table(found: Errors) -> str:
+def table(results: Errors) -> str:
     """RMS error (largest) by dimension, a column for each filter and setting."""
-    measured = {key[:2] for key in found}
+    measured = {key[:2] for key in results}
     columns = [(name, setting) for name in FILTERS for setting in SETTINGS if (name, setting) in measured]
     rows = []
     for num_features in DIMENSIONS:
-        errors = [found.get((*column, num_features)) for column in columns]
+        errors = [results.get((*column, num_features)) for column in columns]
         rows.append([str(num_features), *("–" if own is None else f"{own[0]:.2g} ({own[1]:.2g})" for own in errors)])
     return markdown_table(["D", *(f"{name}, {alpha:g} mm, {beta:g}" for name, (alpha, beta) in columns)], rows)
 
 
-def summary(found: Errors) -> str:
+def summary(results: Errors) -> str:
     """RMS error over all dimensions, lowest to highest: a row for each filter, a column for each setting."""
     rows = []
     for name in FILTERS:
-        columns = [[rms for key, (rms, _) in found.items() if key[:2] == (name, setting)] for setting in SETTINGS]
+        columns = [[rms for key, (rms, _) in results.items() if key[:2] == (name, setting)] for setting in SETTINGS]
         rows.append([name, *(f"{min(errors):.2g} to {max(errors):.2g}" if errors else "–" for errors in columns)])
     return markdown_table(["filter", *(f"{alpha:g} mm, {beta:g}" for alpha, beta in SETTINGS)], rows)
 
 
 def main() -> None:
-    found, head = measure(), describe()
-    text = f"{table(found)}\n*{head['date']}, sources {head['source']}, {NUM_ROWS} sampled voxels per cell.*\n"
+    results, head = measure(), describe()
+    text = f"{table(results)}\n*{head['date']}, sources {head['source']}, {NUM_ROWS} sampled voxels per cell.*\n"
     sys.stdout.write(text)
     document = ROOT / "docs" / "reference" / "accuracy.md"
-    write_between_markers(document, "accuracy-summary", summary(found))
+    write_between_markers(document, "accuracy-summary", summary(results))
     write_between_markers(document, "accuracy", text)
 
 

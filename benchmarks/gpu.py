@@ -52,7 +52,7 @@ def run(backend: Backend, spec: WorkloadSpec, arrays: WorkloadArrays, filter_nam
 
 def check_small(gpu: Backend, cpu: Backend, spec: WorkloadSpec, filter_name: str) -> str:
     """Compare a small case with the CPU, and two runs of it bit by bit; return what is wrong."""
-    spec = replace(spec, grid_shape=SMALL_GRID, theta_alpha=3.0)
+    spec = replace(spec, grid_shape=SMALL_GRID, theta_alpha=3.0, theta_beta=0.1, theta_gamma=3.0)
     # Scattered voxels are the mask of a small case, where the large case has a mask.
     mask = np.random.default_rng(0).random(spec.grid_shape) < 0.8 if spec.brain == "mask" else None
     arrays = replace(make(replace(spec, brain="no")), mask=mask)
@@ -119,8 +119,8 @@ def main() -> None:
     options = parser.parse_args()
     what = {name: getattr(options, name) for name in ("step", "workload", "filter", "device")}
 
-    def keep(found: dict[str, Any]) -> None:
-        append(options.output, {**what, **found})
+    def keep(line: dict[str, Any]) -> None:
+        append(options.output, {**what, **line})
 
     try:
         _STEPS[options.step](options, keep)

@@ -24,6 +24,7 @@ from cli_helpers import (
     run_process,
     save_nifti,
     statuses,
+    summary_of,
     write_folders,
 )
 from oracles import softmax
@@ -35,12 +36,6 @@ from crfrefine.runs.records import RECORD_FOLDER
 @pytest.fixture
 def one(tmp_path):
     return write_folders(tmp_path, "a")
-
-
-def summary_of(folders, *options):
-    path = folders.output.with_name("summary.json")
-    infer(folders, "--summary", path, *options, status=0)
-    return json.loads(path.read_text())
 
 
 def test_the_process_writes_each_case_on_its_grid_and_results_alone_to_standard_output(folders):

@@ -205,6 +205,7 @@ def test_a_map_of_a_coarse_network(tmp_path):
         return run_here("infer", "-i", image, "-p", network, "-o", tmp_path / "out.nii.gz", *options)
 
     given = infer("--input-type", "labels", "--network-spacing", ",".join(map(str, spacing)))
+    assert given.status == 0, given.stderr
     assert "parameters are those of the preset sharp, since --network-spacing is given without -c" in given.stderr
     np.testing.assert_array_equal(load_nifti(tmp_path / "out.nii.gz"), expected.label_map)
     assert (expected.label_map != labels).any()

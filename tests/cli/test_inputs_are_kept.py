@@ -1,7 +1,6 @@
 """No command replaces one of its inputs: not by its own name, nor through a symbolic link, nor by a hard link."""
 
 import json
-import os
 import socket
 from functools import partial
 
@@ -18,23 +17,14 @@ def contents(root):
     return {path: path.read_bytes() for path in root.rglob("*") if path.is_file() and not path.is_symlink()}
 
 
-def lead(name, target, how):
-    """Make a name lead to a file."""
-    name.parent.mkdir(parents=True, exist_ok=True)
-    if how == "hard link":
-        os.link(target, name)
-    elif how == "symbolic link":
-        name.symlink_to(target)
-    else:
-        folder = name.parent / "folder"
-        folder.unlink(missing_ok=True)
-        folder.symlink_to(target.parent)
-        name.symlink_to(folder / target.name)
-
-
 def refused(root, run, name, target, how="symbolic link"):
     """Run a command whose output leads to an input: it says so, and no file of the inputs changes."""
-    lead(name, target, how)
+    name.parent.mkdir(parents=True, exist_ok=True)
+    if how == "through a folder":
+        folder = name.parent / "folder"
+        folder.symlink_to(target.parent)
+        target = folder / target.name
+    (name.hardlink_to if how == "hard link" else name.symlink_to)(target)
     before = contents(root)
     result = run()
     assert result.status == 1
@@ -123,15 +113,15 @@ def test_tune_does_not_save_over_the_parameters_that_it_began_with(folders, tmp_
     with socket.create_server(("127.0.0.1", 0)) as taken:  # A page would wait for ever; here it ends in an error.
         end = ("--no-browser", "--port", taken.getsockname()[1])
         for target, options in ((own, ("-c", own)), (folders.logits / "b.nii.gz", ())):
-            run = partial(run_here, "tune", *folders.arguments[:4], "-o", link, *options, *end)
-            refused(tmp_path, run, link, target, "symbolic link")
+            refused(tmp_path, partial(run_here, "tune", *folders.arguments[:4], "-o", link, *options, *end), link, target)
 
 
 def test_outputs_of_earlier_runs_are_no_inputs(folders, tmp_path):
     """They are replaced in the same folder, also through links, and another run may read them."""
     kept = tmp_path / "elsewhere" / "a.nii.gz"
-    kept.parent.mkdir()
-    lead(folders.output / "a.nii.gz", kept, "symbolic link")
+    for folder in (kept.parent, folders.output):
+        folder.mkdir()
+    (folders.output / "a.nii.gz").symlink_to(kept)
     for options in (("--summary", folders.output / "s.json"), ("--continue", "--summary", folders.output / "s.json"), ()):
         infer(folders, *options, status=0)
     again = folders.output.with_name("again")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 
@@ -88,9 +89,7 @@ def test_a_polite_signal_ends_the_run_in_one_line(folders):
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (143, "")
-    assert err.startswith("crfrefine: terminated: ")
-    assert err.count("\n") == 1
-    assert "--continue" in err
+    assert re.fullmatch("crfrefine: terminated: .*--continue.*\n", err)
     assert not is_writing(folders)
     assert_all_there_are_whole(folders)
     record = json.loads(summary.read_text())
@@ -135,9 +134,7 @@ def test_ctrl_c_ends_the_run_in_one_line(slow):
         os.killpg(process.pid, signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, "")
-    assert err.startswith("crfrefine: interrupted: ")
-    assert "nothing is written" in err
-    assert err.count("\n") == 1
+    assert re.fullmatch("crfrefine: interrupted: .*nothing is written.*\n", err)
     assert files_in(slow.output) == []
     assert not [worker for worker in busy if is_running(worker)]
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import subprocess
 import sys
 import time
@@ -96,6 +97,13 @@ class Folders:
 
 def infer(folders, *options, status=None):
     return run_here("infer", *folders.arguments, *FAST, *options, status=status)
+
+
+def summary_of(folders, *options, status=0):
+    """Run the command; return its summary."""
+    path = folders.output.with_name("summary.json")
+    infer(folders, "--summary", path, *options, status=status)
+    return json.loads(path.read_text())
 
 
 def refined(folders, case_id, changes=(), **options):

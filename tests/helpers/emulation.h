@@ -18,8 +18,7 @@
 #define CRF_UNWATCHED __attribute__((no_sanitize("thread")))
 extern "C" void watch_thread(int phase, int thread);
 extern "C" void* watch_shared(std::size_t size, std::size_t granule);
-extern "C" const char* watch_run(void (*run)(void*, long long), void* context, long long num_items, bool is_block, unsigned seed,
-                                 bool flushes);
+extern "C" const char* watch_run(void (*run)(void*, long long), void* context, long long num_items, bool is_block, unsigned seed);
 extern "C" void watch_other(int thread);
 #else
 #define CRF_UNWATCHED
@@ -50,8 +49,7 @@ const char* run_each(void (*kernel)(Parameters...), [[maybe_unused]] bool is_blo
     };
 #if CRF_WATCHED
     const auto call = [](void* context, long long number) { (*static_cast<decltype(run_item)*>(context))(number); };
-    return watch_run(call, const_cast<void*>(static_cast<const void*>(&run_item)), num_items, is_block, static_cast<unsigned>(order),
-                     true);
+    return watch_run(call, const_cast<void*>(static_cast<const void*>(&run_item)), num_items, is_block, static_cast<unsigned>(order));
 #else
     current_order = order;
     for (long long i = 0; i < num_items; ++i) run_item(order == 0 ? num_items - 1 - i : i);

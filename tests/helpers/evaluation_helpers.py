@@ -17,9 +17,7 @@ ORIGIN = (12.5, -40.0, 7.25)
 
 def label_map(seed, labels=(1, 2)):
     """Ellipsoids with ragged borders and some stray voxels."""
-    rng = np.random.default_rng(seed)
-    index = np.indices(SHAPE)
-    found = np.zeros(SHAPE, np.uint8)
+    rng, index, found = np.random.default_rng(seed), np.indices(SHAPE), np.zeros(SHAPE, np.uint8)
     for label in labels:
         center = [rng.uniform(0.3, 0.7) * size for size in SHAPE]
         distance = sum(((axis - middle) / (0.25 * size)) ** 2 for axis, middle, size in zip(index, center, SHAPE, strict=True))
@@ -122,20 +120,21 @@ def assert_equal(found, case, label, method, expected):
 def expected_overlap(found, wanted, tolerance_mm=1.0, spacing=SPACING):
     """The metrics of two masks, from all pairs of boundary voxels, as docs/reference/metrics.md defines them: no tree, no transform."""
     volume = math.prod(spacing) / 1000
-    both, either = int((found & wanted).sum()), int((found | wanted).sum())
+    both, either, own, others = (int(mask.sum()) for mask in (found & wanted, found | wanted, found, wanted))
     values = {
-        "dice": _ratio(2 * both, int(found.sum() + wanted.sum())),
+        "dice": _ratio(2 * both, own + others),
         "iou": _ratio(both, either),
-        "sensitivity": _ratio(both, int(wanted.sum())),
-        "precision": _ratio(both, int(found.sum())),
-        "volume_ml": found.sum() * volume,
-        "volume_difference_ml": (int(found.sum()) - int(wanted.sum())) * volume,
+        "sensitivity": _ratio(both, others),
+        "precision": _ratio(both, own),
+        "volume_ml": own * volume,
+        "volume_difference_ml": (own - others) * volume,
         "num_components": float(ndimage.label(found, np.ones((3,) * found.ndim))[1]),
     }
     if not found.any() or not wanted.any():
         surface = math.nan if not either else 0.0
         return values | {"surface_dice": surface, "hd_mm": math.nan, "hd95_mm": math.nan, "assd_mm": math.nan}
-    one, other = _boundary_mm(found, spacing), _boundary_mm(wanted, spacing)
+    # The voxels of a boundary have a face in common with what is outside of the mask.
+    one, other = (np.argwhere(mask & ~ndimage.binary_erosion(mask)) * spacing for mask in (found, wanted))
     pairs = np.linalg.norm(one[:, None] - other[None], axis=2)
     there, back = pairs.min(axis=1), pairs.min(axis=0)
     together = np.concatenate([there, back])
@@ -172,16 +171,10 @@ def expected_calibration_of_all(probabilities, reference):
 def _ece(confidence, hits):
     total = 0.0
     for number in range(15):
-        last = number == 14
-        inside = (confidence >= number / 15) & ((confidence < (number + 1) / 15) | last)
+        inside = (confidence >= number / 15) & ((confidence < (number + 1) / 15) | (number == 14))
         if inside.any():
             total += inside.mean() * abs(confidence[inside].mean() - hits[inside].mean())
     return total
-
-
-def _boundary_mm(mask, spacing):
-    """Positions of the voxels that have a face in common with what is outside of the mask."""
-    return np.argwhere(mask & ~ndimage.binary_erosion(mask)) * spacing
 
 
 def _ratio(part, whole):

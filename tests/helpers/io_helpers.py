@@ -55,7 +55,7 @@ def affines(draw):
     origin = [draw(st.floats(-500.0, 500.0)) for _ in range(3)]
     order = draw(st.permutations(range(3)))
     flips = np.diag([draw(st.sampled_from([-1.0, 1.0])) for _ in range(3)])
-    turn = rotation(0, draw(st.floats(-0.5, 0.5))) @ rotation(1, draw(st.floats(-0.5, 0.5))) @ rotation(2, draw(st.floats(-0.5, 0.5)))
+    turn = np.linalg.multi_dot([rotation(axis, draw(st.floats(-0.5, 0.5))) for axis in range(3)])
     return affine_of(spacing, origin, turn @ np.eye(3)[:, order] @ flips)
 
 
@@ -140,8 +140,7 @@ def world_of(shape, affine):
 
 def as_itk(values, affine):
     """An image of an array (x, y[, z]) with an affine in RAS+."""
-    num_axes = values.ndim
-    lps = LPS_RAS @ affine
+    num_axes, lps = values.ndim, LPS_RAS @ affine
     image = sitk.GetImageFromArray(np.ascontiguousarray(values.transpose()))
     spacing = np.linalg.norm(lps[:num_axes, :num_axes], axis=0)
     image.SetSpacing(spacing.tolist())
@@ -152,6 +151,5 @@ def as_itk(values, affine):
 
 def itk_resampled(source, source_affine, shape, affine, interpolator=sitk.sitkLinear):
     """Values (x, y[, z]) on another grid, as its resampler finds them; 0 outside."""
-    like = as_itk(np.zeros(shape, np.float32), affine)
-    resampled = sitk.Resample(as_itk(source, source_affine), like, sitk.Transform(len(shape), sitk.sitkIdentity), interpolator, 0.0)
-    return sitk.GetArrayFromImage(resampled).transpose()
+    like, identity = as_itk(np.zeros(shape, np.float32), affine), sitk.Transform(len(shape), sitk.sitkIdentity)
+    return itk_array(sitk.Resample(as_itk(source, source_affine), like, identity, interpolator, 0.0))

@@ -17,9 +17,7 @@
 #include <string>
 #include <vector>
 
-#if defined(__SSE__)
 #include <xmmintrin.h>
-#endif
 
 namespace {
 
@@ -208,7 +206,7 @@ void watch_other(int number) {
 }
 
 // Run items in an order that depends on the seed. Returns the first fault, or nullptr.
-const char* watch_run(void (*run)(void*, long long), void* context, long long num_items, bool is_block, unsigned seed, bool flushes) {
+const char* watch_run(void (*run)(void*, long long), void* context, long long num_items, bool is_block, unsigned seed) {
     pthread_attr_t attributes;
     pthread_getattr_np(pthread_self(), &attributes);
     void* begin;
@@ -220,10 +218,8 @@ const char* watch_run(void (*run)(void*, long long), void* context, long long nu
     std::vector<long long> order(static_cast<std::size_t>(num_items));
     std::iota(order.begin(), order.end(), 0);
     std::shuffle(order.begin(), order.end(), std::mt19937(seed));
-#if defined(__SSE__)
     const unsigned control = _mm_getcsr();
-    if (flushes) _mm_setcsr(control | 0x8040);  // numbers below the normal ones are zero
-#endif
+    _mm_setcsr(control | 0x8040);  // numbers below the normal ones are zero
     const char* found = nullptr;
     if (setjmp(after_fault) == 0) {
         for (const long long number : order) {
@@ -238,9 +234,7 @@ const char* watch_run(void (*run)(void*, long long), void* context, long long nu
     } else {
         found = message;
     }
-#if defined(__SSE__)
     _mm_setcsr(control);
-#endif
     forget_shared();
     for (const Place& place : places) std::free(place.elements);
     places.clear();

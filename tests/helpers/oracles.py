@@ -110,8 +110,7 @@ def softmax(logits, axis=0):
 def kernels_of(case, model):
     """Normalized kernel matrix and weights of each term."""
     kernels = model.kernels
-    spacing = case.spacing if kernels.positions == "mm" else (1.0,) * len(case.spacing)
-    terms = []
+    spacing, terms = case.spacing if kernels.positions == "mm" else (1.0,) * len(case.spacing), []
     for term, weight in zip(kernels.kernels, model.mean_field.weights, strict=True):
         radius = 3.0 if kernels.filter == "truncated" and term.theta_intensity is not None else np.inf
         kernel = brute_force_kernel(case.image, case.inside, spacing, term.theta_position, term.theta_intensity, radius=radius)

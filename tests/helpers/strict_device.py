@@ -6,6 +6,7 @@ addresses that one wide load can take. What arrays take is counted as they come 
 
 import weakref
 from collections import Counter
+from functools import partialmethod
 
 import cuda_shim
 import numpy as np
@@ -60,17 +61,13 @@ class StrictArray(np.ndarray):
         result = super().reshape(*shape, **options)
         return result if np.may_share_memory(_plain(result), _plain(self)) else self._own(result)
 
-    def __float__(self):
+    def _number(self, kind):
         self._wait("a number")
-        return float(self.view(np.ndarray))
+        return kind(self.view(np.ndarray))
 
-    def __int__(self):
-        self._wait("a number")
-        return int(self.view(np.ndarray))
-
-    def __bool__(self):
-        self._wait("a number")
-        return bool(self.view(np.ndarray))
+    __float__ = partialmethod(_number, float)
+    __int__ = partialmethod(_number, int)
+    __bool__ = partialmethod(_number, bool)
 
     def _own(self, result):
         return result if self.device is None else self.device.own(result)
@@ -85,9 +82,7 @@ class StrictDevice(cuda_shim.ShimDevice):
 
     def __init__(self, limit=1 << 40, **options):
         super().__init__(**options)
-        self.limit, self.most, self.used = limit, 0, 0
-        self._alive = set()
-        self.xp = _Module(self)
+        self.limit, self.used, self._alive, self.xp = limit, 0, set(), _Module(self)
         self.reset()
 
     def reset(self):
@@ -130,9 +125,8 @@ class StrictDevice(cuda_shim.ShimDevice):
             value = np.asarray(value)  # CuPy's result would stay on the device
         if not isinstance(value, np.ndarray):
             return value
-        found = value.view(StrictArray)
+        owner = found = value.view(StrictArray)
         found.device = self
-        owner = found
         while isinstance(owner.base, np.ndarray):
             owner = owner.base
         place, size = id(owner), owner.nbytes

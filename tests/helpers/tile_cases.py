@@ -71,15 +71,9 @@ def refine(case, parameters, threshold, **options):
         patch.setattr("crfrefine.refinement.tiles.planning.choose_tiles", choose)
         if threshold <= 0:
             patch.setattr("crfrefine.refinement.networks.plan_array", lambda *_, **__: (None, None))
-        result = crfrefine.refine(
-            case.logits,
-            case.image,
-            spacing=case.spacing,
-            parameters=parameters.replace(**{"mean_field.label_threshold": threshold}),
-            mask=case.mask,
-            input_type=case.input_type,
-            **options,
-        )
+        parameters = parameters.replace(**{"mean_field.label_threshold": threshold})
+        settings = {"spacing": case.spacing, "mask": case.mask, "input_type": case.input_type, "parameters": parameters}
+        result = crfrefine.refine(case.logits, case.image, **settings, **options)
     if options.get("device", "cpu") == "cpu":
         assert (result.channels.tiles is not None) == (threshold > 0)
     return result

@@ -37,10 +37,6 @@ _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _OPTION = re.compile(r"(?<![\w-])(--?[a-z][a-z-]*)")
 
 
-def named(path):
-    return path.relative_to(ROOT).as_posix()
-
-
 def without_code(text):
     return _FENCE.sub("", text)
 
@@ -80,7 +76,7 @@ def broken_links(page, text):
 
 def of_each(paths, problems):
     """What is wrong with each of some files, by name: one test for all, since a test per file took longer than its check."""
-    found = {named(path): set(problems(path, path.read_text(encoding="utf-8"))) - {None} for path in paths}
+    found = {str(path.relative_to(ROOT)): set(problems(path, path.read_text(encoding="utf-8"))) - {None} for path in paths}
     return {name: wrong for name, wrong in found.items() if wrong}
 
 
