@@ -168,7 +168,8 @@ def describe_losses(
     rule, structures = " and ".join(f"{key} = {shorten_value(value)}" for key, value in rules.removing.items()), listed(texts, _MAX_NAMED)
     if allowed:
         return (f"{REMOVED}, in whole or by more than {MAX_LOSS:.0%}, by {rule}: {structures}",)
+    off = " and ".join(f"{key} = {'0' if key.endswith('_ml') else 'none'}" for key in rules.removing)
     raise ConfigError(
         f"{rule} would remove more than {MAX_LOSS:.0%} of {counted(len(texts), 'structure')}: {structures}\n"
-        "  Switch the rule off, or allow it: --allow-vanishing, in Python allow_vanishing=True."
+        f"  Switch it off ({off}), or allow it: --allow-vanishing, in Python allow_vanishing=True."
     )

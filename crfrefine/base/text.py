@@ -38,7 +38,7 @@ def shorten_value(value: object) -> str:
     try:
         return shorten(repr(value), _MAX_OF_A_VALUE)
     except (ValueError, RecursionError):  # Python refuses to write integers of more than 4300 digits, and deeply nested lists.
-        return f"a {type(value).__name__} too large to show"
+        return f"a value of type {type(value).__name__} that is too large to show"
 
 
 def see(page: str) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from crfrefine import io
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.base.failures import expected_error
-from crfrefine.base.text import see
+from crfrefine.base.text import listed, see
 from crfrefine.errors import CrfRefineError, InputError, UnexpectedError
 from crfrefine.io.paths import add_volumes
 from crfrefine.runs.cases.case import Case, load_case
@@ -127,6 +127,8 @@ def find_cases(
     notes = [*([describe_left_out(left_out, len(cases))] if left_out else []), *advice, *cases.notes]
     if regions is not None:
         notes.append(f"the logits have one channel per region of {reading.regions.source}: {regions.describe()}")
+    if turned := [own.files.case_id for own in headers if any(header.turned for header in own.companions)]:
+        notes.append(f"other voxel axes than those of the image are turned, without interpolation: cases {listed(turned)}")
     if num_channels == 0:
         declared = declared_labels(files, descriptions, num_labels) or _largest_label(files, data)
         num_channels = declared.num_labels

@@ -118,7 +118,7 @@ def _usual_calls():
     load = compiled._import_level
     with (
         mock.patch.object(compiled, "_import_level", lambda level: _Recorder(load(level), noted, [])),
-        mock.patch("crfrefine.refinement.networks.take_part_nearby", return_value=True),  # small cases do not save work
+        mock.patch("crfrefine.arrays.label_maps.take_part_nearby", return_value=True),  # small cases do not save work
     ):
         default = crfrefine.CrfParameters().replace(**{"mean_field.num_iterations": 2, "bilateral.theta_alpha": 1.5})
         for number, (shape, changes) in enumerate(_MODELS):
