@@ -19,7 +19,9 @@ _PARAMETERS = {"bilateral.weight": 5.0, "bilateral.theta_alpha": 2.5, "bilateral
 @partial(shared.with_options, InferenceOptions, names="threads")
 def demo(
     options: dict[str, Any],
-    output: Annotated[Path, shared.path_option("-o", "--output", metavar="FOLDER", help="To write.", show_default=True)] = Path("demo"),
+    output: Annotated[Path, shared.path_option("-o", "--output", metavar="FOLDER", help="Folder to write to.", show_default=True)] = Path(
+        "demo"
+    ),
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Another seed makes another phantom.")] = 0,
     verbose: shared.VerboseOption = False,
 ) -> None:

@@ -16,7 +16,9 @@ from crfrefine.runs.options import InferenceOptions
 def infer(
     ctx: typer.Context,
     options: dict[str, Any],
-    config: Annotated[str, shared.config_option(help="A preset's name, a TOML file, or auto: chosen without labels.")] = "default",
+    config: Annotated[
+        str, shared.config_option(help="A preset's name, a TOML file, or auto: chosen for these cases, without labels.")
+    ] = "default",
     overrides: shared.OverridesOption = None,
     regions: shared.RegionsOption = None,
     regions_class_order: shared.ClassOrderOption = None,

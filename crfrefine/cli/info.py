@@ -25,37 +25,45 @@ def info(
     paths = [shared.usage_path(text) for text in ctx.args]
     from crfrefine.base.failures import Failure, failing_alone
     from crfrefine.io import read_header
-    from crfrefine.runs.tools.info import describe_header, inspect_folder, installation
+    from crfrefine.runs.tools.info import FolderReport, describe_header, inspect_folder, installation
+
+    def fail(failure: Failure) -> None:
+        values["problems"] = [failure.message]
+        print_failure(failure, verbose=verbose)
+
+    def show_folder(report: FolderReport) -> None:
+        counts = f"{counted(len(report.cases), 'case')} in order, {counted(len(report.problems), 'problem')}"
+        print(f"{printable(str(report.path))}: {counts}")
+        lines = {printable(case_id): line for case_id, line in report.cases.items()}
+        width = max(map(len, lines), default=0)
+        for name, line in lines.items():
+            print(f"  {name:<{width}}  {line}")
+        for text in (*(f"note: {note}" for note in report.notes), *(f"wrong: {problem.message}" for problem in report.problems)):
+            print(for_terminal(f"  {text}"))
+        for problem in report.problems:
+            if verbose and problem.traceback is not None:
+                print(for_terminal(indented(problem.traceback)), file=sys.stderr)
 
     shown: list[dict[str, Any]] = []
     for number, path in enumerate(paths):
-        lines: list[str] = []
-        failures: list[Failure] = []
         values: dict[str, Any] = {"path": str(path)}
+        shown.append(values)
+        if number and not as_json:
+            print()
         if path.is_dir():
             report = inspect_folder(path, **options)
-            values |= {"cases": report.cases, "notes": report.notes}
-            failures = report.problems
-            counts = f"{counted(len(report.cases), 'case')} in order, {counted(len(failures), 'problem')}"
-            lines.append(f"{printable(str(path))}: {counts}")
-            width = max((len(printable(case_id)) for case_id in report.cases), default=0)
-            lines += [f"  {printable(case_id):<{width}}  {line}" for case_id, line in report.cases.items()]
-            lines += [for_terminal(f"  note: {note}") for note in report.notes]
-            lines += [for_terminal(f"  wrong: {problem.message}") for problem in failures]
-        with failing_alone(failures.append, path):
-            if not path.is_dir():
-                pairs = describe_header(read_header(path), values=verbose)
-                values |= {"properties": {name: value for name, value in pairs if name != "note"}}
-                values |= {"notes": [value for name, value in pairs if name == "note"]}
-                lines = [printable(str(path)), *(f"  {name:<12}  {for_terminal(value)}" for name, value in pairs)]
-        shown.append({**values, "problems": [failure.message for failure in failures]})
-        if lines and not as_json:
-            print("\n".join(["", *lines] if number else lines))
-        for failure in failures:
-            if not path.is_dir():
-                print_failure(failure, verbose=verbose)
-            elif verbose and failure.traceback is not None:
-                print(for_terminal(indented(failure.traceback)), file=sys.stderr)
+            values |= {"cases": report.cases, "notes": report.notes, "problems": [problem.message for problem in report.problems]}
+            if not as_json:
+                show_folder(report)
+            continue
+        with failing_alone(fail, path):
+            lines = describe_header(read_header(path), values=verbose)
+            properties = {name: value for name, value in lines if name != "note"}
+            values |= {"properties": properties, "notes": [value for name, value in lines if name == "note"], "problems": []}
+            if not as_json:
+                print(printable(str(path)))
+                for name, value in lines:
+                    print(f"  {name:<12}  {for_terminal(value)}")
     content = {"is_well": not any(values["problems"] for values in shown), "paths": shown, "notes": []} if paths else installation()
     if as_json:
         import json

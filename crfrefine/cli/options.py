@@ -123,13 +123,24 @@ config_option: Any = partial(
 )
 VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="More: filters, times of each stage.")]
 ConfigOption = Annotated[str, config_option(help="A preset's name, or a TOML file.")]
-OverridesOption = Annotated[list[str] | None, option("--set", metavar="KEY=VALUE", help="Override an entry; repeatable.")]
+OverridesOption = Annotated[
+    list[str] | None, option("--set", metavar="KEY=VALUE", help="Override one entry: --set bilateral.theta_alpha=6; repeatable.")
+]
 RegionsOption = Annotated[
     list[str] | None,
-    option("--regions", metavar="NAME=1+2", help="A region, in the order of sigmoid channels; repeatable. Default: as in dataset.json."),
+    option(
+        "--regions",
+        metavar="NAME=1+2+3",
+        help="A region; if the network has a sigmoid channel for each, in their order. Repeatable. Default: as in dataset.json.",
+    ),
 ]
 ClassOrderOption = Annotated[
-    str | None, option("--regions-class-order", metavar="1,2,3", help="The label that each of --regions writes, over those before it.")
+    str | None,
+    option(
+        "--regions-class-order",
+        metavar="1,2,3",
+        help="The label that each of --regions writes; later ones overwrite earlier ones. Default: the one that no later region has.",
+    ),
 ]
 
 

@@ -25,16 +25,24 @@ def train_crf(
     folder: Annotated[Path | None, shared.path_argument(metavar="DATA_DIR", help="Folder with images/ labels/ logits/ [masks/].")] = None,
     output: Annotated[
         Path | None,
-        shared.path_option("-o", "--output", metavar="FILE.toml", help="Parameters to write. Default with --nnunet: in it."),
+        shared.path_option("-o", "--output", metavar="FILE.toml", help="Parameters to write. Default with --nnunet: its crfrefine.toml."),
     ] = None,
-    unlabeled: Annotated[bool, typer.Option("--unlabeled", help="Choose built-in parameters without labels.")] = False,
+    unlabeled: Annotated[
+        bool, typer.Option("--unlabeled", help="Choose among built-in parameters without labels, on synthetic cases.")
+    ] = False,
     images: Annotated[Path | None, shared.path_option("-i", "--images", metavar="FOLDER", help="Images.")] = None,
     labels: Annotated[Path | None, shared.path_option("-l", "--labels", metavar="FOLDER", help="Reference.")] = None,
-    logits: Annotated[Path | None, shared.path_option("-p", "--logits", metavar="FOLDER", help="Network's held-out output.")] = None,
+    logits: Annotated[
+        Path | None, shared.path_option("-p", "--logits", metavar="FOLDER", help="Network's output of cases that it was not trained on.")
+    ] = None,
     masks: Annotated[Path | None, shared.path_option("-m", "--masks", metavar="FOLDER", help="Masks.")] = None,
-    config: Annotated[str | None, shared.config_option(help="Start. Default: several built-in ones.", show_default=False)] = None,
+    config: Annotated[
+        str | None, shared.config_option(help="Start from a preset or a TOML file. Default: several built-in starts.", show_default=False)
+    ] = None,
     overrides: shared.OverridesOption = None,
-    learn: Annotated[str, typer.Option("--learn", metavar="GROUP,...", help="What to learn; the rest stays.")] = ",".join(DEFAULT_LEARN),
+    learn: Annotated[
+        str, typer.Option("--learn", metavar="GROUP,...", help="What to learn; the rest keeps its initial values.")
+    ] = ",".join(DEFAULT_LEARN),
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="More: every step of the optimizer.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Less: only errors and the verdict.")] = False,
 ) -> None:

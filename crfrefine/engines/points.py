@@ -23,11 +23,19 @@ if TYPE_CHECKING:
 
 METHODS = ("auto", "lattice", "exact")
 NORMALIZATIONS = ("none", "after", "symmetric")
+DEVICES = ("cpu", "torch", "torch:cuda")
 
-MAX_EXACT = 8192  # points up to which "auto" sums over all pairs, in about .1 s; the lattice is an approximation
-MAX_VALUE = 1e20  # largest magnitude of a value in float32: sums over many points stay finite with the lattice's integer weights, too
-MAX_AXES = 8  # of a grid in the C++ engine; a grid with more is taken as a list of points
-TINY = float(np.finfo(np.float32).tiny)  # smallest sum of weights that is divided by
+MAX_EXACT = 8192
+"""Points up to which "auto" sums over all pairs, in about .1 s; the lattice is an approximation."""
+
+MAX_VALUE = 1e20
+"""Largest magnitude of a value in float32: sums over many points stay finite with the lattice's integer weights, too."""
+
+MAX_AXES = 8
+"""Largest number of axes of a grid in the C++ engine; a grid with more is taken as a list of points."""
+
+TINY = float(np.finfo(np.float32).tiny)
+"""Smallest sum of weights that is divided by."""
 
 
 class Lattice:
@@ -38,11 +46,23 @@ class Lattice:
     Attributes:
         description: the algorithm and its size, in a line.
         num_points: N, those inside the mask.
+
+    Examples:
+        >>> import numpy as np
+        >>> from crfrefine import Lattice
+        >>> features = np.random.default_rng(0).normal(size=(500, 4))
+        >>> lattice = Lattice(features)
+        >>> smooth = lattice(np.ones((2, 500)), normalization="after")
+        >>> bool(np.allclose(smooth, 1.0))
+        True
     """
 
-    def __init__(self, features: ArrayLike, *, method: str = "auto", mask: ArrayLike | None = None, threads: int | None = None) -> None:
+    def __init__(
+        self, features: ArrayLike, *, method: str = "auto", mask: ArrayLike | None = None, device: str = "cpu", threads: int | None = None
+    ) -> None:
         """Build the kernel of features (N, D) or (D, *grid)."""
         check_threads(threads)
+        check_word("device", device, DEVICES)
         points = given_array(features, "features")
         if points.ndim < 2:
             raise InputError(f"features have shape {points.shape}; expected (N, D), or (D, *grid)")
@@ -58,7 +78,8 @@ class Lattice:
                 first = points[(slice(None), *[slice(1)] * (points.ndim - 1))]
                 points = np.subtract(points, first, out=np.empty(points.shape, np.float32), dtype=np.float64, casting="unsafe")
         points = _finite(points, "features")
-        self._kernel = CompiledPoints(points, choose_method(method, self.num_points), threads)
+        method = choose_method(method, self.num_points)
+        self._kernel = CompiledPoints(points, method, threads) if device == "cpu" else _of_tensors().TorchPoints(points, method, device)
         self.description = self._kernel.description
         self._scale: dict[str, Float32 | None] = {"none": None}
 
@@ -74,21 +95,26 @@ class Lattice:
         if not len(sent):
             return np.zeros(given.shape, np.float32)
         filtered = scale = None
-        if normalization == "after" and normalization not in self._scale:
+        if normalization == "after" and normalization not in self._scale and isinstance(self._kernel, CompiledPoints):
             filtered, scale = self._kernel.mean(sent)
         if filtered is not None:
             self._scale[normalization] = scale
         else:
-            if normalization not in self._scale:
-                sums = np.maximum(self._kernel.apply(np.ones((1, self.num_points), np.float32))[0], np.float32(TINY))
-                self._scale[normalization] = 1.0 / (np.sqrt(sums) if normalization == "symmetric" else sums)
-            scale = self._scale[normalization]
-            filtered = self._kernel.apply(sent * scale if scale is not None and normalization == "symmetric" else sent, scale)
+            scale = self._scale_of(normalization)
+            sent = sent if scale is None or normalization != "symmetric" else sent * scale
+            filtered = self._kernel.apply(sent, scale)
         if self._mask is None:
-            return np.asarray(filtered.reshape(given.shape))
+            return filtered.reshape(given.shape)
         result = np.zeros(given.shape, np.float32)
         result[:, self._mask] = filtered
         return result
+
+    def _scale_of(self, normalization: str) -> Float32 | None:
+        """Return the factor of each point: the inverse of its row's sum, or the inverse of the root of that; None means 1."""
+        if normalization not in self._scale:
+            sums = np.maximum(self._kernel.apply(np.ones((1, self.num_points), np.float32))[0], np.float32(TINY))
+            self._scale[normalization] = 1.0 / (np.sqrt(sums) if normalization == "symmetric" else sums)
+        return self._scale[normalization]
 
 
 def gaussian_filter(
@@ -98,20 +124,23 @@ def gaussian_filter(
     method: str = "auto",
     normalization: str = "none",
     mask: Any = None,
+    device: str = "cpu",
     threads: int | None = None,
 ) -> Any:
     """Filter values with the Gaussian of any features: out_i = sum_j exp(-|f_i - f_j|² / 2) values_j, for all pairs of points.
 
-    `crfrefine.Lattice` keeps the kernel for further values. Tensors of PyTorch are filtered by
-    `crfrefine.layer.functional.gaussian_filter`, which has gradients.
+    With positions and intensities as features it is a bilateral filter. `crfrefine.Lattice` keeps the kernel for further values. Tensors
+    of PyTorch are filtered by `crfrefine.layer.functional.gaussian_filter`, which has gradients.
 
     Args:
         values: (V, N), or (V, *grid).
         features: (N, D), or (D, *grid), each already divided by its bandwidth; finite.
-        method: "exact"; "lattice", the permutohedral lattice, approximate in O(N D²), for up to 28 features; "auto": exact for up to
-            8,192 points.
-        normalization: "none"; "after" divides by the sum of the weights; "symmetric" divides values and result by the root of that sum.
+        method: "exact" sums over all pairs; "lattice" is the permutohedral lattice, an approximation in O(N D²), for up to 28 features;
+            "auto" is exact for up to 8,192 points.
+        normalization: "none"; "after" divides by the sum of the weights, so that the result is a mean; "symmetric" divides values and
+            result by the root of that sum.
         mask: (N,) or (*grid), nonzero where points count; others neither send nor receive, and are 0. None means all.
+        device: "cpu", or in plain operations of PyTorch "torch" or "torch:cuda". Only for arrays: tensors are filtered where they are.
         threads: CPU threads; None means the cores this process may use.
 
     Returns:
@@ -124,16 +153,31 @@ def gaussian_filter(
         CapacityError: more features than the lattice takes, a feature that spans more than a million bandwidths, or not enough memory.
 
     Source: Adams, Baek & Davis 2010; docs/reference/math.md, section 6. The guide has a table of errors.
+
+    Examples:
+        >>> import numpy as np
+        >>> from crfrefine import gaussian_filter
+        >>> positions = np.arange(5.0)[:, None] / 2.0  # 5 points with a distance of half a bandwidth
+        >>> gaussian_filter([[0.0, 0.0, 1.0, 0.0, 0.0]], positions).round(3)
+        array([[0.607, 0.882, 1.   , 0.882, 0.607]], dtype=float32)
     """
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(values, torch.Tensor):
+        if device != "cpu":
+            raise ConfigError(f"device: tensors are filtered on the device that they are on; leave device={device!r} out")
         options = {"method": method, "normalization": normalization, "mask": mask, "threads": threads}
-        if not isinstance(features, torch.Tensor):
+        points = features
+        if not isinstance(points, torch.Tensor):
             array = given_array(features, "features")
-            features = torch.from_numpy(np.array(array, np.float32 if array.dtype == np.float32 else np.float64, order="C"))
-        of_tensors: Any = importlib.import_module("crfrefine.layer.gaussian")  # above this module, and needs PyTorch
-        return of_tensors.gaussian_filter(values[None], features[None].to(values.device), **options)[0]
-    return Lattice(features, method=method, mask=mask, threads=threads)(values, normalization=normalization)
+            points = torch.from_numpy(np.array(array, np.float32 if array.dtype == np.float32 else np.float64, order="C"))
+        points = points.to(values.device)
+        if min(values.ndim, points.ndim) < 2:
+            raise InputError(
+                f"values {tuple(values.shape)} and features {tuple(points.shape)}: expected (V, N) and (N, D), or (V, *grid) and (D, *grid)"
+            )
+        return _of_tensors().gaussian_filter(values[None], points[None], **options)[0]
+    lattice = Lattice(features, method=method, mask=mask, device=device, threads=threads)
+    return lattice(values, normalization=normalization)
 
 
 class CompiledPoints:
@@ -168,8 +212,13 @@ class CompiledPoints:
         return out.reshape(len(out), -1)
 
 
+def _of_tensors() -> Any:
+    """Return the module for tensors, which is above this one and needs PyTorch."""
+    return importlib.import_module("crfrefine.layer.gaussian")
+
+
 def check_word(name: str, value: str, known: Sequence[str]) -> None:
-    """Raise ConfigError for a word that is not known."""
+    """Raise ConfigError if a word is not one of those that are known."""
     if value not in known:
         raise ConfigError(f"{name}: expected {', '.join(known)}, got {value!r}")
 
@@ -212,14 +261,14 @@ def bilateral_filter(
     method: str = "auto",
     threads: int | None = None,
 ) -> Float32:
-    """Smooth a volume and keep its edges: each voxel becomes the mean of the voxels that are near and alike.
+    """Smooth a volume where it is smooth, and keep its edges: the mean of the voxels that are near and alike.
 
     Args:
-        image: (*grid) or (M, *grid), finite.
+        image: (*grid) or (M, *grid), finite. With M channels they are alike if all are.
         spacing: mm between voxels, one per grid axis or one for all.
         theta_alpha: mm, how near; one, or one per axis.
         theta_beta: how alike, in the unit of the guide's intensities; one, or one per channel of the guide.
-        guide: (*grid) or (G, *grid), the volume whose edges are kept. None means the image.
+        guide: (*grid) or (G, *grid), the volume whose edges are kept, such as a sharp image of another modality. None means the image.
         mask: (*grid), nonzero where voxels count; the others are 0 in the result. None means all.
         method: "auto", "exact", "truncated", "grid" (one or two channels of the guide) or "lattice".
         threads: CPU threads; None means the cores this process may use.
@@ -231,7 +280,15 @@ def bilateral_filter(
         InputError: shapes do not fit, or values that are not finite.
         ConfigError: a bandwidth that is not positive, or a number of them that does not fit.
 
-    Source: Tomasi & Manduchi 1998; docs/reference/math.md, section 5.
+    Source: Tomasi & Manduchi 1998; docs/reference/math.md, section 5, has the algorithms.
+
+    Examples:
+        >>> import numpy as np
+        >>> from crfrefine import bilateral_filter
+        >>> step = np.where(np.arange(24).reshape(2, 3, 4) < 12, 0.0, 100.0) + np.arange(24).reshape(2, 3, 4) % 2
+        >>> smooth = bilateral_filter(step, spacing=(2.0, 1.0, 1.0), theta_alpha=3.0, theta_beta=5.0)
+        >>> float(abs(smooth - np.where(step > 50, 100.5, 0.5)).max().round(1))
+        0.0
     """
     from crfrefine.arrays.arguments import given_spacing
     from crfrefine.engines import get_backend
@@ -242,7 +299,8 @@ def bilateral_filter(
     check_threads(threads)
     check_word("method", method, FILTERS)
     values = given_array(image, "image")
-    num_axes = np.size(spacing) if np.size(spacing) > 1 else values.ndim
+    steps = np.size(spacing)
+    num_axes = steps if steps > 1 else values.ndim
     distances = given_spacing(spacing, num_axes)
     if values.ndim not in (num_axes, num_axes + 1):
         raise InputError(
@@ -253,8 +311,7 @@ def bilateral_filter(
     guides = guides[None] if guides.ndim == num_axes else guides
     if guides.shape[1:] != channels.shape[1:] or not guides.size or not channels.size:
         raise InputError(f"image {values.shape} and guide {guides.shape}: expected channels on one grid")
-    bandwidths: dict[str, Any] = {"theta_alpha": theta_alpha, "theta_beta": theta_beta}
-    checked = BilateralParameters(**bandwidths)
+    checked = BilateralParameters(theta_alpha=_numbers(theta_alpha), theta_beta=_numbers(theta_beta))
     table = checked.spread({"axis": num_axes, "modality": len(guides)})
     kernel = KernelSpec(table["theta_alpha"], table["theta_beta"])
     spec = KernelSetSpec((kernel,), normalization="after", filter=method, num_labels=len(channels) + 1, num_iterations=1)
@@ -264,3 +321,12 @@ def bilateral_filter(
     sent, guided = _finite(channels, "image"), _finite(guides, "guide")
     filtered = get_backend("cpu").message(sent, GridImage(guided, inside, distances), spec, threads=threads)
     return filtered.reshape(values.shape)
+
+
+def _numbers(value: Any) -> Any:
+    """Return one number, or a tuple of them; anything else as it is, for the check of parameters to refuse."""
+    try:
+        numbers = np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        return value
+    return float(numbers) if numbers.ndim == 0 else tuple(numbers.tolist())

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from crfrefine.arrays.arguments import given_voxels
 from crfrefine.base.limits import check_threads
 from crfrefine.engines.points import MAX_VALUE, NORMALIZATIONS, TINY, CompiledPoints, check_word, choose_method, require_shared
-from crfrefine.errors import InputError
-from crfrefine.layer.autograd import outside_graphs, to_array
+from crfrefine.errors import BackendUnavailableError, InputError
+from crfrefine.layer.autograd import outside_graphs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from crfrefine.base.array_types import Float32
+    from crfrefine.engines.torch.filters import Filter
 
 
 @outside_graphs
@@ -23,15 +25,16 @@ def gaussian_filter(
 ) -> Tensor:
     """Filter values with the Gaussian of any features, item by item: out_i = sum_j exp(-|f_i - f_j|² / 2) values_j.
 
-    The gradient with respect to the values is the transpose of the computed filter, bit for bit; that with respect to the features is the
-    derivative of the Gaussian. float32 on the CPU runs in the C++ engine; float64, and any GPU, in plain operations of PyTorch.
-    `torch.func.grad` and `vjp` work; `vmap` and `jvp` do not.
+    The gradient with respect to the values is the transpose of the computed filter, bit for bit. The gradient with
+    respect to the features is the derivative of the Gaussian: exact with method="exact", while with the
+    lattice its error is that of the values. float32 on the CPU runs in the C++ engine; float64, and any GPU, in plain operations
+    of PyTorch. `torch.func.grad` and `vjp` work; `vmap` and `jvp` do not.
 
     Args:
         values: (B, V, N) or (B, V, *grid).
         features: (B, N, D) or (B, D, *grid), each divided by its bandwidth; finite.
         method: "exact", "lattice" or "auto", as of `crfrefine.gaussian_filter`.
-        normalization: "none", "after" or "symmetric", likewise.
+        normalization: "none", "after" or "symmetric".
         mask: (N,) or (*grid), nonzero where points count; None means all.
         threads: CPU threads; None means as many as `torch.get_num_threads()`.
 
@@ -39,7 +42,9 @@ def gaussian_filter(
         The shape and type of the values; float16 and bfloat16 are computed in float32.
 
     Raises:
-        InputError, ConfigError, CapacityError: as `crfrefine.gaussian_filter`; also types or devices that do not fit.
+        InputError: shapes, types or devices do not fit, values that are not finite, or points that share no simplex of the lattice.
+        ConfigError: a word that is not known.
+        CapacityError: more features than the lattice takes.
 
     Source: Adams, Baek & Davis 2010; docs/reference/math.md, sections 6 and 9.
     """
@@ -79,34 +84,26 @@ def gaussian_filter(
     grid = tuple(values.shape[2:]) if inside is None else (points.shape[2],)
     filtered = torch.stack([_normalized(sent[i], points[i], grid, method, normalization, threads) for i in range(len(sent))])
     if inside is not None:
-        on_grid = filtered.new_zeros(*filtered.shape[:2], len(inside))
-        on_grid[..., inside] = filtered
-        filtered = on_grid
+        whole = filtered.new_zeros(*filtered.shape[:2], len(inside))
+        whole[..., inside] = filtered
+        filtered = whole
     return filtered.reshape(values.shape).to(values.dtype)
 
 
 def _normalized(values: Tensor, features: Tensor, grid: tuple[int, ...], method: str, normalization: str, threads: int | None) -> Tensor:
     """Filter (V, N) values with (D, N) features on a grid."""
-    is_compiled = values.dtype == torch.float32 and values.device.type == "cpu"
-    kept: list[Any] = []
-    if not is_compiled:
-        from crfrefine.engines.torch.filters import Lattice, dense_filter
+    if values.dtype == torch.float32 and values.device.type == "cpu":
+        kept = _Kept(grid)
 
-        points = (features - features.detach().amin(1, keepdim=True)).T  # The C++ engine's origin, and no digits lost to an offset.
-        kept.append(dense_filter(points) if method == "exact" else Lattice(points))
-        if method == "lattice":
-            require_shared(kept[0].num_vertices, *points.shape)
+        def apply(channels: Tensor) -> Tensor:
+            filtered: Tensor = _Filter.apply(channels, features, kept, method, threads)  # type: ignore[no-untyped-call]
+            return filtered
+    else:
+        kernel = _tensor_kernel(features.T, method)
 
-    def build(points: Tensor) -> CompiledPoints:
-        """Return the kernel of the features, which functions of PyTorch unwrap only inside of `_Filter`; build it once."""
-        if not kept:
-            kept.append(CompiledPoints(to_array(points).reshape(-1, *grid), method, threads or torch.get_num_threads()))
-        kernel: CompiledPoints = kept[0]
-        return kernel
-
-    def apply(channels: Tensor) -> Tensor:
-        filtered: Tensor = _Filter.apply(channels, features, build) if is_compiled else kept[0](channels.T).T  # type: ignore[no-untyped-call]
-        return filtered
+        def apply(channels: Tensor) -> Tensor:
+            filtered: Tensor = kernel(channels.T)
+            return filtered.T
 
     if normalization == "none":
         return apply(values)
@@ -118,20 +115,43 @@ def _normalized(values: Tensor, features: Tensor, grid: tuple[int, ...], method:
     return apply(values * scale) * scale
 
 
+def _tensor_kernel(features: Tensor, method: str) -> Filter:
+    """Return the kernel of (N, D) features in operations of PyTorch."""
+    from crfrefine.engines.torch.filters import Lattice, dense_filter
+
+    features = features - features.detach().amin(0)  # The C++ engine's origin: the same lattice, and no digits lost to an offset.
+    if method == "exact":
+        return dense_filter(features)
+    lattice = Lattice(features)
+    require_shared(lattice.num_vertices, *features.shape)
+    return lattice
+
+
+class _Kept:
+    """The kernel of some features on a grid, once it is built."""
+
+    def __init__(self, grid: tuple[int, ...]) -> None:
+        self.grid = grid
+        self.kernel: CompiledPoints | None = None
+
+
 class _Filter(torch.autograd.Function):
     """The C++ engine's filter, without normalization."""
 
     @staticmethod
-    def forward(values: Tensor, features: Tensor, build: Callable[[Tensor], CompiledPoints]) -> Tensor:
-        """Filter (V, N) values with (D, N) features."""
-        return torch.from_numpy(build(features).apply(to_array(values)))
+    def forward(values: Tensor, features: Tensor, kept: _Kept, method: str, threads: int | None) -> Tensor:
+        """Filter (V, N) values with (D, N) features; the kernel is built if it is not kept yet."""
+        if kept.kernel is None:
+            points = features.detach().contiguous().numpy().reshape(-1, *kept.grid)
+            kept.kernel = CompiledPoints(points, method, threads or torch.get_num_threads())
+        return torch.from_numpy(kept.kernel.apply(values.detach().contiguous().numpy()))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Save the values and the kernel, and the features, so that PyTorch notices if they have changed before the backward pass."""
-        values, features, build = inputs
+        values, features, kept, _, _ = inputs
         ctx.save_for_backward(values, features if ctx.needs_input_grad[1] else None)
-        ctx.kernel = build(features)
+        ctx.kernel = kept.kernel
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -139,7 +159,7 @@ class _Filter(torch.autograd.Function):
         values, _ = ctx.saved_tensors
         of_values, of_features = ctx.needs_input_grad[:2]
         grads = _Gradients.apply(grad, values, ctx.kernel, of_values, of_features)  # type: ignore[no-untyped-call]
-        return *grads, None
+        return *grads, None, None, None
 
     @staticmethod
     def vmap(*_: Any) -> None:
@@ -162,9 +182,11 @@ class _Gradients(torch.autograd.Function):
         grad: Tensor, values: Tensor, kernel: CompiledPoints, of_values: bool, of_features: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         """Return the gradients that are wanted."""
-        by_output = to_array(grad)
-        left = torch.from_numpy(kernel.apply(by_output, transposed=True)) if of_values else None
-        return left, torch.from_numpy(kernel.feature_gradient(by_output, to_array(values))) if of_features else None
+        given = grad.detach().contiguous().numpy()
+        left = torch.from_numpy(kernel.apply(given, transposed=True)) if of_values else None
+        if not of_features:
+            return left, None
+        return left, torch.from_numpy(kernel.feature_gradient(given, values.detach().contiguous().numpy()))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
@@ -176,3 +198,21 @@ class _Gradients(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[None, ...]:
         """Refuse: second derivatives need float64."""
         raise InputError("gaussian_filter has no second derivatives in float32 on the CPU; float64 has them")
+
+
+class TorchPoints:
+    """The kernel of points in operations of PyTorch, for arrays."""
+
+    def __init__(self, points: Float32, method: str, device: str) -> None:
+        """Build the kernel of features (D, *grid); `device` is "torch" or "torch:cuda"."""
+        if device != "torch" and not torch.cuda.is_available():
+            raise BackendUnavailableError("device 'torch:cuda': PyTorch finds no GPU; use 'torch' or 'cpu'")
+        self._device = "cpu" if device == "torch" else "cuda"
+        self.description = f"{method}, in operations of PyTorch on {self._device}"
+        self._kernel = _tensor_kernel(torch.from_numpy(points.reshape(len(points), -1).T.copy()).to(self._device), method)
+
+    def apply(self, values: Float32, scale: Float32 | None = None) -> Float32:
+        """Filter (V, N) values, and multiply each point's results by its `scale`, (N,)."""
+        filtered = self._kernel(torch.from_numpy(values.T.copy()).to(self._device)).cpu().numpy()
+        result: Float32 = np.ascontiguousarray(filtered.T)
+        return result if scale is None else result * scale

@@ -70,15 +70,20 @@ def _default_parameters() -> CrfParameters:
 class InferenceOptions:
     """Options of `crfrefine infer`: what to refine, how, and where to write."""
 
-    images: Annotated[tuple[Path, ...], Option("-i --images", "Folder or file; repeat it for the modalities of one case.", "PATH")]
+    images: Annotated[tuple[Path, ...], Option("-i --images", "Folder or file; repeat the option for the modalities of one case.", "PATH")]
     logits: Annotated[
         tuple[Path, ...],
-        Option("-p --logits", "Folder or file: 4-D volume, .npz, label map; repeat it for a file per label.", "PATH"),
+        Option("-p --logits", "Folder or file: 4-D or vector volume, .npz, label map; repeat the option for one file per label.", "PATH"),
     ]
     output: Annotated[Path, Option("-o --output", "Folder, or for one case a file. Written on the image's grid, in its format.", "PATH")]
     masks: Annotated[
         Path | str | None,
-        Option("-m --masks", "Folder or file; 'nonzero': any modality is not 0. Outside: the argmax.", "PATH|nonzero", _path_or_nonzero),
+        Option(
+            "-m --masks",
+            "Folder or file; 'nonzero': where any modality is not 0. Default: as in the config. Outside the mask: the plain argmax.",
+            "PATH|nonzero",
+            _path_or_nonzero,
+        ),
     ] = None
     parameters: CrfParameters = field(default_factory=_default_parameters)
     input_type: Annotated[
@@ -87,25 +92,43 @@ class InferenceOptions:
     network_spacing: Annotated[
         float | tuple[float, ...] | str | None,
         Option(
-            "--network-spacing", "Voxels of a coarser network's label maps; auto: their blocks.", "MM|X,Y,Z|auto", parse_network_spacing
+            "--network-spacing",
+            "Voxel size of the network that made the label maps, if larger than the image's; auto: found from blocks in the map.",
+            "MM|X,Y,Z|auto",
+            parse_network_spacing,
         ),
     ] = None
     regions: RegionScheme | None = None  # of sigmoid channels; None means those of a `dataset.json` beside logits or images
     resample: Annotated[
         str | None,
-        Option("--resample", "Interpolate files on another grid, which is an error otherwise. Default: linear.", choices=INTERPOLATIONS),
+        Option(
+            "--resample",
+            "Interpolate logits, masks and label maps on another grid, which is an error otherwise. "
+            "A bare --resample is linear; cubic is sharper, for logits alone.",
+            choices=INTERPOLATIONS,
+        ),
     ] = None
     device: Annotated[str, Option("--device", "Where to compute.", "auto|cpu|cuda|torch|torch:cuda", show_default=True)] = "auto"
-    threads: Annotated[int | None, Option("--threads", "Default: the cores that it may use.", "N", limits=(1, MAX_THREADS))] = None
+    threads: Annotated[
+        int | None, Option("--threads", "CPU threads. Default: the cores this process may use.", "N", limits=(1, MAX_THREADS))
+    ] = None
     max_memory: Annotated[
         int | None,
-        Option("--max-memory", "Most memory, such as 8GiB. Default, and at most: what the system allows.", "SIZE", parse_size),
+        Option(
+            "--max-memory",
+            "Most memory to take, such as 8GiB or 512M; a case that needs more fails before it is read. "
+            "Default, and at most: what the system allows.",
+            "SIZE",
+            parse_size,
+        ),
     ] = None  # bytes
     save_probabilities: Annotated[bool, Option("--save-probabilities", "Also write the marginals: CASE_probabilities.nii.gz.")] = False
     save_logits: Annotated[bool, Option("--save-logits", "Also write the refined logits: CASE_logits.nii.gz.")] = False
     save_structures: Annotated[bool, Option("--save-structures", "Also write one binary file per label, CASE/NAME.nii.gz.")] = False
     preview: Annotated[bool, Option("--preview", "Also write a picture of what changed: CASE_preview.png.")] = False
-    resume: Annotated[bool, Option("--continue --resume", "Skip cases that are done, and refine those of other parameters again.")] = False
+    resume: Annotated[
+        bool, Option("--continue --resume", "Skip cases whose output exists and is complete; refine those of other parameters again.")
+    ] = False
     num_parts: Annotated[
         int, Option("--num-parts", "Number of processes that share the cases.", "N", limits=(1, MAX_PARTS), show_default=True)
     ] = 1
@@ -115,30 +138,45 @@ class InferenceOptions:
     fail_fast: Annotated[bool, Option("--fail-fast", "Stop at the first bad case; otherwise list the failures at the end.")] = False
     summary: Annotated[Path | None, Option("--summary", "Write the record of each case as JSON when the run ends.", "FILE.json")] = None
     strokes: Annotated[
-        tuple[Path, ...], Option("--strokes", "Folder or file of drawn corrections: 0 nothing, a label, or 255 background.", "PATH")
+        tuple[Path, ...],
+        Option(
+            "--strokes", "Folder or file of voxels that somebody drew to correct the result: 0 nothing, a label, or 255 background.", "PATH"
+        ),
     ] = ()
     strokes_background: Annotated[
         int | None, Option("--strokes-background", "Value of drawn background. Default: 255.", "VALUE", limits=(0, MAX_LABEL))
     ] = None
     strokes_ignore: Annotated[
-        int, Option("--strokes-ignore", "Value where nothing is drawn, by default 0; else 0 is background.", "VALUE", limits=(0, MAX_LABEL))
+        int,
+        Option(
+            "--strokes-ignore",
+            "Value of voxels where nothing is drawn. Default: 0; with another value, 0 is drawn background.",
+            "VALUE",
+            limits=(0, MAX_LABEL),
+        ),
     ] = 0
     choice: Mapping[str, Any] | None = None  # how `-c auto` chose the parameters, for the record; None means that they were given
     nnunet: Annotated[
-        Path | None, Option("--nnunet", "Folder of nnU-Net v2, a trained network or predictions, which leads to all files.", "FOLDER")
+        Path | None, Option("--nnunet", "Folder of nnU-Net v2: a trained network, or predictions. It leads to the other files.", "FOLDER")
     ] = None
     manifest: Annotated[
-        Path | None, Option("--manifest", "Table instead of -i and -p: case,images,logits[,mask][,output][,spacing].", "FILE.csv")
+        Path | None, Option("--manifest", "Table of cases instead of -i and -p: case,images,logits[,mask][,output][,spacing].", "FILE.csv")
     ] = None
     command: tuple[str, ...] = ()  # the arguments of the command line, for the record
     dask: Annotated[
-        str | None, Option("--dask", "Compute on a Dask cluster: tcp://HOST:PORT, or its scheduler file.", "ADDRESS|FILE", path_text)
+        str | None,
+        Option("--dask", "Compute on a Dask cluster: tcp://HOST:PORT, tls://HOST:PORT, or its scheduler file.", "ADDRESS|FILE", path_text),
     ] = None
     allow_vanishing: Annotated[
-        bool, Option("--allow-vanishing", "Let rules of [postprocess] in a file remove more than a tenth of a structure.")
+        bool,
+        Option(
+            "--allow-vanishing",
+            "Let rules of [postprocess] remove more than a tenth of a structure: an error unless they are set on the command line.",
+        ),
     ] = False
     output_format: Annotated[
-        str | None, Option("--output-format", "Format of label maps, such as .nii.gz. Default: the image's.", "SUFFIX", str.lower)
+        str | None,
+        Option("--output-format", "Format of the label maps, such as .nii.gz or .seg.nrrd. Default: the image's.", "SUFFIX", str.lower),
     ] = None
 
     @property

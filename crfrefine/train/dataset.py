@@ -127,7 +127,7 @@ def find_cases(
     notes = [*([describe_left_out(left_out, len(cases))] if left_out else []), *advice, *cases.notes]
     if regions is not None:
         notes.append(f"the logits have one channel per region of {reading.regions.source}: {regions.describe()}")
-    if turned := [own.files.case_id for own in headers if any(header.turned for header in own.companions)]:
+    if turned := [own.files.case_id for own in headers if any(header.turning for header in own.companions)]:
         notes.append(f"other voxel axes than those of the image are turned, without interpolation: cases {listed(turned)}")
     if num_channels == 0:
         declared = declared_labels(files, descriptions, num_labels) or _largest_label(files, data)

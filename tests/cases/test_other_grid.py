@@ -101,7 +101,7 @@ def test_a_label_axis_that_is_not_the_last_one_is_named(options, tmp_path):
     for order in ("lxyz", "lzyx", "xlyz", "xylz"):
         values = scores(shape=SHAPE).transpose(["lxyz".index(axis) for axis in order])
         path = save_nifti(tmp_path / "LOGITS.nii.gz", values, AFFINE)
-        with pytest.raises(GridMismatchError, match=r"in another order: expected \(x, y, z, label\),") as caught:
+        with pytest.raises(GridMismatchError, match=r"in another order. Move the label axis to the end, \(x, y, z, label\)") as caught:
             read_case_headers(replace(make_case(tmp_path), logits=(path,)), options)
         assert "--resample" not in str(caught.value)
 
@@ -111,7 +111,7 @@ def test_an_archive_without_geometry(tmp_path):
     files, interpolate = replace(make_case(tmp_path), logits=(tmp_path / "a.npz",)), "give --resample"
     full, coarse = scores(shape=SHAPE), scores()
     for array, options, text in (
-        (full.transpose(3, 2, 1, 0), ReadingOptions(), r"Its axes are in another order: .* in an .npz or .npy \(label, z, y, x\)"),
+        (full.transpose(3, 2, 1, 0), ReadingOptions(), r"Its axes are in another order.* an .npz or .npy holds \(label, z, y, x\)"),
         (full, RESAMPLE, "Its axes are in another order"),
         (coarse.transpose(0, 3, 2, 1), ReadingOptions(), "logits and image are on different grids"),
     ):

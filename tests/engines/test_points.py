@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import crfrefine
 from crfrefine import Lattice, bilateral_filter, gaussian_filter
 from crfrefine.engines import points
 from crfrefine.engines.points import CompiledPoints
@@ -42,9 +43,11 @@ def test_exact_is_the_sum_over_all_pairs(num_features, normalization):
 
 
 @pytest.mark.parametrize("num_features", MAX_ERROR)
-def test_the_lattice_is_as_accurate_as_the_guide_says(num_features):
+@pytest.mark.parametrize("device", ["cpu", "torch"])
+def test_the_lattice_is_as_accurate_as_the_guide_says(num_features, device):
+    pytest.importorskip("torch")
     values, features = make(num_features)
-    found = gaussian_filter(values, features, method="lattice")
+    found = gaussian_filter(values, features, method="lattice", device=device)
     expected = normalized(kernel_of(features), values, "none")
     error = np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected**2))
     assert error < MAX_ERROR[num_features]
@@ -100,6 +103,7 @@ def test_auto_is_exact_for_few_points(monkeypatch):
         (np.full((1, 6), 1e30), np.ones((6, 2)), {"normalization": "after"}, InputError, r"values: expected finite numbers up to 1e\+20"),
         (np.ones((1, 6)), np.ones((6, 2)), {"method": "fast"}, ConfigError, "method: expected auto"),
         (np.ones((1, 6)), np.ones((6, 2)), {"normalization": "before"}, ConfigError, "normalization: expected"),
+        (np.ones((1, 6)), np.ones((6, 2)), {"device": "tpu"}, ConfigError, "device: expected"),
         (np.ones((1, 6)), np.ones((6, 2)), {"mask": np.zeros(6)}, InputError, "0 points of 2 features"),
         (np.ones((1, 6)), np.ones((6, 40)), {"method": "lattice"}, CapacityError, "at most 28"),
         (np.ones((1, 6)), 100.0 * np.arange(12.0).reshape(6, 2), {"method": "lattice"}, InputError, "a simplex of the lattice for itself"),
@@ -161,6 +165,10 @@ def test_the_bilateral_filter_ignores_what_is_outside_the_mask():
 def test_bad_options_of_the_bilateral_filter_are_refused(change, error, message):
     with pytest.raises(error, match=message):
         bilateral_filter(np.ones((2, 3, 4)), **{"spacing": 1.0, "theta_alpha": 1.0, "theta_beta": 1.0, **change})
+
+
+def test_the_operators_are_public():
+    assert {"gaussian_filter", "Lattice", "bilateral_filter"} <= set(crfrefine.__all__)
 
 
 @pytest.mark.parametrize("method", ["exact", "lattice"])

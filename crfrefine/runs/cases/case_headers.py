@@ -46,7 +46,7 @@ class CaseHeaders:
             name = "" if header.path.name == self.files.case_id else f"{header.path.name}: "
             known = () if header is first else first.notes
             notes += [f"{name}{text}" for text in header.notes if text not in known or text == header.misnamed]
-            if header.turned is not None:
+            if header.turning:
                 turned.setdefault(header.turning, []).append(header.path.name)
         return [*notes, *(f"{listed(names, 3)}: {turning}" for turning, names in turned.items())]
 

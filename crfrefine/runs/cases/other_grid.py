@@ -25,7 +25,10 @@ SMALL_OVERLAP = 0.5
 _NO_OVERLAP = (
     "They may be of two scans, one may lack its transform, or was written in LPS as if that were RAS: compare them with `crfrefine info`."
 )
-_OTHER_ORDER = "Its axes are in another order: expected (x, y, z, label), or in an .npz or .npy (label, z, y, x)."
+_OTHER_ORDER = (
+    "Its axes are in another order. Move the label axis to the end, (x, y, z, label), as np.moveaxis(array, 0, -1) does; "
+    "an .npz or .npy holds (label, z, y, x)."
+)
 HOW = ("interpolated linearly", "interpolated cubically")
 
 

@@ -16,18 +16,20 @@ import numpy as np
 
 import crfrefine
 from crfrefine import io
+from crfrefine.arrays.probabilities import TOLD_SUM_TOLERANCE, look_at
 from crfrefine.base.failures import Causes, Failure, describe_failure, failing_alone
 from crfrefine.base.geometry import describe_grid
 from crfrefine.base.limits import available_threads, format_size
 from crfrefine.base.text import TIMES, counted, listed
 from crfrefine.errors import CrfRefineError, InputError
+from crfrefine.io.paths import SCORES_SUFFIXES
 from crfrefine.io.volume import VolumeHeader
 from crfrefine.runs.cases.case_files import CaseFiles, CaseList
 from crfrefine.runs.cases.case_headers import read_case_headers
 from crfrefine.runs.cases.dataset_description import read_descriptions
 from crfrefine.runs.cases.discovery import case_folders, discover_cases, list_files
 from crfrefine.runs.cases.nnunet import find_cases_to_refine, is_of_nnunet
-from crfrefine.runs.cases.reading_options import ReadingOptions, find_regions
+from crfrefine.runs.cases.reading_options import ReadingOptions, RegionReading, find_regions
 
 _MAX_LISTED_VALUES = 32
 # Folders of a data set.
@@ -70,6 +72,9 @@ def _describe_values(header: VolumeHeader, names: Mapping[int, str]) -> list[tup
         name = "values" if len(values) == 1 else f"values, channel {number}"
         lines.append((name, f"{float(channel.min()):.6g} to {float(channel.max()):.6g}, mean {float(channel.mean(dtype='f8')):.6g}"))
     if len(values) > 1:
+        total = look_at(values).scaled_sum
+        if total is not None and total > 1 + TOLD_SUM_TOLERANCE:
+            lines.append(("sum", f"{total:.4g} at each voxel, as of probabilities in percent or from 0 to 255: not taken for logits"))
         return lines
     numbers, counts = np.unique(values, return_counts=True)
     if (len(numbers) <= _MAX_LISTED_VALUES or names) and (numbers == np.rint(numbers)).all():
@@ -79,34 +84,48 @@ def _describe_values(header: VolumeHeader, names: Mapping[int, str]) -> list[tup
 
 
 def inspect_folder(folder: str | Path, *, resample: str | None = None) -> FolderReport:
-    """Describe the cases of a folder: images in nnU-Net's naming, with logits or labels, or a folder with `images` and more.
-
-    Beside `images` (or `imagesTr`, `imagesTs`), `logits`, `masks` and `labels` (or `labelsTr`, `labelsTs`) in it are read too. A folder of
-    nnU-Net's predictions, or of a trained network, has the cases that `infer --nnunet` would refine.
-    """
+    """Describe the cases of a folder: images in nnU-Net's naming, with logits or labels, or a folder with `images` and more."""
+    # Beside `images` (or `imagesTr`, `imagesTs`), `logits`, `masks` and `labels` (or `labelsTr`,
+    # `labelsTs`) in it are read too. A folder of nnU-Net's predictions, or of a trained network,
+    # has the cases that `infer --nnunet` would refine.
     folder = Path(folder)
-    report = FolderReport(folder)
     try:
-        of_nnunet = is_of_nnunet(folder)
-        structures = {} if of_nnunet or list_files(folder, io.VOLUME_SUFFIXES) else case_folders(folder)
-        if structures and not structures.keys() & set(_NAMED):
-            _describe_structures(report, structures)
-            return report
-        cases = find_cases_to_refine(folder, (), None) if of_nnunet else _discover(folder)
+        of_nnunet, cases, archives = is_of_nnunet(folder), CaseList(), list_files(folder, SCORES_SUFFIXES)
+        if of_nnunet:
+            try:
+                cases, archives = find_cases_to_refine(folder, (), None), []
+            except InputError as error:  # There is no image for its archives.
+                if not archives:
+                    raise
+                cases = CaseList(notes=[str(error).partition("\n")[0]])
+        elif list_files(folder, io.VOLUME_SUFFIXES):
+            cases, archives = _discover(folder), []
+        elif (structures := case_folders(folder)) and not structures.keys() & set(_NAMED):  # nothing but folders of structures
+            return _inspect_structures(folder, structures)
+        elif not archives:
+            cases = _discover(folder)
     except CrfRefineError as error:
         return FolderReport(folder, problems=[describe_failure(error)])
-    report.notes.extend(cases.notes)
+    notes = list(cases.notes)
     places = [folder] if of_nnunet else [path.parent for files in cases[:1] for path in (*files.logits[:1], *files.images[:1])]
-    regions, causes = find_regions(None, read_descriptions(places or [folder], report.notes)), Causes()
+    regions = find_regions(None, read_descriptions(places or [folder], notes))
+    report, causes = FolderReport(folder, notes=notes), Causes()
     if regions.problem:
         report.problems.append(describe_failure(InputError(regions.problem)))
-    by_number: dict[int, list[str]] = {}
+    num_labels: dict[str, int] = {}
+    remarks: dict[str, list[str]] = {}
 
     def fail(files: CaseFiles, failure: Failure) -> None:
         message = f"case {files.case_id!r}: {failure.message}" if failure.traceback else "; ".join([failure.message, *files.missing[1:]])
         is_new = causes.is_new(files.case_id, message)
         report.problems.append(replace(failure, message=message if is_new else message.partition("\n")[0]))
 
+    for path in archives:  # logits without geometry
+        with failing_alone(report.problems.append, path):
+            header = io.read_header(path)
+            regions.require_number(header.num_channels, path)
+            report.cases[io.stem_of(path)] = f"{_channels(header.num_channels, regions)}, {describe_grid(header.grid_shape, header.affine)}"
+            num_labels[io.stem_of(path)] = header.num_channels
     for files in cases:
         with failing_alone(partial(fail, files), *files.images, *files.logits):
             headers = read_case_headers(files, ReadingOptions(regions=regions, resample=resample))
@@ -114,40 +133,54 @@ def inspect_folder(folder: str | Path, *, resample: str | None = None) -> Folder
             parts = [f"{headers.num_modalities} modalit{'y' if headers.num_modalities == 1 else 'ies'}"]
             parts.append(describe_grid(image.grid_shape, image.affine))
             if headers.logits is not None:
-                number = headers.logits.num_labels
-                by_number.setdefault(number, []).append(files.case_id)
-                is_regions = regions.declares(number) and number != regions.num_labels
-                parts.append(counted(number, "region" if is_regions else "label") if number else "label map for logits")
+                count = num_labels[files.case_id] = headers.logits.num_labels
+                parts.append(_channels(count, regions) if count else "label map for logits")
             parts += [what for what, header in (("mask", headers.mask), ("reference", headers.labels)) if header is not None]
             if elsewhere := [header.path.name for header in headers.companions if not image.on_same_grid(header)]:
                 parts.append(f"{listed(elsewhere, 3)} on another grid")
             report.cases[files.case_id] = ", ".join([*parts, *headers.notes])
-    if len(by_number) > 1:
-        groups = "; ".join(f"{number or 'a label map'} of {listed(names)}" for number, names in sorted(by_number.items()))
-        report.problems.append(describe_failure(InputError(f"cases have different numbers of labels: {groups}")))
+            for modality in headers.images:
+                for remark in modality.notes:
+                    remarks.setdefault(remark, []).append(modality.path.name)
+    report.notes.extend(f"{listed(names, 3)}: {remark}" for remark, names in remarks.items())
+    usual = max(num_labels.values(), key=list(num_labels.values()).count, default=0)
+    for case_id, number in num_labels.items():
+        own, others = (f"logits of {counted(count, 'label')}" if count else "a label map" for count in (number, usual))
+        if number != usual:
+            report.problems.append(describe_failure(InputError(f"case {case_id!r}: has {own}, most cases have {others}")))
     return report
 
 
-def _describe_structures(report: FolderReport, structures: dict[str, Path]) -> None:
-    """Describe a folder that holds nothing but folders of binary files."""
-    folder = report.path
+def _channels(number: int, regions: RegionReading) -> str:
+    is_regions = regions.declares(number) and number != regions.num_labels
+    return counted(number, "region" if is_regions else "label")
+
+
+def _inspect_structures(folder: Path, structures: dict[str, Path]) -> FolderReport:
     of_images = f" and -i {folder}" if any(path != folder / case_id for case_id, path in structures.items()) else ""
-    report.notes.append(f"{folder}: one binary file per structure; refine them with -p {folder}{of_images} and --input-type labels")
+    notes = [f"{folder}: one binary file per structure; refine them with -p {folder}{of_images} and --input-type labels"]
+    report = FolderReport(folder, notes=notes)
     for case_id, path in structures.items():
         files = list_files(path, io.VOLUME_SUFFIXES)
         with failing_alone(report.problems.append, *files):
             header = io.read_header(files[0])
             report.cases[case_id] = f"{counted(len(files), 'structure')}, {describe_grid(header.grid_shape, header.affine)}"
+    return report
 
 
 def _discover(folder: Path) -> CaseList:
-    """Find the cases of a folder of images, or of one with `images` and more."""
     inside = {name: folder / name for name in _NAMED if (folder / name).is_dir()}
     images = next((inside[name] for name in _NAMED[:3] if name in inside), None)
     if images is None:
-        return discover_cases(folder, None)
+        try:
+            return discover_cases(folder, None)
+        except InputError as error:
+            raise InputError(f"{error}\n  Looked for images in it, and in {listed(_NAMED[:3])}; name the folder of the images.") from None
     labels = inside.get("labels", inside.get("labelsTs" if images.name == "imagesTs" else "labelsTr"))
-    return discover_cases(images, inside.get("logits"), inside.get("masks"), labels, include_imageless=True)
+    cases = discover_cases(images, inside.get("logits"), inside.get("masks"), labels, include_imageless=True)
+    if "logits" not in inside:
+        cases.notes.append(f"{folder}: no case has logits: there is no folder {folder / 'logits'}, which train-crf needs")
+    return cases
 
 
 def installation() -> dict[str, str]:
@@ -168,7 +201,7 @@ def installation() -> dict[str, str]:
         shown["GPU"] = f"{properties['name']}, {format_size(properties['memory'])}"
     except CrfRefineError as error:
         shown["GPU"] = str(error)
-    shown["threads"] = f"{available_threads()}, of {os.cpu_count()} cores"
+    shown["threads"] = f"{available_threads()}: the machine has {os.cpu_count()} cores"
     try:
         lines = metadata.requires("crfrefine") or []
     except metadata.PackageNotFoundError:
