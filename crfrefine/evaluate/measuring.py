@@ -126,7 +126,7 @@ class Reference:
 
     def check(self, other: VolumeHeader, what: str) -> None:
         """Raise an error if a file is not on the grid of the reference."""
-        if other.turned is not None:
+        if other.turning:
             self.notes.append(f"{other.path.name}: {other.turning}")
         if self.header.on_same_grid(other):
             return

@@ -48,7 +48,7 @@ def convert_file(
     header = io.read_header(source)
     like_header = io.read_header(like, io.VOLUME_SUFFIXES) if like is not None else None
     placed = header if like_header is None else io.placed_on(header, like_header)
-    notes = [f"{header.path.name}: {placed.turning}"] if placed.turned is not None else []
+    notes = [f"{header.path.name}: {placed.turning}"] if placed.turning else []
     geometry = _geometry(placed, like_header, target)
     remarks: list[str] = []
     descriptions = list(read_descriptions([source], remarks))
