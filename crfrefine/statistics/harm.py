@@ -66,6 +66,8 @@ def find_harm(summary: Sequence[SummaryRow], method: str, *, titles: Mapping[str
         elif comparison.losses > comparison.num_pairs / 2 and (is_overall or row.metric == DICE.name):
             in_most_cases.append(decline)
     sentence = f"What got worse: {_figures(significant)}." if significant else "No other metric got significantly worse."
+    if not tested:
+        sentence = "No other metric could be compared."
     if in_most_cases:
         sentence += f" Worse in most cases, but not significantly: {_figures(in_most_cases)}."
     return Harm(sentence, tuple(significant), tuple(in_most_cases), len(tested))
@@ -142,4 +144,6 @@ def judge_probabilities(summary: Iterable[SummaryRow], method: str, *, titles: M
         f"{metric_named(name).in_text} {before} → {after}{cases if name == NLL.name else ''}" for name, (before, after) in texts.items()
     ]
     title = {ALL_LABELS: "all labels", MEAN: "the regions, on average", **(titles or {})}.get(region, region)
-    return ProbabilityChange(change, f"The probabilities of {title}: {change}, {', '.join(figures)}.", region, deciding)
+    words = {Change.NO_DIFFERENCE: "neither significantly better nor worse", Change.TOO_FEW: "too few cases to tell"}
+    sentence = f"The probabilities of {title}: {words.get(change, change)}, {', '.join(figures)}."
+    return ProbabilityChange(change, sentence, region, deciding)

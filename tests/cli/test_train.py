@@ -74,7 +74,7 @@ def test_the_table_and_the_verdict_are_on_standard_output(trained):
     assert lines[-1].endswith(": too few cases, at least 6 are needed for p < 0.05.")
     judged = report_of(output)["verdict"]
     assert lines[-3:-1] == [judged["probabilities"]["sentence"], judged["harm"]["sentence"]]
-    assert lines[-3].startswith("The probabilities of all labels: too few cases, negative log likelihood ")
+    assert lines[-3].startswith("The probabilities of all labels: too few cases to tell, negative log likelihood ")
     # Dice is judged in the mean over two regions; sensitivity, precision, volume and surfaces are looked at there too.
     assert judged["harm"]["num_comparisons"] == 6 * 3 + 2
 

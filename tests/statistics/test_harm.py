@@ -98,7 +98,8 @@ def test_where_nothing_is_worse_the_sentence_says_so():
         ({(metric, region): up for metric in ("dice", "precision") for region in "12"}, "12", 5),
     ):
         harm = _harm(_table(changes), list(regions))
-        assert (harm.num_comparisons, harm.sentence) == (num_comparisons, "No other metric got significantly worse.")
+        what = "got significantly worse" if num_comparisons else "could be compared"
+        assert (harm.num_comparisons, harm.sentence) == (num_comparisons, f"No other metric {what}.")
         assert (harm.significant, harm.in_most_cases, harm.headline) == ((), (), "")
 
 
@@ -125,7 +126,9 @@ def test_no_difference_and_too_few():
     assert _change({"nll": 0.01 * np.cos(np.arange(24) * np.pi) * (1 + np.arange(24) / 100)}).change == Change.NO_DIFFERENCE
     few = _change({"nll": FALLS[-5:]})
     assert few.change == Change.TOO_FEW
-    assert few.sentence.startswith("The probabilities of all labels: too few cases, negative log likelihood ")
+    assert few.sentence.startswith("The probabilities of all labels: too few cases to tell, negative log likelihood ")
     for same in (_change({"nll": 0 * FALLS, "ece": 0 * FALLS}), _change({"nll": -1e-9 - 1e-10 * np.arange(24)})):
         assert same.change == Change.NO_DIFFERENCE
-        assert same.sentence.startswith("The probabilities of all labels: no difference, negative log likelihood 0.05000 → 0.05000 (")
+        assert same.sentence.startswith(
+            "The probabilities of all labels: neither significantly better nor worse, negative log likelihood 0.05000 → 0.05000 ("
+        )
