@@ -164,7 +164,8 @@ class Look:
 def look_at(values: Array) -> Look:
     """Return what one pass over scores (L, *grid) shows; it ends where they can be nothing but logits."""
     look = Look(np.ones(values.shape[1:], np.bool_))
-    for planes in plane_blocks(values):
+    step = max(1, BLOCK_VOXELS // max(1, math.prod(values.shape[2:])))
+    for planes in (slice(start, start + step) for start in range(0, values.shape[1], step)):
         equal = find_padding(values[:, planes])
         look.is_equal[planes] = False if equal is None else equal
         for label, channel in enumerate(values[:, planes]):
@@ -194,7 +195,7 @@ def decide(look: Look, input_type: str, kind: str | None, name: str) -> tuple[st
                 f"  regions=RegionScheme.of({{...}}) ({see('docs/reference/formats.md#regions')})."
             )
         return said or "probabilities", who_says(input_type) if is_declared else "all values lie in [0, 1] and sum to 1 at each voxel"
-    total = None if input_type == "logits" else look.scaled_sum
+    total = None if look.are_logits or input_type == "logits" else look.scaled_sum
     if total is not None:
         raise InputError(
             f"{name}: no value is negative, and the labels sum to {total:.4g} at each voxel, as probabilities in percent or from 0 to 255 "

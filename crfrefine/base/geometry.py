@@ -6,7 +6,7 @@ Users index (x, y, z); memory and files store axes slowest first.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations, product
 from pathlib import Path
@@ -28,12 +28,6 @@ GRID_TOLERANCE = 0.01
 SHEAR_TOLERANCE = 1e-4
 
 
-def is_plausible(spacing: Iterable[float]) -> bool:
-    """Return whether all distances between voxels are within SPACING_RANGE; False for NaN."""
-    low, high = SPACING_RANGE
-    return all(low <= step <= high for step in spacing)
-
-
 def spacing_of(affine: NDArray[np.float64], num_axes: int = 3) -> tuple[float, ...]:
     """Return the voxel size in mm along each axis: the column norms of the affine."""
     return tuple(np.linalg.norm(np.asarray(affine, np.float64)[:3, :num_axes], axis=0).tolist())
@@ -44,7 +38,11 @@ def require_usable(affine: NDArray[np.float64], num_axes: int, path: Path) -> No
     is_sane = bool((np.abs(affine) < SPACING_RANGE[1]).all())  # Also False for NaN.
     spacing = spacing_of(affine, num_axes) if is_sane else (0.0,)
     # The smallest singular value of the axes' directions is 1 at right angles, 0 where an axis is in the plane of the others.
-    if not is_plausible(spacing) or np.linalg.svd(affine[:3, :num_axes] / np.array(spacing), compute_uv=False).min() <= 1e-6:
+    low, high = SPACING_RANGE
+    if (
+        not all(low <= step <= high for step in spacing)
+        or np.linalg.svd(affine[:3, :num_axes] / np.array(spacing), compute_uv=False).min() <= 1e-6
+    ):
         raise InputError(
             f"{path}: the geometry in the header is not usable: its affine is [{_rows(affine)}]; expected axes in different directions, "
             f"and voxels of {SPACING_RANGE[0]:g} mm or more. Repair the header, whose lengths may be in another unit"

@@ -41,7 +41,8 @@ def infer(
 
     parameters, entries = shared.parameters_of("default" if is_auto else preset, overrides)
     # A user who sets all rules that remove components by hand wants them.
-    options["allow_vanishing"] |= "postprocess" in entries or parameters.postprocess.removing.keys() <= entries.keys()
+    if entries:
+        options["allow_vanishing"] |= "postprocess" in entries or parameters.postprocess.removing.keys() <= entries.keys()
     scheme = shared.parse_scheme(regions, regions_class_order) if regions or regions_class_order else None
     run_options = InferenceOptions(**options, parameters=parameters, regions=scheme, command=tuple(ctx.obj or ()))
     if is_auto:

@@ -307,9 +307,9 @@ def main() -> None:
     if sys.argv[1:2] != ["convert"]:
         # nibabel would import it for an extension of NIfTI headers that no command reads, and take 0.2 s.
         sys.modules["pydicom"] = None  # type: ignore[assignment]
-    from crfrefine.engines.cuda.current_gpu import own_process
+    from crfrefine.engines.cuda import current_gpu
 
-    own_process()
+    current_gpu.is_own_process = True
     if "_CRFREFINE_COMPLETE" in os.environ:  # The scripts of shells set it.
         from typer.completion import get_completion_inspect_parameters
 

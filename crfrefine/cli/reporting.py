@@ -129,7 +129,8 @@ class Reporter(RunReporter, Observer[RunSummary, CaseRecord]):
         """Show the stage; steps are parts of a case, so that even the first one has a remaining time. Without a bar, print them seldom."""
         detail = f"{stage} {step}/{num_steps}" if num_steps > 1 else stage
         completed = self._ended + 0.9 * step / num_steps if num_steps > 1 else None
-        self._update(completed=completed, text=case_id or None, detail=detail)
+        if self._bar is not None:
+            self._update(completed=completed, text=case_id or None, detail=detail)
         now = time.monotonic()
         if case_id and case_id != self._case:
             self._case, self._case_started = case_id, now
@@ -165,7 +166,8 @@ class Reporter(RunReporter, Observer[RunSummary, CaseRecord]):
         if record.status == "done":
             for line in (*record.filters, ", ".join(f"{stage} {seconds:.3f} s" for stage, seconds in record.times.items())):
                 self._say(f"    {line}", at_least=VERBOSE)
-        self._update(completed=self._ended, text=record.case_id)
+        if self._bar is not None:
+            self._update(completed=self._ended, text=record.case_id)
 
     def run_ended(self, summary: RunSummary) -> None:
         """Remove the bar and list all failures of a long run again."""

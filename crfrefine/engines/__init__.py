@@ -25,24 +25,21 @@ def get_backend(device: str, *, keeps_kernels: bool = False) -> Backend:
     BackendUnavailableError if its engine is missing.
     """
     for pattern, load in _TABLE:
-        if re.fullmatch(pattern, device) and (backend := load(device)) is not None:
-            return backend
-    if device not in ("auto", "cpu"):
+        if re.fullmatch(pattern, device):
+            return load(device)
+    if device == "auto":
+        from crfrefine.engines.cuda.cupy_device import is_available
+
+        try:
+            if is_available():
+                return _cuda_backend(0)
+        except BackendUnavailableError as error:
+            warnings.warn(f"--device auto takes the CPU, as the GPU cannot be used ({error})", RuntimeWarning, stacklevel=2)
+    elif device != "cpu":
         raise ConfigError(f"device: expected one of {', '.join(DEVICES)}; got {shorten_value(device)}")
     from crfrefine.engines.cpu import CpuBackend
 
     return CpuBackend(keeps_kernels)
-
-
-def _auto(_: str) -> Backend | None:
-    from crfrefine.engines.cuda.cupy_device import is_available
-
-    if is_available():
-        try:
-            return _cuda_backend(0)
-        except BackendUnavailableError as error:
-            warnings.warn(f"--device auto takes the CPU, as the GPU cannot be used ({error})", RuntimeWarning, stacklevel=3)
-    return None
 
 
 def _cuda(device: str) -> Backend:
@@ -70,9 +67,8 @@ def _torch(device: str) -> Backend:
     return TorchBackend(device.partition(":")[2] or "cpu")
 
 
-# Patterns of devices beside the CPU, which `auto` means where there is no GPU.
-_TABLE: tuple[tuple[str, Callable[[str], Backend | None]], ...] = (
-    (r"auto", _auto),
+# Patterns of devices beside the CPU.
+_TABLE: tuple[tuple[str, Callable[[str], Backend]], ...] = (
     (r"cuda(:[0-9]{1,9})?", _cuda),
     (r"torch(:cuda(:[0-9]{1,9})?)?", _torch),
 )

@@ -217,7 +217,7 @@ def _write(settings: CaseSettings, work: CaseInWork, result: RefinementResult, n
     if outputs.folder is not None:
         written = {path: segment.label for path, segment in outputs.files_of_labels(labels, segments).items()}
     run_all([partial(write_structure, path, number) for path, number in written.items()], threads)
-    write_label_map(outputs.label_map, labels, like, segments=segments or named_segments(names.labels))
+    write_label_map(outputs.label_map, labels, like, segments=segments or (named_segments(names.labels) if names.labels else ()))
     record.times["write"] = time.perf_counter() - started
     record.output, record.preview = outputs.label_map, outputs.preview
     record.probabilities, record.logits = outputs.probabilities, outputs.logits

@@ -12,25 +12,19 @@ from typing import Any
 
 OUT_OF_MEMORY = 2  # `cudaErrorMemoryAllocation` and `CUDA_ERROR_OUT_OF_MEMORY`
 _REFUSED = (OUT_OF_MEMORY, 46)  # the second, `cudaErrorDevicesUnavailable`: another process has the GPU for itself
-_is_own_process = False
-
-
-def own_process() -> None:
-    """Leave threads of this process on the GPU that they worked on: nothing else in it depends on the current GPU."""
-    global _is_own_process
-    _is_own_process = True
+is_own_process = False  # threads stay on the GPU that they worked on, as nothing else in the process depends on the current GPU
 
 
 @contextmanager
 def on_gpu(runtime: Any, number: int) -> Iterator[None]:
-    """Set this thread to a GPU by CuPy's `cuda.runtime`; at the end to its GPU before, unless the process is our own (`own_process`)."""
+    """Set this thread to a GPU by CuPy's `cuda.runtime`; at the end to its GPU before, unless `is_own_process`."""
     before = int(runtime.getDevice())
     if before != number:
         runtime.setDevice(number)
     try:
         yield
     finally:
-        if before != number and not _is_own_process:
+        if before != number and not is_own_process:
             try:
                 runtime.setDevice(before)
             except runtime.CUDARuntimeError as error:

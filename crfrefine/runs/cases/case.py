@@ -260,7 +260,7 @@ def channels_of_scores(
     """Return fields of `Case`: logits, log-odds of regions, or a label map, on the grid of the image `like`."""
     # `values`, (channels, [z,] y, x), are changed; `times` gets the seconds of interpolation.
     regions = options.regions
-    scheme = regions.scheme_of(values, header.path)
+    scheme = None if regions.scheme is None else regions.scheme_of(values, header.path)
     if scheme is None:
         look = look_at(values)
         if look.is_binary and options.input_type == "auto":

@@ -46,7 +46,7 @@ class CaseHeaders:
             name = "" if header.path.name == self.files.case_id else f"{header.path.name}: "
             known = () if header is first else first.notes
             notes += [f"{name}{text}" for text in header.notes if text not in known or text == header.misnamed]
-            if header.turning:
+            if header.turned is not None and header.turning:
                 turned.setdefault(header.turning, []).append(header.path.name)
         return [*notes, *(f"{listed(names, 3)}: {turning}" for turning, names in turned.items())]
 
@@ -68,9 +68,10 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
         raise InputError(f"{several.path}: expected one modality per file, {found}")
     logits, checked = None, {"modality": images[1:]}
     if files.logits:
-        headers, fewest = [io.read_header(path) for path in files.logits], 1 if regions.declares(1) else 2
+        headers, fewest = [io.read_header(path) for path in files.logits], 1 if regions.scheme and regions.declares(1) else 2
         # The one channel of a single region is no label map, unless the user declares it.
-        if fewest > 1 or options.input_type == KIND:
+        may_be_map = fewest > 1 and headers[0].num_channels == 1 and options.input_type == "auto"
+        if may_be_map or options.input_type == KIND:
             logits = label_map_header(headers, files.are_structures, options, image)
         if logits is not None and regions.source == GIVEN:
             raise InputError(

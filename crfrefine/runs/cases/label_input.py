@@ -48,7 +48,7 @@ def label_map_header(
 ) -> LogitsHeader | None:
     """Put the headers of a label map or structures together, with their axes turned to the image's."""
     # None means that the files are to be read as logits or probabilities.
-    if options.input_type not in ("auto", KIND) or (len(files) > 1 and not are_structures):
+    if len(files) > 1 and not are_structures:
         return None
     other = next((file for file in files if file.num_channels > 1 or file.affine is None), None)
     if other is not None:

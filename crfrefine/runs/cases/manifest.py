@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from crfrefine.base.geometry import is_plausible
+from crfrefine.base.geometry import SPACING_RANGE
 from crfrefine.base.text import counted, listed, shorten, shorten_value
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.paths import WRITTEN_SUFFIXES, require_file, suffix_of
@@ -89,7 +89,7 @@ def _read_row(row: Mapping[str, str], folder: Path, input_type: str) -> CaseFile
         steps = tuple(map(float, spacing))
     except ValueError:
         steps = (0.0,)
-    if steps and not (len(steps) in (2, 3) and is_plausible(steps)):
+    if steps and not (len(steps) in (2, 3) and all(SPACING_RANGE[0] <= step <= SPACING_RANGE[1] for step in steps)):
         raise InputError(f"spacing: expected mm along each axis, such as 1;1;2.5; got {shorten_value(SEPARATOR.join(spacing))}")
     if "output" in cells:
         output = Path(os.path.normpath(cells["output"][0]))

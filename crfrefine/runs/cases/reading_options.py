@@ -59,7 +59,8 @@ class RegionReading:
 
     def require_number(self, num_channels: int, path: Path) -> None:
         """Raise InputError unless a file has a channel for each declared label or region, if any are."""
-        if num_channels == self.num_labels or self.declares(num_channels) or not (self.problem or self.scheme or self.num_labels):
+        is_declared = self.problem or self.scheme or self.num_labels
+        if not is_declared or num_channels == self.num_labels or self.declares(num_channels):
             return
         problem = f"{path}: the network's output has {counted(num_channels, 'channel')}"
         if self.problem:
