@@ -37,7 +37,7 @@ def convert(
 
     note = ""
     with failing_alone(partial(print_failure, verbose=verbose), source):
-        note = convert_file(source, target, to=None if to is None else to.value, like=like, segments=segments)
+        note = convert_file(source, target, to and to.value, like, segments)
     if not note:
         raise typer.Exit(1)
     if not quiet:

@@ -25,24 +25,11 @@ def info(
     paths = [shared.usage_path(text) for text in ctx.args]
     from crfrefine.base.failures import Failure, failing_alone
     from crfrefine.io import read_header
-    from crfrefine.runs.tools.info import FolderReport, describe_header, inspect_folder, installation
+    from crfrefine.runs.tools.info import describe_header, inspect_folder, installation
 
     def fail(failure: Failure) -> None:
         values["problems"] = [failure.message]
         print_failure(failure, verbose=verbose)
-
-    def show_folder(report: FolderReport) -> None:
-        counts = f"{counted(len(report.cases), 'case')} in order, {counted(len(report.problems), 'problem')}"
-        print(f"{printable(str(report.path))}: {counts}")
-        lines = {printable(case_id): line for case_id, line in report.cases.items()}
-        width = max(map(len, lines), default=0)
-        for name, line in lines.items():
-            print(f"  {name:<{width}}  {line}")
-        for text in (*(f"note: {note}" for note in report.notes), *(f"wrong: {problem.message}" for problem in report.problems)):
-            print(for_terminal(f"  {text}"))
-        for problem in report.problems:
-            if verbose and problem.traceback is not None:
-                print(for_terminal(indented(problem.traceback)), file=sys.stderr)
 
     shown: list[dict[str, Any]] = []
     for number, path in enumerate(paths):
@@ -51,10 +38,23 @@ def info(
         if number and not as_json:
             print()
         if path.is_dir():
-            report = inspect_folder(path, **options)
-            values |= {"cases": report.cases, "notes": report.notes, "problems": [problem.message for problem in report.problems]}
-            if not as_json:
-                show_folder(report)
+            cases, notes, problems = inspect_folder(path, **options)
+            messages = [problem.message for problem in problems]
+            values |= {"cases": cases, "notes": notes, "problems": messages}
+            if as_json:
+                continue
+            counts = f"{counted(len(cases), 'case')} in order, {counted(len(problems), 'problem')}"
+            print(f"{printable(str(path))}: {counts}")
+            rows = {printable(case_id): line for case_id, line in cases.items()}
+            width = max(map(len, rows), default=0)
+            for name, line in rows.items():
+                print(f"  {name:<{width}}  {line}")
+            remarks = [f"note: {note}" for note in notes]
+            for remark in remarks + [f"wrong: {message}" for message in messages]:
+                print(for_terminal(f"  {remark}"))
+            for problem in problems:
+                if verbose and problem.traceback is not None:
+                    print(for_terminal(indented(problem.traceback)), file=sys.stderr)
             continue
         with failing_alone(fail, path):
             lines = describe_header(read_header(path), values=verbose)

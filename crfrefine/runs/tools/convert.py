@@ -24,9 +24,7 @@ from crfrefine.runs.cases.reading_options import RegionReading, find_regions
 
 
 @keeping_inputs()
-def convert_file(
-    source: str | Path, target: str | Path, *, to: str | None = None, like: str | Path | None = None, segments: str | Path | None = None
-) -> str:
+def convert_file(source: Path, target: Path, to: str | None, like: Path | None, segments: Path | None) -> str:
     """Convert a label map, logits or probabilities of several labels, or DICOM; return a sentence about input and output.
 
     `to` is "logits", "probabilities" (softmax), "labels" (argmax) or None; sigmoid channels of regions in a
@@ -35,15 +33,14 @@ def convert_file(
     becomes an image, a segmentation a label map; a label map becomes a segmentation of the series `like`,
     with the descriptions of another one, `segments`. Raises InputError, GridMismatchError or UnsupportedFormatError.
     """
-    source, target = Path(source), Path(target)
     if is_dicom(source) or target.suffix.lower() == ".dcm":
-        return _convert_dicom(source, target, to, None if like is None else Path(like), None if segments is None else Path(segments))
+        return _convert_dicom(source, target, to, like, segments)
     if segments is not None:
         raise InputError(f"{target}: --segments describes the labels of a DICOM segmentation; name a file such as NAME.dcm")
     require_suffix(target)
     if to == "labels":
         require_suffix(target, io.WRITTEN_SUFFIXES)
-    add_volumes(source, None if like is None else Path(like))
+    add_volumes(source, like)
     check_replaceable(*reversed(files_written(target)))
     header = io.read_header(source)
     like_header = io.read_header(like, io.VOLUME_SUFFIXES) if like is not None else None

@@ -6,7 +6,7 @@ import os
 import platform
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -36,14 +36,9 @@ _MAX_LISTED_VALUES = 32
 _NAMED = ("images", "imagesTr", "imagesTs", "labels", "labelsTr", "labelsTs", "logits", "masks")
 
 
-@dataclass(frozen=True)
-class FolderReport:
-    """The cases of a folder."""
-
-    path: Path
-    cases: dict[str, str] = field(default_factory=dict)  # name and a line about it: modalities, grid, labels, other files
-    notes: list[str] = field(default_factory=list)  # on ignored files
-    problems: list[Failure] = field(default_factory=list)  # only the first of each cause is in full
+# The cases of a folder: name and a line about it, with modalities, grid, labels and other files;
+# notes on ignored files; and problems, of which only the first of each cause is in full.
+FolderReport = tuple[dict[str, str], list[str], list[Failure]]
 
 
 def describe_header(header: VolumeHeader, *, values: bool = False) -> list[tuple[str, str]]:
@@ -83,12 +78,11 @@ def _describe_values(header: VolumeHeader, names: Mapping[int, str]) -> list[tup
     return lines
 
 
-def inspect_folder(folder: str | Path, *, resample: str | None = None) -> FolderReport:
+def inspect_folder(folder: Path, *, resample: str | None = None) -> FolderReport:
     """Describe the cases of a folder: images in nnU-Net's naming, with logits or labels, or a folder with `images` and more."""
     # Beside `images` (or `imagesTr`, `imagesTs`), `logits`, `masks` and `labels` (or `labelsTr`,
     # `labelsTs`) in it are read too. A folder of nnU-Net's predictions, or of a trained network,
     # has the cases that `infer --nnunet` would refine.
-    folder = Path(folder)
     try:
         of_nnunet, cases, archives = is_of_nnunet(folder), CaseList(), list_files(folder, SCORES_SUFFIXES)
         if of_nnunet:
@@ -105,27 +99,27 @@ def inspect_folder(folder: str | Path, *, resample: str | None = None) -> Folder
         elif not archives:
             cases = _discover(folder)
     except CrfRefineError as error:
-        return FolderReport(folder, problems=[describe_failure(error)])
+        return {}, [], [describe_failure(error)]
     notes = list(cases.notes)
     places = [folder] if of_nnunet else [path.parent for files in cases[:1] for path in (*files.logits[:1], *files.images[:1])]
     regions = find_regions(None, read_descriptions(places or [folder], notes))
-    report, causes = FolderReport(folder, notes=notes), Causes()
+    lines, problems, causes = dict[str, str](), list[Failure](), Causes()
     if regions.problem:
-        report.problems.append(describe_failure(InputError(regions.problem)))
+        problems.append(describe_failure(InputError(regions.problem)))
     num_labels: dict[str, int] = {}
     remarks: dict[str, list[str]] = {}
 
     def fail(files: CaseFiles, failure: Failure) -> None:
         message = f"case {files.case_id!r}: {failure.message}" if failure.traceback else "; ".join([failure.message, *files.missing[1:]])
         is_new = causes.is_new(files.case_id, message)
-        report.problems.append(replace(failure, message=message if is_new else message.partition("\n")[0]))
+        problems.append(replace(failure, message=message if is_new else message.partition("\n")[0]))
 
     for path in archives:  # logits without geometry
-        with failing_alone(report.problems.append, path):
-            header = io.read_header(path)
+        with failing_alone(problems.append, path):
+            header, name = io.read_header(path), io.stem_of(path)
             regions.require_number(header.num_channels, path)
-            report.cases[io.stem_of(path)] = f"{_channels(header.num_channels, regions)}, {describe_grid(header.grid_shape, header.affine)}"
-            num_labels[io.stem_of(path)] = header.num_channels
+            count = num_labels[name] = header.num_channels
+            lines[name] = f"{_channels(count, regions)}, {describe_grid(header.grid_shape, header.affine)}"
     for files in cases:
         with failing_alone(partial(fail, files), *files.images, *files.logits):
             headers = read_case_headers(files, ReadingOptions(regions=regions, resample=resample))
@@ -138,17 +132,17 @@ def inspect_folder(folder: str | Path, *, resample: str | None = None) -> Folder
             parts += [what for what, header in (("mask", headers.mask), ("reference", headers.labels)) if header is not None]
             if elsewhere := [header.path.name for header in headers.companions if not image.on_same_grid(header)]:
                 parts.append(f"{listed(elsewhere, 3)} on another grid")
-            report.cases[files.case_id] = ", ".join([*parts, *headers.notes])
+            lines[files.case_id] = ", ".join([*parts, *headers.notes])
             for modality in headers.images:
                 for remark in modality.notes:
                     remarks.setdefault(remark, []).append(modality.path.name)
-    report.notes.extend(f"{listed(names, 3)}: {remark}" for remark, names in remarks.items())
+    notes += [f"{listed(names, 3)}: {remark}" for remark, names in remarks.items()]
     usual = max(num_labels.values(), key=list(num_labels.values()).count, default=0)
     for case_id, number in num_labels.items():
         own, others = (f"logits of {counted(count, 'label')}" if count else "a label map" for count in (number, usual))
         if number != usual:
-            report.problems.append(describe_failure(InputError(f"case {case_id!r}: has {own}, most cases have {others}")))
-    return report
+            problems.append(describe_failure(InputError(f"case {case_id!r}: has {own}, most cases have {others}")))
+    return lines, notes, problems
 
 
 def _channels(number: int, regions: RegionReading) -> str:
@@ -159,13 +153,13 @@ def _channels(number: int, regions: RegionReading) -> str:
 def _inspect_structures(folder: Path, structures: dict[str, Path]) -> FolderReport:
     of_images = f" and -i {folder}" if any(path != folder / case_id for case_id, path in structures.items()) else ""
     notes = [f"{folder}: one binary file per structure; refine them with -p {folder}{of_images} and --input-type labels"]
-    report = FolderReport(folder, notes=notes)
+    lines, problems = dict[str, str](), list[Failure]()
     for case_id, path in structures.items():
         files = list_files(path, io.VOLUME_SUFFIXES)
-        with failing_alone(report.problems.append, *files):
+        with failing_alone(problems.append, *files):
             header = io.read_header(files[0])
-            report.cases[case_id] = f"{counted(len(files), 'structure')}, {describe_grid(header.grid_shape, header.affine)}"
-    return report
+            lines[case_id] = f"{counted(len(files), 'structure')}, {describe_grid(header.grid_shape, header.affine)}"
+    return lines, notes, problems
 
 
 def _discover(folder: Path) -> CaseList:
