@@ -65,13 +65,10 @@ class Upright:
         return array[tuple(slice(None, None, -1) if flip else slice(None) for flip in self.flips)]
 
 
-@dataclass(frozen=True)
-class Places:
-    """Where to cut a volume."""
-
-    structure: tuple[int, ...]  # one index per axis: the planes through the structure, which need not meet inside it
-    change: tuple[int, ...] | None = None  # the voxel of the largest change, if no plane through the structure passes by it; else None
-    change_plane: int = 0  # the plane of `PLANES` that shows most of that change, by its number
+# Where to cut a volume. One index per axis: the planes through the structure, which need not meet
+# inside it. The voxel of the largest change, and the number of the plane of `PLANES` that shows
+# most of it; None means that a plane through the structure passes by it.
+Places = tuple[tuple[int, ...], tuple[tuple[int, ...], int] | None]
 
 
 def choose_places(maps: Sequence[Array], changed: Bool, steps: Sequence[float]) -> Places:
@@ -83,18 +80,17 @@ def choose_places(maps: Sequence[Array], changed: Bool, steps: Sequence[float]) 
     peak = _largest_change(changed, steps)
     structure = _structure(maps)
     if structure is None:
-        return Places(peak or tuple(size // 2 for size in changed.shape))
+        return peak or tuple(size // 2 for size in changed.shape), None
     point = tuple(_best_plane(structure, changed, axis) for axis in range(changed.ndim))
     if peak is None or changed.ndim != 3:
-        return Places(point)
+        return point, None
     shown = planes_of(changed.shape)
     if any(abs(peak[axis] - point[axis]) * steps[axis] <= CHANGE_WINDOW_MM / 2 for axis in [PLANES[plane][-1] for plane in shown]):
-        return Places(point)
+        return point, None
     reach = [round(CHANGE_WINDOW_MM / 2 / step) for step in steps]
     around = [slice(max(0, place - most), place + most + 1) for place, most in zip(peak, reach, strict=True)]
-
     cuts = {plane: tuple(peak[axis] if axis == PLANES[plane][-1] else around[axis] for axis in range(3)) for plane in shown}
-    return Places(point, peak, max(shown, key=lambda plane: np.count_nonzero(changed[cuts[plane]])))
+    return point, (peak, max(shown, key=lambda plane: np.count_nonzero(changed[cuts[plane]])))
 
 
 def _structure(maps: Sequence[Array]) -> Bool | None:

@@ -111,7 +111,7 @@ def cut_planes(
     steps = [float(spacing[axis]) for axis in pose.axis_order]
     network, refined, *references = maps
     structure = np.logical_or.reduce([labels > 0 for labels in maps])
-    places = choose_places(maps, network != refined, steps)
+    middle, change = choose_places(maps, network != refined, steps)
     windows = [choose_window(channel, structure) for channel in modalities]
     chosen = choose_modality(modalities, windows, refined if refined.any() else network, steps)
     # A margin around the labels: small structures become visible.
@@ -137,9 +137,9 @@ def cut_planes(
             peak=(point[across] - crop[across].start, crop[up].stop - 1 - point[up]) if prefix else None,
         )
 
-    planes = [cut(plane, places.structure) for plane in planes_of(refined.shape)]
-    if places.change is not None:
-        planes.append(cut(places.change_plane, places.change, "change, "))
+    planes = [cut(plane, middle) for plane in planes_of(refined.shape)]
+    if change is not None:
+        planes.append(cut(change[1], change[0], "change, "))
     if image is None:
         return planes, "no image"
     window = windows[chosen]

@@ -95,7 +95,7 @@ class TuneCase(Case):
     def first_place(self) -> tuple[int, ...]:
         """Return the voxel of the upright grid to show first: in the structure."""
         maps = [self.pose.turn(labels) for labels in (self.network_labels, self.labels) if labels is not None]
-        return choose_places(maps, maps[0] != maps[-1], self.upright_spacing).structure
+        return choose_places(maps, maps[0] != maps[-1], self.upright_spacing)[0]
 
     def box_around(self, place: Sequence[int]) -> Box | None:
         """Return a box of the upright grid around a voxel, as nearly a cube in mm as the grid allows."""
