@@ -14,7 +14,7 @@ from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.atomic import check_small_output, check_writable
 from crfrefine.io.paths import LOGITS_SUFFIXES, SCORES_SUFFIXES, add_volumes, describe_others, stem_of, suffix_of
 from crfrefine.runs.case_work import CaseSettings, Task
-from crfrefine.runs.cases.case_files import CaseFiles, CaseList
+from crfrefine.runs.cases.case_files import CaseFiles
 from crfrefine.runs.cases.dataset_description import Names, read_descriptions
 from crfrefine.runs.cases.discovery import discover_cases, list_files, with_strokes
 from crfrefine.runs.cases.label_input import EXCHANGED
@@ -65,8 +65,13 @@ def find_inputs(options: InferenceOptions) -> RunInputs:
     else:
         try:
             cases = discover_cases(options.images, options.logits, masks, input_type=options.input_type)
-            if all(files.missing for files in cases):
-                _require_any_output(cases, options.logits[0])
+            folder = options.logits[0]
+            lacking = {f"no logits in {folder}", f"no label map in {folder}"}
+            if cases and all(lacking & {*files.missing} for files in cases):
+                others = [path.name for path in list_files(folder, LOGITS_SUFFIXES)]
+                hint = f"\n  There are {listed(others)}." if others else describe_others(folder)
+                number = f"none of the {len(cases)} cases has its file: " if len(cases) > 1 else ""
+                raise InputError(f"{folder}: {number}{cases[0].problem}{hint}")
         except CrfRefineError as error:
             if options.images and options.logits and _seem_exchanged(options.images, options.logits):
                 raise InputError(f"{error}\n  {EXCHANGED}") from None
@@ -95,17 +100,6 @@ def find_inputs(options: InferenceOptions) -> RunInputs:
     if declared is not None and declared.structures:
         names = replace(names, labels={number: name for name, number in declared.structures.items()})
     return RunInputs(tuple(sorted(cases, key=lambda files: files.case_id)), reading, names, tuple(notes), sources)
-
-
-def _require_any_output(cases: CaseList, folder: Path) -> None:
-    """Raise InputError if no case has a network's output."""
-    lacking = {f"no logits in {folder}", f"no label map in {folder}"}
-    if not cases or not all(lacking & {*case.missing} for case in cases):
-        return
-    others = [path.name for path in list_files(folder, LOGITS_SUFFIXES)]
-    hint = f"\n  There are {listed(others)}." if others else describe_others(folder)
-    number = f"none of the {len(cases)} cases has its file: " if len(cases) > 1 else ""
-    raise InputError(f"{folder}: {number}{cases[0].problem}{hint}")
 
 
 def _seem_exchanged(images: Sequence[Path], logits: Sequence[Path]) -> bool:

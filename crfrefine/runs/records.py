@@ -98,11 +98,6 @@ class CaseRecord(Record):
     voxels_after: tuple[int, ...] = ()
     vanished_labels: tuple[int, ...] = ()  # in the network's result, but not in the refined label map
 
-    def fail(self, failure: Failure) -> None:
-        """Mark the case as failed."""
-        super().fail(failure)
-        self.output = self.written = self.probabilities = self.logits = self.preview = self.structures = None
-
     def to_dict(self) -> dict[str, Any]:
         """Return the fields of the JSON file."""
         fields = {**vars(self)}
@@ -405,7 +400,7 @@ def take_up(
             done[files.case_id] = case.record or CaseRecord(files.case_id)
         if case.reason in ADVICE or case.reason.startswith(OTHER_VALUES):
             by_reason.setdefault(case.reason, []).append(files.case_id)
-    notes = list(recorded.notes)
     for reason, names in by_reason.items():
-        notes.append(f"{counted(len(names), 'case')} ({listed(names)}): {reason}; {ADVICE.get(reason, 'refined again')}")
-    return done, [] if folder is None else notes
+        advice = ADVICE.get(reason, "refined again")
+        recorded.notes.append(f"{counted(len(names), 'case')} ({listed(names)}): {reason}; {advice}")
+    return done, [] if folder is None else recorded.notes
