@@ -42,10 +42,6 @@ def get_backend(device: str, *, keeps_kernels: bool = False) -> Backend:
     return CpuBackend(keeps_kernels)
 
 
-def _cuda(device: str) -> Backend:
-    return _cuda_backend(int(device.partition(":")[2] or 0))
-
-
 @cache
 def _cuda_backend(number: int) -> Backend:
     """One backend per GPU, whatever name it is asked for by: its lock admits one case at a time."""
@@ -69,6 +65,6 @@ def _torch(device: str) -> Backend:
 
 # Patterns of devices beside the CPU.
 _TABLE: tuple[tuple[str, Callable[[str], Backend]], ...] = (
-    (r"cuda(:[0-9]{1,9})?", _cuda),
+    (r"cuda(:[0-9]{1,9})?", lambda device: _cuda_backend(int(device.partition(":")[2] or 0))),
     (r"torch(:cuda(:[0-9]{1,9})?)?", _torch),
 )

@@ -58,7 +58,8 @@ class CpuBackend(Backend):
         settings = (tuple(image.spacing), image.axes, threads, replace(spec, num_iterations=kernels.spec.num_iterations))
         if settings != (tuple(built.spacing), built.axes, built_threads, kernels.spec):
             return False
-        if not _equal(image.values, built.values) or not _equal(image.mask, built.mask):
+        pairs: Any = (image.values, built.values), (image.mask, built.mask)
+        if not all(new is old or np.array_equal(new, old) for new, old in pairs):
             return False
         # For more steps, another filter may be the fastest one.
         return spec == kernels.spec or self.plan_filters(image, spec, threads) == self.plan_filters(image, kernels.spec, threads)
@@ -194,11 +195,6 @@ def _kernel_arguments(spec: KernelSetSpec, spacing: Sequence[float]) -> tuple[An
     bilateral = [(position, list(intensity)) for position, intensity in kernels if intensity is not None]
     gamma = next((position for position, intensity in kernels if intensity is None), [])
     return list(spec.distances(spacing)), bilateral, gamma, spec.normalization, spec.filter
-
-
-def _equal(first: Array | None, second: Array | None) -> bool:
-    """Whether both arrays are None, or equal in type and values."""
-    return first is second or (first is not None and second is not None and np.array_equal(first, second))
 
 
 @contextmanager

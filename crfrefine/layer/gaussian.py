@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -93,7 +94,7 @@ def gaussian_filter(
 def _normalized(values: Tensor, features: Tensor, grid: tuple[int, ...], method: str, normalization: str, threads: int | None) -> Tensor:
     """Filter (V, N) values with (D, N) features on a grid."""
     if values.dtype == torch.float32 and values.device.type == "cpu":
-        kept = _Kept(grid)
+        kept = SimpleNamespace(grid=grid, kernel=None)  # None until the kernel is built
 
         def apply(channels: Tensor) -> Tensor:
             filtered: Tensor = _Filter.apply(channels, features, kept, method, threads)  # type: ignore[no-untyped-call]
@@ -127,19 +128,11 @@ def _tensor_kernel(features: Tensor, method: str) -> Filter:
     return lattice
 
 
-class _Kept:
-    """The kernel of some features on a grid, once it is built."""
-
-    def __init__(self, grid: tuple[int, ...]) -> None:
-        self.grid = grid
-        self.kernel: CompiledPoints | None = None
-
-
 class _Filter(torch.autograd.Function):
     """The C++ engine's filter, without normalization."""
 
     @staticmethod
-    def forward(values: Tensor, features: Tensor, kept: _Kept, method: str, threads: int | None) -> Tensor:
+    def forward(values: Tensor, features: Tensor, kept: SimpleNamespace, method: str, threads: int | None) -> Tensor:
         """Filter (V, N) values with (D, N) features; the kernel is built if it is not kept yet."""
         if kept.kernel is None:
             points = features.detach().contiguous().numpy().reshape(-1, *kept.grid)

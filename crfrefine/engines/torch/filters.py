@@ -92,28 +92,21 @@ class Lattice:
         moved = self._apply((moves * fixed).flatten(1)).view(*values.shape, -1)
         return result + (moves * arrived + places * moved).sum(2) - self._apply((places * moves).sum(2) * fixed[:, :, 0])
 
-    def splat(self, values: Tensor) -> Tensor:
-        """Spread (N, V) values to the vertices of their simplices, (K, V)."""
-        shares = self.weights[:, :, None] * values[:, None, :]
-        return values.new_zeros((self.num_vertices, values.shape[1])).index_add(0, self.vertices.flatten(), shares.flatten(0, 1))
-
-    def blur(self, at_vertices: Tensor) -> Tensor:
-        """Blur (K, V) values with [1 2 1] / 4 along each of the D+1 directions."""
+    def _apply(self, values: Tensor) -> Tensor:
+        """Splat (N, V) values to (K, V), blur with [1 2 1] / 4 along each direction, and slice."""
+        corners, weights = self.vertices.flatten(), self.weights[:, :, None]
+        at_vertices = values.new_zeros((self.num_vertices, values.shape[1]))
+        shares = (weights * values[:, None, :]).flatten(0, 1)
+        at_vertices = at_vertices.index_add(0, corners, shares)
         for before, after in self.neighbors:
             padded = torch.nn.functional.pad(at_vertices, (0, 0, 0, 1))
-            at_vertices = 0.5 * at_vertices + 0.25 * (padded.index_select(0, before) + padded.index_select(0, after))
-        return at_vertices
-
-    def slice_(self, at_vertices: Tensor) -> Tensor:
-        """Interpolate (K, V) values at the points, (N, V): the transpose of `splat`."""
-        at_corners = at_vertices.index_select(0, self.vertices.flatten()).view(*self.vertices.shape, -1)
-        return (self.weights[:, :, None] * at_corners).sum(1)
-
-    def _apply(self, values: Tensor) -> Tensor:
+            sides = padded.index_select(0, before) + padded.index_select(0, after)
+            at_vertices = 0.5 * at_vertices + 0.25 * sides
+        at_corners = at_vertices.index_select(0, corners).view(*self.vertices.shape, -1)
         # The mass of exp(-d^2 / 2) per vertex; each vertex has a volume of (D+1)^(D-1/2).
         num_dims = self._features.shape[1]
         amplitude = math.sqrt(num_dims + 1.0) * math.pow(4.0 * math.pi / 3.0, num_dims / 2.0)
-        return amplitude * self.slice_(self.blur(self.splat(values)))
+        return amplitude * (weights * at_corners).sum(1)
 
 
 def elevate(features: Tensor) -> Tensor:
