@@ -24,18 +24,20 @@ def test_gradcheck_in_float64(normalization):
     assert torch.autograd.gradcheck(lambda v, f: gaussian_filter(v, f, method="exact", normalization=normalization), (values, features))
 
 
+def filtered(values, features, **options):
+    """The result, and the gradients of its sum of squares with respect to values and features."""
+    leaves = [tensor.detach().requires_grad_() for tensor in (values, features)]
+    result = gaussian_filter(*leaves, **options)
+    return [result.detach(), *torch.autograd.grad(result.square().sum(), leaves)]
+
+
 @pytest.mark.parametrize("normalization", ["none", "after", "symmetric"])
 @pytest.mark.parametrize(("method", "tolerance"), [("exact", 2e-5), ("lattice", 0.35)])
 def test_gradients_of_the_engine_are_those_of_the_sum_over_all_pairs(method, tolerance, normalization):
-    grads = []
-    for dtype, own in ((torch.float64, "exact"), (torch.float32, method)):
-        values, features = make(300, 3, dtype=dtype)
-        values.requires_grad_()
-        features.requires_grad_()
-        gaussian_filter(values, features, method=own, normalization=normalization).square().sum().backward()
-        grads.append((values.grad.double(), features.grad.double()))
-    for expected, found in zip(*grads, strict=True):
-        assert (found - expected).norm() <= tolerance * expected.norm()
+    expected = filtered(*make(300, 3, dtype=torch.float64), method="exact", normalization=normalization)
+    found = filtered(*make(300, 3), method=method, normalization=normalization)
+    for wanted, own in zip(expected[1:], found[1:], strict=True):
+        assert (own.double() - wanted).norm() <= tolerance * wanted.norm()
 
 
 @pytest.mark.parametrize(("method", "tolerance"), [("exact", 1e-5), ("lattice", 1e-4)])
@@ -44,12 +46,7 @@ def test_operations_of_pytorch_give_the_values_and_gradients_of_the_engine(metho
     results = []
     for dtype in (torch.float64, torch.float32):
         values, features = make(300, 4, dtype=dtype)
-        features = features + 64
-        values.requires_grad_()
-        features.requires_grad_()
-        filtered = gaussian_filter(values, features, method=method, normalization="after")
-        filtered.square().sum().backward()
-        results.append((filtered.detach(), values.grad, features.grad))
+        results.append(filtered(values, features + 64, method=method, normalization="after"))
     for expected, found in zip(*results, strict=True):
         torch.testing.assert_close(found.double(), expected, rtol=0, atol=tolerance * float(expected.abs().max()))
 
@@ -75,6 +72,7 @@ def test_grids_masks_and_types():
     inside = gaussian_filter(values[:, :, mask], features[:, :, mask].transpose(1, 2))
     torch.testing.assert_close(found[:, :, mask], inside)
     assert not found[:, :, ~mask].any()
+    assert gaussian_filter(values[:0], features[:0]).shape == (0, 3, *shape)
     half = gaussian_filter(values.half(), features.half(), normalization="after")
     assert half.dtype == torch.float16
     assert gaussian_filter(values.double(), features).dtype == torch.float64
@@ -82,33 +80,33 @@ def test_grids_masks_and_types():
         assert gaussian_filter(values, features).dtype == torch.float32
 
 
-def test_transforms_of_functions():
+def test_gradients_by_a_transform_of_the_function_are_the_same():
     values, features = make()
 
     def loss(v, f):
         return gaussian_filter(v, f, normalization="after").square().sum()
 
-    by_values, by_features = torch.func.grad(loss, argnums=(0, 1))(values, features)
-    values.requires_grad_()
-    features.requires_grad_()
-    loss(values, features).backward()
-    torch.testing.assert_close(by_values, values.grad)
-    torch.testing.assert_close(by_features, features.grad)
+    by_transform = torch.func.grad(loss, argnums=(0, 1))(values, features)
+    torch.testing.assert_close(list(by_transform), filtered(values, features, normalization="after")[1:])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_vmap_says_what_to_use_instead(dtype):
-    values, features = make(dtype=dtype)
-    by_item = torch.func.vmap(lambda v, f: gaussian_filter(v[None], f[None]))
-    with pytest.raises(InputError, match=r"filter a batch \(B, V, N\)"):
-        by_item(values, features)
+def by_item(filter_):
+    return torch.func.vmap(lambda v, f: filter_(v[None], f[None]))
 
 
-@pytest.mark.parametrize(("transform", "message"), [(torch.func.jacrev, "vmap"), (torch.func.jacfwd, "forward mode")])
+@pytest.mark.parametrize(
+    ("transform", "dtype", "message"),
+    [
+        (by_item, torch.float32, r"filter a batch \(B, V, N\)"),
+        (by_item, torch.float64, r"filter a batch \(B, V, N\)"),
+        (torch.func.jacrev, torch.float32, "vmap"),
+        (torch.func.jacfwd, torch.float32, "forward mode"),
+    ],
+)
 @pytest.mark.filterwarnings("ignore:`torch.jit")
-def test_transforms_that_the_engine_lacks_are_refused(transform, message):
+def test_transforms_that_the_engine_lacks_are_refused(transform, dtype, message):
     with pytest.raises(InputError, match=message):
-        transform(gaussian_filter)(*make(8))
+        transform(gaussian_filter)(*make(8, dtype=dtype))
 
 
 def test_features_that_change_before_the_backward_pass_are_noticed():
@@ -119,11 +117,6 @@ def test_features_that_change_before_the_backward_pass_are_noticed():
         features.zero_()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         result.sum().backward()
-
-
-def test_an_empty_batch_stays_empty():
-    values, features = make()
-    assert gaussian_filter(values[:0], features[:0]).shape == (0, *values.shape[1:])
 
 
 def test_tensors_take_features_that_are_arrays():
@@ -140,54 +133,36 @@ def test_tensors_take_features_that_are_arrays():
 
 
 @pytest.mark.parametrize(
-    ("change", "error", "message"),
+    ("call", "error", "message"),
     [
-        (lambda v, f: (v[0], f, {}), InputError, r"values \(60,\) and features \(60, 4\): expected \(V, N\)"),
-        (lambda v, f: (v, [[1.0], [1.0, 2.0]], {}), InputError, "features is a list that numpy cannot take"),
-        (lambda v, f: (v, f, {"device": "torch:cuda"}), ConfigError, "tensors are filtered on the device"),
+        (lambda v, f: gaussian_filter(v[:, :, 1:], f), InputError, "do not fit each other"),
+        (lambda v, f: gaussian_filter(v[0], f), InputError, "values: expected floating-point numbers with a batch"),
+        (lambda v, f: gaussian_filter(v.long(), f), InputError, "values: expected floating-point"),
+        (lambda v, f: gaussian_filter(v, f * float("nan")), InputError, "finite"),
+        (lambda v, f: gaussian_filter(v * float("inf"), f), InputError, "finite"),
+        (lambda v, f: gaussian_filter(v, f, mask=torch.ones(3)), InputError, "mask has shape"),
+        (lambda v, f: gaussian_filter(v, f, mask=torch.full((60,), torch.nan)), InputError, "mask holds values that are not finite"),
+        (lambda v, f: gaussian_filter(v, f, mask="mask.nii"), InputError, "mask is a path"),
+        (lambda v, f: gaussian_filter(v * 1e30, f), InputError, r"finite numbers up to 1e\+20"),
+        (lambda v, f: gaussian_filter(v.to_sparse(), f), InputError, "values: expected a plain tensor"),
+        (lambda v, f: gaussian_filter(v.to("meta"), f.to("meta")), InputError, "values: expected a plain tensor"),
+        (lambda v, f: gaussian_filter(v, f, method="grid"), ConfigError, "method"),
+        (lambda v, f: gaussian_filter(v, f * 1e4, method="lattice"), InputError, "for itself"),
+        (lambda v, f: crfrefine.gaussian_filter(v[0, 0], f[0]), InputError, r"values \(60,\) and features \(60, 4\): expected \(V, N\)"),
+        (lambda v, f: crfrefine.gaussian_filter(v[0], [[1.0], [1.0, 2.0]]), InputError, "features is a list that numpy cannot take"),
+        (lambda v, f: crfrefine.gaussian_filter(v[0], f[0], device="torch:cuda"), ConfigError, "tensors are filtered on the device"),
     ],
 )
-def test_bad_tensors_of_one_item_are_refused(change, error, message):
-    values, features, options = change(*(tensor[0] for tensor in make()))
+def test_bad_input_is_refused(call, error, message):
     with pytest.raises(error, match=message):
-        crfrefine.gaussian_filter(values, features, **options)
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        (lambda v, f: (v[:, :, 1:], f, {}), InputError, "do not fit each other"),
-        (lambda v, f: (v[0], f, {}), InputError, "values: expected floating-point numbers with a batch"),
-        (lambda v, f: (v.long(), f, {}), InputError, "values: expected floating-point"),
-        (lambda v, f: (v, f * float("nan"), {}), InputError, "finite"),
-        (lambda v, f: (v * float("inf"), f, {}), InputError, "finite"),
-        (lambda v, f: (v, f, {"mask": torch.ones(3)}), InputError, "mask has shape"),
-        (lambda v, f: (v, f, {"mask": torch.full((60,), torch.nan)}), InputError, "mask holds values that are not finite"),
-        (lambda v, f: (v, f, {"mask": "mask.nii"}), InputError, "mask is a path"),
-        (lambda v, f: (v * 1e30, f, {}), InputError, r"finite numbers up to 1e\+20"),
-        (lambda v, f: (v.to_sparse(), f, {}), InputError, "values: expected a plain tensor"),
-        (lambda v, f: (v.to("meta"), f.to("meta"), {}), InputError, "values: expected a plain tensor"),
-        (lambda v, f: (v, f, {"method": "grid"}), ConfigError, "method"),
-        (lambda v, f: (v, f * 1e4, {"method": "lattice"}), InputError, "for itself"),
-    ],
-)
-def test_bad_input_is_refused(change, error, message):
-    values, features, options = change(*make())
-    with pytest.raises(error, match=message):
-        gaussian_filter(values, features, **options)
+        call(*make())
 
 
 def test_gradients_on_a_grid_are_those_of_a_list_of_points():
-    shape = (5, 6, 7)
-    grads = []
-    for grid in (shape, (5 * 6 * 7,)):
-        values, features = (
-            torch.rand(1, 2, *shape, generator=torch.Generator().manual_seed(1)),
-            torch.randn(1, 3, *shape, generator=torch.Generator().manual_seed(2)),
-        )
-        sent = [tensor.reshape(1, -1, *grid).requires_grad_() for tensor in (values, features)]
-        given = sent if len(grid) > 1 else (sent[0], sent[1].transpose(1, 2))
-        gaussian_filter(*given, method="lattice", normalization="after").square().sum().backward()
-        grads.append([tensor.grad.reshape(1, -1, *shape) for tensor in sent])
-    for of_grid, of_list in zip(*grads, strict=True):
-        torch.testing.assert_close(of_grid, of_list, rtol=1e-4, atol=1e-5)
+    shape, options = (5, 6, 7), {"method": "lattice", "normalization": "after"}
+    values, points = make(5 * 6 * 7, 3)
+    features = points.transpose(1, 2).reshape(2, 3, *shape)
+    of_grid = filtered(values.reshape(2, 2, *shape), features, **options)
+    result, by_values, by_points = filtered(values, points, **options)
+    for found, expected in zip(of_grid, (result, by_values, by_points.transpose(1, 2)), strict=True):
+        torch.testing.assert_close(found.flatten(2), expected, rtol=1e-4, atol=1e-5)
