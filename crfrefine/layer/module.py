@@ -132,7 +132,6 @@ class CrfRnn(CrfValues):
         Returns:
             One object for each batch item; each may be used in one call at a time.
         """
-        inputs.check_image(image)
         self._check_image(image)
         inputs.engine_for(image.device, dtype)
         with torch.no_grad():
@@ -158,6 +157,7 @@ class CrfRnn(CrfValues):
         return notices.assumed_spacing(matters=self._start.mean_field.positions != "voxels", told=self._told)
 
     def _check_image(self, image: Tensor) -> None:
+        inputs.check_image(image)
         if image.ndim != self.spatial_dims + 2 or image.shape[1] != self.num_modalities:
             raise InputError(
                 f"image has shape {tuple(image.shape)}; the layer was made for (batch, {self.num_modalities} modalities, *grid), "

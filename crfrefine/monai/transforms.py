@@ -104,21 +104,23 @@ class CrfRefine(Transform):
             GridMismatchError: the grids differ, in shape or in place.
             InputError, ConfigError, CrfRefineError: as in `crfrefine.refine`; the message names the file if the metadata do.
         """
-        for value in (logits, image, mask):
-            if value is not None and not isinstance(value, torch.Tensor | np.ndarray):
+        given = (logits, image) if mask is None else (logits, image, mask)
+        for value in given:
+            if not isinstance(value, torch.Tensor | np.ndarray):
                 raise InputError(f"expected tensors or arrays, got {shorten_value(value)}; LoadImage reads files")
         if _is_batch(logits, image, self.spacing):
-            sizes = [len(value) for value in (logits, image, mask) if value is not None]
+            sizes = list(map(len, given))
             if len(set(sizes)) > 1:
                 raise InputError(f"batches of {' and '.join(map(str, sizes))} cases; logits, image and mask must have the same cases")
-            masks = [None] * len(logits) if mask is None else _cases(mask)
-            cases = zip(_cases(logits), _cases(image), masks, strict=True)
-            refined = np.stack([self._refined(*case, number=number) for number, case in enumerate(cases)])
+            # Each case of a MetaTensor has its own metadata.
+            items: Any = (decollate_batch(x) if isinstance(x, MetaTensor) else x for x in given)
+            cases = enumerate(zip(*items, strict=True))
+            refined = np.stack([self._refined(*case, number=number) for number, case in cases])
         else:
-            refined = self._refined(logits, image, mask)
+            refined = self._refined(*given)
         return convert_to_dst_type(refined, logits, dtype=refined.dtype if self.output == "labels" else logits.dtype)[0]
 
-    def _refined(self, logits: Any, image: Any, mask: Any | None, number: int | None = None) -> NDArray[Any]:
+    def _refined(self, logits: Any, image: Any, mask: Any = None, *, number: int | None = None) -> NDArray[Any]:
         """Return the result of one case as an array."""
         try:
             spacing = _spacing_of_case(logits, image, mask, self.spacing)
@@ -200,11 +202,6 @@ class CrfRefined(MapTransform):
             # From `data`: of several keys, none sees what another one has become.
             result[key] = self.refine(data[key], data[image_key], None if mask_key is None else data[mask_key])
         return result
-
-
-def _cases(batch: Any) -> list[Any]:
-    """Return the cases of a batch, MetaTensors each with its own metadata."""
-    return decollate_batch(batch) if isinstance(batch, MetaTensor) else list(batch)
 
 
 def _file_of(*values: Any) -> str | None:
