@@ -14,7 +14,7 @@ from crfrefine.base.array_types import Bool
 from crfrefine.base.text import counted, listed
 from crfrefine.evaluate.measuring import CaseResult, Settings
 from crfrefine.evaluate.options import DEFAULT_NAME, EvaluationOptions
-from crfrefine.metrics.overlap import measure_masks
+from crfrefine.metrics.overlap import measure_case
 from crfrefine.metrics.regions import ALL_LABELS
 from crfrefine.metrics.registry import CALIBRATION_METRICS, DICE, MASK_METRICS, RegionValues, metric_named
 from crfrefine.runs.cases.case_files import Incomplete, describe_left_out
@@ -243,4 +243,4 @@ def _subject(method: str) -> str:
 EvaluationObserver = Observer[Evaluation, CaseResult]
 
 # The values of two empty masks by convention.
-_EMPTY = measure_masks(np.zeros((1, 1, 1), bool), np.zeros((1, 1, 1), bool), (1.0, 1.0, 1.0))
+_EMPTY = measure_case(np.zeros(1, bool), np.zeros(1, bool), {"": (1,)}, (1.0,))[""]

@@ -211,19 +211,3 @@ def measure_case(
         pair = MaskPair(masks[0][around], masks[1][around], sides, voxel_volume, tolerance_mm)
         values[name] = {metric: getattr(pair, metric)() for metric in metrics}
     return values
-
-
-def measure_masks(
-    prediction: NDArray[np.bool_],
-    reference: NDArray[np.bool_],
-    spacing: Sequence[float],
-    *,
-    tolerance_mm: float = 1.0,
-    metrics: Sequence[str] = tuple(MASK_METRICS),
-) -> dict[str, float]:
-    """Measure how well one mask agrees with the reference; arguments, result and errors as in `measure_case`, with (*grid) bool masks."""
-    for name, mask in (("prediction", prediction), ("reference", reference)):
-        if mask.dtype != np.bool_:
-            raise InputError(f"the {name} has values of type {mask.dtype}; expected a mask of booleans")
-    regions = {"mask": (1,)}
-    return measure_case(prediction, reference, regions, spacing, tolerance_mm=tolerance_mm, metrics=metrics)["mask"]

@@ -183,17 +183,15 @@ def correct(rows: Sequence[SummaryRow], regions: Sequence[str]) -> list[SummaryR
     """Return all rows that are shown together with their families, and their p values after Holm's correction over these."""
     lead = regions[0] if len(regions) == 1 else MEAN  # The region of the verdict.
     tested = [number for number, row in enumerate(rows) if not math.isnan(row.p_value) and not metric_named(row.metric).follows]
-    scored: dict[str, list[str]] = {}
-    for row in (rows[number] for number in tested):
-        if row.metric == NLL.name:
-            scored.setdefault(row.method, []).append(row.region)
-    alone = {(method, NLL.name, min(names, key=lambda name: (name != ALL_LABELS, name != lead))) for method, names in scored.items()}
+    # The number of each method's row whose negative log likelihood is tested by itself.
+    order = sorted(tested, key=lambda n: (rows[n].region != ALL_LABELS, rows[n].region != lead))
+    alone = {rows[n].method: n for n in reversed(order) if rows[n].metric == NLL.name}
     members: dict[tuple[str, Family], list[int]] = {}
     for number in tested:
         row = rows[number]
         if (row.metric, row.region) == (DICE.name, lead):
             family = Family.ENDPOINT
-        elif (row.method, row.metric, row.region) in alone:
+        elif number in alone.values():
             family = Family.PROBABILITIES
         else:
             family = Family.OTHER_METRICS if row.region == lead else Family.SINGLE_REGIONS
@@ -207,10 +205,7 @@ def correct(rows: Sequence[SummaryRow], regions: Sequence[str]) -> list[SummaryR
 
 def describe_families(rows: Iterable[SummaryRow]) -> str:
     """Say in one sentence over how many tests p values are corrected; empty without any."""
-    sizes: dict[Family, int] = {}
-    for row in rows:
-        if row.family is not None:
-            sizes[row.family] = max(sizes.get(row.family, 0), row.family_size)
+    sizes = {row.family: row.family_size for row in sorted(rows, key=lambda row: row.family_size)}
     texts = [f"{family} ({counted(sizes[family], 'test')})" for family in Family if family in sizes]
     return f"Wilcoxon's signed-rank test, after Holm's correction within each method and family: {', '.join(texts)}" if texts else ""
 
