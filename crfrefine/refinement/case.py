@@ -146,8 +146,6 @@ def refine(
     if strokes is not None:
         values = np.asarray(arrays["strokes"])
         drawn = Strokes.of_array(values, grid, num_labels, background=strokes_background, ignore=strokes_ignore)
-    if isinstance(network, LabelMapNetwork):
-        network = network.with_strokes(drawn)
     return refine_network(
         network,
         image,

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from crfrefine.base.limits import memory_limit, require_memory
 from crfrefine.engines.base import Backend, GridImage, RunContext
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.parameters.specs import ModelSpec
-from crfrefine.refinement.strokes import Edits, StrokeModel, Strokes
+from crfrefine.refinement.strokes import Strokes, plan_edits
 from crfrefine.refinement.tiles.coarse import CoarseNetwork, plan_coarse
 from crfrefine.refinement.tiles.grid import MAX_DIMS
 from crfrefine.refinement.tiles.planning import TilePlan, plan_array, plan_label_map, plan_stream
@@ -57,13 +56,6 @@ class LabelMapNetwork:
     num_labels: int  # L, background included, as values per label in the parameters have it
     # mm between voxels of the network, one number or one per axis, or "auto"; None: each label is taken as it is.
     network_spacing: ArrayLike | None = None
-
-    def with_strokes(self, strokes: Strokes | None) -> LabelMapNetwork:
-        """Return the map with a channel for each drawn label, too."""
-        if strokes is None:
-            return self
-        drawn = {*self.channels, *strokes.labels.tolist()}
-        return replace(self, channels=tuple(sorted(drawn)), num_labels=max(self.num_labels, max(drawn) + 1))
 
 
 Network = ArrayNetwork | LabelMapNetwork | StreamedNetwork | CoarseNetwork
@@ -130,13 +122,8 @@ def prepare_channels(
     assert plan.labels is not None
     nothing, gained, problem = np.zeros((0, *plan.labels.shape), np.float32), None, plan.problem
     if case.strokes is not None:
-
-        def normalized(box: Box) -> Float32:
-            return problem.normalized(box[0].start, box[0].stop)[(slice(None), slice(None), *box[1:])]
-
-        on_tiles = (*(1.0,) * (MAX_DIMS - len(image.spacing)), *image.spacing)
-        strokes = StrokeModel(parameters.strokes, model, on_tiles, problem.mask, normalized, is_label_map)
-        edits = Edits.of_labels(case.strokes.on_tiles(), strokes, plan.labels.reshape(problem.grid.shape), model.mean_field.num_labels)
+        settings = case.strokes, parameters.strokes, model, image.spacing, problem.mask, problem.normalized
+        edits = plan_edits(*settings, plan.labels.reshape(problem.grid.shape), is_label_map=is_label_map)
         plan, gained = edits.edit_plan(plan, counts_gains=parameters.volume.match_input)
     mask = plan.problem.image.mask
     return Prepared(nothing, image, plan, mask, labels=plan.labels, num_padding=plan.num_padding, notes=plan.notes, gained=gained)
@@ -216,13 +203,18 @@ def prepare_array(network: ArrayNetwork, case: Case, backend: Backend, context: 
             probabilities.take_logarithms(channels)
             is_probability = False
 
-        normalized = partial(_part_of, values, box or tuple(slice(0, extent) for extent in channels.shape[1:]))
-        model = StrokeModel(parameters.strokes, case.models[0], image.spacing, mask, normalized, is_label_map)
-        if regions is not None:
-            edits = Edits.of_regions(case.strokes, model, channels, regions)
-        else:
-            edits = Edits.of_labels(case.strokes, model, labels, len(channels))
-            notes += () if is_label_map else edits.find_ruled_out(channels, run.temperature)
+        def normalized(part: Box) -> Float32:
+            if box is None:
+                return values[(slice(None), *part)]
+            # Values outside the box are those at its faces: they do not matter outside the mask.
+            inner = (np.arange(a.start, a.stop).clip(b.start, b.stop - 1) - b.start for a, b in zip(part, box, strict=True))
+            of_box: Float32 = values[np.ix_(np.arange(len(values)), *inner)]
+            return of_box
+
+        settings = case.strokes, parameters.strokes, case.models[0], image.spacing, mask, normalized
+        edits = plan_edits(*settings, labels if regions is None else channels, regions, is_label_map=is_label_map)
+        if regions is None and not is_label_map:
+            notes += edits.find_ruled_out(channels, run.temperature)
         keeps_volumes = parameters.volume.match_input  # Only these need what labels gain.
         before = backend.label_map(channels, threads=threads) if keeps_volumes else None
         edits.apply(channels)
@@ -237,19 +229,6 @@ def prepare_array(network: ArrayNetwork, case: Case, backend: Backend, context: 
         plan, surveyed = plan_array(channels, exact, inner, case.models[0], threshold, threads, is_probability=is_probability)
         labels = surveyed if labels is None else labels
     return Prepared(channels, image, plan, mask, box, labels, num_padding, notes, is_probability, are_regions, timings, gained)
-
-
-def _part_of(values: Float32, box: Box, part: Box) -> Float32:
-    """Return an image, (M, *box), in a part of the grid, (M, *part); it is 0 outside the box."""
-    result = np.zeros((len(values), *(axis.stop - axis.start for axis in part)), np.float32)
-    target, source = [], []
-    for own, wanted in zip(box, part, strict=True):
-        start = max(own.start, wanted.start)
-        stop = max(start, min(own.stop, wanted.stop))
-        target.append(slice(start - wanted.start, stop - wanted.start))
-        source.append(slice(start - own.start, stop - own.start))
-    result[(slice(None), *target)] = values[(slice(None), *source)]
-    return result
 
 
 def _finite_range(backend: Backend, channels: Array, name: str, threads: int | None) -> tuple[float, float]:

@@ -118,14 +118,15 @@ def _refine_label_map(
     strokes: Strokes | None = None,
 ) -> RefinementResult:
     """Refine the numbers of the labels that occur, and return the result in labels."""
-    labels = tuple(network.channels)
-    parameters = parameters.select_labels(labels, network.num_labels)
+    labels = tuple(sorted({*network.channels, *(() if strokes is None else strokes.labels.tolist())}))
+    num_labels = max(network.num_labels, labels[-1] + 1)
+    parameters = parameters.select_labels(labels, num_labels)
     network_spacing, note = find_network_spacing(network.network_spacing, network.labels, case.spacing)
     numbers = channel_numbers(network.labels, labels)
     before = Cleaned(numbers)
     if parameters.volume.match_input:  # Islands that rules remove belong to no label's volume.
         before = clean(numbers, parameters.postprocess, math.prod(case.spacing) / 1000.0)
-    numbered = LabelMapNetwork(before.label_map, range(len(labels)), network.num_labels)
+    numbered = LabelMapNetwork(before.label_map, range(len(labels)), num_labels)
     if strokes is not None:
         strokes = replace(strokes, labels=np.searchsorted(labels, strokes.labels))
     result = _refine(numbered, case, parameters, backend, context, network_spacing, strokes)
@@ -143,7 +144,7 @@ def _refine_label_map(
         lost_to_rules={labels[number]: counts for number, counts in lost.items()},
         notes=((note,) if note else ()) + result.notes,
         channel_labels=labels,
-        num_labels=network.num_labels,
+        num_labels=num_labels,
     )
 
 
@@ -176,7 +177,8 @@ def _refine(
     wide = None if network_spacing is None else tuple(network_spacing[axis] for axis in axes)
     models = [replace(each, kernels=replace(each.kernels, kernels=tuple(kernels), network_spacing=wide)) for each in models]
     image = GridImage(order.to_storage(case.values), mask, tuple(spacing[axis] for axis in axes), axes)
-    stored = networks.Case(image, order, models, parameters, None if strokes is None else strokes.in_storage(order))
+    own = None if strokes is None else replace(strokes, positions=strokes.positions[list(axes)])
+    stored = networks.Case(image, order, models, parameters, own)
     if isinstance(network, ArrayNetwork):
         prepared = networks.prepare_array(network, stored, backend, context)
     else:
@@ -207,7 +209,8 @@ def _refine(
     if parameters.intensity.window is not None:
         notes += window_notes(image.values, parameters.intensity, mask)
     if strokes is not None:
-        notes += (strokes.describe(),)
+        drawn = zip(*np.unique(strokes.labels, return_counts=True), strict=True)
+        notes += (f"strokes: {', '.join(f'{count} voxels of label {label}' for label, count in drawn)}",)
     return RefinementResult(
         label_map=cleaned.label_map if strokes is None else strokes.draw(cleaned.label_map),
         network_label_map=order.to_user(network_labels),

@@ -144,8 +144,6 @@ def _refine(
     else:
         network = ArrayNetwork(given, "logits", case.regions, case.network_spacing)
     strokes = read_strokes(options, case, settings.reading.declared) if case.strokes else None
-    if isinstance(network, LabelMapNetwork):
-        network = network.with_strokes(strokes)
     progress = partial(observer.stage_changed, record.case_id)
     result = refine_network(
         network,

@@ -38,6 +38,13 @@ class TileGrid:
         """Return the C++ engine's routines for these tiles."""
         return load_engine().Tiles(self.shape, TILE, threads or available_threads())
 
+    def gather(self, values: Array, tiles: NDArray[np.int64], threads: int | None) -> Array:
+        """Return (n, voxels of a tile), the values of some tiles of (*grid) values, 0 beyond the grid."""
+        gathered = np.empty((len(tiles), math.prod(TILE)), values.dtype)
+        if len(tiles):
+            self.engine(threads).gather(values, tiles, gathered)
+        return gathered
+
     def first_tile(self, plane: int) -> int:
         """Return the flat number of the first tile of the row of tiles that holds a plane."""
         return plane // TILE[0] * self.counts[1] * self.counts[2]

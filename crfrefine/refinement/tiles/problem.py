@@ -141,9 +141,7 @@ def fill_by_rows(
         values = values_of((slice(planes.start + first_plane, planes.stop + first_plane), *others))
         part = TileGrid(values.shape)
         inner = np.ravel_multi_index(tuple(places[:, some] - first[:, None]), part.counts)
-        gathered = np.empty((len(some), out.shape[1]), np.float32)
-        part.engine(1).gather(np.ascontiguousarray(values), inner, gathered)
-        out[entries[some]] = gathered
+        out[entries[some]] = part.gather(np.ascontiguousarray(values), inner, 1)
 
     run_all([partial(fill, rows) for rows in np.unique(places[0] // num_rows)], threads)
 
@@ -192,9 +190,9 @@ class TileProblem:
             domains[label] = widen(self.present[label], rings) & self.may_matter[label]
         return LabelSets(self.grid, domains)
 
-    def normalized(self, start: int = 0, stop: int | None = None) -> Float32:
-        """Return normalized planes of the slowest of three axes, (M, planes, y, x) float32, C-contiguous."""
-        part = self.image.values.reshape(-1, *self.grid.shape)[:, start:stop]
+    def normalized(self, box: Box = ()) -> Float32:
+        """Return the normalized image in a box of three axes, (M, *box) float32, C-contiguous."""
+        part = self.image.values.reshape(-1, *self.grid.shape)[(slice(None), *box)]
         if self.maps is None:
             return np.ascontiguousarray(part)
         result = np.empty(part.shape, np.float32)
@@ -206,15 +204,15 @@ class TileProblem:
         """Return the problem with the origin of features that engines would take by themselves."""
         lowest = np.full(len(self.image.values), np.inf)
         for start in range(0, self.grid.shape[0], 2 * TILE[0]):
-            values = self.normalized(start, start + 2 * TILE[0])
-            where = True if self.mask is None else self.mask[start : start + 2 * TILE[0]]
+            planes = slice(start, start + 2 * TILE[0])
+            values, where = self.normalized((planes,)), True if self.mask is None else self.mask[planes]
             lowest = np.minimum(lowest, values.min(axis=(1, 2, 3), where=where, initial=np.inf))
         first = (0,) * len(self.image.spacing) if self.image.mask is None else first_inside(self.image.mask)
         return replace(self, image=replace(self.image, origin=FeatureOrigin(first, tuple(lowest.tolist()))))
 
     def in_slab(self, slab: Slab) -> TileProblem:
         """Return the planes that take part in a slab, with their normalized image; an origin is there."""
-        values, mask = self.normalized(slab.first, slab.last), None if self.mask is None else self.mask[slab.first : slab.last]
+        values, mask = self.normalized((slice(slab.first, slab.last),)), None if self.mask is None else self.mask[slab.first : slab.last]
         origin = self.image.origin
         assert origin is not None
         origin = replace(origin, position=(origin.position[0] - slab.first, *origin.position[1:]))

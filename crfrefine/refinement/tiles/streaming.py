@@ -54,13 +54,6 @@ class Brick:
         first = grid.first_tile(self.first_plane)
         return slice(first, first + TileGrid(self.values.shape).num_tiles)
 
-    def gather(self, tiles: NDArray[np.int64], threads: int | None) -> Array:
-        """Return (n, voxels of a tile), the values of some of its tiles, counted from its first one."""
-        values = np.empty((len(tiles), math.prod(TILE)), self.values.dtype)
-        if len(tiles):
-            TileGrid(self.values.shape).engine(threads).gather(self.values, tiles, values)
-        return values
-
 
 def read_bricks(read: ReadPieces, grid: TileGrid) -> Iterator[Brick]:
     """Yield the bricks of pieces that come with ascending planes for each channel; planes of incomplete tiles wait."""
@@ -117,7 +110,7 @@ class StoredChannels(ChannelSource):
         for brick in read_bricks(self.read, self.grid):
             own = brick.tiles(self.grid)
             tiles = np.flatnonzero(missing[brick.label].reshape(-1)[own])
-            self.keep(brick.label, tiles + own.start, brick.gather(tiles, threads))
+            self.keep(brick.label, tiles + own.start, TileGrid(brick.values.shape).gather(brick.values, tiles, threads))
 
     def fill_entries(self, engine: Any, label: int, tiles: NDArray[np.int64], entries: NDArray[np.int64], out: Float32) -> None:
         """See `ChannelSource`."""
@@ -239,7 +232,7 @@ class Candidates:
                 near[-rows:] = True
             matters &= near.reshape(-1)
         tiles = np.flatnonzero(matters)
-        return tiles + own.start, brick.gather(tiles, self._threads)
+        return tiles + own.start, TileGrid(brick.values.shape).gather(brick.values, tiles, self._threads)
 
 
 # Part of the memory left that may hold tiles in the first pass; else channels stream by twice.

@@ -162,7 +162,6 @@ class CaseRefiner:
         network: Network
         if isinstance(case.network, LabelMap):
             network = LabelMapNetwork(case.network.labels[part], case.channel_labels, case.num_labels, case.network_spacing)
-            network = network.with_strokes(strokes)
         else:
             network = ArrayNetwork(case.logits[(slice(None), *part)], "logits", case.regions, case.network_spacing)
         rules = parameters.postprocess if box is None else PostprocessParameters()
