@@ -121,11 +121,10 @@ def compare_with_truth(folder: Path, refined: Path) -> Iterator[tuple[int, list[
 
 def _ellipsoid(grid_shape: tuple[int, ...], center: Sequence[float], radii: Sequence[float]) -> Float32:
     """Return the normalized squared radius of each voxel: below 1 inside; `center` and `radii` are fractions of the field of view."""
-    squared = np.zeros(grid_shape, np.float32)
-    for axis, (size, middle, radius) in enumerate(zip(grid_shape, center, radii, strict=True)):
-        offsets = ((np.arange(size, dtype=np.float32) + 0.5) / size - middle) / radius
-        squared += (offsets**2).reshape([-1 if other == axis else 1 for other in range(3)])
-    return squared
+    axes = zip(grid_shape, center, radii, strict=True)
+    offsets = [((np.arange(n, dtype=np.float32) + 0.5) / n - middle) / radius for n, middle, radius in axes]
+    x, y, z = np.ix_(*offsets)
+    return np.asarray(x**2 + y**2 + z**2, np.float32)
 
 
 def _ball(grid_shape: tuple[int, ...], spacing: Sequence[float], center: NDArray[np.intp], radius: float) -> Float32:
