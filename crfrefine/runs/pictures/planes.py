@@ -78,9 +78,15 @@ def choose_places(maps: Sequence[Array], changed: Bool, steps: Sequence[float]) 
     of it, the one with the most changed voxels is taken. Without foreground the planes go through the largest change, or the middle.
     """
     peak = _largest_change(changed, steps)
-    structure = _structure(maps)
-    if structure is None:
+    votes = np.add.reduce([labels > 0 for labels in maps], dtype=np.uint8)
+    box = bounding_box(votes > 0)
+    if box is None:
         return peak or tuple(size // 2 for size in changed.shape), None
+    parts, _ = label(votes[box] == votes.max())  # connected over faces: fewer bridges to its surroundings
+    sizes = np.bincount(parts.ravel(order="K"))
+    sizes[0] = 0
+    structure = np.zeros(votes.shape, bool)
+    structure[box] = parts == sizes.argmax()
     point = tuple(_best_plane(structure, changed, axis) for axis in range(changed.ndim))
     if peak is None or changed.ndim != 3:
         return point, None
@@ -91,20 +97,6 @@ def choose_places(maps: Sequence[Array], changed: Bool, steps: Sequence[float]) 
     around = [slice(max(0, place - most), place + most + 1) for place, most in zip(peak, reach, strict=True)]
     cuts = {plane: tuple(peak[axis] if axis == PLANES[plane][-1] else around[axis] for axis in range(3)) for plane in shown}
     return point, (peak, max(shown, key=lambda plane: np.count_nonzero(changed[cuts[plane]])))
-
-
-def _structure(maps: Sequence[Array]) -> Bool | None:
-    """Return the largest connected part of the foreground of most maps, (*grid); None without any foreground."""
-    votes = np.add.reduce([labels > 0 for labels in maps], dtype=np.uint8)
-    box = bounding_box(votes > 0)
-    if box is None:
-        return None
-    parts, _ = label(votes[box] == votes.max())  # connected over faces: fewer bridges to its surroundings
-    sizes = np.bincount(parts.ravel(order="K"))
-    sizes[0] = 0
-    structure = np.zeros(votes.shape, bool)
-    structure[box] = parts == sizes.argmax()
-    return structure
 
 
 def _largest_change(changed: Bool, steps: Sequence[float]) -> tuple[int, ...] | None:
