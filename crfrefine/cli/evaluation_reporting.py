@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from crfrefine.base.text import counted, for_terminal, listed, printable
-from crfrefine.cli.reporting import QUIET, VERBOSE, RunReporter, print_table
+from crfrefine.cli.reporting import MAX_LISTED, QUIET, VERBOSE, RunReporter, print_table
 from crfrefine.evaluate.options import METRICS_NAME, REPORT_NAME, SUMMARY_NAME
 from crfrefine.evaluate.results import EvaluationObserver
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from crfrefine.evaluate.results import Evaluation
     from crfrefine.statistics.comparison import SummaryRow
 
-_MAX_LISTED = 20
 _MAX_REGIONS = 20
 """Most regions that the tables have a row for."""
 
@@ -88,7 +87,7 @@ def print_evaluation(evaluation: Evaluation, verbosity: int) -> None:
         for name in (METRICS_NAME, SUMMARY_NAME, *([REPORT_NAME] if evaluation.has_report else [])):
             print(for_terminal(f"written: {output / name}"), file=sys.stderr)
         if cases := list(dict.fromkeys(case for case, _ in evaluation.failures)):
-            print(f"failed: {listed(cases, most=_MAX_LISTED)} ({len(cases)} of {len(evaluation.pairs)} cases)", file=sys.stderr)
+            print(f"failed: {listed(cases, most=MAX_LISTED)} ({len(cases)} of {len(evaluation.pairs)} cases)", file=sys.stderr)
     last = evaluation.no_verdict if judged is None else f"verdict: {judged.sentence}"
     if last:
         print(for_terminal(last))

@@ -19,12 +19,12 @@ from crfrefine.runs.records import VANISHED, CaseRecord, RunSummary
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rich.progress import Progress, TaskID
+    from rich.progress import Progress
 
 
 QUIET, NORMAL, VERBOSE = range(3)
 
-_MAX_LISTED = 20
+MAX_LISTED = 20
 
 SILENT_SECONDS = 30.0  # seconds that a case may take without a line about it
 
@@ -35,7 +35,6 @@ class RunReporter(AbstractContextManager[Any]):
 
     verbosity: int = NORMAL  # QUIET: no line, and only errors; VERBOSE: further details of the command
     _bar: Progress | None = None  # Its content need not be printed.
-    _task: TaskID | None = None
     _ended: int = 0
     _known: set[str] = field(default_factory=set)  # Messages about one case that probably apply to all.
     _causes: Causes | None = None  # of the failures so far, if there are any
@@ -68,15 +67,15 @@ class RunReporter(AbstractContextManager[Any]):
             console=Console(stderr=True, highlight=False),
             transient=True,
         )
-        self._task = self._bar.add_task("", total=total, text="", detail=detail)
+        self._bar.add_task("", total=total, text="", detail=detail)
         self._bar.start()
 
-    def _update(self, *, completed: float | None = None, text: str | None = None, detail: str | None = None) -> None:
-        """Change the content of the bar; None leaves a value unchanged."""
-        if self._bar is None or self._task is None:
-            return
-        fields: dict[str, Any] = {name: printable(value) for name, value in (("text", text), ("detail", detail)) if value is not None}
-        self._bar.update(self._task, completed=completed, **fields)
+    def _update(self, *, completed: float | None = None, text: str = "", detail: str = "") -> None:
+        """Change the content of the bar; None, and an empty text, leave a value unchanged."""
+        if self._bar is not None:
+            texts = (("text", text), ("detail", detail))
+            fields: dict[str, Any] = {name: printable(value) for name, value in texts if value}
+            self._bar.update(self._bar.task_ids[0], completed=completed, **fields)
 
     def _say(self, text: str, at_least: int = NORMAL) -> None:
         """Print a message if the verbosity is high enough."""
@@ -129,8 +128,7 @@ class Reporter(RunReporter, Observer[RunSummary, CaseRecord]):
         """Show the stage; steps are parts of a case, so that even the first one has a remaining time. Without a bar, print them seldom."""
         detail = f"{stage} {step}/{num_steps}" if num_steps > 1 else stage
         completed = self._ended + 0.9 * step / num_steps if num_steps > 1 else None
-        if self._bar is not None:
-            self._update(completed=completed, text=case_id or None, detail=detail)
+        self._update(completed=completed, text=case_id, detail=detail)
         now = time.monotonic()
         if case_id and case_id != self._case:
             self._case, self._case_started = case_id, now
@@ -166,8 +164,7 @@ class Reporter(RunReporter, Observer[RunSummary, CaseRecord]):
         if record.status == "done":
             for line in (*record.filters, ", ".join(f"{stage} {seconds:.3f} s" for stage, seconds in record.times.items())):
                 self._say(f"    {line}", at_least=VERBOSE)
-        if self._bar is not None:
-            self._update(completed=self._ended, text=record.case_id)
+        self._update(completed=self._ended, text=record.case_id)
 
     def run_ended(self, summary: RunSummary) -> None:
         """Remove the bar and list all failures of a long run again."""
@@ -182,10 +179,10 @@ class Reporter(RunReporter, Observer[RunSummary, CaseRecord]):
             self._say(f"{', '.join(counts) or 'no case in this part'} in {summary.seconds:.1f} s")
         vanished = [record.case_id for record in summary.cases if record.vanished_labels]
         if vanished and summary.num_cases > 1:
-            self._say(f"{VANISHED} in {counted(len(vanished), 'case')}: {listed(vanished, most=_MAX_LISTED)}")
+            self._say(f"{VANISHED} in {counted(len(vanished), 'case')}: {listed(vanished, most=MAX_LISTED)}")
         failed = [record.case_id for record in summary.cases if record.status == "failed"]
         if failed and summary.num_cases > 1:
-            self._say(f"failed: {listed(failed, most=_MAX_LISTED)}")
+            self._say(f"failed: {listed(failed, most=MAX_LISTED)}")
 
 
 def print_results(summary: RunSummary) -> None:

@@ -24,7 +24,6 @@ from crfrefine.runs.cases.reading_options import RESERVED_NAMES
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.records import RECORD_FOLDER
 
-NAMES_FILE = "dataset.json"
 _MAX_OF_A_STEM = 100
 
 _PNG_ENDS = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"  # the first and the last bytes
@@ -158,7 +157,7 @@ def is_complete(outputs: OutputFiles, files: CaseFiles) -> bool:
 
 def plan_names_file(structures: Mapping[str, int], output: Path) -> tuple[Path, bytes] | None:
     """Return the file for the names of structures in the output folder, and its content; None if the same names are there."""
-    path, labels = output / NAMES_FILE, {"background": 0, **structures}
+    path, labels = output / "dataset.json", {"background": 0, **structures}
     if not os.path.lexists(path):
         check_replaceable(path)
         return path, (json.dumps({"labels": labels}, indent=1) + "\n").encode()

@@ -136,9 +136,8 @@ def plan_run(options: InferenceOptions) -> RunPlan:
         check_writable(folder)
     structures = {} if inputs.reading.declared is None else inputs.reading.declared.structures
     names_file = plan_names_file(structures, options.output) if structures and can_record else None
-    for path in (options.summary, record):
-        if path is not None:
-            check_small_output(path)
+    for path in filter(None, (options.summary, record)):
+        check_small_output(path)
     limit, all_cases = memory_limit(options.max_memory), {}
     for files, plan in zip(inputs.cases, all_outputs, strict=True):  # Relative names, as the output folder may be moved.
         is_inside = not options.writes_file and plan.label_map.is_relative_to(options.output)

@@ -25,19 +25,16 @@ from crfrefine.io.paths import require_file
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.cases.case_files import CaseFiles
 
-FAILED = "failed"
 SCHEMA = 2
 
 # The note on labels that a case has lost begins with it; the advice follows a semicolon.
 VANISHED = "labels that vanished"
 RECORD_FOLDER = ".crfrefine"
 
-NOT_REACHED = "not reached"
 OTHER_VALUES = "refined with other values of"
 NO_RECORD = "no record of its label map, as after a kill"
 CHANGED = "its label map was changed since it was recorded"
 OTHER_INPUTS = "refined from other inputs"
-OTHER_STROKES = "refined with other strokes"
 # The consequence for --continue of each doubt about a case that is done.
 ADVICE = {
     NO_RECORD: "skipped, though other parameters may have made it",
@@ -51,7 +48,7 @@ class Record:
     """The outcome of a case, common to all commands."""
 
     case_id: str
-    status: str = FAILED  # "failed", or another one of the command
+    status: str = "failed"  # "failed", or another one of the command
     times: dict[str, float] = field(default_factory=dict)  # seconds of each stage; "stage.part" is a part of a stage
     notes: list[str] = field(default_factory=list)  # assumptions about its files
     failures: list[Failure] = field(default_factory=list)
@@ -63,7 +60,7 @@ class Record:
 
     def fail(self, failure: Failure) -> None:
         """Mark the case as failed."""
-        self.status = FAILED
+        self.status = "failed"
         self.failures.append(failure)
 
 
@@ -112,10 +109,9 @@ class CaseRecord(Record):
         check_kinds(cls, values, ("case_id", "status"))
         known = {each.name: values[each.name] for each in dataclasses.fields(cls) if values.get(each.name) is not None}
         known |= {name: Path(known[name]) for name in ("output", "probabilities", "logits", "preview", "structures") if name in known}
-        record = cls(**known | {"failures": []})
-        if isinstance(error := values.get("error"), str):
-            record.failures.append(Failure(error, str(values.get("error_kind"))))
-        return record
+        error = values.get("error")
+        failures = [Failure(error, str(values.get("error_kind")))] if isinstance(error, str) else []
+        return cls(**known | {"failures": failures})
 
 
 def check_kinds(cls: type, values: Mapping[str, Any], required: Sequence[str]) -> None:
@@ -261,7 +257,7 @@ class RecordedRuns:
         entry, written = self.latest.get(case_id), time_of_change(label_map)
         if entry is not None and entry.record.output is not None and entry.record.output.name != label_map.name:
             entry = None  # It describes a label map in another format.
-        if entry is not None and entry.record.status == FAILED:
+        if entry is not None and entry.record.status == "failed":
             failures = entry.record.failures
             return CaseState(case_id, "failed", label_map, failures[0].message if failures else "no reason is recorded")
         gone = next((path for path in (label_map, *others) if not os.path.exists(path)), None)  # noqa: PTH110 - no exception for odd names
@@ -269,7 +265,7 @@ class RecordedRuns:
         # Files of an earlier run are not results of the run that is continued.
         is_older = entry is None and written is not None and begun is not None and datetime.fromisoformat(written) < begun
         if is_older or (entry is None and gone == label_map):
-            return CaseState(case_id, "missing", label_map, NOT_REACHED)
+            return CaseState(case_id, "missing", label_map, "not reached")
         if written is None or gone is not None:
             return CaseState(case_id, "missing", label_map, f"{gone} is gone")
         if entry is None or entry.record.written != written:
@@ -395,7 +391,7 @@ def take_up(
     for files, label_map, outputs in cases:
         case = recorded.state_of(files.case_id, label_map, outputs, settings, inputs)
         if case.state == "done" and case.record is not None and case.record.strokes != times_of_strokes(files):
-            by_reason.setdefault(OTHER_STROKES, []).append(files.case_id)
+            by_reason.setdefault("refined with other strokes", []).append(files.case_id)
         elif case.state == "done":
             done[files.case_id] = case.record or CaseRecord(files.case_id)
         if case.reason in ADVICE or case.reason.startswith(OTHER_VALUES):
