@@ -221,62 +221,52 @@ BUG = KeyError("There is no item named 'logits.npy'")
 QUICK = ("--set", "mean_field.num_iterations=1", "--set", "mean_field.filter=truncated", "--threads", 1)
 
 
-def break_reader(monkeypatch, error):
-    """Let the NIfTI reader raise on files of the bad case: no file is known that makes it raise anything but our errors."""
-    whole = reading.open_bytes
+def break_first(monkeypatch, error, module=reading, name="open_bytes"):
+    """Let the first call, for the bad case, raise: no file makes the reader raise other errors."""
+    whole, errors_left = getattr(module, name), [error]
 
-    def broken(path, *others):
-        if path.name.startswith("bad"):
-            raise error
-        return whole(path, *others)
+    def broken(*arguments, **options):
+        if errors_left:
+            raise errors_left.pop()
+        return whole(*arguments, **options)
 
-    monkeypatch.setattr(reading, "open_bytes", broken)
+    monkeypatch.setattr(module, name, broken)
 
 
-@pytest.mark.parametrize("error", [BUG, UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), AssertionError()], ids=repr)
-def test_infer_goes_on_after_whatever_a_reader_raises(folders, monkeypatch, error):
-    break_reader(monkeypatch, error)
-    result = run_here("infer", *folders.arguments, *QUICK, "--summary", folders.output / "summary.json", "-v", status=1)
-    assert files_in(folders.output) == ["good.nii.gz", "summary.json"]
+@pytest.mark.parametrize(
+    ("error", "place"),
+    [
+        (BUG, ()),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), ()),
+        (AssertionError(), ()),
+        (ZeroDivisionError("a bug"), (crfrefine.runs.case_work, "refine_network")),
+        (ZeroDivisionError("a bug"), (crfrefine.io.nifti, "write")),
+    ],
+)
+def test_infer_goes_on_after_whatever_is_raised(folders, monkeypatch, error, place):
+    break_first(monkeypatch, error, *place)
+    summary = folders.output.with_name("summary.json")
+    result = run_here("infer", *folders.arguments, *QUICK, "--summary", summary, "-v", status=1)
+    assert files_in(folders.output) == ["good.nii.gz"]
     (line,) = errors(result.stderr)
     assert line.startswith(f"crfrefine: error: case 'bad': {folders.images.parent}")
-    assert f"unexpected {type(error).__name__}" in line
-    assert "please report it" in line
+    reason = f" ({error})" if str(error) else ""
+    assert f"unexpected {type(error).__name__}{reason}: a bug, please report it" in line
     assert "\n  Traceback (most recent call last):\n" in result.stderr
     assert ", in broken\n" in result.stderr
-    record = json.loads((folders.output / "summary.json").read_text())["cases"][0]
-    assert record["error_kind"] == "UnexpectedError"
+    record = json.loads(summary.read_text())["cases"][0]
+    assert record["error_kind"] == (type(error).__name__ if place else "UnexpectedError")
     assert "in broken" in record["error_traceback"]
 
 
 def test_a_traceback_is_shown_on_request_alone_and_not_of_too_little_memory(folders, monkeypatch):
-    break_reader(monkeypatch, BUG)
-    result = run_here("infer", *folders.arguments, *QUICK, "--fail-fast", status=1)
-    assert "not started" in result.stderr
-    assert "Traceback" not in result.stderr
-    break_reader(monkeypatch, MemoryError())
+    break_first(monkeypatch, MemoryError())
     result = run_here("infer", *folders.arguments, *QUICK, "-v", status=1)
     (line,) = errors(result.stderr)
     assert "there is not enough memory" in line
     assert "report" not in line
     assert "Traceback" not in result.stderr
-
-
-@pytest.mark.parametrize("stage", ["refine", "write"])
-def test_a_bug_in_the_work_on_a_case_costs_the_case(folders, monkeypatch, stage):
-    module, name = (crfrefine.runs.case_work, "refine_network") if stage == "refine" else (crfrefine.io.nifti, "write")
-    whole, calls = getattr(module, name), []
-
-    def broken(*arguments, **options):
-        calls.append(1)
-        if len(calls) == 1:
-            raise ZeroDivisionError("a bug")
-        return whole(*arguments, **options)
-
-    monkeypatch.setattr(module, name, broken)
-    result = run_here("infer", *folders.arguments, *QUICK, "-v", status=1)
-    (line,) = errors(result.stderr)
-    assert "case 'bad': " in line
-    assert "unexpected ZeroDivisionError (a bug): a bug, please report it" in line
-    assert ", in broken\n" in result.stderr
-    assert files_in(folders.output) == ["good.nii.gz"]
+    break_first(monkeypatch, BUG)
+    result = run_here("infer", *folders.arguments, *QUICK, "--fail-fast", status=1)
+    assert "not started" in result.stderr
+    assert "Traceback" not in result.stderr
