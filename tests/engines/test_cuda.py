@@ -9,9 +9,9 @@ import pytest
 from cuda_shim import ShimDevice, watched_backend
 from oracles import Case, kernel_set, one_kernel, random_case, resolve
 from script_imports import importing_from
-from strict_device import StrictDevice, use
+from strict_device import PARAMETERS, StrictDevice, use
 
-from crfrefine import CrfParameters, RegionScheme, refine
+from crfrefine import RegionScheme, refine
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import GridImage
 from crfrefine.engines.cuda import lattice
@@ -119,20 +119,8 @@ def test_a_single_voxel_keeps_to_the_rules():
     kernels.backward(kernels.forward(case.logits, model.mean_field), case.logits, case.logits, wants_image=True, wants_theta=True)
 
 
-SETTINGS = CrfParameters().replace(
-    **{
-        "spatial.weight": 0.5,
-        "bilateral.theta_alpha": 1.2,
-        "bilateral.theta_beta": 0.3,
-        "mean_field.filter": "truncated",
-        "mean_field.num_iterations": 2,
-        "mean_field.tolerance": 0.0,
-    }
-)
-
-
+SETTINGS = PARAMETERS.replace(**{"mean_field.num_iterations": 2, "mean_field.tolerance": 0.0})
 REGIONS = RegionScheme.of({"whole": [1, 2, 3], "core": [2, 3], "tip": 3, "rest": 4})
-NOTE = "computed on the CPU, since the case does not fit into the memory of cuda-shim: "
 
 
 def refined(device, **options):
@@ -153,7 +141,7 @@ def test_a_case_beyond_the_memory_has_the_result_of_the_cpu(regions, monkeypatch
     assert small.most <= small.limit
     assert found.device == "cpu"
     (note,) = found.notes
-    assert note.startswith(NOTE)
+    assert note.startswith("computed on the CPU, since the case does not fit into the memory of cuda-shim: ")
     expected = refined("cpu", regions=regions)
     np.testing.assert_array_equal(found.label_map, expected.label_map)
     np.testing.assert_array_equal(found.marginals, expected.marginals)

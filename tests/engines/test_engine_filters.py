@@ -232,23 +232,25 @@ def test_wide_kernels_are_filtered_on_half_as_many_rows_but_not_along_short_axes
     assert not found[~mask].any()
 
 
+def _pairwise(logits, grid, model):
+    """Changes by one step: the messages, times a weight."""
+    return logits.astype(np.float64) - CpuBackend().mean_field(logits, grid, model).logits
+
+
 @pytest.mark.parametrize("begin", [(3, 8, 0), (7, 1, 2), (4, 6, 5)])
 def test_a_part_of_a_volume_halves_the_rows_of_the_whole(begin):
     """Of a part that shares the feature origin, far enough from the cut, messages are those of the whole, to rounding."""
     grid, spacing, reach = (51, 58, 19), (1.0, 0.9, 1.7), (24, 24, 7)
     logits = np.random.default_rng(5).normal(size=(2, *grid)).astype(np.float32)
-    kernels = kernel_set([], (3.0, 2.8, 2.0), normalization="after", filter="auto")
     step = MeanFieldSpec(np.ones((1, 2)), np.array([[0.0, 1.0], [1.0, 0.0]]), num_iterations=1)
-
-    def pairwise(cut, origin):
-        own = logits[:, *cut]
-        image = GridImage(np.zeros((1, *own.shape[1:]), np.float32), None, spacing, origin=origin)
-        return own - CpuBackend().mean_field(own, image, ModelSpec(kernels, step)).logits
-
-    cut = tuple(slice(first, None) for first in begin)
+    model = ModelSpec(kernel_set([], (3.0, 2.8, 2.0), normalization="after", filter="auto"), step)
+    image = GridImage(np.zeros((1, *grid), np.float32), None, spacing)
+    cut = (slice(None), *(slice(first, None) for first in begin))
     inner = (slice(None), *(slice(first and far, None) for first, far in zip(begin, reach, strict=True)))
-    expected = pairwise((slice(None),) * 3, None)[:, *cut][inner]
-    shared, own = (pairwise(cut, origin)[inner] for origin in (FeatureOrigin(tuple(-first for first in begin), (0.0,)), None))
+    expected = _pairwise(logits, image, model)[cut][inner]
+    origins = FeatureOrigin(tuple(-first for first in begin), (0.0,)), None
+    parts = (replace(image, values=image.values[cut], origin=origin) for origin in origins)
+    shared, own = (_pairwise(logits[cut], part, model)[inner] for part in parts)
     rounding = 1e-6 * expected.max()
     assert np.abs(shared - expected).max() < rounding
     if begin[0] % 2 or begin[1] % 2:
@@ -271,19 +273,14 @@ def test_a_part_agrees_with_the_whole_out_of_reach_of_the_cut(grid_shape, axis, 
     assert inner.any()
     origin = default_origin(case.grid)
     moved = replace(origin, position=tuple(at - begin * (number == axis) for number, at in enumerate(origin.position)))
-    bandwidths = {"bilateral__theta_alpha": alpha, "bilateral__theta_beta": [0.15, 0.2, 0.25][:num_modalities], "bilateral__weight": 0.5}
-    step = bandwidths | {"mean_field__normalization": "after", "mean_field__num_iterations": 1}
-
-    def pairwise(of, origin):
-        """What one step changes are the messages, times a weight."""
-        spec = resolve(case, **step, mean_field__filter=name)
-        return of.logits.astype(np.float64) - CpuBackend().mean_field(of.logits, replace(of.grid, origin=origin), spec).logits
-
+    settings = {"bilateral__theta_alpha": alpha, "bilateral__theta_beta": [0.15, 0.2, 0.25][:num_modalities], "bilateral__weight": 0.5}
+    settings |= {"mean_field__normalization": "after", "mean_field__num_iterations": 1}
     for name in ("exact", "truncated", "lattice", "grid")[: 4 if num_modalities <= 2 else 3]:
-        expected = pairwise(case, None)[:, *part][:, inner]
+        model = resolve(case, **settings, mean_field__filter=name)
+        expected = _pairwise(case.logits, case.grid, model)[:, *part][:, inner]
+        shared, own = (_pairwise(left.logits, replace(left.grid, origin=at), model)[:, inner] for at in (moved, None))
         largest = float(np.abs(expected).max())
         # The exact sum has no reach: what is beyond five theta_alpha weighs e^-12.5 at most.
-        tolerance = 5e-5 if name == "exact" else 2e-6
-        np.testing.assert_allclose(pairwise(left, moved)[:, inner], expected, rtol=0.0, atol=tolerance * largest)
+        np.testing.assert_allclose(shared, expected, rtol=0.0, atol=(5e-5 if name == "exact" else 2e-6) * largest)
         if name in ("grid", "lattice"):
-            assert np.abs(pairwise(left, None)[:, inner] - expected).max() > 1e-3 * largest, name
+            assert np.abs(own - expected).max() > 1e-3 * largest, name
