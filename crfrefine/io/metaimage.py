@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from crfrefine.base.text import shorten
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io.atomic import atomic_files
-from crfrefine.io.streams import BLOCK_BYTES, write_zlib
+from crfrefine.io.streams import BLOCK_BYTES, VoxelSource, write_zlib
 from crfrefine.io.text_header import LPS, Fields, affine_of, grid_and_channels, header_lines, lines_to_write, voxel_path
-from crfrefine.io.volume import RareHeaderError, Volume, VolumeHeader, VoxelSource, VoxelsToWrite, volume_header
+from crfrefine.io.volume import RareHeaderError, Volume, VolumeHeader, VoxelsToWrite, volume_header
 
 NAME = "MetaImage"
 

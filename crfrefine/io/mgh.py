@@ -11,8 +11,16 @@ import numpy as np
 from crfrefine.base.geometry import spacing_of
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io.atomic import atomic_files
-from crfrefine.io.streams import GZIP_MAGIC, GZIP_SUFFIXES, inflated, open_bytes, read_start, write_gzip
-from crfrefine.io.volume import Volume, VolumeHeader, VoxelSource, VoxelsToWrite, volume_header
+from crfrefine.io.streams import (
+    GZIP_MAGIC,
+    GZIP_SUFFIXES,
+    VoxelSource,
+    inflated,
+    open_bytes,
+    read_start,
+    write_gzip,
+)
+from crfrefine.io.volume import Volume, VolumeHeader, VoxelsToWrite, volume_header
 
 _DATA_OFFSET = 284
 _USED_BYTES = 90  # of them; nibabel's block goes on with the part behind the voxels.

@@ -18,8 +18,23 @@ from crfrefine.base.limits import MAX_LABEL
 from crfrefine.base.text import shorten
 from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io.atomic import atomic_files
-from crfrefine.io.streams import GZIP_MAGIC, GZIP_SUFFIXES, START_BYTES, inflated, open_bytes, write_gzip
-from crfrefine.io.volume import MAX_OF_A_NAME, Segment, Volume, VolumeHeader, VoxelSource, VoxelsToWrite, volume_header
+from crfrefine.io.streams import (
+    GZIP_MAGIC,
+    GZIP_SUFFIXES,
+    START_BYTES,
+    VoxelSource,
+    inflated,
+    open_bytes,
+    write_gzip,
+)
+from crfrefine.io.volume import (
+    MAX_OF_A_NAME,
+    Segment,
+    Volume,
+    VolumeHeader,
+    VoxelsToWrite,
+    volume_header,
+)
 
 _MAX_HEADER = 540  # bytes of the longer header, that of NIfTI-2
 # Codes of the header's xyzt_units: meters, millimeters, micrometers; unknown ones are millimeters in practice.

@@ -23,10 +23,11 @@ from crfrefine.io.streams import (
     BlockReader,
     ByteReader,
     Decoder,
+    VoxelSource,
     open_bytes,
     read_start,
 )
-from crfrefine.io.volume import Volume, VolumeHeader, VoxelSource, VoxelsToWrite, volume_header
+from crfrefine.io.volume import Volume, VolumeHeader, VoxelsToWrite, volume_header
 
 _MAX_ARRAY_HEADER = 1 << 16
 _NPY_MAGIC = b"\x93NUMPY"
@@ -87,8 +88,8 @@ def _read_array_header(stream: Any, path: Path, what: str) -> tuple[tuple[int, .
 def open_voxels(header: VolumeHeader) -> Iterator[Decoder]:
     """Open an .npz at its first voxel."""
     with _open_member(header.path) as (_, reader, _, is_fortran, dtype):
-        shape = (header.num_channels, *header.grid_shape[::-1])
-        yield Decoder(reader, header.path, dtype, shape, inner=1 if is_fortran else None)
+        source = VoxelSource(header.path, "raw", dtype, 1 if is_fortran else None)
+        yield Decoder(reader, source, (header.num_channels, *header.grid_shape[::-1]))
 
 
 def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:

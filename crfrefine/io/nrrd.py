@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from crfrefine.base.text import shorten
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io.atomic import atomic_files
-from crfrefine.io.streams import write_gzip
+from crfrefine.io.streams import VoxelSource, write_gzip
 from crfrefine.io.text_header import (
     LPS,
     Fields,
@@ -23,7 +23,7 @@ from crfrefine.io.text_header import (
     lines_to_write,
     voxel_path,
 )
-from crfrefine.io.volume import RareHeaderError, Volume, VolumeHeader, VoxelSource, VoxelsToWrite, volume_header
+from crfrefine.io.volume import RareHeaderError, Volume, VolumeHeader, VoxelsToWrite, volume_header
 
 NAME = "NRRD"
 

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,15 @@ from crfrefine.io.paths import (
     recognize,
     suffix_of,
 )
-from crfrefine.io.streams import GZIP_SUFFIXES, BlockReader, Decoder, allocate_array, open_bytes, skip
+from crfrefine.io.streams import (
+    GZIP_SUFFIXES,
+    BlockReader,
+    Decoder,
+    VoxelSource,
+    allocate_array,
+    open_bytes,
+    skip,
+)
 from crfrefine.io.volume import MAX_BYTES, RareHeaderError, Volume, VolumeHeader, iter_pieces
 
 if TYPE_CHECKING:
@@ -49,8 +58,9 @@ def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -
         try:
             header: VolumeHeader = import_module(known.module).read_header(path)
         except RareHeaderError as rare:
-            itk = next(each for each in FORMATS if each.name == ITK)
-            header = import_module(itk.module).read_header(path, known.name)
+            from crfrefine.io import itk
+
+            header = itk.read_header(path, known.name)
             header, family = replace(header, notes=(f"read through SimpleITK: its header has {rare}",)), ITK
         except UnsupportedFormatError as error:
             actual = recognize(path)
@@ -100,9 +110,7 @@ def open_voxels(header: VolumeHeader) -> Iterator[Decoder]:
                 is_raw = source.encoding == "raw"
                 reader = files.enter_context(open_bytes(source.path, source.encoding, source.start + is_raw * source.offset))
                 skip(reader, 0 if is_raw else source.offset)
-                scaling = {"slope": source.slope, "intercept": source.intercept}
-                shape = (header.num_channels, *header.grid_shape[::-1])
-                decoder = Decoder(reader, source.path, source.dtype, shape, inner=source.inner, **scaling)
+                decoder = Decoder(reader, source, (header.num_channels, *header.grid_shape[::-1]))
             yield decoder
     except CrfRefineError:
         _require_unchanged(header)  # That is the reason then.
@@ -137,7 +145,9 @@ def _open_turned(header: VolumeHeader) -> Iterator[Decoder]:
                     yield np.ascontiguousarray(turn.apply(channel)).tobytes()
             decoder.finish()
 
-        yield Decoder(BlockReader(blocks()), own.path, decoder.kept_type, (header.num_channels, *header.grid_shape[::-1]))
+        source = VoxelSource(own.path, "raw", decoder.kept_type)
+        grid = header.grid_shape[::-1]
+        yield Decoder(BlockReader(blocks()), source, (header.num_channels, *grid))
 
 
 def read_volume(path: str | Path) -> Volume:
@@ -156,7 +166,7 @@ def read_channels(*headers: VolumeHeader) -> NDArray[np.float32]:
 
 def _read_into(header: VolumeHeader, values: NDArray[np.float32]) -> None:
     with reading(header.path), open_voxels(header) as decoder:
-        decoder.fill(values)
+        decoder.fill(values.reshape(-1, *header.grid_shape[::-1]))
         decoder.finish()
 
 
@@ -164,13 +174,8 @@ def reading_jobs(headers: Sequence[VolumeHeader]) -> tuple[NDArray[np.float32], 
     """Return an array for the channels of files on one grid, (channels, [z,] y, x), and a job per file, which may run together."""
     shape = (sum(header.num_channels for header in headers), *headers[0].grid_shape[::-1])
     values: NDArray[np.float32] = allocate_array(shape, headers[0].path)
-    jobs: list[Callable[[], None]] = []
-    first = 0
-    for header in headers:
-        part = values[first : first + header.num_channels].reshape(-1, *header.grid_shape[::-1])
-        jobs.append(partial(_read_into, header, part))
-        first += header.num_channels
-    return values, jobs
+    parts = np.split(values, np.cumsum([header.num_channels for header in headers])[:-1])
+    return values, [partial(_read_into, *file) for file in zip(headers, parts, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -193,17 +198,13 @@ def read_pieces(*headers: VolumeHeader, most_bytes: int = MAX_BYTES) -> Generato
     (damaged or cut off; the checksum is compared after the last piece), InputError (NaN or infinite
     values, after all pieces without them), CapacityError or UnexpectedError.
     """
-
-    def pieces() -> Generator[Piece, None, None]:
-        first = 0
-        for header in headers:
-            yield from decoded_pieces(header, most_bytes, first)
-            first += header.num_channels
-
-    return run_ahead(pieces())
+    firsts = accumulate((header.num_channels for header in headers[:-1]), initial=0)
+    files = zip(headers, firsts, strict=True)
+    pieces = (decoded_pieces(*file, most_bytes=most_bytes) for file in files)
+    return run_ahead(piece for of_file in pieces for piece in of_file)
 
 
-def decoded_pieces(header: VolumeHeader, most_bytes: int, first_channel: int = 0) -> Generator[Piece, None, None]:
+def decoded_pieces(header: VolumeHeader, first_channel: int = 0, *, most_bytes: int) -> Generator[Piece, None, None]:
     """Read a file piece by piece in the calling thread; otherwise as `read_pieces`."""
     shape = (header.num_channels, *header.grid_shape[::-1])
     with reading(header.path), open_voxels(header) as decoder:

@@ -154,33 +154,38 @@ _FLOAT32 = np.dtype(np.float32)
 _KEPT = frozenset(map(np.dtype, ("float16", "float32", "int8", "uint8", "int16", "uint16")))
 
 
+@dataclass(frozen=True)
+class VoxelSource:
+    """Voxels in one file."""
+
+    path: Path  # the file with the voxels, which may hold the header, too
+    encoding: str  # "raw", "zlib" or "gzip"
+    dtype: np.dtype[Any]  # as stored, with its byte order
+    # Values of one channel that are side by side: 1 if the channels of a voxel are together; None
+    # means that one channel follows the other.
+    inner: int | None = None
+    start: int = 0  # bytes before the stored data in the file; -1 means that raw voxels end it
+    offset: int = 0  # bytes before the first voxel after decompression
+    slope: float = 1.0  # value = stored * slope + intercept
+    intercept: float = 0.0  # see `slope`
+
+
 class Decoder:
     """Decodes the voxels of an open file into one array after the other, in the order of the file.
 
-    `reader` begins at the first value, `dtype` is the file's, and `shape` is (channels, [z,] y, x) of the
-    whole volume. A value is stored * slope + intercept. `inner` values of one channel are side by side:
-    1 if the channels of a voxel are together; None if one channel follows the other (`is_by_channel`).
-    `kept_type` is the stored type in the machine's byte order if it has at most 16 bits or is float32, and
-    no scaling; else float32. NaN and infinite values are counted in `num_bad`, and reported by `finish`:
-    damage is the likelier reason for them, and the checksum at the end of compressed data tells.
+    `reader` begins at the first value, and `shape` is (channels, [z,] y, x) of the whole volume.
+    `is_by_channel` says whether one channel follows the other, or there is only one. `kept_type` is
+    the stored type in the machine's byte order if it has at most 16 bits or is float32, and no
+    scaling; else float32. NaN and infinite values are counted in `num_bad`, and reported by
+    `finish`: damage is the likelier reason for them, and the checksum at the end of compressed data tells.
     """
 
-    def __init__(
-        self,
-        reader: ByteReader,
-        path: Path,
-        dtype: np.dtype[Any],
-        shape: tuple[int, ...],
-        *,
-        slope: float = 1.0,
-        intercept: float = 0.0,
-        inner: int | None = None,
-    ) -> None:
-        self._reader, self._path, self._dtype, self._shape = reader, path, dtype, shape
-        self._slope, self._intercept, self._is_scaled = slope, intercept, (slope, intercept) != (1.0, 0.0)
-        self._inner = inner or math.prod(shape[1:])
+    def __init__(self, reader: ByteReader, source: VoxelSource, shape: tuple[int, ...]) -> None:
+        self._reader, self._source, self._shape = reader, source, shape
+        self._is_scaled = (source.slope, source.intercept) != (1.0, 0.0)
+        self._inner = source.inner or math.prod(shape[1:])
         self.is_by_channel = shape[0] == 1 or self._inner == math.prod(shape[1:])
-        plain = dtype.newbyteorder("=")
+        plain = source.dtype.newbyteorder("=")
         self.kept_type = plain if plain in _KEPT and not self._is_scaled else _FLOAT32
         self._num_bytes = 0
         self.num_bad = 0
@@ -190,28 +195,29 @@ class Decoder:
         """Fill an array with the next values of the file, scaled; raise UnsupportedFormatError if it ends too early."""
         # The values are (channels, planes, [y,] x) C-contiguous, float32 or `kept_type`: the whole
         # volume, or the next planes of one channel or of all, of which the first ones are given.
-        may_be_bad, size, targets, suspicious = self._dtype.kind == "f" or self._is_scaled, _BLOCK_VALUES, values.reshape(-1), False
+        dtype, size, targets = self._source.dtype, _BLOCK_VALUES, values.reshape(-1)
+        may_be_bad, suspicious = dtype.kind == "f" or self._is_scaled, False
         if not self.is_by_channel:  # The repeating unit of the file: single values, or `inner` of each channel.
             rows = values.reshape(len(values), -1, self._inner).transpose(1, 0, 2)
             # numpy copies two axes twice as fast as three with one of length 1.
             size, targets = max(size // rows[0].size, 1), rows[:, :, 0] if self._inner == 1 else rows
         for start in range(0, len(targets), size):
             target = targets[start : start + size]
-            data = self._reader.read(target.size * self._dtype.itemsize)
+            data = self._reader.read(target.size * dtype.itemsize)
             self._num_bytes += len(data)
-            if len(data) < target.size * self._dtype.itemsize:
-                promised = math.prod(self._shape) * self._dtype.itemsize
-                raise cut_off(self._path, f"{promised} bytes of voxels", f"it holds {self._num_bytes}")
-            stored = np.frombuffer(data, self._dtype).reshape(target.shape)
+            if len(data) < target.size * dtype.itemsize:
+                promised = f"{math.prod(self._shape) * dtype.itemsize} bytes of voxels"
+                raise cut_off(self._source.path, promised, f"it holds {self._num_bytes}")
+            stored = np.frombuffer(data, dtype).reshape(target.shape)
             # 16-bit integers are exact in float32; wider ones are scaled in float64, else an intercept would cancel digits away.
             is_wide = self._is_scaled and stored.dtype.itemsize > 2
             scaled = np.empty(stored.shape, np.float64) if is_wide else target
             with np.errstate(over="ignore", invalid="ignore"):
                 scaled[...] = stored
                 if self._is_scaled:
-                    scaled *= scaled.dtype.type(self._slope)
-                    if self._intercept != 0.0:
-                        scaled += scaled.dtype.type(self._intercept)
+                    scaled *= scaled.dtype.type(self._source.slope)
+                    if self._source.intercept != 0.0:
+                        scaled += scaled.dtype.type(self._source.intercept)
                 if is_wide:
                     target[...] = scaled
                 # A sum is finite only if all its terms are; that of finite terms may overflow, so each value is looked at then.
@@ -234,8 +240,8 @@ class Decoder:
         (channel, *place), kind = self._first_bad
         voxel = ", ".join(str(i) for i in reversed(place)) + ")" + (f" of channel {channel}" if self._shape[0] > 1 else "")
         raise InputError(
-            f"{self._path}: {self.num_bad} of {math.prod(self._shape)} values are NaN or infinite; "
-            f"the first one ({kind}) is at voxel ({voxel}\n"
+            f"{self._source.path}: {self.num_bad} of {math.prod(self._shape)} values are NaN or "
+            f"infinite; the first one ({kind}) is at voxel ({voxel}\n"
             "  Export finite values, or replace them before refining."
         )
 

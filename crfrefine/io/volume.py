@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from crfrefine.base.geometry import Reorientation, describe_difference, orientation_codes, require_usable, same_grid, spacing_of
 from crfrefine.base.text import shorten
 from crfrefine.errors import GridMismatchError, InputError
-from crfrefine.io.streams import BLOCK_BYTES, MAX_RATIO, cut_off
+from crfrefine.io.streams import BLOCK_BYTES, MAX_RATIO, VoxelSource, cut_off
 
 
 class RareHeaderError(Exception):
@@ -89,20 +89,6 @@ class Volume:
     def grid_shape(self) -> tuple[int, ...]:
         """Voxels along each grid axis."""
         return self.data.shape[self.data.ndim - len(self.spacing) :]
-
-
-@dataclass(frozen=True)
-class VoxelSource:
-    """Voxels in one file."""
-
-    path: Path  # the file with the voxels, which may hold the header, too
-    encoding: str  # "raw", "zlib" or "gzip"
-    dtype: np.dtype[Any]  # as stored, with its byte order
-    inner: int | None = None  # values of one channel side by side before the next channel begins; None if it follows at its end
-    start: int = 0  # bytes before the stored data in the file; -1 means that raw voxels end it
-    offset: int = 0  # bytes before the first voxel after decompression
-    slope: float = 1.0  # value = stored * slope + intercept
-    intercept: float = 0.0  # see `slope`
 
 
 def volume_header(
