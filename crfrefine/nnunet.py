@@ -167,9 +167,9 @@ def _grid_map(
     for number, (axis, (start, _), extent, size) in enumerate(zip(transpose, box, after, shape, strict=True)):
         matrix[number, axis] = size / extent
         offset[number] = (0.5 - start) * size / extent - 0.5
-    anisotropic = next((steps for steps in (network, wide) if max(steps) > MAX_ANISOTROPY * min(steps)), None)
-    nearest = None if anisotropic is None else int(np.argmax(anisotropic))
-    if anisotropic is not None and sum(step == max(anisotropic) for step in anisotropic) > 1:
-        nearest = None  # nnU-Net treats two coarse axes like fine ones.
+    coarse = [steps for steps in (network, wide) if max(steps) > MAX_ANISOTROPY * min(steps)]
+    # nnU-Net treats two coarse axes like fine ones.
+    is_single = bool(coarse) and coarse[0].count(max(coarse[0])) == 1
+    nearest = int(np.argmax(coarse[0])) if is_single else None
     shape_of_image = (int(extents[0]), int(extents[1]), int(extents[2]))
     return GridMap(shape_of_image, (int(shape[0]), int(shape[1]), int(shape[2])), matrix, offset), nearest

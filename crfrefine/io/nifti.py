@@ -43,9 +43,8 @@ _ANALYZE_NOTE = "Analyze 7.5 does not say which side is left: its axes are taken
 
 _ORDERS: tuple[Literal["little", "big"], ...] = ("little", "big")
 
-_quiet = logging.getLogger("crfrefine.io.nifti")
-_quiet.addHandler(logging.NullHandler())
-_quiet.propagate = False
+# nibabel tells a logger what it repairs in a header; this one prints nothing.
+_quiet = logging.Logger("crfrefine.io.nifti", logging.CRITICAL + 1)
 
 
 def recognizes(start: bytes) -> bool:

@@ -170,6 +170,16 @@ def _read_into(header: VolumeHeader, values: NDArray[np.float32]) -> None:
         decoder.finish()
 
 
+def read_stored(header: VolumeHeader) -> NDArray[Any]:
+    """Read a file in the type of its pieces: (channels, [z,] y, x); raises as `read_pieces`."""
+    with reading(header.path), open_voxels(header) as decoder:
+        shape = (header.num_channels, *header.grid_shape[::-1])
+        values = allocate_array(shape, header.path, decoder.kept_type)
+        decoder.fill(values)
+        decoder.finish()
+    return values
+
+
 def reading_jobs(headers: Sequence[VolumeHeader]) -> tuple[NDArray[np.float32], list[Callable[[], None]]]:
     """Return an array for the channels of files on one grid, (channels, [z,] y, x), and a job per file, which may run together."""
     shape = (sum(header.num_channels for header in headers), *headers[0].grid_shape[::-1])
@@ -204,7 +214,7 @@ def read_pieces(*headers: VolumeHeader, most_bytes: int = MAX_BYTES) -> Generato
     return run_ahead(piece for of_file in pieces for piece in of_file)
 
 
-def decoded_pieces(header: VolumeHeader, first_channel: int = 0, *, most_bytes: int) -> Generator[Piece, None, None]:
+def decoded_pieces(header: VolumeHeader, first: int = 0, *, most_bytes: int) -> Generator[Piece]:
     """Read a file piece by piece in the calling thread; otherwise as `read_pieces`."""
     shape = (header.num_channels, *header.grid_shape[::-1])
     with reading(header.path), open_voxels(header) as decoder:
@@ -213,7 +223,7 @@ def decoded_pieces(header: VolumeHeader, first_channel: int = 0, *, most_bytes: 
             values = allocate_array((channels.stop - channels.start, planes.stop - planes.start, *shape[2:]), header.path, dtype)
             decoder.fill(values, channels.start, planes.start)
             if not decoder.num_bad:
-                yield Piece(slice(first_channel + channels.start, first_channel + channels.stop), planes, values)
+                yield Piece(slice(first + channels.start, first + channels.stop), planes, values)
         decoder.finish()
 
 

@@ -58,11 +58,10 @@ def inflate(file: BinaryIO, path: Path, container: str) -> Generator[bytes, None
     """Inflate "gzip" (one or several members), "zlib" or "deflate" from a file's position on, checking length and checksum."""
     from isal import igzip_lib  # Looking at a file's name does not need it.
 
-    library: Any = igzip_lib
-    flag = {"gzip": library.DECOMP_GZIP, "zlib": library.DECOMP_ZLIB, "deflate": library.DECOMP_DEFLATE}[container]
+    flag = getattr(igzip_lib, f"DECOMP_{container.upper()}")
     pending, size = file.read(INPUT_BYTES), START_BYTES
     while pending:
-        member = library.IgzipDecompressor(flag=flag)
+        member = igzip_lib.IgzipDecompressor(flag=flag)
         while not member.eof:
             compressed = b""
             if member.needs_input:
@@ -71,7 +70,7 @@ def inflate(file: BinaryIO, path: Path, container: str) -> Generator[bytes, None
                     raise UnsupportedFormatError(f"{path}: the compressed data end too early; the file is cut off, copy or export it again")
             try:
                 block = member.decompress(compressed, size)
-            except library.IsalError as error:
+            except igzip_lib.IsalError as error:  # type: ignore[misc]
                 raise UnsupportedFormatError(f"{path}: damaged compressed data ({error}); copy or export the file again") from None
             size = BLOCK_BYTES
             yield block
@@ -135,8 +134,8 @@ def write_gzip(file: BinaryIO, parts: Iterable[bytes | memoryview], threads: int
     """Write one gzip member without time or name: the same data give the same bytes, with any number of threads."""
     from isal import igzip_threaded
 
-    threaded: Any = igzip_threaded
-    with threaded.open(file, "wb", compresslevel=COMPRESSION_LEVEL, threads=max(threads, 1), block_size=BLOCK_BYTES) as stream:
+    level, threads = COMPRESSION_LEVEL, max(threads, 1)
+    with igzip_threaded.open(file, "wb", level, threads=threads, block_size=BLOCK_BYTES) as stream:
         stream.writelines(parts)
 
 
@@ -144,7 +143,7 @@ def write_zlib(file: BinaryIO, parts: Iterable[bytes | memoryview]) -> int:
     """Write the parts as one zlib stream, on one thread; return its length in bytes."""
     from isal import isal_zlib
 
-    deflater: Any = isal_zlib.compressobj(COMPRESSION_LEVEL, wbits=15)
+    deflater = isal_zlib.compressobj(COMPRESSION_LEVEL, wbits=15)
     num_bytes = sum(file.write(deflater.compress(part)) for part in parts)
     return num_bytes + file.write(deflater.flush())
 

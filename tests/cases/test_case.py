@@ -10,7 +10,6 @@ from io_helpers import affine_of, numbers, save_nifti
 from crfrefine.base.limits import PROCESS
 from crfrefine.errors import CapacityError, InputError
 from crfrefine.io import reading
-from crfrefine.runs.cases import case as cases
 from crfrefine.runs.cases.case import load_case
 from crfrefine.runs.cases.case_files import CaseFiles
 from crfrefine.runs.cases.case_headers import read_case_headers
@@ -63,8 +62,7 @@ def test_a_case_is_read_if_it_just_fits_and_refused_one_byte_earlier(kind, tmp_p
     def no_array(*_):
         raise AssertionError("an array was allocated")
 
-    for module in (reading, cases):
-        monkeypatch.setattr(module, "allocate_array", no_array)
+    monkeypatch.setattr(reading, "allocate_array", no_array)
     with pytest.raises(CapacityError) as caught:
         load_case(files, ReadingOptions(max_memory=needed - 1, **how), with_labels=with_labels)
     first, *lines = str(caught.value).splitlines()

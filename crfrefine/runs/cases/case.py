@@ -24,8 +24,7 @@ from crfrefine.base.limits import PROCESS, RUN_BYTES, available_threads, memory_
 from crfrefine.base.option import CUBIC
 from crfrefine.base.text import TIMES, shorten
 from crfrefine.errors import InputError
-from crfrefine.io.reading import LogitsHeader, read_mask, read_pieces, reading_jobs
-from crfrefine.io.streams import allocate_array
+from crfrefine.io.reading import LogitsHeader, read_mask, read_stored, reading_jobs
 from crfrefine.io.volume import MAX_BYTES, Volume, VolumeHeader
 from crfrefine.runs.cases.case_files import CaseFiles
 from crfrefine.runs.cases.case_headers import CaseHeaders, read_case_headers
@@ -223,15 +222,7 @@ def _plan_memory(
 
 def read_as_stored(images: Sequence[VolumeHeader]) -> NDArray[Any]:
     """Return the modalities of a case, (M, [z,] y, x), in their stored type; float32 where types differ or values are scaled."""
-    modalities: list[NDArray[Any]] = []
-    for header in images:
-        values: NDArray[Any] | None = None
-        for piece in read_pieces(header):
-            if values is None:
-                values = allocate_array((header.num_channels, *header.grid_shape[::-1]), header.path, piece.values.dtype)
-            values[piece.channels, piece.planes] = piece.values
-        assert values is not None
-        modalities.append(values)
+    modalities = [read_stored(header) for header in images]
     types = {modality.dtype for modality in modalities}
     dtype = types.pop() if len(types) == 1 else np.dtype(np.float32)
     return modalities[0] if len(modalities) == 1 else np.concatenate(modalities, dtype=dtype, casting="unsafe")
