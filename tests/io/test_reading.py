@@ -136,14 +136,6 @@ def test_the_smallest_type_whatever_is_stored(dtype, name, largest, expected, tm
     np.testing.assert_array_equal(read.data, labels)
 
 
-def test_labels_with_a_scaling(tmp_path):
-    """Some tools scale label maps: 1 comes back as 0.988, and truncation would make it 0."""
-    labels = numbers(SHAPE, dtype=np.int64) % 5
-    path = save_nifti(tmp_path / "a.nii.gz", np.rint(labels / 0.038).astype(np.uint8), slope=0.038)
-    assert np.abs(io.read_volume(path).data - labels).max() > 0.01
-    np.testing.assert_array_equal(io.read_labels(path).data, labels)
-
-
 @pytest.mark.parametrize(
     ("dtype", "read"), [("uint8", read_whole_numbers), ("float32", lambda header: read_mask(header, np.isfinite))], ids=["labels", "mask"]
 )
