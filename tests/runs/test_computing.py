@@ -45,31 +45,28 @@ def test_a_box_agrees_with_the_whole_case_away_from_its_faces(large):
     assert np.mean(before != wanted[inner]) > 0.01, "there is something to refine"
 
 
-@pytest.mark.parametrize("kind", ["masks", "labels", "coarse", "regions"])
-def test_the_whole_case_is_what_infer_writes(tmp_path, kind):
-    folders, _ = write_labeled(tmp_path, "a")
-    options = options_for(folders)
-    parameters = options.inputs.parameters.replace(**{"intensity.mask": "nonzero", "postprocess.keep_largest": "foreground"})
-    more = ["--threads", 1]
-    logits = load_nifti(folders.logits / "a.nii.gz")
-    if kind in ("labels", "coarse"):
-        save_nifti(folders.logits / "a.nii.gz", logits.argmax(axis=-1).astype(np.uint8))
-        more += ["--input-type", "labels"]
-    inputs = dataclasses.replace(options.inputs, parameters=parameters, input_type="labels" if "labels" in more else "auto")
-    if kind == "coarse":
-        parameters = CrfParameters.load("sharp")
-        inputs = dataclasses.replace(inputs, parameters=parameters, network_spacing=(4.0, 5.0, 6.0))
-        more += ["--network-spacing", "4,5,6"]
-    if kind == "regions":
-        from crfrefine.cli.options import parse_scheme
+@pytest.mark.parametrize("is_coarse", [False, True])
+def test_the_whole_case_is_what_infer_writes(tmp_path, is_coarse):
+    """Logits in a mask made from the image, with a rule for components; and a coarse label map.
 
-        inputs = dataclasses.replace(inputs, regions=parse_scheme(["a=1+2", "b=2", "c=3", "d=4"], None))
-        more += ["--regions", "a=1+2", "--regions", "b=2", "--regions", "c=3", "--regions", "d=4"]
+    `test_session.py` and `test_store.py` have label maps and channels of regions with strokes.
+    """
+    folders, _ = write_labeled(tmp_path, "a")
+    options, more = options_for(folders), ("--threads", 1)
+    rules = {"intensity.mask": "nonzero", "postprocess.keep_largest": "foreground"}
+    changes = {"parameters": options.inputs.parameters.replace(**rules)}
+    if is_coarse:
+        labels = load_nifti(folders.logits / "a.nii.gz").argmax(axis=-1).astype(np.uint8)
+        save_nifti(folders.logits / "a.nii.gz", labels)
+        changes = {"input_type": "labels", "network_spacing": (4.0, 5.0, 6.0)}
+        changes["parameters"] = CrfParameters.load("sharp")
+        more += ("--input-type", "labels", "--network-spacing", "4,5,6")
+    inputs = dataclasses.replace(options.inputs, **changes)
     case = opened(dataclasses.replace(options, inputs=inputs))
     assert case.box_around((0,) * len(case.upright_grid)) is None, "a small case needs no box"
-    parameters.save(tmp_path / "saved.toml")
+    changes["parameters"].save(tmp_path / "saved.toml")
     run_here("infer", *folders.arguments, "-c", tmp_path / "saved.toml", *more, status=0)
     written = read_volume(next(folders.output.glob("a.*"))).data
-    found = CaseRefiner(case, 1).refine(parameters)
+    found = CaseRefiner(case, 1).refine(changes["parameters"])
     np.testing.assert_array_equal(found.label_map, written)
     assert found.changes.voxels_changed > 0

@@ -140,6 +140,3 @@ def test_ct_has_the_usual_window_of_the_structure(block, tissue, expected):
     image = np.array([-200, -160, 40, 240, 3000, np.nan, np.inf, -np.inf], np.float32)
     assert SOFT_TISSUE.gray(image).tolist() == [0, 0, 128, 255, 255, 0, 255, 0]
     assert str(SOFT_TISSUE) == "−160 to 240"
-
-
-# ---- Pixels

@@ -22,34 +22,19 @@ from crfrefine.runs.records import RECORD_FOLDER, read_records, record_path
 from crfrefine.runs.tune.session import Session, TuneOptions, score_labels
 
 
-@pytest.fixture
-def summary(tmp_path):
-    return tmp_path / "summary.json"
-
-
-def run(folders, *options, status=0):
+def run(folders, *options):
     """Return standard error."""
-    result = infer(folders, *options)
-    assert result.status == status, result.stderr
-    return result.stderr
+    return infer(folders, *options, status=0).stderr
 
 
 def lines_of(folders):
     return record_path(folders.output).read_bytes().splitlines(keepends=True)
 
 
-def cases_of(summary):
-    return json.loads(summary.read_text())["cases"]
-
-
-def with_values(summary):
-    """The state of each case, and whether the way it was refined is known."""
-    return [(case["status"], case["voxels_changed"] is not None) for case in cases_of(summary)]
-
-
-def test_a_summary_has_the_lines_of_the_record_and_skipped_cases_keep_their_values(folders, summary):
+def test_a_summary_has_the_lines_of_the_record_and_skipped_cases_keep_their_values(folders):
+    summary = folders.output.with_name("summary.json")
     run(folders, "--summary", summary, "--save-probabilities", "--save-logits", "--preview")
-    first = cases_of(summary)
+    first = json.loads(summary.read_text())["cases"]
     assert [{**json.loads(line), "run": 0} for line in lines_of(folders)[1:]] == [{"run": 0, **case} for case in first]
     (folders.output / "b.nii.gz").unlink()
     for expected in (["skipped", "done", "skipped"], ["skipped"] * 3):
@@ -64,16 +49,19 @@ def test_a_summary_has_the_lines_of_the_record_and_skipped_cases_keep_their_valu
     assert a[:4] == ["a", "skipped", str(first[0]["num_iterations"]), str(first[0]["voxels_changed"])]
 
 
-def test_label_maps_without_a_record_or_changed_since_are_named_and_kept(folders, summary):
+def test_label_maps_without_a_record_or_changed_since_are_named_and_kept(folders):
     """As a kill leaves one between a label map and its line. A record of another format is of another file."""
     run(folders)
     record_path(folders.output).write_bytes(b"".join(line for line in lines_of(folders) if b'"case_id": "b"' not in line))
     time.sleep(0.02)  # Clocks of files may tick slowly.
     os.utime(folders.output / "a.nii.gz")
+    summary = folders.output.with_name("summary.json")
     said = run(folders, "--summary", summary, "--continue")
     assert "1 case (a): its label map was changed since it was recorded; " in said
     assert "1 case (b): no record of its label map, as after a kill; " in said
-    assert with_values(summary) == [("skipped", False), ("skipped", False), ("skipped", True)]
+    cases = json.loads(summary.read_text())["cases"]
+    assert [case["status"] for case in cases] == ["skipped"] * 3
+    assert [case["voxels_changed"] is not None for case in cases] == [False, False, True]
     save_nifti(folders.output / "c.nii", load_nifti(folders.output / "c.nii.gz"))
     said = run(folders, "--continue", "--output-format", ".nii")
     assert "1 case (c): no record of its label map" in said
@@ -156,19 +144,19 @@ def test_lines_that_cannot_be_used_are_named_and_left_out(folders):
 
 
 @pytest.mark.long
-def test_a_killed_run_leaves_the_records_of_its_cases(tmp_path, summary):
+def test_a_killed_run_leaves_the_records_of_its_cases(tmp_path):
     names = [f"case{number:02}" for number in range(60)]
     folders = write_folders(tmp_path, *names)
     path = record_path(folders.output)
-    with subprocess.Popen(
-        command("infer", *folders.arguments, "--threads", 1), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as process:
+    words = command("infer", *folders.arguments, "--threads", 1)
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         wait_for(lambda: path.is_file() and path.read_bytes().count(b"\n") > 2, process, seconds=100)
         process.kill()
     recorded = [entry.record.case_id for entry in read_records(folders.output).entries]
     there = sorted(path.name.partition(".")[0] for path in folders.output.glob("case*"))
     assert recorded == there[: len(recorded)] == names[: len(recorded)]
     assert len(there) <= len(recorded) + 1  # The kill may fall between a label map and its line.
+    summary = tmp_path / "summary.json"
     run(folders, "--summary", summary, "--continue", "--set", "mean_field.filter=auto")
     last = json.loads(summary.read_text())
     assert (last["interrupted"], last["num_skipped"] + last["num_done"]) == (False, len(names))
