@@ -96,32 +96,25 @@ def dice(driver):
     return driver.execute_script("return [...document.querySelectorAll('#scores tbody tr')].map((row) => row.cells[2].textContent)")
 
 
-def slide(driver, name, share):
-    driver.execute_script(
-        "const node = document.querySelector(`[name='${arguments[0]}']`); node.value = Number(node.max) * arguments[1];"
-        "node.dispatchEvent(new Event('input', { bubbles: true }))",
-        name,
-        share,
-    )
+CONTROL = """
+    const slider = document.querySelector(`[name='${arguments[0]}']`);
+    const field = slider.parentElement.querySelector('[type=number]');
+"""
+SLIDE = """
+    slider.value = Number(slider.max) * arguments[1];
+    slider.dispatchEvent(new Event('input', { bubbles: true }));
+"""
+TYPE = "field.value = arguments[1]; field.dispatchEvent(new Event('change'))"
+# The text of a field, whether it is marked, the message beside it, and the place of its slider.
+LOOK = """
+    const told = document.getElementById(field.getAttribute('aria-describedby'));
+    const message = told.hidden ? '' : told.textContent;
+    return [field.value, field.getAttribute('aria-invalid'), message, slider.value];
+"""
 
 
-def type_in(driver, name, value):
-    driver.execute_script(
-        "const slider = document.querySelector(`[name='${arguments[0]}']`), field = slider.parentElement.querySelector('[type=number]');"
-        "field.value = arguments[1]; field.dispatchEvent(new Event('change'))",
-        name,
-        value,
-    )
-
-
-def told_beside(driver, name):
-    """The text of a field, whether it is marked, the message beside it, and the place of its slider."""
-    return driver.execute_script(
-        "const slider = document.querySelector(`[name='${arguments[0]}']`), field = slider.parentElement.querySelector('[type=number]');"
-        "const told = document.getElementById(field.getAttribute('aria-describedby'));"
-        "return [field.value, field.getAttribute('aria-invalid'), told.hidden ? '' : told.textContent, slider.value]",
-        name,
-    )
+def at_control(driver, name, script, *values):
+    return driver.execute_script(CONTROL + script, name, *values)
 
 
 def test_sliders_change_what_is_shown_and_saved(page, running, saved):
@@ -129,8 +122,8 @@ def test_sliders_change_what_is_shown_and_saved(page, running, saved):
 
     before = picture(page), dice(page), number(page)
     for share in (0.2, 0.4, 0.6):
-        slide(page, "bilateral.theta_alpha", share)
-    slide(page, "mean_field.num_iterations", 0.5)
+        at_control(page, "bilateral.theta_alpha", SLIDE, share)
+    at_control(page, "mean_field.num_iterations", SLIDE, 0.5)
     wait(page, "document.querySelector('#toml').textContent.includes('num_iterations = 10 ')")
     wait_until_done(page, before[2])
     assert picture(page) != before[0]
@@ -158,13 +151,14 @@ def test_sliders_change_what_is_shown_and_saved(page, running, saved):
 
     # A value that is not allowed is marked beside the one that applies.
     name = "bilateral.theta_alpha"
-    type_in(page, name, 4.5)
+    at_control(page, name, TYPE, 4.5)
     wait(page, "document.querySelector('#toml').textContent.includes('theta_alpha = 4.5')")
-    place = told_beside(page, name)[3]
-    type_in(page, name, -3)
+    place = at_control(page, name, LOOK)[3]
+    at_control(page, name, TYPE, -3)
     wait(page, "document.querySelector('[aria-invalid=true]')")
-    assert told_beside(page, name) == ["-3", "true", "must be greater than 0, got -3; 4.5 still applies", place]
-    slide(page, name, 0.5)
+    message = "must be greater than 0, got -3; 4.5 still applies"
+    assert at_control(page, name, LOOK) == ["-3", "true", message, place]
+    at_control(page, name, SLIDE, 0.5)
     wait(page, "!document.querySelector('[aria-invalid=true]')")
     (complaint,) = page.get_log("browser")
     assert "400" in complaint["message"], "browsers log every refused request"
@@ -221,7 +215,6 @@ def press(driver, key):
 
 
 def test_strokes_are_drawn_in_each_plane_undone_and_saved_for_infer(page, running, saved, labeled_folders, tmp_path):
-
     names = page.execute_script("return [...document.querySelectorAll('#brushes label')].map((node) => node.textContent)")
     assert names == ["crosshair", "label 1", "label 2", "label 3", "background", "erase"]
     x, y, z = running.json("describe")["place"]
