@@ -39,8 +39,6 @@ GONE = {
 }
 _PLAIN = {"bool": bool, "int": int, "float": float}
 
-Command = Callable[..., None]
-
 
 def usage_checked(parse: Callable[[str], Any], choices: tuple[str, ...] = ()) -> Callable[[Any], Any]:
     """Return a parser whose InputError, and texts other than `choices`, are errors of usage; a default is a value already."""
@@ -59,7 +57,7 @@ def usage_checked(parse: Callable[[str], Any], choices: tuple[str, ...] = ()) ->
 usage_path = usage_checked(parse_path)
 
 
-def with_options(kind: type, command: Command, names: str = "") -> Command:
+def with_options(kind: type, command: Callable[..., None], names: str = "") -> Callable[..., None]:
     """Return a command whose parameter `options`, a dict by field, has the options of a dataclass, those of `names` or all."""
     own = inspect.signature(command, eval_str=True).parameters
     module = {**vars(sys.modules[kind.__module__]), "Annotated": Annotated}
