@@ -58,9 +58,8 @@ def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -
         try:
             header: VolumeHeader = import_module(known.module).read_header(path)
         except RareHeaderError as rare:
-            from crfrefine.io import itk
-
-            header = itk.read_header(path, known.name)
+            itk = next(each for each in FORMATS if each.name == ITK)
+            header = import_module(itk.module).read_header(path, known.name)
             header, family = replace(header, notes=(f"read through SimpleITK: its header has {rare}",)), ITK
         except UnsupportedFormatError as error:
             actual = recognize(path)
