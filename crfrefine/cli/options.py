@@ -120,7 +120,6 @@ config_option: Any = partial(
     typer.Option, "-c", "--config", metavar="NAME|FILE", parser=usage_checked(path_text), autocompletion=complete_config
 )
 VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="More: filters, times of each stage.")]
-ConfigOption = Annotated[str, config_option(help="A preset's name, or a TOML file.")]
 OverridesOption = Annotated[
     list[str] | None, option("--set", metavar="KEY=VALUE", help="Override one entry: --set bilateral.theta_alpha=6; repeatable.")
 ]

@@ -32,7 +32,7 @@ def tune(
             "--corrections", metavar="FOLDER", help="Where the page saves strokes and the refined case; strokes there are shown."
         ),
     ] = None,
-    config: shared.ConfigOption = "default",
+    config: Annotated[str, shared.config_option(help="A preset's name, or a TOML file.")] = "default",
     overrides: shared.OverridesOption = None,
     regions: shared.RegionsOption = None,
     regions_class_order: shared.ClassOrderOption = None,

@@ -45,9 +45,8 @@ from crfrefine.runs.outputs import OutputFiles, is_complete
 from crfrefine.runs.records import VANISHED, CaseRecord, RunSummary, time_of_change, times_of_strokes
 
 MAX_VANISHED = 50  # most labels that a note names; the record has all of them
-# Fields of a record that are copied from the result and from its changes.
+# Fields of a record that are copied from the result.
 _OF_RESULT = ("device", "num_padding_voxels", "voxels_removed", "voxels_filled")
-_OF_CHANGES = ("voxels_changed", "voxels_before", "voxels_after")
 
 
 @dataclass(frozen=True)
@@ -162,8 +161,8 @@ def _refine(
     outvoted = {label: before for label, (before, after) in counts if before and not after}
     record.times["refine"] = time.perf_counter() - started
     record.times.update({f"refine.{stage}": seconds for stage, seconds in result.timings.items()})
-    vars(record).update(vars(result.report) | {name: getattr(result, name) for name in _OF_RESULT})
-    vars(record).update({name: getattr(changes, name) for name in _OF_CHANGES})
+    own = {name: getattr(result, name) for name in _OF_RESULT}
+    vars(record).update(vars(result.report) | vars(changes) | own)
     record.num_voxels_in_mask = result.label_map.size if case.mask is None else int(np.count_nonzero(case.mask))
     vanished = dict(sorted({**lost, **outvoted}.items()))
     record.vanished_labels = tuple(vanished)
