@@ -71,14 +71,12 @@ class Lattice:
         self._mask = None if mask is None else given_voxels(mask, self.shape)
         points = points if self._mask is None else points[:, self._mask]
         num_features, self.num_points = len(points), math.prod(points.shape[1:])
-        if not points.size:
-            raise InputError(f"there are {self.num_points} points of {num_features} features; expected one or more of each")
         if points.dtype.itemsize > np.float32().itemsize:  # Features count from the first point: a large offset costs no precision.
             with np.errstate(over="ignore", invalid="ignore"):
                 first = points[(slice(None), *[slice(1)] * (points.ndim - 1))]
                 points = np.subtract(points, first, out=np.empty(points.shape, np.float32), dtype=np.float64, casting="unsafe")
         points = _finite(points, "features")
-        method = choose_method(method, self.num_points)
+        method = choose_method(method, self.num_points, num_features)
         self._kernel = CompiledPoints(points, method, threads) if device == "cpu" else _of_tensors().TorchPoints(points, method, device)
         self.description = self._kernel.description
         self._scale: dict[str, Float32 | None] = {"none": None}
@@ -223,8 +221,10 @@ def check_word(name: str, value: str, known: Sequence[str]) -> None:
         raise ConfigError(f"{name}: expected {', '.join(known)}, got {value!r}")
 
 
-def choose_method(method: str, num_points: int) -> str:
-    """Return "exact" or "lattice"; raise ConfigError for an unknown method."""
+def choose_method(method: str, num_points: int, num_features: int) -> str:
+    """Return "exact" or "lattice"; InputError without points or features, ConfigError for another word."""
+    if not num_points * num_features:
+        raise InputError(f"there are {num_points} points of {num_features} features; expected one or more of each")
     check_word("method", method, METHODS)
     if method == "auto":
         return "exact" if num_points <= MAX_EXACT else "lattice"

@@ -71,8 +71,6 @@ def gaussian_filter(
         array = mask.detach().float().cpu() if isinstance(mask, Tensor) else mask
         inside = torch.from_numpy(given_voxels(array, tuple(values.shape[2:])).flatten()).to(values.device)
         sent, points = sent[..., inside], points[..., inside]
-    if not points.numel():
-        raise InputError(f"there are {points.shape[2]} points of {points.shape[1]} features; expected one or more of each")
     most = MAX_VALUE if dtype == torch.float32 else torch.finfo(dtype).max
     for name, tensor in (("values", sent), ("features", points)):
         try:
@@ -81,7 +79,7 @@ def gaussian_filter(
             raise InputError(f"{name}: expected a plain tensor; instead of torch.func.vmap, filter a batch (B, V, N)") from error
         if not is_finite:
             raise InputError(f"{name}: expected finite numbers up to {most:.0e}, found NaN, infinity or larger; has the training diverged?")
-    method = choose_method(method, points.shape[2])
+    method = choose_method(method, points.shape[2], points.shape[1])
     grid = tuple(values.shape[2:]) if inside is None else (points.shape[2],)
     filtered = torch.stack([_normalized(sent[i], points[i], grid, method, normalization, threads) for i in range(len(sent))])
     if inside is not None:

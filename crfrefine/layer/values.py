@@ -46,14 +46,9 @@ _MEMBERS = {
 class CrfValues(nn.Module):
     """The parameters of a dense CRF in learnable form; see `CrfRnn`."""
 
-    raw_bilateral_weight: nn.Parameter
-    log_theta_alpha: nn.Parameter
-    log_theta_beta: nn.Parameter
     raw_spatial_weight: nn.Parameter | None
     log_theta_gamma: nn.Parameter | None
     raw_compatibility: nn.Parameter | None
-    log_temperature: nn.Parameter
-    raw_bias: nn.Parameter
     raw_volume_weight: nn.Parameter | None
 
     def __init__(
