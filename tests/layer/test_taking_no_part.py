@@ -33,9 +33,8 @@ def batch():
 
 
 def layer(**changes):
-    keys = {name.replace("__", "."): value for name, value in changes.items()}
-    start = CrfParameters().replace(**{"bilateral.weight": 6.0, "bilateral.theta_alpha": 3.0, "intensity.normalization": "none", **keys})
-    return CrfRnn(3, 2, parameters=start, threads=1)
+    fixed = {"bilateral.weight": 6.0, "bilateral.theta_alpha": 3.0, "intensity.normalization": "none"}
+    return CrfRnn(3, 2, parameters=CrfParameters().replace(**fixed | changes), threads=1)
 
 
 def padded(case, constant):
@@ -44,11 +43,14 @@ def padded(case, constant):
     return as_case(type(case)(case.image, case.labels, logits, case.spacing))
 
 
+EXACT = {"mean_field.filter": "exact", "mean_field.temperature": 2.0}
+
+
 def test_padding_of_a_batch_item_is_outside_its_mask():
     """Forward and backward; a tie here and there outside of it needs no warning."""
     logits, image, padding = batch()
     logits[0, :, 5, 4, 3] = 1.5
-    model = layer(mean_field__filter="exact", mean_field__temperature=2.0)
+    model = layer(**EXACT)
     mask = torch.stack([torch.ones(GRID, dtype=torch.bool), ~padding])
     mask[0, 5, 4, 3] = False
     found = []
@@ -70,7 +72,7 @@ def test_huge_padding_does_not_drown_the_gradient_of_the_temperature(dtype):
     labels = torch.arange(logits[:, 0].numel()).reshape(logits[:, 0].shape) % 3
     gradients = []
     for constant in (0.0, torch.finfo(dtype).min):
-        model = layer(mean_field__filter="exact", mean_field__temperature=2.0)
+        model = layer(**EXACT)
         values = logits.detach().to(dtype, copy=True)
         values[1, :, padding] = constant
         values.requires_grad_()
