@@ -222,9 +222,10 @@ def check_word(name: str, value: str, known: Sequence[str]) -> None:
 
 
 def choose_method(method: str, num_points: int, num_features: int) -> str:
-    """Return "exact" or "lattice"; InputError without points or features, ConfigError for another word."""
+    """Return "exact" or "lattice"; InputError without points, ConfigError for another word."""
     if not num_points * num_features:
-        raise InputError(f"there are {num_points} points of {num_features} features; expected one or more of each")
+        counts = f"{num_points} points of {num_features} features"
+        raise InputError(f"there are {counts}; expected one or more of each")
     check_word("method", method, METHODS)
     if method == "auto":
         return "exact" if num_points <= MAX_EXACT else "lattice"

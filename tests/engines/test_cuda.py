@@ -141,7 +141,8 @@ def test_a_case_beyond_the_memory_has_the_result_of_the_cpu(regions, monkeypatch
     assert small.most <= small.limit
     assert found.device == "cpu"
     (note,) = found.notes
-    assert note.startswith("computed on the CPU, since the case does not fit into the memory of cuda-shim: ")
+    why = "the case does not fit into the memory of cuda-shim"
+    assert note.startswith(f"computed on the CPU, since {why}: ")
     expected = refined("cpu", regions=regions)
     np.testing.assert_array_equal(found.label_map, expected.label_map)
     np.testing.assert_array_equal(found.marginals, expected.marginals)

@@ -273,14 +273,17 @@ def test_a_part_agrees_with_the_whole_out_of_reach_of_the_cut(grid_shape, axis, 
     assert inner.any()
     origin = default_origin(case.grid)
     moved = replace(origin, position=tuple(at - begin * (number == axis) for number, at in enumerate(origin.position)))
-    settings = {"bilateral__theta_alpha": alpha, "bilateral__theta_beta": [0.15, 0.2, 0.25][:num_modalities], "bilateral__weight": 0.5}
-    settings |= {"mean_field__normalization": "after", "mean_field__num_iterations": 1}
+    beta = [0.15, 0.2, 0.25][:num_modalities]
+    settings = {"bilateral__theta_alpha": alpha, "bilateral__theta_beta": beta}
+    settings |= {"bilateral__weight": 0.5, "mean_field__normalization": "after", "mean_field__num_iterations": 1}
     for name in ("exact", "truncated", "lattice", "grid")[: 4 if num_modalities <= 2 else 3]:
         model = resolve(case, **settings, mean_field__filter=name)
         expected = _pairwise(case.logits, case.grid, model)[:, *part][:, inner]
-        shared, own = (_pairwise(left.logits, replace(left.grid, origin=at), model)[:, inner] for at in (moved, None))
+        grids = (replace(left.grid, origin=at) for at in (moved, None))
+        shared, own = (_pairwise(left.logits, grid, model)[:, inner] for grid in grids)
         largest = float(np.abs(expected).max())
         # The exact sum has no reach: what is beyond five theta_alpha weighs e^-12.5 at most.
-        np.testing.assert_allclose(shared, expected, rtol=0.0, atol=(5e-5 if name == "exact" else 2e-6) * largest)
+        tolerance = 5e-5 if name == "exact" else 2e-6
+        np.testing.assert_allclose(shared, expected, rtol=0.0, atol=tolerance * largest)
         if name in ("grid", "lattice"):
             assert np.abs(own - expected).max() > 1e-3 * largest, name

@@ -1,6 +1,6 @@
-"""The mean field on every backend: cases with known answers first, then brute force, then what must hold for any case.
+"""The mean field on every backend: known answers first, then brute force, then what always holds.
 
-With a volume term, a bias per label in each step keeps the masses of the labels in their main bodies.
+With a volume term, a bias per label keeps the masses of the labels in their main bodies.
 """
 
 import itertools
@@ -228,8 +228,9 @@ def test_marginals_and_energy_match_a_solver_of_the_multipliers(backend, num_dim
     """Float32 logits of size 5; the energy is a sum over 300 voxels. Bodies connect at corners, the mask cuts them."""
     case = random_case(num_dims, masked=masked)
     case.logits[1:] -= 1.0
-    settings = {"mean_field__bias": (0.3, -0.25, 0.75), "mean_field__temperature": 1.2, "mean_field__normalization": normalization}
-    model = resolve(case, volume__weight=weight, bilateral__weight=[1.0, 1.5, 1.2], **settings)
+    settings = {"volume__weight": weight, "bilateral__weight": [1.0, 1.5, 1.2]}
+    settings |= {"mean_field__bias": (0.3, -0.25, 0.75), "mean_field__temperature": 1.2}
+    model = resolve(case, **settings, mean_field__normalization=normalization)
     expected, energy = mean_field_by_multipliers(case, model)
     found = backend.mean_field(case.logits, case.grid, model)
     np.testing.assert_allclose(softmax(found.logits[:, case.inside]), expected, atol=2e-5)
@@ -260,7 +261,8 @@ def test_the_rule_for_stopping_counts_the_biases(compiled_backend, weight, num_l
     weights = list(np.random.default_rng(5).uniform(1.0, 10.0, num_labels))
     settings = {"bilateral__weight": weights, "mean_field__tolerance": 1e-3, "mean_field__num_iterations": 30}
     model = resolve(case, volume__weight=weight, **settings)
-    expected, found = (backend.mean_field(case.logits, case.grid, model) for backend in (oracles.torch64(), compiled_backend))
+    backends = oracles.torch64(), compiled_backend
+    expected, found = (_run(backend, case, model) for backend in backends)
     assert expected.converged
     assert 5 < expected.num_iterations < 30
     assert (found.num_iterations, found.converged) == (expected.num_iterations, True)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from oracles import normalize_kernel
+from scipy.spatial.distance import cdist
 
 from crfrefine import Lattice, bilateral_filter, gaussian_filter
 from crfrefine.engines import points
@@ -21,8 +22,7 @@ def make(num_features, num_points=1501, num_channels=3, seed=0):
 
 
 def kernel_of(features):
-    differences = features[:, None, :].astype(np.float64) - features[None, :, :]
-    return np.exp(-0.5 * (differences**2).sum(-1))
+    return np.exp(-0.5 * cdist(features, features, "sqeuclidean"))
 
 
 @pytest.mark.parametrize("normalization", ["none", "after", "symmetric"])
@@ -30,7 +30,8 @@ def kernel_of(features):
 def test_exact_is_the_sum_over_all_pairs(num_features, normalization):
     values, features = make(num_features)
     found = gaussian_filter(values, features, method="exact", normalization=normalization, threads=2)
-    np.testing.assert_allclose(found, values @ normalize_kernel(kernel_of(features), normalization).T, rtol=3e-5, atol=1e-5)
+    kernel = normalize_kernel(kernel_of(features), normalization)
+    np.testing.assert_allclose(found, values @ kernel.T, rtol=3e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("num_features", MAX_ERROR)
@@ -140,6 +141,9 @@ def test_the_bilateral_filter_ignores_what_is_outside_the_mask():
     np.testing.assert_array_equal(found, bilateral_filter(image, **options))
 
 
+BANDWIDTHS = {"theta_alpha": 1.0, "theta_beta": 1.0}
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -153,7 +157,7 @@ def test_the_bilateral_filter_ignores_what_is_outside_the_mask():
 )
 def test_bad_options_of_the_bilateral_filter_are_refused(change, error, message):
     with pytest.raises(error, match=message):
-        bilateral_filter(**({"image": np.ones((2, 3, 4)), "spacing": 1.0, "theta_alpha": 1.0, "theta_beta": 1.0} | change))
+        bilateral_filter(**({"image": np.ones((2, 3, 4)), "spacing": 1.0, **BANDWIDTHS} | change))
 
 
 @pytest.mark.parametrize("method", ["exact", "lattice"])

@@ -34,9 +34,10 @@ def filtered(values, features, **options):
 @pytest.mark.parametrize("normalization", ["none", "after", "symmetric"])
 @pytest.mark.parametrize(("method", "tolerance"), [("exact", 2e-5), ("lattice", 0.35)])
 def test_gradients_of_the_engine_are_those_of_the_sum_over_all_pairs(method, tolerance, normalization):
-    expected = filtered(*make(300, 3, dtype=torch.float64), method="exact", normalization=normalization)
-    found = filtered(*make(300, 3), method=method, normalization=normalization)
-    for wanted, own in zip(expected[1:], found[1:], strict=True):
+    double, options = make(300, 3, dtype=torch.float64), {"normalization": normalization}
+    expected = filtered(*double, method="exact", **options)[1:]
+    found = filtered(*make(300, 3), method=method, **options)[1:]
+    for wanted, own in zip(expected, found, strict=True):
         assert (own.double() - wanted).norm() <= tolerance * wanted.norm()
 
 
@@ -87,7 +88,8 @@ def test_gradients_by_a_transform_of_the_function_are_the_same():
         return gaussian_filter(v, f, normalization="after").square().sum()
 
     by_transform = torch.func.grad(loss, argnums=(0, 1))(values, features)
-    torch.testing.assert_close(list(by_transform), filtered(values, features, normalization="after")[1:])
+    _, *expected = filtered(values, features, normalization="after")
+    torch.testing.assert_close(list(by_transform), expected)
 
 
 def by_item(filter_):
@@ -132,6 +134,10 @@ def test_tensors_take_features_that_are_arrays():
     torch.testing.assert_close(found, crfrefine.gaussian_filter(values[0], whole_numbers.double()))
 
 
+NANS, PLAIN = torch.full((60,), torch.nan), "values: expected a plain tensor"
+of_one = crfrefine.gaussian_filter
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -141,16 +147,16 @@ def test_tensors_take_features_that_are_arrays():
         (lambda v, f: gaussian_filter(v, f * float("nan")), InputError, "finite"),
         (lambda v, f: gaussian_filter(v * float("inf"), f), InputError, "finite"),
         (lambda v, f: gaussian_filter(v, f, mask=torch.ones(3)), InputError, "mask has shape"),
-        (lambda v, f: gaussian_filter(v, f, mask=torch.full((60,), torch.nan)), InputError, "mask holds values that are not finite"),
+        (lambda v, f: gaussian_filter(v, f, mask=NANS), InputError, "mask holds values that are not finite"),
         (lambda v, f: gaussian_filter(v, f, mask="mask.nii"), InputError, "mask is a path"),
         (lambda v, f: gaussian_filter(v * 1e30, f), InputError, r"finite numbers up to 1e\+20"),
-        (lambda v, f: gaussian_filter(v.to_sparse(), f), InputError, "values: expected a plain tensor"),
-        (lambda v, f: gaussian_filter(v.to("meta"), f.to("meta")), InputError, "values: expected a plain tensor"),
+        (lambda v, f: gaussian_filter(v.to_sparse(), f), InputError, PLAIN),
+        (lambda v, f: gaussian_filter(v.to("meta"), f.to("meta")), InputError, PLAIN),
         (lambda v, f: gaussian_filter(v, f, method="grid"), ConfigError, "method"),
         (lambda v, f: gaussian_filter(v, f * 1e4, method="lattice"), InputError, "for itself"),
-        (lambda v, f: crfrefine.gaussian_filter(v[0, 0], f[0]), InputError, r"values \(60,\) and features \(60, 4\): expected \(V, N\)"),
-        (lambda v, f: crfrefine.gaussian_filter(v[0], [[1.0], [1.0, 2.0]]), InputError, "features is a list that numpy cannot take"),
-        (lambda v, f: crfrefine.gaussian_filter(v[0], f[0], device="torch:cuda"), ConfigError, "tensors are filtered on the device"),
+        (lambda v, f: of_one(v[0, 0], f[0]), InputError, r"values \(60,\) and features \(60, 4\): expected \(V, N\)"),
+        (lambda v, f: of_one(v[0], [[1.0], [1.0, 2.0]]), InputError, "features is a list that numpy cannot take"),
+        (lambda v, f: of_one(v[0], f[0], device="torch:cuda"), ConfigError, "tensors are filtered on the device"),
     ],
 )
 def test_bad_input_is_refused(call, error, message):
@@ -164,5 +170,6 @@ def test_gradients_on_a_grid_are_those_of_a_list_of_points():
     features = points.transpose(1, 2).reshape(2, 3, *shape)
     of_grid = filtered(values.reshape(2, 2, *shape), features, **options)
     result, by_values, by_points = filtered(values, points, **options)
-    for found, expected in zip(of_grid, (result, by_values, by_points.transpose(1, 2)), strict=True):
+    of_points = result, by_values, by_points.transpose(1, 2)
+    for found, expected in zip(of_grid, of_points, strict=True):
         torch.testing.assert_close(found.flatten(2), expected, rtol=1e-4, atol=1e-5)

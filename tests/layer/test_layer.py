@@ -1,4 +1,4 @@
-"""The trainable layer: its values against `crfrefine.refine`, its parameters there and back, and its manners as a PyTorch module.
+"""The trainable layer: its values against `crfrefine.refine`, and its parameters there and back.
 
 It refuses exporters in plain words, takes part in `torch.compile`, and says what callers leave out.
 """
@@ -386,7 +386,8 @@ EXPORTERS = {
 def test_exporters_are_refused_with_what_to_do_instead(exporter, given):
     """The attempt leaves a model that works."""
     logits, image = given
-    for model, tensors in ((CrfRnn(3, 2), (logits, image, SPACING)), (Segmenter().eval().requires_grad_(False), (image,))):
+    network = Segmenter().eval().requires_grad_(False)
+    for model, tensors in ((CrfRnn(3, 2), (logits, image, SPACING)), (network, (image,))):
         with pytest.raises(ExportError, match=f"{re.escape(exporter)} {WHY}"):
             EXPORTERS[exporter](model, tensors[:2])
         assert copy.deepcopy(model)(*tensors).shape == (1, 3, *GRID)

@@ -224,11 +224,12 @@ def _gradients(filter_name, changes, device, parameters_on=""):
     """Refined logits, and the gradients of a linear loss with respect to logits, image and all parameters."""
     fixed = {"bilateral.weight": 2.0, "bilateral.theta_alpha": 1.7, "bilateral.theta_beta": 0.3, "mean_field.filter": filter_name}
     parameters = CrfParameters().replace(**fixed, **{"spatial.weight": 0.5, "spatial.theta_gamma": 1.3}, **changes)
-    layer = CrfRnn(num_labels=3, num_modalities=2, parameters=parameters, num_iterations=3).to(parameters_on or device)
+    layer = CrfRnn(3, 2, parameters=parameters, num_iterations=3).to(parameters_on or device)
     rng, shape = np.random.default_rng(4), (5, 8, 7)
     logits, image, factor = (torch.tensor(rng.normal(size=(1, channels, *shape)), dtype=torch.float32) for channels in (3, 2, 3))
     mask = torch.tensor(rng.random(shape) < 0.8)
-    leaves = {name: tensor.to(device).requires_grad_() for name, tensor in (("logits", logits), ("image", image))}
+    leaves = {"logits": logits, "image": image}
+    leaves = {name: tensor.to(device).requires_grad_() for name, tensor in leaves.items()}
     refined = layer(**leaves, spacing=(1.0, 0.8, 1.5), mask=mask.to(device))
     leaves |= dict(layer.named_parameters())
     slopes = torch.autograd.grad((refined * factor.to(device)).sum(), list(leaves.values()))

@@ -33,8 +33,9 @@ def batch():
 
 
 def layer(**changes):
-    fixed = {"bilateral.weight": 6.0, "bilateral.theta_alpha": 3.0, "intensity.normalization": "none"}
-    return CrfRnn(3, 2, parameters=CrfParameters().replace(**fixed | changes), threads=1)
+    fixed = {"bilateral.weight": 6.0, "bilateral.theta_alpha": 3.0}
+    fixed |= {"intensity.normalization": "none", **changes}
+    return CrfRnn(3, 2, parameters=CrfParameters().replace(**fixed), threads=1)
 
 
 def padded(case, constant):

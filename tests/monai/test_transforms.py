@@ -102,7 +102,8 @@ def test_a_batch_of_plain_tensors_is_known_by_the_number_of_distances():
     mask = np.zeros((2, 1, *GRID), np.uint8)
     mask[0, 0, 2:7], mask[1, 0, :, 1:5] = 1, 1
     given = (torch.as_tensor(np.stack(arrays)) for arrays in (*zip(*cases, strict=True), mask))
-    for one, case, where in zip(CrfRefine(PARAMETERS, spacing=SPACING)(*given), cases, mask, strict=True):
+    found = CrfRefine(PARAMETERS, spacing=SPACING)(*given)
+    for one, case, where in zip(found, cases, mask, strict=True):
         np.testing.assert_array_equal(one.numpy(), wanted(*case, mask=where[0]).logits)
 
 
@@ -189,13 +190,14 @@ def test_input_that_does_not_fit():
     pending = placed(image)
     pending.push_pending_operation({"lazy_affine": torch.eye(4), "lazy_shape": GRID})
     given = placed(logits), placed(image)
+    wider, short = placed(image, spacing=(0.9, 1.4, 2.6)), placed(np.ones((1, 9, 7, 5)))
     for kind, options, tensors, message in (
         (InputError, {}, (placed(logits[:1]), given[1]), r"case7_0000\.nii\.gz: logits have 1 label; at least two"),
         (ConfigError, {"parameters": three}, given, r"case7_0000\.nii\.gz: bilateral\.theta_beta.*3.*2"),
         (ConfigError, {"output": "mask"}, given, "output: .* expected one of logits, probabilities, labels; got 'mask'"),
         (ConfigError, {"input_type": "labels", "output": "logits"}, given, "output: with input_type='labels' expected one of labels; got"),
-        (GridMismatchError, {}, (given[0], placed(image, spacing=(0.9, 1.4, 2.6))), "different grids"),
-        (GridMismatchError, {}, (*given, placed(np.ones((1, 9, 7, 5)))), "logits and mask are on different grids"),
+        (GridMismatchError, {}, (given[0], wider), "different grids"),
+        (GridMismatchError, {}, (*given, short), "logits and mask are on different grids"),
         (InputError, {"input_type": "labels"}, given, r"the label map has shape \(3, 9, 7, 6\); expected one channel"),
         (ConfigError, {"network_spacing": 3.0}, given, "network_spacing: it is that of a label map"),
         (ConfigError, {"regions": "core"}, given, "regions: expected a dictionary of names and their labels"),
