@@ -97,8 +97,7 @@ class Scores:
 
     def means(self, rows: Sequence[int]) -> NDArray[np.float64]:
         """Return the mean Dice of each choice on some cases; 0 where none has a Dice."""
-        means = np.array([mean_defined(column) for column in self.dice[list(rows)].T])
-        return np.where(np.isnan(means), 0.0, means)
+        return np.nan_to_num([mean_defined(column) for column in self.dice[list(rows)].T])
 
     def best(self, cases: Sequence[int]) -> Any:
         """Return the choice with the best mean Dice on some cases, the first among equals."""

@@ -66,18 +66,11 @@ class Crop:
 
     def tile(self, number: int) -> Crop:
         """Return the part of the crop in one of its tiles; views."""
-        box = self.tiles[number]
         if len(self.tiles) == 1:
             return self
-        every = (slice(None), *box)
-        return replace(
-            self,
-            image=self.image[every],
-            logits=self.logits[every],
-            labels=self.labels[box],
-            mask=self.mask[box],
-            label_map=None if self.label_map is None else self.label_map[box],
-        )
+        arrays = {name: getattr(self, name) for name in (*_ARRAYS, "label_map")}
+        box: Any = (..., *self.tiles[number])
+        return replace(self, **{name: own[box] for name, own in arrays.items() if own is not None})
 
 
 def make_crop(case: Case, intensity: IntensityParameters) -> Crop:
@@ -104,24 +97,20 @@ def make_crop(case: Case, intensity: IntensityParameters) -> Crop:
     if case.absent_labels:
         # No parameters can give a voxel a label that takes no part, so its loss would be a large constant that hides the others.
         labels = np.where(np.isin(labels, case.absent_labels), case.num_labels, labels).astype(np.min_scalar_type(case.num_labels))
-    every, limit = (slice(None), *box), float(np.finfo(np.float16).max)
-    half_logits = np.clip(np.ascontiguousarray(logits[every]), -limit, limit).astype(np.float16)
+
+    def cut(array: Any) -> NDArray[Any]:
+        return np.ascontiguousarray(array[..., *box])
+
+    limit = float(np.finfo(np.float16).max)
+    half_logits = np.clip(cut(logits), -limit, limit).astype(np.float16)
     if padding is not None:
         # Any constant means the same; a large one would leave the range of float16 when divided by a temperature.
         half_logits[:, padding[box]] = 0.0
-    return Crop(
-        np.ascontiguousarray(image[every]),
-        half_logits,
-        np.ascontiguousarray(labels[box]),
-        np.ascontiguousarray(mask),
-        case.spacing,
-        outside=outside,
-        tiles=tiles,
-        tile_weights=tuple(float(share) for share in shares / shares.sum()),
-        regions=case.regions,
-        network_spacing=case.network_spacing,
-        label_map=None if case.label_map is None else np.ascontiguousarray(case.label_map[box]),
-    )
+    weights = tuple((shares / shares.sum()).tolist())
+    label_map = None if case.label_map is None else cut(case.label_map)
+    arrays = cut(image), half_logits, cut(labels), np.ascontiguousarray(mask)
+    kind = case.regions, case.network_spacing, label_map
+    return Crop(*arrays, case.spacing, outside, tiles, weights, *kind)
 
 
 def count_confusion(labels: NDArray[Any], predicted: NDArray[Any], num_labels: int) -> NDArray[np.int64]:
