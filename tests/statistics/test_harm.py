@@ -1,10 +1,10 @@
 """What got worse beside the verdict, and whether probabilities got better: comparisons, their significance, and the sentences."""
 
 import numpy as np
-from report_helpers import spread
+from report_helpers import spread, table_of
 
 from crfrefine.metrics.regions import ALL_LABELS
-from crfrefine.statistics.comparison import MEAN, Measurement, ResultTable, format_p, summarize
+from crfrefine.statistics.comparison import MEAN, format_p, summarize
 from crfrefine.statistics.harm import Change, find_harm, judge_probabilities
 from crfrefine.statistics.paired import compare_pairs, holm
 from crfrefine.statistics.verdict import Outcome, verdict
@@ -12,14 +12,10 @@ from crfrefine.statistics.verdict import Outcome, verdict
 TITLES = {"1": "1 front", "2": "2 back"}
 
 
-def _table(changes, *, base=0.5, methods=("network", "crf")):
-    """Values of a network, the same in every case, and of a CRF that changes them; `changes` by metric and region."""
-    items = []
-    for (metric, region), steps in changes.items():
-        for number, step in enumerate(steps):
-            for method, value in zip(methods, (base, base + step), strict=True):
-                items.append(Measurement(f"case_{number:02d}", region, metric, value, method))
-    return ResultTable(items)
+def _table(changes, *, base=0.5):
+    """Values of a network, the same in all cases, and of a CRF; changes by metric and region."""
+    network = {("network", *key[::-1]): base + 0 * steps for key, steps in changes.items()}
+    return table_of(network | {("crf", *key[::-1]): base + own for key, own in changes.items()})
 
 
 def _harm(table, regions=("1", "2"), **options):

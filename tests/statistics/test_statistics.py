@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from report_helpers import table_of
 from scipy import stats
 
 from crfrefine.errors import InputError
@@ -178,17 +179,9 @@ DICE = {
 }
 
 
-def _table(values=DICE, metric="dice"):
-    return ResultTable(
-        Measurement(f"case_{number}", region, metric, value, method)
-        for (method, region), row in values.items()
-        for number, value in enumerate(row)
-    )
-
-
 def test_a_table_has_names_in_order_of_first_appearance_and_means_over_the_same_defined_regions():
     """The false alarm of "other" has no counterpart, so the fourth case counts with the other region alone in both."""
-    table = _table()
+    table = table_of(DICE)
     assert table.methods == ("network", "crf", "other")
     assert (table.regions, table.metrics) == (("whole", "core"), ("dice",))
     assert table.cases == ("case_0", "case_1", "case_2", "case_3")
@@ -203,7 +196,7 @@ def test_a_table_has_names_in_order_of_first_appearance_and_means_over_the_same_
 
 
 def test_the_summary_holds_the_comparisons_with_holm_over_the_single_regions():
-    rows = {(row.method, row.region): row for row in summarize(_table(), "network")}
+    rows = {(row.method, row.region): row for row in summarize(table_of(DICE), "network")}
     assert list(rows) == [(method, region) for method in ("network", "crf", "other") for region in ("whole", "core", MEAN)]
     assert all(rows["network", region].comparison is None for region in ("whole", "core", MEAN))
     assert rows["network", "core"].num_values == 3
@@ -222,7 +215,7 @@ def test_the_summary_holds_the_comparisons_with_holm_over_the_single_regions():
         assert (rows[method, MEAN].family, rows[method, MEAN].family_size) == (Family.ENDPOINT, 1)
     assert rows["other", "core"].comparison.num_only_method == 1
     assert rows["crf", MEAN].comparison.mean_difference == pytest.approx((0.03 + 0.015 + 0.015 + 0.01) / 4)
-    some = summarize(_table(), "network", metrics=["dice"], regions=["core"])
+    some = summarize(table_of(DICE), "network", metrics=["dice"], regions=["core"])
     assert [(row.method, row.region) for row in some] == [("network", "core"), ("crf", "core"), ("other", "core")]
     assert some[1].p_adjusted == some[1].comparison.p_value
 
@@ -259,16 +252,16 @@ def test_a_comparison_has_one_p_value_in_the_family_that_its_row_names():
 def test_volumes_are_described_and_their_differences_compared_by_magnitude():
     """Too much in one region does not make up for too little in another: the mean over regions is of magnitudes as well."""
     values = {("a", "x"): [1.0, -1.0], ("a", "y"): [-1.0, 1.0], ("b", "x"): [0.5, 0.5], ("b", "y"): [0.25, 0.0]}
-    rows = summarize(_table(values, "volume_difference_ml"), "a")
+    rows = summarize(table_of(values, "volume_difference_ml"), "a")
     comparison = next(row.comparison for row in rows if (row.method, row.region) == ("b", MEAN))
     assert comparison.mean_difference == pytest.approx((0.375 + 0.25) / 2 - 1.0)
     assert comparison.wins == 2
-    signed = _table({("a", "x"): [0.0, 0.0], ("b", "x"): [3.0, 0.0]}, "volume_difference_ml")
+    signed = table_of({("a", "x"): [0.0, 0.0], ("b", "x"): [3.0, 0.0]}, "volume_difference_ml")
     table = ResultTable([Measurement("case_1", "x", "dice", 0.5, "a"), *signed])
     assert table.compare("b", "a", MEAN, "volume_difference_ml").worst == (("case_0", 3.0),), "in any order of the cases"
-    described = summarize(_table(values, "volume_ml"), "a")
+    described = summarize(table_of(values, "volume_ml"), "a")
     assert [row.region for row in described] == ["x", "y", MEAN] * 2
     assert all(row.comparison is None for row in described)
     assert described[-1].mean == (0.5 + 0.25 + 0.5 + 0.0) / 4
     with pytest.raises(InputError, match="volume_ml has no better values"):
-        _table(values, "volume_ml").compare("b", "a", "x", "volume_ml")
+        table_of(values, "volume_ml").compare("b", "a", "x", "volume_ml")

@@ -5,10 +5,10 @@ import math
 
 import numpy as np
 import pytest
-from report_helpers import spread
+from report_helpers import spread, table_of
 
 from crfrefine.errors import InputError
-from crfrefine.statistics.comparison import Measurement, ResultTable
+from crfrefine.statistics.comparison import ResultTable
 from crfrefine.statistics.paired import holm
 from crfrefine.statistics.verdict import Outcome, not_tested, verdict
 
@@ -17,11 +17,9 @@ SUBJECT = "the trained CRF"
 
 def _table(gains, *, regions=("left", "right"), network=0.8):
     """Methods whose Dice is that of the network plus their gains, in points, in every region."""
-    items = []
-    for method, points in {"network": np.zeros(len(next(iter(gains.values())))), **gains}.items():
-        for number, point in enumerate(points):
-            items += [Measurement(f"case_{number:03d}", region, "dice", network + point / 100, method) for region in regions]
-    return ResultTable(items)
+    points = {"network": np.zeros(len(next(iter(gains.values())))), **gains}
+    values = {name: network + np.asarray(own) / 100 for name, own in points.items()}
+    return table_of({(name, region): own for name, own in values.items() for region in regions})
 
 
 HELPS, SIMPLE = Outcome.HELPS, Outcome.NOT_BETTER_THAN_SIMPLE
@@ -98,7 +96,7 @@ def test_ranks_and_mean_that_disagree_are_no_finding():
         judged = verdict(_table({"crf": sign * gains}), "crf", "network", subject=SUBJECT)
         assert judged.outcome == Outcome.MIXED
         assert "no clear benefit, as ranks and mean disagree. Advice: look at the worst cases before using it (" in judged.sentence
-        assert ("using it (case_017 -15.00, case_003 -12.00, case_040 -9.00)." in judged.sentence) == (sign > 0)
+        assert ("(case_17 -15.00, case_3 -12.00, case_40 -9.00)." in judged.sentence) == (sign > 0)
     gains = np.where(np.arange(20) % 2, 0.1, -0.1) * (1 + np.arange(20) / 100)
     for sign in (1, -1):
         gains[:4] = sign * np.array([3.0, 4.0, 5.0, 6.0])
@@ -124,15 +122,13 @@ def test_what_is_left_out_is_said():
         "network": [0.7] * 8 + [math.nan, math.nan, 0.0, 0.0],
         "crf": [0.8, 0.75, 0.72, 0.74, 0.76, 0.77, 0.78, 0.79, math.nan, 0.0, math.nan],
     }
-    table = ResultTable(
-        Measurement(f"c{number:02d}", "lesion", "dice", value, method) for method, row in values.items() for number, value in enumerate(row)
-    )
+    table = table_of({(method, "lesion"): row for method, row in values.items()})
     judged = verdict(table, "crf", "network")
     assert judged.outcome == Outcome.HELPS
     assert "8 of 8 cases better" in judged.sentence
     assert judged.notes == (
         "4 of 12 cases are left out: no region has a Dice in both methods.",
-        "crf has no measurements of c11.",
+        "crf has no measurements of case_11.",
         "Regions that one of the two methods finds although the reference lacks them, which the mean leaves out: 1 by crf, 1 by network.",
     )
 
@@ -160,5 +156,6 @@ def test_methods_must_differ_and_be_measured_once():
     for method, rivals, text in (("crf", ("network",), "must differ"), ("c", (), "no method 'c' in the table; there are network, crf, a")):
         with pytest.raises(InputError, match=text):
             verdict(table, method, "network", rivals=rivals)
-    with pytest.raises(InputError, match="case 'case_000', region 'left': dice of 'network' appears twice"):
+    twice = "case 'case_0', region 'left': dice of 'network' appears twice"
+    with pytest.raises(InputError, match=twice):
         ResultTable([*table, *table])
