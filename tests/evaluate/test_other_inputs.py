@@ -25,7 +25,7 @@ def sigmoids(study, case):
     return values
 
 
-def dice(found, reference, members):
+def dice(found, reference, members=1):
     a, b = np.isin(found, members), np.isin(reference, members)
     return 2 * (a & b).sum() / (a.sum() + b.sum())
 
@@ -72,8 +72,7 @@ def test_probabilities_beside_label_maps_are_calibrated(tmp_path):
     reference = study.maps["labels"]["case0"].copy()
     reference[:, :, 5:] = 3
     save_map(study.labels / "case0.nii.gz", reference)
-    arguments = [argument for argument in study.arguments if argument != "--no-report"]
-    run_here(*arguments, "--ignore-label", 3, status=0)
+    run_here(*study.with_report, "--ignore-label", 3, status=0)
     found, counted = read_metrics(study.output), np.s_[:, :, :5]
     expected = dice(study.maps["after"]["case0"][counted], reference[counted], (1, 2))
     assert found["case0", "whole", "dice", "prediction"] == pytest.approx(expected)
@@ -121,8 +120,7 @@ def evaluate(study, predictions, labels, *options, status=0):
 
 
 def dice_of_files(study, case_id, name):
-    one, other = (load_nifti(study / what / case_id / f"{name}.nii.gz") != 0 for what in ("pred", "ref"))
-    return 2 * (one & other).sum() / (one.sum() + other.sum())
+    return dice(*(load_nifti(study / what / case_id / f"{name}.nii.gz") for what in ("pred", "ref")))
 
 
 def mean_dice(summary):

@@ -168,7 +168,7 @@ def test_there_are_three_charts_and_a_picture_of_each_shown_case(tmp_path, monke
     """A picture of a case has a panel more than that of `infer`: the reference."""
     monkeypatch.setattr(page, "draw_case", DRAW_CASE)
     study = write_study(tmp_path, 4)
-    arguments = [word for word in study.arguments if word != "--no-report"]
+    arguments = study.with_report
     for words, panels, expected in (
         (arguments, 5, ["Before and after", "Agreement (Bland-Altman)", "Each region"]),
         (arguments[:3] + arguments[5:], 4, ["Each region"]),
