@@ -153,36 +153,23 @@ def test_each_case_is_held_out_once_and_decides_nothing_there():
             make_folds(7, asked, 0)
 
 
-def write_label_maps(root, count):
-    """Cases whose logits are label maps; case 0 lacks the label 3."""
-    write_cases(root, count)
-    for seed in range(count):
-        labels = phantom(seed).logits.argmax(axis=0).astype(np.uint8)
-        if seed == 0:
-            labels[labels == 3] = 2
-        save_nifti(root / "logits" / f"case{seed}.nii.gz", labels, phantom(seed).affine)
-    return root
-
-
-def read_case(cases, number):
-    reading = ReadingOptions("labels", declared=cases.declared, all_labels=True)
-    return read_labeled(cases.files[number], cases, reading, threads=1)
-
-
 def test_all_cases_have_the_same_labels(tmp_path):
     """Those of the largest label map or reference, if nothing else says. All are label maps, or none."""
-    write_label_maps(tmp_path, 2)
+    write_cases(tmp_path, 2)
+    for seed, most in ((0, 2), (1, 3)):  # Case 0 lacks the label 3.
+        labels = np.minimum(phantom(seed).logits.argmax(axis=0), most).astype(np.uint8)
+        save_nifti(tmp_path / "logits" / f"case{seed}.nii.gz", labels, phantom(seed).affine)
     for input_type in ("auto", "labels"):
         cases = find_cases(locate_folders(tmp_path), input_type=input_type)
         assert (cases.num_labels, cases.declared.source) == (4, "the label maps and references")
-        case = read_case(cases, 0)
+        reading = ReadingOptions("labels", declared=cases.declared, all_labels=True)
+        case = read_labeled(cases.files[0], cases, reading, threads=1)
         assert (len(case.logits), case.absent_labels) == (4, (3,))
     # A reference that no parameters can give is not trained on: its loss would be a constant of ten thousand per voxel.
     crop = make_crop(case, IntensityParameters())
     inside = tuple(slice(0, size) for size in crop.labels.shape)
-    assert (case.labels == 3).any()
     assert not (crop.labels == 3).any()
-    assert (crop.labels == 4).sum() == (case.labels[inside] == 3).sum()
+    assert (crop.labels == 4).sum() == (case.labels[inside] == 3).sum() > 0
     write_phantom(phantom(0), tmp_path, "case0")
     with pytest.raises(InputError, match=r"case 'case1': .* are \(0, 2, 3\), but \(4, 2, 3\) in case 'case0'"):
         find_cases(locate_folders(tmp_path))
@@ -192,28 +179,22 @@ def test_all_cases_have_the_same_labels(tmp_path):
         find_cases(locate_folders(tmp_path), input_type="labels")
 
 
-BIASED = CrfParameters().replace(**{"mean_field.bias": (0.0, 6.0, -1.0, 4.0), "mean_field.temperature": 1.3})
-
-
-@pytest.fixture
-def tiled(monkeypatch):
-    monkeypatch.setattr(cropping, "TILE_VOXELS", 60)
-    (crop,) = crops(1, **FINER)
-    assert len(crop.tiles) > 3 * NUM_SAMPLED
-    return crop
-
-
-def test_what_is_estimated_is_right_on_average(tiled):
+def test_what_is_estimated_is_right_on_average(monkeypatch):
     """A recalibration changes each voxel by itself, so that tiles together change what the whole changes.
 
     The counts of the network need no estimate: what is extrapolated is the change that a model makes. The tiles of cases differ.
     """
+    monkeypatch.setattr(cropping, "TILE_VOXELS", 60)
+    (tiled,) = crops(1, **FINER)
+    assert len(tiled.tiles) > 3 * NUM_SAMPLED
+    values = {"mean_field.bias": (0.0, 6.0, -1.0, 4.0), "mean_field.temperature": 1.3}
+    biased = network_refiner(calibrated=CrfParameters().replace(**values))
     loss = material([tiled]).loss
-    network, whole = (score(refine, tiled, loss, 1)[1] for refine in (network_refiner(), network_refiner(calibrated=BIASED)))
+    network, whole = (score(refine, tiled, loss, 1)[1] for refine in (network_refiner(), biased))
     samples = [make_sample(tiled, number) for number in range(200)]
     assert len({frozenset(part.image.tobytes() for part in sample.parts) for sample in samples[:8]}) == 8
     np.testing.assert_array_equal(score(network_refiner(), samples[3], loss, 1)[1], network)
-    found = [score(network_refiner(calibrated=BIASED), sample, loss, 1)[1] for sample in samples]
+    found = [score(biased, sample, loss, 1)[1] for sample in samples]
     assert np.abs(whole - network).max() > 100
     np.testing.assert_allclose(np.mean(found, axis=0) - network, whole - network, atol=0.05 * np.abs(whole - network).max())
     assert np.min(found) >= 0

@@ -1,6 +1,5 @@
 """The losses; training on overlapping regions, and on label maps of a network whose voxels are larger than the image's."""
 
-import dataclasses
 import json
 import math
 from dataclasses import replace
@@ -31,20 +30,13 @@ from crfrefine.train.plan import make_plan
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
-LABELS = torch.tensor([0, 0, 0, 1, 1, 2])
-
-
-def sure(labels):
-    """Logits that leave no doubt."""
-    return 40.0 * torch.nn.functional.one_hot(labels, 3).t().double()
-
-
 @pytest.mark.parametrize("name", ["ce", "dice", "ce+dice"])
 def test_the_truth_costs_nothing_and_gradients_agree_with_differences(name):
-    loss = make_loss(name, [(1,), (1, 2)])
-    assert float(loss(sure(LABELS), LABELS)) == pytest.approx(0.0, abs=1e-12)  # e^-40 is the probability left for other labels
+    loss, labels = make_loss(name, [(1,), (1, 2)]), torch.tensor([0, 0, 0, 1, 1, 2])
+    sure = 40.0 * torch.nn.functional.one_hot(labels, 3).t().double()
+    assert float(loss(sure, labels)) == pytest.approx(0.0, abs=1e-12)  # e^-40 is the rest
     logits = torch.randn(3, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda values: loss(values, LABELS), logits)
+    assert torch.autograd.gradcheck(lambda values: loss(values, labels), logits)
 
 
 def test_a_case_without_the_region_has_a_gradient_of_zero_not_nan():
@@ -61,7 +53,6 @@ WEIGHTS = (2.0, 3.0, 5.0)
 PARAMETERS = CrfParameters().replace(
     **{"bilateral.weight": WEIGHTS, "bilateral.theta_alpha": 5.0, "bilateral.theta_beta": 0.1, "mean_field.tolerance": 0.0}
 )
-BIAS_AND_SMOOTHING = {"spatial.weight": 0.5, "mean_field.bias": [0.5, -1.0, 0.0]}
 
 
 def log_odds_of(logits):
@@ -71,13 +62,9 @@ def log_odds_of(logits):
     return (np.log(np.maximum(inside, 1e-7)) - np.log(np.maximum(1 - inside, 1e-7))).astype(np.float32)
 
 
-def region_case(seed=0):
-    case = as_case(phantom(seed, **FINER), f"case{seed}")
-    return dataclasses.replace(case, network=log_odds_of(case.logits), regions=SCHEME)
-
-
-def crop_of(seed=0):
-    return make_crop(region_case(seed), IntensityParameters())
+def region_case(**grid):
+    case = as_case(phantom(0, **grid))
+    return replace(case, network=log_odds_of(case.logits), regions=SCHEME)
 
 
 def test_the_loss_is_the_mean_of_the_binary_losses():
@@ -93,7 +80,8 @@ def test_the_loss_is_the_mean_of_the_binary_losses():
 def test_a_crop_holds_what_may_be_in_a_region(monkeypatch):
     """Everything with a region at least as likely as FOREGROUND_RATIO; outside, voxels are counted by the decoded label."""
     monkeypatch.setattr(crops, "MARGIN_MM", 0.0)
-    case, crop = region_case(), crop_of()
+    case = region_case(**FINER)
+    crop = make_crop(case, IntensityParameters())
     likely = (case.logits.max(0) > math.log(FOREGROUND_RATIO)) | (case.labels > 0)
     assert 0 < crop.mask.sum() == likely.sum() < likely.size
     pairs = count_confusion(case.labels, SCHEME.decode(case.logits), 4)
@@ -103,8 +91,11 @@ def test_a_crop_holds_what_may_be_in_a_region(monkeypatch):
 @pytest.mark.parametrize(("weight", "learn"), [(WEIGHTS, ()), (4.0, ("weights", "theta", "temperature"))], ids=["fixed", "learned"])
 def test_the_model_labels_as_refine_does(weight, learn):
     """On a crop that is the whole case: the same label map to a few voxels, as logits are kept in half precision."""
-    case = dataclasses.replace(region_case(), labels=np.ones_like(region_case().labels))  # so that every voxel is in the crop
-    crop, parameters = make_crop(case, IntensityParameters()), PARAMETERS.replace(**{"bilateral.weight": weight}, **BIAS_AND_SMOOTHING)
+    case = region_case(**FINER)
+    case.labels[:] = 1  # so that every voxel is in the crop
+    crop = make_crop(case, IntensityParameters())
+    values = {"spatial.weight": 0.5, "mean_field.bias": [0.5, -1.0, 0.0]}
+    parameters = PARAMETERS.replace(**{"bilateral.weight": weight}, **values)
     assert crop.mask.all()
     refined = crfrefine.refine(case.logits, case.image, spacing=case.spacing, parameters=parameters, regions=SCHEME)
     counts = np.bincount(refined.label_map.ravel(), minlength=4)
@@ -115,8 +106,8 @@ def test_the_model_labels_as_refine_does(weight, learn):
 
 def test_gradients_are_those_of_differences():
     """With a weight per region and shared bandwidths; the sums are exact, since a truncated kernel's reach jumps with its bandwidth."""
-    case = as_case(phantom(0, shape=(9, 8, 10), spacing=(7.2, 7.6, 6.1)))
-    crop = make_crop(dataclasses.replace(case, network=log_odds_of(case.logits), regions=SCHEME), IntensityParameters())
+    case = region_case(shape=(9, 8, 10), spacing=(7.2, 7.6, 6.1))
+    crop = make_crop(case, IntensityParameters())
     loss = make_region_loss("ce+dice", SCHEME)
     exact = PARAMETERS.replace(**{"mean_field.filter": "exact", "mean_field.bias": [0.3, -0.2, 0.4], "bilateral.theta_alpha": 12.0})
     model = Model(exact, ("weights", "theta", "temperature", "bias"), (3, *SIZES[1:]))
