@@ -33,9 +33,7 @@ pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 SHAPE = (11, 6, 9)
-MM = (1.0, 2.1, 1.4)
-RADIUS = 2.0  # mm: 2, 1 and 1 voxels
-WINDOW = (2, 1, 1)
+WINDOW = (2, 1, 1)  # voxels of 1.0, 2.1 and 1.4 mm in a radius of 2 mm
 INSIDE = tuple(slice(2 * width, -2 * width) for width in WINDOW)
 
 
@@ -58,7 +56,8 @@ def test_windows_are_those_of_the_definition():
     image = random.random((3, *SHAPE)).astype(np.float32)
     channel = random.random(SHAPE).astype(np.float32)
     epsilons = baselines.EPSILONS[:: len(baselines.EPSILONS) - 1]
-    for epsilon, own in zip(epsilons, baselines.Guide(image, RADIUS, MM).filter(channel, epsilons), strict=True):
+    filtered = baselines.Guide(image, 2.0, (1.0, 2.1, 1.4)).filter(channel, epsilons)
+    for epsilon, own in zip(epsilons, filtered, strict=True):
         # Covariances in float32 are differences of numbers near 0.3, so that they are known to 1e-7; divided by epsilon that is 1e-4.
         np.testing.assert_allclose(own[INSIDE], by_definition(channel, image, epsilon), atol=1e-3)
 
@@ -105,11 +104,10 @@ def test_the_recalibrated_network_is_vector_scaling_as_a_crf_without_weights(shi
     assert found.mean_field.temperature == pytest.approx(scaling.temperature, rel=1e-5)
     np.testing.assert_allclose(found.mean_field.bias, np.array(scaling.bias) * scaling.temperature, rtol=1e-4, atol=1e-5)
     assert found == CrfParameters.from_toml(found.to_toml())
-    one, other = (
-        score(refine, shifted[0], shared.loss, 1) for refine in (network_refiner(calibrated=found), Model(found, (), SIZES).refine)
-    )
-    np.testing.assert_array_equal(one[1], other[1])
-    assert one[0] == pytest.approx(other[0], rel=1e-5)
+    refiners = network_refiner(calibrated=found), Model(found, (), SIZES).refine
+    losses, counts = zip(*(score(own, shifted[0], shared.loss, 1) for own in refiners), strict=True)
+    np.testing.assert_array_equal(*counts)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_a_run_does_not_lose_to_vector_scaling(tmp_path, monkeypatch):
@@ -135,16 +133,6 @@ def test_a_run_does_not_lose_to_vector_scaling(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "params.report.json").read_text())["final"]["is_calibration"]
     written = CrfParameters.load(tmp_path / "params.toml")
     assert (written.bilateral[0].weight, written.mean_field.bias[2] > 0.5) == (0.0, True)
-
-
-@pytest.fixture(scope="module")
-def cases():
-    return crops(3)
-
-
-@pytest.fixture(scope="module")
-def trained(cases):
-    return fit(cases, num_optimizer_steps=2)
 
 
 def drawn(seed, temperature, count=20_000):
@@ -176,10 +164,11 @@ def test_log_odds_of_regions_share_one():
     assert baselines.fit_output_temperature([(logits, signs)]) == pytest.approx(2.0, rel=0.05)
 
 
-def test_a_fit_gets_one_and_labels_stay(cases, trained, monkeypatch):
+def test_a_fit_gets_one_and_labels_stay(monkeypatch):
     """The likeliest one of its own marginals; few voxels of many are enough."""
+    cases = crops(3)
+    trained, shared = fit(cases, num_optimizer_steps=2), material(cases)
     assert not trained.is_network
-    shared = material(cases)
     found = baselines.calibrate_output(trained, range(3), shared, WORKERS)
     monkeypatch.setattr("crfrefine.train.baselines.MAX_VALUES", 4 * 900)
     few = baselines.calibrate_output(trained, range(3), shared, WORKERS).parameters.mean_field.output_temperature
@@ -188,14 +177,15 @@ def test_a_fit_gets_one_and_labels_stay(cases, trained, monkeypatch):
     assert few == pytest.approx(temperature, rel=0.25)
     assert replace(found, parameters=trained.parameters) == trained
     assert found.parameters.replace(**{"mean_field.output_temperature": 1.0}) == trained.parameters
-    model, losses = Model(trained.parameters, (), SIZES), []
-    for scale in (temperature, 1.1 * temperature, temperature / 1.1):
+    model = Model(trained.parameters, (), SIZES)
 
-        def loss(logits, labels, scale=scale):
+    def loss(scale):
+        def own(logits, labels):
             return torch.nn.functional.cross_entropy((logits / scale).t(), labels)
 
-        losses.append(np.mean([score(model.refine, crop, loss, 1)[0] for crop in cases]))
-    assert min(losses) == losses[0]
+        return np.mean([score(model.refine, crop, own, 1)[0] for crop in cases])
+
+    assert loss(temperature) < min(loss(1.1 * temperature), loss(temperature / 1.1))
 
 
 def test_a_run_measures_probabilities_and_says_what_became_of_them(tmp_path):

@@ -19,7 +19,6 @@ from crfrefine.train.synthetic import agreeing, dice_of, expected_dice, groups_o
 GRID_SHAPE = (34, 29, 17)  # no two axes alike
 SPACING = (1.0, 1.25, 2.5)  # mm, nor two spacings
 AFFINE = np.diag([*SPACING, 1.0])
-REGIONS = RegionScheme.of({"whole": (1, 2), "core": 2})
 
 
 def anatomy(seed, shape=GRID_SHAPE):
@@ -76,7 +75,7 @@ def report_of(root):
 
 
 @pytest.mark.parametrize("shape", [GRID_SHAPE, (61, 47)])
-@pytest.mark.parametrize("scheme", [None, REGIONS], ids=["labels", "regions"])
+@pytest.mark.parametrize("scheme", [None, RegionScheme.of({"whole": (1, 2), "core": 2})])
 @pytest.mark.parametrize("dice", [0.95, 0.7, 0.4])
 def test_the_noise_reaches_the_dice_that_is_asked_for(shape, scheme, dice):
     truth = anatomy(1, shape)
