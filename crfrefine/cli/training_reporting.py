@@ -94,8 +94,9 @@ def print_training(result: TrainingResult, verbosity: int = NORMAL) -> None:
             print(for_terminal(f"written: {path}"), file=sys.stderr)
         for note in judged.notes:
             print(for_terminal(f"note: {note}"), file=sys.stderr)
-        for part in filter(None, (judged.probabilities, judged.harm)):
-            print(for_terminal(part.sentence))
+        for part in (judged.probabilities, judged.harm):
+            if part is not None:
+                print(for_terminal(part.sentence))
     print(for_terminal(f"verdict: {judged.sentence}"))
 
 
