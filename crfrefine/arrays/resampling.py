@@ -176,14 +176,6 @@ def map_grid(shape: Sequence[int], affine: Float64, source_shape: Sequence[int],
     return GridMap(_stored(shape), _stored(source_shape), to_source[2::-1, 2::-1].copy(), to_source[2::-1, 3].copy())
 
 
-def world_box(shape: Sequence[int], affine: Float64) -> Float64:
-    """Return the smallest world box of all voxels, edges included: (2, 3) lowest and highest x, y, z in mm."""
-    corners = np.array(list(np.ndindex(2, 2, 2))) * [*shape, 1][:3] - 0.5
-    full = _in_space(shape, affine)
-    world = corners @ full[:3, :3].T + full[:3, 3]
-    return np.stack([world.min(axis=0), world.max(axis=0)])
-
-
 def _is_inside(positions: Float64, size: int) -> Bool:
     inside: Bool = (positions >= -0.5 - POSITION_TOLERANCE) & (positions <= size - 0.5 + POSITION_TOLERANCE)
     return inside

@@ -163,8 +163,8 @@ def prepare_array(network: ArrayNetwork, case: Case, backend: Backend, context: 
             take_log_odds(channels)
         elif largest > MAX_LOG_ODDS:
             channels, largest = np.clip(channels, -MAX_LOG_ODDS, MAX_LOG_ODDS), MAX_LOG_ODDS
-    num_padding, notes = 0, tuple[str, ...]()
     padding = probabilities.find_padding(channels, are_regions=are_regions) if labels is None else None
+    num_padding, notes = 0, tuple[str, ...]()
     if padding is not None:
         mask, num_padding, notes = probabilities.leave_out(padding, mask, "logits", are_regions=are_regions)
         if largest / run.temperature > MAX_LOGIT:
@@ -173,9 +173,8 @@ def prepare_array(network: ArrayNetwork, case: Case, backend: Backend, context: 
             _, largest = _finite_range(backend, channels, "logits", threads)
     # A negative value that is no padding, of which there is none, belongs to logits.
     are_surely_logits = network.input_type == "logits" or (network.input_type == "auto" and padding is None and lowest < -SUM_TOLERANCE)
-    is_probability = False
-    if not are_regions and not are_surely_logits:
-        is_probability = probabilities.identify_array(channels, network.input_type) == "probabilities"
+    is_probability = not are_regions and not are_surely_logits
+    is_probability = is_probability and probabilities.identify_array(channels, network.input_type) == "probabilities"
     # Energies and marginals are sums of a few logits over the temperature.
     largest = -math.log(MIN_PROBABILITY) if is_probability else largest
     largest += max(0.0 if model.mean_field.bias is None else float(np.abs(model.mean_field.bias).max()) for model in case.models)

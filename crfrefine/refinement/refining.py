@@ -24,7 +24,7 @@ from crfrefine.base.limits import RUN_BYTES, SMALL, format_size
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import NO_CONTEXT, Backend, GridImage, MeanFieldReport, MeanFieldResult, RunContext, of_part
 from crfrefine.errors import CapacityError, ConfigError, DeviceMemoryError, InputError
-from crfrefine.parameters.specs import KernelSetSpec, ModelSpec
+from crfrefine.parameters.specs import ModelSpec
 from crfrefine.refinement import networks
 from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network, Prepared
 from crfrefine.refinement.refined import RefinedChannels
@@ -211,6 +211,18 @@ def _refine(
     if strokes is not None:
         drawn = zip(*np.unique(strokes.labels, return_counts=True), strict=True)
         notes += (f"strokes: {', '.join(f'{count} voxels of label {label}' for label, count in drawn)}",)
+    # Hardly any label changes if every kernel is narrower than the voxels.
+    steps = models[0].kernels.distances(image.spacing)
+    long = [axis for axis, extent in enumerate(image.values.shape[1:]) if extent > 1]
+    widths = [kernel.theta_position[axis] / steps[axis] for kernel in kernels for axis in long]
+    if widths and max(widths) < NARROW_WIDTH:
+        is_bilateral = any(np.any(kernel.weight) for kernel in parameters.bilateral)
+        key = "bilateral.theta_alpha" if is_bilateral else "spatial.theta_gamma"
+        wider = f"{key}={USUAL_WIDTH * min(steps[axis] for axis in long):.3g}"
+        notes += (
+            f"{NARROW}, so neighbors hardly count: the widest bandwidth is {max(widths):.2g} voxels; "
+            f"--set {wider} ({parameters.mean_field.positions}) makes it {USUAL_WIDTH:g}",
+        )
     return RefinementResult(
         label_map=cleaned.label_map if strokes is None else strokes.draw(cleaned.label_map),
         network_label_map=order.to_user(network_labels),
@@ -224,28 +236,12 @@ def _refine(
         voxels_removed=cleaned.voxels_removed,
         voxels_filled=cleaned.voxels_filled,
         lost_to_rules=cleaned.lost,
-        notes=notes + _notes_on_widths(parameters, models[0].kernels, image),
+        notes=notes,
         spacing=spacing,
         regions=regions,
         channel_labels=tuple(range(num_channels)) if regions is None else (),
         num_labels=num_channels if regions is None else regions.num_labels,
         output_temperature=parameters.mean_field.output_temperature,
-    )
-
-
-def _notes_on_widths(parameters: CrfParameters, kernels: KernelSetSpec, case: GridImage) -> tuple[str, ...]:
-    """Return a note if every kernel is narrower than the voxels: hardly any label changes then."""
-    shape = case.values.shape[1:]
-    steps = kernels.distances(case.spacing)
-    axes = [axis for axis, extent in enumerate(shape) if extent > 1]
-    widths = [kernel.theta_position[axis] / steps[axis] for kernel in kernels.kernels for axis in axes]
-    if not widths or max(widths) >= NARROW_WIDTH:
-        return ()
-    wider, is_bilateral = USUAL_WIDTH * min(steps[axis] for axis in axes), any(np.any(kernel.weight) for kernel in parameters.bilateral)
-    key = "bilateral.theta_alpha" if is_bilateral else "spatial.theta_gamma"
-    return (
-        f"{NARROW}, so neighbors hardly count: the widest bandwidth is {max(widths):.2g} voxels; "
-        f"--set {key}={wider:.3g} ({kernels.positions}) makes it {USUAL_WIDTH:g}",
     )
 
 

@@ -334,9 +334,6 @@ class StrokedChannels(ChannelSource):
     grid: TileGrid  # of the whole
     first_tile: int = 0  # the number of these planes' first tile; numbers are those of the whole grid
 
-    def __post_init__(self) -> None:
-        self.is_probability = self.source.is_probability
-
     def ensure(self, domains: Bool, threads: int | None) -> None:
         """See `ChannelSource`."""
         self.source.ensure(domains, threads)

@@ -18,7 +18,7 @@ from crfrefine.base.array_types import Bool, Float32, Labels
 from crfrefine.base.limits import available_threads, run_all
 from crfrefine.parameters.specs import ModelSpec
 from crfrefine.refinement.tiles.grid import TILE, LabelSets, TileGrid
-from crfrefine.refinement.tiles.planning import MAX_SHARED_VOXELS, TilePlan, streamed_problem
+from crfrefine.refinement.tiles.planning import MAX_SHARED_VOXELS, TilePlan, lazy_problem
 from crfrefine.refinement.tiles.problem import ChannelSource, fill_by_rows
 from crfrefine.refinement.tiles.streaming import StoredChannels, StreamedNetwork, survey_stream
 from crfrefine.refinement.tiles.survey import Thresholds, find_thresholds
@@ -141,7 +141,7 @@ def plan_coarse(network: CoarseNetwork, image: GridImage, spec: ModelSpec, param
     num_padding, notes = 0, tuple[str, ...]()
     if not covered.all():
         inside, num_padding, notes = leave_out(~covered, inside, "logits")
-    problem = streamed_problem(grid, source, (present, may_matter), image, inside, spec, parameters, wanted)
+    problem = lazy_problem(grid, source, (present, may_matter), image, inside, spec, parameters, wanted)
     problem = replace(problem, largest_slab=MAX_SHARED_VOXELS)
     sets = problem.label_sets()
     if not spec.kernels.kernels:

@@ -54,9 +54,7 @@ def plan_array(
     if channels.strides[-1] != channels.itemsize or any(stride % channels.itemsize for stride in channels.strides):
         channels = np.ascontiguousarray(channels)  # Voxels of a row are read one after the other.
     source = DenseChannels(channels.reshape(len(channels), *grid.shape), is_probability)
-    if image.mask is not None:
-        image = replace(image, mask=np.ascontiguousarray(image.mask))
-    inside = None if image.mask is None else image.mask.reshape(grid.shape)
+    inside = None if image.mask is None else np.ascontiguousarray(image.mask).reshape(grid.shape)
     is_sampled = len(values) <= MAX_CROWDED_LABELS and grid.counts[0] >= MIN_LAYERS
     if is_sampled and _is_crowded(grid, source, spec, inside, thresholds, threads):
         return None, None
@@ -64,8 +62,9 @@ def plan_array(
     labels = None
     if box is None and not is_probability:  # The smallest probabilities have one logarithm.
         labels = survey.labels.reshape(values.shape[1:]).astype(np.min_scalar_type(len(values) - 1), copy=False)
-    reach, settled = spec.kernels.reach(image.spacing, grid.shape), float(thresholds.may_matter.min())
-    problem = TileProblem(grid, source, present, may_matter, image, spec, reach, threshold, settled=settled, precision=threshold)
+    image = replace(image, mask=None if inside is None else inside.reshape(image.values.shape[1:]))
+    settled = float(thresholds.may_matter.min())
+    problem = TileProblem(grid, source, present, may_matter, image, spec, threshold, settled=settled, precision=threshold)
     sets = problem.label_sets()
     is_direct = choose_tiles(problem, sets, threads, survey) if sets.active.any() else True
     if is_direct is None:
@@ -115,9 +114,8 @@ def plan_stream(network: StreamedNetwork, image: GridImage, spec: ModelSpec, par
     """Return the labels that are present in each tile of channels that stream by; their tiles are kept."""
     # Raises InputError (not finite, of another kind, equal nearly everywhere) or CapacityError.
     grid, threshold = TileGrid(network.grid_shape), parameters.mean_field.label_threshold
-    thresholds, inside = find_thresholds(threshold, spec), None
-    if image.mask is not None:
-        inside = np.ascontiguousarray(image.mask).reshape(grid.shape)
+    thresholds = find_thresholds(threshold, spec)
+    inside = None if image.mask is None else np.ascontiguousarray(image.mask).reshape(grid.shape)
     survey, candidates, note = survey_stream(network, grid, spec.mean_field, inside, thresholds, context)
     num_padding, notes = 0, tuple[str, ...]()
     if survey.is_equal.any():
@@ -126,11 +124,11 @@ def plan_stream(network: StreamedNetwork, image: GridImage, spec: ModelSpec, par
     labels = survey.labels.astype(np.min_scalar_type(network.num_labels - 1), copy=False).reshape(network.grid_shape)
     survey.release()
     store, present, may_matter = candidates.store(survey, spec.kernels.reach(image.spacing, grid.shape), context)
-    problem = streamed_problem(grid, store, (present, may_matter), image, inside, spec, parameters, thresholds)
+    problem = lazy_problem(grid, store, (present, may_matter), image, inside, spec, parameters, thresholds)
     return TilePlan(problem, problem.label_sets(), best, None, labels=labels, notes=(note, *notes), num_padding=num_padding)
 
 
-def streamed_problem(
+def lazy_problem(
     grid: TileGrid,
     source: ChannelSource,
     where: tuple[Bool, Bool],
@@ -148,7 +146,6 @@ def streamed_problem(
         *where,
         replace(image, mask=None if inside is None else inside.reshape(image.values.shape[1:])),
         spec,
-        spec.kernels.reach(image.spacing, grid.shape),
         None if thresholds.leave_out_nothing else threshold,
         # Padding of the logits is not a property of the image: intensities are normalized as if there were no padding.
         fit_intensity(image.values, parameters.intensity, image.mask),
@@ -179,30 +176,21 @@ def plan_label_map(
     farther = (0,) * MAX_DIMS if is_plain else reach
     if sigma is None:
         source, near, confidence = LabelMapChannels(labels, reach, 0, len(labels)), reach, CONFIDENCE
-        settled = settled_probability(spec) if is_plain else -math.inf
+        settled = np.array(settled_probability(spec) if is_plain else -math.inf)
     else:
         sigma = (*(0.0,) * (MAX_DIMS - len(sigma)), *sigma)
         source, near, confidence = ShareChannels(labels, sigma, 0, len(labels)), share_reach(sigma), 0.0
-        settled = float(find_thresholds(parameters.mean_field.label_threshold, spec).may_matter.min())
+        settled = find_thresholds(parameters.mean_field.label_threshold, spec).may_matter
     extents = tuple(extent + more for extent, more in zip(near, farther, strict=True))
     voxels = grid.reduced(np.add, np.broadcast_to(np.True_, grid.shape) if inside is None else inside, np.int64)
     present = np.zeros((run.num_labels, *grid.counts), np.bool_)  # tiles with voxels within reach of a label, and few others
     grid.engine(threads).mark_near(labels, extents, present.view(np.uint8))
     present &= voxels > 0
-    problem = TileProblem(
-        grid,
-        source,
-        present,
-        present,
-        replace(image, values=np.ascontiguousarray(image.values), mask=None if inside is None else inside.reshape(numbers.shape)),
-        spec,
-        reach,
-        None,  # No label was left out because its probability was low.
-        fit_intensity(image.values, parameters.intensity, image.mask),
-        settled=settled,
-        precision=parameters.mean_field.label_threshold,
-        largest_slab=None if sigma is None else MAX_SHARED_VOXELS,
-    )
+    image = replace(image, values=np.ascontiguousarray(image.values))
+    # No label was left out because its probability was low.
+    thresholds = Thresholds(settled, settled, leave_out_nothing=True)
+    problem = lazy_problem(grid, source, (present, present), image, inside, spec, parameters, thresholds)
+    problem = replace(problem, largest_slab=None if sigma is None else MAX_SHARED_VOXELS)
     sets = problem.label_sets()
     # The logit of the only label of a settled tile.
     own = np.full(grid.counts, confidence / run.temperature)

@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 class ChannelSource(ABC):
     """The channels of a network's output."""
 
-    is_probability = False
-    """Whether the values are probabilities, whose logarithm is taken."""
-
     def ensure(self, domains: Bool, threads: int | None) -> None:
         """Make sure that labels can be had in some tiles, (L, *tiles), which may take another reading of a file."""
         return  # Channels in memory are there.
@@ -55,7 +52,7 @@ class DenseChannels(ChannelSource):
     """Channels in an array."""
 
     values: Float32  # (L, *grid) of three grid axes, with consecutive voxels along the last one
-    is_probability: bool = False
+    is_probability: bool  # whether the values are probabilities, whose logarithm is taken
 
     def fill_entries(self, engine: Any, label: int, tiles: NDArray[np.int64], entries: NDArray[np.int64], out: Float32) -> None:
         """See `ChannelSource`."""
@@ -82,7 +79,7 @@ class LabelMapChannels(ChannelSource):
     def fill_entries(self, engine: Any, label: int, tiles: NDArray[np.int64], entries: NDArray[np.int64], out: Float32) -> None:
         """See `ChannelSource`."""
         if math.prod(tile + 2 * extent for tile, extent in zip(TILE, self.reach, strict=True)) > MAX_NEIGHBORHOOD:
-            engine.fill_entries(self.channel(label), True, tiles, self.is_probability, entries, out)
+            engine.fill_entries(self.channel(label), True, tiles, False, entries, out)
             return
         logits = (CONFIDENCE, 0.0, ABSENT_LOGIT)
         engine.fill_labels(self.numbers, self.first_plane, label, self.reach, logits, tiles, entries, out)
@@ -169,7 +166,6 @@ class TileProblem:
     may_matter: Bool  # (L, *tiles), where they may become so; a superset
     image: GridImage  # the image; the mask is C-contiguous
     spec: ModelSpec  # the model of all labels
-    reach: Extents  # voxels along each axis after which every kernel ends, or the grid
     threshold: float | None  # largest probability that counts as nothing, for the check at the borders of domains; None means no check
     maps: Sequence[IntensityMap] | None = None  # of the intensities of each modality, for an image that is not normalized
     # Logarithm of a probability; where all labels but one are below it, a voxel keeps the network's marginals; minus infinity: nowhere.
@@ -181,6 +177,11 @@ class TileProblem:
     def mask(self) -> Bool | None:
         """(*grid) of three axes, True where the model applies; None: everywhere."""
         return None if self.image.mask is None else self.image.mask.reshape(self.grid.shape)
+
+    @cached_property
+    def reach(self) -> Extents:
+        """Voxels along each axis after which every kernel ends, or the grid."""
+        return self.spec.kernels.reach(self.image.spacing, self.grid.shape)
 
     def label_sets(self) -> LabelSets:
         """Return the labels of each tile: those that are present around it and may matter there."""
@@ -220,7 +221,6 @@ class TileProblem:
         return replace(
             self,
             grid=grid,
-            reach=self.spec.kernels.reach(self.image.spacing, grid.shape),
             source=self.source.planes(slab.first, slab.last),
             present=rows_of(self.present, slab),
             may_matter=rows_of(self.may_matter, slab),
