@@ -4,24 +4,24 @@ import numpy as np
 import pytest
 from scipy.ndimage import distance_transform_edt
 
-import crfrefine
 from crfrefine import CrfParameters, Plan, refine
 from crfrefine.errors import InputError
 from crfrefine.refinement.strokes import NUM_RADII, STRENGTH
 
 SHAPE, SPACING = (22, 27, 34), (1.5, 1.0, 1.25)
-ALL_LABELS = {"mean_field.label_threshold": 0.0}
+
+
+def squared_distance(center):
+    """Of each voxel, in mm²."""
+    return sum(((axis - at) * step) ** 2 for axis, at, step in zip(np.indices(SHAPE), center, SPACING, strict=True))
 
 
 @pytest.fixture(scope="module")
 def ball():
     """Two bright balls in noise, of which the network sees one; returns (image, logits, the labels 0, 1 and 2)."""
     rng = np.random.default_rng(5)
-    distance = [
-        np.sqrt(sum(((axis - at) * step) ** 2 for axis, at, step in zip(np.indices(SHAPE), center, SPACING, strict=True)))
-        for center in ((9, 8, 9), (12, 18, 25))
-    ]
-    truth = np.where(distance[0] < 5.0, 1, np.where(distance[1] < 6.0, 2, 0)).astype(np.uint8)
+    near, far = (np.sqrt(squared_distance(center)) for center in ((9, 8, 9), (12, 18, 25)))
+    truth = np.where(near < 5.0, 1, np.where(far < 6.0, 2, 0)).astype(np.uint8)
     image = (100.0 * (truth > 0) + rng.normal(0.0, 3.0, SHAPE)).astype(np.float32)
     logits = np.zeros((3, *SHAPE), np.float32)
     logits[0], logits[1], logits[2] = 2.0, np.where(truth == 1, 4.0, -3.0), -1.5
@@ -29,34 +29,34 @@ def ball():
     return image, logits, truth
 
 
+def mark(value, place, shape=SHAPE):
+    """Strokes with a value at some place."""
+    drawn = np.zeros(shape, np.uint8)
+    drawn[place] = value
+    return drawn
+
+
 @pytest.fixture
 def strokes():
     """A short line in the ball that the network misses, and a point of background."""
-    drawn = np.zeros(SHAPE, np.uint8)
-    drawn[12, 17:20, 24] = 2
-    drawn[2, 3, 30] = 255
-    return drawn
+    return mark(2, np.s_[12, 17:20, 24]) + mark(255, (2, 3, 30))
 
 
-def mark(value, *places, shape=SHAPE):
-    """Strokes with a value at some places."""
-    drawn = np.zeros(shape, np.uint8)
-    for place in places:
-        drawn[place] = value
-    return drawn
+def refined(network, image, strokes=None, changes=None, **options):
+    options = {"spacing": SPACING, "parameters": CrfParameters().replace(**(changes or {})), **options}
+    return refine(network, image, strokes=strokes, **options)
 
 
 def rise_of(label, logits, drawn, **changes):
     """The rise of a label above the background on a flat image without a CRF, and the logits with strokes and without."""
-    changes |= {"intensity.normalization": "none", "bilateral.weight": 0.0, **ALL_LABELS}
-    options = {"spacing": SPACING, "parameters": CrfParameters().replace(**changes)}
-    edited, plain = (refine(logits, np.zeros(drawn.shape, np.float32), strokes=part, **options).logits for part in (drawn, None))
+    changes |= {"intensity.normalization": "none", "bilateral.weight": 0.0, "mean_field.label_threshold": 0.0}
+    edited, plain = (refined(logits, np.zeros(drawn.shape, np.float32), part, changes).logits for part in (drawn, None))
     return (edited[label] - edited[0]) - (plain[label] - plain[0]), edited, plain
 
 
 def test_like_voxels_follow_a_stroke_and_others_do_not(ball, strokes):
     image, logits, truth = ball
-    before, after = (refine(logits, image, spacing=SPACING, strokes=drawn) for drawn in (None, strokes))
+    before, after = (refined(logits, image, drawn) for drawn in (None, strokes))
     missed = truth == 2
     assert (before.label_map[missed] == 2).mean() == 0.0
     assert (after.label_map[missed] == 2).mean() > 0.8
@@ -68,7 +68,7 @@ def test_like_voxels_follow_a_stroke_and_others_do_not(ball, strokes):
 def test_a_stroke_ends_where_its_radius_ends(ball):
     drawn = mark(2, (12, 18, 25))
     rise, edited, plain = rise_of(2, ball[1], drawn, **{"strokes.reach": 4.0})
-    squared = sum(((axis - at) * step) ** 2 for axis, at, step in zip(np.indices(SHAPE), (12, 18, 25), SPACING, strict=True))
+    squared = squared_distance((12, 18, 25))
     expected = np.where(squared <= (NUM_RADII * 4.0) ** 2, STRENGTH * np.exp(-squared / (2 * 4.0**2)), 0.0)
     np.testing.assert_allclose(rise[drawn == 0], expected[drawn == 0], atol=2e-5)
     np.testing.assert_array_equal(edited[:2, drawn == 0], plain[:2, drawn == 0])
@@ -108,12 +108,10 @@ def test_labels_that_are_left_out_do_not_matter(ball, strokes, input_type):
         "probabilities": np.exp(logits) / np.exp(logits).sum(axis=0),
         "labels": logits.argmax(axis=0).astype(np.uint8),
     }[input_type]
-    results = []
-    for threshold in (1e-4, 0.0):
-        parameters = CrfParameters().replace(**{"mean_field.label_threshold": threshold, "mean_field.temperature": 3.0})
-        results.append(refine(network, image, spacing=SPACING, parameters=parameters, strokes=strokes, input_type=input_type))
-    assert (results[0].label_map != results[1].label_map).mean() < 1e-3
-    assert (results[0].label_map == 2).sum() > 100
+    changes = ({"mean_field.label_threshold": threshold, "mean_field.temperature": 3.0} for threshold in (1e-4, 0.0))
+    tiles, everywhere = (refined(network, image, strokes, each, input_type=input_type).label_map for each in changes)
+    assert (tiles != everywhere).mean() < 1e-3
+    assert (tiles == 2).sum() > 100
 
 
 @pytest.mark.parametrize("num_labels", [4, 40])
@@ -123,30 +121,25 @@ def test_a_stroke_brings_a_label_that_a_label_map_lacks(ball, strokes, num_label
     if num_labels == 40:  # Labels then take part only near where they occur.
         labels[::7, ::9, 0] = np.arange(3, 3 + labels[::7, ::9, 0].size).reshape(labels[::7, ::9, 0].shape)
     drawn = np.where(strokes == 2, num_labels + 5, strokes)
-    result = refine(labels, image, spacing=SPACING, input_type="labels", strokes=drawn)
-    assert (result.label_map[truth == 2] == num_labels + 5).mean() > 0.5
-    assert (result.label_map[truth != 2] == num_labels + 5).sum() == 0
-    without = refine(labels, image, spacing=SPACING, input_type="labels")
-    np.testing.assert_array_equal(result.label_map[truth == 1], without.label_map[truth == 1])
+    found, without = (refined(labels, image, part, input_type="labels").label_map for part in (drawn, None))
+    assert (found[truth == 2] == num_labels + 5).mean() > 0.5
+    assert (found[truth != 2] == num_labels + 5).sum() == 0
+    np.testing.assert_array_equal(found[truth == 1], without[truth == 1])
 
 
 def test_a_drawn_voxel_outlives_the_rules_for_small_objects(ball):
     image, logits, _ = ball
-    drawn = mark(1, (2, 24, 3))
-    parameters = CrfParameters().replace(**{"postprocess.keep_largest": "each"})
-    result = refine(logits, image, spacing=SPACING, parameters=parameters, strokes=drawn)
-    assert result.label_map[2, 24, 3] == 1
-    assert result.label_map[2, 24, 4] == 0
+    found = refined(logits, image, mark(1, (2, 24, 3)), {"postprocess.keep_largest": "each"}).label_map
+    assert (found[2, 24, 3], found[2, 24, 4]) == (1, 0)
 
 
 def test_a_right_stroke_changes_next_to_nothing(ball):
     image, logits, truth = ball
     drawn = mark(1, np.s_[8:11, 8, 9])
-    before, after = (refine(logits, image, spacing=SPACING, strokes=part).label_map for part in (None, drawn))
+    before, after = (refined(logits, image, part).label_map for part in (None, drawn))
     assert (before != after).sum() <= 1e-3 * (truth == 1).sum()
     far = {"strokes.reach": 30.0, "strokes.likeness": 10.0}  # where the network is right, they do not matter
-    parameters = CrfParameters().replace(**far)
-    wide, plain = (refine(logits, image, spacing=SPACING, parameters=parameters, strokes=part).logits for part in (drawn, None))
+    wide, plain = (refined(logits, image, part, far).logits for part in (drawn, None))
     np.testing.assert_allclose(wide[:, truth == 0], plain[:, truth == 0], atol=0.05)
 
 
@@ -155,8 +148,8 @@ def test_volumes_that_are_kept_follow_strokes(ball):
     seen = np.where((truth == 2) & (np.indices(SHAPE)[2] > 25), 0, truth)
     coarse = seen[::2, ::2, ::2].repeat(2, 0).repeat(2, 1).repeat(2, 2)[: SHAPE[0], : SHAPE[1], : SHAPE[2]]
     drawn = mark(2, np.s_[12, 16:21, 27:29])
-    options = {"spacing": SPACING, "input_type": "labels", "network_spacing": (3.0, 2.0, 2.5)}
-    before, after = (refine(coarse, image, strokes=part, **options).label_map for part in (None, drawn))
+    options = {"parameters": None, "input_type": "labels", "network_spacing": (3.0, 2.0, 2.5)}
+    before, after = (refined(coarse, image, part, **options).label_map for part in (None, drawn))
     assert (after == 2).sum() > (before == 2).sum() + 3 * (drawn == 2).sum()
     assert ((after == 2) & (truth != 2)).sum() <= ((before == 2) & (truth != 2)).sum() + 5
     assert abs(int((after == 1).sum()) - int((before == 1).sum())) <= 2
@@ -166,25 +159,22 @@ def test_regions_take_a_label_as_inside_and_outside(ball, strokes):
     image, logits, truth = ball
     log_odds = np.stack([np.maximum(logits[1], logits[2]) - logits[0], logits[2] - logits[0]])
     regions = {"whole": (1, 2), "core": 2}
-    drawn = strokes.copy()
-    drawn[9, 8, 9] = 2
-    result = refine(log_odds, image, spacing=SPACING, regions=regions, strokes=drawn)
-    assert (result.label_map[truth == 2] == 2).mean() > 0.8
-    assert result.label_map[9, 8, 9] == 2
+    found = refined(log_odds, image, strokes + mark(2, (9, 8, 9)), regions=regions).label_map
+    assert (found[truth == 2] == 2).mean() > 0.8
+    assert found[9, 8, 9] == 2
     outside = np.where(truth == 1, 255, 0) * (np.indices(SHAPE)[2] == 9)
-    erased = refine(log_odds, image, spacing=SPACING, regions=regions, strokes=outside).label_map
+    erased = refined(log_odds, image, outside, regions=regions).label_map
     assert (erased[truth == 1] != 0).sum() < 0.2 * (truth == 1).sum()
 
 
 def test_a_mask_bounds_what_follows_and_not_what_is_drawn(ball, strokes):
     image, logits, truth = ball
-    mask = np.zeros(SHAPE, np.uint8)
-    mask[:, :, :25] = 1
-    result = refine(logits, image, spacing=SPACING, mask=mask, strokes=strokes)
-    assert (result.label_map[(truth == 2) & (mask == 1)] == 2).mean() > 0.7
-    assert (result.label_map[mask == 0] == 2).sum() == 0
-    strokes[12, 17:20, 27] = 2
-    assert (refine(logits, image, spacing=SPACING, mask=mask, strokes=strokes).label_map[mask == 0] == 2).sum() == 3
+    mask = mark(1, np.s_[:, :, :25])
+    found = refined(logits, image, strokes, mask=mask).label_map
+    assert (found[(truth == 2) & (mask == 1)] == 2).mean() > 0.7
+    assert (found[mask == 0] == 2).sum() == 0
+    drawn = strokes + mark(2, np.s_[12, 17:20, 27])
+    assert (refined(logits, image, drawn, mask=mask).label_map[mask == 0] == 2).sum() == 3
 
 
 def test_a_plan_gives_the_bits_of_refine_and_undo_is_deleting(ball, strokes):
@@ -192,17 +182,16 @@ def test_a_plan_gives_the_bits_of_refine_and_undo_is_deleting(ball, strokes):
     plan = Plan(image, spacing=SPACING)
     first, drawn, again = (plan.run(logits, strokes=part) for part in (None, strokes, None))
     assert first == again
-    assert drawn == refine(logits, image, spacing=SPACING, strokes=strokes)
-    turned = refine(np.asfortranarray(logits), np.asfortranarray(image), spacing=SPACING, strokes=np.asfortranarray(strokes))
+    assert drawn == refined(logits, image, strokes)
+    turned = refined(*map(np.asfortranarray, (logits, image, strokes)))
     assert (turned.label_map != drawn.label_map).mean() < 1e-3
 
 
 def test_grids_of_two_and_four_axes(ball, strokes):
     image, logits, _ = ball
-    flat = refine(logits[:, 12], image[12], spacing=SPACING[1:], strokes=strokes[12])
-    assert (flat.label_map == 2).sum() > 10
+    assert (refined(logits[:, 12], image[12], strokes[12], spacing=SPACING[1:]).label_map == 2).sum() > 10
     deep = [np.stack([part, part], axis=-1) for part in (logits[:, 8:16], image[8:16], strokes[8:16])]
-    assert (refine(*deep[:2], spacing=(*SPACING, 2.0), strokes=deep[2]).label_map == 2).sum() > 100
+    assert (refined(*deep, spacing=(*SPACING, 2.0)).label_map == 2).sum() > 100
 
 
 @pytest.mark.parametrize(
@@ -219,27 +208,26 @@ def test_grids_of_two_and_four_axes(ball, strokes):
 def test_bad_strokes_are_refused(ball, strokes, change, message):
     image, logits, _ = ball
     with pytest.raises(InputError, match=message):
-        refine(logits, image, spacing=SPACING, strokes=change(strokes))
+        refined(logits, image, change(strokes))
 
 
 def test_files_of_another_convention(ball, strokes):
     image, logits, _ = ball
-    expected = refine(logits, image, spacing=SPACING, strokes=strokes)
+    expected = refined(logits, image, strokes)
     scribbles = np.where(strokes == 0, 4, np.where(strokes == 255, 0, strokes))
-    assert refine(logits, image, spacing=SPACING, strokes=scribbles, strokes_ignore=4) == expected
+    assert refined(logits, image, scribbles, strokes_ignore=4) == expected
     nine = np.where(strokes == 255, 9, strokes)
-    assert refine(logits, image, spacing=SPACING, strokes=nine, strokes_background=9) == expected
+    assert refined(logits, image, nine, strokes_background=9) == expected
     with pytest.raises(InputError, match="both"):
-        refine(logits, image, spacing=SPACING, strokes=nine, strokes_background=0)
-    empty = refine(logits, image, spacing=SPACING, strokes=np.zeros_like(strokes))
-    assert empty == crfrefine.refine(logits, image, spacing=SPACING)
+        refined(logits, image, nine, strokes_background=0)
+    assert refined(logits, image, np.zeros_like(strokes)) == refined(logits, image)
 
 
 def test_a_label_that_the_network_rules_out_is_said(ball, strokes):
     image, logits, _ = ball
     certain = logits.copy()
     certain[2] -= 25.0
-    result = refine(certain, image, spacing=SPACING, strokes=strokes)
+    result = refined(certain, image, strokes)
     assert any("rules out label 2" in note for note in result.notes)
-    assert not any("rules out" in note for note in refine(logits, image, spacing=SPACING, strokes=strokes).notes)
+    assert not any("rules out" in note for note in refined(logits, image, strokes).notes)
     assert (result.label_map == 2).sum() >= 3
