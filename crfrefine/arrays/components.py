@@ -4,32 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.arrays.label_maps import bounding_box
-from crfrefine.base.array_types import Array, Bool
+from crfrefine.base.array_types import Array, Bool, Labels
 from crfrefine.base.text import counted, listed, shorten_value
 from crfrefine.errors import ConfigError
 from crfrefine.parameters.sections import PostprocessParameters
 
-Label = TypeVar("Label", bound=np.integer[Any])
-
 
 @dataclass(frozen=True)
-class Cleaned(Generic[Label]):
+class Cleaned:
     """A label map after the small-object rules."""
 
-    label_map: NDArray[Label]  # (*grid), of the type and memory order of the one passed in
+    label_map: Labels  # (*grid), of the type and memory order of the one passed in
     voxels_removed: int = 0  # voxels of components that became background
     voxels_filled: int = 0  # voxels of holes that got a label, including voxels that had just been removed
     # Voxels of each label before the rules, and how many of these voxels still have it, for labels that lost voxels.
     lost: Mapping[int, tuple[int, int]] = field(default_factory=dict)
 
 
-def clean(label_map: NDArray[Label], parameters: PostprocessParameters, voxel_volume_ml: float) -> Cleaned[Label]:
+def clean(label_map: Labels, parameters: PostprocessParameters, voxel_volume_ml: float) -> Cleaned:
     """Apply the rules for small objects to an integer label map, (*grid), and return the result."""
     # Components of all foreground together, then of each label, below a volume become background;
     # then holes are filled.

@@ -123,7 +123,16 @@ def _fit_modality(source: Array, settings: Mapping[str, Any], modality: int, mas
     if offset is not None:
         values = (values.astype(np.float64) - offset).astype(np.float32)
     if kind == "zscore":
-        shift, width = _mean_and_deviation(values.astype(np.float32, copy=False))
+        # Mean and (population) standard deviation, summed in blocks: float32 within one, float64 over all; relative to the first
+        # value, so that a small spread on a large offset keeps its digits.
+        values = values.astype(np.float32, copy=False)
+        pivot, total, squares = values[0], 0.0, 0.0
+        for first in range(0, values.size, _BLOCK):
+            part = values[first : first + _BLOCK] - pivot
+            total += float(part.sum(dtype=np.float64))
+            squares += float(np.dot(part, part))
+        mean = total / values.size
+        shift, width = float(pivot) + mean, math.sqrt(max(0.0, squares / values.size - mean * mean))
     else:
         # As numpy's percentiles, which import numpy.ma: that takes as long as all else for a small case.
         places = (values.size - 1) * (np.array(percentiles) / 100.0)
@@ -136,16 +145,3 @@ def _fit_modality(source: Array, settings: Mapping[str, Any], modality: int, mas
             low, high = float(values.min()), float(values.max())
         shift, width = low, high - low
     return IntensityMap(shift, 1.0 / width if width > _CONSTANT else 0.0, offset=offset)  # A constant modality becomes 0.
-
-
-def _mean_and_deviation(values: Float32) -> tuple[float, float]:
-    """Mean and (population) standard deviation, summed in blocks: float32 within one, float64 over all."""
-    # Relative to the first value, so that a small spread on a large offset keeps its digits.
-    pivot = values[0]
-    total = squares = 0.0
-    for start in range(0, values.size, _BLOCK):
-        part = values[start : start + _BLOCK] - pivot
-        total += float(part.sum(dtype=np.float64))
-        squares += float(np.dot(part, part))
-    mean = total / values.size
-    return float(pivot) + mean, math.sqrt(max(0.0, squares / values.size - mean * mean))

@@ -48,8 +48,12 @@ def count_labels(labels: Array, num_labels: int) -> tuple[int, ...]:
 
 def foreground_labels(labels: Array) -> list[int]:
     """Return the labels above 0 that occur in (*grid) unsigned labels, ascending."""
+    return [label for label in _occurring(labels) if label]
+
+
+def _occurring(labels: Array) -> tuple[int, ...]:
     counts = count_labels(labels, int(labels.max(initial=0)) + 1)
-    return [label for label, count in enumerate(counts) if label and count]
+    return tuple(label for label, count in enumerate(counts) if count)
 
 
 @dataclass(frozen=True)
@@ -100,8 +104,7 @@ MAX_IN_MEMORY = 1 << 29
 
 def present_labels(label_map: Array) -> tuple[int, ...]:
     """Return the labels that occur in unsigned labels, ascending; raise InputError if they are more than MAX_LABELS."""
-    counts = count_labels(label_map, int(label_map.max(initial=0)) + 1)
-    present = tuple(label for label, count in enumerate(counts) if count)
+    present = _occurring(label_map)
     if len(present) > MAX_LABELS:
         raise InputError(f"a label map with {len(present)} different labels; expected at most {MAX_LABELS}. Is it an image?")
     return present

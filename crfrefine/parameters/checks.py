@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -95,12 +95,11 @@ def _penalty_matrix(value: Any, key: str) -> tuple[tuple[float, ...], ...]:
     return matrix
 
 
-def check_length(value: Sequence[object], key: str, what: str, size: int) -> None:
-    """Raise ConfigError unless a list has one value per label, modality or axis of the case."""
-    if len(value) != size:
-        has = f"is {len(value)} x {len(value)}" if key.endswith("matrix") else f"has {counted(len(value), 'value')}"
-        sizes = what if size == 1 else {"label": "labels", "modality": "modalities", "axis": "axes"}[what]
-        raise ConfigError(f"{key}: it {has}, but the case has {size} {sizes}; give one value for all, or one per {what}")
+def wrong_length(length: int, key: str, what: str, size: int) -> ConfigError:
+    """Return the error for a list that does not have one value per label, modality or axis of the case."""
+    has = f"is {length} x {length}" if key.endswith("matrix") else f"has {counted(length, 'value')}"
+    sizes = what if size == 1 else {"label": "labels", "modality": "modalities", "axis": "axes"}[what]
+    return ConfigError(f"{key}: it {has}, but the case has {size} {sizes}; give one value for all, or one per {what}")
 
 
 def unknown_key(key: object, known: Collection[str]) -> ConfigError:

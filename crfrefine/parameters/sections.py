@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from crfrefine.base.text import shorten_value
 from crfrefine.errors import ConfigError
-from crfrefine.parameters.checks import MAX_COUNT, MAX_PENALTY, Rule, check_length, unknown_key
+from crfrefine.parameters.checks import MAX_COUNT, MAX_PENALTY, Rule, unknown_key, wrong_length
 
 MAX_TEMPERATURE = 1e6  # far above any that preserves the logits; the smallest one depends on the logits
 MAX_BIAS = 1e3  # far above any useful difference between logits, and far below those of absent labels, 1e4
@@ -29,7 +29,11 @@ def _key(default: Any, rule: Rule, comment: str, needed_by: tuple[str, str] | No
 class Section:
     """A table of the file: checks its fields on construction and turns lists into tuples."""
 
-    section: ClassVar[str] = ""
+    section: ClassVar[str]
+
+    def __init_subclass__(cls, section: str) -> None:
+        super().__init_subclass__()
+        cls.section = section
 
     def __post_init__(self) -> None:
         for entry in dataclasses.fields(self):
@@ -53,7 +57,8 @@ class Section:
             value, rule = getattr(self, entry.name), entry.metadata["rule"]
             if rule.per in sizes:
                 if isinstance(value, tuple) and (rule.shape != "pair" or isinstance(value[0], tuple)):
-                    check_length(value, f"{prefix or self.section}.{entry.name}", rule.per, sizes[rule.per])
+                    if len(value) != (size := sizes[rule.per]):
+                        raise wrong_length(len(value), f"{prefix or self.section}.{entry.name}", rule.per, size)
                 elif rule.shape != "matrix":
                     value = (value,) * sizes[rule.per]
             values[entry.name] = value
@@ -67,10 +72,9 @@ class Section:
 
 
 @dataclass(frozen=True)
-class IntensityParameters(Section):
+class IntensityParameters(Section, section="intensity"):
     """How image intensities are normalized before the appearance kernels see them."""
 
-    section: ClassVar[str] = "intensity"
     normalization: str | tuple[str, ...] = _key(
         "percentile",
         Rule(str, words=("none", "zscore", "percentile", "window"), per="modality"),
@@ -92,10 +96,9 @@ NORMALIZED = IntensityParameters(normalization="none")  # for an image that has 
 
 
 @dataclass(frozen=True)
-class BilateralParameters(Section):
+class BilateralParameters(Section, section="bilateral"):
     """One appearance kernel: exp(-|p_i - p_j|^2 / 2 theta_alpha^2 - sum_c |I_ic - I_jc|^2 / 2 theta_beta_c^2)."""
 
-    section: ClassVar[str] = "bilateral"
     weight: float | tuple[float, ...] = _key(4.0, _PENALTY, "a number, or one per label; 0: no such term")
     theta_alpha: float | tuple[float, ...] = _key(1.5, _BANDWIDTH, "mm (or voxels, see positions); a number, or one per axis")
     theta_beta: float | tuple[float, ...] = _key(
@@ -107,19 +110,17 @@ BANDWIDTHS = ("theta_alpha", "theta_beta")  # of an appearance kernel: of positi
 
 
 @dataclass(frozen=True)
-class SpatialParameters(Section):
+class SpatialParameters(Section, section="spatial"):
     """The smoothness kernel: exp(-|p_i - p_j|^2 / 2 theta_gamma^2)."""
 
-    section: ClassVar[str] = "spatial"
     weight: float | tuple[float, ...] = _key(0.0, _PENALTY, "a number, or one per label; 0: no such term")
     theta_gamma: float | tuple[float, ...] = _key(1.0, _BANDWIDTH, "mm (or voxels, see positions); a number, or one per axis")
 
 
 @dataclass(frozen=True)
-class CompatibilityParameters(Section):
+class CompatibilityParameters(Section, section="compatibility"):
     """The penalty for neighbors with different labels."""
 
-    section: ClassVar[str] = "compatibility"
     kind: str = _key("potts", Rule(str, words=("potts", "matrix")), "potts (1 for any two different labels) | matrix")
     matrix: tuple[tuple[float, ...], ...] | None = _key(
         None,
@@ -130,10 +131,9 @@ class CompatibilityParameters(Section):
 
 
 @dataclass(frozen=True)
-class VolumeParameters(Section):
+class VolumeParameters(Section, section="volume"):
     """The term that keeps the number of voxels of each label's main body, which the other terms tend to shrink."""
 
-    section: ClassVar[str] = "volume"
     weight: float = _key(0.0, Rule(low=0.0, high=1.0), "0 = no such term; 1 = each step keeps the volumes exactly")
     match_input: bool = _key(
         False, Rule(bool), "whether each label of a label map ends with as many voxels as it has there, by a bias after the iterations"
@@ -141,10 +141,9 @@ class VolumeParameters(Section):
 
 
 @dataclass(frozen=True)
-class MeanFieldParameters(Section):
+class MeanFieldParameters(Section, section="mean_field"):
     """How the marginals are computed."""
 
-    section: ClassVar[str] = "mean_field"
     num_iterations: int = _key(5, Rule(int, low=1, high=MAX_COUNT), "largest number of iterations")
     tolerance: float = _key(
         1e-5, Rule(low=0.0), "nats per voxel: mean KL between two iterations that counts as converged; 0 = always all iterations"
@@ -175,10 +174,9 @@ class MeanFieldParameters(Section):
 
 
 @dataclass(frozen=True)
-class PostprocessParameters(Section):
+class PostprocessParameters(Section, section="postprocess"):
     """How the CRF's marginals become a label map, and its cleaning."""
 
-    section: ClassVar[str] = "postprocess"
     keep_largest: str | tuple[str, ...] = _key(
         "none", _COMPONENTS, "none | foreground (all labels together) | each (label by itself); or one per label"
     )
@@ -198,24 +196,15 @@ class PostprocessParameters(Section):
 
 
 @dataclass(frozen=True)
-class StrokesParameters(Section):
+class StrokesParameters(Section, section="strokes"):
     """How far strokes that correct a result reach."""
 
-    section: ClassVar[str] = "strokes"
     reach: float = _key(6.0, Rule(low=0.0), "mm; a stroke reaches as far as the error that it corrects, and at most this")
     likeness: float = _key(0.2, Rule(low=0.0, low_open=True), "normalized intensity; smaller: only voxels like the drawn ones follow")
 
 
-SECTIONS: dict[str, type[Section]] = {
-    "intensity": IntensityParameters,
-    "bilateral": BilateralParameters,
-    "spatial": SpatialParameters,
-    "compatibility": CompatibilityParameters,
-    "volume": VolumeParameters,
-    "mean_field": MeanFieldParameters,
-    "postprocess": PostprocessParameters,
-    "strokes": StrokesParameters,
-}
+# In the order of the file.
+SECTIONS: dict[str, type[Section]] = {kind.section: kind for kind in Section.__subclasses__()}
 
 # All dotted keys, in the order of the file.
 KEYS = [f"{name}.{entry.name}" for name, kind in SECTIONS.items() for entry in dataclasses.fields(kind)]

@@ -115,7 +115,7 @@ def _refine_label_map(
     parameters: CrfParameters,
     backend: Backend,
     context: RunContext,
-    strokes: Strokes | None = None,
+    strokes: Strokes | None,
 ) -> RefinementResult:
     """Refine the numbers of the labels that occur, and return the result in labels."""
     labels = tuple(sorted({*network.channels, *(() if strokes is None else strokes.labels.tolist())}))
@@ -154,8 +154,8 @@ def _refine(
     parameters: CrfParameters,
     backend: Backend,
     context: RunContext,
-    network_spacing: tuple[float, ...] | None = None,
-    strokes: Strokes | None = None,
+    network_spacing: tuple[float, ...] | None,
+    strokes: Strokes | None,
 ) -> RefinementResult:
     """Prepare the case, run the mean field, make the label map and clean it. The labels of a label map are its channels' numbers."""
     (num_channels, *grid), order = networks.layout_of(network)

@@ -161,7 +161,7 @@ MAX_SHARED_VOXELS = 40_000_000
 
 
 def plan_label_map(
-    numbers: Labels, image: GridImage, spec: ModelSpec, parameters: CrfParameters, threads: int | None, sigma: Sequence[float] | None = None
+    numbers: Labels, image: GridImage, spec: ModelSpec, parameters: CrfParameters, threads: int | None, sigma: Sequence[float] | None
 ) -> TilePlan:
     """Return where the labels of a label map take part: within the kernels' reach of where they occur, with the logit 0."""
     # With the `sigma` of a coarser network labels take part where they have a share. The numbers are

@@ -80,7 +80,7 @@ def read_bricks(read: ReadPieces, grid: TileGrid) -> Iterator[Brick]:
 class StoredChannels(ChannelSource):
     """Some tiles of each label's channel; `read` returns the pieces, for tiles that are wanted later."""
 
-    def __init__(self, grid: TileGrid, num_labels: int, *, is_probability: bool = False, read: ReadPieces | None = None) -> None:
+    def __init__(self, grid: TileGrid, num_labels: int, read: ReadPieces, *, is_probability: bool = False) -> None:
         self.grid, self.num_labels, self.is_probability, self.read = grid, num_labels, is_probability, read
         self.num_bytes = 0  # of the tiles
         self._parts: list[list[tuple[NDArray[np.int64], Array]]] = [[] for _ in range(num_labels)]
@@ -106,7 +106,6 @@ class StoredChannels(ChannelSource):
             tiles.reshape(-1)[self.joined(label)[0]] = False
         if not missing.any():
             return
-        assert self.read is not None
         for brick in read_bricks(self.read, self.grid):
             own = brick.tiles(self.grid)
             tiles = np.flatnonzero(missing[brick.label].reshape(-1)[own])
@@ -122,7 +121,8 @@ class StoredChannels(ChannelSource):
     def planes(self, start: int, stop: int) -> StoredChannels:
         """See `ChannelSource`."""
         first, end = self.grid.first_tile(start), self.grid.first_tile(stop + TILE[0] - 1)
-        part = StoredChannels(TileGrid((stop - start, *self.grid.shape[1:])), self.num_labels, is_probability=self.is_probability)
+        grid = TileGrid((stop - start, *self.grid.shape[1:]))
+        part = StoredChannels(grid, self.num_labels, self.read, is_probability=self.is_probability)
         for label in range(self.num_labels):
             tiles, values = self.joined(label)
             chosen = slice(*np.searchsorted(tiles, (first, end)))
@@ -175,7 +175,7 @@ class Candidates:
         self._next_look = min(max(2 * store.num_bytes, FIRST_LOOK), self._max_bytes)
         if 2 * store.num_bytes > self._max_bytes:
             self._has_room = False
-            self._store = StoredChannels(store.grid, store.num_labels, read=store.read)
+            self._store = StoredChannels(store.grid, store.num_labels, store.read)
 
     def store(self, survey: Survey, reach: Extents, context: RunContext) -> tuple[StoredChannels, Bool, Bool]:
         """Return the channels, where labels are present, and where they may matter, (L, *tiles); labels take part within `reach`."""
@@ -203,7 +203,6 @@ class Candidates:
                 store.retain(label, matter(label, *store.joined(label)))
                 forget_far_tiles(label)
             return store, present, may_matter
-        assert store.read is not None
         for brick in read_bricks(store.read, survey.grid):
             tiles, values = self._tiles_of(survey, brick)
             chosen = matter(brick.label, tiles, values)
@@ -257,7 +256,7 @@ def survey_stream(
     while True:
         survey = Survey(grid, run, mask, context.threads)
         look = Look(survey.is_equal)
-        store = StoredChannels(grid, run.num_labels, read=stream.read)
+        store = StoredChannels(grid, run.num_labels, stream.read)
         candidates = Candidates(store, thresholds, max_bytes, context.threads, reach)
         for brick in read_bricks(stream.read, grid):
             if is_probability is None:
