@@ -96,9 +96,8 @@ def require_suffix(path: Path, suffixes: tuple[str, ...] = WRITTEN_SUFFIXES + SC
 def suffix_to_write(path: Path) -> str:
     """Return the suffix for files written like an image: its own, or its format's first, or NIfTI's if that is only read."""
     known = FORMAT_OF_SUFFIX.get(suffix_of(path))
-    if known is None:
-        with suppress(CrfRefineError):
-            path, known = file_to_read(path)
+    with suppress(CrfRefineError):
+        path, known = file_to_read(path)
     suffix = suffix_of(path)
     if known is None or suffix in WRITTEN_SUFFIXES:
         return suffix

@@ -117,9 +117,10 @@ def open_voxels(header: VolumeHeader) -> Iterator[Decoder]:
     _require_unchanged(header)
 
 
-def placed_on(header: VolumeHeader, grid: VolumeHeader) -> VolumeHeader:
-    """Return the header of a file with its axes turned to those of a grid, if its voxels are on that grid; else unchanged."""
-    if header.affine is None or grid.affine is None or header.on_same_grid(grid):
+def placed_on(header: VolumeHeader, grid: VolumeHeader | None) -> VolumeHeader:
+    """Return a header with its axes turned to those of a grid, if the file's voxels are on it."""
+    # Else, and without a grid, the header is returned as it is.
+    if grid is None or header.affine is None or grid.affine is None or header.on_same_grid(grid):
         return header
     turn = reorientation(grid.grid_shape, grid.affine, header.grid_shape, header.affine)
     if turn is None:
@@ -244,8 +245,7 @@ _PIECE_BYTES = 1 << 20  # In the processor's cache, so that looking at a value t
 
 def read_labels(path: str | Path, *, grid: VolumeHeader | None = None) -> Volume:
     """Read a label map in the smallest unsigned type; raise InputError if it holds anything but labels."""
-    header = read_header(path, VOLUME_SUFFIXES)
-    header = header if grid is None else placed_on(header, grid)
+    header = placed_on(read_header(path, VOLUME_SUFFIXES), grid)
     geometry = header.geometry()
     return Volume(read_whole_numbers(header).T, *geometry, header.path, header)
 
@@ -278,12 +278,12 @@ def read_whole_numbers(
     return labels
 
 
-def read_mask(header: VolumeHeader, condition: Callable[[NDArray[Any]], NDArray[np.bool_]] | None = None) -> NDArray[np.bool_]:
-    """Return where a file with one value per voxel is not zero, or fulfills a condition, ([z,] y, x)."""
+def read_mask(header: VolumeHeader) -> NDArray[np.bool_]:
+    """Return where a file with one value per voxel is not zero, ([z,] y, x)."""
     require_scalar(header, "a mask")
     mask: NDArray[np.bool_] = allocate_array(header.grid_shape[::-1], header.path, np.dtype(np.bool_))
     for piece in decoded_pieces(header, most_bytes=_PIECE_BYTES):
-        mask[piece.planes] = piece.values[0] if condition is None else condition(piece.values[0])
+        mask[piece.planes] = piece.values[0]
     return mask
 
 
@@ -328,9 +328,7 @@ def logits_header(headers: Sequence[VolumeHeader], *, fewest: int = 2, grid: Vol
             raise InputError(f"{file.path}: expected one label, as in each of the {len(files)} files, this one has {file.num_channels}")
         if file.grid_shape != first.grid_shape or not file.on_same_grid(first):
             raise GridMismatchError(f"{file.path}: the logits of two labels are on different grids\n{first.difference_from(file)}")
-    if grid is not None:
-        files = tuple(placed_on(file, grid) for file in files)
-    return LogitsHeader(files, num_labels, first.kind)
+    return LogitsHeader(tuple(placed_on(file, grid) for file in files), num_labels, first.kind)
 
 
 def read_logits(paths: Sequence[str | Path], *, fewest: int = 2, grid: VolumeHeader | None = None) -> NDArray[np.float32]:

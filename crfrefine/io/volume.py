@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from crfrefine.base.geometry import Reorientation, describe_difference, orientation_codes, require_usable, same_grid, spacing_of
 from crfrefine.base.text import shorten
-from crfrefine.errors import GridMismatchError, InputError
+from crfrefine.errors import InputError
 from crfrefine.io.streams import BLOCK_BYTES, MAX_RATIO, VoxelSource, cut_off
 
 
@@ -185,14 +185,8 @@ class VoxelsToWrite:
         # Interleaved, the channels of a voxel are together; else one channel follows the other.
         shape, waiting = (self.num_channels or 1, *self.grid_shape), bytearray()
         for channels, planes in iter_pieces(shape, self.dtype.itemsize, MAX_BYTES, by_channel=not interleaved):
-            expected = (planes.stop - planes.start, *self.grid_shape[1:])
-            values = [np.asarray(self.piece(channel, planes)) for channel in range(channels.start, channels.stop)]
-            for channel, found in enumerate(values, channels.start):
-                if found.shape != expected:
-                    raise GridMismatchError(
-                        f"{self.path}: cannot write planes {planes.start} to {planes.stop - 1} of channel {channel}: expected an array "
-                        f"of shape {expected}, found {found.shape}"
-                    )
+            numbers = range(channels.start, channels.stop)
+            values = [self.piece(number, planes) for number in numbers]
             part = values[0] if len(values) == 1 else np.stack(values, axis=-1)
             waiting += np.ascontiguousarray(part, self.dtype.newbyteorder("<")).data
             while len(waiting) >= BLOCK_BYTES:

@@ -80,8 +80,7 @@ class Case:
     @property
     def logits(self) -> Float32:
         """The network's output of a case that was read with it in memory, as `load_case` does."""
-        if not isinstance(self.network, np.ndarray):
-            raise TypeError(f"case {self.case_id!r} was read without its logits")
+        assert isinstance(self.network, np.ndarray)
         return self.network
 
     def find_padding(self) -> Bool | None:

@@ -71,8 +71,9 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
         headers, fewest = [io.read_header(path) for path in files.logits], 1 if regions.scheme and regions.declares(1) else 2
         # The one channel of a single region is no label map, unless the user declares it.
         may_be_map = fewest > 1 and headers[0].num_channels == 1 and options.input_type == "auto"
-        if may_be_map or options.input_type == KIND:
-            logits = label_map_header(headers, files.are_structures, options, image)
+        is_together = len(headers) == 1 or files.are_structures
+        if is_together and (may_be_map or options.input_type == KIND):
+            logits = label_map_header([io.placed_on(file, image) for file in headers], options)
         if logits is not None and regions.source == GIVEN:
             raise InputError(
                 f"{files.logits[0]}: expected channels of the regions of {regions.source}, found one value per voxel; a label map is "

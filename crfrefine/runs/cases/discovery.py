@@ -256,9 +256,9 @@ def case_folders(folder: Path) -> dict[str, Path]:
 
 def _with_companions(cases: CaseList, source: Path, what: str, endings: Sequence[str]) -> CaseList:
     """Add the mask or the labels of each case; `what` is "mask" or "labels"."""
-    chosen: dict[str, Any] = {what: source}
     if not source.is_dir():
-        return CaseList([replace(_only_case(cases, [source], VOLUME_SUFFIXES, what), **chosen)], cases.notes)
+        case = _only_case(cases, [source], VOLUME_SUFFIXES, what)
+        return CaseList([_with_only(case, what, [source], "", source)], cases.notes)
     by_stem = files_by_stem(source, VOLUME_SUFFIXES)
     found = []
     for case in cases:

@@ -43,13 +43,9 @@ class LabelMap:
     file_spacing: tuple[float, ...] | None = None
 
 
-def label_map_header(
-    files: Sequence[VolumeHeader], are_structures: bool, options: ReadingOptions, image: VolumeHeader
-) -> LogitsHeader | None:
-    """Put the headers of a label map or structures together, with their axes turned to the image's."""
+def label_map_header(files: Sequence[VolumeHeader], options: ReadingOptions) -> LogitsHeader | None:
+    """Put the headers of a label map or structures together."""
     # None means that the files are to be read as logits or probabilities.
-    if len(files) > 1 and not are_structures:
-        return None
     other = next((file for file in files if file.num_channels > 1 or file.affine is None), None)
     if other is not None:
         if options.input_type == "auto":
@@ -60,7 +56,7 @@ def label_map_header(
             "--input-type labels out"
         )
     num_labels = 0 if options.declared is None else options.declared.num_labels  # Without a declaration, only the voxels tell.
-    return LogitsHeader(tuple(io.placed_on(file, image) for file in files), num_labels, KIND)
+    return LogitsHeader(tuple(files), num_labels, KIND)
 
 
 def read_label_map(header: LogitsHeader, images: Sequence[VolumeHeader], options: ReadingOptions, *, are_structures: bool) -> LabelMap:
