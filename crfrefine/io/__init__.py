@@ -5,7 +5,7 @@ Arrays keep the order of the files, x fastest; the returned arrays are transpose
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -34,8 +34,8 @@ from crfrefine.io.reading import read_labels as read_labels
 from crfrefine.io.reading import read_logits as read_logits
 from crfrefine.io.reading import read_pieces as read_pieces
 from crfrefine.io.reading import read_volume as read_volume
+from crfrefine.io.volume import Planes, Volume, VoxelsToWrite
 from crfrefine.io.volume import Segment as Segment
-from crfrefine.io.volume import Volume, VoxelsToWrite
 from crfrefine.io.volume import VolumeHeader as VolumeHeader
 
 
@@ -53,26 +53,29 @@ def write_label_map(
     if (largest := int(labels.max(initial=0))) > MAX_LABEL:
         raise CapacityError(f"label {largest} does not fit: label maps hold labels up to {MAX_LABEL}")
     dtype = np.dtype(np.uint8 if largest <= 255 else np.uint16)
-    _write_array(path, labels[np.newaxis], like, "labels", dtype, threads, segments)
+    piece = _planes_of(path, labels[np.newaxis], like)
+    _write(VoxelsToWrite(Path(path), "labels", None, dtype, piece, tuple(segments)), like, threads)
 
 
 def write_image(path: str | Path, values: NDArray[Any], like: Volume) -> None:
     """Write an image, (*grid), atomically in its type; only NIfTI holds every type."""
     if suffix_of(Path(path)) not in (".nii.gz", ".nii"):
         raise UnsupportedFormatError(f"{path}: an image is written as NIfTI; expected .nii.gz or .nii")
-    _write_array(path, values[np.newaxis], like, "labels", values.dtype, 1)
+    piece = _planes_of(path, values[np.newaxis], like)
+    _write(VoxelsToWrite(Path(path), "labels", None, values.dtype, piece), like, 1)
 
 
 def write_channels(path: str | Path, channels: NDArray[np.floating[Any]], like: Volume, *, kind: str = "logits", threads: int = 1) -> None:
     """Write logits or probabilities, (labels, *grid), atomically, as float32; otherwise as `write_pieces`."""
-    _write_array(path, np.asarray(channels), like, kind, np.dtype(np.float32), threads)
+    piece = _planes_of(path, np.asarray(channels), like)
+    write_pieces(path, like, len(channels), piece, kind=kind, threads=threads)
 
 
 def write_pieces(
     path: str | Path,
     like: Volume,
     num_channels: int,
-    piece: Callable[[int, slice], NDArray[np.floating[Any]]],
+    piece: Planes,
     *,
     kind: str = "logits",
     threads: int = 1,
@@ -84,28 +87,17 @@ def write_pieces(
     each is asked for once, for MetaImage and NRRD all channels of some planes before the next planes.
     The geometry of `like` is kept. If `piece` raises an error, nothing is left of the file.
     """
-    _write(VoxelsToWrite(Path(path), kind, num_channels, like.grid_shape[::-1], np.dtype(np.float32), piece), like, threads)
+    dtype = np.dtype(np.float32)
+    _write(VoxelsToWrite(Path(path), kind, num_channels, dtype, piece), like, threads)
 
 
-def _write_array(
-    path: str | Path,
-    channels: NDArray[Any],
-    like: Volume,
-    kind: str,
-    dtype: np.dtype[Any],
-    threads: int,
-    segments: Sequence[Segment] = (),
-) -> None:
-    """Write an array, (channels, *grid) on the grid of `like`; a label map or an image has one channel."""
+def _planes_of(path: str | Path, channels: NDArray[Any], like: Volume) -> Planes:
+    """Return what gives the planes of an array, (channels, *grid) on the grid of `like`."""
     if not same_grid(channels.shape[1:], None, like.grid_shape, None):
         found = f"an array of shape {channels.shape[1:]} on the grid {like.grid_shape} of {like.path or 'the volume'}"
         raise GridMismatchError(f"{path}: cannot write {found}")
     stored = reverse_grid(channels).reshape(len(channels), *like.grid_shape[::-1])
-    num_channels = None if kind == "labels" else len(stored)
-    voxels = VoxelsToWrite(
-        Path(path), kind, num_channels, stored.shape[1:], dtype, lambda channel, planes: stored[channel, planes], segments=tuple(segments)
-    )
-    _write(voxels, like, threads)
+    return lambda channel, planes: stored[channel, planes]
 
 
 def _write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
@@ -113,4 +105,6 @@ def _write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
     known = require_suffix(path, WRITTEN_SUFFIXES) if kind == "labels" else require_suffix(path)
     if kind != "labels" and path.name.lower().endswith(".seg.nrrd"):
         raise UnsupportedFormatError(f"{path}: a segmentation holds a label map alone, no {kind}; write NIfTI (.nii.gz) instead")
-    import_module(known.module).write(replace(voxels, voxel_files=files_written(path)[1:]), like, threads)
+    files, grid_shape = files_written(path)[1:], like.grid_shape[::-1]
+    voxels = replace(voxels, grid_shape=grid_shape, voxel_files=files)
+    import_module(known.module).write(voxels, like, threads)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -158,6 +158,9 @@ def segments_of(labels: NDArray[np.integer[Any]], known: Sequence[Segment]) -> t
     return tuple(by_label[label] for label in sorted(by_label))
 
 
+# Called for every channel (0 of a label map) and planes of the grid, in the order of the file;
+# returns (planes, [y,] x).
+Planes: TypeAlias = Callable[[int, slice], NDArray[Any]]
 MAX_BYTES = 16 << 20  # bytes of a piece that is read or written at once, if a plane of it is not larger
 
 
@@ -168,12 +171,11 @@ class VoxelsToWrite:
     path: Path  # the file
     kind: str  # "labels", "logits" or "probabilities"
     num_channels: int | None  # of a label map: None
-    grid_shape: tuple[int, ...]  # ([z,] y, x)
     dtype: np.dtype[Any]  # of the voxels in the file: uint8, uint16, float32, or those of a converted image
-    # Called for every channel (0 of a label map) and planes of the grid, in the order of the file; returns (planes, [y,] x).
-    piece: Callable[[int, slice], NDArray[Any]]
-    voxel_files: tuple[Path, ...] = ()  # the file beside the header that gets the voxels; none if they are in the same file
+    piece: Planes
     segments: tuple[Segment, ...] = ()  # of a label map; formats without names ignore them
+    grid_shape: tuple[int, ...] = ()  # ([z,] y, x)
+    voxel_files: tuple[Path, ...] = ()  # the file of the voxels; empty if the header has them
 
     @property
     def shape(self) -> tuple[int, ...]:
