@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.base.failures import reading
-from crfrefine.base.geometry import reorientation, reverse_grid
+from crfrefine.base.geometry import Reorientation, reorientation, reverse_grid
 from crfrefine.base.limits import MAX_LABEL, require_few_labels, run_ahead, run_all
 from crfrefine.errors import CrfRefineError, GridMismatchError, InputError, UnsupportedFormatError
 from crfrefine.io.paths import (
@@ -100,8 +100,12 @@ def open_voxels(header: VolumeHeader) -> Iterator[Decoder]:
     _require_unchanged(header)
     try:
         with ExitStack() as files:
+            shape = (header.num_channels, *header.grid_shape[::-1])
             if header.turned is not None:
-                decoder = files.enter_context(_open_turned(header))
+                own, turn = header.turned
+                stored = files.enter_context(open_voxels(own))
+                blocks = BlockReader(_turned_blocks(stored, own, turn))
+                decoder = Decoder(blocks, VoxelSource(own.path, "raw", stored.kept_type), shape)
             elif (source := header.source) is None:
                 code = import_module(next(known.module for known in FORMATS if known.name == header.family))
                 decoder = files.enter_context(code.open_voxels(header))
@@ -109,7 +113,7 @@ def open_voxels(header: VolumeHeader) -> Iterator[Decoder]:
                 is_raw = source.encoding == "raw"
                 reader = files.enter_context(open_bytes(source.path, source.encoding, source.start + is_raw * source.offset))
                 skip(reader, 0 if is_raw else source.offset)
-                decoder = Decoder(reader, source, (header.num_channels, *header.grid_shape[::-1]))
+                decoder = Decoder(reader, source, shape)
             yield decoder
     except CrfRefineError:
         _require_unchanged(header)  # That is the reason then.
@@ -128,26 +132,17 @@ def placed_on(header: VolumeHeader, grid: VolumeHeader | None) -> VolumeHeader:
     return replace(header, grid_shape=grid.grid_shape, affine=grid.affine, spacing=grid.spacing, turned=(header, turn))
 
 
-@contextmanager
-def _open_turned(header: VolumeHeader) -> Iterator[Decoder]:
-    """Open a file whose axes are turned; one channel is in memory, or all if the file interleaves them."""
-    assert header.turned is not None
-    own, turn = header.turned
-    shape = (*own.grid_shape, 1)[2::-1]
-    with open_voxels(own) as decoder:
-
-        def blocks() -> Generator[bytes, None, None]:
-            at_once = 1 if decoder.is_by_channel else own.num_channels
-            for first in range(0, own.num_channels, at_once):
-                values = allocate_array((at_once, *shape), own.path, decoder.kept_type)
-                decoder.fill(values, first)
-                for channel in values:
-                    yield np.ascontiguousarray(turn.apply(channel)).tobytes()
-            decoder.finish()
-
-        source = VoxelSource(own.path, "raw", decoder.kept_type)
-        grid = header.grid_shape[::-1]
-        yield Decoder(BlockReader(blocks()), source, (header.num_channels, *grid))
+def _turned_blocks(decoder: Decoder, own: VolumeHeader, turn: Reorientation) -> Iterator[bytes]:
+    """Yield the channels of a file with turned axes."""
+    # One channel is in memory, or all of them if the file interleaves them.
+    at_once = 1 if decoder.is_by_channel else own.num_channels
+    for first in range(0, own.num_channels, at_once):
+        shape = (at_once, *(*own.grid_shape, 1)[2::-1])
+        values = allocate_array(shape, own.path, decoder.kept_type)
+        decoder.fill(values, first)
+        for channel in values:
+            yield np.ascontiguousarray(turn.apply(channel)).tobytes()
+    decoder.finish()
 
 
 def read_volume(path: str | Path) -> Volume:
