@@ -84,7 +84,9 @@ def read_label_map(header: LogitsHeader, images: Sequence[VolumeHeader], options
         reason = "requested" if options.input_type == KIND else "it has one value per voxel, whole numbers from 0 up"
         notes = [f"{first.path.name} is taken as a label map: {reason}"]
         segments = first.segments
-    return _on_grid(first, labels, present, images[0], None if declared is None else declared.num_labels, notes, lost, segments)
+    num_labels = 0 if declared is None else declared.num_labels
+    found = LabelMap(labels, present, num_labels, tuple(notes), lost, segments)
+    return _on_grid(found, first, images[0])
 
 
 def read_one_hot(header: LogitsHeader, values: Float32 | None, like: VolumeHeader, options: ReadingOptions) -> LabelMap | None:
@@ -104,20 +106,13 @@ def read_one_hot(header: LogitsHeader, values: Float32 | None, like: VolumeHeade
     if labels is None:
         return None
     notes = [f"{header.path.name} is taken as a label map: each voxel has 1 in one channel and 0 in the others"]
-    return _on_grid(header.files[0], labels, present_labels(labels), like, header.num_labels, notes, {}, ())
+    found = LabelMap(labels, present_labels(labels), header.num_labels, tuple(notes))
+    return _on_grid(found, header.files[0], like)
 
 
-def _on_grid(
-    first: VolumeHeader,
-    labels: Labels,
-    present: tuple[int, ...],
-    like: VolumeHeader,
-    num_labels: int | None,
-    notes: list[str],
-    lost: Mapping[int, int],
-    segments: tuple[Segment, ...],
-) -> LabelMap:
-    """Return a label map on the image's grid; `num_labels` is the declared number, if any."""
+def _on_grid(found: LabelMap, first: VolumeHeader, like: VolumeHeader) -> LabelMap:
+    """Return the label map of a file on the image's grid; 0 labels mean an undeclared number."""
+    labels, present, lost, notes = found.labels, found.channel_labels, found.lost, [*found.notes]
     placed, file_spacing = WorkGrid(like).nearest(first, labels, "label map", notes, outside="become background"), None
     if not np.may_share_memory(placed, labels):
         assert first.affine is not None
@@ -131,7 +126,8 @@ def _on_grid(
         before, present = present, present_labels(placed)
         lost = {label: int(np.count_nonzero(labels == label)) for label in sorted({*before} - {0, *present})} | dict(lost)
     channels = channels_of(present)
-    return LabelMap(placed, channels, num_labels or channels[-1] + 1, tuple(notes), lost, segments, file_spacing)
+    size = found.num_labels or channels[-1] + 1
+    return LabelMap(placed, channels, size, tuple(notes), lost, found.segments, file_spacing)
 
 
 def _read_one(file: VolumeHeader, options: ReadingOptions, image: VolumeHeader) -> tuple[Labels, tuple[int, ...]]:
