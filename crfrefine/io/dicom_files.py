@@ -19,6 +19,7 @@ from crfrefine.base.geometry import describe_difference, same_grid
 from crfrefine.base.text import counted, listed, shorten
 from crfrefine.errors import GridMismatchError, InputError, UnsupportedFormatError
 from crfrefine.io.streams import MAX_RATIO, cut_off
+from crfrefine.io.text_header import LPS, affine_of
 from crfrefine.io.volume import MAX_OF_A_NAME, Segment
 
 SEGMENTATION = "DICOM segmentation"
@@ -162,10 +163,8 @@ def _series(path: Path, request: Mapping[str, Any], notes: list[str]) -> _Series
             )
     elif not thicknesses[0]:
         notes.append("a single slice without thickness; 1 mm is assumed")
-    affine = np.eye(4)
-    affine[:3, 0], affine[:3, 1] = axes[0] * spacings[0, 1], axes[1] * spacings[0, 0]
-    affine[:3, 2], affine[:3, 3] = step, positions[order[0]]
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine + 0.0
+    vectors = np.column_stack([axes[0] * spacings[0, 1], axes[1] * spacings[0, 0], step])
+    affine = affine_of(vectors, positions[order[0]], LPS)
     rows, columns = map(int, shapes[0])
     return _Series(datasets, order, (len(names), rows, columns), affine, thicknesses[0])
 

@@ -137,11 +137,10 @@ def _parse(block: bytes, path: Path, voxels: Path, encoding: str, *, is_pair: bo
             affine += 0.0  # Adding zero turns -0 into 0.
     except ValueError as error:
         raise InputError(f"{path}: the geometry in the header is not usable: {error}; repair the header") from None
-    slope, intercept = header.get_slope_inter()
+    slope, intercept = header.get_slope_inter()  # None, and not 0, means that there is no slope.
+    scaling = float(slope or 1.0), float(intercept or 0.0)
     offset = int(header["vox_offset"]) or (0 if is_pair else int(header.single_vox_offset))
-    source = VoxelSource(
-        voxels, encoding, dtype, offset=offset, slope=1.0 if slope is None else float(slope), intercept=float(intercept or 0.0)
-    )
+    source = VoxelSource(voxels, encoding, dtype, None, 0, offset, *scaling)
     version = "Analyze 7.5" if not is_nifti else "NIfTI-2" if length == 540 else "NIfTI-1"
     file_format = version + (" pair" if is_nifti and is_pair else "") + (", gzip" if encoding == "gzip" else "")
     return volume_header(path, source, file_format, grid_shape, num_channels, affine, template=header, notes=notes)

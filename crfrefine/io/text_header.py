@@ -46,8 +46,7 @@ class Fields(dict[str, str]):
 
     def __init__(self, path: Path, format_name: str, separator: str) -> None:
         super().__init__()
-        self.path = path
-        self._format, self._separator = format_name, separator
+        self.path, self._format, self._separator = path, format_name, separator
 
     def add(self, name: str, value: bytes) -> None:
         """Store the header's value of a field; raise for a second, different one."""

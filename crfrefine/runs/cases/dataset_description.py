@@ -99,9 +99,8 @@ def _description_of(content: Any, path: Path) -> DatasetDescription:
         raise ValueError(f'{key}: expected names by number, such as {{"0": "T1", "1": "FLAIR"}}; got {shorten_value(channels)}')
     if len(channels) > _MAX_CHANNELS:
         raise ValueError(f"{key}: {len(channels)} channels; files of images are numbered from 0000 to {_MAX_CHANNELS - 1}")
-    return DatasetDescription(
-        path, tuple(channels), labels=numbers, ignore_label=ignore[0] if len(ignore) == 1 else None, regions_class_order=written
-    )
+    ignore_label = ignore[0] if len(ignore) == 1 else None
+    return DatasetDescription(path, tuple(channels), numbers, ignore_label, written)
 
 
 def _label_number(value: Any, key: str) -> int:

@@ -153,10 +153,10 @@ def locate_labels(network: TrainedNetwork, images: Path, given: Path | None) -> 
 
 def _locate(network: TrainedNetwork, what: str, given: Path | None, places: Sequence[Path]) -> Path:
     """Return the given folder, or the first that exists."""
-    for place in places if given is None else [given]:
-        if place.is_dir():
-            return place
-    looked_for = "".join(f"    {place}\n" for place in (dict.fromkeys(places) if given is None else [given]))
+    tried = list(dict.fromkeys(places)) if given is None else [given]
+    if (found := next((place for place in tried if place.is_dir()), None)) is not None:
+        return found
+    looked_for = "".join(f"    {place}\n" for place in tried)
     raise InputError(
         f"{network.folder}: cannot find the {what} of {network.dataset}; looked in\n{looked_for}"
         f"  Set the environment variable nnUNet_raw, or name the folder with --{what}."
