@@ -167,8 +167,7 @@ def check_options(options: EvaluationOptions) -> None:
         if not path.exists():
             raise InputError(f"{path}: no such file or folder")
         if path.is_dir() and options.output.is_dir() and path.samefile(options.output):
-            raise InputError(
-                f"{options.output}: is an input of this run, whose files could be replaced; choose another folder for the results"
-            )
+            reason = "is an input of this run, whose files could be replaced"
+            raise InputError(f"{options.output}: {reason}; choose another folder for the results")
     if options.output.exists() and not options.output.is_dir():
         raise InputError(f"{options.output}: is a file; name a folder for the results")

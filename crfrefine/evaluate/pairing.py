@@ -97,8 +97,14 @@ def pair_cases(options: EvaluationOptions) -> Pairing:
         if complete and len(without) == len(complete):
             expected = f"expected names such as {complete[0]} with one of {', '.join(io_paths.LOGITS_SUFFIXES)}"
             raise InputError(f"{path}: has no logits or probabilities of any case; {expected}")
-    images = _images(options.images, references, complete)
+    images: dict[str, tuple[Path, ...]] = {}
     if options.images is not None:
+        if options.images.is_dir():
+            found = discovery.discover_cases(options.images, None)
+            images = {case.case_id: case.images for case in found}
+        else:
+            _suffix_of_only_case(options.images, references, io_paths.VOLUME_SUFFIXES)
+            images = dict.fromkeys(complete, (options.images,))
         without = [case_id for case_id in complete if case_id not in images]
         optional.append((f"no image in {options.images}", without, "the report shows them without"))
     if options.strict:
@@ -151,12 +157,8 @@ def _of_method(source: Path, references: Mapping[str, object], labels: Path, not
         holds_scores = _suffix_of_only_case(source, references, io_paths.LOGITS_SUFFIXES) in io_paths.SCORES_SUFFIXES
         return {next(iter(references)): MethodFiles(probabilities=(source,)) if holds_scores else MethodFiles(source)}
     maps, scores = discovery.files_by_stem(source, io_paths.VOLUME_SUFFIXES), discovery.files_by_stem(source, io_paths.SCORES_SUFFIXES)
-    names = sorted(
-        {
-            discovery.case_of(discovery.without_ending(stem, discovery.LABEL_SUFFIXES), references, discovery.LOGITS_NAMES)
-            for stem in (*maps, *scores)
-        }
-    )
+    stems = {discovery.without_ending(stem, discovery.LABEL_SUFFIXES) for stem in (*maps, *scores)}
+    names = sorted({discovery.case_of(stem, references, discovery.LOGITS_NAMES) for stem in stems})
     extra = [name for name in names if name not in references]
     if extra and not labels.is_dir():  # The reference is a single file: other cases are not expected.
         notes.append(f"{source}: not measured: {counted(len(extra), 'case')} without a reference, such as {extra[0]}")
@@ -199,16 +201,6 @@ def _with_probabilities(
         label_map = own.probabilities[0] if own.label_map is None and own.probabilities else own.label_map
         replaced[case.case_id] = MethodFiles(label_map, case.logits, True, own.problem, problem)
     return replaced
-
-
-def _images(source: Path | None, references: Mapping[str, object], complete: Sequence[str]) -> dict[str, tuple[Path, ...]]:
-    """Return the files of each case's image."""
-    if source is None:
-        return {}
-    if not source.is_dir():
-        _suffix_of_only_case(source, references, io_paths.VOLUME_SUFFIXES)
-        return dict.fromkeys(complete, (source,))
-    return {case.case_id: case.images for case in discovery.discover_cases(source, None)}
 
 
 def has_structures(options: EvaluationOptions) -> bool:

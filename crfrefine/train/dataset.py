@@ -152,9 +152,8 @@ def _read_headers(case: CaseFiles, reading: ReadingOptions) -> CaseHeaders:
     if case.problem:
         raise InputError(case.problem)
     if case.are_structures:
-        raise InputError(
-            f"{case.logits[0].parent} has one file per structure; merge them into a label map with the numbers of the reference"
-        )
+        advice = "merge them into a label map with the numbers of the reference"
+        raise InputError(f"{case.logits[0].parent} has one file per structure; {advice}")
     return read_case_headers(case, reading)
 
 

@@ -101,11 +101,6 @@ class Fit:
     rivals: Rivals = setup.NO_RIVALS  # further candidates
     kind: str | None = None  # kind of the only candidate, where it is chosen already; None means that the deciding cases choose
 
-    @property
-    def deciding(self) -> tuple[int, ...]:
-        """The deciding cases, evenly thinned out to MAX_DECIDING."""
-        return self.split.deciding[:: max(1, math.ceil(len(self.split.deciding) / MAX_DECIDING))]
-
     def run(self) -> FitResult:
         """Train, and return the candidate that the cases choose, among the recalibrated network, the best CRF and its rivals."""
         network, prior = self._score(network_refiner(self.material.device), self.material.crops)[0], setup.PRIOR / len(self.split.training)
@@ -150,7 +145,10 @@ class Fit:
         return mean_defined(dice), float(np.mean(losses))
 
     def _score(self, refine: Refine, sources: Sequence[Crop | Sample]) -> tuple[NDArray[np.float64], list[float]]:
-        return score_cases(refine, [sources[case] for case in self.deciding], self.material, self.workers)
+        """Return mean Dice and loss of the deciding cases, evenly thinned out to MAX_DECIDING."""
+        step = max(1, math.ceil(len(self.split.deciding) / MAX_DECIDING))
+        chosen = [sources[case] for case in self.split.deciding[::step]]
+        return score_cases(refine, chosen, self.material, self.workers)
 
     def _candidates(self, best: Trajectory, network: NDArray[np.float64]) -> list[Candidate]:
         """Return the candidates to choose from, simpler models first; `network` is the Dice of the network on each deciding case."""
