@@ -1,6 +1,7 @@
 """Items in separate processes: each has its outcome, an error or a lost process costs its item alone, and nothing is left behind."""
 
 import contextlib
+import functools
 import os
 import re
 import subprocess
@@ -29,15 +30,6 @@ def test_every_item_has_its_result(num_processes):
     assert all(len(result) == size for size, result in map_in_processes(pool_functions.repeat, [10, 1 << 14, 1 << 20], num_processes))
 
 
-@pytest.mark.parametrize("num_processes", [1, 2])
-def test_an_error_costs_its_item_alone_and_says_where_it_was_raised(num_processes):
-    outcomes = dict(map_in_processes(pool_functions.fail_at_two, range(4), num_processes))
-    failure = outcomes.pop(2)
-    assert outcomes == {0: 0, 1: 1, 3: 3}
-    assert "ValueError" in failure.message
-    assert all(said in failure.traceback for said in ("no 2", "in fail_at_two"))
-
-
 def test_of_several_errors_the_one_of_the_first_item_is_raised():
     """Which one comes first depends on the machine; what a command says must not."""
     with Workers(3) as workers, pytest.raises(ValueError, match="no 0"):
@@ -45,18 +37,24 @@ def test_of_several_errors_the_one_of_the_first_item_is_raised():
 
 
 @pytest.mark.parametrize(
-    ("function", "lost", "message"),
+    ("how", "num_processes", "message"),
     [
-        ("return_a_lambda_at_two", 2, "its result cannot be sent: .*lambda"),
-        ("die_at_three", 3, r"its process ended with status -9 \(.*try fewer --processes"),
-        ("leave_at_one", 1, "its process ended with status 7"),
+        ("fail", 1, "unexpected ValueError"),
+        ("fail", 2, "unexpected ValueError"),
+        ("lambda", 2, "its result cannot be sent: .*lambda"),
+        ("die", 2, r"its process ended with status -9 \(.*try fewer --processes"),
+        ("leave", 2, "its process ended with status 7"),
     ],
 )
-def test_a_lost_process_and_what_cannot_be_sent_cost_an_item_alone(function, lost, message):
-    outcomes = dict(map_in_processes(getattr(pool_functions, function), range(6), 2))
-    failure = outcomes.pop(lost)
-    assert outcomes == {number: number for number in range(6) if number != lost}
+def test_what_goes_wrong_costs_its_item_alone(how, num_processes, message):
+    """An error says where it was raised; a process is lost, or its result cannot be sent."""
+    work = functools.partial(pool_functions.go_wrong_at_two, how)
+    outcomes = dict(map_in_processes(work, range(6), num_processes))
+    failure = outcomes.pop(2)
+    assert outcomes == {number: number for number in range(6) if number != 2}
     assert re.match(message, failure.message)
+    if how == "fail":
+        assert all(said in failure.traceback for said in ("no 2", "in go_wrong_at_two"))
 
 
 def test_whoever_stops_early_leaves_no_process_behind():

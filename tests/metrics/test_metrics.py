@@ -105,14 +105,7 @@ def test_a_single_slice_is_measured_as_a_plane(axis):
     assert found == pytest.approx(measure_masks(*masks, (1.3, 0.7)), rel=ROUNDING)
 
 
-def test_regions_of_a_label_map_and_ignored_voxels():
-    labels = np.array([[0, 1, 2, 2, 4, 0, 0], [0, 1, 3, 3, 4, 4, 0]], dtype=np.int16)
-    truth = np.array([[0, 1, 1, 2, 4, 0, 0], [0, 3, 3, 3, 4, 0, 0]], dtype=np.uint8)
-    regions = {"core": (1, 3, 4), "edema": (2,), "other": (9,)}
-    measured = measure_case(labels, truth, regions, (2.0, 1.0))
-    for name, region in regions.items():
-        masks = (np.isin(labels, region), np.isin(truth, region))
-        assert measured[name] == pytest.approx(measure_masks(*masks, (2.0, 1.0)), nan_ok=True)
+def test_ignored_voxels_are_background_in_both_maps():
     labels = np.array([[1, 1, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]])
     truth = np.array([[1, 1, 9, 0], [0, 9, 0, 0], [0, 0, 0, 0]])
     # Also of a region that names the ignored label.
@@ -231,16 +224,9 @@ def test_certain_and_right_is_zero_and_certain_and_wrong_is_bounded():
     assert wrong[ALL_LABELS] == pytest.approx({"ece": 1.0, "brier": 2.0, "nll": -math.log(1e-7)})
 
 
-def test_ignored_voxels_do_not_count():
-    reference = label_map(5)
-    probabilities = softmax(logits_of(reference, 6))
-    marked = reference.copy()
-    marked[:4] = 9
-    measured = measure_calibration(probabilities, marked, REGIONS, ignore_label=9)
-    alone = measure_calibration(probabilities[:, 4:], reference[4:], REGIONS)
-    for name, row in alone.items():
-        assert measured[name] == pytest.approx(row, abs=ROUNDING)
-    nothing = measure_calibration(probabilities, np.full(SHAPE, 9), REGIONS, ignore_label=9)
+def test_calibration_is_undefined_where_all_voxels_are_ignored():
+    even, ignored = np.full((3, *SHAPE), 1 / 3), np.full(SHAPE, 9)
+    nothing = measure_calibration(even, ignored, REGIONS, ignore_label=9)
     assert all(math.isnan(value) for row in nothing.values() for value in row.values())
 
 
