@@ -34,8 +34,7 @@ def disturbed(reference, seed, share):
 
 def logits_of(labels, seed, num_labels=3):
     """Scores (L, x, y, z) that mostly say what the map says."""
-    rng = np.random.default_rng(seed)
-    scores = rng.normal(0, 1, (num_labels, *SHAPE))
+    scores = np.random.default_rng(seed).normal(0, 1, (num_labels, *SHAPE))
     for label in range(num_labels):
         scores[label][labels == label] += 2.0
     return scores.astype(np.float32)

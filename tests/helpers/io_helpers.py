@@ -128,8 +128,7 @@ def itk_array(image):
 
 def numbers(shape, seed=0, dtype=np.float32):
     """Different values at all voxels, so that a wrong axis order cannot go unnoticed."""
-    generator = np.random.default_rng(seed)
-    return generator.permutation(math.prod(shape)).reshape(shape).astype(dtype)
+    return np.random.default_rng(seed).permutation(math.prod(shape)).reshape(shape).astype(dtype)
 
 
 def world_of(shape, affine):

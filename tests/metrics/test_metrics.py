@@ -115,8 +115,7 @@ def test_ignored_voxels_are_background_in_both_maps():
 
 def test_counts_of_a_confusion_matrix_are_those_of_masks():
     """Labels of one region that are exchanged are right for the region."""
-    random = np.random.default_rng(2)
-    found, wanted = random.integers(0, 4, (2, 7, 5, 6))
+    found, wanted = np.random.default_rng(2).integers(0, 4, (2, 7, 5, 6))
     confusion = np.zeros((4, 4), np.int64)
     np.add.at(confusion, (wanted, found), 1)
     for region in ((1,), (1, 3), (0, 2, 3)):

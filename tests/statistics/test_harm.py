@@ -19,8 +19,7 @@ def _table(changes, *, base=0.5):
 
 
 def _harm(table, regions=("1", "2"), **options):
-    summary = summarize(table, "network", mean_regions=regions)
-    return find_harm(summary, "crf", **options)
+    return find_harm(summarize(table, "network", mean_regions=regions), "crf", **options)
 
 
 def test_worse_in_more_than_half_of_the_cases_is_named_apart_from_what_is_significant():

@@ -85,8 +85,7 @@ def test_ignored_voxels_count_nowhere(tmp_path):
     names = {"background": 0, "shell": 1, "core": 2, "cyst": 3, "ignore": 4}
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": names}))
     rewrite_labels(tmp_path, "case0", slice(0, GRID_SHAPE[0] // 2), 4)
-    case = read_all(tmp_path)[0]
-    crop = make_crop(case, IntensityParameters())
+    crop = make_crop(read_all(tmp_path)[0], IntensityParameters())
     assert crop.confusion(argmax_labels(crop.logits)).sum() == np.prod(GRID_SHAPE) // 2
 
 

@@ -106,8 +106,7 @@ def test_the_model_labels_as_refine_does(weight, learn):
 
 def test_gradients_are_those_of_differences():
     """With a weight per region and shared bandwidths; the sums are exact, since a truncated kernel's reach jumps with its bandwidth."""
-    case = region_case(shape=(9, 8, 10), spacing=(7.2, 7.6, 6.1))
-    crop = make_crop(case, IntensityParameters())
+    crop = make_crop(region_case(shape=(9, 8, 10), spacing=(7.2, 7.6, 6.1)), IntensityParameters())
     loss = make_region_loss("ce+dice", SCHEME)
     exact = PARAMETERS.replace(**{"mean_field.filter": "exact", "mean_field.bias": [0.3, -0.2, 0.4], "bilateral.theta_alpha": 12.0})
     model = Model(exact, ("weights", "theta", "temperature", "bias"), (3, *SIZES[1:]))
