@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from crfrefine import io
 from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.arrays.probabilities import identify, softmax, take_logarithms
-from crfrefine.arrays.region_scheme import identify_regions, sigmoid, take_log_odds
+from crfrefine.arrays.region_scheme import sigmoid, take_log_odds
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.inputs import add_inputs, keeping_inputs
 from crfrefine.base.text import TIMES, counted
@@ -112,17 +112,15 @@ def _convert_channels(
     label_map = argmax_labels(values) if to == "labels" and scheme is None else None
     if needs_kind and label_map is None:
         logits = reverse_grid(values).copy()  # contiguous
-        if scheme is None:
-            kind, _ = identify(logits, "auto", kind, header.path)
-        else:
-            kind, _ = identify_regions(logits, "auto", kind=kind, name=str(header.path))
+        decide = identify if scheme is None else regions.identify
+        kind, _ = decide(logits, "auto", kind, header.path)
         if kind == "probabilities":
             (take_logarithms if scheme is None else take_log_odds)(logits)
         if scheme is not None and to == "labels":
             label_map = scheme.decode(reverse_grid(logits))
         elif to not in (None, kind):
-            kind, to_probabilities = to, softmax if scheme is None else sigmoid
-            values = reverse_grid(logits if kind == "logits" else to_probabilities(logits))
+            to_probabilities = softmax if scheme is None else sigmoid
+            kind, values = to, reverse_grid(logits if to == "logits" else to_probabilities(logits))
     if label_map is not None:
         io.write_label_map(target, label_map.reshape(like.grid_shape), like, segments=named if scheme is None else ())
         return f"{source} -> {target}: label map"
