@@ -3,6 +3,7 @@
 import threading
 import time
 import weakref
+from unittest.mock import Mock, call
 
 import pytest
 from cli_helpers import write_folders
@@ -19,38 +20,33 @@ def options_for(folders, **changes):
     return InferenceOptions((folders.images,), (folders.logits,), folders.output, **{"parameters": quick, **changes})
 
 
-class Recorder(Observer):
-    """Writes down what it is told, and checks that it is told one thing at a time."""
+def recorder():
+    """An observer that checks that it is told one thing at a time."""
+    busy, observer = threading.Lock(), Mock(spec=Observer)
 
-    def __init__(self):
-        self.events = []
-        self._busy = threading.Lock()
+    def told(*_, **__):
+        assert busy.acquire(blocking=False), "two calls at the same time"
+        time.sleep(0.005)  # long enough for another thread to come in, if it may
+        busy.release()
 
-    def __getattribute__(self, name):
-        if name not in vars(Observer) or name.startswith("_") or name in vars(type(self)):
-            return super().__getattribute__(name)
-
-        def add(first, *others, case_id=""):
-            assert self._busy.acquire(blocking=False), "two calls at the same time"
-            time.sleep(0.005)  # long enough for another thread to come in, if it may
-            what = case_id if name == "note" else getattr(first, "case_id", first)
-            self.events.append((name, what, *others))
-            self._busy.release()
-
-        return add
+    for name in ("run_started", "stage_changed", "note", "case_ended", "run_ended"):
+        getattr(observer, name).side_effect = told
+    return observer
 
 
 def test_observer_is_told_everything_in_order(tmp_path):
     folders = write_folders(tmp_path, "a", "b", "c")
     (folders.logits / "b.nii.gz").write_bytes(b"")
-    recorder = Recorder()
-    summary = run_inference(options_for(folders), recorder)
-    events = recorder.events
-    assert (events[0], events[-1], summary.count("done")) == (("run_started", summary), ("run_ended", summary), 2)
-    assert list(dict.fromkeys(event[1] for event in events if event[0] == "stage_changed" and event[1])) == ["a", "c"]
-    assert [event[1] for event in events if event[0] == "case_ended"] == ["a", "b", "c"]
-    assert {("note", "a"), ("stage_changed", "a")} <= {event[:2] for event in events[1:-1]}
-    assert [(record.case_id, record.status) for record in summary.cases] == [("a", "done"), ("b", "failed"), ("c", "done")]
+    observer = recorder()
+    summary = run_inference(options_for(folders), observer)
+    calls, records = observer.mock_calls, summary.cases
+    assert (calls[0], calls[-1]) == (call.run_started(summary), call.run_ended(summary))
+    staged = [made.args[0] for made in observer.stage_changed.mock_calls]
+    assert list(dict.fromkeys(filter(None, staged))) == ["a", "c"]
+    assert observer.case_ended.mock_calls == list(map(call, records))
+    assert "a" in {made.kwargs["case_id"] for made in observer.note.mock_calls}
+    states = [(record.case_id, record.status) for record in records]
+    assert states == [("a", "done"), ("b", "failed"), ("c", "done")]
 
 
 def test_parameters_without_any_weight_are_told_of_once(tmp_path):
@@ -97,14 +93,14 @@ def test_an_interrupt_ends_the_run_with_the_cases_so_far(tmp_path):
     """It comes while the second case is computed and the third one is read; no unfinished file is left."""
     folders = write_folders(tmp_path, *"abc")
 
-    class Interrupting(Recorder):
-        def stage_changed(self, case_id, *_):
-            if case_id == "b":
-                raise KeyboardInterrupt
+    def interrupt(case_id, *_):
+        if case_id == "b":
+            raise KeyboardInterrupt
 
-    observer = Interrupting()
+    observer = recorder()
+    observer.stage_changed.side_effect = interrupt
     with pytest.raises(KeyboardInterrupt):
         run_inference(options_for(folders), observer)
-    name, summary = observer.events[-1]
+    name, (summary,), _ = observer.mock_calls[-1]
     assert (name, [(case.case_id, case.status) for case in summary.cases]) == ("run_ended", [("a", "done")])
     assert [path.name for path in folders.output.iterdir() if path.is_file()] == ["a.nii.gz"]
