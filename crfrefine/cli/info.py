@@ -52,9 +52,8 @@ def info(
             remarks = [f"note: {note}" for note in notes]
             for remark in remarks + [f"wrong: {message}" for message in messages]:
                 print(for_terminal(f"  {remark}"))
-            for problem in problems:
-                if verbose and problem.traceback is not None:
-                    print(for_terminal(indented(problem.traceback)), file=sys.stderr)
+            for trace in [each.traceback for each in problems if verbose and each.traceback]:
+                print(for_terminal(indented(trace)), file=sys.stderr)
             continue
         with failing_alone(fail, path):
             lines = describe_header(read_header(path), values=verbose)
