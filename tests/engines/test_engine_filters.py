@@ -275,9 +275,10 @@ def test_a_part_agrees_with_the_whole_out_of_reach_of_the_cut(grid_shape, axis, 
     moved = replace(origin, position=tuple(at - begin * (number == axis) for number, at in enumerate(origin.position)))
     beta = [0.15, 0.2, 0.25][:num_modalities]
     settings = {"bilateral__theta_alpha": alpha, "bilateral__theta_beta": beta}
-    settings |= {"bilateral__weight": 0.5, "mean_field__normalization": "after", "mean_field__num_iterations": 1}
+    settings |= {"bilateral__weight": 0.5, "mean_field__num_iterations": 1}
     for name in ("exact", "truncated", "lattice", "grid")[: 4 if num_modalities <= 2 else 3]:
-        model = resolve(case, **settings, mean_field__filter=name)
+        run = {"mean_field__filter": name, "mean_field__normalization": "after"}
+        model = resolve(case, **settings, **run)
         expected = _pairwise(case.logits, case.grid, model)[:, *part][:, inner]
         grids = (replace(left.grid, origin=at) for at in (moved, None))
         shared, own = (_pairwise(left.logits, grid, model)[:, inner] for grid in grids)
