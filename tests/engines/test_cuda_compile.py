@@ -17,26 +17,25 @@ from crfrefine.engines.cuda.cupy_device import CupyDevice, is_available
 from crfrefine.engines.cuda.kernels import CudaBackend
 from crfrefine.engines.cuda.sources import kernel_source, source_names
 
+_WIDTHS = [{"CRF_WIDTH": width} for width in (1, 4, 8)]
 _LABELS = [
     {"CRF_LABELS": labels, "CRF_CHANNELS": channels, "CRF_WIDTH": width}
     for labels, channels, width in ((2, 1, 1), (5, 4, 4), (5, 5, 8), (9, 8, 8))
 ]
 
-# Constants of clinical cases: CT (one modality, two labels), prostate, BraTS (four modalities, five labels), many organs.
+# Constants of clinical cases: CT (one modality, two labels), prostate, BraTS (four modalities,
+# five labels), many organs.
 HOT = {
+    **dict.fromkeys(("lattice", "spatial", "mean_field_backward", "moments"), _WIDTHS),
     "lattice_build": [{"CRF_FEATURES": features, "CRF_WIDE_KEYS": wide} for features, wide in ((4, 0), (7, 0), (7, 1))],
-    "lattice": [{"CRF_WIDTH": width} for width in (1, 4, 8)],
     "direct": [{"CRF_FEATURES": features, "CRF_WIDTH": width} for features, width in ((1, 1), (4, 4), (7, 8))],
     "grid": [{"CRF_WIDTH": width, "CRF_MODALITIES": modalities} for width, modalities in ((4, 2), (8, 1))],
     "grid_voxels": [
         {"CRF_WIDTH": width, "CRF_MODALITIES": modalities, "CRF_THREADS": 128, "CRF_CELLS": 4096 // width}
         for width, modalities in ((1, 1), (4, 2), (8, 2))
     ],
-    "spatial": [{"CRF_WIDTH": width} for width in (1, 4, 8)],
     "mean_field": _LABELS,
-    "mean_field_backward": [{"CRF_WIDTH": width} for width in (1, 4, 8)],
     "products": [{"CRF_ROWS": rows, "CRF_OTHERS": others, "CRF_THREADS": 128, "CRF_TILE": 128} for rows, others in ((5, 1), (12, 12))],
-    "moments": [{"CRF_WIDTH": width} for width in (1, 4, 8)],
     "sums": [{"CRF_THREADS": 512}],
     "volume": [{}],
 }
