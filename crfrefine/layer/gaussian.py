@@ -101,8 +101,7 @@ def _normalized(values: Tensor, features: Tensor, grid: tuple[int, ...], method:
         kernel = _tensor_kernel(features.T, method)
 
         def apply(channels: Tensor) -> Tensor:
-            filtered: Tensor = kernel(channels.T)
-            return filtered.T
+            return kernel(channels.T).T
 
     if normalization == "none":
         return apply(values)

@@ -68,24 +68,22 @@ def _require_header(header):
 def _nifti(name):
     """NIfTI-1 and NIfTI-2 in either byte order, with channels, scaling, only one transform, and a plane."""
     for kind, order, dtype, shape in (
-        (nib.Nifti1Header, "<", np.int16, SHAPE),
-        (nib.Nifti1Header, ">", np.float32, SHAPE),
-        (nib.Nifti2Header, "<", np.float64, (*SHAPE, 2)),
-        (nib.Nifti2Header, ">", np.uint8, (*SHAPE, 1, 3)),
-        (nib.Nifti1Header, "<", np.uint8, SHAPE[:2]),
-        (nib.Nifti1Header, "<", np.int64, SHAPE),
+        (nib.Nifti1Image, "<", np.int16, SHAPE),
+        (nib.Nifti1Image, ">", np.float32, SHAPE),
+        (nib.Nifti2Image, "<", np.float64, (*SHAPE, 2)),
+        (nib.Nifti2Image, ">", np.uint8, (*SHAPE, 1, 3)),
+        (nib.Nifti1Image, "<", np.uint8, SHAPE[:2]),
+        (nib.Nifti1Image, "<", np.int64, SHAPE),
     ):
-        header = kind(endianness=order)
+        header = kind.header_class(endianness=order)
         header.set_data_dtype(np.dtype(dtype).newbyteorder(order))
-        header.set_data_shape(shape)
-        header.set_sform(AFFINE, 1)
-        header.set_qform(np.diag([1.5, 2, 3, 1]), 1 if order == "<" else 0)
-        header["magic"], header["vox_offset"] = header.single_magic, header.single_vox_offset
         if dtype is np.int16:
             header.set_slope_inter(0.5, -3)
-        block = header.binaryblock
-        values = np.arange(int(np.prod(shape))).astype(np.dtype(dtype).newbyteorder(order))
-        yield {name: block + bytes(int(header["vox_offset"]) - len(block)) + values.tobytes()}
+        values = np.arange(int(np.prod(shape))).reshape(shape, order="F").astype(dtype)
+        image = kind(values, AFFINE, header)
+        image.set_sform(AFFINE, 1)
+        image.set_qform(np.diag([1.5, 2, 3, 1]), 1 if order == "<" else 0)
+        yield {name: image.to_bytes()}
 
 
 def _mgh():

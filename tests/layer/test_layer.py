@@ -259,28 +259,28 @@ def test_memory_formats_and_masks_in_all_forms_give_the_same():
     assert torch.equal(layer(logits, image, list(SPACING), mask[0])[0], expected[0])
 
 
-GOOD = {"logits": (2, 3, *GRID), "image": (2, 2, *GRID)}
-
-
 @pytest.mark.parametrize(
-    ("logits", "image", "arguments", "text"),
+    ("changes", "text"),
     [
-        ((2, 4, *GRID), GOOD["image"], {}, r"4 labels; the layer was made for 3"),
-        (GOOD["logits"], (2, 1, *GRID), {}, "2 modalities"),
-        (GOOD["logits"], (2, 2, 6, 5, 8), {}, r"the batch and the grid of the logits"),
-        ((3,), GOOD["image"], {}, r"\(batch, labels, \*grid\)"),
-        ((2, 1, *GRID), GOOD["image"], {}, r"give torch\.cat\(\[torch\.zeros_like\(logits\), logits\], 1\)$"),
-        ((2, 3, 6, 0, 7), (2, 2, 6, 0, 7), {}, "none of them empty"),
-        (GOOD["logits"], GOOD["image"], {"spacing": (1.0, 2.0)}, r"spacing is \(1\.0, 2\.0\)"),
-        (GOOD["logits"], GOOD["image"], {"spacing": "isotropic"}, "positive distances"),
-        (GOOD["logits"], GOOD["image"], {"mask": np.ones((5, 6, 7))}, r"mask has shape \(5, 6, 7\)"),
-        (GOOD["logits"], GOOD["image"], {"mask": np.stack([np.ones(GRID), np.zeros(GRID)])}, "mask of batch item 1 is empty"),
-        (GOOD["logits"], GOOD["image"], {"kernels": []}, "the batch has 2"),
+        ({"logits": torch.rand(2, 4, *GRID)}, r"4 labels; the layer was made for 3"),
+        ({"image": torch.rand(2, 1, *GRID)}, "2 modalities"),
+        ({"image": torch.rand(2, 2, 6, 5, 8)}, r"the batch and the grid of the logits"),
+        ({"logits": torch.rand(3)}, r"\(batch, labels, \*grid\)"),
+        ({"logits": torch.rand(2, 1, *GRID)}, r"give torch\.cat\(\[torch\.zeros_like\(logits\), logits\], 1\)$"),
+        ({"logits": torch.rand(2, 3, 6, 0, 7), "image": torch.rand(2, 2, 6, 0, 7)}, "none of them empty"),
+        ({"logits": torch.zeros(2, 3, *GRID).long()}, "floating-point"),
+        ({"image": torch.zeros(2, 2, *GRID, dtype=torch.complex64)}, "real numbers"),
+        ({"spacing": (1.0, 2.0)}, r"spacing is \(1\.0, 2\.0\)"),
+        ({"spacing": "isotropic"}, "positive distances"),
+        ({"mask": np.ones((5, 6, 7))}, r"mask has shape \(5, 6, 7\)"),
+        ({"mask": np.stack([np.ones(GRID), np.zeros(GRID)])}, "mask of batch item 1 is empty"),
+        ({"kernels": []}, "the batch has 2"),
     ],
 )
-def test_tensors_that_do_not_fit_are_refused(logits, image, arguments, text):
+def test_tensors_that_do_not_fit_are_refused(changes, text):
+    given = {"logits": torch.rand(2, 3, *GRID), "image": torch.rand(2, 2, *GRID)}
     with pytest.raises(InputError, match=text):
-        small_layer()(torch.rand(*logits), torch.rand(*image), **arguments)
+        small_layer()(**(given | changes))
 
 
 def test_one_voxel_that_is_not_finite_does_not_become_the_whole_item():
@@ -334,19 +334,17 @@ def test_without_pytorch_the_error_says_what_to_install():
     assert done.stdout.count("pip install 'crfrefine[train]'") == 2
 
 
-def test_kernels_for_another_model_and_tensors_of_other_types_are_refused():
+def test_kernels_for_another_model_are_refused():
     logits, image = batch(1)
     layer = small_layer()
-    kernels = layer.build_kernels(image, SPACING)
-    for values, channels, given, text in (
-        (logits, image, CrfRnn(3, 2).build_kernels(image, SPACING), r"built for 1 terms.*the call has 3 terms"),
-        (logits, image, layer.build_kernels(image[..., :5], SPACING), r"an image of shape \(2, 6, 5, 5\).*build them anew"),
-        (logits.double(), image, kernels, r"in float32.*the call has .* in float64"),
-        (logits.long(), image, None, "floating-point"),
-        (logits, image.to(torch.complex64), None, "real numbers"),
+    smaller = layer.build_kernels(image[..., :5], SPACING)
+    for values, kernels, text in (
+        (logits, CrfRnn(3, 2).build_kernels(image, SPACING), r"built for 1 terms.*the call has 3 terms"),
+        (logits, smaller, r"an image of shape \(2, 6, 5, 5\).*build them anew"),
+        (logits.double(), layer.build_kernels(image, SPACING), r"in float32.*the call has .* in float64"),
     ):
         with pytest.raises(InputError, match=text):
-            layer(values, channels, SPACING, kernels=given)
+            layer(values, image, SPACING, kernels=kernels)
 
 
 # ---- Exporters, warnings and `torch.compile`
