@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 import SimpleITK
 from cli_helpers import run_here, save_nifti
-from dicom_helpers import save, slices
+from dicom_helpers import save as save_dicom
+from dicom_helpers import slices
 from nnunet_helpers import AFFINE, write_json, write_predictions, write_tree
 from oracles import softmax
 from training_helpers import phantom
@@ -107,21 +108,18 @@ def five_labels(seed):
     return replace(case, labels=labels, logits=logits)
 
 
-def save_channels(path, values, affine=AFFINE):
-    save_nifti(path, np.moveaxis(values, 0, -1).astype(np.float32), affine)
+def save(root, names, values, affine=AFFINE):
+    """Write channels, an image, labels or a mask into folders; their names, and last that of the file, are parted by blanks."""
+    values = np.moveaxis(values, 0, -1) if values.ndim == 4 else values
+    *folders, name = names.split()
+    for folder in folders:
+        kind = "f4" if values.ndim == 4 else "i2" if values.dtype.kind == "f" else "u1"
+        save_nifti(root / folder / f"{name}.nii.gz", values.astype(kind), affine)
 
 
-def save_labels(path, labels, affine=AFFINE):
-    save_nifti(path, labels.astype(np.uint8), affine)
-
-
-def save_image(path, values):
-    save_nifti(path, values.astype(np.int16), AFFINE)
-
-
-def save_structures(folder, labels):
+def save_structures(root, folders, labels):
     for label, name in enumerate(STRUCTURES, 1):
-        save_labels(folder / f"{name}.nii.gz", labels == label)
+        save(root, f"{folders} {name}", labels == label)
 
 
 def write_world(root):
@@ -129,34 +127,30 @@ def write_world(root):
     coarse = AFFINE @ np.diag([2.0, 2.0, 2.0, 1.0])
     coarse[:3, 3] += AFFINE[:3, :3] @ [0.5, 0.5, 0.5]
     for seed, case_id in enumerate(CASES):
-        case, file = five_labels(seed), f"{case_id}.nii.gz"
+        case = five_labels(seed)
         network = case.logits.argmax(axis=0)
-        for folder in ("images", "imagesTs", "imagesTr", "study/images", "heart/images"):
-            for modality, values in enumerate(case.image):
-                save_image(root / folder / f"{case_id}_{modality:04d}.nii.gz", values)
-        for folder in ("logits", "logitsTs", "study/logits", "heart/logits"):
-            save_channels(root / folder / file, case.logits)
-        save_channels(root / "region_logits" / file, case.logits[1:4])
-        for folder, labels in {"labels": 1, "labelsTs": 1, "study/labels": 1, "others": 0, "predictions": 0}.items():
-            save_labels(root / folder / file, case.labels if labels else network)
-        save_channels(root / "logits_at_1.25mm" / file, case.logits[:, ::2, ::2, ::2], coarse)
-        save_labels(root / "label_maps_at_1.25mm" / file, network[::2, ::2, ::2], coarse)
-        for folder, labels in {"reference/ID": case.labels, "outputs/ID": network, "dataset/ID/segmentations": network}.items():
-            save_structures(root / folder.replace("ID", case_id), labels)
-        save_image(root / "dataset" / case_id / "ct.nii.gz", case.image[0])
+        for modality, values in enumerate(case.image):
+            save(root, f"images imagesTs imagesTr study/images heart/images {case_id}_{modality:04d}", values)
+        save(root, f"logits logitsTs study/logits heart/logits {case_id}", case.logits)
+        save(root, f"region_logits {case_id}", case.logits[1:4])
+        save(root, f"labels labelsTs study/labels {case_id}", case.labels)
+        save(root, f"others predictions {case_id}", network)
+        save(root, f"logits_at_1.25mm {case_id}", case.logits[:, ::2, ::2, ::2], coarse)
+        save(root, f"label_maps_at_1.25mm {case_id}", network[::2, ::2, ::2], coarse)
+        save_structures(root, f"reference/{case_id}", case.labels)
+        save_structures(root, f"outputs/{case_id} dataset/{case_id}/segmentations", network)
+        save(root, f"dataset/{case_id} ct", case.image[0])
     case = five_labels(3)
     network, probabilities = case.logits.argmax(axis=0), softmax(case.logits)
-    for name, values in {"flair": case.image[0], "t1c": case.image[1], "ct": case.image[0], "CASE_0000": case.image[0]}.items():
-        save_image(root / f"{name}.nii.gz", values)
     drawn = np.zeros(network.shape, np.uint8)
     drawn[2:5, 3, 2] = 1
-    maps = {"segmentation": network, "refined": case.labels, "label": case.labels}
-    for name, labels in {**maps, "strokes": drawn, f"corrections/strokes/{CASES[0]}": drawn}.items():
-        save_labels(root / f"{name}.nii.gz", labels)
-    save_structures(root / "segmentations", network)
-    save_structures(root / "reference_segmentations", case.labels)
-    save_channels(root / "logits.nii.gz", case.logits)
-    save_channels(root / "probabilities.nii.gz", probabilities)
+    files = {"t1c": case.image[1], **dict.fromkeys(("flair", "ct", "CASE_0000"), case.image[0])}
+    files |= {"segmentation": network, **dict.fromkeys(("refined", "label"), case.labels), "strokes": drawn}
+    for name, values in {**files, "logits": case.logits, "probabilities": probabilities}.items():
+        save(root, f". {name}", values)
+    save(root, f"corrections/strokes {CASES[0]}", drawn)
+    save_structures(root, "segmentations", network)
+    save_structures(root, "reference_segmentations", case.labels)
     np.savez(root / "CASE.npz", probabilities=probabilities.transpose(0, 3, 2, 1))
     np.savez(root / "fast.npz", probabilities=probabilities[:, ::-2, ::-2, ::2].transpose(0, 3, 2, 1))  # AFFINE leads toward LPS
     for name, values in {"t2.mhd": case.image[0], "background.mha": case.logits[0], "prostate.mha": case.logits[1]}.items():
@@ -169,7 +163,7 @@ def write_world(root):
 
 def write_refined(root):
     for seed, case_id in enumerate(CASES):
-        save_labels(root / "refined" / f"{case_id}.nii.gz", five_labels(seed).labels)
+        save(root, f"refined {case_id}", five_labels(seed).labels)
     write_json(root / "refined" / "dataset.json", {"labels": {"background": 0, **{name: n for n, name in enumerate(STRUCTURES, 1)}}})
 
 
@@ -190,9 +184,9 @@ def write_manifest(root):
 def write_radiology(root):
     pytest.importorskip("highdicom", reason="needs the extra dicom")
     case = five_labels(0)
-    save(root / "CT_series", slices((1000 * case.image[0]).astype(np.int16), AFFINE))
-    save_channels(root / "logits.nii.gz", case.logits)
-    save_labels(root / "segmentation.nii.gz", case.logits.argmax(axis=0))
+    save_dicom(root / "CT_series", slices((1000 * case.image[0]).astype(np.int16), AFFINE))
+    save(root, ". logits", case.logits)
+    save(root, ". segmentation", case.logits.argmax(axis=0))
     run_here("convert", "segmentation.nii.gz", "segmentation.dcm", "--like", "CT_series", status=0)
 
 
@@ -228,7 +222,7 @@ def case_arrays(channels=5, modalities=2):
     arrays = {name: random.normal(size=(count, *shape)).astype(np.float32) for name, count in (("logits", channels), ("log_odds", 3))}
     arrays["image"] = random.uniform(size=(modalities, *shape)).astype(np.float32)
     save_nifti(Path("scan.nii.gz"), arrays["image"][0], AFFINE)
-    save_channels(Path("scores.nii.gz"), arrays["logits"])
+    save(Path(), ". scores", arrays["logits"])
     for name, values in arrays.items():
         np.save(name, values)
     return {**arrays, "mask": mask}
@@ -274,8 +268,8 @@ def monai_pipeline():
     data = pytest.importorskip("monai.data", reason="needs MONAI")
     transforms = pytest.importorskip("monai.transforms", reason="needs MONAI")
     case = five_labels(0)
-    save_image(Path("images/CASE_0000.nii.gz"), case.image[0])
-    save_channels(Path("logits/CASE.nii.gz"), case.logits)
+    save(Path(), "images CASE_0000", case.image[0])
+    save(Path(), "logits CASE", case.logits)
     load = [transforms.LoadImaged("image"), transforms.EnsureChannelFirstd("image"), transforms.ScaleIntensityd("image")]
     preprocessing = transforms.Compose([*load, transforms.Spacingd("image", (4.0, 4.0, 6.0))])
     dataset = data.Dataset([{"image": "images/CASE_0000.nii.gz"}], preprocessing)

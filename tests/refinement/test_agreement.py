@@ -110,50 +110,35 @@ def test_settled_voxels_count_in_both_directions_or_there_is_no_energy(weight):
     np.testing.assert_allclose(np.diff(tiles.energy), np.diff(dense.energy), atol=2e-3 * abs(np.diff(dense.energy)).max())
 
 
-def test_what_is_settled_sends_from_inside_the_mask_alone():
-    """Where the senders have no factors that would leave out the others."""
-    case = make_case(3, (19, 26, 75), 6, margin=30.0, with_mask=True)
-    model = {"mean_field.filter": "truncated", "mean_field.normalization": "after", "mean_field.tolerance": 0.0}
-    model |= {"bilateral.weight": 3.0, "bilateral.theta_alpha": 1.6, "bilateral.theta_beta": 5.0}
-    assert_agree(*run_both(case, CrfParameters().replace(**model), 1e-4), 1e-4)
-
-
-def test_any_number_of_threads_gives_the_same_bits():
-    case = make_case(5, (21, 26, 37), 6, with_mask=True)
-    parameters = CrfParameters().replace(**{"mean_field.filter": "lattice", "bilateral.theta_alpha": 1.6, "spatial.weight": 1.0})
-    one, three = (refine(case, parameters, 1e-4, threads=threads) for threads in (1, 3))
-    np.testing.assert_array_equal(one.logits, three.logits)
-    assert one.energy == three.energy
+THIN = {"softness": 0.0, "margin": 10.0, "noise": 0.8}  # few open voxels per row, and few that send
 
 
 @pytest.mark.parametrize(
-    ("filter_name", "num_labels", "changes"),
+    ("num_labels", "changes", "case"),
     [
-        ("truncated", 4, {}),
-        ("truncated", 20, {}),
-        ("truncated", 4, matrix(2, 4)),
-        ("grid", 2, {"spatial.weight": 1.0, "spatial.theta_gamma": 1.2}),
-        ("lattice", 4, matrix(2, 4)),
+        (4, {}, {}),
+        (20, {}, {}),
+        (4, matrix(2, 4), {}),
+        (2, {"mean_field.filter": "grid", "spatial.weight": 1.0, "spatial.theta_gamma": 1.2}, {}),
+        (4, {"mean_field.filter": "lattice", "spatial.weight": 1.0, **matrix(2, 4)}, {}),
+        # Where the senders have no factors that would leave out the others.
+        (6, {"mean_field.normalization": "after", "bilateral.weight": 3.0, "bilateral.theta_beta": 5.0}, {"margin": 30.0}),
+        (5, {"bilateral.weight": np.linspace(1.0, 2.5, 5), "bilateral.theta_alpha": 0.7}, {**THIN, "num_modalities": 3}),
+        (2, {"bilateral.weight": (1.0, 2.5), "bilateral.theta_alpha": 3.0}, {**THIN, "num_modalities": 2}),
+        (5, {"bilateral.weight": np.linspace(1.0, 2.5, 5)}, {**THIN, "softness": 2.5, "num_modalities": 3}),
     ],
-    ids=["Potts", "many labels", "matrix", "spatial", "lattice"],
+    ids=["Potts", "many labels", "matrix", "spatial", "lattice", "mask", "narrow windows", "wide windows", "soft borders"],
 )
-def test_many_steps_agree(filter_name, num_labels, changes):
-    """Rows of voxels send the labels that have changed since they sent last, and settled ones send once."""
-    case = make_case(11, (19, 26, 37), num_labels, with_mask=True, margin=8.0)
-    tiles, dense = run_both(case, CrfParameters().replace(**SHARP, **changes, **{"mean_field.filter": filter_name}), 1e-4)
+def test_many_steps_agree_on_any_number_of_threads(num_labels, changes, case):
+    """Rows of voxels send the labels that have changed since they sent last, and settled ones send once, from inside the mask alone."""
+    case = make_case(11, (19, 26, 37), num_labels, **{"with_mask": "noise" not in case, "margin": 8.0, **case})
+    parameters = CrfParameters().replace(**{**SHARP, "mean_field.filter": "truncated", **changes})
+    tiles, dense = run_both(case, parameters, 1e-4)
     assert_agree(tiles, dense, 1e-4)
     assert tiles.num_iterations == dense.num_iterations == 12
-
-
-@pytest.mark.parametrize(("softness", "theta_alpha", "num_labels"), [(0.0, 0.7, 5), (0.0, 3.0, 2), (2.5, 1.6, 5)])
-def test_voxels_that_receive_alone_or_in_rows_agree_on_any_number_of_threads(softness, theta_alpha, num_labels):
-    """Thin borders have few open voxels per row, and few that send; windows are narrower and wider than half a row."""
-    case = make_case(7, (17, 22, 45), num_labels, softness=softness, margin=10.0, noise=0.8, num_modalities=num_labels // 2 + 1)
-    own = {"bilateral.weight": np.linspace(1.0, 2.5, num_labels), "bilateral.theta_alpha": theta_alpha, "mean_field.num_iterations": 6}
-    parameters = CrfParameters().replace(**{**SHARP, "mean_field.filter": "truncated", **own})
-    one, dense = run_both(case, parameters, 1e-4)
-    assert_agree(one, dense, 1e-4)
-    np.testing.assert_array_equal(refine(case, parameters, 1e-4, threads=3).logits, one.logits)
+    threaded = refine(case, parameters, 1e-4, threads=3)
+    np.testing.assert_array_equal(threaded.logits, tiles.logits)
+    assert threaded.energy == tiles.energy
 
 
 # ---- Cases that try to make a left-out label matter: domains must grow, and nothing may be left out where there is no bound
