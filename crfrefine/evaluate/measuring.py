@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -99,8 +99,7 @@ def _as_label(region: Region, titles: Mapping[str, str]) -> Region:
     return Region(number, region.labels) if is_label else region
 
 
-@dataclass(frozen=True)
-class SoftLabels:
+class SoftLabels(NamedTuple):
     """The contents of a file of logits or probabilities."""
 
     label_map: Labels  # (*grid) the most probable label; of regions as nnU-Net combines them.

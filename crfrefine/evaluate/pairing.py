@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from crfrefine.base.text import counted
 from crfrefine.errors import InputError
@@ -24,8 +25,7 @@ _SCORES = ("_probabilities", "", "_probseg", "_softmax", "_logits")
 _ONLY = ""  # The case of a path that does not name its case.
 
 
-@dataclass(frozen=True)
-class MethodFiles:
+class MethodFiles(NamedTuple):
     """The files of a method for a case."""
 
     # One value per voxel, or probabilities of all labels (only the header tells). None means that they come from `probabilities`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from crfrefine.base.limits import MAX_LABEL
 from crfrefine.base.text import shorten_value
@@ -15,8 +15,7 @@ ALL_LABELS = "all"  # Tables use this name for the calibration of all labels tog
 MAX_OF_A_NAME = 200  # Most characters of a region's name, which appears in tables.
 
 
-@dataclass(frozen=True)
-class Region:
+class Region(NamedTuple):
     """A named set of labels."""
 
     name: str  # As reports show it.

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -88,8 +88,7 @@ def fit_scaling(
     return VectorScaling(temperature, tuple((bias - shared).detach().tolist()))
 
 
-@dataclass(frozen=True)
-class Scores:
+class Scores(NamedTuple):
     """How good a rival that needs no training is: every choice on every case."""
 
     choices: Sequence[Any]  # the first is the network itself, if it is among them

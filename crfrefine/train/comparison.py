@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,8 +73,7 @@ class FoldResult:
     measured: Mapping[str, MethodValues]
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(NamedTuple):
     """All methods on cases that no part of them has seen."""
 
     table: ResultTable  # every method on every case, each measured in the fold that held it out
@@ -85,8 +84,7 @@ class Comparison:
     verdict_alone: Verdict  # the verdict on the CRF without postprocessing
 
 
-@dataclass(frozen=True)
-class TrainingResult:
+class TrainingResult(NamedTuple):
     """The results of a run; `final` is tuned on all cases."""
 
     plan: Plan

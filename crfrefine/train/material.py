@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -39,8 +40,7 @@ class CropTensors:
         return channels.reshape(len(channels), -1).index_select(1, self.index)
 
 
-@dataclass(frozen=True)
-class TrainingDevice:
+class TrainingDevice(NamedTuple):
     """A device for training."""
 
     name: str = "cpu"  # the engine's
@@ -78,8 +78,7 @@ def choose_device(requested: str) -> TrainingDevice:
     raise BackendUnavailableError(f"--device {requested}: {missing}, or use --device cpu")
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """Tiles drawn from a crop by the network's expected errors; a model's changes in them are extrapolated to the crop."""
 
     parts: tuple[Crop, ...]  # views

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -178,8 +179,7 @@ def choose_regions(texts: Sequence[str], cases: LabeledCases) -> tuple[Region, .
     return regions
 
 
-@dataclass(frozen=True)
-class Prepared:
+class Prepared(NamedTuple):
     """What all parts of a run share: the material, the models that training may start from, and how good the simple rivals are."""
 
     plan: Plan

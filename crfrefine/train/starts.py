@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,8 +47,7 @@ MIN_DECIDING = 8  # fewer deciding cases, which say little of cases unlike them,
 MIN_CASES = 3  # fewer cases cannot tell many candidates apart: only the recalibrated network and the trained model are candidates
 
 
-@dataclass(frozen=True)
-class Start:
+class Start(NamedTuple):
     """A model to begin with, and its name for people."""
 
     name: str
@@ -121,8 +120,7 @@ def rounded(parameters: CrfParameters) -> CrfParameters:
     return CrfParameters.from_dict(table | json.loads(numbers, parse_float=lambda text: float(f"{float(text):.{DIGITS}g}")))
 
 
-@dataclass(frozen=True)
-class Rivals:
+class Rivals(NamedTuple):
     """Candidates beside the recalibrated network and the trained model."""
 
     volumes: tuple[VolumeParameters, ...] = ()  # a model with the first one goes before that without, if this has a weight

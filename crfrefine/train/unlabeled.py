@@ -10,8 +10,8 @@ import math
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,8 +83,7 @@ def make_candidates(voxel: float, overrides: Mapping[str, Any]) -> list[Start]:
     return candidates
 
 
-@dataclass(frozen=True, eq=False)
-class Source:
+class Source(NamedTuple):
     """The part of a case around its foreground, coarsened to MAX_VOXELS, that its synthetic cases are made from."""
 
     case_id: str
@@ -192,8 +191,7 @@ def decide(units: NDArray[np.float64], agreements: Sequence[float]) -> tuple[int
     return best, ""
 
 
-@dataclass(frozen=True, eq=False)
-class Choice:
+class Choice(NamedTuple):
     """The chosen parameters, and why: `default` whenever nothing else is sure to be better on the synthetic cases."""
 
     candidates: tuple[Start, ...]  # `default` first
