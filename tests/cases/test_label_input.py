@@ -112,9 +112,6 @@ def test_an_image_is_not_silently_taken_as_a_label_map(folder):
     assert read(folder, "maps").num_labels == 960
 
 
-# ---- Structures
-
-
 def structures(folder, **options):
     cases = discover_cases(folder / "images", folder / "structures", input_type="labels")
     declared = declared_labels(cases, (), None)

@@ -23,9 +23,6 @@ def trained_cases(tree, **options):
     return find_trained_cases(require_trained(tree.network), **options)
 
 
-# ---- A trained network
-
-
 def test_each_case_comes_from_the_fold_that_held_it_out(tree):
     found = trained_cases(tree)
     assert [(case.case_id, case.logits) for case in found.cases] == [
@@ -103,9 +100,6 @@ def test_probabilities_that_were_not_turned_back_are_refused(tree):
     assert [bool(case.problem) for case in trained_cases(tree).cases] == [False, True, True, True]
 
 
-# ---- Other folders
-
-
 def test_any_other_folder_says_what_was_looked_for(tmp_path, tree):
     shutil.copytree(tree.network, tmp_path / "copy")  # A renamed folder still has the names of its plans.
     network = require_trained(tmp_path / "copy")
@@ -113,9 +107,6 @@ def test_any_other_folder_says_what_was_looked_for(tmp_path, tree):
     for folder in (write_predictions(tree), tree.network / "fold_0", tmp_path / "absent"):
         with pytest.raises(InputError, match=f"{folder}.*DatasetXXX_NAME/TRAINER__PLANS__CONFIGURATION.*plans.json.*fold_0"):
             require_trained(folder)
-
-
-# ---- Predictions, and what infer refines
 
 
 def test_predictions_know_their_images(tree, monkeypatch):

@@ -228,9 +228,6 @@ def test_other_commands_say_what_to_run(series, tmp_path, monkeypatch):
     assert f"crfrefine convert {tmp_path}/images/case {tmp_path}/images/case.nii.gz" in result.stderr
 
 
-# Damaged and hostile pixels.
-
-
 def compressed(change):
     """Slices as JPEG-LS or JPEG 2000, whose first codestream is changed."""
     found = list(slices(numbers(SHAPE, dtype=np.uint16), AFFINE))

@@ -33,22 +33,20 @@ def test_label_z_y_x_becomes_label_x_y_z(name, key, save, dtype, tmp_path):
     assert logits.dtype == np.float32
     np.testing.assert_array_equal(logits, stored.transpose(0, 3, 2, 1))
     header = io.read_header(tmp_path / name)
-    assert (header.kind, header.affine, header.grid_shape) == (key, None, (4, 5, 6))
-    assert (header.num_channels, header.grid_shape, header.dtype, header.orientation) == (3, (4, 5, 6), np.dtype(dtype).name, None)
+    assert (header.kind, header.affine, header.orientation) == (key, None, None)
+    assert (header.num_channels, header.grid_shape) == (3, (4, 5, 6))
+    assert header.dtype == np.dtype(dtype).name
 
 
 @pytest.mark.parametrize(("suffix", "kind"), [(".npz", "logits"), (".npz", "probabilities"), (".npy", None)])
 def test_numpy_reads_what_is_written(suffix, kind, tmp_path):
-    values = numbers((3, 4, 5, 6)) / 7
-    paths = [tmp_path / f"{name}{suffix}" for name in "ab"]
-    for path in paths:
-        io.write_channels(path, values, volume(values[0], affine_of((1, 2, 3))), kind=kind or "logits")
-    assert paths[0].read_bytes() == paths[1].read_bytes(), "the same data give the same bytes"
-    loaded = np.load(paths[0], allow_pickle=False)
+    values, path = numbers((3, 4, 5, 6)) / 7, tmp_path / f"a{suffix}"
+    io.write_channels(path, values, volume(values[0], affine_of((1, 2, 3))), kind=kind or "logits")
+    loaded = np.load(path, allow_pickle=False)
     assert kind is None or loaded.files == [kind]
     np.testing.assert_array_equal(loaded if kind is None else loaded[kind], values.transpose(0, 3, 2, 1))
-    assert io.read_header(paths[0]).kind == kind
-    assert io.is_whole(paths[0])
+    assert io.read_header(path).kind == kind
+    assert io.is_whole(path)
 
 
 class Bomb:

@@ -171,7 +171,7 @@ def test_no_thread_stays_behind(tmp_path):
     assert not threads()
 
 
-NAMES = ["a.nii", "a.nii.gz", "a.mha", "a.mhd", "a.nrrd", "a.nhdr", "a.npz"]
+NAMES = ["a.nii", "a.nii.gz", "a.mha", "a.mhd", "a.nrrd", "a.nhdr", "a.npz", "a.npy"]
 
 
 def like_of(shape):
