@@ -122,8 +122,10 @@ def test_a_pipe_is_not_looked_into(tmp_path):
 
 
 VOXELS = np.arange(24, dtype="<i2").tobytes()
+PATTERNS = ("%s.raw 1 4 1", "LIST 3", "s%d.raw", "s%d.raw 1 6", "s%d.raw 1 7 1")
 META_HEADERS = {
-    "format string": (meta_text(ElementDataFile="%s.raw 1 4 1"), "a running number such as %03d"),
+    **{name: (meta_text(ElementDataFile=name), "a running number such as") for name in PATTERNS},
+    "packed": (meta_text(CompressedData="T", ElementDataFile="s%d 1 4 1"), "expected one file, as"),
     "list of three": (meta_text(ElementDataFile="LIST") + b"a\nb\nc\n\n", "expected names of 4 files, .*; found 3"),
     "NDims not of DimSize": (meta_text(NDims="2"), "DimSize = 2 3 4; expected 2 whole numbers"),
     "DimSize past 64 bits": (meta_text(DimSize="4000000000 4000000000 4000000000"), "promises 128(000){9} bytes .* more than the 48 bytes"),
@@ -143,6 +145,9 @@ META_HEADERS = {
     "no end": (b"Comment = x\n" * (1 << 19), "does not end within 16 MiB and 262144 lines"),
 }
 NRRD_HEADERS = {
+    "a kind of fruit": (nrrd_text("kinds: domain domain banana"), "ITK cannot convert"),
+    "complex numbers": (nrrd_text("kinds: complex domain domain"), "; expected 3 kinds"),
+    "bzip2": (nrrd_text(encoding="bzip2"), "encoding: bzip2; expected raw, gzip, ascii or hex"),
     "dimension 0": (nrrd_text(dimension="0"), "expected a whole number from 1 to 16"),
     "dimension 1": (nrrd_text(dimension="1", sizes="24"), "cannot be split into grid and channels"),
     "directions of zero": (nrrd_text("space: LPS", "space directions: (0,0,0) (0,1,0) (0,0,1)"), "expected vectors that are as long"),

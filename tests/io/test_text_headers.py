@@ -162,19 +162,6 @@ def test_voxels_in_rare_places_are_read_through_simpleitk(lines, data, planes):
         assert_as_simpleitk(path, DATA)
 
 
-@pytest.mark.parametrize("line", ["LIST 3", "s%d.raw", "s%d.raw 1 6", "s%d.raw 1 7 1", "CompressedData = True"])
-def test_metaimage_files_that_itk_would_misread_are_refused(line, tmp_path):
-    lines = [line, "ElementDataFile = s%d.raw 1 6 1"] if "Compressed" in line else [f"ElementDataFile = {line}"]
-    with pytest.raises(UnsupportedFormatError, match=r"a\.mhd: MetaImage header: ElementDataFile"):
-        io.read_volume(mha(tmp_path, *lines, data=b"a.raw\n", name="a.mhd"))
-
-
-@pytest.mark.parametrize("line", ["encoding: bzip2", "kinds: domain domain banana", "kinds: complex domain domain"])
-def test_what_simpleitk_cannot_read_is_refused(line, tmp_path):
-    with pytest.raises(UnsupportedFormatError, match=r"a\.nrrd: .*(ITK cannot convert|; expected)"):
-        io.read_volume(nrrd(tmp_path, line))
-
-
 def test_a_header_of_any_length_is_read_to_its_end(tmp_path):
     """Segmentations of many segments have long headers; the text beyond 64 KiB was once read as voxels."""
     lines = [f"Segment{number}_Name:=a name of a segment that makes the header long {'x' * 50}" for number in range(700)]

@@ -57,8 +57,6 @@ def discover_cases(
     """
     image_paths = (Path(images),) if isinstance(images, str | Path) else tuple(map(Path, images))
     logits_paths = (Path(logits),) if isinstance(logits, str | Path) else tuple(map(Path, logits or ()))
-    if not image_paths or (logits is not None and not logits_paths):
-        raise InputError(f"no {'logits' if image_paths else 'images'} given")
     if (absent := next((path for path in (*image_paths, *logits_paths) if not path.exists()), None)) is not None:
         raise InputError(f"{absent}: no such file or folder")
     folder = next((path for path in image_paths if path.is_dir()), None)
