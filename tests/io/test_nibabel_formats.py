@@ -50,33 +50,40 @@ def test_analyze_is_read_as_by_nibabel(kind, tmp_path):
     assert "which side is left" in read.header.notes[0]
 
 
-@pytest.mark.parametrize(
-    ("name", "like"), [("a.hdr", "pair"), ("a.hdr", "nifti"), ("a.mgz", "mgz"), ("a.mgh", "mgz"), ("a.mgh.gz", "nifti")]
-)
+MAKERS = {
+    "pair": lambda folder: save(folder / "in"),
+    "nifti": lambda folder: save_nifti(folder / "like.nii.gz", numbers(SHAPE), AFFINE),
+    "plane": lambda folder: save_nifti(folder / "like.nii", numbers(SHAPE[:2]), AFFINE),
+    "mgz": lambda folder: save_mgh(folder / "like.mgz", numbers(SHAPE)),
+}
+WRITTEN = ["hdr pair", "hdr nifti", "mgz mgz", "mgh mgz", "mgh.gz nifti", "mgz plane"]
+
+
+@pytest.mark.parametrize("written", WRITTEN)
 @pytest.mark.parametrize("largest", [3, 300])
-def test_label_maps_are_read_by_others(name, like, largest, tmp_path):
-    makers = {
-        "pair": lambda: save(tmp_path / "in"),
-        "nifti": lambda: save_nifti(tmp_path / "like.nii.gz", numbers(SHAPE), AFFINE),
-        "mgz": lambda: save_mgh(tmp_path / "like.mgz", numbers(SHAPE)),
-    }
-    like, path = io.read_volume(makers[like]()), tmp_path / name
-    labels = numbers(SHAPE, dtype=np.int32) % 4 * (largest // 3)
+def test_label_maps_and_channels_are_read_by_others(written, largest, tmp_path):
+    ending, kind = written.split()
+    like, read = io.read_volume(MAKERS[kind](tmp_path)), nib.load if ending == "hdr" else read_mgh
+    path, scores = tmp_path / f"a.{ending}", tmp_path / f"scores.{ending}"
+    labels = numbers(like.grid_shape, dtype=np.int32) % 4 * (largest // 3)
     io.write_label_map(path, labels, like)
-    written = nib.load(path) if name == "a.hdr" else read_mgh(path)
-    np.testing.assert_array_equal(np.asarray(written.dataobj), labels)
-    np.testing.assert_allclose(written.affine, like.affine, atol=1e-5)
-    np.testing.assert_array_equal(io.read_labels(path).data, labels)
+    image, channels = read(path), numbers((3, *like.grid_shape))
+    np.testing.assert_array_equal(np.asarray(image.dataobj).reshape(labels.shape), labels)
+    np.testing.assert_allclose(image.affine, like.affine, atol=1e-5)
+    np.testing.assert_array_equal(io.read_labels(path).data.reshape(labels.shape), labels)
     assert io.is_whole(path)
-    if name == "a.hdr":
-        assert isinstance(written, nib.Nifti1Pair)
-        image = sitk.ReadImage(str(path))
-        np.testing.assert_array_equal(itk_array(image), labels)
-        np.testing.assert_allclose(itk_affine(image), like.affine, atol=1e-4)
-        io.write_channels(tmp_path / "scores.hdr", numbers((3, *SHAPE)), like)
-        np.testing.assert_array_equal(io.read_logits([tmp_path / "scores.hdr"]), numbers((3, *SHAPE)))
+    assert io.read_header(path).on_same_grid(like.header)
+    io.write_channels(scores, channels, like)
+    stored = np.moveaxis(np.asarray(read(scores).dataobj), 3, 0)
+    np.testing.assert_array_equal(stored.reshape(channels.shape), channels)
+    np.testing.assert_array_equal(io.read_logits([scores]).reshape(channels.shape), channels)
+    if ending == "hdr":
+        assert isinstance(image, nib.Nifti1Pair)
+        by_itk = sitk.ReadImage(str(path))
+        np.testing.assert_array_equal(itk_array(by_itk), labels)
+        np.testing.assert_allclose(itk_affine(by_itk), like.affine, atol=1e-4)
     else:
-        assert written.get_data_dtype() == (">u1" if largest == 3 else ">i4")
+        assert image.get_data_dtype() == (">u1" if largest == 3 else ">i4")
 
 
 def test_a_missing_half_is_told(tmp_path):
@@ -131,15 +138,3 @@ def test_a_header_without_place_is_said(tmp_path):
 def read_mgh(path):
     content = path.read_bytes()
     return nib.MGHImage.from_bytes(gzip.decompress(content) if path.name.endswith("z") else content)
-
-
-@pytest.mark.parametrize("shape", [SHAPE, (5, 6)])
-def test_the_geometry_of_another_format_is_converted(shape, tmp_path):
-    like = io.read_volume(save_nifti(tmp_path / "like.nii", numbers(shape), AFFINE))
-    channels = numbers((3, *shape))
-    io.write_channels(tmp_path / "out.mgz", channels, like)
-    written = read_mgh(tmp_path / "out.mgz")
-    np.testing.assert_array_equal(np.moveaxis(np.asarray(written.dataobj), 3, 0).reshape(channels.shape), channels)
-    np.testing.assert_allclose(written.affine, like.affine, atol=1e-5)
-    assert io.read_header(tmp_path / "out.mgz").on_same_grid(like.header)
-    np.testing.assert_array_equal(io.read_logits([tmp_path / "out.mgz"]).reshape(channels.shape), channels)
