@@ -21,21 +21,31 @@ def names(paths):
     return [path.name for path in paths]
 
 
+A = "a_0000.nii.gz"
+
+
 @pytest.mark.parametrize(
-    ("image", "logits", "case_id"),
+    ("image", "case_id", "taken", "beside"),
     [
-        ("hippocampus_003_0000.nii.gz", "hippocampus_003.nii.gz", "hippocampus_003"),
-        ("patient.4.5_0000.nii", "patient.4.5.npz", "patient.4.5"),
-        ("scan_2015.nii.gz", "scan_2015.nii.gz", "scan_2015"),
-        ("UPPER.NII.GZ", "UPPER.nrrd", "UPPER"),
-        ("mrt größe.nhdr", "mrt größe.nii", "mrt größe"),
-        ("case_0000.nii.gz", "case_0000.nii.gz", "case_0000"),
+        ("hippocampus_003_0000.nii.gz", "hippocampus_003", ["hippocampus_003.nii.gz"], []),
+        ("patient.4.5_0000.nii", "patient.4.5", ["patient.4.5.npz"], []),
+        ("scan_2015.nii.gz", "scan_2015", ["scan_2015.nii.gz"], []),
+        ("UPPER.NII.GZ", "UPPER", ["UPPER.nrrd"], []),
+        ("mrt größe.nhdr", "mrt größe", ["mrt größe.nii"], []),
+        ("case_0000.nii.gz", "case_0000", ["case_0000.nii.gz"], []),
+        (A, "a", ["a.npz"], ["a.nii.gz", "a.pkl"]),  # nnU-Net
+        (A, "a", ["a_logits.nii.gz"], ["a.nii.gz"]),
+        (A, "a", ["a_probabilities.nii.gz"], ["a.nii.gz"]),
+        (A, "a", [f"a_ProbMapClass{k}.nii.gz" for k in range(3)], []),
+        (A, "a", [f"a_label{k}.nii" for k in range(11)], []),  # in numeric order
     ],
 )
-def test_a_name_may_hold_digits_dots_and_underscores(image, logits, case_id, tmp_path):
+def test_the_files_of_a_case_by_their_names(image, case_id, taken, beside, tmp_path):
     """Four digits at the end are a modality where files are numbered from 0000, unless the logits have them too."""
-    (case,) = discover_cases(folder(tmp_path, "images", image), folder(tmp_path, "logits", logits))
-    assert (case.case_id, names(case.images), names(case.logits), case.problem) == (case_id, [image], [logits], None)
+    logits = folder(tmp_path, "logits", *taken, *beside)
+    cases = discover_cases(folder(tmp_path, "images", image), logits)
+    assert [(case.case_id, names(case.images)) for case in cases] == [(case_id, [image])]
+    assert (names(cases[0].logits), cases[0].problem, cases.notes) == (taken, None, [])
 
 
 def test_hidden_unfinished_and_other_files_are_passed_over(tmp_path):
@@ -70,22 +80,6 @@ def test_two_files_for_one_thing_are_not_guessed_at(tmp_path):
         assert problems[case_id] == f"case {case_id!r}: {expected}"
     assert problems["d"] == f"case 'd': expected one file of logits, found d.npz, d_logits.nii in {logits}"
     assert "case 'e': expected one file for each label from 0, found e_ProbMapClass0.nii, e_ProbMapClass2.nii" in problems["e"]
-
-
-@pytest.mark.parametrize(
-    ("files", "taken"),
-    [
-        (["a.nii.gz", "a.npz", "a.pkl"], ["a.npz"]),
-        (["a.nii.gz", "a_logits.nii.gz"], ["a_logits.nii.gz"]),
-        (["a.nii.gz", "a_probabilities.nii.gz"], ["a_probabilities.nii.gz"]),
-        (["a_ProbMapClass1.nii.gz", "a_ProbMapClass0.nii.gz", "a_ProbMapClass2.nii.gz"], [f"a_ProbMapClass{k}.nii.gz" for k in range(3)]),
-        (["a_label10.nii", *(f"a_label{k}.nii" for k in range(10))], [f"a_label{k}.nii" for k in range(11)]),
-    ],
-    ids=["nnU-Net", "our logits", "our probabilities", "a file per label", "in numeric order"],
-)
-def test_logits_beside_label_maps_and_one_file_a_label(files, taken, tmp_path):
-    cases = discover_cases(folder(tmp_path, "images", "a_0000.nii.gz"), folder(tmp_path, "logits", *files))
-    assert (names(cases[0].logits), cases[0].problem, cases.notes) == (taken, None, [])
 
 
 def test_a_case_without_logits_and_logits_without_a_case(tmp_path):
