@@ -81,28 +81,6 @@ def test_beside_logits_the_input_type_decides(folder):
     assert ([case.logits[0].name for case in cases], cases.notes) == (["a_seg.nii.gz", "b.nii.gz"], [])
 
 
-@pytest.mark.parametrize(
-    ("values", "options", "message"),
-    [
-        (LABELS * 0.05, {"input_type": "auto"}, r"a\.nii\.gz: not a label map: expected whole numbers.*-p BACKGROUND"),
-        (LABELS * 0.995, {"input_type": "auto"}, "expected whole numbers"),
-        (LABELS * 0.995, {}, None),
-        (LABELS - 1.0, {}, "expected labels from 0 to 65535, found -1 to 9"),
-        (LABELS * 7000.0, {}, "expected labels from 0 to 65535, found 0 to 70000"),
-        (np.stack([LABELS, LABELS], -1) * 1.0, {}, "expected a label map with one value per voxel, this file has 2"),
-        (LABELS * 1.0, {"input_type": "logits"}, "logits of one label only.*--input-type labels"),
-        (LABELS[1:], {}, "label map and image are on different grids.*nearest neighbors"),
-    ],
-)
-def test_what_is_no_label_map_is_refused(folder, values, options, message):
-    save_nifti(folder / "maps" / "a.nii.gz", values.astype(np.float32), AFFINE)
-    if message is None:  # Some tools write a slope that is nearly 1.
-        np.testing.assert_array_equal(read(folder, "maps", **options).logits, one_hot(LABELS, (0, 5, 10)))
-        return
-    with pytest.raises((InputError, GridMismatchError), match=f"(?s){message}"):
-        read(folder, "maps", **options)
-
-
 def test_an_image_is_not_silently_taken_as_a_label_map(folder):
     shape = (12, 10, 8)
     for name in ("images/a_0000", "maps/a"):
@@ -134,21 +112,37 @@ def test_where_structures_overlap_the_smallest_one_keeps_the_voxel(folder):
     assert case.notes[1].startswith(f"structures overlap, and the smaller one keeps the voxel: {num_shared} voxels")
 
 
+LIVER, AUTO, TWO = MASKS["liver"], {"input_type": "auto"}, np.stack([LABELS, LABELS], -1)
+ODD, MAP = "structure and image are on different grids", "a.nii.gz"
+
+
 @pytest.mark.parametrize(
-    ("name", "values", "message"),
+    ("name", "values", "options", "message"),
     [
-        ("a/liver.nii.gz", 2 * MASKS["liver"], r"a/liver\.nii\.gz: expected 0 and 1, found values up to 2"),
-        ("a/liver.nii.gz", MASKS["liver"] * 0.5, "found values off by up to 0.5; a file of one structure holds 0 and 1"),
-        ("a/tumor.nii.gz", MASKS["tumor"][1:], r"structure and image are on different grids.*tumor\.nii\.gz"),
-        ("b/background.nii.gz", MASKS["liver"], r"b/background\.nii\.gz: cannot name a structure"),
-        ("a/liver.nii", MASKS["liver"], "expected one file per structure, found "),
-        ("b.nii.gz", LABELS, r"b\.nii\.gz: a label map, but other cases have one file per structure"),
+        (MAP, LABELS * 0.05, AUTO, r"a\.nii\.gz: not a label map: .*whole numbers.*-p BACKGROUND"),
+        (MAP, LABELS * 0.995, AUTO, "expected whole numbers"),
+        (MAP, LABELS * 0.995, {}, None),
+        (MAP, LABELS - 1.0, {}, "expected labels from 0 to 65535, found -1 to 9"),
+        (MAP, LABELS * 7000.0, {}, "expected labels from 0 to 65535, found 0 to 70000"),
+        (MAP, TWO, {}, "expected a label map with one value per voxel, this file has 2"),
+        (MAP, LABELS, {"input_type": "logits"}, "one label only.*--input-type labels"),
+        (MAP, LABELS[1:], {}, "label map and image are on different grids.*nearest neighbors"),
+        ("a/liver.nii.gz", 2 * LIVER, {}, r"liver\.nii\.gz: expected 0 and 1, found values up to 2"),
+        ("a/liver.nii.gz", LIVER * 0.5, {}, "by up to 0.5; a file of one structure holds 0 and 1"),
+        ("a/tumor.nii.gz", MASKS["tumor"][1:], {}, rf"{ODD}.*tumor\.nii\.gz"),
+        ("b/background.nii.gz", LIVER, {}, r"b/background\.nii\.gz: cannot name a structure"),
+        ("a/liver.nii", LIVER, {}, "expected one file per structure, found "),
+        ("b.nii.gz", LABELS, {}, r"b\.nii\.gz: a label map, but other cases have one file per"),
     ],
 )
-def test_what_is_no_structure_is_refused(folder, name, values, message):
-    save_nifti(folder / "structures" / name, values.astype(np.float32), AFFINE)
+def test_what_is_no_label_map_or_structure_is_refused(folder, name, values, options, message):
+    place = folder / ("maps" if name == MAP else "structures")
+    save_nifti(place / name, values.astype(np.float32), AFFINE)
+    if message is None:  # Some tools write a slope that is nearly 1.
+        np.testing.assert_array_equal(read(folder, "maps").logits, one_hot(LABELS, (0, 5, 10)))
+        return
     with pytest.raises((InputError, GridMismatchError), match=f"(?s){message}"):
-        structures(folder)
+        read(folder, "maps", **options) if name == MAP else structures(folder)
 
 
 def test_structures_are_not_taken_for_labels_in_order(folder):
