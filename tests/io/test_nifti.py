@@ -191,7 +191,7 @@ def test_a_header_without_codes_is_kept_without_codes(tmp_path):
     assert (after["sform_code"], after["qform_code"], *after.get_zooms()) == (0, 0, 1.0, 2.0, 3.0)
 
 
-def test_sheared_axes_survive_in_the_sform(tmp_path):
+def test_sheared_axes_survive_in_the_sform_and_are_refused_elsewhere(tmp_path):
     affine = affine_of((1.0, 2.0, 3.0), (5, 6, 7), OBLIQUE)
     affine[:3, 1] += 0.2 * affine[:3, 0]
     labels = numbers((3, 4, 5), dtype=np.uint8)
@@ -200,6 +200,9 @@ def test_sheared_axes_survive_in_the_sform(tmp_path):
     np.testing.assert_allclose(after.affine, affine, atol=FLOAT32_MM)
     assert after.header["qform_code"] == 0, "a quaternion would silently straighten it"
     np.testing.assert_array_equal(io.read_volume(tmp_path / "a.nii.gz").affine, after.affine)
+    with pytest.raises(UnsupportedFormatError, match="hold the sheared axes of the volume; write NIfTI"):
+        io.write_label_map(tmp_path / "a.mhd", labels, volume(labels, affine))
+    assert list(tmp_path.iterdir()) == [tmp_path / "a.nii.gz"]
 
 
 def patched(path, offset, layout, *values, dtype=np.float32):

@@ -8,7 +8,7 @@ import nrrd as pynrrd
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813 - its customary name
-from io_helpers import OBLIQUE, affine_of, itk_affine, itk_array, numbers, save_itk, volume
+from io_helpers import OBLIQUE, affine_of, itk_affine, itk_array, numbers, save_itk
 
 from crfrefine import io
 from crfrefine.errors import CrfRefineError, UnsupportedFormatError
@@ -218,15 +218,6 @@ def test_channels_written_are_read_by_simpleitk(suffix, shape, tmp_path):
     np.testing.assert_array_equal(read, logits)
     np.testing.assert_array_equal(io.read_header(tmp_path / f"logits{suffix}").affine, like.affine)
     assert read.strides[1] == 4, "x is the fastest axis"
-
-
-def test_sheared_axes_are_refused(tmp_path):
-    affine = affine_of((1.0, 2.0, 3.0))
-    affine[0, 1] = 0.4
-    labels = np.ones((3, 4, 5), np.uint8)
-    with pytest.raises(UnsupportedFormatError, match=r"cannot hold the sheared axes of the volume; write NIfTI"):
-        io.write_label_map(tmp_path / "a.mhd", labels, volume(labels, affine))
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_wrong_promise_of_compressed_bytes(tmp_path):
