@@ -4,7 +4,7 @@ import cuda_shim
 import numpy as np
 import pytest
 from cuda_shim import watched_backend
-from oracles import GRADIENTS, kernel_set, torch64
+from oracles import GRADIENTS, SPACINGS, kernel_set, torch64
 from strict_device import StrictDevice
 
 from crfrefine.engines import get_backend
@@ -14,7 +14,6 @@ from crfrefine.engines.cuda import rows as sums
 from crfrefine.engines.cuda.kernels import CudaBackend
 from crfrefine.parameters.specs import MeanFieldSpec
 
-SPACING = {1: (1.3,), 2: (1.0, 0.7), 3: (1.0, 1.5, 2.0), 4: (1.0, 2.0, 1.5, 1.0)}
 SHAPES = {1: (9,), 2: (4, 6), 3: (5, 7, 6), 4: (3, 4, 3, 5)}
 needs_compiler = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
 
@@ -43,7 +42,7 @@ class Problem:
         np.fill_diagonal(self.values["compatibility"], 0.0)
         self.mask = rng.random(shape) < 0.7 if masked else None
         self.loss_by_logits = rng.normal(size=self.values["logits"].shape)
-        self.spacing, self.dtype, self.volume = SPACING[num_dims], dtype, volume
+        self.spacing, self.dtype, self.volume = SPACINGS[num_dims], dtype, volume
         self.settings = {"normalization": normalization, "filter": filter_name, "num_labels": num_labels, "num_iterations": 3}
 
     def forward(self, backend, num_iterations=3, *, threads=2, **changed):

@@ -151,16 +151,13 @@ def test_a_case_beyond_the_memory_has_the_result_of_the_cpu(regions, monkeypatch
 
 # ---- Every kernel, with each access to memory watched (tests/helpers/cuda_shim.py)
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-
-
 watched_only = pytest.mark.skipif(not cuda_shim.can_watch(), reason="kernels are watched on Linux on x86-64 with a C++ compiler")
 
 
 @pytest.fixture(scope="module")
 def runs():
     """Runs of the engine that have every kernel in them."""
-    with importing_from(BENCHMARKS) as load:
+    with importing_from(Path(__file__).resolve().parents[2] / "benchmarks") as load:
         yield load("gpu_every_kernel")
 
 

@@ -20,7 +20,6 @@ from crfrefine.errors import CapacityError
 from crfrefine.runs.demo.phantom import make_phantom
 
 SHAPE, SPACING = (19, 22, 17), (1.0, 1.4, 2.2)
-SMALL = (9, 13, 11)
 USUAL = CrfParameters().replace(**{"bilateral.theta_beta": 0.2, "mean_field.filter": "exact", "mean_field.temperature": 0.7})
 PARAMETERS = CrfParameters().replace(**{"mean_field.temperature": 0.8, "mean_field.label_threshold": 0.0, "bilateral.theta_alpha": 3.0})
 ON_TILES = PARAMETERS.replace(**{"mean_field.filter": "truncated", "bilateral.theta_alpha": 1.5})
@@ -143,7 +142,7 @@ def test_values_at_voxels_are_those_of_the_whole_arrays_with_any_output_temperat
 )
 def test_a_run_in_the_box_gives_what_one_on_the_whole_grid_does(input_type, normalization, dtype, order):
     """Outside of it the network's logits; statistics of the intensities come from the mask, which is not the box."""
-    case = case_in_a_corner(SMALL)
+    case = case_in_a_corner((9, 13, 11))
     changes = {"mean_field.temperature": 0.7, "mean_field.label_threshold": 0.0, "intensity.normalization": normalization}
     parameters = CrfParameters().replace(**changes, **{"volume.weight": 0.5 * (input_type == "logits")})
     values = softmax(case.logits).astype(np.float32) if input_type == "probabilities" else case.logits

@@ -14,7 +14,6 @@ from crfrefine.layer import partial_cross_entropy
 from crfrefine.parameters.sections import IntensityParameters
 
 THETA_ALPHA, THETA_BETA = 2.1, 0.2
-RADIUS = {"exact": np.inf, "truncated": 3.0}
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -53,7 +52,7 @@ def test_value_and_gradient_are_those_of_the_dense_matrix(num_dims, num_labels, 
     case = random_case(num_dims, 2, num_labels, masked=masked)
     case.logits[1, 2] = -200.0  # as minus infinity, which forbids a label
     alpha, beta = (3.0, 1.1, 1.9, 2.3)[:num_dims], (0.2, 0.5)
-    value, gradient = dense(case, alpha, beta, radius=RADIUS[filter_name])
+    value, gradient = dense(case, alpha, beta, radius=3.0 if filter_name == "truncated" else np.inf)
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
         forbidden = replace(case, logits=np.where(case.logits == -200.0, -np.inf, case.logits))
         found, slope = loss_of(forbidden, dtype, filter=filter_name, theta_alpha=alpha, theta_beta=torch.tensor(beta, dtype=torch.float64))

@@ -229,8 +229,6 @@ def test_a_label_map_is_refined_as_its_error_advises():
 
 # ---- In the configuration of a bundle, and the example that writes one
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-
 
 def test_a_configuration_names_the_transform(tmp_path):
     entry = {
@@ -258,7 +256,7 @@ def test_a_configuration_names_the_transform(tmp_path):
 
 
 def test_the_example_writes_a_bundle_that_refines(one_torch_thread, monkeypatch, tmp_path, capsys):
-    with importing_from(EXAMPLES) as load:
+    with importing_from(Path(__file__).resolve().parents[2] / "examples") as load:
         recipe = load("end_to_end")
         monkeypatch.setattr(recipe, "GRID", (16, 12, 8))
         example = load("bundle_monai")
