@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -199,20 +199,11 @@ class Plan:
     ) -> None:
         """Take the image; nothing is computed. Arguments and errors are those of `refine`. GPUs keep no kernels."""
         check_threads(threads)
-        self._image, self._spacing, self._mask, self._threads = image, spacing, mask, threads
-        self._backend = get_backend(device, keeps_kernels=True)
+        backend = get_backend(device, keeps_kernels=True)
+        self._case: dict[str, Any] = {"image": image, "spacing": spacing, "mask": mask, "device": backend, "threads": threads}
 
     def run(
         self, logits: ArrayOrImage, parameters: CrfParameters | str | Path | None = None, **options: Unpack[RunOptions]
     ) -> RefinementResult:
         """Refine a network's logits, or a label map; arguments, result and errors as of `refine`."""
-        return refine(
-            logits,
-            self._image,
-            spacing=self._spacing,
-            parameters=parameters,
-            mask=self._mask,
-            device=self._backend,
-            threads=self._threads,
-            **options,
-        )
+        return refine(logits, parameters=parameters, **self._case, **options)

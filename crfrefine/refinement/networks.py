@@ -92,20 +92,21 @@ class Prepared:
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """What is refined besides the network's output, in storage order."""
+    """What is refined besides the network's output, in the user's order of axes at first, and then in storage order."""
 
     image: GridImage  # raw intensities, and the user's mask
-    order: StorageOrder  # of the axes
-    models: Sequence[ModelSpec]  # one, or that of each region
     parameters: CrfParameters
+    backend: Backend
+    context: RunContext
     strokes: Strokes | None
+    order: StorageOrder  # of the axes
+    models: Sequence[ModelSpec]  # one, or that of each region; none at first
 
 
-def prepare_channels(
-    network: LabelMapNetwork | StreamedNetwork | CoarseNetwork, case: Case, backend: Backend, context: RunContext
-) -> Prepared:
+def prepare_channels(network: LabelMapNetwork | StreamedNetwork | CoarseNetwork, case: Case) -> Prepared:
     """Prepare a label map, or channels that are not in memory; all but label maps with few labels have tiles."""
-    image, model, parameters, is_label_map = case.image, case.models[0], case.parameters, isinstance(network, LabelMapNetwork)
+    image, model, parameters, context = case.image, case.models[0], case.parameters, case.context
+    is_label_map = isinstance(network, LabelMapNetwork)
     if isinstance(network, StreamedNetwork):
         plan = plan_stream(network, image, model, parameters, context)
     elif isinstance(network, CoarseNetwork):
@@ -114,10 +115,10 @@ def prepare_channels(
         labels = np.ascontiguousarray(case.order.to_storage(network.labels))
         numbers, spacing = label_maps.channel_numbers(labels, network.channels), model.kernels.network_spacing
         sigma = None if spacing is None else label_maps.share_sigma(spacing, image.spacing)
-        logits = _logits_of_labels(numbers, len(network.channels), sigma, case, backend)
+        logits = _logits_of_labels(numbers, len(network.channels), sigma, case)
         if logits is not None:
-            return prepare_array(ArrayNetwork(case.order.to_user(logits)), case, backend, context, labels=numbers)
-        _finite_range(backend, image.values, "image", context.threads)
+            return prepare_array(ArrayNetwork(case.order.to_user(logits)), case, labels=numbers)
+        _finite_range(case.backend, image.values, "image", context.threads)
         plan = plan_label_map(numbers, image, model, parameters, context.threads, sigma)
     assert plan.labels is not None
     nothing, gained, problem = np.zeros((0, *plan.labels.shape), np.float32), None, plan.problem
@@ -129,12 +130,12 @@ def prepare_channels(
     return Prepared(nothing, image, plan, mask, labels=plan.labels, num_padding=plan.num_padding, notes=plan.notes, gained=gained)
 
 
-def _logits_of_labels(numbers: Labels, num_channels: int, sigma: tuple[float, ...] | None, case: Case, backend: Backend) -> Float32 | None:
+def _logits_of_labels(numbers: Labels, num_channels: int, sigma: tuple[float, ...] | None, case: Case) -> Float32 | None:
     """Return the logits of a label map with few labels, or of a map that cannot be refined on tiles; None if they are made tile by tile."""
     is_nearby = label_maps.take_part_nearby(num_channels, numbers.size)
     if is_nearby:
         is_for_tiles = case.parameters.mean_field.label_threshold > 0 and case.parameters.volume.weight <= 0
-        if backend.name == "cpu" and numbers.ndim <= MAX_DIMS and is_for_tiles:
+        if case.backend.name == "cpu" and numbers.ndim <= MAX_DIMS and is_for_tiles:
             return None
         where = "the CPU with mean_field.label_threshold above 0 and volume.weight = 0"
         what = f"the logits of {num_channels} labels, which only {where} can do without, take"
@@ -149,9 +150,10 @@ def _logits_of_labels(numbers: Labels, num_channels: int, sigma: tuple[float, ..
     return logits
 
 
-def prepare_array(network: ArrayNetwork, case: Case, backend: Backend, context: RunContext, labels: Labels | None = None) -> Prepared:
+def prepare_array(network: ArrayNetwork, case: Case, labels: Labels | None = None) -> Prepared:
     """Prepare channels, on tiles where these save work; `labels` are the channel numbers of a label map."""
-    threads, mask, regions, parameters = context.threads, case.image.mask, network.regions, case.parameters
+    backend, threads = case.backend, case.context.threads
+    mask, regions, parameters = case.image.mask, network.regions, case.parameters
     run, are_regions, is_label_map = case.models[0].mean_field, regions is not None, labels is not None
     with np.errstate(over="ignore"):
         channels: Float32 = case.order.to_storage(network.values.astype(np.float32, copy=False))

@@ -101,11 +101,11 @@ class RefinedChannels:
         labels, grid, mask = network.copy(), self.tiles.sets.grid, self._mask
         part = labels[self._box]
         inner = np.ascontiguousarray(part).reshape(grid.shape)
-        for start in range(0, grid.shape[0], TILE[0]):
-            planes = slice(start, min(start + TILE[0], grid.shape[0]))
-            only = grid.voxels(self.tiles.sets.settled, (planes, *(slice(0, extent) for extent in grid.shape[1:])))
-            where = only >= 0 if mask is None else (only >= 0) & mask[planes]
-            np.copyto(inner[planes], only.astype(labels.dtype), where=where)
+        for row, start in enumerate(range(0, grid.shape[0], TILE[0])):
+            planes = inner[start : start + TILE[0]]
+            only = TileGrid(planes.shape).voxels(self.tiles.sets.settled[row : row + 1])
+            where = only >= 0 if mask is None else (only >= 0) & mask[start : start + TILE[0]]
+            np.copyto(planes, only.astype(labels.dtype), where=where)
         part[...] = inner.reshape(part.shape)
         return labels
 
@@ -202,7 +202,7 @@ class RefinedChannels:
         if output_temperature is not None and len(values):
             sums = self._log_sums_of(output_temperature)[np.searchsorted(sets.tiles, tiles[inner])]
             values = np.exp(over_output_temperature(values, output_temperature) - sums)
-        refined = part.spread(tiles[inner] - start, values, np.float32(np.nan))
+        refined = part.spread(tiles[inner] - start, values)
         where = part.voxels(sets.active[rows])
         if mask is not None:
             where &= mask[first:last]

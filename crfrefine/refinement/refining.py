@@ -84,16 +84,16 @@ def refine_network(
     """Refine a network's output; arguments, results and errors as of `crfrefine.refine`. `names` are those of labels, for messages."""
     # Both are on one grid. It is done on tiles, each with the labels that are present near it, where that is
     # less work or the channels are not in memory; a case that a GPU cannot hold is computed on the CPU.
-    shape, _ = networks.layout_of(network)
+    shape, order = networks.layout_of(network)
     image = image[None] if image.ndim == len(shape) - 1 else image
     if mask is not None:
         mask = given_voxels(mask, shape[1:])
         if not mask.any():
             raise InputError("the mask is empty: there is no voxel to refine")
     spacing_mm = given_spacing(spacing, len(shape) - 1)
-    case = GridImage(image, mask, spacing_mm)
+    case = networks.Case(GridImage(image, mask, spacing_mm), parameters, backend, context, strokes, order, ())
     if isinstance(network, LabelMapNetwork):
-        result = _refine_label_map(network, case, parameters, backend, context, strokes)
+        result = _refine_label_map(network, case)
     else:
         network_spacing = None if isinstance(network, StreamedNetwork) else network.network_spacing
         if parameters.volume.match_input and (network_spacing is None or (isinstance(network, ArrayNetwork) and network.regions)):
@@ -101,7 +101,7 @@ def refine_network(
                 "volume.match_input: keeps the volumes of a label map, and logits are not one (unless --resample brings them from the "
                 "network's coarser grid); set it to false"
             )
-        result = _refine(network, case, parameters, backend, context, network_spacing, strokes)
+        result = _refine(network, case, network_spacing)
     if not result.lost_to_rules:
         return result
     voxel_ml = math.prod(spacing_mm) / 1000.0 if len(spacing_mm) == 3 else None
@@ -109,27 +109,21 @@ def refine_network(
     return replace(result, notes=result.notes + losses)
 
 
-def _refine_label_map(
-    network: LabelMapNetwork,
-    case: GridImage,
-    parameters: CrfParameters,
-    backend: Backend,
-    context: RunContext,
-    strokes: Strokes | None,
-) -> RefinementResult:
+def _refine_label_map(network: LabelMapNetwork, case: networks.Case) -> RefinementResult:
     """Refine the numbers of the labels that occur, and return the result in labels."""
+    strokes, spacing = case.strokes, case.image.spacing
     labels = tuple(sorted({*network.channels, *(() if strokes is None else strokes.labels.tolist())}))
     num_labels = max(network.num_labels, labels[-1] + 1)
-    parameters = parameters.select_labels(labels, num_labels)
-    network_spacing, note = find_network_spacing(network.network_spacing, network.labels, case.spacing)
+    parameters = case.parameters.select_labels(labels, num_labels)
+    network_spacing, note = find_network_spacing(network.network_spacing, network.labels, spacing)
     numbers = channel_numbers(network.labels, labels)
     before = Cleaned(numbers)
     if parameters.volume.match_input:  # Islands that rules remove belong to no label's volume.
-        before = clean(numbers, parameters.postprocess, math.prod(case.spacing) / 1000.0)
+        before = clean(numbers, parameters.postprocess, math.prod(spacing) / 1000.0)
     numbered = LabelMapNetwork(before.label_map, range(len(labels)), num_labels)
     if strokes is not None:
         strokes = replace(strokes, labels=np.searchsorted(labels, strokes.labels))
-    result = _refine(numbered, case, parameters, backend, context, network_spacing, strokes)
+    result = _refine(numbered, replace(case, parameters=parameters, strokes=strokes), network_spacing)
     lost = dict(result.lost_to_rules)
     for number, (total, left) in before.lost.items():  # Rules were applied twice.
         again = lost.get(number, (left, left))
@@ -148,21 +142,13 @@ def _refine_label_map(
     )
 
 
-def _refine(
-    network: Network,
-    case: GridImage,
-    parameters: CrfParameters,
-    backend: Backend,
-    context: RunContext,
-    network_spacing: tuple[float, ...] | None,
-    strokes: Strokes | None,
-) -> RefinementResult:
+def _refine(network: Network, case: networks.Case, network_spacing: tuple[float, ...] | None) -> RefinementResult:
     """Prepare the case, run the mean field, make the label map and clean it. The labels of a label map are its channels' numbers."""
     (num_channels, *grid), order = networks.layout_of(network)
-    threads = context.threads
+    image, parameters, strokes, threads = case.image, case.parameters, case.strokes, case.context.threads
     regions = network.regions if isinstance(network, ArrayNetwork) else None
     if regions is None:
-        models: Sequence[ModelSpec] = [parameters.resolve(num_channels, len(case.values), len(case.spacing))]
+        models: Sequence[ModelSpec] = [parameters.resolve(num_channels, len(image.values), len(image.spacing))]
     else:
         if num_channels != regions.num_regions:
             raise InputError(
@@ -170,31 +156,28 @@ def _refine(
                 f"{regions.describe()}"
             )
         parameters.postprocess.spread({"label": regions.num_labels})  # checks the lengths
-        models = resolve_regions(parameters, num_channels, len(case.values), len(case.spacing))
+        models = resolve_regions(parameters, num_channels, len(image.values), len(image.spacing))
     # The model does not depend on the order of axes, so the engine gets them in storage order: a volume read from a file is not copied.
-    axes, mask, spacing = order.axes, None if case.mask is None else order.to_storage(case.mask), tuple(case.spacing)
+    axes, mask, spacing = order.axes, None if image.mask is None else order.to_storage(image.mask), tuple(image.spacing)
     kernels = [replace(kernel, theta_position=tuple(kernel.theta_position[axis] for axis in axes)) for kernel in models[0].kernels.kernels]
     wide = None if network_spacing is None else tuple(network_spacing[axis] for axis in axes)
     models = [replace(each, kernels=replace(each.kernels, kernels=tuple(kernels), network_spacing=wide)) for each in models]
-    image = GridImage(order.to_storage(case.values), mask, tuple(spacing[axis] for axis in axes), axes)
+    image = GridImage(order.to_storage(image.values), mask, tuple(spacing[axis] for axis in axes), axes)
     own = None if strokes is None else replace(strokes, positions=strokes.positions[list(axes)])
-    stored = networks.Case(image, order, models, parameters, own)
-    if isinstance(network, ArrayNetwork):
-        prepared = networks.prepare_array(network, stored, backend, context)
-    else:
-        prepared = networks.prepare_channels(network, stored, backend, context)
+    case = replace(case, image=image, strokes=own, order=order, models=models)
+    prepared = networks.prepare_array(network, case) if isinstance(network, ArrayNetwork) else networks.prepare_channels(network, case)
     notes = prepared.notes
     try:
-        refined, shortage = _run(prepared, models, backend, context), ""
+        refined, shortage = _run(prepared, case), ""
     except DeviceMemoryError as error:
         shortage = str(error)  # The error itself would keep the memory of the stopped run.
     if shortage:
-        notes += (f"computed on the CPU, since the case does not fit into the memory of {backend.name}: {shortage}",)
-        backend = get_backend("cpu")
-        refined = _run(prepared, models, backend, context)
+        notes += (f"computed on the CPU, since the case does not fit into the memory of {case.backend.name}: {shortage}",)
+        case = replace(case, backend=get_backend("cpu"))
+        refined = _run(prepared, case)
 
     started = time.perf_counter()
-    decode = partial(backend.label_map, threads=threads) if regions is None else regions.decode
+    decode = partial(case.backend.label_map, threads=threads) if regions is None else regions.decode
     network_labels = decode(prepared.logits) if prepared.labels is None else prepared.labels
     if parameters.volume.match_input:
         inside = network_labels if prepared.mask is None else network_labels[prepared.mask]
@@ -230,7 +213,7 @@ def _refine(
         order=order,
         report=refined.report,
         timings={**prepared.timings, **refined.timings, "labels": time.perf_counter() - started},
-        device=backend.name,
+        device=case.backend.name,
         threads=threads,
         num_padding_voxels=prepared.num_padding,
         voxels_removed=cleaned.voxels_removed,
@@ -245,9 +228,9 @@ def _refine(
     )
 
 
-def _run(prepared: Prepared, models: Sequence[ModelSpec], backend: Backend, context: RunContext) -> RefinedChannels:
+def _run(prepared: Prepared, case: networks.Case) -> RefinedChannels:
     """Run the mean field: on tiles if that is planned, else for all labels, or regions, in the mask's box."""
-    plan, logits = prepared.plan, prepared.logits
+    plan, logits, models, backend, context = prepared.plan, prepared.logits, case.models, case.backend, case.context
     outcome: MeanFieldResult | RefinedTiles
     if plan is not None:
         if len(logits):

@@ -78,7 +78,7 @@ class CoarseChannels(ChannelSource):
         kept = values[some].astype(np.float32)
         if self.store.is_probability:
             take_logarithms(kept)
-        spread = part.spread(inner, kept, np.float32(np.nan))
+        spread = part.spread(inner, kept)
         logits = np.ascontiguousarray(spread[tuple(slice(a.start - s, a.stop - s) for a, s in zip(box, start.tolist(), strict=True))])
         by_voxel, by_label = self.floors
         np.copyto(logits, by_voxel[box] + by_label[label], where=np.isnan(logits))

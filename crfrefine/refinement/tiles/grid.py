@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from crfrefine.arrays.label_maps import Box
 from crfrefine.base.array_types import Array, Bool, Float32
 from crfrefine.base.limits import available_threads
 from crfrefine.engines.compiled import load_engine
@@ -49,10 +48,10 @@ class TileGrid:
         """Return the flat number of the first tile of the row of tiles that holds a plane."""
         return plane // TILE[0] * self.counts[1] * self.counts[2]
 
-    def voxels(self, tiles: Array, box: Box | None = None) -> Array:
-        """Spread values per tile over the voxels of a box; None means the grid."""
-        for axis, part in enumerate(box or tuple(slice(0, extent) for extent in self.shape)):
-            tiles = tiles.take(np.arange(part.start, part.stop) // TILE[axis], axis=axis)
+    def voxels(self, tiles: Array) -> Array:
+        """Spread values per tile over the voxels."""
+        for axis, extent in enumerate(self.shape):
+            tiles = tiles.take(np.arange(extent) // TILE[axis], axis=axis)
         return tiles
 
     def by_tile(self, inside: Bool | None, tiles: NDArray[np.int64]) -> Bool:
@@ -63,9 +62,9 @@ class TileGrid:
         whole = padded.reshape(shape).transpose(0, 2, 4, 1, 3, 5)
         return whole[np.unravel_index(tiles, self.counts)].reshape(len(tiles), math.prod(TILE))
 
-    def spread(self, tiles: NDArray[np.int64], values: Float32, otherwise: np.float32) -> Float32:
-        """Return (*grid) from (n, voxels of a tile) values of n tiles, named by their flat numbers; other voxels are `otherwise`."""
-        padded = np.full((self.num_tiles, *TILE), otherwise, np.float32)
+    def spread(self, tiles: NDArray[np.int64], values: Float32) -> Float32:
+        """Return (*grid) from (n, voxels of a tile) values of n tiles, named by their flat numbers; other voxels are NaN."""
+        padded = np.full((self.num_tiles, *TILE), np.nan, np.float32)
         padded[tiles] = values.reshape(-1, *TILE)
         whole = padded.reshape(*self.counts, *TILE).transpose(0, 3, 1, 4, 2, 5)
         whole = whole.reshape(tuple(count * tile for count, tile in zip(self.counts, TILE, strict=True)))

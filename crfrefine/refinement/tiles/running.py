@@ -72,26 +72,13 @@ def run_tiles(
     out = np.empty_like(logits)
     exceeds = np.zeros(sets.num_entries, np.uint8)
     prepared = time.perf_counter()
-    outcome = engine.run(
-        built,
-        *shared,
-        image,
-        [(_sigma(kernel, steps), list(kernel.theta_intensity or ())) for kernel in spec.bilateral],
-        [] if spec.spatial is None else _sigma(spec.spatial, steps),
-        spec.normalization,
-        run,
-        is_open,
-        problem.image.num_voxels,
-        context.progress,
-        logits,
-        out,
-        None if problem.threshold is None else problem.may_matter,
-        problem.reach,
-        problem.threshold or 0.0,
-        exceeds,
-        UNSENT * problem.precision,
-        has_room,
-    )
+    bilateral = [(_sigma(kernel, steps), list(kernel.theta_intensity or ())) for kernel in spec.bilateral]
+    spatial = [] if spec.spatial is None else _sigma(spec.spatial, steps)
+    model = image, bilateral, spatial, spec.normalization, run
+    voxels = is_open, problem.image.num_voxels, context.progress, logits, out
+    may_matter = None if problem.threshold is None else problem.may_matter
+    check = may_matter, problem.reach, problem.threshold or 0.0, exceeds
+    outcome = engine.run(built, *shared, *model, *voxels, *check, UNSENT * problem.precision, has_room)
     report = MeanFieldReport(outcome["num_iterations"], outcome["converged"], tuple(outcome["energy"]), filters)
     timings = {"build": prepared - started, "steps": time.perf_counter() - prepared}
     return RefinedTiles(sets, out, exceeds, report, timings)

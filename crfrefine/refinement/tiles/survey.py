@@ -49,21 +49,10 @@ class Survey:
     def add(self, label: int, values: Array, first_plane: int = 0) -> None:
         """Add planes of a label's channel, whose rows are contiguous; each plane of each label exactly once, labels in ascending order."""
         self._lowest_sums = None
-        self._engine.survey(
-            values,
-            first_plane,
-            label,
-            self.is_probability,
-            float(self._bias[label]),
-            1.0 / self.temperature,
-            self.mask,
-            self.log_sum,
-            self.best,
-            self.labels,
-            self.is_equal,
-            None if self.largest is self.best else self.largest,
-            self.margins[label],
-        )
+        largest = None if self.largest is self.best else self.largest
+        found = self.log_sum, self.best, self.labels, self.is_equal, largest, self.margins[label]
+        settings = self.is_probability, float(self._bias[label]), 1.0 / self.temperature
+        self._engine.survey(values, first_plane, label, *settings, self.mask, *found)
 
     def release(self) -> None:
         """Give up what only the first pass needs: the largest logits, their labels, and where all logits are equal."""
@@ -93,7 +82,8 @@ class Survey:
         margins = np.empty(len(tiles), np.float32)
         settings = self.is_probability, float(self._bias[label]), 1.0 / self.temperature
         if len(tiles):
-            self._engine.margins(values, is_whole_grid, tiles, *settings, self.mask, self.log_sum, self._lowest_sums, exact_above, margins)
+            sums = self.log_sum, self._lowest_sums
+            self._engine.margins(values, is_whole_grid, tiles, *settings, self.mask, *sums, exact_above, margins)
         return margins
 
 
