@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
 from crfrefine.arrays.intensity import normalize_intensity
-from crfrefine.arrays.label_maps import bounding_box
+from crfrefine.arrays.label_maps import Box, bounding_box
 from crfrefine.arrays.probabilities import leave_out
 from crfrefine.arrays.region_scheme import RegionScheme, decode
 from crfrefine.parameters.sections import IntensityParameters
@@ -25,7 +25,6 @@ MARGIN_MM = 10.0
 FOREGROUND_RATIO = 0.01  # a voxel is possible foreground if a label has at least this share of the background's probability
 TILE_VOXELS = 100_000  # masked voxels per gradient, at most: larger crops are cut into tiles; a tile is drawn each time
 
-Box = tuple[slice, ...]
 MEMORY_BYTES = 1024**3  # crops beyond this many bytes go to the temporary folder and are mapped from there
 _ARRAYS = ("image", "logits", "labels", "mask")
 

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
@@ -24,13 +23,11 @@ from crfrefine.runs.cases.discovery import discover_cases
 from crfrefine.runs.cases.label_input import KIND
 from crfrefine.runs.cases.nnunet import find_trained_cases, require_trained
 from crfrefine.runs.cases.reading_options import DeclaredLabels, ReadingOptions, RegionReading, declared_labels, find_regions
-from crfrefine.train.observer import Workers
+from crfrefine.train.observer import Result, Workers
 from crfrefine.train.options import DataFolders
 
 _MAX_NAMED = 3
 LARGE_CASE_VOXELS = 4_000_000  # cases of more voxels are read and measured one at a time: several of them in memory would be too much
-
-Result = TypeVar("Result")
 
 
 def require_all(

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+from cli_helpers import save_nifti
 
 from crfrefine.io.volume import Volume
 from crfrefine.parameters.model import CrfParameters
@@ -52,9 +53,13 @@ def shorten(patch):
         patch.setattr(f"crfrefine.train.starts.{name}", values)
 
 
-def write_cases(root, count, kind="useful", **grid):
+def write_cases(root, count, kind="useful", *, network=None, **grid):
+    """Cases in folders; `network` makes of each what its file holds instead of the logits."""
     for seed in range(count):
-        write_phantom(phantom(seed, kind, **grid), root, f"case{seed}")
+        case = phantom(seed, kind, **grid)
+        write_phantom(case, root, f"case{seed}")
+        if network is not None:
+            save_nifti(root / "logits" / f"case{seed}.nii.gz", network(case), case.affine)
     return root
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from cli_helpers import load_nifti, run_here, save_nifti
-from training_helpers import FINER, LARGER, SIZES, as_case, phantom, shorten
+from training_helpers import FINER, LARGER, SIZES, as_case, phantom, shorten, write_cases
 
 import crfrefine
 from crfrefine import CrfParameters, RegionScheme
@@ -126,11 +126,10 @@ def test_gradients_are_those_of_differences():
 
 
 def write_region_cases(root, count, description=DESCRIPTION):
-    for number in range(count):
-        case = phantom(number)
-        write_phantom(case, root, f"case{number}")
-        sigmoids = (1 / (1 + np.exp(-log_odds_of(case.logits)))).astype(np.float32)
-        save_nifti(root / "logits" / f"case{number}.nii.gz", np.moveaxis(sigmoids, 0, -1), case.affine)
+    def sigmoids(case):
+        return np.moveaxis(1 / (1 + np.exp(-log_odds_of(case.logits))), 0, -1)
+
+    write_cases(root, count, network=sigmoids)
     (root / "dataset.json").write_text(json.dumps(description))
     return root
 
@@ -181,22 +180,17 @@ FACTORS = (2, 3, 2)
 WIDE = tuple(factor * step for factor, step in zip(FACTORS, LARGER["spacing"], strict=True))
 
 
-def write_coarse(root, count):
-    """References, and label maps of blocks that take the label of their first voxel."""
-    for seed in range(count):
-        case = phantom(seed, **LARGER)
-        write_phantom(case, root, f"case{seed}")
-        labels = case.labels[:: FACTORS[0], :: FACTORS[1], :: FACTORS[2]]
-        for axis, factor in enumerate(FACTORS):
-            labels = labels.repeat(factor, axis)
-        blocks = labels[tuple(slice(size) for size in case.labels.shape)]
-        save_nifti(root / "logits" / f"case{seed}.nii.gz", blocks.astype(np.uint8), case.affine)
-    return root
+def blocks(case):
+    """A label map of blocks that take the label of their first voxel."""
+    shape = zip(case.labels.shape, FACTORS, strict=True)
+    index = np.ix_(*(np.arange(size) // wide * wide for size, wide in shape))
+    return case.labels[index].astype(np.uint8)
 
 
 def test_what_is_learned_for_a_coarser_network_is_what_infer_computes(tmp_path, monkeypatch):
     """Bandwidths count voxels of the network in training, too; only those of intensities move."""
-    cases = find_cases(locate_folders(write_coarse(tmp_path, 2)), input_type="labels")
+    write_cases(tmp_path, 2, network=blocks, **LARGER)
+    cases = find_cases(locate_folders(tmp_path), input_type="labels")
     reading = ReadingOptions("labels", declared=cases.declared, all_labels=True, network_spacing=WIDE)
     case = read_labeled(cases.files[0], cases, reading, threads=1)
     assert case.network_spacing == pytest.approx(WIDE)
@@ -218,7 +212,7 @@ def test_what_is_learned_for_a_coarser_network_is_what_infer_computes(tmp_path, 
 
 def test_a_run_on_label_maps_of_a_coarser_network(tmp_path, monkeypatch):
     shorten(monkeypatch)
-    write_coarse(tmp_path, 4)
+    write_cases(tmp_path, 4, network=blocks, **LARGER)
     wide = ",".join(f"{step:g}" for step in WIDE)
     arguments = ("train-crf", tmp_path, "-o", tmp_path / "t.toml", "--input-type", "labels")
     short = ("--folds", 2, "--num-iterations", 2, "-q")
