@@ -6,7 +6,6 @@ A folder with one binary file per structure is a case, too, whose labels have th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,13 +40,12 @@ class MethodFiles(NamedTuple):
         return self.probabilities if self.label_map is None else (self.label_map, *self.probabilities)
 
 
-@dataclass(frozen=True)
-class CasePair:
+class CasePair(NamedTuple):
     """A case: its reference, and the files of each method."""
 
     case_id: str
     reference: Path  # Label map.
-    methods: Mapping[str, MethodFiles] = field(default_factory=dict)
+    methods: Mapping[str, MethodFiles]
     images: tuple[Path, ...] = ()  # The files of its modalities, in order; empty if no images were given, or none of this case.
     problem: str | None = None  # Why the case cannot be measured at all.
 
@@ -57,15 +55,14 @@ class CasePair:
         return (self.reference, *(path for files in self.methods.values() for path in files.paths), *self.images)
 
 
-@dataclass(frozen=True)
-class Pairing:
+class Pairing(NamedTuple):
     """All cases, sorted by name."""
 
     cases: tuple[CasePair, ...]  # Those with a file in the reference and in every method.
     notes: tuple[str, ...]  # Notes on ignored files, one sentence each.
-    left_out: Incomplete = field(default_factory=dict)
+    left_out: Incomplete
     # Number of each structure by its name: label maps are folders of structures, or their labels have these names. Empty without any.
-    structures: Mapping[str, int] = field(default_factory=dict)
+    structures: Mapping[str, int]
 
 
 def pair_cases(options: EvaluationOptions) -> Pairing:

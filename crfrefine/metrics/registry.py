@@ -6,9 +6,8 @@ A metric is computed by the method of its name: of masks in `MaskPair`, of proba
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Better = Literal["higher", "lower", "nearer_zero"]
 
@@ -18,8 +17,7 @@ POINTS = 100.0
 _ADVICE = {"higher": "higher is better", "lower": "lower is better", "nearer_zero": "nearer to zero is better", None: "only describes"}
 
 
-@dataclass(frozen=True)
-class Metric:
+class Metric(NamedTuple):
     """A metric and its presentation."""
 
     name: str  # In files and tables.

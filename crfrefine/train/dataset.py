@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -63,8 +64,7 @@ def require_all(
     raise (UnexpectedError if unexpected else InputError)("\n  ".join(lines)) from unexpected
 
 
-@dataclass(frozen=True)
-class LabeledCases:
+class LabeledCases(NamedTuple):
     """The cases of a run, all with the same labels, modalities and axes."""
 
     files: tuple[CaseFiles, ...]  # of each case, sorted by name

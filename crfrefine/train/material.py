@@ -25,19 +25,18 @@ _EVEN_SHARE = 0.1  # share of the weights with which tiles are drawn for trainin
 _GOLDEN = 0.6180339887498949  # its multiples, without their whole part, fill the unit interval evenly, however many there are
 
 
-@dataclass(frozen=True)
-class CropTensors:
+class CropTensors(NamedTuple):
     """A crop, or a tile of one, as tensors on a device."""
 
     logits: Tensor  # (L, *box) float16
     image: Tensor  # (M, *box) float32
     mask: Tensor  # (*box), on the CPU, where the engine counts its voxels
-    index: Tensor  # (N,) places of the voxels in the mask that have a reference
+    places: Tensor  # (N,) in the flat box, of the voxels in the mask that have a reference
     labels: Tensor  # (N,) their reference
 
     def with_reference(self, channels: Tensor) -> Tensor:
         """Return the voxels of (L, *box) channels that have a reference: (L, N)."""
-        return channels.reshape(len(channels), -1).index_select(1, self.index)
+        return channels.reshape(len(channels), -1).index_select(1, self.places)
 
 
 class TrainingDevice(NamedTuple):

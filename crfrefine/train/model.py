@@ -190,7 +190,7 @@ def refiner_of(kind: str, parameters: CrfParameters, material: Material) -> Refi
 def _with_volumes(refined: Tensor, crop: Crop, values: CropTensors) -> Tensor:
     """Return (L, N) logits, biased so that each label has the volume that the coarser network gives it, as after `infer`."""
     # The bias is a constant to the gradient.
-    labels = crop.network.ravel()[values.index.cpu().numpy()]
+    labels = crop.network.ravel()[values.places.cpu().numpy()]
     bias = volume_bias(refined.detach().float().cpu().numpy(), labels)
     return refined + torch.from_numpy(bias).to(refined)[:, None]
 

@@ -72,8 +72,7 @@ def split_training(cases: Sequence[int], seed: int, held_out: Sequence[int] = ()
     return Split(tuple(case for case in sorted(cases) if case not in deciding), tuple(deciding), tuple(held_out))
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """The plan of a run: its cases, regions and folds, and the model that is started from."""
 
     options: TrainingOptions

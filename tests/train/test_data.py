@@ -1,9 +1,9 @@
 """Cases found, checked, cropped and shared out before anything is trained."""
 
-import dataclasses
 import json
 import os
 import tempfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -94,10 +94,11 @@ def test_the_fingerprint_knows_of_voxels_in_a_file_of_their_own(tmp_path):
     header.write_text("ObjectType = Image\nNDims = 2\nDimSize = 2 2\nElementType = MET_UCHAR\nElementDataFile = a.raw\n")
     voxels.write_bytes(bytes(4))
     plan = make_plan(TrainingOptions(locate_folders(write_cases(tmp_path, 2)), output=tmp_path / "p.toml"), CPU)
-    plan = dataclasses.replace(plan, cases=dataclasses.replace(plan.cases, files=(CaseFiles("a", (header,), (), None, None),)))
+    files = (CaseFiles("a", (header,), (), None, None),)
+    plan = plan._replace(cases=plan.cases._replace(files=files))
 
     def fingerprint_with(**options):
-        return fingerprint(dataclasses.replace(plan, options=dataclasses.replace(plan.options, **options)))
+        return fingerprint(plan._replace(options=replace(plan.options, **options)))
 
     before = fingerprint(plan)
     assert fingerprint_with(threads=3, resume=True) == before
@@ -114,7 +115,7 @@ def test_a_crop_and_what_is_outside_of_it_make_up_the_case(monkeypatch):
     case.logits[2, 0, 0, 0] = 50.0
     mask = np.ones(GRID_SHAPE, bool)
     mask[0] = False
-    case = dataclasses.replace(case, mask=mask)
+    case = replace(case, mask=mask)
     crop = make_crop(case, IntensityParameters())
     assert crop.mask.sum() < 0.7 * case.labels.size
     everything = count_confusion(case.labels, argmax_labels(case.logits), NUM_LABELS)

@@ -6,7 +6,6 @@ import base64
 import io
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from importlib.resources import files
@@ -46,8 +45,7 @@ class ShownCase(NamedTuple):
     values: Float64  # Its Dice with the baseline, if there is one, and with the judged method.
 
 
-@dataclass(frozen=True)
-class Report:
+class Report(NamedTuple):
     """The numbers of an evaluation as the page shows them."""
 
     evaluation: Evaluation
