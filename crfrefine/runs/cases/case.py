@@ -229,7 +229,7 @@ def read_as_stored(images: Sequence[VolumeHeader]) -> NDArray[Any]:
 
 def nonzero_mask(image: NDArray[Any], path: Path | None) -> Bool:
     """Return where any modality of an image is not 0; raise InputError, with the name of its file, if it is 0 everywhere."""
-    mask: Bool = image.any(axis=0)
+    mask: Bool = np.logical_or.reduce(image)
     if not mask.any():
         raise InputError(f"{path}: the mask `nonzero` is empty: the image is zero everywhere")
     return mask
