@@ -6,6 +6,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -105,13 +106,8 @@ CHOSEN = "(brute_force or threads or documented or transcribed or zeros) and not
 def test_the_level_is_what_the_system_says_of_the_processor():
     lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
     flags = set(next(line for line in lines if line.startswith("flags")).split())
-    expected = "baseline"
-    for level, needed in NEEDED.items():
-        if not needed <= flags:
-            break
-        expected = level
-    assert find_levels().processor == expected
-    supported = LEVELS[: LEVELS.index(expected) + 1]
+    supported = ["baseline", *takewhile(lambda level: NEEDED[level] <= flags, NEEDED)]
+    assert find_levels().processor == supported[-1]
     assert find_levels().best == max(set(supported) & set(find_levels().built), key=LEVELS.index)
 
 

@@ -344,16 +344,15 @@ def test_where_kept_kernels_do_not_fit_none_are_kept(monkeypatch):
     plan = plan_of()
     run(DENSE, plan)
 
-    run_kernels, refused = CpuKernels.run, []
+    run_kernels, is_kept = CpuKernels.run, iter([True])
 
     def refuse(kernels, *arguments, **more):
-        if not refused:  # The kept kernels come first.
-            refused.append(kernels)
+        if next(is_kept, False):  # The kept kernels come first.
             raise CapacityError("not enough memory")
         return run_kernels(kernels, *arguments, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr("crfrefine.engines.cpu.CpuKernels.run", refuse)
+        patch.setattr(CpuKernels, "run", refuse)
         found, _ = run(DENSE, plan)
     np.testing.assert_array_equal(found.logits, refine_once(DENSE).logits)
     assert run(DENSE, plan)[1] == 1

@@ -130,8 +130,7 @@ SHAPE, NUM_LABELS, ABSENT = (5, 7, 9), 6, (1, 4)
 @pytest.fixture(name="counts")
 def _counts(monkeypatch):
     """How many labels took part in each batch item."""
-    counts = []
-    original = functional._refine_item
+    counts, original = [], functional._refine_item
 
     def counted(*arguments):
         counts.append(NUM_LABELS if arguments[5] is None else len(arguments[5]))
