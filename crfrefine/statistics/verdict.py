@@ -217,7 +217,10 @@ def _notes(
         notes.append(f"{left_out} of {len(table.cases)} cases are left out: no region has a {DICE.title} in both methods.")
     missing = {name: table.missing_cases(name) for name in (method, baseline)}
     notes += [f"{name} has no measurements of {listed(cases)}." for name, cases in missing.items() if cases]
-    alarms = [_false_alarms(table, *pair, regions) for pair in ((method, baseline), (baseline, method))]
+    # Dice is undefined where neither the reference nor the other method has what a method finds.
+    dice = np.array([[table.values(name, own, ENDPOINT) for own in regions] for name in missing])
+    seen = np.array([[~np.isin(table.cases, cases)] for cases in missing.values()])
+    alarms = ((dice == 0) & np.isnan(dice[::-1]) & seen[::-1]).sum(axis=(1, 2))
     if any(alarms):
         notes.append(
             "Regions that one of the two methods finds although the reference lacks them, which the mean leaves out: "
@@ -229,10 +232,3 @@ def _notes(
         if rival.comparison.num_pairs != primary.num_pairs
     ]
     return tuple(notes)
-
-
-def _false_alarms(table: ResultTable, method: str, other: str, regions: Sequence[str]) -> int:
-    """Count where a method finds what neither the reference nor the other method has: Dice is undefined there, and leaves it out."""
-    seen = ~np.isin(table.cases, table.missing_cases(other))
-    values = {name: np.array([table.values(name, region, ENDPOINT) for region in regions]) for name in (method, other)}
-    return int((seen & (values[method] == 0) & np.isnan(values[other])).sum())

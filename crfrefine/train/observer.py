@@ -37,10 +37,6 @@ class Progress:
         self._num_parts, self._num_steps = num_parts, num_steps
         self._parts, self._steps = 0, 0  # finished trainings, and optimizer steps of the present one
 
-    def tried(self, share: float) -> None:
-        """Show which share of the starts was tried."""
-        self.observer.progressed(SCREENING_SHARE * share)
-
     def stepped(self, stage: str, start: str, state: str) -> None:
         """Show one more optimizer step."""
         self._steps += 1

@@ -88,15 +88,11 @@ class Plan(NamedTuple):
         return tuple(self.options.beside(f".fold{fold + 1}.json") for fold in range(len(self.folds)))
 
     @property
-    def is_coarse(self) -> bool:
-        """Whether bandwidths count voxels of a coarser network, as in the preset `sharp`."""
-        return self.base.counts_network_voxels
-
-    @property
     def learn(self) -> tuple[str, ...]:
         """The groups that gradients move, in the order of LEARNABLE."""
         asked, fixed = self.options.learn, ("compatibility",) if self.cases.regions is not None else ()
-        if self.is_coarse:  # Volumes are kept afterwards, which leaves no bias to learn.
+        if self.base.counts_network_voxels:
+            # Volumes are kept afterwards, which leaves no bias to learn.
             return tuple(group for group in COARSE_LEARN if group in asked)
         moved = tuple(group for group in LEARNABLE if group in asked and group not in fixed)
         # The volume term moves if the model begins with it, or if no other group moves.
@@ -106,7 +102,7 @@ class Plan(NamedTuple):
     @property
     def rivals(self) -> Rivals:
         """Candidates beside the recalibrated network and the trained model."""
-        if self.is_coarse:
+        if self.base.counts_network_voxels:
             return Rivals(untrained=self.base)
         is_free = self.options.parameters is None and set(LEARNABLE) <= set(self.options.learn) and self.cases.declared is None
         volumes = (replace(self.base.volume, weight=0.0),) if self.base.volume.weight > 0.0 else VOLUMES
@@ -119,10 +115,12 @@ class Plan(NamedTuple):
         mask = self.base.intensity.mask if options.data.masks is None else "none"
         reading = ReadingOptions(options.input_type, mask, options.resample, cases.reading, cases.declared, True, options.network_spacing)
         case = read_labeled(files, cases, reading, threads=threads)
-        if self.is_coarse and case.network_spacing is None:
+        if not self.base.counts_network_voxels:
+            return replace(case, network_spacing=None)
+        if case.network_spacing is None:
             needed = "give --network-spacing MM for label maps, or --resample for logits on the network's grid"
             raise InputError(f"case {case.case_id!r}: bandwidths in voxels of the network need their size: {needed}")
-        return case if self.is_coarse else replace(case, network_spacing=None)
+        return case
 
     @property
     def num_optimizer_steps(self) -> int:
@@ -219,6 +217,7 @@ def prepare(plan: Plan, workers: Workers, progress: Progress) -> Prepared:
             f"the network agrees with the reference to a mean Dice of {dice:.3f}: are the logits' channels in the order of the labels or "
             "regions, and do logits and labels belong together?"
         )
-    starts = make_starts(plan.base if plan.is_coarse else options.parameters, plan.learn, *cases.sizes[:2], spacing)
+    base = plan.base if plan.base.counts_network_voxels else options.parameters
+    starts = make_starts(base, plan.learn, *cases.sizes[:2], spacing)
     material = Material(crops, loss, groups, plan.learn, cases.sizes, options.seed, plan.device)
     return Prepared(plan, workers, progress, material, starts, largest_scores(material, workers), score_guided(material, spacing, workers))

@@ -35,7 +35,7 @@ from crfrefine.train.comparison import NETWORK, TRAINED, FoldResult, MethodValue
 from crfrefine.train.fit import Fit, score_cases
 from crfrefine.train.material import choose_device
 from crfrefine.train.model import Model, mean_defined
-from crfrefine.train.observer import Progress, TrainingObserver, Workers
+from crfrefine.train.observer import SCREENING_SHARE, Progress, TrainingObserver, Workers
 from crfrefine.train.options import DEFAULT_LEARN, WRITTEN_BY, TrainingOptions
 from crfrefine.train.plan import Plan, Prepared, Split, make_plan, prepare
 from crfrefine.train.starts import CALIBRATION, UNTRAINED, Candidate, FitResult, Start, choose, is_gain, no_crf, pooled, taken
@@ -105,7 +105,7 @@ def choose_starts(prepared: Prepared, folds: Sequence[int]) -> dict[int, Sequenc
     for start in starts:
         refine = Model(start.parameters, (), material.sizes, material.device).refine
         columns.append(score_cases(refine, samples, material, prepared.workers)[0])
-        progress.tried(len(columns) / len(starts))
+        progress.observer.progressed(SCREENING_SHARE * len(columns) / len(starts))
     scores = Scores(starts, np.array(columns).T)
     chosen: dict[int, Sequence[Start]] = {}
     for fold in folds:
