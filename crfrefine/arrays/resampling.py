@@ -207,12 +207,11 @@ def interpolation_jobs(grid_map: GridMap, source: Float32, target: Float32, *, i
     targets = target.reshape(-1, *grid_map.shape)
     step = max(1, JOB_VOXELS // (grid_map.shape[1] * grid_map.shape[2]))
     parts = [slice(start, min(start + step, grid_map.shape[0])) for start in range(0, grid_map.shape[0], step)]
-    axes = grid_map.source_axes
-    if axes is None:
-        order = 3 if is_cubic else 1  # Cubic is the B-spline here.
-        return [partial(_fill_oblique, grid_map, *pair, part, order) for pair in zip(sources, targets, strict=True) for part in parts]
-    interpolation = Interpolation(grid_map, is_cubic=is_cubic)
-    return [partial(interpolation.fill, *pair, part) for pair in zip(sources, targets, strict=True) for part in parts]
+    if grid_map.source_axes is None:
+        fill: Callable[..., None] = partial(_fill_oblique, grid_map, 3 if is_cubic else 1)  # Cubic is the B-spline here.
+    else:
+        fill = Interpolation(grid_map, is_cubic=is_cubic).fill
+    return [partial(fill, *pair, part) for pair in zip(sources, targets, strict=True) for part in parts]
 
 
 def nearest(grid_map: GridMap, source: NDArray[Number]) -> NDArray[Number]:
@@ -260,7 +259,7 @@ def resample_logits(grid_map: GridMap, source: Float32, target: Float32, *, is_c
     target[0][tied] = equal + _TIE_STEP * np.maximum(np.abs(equal), np.float32(1))
 
 
-def _fill_oblique(grid_map: GridMap, source: Float32, target: Float32, part: slice, order: int) -> None:
+def _fill_oblique(grid_map: GridMap, order: int, source: Float32, target: Float32, part: slice) -> None:
     """Fill some planes."""
     from scipy.ndimage import affine_transform
 
