@@ -140,19 +140,10 @@ def plan_edits(
     *,
     is_label_map: bool,
 ) -> Edits:
-    """Return the edits of a case in storage order, whose grid may have further leading axes.
-
-    Args:
-        strokes: the drawn voxels.
-        parameters: their reach.
-        model: the model of the case, or of any region.
-        spacing: mm along each axis.
-        mask: (*grid), True where the model applies.
-        normalized: returns the normalized image of a box, (M, *box).
-        network: (*grid), the network's label map, or (R, *grid) log-odds of regions.
-        regions: a drawn voxel is inside of those that have its label, and outside of others.
-        is_label_map: whether the network's output is a label map.
-    """
+    """Return the edits of a case in storage order, whose grid may have further leading axes."""
+    # The `network` is its label map, (*grid), or (R, *grid) log-odds of regions: a drawn voxel is
+    # inside of those that have its label, and outside of others. `normalized` returns the normalized
+    # image of a box, (M, *box); the mask, (*grid), is True where the model applies.
     shape = network.shape if regions is None else network.shape[1:]
     lead = len(shape) - len(spacing)
     spacing, labels = (*(1.0,) * lead, *spacing), strokes.labels

@@ -84,7 +84,7 @@ def _survey(
         # The bound was taken before later labels added to the sum.
         tiles = np.flatnonzero(margins > thresholds.may_matter[label])
         if len(tiles):
-            exact = survey.margins_of(label, source.values[label], tiles, is_whole_grid=True)
+            exact = survey.margins_of(label, source.values[label], tiles)
             present[label].flat[tiles] = exact > thresholds.present[label]
             may_matter[label].flat[tiles] = exact > thresholds.may_matter[label]
     return survey, present, may_matter

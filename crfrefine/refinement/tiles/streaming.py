@@ -170,7 +170,7 @@ class Candidates:
             return
         for label in range(brick.label + 1):  # Beside later labels most tiles no longer matter.
             tiles, values = store.joined(label)
-            margins = survey.margins_of(label, values, tiles, is_whole_grid=False, exact_above=math.inf)
+            margins = survey.margins_of(label, values, tiles, exact_above=math.inf)
             store.retain(label, margins > self._thresholds.may_matter[label])
         self._next_look = min(max(2 * store.num_bytes, FIRST_LOOK), self._max_bytes)
         if 2 * store.num_bytes > self._max_bytes:
@@ -188,7 +188,7 @@ class Candidates:
         def matter(label: int, tiles: NDArray[np.int64], values: Array) -> Bool:
             """Mark the tiles where a label is present, or may matter, beside all others; return for which tiles it may."""
             lowest = self._thresholds.may_matter[label]
-            margins = survey.margins_of(label, values, tiles, is_whole_grid=False, exact_above=lowest)
+            margins = survey.margins_of(label, values, tiles, exact_above=lowest)
             present[label].flat[tiles] = margins > self._thresholds.present[label]
             chosen: Bool = margins > lowest
             may_matter[label].flat[tiles] = chosen

@@ -71,9 +71,7 @@ class Survey:
             doubt = doubt[self.mask[planes]]
         return float(np.mean(doubt > max(math.exp(log_probability), MIN_DOUBT))) if doubt.size else 1.0
 
-    def margins_of(
-        self, label: int, values: Array, tiles: NDArray[np.int64], *, is_whole_grid: bool, exact_above: float = -math.inf
-    ) -> Float32:
+    def margins_of(self, label: int, values: Array, tiles: NDArray[np.int64], exact_above: float = -math.inf) -> Float32:
         """Return the logarithm of a label's largest probability beside the channels so far in each of some tiles."""
         # Results not above `exact_above` may be upper bounds. The values are the whole channel, (*grid), or
         # those of the tiles, (tiles, voxels of a tile).
@@ -83,7 +81,7 @@ class Survey:
         settings = self.is_probability, float(self._bias[label]), 1.0 / self.temperature
         if len(tiles):
             sums = self.log_sum, self._lowest_sums
-            self._engine.margins(values, is_whole_grid, tiles, *settings, self.mask, *sums, exact_above, margins)
+            self._engine.margins(values, values.ndim == 3, tiles, *settings, self.mask, *sums, exact_above, margins)
         return margins
 
 
