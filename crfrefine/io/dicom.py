@@ -20,9 +20,9 @@ from crfrefine.base.text import shorten
 from crfrefine.errors import CrfRefineError, UnsupportedFormatError
 from crfrefine.io import dicom_files
 from crfrefine.io.atomic import write_small_file
+from crfrefine.io.dicom_files import SEGMENTATION as SEGMENTATION
 from crfrefine.io.volume import Segment, Volume, VolumeHeader, segments_of
 
-SEGMENTATION = dicom_files.SEGMENTATION
 # Processor time that a conversion may take; each million bytes of its files adds a second.
 SECONDS = 60
 # Bytes that a conversion may take; 32 for each voxel and 4 for each byte of its files are added.

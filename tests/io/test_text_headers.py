@@ -252,7 +252,7 @@ def slicer(path, array):
     return path
 
 
-def test_one_layer_is_a_label_map_and_several_are_an_error(tmp_path):
+def test_one_layer_is_a_label_map_and_several_are_an_error_and_neither_is_a_case(tmp_path):
     path = slicer(tmp_path / "a.seg.nrrd", LABELS.astype(np.int16))
     read = io.read_labels(path)
     np.testing.assert_array_equal(read.data, LABELS)
@@ -260,10 +260,7 @@ def test_one_layer_is_a_label_map_and_several_are_an_error(tmp_path):
     slicer(path, np.zeros((2, *LABELS.shape), np.uint8))
     with pytest.raises(UnsupportedFormatError, match=r"a\.seg\.nrrd: the segments are in 2 layers.*\n.*collapse the labelmap layers"):
         io.read_labels(path)
-
-
-def test_a_segmentation_beside_its_image_is_read_by_others_and_no_case(tmp_path):
-    """Slicer saves image and segmentation side by side, under one name."""
+    # Slicer saves image and segmentation side by side, under one name.
     path = tmp_path / "case.seg.nrrd"
     like = save_itk(tmp_path / "case.nrrd", numbers(LABELS.shape), spacing=(0.7, 1.1, 2.5), direction=OBLIQUE)
     io.write_label_map(path, LABELS, io.read_volume(like))
