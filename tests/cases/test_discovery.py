@@ -70,23 +70,19 @@ def test_a_case_that_lacks_a_modality_is_told_from_the_others(tmp_path):
     assert "expected the modalities 0000, 0001, as dataset.json names; found 0000" in str(case.problem)
 
 
-def test_two_files_for_one_thing_are_not_guessed_at(tmp_path):
-    images = folder(tmp_path, "images", "a.nii.gz", "a.mhd", "b_0000.nii", "b_0000.nrrd", "c.nii", "c_0000.nii", "d_0000.nii", "e_0000.nii")
+def test_two_files_for_one_thing_or_none_are_not_guessed_at(tmp_path):
+    images = folder(tmp_path, "images", "a.nii.gz", "a.mhd", "b_0000.nii", "b_0000.nrrd", "c.nii")
+    folder(tmp_path, "images", *(f"{case}_0000.nii" for case in "cdef"))
     files = (*(f"{case}.nii" for case in "abc"), "d.npz", "d_logits.nii", "e_ProbMapClass0.nii", "e_ProbMapClass2.nii")
-    logits = folder(tmp_path, "logits", *files)
-    problems = {case.case_id: case.problem for case in discover_cases(images, logits)}
+    logits = folder(tmp_path, "logits", *files, "x.npz", "y.nii.gz")
+    cases = discover_cases(images, logits)
+    problems = {case.case_id: case.problem for case in cases}
     for case_id, found in (("a", "a.mhd, a.nii.gz"), ("b", "b_0000.nii, b_0000.nrrd"), ("c", "c.nii, c_0000.nii")):
         expected = f"expected one image, or one file per numbered modality, found {found} in {images}"
         assert problems[case_id] == f"case {case_id!r}: {expected}"
     assert problems["d"] == f"case 'd': expected one file of logits, found d.npz, d_logits.nii in {logits}"
     assert "case 'e': expected one file for each label from 0, found e_ProbMapClass0.nii, e_ProbMapClass2.nii" in problems["e"]
-
-
-def test_a_case_without_logits_and_logits_without_a_case(tmp_path):
-    logits = folder(tmp_path, "logits", "a.npz", "x.npz", "y.nii.gz")
-    cases = discover_cases(folder(tmp_path, "images", "a_0000.nii", "b_0000.nii"), logits)
-    assert cases[0].problem is None
-    assert f"case 'b': no logits in {logits}; expected b.nii.gz, b.npz or the like" in str(cases[1].problem)
+    assert f"case 'f': no logits in {logits}; expected f.nii.gz, f.npz or the like" in problems["f"]
     assert cases.notes == [f"{logits}: ignored 2 files of logits without images, such as x.npz"]
 
 
