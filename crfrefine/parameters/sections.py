@@ -29,11 +29,7 @@ def _key(default: Any, rule: Rule, comment: str, needed_by: tuple[str, str] | No
 class Section:
     """A table of the file: checks its fields on construction and turns lists into tuples."""
 
-    section: ClassVar[str]
-
-    def __init_subclass__(cls, section: str) -> None:
-        super().__init_subclass__()
-        cls.section = section
+    section: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         for entry in dataclasses.fields(self):
@@ -72,9 +68,10 @@ class Section:
 
 
 @dataclass(frozen=True)
-class IntensityParameters(Section, section="intensity"):
+class IntensityParameters(Section):
     """How image intensities are normalized before the appearance kernels see them."""
 
+    section: ClassVar[str] = "intensity"
     normalization: str | tuple[str, ...] = _key(
         "percentile",
         Rule(str, words=("none", "zscore", "percentile", "window"), per="modality"),
@@ -96,9 +93,10 @@ NORMALIZED = IntensityParameters(normalization="none")  # for an image that has 
 
 
 @dataclass(frozen=True)
-class BilateralParameters(Section, section="bilateral"):
+class BilateralParameters(Section):
     """One appearance kernel: exp(-|p_i - p_j|^2 / 2 theta_alpha^2 - sum_c |I_ic - I_jc|^2 / 2 theta_beta_c^2)."""
 
+    section: ClassVar[str] = "bilateral"
     weight: float | tuple[float, ...] = _key(4.0, _PENALTY, "a number, or one per label; 0: no such term")
     theta_alpha: float | tuple[float, ...] = _key(1.5, _BANDWIDTH, "mm (or voxels, see positions); a number, or one per axis")
     theta_beta: float | tuple[float, ...] = _key(
@@ -110,17 +108,19 @@ BANDWIDTHS = ("theta_alpha", "theta_beta")  # of an appearance kernel: of positi
 
 
 @dataclass(frozen=True)
-class SpatialParameters(Section, section="spatial"):
+class SpatialParameters(Section):
     """The smoothness kernel: exp(-|p_i - p_j|^2 / 2 theta_gamma^2)."""
 
+    section: ClassVar[str] = "spatial"
     weight: float | tuple[float, ...] = _key(0.0, _PENALTY, "a number, or one per label; 0: no such term")
     theta_gamma: float | tuple[float, ...] = _key(1.0, _BANDWIDTH, "mm (or voxels, see positions); a number, or one per axis")
 
 
 @dataclass(frozen=True)
-class CompatibilityParameters(Section, section="compatibility"):
+class CompatibilityParameters(Section):
     """The penalty for neighbors with different labels."""
 
+    section: ClassVar[str] = "compatibility"
     kind: str = _key("potts", Rule(str, words=("potts", "matrix")), "potts (1 for any two different labels) | matrix")
     matrix: tuple[tuple[float, ...], ...] | None = _key(
         None,
@@ -131,9 +131,10 @@ class CompatibilityParameters(Section, section="compatibility"):
 
 
 @dataclass(frozen=True)
-class VolumeParameters(Section, section="volume"):
+class VolumeParameters(Section):
     """The term that keeps the number of voxels of each label's main body, which the other terms tend to shrink."""
 
+    section: ClassVar[str] = "volume"
     weight: float = _key(0.0, Rule(low=0.0, high=1.0), "0 = no such term; 1 = each step keeps the volumes exactly")
     match_input: bool = _key(
         False, Rule(bool), "whether each label of a label map ends with as many voxels as it has there, by a bias after the iterations"
@@ -141,9 +142,10 @@ class VolumeParameters(Section, section="volume"):
 
 
 @dataclass(frozen=True)
-class MeanFieldParameters(Section, section="mean_field"):
+class MeanFieldParameters(Section):
     """How the marginals are computed."""
 
+    section: ClassVar[str] = "mean_field"
     num_iterations: int = _key(5, Rule(int, low=1, high=MAX_COUNT), "largest number of iterations")
     tolerance: float = _key(
         1e-5, Rule(low=0.0), "nats per voxel: mean KL between two iterations that counts as converged; 0 = always all iterations"
@@ -174,9 +176,10 @@ class MeanFieldParameters(Section, section="mean_field"):
 
 
 @dataclass(frozen=True)
-class PostprocessParameters(Section, section="postprocess"):
+class PostprocessParameters(Section):
     """How the CRF's marginals become a label map, and its cleaning."""
 
+    section: ClassVar[str] = "postprocess"
     keep_largest: str | tuple[str, ...] = _key(
         "none", _COMPONENTS, "none | foreground (all labels together) | each (label by itself); or one per label"
     )
@@ -196,9 +199,10 @@ class PostprocessParameters(Section, section="postprocess"):
 
 
 @dataclass(frozen=True)
-class StrokesParameters(Section, section="strokes"):
+class StrokesParameters(Section):
     """How far strokes that correct a result reach."""
 
+    section: ClassVar[str] = "strokes"
     reach: float = _key(6.0, Rule(low=0.0), "mm; a stroke reaches as far as the error that it corrects, and at most this")
     likeness: float = _key(0.2, Rule(low=0.0, low_open=True), "normalized intensity; smaller: only voxels like the drawn ones follow")
 
