@@ -18,6 +18,7 @@ BRATS = {"labels": {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhanc
 SCHEME = RegionScheme.of({"whole": [1, 2, 3], "core": [2, 3], "enhancing": 3})
 TWO_LABELS = {"labels": {"background": 0, "both": [1, 2], "a": 1, "b": 2}, "regions_class_order": [1, 1, 2]}
 """As many regions as a softmax over all labels has channels."""
+NUMBERS = "expected 3, one per region, or 4, one for each label from 0 to 3 of "
 
 
 def load(folder, channels, description=None, *, given=None, input_type="auto"):
@@ -104,11 +105,7 @@ def test_a_description_that_contradicts_itself(tmp_path, description, told):
 @pytest.mark.parametrize(
     ("channels", "options", "told"),
     [
-        (
-            sigmoids(5),
-            {"description": BRATS},
-            ["expected 3, one per region, or 4, one for each label from 0 to 3 of ", "whole = 1+2+3"],
-        ),
+        (sigmoids(5), {"description": BRATS}, [NUMBERS, "whole = 1+2+3"]),
         (sigmoids(4), {"given": SCHEME}, ["expected 3, one per region of --regions\n"]),
         (sigmoids(), {"description": BRATS, "input_type": "logits"}, ["expected log-odds of regions, found values that all lie in [0, 1]"]),
         (3 * sigmoids(), {"description": BRATS, "input_type": "probabilities"}, ["between 0 and 1, found values from 0 to 2.9"]),
