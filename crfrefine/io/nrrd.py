@@ -51,7 +51,6 @@ _RARE_ENCODINGS = ("hex", "ascii", "text", "txt")
 _MAX_DIMS = 16
 _GRID_KINDS = ("domain", "space", "time", "none", "???")
 _CHANNEL_KINDS = ("list", "point", "vector", "covariant-vector", "normal", "scalar", "rgb-color", "rgba-color")
-_WRITTEN_TYPES = {"uint8": "uint8", "uint16": "uint16", "float32": "float"}
 
 
 def recognizes(start: bytes) -> bool:
@@ -153,7 +152,7 @@ def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
         lines = tuple(re.sub(r"^space directions:", "space directions: none", line) for line in lines)
     header = (
         "NRRD0004",
-        f"type: {_WRITTEN_TYPES[voxels.dtype.name]}",
+        f"type: {voxels.dtype.name.replace('float32', 'float')}",
         f"dimension: {len(sizes)}",
         *lines[:1],
         "sizes: " + " ".join(map(str, sizes)),

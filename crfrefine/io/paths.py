@@ -52,7 +52,6 @@ SCORES_SUFFIXES = tuple(suffix for known in FORMATS if known.holds_scores_alone 
 LOGITS_SUFFIXES = VOLUME_SUFFIXES + SCORES_SUFFIXES
 # Suffixes of volumes that are written.
 WRITTEN_SUFFIXES = tuple(suffix for known in FORMATS if not (known.holds_scores_alone or known.is_read_only) for suffix in known.suffixes)
-_HEADER_SUFFIXES = {suffix for known in FORMATS for suffix in known.voxel_endings}
 # Suffixes of label maps that stand beside an image of the same name, as 3D Slicer saves them.
 LABELS_SUFFIXES = (".seg.nrrd",)
 
@@ -198,7 +197,7 @@ def files_read(path: Path) -> tuple[Path, ...]:
     """Return the file, and the file with its voxels if its header names one."""
     # Reading the file later reports the error with its case; this function also looks at other cases.
     suffix = suffix_of(path)
-    if suffix and suffix not in _HEADER_SUFFIXES:
+    if suffix and suffix not in FORMAT_OF_SUFFIX[suffix].voxel_endings:
         return (path,)
     with suppress(Exception), np.errstate(all="ignore"):
         path, known = file_to_read(path)

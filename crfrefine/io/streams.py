@@ -148,7 +148,6 @@ def write_zlib(file: BinaryIO, parts: Iterable[bytes | memoryview]) -> int:
     return num_bytes + file.write(deflater.flush())
 
 
-_BLOCK_VALUES = BLOCK_BYTES // 4
 _FLOAT32 = np.dtype(np.float32)
 _KEPT = frozenset(map(np.dtype, ("float16", "float32", "int8", "uint8", "int16", "uint16")))
 
@@ -194,7 +193,7 @@ class Decoder:
         """Fill an array with the next values of the file, scaled; raise UnsupportedFormatError if it ends too early."""
         # The values are (channels, planes, [y,] x) C-contiguous, float32 or `kept_type`: the whole
         # volume, or the next planes of one channel or of all, of which the first ones are given.
-        dtype, size, targets = self._source.dtype, _BLOCK_VALUES, values.reshape(-1)
+        dtype, size, targets = self._source.dtype, BLOCK_BYTES // 4, values.reshape(-1)
         may_be_bad, suspicious = dtype.kind == "f" or self._is_scaled, False
         if not self.is_by_channel:  # The repeating unit of the file: single values, or `inner` of each channel.
             rows = values.reshape(len(values), -1, self._inner).transpose(1, 0, 2)
