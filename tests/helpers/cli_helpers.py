@@ -7,8 +7,8 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import io_helpers
 import nibabel as nib
@@ -75,8 +75,7 @@ def load_nifti(path):
     return np.asanyarray(nib.load(path).dataobj)
 
 
-@dataclass(frozen=True)
-class Folders:
+class Folders(NamedTuple):
     """A folder of images, one of logits, and one for the results."""
 
     images: Path

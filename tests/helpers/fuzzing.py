@@ -17,8 +17,8 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,8 +30,7 @@ MAX_BYTES = 1 << 28  # resident, beyond those at the start
 MAX_ADDRESSES = 3 << 30  # bytes, beyond those at the start: so that the machine survives
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(NamedTuple):
     """A reader, and how its inputs are made."""
 
     name: str  # of the kind of file

@@ -17,8 +17,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 NUM_KILLS = int(os.environ.get("CRFREFINE_TEST_KILLS", "4"))
 """Of each command; `make test-faults` sets more."""
@@ -74,8 +74,7 @@ def _serve():
 # ---- The tests
 
 
-@dataclass(frozen=True)
-class Work:
+class Work(NamedTuple):
     """A command and its output."""
 
     arguments: Sequence[object]

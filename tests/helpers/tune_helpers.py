@@ -7,8 +7,8 @@ import itertools
 import json
 import subprocess
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -49,8 +49,7 @@ def write_large(root):
     return folders, save_nifti(root / "labels" / "large.nii.gz", phantom.labels, AFFINE)
 
 
-@dataclass
-class Page:
+class Page(NamedTuple):
     """A running page."""
 
     address: str
