@@ -298,8 +298,9 @@ class Edits:
         problem = replace(problem, source=source, present=problem.present | changed, may_matter=problem.may_matter | changed)
         sets = problem.label_sets()
         near = LabelSets(grid, sets.domains & changed.any(axis=0))
-        # Without kernels nothing changes elsewhere.
-        plan = replace(plan, problem=problem, sets=sets if problem.spec.kernels.kernels else near)
+        # Without kernels nothing changes elsewhere, unless tiles were to be computed before.
+        is_local = not problem.spec.kernels.kernels and not plan.sets.active.any()
+        plan = replace(plan, problem=problem, sets=near if is_local else sets)
         if not counts_gains:
             return plan, None
         source.ensure(near.domains & near.active, None)

@@ -89,6 +89,23 @@ def test_tiles_and_the_whole_agree(order, with_mask, monkeypatch):
         np.testing.assert_array_equal(present[result.logits.argmax(axis=0)][inside], result.label_map[inside])
 
 
+@pytest.mark.parametrize("network_spacing", [None, NETWORK])
+@pytest.mark.parametrize("with_strokes", [False, True])
+def test_tiles_and_the_whole_agree_without_kernels(with_strokes, network_spacing, monkeypatch):
+    truth, image = balls(12)
+    labels, drawn = coarse(truth), np.zeros(SHAPE, np.uint8)
+    drawn[20:24, 19, 8:13], drawn[40, 5:7, 30] = 11, 255
+    options = {"network_spacing": network_spacing, "strokes": drawn if with_strokes else None}
+    parameters = PLAIN.replace(**{"mean_field.positions": "mm"})
+    whole = refined(labels, image, parameters.replace(**{"mean_field.label_threshold": 0.0}), **options)
+    monkeypatch.setattr(label_maps, "MANY_LABELS", 2)
+    tiles = refined(labels, image, parameters, **options)
+    assert (whole.label_map != labels).any() == (with_strokes or network_spacing is not None)
+    np.testing.assert_array_equal(tiles.label_map, whole.label_map)
+    if network_spacing is not None:  # Without shares, labels that are not near have no marginals on tiles.
+        np.testing.assert_allclose(tiles.marginals, whole.marginals, atol=2e-5)
+
+
 def test_small_slabs_change_no_label(monkeypatch):
     truth, image = balls(5, (120, 34, 29))
     # Enough labels for tiles.

@@ -196,7 +196,7 @@ def plan_label_map(
     own = np.full(grid.counts, confidence / run.temperature)
     if run.bias is not None:
         own += np.where(sets.settled < 0, 0.0, np.asarray(run.bias, np.float64)[sets.settled]) / run.temperature
-    if not spec.kernels.kernels:  # Each voxel has only its own label within reach.
+    if sigma is None and not spec.kernels.kernels:  # Each voxel has only its own label within reach.
         sets = LabelSets(grid, np.zeros_like(sets.domains))
     is_direct = None
     if _pairs(problem) <= MAX_PAIRS:

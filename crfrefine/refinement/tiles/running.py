@@ -47,6 +47,10 @@ def run_tiles(
     logits = problem.source.of_entries(sets, context.threads)
     if run.bias is not None:
         logits += np.asarray(run.bias, np.float32)[sets.labels][:, None]
+    if not spec.kernels:  # No message changes the logits.
+        logits /= np.float32(run.temperature)
+        none_exceeds = np.zeros(sets.num_entries, np.uint8)
+        return RefinedTiles(sets, logits, none_exceeds, MeanFieldReport(0, True, ()))
     # (active tiles, rows of a tile), a bit for each voxel that is not settled; with filters of the whole
     # volume, a row is open if one of its voxels is.
     is_open = np.empty((len(sets.tiles), math.prod(TILE[:2])), np.uint16)
