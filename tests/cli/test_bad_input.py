@@ -4,7 +4,6 @@ import gzip
 import json
 import shlex
 import subprocess
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -162,7 +161,7 @@ def test_a_full_disk_ends_the_run_and_the_table_is_printed(tmp_path, small_disk)
     infer(folders, status=0)
     kept = sum(path.stat().st_size // 4096 * 4096 + 4096 for path in folders.output.rglob("*") if path.is_file())
     (small_disk / "ballast").write_bytes(bytes(65_536 - kept // 2))
-    folders = replace(folders, output=small_disk / "out")
+    folders = folders._replace(output=small_disk / "out")
     result = infer(folders, status=1)
     assert result.stdout.splitlines()[0].split("\t")[:2] == ["case", "status"]
     states = [status for _, status in statuses(result)]

@@ -1,7 +1,6 @@
 """`infer` on label maps and on one binary file per structure, as users run it."""
 
 import json
-from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -50,7 +49,7 @@ def maps(tmp_path):
     folders = write_folders(tmp_path, "a", "b")
     for seed, case_id in enumerate("ab"):
         save_nifti(tmp_path / "maps" / f"{case_id}.nii.gz", 10 * network_labels(seed))
-    return replace(folders, logits=tmp_path / "maps")
+    return folders._replace(logits=tmp_path / "maps")
 
 
 @pytest.fixture
@@ -61,7 +60,7 @@ def structures(maps):
         for label, name in enumerate(("aorta", "kidney", "liver"), 1):
             save_nifti(root / case_id / f"{name}.nii.gz", (network_labels(seed) == label).astype(np.uint8))
     (root / "b" / "liver.nii.gz").rename(root / "b" / "spleen.nii.gz")
-    return replace(maps, logits=root)
+    return maps._replace(logits=root)
 
 
 def save_nifti_with_table(path, labels, names):
@@ -112,7 +111,7 @@ def test_names_in_the_header_reach_notes_previews_and_the_refined_map(maps):
     """Names with the marks of XML and colors come back; label 30 has no name, and 77 has no voxel."""
     table = {10: "lung & <trachea>", 20: "Niere ß", 77: "absent"}
     options = ("--save-structures", "--preview", *settings({"bilateral.theta_alpha": 40, "bilateral.weight": 500}))
-    plain = replace(maps, output=maps.output.with_name("plain"))
+    plain = maps._replace(output=maps.output.with_name("plain"))
     infer(plain, *options, status=0)
     for seed, case_id in enumerate("ab"):
         save_nifti_with_table(maps.logits / f"{case_id}.nii.gz", 10 * network_labels(seed), table)
@@ -134,7 +133,7 @@ def test_results_are_not_written_among_the_structures(structures):
     """The next run would take label maps there for the input."""
     before = {path: path.read_bytes() for path in structures.logits.rglob("*.nii.gz")}
     for options, told in ((AS_LABELS, "would replace an input"), (AS_LABELS[:2], "choose another folder for the results")):
-        result = infer(replace(structures, output=structures.logits), *options, status=1)
+        result = infer(structures._replace(output=structures.logits), *options, status=1)
         assert told in result.stderr
         assert {path: path.read_bytes() for path in structures.logits.rglob("*.nii.gz")} == before
 
