@@ -31,9 +31,9 @@ from crfrefine.runs.cases.reading_options import ReadingOptions
 from crfrefine.runs.pictures import drawing
 from crfrefine.runs.pictures.planes import PLANES, Upright, Window, choose_places, choose_window, planes_of
 
-# Logits of a box, voxels times labels: refined in about 0.2 s of processor time
+# Logits of a box, voxels times labels: refined in about 0.1 s of processor time
 # (docs/guide/tuning.md).
-MAX_VALUES = 700_000
+MAX_VALUES = 500_000
 _MIN_LABELS = 3  # With two labels, kernels take most of the time.
 
 _CROSSHAIR, _FRAME, _EDGE = (drawing.gray_level(share) for share in (0.55, 1.0, 0.0))

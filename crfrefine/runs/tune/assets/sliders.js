@@ -1,11 +1,9 @@
 // The controls of the parameters: a slider and a field for each number.
 import { make } from "./planes.js";
 
-const rounded = (value) => Number(value.toPrecision(3));
-
 // From the place of a slider, 0 to 1, to the value, and back.
 const power = ({ is_fine }) => (is_fine ? 3 : 1);
-const valueAt = (control, place) => rounded(control.low + (control.high - control.low) * place ** power(control));
+const valueAt = (control, place) => Number((control.low + (control.high - control.low) * place ** power(control)).toPrecision(3));
 const placeOf = (control, value) => Math.max(0, (value - control.low) / (control.high - control.low)) ** (1 / power(control));
 
 // Put controls into a node. change(key, value) sends a value, a list whole, and promises "", or why it was refused.
@@ -31,15 +29,11 @@ function slider(control, send) {
   const field = make("input", { type: "number", step: isWhole ? 1 : "any", value: applied, ariaLabel: `${words}, value` });
   const wrong = make("p", { className: "wrong", id: `wrong-${name}`, role: "alert", hidden: true });
   field.setAttribute("aria-describedby", wrong.id);
-  const show = (value) => {
-    range.value = isWhole ? value : placeOf(control, value);
-    range.ariaValueText = String(value);
-  };
+  const show = (value) => Object.assign(range, { value: isWhole ? value : placeOf(control, value), ariaValueText: String(value) });
   // A number that does not apply stays in its field, marked, with the one that does.
   const mark = (why) => {
     field.ariaInvalid = String(Boolean(why));
-    wrong.textContent = why && `${why}; ${applied} still applies`;
-    wrong.hidden = !why;
+    Object.assign(wrong, { textContent: why && `${why}; ${applied} still applies`, hidden: !why });
     if (why) show(applied);
   };
   const put = async (value) => {

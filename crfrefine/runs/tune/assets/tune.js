@@ -48,26 +48,22 @@ function showNotes(notes) {
   find("notes").querySelector("ul").replaceChildren(...notes.map((text) => make("li", { textContent: text })));
 }
 
-function options(select, pairs, chosen) {
+const options = (select, pairs, chosen) => {
   select.replaceChildren(...pairs.map(([value, text]) => make("option", { value, textContent: text })));
   select.value = chosen;
-}
+};
 
-// Draw the planes, first the one that somebody has drawn on.
+// Draw the planes, first the one that somebody has drawn on: of a frame only that one, if the whole case follows soon.
 const drawAll = async () => {
-  const first = page.drawn;
+  const first = page.drawn, isLast = !first || result?.is_whole || wholeSeconds > 2;
   page.drawn = null;
   await first?.draw();
-  planes.forEach((plane) => { if (plane !== first) plane.draw(); });
+  if (isLast) planes.forEach((plane) => { if (plane !== first) plane.draw(); });
 };
 
 // ---- Parameters: the page keeps them, and sends all of them with a counter; the newest state wins
-let preset = "", changes = {}, counter = 0, running = null;
-
-function showText(toml) {
-  find("toml").textContent = toml;
-  find("saved").textContent = "";
-}
+let preset = "", changes = {}, counter = 0, running = null, wholeSeconds = Infinity;
+const showText = (toml) => { find("toml").textContent = toml; find("saved").textContent = ""; };
 
 // Refine the newest state, first in the frame; promise "", or why it was refused. A state that came meanwhile follows.
 function refine() {
@@ -91,10 +87,10 @@ const edit = (name, sent) => (edits = edits.then(() => ask(name, sent))
   .then((strokes) => { showStrokes(strokes); refine(); return true; }, (error) => { tell(error.message); return false; })
   .finally(() => { page.version += 1; }));
 
-function showStrokes({ drawn, can_undo: canUndo }) {
+const showStrokes = ({ drawn, can_undo: canUndo }) => {
   find("saved-case").textContent = `${count(drawn)} voxel${drawn === 1 ? "" : "s"} drawn`;
   find("undo").disabled = !canUndo;
-}
+};
 
 async function compute(isWhole) {
   if (page.hasEnded) return "";
@@ -115,6 +111,7 @@ async function compute(isWhole) {
       buildControls(find("sliders"), answer.controls, change);
     }
     result = answer.result;
+    if (isWhole) wholeSeconds = result.seconds;
     page.version += 1;
     if (result) showResult();
     drawAll();
@@ -216,10 +213,8 @@ for (const id of ["save", "save-case"]) {
     (answer) => { showText(answer.toml); find(id.replace("save", "saved")).textContent = `saved to ${answer.saved}`; }, (error) => tell(error.message)));
 }
 find("undo").addEventListener("click", () => edit("undo", {}).then(drawAll));
-find("end").addEventListener("click", () => {
-  showEnd();  // Before the server goes, so that nothing more is asked of it.
-  ask("end", {}).catch(() => {});
-});
+// The page ends before the server goes, so that nothing more is asked of it.
+find("end").addEventListener("click", () => { showEnd(); ask("end", {}).catch(() => {}); });
 window.addEventListener("resize", drawAll);
 
 ask("describe").then((described) => { about = described; showCase(); refine(); }, (error) => tell(error.message));
