@@ -17,26 +17,27 @@ from numpy.typing import NDArray
 from crfrefine.base.geometry import reverse_grid, same_grid
 from crfrefine.base.limits import MAX_LABEL
 from crfrefine.errors import CapacityError, GridMismatchError, InputError, UnsupportedFormatError
-from crfrefine.io.paths import LOGITS_SUFFIXES as LOGITS_SUFFIXES
-from crfrefine.io.paths import VOLUME_SUFFIXES as VOLUME_SUFFIXES
-from crfrefine.io.paths import WRITTEN_SUFFIXES as WRITTEN_SUFFIXES
-from crfrefine.io.paths import files_written, require_suffix
-from crfrefine.io.paths import stem_of as stem_of
-from crfrefine.io.paths import suffix_of as suffix_of
-from crfrefine.io.reading import LogitsHeader as LogitsHeader
-from crfrefine.io.reading import Piece as Piece
-from crfrefine.io.reading import is_whole as is_whole
-from crfrefine.io.reading import logits_header as logits_header
-from crfrefine.io.reading import placed_on as placed_on
-from crfrefine.io.reading import read_channels as read_channels
-from crfrefine.io.reading import read_header as read_header
-from crfrefine.io.reading import read_labels as read_labels
-from crfrefine.io.reading import read_logits as read_logits
-from crfrefine.io.reading import read_pieces as read_pieces
-from crfrefine.io.reading import read_volume as read_volume
-from crfrefine.io.volume import Planes, Volume, VoxelsToWrite
-from crfrefine.io.volume import Segment as Segment
-from crfrefine.io.volume import VolumeHeader as VolumeHeader
+from crfrefine.io.paths import LOGITS_SUFFIXES, VOLUME_SUFFIXES, WRITTEN_SUFFIXES, files_written, require_suffix, stem_of, suffix_of
+from crfrefine.io.reading import (
+    LogitsHeader,
+    Piece,
+    is_whole,
+    logits_header,
+    placed_on,
+    read_channels,
+    read_header,
+    read_labels,
+    read_logits,
+    read_pieces,
+    read_volume,
+)
+from crfrefine.io.volume import Planes, Segment, Volume, VolumeHeader, VoxelsToWrite
+
+__all__ = ["LOGITS_SUFFIXES", "VOLUME_SUFFIXES", "WRITTEN_SUFFIXES", "stem_of", "suffix_of"]
+__all__ += ["LogitsHeader", "Piece", "Segment", "VolumeHeader"]
+__all__ += ["is_whole", "logits_header", "placed_on", "read_channels", "read_header", "read_labels"]
+__all__ += ["read_logits", "read_pieces", "read_volume"]
+__all__ += ["write_channels", "write_image", "write_label_map", "write_pieces"]
 
 
 def write_label_map(

@@ -216,9 +216,9 @@ def _write(settings: CaseSettings, work: CaseInWork, result: RefinementResult, n
     run_all([partial(write_structure, path, number) for path, number in written.items()], threads)
     write_label_map(outputs.label_map, labels, like, segments=segments or (named_segments(names.labels) if names.labels else ()))
     record.times["write"] = time.perf_counter() - started
+    record.written = time_of_change(outputs.label_map)  # First, since it can fail: a failed case has no outputs.
     record.output, record.preview = outputs.label_map, outputs.preview
     record.probabilities, record.logits = outputs.probabilities, outputs.logits
-    record.written = time_of_change(outputs.label_map)
     record.structures = outputs.folder or next((path.parent for path in outputs.structures), None)
     record.status = "done"
 

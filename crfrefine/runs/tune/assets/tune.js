@@ -55,10 +55,10 @@ const options = (select, pairs, chosen) => {
 
 // Draw the planes, first the one that somebody has drawn on: of a frame only that one, if the whole case follows soon.
 const drawAll = async () => {
-  const first = page.drawn, isLast = !first || result?.is_whole || wholeSeconds > 2;
+  const first = page.drawn, drawsAll = !first || result?.is_whole || wholeSeconds > 2;
   page.drawn = null;
   await first?.draw();
-  if (isLast) planes.forEach((plane) => { if (plane !== first) plane.draw(); });
+  if (drawsAll) planes.forEach((plane) => { if (plane !== first) plane.draw(); });
 };
 
 // ---- Parameters: the page keeps them, and sends all of them with a counter; the newest state wins
