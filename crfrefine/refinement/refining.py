@@ -21,6 +21,7 @@ from crfrefine.arrays.probabilities import take_logarithms
 from crfrefine.arrays.region_scheme import resolve_regions
 from crfrefine.base.array_types import Array, Float32
 from crfrefine.base.limits import RUN_BYTES, SMALL, format_size
+from crfrefine.base.text import counted
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import NO_CONTEXT, Backend, GridImage, MeanFieldReport, MeanFieldResult, RunContext, of_part
 from crfrefine.errors import CapacityError, ConfigError, DeviceMemoryError, InputError
@@ -102,6 +103,10 @@ def refine_network(
                 "network's coarser grid); set it to false"
             )
         result = _refine(network, case, network_spacing)
+    if strokes is not None:
+        drawn = zip(*np.unique(strokes.labels, return_counts=True), strict=True)
+        counts = ", ".join(f"{counted(count, 'voxel')} of label {label}" for label, count in drawn)
+        result = replace(result, notes=(*result.notes, f"strokes: {counts}"))
     if not result.lost_to_rules:
         return result
     voxel_ml = math.prod(spacing_mm) / 1000.0 if len(spacing_mm) == 3 else None
@@ -191,9 +196,6 @@ def _refine(network: Network, case: networks.Case, network_spacing: tuple[float,
     cleaned = clean(order.to_user(labels), parameters.postprocess, math.prod(spacing) / 1000.0)
     if parameters.intensity.window is not None:
         notes += window_notes(image.values, parameters.intensity, mask)
-    if strokes is not None:
-        drawn = zip(*np.unique(strokes.labels, return_counts=True), strict=True)
-        notes += (f"strokes: {', '.join(f'{count} voxels of label {label}' for label, count in drawn)}",)
     # Hardly any label changes if every kernel is narrower than the voxels.
     steps = models[0].kernels.distances(image.spacing)
     long = [axis for axis, extent in enumerate(image.values.shape[1:]) if extent > 1]

@@ -121,7 +121,9 @@ def test_a_stroke_brings_a_label_that_a_label_map_lacks(ball, strokes, num_label
     if num_labels == 40:  # Labels then take part only near where they occur.
         labels[::7, ::9, 0] = np.arange(3, 3 + labels[::7, ::9, 0].size).reshape(labels[::7, ::9, 0].shape)
     drawn = np.where(strokes == 2, num_labels + 5, strokes)
-    found, without = (refined(labels, image, part, input_type="labels").label_map for part in (drawn, None))
+    result, without = (refined(labels, image, part, input_type="labels") for part in (drawn, None))
+    assert f"strokes: 1 voxel of label 0, 3 voxels of label {num_labels + 5}" in result.notes
+    found, without = result.label_map, without.label_map
     assert (found[truth == 2] == num_labels + 5).mean() > 0.5
     assert (found[truth != 2] == num_labels + 5).sum() == 0
     np.testing.assert_array_equal(found[truth == 1], without[truth == 1])
