@@ -1,33 +1,60 @@
-"""DICOM for `crfrefine convert`, in a process with limits of time and memory, which decoders of damaged files need."""
+"""Series and segmentations of DICOM for `crfrefine convert`, in a process with limits, which decoders of damaged files need.
+
+`read` and `write` send a request to the process, which runs `serve` and all that follows it.
+"""
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 import os
+import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine import errors
-from crfrefine.base.geometry import require_usable, spacing_of
-from crfrefine.base.text import shorten
-from crfrefine.errors import CrfRefineError, UnsupportedFormatError
-from crfrefine.io import dicom_files
+from crfrefine import __version__, errors
+from crfrefine.base.geometry import describe_difference, require_usable, same_grid, spacing_of
+from crfrefine.base.text import counted, listed, shorten
+from crfrefine.errors import CapacityError, CrfRefineError, GridMismatchError, InputError, UnsupportedFormatError
 from crfrefine.io.atomic import write_small_file
-from crfrefine.io.dicom_files import SEGMENTATION as SEGMENTATION
-from crfrefine.io.volume import Segment, Volume, VolumeHeader, segments_of
+from crfrefine.io.streams import MAX_RATIO, cut_off
+from crfrefine.io.text_header import LPS, affine_of
+from crfrefine.io.volume import MAX_OF_A_NAME, Segment, Volume, VolumeHeader, segments_of
 
+SEGMENTATION = "DICOM segmentation"
 # Processor time that a conversion may take; each million bytes of its files adds a second.
 SECONDS = 60
 # Bytes that a conversion may take; 32 for each voxel and 4 for each byte of its files are added.
 MEMORY = 1 << 30
 _START = "import sys; sys.path.append(sys.argv[1]); from crfrefine.io.dicom import serve; serve()"
+
+_SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+_CLASSES = {"CT": "1.2.840.10008.5.1.4.1.1.2", "MR": "1.2.840.10008.5.1.4.1.1.4", "PT": "1.2.840.10008.5.1.4.1.1.128"}
+_SMALL = 1 << 26  # Bytes of voxels that a compressed file of any size may hold.
+# End of a segment's description, where its label is not its number: numbers have no gaps.
+_LABEL = re.compile(r"(?:^|; )label value ([0-9]{1,5})$", re.ASCII)
+_IDENTITY = {"PatientID": "patients", "FrameOfReferenceUID": "frames of reference"}
+# Elements that the standard wants in every file, but perhaps without a value.
+_OF_PATIENT = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex")
+_OF_STUDY = ("StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName")
+# Elements of an image that a segmentation repeats.
+_REFERENCED = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID", "Modality")
+# Elements of a slice, or of its functional groups; the last two are the thickness.
+_OF_SLICE = (
+    *("PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient", "RescaleSlope", "RescaleIntercept"),
+    *("SpacingBetweenSlices", "SliceThickness"),
+)
+# Distances of slices, and deviations from an even row, as parts of the usual step; and an angle.
+_SAME_PLACE, _UNEVEN, _MAX_TILT = 1e-3, 0.1, 2.0
 
 
 def read(path: Path, like: Path | None = None, *, grid_only: bool = False) -> Volume:
@@ -38,7 +65,7 @@ def read(path: Path, like: Path | None = None, *, grid_only: bool = False) -> Vo
     volume, or the two are of different patients or frames of reference; GridMismatchError; and
     UnsupportedFormatError or CapacityError if decoding fails, takes too long or takes too much memory.
     """
-    answer, content = _run(path, {"task": "read", "like": like and str(like), "grid_only": grid_only})
+    answer, content = _run(path, {"like": like and str(like), "grid_only": grid_only})
     affine, dtype = np.array(answer["affine"]), np.dtype(answer["dtype"])
     require_usable(affine, 3, path)
     stored = np.broadcast_to(dtype.type(0), answer["shape"]) if grid_only else np.frombuffer(content, dtype).reshape(answer["shape"])
@@ -55,7 +82,7 @@ def write(target: Path, labels: NDArray[np.unsignedinteger[Any]], named: Sequenc
     known = {segment.label: segment.name for segment in named}
     names = [(segment.label, known.get(segment.label, segment.name)) for segment in segments_of(stored, ())]
     request = {"names": names, "segments": segments and str(segments), "shape": stored.shape, "dtype": stored.dtype.str}
-    write_small_file(target, _run(like, {"task": "write", **request}, stored.tobytes())[1])
+    write_small_file(target, _run(like, request, stored.tobytes())[1])
 
 
 def _run(path: Path, request: Mapping[str, Any], voxels: bytes = b"") -> tuple[dict[str, Any], bytes]:
@@ -88,19 +115,350 @@ def serve() -> None:
 
         pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
         request["addresses"] = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * os.sysconf("SC_PAGE_SIZE")
-        answer, content = (dicom_files.write if request["task"] == "write" else dicom_files.read)(path, request)
-    except CrfRefineError as error:
-        answer = {"error": type(error).__name__, "message": str(error)}
-    except ImportError as error:
-        message = f"DICOM needs a package that is not installed ({error}); pip install 'crfrefine[dicom]'"
-        answer = {"error": "InputError", "message": f"{path}: {message}"}
-    except MemoryError:
-        message = "its decoding takes more memory than that of files of its size should; damaged?"
-        answer = {"error": "CapacityError", "message": f"{path}: {message}"}
+        answer, content = (_segmentation if "names" in request else _volume)(path, request)
     except Exception as error:  # Damage shows as an exception of any kind.
-        message = f"damaged DICOM, or a value that is needed is missing ({shorten(f'{type(error).__name__}: {error}', 300)})"
-        answer = {"error": "UnsupportedFormatError", "message": f"{path}: {message}"}
+        failure = error
+        if isinstance(error, ImportError):
+            failure = InputError(f"{path}: DICOM needs a package that is not installed ({error}); pip install 'crfrefine[dicom]'")
+        elif isinstance(error, MemoryError):
+            failure = CapacityError(f"{path}: its decoding takes more memory than that of files of its size should; damaged?")
+        elif not isinstance(error, CrfRefineError):
+            reason = shorten(f"{type(error).__name__}: {error}", 300)
+            failure = UnsupportedFormatError(f"{path}: damaged DICOM, or a value that is needed is missing ({reason})")
+        answer = {"error": type(failure).__name__, "message": str(failure)}
     answers.write(json.dumps(answer).encode() + b"\n")
     answers.write(content)
     answers.flush()
     os._exit(0)
+
+
+def _limit(path: Path, request: Mapping[str, Any], files: Iterable[Path], num_voxels: int = 0, bits: int = 0) -> None:
+    """Limit memory and processor time from now on; raise an error if the files are too small for so many voxels."""
+    import resource
+
+    num_bytes, promised = sum(file.stat().st_size for file in files), num_voxels * bits // 8
+    if promised > max(num_bytes * MAX_RATIO, _SMALL):
+        raise cut_off(path, f"{promised} bytes of voxels", f"it holds {num_bytes}")
+    seconds, memory = request["limits"]
+    most_memory = request["addresses"] + memory + 32 * num_voxels + 4 * num_bytes
+    for kind, most in ((resource.RLIMIT_CPU, seconds + num_bytes // 1_000_000), (resource.RLIMIT_AS, most_memory)):
+        hard = resource.getrlimit(kind)[1]  # RLIM_INFINITY is -1.
+        resource.setrlimit(kind, (most if hard < 0 else min(most, hard), hard))
+
+
+def _datasets(path: Path, request: Mapping[str, Any], notes: list[str]) -> dict[Path, Any]:
+    """Return the headers of a series' files, or of the one file."""
+    import pydicom
+
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder")
+    files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith(".")) if path.is_dir() else [path]
+    _limit(path, request, files)
+    datasets, others = dict[Path, Any](), []
+    for file in files:
+        try:
+            dataset: Any = pydicom.dcmread(file, stop_before_pixels=True)
+        except pydicom.errors.InvalidDicomError:
+            if file.suffix.lower() == ".dcm" or file == path:
+                raise UnsupportedFormatError(f"{file}: not a DICOM file, although its name says so") from None
+            dataset = {}
+        if "Rows" in dataset and (file == path or dataset.get("SOPClassUID") not in _SEGMENTATIONS):
+            datasets[file] = dataset
+        else:
+            others.append(file.name)
+    if not datasets:
+        raise InputError(f"{path}: expected the slices of a DICOM series or a segmentation, found none; name the folder of the series")
+    if others:
+        notes.append(f"{counted(len(others), 'file')} without slices, such as {others[0]}, left aside")
+    return datasets
+
+
+def _slices(file: Path, dataset: Any) -> Iterator[tuple[str, NDArray[np.float64]]]:
+    """Yield the name and the numbers of each slice of a file."""
+    # The 16 numbers are rows and columns, the mm between them, the directions along a row and along a column,
+    # the center of the first voxel, in LPS, slope and intercept of the values, and the thickness, 0 if unknown.
+    shared = (dataset.get("SharedFunctionalGroupsSequence") or [()])[0]
+    frames = dataset.get("PerFrameFunctionalGroupsSequence") or [()]
+    if len(frames) != int(dataset.get("NumberOfFrames") or 1):
+        raise UnsupportedFormatError(f"{file}: several frames that do not say where they are; convert the file with dcm2niix")
+    if dataset.get("SamplesPerPixel", 1) != 1:
+        raise UnsupportedFormatError(f"{file}: expected one number per voxel, found colors")
+    for number, frame in enumerate(frames, 1):
+        name = file.name if len(frames) == 1 else f"frame {number} of {file.name}"
+        groups = [element.value[0] for group in (frame, shared) for element in group if element.VR == "SQ" and element.value]
+        spacing, axes, position, slope, intercept, *thicknesses = (
+            next((group[keyword].value for group in (*groups, dataset) if keyword in group), None) or () for keyword in _OF_SLICE
+        )
+        thickness = next((abs(float(mm)) for mm in thicknesses if mm), 0.0)
+        scaling = [float(slope or 1), float(intercept or 0)]
+        numbers = np.array([dataset.Rows, dataset.Columns, *spacing, *axes, *position, *scaling, thickness], float)
+        is_whole = (len(spacing), len(axes), len(position)) == (2, 6, 3) and np.isfinite(numbers[:13]).all() and min(spacing) > 0
+        if not is_whole or np.abs(np.inner(numbers[4:10].reshape(2, 3), numbers[4:10].reshape(2, 3)) - np.eye(2)).max() > 0.02:
+            raise UnsupportedFormatError(
+                f"{file}: {name} has no place in the world, or it is damaged: its orientation, position or spacing is no geometry; "
+                "expected slices such as of CT, MR or PET"
+            )
+        yield name, numbers
+
+
+class _Series(NamedTuple):
+    """The files of a series, and its grid."""
+
+    datasets: dict[Path, Any]  # by file, without pixels
+    order: NDArray[np.intp]  # numbers of the slices along their normal
+    shape: tuple[int, int, int]  # (slices, rows, columns)
+    affine: NDArray[np.float64]  # (4, 4) voxel (column, row, slice) to RAS, mm
+    scalings: NDArray[np.float64]  # slope and intercept of each slice
+    thickness: float  # mm; 0 if unknown
+
+
+def _series(path: Path, request: Mapping[str, Any], notes: list[str]) -> _Series:
+    """Read the headers of a series; raise InputError if its slices are not one volume."""
+    datasets = _datasets(path, request, notes)
+    names_by_series = {str(dataset.get("SeriesInstanceUID") or ""): file.name for file, dataset in datasets.items()}
+    if len(names_by_series) > 1:
+        examples = listed(names_by_series.values())
+        raise InputError(f"{path}: expected one series, found {len(names_by_series)}: {examples}; give each a folder of its own")
+    names, rows_of_numbers = zip(*(part for file, dataset in datasets.items() for part in _slices(file, dataset)), strict=True)
+    if len(names) > len(datasets) > 1:
+        raise InputError(f"{path}: expected one file of several frames, found {len(datasets)}; convert each by itself")
+    numbers = np.array(rows_of_numbers)
+    tolerances = np.repeat([0.0, 1e-3 * numbers[0, 2:4].min(), 1e-3], [2, 2, 6])
+    differs = (np.abs(numbers - numbers[0])[:, :10] > tolerances).any(axis=1)
+    if differs.any():
+        other = int(differs.argmax())
+        raise InputError(
+            f"{path}: slices of different sizes, voxel sizes or orientations: {names[0]} has {numbers[0, :10].tolist()}, {names[other]} "
+            f"has {numbers[other, :10].tolist()}; a localizer? Give each volume a folder of its own"
+        )
+    axes, positions, thickness = numbers[0, 4:10].reshape(2, 3), numbers[:, 10:13], numbers[0, 15]
+    axes /= np.linalg.norm(axes, axis=1, keepdims=True)
+    normal = np.cross(*axes)
+    places = positions @ normal
+    order = np.argsort(places, kind="stable")
+    step = normal * (thickness or 1.0)
+    if len(names) > 1:
+        distances = np.diff(places[order])
+        usual, step = np.median(distances), (positions[order[-1]] - positions[order[0]]) / len(distances)
+        row = positions[order[0]] + np.arange(len(names))[:, np.newaxis] * step
+        off = np.linalg.norm(positions[order] - row, axis=1).max()
+        tilt = np.degrees(np.arccos(np.clip(step @ normal / np.linalg.norm(step), -1.0, 1.0)))
+        if distances.min() <= max(_SAME_PLACE * usual, 1e-6) or off > _UNEVEN * usual or tilt > _MAX_TILT:
+            worst = int(np.abs(distances - usual).argmax())
+            raise InputError(
+                f"{path}: expected slices straight above each other, evenly spaced; found most of them {usual:.4g} mm apart, "
+                f"{names[order[worst]]} and {names[order[worst + 1]]} {distances[worst]:.4g} mm, and a tilt of {tilt:.1f} degrees\n"
+                "  Is there a gap, or a second echo, time or reconstruction? Give each volume a folder of its own.\n"
+                "  dcm2niix resamples uneven slices, and straightens those of a tilted gantry."
+            )
+    elif not thickness:
+        notes.append("a single slice without thickness; 1 mm is assumed")
+    rows, columns, down, right = numbers[0, :4]
+    affine = affine_of(np.column_stack([axes[0] * right, axes[1] * down, step]), positions[order[0]], LPS)
+    return _Series(datasets, order, (len(names), int(rows), int(columns)), affine, numbers[:, 13:15], thickness)
+
+
+def _volume(path: Path, request: Mapping[str, Any]) -> tuple[dict[str, Any], bytes]:
+    """Return the header and the voxels of a series or a segmentation, (slices, rows, columns)."""
+    notes: list[str] = []
+    if path.is_file() and (dataset := next(iter(_datasets(path, request, notes).values()))).get("SOPClassUID") in _SEGMENTATIONS:
+        kind, (segments, stored, affine) = SEGMENTATION, _label_map(path, request, dataset, notes)
+    else:
+        series = _series(path, request, notes)
+        kind, segments, affine = "DICOM series", [], series.affine
+        stored = np.broadcast_to(np.float32(0), series.shape) if request["grid_only"] else _voxels(path, series, request)
+    answer = {"format": kind, "segments": segments, "notes": notes, "shape": stored.shape, "dtype": stored.dtype.str}
+    return answer | {"affine": affine.tolist()}, b"" if request["grid_only"] else stored.tobytes()
+
+
+def _voxels(path: Path, series: _Series, request: Mapping[str, Any]) -> NDArray[Any]:
+    """Return the scaled values of a series, (slices along the normal, rows, columns), as integers if they are whole."""
+    from pydicom.pixels.processing import apply_modality_lut
+    from pydicom.pixels.utils import iter_pixels
+
+    first = next(iter(series.datasets.values()))
+    _limit(path, request, series.datasets, math.prod(series.shape), int(first.BitsAllocated))
+    # Series with 32 bits need float64 before they are written.
+    array = np.empty(series.shape, np.float32 if int(first.BitsStored) <= 16 else np.float64)
+    frames = ((dataset, frame) for file, dataset in series.datasets.items() for frame in iter_pixels(file))
+    for place, scaling, (dataset, frame) in zip(np.argsort(series.order), series.scalings.astype(array.dtype), frames, strict=True):
+        has_table = "ModalityLUTSequence" in dataset
+        array[place] = apply_modality_lut(frame, dataset) if has_table else frame * scaling[0] + scaling[1]
+    if not np.isfinite(array).all():
+        raise InputError(f"{path}: expected finite values, found NaN or infinite ones")
+    low, high, is_whole = array.min(), array.max(), (array == np.rint(array)).all()
+    dtypes = (dtype for dtype in ("<i2", "<u2", "<i4") if is_whole and np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max)
+    return array.astype(next(dtypes, "<f4"), copy=False)
+
+
+def _labels_of(path: Path, dataset: Any) -> dict[int, tuple[int, Any]]:
+    """Return the label of each segment by its number, and what describes it."""
+    segments = {}
+    for item in dataset.SegmentSequence:
+        if number := int(item.SegmentNumber):  # The segment 0 of a label map is the background.
+            written = _LABEL.search(str(item.get("SegmentDescription") or ""))
+            segments[number] = (int(written[1]) if written else number, item)
+    labels = [label for label, _ in segments.values()]
+    if not labels or len(set(labels)) < len(labels) or not 0 < min(labels) <= max(labels) < 1 << 16:
+        raise UnsupportedFormatError(f"{path}: expected segments with different labels from 1 to 65535, found {listed(labels)}")
+    return segments
+
+
+def _require_same_identity(path: Path, dataset: Any, like: Path, other: Any) -> None:
+    """Raise InputError if two files are of different patients or frames of reference; a missing value is no difference."""
+    for keyword, name in _IDENTITY.items():
+        found, expected = (str(source.get(keyword) or "").strip() for source in (dataset, other))
+        if found and expected and found != expected:
+            raise InputError(
+                f"{path} and {like} are of different {name}\n"
+                f"  {keyword}: expected {shorten(expected)!r} as in {like}, found {shorten(found)!r} in {path}\n"
+                "  Name the files of one patient, whose segmentation was made on this series."
+            )
+
+
+def _label_map(
+    path: Path, request: Mapping[str, Any], dataset: Any, notes: list[str]
+) -> tuple[list[Any], NDArray[Any], NDArray[np.float64]]:
+    """Return label, name and color of each segment, the label map, (slices, rows, columns), and its affine."""
+    import highdicom
+
+    if dataset.get("SegmentationType") == "FRACTIONAL":
+        raise UnsupportedFormatError(f"{path}: expected whole segments, found fractions, which are no probabilities of labels")
+    described = _labels_of(path, dataset)
+    num_voxels = int(dataset.get("NumberOfFrames") or 1) * int(dataset.Rows) * int(dataset.Columns)
+    _limit(path, request, [path], num_voxels, int(dataset.BitsAllocated))
+    try:
+        volume = highdicom.seg.segread(path).get_volume(combine_segments=True, rtol=0.05).flip_spatial(0)
+    except RuntimeError as error:
+        raise InputError(f"{path}: its segments cannot become one label map: {shorten(error, 200)}; do they overlap?") from None
+    labels = [label for label, _ in described.values()]
+    table = np.zeros(max(described) + 1, np.uint8 if max(labels) < 256 else np.uint16)
+    table[list(described)] = labels
+    stored = table[volume.array.astype(np.intp)]
+    affine = volume.get_affine("RAS")[:, [2, 1, 0, 3]] + 0.0  # Its axes are slice, row, column.
+    if request["like"] is None:
+        notes.append("it holds only the slices that its segments reach; --like SERIES gives it the grid of its series")
+    else:
+        like = Path(request["like"])
+        series = _series(like, request, notes)
+        _require_same_identity(path, dataset, like, next(iter(series.datasets.values())))
+        stored, affine = _placed(path, stored, affine, like, series), series.affine
+    segments = []
+    for label, item in described.values():
+        lab = item.get("RecommendedDisplayCIELabValue")
+        color = [float(part) / 255 for part in highdicom.color.CIELabColor.from_dicom_value(list(lab)).to_rgb()] if lab else None
+        segments.append([label, shorten(str(item.get("SegmentLabel") or f"Label {label}"), MAX_OF_A_NAME), color])
+    return segments, stored, affine
+
+
+def _placed(path: Path, stored: NDArray[Any], affine: NDArray[np.float64], like: Path, series: _Series) -> NDArray[Any]:
+    """Return a label map of some slices on the grid of a series."""
+    grid, shape = series.affine, stored.shape[::-1]
+    offset = np.rint(np.linalg.solve(grid, affine[:, 3])[:3]).astype(int)
+    expected = grid.copy()
+    expected[:3, 3] += grid[:3, :3] @ offset
+    is_inside = (offset >= 0).all() and (offset + shape <= series.shape[::-1]).all()
+    if not is_inside or not same_grid(shape, affine, shape, expected):
+        difference = describe_difference((path, shape, affine), (like, series.shape[::-1], grid))
+        raise GridMismatchError(f"{path}: not on the grid of --like\n{difference}\n  Name the series that it was made on.")
+    before = offset[::-1]
+    return np.pad(stored, np.column_stack([before, series.shape - before - stored.shape]))
+
+
+def _segmentation(path: Path, request: Mapping[str, Any]) -> tuple[dict[str, Any], bytes]:
+    """Return the file of a segmentation on the grid of the series `path`; the label map is on the standard input."""
+    import highdicom
+    import pydicom
+
+    series = _series(path, request, [])
+    sources = list(series.datasets.values())
+    labels = np.frombuffer(sys.stdin.buffer.read(), request["dtype"]).reshape(request["shape"])
+    _limit(path, request, series.datasets, labels.size)
+    items: dict[int, Any] = {}
+    if request["segments"] is not None:
+        file = Path(request["segments"])
+        source = pydicom.dcmread(file, stop_before_pixels=True)
+        if "SegmentSequence" not in source:
+            raise InputError(f"{file}: expected a DICOM segmentation whose segments describe labels")
+        _require_same_identity(file, source, path, sources[0])
+        items = dict(_labels_of(file, source).values())
+    names = {**dict.fromkeys(items, ""), **dict(request["names"])} or {1: "Label 1"}
+    table = np.zeros(max(names) + 1, np.uint16)
+    table[sorted(names)] = np.arange(1, len(names) + 1)
+    described = [_describe(number, label, names[label], items.get(label)) for number, label in enumerate(sorted(names), 1)]
+    for file, source in series.datasets.items():
+        _complete(file, source, sources[0], series.thickness)
+    pixels = table[labels]
+    if len(sources) > 1:
+        sources = [sources[number] for number in series.order]
+    else:
+        pixels = pixels[np.argsort(series.order)]
+    try:
+        segmentation = highdicom.seg.Segmentation(
+            source_images=sources,
+            pixel_array=pixels,
+            segmentation_type="BINARY",
+            segment_descriptions=described,
+            series_instance_uid=highdicom.UID(),
+            series_number=min(100 * int(sources[0].get("SeriesNumber") or 0) + 1, (1 << 31) - 1),
+            sop_instance_uid=highdicom.UID(),
+            instance_number=1,
+            manufacturer="crfrefine",
+            manufacturer_model_name="crfrefine",
+            software_versions=__version__,
+            device_serial_number="0",
+            series_description="Segmentation converted with crfrefine",
+            specific_character_set="ISO_IR 192",  # UTF-8 holds names in any language.
+        )
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise InputError(f"{path}: highdicom refuses to write a segmentation of this series: {shorten(error, 200)}") from None
+    buffer = BytesIO()
+    segmentation.save_as(buffer)
+    return {}, buffer.getvalue()
+
+
+def _complete(file: Path, source: Any, first: Any, thickness: float) -> None:
+    """Give a header what highdicom asks for; raise InputError if a segmentation cannot refer to its file."""
+    lacking = [keyword for keyword in _REFERENCED if not source.get(keyword)]
+    if lacking:
+        raise InputError(
+            f"{file}: a DICOM segmentation refers to its series, and this file has no {' and no '.join(lacking)}\n"
+            "  De-identification may replace these values, but not empty them: set them in the files, or keep the NIfTI file."
+        )
+    for keyword in (*_OF_PATIENT, *_OF_STUDY):
+        source.setdefault(keyword, None)
+    if "PerFrameFunctionalGroupsSequence" in source:  # highdicom looks for these only among the shared groups.
+        shared, frame = source.SharedFunctionalGroupsSequence[0], source.PerFrameFunctionalGroupsSequence[0]
+        for name in ("PlaneOrientationSequence", "PixelMeasuresSequence"):
+            shared.setdefault(name, frame.get(name))
+    else:
+        source.ImageOrientationPatient = first.ImageOrientationPatient  # Equal up to rounding.
+        source.SliceThickness = source.get("SliceThickness") or f"{thickness or 1.0:.10g}"
+
+
+def _describe(number: int, label: int, name: str, item: Any) -> Any:
+    """Return the description of a segment: the given one with another number, or a new one of a tissue."""
+    import highdicom
+
+    if item is not None:
+        item = copy.deepcopy(item)
+        item.decode()  # The file to write has another character set.
+        item.SegmentNumber = number
+        if item.get("SegmentAlgorithmType") == "MANUAL":  # It was, before the refinement.
+            item.SegmentAlgorithmType, item.SegmentAlgorithmName = "SEMIAUTOMATIC", "crfrefine"
+        item = highdicom.seg.SegmentDescription.from_dataset(item)
+    else:
+        tissue = highdicom.sr.CodedConcept("85756007", "SCT", "Tissue")
+        artificial = highdicom.sr.CodedConcept("123110", "DCM", "Artificial Intelligence")
+        algorithm = highdicom.AlgorithmIdentificationSequence(name="unknown", version="unknown", family=artificial)
+        color = highdicom.color.CIELabColor.from_rgb(*(round(255 * part) for part in Segment(label, name).shown_color))
+        text = name[:MAX_OF_A_NAME].replace("\\", "/")
+        item = highdicom.seg.SegmentDescription(number, text, tissue, tissue, "AUTOMATIC", algorithm, display_color=color)
+    before = _LABEL.sub("", str(item.get("SegmentDescription") or ""))
+    ending = f"label value {label}" if label != number else ""
+    text = "; ".join(part for part in (before[: 1022 - len(ending)], ending) if part)
+    if text:
+        item.SegmentDescription = text
+    elif "SegmentDescription" in item:
+        del item.SegmentDescription
+    return item

@@ -8,21 +8,21 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, EnhancedMRImageStorage, ExplicitVRLittleEndian, generate_uid
 
 
-def slices(array, affine, *, slope=1.0, intercept=0.0, series="1.2.3.4", syntax=ExplicitVRLittleEndian):
+def slices(array, affine, *, slope=1.0, intercept=0.0):
     """Slices of an array (x, y, z) of stored integers, from first to last; `affine` goes to RAS+."""
     lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
     for number in range(array.shape[2]):
         meta = FileMetaDataset()
         meta.MediaStorageSOPClassUID = CTImageStorage
-        meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[series, str(number)])
-        meta.TransferSyntaxUID = syntax
+        meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=["1.2.3.4", str(number)])
+        meta.TransferSyntaxUID = ExplicitVRLittleEndian
         found = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
         found.SOPClassUID, found.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
         found.PatientName, found.PatientID, found.PatientBirthDate, found.PatientSex = "Doe^Jane", "id 1", "", ""
-        found.StudyInstanceUID, found.SeriesInstanceUID, found.FrameOfReferenceUID = "1.2.3", series, "1.2.5"
+        found.StudyInstanceUID, found.SeriesInstanceUID, found.FrameOfReferenceUID = "1.2.3", "1.2.3.4", "1.2.5"
         found.StudyDate, found.StudyTime, found.StudyID, found.AccessionNumber = "20200102", "030405", "", ""
-        found.ReferringPhysicianName, found.SeriesNumber, found.SeriesDescription = "", 3, f"series {series}"
+        found.ReferringPhysicianName, found.SeriesNumber, found.SeriesDescription = "", 3, "series 1.2.3.4"
         found.Modality, found.Manufacturer, found.PositionReferenceIndicator = "CT", "", ""
         found.InstanceNumber = number + 1
         found.Columns, found.Rows = array.shape[:2]
@@ -39,13 +39,12 @@ def slices(array, affine, *, slope=1.0, intercept=0.0, series="1.2.3.4", syntax=
         yield found
 
 
-def save(folder, found, *, shuffled=True, name="IM{:04d}.dcm"):
+def save(folder, found):
     """Write the slices of a series under names that do not tell their order."""
     folder.mkdir(parents=True, exist_ok=True)
     files = list(found)
-    order = np.random.default_rng(3).permutation(len(files)) if shuffled else range(len(files))
-    for number, file in zip(order, files, strict=True):
-        pydicom.dcmwrite(folder / name.format(number), file, enforce_file_format=True)
+    for number, file in zip(np.random.default_rng(3).permutation(len(files)), files, strict=True):
+        pydicom.dcmwrite(folder / f"IM{number:04d}.dcm", file, enforce_file_format=True)
     return folder
 
 
@@ -57,18 +56,18 @@ _GROUPS = {
 }
 
 
-def enhanced(found, *, per_frame=("PlanePositionSequence", "PixelValueTransformationSequence"), sop_class=EnhancedMRImageStorage):
-    """One file of several frames made of slices, in their order; functional groups are the frames' own, or shared."""
+def enhanced(found):
+    """One file of several frames made of slices, in their order; positions and scalings are the frames' own."""
     found = list(found)
     file = copy.deepcopy(found[0])
-    file.file_meta.MediaStorageSOPClassUID = file.SOPClassUID = sop_class
+    file.file_meta.MediaStorageSOPClassUID = file.SOPClassUID = EnhancedMRImageStorage
     groups = []
     for number, one in enumerate(found, 1):
         group = {name: _dataset({keyword: one[keyword].value for keyword in keywords}) for name, keywords in _GROUPS.items()}
         group["PixelValueTransformationSequence"].RescaleType = "US"
         group["FrameContentSequence"] = _dataset({"StackID": "1", "InStackPositionNumber": number, "DimensionIndexValues": [1, number]})
         groups.append(group)
-    own = (*per_frame, "FrameContentSequence")
+    own = ("PlanePositionSequence", "PixelValueTransformationSequence", "FrameContentSequence")
     file.PerFrameFunctionalGroupsSequence = [_dataset({name: [item] for name, item in group.items() if name in own}) for group in groups]
     file.SharedFunctionalGroupsSequence = [_dataset({name: [item] for name, item in groups[0].items() if name not in own})]
     for keyword in (keyword for keywords in _GROUPS.values() for keyword in keywords):

@@ -37,8 +37,8 @@ HOMES = {
     "SimpleITK": set(),  # in a process of its own (io.itk): its readers crash on hostile headers
     "psutil": {"base.limits"},
     "nibabel": {"io"},
-    "pydicom": {"io.dicom", "io.dicom_files"},
-    "highdicom": {"io.dicom", "io.dicom_files"},
+    "pydicom": {"io.dicom"},
+    "highdicom": {"io.dicom"},
     "rich": {"cli"},
     "typer": {"cli"},
     "cupy": {"engines.cuda"},
