@@ -162,14 +162,18 @@ def _grid_map(
             f"which was resampled from {tuple(after)}; expected properties of this image, and transpose_forward of its plans"
         )
     wide = [spacing[axis] for axis in transpose]
-    network = [step * extent / size for step, extent, size in zip(wide, after, shape, strict=True)]
     matrix, offset = np.zeros((3, 3)), np.zeros(3)
     for number, (axis, (start, _), extent, size) in enumerate(zip(transpose, box, after, shape, strict=True)):
         matrix[number, axis] = size / extent
         offset[number] = (0.5 - start) * size / extent - 0.5
-    coarse = [steps for steps in (network, wide) if max(steps) > MAX_ANISOTROPY * min(steps)]
+    # The network's spacing is known up to the rounding of its shape: in doubt it is the round one, as 3 : 1 : 1 or 1 : 4 : 4.
+    low, high = (
+        [step if size == extent else step * extent / (size + half) for step, extent, size in zip(wide, after, shape, strict=True)]
+        for half in (0.5, -0.5)
+    )
+    limits = [steps for steps in ((low, high), (wide, wide)) if max(steps[0]) > MAX_ANISOTROPY * min(steps[1])]
     # nnU-Net treats two coarse axes like fine ones.
-    is_single = bool(coarse) and coarse[0].count(max(coarse[0])) == 1
-    nearest = int(np.argmax(coarse[0])) if is_single else None
+    is_single = bool(limits) and sum(step >= max(limits[0][0]) for step in limits[0][1]) == 1
+    nearest = int(np.argmax(limits[0][0])) if is_single else None
     shape_of_image = (int(extents[0]), int(extents[1]), int(extents[2]))
     return GridMap(shape_of_image, (int(shape[0]), int(shape[1]), int(shape[2])), matrix, offset), nearest

@@ -62,8 +62,14 @@ def expected_export(logits, shape_before, box=None, transpose=(0, 1, 2), nearest
 
 @pytest.mark.parametrize(
     ("transpose", "network_shape", "nearest"),
-    [((0, 1, 2), (14, 13, 9), None), ((2, 0, 1), (11, 24, 22), None), ((1, 2, 0), (5, 12, 31), 0)],
-    ids=["plain", "transposed", "anisotropic"],
+    [
+        ((0, 1, 2), (14, 13, 9), None),
+        ((2, 0, 1), (11, 24, 22), None),
+        ((1, 2, 0), (5, 12, 31), 0),
+        ((0, 1, 2), (28, 12, 6), None),  # of 0.8, 4 and 4 mm
+        ((0, 1, 2), (28, 20, 28), None),  # of 0.8, 2.4 and 0.8 mm
+    ],
+    ids=["plain", "transposed", "anisotropic", "two coarse axes", "three times as coarse"],
 )
 def test_export_without_crf_is_linear_export(export, tmp_path, transpose, network_shape, nearest):
     stored = (31, 38, 26)
