@@ -16,6 +16,7 @@ from crfrefine.base.text import counted, shorten_value
 from crfrefine.errors import CapacityError, ConfigError, InputError
 
 MAX_LABEL = 65535  # they are read and written as 16-bit integers at most
+MAX_THREADS = 1024  # More than the cores of any machine; a typing error beyond it would exhaust the system's threads.
 MAX_LABELS = 4096  # different labels of a case: the model has a penalty for each pair of them
 
 
@@ -44,8 +45,8 @@ def available_threads() -> int:
 
 def check_threads(threads: int | None) -> None:
     """Raise ConfigError unless an argument is a number of threads, or None."""
-    if threads is not None and (isinstance(threads, bool) or not hasattr(threads, "__index__") or threads < 1):
-        raise ConfigError(f"threads: expected a whole number of at least 1, or None for all cores that may be used; got {threads!r}")
+    if threads is not None and (isinstance(threads, bool) or not hasattr(threads, "__index__") or not 1 <= threads <= MAX_THREADS):
+        raise ConfigError(f"threads: expected a whole number from 1 to {MAX_THREADS}, or None for all available cores; got {threads!r}")
 
 
 def group_numbers(name: str) -> list[list[int]]:

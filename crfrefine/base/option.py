@@ -12,7 +12,6 @@ from crfrefine.errors import InputError
 
 MAX_OF_A_PATH = 4096  # Characters; the limit of Linux.
 MAX_PARTS = 1_000_000
-MAX_THREADS = 1024  # More than the cores of any machine; a typing error beyond it would exhaust the system's threads.
 
 INTERPOLATIONS = LINEAR, CUBIC = "linear", "cubic"  # values of --resample
 

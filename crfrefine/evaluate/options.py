@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from crfrefine.base.option import MAX_THREADS, Option, parse_path
+from crfrefine.base.limits import MAX_LABEL, MAX_THREADS
+from crfrefine.base.option import Option, parse_path
 from crfrefine.base.text import listed, shorten, shorten_value
 from crfrefine.errors import ConfigError, InputError
 
@@ -145,8 +146,6 @@ class EvaluationOptions:
 
 def check_options(options: EvaluationOptions) -> None:
     """Raise ConfigError or InputError for invalid options, before anything is read."""
-    from crfrefine.base.limits import MAX_LABEL  # It imports numpy, which `--help` does without.
-
     names = [options.name, *(name for name, _ in options.baselines)]
     if not all(names):
         raise ConfigError("a method has an empty name; expected NAME=FOLDER")

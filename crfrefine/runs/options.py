@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
-from crfrefine.base.limits import MAX_LABEL, parse_size
-from crfrefine.base.option import INTERPOLATIONS, MAX_PARTS, MAX_THREADS, Option, parse_path, path_text
+from crfrefine.base.limits import MAX_LABEL, MAX_THREADS, parse_size
+from crfrefine.base.option import INTERPOLATIONS, MAX_PARTS, Option, parse_path, path_text
 from crfrefine.errors import InputError
 
 if TYPE_CHECKING:

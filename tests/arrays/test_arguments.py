@@ -42,7 +42,7 @@ BATCH = np.stack([CASE.logits] * 2)
 HIDDEN = np.ma.masked_less(CASE.logits, -1.0)
 WRONG = [
     ({"image": "image.nii.gz"}, "image is a path"),
-    *(({"threads": threads}, "threads: expected a whole number of at least 1, or None") for threads in (0, 1.5, True)),
+    *(({"threads": threads}, "threads: expected a whole number from 1 to 1024, or None") for threads in (0, 1.5, True, 1 << 31)),
     ({"logits": CASE.logits.astype(complex)}, "expected an array of real numbers"),
     ({"logits": CASE.logits.astype(object)}, "logits has type object"),
     (

@@ -190,7 +190,7 @@ def test_learned_groups_can_be_chosen():
         ({}, {"learn": ("weight",)}, "no group 'weight'"),
         ({}, {"num_iterations": 0}, "num_iterations"),
         ({}, {"num_labels": 1}, "num_labels"),
-        ({}, {"threads": 0}, "threads: expected a whole number of at least 1"),
+        ({}, {"threads": 0}, "threads: expected a whole number from 1"),
     ],
 )
 def test_parameters_that_do_not_fit_are_refused_by_name(changes, arguments, text):
