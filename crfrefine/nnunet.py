@@ -9,15 +9,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine import io
+from crfrefine.arrays.arguments import given_array, given_spacing
 from crfrefine.arrays.region_scheme import GivenRegions, RegionScheme
 from crfrefine.arrays.resampling import GridMap, Interpolation
 from crfrefine.base.geometry import reverse_grid
+from crfrefine.base.inputs import identities
 from crfrefine.base.limits import available_threads, check_threads, memory_left, memory_limit
 from crfrefine.base.option import CUBIC, INTERPOLATIONS, LINEAR
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import Progress, RunContext
 from crfrefine.errors import ConfigError, GridMismatchError, InputError
-from crfrefine.io.volume import Volume
+from crfrefine.io.atomic import check_small_output
+from crfrefine.io.paths import files_read, files_written, require_suffix
+from crfrefine.io.volume import Volume, VolumeHeader
 from crfrefine.parameters.model import CrfParameters, as_parameters
 from crfrefine.refinement.networks import ArrayNetwork, Network
 from crfrefine.refinement.refining import refine_network
@@ -87,7 +91,18 @@ def export_prediction(
     headers = [io.read_header(path) for path in paths]
     first = headers[0]
     stored = first.grid_shape[::-1]
-    grid_map, nearest = _grid_map(tuple(logits.shape[1:]), stored, properties, tuple(transpose_forward), first.path)
+    written = {key for file in files_written(Path(output)) for key in identities(file)}
+    for header in headers:
+        if any(identities(file) & written for file in files_read(header.path)):
+            raise InputError(f"{output}: would replace the image; choose another name or folder for the output")
+        if not first.on_same_grid(header):
+            raise GridMismatchError(f"{header.path}: not on the grid of {first.path}\n{first.difference_from(header)}")
+    require_suffix(Path(output), io.WRITTEN_SUFFIXES)
+    check_small_output(Path(output))
+    logits = logits if hasattr(logits, "shape") else given_array(logits, "logits")
+    if len(logits) < 2 and not (regions and len(logits)):
+        raise InputError(f"logits have shape {tuple(logits.shape)}; expected (labels, *grid), two labels at least, background among them")
+    grid_map, nearest = _grid_map(tuple(logits.shape[1:]), first, properties, tuple(transpose_forward))
     if resample not in INTERPOLATIONS:
         raise ConfigError(f"resample: expected one of {', '.join(INTERPOLATIONS)}, got {resample!r}")
     interpolation = Interpolation(grid_map, nearest, is_cubic=resample == CUBIC)
@@ -95,7 +110,7 @@ def export_prediction(
     network: Network
     scheme = None if regions is None else RegionScheme.of(regions)
     if scheme is None:
-        channels = StreamedNetwork(lambda: _pieces(logits), len(logits), grid_map.source_shape, "logits", "logits", first.path)
+        channels = StreamedNetwork(lambda: _pieces(logits), len(logits), grid_map.source_shape, "logits", "logits", Path("logits"))
         network = CoarseNetwork(channels, interpolation, stored, wide)
     else:
         values = np.empty((len(logits), *grid_map.shape), np.float32)
@@ -120,7 +135,7 @@ def _as_array(channel: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Return a channel as float32; a tensor may be on a GPU and of any floating type."""
     if hasattr(channel, "detach"):
         channel = channel.detach().cpu().float().numpy()
-    return np.asarray(channel, np.float32)
+    return given_array(channel, "logits").astype(np.float32, copy=False)
 
 
 def _pieces(logits: Any) -> Iterator[io.Piece]:
@@ -138,11 +153,11 @@ def _pieces(logits: Any) -> Iterator[io.Piece]:
 
 
 def _grid_map(
-    shape: tuple[int, ...], stored: tuple[int, ...], properties: Mapping[str, Any], transpose: tuple[int, ...], path: Path
+    shape: tuple[int, ...], image: VolumeHeader, properties: Mapping[str, Any], transpose: tuple[int, ...]
 ) -> tuple[GridMap, int | None]:
     """Return where the image's voxels lie on the network's grid, and the axis of that grid along which the nearest slice is taken."""
     names = "spacing", "shape_before_cropping", "bbox_used_for_cropping", "shape_after_cropping_and_before_resampling"
-    missing = [name for name in names if name not in properties]
+    missing = [name for name in names if properties.get(name) is None]
     if missing:
         raise InputError(f"properties: {', '.join(missing)} missing; expected the dictionary of nnU-Net version 2 for this case")
     if sorted(transpose) != [0, 1, 2]:
@@ -150,16 +165,23 @@ def _grid_map(
     nibabel_values, itk_values = properties.get("nibabel_stuff", {}), properties.get("sitk_stuff", {})
     if "reoriented_affine" in nibabel_values or "original_orientation" in itk_values:
         raise GridMismatchError(
-            f"{path}: nnU-Net has turned the image's axes (a reader with reorientation), so its arrays do not have the order of the file\n"
+            f"{image.path}: nnU-Net has turned the image's axes (a reader with reorientation), so its arrays are not as the file's\n"
             "  Export with nnU-Net and save_probabilities, and refine with `crfrefine infer`."
         )
     spacing, before, box, after = (properties[name] for name in names)
-    extents = (*(1,) * (3 - len(stored)), *stored)
+    spacing, own = given_spacing(spacing, 3), image.geometry()[1][::-1]
+    extents = (*(1,) * (3 - len(own)), *image.grid_shape[::-1])
     cropped = tuple(int(stop) - int(start) for start, stop in box)
-    if len(shape) != 3 or tuple(before) != tuple(extents[axis] for axis in transpose) or cropped != tuple(after):
+    fits = len(shape) == len(box) == 3 and min(shape) > 0 and cropped == tuple(after)
+    fits = fits and tuple(before) == tuple(extents[axis] for axis in transpose)
+    ratios = np.divide(spacing[-len(own) :], own)  # nnU-Net's unit may be that of the header.
+    fits = fits and ratios.max() < 1.01 * ratios.min()
+    if not fits or any(not 0 <= start < stop <= extent for (start, stop), extent in zip(box, before, strict=True)):
+        steps, own_steps = (" x ".join(f"{step:.4g}" for step in each) for each in (spacing, own))
         raise GridMismatchError(
-            f"{path}: the image has {extents} voxels (z, y, x); the logits are on {shape}, cropped from {tuple(before)} to {cropped}, "
-            f"which was resampled from {tuple(after)}; expected properties of this image, and transpose_forward of its plans"
+            f"{image.path}: the image has {extents} voxels (z, y, x) of {own_steps} mm; the properties are of voxels of {steps} mm, "
+            f"cropped from {tuple(before)} to {cropped} by {box} and resampled from {tuple(after)}, the logits are on {shape}; expected "
+            "properties of this image, transpose_forward of its plans, and logits (labels, *grid)"
         )
     wide = [spacing[axis] for axis in transpose]
     matrix, offset = np.zeros((3, 3)), np.zeros(3)
@@ -175,5 +197,4 @@ def _grid_map(
     # nnU-Net treats two coarse axes like fine ones.
     is_single = bool(limits) and sum(step >= max(limits[0][0]) for step in limits[0][1]) == 1
     nearest = int(np.argmax(limits[0][0])) if is_single else None
-    shape_of_image = (int(extents[0]), int(extents[1]), int(extents[2]))
-    return GridMap(shape_of_image, (int(shape[0]), int(shape[1]), int(shape[2])), matrix, offset), nearest
+    return GridMap((extents[0], extents[1], extents[2]), (int(shape[0]), int(shape[1]), int(shape[2])), matrix, offset), nearest

@@ -6,7 +6,7 @@ import pytest
 from scipy.ndimage import gaussian_filter, zoom
 
 from crfrefine import CrfParameters, nnunet, refine
-from crfrefine.errors import ConfigError, GridMismatchError, InputError
+from crfrefine.errors import ConfigError, CrfRefineError, GridMismatchError, InputError
 
 NO_CRF = CrfParameters().replace(**{"bilateral.weight": 0.0})
 SPACING = (1.0, 1.4, 0.8)  # x, y, z
@@ -27,7 +27,7 @@ def resized(channel, shape, order=1):
 def export(tmp_path):
     """Export logits onto an image of a stored shape, of which the network saw a box; None means all of it."""
 
-    def run(logits, stored, box=None, transpose=(0, 1, 2), change=None, **options):
+    def run(logits, stored, box=None, transpose=(0, 1, 2), change=None, output=tmp_path / "out.nii.gz", **options):
         before, path = tuple(stored[axis] for axis in transpose), tmp_path / "image.nii.gz"
         values = np.random.default_rng(0).normal(100.0, 20.0, stored).astype(np.float32)
         nibabel.save(nibabel.Nifti1Image(values.transpose(), np.diag([*SPACING, 1.0])), path)
@@ -39,7 +39,7 @@ def export(tmp_path):
             "shape_after_cropping_and_before_resampling": tuple(stop - start for start, stop in box),
         } | (change or {})
         properties = {name: value for name, value in properties.items() if value is not None}
-        return nnunet.export_prediction(logits, properties, path, tmp_path / "out.nii.gz", transpose_forward=transpose, **options)
+        return nnunet.export_prediction(logits, properties, path, output, transpose_forward=transpose, **options)
 
     return run
 
@@ -151,6 +151,9 @@ def test_tensors_and_regions(export):
         ({"spacing": None}, InputError, "spacing missing"),
         ({"shape_before_cropping": (21, 26, 31)}, GridMismatchError, "properties of this image"),
         ({"bbox_used_for_cropping": [[0, 20], [0, 26], [0, 30]]}, GridMismatchError, "cropped from"),
+        ({"bbox_used_for_cropping": [[1, 22], [0, 26], [0, 30]]}, GridMismatchError, "properties of this image"),
+        ({"spacing": [1.0, 1.4, 0.8]}, GridMismatchError, "0.8 x 1.4 x 1 mm; the properties are of voxels of 1 x 1.4 x 0.8 mm"),
+        ({"spacing": [np.nan, 1.4, 0.8]}, InputError, "expected 3 positive distances"),
         ({"sitk_stuff": {"original_orientation": "LPS"}}, GridMismatchError, "turned the image's axes"),
     ],
 )
@@ -160,13 +163,32 @@ def test_properties_that_do_not_fit(export, tmp_path, change, error, words):
     assert not (tmp_path / "out.nii.gz").exists()
 
 
-def test_bad_arguments(export):
+def test_bad_arguments(export, tmp_path):
     with pytest.raises(ConfigError, match="transpose_forward"):
         export(LOGITS, STORED, transpose=(0, 1, 1))
     logits = LOGITS.copy()
     logits[1, 3, 4, 5] = np.nan
     with pytest.raises(InputError, match="not finite"):
         export(logits, STORED)
+    for number in (0, 1):
+        with pytest.raises(InputError, match="two labels at least"):
+            export(LOGITS[:number], STORED)
+    with pytest.raises(InputError, match="real numbers"):
+        export(LOGITS + 1j, STORED)
+    assert not (tmp_path / "out.nii.gz").exists()
+
+
+def test_output_is_checked_before_the_work(export, tmp_path, monkeypatch):
+    """The image is not replaced, and a file that cannot be written does not cost the run."""
+    monkeypatch.setattr(nnunet, "refine_network", None)
+    for name, words in (
+        ("image.nii.gz", "would replace the image"),
+        ("out.png", "unknown file type"),
+        ("image.nii.gz/a.nii", "Not a directory"),
+    ):
+        with pytest.raises(CrfRefineError, match=words):
+            export(LOGITS, STORED, output=tmp_path / name)
+    assert nibabel.load(tmp_path / "image.nii.gz").get_data_dtype() == np.float32
 
 
 def test_padding_of_the_network_is_background(export):
