@@ -390,10 +390,13 @@ def take_up(
     by_reason: dict[str, list[str]] = {}
     for files, label_map, outputs in cases:
         case = recorded.state_of(files.case_id, label_map, outputs, settings, inputs)
-        if case.state == "done" and case.record is not None and case.record.strokes != times_of_strokes(files):
+        drawn, record = times_of_strokes(files), case.record
+        # A single file has no record: only newer strokes show.
+        is_older = folder is None and any((time or "") > (time_of_change(label_map) or "") for time in drawn.values())
+        if case.state == "done" and (is_older or (record is not None and record.strokes != drawn)):
             by_reason.setdefault("refined with other strokes", []).append(files.case_id)
         elif case.state == "done":
-            done[files.case_id] = case.record or CaseRecord(files.case_id)
+            done[files.case_id] = record or CaseRecord(files.case_id)
         if case.reason in ADVICE or case.reason.startswith(OTHER_VALUES):
             by_reason.setdefault(case.reason, []).append(files.case_id)
     for reason, names in by_reason.items():

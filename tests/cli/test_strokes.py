@@ -54,6 +54,15 @@ def refine_a(folders, *strokes, options=(), status=0):
     return run_here(*arguments, *options, status=status)
 
 
+def test_a_single_file_is_refined_again_with_newer_strokes(folders, tmp_path):
+    strokes = save_nifti(tmp_path / "drawn.nii.gz", draw())
+    for value, status in ((2, "done"), (2, "skipped"), (1, "done")):
+        if value == 1:
+            save_nifti(strokes, draw(value))
+        assert statuses(refine_a(folders, strokes, options=["--continue"])) == [("a", status)]
+    np.testing.assert_array_equal(load_nifti(tmp_path / "a.nii.gz"), refined(folders, "a", strokes=draw(1)))
+
+
 def test_files_of_a_case_are_united_unless_they_contradict_each_other(folders, tmp_path):
     paths = [save_nifti(tmp_path / name, drawn) for name, drawn in (("one.nii.gz", draw()), ("two.nii.gz", OTHER))]
     refine_a(folders, *paths)
