@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -202,21 +201,6 @@ def record_path(output: Path, num_parts: int = 1, part_id: int = 0) -> Path:
     return output / RECORD_FOLDER / (f"record-{part_id}-of-{num_parts}.jsonl" if num_parts > 1 else "record.jsonl")
 
 
-class RecordedRun(NamedTuple):
-    """The line of a run."""
-
-    head: Mapping[str, Any]  # as `RunSummary.head` returns it
-    started: datetime
-    settings: Mapping[str, Any]  # that the results of its cases depend on, as `settings_of` returns them
-
-
-class Entry(NamedTuple):
-    """The line of a case."""
-
-    record: CaseRecord
-    run: RecordedRun
-
-
 class CaseState(NamedTuple):
     """The state of a case, for `--continue` and for `status`."""
 
@@ -227,92 +211,89 @@ class CaseState(NamedTuple):
     record: CaseRecord | None = None  # of a case that is done, if it describes the label map
 
 
-@dataclass
+class RecordedRun(NamedTuple):
+    """The line of a run, and those of its cases."""
+
+    head: Mapping[str, Any]  # as `RunSummary.head` returns it
+    started: datetime
+    settings: Mapping[str, Any]  # that the results of its cases depend on, as `settings_of` returns them
+    records: list[CaseRecord]
+
+
 class RecordedRuns:
-    """All runs into a folder."""
+    """All runs into a folder, in the order in which they began; `notes` are on lines that cannot be used."""
 
-    runs: list[RecordedRun] = field(default_factory=list)  # in the order in which they began
-    entries: list[Entry] = field(default_factory=list)  # in the order of their runs
-    notes: list[str] = field(default_factory=list)  # lines that cannot be used
-
-    @cached_property
-    def _begun(self) -> dict[str, datetime]:
-        """When the last run without --continue began, by case."""
-        begun = {}
+    def __init__(self, runs: Iterable[RecordedRun] = (), notes: Sequence[str] = ()) -> None:
+        self.runs, self.notes = sorted(runs, key=lambda run: run.started), [*notes]
+        # When the last run without --continue began, and the last line that no later one has begun anew, by case.
+        self._begun: dict[str, datetime] = {}
+        self.latest: dict[str, tuple[CaseRecord, RecordedRun]] = {}
         for run in self.runs:
-            own = list(run.head["all_cases"])[run.head["part_id"] :: run.head["num_parts"]]
-            begun.update({} if run.head["resumed"] else dict.fromkeys(own, run.started))
-        return begun
-
-    @cached_property
-    def latest(self) -> dict[str, Entry]:
-        """The last line of each case that no later run has begun anew."""
-        pairs = ((entry.record.case_id, entry) for entry in self.entries)
-        return {case_id: entry for case_id, entry in pairs if entry.run.started >= self._begun.get(case_id, entry.run.started)}
+            for case_id in [] if run.head["resumed"] else list(run.head["all_cases"])[run.head["part_id"] :: run.head["num_parts"]]:
+                self._begun[case_id] = run.started
+                self.latest.pop(case_id, None)
+            self.latest.update({record.case_id: (record, run) for record in run.records})
 
     def state_of(
         self, case_id: str, label_map: Path, others: Sequence[Path], settings: Mapping[str, Any], inputs: Sequence[str] = ()
     ) -> CaseState:
         """Return whether a case with these outputs, settings as of `settings_of`, and inputs, if any are given, is done."""
-        entry, written = self.latest.get(case_id), time_of_change(label_map)
-        if entry is not None and entry.record.output is not None and entry.record.output.name != label_map.name:
-            entry = None  # It describes a label map in another format.
-        if entry is not None and entry.record.status == "failed":
-            failures = entry.record.failures
-            return CaseState(case_id, "failed", label_map, failures[0].message if failures else "no reason is recorded")
+        record, run = self.latest.get(case_id, (None, None))
+        written, begun = time_of_change(label_map), self._begun.get(case_id)
+        if record is None or (record.output is not None and record.output.name != label_map.name):
+            record = run = None  # It describes a label map in another format.
+        elif record.status == "failed":
+            return CaseState(case_id, "failed", label_map, record.failures[0].message if record.failures else "no reason is recorded")
         gone = next((path for path in (label_map, *others) if not os.path.exists(path)), None)  # noqa: PTH110 - no exception for odd names
-        begun = self._begun.get(case_id)
         # Files of an earlier run are not results of the run that is continued.
-        is_older = entry is None and written is not None and begun is not None and datetime.fromisoformat(written) < begun
-        if is_older or (entry is None and gone == label_map):
+        is_older = record is None and written is not None and begun is not None and datetime.fromisoformat(written) < begun
+        if is_older or (record is None and gone == label_map):
             return CaseState(case_id, "missing", label_map, "not reached")
         if written is None or gone is not None:
             return CaseState(case_id, "missing", label_map, f"{gone} is gone")
-        if entry is None or entry.record.written != written:
-            return CaseState(case_id, "done", label_map, NO_RECORD if entry is None else CHANGED)
-        if keys := _differing(entry.run.settings, settings):
+        if record is None or run is None or record.written != written:
+            return CaseState(case_id, "done", label_map, NO_RECORD if record is None else CHANGED)
+        if keys := _differing(run.settings, settings):
             return CaseState(case_id, "missing", label_map, f"{OTHER_VALUES} {listed(keys)}")
-        is_same = not inputs or entry.run.head["inputs"] == list(inputs)
-        return CaseState(case_id, "done", label_map, "" if is_same else OTHER_INPUTS, entry.record)
+        is_same = not inputs or run.head["inputs"] == list(inputs)
+        return CaseState(case_id, "done", label_map, "" if is_same else OTHER_INPUTS, record)
 
 
 def read_records(folder: Path) -> RecordedRuns:
     """Read the records of all runs into a folder; a line that cannot be used is left out, with a note."""
-    result = RecordedRuns()
     runs: dict[str, RecordedRun] = {}
+    notes: list[str] = []
     for path in sorted((folder / RECORD_FOLDER).glob("record*.jsonl")):
         bad: list[str] = []
         try:
             require_file(path)
             lines = path.read_bytes().splitlines(keepends=True)
         except (OSError, InputError) as error:
-            result.notes.append(str(error))
+            notes.append(str(error))
             continue
         for number, line in enumerate(lines, start=1):
             try:
-                _read_line(parse_line(line), runs, result.entries)
+                _read_line(parse_line(line), runs)
             except (ValueError, TypeError, KeyError) as error:
                 # A kill leaves a line without its end, which the next run removes.
                 bad += [f"line {number}: {shorten(error, MAX_OF_A_REASON)}"] if line.endswith(b"\n") else []
         if bad:
-            result.notes.append(f"{path}: {counted(len(bad), 'line')} of the record cannot be used: {bad[0]}")
-    result.runs = sorted(runs.values(), key=lambda run: run.started)
-    result.entries.sort(key=lambda entry: entry.run.started)
-    return result
+            notes.append(f"{path}: {counted(len(bad), 'line')} of the record cannot be used: {bad[0]}")
+    return RecordedRuns(runs.values(), notes)
 
 
 # Fields of the line of a run that are read again.
 _HEAD = ("started", "num_parts", "part_id", "parameters", "all_cases", "resumed", "inputs")
 
 
-def _read_line(values: Any, runs: dict[str, RecordedRun], entries: list[Entry]) -> None:
-    """Add a line to the runs or to the entries; raise ValueError, TypeError or KeyError if it is neither."""
+def _read_line(values: Any, runs: dict[str, RecordedRun]) -> None:
+    """Add a line to the runs, or to the cases of its run; raise ValueError, TypeError or KeyError if it is neither."""
     if not isinstance(values, dict):
         raise ValueError("expected a JSON table")
     if "case_id" in values and values["run"] not in runs:
         raise ValueError("its run has no line")
     if "case_id" in values:
-        entries.append(Entry(CaseRecord.from_dict(values), runs[values["run"]]))
+        runs[values["run"]].records.append(CaseRecord.from_dict(values))
         return
     if values["schema"] != SCHEMA:
         raise ValueError(f"its schema is not {SCHEMA}, which this version of crfrefine writes")
@@ -324,7 +305,7 @@ def _read_line(values: Any, runs: dict[str, RecordedRun], entries: list[Entry]) 
     started = datetime.fromisoformat(values["started"])
     if started.tzinfo is None:
         raise ValueError("started: expected a time zone")
-    runs[values["run"]] = RecordedRun(values, started, settings_of(values))
+    runs[values["run"]] = RecordedRun(values, started, settings_of(values), [])
 
 
 # Options that change results beside the parameters, and their defaults.
@@ -370,8 +351,7 @@ def case_states(folder: Path, recorded: RecordedRuns) -> list[CaseState]:
     states: dict[str, CaseState] = {}
     for run in sorted(last.values(), key=lambda run: run.started):
         for case_id, name in run.head["all_cases"].items():
-            entry, label_map = recorded.latest.get(case_id), folder / name
-            record = CaseRecord("") if entry is None else entry.record
+            record, label_map = recorded.latest.get(case_id, (CaseRecord(""),))[0], folder / name
             names = [path.name for path in (record.probabilities, record.logits, record.preview, record.structures) if path is not None]
             states[case_id] = recorded.state_of(case_id, label_map, [label_map.parent / name for name in names], run.settings)
     return list(states.values())
