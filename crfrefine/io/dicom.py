@@ -1,27 +1,30 @@
-"""Series and segmentations of DICOM for `crfrefine convert`, in a process with limits, which decoders of damaged files need.
+"""Series and segmentations of DICOM, read and written by pydicom and highdicom.
 
-`read` and `write` send a request to the process, which runs `serve` and all that follows it.
+Decoders of damaged files need limits of time and memory: `crfrefine convert` imports this module in a process of its own.
 """
 
 from __future__ import annotations
 
 import copy
-import json
 import math
-import os
 import re
-import subprocess
-import sys
+import resource
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import highdicom
 import numpy as np
+import pydicom
 from numpy.typing import NDArray
+from pydicom.pixels.processing import apply_modality_lut
+from pydicom.pixels.utils import iter_pixels
 
-from crfrefine import __version__, errors
+from crfrefine import __version__
 from crfrefine.base.geometry import describe_difference, require_usable, same_grid, spacing_of
 from crfrefine.base.text import counted, listed, shorten
 from crfrefine.errors import CapacityError, CrfRefineError, GridMismatchError, InputError, UnsupportedFormatError
@@ -30,12 +33,13 @@ from crfrefine.io.streams import MAX_RATIO, cut_off
 from crfrefine.io.text_header import LPS, affine_of
 from crfrefine.io.volume import MAX_OF_A_NAME, Segment, Volume, VolumeHeader, segments_of
 
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+
 SEGMENTATION = "DICOM segmentation"
-# Processor time that a conversion may take; each million bytes of its files adds a second.
-SECONDS = 60
-# Bytes that a conversion may take; 32 for each voxel and 4 for each byte of its files are added.
+# Processor time that this process may take, if it is there for a conversion alone; each million bytes of its files adds a second.
+seconds: int | None = None
+# Bytes that it may take then; 32 for each voxel and 4 for each byte of its files are added.
 MEMORY = 1 << 30
-_START = "import sys; sys.path.append(sys.argv[1]); from crfrefine.io.dicom import serve; serve()"
 
 _SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 _CLASSES = {"CT": "1.2.840.10008.5.1.4.1.1.2", "MR": "1.2.840.10008.5.1.4.1.1.4", "PT": "1.2.840.10008.5.1.4.1.1.128"}
@@ -43,9 +47,11 @@ _SMALL = 1 << 26  # Bytes of voxels that a compressed file of any size may hold.
 # End of a segment's description, where its label is not its number: numbers have no gaps.
 _LABEL = re.compile(r"(?:^|; )label value ([0-9]{1,5})$", re.ASCII)
 _IDENTITY = {"PatientID": "patients", "FrameOfReferenceUID": "frames of reference"}
-# Elements that the standard wants in every file, but perhaps without a value.
-_OF_PATIENT = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex")
-_OF_STUDY = ("StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName")
+# Elements that the standard wants in every file, but perhaps without a value: of the patient and of the study.
+_EXPECTED = (
+    *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
+    *("StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName"),
+)
 # Elements of an image that a segmentation repeats.
 _REFERENCED = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID", "Modality")
 # Elements of a slice, or of its functional groups; the last two are the thickness.
@@ -57,103 +63,66 @@ _OF_SLICE = (
 _SAME_PLACE, _UNEVEN, _MAX_TILT = 1e-3, 0.1, 2.0
 
 
-def read(path: Path, like: Path | None = None, *, grid_only: bool = False) -> Volume:
+def read(path: Path, like: Path | None = None) -> Volume:
     """Read a series as it is measured, or a segmentation as a label map; both with a header.
 
     The path is the folder of a series, a file of several frames, or a segmentation, which is placed on
-    the grid of the series `like`; with `grid_only`, voxels are 0. Raises InputError if the slices are no
-    volume, or the two are of different patients or frames of reference; GridMismatchError; and
-    UnsupportedFormatError or CapacityError if decoding fails, takes too long or takes too much memory.
+    the grid of the series `like`. Raises InputError if the slices are no volume, or the two are of different
+    patients or frames of reference; GridMismatchError; and UnsupportedFormatError or CapacityError if decoding fails.
     """
-    answer, content = _run(path, {"like": like and str(like), "grid_only": grid_only})
-    affine, dtype = np.array(answer["affine"]), np.dtype(answer["dtype"])
+    with _decoding(path):
+        notes: list[str] = []
+        if path.is_file() and (dataset := next(iter(_datasets(path, notes).values()))).get("SOPClassUID") in _SEGMENTATIONS:
+            segments, stored, affine = _label_map(path, like, dataset, notes)
+            header = _header(path, SEGMENTATION, stored.shape, affine, notes)
+        else:
+            series = read_series(path)
+            segments, stored, header = (), _voxels(series), series.header
+    header = replace(header, dtype=stored.dtype.name, segments=segments)
+    return Volume(stored.T, *header.geometry(), path, header)
+
+
+def _header(path: Path, kind: str, shape: Sequence[int], affine: NDArray[np.float64], notes: Sequence[str]) -> VolumeHeader:
+    """Return the header of voxels, (slices, rows, columns); raise InputError if their places are not usable."""
     require_usable(affine, 3, path)
-    stored = np.broadcast_to(dtype.type(0), answer["shape"]) if grid_only else np.frombuffer(content, dtype).reshape(answer["shape"])
-    segments = tuple(Segment(label, name, color and tuple(color)) for label, name, color in answer["segments"])
-    spacing, notes = spacing_of(affine), tuple(answer["notes"])
-    header = VolumeHeader(path, answer["format"], stored.shape[::-1], 1, dtype.name, spacing, affine, notes=notes, segments=segments)
-    return Volume(stored.T, affine, spacing, path, header)
+    return VolumeHeader(path, kind, tuple(shape)[::-1], 1, "float32", spacing_of(affine), affine, notes=tuple(notes))
 
 
-def write(target: Path, labels: NDArray[np.unsignedinteger[Any]], named: Sequence[Segment], like: Path, segments: Path | None) -> None:
-    """Write a label map, (x, y, z) on the grid of the series `like`, as a segmentation of binary segments; raises as `read`."""
-    # The segments get these names, and keep what describes their labels in the file `segments`.
-    stored = np.ascontiguousarray(labels.T)
-    known = {segment.label: segment.name for segment in named}
-    names = [(segment.label, known.get(segment.label, segment.name)) for segment in segments_of(stored, ())]
-    request = {"names": names, "segments": segments and str(segments), "shape": stored.shape, "dtype": stored.dtype.str}
-    write_small_file(target, _run(like, request, stored.tobytes())[1])
-
-
-def _run(path: Path, request: Mapping[str, Any], voxels: bytes = b"") -> tuple[dict[str, Any], bytes]:
-    """Return the answer of the process; its errors are raised here."""
-    command = [sys.executable, "-P", "-c", _START, str(Path(__file__).parents[2])]
-    line = json.dumps({"path": str(path), "limits": (SECONDS, MEMORY), **request}).encode() + b"\n"
-    done = subprocess.run(command, input=b"".join((line, voxels)), capture_output=True, check=False)
-    if done.returncode != 0:
-        is_late = done.returncode == -24  # SIGXCPU
-        reason = "takes far longer than that of files of its size should" if is_late else f"ended with status {done.returncode}"
-        raise UnsupportedFormatError(f"{path}: damaged DICOM: its decoding {reason}; copy or export it again")
-    first, _, content = done.stdout.partition(b"\n")
-    answer: dict[str, Any] = json.loads(first)
-    if "error" in answer:
-        raise getattr(errors, answer["error"])(answer["message"])
-    return answer, content
-
-
-def serve() -> None:
-    """Answer the request on the standard input."""
-    request = json.loads(sys.stdin.buffer.readline())
-    path = Path(request["path"])
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # Decoders may print.
-    warnings.simplefilter("ignore")
-    content: Any = b""
+@contextmanager
+def _decoding(path: Path) -> Iterator[None]:
+    """Turn exceptions into errors that name the file: damage shows as an exception of any kind."""
     try:
-        import highdicom.seg  # noqa: F401 - its memory is not part of the limit
-        import pydicom
-
-        pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
-        request["addresses"] = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * os.sysconf("SC_PAGE_SIZE")
-        answer, content = (_segmentation if "names" in request else _volume)(path, request)
-    except Exception as error:  # Damage shows as an exception of any kind.
-        failure = error
-        if isinstance(error, ImportError):
-            failure = InputError(f"{path}: DICOM needs a package that is not installed ({error}); pip install 'crfrefine[dicom]'")
-        elif isinstance(error, MemoryError):
-            failure = CapacityError(f"{path}: its decoding takes more memory than that of files of its size should; damaged?")
-        elif not isinstance(error, CrfRefineError):
-            reason = shorten(f"{type(error).__name__}: {error}", 300)
-            failure = UnsupportedFormatError(f"{path}: damaged DICOM, or a value that is needed is missing ({reason})")
-        answer = {"error": type(failure).__name__, "message": str(failure)}
-    answers.write(json.dumps(answer).encode() + b"\n")
-    answers.write(content)
-    answers.flush()
-    os._exit(0)
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    except CrfRefineError:
+        raise
+    except MemoryError as error:
+        raise CapacityError(f"{path}: its decoding takes more memory than that of files of its size should; damaged?") from error
+    except Exception as error:
+        reason = shorten(f"{type(error).__name__}: {error}", 300)
+        raise UnsupportedFormatError(f"{path}: damaged DICOM, or a value that is needed is missing ({reason})") from error
 
 
-def _limit(path: Path, request: Mapping[str, Any], files: Iterable[Path], num_voxels: int = 0, bits: int = 0) -> None:
+def _limit(path: Path, files: Iterable[Path], num_voxels: int = 0, bits: int = 0) -> None:
     """Limit memory and processor time from now on; raise an error if the files are too small for so many voxels."""
-    import resource
-
     num_bytes, promised = sum(file.stat().st_size for file in files), num_voxels * bits // 8
     if promised > max(num_bytes * MAX_RATIO, _SMALL):
         raise cut_off(path, f"{promised} bytes of voxels", f"it holds {num_bytes}")
-    seconds, memory = request["limits"]
-    most_memory = request["addresses"] + memory + 32 * num_voxels + 4 * num_bytes
+    if seconds is None:
+        return
+    present = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+    most_memory = present + MEMORY + 32 * num_voxels + 4 * num_bytes
     for kind, most in ((resource.RLIMIT_CPU, seconds + num_bytes // 1_000_000), (resource.RLIMIT_AS, most_memory)):
         hard = resource.getrlimit(kind)[1]  # RLIM_INFINITY is -1.
         resource.setrlimit(kind, (most if hard < 0 else min(most, hard), hard))
 
 
-def _datasets(path: Path, request: Mapping[str, Any], notes: list[str]) -> dict[Path, Any]:
+def _datasets(path: Path, notes: list[str]) -> dict[Path, Any]:
     """Return the headers of a series' files, or of the one file."""
-    import pydicom
-
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith(".")) if path.is_dir() else [path]
-    _limit(path, request, files)
+    _limit(path, files)
     datasets, others = dict[Path, Any](), []
     for file in files:
         try:
@@ -201,85 +170,71 @@ def _slices(file: Path, dataset: Any) -> Iterator[tuple[str, NDArray[np.float64]
         yield name, numbers
 
 
-class _Series(NamedTuple):
+class Series(NamedTuple):
     """The files of a series, and its grid."""
 
+    header: VolumeHeader
     datasets: dict[Path, Any]  # by file, without pixels
     order: NDArray[np.intp]  # numbers of the slices along their normal
-    shape: tuple[int, int, int]  # (slices, rows, columns)
-    affine: NDArray[np.float64]  # (4, 4) voxel (column, row, slice) to RAS, mm
     scalings: NDArray[np.float64]  # slope and intercept of each slice
     thickness: float  # mm; 0 if unknown
 
 
-def _series(path: Path, request: Mapping[str, Any], notes: list[str]) -> _Series:
-    """Read the headers of a series; raise InputError if its slices are not one volume."""
-    datasets = _datasets(path, request, notes)
-    names_by_series = {str(dataset.get("SeriesInstanceUID") or ""): file.name for file, dataset in datasets.items()}
-    if len(names_by_series) > 1:
-        examples = listed(names_by_series.values())
-        raise InputError(f"{path}: expected one series, found {len(names_by_series)}: {examples}; give each a folder of its own")
-    names, rows_of_numbers = zip(*(part for file, dataset in datasets.items() for part in _slices(file, dataset)), strict=True)
-    if len(names) > len(datasets) > 1:
-        raise InputError(f"{path}: expected one file of several frames, found {len(datasets)}; convert each by itself")
-    numbers = np.array(rows_of_numbers)
-    tolerances = np.repeat([0.0, 1e-3 * numbers[0, 2:4].min(), 1e-3], [2, 2, 6])
-    differs = (np.abs(numbers - numbers[0])[:, :10] > tolerances).any(axis=1)
-    if differs.any():
-        other = int(differs.argmax())
-        raise InputError(
-            f"{path}: slices of different sizes, voxel sizes or orientations: {names[0]} has {numbers[0, :10].tolist()}, {names[other]} "
-            f"has {numbers[other, :10].tolist()}; a localizer? Give each volume a folder of its own"
-        )
-    axes, positions, thickness = numbers[0, 4:10].reshape(2, 3), numbers[:, 10:13], numbers[0, 15]
-    axes /= np.linalg.norm(axes, axis=1, keepdims=True)
-    normal = np.cross(*axes)
-    places = positions @ normal
-    order = np.argsort(places, kind="stable")
-    step = normal * (thickness or 1.0)
-    if len(names) > 1:
-        distances = np.diff(places[order])
-        usual, step = np.median(distances), (positions[order[-1]] - positions[order[0]]) / len(distances)
-        row = positions[order[0]] + np.arange(len(names))[:, np.newaxis] * step
-        off = np.linalg.norm(positions[order] - row, axis=1).max()
-        tilt = np.degrees(np.arccos(np.clip(step @ normal / np.linalg.norm(step), -1.0, 1.0)))
-        if distances.min() <= max(_SAME_PLACE * usual, 1e-6) or off > _UNEVEN * usual or tilt > _MAX_TILT:
-            worst = int(np.abs(distances - usual).argmax())
+def read_series(path: Path) -> Series:
+    """Read the headers of a series; raise InputError if its slices are not one volume, and errors as `read`."""
+    with _decoding(path):
+        notes: list[str] = []
+        datasets = _datasets(path, notes)
+        names_by_series = {str(dataset.get("SeriesInstanceUID") or ""): file.name for file, dataset in datasets.items()}
+        if len(names_by_series) > 1:
+            examples = listed(names_by_series.values())
+            raise InputError(f"{path}: expected one series, found {len(names_by_series)}: {examples}; give each a folder of its own")
+        names, rows_of_numbers = zip(*(part for file, dataset in datasets.items() for part in _slices(file, dataset)), strict=True)
+        if len(names) > len(datasets) > 1:
+            raise InputError(f"{path}: expected one file of several frames, found {len(datasets)}; convert each by itself")
+        numbers = np.array(rows_of_numbers)
+        tolerances = np.repeat([0.0, 1e-3 * numbers[0, 2:4].min(), 1e-3], [2, 2, 6])
+        differs = (np.abs(numbers - numbers[0])[:, :10] > tolerances).any(axis=1)
+        if differs.any():
+            other = int(differs.argmax())
             raise InputError(
-                f"{path}: expected slices straight above each other, evenly spaced; found most of them {usual:.4g} mm apart, "
-                f"{names[order[worst]]} and {names[order[worst + 1]]} {distances[worst]:.4g} mm, and a tilt of {tilt:.1f} degrees\n"
-                "  Is there a gap, or a second echo, time or reconstruction? Give each volume a folder of its own.\n"
-                "  dcm2niix resamples uneven slices, and straightens those of a tilted gantry."
+                f"{path}: slices of different sizes, voxel sizes or orientations: {names[0]} has {numbers[0, :10].tolist()}, "
+                f"{names[other]} has {numbers[other, :10].tolist()}; a localizer? Give each volume a folder of its own"
             )
-    elif not thickness:
-        notes.append("a single slice without thickness; 1 mm is assumed")
-    rows, columns, down, right = numbers[0, :4]
-    affine = affine_of(np.column_stack([axes[0] * right, axes[1] * down, step]), positions[order[0]], LPS)
-    return _Series(datasets, order, (len(names), int(rows), int(columns)), affine, numbers[:, 13:15], thickness)
+        axes, positions, thickness = numbers[0, 4:10].reshape(2, 3), numbers[:, 10:13], numbers[0, 15]
+        axes /= np.linalg.norm(axes, axis=1, keepdims=True)
+        normal = np.cross(*axes)
+        places = positions @ normal
+        order = np.argsort(places, kind="stable")
+        step = normal * (thickness or 1.0)
+        if len(names) > 1:
+            distances = np.diff(places[order])
+            usual, step = np.median(distances), (positions[order[-1]] - positions[order[0]]) / len(distances)
+            row = positions[order[0]] + np.arange(len(names))[:, np.newaxis] * step
+            off = np.linalg.norm(positions[order] - row, axis=1).max()
+            tilt = np.degrees(np.arccos(np.clip(step @ normal / np.linalg.norm(step), -1.0, 1.0)))
+            if distances.min() <= max(_SAME_PLACE * usual, 1e-6) or off > _UNEVEN * usual or tilt > _MAX_TILT:
+                worst = int(np.abs(distances - usual).argmax())
+                raise InputError(
+                    f"{path}: expected slices straight above each other, evenly spaced; found most of them {usual:.4g} mm apart, "
+                    f"{names[order[worst]]} and {names[order[worst + 1]]} {distances[worst]:.4g} mm, and a tilt of {tilt:.1f} degrees\n"
+                    "  Is there a gap, or a second echo, time or reconstruction? Give each volume a folder of its own.\n"
+                    "  dcm2niix resamples uneven slices, and straightens those of a tilted gantry."
+                )
+        elif not thickness:
+            notes.append("a single slice without thickness; 1 mm is assumed")
+        rows, columns, down, right = numbers[0, :4]
+        affine = affine_of(np.column_stack([axes[0] * right, axes[1] * down, step]), positions[order[0]], LPS)
+        header = _header(path, "DICOM series", (len(names), int(rows), int(columns)), affine, notes)
+        return Series(header, datasets, order, numbers[:, 13:15], thickness)
 
 
-def _volume(path: Path, request: Mapping[str, Any]) -> tuple[dict[str, Any], bytes]:
-    """Return the header and the voxels of a series or a segmentation, (slices, rows, columns)."""
-    notes: list[str] = []
-    if path.is_file() and (dataset := next(iter(_datasets(path, request, notes).values()))).get("SOPClassUID") in _SEGMENTATIONS:
-        kind, (segments, stored, affine) = SEGMENTATION, _label_map(path, request, dataset, notes)
-    else:
-        series = _series(path, request, notes)
-        kind, segments, affine = "DICOM series", [], series.affine
-        stored = np.broadcast_to(np.float32(0), series.shape) if request["grid_only"] else _voxels(path, series, request)
-    answer = {"format": kind, "segments": segments, "notes": notes, "shape": stored.shape, "dtype": stored.dtype.str}
-    return answer | {"affine": affine.tolist()}, b"" if request["grid_only"] else stored.tobytes()
-
-
-def _voxels(path: Path, series: _Series, request: Mapping[str, Any]) -> NDArray[Any]:
+def _voxels(series: Series) -> NDArray[Any]:
     """Return the scaled values of a series, (slices along the normal, rows, columns), as integers if they are whole."""
-    from pydicom.pixels.processing import apply_modality_lut
-    from pydicom.pixels.utils import iter_pixels
-
-    first = next(iter(series.datasets.values()))
-    _limit(path, request, series.datasets, math.prod(series.shape), int(first.BitsAllocated))
+    path, shape, first = series.header.path, series.header.grid_shape[::-1], next(iter(series.datasets.values()))
+    _limit(path, series.datasets, math.prod(shape), int(first.BitsAllocated))
     # Series with 32 bits need float64 before they are written.
-    array = np.empty(series.shape, np.float32 if int(first.BitsStored) <= 16 else np.float64)
+    array = np.empty(shape, np.float32 if int(first.BitsStored) <= 16 else np.float64)
     frames = ((dataset, frame) for file, dataset in series.datasets.items() for frame in iter_pixels(file))
     for place, scaling, (dataset, frame) in zip(np.argsort(series.order), series.scalings.astype(array.dtype), frames, strict=True):
         has_table = "ModalityLUTSequence" in dataset
@@ -317,16 +272,14 @@ def _require_same_identity(path: Path, dataset: Any, like: Path, other: Any) -> 
 
 
 def _label_map(
-    path: Path, request: Mapping[str, Any], dataset: Any, notes: list[str]
-) -> tuple[list[Any], NDArray[Any], NDArray[np.float64]]:
-    """Return label, name and color of each segment, the label map, (slices, rows, columns), and its affine."""
-    import highdicom
-
+    path: Path, like: Path | None, dataset: Any, notes: list[str]
+) -> tuple[tuple[Segment, ...], NDArray[Any], NDArray[np.float64]]:
+    """Return the segments, the label map, (slices, rows, columns), and its affine."""
     if dataset.get("SegmentationType") == "FRACTIONAL":
         raise UnsupportedFormatError(f"{path}: expected whole segments, found fractions, which are no probabilities of labels")
     described = _labels_of(path, dataset)
     num_voxels = int(dataset.get("NumberOfFrames") or 1) * int(dataset.Rows) * int(dataset.Columns)
-    _limit(path, request, [path], num_voxels, int(dataset.BitsAllocated))
+    _limit(path, [path], num_voxels, int(dataset.BitsAllocated))
     try:
         volume = highdicom.seg.segread(path).get_volume(combine_segments=True, rtol=0.05).flip_spatial(0)
     except RuntimeError as error:
@@ -336,58 +289,61 @@ def _label_map(
     table[list(described)] = labels
     stored = table[volume.array.astype(np.intp)]
     affine = volume.get_affine("RAS")[:, [2, 1, 0, 3]] + 0.0  # Its axes are slice, row, column.
-    if request["like"] is None:
+    if like is None:
         notes.append("it holds only the slices that its segments reach; --like SERIES gives it the grid of its series")
     else:
-        like = Path(request["like"])
-        series = _series(like, request, notes)
+        series = read_series(like)
+        notes += series.header.notes
         _require_same_identity(path, dataset, like, next(iter(series.datasets.values())))
-        stored, affine = _placed(path, stored, affine, like, series), series.affine
+        stored, affine = _placed(path, stored, affine, series.header)
     segments = []
     for label, item in described.values():
         lab = item.get("RecommendedDisplayCIELabValue")
-        color = [float(part) / 255 for part in highdicom.color.CIELabColor.from_dicom_value(list(lab)).to_rgb()] if lab else None
-        segments.append([label, shorten(str(item.get("SegmentLabel") or f"Label {label}"), MAX_OF_A_NAME), color])
-    return segments, stored, affine
+        red, green, blue = highdicom.color.CIELabColor.from_dicom_value(list(lab)).to_rgb() if lab else (0, 0, 0)
+        name = shorten(str(item.get("SegmentLabel") or f"Label {label}"), MAX_OF_A_NAME)
+        segments.append(Segment(label, name, (red / 255, green / 255, blue / 255) if lab else None))
+    return tuple(segments), stored, affine
 
 
-def _placed(path: Path, stored: NDArray[Any], affine: NDArray[np.float64], like: Path, series: _Series) -> NDArray[Any]:
-    """Return a label map of some slices on the grid of a series."""
-    grid, shape = series.affine, stored.shape[::-1]
+def _placed(path: Path, stored: NDArray[Any], affine: NDArray[np.float64], like: VolumeHeader) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Return a label map of some slices on the grid of a series, and its affine."""
+    (grid, _), shape = like.geometry(), stored.shape[::-1]
     offset = np.rint(np.linalg.solve(grid, affine[:, 3])[:3]).astype(int)
     expected = grid.copy()
     expected[:3, 3] += grid[:3, :3] @ offset
-    is_inside = (offset >= 0).all() and (offset + shape <= series.shape[::-1]).all()
-    if not is_inside or not same_grid(shape, affine, shape, expected):
-        difference = describe_difference((path, shape, affine), (like, series.shape[::-1], grid))
+    after = like.grid_shape - offset - shape
+    if min(*offset, *after) < 0 or not same_grid(shape, affine, shape, expected):
+        difference = describe_difference((path, shape, affine), (like.path, like.grid_shape, grid))
         raise GridMismatchError(f"{path}: not on the grid of --like\n{difference}\n  Name the series that it was made on.")
-    before = offset[::-1]
-    return np.pad(stored, np.column_stack([before, series.shape - before - stored.shape]))
+    return np.pad(stored, np.column_stack([offset, after])[::-1]), grid
 
 
-def _segmentation(path: Path, request: Mapping[str, Any]) -> tuple[dict[str, Any], bytes]:
-    """Return the file of a segmentation on the grid of the series `path`; the label map is on the standard input."""
-    import highdicom
-    import pydicom
+def write(target: Path, labels: NDArray[np.unsignedinteger[Any]], named: Sequence[Segment], like: Series, segments: Path | None) -> None:
+    """Write a label map, (x, y, z) on the grid of a series, as a segmentation of binary segments; raises as `read`."""
+    # The segments get these names, and keep what describes their labels in the file `segments`.
+    with _decoding(like.header.path):
+        content = _segmentation(labels.T, {segment.label: segment.name for segment in named}, like, segments)
+    write_small_file(target, content)
 
-    series = _series(path, request, [])
-    sources = list(series.datasets.values())
-    labels = np.frombuffer(sys.stdin.buffer.read(), request["dtype"]).reshape(request["shape"])
-    _limit(path, request, series.datasets, labels.size)
+
+def _segmentation(labels: NDArray[Any], known: Mapping[int, str], series: Series, file: Path | None) -> bytes:
+    """Return the file of a segmentation."""
+    path, sources = series.header.path, list(series.datasets.values())
+    _limit(path, series.datasets, labels.size)
     items: dict[int, Any] = {}
-    if request["segments"] is not None:
-        file = Path(request["segments"])
+    if file is not None:
         source = pydicom.dcmread(file, stop_before_pixels=True)
         if "SegmentSequence" not in source:
             raise InputError(f"{file}: expected a DICOM segmentation whose segments describe labels")
         _require_same_identity(file, source, path, sources[0])
         items = dict(_labels_of(file, source).values())
-    names = {**dict.fromkeys(items, ""), **dict(request["names"])} or {1: "Label 1"}
+    occurring = {segment.label: known.get(segment.label, segment.name) for segment in segments_of(labels, ())}
+    names = {**dict.fromkeys(items, ""), **occurring} or {1: "Label 1"}
     table = np.zeros(max(names) + 1, np.uint16)
     table[sorted(names)] = np.arange(1, len(names) + 1)
     described = [_describe(number, label, names[label], items.get(label)) for number, label in enumerate(sorted(names), 1)]
-    for file, source in series.datasets.items():
-        _complete(file, source, sources[0], series.thickness)
+    for image, source in series.datasets.items():
+        _complete(image, source, sources[0], series.thickness)
     pixels = table[labels]
     if len(sources) > 1:
         sources = [sources[number] for number in series.order]
@@ -414,18 +370,20 @@ def _segmentation(path: Path, request: Mapping[str, Any]) -> tuple[dict[str, Any
         raise InputError(f"{path}: highdicom refuses to write a segmentation of this series: {shorten(error, 200)}") from None
     buffer = BytesIO()
     segmentation.save_as(buffer)
-    return {}, buffer.getvalue()
+    return buffer.getvalue()
 
 
 def _complete(file: Path, source: Any, first: Any, thickness: float) -> None:
     """Give a header what highdicom asks for; raise InputError if a segmentation cannot refer to its file."""
+    if not source.get("SOPClassUID"):  # De-identification may empty it.
+        source.SOPClassUID = source.file_meta.get("MediaStorageSOPClassUID") or _CLASSES.get(source.get("Modality"), "")
     lacking = [keyword for keyword in _REFERENCED if not source.get(keyword)]
     if lacking:
         raise InputError(
             f"{file}: a DICOM segmentation refers to its series, and this file has no {' and no '.join(lacking)}\n"
             "  De-identification may replace these values, but not empty them: set them in the files, or keep the NIfTI file."
         )
-    for keyword in (*_OF_PATIENT, *_OF_STUDY):
+    for keyword in _EXPECTED:
         source.setdefault(keyword, None)
     if "PerFrameFunctionalGroupsSequence" in source:  # highdicom looks for these only among the shared groups.
         shared, frame = source.SharedFunctionalGroupsSequence[0], source.PerFrameFunctionalGroupsSequence[0]
@@ -438,8 +396,6 @@ def _complete(file: Path, source: Any, first: Any, thickness: float) -> None:
 
 def _describe(number: int, label: int, name: str, item: Any) -> Any:
     """Return the description of a segment: the given one with another number, or a new one of a tissue."""
-    import highdicom
-
     if item is not None:
         item = copy.deepcopy(item)
         item.decode()  # The file to write has another character set.

@@ -17,8 +17,9 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from crfrefine import io
-from crfrefine.errors import CapacityError, CrfRefineError, InputError, UnsupportedFormatError
+from crfrefine.errors import CrfRefineError, InputError, UnsupportedFormatError
 from crfrefine.io import dicom
+from crfrefine.runs.tools import convert
 
 SHAPE = (23, 19, 6)
 AFFINE = affine_of((0.7, 1.1, 2.5), (10.0, -20.0, 30.0), rotation(1, 0.4) @ OBLIQUE @ np.diag([1.0, -1.0, 1.0]))
@@ -166,12 +167,15 @@ def test_what_describes_a_segment_is_carried_over(series, tmp_path):
     np.testing.assert_array_equal(io.read_labels(tmp_path / "back.nii.gz").data, LABELS)
 
 
-def test_segmentations_of_frames(tmp_path):
+def test_segmentations_of_frames_and_of_slices_without_a_class(tmp_path):
     found = list(slices(STORED, AFFINE))
     folder = save(tmp_path / "case", [enhanced([found[number] for number in (3, 0, 5, 1, 4, 2)])])
-    for labels in (LABELS, np.zeros_like(LABELS)):
-        dicom.write(tmp_path / "out.dcm", labels, (), folder, None)
-        np.testing.assert_array_equal(dicom.read(tmp_path / "out.dcm", folder).data, labels)
+    for one in found:
+        one.SOPClassUID = ""  # As de-identification may leave it.
+    named = save(tmp_path / "named", found)
+    for labels, series in ((LABELS, folder), (np.zeros_like(LABELS), folder), (LABELS, named)):
+        dicom.write(tmp_path / "out.dcm", labels, (), dicom.read_series(series), None)
+        np.testing.assert_array_equal(dicom.read(tmp_path / "out.dcm", series).data, labels)
 
 
 @pytest.mark.parametrize(("keyword", "what"), [("PatientID", "patients"), ("FrameOfReferenceUID", "frames of reference")])
@@ -263,8 +267,11 @@ def test_pixels_that_decoders_would_hang_on_or_allocate_by(tmp_path, monkeypatch
         one.Rows = one.Columns = 40000
     with pytest.raises(UnsupportedFormatError, match=r"promises 19200000000 bytes of voxels"):
         dicom.read(save(tmp_path / "case", found))
-    with pytest.raises((CapacityError, UnsupportedFormatError), match="large: "):
-        dicom.read(save(tmp_path / "large", compressed(grow)))
-    monkeypatch.setattr(dicom, "SECONDS", 5)
-    with pytest.raises(UnsupportedFormatError, match="endless: damaged DICOM: its decoding takes far longer"):
-        dicom.read(save(tmp_path / "endless", compressed(without_length)))
+    monkeypatch.setattr(convert, "SECONDS", 5)
+    for name, change, message in (
+        ("large", grow, "large: "),
+        ("endless", without_length, "endless: damaged DICOM: its decoding takes far longer"),
+    ):
+        result = run_here("convert", save(tmp_path / name, compressed(change)), tmp_path / "out.nii.gz", status=1)
+        assert message in result.stderr
+    assert not list(tmp_path.glob("*out*"))

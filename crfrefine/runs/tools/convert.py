@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine import io
+import crfrefine
+from crfrefine import errors, io
 from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.arrays.probabilities import identify, softmax, take_logarithms
 from crfrefine.arrays.region_scheme import sigmoid, take_log_odds
+from crfrefine.base.failures import failing_alone
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.inputs import add_inputs, keeping_inputs
 from crfrefine.base.text import TIMES, counted
-from crfrefine.errors import GridMismatchError, InputError
+from crfrefine.errors import GridMismatchError, InputError, UnexpectedError, UnsupportedFormatError
 from crfrefine.io.atomic import check_replaceable
 from crfrefine.io.paths import add_volumes, files_written, is_dicom, require_suffix
 from crfrefine.io.volume import Segment, Volume, VolumeHeader, named_segments
 from crfrefine.runs.cases.dataset_description import read_descriptions
 from crfrefine.runs.cases.reading_options import RegionReading, find_regions
+
+SECONDS = 60  # Processor time that a conversion of DICOM may take; each million bytes of its files adds a second.
+_START = "import sys; sys.path.append(sys.argv[1]); from crfrefine.runs.tools.convert import serve; serve()"
 
 
 @keeping_inputs()
@@ -34,7 +44,7 @@ def convert_file(source: Path, target: Path, to: str | None, like: Path | None, 
     with the descriptions of another one, `segments`. Raises InputError, GridMismatchError or UnsupportedFormatError.
     """
     if is_dicom(source) or target.suffix.lower() == ".dcm":
-        return _convert_dicom(source, target, to, like, segments)
+        return _convert_apart(source, target, to, like, segments)
     if segments is not None:
         raise InputError(f"{target}: --segments describes the labels of a DICOM segmentation; name a file such as NAME.dcm")
     require_suffix(target)
@@ -64,10 +74,41 @@ def convert_file(source: Path, target: Path, to: str | None, like: Path | None, 
     return "\n".join([*notes, f"{_describe(header, kind)} -> {target}: {kind}"])
 
 
-def _convert_dicom(source: Path, target: Path, to: str | None, like: Path | None, segments: Path | None) -> str:
-    """Convert a series or a segmentation to another format, or a label map to a segmentation of the series `like`."""
-    from crfrefine.io import dicom
+def _convert_apart(source: Path, *others: Path | str | None) -> str:
+    """Convert from or to DICOM in a process with limits, which decoders of damaged files need; its errors are raised here."""
+    request = json.dumps([SECONDS, source, *others], default=str)
+    command = [sys.executable, "-P", "-c", _START, str(Path(crfrefine.__file__).parents[1]), request]
+    done = subprocess.run(command, capture_output=True, check=False)
+    if done.returncode != 0:
+        is_late = done.returncode == -signal.SIGXCPU
+        reason = "takes far longer than that of files of its size should" if is_late else f"ended with status {done.returncode}"
+        raise UnsupportedFormatError(f"{source}: damaged DICOM: its decoding {reason}; copy or export it again")
+    answer: dict[str, str] = json.loads(done.stdout.splitlines()[-1])  # Decoders may print.
+    for kind in answer.keys() - {"done"}:
+        raise getattr(errors, kind, UnexpectedError)(answer[kind])
+    return answer["done"]
 
+
+def serve() -> None:
+    """Convert as the argument says, and print the sentence, or the message and the kind of the error."""
+    seconds, *words = json.loads(sys.argv[2])
+    source, target, to, like, segments = words
+    answer = {}
+    with failing_alone(lambda failure: answer.update({failure.kind: failure.message}), source):
+        answer["done"] = _convert_dicom(Path(source), Path(target), to, like and Path(like), segments and Path(segments), seconds)
+    sys.stdout.write(f"\n{json.dumps(answer)}\n")
+    sys.stdout.flush()
+    os._exit(0)
+
+
+@keeping_inputs()
+def _convert_dicom(source: Path, target: Path, to: str | None, like: Path | None, segments: Path | None, seconds: int) -> str:
+    """Convert a series or a segmentation to another format, or a label map to a segmentation of the series `like`."""
+    try:
+        from crfrefine.io import dicom
+    except ImportError as error:
+        raise InputError(f"{source}: DICOM needs a package that is not installed ({error}); pip install 'crfrefine[dicom]'") from None
+    dicom.seconds = seconds
     is_read = is_dicom(source)
     if is_read and target.suffix.lower() == ".dcm":
         raise InputError(f"{source} and {target}: both are DICOM; convert to a file such as NAME.nii.gz first")
@@ -89,14 +130,14 @@ def _convert_dicom(source: Path, target: Path, to: str | None, like: Path | None
     if like is None or not is_dicom(like):
         raise InputError(f"{target}: a DICOM segmentation refers to the series it was made on; name its folder with --like SERIES")
     header = io.read_header(source, io.VOLUME_SUFFIXES)
-    grid = dicom.read(like, grid_only=True).header
-    assert grid is not None
+    series = dicom.read_series(like)
+    grid = series.header
     if not io.placed_on(header, grid).on_same_grid(grid):
         raise GridMismatchError(f"{source}: not on the grid of --like\n{header.difference_from(grid)}\n  Name the series that was refined.")
     labels = io.read_labels(source, grid=grid)
     description = next(read_descriptions([source], []), None)
     named = header.segments or named_segments({} if description is None else description.label_names)
-    dicom.write(target, labels.data, named, like, segments)
+    dicom.write(target, labels.data, named, series, segments)
     return f"{_describe(header, 'label map')} -> {target}: DICOM segmentation of {like}"
 
 
