@@ -140,12 +140,18 @@ def find_network_spacing(given: Any, labels: Labels, spacing: Sequence[float]) -
                 "network worked on the image's grid, leave it out"
             )
         sizes = [wide / step for wide, step in zip(network, spacing, strict=True)]
+        if max(sizes) > max(labels.shape):
+            raise InputError(
+                f"network spacing is {_by(network)} mm, more than the image of {_by(labels.shape)} voxels of {_by(spacing)} mm; expected mm"
+            )
         note = f"the label map is taken as that of a coarser network: {_by(sizes)} voxels of the image"
         return tuple(map(max, network, spacing)), note
     blocks = find_blocks(labels) if labels.ndim <= _MAX_DIMS else None
     if blocks is None:
         if given is None:
             return None, None
+        if (labels == labels.flat[0]).all():
+            return tuple(spacing), "the label map has a single label: there are no borders to refine"
         raise InputError(
             "network spacing 'auto': the label map has no blocks of a coarser grid, as maps have that nearest neighbor brought to the "
             "image's grid; give the spacing of the network: --network-spacing MM, in Python network_spacing=..."

@@ -177,6 +177,10 @@ def test_auto_finds_the_blocks_and_says_what_it_did():
     assert crfrefine.refine(truth, image, spacing=SPACING, input_type="labels").notes == ()
     with pytest.raises(InputError, match=r"has no blocks of a coarser grid.* give the spacing of the network"):
         refined(truth, image, network_spacing="auto")
+    for label in (0, 7):  # Cases without a finding are refined with the others.
+        alone = refined(np.full(SHAPE, label, np.uint8), image, network_spacing="auto")
+        assert "has a single label" in alone.notes[0]
+        assert (alone.label_map == label).all()
 
 
 def test_wrong_arguments():
@@ -186,7 +190,7 @@ def test_wrong_arguments():
         crfrefine.refine(logits, image, spacing=SPACING, network_spacing=3.0)
     with pytest.raises(ConfigError, match=r"mean_field.positions: 'network' .*--network-spacing MM"):
         refined(truth, image, SHARP, network_spacing=None)
-    for wrong in ("fast", (1.0, 2.0), -3.0, float("nan")):
+    for wrong in ("fast", (1.0, 2.0), -3.0, float("nan"), 1500.0):
         with pytest.raises(InputError, match=r"^network spacing is .*expected"):
             refined(truth, image, network_spacing=wrong)
     with pytest.raises(InputError, match="mask"):
