@@ -68,7 +68,7 @@ class Lattice:
             raise InputError(f"features have shape {points.shape}; expected (N, D), or (D, *grid)")
         points = points.T if points.ndim == 2 else points
         self.shape = points.shape[1:]
-        self._mask = None if mask is None else given_voxels(mask, self.shape)
+        self._mask = None if mask is None else given_voxels(mask, self.shape).copy()
         points = points if self._mask is None else points[:, self._mask]
         num_features, self.num_points = len(points), math.prod(points.shape[1:])
         if points.dtype.itemsize > np.float32().itemsize:  # Features count from the first point: a large offset costs no precision.

@@ -63,6 +63,15 @@ def test_a_lattice_is_built_once_and_filters_many_times_on_a_grid_with_a_mask():
             assert not found[:, ~mask].any()
 
 
+def test_a_lattice_does_not_change_with_the_array_that_was_its_mask():
+    values, features = make(3, num_points=50)
+    mask = np.arange(50) % 3 > 0
+    lattice = Lattice(features, mask=mask)
+    expected = lattice(values)
+    mask[:] = True
+    np.testing.assert_array_equal(lattice(values), expected)
+
+
 def test_the_result_does_not_depend_on_threads_and_its_transpose_is_exact():
     values, features = make(5)
     first, second = (gaussian_filter(values, features, method="lattice", threads=threads) for threads in (1, 3))
