@@ -154,10 +154,7 @@ class CpuKernels:
         logits, spec = np.ascontiguousarray(logits, np.float32), spec.rounded(np.float32)
         part, num_recorded = volume_part(logits, self._mask, spec), spec.num_iterations + (spec.volume_weight > 0.0)
         with engine_errors(self._engine, logits.shape):
-            try:
-                out, record = np.empty_like(logits), np.empty((num_recorded, spec.num_channels, self.num_voxels), np.float32)
-            except MemoryError as error:
-                raise self._engine.EngineMemoryError from error
+            out, record = np.empty_like(logits), np.empty((num_recorded, spec.num_channels, self.num_voxels), np.float32)
             biases = self.built.forward(logits, spec, part, out, record)
         return Tape(out, record, spec, volume_biases=np.array(biases) if biases else None, volume_part=part)
 
@@ -206,7 +203,7 @@ def engine_errors(engine: Any, shape: tuple[int, ...]) -> Iterator[None]:
         raise CapacityError(str(error)) from error
     except engine.EngineInputError as error:
         raise InputError(str(error)) from error
-    except engine.EngineMemoryError as error:
+    except (engine.EngineMemoryError, MemoryError) as error:
         grid = "x".join(str(extent) for extent in shape[1:])
         raise CapacityError(
             f"not enough memory to filter {shape[0]} channels on a grid of {grid} voxels; use a mask or a smaller region"

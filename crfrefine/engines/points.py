@@ -183,31 +183,34 @@ class CompiledPoints:
 
     def __init__(self, points: Float32, method: str, threads: int | None) -> None:
         """Build the kernel of features (D, *grid); near points share tiles; `method` is "exact" or "lattice"."""
-        rows, engine = points.reshape(len(points), -1), load_engine()
+        rows, self._engine = points.reshape(len(points), -1), load_engine()
         points = points if points.ndim <= MAX_AXES + 1 else rows
         self._shape = points.shape
-        with engine_errors(engine, points.shape):
-            self._points = engine.Points(points, method, threads or available_threads())
+        with engine_errors(self._engine, points.shape):
+            self._points = self._engine.Points(points, method, threads or available_threads())
         self.description = str(self._points.description())
         if method == "lattice":
             require_shared(int(self.description.split()[1].strip("(")), *rows.T.shape)
 
     def apply(self, values: Float32, scale: Float32 | None = None, *, transposed: bool = False) -> Float32:
         """Filter (V, N) values with the kernel or its transpose, and multiply each point's results by its `scale`, (N,)."""
-        out = np.zeros(values.shape, np.float32)
-        self._points.apply(values, scale, transposed, out)
+        with engine_errors(self._engine, values.shape):
+            out = np.zeros(values.shape, np.float32)
+            self._points.apply(values, scale, transposed, out)
         return out
 
     def mean(self, values: Float32) -> tuple[Float32, Float32] | tuple[None, None]:
         """Return the (V, N) means of values and the inverse of each point's sum of weights, (N,); None if that takes two filterings."""
-        out, scale = np.zeros(values.shape, np.float32), np.empty(values.shape[1], np.float32)
-        return (out, scale) if self._points.mean(values, scale, out) else (None, None)
+        with engine_errors(self._engine, values.shape):
+            out, scale = np.zeros(values.shape, np.float32), np.empty(values.shape[1], np.float32)
+            return (out, scale) if self._points.mean(values, scale, out) else (None, None)
 
     def feature_gradient(self, left: Float32, right: Float32) -> Float32:
         """Return the gradient of sum(left * kernel(right)) with respect to the features, (D, N)."""
-        out = np.empty(self._shape, np.float32)
-        self._points.feature_gradient(left, right, out)
-        return out.reshape(len(out), -1)
+        with engine_errors(self._engine, self._shape):
+            out = np.empty(self._shape, np.float32)
+            self._points.feature_gradient(left, right, out)
+            return out.reshape(len(out), -1)
 
 
 def _of_tensors() -> Any:

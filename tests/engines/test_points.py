@@ -83,6 +83,13 @@ def test_the_result_does_not_depend_on_threads_and_its_transpose_is_exact():
     assert abs(forth - back) <= 1e-6 * abs(forth)
 
 
+def test_results_that_do_not_fit_into_memory_are_refused():
+    kernel = CompiledPoints(make(2, 50)[1].T.copy(), "lattice", 1)
+    for call in (kernel.apply, kernel.mean):
+        with pytest.raises(CapacityError, match="not enough memory"):
+            call(np.broadcast_to(np.float32(0.0), (1 << 52, 50)))
+
+
 def test_auto_is_exact_for_few_points(monkeypatch):
     values, features = make(4)
     assert "exact" in Lattice(features).description
