@@ -87,7 +87,7 @@ class Lattice:
         given = given_array(values, "values")
         if given.ndim < 2 or given.shape[1:] != self.shape:
             grid = ", ".join(map(str, self.shape))
-            raise InputError(f"values have shape {given.shape}; expected (V, {grid}), as many points as the features have")
+            raise InputError(f"values have shape {given.shape}; expected (V, {grid}), one value per point of features (N, D) or (D, *grid)")
         flat = given.reshape(len(given), self.num_points) if self._mask is None else given[:, self._mask]
         sent = _finite(flat, "values")
         if not len(sent):
@@ -191,6 +191,10 @@ class CompiledPoints:
         self.description = str(self._points.description())
         if method == "lattice":
             require_shared(int(self.description.split()[1].strip("(")), *rows.T.shape)
+
+    def __reduce__(self) -> Any:
+        """Refuse: the engine holds the kernel."""
+        raise TypeError("a Lattice cannot be pickled or copied: pass its features to the other process, and build the Lattice there")
 
     def apply(self, values: Float32, scale: Float32 | None = None, *, transposed: bool = False) -> Float32:
         """Filter (V, N) values with the kernel or its transpose, and multiply each point's results by its `scale`, (N,)."""

@@ -1,5 +1,7 @@
 """The Gaussian filter on points of any features: values against all pairs in float64, its transpose, gradients, and errors."""
 
+import pickle
+
 import numpy as np
 import pytest
 from oracles import normalize_kernel
@@ -81,6 +83,11 @@ def test_the_result_does_not_depend_on_threads_and_its_transpose_is_exact():
     forth = np.vdot(kernel.apply(values).astype(np.float64), left)
     back = np.vdot(values, kernel.apply(left, transposed=True).astype(np.float64))
     assert abs(forth - back) <= 1e-6 * abs(forth)
+
+
+def test_a_lattice_that_is_pickled_says_what_to_do():
+    with pytest.raises(TypeError, match="build the Lattice there"):
+        pickle.dumps(Lattice(np.ones((3, 2))))
 
 
 def test_results_that_do_not_fit_into_memory_are_refused():
