@@ -29,7 +29,8 @@ def gaussian_filter(
     The gradient with respect to the values is the transpose of the computed filter, bit for bit. The gradient with
     respect to the features is the derivative of the Gaussian: exact with method="exact", while with the
     lattice its error is that of the values. float32 on the CPU runs in the C++ engine; float64, and any GPU, in plain operations
-    of PyTorch. `torch.func.grad` and `vjp` work; `vmap` and `jvp` do not.
+    of PyTorch. `torch.func.grad` and `vjp` work; `vmap` and `jvp` do not. Second derivatives exist only with respect to the values, in
+    float64 or on a GPU.
 
     Args:
         values: (B, V, N) or (B, V, *grid).
@@ -187,7 +188,7 @@ class _Gradients(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[None, ...]:
         """Refuse: second derivatives need float64."""
-        raise InputError("gaussian_filter has no second derivatives in float32 on the CPU; float64 has them")
+        raise InputError("gaussian_filter has no second derivatives in float32 on the CPU; float64 has those with respect to the values")
 
 
 class TorchPoints:
