@@ -31,6 +31,9 @@ MAX_EXACT = 8192
 MAX_VALUE = 1e20
 """Largest magnitude of a value in float32: sums over many points stay finite with the lattice's integer weights, too."""
 
+MAX_SPAN = 1e6
+"""Largest extent of a feature, in bandwidths, here and in the C++ engine."""
+
 MAX_AXES = 8
 """Largest number of axes of a grid in the C++ engine; a grid with more is taken as a list of points."""
 

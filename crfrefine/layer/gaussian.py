@@ -11,8 +11,8 @@ from torch import Tensor
 
 from crfrefine.arrays.arguments import given_voxels
 from crfrefine.base.limits import check_threads
-from crfrefine.engines.points import MAX_VALUE, NORMALIZATIONS, TINY, CompiledPoints, check_word, choose_method, require_shared
-from crfrefine.errors import BackendUnavailableError, InputError
+from crfrefine.engines.points import MAX_SPAN, MAX_VALUE, NORMALIZATIONS, TINY, CompiledPoints, check_word, choose_method, require_shared
+from crfrefine.errors import BackendUnavailableError, CapacityError, InputError
 from crfrefine.layer.autograd import outside_graphs
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def gaussian_filter(
     Raises:
         InputError: shapes, types or devices do not fit, values that are not finite, or points that share no simplex of the lattice.
         ConfigError: a word that is not known.
-        CapacityError: more features than the lattice takes.
+        CapacityError: more features than the lattice takes, or a feature that spans more than a million bandwidths.
 
     Source: Adams, Baek & Davis 2010; docs/reference/math.md, sections 6 and 9.
     """
@@ -119,6 +119,8 @@ def _tensor_kernel(features: Tensor, method: str) -> Filter:
     from crfrefine.engines.torch.filters import Lattice, dense_filter
 
     features = features - features.detach().amin(0)  # The C++ engine's origin: the same lattice, and no digits lost to an offset.
+    if features.detach().amax() > MAX_SPAN:
+        raise CapacityError("a feature spans more than a million bandwidths; divide the features by larger ones")
     if method == "exact":
         return dense_filter(features)
     lattice = Lattice(features)

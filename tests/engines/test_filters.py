@@ -165,7 +165,7 @@ def test_what_it_cannot_do_is_refused_with_a_way_out(monkeypatch):
     with pytest.raises(ConfigError, match="exact, truncated and lattice, not 'grid'; use --device cpu"):
         torch64().mean_field(case.logits, case.grid, resolve(case, mean_field__filter="grid"))
     monkeypatch.setattr(filters, "MAX_POINTS", 100)
-    with pytest.raises(CapacityError, match=r"at most 100 voxels here, got 2431; use mean_field.filter = 'lattice'"):
+    with pytest.raises(CapacityError, match=r"at most 100 voxels here, got 2431; use the filter or method 'lattice'"):
         torch64().mean_field(case.logits, case.grid, resolve(case, mean_field__filter="exact"))
     with pytest.raises(BackendUnavailableError, match="torch:cuda:99: PyTorch finds no such NVIDIA GPU"):
         get_backend("torch:cuda:99")

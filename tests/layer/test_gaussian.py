@@ -6,7 +6,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import crfrefine  # noqa: E402
-from crfrefine.errors import ConfigError, InputError  # noqa: E402
+from crfrefine.errors import CapacityError, ConfigError, InputError  # noqa: E402
 from crfrefine.layer.functional import gaussian_filter  # noqa: E402
 
 
@@ -154,6 +154,10 @@ of_one = crfrefine.gaussian_filter
         (lambda v, f: gaussian_filter(v.to("meta"), f.to("meta")), InputError, PLAIN),
         (lambda v, f: gaussian_filter(v, f, method="grid"), ConfigError, "method"),
         (lambda v, f: gaussian_filter(v, f * 1e4, method="lattice"), InputError, "for itself"),
+        *(
+            (lambda v, f, t=t: gaussian_filter(v.to(t), f.to(t) * 1e7), CapacityError, "a million band")
+            for t in (torch.float32, torch.float64)
+        ),
         (lambda v, f: of_one(v[0, 0], f[0]), InputError, r"values \(60,\) and features \(60, 4\): expected \(V, N\)"),
         (lambda v, f: of_one(v[0], [[1.0], [1.0, 2.0]]), InputError, "features is a list that numpy cannot take"),
         (lambda v, f: of_one(v[0], f[0], device="torch:cuda"), ConfigError, "tensors are filtered on the device"),

@@ -27,7 +27,7 @@ def dense_filter(features: Tensor, positions: Tensor | None = None) -> Filter:
     if len(features) > MAX_POINTS:
         raise CapacityError(
             f"the exact filter sums over all pairs and takes at most {MAX_POINTS} voxels here, got {len(features)}; "
-            "use mean_field.filter = 'lattice', --device cpu, or a smaller mask"
+            "use the filter or method 'lattice', the CPU with float32, or a smaller mask"
         )
     # By differences: |a|^2 + |b|^2 - 2ab loses its digits for close points far from the origin.
     distances = partial(torch.cdist, compute_mode="donot_use_mm_for_euclid_dist")
