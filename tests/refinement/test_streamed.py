@@ -167,6 +167,20 @@ def test_one_hot_files_are_label_maps(dtype, streams, tmp_path, monkeypatch):
     assert "is taken as probabilities: requested" in by_word.stderr
 
 
+def test_logits_of_an_image_of_two_axes_are_not_streamed(tmp_path, monkeypatch):
+    """Files of nibabel have a third axis of one voxel there."""
+    folders = write_folders(tmp_path, "a")
+    for path in sorted(folders.images.iterdir()):
+        save_nifti(path, load_nifti(path)[:, :, 4])
+    save_nifti(folders.logits / "a.nii.gz", np.moveaxis(logits_of(folders)[..., 4:5], 0, -1))
+    run(folders, monkeypatch, streams=False)
+    in_memory = load_nifti(folders.output / "a.nii.gz")
+    for limit in ("MAX_IN_MEMORY", "MIN_STREAMED"):
+        monkeypatch.setattr(f"crfrefine.runs.cases.case.{limit}", 0)
+    run_here("infer", *folders.arguments, *MODEL, status=0)
+    np.testing.assert_array_equal(load_nifti(folders.output / "a.nii.gz"), in_memory)
+
+
 @pytest.mark.parametrize("spoil", [with_nan, cut_off])
 def test_bad_files_fail_as_in_memory(spoil, tmp_path, monkeypatch):
     folders = write_folders(tmp_path, "a")

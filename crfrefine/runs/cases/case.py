@@ -200,7 +200,7 @@ def _plan_memory(
         needed += _FLOAT * math.prod(headers.mask.grid_shape) + grid
     # Only the number of channels decides about regions; a softmax of as many channels is rare, and read as a whole.
     has_regions = options.regions.scheme is not None or bool(options.regions.problem)
-    may_stream = may_stream and not is_map and not has_regions and len(own_grid) <= MAX_DIMS
+    may_stream = may_stream and not is_map and not has_regions and len(own_grid) == len(first.grid_shape) <= MAX_DIMS
     if may_stream and not on_grid:  # Channels on an oblique grid are interpolated as a whole.
         may_stream = WorkGrid(first).require_overlap(network.files[0], "logits").source_axes is not None
     largest = max(min(MAX_IN_MEMORY, limit.bytes // SHARE_IN_MEMORY), MIN_STREAMED)
