@@ -166,10 +166,12 @@ def plan_edits(
             has_label = network == channel if regions is None else (network[channel] > 0) == is_up
             # Where the network has the label already, there is no error to follow.
             wrong = positions[:, chosen & ~has_label[tuple(positions)]]
+            # Where a map lacks a label, its logits are as far below others at any temperature.
+            rise = strength if has_label.any() or not is_label_map else max(strength, of_map)
             for box, closeness in _closeness(wrong, has_label, spacing, parameters, normalized):
                 if mask is not None:
                     closeness *= mask[box]
-                rises.append((channel, box, closeness * np.float32(strength if is_up else -strength)))
+                rises.append((channel, box, closeness * np.float32(rise if is_up else -rise)))
     return Edits(positions, labels, rises, fixed.astype(np.float32), is_label_map)
 
 

@@ -129,6 +129,19 @@ def test_a_stroke_brings_a_label_that_a_label_map_lacks(ball, strokes, num_label
     np.testing.assert_array_equal(found[truth == 1], without[truth == 1])
 
 
+@pytest.mark.parametrize("is_coarse", [False, True])
+def test_a_stroke_brings_a_missing_label_at_any_temperature(ball, is_coarse):
+    image, _, truth = ball
+    labels = np.where(truth == 1, 1, 0).astype(np.uint8)
+    options = {"parameters": CrfParameters().replace(**{"mean_field.temperature": 0.5}), "input_type": "labels"}
+    if is_coarse:
+        labels = labels[::2, ::2, ::2].repeat(2, 0).repeat(2, 1).repeat(2, 2)[: SHAPE[0], : SHAPE[1], : SHAPE[2]]
+        options |= {"parameters": "sharp", "network_spacing": (3.0, 2.0, 2.5)}
+    found = refined(labels, image, mark(2, np.s_[9:16:3, 15:23:3, 22:29:3]) * (truth == 2), **options).label_map
+    assert (found[truth == 2] == 2).mean() > 0.7
+    assert (found[truth != 2] == 2).sum() == 0
+
+
 def test_a_drawn_voxel_outlives_the_rules_for_small_objects(ball):
     image, logits, _ = ball
     found = refined(logits, image, mark(1, (2, 24, 3)), {"postprocess.keep_largest": "each"}).label_map
