@@ -276,7 +276,7 @@ def bilateral_filter(
 
     Args:
         image: (*grid) or (M, *grid), finite. With M channels they are alike if all are.
-        spacing: mm between voxels, one per grid axis or one for all.
+        spacing: mm between voxels, one per grid axis; one for all means that each axis of the image is a grid axis, without channels.
         theta_alpha: mm, how near; one, or one per axis.
         theta_beta: how alike, in the unit of the guide's intensities; one, or one per channel of the guide.
         guide: (*grid) or (G, *grid), the volume whose edges are kept, such as a sharp image of another modality. None means the image.
