@@ -214,8 +214,8 @@ def prepare_array(network: ArrayNetwork, case: Case, labels: Labels | None = Non
 
         settings = case.strokes, parameters.strokes, case.models[0], image.spacing, mask, normalized
         edits = plan_edits(*settings, labels if regions is None else channels, regions, is_label_map=is_label_map)
-        if regions is None and not is_label_map:
-            notes += edits.find_ruled_out(channels, run.temperature)
+        if not is_label_map:
+            notes += edits.find_ruled_out(channels, run.temperature, are_regions=are_regions)
         keeps_volumes = parameters.volume.match_input  # Only these need what labels gain.
         before = backend.label_map(channels, threads=threads) if keeps_volumes else None
         edits.apply(channels)

@@ -22,6 +22,7 @@ from crfrefine.arrays.label_maps import ABSENT_LOGIT, Box, count_labels, widen
 from crfrefine.arrays.region_scheme import MAX_LOG_ODDS, RegionScheme
 from crfrefine.base.array_types import Array, Bool, Float32, Float64, Labels
 from crfrefine.base.geometry import StorageOrder
+from crfrefine.base.text import counted
 from crfrefine.errors import InputError
 from crfrefine.refinement.tiles.grid import TILE, LabelSets, TileGrid
 from crfrefine.refinement.tiles.problem import ChannelSource
@@ -260,17 +261,18 @@ class Edits:
             self.raise_logits(logits[channel][box], values)
         logits[(slice(None), *self.positions)] = self.fixed
 
-    def find_ruled_out(self, logits: Float32, temperature: float) -> tuple[str, ...]:
-        """Return a note if the network's logits, (L, *grid), rule out labels where they are drawn."""
+    def find_ruled_out(self, logits: Float32, temperature: float, *, are_regions: bool) -> tuple[str, ...]:
+        """Return a note if the network's logits or log-odds, (channels, *grid), rule out labels where they are drawn."""
         # Voxels around do not follow then.
         drawn = logits[(slice(None), *self.positions)]
-        behind = drawn.max(axis=0) - drawn[self.labels, np.arange(len(self.labels))] > RULED_OUT * temperature
+        own = 0.0 if are_regions else drawn[self.labels, np.arange(len(self.labels))]
+        behind = (np.where(self.fixed > 0, -drawn, drawn) - own).max(axis=0) > RULED_OUT * temperature
         if not behind.any():
             return ()
         which = ", ".join(map(str, np.unique(self.labels[behind]).tolist()))
         return (
             f"strokes: the network rules out label {which} by more than {RULED_OUT:g} nats at "
-            f"{np.count_nonzero(behind)} drawn voxels; voxels around them hardly follow: draw all of "
+            f"{counted(int(np.count_nonzero(behind)), 'drawn voxel')}; voxels around hardly follow: draw all of "
             "the error there, or raise mean_field.temperature",
         )
 

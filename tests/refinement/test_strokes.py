@@ -246,3 +246,7 @@ def test_a_label_that_the_network_rules_out_is_said(ball, strokes):
     assert any("rules out label 2" in note for note in result.notes)
     assert not any("rules out" in note for note in refined(logits, image, strokes).notes)
     assert (result.label_map == 2).sum() >= 3
+    log_odds = np.stack([np.maximum(logits[1], logits[2]) - logits[0], certain[2] - logits[0]])
+    for network, is_certain in ((log_odds, True), (log_odds + np.array([0, 25], np.float32).reshape(2, 1, 1, 1), False)):
+        notes = refined(network, image, strokes, regions={"whole": (1, 2), "core": 2}).notes
+        assert any("rules out label 2" in note for note in notes) == is_certain
