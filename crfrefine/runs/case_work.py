@@ -157,6 +157,8 @@ def _refine(
         strokes=strokes,
     )
     changes, notes = result.changes, list(result.notes)
+    if case.strokes and strokes is None:
+        notes.append("strokes: no voxel is drawn")
     counts = enumerate(zip(changes.voxels_before, changes.voxels_after, strict=True))
     outvoted = {label: before for label, (before, after) in counts if before and not after}
     record.times["refine"] = time.perf_counter() - started

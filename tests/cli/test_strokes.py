@@ -67,6 +67,8 @@ def test_files_of_a_case_are_united_unless_they_contradict_each_other(folders, t
     paths = [save_nifti(tmp_path / name, drawn) for name, drawn in (("one.nii.gz", draw()), ("two.nii.gz", OTHER))]
     refine_a(folders, *paths)
     np.testing.assert_array_equal(load_nifti(tmp_path / "a.nii.gz"), refined(folders, "a", strokes=draw() + OTHER))
+    empty = save_nifti(tmp_path / "empty.nii.gz", draw(0))
+    assert "a: strokes: no voxel is drawn" in refine_a(folders, empty).stderr
     save_nifti(paths[1], draw(1, (slice(8, 12), 7, 5)))
     assert "contradict each other at 2 voxels, such as (8, 7, 5), (9, 7, 5)" in refine_a(folders, *paths, status=1).stderr
 
