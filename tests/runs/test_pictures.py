@@ -41,9 +41,9 @@ def test_a_large_change_elsewhere_has_a_row_of_its_own_and_voxels_keep_their_pro
     planes = cut_planes(image, before, after, SPACING, AFFINE)[0]
     assert [plane.name for plane in planes] == ["axial", "coronal", "sagittal", "change, axial"]
     for plane in planes[:3]:
-        assert (plane.after == 1).sum() >= 0.8 * 6 * 10, "a large cross-section of the block"
+        assert (plane.maps["refined"] == 1).sum() >= 0.8 * 6 * 10, "a large cross-section of the block"
     column, row = planes[3].peak
-    changed = planes[3].before != planes[3].after
+    changed = planes[3].maps["before"] != planes[3].maps["refined"]
     assert changed[row, column]
     assert changed.sum() == 45
 
@@ -94,8 +94,8 @@ def test_right_of_the_patient_is_shown_at_the_left_however_the_array_is_stored(c
     axial, coronal, sagittal = cut_planes(image, before, after, SPACING, AFFINE)[0][:3]
     assert (axial.edges, coronal.edges, sagittal.edges) == ("RLPA", "RLIS", "PAIS")
     for plane, is_left in ((axial, True), (coronal, True), (sagittal, False)):
-        (row,), (column,) = np.nonzero(plane.after == 2)
-        rows, columns = np.nonzero(plane.after == 1)
+        (row,), (column,) = np.nonzero(plane.maps["refined"] == 2)
+        rows, columns = np.nonzero(plane.maps["refined"] == 1)
         assert row == rows.min(), "the first row is at the top"
         assert column == (columns.min() if is_left else columns.max())
     order, flips = (2, 0, 1), (slice(None, None, -1), slice(None), slice(None, None, -1))

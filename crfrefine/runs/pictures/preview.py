@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,17 +24,14 @@ _TITLE_LINE, _TEXT_LINE, _HEADING_LINE, _LEGEND_LINE = 34, 22, 32, 26
 _LEGEND_WIDTH, _SAMPLE = 300, 34  # at least of an entry, and of its sample with the gap
 
 
-@dataclass(frozen=True)
-class Plane:
+class Plane(NamedTuple):
     """One cut through the volume, ready to show: arrays are (rows, columns) with the first row at the top."""
 
     name: str  # such as "axial"
     edges: str  # letters of the patient's sides at the left, right, bottom and top; empty if unknown
     size_mm: tuple[float, float]  # width and height
     image: NDArray[np.uint8]  # gray values
-    before: Array  # labels of the network
-    after: Array  # labels after refinement
-    reference: Array | None  # labels of the reference, if it is shown
+    maps: dict[str, Array]  # labels of the network, "before", after refinement, "refined", and of the "reference" if it is shown
     peak: tuple[int, int] | None  # column and row of the largest change, if the plane was chosen to show it
 
 
@@ -107,11 +104,12 @@ def cut_planes(
     pose = Upright.of(affine, before.ndim)
     # In the upright volume: of two equal planes, the same one must be shown whatever the stored orientation.
     modalities = [pose.turn(channel) for channel in (np.zeros((1, *before.shape), np.float32) if image is None else image)]
-    maps = [pose.turn(labels) for labels in (before, after, reference) if labels is not None]
+    given = {"before": before, "refined": after, "reference": reference}
+    maps = {name: pose.turn(labels) for name, labels in given.items() if labels is not None}
     steps = [float(spacing[axis]) for axis in pose.axis_order]
-    network, refined, *references = maps
-    structure = np.logical_or.reduce([labels > 0 for labels in maps])
-    middle, change = choose_places(maps, network != refined, steps)
+    network, refined = maps["before"], maps["refined"]
+    structure = np.logical_or.reduce([labels > 0 for labels in maps.values()])
+    middle, change = choose_places([*maps.values()], network != refined, steps)
     windows = [choose_window(channel, structure) for channel in modalities]
     chosen = choose_modality(modalities, windows, refined if refined.any() else network, steps)
     # A margin around the labels: small structures become visible.
@@ -124,18 +122,11 @@ def cut_planes(
     def cut(plane: int, point: Sequence[int], prefix: str = "") -> Plane:
         _, across, up, _ = PLANES[plane]
         index = tuple(crop[axis] if axis in (across, up) else point[axis] for axis in range(before.ndim))
-        labels = refined[index].T[::-1]
+        shown = windows[chosen].gray(modalities[chosen][index]).T[::-1]
+        size_mm = (shown.shape[1] * steps[across], shown.shape[0] * steps[up])
+        peak = (point[across] - crop[across].start, crop[up].stop - 1 - point[up]) if prefix else None
         name, edges = pose.describe(plane)
-        return Plane(
-            name=prefix + name,
-            edges=edges,
-            size_mm=(labels.shape[1] * steps[across], labels.shape[0] * steps[up]),
-            image=windows[chosen].gray(modalities[chosen][index]).T[::-1],
-            before=network[index].T[::-1],
-            after=labels,
-            reference=references[0][index].T[::-1] if references else None,
-            peak=(point[across] - crop[across].start, crop[up].stop - 1 - point[up]) if prefix else None,
-        )
+        return Plane(prefix + name, edges, size_mm, shown, {name: labels[index].T[::-1] for name, labels in maps.items()}, peak)
 
     planes = [cut(plane, middle) for plane in planes_of(refined.shape)]
     if change is not None:
@@ -155,13 +146,12 @@ def _draw_panel(canvas: drawing.Canvas, plane: Plane, panel: str, corner: tuple[
     inner = (max(1, round(plane.size_mm[0] * scale)), max(1, round(plane.size_mm[1] * scale)))
     left, top = (first + (outer - pixels) // 2 for first, outer, pixels in zip(corner, size, inner, strict=True))
     pixels = drawing.resize_gray(plane.image, inner, _DIMMED if panel == "changes" else 1.0)
-    outlined = {"reference": plane.reference, "before": plane.before, "refined": plane.after}.get(panel)
-    if outlined is not None:
-        labels = drawing.enlarge(outlined, inner)
+    if panel in plane.maps:
+        labels = drawing.enlarge(plane.maps[panel], inner)
         is_line = drawing.outline(labels)
         pixels[is_line] = drawing.label_levels(labels[is_line])
     elif panel == "changes":
-        before, after = drawing.enlarge(plane.before, inner), drawing.enlarge(plane.after, inner)
+        before, after = (drawing.enlarge(plane.maps[name], inner) for name in ("before", "refined"))
         pixels = np.where(before != after, drawing.label_levels(after), pixels)  # In the color of the new label; white is background.
     canvas.paste(pixels, (left, top))
     if plane.peak is not None and panel in ("image", "changes"):
@@ -176,12 +166,11 @@ def _draw_panel(canvas: drawing.Canvas, plane: Plane, panel: str, corner: tuple[
 
 def _legend_entries(planes: Sequence[Plane], names: Mapping[int, str], lost: str) -> list[tuple[int, str]]:
     """Return label and text of each entry; the label is 0 for changes to background."""
-    shown = [labels for plane in planes for labels in (plane.before, plane.after, plane.reference) if labels is not None]
-    seen = sorted({label for labels in shown for label in foreground_labels(labels)})
+    seen = sorted({label for plane in planes for labels in plane.maps.values() for label in foreground_labels(labels)})
     entries = [(label, names.get(label, f"label {label}")) for label in seen[:_MAX_LEGEND_ENTRIES]]
     if len(seen) > _MAX_LEGEND_ENTRIES:
         last, text = entries[-1]
         entries[-1] = last, f"{text} … and {len(seen) - _MAX_LEGEND_ENTRIES} more"
-    if any(((plane.before != plane.after) & (plane.after == 0)).any() for plane in planes):
+    if any(((plane.maps["before"] != plane.maps["refined"]) & (plane.maps["refined"] == 0)).any() for plane in planes):
         entries.append((0, lost))
     return entries
