@@ -54,11 +54,12 @@ _EXPECTED = (
 )
 # Elements of an image that a segmentation repeats.
 _REFERENCED = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID", "Modality")
-# Elements of a slice, or of its functional groups; the last two are the thickness.
+# Elements of a slice, the last two of which are the thickness, and the functional groups that hold them.
 _OF_SLICE = (
     *("PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient", "RescaleSlope", "RescaleIntercept"),
     *("SpacingBetweenSlices", "SliceThickness"),
 )
+_GROUPS = ("PixelMeasuresSequence", "PlaneOrientationSequence", "PlanePositionSequence", "PixelValueTransformationSequence")
 # Distances of slices, and deviations from an even row, as parts of the usual step; and an angle.
 _SAME_PLACE, _UNEVEN, _MAX_TILT = 1e-3, 0.1, 2.0
 
@@ -154,7 +155,7 @@ def _slices(file: Path, dataset: Any) -> Iterator[tuple[str, NDArray[np.float64]
         raise UnsupportedFormatError(f"{file}: expected one number per voxel, found colors")
     for number, frame in enumerate(frames, 1):
         name = file.name if len(frames) == 1 else f"frame {number} of {file.name}"
-        groups = [element.value[0] for group in (frame, shared) for element in group if element.VR == "SQ" and element.value]
+        groups = [group[name].value[0] for group in (frame, shared) for name in _GROUPS if name in group and group[name].value]
         spacing, axes, position, slope, intercept, *thicknesses = (
             next((group[keyword].value for group in (*groups, dataset) if keyword in group), None) or () for keyword in _OF_SLICE
         )
@@ -235,7 +236,7 @@ def _voxels(series: Series) -> NDArray[Any]:
     _limit(path, series.datasets, math.prod(shape), int(first.BitsAllocated))
     # Series with 32 bits need float64 before they are written.
     array = np.empty(shape, np.float32 if int(first.BitsStored) <= 16 else np.float64)
-    frames = ((dataset, frame) for file, dataset in series.datasets.items() for frame in iter_pixels(file))
+    frames = ((dataset, frame) for file, dataset in series.datasets.items() for frame in iter_pixels(pydicom.dcmread(file)))
     for place, scaling, (dataset, frame) in zip(np.argsort(series.order), series.scalings.astype(array.dtype), frames, strict=True):
         has_table = "ModalityLUTSequence" in dataset
         array[place] = apply_modality_lut(frame, dataset) if has_table else frame * scaling[0] + scaling[1]
