@@ -46,16 +46,15 @@ def atomic_files(*paths: Path) -> Iterator[tuple[BinaryIO, ...]]:
             targets[-1].unlink(missing_ok=True)
         for path, target in zip(hidden, targets, strict=True):
             path.replace(target)
-    except BaseException as error:
+    except OSError as error:
+        raise cannot_write(paths[-1], error) from error
+    finally:
         for file in files:
             with suppress(OSError):  # On a full disk, closing fails again.
                 file.close()
-        for path in hidden:
+        for path in hidden:  # Those that have their names are not there.
             with suppress(OSError):
                 path.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise cannot_write(paths[-1], error) from error
-        raise
 
 
 def write_small_file(path: Path, content: bytes) -> None:
