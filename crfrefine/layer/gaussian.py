@@ -141,10 +141,9 @@ class _Filter(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Save the values and the kernel, and the features, so that PyTorch notices if they have changed before the backward pass."""
-        values, features, kept, _, _ = inputs
-        ctx.save_for_backward(values, features if ctx.needs_input_grad[1] else None)
-        ctx.kernel = kept.kernel
+        """Save the kernel, and for the gradient of the features both tensors, so that PyTorch notices if they have changed since."""
+        ctx.save_for_backward(*(inputs[:2] if ctx.needs_input_grad[1] else (None, None)))
+        ctx.kernel = inputs[2].kernel
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -172,12 +171,12 @@ class _Gradients(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        grad: Tensor, values: Tensor, kernel: CompiledPoints, of_values: bool, of_features: bool
+        grad: Tensor, values: Tensor | None, kernel: CompiledPoints, of_values: bool, of_features: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         """Return the gradients that are wanted."""
         given = grad.detach().contiguous().numpy()
         left = torch.from_numpy(kernel.apply(given, transposed=True)) if of_values else None
-        if not of_features:
+        if values is None or not of_features:
             return left, None
         return left, torch.from_numpy(kernel.feature_gradient(given, values.detach().contiguous().numpy()))
 

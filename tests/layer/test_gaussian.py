@@ -121,6 +121,15 @@ def test_features_that_change_before_the_backward_pass_are_noticed():
         result.sum().backward()
 
 
+def test_values_may_change_before_the_backward_pass_unless_features_have_a_gradient():
+    values, features = make()
+    sent = 1.0 * values.requires_grad_()
+    result = gaussian_filter(sent, features)
+    sent.detach_().zero_()
+    (found,) = torch.autograd.grad(result.sum(), values)
+    torch.testing.assert_close(found, gaussian_filter(torch.ones_like(values), features).detach())
+
+
 def test_tensors_take_features_that_are_arrays():
     values, features = make()
     expected = crfrefine.gaussian_filter(values[0], features[0].double())
