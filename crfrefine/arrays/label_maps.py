@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -115,8 +116,8 @@ def channels_of(present: Sequence[int]) -> tuple[int, ...]:
     return tuple(sorted({0, *present})) if {*present} - {0} else (0, 1)
 
 
-def labels_of_one_hot(pieces: Iterable[tuple[int, slice, Array]], shape: tuple[int, ...]) -> Labels | None:
-    """Return the label map, (*grid), of one-hot channels that come in pieces; None for other values."""
+def labels_of_one_hot(pieces: Iterable[tuple[int, slice, Array]], shape: tuple[int, ...], path: Path) -> Labels | None:
+    """Return the label map, (*grid), of one-hot channels of a file that come in pieces; None for other values."""
     # A piece: its first channel, planes, (channels, planes, …) values. InputError: no label, or several.
     labels = np.zeros(shape[1:], np.min_scalar_type(shape[0] - 1))
     is_labeled = np.zeros(shape[1:], np.bool_)
@@ -132,8 +133,9 @@ def labels_of_one_hot(pieces: Iterable[tuple[int, slice, Array]], shape: tuple[i
     if not is_labeled.all():
         without = is_labeled.size - int(np.count_nonzero(is_labeled))
         raise InputError(
-            f"the channels are 1 for the label of a voxel and else 0, but {without} of {is_labeled.size} voxels have no label. "
-            "If background has no channel, put one before the others; if these voxels are padding, give them background"
+            f"{path}: the channels are 1 for the label of a voxel and else 0, but {without} of {is_labeled.size} voxels have no label. "
+            "If background has no channel, put one before the others; if these voxels are padding, give them background; or give a label "
+            "map, with --input-type labels"
         )
     return labels
 

@@ -75,55 +75,17 @@ def test_masks_and_labels_are_those_of_the_nearest_voxel(tmp_path):
     assert [header.path.name for header in headers.companions] == ["a_logits.nii.gz", "mask.nii.gz", "labels.nii.gz"]
 
 
-@pytest.mark.parametrize("options", [RESAMPLE, ReadingOptions()], ids=["resample", "plain"])
-def test_grids_that_do_not_overlap(options, tmp_path):
-    files = make_case(tmp_path, beside(shift=200.0))
-    with pytest.raises(GridMismatchError, match=r"^case 'a': (?s:.*)written in LPS as if that were RAS") as caught:
-        read_case_headers(files, options)
-    message = str(caught.value)
-    assert str(files.images[0]) in message
-    assert str(files.logits[0]) in message
-    assert "give --resample" not in message
-    if options.resample:
-        assert "the logits and the image do not overlap in the world" in message
-
-
-@pytest.mark.parametrize("direction", [np.eye(3), OBLIQUE], ids=["oblique", "parallel"])
-def test_logits_that_cover_less_than_half_of_the_image_are_refused(direction, tmp_path):
-    assert inside(load_case(make_case(tmp_path, beside(direction, shift=2.0)), RESAMPLE)).mean() > 0.5
-    for shift in (10.0, 12.0):
-        with pytest.raises(GridMismatchError, match=r"the logits cover \d+\.\d% of the voxels of the image; expected at least half"):
-            read_case_headers(make_case(tmp_path, beside(direction, shift=shift)), RESAMPLE)
-
-
-@pytest.mark.parametrize("options", [RESAMPLE, ReadingOptions()], ids=["resample", "plain"])
-def test_a_label_axis_that_is_not_the_last_one_is_named(options, tmp_path):
-    for order in ("lxyz", "lzyx", "xlyz", "xylz"):
-        values = scores(shape=SHAPE).transpose(["lxyz".index(axis) for axis in order])
-        path = save_nifti(tmp_path / "LOGITS.nii.gz", values, AFFINE)
-        with pytest.raises(GridMismatchError, match=r"in another order. Move the label axis to the end, \(x, y, z, label\)") as caught:
-            read_case_headers(replace(make_case(tmp_path), logits=(path,)), options)
-        assert "--resample" not in str(caught.value)
-
-
-def test_an_archive_without_geometry(tmp_path):
-    """With --resample it covers the image's field of view, unless it seems to have its axes in another order."""
-    files, interpolate = replace(make_case(tmp_path), logits=(tmp_path / "a.npz",)), "give --resample"
-    full, coarse = scores(shape=SHAPE), scores()
-    for array, options, text in (
-        (full.transpose(3, 2, 1, 0), ReadingOptions(), r"Its axes are in another order.* an .npz or .npy holds \(label, z, y, x\)"),
-        (full, RESAMPLE, "Its axes are in another order"),
-        (coarse.transpose(0, 3, 2, 1), ReadingOptions(), "logits and image are on different grids"),
-    ):
-        np.savez_compressed(tmp_path / "a.npz", logits=array)
-        with pytest.raises(GridMismatchError, match=text) as caught:
-            read_case_headers(files, options)
-        assert interpolate not in str(caught.value)
-    np.savez_compressed(tmp_path / "a.npz", logits=full.transpose(0, 3, 2, 1))
-    np.testing.assert_array_equal(load_case(files, RESAMPLE).logits, full)
-    np.savez_compressed(tmp_path / "a.npz", logits=coarse.transpose(0, 3, 2, 1))
-    found = load_case(files, RESAMPLE)
-    factors = [new / old for new, old in zip(SHAPE, coarse.shape[1:], strict=True)]
-    expected = np.stack([zoom(channel, factors, order=1, mode="nearest", grid_mode=True) for channel in coarse])
-    np.testing.assert_allclose(found.logits, expected, atol=1e-4)
-    assert "a.npz has no geometry: it is taken to cover the whole field of view of the image" in found.notes
+@pytest.mark.parametrize(
+    ("image_shape", "stored"), [((13, 12), (1, 5, 6)), ((13, 12, 1), (5, 6)), ((13, 12), (3, 5, 6)), ((13, 12, 10), (5, 6))]
+)
+def test_planes_and_volumes_without_geometry(image_shape, stored, tmp_path):
+    """A plane fits a volume of one slice; (z, y, x) without the label axis is (channel, y, x), and no volume."""
+    values = np.random.default_rng(5).normal(0, 3, (4, *stored)).astype(np.float32)
+    np.save(tmp_path / "a.npy", values)
+    files = CaseFiles("a", (save_nifti(tmp_path / "a_0000.nii.gz", numbers(image_shape), AFFINE),), (tmp_path / "a.npy",))
+    if max(*image_shape[2:], *stored[:-2], 1, 1) > 1:
+        with pytest.raises(GridMismatchError, match=r"another number of axes than the image(?s:.*)holds \(label, z, y, x\)"):
+            load_case(files, RESAMPLE)
+        return
+    expected = [zoom(channel.reshape(5, 6), (12 / 5, 13 / 6), order=1, mode="nearest", grid_mode=True).T for channel in values]
+    np.testing.assert_allclose(load_case(files, RESAMPLE).logits.reshape(4, 13, 12), expected, atol=1e-5)

@@ -109,7 +109,7 @@ def test_streamed_cases_are_as_in_memory(write, tmp_path, monkeypatch):
 
 def with_nan(folders):
     channels = logits_of(folders)
-    channels[2, 4, 5, 6] = np.nan
+    channels[0, 4, 5, 6] = np.nan
     np.savez(replace(folders, "a.npz"), logits=channels.transpose(0, 3, 2, 1))
 
 
@@ -188,7 +188,7 @@ def test_bad_files_fail_as_in_memory(spoil, tmp_path, monkeypatch):
     for streams in (False, True):
         result = run(folders, monkeypatch, "--save-probabilities", streams=streams)
         assert result.status == 1, result.stdout
-        assert "a.npz" in result.stderr
+        assert result.stderr.count("a.npz") == 1
         assert "Traceback" not in result.stderr
         assert [name for name in files_in(folders.output) if not name.endswith(".json")] == []
 

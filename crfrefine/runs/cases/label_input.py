@@ -99,10 +99,7 @@ def read_one_hot(header: LogitsHeader, values: Float32 | None, like: VolumeHeade
         if values is None
         else ((0, planes, values[:, planes]) for planes in plane_blocks(values))
     )
-    try:
-        labels = labels_of_one_hot(pieces, (header.num_labels, *header.files[0].grid_shape[::-1]))
-    except InputError as error:
-        raise InputError(f"{header.path}: {error}; or give a label map, with --input-type labels") from error
+    labels = labels_of_one_hot(pieces, (header.num_labels, *header.files[0].grid_shape[::-1]), header.path)
     if labels is None:
         return None
     notes = [f"{header.path.name} is taken as a label map: each voxel has 1 in one channel and 0 in the others"]

@@ -82,13 +82,15 @@ class WorkGrid:
         like, (own_affine, _) = self.header, self.header.geometry()
         if self._has_other_order(other):
             raise self._mismatch(other, f"{what} on another grid than the {self.name}", _OTHER_ORDER)
-        affine = other.affine
+        affine, shape = other.affine, other.grid_shape
         if affine is None:  # A file without geometry covers the same field of view.
-            factors = np.divide(like.grid_shape, other.grid_shape)
-            affine = own_affine.copy()
-            affine[:3, : len(factors)] *= factors
-            affine[:3, 3] += own_affine[:3, : len(factors)] @ (0.5 * factors - 0.5)
-        grid_map = map_grid(like.grid_shape, own_affine, other.grid_shape, affine)
+            own, its = ((*each, 1)[:3] for each in (like.grid_shape, shape))
+            if len(like.grid_shape) != len(shape) and (own[2] > 1 or its[2] > 1):
+                raise self._mismatch(other, f"{what} of another number of axes than the {self.name}", _OTHER_ORDER)
+            factors, affine, shape = np.divide(own, its), own_affine.copy(), shape[: len(like.grid_shape)]
+            affine[:3, :3] *= factors
+            affine[:3, 3] += own_affine[:3, :3] @ (0.5 * factors - 0.5)
+        grid_map = map_grid(like.grid_shape, own_affine, shape, affine)
         if not grid_map.num_inside:
             raise self._mismatch(other, f"the {what} and the {self.name} do not overlap in the world", _NO_OVERLAP)
         share = grid_map.num_inside / grid_map.num_voxels
