@@ -140,7 +140,7 @@ def _present(logits: Tensor, inside: Tensor | None, run: MeanFieldSpec, threshol
     log_sums = values.logsumexp(0)
     # One label at a time, to avoid another array of all labels.
     largest = torch.stack([(channel - log_sums if inside is None else (channel - log_sums)[inside]).amax() for channel in values])
-    is_there = ~(largest.cpu() <= torch.as_tensor(thresholds))  # True for NaN
+    is_there = ~(largest.cpu() <= torch.from_numpy(thresholds))  # True for NaN
     if int(is_there.sum()) < 2:
         is_there[largest.topk(2).indices.cpu()] = True
     return None if is_there.all() else is_there.nonzero().squeeze(1)

@@ -7,7 +7,7 @@ torch = pytest.importorskip("torch")
 
 import crfrefine  # noqa: E402
 from crfrefine.errors import CapacityError, ConfigError, InputError  # noqa: E402
-from crfrefine.layer.functional import gaussian_filter  # noqa: E402
+from crfrefine.layer.functional import gaussian_filter, mean_field  # noqa: E402
 
 
 def make(num_points=60, num_features=4, num_channels=2, dtype=torch.float32, seed=0):
@@ -128,6 +128,21 @@ def test_values_may_change_before_the_backward_pass_unless_features_have_a_gradi
     sent.detach_().zero_()
     (found,) = torch.autograd.grad(result.sum(), values)
     torch.testing.assert_close(found, gaussian_filter(torch.ones_like(values), features).detach())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_default_device_of_pytorch_does_not_matter(dtype):
+    values, features = make(dtype=dtype)
+    logits, image = 9 * torch.randn(1, 4, 5, 6, dtype=dtype), torch.rand(1, 1, 5, 6, dtype=dtype)
+
+    def results():
+        refined = mean_field(logits, image, bilateral=[(1.0, 2.0, 0.2)], spacing=1.0, label_threshold=0.01)
+        return gaussian_filter(values, features, method="lattice"), refined
+
+    expected = results()
+    with torch.device("meta"):
+        found = results()
+    torch.testing.assert_close(found, expected)
 
 
 def test_tensors_take_features_that_are_arrays():

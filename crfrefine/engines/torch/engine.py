@@ -256,7 +256,7 @@ class TorchKernels:
 
     def tensor(self, values: Any) -> Tensor:
         """Return a copy in the type and on the device of the computation."""
-        return torch.as_tensor(values if isinstance(values, Tensor) else np.array(values, order="C")).detach().to(self._like, copy=True)
+        return (values if isinstance(values, Tensor) else torch.from_numpy(np.array(values, order="C"))).detach().to(self._like, copy=True)
 
 
 @contextmanager

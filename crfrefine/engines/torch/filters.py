@@ -74,7 +74,8 @@ class Lattice:
         self._features, size = features, features.shape[1] + 1
         remainder0, rank, self.weights = enclosing_simplex(elevate(features.detach()))
         # A vertex is a number, the inner product of its coordinates and large random ones: two of a million vertices share none.
-        large = torch.randint(-(1 << 62), 1 << 62, (size,), generator=torch.Generator().manual_seed(0)).to(rank.device)
+        generator = torch.Generator().manual_seed(0)
+        large = torch.randint(-(1 << 62), 1 << 62, (size,), generator=generator, device="cpu").to(rank.device)
         corners = [((remainder0 + torch.where(rank < size - k, k, k - size)) * large).sum(1) for k in range(size)]
         keys, self.vertices = torch.unique(torch.stack(corners, dim=1), return_inverse=True)
         self.num_vertices = len(keys)
