@@ -337,7 +337,9 @@ def bilateral_filter(
 def _numbers(value: Any) -> Any:
     """Return one number, or a tuple of them; anything else as it is, for the check of parameters to refuse."""
     try:
-        numbers = np.asarray(value, np.float64)
+        numbers = np.asarray(value)
     except (TypeError, ValueError):
         return value
-    return float(numbers) if numbers.ndim == 0 else tuple(numbers.tolist())
+    if numbers.dtype.kind not in "iuf":
+        return value
+    return float(numbers) if numbers.ndim == 0 else tuple(numbers.astype(np.float64).tolist())

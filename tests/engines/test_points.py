@@ -171,6 +171,7 @@ BANDWIDTHS = {"theta_alpha": 1.0, "theta_beta": 1.0}
     ("change", "error", "message"),
     [
         ({"theta_alpha": "wide"}, ConfigError, "theta_alpha: expected a number, got 'wide'"),
+        *(({"theta_beta": value}, ConfigError, f"theta_beta: expected a number, got {value!r}") for value in (None, "2", True)),
         ({"theta_beta": 0.0}, ConfigError, "theta_beta"),
         ({"image": np.ones((3, 4)), "spacing": (2.0, 1.0, 1.25)}, InputError, "shape"),
         ({"theta_beta": [[1.0], [1.0, 2.0]]}, ConfigError, "theta_beta"),
