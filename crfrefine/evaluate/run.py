@@ -33,7 +33,7 @@ from crfrefine.parameters.model import TRAINED_ON
 from crfrefine.runs.cases.case_files import left_out_entries
 from crfrefine.runs.cases.dataset_description import read_descriptions
 from crfrefine.runs.cases.reading_options import RegionReading, find_regions
-from crfrefine.runs.records import CaseRecord, RecordedRun, read_records
+from crfrefine.runs.records import CaseRecord, RunSummary, read_records
 from crfrefine.statistics.comparison import ResultTable, summary_dicts
 
 SCHEMA = 1
@@ -187,7 +187,7 @@ def _measure(evaluation: Evaluation, observer: EvaluationObserver) -> None:
 def cases_learned_on(pairs: Sequence[CasePair], notes: list[str]) -> dict[str, list[str]]:
     """Return the cases of each method that its parameters were learned on, by the records that `infer` leaves beside its label maps."""
     # A method without a record, or without such cases, is left out.
-    records: dict[Path, dict[str, tuple[CaseRecord, RecordedRun]]] = {}
+    records: dict[Path, dict[str, tuple[CaseRecord, RunSummary]]] = {}
     learned: dict[str, list[str]] = {}
     for pair in pairs:
         for method, files in pair.methods.items():
@@ -197,7 +197,7 @@ def cases_learned_on(pairs: Sequence[CasePair], notes: list[str]) -> dict[str, l
             if path.parent not in records:
                 recorded = read_records(path.parent)
                 notes += [f"{note}; its parameters may have been learned on more cases than are known" for note in recorded.notes]
-                lines = ((record, run) for run in recorded.runs for record in run.records)
+                lines = ((record, run) for run in recorded.runs for record in run.cases)
                 records[path.parent] = {stem_of(record.output): (record, run) for record, run in lines if record.output}
             record, run = records[path.parent].get(path.name if path.is_dir() else stem_of(path), (None, None))
             if record is not None and run is not None and printable(record.case_id) in (run.settings.get(TRAINED_ON) or ()):

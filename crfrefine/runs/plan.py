@@ -122,22 +122,9 @@ def plan_run(options: InferenceOptions) -> RunPlan:
     cases, outputs = inputs.cases[part_id::num_parts], all_outputs[part_id::num_parts]
     if options.summary is not None:
         check_summary_path(options.summary, all_outputs)
-    named = tuple(map(os.path.realpath, inputs.sources))
     can_record = not options.writes_file and any(not files.problem for files in cases)
     record = record_path(options.output, num_parts, part_id) if can_record else None
-    earlier, earlier_notes = dict[str, CaseRecord](), list[str]()
-    if options.resume:
-        settings_now = {**vars(options), "parameters": options.parameters.to_dict()}
-        own = [(files, plan.label_map, plan.all()) for files, plan in zip(cases, outputs, strict=True)]
-        earlier, earlier_notes = take_up(None if options.writes_file else options.output, own, settings_now, named)
-    tasks = [Task(files, plan, earlier.get(files.case_id)) for files, plan in zip(cases, outputs, strict=True)]
-    begun = [task.outputs for task in tasks if not task.files.problem]  # If no case can be read, no folder is needed.
-    for folder in {path.parent for plan in begun for path in plan.all()} | {plan.folder for plan in begun if plan.folder is not None}:
-        check_writable(folder)
     structures = {} if inputs.reading.declared is None else inputs.reading.declared.structures
-    names_file = plan_names_file(structures, options.output) if structures and can_record else None
-    for path in filter(None, (options.summary, record)):
-        check_small_output(path)
     limit, all_cases = memory_limit(options.max_memory), {}
     for files, plan in zip(inputs.cases, all_outputs, strict=True):  # Relative names, as the output folder may be moved.
         is_inside = not options.writes_file and plan.label_map.is_relative_to(options.output)
@@ -154,11 +141,22 @@ def plan_run(options: InferenceOptions) -> RunPlan:
         num_cases=len(cases),
         all_cases=all_cases,
         output_folder=os.path.realpath(options.output),
-        inputs=named,
+        inputs=tuple(map(os.path.realpath, inputs.sources)),
         working_folder=str(Path("/proc/self/cwd").readlink()),  # readable even if the folder was removed
         resumed=options.resume,
         **{name: getattr(options, name) for name in (*READING, "choice", "num_parts", "command")},
     )
+    earlier, earlier_notes = dict[str, CaseRecord](), list[str]()
+    if options.resume:
+        own = [(files, plan.label_map, plan.all()) for files, plan in zip(cases, outputs, strict=True)]
+        earlier, earlier_notes = take_up(None if options.writes_file else options.output, own, summary)
+    tasks = [Task(files, plan, earlier.get(files.case_id)) for files, plan in zip(cases, outputs, strict=True)]
+    begun = [task.outputs for task in tasks if not task.files.problem]  # If no case can be read, no folder is needed.
+    for folder in {path.parent for plan in begun for path in plan.all()} | {plan.folder for plan in begun if plan.folder is not None}:
+        check_writable(folder)
+    names_file = plan_names_file(structures, options.output) if structures and can_record else None
+    for path in filter(None, (options.summary, record)):
+        check_small_output(path)
     settings = CaseSettings(options, inputs.reading, inputs.names, device if options.dask else options.device)
     notes = [*inputs.notes, *earlier_notes]
     if number := len({printable(files.case_id) for files in cases} & set(options.parameters.trained_on)):

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -29,6 +30,9 @@ SCHEMA = 2
 # The note on labels that a case has lost begins with it; the advice follows a semicolon.
 VANISHED = "labels that vanished"
 RECORD_FOLDER = ".crfrefine"
+
+# Options that change results beside the parameters.
+READING = ("network_spacing", "strokes_background", "strokes_ignore")
 
 OTHER_VALUES = "refined with other values of"
 NO_RECORD = "no record of its label map, as after a kill"
@@ -159,9 +163,17 @@ class RunSummary:
         """Return the number of cases that are "done", "skipped" or "failed"."""
         return sum(record.status == status for record in self.cases)
 
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The settings that the results depend on, as JSON has them; parameters that an older version lacked have their defaults."""
+        parameters = self.parameters
+        with suppress(ConfigError):  # A newer version may have more keys.
+            parameters = CrfParameters.from_dict(parameters).to_dict()
+        return dict(json.loads(to_json({**parameters, **{name: getattr(self, name) for name in READING}})))
+
     def head(self) -> dict[str, Any]:
         """Return plain values for a file, without the cases."""
-        fields = {name: value for name, value in vars(self).items() if name != "cases"}
+        fields = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.name != "cases"}
         return {"schema": SCHEMA, "version": crfrefine.__version__, **fields, "started": self.started.isoformat()}
 
     def to_json(self) -> str:
@@ -211,33 +223,22 @@ class CaseState(NamedTuple):
     record: CaseRecord | None = None  # of a case that is done, if it describes the label map
 
 
-class RecordedRun(NamedTuple):
-    """The line of a run, and those of its cases."""
-
-    head: Mapping[str, Any]  # as `RunSummary.head` returns it
-    started: datetime
-    settings: Mapping[str, Any]  # that the results of its cases depend on, as `settings_of` returns them
-    records: list[CaseRecord]
-
-
 class RecordedRuns:
     """All runs into a folder, in the order in which they began; `notes` are on lines that cannot be used."""
 
-    def __init__(self, runs: Iterable[RecordedRun] = (), notes: Sequence[str] = ()) -> None:
+    def __init__(self, runs: Iterable[RunSummary] = (), notes: Sequence[str] = ()) -> None:
         self.runs, self.notes = sorted(runs, key=lambda run: run.started), [*notes]
         # When the last run without --continue began, and the last line that no later one has begun anew, by case.
         self._begun: dict[str, datetime] = {}
-        self.latest: dict[str, tuple[CaseRecord, RecordedRun]] = {}
+        self.latest: dict[str, tuple[CaseRecord, RunSummary]] = {}
         for run in self.runs:
-            for case_id in [] if run.head["resumed"] else list(run.head["all_cases"])[run.head["part_id"] :: run.head["num_parts"]]:
+            for case_id in [] if run.resumed else list(run.all_cases)[run.part_id :: run.num_parts]:
                 self._begun[case_id] = run.started
                 self.latest.pop(case_id, None)
-            self.latest.update({record.case_id: (record, run) for record in run.records})
+            self.latest.update({record.case_id: (record, run) for record in run.cases})
 
-    def state_of(
-        self, case_id: str, label_map: Path, others: Sequence[Path], settings: Mapping[str, Any], inputs: Sequence[str] = ()
-    ) -> CaseState:
-        """Return whether a case with these outputs, settings as of `settings_of`, and inputs, if any are given, is done."""
+    def state_of(self, case_id: str, label_map: Path, others: Sequence[Path], now: RunSummary) -> CaseState:
+        """Return whether a case with these outputs is done, by the settings of a run."""
         record, run = self.latest.get(case_id, (None, None))
         written, begun = time_of_change(label_map), self._begun.get(case_id)
         if record is None or (record.output is not None and record.output.name != label_map.name):
@@ -253,15 +254,14 @@ class RecordedRuns:
             return CaseState(case_id, "missing", label_map, f"{gone} is gone")
         if record is None or run is None or record.written != written:
             return CaseState(case_id, "done", label_map, NO_RECORD if record is None else CHANGED)
-        if keys := _differing(run.settings, settings):
+        if keys := _differing(run.settings, now.settings):
             return CaseState(case_id, "missing", label_map, f"{OTHER_VALUES} {listed(keys)}")
-        is_same = not inputs or run.head["inputs"] == list(inputs)
-        return CaseState(case_id, "done", label_map, "" if is_same else OTHER_INPUTS, record)
+        return CaseState(case_id, "done", label_map, "", record)
 
 
 def read_records(folder: Path) -> RecordedRuns:
     """Read the records of all runs into a folder; a line that cannot be used is left out, with a note."""
-    runs: dict[str, RecordedRun] = {}
+    runs: dict[str, RunSummary] = {}
     notes: list[str] = []
     for path in sorted((folder / RECORD_FOLDER).glob("record*.jsonl")):
         bad: list[str] = []
@@ -286,14 +286,14 @@ def read_records(folder: Path) -> RecordedRuns:
 _HEAD = ("started", "num_parts", "part_id", "parameters", "all_cases", "resumed", "inputs")
 
 
-def _read_line(values: Any, runs: dict[str, RecordedRun]) -> None:
+def _read_line(values: Any, runs: dict[str, RunSummary]) -> None:
     """Add a line to the runs, or to the cases of its run; raise ValueError, TypeError or KeyError if it is neither."""
     if not isinstance(values, dict):
         raise ValueError("expected a JSON table")
     if "case_id" in values and values["run"] not in runs:
         raise ValueError("its run has no line")
     if "case_id" in values:
-        runs[values["run"]].records.append(CaseRecord.from_dict(values))
+        runs[values["run"]].cases.append(CaseRecord.from_dict(values))
         return
     if values["schema"] != SCHEMA:
         raise ValueError(f"its schema is not {SCHEMA}, which this version of crfrefine writes")
@@ -305,20 +305,8 @@ def _read_line(values: Any, runs: dict[str, RecordedRun]) -> None:
     started = datetime.fromisoformat(values["started"])
     if started.tzinfo is None:
         raise ValueError("started: expected a time zone")
-    runs[values["run"]] = RecordedRun(values, started, settings_of(values), [])
-
-
-# Options that change results beside the parameters, and their defaults.
-READING = {"network_spacing": None, "strokes_background": None, "strokes_ignore": 0}
-
-
-def settings_of(run: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that the results of a run depend on, as JSON has them; keys that an older version lacked have their defaults."""
-    parameters = run["parameters"]
-    with suppress(ConfigError):  # A newer version may have more keys.
-        parameters = CrfParameters.from_dict(parameters).to_dict()
-    reading = {name: run.get(name, default) for name, default in READING.items()}
-    return dict(json.loads(to_json({**parameters, **reading})))
+    known = {name: values[name] for name in (*_HEAD, *READING, "choice") if name in values}
+    runs[values["run"]] = RunSummary("", 0, **known | {"started": started, "inputs": tuple(values["inputs"])})
 
 
 def time_of_change(path: Path) -> str | None:
@@ -347,29 +335,28 @@ def _differing(one: Any, other: Any, key: str = "") -> list[str]:
 
 def case_states(folder: Path, recorded: RecordedRuns) -> list[CaseState]:
     """Return the state of each case of the runs into a folder; of runs on the same inputs, the last one counts."""
-    last = {tuple(run.head["inputs"]): run for run in recorded.runs}
+    last = {run.inputs: run for run in recorded.runs}
     states: dict[str, CaseState] = {}
     for run in sorted(last.values(), key=lambda run: run.started):
-        for case_id, name in run.head["all_cases"].items():
+        for case_id, name in run.all_cases.items():
             record, label_map = recorded.latest.get(case_id, (CaseRecord(""),))[0], folder / name
             names = [path.name for path in (record.probabilities, record.logits, record.preview, record.structures) if path is not None]
-            states[case_id] = recorded.state_of(case_id, label_map, [label_map.parent / name for name in names], run.settings)
+            states[case_id] = recorded.state_of(case_id, label_map, [label_map.parent / name for name in names], run)
     return list(states.values())
 
 
 def take_up(
-    folder: Path | None, cases: Iterable[tuple[CaseFiles, Path, Sequence[Path]]], run: Mapping[str, Any], inputs: Sequence[str]
+    folder: Path | None, cases: Iterable[tuple[CaseFiles, Path, Sequence[Path]]], now: RunSummary
 ) -> tuple[dict[str, CaseRecord], list[str]]:
     """Return the records of the cases that earlier runs into a folder have done, and notes on them, for --continue.
 
-    Each case has its label map and all outputs; `run` has the parameters and options of `settings_of`. Without a folder, files count alone.
+    Each case has its label map and all outputs. Without a folder, files count alone.
     """
     recorded = RecordedRuns() if folder is None else read_records(folder)
-    settings = settings_of(run)
     done: dict[str, CaseRecord] = {}
     by_reason: dict[str, list[str]] = {}
     for files, label_map, outputs in cases:
-        case = recorded.state_of(files.case_id, label_map, outputs, settings, inputs)
+        case = recorded.state_of(files.case_id, label_map, outputs, now)
         drawn, record = times_of_strokes(files), case.record
         # A single file has no record: only newer strokes show.
         is_older = folder is None and any((time or "") > (time_of_change(label_map) or "") for time in drawn.values())
@@ -377,8 +364,10 @@ def take_up(
             by_reason.setdefault("refined with other strokes", []).append(files.case_id)
         elif case.state == "done":
             done[files.case_id] = record or CaseRecord(files.case_id)
-        if case.reason in ADVICE or case.reason.startswith(OTHER_VALUES):
-            by_reason.setdefault(case.reason, []).append(files.case_id)
+        other_inputs = record is not None and recorded.latest[files.case_id][1].inputs != now.inputs
+        reason = OTHER_INPUTS if other_inputs else case.reason
+        if reason in ADVICE or reason.startswith(OTHER_VALUES):
+            by_reason.setdefault(reason, []).append(files.case_id)
     for reason, names in by_reason.items():
         advice = ADVICE.get(reason, "refined again")
         recorded.notes.append(f"{counted(len(names), 'case')} ({listed(names)}): {reason}; {advice}")

@@ -267,10 +267,10 @@ def choose_for(options: InferenceOptions, overrides: Mapping[str, Any], observer
     if options.parameters.mean_field.positions != "mm":
         raise ConfigError("mean_field.positions: built-in parameters to choose from are in mm; leave it out, or name parameters")
     runs = read_records(options.output).runs if options.resume and not options.writes_file else []
-    heads = [run.head for run in runs if isinstance(run.head.get("choice"), dict) and run.head["inputs"] == list(plan.summary.inputs)]
-    if heads and (chosen := CrfParameters.from_dict(heads[-1]["parameters"])) == chosen.replace(**overrides):
-        observer.note(f"parameters as an earlier run into this folder has chosen them: {heads[-1]['choice'].get('chosen')}")
-        return replace(options, parameters=chosen, choice=heads[-1]["choice"])
+    choices = [(run, run.choice) for run in runs if isinstance(run.choice, dict) and run.inputs == plan.summary.inputs]
+    if choices and (chosen := CrfParameters.from_dict(choices[-1][0].parameters)) == chosen.replace(**overrides):
+        observer.note(f"parameters as an earlier run into this folder has chosen them: {choices[-1][1].get('chosen')}")
+        return replace(options, parameters=chosen, choice=choices[-1][1])
     choice = choose(plan.inputs, observer, max_cases=MAX_CASES_OF_A_RUN, overrides=overrides, threads=options.threads)
     observer.stage_ended(choice.describe())
     return replace(options, parameters=choice.chosen.parameters, choice=choice.to_dict())

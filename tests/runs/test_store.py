@@ -152,7 +152,7 @@ def test_a_killed_run_leaves_the_records_of_its_cases(tmp_path):
     with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         wait_for(lambda: path.is_file() and path.read_bytes().count(b"\n") > 2, process, seconds=100)
         process.kill()
-    recorded = [record.case_id for run in read_records(folders.output).runs for record in run.records]
+    recorded = [record.case_id for run in read_records(folders.output).runs for record in run.cases]
     there = sorted(path.name.partition(".")[0] for path in folders.output.glob("case*"))
     assert recorded == there[: len(recorded)] == names[: len(recorded)]
     assert len(there) <= len(recorded) + 1  # The kill may fall between a label map and its line.
