@@ -107,14 +107,18 @@ def test_cubic_export_is_close_to_the_spline(export):
         export(logits, stored, resample="quintic")
 
 
-def test_refined_as_the_dense_interpolation(export, tmp_path):
-    """The CRF on tiles of interpolated logits is that on the whole interpolated array."""
+@pytest.mark.parametrize(
+    "parameters", ["default", NO_CRF.replace(**{"mean_field.bias": [0.0, 2.0, -2.0, 1.0], "mean_field.temperature": 3.0})]
+)
+def test_refined_as_the_dense_interpolation(parameters, export, tmp_path):
+    """The CRF, or a recalibration alone, on tiles of interpolated logits is that on the whole interpolated array."""
     logits, stored = smooth_logits(4, (15, 17, 14), 8, scale=40.0), (30, 34, 28)
-    result = export(logits, stored, parameters="default")
+    result = export(logits, stored, parameters=parameters)
     image = np.asarray(nibabel.load(tmp_path / "image.nii.gz").dataobj)
     dense = np.stack([resized(channel, stored).transpose() for channel in logits])
-    expected = refine(dense, image, spacing=SPACING, parameters="default", input_type="logits")
+    expected = refine(dense, image, spacing=SPACING, parameters=parameters, input_type="logits")
     assert np.mean(result.label_map != expected.label_map) < 1e-3
+    assert np.abs(result.marginals - expected.marginals).mean() < 1e-4
     assert np.mean(result.label_map != result.network_label_map) > 1e-3
 
 

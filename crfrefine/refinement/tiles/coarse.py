@@ -143,11 +143,10 @@ def plan_coarse(network: CoarseNetwork, image: GridImage, spec: ModelSpec, param
         inside, num_padding, notes = leave_out(~covered, inside, "logits")
     problem = lazy_problem(grid, source, (present, may_matter), image, inside, spec, parameters, wanted)
     problem = replace(problem, largest_slab=MAX_SHARED_VOXELS)
-    sets = problem.label_sets()
-    if not spec.kernels.kernels:
-        sets = LabelSets(grid, np.zeros_like(sets.domains))
     stored = labels.reshape(network.grid_shape)
-    return TilePlan(problem, sets, best / run.temperature, None, labels=stored, notes=(note, *notes), num_padding=num_padding)
+    return TilePlan(
+        problem, problem.label_sets(), best / run.temperature, None, labels=stored, notes=(note, *notes), num_padding=num_padding
+    )
 
 
 def _windows(interpolation: Interpolation, grid: TileGrid) -> list[list[tuple[int, int]]]:
