@@ -9,8 +9,9 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from crfrefine.arrays.arguments import given_array, given_spacing
 from crfrefine.arrays.components import label_components
 from crfrefine.arrays.label_maps import bounding_box
 from crfrefine.base.array_types import Bool, Float64
@@ -155,10 +156,10 @@ def one_voxel(spacing: Sequence[float]) -> float:
 
 
 def measure_case(
-    prediction: NDArray[Any],
-    reference: NDArray[Any],
+    prediction: ArrayLike,
+    reference: ArrayLike,
     regions: Mapping[str, Iterable[int]],
-    spacing: Sequence[float],
+    spacing: ArrayLike,
     *,
     tolerance_mm: float = 1.0,
     metrics: Sequence[str] = tuple(MASK_METRICS),
@@ -169,8 +170,8 @@ def measure_case(
     Args:
         prediction: (*grid) integers.
         reference: (*grid) integers.
-        regions: the labels of each named region.
-        spacing: mm, one per grid axis.
+        regions: the labels of each named region, 1 or larger.
+        spacing: mm, one per grid axis or one for all.
         tolerance_mm: of the surface Dice.
         metrics: names of MASK_METRICS.
         ignore_label: voxels where the reference has this value count as background in both maps.
@@ -181,8 +182,9 @@ def measure_case(
     Raises:
         GridMismatchError: the maps differ in shape.
         InputError: a map does not hold integers, or the spacing is not one positive number per axis.
-        ConfigError: an unknown metric or a negative tolerance.
+        ConfigError: an unknown metric, a negative tolerance, or a region that does not consist of labels.
     """
+    prediction, reference = given_array(prediction, "the prediction"), given_array(reference, "the reference")
     for name, labels in (("prediction", prediction), ("reference", reference)):
         if labels.dtype.kind not in "biu":
             raise InputError(f"the {name} has values of type {labels.dtype}; expected a label map of integers")
@@ -191,8 +193,10 @@ def measure_case(
         raise GridMismatchError("the prediction has {} voxels, the reference {}; both must be on one grid".format(*shapes))
     if prediction.size == 0:
         raise InputError(f"label maps of shape {prediction.shape} have no voxels")
-    if len(spacing) != prediction.ndim or not all(0 < size < math.inf for size in spacing):
-        raise InputError(f"spacing: expected {prediction.ndim} positive numbers in mm, one per axis, got {tuple(spacing)}")
+    spacing = given_spacing(spacing, prediction.ndim)
+    named = {name: np.asarray(list(region) if isinstance(region, Iterable) else 0) for name, region in regions.items()}
+    if wrong := [name for name, labels in named.items() if labels.size and (labels.dtype.kind not in "iu" or labels.min() < 1)]:
+        raise ConfigError(f"region {wrong[0]!r}: expected labels from 1 up, such as (1, 3), got {regions[wrong[0]]!r}")
     if not 0 <= tolerance_mm < math.inf:
         raise ConfigError(f"tolerance_mm: expected a number of mm, at least 0, got {tolerance_mm}")
     if unknown := [metric for metric in metrics if metric not in MASK_METRICS]:
@@ -203,9 +207,8 @@ def measure_case(
     predicted, wanted = (labels[box].reshape([labels[box].shape[axis] for axis in kept] or [1]) for labels in (prediction, reference))
     is_measured = True if ignore_label is None else wanted != ignore_label
     values = {}
-    sides, voxel_volume = tuple(float(spacing[axis]) for axis in kept) or (1.0,), math.prod(map(float, spacing))
-    for name, region in regions.items():
-        members = tuple(region)
+    sides, voxel_volume = tuple(spacing[axis] for axis in kept) or (1.0,), math.prod(spacing)
+    for name, members in named.items():
         masks = np.isin(predicted, members) & is_measured, np.isin(wanted, members) & is_measured
         around = bounding_box(masks[0] | masks[1]) or _ONE_VOXEL
         pair = MaskPair(masks[0][around], masks[1][around], sides, voxel_volume, tolerance_mm)

@@ -127,7 +127,8 @@ def test_counts_of_a_confusion_matrix_are_those_of_masks():
     [
         ({"reference": np.ones((4, 3), int)}, GridMismatchError, "the prediction has 3×4 voxels, the reference 4×3"),
         ({"prediction": np.ones((3, 4))}, InputError, "the prediction has values of type float64"),
-        ({"spacing": (1.0, 0.0)}, InputError, "expected 2 positive numbers in mm"),
+        *(({"spacing": spacing}, InputError, "expected 2 positive distances in mm") for spacing in ((1.0, 0.0), None)),
+        *(({"regions": {"a": labels}}, ConfigError, "region 'a': expected labels from 1 up") for labels in ((0, 1), 1, "1", (1.5,))),
         ({"tolerance_mm": -1.0}, ConfigError, "tolerance_mm: expected a number of mm, at least 0, got -1.0"),
         ({"metrics": ("dicee",)}, ConfigError, "unknown metric 'dicee'; known are dice, iou"),
         ({"prediction": np.ones((0, 4), int), "reference": np.ones((0, 4), int)}, InputError, "have no voxels"),
