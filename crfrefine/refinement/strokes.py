@@ -169,7 +169,7 @@ def plan_edits(
             wrong = positions[:, chosen & ~has_label[tuple(positions)]]
             # Where a map lacks a label, its logits are as far below others at any temperature.
             rise = strength if has_label.any() or not is_label_map else max(strength, of_map)
-            for box, closeness in _closeness(wrong, has_label, spacing, parameters, normalized):
+            for box, closeness in _closeness(wrong, has_label, spacing, lead, parameters, normalized):
                 if mask is not None:
                     closeness *= mask[box]
                 rises.append((channel, box, closeness * np.float32(rise if is_up else -rise)))
@@ -180,16 +180,17 @@ def _closeness(
     positions: Integers,
     has_label: Bool,
     spacing: Sequence[float],
+    lead: int,
     parameters: StrokesParameters,
     normalized: Callable[[Box], Float32],
 ) -> Iterator[tuple[Box, Float32]]:
     """Yield the largest exp(-d² / 2 r² - Δ² / 2 s²) over drawn voxels, in boxes of whole tiles."""
     # No voxel has a value above 0 in two of the boxes. `has_label`, (*grid): the network has the
-    # label of the drawn voxels already.
+    # label of the drawn voxels already. The first `lead` axes are not the image's.
     from scipy.ndimage import label as connect
 
     num_dims, reach = has_label.ndim, max(MIN_RADIUS, parameters.reach)
-    volume = np.count_nonzero(has_label) * math.prod(spacing)
+    edge = (np.count_nonzero(has_label) * math.prod(spacing)) ** (1 / (num_dims - lead))
     far = NUM_RADII * reach / np.array(spacing)
     tile = np.array(((1,) * num_dims + TILE)[-num_dims:])
     # Voxels of different groups of cells are farther apart than twice `far` along some axis.
@@ -205,7 +206,7 @@ def _closeness(
         high = np.minimum(high, has_label.shape)
         box = tuple(map(slice, low.tolist(), high.tolist()))
         members = members - low[:, None]
-        radii = _radii(members, has_label[box], volume, reach, spacing)
+        radii = _radii(members, has_label[box], edge, reach, spacing)
         image = normalized(box) * np.float32(1.0 / parameters.likeness)
         lowest = np.full(image.shape[1:], np.inf, np.float32)  # d² / r² + Δ² / s²
         for position, radius in zip(members.T.tolist(), radii.tolist(), strict=True):
@@ -225,16 +226,16 @@ def _closeness(
         yield box, np.exp(lowest, out=lowest)
 
 
-def _radii(positions: Integers, has_label: Bool, volume: float, reach: float, spacing: Sequence[float]) -> Float64:
+def _radii(positions: Integers, has_label: Bool, edge: float, reach: float, spacing: Sequence[float]) -> Float64:
     """Return the distance in mm from drawn voxels to the nearest one of their label, within limits."""
-    # The label has `volume` mm³.
+    # A cube of `edge` mm is as large as the label's voxels.
     from scipy.ndimage import binary_erosion
     from scipy.spatial import KDTree
 
     if not has_label.any():
         return np.full(positions.shape[1], reach)
     steps = np.array(spacing)[:, None]
-    highest = min(reach, max(MIN_RADIUS, reach / 2, SHARE_OF_EDGE * volume ** (1 / has_label.ndim)))
+    highest = min(reach, max(MIN_RADIUS, reach / 2, SHARE_OF_EDGE * edge))
     ends = np.ceil(highest / steps).astype(np.int64)
     start = np.maximum(0, positions - ends).min(axis=1, keepdims=True)
     near = has_label[tuple(map(slice, start.ravel(), (positions + ends).max(axis=1) + 1))]

@@ -5,6 +5,7 @@ import pytest
 from scipy.ndimage import distance_transform_edt
 
 from crfrefine import CrfParameters, Plan, refine
+from crfrefine.arrays import label_maps
 from crfrefine.errors import InputError
 from crfrefine.refinement.strokes import NUM_RADII, STRENGTH
 
@@ -97,6 +98,21 @@ def test_the_size_of_a_structure_is_that_of_all_of_it():
     edge = (7 * 3 * 60 * np.prod(SPACING)) ** (1 / 3)
     assert 3.0 < edge / 4 < 6.0
     assert rise[6, 7, 21] == expected_beside(edge / 4)
+
+
+def test_the_size_of_a_structure_of_two_axes_is_that_of_a_square(monkeypatch):
+    labels = np.zeros((60, 44), np.uint8)
+    labels[4:30, 6:30] = 1
+    drawn = mark(1, (44, 18), shape=labels.shape)
+    options = {"spacing": (1.0, 0.75), "input_type": "labels"}
+    parts = []
+    for number in (1000, 2):  # the whole, and tiles
+        monkeypatch.setattr(label_maps, "MANY_LABELS", number)
+        parts.append(refined(labels, np.zeros(labels.shape), drawn, {"bilateral.weight": 0.0}, **options).label_map)
+    np.testing.assert_array_equal(*parts)
+    radius = np.sqrt(labels.sum() * 0.75) / 4
+    within = (np.arange(60) - 44.0)[:, None] ** 2 + (0.75 * (np.arange(44) - 18)) ** 2 < 2 * np.log(1.5) * radius**2
+    np.testing.assert_array_equal(parts[0], labels | within)
 
 
 @pytest.mark.parametrize("input_type", ["logits", "probabilities", "labels"])
