@@ -94,7 +94,7 @@ def verdict(
         InputError: the method or the baseline is not in the table, or two of the methods are the same.
     """
     if len({method, baseline, *rivals}) < 2 + len(rivals):
-        raise InputError(f"the method {method!r}, the baseline {baseline!r} and the rivals {', '.join(map(repr, rivals))} must differ")
+        raise InputError(f"the method {method!r}, the baseline {baseline!r} and the rivals {list(rivals)} must differ")
     subject, chosen = subject or method, table.regions if regions is None else tuple(regions)
     primary = table.compare(method, baseline, MEAN, ENDPOINT, regions=chosen)
     undefined = [math.nan] * len(table.cases)
