@@ -5,7 +5,6 @@ Decoders of damaged files need limits of time and memory: `crfrefine convert` im
 
 from __future__ import annotations
 
-import copy
 import math
 import re
 import resource
@@ -296,7 +295,15 @@ def _label_map(
         series = read_series(like)
         notes += series.header.notes
         _require_same_identity(path, dataset, like, next(iter(series.datasets.values())))
-        stored, affine = _placed(path, stored, affine, series.header)
+        (grid, _), shape, grid_shape = series.header.geometry(), stored.shape[::-1], series.header.grid_shape
+        offset = np.rint(np.linalg.solve(grid, affine[:, 3])[:3]).astype(int)
+        expected = grid.copy()
+        expected[:3, 3] += grid[:3, :3] @ offset
+        after = grid_shape - offset - shape
+        if min(*offset, *after) < 0 or not same_grid(shape, affine, shape, expected):
+            difference = describe_difference((path, shape, affine), (like, grid_shape, grid))
+            raise GridMismatchError(f"{path}: not on the grid of --like\n{difference}\n  Name the series that it was made on.")
+        stored, affine = np.pad(stored, np.column_stack([offset, after])[::-1]), grid
     segments = []
     for label, item in described.values():
         lab = item.get("RecommendedDisplayCIELabValue")
@@ -304,19 +311,6 @@ def _label_map(
         name = shorten(str(item.get("SegmentLabel") or f"Label {label}"), MAX_OF_A_NAME)
         segments.append(Segment(label, name, (red / 255, green / 255, blue / 255) if lab else None))
     return tuple(segments), stored, affine
-
-
-def _placed(path: Path, stored: NDArray[Any], affine: NDArray[np.float64], like: VolumeHeader) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Return a label map of some slices on the grid of a series, and its affine."""
-    (grid, _), shape = like.geometry(), stored.shape[::-1]
-    offset = np.rint(np.linalg.solve(grid, affine[:, 3])[:3]).astype(int)
-    expected = grid.copy()
-    expected[:3, 3] += grid[:3, :3] @ offset
-    after = like.grid_shape - offset - shape
-    if min(*offset, *after) < 0 or not same_grid(shape, affine, shape, expected):
-        difference = describe_difference((path, shape, affine), (like.path, like.grid_shape, grid))
-        raise GridMismatchError(f"{path}: not on the grid of --like\n{difference}\n  Name the series that it was made on.")
-    return np.pad(stored, np.column_stack([offset, after])[::-1]), grid
 
 
 def write(target: Path, labels: NDArray[np.unsignedinteger[Any]], named: Sequence[Segment], like: Series, segments: Path | None) -> None:
@@ -398,12 +392,11 @@ def _complete(file: Path, source: Any, first: Any, thickness: float) -> None:
 def _describe(number: int, label: int, name: str, item: Any) -> Any:
     """Return the description of a segment: the given one with another number, or a new one of a tissue."""
     if item is not None:
-        item = copy.deepcopy(item)
         item.decode()  # The file to write has another character set.
         item.SegmentNumber = number
         if item.get("SegmentAlgorithmType") == "MANUAL":  # It was, before the refinement.
             item.SegmentAlgorithmType, item.SegmentAlgorithmName = "SEMIAUTOMATIC", "crfrefine"
-        item = highdicom.seg.SegmentDescription.from_dataset(item)
+        item = highdicom.seg.SegmentDescription.from_dataset(item, copy=False)
     else:
         tissue = highdicom.sr.CodedConcept("85756007", "SCT", "Tissue")
         artificial = highdicom.sr.CodedConcept("123110", "DCM", "Artificial Intelligence")
