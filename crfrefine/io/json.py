@@ -64,38 +64,70 @@ def to_json(values: Mapping[str, Any], indent: int | None = None) -> str:
     return json.dumps(without_nonfinite(dict(values)), indent=indent, default=str, allow_nan=False) + "\n"
 
 
-def open_lines(path: Path) -> int:
-    """Return the descriptor of a file to add lines to, created if it does not exist; raise CrfRefineError if that is refused."""
-    (target,) = check_replaceable(path)
-    try:
-        return os.open(target, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        raise cannot_write(path, error) from error
+class LineFile:
+    """A file to add lines of JSON to, each with the `common` values; several processes may do so at the same time."""
 
+    def __init__(self, path: Path, **common: Any) -> None:
+        (target,) = check_replaceable(path)
+        self._path, self._common = path, common
+        self._waiting = b""  # lines that the disk has not taken
+        try:
+            self._file = os.open(target, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise cannot_write(path, error) from error
 
-def append_lines(descriptor: int, lines: bytes, *, sync: bool = False) -> None:
-    """Add whole lines to the end of a file; OSError means that no line was written, as on a full disk."""
-    # Processes that do so at the same time wait for each other, except on storage without locks,
-    # where lines may be lost. A last line that a killed process left unfinished is removed. With
-    # `sync` it waits until the disk has the lines. One thread uses a descriptor at a time.
-    _lock(descriptor, fcntl.LOCK_EX)
-    size = os.fstat(descriptor).st_size
-    try:
-        tail = _last_line(descriptor, size)
-        if tail and not isinstance(parse_line(tail), dict):
-            size -= len(tail)
-            os.ftruncate(descriptor, size)
-        elif tail:  # An editor may leave out the last line break.
-            lines = b"\n" + lines
-        while lines:
-            lines = lines[os.write(descriptor, lines) :]
-        if sync:
-            os.fsync(descriptor)
-    except BaseException:
-        os.ftruncate(descriptor, size)
-        raise
-    finally:
-        _lock(descriptor, fcntl.LOCK_UN)
+    def append(self, *lines: Mapping[str, Any]) -> None:
+        """Add lines, after those that the disk did not take before; raise CrfRefineError if it takes none, as a full one."""
+        # Processes that do so at the same time wait for each other, except on storage without locks,
+        # where lines may be lost. A last line that a killed process left unfinished is removed. It
+        # waits until the disk has the lines. One thread at a time.
+        self._waiting += b"".join(to_json({**self._common, **line}).encode() for line in lines)
+        try:
+            self._lock(fcntl.LOCK_EX)
+            size, content = os.fstat(self._file).st_size, self._waiting
+            try:
+                tail = self._last_line(size)
+                if tail and not isinstance(parse_line(tail), dict):
+                    size -= len(tail)
+                    os.ftruncate(self._file, size)
+                elif tail:  # An editor may leave out the last line break.
+                    content = b"\n" + content
+                while content:
+                    content = content[os.write(self._file, content) :]
+                os.fsync(self._file)
+            except BaseException:
+                os.ftruncate(self._file, size)
+                raise
+            finally:
+                self._lock(fcntl.LOCK_UN)
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
+        self._waiting = b""
+
+    def close(self) -> None:
+        """Write the waiting lines, and close the file."""
+        try:
+            if self._waiting:
+                self.append()
+        finally:
+            os.close(self._file)
+
+    def _last_line(self, size: int) -> bytes:
+        """Return the part after the last line break of the file."""
+        start, tail = size, b""
+        while start > 0 and b"\n" not in tail:
+            begin = max(0, start - max(1 << 16, len(tail)))
+            tail = os.pread(self._file, start - begin, begin) + tail
+            start = begin
+        return tail.rpartition(b"\n")[2]
+
+    def _lock(self, operation: int) -> None:
+        """Take or return the lock of the file; storage without locks is used without one."""
+        try:
+            fcntl.flock(self._file, operation)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
 
 
 def parse_line(line: bytes) -> Any:
@@ -104,22 +136,3 @@ def parse_line(line: bytes) -> Any:
         return json.loads(line)
     except (ValueError, RecursionError):
         return None
-
-
-def _last_line(descriptor: int, size: int) -> bytes:
-    """Return the part after the last line break of a file."""
-    start, tail = size, b""
-    while start > 0 and b"\n" not in tail:
-        begin = max(0, start - max(1 << 16, len(tail)))
-        tail = os.pread(descriptor, start - begin, begin) + tail
-        start = begin
-    return tail.rpartition(b"\n")[2]
-
-
-def _lock(descriptor: int, operation: int) -> None:
-    """Take or return the lock of a file; storage without locks is used without one."""
-    try:
-        fcntl.flock(descriptor, operation)
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-            raise

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import re
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,8 +18,7 @@ import crfrefine
 from crfrefine.base.failures import Failure
 from crfrefine.base.text import MAX_OF_A_REASON, counted, listed, shorten, shorten_value
 from crfrefine.errors import ConfigError, InputError
-from crfrefine.io.atomic import cannot_write
-from crfrefine.io.json import append_lines, open_lines, parse_line, to_json
+from crfrefine.io.json import parse_line, to_json
 from crfrefine.io.paths import require_file
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.cases.case_files import CaseFiles
@@ -180,32 +178,6 @@ class RunSummary:
         """Return the text of the file of `--summary`."""
         counts = {f"num_{status}": self.count(status) for status in ("done", "skipped", "failed")}
         return to_json({**self.head(), **counts, "cases": [record.to_dict() for record in self.cases]}, indent=2)
-
-
-class RecordFile:
-    """Adds the lines of a run to the record of its part."""
-
-    def __init__(self, path: Path, summary: RunSummary) -> None:
-        self._path, self._file, self._run = path, open_lines(path), uuid.uuid4().hex[:12]
-        self._waiting = b""  # lines that the disk has not taken
-        self.append(summary.head())
-
-    def append(self, *lines: Mapping[str, Any]) -> None:
-        """Add lines, after those that the disk did not take before; raise CrfRefineError if it does not take them now."""
-        self._waiting += b"".join(to_json({"run": self._run, **line}).encode() for line in lines)
-        try:
-            append_lines(self._file, self._waiting, sync=True)
-        except OSError as error:
-            raise cannot_write(self._path, error) from error
-        self._waiting = b""
-
-    def close(self) -> None:
-        """Write the waiting lines, and close the file."""
-        try:
-            if self._waiting:
-                self.append()
-        finally:
-            os.close(self._file)
 
 
 def record_path(output: Path, num_parts: int = 1, part_id: int = 0) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import uuid
 import warnings
 from collections.abc import Generator, Iterable
 from concurrent.futures import CancelledError, ThreadPoolExecutor
@@ -19,10 +20,11 @@ from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.text import MAX_OF_A_REASON, counted, listed, see, shorten
 from crfrefine.errors import BackendUnavailableError, CrfRefineError, DeviceLostError, InputError, StorageError
 from crfrefine.io.atomic import write_small_file
+from crfrefine.io.json import LineFile
 from crfrefine.runs.case_work import CaseSettings, Task, finish_case, read_case
 from crfrefine.runs.options import InferenceOptions, Observer
 from crfrefine.runs.plan import RunPlan, plan_run
-from crfrefine.runs.records import CaseRecord, RecordFile, RunSummary
+from crfrefine.runs.records import CaseRecord, RunSummary
 
 RETRIES = 1  # of a case whose task raises an error: another worker may have the right version of the package
 
@@ -45,7 +47,9 @@ def run_inference(options: InferenceOptions, observer: Observer[RunSummary, Case
         observer.note(note)
     if plan.names_file is not None:
         write_small_file(*plan.names_file)
-    file = None if plan.record is None else RecordFile(plan.record, summary)
+    file = None if plan.record is None else LineFile(plan.record, run=uuid.uuid4().hex[:12])
+    if file is not None:
+        file.append(summary.head())
     is_full = False
     try:
         with closing(_refine_here(plan, observer) if options.dask is None else _refine_on_cluster(plan, options.dask, observer)) as records:

@@ -4,12 +4,12 @@ import json
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 
 import pytest
 
-from crfrefine.errors import InputError
-from crfrefine.io.json import append_lines, open_lines, read_json
+from crfrefine.errors import CrfRefineError, InputError
+from crfrefine.io.json import LineFile, read_json
 from crfrefine.runs.cases.dataset_description import read_dataset_description
 
 DIGITS = "9" * 5000
@@ -62,14 +62,14 @@ def test_a_file_of_any_size_is_not_read(tmp_path):
 
 # As runs with --continue do: each opens the file, adds its lines, and closes it; lines are longer than a buffer.
 WRITER = """
-import json, os, pathlib, sys
-from crfrefine.io.json import append_lines, open_lines
+import pathlib, sys
+from crfrefine.io.json import LineFile
 path, name, runs, lines = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 for run in range(runs):
-    file = open_lines(path)
+    file = LineFile(path)
     for number in range(lines):
-        append_lines(file, json.dumps({"name": f"{name}-{run}-{number}", "text": "x" * (7 + 97 * number)}).encode() + b"\\n")
-    os.close(file)
+        file.append({"name": f"{name}-{run}-{number}", "text": "x" * (7 + 97 * number)})
+    file.close()
 """
 
 
@@ -78,8 +78,8 @@ def start_writer(path, *arguments):
 
 
 def append(path, values):
-    with open(open_lines(path), "wb") as file:  # noqa: PTH123 - of a descriptor, which it closes
-        append_lines(file.fileno(), json.dumps(values).encode() + b"\n")
+    with closing(LineFile(path)) as file:
+        file.append(values)
 
 
 def read(path):
@@ -119,7 +119,7 @@ def test_a_full_disk_takes_whole_lines_or_none(small_disk):
     ballast = small_disk / "ballast"
     ballast.write_bytes(bytes(20_000))
     taken = []
-    with suppress(OSError):
+    with suppress(CrfRefineError):
         for number in range(100):
             append(path, {"name": number, "text": "x" * 1500})
             taken.append(number)
