@@ -87,5 +87,7 @@ def test_planes_and_volumes_without_geometry(image_shape, stored, tmp_path):
         with pytest.raises(GridMismatchError, match=r"another number of axes than the image(?s:.*)holds \(label, z, y, x\)"):
             load_case(files, RESAMPLE)
         return
+    with pytest.raises(GridMismatchError, match="Or give --resample, if the image and the other file cover the same field of view"):
+        load_case(files)
     expected = [zoom(channel.reshape(5, 6), (12 / 5, 13 / 6), order=1, mode="nearest", grid_mode=True).T for channel in values]
     np.testing.assert_allclose(load_case(files, RESAMPLE).logits.reshape(4, 13, 12), expected, atol=1e-5)

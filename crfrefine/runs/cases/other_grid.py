@@ -115,7 +115,7 @@ class WorkGrid:
         if self._has_other_order(other):
             return _OTHER_ORDER
         if like.affine is None or other.affine is None:
-            return hint
+            return f"{hint}\n  Or give --resample, if the {self.name} and the other file cover the same field of view."
         if not map_grid(like.grid_shape, like.affine, other.grid_shape, other.affine).num_inside:
             return f"{hint}\n  The two do not overlap in the world. {_NO_OVERLAP}"
         return f"{hint}\n  Or give --resample, which interpolates onto the {self.name}'s grid."
