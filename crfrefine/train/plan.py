@@ -117,8 +117,8 @@ class Plan(NamedTuple):
         case = read_labeled(files, cases, reading, threads=threads)
         if not self.base.counts_network_voxels:
             return replace(case, network_spacing=None)
-        if case.network_spacing is None:
-            needed = "give --network-spacing MM for label maps, or --resample for logits on the network's grid"
+        if case.network_spacing is None or (options.network_spacing is not None and case.label_map is None):
+            needed = "give --network-spacing MM for label maps, and --resample alone for logits on the network's grid"
             raise InputError(f"case {case.case_id!r}: bandwidths in voxels of the network need their size: {needed}")
         return case
 

@@ -13,6 +13,7 @@ from training_helpers import FINER, LARGER, SIZES, as_case, phantom, shorten, wr
 import crfrefine
 from crfrefine import CrfParameters, RegionScheme
 from crfrefine.engines import get_backend
+from crfrefine.errors import InputError
 from crfrefine.parameters.model import as_parameters
 from crfrefine.parameters.sections import IntensityParameters
 from crfrefine.refinement.networks import LabelMapNetwork
@@ -246,3 +247,5 @@ def test_only_parameters_in_voxels_of_the_network_keep_volumes(tmp_path):
     plain, sharp = (make_plan(replace(options, parameters=as_parameters(name)), CPU) for name in ("default", "sharp"))
     assert plain.read(plain.cases.files[0], 1).network_spacing is None
     assert sharp.read(sharp.cases.files[0], 1).network_spacing == pytest.approx([2 * step for step in LARGER["spacing"]])
+    with pytest.raises(InputError, match="--resample alone for logits"):  # It would count for nothing.
+        sharp._replace(options=replace(sharp.options, network_spacing=9.0)).read(sharp.cases.files[0], 1)
