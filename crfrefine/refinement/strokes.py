@@ -73,7 +73,7 @@ class Strokes:
             expected = f"expected that of the image, {tuple(shape)}, without a label axis"
             raise InputError(f"{name}: shape {values.shape}; {expected}")
         if values.dtype.kind not in "iub":
-            if values.dtype.kind != "f" or not (values == np.rint(values)).all():
+            if values.dtype.kind != "f" or not ((values == np.rint(values)) & (abs(values) < 2**53)).all():
                 expected = f"{ignore} where nothing is drawn, the label elsewhere"
                 raise InputError(f"{name}: expected whole numbers: {expected}")
             values = values.astype(np.int64)
@@ -123,7 +123,7 @@ def combine(several: Sequence[Strokes], names: Sequence[str]) -> Strokes | None:
     if contradicts:
         shown = ", ".join(str(tuple(place)) for place in contradicts[:3])
         raise InputError(
-            f"{' and '.join(names)}: contradict each other at {len(contradicts)} voxels, such as "
+            f"{' and '.join(names)}: contradict each other at {counted(len(contradicts), 'voxel')}, such as "
             f"{shown}; give one file, or erase the voxels in one of them"
         )
     return Strokes(np.stack(positions), labels)

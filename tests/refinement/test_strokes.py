@@ -230,11 +230,12 @@ def test_grids_of_two_and_four_axes(ball, strokes):
     [
         (lambda drawn: drawn[1:], "expected that of the image"),
         (lambda drawn: drawn + np.float32(0.5), "whole numbers"),
+        (lambda drawn: np.where(drawn, np.inf, 0.0), "whole numbers"),
         (lambda drawn: np.where(drawn, 7, 0), "has the values 7"),
         (lambda drawn: np.where(drawn, -1, 0), "has the values -1"),
         (lambda drawn: np.ones_like(drawn), "are drawn; expected a few strokes"),
     ],
-    ids=["shape", "fractions", "label", "negative", "label map"],
+    ids=["shape", "fractions", "infinity", "label", "negative", "label map"],
 )
 def test_bad_strokes_are_refused(ball, strokes, change, message):
     image, logits, _ = ball
