@@ -74,15 +74,17 @@ def convert_file(source: Path, target: Path, to: str | None, like: Path | None, 
     return "\n".join([*notes, f"{_describe(header, kind)} -> {target}: {kind}"])
 
 
-def _convert_apart(source: Path, *others: Path | str | None) -> str:
+def _convert_apart(source: Path, target: Path, to: str | None, like: Path | None, segments: Path | None) -> str:
     """Convert from or to DICOM in a process with limits, which decoders of damaged files need; its errors are raised here."""
-    request = json.dumps([SECONDS, source, *others], default=str)
+    request = json.dumps([source, target, to, like, segments, SECONDS], default=str)
     command = [sys.executable, "-P", "-c", _START, str(Path(crfrefine.__file__).parents[1]), request]
     done = subprocess.run(command, capture_output=True, check=False)
     if done.returncode != 0:
         is_late = done.returncode == -signal.SIGXCPU
         reason = "takes far longer than that of files of its size should" if is_late else f"ended with status {done.returncode}"
-        raise UnsupportedFormatError(f"{source}: damaged DICOM: its decoding {reason}; copy or export it again")
+        raise UnsupportedFormatError(
+            f"{source if is_dicom(source) else like}: damaged DICOM: its decoding {reason}; copy or export it again"
+        )
     answer: dict[str, str] = json.loads(done.stdout.splitlines()[-1])  # Decoders may print.
     for kind in answer.keys() - {"done"}:
         raise getattr(errors, kind, UnexpectedError)(answer[kind])
@@ -91,8 +93,7 @@ def _convert_apart(source: Path, *others: Path | str | None) -> str:
 
 def serve() -> None:
     """Convert as the argument says, and print the sentence, or the message and the kind of the error."""
-    seconds, *words = json.loads(sys.argv[2])
-    source, target, to, like, segments = words
+    source, target, to, like, segments, seconds = json.loads(sys.argv[2])
     answer = {}
     with failing_alone(lambda failure: answer.update({failure.kind: failure.message}), source):
         answer["done"] = _convert_dicom(Path(source), Path(target), to, like and Path(like), segments and Path(segments), seconds)
