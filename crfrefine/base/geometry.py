@@ -141,8 +141,8 @@ class StorageOrder:
 
     @classmethod
     def of_memory(cls, grid: NDArray[Any]) -> StorageOrder:
-        """Return the memory order of the axes of an array (*grid)."""
-        return cls(tuple(sorted(range(grid.ndim), key=lambda axis: -abs(grid.strides[axis]))))
+        """Return the memory order of the axes of an array (*grid); axes of one voxel, which have no place in it, come first."""
+        return cls(tuple(sorted(range(grid.ndim), key=lambda axis: (grid.shape[axis] > 1, -abs(grid.strides[axis])))))
 
     def to_storage(self, array: NDArray[Any]) -> NDArray[Any]:
         """Return a user's array (*grid) or (channels, *grid) with its axes in storage order."""

@@ -140,6 +140,21 @@ def test_the_order_of_axes_in_memory_does_not_move_the_lattice(device):
     np.testing.assert_allclose(turned.logits, expected.logits, atol=1e-4)
 
 
+@pytest.mark.parametrize("device", ["cpu", "torch"])
+@pytest.mark.parametrize("shape", [(9, 7, 1), (9, 1, 7), (1, 9, 7)])
+def test_a_slice_in_three_dimensions_has_the_lattice_of_two(device, shape):
+    """Whichever axis has one voxel, on either engine, and in any order of memory: another feature would move all cells."""
+    case = random_case(2, grid_shape=(9, 7))
+    parameters = crfrefine.CrfParameters().replace(**{"mean_field.filter": "lattice", "bilateral.theta_alpha": 2.3})
+    expected = crfrefine.refine(case.logits, case.image, spacing=(1.5, 0.7), parameters=parameters).logits
+    spacing = np.ones(3)
+    spacing[np.array(shape) > 1] = 1.5, 0.7
+    for order in "CF":
+        arrays = [np.asarray(array.reshape(-1, *shape), order=order) for array in (case.logits, case.image)]
+        found = crfrefine.refine(*arrays, spacing=spacing, parameters=parameters, device=device).logits
+        np.testing.assert_allclose(found.reshape(expected.shape), expected, atol=1e-4)
+
+
 GRID, SPACING = (11, 4, 13), (1.3, 2.1, 0.7)
 
 

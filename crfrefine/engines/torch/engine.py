@@ -236,14 +236,14 @@ class TorchKernels:
         # From the mask's first voxel, a wider grid around it does not move the lattice's cells.
         positions = self.tensor((places - places.min(axis=0)) * np.asarray(self.spec.distances(self._grid.spacing)))
         features = torch.cat([intensities - intensities.detach().amin(0), positions], dim=1) / theta
-        if self._grid.axes is not None:  # Cells of a lattice depend on the order of the features.
-            first = features.shape[1] - num_axes
-            features = features[:, [*range(first), *(first + np.argsort(self._grid.axes)).tolist()]]
+        # Cells of a lattice depend on the order of the features, and on their number: an axis of one voxel is none, but for the last.
+        first, order = features.shape[1] - num_axes, range(num_axes) if self._grid.axes is None else np.argsort(self._grid.axes).tolist()
+        features = features[:, [*range(first), *(first + axis for axis in order if axis == num_axes - 1 or np.ptp(places[:, axis]))]]
         name = self.spec.filter
         if name == "exact" or (name == "auto" and self.num_voxels <= EXACT_BELOW):
             return dense_filter(features), "exact"
         if name == "truncated":
-            return dense_filter(features, features[:, -num_axes:]), f"truncated (radius {TRUNCATION_RADIUS:g} theta_alpha)"
+            return dense_filter(features, features[:, first:]), f"truncated (radius {TRUNCATION_RADIUS:g} theta_alpha)"
         if name == "grid":
             raise ConfigError("mean_field.filter: --device torch has exact, truncated and lattice, not 'grid'; use --device cpu")
         lattice = Lattice(features)
