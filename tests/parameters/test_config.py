@@ -41,13 +41,14 @@ def test_the_presets_are_there_and_the_first_is_the_default():
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_says_what_it_is_for(name):
-    """It loads, begins with a comment, has every table, and its values are honest about where they are from."""
+    """It loads, begins with a comment, has every table, names the words that a key takes, and says where its values are from."""
     parameters = CrfParameters.load(name)
     text = (CONFIGS / f"{name}.toml").read_text(encoding="utf-8")
     assert text.startswith("# ")
     table = tomllib.loads(text)
     assert table.keys() == {"schema", "intensity", "bilateral", "spatial", "compatibility", "volume", "mean_field", "postprocess"}
     assert CrfParameters.from_dict(table) == parameters
+    assert re.findall(r"#.* \| .*", text) == re.findall(r"#.* \| .*", parameters.to_toml())
     assert not parameters.postprocess.removing, "no preset may remove an organ"
     assert re.search("[Nn]ot trained|[Tt]rained with train-crf|values are those of|default values", text)
 
