@@ -296,10 +296,11 @@ def test_one_voxel_that_is_not_finite_does_not_become_the_whole_item():
         torch.testing.assert_close(found[mask.unsqueeze(1).expand_as(found)], expected[mask.unsqueeze(1).expand_as(found)], rtol=0, atol=0)
 
 
-def test_minus_infinity_forbids_a_label_and_leaves_gradients_finite():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_minus_infinity_forbids_a_label_and_leaves_gradients_finite(dtype):
     """As good as a logit 200 below (a marginal of 1e-87), for the output and every gradient: 1e-9 of 200 voxels is rounding."""
     case = random_case(3, 2, 3, masked=True, grid_shape=GRID)
-    logits, image = tensors(case)
+    logits, image = (tensor.to(dtype) for tensor in tensors(case))
     mask = torch.tensor(case.mask)
     labels = logits[:, :2].argmax(1)
     results = []

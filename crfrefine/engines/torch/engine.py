@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -51,7 +52,7 @@ def mean_field(
     volume term, which applies in `part`, (N,) bool; None means nowhere.
     """
     logits, weights, compatibility, temperature, bias, slack = inputs
-    x = scores = (logits + bias) / temperature
+    x = scores = divided(logits + bias, temperature)
     log_marginals = torch.log_softmax(x, dim=1)
     volume = None if part is None else _Volume(log_marginals.exp(), slack, part)
     trace = Trace(x, converged=False, energy=[], biases=[])
@@ -76,6 +77,12 @@ def mean_field(
         if progress is not None:
             progress("mean field", len(trace.energy), spec.num_iterations)
     return trace
+
+
+def divided(scores: Tensor, temperature: Tensor) -> Tensor:
+    """Return scores over a temperature, which gets no gradient from -infinity: autograd would multiply that by 0."""
+    forbidden = scores == -math.inf
+    return (scores.masked_fill(forbidden, 0.0) / temperature).masked_fill(forbidden, -math.inf)
 
 
 class _Volume:
@@ -213,7 +220,7 @@ class TorchKernels:
         trace = mean_field(compact, kernels, spec, None if part is None else torch.as_tensor(part, device=inside.device), progress)
         refined = torch.empty_like(logits)
         refined[:, inside] = trace.logits.T
-        refined[:, ~inside] = logits[:, ~inside] / inputs[3]
+        refined[:, ~inside] = divided(logits[:, ~inside], inputs[3])
         return refined, trace
 
     def _build(self, thetas: list[Tensor], image: Tensor, progress: Progress | None = None) -> tuple[list[Filter], list[str]]:
