@@ -204,6 +204,8 @@ def engine_errors(engine: Any, shape: tuple[int, ...]) -> Iterator[None]:
     except engine.EngineInputError as error:
         raise InputError(str(error)) from error
     except (engine.EngineMemoryError, MemoryError) as error:
+        if type(error) is MemoryError:  # of a progress callback: numpy and the engine have kinds of their own
+            raise
         grid = "x".join(str(extent) for extent in shape[1:])
         raise CapacityError(
             f"not enough memory to filter {shape[0]} channels on a grid of {grid} voxels; use a mask or a smaller region"
