@@ -130,8 +130,8 @@ class _Opened:
 
     @property
     def grid(self) -> str:
-        """The grid for messages."""
-        return f"{self.shape} voxels {' x '.join(f'{step:g}' for step in self.spacing)} mm apart"
+        """The grid for messages, in the order of the array's axes."""
+        return f"{self.values.shape[-len(self.spacing) :]} voxels {' x '.join(f'{step:g}' for step in self.spacing)} mm apart"
 
 
 def open_images(given: dict[str, Any], spacing: ArrayLike | None) -> tuple[dict[str, Any], ArrayLike | None]:

@@ -72,6 +72,11 @@ def test_label_maps_and_units():
         ({"image": nibabel_image(CASE.image, origin=(3.0, -2.0, 6.0))}, GridMismatchError, "logits and image are on different grids"),
         ({"mask": nibabel_image(MASK.astype(np.uint8), spacing=(0.7, 1.5, 2.0))}, GridMismatchError, "2.5 mm apart and .* 2 mm apart"),
         ({"spacing": SPACING[::-1]}, InputError, r"spacing is \(2.5, 1.5, 0.7\), but logits has .* 0.7 x 1.5 x 2.5 mm"),
+        (
+            {"logits": CASE.logits.T, "image": itk_image(CASE.image[0]), "spacing": SPACING},  # SimpleITK's arrays are (z, y, x)
+            InputError,
+            rf"image has \({', '.join(map(str, CASE.image.shape[:0:-1]))}\) voxels 2.5 x 1.5 x 0.7 mm apart",
+        ),
         ({"spacing": (1.0, 2.0)}, InputError, "expected 3 positive distances"),
         ({"logits": sitk.Cast(itk_image(MASK.astype(np.uint8)), sitk.sitkLabelUInt8)}, InputError, "is a label map object of SimpleITK"),
         ({"image": nib.Nifti1Image(np.zeros((6, 4, 5, 2, 3)), np.eye(4))}, InputError, "image is a nibabel Nifti1Image of shape"),
