@@ -252,7 +252,10 @@ class TorchKernels:
         if name == "truncated":
             return dense_filter(features, features[:, first:]), f"truncated (radius {TRUNCATION_RADIUS:g} theta_alpha)"
         if name == "grid":
-            raise ConfigError("mean_field.filter: --device torch has exact, truncated and lattice, not 'grid'; use --device cpu")
+            raise ConfigError(
+                "mean_field.filter: plain tensor operations (--device torch, float64 logits of the layer) have exact, truncated and "
+                "lattice, not 'grid'; use --device cpu, or float32"
+            )
         lattice = Lattice(features)
         return lattice, f"lattice ({lattice.num_vertices} vertices)"
 

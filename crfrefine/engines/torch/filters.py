@@ -26,7 +26,7 @@ def dense_filter(features: Tensor, positions: Tensor | None = None) -> Filter:
     """
     if len(features) > MAX_POINTS:
         raise CapacityError(
-            f"the exact filter sums over all pairs and takes at most {MAX_POINTS} voxels here, got {len(features)}; "
+            f"the filters exact and truncated are matrices of all pairs here, of at most {MAX_POINTS} voxels, got {len(features)}; "
             "use the filter or method 'lattice', the CPU with float32, or a smaller mask"
         )
     # By differences: |a|^2 + |b|^2 - 2ab loses its digits for close points far from the origin.
