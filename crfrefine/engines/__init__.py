@@ -25,7 +25,7 @@ def get_backend(device: str, *, keeps_kernels: bool = False) -> Backend:
     BackendUnavailableError if its engine is missing.
     """
     for pattern, load in _TABLE:
-        if re.fullmatch(pattern, device):
+        if re.fullmatch(pattern, str(device)):
             return load(device)
     if device == "auto":
         from crfrefine.engines.cuda.cupy_device import is_available

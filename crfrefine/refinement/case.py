@@ -15,7 +15,7 @@ from crfrefine.arrays.region_scheme import GivenRegions, RegionScheme
 from crfrefine.base.limits import MAX_LABELS, check_threads
 from crfrefine.base.notices import assumed_spacing
 from crfrefine.engines import get_backend
-from crfrefine.engines.base import Progress, RunContext
+from crfrefine.engines.base import Backend, Progress, RunContext
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.parameters.model import CrfParameters, as_parameters
 from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
@@ -23,7 +23,6 @@ from crfrefine.refinement.refining import refine_network
 from crfrefine.refinement.strokes import Strokes
 
 if TYPE_CHECKING:
-    from crfrefine.engines.base import Backend
     from crfrefine.refinement.result import RefinementResult
 
 
@@ -110,7 +109,7 @@ def refine(
         1
     """
     check_threads(threads)
-    backend = get_backend(device) if isinstance(device, str) else device
+    backend = device if isinstance(device, Backend) else get_backend(device)
     if input_type not in INPUT_TYPES:
         raise ConfigError(f"input type {input_type!r}: expected one of {', '.join(INPUT_TYPES)}")
     if network_spacing is not None and input_type != "labels":

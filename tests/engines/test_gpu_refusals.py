@@ -129,9 +129,9 @@ def test_devices_that_are_not_there_are_refused_with_those_that_are(machine):
     machine.setattr(cupy_device, "ask_driver", lambda: (2, 0))
     with pytest.raises(BackendUnavailableError, match=r"--device cuda:7: not among the 2 NVIDIA GPUs that were found.*use another GPU"):
         get_backend("cuda:7")
-    for device in ("gpu", "cuda:", "cuda:x", "CPU", ""):
+    for device in ("gpu", "cuda:", "cuda:x", "CPU", "", None):
         with pytest.raises(ConfigError, match=r"device: expected one of auto, cpu, cuda"):
-            get_backend(device)
+            crfrefine.refine(np.zeros((2, 3, 4)), np.zeros((3, 4)), device=device)
 
 
 @pytest.mark.parametrize("missing", ["GPU", "CuPy"])
