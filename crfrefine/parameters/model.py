@@ -114,6 +114,8 @@ class CrfParameters:
     @classmethod
     def from_dict(cls, table: Mapping[str, Any]) -> CrfParameters:
         """Parameters from nested mappings, as `to_dict` returns and TOML gives; raises ConfigError like `load`."""
+        if not isinstance(table, Mapping):
+            raise ConfigError(f"expected a dictionary of sections, as to_dict returns, got {shorten_value(table)}")
         schema = table.get("schema", SCHEMA)
         if type(schema) is not int or schema != SCHEMA:
             raise ConfigError(f"schema: expected {SCHEMA}, got {shorten_value(schema)}; the file is from another version of crfrefine")

@@ -165,6 +165,8 @@ def test_a_wrong_value_is_refused_by_the_name_of_its_key(text, message):
 def test_values_are_checked_from_python_too():
     with pytest.raises(ConfigError, match="bilateral: expected one kernel or several"):
         CrfParameters(bilateral=())
+    with pytest.raises(ConfigError, match=r"expected a dictionary of sections, as to_dict returns, got \[\]"):
+        CrfParameters.from_dict([])
     with pytest.raises(ConfigError, match="spatial: expected SpatialParameters"):
         CrfParameters(spatial=BilateralParameters())
     assert CrfParameters(bilateral=BilateralParameters(weight=2.0)).bilateral == (BilateralParameters(weight=2.0),)
