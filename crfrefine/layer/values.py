@@ -101,7 +101,7 @@ class CrfValues(nn.Module):
         for name, least in (("num_labels", 2), ("num_modalities", 1), ("spatial_dims", 1), ("num_iterations", 1)):
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
-                raise ConfigError(f"{name}: expected a whole number, at least {least}; got {value}")
+                raise ConfigError(f"{name}: expected a whole number (int), at least {least}; got {value!r}")
         parameters.resolve(num_labels, num_modalities, spatial_dims)  # checks the lengths
         check_threads(threads)
         self.threads = threads

@@ -190,6 +190,7 @@ def test_learned_groups_can_be_chosen():
         ({}, {"learn": ("weight",)}, "no group 'weight'"),
         ({}, {"num_iterations": 0}, "num_iterations"),
         ({}, {"num_labels": 1}, "num_labels"),
+        ({}, {"num_modalities": np.int64(2)}, r"num_modalities: expected a whole number \(int\), at least 1; got np.int64\(2\)"),
         ({}, {"threads": 0}, "threads: expected a whole number from 1"),
     ],
 )
