@@ -158,7 +158,7 @@ def file_to_read(path: Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -> tup
     header = next((header for header in headers if header.is_file()), None)
     if kind is None and header is not None and name.endswith((".img", ".img.gz")):
         return file_to_read(header, suffixes)
-    if not os.path.exists(path):  # noqa: PTH110 - no exception for names that the system refuses
+    if kind is None:
         require_file(path)
     is_half = kind is None and name.endswith((".img", ".img.gz", ".hdr.gz"))
     hint = conversion_hint(_HALF if is_half else kind or named)

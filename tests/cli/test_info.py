@@ -167,6 +167,7 @@ BAD = {
     "{labels} {root}/x.npz": "x.npz",
     "{logits} {root}/x.png": "x.png: unknown file type",
     "{root}/nowhere.nii {root}/x.nii": "nowhere.nii: no such file",
+    "{root} {root}/x.nii": "expected a file, this is a folder",
     "{logits} {logits}": "would replace an input",
     "{logits} {image} --like {image}": "would replace an input",
     "{cut} {root}/x.txt --to labels": "unknown file type",  # before it is read
