@@ -129,7 +129,7 @@ def _datasets(path: Path, notes: list[str]) -> dict[Path, Any]:
             dataset: Any = pydicom.dcmread(file, stop_before_pixels=True)
         except pydicom.errors.InvalidDicomError:
             if file.suffix.lower() == ".dcm" or file == path:
-                raise UnsupportedFormatError(f"{file}: not a DICOM file, although its name says so") from None
+                raise UnsupportedFormatError(f"{file}: not a DICOM file") from None
             dataset = {}
         if "Rows" in dataset and (file == path or dataset.get("SOPClassUID") not in _SEGMENTATIONS):
             datasets[file] = dataset
@@ -324,14 +324,14 @@ def write(target: Path, labels: NDArray[np.unsignedinteger[Any]], named: Sequenc
 def _segmentation(labels: NDArray[Any], known: Mapping[int, str], series: Series, file: Path | None) -> bytes:
     """Return the file of a segmentation."""
     path, sources = series.header.path, list(series.datasets.values())
-    _limit(path, series.datasets, labels.size)
     items: dict[int, Any] = {}
     if file is not None:
-        source = pydicom.dcmread(file, stop_before_pixels=True)
+        source = next(iter(_datasets(file, []).values()))
         if "SegmentSequence" not in source:
             raise InputError(f"{file}: expected a DICOM segmentation whose segments describe labels")
         _require_same_identity(file, source, path, sources[0])
         items = dict(_labels_of(file, source).values())
+    _limit(path, series.datasets, labels.size)
     occurring = {segment.label: known.get(segment.label, segment.name) for segment in segments_of(labels, ())}
     names = {**dict.fromkeys(items, ""), **occurring} or {1: "Label 1"}
     table = np.zeros(max(names) + 1, np.uint16)

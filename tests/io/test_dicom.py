@@ -122,7 +122,7 @@ def test_files_that_are_no_slices(series, tmp_path):
     with pytest.raises(InputError, match="expected the slices of a DICOM series or a segmentation, found none"):
         dicom.read(tmp_path)
     for path, content, message in (
-        (series / "a.dcm", b"words", r"a\.dcm: not a DICOM file, although its name says so"),
+        (series / "a.dcm", b"words", r"a\.dcm: not a DICOM file"),
         (file, file.read_bytes()[:-30], "CT series: damaged DICOM"),
     ):
         path.write_bytes(content)
@@ -202,6 +202,9 @@ def test_wrong_calls(series, tmp_path):
     first = next(series.iterdir())
     for arguments, expected in (
         (("a.nii.gz", "out.dcm"), "name its folder with --like SERIES"),
+        (("a.nii.gz", "out.dcm", "--like", "away"), "--like SERIES, found away, which holds no DICOM files"),
+        (("a.nii.gz", "out.dcm", "--like", series, "--segments", "away"), "away: no such file"),
+        (("a.nii.gz", "out.dcm", "--like", series, "--segments", "a.nii.gz"), "a.nii.gz: not a DICOM file"),
         (("moved.nii.gz", "out.dcm", "--like", series), "not on the grid of --like"),
         (("a.nii.gz", first, "--like", series), "would replace an input"),
         ((series, "out.dcm"), "both are DICOM"),

@@ -129,7 +129,8 @@ def _convert_dicom(source: Path, target: Path, to: str | None, like: Path | None
         kind = "label map" if is_label_map else "image"
         return "\n".join([f"{_describe(volume.header, kind)} -> {target}: {kind}, {volume.data.dtype}", *volume.header.notes])
     if like is None or not is_dicom(like):
-        raise InputError(f"{target}: a DICOM segmentation refers to the series it was made on; name its folder with --like SERIES")
+        found = "" if like is None else f", found {like}, which holds no DICOM files"
+        raise InputError(f"{target}: a DICOM segmentation refers to the series it was made on; name its folder with --like SERIES{found}")
     header = io.read_header(source, io.VOLUME_SUFFIXES)
     series = dicom.read_series(like)
     grid = series.header
