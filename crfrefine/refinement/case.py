@@ -60,7 +60,7 @@ def refine(
         spacing: mm between neighboring voxels, from 1e-6 to 1e9, one per grid axis or one for all. None means that of the images, or 1 mm,
             with a warning if it matters.
         parameters: the model, or a preset's name or the path of a TOML file. None means `default`, with `network_spacing` `sharp`.
-        mask: (*grid), nonzero where the model applies; None means everywhere.
+        mask: (*grid), nonzero where the model applies; None means everywhere: `intensity.mask` of the parameters is for the commands.
         input_type: "probabilities", whose logarithm is taken; "auto" for logits, where values that look like probabilities are refused;
             "logits" even if they look like probabilities; or "labels" for a label map.
         network_spacing: mm between the voxels of the network that made the label map, one per grid axis or one for all, if they are
