@@ -60,7 +60,7 @@ def first_inside(mask: Bool) -> tuple[int, ...]:
     return tuple(axis.start for axis in box)
 
 
-# Called as progress(stage, step, num_steps) between stages of the computation; may raise to stop it.
+# Called as progress(stage, step, num_steps) before each step, from 0, of the stages of the computation; may raise to stop it.
 Progress = Callable[[str, int, int], None]
 
 

@@ -154,6 +154,15 @@ def test_an_error_of_a_progress_callback_comes_out_as_it_is(backend, kind, stage
     assert caught.value is raised
 
 
+def test_progress_counts_the_steps_that_begin(backend):
+    case, seen = random_case(3), []
+    crfrefine.refine(case.logits, case.image, spacing=case.spacing, device=backend.name, progress=lambda *step: seen.append(step))
+    steps = [step for step in seen if step[0] == "mean field"]
+    assert seen == [("build", 0, 1), *steps]
+    assert steps == [("mean field", number, 5) for number in range(len(steps))]
+    assert steps
+
+
 # Axes, steps, normalization, (weight, theta_alpha, theta_beta) of the appearance kernel, (weight, theta_gamma) of the other.
 PRESETS = {
     "monai": (3, 5, "after", (3.0, 5.0, 0.5), (3.0, 5.0)),

@@ -57,6 +57,8 @@ def mean_field(
     volume = None if part is None else _Volume(log_marginals.exp(), slack, part)
     trace = Trace(x, converged=False, energy=[], biases=[])
     while len(trace.energy) < spec.num_iterations and not trace.converged:
+        if progress is not None:
+            progress("mean field", len(trace.energy), spec.num_iterations)
         marginals = log_marginals.exp()
         messages = torch.zeros_like(x)
         for kernel, weight in zip(kernels, weights, strict=True):
@@ -74,8 +76,6 @@ def mean_field(
         flipped = (log_marginals.argmax(1) != before.argmax(1)).double().mean().item()
         converged = spec.tolerance > 0.0 and divergence < spec.tolerance and flipped < FLIPPED_SHARE
         trace = trace._replace(logits=x, converged=converged)
-        if progress is not None:
-            progress("mean field", len(trace.energy), spec.num_iterations)
     return trace
 
 
