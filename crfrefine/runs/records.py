@@ -38,9 +38,9 @@ CHANGED = "its label map was changed since it was recorded"
 OTHER_INPUTS = "refined from other inputs"
 # The consequence for --continue of each doubt about a case that is done.
 ADVICE = {
-    NO_RECORD: "skipped, though other parameters may have made it",
-    CHANGED: "skipped, and its record left out",
-    OTHER_INPUTS: "skipped; omit --continue to refine all cases again",
+    NO_RECORD: "skipped if it is complete, though other parameters may have made it",
+    CHANGED: "skipped if it is complete, and its record left out",
+    OTHER_INPUTS: "skipped if it is complete; omit --continue to refine all cases again",
 }
 
 

@@ -62,6 +62,10 @@ def test_label_maps_without_a_record_or_changed_since_are_named_and_kept(folders
     cases = json.loads(summary.read_text())["cases"]
     assert [case["status"] for case in cases] == ["skipped"] * 3
     assert [case["voxels_changed"] is not None for case in cases] == [False, False, True]
+    (folders.output / "a.nii.gz").write_bytes(b"cut")
+    said = run(folders, "--continue", "--summary", summary)
+    assert "1 case (a): its label map was changed since it was recorded; skipped if it is complete, " in said
+    assert [case["status"] for case in json.loads(summary.read_text())["cases"]] == ["done", "skipped", "skipped"]
     save_nifti(folders.output / "c.nii", load_nifti(folders.output / "c.nii.gz"))
     said = run(folders, "--continue", "--output-format", ".nii")
     assert "1 case (c): no record of its label map" in said
