@@ -50,8 +50,8 @@ def test_what_spreadsheets_write_is_read(archive):
         ("", "found an empty file"),
         ("case,images,logits\n", "has no cases"),
         ("case,images,logits\na,b\n", "line 2: expected 3 cells, as in the line of names"),
-        ('case,images,logits\n"a,b,c\n', "cannot be read as CSV in UTF-8"),
-        ("case,images,logits\n\xff,b,c\n", "cannot be read as CSV in UTF-8"),
+        ('case,images,logits\n"a,b,c\n', "cannot be read as CSV in UTF-8 after line 1: "),
+        ("case,images,logits\n\xff,b,c\n", "byte 0xff in position 19: invalid start byte; save it in this format"),
     ],
 )
 def test_the_table_is_checked(archive, content, problem):

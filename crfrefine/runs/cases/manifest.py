@@ -66,7 +66,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: line {reader.line_num}: cannot be read as CSV in UTF-8: {error}") from None
+        raise InputError(f"{path}: cannot be read as CSV in UTF-8 after line {reader.line_num}: {error}; save it in this format") from None
 
 
 def _read_row(row: Mapping[str, str], folder: Path, input_type: str) -> CaseFiles:
