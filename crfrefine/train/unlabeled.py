@@ -211,7 +211,7 @@ class Choice(NamedTuple):
         number, doubt = self.decision
         on = f"on synthetic cases made from {counted(len(self.case_ids), 'case')}"
         if doubt:
-            return f"it stays with `{DEFAULT}`: {doubt}, {on}"
+            return f"it stays with `{DEFAULT}`: {doubt}" + (f", {on}" if self.case_ids else "")
         gain = f"{100 * self.gains[number]:+.2f} points of Dice against `{DEFAULT}`"
         return f"chosen: {self.chosen.name}: {gain} {on}. That is no proof: look at the results, or measure with labels"
 

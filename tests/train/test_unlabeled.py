@@ -147,6 +147,7 @@ def test_one_case_and_what_cannot_be_used(tmp_path):
     refused = choose(tmp_path, status=1).stderr
     assert "no case can be used to choose parameters" in errors(refused)[0]
     assert "a label map does not say how sure the network is" in refused
+    assert "it stays with `default`: no case could be used\n" in infer(tmp_path, status=1).stderr
 
 
 @pytest.mark.parametrize("kind", ["regions", "masks", "another grid", "two axes"])
