@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -80,9 +79,9 @@ def mean_field(
 
 
 def divided(scores: Tensor, temperature: Tensor) -> Tensor:
-    """Return scores over a temperature, which gets no gradient from -infinity: autograd would multiply that by 0."""
-    forbidden = scores == -math.inf
-    return (scores.masked_fill(forbidden, 0.0) / temperature).masked_fill(forbidden, -math.inf)
+    """Return scores over a temperature, which gets no gradient from -infinity, nor NaN outside the mask: 0 times these is NaN."""
+    usable = scores.isfinite()
+    return torch.where(usable, scores.masked_fill(~usable, 0.0) / temperature, scores.detach())
 
 
 class _Volume:
