@@ -90,7 +90,7 @@ def test_a_lattice_that_is_pickled_says_what_to_do():
         pickle.dumps(Lattice(np.ones((3, 2))))
 
 
-def test_results_that_do_not_fit_into_memory_are_refused():
+def test_results_beyond_memory_are_a_capacity_error():
     kernel = CompiledPoints(make(2, 50)[1].T.copy(), "lattice", 1)
     for call in (kernel.apply, kernel.mean):
         with pytest.raises(CapacityError, match="not enough memory"):
