@@ -158,7 +158,7 @@ check-long: setup $(VENV)/train.stamp browser | $(if $(filter test check,$(MAKEC
 # it is left out: only networks other than U-Nets need it.
 $(NNUNET_VENV)/nnunet.stamp: $(PACKAGE)
 	test -x $(NNUNET_VENV)/bin/python || $(PYTHON) -m venv $(NNUNET_VENV)
-	$(NNUNET_VENV)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt "$$(ls dist/*.whl)[train]" pytest
+	$(NNUNET_VENV)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt "$$(ls dist/*.whl)[train]" pytest hypothesis
 	$(NNUNET_VENV)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt nnunetv2
 	$(NNUNET_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --force-reinstall dist/*.whl
 	$(NNUNET_VENV)/bin/python -c 'import torchvision' 2>/dev/null || $(NNUNET_VENV)/bin/python -m pip uninstall --quiet --yes torchvision
