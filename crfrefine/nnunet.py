@@ -13,14 +13,14 @@ from crfrefine.arrays.arguments import given_array, given_spacing
 from crfrefine.arrays.region_scheme import GivenRegions, RegionScheme
 from crfrefine.arrays.resampling import GridMap, Interpolation
 from crfrefine.base.geometry import reverse_grid
-from crfrefine.base.inputs import identities
+from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.limits import available_threads, check_threads, memory_left, memory_limit
 from crfrefine.base.option import CUBIC, INTERPOLATIONS, LINEAR
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import Progress, RunContext
 from crfrefine.errors import ConfigError, GridMismatchError, InputError
 from crfrefine.io.atomic import check_small_output
-from crfrefine.io.paths import files_read, files_written, require_suffix
+from crfrefine.io.paths import add_volumes, files_written, require_suffix
 from crfrefine.io.volume import Volume, VolumeHeader
 from crfrefine.parameters.model import CrfParameters, as_parameters
 from crfrefine.refinement.networks import ArrayNetwork, Network
@@ -38,6 +38,7 @@ MAX_ANISOTROPY = 3.0
 _PIECE_VOXELS = 1 << 23
 
 
+@keeping_inputs()
 def export_prediction(
     logits: Any,
     properties: Mapping[str, Any],
@@ -91,14 +92,13 @@ def export_prediction(
     headers = [io.read_header(path) for path in paths]
     first = headers[0]
     stored = first.grid_shape[::-1]
-    written = {key for file in files_written(Path(output)) for key in identities(file)}
     for header in headers:
-        if any(identities(file) & written for file in files_read(header.path)):
-            raise InputError(f"{output}: would replace the image; choose another name or folder for the output")
         if not first.on_same_grid(header):
             raise GridMismatchError(f"{header.path}: not on the grid of {first.path}\n{first.difference_from(header)}")
+    add_volumes(*(header.path for header in headers))
     require_suffix(Path(output), io.WRITTEN_SUFFIXES)
-    check_small_output(Path(output))
+    for path in files_written(Path(output)):
+        check_small_output(path)
     logits = logits if hasattr(logits, "shape") else given_array(logits, "logits")
     if len(logits) < 2 and not (regions and len(logits)):
         raise InputError(f"logits have shape {tuple(logits.shape)}; expected (labels, *grid), two labels at least, background among them")

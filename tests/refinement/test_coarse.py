@@ -186,7 +186,7 @@ def test_output_is_checked_before_the_work(export, tmp_path, monkeypatch):
     """The image is not replaced, and a file that cannot be written does not cost the run."""
     monkeypatch.setattr(nnunet, "refine_network", None)
     for name, words in (
-        ("image.nii.gz", "would replace the image"),
+        ("image.nii.gz", "would replace an input; choose another name or folder for the output"),
         ("out.png", "unknown file type"),
         ("image.nii.gz/a.nii", "Not a directory"),
     ):
